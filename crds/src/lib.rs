@@ -1,0 +1,1 @@
+//! The `RegistryMirror` API.

@@ -1,0 +1,2 @@
+//! `mirror`.
+fn main() {}

@@ -1,0 +1,2 @@
+//! `registry-mirror`.
+fn main() {}
