@@ -1,1 +1,8 @@
-//! A pull-through OCI registry.
+//! A pull-through OCI registry: one process, many upstreams, one cache.
+//!
+//! The way of a request, in the order of the modules: `http` → `pull` → `fill` → `upstream` and `store`.
+
+pub mod clock;
+pub mod digest;
+pub mod name;
+pub mod secret;

@@ -1,0 +1,172 @@
+//! Content digests (image-spec, "Digests"): `sha256:<64 hex>` and `sha512:<128 hex>`.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use sha2::{Digest as _, Sha256, Sha512};
+
+/// The hash functions that a registry may name its content by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Algorithm {
+    /// SHA-256, what practically all content is named by.
+    Sha256,
+    /// SHA-512.
+    Sha512,
+}
+
+impl Algorithm {
+    /// The name before the colon.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Sha256 => "sha256",
+            Self::Sha512 => "sha512",
+        }
+    }
+
+    fn hex_len(self) -> usize {
+        match self {
+            Self::Sha256 => 64,
+            Self::Sha512 => 128,
+        }
+    }
+}
+
+/// A valid digest; cheap to clone.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Digest {
+    algorithm: Algorithm,
+    text: Arc<str>,
+}
+
+/// The text is no digest of an algorithm that we know.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("not a digest: expected sha256:<64 lower-case hex> or sha512:<128 lower-case hex>")]
+pub struct InvalidDigest;
+
+impl Digest {
+    /// The digest of these bytes.
+    pub fn of(algorithm: Algorithm, bytes: &[u8]) -> Self {
+        let mut hasher = Hasher::new(algorithm);
+        hasher.update(bytes);
+        hasher.finish()
+    }
+
+    /// The hash function.
+    pub fn algorithm(&self) -> Algorithm {
+        self.algorithm
+    }
+
+    /// The part after the colon.
+    pub fn hex(&self) -> &str {
+        &self.text[self.algorithm.as_str().len() + 1..]
+    }
+
+    /// The whole, as in `Docker-Content-Digest`.
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+}
+
+impl FromStr for Digest {
+    type Err = InvalidDigest;
+
+    fn from_str(text: &str) -> Result<Self, InvalidDigest> {
+        let (name, hex) = text.split_once(':').ok_or(InvalidDigest)?;
+        let algorithm = match name {
+            "sha256" => Algorithm::Sha256,
+            "sha512" => Algorithm::Sha512,
+            _ => return Err(InvalidDigest),
+        };
+        let lower_hex = |b: u8| matches!(b, b'0'..=b'9' | b'a'..=b'f');
+        if hex.len() != algorithm.hex_len() || !hex.bytes().all(lower_hex) {
+            return Err(InvalidDigest);
+        }
+        Ok(Self {
+            algorithm,
+            text: text.into(),
+        })
+    }
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+/// Hashes content as it passes by.
+pub struct Hasher(State);
+
+enum State {
+    Sha256(Sha256),
+    Sha512(Sha512),
+}
+
+impl Hasher {
+    /// A hasher that has seen nothing.
+    pub fn new(algorithm: Algorithm) -> Self {
+        Self(match algorithm {
+            Algorithm::Sha256 => State::Sha256(Sha256::new()),
+            Algorithm::Sha512 => State::Sha512(Sha512::new()),
+        })
+    }
+
+    /// Takes the next bytes.
+    pub fn update(&mut self, bytes: &[u8]) {
+        match &mut self.0 {
+            State::Sha256(h) => h.update(bytes),
+            State::Sha512(h) => h.update(bytes),
+        }
+    }
+
+    /// The digest of all bytes taken.
+    pub fn finish(self) -> Digest {
+        let (algorithm, hex) = match self.0 {
+            State::Sha256(h) => (Algorithm::Sha256, hex::encode(h.finalize())),
+            State::Sha512(h) => (Algorithm::Sha512, hex::encode(h.finalize())),
+        };
+        Digest {
+            algorithm,
+            text: format!("{}:{hex}", algorithm.as_str()).into(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use test_case::test_case;
+
+    #[test_case("sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855" => true)]
+    #[test_case("sha256:E3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855" => false; "upper case")]
+    #[test_case("sha256:e3b0" => false; "too short")]
+    #[test_case("sha256" => false; "no colon")]
+    #[test_case("md5:d41d8cd98f00b204e9800998ecf8427e" => false; "unknown algorithm")]
+    #[test_case("" => false; "empty")]
+    fn parses(text: &str) -> bool {
+        text.parse::<Digest>().is_ok()
+    }
+
+    proptest! {
+        #[test]
+        fn a_computed_digest_reads_back_the_same(bytes: Vec<u8>, long: bool) {
+            let algorithm = if long { Algorithm::Sha512 } else { Algorithm::Sha256 };
+            let digest = Digest::of(algorithm, &bytes);
+            prop_assert_eq!(digest.to_string().parse::<Digest>().unwrap(), digest.clone());
+            prop_assert_eq!(format!("{}:{}", algorithm.as_str(), digest.hex()), digest.as_str());
+        }
+
+        #[test]
+        fn no_text_makes_the_parser_panic(text: String) {
+            let _ = text.parse::<Digest>();
+        }
+    }
+}

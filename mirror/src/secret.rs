@@ -1,0 +1,38 @@
+//! Values that must never be printed.
+
+use std::fmt;
+
+use serde::Deserialize;
+
+/// A secret value. It has no `Display`, no `Serialize`, and its `Debug` shows nothing of it.
+#[derive(Clone, PartialEq, Eq, Deserialize)]
+#[serde(transparent)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Wraps a value.
+    pub fn new(value: impl Into<String>) -> Self {
+        Self(value.into())
+    }
+
+    /// The value, for the one place that sends it to where it belongs.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[secret]")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Secret;
+
+    #[test]
+    fn debug_shows_nothing_of_the_value() {
+        assert_eq!(format!("{:?}", Some(Secret::new("hunter2"))), "Some([secret])");
+    }
+}
