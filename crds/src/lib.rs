@@ -1,1 +1,31 @@
-//! The `RegistryMirror` API.
+//! The `RegistryMirror` API: the types that the operator works with, and the only source of the
+//! `CustomResourceDefinition`.
+//!
+//! Every field is documented for the admin who writes it, as these comments become the descriptions that
+//! `kubectl explain` prints. Defaults stand in the schema and in serde alike, so that an object reads the same
+//! whether it came through an API server or from a file.
+#![expect(
+    unreachable_pub,
+    reason = "kube's KubeSchema repeats each type inside a function"
+)]
+
+pub mod cache;
+pub mod conditions;
+pub mod observability;
+pub mod pod;
+pub mod service;
+pub mod spec;
+pub mod status;
+pub mod storage;
+pub mod upstream;
+
+pub use cache::Cache;
+pub use observability::Observability;
+pub use pod::Pod;
+pub use service::Service;
+pub use spec::{RegistryMirror, RegistryMirrorSpec};
+pub use status::RegistryMirrorStatus;
+pub use storage::Storage;
+pub use upstream::Upstream;
+
+mod schema;

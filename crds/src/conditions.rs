@@ -1,0 +1,131 @@
+//! The names that conditions and their reasons have, so that nobody spells one twice.
+
+use std::fmt;
+
+macro_rules! names {
+    ($(#[$outer:meta])* $name:ident { $($(#[$inner:meta])* $variant:ident),* $(,)? }) => {
+        $(#[$outer])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum $name {
+            $($(#[$inner])* $variant,)*
+        }
+
+        impl $name {
+            /// Every one.
+            pub const ALL: &[Self] = &[$(Self::$variant),*];
+
+            /// As it stands in the status.
+            pub fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$variant => stringify!($variant),)*
+                }
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(self.as_str())
+            }
+        }
+    };
+}
+
+names! {
+    /// A condition's `type`.
+    ConditionType {
+        /// The sum: accepted, available, and neither storage nor credentials stand in the way.
+        Ready,
+        /// The spec can be acted on.
+        Accepted,
+        /// At least one replica answers.
+        Available,
+        /// A change is on its way to the replicas.
+        Progressing,
+        /// Upstreams take the credentials that they are given.
+        CredentialsValid,
+        /// Upstreams answer.
+        UpstreamReachable,
+        /// There is room to store what is pulled.
+        StorageReady,
+        /// Nothing is changed for now.
+        Paused,
+    }
+}
+
+names! {
+    /// A condition's `reason`.
+    Reason {
+        /// Ready: nothing stands in the way.
+        Serving,
+        /// Accepted: the spec is acted on.
+        SpecAccepted,
+        /// Accepted is False: the spec contradicts itself, or what stands in a stored object can't be read.
+        InvalidSpec,
+        /// Accepted is False: a name that the mirror needs is taken by an object that is not the mirror's.
+        NameConflict,
+        /// Accepted is False: an object that the spec names is not there.
+        ReferenceNotFound,
+        /// Accepted is False: an object that the spec names does not hold what it should.
+        ReferenceMalformed,
+        /// Available: at least one replica is ready.
+        ReplicasReady,
+        /// Available is False: none is.
+        NoReadyReplicas,
+        /// Available is False: none is asked for.
+        ScaledToZero,
+        /// Progressing: a change is on its way.
+        RollingOut,
+        /// Progressing is False: every replica runs what the spec asks for.
+        RolledOut,
+        /// CredentialsValid: every upstream took them.
+        CredentialsAccepted,
+        /// CredentialsValid is False: the Secret is not there.
+        SecretNotFound,
+        /// CredentialsValid is False: the Secret does not hold what its type asks for.
+        SecretMalformed,
+        /// CredentialsValid is False: an upstream refused them.
+        UpstreamRejected,
+        /// CredentialsValid is Unknown: an upstream gave no verdict.
+        Unverified,
+        /// CredentialsValid is Unknown: replicas have not taken them up yet.
+        Loading,
+        /// UpstreamReachable: all answer.
+        Reachable,
+        /// UpstreamReachable is False: one does not answer.
+        Unreachable,
+        /// UpstreamReachable is False: one was asked too often.
+        RateLimited,
+        /// StorageReady: there is a volume, and room in it.
+        VolumeReady,
+        /// StorageReady is False: a claim is not bound.
+        ClaimPending,
+        /// StorageReady is False: the storage class does not let claims grow.
+        ResizeUnsupported,
+        /// StorageReady is False: nothing can be stored even after eviction.
+        Full,
+        /// StorageReady, while a claim grows.
+        Resizing,
+        /// Paused, as the spec asks.
+        PausedBySpec,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reasons_have_the_form_that_the_api_server_asks_of_conditions() {
+        for reason in Reason::ALL {
+            let name = reason.as_str();
+            assert!(name.starts_with(|c: char| c.is_ascii_uppercase()), "{name}");
+            assert!(name.chars().all(|c| c.is_ascii_alphanumeric()), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_name_prints_as_it_stands_in_the_status() {
+        assert_eq!(ConditionType::CredentialsValid.to_string(), "CredentialsValid");
+        assert_eq!(Reason::NameConflict.to_string(), "NameConflict");
+    }
+}

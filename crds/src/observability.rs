@@ -1,0 +1,44 @@
+//! What the mirror tells about itself.
+
+use kube::KubeSchema;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Logs.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct Observability {
+    /// `error`, `warn`, `info` or `debug`.
+    #[serde(default)]
+    pub log_level: LogLevel,
+
+    /// `json` or `text`.
+    #[serde(default)]
+    pub log_format: LogFormat,
+}
+
+/// How much is logged.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum LogLevel {
+    /// What needs someone to act.
+    Error,
+    /// What may need it soon.
+    Warn,
+    /// One line a request, and what changes.
+    #[default]
+    Info,
+    /// Every decision.
+    Debug,
+}
+
+/// How log lines are written.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// One JSON object a line.
+    #[default]
+    Json,
+    /// For people.
+    Text,
+}

@@ -1,0 +1,13 @@
+//! Schemas of values that are strings on the wire and more than that in meaning.
+
+use schemars::{Schema, SchemaGenerator, json_schema};
+
+/// A quantity. Always a string: the API server's `quantity()` fails on the integers that it also accepts elsewhere.
+pub(crate) fn quantity(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({"type": "string", "maxLength": 32})
+}
+
+/// A duration in Go's syntax.
+pub(crate) fn duration(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({"type": "string", "maxLength": 32})
+}

@@ -1,0 +1,121 @@
+//! The Service that clients pull through.
+
+use std::collections::BTreeMap;
+
+use kube::KubeSchema;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// The Service that nodes and other clients pull through.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct Service {
+    /// `ClusterIP`, `NodePort` or `LoadBalancer`.
+    #[serde(default)]
+    pub r#type: ServiceType,
+
+    /// The port that the Service listens on.
+    #[serde(default = "registry_port")]
+    #[schemars(range(min = 1, max = 65535))]
+    pub port: i32,
+
+    /// The port on every node. Absent: the cluster picks one. With type NodePort or LoadBalancer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 65535))]
+    pub node_port: Option<i32>,
+
+    /// The Service's address, from the cluster's Service range. Absent: the cluster picks one. Can't be changed once
+    /// set.
+    #[serde(rename = "clusterIP", skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 45))]
+    pub cluster_ip: Option<String>,
+
+    /// Annotations of the Service, as load balancers and DNS controllers read them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 64))]
+    pub annotations: BTreeMap<String, String>,
+
+    /// Which load balancer implementation serves it. With type LoadBalancer. Can't be changed once set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 316))]
+    pub load_balancer_class: Option<String>,
+
+    /// `SingleStack`, `PreferDualStack` or `RequireDualStack`. Absent: as the cluster has it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ip_family_policy: Option<IpFamilyPolicy>,
+
+    /// `Cluster` or `Local` (only to Pods on the node that was reached, which keeps the client's address). With type
+    /// NodePort or LoadBalancer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub external_traffic_policy: Option<ExternalTrafficPolicy>,
+}
+
+impl Default for Service {
+    fn default() -> Self {
+        Self {
+            r#type: ServiceType::default(),
+            port: registry_port(),
+            node_port: None,
+            cluster_ip: None,
+            annotations: BTreeMap::new(),
+            load_balancer_class: None,
+            ip_family_policy: None,
+            external_traffic_policy: None,
+        }
+    }
+}
+
+fn registry_port() -> i32 {
+    5000
+}
+
+/// How a Service is reached.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ServiceType {
+    /// From nodes and Pods.
+    #[default]
+    ClusterIP,
+    /// On a port of every node, too.
+    NodePort,
+    /// Through a load balancer, too.
+    LoadBalancer,
+}
+
+/// How many IP families a Service has.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IpFamilyPolicy {
+    /// One.
+    SingleStack,
+    /// Two where the cluster has two.
+    PreferDualStack,
+    /// Two, or it fails.
+    RequireDualStack,
+}
+
+/// Where traffic from outside goes.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExternalTrafficPolicy {
+    /// To any Pod.
+    Cluster,
+    /// To Pods on the node that it reached.
+    Local,
+}
+
+macro_rules! kubernetes_name {
+    ($($name:ident { $($variant:ident),* $(,)? })*) => {$(
+        impl $name {
+            /// The value as Kubernetes spells it.
+            pub fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$variant => stringify!($variant),)*
+                }
+            }
+        }
+    )*};
+}
+
+kubernetes_name! {
+    ServiceType { ClusterIP, NodePort, LoadBalancer }
+    IpFamilyPolicy { SingleStack, PreferDualStack, RequireDualStack }
+    ExternalTrafficPolicy { Cluster, Local }
+}

@@ -1,0 +1,129 @@
+//! What the operator reports back.
+
+use k8s_openapi::apimachinery::pkg::{
+    api::resource::Quantity,
+    apis::meta::v1::{Condition, Time},
+};
+use kube::KubeSchema;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::schema;
+
+/// The state of the mirror. States only: bytes and counts are metrics.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct RegistryMirrorStatus {
+    /// The `metadata.generation` that this status is about.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+
+    /// How many Pods there are.
+    #[serde(default)]
+    pub replicas: i32,
+
+    /// How many of them are ready.
+    #[serde(default)]
+    pub ready_replicas: i32,
+
+    /// The label selector of the Pods, for autoscalers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub selector: Option<String>,
+
+    /// Where to pull from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<Endpoint>,
+
+    /// Each upstream's state.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["host".into()]))]
+    pub upstreams: Vec<UpstreamStatus>,
+
+    /// What was bound.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub storage: Option<StorageStatus>,
+
+    /// The version of the servers that run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 128))]
+    pub server_version: Option<String>,
+
+    /// Ready, Accepted, Available, Progressing, CredentialsValid, UpstreamReachable, StorageReady, Paused; one that
+    /// does not apply is absent.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    pub conditions: Vec<Condition>,
+}
+
+/// Where to pull from.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct Endpoint {
+    /// The mirror's address for nodes, by IP, as nodes do not resolve the cluster's names.
+    #[schemars(length(max = 1024))]
+    pub url: String,
+}
+
+/// One upstream's state.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct UpstreamStatus {
+    /// The upstream's host, as in the spec.
+    #[schemars(length(min = 1, max = 253))]
+    pub host: String,
+
+    /// `Reachable`, `Unreachable`, `RateLimited` or `Unknown`.
+    #[serde(default)]
+    pub state: UpstreamState,
+
+    /// The credentials that it is asked with.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub credentials: Option<CredentialsStatus>,
+}
+
+/// What is known of an upstream.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum UpstreamState {
+    /// It answered.
+    Reachable,
+    /// It did not.
+    Unreachable,
+    /// It answered that it was asked too often.
+    RateLimited,
+    /// It was not asked yet.
+    #[default]
+    Unknown,
+}
+
+/// The credentials of an upstream. Never a value of them.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct CredentialsStatus {
+    /// The Secret that they came from.
+    #[schemars(length(max = 253))]
+    pub secret: String,
+
+    /// A counter that moves whenever their bytes change.
+    pub version: i64,
+
+    /// How many replicas use this version.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub loaded_replicas: Option<i32>,
+
+    /// When all replicas had last taken up a new version.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_rotation_time: Option<Time>,
+}
+
+/// What was bound.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct StorageStatus {
+    /// The smallest capacity among the bound claims.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::quantity")]
+    pub capacity: Option<Quantity>,
+}

@@ -1,0 +1,128 @@
+//! Where cached content lives.
+
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use kube::KubeSchema;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::schema;
+
+/// Where cached content lives: a union that `type` decides.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct Storage {
+    /// `PersistentVolumeClaim` (the cache survives the Pod) or `Ephemeral` (it goes with the Pod). Can't be changed.
+    pub r#type: StorageType,
+
+    /// With type PersistentVolumeClaim: the claim. Each replica has one of its own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub persistent_volume_claim: Option<ClaimStorage>,
+
+    /// With type Ephemeral: an emptyDir volume. May be left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ephemeral: Option<EphemeralStorage>,
+}
+
+impl Storage {
+    /// The one volume that the union describes, or `None` where it describes none, which admission refuses.
+    pub fn volume(&self) -> Option<Volume<'_>> {
+        match self.r#type {
+            StorageType::Ephemeral => Some(Volume::Ephemeral(self.ephemeral.clone().unwrap_or_default())),
+            StorageType::PersistentVolumeClaim => {
+                let claim = self.persistent_volume_claim.as_ref()?;
+                match (&claim.size, &claim.existing_claim) {
+                    (Some(size), None) => Some(Volume::Claims { size, claim }),
+                    (None, Some(name)) => Some(Volume::ExistingClaim { name }),
+                    _ => None,
+                }
+            }
+        }
+    }
+}
+
+/// What `Storage` comes down to.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Volume<'a> {
+    /// Claims that the operator makes, one a replica.
+    Claims {
+        /// How large each is.
+        size: &'a Quantity,
+        /// Class and retention.
+        claim: &'a ClaimStorage,
+    },
+    /// A claim that an admin made.
+    ExistingClaim {
+        /// Its name.
+        name: &'a str,
+    },
+    /// An emptyDir.
+    Ephemeral(EphemeralStorage),
+}
+
+/// What holds the cache.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum StorageType {
+    /// A claim for each replica.
+    PersistentVolumeClaim,
+    /// A volume that goes with its Pod.
+    Ephemeral,
+}
+
+/// A claim, made by the operator (`size`) or by an admin (`existingClaim`).
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct ClaimStorage {
+    /// How large each replica's claim is, such as `50Gi`. It can grow where the storage class allows it; it can't
+    /// shrink below what was bound. Either this or existingClaim.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::quantity")]
+    pub size: Option<Quantity>,
+
+    /// Name of a claim in the mirror's namespace that is there already; at most one replica then. It is never
+    /// changed or deleted. Can't be changed. Either this or size.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub existing_claim: Option<String>,
+
+    /// Storage class of the claims that are made. Absent: the cluster's default. Can't be changed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
+    pub storage_class_name: Option<String>,
+
+    /// What becomes of the claims that were made when the mirror is deleted: `Delete` or `Retain`. Scaling in never
+    /// deletes one.
+    #[serde(default)]
+    pub retention_policy: RetentionPolicy,
+}
+
+/// What becomes of claims when their mirror is deleted.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RetentionPolicy {
+    /// They are deleted, too.
+    #[default]
+    Delete,
+    /// They stay, and a mirror of the same name takes them up again.
+    Retain,
+}
+
+/// An emptyDir volume.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct EphemeralStorage {
+    /// How much of the node's disk a replica may take. The cache stays below it, as the Pod is evicted beyond it.
+    #[serde(default = "ten_gibibytes")]
+    #[schemars(schema_with = "schema::quantity", extend("default" = "10Gi"))]
+    pub size_limit: Quantity,
+}
+
+impl Default for EphemeralStorage {
+    fn default() -> Self {
+        Self {
+            size_limit: ten_gibibytes(),
+        }
+    }
+}
+
+fn ten_gibibytes() -> Quantity {
+    Quantity("10Gi".to_owned())
+}

@@ -1,0 +1,106 @@
+//! The registries behind the mirror.
+
+use kube::KubeSchema;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// One registry that the mirror reaches.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct Upstream {
+    /// The registry's name as clients write it in an image name (containerd sends it as `?ns=`): `docker.io`,
+    /// `ghcr.io`, `registry.example.com:5000`. Lower case.
+    #[schemars(length(min = 1, max = 253))]
+    pub host: String,
+
+    /// Where the registry is: `http://` or `https://`, host, optional port and path; no user name, query or
+    /// fragment. Default: `https://` and the host, for docker.io `https://registry-1.docker.io`.
+    #[serde(rename = "remoteURL", skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub remote_url: Option<String>,
+
+    /// Put before every repository name that is asked of this upstream, as a Harbor proxy project wants it:
+    /// `dockerhub-proxy` turns `library/alpine` into `dockerhub-proxy/library/alpine`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 200))]
+    pub repository_prefix: Option<String>,
+
+    /// The Secret with the user name and password, or token, for this upstream. Absent: anonymous pulls.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub credentials_secret_ref: Option<SecretReference>,
+
+    /// Send the credentials although remoteURL is `http://`, where anyone on the way can read them. Not needed for
+    /// loopback addresses.
+    #[serde(default, rename = "insecureAllowHTTPCredentials")]
+    pub insecure_allow_http_credentials: bool,
+
+    /// How the upstream's certificate is checked. Absent: against the system's roots.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls: Option<UpstreamTls>,
+}
+
+impl Upstream {
+    /// Where this registry is: `remoteURL`, or what it defaults to.
+    pub fn effective_remote_url(&self) -> String {
+        match (&self.remote_url, self.host.as_str()) {
+            (Some(url), _) => url.clone(),
+            (None, "docker.io") => "https://registry-1.docker.io".to_owned(),
+            (None, host) => format!("https://{host}"),
+        }
+    }
+}
+
+/// A Secret in the mirror's namespace.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct SecretReference {
+    /// Name of a Secret in the mirror's namespace, of type `kubernetes.io/dockerconfigjson` (the entry for
+    /// remoteURL's host is used, no other), `kubernetes.io/basic-auth`, or `Opaque` with the keys `username` and
+    /// `password`, or `token` (an identity token).
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+}
+
+/// How an upstream's certificate is checked.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct UpstreamTls {
+    /// Certificates, in PEM, of the authorities to trust for this upstream in place of the system's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca_bundle_ref: Option<CaBundleReference>,
+
+    /// Accept any certificate. Whoever is on the way can then read the credentials and answer in the upstream's
+    /// name, except for content that is asked for by digest.
+    #[serde(default)]
+    pub insecure_skip_verify: bool,
+}
+
+/// A key of a `ConfigMap` or Secret that holds certificates.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct CaBundleReference {
+    /// `ConfigMap` or `Secret`, in the mirror's namespace.
+    pub kind: CaBundleKind,
+
+    /// Its name.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+
+    /// The key that holds the certificates.
+    #[serde(default = "ca_crt")]
+    #[schemars(length(min = 1, max = 253))]
+    pub key: String,
+}
+
+fn ca_crt() -> String {
+    "ca.crt".to_owned()
+}
+
+/// What kind of object holds certificates.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum CaBundleKind {
+    /// A `ConfigMap`.
+    ConfigMap,
+    /// A Secret.
+    Secret,
+}
