@@ -3,6 +3,8 @@
 //! The way of a request, in the order of the modules: `http` → `pull` → `fill` → `upstream` and `store`.
 
 pub mod clock;
+pub mod config;
+pub mod credentials;
 pub mod digest;
 pub mod name;
 pub mod secret;

@@ -1,0 +1,106 @@
+//! Patterns of repositories: `*` stays within a path component, `**` crosses them.
+
+use globset::{Glob, GlobBuilder, GlobSet, GlobSetBuilder};
+
+/// A set of patterns, compiled. Two are equal if they were written alike.
+#[derive(Clone, Debug, Default)]
+pub struct Globs {
+    patterns: Vec<String>,
+    set: GlobSet,
+}
+
+/// A pattern that does not compile.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{pattern:?} is not a pattern of repositories: {reason}")]
+pub struct InvalidGlob {
+    pattern: String,
+    reason: String,
+}
+
+impl Globs {
+    /// Compiles these patterns.
+    ///
+    /// # Errors
+    /// The first one that is no valid pattern, with the reason.
+    pub fn new(patterns: &[String]) -> Result<Self, InvalidGlob> {
+        let mut set = GlobSetBuilder::new();
+        for pattern in patterns {
+            set.add(compile(pattern)?);
+        }
+        let set = set.build().map_err(|e| InvalidGlob {
+            pattern: patterns.join(", "),
+            reason: e.kind().to_string(),
+        })?;
+        Ok(Self {
+            patterns: patterns.to_vec(),
+            set,
+        })
+    }
+
+    /// Whether any pattern matches the whole of `text`.
+    pub fn matches(&self, text: &str) -> bool {
+        self.set.is_match(text)
+    }
+
+    /// Whether there is no pattern at all.
+    pub fn is_empty(&self) -> bool {
+        self.patterns.is_empty()
+    }
+
+    /// The patterns as they were written.
+    pub fn patterns(&self) -> &[String] {
+        &self.patterns
+    }
+}
+
+impl PartialEq for Globs {
+    fn eq(&self, other: &Self) -> bool {
+        self.patterns == other.patterns
+    }
+}
+
+fn compile(pattern: &str) -> Result<Glob, InvalidGlob> {
+    GlobBuilder::new(pattern)
+        .literal_separator(true)
+        .build()
+        .map_err(|e| InvalidGlob {
+            pattern: pattern.to_owned(),
+            reason: e.kind().to_string(),
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use test_case::test_case;
+
+    #[test_case("library/*", "library/nginx" => true)]
+    #[test_case("library/*", "library/a/b" => false; "a star stays within a component")]
+    #[test_case("**", "a/b/c" => true)]
+    #[test_case("org/**", "org/a/b" => true)]
+    #[test_case("org/**", "organisation/a" => false)]
+    #[test_case("docker.io/library/nginx:*", "docker.io/library/nginx:1.27" => true)]
+    fn patterns_match_whole_names(pattern: &str, name: &str) -> bool {
+        Globs::new(&[pattern.to_owned()]).unwrap().matches(name)
+    }
+
+    #[test]
+    fn no_pattern_matches_nothing() {
+        assert!(!Globs::default().matches("library/nginx"));
+        assert!(Globs::default().is_empty());
+    }
+
+    #[test]
+    fn an_invalid_pattern_is_named() {
+        let error = Globs::new(&["ok".into(), "a[".into()]).unwrap_err();
+        assert!(error.to_string().contains("\"a[\""), "{error}");
+    }
+
+    proptest! {
+        #[test]
+        fn no_pattern_makes_it_panic(pattern: String, text: String) {
+            let _ = Globs::new(&[pattern]).map(|globs| globs.matches(&text));
+        }
+    }
+}
