@@ -15,7 +15,7 @@ pub enum Credential {
         /// The password.
         password: Secret,
     },
-    /// A refresh token for the token server (OAuth2, `grant_type=refresh_token`).
+    /// A refresh token for the token server (`OAuth2`, `grant_type=refresh_token`).
     IdentityToken {
         /// The user, where the registry wants to know.
         username: String,

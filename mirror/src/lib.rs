@@ -6,5 +6,6 @@ pub mod clock;
 pub mod config;
 pub mod credentials;
 pub mod digest;
+pub mod metrics;
 pub mod name;
 pub mod secret;

@@ -1,0 +1,260 @@
+//! What Prometheus is told (`/metrics` on the admin port).
+//!
+//! One [`Metrics`] is made at start; its clones share the counters.
+
+mod labels;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{Method, StatusCode};
+use prometheus_client::encoding::text;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+
+use labels::{
+    CredentialLabels, EvictionLabels, FillLabels, HostLabels, ReloadLabels, RequestLabels, SecondsLabels,
+    SourceLabels, TokenLabels, UpstreamLabels,
+};
+pub use labels::{EvictionReason, FillResult, Kind, Outcome, Source, TokenResult};
+
+use crate::name::Host;
+
+/// From half a millisecond to half a minute.
+const SECONDS: [f64; 12] = [
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.25, 1.0, 2.5, 10.0, 30.0,
+];
+
+/// The process' counters; clones share them.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    registry: Arc<Registry>,
+    requests: Family<RequestLabels, Counter>,
+    seconds: Family<SecondsLabels, Histogram, fn() -> Histogram>,
+    bytes: Family<SourceLabels, Counter>,
+    fills: Family<FillLabels, Counter>,
+    evictions: Family<EvictionLabels, Counter>,
+    upstream: Family<UpstreamLabels, Counter>,
+    tokens: Family<TokenLabels, Counter>,
+    rate_limit: Family<HostLabels, Gauge>,
+    reloads: Family<ReloadLabels, Counter>,
+    credentials: Family<CredentialLabels, Gauge>,
+    /// Fills that run now.
+    pub fills_active: Gauge,
+    /// Requests that are being answered now.
+    pub requests_active: Gauge,
+    /// Bytes that the cache takes.
+    pub cache_bytes: Gauge,
+    /// Bytes that the cache may take; zero without a limit.
+    pub cache_limit_bytes: Gauge,
+    /// Blobs in the cache.
+    pub cache_blobs: Gauge,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+fn histogram() -> Histogram {
+    Histogram::new(SECONDS)
+}
+
+impl Metrics {
+    /// Counters that stand at zero.
+    pub fn new() -> Self {
+        let mut metrics = Self {
+            registry: Arc::default(),
+            requests: Family::default(),
+            seconds: Family::new_with_constructor(histogram),
+            bytes: Family::default(),
+            fills: Family::default(),
+            evictions: Family::default(),
+            upstream: Family::default(),
+            tokens: Family::default(),
+            rate_limit: Family::default(),
+            reloads: Family::default(),
+            credentials: Family::default(),
+            fills_active: Gauge::default(),
+            requests_active: Gauge::default(),
+            cache_bytes: Gauge::default(),
+            cache_limit_bytes: Gauge::default(),
+            cache_blobs: Gauge::default(),
+        };
+        metrics.registry = Arc::new(metrics.registry());
+        metrics
+    }
+
+    #[rustfmt::skip]
+    fn registry(&self) -> Registry {
+        let mut r = Registry::with_prefix("registry_mirror");
+        r.register("requests", "Requests answered", self.requests.clone());
+        r.register("request_seconds", "Time to the end of the answer", self.seconds.clone());
+        r.register("requests_active", "Requests being answered", self.requests_active.clone());
+        r.register("served_bytes", "Bytes of bodies sent to clients, by where they came from", self.bytes.clone());
+        r.register("fills", "Downloads into the cache that ended", self.fills.clone());
+        r.register("fills_active", "Downloads into the cache that run", self.fills_active.clone());
+        r.register("evictions", "Blobs that left the cache", self.evictions.clone());
+        r.register("cache_bytes", "Bytes that the cache takes", self.cache_bytes.clone());
+        r.register("cache_limit_bytes", "Bytes that the cache may take; 0: no limit", self.cache_limit_bytes.clone());
+        r.register("cache_blobs", "Blobs in the cache", self.cache_blobs.clone());
+        r.register("upstream_requests", "Requests to upstreams, by the status of the answer or what went wrong", self.upstream.clone());
+        r.register("upstream_rate_limit_remaining", "What the upstream last said is left", self.rate_limit.clone());
+        r.register("token_fetches", "Requests to token servers", self.tokens.clone());
+        r.register("reloads", "Configurations loaded while running", self.reloads.clone());
+        r.register("credential_state", "1 for the state that an upstream's credential is in", self.credentials.clone());
+        r
+    }
+
+    /// A request was answered to its end (or its client left).
+    pub fn request(&self, method: &Method, kind: Kind, code: StatusCode, outcome: Outcome, took: Duration) {
+        let labels = RequestLabels::new(method, kind, code, outcome);
+        self.requests.get_or_create(&labels).inc();
+        self.seconds
+            .get_or_create(&SecondsLabels { kind, outcome })
+            .observe(took.as_secs_f64());
+    }
+
+    /// Bytes of a body went to a client.
+    pub fn served(&self, source: Source, bytes: u64) {
+        self.bytes.get_or_create(&SourceLabels { source }).inc_by(bytes);
+    }
+
+    /// A fill ended.
+    pub fn fill(&self, result: FillResult) {
+        self.fills.get_or_create(&FillLabels { result }).inc();
+    }
+
+    /// A blob left the cache.
+    pub fn evicted(&self, reason: EvictionReason, blobs: u64) {
+        self.evictions
+            .get_or_create(&EvictionLabels { reason })
+            .inc_by(blobs);
+    }
+
+    /// An upstream answered with this status.
+    pub fn upstream_answer(&self, host: &Host, code: StatusCode) {
+        self.upstream
+            .get_or_create(&UpstreamLabels::answer(host, code))
+            .inc();
+    }
+
+    /// An upstream did not answer: `timeout`, `connect`, `tls`, `cut`.
+    pub fn upstream_failure(&self, host: &Host, what: &'static str) {
+        self.upstream
+            .get_or_create(&UpstreamLabels::failure(host, what))
+            .inc();
+    }
+
+    /// What an upstream says is left of its rate limit.
+    pub fn rate_limit_remaining(&self, host: &Host, left: i64) {
+        self.rate_limit.get_or_create(&HostLabels::new(host)).set(left);
+    }
+
+    /// A token was asked for.
+    pub fn token(&self, host: &Host, result: TokenResult) {
+        self.tokens.get_or_create(&TokenLabels::new(host, result)).inc();
+    }
+
+    /// A configuration was loaded while running, or refused.
+    pub fn reload(&self, accepted: bool) {
+        self.reloads.get_or_create(&ReloadLabels::new(accepted)).inc();
+    }
+
+    /// The state that an upstream's credential is in now, one of `states`.
+    pub fn credential(&self, host: &Host, now: &'static str, states: &[&'static str]) {
+        for state in states {
+            let labels = CredentialLabels::new(host, state);
+            self.credentials
+                .get_or_create(&labels)
+                .set((*state == now).into());
+        }
+    }
+
+    /// Everything, in the `OpenMetrics` text format.
+    ///
+    /// # Errors
+    /// Only if a formatter fails, which writing to a `String` does not.
+    pub fn encode(&self) -> Result<String, std::fmt::Error> {
+        let mut text = String::new();
+        text::encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_is_counted_by_code_and_outcome_and_its_time_kept() {
+        let metrics = Metrics::new();
+        let took = Duration::from_millis(3);
+        metrics
+            .clone()
+            .request(&Method::GET, Kind::Blob, StatusCode::OK, Outcome::Hit, took);
+        let text = metrics.encode().unwrap();
+        let line = r#"registry_mirror_requests_total{method="GET",kind="blob",code="200",outcome="hit"} 1"#;
+        assert!(text.contains(line), "{text}");
+        let line = r#"registry_mirror_request_seconds_bucket{le="0.005",kind="blob",outcome="hit"} 1"#;
+        assert!(text.contains(line), "{text}");
+    }
+
+    #[test]
+    fn methods_of_clients_cannot_make_new_series() {
+        let metrics = Metrics::new();
+        for method in ["BREW", "STEEP"] {
+            let method = method.parse().unwrap();
+            let (kind, outcome) = (Kind::Other, Outcome::None);
+            metrics.request(
+                &method,
+                kind,
+                StatusCode::METHOD_NOT_ALLOWED,
+                outcome,
+                Duration::ZERO,
+            );
+        }
+        assert!(metrics.encode().unwrap().contains(r#"method="other""#));
+        assert_eq!(metrics.encode().unwrap().matches("requests_total{").count(), 1);
+    }
+
+    #[test]
+    fn exactly_one_state_of_a_credential_is_set() {
+        let (metrics, host) = (Metrics::new(), "docker.io".parse().unwrap());
+        metrics.credential(&host, "pending", &["active", "pending"]);
+        metrics.credential(&host, "active", &["active", "pending"]);
+        let text = metrics.encode().unwrap();
+        assert!(text.contains(r#"{host="docker.io",state="active"} 1"#), "{text}");
+        assert!(text.contains(r#"{host="docker.io",state="pending"} 0"#), "{text}");
+    }
+
+    #[test]
+    fn every_counter_is_exported_under_the_prefix() {
+        let (metrics, host) = (Metrics::new(), "quay.io".parse().unwrap());
+        metrics.served(Source::Cache, 10);
+        metrics.fill(FillResult::Stored);
+        metrics.evicted(EvictionReason::Expired, 2);
+        metrics.upstream_answer(&host, StatusCode::TOO_MANY_REQUESTS);
+        metrics.upstream_failure(&host, "timeout");
+        metrics.rate_limit_remaining(&host, 7);
+        metrics.token(&host, TokenResult::Fetched);
+        metrics.reload(true);
+        let text = metrics.encode().unwrap();
+        for line in [
+            r#"registry_mirror_served_bytes_total{source="cache"} 10"#,
+            r#"registry_mirror_fills_total{result="stored"} 1"#,
+            r#"registry_mirror_evictions_total{reason="expired"} 2"#,
+            r#"registry_mirror_upstream_requests_total{host="quay.io",code="429"} 1"#,
+            r#"registry_mirror_upstream_requests_total{host="quay.io",code="timeout"} 1"#,
+            r#"registry_mirror_upstream_rate_limit_remaining{host="quay.io"} 7"#,
+            r#"registry_mirror_token_fetches_total{host="quay.io",result="fetched"} 1"#,
+            r#"registry_mirror_reloads_total{result="accepted"} 1"#,
+        ] {
+            assert!(text.contains(line), "{line} is not in\n{text}");
+        }
+    }
+}
