@@ -7,7 +7,7 @@ use kube::{KubeSchema, core::Duration};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::schema;
+use crate::{rules, schema};
 
 /// What is kept, for how long, and how much of it.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
@@ -16,6 +16,7 @@ pub struct Cache {
     /// How long unused content stays, such as `30m` or `168h`. `0s`: never expires. A change applies to what is
     /// already cached, too.
     #[serde(default = "one_week")]
+    #[x_kube(validation = rules::duration())]
     #[schemars(schema_with = "schema::duration", extend("default" = "168h"))]
     pub ttl: Duration,
 
@@ -25,18 +26,21 @@ pub struct Cache {
 
     /// How long a tag is served without asking upstream whether it moved. `0s`: asks every time.
     #[serde(default = "five_minutes", rename = "tagTTL")]
+    #[x_kube(validation = rules::duration())]
     #[schemars(schema_with = "schema::duration", extend("default" = "5m"))]
     pub tag_ttl: Duration,
 
     /// How long after it was last known to be current a tag may still be served while upstream fails, never beyond
     /// ttl. `0s`: not at all.
     #[serde(default = "one_week")]
+    #[x_kube(validation = rules::duration())]
     #[schemars(schema_with = "schema::duration", extend("default" = "168h"))]
     pub stale_if_error: Duration,
 
     /// How much is kept, such as `40Gi`; beyond it what was used least recently goes first. Default: 90 % of the
     /// storage's size, of its sizeLimit, or of the existing claim's file system.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = rules::quantity())]
     #[schemars(schema_with = "schema::quantity")]
     pub max_size: Option<Quantity>,
 }

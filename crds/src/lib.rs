@@ -8,18 +8,26 @@
     unreachable_pub,
     reason = "kube's KubeSchema repeats each type inside a function"
 )]
+#![allow(
+    clippy::doc_markdown,
+    reason = "these comments are read in `kubectl explain`, too"
+)]
 
 pub mod cache;
 pub mod conditions;
+pub mod definition;
 pub mod observability;
 pub mod pod;
+pub mod rules;
 pub mod service;
 pub mod spec;
 pub mod status;
 pub mod storage;
 pub mod upstream;
+pub mod validate;
 
 pub use cache::Cache;
+pub use definition::crd;
 pub use observability::Observability;
 pub use pod::Pod;
 pub use service::Service;

@@ -9,13 +9,16 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::{rules, schema};
+
 /// How the mirror's Pods run. What is here goes into the Pod template as it is.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Pod {
     /// The server's image. Absent: the one that was released with the operator.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 512))]
+    #[schemars(length(max = 512))]
+    #[x_kube(validation = Rule::new("self.matches('^[^[:space:]]+$')").message("must be an image reference, without spaces"))]
     pub image: Option<String>,
 
     /// `Always`, `IfNotPresent` or `Never`. Absent: Kubernetes' default for the image's tag.
@@ -33,7 +36,8 @@ pub struct Pod {
 
     /// Labels that a node must have.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(extend("maxProperties" = 64))]
+    #[schemars(schema_with = "schema::labels")]
+    #[x_kube(validation = rules::labels())]
     pub node_selector: BTreeMap<String, String>,
 
     /// Taints that the Pods tolerate.
@@ -52,18 +56,21 @@ pub struct Pod {
 
     /// The Pods' priority class.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(length(max = 253))]
+    #[x_kube(validation = rules::object_name())]
     pub priority_class_name: Option<String>,
 
     /// Annotations of the Pods.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 64))]
+    #[x_kube(validation = rules::annotations(), validation = rules::not_ours())]
     pub annotations: BTreeMap<String, String>,
 
     /// Further labels of the Pods. The labels that select them (`app.kubernetes.io/name`, `/instance`, `/component`,
     /// `/managed-by`) can't be set.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(extend("maxProperties" = 64))]
+    #[schemars(schema_with = "schema::labels")]
+    #[x_kube(validation = rules::labels(), validation = rules::not_ours(), validation = rules::not_the_selector())]
     pub labels: BTreeMap<String, String>,
 }
 

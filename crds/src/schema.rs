@@ -11,3 +11,12 @@ pub(crate) fn quantity(_: &mut SchemaGenerator) -> Schema {
 pub(crate) fn duration(_: &mut SchemaGenerator) -> Schema {
     json_schema!({"type": "string", "maxLength": 32})
 }
+
+/// Labels: Kubernetes' own bounds, which the cost of the rules about them counts on.
+pub(crate) fn labels(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "object",
+        "maxProperties": 64,
+        "additionalProperties": {"type": "string", "maxLength": 63},
+    })
+}

@@ -6,9 +6,35 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::rules;
+
 /// The Service that nodes and other clients pull through.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("self.type != 'ClusterIP' || !has(self.nodePort)")
+        .message("goes with type NodePort or LoadBalancer only: remove it, or change the type")
+        .field_path(".nodePort")
+        .reason(Reason::FieldValueForbidden),
+    validation = Rule::new("self.type != 'ClusterIP' || !has(self.externalTrafficPolicy)")
+        .message("goes with type NodePort or LoadBalancer only: remove it, or change the type")
+        .field_path(".externalTrafficPolicy")
+        .reason(Reason::FieldValueForbidden),
+    validation = Rule::new("self.type == 'LoadBalancer' || !has(self.loadBalancerClass)")
+        .message("goes with type LoadBalancer only: remove it, or change the type")
+        .field_path(".loadBalancerClass")
+        .reason(Reason::FieldValueForbidden),
+    validation = Rule::new("!has(oldSelf.clusterIP) || (has(self.clusterIP) && self.clusterIP == oldSelf.clusterIP)")
+        .message("can't be changed once set, as nodes hold this address: make another RegistryMirror")
+        .field_path(".clusterIP"),
+    validation = Rule::new(
+        "self.type != 'LoadBalancer' || oldSelf.type != 'LoadBalancer' \
+         || (has(self.loadBalancerClass) == has(oldSelf.loadBalancerClass) \
+         && (!has(self.loadBalancerClass) || self.loadBalancerClass == oldSelf.loadBalancerClass))"
+    )
+        .message("can't be changed while the type is LoadBalancer: Kubernetes refuses it")
+        .field_path(".loadBalancerClass")
+)]
 pub struct Service {
     /// `ClusterIP`, `NodePort` or `LoadBalancer`.
     #[serde(default)]
@@ -28,11 +54,13 @@ pub struct Service {
     /// set.
     #[serde(rename = "clusterIP", skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 45))]
+    #[x_kube(validation = Rule::new("isIP(self)").message("must be an IP address from the cluster's Service range, or left out"))]
     pub cluster_ip: Option<String>,
 
     /// Annotations of the Service, as load balancers and DNS controllers read them.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 64))]
+    #[x_kube(validation = rules::annotations(), validation = rules::not_ours())]
     pub annotations: BTreeMap<String, String>,
 
     /// Which load balancer implementation serves it. With type LoadBalancer. Can't be changed once set.

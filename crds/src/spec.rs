@@ -1,9 +1,12 @@
 //! The resource's root and its spec.
 
-use kube::{CustomResource, KubeSchema};
+use kube::{
+    CustomResource, KubeSchema,
+    core::{Reason, Rule},
+};
 use serde::{Deserialize, Serialize};
 
-use crate::{Cache, Observability, Pod, RegistryMirrorStatus, Service, Storage, Upstream};
+use crate::{Cache, Observability, Pod, RegistryMirrorStatus, Service, Storage, Upstream, rules};
 
 /// What an admin asks for.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
@@ -13,6 +16,8 @@ use crate::{Cache, Observability, Pod, RegistryMirrorStatus, Service, Storage, U
     kind = "RegistryMirror",
     plural = "registrymirrors",
     shortname = "rmir",
+    validation = no_shrinking(),
+    validation = no_child_as_reference(),
     namespaced,
     status = "RegistryMirrorStatus",
     derive = "PartialEq",
@@ -51,6 +56,15 @@ use crate::{Cache, Observability, Pod, RegistryMirrorStatus, Service, Storage, U
     )
 )]
 #[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new(
+        "self.replicas <= 1 || !has(self.storage.persistentVolumeClaim) \
+         || !has(self.storage.persistentVolumeClaim.existingClaim)"
+    )
+        .message("must be 0 or 1 with an existingClaim, as one claim can't hold two caches: use size, which makes a claim for each replica")
+        .field_path(".replicas"),
+    validation = cache_within_ephemeral_volume()
+)]
 pub struct RegistryMirrorSpec {
     /// Leave everything that belongs to this mirror as it is: spec changes are not acted on until this is false
     /// again. The mirror itself goes on serving.
@@ -94,4 +108,68 @@ pub struct RegistryMirrorSpec {
 
 fn one() -> i32 {
     1
+}
+
+/// A claim can't shrink. A size that was never bound can still be taken back, and a claim that was bound to a larger
+/// volume than was asked for makes no later edit fail.
+fn no_shrinking() -> Rule {
+    let is_claim = |object: &str| {
+        format!(
+            "has({object}.spec.storage.persistentVolumeClaim) && has({object}.spec.storage.persistentVolumeClaim.size)"
+        )
+    };
+    let (new, old) = (
+        "self.spec.storage.persistentVolumeClaim.size",
+        "oldSelf.spec.storage.persistentVolumeClaim.size",
+    );
+    let bound = "self.status.storage.capacity";
+    let sizes = [new, old, bound].map(rules::is_quantity).join(" && ");
+    Rule::new(format!(
+        "!({} && {} && has(self.status) && has(self.status.storage) && has({bound}) && {sizes} \
+         && quantity({new}).isLessThan(quantity({old})) && quantity({new}).isLessThan(quantity({bound})))",
+        is_claim("self"),
+        is_claim("oldSelf"),
+    ))
+    .message(
+        "can't be less than what the claims have already (status.storage.capacity), as claims can't shrink",
+    )
+    .field_path(".spec.storage.persistentVolumeClaim.size")
+}
+
+/// What the operator makes can't be what it reads.
+fn no_child_as_reference() -> Rule {
+    // A comparison with the mirror's name, not a concatenation, which costs as if that name had no end.
+    let is_child = |secret: &str, suffix: &str| {
+        let stem = format!("{secret}.substring(0, {secret}.size() - {})", suffix.len());
+        format!("({secret}.endsWith('{suffix}') && {stem} == self.metadata.name)")
+    };
+    let not_ours = |secret: &str| {
+        format!(
+            "!({} || {})",
+            is_child(secret, "-credentials"),
+            is_child(secret, "-files")
+        )
+    };
+    Rule::new(format!(
+        "self.spec.upstreams.all(u, (!has(u.credentialsSecretRef) || {}) \
+         && (!has(u.tls) || !has(u.tls.caBundleRef) || u.tls.caBundleRef.kind != 'Secret' || {}))",
+        not_ours("u.credentialsSecretRef.name"),
+        not_ours("u.tls.caBundleRef.name"),
+    ))
+    .message("a Secret named like the mirror with -credentials or -files behind it is made by the operator: refer to another one")
+    .field_path(".spec.upstreams")
+    .reason(Reason::FieldValueForbidden)
+}
+
+/// The node evicts a Pod whose emptyDir outgrows its limit.
+fn cache_within_ephemeral_volume() -> Rule {
+    let limit = "(has(self.storage.ephemeral) ? self.storage.ephemeral.sizeLimit : '10Gi')";
+    Rule::new(format!(
+        "self.storage.type != 'Ephemeral' || !has(self.cache.maxSize) || !{} || !{} \
+         || quantity(self.cache.maxSize).isLessThan(quantity({limit}))",
+        rules::is_quantity("self.cache.maxSize"),
+        rules::is_quantity(limit),
+    ))
+    .message("must be below the sizeLimit of the Ephemeral storage (10Gi unless set), as the Pod is evicted beyond it")
+    .field_path(".cache.maxSize")
 }

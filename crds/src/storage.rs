@@ -5,11 +5,28 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::schema;
+use crate::{rules, schema};
 
 /// Where cached content lives: a union that `type` decides.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("self.type != 'PersistentVolumeClaim' || has(self.persistentVolumeClaim)")
+        .message("is what type PersistentVolumeClaim needs: give it a size or an existingClaim")
+        .field_path(".persistentVolumeClaim")
+        .reason(Reason::FieldValueRequired),
+    validation = Rule::new("self.type == 'PersistentVolumeClaim' || !has(self.persistentVolumeClaim)")
+        .message("goes with type PersistentVolumeClaim only: remove it, or use that type")
+        .field_path(".persistentVolumeClaim")
+        .reason(Reason::FieldValueForbidden),
+    validation = Rule::new("self.type == 'Ephemeral' || !has(self.ephemeral)")
+        .message("goes with type Ephemeral only: remove it, or use that type")
+        .field_path(".ephemeral")
+        .reason(Reason::FieldValueForbidden),
+    validation = Rule::new("self.type == oldSelf.type")
+        .message("can't be changed: make another RegistryMirror")
+        .field_path(".type")
+)]
 pub struct Storage {
     /// `PersistentVolumeClaim` (the cache survives the Pod) or `Ephemeral` (it goes with the Pod). Can't be changed.
     pub r#type: StorageType,
@@ -71,28 +88,53 @@ pub enum StorageType {
 /// A claim, made by the operator (`size`) or by an admin (`existingClaim`).
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("has(self.size) != has(self.existingClaim)")
+        .message("set either size (claims are made) or existingClaim (a claim that is there), not both"),
+    validation = Rule::new("!has(self.storageClassName) || has(self.size)")
+        .message("goes with size only: an existing claim has its class already")
+        .field_path(".storageClassName")
+        .reason(Reason::FieldValueForbidden),
+    validation = Rule::new(unchanged("existingClaim"))
+        .message("can't be changed, nor replaced by a size: make another RegistryMirror")
+        .field_path(".existingClaim"),
+    validation = Rule::new(unchanged("storageClassName"))
+        .message("can't be changed: make another RegistryMirror")
+        .field_path(".storageClassName")
+)]
 pub struct ClaimStorage {
     /// How large each replica's claim is, such as `50Gi`. It can grow where the storage class allows it; it can't
     /// shrink below what was bound. Either this or existingClaim.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = rules::quantity())]
     #[schemars(schema_with = "schema::quantity")]
     pub size: Option<Quantity>,
 
     /// Name of a claim in the mirror's namespace that is there already; at most one replica then. It is never
     /// changed or deleted. Can't be changed. Either this or size.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(length(max = 253))]
+    #[x_kube(validation = rules::object_name())]
     pub existing_claim: Option<String>,
 
     /// Storage class of the claims that are made. Absent: the cluster's default. Can't be changed.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 253))]
+    #[x_kube(validation = rules::object_name())]
     pub storage_class_name: Option<String>,
 
     /// What becomes of the claims that were made when the mirror is deleted: `Delete` or `Retain`. Scaling in never
     /// deletes one.
     #[serde(default)]
     pub retention_policy: RetentionPolicy,
+}
+
+/// Holds as long as an optional field is not set, unset or changed. A rule of the field itself would be skipped where
+/// it is set or unset.
+fn unchanged(field: &str) -> String {
+    format!(
+        "has(self.{field}) == has(oldSelf.{field}) && (!has(self.{field}) || self.{field} == oldSelf.{field})"
+    )
 }
 
 /// What becomes of claims when their mirror is deleted.
@@ -111,6 +153,7 @@ pub enum RetentionPolicy {
 pub struct EphemeralStorage {
     /// How much of the node's disk a replica may take. The cache stays below it, as the Pod is evicted beyond it.
     #[serde(default = "ten_gibibytes")]
+    #[x_kube(validation = rules::quantity())]
     #[schemars(schema_with = "schema::quantity", extend("default" = "10Gi"))]
     pub size_limit: Quantity,
 }

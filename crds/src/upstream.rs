@@ -1,28 +1,37 @@
 //! The registries behind the mirror.
 
-use kube::KubeSchema;
+use kube::{
+    KubeSchema,
+    core::{Reason, Rule},
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+use crate::rules;
 
 /// One registry that the mirror reaches.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = no_credentials_in_clear_text(), validation = no_tls_without_https())]
 pub struct Upstream {
     /// The registry's name as clients write it in an image name (containerd sends it as `?ns=`): `docker.io`,
     /// `ghcr.io`, `registry.example.com:5000`. Lower case.
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(length(max = 253))]
+    #[x_kube(validation = rules::host())]
     pub host: String,
 
     /// Where the registry is: `http://` or `https://`, host, optional port and path; no user name, query or
     /// fragment. Default: `https://` and the host, for docker.io `https://registry-1.docker.io`.
     #[serde(rename = "remoteURL", skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024))]
+    #[x_kube(validation = rules::remote_url())]
     pub remote_url: Option<String>,
 
     /// Put before every repository name that is asked of this upstream, as a Harbor proxy project wants it:
     /// `dockerhub-proxy` turns `library/alpine` into `dockerhub-proxy/library/alpine`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 200))]
+    #[schemars(length(max = 200))]
+    #[x_kube(validation = rules::repository_prefix())]
     pub repository_prefix: Option<String>,
 
     /// The Secret with the user name and password, or token, for this upstream. Absent: anonymous pulls.
@@ -50,6 +59,24 @@ impl Upstream {
     }
 }
 
+fn no_credentials_in_clear_text() -> Rule {
+    Rule::new(format!(
+        "!has(self.credentialsSecretRef) || !has(self.remoteURL) || !self.remoteURL.startsWith('http://') \
+         || self.insecureAllowHTTPCredentials || {}",
+        rules::is_loopback("self.remoteURL"),
+    ))
+    .message("credentials would cross the network in clear text: use https://, or set insecureAllowHTTPCredentials to true")
+    .field_path(".remoteURL")
+    .reason(Reason::FieldValueForbidden)
+}
+
+fn no_tls_without_https() -> Rule {
+    Rule::new("!has(self.tls) || !has(self.remoteURL) || !self.remoteURL.startsWith('http://')")
+        .message("has no effect on an http:// remoteURL: use https://, or remove tls")
+        .field_path(".tls")
+        .reason(Reason::FieldValueForbidden)
+}
+
 /// A Secret in the mirror's namespace.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
@@ -57,13 +84,20 @@ pub struct SecretReference {
     /// Name of a Secret in the mirror's namespace, of type `kubernetes.io/dockerconfigjson` (the entry for
     /// remoteURL's host is used, no other), `kubernetes.io/basic-auth`, or `Opaque` with the keys `username` and
     /// `password`, or `token` (an identity token).
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(length(max = 253))]
+    #[x_kube(validation = rules::object_name())]
     pub name: String,
 }
 
 /// How an upstream's certificate is checked.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("!has(self.caBundleRef) || !self.insecureSkipVerify")
+        .message("insecureSkipVerify accepts any certificate, so that caBundleRef would have no effect: set one of them")
+        .field_path(".insecureSkipVerify")
+        .reason(Reason::FieldValueForbidden)
+)]
 pub struct UpstreamTls {
     /// Certificates, in PEM, of the authorities to trust for this upstream in place of the system's.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -83,12 +117,14 @@ pub struct CaBundleReference {
     pub kind: CaBundleKind,
 
     /// Its name.
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(length(max = 253))]
+    #[x_kube(validation = rules::object_name())]
     pub name: String,
 
     /// The key that holds the certificates.
     #[serde(default = "ca_crt")]
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(length(max = 253))]
+    #[x_kube(validation = rules::data_key())]
     pub key: String,
 }
 

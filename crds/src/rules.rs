@@ -1,0 +1,219 @@
+//! Rules that several fields share, as CEL, so that the API server and offline validation hold the same ones.
+//!
+//! A pattern stands in a rule and not in the schema's `pattern`, since only a rule has a message of its own. What
+//! must be below some size for the cost budget of the API server has its `maxLength` where it is declared.
+
+use kube::core::Rule;
+
+/// The labels that select a mirror's Pods; they never change, so nobody else may set them.
+pub const SELECTOR_LABELS: [&str; 4] = [
+    "app.kubernetes.io/name",
+    "app.kubernetes.io/instance",
+    "app.kubernetes.io/component",
+    "app.kubernetes.io/managed-by",
+];
+
+/// The prefix of the labels and annotations that the operator keeps for itself.
+pub const OWN_PREFIX: &str = "registrymirror.io/";
+
+const PORT: &str = "(6553[0-5]|655[0-2][0-9]|65[0-4][0-9]{2}|6[0-4][0-9]{3}|[1-5][0-9]{4}|[1-9][0-9]{0,3})";
+const LOWER_HOST: &str =
+    r"([a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?(\.[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)*|\[[0-9a-f:.]+\])";
+const ANY_HOST: &str = r"([A-Za-z0-9]([-A-Za-z0-9]{0,61}[A-Za-z0-9])?(\.[A-Za-z0-9]([-A-Za-z0-9]{0,61}[A-Za-z0-9])?)*|\[[0-9A-Fa-f:.]+\])";
+const LOOPBACK_URL: &str = r"^http://(localhost|127(\.[0-9]{1,3}){3}|\[::1\])(:[0-9]+)?(/.*)?$";
+const QUANTITY: &str = r"^[0-9]{1,12}(\.[0-9]{1,6})?(Ki|Mi|Gi|Ti|Pi|k|M|G|T|P)?$";
+/// Every unit has as many digits as keep the sum far below the 292 years that Go's durations end at.
+const DURATION: &str = r"^(0|([0-9]{1,5}(\.[0-9]{1,9})?h|[0-9]{1,7}(\.[0-9]{1,9})?m|[0-9]{1,9}(\.[0-9]{1,9})?(s|ms|us|µs|ns)){1,6})$";
+const LABEL_KEY: &str =
+    r"^([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$";
+const LABEL_VALUE: &str = "^([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?$";
+
+/// A CEL call that says whether `subject` matches `pattern`.
+fn matches(subject: &str, pattern: &str) -> String {
+    format!("{subject}.matches('{}')", pattern.replace('\\', r"\\"))
+}
+
+/// A registry's name as it stands in image names.
+pub(crate) fn host() -> Rule {
+    Rule::new(matches("self", &format!("^{LOWER_HOST}(:{PORT})?$"))).message(
+        "must be a registry's host name in lower case, with an optional port, such as docker.io or registry.example.com:5000: no scheme, no path",
+    )
+}
+
+/// Where a registry is.
+pub(crate) fn remote_url() -> Rule {
+    let pattern = format!(r"^https?://{ANY_HOST}(:{PORT})?(/[A-Za-z0-9._~%-]+)*/?$");
+    Rule::new(matches("self", &pattern)).message(
+        "must be http:// or https://, a host, and optionally a port and a path, such as https://registry.example.com:5000/v2-proxy: no user name, query or fragment",
+    )
+}
+
+/// Whether a `remoteURL` is on this machine, where nobody else can read what is sent.
+pub(crate) fn is_loopback(subject: &str) -> String {
+    matches(subject, LOOPBACK_URL)
+}
+
+/// The part of a repository's name that an upstream wants put before it.
+pub(crate) fn repository_prefix() -> Rule {
+    let component = "[a-z0-9]+(([.]|_|__|-+)[a-z0-9]+)*";
+    Rule::new(matches("self", &format!("^{component}(/{component})*$")))
+        .message("must be the beginning of a repository's name in lower case, such as dockerhub-proxy or cache/hub: no slash at either end")
+}
+
+/// The name of another object.
+pub(crate) fn object_name() -> Rule {
+    Rule::new(matches("self", r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$")).message(
+        "must be an object's name: lower-case letters, digits, '-' and '.', with a letter or digit at either end",
+    )
+}
+
+/// A key of a Secret or ConfigMap.
+pub(crate) fn data_key() -> Rule {
+    Rule::new(matches("self", "^[-._A-Za-z0-9]+$"))
+        .message("must be a key of a Secret or ConfigMap: letters, digits, '-', '_' and '.'")
+}
+
+/// A duration that is not negative.
+pub(crate) fn duration() -> Rule {
+    Rule::new(matches("self", DURATION))
+        .message("must be a duration such as 30s, 5m or 168h, at most 99999h, and not negative")
+}
+
+/// A size in bytes.
+pub(crate) fn quantity() -> Rule {
+    Rule::new(format!(
+        "{} && !self.matches('^[0.]+[A-Za-z]*$')",
+        is_quantity("self")
+    ))
+    .message("must be a size above 0, such as 500Mi, 50Gi or 1.5Ti")
+}
+
+/// Whether a string is a quantity that `quantity()` reads without an error, for rules that compare two of them: those
+/// run also where a field's own rule has failed.
+pub(crate) fn is_quantity(subject: &str) -> String {
+    matches(subject, QUANTITY)
+}
+
+/// Label names and values.
+pub(crate) fn labels() -> Rule {
+    Rule::new(format!("self.all(k, {} && {})", matches("k", LABEL_KEY), matches("self[k]", LABEL_VALUE)))
+        .message("must be label names such as example.com/team, with values of at most 63 letters, digits, '-', '_' and '.'")
+}
+
+/// Annotation names.
+pub(crate) fn annotations() -> Rule {
+    Rule::new(format!("self.all(k, {})", matches("k", LABEL_KEY)))
+        .message("must be annotation names such as example.com/team")
+}
+
+/// Labels and annotations that are the operator's.
+pub(crate) fn not_ours() -> Rule {
+    Rule::new(format!("self.all(k, !k.startsWith('{OWN_PREFIX}'))")).message(
+        format!("names that start with {OWN_PREFIX} are the operator's: choose another prefix").as_str(),
+    )
+}
+
+/// Labels that select Pods.
+pub(crate) fn not_the_selector() -> Rule {
+    Rule::new(format!("self.all(k, !(k in {SELECTOR_LABELS:?}))")).message(
+        format!(
+            "these labels select the mirror's Pods and can't be set: {}",
+            SELECTOR_LABELS.join(", ")
+        )
+        .as_str(),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use kube::core::cel::Validator;
+    use serde_json::json;
+    use test_case::test_case;
+
+    use super::*;
+
+    fn holds(rule: &Rule, value: &str) -> bool {
+        Validator::new()
+            .validate(
+                &json!({"type": "string", "x-kubernetes-validations": [rule]}),
+                &json!(value),
+                None,
+            )
+            .is_ok()
+    }
+
+    #[test_case("docker.io", true)]
+    #[test_case("registry.example.com:5000", true)]
+    #[test_case("localhost:65535", true)]
+    #[test_case("[2001:db8::1]:5000", true)]
+    #[test_case("Docker.io", false; "upper case")]
+    #[test_case("docker.io/library", false; "a path")]
+    #[test_case("https://docker.io", false; "a scheme")]
+    #[test_case("docker.io:65536", false; "a port that does not exist")]
+    #[test_case("docker.io:0", false; "port zero")]
+    #[test_case("docker..io", false; "an empty label")]
+    #[test_case("-docker.io", false; "a label that starts with a dash")]
+    #[test_case("docker.io\n", false; "a line break")]
+    fn a_host_is_a_registrys_name(value: &str, accepted: bool) {
+        assert_eq!(holds(&host(), value), accepted);
+    }
+
+    #[test_case("https://registry-1.docker.io", true)]
+    #[test_case("http://10.0.0.1:5000/", true)]
+    #[test_case("https://harbor.example.com/proxy/hub", true)]
+    #[test_case("https://[::1]:5000", true)]
+    #[test_case("ftp://example.com", false; "another scheme")]
+    #[test_case("https://", false; "no host")]
+    #[test_case("https://me:secret@example.com", false; "user info")]
+    #[test_case("https://example.com?x=1", false; "a query")]
+    #[test_case("https://example.com/#here", false; "a fragment")]
+    #[test_case("https://example.com:99999", false; "a port that does not exist")]
+    #[test_case("https://exa mple.com", false; "a space")]
+    fn a_remote_url_is_scheme_host_port_and_path(value: &str, accepted: bool) {
+        assert_eq!(holds(&remote_url(), value), accepted);
+    }
+
+    #[test_case("0", true)]
+    #[test_case("0s", true)]
+    #[test_case("168h", true)]
+    #[test_case("1h30m", true)]
+    #[test_case("1.5h", true)]
+    #[test_case("604800s", true; "as kube writes a week")]
+    #[test_case("-5s", false; "negative")]
+    #[test_case("7d", false; "days")]
+    #[test_case("5", false; "no unit")]
+    #[test_case("", false; "empty")]
+    #[test_case("999999h", false; "beyond what Go can count")]
+    #[test_case("1h 5m", false; "a space")]
+    fn a_duration_is_one_that_go_reads(value: &str, accepted: bool) {
+        assert_eq!(holds(&duration(), value), accepted);
+        if accepted {
+            assert!(value.parse::<kube::core::Duration>().is_ok());
+        }
+    }
+
+    #[test_case("50Gi", true)]
+    #[test_case("1.5Ti", true)]
+    #[test_case("1000", true)]
+    #[test_case("0.5Gi", true)]
+    #[test_case("0", false; "zero")]
+    #[test_case("0Gi", false; "zero gibibytes")]
+    #[test_case("0.0Gi", false; "zero with a fraction")]
+    #[test_case("-5Gi", false; "negative")]
+    #[test_case("5GB", false; "a unit that Kubernetes does not have")]
+    #[test_case("1e1000", false; "an exponent")]
+    #[test_case("lots", false; "a word")]
+    fn a_quantity_is_a_size_above_zero(value: &str, accepted: bool) {
+        assert_eq!(holds(&quantity(), value), accepted);
+    }
+
+    #[test_case("dockerhub-proxy", true)]
+    #[test_case("cache/hub", true)]
+    #[test_case("/cache", false; "a slash before")]
+    #[test_case("cache/", false; "a slash behind")]
+    #[test_case("Cache", false; "upper case")]
+    #[test_case("a//b", false; "an empty component")]
+    fn a_repository_prefix_begins_a_repositorys_name(value: &str, accepted: bool) {
+        assert_eq!(holds(&repository_prefix(), value), accepted);
+    }
+}

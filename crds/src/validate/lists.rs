@@ -1,0 +1,81 @@
+//! Step 4: lists whose items are told apart by a key.
+
+use serde_json::{Map, Value};
+
+use super::{Violation, structure};
+
+/// Items whose keys another item has already.
+pub(super) fn duplicates(schema: &Value, value: &Value) -> Vec<Violation> {
+    let mut violations = Vec::new();
+    visit(schema, "", value, &mut violations);
+    violations
+}
+
+fn visit(schema: &Value, path: &str, value: &Value, violations: &mut Vec<Violation>) {
+    match value {
+        Value::Object(object) => {
+            for (name, value) in object {
+                if let Some(schema) = structure::field(schema, name) {
+                    visit(schema, &structure::child(path, name), value, violations);
+                }
+            }
+        }
+        Value::Array(values) => {
+            if schema
+                .get("x-kubernetes-list-type")
+                .is_some_and(|kind| kind == "map")
+            {
+                compare(&keys(schema), path, values, violations);
+            }
+            for (index, value) in values.iter().enumerate() {
+                if let Some(items) = structure::items(schema) {
+                    visit(items, &structure::index(path, index), value, violations);
+                }
+            }
+        }
+        _ => {}
+    }
+}
+
+fn keys(schema: &Value) -> Vec<&str> {
+    let keys = schema.get("x-kubernetes-list-map-keys").and_then(Value::as_array);
+    keys.into_iter().flatten().filter_map(Value::as_str).collect()
+}
+
+/// Each key that occurs more than once is reported once, where it occurs for the second time.
+fn compare(keys: &[&str], path: &str, values: &[Value], violations: &mut Vec<Violation>) {
+    let mut seen: Vec<Map<String, Value>> = Vec::new();
+    for (index, value) in values.iter().enumerate() {
+        let own: Map<_, _> = keys
+            .iter()
+            .filter_map(|key| Some(((*key).to_owned(), value.get(key)?.clone())))
+            .collect();
+        if seen.iter().filter(|other| **other == own).count() == 1 {
+            let message = format!("Duplicate value: {}", Value::Object(own.clone()));
+            violations.push(Violation::new(structure::index(path, index), message));
+        }
+        seen.push(own);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_key_that_occurs_again_is_reported_once_where_it_does() {
+        let schema = json!({"properties": {"upstreams": {
+            "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["host"],
+            "items": {"properties": {"host": {"type": "string"}}},
+        }}});
+        let value = json!({"upstreams": [{"host": "a"}, {"host": "b"}, {"host": "a"}, {"host": "a"}]});
+        let found = duplicates(&schema, &value);
+        assert_eq!(found.len(), 1);
+        assert_eq!(
+            found[0].to_string(),
+            r#"spec.upstreams[2]: Duplicate value: {"host":"a"}"#.replace("spec.", "")
+        );
+    }
+}

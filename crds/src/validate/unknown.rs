@@ -1,0 +1,68 @@
+//! Step 1: fields that the schema does not know.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use serde_json::Value;
+
+use super::{Violation, structure};
+
+/// Every field that the schema does not know.
+pub(super) fn fields(root: &Value, document: &Value) -> Vec<Violation> {
+    let mut violations = Vec::new();
+    let Some(object) = document.as_object() else {
+        return violations;
+    };
+    for (name, value) in object {
+        match name.as_str() {
+            "apiVersion" | "kind" => {}
+            "metadata" => metadata(value, &mut violations),
+            _ => visit_field(root, "", name, value, &mut violations),
+        }
+    }
+    violations
+}
+
+/// The schema says nothing of metadata but the name: its fields are those of its type.
+fn metadata(metadata: &Value, violations: &mut Vec<Violation>) {
+    match serde_json::from_value::<ObjectMeta>(metadata.clone()).and_then(serde_json::to_value) {
+        Ok(known) => violations.extend(
+            metadata
+                .as_object()
+                .into_iter()
+                .flatten()
+                .filter(|(name, value)| !value.is_null() && known.get(name).is_none())
+                .map(|(name, _)| unknown(structure::child("metadata", name))),
+        ),
+        Err(error) => violations.push(Violation::new("metadata", error.to_string())),
+    }
+}
+
+fn visit(schema: &Value, path: &str, value: &Value, violations: &mut Vec<Violation>) {
+    match value {
+        Value::Object(object) if schema.get("type").is_some_and(|kind| kind == "object") => {
+            for (name, value) in object {
+                visit_field(schema, path, name, value, violations);
+            }
+        }
+        Value::Array(values) => {
+            if let Some(items) = structure::items(schema) {
+                for (index, value) in values.iter().enumerate() {
+                    visit(items, &structure::index(path, index), value, violations);
+                }
+            }
+        }
+        _ => {}
+    }
+}
+
+fn visit_field(schema: &Value, path: &str, name: &str, value: &Value, violations: &mut Vec<Violation>) {
+    let path = structure::child(path, name);
+    match structure::field(schema, name) {
+        Some(schema) => visit(schema, &path, value, violations),
+        None => violations.push(unknown(path)),
+    }
+}
+
+fn unknown(path: String) -> Violation {
+    let message = format!("unknown field {path:?}");
+    Violation::new(path, message)
+}
