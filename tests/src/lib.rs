@@ -1,1 +1,18 @@
-//! What tests across the crates share.
+//! What tests run against: a real Kubernetes control plane, a kubelet for machines without root, real registries,
+//! images made to measure. Everything listens on loopback addresses only and ends with the test.
+
+pub mod audit;
+pub mod binaries;
+pub mod control_plane;
+pub mod pki;
+pub mod process;
+pub mod scratch;
+pub mod wait;
+
+pub use control_plane::ControlPlane;
+
+/// Makes `ring` the process's TLS provider, as the programs under test do; safe to call again.
+pub fn install_crypto_provider() {
+    // It fails only where one is installed already.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+}

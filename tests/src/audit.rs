@@ -1,0 +1,160 @@
+//! What the API server was asked, read back from its audit log.
+//!
+//! The server writes each event before it has finished with the request, so a request that is answered is in the
+//! log, give or take the last instant: wait for an event that must come, and count what must not.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+/// Who asked for what: secrets and tokens by their names only, other writes with their bodies.
+pub(crate) const POLICY: &str = "\
+apiVersion: audit.k8s.io/v1
+kind: Policy
+omitStages: [RequestReceived]
+rules:
+- level: None
+  users: ['system:apiserver']
+- level: Metadata
+  resources: [{group: '', resources: [secrets, serviceaccounts/token]}]
+- level: Request
+  verbs: [create, update, patch, delete, deletecollection]
+- level: Metadata
+";
+
+/// The audit log of one API server.
+#[derive(Debug, Clone)]
+pub struct Audit {
+    path: PathBuf,
+}
+
+/// A place in the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mark(u64);
+
+/// One request.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Event {
+    /// `get`, `list`, `watch`, `create`, `update`, `patch`, `delete`, `deletecollection`.
+    pub verb: String,
+    /// The path with its query.
+    #[serde(rename = "requestURI")]
+    pub request_uri: String,
+    /// `ResponseComplete`; `ResponseStarted` for a watch that goes on.
+    pub stage: String,
+    user: User,
+    impersonated_user: Option<User>,
+    /// What it was about; `/healthz` and the like are about nothing.
+    #[serde(default)]
+    pub object_ref: ObjectRef,
+    response_status: Option<ResponseStatus>,
+    /// The body of a write, other than of a Secret.
+    pub request_object: Option<serde_json::Value>,
+}
+
+/// The object or collection of a request.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ObjectRef {
+    /// The plural, say `configmaps`.
+    pub resource: String,
+    /// Empty for resources of the cluster.
+    pub namespace: String,
+    /// Empty for a collection.
+    pub name: String,
+    /// Say `status`; empty for the object itself.
+    pub subresource: String,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+struct User {
+    username: String,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+struct ResponseStatus {
+    code: u16,
+}
+
+impl Event {
+    /// The user on whose rights the request was decided.
+    pub fn user(&self) -> &str {
+        &self.impersonated_user.as_ref().unwrap_or(&self.user).username
+    }
+
+    /// The status code of the answer.
+    pub fn code(&self) -> Option<u16> {
+        self.response_status.as_ref().map(|status| status.code)
+    }
+
+    /// Whether the request could change something, also one that was refused.
+    pub fn is_write(&self) -> bool {
+        !matches!(self.verb.as_str(), "get" | "list" | "watch")
+    }
+}
+
+impl Audit {
+    pub(crate) fn new(path: &Path) -> Self {
+        Self {
+            path: path.to_owned(),
+        }
+    }
+
+    /// The log's end as it is now.
+    pub fn mark(&self) -> io::Result<Mark> {
+        Ok(Mark(std::fs::metadata(&self.path)?.len()))
+    }
+
+    /// The requests that were logged after `mark`, in the order in which they ended.
+    pub fn since(&self, mark: Mark) -> io::Result<Vec<Event>> {
+        let mut file = File::open(&self.path)?;
+        file.seek(SeekFrom::Start(mark.0))?;
+        let mut reader = BufReader::new(file);
+        let mut events = Vec::new();
+        let mut line = String::new();
+        // A last line without its end is still being written.
+        while reader.read_line(&mut line)? > 0 && line.ends_with('\n') {
+            events.push(serde_json::from_str(&line)?);
+            line.clear();
+        }
+        Ok(events)
+    }
+
+    /// The writes of one user after `mark`, in one namespace.
+    pub fn writes(&self, mark: Mark, user: &str, namespace: &str) -> io::Result<Vec<Event>> {
+        let mut events = self.since(mark)?;
+        events.retain(|e| e.is_write() && e.user() == user && e.object_ref.namespace == namespace);
+        Ok(events)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scratch::Scratch;
+
+    const PATCH: &str = r#"{"kind":"Event","stage":"ResponseComplete","requestURI":"/api/v1/namespaces/a/configmaps/c?fieldManager=m","verb":"patch","user":{"username":"admin"},"impersonatedUser":{"username":"operator"},"objectRef":{"resource":"configmaps","namespace":"a","name":"c","apiVersion":"v1"},"responseStatus":{"metadata":{},"code":200}}"#;
+    const GET: &str = r#"{"kind":"Event","stage":"ResponseComplete","requestURI":"/readyz","verb":"get","user":{"username":"admin"},"responseStatus":{"metadata":{},"code":200}}"#;
+
+    #[test]
+    fn writes_are_told_by_user_and_namespace_from_a_mark_on() {
+        let scratch = Scratch::new("audit").unwrap();
+        let half = &PATCH[..40];
+        let audit = Audit::new(
+            &scratch
+                .write("log", format!("{GET}\n{PATCH}\n{PATCH}\n{half}"))
+                .unwrap(),
+        );
+        let after_get = Mark(GET.len() as u64 + 1);
+        assert_eq!(audit.since(Mark(0)).unwrap().len(), 3);
+        assert_eq!(audit.since(after_get).unwrap().len(), 2);
+        let writes = audit.writes(after_get, "operator", "a").unwrap();
+        assert_eq!(writes.len(), 2);
+        assert_eq!(writes[0].code(), Some(200));
+        assert_eq!(audit.writes(after_get, "admin", "a").unwrap().len(), 0);
+        assert_eq!(audit.writes(after_get, "operator", "b").unwrap().len(), 0);
+    }
+}

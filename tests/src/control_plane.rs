@@ -1,0 +1,226 @@
+//! A real Kubernetes control plane: etcd, kube-apiserver and, where objects must be acted on,
+//! kube-controller-manager, on free ports of 127.0.0.1, without root.
+
+mod access;
+mod existing;
+mod files;
+mod manifests;
+mod namespace;
+mod processes;
+
+use std::path::{Path, PathBuf};
+
+use kube::Client;
+use kube::config::Kubeconfig;
+use tokio::sync::OnceCell;
+
+pub use self::existing::{is_used as uses_existing_cluster, skip_on_existing_cluster};
+pub use self::namespace::Namespace;
+
+use self::processes::Processes;
+use crate::audit::Audit;
+use crate::binaries;
+use crate::scratch::Scratch;
+use crate::wait::TimedOut;
+
+/// What a control plane is made of.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Whether kube-controller-manager runs: without it no garbage is collected, no Deployment or StatefulSet
+    /// makes Pods, no claim is bound and no namespace goes away; nor has one a `default` ServiceAccount, so that
+    /// admission does not ask for it then.
+    pub controller_manager: bool,
+    /// Files applied before kube-controller-manager starts: its garbage collector looks for new kinds only every
+    /// 30 s, but knows from the start what is there.
+    pub manifests: Vec<PathBuf>,
+}
+
+impl Default for Options {
+    /// With controllers, and with the project's own kinds.
+    fn default() -> Self {
+        let kinds = binaries::workspace().join("crds/registrymirrors.yaml");
+        Self {
+            controller_manager: true,
+            manifests: kinds.is_file().then_some(kinds).into_iter().collect(),
+        }
+    }
+}
+
+impl Options {
+    /// etcd and the API server, nothing in it.
+    pub fn bare() -> Self {
+        Self {
+            controller_manager: false,
+            manifests: Vec::new(),
+        }
+    }
+
+    fn programs(&self) -> &'static [&'static str] {
+        let all = &["etcd", "kube-apiserver", "kube-controller-manager"];
+        if self.controller_manager { all } else { &all[..2] }
+    }
+}
+
+/// Why there is no control plane.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say it")]
+pub enum Error {
+    #[error(transparent)]
+    Binaries(#[from] binaries::Error),
+    #[error("{what}: {source}")]
+    Io { what: String, source: std::io::Error },
+    #[error("can't make keys: {0}")]
+    Keys(#[from] rcgen::Error),
+    #[error("{name} ended while it was starting; the end of its log:\n{log}")]
+    Died { name: String, log: String },
+    #[error("{source}; the end of the log of {name}:\n{log}")]
+    NotReady {
+        name: String,
+        source: TimedOut,
+        log: String,
+    },
+    #[error("can't use the kubeconfig: {0}")]
+    Kubeconfig(#[from] kube::config::KubeconfigError),
+    #[error("the API server does not do what the tests ask of it: {0}")]
+    Api(#[from] kube::Error),
+    #[error("{0:?} can't name a user or a group")]
+    Name(String),
+    #[error("can't apply {}: {reason}", .path.display())]
+    Manifest { path: PathBuf, reason: String },
+}
+
+impl Error {
+    fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
+        let what = what.into();
+        move |source| Self::Io { what, source }
+    }
+}
+
+/// A client made of a kubeconfig file.
+pub async fn client_from(kubeconfig: &Path) -> Result<Client, Error> {
+    access::client(&Kubeconfig::read_from(kubeconfig)?, None).await
+}
+
+/// A control plane that answers; it ends on drop, and with the process at the latest.
+#[derive(Debug)]
+pub struct ControlPlane {
+    kubeconfig: Kubeconfig,
+    kubeconfig_path: PathBuf,
+    // In this order: the processes end before their files go.
+    processes: Option<Processes>,
+    scratch: Scratch,
+}
+
+impl ControlPlane {
+    /// The control plane that all tests of this process share, with [`Options::default`]; with
+    /// `USE_EXISTING_CLUSTER=true` the cluster of the kubeconfig.
+    ///
+    /// # Panics
+    /// Where it can't be had; the message says why.
+    pub async fn shared() -> &'static Self {
+        static SHARED: OnceCell<ControlPlane> = OnceCell::const_new();
+        let start = async || {
+            if uses_existing_cluster() {
+                Self::connect().await
+            } else {
+                Self::start(Options::default()).await
+            }
+        };
+        SHARED
+            .get_or_try_init(start)
+            .await
+            .unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// Starts a control plane of one's own, to be killed, audited or filled at will. Call
+    /// [`skip_on_existing_cluster`] first.
+    pub async fn start(options: Options) -> Result<Self, Error> {
+        crate::install_crypto_provider();
+        binaries::build(options.programs()).await?;
+        let scratch = Scratch::new("control-plane").map_err(Error::io("can't make a scratch directory"))?;
+        let (processes, kubeconfig) = Processes::start(&scratch, &options).await?;
+        Self::finish(scratch, kubeconfig, Some(processes))
+    }
+
+    fn finish(scratch: Scratch, kubeconfig: Kubeconfig, processes: Option<Processes>) -> Result<Self, Error> {
+        let kubeconfig_path = access::write(&scratch, "admin.kubeconfig", &kubeconfig)?;
+        Ok(Self {
+            kubeconfig,
+            kubeconfig_path,
+            processes,
+            scratch,
+        })
+    }
+
+    /// The administrator's kubeconfig, for programs.
+    pub fn kubeconfig(&self) -> &Path {
+        &self.kubeconfig_path
+    }
+
+    /// An administrator's client. It belongs to the runtime that it is made in: each test makes its own.
+    ///
+    /// # Panics
+    /// Where the kubeconfig can't be used, which only that of an existing cluster can't.
+    pub async fn client(&self) -> Client {
+        access::client(&self.kubeconfig, None)
+            .await
+            .unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// A client that acts as `user` with `groups` (`system:masters` may do everything), so that the audit log
+    /// tells it from others.
+    ///
+    /// # Panics
+    /// Where the kubeconfig can't be used, or the names can't stand in a header.
+    pub async fn client_as(&self, user: &str, groups: &[&str]) -> Client {
+        access::client(&self.kubeconfig, Some((user, groups)))
+            .await
+            .unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// A kubeconfig file with the rights of a ServiceAccount and nothing more.
+    pub async fn service_account_kubeconfig(&self, namespace: &str, name: &str) -> Result<PathBuf, Error> {
+        let token = access::service_account_token(self.client().await, namespace, name).await?;
+        let kubeconfig = access::with_token(&self.kubeconfig, token);
+        access::write(
+            &self.scratch,
+            &format!("{namespace}.{name}.kubeconfig"),
+            &kubeconfig,
+        )
+    }
+
+    /// A namespace of one's own, whose name starts with `prefix-`.
+    ///
+    /// # Panics
+    /// Where the API server does not make it.
+    pub async fn namespace(&self, prefix: &str) -> Namespace {
+        Namespace::create(self, prefix)
+            .await
+            .unwrap_or_else(|error| panic!("can't make a namespace for {prefix}: {error}"))
+    }
+
+    /// What the API server was asked; `None` on an existing cluster.
+    pub fn audit(&self) -> Option<&Audit> {
+        self.processes.as_ref().map(Processes::audit)
+    }
+
+    /// Whether Pods, owner references and claims are acted on.
+    pub fn has_controllers(&self) -> bool {
+        self.processes.as_ref().is_none_or(Processes::has_controllers)
+    }
+
+    /// Kills the API server without notice. An existing cluster is left alone.
+    pub fn kill_api_server(&mut self) {
+        if let Some(processes) = &mut self.processes {
+            processes.kill_api_server();
+        }
+    }
+
+    /// Starts the API server again where it was, and waits for it.
+    pub async fn start_api_server(&mut self) -> Result<(), Error> {
+        match &mut self.processes {
+            Some(processes) => processes.start_api_server(&self.kubeconfig).await,
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! A namespace for each test.
+
+use std::fmt;
+use std::time::Duration;
+
+use k8s_openapi::NamespaceResourceScope;
+use k8s_openapi::api::core::v1::{Namespace as Object, ServiceAccount};
+use kube::api::{ObjectMeta, PostParams};
+use kube::{Api, Client, Resource, ResourceExt};
+
+use super::{ControlPlane, Error};
+use crate::wait;
+
+/// A namespace, with an administrator's client of the test's own.
+pub struct Namespace {
+    name: String,
+    client: Client,
+    cleanup: Option<kube::config::Kubeconfig>,
+}
+
+impl Namespace {
+    pub(super) async fn create(control_plane: &ControlPlane, prefix: &str) -> Result<Self, Error> {
+        let client = control_plane.client().await;
+        let object = Object {
+            metadata: ObjectMeta {
+                generate_name: Some(format!("{prefix}-")),
+                ..ObjectMeta::default()
+            },
+            ..Object::default()
+        };
+        let made = Api::all(client.clone())
+            .create(&PostParams::default(), &object)
+            .await?;
+        let namespace = Self {
+            name: made.name_any(),
+            client,
+            // A control plane of ours goes away as a whole.
+            cleanup: control_plane
+                .processes
+                .is_none()
+                .then(|| control_plane.kubeconfig.clone()),
+        };
+        if control_plane.has_controllers() {
+            namespace.admits_pods().await?;
+        }
+        Ok(namespace)
+    }
+
+    /// Pods are refused until the `default` ServiceAccount is there.
+    async fn admits_pods(&self) -> Result<(), Error> {
+        let accounts = self.api::<ServiceAccount>();
+        let what = format!("ServiceAccount default in {}", self.name);
+        let found = wait::until(&what, Duration::from_secs(30), async || {
+            accounts.get_opt("default").await.ok().flatten()
+        });
+        found.await.map(drop).map_err(|source| Error::NotReady {
+            name: "kube-controller-manager".to_owned(),
+            source,
+            log: String::new(),
+        })
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The client that it was made with.
+    pub fn client(&self) -> Client {
+        self.client.clone()
+    }
+
+    /// Its objects of one kind.
+    pub fn api<K>(&self) -> Api<K>
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
+    {
+        Api::namespaced(self.client.clone(), &self.name)
+    }
+}
+
+impl fmt::Display for Namespace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name)
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        let Some(kubeconfig) = self.cleanup.take() else {
+            return;
+        };
+        let name = self.name.clone();
+        // The test's runtime may be ending: the request is made on one of its own.
+        let request = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .ok()?;
+            runtime.block_on(async {
+                let client = super::access::client(&kubeconfig, None).await.ok()?;
+                Api::<Object>::all(client)
+                    .delete(&name, &kube::api::DeleteParams::default())
+                    .await
+                    .ok()
+            })
+        });
+        if request.join().ok().flatten().is_none() {
+            eprintln!("namespace {} could not be deleted", self.name);
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! Programs that run beside a test and die with it.
+
+use std::fs::{self, File};
+use std::io;
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::LazyLock;
+use std::sync::mpsc::{Sender, SyncSender, channel, sync_channel};
+use std::thread;
+
+/// How much of a log an error message carries.
+const TAIL: usize = 2_000;
+
+/// A command that is killed by the kernel as soon as this process is gone.
+pub fn command(program: impl AsRef<Path>) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL", "--"]).arg(program.as_ref());
+    command
+}
+
+/// A running program with its log in a file; killed on drop.
+#[derive(Debug)]
+pub struct Daemon {
+    name: String,
+    child: Child,
+    log: PathBuf,
+}
+
+impl Daemon {
+    /// Starts `command` (made by [`command`]) with both outputs appended to `log`.
+    pub fn spawn(name: &str, mut command: Command, log: &Path) -> io::Result<Self> {
+        let output = File::options().create(true).append(true).open(log)?;
+        command
+            .stdin(Stdio::null())
+            .stdout(output.try_clone()?)
+            .stderr(output);
+        let child = spawn_from_a_lasting_thread(command)?;
+        Ok(Self {
+            name: name.to_owned(),
+            child,
+            log: log.to_owned(),
+        })
+    }
+
+    /// What it was named when it was started.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// How it ended, if it did.
+    pub fn exited(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().ok().flatten()
+    }
+
+    /// The last lines of its log.
+    pub fn log_tail(&self) -> String {
+        let bytes = fs::read(&self.log).unwrap_or_default();
+        String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(TAIL)..]).into_owned()
+    }
+
+    /// Ends it at once and waits for its end.
+    pub fn kill(&mut self) {
+        // Both fail only where it has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+type Request = (Command, SyncSender<io::Result<Child>>);
+
+/// The kernel's "parent" whose death kills the child is the thread that made it, and a test's thread ends with
+/// the test; what tests share has to be started from a thread that lasts.
+fn spawn_from_a_lasting_thread(command: Command) -> io::Result<Child> {
+    static SPAWNER: LazyLock<Sender<Request>> = LazyLock::new(|| {
+        let (sender, requests) = channel::<Request>();
+        thread::spawn(move || {
+            for (mut command, reply) in requests {
+                // The one who asked may be gone: then the child has no owner.
+                if let Err(unwanted) = reply.send(command.spawn())
+                    && let Ok(mut child) = unwanted.0
+                {
+                    let _ = child.kill();
+                    let _ = child.wait();
+                }
+            }
+        });
+        sender
+    });
+    let gone = || io::Error::other("the thread that starts programs has ended");
+    let (reply, answer) = sync_channel(1);
+    SPAWNER.send((command, reply)).map_err(|_| gone())?;
+    answer.recv().map_err(|_| gone())?
+}
+
+/// Different ports of 127.0.0.1 that nobody listened on a moment ago. Another process may be quicker to take one,
+/// so who uses them tries again with others.
+pub fn free_ports<const N: usize>() -> io::Result<[u16; N]> {
+    let mut ports = [0; N];
+    // All are held until the last is found: the kernel gives none of them twice.
+    let mut listeners = Vec::with_capacity(N);
+    for port in &mut ports {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        *port = listener.local_addr()?.port();
+        listeners.push(listener);
+    }
+    Ok(ports)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scratch::Scratch;
+
+    fn is_running(id: u32) -> bool {
+        Path::new(&format!("/proc/{id}")).exists()
+    }
+
+    #[test]
+    fn a_daemon_logs_both_outputs_and_tells_how_it_ended() {
+        let scratch = Scratch::new("process").unwrap();
+        let mut shell = command("sh");
+        shell.args(["-c", "echo out; echo err >&2; exit 3"]);
+        let mut daemon = Daemon::spawn("shell", shell, &scratch.path().join("log")).unwrap();
+        let status = daemon.child.wait().unwrap();
+        assert_eq!(
+            (status.code(), daemon.log_tail().as_str()),
+            (Some(3), "out\nerr\n")
+        );
+        assert_eq!(daemon.exited().and_then(|s| s.code()), Some(3));
+    }
+
+    #[test]
+    fn a_daemon_outlives_the_thread_that_started_it_and_is_killed_on_drop() {
+        let scratch = Scratch::new("process").unwrap();
+        let log = scratch.path().join("log");
+        let mut daemon = thread::spawn(move || {
+            let mut sleep = command("sleep");
+            sleep.arg("1000");
+            Daemon::spawn("sleep", sleep, &log).unwrap()
+        })
+        .join()
+        .unwrap();
+        assert!(daemon.exited().is_none());
+        let id = daemon.id();
+        drop(daemon);
+        assert!(!is_running(id));
+    }
+}
