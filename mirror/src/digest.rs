@@ -101,9 +101,11 @@ impl fmt::Debug for Digest {
     }
 }
 
-/// Hashes content as it passes by.
+/// Hashes content as it passes by. A clone goes on from what was taken so far.
+#[derive(Clone, Debug)]
 pub struct Hasher(State);
 
+#[derive(Clone, Debug)]
 enum State {
     Sha256(Sha256),
     Sha512(Sha512),

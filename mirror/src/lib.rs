@@ -9,3 +9,4 @@ pub mod digest;
 pub mod metrics;
 pub mod name;
 pub mod secret;
+pub mod store;

@@ -1,0 +1,285 @@
+//! The cache on disk: content by digest, links by repository, tags.
+//!
+//! The layout is CNCF Distribution's, so its directories are taken over and given back unchanged; what
+//! is ours alone lies in `_mirror` beside it. Content becomes visible whole or not at all.
+
+mod blobs;
+mod catalog;
+pub mod durable;
+mod hits;
+mod link;
+mod lock;
+mod manifests;
+mod path;
+mod space;
+mod stage;
+mod tags;
+
+use std::collections::hash_map::DefaultHasher;
+use std::fs::File;
+use std::hash::{Hash, Hasher};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use bytes::Bytes;
+use jiff::Timestamp;
+
+use crate::clock::Clock;
+use crate::config::MaxSize;
+use crate::digest::Digest;
+use crate::name::Host;
+use durable::{IoError, Scratch};
+use hits::Hits;
+use path::Layout;
+use space::{Reservation, Short, Space};
+pub use stage::{Mismatch, Staged};
+
+/// What a store is opened with.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The upstream whose repositories have no prefix on disk.
+    pub default_host: Host,
+    /// What the content may take; `None`: all but 5% of the file system.
+    pub max_size: Option<MaxSize>,
+    /// Nothing is added or removed.
+    pub readonly: bool,
+    /// Tells when content was fetched, used, validated.
+    pub clock: Clock,
+}
+
+/// The cache. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Store {
+    inner: Arc<Inner>,
+}
+
+/// A blob that stays readable, even when it is evicted meanwhile.
+#[derive(Clone, Debug)]
+pub struct Blob {
+    /// Open for reading; use positional reads, as others share it.
+    pub file: Arc<File>,
+    /// Its length in bytes.
+    pub size: u64,
+}
+
+/// A manifest, byte for byte.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Manifest {
+    /// What its bytes hash to.
+    pub digest: Digest,
+    /// The `Content-Type` that upstream gave it.
+    pub media_type: String,
+    /// The bytes as they came.
+    pub bytes: Bytes,
+}
+
+/// What a tag pointed to when upstream was last asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CachedTag {
+    /// The manifest.
+    pub digest: Digest,
+    /// When upstream last confirmed it.
+    pub validated: Timestamp,
+    /// False where nobody knows when that was (a cache taken over, an index lost): `validated` is then
+    /// when this store was opened, good for serving it stale, but never fresh enough not to ask.
+    pub proven: bool,
+}
+
+/// What the cache takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Usage {
+    /// Bytes of content stored.
+    pub bytes: u64,
+    /// What `bytes` may grow to.
+    pub limit: Option<u64>,
+    /// Pieces of content, manifests among them.
+    pub blobs: u64,
+}
+
+/// Why a store can't be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Another process has it.
+    #[error("the storage root {} is in use by another process: stop that one or use another root", .0.display())]
+    Locked(PathBuf),
+    /// The root can't be written.
+    #[error("the storage root {} is not usable: {source}; check that it exists and belongs to this user", root.display())]
+    Unwritable {
+        /// The root.
+        root: PathBuf,
+        /// The operation that failed.
+        source: IoError,
+    },
+    /// The store's own task failed.
+    #[error("opening the storage root failed: {0}")]
+    Task(#[from] tokio::task::JoinError),
+}
+
+/// A read that failed for another reason than damage, which is mended silently.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The system refused.
+    #[error(transparent)]
+    Io(#[from] IoError),
+    /// The store's own task failed.
+    #[error("a storage task failed: {0}")]
+    Task(#[from] tokio::task::JoinError),
+}
+
+/// Why something can't be stored.
+#[derive(Debug, thiserror::Error)]
+pub enum StageError {
+    /// Neither the limit nor the disk has room, even after evicting: pass it through uncached.
+    #[error("no room in the cache: raise maxsize or enlarge the disk")]
+    NoRoom,
+    /// The storage is in maintenance.
+    #[error("the storage is read-only (storage.maintenance.readonly)")]
+    ReadOnly,
+    /// More bytes than were announced.
+    #[error("more than the announced {size} bytes")]
+    TooLong {
+        /// What was announced.
+        size: u64,
+    },
+    /// The bytes are wrong.
+    #[error(transparent)]
+    Mismatch(Mismatch),
+    /// The system refused.
+    #[error(transparent)]
+    Io(#[from] Error),
+}
+
+impl From<IoError> for StageError {
+    fn from(error: IoError) -> Self {
+        if error.is_full() {
+            return Self::NoRoom;
+        }
+        Self::Io(error.into())
+    }
+}
+
+/// Content is added and removed under one of these, so that its file and links change as one.
+const STRIPES: usize = 64;
+
+#[derive(Debug)]
+struct Inner {
+    layout: Layout,
+    clock: Clock,
+    readonly: bool,
+    opened: Timestamp,
+    scratch: Scratch,
+    hits: Hits,
+    space: Arc<Space>,
+    stripes: [Mutex<()>; STRIPES],
+    _lock: File,
+}
+
+impl Store {
+    /// Opens the storage below `root`, alone.
+    ///
+    /// # Errors
+    /// [`OpenError::Locked`] where another process has it.
+    pub async fn open(root: &Path, options: Options) -> Result<Self, OpenError> {
+        let root = root.to_owned();
+        tokio::task::spawn_blocking(move || {
+            let inner = Inner::open(&root, options)?;
+            Ok(Self {
+                inner: Arc::new(inner),
+            })
+        })
+        .await?
+    }
+
+    /// What the cache takes, and may take.
+    pub fn usage(&self) -> Usage {
+        let (bytes, blobs, limit) = self.inner.space.usage();
+        Usage { bytes, limit, blobs }
+    }
+
+    /// Sets another limit; a lower one takes effect with what is stored next.
+    pub fn set_limits(&self, max_size: Option<MaxSize>) {
+        self.inner.space.set_max_size(max_size);
+    }
+
+    /// Writes what was only marked in memory.
+    pub async fn flush(&self) {
+        self.inner.hits.take_uses();
+    }
+
+    async fn blocking<T, E>(&self, work: impl FnOnce(&Inner) -> Result<T, E> + Send + 'static) -> Result<T, E>
+    where
+        T: Send + 'static,
+        E: From<Error> + Send + 'static,
+    {
+        let inner = self.inner.clone();
+        tokio::task::spawn_blocking(move || work(&inner))
+            .await
+            .map_err(Error::from)?
+    }
+}
+
+impl Inner {
+    fn open(root: &Path, options: Options) -> Result<Self, OpenError> {
+        let unwritable = |source| OpenError::Unwritable {
+            root: root.to_owned(),
+            source,
+        };
+        let layout = Layout::new(root, options.default_host);
+        durable::create_dir_all(&layout.own()).map_err(unwritable)?;
+        let lock = lock::lock(&layout.own().join("lock")).map_err(|refused| match refused {
+            lock::Refused::Held => OpenError::Locked(root.to_owned()),
+            lock::Refused::Io(source) => unwritable(source),
+        })?;
+        Ok(Self {
+            scratch: Scratch::sweep(layout.scratch()).map_err(unwritable)?,
+            space: Space::new(root, options.max_size),
+            hits: Hits::new(),
+            opened: options.clock.now(),
+            clock: options.clock,
+            readonly: options.readonly,
+            stripes: std::array::from_fn(|_| Mutex::new(())),
+            layout,
+            _lock: lock,
+        })
+    }
+
+    /// Held while a piece of content, or what leads to it, changes.
+    fn stripe(&self, digest: &Digest) -> MutexGuard<'_, ()> {
+        let mut hasher = DefaultHasher::new();
+        digest.hash(&mut hasher);
+        #[expect(clippy::cast_possible_truncation, reason = "any bits do")]
+        let number = hasher.finish() as usize % STRIPES;
+        hits::lock(&self.stripes[number])
+    }
+
+    fn reserve(&self, bytes: u64) -> Result<Reservation, StageError> {
+        self.until_roomy(|| self.space.reserve(bytes))
+    }
+
+    fn grow(&self, room: &mut Reservation, bytes: u64) -> Result<(), StageError> {
+        self.until_roomy(|| room.grow(bytes))
+    }
+
+    /// Evicts until there is room.
+    fn until_roomy<T>(&self, mut take: impl FnMut() -> Result<T, Short>) -> Result<T, StageError> {
+        loop {
+            match take() {
+                Ok(taken) => return Ok(taken),
+                Err(Short::Evict(bytes)) if self.evict(bytes)? > 0 => {}
+                Err(_) => return Err(StageError::NoRoom),
+            }
+        }
+    }
+
+    /// Does what needs room on the disk, a second time after evicting where the disk was full.
+    fn with_room(&self, bytes: u64, work: impl Fn() -> Result<(), IoError>) -> Result<(), StageError> {
+        match work() {
+            Err(error) if error.is_full() && self.evict(bytes)? > 0 => Ok(work()?),
+            done => Ok(done?),
+        }
+    }
+
+    fn evict(&self, _bytes: u64) -> Result<u64, Error> {
+        Ok(0)
+    }
+}

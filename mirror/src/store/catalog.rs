@@ -1,0 +1,75 @@
+//! What repositories are cached, read from the directories.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use crate::name::Repository;
+use crate::store::durable::{IoError, on};
+use crate::store::path::Layout;
+use crate::store::{Error, Inner, Store};
+
+impl Store {
+    /// The repositories cached, sorted; those of other upstreams than the default one as `host/name`.
+    pub async fn repositories(&self) -> Result<Vec<String>, Error> {
+        self.blocking(Inner::list_repositories).await
+    }
+}
+
+impl Inner {
+    fn list_repositories(&self) -> Result<Vec<String>, Error> {
+        let mut names = Vec::new();
+        each_repository(&self.layout, &mut |repository| {
+            names.push(if repository.host == *self.layout.default_host() {
+                repository.name.to_string()
+            } else {
+                repository.to_string()
+            });
+        })?;
+        names.sort_unstable();
+        Ok(names)
+    }
+}
+
+/// Calls for every repository on disk, with memory for one path's siblings at a time.
+pub(super) fn each_repository(layout: &Layout, found: &mut dyn FnMut(Repository)) -> Result<(), IoError> {
+    let base = layout.repositories();
+    visit(layout, &base, found)?;
+    for host in directories(&base.join("_upstreams"))? {
+        visit(layout, &host, found)?;
+    }
+    Ok(())
+}
+
+fn visit(layout: &Layout, directory: &Path, found: &mut dyn FnMut(Repository)) -> Result<(), IoError> {
+    let (own, below): (Vec<_>, Vec<_>) = directories(directory)?.into_iter().partition(|path| {
+        path.file_name()
+            .is_some_and(|name| name.as_encoded_bytes().starts_with(b"_"))
+    });
+    if own
+        .iter()
+        .any(|path| path.ends_with("_manifests") || path.ends_with("_layers"))
+    {
+        layout.repository_at(directory).into_iter().for_each(&mut *found);
+    }
+    below.iter().try_for_each(|path| visit(layout, path, found))
+}
+
+/// The directories in a directory; none where it is missing.
+pub(super) fn directories(directory: &Path) -> Result<Vec<PathBuf>, IoError> {
+    let entries = match fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+            return Ok(Vec::new());
+        }
+        Err(error) => return Err(on("list", directory)(error)),
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(on("list", directory))?;
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            found.push(entry.path());
+        }
+    }
+    Ok(found)
+}

@@ -1,0 +1,216 @@
+//! Writes that a power cut can't take back or leave in halves.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, ErrorKind, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// A file operation that failed, and on what.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {action} {}: {source}", path.display())]
+pub struct IoError {
+    /// The operation, as a verb.
+    pub action: &'static str,
+    /// The file or directory.
+    pub path: PathBuf,
+    /// What the system said.
+    pub source: io::Error,
+}
+
+impl IoError {
+    /// True where room on the file system, or in the quota, ran out.
+    pub fn is_full(&self) -> bool {
+        matches!(
+            self.source.kind(),
+            ErrorKind::StorageFull | ErrorKind::QuotaExceeded
+        )
+    }
+}
+
+/// Adds the path to a failure.
+pub(super) fn on(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> IoError {
+    move |source| IoError {
+        action,
+        path: path.to_owned(),
+        source,
+    }
+}
+
+/// Makes what was renamed into, made in or removed from a directory durable.
+pub(super) fn sync_dir(directory: &Path) -> Result<(), IoError> {
+    File::open(directory)
+        .and_then(|opened| opened.sync_all())
+        .map_err(on("sync", directory))
+}
+
+/// Makes a directory with all above it; each new entry is durable when this returns.
+pub(super) fn create_dir_all(directory: &Path) -> Result<(), IoError> {
+    loop {
+        match fs::create_dir(directory) {
+            Ok(()) => break,
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                if directory.is_dir() {
+                    return Ok(());
+                }
+                // Damage: a file where a directory has to be.
+                fs::remove_file(directory).map_err(on("remove", directory))?;
+            }
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+                match directory.parent() {
+                    Some(parent) => create_dir_all(parent)?,
+                    None => return Err(on("make", directory)(error)),
+                }
+            }
+            Err(error) => return Err(on("make", directory)(error)),
+        }
+    }
+    directory.parent().map_or(Ok(()), sync_dir)
+}
+
+/// Moves a file that is synced already to its place, making the directories and replacing what is there.
+pub(super) fn place(from: &Path, to: &Path) -> Result<(), IoError> {
+    let directory = to.parent().unwrap_or(to);
+    let mut tries = 0;
+    loop {
+        create_dir_all(directory)?;
+        match fs::rename(from, to) {
+            Ok(()) => return sync_dir(directory),
+            // Damage: a directory where the file has to be.
+            Err(error) if error.kind() == ErrorKind::IsADirectory && tries < 3 => {
+                fs::remove_dir_all(to).map_err(on("remove", to))?;
+            }
+            // Empty directories are removed while others make entries in them.
+            Err(error) if error.kind() == ErrorKind::NotFound && tries < 3 && from.exists() => {}
+            Err(error) => return Err(on("rename to", to)(error)),
+        }
+        tries += 1;
+    }
+}
+
+/// Removes a file, or whatever damage left in its place. True where something was there.
+pub(super) fn remove(path: &Path) -> Result<bool, IoError> {
+    match fs::remove_file(path) {
+        Ok(()) => Ok(true),
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(false),
+        Err(_) if path.is_dir() => fs::remove_dir_all(path)
+            .map(|()| true)
+            .map_err(on("remove", path)),
+        Err(error) => Err(on("remove", path)(error)),
+    }
+}
+
+/// Removes a directory and those above it that are empty, up to and without `stop`.
+pub(super) fn prune(directory: &Path, stop: &Path) {
+    let mut here = directory;
+    while here != stop && here.starts_with(stop) && fs::remove_dir(here).is_ok() {
+        match here.parent() {
+            Some(parent) => here = parent,
+            None => return,
+        }
+    }
+}
+
+/// Unfinished files: all in one directory, which is swept at start.
+#[derive(Debug)]
+pub(super) struct Scratch {
+    directory: PathBuf,
+    next: AtomicU64,
+}
+
+impl Scratch {
+    /// An empty scratch directory. Whoever calls this holds the root's lock, so leftovers are nobody's.
+    pub(super) fn sweep(directory: PathBuf) -> Result<Self, IoError> {
+        match fs::remove_dir_all(&directory) {
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(on("sweep", &directory)(error)),
+            _ => create_dir_all(&directory)?,
+        }
+        Ok(Self {
+            directory,
+            next: AtomicU64::new(0),
+        })
+    }
+
+    /// A new file, open for reading and writing.
+    pub(super) fn create(&self) -> Result<(File, PathBuf), IoError> {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let path = self.directory.join(number.to_string());
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(&path)
+            .map_err(on("create", &path))?;
+        Ok((file, path))
+    }
+
+    /// Writes a small file whole: staged, synced, renamed.
+    pub(super) fn write(&self, to: &Path, bytes: &[u8]) -> Result<(), IoError> {
+        let (mut file, path) = self.create()?;
+        let written = file
+            .write_all(bytes)
+            .and_then(|()| file.sync_all())
+            .map_err(on("write", &path))
+            .and_then(|()| place(&path, to));
+        if written.is_err() {
+            // The sweep at the next start takes what can't be removed now.
+            let _ = fs::remove_file(&path);
+        }
+        written
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn scratch(root: &Path) -> Scratch {
+        Scratch::sweep(root.join("scratch")).unwrap()
+    }
+
+    #[test]
+    fn a_write_makes_its_directories_and_leaves_no_scratch() {
+        let root = tempfile::tempdir().unwrap();
+        let to = root.path().join("a/b/c");
+        scratch(root.path()).write(&to, b"x").unwrap();
+        assert_eq!(fs::read(&to).unwrap(), b"x");
+        assert_eq!(fs::read_dir(root.path().join("scratch")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_write_replaces_a_directory_and_a_file_in_the_way() {
+        let root = tempfile::tempdir().unwrap();
+        let to = root.path().join("a/b");
+        fs::create_dir_all(to.join("deep")).unwrap();
+        scratch(root.path()).write(&to, b"x").unwrap();
+        scratch(root.path()).write(&to.join("c"), b"y").unwrap();
+        assert_eq!(fs::read(to.join("c")).unwrap(), b"y");
+    }
+
+    #[test]
+    fn a_sweep_removes_leftovers() {
+        let root = tempfile::tempdir().unwrap();
+        scratch(root.path()).create().unwrap();
+        scratch(root.path());
+        assert_eq!(fs::read_dir(root.path().join("scratch")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn pruning_stops_at_what_is_not_empty_and_at_the_given_directory() {
+        let root = tempfile::tempdir().unwrap();
+        fs::create_dir_all(root.path().join("a/b/c")).unwrap();
+        fs::write(root.path().join("a/keep"), "").unwrap();
+        prune(&root.path().join("a/b/c"), root.path());
+        assert!(!root.path().join("a/b").exists());
+        fs::remove_file(root.path().join("a/keep")).unwrap();
+        prune(&root.path().join("a"), root.path());
+        assert!(root.path().exists() && !root.path().join("a").exists());
+    }
+
+    #[test]
+    fn removing_tells_whether_something_was_there() {
+        let root = tempfile::tempdir().unwrap();
+        fs::create_dir_all(root.path().join("d/e")).unwrap();
+        assert!(remove(&root.path().join("d")).unwrap());
+        assert!(!remove(&root.path().join("d")).unwrap());
+    }
+}

@@ -1,0 +1,248 @@
+//! What memory holds of the cache, so that a warm hit reads nothing but the content itself.
+//!
+//! Everything here is bounded and can be lost: the files are the truth. Uses are only marked here; the
+//! index takes them in batches.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::os::unix::fs::MetadataExt;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use jiff::Timestamp;
+use moka::sync::Cache;
+use rustix::process::{Resource, getrlimit};
+
+use crate::digest::Digest;
+use crate::name::{Repository, Tag};
+use crate::store::{Blob, CachedTag, Manifest};
+
+/// Manifests are kept up to this many bytes in all.
+const MANIFEST_BYTES: u64 = 32 << 20;
+/// Tags are kept up to this number.
+const TAGS: u64 = 16 << 10;
+
+/// Locks a mutex whose state is valid at every instant, so that a panic elsewhere can't spoil it.
+pub(super) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// One piece of content as the caches refer to it.
+#[derive(Debug)]
+pub(super) struct Presence {
+    digest: Digest,
+    used_ms: AtomicI64,
+    marked: AtomicBool,
+    gone: AtomicBool,
+}
+
+/// A blob whose file is open.
+#[derive(Debug)]
+pub(super) struct OpenBlob {
+    presence: Arc<Presence>,
+    blob: Blob,
+}
+
+#[derive(Debug)]
+struct HeldManifest {
+    presence: Arc<Presence>,
+    manifest: Manifest,
+}
+
+/// What is alive of a digest, without keeping it alive.
+#[derive(Debug)]
+struct Known {
+    presence: Weak<Presence>,
+    open: Weak<OpenBlob>,
+    file: Weak<File>,
+}
+
+/// The caches of the hit path.
+#[derive(Debug)]
+pub(super) struct Hits {
+    blobs: Cache<(Repository, Digest), Arc<OpenBlob>>,
+    manifests: Cache<(Repository, Digest), Arc<HeldManifest>>,
+    tags: Cache<(Repository, Tag), CachedTag>,
+    known: Mutex<HashMap<Digest, Known>>,
+    marked: Mutex<Vec<Arc<Presence>>>,
+}
+
+impl Hits {
+    pub(super) fn new() -> Self {
+        Self {
+            blobs: Cache::new(open_files()),
+            manifests: Cache::builder()
+                .max_capacity(MANIFEST_BYTES)
+                .weigher(|_, held: &Arc<HeldManifest>| {
+                    u32::try_from(held.manifest.bytes.len() + 512).unwrap_or(u32::MAX)
+                })
+                .build(),
+            tags: Cache::new(TAGS),
+            known: Mutex::default(),
+            marked: Mutex::default(),
+        }
+    }
+
+    /// A blob that is open for this repository and undamaged as far as its metadata tells.
+    pub(super) fn blob(&self, repository: &Repository, digest: &Digest, now: Timestamp) -> Option<Blob> {
+        let key = (repository.clone(), digest.clone());
+        let open = self.blobs.get(&key)?;
+        if open.is_sound() {
+            self.mark(&open.presence, now);
+            return Some(open.blob.clone());
+        }
+        self.blobs.invalidate(&key);
+        None
+    }
+
+    /// A blob that is open for any repository.
+    pub(super) fn open_blob(&self, digest: &Digest) -> Option<Arc<OpenBlob>> {
+        let open = lock(&self.known).get(digest)?.open.upgrade()?;
+        open.is_sound().then_some(open)
+    }
+
+    /// Takes a blob's opened file in, and counts its use.
+    pub(super) fn opened(&self, digest: &Digest, blob: &Blob, now: Timestamp) -> Arc<OpenBlob> {
+        let presence = self.presence(digest);
+        self.mark(&presence, now);
+        let open = Arc::new(OpenBlob {
+            presence: presence.clone(),
+            blob: blob.clone(),
+        });
+        lock(&self.known).insert(
+            digest.clone(),
+            Known {
+                presence: Arc::downgrade(&presence),
+                open: Arc::downgrade(&open),
+                file: Arc::downgrade(&blob.file),
+            },
+        );
+        open
+    }
+
+    /// Remembers that a repository's link leads to this blob, and counts the use.
+    pub(super) fn link(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        open: &Arc<OpenBlob>,
+        now: Timestamp,
+    ) -> Blob {
+        self.mark(&open.presence, now);
+        self.blobs
+            .insert((repository.clone(), digest.clone()), open.clone());
+        open.blob.clone()
+    }
+
+    pub(super) fn manifest(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        now: Timestamp,
+    ) -> Option<Manifest> {
+        let held = self.manifests.get(&(repository.clone(), digest.clone()))?;
+        if held.presence.gone.load(Ordering::Acquire) {
+            return None;
+        }
+        self.mark(&held.presence, now);
+        Some(held.manifest.clone())
+    }
+
+    pub(super) fn hold_manifest(&self, repository: &Repository, manifest: &Manifest, now: Timestamp) {
+        let presence = self.presence(&manifest.digest);
+        self.mark(&presence, now);
+        let held = Arc::new(HeldManifest {
+            presence,
+            manifest: manifest.clone(),
+        });
+        self.manifests
+            .insert((repository.clone(), manifest.digest.clone()), held);
+    }
+
+    pub(super) fn tag(&self, repository: &Repository, tag: &Tag) -> Option<CachedTag> {
+        self.tags.get(&(repository.clone(), tag.clone()))
+    }
+
+    pub(super) fn hold_tag(&self, repository: &Repository, tag: &Tag, cached: CachedTag) {
+        self.tags.insert((repository.clone(), tag.clone()), cached);
+    }
+
+    pub(super) fn drop_tag(&self, repository: &Repository, tag: &Tag) {
+        self.tags.invalidate(&(repository.clone(), tag.clone()));
+    }
+
+    /// Nothing in memory leads to this content any more; files that are open stay readable.
+    pub(super) fn forget(&self, digest: &Digest) {
+        let known = lock(&self.known).remove(digest);
+        if let Some(presence) = known.and_then(|known| known.presence.upgrade()) {
+            presence.gone.store(true, Ordering::Release);
+        }
+    }
+
+    /// True while somebody reads this content.
+    pub(super) fn is_read(&self, digest: &Digest) -> bool {
+        lock(&self.known).get(digest).is_some_and(|known| {
+            let ours = usize::from(known.open.strong_count() > 0);
+            known.file.strong_count() > ours
+        })
+    }
+
+    /// The uses since the last call, and none of them twice.
+    pub(super) fn take_uses(&self) -> Vec<(Digest, i64)> {
+        lock(&self.known).retain(|_, known| known.presence.strong_count() + known.file.strong_count() > 0);
+        std::mem::take(&mut *lock(&self.marked))
+            .into_iter()
+            .map(|presence| {
+                presence.marked.store(false, Ordering::Release);
+                (presence.digest.clone(), presence.used_ms.load(Ordering::Acquire))
+            })
+            .collect()
+    }
+
+    fn presence(&self, digest: &Digest) -> Arc<Presence> {
+        let mut known = lock(&self.known);
+        if let Some(presence) = known.get(digest).and_then(|known| known.presence.upgrade()) {
+            return presence;
+        }
+        let presence = Arc::new(Presence {
+            digest: digest.clone(),
+            used_ms: AtomicI64::new(0),
+            marked: AtomicBool::new(false),
+            gone: AtomicBool::new(false),
+        });
+        let entry = known.entry(digest.clone()).or_insert_with(|| Known {
+            presence: Weak::new(),
+            open: Weak::new(),
+            file: Weak::new(),
+        });
+        entry.presence = Arc::downgrade(&presence);
+        presence
+    }
+
+    /// One lock per content and flush; every further use is two atomic writes.
+    fn mark(&self, presence: &Arc<Presence>, now: Timestamp) {
+        presence.used_ms.store(now.as_millisecond(), Ordering::Release);
+        if !presence.marked.swap(true, Ordering::AcqRel) {
+            lock(&self.marked).push(presence.clone());
+        }
+    }
+}
+
+impl OpenBlob {
+    pub(super) fn blob(&self) -> &Blob {
+        &self.blob
+    }
+
+    /// One `fstat`: not truncated, not grown, not removed behind our back.
+    fn is_sound(&self) -> bool {
+        let whole = |found: std::fs::Metadata| found.len() == self.blob.size && found.nlink() > 0;
+        !self.presence.gone.load(Ordering::Acquire) && self.blob.file.metadata().is_ok_and(whole)
+    }
+}
+
+/// A quarter of what the process may open, as connections need the rest.
+fn open_files() -> u64 {
+    getrlimit(Resource::Nofile)
+        .current
+        .map_or(1024, |limit| (limit / 4).clamp(16, 1024))
+}

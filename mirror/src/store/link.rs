@@ -1,0 +1,74 @@
+//! Links: files that hold the digest of what they point to.
+
+use std::fs::File;
+use std::io::{ErrorKind, Read};
+use std::path::Path;
+
+use crate::digest::Digest;
+use crate::store::durable::{IoError, Scratch, on};
+
+/// The longest text that a link may hold: a SHA-512 digest and a line end.
+const LONGEST: u64 = "sha512:".len() as u64 + 128 + 1;
+
+/// What a link points to. `None` where there is no link, or a damaged one (empty, cut short, no file).
+pub(super) fn read(path: &Path) -> Result<Option<Digest>, IoError> {
+    let mut text = String::new();
+    match File::open(path).and_then(|file| file.take(LONGEST).read_to_string(&mut text)) {
+        Ok(_) => Ok(text.trim_end().parse().ok()),
+        Err(error) => match error.kind() {
+            ErrorKind::NotFound
+            | ErrorKind::NotADirectory
+            | ErrorKind::IsADirectory
+            | ErrorKind::InvalidData => Ok(None),
+            _ => Err(on("read", path)(error)),
+        },
+    }
+}
+
+/// Makes a link point to a digest; writes nothing where it does already.
+pub(super) fn write(scratch: &Scratch, path: &Path, digest: &Digest) -> Result<(), IoError> {
+    if read(path)?.as_ref() == Some(digest) {
+        return Ok(());
+    }
+    scratch.write(path, digest.as_str().as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::digest::Algorithm;
+    use std::fs;
+    use test_case::test_case;
+
+    #[test_case(b"" ; "empty")]
+    #[test_case(b"sha256:e3b0" ; "cut short")]
+    #[test_case(b"\xff\xfe" ; "not text")]
+    fn a_damaged_link_points_to_nothing(bytes: &[u8]) {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("link");
+        fs::write(&path, bytes).unwrap();
+        assert_eq!(read(&path).unwrap(), None);
+    }
+
+    #[test]
+    fn a_missing_link_and_a_directory_point_to_nothing() {
+        let root = tempfile::tempdir().unwrap();
+        assert_eq!(read(&root.path().join("link")).unwrap(), None);
+        assert_eq!(read(root.path()).unwrap(), None);
+    }
+
+    #[test]
+    fn a_link_reads_back_and_is_written_once() {
+        let root = tempfile::tempdir().unwrap();
+        let scratch = Scratch::sweep(root.path().join("scratch")).unwrap();
+        let (path, digest) = (root.path().join("a/link"), Digest::of(Algorithm::Sha512, b"x"));
+        write(&scratch, &path, &digest).unwrap();
+        let before = fs::metadata(&path).unwrap();
+        write(&scratch, &path, &digest).unwrap();
+        assert_eq!(read(&path).unwrap(), Some(digest));
+        assert_eq!(
+            std::os::unix::fs::MetadataExt::ino(&before),
+            std::os::unix::fs::MetadataExt::ino(&fs::metadata(&path).unwrap())
+        );
+    }
+}

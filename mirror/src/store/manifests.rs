@@ -1,0 +1,129 @@
+//! Manifests: hashed whenever they come from disk, then held in memory.
+
+use std::fs;
+use std::io::ErrorKind;
+
+use bytes::Bytes;
+use serde::Deserialize;
+
+use crate::digest::Digest;
+use crate::name::Repository;
+use crate::store::durable::on;
+use crate::store::{Error, Inner, Manifest, StageError, Staged, Store, link};
+
+impl Store {
+    /// The manifest, if this repository has a link to it. Counts as a use.
+    ///
+    /// One whose bytes no longer match its digest is dropped and is a miss.
+    pub async fn manifest(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<Option<Manifest>, Error> {
+        let now = self.inner.clock.now();
+        if let Some(manifest) = self.inner.hits.manifest(repository, digest, now) {
+            return Ok(Some(manifest));
+        }
+        let (repository, digest) = (repository.clone(), digest.clone());
+        self.blocking(move |inner| inner.load_manifest(&repository, &digest))
+            .await
+    }
+
+    /// Stores a manifest and links it into its repository.
+    ///
+    /// # Errors
+    /// [`StageError::Mismatch`] where the bytes are not what the digest names.
+    pub async fn put_manifest(&self, repository: &Repository, manifest: &Manifest) -> Result<(), StageError> {
+        let (store, repository, manifest) = (self.clone(), repository.clone(), manifest.clone());
+        self.blocking(move |inner| inner.save_manifest(store, &repository, &manifest))
+            .await
+    }
+}
+
+impl Inner {
+    fn load_manifest(&self, repository: &Repository, digest: &Digest) -> Result<Option<Manifest>, Error> {
+        let Some(target) = link::read(&self.layout.revision_link(repository, digest))? else {
+            return Ok(None);
+        };
+        let path = self.layout.blob_data(&target);
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+                return Ok(None);
+            }
+            Err(error) if error.kind() == ErrorKind::IsADirectory => Vec::new(),
+            Err(error) => return Err(on("read", &path)(error).into()),
+        };
+        if Digest::of(target.algorithm(), &bytes) != target {
+            tracing::warn!(digest = %target, "damaged manifest dropped: its bytes have another digest");
+            self.remove(&target)?;
+            return Ok(None);
+        }
+        let manifest = Manifest {
+            digest: digest.clone(),
+            media_type: media_type(&bytes).to_owned(),
+            bytes: Bytes::from(bytes),
+        };
+        self.hits.hold_manifest(repository, &manifest, self.clock.now());
+        Ok(Some(manifest))
+    }
+
+    fn save_manifest(
+        &self,
+        store: Store,
+        repository: &Repository,
+        manifest: &Manifest,
+    ) -> Result<(), StageError> {
+        let size = manifest.bytes.len() as u64;
+        let mut staged = Staged::begin(store, &manifest.digest, Some(size))?;
+        staged.append(&manifest.bytes)?;
+        staged.verify().map_err(StageError::Mismatch)?;
+        self.admit(staged, &[])?;
+        let path = self.layout.revision_link(repository, &manifest.digest);
+        link::write(&self.scratch, &path, &manifest.digest)?;
+        self.hits.hold_manifest(repository, manifest, self.clock.now());
+        Ok(())
+    }
+}
+
+/// What a manifest's own bytes say of its type, where upstream's `Content-Type` is lost
+/// (image-spec, "Media Types"; Docker image manifest schema 2).
+fn media_type(bytes: &[u8]) -> &'static str {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Shape<'a> {
+        #[serde(borrow)]
+        media_type: Option<std::borrow::Cow<'a, str>>,
+        manifests: Option<serde::de::IgnoredAny>,
+    }
+    const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+    const IMAGE: &str = "application/vnd.oci.image.manifest.v1+json";
+    const KNOWN: [&str; 5] = [
+        INDEX,
+        IMAGE,
+        "application/vnd.docker.distribution.manifest.list.v2+json",
+        "application/vnd.docker.distribution.manifest.v2+json",
+        "application/vnd.oci.artifact.manifest.v1+json",
+    ];
+    let Ok(shape) = serde_json::from_slice::<Shape<'_>>(bytes) else {
+        return IMAGE;
+    };
+    let said = shape.media_type.as_deref();
+    let known = said.and_then(|said| KNOWN.into_iter().find(|known| *known == said));
+    known.unwrap_or(if shape.manifests.is_some() { INDEX } else { IMAGE })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::media_type;
+    use test_case::test_case;
+
+    #[test_case(r#"{"mediaType":"application/vnd.docker.distribution.manifest.v2+json"}"#, "application/vnd.docker.distribution.manifest.v2+json"; "as it says")]
+    #[test_case(r#"{"manifests":[]}"#, "application/vnd.oci.image.index.v1+json"; "an index by its shape")]
+    #[test_case(r#"{"layers":[]}"#, "application/vnd.oci.image.manifest.v1+json"; "an image by its shape")]
+    #[test_case(r#"{"mediaType":"text/html","manifests":[]}"#, "application/vnd.oci.image.index.v1+json"; "not what no manifest is")]
+    #[test_case("[", "application/vnd.oci.image.manifest.v1+json"; "no JSON")]
+    fn a_lost_media_type_is_found_again(bytes: &str, expected: &str) {
+        assert_eq!(media_type(bytes.as_bytes()), expected);
+    }
+}

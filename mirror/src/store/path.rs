@@ -1,0 +1,240 @@
+//! Where things lie below the root: Distribution's filesystem layout, and `_mirror` beside it.
+
+use std::path::{Component, Path, PathBuf};
+
+use crate::digest::{Algorithm, Digest};
+use crate::name::{Host, Repository, Tag};
+
+/// The directory that holds other upstreams' repositories; no repository's name may start with `_`.
+const UPSTREAMS: &str = "_upstreams";
+
+/// Maps content, repositories and tags to paths, and back.
+#[derive(Clone, Debug)]
+pub(super) struct Layout {
+    root: PathBuf,
+    default_host: Host,
+}
+
+impl Layout {
+    pub(super) fn new(root: &Path, default_host: Host) -> Self {
+        Self {
+            root: root.to_owned(),
+            default_host,
+        }
+    }
+
+    pub(super) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The upstream whose repositories have no prefix.
+    pub(super) fn default_host(&self) -> &Host {
+        &self.default_host
+    }
+
+    /// `_mirror`: what is ours alone.
+    pub(super) fn own(&self) -> PathBuf {
+        self.root.join("_mirror")
+    }
+
+    /// Unfinished files, on the same file system as what they become.
+    pub(super) fn scratch(&self) -> PathBuf {
+        self.own().join("scratch")
+    }
+
+    pub(super) fn index(&self) -> PathBuf {
+        self.own().join("index.redb")
+    }
+
+    /// Distribution's expiry state.
+    pub(super) fn scheduler_state(&self) -> PathBuf {
+        self.root.join("scheduler-state.json")
+    }
+
+    fn registry(&self) -> PathBuf {
+        self.root.join("docker/registry/v2")
+    }
+
+    pub(super) fn blobs(&self) -> PathBuf {
+        self.registry().join("blobs")
+    }
+
+    pub(super) fn repositories(&self) -> PathBuf {
+        self.registry().join("repositories")
+    }
+
+    /// Where the repositories of a host lie when it is not the default one.
+    pub(super) fn upstream(&self, host: &Host) -> PathBuf {
+        self.repositories().join(UPSTREAMS).join(host.as_str())
+    }
+
+    pub(super) fn blob_data(&self, digest: &Digest) -> PathBuf {
+        let mut path = self.blobs();
+        path.push(digest.algorithm().as_str());
+        path.push(&digest.hex()[..2]);
+        path.push(digest.hex());
+        path.push("data");
+        path
+    }
+
+    pub(super) fn repository(&self, repository: &Repository) -> PathBuf {
+        let base = if repository.host == self.default_host {
+            self.repositories()
+        } else {
+            self.upstream(&repository.host)
+        };
+        base.join(repository.name.as_str())
+    }
+
+    pub(super) fn layer_link(&self, repository: &Repository, digest: &Digest) -> PathBuf {
+        link_below(self.repository(repository).join("_layers"), digest)
+    }
+
+    pub(super) fn revision_link(&self, repository: &Repository, digest: &Digest) -> PathBuf {
+        link_below(self.repository(repository).join("_manifests/revisions"), digest)
+    }
+
+    /// All tags of a repository.
+    pub(super) fn tags(&self, repository: &Repository) -> PathBuf {
+        self.repository(repository).join("_manifests/tags")
+    }
+
+    /// What a tag points to now.
+    pub(super) fn tag_current(&self, repository: &Repository, tag: &Tag) -> PathBuf {
+        self.tags(repository).join(tag.as_str()).join("current/link")
+    }
+
+    /// That a tag has pointed to this digest.
+    pub(super) fn tag_index(&self, repository: &Repository, tag: &Tag, digest: &Digest) -> PathBuf {
+        link_below(self.tags(repository).join(tag.as_str()).join("index"), digest)
+    }
+
+    /// The repository whose directory this is, or `None` where no repository can lie.
+    pub(super) fn repository_at(&self, directory: &Path) -> Option<Repository> {
+        let below = directory.strip_prefix(self.repositories()).ok()?;
+        let (host, name) = match below.strip_prefix(UPSTREAMS) {
+            Ok(rest) => {
+                let mut parts = rest.components();
+                let Some(Component::Normal(host)) = parts.next() else {
+                    return None;
+                };
+                (host.to_str()?.parse().ok()?, parts.as_path())
+            }
+            Err(_) => (self.default_host.clone(), below),
+        };
+        Some(Repository {
+            host,
+            name: name.to_str()?.parse().ok()?,
+        })
+    }
+
+    /// The digest whose data this file is.
+    pub(super) fn digest_at(&self, data: &Path) -> Option<Digest> {
+        let below = data.strip_prefix(self.blobs()).ok()?;
+        let mut parts = below.iter().map(|part| part.to_str());
+        let (algorithm, _, hex) = (parts.next()??, parts.next()?, parts.next()??);
+        let digest: Digest = format!("{algorithm}:{hex}").parse().ok()?;
+        (self.blob_data(&digest) == data).then_some(digest)
+    }
+}
+
+/// The directories that content of each algorithm lies in.
+pub(super) const ALGORITHMS: [Algorithm; 2] = [Algorithm::Sha256, Algorithm::Sha512];
+
+fn link_below(mut base: PathBuf, digest: &Digest) -> PathBuf {
+    base.push(digest.algorithm().as_str());
+    base.push(digest.hex());
+    base.push("link");
+    base
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn layout() -> Layout {
+        Layout::new(Path::new("/r"), "docker.io".parse().unwrap())
+    }
+
+    fn repository(host: &str, name: &str) -> Repository {
+        Repository {
+            host: host.parse().unwrap(),
+            name: name.parse().unwrap(),
+        }
+    }
+
+    #[test]
+    fn the_default_upstream_has_distributions_own_paths() {
+        let digest = Digest::of(Algorithm::Sha256, b"");
+        let hex = digest.hex();
+        let nginx = repository("docker.io", "library/nginx");
+        let v2 = "/r/docker/registry/v2";
+        let expected = [
+            format!("{v2}/blobs/sha256/e3/{hex}/data"),
+            format!("{v2}/repositories/library/nginx/_layers/sha256/{hex}/link"),
+            format!("{v2}/repositories/library/nginx/_manifests/revisions/sha256/{hex}/link"),
+            format!("{v2}/repositories/library/nginx/_manifests/tags/1.27/current/link"),
+            format!("{v2}/repositories/library/nginx/_manifests/tags/1.27/index/sha256/{hex}/link"),
+        ];
+        let tag = "1.27".parse().unwrap();
+        let found = [
+            layout().blob_data(&digest),
+            layout().layer_link(&nginx, &digest),
+            layout().revision_link(&nginx, &digest),
+            layout().tag_current(&nginx, &tag),
+            layout().tag_index(&nginx, &tag, &digest),
+        ];
+        assert_eq!(found.map(|path| path.to_str().unwrap().to_owned()), expected);
+    }
+
+    #[test]
+    fn another_upstreams_repositories_lie_below_its_host() {
+        let path = layout().repository(&repository("quay.io:443", "a/b"));
+        assert!(path.ends_with("repositories/_upstreams/quay.io:443/a/b"));
+    }
+
+    #[test]
+    fn paths_that_are_no_repository_have_none() {
+        for path in ["_upstreams", "_upstreams/quay.io", "a/_layers", "", "../x", "A"] {
+            let path = layout().repositories().join(path);
+            assert_eq!(layout().repository_at(&path), None, "{path:?}");
+        }
+    }
+
+    fn names() -> impl Strategy<Value = String> {
+        "[a-z0-9]{1,8}((\\.|_|__|-{1,3})[a-z0-9]{1,8}){0,2}(/[a-z0-9]{1,8}){0,3}"
+    }
+
+    proptest! {
+        #[test]
+        fn every_repository_reads_back_from_its_path(name in names(), host in "[a-z]{1,9}(\\.[a-z]{2,5})?(:[0-9]{2,5})?") {
+            for host in [host.as_str(), "docker.io"] {
+                let it = repository(host, &name);
+                prop_assert_eq!(layout().repository_at(&layout().repository(&it)), Some(it));
+            }
+        }
+
+        #[test]
+        fn no_two_repositories_share_a_path(a in names(), b in names()) {
+            let (here, there) = (repository("docker.io", &a), repository("quay.io", &b));
+            prop_assert_ne!(layout().repository(&here), layout().repository(&there));
+            let other = repository("docker.io", &b);
+            prop_assert_eq!(layout().repository(&here) == layout().repository(&other), a == b);
+        }
+
+        #[test]
+        fn every_digest_reads_back_from_its_path(bytes: Vec<u8>, long: bool) {
+            let digest = Digest::of(ALGORITHMS[usize::from(long)], &bytes);
+            prop_assert_eq!(layout().digest_at(&layout().blob_data(&digest)), Some(digest));
+        }
+
+        #[test]
+        fn nothing_leaves_the_root(name in names(), tag in "[A-Za-z0-9_][A-Za-z0-9._-]{0,127}") {
+            let it = repository("quay.io", &name);
+            let path = layout().tag_current(&it, &tag.parse().unwrap());
+            prop_assert!(path.starts_with(layout().repositories()));
+            prop_assert!(path.components().all(|part| part != Component::ParentDir));
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! How much the cache takes, and who may take more.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use rustix::fs::{StatVfs, statvfs};
+
+use crate::config::MaxSize;
+use crate::store::hits::lock;
+
+/// The share of the file system that stays free whatever the limit says: a twentieth.
+const GUARD: u64 = 20;
+
+/// The account: what is stored, what is promised to unfinished files, and the limit.
+#[derive(Debug)]
+pub(super) struct Space {
+    root: PathBuf,
+    account: Mutex<Account>,
+}
+
+#[derive(Debug, Default)]
+struct Account {
+    stored: u64,
+    blobs: u64,
+    promised: u64,
+    max_size: Option<MaxSize>,
+    /// While the index is incomplete nobody knows what is stored: only the free space counts.
+    paused: bool,
+}
+
+/// How much has to go before the room asked for is there.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Short {
+    /// So many bytes of the cache.
+    Evict(u64),
+    /// Nothing that goes would help.
+    Never,
+}
+
+/// Bytes promised to one unfinished file; given back on drop.
+#[derive(Debug)]
+pub(super) struct Reservation {
+    space: Arc<Space>,
+    bytes: u64,
+}
+
+impl Space {
+    pub(super) fn new(root: &Path, max_size: Option<MaxSize>) -> Arc<Self> {
+        Arc::new(Self {
+            root: root.to_owned(),
+            account: Mutex::new(Account {
+                max_size,
+                ..Account::default()
+            }),
+        })
+    }
+
+    /// Reserves room, or says how much is short.
+    pub(super) fn reserve(self: &Arc<Self>, bytes: u64) -> Result<Reservation, Short> {
+        let mut empty = Reservation {
+            space: self.clone(),
+            bytes: 0,
+        };
+        empty.grow(bytes)?;
+        Ok(empty)
+    }
+
+    /// Content was removed.
+    pub(super) fn sub(&self, bytes: u64) {
+        let mut account = lock(&self.account);
+        account.stored = account.stored.saturating_sub(bytes);
+        account.blobs = account.blobs.saturating_sub(1);
+    }
+
+    pub(super) fn set_max_size(&self, max_size: Option<MaxSize>) {
+        lock(&self.account).max_size = max_size;
+    }
+
+    /// Sets what is stored, as the index counts it; `paused` while it does not know all of it.
+    pub(super) fn set_stored(&self, stored: u64, blobs: u64, paused: bool) {
+        let mut account = lock(&self.account);
+        (account.stored, account.blobs, account.paused) = (stored, blobs, paused);
+    }
+
+    /// Bytes stored, number of blobs, and the limit in bytes.
+    pub(super) fn usage(&self) -> (u64, u64, Option<u64>) {
+        let account = lock(&self.account);
+        let limit = limit(account.max_size, self.file_system().as_ref());
+        (account.stored, account.blobs, limit)
+    }
+
+    /// By how much the cache is over its limit now, as after a reload that lowered it.
+    pub(super) fn excess(&self) -> u64 {
+        match self.short(&lock(&self.account), 0) {
+            Some(Short::Evict(bytes)) => bytes,
+            _ => 0,
+        }
+    }
+
+    fn file_system(&self) -> Option<StatVfs> {
+        statvfs(&self.root).ok()
+    }
+
+    fn short(&self, account: &Account, more: u64) -> Option<Short> {
+        let system = self.file_system();
+        let limit = limit(account.max_size, system.as_ref()).filter(|_| !account.paused);
+        let over = limit.map_or(0, |limit| {
+            let wanted = account
+                .stored
+                .saturating_add(account.promised)
+                .saturating_add(more);
+            wanted.saturating_sub(limit)
+        });
+        let missing = system.map_or(0, |system| guard_missing(&system, more));
+        match over.max(missing) {
+            0 => None,
+            // Without a limit nothing is given up for the new: the cache stops growing.
+            bytes if limit.is_none() || bytes > account.stored => Some(Short::Never),
+            bytes => Some(Short::Evict(bytes)),
+        }
+    }
+}
+
+impl Reservation {
+    /// Takes more, or says how much is short and changes nothing.
+    pub(super) fn grow(&mut self, bytes: u64) -> Result<(), Short> {
+        let mut account = lock(&self.space.account);
+        if let Some(short) = self.space.short(&account, bytes) {
+            return Err(short);
+        }
+        account.promised = account.promised.saturating_add(bytes);
+        self.bytes = self.bytes.saturating_add(bytes);
+        Ok(())
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// What was promised is stored now, and took so many bytes.
+    pub(super) fn keep(mut self, bytes: u64) {
+        let mut account = lock(&self.space.account);
+        account.promised = account.promised.saturating_sub(self.bytes);
+        account.stored = account.stored.saturating_add(bytes);
+        account.blobs += 1;
+        drop(account);
+        self.bytes = 0;
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        let mut account = lock(&self.space.account);
+        account.promised = account.promised.saturating_sub(self.bytes);
+    }
+}
+
+fn limit(max_size: Option<MaxSize>, system: Option<&StatVfs>) -> Option<u64> {
+    match (max_size?, system) {
+        (MaxSize::Bytes(bytes), _) => Some(bytes),
+        (MaxSize::Percent(percent), Some(system)) => {
+            let total = system.f_blocks.saturating_mul(system.f_frsize);
+            Some(total / 100 * u64::from(percent))
+        }
+        (MaxSize::Percent(_), None) => None,
+    }
+}
+
+/// How many bytes would be missing to the guard's share if `more` were taken. Room that unfinished files
+/// have been promised is allocated already, so the file system counts it.
+fn guard_missing(system: &StatVfs, more: u64) -> u64 {
+    let total = system.f_blocks.saturating_mul(system.f_frsize);
+    let free = system.f_bavail.saturating_mul(system.f_frsize);
+    (total / GUARD).saturating_add(more).saturating_sub(free)
+}

@@ -1,0 +1,199 @@
+//! A blob on its way in: reserved, written to scratch, hashed, compared, made durable, linked.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use rustix::fs::{FallocateFlags, fallocate};
+
+use crate::digest::{Digest, Hasher};
+use crate::name::Repository;
+use crate::store::durable::{IoError, on};
+use crate::store::space::Reservation;
+use crate::store::{Blob, Error, Inner, StageError, Store};
+
+/// What is reserved at once where nobody says how large a blob will be.
+const STEP: u64 = 8 << 20;
+
+/// The bytes are not what their digest names.
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+#[error("expected {expected}, got {size} bytes that are {found}")]
+pub struct Mismatch {
+    /// The digest asked for.
+    pub expected: Digest,
+    /// The digest of what came.
+    pub found: Digest,
+    /// How many bytes came.
+    pub size: u64,
+}
+
+/// An unfinished blob. Dropped without [`commit`](Self::commit), it leaves nothing behind.
+#[derive(Debug)]
+pub struct Staged {
+    store: Store,
+    expected: Digest,
+    size: Option<u64>,
+    file: Arc<File>,
+    scratch: Leftover,
+    hasher: Hasher,
+    found: Option<Digest>,
+    written: u64,
+    room: Reservation,
+}
+
+/// Removes a scratch file that did not become content.
+#[derive(Debug)]
+struct Leftover(PathBuf);
+
+impl Drop for Leftover {
+    fn drop(&mut self) {
+        // Gone already once it was renamed; what can't be removed is swept at the next start.
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+impl Staged {
+    /// Reserves and allocates before the first byte.
+    pub(super) fn begin(store: Store, expected: &Digest, size: Option<u64>) -> Result<Self, StageError> {
+        let inner = &store.inner;
+        if inner.readonly {
+            return Err(StageError::ReadOnly);
+        }
+        let room = inner.reserve(size.unwrap_or(STEP))?;
+        let (file, path) = inner.scratch.create()?;
+        let staged = Self {
+            expected: expected.clone(),
+            size,
+            file: Arc::new(file),
+            scratch: Leftover(path),
+            hasher: Hasher::new(expected.algorithm()),
+            found: None,
+            written: 0,
+            room,
+            store,
+        };
+        staged.allocate(0, staged.room.bytes())?;
+        Ok(staged)
+    }
+
+    /// The file, for reading what is [`written`](Self::written) by position while more is appended.
+    pub fn file(&self) -> Arc<File> {
+        self.file.clone()
+    }
+
+    /// How many bytes there are.
+    pub fn written(&self) -> u64 {
+        self.written
+    }
+
+    /// Appends. Blocks on the disk, so call it on a blocking thread.
+    ///
+    /// # Errors
+    /// [`StageError::TooLong`] beyond the size that was announced, [`StageError::NoRoom`] where neither
+    /// the limit nor the disk has room even after evicting.
+    pub fn append(&mut self, bytes: &[u8]) -> Result<(), StageError> {
+        let end = self.written.saturating_add(bytes.len() as u64);
+        if let Some(size) = self.size.filter(|size| end > *size) {
+            return Err(StageError::TooLong { size });
+        }
+        if end > self.room.bytes() {
+            self.extend(end - self.room.bytes())?;
+        }
+        self.write(bytes)?;
+        self.hasher.update(bytes);
+        self.found = None;
+        self.written = end;
+        Ok(())
+    }
+
+    /// Compares digest and size of all that was appended.
+    ///
+    /// # Errors
+    /// [`Mismatch`], after which [`commit`](Self::commit) fails too.
+    pub fn verify(&mut self) -> Result<(), Mismatch> {
+        let hasher = &self.hasher;
+        let found = self.found.get_or_insert_with(|| hasher.clone().finish()).clone();
+        if found == self.expected && self.size.is_none_or(|size| size == self.written) {
+            return Ok(());
+        }
+        Err(Mismatch {
+            expected: self.expected.clone(),
+            found,
+            size: self.written,
+        })
+    }
+
+    /// Makes the blob durable and links it into repositories: after a crash it is whole or not there.
+    pub async fn commit(mut self, repositories: &[Repository]) -> Result<Blob, StageError> {
+        let repositories = repositories.to_vec();
+        tokio::task::spawn_blocking(move || {
+            self.verify().map_err(StageError::Mismatch)?;
+            let store = self.store.clone();
+            store.inner.admit(self, &repositories)
+        })
+        .await
+        .map_err(Error::from)?
+    }
+
+    /// Syncs the content and hands over its parts.
+    pub(super) fn finish(self) -> Result<Finished, IoError> {
+        self.file.sync_all().map_err(on("sync", &self.scratch.0))?;
+        Ok(Finished {
+            digest: self.expected,
+            blob: Blob {
+                file: self.file,
+                size: self.written,
+            },
+            room: self.room,
+            scratch: self.scratch,
+        })
+    }
+
+    fn extend(&mut self, missing: u64) -> Result<(), StageError> {
+        let from = self.room.bytes();
+        let more = missing.max(STEP);
+        self.store.inner.grow(&mut self.room, more)?;
+        self.allocate(from, more)
+    }
+
+    /// Full disks are found out here rather than in mid-blob. The length stays what is written.
+    fn allocate(&self, from: u64, bytes: u64) -> Result<(), StageError> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        self.store.inner.with_room(bytes, || {
+            match fallocate(&self.file, FallocateFlags::KEEP_SIZE, from, bytes) {
+                // Not every file system can; the reservation stands.
+                Ok(()) | Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => Ok(()),
+                Err(error) => Err(on("allocate room for", &self.scratch.0)(error.into())),
+            }
+        })
+    }
+
+    fn write(&self, bytes: &[u8]) -> Result<(), StageError> {
+        self.store.inner.with_room(bytes.len() as u64, || {
+            self.file
+                .write_all_at(bytes, self.written)
+                .map_err(on("write", &self.scratch.0))
+        })
+    }
+}
+
+/// A blob whose bytes are right and on the disk, in scratch.
+#[derive(Debug)]
+pub(super) struct Finished {
+    pub(super) digest: Digest,
+    pub(super) blob: Blob,
+    room: Reservation,
+    scratch: Leftover,
+}
+
+impl Finished {
+    /// Moves it to its place.
+    pub(super) fn place(self, inner: &Inner) -> Result<Blob, IoError> {
+        super::durable::place(&self.scratch.0, &inner.layout.blob_data(&self.digest))?;
+        self.room.keep(self.blob.size);
+        Ok(self.blob)
+    }
+}

@@ -1,0 +1,96 @@
+//! Tags: links that move, and when upstream last confirmed them.
+
+use std::fs;
+use std::io::ErrorKind;
+
+use crate::digest::Digest;
+use crate::name::{Repository, Tag};
+use crate::store::durable::on;
+use crate::store::{CachedTag, Error, Inner, StageError, Store, link};
+
+impl Store {
+    /// What a tag pointed to when upstream was last asked.
+    pub async fn tag(&self, repository: &Repository, tag: &Tag) -> Result<Option<CachedTag>, Error> {
+        if let Some(cached) = self.inner.hits.tag(repository, tag) {
+            return Ok(Some(cached));
+        }
+        let (repository, tag) = (repository.clone(), tag.clone());
+        self.blocking(move |inner| inner.load_tag(&repository, &tag))
+            .await
+    }
+
+    /// Upstream just said that a tag points to this digest.
+    pub async fn put_tag(
+        &self,
+        repository: &Repository,
+        tag: &Tag,
+        digest: &Digest,
+    ) -> Result<(), StageError> {
+        let (repository, tag, digest) = (repository.clone(), tag.clone(), digest.clone());
+        self.blocking(move |inner| inner.save_tag(&repository, &tag, &digest))
+            .await
+    }
+
+    /// The tags cached of a repository, sorted.
+    pub async fn tags(&self, repository: &Repository) -> Result<Vec<String>, Error> {
+        let repository = repository.clone();
+        self.blocking(move |inner| inner.list_tags(&repository)).await
+    }
+}
+
+impl Inner {
+    fn load_tag(&self, repository: &Repository, tag: &Tag) -> Result<Option<CachedTag>, Error> {
+        let Some(digest) = link::read(&self.layout.tag_current(repository, tag))? else {
+            return Ok(None);
+        };
+        let cached = CachedTag {
+            digest,
+            validated: self.opened,
+            proven: false,
+        };
+        self.hits.hold_tag(repository, tag, cached.clone());
+        Ok(Some(cached))
+    }
+
+    fn save_tag(&self, repository: &Repository, tag: &Tag, digest: &Digest) -> Result<(), StageError> {
+        if self.readonly {
+            return Err(StageError::ReadOnly);
+        }
+        link::write(
+            &self.scratch,
+            &self.layout.tag_index(repository, tag, digest),
+            digest,
+        )?;
+        link::write(&self.scratch, &self.layout.tag_current(repository, tag), digest)?;
+        let cached = CachedTag {
+            digest: digest.clone(),
+            validated: self.clock.now(),
+            proven: true,
+        };
+        self.hits.hold_tag(repository, tag, cached);
+        Ok(())
+    }
+
+    fn list_tags(&self, repository: &Repository) -> Result<Vec<String>, Error> {
+        let directory = self.layout.tags(repository);
+        let entries = match fs::read_dir(&directory) {
+            Ok(entries) => entries,
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+                return Ok(Vec::new());
+            }
+            Err(error) => return Err(on("list", &directory)(error).into()),
+        };
+        let mut tags = Vec::new();
+        for entry in entries {
+            let name = entry.map_err(on("list", &directory))?.file_name();
+            let Some(tag) = name.to_str().and_then(|name| name.parse::<Tag>().ok()) else {
+                continue;
+            };
+            if link::read(&self.layout.tag_current(repository, &tag))?.is_some() {
+                tags.push(tag.as_str().to_owned());
+            }
+        }
+        tags.sort_unstable();
+        Ok(tags)
+    }
+}
