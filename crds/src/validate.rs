@@ -174,11 +174,10 @@ fn complete(document: &Value, stored: Option<&Value>) -> Value {
 }
 
 fn broken_rules(object: &Value, stored: Option<&Value>) -> Vec<Violation> {
-    match Validator::new().validate_compiled(&SCHEMA.rules, object, stored) {
-        Ok(()) => Vec::new(),
-        Err(errors) => errors
-            .into_iter()
-            .map(|error| Violation::new(error.field_path, error.message))
-            .collect(),
-    }
+    let verdict = Validator::new().validate_compiled(&SCHEMA.rules, object, stored);
+    let errors = verdict.err().into_iter().flatten();
+    // A field that a rule of the root names comes with the dot that every rule puts before it.
+    errors
+        .map(|error| Violation::new(error.field_path.trim_start_matches('.'), error.message))
+        .collect()
 }

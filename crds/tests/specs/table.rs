@@ -1,0 +1,81 @@
+//! The table of specs, for the test without and the one with an API server.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+/// What `specs.yaml` holds.
+#[derive(Deserialize)]
+pub(crate) struct Table {
+    /// Specs that are accepted.
+    pub(crate) accepted: Vec<Creation>,
+    /// Specs that are refused.
+    pub(crate) refused: Vec<Creation>,
+    /// Changes of what is stored.
+    pub(crate) changes: Vec<Change>,
+}
+
+/// A document to create.
+#[derive(Deserialize)]
+pub(crate) struct Creation {
+    /// What it shows.
+    pub(crate) name: String,
+    metadata: Option<Value>,
+    spec: Option<Value>,
+    /// The fields that are objected to, and part of what is said about each.
+    #[serde(default)]
+    pub(crate) refused: BTreeMap<String, String>,
+}
+
+/// A spec that is stored, and one to put in its place.
+#[derive(Deserialize)]
+pub(crate) struct Change {
+    /// What it shows.
+    pub(crate) name: String,
+    from: Value,
+    /// What the operator reported before.
+    pub(crate) status: Option<Value>,
+    to: Value,
+    /// The fields that are objected to, and part of what is said about each.
+    #[serde(default)]
+    pub(crate) refused: BTreeMap<String, String>,
+}
+
+impl Table {
+    /// Reads it.
+    pub(crate) fn read() -> Result<Self, serde_saphyr::Error> {
+        // The table leans on a few anchors more than the parser lets a stranger's document do.
+        let options = serde_saphyr::options! { budget: None };
+        serde_saphyr::from_str_with_options(include_str!("../specs.yaml"), options)
+    }
+}
+
+impl Creation {
+    /// The whole document.
+    pub(crate) fn document(&self) -> Value {
+        let metadata = self.metadata.clone().unwrap_or_else(|| json!({"name": "mirror"}));
+        let mut document = document(&metadata, &Value::Null);
+        match &self.spec {
+            Some(spec) => document["spec"] = spec.clone(),
+            None => drop(document.as_object_mut().and_then(|fields| fields.remove("spec"))),
+        }
+        document
+    }
+}
+
+impl Change {
+    /// What is stored under that name, without its status.
+    pub(crate) fn stored(&self, name: &str) -> Value {
+        document(&json!({"name": name}), &self.from)
+    }
+
+    /// What is to take its place.
+    pub(crate) fn wanted(&self, name: &str) -> Value {
+        document(&json!({"name": name}), &self.to)
+    }
+}
+
+fn document(metadata: &Value, spec: &Value) -> Value {
+    json!({"apiVersion": "registrymirror.io/v1alpha1", "kind": "RegistryMirror", "metadata": metadata, "spec": spec})
+}
