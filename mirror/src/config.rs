@@ -1,23 +1,38 @@
 //! The configuration that the server runs by.
 //!
-//! [`file`] is the format (Distribution's `config.yml` and our extension of it); the types here are
-//! what it means: defaults filled in, addresses and patterns checked, secrets wrapped.
+//! [`file`] is the format (Distribution's `config.yml` and our extension of it), the environment is put over
+//! it as Distribution does, and the types here are what it means: defaults filled in, addresses and patterns
+//! checked, secrets wrapped. What else Distribution knows is accepted with a notice or refused.
 
+pub mod duration;
+mod environment;
+mod error;
+pub mod file;
 pub mod globs;
 pub mod health;
+pub mod host;
 pub mod http;
+mod keys;
 pub mod log;
+mod overlay;
 pub mod proxy;
 pub mod size;
+mod write;
 
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 
+pub use error::{Error, Notice};
 pub use globs::Globs;
 pub use health::Health;
 pub use http::Http;
 pub use log::Log;
 pub use proxy::{Cache, Proxy, Trust, TtlFrom, Upstream, UpstreamTls};
 pub use size::MaxSize;
+
+use file::File;
+
+const DEFAULT_ROOT: &str = "/var/lib/registry";
 
 /// Everything the server needs to know to run.
 #[derive(Clone, Debug, PartialEq)]
@@ -45,4 +60,75 @@ pub struct Htpasswd {
     pub realm: String,
     /// The file; only its bcrypt entries count.
     pub path: PathBuf,
+}
+
+/// Reads the file, if there is one, puts the `REGISTRY_*` variables over it, and makes sense of the result.
+/// The notices tell what has no effect.
+///
+/// # Errors
+/// A file that cannot be read, keys or values that are unknown, refused or do not fit.
+pub fn load(
+    path: Option<&Path>,
+    environment: impl Iterator<Item = (String, String)>,
+) -> Result<(Config, Vec<Notice>), Error> {
+    let mut file = match path {
+        Some(path) => read(path)?,
+        None => File::default(),
+    };
+    let mut notices = environment::apply(&mut file, environment)?;
+    notices.extend(keys::without_effect(&file));
+    Ok((Config::new(&file)?, notices))
+}
+
+fn read(path: &Path) -> Result<File, Error> {
+    let unreadable = |source| Error::Unreadable {
+        path: path.to_owned(),
+        source,
+    };
+    let yaml = fs::read_to_string(path).map_err(unreadable)?;
+    File::parse(&yaml).map_err(|error| error.of(path))
+}
+
+impl Config {
+    /// What a file means.
+    ///
+    /// # Errors
+    /// The first key that is refused or does not fit.
+    pub fn new(file: &File) -> Result<Self, Error> {
+        keys::refuse(file)?;
+        Ok(Self {
+            log: Log::new(file)?,
+            root: root(file)?,
+            readonly: file.storage.maintenance.readonly.enabled,
+            http: Http::new(&file.http)?,
+            health: Health::new(&file.health)?,
+            access: access(&file.auth)?,
+            proxy: Proxy::new(&file.proxy)?,
+        })
+    }
+}
+
+fn root(file: &File) -> Result<PathBuf, Error> {
+    let root = file.storage.filesystem.root_directory.as_deref();
+    match root.unwrap_or(DEFAULT_ROOT) {
+        "" => Err(Error::invalid(
+            "storage.filesystem.rootdirectory",
+            "must not be empty",
+        )),
+        root => Ok(root.into()),
+    }
+}
+
+fn access(auth: &file::Auth) -> Result<Option<Htpasswd>, Error> {
+    let Some(htpasswd) = &auth.htpasswd else {
+        return Ok(None);
+    };
+    let required = |value: &Option<String>, key| match value.as_deref() {
+        None | Some("") => Err(Error::invalid(key, "must be set to require users")),
+        Some(value) => Ok(value.to_owned()),
+    };
+    Ok(Some(Htpasswd {
+        realm: required(&htpasswd.realm, "auth.htpasswd.realm")?,
+        path: required(&htpasswd.path, "auth.htpasswd.path")?.into(),
+    }))
 }

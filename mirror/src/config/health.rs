@@ -3,7 +3,18 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use ::http::{HeaderMap, StatusCode, Uri};
+use ::http::{HeaderMap, StatusCode};
+use url::Url;
+
+use super::duration::GoDuration;
+use super::http::headers;
+use super::{Error, file};
+
+const DEFAULT_INTERVAL: Duration = Duration::from_secs(10);
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A bare number counts nanoseconds, which is seldom meant and never sensible.
+const SHORTEST_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The checks; each runs at its interval.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -40,7 +51,7 @@ pub struct FileCheck {
 #[derive(Clone, Debug, PartialEq)]
 pub struct HttpCheck {
     /// Asked with HEAD.
-    pub uri: Uri,
+    pub uri: Url,
     /// Sent along.
     pub headers: HeaderMap,
     /// What it must answer.
@@ -60,4 +71,131 @@ pub struct TcpCheck {
     pub timeout: Duration,
     /// How often.
     pub pace: Pace,
+}
+
+impl Health {
+    pub(super) fn new(health: &file::Health) -> Result<Self, Error> {
+        let storage = &health.storage;
+        Ok(Self {
+            storage: storage.enabled.then(|| pace(storage.interval, storage.threshold)),
+            files: health
+                .files
+                .iter()
+                .enumerate()
+                .map(file_check)
+                .collect::<Result<_, _>>()?,
+            http: health
+                .http
+                .iter()
+                .enumerate()
+                .map(http_check)
+                .collect::<Result<_, _>>()?,
+            tcp: health
+                .tcp
+                .iter()
+                .enumerate()
+                .map(tcp_check)
+                .collect::<Result<_, _>>()?,
+        })
+    }
+}
+
+fn pace(interval: Option<GoDuration>, threshold: Option<u32>) -> Pace {
+    let interval = interval
+        .and_then(GoDuration::positive)
+        .unwrap_or(DEFAULT_INTERVAL);
+    Pace {
+        interval: interval.max(SHORTEST_INTERVAL),
+        threshold: threshold.unwrap_or(1).max(1),
+    }
+}
+
+fn timeout(timeout: Option<GoDuration>) -> Duration {
+    timeout.and_then(GoDuration::positive).unwrap_or(DEFAULT_TIMEOUT)
+}
+
+fn file_check((index, check): (usize, &file::FileChecker)) -> Result<FileCheck, Error> {
+    if check.file.is_empty() {
+        return Err(Error::invalid(
+            format!("health.file[{index}].file"),
+            "must be set",
+        ));
+    }
+    Ok(FileCheck {
+        path: PathBuf::from(&check.file),
+        pace: pace(check.interval, check.threshold),
+    })
+}
+
+fn http_check((index, check): (usize, &file::HttpChecker)) -> Result<HttpCheck, Error> {
+    let key = |name: &str| format!("health.http[{index}].{name}");
+    let status = check.status_code.filter(|code| *code != 0).unwrap_or(200);
+    Ok(HttpCheck {
+        uri: Url::parse(&check.uri).map_err(|e| Error::invalid(key("uri"), e))?,
+        headers: headers(&key("headers"), &check.headers)?,
+        status: StatusCode::from_u16(status).map_err(|e| Error::invalid(key("statuscode"), e))?,
+        timeout: timeout(check.timeout),
+        pace: pace(check.interval, check.threshold),
+    })
+}
+
+fn tcp_check((index, check): (usize, &file::TcpChecker)) -> Result<TcpCheck, Error> {
+    if check
+        .addr
+        .rsplit_once(':')
+        .is_none_or(|(_, port)| port.parse::<u16>().is_err())
+    {
+        let key = format!("health.tcp[{index}].addr");
+        return Err(Error::invalid(key, "expected host:port"));
+    }
+    Ok(TcpCheck {
+        addr: check.addr.clone(),
+        timeout: timeout(check.timeout),
+        pace: pace(check.interval, check.threshold),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::file::File;
+    use test_case::test_case;
+
+    fn health(yaml: &str) -> Result<Health, Error> {
+        Health::new(&File::parse(&format!("health: {yaml}"))?.health)
+    }
+
+    #[test]
+    fn the_storage_check_runs_only_where_it_is_enabled() {
+        assert_eq!(health("{storagedriver: {interval: 1s}}").unwrap().storage, None);
+        let pace = health("{storagedriver: {enabled: true}}")
+            .unwrap()
+            .storage
+            .unwrap();
+        assert_eq!((pace.interval, pace.threshold), (DEFAULT_INTERVAL, 1));
+    }
+
+    #[test]
+    fn checks_have_distributions_defaults() {
+        let health =
+            health("{file: [{file: /down}], http: [{uri: 'http://a/'}], tcp: [{addr: 'b:1'}]}").unwrap();
+        assert_eq!(health.files[0].pace.interval, DEFAULT_INTERVAL);
+        assert_eq!(health.http[0].status, StatusCode::OK);
+        assert_eq!(health.tcp[0].timeout, DEFAULT_TIMEOUT);
+    }
+
+    #[test]
+    fn an_interval_of_nanoseconds_does_not_keep_a_core_busy() {
+        let health = health("{file: [{file: /down, interval: 10, threshold: 3}]}").unwrap();
+        assert_eq!(health.files[0].pace.interval, SHORTEST_INTERVAL);
+        assert_eq!(health.files[0].pace.threshold, 3);
+    }
+
+    #[test_case("{file: [{}]}" => "health.file[0].file: must be set")]
+    #[test_case("{http: [{uri: a}]}" => "health.http[0].uri: relative URL without a base")]
+    #[test_case("{http: [{uri: 'http://a', statuscode: 7}]}" => "health.http[0].statuscode: invalid status code")]
+    #[test_case("{tcp: [{addr: a}]}" => "health.tcp[0].addr: expected host:port")]
+    fn what_makes_no_sense_is_named(yaml: &str) -> String {
+        health(yaml).unwrap_err().to_string()
+    }
 }

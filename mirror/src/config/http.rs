@@ -1,9 +1,17 @@
 //! The listener and the admin port (`http`).
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use ::http::HeaderMap;
+use ::http::{HeaderMap, HeaderName, HeaderValue};
+
+use super::{Error, file};
+
+const DEFAULT_ADDR: &str = ":5000";
+
+/// Below the 30 s that Kubernetes leaves a Pod by default.
+const DEFAULT_DRAIN: Duration = Duration::from_secs(25);
 
 /// Where and how clients are served.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,4 +63,200 @@ pub struct Admin {
     pub addr: String,
     /// Where Prometheus finds the metrics; `None`: nowhere.
     pub metrics_path: Option<String>,
+}
+
+impl Http {
+    pub(super) fn new(http: &file::Http) -> Result<Self, Error> {
+        Ok(Self {
+            listen: listen(http)?,
+            prefix: prefix(http.prefix.as_deref())?,
+            headers: headers("http.headers", &http.headers)?,
+            tls: tls(&http.tls)?,
+            http2: !http.http2.disabled,
+            drain_timeout: http
+                .drain_timeout
+                .map_or(DEFAULT_DRAIN, |d| d.positive().unwrap_or_default()),
+            admin: admin(&http.debug)?,
+        })
+    }
+}
+
+fn listen(http: &file::Http) -> Result<Listen, Error> {
+    match (http.net.as_deref(), http.addr.as_deref()) {
+        (None | Some("" | "tcp"), addr) => {
+            let addr = addr.filter(|addr| !addr.is_empty()).unwrap_or(DEFAULT_ADDR);
+            Ok(Listen::Tcp(host_port("http.addr", addr)?))
+        }
+        (Some("unix"), None | Some("")) => Err(Error::invalid(
+            "http.addr",
+            "must be the path of a socket as http.net is unix",
+        )),
+        (Some("unix"), Some(path)) => Ok(Listen::Unix(path.into())),
+        (Some(_), _) => Err(Error::invalid("http.net", "expected tcp or unix")),
+    }
+}
+
+fn host_port(key: &str, addr: &str) -> Result<String, Error> {
+    let port = addr
+        .rsplit_once(':')
+        .and_then(|(_, port)| port.parse::<u16>().ok());
+    match port {
+        Some(_) => Ok(addr.to_owned()),
+        None => Err(Error::invalid(
+            key,
+            format!("expected host:port or :port, got {addr:?}"),
+        )),
+    }
+}
+
+fn prefix(prefix: Option<&str>) -> Result<String, Error> {
+    let inner = prefix.unwrap_or_default().trim_matches('/');
+    if !inner
+        .bytes()
+        .all(|b| b.is_ascii_alphanumeric() || b"/-._~".contains(&b))
+    {
+        return Err(Error::invalid(
+            "http.prefix",
+            "expected a path like /registry/ of letters, digits, -._~",
+        ));
+    }
+    Ok(if inner.is_empty() {
+        "/".to_owned()
+    } else {
+        format!("/{inner}/")
+    })
+}
+
+/// Headers as Distribution writes them: a list of values for each name.
+pub(super) fn headers(key: &str, headers: &BTreeMap<String, Vec<String>>) -> Result<HeaderMap, Error> {
+    let mut map = HeaderMap::new();
+    for (name, values) in headers {
+        let key = || format!("{key}.{name}");
+        let name = HeaderName::try_from(name.as_str()).map_err(|e| Error::invalid(key(), e))?;
+        for value in values {
+            let value = HeaderValue::try_from(value.as_str()).map_err(|e| Error::invalid(key(), e))?;
+            map.append(&name, value);
+        }
+    }
+    Ok(map)
+}
+
+fn tls(tls: &file::Tls) -> Result<Option<Tls>, Error> {
+    let set = |value: &Option<String>| value.as_deref().filter(|v| !v.is_empty()).map(PathBuf::from);
+    let (certificate, key) = match (set(&tls.certificate), set(&tls.key)) {
+        (None, None) if tls.client_cas.is_empty() => return Ok(None),
+        (Some(certificate), Some(key)) => (certificate, key),
+        (None, _) => return Err(Error::invalid("http.tls.certificate", "must be set to serve TLS")),
+        (_, None) => return Err(Error::invalid("http.tls.key", "must be set to serve TLS")),
+    };
+    Ok(Some(Tls {
+        certificate,
+        key,
+        client_cas: tls.client_cas.iter().map(PathBuf::from).collect(),
+        client_optional: match tls.client_auth.as_deref() {
+            None | Some("" | "require-and-verify-client-cert") => false,
+            Some("verify-client-cert-if-given") => true,
+            Some(_) => {
+                let known = "expected require-and-verify-client-cert or verify-client-cert-if-given";
+                return Err(Error::invalid("http.tls.clientauth", known));
+            }
+        },
+        only_tls13: match tls.minimum_tls.as_deref() {
+            None | Some("" | "tls1.0" | "tls1.1" | "tls1.2") => false,
+            Some("tls1.3") => true,
+            Some(_) => return Err(Error::invalid("http.tls.minimumtls", "expected tls1.2 or tls1.3")),
+        },
+    }))
+}
+
+fn admin(debug: &file::Debug) -> Result<Option<Admin>, Error> {
+    let Some(addr) = debug.addr.as_deref().filter(|addr| !addr.is_empty()) else {
+        return Ok(None);
+    };
+    let path = debug.prometheus.path.as_deref().unwrap_or("/metrics");
+    if !path.starts_with('/') {
+        return Err(Error::invalid(
+            "http.debug.prometheus.path",
+            "must start with a slash",
+        ));
+    }
+    Ok(Some(Admin {
+        addr: host_port("http.debug.addr", addr)?,
+        metrics_path: (debug.prometheus.enabled != Some(false)).then(|| path.to_owned()),
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::file::File;
+    use test_case::test_case;
+
+    fn http(yaml: &str) -> Result<Http, Error> {
+        Http::new(&File::parse(&format!("http: {yaml}"))?.http)
+    }
+
+    #[test_case("{}" => Listen::Tcp(":5000".into()))]
+    #[test_case("{addr: 'localhost:5000', net: tcp}" => Listen::Tcp("localhost:5000".into()))]
+    #[test_case("{addr: '[::1]:0'}" => Listen::Tcp("[::1]:0".into()))]
+    #[test_case("{addr: /run/m.sock, net: unix}" => Listen::Unix("/run/m.sock".into()))]
+    fn addresses(yaml: &str) -> Listen {
+        http(yaml).unwrap().listen
+    }
+
+    #[test_case("{}" => "/")]
+    #[test_case("{prefix: /}" => "/")]
+    #[test_case("{prefix: /a/b/}" => "/a/b/")]
+    #[test_case("{prefix: a}" => "/a/"; "slashes are added")]
+    fn prefixes(yaml: &str) -> String {
+        http(yaml).unwrap().prefix
+    }
+
+    #[test]
+    fn drain_is_below_what_kubernetes_waits_unless_it_is_set() {
+        assert_eq!(http("{}").unwrap().drain_timeout, Duration::from_secs(25));
+        assert_eq!(
+            http("{draintimeout: 60s}").unwrap().drain_timeout,
+            Duration::from_mins(1)
+        );
+        assert_eq!(http("{draintimeout: 0}").unwrap().drain_timeout, Duration::ZERO);
+    }
+
+    #[test]
+    fn the_admin_port_opens_with_metrics_unless_they_are_turned_off() {
+        let admin = |yaml| http(yaml).unwrap().admin;
+        assert_eq!(admin("{}"), None);
+        let on = admin("{debug: {addr: ':5001'}}").unwrap();
+        assert_eq!(on.metrics_path.as_deref(), Some("/metrics"));
+        let off = admin("{debug: {addr: ':5001', prometheus: {enabled: false}}}").unwrap();
+        assert_eq!(off.metrics_path, None);
+    }
+
+    #[test]
+    fn tls_has_its_versions_and_client_authorities() {
+        let yaml = "{tls: {certificate: /c, key: /k, clientcas: [/ca], minimumtls: tls1.3, \
+                    clientauth: verify-client-cert-if-given}}";
+        let tls = http(yaml).unwrap().tls.unwrap();
+        assert!(tls.only_tls13 && tls.client_optional);
+        assert_eq!(tls.client_cas, [PathBuf::from("/ca")]);
+    }
+
+    #[test]
+    fn all_values_of_a_header_are_kept() {
+        let headers = http("{headers: {X-A: [b, c]}}").unwrap().headers;
+        assert_eq!(headers.get_all("x-a").iter().collect::<Vec<_>>(), ["b", "c"]);
+    }
+
+    #[test_case("{addr: localhost}" => "http.addr: expected host:port or :port, got \"localhost\"")]
+    #[test_case("{addr: ':70000'}" => "http.addr: expected host:port or :port, got \":70000\"")]
+    #[test_case("{net: unix}" => "http.addr: must be the path of a socket as http.net is unix")]
+    #[test_case("{net: udp}" => "http.net: expected tcp or unix")]
+    #[test_case("{tls: {certificate: /c}}" => "http.tls.key: must be set to serve TLS")]
+    #[test_case("{tls: {clientcas: [/c]}}" => "http.tls.certificate: must be set to serve TLS")]
+    #[test_case("{headers: {'a b': [c]}}" => "http.headers.a b: invalid HTTP header name")]
+    #[test_case("{prefix: '/a?b/'}" => "http.prefix: expected a path like /registry/ of letters, digits, -._~")]
+    #[test_case("{debug: {addr: '5001'}}" => "http.debug.addr: expected host:port or :port, got \"5001\"")]
+    fn what_makes_no_sense_is_named(yaml: &str) -> String {
+        http(yaml).unwrap_err().to_string()
+    }
 }

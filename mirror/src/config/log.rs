@@ -2,6 +2,13 @@
 
 use std::collections::BTreeMap;
 
+use serde::{Deserialize, Deserializer, Serialize, de};
+use serde_json::Value;
+
+use super::Error;
+use super::file::File;
+use super::overlay::Overlay;
+
 /// The log's shape.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Log {
@@ -16,7 +23,8 @@ pub struct Log {
 }
 
 /// How important a line is, by Distribution's names.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Level {
     /// Only what failed.
     Error,
@@ -37,4 +45,78 @@ pub enum Format {
     Text,
     /// For machines.
     Json,
+}
+
+impl Overlay for Level {}
+
+impl<'de> Deserialize<'de> for Level {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match String::deserialize(deserializer)?.to_lowercase().as_str() {
+            "error" => Ok(Self::Error),
+            "warn" => Ok(Self::Warn),
+            "info" => Ok(Self::Info),
+            "debug" => Ok(Self::Debug),
+            _ => Err(de::Error::custom(
+                "not a level: expected error, warn, info or debug",
+            )),
+        }
+    }
+}
+
+impl Log {
+    pub(super) fn new(file: &File) -> Result<Self, Error> {
+        let log = &file.log;
+        let format = match log.formatter.as_deref() {
+            None | Some("" | "text") => Format::Text,
+            Some("json" | "logstash") => Format::Json,
+            Some(_) => return Err(Error::invalid("log.formatter", "expected text, json or logstash")),
+        };
+        let plain = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        Ok(Self {
+            level: log.level.or(file.loglevel).unwrap_or_default(),
+            format,
+            fields: log.fields.iter().map(|(k, v)| (k.clone(), plain(v))).collect(),
+            access: !log.access_log.disabled,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use test_case::test_case;
+
+    fn log(yaml: &str) -> Result<Log, Error> {
+        Log::new(&File::parse(yaml)?)
+    }
+
+    #[test_case("{}" => Level::Info)]
+    #[test_case("log: {level: DEBUG}" => Level::Debug)]
+    #[test_case("loglevel: error" => Level::Error)]
+    #[test_case("{loglevel: error, log: {level: warn}}" => Level::Warn; "the newer key wins")]
+    fn levels(yaml: &str) -> Level {
+        log(yaml).unwrap().level
+    }
+
+    #[test_case("{}" => Format::Text)]
+    #[test_case("log: {formatter: json}" => Format::Json)]
+    #[test_case("log: {formatter: logstash}" => Format::Json)]
+    fn formats(yaml: &str) -> Format {
+        log(yaml).unwrap().format
+    }
+
+    #[test]
+    fn fields_are_texts_whatever_their_type() {
+        let fields = log("log: {fields: {service: registry, shard: 7}}")
+            .unwrap()
+            .fields;
+        assert_eq!(fields["service"], "registry");
+        assert_eq!(fields["shard"], "7");
+    }
+
+    #[test_case("log: {level: loud}" => "line 1: log.level: not a level: expected error, warn, info or debug")]
+    #[test_case("log: {formatter: xml}" => "log.formatter: expected text, json or logstash")]
+    fn what_nobody_knows_is_an_error(yaml: &str) -> String {
+        log(yaml).unwrap_err().to_string()
+    }
 }

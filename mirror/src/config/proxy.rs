@@ -1,13 +1,21 @@
 //! The upstreams, and how long what they gave is kept (`proxy`).
 
+mod upstreams;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use url::Url;
 
-use crate::config::{Globs, MaxSize};
+use super::duration::GoDuration;
+use super::overlay::Overlay;
+use super::{Error, Globs, MaxSize, file};
 use crate::credentials::Credential;
 use crate::name::{Host, RepositoryName};
+
+const WEEK: Duration = Duration::from_hours(7 * 24);
+const MONTH: Duration = Duration::from_hours(30 * 24);
 
 /// The pull-through.
 #[derive(Clone, Debug, PartialEq)]
@@ -93,11 +101,117 @@ pub struct Cache {
 }
 
 /// What the time to live counts from.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum TtlFrom {
     /// The last time a client asked for it.
     LastUse,
     /// The time it was fetched, as Distribution has it.
     #[default]
     FirstFetch,
+}
+
+impl Overlay for TtlFrom {}
+
+impl Proxy {
+    pub(super) fn new(proxy: &file::Proxy) -> Result<Self, Error> {
+        let directory = proxy.credentials_directory.as_deref();
+        Ok(Self {
+            upstreams: upstreams::all(proxy)?,
+            cache: Cache::new(proxy)?,
+            credentials_directory: directory.filter(|d| !d.is_empty()).map(PathBuf::from),
+        })
+    }
+}
+
+impl Cache {
+    fn new(proxy: &file::Proxy) -> Result<Self, Error> {
+        let cache = &proxy.cache;
+        Ok(Self {
+            ttl: proxy.ttl.map_or(Some(WEEK), GoDuration::positive),
+            ttl_from: cache.ttl_from.unwrap_or_default(),
+            tag_ttl: cache.tag_ttl.and_then(GoDuration::positive).unwrap_or_default(),
+            stale_if_error: cache
+                .stale_if_error
+                .map_or(WEEK, |stale| stale.positive().unwrap_or_default()),
+            max_size: cache.max_size,
+            pinned: Globs::new(&cache.pinned).map_err(|e| Error::invalid("proxy.cache.pinned", e))?,
+            offline: cache.offline,
+            scrub_period: cache.scrub_period.map_or(Some(MONTH), GoDuration::positive),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::file::File;
+    use test_case::test_case;
+
+    fn proxy(yaml: &str) -> Result<Proxy, Error> {
+        Proxy::new(&File::parse(&format!("proxy: {yaml}"))?.proxy)
+    }
+
+    fn cache(yaml: &str) -> Cache {
+        proxy(&format!("{{remoteurl: 'https://a', {yaml}}}"))
+            .unwrap()
+            .cache
+    }
+
+    #[test]
+    fn without_our_extension_the_cache_behaves_as_distributions() {
+        let cache = cache("");
+        assert_eq!(cache.ttl, Some(WEEK));
+        assert_eq!(cache.ttl_from, TtlFrom::FirstFetch);
+        assert_eq!(cache.tag_ttl, Duration::ZERO);
+        assert_eq!(cache.stale_if_error, WEEK);
+        assert_eq!(cache.max_size, None);
+        assert_eq!(cache.scrub_period, Some(MONTH));
+    }
+
+    #[test_case("ttl: 48h" => Some(Duration::from_hours(48)))]
+    #[test_case("ttl: 0" => None; "zero never expires")]
+    #[test_case("ttl: 0s" => None)]
+    #[test_case("ttl: -1h" => None; "nor does less than zero")]
+    #[test_case("ttl: " => Some(WEEK); "no value is absent")]
+    fn ttls(yaml: &str) -> Option<Duration> {
+        cache(yaml).ttl
+    }
+
+    #[test]
+    fn the_extension_sets_all_of_the_cache() {
+        let cache = cache(
+            "cache: {ttlfrom: LastUse, tagttl: 5m, staleiferror: 0, maxsize: 90%, scrubperiod: 0, \
+             offline: true, pinned: ['docker.io/library/*:*']}",
+        );
+        assert_eq!(cache.ttl_from, TtlFrom::LastUse);
+        assert_eq!(cache.tag_ttl, Duration::from_mins(5));
+        assert_eq!(cache.stale_if_error, Duration::ZERO);
+        assert_eq!(cache.max_size, Some(MaxSize::Percent(90)));
+        assert_eq!(cache.scrub_period, None);
+        assert!(cache.offline && cache.pinned.matches("docker.io/library/nginx:1"));
+    }
+
+    #[test_case("{remoteurl: 'https://a', cache: {pinned: ['a[']}}", "proxy.cache.pinned")]
+    #[test_case("{remoteurl: 'https://a', cache: {maxsize: 90m}}", "not a size")]
+    #[test_case("{remoteurl: 'https://a', cache: {ttlfrom: Never}}", "LastUse, FirstFetch")]
+    #[test_case("{remoteurl: 'https://a', ttl: forever}", "not a duration")]
+    fn what_makes_no_sense_is_named(yaml: &str, part: &str) {
+        let message = proxy(yaml).unwrap_err().to_string();
+        assert!(message.contains(part), "{message}");
+    }
+
+    #[test]
+    fn exclude_wins_over_include_and_no_include_admits_all() {
+        let admits = |yaml: &str, name: &str| {
+            let yaml = format!("{{upstreams: [{{host: a.example, {yaml}}}]}}");
+            proxy(&yaml).unwrap().upstreams[0].admits(&name.parse().unwrap())
+        };
+        assert!(admits("", "any/thing"));
+        assert!(admits("include: ['team/**']", "team/a/b"));
+        assert!(!admits("include: ['team/**']", "other/a"));
+        assert!(!admits(
+            "include: ['team/**'], exclude: ['team/secret']",
+            "team/secret"
+        ));
+    }
 }

@@ -1,0 +1,129 @@
+//! What can be wrong with a configuration, and what is only worth a line in the log.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// A configuration that the server does not run by. Messages name the key and never a secret.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The file cannot be read.
+    #[error("cannot read the configuration file {}: {source}", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The file is no YAML, or has keys that nobody knows, or values that do not fit.
+    #[error("{file}{place}: {reason}")]
+    Syntax {
+        /// The file and a space, or nothing.
+        file: String,
+        /// `line L: key.path`.
+        place: String,
+        /// What is wrong there.
+        reason: String,
+    },
+    /// A `REGISTRY_*` variable does not fit.
+    #[error("environment variable {variable}: {reason}")]
+    Environment {
+        /// Its name.
+        variable: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Distribution knows this key, but ignoring it would change what is safe or served.
+    #[error("{key} is not supported: {reason}")]
+    Refused {
+        /// The key's path.
+        key: String,
+        /// Why, and what to do instead.
+        reason: String,
+    },
+    /// A value makes no sense.
+    #[error("{key}: {reason}")]
+    Invalid {
+        /// The key's path.
+        key: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+/// A key or a variable that has no effect, or should be looked at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Notice {
+    /// The key's path or the variable's name.
+    pub key: String,
+    /// Why.
+    pub message: String,
+}
+
+impl fmt::Display for Notice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.key, self.message)
+    }
+}
+
+impl Error {
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "callers hand over errors and literals alike"
+    )]
+    pub(super) fn invalid(key: impl Into<String>, reason: impl ToString) -> Self {
+        Self::Invalid {
+            key: key.into(),
+            reason: reason.to_string(),
+        }
+    }
+
+    /// The parser's error at the key it had come to.
+    pub(super) fn syntax(key: &str, error: &serde_saphyr::Error) -> Self {
+        let line = error.location().map(|l| format!("line {}", l.line()));
+        // A question mark is what the path has where the key itself could not be read.
+        let key = Some(key.trim_end_matches(['?', '.'])).filter(|key| !key.is_empty());
+        let place: Vec<_> = line.into_iter().chain(key.map(str::to_owned)).collect();
+        Self::Syntax {
+            file: String::new(),
+            place: place.join(": "),
+            reason: reason(error),
+        }
+    }
+
+    /// The same error, naming the file.
+    pub(super) fn of(self, path: &Path) -> Self {
+        match self {
+            Self::Syntax { place, reason, .. } => Self::Syntax {
+                file: format!("{} ", path.display()),
+                place,
+                reason,
+            },
+            other => other,
+        }
+    }
+}
+
+/// The parser's words without its own location, and ours where it speaks to programmers.
+pub(super) fn reason(error: &serde_saphyr::Error) -> String {
+    use serde_saphyr::Error as Yaml;
+    match error.without_snippet() {
+        Yaml::SerdeUnknownField { expected, .. } => {
+            format!("unknown key; known here: {}", expected.join(", "))
+        }
+        Yaml::SerdeUnknownVariant {
+            variant, expected, ..
+        } => {
+            format!("{variant:?} is not one of {}", expected.join(", "))
+        }
+        Yaml::DuplicateMappingKey { key: Some(key), .. } => format!("the key {key} is there twice"),
+        Yaml::MultipleDocuments { .. } => "a second document starts here; one is expected".to_owned(),
+        other => {
+            let text = other.render_with_formatter(&serde_saphyr::UserMessageFormatter);
+            match text.rfind(" at line ") {
+                Some(end) => text[..end].to_owned(),
+                None => text,
+            }
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! The configuration file: Distribution's `config.yml`, version 0.1, and our extension below `proxy`.
+//!
+//! What a key means and whether it has an effect is decided when a [`Config`](super::Config) is made of it.
+//!
+//! ```
+//! use mirror::config::file::{File, Proxy, Upstream};
+//!
+//! let file = File {
+//!     proxy: Proxy {
+//!         upstreams: vec![Upstream { host: "quay.io".into(), ..Upstream::default() }],
+//!         ..Proxy::default()
+//!     },
+//!     ..File::default()
+//! };
+//! assert_eq!(file.to_yaml(), "version: 0.1\nproxy:\n  upstreams:\n  - host: quay.io\n");
+//! assert_eq!(File::parse(&file.to_yaml()).unwrap(), file);
+//! ```
+
+mod auth;
+mod health;
+mod http;
+mod log;
+mod present;
+mod proxy;
+mod storage;
+
+use serde::{Deserialize, Serialize};
+
+pub use auth::{Auth, Htpasswd};
+pub use health::{FileChecker, Health, HttpChecker, StorageChecker, TcpChecker};
+pub use http::{Debug, Http, Http2, Prometheus, Tls};
+pub use log::{AccessLog, Log};
+pub use present::Present;
+pub use proxy::{Cache, Masked, Proxy, Trust, Upstream, UpstreamTls};
+pub use storage::{Filesystem, Maintenance, ReadOnly, Storage};
+
+use super::Error;
+use super::log::Level;
+use super::overlay::{Overlay, section};
+
+/// The version of the format; there is one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Version {
+    /// `0.1`.
+    #[default]
+    #[serde(rename = "0.1")]
+    V0_1,
+}
+
+impl Overlay for Version {}
+
+section! {
+    /// A whole file. Only what is set is written.
+    File {
+        /// `0.1`, also where it is missing.
+        "version" => version: Version,
+        /// How requests and events are logged.
+        "log" => log: Log,
+        /// The log's level; `log.level` replaced it.
+        "loglevel" => loglevel: Option<Level>,
+        /// Where the cache lies.
+        "storage" => storage: Storage,
+        /// Who may pull.
+        "auth" => auth: Auth,
+        /// Refused.
+        "middleware" => middleware: Present,
+        /// Without effect.
+        "reporting" => reporting: Present,
+        /// The listener and the admin port.
+        "http" => http: Http,
+        /// Without effect.
+        "notifications" => notifications: Present,
+        /// Without effect.
+        "redis" => redis: Present,
+        /// What `/debug/health` looks at.
+        "health" => health: Health,
+        /// Without effect.
+        "catalog" => catalog: Present,
+        /// The upstreams.
+        "proxy" => proxy: Proxy,
+        /// Without effect.
+        "compatibility" => compatibility: Present,
+        /// Without effect.
+        "validation" => validation: Present,
+        /// Without effect.
+        "policy" => policy: Present,
+    }
+}
+
+impl File {
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// What is not YAML, and what is not known: named with key and line.
+    pub fn parse(yaml: &str) -> Result<Self, Error> {
+        let mut path = String::new();
+        let read = serde_saphyr::with_deserializer_from_str(yaml, |deserializer| {
+            serde_path_to_error::deserialize(deserializer).map_err(|e| {
+                path = e.path().to_string();
+                e.into_inner()
+            })
+        });
+        read.map_err(|e| Error::syntax(&path, e.without_snippet()))
+    }
+
+    /// Writes the file. Secrets are masked: what must reach a server goes into its credentials directory.
+    ///
+    /// # Panics
+    /// Never: texts, numbers, lists, and maps whose keys are texts can all be written.
+    #[expect(clippy::expect_used, reason = "no serializer refuses these types")]
+    pub fn to_yaml(&self) -> String {
+        let sections = serde_saphyr::to_string(self).expect("serializable");
+        // The version is the default, which is not written otherwise.
+        let sections = if sections == "{}\n" { "" } else { &sections };
+        format!("version: 0.1\n{sections}")
+    }
+}

@@ -1,0 +1,289 @@
+//! The effective configuration as a file, for people to read: everything filled in, secrets masked.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use ::http::HeaderMap;
+use serde_json::Value;
+
+use super::health::Pace;
+use super::http::{Listen, Tls};
+use super::log::Format;
+use super::{Cache, Config, Health, Http, Log, Proxy, Upstream, file};
+use crate::credentials::Credential;
+
+impl From<&Config> for file::File {
+    /// A file that means the same, but for masked secrets.
+    fn from(config: &Config) -> Self {
+        Self {
+            log: log(&config.log),
+            storage: file::Storage {
+                filesystem: file::Filesystem {
+                    root_directory: Some(text(&config.root)),
+                    ..file::Filesystem::default()
+                },
+                maintenance: file::Maintenance {
+                    readonly: file::ReadOnly {
+                        enabled: config.readonly,
+                    },
+                    ..file::Maintenance::default()
+                },
+                ..file::Storage::default()
+            },
+            auth: file::Auth {
+                htpasswd: config.access.as_ref().map(|access| file::Htpasswd {
+                    realm: Some(access.realm.clone()),
+                    path: Some(text(&access.path)),
+                }),
+                ..file::Auth::default()
+            },
+            http: http(&config.http),
+            health: health(&config.health),
+            proxy: proxy(&config.proxy),
+            ..Self::default()
+        }
+    }
+}
+
+fn text(path: &Path) -> String {
+    path.display().to_string()
+}
+
+fn log(log: &Log) -> file::Log {
+    let formatter = match log.format {
+        Format::Text => "text",
+        Format::Json => "json",
+    };
+    let fields = log.fields.iter();
+    file::Log {
+        access_log: file::AccessLog {
+            disabled: !log.access,
+        },
+        level: Some(log.level),
+        formatter: Some(formatter.to_owned()),
+        fields: fields
+            .map(|(key, value)| (key.clone(), Value::from(value.as_str())))
+            .collect(),
+        ..file::Log::default()
+    }
+}
+
+fn http(http: &Http) -> file::Http {
+    let (net, addr) = match &http.listen {
+        Listen::Tcp(addr) => ("tcp", addr.clone()),
+        Listen::Unix(path) => ("unix", text(path)),
+    };
+    let admin = http.admin.as_ref();
+    file::Http {
+        addr: Some(addr),
+        net: Some(net.to_owned()),
+        prefix: Some(http.prefix.clone()),
+        drain_timeout: Some(http.drain_timeout.into()),
+        tls: http.tls.as_ref().map(tls).unwrap_or_default(),
+        headers: headers(&http.headers),
+        debug: admin.map_or_else(file::Debug::default, |admin| file::Debug {
+            addr: Some(admin.addr.clone()),
+            prometheus: file::Prometheus {
+                enabled: Some(admin.metrics_path.is_some()),
+                path: admin.metrics_path.clone(),
+            },
+        }),
+        http2: file::Http2 {
+            disabled: !http.http2,
+        },
+        ..file::Http::default()
+    }
+}
+
+fn tls(tls: &Tls) -> file::Tls {
+    let client_auth = if tls.client_optional {
+        "verify-client-cert-if-given"
+    } else {
+        "require-and-verify-client-cert"
+    };
+    let minimum = if tls.only_tls13 { "tls1.3" } else { "tls1.2" };
+    file::Tls {
+        certificate: Some(text(&tls.certificate)),
+        key: Some(text(&tls.key)),
+        client_cas: tls.client_cas.iter().map(|ca| text(ca)).collect(),
+        client_auth: Some(client_auth.to_owned()),
+        minimum_tls: Some(minimum.to_owned()),
+        ..file::Tls::default()
+    }
+}
+
+fn headers(headers: &HeaderMap) -> BTreeMap<String, Vec<String>> {
+    let mut lists: BTreeMap<_, Vec<_>> = BTreeMap::new();
+    for (name, value) in headers {
+        let value = String::from_utf8_lossy(value.as_bytes()).into_owned();
+        lists.entry(name.to_string()).or_default().push(value);
+    }
+    lists
+}
+
+fn health(health: &Health) -> file::Health {
+    let rhythm = |pace: &Pace| (Some(pace.interval.into()), Some(pace.threshold));
+    let (interval, threshold) = health.storage.as_ref().map(rhythm).unwrap_or_default();
+    let files = health.files.iter().map(|check| {
+        let (interval, threshold) = rhythm(&check.pace);
+        let file = text(&check.path);
+        file::FileChecker {
+            file,
+            interval,
+            threshold,
+        }
+    });
+    let tcp = health.tcp.iter().map(|check| {
+        let (interval, threshold) = rhythm(&check.pace);
+        let (addr, timeout) = (check.addr.clone(), Some(check.timeout.into()));
+        file::TcpChecker {
+            addr,
+            timeout,
+            interval,
+            threshold,
+        }
+    });
+    let http = health.http.iter().map(|check| {
+        let (interval, threshold) = rhythm(&check.pace);
+        file::HttpChecker {
+            uri: check.uri.to_string(),
+            // They may hold credentials of what is checked.
+            headers: headers(&check.headers)
+                .into_keys()
+                .map(|name| (name, vec!["********".to_owned()]))
+                .collect(),
+            status_code: Some(check.status.as_u16()),
+            timeout: Some(check.timeout.into()),
+            interval,
+            threshold,
+        }
+    });
+    file::Health {
+        files: files.collect(),
+        http: http.collect(),
+        tcp: tcp.collect(),
+        storage: file::StorageChecker {
+            enabled: health.storage.is_some(),
+            interval,
+            threshold,
+        },
+    }
+}
+
+fn proxy(proxy: &Proxy) -> file::Proxy {
+    let mut written = file::Proxy {
+        ttl: Some(proxy.cache.ttl.unwrap_or_default().into()),
+        cache: cache(&proxy.cache),
+        credentials_directory: proxy.credentials_directory.as_deref().map(text),
+        ..file::Proxy::default()
+    };
+    for upstream in &proxy.upstreams {
+        match &upstream.credential {
+            Credential::Basic { username, password } => {
+                written.remote_url = Some(upstream.remote.to_string());
+                written.remote_namespace = upstream.repository_prefix.as_ref().map(ToString::to_string);
+                written.username = Some(username.clone());
+                written.password = Some(file::Masked(password.clone()));
+            }
+            _ => written.upstreams.push(self::upstream(upstream)),
+        }
+    }
+    written
+}
+
+fn cache(cache: &Cache) -> file::Cache {
+    file::Cache {
+        ttl_from: Some(cache.ttl_from),
+        tag_ttl: Some(cache.tag_ttl.into()),
+        stale_if_error: Some(cache.stale_if_error.into()),
+        max_size: cache.max_size,
+        pinned: cache.pinned.patterns().to_vec(),
+        offline: cache.offline,
+        scrub_period: Some(cache.scrub_period.unwrap_or_default().into()),
+    }
+}
+
+fn upstream(upstream: &Upstream) -> file::Upstream {
+    file::Upstream {
+        host: upstream.host.to_string(),
+        remote_url: Some(upstream.remote.to_string()),
+        repository_prefix: upstream.repository_prefix.as_ref().map(ToString::to_string),
+        tls: file::UpstreamTls {
+            ca_file: upstream.tls.ca_file.as_deref().map(text),
+            insecure_skip_verify: upstream.tls.insecure_skip_verify,
+        },
+        proxy_url: upstream.proxy_url.as_ref().map(ToString::to_string),
+        include: upstream.include.patterns().to_vec(),
+        exclude: upstream.exclude.patterns().to_vec(),
+        trust: file::Trust {
+            realms: upstream.trust.realms.clone(),
+            redirects: upstream.trust.redirects.clone(),
+        },
+        insecure_allow_http_credentials: upstream.insecure_allow_http_credentials,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::file::File;
+
+    const EVERYTHING: &str = "
+log: {level: warn, formatter: json, fields: {service: mirror}, accesslog: {disabled: true}}
+storage: {filesystem: {rootdirectory: /cache}, maintenance: {readonly: {enabled: true}}}
+auth: {htpasswd: {realm: r, path: /users}}
+http:
+  addr: :443
+  prefix: /m/
+  draintimeout: 90s
+  tls: {certificate: /c, key: /k, clientcas: [/ca], minimumtls: tls1.3}
+  headers: {x-a: [b, c]}
+  debug: {addr: ':5001', prometheus: {path: /m}}
+  http2: {disabled: true}
+health:
+  storagedriver: {enabled: true, interval: 20s, threshold: 3}
+  file: [{file: /down}]
+  http: [{uri: 'http://a/', statuscode: 204}]
+  tcp: [{addr: 'b:1', timeout: 1s}]
+proxy:
+  remoteurl: https://registry.example/path
+  username: robot
+  password: '********'
+  remotenamespace: team
+  ttl: 0
+  credentialsdirectory: /credentials
+  cache: {ttlfrom: LastUse, tagttl: 5m, staleiferror: 0, maxsize: 50Gi, pinned: ['a/b:*'], scrubperiod: 0}
+  upstreams:
+  - host: quay.io
+    remoteurl: http://quay.example
+    repositoryprefix: q
+    tls: {cafile: /quay.pem, insecureskipverify: true}
+    proxyurl: http://proxy:3128
+    include: [a/**]
+    exclude: [a/b]
+    trust: {realms: [auth.example], redirects: [10.0.0.0/8]}
+    insecureallowhttpcredentials: true
+";
+
+    fn config(yaml: &str) -> Config {
+        Config::new(&File::parse(yaml).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn what_is_written_means_the_same() {
+        for yaml in [EVERYTHING, "proxy: {remoteurl: 'https://registry-1.docker.io'}"] {
+            let config = config(yaml);
+            let written = File::from(&config).to_yaml();
+            assert_eq!(self::config(&written), config, "{written}");
+        }
+    }
+
+    #[test]
+    fn secrets_are_masked() {
+        let yaml = "{proxy: {remoteurl: 'https://a', username: u, password: hunter2}, \
+                    health: {http: [{uri: 'http://a', headers: {authorization: [Basic hunter2]}}]}}";
+        let written = File::from(&config(yaml)).to_yaml();
+        assert!(!written.contains("hunter2"), "{written}");
+        assert_eq!(written.matches("********").count(), 2, "{written}");
+    }
+}

@@ -1,0 +1,175 @@
+//! Whole configuration files: Distribution's kinds of samples start unchanged, and mistakes are named.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use mirror::config::http::Listen;
+use mirror::config::log::{Format, Level};
+use mirror::config::{self, Config, Error, Notice};
+use mirror::credentials::Credential;
+use mirror::secret::Secret;
+use test_case::test_case;
+
+fn sample(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/samples")
+        .join(name)
+}
+
+fn load(name: &str) -> (Config, Vec<String>) {
+    let (config, notices) = config::load(Some(&sample(name)), std::iter::empty()).unwrap();
+    (config, keys(notices))
+}
+
+fn keys(notices: Vec<Notice>) -> Vec<String> {
+    notices.into_iter().map(|notice| notice.key).collect()
+}
+
+fn variables(variables: &[(&str, &str)]) -> impl Iterator<Item = (String, String)> {
+    let owned: Vec<_> = variables
+        .iter()
+        .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+        .collect();
+    owned.into_iter()
+}
+
+/// The error of a file with this text.
+fn refused(yaml: &str) -> String {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("config.yml");
+    std::fs::write(&path, yaml).unwrap();
+    let error = config::load(Some(&path), std::iter::empty()).unwrap_err();
+    error
+        .to_string()
+        .replace(&path.display().to_string(), "config.yml")
+}
+
+#[test]
+fn a_remoteurl_is_all_that_is_needed() {
+    let (config, notices) = load("plain.yml");
+    assert_eq!(config.proxy.upstreams[0].host.as_str(), "docker.io");
+    assert_eq!(config.root, Path::new("/var/lib/registry"));
+    assert_eq!(config.http.listen, Listen::Tcp(":5000".into()));
+    assert_eq!(notices, Vec::<String>::new());
+}
+
+#[test]
+fn the_environment_alone_is_enough() {
+    let environment = variables(&[("REGISTRY_PROXY_REMOTEURL", "https://quay.io")]);
+    let (config, _) = config::load(None, environment).unwrap();
+    assert_eq!(config.proxy.upstreams[0].host.as_str(), "quay.io");
+}
+
+#[test]
+fn the_example_sample_starts_with_users_and_a_health_check() {
+    let (config, notices) = load("example.yml");
+    assert_eq!(config.root, Path::new("/srv/cache"));
+    assert_eq!(config.access.unwrap().path, Path::new("/etc/mirror/users"));
+    assert_eq!(config.health.storage.unwrap().interval, Duration::from_secs(15));
+    assert_eq!(config.http.headers["x-content-type-options"], "nosniff");
+    assert_eq!(notices, ["storage.cache", "storage.tag"]);
+}
+
+#[test]
+fn the_development_sample_starts_with_an_admin_port() {
+    let (config, notices) = load("development.yml");
+    let admin = config.http.admin.unwrap();
+    assert_eq!(
+        (admin.addr.as_str(), admin.metrics_path.as_deref()),
+        ("localhost:5001", Some("/telemetry"))
+    );
+    assert_eq!(config.http.prefix, "/nested/mirror/");
+    assert_eq!(config.http.drain_timeout, Duration::from_secs(45));
+    assert_eq!(config.log.level, Level::Debug);
+    assert!(config.readonly);
+    assert_eq!(notices.len(), 12, "{notices:?}");
+}
+
+#[test]
+fn the_cache_sample_starts_with_its_credential_and_time_to_live() {
+    let (config, notices) = load("cache.yml");
+    assert_eq!(config.proxy.cache.ttl, Some(Duration::from_hours(72)));
+    let credential = Credential::Basic {
+        username: "robot".into(),
+        password: Secret::new("00112233"),
+    };
+    assert_eq!(config.proxy.upstreams[0].credential, credential);
+    assert_eq!((config.log.format, config.log.access), (Format::Json, false));
+    assert_eq!(config.health.http[0].status.as_u16(), 204);
+    assert_eq!(
+        notices,
+        [
+            "log.hooks",
+            "storage.maintenance.uploadpurging",
+            "storage.cache",
+            "http.secret",
+            "notifications",
+            "redis"
+        ]
+    );
+}
+
+#[test]
+fn variables_override_a_sample() {
+    let environment = variables(&[
+        ("REGISTRY_PROXY_REMOTEURL", "https://ghcr.io"),
+        ("REGISTRY_PROXY_USERNAME", ""),
+        ("REGISTRY_PROXY_PASSWORD", ""),
+        ("REGISTRY_HTTP_ADDR", "127.0.0.1:0"),
+        ("REGISTRY_HEALTH_TCPCHECKERS_0_THRESHOLD", "7"),
+        ("REGISTRY_PORT", "tcp://10.0.0.1:5000"),
+        ("REGISTRY_CONFIGURATION_PATH", "/etc/distribution/config.yml"),
+    ]);
+    let (config, notices) = config::load(Some(&sample("cache.yml")), environment).unwrap();
+    assert_eq!(config.proxy.upstreams[0].host.as_str(), "ghcr.io");
+    assert_eq!(config.proxy.upstreams[0].credential, Credential::Anonymous);
+    assert_eq!(config.http.listen, Listen::Tcp("127.0.0.1:0".into()));
+    assert_eq!(config.health.tcp[0].pace.threshold, 7);
+    assert!(keys(notices).contains(&"REGISTRY_PORT".to_owned()));
+}
+
+#[test]
+fn a_file_that_is_not_there_is_named() {
+    let error = config::load(Some(Path::new("/nowhere/config.yml")), std::iter::empty()).unwrap_err();
+    assert!(matches!(&error, Error::Unreadable { .. }));
+    assert!(error.to_string().contains("/nowhere/config.yml"), "{error}");
+}
+
+#[test_case("version: 0.1\nproxy:\n  remoturl: x\n" => "config.yml line 3: proxy.remoturl: unknown key; known here: \
+    remoteurl, username, password, ttl, remotenamespace, exec, upstreams, cache, credentialsdirectory")]
+#[test_case("proxy:\n  upstreams:\n  - host: a\n    hots: b\n" => "config.yml line 4: proxy.upstreams[0].hots: unknown \
+    key; known here: host, remoteurl, repositoryprefix, tls, proxyurl, include, exclude, trust, \
+    insecureallowhttpcredentials")]
+#[test_case("version: 0.2\n" => "config.yml line 1: version: \"0.2\" is not one of 0.1")]
+#[test_case("proxy: {ttl: soon}" => "config.yml line 1: proxy.ttl: not a duration: expected a form like 168h, 1h30m or 250ms")]
+#[test_case("storage: s3" => "config.yml line 1: storage: the only storage driver here is `filesystem`")]
+#[test_case("storage: {filesystem: {rootdir: /x}}" => "config.yml line 1: storage.filesystem.rootdir: unknown key; known \
+    here: rootdirectory, maxthreads")]
+#[test_case("http:\n  addr: :1\n  addr: :2\n" => "config.yml line 3: http: the key addr is there twice")]
+#[test_case("- a\n- b\n" => "config.yml line 1: expected mapping start"; "a list")]
+#[test_case("a: b\n---\nc: d\n" => "config.yml line 1: a: unknown key; known here: version, log, loglevel, storage, auth, \
+    middleware, reporting, http, notifications, redis, health, catalog, proxy, compatibility, validation, policy")]
+#[test_case("{}" => "proxy.remoteurl: must be set to the registry to mirror, https://registry-1.docker.io for one")]
+fn mistakes_are_named_by_key_and_line(yaml: &str) -> String {
+    refused(yaml)
+}
+
+#[test_case("proxy: [" ; "unclosed list")]
+#[test_case("\u{0}" ; "nul")]
+#[test_case("a: b: c" ; "two colons")]
+#[test_case("&a [*a]" ; "an anchor in itself")]
+#[test_case("\tproxy: x" ; "tab")]
+fn what_is_no_yaml_is_an_error_that_names_the_file(yaml: &str) {
+    let message = refused(yaml);
+    assert!(message.starts_with("config.yml"), "{message}");
+}
+
+#[test]
+fn sections_without_a_value_are_as_if_absent() {
+    let yaml = "log:\nstorage:\n  filesystem:\nhttp:\n  tls:\n  headers:\nauth:\nhealth:\nredis:\nproxy:\n  cache:\n";
+    let mut file = config::file::File::parse(yaml).unwrap();
+    file.proxy.remote_url = Some("https://a".into());
+    assert!(Config::new(&file).is_ok());
+}
