@@ -86,7 +86,7 @@ pub struct RegistryMirrorSpec {
 
     /// How many servers run; 0 stops them and keeps claims and their content. Each replica has a cache of its own.
     #[serde(default = "one")]
-    #[schemars(range(min = 0))]
+    #[schemars(range(min = 0, max = i32::MAX))]
     pub replicas: i32,
 
     /// The Service that nodes and other clients pull through. It is never deleted and made again, as nodes hold

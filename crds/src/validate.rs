@@ -160,6 +160,12 @@ fn identity(document: &Value) -> Vec<Violation> {
     violations
 }
 
+/// The document as the API server would store it on creation, if it accepts it: what is null is dropped, what is absent
+/// has its default.
+pub fn completed(document: &Value) -> Value {
+    complete(document, None)
+}
+
 /// The object as it would be stored: a status is never the writer's, what is null is absent, and defaults are there.
 fn complete(document: &Value, stored: Option<&Value>) -> Value {
     let mut object = document.clone();

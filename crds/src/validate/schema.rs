@@ -99,11 +99,20 @@ fn shortfall(kind: &ValidationErrorKind, error: &ValidationError<'_>) -> String 
     match kind {
         ValidationErrorKind::MinLength { limit } => format!("should be at least {limit} chars long"),
         ValidationErrorKind::MinItems { limit } => format!("should have at least {limit} items"),
-        ValidationErrorKind::Minimum { limit } => format!("should be greater than or equal to {limit}"),
-        ValidationErrorKind::Maximum { limit } => format!("should be less than or equal to {limit}"),
+        ValidationErrorKind::Minimum { limit } => {
+            format!("should be greater than or equal to {}", plain(limit))
+        }
+        ValidationErrorKind::Maximum { limit } => format!("should be less than or equal to {}", plain(limit)),
         ValidationErrorKind::Pattern { pattern } => format!("should match '{pattern}'"),
         _ => error.to_string(),
     }
+}
+
+/// A bound without the fraction that the definition's type for numbers gives every one.
+fn plain(limit: &Value) -> String {
+    limit
+        .as_f64()
+        .map_or_else(|| limit.to_string(), |limit| limit.to_string())
 }
 
 fn expected(kind: &TypeKind) -> String {

@@ -38,7 +38,7 @@ fn metadata(metadata: &Value, violations: &mut Vec<Violation>) {
 
 fn visit(schema: &Value, path: &str, value: &Value, violations: &mut Vec<Violation>) {
     match value {
-        Value::Object(object) if schema.get("type").is_some_and(|kind| kind == "object") => {
+        Value::Object(object) => {
             for (name, value) in object {
                 visit_field(schema, path, name, value, violations);
             }

@@ -1,0 +1,212 @@
+//! The table of specs, put to a real API server and to offline validation: both say the same.
+
+#[path = "../../crds/tests/specs/table.rs"]
+mod table;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crds::{
+    RegistryMirror,
+    validate::{self, Violations},
+};
+use kube::{Client, core::Status};
+use serde_json::{Value, json};
+use table::Table;
+use testbed::{ControlPlane, control_plane::Namespace};
+
+/// What was objected to: fields and what was said about them.
+type Objections = BTreeSet<(String, String)>;
+
+/// Sends a document, refusing unknown fields as kubectl has it.
+async fn send(client: &Client, method: &str, path: &str, body: &Value) -> Result<Value, Objections> {
+    let request = http::Request::builder()
+        .method(method)
+        .uri(path)
+        .header(
+            "content-type",
+            if method == "PATCH" {
+                "application/merge-patch+json"
+            } else {
+                "application/json"
+            },
+        )
+        .body(serde_json::to_vec(body).unwrap());
+    client
+        .request(request.unwrap())
+        .await
+        .map_err(|error| match error {
+            kube::Error::Api(status) => objections(&status),
+            error => panic!("{error}"),
+        })
+}
+
+fn mirrors(namespace: &Namespace, rest: &str) -> String {
+    format!(
+        "/apis/registrymirror.io/v1alpha1/namespaces/{}/registrymirrors{rest}fieldValidation=Strict",
+        namespace.name()
+    )
+}
+
+fn objections(status: &Status) -> Objections {
+    if status.code == 400 {
+        return unknown_fields(&status.message);
+    }
+    let causes = status.details.as_ref().map(|details| &details.causes);
+    let objections = causes.into_iter().flatten().map(|cause| {
+        // What the scale subresource asks of replicas comes with a dot before it.
+        (
+            cause.field.trim_start_matches('.').to_owned(),
+            cause.message.clone(),
+        )
+    });
+    // No field: a remark that rules were not tried, or that a number does not fit its format, which is said again of
+    // its field.
+    objections.filter(|(field, _)| field != "<nil>").collect()
+}
+
+/// They are found before anything else, and told in one sentence.
+fn unknown_fields(message: &str) -> Objections {
+    let fields = message
+        .split("unknown field \"")
+        .skip(1)
+        .filter_map(|rest| rest.split('"').next());
+    let objections: Objections = fields
+        .map(|field| (field.to_owned(), format!("unknown field \"{field}\"")))
+        .collect();
+    assert!(!objections.is_empty(), "{message}");
+    objections
+}
+
+/// Describes how the API server's verdict differs from the table's and from the one without it.
+fn difference(
+    expected: &BTreeMap<String, String>,
+    online: &Result<Value, Objections>,
+    offline: &Result<RegistryMirror, Violations>,
+) -> Option<String> {
+    let online: Vec<_> = online.as_ref().err().into_iter().flatten().collect();
+    let offline: Vec<_> = offline
+        .as_ref()
+        .err()
+        .into_iter()
+        .flat_map(Violations::iter)
+        .collect();
+    let said = |field: &str, message: &str| online.iter().any(|(f, m)| f == field && m.contains(message));
+
+    let fields: BTreeSet<_> = online.iter().map(|(field, _)| field.as_str()).collect();
+    let agree = fields == expected.keys().map(String::as_str).collect()
+        && fields == offline.iter().map(|violation| violation.path.as_str()).collect()
+        && expected.iter().all(|(field, message)| said(field, message))
+        && offline
+            .iter()
+            .all(|violation| said(&violation.path, &violation.message));
+    (!agree).then(|| format!("expected {expected:#?}\nonline {online:#?}\noffline {offline:#?}"))
+}
+
+fn none_differs(differences: &[String]) {
+    assert!(differences.is_empty(), "{}", differences.join("\n\n"));
+}
+
+#[tokio::test]
+async fn what_is_refused_is_refused_alike_with_and_without_an_api_server() {
+    let control_plane = ControlPlane::shared().await;
+    let (client, namespace) = (
+        control_plane.client().await,
+        control_plane.namespace("refused").await,
+    );
+    let mut differences = Vec::new();
+    for case in Table::read().unwrap().refused {
+        let document = case.document();
+        let online = send(&client, "POST", &mirrors(&namespace, "?dryRun=All&"), &document).await;
+        let offline = validate::created(&document);
+        differences.extend(
+            difference(&case.refused, &online, &offline)
+                .map(|difference| format!("{}: {difference}", case.name)),
+        );
+    }
+    none_differs(&differences);
+}
+
+#[tokio::test]
+async fn what_is_accepted_gets_the_same_defaults_with_and_without_an_api_server() {
+    let control_plane = ControlPlane::shared().await;
+    let (client, namespace) = (
+        control_plane.client().await,
+        control_plane.namespace("accepted").await,
+    );
+    for case in Table::read().unwrap().accepted {
+        let document = case.document();
+        let online = send(&client, "POST", &mirrors(&namespace, "?dryRun=All&"), &document).await;
+        let online = online.unwrap_or_else(|objections| panic!("{}: {objections:#?}", case.name));
+        assert_eq!(
+            validate::completed(&document)["spec"],
+            online["spec"],
+            "{}",
+            case.name
+        );
+
+        let typed: RegistryMirror = serde_json::from_value(online).unwrap();
+        assert_eq!(
+            validate::created(&document).unwrap().spec,
+            typed.spec,
+            "{}",
+            case.name
+        );
+    }
+}
+
+#[tokio::test]
+async fn changes_are_judged_alike_with_and_without_an_api_server() {
+    let control_plane = ControlPlane::shared().await;
+    let (client, namespace) = (
+        control_plane.client().await,
+        control_plane.namespace("changes").await,
+    );
+    let mut differences = Vec::new();
+    for (index, case) in Table::read().unwrap().changes.iter().enumerate() {
+        let name = format!("change-{index}");
+        let mut stored = send(&client, "POST", &mirrors(&namespace, "?"), &case.stored(&name))
+            .await
+            .unwrap();
+        if let Some(status) = &case.status {
+            let path = mirrors(&namespace, &format!("/{name}/status?"));
+            stored = send(&client, "PATCH", &path, &json!({"status": status}))
+                .await
+                .unwrap();
+        }
+        let mut wanted = case.wanted(&name);
+        wanted["metadata"] = stored["metadata"].clone();
+        let online = send(
+            &client,
+            "PUT",
+            &mirrors(&namespace, &format!("/{name}?dryRun=All&")),
+            &wanted,
+        )
+        .await;
+        let offline = validate::changed(&wanted, &stored);
+        differences.extend(
+            difference(&case.refused, &online, &offline)
+                .map(|difference| format!("{}: {difference}", case.name)),
+        );
+    }
+    none_differs(&differences);
+}
+
+#[tokio::test]
+async fn a_status_is_written_although_the_volume_is_larger_than_was_asked_for() {
+    let control_plane = ControlPlane::shared().await;
+    let (client, namespace) = (
+        control_plane.client().await,
+        control_plane.namespace("status").await,
+    );
+    let smallest = &Table::read().unwrap().accepted[0];
+    send(&client, "POST", &mirrors(&namespace, "?"), &smallest.document())
+        .await
+        .unwrap();
+    // The volume that was bound is larger than what was asked for: the size is below it, and did not shrink.
+    for capacity in ["100Gi", "200Gi"] {
+        let status = json!({"status": {"storage": {"capacity": capacity}}});
+        let path = mirrors(&namespace, "/mirror/status?");
+        let stored = send(&client, "PATCH", &path, &status).await.unwrap();
+        assert_eq!(stored["status"]["storage"]["capacity"], capacity);
+    }
+}
