@@ -1,0 +1,112 @@
+//! The directory, read as one.
+
+use std::fs;
+use std::io::{self, ErrorKind};
+use std::path::Path;
+
+use super::entries::Entries;
+
+/// What the directory said at one time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Snapshot {
+    /// `config.json`.
+    pub candidates: Result<Entries, Problem>,
+    /// `last-good.json`; what cannot be read is as if it was not there.
+    pub last_good: Entries,
+    /// `version`, or how often the directory changed while this process ran.
+    pub version: u64,
+}
+
+/// Why there are no candidates.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Problem {
+    /// There is no `config.json`.
+    #[error("there is no config.json in the credentials directory")]
+    Missing,
+    /// It cannot be read.
+    #[error("config.json cannot be read: {0}")]
+    Unreadable(String),
+    /// It is no such file.
+    #[error("config.json is {0}")]
+    Malformed(String),
+}
+
+impl Snapshot {
+    /// Reads the directory. `generation` stands in for a `version` that is not there.
+    pub(super) fn read(directory: &Path, generation: u64) -> Self {
+        // kubelet swaps the link `..data`: what it leads to now is read as a whole, not half before and half
+        // after a swap. One more look if a swap took the old files away meanwhile.
+        let current = || directory.join("..data").canonicalize().ok();
+        let before = current();
+        let read = Self::read_files(before.as_deref().unwrap_or(directory), generation);
+        match current() {
+            after @ Some(_) if after != before => {
+                Self::read_files(after.as_deref().unwrap_or(directory), generation)
+            }
+            _ => read,
+        }
+    }
+
+    /// What cannot be looked at.
+    pub(super) fn unreadable() -> Self {
+        Self {
+            candidates: Err(Problem::Unreadable("the server is stopping".to_owned())),
+            last_good: Entries::default(),
+            version: 0,
+        }
+    }
+
+    fn read_files(directory: &Path, generation: u64) -> Self {
+        let version = fs::read_to_string(directory.join("version")).ok();
+        Self {
+            candidates: candidates(fs::read(directory.join("config.json"))),
+            last_good: candidates(fs::read(directory.join("last-good.json"))).unwrap_or_default(),
+            version: version
+                .and_then(|text| text.trim().parse().ok())
+                .unwrap_or(generation),
+        }
+    }
+}
+
+fn candidates(bytes: io::Result<Vec<u8>>) -> Result<Entries, Problem> {
+    match bytes {
+        Ok(bytes) => Entries::parse(&bytes).map_err(Problem::Malformed),
+        Err(error) if error.kind() == ErrorKind::NotFound => Err(Problem::Missing),
+        Err(error) => Err(Problem::Unreadable(error.to_string())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ENTRY: &str = r#"{"auths":{"quay.io":{"auth":"dTpw"}}}"#;
+
+    #[test]
+    fn all_three_files_are_read() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join("config.json"), ENTRY).unwrap();
+        fs::write(directory.path().join("last-good.json"), ENTRY).unwrap();
+        fs::write(directory.path().join("version"), "7\n").unwrap();
+        let snapshot = Snapshot::read(directory.path(), 1);
+        assert_eq!(snapshot.version, 7);
+        assert_eq!(snapshot.candidates.unwrap(), snapshot.last_good);
+    }
+
+    #[test]
+    fn what_is_not_there_is_missing_and_the_generation_counts() {
+        let snapshot = Snapshot::read(Path::new("/nowhere"), 3);
+        assert_eq!(snapshot.candidates, Err(Problem::Missing));
+        assert_eq!((snapshot.last_good, snapshot.version), (Entries::default(), 3));
+    }
+
+    #[test]
+    fn a_broken_candidate_leaves_the_last_good_one() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join("config.json"), "{").unwrap();
+        fs::write(directory.path().join("last-good.json"), ENTRY).unwrap();
+        let snapshot = Snapshot::read(directory.path(), 1);
+        assert!(matches!(snapshot.candidates, Err(Problem::Malformed(_))));
+        assert_ne!(snapshot.last_good, Entries::default());
+    }
+}

@@ -1,0 +1,291 @@
+//! `config.json` as `docker login` writes it, and which of its entries belongs to an upstream.
+
+use std::collections::BTreeMap;
+
+use base64::Engine as _;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+use serde::Deserialize;
+
+use super::Credential;
+use crate::config::{Upstream, host};
+use crate::secret::Secret;
+
+/// Some tools leave the padding off.
+const BASE64: GeneralPurpose = GeneralPurpose::new(
+    &base64::alphabet::STANDARD,
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+);
+
+/// What the file says to an upstream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Entry {
+    /// Nothing: there is no entry.
+    Absent,
+    /// There is an entry without a credential: one should be there.
+    Empty,
+    /// What is there cannot be read; the reason, without any of it.
+    Malformed(String),
+    /// A credential.
+    Given(Credential),
+}
+
+/// The entries of one file by registry.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Entries(BTreeMap<Key, Entry>);
+
+/// A registry, and the path below it that an entry is for.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Key {
+    host: String,
+    path: Vec<String>,
+}
+
+#[derive(Deserialize)]
+struct Raw {
+    auths: BTreeMap<String, RawEntry>,
+}
+
+#[derive(Deserialize)]
+struct RawEntry {
+    auth: Option<Secret>,
+    username: Option<String>,
+    password: Option<Secret>,
+    identitytoken: Option<Secret>,
+}
+
+impl Entries {
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// Why it is no such file, without any of its values.
+    pub fn parse(json: &[u8]) -> Result<Self, String> {
+        let raw: Raw = serde_json::from_slice(json).map_err(|e| describe(&e))?;
+        let entries = raw.auths.into_iter();
+        Ok(Self(
+            entries
+                .map(|(key, entry)| (Key::parse(&key), entry.read()))
+                .collect(),
+        ))
+    }
+
+    /// The entry for an upstream: by its name or the host it is asked at, the most specific path first.
+    pub fn of(&self, upstream: &Upstream) -> Entry {
+        let prefix = upstream
+            .repository_prefix
+            .iter()
+            .flat_map(|p| p.as_str().split('/'));
+        let remote: Vec<_> = upstream.remote.path_segments().into_iter().flatten().collect();
+        let paths = [
+            prefix.clone().collect::<Vec<_>>(),
+            remote
+                .into_iter()
+                .filter(|part| !part.is_empty())
+                .chain(prefix)
+                .collect(),
+        ];
+        let hosts = [
+            Key::parse(upstream.host.as_str()),
+            Key::parse(upstream.remote.as_str()),
+        ];
+        let matching = |host: &Key| {
+            let entries = self.0.iter().filter(|(key, _)| key.host == host.host);
+            entries
+                .filter(|(key, _)| paths.iter().any(|path| is_prefix(&key.path, path)))
+                .max_by_key(|(key, _)| key.path.len())
+                .map(|(_, entry)| entry.clone())
+        };
+        hosts.iter().find_map(matching).unwrap_or(Entry::Absent)
+    }
+}
+
+fn is_prefix(key: &[String], path: &[&str]) -> bool {
+    key.len() <= path.len() && key.iter().zip(path).all(|(a, b)| a == b)
+}
+
+/// `serde_json`'s words may repeat a value, its position does not.
+fn describe(error: &serde_json::Error) -> String {
+    format!(
+        "not a docker configuration with \"auths\" (line {} column {})",
+        error.line(),
+        error.column()
+    )
+}
+
+impl Key {
+    /// Without scheme, default port, and the `/v1/` or `/v2/` that older tools write; Docker Hub by one name.
+    fn parse(text: &str) -> Self {
+        let bare = text.split_once("://").map_or(text, |(_, rest)| rest);
+        let mut parts = bare.split('/');
+        let name = parts.next().unwrap_or_default();
+        let name = name
+            .strip_suffix(":443")
+            .or(name.strip_suffix(":80"))
+            .unwrap_or(name);
+        let mut path: Vec<_> = parts.filter(|part| !part.is_empty()).map(str::to_owned).collect();
+        path.pop_if(|last| matches!(last.as_str(), "v1" | "v2"));
+        let host = host::canonical(name).map_or_else(|_| name.to_ascii_lowercase(), |host| host.to_string());
+        Self { host, path }
+    }
+}
+
+impl RawEntry {
+    fn read(self) -> Entry {
+        let set = |secret: Option<Secret>| secret.filter(|s| !s.expose().is_empty());
+        let from_auth = match set(self.auth).map(|auth| decode(&auth)) {
+            Some(Err(reason)) => return Entry::Malformed(reason.to_owned()),
+            Some(Ok(pair)) => Some(pair),
+            None => None,
+        };
+        let (username, password) = match from_auth {
+            Some((username, password)) => (username, set(Some(password))),
+            None => (self.username.unwrap_or_default(), set(self.password)),
+        };
+        match (set(self.identitytoken), username.is_empty(), password) {
+            (Some(token), _, _) => Entry::Given(Credential::IdentityToken { username, token }),
+            (None, false, Some(password)) => Entry::Given(Credential::Basic { username, password }),
+            (None, true, None) => Entry::Empty,
+            (None, true, Some(_)) => Entry::Malformed("there is a password without a username".to_owned()),
+            (None, false, None) => Entry::Malformed("there is a username without a password".to_owned()),
+        }
+    }
+}
+
+/// `user:password` in base64; passwords may hold colons.
+fn decode(auth: &Secret) -> Result<(String, Secret), &'static str> {
+    let bytes = BASE64
+        .decode(auth.expose().trim())
+        .map_err(|_| "its auth is not base64")?;
+    let text = String::from_utf8(bytes).map_err(|_| "its auth is not text in base64")?;
+    let (username, password) = text
+        .trim_end_matches('\0')
+        .split_once(':')
+        .ok_or("its auth is not user:password in base64")?;
+    Ok((username.to_owned(), Secret::new(password)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::config::file::File;
+    use proptest::prelude::*;
+    use test_case::test_case;
+
+    fn upstream(yaml: &str) -> Upstream {
+        let file = File::parse(&format!("proxy: {{upstreams: [{yaml}]}}")).unwrap();
+        Config::new(&file).unwrap().proxy.upstreams.remove(0)
+    }
+
+    fn basic(username: &str, password: &str) -> Entry {
+        Entry::Given(Credential::Basic {
+            username: username.into(),
+            password: Secret::new(password),
+        })
+    }
+
+    /// The user whose entry an upstream gets of entries with these keys and users.
+    fn user(keys: &[&str], yaml: &str) -> String {
+        let credential = |user: &&str| Credential::Basic {
+            username: (*user).to_owned(),
+            password: Secret::new("p"),
+        };
+        let entries = keys
+            .iter()
+            .map(|key| (Key::parse(key), Entry::Given(credential(key))));
+        let entries = Entries(entries.collect());
+        match entries.of(&upstream(yaml)) {
+            Entry::Given(Credential::Basic { username, .. }) => username,
+            Entry::Absent => "nobody".to_owned(),
+            other => format!("{other:?}"),
+        }
+    }
+
+    #[test_case(r#"{"auth":"dXNlcjpwYXNz"}"# => basic("user", "pass"))]
+    #[test_case(r#"{"auth":"dTpwOnE"}"# => basic("u", "p:q"); "a colon in the password and no padding")]
+    #[test_case(r#"{"username":"u","password":"p"}"# => basic("u", "p"))]
+    #[test_case(r#"{"auth":"dTpw","username":"x","password":"y","email":"e"}"# => basic("u", "p"); "auth wins")]
+    #[test_case(r#"{"auth":"dTo=","identitytoken":"t"}"# => Entry::Given(Credential::IdentityToken {
+        username: "u".into(), token: Secret::new("t") }))]
+    #[test_case("{}" => Entry::Empty)]
+    #[test_case(r#"{"auth":"","username":"","password":""}"# => Entry::Empty)]
+    #[test_case(r#"{"auth":"%%"}"# => Entry::Malformed("its auth is not base64".into()))]
+    #[test_case(r#"{"auth":"dXNlcg=="}"# => Entry::Malformed("its auth is not user:password in base64".into()))]
+    #[test_case(r#"{"password":"p"}"# => Entry::Malformed("there is a password without a username".into()))]
+    #[test_case(r#"{"username":"u"}"# => Entry::Malformed("there is a username without a password".into()))]
+    fn entries_are_read(entry: &str) -> Entry {
+        let entries = Entries::parse(format!(r#"{{"auths":{{"quay.io":{entry}}}}}"#).as_bytes()).unwrap();
+        entries.of(&upstream("{host: quay.io}"))
+    }
+
+    #[test_case("https://index.docker.io/v1/", "{host: docker.io}")]
+    #[test_case("docker.io", "{host: docker.io}")]
+    #[test_case("registry-1.docker.io", "{host: docker.io}")]
+    #[test_case("https://quay.io/v2/", "{host: quay.io}")]
+    #[test_case("Quay.IO:443", "{host: quay.io}")]
+    #[test_case(
+        "r.example:5000",
+        "{host: 'r.example:5000', remoteurl: 'http://10.0.0.1:5000'}"
+    )]
+    #[test_case("10.0.0.1:5000", "{host: r.example, remoteurl: 'http://10.0.0.1:5000'}"; "the host it is asked at")]
+    #[test_case("r.example/team", "{host: r.example, repositoryprefix: team/sub}")]
+    #[test_case(
+        "r.example/api/team",
+        "{host: r.example, remoteurl: 'https://r.example/api', repositoryprefix: team}"
+    )]
+    fn a_key_finds_its_upstream(key: &str, yaml: &str) {
+        assert_eq!(user(&[key], yaml), key);
+    }
+
+    #[test_case("quay.io.evil.example", "{host: quay.io}")]
+    #[test_case("quay.io:8443", "{host: quay.io}")]
+    #[test_case("r.example/team", "{host: r.example}"; "a path of only some repositories")]
+    #[test_case("r.example/tea", "{host: r.example, repositoryprefix: team}"; "half a component")]
+    fn a_key_of_another_registry_gives_nothing(key: &str, yaml: &str) {
+        assert_eq!(user(&[key], yaml), "nobody");
+    }
+
+    #[test]
+    fn the_most_specific_path_wins_and_the_name_over_the_address() {
+        let keys = [
+            "r.example",
+            "r.example/team",
+            "r.example/team/sub",
+            "r.example/other",
+        ];
+        assert_eq!(
+            user(&keys, "{host: r.example, repositoryprefix: team/sub}"),
+            "r.example/team/sub"
+        );
+        assert_eq!(
+            user(&keys, "{host: r.example, repositoryprefix: team/x}"),
+            "r.example/team"
+        );
+        let keys = ["10.0.0.1:5000", "r.example"];
+        let yaml = "{host: r.example, remoteurl: 'http://10.0.0.1:5000'}";
+        assert_eq!(user(&keys, yaml), "r.example");
+    }
+
+    #[test_case("")]
+    #[test_case("{}")]
+    #[test_case(r#"{"auths": []}"#)]
+    #[test_case(r#"{"auths": {"quay.io": "hunter2"}}"#)]
+    #[test_case(r#"{"auths": {"quay.io": {"auth": ["hunter2"]}}}"#)]
+    #[test_case(r#"{"auths": {"quay.io": {"auth": "hunter2"}"#; "cut short")]
+    fn what_is_no_such_file_is_an_error_that_shows_nothing_of_it(json: &str) {
+        let error = Entries::parse(json.as_bytes()).unwrap_err();
+        assert!(
+            error.starts_with("not a docker configuration") && !error.contains("hunter2"),
+            "{error}"
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn no_file_makes_it_panic(json: Vec<u8>, key: String, auth: String) {
+            let _ = Entries::parse(&json);
+            let entry = serde_json::json!({"auths": {key: {"auth": auth}}});
+            let entries = Entries::parse(entry.to_string().as_bytes()).unwrap();
+            let _ = entries.of(&upstream("{host: quay.io}"));
+        }
+    }
+}

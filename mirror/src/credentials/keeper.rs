@@ -1,0 +1,260 @@
+//! Keeps one upstream supplied with a credential that works.
+//!
+//! A candidate is tried before it replaces what is in use. Nothing in use and nothing known to be good: the
+//! candidate is used at once and tried all the same. A rejected one is tried again, ever more seldom (bad
+//! passwords lock accounts), as registries learn of new passwords late.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
+
+use super::{Credential, Entry, Report, Snapshot, State, Target, Verdict};
+use crate::config::Upstream;
+
+/// Stands for the version of a last good credential.
+const LAST_GOOD: u64 = 0;
+
+/// How long to wait between trials of the same candidate; doubles each time.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    /// After the first trial without a verdict.
+    pub no_verdict: Duration,
+    /// At most, without a verdict.
+    pub no_verdict_most: Duration,
+    /// After the first rejection.
+    pub rejected: Duration,
+    /// At most, after rejections.
+    pub rejected_most: Duration,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self {
+            no_verdict: Duration::from_secs(2),
+            no_verdict_most: Duration::from_mins(1),
+            rejected: Duration::from_mins(1),
+            rejected_most: Duration::from_hours(1),
+        }
+    }
+}
+
+/// What the keeper holds: for `/status`, and for the keeper that follows it after a reload.
+#[derive(Clone, Debug, Default)]
+pub struct Kept {
+    /// How it stands.
+    pub report: Report,
+    /// What is in use; `None`: the upstream refuses for want of one.
+    pub active: Option<Credential>,
+}
+
+/// Keeps one upstream supplied.
+pub struct Keeper<T> {
+    upstream: Upstream,
+    target: Arc<T>,
+    pace: Pace,
+    kept: watch::Sender<Kept>,
+    trial: Option<Trial>,
+}
+
+/// A candidate that the upstream has yet to accept.
+struct Trial {
+    candidate: Credential,
+    due: Instant,
+    wait: Duration,
+}
+
+impl<T: Target> Keeper<T> {
+    /// A keeper that takes over what `kept` holds.
+    pub fn new(upstream: Upstream, target: Arc<T>, pace: Pace, kept: watch::Sender<Kept>) -> Self {
+        Self {
+            upstream,
+            target,
+            pace,
+            kept,
+            trial: None,
+        }
+    }
+
+    /// Follows the directory until nobody reads it any more.
+    pub async fn run(mut self, mut snapshots: watch::Receiver<Arc<Snapshot>>) {
+        if let Some(active) = self.active() {
+            self.target.use_credential(active, self.loaded());
+        }
+        loop {
+            let snapshot = snapshots.borrow_and_update().clone();
+            self.adopt(&snapshot);
+            loop {
+                tokio::select! {
+                    changed = snapshots.changed() => match changed {
+                        Ok(()) => break,
+                        Err(_) => return,
+                    },
+                    verdict = Self::verdict(&self.target, &mut self.trial) => self.judge(verdict),
+                }
+            }
+        }
+    }
+
+    fn active(&self) -> Option<Credential> {
+        self.kept.borrow().active.clone()
+    }
+
+    fn loaded(&self) -> u64 {
+        self.kept.borrow().report.version_loaded.unwrap_or(LAST_GOOD)
+    }
+
+    /// Takes note of what the directory says now.
+    fn adopt(&mut self, snapshot: &Snapshot) {
+        let (entry, problem) = match &snapshot.candidates {
+            Ok(entries) => (entries.of(&self.upstream), None),
+            Err(problem) => (Entry::Absent, Some(problem)),
+        };
+        self.kept
+            .send_modify(|kept| kept.report.version_seen = Some(snapshot.version));
+        let last_good = match snapshot.last_good.of(&self.upstream) {
+            Entry::Given(credential) => Some(credential),
+            _ => None,
+        };
+        match (entry, problem) {
+            (Entry::Given(candidate), _) => self.propose(candidate, last_good.as_ref(), snapshot.version),
+            (Entry::Malformed(reason), _) => self.want(State::Malformed, &reason, last_good),
+            (Entry::Empty, _) => {
+                let reason = format!("the entry of {} has no credential", self.upstream.host);
+                self.want(State::Missing, &reason, last_good);
+            }
+            (Entry::Absent, Some(problem)) => {
+                let state = match problem {
+                    super::Problem::Missing => State::Missing,
+                    _ => State::Malformed,
+                };
+                self.want(state, &problem.to_string(), last_good);
+            }
+            (Entry::Absent, None) => self.go_without(last_good, snapshot.version),
+        }
+    }
+
+    /// A candidate: nothing to do if it is in use, else to be tried.
+    fn propose(&mut self, candidate: Credential, last_good: Option<&Credential>, version: u64) {
+        match (self.active(), last_good) {
+            (None, Some(last_good)) => self.load(last_good.clone(), None),
+            (None, None) => self.load(candidate.clone(), Some(version)),
+            (Some(_), _) => {}
+        }
+        let proven = last_good == Some(&candidate) || self.kept.borrow().report.state == State::Active;
+        if proven && self.active().as_ref() == Some(&candidate) {
+            self.trial = None;
+            self.load(candidate, Some(version));
+            self.report(State::Active, String::new());
+        } else if self
+            .trial
+            .as_ref()
+            .is_none_or(|trial| trial.candidate != candidate)
+        {
+            self.report(State::Pending, "the upstream has not answered yet".to_owned());
+            self.trial = Some(Trial {
+                candidate,
+                due: Instant::now(),
+                wait: Duration::ZERO,
+            });
+        }
+    }
+
+    /// There should be a candidate and there is none: what is in use stays, then the last good one.
+    fn want(&mut self, state: State, reason: &str, last_good: Option<Credential>) {
+        self.trial = None;
+        match (self.active(), last_good) {
+            (Some(_), _) => {}
+            (None, Some(last_good)) => self.load(last_good, None),
+            (None, None) => self.target.refuse(reason.to_owned()),
+        }
+        self.report(state, reason.to_owned());
+    }
+
+    /// The directory has nothing for this upstream.
+    fn go_without(&mut self, last_good: Option<Credential>, version: u64) {
+        if last_good.is_some() {
+            let reason = format!("config.json has no entry for {} any more", self.upstream.host);
+            return self.want(State::Missing, &reason, last_good);
+        }
+        self.trial = None;
+        self.load(self.upstream.credential.clone(), Some(version));
+        self.report(State::None, String::new());
+    }
+
+    /// `version` is `None` for the last good one: nobody knows which version that was.
+    fn load(&self, credential: Credential, version: Option<u64>) {
+        if self.active().as_ref() != Some(&credential) {
+            self.target
+                .use_credential(credential.clone(), version.unwrap_or(LAST_GOOD));
+        }
+        self.kept.send_modify(|kept| {
+            kept.active = Some(credential);
+            kept.report.version_loaded = version;
+        });
+    }
+
+    fn report(&self, state: State, message: String) {
+        self.kept.send_if_modified(|kept| {
+            let same = kept.report.state == state && kept.report.message == message;
+            kept.report.state = state;
+            kept.report.message = message;
+            !same
+        });
+    }
+
+    /// The verdict on the candidate when its time has come; never, if there is none.
+    async fn verdict(target: &T, trial: &mut Option<Trial>) -> Verdict {
+        let Some(trial) = trial else {
+            return std::future::pending().await;
+        };
+        sleep_until(trial.due).await;
+        // A trial that a change of the directory cuts short counts as one.
+        trial.due = Instant::now() + trial.wait.max(Duration::from_secs(1));
+        target.verify(&trial.candidate).await
+    }
+
+    fn judge(&mut self, verdict: Verdict) {
+        let (state, message, first, most) = match verdict {
+            Verdict::Accepted => return self.accept(),
+            Verdict::Rejected(reason) => (
+                State::Rejected,
+                reason,
+                self.pace.rejected,
+                self.pace.rejected_most,
+            ),
+            Verdict::NoVerdict(reason) => (
+                State::Pending,
+                reason,
+                self.pace.no_verdict,
+                self.pace.no_verdict_most,
+            ),
+        };
+        let Some(trial) = &mut self.trial else {
+            return;
+        };
+        trial.wait = (trial.wait * 2).clamp(first, most);
+        trial.due = Instant::now() + trial.wait;
+        let unproven = self.kept.borrow().active.as_ref() == Some(&trial.candidate);
+        if state == State::Rejected && unproven {
+            self.kept.send_modify(|kept| {
+                kept.active = None;
+                kept.report.version_loaded = None;
+            });
+        }
+        if state == State::Rejected && self.kept.borrow().active.is_none() {
+            self.target
+                .refuse(format!("the upstream rejects the credential: {message}"));
+        }
+        self.report(state, message);
+    }
+
+    fn accept(&mut self) {
+        if let Some(trial) = self.trial.take() {
+            let version = self.kept.borrow().report.version_seen.unwrap_or_default();
+            self.load(trial.candidate, Some(version));
+            self.report(State::Active, String::new());
+        }
+    }
+}

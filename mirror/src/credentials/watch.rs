@@ -1,0 +1,167 @@
+//! Notices that the directory changed: by the kernel's word, and by looking now and then.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinHandle;
+use tracing::{info, warn};
+
+use super::Snapshot;
+
+/// The kernel's word does not come for every file system.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+
+/// Reads the directory whenever it may have changed, until it is dropped.
+#[derive(Debug)]
+pub struct Watch {
+    look: Arc<Notify>,
+    snapshots: watch::Receiver<Arc<Snapshot>>,
+    task: JoinHandle<()>,
+}
+
+impl Watch {
+    /// Reads the directory and begins to watch it. It need not be there yet.
+    pub async fn start(directory: &Path) -> Self {
+        let (look, directory) = (Arc::new(Notify::new()), directory.to_owned());
+        let first = read(directory.clone(), 1).await;
+        let (sender, snapshots) = watch::channel(Arc::new(first));
+        let task = tokio::spawn(follow(directory, look.clone(), sender));
+        Self {
+            look,
+            snapshots,
+            task,
+        }
+    }
+
+    /// What the directory says, now and later.
+    pub fn snapshots(&self) -> watch::Receiver<Arc<Snapshot>> {
+        self.snapshots.clone()
+    }
+
+    /// Looks at once.
+    pub fn look(&self) {
+        self.look.notify_one();
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn follow(directory: PathBuf, look: Arc<Notify>, snapshots: watch::Sender<Arc<Snapshot>>) {
+    let mut told = listen(&directory, look.clone());
+    let mut generation = 1;
+    loop {
+        // Either is enough; a burst of events is one look.
+        let _ = tokio::time::timeout(LOOK_EVERY, look.notified()).await;
+        if told.is_none() {
+            told = listen(&directory, look.clone());
+        }
+        let new = read(directory.clone(), generation).await;
+        if new != **snapshots.borrow() {
+            generation += 1;
+            let new = Arc::new(read(directory.clone(), generation).await);
+            info!(version = new.version, "the credentials directory changed");
+            snapshots.send_replace(new);
+        }
+    }
+}
+
+async fn read(directory: PathBuf, generation: u64) -> Snapshot {
+    let task = tokio::task::spawn_blocking(move || Snapshot::read(&directory, generation));
+    match task.await {
+        Ok(snapshot) => snapshot,
+        // Only where the runtime ends: nobody will look at it.
+        Err(_) => Snapshot::unreadable(),
+    }
+}
+
+/// The kernel's word on the directory, if it gives it.
+fn listen(directory: &Path, look: Arc<Notify>) -> Option<RecommendedWatcher> {
+    let tell = move |_| look.notify_one();
+    let mut watcher = notify::recommended_watcher(tell)
+        .inspect_err(|error| warn!(%error, "changes of the credentials directory are noticed late"))
+        .ok()?;
+    watcher.watch(directory, RecursiveMode::NonRecursive).ok()?;
+    Some(watcher)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+    use crate::credentials::Problem;
+
+    /// Writes the files as kubelet does: a new directory, and a link that is renamed over the old one.
+    fn publish(root: &Path, round: u64) {
+        let data = root.join(format!("..2026_{round}"));
+        fs::create_dir(&data).unwrap();
+        let entry = format!(r#"{{"auths":{{"quay.io":{{"username":"u{round}","password":"p"}}}}}}"#);
+        fs::write(data.join("config.json"), entry).unwrap();
+        fs::write(data.join("version"), round.to_string()).unwrap();
+        symlink(&data, root.join("..data_tmp")).unwrap();
+        let old = fs::read_link(root.join("..data"));
+        fs::rename(root.join("..data_tmp"), root.join("..data")).unwrap();
+        for name in ["config.json", "version"] {
+            let _ = symlink(Path::new("..data").join(name), root.join(name));
+        }
+        if let Ok(old) = old {
+            fs::remove_dir_all(old).unwrap();
+        }
+    }
+
+    async fn version(snapshots: &mut watch::Receiver<Arc<Snapshot>>, version: u64) -> Arc<Snapshot> {
+        let wait = snapshots.wait_for(|snapshot| snapshot.version == version);
+        let snapshot = tokio::time::timeout(Duration::from_secs(20), wait)
+            .await
+            .unwrap()
+            .unwrap();
+        snapshot.clone()
+    }
+
+    #[tokio::test]
+    async fn every_swap_of_the_directory_is_seen_whole() {
+        let root = tempfile::tempdir().unwrap();
+        publish(root.path(), 10);
+        let watch = Watch::start(root.path()).await;
+        let mut snapshots = watch.snapshots();
+        for round in 10..15 {
+            if round > 10 {
+                publish(root.path(), round);
+            }
+            let snapshot = version(&mut snapshots, round).await;
+            let debug = format!("{:?}", snapshot.candidates);
+            assert!(debug.contains(&format!("u{round}")), "{debug}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_directory_that_comes_later_is_found() {
+        let root = tempfile::tempdir().unwrap();
+        let late = root.path().join("late");
+        let watch = Watch::start(&late).await;
+        let mut snapshots = watch.snapshots();
+        assert_eq!(snapshots.borrow().candidates, Err(Problem::Missing));
+        fs::create_dir(&late).unwrap();
+        publish(&late, 42);
+        watch.look();
+        version(&mut snapshots, 42).await;
+    }
+
+    #[tokio::test]
+    async fn without_a_version_changes_are_counted() {
+        let root = tempfile::tempdir().unwrap();
+        let watch = Watch::start(root.path()).await;
+        let mut snapshots = watch.snapshots();
+        fs::write(root.path().join("config.json"), r#"{"auths":{}}"#).unwrap();
+        let snapshot = version(&mut snapshots, 2).await;
+        assert!(snapshot.candidates.is_ok());
+    }
+}

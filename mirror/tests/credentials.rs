@@ -1,0 +1,269 @@
+//! What an upstream is shown while its entry in the credentials directory changes.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use mirror::config::Config;
+use mirror::config::file::File;
+use mirror::credentials::keeper::Keeper;
+use mirror::credentials::{
+    Credential, Entries, Kept, Pace, Problem, Report, Snapshot, State, Target, Verdict,
+};
+use mirror::secret::Secret;
+use tokio::sync::watch;
+
+/// An upstream that says what it is told to, and notes what it is shown.
+#[derive(Default)]
+struct Fake {
+    verdicts: Mutex<VecDeque<Verdict>>,
+    tried: Mutex<Vec<String>>,
+    shown: Mutex<Vec<String>>,
+}
+
+fn user(credential: &Credential) -> String {
+    match credential {
+        Credential::Basic { username, .. } => username.clone(),
+        other => format!("{other:?}"),
+    }
+}
+
+impl Target for Fake {
+    async fn verify(&self, candidate: &Credential) -> Verdict {
+        self.tried.lock().unwrap().push(user(candidate));
+        let verdict = self.verdicts.lock().unwrap().pop_front();
+        match verdict {
+            Some(verdict) => verdict,
+            None => std::future::pending().await,
+        }
+    }
+
+    fn use_credential(&self, credential: Credential, version: u64) {
+        let line = format!("{} {version}", user(&credential));
+        self.shown.lock().unwrap().push(line);
+    }
+
+    fn refuse(&self, reason: String) {
+        self.shown.lock().unwrap().push(format!("refuse: {reason}"));
+    }
+}
+
+/// A keeper that runs, its upstream, and the directory in our hands.
+struct Scene {
+    upstream: Arc<Fake>,
+    directory: watch::Sender<Arc<Snapshot>>,
+    kept: watch::Receiver<Kept>,
+}
+
+fn entries(user: &str) -> Entries {
+    let json = match user {
+        "" => r#"{"auths":{}}"#.to_owned(),
+        "empty" => r#"{"auths":{"quay.io":{}}}"#.to_owned(),
+        user => format!(r#"{{"auths":{{"quay.io":{{"username":"{user}","password":"p"}}}}}}"#),
+    };
+    Entries::parse(json.as_bytes()).unwrap()
+}
+
+fn snapshot(candidate: &str, last_good: &str, version: u64) -> Arc<Snapshot> {
+    Arc::new(Snapshot {
+        candidates: match candidate {
+            "missing" => Err(Problem::Missing),
+            "malformed" => Err(Problem::Malformed("broken".into())),
+            user => Ok(entries(user)),
+        },
+        last_good: entries(last_good),
+        version,
+    })
+}
+
+fn scene(first: Arc<Snapshot>, verdicts: &[Verdict], held: Kept) -> Scene {
+    let file = File::parse("proxy: {upstreams: [{host: quay.io}]}").unwrap();
+    let config = Config::new(&file).unwrap().proxy.upstreams.remove(0);
+    let upstream = Arc::new(Fake {
+        verdicts: Mutex::new(verdicts.iter().cloned().collect()),
+        ..Fake::default()
+    });
+    let (directory, snapshots) = watch::channel(first);
+    let (kept, receiver) = watch::channel(held);
+    let soon = Duration::from_millis(1);
+    let pace = Pace {
+        no_verdict: soon,
+        no_verdict_most: soon,
+        rejected: soon,
+        rejected_most: soon,
+    };
+    tokio::spawn(Keeper::new(config, upstream.clone(), pace, kept).run(snapshots));
+    Scene {
+        upstream,
+        directory,
+        kept: receiver,
+    }
+}
+
+impl Scene {
+    async fn becomes(&mut self, state: State, loaded: Option<u64>) {
+        let there = |kept: &Kept| kept.report.state == state && kept.report.version_loaded == loaded;
+        let wait = self.kept.wait_for(there);
+        let in_time = tokio::time::timeout(Duration::from_secs(10), wait).await;
+        assert!(in_time.is_ok(), "never {state:?} {loaded:?}");
+    }
+
+    fn shown(&self) -> Vec<String> {
+        self.upstream.shown.lock().unwrap().clone()
+    }
+}
+
+fn no() -> Verdict {
+    Verdict::Rejected("401".into())
+}
+
+fn down() -> Verdict {
+    Verdict::NoVerdict("connection refused".into())
+}
+
+#[tokio::test]
+async fn a_first_candidate_is_used_at_once_and_then_proven() {
+    let mut scene = scene(
+        snapshot("ann", "", 1),
+        &[down(), Verdict::Accepted],
+        Kept::default(),
+    );
+    scene.becomes(State::Active, Some(1)).await;
+    assert_eq!(scene.shown(), ["ann 1"]);
+}
+
+#[tokio::test]
+async fn a_first_candidate_that_is_rejected_leaves_nothing_in_use() {
+    let mut scene = scene(snapshot("ann", "", 1), &[no()], Kept::default());
+    scene.becomes(State::Rejected, None).await;
+    assert_eq!(
+        scene.shown(),
+        ["ann 1", "refuse: the upstream rejects the credential: 401"]
+    );
+}
+
+#[tokio::test]
+async fn a_rejected_candidate_is_tried_again_and_used_once_it_is_accepted() {
+    let mut scene = scene(
+        snapshot("ann", "", 1),
+        &[no(), no(), Verdict::Accepted],
+        Kept::default(),
+    );
+    scene.becomes(State::Active, Some(1)).await;
+    assert_eq!(scene.shown().last().unwrap(), "ann 1");
+}
+
+#[tokio::test]
+async fn the_last_good_one_serves_until_the_candidate_is_accepted() {
+    let mut scene = scene(
+        snapshot("bob", "ann", 2),
+        &[down(), Verdict::Accepted],
+        Kept::default(),
+    );
+    scene.becomes(State::Active, Some(2)).await;
+    assert_eq!(scene.shown(), ["ann 0", "bob 2"]);
+}
+
+#[tokio::test]
+async fn a_rejected_candidate_never_replaces_the_last_good_one() {
+    let mut scene = scene(snapshot("bob", "ann", 2), &[no()], Kept::default());
+    scene.becomes(State::Rejected, None).await;
+    assert_eq!(scene.shown(), ["ann 0"]);
+}
+
+#[tokio::test]
+async fn a_candidate_that_is_the_last_good_one_needs_no_trial() {
+    let mut scene = scene(snapshot("ann", "ann", 3), &[], Kept::default());
+    scene.becomes(State::Active, Some(3)).await;
+    assert_eq!(*scene.upstream.tried.lock().unwrap(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_change_is_tried_and_swapped() {
+    let mut scene = scene(
+        snapshot("ann", "", 1),
+        &[Verdict::Accepted, Verdict::Accepted],
+        Kept::default(),
+    );
+    scene.becomes(State::Active, Some(1)).await;
+    scene.directory.send_replace(snapshot("bob", "ann", 2));
+    scene.becomes(State::Active, Some(2)).await;
+    assert_eq!(scene.shown(), ["ann 1", "bob 2"]);
+}
+
+#[tokio::test]
+async fn a_version_that_moves_for_another_upstream_is_reported_without_a_trial() {
+    let mut scene = scene(snapshot("ann", "", 1), &[Verdict::Accepted], Kept::default());
+    scene.becomes(State::Active, Some(1)).await;
+    scene.directory.send_replace(snapshot("ann", "", 2));
+    scene.becomes(State::Active, Some(2)).await;
+    assert_eq!(*scene.upstream.tried.lock().unwrap(), ["ann"]);
+}
+
+#[tokio::test]
+async fn a_file_that_breaks_or_goes_leaves_what_is_in_use() {
+    let mut scene = scene(snapshot("ann", "", 1), &[Verdict::Accepted], Kept::default());
+    scene.becomes(State::Active, Some(1)).await;
+    for (candidate, state) in [
+        ("malformed", State::Malformed),
+        ("missing", State::Missing),
+        ("empty", State::Missing),
+    ] {
+        scene.directory.send_replace(snapshot(candidate, "", 2));
+        scene.becomes(state, Some(1)).await;
+    }
+    assert_eq!(scene.shown(), ["ann 1"]);
+}
+
+#[tokio::test]
+async fn without_any_usable_one_the_upstream_refuses_with_the_reason() {
+    for (candidate, state, reason) in [
+        ("malformed", State::Malformed, "config.json is broken"),
+        ("missing", State::Missing, "there is no config.json"),
+        ("empty", State::Missing, "the entry of quay.io has no credential"),
+    ] {
+        let mut scene = scene(snapshot(candidate, "", 1), &[], Kept::default());
+        scene.becomes(state, None).await;
+        assert!(
+            scene.shown()[0].starts_with(&format!("refuse: {reason}")),
+            "{:?}",
+            scene.shown()
+        );
+    }
+}
+
+#[tokio::test]
+async fn an_upstream_without_an_entry_is_asked_anonymously() {
+    let mut scene = scene(snapshot("", "", 1), &[], Kept::default());
+    scene.becomes(State::None, Some(1)).await;
+    assert_eq!(scene.shown(), ["Anonymous 1"]);
+}
+
+#[tokio::test]
+async fn an_entry_that_goes_leaves_the_last_good_one() {
+    let mut scene = scene(snapshot("", "ann", 1), &[], Kept::default());
+    scene.becomes(State::Missing, None).await;
+    assert_eq!(scene.shown(), ["ann 0"]);
+}
+
+#[tokio::test]
+async fn a_keeper_that_follows_another_goes_on_with_its_credential() {
+    let ann = Credential::Basic {
+        username: "ann".into(),
+        password: Secret::new("p"),
+    };
+    let report = Report {
+        state: State::Active,
+        version_loaded: Some(4),
+        ..Report::default()
+    };
+    let held = Kept {
+        report,
+        active: Some(ann),
+    };
+    let mut scene = scene(snapshot("bob", "old", 5), &[no()], held);
+    scene.becomes(State::Rejected, Some(4)).await;
+    assert_eq!(scene.shown(), ["ann 4"]);
+}
