@@ -21,7 +21,7 @@ pub struct Pod {
     #[x_kube(validation = Rule::new("self.matches('^[^[:space:]]+$')").message("must be an image reference, without spaces"))]
     pub image: Option<String>,
 
-    /// `Always`, `IfNotPresent` or `Never`. Absent: Kubernetes' default for the image's tag.
+    /// When a node pulls the server's image.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image_pull_policy: Option<ImagePullPolicy>,
 
@@ -74,7 +74,8 @@ pub struct Pod {
     pub labels: BTreeMap<String, String>,
 }
 
-/// When a node pulls the server's image.
+/// When a node pulls the server's image: `Always`, `IfNotPresent` or `Never`. Absent: Kubernetes' default for the
+/// image's tag.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ImagePullPolicy {
     /// Every time that a container starts.

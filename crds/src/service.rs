@@ -68,12 +68,11 @@ pub struct Service {
     #[schemars(length(min = 1, max = 316))]
     pub load_balancer_class: Option<String>,
 
-    /// `SingleStack`, `PreferDualStack` or `RequireDualStack`. Absent: as the cluster has it.
+    /// How many IP families the Service has.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ip_family_policy: Option<IpFamilyPolicy>,
 
-    /// `Cluster` or `Local` (only to Pods on the node that was reached, which keeps the client's address). With type
-    /// NodePort or LoadBalancer.
+    /// Where traffic from outside goes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub external_traffic_policy: Option<ExternalTrafficPolicy>,
 }
@@ -109,7 +108,8 @@ pub enum ServiceType {
     LoadBalancer,
 }
 
-/// How many IP families a Service has.
+/// How many IP families the Service has: `SingleStack`, `PreferDualStack` or `RequireDualStack`. Absent: as the
+/// cluster has it.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
 pub enum IpFamilyPolicy {
     /// One.
@@ -120,7 +120,8 @@ pub enum IpFamilyPolicy {
     RequireDualStack,
 }
 
-/// Where traffic from outside goes.
+/// Where traffic from outside goes: `Cluster` (to any Pod) or `Local` (only to Pods on the node that was reached, which
+/// keeps the client's address). With type NodePort or LoadBalancer.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ExternalTrafficPolicy {
     /// To any Pod.

@@ -1,11 +1,21 @@
 //! What is generated from the types and committed: `UPDATE=1 cargo test -p registry-mirror-crds --test generated`
 //! writes it anew.
 
-use std::{env, fs, io, path::Path};
+#[path = "generated/fields.rs"]
+mod fields;
+
+use std::{
+    env, fs, io,
+    path::{Path, PathBuf},
+};
+
+fn workspace(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path)
+}
 
 /// Fails where a committed file is not what would be generated now, or makes it so.
 fn up_to_date(path: &str, content: &str) -> io::Result<()> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+    let path = workspace(path);
     if env::var_os("UPDATE").is_some() {
         fs::write(&path, content)?;
     }
@@ -20,5 +30,20 @@ fn up_to_date(path: &str, content: &str) -> io::Result<()> {
 
 #[test]
 fn the_committed_definition_is_what_the_types_say() {
-    up_to_date("registrymirrors.yaml", &crds::definition::yaml().unwrap()).unwrap();
+    up_to_date("crds/registrymirrors.yaml", &crds::definition::yaml().unwrap()).unwrap();
+}
+
+#[test]
+fn the_documented_fields_are_what_the_types_say() {
+    let definition = serde_json::to_value(crds::crd()).unwrap();
+    let tables = fields::markdown(&definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"]);
+    let page = fs::read_to_string(workspace("docs/api.md")).unwrap();
+    let (before, rest) = page
+        .split_once("<!-- generated -->\n")
+        .expect("a mark where the tables begin");
+    let (_, after) = rest
+        .split_once("<!-- /generated -->")
+        .expect("a mark where they end");
+    let page = format!("{before}<!-- generated -->\n{tables}<!-- /generated -->{after}");
+    up_to_date("docs/api.md", &page).unwrap();
 }

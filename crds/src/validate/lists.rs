@@ -21,10 +21,10 @@ fn visit(schema: &Value, path: &str, value: &Value, violations: &mut Vec<Violati
             }
         }
         Value::Array(values) => {
-            if schema
+            let by_key = schema
                 .get("x-kubernetes-list-type")
-                .is_some_and(|kind| kind == "map")
-            {
+                .is_some_and(|kind| kind == "map");
+            if by_key && values.iter().all(|value| value.is_object() || value.is_null()) {
                 compare(&keys(schema), path, values, violations);
             }
             for (index, value) in values.iter().enumerate() {

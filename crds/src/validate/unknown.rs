@@ -44,10 +44,10 @@ fn visit(schema: &Value, path: &str, value: &Value, violations: &mut Vec<Violati
             }
         }
         Value::Array(values) => {
-            if let Some(items) = structure::items(schema) {
-                for (index, value) in values.iter().enumerate() {
-                    visit(items, &structure::index(path, index), value, violations);
-                }
+            // Nothing is known of the items of what should not be an array.
+            let items = structure::items(schema).unwrap_or(&Value::Null);
+            for (index, value) in values.iter().enumerate() {
+                visit(items, &structure::index(path, index), value, violations);
             }
         }
         _ => {}
