@@ -169,3 +169,56 @@ impl Default for EphemeralStorage {
 fn ten_gibibytes() -> Quantity {
     Quantity("10Gi".to_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+    use test_case::test_case;
+
+    use super::*;
+
+    fn storage(value: Value) -> Storage {
+        serde_json::from_value(value).unwrap()
+    }
+
+    #[test]
+    fn a_size_means_claims_that_are_made() {
+        let storage =
+            storage(json!({"type": "PersistentVolumeClaim", "persistentVolumeClaim": {"size": "5Gi"}}));
+        let Some(Volume::Claims { size, claim }) = storage.volume() else {
+            panic!("{storage:?}")
+        };
+        assert_eq!(
+            (size.0.as_str(), claim.retention_policy),
+            ("5Gi", RetentionPolicy::Delete)
+        );
+    }
+
+    #[test]
+    fn an_existing_claim_is_taken_by_its_name() {
+        let storage = storage(
+            json!({"type": "PersistentVolumeClaim", "persistentVolumeClaim": {"existingClaim": "a"}}),
+        );
+        assert_eq!(storage.volume(), Some(Volume::ExistingClaim { name: "a" }));
+    }
+
+    #[test]
+    fn an_ephemeral_volume_has_its_default_limit_also_where_it_is_left_out() {
+        for value in [
+            json!({"type": "Ephemeral"}),
+            json!({"type": "Ephemeral", "ephemeral": {}}),
+        ] {
+            let limit = EphemeralStorage {
+                size_limit: Quantity("10Gi".to_owned()),
+            };
+            assert_eq!(storage(value).volume(), Some(Volume::Ephemeral(limit)));
+        }
+    }
+
+    #[test_case(json!({"type": "PersistentVolumeClaim"}); "no claim")]
+    #[test_case(json!({"type": "PersistentVolumeClaim", "persistentVolumeClaim": {}}); "an empty claim")]
+    #[test_case(json!({"type": "PersistentVolumeClaim", "persistentVolumeClaim": {"size": "1", "existingClaim": "a"}}); "both")]
+    fn a_union_that_admission_refuses_is_no_volume(value: Value) {
+        assert_eq!(storage(value).volume(), None);
+    }
+}

@@ -5,8 +5,12 @@ mod table;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crds::validate::{self, Violations};
-use serde_json::json;
+use crds::{
+    RegistryMirror,
+    validate::{self, Violations},
+};
+use proptest::prelude::*;
+use serde_json::{Value, json};
 use table::Table;
 
 /// Describes how a verdict differs from what the table says.
@@ -87,4 +91,74 @@ fn a_status_in_a_document_is_not_the_writers() {
     let mut document = Table::read().unwrap().accepted[0].document();
     document["status"] = json!({"replicas": "many"});
     assert_eq!(validate::created(&document).unwrap().status, None);
+}
+
+#[test]
+fn serde_and_the_schema_have_the_same_defaults() {
+    let read = |document: Value| serde_json::from_value::<RegistryMirror>(document);
+    let mut compared = 0;
+    for case in Table::read().unwrap().accepted {
+        // What is null is for the schema's step to drop.
+        let Ok(by_serde) = read(case.document()) else {
+            continue;
+        };
+        assert_eq!(
+            by_serde,
+            read(validate::completed(&case.document())).unwrap(),
+            "{}",
+            case.name
+        );
+        compared += 1;
+    }
+    assert!(compared > 10);
+}
+
+#[test]
+fn a_mirror_that_is_written_back_is_accepted_and_the_same() {
+    for case in Table::read().unwrap().accepted {
+        let mirror = validate::created(&case.document()).unwrap();
+        let again = validate::created(&serde_json::to_value(&mirror).unwrap());
+        assert_eq!(again.unwrap(), mirror, "{}", case.name);
+    }
+}
+
+/// Any JSON at all.
+fn json_value() -> impl Strategy<Value = Value> {
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        any::<f64>().prop_map(Value::from),
+        "\\PC{0,12}".prop_map(Value::from),
+        "[0-9]{0,20}[.]?[0-9]{0,9}(h|m|Gi|E|e[0-9]{1,4})?".prop_map(Value::from),
+    ];
+    leaf.prop_recursive(3, 16, 4, |inner| {
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+            prop::collection::hash_map("[a-z]{1,6}", inner, 0..4).prop_map(|map| map.into_iter().collect()),
+        ]
+    })
+}
+
+#[test]
+fn no_document_makes_validation_panic() {
+    let accepted = Table::read().unwrap().accepted[0].document();
+    let places = [
+        "",
+        "/metadata",
+        "/metadata/name",
+        "/spec",
+        "/spec/upstreams",
+        "/spec/upstreams/0/host",
+        "/spec/storage",
+        "/spec/storage/persistentVolumeClaim/size",
+    ];
+    proptest!(|(value in json_value(), place in prop::sample::select(&places[..]))| {
+        let mut document = accepted.clone();
+        if let Some(target) = document.pointer_mut(place) {
+            *target = value;
+        }
+        let _ = validate::created(&document);
+        let _ = validate::changed(&document, &accepted);
+    });
 }
