@@ -153,7 +153,7 @@ fn no_document_makes_validation_panic() {
         "/spec/storage",
         "/spec/storage/persistentVolumeClaim/size",
     ];
-    proptest!(|(value in json_value(), place in prop::sample::select(&places[..]))| {
+    proptest!(|(value in json_value(), place in prop::sample::select(places.to_vec()))| {
         let mut document = accepted.clone();
         if let Some(target) = document.pointer_mut(place) {
             *target = value;
