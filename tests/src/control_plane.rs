@@ -1,7 +1,7 @@
 //! A real Kubernetes control plane: etcd, kube-apiserver and, where objects must be acted on,
 //! kube-controller-manager, on free ports of 127.0.0.1, without root.
 
-mod access;
+pub(crate) mod access;
 mod existing;
 mod files;
 mod manifests;
@@ -38,10 +38,9 @@ pub struct Options {
 impl Default for Options {
     /// With controllers, and with the project's own kinds.
     fn default() -> Self {
-        let kinds = binaries::workspace().join("crds/registrymirrors.yaml");
         Self {
             controller_manager: true,
-            manifests: kinds.is_file().then_some(kinds).into_iter().collect(),
+            manifests: vec![binaries::workspace().join("crds/registrymirrors.yaml")],
         }
     }
 }
@@ -90,7 +89,7 @@ pub enum Error {
 }
 
 impl Error {
-    fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
+    pub(crate) fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
         let what = what.into();
         move |source| Self::Io { what, source }
     }

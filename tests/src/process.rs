@@ -9,6 +9,9 @@ use std::sync::LazyLock;
 use std::sync::mpsc::{Sender, SyncSender, channel, sync_channel};
 use std::thread;
 
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::signal::unix::{SignalKind, signal};
+
 /// How much of a log an error message carries.
 const TAIL: usize = 2_000;
 
@@ -56,6 +59,23 @@ impl Daemon {
     /// How it ended, if it did.
     pub fn exited(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().ok().flatten()
+    }
+
+    /// Waits for its end. Safe to drop and to call again.
+    pub async fn ended(&mut self) -> io::Result<ExitStatus> {
+        // Listening before looking: an end in between is not missed.
+        let mut some_child_ended = signal(SignalKind::child())?;
+        loop {
+            if let Some(status) = self.child.try_wait()? {
+                return Ok(status);
+            }
+            some_child_ended.recv().await;
+        }
+    }
+
+    /// Asks it to end (SIGTERM).
+    pub fn terminate(&self) -> io::Result<()> {
+        Ok(kill_process(Pid::from_child(&self.child), Signal::TERM)?)
     }
 
     /// The last lines of its log.
@@ -120,6 +140,8 @@ pub fn free_ports<const N: usize>() -> io::Result<[u16; N]> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::process::ExitStatusExt;
+
     use super::*;
     use crate::scratch::Scratch;
 
@@ -127,18 +149,28 @@ mod tests {
         Path::new(&format!("/proc/{id}")).exists()
     }
 
-    #[test]
-    fn a_daemon_logs_both_outputs_and_tells_how_it_ended() {
+    #[tokio::test]
+    async fn a_daemon_logs_both_outputs_and_tells_how_it_ended() {
         let scratch = Scratch::new("process").unwrap();
         let mut shell = command("sh");
         shell.args(["-c", "echo out; echo err >&2; exit 3"]);
         let mut daemon = Daemon::spawn("shell", shell, &scratch.path().join("log")).unwrap();
-        let status = daemon.child.wait().unwrap();
+        let status = daemon.ended().await.unwrap();
         assert_eq!(
             (status.code(), daemon.log_tail().as_str()),
             (Some(3), "out\nerr\n")
         );
         assert_eq!(daemon.exited().and_then(|s| s.code()), Some(3));
+    }
+
+    #[tokio::test]
+    async fn a_daemon_asked_to_end_is_seen_to_end_by_that_signal() {
+        let scratch = Scratch::new("process").unwrap();
+        let mut sleep = command("sleep");
+        sleep.arg("1000");
+        let mut daemon = Daemon::spawn("sleep", sleep, &scratch.path().join("log")).unwrap();
+        daemon.terminate().unwrap();
+        assert_eq!(daemon.ended().await.unwrap().signal(), Some(15));
     }
 
     #[test]

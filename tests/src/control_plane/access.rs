@@ -73,7 +73,7 @@ pub(super) fn write(scratch: &Scratch, name: &str, kubeconfig: &Kubeconfig) -> R
         .map_err(Error::io(format!("can't write {name}")))
 }
 
-pub(super) async fn client(
+pub(crate) async fn client(
     kubeconfig: &Kubeconfig,
     user_and_groups: Option<(&str, &[&str])>,
 ) -> Result<Client, Error> {

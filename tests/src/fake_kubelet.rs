@@ -1,0 +1,208 @@
+//! A kubelet for machines without root: a Pod's containers run as processes of this machine.
+//!
+//! What a Pod's containers would run, it runs, from the programs that [`Image`]s name; their mount paths in
+//! arguments and environment become directories filled from the Pod's volumes, and listening on all addresses
+//! becomes listening on the Pod's own, one of 127.0.0.0/8. It probes, restarts and stops them and reports their
+//! states. There is no isolation, no limit is enforced, and no Service leads to the Pods, as Endpoints can't hold
+//! loopback addresses. What it can't do (init containers, hooks, subPath, exec probes) it refuses in the
+//! container's state.
+
+mod atomic_directory;
+mod claims;
+mod container;
+mod image;
+mod invocation;
+mod node;
+mod pod;
+mod pods;
+mod probe;
+mod rewrite;
+mod service_account;
+mod sources;
+mod status;
+mod volumes;
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::NamespaceResourceScope;
+use kube::config::Kubeconfig;
+use kube::{Api, Client, Resource};
+use rand::RngExt;
+use tokio::task::JoinSet;
+
+pub use self::image::{Image, NamedImage};
+
+use crate::control_plane::{self, access};
+use crate::scratch::Scratch;
+
+/// Under this name its requests are in the audit log.
+pub const USER: &str = "fake-kubelet";
+
+/// What a kubelet runs, and where.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Only this namespace's Pods and claims; all where there is none.
+    pub namespace: Option<String>,
+    /// The images that can be had, by their full references.
+    pub images: BTreeMap<String, Image>,
+    /// How often Secrets and the like are read again. A real kubelet takes about a minute; a change of the Pod,
+    /// say of an annotation, has them read at once.
+    pub sync: Duration,
+}
+
+impl Default for Options {
+    /// All namespaces, no image, a second.
+    fn default() -> Self {
+        Self {
+            namespace: None,
+            images: BTreeMap::new(),
+            sync: Duration::from_secs(1),
+        }
+    }
+}
+
+impl Options {
+    /// The Pods of one namespace.
+    pub fn for_namespace(namespace: &str) -> Self {
+        Self {
+            namespace: Some(namespace.to_owned()),
+            ..Self::default()
+        }
+    }
+
+    /// Adds an image.
+    #[must_use]
+    pub fn image(mut self, reference: &str, image: Image) -> Self {
+        self.images.insert(reference.to_owned(), image);
+        self
+    }
+}
+
+/// A node that runs Pods until it is dropped.
+pub struct FakeKubelet {
+    // In this order: the processes end before their files go.
+    _tasks: JoinSet<()>,
+    kubelet: Arc<Kubelet>,
+}
+
+/// What all its parts share.
+struct Kubelet {
+    client: Client,
+    kubeconfig: Kubeconfig,
+    node: String,
+    namespace: Option<String>,
+    images: BTreeMap<String, Image>,
+    sync: Duration,
+    http: reqwest::Client,
+    scratch: Scratch,
+}
+
+impl FakeKubelet {
+    /// Registers a Node of a new name and starts to bind and run Pods.
+    pub async fn start(kubeconfig: &Path, options: Options) -> Result<Self, control_plane::Error> {
+        let kubelet = Arc::new(Kubelet::new(kubeconfig, options).await?);
+        node::register(&kubelet).await?;
+        claims::publish_class(&kubelet).await?;
+        let mut tasks = JoinSet::new();
+        tasks.spawn(node::heartbeat(kubelet.clone()));
+        tasks.spawn(claims::provision(kubelet.clone()));
+        tasks.spawn(claims::reclaim(kubelet.clone()));
+        tasks.spawn(pods::follow(kubelet.clone()));
+        Ok(Self {
+            _tasks: tasks,
+            kubelet,
+        })
+    }
+
+    /// The Node's name.
+    pub fn node(&self) -> &str {
+        &self.kubelet.node
+    }
+
+    /// Where a container's output goes, of all its runs.
+    pub fn log(&self, pod_uid: &str, container: &str) -> PathBuf {
+        let pods = self.kubelet.scratch.path().join("pods");
+        pods.join(pod_uid).join(format!("{container}.log"))
+    }
+
+    /// Ends it and takes its Node away.
+    pub async fn stop(self) -> Result<(), control_plane::Error> {
+        let Self {
+            _tasks: mut tasks,
+            kubelet,
+        } = self;
+        tasks.shutdown().await;
+        Ok(node::deregister(&kubelet.client, &kubelet.node).await?)
+    }
+}
+
+impl Kubelet {
+    async fn new(kubeconfig: &Path, options: Options) -> Result<Self, control_plane::Error> {
+        let kubeconfig = Kubeconfig::read_from(kubeconfig)?;
+        let client = access::client(&kubeconfig, Some((USER, &["system:masters"]))).await?;
+        let scratch =
+            Scratch::new(USER).map_err(control_plane::Error::io("can't make a scratch directory"))?;
+        // A probe does not ask who the server is.
+        let http = reqwest::Client::builder()
+            .danger_accept_invalid_certs(true)
+            .no_proxy()
+            .build();
+        Ok(Self {
+            client,
+            kubeconfig,
+            node: format!("fake-{:08x}", rand::rng().random::<u32>()),
+            namespace: options.namespace,
+            images: options.images,
+            sync: options.sync,
+            http: http
+                .map_err(|error| control_plane::Error::io("can't probe")(std::io::Error::other(error)))?,
+            scratch,
+        })
+    }
+
+    /// The objects of one kind that it looks after.
+    fn api<K>(&self) -> Api<K>
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
+    {
+        match &self.namespace {
+            Some(namespace) => self.namespaced(namespace),
+            None => Api::all(self.client.clone()),
+        }
+    }
+
+    fn namespaced<K>(&self, namespace: &str) -> Api<K>
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
+    {
+        Api::namespaced(self.client.clone(), namespace)
+    }
+
+    fn labels(&self) -> BTreeMap<&'static str, String> {
+        let architecture = match std::env::consts::ARCH {
+            "x86_64" => "amd64",
+            "aarch64" => "arm64",
+            other => other,
+        };
+        BTreeMap::from([
+            ("kubernetes.io/hostname", self.node.clone()),
+            ("kubernetes.io/os", "linux".to_owned()),
+            ("kubernetes.io/arch", architecture.to_owned()),
+        ])
+    }
+}
+
+/// An address for a Pod. Other kubelets draw from the same four million.
+fn draw_address() -> Ipv4Addr {
+    let mut draw = rand::rng();
+    Ipv4Addr::new(
+        127,
+        draw.random_range(64..128),
+        draw.random(),
+        draw.random_range(1..255),
+    )
+}
