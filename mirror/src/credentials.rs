@@ -11,7 +11,7 @@ pub mod watch;
 
 use std::future::Future;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::secret::Secret;
 
@@ -66,7 +66,7 @@ pub trait Target: Send + Sync + 'static {
 }
 
 /// How it stands with the credential of an upstream.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum State {
     /// The upstream is asked without any, as nothing else was ever said.
     #[default]
@@ -94,19 +94,19 @@ impl State {
 }
 
 /// What `/status` tells of an upstream's credential.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Report {
     /// How it stands.
     pub state: State,
     /// The version of the directory that is in use.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version_loaded: Option<u64>,
     /// The version of the directory that was last read.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version_seen: Option<u64>,
     /// What the upstream said, or what is wrong; empty if nothing is.
-    #[serde(skip_serializing_if = "String::is_empty")]
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub message: String,
 }
 

@@ -2,10 +2,13 @@
 //!
 //! The way of a request, in the order of the modules: `http` → `pull` → `fill` → `upstream` and `store`.
 
+pub mod admin;
 pub mod clock;
 pub mod config;
 pub mod credentials;
 pub mod digest;
+pub mod health;
+pub mod logging;
 pub mod metrics;
 pub mod name;
 pub mod secret;

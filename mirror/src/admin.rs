@@ -1,0 +1,161 @@
+//! The admin port: is it alive, is it ready, how is it doing.
+
+mod status;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+
+pub use status::{CacheStatus, Status, UpstreamStatus};
+
+/// The media type of what Prometheus reads.
+const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// What the admin port asks about.
+pub trait Subject: Send + Sync + 'static {
+    /// Whether clients should be sent here.
+    ///
+    /// # Errors
+    /// Why not.
+    fn ready(&self) -> Result<(), String>;
+
+    /// The configured checks that fail, by name, with the reason.
+    fn unhealthy(&self) -> BTreeMap<String, String>;
+
+    /// The counters in the `OpenMetrics` text format.
+    fn metrics(&self) -> String;
+
+    /// All there is to know, but for counters and secrets.
+    fn status(&self) -> Status;
+}
+
+/// The service. `metrics` is the path of the counters, if they are to be seen at all.
+pub fn service<S: Subject>(subject: Arc<S>, metrics: Option<&str>) -> Router {
+    let mut router = Router::new()
+        .route("/livez", get(async || "ok\n"))
+        .route("/readyz", get(ready::<S>))
+        .route("/debug/health", get(health::<S>))
+        .route("/status", get(status::<S>));
+    // The path is the admin's choice and may be one of ours, or a pattern.
+    let taken = ["/livez", "/readyz", "/debug/health", "/status"];
+    if let Some(path) = metrics.filter(|path| !taken.contains(path) && !path.contains(['{', '}', ':', '*'])) {
+        router = router.route(path, get(counters::<S>));
+    }
+    router.with_state(subject)
+}
+
+async fn ready<S: Subject>(State(subject): State<Arc<S>>) -> Response {
+    match subject.ready() {
+        Ok(()) => "ok\n".into_response(),
+        Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")).into_response(),
+    }
+}
+
+/// As Distribution answers: 503 with what fails, else 200 and an empty object.
+async fn health<S: Subject>(State(subject): State<Arc<S>>) -> Response {
+    let failing = subject.unhealthy();
+    let code = if failing.is_empty() {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
+    (code, Json(failing)).into_response()
+}
+
+async fn counters<S: Subject>(State(subject): State<Arc<S>>) -> Response {
+    ([(header::CONTENT_TYPE, OPENMETRICS)], subject.metrics()).into_response()
+}
+
+async fn status<S: Subject>(State(subject): State<Arc<S>>) -> Json<Status> {
+    Json(subject.status())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::body::Body;
+    use http_body_util::BodyExt;
+    use tower::ServiceExt;
+
+    struct Fake(Result<(), String>);
+
+    impl Subject for Fake {
+        fn ready(&self) -> Result<(), String> {
+            self.0.clone()
+        }
+
+        fn unhealthy(&self) -> BTreeMap<String, String> {
+            let failing = self.0.clone().err();
+            failing
+                .into_iter()
+                .map(|reason| ("storage".to_owned(), reason))
+                .collect()
+        }
+
+        fn metrics(&self) -> String {
+            "# EOF\n".to_owned()
+        }
+
+        fn status(&self) -> Status {
+            Status {
+                version: "1".to_owned(),
+                ..Status::default()
+            }
+        }
+    }
+
+    async fn get(subject: Fake, metrics: Option<&str>, path: &str) -> (u16, String) {
+        let service = service(Arc::new(subject), metrics);
+        let request = axum::http::Request::get(path).body(Body::empty()).unwrap();
+        let response = service.oneshot(request).await.unwrap();
+        let code = response.status().as_u16();
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        (code, String::from_utf8(body.to_vec()).unwrap())
+    }
+
+    fn bad() -> Fake {
+        Fake(Err("draining".to_owned()))
+    }
+
+    #[tokio::test]
+    async fn it_is_alive_even_when_it_is_not_ready() {
+        assert_eq!(get(bad(), None, "/livez").await.0, 200);
+        assert_eq!(get(bad(), None, "/readyz").await, (503, "draining\n".to_owned()));
+        assert_eq!(get(Fake(Ok(())), None, "/readyz").await.0, 200);
+    }
+
+    #[tokio::test]
+    async fn health_names_the_checks_that_fail() {
+        assert_eq!(
+            get(Fake(Ok(())), None, "/debug/health").await,
+            (200, "{}".to_owned())
+        );
+        let (code, body) = get(bad(), None, "/debug/health").await;
+        assert_eq!((code, body.as_str()), (503, r#"{"storage":"draining"}"#));
+    }
+
+    #[tokio::test]
+    async fn metrics_are_where_they_were_configured_or_nowhere() {
+        assert_eq!(get(bad(), Some("/m"), "/m").await, (200, "# EOF\n".to_owned()));
+        assert_eq!(get(bad(), None, "/metrics").await.0, 404);
+    }
+
+    #[tokio::test]
+    async fn a_metrics_path_that_is_taken_or_no_path_breaks_nothing() {
+        for path in ["/livez", "/{a", "/:b", "/{*c}"] {
+            assert_eq!(get(bad(), Some(path), "/livez").await, (200, "ok\n".to_owned()));
+        }
+    }
+
+    #[tokio::test]
+    async fn status_is_json() {
+        let (code, body) = get(bad(), None, "/status").await;
+        let status: Status = serde_json::from_str(&body).unwrap();
+        assert_eq!((code, status.version.as_str()), (200, "1"));
+    }
+}

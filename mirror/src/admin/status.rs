@@ -1,0 +1,86 @@
+//! `/status`: what a server says of itself.
+
+use serde::{Deserialize, Serialize};
+
+use crate::credentials::Report;
+
+/// What a server says of itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Status {
+    /// The server's version.
+    pub version: String,
+    /// Seconds since it started.
+    pub uptime_seconds: u64,
+    /// The configuration file in force: the SHA-256 of its bytes in hexadecimal; empty without a file.
+    pub configuration_version: String,
+    /// Why the last configuration was not taken; empty if it was.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub configuration_error: String,
+    /// Whether it ends when its requests have ended.
+    pub draining: bool,
+    /// The upstreams, the default one first.
+    pub upstreams: Vec<UpstreamStatus>,
+    /// The cache.
+    pub cache: CacheStatus,
+}
+
+/// One upstream.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct UpstreamStatus {
+    /// Its name.
+    pub host: String,
+    /// `Reachable`, `Unreachable`, `RateLimited` or `Unknown`.
+    pub state: String,
+    /// Its credential.
+    pub credentials: Report,
+}
+
+/// The cache.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CacheStatus {
+    /// Bytes that it takes.
+    pub bytes: u64,
+    /// Bytes that it may take, where there is a limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit_bytes: Option<u64>,
+    /// Pieces of content.
+    pub blobs: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::credentials::State;
+
+    #[test]
+    fn the_document_has_the_names_that_operators_read() {
+        let status = Status {
+            version: "1.2.3".into(),
+            uptime_seconds: 5,
+            configuration_version: "abc".into(),
+            upstreams: vec![UpstreamStatus {
+                host: "docker.io".into(),
+                state: "Reachable".into(),
+                credentials: Report {
+                    state: State::Rejected,
+                    version_loaded: Some(1),
+                    version_seen: Some(2),
+                    message: "401".into(),
+                },
+            }],
+            ..Status::default()
+        };
+        let json = serde_json::to_value(&status).unwrap();
+        let expected = serde_json::json!({
+            "version": "1.2.3", "uptimeSeconds": 5, "configurationVersion": "abc", "draining": false,
+            "upstreams": [{"host": "docker.io", "state": "Reachable", "credentials":
+                {"state": "Rejected", "versionLoaded": 1, "versionSeen": 2, "message": "401"}}],
+            "cache": {"bytes": 0, "blobs": 0},
+        });
+        assert_eq!(json, expected);
+        assert_eq!(serde_json::from_value::<Status>(json).unwrap(), status);
+    }
+}

@@ -1,0 +1,152 @@
+//! The configured health checks: each runs at its interval and counts as failed after its threshold.
+
+mod checks;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::time::{MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+
+use crate::config;
+use crate::config::health::Pace;
+use checks::Check;
+
+/// What the checks found last; clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct Health {
+    failing: Arc<Mutex<BTreeMap<String, String>>>,
+}
+
+impl Health {
+    /// Runs the checks until `stop`.
+    pub fn start(settings: &config::Health, root: &Path, stop: &CancellationToken) -> Self {
+        let health = Self::default();
+        for (name, check, pace) in checks::all(settings, root) {
+            tokio::spawn(health.clone().repeat(name, check, pace, stop.clone()));
+        }
+        health
+    }
+
+    /// The checks that fail, by name, with the reason.
+    pub fn failing(&self) -> BTreeMap<String, String> {
+        self.failing
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    async fn repeat(self, name: String, check: Check, pace: Pace, stop: CancellationToken) {
+        let mut ticks = interval(pace.interval);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut failures = 0;
+        loop {
+            tokio::select! {
+                _ = ticks.tick() => {}
+                () = stop.cancelled() => return,
+            }
+            let result = check.run().await;
+            failures = if result.is_err() { failures + 1 } else { 0 };
+            self.record(&name, result.err().filter(|_| failures >= pace.threshold));
+        }
+    }
+
+    fn record(&self, name: &str, failure: Option<String>) {
+        let mut failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
+        match failure {
+            Some(reason) => failing.insert(name.to_owned(), reason),
+            None => failing.remove(name),
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    use crate::config::health::{FileCheck, HttpCheck, TcpCheck};
+
+    const SOON: Pace = Pace {
+        interval: Duration::from_millis(5),
+        threshold: 2,
+    };
+
+    async fn becomes(health: &Health, names: &[&str]) {
+        let there = async {
+            while health.failing().keys().collect::<Vec<_>>() != names {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        let in_time = tokio::time::timeout(Duration::from_secs(10), there).await;
+        assert!(in_time.is_ok(), "{:?}", health.failing());
+    }
+
+    #[tokio::test]
+    async fn a_file_takes_it_out_of_service_and_back() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("down");
+        let stop = CancellationToken::new();
+        let settings = config::Health {
+            files: vec![FileCheck {
+                path: path.clone(),
+                pace: SOON,
+            }],
+            storage: Some(SOON),
+            ..config::Health::default()
+        };
+        let health = Health::start(&settings, root.path(), &stop);
+        becomes(&health, &[]).await;
+        std::fs::write(&path, "").unwrap();
+        becomes(&health, &[&format!("file {}", path.display())]).await;
+        std::fs::remove_file(&path).unwrap();
+        becomes(&health, &[]).await;
+        stop.cancel();
+    }
+
+    #[tokio::test]
+    async fn ports_and_pages_that_do_not_answer_are_named() {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let free = std::net::TcpListener::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap();
+        let stop = CancellationToken::new();
+        let settings = config::Health {
+            tcp: vec![TcpCheck {
+                addr: free.to_string(),
+                timeout: Duration::from_secs(1),
+                pace: SOON,
+            }],
+            http: vec![HttpCheck {
+                uri: format!("http://{free}/page").parse().unwrap(),
+                headers: http::HeaderMap::new(),
+                status: http::StatusCode::OK,
+                timeout: Duration::from_secs(1),
+                pace: SOON,
+            }],
+            ..config::Health::default()
+        };
+        let health = Health::start(&settings, Path::new("/"), &stop);
+        becomes(
+            &health,
+            &[&format!("http http://{free}/page"), &format!("tcp {free}")],
+        )
+        .await;
+        stop.cancel();
+    }
+
+    #[tokio::test]
+    async fn a_storage_root_that_goes_away_is_noticed() {
+        let root = tempfile::tempdir().unwrap();
+        let stop = CancellationToken::new();
+        let settings = config::Health {
+            storage: Some(SOON),
+            ..config::Health::default()
+        };
+        let health = Health::start(&settings, &root.path().join("gone"), &stop);
+        becomes(&health, &["storage"]).await;
+        stop.cancel();
+    }
+}

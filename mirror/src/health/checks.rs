@@ -1,0 +1,94 @@
+//! What a check looks at.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tokio::net::TcpStream;
+
+use crate::config::Health;
+use crate::config::health::{HttpCheck, Pace, TcpCheck};
+
+/// Something to look at.
+pub(super) enum Check {
+    Storage(PathBuf),
+    File(PathBuf),
+    Http(HttpCheck),
+    Tcp(TcpCheck),
+}
+
+/// All configured checks by name.
+pub(super) fn all(settings: &Health, root: &Path) -> Vec<(String, Check, Pace)> {
+    let storage = settings.storage.iter().map(|pace| {
+        let check = Check::Storage(root.to_owned());
+        ("storage".to_owned(), check, *pace)
+    });
+    let files = settings.files.iter().map(|check| {
+        let name = format!("file {}", check.path.display());
+        (name, Check::File(check.path.clone()), check.pace)
+    });
+    let http = settings.http.iter().map(|check| {
+        let name = format!("http {}", check.uri);
+        (name, Check::Http(check.clone()), check.pace)
+    });
+    let tcp = settings.tcp.iter().map(|check| {
+        let name = format!("tcp {}", check.addr);
+        (name, Check::Tcp(check.clone()), check.pace)
+    });
+    storage.chain(files).chain(http).chain(tcp).collect()
+}
+
+impl Check {
+    /// Looks once; says what is wrong.
+    pub(super) async fn run(&self) -> Result<(), String> {
+        match self {
+            Self::Storage(root) => {
+                blocking(root, |root| match fs::read_dir(root) {
+                    Ok(_) => Ok(()),
+                    Err(error) => Err(format!("the storage root cannot be read: {error}")),
+                })
+                .await
+            }
+            Self::File(path) => {
+                blocking(path, |path| match fs::symlink_metadata(path) {
+                    Ok(_) => Err("the file is there".to_owned()),
+                    Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+                    Err(error) => Err(error.to_string()),
+                })
+                .await
+            }
+            Self::Http(check) => page(check).await,
+            Self::Tcp(check) => within(check.timeout, TcpStream::connect(&check.addr))
+                .await?
+                .map(drop)
+                .map_err(|error| error.to_string()),
+        }
+    }
+}
+
+async fn blocking(path: &Path, look: fn(&Path) -> Result<(), String>) -> Result<(), String> {
+    let path = path.to_owned();
+    let looked = tokio::task::spawn_blocking(move || look(&path)).await;
+    looked.map_err(|error| error.to_string())?
+}
+
+/// A connection of its own each time, as that is what is checked.
+async fn page(check: &HttpCheck) -> Result<(), String> {
+    let client = reqwest::Client::builder()
+        .build()
+        .map_err(|error| error.to_string())?;
+    let request = client.head(check.uri.clone()).headers(check.headers.clone());
+    // The error would repeat the URL, which is the check's name already.
+    let answer = within(check.timeout, request.send()).await?;
+    let answer = answer.map_err(|error| error.without_url().to_string())?;
+    match answer.status() {
+        status if status == check.status => Ok(()),
+        status => Err(format!("answered {status} in place of {}", check.status)),
+    }
+}
+
+async fn within<T>(timeout: Duration, work: impl Future<Output = T>) -> Result<T, String> {
+    let done = tokio::time::timeout(timeout, work).await;
+    done.map_err(|_| format!("no answer within {} ms", timeout.as_millis()))
+}

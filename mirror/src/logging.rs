@@ -1,0 +1,95 @@
+//! The log: one line an event on stderr, JSON or text, with Distribution's names for time, level and message.
+
+mod line;
+
+use tracing::level_filters::LevelFilter;
+use tracing::subscriber::SetGlobalDefaultError;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::{Layer, Registry, fmt, reload};
+
+use crate::config::Log;
+use crate::config::log::Level;
+use line::Line;
+
+/// The target of the lines that tell of requests.
+const ACCESS: &str = "access";
+
+/// Changes the level of a log that is being written.
+#[derive(Clone, Debug)]
+pub struct LevelHandle(reload::Handle<Targets, Registry>);
+
+/// Sends this process' events to stderr from now on.
+///
+/// # Errors
+/// There is a log already.
+pub fn start(log: &Log) -> Result<LevelHandle, SetGlobalDefaultError> {
+    let (filter, handle) = reload::Layer::new(filter(log));
+    let lines = fmt::layer()
+        .event_format(Line::new(log))
+        .with_writer(std::io::stderr)
+        .with_filter(filter);
+    tracing::subscriber::set_global_default(Registry::default().with(lines))?;
+    Ok(LevelHandle(handle))
+}
+
+impl LevelHandle {
+    /// Takes the level of another configuration; the format stays.
+    pub fn set(&self, log: &Log) {
+        // Fails only where the log is gone, and then nothing is written anyway.
+        let _ = self.0.reload(filter(log));
+    }
+}
+
+/// Our own events by the level; of other crates only what is at least a warning, unless less is wanted.
+/// Lines that tell of requests have a switch of their own.
+fn filter(log: &Log) -> Targets {
+    let level = match log.level {
+        Level::Error => LevelFilter::ERROR,
+        Level::Warn => LevelFilter::WARN,
+        Level::Info => LevelFilter::INFO,
+        Level::Debug => LevelFilter::DEBUG,
+    };
+    let access = if log.access {
+        LevelFilter::INFO
+    } else {
+        LevelFilter::OFF
+    };
+    Targets::new()
+        .with_default(level.min(LevelFilter::WARN))
+        .with_target(env!("CARGO_CRATE_NAME"), level)
+        .with_target(ACCESS, access)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+    use test_case::test_case;
+    use tracing::Level as Of;
+
+    fn log(level: Level, access: bool) -> Log {
+        Log {
+            level,
+            format: crate::config::log::Format::Text,
+            fields: BTreeMap::new(),
+            access,
+        }
+    }
+
+    #[test_case(Level::Info, "mirror::pull", Of::INFO => true)]
+    #[test_case(Level::Info, "mirror::pull", Of::DEBUG => false)]
+    #[test_case(Level::Debug, "mirror", Of::DEBUG => true)]
+    #[test_case(Level::Debug, "h2::codec", Of::DEBUG => false; "other crates stay quiet")]
+    #[test_case(Level::Debug, "rustls", Of::WARN => true)]
+    #[test_case(Level::Error, "rustls", Of::WARN => false)]
+    fn levels_pass_by_target(level: Level, target: &str, of: Of) -> bool {
+        filter(&log(level, true)).would_enable(target, &of)
+    }
+
+    #[test]
+    fn lines_of_requests_have_their_own_switch() {
+        assert!(filter(&log(Level::Error, true)).would_enable(ACCESS, &Of::INFO));
+        assert!(!filter(&log(Level::Debug, false)).would_enable(ACCESS, &Of::INFO));
+    }
+}
