@@ -36,4 +36,5 @@ pub use status::RegistryMirrorStatus;
 pub use storage::Storage;
 pub use upstream::Upstream;
 
+mod names;
 mod schema;

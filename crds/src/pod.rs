@@ -9,7 +9,7 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{rules, schema};
+use crate::{names::kubernetes_names, rules, schema};
 
 /// How the mirror's Pods run. What is here goes into the Pod template as it is.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
@@ -86,13 +86,6 @@ pub enum ImagePullPolicy {
     Never,
 }
 
-impl ImagePullPolicy {
-    /// The value as Kubernetes spells it.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Always => "Always",
-            Self::IfNotPresent => "IfNotPresent",
-            Self::Never => "Never",
-        }
-    }
+kubernetes_names! {
+    ImagePullPolicy { Always, IfNotPresent, Never }
 }

@@ -6,7 +6,7 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::rules;
+use crate::{names::kubernetes_names, rules};
 
 /// The Service that nodes and other clients pull through.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
@@ -130,20 +130,7 @@ pub enum ExternalTrafficPolicy {
     Local,
 }
 
-macro_rules! kubernetes_name {
-    ($($name:ident { $($variant:ident),* $(,)? })*) => {$(
-        impl $name {
-            /// The value as Kubernetes spells it.
-            pub fn as_str(self) -> &'static str {
-                match self {
-                    $(Self::$variant => stringify!($variant),)*
-                }
-            }
-        }
-    )*};
-}
-
-kubernetes_name! {
+kubernetes_names! {
     ServiceType { ClusterIP, NodePort, LoadBalancer }
     IpFamilyPolicy { SingleStack, PreferDualStack, RequireDualStack }
     ExternalTrafficPolicy { Cluster, Local }

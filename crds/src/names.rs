@@ -1,0 +1,17 @@
+//! How Kubernetes spells what we have as enums.
+
+/// Gives enums whose variants are called as Kubernetes calls them that spelling.
+macro_rules! kubernetes_names {
+    ($($name:ident { $($variant:ident),* $(,)? })*) => {$(
+        impl $name {
+            /// The value as Kubernetes spells it.
+            pub fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$variant => stringify!($variant),)*
+                }
+            }
+        }
+    )*};
+}
+
+pub(crate) use kubernetes_names;
