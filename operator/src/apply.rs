@@ -1,0 +1,342 @@
+//! Step four: make the cluster hold what is desired, writing only where it does not.
+
+use std::collections::BTreeMap;
+
+use crds::{RegistryMirror, conditions::Reason};
+use futures::future::try_join_all;
+use kube::{ResourceExt, api::DynamicObject};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use crate::{
+    cluster::{Cluster, children::fingerprint},
+    desired::{Child, Desired, names},
+    kind::Kind,
+    validate::Rejection,
+};
+
+pub mod compare;
+pub mod guard;
+
+/// Why not everything could be applied.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// What the user has to mend.
+    #[error(transparent)]
+    Rejected(#[from] Rejection),
+    /// What a retry may mend.
+    #[error("{verb} {kind} {name}: {source}")]
+    Cluster {
+        /// What was tried.
+        verb: &'static str,
+        /// On what.
+        kind: Kind,
+        /// Of which name.
+        name: String,
+        /// What the API server said.
+        source: Box<kube::Error>,
+    },
+    /// Admission gave something else back than what was applied.
+    #[error(
+        "{kind} {name} was changed on its way into the cluster; an admission webhook or policy sets a field of it"
+    )]
+    Altered {
+        /// Of what.
+        kind: Kind,
+        /// Of which name.
+        name: String,
+    },
+}
+
+impl Error {
+    fn cluster(verb: &'static str, kind: Kind, name: &str, source: kube::Error) -> Self {
+        Self::Cluster {
+            verb,
+            kind,
+            name: name.to_owned(),
+            source: Box::new(source),
+        }
+    }
+}
+
+/// What became of a mirror's claims. They keep nothing else from being applied: servers with a smaller volume serve.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Applied {
+    /// What the API server said against claims, by name.
+    pub refused_claims: BTreeMap<String, RefusedClaim>,
+}
+
+/// Why a claim is not as it should be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RefusedClaim {
+    /// `ResizeUnsupported` or `ClaimPending`.
+    pub reason: Reason,
+    /// In the API server's words.
+    pub message: String,
+}
+
+/// Applies all objects of a mirror, tells its Pods of what they can reload, and deletes what is no longer asked for.
+///
+/// # Errors
+/// The first one; what was applied before stays. Every write can be repeated.
+pub async fn all(mirror: &RegistryMirror, desired: &Desired, cluster: &Cluster) -> Result<Applied, Error> {
+    let target = Target {
+        mirror,
+        namespace: mirror.namespace().unwrap_or_default(),
+        cluster,
+    };
+    try_join_all(desired.configuration.iter().map(|child| target.apply(child))).await?;
+    let mut applied = Applied::default();
+    for claim in &desired.claims {
+        if let Err(error) = target.apply(claim).await {
+            let (name, refused) = refused_claim(error)?;
+            applied.refused_claims.insert(name, refused);
+        }
+    }
+    target.tell_pods(&desired.reload, &desired.workload).await?;
+    target.apply(&desired.workload).await?;
+    for (kind, name) in desired.superseded(&mirror.name_any()) {
+        target.prune(kind, &name).await?;
+    }
+    Ok(applied)
+}
+
+/// Where one mirror's objects go.
+struct Target<'a> {
+    mirror: &'a RegistryMirror,
+    namespace: String,
+    cluster: &'a Cluster,
+}
+
+impl Target<'_> {
+    /// Applies one object if it is not as it should be.
+    async fn apply(&self, child: &Child) -> Result<(), Error> {
+        let (kind, name) = (child.kind, child.name.as_str());
+        let manifest = seal(child);
+        let live = self.cluster.children.get(kind, &self.namespace, name);
+        if let Some(live) = &live {
+            guard::check(self.mirror, kind, &live.metadata)?;
+            if is_applied(kind, live, &manifest) {
+                return Ok(());
+            }
+        }
+        let uid = match live {
+            Some(live) => live.uid(),
+            // Not the operator's by its label; but maybe the label was taken off, or the name is someone else's.
+            None => self.look(kind, name).await?,
+        };
+        let applied = self
+            .cluster
+            .apply(kind, &self.namespace, manifest.clone(), uid.as_deref())
+            .await;
+        let applied = applied.map_err(|source| refused(kind, name, source))?;
+        tracing::info!(%kind, name, "applied");
+        if is_applied(kind, &applied, &manifest) {
+            return Ok(());
+        }
+        Err(Error::Altered {
+            kind,
+            name: name.to_owned(),
+        })
+    }
+
+    /// The UID of an object that is the mirror's although it does not look like it.
+    async fn look(&self, kind: Kind, name: &str) -> Result<Option<String>, Error> {
+        let found = self.cluster.look(kind, &self.namespace, name).await;
+        let Some(metadata) = found.map_err(|source| Error::cluster("looking at", kind, name, source))? else {
+            return Ok(None);
+        };
+        guard::check(self.mirror, kind, &metadata)?;
+        Ok(metadata.uid)
+    }
+
+    /// Annotates the running Pods, so that their kubelets look at what they mount now instead of within the next
+    /// minute and a half. The workload is marked only once all were told.
+    async fn tell_pods(&self, reload: &str, workload: &Child) -> Result<(), Error> {
+        let Some(live) = self
+            .cluster
+            .children
+            .get(workload.kind, &self.namespace, &workload.name)
+        else {
+            return Ok(());
+        };
+        if live.annotations().get(names::RELOAD).map(String::as_str) == Some(reload) {
+            return Ok(());
+        }
+        let name = self.mirror.name_any();
+        let pods =
+            self.cluster
+                .children
+                .labelled(Kind::Pod, &self.namespace, ("app.kubernetes.io/instance", &name));
+        let told = pods
+            .iter()
+            .filter(|pod| pod.metadata.deletion_timestamp.is_none())
+            .map(|pod| async {
+                let name = pod.name_any();
+                let annotation = (names::RELOAD, reload);
+                let told = self
+                    .cluster
+                    .annotate(Kind::Pod, &self.namespace, &name, annotation)
+                    .await;
+                told.map_err(|source| Error::cluster("annotating", Kind::Pod, &name, source))
+            });
+        try_join_all(told).await?;
+        Ok(())
+    }
+
+    /// Deletes an object of an earlier spec.
+    async fn prune(&self, kind: Kind, name: &str) -> Result<(), Error> {
+        let Some(live) = self.cluster.children.get(kind, &self.namespace, name) else {
+            return Ok(());
+        };
+        if live.metadata.deletion_timestamp.is_some() || !guard::is_ours(self.mirror, &live.metadata) {
+            return Ok(());
+        }
+        let deleted = self.cluster.delete(kind, &self.namespace, &live).await;
+        deleted.map_err(|source| Error::cluster("deleting", kind, name, source))?;
+        tracing::info!(%kind, name, "deleted: the spec no longer asks for it");
+        Ok(())
+    }
+}
+
+/// The manifest with its own hash: a field that a later one leaves out could not be noticed otherwise.
+fn seal(child: &Child) -> Value {
+    let mut hashed = child.manifest.clone();
+    if child.kind == Kind::Secret {
+        // A hash of a password in an annotation would let anyone who sees it try passwords. Values are compared by
+        // themselves; here only the keys count.
+        blank(&mut hashed);
+    }
+    let hash = hex::encode(&Sha256::digest(hashed.to_string())[..16]);
+    let mut manifest = child.manifest.clone();
+    manifest["metadata"]["annotations"][names::APPLIED] = json!(hash);
+    manifest
+}
+
+fn blank(secret: &mut Value) {
+    if let Some(data) = secret.get_mut("data").and_then(Value::as_object_mut) {
+        data.values_mut().for_each(|value| *value = Value::Null);
+    }
+}
+
+fn is_applied(kind: Kind, live: &DynamicObject, manifest: &Value) -> bool {
+    let Ok(live) = serde_json::to_value(live) else {
+        return false;
+    };
+    let mut manifest = manifest.clone();
+    if kind == Kind::Secret {
+        fingerprint(&mut manifest);
+    }
+    compare::contains(&live, &manifest)
+}
+
+/// Tells what the user wrote wrong from what passes.
+fn refused(kind: Kind, name: &str, source: kube::Error) -> Error {
+    match source {
+        // Claims have reasons of their own.
+        kube::Error::Api(status) if status.code == 422 && kind != Kind::PersistentVolumeClaim => {
+            Rejection::invalid(format!(
+                "the API server refuses {kind} {name}: {}",
+                status.message
+            ))
+            .into()
+        }
+        source => Error::cluster("applying", kind, name, source),
+    }
+}
+
+fn refused_claim(error: Error) -> Result<(String, RefusedClaim), Error> {
+    let Error::Cluster { name, source, .. } = &error else {
+        return Err(error);
+    };
+    let kube::Error::Api(status) = source.as_ref() else {
+        return Err(error);
+    };
+    let reason = match status.code {
+        403 => Reason::ResizeUnsupported,
+        422 => Reason::ClaimPending,
+        _ => return Err(error),
+    };
+    Ok((
+        name.clone(),
+        RefusedClaim {
+            reason,
+            message: status.message.clone(),
+        },
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn secret(value: &str) -> Child {
+        let manifest = json!({"metadata": {"name": "s"}, "data": {"password": value}});
+        Child {
+            kind: Kind::Secret,
+            name: "s".to_owned(),
+            manifest,
+        }
+    }
+
+    fn hash(child: &Child) -> String {
+        seal(child)["metadata"]["annotations"][names::APPLIED]
+            .as_str()
+            .unwrap()
+            .to_owned()
+    }
+
+    #[test]
+    fn a_secrets_values_are_not_in_its_hash() {
+        assert_eq!(hash(&secret("YQ==")), hash(&secret("Yg==")));
+    }
+
+    #[test]
+    fn a_field_that_is_left_out_changes_the_hash() {
+        let child = |manifest| Child {
+            kind: Kind::Service,
+            name: "s".to_owned(),
+            manifest,
+        };
+        let before = child(json!({"metadata": {}, "spec": {"a": 1, "b": 2}}));
+        let after = child(json!({"metadata": {}, "spec": {"a": 1}}));
+        assert_ne!(hash(&before), hash(&after));
+    }
+
+    #[test]
+    fn a_secret_with_another_value_is_not_as_it_should_be() {
+        let live = |value| {
+            let mut object: DynamicObject = serde_json::from_value(seal(&secret(value))).unwrap();
+            fingerprint(&mut object.data);
+            object
+        };
+        assert!(is_applied(Kind::Secret, &live("YQ=="), &seal(&secret("YQ=="))));
+        assert!(!is_applied(Kind::Secret, &live("Yg=="), &seal(&secret("YQ=="))));
+    }
+
+    fn claim_error(code: u16) -> Error {
+        let status = kube::core::Status {
+            code,
+            message: "no".to_owned(),
+            ..kube::core::Status::default()
+        };
+        Error::cluster(
+            "applying",
+            Kind::PersistentVolumeClaim,
+            "cache-hub-0",
+            kube::Error::Api(Box::new(status)),
+        )
+    }
+
+    #[test]
+    fn a_claim_that_may_not_grow_stops_nothing_else() {
+        let reason = |code| {
+            refused_claim(claim_error(code))
+                .map(|(_, refused)| refused.reason)
+                .ok()
+        };
+        assert_eq!(reason(403), Some(Reason::ResizeUnsupported));
+        assert_eq!(reason(422), Some(Reason::ClaimPending));
+        assert_eq!(reason(500), None);
+    }
+}

@@ -1,0 +1,89 @@
+//! Whether an object already is as it should be.
+
+use kube_quantity::ParsedQuantity;
+use serde_json::{Map, Value};
+
+/// Maps from resource names to quantities.
+const QUANTITIES: [&str; 3] = ["limits", "requests", "capacity"];
+/// Fields that hold one quantity.
+const QUANTITY: [&str; 1] = ["sizeLimit"];
+
+/// Whether everything in `desired` is in `live`: what others added to it does not count.
+///
+/// The API server writes quantities in a form of its own, leaves zero values out, and merges lists of objects by key,
+/// so that others' elements may stand between ours.
+pub fn contains(live: &Value, desired: &Value) -> bool {
+    match (live, desired) {
+        (Value::Object(live), Value::Object(desired)) => {
+            desired.iter().all(|(key, desired)| field(live, key, desired))
+        }
+        (Value::Array(live), Value::Array(desired)) if desired.iter().any(Value::is_object) => desired
+            .iter()
+            .all(|desired| live.iter().any(|live| contains(live, desired))),
+        (live, desired) => live == desired,
+    }
+}
+
+fn field(live: &Map<String, Value>, key: &str, desired: &Value) -> bool {
+    let Some(live) = live.get(key) else {
+        return is_zero(desired);
+    };
+    if QUANTITY.contains(&key) {
+        return same_quantity(live, desired);
+    }
+    match (live.as_object(), desired.as_object()) {
+        (Some(live), Some(desired)) if QUANTITIES.contains(&key) => {
+            desired.iter().all(|(resource, desired)| {
+                live.get(resource)
+                    .is_some_and(|live| same_quantity(live, desired))
+            })
+        }
+        _ => contains(live, desired),
+    }
+}
+
+fn same_quantity(live: &Value, desired: &Value) -> bool {
+    let parse = |value: &Value| ParsedQuantity::try_from(value.as_str()?).ok();
+    live == desired || parse(live).is_some_and(|live| parse(desired) == Some(live))
+}
+
+fn is_zero(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Bool(value) => !value,
+        Value::Number(value) => value.as_i64() == Some(0),
+        Value::String(value) => value.is_empty(),
+        Value::Array(items) => items.is_empty(),
+        Value::Object(fields) => fields.is_empty(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use test_case::test_case;
+
+    use super::*;
+
+    #[test_case(json!({"a": 1}), json!({"a": 1, "b": 2}) ; "a field of others")]
+    #[test_case(json!({"limits": {"cpu": "1000m"}}), json!({"limits": {"cpu": "1"}}) ; "a quantity in canonical form")]
+    #[test_case(json!({"sizeLimit": "1024Mi"}), json!({"sizeLimit": "1Gi"}) ; "a single quantity")]
+    #[test_case(json!({"replicas": 0, "flag": false, "list": [], "map": {}}), json!({}) ; "zero values left out")]
+    #[test_case(json!([{"name": "b"}]), json!([{"name": "a"}, {"name": "b", "x": 1}]) ; "an injected element")]
+    #[test_case(json!({"emptyDir": {}}), json!({"emptyDir": {}}) ; "an empty object that means something")]
+    fn is_as_it_should_be(desired: Value, live: Value) {
+        assert!(contains(&live, &desired));
+    }
+
+    #[test_case(json!({"a": 1}), json!({"a": 2}) ; "a changed value")]
+    #[test_case(json!({"a": 1}), json!({}) ; "a missing value")]
+    #[test_case(json!({"replicas": 0}), json!({"replicas": 1}) ; "a zero that is not zero")]
+    #[test_case(json!({"limits": {"cpu": "1"}}), json!({"limits": {"cpu": "2"}}) ; "another quantity")]
+    #[test_case(json!({"limits": {"cpu": "1"}}), json!({"limits": {}}) ; "a missing quantity")]
+    #[test_case(json!({"label": "1000m"}), json!({"label": "1"}) ; "a text that only looks like a quantity")]
+    #[test_case(json!(["a"]), json!(["a", "b"]) ; "arguments that somebody added")]
+    #[test_case(json!([{"name": "a"}]), json!([{"name": "b"}]) ; "a missing element")]
+    fn has_to_be_applied(desired: Value, live: Value) {
+        assert!(!contains(&live, &desired));
+    }
+}

@@ -1,0 +1,141 @@
+//! Whose an object is. A forced apply would take a user's object over, and delete it with the mirror.
+
+use crds::{RegistryMirror, conditions::Reason};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use kube::ResourceExt;
+
+use crate::{desired::names, kind::Kind, validate::Rejection};
+
+/// Whether an object belongs to this very mirror, not to one of the same name before.
+pub fn is_ours(mirror: &RegistryMirror, object: &ObjectMeta) -> bool {
+    controller(object).is_some_and(|owner| Some(&owner.uid) == mirror.metadata.uid.as_ref())
+}
+
+/// Refuses an object that is not the mirror's.
+///
+/// # Errors
+/// `NameConflict`.
+pub fn check(mirror: &RegistryMirror, kind: Kind, object: &ObjectMeta) -> Result<(), Rejection> {
+    if is_ours(mirror, object) || kind == Kind::PersistentVolumeClaim && is_retained_by(mirror, object) {
+        return Ok(());
+    }
+    let name = object.name.as_deref().unwrap_or_default();
+    let why = match controller(object) {
+        None => {
+            "is there already and does not belong to this mirror; rename or delete it, or give the mirror \
+                 another name"
+                .to_owned()
+        }
+        Some(owner) if owner.kind == "RegistryMirror" && owner.name == mirror.name_any() => {
+            "belongs to an earlier RegistryMirror of this name, which is still being deleted".to_owned()
+        }
+        Some(owner) => format!(
+            "belongs to {} {}; give one of the two another name",
+            owner.kind, owner.name
+        ),
+    };
+    Err(Rejection {
+        reason: Reason::NameConflict,
+        message: format!("{kind} {name} {why}"),
+    })
+}
+
+/// A claim that was kept when its mirror went, or whose retention policy was changed.
+fn is_retained_by(mirror: &RegistryMirror, claim: &ObjectMeta) -> bool {
+    let label = claim
+        .labels
+        .as_ref()
+        .and_then(|labels| labels.get(names::CACHE_OF));
+    controller(claim).is_none() && label == Some(&mirror.name_any())
+}
+
+fn controller(object: &ObjectMeta) -> Option<&OwnerReference> {
+    object
+        .owner_references
+        .iter()
+        .flatten()
+        .find(|owner| owner.controller == Some(true))
+}
+
+#[cfg(test)]
+mod tests {
+    use crds::RegistryMirrorSpec;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn mirror() -> RegistryMirror {
+        let spec: RegistryMirrorSpec = serde_json::from_value(
+            json!({"upstreams": [{"host": "quay.io"}], "storage": {"type": "Ephemeral"}}),
+        )
+        .unwrap();
+        let mut mirror = RegistryMirror::new("hub", spec);
+        mirror.metadata.uid = Some("this".to_owned());
+        mirror
+    }
+
+    fn object(owner: Value, label: Option<&str>) -> ObjectMeta {
+        let labels = label.map(|value| json!({names::CACHE_OF: value}));
+        serde_json::from_value(json!({"name": "x", "ownerReferences": owner, "labels": labels})).unwrap()
+    }
+
+    fn owner(kind: &str, name: &str, uid: &str) -> Value {
+        json!([{"apiVersion": "v1", "kind": kind, "name": name, "uid": uid, "controller": true}])
+    }
+
+    fn refusal(kind: Kind, object: &ObjectMeta) -> Option<String> {
+        check(&mirror(), kind, object).err().map(|rejection| {
+            assert_eq!(rejection.reason, Reason::NameConflict);
+            rejection.message
+        })
+    }
+
+    #[test]
+    fn our_own_object_may_be_written() {
+        assert_eq!(
+            refusal(
+                Kind::Secret,
+                &object(owner("RegistryMirror", "hub", "this"), None)
+            ),
+            None
+        );
+    }
+
+    #[test]
+    fn a_users_object_may_not() {
+        let message = refusal(Kind::Secret, &object(json!([]), None)).unwrap();
+        assert!(message.starts_with("Secret x is there already"), "{message}");
+    }
+
+    #[test]
+    fn another_controllers_object_may_not() {
+        let message = refusal(
+            Kind::Service,
+            &object(owner("RegistryMirror", "hub-a", "that"), None),
+        )
+        .unwrap();
+        assert!(message.contains("belongs to RegistryMirror hub-a"), "{message}");
+    }
+
+    #[test]
+    fn an_object_of_a_mirror_that_was_deleted_is_waited_for() {
+        let message = refusal(
+            Kind::Service,
+            &object(owner("RegistryMirror", "hub", "old"), None),
+        )
+        .unwrap();
+        assert!(message.contains("still being deleted"), "{message}");
+    }
+
+    #[test]
+    fn a_retained_claim_is_adopted_by_its_label_only() {
+        let claim = |label| refusal(Kind::PersistentVolumeClaim, &object(json!([]), label));
+        assert_eq!(claim(Some("hub")), None);
+        assert!(claim(Some("other")).is_some());
+        assert!(claim(None).is_some());
+        assert!(
+            refusal(Kind::Secret, &object(json!([]), Some("hub"))).is_some(),
+            "of claims only"
+        );
+    }
+}

@@ -1,0 +1,194 @@
+//! The API server, as the operator uses it: watched copies to read from, one field manager to write with.
+
+use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use kube::{
+    Api, Client, Resource, ResourceExt,
+    api::{DeleteParams, DynamicObject, Patch, PatchParams, Preconditions},
+    core::{NamespaceResourceScope, ObjectMeta},
+};
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use std::{fmt::Debug, sync::Arc};
+
+use crate::{
+    dereference::{Contents, Reader, Reference},
+    kind::Kind,
+};
+
+pub mod children;
+pub mod observe;
+pub mod watch;
+
+use children::Children;
+
+/// Who owns the fields that the operator sets.
+pub const FIELD_MANAGER: &str = "registry-mirror";
+
+/// What the operator may see.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// Every namespace.
+    Cluster,
+    /// One.
+    Namespace(String),
+}
+
+impl Scope {
+    /// The objects of one type in this scope.
+    pub fn api<K>(&self, client: Client) -> Api<K>
+    where
+        K: Resource<Scope = NamespaceResourceScope>,
+        K::DynamicType: Default,
+    {
+        match self {
+            Self::Cluster => Api::all(client),
+            Self::Namespace(namespace) => Api::namespaced(client, namespace),
+        }
+    }
+
+    /// The objects of one kind in this scope.
+    pub fn children(&self, client: Client, kind: Kind) -> Api<DynamicObject> {
+        match self {
+            Self::Cluster => Api::all_with(client, &kind.resource()),
+            Self::Namespace(namespace) => Api::namespaced_with(client, namespace, &kind.resource()),
+        }
+    }
+}
+
+/// A connection, and what was seen through it.
+pub struct Cluster {
+    client: Client,
+    /// The watched copies of every mirror's objects.
+    pub children: Arc<Children>,
+}
+
+impl Cluster {
+    /// A connection whose copies someone else keeps up to date.
+    pub fn new(client: Client, children: Arc<Children>) -> Self {
+        Self { client, children }
+    }
+
+    /// The connection.
+    pub fn client(&self) -> Client {
+        self.client.clone()
+    }
+
+    /// Metadata of whatever has a name, be it the operator's or not: names that are not watched are looked at here.
+    ///
+    /// # Errors
+    /// Those of the API server; an object that is not there is none.
+    pub async fn look(&self, kind: Kind, namespace: &str, name: &str) -> kube::Result<Option<ObjectMeta>> {
+        Ok(self
+            .api(kind, namespace)
+            .get_metadata_opt(name)
+            .await?
+            .map(|object| object.metadata))
+    }
+
+    /// Applies a manifest. With `uid` it is the object that was looked at, or nothing, and its fields are taken back
+    /// from whoever changed them; without, nothing may be there.
+    ///
+    /// # Errors
+    /// Those of the API server.
+    pub async fn apply(
+        &self,
+        kind: Kind,
+        namespace: &str,
+        mut manifest: Value,
+        uid: Option<&str>,
+    ) -> kube::Result<Arc<DynamicObject>> {
+        let mut params = PatchParams::apply(FIELD_MANAGER);
+        if let Some(uid) = uid {
+            params = params.force();
+            manifest["metadata"]["uid"] = json!(uid);
+        }
+        let name = manifest["metadata"]["name"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned();
+        let object = self
+            .api(kind, namespace)
+            .patch(&name, &params, &Patch::Apply(&manifest))
+            .await?;
+        Ok(self.children.wrote(kind, object))
+    }
+
+    /// Annotates an object. That it is gone is no error.
+    ///
+    /// # Errors
+    /// Those of the API server.
+    pub async fn annotate(
+        &self,
+        kind: Kind,
+        namespace: &str,
+        name: &str,
+        annotation: (&str, &str),
+    ) -> kube::Result<()> {
+        let patch = json!({"metadata": {"annotations": {annotation.0: annotation.1}}});
+        let params = PatchParams {
+            field_manager: Some(FIELD_MANAGER.to_owned()),
+            ..PatchParams::default()
+        };
+        gone_is_fine(
+            self.api(kind, namespace)
+                .patch_metadata(name, &params, &Patch::Merge(&patch))
+                .await,
+        )
+    }
+
+    /// Deletes the object that was looked at, and no other of its name.
+    ///
+    /// # Errors
+    /// Those of the API server.
+    pub async fn delete(&self, kind: Kind, namespace: &str, object: &DynamicObject) -> kube::Result<()> {
+        let preconditions = Preconditions {
+            uid: object.uid(),
+            resource_version: None,
+        };
+        let params = DeleteParams {
+            preconditions: Some(preconditions),
+            ..DeleteParams::background()
+        };
+        gone_is_fine(
+            self.api(kind, namespace)
+                .delete(&object.name_any(), &params)
+                .await,
+        )
+    }
+
+    fn api(&self, kind: Kind, namespace: &str) -> Api<DynamicObject> {
+        Api::namespaced_with(self.client(), namespace, &kind.resource())
+    }
+
+    async fn contents<K>(&self, namespace: &str, name: &str) -> kube::Result<Option<Contents>>
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+            + Clone
+            + DeserializeOwned
+            + Debug
+            + Into<Contents>,
+    {
+        Ok(Api::<K>::namespaced(self.client(), namespace)
+            .get_opt(name)
+            .await?
+            .map(Into::into))
+    }
+}
+
+impl Reader for Cluster {
+    type Error = kube::Error;
+
+    async fn read(&self, namespace: &str, reference: &Reference) -> kube::Result<Option<Contents>> {
+        match reference.kind {
+            Kind::Secret => self.contents::<Secret>(namespace, &reference.name).await,
+            _ => self.contents::<ConfigMap>(namespace, &reference.name).await,
+        }
+    }
+}
+
+fn gone_is_fine<T>(result: kube::Result<T>) -> kube::Result<()> {
+    match result {
+        Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
+        result => result.map(|_| ()),
+    }
+}

@@ -1,0 +1,147 @@
+//! What the watched copies say of one mirror.
+
+use crds::{RegistryMirror, storage::Volume};
+use k8s_openapi::api::{
+    apps::v1::{Deployment, StatefulSet},
+    core::v1::{PersistentVolumeClaim, PersistentVolumeClaimSpec, Service},
+};
+use kube::{
+    Api, Resource, ResourceExt,
+    api::{DynamicObject, ObjectMeta},
+};
+use serde::de::DeserializeOwned;
+
+use super::{Cluster, children::Children};
+use crate::{
+    desired::names,
+    kind::Kind,
+    observed::{Claim, Observed, Workload},
+};
+
+impl Cluster {
+    /// The present state of a mirror's objects. Only a claim that an admin made has to be asked for.
+    ///
+    /// # Errors
+    /// Those of the API server.
+    pub async fn observe(&self, mirror: &RegistryMirror) -> kube::Result<Observed> {
+        let namespace = mirror.namespace().unwrap_or_default();
+        let mut observed = self.children.observe(mirror);
+        if let Some(Volume::ExistingClaim { name }) = mirror.spec.storage.volume() {
+            let claims = Api::<PersistentVolumeClaim>::namespaced(self.client(), &namespace);
+            observed.existing_claim = claims.get_opt(name).await?.map(|claim| self::claim(claim, 0));
+        }
+        Ok(observed)
+    }
+}
+
+impl Children {
+    /// What the copies say of a mirror.
+    pub fn observe(&self, mirror: &RegistryMirror) -> Observed {
+        let (name, namespace) = (mirror.name_any(), mirror.namespace().unwrap_or_default());
+        let stateful_set = self.typed::<StatefulSet>(mirror, Kind::StatefulSet);
+        let deployment = self.typed::<Deployment>(mirror, Kind::Deployment);
+        let service = self.typed::<Service>(mirror, Kind::Service);
+        let claims = self.labelled(Kind::PersistentVolumeClaim, &namespace, (names::CACHE_OF, &name));
+        Observed {
+            cluster_ip: service
+                .and_then(|service| service.spec?.cluster_ip)
+                .filter(|ip| !ip.is_empty()),
+            claims: claims
+                .iter()
+                .filter_map(|object| {
+                    let ordinal = names::claim_ordinal(&name, &object.name_any())?;
+                    Some(claim(parse(object)?, ordinal))
+                })
+                .collect(),
+            claim_templates: stateful_set.as_ref().and_then(claim_templates),
+            workload: stateful_set
+                .map(of_stateful_set)
+                .or_else(|| deployment.map(of_deployment)),
+            existing_claim: None,
+        }
+    }
+
+    /// The object of the mirror's own name, if it is the mirror's.
+    fn typed<K: DeserializeOwned>(&self, mirror: &RegistryMirror, kind: Kind) -> Option<K> {
+        let object = self.get(kind, &mirror.namespace().unwrap_or_default(), &mirror.name_any())?;
+        let owned = object
+            .owner_references()
+            .iter()
+            .any(|owner| Some(&owner.uid) == mirror.meta().uid.as_ref());
+        if owned { parse(&object) } else { None }
+    }
+}
+
+fn parse<K: DeserializeOwned>(object: &DynamicObject) -> Option<K> {
+    serde_json::from_value(serde_json::to_value(object).ok()?).ok()
+}
+
+/// The templates without what the API server adds, so that they are what was applied.
+fn claim_templates(set: &StatefulSet) -> Option<Vec<PersistentVolumeClaim>> {
+    let templates = set.spec.as_ref()?.volume_claim_templates.as_ref()?;
+    let bare = |template: &PersistentVolumeClaim| {
+        let (metadata, spec) = (
+            template.metadata.clone(),
+            template.spec.clone().unwrap_or_default(),
+        );
+        PersistentVolumeClaim {
+            metadata: ObjectMeta {
+                name: metadata.name,
+                labels: metadata.labels,
+                ..ObjectMeta::default()
+            },
+            spec: Some(PersistentVolumeClaimSpec {
+                access_modes: spec.access_modes,
+                resources: spec.resources,
+                storage_class_name: spec.storage_class_name,
+                ..PersistentVolumeClaimSpec::default()
+            }),
+            status: None,
+        }
+    };
+    (!templates.is_empty()).then(|| templates.iter().map(bare).collect())
+}
+
+fn of_stateful_set(set: StatefulSet) -> Workload {
+    let status = set.status.unwrap_or_default();
+    Workload {
+        current: status.observed_generation >= set.metadata.generation,
+        wanted: set.spec.and_then(|spec| spec.replicas).unwrap_or(1),
+        replicas: status.replicas,
+        ready: status.ready_replicas.unwrap_or(0),
+        updated: status.updated_replicas.unwrap_or(0),
+        obstacle: None,
+    }
+}
+
+fn of_deployment(deployment: Deployment) -> Workload {
+    let status = deployment.status.unwrap_or_default();
+    let conditions = status.conditions.unwrap_or_default();
+    let failure = conditions
+        .into_iter()
+        .find(|c| c.type_ == "ReplicaFailure" && c.status == "True");
+    Workload {
+        current: status.observed_generation >= deployment.metadata.generation,
+        wanted: deployment.spec.and_then(|spec| spec.replicas).unwrap_or(1),
+        replicas: status.replicas.unwrap_or(0),
+        ready: status.ready_replicas.unwrap_or(0),
+        updated: status.updated_replicas.unwrap_or(0),
+        obstacle: failure.and_then(|condition| condition.message),
+    }
+}
+
+fn claim(claim: PersistentVolumeClaim, ordinal: u32) -> Claim {
+    let name = claim.name_any();
+    let status = claim.status.unwrap_or_default();
+    Claim {
+        name,
+        ordinal,
+        bound: status.phase.as_deref() == Some("Bound"),
+        requested: claim
+            .spec
+            .and_then(|spec| spec.resources?.requests?.remove("storage")),
+        capacity: status
+            .capacity
+            .and_then(|mut capacity| capacity.remove("storage")),
+    }
+}

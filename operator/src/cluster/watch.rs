@@ -1,0 +1,137 @@
+//! What makes the operator look at a mirror again: the mirror, its objects, and whatever its spec points to.
+
+use std::sync::Arc;
+
+use crds::RegistryMirror;
+use futures::{Stream, StreamExt, TryStreamExt, stream};
+use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use kube::{
+    Client, Resource, ResourceExt,
+    api::{DynamicObject, PartialObjectMeta},
+    core::{DeserializeGuard, NamespaceResourceScope},
+    runtime::{
+        WatchStreamExt,
+        controller::{ReconcileReason, ReconcileRequest, trigger_owners, trigger_self, trigger_with},
+        predicates,
+        reflector::{ObjectRef, store::Writer},
+        watcher::{self, Event, watcher},
+    },
+};
+
+use super::{
+    Scope,
+    children::{Children, trim},
+};
+use crate::{dereference::Reference, desired::names, index::Index, kind::Kind};
+
+/// A mirror as it is stored, which may be by a version that no longer parses.
+pub type Stored = DeserializeGuard<RegistryMirror>;
+
+/// A mirror that something happened to.
+pub type Trigger = Result<ReconcileRequest<Stored>, watcher::Error>;
+
+/// Follows the mirrors. A change of nothing but status or metadata is no trigger: the operator writes those itself.
+pub fn mirrors<F>(
+    client: &Client,
+    scope: &Scope,
+    writer: Writer<Stored>,
+    seen: F,
+) -> impl Stream<Item = Trigger> + Send + use<F>
+where
+    F: Fn(&Event<Stored>) + Send + 'static,
+{
+    let stream = watcher(scope.api::<Stored>(client.clone()), watcher::Config::default())
+        .default_backoff()
+        .modify(|mirror| mirror.managed_fields_mut().clear())
+        .reflect(writer)
+        .inspect_ok(seen)
+        .applied_objects()
+        .predicate_filter(predicates::generation, Default::default());
+    trigger_self(stream, ())
+}
+
+/// Follows the objects that belong to mirrors.
+pub fn children(
+    client: &Client,
+    scope: &Scope,
+    children: &Arc<Children>,
+    writers: Vec<(Kind, Writer<DynamicObject>)>,
+) -> impl Stream<Item = Trigger> + Send + use<> {
+    let config =
+        watcher::Config::default().labels(&format!("{}={}", names::MANAGED_BY.0, names::MANAGED_BY.1));
+    stream::select_all(writers.into_iter().map(|(kind, writer)| {
+        let children = Arc::clone(children);
+        let stream = watcher(scope.children(client.clone(), kind), config.clone())
+            .default_backoff()
+            .modify(move |object| trim(kind, object))
+            .reflect(writer)
+            .inspect_ok(move |event| children.caught_up(kind, event))
+            .touched_objects();
+        match kind {
+            // A Pod belongs to its workload, whose status tells what matters of it.
+            Kind::Pod => stream.try_filter_map(|_| async { Ok(None) }).boxed(),
+            // A retained claim has no owner.
+            Kind::PersistentVolumeClaim => trigger_with(stream, |claim| mirror_of_claim(&claim)).boxed(),
+            kind => trigger_owners(stream, (), kind.resource()).boxed(),
+        }
+    }))
+}
+
+fn mirror_of_claim(claim: &DynamicObject) -> Option<ObjectRef<Stored>> {
+    let mirror = claim.labels().get(names::CACHE_OF)?;
+    Some(ObjectRef::new(mirror).within(&claim.namespace()?))
+}
+
+/// Follows the metadata of all Secrets and `ConfigMap`s, as any of them may be one that a mirror points to: their
+/// contents are read only when one is.
+pub fn references(
+    client: &Client,
+    scope: &Scope,
+    index: &Arc<Index>,
+) -> impl Stream<Item = Trigger> + Send + use<> {
+    // Helm keeps each release in a Secret, up to a megabyte of it.
+    let secrets = watcher::Config::default().fields("type!=helm.sh/release.v1");
+    let secrets = metadata::<Secret>(client, scope, secrets, index, Reference::secret);
+    let maps = metadata::<ConfigMap>(
+        client,
+        scope,
+        watcher::Config::default(),
+        index,
+        Reference::config_map,
+    );
+    stream::select(secrets, maps)
+}
+
+fn metadata<K>(
+    client: &Client,
+    scope: &Scope,
+    config: watcher::Config,
+    index: &Arc<Index>,
+    reference: fn(&str) -> Reference,
+) -> impl Stream<Item = Trigger> + Send + use<K>
+where
+    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+        + Clone
+        + std::fmt::Debug
+        + Send
+        + Sync
+        + 'static,
+{
+    let index = Arc::clone(index);
+    let stream = watcher(scope.api::<PartialObjectMeta<K>>(client.clone()), config)
+        .default_backoff()
+        .touched_objects();
+    trigger_with(stream, move |object| {
+        let (namespace, reference) = (
+            object.namespace().unwrap_or_default(),
+            reference(&object.name_any()),
+        );
+        let mirrors = index.referring_to(&namespace, &reference);
+        mirrors.into_iter().map(move |mirror| ReconcileRequest {
+            obj_ref: ObjectRef::new(&mirror).within(&namespace),
+            reason: ReconcileReason::Custom {
+                reason: format!("{reference} changed"),
+            },
+        })
+    })
+}

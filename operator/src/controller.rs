@@ -1,0 +1,282 @@
+//! The wiring: what triggers a reconcile, what a reconcile does, what follows when it fails.
+
+use std::{sync::Arc, time::Duration};
+
+use crds::RegistryMirror;
+use futures::{FutureExt, StreamExt, stream};
+use k8s_openapi::jiff::Timestamp;
+use kube::{
+    Client, Resource, ResourceExt,
+    runtime::{
+        applier,
+        controller::{self, Action},
+        events::Recorder,
+        reflector::{ObjectRef, Store, store::Writer},
+        watcher::Event,
+    },
+};
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    apply,
+    cluster::{
+        Cluster, Scope,
+        children::Children,
+        watch::{self, Stored},
+    },
+    dereference,
+    desired::{self, Release},
+    index::Index,
+    metrics::Metrics,
+    retry::{self, Retries},
+    status::{self, Outcome, events, write::Written},
+    unparsable, validate,
+};
+
+/// How many mirrors are worked on at a time.
+const CONCURRENCY: u16 = 16;
+/// No mirror holds one of those places for longer.
+const RECONCILE_TIMEOUT: Duration = Duration::from_mins(1);
+/// Everything is looked at again after about this time, though nothing seems to have happened.
+const RESYNC: Duration = Duration::from_mins(15);
+/// A spec that can't be acted on waits for a change; of some changes nobody is told, such as of a name set free.
+const REJECTED_RETRY: Duration = Duration::from_secs(30);
+/// A failure that often in a row is worth an event.
+const ATTEMPTS_BEFORE_EVENT: u32 = 4;
+
+/// Why a mirror has to be tried again.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Something could not be read.
+    #[error("reading what the spec refers to: {0}")]
+    Read(#[source] kube::Error),
+    /// Something could not be applied.
+    #[error(transparent)]
+    Apply(#[from] apply::Error),
+    /// The status could not be written.
+    #[error("writing the status: {0}")]
+    Status(#[source] kube::Error),
+    /// The API server took too long.
+    #[error("not done after {} s", RECONCILE_TIMEOUT.as_secs())]
+    Timeout,
+    /// A defect of the operator; other mirrors are not concerned.
+    #[error("the operator failed: {0}")]
+    Panicked(#[source] tokio::task::JoinError),
+}
+
+impl Error {
+    /// Its class, for metrics.
+    pub fn class(&self) -> &'static str {
+        match self {
+            Self::Read(_) => "read",
+            Self::Apply(apply::Error::Altered { .. }) => "altered",
+            Self::Apply(_) => "apply",
+            Self::Status(_) => "status",
+            Self::Timeout => "timeout",
+            Self::Panicked(_) => "panic",
+        }
+    }
+}
+
+/// What every reconcile needs.
+pub(crate) struct Context {
+    pub(crate) cluster: Cluster,
+    pub(crate) recorder: Recorder,
+    release: Release,
+    index: Arc<Index>,
+    written: Written,
+    retries: Retries,
+    metrics: Arc<Metrics>,
+}
+
+/// A scope's controller, ready to run.
+pub struct Controller {
+    context: Arc<Context>,
+    mirrors: Store<Stored>,
+    triggers: stream::BoxStream<'static, watch::Trigger>,
+}
+
+impl Controller {
+    /// Prepares the watches of a scope. Nothing is asked of the API server before `run`.
+    pub fn new(
+        client: &Client,
+        scope: &Scope,
+        release: Release,
+        recorder: Recorder,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        let (children, writers) = Children::new();
+        let writer = Writer::default();
+        let mirrors = writer.as_reader();
+        let context = Arc::new(Context {
+            cluster: Cluster::new(client.clone(), Arc::clone(&children)),
+            recorder,
+            release,
+            index: Arc::default(),
+            written: Written::default(),
+            retries: Retries::default(),
+            metrics,
+        });
+        let seen = Arc::clone(&context);
+        let triggers = stream::select_all([
+            watch::mirrors(client, scope, writer, move |event| seen.saw(event)).boxed(),
+            watch::children(client, scope, &children, writers).boxed(),
+            watch::references(client, scope, &context.index).boxed(),
+        ]);
+        Self {
+            context,
+            mirrors,
+            triggers: triggers.boxed(),
+        }
+    }
+
+    /// The mirrors of this scope.
+    pub fn mirrors(&self) -> Store<Stored> {
+        self.mirrors.clone()
+    }
+
+    /// The copies of this scope's objects.
+    pub fn children(&self) -> Arc<Children> {
+        Arc::clone(&self.context.cluster.children)
+    }
+
+    /// Reconciles until it is told to stop, and lets what is running end.
+    pub async fn run(self, shutdown: CancellationToken) {
+        let Self {
+            context,
+            mirrors,
+            triggers,
+        } = self;
+        applier(
+            |mirror, context| {
+                let task = tokio::spawn(reconcile(mirror, context));
+                task.map(|done| done.unwrap_or_else(|panic| Err(Error::Panicked(panic))))
+            },
+            |mirror, error, context| context.failed(&mirror, error),
+            context,
+            mirrors,
+            triggers.take_until(shutdown.cancelled_owned()),
+            controller::Config::default().concurrency(CONCURRENCY),
+        )
+        .for_each(|done| async {
+            match done {
+                Ok(_)
+                | Err(controller::Error::ReconcilerFailed(..) | controller::Error::ObjectNotFound(_)) => {}
+                Err(error) => tracing::warn!(%error, "a watch failed; it is tried again"),
+            }
+        })
+        .await;
+    }
+}
+
+impl Context {
+    /// Keeps what is known of mirrors in step with them, ahead of their reconciles.
+    fn saw(&self, event: &Event<Stored>) {
+        match event {
+            Event::Apply(stored) | Event::InitApply(stored) => {
+                let references = stored.0.as_ref().map(dereference::of).unwrap_or_default();
+                self.index.set(
+                    &stored.namespace().unwrap_or_default(),
+                    &stored.name_any(),
+                    references,
+                );
+            }
+            Event::Delete(stored) => {
+                self.index
+                    .remove(&stored.namespace().unwrap_or_default(), &stored.name_any());
+                self.written.remove(&stored.uid().unwrap_or_default());
+                self.retries.forget(stored);
+            }
+            Event::Init | Event::InitDone => {}
+        }
+    }
+
+    /// When to try again.
+    fn failed(&self, stored: &Stored, error: &Error) -> Action {
+        let retry = self.retries.next(stored);
+        let mirror = ObjectRef::from_obj(stored);
+        tracing::warn!(%mirror, %error, attempt = retry.attempt, "not done; trying again in {:?}", retry.after);
+        if retry.attempt == ATTEMPTS_BEFORE_EVENT {
+            let (recorder, reference) = (self.recorder.clone(), stored.object_ref(&()));
+            let event = events::failure(error);
+            tokio::spawn(async move { recorder.publish(&event, &reference).await });
+        }
+        Action::requeue(retry.after)
+    }
+}
+
+/// Makes the cluster match one mirror's spec.
+///
+/// # Errors
+/// Only what a retry can mend; what the user must mend is a condition in the status.
+async fn reconcile(stored: Arc<Stored>, context: Arc<Context>) -> Result<Action, Error> {
+    // What a copy lacks only because it was not listed yet would be written again.
+    context.cluster.children.ready().await;
+    let started = Instant::now();
+    let result = timeout(RECONCILE_TIMEOUT, pursue(&stored, &context))
+        .await
+        .unwrap_or(Err(Error::Timeout));
+    context
+        .metrics
+        .reconciled(started.elapsed(), result.as_ref().err().map(Error::class));
+    if result.is_ok() {
+        context.retries.forget(&stored);
+    }
+    result
+}
+
+async fn pursue(stored: &Stored, context: &Context) -> Result<Action, Error> {
+    let mirror = match &stored.0 {
+        Ok(mirror) => mirror,
+        Err(invalid) => {
+            unparsable::report(invalid, context)
+                .await
+                .map_err(Error::Status)?;
+            return Ok(Action::await_change());
+        }
+    };
+    if mirror.metadata.deletion_timestamp.is_some() {
+        return Ok(Action::await_change());
+    }
+    let outcome = act(mirror, context).await?;
+    let observed = context.cluster.observe(mirror).await.map_err(Error::Read)?;
+    let before = context.written.latest(mirror);
+    let status = status::of(mirror, &before, &outcome, &observed, Timestamp::now());
+    if status != before {
+        let client = context.cluster.client();
+        status::write::write(client, &context.written, mirror, &status)
+            .await
+            .map_err(Error::Status)?;
+        let transitions = events::transitions(&before.conditions, &status.conditions);
+        events::publish(&context.recorder, &mirror.object_ref(&()), &transitions).await;
+    }
+    Ok(Action::requeue(retry::jittered(match outcome {
+        Outcome::Rejected(_) => REJECTED_RETRY,
+        Outcome::Paused | Outcome::Acted { .. } => RESYNC,
+    })))
+}
+
+/// The pipeline up to the status.
+async fn act(mirror: &RegistryMirror, context: &Context) -> Result<Outcome, Error> {
+    if mirror.spec.paused {
+        return Ok(Outcome::Paused);
+    }
+    let references = dereference::read(mirror, &context.cluster)
+        .await
+        .map_err(Error::Read)?;
+    let accepted = match validate::accept(mirror, &references) {
+        Ok(accepted) => accepted,
+        Err(rejection) => return Ok(Outcome::Rejected(rejection)),
+    };
+    let observed = context.cluster.observe(mirror).await.map_err(Error::Read)?;
+    let desired = desired::objects(&accepted, &references, &observed, &context.release);
+    match apply::all(mirror, &desired, &context.cluster).await {
+        Ok(applied) => {
+            let credentials = status::credentials(&accepted, &desired.handed_out);
+            Ok(Outcome::Acted { credentials, applied })
+        }
+        Err(apply::Error::Rejected(rejection)) => Ok(Outcome::Rejected(rejection)),
+        Err(error) => Err(error.into()),
+    }
+}

@@ -1,0 +1,164 @@
+//! Step one: read what the spec points to.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    future::Future,
+};
+
+use crds::{RegistryMirror, upstream::CaBundleKind};
+use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use kube::ResourceExt;
+
+use crate::{desired::names, kind::Kind};
+
+/// An object, in the mirror's namespace, that a spec points to. It may or may not be there.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Reference {
+    /// `ConfigMap` or `Secret`.
+    pub kind: Kind,
+    /// Its name.
+    pub name: String,
+}
+
+impl Reference {
+    /// A Secret.
+    pub fn secret(name: &str) -> Self {
+        Self {
+            kind: Kind::Secret,
+            name: name.to_owned(),
+        }
+    }
+
+    /// A `ConfigMap`.
+    pub fn config_map(name: &str) -> Self {
+        Self {
+            kind: Kind::ConfigMap,
+            name: name.to_owned(),
+        }
+    }
+}
+
+impl fmt::Display for Reference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.kind, self.name)
+    }
+}
+
+/// What a Secret or `ConfigMap` holds. Has no `Debug`, so that no value of it ends up in a log.
+#[derive(Clone, Default)]
+pub struct Contents {
+    /// A Secret's type.
+    pub r#type: Option<String>,
+    /// Its annotations.
+    pub annotations: BTreeMap<String, String>,
+    /// Its keys.
+    pub data: BTreeMap<String, Vec<u8>>,
+}
+
+impl From<Secret> for Contents {
+    fn from(secret: Secret) -> Self {
+        let mut data: BTreeMap<_, _> = secret
+            .data
+            .into_iter()
+            .flatten()
+            .map(|(key, value)| (key, value.0))
+            .collect();
+        // An API server folds `stringData` into `data` and hands out none; a file may hold both.
+        data.extend(
+            secret
+                .string_data
+                .into_iter()
+                .flatten()
+                .map(|(key, value)| (key, value.into_bytes())),
+        );
+        Self {
+            r#type: secret.type_,
+            annotations: secret.metadata.annotations.unwrap_or_default(),
+            data,
+        }
+    }
+}
+
+impl From<ConfigMap> for Contents {
+    fn from(map: ConfigMap) -> Self {
+        let binary = map
+            .binary_data
+            .into_iter()
+            .flatten()
+            .map(|(key, value)| (key, value.0));
+        let text = map
+            .data
+            .into_iter()
+            .flatten()
+            .map(|(key, value)| (key, value.into_bytes()));
+        Self {
+            r#type: None,
+            annotations: map.metadata.annotations.unwrap_or_default(),
+            data: binary.chain(text).collect(),
+        }
+    }
+}
+
+/// Where references are read from: a cluster, or files.
+pub trait Reader {
+    /// Why reading failed. An object that is not there is no failure.
+    type Error;
+
+    /// Reads one object of a namespace.
+    fn read(
+        &self,
+        namespace: &str,
+        reference: &Reference,
+    ) -> impl Future<Output = Result<Option<Contents>, Self::Error>> + Send;
+}
+
+/// What was found.
+#[derive(Clone, Default)]
+pub struct References {
+    found: BTreeMap<Reference, Contents>,
+    /// The credentials Secret as it stands: its version goes on from there, and what can't be read anew stays in it.
+    pub handed_out: Option<Contents>,
+}
+
+impl References {
+    /// What a reference leads to, if anything.
+    pub fn get(&self, reference: &Reference) -> Option<&Contents> {
+        self.found.get(reference)
+    }
+}
+
+/// Every object that a spec points to, existing or not.
+pub fn of(mirror: &RegistryMirror) -> BTreeSet<Reference> {
+    let upstreams = &mirror.spec.upstreams;
+    let credentials = upstreams
+        .iter()
+        .filter_map(|upstream| upstream.credentials_secret_ref.as_ref());
+    let bundles = upstreams
+        .iter()
+        .filter_map(|upstream| upstream.tls.as_ref()?.ca_bundle_ref.as_ref());
+    credentials
+        .map(|reference| Reference::secret(&reference.name))
+        .chain(bundles.map(|bundle| match bundle.kind {
+            CaBundleKind::ConfigMap => Reference::config_map(&bundle.name),
+            CaBundleKind::Secret => Reference::secret(&bundle.name),
+        }))
+        .collect()
+}
+
+/// Reads all of them.
+///
+/// # Errors
+/// Those of the reader.
+pub async fn read<R: Reader>(mirror: &RegistryMirror, reader: &R) -> Result<References, R::Error> {
+    let namespace = mirror.namespace().unwrap_or_default();
+    let mut references = References::default();
+    for reference in of(mirror) {
+        if let Some(contents) = reader.read(&namespace, &reference).await? {
+            references.found.insert(reference, contents);
+        }
+    }
+    let own = Reference::secret(&names::credentials(&mirror.name_any()));
+    references.handed_out = reader.read(&namespace, &own).await?;
+    Ok(references)
+}

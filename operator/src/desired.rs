@@ -1,0 +1,118 @@
+//! Step three: what the cluster should hold. Pure: a spec in, objects out.
+
+use kube::ResourceExt;
+use sha2::{Digest, Sha256};
+
+use crate::{dereference::References, kind::Kind, observed::Observed, validate::Accepted};
+
+mod child;
+pub mod config;
+mod container;
+mod credentials;
+mod files;
+pub mod names;
+mod pod;
+mod service;
+mod service_account;
+mod storage;
+mod workload;
+
+pub use child::Child;
+pub use credentials::HandedOut;
+
+/// What a release of the operator brings along.
+#[derive(Clone, Debug)]
+pub struct Release {
+    /// The server's image, where a spec names none.
+    pub server_image: String,
+}
+
+impl Default for Release {
+    fn default() -> Self {
+        Self {
+            server_image: concat!("registry-mirror:", env!("CARGO_PKG_VERSION")).to_owned(),
+        }
+    }
+}
+
+/// All objects of a mirror.
+pub struct Desired {
+    /// What the Pods mount, and their Services: applied first.
+    pub configuration: Vec<Child>,
+    /// The claims, one a replica: applied before the workload, whose claim template would make smaller or older ones.
+    pub claims: Vec<Child>,
+    /// What runs the Pods: applied last, so that no Pod waits for something to mount.
+    pub workload: Child,
+    /// A mark of everything that running Pods reload. While the workload does not carry it, Pods are told.
+    pub reload: String,
+    /// The server's configuration.
+    pub config: mirror::config::file::File,
+    /// What the servers are handed to show to upstreams.
+    pub handed_out: HandedOut,
+}
+
+impl Desired {
+    /// Every object, in the order in which they are applied.
+    pub fn children(&self) -> impl Iterator<Item = &Child> {
+        self.configuration
+            .iter()
+            .chain(&self.claims)
+            .chain([&self.workload])
+    }
+
+    /// The objects of an earlier spec that this one does not ask for. Claims never are.
+    pub fn superseded(&self, mirror: &str) -> Vec<(Kind, String)> {
+        let wanted: Vec<_> = self
+            .children()
+            .map(|child| (child.kind, child.name.as_str()))
+            .collect();
+        names::every(mirror)
+            .into_iter()
+            .filter(|(kind, name)| !wanted.contains(&(*kind, name.as_str())))
+            .collect()
+    }
+}
+
+/// Works out the objects of a mirror.
+///
+/// `references` says what its servers were handed before, `observed` which claims there are.
+pub fn objects(
+    accepted: &Accepted<'_>,
+    references: &References,
+    observed: &Observed,
+    release: &Release,
+) -> Desired {
+    let config = config::file(accepted);
+    let yaml = config.to_yaml();
+    let handed_out = HandedOut::new(accepted, references.handed_out.as_ref());
+    let reload = reload(accepted, &yaml, handed_out.version);
+    let mut configuration = vec![config::object(accepted, &yaml), handed_out.object(accepted)];
+    configuration.extend(files::object(accepted));
+    configuration.push(service_account::object(accepted.mirror));
+    configuration.push(service::clients(accepted.mirror));
+    configuration.push(service::headless(accepted.mirror));
+    Desired {
+        configuration,
+        claims: storage::claims(accepted, observed),
+        workload: workload::object(accepted, observed, release, &reload),
+        reload,
+        config,
+        handed_out,
+    }
+}
+
+/// Moves with everything that a server reads anew, by its version where it is secret.
+fn reload(accepted: &Accepted<'_>, yaml: &str, credentials: u64) -> String {
+    let mut hash = Sha256::new();
+    hash.update(accepted.mirror.uid().unwrap_or_default());
+    hash.update(yaml);
+    hash.update(credentials.to_be_bytes());
+    for bundle in accepted
+        .upstreams
+        .iter()
+        .filter_map(|upstream| upstream.bundle.as_ref())
+    {
+        hash.update(&bundle.pem);
+    }
+    hex::encode(&hash.finalize()[..16])
+}

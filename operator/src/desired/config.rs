@@ -1,0 +1,97 @@
+//! The server's configuration, written from the server's own types: a field that it lacks does not compile.
+//!
+//! Paths, addresses and the log's format are not in it: they stand in the Pod template, as they can't be reloaded.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use crds::{cache, observability::LogLevel};
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::ResourceExt;
+use mirror::config::{
+    TtlFrom,
+    duration::GoDuration,
+    file::{Cache, File, Http, Log, Proxy, Upstream, UpstreamTls},
+    log::Level,
+};
+
+use super::{child::Child, names};
+use crate::{
+    kind::Kind,
+    validate::{self, Accepted},
+};
+
+/// The file's name.
+pub const FILE: &str = "config.yml";
+/// How long requests in flight may take when a Pod ends.
+pub(super) const DRAIN_SECONDS: i64 = 30;
+const DRAIN: Duration = Duration::from_secs(DRAIN_SECONDS.unsigned_abs());
+
+/// What the server is configured with.
+pub fn file(accepted: &Accepted<'_>) -> File {
+    let spec = &accepted.mirror.spec;
+    File {
+        log: Log {
+            level: Some(level(spec.observability.log_level)),
+            ..Log::default()
+        },
+        http: Http {
+            drain_timeout: Some(DRAIN.into()),
+            ..Http::default()
+        },
+        proxy: Proxy {
+            ttl: Some(duration(spec.cache.ttl)),
+            upstreams: accepted.upstreams.iter().map(upstream).collect(),
+            cache: Cache {
+                ttl_from: Some(match spec.cache.ttl_from {
+                    cache::TtlFrom::LastUse => TtlFrom::LastUse,
+                    cache::TtlFrom::FirstFetch => TtlFrom::FirstFetch,
+                }),
+                tag_ttl: Some(duration(spec.cache.tag_ttl)),
+                stale_if_error: Some(duration(spec.cache.stale_if_error)),
+                max_size: Some(accepted.max_size),
+                ..Cache::default()
+            },
+            ..Proxy::default()
+        },
+        ..File::default()
+    }
+}
+
+fn upstream(upstream: &validate::Upstream<'_>) -> Upstream {
+    let spec = upstream.spec;
+    Upstream {
+        host: spec.host.clone(),
+        remote_url: Some(spec.effective_remote_url()),
+        repository_prefix: spec.repository_prefix.clone(),
+        tls: UpstreamTls {
+            insecure_skip_verify: spec.tls.as_ref().is_some_and(|tls| tls.insecure_skip_verify),
+            ..UpstreamTls::default()
+        },
+        insecure_allow_http_credentials: spec.insecure_allow_http_credentials,
+        ..Upstream::default()
+    }
+}
+
+fn level(level: LogLevel) -> Level {
+    match level {
+        LogLevel::Error => Level::Error,
+        LogLevel::Warn => Level::Warn,
+        LogLevel::Info => Level::Info,
+        LogLevel::Debug => Level::Debug,
+    }
+}
+
+fn duration(duration: kube::core::Duration) -> GoDuration {
+    Duration::from(duration).into()
+}
+
+/// The `ConfigMap` that holds it.
+pub(super) fn object(accepted: &Accepted<'_>, yaml: &str) -> Child {
+    let name = names::config(&accepted.mirror.name_any());
+    let map = ConfigMap {
+        metadata: names::owned(accepted.mirror, name.clone()),
+        data: Some(BTreeMap::from([(FILE.to_owned(), yaml.to_owned())])),
+        ..ConfigMap::default()
+    };
+    Child::new(Kind::ConfigMap, name, &map)
+}

@@ -1,0 +1,165 @@
+//! The server's container: how it is started, watched and confined.
+
+use std::collections::BTreeMap;
+
+use crds::{Pod, observability::LogFormat};
+use k8s_openapi::{
+    api::core::v1::{
+        Capabilities, Container, ContainerPort, EnvVar, HTTPGetAction, Probe, ResourceRequirements,
+        SecurityContext, VolumeMount,
+    },
+    apimachinery::pkg::{api::resource::Quantity, util::intstr::IntOrString},
+};
+
+use super::{config, storage, workload};
+use crate::{desired::Release, validate::Accepted};
+
+/// The directory of `config.yml`.
+const CONFIG: &str = "/etc/registry-mirror";
+/// The credentials directory.
+const CREDENTIALS: &str = "/etc/registry-mirror/credentials";
+/// Certificates.
+const FILES: &str = "/etc/registry-mirror/files";
+/// The cache.
+const CACHE: &str = "/var/lib/registry";
+
+/// The server.
+pub(super) fn server(accepted: &Accepted<'_>, wanted: &Pod, release: &Release) -> Container {
+    let port = |port: workload::Port| ContainerPort {
+        name: Some(port.name.to_owned()),
+        container_port: port.number,
+        protocol: Some("TCP".to_owned()),
+        ..ContainerPort::default()
+    };
+    Container {
+        name: "mirror".to_owned(),
+        image: Some(
+            wanted
+                .image
+                .clone()
+                .unwrap_or_else(|| release.server_image.clone()),
+        ),
+        image_pull_policy: wanted.image_pull_policy.map(|policy| policy.as_str().to_owned()),
+        command: Some(vec!["mirror".to_owned()]),
+        args: Some(vec!["serve".to_owned(), format!("{CONFIG}/{}", config::FILE)]),
+        env: Some(environment(accepted)),
+        ports: Some(vec![port(workload::REGISTRY_PORT), port(workload::ADMIN_PORT)]),
+        volume_mounts: Some(mounts(accepted)),
+        resources: Some(wanted.resources.clone().unwrap_or_else(default_resources)),
+        // A large index takes a while to open; nothing else may take that long.
+        startup_probe: Some(probe("/livez", 1, 120)),
+        liveness_probe: Some(probe("/livez", 10, 3)),
+        readiness_probe: Some(probe("/readyz", 3, 2)),
+        security_context: Some(container_security()),
+        ..Container::default()
+    }
+}
+
+/// Where this Pod listens and keeps its files. None of it is in the configuration that is reloaded.
+fn environment(accepted: &Accepted<'_>) -> Vec<EnvVar> {
+    let address = |port: workload::Port| format!(":{}", port.number);
+    let format = match accepted.mirror.spec.observability.log_format {
+        LogFormat::Json => "json",
+        LogFormat::Text => "text",
+    };
+    let mut variables = vec![
+        ("REGISTRY_HTTP_ADDR".to_owned(), address(workload::REGISTRY_PORT)),
+        (
+            "REGISTRY_HTTP_DEBUG_ADDR".to_owned(),
+            address(workload::ADMIN_PORT),
+        ),
+        (
+            "REGISTRY_HTTP_DEBUG_PROMETHEUS_ENABLED".to_owned(),
+            "true".to_owned(),
+        ),
+        ("REGISTRY_LOG_FORMATTER".to_owned(), format.to_owned()),
+        (
+            "REGISTRY_PROXY_CREDENTIALSDIRECTORY".to_owned(),
+            CREDENTIALS.to_owned(),
+        ),
+        (
+            "REGISTRY_STORAGE_FILESYSTEM_ROOTDIRECTORY".to_owned(),
+            CACHE.to_owned(),
+        ),
+    ];
+    variables.extend(
+        accepted
+            .upstreams
+            .iter()
+            .enumerate()
+            .filter_map(|(index, upstream)| {
+                let bundle = upstream.bundle.as_ref()?;
+                Some((
+                    format!("REGISTRY_PROXY_UPSTREAMS_{index}_TLS_CAFILE"),
+                    format!("{FILES}/{}", bundle.file),
+                ))
+            }),
+    );
+    variables
+        .into_iter()
+        .map(|(name, value)| EnvVar {
+            name,
+            value: Some(value),
+            value_from: None,
+        })
+        .collect()
+}
+
+fn mounts(accepted: &Accepted<'_>) -> Vec<VolumeMount> {
+    let mount = |name: &str, path: &str, read_only: bool| VolumeMount {
+        name: name.to_owned(),
+        mount_path: path.to_owned(),
+        read_only: read_only.then_some(true),
+        ..VolumeMount::default()
+    };
+    let mut mounts = vec![
+        mount("config", CONFIG, true),
+        mount("credentials", CREDENTIALS, true),
+        mount(storage::VOLUME, CACHE, false),
+    ];
+    if accepted.has_bundles() {
+        mounts.push(mount("files", FILES, true));
+    }
+    mounts
+}
+
+/// Enough for a busy mirror: content goes from upstream to disk and client without being held in memory.
+fn default_resources() -> ResourceRequirements {
+    let amounts = |cpu: &str, memory: &str| {
+        Some(BTreeMap::from([
+            ("cpu".to_owned(), Quantity(cpu.to_owned())),
+            ("memory".to_owned(), Quantity(memory.to_owned())),
+        ]))
+    };
+    ResourceRequirements {
+        requests: amounts("100m", "128Mi"),
+        limits: amounts("2", "512Mi"),
+        ..ResourceRequirements::default()
+    }
+}
+
+fn probe(path: &str, period_seconds: i32, failure_threshold: i32) -> Probe {
+    Probe {
+        http_get: Some(HTTPGetAction {
+            path: Some(path.to_owned()),
+            port: IntOrString::String(workload::ADMIN_PORT.name.to_owned()),
+            ..HTTPGetAction::default()
+        }),
+        period_seconds: Some(period_seconds),
+        timeout_seconds: Some(5),
+        failure_threshold: Some(failure_threshold),
+        ..Probe::default()
+    }
+}
+
+fn container_security() -> SecurityContext {
+    SecurityContext {
+        allow_privilege_escalation: Some(false),
+        read_only_root_filesystem: Some(true),
+        capabilities: Some(Capabilities {
+            drop: Some(vec!["ALL".to_owned()]),
+            add: None,
+        }),
+        ..SecurityContext::default()
+    }
+}

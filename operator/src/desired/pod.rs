@@ -1,0 +1,128 @@
+//! The Pod template. Only what the server can't reload stands in it, as any change to it rolls the Pods.
+
+use std::collections::BTreeMap;
+
+use crds::{Pod, RegistryMirror};
+use k8s_openapi::{
+    api::core::v1::{
+        ConfigMapVolumeSource, PodSecurityContext, PodSpec, PodTemplateSpec, SeccompProfile,
+        SecretVolumeSource, TopologySpreadConstraint, Volume,
+    },
+    apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta},
+};
+use kube::ResourceExt;
+
+use super::{config, container, names, storage};
+use crate::{desired::Release, validate::Accepted};
+
+/// A user that no image has: files of the cache belong to its group.
+const NOBODY: i64 = 65532;
+/// What is left to the server, once it has drained, to write its index.
+const AFTER_DRAIN_SECONDS: i64 = 15;
+
+/// The template of every Pod.
+pub(super) fn template(accepted: &Accepted<'_>, release: &Release) -> PodTemplateSpec {
+    let mirror = accepted.mirror;
+    let wanted = &mirror.spec.pod;
+    let mut labels = wanted.labels.clone();
+    labels.extend(names::labels(&mirror.name_any()));
+    PodTemplateSpec {
+        metadata: Some(ObjectMeta {
+            labels: Some(labels),
+            annotations: some(&wanted.annotations),
+            ..ObjectMeta::default()
+        }),
+        spec: Some(spec(accepted, wanted, release)),
+    }
+}
+
+fn spec(accepted: &Accepted<'_>, wanted: &Pod, release: &Release) -> PodSpec {
+    let mirror = accepted.mirror;
+    PodSpec {
+        service_account_name: Some(mirror.name_any()),
+        automount_service_account_token: Some(false),
+        // Service variables are named like the server's own (`REGISTRY_PORT` for a Service `registry`).
+        enable_service_links: Some(false),
+        security_context: Some(pod_security()),
+        containers: vec![container::server(accepted, wanted, release)],
+        volumes: Some(volumes(accepted)),
+        termination_grace_period_seconds: Some(config::DRAIN_SECONDS + AFTER_DRAIN_SECONDS),
+        image_pull_secrets: list(&wanted.image_pull_secrets),
+        node_selector: some(&wanted.node_selector),
+        tolerations: list(&wanted.tolerations),
+        affinity: wanted.affinity.clone(),
+        topology_spread_constraints: Some(spread(mirror, wanted)),
+        priority_class_name: wanted.priority_class_name.clone(),
+        ..PodSpec::default()
+    }
+}
+
+fn volumes(accepted: &Accepted<'_>) -> Vec<Volume> {
+    let name = accepted.mirror.name_any();
+    let secret = |volume: &str, secret: String| Volume {
+        name: volume.to_owned(),
+        secret: Some(SecretVolumeSource {
+            secret_name: Some(secret),
+            ..SecretVolumeSource::default()
+        }),
+        ..Volume::default()
+    };
+    let mut volumes = vec![
+        Volume {
+            name: "config".to_owned(),
+            config_map: Some(ConfigMapVolumeSource {
+                name: names::config(&name),
+                ..ConfigMapVolumeSource::default()
+            }),
+            ..Volume::default()
+        },
+        secret("credentials", names::credentials(&name)),
+    ];
+    if accepted.has_bundles() {
+        volumes.push(secret("files", names::files(&name)));
+    }
+    volumes.extend(storage::pod_volume(&accepted.volume));
+    volumes
+}
+
+/// With one replica, too, where it means nothing: it must not roll that replica when a second one comes.
+fn spread(mirror: &RegistryMirror, wanted: &Pod) -> Vec<TopologySpreadConstraint> {
+    if !wanted.topology_spread_constraints.is_empty() {
+        return wanted.topology_spread_constraints.clone();
+    }
+    vec![TopologySpreadConstraint {
+        max_skew: 1,
+        topology_key: "kubernetes.io/hostname".to_owned(),
+        when_unsatisfiable: "ScheduleAnyway".to_owned(),
+        label_selector: Some(LabelSelector {
+            match_labels: Some(names::selector(&mirror.name_any())),
+            ..LabelSelector::default()
+        }),
+        ..TopologySpreadConstraint::default()
+    }]
+}
+
+/// With the container's, the `restricted` Pod Security Standard.
+fn pod_security() -> PodSecurityContext {
+    PodSecurityContext {
+        run_as_non_root: Some(true),
+        run_as_user: Some(NOBODY),
+        run_as_group: Some(NOBODY),
+        fs_group: Some(NOBODY),
+        // A large cache's files are not walked at every start.
+        fs_group_change_policy: Some("OnRootMismatch".to_owned()),
+        seccomp_profile: Some(SeccompProfile {
+            type_: "RuntimeDefault".to_owned(),
+            ..SeccompProfile::default()
+        }),
+        ..PodSecurityContext::default()
+    }
+}
+
+fn some(map: &BTreeMap<String, String>) -> Option<BTreeMap<String, String>> {
+    (!map.is_empty()).then(|| map.clone())
+}
+
+fn list<T: Clone>(items: &[T]) -> Option<Vec<T>> {
+    (!items.is_empty()).then(|| items.to_vec())
+}

@@ -1,0 +1,19 @@
+//! What the Pods run as: nobody, as far as the cluster is concerned.
+
+use crds::RegistryMirror;
+use k8s_openapi::api::core::v1::ServiceAccount;
+use kube::ResourceExt;
+
+use super::{child::Child, names};
+use crate::kind::Kind;
+
+/// A `ServiceAccount` without a token.
+pub(super) fn object(mirror: &RegistryMirror) -> Child {
+    let name = mirror.name_any();
+    let account = ServiceAccount {
+        metadata: names::owned(mirror, name.clone()),
+        automount_service_account_token: Some(false),
+        ..ServiceAccount::default()
+    };
+    Child::new(Kind::ServiceAccount, name, &account)
+}

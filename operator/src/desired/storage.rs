@@ -1,0 +1,133 @@
+//! Where a replica's cache lives.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crds::storage::{ClaimStorage, RetentionPolicy, Volume};
+use k8s_openapi::{
+    api::core::v1::{
+        EmptyDirVolumeSource, PersistentVolumeClaim, PersistentVolumeClaimSpec,
+        PersistentVolumeClaimVolumeSource, Volume as PodVolume, VolumeResourceRequirements,
+    },
+    apimachinery::pkg::{api::resource::Quantity, apis::meta::v1::ObjectMeta},
+};
+use kube::ResourceExt;
+use kube_quantity::ParsedQuantity;
+
+use super::{child::Child, names};
+use crate::{
+    kind::Kind,
+    observed::{Claim, Observed},
+    validate::Accepted,
+};
+
+/// The name of the volume, and of the claim template: it is part of each claim's name.
+pub(super) const VOLUME: &str = "cache";
+
+/// The claims of the replicas that are wanted, and of those that were: scaling in keeps a claim, and it has to follow
+/// the retention policy all the same.
+pub(super) fn claims(accepted: &Accepted<'_>, observed: &Observed) -> Vec<Child> {
+    let Volume::Claims { size, claim } = &accepted.volume else {
+        return Vec::new();
+    };
+    let wanted = 0..u32::try_from(accepted.mirror.spec.replicas).unwrap_or(0);
+    let ordinals: BTreeSet<u32> = wanted
+        .chain(observed.claims.iter().map(|claim| claim.ordinal))
+        .collect();
+    let one = |ordinal| {
+        let there = observed.claims.iter().find(|claim| claim.ordinal == ordinal);
+        one(accepted, ordinal, at_least(size, there), claim)
+    };
+    ordinals.into_iter().map(one).collect()
+}
+
+/// A volume can't shrink: a claim that has more than is asked for keeps it.
+fn at_least<'a>(size: &'a Quantity, there: Option<&'a Claim>) -> &'a Quantity {
+    let parse = |quantity| ParsedQuantity::try_from(quantity).ok();
+    let requested = there
+        .filter(|claim| claim.bound)
+        .and_then(|claim| claim.requested.as_ref());
+    requested
+        .filter(|requested| parse(*requested) > parse(size))
+        .unwrap_or(size)
+}
+
+fn one(accepted: &Accepted<'_>, ordinal: u32, size: &Quantity, claim: &ClaimStorage) -> Child {
+    let mirror = accepted.mirror;
+    let name = names::claim(&mirror.name_any(), ordinal);
+    let mut metadata = match claim.retention_policy {
+        RetentionPolicy::Delete => names::owned(mirror, name.clone()),
+        RetentionPolicy::Retain => names::kept(mirror, name.clone()),
+    };
+    metadata
+        .labels
+        .get_or_insert_default()
+        .insert(names::CACHE_OF.to_owned(), mirror.name_any());
+    let object = PersistentVolumeClaim {
+        metadata,
+        spec: Some(spec(size, claim)),
+        ..PersistentVolumeClaim::default()
+    };
+    Child::new(Kind::PersistentVolumeClaim, name, &object)
+}
+
+/// The `StatefulSet`'s claim template. The API server lets nobody change it, so it stays as it was created; the claims
+/// that the operator makes ahead of the Pods are what counts.
+pub(super) fn claim_templates(
+    accepted: &Accepted<'_>,
+    observed: &Observed,
+) -> Option<Vec<PersistentVolumeClaim>> {
+    let Volume::Claims { size, claim } = &accepted.volume else {
+        return None;
+    };
+    if let Some(templates) = &observed.claim_templates {
+        return Some(templates.clone());
+    }
+    let name = accepted.mirror.name_any();
+    let mut labels = names::labels(&name);
+    labels.insert(names::CACHE_OF.to_owned(), name);
+    Some(vec![PersistentVolumeClaim {
+        metadata: ObjectMeta {
+            name: Some(VOLUME.to_owned()),
+            labels: Some(labels),
+            ..ObjectMeta::default()
+        },
+        spec: Some(spec(size, claim)),
+        ..PersistentVolumeClaim::default()
+    }])
+}
+
+/// The Pod's volume, unless the claim template provides it.
+pub(super) fn pod_volume(volume: &Volume<'_>) -> Option<PodVolume> {
+    let mut pod_volume = PodVolume {
+        name: VOLUME.to_owned(),
+        ..PodVolume::default()
+    };
+    match volume {
+        Volume::Claims { .. } => return None,
+        Volume::ExistingClaim { name } => {
+            pod_volume.persistent_volume_claim = Some(PersistentVolumeClaimVolumeSource {
+                claim_name: (*name).to_owned(),
+                ..PersistentVolumeClaimVolumeSource::default()
+            });
+        }
+        Volume::Ephemeral(ephemeral) => {
+            pod_volume.empty_dir = Some(EmptyDirVolumeSource {
+                size_limit: Some(ephemeral.size_limit.clone()),
+                ..EmptyDirVolumeSource::default()
+            });
+        }
+    }
+    Some(pod_volume)
+}
+
+fn spec(size: &Quantity, claim: &ClaimStorage) -> PersistentVolumeClaimSpec {
+    PersistentVolumeClaimSpec {
+        access_modes: Some(vec!["ReadWriteOnce".to_owned()]),
+        resources: Some(VolumeResourceRequirements {
+            requests: Some(BTreeMap::from([("storage".to_owned(), size.clone())])),
+            ..VolumeResourceRequirements::default()
+        }),
+        storage_class_name: claim.storage_class_name.clone(),
+        ..PersistentVolumeClaimSpec::default()
+    }
+}

@@ -1,0 +1,127 @@
+//! What runs the servers.
+
+use crds::{RegistryMirror, storage::StorageType};
+use k8s_openapi::{
+    api::apps::v1::{
+        Deployment, DeploymentSpec, DeploymentStrategy, RollingUpdateDeployment, StatefulSet,
+        StatefulSetPersistentVolumeClaimRetentionPolicy, StatefulSetSpec, StatefulSetUpdateStrategy,
+    },
+    apimachinery::pkg::{
+        apis::meta::v1::{LabelSelector, ObjectMeta},
+        util::intstr::IntOrString,
+    },
+};
+use kube::ResourceExt;
+
+use super::{child::Child, names, pod, storage};
+use crate::{desired::Release, kind::Kind, observed::Observed, validate::Accepted};
+
+/// A port of the server.
+#[derive(Clone, Copy)]
+pub(super) struct Port {
+    pub(super) name: &'static str,
+    pub(super) number: i32,
+}
+
+/// Where the server serves pulls.
+pub(super) const REGISTRY_PORT: Port = Port {
+    name: "registry",
+    number: 5000,
+};
+/// Where it tells its state.
+pub(super) const ADMIN_PORT: Port = Port {
+    name: "admin",
+    number: 5001,
+};
+
+/// A roll-out that stands still is worth a look long before Kubernetes' 600 s.
+const PROGRESS_DEADLINE_SECONDS: i32 = 300;
+/// Enough to go back a few times; each costs the API server an object.
+const REVISIONS_KEPT: i32 = 3;
+
+/// The workload. The storage type decides its kind, for life.
+pub(super) fn object(accepted: &Accepted<'_>, observed: &Observed, release: &Release, reload: &str) -> Child {
+    let name = accepted.mirror.name_any();
+    match accepted.mirror.spec.storage.r#type {
+        StorageType::PersistentVolumeClaim => {
+            let set = stateful_set(accepted, observed, release, reload);
+            Child::new(Kind::StatefulSet, name, &set)
+        }
+        StorageType::Ephemeral => Child::new(Kind::Deployment, name, &deployment(accepted, release, reload)),
+    }
+}
+
+fn stateful_set(
+    accepted: &Accepted<'_>,
+    observed: &Observed,
+    release: &Release,
+    reload: &str,
+) -> StatefulSet {
+    let mirror = accepted.mirror;
+    let retain = || Some("Retain".to_owned());
+    StatefulSet {
+        metadata: metadata(mirror, reload),
+        spec: Some(StatefulSetSpec {
+            replicas: Some(mirror.spec.replicas),
+            service_name: Some(names::headless(&mirror.name_any())),
+            selector: selector(mirror),
+            // Each replica has a cache of its own: none has to wait for another.
+            pod_management_policy: Some("Parallel".to_owned()),
+            persistent_volume_claim_retention_policy: Some(StatefulSetPersistentVolumeClaimRetentionPolicy {
+                when_deleted: retain(),
+                when_scaled: retain(),
+            }),
+            update_strategy: Some(StatefulSetUpdateStrategy {
+                type_: Some("RollingUpdate".to_owned()),
+                ..StatefulSetUpdateStrategy::default()
+            }),
+            revision_history_limit: Some(REVISIONS_KEPT),
+            template: pod::template(accepted, release),
+            volume_claim_templates: storage::claim_templates(accepted, observed),
+            ..StatefulSetSpec::default()
+        }),
+        ..StatefulSet::default()
+    }
+}
+
+fn deployment(accepted: &Accepted<'_>, release: &Release, reload: &str) -> Deployment {
+    let mirror = accepted.mirror;
+    Deployment {
+        metadata: metadata(mirror, reload),
+        spec: Some(DeploymentSpec {
+            replicas: Some(mirror.spec.replicas),
+            selector: selector(mirror),
+            strategy: Some(DeploymentStrategy {
+                type_: Some("RollingUpdate".to_owned()),
+                // A new server first: pulls go on, though with an empty cache.
+                rolling_update: Some(RollingUpdateDeployment {
+                    max_surge: Some(IntOrString::Int(1)),
+                    max_unavailable: Some(IntOrString::Int(0)),
+                }),
+            }),
+            progress_deadline_seconds: Some(PROGRESS_DEADLINE_SECONDS),
+            revision_history_limit: Some(REVISIONS_KEPT),
+            template: pod::template(accepted, release),
+            ..DeploymentSpec::default()
+        }),
+        ..Deployment::default()
+    }
+}
+
+/// The reload mark is in the workload's own metadata, not in its Pod template: it records which change the Pods were
+/// told of, and rolls nothing.
+fn metadata(mirror: &RegistryMirror, reload: &str) -> ObjectMeta {
+    let mut metadata = names::owned(mirror, mirror.name_any());
+    metadata
+        .annotations
+        .get_or_insert_default()
+        .insert(names::RELOAD.to_owned(), reload.to_owned());
+    metadata
+}
+
+fn selector(mirror: &RegistryMirror) -> LabelSelector {
+    LabelSelector {
+        match_labels: Some(names::selector(&mirror.name_any())),
+        ..LabelSelector::default()
+    }
+}

@@ -1,0 +1,72 @@
+//! What the cluster holds of a mirror, as far as the operator acts on it or tells of it.
+
+use k8s_openapi::{api::core::v1::PersistentVolumeClaim, apimachinery::pkg::api::resource::Quantity};
+use kube_quantity::ParsedQuantity;
+
+/// A mirror's objects as they were last seen.
+#[derive(Clone, Debug, Default)]
+pub struct Observed {
+    /// What runs the Pods.
+    pub workload: Option<Workload>,
+    /// The cluster's address of the Service, once it has one.
+    pub cluster_ip: Option<String>,
+    /// The claims that the operator made.
+    pub claims: Vec<Claim>,
+    /// The claim that an admin made.
+    pub existing_claim: Option<Claim>,
+    /// The `StatefulSet`'s claim templates, as they were created.
+    pub claim_templates: Option<Vec<PersistentVolumeClaim>>,
+}
+
+/// What a workload's status says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Workload {
+    /// Its status is about its present spec.
+    pub current: bool,
+    /// Pods that its spec asks for.
+    pub wanted: i32,
+    /// Pods there are.
+    pub replicas: i32,
+    /// Pods that are ready.
+    pub ready: i32,
+    /// Pods that have the present template.
+    pub updated: i32,
+    /// Why Pods can't be made: a quota or admission.
+    pub obstacle: Option<String>,
+}
+
+impl Workload {
+    /// Every Pod runs what the spec asks for, and there is none too many.
+    pub fn rolled_out(&self) -> bool {
+        self.current
+            && self.updated == self.wanted
+            && self.replicas == self.wanted
+            && self.ready == self.wanted
+    }
+}
+
+/// A claim's state.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Claim {
+    /// Its name.
+    pub name: String,
+    /// The replica that it is for.
+    pub ordinal: u32,
+    /// It has a volume.
+    pub bound: bool,
+    /// What is asked for.
+    pub requested: Option<Quantity>,
+    /// What it has.
+    pub capacity: Option<Quantity>,
+}
+
+impl Claim {
+    /// More is asked for than there is.
+    pub fn is_growing(&self) -> bool {
+        let size = |quantity: &Option<Quantity>| ParsedQuantity::try_from(quantity.as_ref()?).ok();
+        match (size(&self.requested), size(&self.capacity)) {
+            (Some(requested), Some(capacity)) => requested > capacity,
+            _ => false,
+        }
+    }
+}

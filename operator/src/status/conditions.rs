@@ -1,0 +1,373 @@
+//! The conditions.
+
+use crds::{
+    RegistryMirror,
+    conditions::{ConditionType, Reason},
+};
+use k8s_openapi::{
+    apimachinery::pkg::apis::meta::v1::{Condition, Time},
+    jiff::{Timestamp, Unit},
+};
+
+use super::Outcome;
+use crate::{
+    apply::Applied,
+    observed::{Claim, Observed},
+    validate::Rejection,
+};
+
+/// Yes, no, or not known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Truth {
+    /// Yes.
+    True,
+    /// No.
+    False,
+    /// Not known.
+    Unknown,
+}
+
+impl Truth {
+    /// As it stands in a condition.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::True => "True",
+            Self::False => "False",
+            Self::Unknown => "Unknown",
+        }
+    }
+}
+
+/// What is said of one condition.
+struct Saying {
+    kind: ConditionType,
+    truth: Truth,
+    reason: Reason,
+    message: String,
+}
+
+impl Saying {
+    fn new(kind: ConditionType, truth: Truth, reason: Reason, message: impl Into<String>) -> Self {
+        Self {
+            kind,
+            truth,
+            reason,
+            message: message.into(),
+        }
+    }
+}
+
+/// All conditions that apply, in the order in which they are documented. One that says the same as before keeps the
+/// time of its last transition.
+pub fn of(
+    mirror: &RegistryMirror,
+    before: &[Condition],
+    outcome: &Outcome,
+    observed: &Observed,
+    now: Timestamp,
+) -> Vec<Condition> {
+    let parts = [
+        accepted(outcome),
+        Some(available(mirror, observed)),
+        Some(progressing(observed)),
+        credentials(outcome),
+        storage(outcome, observed),
+        paused(mirror),
+    ];
+    let kept = kept(outcome, before);
+    let context = Context {
+        generation: mirror.metadata.generation,
+        before,
+        now,
+    };
+    let mut conditions: Vec<_> = parts
+        .into_iter()
+        .flatten()
+        .map(|saying| context.condition(&saying))
+        .chain(kept)
+        .collect();
+    conditions.push(context.condition(&ready(&conditions, before, outcome)));
+    sorted(conditions)
+}
+
+/// The conditions of a mirror of which nothing can be read but its metadata: all stay as they were, but for two.
+pub fn unreadable(
+    generation: Option<i64>,
+    before: &[Condition],
+    rejection: &Rejection,
+    now: Timestamp,
+) -> Vec<Condition> {
+    let context = Context {
+        generation,
+        before,
+        now,
+    };
+    let said = [ConditionType::Accepted, ConditionType::Ready].map(|kind| {
+        context.condition(&Saying::new(
+            kind,
+            Truth::False,
+            rejection.reason,
+            rejection.message.clone(),
+        ))
+    });
+    let kept = before
+        .iter()
+        .filter(|condition| said.iter().all(|said| said.type_ != condition.type_))
+        .cloned();
+    sorted(kept.chain(said.iter().cloned()).collect())
+}
+
+fn sorted(mut conditions: Vec<Condition>) -> Vec<Condition> {
+    conditions.sort_by_key(|condition| {
+        ConditionType::ALL
+            .iter()
+            .position(|kind| kind.as_str() == condition.type_)
+    });
+    conditions
+}
+
+/// What the outcome says nothing of stays as it was.
+fn kept<'a>(outcome: &Outcome, before: &'a [Condition]) -> impl Iterator<Item = Condition> + use<'a> {
+    let kept: &[ConditionType] = match outcome {
+        Outcome::Paused => &[ConditionType::Accepted, ConditionType::CredentialsValid],
+        Outcome::Rejected(_) => &[ConditionType::CredentialsValid],
+        Outcome::Acted { .. } => &[],
+    };
+    before
+        .iter()
+        .filter(move |condition| kept.iter().any(|kind| kind.as_str() == condition.type_))
+        .cloned()
+}
+
+struct Context<'a> {
+    generation: Option<i64>,
+    before: &'a [Condition],
+    now: Timestamp,
+}
+
+impl Context<'_> {
+    fn condition(&self, saying: &Saying) -> Condition {
+        let status = saying.truth.as_str();
+        let before = self
+            .before
+            .iter()
+            .find(|before| before.type_ == saying.kind.as_str());
+        let unchanged = before.filter(|before| before.status == status);
+        // Conditions carry whole seconds.
+        let now = self.now.round(Unit::Second).unwrap_or(self.now);
+        Condition {
+            type_: saying.kind.to_string(),
+            status: status.to_owned(),
+            reason: saying.reason.to_string(),
+            message: saying.message.clone(),
+            observed_generation: self.generation,
+            last_transition_time: unchanged.map_or(Time(now), |before| before.last_transition_time.clone()),
+        }
+    }
+}
+
+fn accepted(outcome: &Outcome) -> Option<Saying> {
+    match outcome {
+        Outcome::Paused => None,
+        Outcome::Rejected(rejection) => Some(Saying::new(
+            ConditionType::Accepted,
+            Truth::False,
+            rejection.reason,
+            rejection.message.clone(),
+        )),
+        Outcome::Acted { .. } => Some(Saying::new(
+            ConditionType::Accepted,
+            Truth::True,
+            Reason::SpecAccepted,
+            "the spec and all that it refers to can be acted on",
+        )),
+    }
+}
+
+fn available(mirror: &RegistryMirror, observed: &Observed) -> Saying {
+    let kind = ConditionType::Available;
+    let Some(workload) = &observed.workload else {
+        return Saying::new(
+            kind,
+            Truth::False,
+            Reason::NoReadyReplicas,
+            "no server was started yet",
+        );
+    };
+    if workload.ready > 0 {
+        return Saying::new(
+            kind,
+            Truth::True,
+            Reason::ReplicasReady,
+            format!("{} of {} replicas are ready", workload.ready, workload.wanted),
+        );
+    }
+    if mirror.spec.replicas == 0 {
+        return Saying::new(
+            kind,
+            Truth::False,
+            Reason::ScaledToZero,
+            "the spec asks for no replica",
+        );
+    }
+    let message = workload.obstacle.clone().unwrap_or_else(|| {
+        format!(
+            "none of {} replicas is ready; see kubectl describe pod for what they wait for",
+            workload.wanted
+        )
+    });
+    Saying::new(kind, Truth::False, Reason::NoReadyReplicas, message)
+}
+
+fn progressing(observed: &Observed) -> Saying {
+    let kind = ConditionType::Progressing;
+    match &observed.workload {
+        Some(workload) if workload.rolled_out() => Saying::new(
+            kind,
+            Truth::False,
+            Reason::RolledOut,
+            "every replica runs what the spec asks for",
+        ),
+        Some(workload) => Saying::new(
+            kind,
+            Truth::True,
+            Reason::RollingOut,
+            format!(
+                "{} of {} replicas run what the spec asks for",
+                workload.updated, workload.wanted
+            ),
+        ),
+        None => Saying::new(
+            kind,
+            Truth::True,
+            Reason::RollingOut,
+            "the servers are being set up",
+        ),
+    }
+}
+
+fn credentials(outcome: &Outcome) -> Option<Saying> {
+    let kind = ConditionType::CredentialsValid;
+    let Outcome::Acted { credentials, .. } = outcome else {
+        return None;
+    };
+    if credentials.is_empty() {
+        return None;
+    }
+    let problems: Vec<_> = credentials
+        .iter()
+        .filter_map(|c| Some((c, c.problem.as_ref()?)))
+        .collect();
+    let Some((_, first)) = problems.first() else {
+        return Some(Saying::new(
+            kind,
+            Truth::Unknown,
+            Reason::Unverified,
+            "the credentials were handed to the servers; no upstream's verdict on them is known yet",
+        ));
+    };
+    let told = problems.iter().map(|(credentials, problem)| {
+        let meanwhile = if credentials.kept {
+            "the previous credentials serve on"
+        } else {
+            "pulls of what is not cached are refused"
+        };
+        format!(
+            "{}: {}; until then {meanwhile}",
+            credentials.host, problem.message
+        )
+    });
+    Some(Saying::new(
+        kind,
+        Truth::False,
+        first.reason,
+        told.collect::<Vec<_>>().join(". "),
+    ))
+}
+
+fn storage(outcome: &Outcome, observed: &Observed) -> Option<Saying> {
+    let kind = ConditionType::StorageReady;
+    let claims: Vec<&Claim> = observed.claims.iter().chain(&observed.existing_claim).collect();
+    if let Outcome::Acted {
+        applied: Applied { refused_claims },
+        ..
+    } = outcome
+        && let Some((name, refused)) = refused_claims.first_key_value()
+    {
+        let message = format!("claim {name}: {}", refused.message);
+        return Some(Saying::new(kind, Truth::False, refused.reason, message));
+    }
+    if let Some(pending) = claims.iter().find(|claim| !claim.bound) {
+        let message = format!(
+            "claim {} has no volume yet; see kubectl describe pvc {}",
+            pending.name, pending.name
+        );
+        return Some(Saying::new(kind, Truth::False, Reason::ClaimPending, message));
+    }
+    if let Some(growing) = claims.iter().find(|claim| claim.is_growing()) {
+        return Some(Saying::new(
+            kind,
+            Truth::True,
+            Reason::Resizing,
+            format!("claim {} grows", growing.name),
+        ));
+    }
+    (!claims.is_empty()).then(|| {
+        Saying::new(
+            kind,
+            Truth::True,
+            Reason::VolumeReady,
+            "every claim has its volume",
+        )
+    })
+}
+
+fn paused(mirror: &RegistryMirror) -> Option<Saying> {
+    mirror.spec.paused.then(|| {
+        Saying::new(
+            ConditionType::Paused,
+            Truth::True,
+            Reason::PausedBySpec,
+            "nothing of this mirror is changed until spec.paused is false again",
+        )
+    })
+}
+
+/// The sum of the others: the first of them that stands in the way is its reason.
+fn ready(conditions: &[Condition], before: &[Condition], outcome: &Outcome) -> Saying {
+    let find = |kind: ConditionType| {
+        conditions
+            .iter()
+            .find(|condition| condition.type_ == kind.as_str())
+    };
+    let is_false = |condition: &&Condition| condition.status == Truth::False.as_str();
+    let bound = |condition: &&Condition| condition.reason == Reason::ClaimPending.as_str();
+    let obstacle = find(ConditionType::Accepted)
+        .filter(is_false)
+        .or_else(|| find(ConditionType::StorageReady).filter(is_false).filter(bound))
+        .or_else(|| find(ConditionType::Available).filter(is_false))
+        .or_else(|| {
+            find(ConditionType::CredentialsValid)
+                .filter(is_false)
+                .filter(|c| stands_in_the_way(c, before, outcome))
+        });
+    let kind = ConditionType::Ready;
+    match obstacle.and_then(|obstacle| Some((obstacle, reason(&obstacle.reason)?))) {
+        None => Saying::new(kind, Truth::True, Reason::Serving, "pulls are served"),
+        Some((obstacle, reason)) => Saying::new(kind, Truth::False, reason, obstacle.message.clone()),
+    }
+}
+
+fn reason(name: &str) -> Option<Reason> {
+    Reason::ALL.iter().copied().find(|reason| reason.as_str() == name)
+}
+
+/// Unless all servers go on with what the Secrets held before. Where they were not looked at, as it was.
+fn stands_in_the_way(credentials: &Condition, before: &[Condition], outcome: &Outcome) -> bool {
+    match outcome {
+        Outcome::Acted { credentials, .. } => credentials.iter().any(|c| c.problem.is_some() && !c.kept),
+        Outcome::Paused | Outcome::Rejected(_) => before
+            .iter()
+            .any(|ready| ready.type_ == ConditionType::Ready.as_str() && ready.reason == credentials.reason),
+    }
+}

@@ -1,0 +1,134 @@
+//! Events: the story of a mirror, one for each transition.
+
+use crds::conditions::{ConditionType, Reason};
+use k8s_openapi::{api::core::v1::ObjectReference, apimachinery::pkg::apis::meta::v1::Condition};
+use kube::runtime::events::{Event, EventType, Recorder};
+
+/// What a note may have at most.
+const NOTE_BYTES: usize = 1000;
+
+/// The events that a change of conditions is worth.
+///
+/// A condition that is there for the first time is news only if it is bad news: each new mirror would tell of all it
+/// is not suffering from.
+pub fn transitions(before: &[Condition], now: &[Condition]) -> Vec<Event> {
+    now.iter()
+        .filter(
+            |now| match before.iter().find(|before| before.type_ == now.type_) {
+                Some(before) => before.status != now.status || before.reason != now.reason,
+                None => is_bad(now) || now.type_ == ConditionType::Paused.as_str(),
+            },
+        )
+        .map(event)
+        .collect()
+}
+
+fn event(condition: &Condition) -> Event {
+    Event {
+        type_: if is_bad(condition) {
+            EventType::Warning
+        } else {
+            EventType::Normal
+        },
+        reason: condition.reason.clone(),
+        note: Some(cut(&condition.message)),
+        action: format!("{}{}", condition.type_, condition.status),
+        secondary: None,
+    }
+}
+
+/// The event for what failed several times in a row.
+pub fn failure(error: &dyn std::error::Error) -> Event {
+    Event {
+        type_: EventType::Warning,
+        reason: "ReconcileFailed".to_owned(),
+        note: Some(cut(&error.to_string())),
+        action: "Reconcile".to_owned(),
+        secondary: None,
+    }
+}
+
+fn is_bad(condition: &Condition) -> bool {
+    const EXPECTED: [Reason; 3] = [Reason::ScaledToZero, Reason::RolledOut, Reason::RollingOut];
+    condition.status == "False" && !EXPECTED.iter().any(|reason| reason.as_str() == condition.reason)
+}
+
+fn cut(message: &str) -> String {
+    message[..message.floor_char_boundary(NOTE_BYTES)].to_owned()
+}
+
+/// Publishes events. One that is lost changes nothing: the status has it all.
+pub async fn publish(recorder: &Recorder, mirror: &ObjectReference, events: &[Event]) {
+    for event in events {
+        if let Err(error) = recorder.publish(event, mirror).await {
+            tracing::warn!(reason = event.reason, %error, "an event could not be published");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
+
+    use super::*;
+
+    fn condition(kind: ConditionType, status: &str, reason: Reason) -> Condition {
+        Condition {
+            type_: kind.to_string(),
+            status: status.to_owned(),
+            reason: reason.to_string(),
+            message: "m".repeat(2000),
+            observed_generation: None,
+            last_transition_time: Time(Timestamp::UNIX_EPOCH),
+        }
+    }
+
+    fn reasons(before: &[Condition], now: &[Condition]) -> Vec<String> {
+        transitions(before, now)
+            .into_iter()
+            .map(|event| event.reason)
+            .collect()
+    }
+
+    #[test]
+    fn nothing_is_told_twice() {
+        let now = [condition(ConditionType::Ready, "True", Reason::Serving)];
+        assert!(reasons(&now, &now).is_empty());
+    }
+
+    #[test]
+    fn a_new_mirror_tells_bad_news_only() {
+        let now = [
+            condition(ConditionType::Accepted, "True", Reason::SpecAccepted),
+            condition(ConditionType::Available, "False", Reason::NoReadyReplicas),
+        ];
+        assert_eq!(reasons(&[], &now), ["NoReadyReplicas"]);
+    }
+
+    #[test]
+    fn a_transition_is_told_as_what_it_is() {
+        let before = [condition(ConditionType::Ready, "False", Reason::NoReadyReplicas)];
+        let now = [condition(ConditionType::Ready, "True", Reason::Serving)];
+        let good = transitions(&before, &now);
+        assert_eq!(
+            (good[0].type_, good[0].action.as_str()),
+            (EventType::Normal, "ReadyTrue")
+        );
+        let bad = transitions(&now, &before);
+        assert_eq!(
+            (bad[0].type_, bad[0].reason.as_str()),
+            (EventType::Warning, "NoReadyReplicas")
+        );
+    }
+
+    #[test]
+    fn a_note_is_no_longer_than_the_api_server_takes() {
+        let note = transitions(
+            &[],
+            &[condition(ConditionType::Accepted, "False", Reason::InvalidSpec)],
+        )
+        .remove(0)
+        .note;
+        assert_eq!(note.unwrap().len(), NOTE_BYTES);
+    }
+}

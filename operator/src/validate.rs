@@ -1,0 +1,170 @@
+//! Step two: decide whether the spec, with what it points to, can be acted on.
+//!
+//! What admission checks is not checked again, but for what would send a password in clear text or to the wrong host:
+//! a stored object may be older than the rule that would refuse it.
+
+use crds::{RegistryMirror, conditions::Reason, storage::Volume};
+use kube::ResourceExt;
+use mirror::config::MaxSize;
+use url::{Host, Url};
+
+use crate::{
+    dereference::{Reference, References},
+    desired::names,
+};
+
+pub mod bundle;
+pub mod credentials;
+mod docker_config;
+pub mod size;
+
+pub use bundle::Bundle;
+pub use credentials::Credentials;
+
+/// A spec that can be acted on, with everything that it needs.
+pub struct Accepted<'a> {
+    /// Whose spec it is.
+    pub mirror: &'a RegistryMirror,
+    /// In the spec's order.
+    pub upstreams: Vec<Upstream<'a>>,
+    /// Where the cache lives.
+    pub volume: Volume<'a>,
+    /// What it may take.
+    pub max_size: MaxSize,
+}
+
+impl Accepted<'_> {
+    /// Whether any upstream has certificates of its own.
+    pub fn has_bundles(&self) -> bool {
+        self.upstreams.iter().any(|upstream| upstream.bundle.is_some())
+    }
+}
+
+/// An upstream and what its references led to.
+pub struct Upstream<'a> {
+    /// As the spec has it.
+    pub spec: &'a crds::Upstream,
+    /// Where it is.
+    pub remote: Url,
+    /// Its authorities' certificates.
+    pub bundle: Option<Bundle>,
+    /// What it is asked with; `None`: nothing.
+    pub credentials: Option<Credentials<'a>>,
+}
+
+/// Why a spec can't be acted on, for the status.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct Rejection {
+    /// Its class.
+    pub reason: Reason,
+    /// What is wrong, where, and what to do.
+    pub message: String,
+}
+
+impl Rejection {
+    pub(crate) fn invalid(message: String) -> Self {
+        Self {
+            reason: Reason::InvalidSpec,
+            message,
+        }
+    }
+}
+
+/// Checks a spec and what it points to.
+///
+/// Credentials that are missing or malformed are no reason to reject it: the cache serves without them, and
+/// [`Credentials`] says what is wrong with them.
+///
+/// # Errors
+/// What the user has to mend; nothing is changed until then.
+pub fn accept<'a>(mirror: &'a RegistryMirror, references: &References) -> Result<Accepted<'a>, Rejection> {
+    let volume = mirror.spec.storage.volume().ok_or_else(|| {
+        Rejection::invalid(
+            "spec.storage: type PersistentVolumeClaim needs persistentVolumeClaim with size or existingClaim"
+                .to_owned(),
+        )
+    })?;
+    let upstreams = mirror
+        .spec
+        .upstreams
+        .iter()
+        .enumerate()
+        .map(|(index, spec)| upstream(mirror, spec, references).map_err(|error| at(index, error)))
+        .collect::<Result<Vec<_>, _>>()?;
+    let max_size = size::of_cache(&mirror.spec.cache, &volume)?;
+    Ok(Accepted {
+        mirror,
+        upstreams,
+        volume,
+        max_size,
+    })
+}
+
+fn at(index: usize, error: Rejection) -> Rejection {
+    Rejection {
+        message: format!("spec.upstreams[{index}].{}", error.message),
+        ..error
+    }
+}
+
+fn upstream<'a>(
+    mirror: &RegistryMirror,
+    spec: &'a crds::Upstream,
+    references: &References,
+) -> Result<Upstream<'a>, Rejection> {
+    let url = spec.effective_remote_url();
+    let remote =
+        Url::parse(&url).map_err(|error| Rejection::invalid(format!("remoteURL: {url}: {error}")))?;
+    let credentials = match &spec.credentials_secret_ref {
+        None => None,
+        Some(secret) => {
+            not_our_own(mirror, &secret.name)?;
+            not_in_clear_text(spec, &remote)?;
+            let contents = references.get(&Reference::secret(&secret.name));
+            Some(Credentials::read(
+                &secret.name,
+                contents,
+                &remote,
+                spec.repository_prefix.as_deref(),
+            ))
+        }
+    };
+    Ok(Upstream {
+        spec,
+        bundle: bundle::of(spec, references)?,
+        credentials,
+        remote,
+    })
+}
+
+/// The operator would read what it wrote, and write it again.
+fn not_our_own(mirror: &RegistryMirror, secret: &str) -> Result<(), Rejection> {
+    let mirror = mirror.name_any();
+    if secret == names::credentials(&mirror) || secret == names::files(&mirror) {
+        return Err(Rejection::invalid(format!(
+            "credentialsSecretRef.name: {secret} is the name of a Secret that the operator makes for this mirror; \
+             give the Secret with the credentials another name"
+        )));
+    }
+    Ok(())
+}
+
+fn not_in_clear_text(spec: &crds::Upstream, remote: &Url) -> Result<(), Rejection> {
+    if remote.scheme() == "https" || spec.insecure_allow_http_credentials || is_loopback(remote) {
+        return Ok(());
+    }
+    Err(Rejection::invalid(format!(
+        "credentialsSecretRef: {remote} is not https, so that the credentials could be read on the way; use https, or \
+         set insecureAllowHTTPCredentials to true"
+    )))
+}
+
+fn is_loopback(remote: &Url) -> bool {
+    match remote.host() {
+        Some(Host::Ipv4(address)) => address.is_loopback(),
+        Some(Host::Ipv6(address)) => address.is_loopback(),
+        Some(Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
+        None => false,
+    }
+}

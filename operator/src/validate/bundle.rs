@@ -1,0 +1,142 @@
+//! Certificates of an upstream's authorities.
+
+use crds::{
+    conditions::Reason,
+    upstream::{CaBundleKind, CaBundleReference},
+};
+use rustls::{
+    RootCertStore,
+    pki_types::{CertificateDer, pem::PemObject},
+};
+
+use super::Rejection;
+use crate::dereference::{Reference, References};
+
+/// Certificates that were read and checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bundle {
+    /// The file's name in the server's directory of certificates.
+    pub file: String,
+    /// As the admin wrote them.
+    pub pem: Vec<u8>,
+}
+
+/// The bundle that an upstream refers to, if it refers to one.
+///
+/// # Errors
+/// `ReferenceNotFound` and `ReferenceMalformed`: a server that starts without its authorities could not reach upstream
+/// and would not say why.
+pub fn of(upstream: &crds::Upstream, references: &References) -> Result<Option<Bundle>, Rejection> {
+    let Some(reference) = upstream.tls.as_ref().and_then(|tls| tls.ca_bundle_ref.as_ref()) else {
+        return Ok(None);
+    };
+    let pem = read(reference, references).map_err(|rejection| Rejection {
+        message: format!("tls.caBundleRef: {}", rejection.message),
+        ..rejection
+    })?;
+    Ok(Some(Bundle {
+        file: file_name(&upstream.host),
+        pem,
+    }))
+}
+
+fn read(reference: &CaBundleReference, references: &References) -> Result<Vec<u8>, Rejection> {
+    let target = match reference.kind {
+        CaBundleKind::ConfigMap => Reference::config_map(&reference.name),
+        CaBundleKind::Secret => Reference::secret(&reference.name),
+    };
+    let key = &reference.key;
+    let contents = references.get(&target).ok_or_else(|| Rejection {
+        reason: Reason::ReferenceNotFound,
+        message: format!(
+            "there is no {target} in this namespace; create it with the key {key}, or correct the name"
+        ),
+    })?;
+    let malformed = |message: String| Rejection {
+        reason: Reason::ReferenceMalformed,
+        message,
+    };
+    let pem = contents.data.get(key).ok_or_else(|| {
+        malformed(format!(
+            "{target} has no key {key}; it has {}",
+            keys(&contents.data)
+        ))
+    })?;
+    check(pem).map_err(|what| malformed(format!("{target}, key {key}: {what}")))?;
+    Ok(pem.clone())
+}
+
+/// Only what an authority's certificate needs: whether it is the right one shows when upstream is asked.
+fn check(pem: &[u8]) -> Result<(), String> {
+    let mut roots = RootCertStore::empty();
+    for (index, certificate) in CertificateDer::pem_slice_iter(pem).enumerate() {
+        let number = index + 1;
+        let certificate = certificate.map_err(|error| format!("certificate {number} is not PEM: {error}"))?;
+        roots
+            .add(certificate)
+            .map_err(|error| format!("certificate {number} can't be used: {error}"))?;
+    }
+    if roots.is_empty() {
+        return Err(
+            "holds no certificate; it should hold one or more, each from -----BEGIN CERTIFICATE----- to \
+                    -----END CERTIFICATE-----"
+                .to_owned(),
+        );
+    }
+    Ok(())
+}
+
+/// A key of a Secret: letters, digits, `-`, `_` and `.`, so that a port's colon, or an IPv6 address', can't stay.
+fn file_name(host: &str) -> String {
+    let host: String = host
+        .chars()
+        .map(|c| {
+            if c.is_ascii_alphanumeric() || c == '.' || c == '-' {
+                c
+            } else {
+                '_'
+            }
+        })
+        .collect();
+    format!("ca-{host}.crt")
+}
+
+/// The keys of an object, for a message.
+pub(crate) fn keys<V>(data: &std::collections::BTreeMap<String, V>) -> String {
+    if data.is_empty() {
+        return "no keys at all".to_owned();
+    }
+    data.keys().map(String::as_str).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use test_case::test_case;
+
+    use super::*;
+
+    #[test_case("docker.io", "ca-docker.io.crt")]
+    #[test_case("registry.example.com:5000", "ca-registry.example.com_5000.crt")]
+    #[test_case("[::1]:5000", "ca-___1__5000.crt")]
+    fn a_host_gives_a_file_name_that_a_secret_can_have(host: &str, file: &str) {
+        assert_eq!(file_name(host), file);
+    }
+
+    #[test]
+    fn what_is_no_certificate_is_refused_by_name() {
+        assert!(check(b"").unwrap_err().contains("holds no certificate"));
+        assert!(check(b"hello").unwrap_err().contains("holds no certificate"));
+        let broken = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+        assert!(
+            check(broken.as_bytes())
+                .unwrap_err()
+                .contains("certificate 1 can't be used")
+        );
+        let cut = "-----BEGIN CERTIFICATE-----\nAAAA\n";
+        assert!(
+            check(cut.as_bytes())
+                .unwrap_err()
+                .contains("certificate 1 is not PEM")
+        );
+    }
+}

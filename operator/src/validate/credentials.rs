@@ -1,0 +1,209 @@
+//! The credentials in a Secret.
+
+use crds::conditions::Reason;
+use mirror::{credentials::Credential, secret::Secret};
+use url::Url;
+
+use super::{bundle::keys, docker_config};
+use crate::dereference::Contents;
+
+const DOCKER_CONFIG_TYPE: &str = "kubernetes.io/dockerconfigjson";
+const DOCKER_CONFIG_KEY: &str = ".dockerconfigjson";
+const BASIC_AUTH_TYPE: &str = "kubernetes.io/basic-auth";
+
+/// What an upstream is to be asked with, or why that can't be known.
+pub struct Credentials<'a> {
+    /// The Secret's name.
+    pub secret: &'a str,
+    /// From which Secret to which address: credentials that were handed out for another origin are not used on when
+    /// the Secret can't be read any more.
+    pub origin: String,
+    /// What the Secret holds.
+    pub found: Result<Credential, Problem>,
+}
+
+/// Why a Secret gives no credentials. Names keys, never a value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// `SecretNotFound` or `SecretMalformed`.
+    pub reason: Reason,
+    /// What is wrong and what to do.
+    pub message: String,
+}
+
+impl<'a> Credentials<'a> {
+    /// Takes the credentials for one upstream out of a Secret.
+    pub(super) fn read(
+        secret: &'a str,
+        contents: Option<&Contents>,
+        remote: &Url,
+        repository_prefix: Option<&str>,
+    ) -> Self {
+        let found = match contents {
+            None => Err(Problem {
+                reason: Reason::SecretNotFound,
+                message: format!(
+                    "there is no Secret {secret} in this namespace; create it, or correct the name"
+                ),
+            }),
+            Some(contents) => parse(contents, remote, repository_prefix).map_err(|what| Problem {
+                reason: Reason::SecretMalformed,
+                message: format!("Secret {secret}: {what}"),
+            }),
+        };
+        Self {
+            secret,
+            origin: format!("{secret} {remote}"),
+            found,
+        }
+    }
+}
+
+fn parse(contents: &Contents, remote: &Url, repository_prefix: Option<&str>) -> Result<Credential, String> {
+    match contents.r#type.as_deref().unwrap_or("Opaque") {
+        DOCKER_CONFIG_TYPE => {
+            docker_config::entry(text(contents, DOCKER_CONFIG_KEY)?, remote, repository_prefix)
+        }
+        BASIC_AUTH_TYPE => user_and_password(contents),
+        "Opaque" if contents.data.contains_key("token") => Ok(Credential::IdentityToken {
+            username: if contents.data.contains_key("username") {
+                line(contents, "username")?
+            } else {
+                String::new()
+            },
+            token: Secret::new(line(contents, "token")?),
+        }),
+        "Opaque" => user_and_password(contents),
+        other => Err(format!(
+            "type {other} is none that credentials are read from; use {DOCKER_CONFIG_TYPE}, {BASIC_AUTH_TYPE}, or \
+             Opaque with username and password, or token"
+        )),
+    }
+}
+
+fn user_and_password(contents: &Contents) -> Result<Credential, String> {
+    Ok(Credential::Basic {
+        username: line(contents, "username")?,
+        password: Secret::new(line(contents, "password")?),
+    })
+}
+
+/// A value without the line break that editors and shells leave at its end.
+fn line(contents: &Contents, key: &str) -> Result<String, String> {
+    let value = text(contents, key)?.trim_end_matches(['\r', '\n']);
+    if value.is_empty() {
+        return Err(format!("key {key} is empty"));
+    }
+    if value.chars().any(char::is_control) {
+        return Err(format!(
+            "key {key} holds a line break or another control character"
+        ));
+    }
+    Ok(value.to_owned())
+}
+
+fn text<'a>(contents: &'a Contents, key: &str) -> Result<&'a str, String> {
+    let value = contents
+        .data
+        .get(key)
+        .ok_or_else(|| format!("has no key {key}; it has {}", keys(&contents.data)))?;
+    std::str::from_utf8(value).map_err(|_| format!("key {key} is not text"))
+}
+
+#[cfg(test)]
+mod tests {
+    use test_case::test_case;
+
+    use super::*;
+
+    fn contents(r#type: &str, data: &[(&str, &str)]) -> Contents {
+        let data = data
+            .iter()
+            .map(|(key, value)| ((*key).to_owned(), value.as_bytes().to_vec()))
+            .collect();
+        Contents {
+            r#type: Some(r#type.to_owned()),
+            data,
+            ..Contents::default()
+        }
+    }
+
+    fn found(contents: Option<&Contents>) -> Result<Credential, Problem> {
+        Credentials::read(
+            "hub",
+            contents,
+            &Url::parse("https://registry-1.docker.io").unwrap(),
+            None,
+        )
+        .found
+    }
+
+    fn basic(username: &str, password: &str) -> Credential {
+        Credential::Basic {
+            username: username.to_owned(),
+            password: Secret::new(password),
+        }
+    }
+
+    #[test_case(BASIC_AUTH_TYPE)]
+    #[test_case("Opaque")]
+    fn a_user_and_a_password_are_read(r#type: &str) {
+        let secret = contents(r#type, &[("username", "ann"), ("password", "p:w d")]);
+        assert_eq!(found(Some(&secret)), Ok(basic("ann", "p:w d")));
+    }
+
+    #[test]
+    fn a_token_needs_no_user() {
+        let token = Credential::IdentityToken {
+            username: String::new(),
+            token: Secret::new("t"),
+        };
+        assert_eq!(found(Some(&contents("Opaque", &[("token", "t")]))), Ok(token));
+    }
+
+    #[test]
+    fn a_line_break_at_the_end_is_not_part_of_a_password() {
+        let secret = contents("Opaque", &[("username", "ann\n"), ("password", "pw\r\n")]);
+        assert_eq!(found(Some(&secret)), Ok(basic("ann", "pw")));
+    }
+
+    #[test]
+    fn the_entry_of_the_remotes_host_is_taken_from_a_docker_configuration() {
+        let config = r#"{"auths":{"https://index.docker.io/v1/":{"username":"ann","password":"pw"}}}"#;
+        let secret = contents(DOCKER_CONFIG_TYPE, &[(DOCKER_CONFIG_KEY, config)]);
+        assert_eq!(found(Some(&secret)), Ok(basic("ann", "pw")));
+    }
+
+    #[test]
+    fn a_missing_secret_is_named() {
+        let problem = found(None).unwrap_err();
+        assert_eq!(problem.reason, Reason::SecretNotFound);
+        assert!(problem.message.contains("no Secret hub"), "{}", problem.message);
+    }
+
+    #[test_case("Opaque", &[("user", "ann")] => "Secret hub: has no key username; it has user")]
+    #[test_case("Opaque", &[] => "Secret hub: has no key username; it has no keys at all")]
+    #[test_case("Opaque", &[("username", "a"), ("password", "")] => "Secret hub: key password is empty")]
+    #[test_case("Opaque", &[("username", "a\nb"), ("password", "x")]
+        => "Secret hub: key username holds a line break or another control character")]
+    #[test_case(BASIC_AUTH_TYPE, &[("username", "ann")] => "Secret hub: has no key password; it has username")]
+    #[test_case(DOCKER_CONFIG_TYPE, &[("config", "{}")] => "Secret hub: has no key .dockerconfigjson; it has config")]
+    fn a_malformed_secret_is_described_by_its_keys(r#type: &str, data: &[(&str, &str)]) -> String {
+        let problem = found(Some(&contents(r#type, data))).unwrap_err();
+        assert_eq!(problem.reason, Reason::SecretMalformed);
+        problem.message
+    }
+
+    #[test]
+    fn no_message_shows_a_value() {
+        for data in [
+            r#"{"auths":{"x":"hunter2"}}"#,
+            "hunter2",
+            r#"{"auths":{"docker.io":{"auth":"hunter2"}}}"#,
+        ] {
+            let problem =
+                found(Some(&contents(DOCKER_CONFIG_TYPE, &[(DOCKER_CONFIG_KEY, data)]))).unwrap_err();
+            assert!(!problem.message.contains("hunter2"), "{}", problem.message);
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! The entry of a `kubernetes.io/dockerconfigjson` Secret that is for one upstream, and for no other: a password goes
+//! nowhere but where the entry's key says.
+
+use mirror::{
+    config::{
+        Config,
+        file::{File, Proxy, Upstream},
+    },
+    credentials::{Credential, Entries, Entry},
+};
+use url::Url;
+
+/// Finds the entry of the remote's host; where several have it, the one with the longest path that the remote has too.
+///
+/// The server's own reading of such files decides, but by the remote's host alone: the name that clients use says
+/// nothing of where a password goes.
+///
+/// # Errors
+/// What is wrong, without any value.
+pub(super) fn entry(json: &str, remote: &Url, repository_prefix: Option<&str>) -> Result<Credential, String> {
+    let entries = Entries::parse(json.as_bytes())?;
+    let host = authority(remote);
+    let upstream = Upstream {
+        host: host.clone(),
+        remote_url: Some(remote.to_string()),
+        repository_prefix: repository_prefix.map(str::to_owned),
+        ..Upstream::default()
+    };
+    let file = File {
+        proxy: Proxy {
+            upstreams: vec![upstream],
+            ..Proxy::default()
+        },
+        ..File::default()
+    };
+    let config = Config::new(&file).map_err(|error| error.to_string())?;
+    let entry = config
+        .proxy
+        .upstreams
+        .first()
+        .map_or(Entry::Absent, |upstream| entries.of(upstream));
+    match entry {
+        Entry::Given(credential) => Ok(credential),
+        Entry::Malformed(what) => Err(format!("the entry for {host}: {what}")),
+        Entry::Empty => Err(format!(
+            "the entry for {host} has neither auth, nor username and password"
+        )),
+        Entry::Absent => Err(format!(
+            "has no entry for {host}, where remoteURL leads; entries for others are not used"
+        )),
+    }
+}
+
+fn authority(remote: &Url) -> String {
+    let port = remote.port().map(|port| format!(":{port}")).unwrap_or_default();
+    format!("{}{port}", remote.host_str().unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use mirror::secret::Secret;
+    use test_case::test_case;
+
+    use super::*;
+
+    fn user(json: &str, remote: &str) -> Result<String, String> {
+        entry(json, &Url::parse(remote).unwrap(), None).map(|credential| match credential {
+            Credential::Basic { username, .. } => username,
+            other => format!("{other:?}"),
+        })
+    }
+
+    fn config(keys: &[&str]) -> String {
+        let entries = keys
+            .iter()
+            .map(|key| format!(r#""{key}": {{"username": "{key}", "password": "pw"}}"#));
+        format!(r#"{{"auths": {{{}}}}}"#, entries.collect::<Vec<_>>().join(","))
+    }
+
+    #[test_case("https://index.docker.io/v1/", "https://registry-1.docker.io")]
+    #[test_case("docker.io", "https://registry-1.docker.io")]
+    #[test_case("registry-1.docker.io", "https://registry-1.docker.io/")]
+    #[test_case("https://Quay.io", "https://quay.io")]
+    #[test_case("quay.io:443", "https://quay.io")]
+    #[test_case("http://quay.io:80/v2/", "http://quay.io")]
+    #[test_case("registry.example.com:5000", "https://registry.example.com:5000/path")]
+    fn a_key_fits_its_host(key: &str, remote: &str) {
+        assert_eq!(user(&config(&[key]), remote).unwrap(), key);
+    }
+
+    #[test_case("quay.io", "https://ghcr.io")]
+    #[test_case("quay.io", "https://evil.quay.io")]
+    #[test_case("quay.io:5000", "https://quay.io")]
+    #[test_case("quay.io/org", "https://quay.io")]
+    #[test_case("quay.io/org", "https://quay.io/organisation")]
+    fn a_password_goes_to_no_other_host(key: &str, remote: &str) {
+        assert!(
+            user(&config(&[key]), remote)
+                .unwrap_err()
+                .contains("has no entry for")
+        );
+    }
+
+    #[test]
+    fn the_most_specific_path_wins() {
+        let config = config(&["quay.io", "quay.io/org/team", "quay.io/org"]);
+        assert_eq!(
+            user(&config, "https://quay.io/org/team/x").unwrap(),
+            "quay.io/org/team"
+        );
+        assert_eq!(user(&config, "https://quay.io/org").unwrap(), "quay.io/org");
+        assert_eq!(user(&config, "https://quay.io/other").unwrap(), "quay.io");
+    }
+
+    #[test]
+    fn auth_is_the_base64_of_user_and_password() {
+        let json = r#"{"auths":{"quay.io":{"auth":"YW5uOmE6Yg=="}}}"#;
+        let credential = entry(json, &Url::parse("https://quay.io").unwrap(), None).unwrap();
+        let expected = Credential::Basic {
+            username: "ann".to_owned(),
+            password: Secret::new("a:b"),
+        };
+        assert_eq!(credential, expected);
+    }
+
+    #[test]
+    fn an_identity_token_wins_over_a_password() {
+        let json = r#"{"auths":{"quay.io":{"auth":"PHRva2VuPjo=","identitytoken":"t"}}}"#;
+        let credential = entry(json, &Url::parse("https://quay.io").unwrap(), None).unwrap();
+        assert!(matches!(credential, Credential::IdentityToken { token, .. } if token.expose() == "t"));
+    }
+
+    #[test_case(r#"{"auths":{"quay.io":{}}}"#, "the entry for quay.io has neither")]
+    #[test_case(
+        r#"{"auths":{"quay.io":{"auth":"?"}}}"#,
+        "the entry for quay.io: its auth is not base64"
+    )]
+    #[test_case(r#"{"auths":{}}"#, "has no entry for quay.io")]
+    #[test_case("hunter2", "not a docker configuration")]
+    fn what_is_wrong_is_said_without_a_value(json: &str, expected: &str) {
+        let error = user(json, "https://quay.io").unwrap_err();
+        assert!(error.contains(expected) && !error.contains("hunter2"), "{error}");
+    }
+
+    #[test]
+    fn the_name_that_clients_use_is_not_where_a_password_goes() {
+        let json = config(&["docker.io"]);
+        assert!(user(&json, "https://mirror.example.com").is_err());
+    }
+}

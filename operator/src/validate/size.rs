@@ -1,0 +1,100 @@
+//! How much a cache may take.
+
+use crds::{Cache, storage::Volume};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use kube_quantity::ParsedQuantity;
+use mirror::config::MaxSize;
+
+use super::Rejection;
+
+/// What is left of a volume for what is being fetched, the index and the file system itself.
+const PERCENT: u8 = 90;
+
+/// The cache's limit: bytes, or with an existing claim, whose size is not known here, a share of its file system.
+///
+/// # Errors
+/// A quantity that is none.
+pub fn of_cache(cache: &Cache, volume: &Volume<'_>) -> Result<MaxSize, Rejection> {
+    let size = match (&cache.max_size, volume) {
+        (Some(size), _) => return Ok(MaxSize::Bytes(bytes("cache.maxSize", size)?)),
+        (None, Volume::ExistingClaim { .. }) => return Ok(MaxSize::Percent(PERCENT)),
+        (None, Volume::Claims { size, .. }) => bytes("storage.persistentVolumeClaim.size", size)?,
+        (None, Volume::Ephemeral(ephemeral)) => bytes("storage.ephemeral.sizeLimit", &ephemeral.size_limit)?,
+    };
+    Ok(MaxSize::Bytes(size / 100 * u64::from(PERCENT)))
+}
+
+fn bytes(path: &str, quantity: &Quantity) -> Result<u64, Rejection> {
+    ParsedQuantity::try_from(quantity)
+        .ok()
+        .and_then(|parsed| parsed.to_bytes_u64())
+        .ok_or_else(|| {
+            Rejection::invalid(format!(
+                "spec.{path}: {} is not a size; write one such as 50Gi",
+                quantity.0
+            ))
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use crds::storage::{ClaimStorage, EphemeralStorage};
+
+    use super::*;
+
+    fn limit(max_size: Option<&str>, volume: &Volume<'_>) -> Result<MaxSize, Rejection> {
+        let max_size = max_size.map(|size| Quantity(size.to_owned()));
+        of_cache(
+            &Cache {
+                max_size,
+                ..Cache::default()
+            },
+            volume,
+        )
+    }
+
+    #[test]
+    fn without_a_limit_a_tenth_of_the_volume_stays_free() {
+        let size = Quantity("10Gi".to_owned());
+        let claims = Volume::Claims {
+            size: &size,
+            claim: &ClaimStorage::default(),
+        };
+        assert_eq!(limit(None, &claims).unwrap(), MaxSize::Bytes(9_663_676_380));
+        assert_eq!(
+            limit(None, &Volume::Ephemeral(EphemeralStorage::default())).unwrap(),
+            MaxSize::Bytes(9_663_676_380)
+        );
+    }
+
+    #[test]
+    fn an_existing_claims_size_is_left_to_the_server() {
+        assert_eq!(
+            limit(None, &Volume::ExistingClaim { name: "mine" }).unwrap(),
+            MaxSize::Percent(90)
+        );
+    }
+
+    #[test]
+    fn a_limit_of_the_spec_wins() {
+        let volume = Volume::ExistingClaim { name: "mine" };
+        assert_eq!(limit(Some("1Gi"), &volume).unwrap(), MaxSize::Bytes(1 << 30));
+        assert_eq!(
+            limit(Some("1500M"), &volume).unwrap(),
+            MaxSize::Bytes(1_500_000_000)
+        );
+        assert_eq!(
+            limit(Some("1e9"), &volume).unwrap(),
+            MaxSize::Bytes(1_000_000_000)
+        );
+    }
+
+    #[test]
+    fn what_is_no_quantity_is_named_with_its_path() {
+        let error = limit(Some("much"), &Volume::ExistingClaim { name: "mine" }).unwrap_err();
+        assert_eq!(
+            error.message,
+            "spec.cache.maxSize: much is not a size; write one such as 50Gi"
+        );
+    }
+}

@@ -1,0 +1,404 @@
+//! Specs in, objects out: each spec's objects stand in a file below `snapshots/`.
+
+use std::{collections::BTreeMap, convert::Infallible, path::Path};
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use crds::RegistryMirror;
+use futures::executor::block_on;
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use operator::{
+    dereference::{self, Contents, Reader, Reference, References},
+    desired::{self, Child, Desired, Release, names},
+    kind::Kind,
+    observed::{Claim, Observed},
+    validate,
+};
+use serde_json::Value;
+
+/// What the specs refer to.
+#[derive(Default)]
+struct Shelf(BTreeMap<Reference, Contents>);
+
+impl Reader for Shelf {
+    type Error = Infallible;
+
+    async fn read(&self, _: &str, reference: &Reference) -> Result<Option<Contents>, Infallible> {
+        Ok(self.0.get(reference).cloned())
+    }
+}
+
+impl Shelf {
+    fn with(mut self, reference: Reference, r#type: &str, data: &[(&str, &str)]) -> Self {
+        let data = data
+            .iter()
+            .map(|(key, value)| ((*key).to_owned(), value.as_bytes().to_vec()))
+            .collect();
+        self.0.insert(
+            reference,
+            Contents {
+                r#type: Some(r#type.to_owned()),
+                data,
+                ..Contents::default()
+            },
+        );
+        self
+    }
+
+    /// Takes the credentials Secret as an API server would hold it.
+    fn with_applied(mut self, child: &Child) -> Self {
+        let secret: k8s_openapi::api::core::v1::Secret =
+            serde_json::from_value(child.manifest.clone()).unwrap();
+        self.0.insert(Reference::secret(&child.name), secret.into());
+        self
+    }
+}
+
+const CERTIFICATE: &str = include_str!("specs/authority.pem");
+
+fn shelf() -> Shelf {
+    Shelf::default()
+        .with(
+            Reference::secret("docker"),
+            "kubernetes.io/dockerconfigjson",
+            &[(
+                ".dockerconfigjson",
+                r#"{"auths":{"https://index.docker.io/v1/":{"auth":"YW5uOmh1bnRlcjI="}}}"#,
+            )],
+        )
+        .with(
+            Reference::secret("basic"),
+            "kubernetes.io/basic-auth",
+            &[("username", "bob"), ("password", "pa:ss")],
+        )
+        .with(Reference::secret("token"), "Opaque", &[("token", "refresh")])
+        .with(Reference::secret("malformed"), "Opaque", &[("user", "bob")])
+        .with(
+            Reference::config_map("authorities"),
+            "",
+            &[("ca.crt", CERTIFICATE)],
+        )
+        .with(
+            Reference::secret("authorities"),
+            "Opaque",
+            &[("root.pem", CERTIFICATE)],
+        )
+}
+
+fn spec(name: &str) -> RegistryMirror {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/specs")
+        .join(name)
+        .with_extension("yaml");
+    serde_saphyr::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+}
+
+fn references(mirror: &RegistryMirror, shelf: &Shelf) -> References {
+    block_on(dereference::read(mirror, shelf)).unwrap()
+}
+
+fn desired(mirror: &RegistryMirror, shelf: &Shelf, observed: &Observed) -> Desired {
+    let references = references(mirror, shelf);
+    let accepted = validate::accept(mirror, &references).unwrap();
+    let release = Release {
+        server_image: "registry-mirror:test".to_owned(),
+    };
+    desired::objects(&accepted, &references, observed, &release)
+}
+
+fn child(desired: &Desired, kind: Kind, name: &str) -> Child {
+    desired
+        .children()
+        .find(|child| child.kind == kind && child.name == name)
+        .unwrap()
+        .clone()
+}
+
+/// The objects, with Secrets in clear.
+fn documents(desired: &Desired) -> Vec<Value> {
+    let clear = |child: &Child| {
+        let mut manifest = child.manifest.clone();
+        if child.kind == Kind::Secret {
+            for value in manifest["data"].as_object_mut().unwrap().values_mut() {
+                let bytes = STANDARD.decode(value.as_str().unwrap()).unwrap();
+                *value = String::from_utf8(bytes).unwrap().into();
+            }
+        }
+        manifest
+    };
+    desired.children().map(clear).collect()
+}
+
+macro_rules! golden {
+    ($($test:ident: $name:literal)*) => {$(
+        #[test]
+        fn $test() {
+            insta::assert_yaml_snapshot!($name, documents(&desired(&spec($name), &shelf(), &Observed::default())));
+        }
+    )*};
+}
+
+golden! {
+    the_smallest_spec: "minimal"
+    an_ephemeral_cache: "ephemeral"
+    a_claim_that_is_there: "existing-claim"
+    no_replica: "no-replicas"
+    three_replicas_with_retained_claims: "three-replicas-retained"
+    all_kinds_of_credentials: "credentials"
+    unusable_credentials: "credentials-unusable"
+    certificates_of_authorities: "ca-bundles"
+    every_field: "every-field"
+}
+
+fn data(secret: &Child) -> BTreeMap<String, String> {
+    let data: BTreeMap<String, String> = serde_json::from_value(secret.manifest["data"].clone()).unwrap();
+    let clear = |value: String| String::from_utf8(STANDARD.decode(value).unwrap()).unwrap();
+    data.into_iter().map(|(key, value)| (key, clear(value))).collect()
+}
+
+/// Hands credentials out, again with what was handed out before.
+fn hand_out(mirror: &RegistryMirror, before: &Child, shelf: Shelf) -> Child {
+    let shelf = shelf.with_applied(before);
+    child(
+        &desired(mirror, &shelf, &Observed::default()),
+        Kind::Secret,
+        "hub-credentials",
+    )
+}
+
+fn first_hand_out(mirror: &RegistryMirror) -> Child {
+    child(
+        &desired(mirror, &shelf(), &Observed::default()),
+        Kind::Secret,
+        "hub-credentials",
+    )
+}
+
+#[test]
+fn the_version_of_credentials_moves_only_with_their_bytes() {
+    let mirror = spec("credentials");
+    let first = first_hand_out(&mirror);
+    assert_eq!(data(&first)["version"], "1");
+    let again = hand_out(&mirror, &first, shelf());
+    assert!(again == first, "nothing changed");
+    let rotated = shelf().with(
+        Reference::secret("basic"),
+        "kubernetes.io/basic-auth",
+        &[("username", "bob"), ("password", "new")],
+    );
+    let rotated = hand_out(&mirror, &first, rotated);
+    assert_eq!(data(&rotated)["version"], "2");
+    assert!(data(&rotated)["config.json"].contains(r#""password":"new""#));
+}
+
+#[test]
+fn a_secret_that_is_gone_leaves_its_credentials_in_use() {
+    let mirror = spec("credentials");
+    let first = first_hand_out(&mirror);
+    let mut gone = shelf();
+    gone.0.remove(&Reference::secret("basic"));
+    assert!(hand_out(&mirror, &first, gone) == first);
+}
+
+#[test]
+fn kept_credentials_go_to_no_other_address() {
+    let mut mirror = spec("credentials");
+    let first = first_hand_out(&mirror);
+    let mut gone = shelf();
+    gone.0.remove(&Reference::secret("basic"));
+    mirror.spec.upstreams[1].remote_url = Some("https://elsewhere.example.com".to_owned());
+    let second = hand_out(&mirror, &first, gone);
+    assert!(
+        data(&second)["config.json"].contains(r#""ghcr.io":{}"#),
+        "{}",
+        data(&second)["config.json"]
+    );
+}
+
+#[test]
+fn what_upstream_took_last_is_handed_on() {
+    let mirror = spec("credentials");
+    let mut first = first_hand_out(&mirror);
+    let good = r#"{"auths":{"ghcr.io":{"username":"bob","password":"old"}}}"#;
+    first.manifest["data"]["last-good.json"] = STANDARD.encode(good).into();
+    let second = hand_out(&mirror, &first, shelf());
+    assert_eq!(
+        data(&second)["last-good.json"],
+        r#"{"auths":{"ghcr.io":{"password":"old","username":"bob"}}}"#
+    );
+}
+
+#[test]
+fn every_object_is_among_those_that_are_looked_for_when_a_spec_drops_one() {
+    for name in ["minimal", "ephemeral", "ca-bundles", "every-field"] {
+        let desired = desired(&spec(name), &shelf(), &Observed::default());
+        let every = names::every("hub");
+        let unclaimed = desired
+            .children()
+            .filter(|child| child.kind != Kind::PersistentVolumeClaim);
+        for child in unclaimed {
+            assert!(every.contains(&(child.kind, child.name.clone())), "{child:?}");
+        }
+    }
+}
+
+#[test]
+fn the_certificates_are_dropped_with_the_last_reference_to_them() {
+    let without = desired(&spec("ephemeral"), &shelf(), &Observed::default());
+    let superseded = without.superseded("hub");
+    assert_eq!(
+        superseded,
+        [
+            (Kind::Secret, "hub-files".to_owned()),
+            (Kind::StatefulSet, "hub".to_owned())
+        ]
+    );
+}
+
+fn claim(ordinal: u32, requested: &str) -> Claim {
+    Claim {
+        name: names::claim("hub", ordinal),
+        ordinal,
+        bound: true,
+        requested: Some(Quantity(requested.to_owned())),
+        ..Claim::default()
+    }
+}
+
+fn claim_sizes(desired: &Desired) -> Vec<(String, String)> {
+    let size = |child: &Child| {
+        child.manifest["spec"]["resources"]["requests"]["storage"]
+            .as_str()
+            .unwrap()
+            .to_owned()
+    };
+    desired
+        .claims
+        .iter()
+        .map(|child| (child.name.clone(), size(child)))
+        .collect()
+}
+
+#[test]
+fn scaling_in_keeps_the_claims() {
+    let observed = Observed {
+        claims: vec![claim(0, "50Gi"), claim(1, "50Gi")],
+        ..Observed::default()
+    };
+    let desired = desired(&spec("no-replicas"), &shelf(), &observed);
+    let names: Vec<_> = claim_sizes(&desired).into_iter().map(|(name, _)| name).collect();
+    assert_eq!(names, ["cache-hub-0", "cache-hub-1"]);
+}
+
+#[test]
+fn a_claim_grows_and_never_shrinks() {
+    let observed = Observed {
+        claims: vec![claim(0, "20Gi")],
+        ..Observed::default()
+    };
+    assert_eq!(
+        claim_sizes(&desired(&spec("minimal"), &shelf(), &observed))[0].1,
+        "50Gi"
+    );
+    let observed = Observed {
+        claims: vec![claim(0, "80Gi")],
+        ..Observed::default()
+    };
+    assert_eq!(
+        claim_sizes(&desired(&spec("minimal"), &shelf(), &observed))[0].1,
+        "80Gi"
+    );
+}
+
+#[test]
+fn the_claim_template_stays_as_it_was_created() {
+    let mut mirror = spec("minimal");
+    let first = desired(&mirror, &shelf(), &Observed::default());
+    let template = |desired: &Desired| desired.workload.manifest["spec"]["volumeClaimTemplates"].clone();
+    let observed = Observed {
+        claim_templates: serde_json::from_value(template(&first)).unwrap(),
+        ..Observed::default()
+    };
+    mirror.spec.storage.persistent_volume_claim.as_mut().unwrap().size = Some(Quantity("99Gi".to_owned()));
+    let grown = desired(&mirror, &shelf(), &observed);
+    assert_eq!(template(&grown), template(&first));
+    assert_eq!(claim_sizes(&grown)[0].1, "99Gi");
+}
+
+#[test]
+fn scaling_does_not_roll_the_replica_that_runs() {
+    let mut mirror = spec("minimal");
+    let template = |mirror: &RegistryMirror| {
+        desired(mirror, &shelf(), &Observed::default()).workload.manifest["spec"]["template"].clone()
+    };
+    let one = template(&mirror);
+    mirror.spec.replicas = 3;
+    assert_eq!(template(&mirror), one);
+}
+
+#[test]
+fn what_can_be_reloaded_rolls_nothing() {
+    let mut mirror = spec("credentials");
+    let workload = |mirror: &RegistryMirror| desired(mirror, &shelf(), &Observed::default());
+    let before = workload(&mirror);
+    mirror.spec.cache.max_size = Some(Quantity("1Gi".to_owned()));
+    mirror.spec.observability.log_level = crds::observability::LogLevel::Debug;
+    mirror.spec.upstreams.pop();
+    mirror.spec.upstreams[0].credentials_secret_ref = None;
+    let after = workload(&mirror);
+    assert_eq!(before.workload.manifest["spec"], after.workload.manifest["spec"]);
+    assert_ne!(before.reload, after.reload, "but Pods are told");
+}
+
+#[test]
+fn a_label_of_the_spec_can_not_take_a_pod_out_of_its_service() {
+    let mut mirror = spec("ephemeral");
+    mirror
+        .spec
+        .pod
+        .labels
+        .insert("app.kubernetes.io/instance".to_owned(), "other".to_owned());
+    let desired = desired(&mirror, &shelf(), &Observed::default());
+    let labels = &desired.workload.manifest["spec"]["template"]["metadata"]["labels"];
+    assert_eq!(labels["app.kubernetes.io/instance"], "hub");
+}
+
+#[test]
+fn the_server_reads_the_configuration_that_is_written_for_it() {
+    for name in [
+        "minimal",
+        "credentials",
+        "ca-bundles",
+        "every-field",
+        "existing-claim",
+    ] {
+        let desired = desired(&spec(name), &shelf(), &Observed::default());
+        let config = child(&desired, Kind::ConfigMap, "hub-config");
+        let yaml = config.manifest["data"]["config.yml"].as_str().unwrap();
+        let container = &desired.workload.manifest["spec"]["template"]["spec"]["containers"][0];
+        let env = container["env"].as_array().unwrap().iter().map(|variable| {
+            let text = |key: &str| variable[key].as_str().unwrap().to_owned();
+            (text("name"), text("value"))
+        });
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("config.yml");
+        std::fs::write(&path, yaml).unwrap();
+        let (config, notices) = mirror::config::load(Some(&path), env).unwrap();
+        assert!(notices.is_empty(), "{name}: {notices:?}");
+        let hosts: Vec<_> = config
+            .proxy
+            .upstreams
+            .iter()
+            .map(|upstream| upstream.host.to_string())
+            .collect();
+        assert_eq!(
+            hosts,
+            spec(name)
+                .spec
+                .upstreams
+                .iter()
+                .map(|upstream| upstream.host.clone())
+                .collect::<Vec<_>>()
+        );
+        assert!(config.proxy.credentials_directory.is_some(), "{name}");
+    }
+}
