@@ -7,6 +7,7 @@ pub mod clock;
 pub mod config;
 pub mod credentials;
 pub mod digest;
+pub mod expiry;
 pub mod health;
 pub mod logging;
 pub mod metrics;

@@ -5,15 +5,21 @@
 
 mod blobs;
 mod catalog;
-pub mod durable;
+mod durable;
+mod evict;
 mod hits;
+mod index;
 mod link;
 mod lock;
 mod manifests;
 mod path;
+mod rebuild;
+mod scheduler_state;
 mod space;
 mod stage;
 mod tags;
+mod takeover;
+mod upkeep;
 
 use std::collections::hash_map::DefaultHasher;
 use std::fs::File;
@@ -28,11 +34,15 @@ use crate::clock::Clock;
 use crate::config::MaxSize;
 use crate::digest::Digest;
 use crate::name::Host;
-use durable::{IoError, Scratch};
+pub use durable::IoError;
+use durable::Scratch;
 use hits::Hits;
+pub use index::Failure as IndexFailure;
+use index::Index;
 use path::Layout;
-use space::{Reservation, Short, Space};
+use space::Space;
 pub use stage::{Mismatch, Staged};
+use upkeep::Upkeep;
 
 /// What a store is opened with.
 #[derive(Clone, Debug)]
@@ -121,6 +131,9 @@ pub enum Error {
     /// The system refused.
     #[error(transparent)]
     Io(#[from] IoError),
+    /// The index failed, and is mending.
+    #[error(transparent)]
+    Index(#[from] IndexFailure),
     /// The store's own task failed.
     #[error("a storage task failed: {0}")]
     Task(#[from] tokio::task::JoinError),
@@ -152,9 +165,20 @@ pub enum StageError {
 impl From<IoError> for StageError {
     fn from(error: IoError) -> Self {
         if error.is_full() {
-            return Self::NoRoom;
+            Self::NoRoom
+        } else {
+            Self::Io(error.into())
         }
-        Self::Io(error.into())
+    }
+}
+
+impl From<IndexFailure> for StageError {
+    fn from(failure: IndexFailure) -> Self {
+        if failure.is_full() {
+            Self::NoRoom
+        } else {
+            Self::Io(failure.into())
+        }
     }
 }
 
@@ -170,6 +194,9 @@ struct Inner {
     scratch: Scratch,
     hits: Hits,
     space: Arc<Space>,
+    index: Index,
+    upkeep: Upkeep,
+    evicting: Mutex<()>,
     stripes: [Mutex<()>; STRIPES],
     _lock: File,
 }
@@ -182,10 +209,9 @@ impl Store {
     pub async fn open(root: &Path, options: Options) -> Result<Self, OpenError> {
         let root = root.to_owned();
         tokio::task::spawn_blocking(move || {
-            let inner = Inner::open(&root, options)?;
-            Ok(Self {
-                inner: Arc::new(inner),
-            })
+            let inner = Arc::new(Inner::open(&root, options)?);
+            upkeep::learn_if_needed(&inner);
+            Ok(Self { inner })
         })
         .await?
     }
@@ -199,11 +225,6 @@ impl Store {
     /// Sets another limit; a lower one takes effect with what is stored next.
     pub fn set_limits(&self, max_size: Option<MaxSize>) {
         self.inner.space.set_max_size(max_size);
-    }
-
-    /// Writes what was only marked in memory.
-    pub async fn flush(&self) {
-        self.inner.hits.take_uses();
     }
 
     async fn blocking<T, E>(&self, work: impl FnOnce(&Inner) -> Result<T, E> + Send + 'static) -> Result<T, E>
@@ -230,17 +251,27 @@ impl Inner {
             lock::Refused::Held => OpenError::Locked(root.to_owned()),
             lock::Refused::Io(source) => unwritable(source),
         })?;
-        Ok(Self {
-            scratch: Scratch::sweep(layout.scratch()).map_err(unwritable)?,
+        let scratch = Scratch::sweep(layout.scratch()).map_err(unwritable)?;
+        takeover::settle(&layout, &scratch).map_err(unwritable)?;
+        let index = Index::open(&layout.index()).map_err(unwritable)?;
+        // An index that can't be read is incomplete, which is seen below.
+        let _ = rebuild::distrust_after_others(&index, &layout);
+        let inner = Self {
+            index,
             space: Space::new(root, options.max_size),
             hits: Hits::new(),
+            upkeep: Upkeep::default(),
             opened: options.clock.now(),
             clock: options.clock,
             readonly: options.readonly,
-            stripes: std::array::from_fn(|_| Mutex::new(())),
+            evicting: Mutex::default(),
+            stripes: std::array::from_fn(|_| Mutex::default()),
+            scratch,
             layout,
             _lock: lock,
-        })
+        };
+        inner.begin_count(!inner.index.is_complete());
+        Ok(inner)
     }
 
     /// Held while a piece of content, or what leads to it, changes.
@@ -250,36 +281,5 @@ impl Inner {
         #[expect(clippy::cast_possible_truncation, reason = "any bits do")]
         let number = hasher.finish() as usize % STRIPES;
         hits::lock(&self.stripes[number])
-    }
-
-    fn reserve(&self, bytes: u64) -> Result<Reservation, StageError> {
-        self.until_roomy(|| self.space.reserve(bytes))
-    }
-
-    fn grow(&self, room: &mut Reservation, bytes: u64) -> Result<(), StageError> {
-        self.until_roomy(|| room.grow(bytes))
-    }
-
-    /// Evicts until there is room.
-    fn until_roomy<T>(&self, mut take: impl FnMut() -> Result<T, Short>) -> Result<T, StageError> {
-        loop {
-            match take() {
-                Ok(taken) => return Ok(taken),
-                Err(Short::Evict(bytes)) if self.evict(bytes)? > 0 => {}
-                Err(_) => return Err(StageError::NoRoom),
-            }
-        }
-    }
-
-    /// Does what needs room on the disk, a second time after evicting where the disk was full.
-    fn with_room(&self, bytes: u64, work: impl Fn() -> Result<(), IoError>) -> Result<(), StageError> {
-        match work() {
-            Err(error) if error.is_full() && self.evict(bytes)? > 0 => Ok(work()?),
-            done => Ok(done?),
-        }
-    }
-
-    fn evict(&self, _bytes: u64) -> Result<u64, Error> {
-        Ok(0)
     }
 }

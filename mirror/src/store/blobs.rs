@@ -1,12 +1,14 @@
 //! Blobs: found through a repository's link, admitted whole.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
+use std::io::ErrorKind;
 use std::sync::Arc;
 
 use crate::digest::Digest;
 use crate::name::Repository;
-use crate::store::durable::{IoError, on, prune, remove};
+use crate::store::durable::on;
 use crate::store::hits::OpenBlob;
+use crate::store::index::{Link, Op};
 use crate::store::{Blob, Error, Inner, StageError, Staged, Store, link};
 
 impl Store {
@@ -38,7 +40,7 @@ impl Store {
                 return Err(StageError::ReadOnly);
             }
             let _one = inner.stripe(&digest);
-            inner.link_layer(&repository, &digest)
+            inner.add_link(&digest, &Link::Layer(repository, digest.clone()))
         })
         .await
     }
@@ -67,80 +69,120 @@ impl Inner {
         let Some(target) = link::read(&self.layout.layer_link(repository, digest))? else {
             return Ok(None);
         };
-        let found = self.find(&target)?;
-        Ok(found.map(|open| self.hits.link(repository, digest, &open, self.clock.now())))
+        let Some(open) = self.find(&target)? else {
+            return Ok(None);
+        };
+        Ok(Some(self.hits.link(repository, digest, &open, self.clock.now())))
     }
 
-    /// Content by digest: what is open, else from disk.
-    pub(super) fn find(&self, digest: &Digest) -> Result<Option<Arc<OpenBlob>>, Error> {
+    /// Content by digest: what is open, else from disk. Damage is dropped.
+    fn find(&self, digest: &Digest) -> Result<Option<Arc<OpenBlob>>, Error> {
         if let Some(open) = self.hits.open_blob(digest) {
             return Ok(Some(open));
         }
+        let entry = self.index.get(digest)?;
         let path = self.layout.blob_data(digest);
-        let file = match File::open(&path) {
-            Ok(file) => file,
-            Err(error) if is_missing(&error) => return Ok(None),
-            Err(error) => return Err(on("open", &path)(error).into()),
-        };
-        let found = file.metadata().map_err(on("inspect", &path))?;
-        if !found.is_file() || !self.has_right_size(digest, found.len()) {
-            tracing::warn!(%digest, "damaged content dropped: wrong size or kind");
-            self.remove(digest)?;
-            return Ok(None);
+        match File::open(&path) {
+            Ok(file) => {
+                let found = file.metadata().map_err(on("inspect", &path))?;
+                if is_sound(digest, &found, entry.map(|entry| entry.size)) {
+                    return Ok(Some(self.take_in(digest, file, found.len(), entry.is_none())?));
+                }
+            }
+            Err(error) if !is_damage(&error) => return Err(on("open", &path)(error).into()),
+            Err(_) if entry.is_none() => return Ok(None),
+            Err(_) => {}
         }
-        let blob = Blob {
-            file: Arc::new(file),
-            size: found.len(),
-        };
-        Ok(Some(self.hits.opened(digest, &blob, self.clock.now())))
+        tracing::warn!(%digest, "content dropped: it is missing, or has the wrong size or kind");
+        self.remove_unless(digest, || self.is_sound_on_disk(digest))?;
+        Ok(None)
     }
 
-    fn has_right_size(&self, digest: &Digest, size: u64) -> bool {
-        size > 0 || *digest == Digest::of(digest.algorithm(), b"")
+    fn take_in(&self, digest: &Digest, file: File, size: u64, unknown: bool) -> Result<Arc<OpenBlob>, Error> {
+        let (file, now) = (Arc::new(file), self.clock.now());
+        if unknown {
+            let (digest, now) = (digest.clone(), now.as_millisecond());
+            let added = self.index.write(vec![Op::Discover { digest, size, now }])?;
+            self.space.add(added.bytes, added.blobs);
+        }
+        Ok(self.hits.opened(digest, &Blob { file, size }, now))
     }
 
-    /// Moves a verified blob to its place and links it.
-    pub(super) fn admit(&self, staged: Staged, repositories: &[Repository]) -> Result<Blob, StageError> {
+    fn is_sound_on_disk(&self, digest: &Digest) -> bool {
+        let size = self.index.get(digest).ok().flatten().map(|entry| entry.size);
+        let found = self.layout.blob_data(digest).metadata();
+        found.is_ok_and(|found| is_sound(digest, &found, size))
+    }
+
+    /// Moves a verified blob to its place, with what leads to it.
+    pub(super) fn admit(&self, staged: Staged, links: &[Link], more: Vec<Op>) -> Result<Blob, StageError> {
         let finished = staged.finish()?;
-        let digest = finished.digest.clone();
-        let _one = self.stripe(&digest);
-        // Readers of what is replaced keep their file.
+        let (digest, size) = (finished.digest.clone(), finished.blob.size);
+        let now = self.clock.now();
+        let one = self.stripe(&digest);
+        let before = self.index.get(&digest)?;
+        let admitted = Op::Admit {
+            digest: digest.clone(),
+            size,
+            now: now.as_millisecond(),
+        };
+        let linked = links.iter().map(|link| Op::Link(digest.clone(), link.clone()));
+        // The entry precedes the file: a crash between them leaves nothing that is not counted.
+        self.index
+            .write(std::iter::once(admitted).chain(linked).chain(more).collect())?;
+        // Who reads what is replaced keeps that file.
         self.hits.forget(&digest);
-        let blob = finished.place(self)?;
-        let open = self.hits.opened(&digest, &blob, self.clock.now());
-        for repository in repositories {
-            self.link_layer(repository, &digest)?;
-            self.hits.link(repository, &digest, &open, self.clock.now());
+        if let Some(before) = before {
+            self.space.sub(before.size);
+        }
+        let blob = match finished.place(self) {
+            Ok(blob) => blob,
+            Err(error) => {
+                self.space.add(size, 1);
+                self.remove_under(&one, &digest)?;
+                return Err(error.into());
+            }
+        };
+        let open = self.hits.opened(&digest, &blob, now);
+        for link in links {
+            self.write_link(&digest, link)?;
+            if let Link::Layer(repository, _) = link {
+                self.hits.link(repository, &digest, &open, now);
+            }
         }
         Ok(blob)
     }
 
-    fn link_layer(&self, repository: &Repository, digest: &Digest) -> Result<(), StageError> {
-        let path = self.layout.layer_link(repository, digest);
+    /// Lets something more lead to content. Call it under the content's stripe.
+    pub(super) fn add_link(&self, digest: &Digest, link: &Link) -> Result<(), StageError> {
+        self.index.write(vec![Op::Link(digest.clone(), link.clone())])?;
+        self.write_link(digest, link)
+    }
+
+    fn write_link(&self, digest: &Digest, link: &Link) -> Result<(), StageError> {
+        let path = match link {
+            Link::Layer(repository, name) => self.layout.layer_link(repository, name),
+            Link::Revision(repository, name) => self.layout.revision_link(repository, name),
+            Link::Tag(repository, tag) => {
+                let path = self.layout.tag_index(repository, tag, digest);
+                link::write(&self.scratch, &path, digest)?;
+                self.layout.tag_current(repository, tag)
+            }
+        };
         Ok(link::write(&self.scratch, &path, digest)?)
-    }
-
-    /// Removes content.
-    pub(super) fn remove(&self, digest: &Digest) -> Result<(), Error> {
-        let _one = self.stripe(digest);
-        self.hits.forget(digest);
-        self.remove_data(digest)?;
-        Ok(())
-    }
-
-    fn remove_data(&self, digest: &Digest) -> Result<bool, IoError> {
-        let data = self.layout.blob_data(digest);
-        let removed = remove(&data)?;
-        if let Some(directory) = data.parent() {
-            prune(directory, &self.layout.blobs());
-        }
-        Ok(removed)
     }
 }
 
-fn is_missing(error: &std::io::Error) -> bool {
+/// True where nothing but the hash could still be wrong.
+fn is_sound(digest: &Digest, found: &Metadata, expected: Option<u64>) -> bool {
+    let plausible = found.len() > 0 || *digest == Digest::of(digest.algorithm(), b"");
+    found.is_file() && plausible && expected.is_none_or(|size| size == found.len())
+}
+
+/// True where the file is not there, or not a file.
+pub(super) fn is_damage(error: &std::io::Error) -> bool {
     matches!(
         error.kind(),
-        std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory
+        ErrorKind::NotFound | ErrorKind::NotADirectory | ErrorKind::IsADirectory
     )
 }

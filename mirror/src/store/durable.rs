@@ -43,47 +43,47 @@ pub(super) fn sync_dir(directory: &Path) -> Result<(), IoError> {
         .map_err(on("sync", directory))
 }
 
+/// How often something is tried that others may undo: empty directories go while entries are made in them.
+const TRIES: usize = 4;
+
 /// Makes a directory with all above it; each new entry is durable when this returns.
 pub(super) fn create_dir_all(directory: &Path) -> Result<(), IoError> {
+    let mut tries = 0..TRIES;
     loop {
-        match fs::create_dir(directory) {
-            Ok(()) => break,
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-                if directory.is_dir() {
-                    return Ok(());
-                }
-                // Damage: a file where a directory has to be.
-                fs::remove_file(directory).map_err(on("remove", directory))?;
+        let Err(error) = fs::create_dir(directory) else {
+            return directory.parent().map_or(Ok(()), sync_dir);
+        };
+        match (error.kind(), directory.parent()) {
+            (ErrorKind::AlreadyExists, _) if directory.is_dir() => return Ok(()),
+            _ if tries.next().is_none() => return Err(on("make", directory)(error)),
+            // Damage: a file where a directory has to be.
+            (ErrorKind::AlreadyExists, _) => {
+                remove(directory)?;
             }
-            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
-                match directory.parent() {
-                    Some(parent) => create_dir_all(parent)?,
-                    None => return Err(on("make", directory)(error)),
-                }
-            }
-            Err(error) => return Err(on("make", directory)(error)),
+            (ErrorKind::NotFound | ErrorKind::NotADirectory, Some(parent)) => create_dir_all(parent)?,
+            _ => return Err(on("make", directory)(error)),
         }
     }
-    directory.parent().map_or(Ok(()), sync_dir)
 }
 
 /// Moves a file that is synced already to its place, making the directories and replacing what is there.
 pub(super) fn place(from: &Path, to: &Path) -> Result<(), IoError> {
     let directory = to.parent().unwrap_or(to);
-    let mut tries = 0;
+    create_dir_all(directory)?;
+    let mut tries = 0..TRIES;
     loop {
-        create_dir_all(directory)?;
-        match fs::rename(from, to) {
-            Ok(()) => return sync_dir(directory),
+        let Err(error) = fs::rename(from, to) else {
+            return sync_dir(directory);
+        };
+        match error.kind() {
+            _ if tries.next().is_none() => return Err(on("rename to", to)(error)),
             // Damage: a directory where the file has to be.
-            Err(error) if error.kind() == ErrorKind::IsADirectory && tries < 3 => {
-                fs::remove_dir_all(to).map_err(on("remove", to))?;
+            ErrorKind::IsADirectory => {
+                remove(to)?;
             }
-            // Empty directories are removed while others make entries in them.
-            Err(error) if error.kind() == ErrorKind::NotFound && tries < 3 && from.exists() => {}
-            Err(error) => return Err(on("rename to", to)(error)),
+            ErrorKind::NotFound if from.exists() => create_dir_all(directory)?,
+            _ => return Err(on("rename to", to)(error)),
         }
-        tries += 1;
     }
 }
 

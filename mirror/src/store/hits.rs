@@ -15,6 +15,7 @@ use rustix::process::{Resource, getrlimit};
 
 use crate::digest::Digest;
 use crate::name::{Repository, Tag};
+use crate::store::index::Op;
 use crate::store::{Blob, CachedTag, Manifest};
 
 /// Manifests are kept up to this many bytes in all.
@@ -65,6 +66,7 @@ pub(super) struct Hits {
     tags: Cache<(Repository, Tag), CachedTag>,
     known: Mutex<HashMap<Digest, Known>>,
     marked: Mutex<Vec<Arc<Presence>>>,
+    confirmed: Mutex<HashMap<(Repository, Tag), Op>>,
 }
 
 impl Hits {
@@ -80,6 +82,7 @@ impl Hits {
             tags: Cache::new(TAGS),
             known: Mutex::default(),
             marked: Mutex::default(),
+            confirmed: Mutex::default(),
         }
     }
 
@@ -168,7 +171,16 @@ impl Hits {
     }
 
     pub(super) fn drop_tag(&self, repository: &Repository, tag: &Tag) {
-        self.tags.invalidate(&(repository.clone(), tag.clone()));
+        let key = (repository.clone(), tag.clone());
+        lock(&self.confirmed).remove(&key);
+        self.tags.invalidate(&key);
+    }
+
+    /// Remembers that upstream confirmed a tag, until the index takes it.
+    pub(super) fn confirm(&self, confirmed: Op) {
+        if let Op::Tag(repository, tag, ..) = &confirmed {
+            lock(&self.confirmed).insert((repository.clone(), tag.clone()), confirmed);
+        }
     }
 
     /// Nothing in memory leads to this content any more; files that are open stay readable.
@@ -187,16 +199,17 @@ impl Hits {
         })
     }
 
-    /// The uses since the last call, and none of them twice.
-    pub(super) fn take_uses(&self) -> Vec<(Digest, i64)> {
+    /// What happened since the last call, and nothing of it twice.
+    pub(super) fn take_marks(&self) -> Vec<Op> {
         lock(&self.known).retain(|_, known| known.presence.strong_count() + known.file.strong_count() > 0);
-        std::mem::take(&mut *lock(&self.marked))
+        let used = std::mem::take(&mut *lock(&self.marked))
             .into_iter()
             .map(|presence| {
                 presence.marked.store(false, Ordering::Release);
-                (presence.digest.clone(), presence.used_ms.load(Ordering::Acquire))
-            })
-            .collect()
+                Op::Use(presence.digest.clone(), presence.used_ms.load(Ordering::Acquire))
+            });
+        let confirmed = std::mem::take(&mut *lock(&self.confirmed));
+        used.chain(confirmed.into_values()).collect()
     }
 
     fn presence(&self, digest: &Digest) -> Arc<Presence> {

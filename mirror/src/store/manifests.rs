@@ -1,14 +1,15 @@
 //! Manifests: hashed whenever they come from disk, then held in memory.
 
 use std::fs;
-use std::io::ErrorKind;
 
 use bytes::Bytes;
 use serde::Deserialize;
 
 use crate::digest::Digest;
 use crate::name::Repository;
+use crate::store::blobs::is_damage;
 use crate::store::durable::on;
+use crate::store::index::{Link, Op};
 use crate::store::{Error, Inner, Manifest, StageError, Staged, Store, link};
 
 impl Store {
@@ -45,27 +46,32 @@ impl Inner {
         let Some(target) = link::read(&self.layout.revision_link(repository, digest))? else {
             return Ok(None);
         };
-        let path = self.layout.blob_data(&target);
-        let bytes = match fs::read(&path) {
-            Ok(bytes) => bytes,
-            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
-                return Ok(None);
-            }
-            Err(error) if error.kind() == ErrorKind::IsADirectory => Vec::new(),
-            Err(error) => return Err(on("read", &path)(error).into()),
-        };
-        if Digest::of(target.algorithm(), &bytes) != target {
-            tracing::warn!(digest = %target, "damaged manifest dropped: its bytes have another digest");
-            self.remove(&target)?;
+        let Some(bytes) = self.read_whole(&target)? else {
+            tracing::warn!(digest = %target, "manifest dropped: it is missing, or its bytes have another digest");
+            self.remove_unless(&target, || matches!(self.read_whole(&target), Ok(Some(_))))?;
             return Ok(None);
-        }
+        };
+        let media_type = match self.index.media_type(&target)? {
+            Some(known) => known,
+            None => media_type(&bytes).to_owned(),
+        };
         let manifest = Manifest {
             digest: digest.clone(),
-            media_type: media_type(&bytes).to_owned(),
+            media_type,
             bytes: Bytes::from(bytes),
         };
         self.hits.hold_manifest(repository, &manifest, self.clock.now());
         Ok(Some(manifest))
+    }
+
+    /// Content that has the digest which it is named by.
+    fn read_whole(&self, digest: &Digest) -> Result<Option<Vec<u8>>, Error> {
+        let path = self.layout.blob_data(digest);
+        match fs::read(&path) {
+            Ok(bytes) => Ok(Some(bytes).filter(|bytes| Digest::of(digest.algorithm(), bytes) == *digest)),
+            Err(error) if is_damage(&error) => Ok(None),
+            Err(error) => Err(on("read", &path)(error).into()),
+        }
     }
 
     fn save_manifest(
@@ -74,13 +80,13 @@ impl Inner {
         repository: &Repository,
         manifest: &Manifest,
     ) -> Result<(), StageError> {
-        let size = manifest.bytes.len() as u64;
-        let mut staged = Staged::begin(store, &manifest.digest, Some(size))?;
+        let digest = &manifest.digest;
+        let mut staged = Staged::begin(store, digest, Some(manifest.bytes.len() as u64))?;
         staged.append(&manifest.bytes)?;
         staged.verify().map_err(StageError::Mismatch)?;
-        self.admit(staged, &[])?;
-        let path = self.layout.revision_link(repository, &manifest.digest);
-        link::write(&self.scratch, &path, &manifest.digest)?;
+        let link = Link::Revision(repository.clone(), digest.clone());
+        let media_type = Op::MediaType(digest.clone(), manifest.media_type.clone());
+        self.admit(staged, &[link], vec![media_type])?;
         self.hits.hold_manifest(repository, manifest, self.clock.now());
         Ok(())
     }

@@ -23,10 +23,6 @@ impl Layout {
         }
     }
 
-    pub(super) fn root(&self) -> &Path {
-        &self.root
-    }
-
     /// The upstream whose repositories have no prefix.
     pub(super) fn default_host(&self) -> &Host {
         &self.default_host

@@ -65,6 +65,13 @@ impl Space {
         Ok(empty)
     }
 
+    /// Content was found that nobody had counted.
+    pub(super) fn add(&self, bytes: u64, blobs: u64) {
+        let mut account = lock(&self.account);
+        account.stored = account.stored.saturating_add(bytes);
+        account.blobs = account.blobs.saturating_add(blobs);
+    }
+
     /// Content was removed.
     pub(super) fn sub(&self, bytes: u64) {
         let mut account = lock(&self.account);
@@ -76,10 +83,20 @@ impl Space {
         lock(&self.account).max_size = max_size;
     }
 
-    /// Sets what is stored, as the index counts it; `paused` while it does not know all of it.
-    pub(super) fn set_stored(&self, stored: u64, blobs: u64, paused: bool) {
+    /// Begins with what the index counts; `paused` while that is not all.
+    pub(super) fn begin(&self, stored: u64, blobs: u64, paused: bool) {
         let mut account = lock(&self.account);
         (account.stored, account.blobs, account.paused) = (stored, blobs, paused);
+    }
+
+    /// All that is stored is counted now.
+    pub(super) fn resume(&self) {
+        lock(&self.account).paused = false;
+    }
+
+    /// False while nobody knows all that is stored.
+    pub(super) fn is_paused(&self) -> bool {
+        lock(&self.account).paused
     }
 
     /// Bytes stored, number of blobs, and the limit in bytes.

@@ -10,6 +10,7 @@ use rustix::fs::{FallocateFlags, fallocate};
 use crate::digest::{Digest, Hasher};
 use crate::name::Repository;
 use crate::store::durable::{IoError, on};
+use crate::store::index::Link;
 use crate::store::space::Reservation;
 use crate::store::{Blob, Error, Inner, StageError, Store};
 
@@ -130,7 +131,12 @@ impl Staged {
         tokio::task::spawn_blocking(move || {
             self.verify().map_err(StageError::Mismatch)?;
             let store = self.store.clone();
-            store.inner.admit(self, &repositories)
+            let digest = self.expected.clone();
+            let links: Vec<_> = repositories
+                .into_iter()
+                .map(|repository| Link::Layer(repository, digest.clone()))
+                .collect();
+            store.inner.admit(self, &links, Vec::new())
         })
         .await
         .map_err(Error::from)?
@@ -152,9 +158,11 @@ impl Staged {
 
     fn extend(&mut self, missing: u64) -> Result<(), StageError> {
         let from = self.room.bytes();
-        let more = missing.max(STEP);
-        self.store.inner.grow(&mut self.room, more)?;
-        self.allocate(from, more)
+        let inner = &self.store.inner;
+        if missing >= STEP || inner.grow(&mut self.room, STEP).is_err() {
+            inner.grow(&mut self.room, missing)?;
+        }
+        self.allocate(from, self.room.bytes() - from)
     }
 
     /// Full disks are found out here rather than in mid-blob. The length stays what is written.

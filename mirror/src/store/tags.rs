@@ -3,9 +3,12 @@
 use std::fs;
 use std::io::ErrorKind;
 
+use jiff::Timestamp;
+
 use crate::digest::Digest;
 use crate::name::{Repository, Tag};
 use crate::store::durable::on;
+use crate::store::index::{Link, Op};
 use crate::store::{CachedTag, Error, Inner, StageError, Store, link};
 
 impl Store {
@@ -43,10 +46,15 @@ impl Inner {
         let Some(digest) = link::read(&self.layout.tag_current(repository, tag))? else {
             return Ok(None);
         };
+        let known = self
+            .index
+            .tag(repository, tag)?
+            .filter(|(known, _)| *known == digest);
+        let validated = known.and_then(|(_, ms)| Timestamp::from_millisecond(ms).ok());
         let cached = CachedTag {
             digest,
-            validated: self.opened,
-            proven: false,
+            validated: validated.unwrap_or(self.opened),
+            proven: validated.is_some(),
         };
         self.hits.hold_tag(repository, tag, cached.clone());
         Ok(Some(cached))
@@ -56,15 +64,25 @@ impl Inner {
         if self.readonly {
             return Err(StageError::ReadOnly);
         }
-        link::write(
-            &self.scratch,
-            &self.layout.tag_index(repository, tag, digest),
-            digest,
-        )?;
-        link::write(&self.scratch, &self.layout.tag_current(repository, tag), digest)?;
+        let now = self.clock.now();
+        let validated = Op::Tag(
+            repository.clone(),
+            tag.clone(),
+            digest.clone(),
+            now.as_millisecond(),
+        );
+        let _one = self.stripe(digest);
+        let current = link::read(&self.layout.tag_current(repository, tag))?;
+        if current.as_ref() == Some(digest) {
+            self.hits.confirm(validated);
+        } else {
+            self.hits.drop_tag(repository, tag);
+            self.index.write(vec![validated])?;
+            self.add_link(digest, &Link::Tag(repository.clone(), tag.clone()))?;
+        }
         let cached = CachedTag {
             digest: digest.clone(),
-            validated: self.clock.now(),
+            validated: now,
             proven: true,
         };
         self.hits.hold_tag(repository, tag, cached);

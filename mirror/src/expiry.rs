@@ -1,0 +1,48 @@
+//! Lets content expire: removes what is older than the time to live, every minute.
+//!
+//! Ages come from the store's index, so they survive restarts, and a new time to live applies to all that
+//! is cached already.
+
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Cache;
+use crate::store::Store;
+
+/// The time between two rounds.
+const EVERY: Duration = Duration::from_mins(1);
+/// The same while the store still learns what it has.
+const EVERY_UNSETTLED: Duration = Duration::from_secs(1);
+
+/// Runs until `shutdown`: one round at once, one a minute, and one whenever the configuration changes.
+///
+/// Each round also writes what the store marked in memory, and so does the end: nobody else has to call
+/// [`Store::flush`].
+pub async fn run(store: Store, mut cache: watch::Receiver<Cache>, shutdown: CancellationToken) {
+    let mut watched = true;
+    while !shutdown.is_cancelled() {
+        let (ttl, from) = {
+            let cache = cache.borrow_and_update();
+            (cache.ttl, cache.ttl_from)
+        };
+        match store.expire(ttl, from).await {
+            Ok(0) => {}
+            Ok(expired) => tracing::info!(expired, "content expired"),
+            Err(error) => tracing::warn!(%error, "content could not expire; it is tried again"),
+        }
+        store.flush().await;
+        let pause = if store.is_settled() {
+            EVERY
+        } else {
+            EVERY_UNSETTLED
+        };
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            () = tokio::time::sleep(pause) => {}
+            changed = cache.changed(), if watched => watched = changed.is_ok(),
+        }
+    }
+    store.flush().await;
+}

@@ -1,0 +1,189 @@
+//! What goes: by LRU where room is short, by age, by damage.
+
+use std::sync::MutexGuard;
+
+use crate::digest::Digest;
+use crate::store::durable::{prune, remove};
+use crate::store::index::{Link, Op, Order};
+use crate::store::space::{Reservation, Short};
+use crate::store::{Error, Inner, IoError, StageError, hits, link};
+
+/// How many candidates are looked at between two questions to the index.
+const BATCH: usize = 64;
+
+impl Inner {
+    pub(super) fn reserve(&self, bytes: u64) -> Result<Reservation, StageError> {
+        self.until_roomy(|| self.space.reserve(bytes))
+    }
+
+    pub(super) fn grow(&self, room: &mut Reservation, bytes: u64) -> Result<(), StageError> {
+        self.until_roomy(|| room.grow(bytes))
+    }
+
+    /// Evicts until there is room.
+    fn until_roomy<T>(&self, mut take: impl FnMut() -> Result<T, Short>) -> Result<T, StageError> {
+        match take() {
+            Ok(taken) => return Ok(taken),
+            Err(Short::Never) => return Err(StageError::NoRoom),
+            Err(Short::Evict(_)) => {}
+        }
+        // Asked again under the lock: whoever had it before may have made the room.
+        let _one = hits::lock(&self.evicting);
+        loop {
+            match take() {
+                Ok(taken) => return Ok(taken),
+                Err(Short::Evict(bytes)) if self.evict(bytes)? > 0 => {}
+                Err(_) => return Err(StageError::NoRoom),
+            }
+        }
+    }
+
+    /// Does what needs room on the disk, a second time after evicting where the disk was full.
+    pub(super) fn with_room(
+        &self,
+        bytes: u64,
+        work: impl Fn() -> Result<(), IoError>,
+    ) -> Result<(), StageError> {
+        match work() {
+            Err(error) if error.is_full() => {
+                let _one = hits::lock(&self.evicting);
+                self.evict(bytes)?;
+                Ok(work()?)
+            }
+            done => Ok(done?),
+        }
+    }
+
+    /// Brings the cache back under a limit that was lowered.
+    pub(super) fn trim(&self) -> Result<(), Error> {
+        let _one = hits::lock(&self.evicting);
+        match self.space.excess() {
+            0 => Ok(()),
+            excess => self.evict(excess).map(|_| ()),
+        }
+    }
+
+    /// Removes what was not used for longest and nobody reads now. Returns the bytes freed.
+    fn evict(&self, wanted: u64) -> Result<u64, Error> {
+        if self.readonly {
+            return Ok(0);
+        }
+        self.write_marks()?;
+        let (mut freed, mut last) = (0, None);
+        while freed < wanted {
+            let oldest = self.index.oldest(Order::Use, last.as_ref(), BATCH)?;
+            for (_, digest) in &oldest {
+                if freed < wanted && !self.hits.is_read(digest) {
+                    freed += self.remove(digest)?;
+                }
+            }
+            match oldest.into_iter().next_back() {
+                Some(newest) => last = Some(newest),
+                None => break,
+            }
+        }
+        tracing::debug!(freed, wanted, "evicted");
+        Ok(freed)
+    }
+
+    /// Removes what was used, or fetched, before `before` (ms since 1970) and nobody reads now. Returns
+    /// how many pieces of content went.
+    pub(super) fn expire(&self, order: Order, before: i64) -> Result<u64, Error> {
+        if self.readonly {
+            return Ok(0);
+        }
+        self.write_marks()?;
+        let (mut gone, mut last) = (0, None);
+        loop {
+            let oldest = self.index.oldest(order, last.as_ref(), BATCH)?;
+            for (time, digest) in &oldest {
+                if *time >= before {
+                    return Ok(gone);
+                }
+                if !self.hits.is_read(digest) {
+                    self.remove(digest)?;
+                    gone += 1;
+                }
+            }
+            match oldest.into_iter().next_back() {
+                Some(newest) => last = Some(newest),
+                None => return Ok(gone),
+            }
+        }
+    }
+
+    /// Removes content and all that leads to it. Returns the bytes that it took.
+    pub(super) fn remove(&self, digest: &Digest) -> Result<u64, Error> {
+        let one = self.stripe(digest);
+        self.remove_under(&one, digest)
+    }
+
+    /// Removes content unless it is sound by now: between finding damage and coming here, somebody may
+    /// have replaced it.
+    pub(super) fn remove_unless(
+        &self,
+        digest: &Digest,
+        is_sound: impl FnOnce() -> bool,
+    ) -> Result<(), Error> {
+        let one = self.stripe(digest);
+        if !is_sound() {
+            self.remove_under(&one, digest)?;
+        }
+        Ok(())
+    }
+
+    /// See [`remove`](Self::remove); the caller has the content's stripe.
+    pub(super) fn remove_under(&self, _one: &MutexGuard<'_, ()>, digest: &Digest) -> Result<u64, Error> {
+        self.hits.forget(digest);
+        let entry = self.index.get(digest)?;
+        let links = self.index.links(digest)?;
+        let data = self.layout.blob_data(digest);
+        remove(&data)?;
+        if let Some(directory) = data.parent() {
+            prune(directory, &self.layout.blobs());
+        }
+        let mut ops = vec![Op::Remove(digest.clone())];
+        for link in &links {
+            ops.extend(self.remove_link(digest, link)?);
+        }
+        self.index.write(ops)?;
+        let Some(entry) = entry else { return Ok(0) };
+        self.space.sub(entry.size);
+        Ok(entry.size)
+    }
+
+    fn remove_link(&self, digest: &Digest, link: &Link) -> Result<Option<Op>, IoError> {
+        match link {
+            Link::Layer(repository, name) => {
+                self.remove_file(&self.layout.layer_link(repository, name))?;
+            }
+            Link::Revision(repository, name) => {
+                self.remove_file(&self.layout.revision_link(repository, name))?;
+            }
+            Link::Tag(repository, tag) => {
+                self.remove_file(&self.layout.tag_index(repository, tag, digest))?;
+                let current = self.layout.tag_current(repository, tag);
+                if link::read(&current)?.as_ref() == Some(digest) {
+                    self.remove_file(&current)?;
+                    self.hits.drop_tag(repository, tag);
+                    return Ok(Some(Op::Untag(repository.clone(), tag.clone())));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    fn remove_file(&self, path: &std::path::Path) -> Result<(), IoError> {
+        remove(path)?;
+        if let Some(directory) = path.parent() {
+            prune(directory, &self.layout.repositories());
+        }
+        Ok(())
+    }
+
+    /// Hands what was only marked in memory to the index.
+    pub(super) fn write_marks(&self) -> Result<(), Error> {
+        self.index.write(self.hits.take_marks())?;
+        Ok(())
+    }
+}

@@ -1,0 +1,214 @@
+//! Changes of the index. Each can be applied twice, so a failed batch may be tried again.
+
+use redb::{ReadableTable, Table, WriteTransaction};
+
+use crate::digest::Digest;
+use crate::name::{Repository, Tag};
+use crate::store::index::tables::{
+    BLOBS, BY_FETCH, BY_USE, BYTES, COMPLETE, CONTENT, IMPORTED, LINKS, Link, MEDIA_TYPES, META, STATE_SEEN,
+    TAGS, key_of,
+};
+
+/// One change.
+#[derive(Clone, Debug)]
+pub(in crate::store) enum Op {
+    /// Content is about to be placed, verified.
+    Admit { digest: Digest, size: u64, now: i64 },
+    /// A manifest's `Content-Type`.
+    MediaType(Digest, String),
+    /// Content was found on disk, unverified. Changes nothing where it is known.
+    Discover { digest: Digest, size: u64, now: i64 },
+    /// Something leads to it.
+    Link(Digest, Link),
+    /// It is gone, and what led to it.
+    Remove(Digest),
+    /// It was used.
+    Use(Digest, i64),
+    /// It was read and hashed.
+    Verified(Digest, i64),
+    /// Upstream confirmed a tag.
+    Tag(Repository, Tag, Digest, i64),
+    /// A tag is gone.
+    Untag(Repository, Tag),
+    /// When Distribution would have expired it.
+    Import(Digest, i64),
+    /// Turns such an expiry into the fetch that it counted from.
+    Resolve(Digest, i64),
+    /// Whether all files are known.
+    Complete(bool),
+    /// What `scheduler-state.json` looks like now.
+    StateSeen(u64),
+}
+
+/// What [`Op::Discover`] added to the totals.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(in crate::store) struct Added {
+    pub(in crate::store) bytes: u64,
+    pub(in crate::store) blobs: u64,
+}
+
+impl Op {
+    /// True where a file may exist only once this is on the disk.
+    pub(super) fn must_last(&self) -> bool {
+        !matches!(self, Self::Remove(_) | Self::Untag(..) | Self::MediaType(..))
+    }
+
+    /// True where Distribution's expiry state has to follow.
+    pub(super) fn moves_expiry(&self) -> bool {
+        matches!(
+            self,
+            Self::Admit { .. }
+                | Self::Discover { .. }
+                | Self::Link(..)
+                | Self::Remove(_)
+                | Self::Use(..)
+                | Self::Resolve(..)
+        )
+    }
+}
+
+struct Tables<'t> {
+    content: Table<'t, &'static [u8], (u64, i64, i64, i64)>,
+    by_use: Table<'t, (i64, &'static [u8]), ()>,
+    by_fetch: Table<'t, (i64, &'static [u8]), ()>,
+    meta: Table<'t, &'static str, u64>,
+}
+
+type Times = (u64, i64, i64, i64);
+
+pub(super) fn apply(transaction: &WriteTransaction, ops: &[Op]) -> Result<Added, redb::Error> {
+    let mut tables = Tables {
+        content: transaction.open_table(CONTENT)?,
+        by_use: transaction.open_table(BY_USE)?,
+        by_fetch: transaction.open_table(BY_FETCH)?,
+        meta: transaction.open_table(META)?,
+    };
+    let mut added = Added::default();
+    for op in ops {
+        match op {
+            Op::Admit { digest, size, now } => tables.put(&key_of(digest), (*size, *now, *now, *now))?,
+            Op::Discover { digest, size, now } => {
+                let key = key_of(digest);
+                if tables.get(&key)?.is_none() {
+                    tables.put(&key, (*size, *now, *now, 0))?;
+                    added.bytes += size;
+                    added.blobs += 1;
+                }
+            }
+            Op::Use(digest, now) => tables.change(digest, |(size, first, used, verified)| {
+                (size, first, used.max(*now), verified)
+            })?,
+            Op::Verified(digest, now) => {
+                tables.change(digest, |(size, first, used, _)| (size, first, used, *now))?;
+            }
+            Op::Resolve(digest, fetched) => {
+                // A use since the take-over counts for itself.
+                tables.change(digest, |(size, first, used, verified)| {
+                    let used = if used > first { used } else { *fetched };
+                    (size, *fetched, used, verified)
+                })?;
+                transaction.open_table(IMPORTED)?.remove(&*key_of(digest))?;
+            }
+            Op::Remove(digest) => {
+                tables.remove(&key_of(digest))?;
+                remove_rest(transaction, &key_of(digest))?;
+            }
+            Op::Complete(whether) => tables.set(COMPLETE, u64::from(*whether))?,
+            Op::StateSeen(seen) => tables.set(STATE_SEEN, *seen)?,
+            other => apply_names(transaction, other)?,
+        }
+    }
+    Ok(added)
+}
+
+/// What concerns names rather than content.
+fn apply_names(transaction: &WriteTransaction, op: &Op) -> Result<(), redb::Error> {
+    match op {
+        Op::MediaType(digest, media_type) => {
+            transaction
+                .open_table(MEDIA_TYPES)?
+                .insert(&*key_of(digest), media_type.as_str())?;
+        }
+        Op::Link(digest, link) => {
+            let (key, repository) = (key_of(digest), link.repository().to_string());
+            let key = (&*key, link.kind(), repository.as_str(), link.name());
+            transaction.open_table(LINKS)?.insert(key, ())?;
+        }
+        Op::Tag(repository, tag, digest, validated) => {
+            let (repository, digest) = (repository.to_string(), key_of(digest));
+            let key = (repository.as_str(), tag.as_str());
+            transaction
+                .open_table(TAGS)?
+                .insert(key, (&*digest, *validated))?;
+        }
+        Op::Untag(repository, tag) => {
+            let repository = repository.to_string();
+            transaction
+                .open_table(TAGS)?
+                .remove((repository.as_str(), tag.as_str()))?;
+        }
+        Op::Import(digest, expires) => {
+            let (key, mut table) = (key_of(digest), transaction.open_table(IMPORTED)?);
+            let later = table
+                .get(&*key)?
+                .map_or(*expires, |found| found.value().max(*expires));
+            table.insert(&*key, later)?;
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
+fn remove_rest(transaction: &WriteTransaction, key: &[u8]) -> Result<(), redb::Error> {
+    transaction.open_table(MEDIA_TYPES)?.remove(key)?;
+    transaction.open_table(IMPORTED)?.remove(key)?;
+    let (first, last) = (*Link::KINDS.start(), *Link::KINDS.end());
+    let all = (key, first, "", "")..(key, last + 1, "", "");
+    transaction.open_table(LINKS)?.retain_in(all, |_, ()| false)?;
+    Ok(())
+}
+
+impl Tables<'_> {
+    fn get(&self, key: &[u8]) -> Result<Option<Times>, redb::Error> {
+        Ok(self.content.get(key)?.map(|found| found.value()))
+    }
+
+    fn put(&mut self, key: &[u8], times: Times) -> Result<(), redb::Error> {
+        self.remove(key)?;
+        self.content.insert(key, times)?;
+        self.by_fetch.insert((times.1, key), ())?;
+        self.by_use.insert((times.2, key), ())?;
+        self.count(times.0, 1)
+    }
+
+    fn remove(&mut self, key: &[u8]) -> Result<(), redb::Error> {
+        let Some((size, first, used, _)) = self.content.remove(key)?.map(|found| found.value()) else {
+            return Ok(());
+        };
+        self.by_fetch.remove((first, key))?;
+        self.by_use.remove((used, key))?;
+        self.count(size.wrapping_neg(), 1_u64.wrapping_neg())
+    }
+
+    fn change(&mut self, digest: &Digest, change: impl FnOnce(Times) -> Times) -> Result<(), redb::Error> {
+        let key = key_of(digest);
+        match self.get(&key)? {
+            Some(times) => self.put(&key, change(times)),
+            None => Ok(()),
+        }
+    }
+
+    /// Adds to the totals, modulo 2⁶⁴: what was added can be taken away.
+    fn count(&mut self, bytes: u64, blobs: u64) -> Result<(), redb::Error> {
+        for (name, more) in [(BYTES, bytes), (BLOBS, blobs)] {
+            let before = self.meta.get(name)?.map_or(0, |found| found.value());
+            self.meta.insert(name, before.wrapping_add(more))?;
+        }
+        Ok(())
+    }
+
+    fn set(&mut self, name: &str, value: u64) -> Result<(), redb::Error> {
+        self.meta.insert(name, value)?;
+        Ok(())
+    }
+}

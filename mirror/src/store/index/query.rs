@@ -1,0 +1,175 @@
+//! What the index is asked.
+
+use redb::{Range, ReadTransaction, ReadableTable};
+
+use crate::digest::Digest;
+use crate::name::{Repository, Tag};
+use crate::store::index::tables::{
+    BLOBS, BY_FETCH, BY_USE, BYTES, COMPLETE, CONTENT, IMPORTED, LINKS, Link, MEDIA_TYPES, META, STATE_SEEN,
+    TAGS, digest_of, key_of,
+};
+use crate::store::index::{Failure, Index};
+
+/// What is known of a piece of content. Times are ms since 1970.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::store) struct Entry {
+    pub(in crate::store) size: u64,
+    pub(in crate::store) fetched: i64,
+    pub(in crate::store) used: i64,
+    /// 0 where it never was.
+    pub(in crate::store) verified: i64,
+}
+
+/// Which time content is taken in the order of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::store) enum Order {
+    Use,
+    Fetch,
+}
+
+impl From<(u64, i64, i64, i64)> for Entry {
+    fn from((size, fetched, used, verified): (u64, i64, i64, i64)) -> Self {
+        Self {
+            size,
+            fetched,
+            used,
+            verified,
+        }
+    }
+}
+
+impl Index {
+    pub(in crate::store) fn get(&self, digest: &Digest) -> Result<Option<Entry>, Failure> {
+        self.read(|transaction| {
+            let found = transaction.open_table(CONTENT)?.get(&*key_of(digest))?;
+            Ok(found.map(|found| found.value().into()))
+        })
+    }
+
+    pub(in crate::store) fn media_type(&self, digest: &Digest) -> Result<Option<String>, Failure> {
+        self.read(|transaction| {
+            let found = transaction.open_table(MEDIA_TYPES)?.get(&*key_of(digest))?;
+            Ok(found.map(|found| found.value().to_owned()))
+        })
+    }
+
+    pub(in crate::store) fn tag(
+        &self,
+        repository: &Repository,
+        tag: &Tag,
+    ) -> Result<Option<(Digest, i64)>, Failure> {
+        self.read(|transaction| {
+            let repository = repository.to_string();
+            let key = (repository.as_str(), tag.as_str());
+            let found = transaction.open_table(TAGS)?.get(key)?;
+            Ok(found.and_then(|found| {
+                let (digest, validated) = found.value();
+                Some((digest_of(digest)?, validated))
+            }))
+        })
+    }
+
+    /// All that leads to this content.
+    pub(in crate::store) fn links(&self, digest: &Digest) -> Result<Vec<Link>, Failure> {
+        self.read(|transaction| {
+            let key = key_of(digest);
+            let (first, last) = (*Link::KINDS.start(), *Link::KINDS.end());
+            let all = (&*key, first, "", "")..(&*key, last + 1, "", "");
+            let mut links = Vec::new();
+            for found in transaction.open_table(LINKS)?.range(all)? {
+                let (found, ()) = (found?.0, ());
+                let (_, kind, repository, name) = found.value();
+                links.extend(Link::from_key(kind, repository, name));
+            }
+            Ok(links)
+        })
+    }
+
+    /// Up to `most` pieces of content from the oldest on, after `from` (not with it).
+    pub(in crate::store) fn oldest(
+        &self,
+        order: Order,
+        from: Option<&(i64, Digest)>,
+        most: usize,
+    ) -> Result<Vec<(i64, Digest)>, Failure> {
+        self.read(|transaction| {
+            let table = transaction.open_table(match order {
+                Order::Use => BY_USE,
+                Order::Fetch => BY_FETCH,
+            })?;
+            let key = from.map(|(time, digest)| (*time, key_of(digest)));
+            let range: Range<'_, (i64, &[u8]), ()> = match &key {
+                Some((time, key)) => {
+                    let after = (
+                        std::ops::Bound::Excluded((*time, &**key)),
+                        std::ops::Bound::Unbounded,
+                    );
+                    table.range::<(i64, &[u8])>(after)?
+                }
+                None => table.range::<(i64, &[u8])>(..)?,
+            };
+            let mut oldest = Vec::new();
+            for found in range.take(most) {
+                let found = found?.0;
+                let (time, key) = found.value();
+                oldest.extend(digest_of(key).map(|digest| (time, digest)));
+            }
+            Ok(oldest)
+        })
+    }
+
+    /// Up to `most` digests that have an expiry of Distribution's.
+    pub(in crate::store) fn imported(&self, most: usize) -> Result<Vec<(Digest, i64)>, Failure> {
+        self.read(|transaction| {
+            let mut found = Vec::new();
+            for entry in transaction.open_table(IMPORTED)?.iter()?.take(most) {
+                let (key, expires) = entry?;
+                found.extend(digest_of(key.value()).map(|digest| (digest, expires.value())));
+            }
+            Ok(found)
+        })
+    }
+
+    /// Every link with the content that it leads to, in the digests' order.
+    pub(in crate::store) fn each_link<E: From<Failure>>(
+        &self,
+        mut visit: impl FnMut(&Digest, &Link, Entry) -> Result<(), E>,
+    ) -> Result<(), E> {
+        self.read(|transaction| {
+            let content = transaction.open_table(CONTENT)?;
+            for link in transaction.open_table(LINKS)?.iter()? {
+                let link = link?.0;
+                let (key, kind, repository, name) = link.value();
+                let found = content.get(key)?.map(|found| Entry::from(found.value()));
+                let link = Link::from_key(kind, repository, name);
+                if let (Some(entry), Some(link), Some(digest)) = (found, link, digest_of(key))
+                    && let Err(error) = visit(&digest, &link, entry)
+                {
+                    return Ok(Err(error));
+                }
+            }
+            Ok(Ok(()))
+        })?
+    }
+
+    /// Bytes and pieces of content.
+    pub(in crate::store) fn totals(&self) -> Result<(u64, u64), Failure> {
+        self.read(|transaction| Ok((meta(&transaction, BYTES)?, meta(&transaction, BLOBS)?)))
+    }
+
+    /// True once all files are known.
+    pub(in crate::store) fn is_complete(&self) -> bool {
+        self.read(|transaction| meta(&transaction, COMPLETE))
+            .is_ok_and(|complete| complete == 1)
+    }
+
+    /// What `scheduler-state.json` looked like when we last had to do with it; 0 where we never had.
+    pub(in crate::store) fn state_seen(&self) -> Result<u64, Failure> {
+        self.read(|transaction| meta(&transaction, STATE_SEEN))
+    }
+}
+
+fn meta(transaction: &ReadTransaction, name: &str) -> Result<u64, redb::Error> {
+    let found = transaction.open_table(META)?.get(name)?;
+    Ok(found.map_or(0, |found| found.value()))
+}

@@ -1,0 +1,163 @@
+//! The tables of the index, and how names are keys in them.
+
+use redb::{Database, ReadableDatabase, TableDefinition};
+
+use crate::digest::{Algorithm, Digest};
+use crate::name::{Repository, Tag};
+
+/// Digest → size in bytes; first fetched, last used, last verified (0: never) in ms since 1970.
+pub(super) const CONTENT: TableDefinition<&[u8], (u64, i64, i64, i64)> = TableDefinition::new("content");
+/// Manifest → its `Content-Type`.
+pub(super) const MEDIA_TYPES: TableDefinition<&[u8], &str> = TableDefinition::new("media types");
+/// Content in the order of its last use.
+pub(super) const BY_USE: TableDefinition<(i64, &[u8]), ()> = TableDefinition::new("by use");
+/// Content in the order of its first fetch.
+pub(super) const BY_FETCH: TableDefinition<(i64, &[u8]), ()> = TableDefinition::new("by fetch");
+/// Digest, kind, repository, and what else names the link.
+pub(super) const LINKS: TableDefinition<(&[u8], u8, &str, &str), ()> = TableDefinition::new("links");
+/// Repository and tag → digest, and when upstream last confirmed it.
+pub(super) const TAGS: TableDefinition<(&str, &str), (&[u8], i64)> = TableDefinition::new("tags");
+/// Digest → when Distribution would have expired it.
+pub(super) const IMPORTED: TableDefinition<&[u8], i64> = TableDefinition::new("imported");
+/// Totals and marks.
+pub(super) const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
+
+/// Keys of [`META`].
+pub(super) const BYTES: &str = "bytes";
+pub(super) const BLOBS: &str = "blobs";
+/// 1 once the index knows all the files.
+pub(super) const COMPLETE: &str = "complete";
+/// What `scheduler-state.json` looked like when we last wrote or read it.
+pub(super) const STATE_SEEN: &str = "scheduler state";
+const SCHEMA: &str = "schema";
+const SCHEMA_VERSION: u64 = 1;
+
+/// Makes the tables of a new index; an index of another schema counts as damaged.
+pub(super) fn check(database: &Database) -> Result<(), redb::Error> {
+    if let Ok(meta) = database.begin_read()?.open_table(META) {
+        return match meta.get(SCHEMA)?.map(|found| found.value()) {
+            Some(SCHEMA_VERSION) => Ok(()),
+            found => Err(redb::Error::Corrupted(format!("unknown schema {found:?}"))),
+        };
+    }
+    let transaction = database.begin_write()?;
+    transaction.open_table(CONTENT)?;
+    transaction.open_table(MEDIA_TYPES)?;
+    transaction.open_table(BY_USE)?;
+    transaction.open_table(BY_FETCH)?;
+    transaction.open_table(LINKS)?;
+    transaction.open_table(TAGS)?;
+    transaction.open_table(IMPORTED)?;
+    transaction.open_table(META)?.insert(SCHEMA, SCHEMA_VERSION)?;
+    transaction.commit()?;
+    Ok(())
+}
+
+/// What leads to a piece of content.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::store) enum Link {
+    /// `_layers/…/link`; its name may differ from what it points to.
+    Layer(Repository, Digest),
+    /// `_manifests/revisions/…/link`; the same holds.
+    Revision(Repository, Digest),
+    /// `_manifests/tags/…`.
+    Tag(Repository, Tag),
+}
+
+impl Link {
+    pub(super) const KINDS: std::ops::RangeInclusive<u8> = 0..=2;
+
+    pub(super) fn kind(&self) -> u8 {
+        match self {
+            Self::Layer(..) => 0,
+            Self::Revision(..) => 1,
+            Self::Tag(..) => 2,
+        }
+    }
+
+    pub(super) fn repository(&self) -> &Repository {
+        match self {
+            Self::Layer(repository, _) | Self::Revision(repository, _) | Self::Tag(repository, _) => {
+                repository
+            }
+        }
+    }
+
+    pub(super) fn name(&self) -> &str {
+        match self {
+            Self::Layer(_, name) | Self::Revision(_, name) => name.as_str(),
+            Self::Tag(_, tag) => tag.as_str(),
+        }
+    }
+
+    pub(super) fn from_key(kind: u8, repository: &str, name: &str) -> Option<Self> {
+        let repository = repository_of(repository)?;
+        match kind {
+            0 => Some(Self::Layer(repository, name.parse().ok()?)),
+            1 => Some(Self::Revision(repository, name.parse().ok()?)),
+            2 => Some(Self::Tag(repository, name.parse().ok()?)),
+            _ => None,
+        }
+    }
+}
+
+/// `host/name`, whatever place on disk the repository has now.
+fn repository_of(key: &str) -> Option<Repository> {
+    let (host, name) = key.split_once('/')?;
+    Some(Repository {
+        host: host.parse().ok()?,
+        name: name.parse().ok()?,
+    })
+}
+
+/// An algorithm's number and the raw hash: half of what the text takes.
+pub(super) fn key_of(digest: &Digest) -> Vec<u8> {
+    let mut key = vec![match digest.algorithm() {
+        Algorithm::Sha256 => 0,
+        Algorithm::Sha512 => 1,
+    }];
+    key.extend(hex::decode(digest.hex()).unwrap_or_default());
+    key
+}
+
+pub(super) fn digest_of(key: &[u8]) -> Option<Digest> {
+    let (number, hash) = key.split_first()?;
+    let algorithm = match number {
+        0 => Algorithm::Sha256,
+        1 => Algorithm::Sha512,
+        _ => return None,
+    };
+    format!("{}:{}", algorithm.as_str(), hex::encode(hash))
+        .parse()
+        .ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::path::ALGORITHMS;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn digests_and_links_read_back_from_their_keys(bytes: Vec<u8>, long: bool, name in "[a-z]{1,9}(/[a-z]{1,9})?") {
+            let digest = Digest::of(ALGORITHMS[usize::from(long)], &bytes);
+            prop_assert_eq!(digest_of(&key_of(&digest)), Some(digest.clone()));
+            let repository = Repository { host: "[::1]:5000".parse().unwrap(), name: name.parse().unwrap() };
+            let links = [
+                Link::Layer(repository.clone(), digest.clone()),
+                Link::Revision(repository.clone(), digest),
+                Link::Tag(repository, "latest".parse().unwrap()),
+            ];
+            for link in links {
+                let again = Link::from_key(link.kind(), &link.repository().to_string(), link.name());
+                prop_assert_eq!(again, Some(link));
+            }
+        }
+
+        #[test]
+        fn no_key_makes_the_reader_panic(key: Vec<u8>, kind: u8, repository: String, name: String) {
+            let _ = (digest_of(&key), Link::from_key(kind, &repository, &name));
+        }
+    }
+}

@@ -1,0 +1,209 @@
+//! Learns from the files what the index does not know: after it was lost, after a directory was taken
+//! over, after another registry worked on it.
+
+use std::path::Path;
+use std::sync::{Arc, Weak};
+
+use crate::digest::Digest;
+use crate::name::{Repository, Tag};
+use crate::store::catalog::{directories, each_repository};
+use crate::store::index::{Failure, Index, Link, Op, Order};
+use crate::store::path::{ALGORITHMS, Layout};
+use crate::store::{Error, Inner, link, scheduler_state};
+
+/// Changes that are written at once.
+const BATCH: usize = 4096;
+
+/// Fills the index in. It gives up silently when the store is closed; the next start goes on.
+pub(super) fn run(store: &Weak<Inner>) -> Result<(), Error> {
+    let Some(inner) = store.upgrade() else {
+        return Ok(());
+    };
+    let (layout, now) = (inner.layout.clone(), inner.clock.now().as_millisecond());
+    drop(inner);
+    let mut learn = Learn {
+        store,
+        ops: Vec::new(),
+    };
+    let walked = each_blob(&layout, now, &mut learn)
+        .and_then(|()| each_link(&layout, &mut learn))
+        .and_then(|()| learn.flush());
+    let finished = walked.and_then(|()| learn.open()?.finish_rebuild());
+    match finished {
+        Err(Stop::Failed(error)) => Err(error),
+        Err(Stop::Closed) | Ok(()) => Ok(()),
+    }
+}
+
+/// Why the walk ends early.
+enum Stop {
+    Closed,
+    Failed(Error),
+}
+
+impl<E: Into<Error>> From<E> for Stop {
+    fn from(error: E) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+/// Batches changes, and holds the store only while it writes them.
+struct Learn<'s> {
+    store: &'s Weak<Inner>,
+    ops: Vec<Op>,
+}
+
+impl Learn<'_> {
+    fn open(&self) -> Result<Arc<Inner>, Stop> {
+        self.store.upgrade().ok_or(Stop::Closed)
+    }
+
+    fn push(&mut self, op: Op) -> Result<(), Stop> {
+        self.ops.push(op);
+        if self.ops.len() < BATCH {
+            Ok(())
+        } else {
+            self.flush()
+        }
+    }
+
+    fn flush(&mut self) -> Result<(), Stop> {
+        let inner = self.open()?;
+        let added = inner.index.write(std::mem::take(&mut self.ops))?;
+        inner.space.add(added.bytes, added.blobs);
+        Ok(())
+    }
+}
+
+fn each_blob(layout: &Layout, now: i64, learn: &mut Learn<'_>) -> Result<(), Stop> {
+    for algorithm in ALGORITHMS {
+        for prefix in directories(&layout.blobs().join(algorithm.as_str()))? {
+            for directory in directories(&prefix)? {
+                let data = directory.join("data");
+                let found = data.metadata().ok().filter(std::fs::Metadata::is_file);
+                if let (Some(digest), Some(found)) = (layout.digest_at(&data), found) {
+                    learn.push(Op::Discover {
+                        digest,
+                        size: found.len(),
+                        now,
+                    })?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn each_link(layout: &Layout, learn: &mut Learn<'_>) -> Result<(), Stop> {
+    let mut repositories = Vec::new();
+    each_repository(layout, &mut |repository| repositories.push(repository))?;
+    for repository in &repositories {
+        let directory = layout.repository(repository);
+        named_links(&directory.join("_layers"), &mut |name, target| {
+            learn.push(Op::Link(target, Link::Layer(repository.clone(), name)))
+        })?;
+        named_links(&directory.join("_manifests/revisions"), &mut |name, target| {
+            learn.push(Op::Link(target, Link::Revision(repository.clone(), name)))
+        })?;
+        for tag in directories(&layout.tags(repository))? {
+            tag_links(layout, repository, &tag, learn)?;
+        }
+    }
+    Ok(())
+}
+
+fn tag_links(
+    layout: &Layout,
+    repository: &Repository,
+    directory: &Path,
+    learn: &mut Learn<'_>,
+) -> Result<(), Stop> {
+    let name = directory.file_name().and_then(|name| name.to_str());
+    let Some(tag) = name.and_then(|name| name.parse::<Tag>().ok()) else {
+        return Ok(());
+    };
+    let current = link::read(&layout.tag_current(repository, &tag))?;
+    let mut push = |target| learn.push(Op::Link(target, Link::Tag(repository.clone(), tag.clone())));
+    named_links(&directory.join("index"), &mut |_, target| push(target))?;
+    current.into_iter().try_for_each(&mut push)
+}
+
+/// Every link of a directory `<algorithm>/<hex>/link`: its name and what it points to.
+fn named_links(base: &Path, found: &mut dyn FnMut(Digest, Digest) -> Result<(), Stop>) -> Result<(), Stop> {
+    for algorithm in ALGORITHMS {
+        for directory in directories(&base.join(algorithm.as_str()))? {
+            let hex = directory
+                .file_name()
+                .and_then(|name| name.to_str())
+                .unwrap_or_default();
+            let name = format!("{}:{hex}", algorithm.as_str()).parse();
+            if let (Ok(name), Some(target)) = (name, link::read(&directory.join("link"))?) {
+                found(name, target)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+impl Inner {
+    /// What only makes sense once all files are known.
+    fn finish_rebuild(&self) -> Result<(), Stop> {
+        self.drop_entries_without_files()?;
+        let seen = scheduler_state::fingerprint(&self.layout.scheduler_state());
+        self.import_scheduler_state()?;
+        self.index.write(vec![Op::StateSeen(seen), Op::Complete(true)])?;
+        self.space.resume();
+        Ok(self.trim()?)
+    }
+
+    fn drop_entries_without_files(&self) -> Result<(), Error> {
+        let mut last = None;
+        loop {
+            let batch = self.index.oldest(Order::Fetch, last.as_ref(), BATCH)?;
+            for (_, digest) in &batch {
+                let data = self.layout.blob_data(digest);
+                if !data.exists() {
+                    self.remove_unless(digest, || data.exists())?;
+                }
+            }
+            match batch.into_iter().next_back() {
+                Some(newest) => last = Some(newest),
+                None => return Ok(()),
+            }
+        }
+    }
+
+    fn import_scheduler_state(&self) -> Result<(), Error> {
+        let path = self.layout.scheduler_state();
+        let mut ops = Vec::new();
+        let mut failed = None;
+        let read = scheduler_state::read(&path, |digest, expires| {
+            ops.push(Op::Import(digest, expires));
+            if ops.len() == BATCH
+                && let Err(error) = self.index.write(std::mem::take(&mut ops))
+            {
+                failed = Some(error);
+            }
+        });
+        self.index.write(ops)?;
+        match (read, failed) {
+            (_, Some(failure)) => Err(failure.into()),
+            // Distribution starts afresh from a state that it can't read; so do we.
+            (Err(error), None) => {
+                tracing::warn!(%error, path = %path.display(), "the expiry state is not readable: expiry counts from now");
+                Ok(())
+            }
+            (Ok(()), None) => Ok(()),
+        }
+    }
+}
+
+/// Marks the index as incomplete where `scheduler-state.json` is not as we left it: another registry has
+/// worked here.
+pub(super) fn distrust_after_others(index: &Index, layout: &Layout) -> Result<(), Failure> {
+    let now = scheduler_state::fingerprint(&layout.scheduler_state());
+    if index.is_complete() && index.state_seen()? != now {
+        index.write(vec![Op::Complete(false)])?;
+    }
+    Ok(())
+}

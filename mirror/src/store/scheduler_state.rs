@@ -1,0 +1,217 @@
+//! `scheduler-state.json`: when Distribution expires what it has cached.
+//!
+//! A JSON object from `name@digest` to [`Item`]. Read and written entry by entry, as it may be large.
+
+use std::fs::{self, File};
+use std::io::{BufReader, BufWriter, ErrorKind, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use jiff::Timestamp;
+use serde::de::{DeserializeSeed, Deserializer as _, IgnoredAny, MapAccess, Visitor};
+use serde::ser::{SerializeMap, Serializer as _};
+use serde::{Deserialize, Serialize};
+
+use crate::digest::Digest;
+use crate::name::RepositoryName;
+use crate::store::durable::{IoError, on};
+
+/// What an entry is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Blob,
+    Manifest,
+}
+
+/// An entry as Distribution writes it.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Item<'a> {
+    key: std::borrow::Cow<'a, str>,
+    expiry_data: std::borrow::Cow<'a, str>,
+    entry_type: u8,
+}
+
+/// Tells whether the file changed; 0 where there is none.
+pub(super) fn fingerprint(path: &Path) -> u64 {
+    fs::metadata(path).map_or(0, |found| {
+        let times = [found.mtime().unsigned_abs(), found.mtime_nsec().unsigned_abs()];
+        [found.ino(), found.len(), times[0], times[1]]
+            .into_iter()
+            .fold(1, |sum: u64, part| sum.wrapping_mul(0x0100_0000_01b3) ^ part)
+            .max(1)
+    })
+}
+
+/// Calls for every entry that names a digest, with its expiry in ms since 1970. No file: no entries.
+pub(super) fn read(path: &Path, found: impl FnMut(Digest, i64)) -> Result<(), IoError> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(on("open", path)(error)),
+    };
+    let mut json = serde_json::Deserializer::from_reader(BufReader::new(file));
+    json.deserialize_map(Entries(found))
+        .and_then(|()| json.end())
+        .map_err(|error| on("read", path)(error.into()))
+}
+
+/// Visits entries one by one.
+struct Entries<F>(F);
+
+impl<'de, F: FnMut(Digest, i64)> Visitor<'de> for Entries<F> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("an object of expiry entries")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<(), A::Error> {
+        while let Some(key) = map.next_key::<String>()? {
+            let entry = map.next_value_seed(Lenient)?;
+            let digest = key.rsplit_once('@').and_then(|(_, digest)| digest.parse().ok());
+            let expires = entry.and_then(|text| text.parse::<Timestamp>().ok());
+            if let (Some(digest), Some(expires)) = (digest, expires) {
+                (self.0)(digest, expires.as_millisecond());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The expiry of an entry, whatever else it holds.
+struct Lenient;
+
+impl<'de> DeserializeSeed<'de> for Lenient {
+    type Value = Option<String>;
+
+    fn deserialize<D: serde::Deserializer<'de>>(self, entry: D) -> Result<Option<String>, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Any {
+            Entry {
+                #[serde(rename = "ExpiryData")]
+                expiry: String,
+            },
+            Other(IgnoredAny),
+        }
+        Ok(match Any::deserialize(entry)? {
+            Any::Entry { expiry } => Some(expiry),
+            Any::Other(_) => None,
+        })
+    }
+}
+
+/// Writes entries as they come.
+pub(super) struct Writer<'w>(<&'w mut Json as serde::Serializer>::SerializeMap);
+
+type Json = serde_json::Serializer<BufWriter<File>>;
+
+/// Writes the whole file: `entries` gets a writer for them. The file is synced.
+pub(super) fn write<E: From<IoError>>(
+    file: File,
+    path: &Path,
+    entries: impl FnOnce(&mut Writer<'_>) -> Result<(), E>,
+) -> Result<(), E> {
+    let mut json = serde_json::Serializer::new(BufWriter::new(file));
+    let map = json
+        .serialize_map(None)
+        .map_err(|error| on("write", path)(error.into()))?;
+    let mut writer = Writer(map);
+    entries(&mut writer)?;
+    writer.0.end().map_err(|error| on("write", path)(error.into()))?;
+    let mut buffer = json.into_inner();
+    buffer
+        .flush()
+        .and_then(|()| buffer.get_ref().sync_all())
+        .map_err(|error| on("write", path)(error).into())
+}
+
+impl Writer<'_> {
+    pub(super) fn entry(
+        &mut self,
+        name: &RepositoryName,
+        digest: &Digest,
+        expires: Timestamp,
+        kind: Kind,
+    ) -> std::io::Result<()> {
+        let key = format!("{name}@{digest}");
+        let item = Item {
+            expiry_data: expires.to_string().into(),
+            entry_type: match kind {
+                Kind::Blob => 0,
+                Kind::Manifest => 1,
+            },
+            key: key.as_str().into(),
+        };
+        Ok(self.0.serialize_entry(&key, &item)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::digest::Algorithm;
+
+    fn read_text(text: &str) -> Result<Vec<(Digest, i64)>, IoError> {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("state");
+        fs::write(&path, text).unwrap();
+        let mut found = Vec::new();
+        read(&path, |digest, expires| found.push((digest, expires)))?;
+        Ok(found)
+    }
+
+    #[test]
+    fn what_distribution_writes_is_read() {
+        let digest = Digest::of(Algorithm::Sha256, b"");
+        let text = format!(
+            r#"{{"library/a@{digest}":{{"Key":"library/a@{digest}","ExpiryData":"2026-11-30T03:00:00.5+02:00","EntryType":1}}}}"#
+        );
+        let expires: Timestamp = "2026-11-30T01:00:00.5Z".parse().unwrap();
+        assert_eq!(read_text(&text).unwrap(), [(digest, expires.as_millisecond())]);
+    }
+
+    #[test]
+    fn entries_that_make_no_sense_are_left_out() {
+        let digest = Digest::of(Algorithm::Sha256, b"");
+        let text = format!(r#"{{"a":{{}},"b@{digest}":7,"c@{digest}":{{"ExpiryData":"soon"}},"@":[1]}}"#);
+        assert_eq!(read_text(&text).unwrap(), []);
+    }
+
+    #[test]
+    fn a_file_that_is_cut_short_is_an_error_and_a_missing_one_is_empty() {
+        assert!(read_text(r#"{"a":{"#).is_err());
+        assert!(read(Path::new("/nonexistent/state"), |_, _| ()).is_ok());
+    }
+
+    #[test]
+    fn what_is_written_reads_back() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("state");
+        let (digest, expires) = (Digest::of(Algorithm::Sha512, b"x"), Timestamp::UNIX_EPOCH);
+        write::<IoError>(File::create(&path).unwrap(), &path, |writer| {
+            writer
+                .entry(&"a/b".parse().unwrap(), &digest, expires, Kind::Blob)
+                .map_err(on("write", &path))
+        })
+        .unwrap();
+        let text = fs::read_to_string(&path).unwrap();
+        assert!(
+            text.contains(r#""EntryType":0"#) && text.contains("1970-01-01T00:00:00Z"),
+            "{text}"
+        );
+        assert_eq!(read_text(&text).unwrap(), [(digest, 0)]);
+    }
+
+    #[test]
+    fn the_fingerprint_changes_with_the_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("state");
+        assert_eq!(fingerprint(&path), 0);
+        fs::write(&path, "{}").unwrap();
+        let before = fingerprint(&path);
+        fs::write(&path, "{ }").unwrap();
+        assert_ne!(fingerprint(&path), before);
+    }
+}

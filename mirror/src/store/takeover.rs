@@ -1,0 +1,211 @@
+//! Whose the unprefixed repositories are, and what happens when the default upstream changes.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use crate::name::Host;
+use crate::store::durable::{IoError, Scratch, create_dir_all, on, place, remove, sync_dir};
+use crate::store::path::Layout;
+
+/// Makes the unprefixed tree the default upstream's: the tree of the one before goes below its host,
+/// and what was cached of the new one comes up. Every step is one rename, and goes on after a crash.
+pub(super) fn settle(layout: &Layout, scratch: &Scratch) -> Result<(), IoError> {
+    let places = Places::of(layout);
+    let new = layout.default_host();
+    let owner = read(&places.owner)?;
+    if let Some(plan) = read(&places.plan)? {
+        // A move was cut off; it may have been towards a host that is not the default one any more.
+        places.go_on(layout, scratch, owner.as_ref(), &plan)?;
+        return settle(layout, scratch);
+    }
+    match owner {
+        Some(owner) if owner == *new => Ok(()),
+        None => scratch.write(&places.owner, new.as_str().as_bytes()),
+        Some(owner) => {
+            tracing::info!(from = %owner, to = %new, "the default upstream changed: its repositories move");
+            scratch.write(&places.plan, new.as_str().as_bytes())?;
+            places.go_on(layout, scratch, Some(&owner), new)
+        }
+    }
+}
+
+struct Places {
+    owner: PathBuf,
+    plan: PathBuf,
+    /// The tree of the host before, on its way.
+    old: PathBuf,
+    /// The tree of the new host, not yet in place.
+    new: PathBuf,
+}
+
+impl Places {
+    fn of(layout: &Layout) -> Self {
+        Self {
+            owner: layout.own().join("owner"),
+            plan: layout.own().join("owner-next"),
+            old: layout.own().join("owner-move/old"),
+            new: layout.own().join("owner-move/new"),
+        }
+    }
+
+    fn go_on(
+        &self,
+        layout: &Layout,
+        scratch: &Scratch,
+        owner: Option<&Host>,
+        next: &Host,
+    ) -> Result<(), IoError> {
+        let tree = layout.repositories();
+        if let Some(owner) = owner.filter(|owner| *owner != next) {
+            if !self.old.exists() && !self.new.exists() {
+                step(&tree, &self.old)?;
+            }
+            if !self.new.exists() {
+                step(&self.old.join("_upstreams").join(next.as_str()), &self.new)?;
+                create_dir_all(&self.new)?;
+            }
+            step(&self.old.join("_upstreams"), &self.new.join("_upstreams"))?;
+            step(&self.old, &self.new.join("_upstreams").join(owner.as_str()))?;
+            // From here on the new tree is the default one's, in place or not.
+            scratch.write(&self.owner, next.as_str().as_bytes())?;
+        }
+        step(&self.new, &tree)?;
+        remove(&self.plan)?;
+        sync_dir(&layout.own())
+    }
+}
+
+/// Moves a directory, unless it is gone because that was done before.
+fn step(from: &Path, to: &Path) -> Result<(), IoError> {
+    if !from.exists() {
+        return Ok(());
+    }
+    place(from, to)?;
+    from.parent().map_or(Ok(()), sync_dir)
+}
+
+fn read(path: &Path) -> Result<Option<Host>, IoError> {
+    match fs::read_to_string(path) {
+        // Guessing would serve one registry's tags as another's.
+        Ok(text) => text.trim().parse().map(Some).map_err(|error| {
+            on("find a registry host in", path)(std::io::Error::new(ErrorKind::InvalidData, error))
+        }),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(on("read", path)(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settle_on(root: &Path, host: &str) {
+        let layout = Layout::new(root, host.parse().unwrap());
+        create_dir_all(&layout.own()).unwrap();
+        settle(&layout, &Scratch::sweep(layout.scratch()).unwrap()).unwrap();
+    }
+
+    fn repository(root: &Path, path: &str) -> PathBuf {
+        root.join("docker/registry/v2/repositories").join(path)
+    }
+
+    fn filled() -> tempfile::TempDir {
+        let root = tempfile::tempdir().unwrap();
+        for path in [
+            "nginx/_layers",
+            "_upstreams/b.example/app/_layers",
+            "_upstreams/c.example/db/_layers",
+        ] {
+            fs::create_dir_all(repository(root.path(), path)).unwrap();
+        }
+        settle_on(root.path(), "a.example");
+        root
+    }
+
+    fn assert_moved_to_b(root: &Path) {
+        for path in [
+            "app/_layers",
+            "_upstreams/a.example/nginx/_layers",
+            "_upstreams/c.example/db/_layers",
+        ] {
+            assert!(repository(root, path).is_dir(), "{path} is missing");
+        }
+        for path in ["nginx", "_upstreams/b.example", "_upstreams/a.example/_upstreams"] {
+            assert!(!repository(root, path).exists(), "{path} is still there");
+        }
+    }
+
+    #[test]
+    fn the_same_owner_moves_nothing() {
+        let root = filled();
+        settle_on(root.path(), "a.example");
+        assert!(repository(root.path(), "nginx/_layers").is_dir());
+    }
+
+    #[test]
+    fn another_default_upstream_swaps_the_trees_and_back() {
+        let root = filled();
+        settle_on(root.path(), "b.example");
+        assert_moved_to_b(root.path());
+        settle_on(root.path(), "a.example");
+        assert!(repository(root.path(), "nginx/_layers").is_dir());
+        assert!(repository(root.path(), "_upstreams/b.example/app/_layers").is_dir());
+        assert!(!root.path().join("_mirror/owner-next").exists());
+    }
+
+    #[test]
+    fn a_default_upstream_never_seen_starts_empty() {
+        let root = filled();
+        settle_on(root.path(), "new.example");
+        assert!(repository(root.path(), "_upstreams/a.example/nginx/_layers").is_dir());
+        assert!(!repository(root.path(), "nginx").exists());
+    }
+
+    #[test]
+    fn a_damaged_owner_is_an_error_that_names_the_file() {
+        let root = filled();
+        fs::write(root.path().join("_mirror/owner"), "").unwrap();
+        let layout = Layout::new(root.path(), "a.example".parse().unwrap());
+        let scratch = Scratch::sweep(layout.scratch()).unwrap();
+        let error = settle(&layout, &scratch).unwrap_err().to_string();
+        assert!(error.contains("_mirror/owner"), "{error}");
+    }
+
+    #[test]
+    fn a_move_cut_off_after_any_step_goes_on() {
+        let own = |root: &Path, path: &str| root.join("_mirror").join(path);
+        for steps in 0..=6 {
+            let root = filled();
+            let root = root.path();
+            fs::write(own(root, "owner-next"), "b.example").unwrap();
+            fs::create_dir_all(own(root, "owner-move")).unwrap();
+            let moves = [
+                (repository(root, ""), own(root, "owner-move/old")),
+                (
+                    own(root, "owner-move/old/_upstreams/b.example"),
+                    own(root, "owner-move/new"),
+                ),
+                (
+                    own(root, "owner-move/old/_upstreams"),
+                    own(root, "owner-move/new/_upstreams"),
+                ),
+                (
+                    own(root, "owner-move/old"),
+                    own(root, "owner-move/new/_upstreams/a.example"),
+                ),
+            ];
+            for (from, to) in moves.iter().take(steps) {
+                fs::rename(from, to).unwrap();
+            }
+            if steps > 4 {
+                fs::write(own(root, "owner"), "b.example").unwrap();
+            }
+            if steps > 5 {
+                fs::rename(own(root, "owner-move/new"), repository(root, "")).unwrap();
+            }
+            settle_on(root, "b.example");
+            assert_moved_to_b(root);
+        }
+    }
+}

@@ -1,0 +1,190 @@
+//! Blobs and manifests: in whole, by repository, or not at all.
+
+use super::*;
+use mirror::store::OpenError;
+
+#[tokio::test]
+async fn a_committed_blob_is_served_to_the_repositories_it_was_fetched_for() {
+    let place = Place::new();
+    let store = place.open().await;
+    let digest = put(&store, &nginx(), b"layer").await;
+    assert_eq!(get(&store, &nginx(), &digest).await.unwrap(), b"layer");
+    let other = repository("quay.io", "library/nginx");
+    assert_eq!(get(&store, &other, &digest).await, None);
+}
+
+#[tokio::test]
+async fn content_of_one_repository_is_linked_into_another_without_a_copy() {
+    let place = Place::new();
+    let store = place.open().await;
+    let digest = put(&store, &nginx(), b"layer").await;
+    let other = repository("quay.io", "org/app");
+    assert_eq!(read(&store.content(&digest).await.unwrap().unwrap()), b"layer");
+    store.link_blob(&other, &digest).await.unwrap();
+    assert_eq!(get(&store, &other, &digest).await.unwrap(), b"layer");
+    assert_eq!(store.usage().blobs, 1);
+}
+
+#[tokio::test]
+async fn what_is_staged_is_read_while_it_grows_and_leaves_nothing_when_dropped() {
+    let place = Place::new();
+    let store = place.open().await;
+    let mut staged = store.stage(&digest(b"abcdef"), Some(6)).await.unwrap();
+    staged.append(b"abc").unwrap();
+    let mut seen = [0; 3];
+    staged.file().read_exact_at(&mut seen, 0).unwrap();
+    assert_eq!((&seen, staged.written()), (b"abc", 3));
+    assert_eq!(staged.file().metadata().unwrap().len(), 3);
+    drop(staged);
+    assert_eq!(place.scratch(), 0);
+    assert_eq!(place.tree(), BTreeMap::new());
+}
+
+#[tokio::test]
+async fn wrong_bytes_are_never_committed() {
+    let place = Place::new();
+    let store = place.open().await;
+    let mut staged = store.stage(&digest(b"right"), None).await.unwrap();
+    staged.append(b"wrong").unwrap();
+    let mismatch = staged.verify().unwrap_err();
+    assert_eq!((mismatch.found, mismatch.size), (digest(b"wrong"), 5));
+    let error = staged.commit(&[nginx()]).await.unwrap_err();
+    assert!(matches!(error, StageError::Mismatch(_)), "{error}");
+    assert_eq!((place.tree(), place.scratch()), (BTreeMap::new(), 0));
+}
+
+#[tokio::test]
+async fn a_blob_longer_or_shorter_than_announced_is_refused() {
+    let place = Place::new();
+    let store = place.open().await;
+    let mut long = store.stage(&digest(b"abcd"), Some(3)).await.unwrap();
+    assert!(matches!(
+        long.append(b"abcd"),
+        Err(StageError::TooLong { size: 3 })
+    ));
+    let mut short = store.stage(&digest(b"abcd"), Some(5)).await.unwrap();
+    short.append(b"abcd").unwrap();
+    assert!(short.verify().is_err());
+}
+
+#[tokio::test]
+async fn sha512_and_empty_blobs_are_content_like_any_other() {
+    let place = Place::new();
+    let store = place.open().await;
+    let empty = put(&store, &nginx(), b"").await;
+    let long = Digest::of(Algorithm::Sha512, b"x");
+    let mut staged = store.stage(&long, None).await.unwrap();
+    staged.append(b"x").unwrap();
+    staged.commit(&[nginx()]).await.unwrap();
+    drop(store);
+    let store = place.open().await;
+    assert_eq!(get(&store, &nginx(), &empty).await.unwrap(), b"");
+    assert_eq!(get(&store, &nginx(), &long).await.unwrap(), b"x");
+}
+
+#[tokio::test]
+async fn a_manifest_keeps_its_bytes_and_its_media_type_over_a_restart() {
+    let place = Place::new();
+    let manifest = Manifest {
+        media_type: "application/vnd.example+json".to_owned(),
+        ..manifest(r#"{ "schemaVersion":2 }"#)
+    };
+    let store = place.open().await;
+    store.put_manifest(&nginx(), &manifest).await.unwrap();
+    drop(store);
+    let store = place.open().await;
+    assert_eq!(
+        store.manifest(&nginx(), &manifest.digest).await.unwrap(),
+        Some(manifest.clone())
+    );
+    let other = repository("docker.io", "other");
+    assert_eq!(store.manifest(&other, &manifest.digest).await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn a_manifest_with_other_bytes_than_its_digest_is_refused() {
+    let store = Place::new();
+    let store = store.open().await;
+    let mut wrong = manifest("{}");
+    wrong.bytes = Bytes::from_static(b"{ }");
+    let error = store.put_manifest(&nginx(), &wrong).await.unwrap_err();
+    assert!(matches!(error, StageError::Mismatch(_)), "{error}");
+}
+
+#[tokio::test]
+async fn a_second_store_on_one_root_is_refused_by_name() {
+    let place = Place::new();
+    let _store = place.open().await;
+    let error = Store::open(place.path(), place.options()).await.unwrap_err();
+    assert!(matches!(error, OpenError::Locked(_)));
+    assert!(error.to_string().contains(place.path().to_str().unwrap()));
+}
+
+#[tokio::test]
+async fn a_root_that_cannot_be_made_is_refused_by_name() {
+    let place = Place::new();
+    fs::write(place.path().join("file"), "").unwrap();
+    let root = Path::new("/proc/nothing");
+    let error = Store::open(root, place.options()).await.unwrap_err();
+    assert!(matches!(error, OpenError::Unwritable { .. }));
+    assert!(error.to_string().contains("/proc/nothing"), "{error}");
+}
+
+#[tokio::test]
+async fn a_read_only_store_serves_and_takes_nothing() {
+    let place = Place::new();
+    let store = place.open().await;
+    let digest = put(&store, &nginx(), b"layer").await;
+    drop(store);
+    let options = Options {
+        readonly: true,
+        ..place.options()
+    };
+    let store = Store::open(place.path(), options).await.unwrap();
+    assert_eq!(get(&store, &nginx(), &digest).await.unwrap(), b"layer");
+    let error = try_put(&store, &nginx(), b"more").await.unwrap_err();
+    assert!(matches!(error, StageError::ReadOnly));
+}
+
+#[tokio::test]
+async fn a_warm_hit_writes_nothing_to_disk() {
+    let place = Place::new();
+    let store = place.open().await;
+    let digest = put(&store, &nginx(), b"layer").await;
+    let index = || {
+        fs::metadata(place.path().join("_mirror/index.redb"))
+            .unwrap()
+            .modified()
+            .unwrap()
+    };
+    store.flush().await;
+    let before = (index(), place.tree());
+    for _ in 0..100 {
+        get(&store, &nginx(), &digest).await.unwrap();
+    }
+    assert_eq!((index(), place.tree()), before);
+}
+
+#[tokio::test]
+async fn without_hits_a_flush_writes_nothing() {
+    let place = Place::new();
+    let store = place.open().await;
+    put(&store, &nginx(), b"layer").await;
+    store
+        .expire(Some(HOUR), mirror::config::TtlFrom::LastUse)
+        .await
+        .unwrap();
+    store.flush().await;
+    let written = || {
+        let state = fs::metadata(place.path().join("scheduler-state.json")).unwrap();
+        let index = fs::metadata(place.path().join("_mirror/index.redb")).unwrap();
+        (state.modified().unwrap(), index.modified().unwrap())
+    };
+    let before = written();
+    store
+        .expire(Some(HOUR), mirror::config::TtlFrom::LastUse)
+        .await
+        .unwrap();
+    store.flush().await;
+    assert_eq!(written(), before);
+}

@@ -1,0 +1,125 @@
+//! Damage on disk heals: it is a miss, and what comes instead is served.
+
+use super::*;
+use test_case::test_case;
+
+fn truncate(data: &Path) {
+    fs::OpenOptions::new()
+        .write(true)
+        .open(data)
+        .unwrap()
+        .set_len(2)
+        .unwrap();
+}
+
+fn empty(data: &Path) {
+    fs::write(data, "").unwrap();
+}
+
+fn lengthen(data: &Path) {
+    fs::write(data, "layer and more").unwrap();
+}
+
+fn directory(data: &Path) {
+    fs::remove_file(data).unwrap();
+    fs::create_dir_all(data.join("deep")).unwrap();
+}
+
+fn missing(data: &Path) {
+    fs::remove_file(data).unwrap();
+}
+
+fn parent_is_a_file(data: &Path) {
+    let parent = data.parent().unwrap();
+    fs::remove_dir_all(parent).unwrap();
+    fs::write(parent, "").unwrap();
+}
+
+#[test_case(truncate; "truncated")]
+#[test_case(empty; "emptied")]
+#[test_case(lengthen; "lengthened")]
+#[test_case(directory; "a directory in its place")]
+#[test_case(missing; "removed")]
+#[test_case(parent_is_a_file; "a file in its directorys place")]
+#[tokio::test]
+async fn a_damaged_blob_is_a_miss_and_is_replaced(damage: fn(&Path)) {
+    for restart in [false, true] {
+        let place = Place::new();
+        let mut store = place.open().await;
+        let digest = put(&store, &nginx(), b"layer").await;
+        if restart {
+            drop(store);
+            store = place.open().await;
+        }
+        damage(&place.data(&digest));
+        assert_eq!(get(&store, &nginx(), &digest).await, None);
+        assert_eq!(store.usage().bytes, 0);
+        put(&store, &nginx(), b"layer").await;
+        assert_eq!(get(&store, &nginx(), &digest).await.unwrap(), b"layer");
+        assert_eq!(store.usage().bytes, 5);
+    }
+}
+
+#[tokio::test]
+async fn a_manifest_with_a_flipped_bit_is_a_miss_and_is_replaced() {
+    let place = Place::new();
+    let manifest = manifest("{}");
+    let store = place.open().await;
+    store.put_manifest(&nginx(), &manifest).await.unwrap();
+    drop(store);
+    fs::write(place.data(&manifest.digest), "{|").unwrap();
+    let store = place.open().await;
+    assert_eq!(store.manifest(&nginx(), &manifest.digest).await.unwrap(), None);
+    assert!(!place.data(&manifest.digest).exists());
+    store.put_manifest(&nginx(), &manifest).await.unwrap();
+    assert_eq!(
+        store.manifest(&nginx(), &manifest.digest).await.unwrap(),
+        Some(manifest)
+    );
+}
+
+#[test_case(b""; "empty")]
+#[test_case(b"sha256:00"; "cut short")]
+#[tokio::test]
+async fn a_damaged_link_is_a_miss_and_is_replaced(content: &[u8]) {
+    let place = Place::new();
+    let store = place.open().await;
+    let digest = put(&store, &nginx(), b"layer").await;
+    drop(store);
+    let layers = place.v2().join("repositories/library/nginx/_layers/sha256");
+    let link = layers.join(digest.hex()).join("link");
+    fs::write(&link, content).unwrap();
+    let store = place.open().await;
+    assert_eq!(get(&store, &nginx(), &digest).await, None);
+    store.link_blob(&nginx(), &digest).await.unwrap();
+    assert_eq!(fs::read_to_string(&link).unwrap(), digest.as_str());
+    assert_eq!(get(&store, &nginx(), &digest).await.unwrap(), b"layer");
+}
+
+#[tokio::test]
+async fn a_link_of_one_digest_may_lead_to_content_of_another() {
+    let place = Place::new();
+    let store = place.open().await;
+    let content = put(&store, &nginx(), b"layer").await;
+    let named = Digest::of(Algorithm::Sha512, b"layer");
+    let link = place
+        .v2()
+        .join("repositories/library/nginx/_layers/sha512")
+        .join(named.hex());
+    fs::create_dir_all(&link).unwrap();
+    fs::write(link.join("link"), content.as_str()).unwrap();
+    assert_eq!(get(&store, &nginx(), &named).await.unwrap(), b"layer");
+}
+
+#[tokio::test]
+async fn a_dropped_blob_stays_readable_where_it_is_open_and_leaves_no_link() {
+    let place = Place::new();
+    let store = place.open().await;
+    let digest = put(&store, &nginx(), b"layer").await;
+    let open = store.blob(&nginx(), &digest).await.unwrap().unwrap();
+    store.drop_blob(&digest).await;
+    assert_eq!(read(&open), b"layer");
+    assert_eq!(get(&store, &nginx(), &digest).await, None);
+    assert_eq!(place.tree(), BTreeMap::new());
+    assert_eq!(store.repositories().await.unwrap(), Vec::<String>::new());
+}

@@ -1,0 +1,105 @@
+//! The time to live.
+
+use super::*;
+use mirror::config::TtlFrom::{FirstFetch, LastUse};
+
+#[tokio::test]
+async fn unused_content_goes_with_its_links_and_tags() {
+    let place = Place::new();
+    let store = place.open().await;
+    let other = repository("quay.io", "org/app");
+    let layer = put(&store, &nginx(), b"layer").await;
+    store.link_blob(&other, &layer).await.unwrap();
+    let manifest = manifest("{}");
+    store.put_manifest(&nginx(), &manifest).await.unwrap();
+    let tag = "latest".parse().unwrap();
+    store.put_tag(&nginx(), &tag, &manifest.digest).await.unwrap();
+    place.clock.advance(2 * HOUR);
+    assert_eq!(store.expire(Some(HOUR), LastUse).await.unwrap(), 2);
+    assert_eq!(get(&store, &nginx(), &layer).await, None);
+    assert_eq!(store.manifest(&nginx(), &manifest.digest).await.unwrap(), None);
+    assert_eq!(store.tag(&nginx(), &tag).await.unwrap(), None);
+    assert_eq!(place.tree(), BTreeMap::new());
+    assert_eq!((store.usage().bytes, store.usage().blobs), (0, 0));
+}
+
+#[tokio::test]
+async fn a_use_renews_by_last_use_only() {
+    for (from, stays) in [(LastUse, true), (FirstFetch, false)] {
+        let place = Place::new();
+        let store = place.open().await;
+        let digest = put(&store, &nginx(), b"layer").await;
+        place.clock.advance(HOUR);
+        get(&store, &nginx(), &digest).await.unwrap();
+        place.clock.advance(HOUR / 2);
+        store.expire(Some(HOUR), from).await.unwrap();
+        assert_eq!(get(&store, &nginx(), &digest).await.is_some(), stays, "{from:?}");
+    }
+}
+
+#[tokio::test]
+async fn ages_survive_a_restart() {
+    let place = Place::new();
+    let store = place.open().await;
+    let old = put(&store, &nginx(), b"old").await;
+    place.clock.advance(2 * HOUR);
+    let new = put(&store, &nginx(), b"new").await;
+    drop(store);
+    let store = place.open().await;
+    store.expire(Some(HOUR), FirstFetch).await.unwrap();
+    assert_eq!(get(&store, &nginx(), &old).await, None);
+    assert!(get(&store, &nginx(), &new).await.is_some());
+}
+
+#[tokio::test]
+async fn a_shortened_ttl_applies_to_what_is_cached_and_none_keeps_all() {
+    let place = Place::new();
+    let store = place.open().await;
+    let digest = put(&store, &nginx(), b"layer").await;
+    place.clock.advance(24 * HOUR);
+    assert_eq!(store.expire(None, LastUse).await.unwrap(), 0);
+    assert_eq!(store.expire(Some(48 * HOUR), LastUse).await.unwrap(), 0);
+    assert_eq!(store.expire(Some(HOUR), LastUse).await.unwrap(), 1);
+    assert_eq!(get(&store, &nginx(), &digest).await, None);
+}
+
+#[tokio::test]
+async fn an_open_download_finishes_and_the_content_goes_afterwards() {
+    let place = Place::new();
+    let store = place.open().await;
+    let digest = put(&store, &nginx(), b"layer").await;
+    let blob = store.blob(&nginx(), &digest).await.unwrap().unwrap();
+    place.clock.advance(2 * HOUR);
+    assert_eq!(store.expire(Some(HOUR), FirstFetch).await.unwrap(), 0);
+    assert_eq!(read(&blob), b"layer");
+    drop(blob);
+    assert_eq!(store.expire(Some(HOUR), FirstFetch).await.unwrap(), 1);
+}
+
+#[tokio::test]
+async fn the_task_expires_at_once_and_again_when_the_ttl_changes_and_flushes_at_the_end() {
+    let place = Place::new();
+    let store = place.open().await;
+    let digest = put(&store, &nginx(), b"layer").await;
+    place.clock.advance(2 * HOUR);
+    let config = |ttl| mirror::config::Cache {
+        ttl: Some(ttl),
+        ttl_from: LastUse,
+        tag_ttl: Duration::ZERO,
+        stale_if_error: Duration::ZERO,
+        max_size: None,
+        pinned: mirror::config::Globs::default(),
+        offline: false,
+        scrub_period: None,
+    };
+    let (send, receive) = tokio::sync::watch::channel(config(3 * HOUR));
+    let shutdown = tokio_util::sync::CancellationToken::new();
+    let task = tokio::spawn(mirror::expiry::run(store.clone(), receive, shutdown.clone()));
+    let state = place.path().join("scheduler-state.json");
+    until(|| fs::read_to_string(&state).is_ok_and(|text| text.contains(digest.as_str()))).await;
+    send.send(config(HOUR)).unwrap();
+    until(|| !place.data(&digest).exists()).await;
+    shutdown.cancel();
+    task.await.unwrap();
+    assert_eq!(fs::read_to_string(&state).unwrap(), "{}");
+}

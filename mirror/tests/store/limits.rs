@@ -1,0 +1,166 @@
+//! Room: reserved first, made by evicting what was not used for longest, never exceeded.
+
+use super::*;
+
+const KIB: u64 = 1024;
+
+/// Bytes of all content on disk.
+fn stored(place: &Place) -> u64 {
+    let blobs = files(&place.v2().join("blobs"));
+    blobs.values().map(|bytes| bytes.len() as u64).sum()
+}
+
+#[tokio::test]
+async fn what_was_used_longest_ago_goes_first() {
+    let place = Place::limited(3 * KIB);
+    let store = place.open().await;
+    let mut digests = Vec::new();
+    for seed in 0..3 {
+        digests.push(put(&store, &nginx(), &bytes(seed, 1024)).await);
+        place.clock.advance(HOUR);
+    }
+    assert!(get(&store, &nginx(), &digests[0]).await.is_some());
+    place.clock.advance(HOUR);
+    put(&store, &nginx(), &bytes(3, 1024)).await;
+    assert!(get(&store, &nginx(), &digests[0]).await.is_some(), "used last");
+    assert!(
+        get(&store, &nginx(), &digests[1]).await.is_none(),
+        "not used for longest"
+    );
+    assert!(get(&store, &nginx(), &digests[2]).await.is_some());
+}
+
+#[tokio::test]
+async fn the_order_of_use_survives_a_restart() {
+    let place = Place::limited(2 * KIB);
+    let store = place.open().await;
+    let first = put(&store, &nginx(), &bytes(0, 1024)).await;
+    place.clock.advance(HOUR);
+    let second = put(&store, &nginx(), &bytes(1, 1024)).await;
+    place.clock.advance(HOUR);
+    get(&store, &nginx(), &first).await.unwrap();
+    store.flush().await;
+    drop(store);
+    let store = place.open().await;
+    put(&store, &nginx(), &bytes(2, 1024)).await;
+    assert!(get(&store, &nginx(), &first).await.is_some());
+    assert!(get(&store, &nginx(), &second).await.is_none());
+}
+
+#[tokio::test]
+async fn room_is_promised_once_and_given_back() {
+    let place = Place::limited(10 * KIB);
+    let store = place.open().await;
+    let mut staged = Vec::new();
+    for seed in 0..5 {
+        staged.push(
+            store
+                .stage(&digest(&bytes(seed, 8)), Some(2 * KIB))
+                .await
+                .unwrap(),
+        );
+    }
+    let refused = store.stage(&digest(b"x"), Some(1)).await.unwrap_err();
+    assert!(matches!(refused, StageError::NoRoom));
+    staged.pop();
+    assert!(store.stage(&digest(b"x"), Some(2 * KIB)).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_blob_larger_than_the_limit_evicts_nothing() {
+    let place = Place::limited(2 * KIB);
+    let store = place.open().await;
+    let kept = put(&store, &nginx(), &bytes(0, 1024)).await;
+    let refused = store.stage(&digest(b"x"), Some(3 * KIB)).await.unwrap_err();
+    assert!(matches!(refused, StageError::NoRoom));
+    assert!(get(&store, &nginx(), &kept).await.is_some());
+}
+
+#[tokio::test]
+async fn what_somebody_reads_is_not_evicted() {
+    let place = Place::limited(2 * KIB);
+    let store = place.open().await;
+    let reading = put(&store, &nginx(), &bytes(0, 1024)).await;
+    let blob = store.blob(&nginx(), &reading).await.unwrap().unwrap();
+    place.clock.advance(HOUR);
+    let idle = put(&store, &nginx(), &bytes(1, 1024)).await;
+    put(&store, &nginx(), &bytes(2, 1024)).await;
+    assert!(get(&store, &nginx(), &idle).await.is_none());
+    assert_eq!(read(&blob), bytes(0, 1024));
+    drop(blob);
+    put(&store, &nginx(), &bytes(3, 1024)).await;
+    put(&store, &nginx(), &bytes(4, 1024)).await;
+    assert!(get(&store, &nginx(), &reading).await.is_none());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn many_fills_at_once_never_exceed_the_limit() {
+    let limit = 64 * KIB;
+    let place = Place::limited(limit);
+    let store = place.open().await;
+    let mut fills = tokio::task::JoinSet::new();
+    for worker in 0..8 {
+        let store = store.clone();
+        fills.spawn(async move {
+            for round in 0..12 {
+                let content = bytes(worker * 100 + round, 4096 + usize::try_from(round * 500).unwrap());
+                match try_put(&store, &nginx(), &content).await {
+                    Ok(_) | Err(StageError::NoRoom) => {}
+                    Err(error) => panic!("{error}"),
+                }
+                let usage = store.usage();
+                assert!(usage.bytes <= limit, "{usage:?}");
+            }
+        });
+    }
+    fills.join_all().await;
+    assert_eq!(stored(&place), store.usage().bytes);
+    assert!(stored(&place) <= limit && store.usage().blobs > 3);
+    assert_eq!(place.scratch(), 0);
+}
+
+#[tokio::test]
+async fn a_lowered_limit_takes_effect_on_what_is_cached() {
+    let place = Place::limited(4 * KIB);
+    let store = place.open().await;
+    for seed in 0..4 {
+        put(&store, &nginx(), &bytes(seed, 1024)).await;
+    }
+    store.set_limits(Some(MaxSize::Bytes(2 * KIB)));
+    store
+        .expire(None, mirror::config::TtlFrom::LastUse)
+        .await
+        .unwrap();
+    assert_eq!((store.usage().bytes, stored(&place)), (2 * KIB, 2 * KIB));
+    assert_eq!(store.usage().limit, Some(2 * KIB));
+}
+
+#[tokio::test]
+async fn a_percentage_is_one_of_the_file_system() {
+    let place = Place {
+        max_size: Some(MaxSize::Percent(50)),
+        ..Place::new()
+    };
+    let store = place.open().await;
+    let system = rustix::fs::statvfs(place.path()).unwrap();
+    let half = system.f_blocks * system.f_frsize / 2;
+    assert!(store.usage().limit.unwrap().abs_diff(half) < 1000);
+}
+
+#[tokio::test]
+async fn a_blob_of_unknown_size_reserves_as_it_grows() {
+    let place = Place::limited(20 << 20);
+    let store = place.open().await;
+    let kept = put(&store, &nginx(), &bytes(0, 2 << 20)).await;
+    let content = bytes(1, 19 << 20);
+    let mut staged = store.stage(&digest(&content), None).await.unwrap();
+    for part in content.chunks(1 << 20) {
+        staged.append(part).unwrap();
+    }
+    staged.commit(&[nginx()]).await.unwrap();
+    assert!(store.usage().bytes <= 20 << 20);
+    assert!(
+        get(&store, &nginx(), &kept).await.is_none(),
+        "both do not fit"
+    );
+}

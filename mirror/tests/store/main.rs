@@ -1,0 +1,174 @@
+//! The store as its users see it: over real directories, restarts, crashes and another registry.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may fail")]
+
+mod content;
+mod crash;
+mod damage;
+mod distribution;
+mod expiry;
+mod limits;
+mod restart;
+mod tags;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use mirror::clock::Clock;
+use mirror::config::MaxSize;
+use mirror::digest::{Algorithm, Digest};
+use mirror::name::Repository;
+use mirror::store::{Blob, Manifest, Options, StageError, Store};
+
+const IMAGE: &str = "application/vnd.oci.image.manifest.v1+json";
+const HOUR: Duration = Duration::from_hours(1);
+
+/// A root directory, and a clock for all that is opened on it.
+struct Place {
+    root: tempfile::TempDir,
+    clock: Clock,
+    max_size: Option<MaxSize>,
+}
+
+impl Place {
+    fn new() -> Self {
+        Self {
+            root: tempfile::tempdir().unwrap(),
+            clock: Clock::system(),
+            max_size: None,
+        }
+    }
+
+    fn limited(bytes: u64) -> Self {
+        Self {
+            max_size: Some(MaxSize::Bytes(bytes)),
+            ..Self::new()
+        }
+    }
+
+    fn path(&self) -> &Path {
+        self.root.path()
+    }
+
+    fn options(&self) -> Options {
+        Options {
+            default_host: "docker.io".parse().unwrap(),
+            max_size: self.max_size,
+            readonly: false,
+            clock: self.clock.clone(),
+        }
+    }
+
+    /// Opens the store and waits until it knows its files.
+    async fn open(&self) -> Store {
+        let store = Store::open(self.path(), self.options()).await.unwrap();
+        until(|| store.is_settled()).await;
+        store
+    }
+
+    fn data(&self, digest: &Digest) -> PathBuf {
+        let (algorithm, hex) = (digest.algorithm().as_str(), digest.hex());
+        self.v2()
+            .join("blobs")
+            .join(algorithm)
+            .join(&hex[..2])
+            .join(hex)
+            .join("data")
+    }
+
+    fn v2(&self) -> PathBuf {
+        self.path().join("docker/registry/v2")
+    }
+
+    /// Every file of the registry's tree with its bytes.
+    fn tree(&self) -> BTreeMap<PathBuf, Vec<u8>> {
+        files(&self.v2())
+    }
+
+    fn scratch(&self) -> usize {
+        files(&self.path().join("_mirror/scratch")).len()
+    }
+}
+
+fn files(directory: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    let mut open = vec![directory.to_owned()];
+    while let Some(here) = open.pop() {
+        for entry in fs::read_dir(&here).into_iter().flatten() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                open.push(path);
+            } else {
+                let name = path.strip_prefix(directory).unwrap().to_owned();
+                found.insert(name, fs::read(&path).unwrap());
+            }
+        }
+    }
+    found
+}
+
+fn repository(host: &str, name: &str) -> Repository {
+    Repository {
+        host: host.parse().unwrap(),
+        name: name.parse().unwrap(),
+    }
+}
+
+fn nginx() -> Repository {
+    repository("docker.io", "library/nginx")
+}
+
+/// Bytes that differ by seed.
+fn bytes(seed: u64, len: usize) -> Vec<u8> {
+    let mut bytes = seed.to_le_bytes().repeat(len / 8 + 1);
+    bytes.truncate(len);
+    bytes
+}
+
+fn digest(bytes: &[u8]) -> Digest {
+    Digest::of(Algorithm::Sha256, bytes)
+}
+
+/// Stages, appends and commits, as a fill does.
+async fn try_put(store: &Store, repository: &Repository, bytes: &[u8]) -> Result<Digest, StageError> {
+    let digest = digest(bytes);
+    let mut staged = store.stage(&digest, Some(bytes.len() as u64)).await?;
+    staged.append(bytes)?;
+    staged.verify().unwrap();
+    staged.commit(std::slice::from_ref(repository)).await?;
+    Ok(digest)
+}
+
+async fn put(store: &Store, repository: &Repository, bytes: &[u8]) -> Digest {
+    try_put(store, repository, bytes).await.unwrap()
+}
+
+fn manifest(text: &str) -> Manifest {
+    Manifest {
+        digest: digest(text.as_bytes()),
+        media_type: IMAGE.to_owned(),
+        bytes: Bytes::copy_from_slice(text.as_bytes()),
+    }
+}
+
+fn read(blob: &Blob) -> Vec<u8> {
+    let mut bytes = vec![0; usize::try_from(blob.size).unwrap()];
+    blob.file.read_exact_at(&mut bytes, 0).unwrap();
+    bytes
+}
+
+/// What the repository serves of a digest.
+async fn get(store: &Store, repository: &Repository, digest: &Digest) -> Option<Vec<u8>> {
+    store.blob(repository, digest).await.unwrap().as_ref().map(read)
+}
+
+async fn until(condition: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < Duration::from_secs(30), "waited too long");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}

@@ -1,0 +1,149 @@
+//! What a restart keeps, and what is found again when the index is lost.
+
+use super::*;
+use mirror::config::TtlFrom::FirstFetch;
+
+async fn filled(place: &Place) -> (Digest, Manifest) {
+    let store = place.open().await;
+    let layer = put(&store, &nginx(), b"layer").await;
+    let manifest = manifest(r#"{"mediaType":"application/vnd.oci.image.manifest.v1+json"}"#);
+    store.put_manifest(&nginx(), &manifest).await.unwrap();
+    let tag = "latest".parse().unwrap();
+    store.put_tag(&nginx(), &tag, &manifest.digest).await.unwrap();
+    store.flush().await;
+    (layer, manifest)
+}
+
+async fn assert_serves(store: &Store, layer: &Digest, manifest: &Manifest) {
+    assert_eq!(get(store, &nginx(), layer).await.unwrap(), b"layer");
+    assert_eq!(
+        store.manifest(&nginx(), &manifest.digest).await.unwrap().as_ref(),
+        Some(manifest)
+    );
+    let tag = store
+        .tag(&nginx(), &"latest".parse().unwrap())
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(tag.digest, manifest.digest);
+}
+
+#[tokio::test]
+async fn everything_survives_a_restart() {
+    let place = Place::new();
+    let (layer, manifest) = filled(&place).await;
+    let store = place.open().await;
+    assert_serves(&store, &layer, &manifest).await;
+    let usage = store.usage();
+    assert_eq!((usage.blobs, usage.bytes), (2, 5 + manifest.bytes.len() as u64));
+}
+
+#[tokio::test]
+async fn a_lost_index_is_rebuilt_from_the_files_with_ages_from_now_and_links_that_still_go() {
+    let place = Place::new();
+    let (layer, manifest) = filled(&place).await;
+    place.clock.advance(2 * HOUR);
+    fs::remove_file(place.path().join("_mirror/index.redb")).unwrap();
+    let store = place.open().await;
+    assert_eq!(store.usage().blobs, 2);
+    assert_eq!(store.expire(Some(HOUR), FirstFetch).await.unwrap(), 0);
+    assert_serves(&store, &layer, &manifest).await;
+    place.clock.advance(2 * HOUR);
+    drop(store);
+    let store = place.open().await;
+    assert_eq!(store.expire(Some(HOUR), FirstFetch).await.unwrap(), 2);
+    assert_eq!(place.tree(), BTreeMap::new());
+}
+
+#[tokio::test]
+async fn a_damaged_index_is_rebuilt() {
+    for damage in [&b"not a database"[..], b""] {
+        let place = Place::new();
+        let (layer, manifest) = filled(&place).await;
+        fs::write(place.path().join("_mirror/index.redb"), damage).unwrap();
+        assert_serves(&place.open().await, &layer, &manifest).await;
+    }
+}
+
+#[tokio::test]
+async fn an_index_with_damaged_pages_costs_no_content() {
+    let place = Place::new();
+    let (layer, manifest) = filled(&place).await;
+    let path = place.path().join("_mirror/index.redb");
+    let mut index = fs::read(&path).unwrap();
+    for byte in index.iter_mut().skip(8192) {
+        *byte ^= 0x5a;
+    }
+    fs::write(&path, index).unwrap();
+    let store = place.open().await;
+    // The first questions may meet the damage; then the index is begun anew.
+    let mut served = None;
+    for _ in 0..5 {
+        store.flush().await;
+        until(|| store.is_settled()).await;
+        if let Ok(Some(blob)) = store.blob(&nginx(), &layer).await {
+            served = Some(read(&blob));
+            break;
+        }
+    }
+    assert_eq!(served.unwrap(), b"layer");
+    assert_serves(&store, &layer, &manifest).await;
+}
+
+#[tokio::test]
+async fn leftovers_of_unfinished_blobs_are_swept_at_start() {
+    let place = Place::new();
+    let store = place.open().await;
+    let staged = store.stage(&digest(b"x"), Some(1)).await.unwrap();
+    std::mem::forget(staged);
+    assert_eq!(place.scratch(), 1);
+    let copy = Place::new();
+    fs::create_dir_all(copy.path().join("_mirror/scratch")).unwrap();
+    fs::write(copy.path().join("_mirror/scratch/0"), "half").unwrap();
+    let _store = copy.open().await;
+    assert_eq!(copy.scratch(), 0);
+}
+
+#[tokio::test]
+async fn expiry_goes_on_where_distributions_stood() {
+    let place = Place::new();
+    let (layer, manifest) = filled(&place).await;
+    fs::remove_dir_all(place.path().join("_mirror")).unwrap();
+    let state = |hours: i64| (jiff::Timestamp::now() + jiff::SignedDuration::from_hours(hours)).to_string();
+    let entry = |digest: &Digest, kind: u8, hours| {
+        let key = format!("library/nginx@{digest}");
+        format!(
+            r#""{key}":{{"Key":"{key}","ExpiryData":"{}","EntryType":{kind}}}"#,
+            state(hours)
+        )
+    };
+    let (soon, late) = (entry(&layer, 0, 1), entry(&manifest.digest, 1, 100));
+    fs::write(
+        place.path().join("scheduler-state.json"),
+        format!("{{{soon},{late}}}"),
+    )
+    .unwrap();
+    let store = place.open().await;
+    let week = 168 * HOUR;
+    assert_eq!(store.expire(Some(week), FirstFetch).await.unwrap(), 0);
+    place.clock.advance(2 * HOUR);
+    assert_eq!(store.expire(Some(week), FirstFetch).await.unwrap(), 1);
+    assert_eq!(get(&store, &nginx(), &layer).await, None);
+    place.clock.advance(100 * HOUR);
+    assert_eq!(store.expire(Some(week), FirstFetch).await.unwrap(), 1);
+}
+
+#[tokio::test]
+async fn what_another_registry_did_meanwhile_is_learnt_from_the_files() {
+    let place = Place::new();
+    let (layer, manifest) = filled(&place).await;
+    fs::remove_file(place.data(&layer)).unwrap();
+    let new = digest(b"new");
+    fs::create_dir_all(place.data(&new).parent().unwrap()).unwrap();
+    fs::write(place.data(&new), "new").unwrap();
+    fs::write(place.path().join("scheduler-state.json"), "{}").unwrap();
+    let store = place.open().await;
+    assert_eq!(store.usage().bytes, 3 + manifest.bytes.len() as u64);
+    assert_eq!(get(&store, &nginx(), &layer).await, None);
+    assert_eq!(read(&store.content(&new).await.unwrap().unwrap()), b"new");
+}

@@ -1,0 +1,106 @@
+//! Tags, and what is listed.
+
+use super::*;
+
+#[tokio::test]
+async fn a_tag_remembers_its_digest_and_when_it_was_validated() {
+    let place = Place::new();
+    let store = place.open().await;
+    let (tag, digest) = ("latest".parse().unwrap(), digest(b"{}"));
+    assert_eq!(store.tag(&nginx(), &tag).await.unwrap(), None);
+    store.put_tag(&nginx(), &tag, &digest).await.unwrap();
+    place.clock.advance(HOUR);
+    let cached = store.tag(&nginx(), &tag).await.unwrap().unwrap();
+    assert!(cached.proven && cached.digest == digest);
+    assert!(place.clock.since(cached.validated) >= HOUR);
+}
+
+#[tokio::test]
+async fn a_validation_survives_a_restart_and_rewrites_no_link() {
+    let place = Place::new();
+    let store = place.open().await;
+    let (tag, digest) = ("latest".parse().unwrap(), digest(b"{}"));
+    store.put_tag(&nginx(), &tag, &digest).await.unwrap();
+    let link = place
+        .v2()
+        .join("repositories/library/nginx/_manifests/tags/latest/current/link");
+    let written = fs::metadata(&link).unwrap().modified().unwrap();
+    place.clock.advance(HOUR);
+    store.put_tag(&nginx(), &tag, &digest).await.unwrap();
+    store.flush().await;
+    drop(store);
+    let cached = place.open().await.tag(&nginx(), &tag).await.unwrap().unwrap();
+    assert!(cached.proven && place.clock.since(cached.validated) < HOUR);
+    assert_eq!(fs::metadata(&link).unwrap().modified().unwrap(), written);
+}
+
+#[tokio::test]
+async fn a_moved_tag_is_proven_after_a_restart_without_a_flush() {
+    let place = Place::new();
+    let store = place.open().await;
+    let tag = "latest".parse().unwrap();
+    store.put_tag(&nginx(), &tag, &digest(b"1")).await.unwrap();
+    store.put_tag(&nginx(), &tag, &digest(b"1")).await.unwrap();
+    store.put_tag(&nginx(), &tag, &digest(b"2")).await.unwrap();
+    drop(store);
+    let cached = place.open().await.tag(&nginx(), &tag).await.unwrap().unwrap();
+    assert_eq!((cached.digest, cached.proven), (digest(b"2"), true));
+}
+
+#[tokio::test]
+async fn a_tag_that_nobody_validated_is_known_but_not_proven() {
+    let place = Place::new();
+    let link = place
+        .v2()
+        .join("repositories/library/nginx/_manifests/tags/old/current");
+    fs::create_dir_all(&link).unwrap();
+    fs::write(link.join("link"), digest(b"{}").as_str()).unwrap();
+    let cached = place
+        .open()
+        .await
+        .tag(&nginx(), &"old".parse().unwrap())
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!((cached.digest, cached.proven), (digest(b"{}"), false));
+}
+
+#[tokio::test]
+async fn tags_and_repositories_are_listed_sorted() {
+    let place = Place::new();
+    let store = place.open().await;
+    for tag in ["b", "a", "B"] {
+        store
+            .put_tag(&nginx(), &tag.parse().unwrap(), &digest(b"{}"))
+            .await
+            .unwrap();
+    }
+    put(&store, &repository("quay.io", "org/app"), b"1").await;
+    put(&store, &repository("docker.io", "a/b/c"), b"2").await;
+    put(&store, &repository("docker.io", "a"), b"3").await;
+    assert_eq!(store.tags(&nginx()).await.unwrap(), ["B", "a", "b"]);
+    assert_eq!(
+        store.tags(&repository("quay.io", "org/app")).await.unwrap(),
+        Vec::<String>::new()
+    );
+    let repositories = store.repositories().await.unwrap();
+    assert_eq!(repositories, ["a", "a/b/c", "library/nginx", "quay.io/org/app"]);
+}
+
+#[tokio::test]
+async fn one_registrys_tags_are_never_served_as_anothers_when_the_default_changes() {
+    let place = Place::new();
+    let store = place.open().await;
+    let tag = "latest".parse().unwrap();
+    store.put_tag(&nginx(), &tag, &digest(b"hub")).await.unwrap();
+    drop(store);
+    let options = Options {
+        default_host: "quay.io".parse().unwrap(),
+        ..place.options()
+    };
+    let store = Store::open(place.path(), options).await.unwrap();
+    let there = repository("quay.io", "library/nginx");
+    assert_eq!(store.tag(&there, &tag).await.unwrap(), None);
+    let cached = store.tag(&nginx(), &tag).await.unwrap().unwrap();
+    assert_eq!((cached.digest, cached.proven), (digest(b"hub"), true));
+}
