@@ -5,13 +5,17 @@ pub mod audit;
 pub mod binaries;
 pub mod control_plane;
 pub mod fake_kubelet;
+pub mod image;
 pub mod pki;
 pub mod process;
 pub mod scratch;
+pub mod skopeo;
+pub mod upstream;
 pub mod wait;
 
 pub use control_plane::ControlPlane;
 pub use fake_kubelet::FakeKubelet;
+pub use upstream::Upstream;
 
 /// Makes `ring` the process's TLS provider, as the programs under test do; safe to call again.
 pub fn install_crypto_provider() {

@@ -1,9 +1,15 @@
 //! Keys and certificates that live as long as a test.
 
+use std::sync::Arc;
+
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
     KeyUsagePurpose,
 };
+use rustls::ServerConfig;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::TlsAcceptor;
 
 /// A certificate authority of the test's own.
 pub struct Authority {
@@ -48,5 +54,18 @@ impl Authority {
             certificate: certificate.pem(),
             key: key.serialize_pem(),
         })
+    }
+}
+
+impl Leaf {
+    /// What serves TLS with it.
+    pub fn acceptor(&self) -> Result<TlsAcceptor, rustls::Error> {
+        let unreadable = |error: rustls::pki_types::pem::Error| rustls::Error::General(error.to_string());
+        let chain: Result<_, _> = CertificateDer::pem_slice_iter(self.certificate.as_bytes()).collect();
+        let key = PrivateKeyDer::from_pem_slice(self.key.as_bytes()).map_err(unreadable)?;
+        let config = ServerConfig::builder()
+            .with_no_client_auth()
+            .with_single_cert(chain.map_err(unreadable)?, key)?;
+        Ok(TlsAcceptor::from(Arc::new(config)))
     }
 }

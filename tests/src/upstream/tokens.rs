@@ -1,0 +1,131 @@
+//! Bearer tokens, as registries hand them out (distribution's "Token Authentication Specification").
+
+use std::collections::HashMap;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use axum::http::HeaderMap;
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use http::header::AUTHORIZATION;
+use rand::RngExt;
+use serde_json::{Value, json};
+
+/// Where tokens are given.
+pub(super) const PATH: &str = "/token";
+
+/// The users, and the tokens that they were given.
+pub(super) struct Tokens {
+    lifetime: Duration,
+    users: Mutex<Vec<(String, String)>>,
+    issued: Mutex<HashMap<String, Issued>>,
+}
+
+struct Issued {
+    scope: String,
+    until: Instant,
+}
+
+impl Tokens {
+    pub(super) fn new(lifetime: Duration, users: &[(String, String)]) -> Self {
+        Self {
+            lifetime,
+            users: Mutex::new(users.to_vec()),
+            issued: Mutex::default(),
+        }
+    }
+
+    pub(super) fn set_users(&self, users: &[(String, String)]) {
+        if let Ok(mut known) = self.users.lock() {
+            *known = users.to_vec();
+        }
+    }
+
+    /// The body of the answer to a request for a token, if its Basic credentials are known.
+    pub(super) fn issue(&self, headers: &HeaderMap, scope: &str) -> Option<Value> {
+        let user = basic(headers)?;
+        if !self.users.lock().ok()?.contains(&user) {
+            return None;
+        }
+        let token = format!("{:032x}", rand::rng().random::<u128>());
+        let issued = Issued {
+            scope: scope.to_owned(),
+            until: Instant::now() + self.lifetime,
+        };
+        self.issued.lock().ok()?.insert(token.clone(), issued);
+        Some(json!({"token": token, "expires_in": self.lifetime.as_secs()}))
+    }
+
+    /// Whether a request carries a token that is good for `scope`; the empty scope asks for any token.
+    pub(super) fn admit(&self, headers: &HeaderMap, scope: &str) -> bool {
+        let token = headers
+            .get(AUTHORIZATION)
+            .and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
+        let Ok(issued) = self.issued.lock() else {
+            return false;
+        };
+        let known = token.and_then(|token| issued.get(token));
+        known.is_some_and(|known| known.until > Instant::now() && (scope.is_empty() || known.scope == scope))
+    }
+}
+
+fn basic(headers: &HeaderMap) -> Option<(String, String)> {
+    let encoded = headers
+        .get(AUTHORIZATION)?
+        .to_str()
+        .ok()?
+        .strip_prefix("Basic ")?;
+    let decoded = String::from_utf8(BASE64_STANDARD.decode(encoded).ok()?).ok()?;
+    let (user, password) = decoded.split_once(':')?;
+    Some((user.to_owned(), password.to_owned()))
+}
+
+/// What a pull from the repository in `path` needs; empty where the path names none.
+pub(super) fn scope(path: &str) -> String {
+    let inner = path.strip_prefix("/v2/").unwrap_or_default();
+    let end = ["/manifests/", "/blobs/", "/tags/", "/referrers/"]
+        .iter()
+        .filter_map(|part| inner.rfind(part))
+        .max();
+    end.map_or_else(String::new, |end| format!("repository:{}:pull", &inner[..end]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn authorization(value: &str) -> HeaderMap {
+        HeaderMap::from_iter([(AUTHORIZATION, value.parse().unwrap())])
+    }
+
+    #[test]
+    fn a_token_is_good_for_its_repository_until_it_expires() {
+        let user = ("u".to_owned(), "p".to_owned());
+        let tokens = Tokens::new(Duration::from_mins(1), &[user]);
+        let scope = scope("/v2/a/b/manifests/1");
+        assert_eq!(scope, "repository:a/b:pull");
+        let basic = format!("Basic {}", BASE64_STANDARD.encode("u:p"));
+        let answer = tokens.issue(&authorization(&basic), &scope).unwrap();
+        let bearer = authorization(&format!("Bearer {}", answer["token"].as_str().unwrap()));
+        assert!(tokens.admit(&bearer, &scope));
+        assert!(tokens.admit(&bearer, ""));
+        assert!(!tokens.admit(&bearer, "repository:c:pull"));
+        tokens
+            .issued
+            .lock()
+            .unwrap()
+            .values_mut()
+            .for_each(|issued| issued.until = Instant::now());
+        assert!(!tokens.admit(&bearer, &scope));
+    }
+
+    #[test]
+    fn nobody_unknown_gets_a_token() {
+        let tokens = Tokens::new(Duration::from_mins(1), &[("u".to_owned(), "p".to_owned())]);
+        let wrong = authorization(&format!("Basic {}", BASE64_STANDARD.encode("u:q")));
+        assert!(tokens.issue(&wrong, "").is_none());
+        assert!(tokens.issue(&HeaderMap::new(), "").is_none());
+        tokens.set_users(&[("u".to_owned(), "q".to_owned())]);
+        assert!(tokens.issue(&wrong, "").is_some());
+    }
+}
