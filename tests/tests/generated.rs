@@ -41,10 +41,7 @@ fn the_charts_readme_tells_every_value() {
     let (by_hand, _) = readme.split_once(MARK).expect("the README has a mark");
     let mut table = "| Value | Default | Meaning |\n|---|---|---|\n".to_owned();
     rows(&schema, &values, "", &mut table);
-    assert_up_to_date(
-        &format!("{CHART}/README.md"),
-        &format!("{by_hand}{MARK}{table}"),
-    );
+    assert_up_to_date(&format!("{CHART}/README.md"), &format!("{by_hand}{MARK}{table}"));
 }
 
 fn rows(schema: &Value, values: &Value, path: &str, table: &mut String) {
@@ -58,7 +55,9 @@ fn rows(schema: &Value, values: &Value, path: &str, table: &mut String) {
         if field["properties"].is_object() {
             rows(field, default, &format!("{path}."), table);
         } else {
-            let meaning = field["description"].as_str().unwrap_or_else(|| panic!("{path} has no meaning"));
+            let meaning = field["description"]
+                .as_str()
+                .unwrap_or_else(|| panic!("{path} has no meaning"));
             writeln!(table, "| `{path}` | `{default}` | {meaning} |").unwrap();
         }
     }

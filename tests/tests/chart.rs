@@ -1,0 +1,358 @@
+//! The Helm chart, put to Helm and to a real API server.
+
+#[path = "chart/cluster.rs"]
+mod cluster;
+#[path = "chart/helm.rs"]
+mod helm;
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use cluster::Cluster;
+use crds::RegistryMirror;
+use helm::Helm;
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::{Pod, Service, ServiceAccount};
+use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::api::{ListParams, PostParams};
+use kube::{Api, ResourceExt};
+use serde_json::{Value, json};
+use testbed::control_plane::skip_on_existing_cluster;
+use testbed::wait;
+
+const SOON: Duration = Duration::from_secs(60);
+const DEFINITION: &str = "registrymirrors.registrymirror.io";
+
+fn named<'a>(objects: &'a [Value], kind: &str) -> Vec<&'a Value> {
+    objects.iter().filter(|object| object["kind"] == kind).collect()
+}
+
+#[tokio::test]
+async fn helm_finds_nothing_to_improve() {
+    let helm = Helm::offline().await;
+    helm.run(&["lint", "--strict", "CHART"]).await.unwrap();
+}
+
+/// Values that change which objects there are, and those objects beside the Deployment.
+const SHAPES: [(&[&str], &[&str]); 8] = [
+    (
+        &[],
+        &[
+            "ClusterRole",
+            "ClusterRole",
+            "ClusterRole",
+            "ClusterRoleBinding",
+            "CustomResourceDefinition",
+            "Service",
+            "ServiceAccount",
+        ],
+    ),
+    (
+        &["--set=crds.enabled=false"],
+        &[
+            "ClusterRole",
+            "ClusterRole",
+            "ClusterRole",
+            "ClusterRoleBinding",
+            "Service",
+            "ServiceAccount",
+        ],
+    ),
+    (
+        &["--set=crds.enabled=false,watchNamespaces={a,b}"],
+        &[
+            "ClusterRole",
+            "ClusterRole",
+            "Role",
+            "Role",
+            "RoleBinding",
+            "RoleBinding",
+            "Service",
+            "ServiceAccount",
+        ],
+    ),
+    (
+        &["--set=crds.enabled=false,watchNamespaces={a},rbac.aggregate=false"],
+        &["Role", "RoleBinding", "Service", "ServiceAccount"],
+    ),
+    (
+        &["--set=crds.enabled=false,rbac.create=false"],
+        &["Service", "ServiceAccount"],
+    ),
+    (
+        &["--set=crds.enabled=false,rbac.create=false,serviceAccount.create=false,serviceAccount.name=mine"],
+        &["Service"],
+    ),
+    (
+        &["--set=crds.enabled=false,rbac.create=false,metrics.service=false"],
+        &["ServiceAccount"],
+    ),
+    (
+        &[
+            "--set=crds.enabled=false,rbac.create=false,metrics.service=false,resources=null,podLabels.a=b",
+            "--set=podAnnotations.a=b,nodeSelector.a=b,tolerations[0].operator=Exists,priorityClassName=p",
+            "--set=imagePullSecrets[0].name=s,serviceAccount.annotations.a=b,metrics.annotations.a=b",
+            "--set-json=affinity={\"nodeAffinity\":{}}",
+        ],
+        &["ServiceAccount"],
+    ),
+];
+
+#[tokio::test]
+async fn values_decide_which_objects_there_are() {
+    let helm = Helm::offline().await;
+    for (flags, expected) in SHAPES {
+        let objects = helm.template(flags).await.unwrap();
+        let mut kinds: Vec<_> = objects
+            .iter()
+            .map(|object| object["kind"].as_str().unwrap())
+            .collect();
+        kinds.sort_unstable();
+        let mut expected = [expected, &["Deployment"]].concat();
+        expected.sort_unstable();
+        assert_eq!(kinds, expected, "{flags:?}");
+        let names: BTreeSet<_> = objects
+            .iter()
+            .map(|o| {
+                format!(
+                    "{} {} {}",
+                    o["kind"], o["metadata"]["namespace"], o["metadata"]["name"]
+                )
+            })
+            .collect();
+        assert_eq!(names.len(), objects.len(), "two objects of one name: {names:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_the_operator_is_told_follows_from_the_values() {
+    let helm = Helm::offline().await;
+    for (flags, expected) in [
+        (
+            vec![],
+            vec![
+                "--server-image=registry-mirror:0.1.0",
+                "--log-level=info",
+                "--log-format=json",
+            ],
+        ),
+        (
+            vec!["--set=image.repository=r.example/m,image.tag=v2"],
+            vec!["--server-image=r.example/m:v2"],
+        ),
+        (
+            vec!["--set=mirrorImage=r.example/other:1"],
+            vec!["--server-image=r.example/other:1"],
+        ),
+        (
+            vec!["--set=watchNamespaces={a,b}"],
+            vec!["--watch-namespace=a", "--watch-namespace=b"],
+        ),
+        (
+            vec!["--set=logLevel=debug,logFormat=text"],
+            vec!["--log-level=debug", "--log-format=text"],
+        ),
+    ] {
+        let objects = helm.template(&flags).await.unwrap();
+        let container = &named(&objects, "Deployment")[0]["spec"]["template"]["spec"]["containers"][0];
+        let told: Vec<_> = container["args"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter_map(Value::as_str)
+            .collect();
+        for argument in expected {
+            assert!(told.contains(&argument), "{argument} is not in {told:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_digest_wins_over_a_tag() {
+    let helm = Helm::offline().await;
+    let digest = format!("sha256:{}", "0".repeat(64));
+    let objects = helm
+        .template(&["--set=image.tag=v2", &format!("--set=image.digest={digest}")])
+        .await
+        .unwrap();
+    let container = &named(&objects, "Deployment")[0]["spec"]["template"]["spec"]["containers"][0];
+    assert_eq!(container["image"], format!("registry-mirror@{digest}"));
+}
+
+#[tokio::test]
+async fn without_every_namespace_no_right_of_the_operator_reaches_beyond_those_that_are_named() {
+    let helm = Helm::offline().await;
+    let objects = helm.template(&["--set=watchNamespaces={a}"]).await.unwrap();
+    assert!(named(&objects, "ClusterRoleBinding").is_empty());
+    let roles = named(&objects, "Role");
+    assert_eq!(roles.len(), 1);
+    assert_eq!(roles[0]["metadata"]["namespace"], "a");
+}
+
+#[tokio::test]
+async fn no_rule_grants_everything_of_a_kind() {
+    let helm = Helm::offline().await;
+    for object in helm.template(&[]).await.unwrap() {
+        let rules = object["rules"].as_array().into_iter().flatten();
+        assert!(
+            rules.into_iter().all(|rule| !rule.to_string().contains('*')),
+            "{object}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn wrong_values_are_refused_by_name() {
+    let helm = Helm::offline().await;
+    for (flag, expected) in [
+        ("--set=image.tga=v2", "tga"),
+        ("--set=imagePullPolicy=Always", "imagePullPolicy"),
+        ("--set=image.pullPolicy=Sometimes", "/image/pullPolicy"),
+        ("--set=image.digest=sha256:abc", "/image/digest"),
+        ("--set=image.repository=", "/image/repository"),
+        ("--set=watchNamespaces=a", "/watchNamespaces"),
+        ("--set=watchNamespaces={A}", "/watchNamespaces/0"),
+        ("--set=watchNamespaces={a,a}", "/watchNamespaces"),
+        ("--set-string=crds.keep=no", "/crds/keep"),
+        ("--set=logLevel=loud", "/logLevel"),
+        ("--set=podLabels.a=1", "/podLabels/a"),
+        ("--set=serviceAccount.create=false", "serviceAccount.name"),
+    ] {
+        let refused = helm.template(&[flag]).await.unwrap_err();
+        assert!(refused.contains(expected), "{flag}: {refused}");
+    }
+}
+
+fn mirror(name: &str, storage: &Value) -> RegistryMirror {
+    let spec = json!({"upstreams": [{"host": "quay.io"}], "storage": storage});
+    RegistryMirror::new(name, serde_json::from_value(spec).unwrap())
+}
+
+#[tokio::test]
+async fn uninstalling_keeps_the_definition_and_its_mirrors_and_nothing_else() {
+    if skip_on_existing_cluster("uninstalling_keeps_the_definition_and_its_mirrors_and_nothing_else") {
+        return;
+    }
+    let cluster = Cluster::start().await;
+    let notes = cluster.install(&["--wait-for-jobs"]).await.unwrap();
+    assert!(notes.contains("kubectl get rmir"), "{notes}");
+    let mirrors = Api::<RegistryMirror>::namespaced(cluster.client.clone(), "operators");
+    let definitions = Api::<CustomResourceDefinition>::all(cluster.client.clone());
+    let hub = mirror("hub", &json!({"type": "Ephemeral"}));
+    wait::until("definition that takes a mirror", SOON, async || {
+        mirrors.create(&PostParams::default(), &hub).await.ok()
+    })
+    .await
+    .unwrap();
+
+    cluster.install(&["--set=logLevel=debug"]).await.unwrap();
+    let arguments = operator_arguments(&cluster).await;
+    assert!(
+        arguments.contains(&"--log-level=debug".to_owned()),
+        "{arguments:?}"
+    );
+    cluster
+        .helm
+        .run(&["rollback", "rm", "1", "--namespace=operators"])
+        .await
+        .unwrap();
+    let arguments = operator_arguments(&cluster).await;
+    assert!(
+        arguments.contains(&"--log-level=info".to_owned()),
+        "{arguments:?}"
+    );
+
+    cluster
+        .helm
+        .run(&["uninstall", "rm", "--namespace=operators"])
+        .await
+        .unwrap();
+    assert_eq!(left_behind(&cluster).await, Vec::<String>::new());
+    definitions.get(DEFINITION).await.unwrap();
+    mirrors.get("hub").await.unwrap();
+
+    let other = [
+        "install",
+        "other",
+        "CHART",
+        "--namespace=operators",
+        "--take-ownership",
+    ];
+    cluster.helm.run(&other).await.unwrap();
+    mirrors.get("hub").await.unwrap();
+}
+
+async fn operator_arguments(cluster: &Cluster) -> Vec<String> {
+    let deployments = Api::<Deployment>::namespaced(cluster.client.clone(), "operators");
+    let deployment = deployments.get("rm-registry-mirror").await.unwrap();
+    let template = deployment.spec.unwrap().template;
+    template.spec.unwrap().containers.remove(0).args.unwrap()
+}
+
+/// What still carries the release's name, the definition apart.
+async fn left_behind(cluster: &Cluster) -> Vec<String> {
+    async fn names<K>(api: Api<K>) -> Vec<String>
+    where
+        K: kube::Resource + Clone + std::fmt::Debug + serde::de::DeserializeOwned,
+        K::DynamicType: Default,
+    {
+        let of_the_release = ListParams::default().labels("app.kubernetes.io/instance=rm");
+        let found = api.list(&of_the_release).await.unwrap();
+        found.items.iter().map(ResourceExt::name_any).collect()
+    }
+    let client = || cluster.client.clone();
+    [
+        names(Api::<Deployment>::all(client())).await,
+        names(Api::<Service>::all(client())).await,
+        names(Api::<ServiceAccount>::all(client())).await,
+        names(Api::<ClusterRole>::all(client())).await,
+        names(Api::<ClusterRoleBinding>::all(client())).await,
+        names(Api::<Role>::all(client())).await,
+        names(Api::<RoleBinding>::all(client())).await,
+    ]
+    .concat()
+}
+
+#[tokio::test]
+async fn uninstalling_deletes_a_definition_that_is_not_to_be_kept() {
+    if skip_on_existing_cluster("uninstalling_deletes_a_definition_that_is_not_to_be_kept") {
+        return;
+    }
+    let cluster = Cluster::start().await;
+    cluster.install(&["--set=crds.keep=false"]).await.unwrap();
+    cluster
+        .helm
+        .run(&["uninstall", "rm", "--namespace=operators"])
+        .await
+        .unwrap();
+    let definitions = Api::<CustomResourceDefinition>::all(cluster.client.clone());
+    let gone = async || {
+        definitions
+            .get_opt(DEFINITION)
+            .await
+            .unwrap()
+            .is_none()
+            .then_some(())
+    };
+    wait::until("end of the definition", SOON, gone).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_operators_pod_is_admitted_under_the_restricted_standard() {
+    if skip_on_existing_cluster("the_operators_pod_is_admitted_under_the_restricted_standard") {
+        return;
+    }
+    let cluster = Cluster::start().await;
+    cluster.restricted_namespace("operators").await;
+    let objects = cluster.helm.template(&[]).await.unwrap();
+    let template = &named(&objects, "Deployment")[0]["spec"]["template"];
+    let mut pod: Pod = serde_json::from_value(template.clone()).unwrap();
+    pod.metadata.name = Some("operator".to_owned());
+    let dry_run = PostParams {
+        dry_run: true,
+        ..PostParams::default()
+    };
+    let pods = Api::<Pod>::namespaced(cluster.client.clone(), "operators");
+    pods.create(&dry_run, &pod).await.unwrap();
+}

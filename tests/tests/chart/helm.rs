@@ -1,0 +1,93 @@
+//! Helm, with a home of its own.
+
+use std::path::{Path, PathBuf};
+use std::process::{Output, Stdio};
+
+use serde_json::Value;
+use testbed::binaries::{self, workspace};
+use testbed::scratch::Scratch;
+use tokio::process::Command;
+
+/// The API server's version for what is rendered without one.
+const KUBERNETES: &str = "1.36.0";
+
+/// Helm and the chart.
+pub(crate) struct Helm {
+    program: PathBuf,
+    kubeconfig: Option<PathBuf>,
+    home: Scratch,
+}
+
+impl Helm {
+    /// Helm without a cluster.
+    pub(crate) async fn offline() -> Self {
+        Self {
+            program: binaries::get("helm").await.unwrap(),
+            kubeconfig: None,
+            home: Scratch::new("helm").unwrap(),
+        }
+    }
+
+    /// Helm with a cluster.
+    pub(crate) async fn with(kubeconfig: &Path) -> Self {
+        Self {
+            kubeconfig: Some(kubeconfig.to_owned()),
+            ..Self::offline().await
+        }
+    }
+
+    /// What Helm said, or why it refused. `CHART` stands for the chart's directory.
+    pub(crate) async fn run(&self, arguments: &[&str]) -> Result<String, String> {
+        let Output {
+            status,
+            stdout,
+            stderr,
+        } = self.command(arguments).output().await.unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        if status.success() {
+            Ok(text(stdout))
+        } else {
+            Err(text(stderr))
+        }
+    }
+
+    /// The objects that the chart renders to with these flags.
+    pub(crate) async fn template(&self, flags: &[&str]) -> Result<Vec<Value>, String> {
+        let mut arguments = vec![
+            "template",
+            "rm",
+            "CHART",
+            "--namespace",
+            "operators",
+            "--kube-version",
+            KUBERNETES,
+        ];
+        arguments.extend(flags);
+        let yaml = self.run(&arguments).await?;
+        let documents: Vec<Value> =
+            serde_saphyr::from_multiple(&yaml).map_err(|error| format!("{error}\n{yaml}"))?;
+        Ok(documents
+            .into_iter()
+            .filter(|document| !document.is_null())
+            .collect())
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let chart = workspace().join("charts/registry-mirror");
+        let mut command = Command::new(&self.program);
+        for argument in arguments {
+            match *argument {
+                "CHART" => command.arg(&chart),
+                other => command.arg(other),
+            };
+        }
+        // Nothing of the user's own Helm, and no cluster that nobody named.
+        for variable in ["HELM_CACHE_HOME", "HELM_CONFIG_HOME", "HELM_DATA_HOME"] {
+            command.env(variable, self.home.path());
+        }
+        let nowhere = self.home.path().join("no-kubeconfig");
+        command.env("KUBECONFIG", self.kubeconfig.as_ref().unwrap_or(&nowhere));
+        command.stdin(Stdio::null()).kill_on_drop(true);
+        command
+    }
+}
