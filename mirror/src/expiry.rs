@@ -1,11 +1,12 @@
 //! Lets content expire: removes what is older than the time to live, every minute.
 //!
 //! Ages come from the store's index, so they survive restarts, and a new time to live applies to all that
-//! is cached already.
+//! is cached already. Content that was not verified for long is hashed again beside that.
 
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Cache;
@@ -22,9 +23,11 @@ const EVERY_UNSETTLED: Duration = Duration::from_secs(1);
 /// [`Store::flush`].
 pub async fn run(store: Store, mut cache: watch::Receiver<Cache>, shutdown: CancellationToken) {
     let mut watched = true;
+    let mut scrub: Option<JoinHandle<()>> = None;
     while !shutdown.is_cancelled() {
         let (ttl, from) = {
             let cache = cache.borrow_and_update();
+            store.set_scrub_period(cache.scrub_period);
             (cache.ttl, cache.ttl_from)
         };
         match store.expire(ttl, from).await {
@@ -33,6 +36,9 @@ pub async fn run(store: Store, mut cache: watch::Receiver<Cache>, shutdown: Canc
             Err(error) => tracing::warn!(%error, "content could not expire; it is tried again"),
         }
         store.flush().await;
+        if scrub.as_ref().is_none_or(JoinHandle::is_finished) {
+            scrub = Some(tokio::spawn(hash_again(store.clone(), shutdown.clone())));
+        }
         let pause = if store.is_settled() {
             EVERY
         } else {
@@ -45,4 +51,11 @@ pub async fn run(store: Store, mut cache: watch::Receiver<Cache>, shutdown: Canc
         }
     }
     store.flush().await;
+}
+
+/// One at a time, beside the rounds, as it may take long.
+async fn hash_again(store: Store, shutdown: CancellationToken) {
+    if let Err(error) = store.scrub(&shutdown).await {
+        tracing::warn!(%error, "content could not be verified again; its next use queues it");
+    }
 }

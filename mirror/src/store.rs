@@ -15,6 +15,7 @@ mod manifests;
 mod path;
 mod rebuild;
 mod scheduler_state;
+mod scrub;
 mod space;
 mod stage;
 mod tags;

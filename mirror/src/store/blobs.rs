@@ -28,7 +28,7 @@ impl Store {
     /// the repository that they asked.
     pub async fn content(&self, digest: &Digest) -> Result<Option<Blob>, Error> {
         let digest = digest.clone();
-        self.blocking(move |inner| Ok(inner.find(&digest)?.map(|open| open.blob().clone())))
+        self.blocking(move |inner| Ok(inner.find(&digest)?.map(|(_, blob)| blob)))
             .await
     }
 
@@ -69,14 +69,15 @@ impl Inner {
         let Some(target) = link::read(&self.layout.layer_link(repository, digest))? else {
             return Ok(None);
         };
-        let Some(open) = self.find(&target)? else {
+        let Some((open, blob)) = self.find(&target)? else {
             return Ok(None);
         };
-        Ok(Some(self.hits.link(repository, digest, &open, self.clock.now())))
+        self.hits.link(repository, digest, &open, self.clock.now());
+        Ok(Some(blob))
     }
 
     /// Content by digest: what is open, else from disk. Damage is dropped.
-    fn find(&self, digest: &Digest) -> Result<Option<Arc<OpenBlob>>, Error> {
+    fn find(&self, digest: &Digest) -> Result<Option<(Arc<OpenBlob>, Blob)>, Error> {
         if let Some(open) = self.hits.open_blob(digest) {
             return Ok(Some(open));
         }
@@ -98,14 +99,21 @@ impl Inner {
         Ok(None)
     }
 
-    fn take_in(&self, digest: &Digest, file: File, size: u64, unknown: bool) -> Result<Arc<OpenBlob>, Error> {
+    fn take_in(
+        &self,
+        digest: &Digest,
+        file: File,
+        size: u64,
+        unknown: bool,
+    ) -> Result<(Arc<OpenBlob>, Blob), Error> {
         let (file, now) = (Arc::new(file), self.clock.now());
         if unknown {
             let (digest, now) = (digest.clone(), now.as_millisecond());
             let added = self.index.write(vec![Op::Discover { digest, size, now }])?;
             self.space.add(added.bytes, added.blobs);
         }
-        Ok(self.hits.opened(digest, &Blob { file, size }, now))
+        let blob = Blob { file, size };
+        Ok((self.hits.opened(digest, &blob, now), blob))
     }
 
     fn is_sound_on_disk(&self, digest: &Digest) -> bool {

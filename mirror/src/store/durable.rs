@@ -131,7 +131,7 @@ impl Scratch {
     }
 
     /// A new file, open for reading and writing.
-    pub(super) fn create(&self) -> Result<(File, PathBuf), IoError> {
+    pub(super) fn create(&self) -> Result<(File, Unfinished), IoError> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let path = self.directory.join(number.to_string());
         let file = OpenOptions::new()
@@ -140,22 +140,27 @@ impl Scratch {
             .create_new(true)
             .open(&path)
             .map_err(on("create", &path))?;
-        Ok((file, path))
+        Ok((file, Unfinished(path)))
     }
 
     /// Writes a small file whole: staged, synced, renamed.
     pub(super) fn write(&self, to: &Path, bytes: &[u8]) -> Result<(), IoError> {
-        let (mut file, path) = self.create()?;
-        let written = file
-            .write_all(bytes)
+        let (mut file, unfinished) = self.create()?;
+        file.write_all(bytes)
             .and_then(|()| file.sync_all())
-            .map_err(on("write", &path))
-            .and_then(|()| place(&path, to));
-        if written.is_err() {
-            // The sweep at the next start takes what can't be removed now.
-            let _ = fs::remove_file(&path);
-        }
-        written
+            .map_err(on("write", &unfinished.0))?;
+        place(&unfinished.0, to)
+    }
+}
+
+/// A scratch file, removed on drop unless it was renamed by then.
+#[derive(Debug)]
+pub(super) struct Unfinished(pub(super) PathBuf);
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        // Gone already once it was renamed; what can't be removed is swept at the next start.
+        let _ = fs::remove_file(&self.0);
     }
 }
 

@@ -68,7 +68,10 @@ impl Inner {
         if self.readonly {
             return Ok(0);
         }
-        self.write_marks()?;
+        if let Err(error) = self.write_marks() {
+            // A full disk must not keep from making room on it; some uses are forgotten then.
+            tracing::warn!(%error, "uses could not be written before evicting");
+        }
         let (mut freed, mut last) = (0, None);
         while freed < wanted {
             let oldest = self.index.oldest(Order::Use, last.as_ref(), BATCH)?;
@@ -183,7 +186,16 @@ impl Inner {
 
     /// Hands what was only marked in memory to the index.
     pub(super) fn write_marks(&self) -> Result<(), Error> {
-        self.index.write(self.hits.take_marks())?;
+        let marks = self.hits.take_marks();
+        let used: Vec<_> = marks
+            .iter()
+            .filter_map(|mark| match mark {
+                Op::Use(digest, _) => Some(digest.clone()),
+                _ => None,
+            })
+            .collect();
+        self.index.write(marks)?;
+        self.suspect(used)?;
         Ok(())
     }
 }

@@ -9,6 +9,7 @@ use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
+use arc_swap::ArcSwapOption;
 use jiff::Timestamp;
 use moka::sync::Cache;
 use rustix::process::{Resource, getrlimit};
@@ -37,11 +38,12 @@ pub(super) struct Presence {
     gone: AtomicBool,
 }
 
-/// A blob whose file is open.
+/// A blob whose file is open, until the blob goes: an open file keeps its room on the disk.
 #[derive(Debug)]
 pub(super) struct OpenBlob {
     presence: Arc<Presence>,
-    blob: Blob,
+    file: ArcSwapOption<File>,
+    size: u64,
 }
 
 #[derive(Debug)]
@@ -90,18 +92,19 @@ impl Hits {
     pub(super) fn blob(&self, repository: &Repository, digest: &Digest, now: Timestamp) -> Option<Blob> {
         let key = (repository.clone(), digest.clone());
         let open = self.blobs.get(&key)?;
-        if open.is_sound() {
-            self.mark(&open.presence, now);
-            return Some(open.blob.clone());
-        }
-        self.blobs.invalidate(&key);
-        None
+        let Some(blob) = open.sound() else {
+            self.blobs.invalidate(&key);
+            return None;
+        };
+        self.mark(&open.presence, now);
+        Some(blob)
     }
 
     /// A blob that is open for any repository.
-    pub(super) fn open_blob(&self, digest: &Digest) -> Option<Arc<OpenBlob>> {
+    pub(super) fn open_blob(&self, digest: &Digest) -> Option<(Arc<OpenBlob>, Blob)> {
         let open = lock(&self.known).get(digest)?.open.upgrade()?;
-        open.is_sound().then_some(open)
+        let blob = open.sound()?;
+        Some((open, blob))
     }
 
     /// Takes a blob's opened file in, and counts its use.
@@ -110,7 +113,8 @@ impl Hits {
         self.mark(&presence, now);
         let open = Arc::new(OpenBlob {
             presence: presence.clone(),
-            blob: blob.clone(),
+            file: ArcSwapOption::new(Some(blob.file.clone())),
+            size: blob.size,
         });
         lock(&self.known).insert(
             digest.clone(),
@@ -130,11 +134,10 @@ impl Hits {
         digest: &Digest,
         open: &Arc<OpenBlob>,
         now: Timestamp,
-    ) -> Blob {
+    ) {
         self.mark(&open.presence, now);
         self.blobs
             .insert((repository.clone(), digest.clone()), open.clone());
-        open.blob.clone()
     }
 
     pub(super) fn manifest(
@@ -183,11 +186,16 @@ impl Hits {
         }
     }
 
-    /// Nothing in memory leads to this content any more; files that are open stay readable.
+    /// Nothing in memory leads to this content any more. Who has it open may go on reading.
     pub(super) fn forget(&self, digest: &Digest) {
-        let known = lock(&self.known).remove(digest);
-        if let Some(presence) = known.and_then(|known| known.presence.upgrade()) {
+        let Some(known) = lock(&self.known).remove(digest) else {
+            return;
+        };
+        if let Some(presence) = known.presence.upgrade() {
             presence.gone.store(true, Ordering::Release);
+        }
+        if let Some(open) = known.open.upgrade() {
+            open.file.store(None);
         }
     }
 
@@ -242,14 +250,13 @@ impl Hits {
 }
 
 impl OpenBlob {
-    pub(super) fn blob(&self) -> &Blob {
-        &self.blob
-    }
-
-    /// One `fstat`: not truncated, not grown, not removed behind our back.
-    fn is_sound(&self) -> bool {
-        let whole = |found: std::fs::Metadata| found.len() == self.blob.size && found.nlink() > 0;
-        !self.presence.gone.load(Ordering::Acquire) && self.blob.file.metadata().is_ok_and(whole)
+    /// The blob, after one `fstat`: not truncated, not grown, not removed behind our back.
+    fn sound(&self) -> Option<Blob> {
+        let file = self.file.load_full()?;
+        let found = file.metadata().ok()?;
+        let size = self.size;
+        let sound = found.len() == size && found.nlink() > 0 && !self.presence.gone.load(Ordering::Acquire);
+        sound.then_some(Blob { file, size })
     }
 }
 

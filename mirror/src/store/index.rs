@@ -32,6 +32,7 @@ const CACHE: usize = 16 << 20;
 pub struct Failure {
     reason: String,
     full: bool,
+    damaged: bool,
 }
 
 impl Failure {
@@ -58,6 +59,10 @@ impl Index {
     pub(super) fn open(path: &Path) -> Result<Self, IoError> {
         let database = match open_or_panic(path) {
             Ok(database) => database,
+            // Not damage: what keeps us from opening it has to end.
+            Err(failure) if !failure.damaged => {
+                return Err(on("open", path)(std::io::Error::other(failure)));
+            }
             Err(failure) => {
                 tracing::warn!(%failure, "the cache's index is damaged and is rebuilt from the files");
                 begin_anew(path)?
@@ -95,21 +100,10 @@ impl Index {
 
     fn write_queue(&self) {
         let batch = std::mem::take(&mut *lock(&self.queue));
-        let result = self.with(|database| {
-            let mut transaction = database.begin_write()?;
-            transaction.set_quick_repair(true);
-            if !batch.iter().flat_map(|(ops, _)| ops).any(Op::must_last) {
-                transaction.set_durability(Durability::None)?;
-            }
-            let added = batch
-                .iter()
-                .map(|(ops, _)| apply::apply(&transaction, ops))
-                .collect::<Result<Vec<_>, _>>()?;
-            transaction.commit()?;
-            if batch.iter().flat_map(|(ops, _)| ops).any(Op::moves_expiry) {
-                self.changes.fetch_add(1, Ordering::Release);
-            }
-            Ok(added)
+        let result = self.commit(&batch).or_else(|failure| {
+            // It was opened again by now; and where the disk was full, content may just have gone.
+            tracing::debug!(%failure, "a change of the index is tried again");
+            self.commit(&batch)
         });
         for (number, (_, outcome)) in batch.iter().enumerate() {
             let own = result
@@ -118,6 +112,26 @@ impl Index {
             // Set once: nobody else knows this outcome.
             let _ = outcome.set(own.map_err(Clone::clone));
         }
+    }
+
+    fn commit(&self, batch: &[(Vec<Op>, Outcome)]) -> Result<Vec<Added>, Failure> {
+        let ops = || batch.iter().flat_map(|(ops, _)| ops);
+        self.with(|database| {
+            let mut transaction = database.begin_write()?;
+            transaction.set_quick_repair(true);
+            if !ops().any(Op::must_last) {
+                transaction.set_durability(Durability::None)?;
+            }
+            let added = batch
+                .iter()
+                .map(|(ops, _)| apply::apply(&transaction, ops))
+                .collect::<Result<Vec<_>, _>>()?;
+            transaction.commit()?;
+            if ops().any(Op::moves_expiry) {
+                self.changes.fetch_add(1, Ordering::Release);
+            }
+            Ok(added)
+        })
     }
 
     fn read<T>(&self, query: impl FnOnce(ReadTransaction) -> Result<T, redb::Error>) -> Result<T, Failure> {
@@ -134,16 +148,17 @@ impl Index {
             return Err(Failure {
                 reason: "it was closed after a failure".to_owned(),
                 full: false,
+                damaged: false,
             });
         };
         let done = catch_unwind(AssertUnwindSafe(|| work(database)));
         drop(guard);
-        let (failure, damaged) = match done {
+        let failure = match done {
             Ok(Ok(value)) => return Ok(value),
-            Ok(Err(error)) => (describe(&error), matches!(error, redb::Error::Corrupted(_))),
-            Err(_) => (panicked(), true),
+            Ok(Err(error)) => describe(&error),
+            Err(_) => panicked(),
         };
-        self.close(damaged);
+        self.close(failure.damaged);
         Err(failure)
     }
 
@@ -189,9 +204,15 @@ fn begin_anew(path: &Path) -> Result<Database, IoError> {
 }
 
 fn describe(error: &redb::Error) -> Failure {
+    let kind = match error {
+        redb::Error::Io(io) => Some(io.kind()),
+        _ => None,
+    };
     Failure {
         reason: error.to_string(),
-        full: matches!(error, redb::Error::Io(io) if matches!(io.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)),
+        full: matches!(kind, Some(ErrorKind::StorageFull | ErrorKind::QuotaExceeded)),
+        damaged: matches!(kind, Some(ErrorKind::InvalidData | ErrorKind::UnexpectedEof))
+            || matches!(error, redb::Error::Corrupted(_) | redb::Error::UpgradeRequired(_)),
     }
 }
 
@@ -199,5 +220,129 @@ fn panicked() -> Failure {
     Failure {
         reason: StorageError::Corrupted("a damaged page".to_owned()).to_string(),
         full: false,
+        damaged: true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::digest::{Algorithm, Digest};
+    use crate::name::Repository;
+
+    fn digest(number: u64) -> Digest {
+        Digest::of(Algorithm::Sha256, &number.to_le_bytes())
+    }
+
+    fn admit(number: u64) -> Op {
+        Op::Admit {
+            digest: digest(number),
+            size: 10,
+            now: i64::try_from(number).unwrap(),
+        }
+    }
+
+    fn filled(path: &Path, count: u64) -> Index {
+        let index = Index::open(path).unwrap();
+        index.write((0..count).map(admit).collect()).unwrap();
+        index
+    }
+
+    #[test]
+    fn what_is_written_survives_a_kill() {
+        let root = tempfile::tempdir().unwrap();
+        let index = filled(&root.path().join("index"), 1000);
+        index.write(vec![Op::Remove(digest(0))]).unwrap();
+        // What a killed process leaves is what is in the file while it is open.
+        let copy = root.path().join("copy");
+        fs::copy(root.path().join("index"), &copy).unwrap();
+        let again = Index::open(&copy).unwrap();
+        let (bytes, blobs) = again.totals().unwrap();
+        assert!(
+            blobs >= 999 && bytes == blobs * 10,
+            "{bytes} bytes, {blobs} blobs"
+        );
+        assert_eq!(again.get(&digest(7)).unwrap().unwrap().used, 7);
+    }
+
+    #[test]
+    fn the_oldest_come_in_order_page_by_page() {
+        let root = tempfile::tempdir().unwrap();
+        let index = filled(&root.path().join("index"), 10);
+        index
+            .write(vec![Op::Use(digest(0), 100), Op::Use(digest(3), 2)])
+            .unwrap();
+        let first = index.oldest(Order::Use, None, 4).unwrap();
+        let then = index.oldest(Order::Use, first.last(), 100).unwrap();
+        let times: Vec<_> = first.iter().chain(&then).map(|(time, _)| *time).collect();
+        assert_eq!(times, [1, 2, 3, 4, 5, 6, 7, 8, 9, 100]);
+        let fetched = index.oldest(Order::Fetch, None, 1).unwrap();
+        assert_eq!(fetched, [(0, digest(0))]);
+    }
+
+    #[test]
+    fn every_change_may_be_applied_twice() {
+        let root = tempfile::tempdir().unwrap();
+        let index = filled(&root.path().join("index"), 2);
+        index.write(vec![admit(1), admit(1)]).unwrap();
+        assert_eq!(index.totals().unwrap(), (20, 2));
+        index
+            .write(vec![Op::Remove(digest(1)), Op::Remove(digest(1))])
+            .unwrap();
+        assert_eq!(index.totals().unwrap(), (10, 1));
+    }
+
+    #[test]
+    fn what_leads_to_content_goes_with_it_and_nothing_else_does() {
+        let root = tempfile::tempdir().unwrap();
+        let index = filled(&root.path().join("index"), 2);
+        let repository = Repository {
+            host: "docker.io".parse().unwrap(),
+            name: "a/b".parse().unwrap(),
+        };
+        let links = [
+            Link::Layer(repository.clone(), digest(0)),
+            Link::Revision(repository.clone(), digest(0)),
+            Link::Tag(repository, "latest".parse().unwrap()),
+        ];
+        for number in 0..2 {
+            let ops = links.iter().map(|link| Op::Link(digest(number), link.clone()));
+            index.write(ops.collect()).unwrap();
+        }
+        assert_eq!(index.links(&digest(0)).unwrap(), links);
+        index.write(vec![Op::Remove(digest(0))]).unwrap();
+        assert_eq!(index.links(&digest(0)).unwrap(), []);
+        assert_eq!(index.links(&digest(1)).unwrap(), links);
+    }
+
+    #[test]
+    fn writers_at_once_all_get_their_own_outcome() {
+        let root = tempfile::tempdir().unwrap();
+        let index = filled(&root.path().join("index"), 0);
+        std::thread::scope(|scope| {
+            for number in 0..16 {
+                let index = &index;
+                scope.spawn(move || {
+                    let found = Op::Discover {
+                        digest: digest(number / 2),
+                        size: 10,
+                        now: 1,
+                    };
+                    index.write(vec![found]).unwrap();
+                    assert!(index.get(&digest(number / 2)).unwrap().is_some());
+                });
+            }
+        });
+        assert_eq!(index.totals().unwrap(), (80, 8));
+    }
+
+    #[test]
+    fn an_index_that_somebody_has_open_is_an_error_and_stays() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("index");
+        let index = filled(&path, 1);
+        assert!(Index::open(&path).is_err());
+        drop(index);
+        assert_eq!(Index::open(&path).unwrap().totals().unwrap(), (10, 1));
     }
 }

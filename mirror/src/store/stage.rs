@@ -1,15 +1,14 @@
 //! A blob on its way in: reserved, written to scratch, hashed, compared, made durable, linked.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use rustix::fs::{FallocateFlags, fallocate};
 
 use crate::digest::{Digest, Hasher};
 use crate::name::Repository;
-use crate::store::durable::{IoError, on};
+use crate::store::durable::{IoError, Unfinished, on};
 use crate::store::index::Link;
 use crate::store::space::Reservation;
 use crate::store::{Blob, Error, Inner, StageError, Store};
@@ -36,22 +35,11 @@ pub struct Staged {
     expected: Digest,
     size: Option<u64>,
     file: Arc<File>,
-    scratch: Leftover,
+    scratch: Unfinished,
     hasher: Hasher,
     found: Option<Digest>,
     written: u64,
     room: Reservation,
-}
-
-/// Removes a scratch file that did not become content.
-#[derive(Debug)]
-struct Leftover(PathBuf);
-
-impl Drop for Leftover {
-    fn drop(&mut self) {
-        // Gone already once it was renamed; what can't be removed is swept at the next start.
-        let _ = fs::remove_file(&self.0);
-    }
 }
 
 impl Staged {
@@ -62,12 +50,12 @@ impl Staged {
             return Err(StageError::ReadOnly);
         }
         let room = inner.reserve(size.unwrap_or(STEP))?;
-        let (file, path) = inner.scratch.create()?;
+        let (file, scratch) = inner.scratch.create()?;
         let staged = Self {
             expected: expected.clone(),
             size,
             file: Arc::new(file),
-            scratch: Leftover(path),
+            scratch,
             hasher: Hasher::new(expected.algorithm()),
             found: None,
             written: 0,
@@ -194,7 +182,7 @@ pub(super) struct Finished {
     pub(super) digest: Digest,
     pub(super) blob: Blob,
     room: Reservation,
-    scratch: Leftover,
+    scratch: Unfinished,
 }
 
 impl Finished {

@@ -11,6 +11,7 @@ use crate::store::durable::{on, place};
 use crate::store::hits::lock;
 use crate::store::index::{Entry, Link, Op, Order};
 use crate::store::scheduler_state::{self, Kind};
+use crate::store::scrub::Suspects;
 use crate::store::{Error, Inner, Store, rebuild};
 
 /// Distribution's expiries are turned into ours in batches of this size.
@@ -24,6 +25,7 @@ pub(super) struct Upkeep {
     ttl: Mutex<Option<(Duration, TtlFrom)>>,
     /// What the expiry state was last written for.
     state_of: Mutex<Option<(u64, Duration, TtlFrom)>>,
+    pub(super) suspects: Suspects,
 }
 
 impl Store {
@@ -116,11 +118,12 @@ impl Inner {
     fn write_scheduler_state(&self, ttl: Duration, from: TtlFrom) -> Result<(), Error> {
         let path = self.layout.scheduler_state();
         let now = (self.index.changes(), ttl, from);
-        if lock(&self.upkeep.state_of).replace(now) == Some(now) {
+        let mut written_for = lock(&self.upkeep.state_of);
+        if *written_for == Some(now) {
             return Ok(());
         }
         let (file, scratch) = self.scratch.create()?;
-        scheduler_state::write::<Error>(file, &scratch, |writer| {
+        scheduler_state::write::<Error>(file, &scratch.0, |writer| {
             self.index.each_link(|digest, link, entry| {
                 let (repository, kind) = match link {
                     Link::Layer(repository, _) => (repository, Kind::Blob),
@@ -132,12 +135,13 @@ impl Inner {
                 }
                 writer
                     .entry(&repository.name, digest, expiry(entry, ttl, from), kind)
-                    .map_err(|error| on("write", &scratch)(error).into())
+                    .map_err(|error| on("write", &scratch.0)(error).into())
             })
         })?;
-        place(&scratch, &path)?;
+        place(&scratch.0, &path)?;
         let seen = scheduler_state::fingerprint(&path);
         self.index.write(vec![Op::StateSeen(seen)])?;
+        *written_for = Some(now);
         Ok(())
     }
 }

@@ -159,8 +159,5 @@ async fn a_blob_of_unknown_size_reserves_as_it_grows() {
     }
     staged.commit(&[nginx()]).await.unwrap();
     assert!(store.usage().bytes <= 20 << 20);
-    assert!(
-        get(&store, &nginx(), &kept).await.is_none(),
-        "both do not fit"
-    );
+    assert!(get(&store, &nginx(), &kept).await.is_none(), "both do not fit");
 }

@@ -6,6 +6,7 @@ mod crash;
 mod damage;
 mod distribution;
 mod expiry;
+mod full;
 mod limits;
 mod restart;
 mod tags;

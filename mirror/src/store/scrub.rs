@@ -1,0 +1,136 @@
+//! Scrubbing: what is used, and was not hashed for long, is read again in the background.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::io::{self, IoSliceMut};
+use std::os::unix::fs::MetadataExt;
+use std::sync::{Mutex, MutexGuard};
+use std::time::Duration;
+
+use rustix::io::{Errno, ReadWriteFlags, preadv2};
+use tokio_util::sync::CancellationToken;
+
+use crate::digest::{Digest, Hasher};
+use crate::store::hits::lock;
+use crate::store::index::Op;
+use crate::store::{Error, Inner, Store};
+
+/// What is remembered at most; the rest is found by its next use.
+const SUSPECTS: usize = 1024;
+/// Read at once.
+const CHUNK: usize = 1 << 20;
+/// The pause after each chunk: at most 32 MiB a second, which leaves the disk to clients.
+const PAUSE: Duration = Duration::from_millis(31);
+/// `RWF_DONTCACHE` (Linux 6.14): what was not in the page cache does not stay there.
+const UNCACHED: ReadWriteFlags = ReadWriteFlags::from_bits_retain(0x80);
+
+/// Content that should be hashed again.
+#[derive(Debug, Default)]
+pub(super) struct Suspects(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    period: Option<Duration>,
+    waiting: HashSet<Digest>,
+}
+
+impl Suspects {
+    fn state(&self) -> MutexGuard<'_, State> {
+        lock(&self.0)
+    }
+
+    fn next(&self) -> Option<Digest> {
+        let mut state = self.state();
+        let digest = state.waiting.iter().next()?.clone();
+        state.waiting.take(&digest)
+    }
+}
+
+impl Store {
+    /// Sets after which time content is hashed again when it is used; `None`: never. Content that was
+    /// taken over never was hashed, so its first use is enough.
+    pub fn set_scrub_period(&self, period: Option<Duration>) {
+        let mut state = self.inner.upkeep.suspects.state();
+        state.period = period;
+        if period.is_none() {
+            state.waiting.clear();
+        }
+    }
+
+    /// Hashes what [`flush`](Self::flush) found to be due, one at a time and slowly, and drops what is
+    /// damaged. Returns how many were.
+    pub async fn scrub(&self, shutdown: &CancellationToken) -> Result<u64, Error> {
+        let mut damaged = 0;
+        while let Some(digest) = self.inner.upkeep.suspects.next() {
+            let stop = shutdown.clone();
+            damaged += u64::from(self.blocking(move |inner| inner.scrub(&digest, &stop)).await?);
+        }
+        Ok(damaged)
+    }
+}
+
+impl Inner {
+    /// Remembers which of what was used is due.
+    pub(super) fn suspect(&self, used: Vec<Digest>) -> Result<(), Error> {
+        let Some(period) = self.upkeep.suspects.state().period else {
+            return Ok(());
+        };
+        let period = i64::try_from(period.as_millis()).unwrap_or(i64::MAX);
+        let due = self.clock.now().as_millisecond().saturating_sub(period);
+        for digest in used {
+            if self.index.get(&digest)?.is_some_and(|entry| entry.verified < due) {
+                let mut state = self.upkeep.suspects.state();
+                if state.waiting.len() < SUSPECTS {
+                    state.waiting.insert(digest);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// True where the content was damaged, and was dropped.
+    fn scrub(&self, digest: &Digest, stop: &CancellationToken) -> Result<bool, Error> {
+        let path = self.layout.blob_data(digest);
+        let Ok(file) = File::open(&path) else {
+            return Ok(false);
+        };
+        match hash(&file, digest, stop) {
+            Ok(None) => return Ok(false),
+            Ok(Some(found)) if found == *digest => {
+                let now = self.clock.now().as_millisecond();
+                self.index.write(vec![Op::Verified(digest.clone(), now)])?;
+                return Ok(false);
+            }
+            Ok(Some(_)) => tracing::warn!(%digest, "damaged content dropped: it has another digest"),
+            Err(error) => tracing::warn!(%digest, %error, "damaged content dropped: it can't be read"),
+        }
+        let inode = |found: std::fs::Metadata| found.ino();
+        let read = file.metadata().map(inode).ok();
+        self.remove_unless(digest, || path.metadata().map(inode).ok() != read)?;
+        Ok(true)
+    }
+}
+
+/// The digest of a file; `None` where it was told to stop.
+fn hash(file: &File, digest: &Digest, stop: &CancellationToken) -> io::Result<Option<Digest>> {
+    let (mut hasher, mut chunk, mut at) = (Hasher::new(digest.algorithm()), vec![0; CHUNK], 0);
+    while !stop.is_cancelled() {
+        let read = read_uncached(file, &mut chunk, at)?;
+        if read == 0 {
+            return Ok(Some(hasher.finish()));
+        }
+        hasher.update(chunk.get(..read).unwrap_or_default());
+        at += read as u64;
+        std::thread::sleep(PAUSE);
+    }
+    Ok(None)
+}
+
+fn read_uncached(file: &File, chunk: &mut [u8], at: u64) -> io::Result<usize> {
+    let read = |flags, chunk: &mut [u8]| preadv2(file, &mut [IoSliceMut::new(chunk)], at, flags);
+    match read(UNCACHED, chunk) {
+        // An older kernel, or a file system that can't.
+        Err(Errno::OPNOTSUPP | Errno::INVAL) => Ok(read(ReadWriteFlags::empty(), chunk)?),
+        done => Ok(done?),
+    }
+}
