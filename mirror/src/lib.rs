@@ -14,3 +14,4 @@ pub mod metrics;
 pub mod name;
 pub mod secret;
 pub mod store;
+pub mod upstream;

@@ -1,0 +1,183 @@
+//! The registries that are asked for what the cache has not.
+//!
+//! A question goes `manifests`, `lists` or `blobs` → `exchange` (authorization by `access`, `token`
+//! and `challenge`; rests; redirects) → `wire` (one request, whether upstream is there at all) →
+//! `clients`. Whom it may lead to is decided in `redirect`, `trust` and `address`.
+
+mod access;
+mod address;
+mod answer;
+mod blobs;
+mod challenge;
+mod clients;
+mod error;
+mod exchange;
+mod health;
+mod lists;
+mod manifests;
+mod options;
+mod redirect;
+mod rest;
+mod token;
+mod trust;
+mod verify;
+mod wire;
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use tokio::sync::Semaphore;
+use url::Url;
+
+pub use blobs::{BlobAnswer, BlobBody};
+pub use error::{BuildError, Error};
+pub use lists::ListAnswer;
+pub use manifests::{MOST_MANIFEST, ManifestAnswer, ManifestHead};
+pub use options::{Limits, Options, Timeouts};
+pub use verify::Verdict;
+
+use access::{Access, Policy};
+use address::Guard;
+use clients::Clients;
+use health::{Contact, Health};
+use rest::Class;
+use trust::HostPattern;
+use wire::Wire;
+
+use crate::clock::Clock;
+use crate::config;
+use crate::credentials::Credential;
+use crate::name::{Host, RepositoryName};
+
+/// One upstream registry.
+pub struct Upstream {
+    wire: Arc<Wire>,
+    prefix: Option<RepositoryName>,
+    policy: Policy,
+    clock: Clock,
+    access: ArcSwap<Access>,
+    blobs: Arc<Semaphore>,
+    others: Arc<Semaphore>,
+}
+
+/// What is known about an upstream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// It answered last.
+    Reachable,
+    /// It is down; requests fail at once until a probe finds it back.
+    Unreachable,
+    /// It wants to be left alone for a while, at least with some requests.
+    RateLimited,
+    /// Nothing was asked yet.
+    Unknown,
+}
+
+impl Upstream {
+    /// An upstream with default options.
+    ///
+    /// # Errors
+    /// If its CA file can't be used.
+    pub fn new(config: &config::Upstream, clock: Clock) -> Result<Self, BuildError> {
+        let options = Options {
+            clock,
+            ..Options::default()
+        };
+        Self::with_options(config, options)
+    }
+
+    /// An upstream.
+    ///
+    /// # Errors
+    /// If its CA file can't be used.
+    pub fn with_options(config: &config::Upstream, options: Options) -> Result<Self, BuildError> {
+        let remote = bare(&config.remote);
+        let trust = &config.trust;
+        let trusted = trust.redirects.iter().chain(&trust.realms).map(String::as_str);
+        let guard = Guard::new(&remote, trusted);
+        let clients = Clients::new(config, &options.timeouts, &guard)?;
+        let policy = Policy {
+            remote: remote.clone(),
+            realms: trust.realms.iter().map(|realm| HostPattern::new(realm)).collect(),
+            clear_text: config.insecure_allow_http_credentials,
+        };
+        let access = Access::new(
+            Ok(config.credential.clone()),
+            policy.clone(),
+            options.clock.clone(),
+        );
+        Ok(Self {
+            wire: Arc::new(Wire {
+                host: config.host.clone(),
+                remote,
+                timeouts: options.timeouts,
+                metrics: options.metrics,
+                health: Health::default(),
+                guard,
+                clients,
+            }),
+            prefix: config.repository_prefix.clone(),
+            policy,
+            clock: options.clock,
+            access: ArcSwap::from_pointee(access),
+            blobs: Arc::new(Semaphore::new(options.limits.blobs)),
+            others: Arc::new(Semaphore::new(options.limits.others)),
+        })
+    }
+
+    /// Its name as clients write it.
+    pub fn host(&self) -> &Host {
+        &self.wire.host
+    }
+
+    /// Shows this credential from now on; tokens and rests of the one before are forgotten.
+    pub fn use_credential(&self, credential: Credential, version: u64) {
+        tracing::info!(host = %self.host(), version, "credential in use");
+        self.change(Ok(credential));
+    }
+
+    /// Asks nothing from now on: there is no usable credential, and to go on without would hide that.
+    pub fn refuse(&self, reason: String) {
+        tracing::warn!(host = %self.host(), reason, "no usable credential");
+        self.change(Err(reason));
+    }
+
+    fn change(&self, credential: Result<Credential, String>) {
+        let access = Access::new(credential, self.policy.clone(), self.clock.clone());
+        self.access.store(Arc::new(access));
+    }
+
+    /// What is known about it.
+    pub fn state(&self) -> State {
+        let access = self.access();
+        let limited = |class| access.rests.left(class).is_some();
+        match self.wire.health.contact() {
+            Contact::Down { .. } => State::Unreachable,
+            _ if Class::ALL.into_iter().any(limited) => State::RateLimited,
+            Contact::Up => State::Reachable,
+            Contact::None => State::Unknown,
+        }
+    }
+
+    fn access(&self) -> Arc<Access> {
+        self.access.load_full()
+    }
+
+    /// A repository's name at the upstream.
+    fn name(&self, name: &RepositoryName) -> String {
+        match &self.prefix {
+            Some(prefix) => format!("{prefix}/{name}"),
+            None => name.to_string(),
+        }
+    }
+}
+
+/// The URL without what would be sent along with every request.
+fn bare(remote: &Url) -> Url {
+    let mut bare = remote.clone();
+    bare.set_query(None);
+    bare.set_fragment(None);
+    // Fails only for URLs that have no host, which can't have a user either.
+    let _ = bare.set_username("").and_then(|()| bare.set_password(None));
+    bare
+}

@@ -1,0 +1,317 @@
+//! Blobs (distribution-spec, "Pulling blobs").
+
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use futures::Stream;
+use futures::stream::BoxStream;
+use futures::{StreamExt, TryStreamExt};
+use http::header::{ACCEPT_ENCODING, CONTENT_RANGE, RANGE};
+use http::{HeaderMap, HeaderValue, Method};
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::Upstream;
+use super::answer::Answer;
+use super::error::{Error, describe};
+use super::exchange::{Held, Question};
+use super::rest::Class;
+use crate::digest::Digest;
+use crate::name::RepositoryName;
+
+/// A blob, or a part of it, on its way.
+#[derive(Debug)]
+pub struct BlobAnswer {
+    /// Where the body starts within the blob: 0 where upstream sent the whole although a part was asked for.
+    pub start: u64,
+    /// The size of the whole blob, if upstream said so.
+    pub total: Option<u64>,
+    /// The bytes.
+    pub body: BlobBody,
+}
+
+/// A blob's bytes as they come. Ends with an error if they end early or stop coming.
+pub struct BlobBody {
+    chunks: BoxStream<'static, Result<Bytes, Error>>,
+    /// What has to come yet, if upstream said so.
+    left: Option<u64>,
+    done: bool,
+    /// The place among the downloads that may run.
+    _permit: OwnedSemaphorePermit,
+}
+
+impl std::fmt::Debug for BlobBody {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("BlobBody")
+            .field("left", &self.left)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Stream for BlobBody {
+    type Item = Result<Bytes, Error>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        if self.done {
+            return Poll::Ready(None);
+        }
+        let item = match ready!(self.chunks.poll_next_unpin(cx)) {
+            Some(Ok(chunk)) => self.counted(chunk).map(Some),
+            Some(Err(error)) => Err(error),
+            None => match self.left {
+                Some(left @ 1..) => Err(Error::unavailable(format!("the body ended {left} bytes early"))),
+                _ => Ok(None),
+            },
+        };
+        self.done = !matches!(item, Ok(Some(_)));
+        Poll::Ready(item.transpose())
+    }
+}
+
+impl BlobBody {
+    fn new(held: Held, length: Option<u64>) -> Self {
+        let chunks = held.answer.response.bytes_stream();
+        Self {
+            chunks: chunks.map_err(|e| Error::unavailable(describe(e))).boxed(),
+            left: length,
+            done: false,
+            _permit: held.permit,
+        }
+    }
+
+    fn counted(&mut self, chunk: Bytes) -> Result<Bytes, Error> {
+        if let Some(left) = &mut self.left {
+            *left = left
+                .checked_sub(chunk.len() as u64)
+                .ok_or_else(|| Error::malformed("more bytes than were announced"))?;
+        }
+        Ok(chunk)
+    }
+}
+
+/// `Content-Range: bytes FIRST-LAST/SIZE`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Part {
+    first: u64,
+    /// Inclusive, not below `first`.
+    last: u64,
+    total: Option<u64>,
+}
+
+impl Part {
+    fn read(headers: &HeaderMap) -> Option<Self> {
+        let (range, total) = content_range(headers)?;
+        let (first, last) = range.split_once('-')?;
+        let total = match total {
+            "*" => None,
+            total => Some(number(total)?),
+        };
+        let (first, last) = (number(first)?, number(last)?);
+        let part = Self { first, last, total };
+        (first <= last && last < total.unwrap_or(u64::MAX)).then_some(part)
+    }
+
+    fn length(self) -> u64 {
+        self.last - self.first + 1
+    }
+}
+
+fn content_range(headers: &HeaderMap) -> Option<(&str, &str)> {
+    let value = headers.get(CONTENT_RANGE)?.to_str().ok()?;
+    let (unit, rest) = value.trim().split_once(' ')?;
+    let (range, total) = rest.trim().split_once('/')?;
+    unit.eq_ignore_ascii_case("bytes")
+        .then_some((range.trim(), total.trim()))
+}
+
+/// Digits only: `u64::from_str` would take a sign.
+fn number(text: &str) -> Option<u64> {
+    text.bytes()
+        .all(|b| b.is_ascii_digit())
+        .then(|| text.parse().ok())?
+}
+
+impl Upstream {
+    /// A blob from `from` on, up to and without `until`. `from` 0 without `until` is a plain GET.
+    ///
+    /// # Errors
+    /// As [`Error`] says; [`Error::Malformed`] also for a part that does not start at `from`.
+    pub async fn blob(
+        &self,
+        name: &RepositoryName,
+        digest: &Digest,
+        from: u64,
+        until: Option<u64>,
+    ) -> Result<BlobAnswer, Error> {
+        let access = self.access();
+        let name = self.name(name);
+        let mut question = self.about_blob(Method::GET, &name, digest);
+        if from > 0 || until.is_some() {
+            question.headers.insert(RANGE, range(from, until));
+        }
+        let mut held = self.ask(&access, &question).await?;
+        if held.answer.status() == 416 && !is_beyond(held.answer.headers(), from) {
+            // It serves no parts, and says so the wrong way.
+            drop(held);
+            question.headers.remove(RANGE);
+            held = self.ask(&access, &question).await?;
+        }
+        match held.answer.status().as_u16() {
+            200 => whole(held),
+            206 if question.headers.contains_key(RANGE) => part(held, from),
+            416 => Err(Error::malformed(format!("it has no byte {from} of this blob"))),
+            _ => Err(self.fault(&access, held.answer).await),
+        }
+    }
+
+    /// Whether this repository may have this blob; its size, if upstream says so.
+    ///
+    /// # Errors
+    /// As [`Error`] says.
+    pub async fn blob_head(&self, name: &RepositoryName, digest: &Digest) -> Result<Option<u64>, Error> {
+        let access = self.access();
+        let name = self.name(name);
+        let mut question = self.about_blob(Method::HEAD, &name, digest);
+        question.follow = false;
+        let head = self.ask(&access, &question).await;
+        match head {
+            Ok(held) => match held.answer.status().as_u16() {
+                200 => return Ok(held.answer.length()),
+                201..=399 => return Ok(None),
+                // A 404 to a HEAD has no words: a GET tells a registry's from an ingress'.
+                401 | 403 | 404 | 405 | 501 => {}
+                _ => return Err(self.fault(&access, held.answer).await),
+            },
+            Err(Error::Denied { .. }) => {}
+            Err(error) => return Err(error),
+        }
+        question.method = Method::GET;
+        question.class = Class::Blob;
+        question
+            .headers
+            .insert(RANGE, HeaderValue::from_static("bytes=0-0"));
+        let held = self.ask(&access, &question).await?;
+        match held.answer.status().as_u16() {
+            200 => Ok(held.answer.length()),
+            206 => Ok(Part::read(held.answer.headers()).and_then(|part| part.total)),
+            // Of an empty blob there is no first byte.
+            416 if is_beyond(held.answer.headers(), 0) => Ok(Some(0)),
+            201..=399 => Ok(None),
+            _ => Err(self.fault(&access, held.answer).await),
+        }
+    }
+
+    fn about_blob<'a>(&self, method: Method, name: &'a str, digest: &Digest) -> Question<'a> {
+        let class = if method == Method::HEAD {
+            Class::Head
+        } else {
+            Class::Blob
+        };
+        Question {
+            class,
+            method,
+            url: self.wire.url(&format!("{name}/blobs/{digest}")),
+            headers: HeaderMap::from_iter([(ACCEPT_ENCODING, HeaderValue::from_static("identity"))]),
+            repository: Some(name),
+            follow: true,
+        }
+    }
+}
+
+fn whole(held: Held) -> Result<BlobAnswer, Error> {
+    held.answer.check_encoding()?;
+    let total = held.answer.length();
+    Ok(BlobAnswer {
+        start: 0,
+        total,
+        body: BlobBody::new(held, total),
+    })
+}
+
+fn part(held: Held, from: u64) -> Result<BlobAnswer, Error> {
+    held.answer.check_encoding()?;
+    let part = checked_part(&held.answer, from)?;
+    Ok(BlobAnswer {
+        start: part.first,
+        total: part.total,
+        body: BlobBody::new(held, Some(part.length())),
+    })
+}
+
+fn checked_part(answer: &Answer, from: u64) -> Result<Part, Error> {
+    let part = Part::read(answer.headers())
+        .ok_or_else(|| Error::malformed("a part of a blob without a valid Content-Range"))?;
+    if part.first != from {
+        return Err(Error::malformed(format!(
+            "a part from byte {} where {from} was asked for",
+            part.first
+        )));
+    }
+    if answer.length().is_some_and(|length| length != part.length()) {
+        return Err(Error::malformed(
+            "a part whose Content-Length is not that of its Content-Range",
+        ));
+    }
+    Ok(part)
+}
+
+/// Whether a 416 says that the content ends before `from`.
+fn is_beyond(headers: &HeaderMap, from: u64) -> bool {
+    let size = content_range(headers).and_then(|(_, total)| number(total));
+    size.is_some_and(|size| size <= from)
+}
+
+fn range(from: u64, until: Option<u64>) -> HeaderValue {
+    let text = match until {
+        Some(until) => format!("bytes={from}-{}", until.saturating_sub(1).max(from)),
+        None => format!("bytes={from}-"),
+    };
+    // Digits and ASCII signs only.
+    HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static("bytes=0-"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use test_case::test_case;
+
+    fn read(value: &str) -> Option<(u64, u64, Option<u64>)> {
+        let headers = HeaderMap::from_iter([(CONTENT_RANGE, value.parse().unwrap())]);
+        Part::read(&headers).map(|part| (part.first, part.length(), part.total))
+    }
+
+    #[test_case("bytes 5-9/10" => Some((5, 5, Some(10))))]
+    #[test_case("bytes 5-9/*" => Some((5, 5, None)))]
+    #[test_case("bytes 9-5/10" => None; "backwards")]
+    #[test_case("bytes 5-10/10" => None; "beyond the end")]
+    #[test_case("bytes */10" => None; "unsatisfied")]
+    #[test_case("items 5-9/10" => None; "another unit")]
+    #[test_case("bytes +5-9/10" => None; "a sign")]
+    #[test_case("bytes 5-9" => None; "no total")]
+    #[test_case("bytes -9/10" => None; "no start")]
+    fn content_ranges(value: &str) -> Option<(u64, u64, Option<u64>)> {
+        read(value)
+    }
+
+    #[test]
+    fn ranges_are_asked_for_with_an_inclusive_end() {
+        assert_eq!(range(5, None), "bytes=5-");
+        assert_eq!(range(5, Some(10)), "bytes=5-9");
+        assert_eq!(range(5, Some(0)), "bytes=5-5");
+    }
+
+    proptest! {
+        #[test]
+        fn a_part_is_never_longer_than_its_total(value in "bytes [0-9]{0,21}-[0-9]{0,21}/[0-9*]{0,21}") {
+            if let Some((first, length, Some(total))) = read(&value) {
+                prop_assert!(first.checked_add(length).is_some_and(|end| end <= total));
+            }
+        }
+
+        #[test]
+        fn no_content_range_makes_the_parser_panic(value in "[ -~]{0,60}") {
+            let _ = read(&value);
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! The HTTP clients of one upstream.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper_util::client::proxy::matcher::Matcher;
+use reqwest::{Certificate, Client, ClientBuilder, Proxy, redirect};
+use rustls::RootCertStore;
+use rustls::pki_types::{CertificateDer, pem::PemObject};
+use url::Url;
+
+use super::address::{Guard, GuardedResolver};
+use super::error::{BuildError, describe};
+use super::options::Timeouts;
+use super::rest::Class;
+use crate::config;
+
+const USER_AGENT: &str = concat!("registry-mirror/", env!("CARGO_PKG_VERSION"));
+
+/// Below what common load balancers keep idle connections for (60 s).
+const KEPT_IDLE: Duration = Duration::from_secs(45);
+
+/// The clients, chosen by what is asked and whether an HTTP proxy stands before it.
+pub(super) struct Clients {
+    direct: Pair,
+    /// No address check here: the proxy resolves the names, and its own address is the operator's choice.
+    proxied: Option<Pair>,
+    proxies: Matcher,
+}
+
+struct Pair {
+    api: Client,
+    /// HTTP/1.1: one TCP connection for each blob is faster than one for all.
+    blobs: Client,
+}
+
+impl Clients {
+    pub(super) fn new(
+        config: &config::Upstream,
+        timeouts: &Timeouts,
+        guard: &Arc<Guard>,
+    ) -> Result<Self, BuildError> {
+        let roots = roots(config.tls.ca_file.as_deref())?;
+        let base = || {
+            Client::builder()
+                .user_agent(USER_AGENT)
+                .redirect(redirect::Policy::none())
+                .referer(false)
+                .connect_timeout(timeouts.connect)
+                .read_timeout(timeouts.idle)
+                .pool_idle_timeout(KEPT_IDLE)
+                .http2_adaptive_window(true)
+                .tls_certs_only(roots.iter().cloned())
+                .tls_danger_accept_invalid_certs(config.tls.insecure_skip_verify)
+        };
+        let build = || -> reqwest::Result<Self> {
+            let direct = || base().no_proxy().dns_resolver(GuardedResolver(guard.clone()));
+            let direct = Pair::new(direct)?;
+            let (proxies, proxied) = match &config.proxy_url {
+                Some(url) => {
+                    let proxy = Proxy::all(url.clone())?;
+                    let pair = Pair::new(|| base().no_proxy().proxy(proxy.clone()))?;
+                    (Matcher::builder().all(url.as_str()).build(), Some(pair))
+                }
+                None => (
+                    Matcher::from_env(),
+                    from_environment().then(|| Pair::new(base)).transpose()?,
+                ),
+            };
+            Ok(Self {
+                direct,
+                proxied,
+                proxies,
+            })
+        };
+        build().map_err(|error| BuildError::Client {
+            host: config.host.to_string(),
+            what: describe(error),
+        })
+    }
+
+    /// The client for a request.
+    pub(super) fn of(&self, class: Class, url: &Url) -> &Client {
+        let uri = url.as_str().parse::<http::Uri>().ok();
+        let pair = match &self.proxied {
+            Some(pair) if uri.is_some_and(|uri| self.proxies.intercept(&uri).is_some()) => pair,
+            _ => &self.direct,
+        };
+        match class {
+            Class::Blob => &pair.blobs,
+            Class::Manifest | Class::Head | Class::Token | Class::List => &pair.api,
+        }
+    }
+}
+
+impl Pair {
+    fn new(base: impl Fn() -> ClientBuilder) -> reqwest::Result<Self> {
+        Ok(Self {
+            api: base().build()?,
+            blobs: base().http1_only().build()?,
+        })
+    }
+}
+
+/// Whether the environment names a proxy.
+fn from_environment() -> bool {
+    ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"]
+        .iter()
+        .any(|name| std::env::var_os(name).is_some() || std::env::var_os(name.to_lowercase()).is_some())
+}
+
+/// The system's authorities (`SSL_CERT_FILE` is honoured) and those of the file.
+fn roots(ca_file: Option<&Path>) -> Result<Vec<Certificate>, BuildError> {
+    let mut store = RootCertStore::empty();
+    // One authority that can't be parsed must not cost all others, and an image may have none.
+    let system = rustls_native_certs::load_native_certs().certs;
+    let mut roots: Vec<_> = system
+        .into_iter()
+        .filter(|root| store.add(root.clone()).is_ok())
+        .filter_map(|root| Certificate::from_der(&root).ok())
+        .collect();
+    if let Some(path) = ca_file {
+        roots.extend(read_ca_file(path)?);
+    }
+    Ok(roots)
+}
+
+fn read_ca_file(path: &Path) -> Result<Vec<Certificate>, BuildError> {
+    let malformed = || BuildError::CaMalformed {
+        path: path.to_owned(),
+    };
+    let pem = std::fs::read(path).map_err(|source| BuildError::CaUnreadable {
+        path: path.to_owned(),
+        source,
+    })?;
+    let mut store = RootCertStore::empty();
+    let mut found = Vec::new();
+    for certificate in CertificateDer::pem_slice_iter(&pem) {
+        let certificate = certificate.map_err(|_| malformed())?;
+        store.add(certificate.clone()).map_err(|_| malformed())?;
+        found.push(Certificate::from_der(&certificate).map_err(|_| malformed())?);
+    }
+    if found.is_empty() {
+        return Err(malformed());
+    }
+    Ok(found)
+}

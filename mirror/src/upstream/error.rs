@@ -1,0 +1,132 @@
+//! What can go wrong with an upstream, told apart by what the mirror does about it.
+
+use std::error::Error as StdError;
+use std::fmt::Write as _;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// An upstream gave no usable answer. No variant holds a credential, a token or a URL's query.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// A registry's own 404: there is no such thing.
+    #[error("upstream has no such content: {code}: {message}")]
+    NotFound {
+        /// The registry's code, such as `MANIFEST_UNKNOWN`.
+        code: String,
+        /// The registry's words.
+        message: String,
+    },
+    /// A 404 that no registry wrote, such as an ingress' page: nothing is known about the content.
+    #[error("upstream answered 404, but not as a registry does; check its address and path")]
+    StrangeNotFound,
+    /// The credentials (or none) are not enough.
+    #[error("upstream denied access ({status}): {message}")]
+    Denied {
+        /// The status that said so.
+        status: u16,
+        /// What to do about it.
+        message: String,
+    },
+    /// Too many requests; until the time is over, nothing of this class is asked.
+    #[error("upstream limits the rate of requests; asked again in {} s", retry_after.as_secs())]
+    RateLimited {
+        /// How long to wait.
+        retry_after: Duration,
+    },
+    /// No answer, or one that says that upstream is in trouble.
+    #[error("upstream is unavailable: {what}")]
+    Unavailable {
+        /// What happened.
+        what: String,
+    },
+    /// An answer that can't be what was asked for.
+    #[error("upstream answered with something else than was asked for: {what}")]
+    Malformed {
+        /// What is wrong with it.
+        what: String,
+    },
+}
+
+impl Error {
+    pub(super) fn unavailable(what: impl Into<String>) -> Self {
+        Self::Unavailable { what: what.into() }
+    }
+
+    pub(super) fn malformed(what: impl Into<String>) -> Self {
+        Self::Malformed { what: what.into() }
+    }
+
+    pub(super) fn denied(status: u16, message: impl Into<String>) -> Self {
+        let message = message.into();
+        Self::Denied { status, message }
+    }
+}
+
+/// An upstream's configuration can't be put to work.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// The CA file can't be read.
+    #[error("cannot read the CA file {path}: {source}", path = path.display())]
+    CaUnreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The CA file holds no usable certificate.
+    #[error("the CA file {path} holds no valid PEM certificate", path = path.display())]
+    CaMalformed {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The HTTP client refuses the settings.
+    #[error("cannot set up the HTTP client for {host}: {what}")]
+    Client {
+        /// The upstream.
+        host: String,
+        /// Why.
+        what: String,
+    },
+}
+
+/// What kind of failure kept a request from being answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Failure {
+    Timeout,
+    Connect,
+    Cut,
+}
+
+impl Failure {
+    /// The metric's label.
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Timeout => "timeout",
+            Self::Connect => "connect",
+            Self::Cut => "cut",
+        }
+    }
+
+    pub(super) fn of(error: &reqwest::Error) -> Self {
+        if error.is_timeout() {
+            Self::Timeout
+        } else if error.is_connect() || error.is_dns() {
+            Self::Connect
+        } else {
+            Self::Cut
+        }
+    }
+}
+
+/// The error and its causes in one line. The URL is left out: signed URLs are secrets.
+pub(super) fn describe(error: reqwest::Error) -> String {
+    let error = error.without_url();
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(next) = cause {
+        // Writing to a String can't fail.
+        let _ = write!(text, ": {next}");
+        cause = next.source();
+    }
+    text
+}

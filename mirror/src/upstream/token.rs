@@ -1,0 +1,268 @@
+//! Tokens: one request for however many wait, renewed before they end.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::HeaderValue;
+use jiff::Timestamp;
+use moka::future::Cache;
+use serde::Deserialize;
+
+use super::challenge::Bearer;
+use super::error::Error;
+use crate::clock::Clock;
+
+/// What a token lives where its server does not say (distribution, "Token Response Fields").
+const DEFAULT_LIFE: Duration = Duration::from_secs(60);
+const MOST_LIFE: Duration = Duration::from_secs(24 * 3600);
+/// A token is renewed this long before its end, or in the last quarter of a shorter life.
+const MOST_MARGIN: Duration = Duration::from_secs(30);
+/// A password that was refused is not tried again at once: accounts get locked.
+const DENIED_FOR: Duration = Duration::from_secs(10);
+const FAILED_FOR: Duration = Duration::from_secs(1);
+/// Repositories in use at a time are far fewer.
+const MOST_TOKENS: u64 = 10_000;
+
+/// A token, as the header that shows it.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Token {
+    pub(super) header: HeaderValue,
+    life: Duration,
+}
+
+/// What a token server sends; registries disagree on the first two's names.
+#[derive(Deserialize)]
+struct Reply {
+    token: Option<String>,
+    access_token: Option<String>,
+    expires_in: Option<f64>,
+}
+
+impl Token {
+    /// Reads a token server's answer.
+    pub(super) fn read(body: &[u8]) -> Result<Self, Error> {
+        let unusable = || Error::unavailable("the token server's answer holds no usable token");
+        let reply: Reply = serde_json::from_slice(body).map_err(|_| unusable())?;
+        let text = [reply.token, reply.access_token]
+            .into_iter()
+            .flatten()
+            .find(|t| !t.is_empty());
+        let mut header = HeaderValue::try_from(format!("Bearer {}", text.ok_or_else(unusable)?))
+            .map_err(|_| unusable())?;
+        header.set_sensitive(true);
+        let life = match reply.expires_in {
+            Some(seconds) => Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or(MOST_LIFE),
+            None => DEFAULT_LIFE,
+        };
+        let life = life.min(MOST_LIFE);
+        Ok(Self { header, life })
+    }
+
+    fn usable_for(&self) -> Duration {
+        self.life - (self.life / 4).min(MOST_MARGIN)
+    }
+}
+
+/// The tokens of one credential.
+pub(super) struct Tokens {
+    clock: Clock,
+    known: Cache<Bearer, Outcome>,
+}
+
+/// Failures are kept too, for a moment: those that waited for the same request share them.
+#[derive(Clone)]
+struct Outcome {
+    result: Result<Arc<Token>, Error>,
+    until: Timestamp,
+}
+
+impl Tokens {
+    pub(super) fn new(clock: Clock) -> Self {
+        let known = Cache::new(MOST_TOKENS);
+        Self { clock, known }
+    }
+
+    /// The token for a challenge; fetched if there is none that lasts, or only the `spent` one.
+    pub(super) async fn get(
+        &self,
+        bearer: Bearer,
+        spent: Option<&Arc<Token>>,
+        fetch: impl Future<Output = Result<Token, Error>>,
+    ) -> Result<Arc<Token>, Error> {
+        let asked = self.clock.now();
+        let outdated = |outcome: &Outcome| {
+            let is_spent = |token: &Arc<Token>| spent.is_some_and(|spent| Arc::ptr_eq(token, spent));
+            outcome.until <= asked || outcome.result.as_ref().is_ok_and(is_spent)
+        };
+        let entry = self.known.entry(bearer);
+        entry
+            .or_insert_with_if(self.outcome(fetch), outdated)
+            .await
+            .into_value()
+            .result
+    }
+
+    async fn outcome(&self, fetch: impl Future<Output = Result<Token, Error>>) -> Outcome {
+        let asked = self.clock.now();
+        let result = fetch.await.map(Arc::new);
+        let lasts = match &result {
+            Ok(token) => token.usable_for(),
+            Err(Error::Denied { .. }) => DENIED_FOR,
+            Err(_) => FAILED_FOR,
+        };
+        // A token's life starts at the server's clock, at the latest when it answered: count from the
+        // question. A failure counts from its end.
+        let from = if result.is_ok() { asked } else { self.clock.now() };
+        let until = from.checked_add(lasts).unwrap_or(Timestamp::MAX);
+        Outcome { result, until }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    fn bearer() -> Bearer {
+        Bearer {
+            realm: "https://auth.example/token".parse().unwrap(),
+            service: None,
+            scope: Some("repository:a:pull".into()),
+        }
+    }
+
+    struct Server {
+        tokens: Tokens,
+        clock: Clock,
+        asked: AtomicUsize,
+    }
+
+    impl Server {
+        fn new() -> Self {
+            let clock = Clock::system();
+            let tokens = Tokens::new(clock.clone());
+            let asked = AtomicUsize::new(0);
+            Self { tokens, clock, asked }
+        }
+
+        async fn get(&self, spent: Option<&Arc<Token>>, answer: &str) -> Result<Arc<Token>, Error> {
+            let fetch = async {
+                self.asked.fetch_add(1, Ordering::SeqCst);
+                tokio::task::yield_now().await;
+                Token::read(answer.as_bytes())
+            };
+            self.tokens.get(bearer(), spent, fetch).await
+        }
+
+        fn asked(&self) -> usize {
+            self.asked.load(Ordering::SeqCst)
+        }
+    }
+
+    #[test]
+    fn both_names_of_the_token_are_read_and_sixty_seconds_assumed() {
+        for body in [
+            r#"{"token":"t"}"#,
+            r#"{"access_token":"t"}"#,
+            r#"{"token":"","access_token":"t","x":1}"#,
+        ] {
+            let token = Token::read(body.as_bytes()).unwrap();
+            assert_eq!(token.header, "Bearer t");
+            assert_eq!(token.life, Duration::from_secs(60));
+        }
+        assert_eq!(
+            Token::read(br#"{"token":"t","expires_in":300}"#)
+                .unwrap()
+                .life
+                .as_secs(),
+            300
+        );
+    }
+
+    #[test]
+    fn answers_without_a_token_are_unusable() {
+        for body in [
+            "",
+            "[]",
+            "{}",
+            r#"{"token":""}"#,
+            r#"{"token":"a\nb"}"#,
+            r#"{"token":1}"#,
+        ] {
+            assert!(
+                matches!(Token::read(body.as_bytes()), Err(Error::Unavailable { .. })),
+                "{body}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_token_is_never_printed() {
+        let token = Token::read(br#"{"token":"hunter2"}"#).unwrap();
+        assert!(!format!("{token:?}").contains("hunter2"));
+    }
+
+    #[tokio::test]
+    async fn a_hundred_that_wait_cost_one_request() {
+        let server = Server::new();
+        let all = (0..100).map(|_| server.get(None, r#"{"token":"t"}"#));
+        assert!(futures::future::join_all(all).await.iter().all(Result::is_ok));
+        assert_eq!(server.asked(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_failure_is_shared_and_a_refused_password_not_tried_again_for_ten_seconds() {
+        let server = Server::new();
+        let refuse = || async {
+            server.asked.fetch_add(1, Ordering::SeqCst);
+            tokio::task::yield_now().await;
+            Err(Error::denied(401, "no"))
+        };
+        let all = (0..100).map(|_| server.tokens.get(bearer(), None, refuse()));
+        assert!(futures::future::join_all(all).await.iter().all(Result::is_err));
+        server.clock.advance(Duration::from_secs(9));
+        assert!(server.tokens.get(bearer(), None, refuse()).await.is_err());
+        assert_eq!(server.asked(), 1);
+        server.clock.advance(Duration::from_secs(2));
+        assert!(server.tokens.get(bearer(), None, refuse()).await.is_err());
+        assert_eq!(server.asked(), 2);
+    }
+
+    #[tokio::test]
+    async fn a_token_is_renewed_before_its_end() {
+        let server = Server::new();
+        let answer = r#"{"token":"t","expires_in":300}"#;
+        server.get(None, answer).await.unwrap();
+        server.clock.advance(Duration::from_secs(265));
+        server.get(None, answer).await.unwrap();
+        assert_eq!(server.asked(), 1);
+        server.clock.advance(Duration::from_secs(10));
+        server.get(None, answer).await.unwrap();
+        assert_eq!(server.asked(), 2);
+    }
+
+    #[tokio::test]
+    async fn a_spent_token_is_replaced_once_for_all_who_held_it() {
+        let server = Server::new();
+        let old = server.get(None, r#"{"token":"old"}"#).await.unwrap();
+        let one = server.get(Some(&old), r#"{"token":"new"}"#).await.unwrap();
+        let other = server.get(Some(&old), r#"{"token":"newer"}"#).await.unwrap();
+        assert_eq!(
+            (&one.header, server.asked()),
+            (&HeaderValue::from_static("Bearer new"), 2)
+        );
+        assert!(Arc::ptr_eq(&one, &other));
+    }
+
+    proptest! {
+        #[test]
+        fn no_life_makes_the_reader_panic(seconds: f64) {
+            let body = serde_json::json!({ "token": "t", "expires_in": seconds }).to_string();
+            if let Ok(token) = Token::read(body.as_bytes()) {
+                prop_assert!(token.usable_for() <= MOST_LIFE);
+            }
+        }
+    }
+}

@@ -1,0 +1,52 @@
+//! Whether an upstream takes a credential, asked once before it is used.
+
+use http::{HeaderMap, Method};
+
+use super::Upstream;
+use super::access::Access;
+use super::error::Error;
+use super::exchange::Question;
+use super::rest::Class;
+use crate::credentials::Credential;
+
+/// What an upstream says to a credential.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It takes it, or asks for none.
+    Accepted,
+    /// It refuses it.
+    Rejected(String),
+    /// It could not be asked.
+    NoVerdict(String),
+}
+
+impl Upstream {
+    /// Shows a credential to the upstream as a login does, beside what is in use now.
+    pub async fn verify(&self, candidate: &Credential) -> Verdict {
+        if *candidate == Credential::Anonymous {
+            return Verdict::Accepted;
+        }
+        let access = Access::new(Ok(candidate.clone()), self.policy.clone(), self.clock.clone());
+        let question = Question {
+            class: Class::List,
+            method: Method::GET,
+            url: self.wire.url(""),
+            headers: HeaderMap::new(),
+            repository: None,
+            follow: true,
+        };
+        let answer = self.converse(&access, &question).await;
+        if let Some(reason) = access.kept_back() {
+            return Verdict::NoVerdict(reason);
+        }
+        match answer {
+            Ok(answer) => match answer.status().as_u16() {
+                200..=299 => Verdict::Accepted,
+                401 | 403 => Verdict::Rejected(self.fault(&access, answer).await.to_string()),
+                code => Verdict::NoVerdict(format!("upstream answered {code}")),
+            },
+            Err(error @ Error::Denied { .. }) => Verdict::Rejected(error.to_string()),
+            Err(error) => Verdict::NoVerdict(error.to_string()),
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! One request to one address, and its answer: no authorization, no redirects, no judgement.
+
+use std::sync::Arc;
+
+use http::{HeaderMap, Method};
+use reqwest::{Client, Response};
+use url::Url;
+
+use super::address::Guard;
+use super::clients::Clients;
+use super::error::{Error, Failure, describe};
+use super::health::{Contact, Health};
+use super::options::Timeouts;
+use super::rest::Class;
+use crate::metrics::Metrics;
+use crate::name::Host;
+
+/// The connections to one upstream and to where it leads.
+pub(super) struct Wire {
+    pub(super) host: Host,
+    /// Without user information, query and fragment; the path ends without a slash.
+    pub(super) remote: Url,
+    pub(super) timeouts: Timeouts,
+    pub(super) metrics: Metrics,
+    pub(super) health: Health,
+    pub(super) guard: Arc<Guard>,
+    pub(super) clients: Clients,
+}
+
+/// A request as it is sent.
+#[derive(Clone)]
+pub(super) struct Hop {
+    pub(super) class: Class,
+    pub(super) method: Method,
+    pub(super) url: Url,
+    pub(super) headers: HeaderMap,
+    /// A form.
+    pub(super) form: Option<String>,
+}
+
+impl Hop {
+    /// A plain GET.
+    pub(super) fn get(class: Class, url: Url) -> Self {
+        Self {
+            class,
+            method: Method::GET,
+            url,
+            headers: HeaderMap::new(),
+            form: None,
+        }
+    }
+}
+
+impl Wire {
+    /// Whether a URL is of the upstream itself.
+    pub(super) fn is_home(&self, url: &Url) -> bool {
+        url.origin() == self.remote.origin()
+    }
+
+    /// A URL below the upstream's `/v2/`; `rest` consists of checked names.
+    pub(super) fn url(&self, rest: &str) -> Url {
+        let mut url = self.remote.clone();
+        url.set_path(&format!("{}/v2/{rest}", self.remote.path().trim_end_matches('/')));
+        url
+    }
+
+    /// Sends a request and waits for the answer's header.
+    pub(super) async fn send(self: &Arc<Self>, hop: &Hop) -> Result<Response, Error> {
+        if !self.guard.admits_literal(&hop.url) {
+            let host = hop.url.host_str().unwrap_or_default().to_owned();
+            return Err(Error::unavailable(super::address::Refused(host).to_string()));
+        }
+        let mut sent = self.attempt(hop).await;
+        if let Err((Failure::Cut, _)) = sent {
+            // Most likely a kept connection that the other side closed just now.
+            sent = self.attempt(hop).await;
+        }
+        let home = self.is_home(&hop.url);
+        match sent {
+            Ok(response) => {
+                self.metrics.upstream_answer(&self.host, response.status());
+                if home {
+                    self.health.set(Contact::Up);
+                }
+                Ok(response)
+            }
+            Err((failure, what)) => {
+                self.metrics.upstream_failure(&self.host, failure.as_str());
+                if home {
+                    self.suspect();
+                }
+                Err(Error::unavailable(what))
+            }
+        }
+    }
+
+    async fn attempt(self: &Arc<Self>, hop: &Hop) -> Result<Response, (Failure, String)> {
+        let client = self.clients.of(hop.class, &hop.url);
+        let answer = self.start(client, hop);
+        let mut answer = std::pin::pin!(tokio::time::timeout(self.timeouts.header, answer));
+        let timed = match tokio::time::timeout(self.timeouts.suspect, &mut answer).await {
+            Ok(timed) => timed,
+            Err(_) => {
+                if self.is_home(&hop.url) {
+                    self.suspect();
+                }
+                answer.await
+            }
+        };
+        let place = hop.url.host_str().unwrap_or_default();
+        match timed {
+            Ok(Ok(response)) => Ok(response),
+            Ok(Err(error)) => Err((Failure::of(&error), format!("{place}: {}", describe(error)))),
+            Err(_) => {
+                let seconds = self.timeouts.header.as_secs();
+                Err((
+                    Failure::Timeout,
+                    format!("{place} gave no answer within {seconds} s"),
+                ))
+            }
+        }
+    }
+
+    async fn start(&self, client: &Client, hop: &Hop) -> reqwest::Result<Response> {
+        let mut request = client
+            .request(hop.method.clone(), hop.url.clone())
+            .headers(hop.headers.clone());
+        if let Some(form) = &hop.form {
+            request = request
+                .header(http::header::CONTENT_TYPE, "application/x-www-form-urlencoded")
+                .body(form.clone());
+        }
+        request.send().await
+    }
+
+    /// Whether the upstream answers anything at all.
+    pub(super) async fn probe(&self) -> Result<(), String> {
+        let hop = Hop::get(Class::List, self.url(""));
+        let client = self.clients.of(hop.class, &hop.url);
+        match tokio::time::timeout(self.timeouts.probe, self.start(client, &hop)).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(error)) => Err(describe(error)),
+            Err(_) => Err(format!("no answer within {} s", self.timeouts.probe.as_secs())),
+        }
+    }
+}
