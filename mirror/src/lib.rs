@@ -3,15 +3,21 @@
 //! The way of a request, in the order of the modules: `http` → `pull` → `fill` → `upstream` and `store`.
 
 pub mod admin;
+mod block;
 pub mod clock;
 pub mod config;
 pub mod credentials;
 pub mod digest;
 pub mod expiry;
+mod fill;
 pub mod health;
+pub mod http;
+mod inflight;
 pub mod logging;
 pub mod metrics;
 pub mod name;
+pub mod pull;
+mod range;
 pub mod secret;
 pub mod store;
 pub mod upstream;

@@ -1,0 +1,138 @@
+//! Reads files in blocks: from the page cache at once, from the disk on a thread that may wait.
+
+use std::fs::File;
+use std::io::{self, IoSliceMut};
+use std::os::unix::fs::FileExt;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use rustix::io::{Errno, ReadWriteFlags, preadv2};
+
+/// What is read at a time: system calls cost little beside the copy, and a thousand slow clients still fit in memory.
+pub(crate) const BLOCK: usize = 128 * 1024;
+/// Blocks kept for the next reads, so that neither the allocator nor fresh pages are paid for each one.
+const SPARE: usize = 64;
+
+static POOL: Mutex<Vec<Box<[u8]>>> = Mutex::new(Vec::new());
+
+/// Reads up to `length` bytes (at most [`BLOCK`]) at `offset`; fewer only where the file ends.
+///
+/// # Errors
+/// `UnexpectedEof` where the file has nothing at `offset`: the caller knows it should.
+pub(crate) async fn read(file: &Arc<File>, offset: u64, length: usize) -> io::Result<Bytes> {
+    let mut block = Block::with_length(length.min(BLOCK));
+    block.filled = read_cached(file, block.wanted(), offset);
+    if block.filled < block.length {
+        let file = Arc::clone(file);
+        let rest = move || block.read_blocking(&file, offset).map(|()| block);
+        block = tokio::task::spawn_blocking(rest)
+            .await
+            .map_err(io::Error::other)??;
+    }
+    if block.filled == 0 && length > 0 {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    Ok(Bytes::from_owner(block))
+}
+
+/// How much of the buffer the page cache could fill without waiting; file systems without this say none.
+fn read_cached(file: &File, buffer: &mut [u8], offset: u64) -> usize {
+    loop {
+        match preadv2(
+            file,
+            &mut [IoSliceMut::new(buffer)],
+            offset,
+            ReadWriteFlags::NOWAIT,
+        ) {
+            Err(Errno::INTR) => {}
+            read => return read.unwrap_or(0),
+        }
+    }
+}
+
+/// Memory of [`BLOCK`] bytes or fewer that goes back to the pool when its last reader is done.
+struct Block {
+    memory: Box<[u8]>,
+    length: usize,
+    filled: usize,
+}
+
+impl Block {
+    fn with_length(length: usize) -> Self {
+        let pooled = (length > BLOCK / 8).then(|| pool(Vec::pop).unwrap_or_else(|| vec![0; BLOCK].into()));
+        Self {
+            memory: pooled.unwrap_or_else(|| vec![0; length].into()),
+            length,
+            filled: 0,
+        }
+    }
+
+    fn wanted(&mut self) -> &mut [u8] {
+        &mut self.memory[..self.length]
+    }
+
+    fn read_blocking(&mut self, file: &File, offset: u64) -> io::Result<()> {
+        while self.filled < self.length {
+            let at = offset + self.filled as u64;
+            match file.read_at(&mut self.memory[self.filled..self.length], at) {
+                Ok(0) => break,
+                Ok(read) => self.filled += read,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+}
+
+impl AsRef<[u8]> for Block {
+    fn as_ref(&self) -> &[u8] {
+        &self.memory[..self.filled]
+    }
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        if self.memory.len() == BLOCK {
+            let memory = std::mem::take(&mut self.memory);
+            pool(|spare| {
+                if spare.len() < SPARE {
+                    spare.push(memory);
+                }
+            });
+        }
+    }
+}
+
+fn pool<T>(with: impl FnOnce(&mut Vec<Box<[u8]>>) -> T) -> T {
+    with(&mut POOL.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    #[tokio::test]
+    async fn reads_blocks_up_to_the_end_and_no_further() {
+        let mut file = tempfile::tempfile().unwrap();
+        let content: Vec<u8> = (0..BLOCK + 100).map(|i| u8::try_from(i % 251).unwrap()).collect();
+        file.write_all(&content).unwrap();
+        let file = Arc::new(file);
+        assert_eq!(read(&file, 0, BLOCK).await.unwrap(), &content[..BLOCK]);
+        assert_eq!(read(&file, BLOCK as u64, BLOCK).await.unwrap(), &content[BLOCK..]);
+        assert_eq!(read(&file, 7, 3).await.unwrap(), &content[7..10]);
+        let past = read(&file, content.len() as u64, 1).await.unwrap_err();
+        assert_eq!(past.kind(), io::ErrorKind::UnexpectedEof);
+    }
+
+    #[tokio::test]
+    async fn a_block_that_is_used_again_shows_nothing_of_its_past() {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&vec![1; BLOCK]).unwrap();
+        let file = Arc::new(file);
+        drop(read(&file, 0, BLOCK).await.unwrap());
+        let short = read(&file, BLOCK as u64 - 5, BLOCK).await.unwrap();
+        assert_eq!(short.as_ref(), [1; 5]);
+    }
+}

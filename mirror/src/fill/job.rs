@@ -1,0 +1,286 @@
+//! The task behind a fill: asks, writes, resumes, verifies, commits.
+
+use std::fs::File;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::StreamExt;
+use tokio::sync::watch;
+use tokio::task::spawn_blocking;
+use tracing::{debug, error, info, warn};
+
+use super::{Phase, Progress};
+use crate::digest::Digest;
+use crate::metrics::FillResult;
+use crate::name::Repository;
+use crate::pull::{Failure, Kind};
+use crate::store::{self, StageError, Staged, Store};
+use crate::upstream::{BlobAnswer, Error, Upstream};
+
+/// Attempts in a row that bring no byte before a fill is given up.
+const FRUITLESS: u32 = 5;
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+/// Chunks that are ready together are written together.
+const READY: usize = 64;
+
+/// One fill's work.
+pub(crate) struct Job {
+    pub(super) digest: Digest,
+    pub(super) repository: Repository,
+    pub(super) upstream: Arc<Upstream>,
+    pub(super) store: Store,
+    pub(super) progress: watch::Sender<Progress>,
+    pub(super) file: Arc<OnceLock<Arc<File>>>,
+    pub(super) repositories: Arc<Mutex<Vec<Repository>>>,
+    pub(super) unused: Arc<Mutex<Option<BlobAnswer>>>,
+}
+
+/// What stops a fill.
+enum Stop {
+    Upstream(Error),
+    Stage(StageError),
+    Mismatch(String),
+}
+
+impl Job {
+    /// Runs to the end, whoever is waiting.
+    pub(crate) async fn run(self) -> FillResult {
+        let stop = match self.fetch().await {
+            Ok(staged) => return self.commit(staged).await,
+            Err(stop) => stop,
+        };
+        let (phase, result) = self.told(stop);
+        self.progress.send_modify(|progress| progress.phase = phase);
+        result
+    }
+
+    fn told(&self, stop: Stop) -> (Phase, FillResult) {
+        let failed = |message: String| Phase::Failed(Failure::unavailable(message));
+        let (repository, digest) = (&self.repository, &self.digest);
+        match stop {
+            Stop::Stage(error) => {
+                warn!(%repository, %digest, %error, "a blob could not be kept");
+                let nothing_yet = self.written() == 0;
+                let phase = if nothing_yet {
+                    Phase::NoRoom
+                } else {
+                    failed("the cache has no room".into())
+                };
+                (phase, FillResult::NoRoom)
+            }
+            Stop::Upstream(error) => {
+                debug!(%repository, %digest, %error, "a blob could not be fetched");
+                (Phase::Failed(Failure::of(&error, Kind::Blob)), FillResult::Failed)
+            }
+            Stop::Mismatch(what) => {
+                warn!(%repository, %digest, what, "upstream sent wrong bytes; nothing of them is kept");
+                (
+                    failed(format!("upstream sent wrong bytes: {what}")),
+                    FillResult::Mismatch,
+                )
+            }
+        }
+    }
+
+    fn written(&self) -> u64 {
+        self.progress.borrow().written
+    }
+
+    /// Brings all bytes to the disk and checks them.
+    async fn fetch(&self) -> Result<Staged, Stop> {
+        let answer = self.ask(0).await.map_err(Stop::Upstream)?;
+        let size = answer.total;
+        let mut staged = match self.store.stage(&self.digest, size).await {
+            Ok(staged) => staged,
+            Err(error) => {
+                self.progress.send_modify(|progress| progress.size = size);
+                *self.unused.lock().unwrap_or_else(PoisonError::into_inner) = Some(answer);
+                return Err(Stop::Stage(error));
+            }
+        };
+        let _ = self.file.set(staged.file());
+        self.progress.send_modify(|progress| {
+            *progress = Progress {
+                phase: Phase::Filling,
+                written: 0,
+                size,
+            };
+        });
+        let mut source = Ok(answer);
+        let mut fruitless = 0;
+        loop {
+            let before = staged.written();
+            let trouble = match source {
+                Ok(answer) => {
+                    let (back, trouble) = self.pour(staged, answer, size).await?;
+                    staged = back;
+                    trouble
+                }
+                Err(error) => Some(error),
+            };
+            if trouble.is_none() && size.is_none_or(|size| size == staged.written()) {
+                return verify(staged);
+            }
+            fruitless = if staged.written() > before {
+                0
+            } else {
+                fruitless + 1
+            };
+            if fruitless >= FRUITLESS {
+                return Err(Stop::Upstream(
+                    trouble.unwrap_or_else(|| ended_early(staged.written())),
+                ));
+            }
+            debug!(digest = %self.digest, at = staged.written(), ?trouble, "upstream broke off; going on from there");
+            tokio::time::sleep(FIRST_PAUSE * 2_u32.pow(fruitless)).await;
+            // At the registry again: the address that it redirected to may have expired.
+            source = self.ask(staged.written()).await;
+        }
+    }
+
+    async fn ask(&self, from: u64) -> Result<BlobAnswer, Error> {
+        self.upstream
+            .blob(&self.repository.name, &self.digest, from, None)
+            .await
+    }
+
+    /// Writes one answer's bytes until it ends or breaks off (the error returned beside the file).
+    async fn pour(
+        &self,
+        mut staged: Staged,
+        answer: BlobAnswer,
+        size: Option<u64>,
+    ) -> Result<(Staged, Option<Error>), Stop> {
+        let contradiction = size.is_some() && answer.total.is_some() && size != answer.total;
+        // A registry that ignores Range starts over; what is there already is skipped.
+        let skip = staged.written().checked_sub(answer.start);
+        let (false, Some(mut skip)) = (contradiction, skip) else {
+            return Err(contradicts());
+        };
+        let mut batches = answer.body.ready_chunks(READY);
+        while let Some(batch) = batches.next().await {
+            let (chunks, trouble) = split(batch, &mut skip);
+            let length: u64 = chunks.iter().map(|chunk| chunk.len() as u64).sum();
+            if size.is_some_and(|size| staged.written() + length > size) {
+                return Err(contradicts());
+            }
+            staged = append(staged, chunks).await.map_err(Stop::Stage)?;
+            self.progress
+                .send_modify(|progress| progress.written = staged.written());
+            if trouble.is_some() {
+                return Ok((staged, trouble));
+            }
+        }
+        Ok((staged, None))
+    }
+
+    /// Lets the readers finish, then makes the blob durable.
+    async fn commit(self, staged: Staged) -> FillResult {
+        self.progress.send_modify(|progress| {
+            progress.phase = Phase::Verified;
+            progress.size = Some(progress.written);
+        });
+        let repositories = self
+            .repositories
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        match staged.commit(&repositories).await {
+            Ok(_) => {
+                info!(repository = %self.repository, digest = %self.digest, bytes = self.written(), "a blob was cached");
+                self.link_late_comers(&repositories).await;
+                FillResult::Stored
+            }
+            Err(error) => {
+                error!(digest = %self.digest, %error, "a blob was fetched but could not be kept");
+                FillResult::NoRoom
+            }
+        }
+    }
+
+    /// Repositories that joined while the commit ran.
+    async fn link_late_comers(&self, linked: &[Repository]) {
+        let now = self
+            .repositories
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        for repository in now.iter().filter(|repository| !linked.contains(repository)) {
+            if let Err(error) = self.store.link_blob(repository, &self.digest).await {
+                warn!(%repository, digest = %self.digest, %error, "a blob could not be linked");
+            }
+        }
+    }
+}
+
+fn contradicts() -> Stop {
+    Stop::Mismatch("upstream contradicts itself about the blob's size".into())
+}
+
+fn ended_early(at: u64) -> Error {
+    Error::Unavailable {
+        what: format!("upstream ended the blob early, at byte {at}"),
+    }
+}
+
+/// The chunks before the first error, less what is to be skipped.
+fn split(batch: Vec<Result<Bytes, Error>>, skip: &mut u64) -> (Vec<Bytes>, Option<Error>) {
+    let mut chunks = Vec::with_capacity(batch.len());
+    for item in batch {
+        match item {
+            Ok(mut chunk) => {
+                let over = usize::try_from(*skip).unwrap_or(usize::MAX).min(chunk.len());
+                let _ = chunk.split_to(over);
+                *skip -= over as u64;
+                chunks.push(chunk);
+            }
+            Err(error) => return (chunks, Some(error)),
+        }
+    }
+    (chunks, None)
+}
+
+async fn append(mut staged: Staged, chunks: Vec<Bytes>) -> Result<Staged, StageError> {
+    let write = move || {
+        chunks.iter().try_for_each(|chunk| staged.append(chunk))?;
+        Ok(staged)
+    };
+    spawn_blocking(write).await.map_err(store::Error::from)?
+}
+
+fn verify(mut staged: Staged) -> Result<Staged, Stop> {
+    staged
+        .verify()
+        .map_err(|mismatch| Stop::Mismatch(mismatch.to_string()))?;
+    Ok(staged)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_there_already_is_skipped_across_chunks() {
+        let mut skip = 5;
+        let batch = vec![
+            Ok(Bytes::from_static(b"abc")),
+            Ok(Bytes::from_static(b"defg")),
+            Ok(Bytes::from_static(b"h")),
+        ];
+        let (chunks, trouble) = split(batch, &mut skip);
+        assert_eq!((chunks.concat(), trouble, skip), (b"fgh".to_vec(), None, 0));
+    }
+
+    #[test]
+    fn what_came_before_an_error_is_kept() {
+        let error = ended_early(3);
+        let batch = vec![
+            Ok(Bytes::from_static(b"abc")),
+            Err(error.clone()),
+            Ok(Bytes::from_static(b"lost")),
+        ];
+        let (chunks, trouble) = split(batch, &mut 0);
+        assert_eq!((chunks.concat(), trouble), (b"abc".to_vec(), Some(error)));
+    }
+}

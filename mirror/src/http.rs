@@ -1,0 +1,233 @@
+//! The registry's face: the pull side of the distribution-spec, read-only.
+
+mod access;
+mod auth;
+mod blobs;
+mod body;
+mod conditional;
+mod error;
+mod lists;
+mod manifests;
+mod referrers;
+mod route;
+pub mod serve;
+pub mod tls;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::response::{IntoResponse, Response};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
+
+pub use auth::Htpasswd;
+use error::RegistryError;
+use route::Route;
+
+use crate::metrics::{Metrics, Outcome, Source};
+use crate::name::Repository;
+use crate::pull::{NoChoice, Pull};
+
+const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
+const NAMESPACE: HeaderName = HeaderName::from_static("oci-namespace");
+const X_CACHE: HeaderName = HeaderName::from_static("x-cache");
+
+/// What the configuration says of the answers.
+pub struct Settings {
+    /// What stands before `/v2/`: empty, or with a slash at its start and none at its end.
+    pub prefix: String,
+    /// Put into every answer.
+    pub headers: HeaderMap,
+    /// Who may pull; `None`: anybody.
+    pub access: Option<Htpasswd>,
+    /// Whether each request gets a line in the log.
+    pub access_log: bool,
+}
+
+struct App {
+    pull: Arc<Pull>,
+    settings: Settings,
+    metrics: Metrics,
+}
+
+/// A request as the endpoints see it.
+struct Asked<'a> {
+    app: &'a App,
+    method: &'a Method,
+    headers: &'a HeaderMap,
+    query: &'a str,
+}
+
+/// An endpoint's answer, and what is to be said of it.
+struct Answer {
+    response: Response,
+    outcome: Outcome,
+    source: Source,
+    repository: Option<Repository>,
+}
+
+/// Who is at the other end, for the log.
+#[derive(Clone, Debug)]
+pub struct Peer(pub String);
+
+/// The service over this pull path.
+pub fn service(pull: Arc<Pull>, settings: Settings, metrics: Metrics) -> Router {
+    Router::new().fallback(handle).with_state(Arc::new(App {
+        pull,
+        settings,
+        metrics,
+    }))
+}
+
+async fn handle(State(app): State<Arc<App>>, request: Request) -> Response {
+    let started = Instant::now();
+    let (parts, _) = request.into_parts();
+    let route = Route::parse(parts.uri.path(), &app.settings.prefix);
+    let asked = Asked {
+        app: &app,
+        method: &parts.method,
+        headers: &parts.headers,
+        query: parts.uri.query().unwrap_or_default(),
+    };
+    let answer = answer(&asked, &route).await;
+    let id = access::request_id(&parts.headers);
+    let response = finished(answer.response, &app.settings.headers, &id, &parts.method);
+    let record = access::Record {
+        metrics: app.metrics.clone(),
+        log: app.settings.access_log,
+        started,
+        target: parts.uri.to_string(),
+        client: parts
+            .extensions
+            .get::<Peer>()
+            .map(|peer| peer.0.clone())
+            .unwrap_or_default(),
+        agent: access::text(&parts.headers, header::USER_AGENT),
+        method: parts.method,
+        id,
+        kind: route.kind(),
+        outcome: answer.outcome,
+        source: answer.source,
+    };
+    access::recorded(response, record)
+}
+
+async fn answer(asked: &Asked<'_>, route: &Route<'_>) -> Answer {
+    match endpoint(asked, route).await {
+        Ok(answer) => answer.named(),
+        Err(error) => Answer::plain(error.into_response()),
+    }
+}
+
+/// All there is.
+async fn endpoint(asked: &Asked<'_>, route: &Route<'_>) -> Result<Answer, RegistryError> {
+    if let Some(access) = &asked.app.settings.access {
+        access.admit(asked.headers).await?;
+    }
+    if !matches!(*asked.method, Method::GET | Method::HEAD) || *route == Route::Upload {
+        return Err(RegistryError::read_only());
+    }
+    match route {
+        Route::Root | Route::Base => Ok(Answer::plain(base())),
+        Route::Catalog => lists::catalog(asked).await,
+        Route::Manifest { name, reference } => manifests::get(asked, name, reference).await,
+        Route::Blob { name, digest } => blobs::get(asked, name, digest).await,
+        Route::Tags { name } => lists::tags(asked, name).await,
+        Route::Referrers { name, digest } => referrers::get(asked, name, digest).await,
+        Route::Upload | Route::Unknown => Err(RegistryError::nothing_here()),
+    }
+}
+
+/// `GET /v2/` (end-1): this is a registry.
+fn base() -> Response {
+    let mut response = Response::new(Body::from("{}"));
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+/// What every answer has.
+fn finished(mut response: Response, configured: &HeaderMap, id: &HeaderValue, method: &Method) -> Response {
+    let headers = response.headers_mut();
+    headers.insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
+    headers.insert(access::REQUEST_ID, id.clone());
+    for (name, value) in configured {
+        headers.append(name, value.clone());
+    }
+    if method == Method::HEAD {
+        *response.body_mut() = Body::empty();
+    }
+    response
+}
+
+impl Asked<'_> {
+    /// containerd's `?ns=`: the registry that the client believes to talk to.
+    fn ns(&self) -> Option<&str> {
+        let value = |pair: &'_ str| pair.strip_prefix("ns=").is_some_and(|ns| !ns.is_empty());
+        self.query
+            .split('&')
+            .find(|pair| value(pair))
+            .and_then(|pair| pair.strip_prefix("ns="))
+    }
+
+    fn repository(&self, name: &str) -> Result<Repository, RegistryError> {
+        let ns = self
+            .ns()
+            .map(|ns| percent_encoding::percent_decode_str(ns).decode_utf8_lossy());
+        self.app
+            .pull
+            .choose(ns.as_deref(), name)
+            .map_err(|error| match error {
+                NoChoice::InvalidName(_) => RegistryError::name_invalid(error.to_string()),
+                _ => RegistryError::name_unknown(error.to_string()),
+            })
+    }
+}
+
+impl Answer {
+    fn new(response: Response, outcome: Outcome, source: Source, repository: Repository) -> Self {
+        Self {
+            response,
+            outcome,
+            source,
+            repository: Some(repository),
+        }
+    }
+
+    fn plain(response: Response) -> Self {
+        Self {
+            response,
+            outcome: Outcome::None,
+            source: Source::Cache,
+            repository: None,
+        }
+    }
+
+    /// Says in the headers where the content comes from.
+    fn named(mut self) -> Self {
+        let headers = self.response.headers_mut();
+        let cache = match self.outcome {
+            Outcome::Hit => "HIT",
+            Outcome::Stale => "STALE",
+            Outcome::Coalesced => "COALESCED",
+            Outcome::Miss | Outcome::PassThrough => "MISS",
+            Outcome::None => return self,
+        };
+        headers.insert(X_CACHE, HeaderValue::from_static(cache));
+        if self.outcome == Outcome::Stale {
+            let warning = "299 - \"upstream could not be asked: this is the last known answer\"";
+            headers.insert(header::WARNING, HeaderValue::from_static(warning));
+        }
+        if let Some(Ok(host)) = self
+            .repository
+            .as_ref()
+            .map(|r| HeaderValue::from_str(r.host.as_str()))
+        {
+            headers.insert(NAMESPACE, host);
+        }
+        self
+    }
+}

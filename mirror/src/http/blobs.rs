@@ -1,0 +1,121 @@
+//! `GET` and `HEAD /v2/<name>/blobs/<digest>` (distribution-spec, "Pulling blobs"), with ranges.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::response::Response;
+use http::{HeaderValue, Method, StatusCode, header};
+
+use super::body::{self, Bytes as Readable};
+use super::error::RegistryError;
+use super::{Answer, Asked, conditional};
+use crate::digest::Digest;
+use crate::metrics::{Outcome, Source as From};
+use crate::pull::{Served, Source, Through};
+use crate::range::{Resolved, Wanted};
+
+pub(super) async fn get(asked: &Asked<'_>, name: &str, digest: &str) -> Result<Answer, RegistryError> {
+    let digest: Digest = digest
+        .parse()
+        .map_err(|error| RegistryError::digest_invalid(format!("{error}")))?;
+    let repository = asked.repository(name)?;
+    let mut response = conditional::response(asked.headers, &digest);
+    let own = response.headers_mut();
+    own.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+    own.insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("application/octet-stream"),
+    );
+    if asked.method == Method::HEAD || response.status() == StatusCode::NOT_MODIFIED {
+        let served = asked.app.pull.blob_size(&repository, &digest).await?;
+        if response.status() == StatusCode::OK {
+            response
+                .headers_mut()
+                .insert(header::CONTENT_LENGTH, served.value.into());
+        }
+        return Ok(Answer::new(response, served.outcome, From::Cache, repository));
+    }
+    let wanted = Wanted::of(asked.headers, &conditional::etag(&digest));
+    let Served { value, outcome } = asked.app.pull.blob(&repository, &digest, &wanted).await?;
+    let (outcome, source) = match value {
+        Source::Stored(blob) => {
+            let size = blob.size;
+            let pull = Arc::clone(&asked.app.pull);
+            send(&mut response, Readable::Stored(blob, digest, pull), size, &wanted);
+            (outcome, From::Cache)
+        }
+        Source::Filling(fill) => {
+            match fill.progress().size {
+                Some(size) => send(&mut response, Readable::Filling(fill), size, &wanted),
+                None => *response.body_mut() = body::until_the_end(fill),
+            }
+            (outcome, From::Upstream)
+        }
+        Source::Through(through) => {
+            pass(&mut response, through);
+            (Outcome::PassThrough, From::Upstream)
+        }
+    };
+    Ok(Answer::new(response, outcome, source, repository))
+}
+
+/// Puts the wanted parts of `size` bytes into the answer.
+fn send(response: &mut Response, bytes: Readable, size: u64, wanted: &Wanted) {
+    match wanted.resolve(size) {
+        Resolved::Whole => {
+            response.headers_mut().insert(header::CONTENT_LENGTH, size.into());
+            *response.body_mut() = body::part(bytes, 0..size);
+        }
+        Resolved::Parts(parts) => match <[_; 1]>::try_from(parts) {
+            Ok([part]) => {
+                partial(response, &part, Some(size));
+                *response.body_mut() = body::part(bytes, part);
+            }
+            Err(parts) => {
+                *response.status_mut() = StatusCode::PARTIAL_CONTENT;
+                let multipart = body::multipart(bytes, parts, size);
+                let own = response.headers_mut();
+                own.insert(header::CONTENT_LENGTH, multipart.length.into());
+                own.remove(header::CONTENT_TYPE);
+                *response.body_mut() = multipart.body;
+                let kind = format!("multipart/byteranges; boundary={}", multipart.boundary);
+                insert(response, header::CONTENT_TYPE, &kind);
+            }
+        },
+        Resolved::Unsatisfiable => {
+            *response.status_mut() = StatusCode::RANGE_NOT_SATISFIABLE;
+            insert(response, header::CONTENT_RANGE, &format!("bytes */{size}"));
+            response.headers_mut().insert(header::CONTENT_LENGTH, 0.into());
+        }
+    }
+}
+
+fn pass(response: &mut Response, through: Through) {
+    match (&through.part, through.size) {
+        (Some(part), size) => partial(response, part, size),
+        (None, Some(size)) => {
+            response.headers_mut().insert(header::CONTENT_LENGTH, size.into());
+        }
+        (None, None) => {}
+    }
+    *response.body_mut() = Body::from_stream(through.body);
+}
+
+fn partial(response: &mut Response, part: &std::ops::Range<u64>, size: Option<u64>) {
+    *response.status_mut() = StatusCode::PARTIAL_CONTENT;
+    response
+        .headers_mut()
+        .insert(header::CONTENT_LENGTH, (part.end - part.start).into());
+    let size = size.map_or_else(|| "*".into(), |size| size.to_string());
+    insert(
+        response,
+        header::CONTENT_RANGE,
+        &format!("bytes {}-{}/{size}", part.start, part.end - 1),
+    );
+}
+
+fn insert(response: &mut Response, name: header::HeaderName, text: &str) {
+    if let Ok(value) = HeaderValue::from_str(text) {
+        response.headers_mut().insert(name, value);
+    }
+}

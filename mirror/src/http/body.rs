@@ -1,0 +1,111 @@
+//! Bodies that are read from files as the client takes them: a block at a time, no more in memory.
+
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::ops::Range;
+use std::sync::Arc;
+
+use axum::body::Body;
+use bytes::Bytes as Chunk;
+use futures::stream::{self, Stream, StreamExt};
+
+use crate::block;
+use crate::digest::Digest;
+use crate::fill::{Cut, Fill};
+use crate::pull::Pull;
+use crate::store::Blob;
+
+/// What a body is read from.
+#[derive(Clone)]
+pub(super) enum Bytes {
+    /// A blob in the cache, and whom to tell if it can't be read.
+    Stored(Blob, Digest, Arc<Pull>),
+    /// A blob on its way there.
+    Filling(Arc<Fill>),
+}
+
+impl Bytes {
+    async fn read(&self, range: &Range<u64>) -> Result<Chunk, Cut> {
+        match self {
+            Self::Stored(blob, digest, pull) => {
+                let length = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
+                match block::read(&blob.file, range.start, length).await {
+                    Ok(chunk) => Ok(chunk),
+                    Err(error) => {
+                        pull.damaged(digest, &error).await;
+                        Err(Cut(error.to_string()))
+                    }
+                }
+            }
+            Self::Filling(fill) => fill.read(range).await,
+        }
+    }
+}
+
+/// These bytes.
+pub(super) fn part(bytes: Bytes, range: Range<u64>) -> Body {
+    Body::from_stream(chunks(bytes, range))
+}
+
+fn chunks(bytes: Bytes, range: Range<u64>) -> impl Stream<Item = Result<Chunk, Cut>> + Send + 'static {
+    stream::try_unfold((bytes, range), |(bytes, mut left)| async move {
+        if left.is_empty() {
+            return Ok(None);
+        }
+        let chunk = bytes.read(&left).await?;
+        left.start += chunk.len() as u64;
+        Ok(Some((chunk, (bytes, left))))
+    })
+}
+
+/// All bytes of a fill whose size upstream did not tell.
+pub(super) fn until_the_end(fill: Arc<Fill>) -> Body {
+    Body::from_stream(stream::try_unfold((fill, 0_u64), |(fill, at)| async move {
+        match fill.read(&(at..u64::MAX)).await {
+            Ok(chunk) => {
+                let next = at + chunk.len() as u64;
+                Ok(Some((chunk, (fill, next))))
+            }
+            Err(cut) => match fill.progress() {
+                progress if progress.is_whole(at) => Ok(None),
+                _ => Err(cut),
+            },
+        }
+    }))
+}
+
+/// Several parts in one body (RFC 9110, section 14.6).
+pub(super) struct Multipart {
+    pub(super) boundary: String,
+    pub(super) length: u64,
+    pub(super) body: Body,
+}
+
+pub(super) fn multipart(bytes: Bytes, parts: Vec<Range<u64>>, size: u64) -> Multipart {
+    let boundary = boundary();
+    let head = |part: &Range<u64>| {
+        let (first, last) = (part.start, part.end - 1);
+        let kind = "Content-Type: application/octet-stream";
+        format!("\r\n--{boundary}\r\n{kind}\r\nContent-Range: bytes {first}-{last}/{size}\r\n\r\n")
+    };
+    let tail = format!("\r\n--{boundary}--\r\n");
+    let of_parts: u64 = parts
+        .iter()
+        .map(|part| head(part).len() as u64 + part.end - part.start)
+        .sum();
+    let heads: Vec<_> = parts.into_iter().map(|part| (head(&part), part)).collect();
+    let text = |text: String| stream::once(async move { Ok(Chunk::from(text)) });
+    let length = of_parts + tail.len() as u64;
+    let body = stream::iter(heads)
+        .flat_map(move |(head, part)| text(head).chain(chunks(bytes.clone(), part)))
+        .chain(text(tail));
+    Multipart {
+        boundary,
+        length,
+        body: Body::from_stream(body),
+    }
+}
+
+/// Another one for each answer, so that no content can hold it on purpose.
+fn boundary() -> String {
+    format!("{:016x}", RandomState::new().build_hasher().finish())
+}

@@ -1,0 +1,49 @@
+//! `GET` and `HEAD /v2/<name>/manifests/<reference>` (distribution-spec, "Pulling manifests").
+
+use axum::body::Body;
+use http::{HeaderValue, StatusCode, header};
+
+use super::error::RegistryError;
+use super::{Answer, Asked, conditional};
+use crate::metrics::{Outcome, Source};
+use crate::name::{InvalidName, Reference};
+
+pub(super) async fn get(asked: &Asked<'_>, name: &str, reference: &str) -> Result<Answer, RegistryError> {
+    let reference = parse(reference)?;
+    let repository = asked.repository(name)?;
+    let served = asked.app.pull.manifest(&repository, &reference).await?;
+    let manifest = served.value;
+    let mut response = conditional::response(asked.headers, &manifest.digest);
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, content_type(&manifest.media_type));
+    if response.status() == StatusCode::OK {
+        response
+            .headers_mut()
+            .insert(header::CONTENT_LENGTH, manifest.bytes.len().into());
+        *response.body_mut() = Body::from(manifest.bytes);
+    }
+    let source = if served.outcome == Outcome::Miss {
+        Source::Upstream
+    } else {
+        Source::Cache
+    };
+    Ok(Answer::new(response, served.outcome, source, repository))
+}
+
+/// A tag that can't be one is a tag that is not there; a broken digest is a mistake of the client.
+fn parse(reference: &str) -> Result<Reference, RegistryError> {
+    reference.parse().map_err(|error: InvalidName| {
+        if reference.contains(':') {
+            return RegistryError::digest_invalid(
+                "the reference is neither a tag nor a sha256 or sha512 digest",
+            );
+        }
+        RegistryError::new(StatusCode::NOT_FOUND, "MANIFEST_UNKNOWN", error.to_string())
+    })
+}
+
+/// Upstream's word where it can stand in a header.
+fn content_type(media_type: &str) -> HeaderValue {
+    HeaderValue::from_str(media_type).unwrap_or(HeaderValue::from_static("application/json"))
+}

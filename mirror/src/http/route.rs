@@ -1,0 +1,170 @@
+//! The endpoints: one total parser from a request's path (distribution-spec, "Endpoints").
+
+use std::borrow::Cow;
+
+use percent_encoding::percent_decode_str;
+
+use crate::metrics::Kind;
+
+/// An endpoint with its raw parts; whether names and references are valid is told later, each in its own error.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Route<'a> {
+    /// `/`
+    Root,
+    /// `/v2/` (end-1)
+    Base,
+    /// `/v2/_catalog`
+    Catalog,
+    /// `/v2/<name>/manifests/<reference>` (end-3)
+    Manifest {
+        name: Cow<'a, str>,
+        reference: Cow<'a, str>,
+    },
+    /// `/v2/<name>/blobs/<digest>` (end-2)
+    Blob {
+        name: Cow<'a, str>,
+        digest: Cow<'a, str>,
+    },
+    /// `/v2/<name>/tags/list` (end-8a)
+    Tags { name: Cow<'a, str> },
+    /// `/v2/<name>/referrers/<digest>` (end-12a)
+    Referrers {
+        name: Cow<'a, str>,
+        digest: Cow<'a, str>,
+    },
+    /// `/v2/<name>/blobs/uploads/…`: a push.
+    Upload,
+    /// Anything else.
+    Unknown,
+}
+
+impl<'a> Route<'a> {
+    /// Finds the endpoint of a path. `prefix` is `http.prefix`, with a slash at its start and none at its end.
+    pub(crate) fn parse(path: &'a str, prefix: &str) -> Self {
+        match percent_decode_str(path).decode_utf8() {
+            Ok(Cow::Borrowed(path)) => path.strip_prefix(prefix).map_or(Self::Unknown, parse_decoded),
+            Ok(Cow::Owned(path)) => path
+                .strip_prefix(prefix)
+                .map_or(Self::Unknown, parse_decoded)
+                .owned(),
+            Err(_) => Self::Unknown,
+        }
+    }
+
+    fn owned<'b>(self) -> Route<'b> {
+        let own = |text: Cow<'_, str>| Cow::Owned(text.into_owned());
+        match self {
+            Route::Root => Route::Root,
+            Route::Base => Route::Base,
+            Route::Catalog => Route::Catalog,
+            Route::Upload => Route::Upload,
+            Route::Unknown => Route::Unknown,
+            Route::Manifest { name, reference } => Route::Manifest {
+                name: own(name),
+                reference: own(reference),
+            },
+            Route::Blob { name, digest } => Route::Blob {
+                name: own(name),
+                digest: own(digest),
+            },
+            Route::Tags { name } => Route::Tags { name: own(name) },
+            Route::Referrers { name, digest } => Route::Referrers {
+                name: own(name),
+                digest: own(digest),
+            },
+        }
+    }
+
+    /// How metrics and logs call it.
+    pub(crate) fn kind(&self) -> Kind {
+        match self {
+            Self::Root | Self::Base => Kind::Base,
+            Self::Catalog => Kind::Catalog,
+            Self::Manifest { .. } => Kind::Manifest,
+            Self::Blob { .. } => Kind::Blob,
+            Self::Tags { .. } => Kind::Tags,
+            Self::Referrers { .. } => Kind::Referrers,
+            Self::Upload | Self::Unknown => Kind::Other,
+        }
+    }
+}
+
+/// Names may hold the keywords themselves (`a/blobs/b`), so the path is read from its end.
+fn parse_decoded(path: &str) -> Route<'_> {
+    let rest = match path {
+        "" | "/" => return Route::Root,
+        "/v2" | "/v2/" => return Route::Base,
+        "/v2/_catalog" => return Route::Catalog,
+        _ => match path.strip_prefix("/v2/") {
+            Some(rest) => rest,
+            None => return Route::Unknown,
+        },
+    };
+    if let Some(name) = rest.strip_suffix("/tags/list") {
+        return Route::Tags { name: name.into() };
+    }
+    if rest.ends_with("/blobs/uploads") || rest.contains("/blobs/uploads/") {
+        return Route::Upload;
+    }
+    let Some((before, last)) = rest.rsplit_once('/') else {
+        return Route::Unknown;
+    };
+    let Some((name, keyword)) = before.rsplit_once('/') else {
+        return Route::Unknown;
+    };
+    let (name, last) = (name.into(), last.into());
+    match keyword {
+        "manifests" => Route::Manifest {
+            name,
+            reference: last,
+        },
+        "blobs" => Route::Blob { name, digest: last },
+        "referrers" => Route::Referrers { name, digest: last },
+        _ => Route::Unknown,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use test_case::test_case;
+
+    #[test_case("/", Route::Root)]
+    #[test_case("/v2", Route::Base; "base without a slash")]
+    #[test_case("/v2/", Route::Base)]
+    #[test_case("/v2/_catalog", Route::Catalog)]
+    #[test_case("/v2/a/b/manifests/latest", Route::Manifest { name: "a/b".into(), reference: "latest".into() })]
+    #[test_case("/v2/a/blobs/blobs/sha256:0", Route::Blob { name: "a/blobs".into(), digest: "sha256:0".into() }; "the last keyword wins")]
+    #[test_case("/v2/a/blobs/sha256%3A0", Route::Blob { name: "a".into(), digest: "sha256:0".into() }; "percent-encoded")]
+    #[test_case("/v2/a/blobs/sha256%253A0", Route::Blob { name: "a".into(), digest: "sha256%3A0".into() }; "decoded once only")]
+    #[test_case("/v2/tags/list/tags/list", Route::Tags { name: "tags/list".into() })]
+    #[test_case("/v2/a/referrers/sha256:0", Route::Referrers { name: "a".into(), digest: "sha256:0".into() })]
+    #[test_case("/v2/a/blobs/uploads/", Route::Upload)]
+    #[test_case("/v2/manifests/latest", Route::Unknown; "no name")]
+    #[test_case("/v1/a/manifests/latest", Route::Unknown; "another version")]
+    #[test_case("/v2/%ff/manifests/x", Route::Unknown; "not UTF-8")]
+    fn parses(path: &str, expected: Route<'_>) {
+        assert_eq!(Route::parse(path, ""), expected);
+    }
+
+    #[test]
+    fn a_prefix_is_taken_off_and_required() {
+        assert_eq!(Route::parse("/cache/v2/", "/cache"), Route::Base);
+        assert_eq!(Route::parse("/v2/", "/cache"), Route::Unknown);
+    }
+
+    proptest! {
+        #[test]
+        fn every_path_has_a_route(path in "\\PC*") {
+            let _ = Route::parse(&path, "");
+        }
+
+        #[test]
+        fn every_valid_name_and_tag_come_back(name in "[a-z0-9]{1,9}(/(tags|list|blobs|manifests|[a-z0-9]{1,9})){0,4}", tag in "[A-Za-z0-9_][A-Za-z0-9._-]{0,20}") {
+            prop_assume!(!format!("{name}/manifests/{tag}").contains("/blobs/uploads/"));
+            let path = format!("/v2/{name}/manifests/{tag}");
+            prop_assert_eq!(Route::parse(&path, ""), Route::Manifest { name: name.into(), reference: tag.into() });
+        }
+    }
+}

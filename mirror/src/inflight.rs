@@ -1,0 +1,165 @@
+//! The fills under way, and the digests that are refused for a while because upstream sent wrong bytes for them.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::sync::Semaphore;
+
+use crate::clock::Clock;
+use crate::digest::Digest;
+use crate::fill::{self, Fill};
+use crate::metrics::{FillResult, Metrics};
+use crate::name::Repository;
+use crate::store::Store;
+use crate::upstream::Upstream;
+
+/// Fills that run at once; more wait for their turn.
+const RUNNING: usize = 64;
+/// Fills that run or wait; more are refused.
+const ADMITTED: usize = 1_024;
+/// How long a digest is refused after a first mismatch; doubles with each further one.
+const FIRST_REFUSAL: Duration = Duration::from_secs(2);
+const LONGEST_REFUSAL: Duration = Duration::from_mins(5);
+/// Digests whose refusals are remembered.
+const REFUSALS: usize = 10_000;
+
+/// Why no fill was started.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum NotNow {
+    /// Upstream's bytes did not match the digest; ask again after this time.
+    Refused(Duration),
+    /// Too many fills.
+    Full,
+}
+
+/// All fills of this process. A blob has at most one.
+pub(crate) struct Inflight {
+    store: Store,
+    clock: Clock,
+    metrics: Metrics,
+    state: Mutex<State>,
+    turns: Arc<Semaphore>,
+}
+
+#[derive(Default)]
+struct State {
+    fills: HashMap<Digest, Arc<Fill>>,
+    refusals: HashMap<Digest, Refusal>,
+}
+
+struct Refusal {
+    length: Duration,
+    since: Timestamp,
+}
+
+impl Inflight {
+    pub(crate) fn new(store: Store, clock: Clock, metrics: Metrics) -> Self {
+        Self {
+            store,
+            clock,
+            metrics,
+            state: Mutex::default(),
+            turns: Arc::new(Semaphore::new(RUNNING)),
+        }
+    }
+
+    /// The fill of this digest that is under way.
+    pub(crate) fn get(&self, digest: &Digest) -> Option<Arc<Fill>> {
+        self.lock().fills.get(digest).cloned()
+    }
+
+    /// For how long this digest is still refused.
+    pub(crate) fn refused(&self, digest: &Digest) -> Option<Duration> {
+        let state = self.lock();
+        let refusal = state.refusals.get(digest)?;
+        refusal
+            .length
+            .checked_sub(self.clock.since(refusal.since))
+            .filter(|left| !left.is_zero())
+    }
+
+    /// Joins the fill of this digest (true), or starts it.
+    pub(crate) fn join_or_start(
+        self: &Arc<Self>,
+        upstream: &Arc<Upstream>,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<(Arc<Fill>, bool), NotNow> {
+        if let Some(left) = self.refused(digest) {
+            return Err(NotNow::Refused(left));
+        }
+        let mut state = self.lock();
+        if let Some(fill) = state.fills.get(digest) {
+            return Ok((Arc::clone(fill), true));
+        }
+        if state.fills.len() >= ADMITTED {
+            return Err(NotNow::Full);
+        }
+        let (fill, job) = fill::prepare(digest, repository, upstream, &self.store);
+        state.fills.insert(digest.clone(), Arc::clone(&fill));
+        drop(state);
+        let ended = Ended {
+            inflight: Arc::clone(self),
+            digest: digest.clone(),
+        };
+        let turns = Arc::clone(&self.turns);
+        tokio::spawn(async move {
+            let _turn = turns.acquire_owned().await;
+            ended.inflight.metrics.fills_active.inc();
+            let result = job.run().await;
+            ended.note(result);
+        });
+        Ok((fill, false))
+    }
+
+    /// Notes that upstream's bytes for this digest were wrong.
+    pub(crate) fn refuse(&self, digest: &Digest) {
+        let (mut state, now) = (self.lock(), self.clock.now());
+        if state.refusals.len() >= REFUSALS {
+            state
+                .refusals
+                .retain(|_, refusal| self.clock.since(refusal.since) < LONGEST_REFUSAL);
+        }
+        let length = match state.refusals.get(digest) {
+            Some(last) => (last.length * 2).min(LONGEST_REFUSAL),
+            None => FIRST_REFUSAL,
+        };
+        state
+            .refusals
+            .insert(digest.clone(), Refusal { length, since: now });
+    }
+
+    fn forgive(&self, digest: &Digest) {
+        self.lock().refusals.remove(digest);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Takes a fill off the list however its task ends.
+struct Ended {
+    inflight: Arc<Inflight>,
+    digest: Digest,
+}
+
+impl Ended {
+    fn note(&self, result: FillResult) {
+        match result {
+            FillResult::Stored => self.inflight.forgive(&self.digest),
+            FillResult::Mismatch => self.inflight.refuse(&self.digest),
+            _ => {}
+        }
+        self.inflight.metrics.fill(result);
+        self.inflight.metrics.fills_active.dec();
+    }
+}
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        self.inflight.lock().fills.remove(&self.digest);
+    }
+}

@@ -1,0 +1,146 @@
+//! What is answered from the cache, what is fetched, and what is served stale: the policy of a pull-through.
+
+mod absent;
+mod blob;
+mod choice;
+mod failure;
+mod flight;
+mod list;
+mod manifest;
+mod media;
+mod referrers;
+mod through;
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use tracing::warn;
+
+pub(crate) use blob::Source;
+pub(crate) use choice::NoChoice;
+pub(crate) use failure::{Failure, Kind};
+pub(crate) use list::{Page, Window};
+pub(crate) use referrers::of_type;
+pub(crate) use through::Through;
+
+use crate::clock::Clock;
+use crate::config::{self, Cache};
+use crate::inflight::Inflight;
+use crate::metrics::{Metrics, Outcome};
+use crate::name::{Reference, Repository};
+use crate::store::{Manifest, Store};
+use crate::upstream::{self, Upstream};
+
+use absent::Absent;
+use flight::Flights;
+
+/// One upstream: what was configured, and the client that asks it.
+pub struct Origin {
+    /// As configured.
+    pub settings: config::Upstream,
+    /// Asks it.
+    pub client: Arc<Upstream>,
+}
+
+/// What a reload replaces as a whole.
+pub struct Live {
+    /// The closed set of registries; the first is the default.
+    pub upstreams: Vec<Origin>,
+    /// How long things are kept and how fresh they must be.
+    pub cache: Cache,
+}
+
+/// Something served, and how it came about.
+#[derive(Clone, Debug)]
+pub(crate) struct Served<T> {
+    pub(crate) value: T,
+    pub(crate) outcome: Outcome,
+}
+
+/// Fetches of manifests under way; the flag tells whether upstream's answer was what we had already.
+type ManifestFlights = Flights<(Repository, Reference), Result<(Manifest, Outcome), Failure>>;
+
+/// The pull path. Shared by all requests.
+pub struct Pull {
+    store: Store,
+    clock: Clock,
+    live: ArcSwap<Live>,
+    manifests: ManifestFlights,
+    inflight: Arc<Inflight>,
+    absent: Absent,
+    referrers: referrers::Known,
+}
+
+impl Pull {
+    /// A pull path over this store.
+    pub fn new(store: Store, live: Live, clock: Clock, metrics: &Metrics) -> Arc<Self> {
+        Arc::new(Self {
+            inflight: Arc::new(Inflight::new(store.clone(), clock.clone(), metrics.clone())),
+            store,
+            clock,
+            live: ArcSwap::from_pointee(live),
+            manifests: Flights::default(),
+            absent: Absent::default(),
+            referrers: referrers::Known::default(),
+        })
+    }
+
+    /// Takes new upstreams and settings. What is under way ends by the old ones.
+    pub fn reload(&self, live: Live) {
+        self.live.store(Arc::new(live));
+        self.absent.clear();
+    }
+
+    /// The upstreams and settings in force.
+    pub fn live(&self) -> Arc<Live> {
+        self.live.load_full()
+    }
+
+    /// The repository that a request is for.
+    pub(crate) fn choose(&self, ns: Option<&str>, path: &str) -> Result<Repository, NoChoice> {
+        let live = self.live.load();
+        choice::choose(
+            &live.upstreams.iter().map(|origin| &origin.settings.host),
+            ns,
+            path,
+        )
+    }
+
+    /// The client for this repository's registry; 404 where the settings keep the repository out.
+    fn origin(&self, repository: &Repository, kind: Kind) -> Result<Arc<Upstream>, Failure> {
+        let live = self.live.load();
+        if live.cache.offline {
+            return Err(Failure::unavailable(
+                "this mirror is offline (cache.offline), and has no copy of this",
+            ));
+        }
+        let found = live
+            .upstreams
+            .iter()
+            .find(|origin| origin.settings.host == repository.host);
+        let Some(origin) = found else {
+            return Err(Failure::unavailable(format!(
+                "{} is no upstream any more",
+                repository.host
+            )));
+        };
+        if !origin.settings.admits(&repository.name) {
+            let message =
+                format!("{repository} is kept out by the include and exclude patterns of this mirror");
+            let error = upstream::Error::NotFound {
+                code: "NAME_UNKNOWN".into(),
+                message,
+            };
+            return Err(Failure::of(&error, kind));
+        }
+        Ok(Arc::clone(&origin.client))
+    }
+}
+
+/// The cache could not be read: that is a miss, and the admin's to know.
+fn unreadable<T>(result: Result<Option<T>, crate::store::Error>) -> Option<T> {
+    result.unwrap_or_else(|error| {
+        warn!(%error, "the cache can't be read; asking upstream instead");
+        None
+    })
+}

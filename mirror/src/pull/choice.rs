@@ -1,0 +1,131 @@
+//! Which upstream a request is for, and the repository's name there.
+
+use crate::name::{Host, Repository, RepositoryName};
+
+/// Docker Hub as clients name it, whose one-component names mean `library/NAME`.
+const DOCKER_HUB: &str = "docker.io";
+
+/// Why a request belongs to no repository of ours.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum NoChoice {
+    /// `?ns=` names a registry that is not configured.
+    #[error("this mirror has no upstream {0:?}: add it to spec.upstreams, or pull from it directly")]
+    UnknownHost(String),
+    /// The path leads to one configured registry, `?ns=` to another.
+    #[error("the name begins with {prefix} but ?ns= names {ns}: one request can't be for both")]
+    TwoHosts {
+        /// The registry in the path.
+        prefix: String,
+        /// The registry in the query.
+        ns: String,
+    },
+    /// No repository name.
+    #[error("{0:?} is not a repository name: lower-case path components, at most 255 characters in all")]
+    InvalidName(String),
+}
+
+/// Chooses among the configured `hosts`, of which the first is the default.
+pub(crate) fn choose<'h>(
+    hosts: &(impl Iterator<Item = &'h Host> + Clone),
+    ns: Option<&str>,
+    path: &str,
+) -> Result<Repository, NoChoice> {
+    let find = |name: &str| {
+        hosts
+            .clone()
+            .find(|host| host.as_str().eq_ignore_ascii_case(name))
+    };
+    let (first, rest) = path.split_once('/').unwrap_or((path, ""));
+    let prefix = if rest.is_empty() { None } else { find(first) };
+    let invalid = || NoChoice::InvalidName(shortened(path));
+    let (host, name) = match ns {
+        Some(ns) => {
+            let host = find(ns).ok_or_else(|| NoChoice::UnknownHost(shortened(ns)))?;
+            match prefix {
+                Some(prefix) if prefix == host => (host, rest),
+                Some(prefix) => {
+                    return Err(NoChoice::TwoHosts {
+                        prefix: prefix.to_string(),
+                        ns: host.to_string(),
+                    });
+                }
+                None => (host, path),
+            }
+        }
+        None => match prefix {
+            Some(host) => (host, rest),
+            None => (hosts.clone().next().ok_or_else(invalid)?, path),
+        },
+    };
+    let library = host.as_str() == DOCKER_HUB && !name.contains('/');
+    let name = if library {
+        format!("library/{name}")
+    } else {
+        name.to_owned()
+    };
+    let name: RepositoryName = name.parse().map_err(|_| invalid())?;
+    Ok(Repository {
+        host: host.clone(),
+        name,
+    })
+}
+
+/// Messages repeat what clients sent, within limits.
+fn shortened(text: &str) -> String {
+    text.chars().take(80).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use test_case::test_case;
+
+    fn hosts() -> Vec<Host> {
+        ["docker.io", "quay.io", "registry.test:5000"]
+            .map(|host| host.parse().unwrap())
+            .to_vec()
+    }
+
+    #[test_case(None, "nginx", "docker.io/library/nginx"; "the default upstream, library added")]
+    #[test_case(None, "org/app", "docker.io/org/app"; "the default upstream")]
+    #[test_case(None, "quay.io/org/app", "quay.io/org/app"; "by path prefix")]
+    #[test_case(None, "docker.io/nginx", "docker.io/library/nginx"; "by the default's own prefix")]
+    #[test_case(None, "quay.io", "docker.io/library/quay.io"; "a prefix alone is a name")]
+    #[test_case(Some("quay.io"), "org/app", "quay.io/org/app"; "by ns")]
+    #[test_case(Some("quay.io"), "app", "quay.io/app"; "library is for Docker Hub only")]
+    #[test_case(Some("quay.io"), "quay.io/org/app", "quay.io/org/app"; "ns repeated in the path is removed")]
+    #[test_case(Some("quay.io"), "quay.io/quay.io/app", "quay.io/quay.io/app"; "but once only")]
+    #[test_case(Some("registry.test:5000"), "a", "registry.test:5000/a"; "ns with a port")]
+    fn chooses(ns: Option<&str>, path: &str, expected: &str) {
+        assert_eq!(choose(&hosts().iter(), ns, path).unwrap().to_string(), expected);
+    }
+
+    #[test]
+    fn refuses_what_belongs_to_no_upstream() {
+        let refused = |ns, path| choose(&hosts().iter(), ns, path).unwrap_err();
+        assert_eq!(
+            refused(Some("gcr.io"), "a"),
+            NoChoice::UnknownHost("gcr.io".into())
+        );
+        assert!(matches!(
+            refused(Some("quay.io"), "docker.io/library/a"),
+            NoChoice::TwoHosts { .. }
+        ));
+        assert!(matches!(refused(None, "UPPER"), NoChoice::InvalidName(_)));
+        assert!(matches!(refused(None, ""), NoChoice::InvalidName(_)));
+        assert!(matches!(
+            refused(None, &"a/".repeat(200)),
+            NoChoice::InvalidName(_)
+        ));
+    }
+
+    proptest! {
+        #[test]
+        fn every_choice_is_a_configured_host(ns in proptest::option::of("\\PC{0,20}"), path in "\\PC{0,40}") {
+            if let Ok(repository) = choose(&hosts().iter(), ns.as_deref(), &path) {
+                prop_assert!(hosts().contains(&repository.host));
+            }
+        }
+    }
+}

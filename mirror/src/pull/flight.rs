@@ -1,0 +1,125 @@
+//! Single flight: however many ask for one thing at once, it is fetched once.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use futures::FutureExt;
+use futures::future::{BoxFuture, Shared};
+use tokio::sync::oneshot;
+
+/// A fetch that many wait for; `None` where it ended without a result (its task was torn down).
+pub(crate) type Waiting<V> = Shared<BoxFuture<'static, Option<V>>>;
+
+/// The fetches under way, by what they fetch.
+pub(crate) struct Flights<K, V> {
+    running: Arc<Mutex<HashMap<K, Waiting<V>>>>,
+}
+
+impl<K, V> Default for Flights<K, V> {
+    fn default() -> Self {
+        Self {
+            running: Arc::default(),
+        }
+    }
+}
+
+impl<K, V> Flights<K, V>
+where
+    K: Clone + Eq + Hash + Send + 'static,
+    V: Clone + Send + Sync + 'static,
+{
+    /// Joins the fetch of `key`, or starts it. It runs in a task of its own: waiters may leave, it does not end.
+    /// The second value tells whether it was running already.
+    pub(crate) fn join<F>(&self, key: &K, fetch: impl FnOnce() -> F) -> (Waiting<V>, bool)
+    where
+        F: Future<Output = V> + Send + 'static,
+    {
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(waiting) = running.get(key) {
+            return (waiting.clone(), true);
+        }
+        let (done, result) = oneshot::channel();
+        let waiting = result.map(Result::ok).boxed().shared();
+        running.insert(key.clone(), waiting.clone());
+        let landing = Landing {
+            key: key.clone(),
+            running: Arc::clone(&self.running),
+        };
+        let fetch = fetch();
+        tokio::spawn(async move {
+            let value = fetch.await;
+            // Gone from the map first, so that whoever asks after the answer starts anew.
+            drop(landing);
+            let _ = done.send(value);
+        });
+        (waiting, false)
+    }
+}
+
+/// Takes the flight off the map however its task ends.
+struct Landing<K: Eq + Hash, V> {
+    key: K,
+    running: Arc<Mutex<HashMap<K, Waiting<V>>>>,
+}
+
+impl<K: Eq + Hash, V> Drop for Landing<K, V> {
+    fn drop(&mut self) {
+        self.running
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&self.key);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    #[tokio::test]
+    async fn a_hundred_waiters_cost_one_fetch() {
+        let (flights, fetched) = (Flights::<u8, usize>::default(), Arc::new(AtomicUsize::new(0)));
+        let gate = Arc::new(tokio::sync::Notify::new());
+        let waiters: Vec<_> = (0..100)
+            .map(|_| {
+                let (fetched, gate) = (Arc::clone(&fetched), Arc::clone(&gate));
+                let fetch = || async move {
+                    gate.notified().await;
+                    fetched.fetch_add(1, Ordering::SeqCst)
+                };
+                flights.join(&1, fetch).0
+            })
+            .collect();
+        gate.notify_one();
+        assert!(
+            futures::future::join_all(waiters)
+                .await
+                .into_iter()
+                .all(|value| value == Some(0))
+        );
+        assert_eq!(fetched.load(Ordering::SeqCst), 1);
+    }
+
+    #[tokio::test]
+    async fn a_fetch_goes_on_without_its_waiters_and_the_next_one_starts_anew() {
+        let flights = Flights::<u8, u8>::default();
+        let (landed, mut landing) = tokio::sync::mpsc::channel(1);
+        drop(flights.join(&1, || async move { landed.send(()).await.map_or(0, |()| 1) }));
+        landing.recv().await.unwrap();
+        while flights.running.lock().unwrap().contains_key(&1) {
+            tokio::task::yield_now().await;
+        }
+        let (waiting, joined) = flights.join(&1, || async { 2 });
+        assert!(!joined);
+        assert_eq!(waiting.await, Some(2));
+    }
+
+    #[tokio::test]
+    async fn a_fetch_that_panics_leaves_nothing_behind() {
+        let flights = Flights::<u8, u8>::default();
+        let (waiting, _) = flights.join(&1, || async { panic!("on purpose") });
+        assert_eq!(waiting.await, None);
+        assert_eq!(flights.join(&1, || async { 3 }).0.await, Some(3));
+    }
+}

@@ -1,0 +1,148 @@
+//! Lists of tags and repositories, page by page (distribution-spec, "Listing Tags").
+
+use std::sync::Arc;
+
+use serde::Deserialize;
+
+use super::failure::{Failure, Kind};
+use super::{Pull, Served, unreadable};
+use crate::metrics::Outcome;
+use crate::name::Repository;
+use crate::upstream::Error;
+
+/// One page of names.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Page {
+    /// In lexical order where we made the page; else as upstream sent them.
+    pub(crate) names: Vec<String>,
+    /// The query of the next page.
+    pub(crate) next: Option<String>,
+}
+
+/// What part of a list is wanted.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+pub(crate) struct Window {
+    /// At most so many names.
+    pub(crate) n: Option<usize>,
+    /// Only names after this one.
+    pub(crate) last: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct TagList {
+    tags: Option<Vec<String>>,
+}
+
+impl Pull {
+    /// A repository's tags by upstream's word; while it fails, those in the cache.
+    pub(crate) async fn tags(
+        self: &Arc<Self>,
+        repository: &Repository,
+        query: &str,
+        window: &Window,
+    ) -> Result<Served<Page>, Failure> {
+        if window.n == Some(0) {
+            return Ok(Served {
+                value: Page::default(),
+                outcome: Outcome::Hit,
+            });
+        }
+        let asked = match self.origin(repository, Kind::Tags) {
+            Ok(upstream) => match upstream.tags(&repository.name, query).await {
+                Ok(answer) => {
+                    page_of(&answer.bytes, answer.next).map_err(|error| Failure::of(&error, Kind::Tags))
+                }
+                Err(error) => Err(Failure::of(&error, Kind::Tags)),
+            },
+            Err(failure) => Err(failure),
+        };
+        match asked {
+            Ok(value) => Ok(Served {
+                value,
+                outcome: Outcome::Miss,
+            }),
+            Err(failure) if failure.is_final() => Err(failure),
+            Err(failure) => {
+                let cached = unreadable(self.store.tags(repository).await.map(Some)).unwrap_or_default();
+                if cached.is_empty() {
+                    return Err(failure);
+                }
+                Ok(Served {
+                    value: window.of(cached),
+                    outcome: Outcome::Stale,
+                })
+            }
+        }
+    }
+
+    /// The repositories in the cache.
+    pub(crate) async fn catalog(&self, window: &Window) -> Page {
+        window.of(unreadable(self.store.repositories().await.map(Some)).unwrap_or_default())
+    }
+}
+
+fn page_of(bytes: &[u8], next: Option<String>) -> Result<Page, Error> {
+    let list: TagList = serde_json::from_slice(bytes).map_err(|_| Error::Malformed {
+        what: "upstream's list of tags is not what the specification says".into(),
+    })?;
+    Ok(Page {
+        names: list.tags.unwrap_or_default(),
+        next,
+    })
+}
+
+impl Window {
+    /// This part of a sorted list.
+    fn of(&self, sorted: Vec<String>) -> Page {
+        let after = |name: &String| self.last.as_ref().is_none_or(|last| name > last);
+        let mut names: Vec<String> = sorted.into_iter().filter(after).collect();
+        let Some(n) = self.n.filter(|n| *n < names.len()) else {
+            return Page { names, next: None };
+        };
+        names.truncate(n);
+        let next = names.last().map(|last| {
+            url::form_urlencoded::Serializer::new(String::new())
+                .append_pair("last", last)
+                .append_pair("n", &n.to_string())
+                .finish()
+        });
+        Page { names, next }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use test_case::test_case;
+
+    fn names(of: &[&str]) -> Vec<String> {
+        of.iter().map(ToString::to_string).collect()
+    }
+
+    #[test_case(None, None, &["a", "b", "c"], None; "all")]
+    #[test_case(Some(2), None, &["a", "b"], Some("last=b&n=2"); "the first page")]
+    #[test_case(Some(2), Some("b"), &["c"], None; "the last page")]
+    #[test_case(Some(3), None, &["a", "b", "c"], None; "a page that is all")]
+    #[test_case(Some(0), None, &[], None; "no names")]
+    #[test_case(Some(9), Some("zz"), &[], None; "after the end")]
+    fn windows(n: Option<usize>, last: Option<&str>, expected: &[&str], next: Option<&str>) {
+        let window = Window {
+            n,
+            last: last.map(Into::into),
+        };
+        let page = window.of(names(&["a", "b", "c"]));
+        assert_eq!(
+            page,
+            Page {
+                names: names(expected),
+                next: next.map(Into::into)
+            }
+        );
+    }
+
+    #[test]
+    fn a_list_of_null_is_empty_and_a_page_of_html_is_none() {
+        assert_eq!(page_of(br#"{"name":"a","tags":null}"#, None), Ok(Page::default()));
+        assert!(page_of(b"<html>", None).is_err());
+    }
+}

@@ -1,0 +1,244 @@
+//! Manifests: by digest from the cache for good, by tag for as long as the tag is fresh.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tracing::{debug, warn};
+
+use super::failure::{Failure, Kind};
+use super::media::{self, Verdict};
+use super::{Pull, Served, unreadable};
+use crate::digest::{Algorithm, Digest};
+use crate::metrics::Outcome;
+use crate::name::{Reference, Repository, Tag};
+use crate::store::{CachedTag, Manifest};
+use crate::upstream::{Error, ManifestAnswer, Upstream};
+
+/// How long a client waits for upstream's word on a tag of which there is a copy.
+const PATIENCE: Duration = Duration::from_millis(1_500);
+
+type Answer = Result<Served<Manifest>, Failure>;
+type Fetched = Result<(Manifest, Outcome), Failure>;
+
+impl Pull {
+    /// The manifest that a reference names.
+    pub(crate) async fn manifest(self: &Arc<Self>, repository: &Repository, reference: &Reference) -> Answer {
+        match reference {
+            Reference::Digest(digest) => self.manifest_by_digest(repository, digest).await,
+            Reference::Tag(tag) => self.manifest_by_tag(repository, tag).await,
+        }
+    }
+
+    /// A digest's content can't change, so a copy is never asked about.
+    async fn manifest_by_digest(self: &Arc<Self>, repository: &Repository, digest: &Digest) -> Answer {
+        match unreadable(self.store.manifest(repository, digest).await) {
+            Some(value) => Ok(Served {
+                value,
+                outcome: Outcome::Hit,
+            }),
+            None => {
+                self.fetch_manifest(repository, &Reference::Digest(digest.clone()), None)
+                    .await
+            }
+        }
+    }
+
+    async fn manifest_by_tag(self: &Arc<Self>, repository: &Repository, tag: &Tag) -> Answer {
+        let Some((known, copy)) = self.copy_of(repository, tag).await else {
+            return self
+                .fetch_manifest(repository, &Reference::Tag(tag.clone()), None)
+                .await;
+        };
+        let cache = self.live().cache.clone();
+        let age = self.clock.since(known.validated);
+        if (known.proven && age < cache.tag_ttl) || cache.offline {
+            return Ok(Served {
+                value: copy,
+                outcome: Outcome::Hit,
+            });
+        }
+        let reference = Reference::Tag(tag.clone());
+        let asked = self.fetch_manifest(repository, &reference, Some((known.digest, copy.clone())));
+        if age
+            >= cache
+                .ttl
+                .map_or(cache.stale_if_error, |ttl| ttl.min(cache.stale_if_error))
+        {
+            return asked.await;
+        }
+        let failure = match tokio::time::timeout(PATIENCE, asked).await {
+            Ok(Ok(served)) => return Ok(served),
+            Ok(Err(failure)) if failure.is_final() => return Err(failure),
+            Ok(Err(failure)) => failure,
+            Err(_) => Failure::unavailable("no answer in time"),
+        };
+        debug!(%repository, %tag, ?failure, "serving a stale tag");
+        Ok(Served {
+            value: copy,
+            outcome: Outcome::Stale,
+        })
+    }
+
+    /// A tag's digest with its manifest, where both are there.
+    async fn copy_of(&self, repository: &Repository, tag: &Tag) -> Option<(CachedTag, Manifest)> {
+        let known = unreadable(self.store.tag(repository, tag).await)?;
+        let manifest = unreadable(self.store.manifest(repository, &known.digest).await)?;
+        Some((known, manifest))
+    }
+
+    /// Asks upstream, once for all who want the same.
+    async fn fetch_manifest(
+        self: &Arc<Self>,
+        repository: &Repository,
+        reference: &Reference,
+        known: Option<(Digest, Manifest)>,
+    ) -> Answer {
+        let upstream = self.origin(repository, Kind::Manifest)?;
+        let (text, version) = (reference.to_string(), upstream.credential_version());
+        if let Some(failure) = self.absent.get(repository, Kind::Manifest, &text, version) {
+            return Err(failure);
+        }
+        let key = (repository.clone(), reference.clone());
+        let (waiting, joined) = self.manifests.join(&key, || {
+            let (pull, (repository, reference)) = (Arc::clone(self), key.clone());
+            async move { pull.ask(&upstream, &repository, &reference, known).await }
+        });
+        let fetched = waiting
+            .await
+            .unwrap_or_else(|| Err(Failure::unavailable("the fetch was given up")));
+        if let Err(failure) = &fetched {
+            self.absent
+                .note(repository, Kind::Manifest, &text, version, failure);
+        }
+        let (value, outcome) = fetched?;
+        let outcome = if joined && outcome == Outcome::Miss {
+            Outcome::Coalesced
+        } else {
+            outcome
+        };
+        Ok(Served { value, outcome })
+    }
+
+    async fn ask(
+        &self,
+        upstream: &Upstream,
+        repository: &Repository,
+        reference: &Reference,
+        known: Option<(Digest, Manifest)>,
+    ) -> Fetched {
+        let told = |error| Failure::of(&error, Kind::Manifest);
+        let Some((digest, copy)) = known else {
+            return self.get(upstream, repository, reference).await;
+        };
+        let head = upstream
+            .manifest_head(&repository.name, reference)
+            .await
+            .map_err(told)?;
+        match head.digest {
+            Some(same) if same == digest => {
+                self.keep_tag(repository, reference, &digest).await;
+                Ok((copy, Outcome::Hit))
+            }
+            Some(moved) => {
+                let fetched = self
+                    .get(upstream, repository, &Reference::Digest(moved.clone()))
+                    .await?;
+                self.keep_tag(repository, reference, &moved).await;
+                Ok(fetched)
+            }
+            // Some registries answer HEAD without a digest, or not at all.
+            None => self.get(upstream, repository, reference).await,
+        }
+    }
+
+    /// Fetches, checks, keeps.
+    async fn get(&self, upstream: &Upstream, repository: &Repository, reference: &Reference) -> Fetched {
+        let told = |error| Failure::of(&error, Kind::Manifest);
+        let answer = upstream
+            .manifest(&repository.name, reference)
+            .await
+            .map_err(told)?;
+        let digest = verified(&answer, reference).map_err(told)?;
+        let media_type = match media::judge(&answer.bytes, answer.media_type.as_deref()).map_err(told)? {
+            Verdict::Manifest(media_type) => media_type,
+            Verdict::Schema1 => return Err(Failure::schema1()),
+        };
+        let manifest = Manifest {
+            digest,
+            media_type,
+            bytes: answer.bytes,
+        };
+        match self.store.put_manifest(repository, &manifest).await {
+            Ok(()) => self.keep_tag(repository, reference, &manifest.digest).await,
+            Err(error) => warn!(%repository, %error, "a manifest is served without being kept"),
+        }
+        Ok((manifest, Outcome::Miss))
+    }
+
+    async fn keep_tag(&self, repository: &Repository, reference: &Reference, digest: &Digest) {
+        let Reference::Tag(tag) = reference else { return };
+        if let Err(error) = self.store.put_tag(repository, tag, digest).await {
+            warn!(%repository, %tag, %error, "a tag is served without being kept");
+        }
+    }
+}
+
+/// The digest of what upstream sent, where neither the request nor upstream's own header says otherwise.
+fn verified(answer: &ManifestAnswer, reference: &Reference) -> Result<Digest, Error> {
+    let claims = [answer.digest_header.as_ref(), as_digest(reference)];
+    let mut computed = Digest::of(Algorithm::Sha256, &answer.bytes);
+    for claim in claims.into_iter().flatten() {
+        if claim.algorithm() != computed.algorithm() {
+            computed = Digest::of(claim.algorithm(), &answer.bytes);
+        }
+        if *claim != computed {
+            let what = format!("upstream sent a manifest whose digest is {computed} as {claim}");
+            return Err(Error::Malformed { what });
+        }
+    }
+    Ok(computed)
+}
+
+fn as_digest(reference: &Reference) -> Option<&Digest> {
+    match reference {
+        Reference::Digest(digest) => Some(digest),
+        Reference::Tag(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+
+    fn answer(digest_header: Option<Digest>) -> ManifestAnswer {
+        ManifestAnswer {
+            bytes: Bytes::from_static(b"{}"),
+            media_type: None,
+            digest_header,
+        }
+    }
+
+    #[test]
+    fn a_header_that_lies_is_refused() {
+        let tag = "latest".parse().unwrap();
+        let lie = Digest::of(Algorithm::Sha256, b"other");
+        assert!(matches!(
+            verified(&answer(Some(lie)), &tag),
+            Err(Error::Malformed { .. })
+        ));
+        let truth = Digest::of(Algorithm::Sha256, b"{}");
+        assert_eq!(verified(&answer(Some(truth.clone())), &tag), Ok(truth.clone()));
+        assert_eq!(verified(&answer(None), &tag), Ok(truth));
+    }
+
+    #[test]
+    fn content_is_named_by_the_algorithm_that_was_asked_for() {
+        let asked = Digest::of(Algorithm::Sha512, b"{}");
+        let also = Digest::of(Algorithm::Sha256, b"{}");
+        let reference = Reference::Digest(asked.clone());
+        assert_eq!(verified(&answer(Some(also)), &reference), Ok(asked));
+        let other = Reference::Digest(Digest::of(Algorithm::Sha512, b"other"));
+        assert!(verified(&answer(None), &other).is_err());
+    }
+}

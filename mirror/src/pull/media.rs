@@ -1,0 +1,120 @@
+//! What a manifest is, by its own words: the check that keeps error pages out of the cache.
+
+use serde::Deserialize;
+
+use crate::upstream::Error;
+
+const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
+const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
+const SCHEMA1: &str = "application/vnd.docker.distribution.manifest.v1+";
+
+/// A manifest's media type, or why it is not served.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// A manifest of this media type.
+    Manifest(String),
+    /// Docker schema 1.
+    Schema1,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Shape {
+    schema_version: Option<u64>,
+    media_type: Option<String>,
+    manifests: Option<serde::de::IgnoredAny>,
+    config: Option<Config>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Config {
+    media_type: Option<String>,
+}
+
+/// Judges the bytes that upstream calls a manifest of type `content_type`.
+pub(crate) fn judge(bytes: &[u8], content_type: Option<&str>) -> Result<Verdict, Error> {
+    let shape: Shape = serde_json::from_slice(bytes).map_err(|_| no_manifest(content_type))?;
+    // RFC 9110, section 8.3: parameters may follow, which say nothing here.
+    let declared = content_type.map(|text| text.split(';').next().unwrap_or(text).trim().to_owned());
+    if shape.schema_version == Some(1) || declared.as_deref().is_some_and(|text| text.starts_with(SCHEMA1)) {
+        return Ok(Verdict::Schema1);
+    }
+    if let Some(said) = declared
+        .filter(|text| is_manifest(text))
+        .or(shape.media_type.clone())
+    {
+        return Ok(Verdict::Manifest(said));
+    }
+    match shape.schema_version {
+        Some(2) => Ok(Verdict::Manifest(by_shape(&shape).to_owned())),
+        _ => Err(no_manifest(content_type)),
+    }
+}
+
+/// `application/json` and the like are what static file servers say; the manifest knows better.
+fn is_manifest(media_type: &str) -> bool {
+    media_type.starts_with("application/vnd.") && media_type.ends_with("json")
+}
+
+fn by_shape(shape: &Shape) -> &'static str {
+    let docker = |config: &Config| {
+        config
+            .media_type
+            .as_deref()
+            .is_some_and(|m| m.contains(".docker."))
+    };
+    match (&shape.manifests, &shape.config) {
+        (Some(_), _) => OCI_INDEX,
+        (None, Some(config)) if docker(config) => DOCKER_MANIFEST,
+        (None, _) => OCI_MANIFEST,
+    }
+}
+
+fn no_manifest(content_type: Option<&str>) -> Error {
+    let kind: String = content_type.unwrap_or("unnamed").chars().take(80).collect();
+    Error::Malformed {
+        what: format!("upstream answered with {kind} content where a manifest belongs"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use test_case::test_case;
+
+    fn media_type(body: &str, content_type: Option<&str>) -> Option<String> {
+        match judge(body.as_bytes(), content_type) {
+            Ok(Verdict::Manifest(media_type)) => Some(media_type),
+            _ => None,
+        }
+    }
+
+    #[test_case(r#"{"schemaVersion":2}"#, Some(OCI_INDEX), OCI_INDEX; "upstream's word")]
+    #[test_case(r#"{"schemaVersion":2}"#, Some("application/vnd.oci.image.index.v1+json; charset=utf-8"), OCI_INDEX; "without parameters")]
+    #[test_case(r#"{"schemaVersion":2,"mediaType":"application/vnd.docker.distribution.manifest.v2+json"}"#, None, DOCKER_MANIFEST; "its own word")]
+    #[test_case(r#"{"schemaVersion":2,"manifests":[]}"#, Some("application/json"), OCI_INDEX; "an index by shape")]
+    #[test_case(r#"{"schemaVersion":2,"config":{"mediaType":"application/vnd.docker.container.image.v1+json"}}"#, None, DOCKER_MANIFEST; "a docker image by shape")]
+    #[test_case(r#"{"schemaVersion":2,"config":{}}"#, None, OCI_MANIFEST; "an OCI image by shape")]
+    fn media_types(body: &str, content_type: Option<&str>, expected: &str) {
+        assert_eq!(media_type(body, content_type).as_deref(), Some(expected));
+    }
+
+    #[test_case("<html>Sign in</html>", Some("text/html"); "a page")]
+    #[test_case("", Some(OCI_INDEX); "nothing")]
+    #[test_case("[]", Some(OCI_INDEX); "not an object")]
+    #[test_case(r#"{"message":"welcome"}"#, Some("application/json"); "other JSON")]
+    fn not_manifests(body: &str, content_type: Option<&str>) {
+        assert!(matches!(
+            judge(body.as_bytes(), content_type),
+            Err(Error::Malformed { .. })
+        ));
+    }
+
+    #[test_case(r#"{"schemaVersion":1}"#, None; "by its version")]
+    #[test_case("{}", Some("application/vnd.docker.distribution.manifest.v1+prettyjws"); "by its type")]
+    fn schema1(body: &str, content_type: Option<&str>) {
+        assert_eq!(judge(body.as_bytes(), content_type), Ok(Verdict::Schema1));
+    }
+}

@@ -1,0 +1,148 @@
+//! What refers to a manifest (distribution-spec, "Listing Referrers"): fresh for as long as a tag is.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use moka::sync::Cache;
+use serde_json::Value;
+
+use super::failure::{Failure, Kind};
+use super::{Pull, Served, unreadable};
+use crate::digest::Digest;
+use crate::metrics::Outcome;
+use crate::name::{Repository, Tag};
+use crate::upstream::Error;
+
+/// Lists are kept in memory up to this many bytes in all.
+const CAPACITY: u64 = 16 << 20;
+
+/// Upstream's lists, whole: the client's filter is applied to what is kept.
+pub(super) struct Known(Cache<(Repository, Digest), (Bytes, Timestamp)>);
+
+impl Default for Known {
+    fn default() -> Self {
+        let weight = |_: &_, list: &(Bytes, Timestamp)| u32::try_from(list.0.len() + 256).unwrap_or(u32::MAX);
+        Self(Cache::builder().max_capacity(CAPACITY).weigher(weight).build())
+    }
+}
+
+impl Pull {
+    /// The index of what refers to `digest`, unfiltered.
+    pub(crate) async fn referrers(
+        self: &Arc<Self>,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<Served<Bytes>, Failure> {
+        let cache = self.live().cache.clone();
+        let key = (repository.clone(), digest.clone());
+        let known = self
+            .referrers
+            .0
+            .get(&key)
+            .map(|(list, then)| (list, self.clock.since(then)));
+        if let Some((value, age)) = &known
+            && (*age < cache.tag_ttl || cache.offline)
+        {
+            return Ok(Served {
+                value: value.clone(),
+                outcome: Outcome::Hit,
+            });
+        }
+        if cache.offline {
+            return self.fallback_tag(repository, digest).await;
+        }
+        match self.ask_referrers(repository, digest).await {
+            Ok(value) => {
+                self.referrers.0.insert(key, (value.clone(), self.clock.now()));
+                Ok(Served {
+                    value,
+                    outcome: Outcome::Miss,
+                })
+            }
+            Err(failure) => match known {
+                Some((value, age)) if !failure.is_final() && age < cache.stale_if_error => Ok(Served {
+                    value,
+                    outcome: Outcome::Stale,
+                }),
+                _ => Err(failure),
+            },
+        }
+    }
+
+    async fn ask_referrers(&self, repository: &Repository, digest: &Digest) -> Result<Bytes, Failure> {
+        let upstream = self.origin(repository, Kind::Manifest)?;
+        let told = |error| Failure::of(&error, Kind::Manifest);
+        let answer = match upstream.referrers(&repository.name, digest).await {
+            // Registries that lack this endpoint answer with any 404; clients then try the fallback tag.
+            Err(error @ Error::StrangeNotFound) => {
+                let (code, message) = ("MANIFEST_UNKNOWN", error.to_string());
+                return Err(Failure::NotFound { code, message });
+            }
+            answer => answer.map_err(told)?,
+        };
+        if is_index(&answer.bytes) {
+            return Ok(answer.bytes);
+        }
+        let what = "upstream's list of referrers is not an image index".into();
+        Err(told(Error::Malformed { what }))
+    }
+
+    /// Offline there may still be the tag that clients fall back to (distribution-spec, "Referrers Tag Schema").
+    async fn fallback_tag(&self, repository: &Repository, digest: &Digest) -> Result<Served<Bytes>, Failure> {
+        let name = format!("{}-{}", digest.algorithm().as_str(), digest.hex());
+        let absent = || Failure::NotFound {
+            code: "MANIFEST_UNKNOWN",
+            message: "this mirror is offline and has no list of referrers".into(),
+        };
+        // A sha512 digest is longer than a tag may be; the schema truncates.
+        let tag: Tag = name
+            .chars()
+            .take(128)
+            .collect::<String>()
+            .parse()
+            .map_err(|_| absent())?;
+        let known = unreadable(self.store.tag(repository, &tag).await).ok_or_else(absent)?;
+        let manifest = unreadable(self.store.manifest(repository, &known.digest).await).ok_or_else(absent)?;
+        Ok(Served {
+            value: manifest.bytes,
+            outcome: Outcome::Hit,
+        })
+    }
+}
+
+fn is_index(bytes: &[u8]) -> bool {
+    serde_json::from_slice::<Value>(bytes)
+        .is_ok_and(|index| index.get("manifests").is_some_and(Value::is_array))
+}
+
+/// The index with the manifests of one artifact type only.
+pub(crate) fn of_type(index: &Bytes, artifact_type: &str) -> Option<Bytes> {
+    let mut index: Value = serde_json::from_slice(index).ok()?;
+    let manifests = index.get_mut("manifests")?.as_array_mut()?;
+    manifests.retain(|manifest| manifest.get("artifactType").and_then(Value::as_str) == Some(artifact_type));
+    Some(index.to_string().into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_manifests_of_the_type_remain() {
+        let index = Bytes::from_static(
+            br#"{"schemaVersion":2,"manifests":[{"digest":"a","artifactType":"x"},{"digest":"b","artifactType":"y"},{"digest":"c"}]}"#,
+        );
+        let filtered: Value = serde_json::from_slice(&of_type(&index, "y").unwrap()).unwrap();
+        assert_eq!(filtered["manifests"].as_array().unwrap().len(), 1);
+        assert_eq!(filtered["manifests"][0]["digest"], "b");
+        assert_eq!(filtered["schemaVersion"], 2);
+    }
+
+    #[test]
+    fn what_is_no_index_is_refused() {
+        assert!(!is_index(b"<html>"));
+        assert!(!is_index(b"{}"));
+        assert!(is_index(br#"{"manifests":[]}"#));
+    }
+}

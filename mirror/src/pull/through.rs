@@ -1,0 +1,279 @@
+//! Past the cache: a request's own upstream answer, for content that has no room or that a fill has not reached.
+//!
+//! What reaches the blob's end is held back until the digest is known to match, as with a fill.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use futures::stream::{self, BoxStream};
+use futures::{Stream, StreamExt, TryStreamExt};
+
+use super::failure::{Failure, Kind};
+use crate::digest::{Digest, Hasher};
+use crate::fill::{Cut, Fill, HELD_BACK, Phase};
+use crate::inflight::Inflight;
+use crate::name::Repository;
+use crate::upstream::{BlobAnswer, Error, Upstream};
+
+/// What a request asked for, and where.
+#[derive(Clone, Copy)]
+pub(crate) struct Asked<'a> {
+    pub(crate) upstream: &'a Arc<Upstream>,
+    pub(crate) repository: &'a Repository,
+    pub(crate) digest: &'a Digest,
+}
+
+/// An answer that passes by the cache.
+pub(crate) struct Through {
+    /// The blob's size, where upstream told it.
+    pub(crate) size: Option<u64>,
+    /// The range that the body is; `None`: the whole.
+    pub(crate) part: Option<Range<u64>>,
+    /// The body.
+    pub(crate) body: BoxStream<'static, Result<Bytes, Cut>>,
+}
+
+impl Asked<'_> {
+    async fn ask(&self, from: u64, until: Option<u64>) -> Result<BlobAnswer, Failure> {
+        let answer = self
+            .upstream
+            .blob(&self.repository.name, self.digest, from, until)
+            .await;
+        answer.map_err(|error| Failure::of(&error, Kind::Blob))
+    }
+}
+
+/// A range that the fill has not reached; `None` where upstream refuses ranges: waiting beats fetching twice.
+pub(crate) async fn ahead(
+    asked: Asked<'_>,
+    fill: &Arc<Fill>,
+    size: u64,
+    part: Range<u64>,
+) -> Result<Option<Through>, Failure> {
+    let open = part.end == size;
+    let answer = asked.ask(part.start, (!open).then_some(part.end)).await?;
+    if answer.start != part.start {
+        return Ok(None);
+    }
+    let body = exactly(answer, part.clone());
+    let body = if open {
+        held_back(body.chain(verified_by(Arc::clone(fill)))).boxed()
+    } else {
+        body.boxed()
+    };
+    Ok(Some(Through {
+        size: Some(size),
+        part: Some(part),
+        body,
+    }))
+}
+
+/// A range that ends before the blob does; its client verifies the whole once it has it.
+pub(crate) async fn closed(asked: Asked<'_>, size: u64, part: Range<u64>) -> Result<Through, Failure> {
+    let answer = asked.ask(part.start, Some(part.end)).await?;
+    let body = exactly(answer, part.clone()).boxed();
+    Ok(Through {
+        size: Some(size),
+        part: Some(part),
+        body,
+    })
+}
+
+/// A blob up to its end, from its start or from within. Only the whole can be verified, so the whole is fetched.
+pub(crate) async fn to_the_end(
+    asked: Asked<'_>,
+    ready: Option<BlobAnswer>,
+    inflight: Arc<Inflight>,
+    part: Option<Range<u64>>,
+) -> Result<Through, Failure> {
+    let answer = match ready {
+        Some(answer) => answer,
+        None => asked.ask(0, None).await?,
+    };
+    let size = answer.total;
+    let whole = checked(
+        exactly(answer, 0..size.unwrap_or(u64::MAX)),
+        asked.digest.clone(),
+        inflight,
+    );
+    let start = part.as_ref().map_or(0, |part| part.start);
+    let body = skipping(held_back(whole), start);
+    if size.is_none_or(|size| size > HELD_BACK) {
+        return Ok(Through {
+            size,
+            part,
+            body: body.boxed(),
+        });
+    }
+    let collected: BytesMut = body
+        .try_collect()
+        .await
+        .map_err(|cut| Failure::unavailable(cut.to_string()))?;
+    let body = stream::once(async { Ok(collected.freeze()) }).boxed();
+    Ok(Through { size, part, body })
+}
+
+/// The bytes of `part` out of an answer that may start before it and go on after it.
+/// `part.end` is `u64::MAX` where the size is unknown; else an answer that ends before it is cut.
+fn exactly(answer: BlobAnswer, part: Range<u64>) -> impl Stream<Item = Result<Bytes, Cut>> + Send + 'static {
+    let state = (
+        answer.body,
+        part.start.saturating_sub(answer.start),
+        part.end - part.start,
+    );
+    stream::try_unfold(state, |(mut body, mut skip, left)| async move {
+        if left == 0 {
+            return Ok(None);
+        }
+        loop {
+            let chunk = body
+                .next()
+                .await
+                .transpose()
+                .map_err(|error: Error| Cut(error.to_string()))?;
+            let Some(mut chunk) = chunk else {
+                let unknown = left > u64::MAX / 2;
+                return if unknown {
+                    Ok(None)
+                } else {
+                    Err(Cut("upstream ended early".into()))
+                };
+            };
+            skip_in(&mut chunk, &mut skip);
+            chunk.truncate(usize::try_from(left).unwrap_or(usize::MAX));
+            if !chunk.is_empty() {
+                let left = left - chunk.len() as u64;
+                return Ok(Some((chunk, (body, skip, left))));
+            }
+        }
+    })
+}
+
+fn skip_in(chunk: &mut Bytes, skip: &mut u64) {
+    let over = usize::try_from(*skip).unwrap_or(usize::MAX).min(chunk.len());
+    let _ = chunk.split_to(over);
+    *skip -= over as u64;
+}
+
+fn skipping<S>(body: S, start: u64) -> impl Stream<Item = Result<Bytes, Cut>> + Send + 'static
+where
+    S: Stream<Item = Result<Bytes, Cut>> + Send + 'static,
+{
+    body.scan(start, |skip, chunk| {
+        let rest = chunk.map(|mut chunk| {
+            skip_in(&mut chunk, skip);
+            chunk
+        });
+        std::future::ready(Some(rest))
+    })
+}
+
+/// Ends in an error where the bytes are not those of the digest.
+fn checked<S>(
+    body: S,
+    digest: Digest,
+    inflight: Arc<Inflight>,
+) -> impl Stream<Item = Result<Bytes, Cut>> + Send
+where
+    S: Stream<Item = Result<Bytes, Cut>> + Send + 'static,
+{
+    let hasher = Hasher::new(digest.algorithm());
+    let state = (Box::pin(body), hasher, digest, inflight);
+    stream::try_unfold(state, |(mut body, mut hasher, digest, inflight)| async move {
+        if let Some(chunk) = body.try_next().await? {
+            hasher.update(&chunk);
+            return Ok(Some((chunk, (body, hasher, digest, inflight))));
+        }
+        let found = hasher.finish();
+        if found == digest {
+            return Ok(None);
+        }
+        tracing::warn!(%digest, %found, "upstream sent wrong bytes; the client was cut before the end of them");
+        inflight.refuse(&digest);
+        Err(Cut("upstream sent wrong bytes".into()))
+    })
+}
+
+/// Nothing where the fill ends well, an error where it does not.
+fn verified_by(fill: Arc<Fill>) -> impl Stream<Item = Result<Bytes, Cut>> + Send {
+    stream::once(async move {
+        match fill.ended().await.phase {
+            Phase::Verified => Ok(Bytes::new()),
+            _ => Err(Cut("the blob could not be verified".into())),
+        }
+    })
+}
+
+/// Keeps the last bytes until the body has ended without an error.
+fn held_back<S>(body: S) -> impl Stream<Item = Result<Bytes, Cut>> + Send
+where
+    S: Stream<Item = Result<Bytes, Cut>> + Send + 'static,
+{
+    let state = (Box::pin(body), VecDeque::new(), 0_u64, false);
+    stream::try_unfold(state, |(mut body, mut queue, mut held, mut ended)| async move {
+        loop {
+            let front = queue.front().map_or(0, |chunk: &Bytes| chunk.len() as u64);
+            if ended || held - front >= HELD_BACK {
+                let Some(chunk) = queue.pop_front() else {
+                    return Ok(None);
+                };
+                return Ok(Some((chunk, (body, queue, held - front, ended))));
+            }
+            match body.try_next().await? {
+                Some(chunk) => {
+                    held += chunk.len() as u64;
+                    queue.push_back(chunk);
+                }
+                None => ended = true,
+            }
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chunks(count: usize, end: Option<Cut>) -> impl Stream<Item = Result<Bytes, Cut>> + Send + 'static {
+        let chunk = Bytes::from(vec![7; 64 * 1024]);
+        stream::iter(std::iter::repeat_n(Ok(chunk), count).chain(end.map(Err)))
+    }
+
+    async fn passed<S: Stream<Item = Result<Bytes, Cut>>>(body: S) -> (u64, bool) {
+        let mut body = Box::pin(body);
+        let mut passed = 0;
+        loop {
+            match body.next().await {
+                Some(Ok(chunk)) => passed += chunk.len() as u64,
+                Some(Err(_)) => return (passed, false),
+                None => return (passed, true),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_body_that_ends_well_passes_whole() {
+        assert_eq!(passed(held_back(chunks(16, None))).await, (1024 * 1024, true));
+        assert_eq!(passed(held_back(chunks(1, None))).await, (64 * 1024, true));
+    }
+
+    #[tokio::test]
+    async fn a_body_that_ends_badly_lacks_its_end() {
+        let (bytes, whole) = passed(held_back(chunks(16, Some(Cut("bad".into()))))).await;
+        assert_eq!((bytes, whole), (1024 * 1024 - HELD_BACK, false));
+        assert_eq!(
+            passed(held_back(chunks(4, Some(Cut("bad".into()))))).await,
+            (0, false)
+        );
+    }
+
+    #[tokio::test]
+    async fn a_start_within_skips_what_lies_before() {
+        assert_eq!(
+            passed(skipping(chunks(2, None), 100_000)).await,
+            (131_072 - 100_000, true)
+        );
+    }
+}

@@ -1,0 +1,154 @@
+//! Byte ranges (RFC 9110, section 14).
+
+use std::num::NonZeroUsize;
+use std::ops::Range;
+
+use http::{HeaderMap, header};
+use http_range_header::{SyntacticallyCorrectRange, parse_range_header_with_max_ranges};
+
+/// More ranges than this in one request are answered with the whole (RFC 9110, section 14.2 leaves it to us).
+const MAX_RANGES: NonZeroUsize = NonZeroUsize::new(16).unwrap();
+
+/// What part of a representation a request asks for; not yet held against its size.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Wanted {
+    /// All of it.
+    Whole,
+    /// Some ranges, in the order asked.
+    Ranges(Vec<SyntacticallyCorrectRange>),
+}
+
+/// A request's ranges resolved against a size.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Resolved {
+    /// 200.
+    Whole,
+    /// 206, or 206 `multipart/byteranges` where there are several; never empty.
+    Parts(Vec<Range<u64>>),
+    /// 416.
+    Unsatisfiable,
+}
+
+impl Wanted {
+    /// Reads `Range` and `If-Range`. What is malformed, in another unit or excessive counts as not sent.
+    pub(crate) fn of(headers: &HeaderMap, etag: &str) -> Self {
+        let mut values = headers.get_all(header::RANGE).iter();
+        let (Some(value), None) = (values.next(), values.next()) else {
+            return Self::Whole;
+        };
+        // Only a strong comparison will do (section 13.1.5); a date never matches, as we send none.
+        if headers.get(header::IF_RANGE).is_some_and(|tag| tag != etag) {
+            return Self::Whole;
+        }
+        let Ok(text) = value.to_str() else {
+            return Self::Whole;
+        };
+        match parse_range_header_with_max_ranges(text, MAX_RANGES) {
+            Ok(parsed) => Self::Ranges(parsed.into_ranges()),
+            Err(_) => Self::Whole,
+        }
+    }
+
+    /// The one range that is wanted, of a representation of this size; `None` where it is the whole, or several.
+    pub(crate) fn single(&self, size: u64) -> Option<Range<u64>> {
+        match self.resolve(size) {
+            Resolved::Parts(parts) => <[_; 1]>::try_from(parts).ok().map(|[part]| part),
+            _ => None,
+        }
+    }
+
+    /// Holds the ranges against the size; those beyond the end drop out.
+    pub(crate) fn resolve(&self, size: u64) -> Resolved {
+        let Self::Ranges(ranges) = self else {
+            return Resolved::Whole;
+        };
+        let parts: Vec<_> = ranges.iter().filter_map(|range| within(range, size)).collect();
+        if parts.is_empty() {
+            Resolved::Unsatisfiable
+        } else {
+            Resolved::Parts(parts)
+        }
+    }
+}
+
+fn within(range: &SyntacticallyCorrectRange, size: u64) -> Option<Range<u64>> {
+    let resolved = match *range {
+        SyntacticallyCorrectRange::FromStart(start) => start..size,
+        SyntacticallyCorrectRange::FromLast(length) => size.saturating_sub(length)..size,
+        SyntacticallyCorrectRange::Indexed(start, last) => start..size.min(last.saturating_add(1)),
+    };
+    (resolved.start < resolved.end).then_some(resolved)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use test_case::test_case;
+
+    fn wanted(range: &str) -> Wanted {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::RANGE, range.parse().unwrap());
+        Wanted::of(&headers, "\"e\"")
+    }
+
+    fn parts(of: &[Range<u64>]) -> Resolved {
+        Resolved::Parts(of.to_vec())
+    }
+
+    #[test_case("bytes=0-9", &[0..10]; "closed")]
+    #[test_case("bytes=90-", &[90..100]; "open")]
+    #[test_case("bytes=-10", &[90..100]; "suffix")]
+    #[test_case("bytes=-1000", &[0..100]; "suffix longer than the whole")]
+    #[test_case("bytes=50-1000", &[50..100]; "end beyond the size")]
+    #[test_case("bytes=0-0,99-99", &[0..1, 99..100]; "two")]
+    #[test_case("bytes=0-0,200-300", &[0..1]; "one of two beyond the size")]
+    fn satisfiable(range: &str, expected: &[Range<u64>]) {
+        assert_eq!(wanted(range).resolve(100), parts(expected));
+    }
+
+    #[test_case("bytes=100-"; "starts at the size")]
+    #[test_case("bytes=-0"; "empty suffix")]
+    fn unsatisfiable(range: &str) {
+        assert_eq!(wanted(range).resolve(100), Resolved::Unsatisfiable);
+    }
+
+    #[test_case("bytes=5-1"; "reversed")]
+    #[test_case("items=0-1"; "another unit")]
+    #[test_case("bytes=a-b"; "not numbers")]
+    #[test_case("bytes=0-0,1-1,2-2,3-3,4-4,5-5,6-6,7-7,8-8,9-9,10-10,11-11,12-12,13-13,14-14,15-15,16-16"; "17 ranges")]
+    fn ignored(range: &str) {
+        assert_eq!(wanted(range).resolve(100), Resolved::Whole);
+    }
+
+    #[test]
+    fn an_if_range_that_differs_asks_for_the_whole() {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::RANGE, "bytes=0-1".parse().unwrap());
+        headers.insert(header::IF_RANGE, "\"other\"".parse().unwrap());
+        assert_eq!(Wanted::of(&headers, "\"e\""), Wanted::Whole);
+        headers.insert(header::IF_RANGE, "\"e\"".parse().unwrap());
+        assert_eq!(Wanted::of(&headers, "\"e\"").resolve(10), parts(&[0..2]));
+    }
+
+    proptest! {
+        #[test]
+        fn every_part_lies_within_the_size(range in "bytes=[0-9,-]{0,40}", size: u64) {
+            if let Resolved::Parts(parts) = wanted(&range).resolve(size) {
+                prop_assert!(!parts.is_empty());
+                for part in parts {
+                    prop_assert!(part.start < part.end && part.end <= size);
+                }
+            }
+        }
+
+        #[test]
+        fn no_header_makes_the_parser_panic(text in "\\PC*") {
+            let mut headers = HeaderMap::new();
+            if let Ok(value) = text.parse() {
+                headers.insert(header::RANGE, value);
+            }
+            let _ = Wanted::of(&headers, "\"e\"").resolve(7);
+        }
+    }
+}
