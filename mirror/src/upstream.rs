@@ -24,6 +24,7 @@ mod verify;
 mod wire;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
 use tokio::sync::Semaphore;
@@ -56,6 +57,7 @@ pub struct Upstream {
     policy: Policy,
     clock: Clock,
     access: ArcSwap<Access>,
+    credential: AtomicU64,
     blobs: Arc<Semaphore>,
     others: Arc<Semaphore>,
 }
@@ -120,6 +122,7 @@ impl Upstream {
             policy,
             clock: options.clock,
             access: ArcSwap::from_pointee(access),
+            credential: AtomicU64::default(),
             blobs: Arc::new(Semaphore::new(options.limits.blobs)),
             others: Arc::new(Semaphore::new(options.limits.others)),
         })
@@ -145,6 +148,12 @@ impl Upstream {
     fn change(&self, credential: Result<Credential, String>) {
         let access = Access::new(credential, self.policy.clone(), self.clock.clone());
         self.access.store(Arc::new(access));
+        self.credential.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Tells the credential in use from those before it, so that what was said to one is not taken for the other.
+    pub fn credential_generation(&self) -> u64 {
+        self.credential.load(Ordering::Relaxed)
     }
 
     /// What is known about it.

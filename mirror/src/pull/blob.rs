@@ -55,7 +55,7 @@ impl Pull {
         };
         let value = self.read_from(fill, wanted, asked).await;
         if let (Err(failure), false) = (&value, joined) {
-            let version = upstream.credential_version();
+            let version = upstream.credential_generation();
             self.absent
                 .note(repository, Kind::Blob, digest.as_str(), version, failure);
         }
@@ -206,7 +206,7 @@ impl Pull {
         error: &crate::upstream::Error,
     ) -> Failure {
         let failure = Failure::of(error, Kind::Blob);
-        let version = upstream.credential_version();
+        let version = upstream.credential_generation();
         self.absent
             .note(repository, Kind::Blob, digest.as_str(), version, &failure);
         failure
@@ -222,7 +222,7 @@ impl Pull {
             repository,
             Kind::Blob,
             digest.as_str(),
-            upstream.credential_version(),
+            upstream.credential_generation(),
         ) {
             Some(failure) => Err(failure),
             None => Ok(()),

@@ -94,7 +94,7 @@ impl Pull {
         known: Option<(Digest, Manifest)>,
     ) -> Answer {
         let upstream = self.origin(repository, Kind::Manifest)?;
-        let (text, version) = (reference.to_string(), upstream.credential_version());
+        let (text, version) = (reference.to_string(), upstream.credential_generation());
         if let Some(failure) = self.absent.get(repository, Kind::Manifest, &text, version) {
             return Err(failure);
         }
