@@ -6,6 +6,7 @@ pub mod binaries;
 pub mod control_plane;
 pub mod fake_kubelet;
 pub mod image;
+pub mod node;
 pub mod pki;
 pub mod process;
 pub mod scratch;
@@ -15,6 +16,7 @@ pub mod wait;
 
 pub use control_plane::ControlPlane;
 pub use fake_kubelet::FakeKubelet;
+pub use node::Node;
 pub use upstream::Upstream;
 
 /// Makes `ring` the process's TLS provider, as the programs under test do; safe to call again.
