@@ -32,7 +32,8 @@ impl Store {
             .await
     }
 
-    /// Gives a repository access to content that is there, now that upstream said yes for it.
+    /// Gives a repository access to content that is there, now that upstream said yes for it. Content
+    /// that went meanwhile gets no link, and is a miss.
     pub async fn link_blob(&self, repository: &Repository, digest: &Digest) -> Result<(), StageError> {
         let (repository, digest) = (repository.clone(), digest.clone());
         self.blocking(move |inner| {
@@ -40,6 +41,9 @@ impl Store {
                 return Err(StageError::ReadOnly);
             }
             let _one = inner.stripe(&digest);
+            if !inner.is_sound_on_disk(&digest) {
+                return Ok(());
+            }
             inner.add_link(&digest, &Link::Layer(repository, digest.clone()))
         })
         .await

@@ -132,6 +132,11 @@ impl Staged {
 
     /// Syncs the content and hands over its parts.
     pub(super) fn finish(self) -> Result<Finished, IoError> {
+        if self.room.bytes() > self.written {
+            // Gives back what was allocated behind the end.
+            let cut = self.file.set_len(self.written);
+            cut.map_err(on("cut", &self.scratch.0))?;
+        }
         self.file.sync_all().map_err(on("sync", &self.scratch.0))?;
         Ok(Finished {
             digest: self.expected,

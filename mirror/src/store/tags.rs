@@ -29,6 +29,11 @@ impl Store {
         tag: &Tag,
         digest: &Digest,
     ) -> Result<(), StageError> {
+        let cached = self.inner.hits.tag(repository, tag);
+        if !self.inner.readonly && cached.is_some_and(|cached| cached.digest == *digest) {
+            self.inner.confirm(repository, tag, digest);
+            return Ok(());
+        }
         let (repository, tag, digest) = (repository.clone(), tag.clone(), digest.clone());
         self.blocking(move |inner| inner.save_tag(&repository, &tag, &digest))
             .await
@@ -64,29 +69,34 @@ impl Inner {
         if self.readonly {
             return Err(StageError::ReadOnly);
         }
-        let now = self.clock.now();
-        let validated = Op::Tag(
+        let _one = self.stripe(digest);
+        let current = link::read(&self.layout.tag_current(repository, tag))?;
+        if current.as_ref() != Some(digest) {
+            self.hits.drop_tag(repository, tag);
+            let now = self.clock.now().as_millisecond();
+            let moved = Op::Tag(repository.clone(), tag.clone(), digest.clone(), now);
+            self.index.write(vec![moved])?;
+            self.add_link(digest, &Link::Tag(repository.clone(), tag.clone()))?;
+        }
+        self.confirm(repository, tag, digest);
+        Ok(())
+    }
+
+    /// The tag has not moved: only memory has to know at once.
+    fn confirm(&self, repository: &Repository, tag: &Tag, digest: &Digest) {
+        let validated = self.clock.now();
+        self.hits.confirm(Op::Tag(
             repository.clone(),
             tag.clone(),
             digest.clone(),
-            now.as_millisecond(),
-        );
-        let _one = self.stripe(digest);
-        let current = link::read(&self.layout.tag_current(repository, tag))?;
-        if current.as_ref() == Some(digest) {
-            self.hits.confirm(validated);
-        } else {
-            self.hits.drop_tag(repository, tag);
-            self.index.write(vec![validated])?;
-            self.add_link(digest, &Link::Tag(repository.clone(), tag.clone()))?;
-        }
+            validated.as_millisecond(),
+        ));
         let cached = CachedTag {
             digest: digest.clone(),
-            validated: now,
+            validated,
             proven: true,
         };
         self.hits.hold_tag(repository, tag, cached);
-        Ok(())
     }
 
     fn list_tags(&self, repository: &Repository) -> Result<Vec<String>, Error> {

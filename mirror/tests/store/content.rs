@@ -26,6 +26,14 @@ async fn content_of_one_repository_is_linked_into_another_without_a_copy() {
 }
 
 #[tokio::test]
+async fn content_that_is_not_there_gets_no_link() {
+    let place = Place::new();
+    let store = place.open().await;
+    store.link_blob(&nginx(), &digest(b"gone")).await.unwrap();
+    assert_eq!(place.tree(), BTreeMap::new());
+}
+
+#[tokio::test]
 async fn what_is_staged_is_read_while_it_grows_and_leaves_nothing_when_dropped() {
     let place = Place::new();
     let store = place.open().await;
@@ -187,4 +195,62 @@ async fn without_hits_a_flush_writes_nothing() {
         .unwrap();
     store.flush().await;
     assert_eq!(written(), before);
+}
+
+#[tokio::test]
+async fn a_blob_of_unknown_size_takes_no_more_room_than_it_has_bytes() {
+    use std::os::unix::fs::MetadataExt;
+    let place = Place::new();
+    let store = place.open().await;
+    let mut staged = store.stage(&digest(b"small"), None).await.unwrap();
+    staged.append(b"small").unwrap();
+    staged.commit(&[nginx()]).await.unwrap();
+    let blocks = fs::metadata(place.data(&digest(b"small"))).unwrap().blocks();
+    assert!(blocks * 512 <= 64 << 10, "{blocks} blocks");
+    assert_eq!(store.usage().bytes, 5);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn whatever_happens_at_once_answers_are_right_and_the_account_matches_the_files() {
+    let place = Place::limited(40_000);
+    let store = place.open().await;
+    let mut workers = tokio::task::JoinSet::new();
+    for worker in 0..4_u64 {
+        let (store, clock) = (store.clone(), place.clock.clone());
+        workers.spawn(async move {
+            for step in 0..60_u64 {
+                // Few pieces of content, so that the workers meet on them.
+                let content = bytes(step * 7 % 9, 9000);
+                let digest = digest(&content);
+                match (step * 31 + worker * 17) % 6 {
+                    0 | 1 => drop(try_put(&store, &nginx(), &content).await),
+                    2 => store.drop_blob(&digest).await,
+                    3 => drop(store.link_blob(&repository("quay.io", "a"), &digest).await),
+                    4 => drop(store.expire(Some(HOUR), mirror::config::TtlFrom::LastUse).await),
+                    _ => clock.advance(HOUR / 20),
+                }
+                if let Some(found) = get(&store, &nginx(), &digest).await {
+                    assert_eq!(found, content);
+                }
+            }
+        });
+    }
+    workers.join_all().await;
+    let on_disk = || {
+        files(&place.v2().join("blobs"))
+            .values()
+            .map(Vec::len)
+            .sum::<usize>() as u64
+    };
+    assert_eq!(store.usage().bytes, on_disk());
+    drop(store);
+    let store = place.open().await;
+    assert_eq!((store.usage().bytes, place.scratch()), (on_disk(), 0));
+    place.clock.advance(2 * HOUR);
+    store
+        .expire(Some(HOUR), mirror::config::TtlFrom::LastUse)
+        .await
+        .unwrap();
+    assert_eq!((store.usage().bytes, store.usage().blobs, on_disk()), (0, 0, 0));
+    assert_eq!(place.tree(), BTreeMap::new());
 }
