@@ -1,0 +1,61 @@
+//! The spec and the Secret that are shown.
+
+use std::error::Error;
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+/// Documents as they stand in the file.
+pub(crate) struct Example(Vec<Value>);
+
+impl Example {
+    /// Reads them.
+    pub(crate) fn read(path: &Path) -> Result<Self, Box<dyn Error>> {
+        let yaml = fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
+        Ok(Self(serde_saphyr::from_multiple(&yaml)?))
+    }
+
+    /// How long a tag is served without a question.
+    pub(crate) fn freshness(&self) -> Result<Duration, Box<dyn Error>> {
+        let tag_ttl = self.find("RegistryMirror")?.pointer("/spec/cache/tagTTL");
+        let text = tag_ttl
+            .and_then(Value::as_str)
+            .ok_or("the example has no cache.tagTTL")?;
+        Ok(text.parse::<kube::core::Duration>()?.into())
+    }
+
+    /// The name and password of the Secret.
+    pub(crate) fn user(&self) -> Result<(String, String), Box<dyn Error>> {
+        let data = &self.find("Secret")?["stringData"];
+        let text = |key| {
+            data[key]
+                .as_str()
+                .map(str::to_owned)
+                .ok_or("the example's Secret has no username or password")
+        };
+        Ok((text("username")?, text("password")?))
+    }
+
+    /// The same documents for a registry at `url`, as YAML.
+    pub(crate) fn with_registry(&self, url: &str) -> Result<String, Box<dyn Error>> {
+        let mut documents = self.0.clone();
+        for document in documents
+            .iter_mut()
+            .filter(|document| document["kind"] == "RegistryMirror")
+        {
+            document["spec"]["upstreams"][0]["remoteURL"] = json!(url);
+        }
+        // JSON is YAML.
+        Ok(documents
+            .iter()
+            .map(|document| format!("---\n{document:#}\n"))
+            .collect())
+    }
+
+    fn find(&self, kind: &str) -> Result<&Value, String> {
+        let found = self.0.iter().find(|document| document["kind"] == kind);
+        found.ok_or_else(|| format!("the example has no {kind}"))
+    }
+}

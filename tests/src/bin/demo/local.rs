@@ -1,0 +1,111 @@
+//! The way without a cluster: `registry-mirror local`.
+
+use std::error::Error;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use testbed::image::{Layout, Random};
+use testbed::process::{Daemon, command, free_ports};
+use testbed::scratch::Scratch;
+use testbed::upstream::{Access, Options};
+use testbed::{Upstream, skopeo, wait};
+
+use crate::example::Example;
+use crate::pulls::{Expected, IMAGE, Pulls, TAG, report};
+use crate::say;
+
+/// The layers of each platform.
+const LAYERS: [usize; 3] = [4 << 20, 1 << 20, 64 << 10];
+/// How long a token of the registry lasts.
+const TOKEN: Duration = Duration::from_mins(5);
+/// How soon the mirror serves.
+const READY: Duration = Duration::from_secs(20);
+
+/// Whether everything was as it should be.
+pub(crate) async fn run(example: &Example, programs: &Path) -> Result<bool, Box<dyn Error>> {
+    let scratch = Scratch::new("demo")?;
+    let (mut upstream, image) = registry(example, &scratch).await?;
+    let (mirror, address, admin) = serve(example, &upstream, programs, &scratch).await?;
+    let pulls = Pulls {
+        mirror: skopeo::Registry {
+            address,
+            user: None,
+            tls: false,
+        },
+        admin: admin.to_string(),
+        image: &image,
+        scratch: &scratch,
+    };
+    say("pulling it twice with skopeo");
+    let cold = pulls.pull("1, empty cache", &upstream, Expected::Cold).await?;
+    let validated = Instant::now();
+    let warm = pulls.pull("2, again", &upstream, Expected::Warm).await?;
+    let freshness = example.freshness()?;
+    say(&format!(
+        "stopping the registry, and letting the tag's freshness ({} s) pass",
+        freshness.as_secs()
+    ));
+    upstream.go_down();
+    tokio::time::sleep((freshness + Duration::from_secs(1)).saturating_sub(validated.elapsed())).await;
+    let stale = pulls
+        .pull("3, registry stopped", &upstream, Expected::Stale)
+        .await?;
+    drop(mirror);
+    Ok(report(&[cold, warm, stale]))
+}
+
+/// A registry with an image in it.
+async fn registry(example: &Example, scratch: &Scratch) -> Result<(Upstream, Layout), Box<dyn Error>> {
+    say("starting docker-registry; whoever pulls needs a token, for a user name and a password");
+    let (user, password) = example.user()?;
+    let access = Access::Bearer(TOKEN);
+    let upstream = Upstream::start(Options::protected(access, (&user, &password))).await?;
+    let image = Random::new(1, &LAYERS).write(&scratch.path().join("image"), TAG)?;
+    upstream.push(&image, TAG, IMAGE).await?;
+    say(&format!(
+        "pushed {IMAGE}, two platforms of {} layers, {}",
+        LAYERS.len(),
+        image.digest(TAG).unwrap_or_default()
+    ));
+    Ok((upstream, image))
+}
+
+/// The mirror, where it serves, and where it tells its state.
+async fn serve(
+    example: &Example,
+    upstream: &Upstream,
+    programs: &Path,
+    scratch: &Scratch,
+) -> Result<(Daemon, SocketAddr, SocketAddr), Box<dyn Error>> {
+    let spec = scratch.write("mirror.yaml", example.with_registry(&upstream.url())?)?;
+    let [port, admin_port] = free_ports()?;
+    say(&format!(
+        "registry-mirror local -f examples/demo.yaml --port {port} (its registry: {})",
+        upstream.url()
+    ));
+    let mut local = command(programs.join("registry-mirror"));
+    local.arg("local").arg("-f").arg(&spec);
+    local.arg("--cache-dir").arg(scratch.path().join("cache"));
+    local.args([
+        "--port",
+        &port.to_string(),
+        "--admin-port",
+        &admin_port.to_string(),
+    ]);
+    let mut mirror = Daemon::spawn("registry-mirror", local, &scratch.path().join("log"))?;
+    let [address, admin] = [port, admin_port].map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+    let ready = wait::until("answer from the mirror", READY, || {
+        let ended = mirror.exited().is_some();
+        async move {
+            let answer = reqwest::get(format!("http://{admin}/readyz")).await;
+            let ready = answer.is_ok_and(|answer| answer.status().is_success());
+            (ready || ended).then_some(ready)
+        }
+    });
+    match ready.await {
+        Ok(true) => Ok((mirror, address, admin)),
+        Ok(false) => Err(format!("registry-mirror ended: {}", mirror.log_tail()).into()),
+        Err(late) => Err(format!("{late}: {}", mirror.log_tail()).into()),
+    }
+}
