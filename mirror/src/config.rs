@@ -30,6 +30,7 @@ pub use log::Log;
 pub use proxy::{Cache, Proxy, Trust, TtlFrom, Upstream, UpstreamTls};
 pub use size::MaxSize;
 
+use crate::digest::{Algorithm, Digest};
 use file::File;
 
 const DEFAULT_ROOT: &str = "/var/lib/registry";
@@ -37,6 +38,8 @@ const DEFAULT_ROOT: &str = "/var/lib/registry";
 /// Everything the server needs to know to run.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
+    /// The SHA-256 of the file's bytes in hexadecimal; empty without a file.
+    pub version: String,
     /// What is logged, and how.
     pub log: Log,
     /// The directory that holds the cache (`storage.filesystem.rootdirectory`).
@@ -71,22 +74,28 @@ pub fn load(
     path: Option<&Path>,
     environment: impl Iterator<Item = (String, String)>,
 ) -> Result<(Config, Vec<Notice>), Error> {
-    let mut file = match path {
+    let (mut file, version) = match path {
         Some(path) => read(path)?,
-        None => File::default(),
+        None => (File::default(), String::new()),
     };
     let mut notices = environment::apply(&mut file, environment)?;
     notices.extend(keys::without_effect(&file));
-    Ok((Config::new(&file)?, notices))
+    let config = Config {
+        version,
+        ..Config::new(&file)?
+    };
+    Ok((config, notices))
 }
 
-fn read(path: &Path) -> Result<File, Error> {
+fn read(path: &Path) -> Result<(File, String), Error> {
     let unreadable = |source| Error::Unreadable {
         path: path.to_owned(),
         source,
     };
     let yaml = fs::read_to_string(path).map_err(unreadable)?;
-    File::parse(&yaml).map_err(|error| error.of(path))
+    let file = File::parse(&yaml).map_err(|error| error.of(path))?;
+    let version = Digest::of(Algorithm::Sha256, yaml.as_bytes());
+    Ok((file, version.hex().to_owned()))
 }
 
 impl Config {
@@ -97,6 +106,7 @@ impl Config {
     pub fn new(file: &File) -> Result<Self, Error> {
         keys::refuse(file)?;
         Ok(Self {
+            version: String::new(),
             log: Log::new(file)?,
             root: root(file)?,
             readonly: file.storage.maintenance.readonly.enabled,

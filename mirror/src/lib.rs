@@ -4,11 +4,13 @@
 
 pub mod admin;
 mod block;
+pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod credentials;
 pub mod digest;
 pub mod expiry;
+pub mod files;
 mod fill;
 pub mod health;
 pub mod http;
@@ -19,5 +21,6 @@ pub mod name;
 pub mod pull;
 mod range;
 pub mod secret;
+pub mod server;
 pub mod store;
 pub mod upstream;

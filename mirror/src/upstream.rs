@@ -35,7 +35,6 @@ pub use error::{BuildError, Error};
 pub use lists::ListAnswer;
 pub use manifests::{MOST_MANIFEST, ManifestAnswer, ManifestHead};
 pub use options::{Limits, Options, Timeouts};
-pub use verify::Verdict;
 
 use access::{Access, Policy};
 use address::Guard;

@@ -7,18 +7,7 @@ use super::access::Access;
 use super::error::Error;
 use super::exchange::Question;
 use super::rest::Class;
-use crate::credentials::Credential;
-
-/// What an upstream says to a credential.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// It takes it, or asks for none.
-    Accepted,
-    /// It refuses it.
-    Rejected(String),
-    /// It could not be asked.
-    NoVerdict(String),
-}
+use crate::credentials::{Credential, Verdict};
 
 impl Upstream {
     /// Shows a credential to the upstream as a login does, beside what is in use now.

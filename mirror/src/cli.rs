@@ -1,0 +1,130 @@
+//! The command line.
+//!
+//! Exit codes: 2 invalid input, 3 a file that the configuration names is missing or malformed, 4 the
+//! environment (port taken, directory unwritable or locked), 1 anything else.
+
+mod failure;
+mod serve;
+
+use std::env;
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
+use tokio::runtime::Runtime;
+
+use crate::config::{self, Config, Notice, file::File};
+use crate::server;
+use failure::Failure;
+
+const EXAMPLES: &str = "\
+Examples:
+  mirror serve config.yml
+      Serve what the file says.
+  REGISTRY_PROXY_REMOTEURL=https://registry-1.docker.io \\
+  REGISTRY_STORAGE_FILESYSTEM_ROOTDIRECTORY=/tmp/cache mirror serve
+      Mirror Docker Hub on port 5000 without a file.
+  mirror check config.yml
+      Say what is wrong with the file, or what it means.
+  mirror completion bash > /etc/bash_completion.d/mirror
+
+Exit codes:
+  2  invalid arguments or configuration
+  3  a file that the configuration names is missing or malformed
+  4  the environment: port taken, directory unwritable or in use
+  1  anything else";
+
+/// A pull-through registry: it serves what it has, and fetches what it lacks.
+#[derive(Debug, Parser)]
+#[command(name = "mirror", version, after_help = EXAMPLES, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve until SIGTERM; SIGHUP reads the configuration again
+    Serve(Configuration),
+    /// Check a configuration and the files it names, and print what it means with secrets masked
+    Check(Configuration),
+    /// Print a script that completes commands in a shell
+    Completion {
+        /// The shell
+        shell: Shell,
+    },
+}
+
+/// Where the configuration comes from.
+#[derive(Clone, Debug, clap::Args)]
+struct Configuration {
+    /// A file in the format of Distribution's config.yml; REGISTRY_* variables go over it
+    #[arg(value_name = "CONFIG", env = "REGISTRY_CONFIGURATION_PATH")]
+    path: Option<PathBuf>,
+}
+
+impl Configuration {
+    fn load(&self) -> Result<(Config, Vec<Notice>), config::Error> {
+        // Variables that are not text can't be ours.
+        let text = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
+            Some((name.into_string().ok()?, value.into_string().ok()?))
+        };
+        config::load(self.path.as_deref(), env::vars_os().filter_map(text))
+    }
+}
+
+impl Cli {
+    /// The arguments of this process; ends it with help or a message where they are none.
+    pub fn read() -> Self {
+        Self::parse()
+    }
+}
+
+/// Runs a command; says on stderr what went wrong.
+pub fn main(cli: Cli) -> ExitCode {
+    match run(cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            // Nobody is left to tell if stderr is closed.
+            let _ = writeln!(io::stderr(), "mirror: {failure}");
+            failure.code()
+        }
+    }
+}
+
+fn run(command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Serve(configuration) => Runtime::new()?.block_on(serve::serve(configuration)),
+        Command::Check(configuration) => check(&configuration),
+        Command::Completion { shell } => completion(shell),
+    }
+}
+
+fn check(configuration: &Configuration) -> Result<(), Failure> {
+    let (config, notices) = configuration.load()?;
+    for notice in notices {
+        writeln!(io::stderr(), "{notice}")?;
+    }
+    server::check(&config)?;
+    io::stdout().write_all(File::from(&config).to_yaml().as_bytes())?;
+    Ok(())
+}
+
+fn completion(shell: Shell) -> Result<(), Failure> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "mirror", &mut script);
+    io::stdout().write_all(&script)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,36 @@
+//! What ends a command, and the exit code that says so.
+
+use std::io;
+use std::process::ExitCode;
+
+use crate::{config, server};
+
+/// Why a command ended.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Failure {
+    /// The configuration.
+    #[error(transparent)]
+    Config(#[from] config::Error),
+    /// What it names, or the environment.
+    #[error(transparent)]
+    Server(#[from] server::Error),
+    /// Anything else.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+impl Failure {
+    /// The codes that every command shares.
+    pub(super) fn code(&self) -> ExitCode {
+        const INVALID: u8 = 2;
+        const REFERENCE: u8 = 3;
+        const ENVIRONMENT: u8 = 4;
+        ExitCode::from(match self {
+            Self::Config(config::Error::Unreadable { .. }) => REFERENCE,
+            Self::Config(_) => INVALID,
+            Self::Server(error) if error.is_reference() => REFERENCE,
+            Self::Server(error) if error.is_environment() => ENVIRONMENT,
+            Self::Server(_) | Self::Io(_) => 1,
+        })
+    }
+}

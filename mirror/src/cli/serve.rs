@@ -1,0 +1,84 @@
+//! `mirror serve`: the server, its signals, and its configuration as it changes.
+
+use std::io;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::{Configuration, Failure};
+use crate::config::Notice;
+use crate::files::Files;
+use crate::logging::{self, LevelHandle};
+use crate::server::{Reloader, Server};
+
+/// Serves until SIGTERM or SIGINT.
+pub(super) async fn serve(configuration: Configuration) -> Result<(), Failure> {
+    // Stamped before it is read, so that no edit falls in between.
+    let files = Files::new(configuration.path.iter().cloned().collect());
+    let (config, notices) = configuration.load()?;
+    let level = logging::start(&config.log).map_err(io::Error::other)?;
+    tell(&notices);
+    let mut signals = Signals::new()?;
+    let server = Server::start(config).await?;
+    let reloader = server.reloader();
+    let shutdown = CancellationToken::new();
+    let follow = follow(configuration, files, reloader, level, signals.hangup);
+    let stop = shutdown.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = signals.terminate.recv() => info!("SIGTERM: no new requests, those in flight may end"),
+            _ = signals.interrupt.recv() => info!("SIGINT: no new requests, those in flight may end"),
+            () = follow => {}
+        }
+        stop.cancel();
+    });
+    server.run(shutdown).await;
+    Ok(())
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+}
+
+fn tell(notices: &[Notice]) {
+    for notice in notices {
+        warn!(key = %notice.key, "{}", notice.message);
+    }
+}
+
+/// Reads the configuration again on SIGHUP and when its file changed, for as long as it is asked.
+async fn follow(
+    configuration: Configuration,
+    mut files: Files,
+    reloader: Reloader,
+    level: LevelHandle,
+    mut hangup: Signal,
+) {
+    loop {
+        tokio::select! {
+            _ = hangup.recv() => info!("SIGHUP: reading the configuration again"),
+            () = files.changed() => info!("the configuration file changed"),
+        }
+        match configuration.load() {
+            Ok((config, notices)) => {
+                tell(&notices);
+                level.set(&config.log);
+                reloader.reload(config).await;
+            }
+            Err(error) => reloader.refused(&error),
+        }
+    }
+}

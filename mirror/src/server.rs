@@ -1,0 +1,218 @@
+//! The server as a whole: it opens the cache, makes the upstreams, listens, and ends in order.
+
+mod error;
+mod listen;
+mod reload;
+mod running;
+mod upstreams;
+
+use std::sync::Arc;
+
+use axum::Router;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+pub use error::Error;
+pub use reload::Reloader;
+
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::config::http::Tls;
+use crate::health::Health;
+use crate::http::serve::{self, Listener};
+use crate::http::tls::Certificates;
+use crate::http::{self, Htpasswd};
+use crate::metrics::Metrics;
+use crate::pull::{Live, Pull};
+use crate::store::{self, Store};
+use crate::upstream::Options;
+use crate::{admin, expiry};
+use running::Running;
+use upstreams::Upstreams;
+
+/// A server that listens; nobody is answered before [`Server::run`].
+pub struct Server {
+    listener: Listener,
+    address: String,
+    admin: Option<(TcpListener, Router)>,
+    service: Router,
+    connections: serve::Options,
+    running: Arc<Running>,
+    reloader: Reloader,
+    /// Ends what runs beside the listeners.
+    tasks: CancellationToken,
+}
+
+/// Serves until `shutdown`, then lets requests in flight end.
+///
+/// # Errors
+/// What keeps it from starting.
+pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Error> {
+    Server::start(config).await?.run(shutdown).await;
+    Ok(())
+}
+
+/// Looks at the files that a configuration names, as the start would.
+///
+/// # Errors
+/// The first that is missing or malformed.
+pub fn check(config: &Config) -> Result<(), Error> {
+    install_crypto();
+    certificates(config)?;
+    readable_users(config)?;
+    upstreams::try_all(&config.proxy)?;
+    Ok(())
+}
+
+impl Server {
+    /// Opens the cache and listens.
+    ///
+    /// # Errors
+    /// A file that the configuration names is missing or malformed, the cache is in use or cannot be written,
+    /// or an address is taken.
+    pub async fn start(config: Config) -> Result<Self, Error> {
+        check(&config)?;
+        let (clock, metrics, tasks) = (Clock::system(), Metrics::new(), CancellationToken::new());
+        let certificates = certificates(&config)?.map(Arc::new);
+        // The addresses first: who starts a second server on them learns that before the cache is touched.
+        let (listener, address) = listen::clients(&config.http.listen).await?;
+        let admin = listen::admin(config.http.admin.as_ref()).await?;
+        let store = open(&config, &clock).await?;
+        let mut upstreams = Upstreams::default();
+        let options = Options {
+            clock: clock.clone(),
+            metrics: metrics.clone(),
+            ..Options::default()
+        };
+        upstreams.become_of(&config.proxy, &options).await?;
+        let live = Live {
+            upstreams: upstreams.origins(),
+            cache: config.proxy.cache.clone(),
+        };
+        let pull = Pull::new(store.clone(), live, clock, &metrics);
+        let service = http::service(pull.clone(), settings(&config), metrics.clone());
+        let connections = serve::Options {
+            tls: certificates.clone(),
+            http2: config.http.http2,
+            drain: config.http.drain_timeout,
+        };
+        let health = Health::start(&config.health, &config.root, &tasks);
+        let running = Arc::new(Running::new(config, store, metrics, health, &upstreams));
+        let admin =
+            admin.map(|(listener, path)| (listener, admin::service(running.clone(), path.as_deref())));
+        Ok(Self {
+            listener,
+            address,
+            admin,
+            service,
+            connections,
+            reloader: Reloader::new(running.clone(), pull, options, certificates, upstreams),
+            running,
+            tasks,
+        })
+    }
+
+    /// Where clients connect: `host:port` with the port that was given, or the path of a socket.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// Where the admin port is, if there is one.
+    pub fn admin_address(&self) -> Option<String> {
+        let (listener, _) = self.admin.as_ref()?;
+        listener.local_addr().ok().map(|address| address.to_string())
+    }
+
+    /// Takes new configurations while the server runs.
+    pub fn reloader(&self) -> Reloader {
+        self.reloader.clone()
+    }
+
+    /// Serves until `shutdown`, then lets requests in flight end for as long as the configuration says.
+    pub async fn run(self, shutdown: CancellationToken) {
+        let admin = self.admin_address();
+        let tasks = self.tasks;
+        let _end = tasks.clone().drop_guard();
+        let store = self.running.store.clone();
+        let expiry = tokio::spawn(expiry::run(store, self.reloader.cache(), tasks.clone()));
+        tokio::spawn(
+            tasks
+                .clone()
+                .run_until_cancelled_owned(self.reloader.follow_files()),
+        );
+        if let Some((listener, service)) = self.admin {
+            tokio::spawn(answer_admins(listener, service, tasks.clone()));
+        }
+        tokio::spawn(not_ready_after(shutdown.clone(), self.running));
+        info!(address = %self.address, admin, "serving");
+        serve::serve(self.listener, self.service, self.connections, shutdown).await;
+        tasks.cancel();
+        // It writes what the store holds in memory last. It ended or it failed: both are its end.
+        let _ = expiry.await;
+        info!("stopped");
+    }
+}
+
+/// Up to the very end: whoever asks should learn that the server is stopping.
+async fn answer_admins(listener: TcpListener, service: Router, end: CancellationToken) {
+    let serving = axum::serve(listener, service).with_graceful_shutdown(end.cancelled_owned());
+    if let Err(error) = serving.await {
+        warn!(%error, "the admin port failed");
+    }
+}
+
+async fn not_ready_after(shutdown: CancellationToken, running: Arc<Running>) {
+    shutdown.cancelled().await;
+    running.drain();
+}
+
+/// Everything that speaks TLS here uses this provider; another one that is there already serves as well.
+fn install_crypto() {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+}
+
+fn certificates(config: &Config) -> Result<Option<Certificates>, Error> {
+    let load = |tls: &Tls| Certificates::load(tls.clone(), config.http.http2);
+    Ok(config.http.tls.as_ref().map(load).transpose()?)
+}
+
+/// Users that cannot be read are found at start, not at the first pull.
+fn readable_users(config: &Config) -> Result<(), Error> {
+    let Some(access) = &config.access else {
+        return Ok(());
+    };
+    match std::fs::read_to_string(&access.path) {
+        Ok(_) => Ok(()),
+        Err(source) => Err(Error::Users {
+            path: access.path.clone(),
+            source,
+        }),
+    }
+}
+
+async fn open(config: &Config, clock: &Clock) -> Result<Store, Error> {
+    // Below its root the store mends what is damaged. A root that is a file is no damage, but a mistake.
+    if std::fs::metadata(&config.root).is_ok_and(|root| !root.is_dir()) {
+        return Err(Error::NoDirectory(config.root.clone()));
+    }
+    let options = store::Options {
+        default_host: config.proxy.upstreams[0].host.clone(),
+        max_size: config.proxy.cache.max_size,
+        readonly: config.readonly,
+        clock: clock.clone(),
+    };
+    Ok(Store::open(&config.root, options).await?)
+}
+
+fn settings(config: &Config) -> http::Settings {
+    http::Settings {
+        prefix: config.http.prefix.trim_end_matches('/').to_owned(),
+        headers: config.http.headers.clone(),
+        access: config
+            .access
+            .as_ref()
+            .map(|access| Htpasswd::new(access.path.clone(), &access.realm)),
+        access_log: config.log.access,
+    }
+}

@@ -1,0 +1,59 @@
+//! What keeps a server from starting.
+
+use std::io;
+use std::path::PathBuf;
+
+use crate::http::tls::TlsError;
+use crate::store::OpenError;
+use crate::upstream::BuildError;
+
+/// What keeps a server from starting; each says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The serving certificate.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The file of users.
+    #[error("cannot read the htpasswd file {} (auth.htpasswd.path): {source}", path.display())]
+    Users {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// An upstream's certificate authorities or addresses.
+    #[error(transparent)]
+    Upstream(#[from] BuildError),
+    /// There is something else where the cache should be.
+    #[error("the storage root {} (storage.filesystem.rootdirectory) is not a directory", .0.display())]
+    NoDirectory(PathBuf),
+    /// The cache.
+    #[error(transparent)]
+    Store(#[from] OpenError),
+    /// An address.
+    #[error("cannot listen on {address} ({key}): {source}; stop what uses it, or set another one")]
+    Listen {
+        /// The key that names it.
+        key: &'static str,
+        /// The address.
+        address: String,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+impl Error {
+    /// Whether a file that the configuration names is missing or malformed.
+    pub fn is_reference(&self) -> bool {
+        match self {
+            Self::Tls(_) | Self::Users { .. } => true,
+            Self::Upstream(error) => !matches!(error, BuildError::Client { .. }),
+            _ => false,
+        }
+    }
+
+    /// Whether the environment is to blame: a port that is taken, a directory that is in use or unwritable.
+    pub fn is_environment(&self) -> bool {
+        matches!(self, Self::NoDirectory(_) | Self::Store(_) | Self::Listen { .. })
+    }
+}

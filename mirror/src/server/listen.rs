@@ -1,0 +1,123 @@
+//! Addresses become listeners.
+
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::FileTypeExt;
+use std::path::Path;
+
+use tokio::net::{TcpListener, UnixListener, UnixStream};
+
+use super::Error;
+use crate::config::http::{Admin, Listen};
+use crate::http::serve::Listener;
+
+/// The listener for clients, and its address.
+pub(super) async fn clients(listen: &Listen) -> Result<(Listener, String), Error> {
+    let failed = |address: &str, source| Error::Listen {
+        key: "http.addr",
+        address: address.to_owned(),
+        source,
+    };
+    match listen {
+        Listen::Tcp(address) => {
+            let listener = tcp(address).await.map_err(|e| failed(address, e))?;
+            let local = listener.local_addr().map_err(|e| failed(address, e))?;
+            Ok((Listener::Tcp(listener), local.to_string()))
+        }
+        Listen::Unix(path) => {
+            let address = path.display().to_string();
+            let listener = unix(path).await.map_err(|e| failed(&address, e))?;
+            Ok((Listener::Unix(listener), address))
+        }
+    }
+}
+
+/// The admin port's listener and the path of its counters, if there is to be one.
+pub(super) async fn admin(admin: Option<&Admin>) -> Result<Option<(TcpListener, Option<String>)>, Error> {
+    let Some(admin) = admin else {
+        return Ok(None);
+    };
+    match tcp(&admin.addr).await {
+        Ok(listener) => Ok(Some((listener, admin.metrics_path.clone()))),
+        Err(source) => Err(Error::Listen {
+            key: "http.debug.addr",
+            address: admin.addr.clone(),
+            source,
+        }),
+    }
+}
+
+/// No host means every address: both families in one socket, or IPv4 alone where there is no IPv6.
+async fn tcp(address: &str) -> io::Result<TcpListener> {
+    let Some(port) = address.strip_prefix(':') else {
+        return TcpListener::bind(address).await;
+    };
+    match TcpListener::bind(format!("[::]:{port}")).await {
+        Err(error) if error.kind() != ErrorKind::AddrInUse => {
+            TcpListener::bind(format!("0.0.0.0:{port}")).await
+        }
+        bound => bound,
+    }
+}
+
+/// A socket that a server before left behind is replaced; one that answers is in use.
+async fn unix(path: &Path) -> io::Result<UnixListener> {
+    match UnixListener::bind(path) {
+        Err(error) if error.kind() == ErrorKind::AddrInUse && is_left_behind(path).await => {
+            std::fs::remove_file(path)?;
+            UnixListener::bind(path)
+        }
+        bound => bound,
+    }
+}
+
+async fn is_left_behind(path: &Path) -> bool {
+    let socket = std::fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket());
+    let refused = |error: io::Error| error.kind() == ErrorKind::ConnectionRefused;
+    socket && UnixStream::connect(path).await.is_err_and(refused)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn no_host_means_every_address() {
+        let (_listener, address) = clients(&Listen::Tcp(":0".into())).await.unwrap();
+        let port = address.rsplit_once(':').unwrap().1;
+        assert!(
+            tokio::net::TcpStream::connect(format!("127.0.0.1:{port}"))
+                .await
+                .is_ok()
+        );
+    }
+
+    #[tokio::test]
+    async fn a_port_that_is_taken_is_named_with_its_key() {
+        let (_listener, address) = clients(&Listen::Tcp("127.0.0.1:0".into())).await.unwrap();
+        let error = clients(&Listen::Tcp(address.clone())).await.err().unwrap();
+        assert!(
+            error.to_string().contains(&format!("{address} (http.addr)")),
+            "{error}"
+        );
+        assert!(error.is_environment());
+    }
+
+    #[tokio::test]
+    async fn a_socket_left_behind_is_replaced_but_not_one_in_use() {
+        let directory = tempfile::tempdir().unwrap();
+        let listen = Listen::Unix(directory.path().join("mirror.sock"));
+        let (first, _) = clients(&listen).await.unwrap();
+        assert!(clients(&listen).await.is_err());
+        drop(first);
+        assert!(clients(&listen).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_file_that_is_no_socket_is_left_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("notes");
+        std::fs::write(&path, "keep").unwrap();
+        assert!(clients(&Listen::Unix(path.clone())).await.is_err());
+        assert_eq!(std::fs::read_to_string(path).unwrap(), "keep");
+    }
+}

@@ -1,0 +1,212 @@
+//! A new configuration while the server runs: what can be taken is taken at once, the rest is named.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tokio::sync::{Mutex, Notify, watch};
+use tracing::{error, info, warn};
+
+use super::running::Running;
+use super::upstreams::{self, Upstreams};
+use crate::config::{Cache, Config};
+use crate::files::Files;
+use crate::http::tls::Certificates;
+use crate::pull::{Live, Pull};
+use crate::upstream::{BuildError, Options};
+
+/// Takes new configurations; clones are of one server.
+#[derive(Clone)]
+pub struct Reloader(Arc<Inner>);
+
+struct Inner {
+    running: Arc<Running>,
+    pull: Arc<Pull>,
+    options: Options,
+    cache: watch::Sender<Cache>,
+    certificates: Option<Arc<Certificates>>,
+    upstreams: Mutex<Upstreams>,
+    /// The files that the configuration names may be others now.
+    renamed: Notify,
+}
+
+/// Why a configuration is not taken.
+#[derive(Debug, thiserror::Error)]
+enum Refused {
+    #[error(
+        "the default upstream cannot become {0} while the server runs, as it owns the unprefixed cache: restart"
+    )]
+    DefaultUpstream(String),
+    #[error(transparent)]
+    Upstream(#[from] BuildError),
+}
+
+impl Reloader {
+    pub(super) fn new(
+        running: Arc<Running>,
+        pull: Arc<Pull>,
+        options: Options,
+        certificates: Option<Arc<Certificates>>,
+        upstreams: Upstreams,
+    ) -> Self {
+        let cache = running.current().config.proxy.cache.clone();
+        Self(Arc::new(Inner {
+            running,
+            pull,
+            options,
+            cache: watch::Sender::new(cache),
+            certificates,
+            upstreams: Mutex::new(upstreams),
+            renamed: Notify::new(),
+        }))
+    }
+
+    /// The cache's settings as they change.
+    pub(super) fn cache(&self) -> watch::Receiver<Cache> {
+        self.0.cache.subscribe()
+    }
+
+    /// Takes another configuration. What is wrong with it, or needs a restart, goes to the log and `/status`.
+    pub async fn reload(&self, config: Config) {
+        let old = self.0.running.current().config.clone();
+        for key in fixed(&old, &config) {
+            warn!(key, "the change takes effect with the next start");
+        }
+        match self.take(&old, &config).await {
+            Ok(()) => self.taken(config),
+            Err(refused) => self.refused(&refused),
+        }
+        self.0.renamed.notify_one();
+    }
+
+    /// A configuration that could not even be read: the old one stays.
+    pub fn refused(&self, error: &dyn std::error::Error) {
+        error!(%error, "the new configuration is not taken, the old one stays");
+        self.0.running.metrics.reload(false);
+        self.0.running.current().error = error.to_string();
+    }
+
+    async fn take(&self, old: &Config, new: &Config) -> Result<(), Refused> {
+        let (before, after) = (&old.proxy.upstreams[0].host, &new.proxy.upstreams[0].host);
+        if before != after {
+            return Err(Refused::DefaultUpstream(after.to_string()));
+        }
+        self.renew(new).await?;
+        self.0.running.store.set_limits(new.proxy.cache.max_size);
+        self.0.cache.send_replace(new.proxy.cache.clone());
+        Ok(())
+    }
+
+    /// Makes anew what its settings or files say differently.
+    async fn renew(&self, config: &Config) -> Result<(), BuildError> {
+        let mut upstreams = self.0.upstreams.lock().await;
+        upstreams.become_of(&config.proxy, &self.0.options).await?;
+        upstreams.look();
+        self.0.running.current().standings = upstreams.standings().into();
+        self.0.pull.reload(Live {
+            upstreams: upstreams.origins(),
+            cache: config.proxy.cache.clone(),
+        });
+        if let Some(certificates) = &self.0.certificates {
+            // A renewal that is half written comes again.
+            if let Err(error) = certificates.reload() {
+                warn!(%error, "the old certificate stays in use");
+            }
+        }
+        Ok(())
+    }
+
+    fn taken(&self, new: Config) {
+        let mut current = self.0.running.current();
+        current.config.log.level = new.log.level;
+        current.config.proxy = new.proxy;
+        current.config.version = new.version;
+        current.error.clear();
+        self.0.running.metrics.reload(true);
+        info!(version = %current.config.version, "the new configuration is in force");
+    }
+
+    /// Follows the files that the configuration names, for as long as it is asked.
+    pub(super) async fn follow_files(self) {
+        loop {
+            // Stamped before they are read once more, so that no change falls in between.
+            let mut files = Files::new(named(&self.0.running.current().config));
+            self.renew_files().await;
+            loop {
+                tokio::select! {
+                    () = files.changed() => info!("a certificate file changed"),
+                    () = self.0.renamed.notified() => break,
+                }
+                self.renew_files().await;
+            }
+        }
+    }
+
+    async fn renew_files(&self) {
+        let config = self.0.running.current().config.clone();
+        if let Err(error) = self.renew(&config).await {
+            error!(%error, "the old certificate authorities stay in use");
+        }
+    }
+}
+
+/// Certificates, their keys, and authorities of both sides.
+fn named(config: &Config) -> Vec<PathBuf> {
+    let tls = config.http.tls.iter();
+    let own = tls.flat_map(|tls| [&tls.certificate, &tls.key].into_iter().chain(&tls.client_cas));
+    let theirs = upstreams::authorities(&config.proxy).map(PathBuf::from);
+    own.cloned().chain(theirs).collect()
+}
+
+/// The keys that differ and that only a start can take.
+fn fixed(old: &Config, new: &Config) -> Vec<&'static str> {
+    let keys = [
+        ("log.formatter", old.log.format != new.log.format),
+        ("log.fields", old.log.fields != new.log.fields),
+        ("log.accesslog.disabled", old.log.access != new.log.access),
+        ("storage.filesystem.rootdirectory", old.root != new.root),
+        ("storage.maintenance.readonly", old.readonly != new.readonly),
+        ("http.addr", old.http.listen != new.http.listen),
+        ("http.prefix", old.http.prefix != new.http.prefix),
+        ("http.headers", old.http.headers != new.http.headers),
+        ("http.tls", old.http.tls != new.http.tls),
+        ("http.http2", old.http.http2 != new.http.http2),
+        (
+            "http.draintimeout",
+            old.http.drain_timeout != new.http.drain_timeout,
+        ),
+        ("http.debug", old.http.admin != new.http.admin),
+        ("health", old.health != new.health),
+        ("auth", old.access != new.access),
+    ];
+    let differing = keys.into_iter().filter(|(_, differs)| *differs);
+    differing.map(|(key, _)| key).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::file::File;
+    use test_case::test_case;
+
+    fn config(yaml: &str) -> Config {
+        let yaml = format!("{{proxy: {{remoteurl: 'https://a.example'}}, {yaml}}}");
+        Config::new(&File::parse(&yaml).unwrap()).unwrap()
+    }
+
+    #[test_case("" => Vec::<&str>::new())]
+    #[test_case("log: {level: debug}" => Vec::<&str>::new(); "the level is taken")]
+    #[test_case("log: {formatter: json}" => vec!["log.formatter"])]
+    #[test_case("http: {addr: ':5001', prefix: /a/}" => vec!["http.addr", "http.prefix"])]
+    #[test_case("storage: {filesystem: {rootdirectory: /x}}" => vec!["storage.filesystem.rootdirectory"])]
+    #[test_case("health: {storagedriver: {enabled: true}}" => vec!["health"])]
+    #[test_case("auth: {htpasswd: {realm: r, path: /p}}" => vec!["auth"])]
+    fn what_only_a_start_can_take_is_named(yaml: &str) -> Vec<&'static str> {
+        fixed(&config(""), &config(yaml))
+    }
+
+    #[test]
+    fn all_files_that_can_be_renewed_are_followed() {
+        let config = config("http: {tls: {certificate: /c, key: /k, clientcas: [/ca]}}");
+        assert_eq!(named(&config), [PathBuf::from("/c"), "/k".into(), "/ca".into()]);
+    }
+}

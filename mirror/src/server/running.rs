@@ -1,0 +1,135 @@
+//! What a server shares with its admin port and its reloads.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use super::upstreams::{Standing, Upstreams};
+use crate::admin::{CacheStatus, Status, Subject, UpstreamStatus};
+use crate::config::Config;
+use crate::credentials::State;
+use crate::health::Health;
+use crate::metrics::Metrics;
+use crate::store::Store;
+
+/// A server that runs, seen from beside.
+pub(super) struct Running {
+    pub(super) store: Store,
+    pub(super) metrics: Metrics,
+    pub(super) health: Health,
+    started: Instant,
+    draining: AtomicBool,
+    current: Mutex<Current>,
+}
+
+/// What reloads replace.
+pub(super) struct Current {
+    /// The configuration in force.
+    pub(super) config: Config,
+    /// Why the last one was not taken; empty if it was.
+    pub(super) error: String,
+    /// How it stands with each upstream.
+    pub(super) standings: Arc<[Standing]>,
+}
+
+impl Running {
+    pub(super) fn new(
+        config: Config,
+        store: Store,
+        metrics: Metrics,
+        health: Health,
+        upstreams: &Upstreams,
+    ) -> Self {
+        Self {
+            store,
+            metrics,
+            health,
+            started: Instant::now(),
+            draining: AtomicBool::new(false),
+            current: Mutex::new(Current {
+                config,
+                error: String::new(),
+                standings: upstreams.standings().into(),
+            }),
+        }
+    }
+
+    pub(super) fn current(&self) -> MutexGuard<'_, Current> {
+        // Nothing is done under this lock that could leave it half done.
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// No new clients should come from now on.
+    pub(super) fn drain(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+
+    fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
+    fn standings(&self) -> Arc<[Standing]> {
+        self.current().standings.clone()
+    }
+}
+
+impl Subject for Running {
+    /// Never for what an upstream or a full disk does: what is cached can be served all the same. That the
+    /// cache was locked and the configuration loaded is a matter of the start.
+    fn ready(&self) -> Result<(), String> {
+        if self.is_draining() {
+            return Err("the server is stopping".to_owned());
+        }
+        let root = self.current().config.root.clone();
+        match std::fs::metadata(&root) {
+            Ok(_) => Ok(()),
+            Err(error) => Err(format!(
+                "the storage root {} cannot be read: {error}",
+                root.display()
+            )),
+        }
+    }
+
+    fn unhealthy(&self) -> BTreeMap<String, String> {
+        self.health.failing()
+    }
+
+    fn metrics(&self) -> String {
+        let gauge = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+        let usage = self.store.usage();
+        self.metrics.cache_bytes.set(gauge(usage.bytes));
+        self.metrics
+            .cache_limit_bytes
+            .set(gauge(usage.limit.unwrap_or_default()));
+        self.metrics.cache_blobs.set(gauge(usage.blobs));
+        for standing in self.standings().iter() {
+            let state = standing.credentials().state.as_str();
+            self.metrics.credential(&standing.host, state, &State::NAMES);
+        }
+        self.metrics.encode().unwrap_or_default()
+    }
+
+    fn status(&self) -> Status {
+        let upstream = |standing: &Standing| UpstreamStatus {
+            host: standing.host.to_string(),
+            state: standing.state().to_owned(),
+            credentials: standing.credentials(),
+        };
+        let usage = self.store.usage();
+        let current = self.current();
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            uptime_seconds: self.started.elapsed().as_secs(),
+            configuration_version: current.config.version.clone(),
+            configuration_error: current.error.clone(),
+            draining: self.is_draining(),
+            upstreams: current.standings.iter().map(upstream).collect(),
+            cache: CacheStatus {
+                bytes: usage.bytes,
+                limit_bytes: usage.limit,
+                blobs: usage.blobs,
+            },
+        }
+    }
+}

@@ -1,0 +1,360 @@
+//! The binary: what it prints, how it ends, and what it says when it can't go on.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::mpsc::{self, Receiver};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+use test_case::test_case;
+
+/// A directory of a test's own, with a configuration in it.
+struct Home(TempDir);
+
+impl Home {
+    fn new(yaml: &str) -> Self {
+        let home = Self(tempfile::tempdir().unwrap());
+        home.write("config.yml", yaml);
+        home
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// `HOME` in the text stands for the directory.
+    fn write(&self, name: &str, text: &str) {
+        let text = text.replace("HOME", &self.0.path().display().to_string());
+        fs::write(self.path(name), text).unwrap();
+    }
+
+    fn mirror(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_mirror"));
+        command.args(arguments).current_dir(self.0.path()).env_clear();
+        command
+    }
+
+    fn ends(&self, arguments: &[&str]) -> (i32, String, String) {
+        let Output {
+            status,
+            stdout,
+            stderr,
+        } = self.mirror(arguments).output().unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        (status.code().unwrap_or(-1), text(stdout), text(stderr))
+    }
+}
+
+const SERVED: &str = "
+version: 0.1
+log: {formatter: json}
+storage: {filesystem: {rootdirectory: HOME/cache}}
+http: {addr: '127.0.0.1:0', debug: {addr: '127.0.0.1:0'}, draintimeout: 5s}
+proxy: {remoteurl: 'http://127.0.0.1:9', ttl: 1h}
+";
+
+#[test_case(
+    "proxy: {remoturl: x}",
+    2,
+    "config.yml line 1: proxy.remoturl: unknown key; known here: remoteurl"
+)]
+#[test_case("proxy: [", 2, "config.yml line 1"; "no yaml")]
+#[test_case("{}", 2, "proxy.remoteurl: must be set")]
+#[test_case(
+    "{proxy: {remoteurl: 'https://a'}, middleware: {}}",
+    2,
+    "middleware is not supported"
+)]
+#[test_case("{proxy: {upstreams: [{host: a, tls: {cafile: HOME/no.pem}}]}}", 3, "no.pem")]
+#[test_case(
+    "{proxy: {remoteurl: 'https://a'}, auth: {htpasswd: {realm: r, path: HOME/no}}}",
+    3,
+    "cannot read the htpasswd file"
+)]
+#[test_case(
+    "{proxy: {remoteurl: 'https://a'}, http: {tls: {certificate: HOME/no.crt, key: HOME/no.key}}}",
+    3,
+    "no.crt"
+)]
+fn what_is_wrong_with_a_configuration_ends_check_and_serve_alike(yaml: &str, code: i32, message: &str) {
+    let home = Home::new("");
+    home.write("config.yml", &format!("{yaml}\n"));
+    for command in ["check", "serve"] {
+        let (ended, _, stderr) = home.ends(&[command, "config.yml"]);
+        assert_eq!(ended, code, "{stderr}");
+        assert!(stderr.contains(message), "{stderr}");
+        assert!(!stderr.contains("panicked"), "{stderr}");
+    }
+}
+
+#[test]
+fn a_configuration_that_is_not_there_is_named() {
+    let (code, _, stderr) = Home::new("").ends(&["serve", "nowhere.yml"]);
+    assert_eq!(code, 3);
+    assert_eq!(stderr.lines().count(), 1);
+    assert!(
+        stderr.contains("cannot read the configuration file nowhere.yml"),
+        "{stderr}"
+    );
+}
+
+#[test_case(&["serv"])]
+#[test_case(&["serve", "a", "b"])]
+#[test_case(&[])]
+fn arguments_that_make_no_sense_are_invalid_input(arguments: &[&str]) {
+    assert_eq!(Home::new("").ends(arguments).0, 2);
+}
+
+#[test]
+fn help_shows_examples_and_the_exit_codes() {
+    let (code, help, _) = Home::new("").ends(&["--help"]);
+    assert_eq!(code, 0);
+    for part in [
+        "mirror serve config.yml",
+        "mirror check config.yml",
+        "Exit codes:",
+    ] {
+        assert!(help.contains(part), "{help}");
+    }
+}
+
+#[test]
+fn the_version_is_told() {
+    let (code, version, _) = Home::new("").ends(&["--version"]);
+    assert_eq!(
+        (code, version),
+        (0, format!("mirror {}\n", env!("CARGO_PKG_VERSION")))
+    );
+}
+
+#[test]
+fn completion_knows_the_commands() {
+    let (code, script, _) = Home::new("").ends(&["completion", "bash"]);
+    assert!(code == 0 && script.contains("completion") && script.contains("check"));
+}
+
+#[test]
+fn check_prints_what_is_meant_with_secrets_masked_and_notices_apart() {
+    let home =
+        Home::new("{proxy: {remoteurl: 'https://quay.io', username: u, password: hunter2}, redis: {}}");
+    let (code, stdout, stderr) = home.ends(&["check", "config.yml"]);
+    assert_eq!(code, 0, "{stderr}");
+    assert!(
+        stdout.contains("remoteurl: https://quay.io/") && stdout.contains("ttl: 168h"),
+        "{stdout}"
+    );
+    assert!(!stdout.contains("hunter2"), "{stdout}");
+    assert!(stderr.starts_with("redis: no effect here"), "{stderr}");
+    home.write("again.yml", &stdout);
+    assert_eq!(home.ends(&["check", "again.yml"]).1, stdout);
+}
+
+#[test]
+fn variables_go_over_the_file_and_may_name_it() {
+    let home = Home::new("proxy: {remoteurl: 'https://quay.io'}");
+    let mut command = home.mirror(&["check"]);
+    command
+        .env("REGISTRY_CONFIGURATION_PATH", "config.yml")
+        .env("REGISTRY_PROXY_TTL", "2h")
+        .env("REGISTRY_SERVICE_PORT", "5000");
+    let output = command.output().unwrap();
+    let (stdout, stderr) = (
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr),
+    );
+    assert!(
+        stdout.contains("ttl: 2h") && stdout.contains("quay.io"),
+        "{stdout}"
+    );
+    assert!(stderr.contains("REGISTRY_SERVICE_PORT"), "{stderr}");
+}
+
+#[test]
+fn a_port_that_is_taken_is_the_environments_fault() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let home = Home::new("");
+    home.write("config.yml", &SERVED.replacen("127.0.0.1:0", &address, 1));
+    let (code, _, stderr) = home.ends(&["serve", "config.yml"]);
+    assert_eq!(code, 4, "{stderr}");
+    assert!(
+        stderr.contains(&format!("cannot listen on {address} (http.addr)")),
+        "{stderr}"
+    );
+}
+
+#[test]
+fn a_cache_that_is_no_directory_is_the_environments_fault() {
+    let home = Home::new("");
+    home.write("config.yml", SERVED);
+    home.write("cache", "a file");
+    let (code, _, stderr) = home.ends(&["serve", "config.yml"]);
+    assert_eq!(code, 4, "{stderr}");
+    assert!(
+        stderr.contains(&home.path("cache").display().to_string()),
+        "{stderr}"
+    );
+}
+
+/// Waits for a process to end by itself; ends it where it does not.
+fn within_20_seconds(process: &mut Child) -> ExitStatus {
+    let begun = Instant::now();
+    loop {
+        if let Some(status) = process.try_wait().unwrap() {
+            return status;
+        }
+        if begun.elapsed() > Duration::from_secs(20) {
+            process.kill().unwrap();
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// A server that runs; ended when dropped.
+struct Served {
+    process: Child,
+    log: Receiver<String>,
+    seen: Vec<String>,
+}
+
+impl Served {
+    fn start(home: &Home) -> Self {
+        home.write("config.yml", SERVED);
+        let mut process = home
+            .mirror(&["serve", "config.yml"])
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let (lines, log) = mpsc::channel();
+        let stderr = BufReader::new(process.stderr.take().unwrap());
+        std::thread::spawn(move || {
+            let mut texts = stderr.lines().map_while(Result::ok);
+            texts.try_for_each(|line| lines.send(line))
+        });
+        Self {
+            process,
+            log,
+            seen: Vec::new(),
+        }
+    }
+
+    /// The first line from here on that has this text.
+    fn line(&mut self, text: &str) -> serde_json::Value {
+        loop {
+            let line = self.log.recv_timeout(Duration::from_secs(20));
+            let line = line.unwrap_or_else(|_| panic!("no {text:?} in {:?}", self.seen));
+            if line.contains(text) {
+                return serde_json::from_str(&line).unwrap();
+            }
+            self.seen.push(line);
+        }
+    }
+
+    fn signal(&self, name: &str) {
+        let pid = self.process.id().to_string();
+        assert!(
+            Command::new("kill")
+                .args([name, &pid])
+                .status()
+                .unwrap()
+                .success()
+        );
+    }
+
+    fn end(&mut self) -> Option<i32> {
+        within_20_seconds(&mut self.process).code()
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn get(address: &str, path: &str) -> String {
+    let mut stream = TcpStream::connect(address).unwrap();
+    write!(
+        stream,
+        "GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+    )
+    .unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+fn addresses(server: &mut Served) -> (String, String) {
+    let line = server.line("\"serving\"");
+    let text = |name: &str| line[name].as_str().unwrap().to_owned();
+    (text("address"), text("admin"))
+}
+
+#[test]
+fn it_serves_until_sigterm_and_ends_with_zero() {
+    let home = Home::new("");
+    let mut server = Served::start(&home);
+    let (address, admin) = addresses(&mut server);
+    assert!(get(&address, "/v2/").starts_with("HTTP/1.1 200"));
+    assert!(get(&admin, "/readyz").starts_with("HTTP/1.1 200"));
+    assert!(get(&admin, "/livez").starts_with("HTTP/1.1 200"));
+    assert!(get(&admin, "/metrics").contains("registry_mirror_cache_bytes"));
+    let status = get(&admin, "/status");
+    assert!(
+        status.contains(r#""host":"127.0.0.1:9""#) && status.contains("configurationVersion"),
+        "{status}"
+    );
+    server.signal("-TERM");
+    assert_eq!(server.end(), Some(0));
+}
+
+#[test]
+fn a_second_server_on_one_cache_ends_at_once() {
+    let home = Home::new("");
+    let mut first = Served::start(&home);
+    addresses(&mut first);
+    let (code, _, stderr) = home.ends(&["serve", "config.yml"]);
+    assert_eq!(code, 4, "{stderr}");
+    assert!(stderr.contains("in use by another process"), "{stderr}");
+}
+
+#[test]
+fn sighup_takes_a_new_configuration_and_names_what_needs_a_restart() {
+    let home = Home::new("");
+    let mut server = Served::start(&home);
+    let (_, admin) = addresses(&mut server);
+    home.write("config.yml", &SERVED.replace("5s", "7s").replace("1h", "2h"));
+    server.signal("-HUP");
+    assert_eq!(server.line("next start")["key"], "http.draintimeout");
+    let version = server.line("in force")["version"].as_str().unwrap().to_owned();
+    assert!(get(&admin, "/status").contains(&version));
+}
+
+#[test]
+fn a_broken_configuration_leaves_the_old_one_in_force() {
+    let home = Home::new("");
+    let mut server = Served::start(&home);
+    let (address, admin) = addresses(&mut server);
+    home.write("config.yml", "proxy: {remoturl: x}");
+    server.signal("-HUP");
+    assert_eq!(server.line("not taken")["level"], "error");
+    assert!(get(&address, "/v2/").starts_with("HTTP/1.1 200"));
+    assert!(get(&admin, "/status").contains("unknown key"));
+    assert!(get(&admin, "/metrics").contains(r#"registry_mirror_reloads_total{result="refused"} 1"#));
+}
+
+#[test]
+fn an_edit_of_the_file_is_noticed_without_a_signal() {
+    let home = Home::new("");
+    let mut server = Served::start(&home);
+    addresses(&mut server);
+    home.write("config.yml", &SERVED.replace("1h", "3h"));
+    server.line("in force");
+    assert!(Path::new(&home.path("cache")).is_dir());
+}
