@@ -224,6 +224,11 @@ fn is_applied(kind: Kind, live: &DynamicObject, manifest: &Value) -> bool {
         return false;
     };
     let mut manifest = manifest.clone();
+    if let Some(fields) = manifest.as_object_mut() {
+        // What comes in a list does not say of itself what it is.
+        fields.remove("apiVersion");
+        fields.remove("kind");
+    }
     if kind == Kind::Secret {
         fingerprint(&mut manifest);
     }
@@ -312,6 +317,19 @@ mod tests {
         };
         assert!(is_applied(Kind::Secret, &live("YQ=="), &seal(&secret("YQ=="))));
         assert!(!is_applied(Kind::Secret, &live("Yg=="), &seal(&secret("YQ=="))));
+    }
+
+    #[test]
+    fn an_object_out_of_a_list_is_as_it_should_be_without_its_kind() {
+        let manifest = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "s"}});
+        let child = Child {
+            kind: Kind::Service,
+            name: "s".to_owned(),
+            manifest,
+        };
+        let mut live: DynamicObject = serde_json::from_value(seal(&child)).unwrap();
+        live.types = None;
+        assert!(is_applied(Kind::Service, &live, &seal(&child)));
     }
 
     fn claim_error(code: u16) -> Error {

@@ -16,6 +16,7 @@ use crate::{
 };
 
 pub mod children;
+pub mod listed;
 pub mod observe;
 pub mod watch;
 

@@ -23,6 +23,7 @@ use crate::{
     cluster::{
         Cluster, Scope,
         children::Children,
+        listed::Listed,
         watch::{self, Stored},
     },
     dereference,
@@ -88,6 +89,7 @@ pub(crate) struct Context {
     written: Written,
     retries: Retries,
     metrics: Arc<Metrics>,
+    listed: Listed<()>,
 }
 
 /// A scope's controller, ready to run.
@@ -117,8 +119,10 @@ impl Controller {
             written: Written::default(),
             retries: Retries::default(),
             metrics,
+            listed: Listed::new([()]),
         });
         let seen = Arc::clone(&context);
+        context.metrics.count(mirrors.clone());
         let triggers = stream::select_all([
             watch::mirrors(client, scope, writer, move |event| seen.saw(event)).boxed(),
             watch::children(client, scope, &children, writers).boxed(),
@@ -131,14 +135,16 @@ impl Controller {
         }
     }
 
-    /// The mirrors of this scope.
-    pub fn mirrors(&self) -> Store<Stored> {
-        self.mirrors.clone()
-    }
-
-    /// The copies of this scope's objects.
-    pub fn children(&self) -> Arc<Children> {
-        Arc::clone(&self.context.cluster.children)
+    /// Completes once everything was listed.
+    pub fn synced(&self) -> impl Future<Output = ()> + Send + use<> {
+        let (mirrors, children) = (
+            self.context.listed.all(),
+            Arc::clone(&self.context.cluster.children),
+        );
+        async move {
+            children.ready().await;
+            mirrors.await;
+        }
     }
 
     /// Reconciles until it is told to stop, and lets what is running end.
@@ -188,7 +194,8 @@ impl Context {
                 self.written.remove(&stored.uid().unwrap_or_default());
                 self.retries.forget(stored);
             }
-            Event::Init | Event::InitDone => {}
+            Event::InitDone => self.listed.done(&()),
+            Event::Init => {}
         }
     }
 

@@ -2,19 +2,22 @@
 //!
 //! A reconcile is a pipeline of modules, none of which reaches back: [`dereference`] reads what a spec points to,
 //! [`validate`] decides whether it can be acted on, [`desired`] works out the objects, [`apply`] writes what is not
-//! there yet, [`status`] says what came of it. [`controller`] wires them to the API server; `cli` runs the same
+//! there yet, [`status`] says what came of it. [`controller`] wires them to the API server; [`cli`] also runs the same
 //! pipeline without one.
 
 pub mod apply;
+pub mod cli;
 pub mod cluster;
 pub mod controller;
 pub mod dereference;
 pub mod desired;
+pub mod health;
 pub mod index;
 pub mod kind;
 pub mod metrics;
 pub mod observed;
 pub mod retry;
+pub mod run;
 pub mod status;
 mod unparsable;
 pub mod validate;

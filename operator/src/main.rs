@@ -1,2 +1,7 @@
-//! `registry-mirror`.
-fn main() {}
+//! The operator's binary.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    operator::cli::main()
+}

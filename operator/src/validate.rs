@@ -38,6 +38,17 @@ impl Accepted<'_> {
     pub fn has_bundles(&self) -> bool {
         self.upstreams.iter().any(|upstream| upstream.bundle.is_some())
     }
+
+    /// What is wrong with the Secrets of its upstreams, for a terminal.
+    pub fn credential_problems(&self) -> impl Iterator<Item = String> {
+        self.upstreams.iter().enumerate().filter_map(|(index, upstream)| {
+            let problem = upstream.credentials.as_ref()?.found.as_ref().err()?;
+            Some(format!(
+                "spec.upstreams[{index}].credentialsSecretRef: {}",
+                problem.message
+            ))
+        })
+    }
 }
 
 /// An upstream and what its references led to.
@@ -101,11 +112,9 @@ pub fn accept<'a>(mirror: &'a RegistryMirror, references: &References) -> Result
     })
 }
 
-fn at(index: usize, error: Rejection) -> Rejection {
-    Rejection {
-        message: format!("spec.upstreams[{index}].{}", error.message),
-        ..error
-    }
+fn at(index: usize, mut rejection: Rejection) -> Rejection {
+    rejection.message = format!("spec.upstreams[{index}].{}", rejection.message);
+    rejection
 }
 
 fn upstream<'a>(

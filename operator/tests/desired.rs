@@ -1,4 +1,5 @@
 //! Specs in, objects out: each spec's objects stand in a file below `snapshots/`.
+#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
 use std::{collections::BTreeMap, convert::Infallible, path::Path};
 

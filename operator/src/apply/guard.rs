@@ -74,7 +74,7 @@ mod tests {
         mirror
     }
 
-    fn object(owner: Value, label: Option<&str>) -> ObjectMeta {
+    fn object(owner: &Value, label: Option<&str>) -> ObjectMeta {
         let labels = label.map(|value| json!({names::CACHE_OF: value}));
         serde_json::from_value(json!({"name": "x", "ownerReferences": owner, "labels": labels})).unwrap()
     }
@@ -95,7 +95,7 @@ mod tests {
         assert_eq!(
             refusal(
                 Kind::Secret,
-                &object(owner("RegistryMirror", "hub", "this"), None)
+                &object(&owner("RegistryMirror", "hub", "this"), None)
             ),
             None
         );
@@ -103,7 +103,7 @@ mod tests {
 
     #[test]
     fn a_users_object_may_not() {
-        let message = refusal(Kind::Secret, &object(json!([]), None)).unwrap();
+        let message = refusal(Kind::Secret, &object(&json!([]), None)).unwrap();
         assert!(message.starts_with("Secret x is there already"), "{message}");
     }
 
@@ -111,7 +111,7 @@ mod tests {
     fn another_controllers_object_may_not() {
         let message = refusal(
             Kind::Service,
-            &object(owner("RegistryMirror", "hub-a", "that"), None),
+            &object(&owner("RegistryMirror", "hub-a", "that"), None),
         )
         .unwrap();
         assert!(message.contains("belongs to RegistryMirror hub-a"), "{message}");
@@ -121,7 +121,7 @@ mod tests {
     fn an_object_of_a_mirror_that_was_deleted_is_waited_for() {
         let message = refusal(
             Kind::Service,
-            &object(owner("RegistryMirror", "hub", "old"), None),
+            &object(&owner("RegistryMirror", "hub", "old"), None),
         )
         .unwrap();
         assert!(message.contains("still being deleted"), "{message}");
@@ -129,12 +129,12 @@ mod tests {
 
     #[test]
     fn a_retained_claim_is_adopted_by_its_label_only() {
-        let claim = |label| refusal(Kind::PersistentVolumeClaim, &object(json!([]), label));
+        let claim = |label| refusal(Kind::PersistentVolumeClaim, &object(&json!([]), label));
         assert_eq!(claim(Some("hub")), None);
         assert!(claim(Some("other")).is_some());
         assert!(claim(None).is_some());
         assert!(
-            refusal(Kind::Secret, &object(json!([]), Some("hub"))).is_some(),
+            refusal(Kind::Secret, &object(&json!([]), Some("hub"))).is_some(),
             "of claims only"
         );
     }

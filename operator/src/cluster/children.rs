@@ -19,12 +19,14 @@ use kube::{
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+use super::listed::Listed;
 use crate::kind::Kind;
 
 /// The copies, by kind.
 pub struct Children {
     stores: HashMap<Kind, Store<DynamicObject>>,
     written: Mutex<HashMap<ObjectRef<DynamicObject>, Arc<DynamicObject>>>,
+    listed: Listed<Kind>,
 }
 
 impl Children {
@@ -42,6 +44,7 @@ impl Children {
             Arc::new(Self {
                 stores,
                 written: Mutex::default(),
+                listed: Listed::new(Kind::ALL),
             }),
             writers,
         )
@@ -49,12 +52,7 @@ impl Children {
 
     /// Waits until each kind was listed once.
     pub async fn ready(&self) {
-        for store in self.stores.values() {
-            // It fails only when its watch is gone, which means that the operator is stopping.
-            if store.wait_until_ready().await.is_err() {
-                return;
-            }
-        }
+        self.listed.all().await;
     }
 
     /// An object, if it is the operator's.
@@ -110,7 +108,10 @@ impl Children {
                 }
             }
             // What vanished while the watch was cut is in no event.
-            Event::InitDone => self.written().retain(|key, _| key.dyntype != kind.resource()),
+            Event::InitDone => {
+                self.written().retain(|key, _| key.dyntype != kind.resource());
+                self.listed.done(&kind);
+            }
             Event::Init | Event::InitApply(_) => {}
         }
     }

@@ -10,7 +10,7 @@ use kube::{
     api::{DynamicObject, PartialObjectMeta},
     core::{DeserializeGuard, NamespaceResourceScope},
     runtime::{
-        WatchStreamExt,
+        PredicateConfig, WatchStreamExt,
         controller::{ReconcileReason, ReconcileRequest, trigger_owners, trigger_self, trigger_with},
         predicates,
         reflector::{ObjectRef, store::Writer},
@@ -46,7 +46,7 @@ where
         .reflect(writer)
         .inspect_ok(seen)
         .applied_objects()
-        .predicate_filter(predicates::generation, Default::default());
+        .predicate_filter(predicates::generation, PredicateConfig::default());
     trigger_self(stream, ())
 }
 

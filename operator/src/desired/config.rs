@@ -4,7 +4,10 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use crds::{cache, observability::LogLevel};
+use crds::{
+    cache,
+    observability::{LogFormat, LogLevel},
+};
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::ResourceExt;
 use mirror::config::{
@@ -78,6 +81,14 @@ fn level(level: LogLevel) -> Level {
         LogLevel::Warn => Level::Warn,
         LogLevel::Info => Level::Info,
         LogLevel::Debug => Level::Debug,
+    }
+}
+
+/// What the server calls a format.
+pub fn formatter(format: LogFormat) -> &'static str {
+    match format {
+        LogFormat::Json => "json",
+        LogFormat::Text => "text",
     }
 }
 

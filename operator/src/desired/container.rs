@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crds::{Pod, observability::LogFormat};
+use crds::Pod;
 use k8s_openapi::{
     api::core::v1::{
         Capabilities, Container, ContainerPort, EnvVar, HTTPGetAction, Probe, ResourceRequirements,
@@ -58,10 +58,7 @@ pub(super) fn server(accepted: &Accepted<'_>, wanted: &Pod, release: &Release) -
 /// Where this Pod listens and keeps its files. None of it is in the configuration that is reloaded.
 fn environment(accepted: &Accepted<'_>) -> Vec<EnvVar> {
     let address = |port: workload::Port| format!(":{}", port.number);
-    let format = match accepted.mirror.spec.observability.log_format {
-        LogFormat::Json => "json",
-        LogFormat::Text => "text",
-    };
+    let format = config::formatter(accepted.mirror.spec.observability.log_format);
     let mut variables = vec![
         ("REGISTRY_HTTP_ADDR".to_owned(), address(workload::REGISTRY_PORT)),
         (

@@ -66,11 +66,11 @@ impl HandedOut {
                 ))
             })
             .collect();
-        let candidate = document(entries);
+        let candidate = document(&entries);
         Self {
             version: before.next_version(&candidate),
             candidate,
-            last_good: (!last_good.is_empty()).then(|| document(last_good)),
+            last_good: (!last_good.is_empty()).then(|| document(&last_good)),
             kept,
             origins: json!(origins).to_string(),
         }
@@ -127,7 +127,7 @@ fn entry(credential: &Credential) -> Value {
     }
 }
 
-fn document(entries: Map<String, Value>) -> Vec<u8> {
+fn document(entries: &Map<String, Value>) -> Vec<u8> {
     json!({ "auths": entries }).to_string().into_bytes()
 }
 

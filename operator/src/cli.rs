@@ -1,0 +1,106 @@
+//! The command line.
+
+use std::{
+    io::{self, Write},
+    process::ExitCode,
+};
+
+use clap::{CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
+use tokio::runtime::Runtime;
+
+mod documents;
+mod failure;
+mod log;
+mod operator;
+mod render;
+
+use failure::Failure;
+
+const EXAMPLES: &str = "\
+Examples:
+  registry-mirror local -f examples/docker-hub.yaml
+      Serve a mirror on this machine, without a cluster
+  registry-mirror render -f mirror.yaml -f secret.yaml
+      Show every object that the operator would apply
+  registry-mirror crd | kubectl apply --server-side -f -
+      Teach a cluster the kind
+  registry-mirror operator --server-image registry.example.com/registry-mirror:1.0
+      Look after the mirrors of the cluster that the kubeconfig names
+
+Exit codes:
+  2  invalid input: arguments, YAML, spec, configuration
+  3  something that is referred to is missing or malformed
+  4  the environment: a port is taken, a directory can't be written, no cluster answers
+  1  anything else";
+
+/// Pull-through mirrors of container registries, on a Kubernetes cluster or on this machine.
+#[derive(Debug, Parser)]
+#[command(name = "registry-mirror", version, after_help = EXAMPLES, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+#[expect(clippy::doc_markdown, reason = "these comments are what --help prints")]
+enum Command {
+    /// Look after the mirrors of a cluster, until SIGTERM
+    Operator(operator::Args),
+    /// Print every object that the operator would apply for a mirror
+    Render(render::Args),
+    /// Print the CustomResourceDefinition of RegistryMirror
+    Crd,
+    /// Print a script that completes commands in a shell
+    Completion {
+        /// The shell
+        shell: Shell,
+    },
+}
+
+/// Runs the command that the arguments of this process ask for, and says on stderr what went wrong.
+pub fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            // Nobody is left to tell if stderr is closed.
+            let _ = writeln!(io::stderr(), "registry-mirror: {failure}");
+            failure.code()
+        }
+    }
+}
+
+fn run(command: Command) -> Result<(), Failure> {
+    // Fails only where one is installed already.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    match command {
+        Command::Operator(args) => Runtime::new()?.block_on(operator::run(args)),
+        Command::Render(args) => Runtime::new()?.block_on(render::run(args)),
+        Command::Crd => print(&[serde_json::to_value(crds::crd()).map_err(io::Error::other)?]),
+        Command::Completion { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "registry-mirror", &mut script);
+            Ok(io::stdout().write_all(&script)?)
+        }
+    }
+}
+
+/// Prints YAML documents.
+fn print(documents: &[serde_json::Value]) -> Result<(), Failure> {
+    let mut stdout = io::stdout().lock();
+    for document in documents {
+        let yaml = serde_saphyr::to_string(document).map_err(io::Error::other)?;
+        writeln!(stdout, "---\n{}", yaml.trim_end())?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+}

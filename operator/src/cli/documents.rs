@@ -1,0 +1,281 @@
+//! Mirrors, Secrets and `ConfigMap`s from files, in place of a cluster.
+
+use std::{
+    collections::BTreeMap,
+    convert::Infallible,
+    fmt, fs,
+    io::{self, Read},
+    path::{Path, PathBuf},
+};
+
+use crds::RegistryMirror;
+use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use kube::ResourceExt;
+use serde_json::Value;
+
+use super::Failure;
+use crate::{
+    dereference::{Contents, Reader, Reference},
+    kind::Kind,
+};
+
+/// Where documents come from.
+#[derive(Debug, clap::Args)]
+#[expect(clippy::doc_markdown, reason = "these comments are what --help prints")]
+pub(super) struct Files {
+    /// A file with RegistryMirror, Secret and ConfigMap documents, or - for stdin; may be repeated
+    #[arg(short = 'f', long = "filename", required = true, value_name = "FILE")]
+    files: Vec<PathBuf>,
+}
+
+/// What the files hold.
+#[derive(Default)]
+pub(super) struct Documents {
+    /// The mirrors, as the API server would accept them.
+    pub(super) mirrors: Vec<RegistryMirror>,
+    /// Namespaces, where a document names one, and contents.
+    objects: BTreeMap<Reference, Vec<(Option<String>, Contents)>>,
+}
+
+/// The namespace of what names none.
+const DEFAULT_NAMESPACE: &str = "default";
+
+/// One document, for messages.
+struct Origin<'a> {
+    file: &'a Path,
+    number: usize,
+}
+
+impl fmt::Display for Origin<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}, document {}", self.file.display(), self.number)
+    }
+}
+
+impl Files {
+    /// Reads all of them.
+    ///
+    /// # Errors
+    /// The first document that is none, or that an API server would refuse.
+    pub(super) fn read(&self) -> Result<Documents, Failure> {
+        let mut documents = Documents::default();
+        for file in &self.files {
+            let yaml = text(file)?;
+            let values: Vec<Value> = serde_saphyr::from_multiple(&yaml).map_err(|error| {
+                Failure::Invalid(format!("{}: {}", file.display(), error.without_snippet()))
+            })?;
+            for (index, value) in values.iter().enumerate() {
+                documents.add(
+                    value,
+                    &Origin {
+                        file,
+                        number: index + 1,
+                    },
+                )?;
+            }
+        }
+        if documents.mirrors.is_empty() {
+            let files = self
+                .files
+                .iter()
+                .map(|file| file.display().to_string())
+                .collect::<Vec<_>>()
+                .join(", ");
+            return Err(Failure::Invalid(format!(
+                "{files}: there is no RegistryMirror in it"
+            )));
+        }
+        Ok(documents)
+    }
+}
+
+fn text(file: &Path) -> Result<String, Failure> {
+    let mut text = String::new();
+    let read = if file == Path::new("-") {
+        io::stdin().read_to_string(&mut text).map(|_| text)
+    } else {
+        fs::read_to_string(file)
+    };
+    read.map_err(|error| Failure::Invalid(format!("{}: can't be read: {error}", file.display())))
+}
+
+impl Documents {
+    fn add(&mut self, document: &Value, origin: &Origin<'_>) -> Result<(), Failure> {
+        match document.get("kind").and_then(Value::as_str) {
+            Some("RegistryMirror") => self.mirrors.push(mirror(document, origin)?),
+            Some("Secret") => {
+                all_text(document, &["data", "stringData"], origin)?;
+                let secret: Secret = parse(document, origin)?;
+                self.put(
+                    Reference::secret(&secret.name_any()),
+                    secret.namespace(),
+                    secret.into(),
+                );
+            }
+            Some("ConfigMap") => {
+                all_text(document, &["data", "binaryData"], origin)?;
+                let map: ConfigMap = parse(document, origin)?;
+                self.put(
+                    Reference::config_map(&map.name_any()),
+                    map.namespace(),
+                    map.into(),
+                );
+            }
+            // Files that people apply hold more than what counts here.
+            Some(_) => {}
+            None if document.is_null() => {}
+            None => {
+                return Err(Failure::Invalid(format!(
+                    "{origin}: kind is missing; it says what a document is"
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    fn put(&mut self, reference: Reference, namespace: Option<String>, contents: Contents) {
+        self.objects
+            .entry(reference)
+            .or_default()
+            .push((namespace, contents));
+    }
+}
+
+fn mirror(document: &Value, origin: &Origin<'_>) -> Result<RegistryMirror, Failure> {
+    let mut mirror = crds::validate::created(document).map_err(|violations| {
+        let name = document
+            .pointer("/metadata/name")
+            .and_then(Value::as_str)
+            .unwrap_or("without a name");
+        let lines: Vec<_> = violations
+            .iter()
+            .map(|violation| format!("\n  {violation}"))
+            .collect();
+        Failure::Invalid(format!(
+            "{origin}: RegistryMirror {name} is not valid:{}",
+            lines.concat()
+        ))
+    })?;
+    mirror
+        .metadata
+        .namespace
+        .get_or_insert_with(|| DEFAULT_NAMESPACE.to_owned());
+    Ok(mirror)
+}
+
+/// Checked ahead of the types, whose errors would repeat the value.
+fn all_text(document: &Value, fields: &[&str], origin: &Origin<'_>) -> Result<(), Failure> {
+    for field in fields {
+        for (key, value) in document
+            .get(field)
+            .and_then(Value::as_object)
+            .into_iter()
+            .flatten()
+        {
+            if !value.is_string() {
+                return Err(Failure::Invalid(format!(
+                    "{origin}: {field}.{key} must be a text; put it in quotes"
+                )));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn parse<K: serde::de::DeserializeOwned>(document: &Value, origin: &Origin<'_>) -> Result<K, Failure> {
+    serde_json::from_value(document.clone()).map_err(|_| {
+        let kind = document.get("kind").and_then(Value::as_str).unwrap_or_default();
+        Failure::Invalid(format!(
+            "{origin}: is not a {kind}; data is base64, and stringData plain text"
+        ))
+    })
+}
+
+/// A document that names no namespace is in whichever one is asked for, as with `kubectl apply`.
+impl Reader for Documents {
+    type Error = Infallible;
+
+    async fn read(&self, namespace: &str, reference: &Reference) -> Result<Option<Contents>, Infallible> {
+        debug_assert!(matches!(reference.kind, Kind::Secret | Kind::ConfigMap));
+        let candidates = self.objects.get(reference).into_iter().flatten();
+        let mut fitting = candidates.filter(|(of, _)| of.as_deref().is_none_or(|of| of == namespace));
+        Ok(fitting.next().map(|(_, contents)| contents.clone()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::executor::block_on;
+    use test_case::test_case;
+
+    use super::*;
+
+    const MIRROR: &str = "
+apiVersion: registrymirror.io/v1alpha1
+kind: RegistryMirror
+metadata: {name: hub}
+spec: {upstreams: [{host: quay.io}], storage: {type: Ephemeral}}
+";
+
+    fn read(yaml: &str) -> Result<Documents, String> {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("mirror.yaml");
+        fs::write(&file, yaml).unwrap();
+        Files { files: vec![file] }.read().map_err(|failure| {
+            assert_eq!(
+                format!("{:?}", failure.code()),
+                format!("{:?}", std::process::ExitCode::from(2))
+            );
+            failure.to_string()
+        })
+    }
+
+    fn contents(documents: &Documents, namespace: &str, reference: &Reference) -> Option<Contents> {
+        block_on(documents.read(namespace, reference)).unwrap()
+    }
+
+    #[test]
+    fn secrets_are_read_in_both_forms() {
+        let secret = "kind: Secret\nmetadata: {name: s}\ndata: {a: YQ==}\nstringData: {b: b}";
+        let documents = read(&format!("{MIRROR}---\n{secret}\n---\n")).unwrap();
+        let data = contents(&documents, "default", &Reference::secret("s"))
+            .unwrap()
+            .data;
+        assert_eq!(
+            (data["a"].as_slice(), data["b"].as_slice()),
+            (&b"a"[..], &b"b"[..])
+        );
+    }
+
+    #[test]
+    fn an_object_of_another_namespace_is_not_there() {
+        let map = "kind: ConfigMap\nmetadata: {name: c, namespace: other}\ndata: {a: a}";
+        let documents = read(&format!("{MIRROR}---\n{map}")).unwrap();
+        assert!(contents(&documents, "default", &Reference::config_map("c")).is_none());
+        assert!(contents(&documents, "other", &Reference::config_map("c")).is_some());
+    }
+
+    #[test]
+    fn what_is_of_no_concern_is_passed_over() {
+        assert_eq!(
+            read(&format!("{MIRROR}---\nkind: Namespace\nmetadata: {{name: n}}"))
+                .unwrap()
+                .mirrors
+                .len(),
+            1
+        );
+    }
+
+    #[test_case("a: [", "mirror.yaml: "; "no YAML")]
+    #[test_case("a: 1", "document 1: kind is missing"; "no object")]
+    #[test_case("kind: Secret\nmetadata: {name: s}", "there is no RegistryMirror in it"; "no mirror")]
+    #[test_case(&MIRROR.replace("Ephemeral}", "Ephemeral, kind: x}"), "spec.storage"; "an unknown field")]
+    #[test_case(&MIRROR.replace("Ephemeral", "Tape"), "spec.storage.type"; "a value that does not exist")]
+    #[test_case("kind: Secret\nstringData: {password: 1234}", "stringData.password must be a text"; "a number")]
+    #[test_case("kind: Secret\ndata: {password: hunter2!}", "data is base64"; "no base64")]
+    fn bad_input_is_named_and_nothing_secret_shown(yaml: &str, expected: &str) {
+        let error = read(yaml).err().unwrap();
+        assert!(error.contains(expected), "{error}");
+        assert!(!error.contains("1234") && !error.contains("hunter2"), "{error}");
+    }
+}

@@ -1,0 +1,45 @@
+//! What ends a command, and the exit code that says so.
+
+use std::{io, process::ExitCode};
+
+use crds::conditions::Reason;
+
+use crate::validate::Rejection;
+
+/// Why a command ended.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Failure {
+    /// Arguments, YAML, spec or configuration.
+    #[error("{0}")]
+    Invalid(String),
+    /// Something that a spec refers to is missing or malformed.
+    #[error("{0}")]
+    Reference(String),
+    /// A port, a directory, a cluster.
+    #[error("{0}")]
+    Environment(String),
+    /// Anything else.
+    #[error(transparent)]
+    Other(#[from] io::Error),
+}
+
+impl Failure {
+    /// The codes that every command shares.
+    pub(super) fn code(&self) -> ExitCode {
+        ExitCode::from(match self {
+            Self::Invalid(_) => 2,
+            Self::Reference(_) => 3,
+            Self::Environment(_) => 4,
+            Self::Other(_) => 1,
+        })
+    }
+}
+
+impl From<Rejection> for Failure {
+    fn from(rejection: Rejection) -> Self {
+        match rejection.reason {
+            Reason::ReferenceNotFound | Reason::ReferenceMalformed => Self::Reference(rejection.message),
+            _ => Self::Invalid(rejection.message),
+        }
+    }
+}

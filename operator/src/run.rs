@@ -1,0 +1,63 @@
+//! The operator as a whole: a controller for each scope, until it is told to stop.
+
+use futures::future::join_all;
+use kube::{
+    Client,
+    runtime::events::{Recorder, Reporter},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{cluster::Scope, controller::Controller, desired::Release, health::Health};
+
+/// What the operator looks after, and what it brings along.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// The namespaces whose mirrors it looks after; none means all.
+    pub namespaces: Vec<String>,
+    /// What a release has fixed.
+    pub release: Release,
+}
+
+/// Looks after mirrors until it is told to stop; then lets what is running end.
+pub async fn run(client: Client, options: Options, health: Health, shutdown: CancellationToken) {
+    let recorder = Recorder::new(client.clone(), Reporter::from("registry-mirror"));
+    let controllers: Vec<_> = scopes(options.namespaces)
+        .iter()
+        .map(|scope| {
+            let (release, recorder) = (options.release.clone(), recorder.clone());
+            Controller::new(&client, scope, release, recorder, health.metrics.clone())
+        })
+        .collect();
+    let synced = join_all(controllers.iter().map(Controller::synced));
+    let ready = async move {
+        synced.await;
+        tracing::info!("every watch has listed; mirrors are looked after");
+        health.set_ready();
+    };
+    let ready = tokio::spawn(shutdown.clone().run_until_cancelled_owned(ready));
+    join_all(
+        controllers
+            .into_iter()
+            .map(|controller| controller.run(shutdown.clone())),
+    )
+    .await;
+    ready.abort();
+}
+
+fn scopes(namespaces: Vec<String>) -> Vec<Scope> {
+    if namespaces.is_empty() {
+        return vec![Scope::Cluster];
+    }
+    namespaces.into_iter().map(Scope::Namespace).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_a_namespace_all_are_looked_after() {
+        assert_eq!(scopes(Vec::new()), [Scope::Cluster]);
+        assert_eq!(scopes(vec!["a".to_owned()]), [Scope::Namespace("a".to_owned())]);
+    }
+}

@@ -1,0 +1,17 @@
+//! The operator on a real control plane, in this process, with a namespace and a user of its own in each test.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test that can't go on fails"
+)]
+
+#[path = "operator/bench.rs"]
+mod bench;
+#[path = "operator/children.rs"]
+mod children;
+#[path = "operator/conflicts.rs"]
+mod conflicts;
+#[path = "operator/credentials.rs"]
+mod credentials;
+#[path = "operator/rest.rs"]
+mod rest;

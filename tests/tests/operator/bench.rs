@@ -1,0 +1,333 @@
+//! What each test starts with.
+
+use std::cell::RefCell;
+use std::future::Future;
+use std::time::Duration;
+
+use crds::conditions::{ConditionType, Reason};
+use crds::{RegistryMirror, RegistryMirrorStatus};
+use k8s_openapi::NamespaceResourceScope;
+use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::api::{DeleteParams, Patch, PatchParams};
+use kube::{Api, Resource, ResourceExt};
+use operator::desired::Release;
+use operator::health::Health;
+use operator::run::{self, Options};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use testbed::control_plane::Namespace;
+use testbed::{ControlPlane, wait};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+/// Long enough for a machine that runs all tests at once.
+const SOON: Duration = Duration::from_mins(1);
+/// The image of mirrors that name none.
+pub(crate) const IMAGE: &str = "registry-mirror:test";
+
+/// A namespace with an operator that looks after it.
+pub(crate) struct Bench {
+    pub(crate) namespace: Namespace,
+    pub(crate) control_plane: &'static ControlPlane,
+    /// In whose name the operator asks.
+    pub(crate) user: String,
+    running: Option<Running>,
+}
+
+struct Running {
+    health: Health,
+    task: tokio::task::JoinHandle<()>,
+    shutdown: DropGuard,
+}
+
+impl Bench {
+    pub(crate) async fn start(name: &str) -> Self {
+        let mut bench = Self::idle(name).await;
+        bench.start_operator().await;
+        bench
+    }
+
+    /// Without an operator.
+    pub(crate) async fn idle(name: &str) -> Self {
+        // Shown by a test that fails; RUST_LOG says how much.
+        let _ = tracing_subscriber::fmt()
+            .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+            .with_test_writer()
+            .try_init();
+        let control_plane = ControlPlane::shared().await;
+        let namespace = control_plane.namespace(name).await;
+        let user = format!("operator-of-{namespace}");
+        Self {
+            namespace,
+            control_plane,
+            user,
+            running: None,
+        }
+    }
+
+    pub(crate) async fn start_operator(&mut self) {
+        let client = self
+            .control_plane
+            .client_as(&self.user, &["system:masters"])
+            .await;
+        let options = Options {
+            namespaces: vec![self.namespace.name().to_owned()],
+            release: Release {
+                server_image: IMAGE.to_owned(),
+            },
+        };
+        let (health, shutdown) = (Health::default(), CancellationToken::new());
+        let task = tokio::spawn(run::run(client, options, health.clone(), shutdown.clone()));
+        self.running = Some(Running {
+            health,
+            task,
+            shutdown: shutdown.drop_guard(),
+        });
+    }
+
+    pub(crate) async fn stop_operator(&mut self) {
+        let Running { task, shutdown, .. } = self.running.take().expect("an operator runs");
+        drop(shutdown);
+        task.await.unwrap();
+    }
+
+    /// How many reconciles the present operator has ended.
+    pub(crate) fn reconciles(&self) -> u64 {
+        let metrics = self
+            .running
+            .as_ref()
+            .expect("an operator runs")
+            .health
+            .metrics
+            .render()
+            .unwrap();
+        let line = metrics
+            .lines()
+            .find(|line| line.starts_with("registry_mirror_operator_reconciles_total"));
+        line.and_then(|line| line.split(' ').nth(1)?.parse().ok())
+            .unwrap_or(0)
+    }
+
+    pub(crate) fn api<K>(&self) -> Api<K>
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
+    {
+        self.namespace.api()
+    }
+
+    /// Applies an object as an admin would.
+    pub(crate) async fn apply<K>(&self, object: Value) -> K
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+            + DeserializeOwned
+            + Clone
+            + std::fmt::Debug,
+    {
+        let mut object = object;
+        object["apiVersion"] = json!(K::api_version(&()));
+        object["kind"] = json!(K::kind(&()));
+        let name = object["metadata"]["name"].as_str().expect("a name").to_owned();
+        let params = PatchParams::apply("admin").force();
+        self.api::<K>()
+            .patch(&name, &params, &Patch::Apply(&object))
+            .await
+            .unwrap()
+    }
+
+    pub(crate) async fn mirror(&self, name: &str, spec: Value) -> RegistryMirror {
+        self.apply(json!({"metadata": {"name": name}, "spec": spec}))
+            .await
+    }
+
+    pub(crate) async fn secret(&self, name: &str, data: Value) -> Secret {
+        self.apply(json!({"metadata": {"name": name}, "stringData": data}))
+            .await
+    }
+
+    pub(crate) async fn merge<K>(&self, name: &str, patch: Value)
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+            + DeserializeOwned
+            + Clone
+            + std::fmt::Debug,
+    {
+        let params = PatchParams::default();
+        self.api::<K>()
+            .patch(name, &params, &Patch::Merge(&patch))
+            .await
+            .unwrap();
+    }
+
+    pub(crate) async fn delete<K>(&self, name: &str)
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+            + DeserializeOwned
+            + Clone
+            + std::fmt::Debug,
+    {
+        self.api::<K>()
+            .delete(name, &DeleteParams::default())
+            .await
+            .unwrap();
+    }
+
+    pub(crate) async fn get<K>(&self, name: &str) -> Option<K>
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+            + DeserializeOwned
+            + Clone
+            + std::fmt::Debug,
+    {
+        self.api::<K>().get_opt(name).await.unwrap()
+    }
+
+    /// Waits until an object is as it should be.
+    pub(crate) async fn until<K, T>(
+        &self,
+        name: &str,
+        what: &str,
+        mut probe: impl FnMut(&K) -> Option<T>,
+    ) -> T
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+            + DeserializeOwned
+            + Serialize
+            + Clone
+            + std::fmt::Debug,
+    {
+        let api = self.api::<K>();
+        let (last, probe) = (RefCell::new(None), RefCell::new(&mut probe));
+        let found = wait::until(what, SOON, async || {
+            let object = api.get_opt(name).await.unwrap();
+            let found = object.as_ref().and_then(&mut **probe.borrow_mut());
+            last.replace(object);
+            found
+        })
+        .await;
+        found.unwrap_or_else(|error| {
+            let last = serde_json::to_string_pretty(&*last.borrow()).unwrap();
+            panic!("{error}; the {} {name} is: {last}", K::kind(&()))
+        })
+    }
+
+    pub(crate) async fn until_gone<K>(&self, name: &str)
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+            + DeserializeOwned
+            + Clone
+            + std::fmt::Debug,
+    {
+        let api = self.api::<K>();
+        let what = format!("end of {} {name}", K::kind(&()));
+        soon(&what, async || {
+            api.get_opt(name).await.unwrap().is_none().then_some(())
+        })
+        .await;
+    }
+
+    /// Waits for a condition.
+    pub(crate) async fn until_condition(
+        &self,
+        mirror: &str,
+        kind: ConditionType,
+        status: &str,
+        reason: Reason,
+    ) -> Condition {
+        let what = format!("{kind}={status}/{reason} of {mirror}");
+        self.until(mirror, &what, |mirror: &RegistryMirror| {
+            condition(mirror, kind)
+                .filter(|c| c.status == status && c.reason == reason.as_str())
+                .cloned()
+        })
+        .await
+    }
+
+    /// Waits until the present spec was acted on.
+    pub(crate) async fn until_accepted(&self, mirror: &str) -> RegistryMirrorStatus {
+        self.until(
+            mirror,
+            "acceptance of the present spec",
+            |mirror: &RegistryMirror| {
+                let accepted = condition(mirror, ConditionType::Accepted)?;
+                let current =
+                    accepted.status == "True" && accepted.observed_generation == mirror.metadata.generation;
+                current.then(|| mirror.status.clone()).flatten()
+            },
+        )
+        .await
+    }
+
+    /// Writes of the operator in this namespace since a mark, events apart.
+    pub(crate) fn writes(&self, mark: testbed::audit::Mark) -> Vec<String> {
+        let audit = self.control_plane.audit().expect("an audit log");
+        let writes = audit.writes(mark, &self.user, self.namespace.name()).unwrap();
+        let mut writes: Vec<_> = writes
+            .iter()
+            .filter(|write| write.object_ref.resource != "events")
+            .map(|write| {
+                let object = &write.object_ref;
+                format!(
+                    "{} {} {} {}",
+                    write.verb, object.resource, object.name, object.subresource
+                )
+            })
+            .collect();
+        writes.sort();
+        writes
+    }
+}
+
+pub(crate) fn condition(mirror: &RegistryMirror, kind: ConditionType) -> Option<&Condition> {
+    mirror
+        .status
+        .as_ref()?
+        .conditions
+        .iter()
+        .find(|condition| condition.type_ == kind.as_str())
+}
+
+/// Waits for anything.
+pub(crate) async fn soon<T, F, P>(what: &str, probe: F) -> T
+where
+    F: FnMut() -> P,
+    P: Future<Output = Option<T>>,
+{
+    wait::until(what, SOON, probe)
+        .await
+        .unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// The smallest spec.
+pub(crate) fn ephemeral() -> Value {
+    json!({"upstreams": [{"host": "quay.io"}], "storage": {"type": "Ephemeral"}})
+}
+
+pub(crate) fn with_claims(size: &str) -> Value {
+    json!({
+        "upstreams": [{"host": "quay.io"}],
+        "storage": {"type": "PersistentVolumeClaim", "persistentVolumeClaim": {"size": size}},
+    })
+}
+
+/// A mirror that asks with the credentials of a Secret.
+pub(crate) fn with_credentials(secret: &str) -> Value {
+    json!({
+        "upstreams": [{"host": "quay.io", "credentialsSecretRef": {"name": secret}}],
+        "storage": {"type": "Ephemeral"},
+    })
+}
+
+/// Whether an object goes with a mirror.
+pub(crate) fn belongs_to<K: Resource>(object: &K, mirror: &RegistryMirror) -> bool {
+    object
+        .owner_references()
+        .iter()
+        .any(|owner| Some(&owner.uid) == mirror.meta().uid.as_ref() && owner.controller == Some(true))
+}
+
+/// A key of a Secret, as text.
+pub(crate) fn text(secret: &Secret, key: &str) -> Option<String> {
+    let value = secret.data.as_ref()?.get(key)?;
+    String::from_utf8(value.0.clone()).ok()
+}
