@@ -39,8 +39,7 @@ macro_rules! name {
             type Err = InvalidName;
 
             fn from_str(text: &str) -> Result<Self, InvalidName> {
-                // The patterns are constants of this file, all compiled by its tests.
-                #[expect(clippy::expect_used, reason = "a constant pattern")]
+                // A constant of this file, compiled by its tests.
                 static PATTERN: LazyLock<Regex> = LazyLock::new(|| Regex::new($pattern).expect("valid"));
                 if text.len() > $max || !PATTERN.is_match(text) {
                     return Err(name!(@error $type));

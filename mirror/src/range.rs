@@ -81,6 +81,7 @@ fn within(range: &SyntacticallyCorrectRange, size: u64) -> Option<Range<u64>> {
 }
 
 #[cfg(test)]
+#[expect(clippy::single_range_in_vec_init, reason = "one range is the usual case")]
 mod tests {
     use super::*;
     use proptest::prelude::*;

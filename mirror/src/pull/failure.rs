@@ -98,13 +98,13 @@ impl Failure {
 mod tests {
     use super::*;
 
-    fn of(error: Error) -> Failure {
-        Failure::of(&error, Kind::Blob)
+    fn of(error: &Error) -> Failure {
+        Failure::of(error, Kind::Blob)
     }
 
     #[test]
     fn only_a_registrys_own_404_is_a_404() {
-        let told = of(Error::NotFound {
+        let told = of(&Error::NotFound {
             code: "BLOB_UNKNOWN".into(),
             message: "no".into(),
         });
@@ -117,13 +117,13 @@ mod tests {
                 }
             ) && told.is_final()
         );
-        let html = of(Error::StrangeNotFound);
+        let html = of(&Error::StrangeNotFound);
         assert!(matches!(&html, Failure::Unavailable { .. }) && !html.is_final());
     }
 
     #[test]
     fn upstreams_401_and_403_are_a_403() {
-        let denied = of(Error::Denied {
+        let denied = of(&Error::Denied {
             status: 401,
             message: "no".into(),
         });
@@ -133,7 +133,7 @@ mod tests {
     #[test]
     fn a_rest_is_passed_on_with_its_length() {
         let wait = Duration::from_secs(7);
-        let limited = of(Error::RateLimited { retry_after: wait });
+        let limited = of(&Error::RateLimited { retry_after: wait });
         assert!(matches!(limited, Failure::TooManyRequests { retry_after, .. } if retry_after == wait));
     }
 
@@ -143,7 +143,7 @@ mod tests {
             Error::Unavailable { what: "x".into() },
             Error::Malformed { what: "x".into() },
         ] {
-            assert!(matches!(of(error), Failure::Unavailable { .. }));
+            assert!(matches!(of(&error), Failure::Unavailable { .. }));
         }
     }
 }
