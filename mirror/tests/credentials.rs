@@ -242,6 +242,24 @@ async fn an_upstream_without_an_entry_is_asked_anonymously() {
 }
 
 #[tokio::test]
+async fn a_first_credential_after_anonymous_requests_is_not_followed_by_them_when_it_is_bad() {
+    for (candidate, state, reason) in [
+        (
+            "ann",
+            State::Rejected,
+            "refuse: the upstream rejects the credential: 401",
+        ),
+        ("malformed", State::Malformed, "refuse: config.json is broken"),
+    ] {
+        let mut scene = scene(snapshot("", "", 1), &[no()], Kept::default());
+        scene.becomes(State::None, Some(1)).await;
+        scene.directory.send_replace(snapshot(candidate, "", 2));
+        scene.becomes(state, None).await;
+        assert_eq!(scene.shown().last().unwrap(), reason);
+    }
+}
+
+#[tokio::test]
 async fn an_entry_that_goes_leaves_the_last_good_one() {
     let mut scene = scene(snapshot("", "ann", 1), &[], Kept::default());
     scene.becomes(State::Missing, None).await;

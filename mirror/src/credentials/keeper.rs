@@ -97,8 +97,10 @@ impl<T: Target> Keeper<T> {
         }
     }
 
+    /// The credential in use. To ask anonymously is none: what comes first after it is a first one.
     fn active(&self) -> Option<Credential> {
-        self.kept.borrow().active.clone()
+        let active = self.kept.borrow().active.clone();
+        active.filter(|active| *active != Credential::Anonymous)
     }
 
     fn loaded(&self) -> u64 {
@@ -167,7 +169,10 @@ impl<T: Target> Keeper<T> {
         match (self.active(), last_good) {
             (Some(_), _) => {}
             (None, Some(last_good)) => self.load(last_good, None),
-            (None, None) => self.target.refuse(reason.to_owned()),
+            (None, None) => {
+                self.target.refuse(reason.to_owned());
+                self.forget();
+            }
         }
         self.report(state, reason.to_owned());
     }
@@ -185,13 +190,21 @@ impl<T: Target> Keeper<T> {
 
     /// `version` is `None` for the last good one: nobody knows which version that was.
     fn load(&self, credential: Credential, version: Option<u64>) {
-        if self.active().as_ref() != Some(&credential) {
+        let held = self.kept.borrow().active.as_ref() == Some(&credential);
+        if !held {
             self.target
                 .use_credential(credential.clone(), version.unwrap_or(LAST_GOOD));
         }
         self.kept.send_modify(|kept| {
             kept.active = Some(credential);
             kept.report.version_loaded = version;
+        });
+    }
+
+    fn forget(&self) {
+        self.kept.send_modify(|kept| {
+            kept.active = None;
+            kept.report.version_loaded = None;
         });
     }
 
@@ -238,10 +251,7 @@ impl<T: Target> Keeper<T> {
         trial.due = Instant::now() + trial.wait;
         let unproven = self.kept.borrow().active.as_ref() == Some(&trial.candidate);
         if state == State::Rejected && unproven {
-            self.kept.send_modify(|kept| {
-                kept.active = None;
-                kept.report.version_loaded = None;
-            });
+            self.forget();
         }
         if state == State::Rejected && self.kept.borrow().active.is_none() {
             self.target
