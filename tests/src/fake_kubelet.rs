@@ -85,7 +85,7 @@ impl Options {
 /// A node that runs Pods until it is dropped.
 pub struct FakeKubelet {
     // In this order: the processes end before their files go.
-    _tasks: JoinSet<()>,
+    tasks: JoinSet<()>,
     kubelet: Arc<Kubelet>,
 }
 
@@ -112,10 +112,7 @@ impl FakeKubelet {
         tasks.spawn(claims::provision(kubelet.clone()));
         tasks.spawn(claims::reclaim(kubelet.clone()));
         tasks.spawn(pods::follow(kubelet.clone()));
-        Ok(Self {
-            _tasks: tasks,
-            kubelet,
-        })
+        Ok(Self { tasks, kubelet })
     }
 
     /// The Node's name.
@@ -128,15 +125,25 @@ impl FakeKubelet {
         let pods = self.kubelet.scratch.path().join("pods");
         pods.join(pod_uid).join(format!("{container}.log"))
     }
+}
 
-    /// Ends it and takes its Node away.
-    pub async fn stop(self) -> Result<(), control_plane::Error> {
-        let Self {
-            _tasks: mut tasks,
-            kubelet,
-        } = self;
-        tasks.shutdown().await;
-        Ok(node::deregister(&kubelet.client, &kubelet.node).await?)
+impl Drop for FakeKubelet {
+    /// Takes the Node away, so that nobody waits for it and what its Pods leave is collected.
+    fn drop(&mut self) {
+        self.tasks.abort_all();
+        let kubelet = self.kubelet.clone();
+        // The test's runtime may be ending: the request is made on one of its own.
+        let request = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .ok()?;
+            runtime
+                .block_on(node::deregister(&kubelet.kubeconfig, &kubelet.node))
+                .ok()
+        });
+        // An API server that has ended has no Node either.
+        let _ = request.join();
     }
 }
 

@@ -46,5 +46,6 @@ async fn main() -> Result<(), Box<dyn Error>> {
         interrupted = tokio::signal::ctrl_c() => interrupted?,
         _ = terminated.recv() => {}
     }
-    Ok(kubelet.stop().await?)
+    drop(kubelet);
+    Ok(())
 }

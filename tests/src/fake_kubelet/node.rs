@@ -4,11 +4,13 @@ use std::time::Duration;
 
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Node;
+use kube::Api;
 use kube::api::{DeleteParams, Patch, PatchParams};
-use kube::{Api, Client};
+use kube::config::Kubeconfig;
 use serde_json::json;
 
-use super::Kubelet;
+use super::{Kubelet, USER};
+use crate::control_plane::{Error, access};
 
 /// As a real kubelet: the node counts as lost after four of these.
 const HEARTBEAT: Duration = Duration::from_secs(10);
@@ -79,8 +81,11 @@ async fn renew(kubelet: &Kubelet) -> Result<(), kube::Error> {
         .map(drop)
 }
 
-/// Takes the Node away, so that nobody waits for it.
-pub(super) async fn deregister(client: &Client, name: &str) -> Result<(), kube::Error> {
-    let nodes: Api<Node> = Api::all(client.clone());
-    nodes.delete(name, &DeleteParams::default()).await.map(drop)
+/// Takes the Node away.
+pub(super) async fn deregister(kubeconfig: &Kubeconfig, name: &str) -> Result<(), Error> {
+    let client = access::client(kubeconfig, Some((USER, &["system:masters"]))).await?;
+    Api::<Node>::all(client)
+        .delete(name, &DeleteParams::default())
+        .await?;
+    Ok(())
 }
