@@ -39,7 +39,30 @@ impl Example {
     }
 
     /// The same documents for a registry at `url`, as YAML.
-    pub(crate) fn with_registry(&self, url: &str) -> Result<String, Box<dyn Error>> {
+    pub(crate) fn with_registry(&self, url: &str) -> String {
+        yaml(&self.of_registry(url))
+    }
+
+    /// The same documents for a registry at `url` with a certificate of this authority, as YAML.
+    pub(crate) fn with_tls_registry(&self, url: &str, authority: &str) -> String {
+        let mut documents = self.of_registry(url);
+        for document in documents
+            .iter_mut()
+            .filter(|document| document["kind"] == "RegistryMirror")
+        {
+            document["spec"]["upstreams"][0]["tls"] =
+                json!({"caBundleRef": {"kind": "ConfigMap", "name": "demo-ca"}});
+        }
+        documents.push(json!({
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": {"name": "demo-ca"},
+            "data": {"ca.crt": authority},
+        }));
+        yaml(&documents)
+    }
+
+    fn of_registry(&self, url: &str) -> Vec<Value> {
         let mut documents = self.0.clone();
         for document in documents
             .iter_mut()
@@ -48,14 +71,19 @@ impl Example {
             document["spec"]["upstreams"][0]["remoteURL"] = json!(url);
         }
         // JSON is YAML.
-        Ok(documents
-            .iter()
-            .map(|document| format!("---\n{document:#}\n"))
-            .collect())
+        documents
     }
 
     fn find(&self, kind: &str) -> Result<&Value, String> {
         let found = self.0.iter().find(|document| document["kind"] == kind);
         found.ok_or_else(|| format!("the example has no {kind}"))
     }
+}
+
+/// JSON is YAML.
+fn yaml(documents: &[Value]) -> String {
+    documents
+        .iter()
+        .map(|document| format!("---\n{document:#}\n"))
+        .collect()
 }

@@ -5,27 +5,21 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use testbed::image::{Layout, Random};
 use testbed::process::{Daemon, command, free_ports};
 use testbed::scratch::Scratch;
-use testbed::upstream::{Access, Options};
 use testbed::{Upstream, skopeo, wait};
 
 use crate::example::Example;
-use crate::pulls::{Expected, IMAGE, Pulls, TAG, report};
-use crate::say;
+use crate::pulls::{Expected, Pulls, report};
+use crate::{registry, say};
 
-/// The layers of each platform.
-const LAYERS: [usize; 3] = [4 << 20, 1 << 20, 64 << 10];
-/// How long a token of the registry lasts.
-const TOKEN: Duration = Duration::from_mins(5);
 /// How soon the mirror serves.
 const READY: Duration = Duration::from_secs(20);
 
 /// Whether everything was as it should be.
 pub(crate) async fn run(example: &Example, programs: &Path) -> Result<bool, Box<dyn Error>> {
     let scratch = Scratch::new("demo")?;
-    let (mut upstream, image) = registry(example, &scratch).await?;
+    let (mut upstream, image) = registry::start(example, None, &scratch).await?;
     let (mirror, address, admin) = serve(example, &upstream, programs, &scratch).await?;
     let pulls = Pulls {
         mirror: skopeo::Registry {
@@ -55,22 +49,6 @@ pub(crate) async fn run(example: &Example, programs: &Path) -> Result<bool, Box<
     Ok(report(&[cold, warm, stale]))
 }
 
-/// A registry with an image in it.
-async fn registry(example: &Example, scratch: &Scratch) -> Result<(Upstream, Layout), Box<dyn Error>> {
-    say("starting docker-registry; whoever pulls needs a token, for a user name and a password");
-    let (user, password) = example.user()?;
-    let access = Access::Bearer(TOKEN);
-    let upstream = Upstream::start(Options::protected(access, (&user, &password))).await?;
-    let image = Random::new(1, &LAYERS).write(&scratch.path().join("image"), TAG)?;
-    upstream.push(&image, TAG, IMAGE).await?;
-    say(&format!(
-        "pushed {IMAGE}, two platforms of {} layers, {}",
-        LAYERS.len(),
-        image.digest(TAG).unwrap_or_default()
-    ));
-    Ok((upstream, image))
-}
-
 /// The mirror, where it serves, and where it tells its state.
 async fn serve(
     example: &Example,
@@ -78,7 +56,7 @@ async fn serve(
     programs: &Path,
     scratch: &Scratch,
 ) -> Result<(Daemon, SocketAddr, SocketAddr), Box<dyn Error>> {
-    let spec = scratch.write("mirror.yaml", example.with_registry(&upstream.url())?)?;
+    let spec = scratch.write("mirror.yaml", example.with_registry(&upstream.url()))?;
     let [port, admin_port] = free_ports()?;
     say(&format!(
         "registry-mirror local -f examples/demo.yaml --port {port} (its registry: {})",

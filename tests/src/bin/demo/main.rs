@@ -1,16 +1,20 @@
 //! `demo`: the main job, shown. A registry that asks for a token, an image for two platforms in it, a mirror made from
 //! a `RegistryMirror`, and a client that is not ours.
 
+mod cluster;
+mod commands;
 mod example;
 mod local;
 mod outcomes;
 mod pulls;
+mod registry;
 
 use std::error::Error;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use testbed::Node;
 
 /// Pulls an image through a mirror: cold, warm, and with its registry gone.
 #[derive(Parser)]
@@ -29,6 +33,17 @@ struct Arguments {
 enum Way {
     /// Without a cluster, by `registry-mirror local`.
     Local,
+    /// On a real node where this user is root, else on a real control plane whose Pods run as processes.
+    Cluster {
+        /// The operator's and the mirrors' image, which a real node imports.
+        #[arg(long, value_name = "ARCHIVE")]
+        image: PathBuf,
+    },
+    /// What runs inside the real node.
+    #[command(hide = true)]
+    OnNode,
+    /// On a real control plane whose Pods run as processes of this machine.
+    FakeNode,
 }
 
 #[tokio::main]
@@ -53,6 +68,11 @@ async fn run(arguments: Arguments) -> Result<bool, Box<dyn Error>> {
     };
     match arguments.way {
         Way::Local => local::run(&example, &programs).await,
+        Way::Cluster { image } if Node::is_possible() => {
+            cluster::on_a_new_node(&arguments.example, &image).await
+        }
+        Way::Cluster { .. } | Way::FakeNode => cluster::on_a_fake_node(&example, &programs).await,
+        Way::OnNode => cluster::on_node(&example).await,
     }
 }
 
