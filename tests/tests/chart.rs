@@ -4,6 +4,8 @@
 mod cluster;
 #[path = "chart/helm.rs"]
 mod helm;
+#[path = "chart/rights.rs"]
+mod rights;
 
 use std::collections::BTreeSet;
 use std::time::Duration;

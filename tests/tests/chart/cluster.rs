@@ -12,7 +12,7 @@ use crate::helm::Helm;
 
 /// One that belongs to a test: definitions and cluster roles have no namespace.
 pub(crate) struct Cluster {
-    _control_plane: ControlPlane,
+    pub(crate) control_plane: ControlPlane,
     pub(crate) client: Client,
     pub(crate) helm: Helm,
 }
@@ -27,7 +27,7 @@ impl Cluster {
         Self {
             client: control_plane.client().await,
             helm: Helm::with(control_plane.kubeconfig()).await,
-            _control_plane: control_plane,
+            control_plane,
         }
     }
 
