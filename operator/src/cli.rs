@@ -11,6 +11,8 @@ use tokio::runtime::Runtime;
 
 mod documents;
 mod failure;
+mod kubelet;
+mod local;
 mod log;
 mod operator;
 mod render;
@@ -47,6 +49,8 @@ pub struct Cli {
 enum Command {
     /// Look after the mirrors of a cluster, until SIGTERM
     Operator(operator::Args),
+    /// Serve a mirror on this machine, without a cluster, until SIGTERM
+    Local(local::Args),
     /// Print every object that the operator would apply for a mirror
     Render(render::Args),
     /// Print the CustomResourceDefinition of RegistryMirror
@@ -75,6 +79,7 @@ fn run(command: Command) -> Result<(), Failure> {
     let _ = rustls::crypto::ring::default_provider().install_default();
     match command {
         Command::Operator(args) => Runtime::new()?.block_on(operator::run(args)),
+        Command::Local(args) => Runtime::new()?.block_on(local::run(args)),
         Command::Render(args) => Runtime::new()?.block_on(render::run(args)),
         Command::Crd => print(&[serde_json::to_value(crds::crd()).map_err(io::Error::other)?]),
         Command::Completion { shell } => {

@@ -43,3 +43,16 @@ impl From<Rejection> for Failure {
         }
     }
 }
+
+impl From<mirror::server::Error> for Failure {
+    fn from(error: mirror::server::Error) -> Self {
+        let message = error.to_string();
+        if error.is_reference() {
+            Self::Reference(message)
+        } else if error.is_environment() {
+            Self::Environment(message)
+        } else {
+            Self::Other(io::Error::other(error))
+        }
+    }
+}

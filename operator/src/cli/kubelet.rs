@@ -28,7 +28,11 @@ pub(super) fn mount(directory: &Path, files: &BTreeMap<String, Vec<u8>>) -> io::
     let version = directory.join(VERSION);
     fs::create_dir_all(&version)?;
     for (name, contents) in files {
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(PRIVATE_FILE).open(version.join(name))?;
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(PRIVATE_FILE)
+            .open(version.join(name))?;
         file.write_all(contents)?;
         symlink(Path::new("..data").join(name), directory.join(name))?;
     }
@@ -42,11 +46,21 @@ mod tests {
     #[test]
     fn files_are_private_and_read_through_the_link() {
         let directory = private_directory().unwrap();
-        mount(&directory.path().join("secret"), &BTreeMap::from([("a".to_owned(), b"x".to_vec())])).unwrap();
+        mount(
+            &directory.path().join("secret"),
+            &BTreeMap::from([("a".to_owned(), b"x".to_vec())]),
+        )
+        .unwrap();
         let file = directory.path().join("secret/a");
         assert_eq!(fs::read(&file).unwrap(), b"x");
-        assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, PRIVATE_FILE);
-        assert_eq!(fs::metadata(directory.path()).unwrap().permissions().mode() & 0o777, PRIVATE_DIRECTORY);
+        assert_eq!(
+            fs::metadata(&file).unwrap().permissions().mode() & 0o777,
+            PRIVATE_FILE
+        );
+        assert_eq!(
+            fs::metadata(directory.path()).unwrap().permissions().mode() & 0o777,
+            PRIVATE_DIRECTORY
+        );
         assert!(directory.path().join("secret/..data").is_symlink());
     }
 }

@@ -1,0 +1,150 @@
+//! `registry-mirror local`: the operator's pipeline without a cluster, and the server in this process.
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+use crds::RegistryMirror;
+use etcetera::BaseStrategy;
+use kube::ResourceExt;
+use mirror::{
+    config::{Config, file::File},
+    logging,
+    server::Server,
+};
+use tempfile::TempDir;
+
+use super::{
+    Failure,
+    documents::{Documents, Files},
+    kubelet,
+    operator::stop_on_signal,
+};
+use crate::{
+    dereference,
+    desired::{self, Desired, Release},
+    observed::Observed,
+    validate::{self, Accepted},
+};
+
+/// What to serve, and where.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    files: Files,
+    /// Which mirror, where the files hold several
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+    /// Where the cache is kept [default: registry-mirror/NAME in the user's cache directory]
+    #[arg(long, value_name = "DIRECTORY")]
+    cache_dir: Option<PathBuf>,
+    /// The port on 127.0.0.1; 0 takes a free one [default: spec.service.port]
+    #[arg(long)]
+    port: Option<u16>,
+    /// A port on 127.0.0.1 for /livez, /readyz, /status and /metrics; 0 takes a free one [default: none]
+    #[arg(long)]
+    admin_port: Option<u16>,
+}
+
+/// Serves until SIGTERM or SIGINT.
+pub(super) async fn run(args: Args) -> Result<(), Failure> {
+    let documents = args.files.read()?;
+    let mirror = choose(&documents, args.name.as_deref())?;
+    let Ok(references) = dereference::read(mirror, &documents).await;
+    let accepted = validate::accept(mirror, &references)?;
+    // A cluster has a status to say so and an admin who mends it while the cache serves; here someone is looking.
+    if let Some(problem) = accepted.credential_problems().next() {
+        return Err(Failure::Reference(problem));
+    }
+    let desired = desired::objects(&accepted, &references, &Observed::default(), &Release::default());
+    let private = kubelet::private_directory()
+        .map_err(|error| Failure::Environment(format!("can't make a directory for credentials: {error}")))?;
+    let file = file(&args, &accepted, desired, &private)?;
+    let config = Config::new(&file).map_err(|error| Failure::Invalid(error.to_string()))?;
+    // There is no other log in this process.
+    let _ = logging::start(&config.log);
+    let shutdown = stop_on_signal()?;
+    let server = Server::start(config).await?;
+    server.run(shutdown).await;
+    Ok(())
+}
+
+fn choose<'a>(documents: &'a Documents, name: Option<&str>) -> Result<&'a RegistryMirror, Failure> {
+    let mirrors = &documents.mirrors;
+    let names = || {
+        mirrors
+            .iter()
+            .map(ResourceExt::name_any)
+            .collect::<Vec<_>>()
+            .join(", ")
+    };
+    match (name, mirrors.as_slice()) {
+        (None, [mirror]) => Ok(mirror),
+        (None, _) => Err(Failure::Invalid(format!(
+            "there are several mirrors: choose one of {} with --name",
+            names()
+        ))),
+        (Some(name), mirrors) => mirrors
+            .iter()
+            .find(|mirror| mirror.name_any() == name)
+            .ok_or_else(|| Failure::Invalid(format!("there is no mirror {name}; there is {}", names()))),
+    }
+}
+
+/// The rendered configuration, with what a Pod has in its environment.
+fn file(args: &Args, accepted: &Accepted<'_>, desired: Desired, private: &TempDir) -> Result<File, Failure> {
+    let Desired {
+        config: mut file,
+        handed_out,
+        ..
+    } = desired;
+    let spec = &accepted.mirror.spec;
+    let cache = match &args.cache_dir {
+        Some(directory) => directory.clone(),
+        None => default_cache(&accepted.mirror.name_any())?,
+    };
+    let port = args
+        .port
+        .map_or_else(|| spec.service.port.to_string(), |port| port.to_string());
+    let (credentials, certificates) = (private.path().join("credentials"), private.path().join("files"));
+    kubelet::mount(&credentials, &handed_out.files())?;
+    kubelet::mount(&certificates, &bundles(accepted))?;
+    file.http.addr = Some(format!("127.0.0.1:{port}"));
+    file.http.debug.addr = args.admin_port.map(|port| format!("127.0.0.1:{port}"));
+    file.log.formatter = Some(desired::config::formatter(spec.observability.log_format).to_owned());
+    file.storage.filesystem.root_directory = Some(text(&cache)?);
+    file.proxy.credentials_directory = Some(text(&credentials)?);
+    for (upstream, accepted) in file.proxy.upstreams.iter_mut().zip(&accepted.upstreams) {
+        let bundle = accepted
+            .bundle
+            .as_ref()
+            .map(|bundle| text(&certificates.join(&bundle.file)));
+        upstream.tls.ca_file = bundle.transpose()?;
+    }
+    Ok(file)
+}
+
+fn bundles(accepted: &Accepted<'_>) -> BTreeMap<String, Vec<u8>> {
+    let bundles = accepted
+        .upstreams
+        .iter()
+        .filter_map(|upstream| upstream.bundle.as_ref());
+    bundles
+        .map(|bundle| (bundle.file.clone(), bundle.pem.clone()))
+        .collect()
+}
+
+fn default_cache(mirror: &str) -> Result<PathBuf, Failure> {
+    let base = etcetera::choose_base_strategy().map_err(|error| {
+        Failure::Environment(format!("there is no cache directory: {error}; set --cache-dir"))
+    })?;
+    Ok(base.cache_dir().join("registry-mirror").join(mirror))
+}
+
+fn text(path: &std::path::Path) -> Result<String, Failure> {
+    let text = path.to_str().map(str::to_owned);
+    text.ok_or_else(|| {
+        Failure::Environment(format!(
+            "{} is not UTF-8; choose another directory",
+            path.display()
+        ))
+    })
+}

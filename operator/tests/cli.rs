@@ -1,0 +1,212 @@
+//! The binary from outside: what it prints, what it says of bad input, and its exit codes.
+#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+
+use serde_json::Value;
+use test_case::test_case;
+
+const MIRROR: &str = "
+apiVersion: registrymirror.io/v1alpha1
+kind: RegistryMirror
+metadata: {name: hub}
+spec:
+  upstreams:
+  - host: quay.io
+    remoteURL: https://127.0.0.1:1
+    credentialsSecretRef: {name: quay}
+  storage: {type: Ephemeral}
+";
+const SECRET: &str = "
+---
+apiVersion: v1
+kind: Secret
+metadata: {name: quay}
+stringData: {username: ann, password: hunter2}
+";
+
+fn command(directory: &Path, args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_registry-mirror"));
+    command
+        .args(args)
+        .current_dir(directory)
+        .env("XDG_CACHE_HOME", directory.join("home"));
+    command
+}
+
+/// Runs a command with a file `mirror.yaml` in its directory.
+fn run(yaml: &str, args: &[&str]) -> Output {
+    let directory = tempfile::tempdir().unwrap();
+    fs::write(directory.path().join("mirror.yaml"), yaml).unwrap();
+    command(directory.path(), args).output().unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+fn documents(output: &Output) -> Vec<Value> {
+    assert!(output.status.success(), "{}", stderr(output));
+    serde_saphyr::from_multiple(std::str::from_utf8(&output.stdout).unwrap()).unwrap()
+}
+
+fn kinds(documents: &[Value]) -> Vec<&str> {
+    documents
+        .iter()
+        .map(|document| document["kind"].as_str().unwrap())
+        .collect()
+}
+
+#[test]
+fn render_prints_every_object_that_would_be_applied() {
+    let rendered = documents(&run(
+        &format!("{MIRROR}{SECRET}"),
+        &["render", "-f", "mirror.yaml"],
+    ));
+    assert_eq!(
+        kinds(&rendered),
+        [
+            "ConfigMap",
+            "Secret",
+            "ServiceAccount",
+            "Service",
+            "Service",
+            "Deployment"
+        ]
+    );
+    assert!(
+        rendered
+            .iter()
+            .all(|object| object["metadata"]["namespace"] == "default")
+    );
+}
+
+#[test]
+fn render_warns_of_a_secret_that_is_not_there_and_goes_on() {
+    let output = run(MIRROR, &["render", "-f", "mirror.yaml"]);
+    assert_eq!(documents(&output).len(), 6);
+    let warning = "warning: spec.upstreams[0].credentialsSecretRef: there is no Secret quay";
+    assert!(stderr(&output).contains(warning), "{}", stderr(&output));
+}
+
+#[test]
+fn crd_prints_the_definition() {
+    let printed = documents(&run("", &["crd"]));
+    assert_eq!(kinds(&printed), ["CustomResourceDefinition"]);
+    assert_eq!(
+        printed[0]["metadata"]["name"],
+        "registrymirrors.registrymirror.io"
+    );
+}
+
+#[test]
+fn completion_knows_the_commands() {
+    let output = run("", &["completion", "bash"]);
+    assert!(String::from_utf8(output.stdout).unwrap().contains("render"));
+}
+
+#[test_case(&["operator"], &["--watch-namespace", "--server-image", "--listen"])]
+#[test_case(&["local"], &["--filename", "--cache-dir", "--port"])]
+#[test_case(&[], &["Examples:", "Exit codes:", "registry-mirror local -f"])]
+fn help_says_what_there_is(command: &[&str], expected: &[&str]) {
+    let help = run("", &[command, &["--help"]].concat());
+    let text = String::from_utf8(help.stdout).unwrap();
+    assert!(expected.iter().all(|word| text.contains(word)), "{text}");
+}
+
+#[test_case("a: [", &["render", "-f", "mirror.yaml"], 2, "mirror.yaml: "; "malformed YAML")]
+#[test_case(MIRROR, &["render", "-f", "other.yaml"], 2, "other.yaml: can't be read"; "a file that is not there")]
+#[test_case(MIRROR, &["render", "--file", "mirror.yaml"], 2, "--file"; "an unknown argument")]
+#[test_case(&MIRROR.replace("Ephemeral", "Ephemeral, colour: red"), &["local", "-f", "mirror.yaml"], 2, "spec.storage.colour"; "an unknown field")]
+#[test_case(&MIRROR.replace("https://127", "ftp://127"), &["local", "-f", "mirror.yaml"], 2, "spec.upstreams[0].remoteURL"; "a spec that admission refuses")]
+#[test_case(MIRROR, &["local", "-f", "mirror.yaml"], 3, "spec.upstreams[0].credentialsSecretRef: there is no Secret quay"; "a missing Secret")]
+#[test_case(&format!("{MIRROR}{}", SECRET.replace("username", "user")), &["local", "-f", "mirror.yaml"], 3, "Secret quay: has no key username; it has password, user"; "a Secret with the wrong keys")]
+#[test_case(&format!("{MIRROR}{SECRET}"), &["local", "-f", "mirror.yaml", "--cache-dir", "/proc/no", "--port", "0"], 4, "/proc/no"; "a cache directory that can't be written")]
+#[test_case(&format!("{MIRROR}{SECRET}"), &["local", "-f", "mirror.yaml", "--name", "other"], 2, "there is no mirror other; there is hub"; "a mirror that is not in the file")]
+#[test_case("", &["operator", "--listen", "nowhere.invalid:1"], 4, "--listen"; "an address that is none")]
+fn bad_input_gets_one_message_and_its_exit_code(yaml: &str, args: &[&str], code: i32, expected: &str) {
+    let output = run(yaml, args);
+    let message = stderr(&output);
+    assert_eq!(output.status.code(), Some(code), "{message}");
+    assert!(message.contains(expected), "{message}");
+    assert!(
+        !message.contains("panicked") && !message.contains("hunter2"),
+        "{message}"
+    );
+}
+
+#[test]
+fn a_port_that_is_taken_is_named() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let output = run(
+        &format!("{MIRROR}{SECRET}"),
+        &[
+            "local",
+            "-f",
+            "mirror.yaml",
+            "--cache-dir",
+            "cache",
+            "--port",
+            &port,
+        ],
+    );
+    assert_eq!(output.status.code(), Some(4), "{}", stderr(&output));
+    assert!(stderr(&output).contains(&port), "{}", stderr(&output));
+}
+
+#[test]
+fn an_operator_without_a_cluster_says_so() {
+    let directory = tempfile::tempdir().unwrap();
+    let output = command(directory.path(), &["operator", "--listen", "127.0.0.1:0"])
+        .env("KUBECONFIG", directory.path().join("none"))
+        .env("HOME", directory.path())
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(4));
+    assert!(stderr(&output).contains("set KUBECONFIG"), "{}", stderr(&output));
+}
+
+/// Ends with the test.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn local_serves_until_it_is_told_to_stop_and_leaves_no_password_behind() {
+    let directory = tempfile::tempdir().unwrap();
+    let private = directory.path().join("tmp");
+    fs::create_dir(&private).unwrap();
+    fs::write(directory.path().join("mirror.yaml"), format!("{MIRROR}{SECRET}")).unwrap();
+    let mut local = command(directory.path(), &["local", "-f", "mirror.yaml", "--port", "0"])
+        .env("TMPDIR", &private)
+        .stderr(Stdio::piped())
+        .spawn()
+        .map(Running)
+        .unwrap();
+    let mut lines = BufReader::new(local.0.stderr.take().unwrap())
+        .lines()
+        .map(Result::unwrap);
+    assert!(lines.any(|line| line.contains("serving") && line.contains("127.0.0.1:")));
+    assert!(
+        directory.path().join("home/registry-mirror/hub").is_dir(),
+        "the default cache"
+    );
+    assert_eq!(fs::read_dir(&private).unwrap().count(), 1, "the credentials");
+
+    let pid = rustix::process::Pid::from_child(&local.0);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    let rest: Vec<_> = lines.collect();
+    assert!(local.0.wait().unwrap().success(), "{rest:#?}");
+    assert!(rest.iter().all(|line| !line.contains("hunter2")), "{rest:#?}");
+    assert_eq!(fs::read_dir(&private).unwrap().count(), 0);
+}

@@ -1,0 +1,334 @@
+//! What the status says of what was found and done.
+#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
+
+use std::collections::BTreeMap;
+
+use crds::RegistryMirror;
+use crds::RegistryMirrorStatus;
+use crds::conditions::{ConditionType, Reason};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::jiff::Timestamp;
+use operator::apply::{Applied, RefusedClaim};
+use operator::observed::{Claim, Observed, Workload};
+use operator::status::{self, Outcome, UpstreamCredentials};
+use operator::validate::Rejection;
+use operator::validate::credentials::Problem;
+use serde_json::{Value, json};
+use test_case::test_case;
+
+fn mirror(spec: Value) -> RegistryMirror {
+    let metadata = json!({"name": "hub", "namespace": "mirrors", "uid": "u", "generation": 3});
+    let document = json!({
+        "apiVersion": "registrymirror.io/v1alpha1", "kind": "RegistryMirror", "metadata": metadata, "spec": spec,
+    });
+    serde_json::from_value(document).unwrap()
+}
+
+fn ephemeral() -> Value {
+    json!({"upstreams": [{"host": "quay.io"}], "storage": {"type": "Ephemeral"}})
+}
+
+fn serving() -> Observed {
+    let workload = Workload {
+        current: true,
+        wanted: 1,
+        replicas: 1,
+        ready: 1,
+        updated: 1,
+        obstacle: None,
+    };
+    Observed {
+        workload: Some(workload),
+        cluster_ip: Some("10.0.0.9".to_owned()),
+        ..Observed::default()
+    }
+}
+
+fn acted(credentials: Vec<UpstreamCredentials>) -> Outcome {
+    Outcome::Acted {
+        credentials,
+        applied: Applied::default(),
+    }
+}
+
+fn credentials(problem: Option<Reason>, kept: bool) -> UpstreamCredentials {
+    UpstreamCredentials {
+        host: "quay.io".to_owned(),
+        secret: "quay".to_owned(),
+        version: 4,
+        problem: problem.map(|reason| Problem {
+            reason,
+            message: "what is wrong".to_owned(),
+        }),
+        kept,
+    }
+}
+
+fn at(second: i64) -> Timestamp {
+    Timestamp::from_second(second).unwrap()
+}
+
+fn status(spec: Value, outcome: &Outcome, observed: &Observed) -> RegistryMirrorStatus {
+    status::of(
+        &mirror(spec),
+        &RegistryMirrorStatus::default(),
+        outcome,
+        observed,
+        at(100),
+    )
+}
+
+fn find(status: &RegistryMirrorStatus, kind: ConditionType) -> Option<&Condition> {
+    status
+        .conditions
+        .iter()
+        .find(|condition| condition.type_ == kind.as_str())
+}
+
+/// A condition as `STATUS/REASON`.
+fn told(status: &RegistryMirrorStatus, kind: ConditionType) -> Option<String> {
+    find(status, kind).map(|condition| format!("{}/{}", condition.status, condition.reason))
+}
+
+fn ready(status: &RegistryMirrorStatus) -> String {
+    told(status, ConditionType::Ready).unwrap()
+}
+
+#[test]
+fn a_mirror_that_serves_says_so() {
+    let status = status(ephemeral(), &acted(vec![]), &serving());
+    let conditions: Vec<_> = status
+        .conditions
+        .iter()
+        .map(|c| format!("{}={}/{}", c.type_, c.status, c.reason))
+        .collect();
+    assert_eq!(
+        conditions,
+        [
+            "Ready=True/Serving",
+            "Accepted=True/SpecAccepted",
+            "Available=True/ReplicasReady",
+            "Progressing=False/RolledOut",
+        ],
+        "conditions that do not apply are absent"
+    );
+    assert_eq!(status.observed_generation, Some(3));
+    assert_eq!(status.endpoint.unwrap().url, "http://10.0.0.9:5000");
+    assert_eq!((status.replicas, status.ready_replicas), (1, 1));
+}
+
+#[test]
+fn a_rejected_spec_is_not_ready_and_says_why() {
+    let rejection = Rejection {
+        reason: Reason::ReferenceNotFound,
+        message: "no bundle".to_owned(),
+    };
+    let status = status(ephemeral(), &Outcome::Rejected(rejection), &serving());
+    assert_eq!(
+        told(&status, ConditionType::Accepted).unwrap(),
+        "False/ReferenceNotFound"
+    );
+    assert_eq!(ready(&status), "False/ReferenceNotFound");
+    assert_eq!(find(&status, ConditionType::Ready).unwrap().message, "no bundle");
+    assert_eq!(
+        told(&status, ConditionType::Available).unwrap(),
+        "True/ReplicasReady",
+        "what runs goes on"
+    );
+}
+
+#[test_case(None => "False/NoReadyReplicas"; "nothing was started")]
+#[test_case(Some((1, 0)) => "False/NoReadyReplicas"; "no replica is ready")]
+#[test_case(Some((0, 0)) => "False/ScaledToZero"; "no replica is asked for")]
+#[test_case(Some((3, 1)) => "True/ReplicasReady"; "one replica is enough")]
+fn availability(workload: Option<(i32, i32)>) -> String {
+    let mut spec = ephemeral();
+    spec["replicas"] = json!(workload.map_or(1, |(wanted, _)| wanted));
+    let workload = workload.map(|(wanted, ready)| Workload {
+        current: true,
+        wanted,
+        ready,
+        ..Workload::default()
+    });
+    told(
+        &status(
+            spec,
+            &acted(vec![]),
+            &Observed {
+                workload,
+                ..serving()
+            },
+        ),
+        ConditionType::Available,
+    )
+    .unwrap()
+}
+
+#[test]
+fn what_keeps_pods_from_being_made_is_told() {
+    let workload = Workload {
+        wanted: 1,
+        obstacle: Some("exceeded quota: small".to_owned()),
+        ..Workload::default()
+    };
+    let status = status(
+        ephemeral(),
+        &acted(vec![]),
+        &Observed {
+            workload: Some(workload),
+            ..serving()
+        },
+    );
+    assert_eq!(
+        find(&status, ConditionType::Available).unwrap().message,
+        "exceeded quota: small"
+    );
+}
+
+#[test_case(Workload { current: false, wanted: 1, replicas: 1, ready: 1, updated: 1, obstacle: None } => "True/RollingOut"; "the workload's controller has not looked yet")]
+#[test_case(Workload { current: true, wanted: 2, replicas: 2, ready: 2, updated: 1, obstacle: None } => "True/RollingOut"; "an old Pod")]
+#[test_case(Workload { current: true, wanted: 1, replicas: 2, ready: 1, updated: 1, obstacle: None } => "True/RollingOut"; "a Pod too many")]
+#[test_case(Workload { current: true, wanted: 2, replicas: 2, ready: 2, updated: 2, obstacle: None } => "False/RolledOut"; "all new and ready")]
+fn progress(workload: Workload) -> String {
+    let observed = Observed {
+        workload: Some(workload),
+        ..serving()
+    };
+    told(
+        &status(ephemeral(), &acted(vec![]), &observed),
+        ConditionType::Progressing,
+    )
+    .unwrap()
+}
+
+#[test_case(None, false => ("Unknown/Unverified".to_owned(), "True/Serving".to_owned()); "handed out")]
+#[test_case(Some(Reason::SecretNotFound), false => ("False/SecretNotFound".to_owned(), "False/SecretNotFound".to_owned()); "missing from the start")]
+#[test_case(Some(Reason::SecretMalformed), false => ("False/SecretMalformed".to_owned(), "False/SecretMalformed".to_owned()); "malformed from the start")]
+#[test_case(Some(Reason::SecretNotFound), true => ("False/SecretNotFound".to_owned(), "True/Serving".to_owned()); "deleted, and the previous ones serve")]
+fn credentials_and_readiness(problem: Option<Reason>, kept: bool) -> (String, String) {
+    let status = status(ephemeral(), &acted(vec![credentials(problem, kept)]), &serving());
+    (
+        told(&status, ConditionType::CredentialsValid).unwrap(),
+        ready(&status),
+    )
+}
+
+#[test]
+fn an_upstreams_credentials_are_told_by_secret_and_version() {
+    let status = status(ephemeral(), &acted(vec![credentials(None, false)]), &serving());
+    let told = status.upstreams[0].credentials.as_ref().unwrap();
+    assert_eq!((told.secret.as_str(), told.version), ("quay", 4));
+}
+
+fn claim(bound: bool, requested: &str, capacity: Option<&str>) -> Claim {
+    Claim {
+        name: "cache-hub-0".to_owned(),
+        ordinal: 0,
+        bound,
+        requested: Some(Quantity(requested.to_owned())),
+        capacity: capacity.map(|capacity| Quantity(capacity.to_owned())),
+    }
+}
+
+#[test_case(claim(false, "1Gi", None) => ("False/ClaimPending".to_owned(), "False/ClaimPending".to_owned()); "no volume")]
+#[test_case(claim(true, "2Gi", Some("1Gi")) => ("True/Resizing".to_owned(), "True/Serving".to_owned()); "growing")]
+#[test_case(claim(true, "1024Mi", Some("1Gi")) => ("True/VolumeReady".to_owned(), "True/Serving".to_owned()); "bound")]
+fn storage_and_readiness(claim: Claim) -> (String, String) {
+    let status = status(
+        ephemeral(),
+        &acted(vec![]),
+        &Observed {
+            claims: vec![claim],
+            ..serving()
+        },
+    );
+    (
+        told(&status, ConditionType::StorageReady).unwrap(),
+        ready(&status),
+    )
+}
+
+#[test]
+fn a_claim_that_may_not_grow_is_told_and_pulls_go_on() {
+    let refused = RefusedClaim {
+        reason: Reason::ResizeUnsupported,
+        message: "only dynamically provisioned".to_owned(),
+    };
+    let applied = Applied {
+        refused_claims: BTreeMap::from([("cache-hub-0".to_owned(), refused)]),
+    };
+    let outcome = Outcome::Acted {
+        credentials: vec![],
+        applied,
+    };
+    let observed = Observed {
+        claims: vec![claim(true, "1Gi", Some("1Gi"))],
+        ..serving()
+    };
+    let status = status(ephemeral(), &outcome, &observed);
+    assert_eq!(
+        told(&status, ConditionType::StorageReady).unwrap(),
+        "False/ResizeUnsupported"
+    );
+    assert_eq!(ready(&status), "True/Serving");
+}
+
+#[test]
+fn a_transition_moves_its_time_and_nothing_else_does() {
+    let mirror = mirror(ephemeral());
+    let before = RegistryMirrorStatus::default();
+    let first = status::of(&mirror, &before, &acted(vec![]), &serving(), at(100));
+    let same = status::of(&mirror, &first, &acted(vec![]), &serving(), at(200));
+    assert_eq!(same, first, "so that nothing is written");
+    let workload = Workload {
+        wanted: 1,
+        ..Workload::default()
+    };
+    let down = Observed {
+        workload: Some(workload),
+        ..serving()
+    };
+    let next = status::of(&mirror, &first, &acted(vec![]), &down, at(300));
+    let time = |kind| find(&next, kind).unwrap().last_transition_time.0.as_second();
+    assert_eq!(
+        (time(ConditionType::Available), time(ConditionType::Accepted)),
+        (300, 100)
+    );
+}
+
+#[test]
+fn a_pause_leaves_what_was_said_before() {
+    let problem = credentials(Some(Reason::SecretNotFound), false);
+    let before = status(ephemeral(), &acted(vec![problem]), &serving());
+    let mut spec = ephemeral();
+    spec["paused"] = json!(true);
+    let paused = status::of(&mirror(spec), &before, &Outcome::Paused, &serving(), at(200));
+    assert_eq!(told(&paused, ConditionType::Paused).unwrap(), "True/PausedBySpec");
+    assert_eq!(
+        told(&paused, ConditionType::Accepted).unwrap(),
+        "True/SpecAccepted"
+    );
+    assert_eq!(
+        told(&paused, ConditionType::CredentialsValid).unwrap(),
+        "False/SecretNotFound"
+    );
+    assert_eq!(ready(&paused), "False/SecretNotFound");
+    assert_eq!(paused.upstreams, before.upstreams);
+}
+
+#[test]
+fn what_can_not_be_read_changes_two_conditions() {
+    let before = status(ephemeral(), &acted(vec![]), &serving()).conditions;
+    let rejection = Rejection {
+        reason: Reason::InvalidSpec,
+        message: "gone wrong".to_owned(),
+    };
+    let now = status::conditions::unreadable(Some(4), &before, &rejection, at(200));
+    let changed = now
+        .iter()
+        .filter(|now| !before.contains(now))
+        .map(|c| format!("{}={}", c.type_, c.status));
+    assert_eq!(changed.collect::<Vec<_>>(), ["Ready=False", "Accepted=False"]);
+    assert_eq!(now.len(), before.len());
+}
