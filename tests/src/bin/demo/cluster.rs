@@ -72,15 +72,13 @@ pub(crate) async fn on_a_fake_node(example: &Example, programs: &Path) -> Result
     let image = Image::new("/registry-mirror", programs.join("registry-mirror"))
         .with("/mirror", programs.join("mirror"));
     let options = fake_kubelet::Options::default().image(&format!("registry-mirror:{version}"), image);
-    let kubelet = FakeKubelet::start(control_plane.kubeconfig(), options).await?;
+    let _kubelet = FakeKubelet::start(control_plane.kubeconfig(), options).await?;
     let place = Place {
         kubeconfig: control_plane.kubeconfig().to_owned(),
         address: Ipv4Addr::LOCALHOST,
         has_services: false,
     };
-    let well = story(example, &place).await?;
-    kubelet.stop().await?;
-    Ok(well)
+    story(example, &place).await
 }
 
 fn chart() -> PathBuf {
