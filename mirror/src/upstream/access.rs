@@ -217,8 +217,8 @@ impl Access {
             // OAuth2 refuses a grant with 400 (RFC 6749, 5.2).
             code @ (400 | 401 | 403) => {
                 let words = answer.words(wire).await.message();
-                let text = format!("the token server refused the credentials: {}", self.scrub(&words));
-                Err(Error::denied(code, text))
+                let text = format!("the token server gave no token: {}", self.scrub(&words));
+                Err(Error::denied(code, self.hinted(text)))
             }
             429 => Err(Error::RateLimited {
                 retry_after: self.rests.limited(Class::Token, answer.headers()),
@@ -304,12 +304,16 @@ impl Access {
         words.replace(secret, "[secret]")
     }
 
+    fn hinted(&self, message: String) -> String {
+        match self.kept_back() {
+            Some(hint) => format!("{message}; {hint}"),
+            None => message,
+        }
+    }
+
     /// What the words of an answer mean for whoever asked, with a hint at what can be done.
     pub(super) fn denial(&self, status: u16, words: &Words) -> Error {
-        let mut message = self.scrub(&words.message());
-        if let Some(hint) = self.kept_back() {
-            message = format!("{message}; {hint}");
-        }
+        let message = self.hinted(self.scrub(&words.message()));
         Error::Denied { status, message }
     }
 }

@@ -62,8 +62,9 @@ fn embedded(ip: Ipv6Addr) -> Option<Ipv4Addr> {
     let v4 = |high: u16, low: u16| Some(Ipv4Addr::from(u32::from(high) << 16 | u32::from(low)));
     match ip.segments() {
         [0, 0, 0, 0, 0, 0, 0, 0 | 1] => None,
-        [0, 0, 0, 0, 0, 0 | 0xffff, high, low] | [0x64, 0xff9b, 0, 0, 0, 0, high, low] => v4(high, low),
-        [0x2002, high, low, ..] => v4(high, low),
+        [0, 0, 0, 0, 0, 0 | 0xffff, high, low]
+        | [0x64, 0xff9b, 0, 0, 0, 0, high, low]
+        | [0x2002, high, low, ..] => v4(high, low),
         _ => None,
     }
 }
@@ -245,6 +246,18 @@ mod tests {
         let guard = guard("https://registry.example", &["*.store.corp"]);
         assert!(guard.admits("s3.store.corp", "10.0.0.1".parse().unwrap()));
         assert!(!guard.admits("s3.other.corp", "10.0.0.1".parse().unwrap()));
+    }
+
+    #[tokio::test]
+    async fn a_name_is_checked_as_it_resolves() {
+        let resolve = |trusted: &'static [&str]| {
+            let resolver = GuardedResolver(guard("https://registry.example", trusted));
+            resolver.resolve("localhost".parse().unwrap())
+        };
+        let refused = resolve(&[]).await.err().unwrap();
+        assert!(refused.to_string().contains("private network"), "{refused}");
+        assert!(resolve(&["localhost"]).await.is_ok());
+        assert!(resolve(&["127.0.0.0/8", "::1"]).await.is_ok());
     }
 
     proptest! {

@@ -173,14 +173,13 @@ impl Upstream {
         let name = self.name(name);
         let mut question = self.about_blob(Method::HEAD, &name, digest);
         question.follow = false;
-        let head = self.ask(&access, &question).await;
-        match head {
-            Ok(held) => match held.answer.status().as_u16() {
-                200 => return Ok(held.answer.length()),
+        match self.ask(&access, &question).await {
+            Ok(Held { answer, .. }) => match answer.status().as_u16() {
+                200 => return Ok(answer.length()),
                 201..=399 => return Ok(None),
                 // A 404 to a HEAD has no words: a GET tells a registry's from an ingress'.
                 401 | 403 | 404 | 405 | 501 => {}
-                _ => return Err(self.fault(&access, held.answer).await),
+                _ => return Err(self.fault(&access, answer).await),
             },
             Err(Error::Denied { .. }) => {}
             Err(error) => return Err(error),
@@ -190,14 +189,14 @@ impl Upstream {
         question
             .headers
             .insert(RANGE, HeaderValue::from_static("bytes=0-0"));
-        let held = self.ask(&access, &question).await?;
-        match held.answer.status().as_u16() {
-            200 => Ok(held.answer.length()),
-            206 => Ok(Part::read(held.answer.headers()).and_then(|part| part.total)),
+        let Held { answer, .. } = self.ask(&access, &question).await?;
+        match answer.status().as_u16() {
+            200 => Ok(answer.length()),
+            206 => Ok(Part::read(answer.headers()).and_then(|part| part.total)),
             // Of an empty blob there is no first byte.
-            416 if is_beyond(held.answer.headers(), 0) => Ok(Some(0)),
+            416 if is_beyond(answer.headers(), 0) => Ok(Some(0)),
             201..=399 => Ok(None),
-            _ => Err(self.fault(&access, held.answer).await),
+            _ => Err(self.fault(&access, answer).await),
         }
     }
 

@@ -57,7 +57,7 @@ impl Clients {
         let build = || -> reqwest::Result<Self> {
             let direct = || base().no_proxy().dns_resolver(GuardedResolver(guard.clone()));
             let direct = Pair::new(direct)?;
-            let (proxies, proxied) = match &config.proxy_url {
+            let (matcher, proxied) = match &config.proxy_url {
                 Some(url) => {
                     let proxy = Proxy::all(url.clone())?;
                     let pair = Pair::new(|| base().no_proxy().proxy(proxy.clone()))?;
@@ -71,7 +71,7 @@ impl Clients {
             Ok(Self {
                 direct,
                 proxied,
-                proxies,
+                proxies: matcher,
             })
         };
         build().map_err(|error| BuildError::Client {

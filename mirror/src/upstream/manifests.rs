@@ -1,5 +1,7 @@
 //! Manifests (distribution-spec, "Pulling manifests").
 
+use std::collections::HashMap;
+
 use bytes::Bytes;
 use http::header::{ACCEPT, ACCEPT_ENCODING};
 use http::{HeaderMap, HeaderValue, Method};
@@ -153,8 +155,12 @@ fn digest_of(headers: &HeaderMap) -> Option<Digest> {
 #[derive(Deserialize)]
 #[serde(transparent)]
 struct Object {
-    #[expect(dead_code, reason = "only whether it can be read counts")]
-    fields: std::collections::HashMap<String, IgnoredAny>,
+    #[expect(
+        dead_code,
+        clippy::zero_sized_map_values,
+        reason = "only whether it can be read counts"
+    )]
+    fields: HashMap<String, IgnoredAny>,
 }
 
 fn is_object(bytes: &[u8]) -> bool {

@@ -47,7 +47,7 @@ impl Default for Timeouts {
             connect: Duration::from_secs(5),
             header: Duration::from_secs(20),
             idle: Duration::from_secs(30),
-            body: Duration::from_secs(60),
+            body: Duration::from_mins(1),
             queue: Duration::from_secs(10),
             suspect: Duration::from_secs(1),
             probe: Duration::from_secs(3),

@@ -9,9 +9,9 @@ use jiff::Timestamp;
 use crate::clock::Clock;
 
 const FIRST: Duration = Duration::from_secs(10);
-const MOST: Duration = Duration::from_secs(300);
+const MOST: Duration = Duration::from_mins(5);
 /// What an upstream may ask for; a bogus date must not silence the mirror for good.
-const MOST_ASKED: Duration = Duration::from_secs(3600);
+const MOST_ASKED: Duration = Duration::from_hours(1);
 
 /// What upstreams count apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,12 +101,11 @@ fn remaining(until: Option<Timestamp>, now: Timestamp) -> Duration {
 /// `Retry-After`: seconds or a date (RFC 9110, 10.2.3); at least a second.
 fn asked_for(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
     let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
-    let asked = match text.parse::<u64>() {
-        Ok(seconds) => Duration::from_secs(seconds),
-        Err(_) => {
-            let date = Timestamp::try_from(httpdate::parse_http_date(text).ok()?).ok()?;
-            Duration::try_from(date.duration_since(now)).unwrap_or_default()
-        }
+    let asked = if let Ok(seconds) = text.parse::<u64>() {
+        Duration::from_secs(seconds)
+    } else {
+        let date = Timestamp::try_from(httpdate::parse_http_date(text).ok()?).ok()?;
+        Duration::try_from(date.duration_since(now)).unwrap_or_default()
     };
     Some(asked.clamp(Duration::from_secs(1), MOST_ASKED))
 }

@@ -14,8 +14,8 @@ use super::error::Error;
 use crate::clock::Clock;
 
 /// What a token lives where its server does not say (distribution, "Token Response Fields").
-const DEFAULT_LIFE: Duration = Duration::from_secs(60);
-const MOST_LIFE: Duration = Duration::from_secs(24 * 3600);
+const DEFAULT_LIFE: Duration = Duration::from_mins(1);
+const MOST_LIFE: Duration = Duration::from_hours(24);
 /// A token is renewed this long before its end, or in the last quarter of a shorter life.
 const MOST_MARGIN: Duration = Duration::from_secs(30);
 /// A password that was refused is not tried again at once: accounts get locked.
@@ -60,7 +60,7 @@ impl Token {
     }
 
     fn usable_for(&self) -> Duration {
-        self.life - (self.life / 4).min(MOST_MARGIN)
+        self.life.saturating_sub((self.life / 4).min(MOST_MARGIN))
     }
 }
 

@@ -98,14 +98,13 @@ impl Wire {
         let client = self.clients.of(hop.class, &hop.url);
         let answer = self.start(client, hop);
         let mut answer = std::pin::pin!(tokio::time::timeout(self.timeouts.header, answer));
-        let timed = match tokio::time::timeout(self.timeouts.suspect, &mut answer).await {
-            Ok(timed) => timed,
-            Err(_) => {
-                if self.is_home(&hop.url) {
-                    self.suspect();
-                }
-                answer.await
+        let timed = if let Ok(timed) = tokio::time::timeout(self.timeouts.suspect, &mut answer).await {
+            timed
+        } else {
+            if self.is_home(&hop.url) {
+                self.suspect();
             }
+            answer.await
         };
         let place = hop.url.host_str().unwrap_or_default();
         match timed {

@@ -1,0 +1,210 @@
+//! Manifests, tags and referrers, and what becomes of odd answers.
+
+use mirror::digest::{Algorithm, Digest};
+use mirror::upstream::{Error, State, Upstream};
+use test_case::test_case;
+
+use crate::hub::{Fault, Hub};
+use crate::{name, tag, upstream};
+
+const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+
+#[tokio::test]
+async fn a_manifest_comes_byte_for_byte_with_type_and_digest_by_tag_and_by_digest() {
+    let hub = Hub::start().await;
+    let (digest, _) = hub.push_image("library/app", "v1", &[b"layer"]);
+    let upstream = upstream(&hub);
+    let by_tag = upstream.manifest(&name("library/app"), &tag("v1")).await.unwrap();
+    assert_eq!(Digest::of(Algorithm::Sha256, &by_tag.bytes), digest);
+    assert_eq!(by_tag.media_type.as_deref(), Some(MANIFEST));
+    assert_eq!(by_tag.digest_header.as_ref(), Some(&digest));
+    let by_digest = upstream
+        .manifest(&name("library/app"), &digest.to_string().parse().unwrap())
+        .await;
+    assert_eq!(by_digest.unwrap(), by_tag);
+    let seen = &hub.seen("GET manifests")[0];
+    assert_eq!(seen.header("accept-encoding"), Some("identity"));
+    assert!(
+        seen.header("accept")
+            .unwrap()
+            .contains("docker.distribution.manifest.list.v2+json")
+    );
+    let agent = format!("registry-mirror/{}", env!("CARGO_PKG_VERSION"));
+    assert_eq!(seen.header("user-agent"), Some(agent.as_str()));
+    assert_eq!(upstream.state(), State::Reachable);
+}
+
+#[tokio::test]
+async fn a_head_gives_digest_type_and_size_without_a_get() {
+    let hub = Hub::start().await;
+    let (digest, _) = hub.push_image("library/app", "v1", &[b"layer"]);
+    let head = upstream(&hub)
+        .manifest_head(&name("library/app"), &tag("v1"))
+        .await
+        .unwrap();
+    assert_eq!(
+        (head.digest, head.media_type.as_deref()),
+        (Some(digest), Some(MANIFEST))
+    );
+    assert!(head.size.unwrap() > 100);
+    assert_eq!(hub.count("GET manifests"), 0);
+}
+
+#[tokio::test]
+async fn a_registry_that_knows_no_head_says_nothing_and_is_not_failing() {
+    let hub = Hub::start().await;
+    hub.push_image("library/app", "v1", &[b"layer"]);
+    hub.always("HEAD manifests", Fault::status(405));
+    let head = upstream(&hub)
+        .manifest_head(&name("library/app"), &tag("v1"))
+        .await
+        .unwrap();
+    assert_eq!(head, mirror::upstream::ManifestHead::default());
+}
+
+#[tokio::test]
+async fn a_head_that_finds_nothing_is_told_from_an_ingress_page_by_a_get() {
+    let hub = Hub::start().await;
+    hub.push_image("library/app", "v1", &[b"layer"]);
+    let upstream = upstream(&hub);
+    let missing = upstream.manifest_head(&name("library/app"), &tag("v2")).await;
+    assert!(matches!(missing, Err(Error::NotFound { code, .. }) if code == "MANIFEST_UNKNOWN"));
+    hub.always("* manifests", Fault::html(404));
+    let strange = upstream.manifest_head(&name("library/app"), &tag("v1")).await;
+    assert_eq!(strange.unwrap_err(), Error::StrangeNotFound);
+}
+
+#[tokio::test]
+async fn the_prefix_goes_before_the_name_and_the_path_before_v2() {
+    let hub = Hub::start().await;
+    hub.push_image("proxy/library/app", "v1", &[b"layer"]);
+    let mut config = hub.config();
+    config.repository_prefix = Some(name("proxy"));
+    let upstream = Upstream::new(&config, mirror::clock::Clock::system()).unwrap();
+    assert!(upstream.manifest(&name("library/app"), &tag("v1")).await.is_ok());
+    config.remote.set_path("/artifactory/");
+    let below = Upstream::new(&config, mirror::clock::Clock::system()).unwrap();
+    let _ = below.manifest(&name("library/app"), &tag("v1")).await;
+    assert_eq!(hub.count("GET /artifactory/v2/proxy/library/app/manifests/v1"), 1);
+}
+
+#[derive(Debug, PartialEq)]
+enum Becomes {
+    NotFound,
+    Strange,
+    Denied,
+    Limited,
+    Unavailable,
+    Malformed,
+}
+
+#[test_case(Fault::error(404, "MANIFEST_UNKNOWN") => Becomes::NotFound; "a registrys 404")]
+#[test_case(Fault::error(404, "NAME_UNKNOWN") => Becomes::NotFound; "a registrys 404 for the name")]
+#[test_case(Fault::html(404) => Becomes::Strange; "an ingress 404")]
+#[test_case(Fault::error(403, "DENIED") => Becomes::Denied; "403")]
+#[test_case(Fault::status(401) => Becomes::Denied; "401 without a challenge")]
+#[test_case(Fault::limited(None) => Becomes::Limited; "429")]
+#[test_case(Fault::status(500) => Becomes::Unavailable; "500")]
+#[test_case(Fault::status(503) => Becomes::Unavailable; "503")]
+#[test_case(Fault::status(204) => Becomes::Unavailable; "a status without a meaning here")]
+#[test_case(Fault::status(304) => Becomes::Unavailable; "not modified, unasked")]
+#[test_case(Fault::html(200) => Becomes::Malformed; "a page instead of a manifest")]
+#[test_case(Fault::Gzip => Becomes::Malformed; "compressed")]
+#[test_case(Fault::Body(vec![b' '; 5 << 20].into()) => Becomes::Malformed; "too large")]
+#[test_case(Fault::Cut(10) => Becomes::Unavailable; "cut")]
+#[test_case(Fault::Length(1000) => Becomes::Unavailable; "shorter than announced")]
+#[test_case(Fault::Reset => Becomes::Unavailable; "no answer")]
+#[tokio::test]
+async fn an_odd_answer(fault: Fault) -> Becomes {
+    let hub = Hub::start().await;
+    hub.push_image("library/app", "v1", &[b"layer"]);
+    hub.always("GET manifests", fault);
+    match upstream(&hub)
+        .manifest(&name("library/app"), &tag("v1"))
+        .await
+        .unwrap_err()
+    {
+        Error::NotFound { .. } => Becomes::NotFound,
+        Error::StrangeNotFound => Becomes::Strange,
+        Error::Denied { .. } => Becomes::Denied,
+        Error::RateLimited { .. } => Becomes::Limited,
+        Error::Unavailable { .. } => Becomes::Unavailable,
+        Error::Malformed { .. } => Becomes::Malformed,
+    }
+}
+
+#[tokio::test]
+async fn a_manifest_by_digest_that_is_another_one_is_refused() {
+    let hub = Hub::start().await;
+    let (digest, _) = hub.push_image("library/app", "v1", &[b"layer"]);
+    hub.always("GET manifests", Fault::Body("{\"schemaVersion\":2}".into()));
+    let got = upstream(&hub)
+        .manifest(&name("library/app"), &digest.to_string().parse().unwrap())
+        .await;
+    assert!(matches!(got, Err(Error::Malformed { .. })), "{got:?}");
+}
+
+#[tokio::test]
+async fn a_large_manifest_without_a_length_is_given_up_at_the_limit() {
+    let hub = Hub::start().await;
+    hub.push_image("library/app", "v1", &[b"layer"]);
+    hub.always("GET manifests", Fault::Body(vec![b' '; 64 << 20].into()));
+    hub.always("GET manifests", Fault::Header("content-length", String::new()));
+    let got = upstream(&hub).manifest(&name("library/app"), &tag("v1")).await;
+    assert!(matches!(got, Err(Error::Malformed { .. })), "{got:?}");
+}
+
+#[tokio::test]
+async fn a_kept_connection_that_upstream_closed_costs_one_retry_and_no_error() {
+    let hub = Hub::start().await;
+    hub.push_image("library/app", "v1", &[b"layer"]);
+    let upstream = upstream(&hub);
+    upstream.manifest(&name("library/app"), &tag("v1")).await.unwrap();
+    hub.once("GET manifests", Fault::Reset);
+    upstream.manifest(&name("library/app"), &tag("v1")).await.unwrap();
+}
+
+#[tokio::test]
+async fn tags_pass_the_query_on_and_name_the_next_page() {
+    let hub = Hub::start().await;
+    for version in ["v1", "v2", "v3"] {
+        hub.push_image("library/app", version, &[b"layer"]);
+    }
+    let upstream = upstream(&hub);
+    let page = upstream.tags(&name("library/app"), "n=2").await.unwrap();
+    let body: serde_json::Value = serde_json::from_slice(&page.bytes).unwrap();
+    assert_eq!(body["tags"], serde_json::json!(["v1", "v2"]));
+    let page = upstream
+        .tags(&name("library/app"), &page.next.unwrap())
+        .await
+        .unwrap();
+    assert!(String::from_utf8_lossy(&page.bytes).contains("v3"));
+    assert_eq!(page.next, None);
+    assert_eq!(hub.seen("GET tags/list")[0].query, "n=2");
+    assert_eq!(hub.seen("GET tags/list")[1].query, "last=v2&n=2");
+}
+
+#[tokio::test]
+async fn referrers_come_whole_and_a_registry_without_them_says_404() {
+    let hub = Hub::start().await;
+    let (subject, _) = hub.push_image("library/app", "v1", &[b"layer"]);
+    let signature = format!(r#"{{"schemaVersion":2,"subject":{{"digest":"{subject}"}}}}"#);
+    let signature = hub.push_manifest("library/app", None, MANIFEST, signature);
+    let upstream = upstream(&hub);
+    let found = upstream.referrers(&name("library/app"), &subject).await.unwrap();
+    assert!(String::from_utf8_lossy(&found.bytes).contains(signature.as_str()));
+    hub.always("GET referrers", Fault::html(404));
+    let none = upstream.referrers(&name("library/app"), &subject).await;
+    assert_eq!(none.unwrap_err(), Error::StrangeNotFound);
+}
+
+#[tokio::test]
+async fn without_a_usable_credential_nothing_is_asked() {
+    let hub = Hub::start().await;
+    hub.push_image("library/app", "v1", &[b"layer"]);
+    let upstream = upstream(&hub);
+    upstream.refuse("the Secret has no entry for docker.io".into());
+    let got = upstream.manifest(&name("library/app"), &tag("v1")).await;
+    assert!(matches!(got, Err(Error::Denied { message, .. }) if message.contains("no entry for docker.io")));
+    assert_eq!(hub.count("*"), 0);
+}

@@ -1,0 +1,308 @@
+//! What is shown to whom.
+
+use std::time::Duration;
+
+use mirror::clock::Clock;
+use mirror::credentials::Credential;
+use mirror::secret::Secret;
+use mirror::upstream::{Error, Options, Upstream};
+
+use crate::hub::{Auth, Fault, Hub, Tokens};
+use crate::{basic, name, tag, upstream, upstream_as};
+
+async fn with_tokens(change: impl FnOnce(Tokens) -> Tokens) -> Hub {
+    let hub = Hub::start().await;
+    hub.push_image("library/app", "v1", &[b"layer"]);
+    hub.push_image("library/other", "v1", &[b"layer"]);
+    let tokens = change(Tokens::at(&hub));
+    *hub.auth() = Auth::Tokens(tokens);
+    hub
+}
+
+async fn pull(upstream: &Upstream) -> Result<(), Error> {
+    upstream
+        .manifest(&name("library/app"), &tag("v1"))
+        .await
+        .map(drop)
+}
+
+#[tokio::test]
+async fn nothing_is_shown_where_nothing_is_asked_for() {
+    let hub = Hub::start().await;
+    hub.push_image("library/app", "v1", &[b"layer"]);
+    pull(&upstream_as(&hub, basic("jane", "hunter2"))).await.unwrap();
+    assert_eq!(hub.seen("GET manifests")[0].authorization(), "");
+}
+
+#[tokio::test]
+async fn user_and_password_are_shown_once_asked_for_and_then_at_once() {
+    let hub = Hub::start().await;
+    hub.push_image("library/app", "v1", &[b"layer"]);
+    *hub.auth() = Auth::Basic("jane".into(), "hunter2".into());
+    let upstream = upstream_as(&hub, basic("jane", "hunter2"));
+    pull(&upstream).await.unwrap();
+    pull(&upstream).await.unwrap();
+    let shown: Vec<_> = hub
+        .seen("GET manifests")
+        .iter()
+        .map(|s| s.authorization().to_owned())
+        .collect();
+    assert_eq!(shown, ["", "Basic", "Basic"]);
+}
+
+#[tokio::test]
+async fn a_wrong_password_is_sent_once_a_request_and_denied_without_being_repeated_in_words() {
+    let hub = Hub::start().await;
+    *hub.auth() = Auth::Basic("jane".into(), "right".into());
+    let upstream = upstream_as(&hub, basic("jane", "hunter2"));
+    let error = pull(&upstream).await.unwrap_err();
+    assert!(matches!(error, Error::Denied { status: 401, .. }), "{error:?}");
+    assert!(!format!("{error:?} {error}").contains("hunter2"));
+    assert_eq!(hub.count("GET manifests"), 2);
+}
+
+#[tokio::test]
+async fn a_hundred_requests_cost_one_token_and_one_refusal_each_at_most() {
+    let hub = with_tokens(|tokens| tokens.only("jane", "hunter2")).await;
+    let upstream = upstream_as(&hub, basic("jane", "hunter2"));
+    let all = (0..100).map(|_| pull(&upstream));
+    assert!(futures::future::join_all(all).await.iter().all(Result::is_ok));
+    assert_eq!(hub.count("GET /token"), 1);
+    let token = &hub.seen("GET /token")[0];
+    assert_eq!(token.authorization(), "Basic");
+    assert_eq!(token.query, "service=hub&scope=repository%3Alibrary%2Fapp%3Apull");
+    hub.forget();
+    pull(&upstream).await.unwrap();
+    assert_eq!(hub.count("*"), 1);
+}
+
+#[tokio::test]
+async fn another_repository_needs_its_own_token_but_no_refusal() {
+    let hub = with_tokens(|tokens| tokens).await;
+    let upstream = upstream(&hub);
+    pull(&upstream).await.unwrap();
+    hub.forget();
+    upstream
+        .manifest(&name("library/other"), &tag("v1"))
+        .await
+        .unwrap();
+    assert_eq!((hub.count("GET /token"), hub.count("GET manifests")), (1, 1));
+}
+
+#[tokio::test]
+async fn the_scope_is_the_challenges_and_remembered() {
+    let scope = Some("registry:{name}:read".to_owned());
+    let hub = with_tokens(|mut tokens| {
+        tokens.scope = scope;
+        tokens
+    })
+    .await;
+    let upstream = upstream(&hub);
+    pull(&upstream).await.unwrap();
+    hub.forget();
+    pull(&upstream).await.unwrap();
+    assert_eq!(hub.count("*"), 1);
+}
+
+#[tokio::test]
+async fn the_scope_has_the_name_that_the_upstream_knows() {
+    let hub = with_tokens(|tokens| tokens).await;
+    hub.push_image("proxy/library/app", "v1", &[b"layer"]);
+    let mut config = hub.config();
+    config.repository_prefix = Some(name("proxy"));
+    pull(&Upstream::new(&config, Clock::system()).unwrap())
+        .await
+        .unwrap();
+    assert!(hub.seen("GET /token")[0].query.contains("proxy%2Flibrary%2Fapp"));
+}
+
+#[tokio::test]
+async fn access_token_is_as_good_and_a_token_is_renewed_before_its_end() {
+    let hub = with_tokens(|mut tokens| {
+        (tokens.field, tokens.expires_in) = ("access_token", None);
+        tokens
+    })
+    .await;
+    let clock = Clock::system();
+    let upstream = Upstream::new(&hub.config(), clock.clone()).unwrap();
+    pull(&upstream).await.unwrap();
+    clock.advance(Duration::from_secs(40));
+    pull(&upstream).await.unwrap();
+    assert_eq!(hub.count("GET /token"), 1);
+    clock.advance(Duration::from_secs(10));
+    pull(&upstream).await.unwrap();
+    assert_eq!(hub.count("GET /token"), 2);
+    // Renewed ahead of time: upstream never saw an old one.
+    assert_eq!(
+        hub.seen("GET manifests")
+            .iter()
+            .filter(|seen| seen.status == 401)
+            .count(),
+        1
+    );
+}
+
+#[tokio::test]
+async fn a_revoked_token_costs_one_retry_with_a_new_one() {
+    let hub = with_tokens(|tokens| tokens).await;
+    let upstream = upstream(&hub);
+    pull(&upstream).await.unwrap();
+    hub.auth().tokens().revoke();
+    pull(&upstream).await.unwrap();
+    assert_eq!(hub.count("GET /token"), 2);
+}
+
+#[tokio::test]
+async fn a_revoked_token_is_replaced_also_where_the_refusal_names_no_challenge() {
+    let hub = with_tokens(|tokens| tokens).await;
+    let upstream = upstream(&hub);
+    pull(&upstream).await.unwrap();
+    hub.once("GET manifests", Fault::status(401));
+    pull(&upstream).await.unwrap();
+    assert_eq!(hub.count("GET /token"), 2);
+}
+
+#[tokio::test]
+async fn a_401_after_a_fresh_token_is_final() {
+    let closed = vec!["library/app".to_owned()];
+    let hub = with_tokens(|mut tokens| {
+        tokens.closed = closed;
+        tokens
+    })
+    .await;
+    let error = pull(&upstream(&hub)).await.unwrap_err();
+    assert!(matches!(error, Error::Denied { status: 401, .. }), "{error:?}");
+    assert_eq!((hub.count("GET /token"), hub.count("GET manifests")), (1, 2));
+}
+
+#[tokio::test]
+async fn a_refused_password_is_shown_to_the_token_server_once_for_many() {
+    let hub = with_tokens(|tokens| tokens.only("jane", "right")).await;
+    let upstream = upstream_as(&hub, basic("jane", "hunter2"));
+    let all = (0..50).map(|_| pull(&upstream));
+    for error in futures::future::join_all(all).await {
+        assert!(
+            matches!(error, Err(Error::Denied { status: 401, .. })),
+            "{error:?}"
+        );
+    }
+    assert_eq!(hub.count("GET /token"), 1);
+}
+
+#[tokio::test]
+async fn a_password_that_the_token_server_repeats_is_not_passed_on() {
+    let hub = with_tokens(|tokens| tokens).await;
+    hub.always("GET /token", Fault::error(401, "hunter2 is wrong"));
+    let error = pull(&upstream_as(&hub, basic("jane", "hunter2")))
+        .await
+        .unwrap_err();
+    assert!(!error.to_string().contains("hunter2"), "{error}");
+}
+
+#[tokio::test]
+async fn an_identity_token_is_posted_and_never_put_into_a_url() {
+    let hub = with_tokens(|tokens| tokens.only_identity("refresh-me")).await;
+    let credential = Credential::IdentityToken {
+        username: "jane".into(),
+        token: Secret::new("refresh-me"),
+    };
+    pull(&upstream_as(&hub, credential)).await.unwrap();
+    let post = &hub.seen("POST /token")[0];
+    assert!(
+        post.form
+            .contains("grant_type=refresh_token&client_id=registry-mirror&service=hub")
+    );
+    assert!(post.form.contains("refresh_token=refresh-me"));
+    assert!(post.form.contains("scope=repository%3Alibrary%2Fapp%3Apull"));
+    assert_eq!(post.query, "");
+}
+
+#[tokio::test]
+async fn a_posted_identity_token_follows_no_redirect() {
+    let hub = with_tokens(|tokens| tokens.only_identity("refresh-me")).await;
+    hub.always("POST /token", Fault::redirect(hub.storage_url().as_str()));
+    let credential = Credential::IdentityToken {
+        username: String::new(),
+        token: Secret::new("refresh-me"),
+    };
+    let error = pull(&upstream_as(&hub, credential)).await.unwrap_err();
+    assert!(matches!(error, Error::Unavailable { .. }), "{error:?}");
+    assert!(hub.seen("*").iter().all(|seen| !seen.storage));
+}
+
+#[tokio::test]
+async fn a_token_request_redirected_elsewhere_shows_no_password_there() {
+    let hub = with_tokens(|tokens| tokens).await;
+    hub.once(
+        "GET /token",
+        Fault::redirect(&format!("{}token", hub.storage_url())),
+    );
+    let _ = pull(&upstream_as(&hub, basic("jane", "hunter2"))).await;
+    let seen = hub.seen("GET /token");
+    assert_eq!((seen[0].authorization(), seen[1].authorization()), ("Basic", ""));
+    assert!(seen[1].storage);
+}
+
+/// The same machine by a name that is another host as far as credentials go.
+fn elsewhere(hub: &Hub) -> String {
+    format!("http://localhost:{}/token", hub.url().port().unwrap())
+}
+
+#[tokio::test]
+async fn a_token_server_elsewhere_is_asked_anonymously_and_the_denial_says_how_to_trust_it() {
+    let hub = with_tokens(|tokens| tokens.only("jane", "hunter2")).await;
+    let realm = elsewhere(&hub);
+    hub.auth().tokens().realm = realm;
+    let mut config = hub.config();
+    config.credential = basic("jane", "hunter2");
+    let error = pull(&Upstream::new(&config, Clock::system()).unwrap())
+        .await
+        .unwrap_err();
+    assert!(error.to_string().contains("trust.realms"), "{error}");
+    assert_eq!(hub.seen("GET /token")[0].authorization(), "");
+    hub.forget();
+    config.trust.realms = vec!["localhost".into()];
+    pull(&Upstream::new(&config, Clock::system()).unwrap())
+        .await
+        .unwrap();
+    assert_eq!(hub.seen("GET /token")[0].authorization(), "Basic");
+}
+
+#[tokio::test]
+async fn a_new_credential_forgets_the_tokens_of_the_one_before() {
+    let hub = with_tokens(|tokens| tokens.only("jane", "hunter2")).await;
+    let upstream = upstream_as(&hub, basic("jane", "wrong"));
+    assert!(pull(&upstream).await.is_err());
+    upstream.use_credential(basic("jane", "hunter2"), 2);
+    pull(&upstream).await.unwrap();
+    upstream.use_credential(basic("jane", "wrong"), 3);
+    assert!(pull(&upstream).await.is_err());
+}
+
+#[tokio::test]
+async fn a_token_server_that_limits_rests_without_resting_the_registry() {
+    let hub = with_tokens(|tokens| tokens).await;
+    hub.always("GET /token", Fault::limited(Some("7")));
+    let clock = Clock::system();
+    let options = Options {
+        clock: clock.clone(),
+        ..Options::default()
+    };
+    let upstream = Upstream::with_options(&hub.config(), options).unwrap();
+    for _ in 0..3 {
+        let error = pull(&upstream).await.unwrap_err();
+        assert!(matches!(error, Error::RateLimited { retry_after } if retry_after > Duration::from_secs(5)));
+    }
+    assert_eq!(hub.count("GET /token"), 1);
+    hub.heal();
+    clock.advance(Duration::from_secs(8));
+    pull(&upstream).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_token_server_that_talks_nonsense_is_upstreams_failure() {
+    let hub = with_tokens(|tokens| tokens).await;
+    hub.always("GET /token", Fault::html(200));
+    let error = pull(&upstream(&hub)).await.unwrap_err();
+    assert!(matches!(error, Error::Unavailable { .. }), "{error:?}");
+}

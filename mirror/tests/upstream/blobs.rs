@@ -1,0 +1,244 @@
+//! Blobs: whole, in parts, and with everything that can happen to them on the way.
+
+use futures::TryStreamExt;
+use mirror::clock::Clock;
+use mirror::upstream::{BlobAnswer, Error, Upstream};
+use test_case::test_case;
+
+use crate::hub::{Auth, Fault, Hub, Tokens};
+use crate::{impatient, name, upstream};
+
+async fn bytes(answer: BlobAnswer) -> Result<Vec<u8>, Error> {
+    let chunks: Vec<_> = answer.body.try_collect().await?;
+    Ok(chunks.concat())
+}
+
+fn pattern(length: usize) -> Vec<u8> {
+    (0..length).map(|i| u8::try_from(i % 251).unwrap()).collect()
+}
+
+#[tokio::test]
+async fn a_whole_blob_is_a_plain_get() {
+    let hub = Hub::start().await;
+    let data = pattern(300_000);
+    let digest = hub.push_blob("library/app", &data);
+    let answer = upstream(&hub)
+        .blob(&name("library/app"), &digest, 0, None)
+        .await
+        .unwrap();
+    assert_eq!((answer.start, answer.total), (0, Some(300_000)));
+    assert_eq!(bytes(answer).await.unwrap(), data);
+    assert_eq!(hub.seen("GET blobs")[0].range(), None);
+}
+
+#[test_case(10, None, "bytes=10-" ; "to the end")]
+#[test_case(10, Some(20), "bytes=10-19" ; "up to a byte")]
+#[test_case(0, Some(20), "bytes=0-19" ; "from the start")]
+#[test_case(990, Some(5000), "bytes=990-4999" ; "beyond the end")]
+#[tokio::test]
+async fn a_part_is_asked_for_by_its_range(from: u64, until: Option<u64>, range: &str) {
+    let hub = Hub::start().await;
+    let data = pattern(1000);
+    let digest = hub.push_blob("library/app", &data);
+    let answer = upstream(&hub)
+        .blob(&name("library/app"), &digest, from, until)
+        .await
+        .unwrap();
+    assert_eq!((answer.start, answer.total), (from, Some(1000)));
+    let end = usize::try_from(until.unwrap_or(1000).min(1000)).unwrap();
+    assert_eq!(
+        bytes(answer).await.unwrap(),
+        data[usize::try_from(from).unwrap()..end]
+    );
+    assert_eq!(hub.seen("GET blobs")[0].range(), Some(range));
+}
+
+#[test_case(Fault::IgnoreRange ; "ignored")]
+#[test_case(Fault::refuse_range() ; "refused")]
+#[tokio::test]
+async fn where_parts_are_not_served_the_whole_comes_from_its_start(fault: Fault) {
+    let hub = Hub::start().await;
+    let data = pattern(1000);
+    let digest = hub.push_blob("library/app", &data);
+    hub.once("GET blobs", fault);
+    let answer = upstream(&hub)
+        .blob(&name("library/app"), &digest, 500, None)
+        .await
+        .unwrap();
+    assert_eq!((answer.start, answer.total), (0, Some(1000)));
+    assert_eq!(bytes(answer).await.unwrap(), data);
+}
+
+#[tokio::test]
+async fn a_part_beyond_the_end_is_an_error_at_once() {
+    let hub = Hub::start().await;
+    let digest = hub.push_blob("library/app", pattern(1000));
+    let got = upstream(&hub)
+        .blob(&name("library/app"), &digest, 1000, None)
+        .await;
+    assert!(matches!(got, Err(Error::Malformed { .. })), "{got:?}");
+    assert_eq!(hub.count("GET blobs"), 1);
+}
+
+#[test_case(Fault::Header("content-range", "bytes 501-999/1000".into()) ; "another start")]
+#[test_case(Fault::Header("content-range", "bytes 500-1000/1000".into()) ; "beyond its own total")]
+#[test_case(Fault::Header("content-range", "bytes 500-998/1000".into()) ; "not the length of the body")]
+#[test_case(Fault::Header("content-range", "pages 500-999/1000".into()) ; "another unit")]
+#[test_case(Fault::Header("content-range", String::new()) ; "empty")]
+#[test_case(Fault::Gzip ; "compressed")]
+#[tokio::test]
+async fn a_part_that_lies_about_itself_is_refused(fault: Fault) {
+    let hub = Hub::start().await;
+    let digest = hub.push_blob("library/app", pattern(1000));
+    hub.always("GET blobs", fault);
+    let got = upstream(&hub)
+        .blob(&name("library/app"), &digest, 500, None)
+        .await;
+    assert!(matches!(got, Err(Error::Malformed { .. })), "{got:?}");
+}
+
+#[test_case(Fault::Cut(600_000) ; "cut")]
+#[test_case(Fault::Length(2_000_000) ; "shorter than announced")]
+#[test_case(Fault::Stall(600_000) ; "stalled")]
+#[tokio::test]
+async fn a_body_that_ends_early_ends_with_an_error_after_what_came(fault: Fault) {
+    let hub = Hub::start().await;
+    let digest = hub.push_blob("library/app", pattern(1_000_000));
+    hub.always("GET blobs", fault);
+    let upstream = Upstream::with_options(&hub.config(), impatient(Clock::system())).unwrap();
+    let mut answer = upstream
+        .blob(&name("library/app"), &digest, 0, None)
+        .await
+        .unwrap();
+    let mut came = 0;
+    let error = loop {
+        match answer.body.try_next().await {
+            Ok(chunk) => came += chunk.expect("an error ends it").len(),
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(error, Error::Unavailable { .. }), "{error:?}");
+    assert!(came >= 500_000, "{came}");
+    assert_eq!(answer.body.try_next().await, Ok(None), "the error comes once");
+}
+
+#[tokio::test]
+async fn a_signed_url_is_followed_without_the_token_and_never_named_in_an_error() {
+    let hub = Hub::start().await;
+    let data = pattern(1000);
+    let digest = hub.push_blob("library/app", &data);
+    let tokens = Tokens::at(&hub);
+    *hub.auth() = Auth::Tokens(tokens);
+    hub.redirect_blobs(true);
+    let upstream = upstream(&hub);
+    let answer = upstream
+        .blob(&name("library/app"), &digest, 0, None)
+        .await
+        .unwrap();
+    assert_eq!(bytes(answer).await.unwrap(), data);
+    let at_storage = hub.seen("GET /signed");
+    assert!(at_storage[0].storage && at_storage[0].authorization().is_empty());
+    hub.always("GET /signed", Fault::Reset);
+    let error = upstream
+        .blob(&name("library/app"), &digest, 0, None)
+        .await
+        .unwrap_err();
+    assert!(!format!("{error:?}").contains("sig="), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_signed_url_that_ended_says_nothing_about_the_credential() {
+    let hub = Hub::start().await;
+    let digest = hub.push_blob("library/app", pattern(1000));
+    hub.redirect_blobs(true);
+    hub.always("GET /signed", Fault::status(403));
+    let error = upstream(&hub)
+        .blob(&name("library/app"), &digest, 0, None)
+        .await
+        .unwrap_err();
+    assert!(matches!(error, Error::Unavailable { .. }), "{error:?}");
+    hub.heal();
+    hub.always("GET /signed", Fault::error(404, "BLOB_UNKNOWN"));
+    let error = upstream(&hub)
+        .blob(&name("library/app"), &digest, 0, None)
+        .await
+        .unwrap_err();
+    assert_eq!(error, Error::StrangeNotFound);
+}
+
+#[tokio::test]
+async fn a_yes_is_a_head_with_its_size_or_a_redirect_that_is_not_followed() {
+    let hub = Hub::start().await;
+    let digest = hub.push_blob("library/app", pattern(1000));
+    let upstream = upstream(&hub);
+    assert_eq!(
+        upstream.blob_head(&name("library/app"), &digest).await,
+        Ok(Some(1000))
+    );
+    hub.redirect_blobs(true);
+    assert_eq!(upstream.blob_head(&name("library/app"), &digest).await, Ok(None));
+    assert_eq!((hub.count("GET"), hub.count("* /signed")), (0, 0));
+}
+
+#[test_case(401 ; "unauthorized")]
+#[test_case(403 ; "forbidden")]
+#[test_case(405 ; "not allowed")]
+#[tokio::test]
+async fn where_a_head_is_refused_one_byte_tells(status: u16) {
+    let hub = Hub::start().await;
+    let digest = hub.push_blob("library/app", pattern(1000));
+    hub.always("HEAD blobs", Fault::status(status));
+    let upstream = upstream(&hub);
+    assert_eq!(
+        upstream.blob_head(&name("library/app"), &digest).await,
+        Ok(Some(1000))
+    );
+    assert_eq!(hub.seen("GET blobs")[0].range(), Some("bytes=0-0"));
+    hub.redirect_blobs(true);
+    assert_eq!(upstream.blob_head(&name("library/app"), &digest).await, Ok(None));
+    hub.always("GET blobs", Fault::error(403, "DENIED"));
+    let no = upstream.blob_head(&name("library/app"), &digest).await;
+    assert!(matches!(no, Err(Error::Denied { status: 403, .. })), "{no:?}");
+}
+
+#[tokio::test]
+async fn an_empty_blob_has_a_yes_although_it_has_no_first_byte() {
+    let hub = Hub::start().await;
+    let digest = hub.push_blob("library/app", b"");
+    hub.always("HEAD blobs", Fault::status(405));
+    let upstream = upstream(&hub);
+    assert_eq!(
+        upstream.blob_head(&name("library/app"), &digest).await,
+        Ok(Some(0))
+    );
+    let answer = upstream
+        .blob(&name("library/app"), &digest, 0, None)
+        .await
+        .unwrap();
+    assert_eq!(bytes(answer).await.unwrap(), b"");
+}
+
+#[tokio::test]
+async fn a_blob_that_the_repository_has_not_is_a_no_with_the_registrys_words() {
+    let hub = Hub::start().await;
+    hub.push_blob("library/app", b"mine");
+    let digest = hub.push_blob("library/other", b"others");
+    let no = upstream(&hub).blob_head(&name("library/app"), &digest).await;
+    assert!(matches!(no, Err(Error::NotFound { code, .. }) if code == "BLOB_UNKNOWN"));
+}
+
+#[tokio::test]
+async fn no_more_downloads_run_at_a_time_than_the_limit_and_the_rest_wait() {
+    let hub = Hub::start().await;
+    let digest = hub.push_blob("library/app", pattern(1000));
+    let mut options = impatient(Clock::system());
+    options.limits.blobs = 1;
+    options.timeouts.queue = std::time::Duration::from_millis(100);
+    let upstream = Upstream::with_options(&hub.config(), options).unwrap();
+    let library = name("library/app");
+    let first = upstream.blob(&library, &digest, 0, None).await.unwrap();
+    let second = upstream.blob(&library, &digest, 0, None).await;
+    assert!(matches!(second, Err(Error::Unavailable { .. })), "{second:?}");
+    drop(first);
+    upstream.blob(&library, &digest, 0, None).await.unwrap();
+}

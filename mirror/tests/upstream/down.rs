@@ -1,0 +1,90 @@
+//! Nobody waits for an upstream that is known to be down.
+
+use std::time::{Duration, Instant};
+
+use mirror::clock::Clock;
+use mirror::upstream::{Error, State, Upstream};
+
+use crate::hub::{Fault, Hub};
+use crate::{eventually, impatient, name, tag};
+
+async fn pull(upstream: &Upstream) -> Result<(), Error> {
+    upstream
+        .manifest(&name("library/app"), &tag("v1"))
+        .await
+        .map(drop)
+}
+
+async fn start() -> (Hub, Upstream) {
+    let hub = Hub::start().await;
+    hub.push_image("library/app", "v1", &[b"layer"]);
+    let upstream = Upstream::with_options(&hub.config(), impatient(Clock::system())).unwrap();
+    (hub, upstream)
+}
+
+#[tokio::test]
+async fn a_closed_port_is_known_after_one_request_and_its_return_noticed_without_any() {
+    let (mut hub, upstream) = start().await;
+    assert_eq!(upstream.state(), State::Unknown);
+    pull(&upstream).await.unwrap();
+    hub.stop();
+    assert!(matches!(pull(&upstream).await, Err(Error::Unavailable { .. })));
+    eventually("down", || upstream.state() == State::Unreachable).await;
+    hub.restart().await;
+    eventually("up again", || upstream.state() == State::Reachable).await;
+    pull(&upstream).await.unwrap();
+}
+
+#[tokio::test]
+async fn while_upstream_hangs_requests_soon_fail_at_once() {
+    let (hub, upstream) = start().await;
+    hub.always("*", Fault::Hang);
+    let error = pull(&upstream).await.unwrap_err();
+    assert!(matches!(error, Error::Unavailable { .. }), "{error:?}");
+    eventually("down", || upstream.state() == State::Unreachable).await;
+    let asked = hub.count("GET manifests");
+    let start = Instant::now();
+    for _ in 0..100 {
+        assert!(pull(&upstream).await.is_err());
+    }
+    assert!(start.elapsed() < Duration::from_millis(300));
+    assert_eq!(hub.count("GET manifests"), asked);
+    hub.heal();
+    eventually("up again", || upstream.state() == State::Reachable).await;
+}
+
+#[tokio::test]
+async fn a_hang_is_noticed_although_the_client_left_before_any_time_out() {
+    let (hub, upstream) = start().await;
+    hub.always("*", Fault::Hang);
+    let left = tokio::time::timeout(Duration::from_millis(150), pull(&upstream)).await;
+    assert!(left.is_err());
+    eventually("down", || upstream.state() == State::Unreachable).await;
+}
+
+#[tokio::test]
+async fn one_slow_manifest_does_not_make_the_upstream_down() {
+    let (hub, upstream) = start().await;
+    hub.once("GET manifests", Fault::Hang);
+    assert!(matches!(pull(&upstream).await, Err(Error::Unavailable { .. })));
+    pull(&upstream).await.unwrap();
+    assert_eq!(upstream.state(), State::Reachable);
+}
+
+#[tokio::test]
+async fn errors_of_a_server_that_answers_are_no_reason_to_stop_asking() {
+    let (hub, upstream) = start().await;
+    hub.once("GET manifests", Fault::status(502));
+    assert!(matches!(pull(&upstream).await, Err(Error::Unavailable { .. })));
+    pull(&upstream).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_name_that_does_not_resolve_is_a_failure_that_names_it() {
+    let hub = Hub::start().await;
+    let mut config = hub.config();
+    config.remote = "http://registry.invalid".parse().unwrap();
+    let upstream = Upstream::with_options(&config, impatient(Clock::system())).unwrap();
+    let error = pull(&upstream).await.unwrap_err();
+    assert!(error.to_string().contains("registry.invalid"), "{error}");
+}

@@ -1,0 +1,71 @@
+//! An upstream over real sockets: every rule about what it is asked, shown and believed.
+
+#[path = "../fixtures/hub.rs"]
+mod hub;
+
+mod answers;
+mod authorization;
+mod blobs;
+mod down;
+mod redirects;
+mod rests;
+mod tls;
+mod verdicts;
+
+use std::time::{Duration, Instant};
+
+use mirror::clock::Clock;
+use mirror::credentials::Credential;
+use mirror::name::{Reference, RepositoryName};
+use mirror::secret::Secret;
+use mirror::upstream::{Options, Timeouts, Upstream};
+
+fn name(text: &str) -> RepositoryName {
+    text.parse().unwrap()
+}
+
+fn tag(text: &str) -> Reference {
+    text.parse().unwrap()
+}
+
+fn basic(username: &str, password: &str) -> Credential {
+    Credential::Basic {
+        username: username.into(),
+        password: Secret::new(password),
+    }
+}
+
+/// Time-outs that a test can wait for.
+fn impatient(clock: Clock) -> Options {
+    Options {
+        clock,
+        timeouts: Timeouts {
+            header: Duration::from_millis(400),
+            idle: Duration::from_millis(300),
+            suspect: Duration::from_millis(50),
+            probe: Duration::from_millis(200),
+            probe_first: Duration::from_millis(20),
+            probe_most: Duration::from_millis(50),
+            ..Timeouts::default()
+        },
+        ..Options::default()
+    }
+}
+
+fn upstream(hub: &hub::Hub) -> Upstream {
+    Upstream::new(&hub.config(), Clock::system()).unwrap()
+}
+
+fn upstream_as(hub: &hub::Hub, credential: Credential) -> Upstream {
+    let mut config = hub.config();
+    config.credential = credential;
+    Upstream::new(&config, Clock::system()).unwrap()
+}
+
+async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !holds() {
+        assert!(start.elapsed() < Duration::from_secs(10), "never {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}

@@ -1,0 +1,144 @@
+//! Where answers may lead.
+
+use mirror::clock::Clock;
+use mirror::upstream::{Error, Upstream};
+
+use crate::hub::{Auth, Fault, Hub, Tokens};
+use crate::{basic, name, tag, upstream, upstream_as};
+
+async fn pull(upstream: &Upstream) -> Result<(), Error> {
+    upstream
+        .manifest(&name("library/app"), &tag("v1"))
+        .await
+        .map(drop)
+}
+
+async fn start() -> Hub {
+    let hub = Hub::start().await;
+    hub.push_image("library/app", "v1", &[b"layer"]);
+    hub
+}
+
+#[tokio::test]
+async fn a_redirect_within_the_registry_keeps_its_authorization() {
+    let hub = start().await;
+    *hub.auth() = Auth::Basic("jane".into(), "hunter2".into());
+    let upstream = upstream_as(&hub, basic("jane", "hunter2"));
+    pull(&upstream).await.unwrap();
+    hub.once(
+        "GET manifests",
+        Fault::redirect("/v2/library/app/manifests/v1?again"),
+    );
+    pull(&upstream).await.unwrap();
+    assert_eq!(hub.seen("GET manifests").last().unwrap().authorization(), "Basic");
+}
+
+#[tokio::test]
+async fn another_origin_sees_no_authorization_nor_does_a_way_back() {
+    let hub = start().await;
+    let tokens = Tokens::at(&hub);
+    *hub.auth() = Auth::Tokens(tokens);
+    let upstream = upstream(&hub);
+    pull(&upstream).await.unwrap();
+    hub.forget();
+    let back = format!("{}v2/library/app/manifests/v1", hub.url());
+    hub.once(
+        "GET manifests",
+        Fault::redirect(&format!("{}away", hub.storage_url())),
+    );
+    hub.once("GET /away", Fault::redirect(&back));
+    let _ = pull(&upstream).await;
+    let seen: Vec<_> = hub
+        .seen("GET")
+        .iter()
+        .map(|s| (s.storage, s.authorization().to_owned()))
+        .collect();
+    assert_eq!(seen[0], (false, "Bearer".to_owned()));
+    assert_eq!(seen[1], (true, String::new()));
+    assert_eq!(seen[2], (false, String::new()));
+}
+
+#[tokio::test]
+async fn a_loop_ends() {
+    let hub = start().await;
+    hub.always("GET manifests", Fault::redirect("/v2/library/app/manifests/v1"));
+    let error = pull(&upstream(&hub)).await.unwrap_err();
+    assert!(matches!(error, Error::Unavailable { .. }), "{error:?}");
+    assert!(hub.count("GET manifests") < 20);
+}
+
+#[tokio::test]
+async fn nothing_leads_to_the_metadata_service() {
+    let hub = start().await;
+    for target in [
+        "http://169.254.169.254/latest/meta-data",
+        "http://[::ffff:169.254.169.254]/",
+        "http://0xa9fea9fe/",
+        "http://10.0.0.1/",
+        "http://100.100.100.200/",
+    ] {
+        hub.once("GET manifests", Fault::redirect(target));
+        let error = pull(&upstream(&hub)).await.unwrap_err();
+        assert!(error.to_string().contains("private network"), "{target}: {error}");
+    }
+}
+
+#[tokio::test]
+async fn an_upstream_that_is_here_may_lead_to_here_by_another_name() {
+    let hub = start().await;
+    let digest = hub.push_blob("library/app", b"layer");
+    hub.redirect_blobs_to(&format!(
+        "http://localhost:{}/",
+        hub.storage_url().port().unwrap()
+    ));
+    upstream(&hub)
+        .blob(&name("library/app"), &digest, 0, None)
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn an_http_proxy_gets_the_requests_and_literal_addresses_are_checked_all_the_same() {
+    let hub = start().await;
+    let mut config = hub.config();
+    config.remote = "http://registry.example".parse().unwrap();
+    config.proxy_url = Some(hub.url());
+    let upstream = Upstream::new(&config, Clock::system()).unwrap();
+    pull(&upstream).await.unwrap();
+    assert_eq!(
+        hub.seen("GET manifests")[0].header("host"),
+        Some("registry.example")
+    );
+    hub.once("GET manifests", Fault::redirect("http://127.0.0.1:1/"));
+    let error = pull(&upstream).await.unwrap_err();
+    assert!(error.to_string().contains("private network"), "{error}");
+    config.trust.redirects = vec!["127.0.0.0/8".into()];
+    let upstream = Upstream::new(&config, Clock::system()).unwrap();
+    hub.once(
+        "GET manifests",
+        Fault::redirect("http://127.0.0.1:1/v2/library/app/manifests/v1"),
+    );
+    pull(&upstream).await.unwrap();
+}
+
+#[tokio::test]
+async fn credentials_are_not_sent_in_clear_text_unless_allowed() {
+    let hub = start().await;
+    *hub.auth() = Auth::Basic("jane".into(), "hunter2".into());
+    let mut config = hub.config();
+    config.remote = "http://registry.example".parse().unwrap();
+    config.proxy_url = Some(hub.url());
+    config.credential = basic("jane", "hunter2");
+    let error = pull(&Upstream::new(&config, Clock::system()).unwrap())
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(&error, Error::Denied { message, .. } if message.contains("clear text")),
+        "{error:?}"
+    );
+    assert!(hub.seen("*").iter().all(|seen| seen.authorization().is_empty()));
+    config.insecure_allow_http_credentials = true;
+    pull(&Upstream::new(&config, Clock::system()).unwrap())
+        .await
+        .unwrap();
+}

@@ -1,0 +1,103 @@
+//! After a 429 nothing of its class is asked.
+
+use std::time::Duration;
+
+use mirror::clock::Clock;
+use mirror::credentials::Credential;
+use mirror::upstream::{Error, State, Upstream};
+
+use crate::hub::{Fault, Hub};
+use crate::{name, tag};
+
+async fn start() -> (Hub, Clock, Upstream) {
+    let hub = Hub::start().await;
+    hub.push_image("library/app", "v1", &[b"layer"]);
+    let clock = Clock::system();
+    let upstream = Upstream::new(&hub.config(), clock.clone()).unwrap();
+    (hub, clock, upstream)
+}
+
+async fn pull(upstream: &Upstream) -> Result<(), Error> {
+    upstream
+        .manifest(&name("library/app"), &tag("v1"))
+        .await
+        .map(drop)
+}
+
+fn seconds(result: Result<(), Error>) -> u64 {
+    match result {
+        Err(Error::RateLimited { retry_after }) => retry_after.as_millis().div_ceil(1000) as u64,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn retry_after_is_waited_for_without_asking() {
+    let (hub, clock, upstream) = start().await;
+    hub.once("GET manifests", Fault::limited(Some("30")));
+    assert_eq!(seconds(pull(&upstream).await), 30);
+    clock.advance(Duration::from_secs(20));
+    assert!((9..=10).contains(&seconds(pull(&upstream).await)));
+    assert_eq!(hub.count("GET manifests"), 1);
+    assert_eq!(upstream.state(), State::RateLimited);
+    clock.advance(Duration::from_secs(11));
+    pull(&upstream).await.unwrap();
+    assert_eq!(upstream.state(), State::Reachable);
+}
+
+#[tokio::test]
+async fn without_retry_after_the_rest_doubles() {
+    let (hub, clock, upstream) = start().await;
+    for expected in [10, 20, 40] {
+        hub.once("GET manifests", Fault::limited(None));
+        assert_eq!(seconds(pull(&upstream).await), expected);
+        clock.advance(Duration::from_secs(expected + 1));
+    }
+}
+
+#[tokio::test]
+async fn heads_and_blobs_go_on_while_manifests_rest() {
+    let (hub, _, upstream) = start().await;
+    let digest = hub.push_blob("library/app", b"layer");
+    hub.always("GET manifests", Fault::limited(None));
+    assert!(pull(&upstream).await.is_err());
+    upstream
+        .manifest_head(&name("library/app"), &tag("v1"))
+        .await
+        .unwrap();
+    upstream
+        .blob(&name("library/app"), &digest, 0, None)
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn nothing_left_rests_manifests_only_and_before_any_429() {
+    let (hub, clock, upstream) = start().await;
+    hub.always(
+        "HEAD manifests",
+        Fault::Header("ratelimit-remaining", "0;w=21600".into()),
+    );
+    upstream
+        .manifest_head(&name("library/app"), &tag("v1"))
+        .await
+        .unwrap();
+    assert_eq!(seconds(pull(&upstream).await), 10);
+    assert_eq!(hub.count("GET manifests"), 0);
+    upstream
+        .manifest_head(&name("library/app"), &tag("v1"))
+        .await
+        .unwrap();
+    hub.heal();
+    clock.advance(Duration::from_secs(11));
+    pull(&upstream).await.unwrap();
+}
+
+#[tokio::test]
+async fn rests_are_the_credentials_own() {
+    let (hub, _, upstream) = start().await;
+    hub.once("GET manifests", Fault::limited(Some("300")));
+    assert!(pull(&upstream).await.is_err());
+    upstream.use_credential(Credential::Anonymous, 2);
+    pull(&upstream).await.unwrap();
+}

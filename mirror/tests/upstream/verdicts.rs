@@ -1,0 +1,102 @@
+//! What an upstream says to a credential before it is used.
+
+use mirror::clock::Clock;
+use mirror::credentials::{Credential, Verdict};
+use mirror::secret::Secret;
+use mirror::upstream::Upstream;
+
+use crate::hub::{Auth, Fault, Hub, Tokens};
+use crate::{basic, impatient, upstream};
+
+fn identity(token: &str) -> Credential {
+    Credential::IdentityToken {
+        username: String::new(),
+        token: Secret::new(token),
+    }
+}
+
+#[tokio::test]
+async fn a_password_is_taken_or_refused_by_the_registry() {
+    let hub = Hub::start().await;
+    *hub.auth() = Auth::Basic("jane".into(), "right".into());
+    let upstream = upstream(&hub);
+    assert_eq!(upstream.verify(&basic("jane", "right")).await, Verdict::Accepted);
+    let refused = upstream.verify(&basic("jane", "hunter2")).await;
+    assert!(
+        matches!(&refused, Verdict::Rejected(reason) if !reason.contains("hunter2")),
+        "{refused:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_password_is_taken_or_refused_by_the_token_server_and_tried_once() {
+    let hub = Hub::start().await;
+    let tokens = Tokens::at(&hub).only("jane", "right");
+    *hub.auth() = Auth::Tokens(tokens);
+    let upstream = upstream(&hub);
+    assert_eq!(upstream.verify(&basic("jane", "right")).await, Verdict::Accepted);
+    hub.forget();
+    assert!(matches!(
+        upstream.verify(&basic("jane", "wrong")).await,
+        Verdict::Rejected(_)
+    ));
+    assert_eq!(hub.count("GET /token"), 1);
+}
+
+#[tokio::test]
+async fn an_identity_token_is_taken_or_refused() {
+    let hub = Hub::start().await;
+    let tokens = Tokens::at(&hub).only_identity("right");
+    *hub.auth() = Auth::Tokens(tokens);
+    let upstream = upstream(&hub);
+    assert_eq!(upstream.verify(&identity("right")).await, Verdict::Accepted);
+    assert!(matches!(
+        upstream.verify(&identity("wrong")).await,
+        Verdict::Rejected(_)
+    ));
+    *hub.auth() = Auth::Basic("jane".into(), "right".into());
+    assert!(matches!(
+        upstream.verify(&identity("right")).await,
+        Verdict::Rejected(_)
+    ));
+}
+
+#[tokio::test]
+async fn an_upstream_in_trouble_gives_no_verdict() {
+    let mut hub = Hub::start().await;
+    let tokens = Tokens::at(&hub).only("jane", "right");
+    *hub.auth() = Auth::Tokens(tokens);
+    let upstream = Upstream::with_options(&hub.config(), impatient(Clock::system())).unwrap();
+    for fault in [Fault::status(503), Fault::limited(None), Fault::Reset] {
+        hub.always("GET /token", fault);
+        let verdict = upstream.verify(&basic("jane", "right")).await;
+        assert!(matches!(verdict, Verdict::NoVerdict(_)), "{verdict:?}");
+        hub.heal();
+    }
+    hub.stop();
+    let verdict = upstream.verify(&basic("jane", "right")).await;
+    assert!(matches!(verdict, Verdict::NoVerdict(_)), "{verdict:?}");
+}
+
+#[tokio::test]
+async fn a_token_server_that_may_not_see_the_password_gives_no_verdict_about_it() {
+    let hub = Hub::start().await;
+    let mut tokens = Tokens::at(&hub);
+    tokens.realm = format!("http://localhost:{}/token", hub.url().port().unwrap());
+    *hub.auth() = Auth::Tokens(tokens);
+    let verdict = upstream(&hub).verify(&basic("jane", "right")).await;
+    assert!(
+        matches!(&verdict, Verdict::NoVerdict(reason) if reason.contains("trust.realms")),
+        "{verdict:?}"
+    );
+}
+
+#[tokio::test]
+async fn nothing_needs_no_verdict() {
+    let hub = Hub::start().await;
+    assert_eq!(
+        upstream(&hub).verify(&Credential::Anonymous).await,
+        Verdict::Accepted
+    );
+    assert_eq!(hub.count("*"), 0);
+}
