@@ -126,7 +126,7 @@ mod tests {
     }
 
     fn seconds(rests: &Rests, headers: &HeaderMap) -> u64 {
-        rests.limited(Class::Manifest, headers).as_secs_f64().round() as u64
+        (rests.limited(Class::Manifest, headers) + Duration::from_millis(500)).as_secs()
     }
 
     #[test]

@@ -1,4 +1,5 @@
 //! An upstream over real sockets: every rule about what it is asked, shown and believed.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may fail")]
 
 #[path = "../fixtures/hub.rs"]
 mod hub;

@@ -26,7 +26,9 @@ async fn pull(upstream: &Upstream) -> Result<(), Error> {
 
 fn seconds(result: Result<(), Error>) -> u64 {
     match result {
-        Err(Error::RateLimited { retry_after }) => retry_after.as_millis().div_ceil(1000) as u64,
+        Err(Error::RateLimited { retry_after }) => {
+            retry_after.as_secs() + u64::from(retry_after.subsec_nanos() > 0)
+        }
         other => panic!("{other:?}"),
     }
 }
