@@ -9,6 +9,12 @@ help: ## list the targets
 test: ## every check and every test that this machine can run
 	@scripts/test
 
+demo: ## a registry, a mirror without a cluster, three pulls: cold, warm, registry gone
+	@scripts/demo local
+
+demo-cluster: ## the same with the chart on Kubernetes: a real node for root, else a control plane and Pods as processes
+	@scripts/demo cluster
+
 lint: ## formatting, clippy, unused dependencies, licences
 	@scripts/lint
 
@@ -16,8 +22,17 @@ generate: ## write what is generated from code: the definition, its documentatio
 	UPDATE=1 cargo test --locked -p registry-mirror-crds --test generated
 	UPDATE=1 cargo test --locked -p tests --test generated
 
+image: ## the image of operator and mirror, built without a daemon, in target/image
+	@scripts/image
+
+cluster-up: ## a real Kubernetes node in namespaces of its own (root); then tests/cluster/in kubectl …
+	@tests/cluster/up
+
+cluster-down: ## take it away
+	@tests/cluster/down
+
 install: ## build the programs and put them into PREFIX/bin (default: cargo's)
 	cargo install --locked --path mirror $(if $(PREFIX),--root $(PREFIX))
 	cargo install --locked --path operator $(if $(PREFIX),--root $(PREFIX))
 
-.PHONY: help test lint generate install
+.PHONY: help demo demo-cluster test lint generate image cluster-up cluster-down install

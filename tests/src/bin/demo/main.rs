@@ -14,7 +14,6 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use testbed::Node;
 
 /// Pulls an image through a mirror: cold, warm, and with its registry gone.
 #[derive(Parser)]
@@ -33,9 +32,9 @@ struct Arguments {
 enum Way {
     /// Without a cluster, by `registry-mirror local`.
     Local,
-    /// On a real node where this user is root, else on a real control plane whose Pods run as processes.
-    Cluster {
-        /// The operator's and the mirrors' image, which a real node imports.
+    /// On a real node, which needs root.
+    Node {
+        /// The operator's and the mirrors' image, as an OCI archive.
         #[arg(long, value_name = "ARCHIVE")]
         image: PathBuf,
     },
@@ -68,10 +67,8 @@ async fn run(arguments: Arguments) -> Result<bool, Box<dyn Error>> {
     };
     match arguments.way {
         Way::Local => local::run(&example, &programs).await,
-        Way::Cluster { image } if Node::is_possible() => {
-            cluster::on_a_new_node(&arguments.example, &image).await
-        }
-        Way::Cluster { .. } | Way::FakeNode => cluster::on_a_fake_node(&example, &programs).await,
+        Way::Node { image } => cluster::on_a_new_node(&arguments.example, &image).await,
+        Way::FakeNode => cluster::on_a_fake_node(&example, &programs).await,
         Way::OnNode => cluster::on_node(&example).await,
     }
 }
