@@ -79,12 +79,12 @@ mod tests {
         Challenge::read(&headers)
     }
 
-    fn bearer(realm: &str, service: Option<&str>, scope: Option<&str>) -> Option<Challenge> {
-        Some(Challenge::Bearer(Bearer {
+    fn bearer(realm: &str, service: Option<&str>, scope: Option<&str>) -> Challenge {
+        Challenge::Bearer(Bearer {
             realm: realm.parse().unwrap(),
             service: service.map(str::to_owned),
             scope: scope.map(str::to_owned),
-        }))
+        })
     }
 
     #[test]
@@ -93,7 +93,11 @@ mod tests {
         let scope = Some("repository:library/nginx:pull");
         assert_eq!(
             read(&[value]),
-            bearer("https://auth.docker.io/token", Some("registry.docker.io"), scope)
+            Some(bearer(
+                "https://auth.docker.io/token",
+                Some("registry.docker.io"),
+                scope
+            ))
         );
     }
 
@@ -102,13 +106,17 @@ mod tests {
         let value = r#"bearer REALM="https://a.example/t", scope="repository:a:pull,push""#;
         assert_eq!(
             read(&[value]),
-            bearer("https://a.example/t", None, Some("repository:a:pull,push"))
+            Some(bearer(
+                "https://a.example/t",
+                None,
+                Some("repository:a:pull,push")
+            ))
         );
     }
 
     #[test]
     fn bearer_is_found_behind_others_in_one_header_and_in_several() {
-        let wanted = bearer("https://a.example/t", None, None);
+        let wanted = Some(bearer("https://a.example/t", None, None));
         assert_eq!(
             read(&[r#"Basic realm="x", Bearer realm="https://a.example/t""#]),
             wanted

@@ -170,7 +170,7 @@ mod tests {
         ] {
             let token = Token::read(body.as_bytes()).unwrap();
             assert_eq!(token.header, "Bearer t");
-            assert_eq!(token.life, Duration::from_secs(60));
+            assert_eq!(token.life, Duration::from_mins(1));
         }
         assert_eq!(
             Token::read(br#"{"token":"t","expires_in":300}"#)
