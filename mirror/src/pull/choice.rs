@@ -9,7 +9,7 @@ const DOCKER_HUB: &str = "docker.io";
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum NoChoice {
     /// `?ns=` names a registry that is not configured.
-    #[error("this mirror has no upstream {0:?}: add it to spec.upstreams, or pull from it directly")]
+    #[error("this mirror has no upstream {0:?}: add it to its upstreams, or pull from the registry itself")]
     UnknownHost(String),
     /// The path leads to one configured registry, `?ns=` to another.
     #[error("the name begins with {prefix} but ?ns= names {ns}: one request can't be for both")]

@@ -1,0 +1,258 @@
+//! Blobs: ranges, resumption, ranges ahead of a fill, no room.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use mirror::digest::Digest;
+use test_case::test_case;
+
+use crate::hub::{Fault, Gate, Hub};
+use crate::pattern;
+use crate::served::{Mirror, cache, header};
+
+const MIB: usize = 1024 * 1024;
+
+fn path(digest: &Digest) -> String {
+    format!("/v2/app/blobs/{digest}")
+}
+
+#[tokio::test]
+async fn a_blob_is_fetched_once_and_served_whole_and_in_parts() {
+    let hub = Hub::start().await;
+    let data = pattern(MIB);
+    let digest = hub.push_blob("library/app", &data);
+    let mirror = Mirror::of(&hub).await;
+    assert_eq!(
+        mirror.fetch(&path(&digest)).await,
+        (200, Some(Bytes::from(data.clone())))
+    );
+    mirror.settled().await;
+    let request = mirror
+        .request("GET", &path(&digest))
+        .header("range", "bytes=1000-1999");
+    let part = request.send().await.unwrap();
+    assert_eq!((part.status().as_u16(), header(&part, "x-cache")), (206, "HIT"));
+    assert_eq!(header(&part, "content-range"), format!("bytes 1000-1999/{MIB}"));
+    assert_eq!(part.bytes().await.unwrap(), data[1000..2000]);
+    assert_eq!(hub.count("GET blobs"), 1);
+}
+
+#[tokio::test]
+async fn several_ranges_come_as_multipart_of_the_announced_length() {
+    let hub = Hub::start().await;
+    let digest = hub.push_blob("library/app", pattern(1000));
+    let mirror = Mirror::of(&hub).await;
+    let request = mirror
+        .request("GET", &path(&digest))
+        .header("range", "bytes=0-1,500-503,-2");
+    let answer = request.send().await.unwrap();
+    assert_eq!(answer.status(), 206);
+    assert!(header(&answer, "content-type").starts_with("multipart/byteranges; boundary="));
+    let announced: usize = header(&answer, "content-length").parse().unwrap();
+    let body = answer.bytes().await.unwrap();
+    assert_eq!(body.len(), announced);
+    let text = String::from_utf8_lossy(&body).into_owned();
+    for range in ["bytes 0-1/1000", "bytes 500-503/1000", "bytes 998-999/1000"] {
+        assert!(text.contains(range), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn a_range_beyond_the_end_is_416_and_head_ignores_ranges() {
+    let hub = Hub::start().await;
+    let digest = hub.push_blob("library/app", pattern(1000));
+    let mirror = Mirror::of(&hub).await;
+    let ranged = |method| {
+        mirror
+            .request(method, &path(&digest))
+            .header("range", "bytes=1000-")
+            .send()
+    };
+    let answer = ranged("GET").await.unwrap();
+    assert_eq!(
+        (answer.status().as_u16(), header(&answer, "content-range")),
+        (416, "bytes */1000")
+    );
+    let answer = ranged("HEAD").await.unwrap();
+    assert_eq!(
+        (answer.status().as_u16(), header(&answer, "content-length")),
+        (200, "1000")
+    );
+}
+
+#[tokio::test]
+async fn head_of_a_cold_blob_downloads_nothing() {
+    let hub = Hub::start().await;
+    let digest = hub.push_blob("library/app", pattern(1000));
+    let mirror = Mirror::of(&hub).await;
+    let answer = mirror.request("HEAD", &path(&digest)).send().await.unwrap();
+    assert_eq!(
+        (answer.status().as_u16(), header(&answer, "content-length")),
+        (200, "1000")
+    );
+    assert_eq!((hub.count("GET blobs"), mirror.store.usage().blobs), (0, 0));
+}
+
+#[test_case(MIB / 4; "at a quarter")]
+#[test_case(MIB / 2; "half-way")]
+#[test_case(MIB - 1; "before the last byte")]
+#[tokio::test]
+async fn a_broken_connection_is_resumed_where_it_broke(at: usize) {
+    let hub = Hub::start().await;
+    let data = pattern(MIB);
+    let digest = hub.push_blob("library/app", &data);
+    hub.once("GET blobs", Fault::Cut(at));
+    let mirror = Mirror::of(&hub).await;
+    assert_eq!(mirror.fetch(&path(&digest)).await, (200, Some(data.into())));
+    let asked = hub.seen("GET blobs");
+    assert_eq!(asked.len(), 2);
+    assert!(asked[1].range().unwrap().starts_with("bytes="));
+}
+
+#[test_case(&Fault::IgnoreRange; "ignored")]
+#[test_case(&Fault::refuse_range(); "refused")]
+#[tokio::test]
+async fn where_ranges_are_not_served_a_broken_blob_starts_over_unnoticed(second: &Fault) {
+    let hub = Hub::start().await;
+    let data = pattern(MIB);
+    let digest = hub.push_blob("library/app", &data);
+    hub.once("GET blobs", Fault::Cut(MIB / 2));
+    hub.once("GET blobs", second.clone());
+    let mirror = Mirror::of(&hub).await;
+    assert_eq!(mirror.fetch(&path(&digest)).await, (200, Some(data.into())));
+}
+
+#[tokio::test]
+async fn a_stalled_upstream_is_left_and_resumed() {
+    let hub = Hub::start().await;
+    let data = pattern(MIB);
+    let digest = hub.push_blob("library/app", &data);
+    hub.once("GET blobs", Fault::Stall(MIB / 2));
+    let mirror = Mirror::of(&hub).await;
+    assert_eq!(mirror.fetch(&path(&digest)).await, (200, Some(data.into())));
+}
+
+#[tokio::test]
+async fn an_upstream_that_never_gets_on_is_given_up_and_the_client_cut_short() {
+    let hub = Hub::start().await;
+    let digest = hub.push_blob("library/app", pattern(2 * MIB));
+    hub.once("GET blobs", Fault::Cut(MIB));
+    hub.always("GET blobs", Fault::Reset);
+    let mirror = Mirror::of(&hub).await;
+    assert_eq!(mirror.fetch(&path(&digest)).await, (200, None));
+    mirror.settled().await;
+    assert_eq!(mirror.store.usage().blobs, 0);
+}
+
+#[test_case("bytes=15728640-", 15 * MIB..16 * MIB; "up to the end, once the whole is verified")]
+#[test_case("bytes=12582912-12583911", 12 * MIB..12 * MIB + 1000; "closed, at once")]
+#[tokio::test]
+async fn a_range_far_ahead_of_the_fill_does_not_wait_for_it(range: &str, part: std::ops::Range<usize>) {
+    let hub = Hub::start().await;
+    let data = pattern(16 * MIB);
+    let digest = hub.push_blob("library/app", &data);
+    let (mirror, gate) = (Mirror::of(&hub).await, Gate::shut());
+    hub.once("GET blobs", Fault::Wait(MIB, gate.clone()));
+    let whole = mirror.get(&path(&digest)).await;
+    let mut ahead = mirror
+        .request("GET", &path(&digest))
+        .header("range", range)
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(ahead.status(), 206);
+    let first = ahead.chunk().await.unwrap().unwrap();
+    gate.open();
+    let rest = ahead.bytes().await.unwrap();
+    assert_eq!([first, rest].concat(), data[part]);
+    assert_eq!(whole.bytes().await.unwrap(), data);
+    assert_eq!(
+        hub.seen("GET blobs")
+            .iter()
+            .filter(|seen| seen.range().is_none())
+            .count(),
+        1
+    );
+}
+
+#[test_case(100_000; "small")]
+#[test_case(2 * MIB; "large")]
+#[tokio::test]
+async fn what_does_not_fit_passes_uncached(size: usize) {
+    let hub = Hub::start().await;
+    let data = pattern(size);
+    let digest = hub.push_blob("library/app", &data);
+    let mirror = Mirror::with(&[(&hub, "docker.io")], cache(), Some(50_000)).await;
+    assert_eq!(
+        mirror.fetch(&path(&digest)).await,
+        (200, Some(data.clone().into()))
+    );
+    assert_eq!(hub.count("GET blobs"), 1);
+    let request = mirror
+        .request("GET", &path(&digest))
+        .header("range", "bytes=50000-");
+    assert_eq!(
+        request.send().await.unwrap().bytes().await.unwrap(),
+        data[50_000..]
+    );
+    assert_eq!(mirror.store.usage().blobs, 0);
+}
+
+#[tokio::test]
+async fn content_of_one_repository_needs_upstreams_yes_for_another_but_no_second_download() {
+    let hub = Hub::start().await;
+    let data = pattern(1000);
+    let digest = hub.push_blob("library/app", &data);
+    hub.push_blob("org/allowed", &data);
+    let mirror = Mirror::of(&hub).await;
+    mirror.fetch(&path(&digest)).await;
+    mirror.settled().await;
+    assert_eq!(
+        mirror.fetch(&format!("/v2/org/allowed/blobs/{digest}")).await,
+        (200, Some(data.into()))
+    );
+    assert_eq!(
+        mirror.fetch(&format!("/v2/org/denied/blobs/{digest}")).await.0,
+        404
+    );
+    let whole = |seen: &&crate::hub::Seen| seen.range().is_none();
+    assert_eq!(hub.seen("GET blobs").iter().filter(whole).count(), 1);
+}
+
+#[tokio::test]
+async fn a_fill_that_everybody_left_is_kept() {
+    let hub = Hub::start().await;
+    let data = pattern(4 * MIB);
+    let digest = hub.push_blob("library/app", &data);
+    let (mirror, gate) = (Mirror::of(&hub).await, Gate::shut());
+    hub.once("GET blobs", Fault::Wait(MIB, gate.clone()));
+    let mut client = mirror.get(&path(&digest)).await;
+    client.chunk().await.unwrap();
+    drop(client);
+    gate.open();
+    mirror.settled().await;
+    let again = mirror.get(&path(&digest)).await;
+    assert_eq!(header(&again, "x-cache"), "HIT");
+    assert_eq!(again.bytes().await.unwrap(), data);
+    assert_eq!(hub.count("GET blobs"), 1);
+}
+
+#[tokio::test]
+async fn a_client_that_joins_half_way_gets_its_first_byte_at_once() {
+    let hub = Hub::start().await;
+    let data = pattern(4 * MIB);
+    let digest = hub.push_blob("library/app", &data);
+    let (mirror, gate) = (Mirror::of(&hub).await, Gate::shut());
+    hub.once("GET blobs", Fault::Wait(2 * MIB, gate.clone()));
+    let mut first = mirror.get(&path(&digest)).await;
+    first.chunk().await.unwrap();
+    let mut second = mirror.get(&path(&digest)).await;
+    assert_eq!(header(&second, "x-cache"), "COALESCED");
+    let early = tokio::time::timeout(Duration::from_secs(10), second.chunk())
+        .await
+        .unwrap()
+        .unwrap()
+        .unwrap();
+    gate.open();
+    assert_eq!([early, second.bytes().await.unwrap()].concat(), data);
+}

@@ -1,0 +1,46 @@
+//! Which upstream a request reaches.
+
+use test_case::test_case;
+
+use crate::hub::Hub;
+use crate::served::{Mirror, cache, header};
+
+#[test_case("/v2/app/manifests/1", "docker.io"; "the default, with library")]
+#[test_case("/v2/library/app/manifests/1?ns=docker.io", "docker.io"; "by ns")]
+#[test_case("/v2/org/app/manifests/1?ns=quay.io", "quay.io"; "another by ns")]
+#[test_case("/v2/quay.io/org/app/manifests/1", "quay.io"; "by path prefix")]
+#[test_case("/v2/quay.io/org/app/manifests/1?ns=quay.io", "quay.io"; "by both")]
+#[tokio::test]
+async fn a_request_reaches_the_upstream_that_it_names(path: &str, host: &str) {
+    let (hub, quay) = (Hub::start().await, Hub::start().await);
+    hub.push_image("library/app", "1", &[b"layer"]);
+    quay.push_image("org/app", "1", &[b"layer"]);
+    let mirror = Mirror::with(&[(&hub, "docker.io"), (&quay, "quay.io")], cache(), None).await;
+    let answer = mirror.get(path).await;
+    assert_eq!(
+        (answer.status().as_u16(), header(&answer, "oci-namespace")),
+        (200, host)
+    );
+    assert_eq!(hub.count("GET ") + quay.count("GET "), 1);
+}
+
+#[test_case("/v2/app/manifests/1?ns=gcr.io"; "a host that is not configured")]
+#[test_case("/v2/quay.io/app/manifests/1?ns=docker.io"; "two hosts")]
+#[tokio::test]
+async fn a_request_for_nobody_is_404_and_nobody_is_asked(path: &str) {
+    let (hub, quay) = (Hub::start().await, Hub::start().await);
+    let mirror = Mirror::with(&[(&hub, "docker.io"), (&quay, "quay.io")], cache(), None).await;
+    assert_eq!(mirror.get(path).await.status(), 404);
+    assert_eq!(hub.count("* ") + quay.count("* "), 0);
+}
+
+#[tokio::test]
+async fn tags_of_one_registry_are_never_served_as_anothers() {
+    let (hub, quay) = (Hub::start().await, Hub::start().await);
+    hub.push_image("org/app", "1", &[b"hub"]);
+    quay.push_image("org/app", "1", &[b"quay"]);
+    let mirror = Mirror::with(&[(&hub, "docker.io"), (&quay, "quay.io")], cache(), None).await;
+    let ours = mirror.get("/v2/org/app/manifests/1").await;
+    let theirs = mirror.get("/v2/org/app/manifests/1?ns=quay.io").await;
+    assert_ne!(header(&ours, "etag"), header(&theirs, "etag"));
+}

@@ -1,0 +1,90 @@
+//! Tags, referrers and the catalog.
+
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::hub::{Fault, Hub};
+use crate::served::{Mirror, header, json as body_of};
+
+#[tokio::test]
+async fn tags_come_from_upstream_page_by_page() {
+    let hub = Hub::start().await;
+    for tag in ["a", "b", "c"] {
+        hub.push_image("library/app", tag, &[tag.as_bytes()]);
+    }
+    let mirror = Mirror::of(&hub).await;
+    let first = mirror.get("/v2/app/tags/list?n=2&ns=docker.io").await;
+    let link = header(&first, "link").to_owned();
+    assert_eq!(body_of(first).await, json!({"name": "app", "tags": ["a", "b"]}));
+    let next = link.strip_prefix('<').unwrap().split_once('>').unwrap().0;
+    assert!(
+        next.starts_with("/v2/app/tags/list?") && next.contains("ns=docker.io"),
+        "{link}"
+    );
+    let second = mirror.get(next).await;
+    assert_eq!(body_of(second).await["tags"], json!(["c"]));
+}
+
+#[tokio::test]
+async fn while_upstream_fails_the_cached_tags_are_listed() {
+    let hub = Hub::start().await;
+    hub.push_image("library/app", "a", &[b"a"]);
+    let mirror = Mirror::of(&hub).await;
+    mirror.get("/v2/app/manifests/a").await;
+    hub.always("* tags", Fault::status(500));
+    let answer = mirror.get("/v2/app/tags/list").await;
+    assert_eq!(header(&answer, "x-cache"), "STALE");
+    assert_eq!(body_of(answer).await["tags"], json!(["a"]));
+}
+
+#[tokio::test]
+async fn the_catalog_lists_what_is_cached() {
+    let hub = Hub::start().await;
+    hub.push_image("library/app", "a", &[b"a"]);
+    let mirror = Mirror::of(&hub).await;
+    mirror.get("/v2/app/manifests/a").await;
+    let catalog = body_of(mirror.get("/v2/_catalog").await).await;
+    assert_eq!(catalog, json!({"repositories": ["library/app"]}));
+}
+
+#[tokio::test]
+async fn an_upstream_without_referrers_stays_404() {
+    let hub = Hub::start().await;
+    let (digest, _) = hub.push_image("library/app", "a", &[b"a"]);
+    hub.always("* referrers", Fault::html(404));
+    let mirror = Mirror::of(&hub).await;
+    assert_eq!(
+        mirror.get(&format!("/v2/app/referrers/{digest}")).await.status(),
+        404
+    );
+}
+
+#[tokio::test]
+async fn referrers_are_asked_for_once_while_fresh_filtered_here_and_served_stale() {
+    let hub = Hub::start().await;
+    let (digest, _) = hub.push_image("library/app", "a", &[b"a"]);
+    let index =
+        json!({"schemaVersion": 2, "manifests": [{"artifactType": "x/sig"}, {"artifactType": "x/sbom"}]});
+    let kind = vec![(
+        "content-type",
+        "application/vnd.oci.image.index.v1+json".to_owned(),
+    )];
+    let answer = Fault::Answer(http::StatusCode::OK, kind, index.to_string().into());
+    hub.always("GET referrers", answer);
+    let mirror = Mirror::of(&hub).await;
+    let path = format!("/v2/app/referrers/{digest}");
+    let all = body_of(mirror.get(&path).await).await;
+    assert_eq!(all["manifests"].as_array().unwrap().len(), 2);
+    let some = mirror.get(&format!("{path}?artifactType=x/sig")).await;
+    assert_eq!(header(&some, "oci-filters-applied"), "artifactType");
+    assert_eq!(
+        body_of(some).await["manifests"],
+        json!([{"artifactType": "x/sig"}])
+    );
+    assert_eq!(hub.count("GET referrers"), 1);
+    hub.heal();
+    hub.always("GET referrers", Fault::status(500));
+    mirror.clock.advance(Duration::from_mins(6));
+    assert_eq!(header(&mirror.get(&path).await, "x-cache"), "STALE");
+}

@@ -1,0 +1,25 @@
+//! The mirror between real sockets: a misbehaving upstream on one side, HTTP clients on the other.
+
+#[path = "../fixtures/hub.rs"]
+mod hub;
+
+mod blobs;
+mod choice;
+mod herd;
+mod lists;
+mod manifests;
+mod refusals;
+mod served;
+mod wrong_bytes;
+
+use std::time::Duration;
+
+/// The longest that a test waits for what has to happen.
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// Bytes that differ from place to place.
+fn pattern(length: usize) -> Vec<u8> {
+    (0..length)
+        .map(|i| u8::try_from((i * 7 + i / 251) % 251).unwrap())
+        .collect()
+}

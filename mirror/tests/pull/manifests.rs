@@ -1,0 +1,192 @@
+//! Manifests by tag and digest: fresh, moved, stale, refused.
+
+use std::time::Duration;
+
+use test_case::test_case;
+
+use crate::hub::{Fault, Gate, Hub};
+use crate::served::{Mirror, cache, header};
+
+const PATH: &str = "/v2/app/manifests/1";
+
+#[tokio::test]
+async fn a_tag_is_asked_for_once_while_it_is_fresh_and_by_head_once_it_is_not() {
+    let hub = Hub::start().await;
+    let (digest, _) = hub.push_image("library/app", "1", &[b"layer"]);
+    let mirror = Mirror::of(&hub).await;
+    let first = mirror.get(PATH).await;
+    assert_eq!(header(&first, "x-cache"), "MISS");
+    assert_eq!(header(&first, "docker-content-digest"), digest.as_str());
+    assert_eq!(header(&first, "etag"), format!("\"{digest}\""));
+    assert_eq!(header(&mirror.get(PATH).await, "x-cache"), "HIT");
+    assert_eq!((hub.count("GET manifests"), hub.count("HEAD manifests")), (1, 0));
+    mirror.clock.advance(Duration::from_mins(6));
+    assert_eq!(header(&mirror.get(PATH).await, "x-cache"), "HIT");
+    assert_eq!((hub.count("GET manifests"), hub.count("HEAD manifests")), (1, 1));
+}
+
+#[tokio::test]
+async fn a_tag_that_moved_is_fetched_anew_by_digest() {
+    let hub = Hub::start().await;
+    hub.push_image("library/app", "1", &[b"old"]);
+    let mirror = Mirror::of(&hub).await;
+    mirror.get(PATH).await;
+    let (moved, _) = hub.push_image("library/app", "1", &[b"new"]);
+    mirror.clock.advance(Duration::from_mins(6));
+    let second = mirror.get(PATH).await;
+    assert_eq!(header(&second, "docker-content-digest"), moved.as_str());
+    assert_eq!(hub.count(&format!("GET manifests/{moved}")), 1);
+}
+
+#[tokio::test]
+async fn where_head_is_refused_the_tag_is_fetched() {
+    let hub = Hub::start().await;
+    hub.push_image("library/app", "1", &[b"layer"]);
+    hub.always("HEAD manifests", Fault::status(405));
+    let mirror = Mirror::of(&hub).await;
+    mirror.get(PATH).await;
+    mirror.clock.advance(Duration::from_mins(6));
+    assert_eq!(mirror.get(PATH).await.status(), 200);
+    assert_eq!(hub.count("GET manifests"), 2);
+}
+
+#[test_case(&Fault::status(500); "500")]
+#[test_case(&Fault::limited(None); "429")]
+#[test_case(&Fault::html(404); "a 404 that no registry wrote")]
+#[test_case(&Fault::status(403); "403")]
+#[test_case(&Fault::Reset; "the connection ends")]
+#[test_case(&Fault::Hang; "no answer")]
+#[tokio::test]
+async fn while_upstream_fails_the_last_known_answer_is_served_within_two_seconds(fault: &Fault) {
+    let hub = Hub::start().await;
+    let (digest, _) = hub.push_image("library/app", "1", &[b"layer"]);
+    let mirror = Mirror::of(&hub).await;
+    mirror.get(PATH).await;
+    mirror.clock.advance(Duration::from_mins(6));
+    hub.always("* manifests", fault.clone());
+    let answer = tokio::time::timeout(Duration::from_secs(10), mirror.get(PATH))
+        .await
+        .unwrap();
+    assert_eq!(
+        (answer.status().as_u16(), header(&answer, "x-cache")),
+        (200, "STALE")
+    );
+    assert_eq!(header(&answer, "docker-content-digest"), digest.as_str());
+    assert!(header(&answer, "warning").starts_with("299 - \""));
+}
+
+#[tokio::test]
+async fn stale_ends_with_staleiferror() {
+    let hub = Hub::start().await;
+    hub.push_image("library/app", "1", &[b"layer"]);
+    let mirror = Mirror::of(&hub).await;
+    mirror.get(PATH).await;
+    hub.always("* manifests", Fault::status(500));
+    mirror.clock.advance(Duration::from_mins(61));
+    assert_eq!(mirror.get(PATH).await.status(), 503);
+}
+
+#[tokio::test]
+async fn a_tag_that_is_gone_upstream_is_gone_here_but_its_digest_is_served() {
+    let hub = Hub::start().await;
+    let (digest, _) = hub.push_image("library/app", "1", &[b"layer"]);
+    let mirror = Mirror::of(&hub).await;
+    mirror.get(PATH).await;
+    hub.content().remove("library/app");
+    mirror.clock.advance(Duration::from_mins(6));
+    assert_eq!(mirror.get(PATH).await.status(), 404);
+    assert_eq!(
+        mirror.get(&format!("/v2/app/manifests/{digest}")).await.status(),
+        200
+    );
+}
+
+#[tokio::test]
+async fn a_digest_is_never_asked_about_again() {
+    let hub = Hub::start().await;
+    let (digest, _) = hub.push_image("library/app", "1", &[b"layer"]);
+    let mirror = Mirror::of(&hub).await;
+    let path = format!("/v2/app/manifests/{digest}");
+    mirror.get(&path).await;
+    mirror.clock.advance(Duration::from_hours(24));
+    assert_eq!(header(&mirror.get(&path).await, "x-cache"), "HIT");
+    assert_eq!(hub.count("* manifests"), 1);
+}
+
+#[test_case(&Fault::html(200); "a page with 200")]
+#[test_case(&Fault::Corrupt; "a flipped bit")]
+#[test_case(&Fault::Gzip; "compressed")]
+#[test_case(&Fault::Cut(10); "cut short")]
+#[test_case(&Fault::Header("docker-content-digest", format!("sha256:{}", "0".repeat(64))); "a digest that lies")]
+#[tokio::test]
+async fn a_wrong_manifest_is_neither_served_nor_kept(fault: &Fault) {
+    let hub = Hub::start().await;
+    let (digest, _) = hub.push_image("library/app", "1", &[b"layer"]);
+    let mirror = Mirror::of(&hub).await;
+    hub.always("GET manifests", fault.clone());
+    assert_eq!(
+        mirror.get(&format!("/v2/app/manifests/{digest}")).await.status(),
+        503
+    );
+    assert_eq!(mirror.store.usage().blobs, 0);
+    hub.heal();
+    assert_eq!(mirror.get(PATH).await.status(), 200);
+}
+
+#[tokio::test]
+async fn a_hundred_clients_of_a_cold_tag_cost_one_request() {
+    let hub = Hub::start().await;
+    hub.push_image("library/app", "1", &[b"layer"]);
+    let (mirror, gate) = (Mirror::of(&hub).await, Gate::shut());
+    hub.once("GET manifests", Fault::Hold(gate.clone()));
+    let clients = futures::future::join_all((0..100).map(|_| mirror.get(PATH)));
+    let opened = async {
+        while mirror.metrics.requests_active.get() == 0 && hub.count("GET manifests") == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        gate.open();
+    };
+    let (answers, ()) = tokio::join!(clients, opened);
+    assert!(answers.iter().all(|answer| answer.status() == 200));
+    assert_eq!(hub.count("GET manifests"), 1);
+}
+
+#[tokio::test]
+async fn without_tagttl_every_request_for_a_tag_asks_upstream() {
+    let hub = Hub::start().await;
+    hub.push_image("library/app", "1", &[b"layer"]);
+    let mut cache = cache();
+    cache.tag_ttl = Duration::ZERO;
+    let mirror = Mirror::with(&[(&hub, "docker.io")], cache, None).await;
+    for _ in 0..3 {
+        assert_eq!(mirror.get(PATH).await.status(), 200);
+    }
+    assert_eq!((hub.count("GET manifests"), hub.count("HEAD manifests")), (1, 2));
+}
+
+#[tokio::test]
+async fn a_client_that_has_it_gets_304() {
+    let hub = Hub::start().await;
+    let (digest, _) = hub.push_image("library/app", "1", &[b"layer"]);
+    let mirror = Mirror::of(&hub).await;
+    let request = mirror
+        .request("GET", PATH)
+        .header("if-none-match", format!("W/\"{digest}\""));
+    let answer = request.send().await.unwrap();
+    assert_eq!(answer.status(), 304);
+    assert_eq!(header(&answer, "docker-content-digest"), digest.as_str());
+}
+
+#[tokio::test]
+async fn schema_1_is_refused_with_the_reason() {
+    let hub = Hub::start().await;
+    let kind = "application/vnd.docker.distribution.manifest.v1+prettyjws";
+    hub.push_manifest("library/app", Some("1"), kind, r#"{"schemaVersion":1}"#);
+    let answer = Mirror::of(&hub).await.fetch(PATH).await;
+    assert_eq!(answer.0, 404);
+    let body = String::from_utf8(answer.1.unwrap().to_vec()).unwrap();
+    assert!(
+        body.contains("MANIFEST_UNKNOWN") && body.contains("schema 1"),
+        "{body}"
+    );
+}

@@ -1,0 +1,88 @@
+//! The answer table where nothing is cached, and requests that no pull-through answers.
+
+use test_case::test_case;
+
+use crate::hub::{Fault, Hub};
+use crate::served::{Mirror, header, json as body_of};
+
+#[test_case(&Fault::error(404, "MANIFEST_UNKNOWN"), 404, "MANIFEST_UNKNOWN"; "a registry's 404")]
+#[test_case(&Fault::html(404), 503, "TOOMANYREQUESTS"; "any other 404")]
+#[test_case(&Fault::status(401), 403, "DENIED"; "401 becomes 403")]
+#[test_case(&Fault::status(403), 403, "DENIED"; "403")]
+#[test_case(&Fault::limited(Some("7")), 429, "TOOMANYREQUESTS"; "429")]
+#[test_case(&Fault::status(500), 503, "TOOMANYREQUESTS"; "500")]
+#[test_case(&Fault::Reset, 503, "TOOMANYREQUESTS"; "a reset")]
+#[tokio::test]
+async fn with_nothing_cached_the_answer_table_holds(fault: &Fault, status: u16, code: &str) {
+    let hub = Hub::start().await;
+    hub.always("* manifests", fault.clone());
+    let mirror = Mirror::of(&hub).await;
+    let answer = mirror.get("/v2/app/manifests/1").await;
+    assert_eq!(answer.status(), status);
+    assert_eq!(
+        answer.headers().contains_key("retry-after"),
+        status == 429 || status == 503
+    );
+    assert!(!answer.headers().contains_key("www-authenticate"));
+    let body = body_of(answer).await;
+    assert_eq!(body["errors"][0]["code"], code);
+}
+
+#[tokio::test]
+async fn an_upstreams_retry_after_is_passed_on() {
+    let hub = Hub::start().await;
+    hub.always("* manifests", Fault::limited(Some("7")));
+    let answer = Mirror::of(&hub).await.get("/v2/app/manifests/1").await;
+    let wait: u64 = header(&answer, "retry-after").parse().unwrap();
+    assert!((1..=7).contains(&wait), "{wait}");
+}
+
+#[tokio::test]
+async fn what_is_not_there_is_asked_for_once_in_a_burst() {
+    let hub = Hub::start().await;
+    let mirror = Mirror::of(&hub).await;
+    for _ in 0..5 {
+        assert_eq!(mirror.get("/v2/app/manifests/none").await.status(), 404);
+    }
+    assert_eq!(hub.count("* manifests"), 1);
+}
+
+#[test_case("POST", "/v2/app/blobs/uploads/"; "an upload")]
+#[test_case("PUT", "/v2/app/manifests/1"; "a push")]
+#[test_case("DELETE", "/v2/app/manifests/1"; "a delete")]
+#[tokio::test]
+async fn changes_are_405_and_upstream_is_not_asked(method: &str, path: &str) {
+    let hub = Hub::start().await;
+    let mirror = Mirror::of(&hub).await;
+    let answer = mirror.request(method, path).send().await.unwrap();
+    assert_eq!(
+        (answer.status().as_u16(), header(&answer, "allow")),
+        (405, "GET, HEAD")
+    );
+    assert_eq!(hub.count("* "), 0);
+}
+
+#[test_case("/v2/app/blobs/sha256:abc", 400; "a broken digest")]
+#[test_case("/v2/app/manifests/sha256:abc", 400; "a broken digest of a manifest")]
+#[test_case("/v2/app/manifests/.INVALID", 404; "a tag that can't be")]
+#[test_case("/v2/App/manifests/1", 400; "a name that can't be")]
+#[test_case("/v2/../../etc/passwd", 404; "a path that leads out")]
+#[test_case("/v2/..%2f..%2fetc/manifests/1", 400; "an encoded path that leads out")]
+#[test_case("/v2/app/tags/list?n=x", 400; "a page size that is no number")]
+#[tokio::test]
+async fn bad_requests_are_refused_without_asking_upstream(path: &str, status: u16) {
+    let hub = Hub::start().await;
+    assert_eq!(Mirror::of(&hub).await.get(path).await.status(), status);
+    assert_eq!(hub.count("* "), 0);
+}
+
+#[tokio::test]
+async fn the_base_says_that_this_is_a_registry() {
+    let hub = Hub::start().await;
+    let mirror = Mirror::of(&hub).await;
+    for path in ["/", "/v2", "/v2/"] {
+        let answer = mirror.get(path).await;
+        assert_eq!(answer.status(), 200);
+        assert_eq!(header(&answer, "docker-distribution-api-version"), "registry/2.0");
+    }
+}

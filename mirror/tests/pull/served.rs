@@ -1,0 +1,161 @@
+//! A mirror over a store of its own, served on a port of its own.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ::http::HeaderMap;
+use bytes::Bytes;
+use mirror::clock::Clock;
+use mirror::config::{Cache, MaxSize, TtlFrom};
+use mirror::http::serve::{self, Listener};
+use mirror::http::{self, Settings};
+use mirror::metrics::Metrics;
+use mirror::pull::{Live, Origin, Pull};
+use mirror::store::{Options, Store};
+use mirror::upstream::{self, Upstream};
+use reqwest::{Client, RequestBuilder, Response};
+use tokio::net::TcpListener;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use crate::LIMIT;
+use crate::hub::Hub;
+
+pub struct Mirror {
+    pub url: String,
+    pub clock: Clock,
+    pub store: Store,
+    pub pull: Arc<Pull>,
+    pub metrics: Metrics,
+    client: Client,
+    _directory: tempfile::TempDir,
+    _running: DropGuard,
+}
+
+/// Fresh for five minutes, stale for an hour.
+pub fn cache() -> Cache {
+    Cache {
+        ttl: Some(Duration::from_hours(168)),
+        ttl_from: TtlFrom::LastUse,
+        tag_ttl: Duration::from_mins(5),
+        stale_if_error: Duration::from_hours(1),
+        max_size: None,
+        pinned: mirror::config::Globs::default(),
+        offline: false,
+        scrub_period: None,
+    }
+}
+
+/// The settings for one or more upstreams; the clients lose patience quickly.
+pub fn live(hubs: &[(&Hub, &str)], cache: Cache, clock: &Clock) -> Live {
+    let origin = |(hub, host): &(&Hub, &str)| {
+        let settings = hub.config_as(host);
+        let timeouts = upstream::Timeouts {
+            idle: Duration::from_secs(1),
+            ..upstream::Timeouts::default()
+        };
+        let options = upstream::Options {
+            clock: clock.clone(),
+            timeouts,
+            ..upstream::Options::default()
+        };
+        let client = Arc::new(Upstream::with_options(&settings, options).unwrap());
+        Origin { settings, client }
+    };
+    Live {
+        upstreams: hubs.iter().map(origin).collect(),
+        cache,
+    }
+}
+
+impl Mirror {
+    /// A mirror of this upstream, as `docker.io`.
+    pub async fn of(hub: &Hub) -> Self {
+        Self::with(&[(hub, "docker.io")], cache(), None).await
+    }
+
+    pub async fn with(hubs: &[(&Hub, &str)], cache: Cache, max_size: Option<u64>) -> Self {
+        let (clock, metrics) = (Clock::system(), Metrics::new());
+        let directory = tempfile::tempdir().unwrap();
+        let options = Options {
+            default_host: hubs[0].1.parse().unwrap(),
+            max_size: max_size.map(MaxSize::Bytes),
+            readonly: false,
+            clock: clock.clone(),
+        };
+        let store = Store::open(directory.path(), options).await.unwrap();
+        let pull = Pull::new(store.clone(), live(hubs, cache, &clock), clock.clone(), &metrics);
+        let settings = Settings {
+            prefix: String::new(),
+            headers: HeaderMap::new(),
+            access: None,
+            access_log: false,
+        };
+        let service = http::service(pull.clone(), settings, metrics.clone());
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let (stop, options) = (
+            CancellationToken::new(),
+            serve::Options {
+                tls: None,
+                http2: true,
+                drain: Duration::from_secs(1),
+            },
+        );
+        tokio::spawn(serve::serve(
+            Listener::Tcp(listener),
+            service,
+            options,
+            stop.clone(),
+        ));
+        let client = Client::builder().no_proxy().timeout(LIMIT).build().unwrap();
+        let _running = stop.drop_guard();
+        Self {
+            url,
+            clock,
+            store,
+            pull,
+            metrics,
+            client,
+            _directory: directory,
+            _running,
+        }
+    }
+
+    pub fn request(&self, method: &str, path: &str) -> RequestBuilder {
+        self.client
+            .request(method.parse().unwrap(), format!("{}{path}", self.url))
+    }
+
+    pub async fn get(&self, path: &str) -> Response {
+        self.request("GET", path).send().await.unwrap()
+    }
+
+    /// The status and the body; `None` where the body was cut short.
+    pub async fn fetch(&self, path: &str) -> (u16, Option<Bytes>) {
+        let response = self.get(path).await;
+        (response.status().as_u16(), response.bytes().await.ok())
+    }
+
+    /// Waits until no fill runs.
+    pub async fn settled(&self) {
+        let settle = async {
+            while self.metrics.fills_active.get() > 0 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(LIMIT, settle)
+            .await
+            .expect("a fill never ended");
+    }
+}
+
+pub fn header<'a>(response: &'a Response, name: &str) -> &'a str {
+    response
+        .headers()
+        .get(name)
+        .map_or("", |value| value.to_str().unwrap())
+}
+
+pub async fn json(response: Response) -> serde_json::Value {
+    serde_json::from_slice(&response.bytes().await.unwrap()).unwrap()
+}

@@ -1,0 +1,80 @@
+//! Never a bad 200: wrong bytes are not kept, not completed, and not stitched to right ones.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use mirror::digest::Digest;
+use test_case::test_case;
+
+use crate::hub::{Fault, Hub};
+use crate::pattern;
+use crate::served::{Mirror, cache};
+
+const SMALL: usize = 100_000;
+const LARGE: usize = 1024 * 1024;
+const HELD_BACK: usize = 256 * 1024;
+
+fn path(digest: &Digest) -> String {
+    format!("/v2/app/blobs/{digest}")
+}
+
+#[test_case(&Fault::Corrupt; "a flipped bit")]
+#[test_case(&Fault::html(200); "a page with 200")]
+#[test_case(&Fault::Gzip; "compressed")]
+#[test_case(&Fault::Body(Bytes::from(pattern(SMALL - 1))); "a short body")]
+#[test_case(&Fault::Body(Bytes::from(pattern(SMALL + 1))); "a long body")]
+#[tokio::test]
+async fn a_small_wrong_blob_fails_before_its_header(fault: &Fault) {
+    let hub = Hub::start().await;
+    let digest = hub.push_blob("library/app", pattern(SMALL));
+    hub.always("GET blobs", fault.clone());
+    let mirror = Mirror::of(&hub).await;
+    assert_eq!(mirror.get(&path(&digest)).await.status(), 503);
+    mirror.settled().await;
+    assert_eq!(mirror.store.usage().blobs, 0);
+}
+
+#[test_case(None; "kept")]
+#[test_case(Some(1000); "passing uncached")]
+#[tokio::test]
+async fn a_large_wrong_blob_is_cut_before_what_is_held_back(room: Option<u64>) {
+    let hub = Hub::start().await;
+    let digest = hub.push_blob("library/app", pattern(LARGE));
+    hub.once("GET blobs", Fault::Corrupt);
+    let mirror = Mirror::with(&[(&hub, "docker.io")], cache(), room).await;
+    let mut answer = mirror.get(&path(&digest)).await;
+    let mut got = 0;
+    let cut = loop {
+        match answer.chunk().await {
+            Ok(Some(chunk)) => got += chunk.len(),
+            Ok(None) => break false,
+            Err(_) => break true,
+        }
+    };
+    assert!(cut && got <= LARGE - HELD_BACK, "{got} bytes, cut: {cut}");
+    mirror.settled().await;
+    assert_eq!(mirror.store.usage().blobs, 0);
+}
+
+#[tokio::test]
+async fn after_wrong_bytes_the_digest_is_refused_for_a_while_ranges_included_and_then_heals() {
+    let hub = Hub::start().await;
+    let data = pattern(LARGE);
+    let digest = hub.push_blob("library/app", &data);
+    hub.once("GET blobs", Fault::Corrupt);
+    let mirror = Mirror::of(&hub).await;
+    assert_eq!(mirror.fetch(&path(&digest)).await.1, None);
+    mirror.settled().await;
+    // What a client does that was cut: go on where it ended.
+    let resumed = mirror
+        .request("GET", &path(&digest))
+        .header("range", "bytes=786432-")
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(resumed.status(), 503);
+    assert!(resumed.headers().contains_key("retry-after"));
+    assert_eq!(hub.count("GET blobs"), 1);
+    mirror.clock.advance(Duration::from_secs(3));
+    assert_eq!(mirror.fetch(&path(&digest)).await, (200, Some(data.into())));
+}
