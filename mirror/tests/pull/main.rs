@@ -1,6 +1,13 @@
 //! The mirror between real sockets: a misbehaving upstream on one side, HTTP clients on the other.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test that can't go on fails"
+)]
+
 #[path = "../fixtures/hub.rs"]
+#[allow(unused_imports, reason = "every test binary uses another part of it")]
 mod hub;
 
 mod blobs;

@@ -3,7 +3,7 @@
 use test_case::test_case;
 
 use crate::hub::{Fault, Hub};
-use crate::served::{Mirror, header, json as body_of};
+use crate::served::{Mirror, cache, header, json as body_of, live};
 
 #[test_case(&Fault::error(404, "MANIFEST_UNKNOWN"), 404, "MANIFEST_UNKNOWN"; "a registry's 404")]
 #[test_case(&Fault::html(404), 503, "TOOMANYREQUESTS"; "any other 404")]
@@ -45,6 +45,18 @@ async fn what_is_not_there_is_asked_for_once_in_a_burst() {
         assert_eq!(mirror.get("/v2/app/manifests/none").await.status(), 404);
     }
     assert_eq!(hub.count("* manifests"), 1);
+}
+
+#[tokio::test]
+async fn a_reload_forgets_what_was_not_there() {
+    let hub = Hub::start().await;
+    let mirror = Mirror::of(&hub).await;
+    assert_eq!(mirror.get("/v2/app/manifests/1").await.status(), 404);
+    hub.push_image("library/app", "1", &[b"layer"]);
+    mirror
+        .pull
+        .reload(live(&[(&hub, "docker.io")], cache(), &mirror.clock));
+    assert_eq!(mirror.get("/v2/app/manifests/1").await.status(), 200);
 }
 
 #[test_case("POST", "/v2/app/blobs/uploads/"; "an upload")]
