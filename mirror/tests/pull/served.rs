@@ -20,19 +20,20 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use crate::LIMIT;
 use crate::hub::Hub;
 
-pub struct Mirror {
-    pub url: String,
-    pub clock: Clock,
-    pub store: Store,
-    pub pull: Arc<Pull>,
-    pub metrics: Metrics,
+#[allow(dead_code, reason = "some fields are held, not read")]
+pub(crate) struct Mirror {
+    pub(crate) url: String,
+    pub(crate) clock: Clock,
+    pub(crate) store: Store,
+    pub(crate) pull: Arc<Pull>,
+    pub(crate) metrics: Metrics,
     client: Client,
-    _directory: tempfile::TempDir,
-    _running: DropGuard,
+    directory: tempfile::TempDir,
+    running: DropGuard,
 }
 
 /// Fresh for five minutes, stale for an hour.
-pub fn cache() -> Cache {
+pub(crate) fn cache() -> Cache {
     Cache {
         ttl: Some(Duration::from_hours(168)),
         ttl_from: TtlFrom::LastUse,
@@ -46,7 +47,7 @@ pub fn cache() -> Cache {
 }
 
 /// The settings for one or more upstreams; the clients lose patience quickly.
-pub fn live(hubs: &[(&Hub, &str)], cache: Cache, clock: &Clock) -> Live {
+pub(crate) fn live(hubs: &[(&Hub, &str)], cache: Cache, clock: &Clock) -> Live {
     let origin = |(hub, host): &(&Hub, &str)| {
         let settings = hub.config_as(host);
         let timeouts = upstream::Timeouts {
@@ -69,11 +70,11 @@ pub fn live(hubs: &[(&Hub, &str)], cache: Cache, clock: &Clock) -> Live {
 
 impl Mirror {
     /// A mirror of this upstream, as `docker.io`.
-    pub async fn of(hub: &Hub) -> Self {
+    pub(crate) async fn of(hub: &Hub) -> Self {
         Self::with(&[(hub, "docker.io")], cache(), None).await
     }
 
-    pub async fn with(hubs: &[(&Hub, &str)], cache: Cache, max_size: Option<u64>) -> Self {
+    pub(crate) async fn with(hubs: &[(&Hub, &str)], cache: Cache, max_size: Option<u64>) -> Self {
         let (clock, metrics) = (Clock::system(), Metrics::new());
         let directory = tempfile::tempdir().unwrap();
         let options = Options {
@@ -108,7 +109,7 @@ impl Mirror {
             stop.clone(),
         ));
         let client = Client::builder().no_proxy().timeout(LIMIT).build().unwrap();
-        let _running = stop.drop_guard();
+        let running = stop.drop_guard();
         Self {
             url,
             clock,
@@ -116,28 +117,28 @@ impl Mirror {
             pull,
             metrics,
             client,
-            _directory: directory,
-            _running,
+            directory,
+            running,
         }
     }
 
-    pub fn request(&self, method: &str, path: &str) -> RequestBuilder {
+    pub(crate) fn request(&self, method: &str, path: &str) -> RequestBuilder {
         self.client
             .request(method.parse().unwrap(), format!("{}{path}", self.url))
     }
 
-    pub async fn get(&self, path: &str) -> Response {
+    pub(crate) async fn get(&self, path: &str) -> Response {
         self.request("GET", path).send().await.unwrap()
     }
 
     /// The status and the body; `None` where the body was cut short.
-    pub async fn fetch(&self, path: &str) -> (u16, Option<Bytes>) {
+    pub(crate) async fn fetch(&self, path: &str) -> (u16, Option<Bytes>) {
         let response = self.get(path).await;
         (response.status().as_u16(), response.bytes().await.ok())
     }
 
     /// Waits until no fill runs.
-    pub async fn settled(&self) {
+    pub(crate) async fn settled(&self) {
         let settle = async {
             while self.metrics.fills_active.get() > 0 {
                 tokio::time::sleep(Duration::from_millis(5)).await;
@@ -149,13 +150,13 @@ impl Mirror {
     }
 }
 
-pub fn header<'a>(response: &'a Response, name: &str) -> &'a str {
+pub(crate) fn header<'a>(response: &'a Response, name: &str) -> &'a str {
     response
         .headers()
         .get(name)
         .map_or("", |value| value.to_str().unwrap())
 }
 
-pub async fn json(response: Response) -> serde_json::Value {
+pub(crate) async fn json(response: Response) -> serde_json::Value {
     serde_json::from_slice(&response.bytes().await.unwrap()).unwrap()
 }
