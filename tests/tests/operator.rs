@@ -15,3 +15,7 @@ mod conflicts;
 mod credentials;
 #[path = "operator/rest.rs"]
 mod rest;
+#[path = "operator/serving.rs"]
+mod serving;
+#[path = "operator/unparsable.rs"]
+mod unparsable;

@@ -55,7 +55,11 @@ impl Bench {
             .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
             .with_test_writer()
             .try_init();
-        let control_plane = ControlPlane::shared().await;
+        Self::on(ControlPlane::shared().await, name).await
+    }
+
+    /// On a control plane of the test's own, without an operator.
+    pub(crate) async fn on(control_plane: &'static ControlPlane, name: &str) -> Self {
         let namespace = control_plane.namespace(name).await;
         let user = format!("operator-of-{namespace}");
         Self {

@@ -1,0 +1,96 @@
+//! A stored object that no longer parses.
+
+use crds::RegistryMirror;
+use crds::conditions::{ConditionType, Reason};
+use k8s_openapi::api::core::v1::ConfigMap;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
+    CustomResourceDefinition, JSONSchemaProps,
+};
+use kube::api::{DynamicObject, Patch, PatchParams, PostParams};
+use kube::core::ApiResource;
+use kube::runtime::{conditions, wait};
+use kube::{Api, ResourceExt};
+use serde_json::json;
+use testbed::ControlPlane;
+use testbed::control_plane::{Options, skip_on_existing_cluster};
+
+use crate::bench::{Bench, ephemeral, soon};
+
+/// The kind as an earlier version may have had it: any spec goes.
+fn lenient() -> CustomResourceDefinition {
+    let mut definition = crds::crd();
+    for version in &mut definition.spec.versions {
+        let schema = version
+            .schema
+            .as_mut()
+            .and_then(|schema| schema.open_api_v3_schema.as_mut())
+            .unwrap();
+        schema.x_kubernetes_validations = None;
+        let any = JSONSchemaProps {
+            type_: Some("object".to_owned()),
+            x_kubernetes_preserve_unknown_fields: Some(true),
+            ..JSONSchemaProps::default()
+        };
+        schema.properties.as_mut().unwrap().insert("spec".to_owned(), any);
+    }
+    definition
+}
+
+#[tokio::test]
+async fn a_stored_object_that_does_not_parse_is_reported_and_delays_nobody() {
+    if skip_on_existing_cluster("a_stored_object_that_does_not_parse_is_reported_and_delays_nobody") {
+        return;
+    }
+    let options = Options {
+        manifests: Vec::new(),
+        ..Options::default()
+    };
+    let control_plane: &'static ControlPlane =
+        Box::leak(Box::new(ControlPlane::start(options).await.unwrap()));
+    let definitions: Api<CustomResourceDefinition> = Api::all(control_plane.client().await);
+    let definition = definitions
+        .create(&PostParams::default(), &lenient())
+        .await
+        .unwrap();
+    let name = definition.name_any();
+    wait::await_condition(definitions, &name, conditions::is_crd_established())
+        .await
+        .unwrap();
+
+    let mut bench = Bench::on(control_plane, "unparsable").await;
+    let resource = ApiResource::erase::<RegistryMirror>(&());
+    let mirrors: Api<DynamicObject> =
+        Api::namespaced_with(bench.namespace.client(), bench.namespace.name(), &resource);
+    let old = json!({
+        "apiVersion": resource.api_version, "kind": resource.kind, "metadata": {"name": "old"},
+        "spec": {"upstreams": [{"host": "quay.io"}], "storage": {"type": "Tape"}},
+    });
+    mirrors
+        .patch("old", &PatchParams::apply("admin"), &Patch::Apply(&old))
+        .await
+        .unwrap();
+    bench.start_operator().await;
+    let message = soon("report", async || {
+        let status = mirrors.get("old").await.unwrap().data.get("status").cloned()?;
+        let accepted = status["conditions"]
+            .as_array()?
+            .iter()
+            .find(|c| c["type"] == "Accepted")
+            .cloned()?;
+        (accepted["status"] == "False" && accepted["reason"] == "InvalidSpec")
+            .then(|| accepted["message"].as_str().unwrap_or_default().to_owned())
+    })
+    .await;
+    assert!(
+        message.starts_with("the stored object can't be read"),
+        "{message}"
+    );
+    assert!(message.contains("Tape"), "{message}");
+
+    bench.mirror("new", ephemeral()).await;
+    bench.until_accepted("new").await;
+    assert!(bench.get::<ConfigMap>("new-config").await.is_some());
+    bench
+        .until_condition("new", ConditionType::Available, "False", Reason::NoReadyReplicas)
+        .await;
+}
