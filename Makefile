@@ -20,7 +20,7 @@ lint: ## formatting, clippy, unused dependencies, licences
 
 generate: ## write what is generated from code: the definition, its documentation, the chart's copies
 	UPDATE=1 cargo test --locked -p registry-mirror-crds --test generated
-	UPDATE=1 cargo test --locked -p tests --test generated
+	UPDATE=1 cargo test --locked -p tests --test generated --test tidy
 
 image: ## the image of operator and mirror, built without a daemon, in target/image
 	@scripts/image

@@ -1,0 +1,128 @@
+//! The layout's rules: which module may use which, how large things may be, what has no place in the repository.
+
+#[path = "tidy/imports.rs"]
+mod imports;
+#[path = "tidy/sources.rs"]
+mod sources;
+
+use std::path::Path;
+use std::{env, fs};
+
+use sources::{files, production, read};
+use testbed::binaries::workspace;
+
+/// A file that has grown beyond what one reads at a time.
+const FILE_LINES: usize = 400;
+/// A function beyond what one keeps in mind.
+const FUNCTION_LINES: usize = 60;
+
+/// A new arrow is a decision: `make generate` draws it, and whoever reads the change sees it.
+#[test]
+fn modules_use_each_other_as_it_is_drawn() {
+    for krate in ["mirror", "operator"] {
+        let drawing = workspace().join(format!("tests/tests/tidy/{krate}.txt"));
+        let found = imports::drawing(&workspace().join(krate).join("src"));
+        if env::var_os("UPDATE").is_some() {
+            fs::write(&drawing, &found).unwrap();
+        }
+        let drawn = read(&drawing);
+        let is_in = |text: &str, line: &&str| text.lines().any(|other| other == *line);
+        let new: Vec<_> = found.lines().filter(|line| !is_in(&drawn, line)).collect();
+        let old: Vec<_> = drawn.lines().filter(|line| !is_in(&found, line)).collect();
+        assert!(found == drawn, "{krate}: it is {new:#?}, and drawn as {old:#?}");
+    }
+}
+
+#[test]
+fn the_mirror_knows_nothing_of_kubernetes() {
+    let manifest = read(&workspace().join("mirror/Cargo.toml"));
+    for dependency in ["kube", "k8s-openapi", "crds"] {
+        let named = manifest
+            .lines()
+            .any(|line| line.starts_with(&format!("{dependency}.")));
+        assert!(!named, "{dependency}");
+    }
+}
+
+#[test]
+fn no_production_file_is_too_long_to_read() {
+    let long: Vec<_> = rust_files()
+        .filter(|path| is_production(path))
+        .map(|path| (production(&read(&path)).lines().count(), path))
+        .filter(|(lines, _)| *lines > FILE_LINES)
+        .collect();
+    assert!(long.is_empty(), "{long:?}");
+}
+
+#[test]
+fn no_production_function_is_too_long_to_keep_in_mind() {
+    let long: Vec<_> = rust_files()
+        .filter(|path| is_production(path))
+        .flat_map(|path| {
+            let functions = sources::functions(production(&read(&path)));
+            functions
+                .into_iter()
+                .map(move |(name, lines)| (lines, name, path.clone()))
+        })
+        // A table is read by its rows.
+        .filter(|(lines, name, _)| *lines > FUNCTION_LINES && !name.starts_with("table_"))
+        .collect();
+    assert!(long.is_empty(), "{long:?}");
+}
+
+#[test]
+fn files_are_named_for_what_they_hold() {
+    for path in rust_files() {
+        let stem = path
+            .file_stem()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
+        assert!(
+            !["mod", "util", "utils", "helpers", "common", "misc"].contains(&&*stem),
+            "{}",
+            path.display()
+        );
+    }
+}
+
+#[test]
+fn nothing_is_left_to_do_and_no_machine_is_named() {
+    // In two halves, so as not to find themselves.
+    let words = [
+        concat!("TO", "DO"),
+        concat!("FIX", "ME"),
+        concat!("/wo", "rk/"),
+        concat!("/tmp/", "wt"),
+        concat!("/ro", "ot/"),
+    ];
+    for path in files() {
+        let text = read(&path);
+        for word in words {
+            assert!(!text.contains(word), "{word} in {}", path.display());
+        }
+    }
+}
+
+#[test]
+fn every_link_of_the_documentation_leads_somewhere() {
+    let mut broken = Vec::new();
+    for path in files().filter(|path| path.extension().is_some_and(|extension| extension == "md")) {
+        for link in sources::links(&read(&path)) {
+            let target = link.split('#').next().unwrap_or_default();
+            let elsewhere = target.is_empty() || target.contains("://");
+            if !elsewhere && !path.parent().unwrap_or(Path::new("")).join(target).exists() {
+                broken.push(format!("{} -> {link}", path.display()));
+            }
+        }
+    }
+    assert!(broken.is_empty(), "{broken:#?}");
+}
+
+fn rust_files() -> impl Iterator<Item = std::path::PathBuf> {
+    files().filter(|path| path.extension().is_some_and(|extension| extension == "rs"))
+}
+
+fn is_production(path: &Path) -> bool {
+    path.components().any(|part| part.as_os_str() == "src") && !path.starts_with(workspace().join("tests"))
+}
