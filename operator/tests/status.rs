@@ -1,5 +1,6 @@
 //! What the status says of what was found and done.
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
+#![allow(clippy::needless_pass_by_value, reason = "specs are made where they are used")]
 
 use std::collections::BTreeMap;
 

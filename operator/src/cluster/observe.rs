@@ -41,24 +41,29 @@ impl Children {
         let stateful_set = self.typed::<StatefulSet>(mirror, Kind::StatefulSet);
         let deployment = self.typed::<Deployment>(mirror, Kind::Deployment);
         let service = self.typed::<Service>(mirror, Kind::Service);
-        let claims = self.labelled(Kind::PersistentVolumeClaim, &namespace, (names::CACHE_OF, &name));
         Observed {
             cluster_ip: service
                 .and_then(|service| service.spec?.cluster_ip)
                 .filter(|ip| !ip.is_empty()),
-            claims: claims
-                .iter()
-                .filter_map(|object| {
-                    let ordinal = names::claim_ordinal(&name, &object.name_any())?;
-                    Some(claim(parse(object)?, ordinal))
-                })
-                .collect(),
+            claims: self.claims(&name, &namespace),
             claim_templates: stateful_set.as_ref().and_then(claim_templates),
             workload: stateful_set
                 .map(of_stateful_set)
                 .or_else(|| deployment.map(of_deployment)),
             existing_claim: None,
         }
+    }
+
+    /// The claims of a mirror, in the order of its replicas: the same are told the same way each time.
+    fn claims(&self, mirror: &str, namespace: &str) -> Vec<Claim> {
+        let objects = self.labelled(Kind::PersistentVolumeClaim, namespace, (names::CACHE_OF, mirror));
+        let parsed = objects.iter().filter_map(|object| {
+            let ordinal = names::claim_ordinal(mirror, &object.name_any())?;
+            Some(claim(parse(object)?, ordinal))
+        });
+        let mut claims: Vec<_> = parsed.collect();
+        claims.sort_by_key(|claim| claim.ordinal);
+        claims
     }
 
     /// The object of the mirror's own name, if it is the mirror's.

@@ -262,6 +262,23 @@ impl Bench {
         .await
     }
 
+    /// The audit log's end, once it holds all that was answered before: a request is logged just after its answer.
+    pub(crate) async fn mark(&self) -> testbed::audit::Mark {
+        let audit = self.control_plane.audit().expect("an audit log");
+        let before = audit.mark().unwrap();
+        let marker = json!({"metadata": {"name": "marker"}, "data": {"at": format!("{before:?}")}});
+        self.apply::<k8s_openapi::api::core::v1::ConfigMap>(marker).await;
+        soon("the marker's own entry", async || {
+            let events = audit.since(before).unwrap();
+            let here = |e: &testbed::audit::Event| {
+                e.object_ref.name == "marker" && e.object_ref.namespace == self.namespace.name()
+            };
+            events.iter().any(here).then_some(())
+        })
+        .await;
+        audit.mark().unwrap()
+    }
+
     /// Writes of the operator in this namespace since a mark, events apart.
     pub(crate) fn writes(&self, mark: testbed::audit::Mark) -> Vec<String> {
         let audit = self.control_plane.audit().expect("an audit log");

@@ -29,7 +29,7 @@ async fn a_second_look_at_unchanged_mirrors_writes_nothing() {
 
     // An operator that starts afresh looks at every mirror.
     bench.stop_operator().await;
-    let mark = bench.control_plane.audit().unwrap().mark().unwrap();
+    let mark = bench.mark().await;
     bench.start_operator().await;
     soon("look at every mirror", async || {
         (bench.reconciles() >= 3).then_some(())
@@ -56,7 +56,7 @@ async fn a_mirror_of_the_sample_spec_takes_no_more_than_twelve_writes() {
     bench
         .secret("quay", json!({"username": "ann", "password": "pw"}))
         .await;
-    let mark = bench.control_plane.audit().unwrap().mark().unwrap();
+    let mark = bench.mark().await;
     let mut spec = with_claims("1Gi");
     spec["upstreams"][0]["credentialsSecretRef"] = json!({"name": "quay"});
     bench.mirror("hub", spec).await;
@@ -223,7 +223,7 @@ async fn every_golden_spec_is_applied_once_and_then_left_alone() {
         .await;
     quiet(&bench).await;
     bench.stop_operator().await;
-    let mark = bench.control_plane.audit().unwrap().mark().unwrap();
+    let mark = bench.mark().await;
     bench.start_operator().await;
     soon("look at every mirror", async || {
         (bench.reconciles() >= names.len() as u64).then_some(())
