@@ -11,11 +11,12 @@ pub(crate) fn drawing(src: &Path) -> String {
     let mut arrows = BTreeMap::new();
     walk(src, &mut Vec::new(), &mut arrows);
     let lines = arrows.into_iter().filter(|(_, to)| !to.is_empty());
-    lines.fold(String::new(), |mut text, (from, to)| {
-        let to: Vec<_> = to.into_iter().collect();
-        text.push_str(&format!("{from}: {}\n", to.join(" ")));
-        text
-    })
+    lines
+        .map(|(from, to)| {
+            let to: Vec<_> = to.into_iter().collect();
+            [from, ": ".to_owned(), to.join(" "), "\n".to_owned()].concat()
+        })
+        .collect()
 }
 
 fn walk(directory: &Path, above: &mut Vec<String>, arrows: &mut BTreeMap<String, BTreeSet<String>>) {

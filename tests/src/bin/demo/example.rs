@@ -82,8 +82,6 @@ impl Example {
 
 /// JSON is YAML.
 fn yaml(documents: &[Value]) -> String {
-    documents
-        .iter()
-        .map(|document| format!("---\n{document:#}\n"))
-        .collect()
+    let documents: Vec<_> = documents.iter().map(|document| format!("{document:#}")).collect();
+    documents.join("\n---\n")
 }
