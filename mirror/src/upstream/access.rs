@@ -210,7 +210,7 @@ impl Access {
     async fn token(&self, wire: &Wire, answer: Answer) -> Result<Token, Error> {
         let status = answer.status();
         if status.is_success() {
-            self.rests.answered(Class::Token);
+            self.rests.succeeded(Class::Token);
             return Token::read(&answer.read(MOST_TOKEN_ANSWER, wire.timeouts.body).await?);
         }
         match status.as_u16() {

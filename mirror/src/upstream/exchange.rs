@@ -90,16 +90,14 @@ impl Upstream {
             let retry_after = access.rests.limited(class, answer.headers());
             return Err(Error::RateLimited { retry_after });
         }
-        match requests_left(answer.headers()) {
-            Some(left) => {
-                self.wire.metrics.rate_limit_remaining(&self.wire.host, left);
-                if left < 1 {
-                    access.rests.limited(Class::Manifest, answer.headers());
-                } else {
-                    access.rests.answered(class);
-                }
+        if let Some(left) = requests_left(answer.headers()) {
+            self.wire.metrics.rate_limit_remaining(&self.wire.host, left);
+            if left < 1 {
+                access.rests.limited(Class::Manifest, answer.headers());
             }
-            None => access.rests.answered(class),
+        }
+        if answer.status().is_success() || answer.status().is_redirection() {
+            access.rests.succeeded(class);
         }
         Ok(())
     }

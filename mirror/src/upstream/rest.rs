@@ -86,9 +86,15 @@ impl Rests {
         })
     }
 
-    /// Takes note of an answer that was no 429.
-    pub(super) fn answered(&self, class: Class) {
-        self.with(class, |rest| *rest = Rest::default());
+    /// Takes note of a success: the next rest is a short one again. A rest in force stays, as the
+    /// success was under way before the 429.
+    pub(super) fn succeeded(&self, class: Class) {
+        let now = self.clock.now();
+        self.with(class, |rest| {
+            if rest.until.is_none_or(|until| until <= now) {
+                *rest = Rest::default();
+            }
+        });
     }
 }
 
@@ -130,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn without_retry_after_the_rest_doubles_up_to_five_minutes_and_starts_anew_after_an_answer() {
+    fn without_retry_after_the_rest_doubles_up_to_five_minutes_and_starts_anew_after_a_success() {
         let clock = Clock::system();
         let rests = Rests::new(clock.clone());
         for expected in [10, 20, 40, 80, 160, 300, 300] {
@@ -138,8 +144,19 @@ mod tests {
             clock.advance(Duration::from_secs(301));
             assert_eq!(rests.left(Class::Manifest), None);
         }
-        rests.answered(Class::Manifest);
+        rests.succeeded(Class::Manifest);
         assert_eq!(seconds(&rests, &HeaderMap::new()), 10);
+    }
+
+    #[test]
+    fn a_success_that_was_under_way_neither_ends_a_rest_nor_its_doubling() {
+        let clock = Clock::system();
+        let rests = Rests::new(clock.clone());
+        assert_eq!(seconds(&rests, &HeaderMap::new()), 10);
+        rests.succeeded(Class::Manifest);
+        assert!(rests.left(Class::Manifest).is_some());
+        clock.advance(Duration::from_secs(11));
+        assert_eq!(seconds(&rests, &HeaderMap::new()), 20);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use mirror::clock::Clock;
 use mirror::credentials::Credential;
 use mirror::upstream::{Error, State, Upstream};
 
-use crate::hub::{Fault, Hub};
+use crate::hub::{Fault, Gate, Hub};
 use crate::{name, tag};
 
 async fn start() -> (Hub, Clock, Upstream) {
@@ -55,6 +55,52 @@ async fn without_retry_after_the_rest_doubles() {
         assert_eq!(seconds(pull(&upstream).await), expected);
         clock.advance(Duration::from_secs(expected + 1));
     }
+}
+
+#[tokio::test]
+async fn an_answer_that_was_under_way_does_not_end_a_rest() {
+    let (hub, clock, upstream) = start().await;
+    let gate = Gate::shut();
+    hub.once("GET manifests", Fault::Hold(gate.clone()));
+    hub.once("GET manifests", Fault::limited(None));
+    let limited = async {
+        while hub.count("GET manifests") < 1 {
+            tokio::task::yield_now().await;
+        }
+        let limited = pull(&upstream).await;
+        gate.open();
+        limited
+    };
+    let (under_way, limited) = tokio::join!(pull(&upstream), limited);
+    under_way.unwrap();
+    assert_eq!(seconds(limited), 10);
+    assert!(seconds(pull(&upstream).await) > 8);
+    assert_eq!(hub.count("GET manifests"), 2);
+    clock.advance(Duration::from_secs(11));
+    hub.once("GET manifests", Fault::limited(None));
+    assert_eq!(seconds(pull(&upstream).await), 20);
+}
+
+#[tokio::test]
+async fn only_a_success_makes_the_next_rest_a_short_one() {
+    let (hub, clock, upstream) = start().await;
+    let limited = async || {
+        hub.once("GET manifests", Fault::limited(None));
+        let rest = seconds(pull(&upstream).await);
+        clock.advance(Duration::from_secs(rest + 1));
+        rest
+    };
+    assert_eq!(limited().await, 10);
+    for (fault, expected) in [
+        (Fault::error(404, "MANIFEST_UNKNOWN"), 20),
+        (Fault::status(500), 40),
+    ] {
+        hub.once("GET manifests", fault);
+        pull(&upstream).await.unwrap_err();
+        assert_eq!(limited().await, expected);
+    }
+    pull(&upstream).await.unwrap();
+    assert_eq!(limited().await, 10);
 }
 
 #[tokio::test]
