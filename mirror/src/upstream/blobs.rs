@@ -2,16 +2,19 @@
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::Stream;
+use futures::StreamExt;
 use futures::stream::BoxStream;
-use futures::{StreamExt, TryStreamExt};
 use http::header::{ACCEPT_ENCODING, CONTENT_RANGE, RANGE};
 use http::{HeaderMap, HeaderValue, Method};
+use reqwest::Response;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::Upstream;
+use super::access::Access;
 use super::answer::Answer;
 use super::error::{Error, describe};
 use super::exchange::{Held, Question};
@@ -69,10 +72,9 @@ impl Stream for BlobBody {
 }
 
 impl BlobBody {
-    fn new(held: Held, length: Option<u64>) -> Self {
-        let chunks = held.answer.response.bytes_stream();
+    fn new(held: Held, length: Option<u64>, idle: Duration) -> Self {
         Self {
-            chunks: chunks.map_err(|e| Error::unavailable(describe(e))).boxed(),
+            chunks: chunks(held.answer.response, idle).boxed(),
             left: length,
             done: false,
             _permit: held.permit,
@@ -87,6 +89,21 @@ impl BlobBody {
         }
         Ok(chunk)
     }
+}
+
+/// A body's chunks. Each may take `idle` from when it is wanted: how long a slow reader takes between
+/// two of them does not count.
+fn chunks(response: Response, idle: Duration) -> impl Stream<Item = Result<Bytes, Error>> {
+    futures::stream::try_unfold(response, move |mut response| async move {
+        match tokio::time::timeout(idle, response.chunk()).await {
+            Ok(Ok(chunk)) => Ok(chunk.map(|chunk| (chunk, response))),
+            Ok(Err(error)) => Err(Error::unavailable(describe(error))),
+            Err(_) => Err(Error::unavailable(format!(
+                "the body stopped coming for {} s",
+                idle.as_secs()
+            ))),
+        }
+    })
 }
 
 /// `Content-Range: bytes FIRST-LAST/SIZE`.
@@ -156,15 +173,16 @@ impl Upstream {
             question.headers.remove(RANGE);
             held = self.ask(&access, &question).await?;
         }
+        let idle = self.wire.timeouts.idle;
         match held.answer.status().as_u16() {
-            200 => whole(held),
-            206 if question.headers.contains_key(RANGE) => part(held, from),
+            200 => whole(held, idle),
+            206 if question.headers.contains_key(RANGE) => part(held, from, idle),
             416 => Err(Error::malformed(format!("it has no byte {from} of this blob"))),
             _ => Err(self.fault(&access, held.answer).await),
         }
     }
 
-    /// Whether this repository may have this blob; its size, if upstream says so.
+    /// Whether this repository may have this blob; its size, if upstream says so without a redirect.
     ///
     /// # Errors
     /// As [`Error`] says.
@@ -184,19 +202,41 @@ impl Upstream {
             Err(Error::Denied { .. }) => {}
             Err(error) => return Err(error),
         }
-        question.method = Method::GET;
-        question.class = Class::Blob;
-        question
-            .headers
-            .insert(RANGE, HeaderValue::from_static("bytes=0-0"));
-        let Held { answer, .. } = self.ask(&access, &question).await?;
+        self.first_byte(&access, &name, digest, false).await
+    }
+
+    /// A blob's size, if upstream or where it redirects to says so. Downloads a byte at most: signed
+    /// URLs are for one method, so the way to the storage is a GET.
+    ///
+    /// # Errors
+    /// As [`Error`] says.
+    pub async fn blob_size(&self, name: &RepositoryName, digest: &Digest) -> Result<Option<u64>, Error> {
+        if let Some(size) = self.blob_head(name, digest).await? {
+            return Ok(Some(size));
+        }
+        let name = self.name(name);
+        self.first_byte(&self.access(), &name, digest, true).await
+    }
+
+    /// What the answer to a GET of a blob's first byte says about its size. The body is not read.
+    async fn first_byte(
+        &self,
+        access: &Access,
+        name: &str,
+        digest: &Digest,
+        follow: bool,
+    ) -> Result<Option<u64>, Error> {
+        let mut question = self.about_blob(Method::GET, name, digest);
+        question.follow = follow;
+        question.headers.insert(RANGE, range(0, Some(1)));
+        let Held { answer, .. } = self.ask(access, &question).await?;
         match answer.status().as_u16() {
-            200 => Ok(answer.length()),
+            200 if answer.check_encoding().is_ok() => Ok(answer.length()),
             206 => Ok(Part::read(answer.headers()).and_then(|part| part.total)),
             // Of an empty blob there is no first byte.
             416 if is_beyond(answer.headers(), 0) => Ok(Some(0)),
-            201..=399 => Ok(None),
-            _ => Err(self.fault(&access, answer).await),
+            200..=399 => Ok(None),
+            _ => Err(self.fault(access, answer).await),
         }
     }
 
@@ -217,23 +257,23 @@ impl Upstream {
     }
 }
 
-fn whole(held: Held) -> Result<BlobAnswer, Error> {
+fn whole(held: Held, idle: Duration) -> Result<BlobAnswer, Error> {
     held.answer.check_encoding()?;
     let total = held.answer.length();
     Ok(BlobAnswer {
         start: 0,
         total,
-        body: BlobBody::new(held, total),
+        body: BlobBody::new(held, total, idle),
     })
 }
 
-fn part(held: Held, from: u64) -> Result<BlobAnswer, Error> {
+fn part(held: Held, from: u64, idle: Duration) -> Result<BlobAnswer, Error> {
     held.answer.check_encoding()?;
     let part = checked_part(&held.answer, from)?;
     Ok(BlobAnswer {
         start: part.first,
         total: part.total,
-        body: BlobBody::new(held, Some(part.length())),
+        body: BlobBody::new(held, Some(part.length()), idle),
     })
 }
 

@@ -31,7 +31,8 @@ pub(super) struct Clients {
 
 struct Pair {
     api: Client,
-    /// HTTP/1.1: one TCP connection for each blob is faster than one for all.
+    /// HTTP/1.1: one TCP connection for each blob is faster than one for all. Without a read time-out,
+    /// which would run while nobody wants the next bytes: bodies have their own.
     blobs: Client,
 }
 
@@ -48,7 +49,6 @@ impl Clients {
                 .redirect(redirect::Policy::none())
                 .referer(false)
                 .connect_timeout(timeouts.connect)
-                .read_timeout(timeouts.idle)
                 .pool_idle_timeout(KEPT_IDLE)
                 .http2_adaptive_window(true)
                 .tls_certs_only(roots.iter().cloned())
@@ -56,16 +56,18 @@ impl Clients {
         };
         let build = || -> reqwest::Result<Self> {
             let direct = || base().no_proxy().dns_resolver(GuardedResolver(guard.clone()));
-            let direct = Pair::new(direct)?;
+            let direct = Pair::new(timeouts.idle, direct)?;
             let (matcher, proxied) = match &config.proxy_url {
                 Some(url) => {
                     let proxy = Proxy::all(url.clone())?;
-                    let pair = Pair::new(|| base().no_proxy().proxy(proxy.clone()))?;
+                    let pair = Pair::new(timeouts.idle, || base().no_proxy().proxy(proxy.clone()))?;
                     (Matcher::builder().all(url.as_str()).build(), Some(pair))
                 }
                 None => (
                     Matcher::from_env(),
-                    from_environment().then(|| Pair::new(base)).transpose()?,
+                    from_environment()
+                        .then(|| Pair::new(timeouts.idle, base))
+                        .transpose()?,
                 ),
             };
             Ok(Self {
@@ -95,9 +97,9 @@ impl Clients {
 }
 
 impl Pair {
-    fn new(base: impl Fn() -> ClientBuilder) -> reqwest::Result<Self> {
+    fn new(idle: Duration, base: impl Fn() -> ClientBuilder) -> reqwest::Result<Self> {
         Ok(Self {
-            api: base().build()?,
+            api: base().read_timeout(idle).build()?,
             blobs: base().http1_only().build()?,
         })
     }

@@ -1,11 +1,13 @@
 //! Blobs: whole, in parts, and with everything that can happen to them on the way.
 
+use std::time::{Duration, Instant};
+
 use futures::TryStreamExt;
 use mirror::clock::Clock;
-use mirror::upstream::{BlobAnswer, Error, Upstream};
+use mirror::upstream::{BlobAnswer, Error, Options, Upstream};
 use test_case::test_case;
 
-use crate::hub::{Auth, Fault, Hub, Tokens};
+use crate::hub::{Auth, Fault, Gate, Hub, Tokens};
 use crate::{impatient, name, upstream};
 
 async fn bytes(answer: BlobAnswer) -> Result<Vec<u8>, Error> {
@@ -123,6 +125,32 @@ async fn a_body_that_ends_early_ends_with_an_error_after_what_came(fault: Fault)
 }
 
 #[tokio::test]
+async fn a_reader_that_pauses_longer_than_bodies_may_is_not_cut() {
+    let hub = Hub::start().await;
+    let data = pattern(1_000_000);
+    let digest = hub.push_blob("library/app", &data);
+    let gate = Gate::shut();
+    hub.always("GET blobs", Fault::Wait(500_000, gate.clone()));
+    let options = impatient(Clock::system());
+    let pause = options.timeouts.idle + Duration::from_millis(100);
+    let upstream = Upstream::with_options(&hub.config(), options).unwrap();
+    let answer = upstream.blob(&name("library/app"), &digest, 0, None).await;
+    let mut body = answer.unwrap().body;
+    let mut came = Vec::new();
+    while came.len() < 500_000 {
+        came.extend(body.try_next().await.unwrap().unwrap());
+    }
+    assert!(futures::poll!(body.try_next()).is_pending());
+    gate.open();
+    // The pause itself is what is tested.
+    tokio::time::sleep(pause).await;
+    while let Some(chunk) = body.try_next().await.unwrap() {
+        came.extend(chunk);
+    }
+    assert!(came == data);
+}
+
+#[tokio::test]
 async fn a_signed_url_is_followed_without_the_token_and_never_named_in_an_error() {
     let hub = Hub::start().await;
     let data = pattern(1000);
@@ -219,6 +247,69 @@ async fn an_empty_blob_has_a_yes_although_it_has_no_first_byte() {
 }
 
 #[tokio::test]
+async fn a_size_is_told_by_a_head_alone_where_nothing_redirects() {
+    let hub = Hub::start().await;
+    let digest = hub.push_blob("library/app", pattern(1000));
+    let size = upstream(&hub).blob_size(&name("library/app"), &digest).await;
+    assert_eq!(size, Ok(Some(1000)));
+    assert_eq!((hub.count("HEAD blobs"), hub.count("GET")), (1, 0));
+}
+
+#[tokio::test]
+async fn behind_a_redirect_one_byte_tells_the_size() {
+    let hub = Hub::start().await;
+    let digest = hub.push_blob("library/app", pattern(300_000));
+    hub.redirect_blobs(true);
+    let size = upstream(&hub).blob_size(&name("library/app"), &digest).await;
+    assert_eq!(size, Ok(Some(300_000)));
+    let asked = hub.seen("* /signed");
+    assert_eq!(asked.len(), 1);
+    assert_eq!(
+        (asked[0].method.as_str(), asked[0].range()),
+        ("GET", Some("bytes=0-0"))
+    );
+    assert_eq!(hub.sent("* /signed"), 1);
+}
+
+#[tokio::test]
+async fn behind_a_redirect_that_serves_no_parts_the_length_is_the_size_and_the_body_is_not_read() {
+    let hub = Hub::start().await;
+    let length = 64 * 1024 * 1024;
+    let digest = hub.push_blob("library/app", vec![0; length]);
+    hub.redirect_blobs(true);
+    hub.always("GET /signed", Fault::IgnoreRange);
+    let size = upstream(&hub).blob_size(&name("library/app"), &digest).await;
+    assert_eq!(size, Ok(Some(length as u64)));
+    assert!(hub.sent("GET /signed") < length as u64);
+}
+
+#[tokio::test]
+async fn an_empty_blob_behind_a_redirect_has_size_zero() {
+    let hub = Hub::start().await;
+    let digest = hub.push_blob("library/app", b"");
+    hub.redirect_blobs(true);
+    let size = upstream(&hub).blob_size(&name("library/app"), &digest).await;
+    assert_eq!(size, Ok(Some(0)));
+}
+
+#[tokio::test]
+async fn a_size_that_is_told_nowhere_is_unknown_and_one_refused_is_an_error() {
+    let hub = Hub::start().await;
+    let digest = hub.push_blob("library/app", pattern(1000));
+    hub.redirect_blobs(true);
+    let upstream = upstream(&hub);
+    hub.once(
+        "GET /signed",
+        Fault::Header("content-range", "bytes 0-0/*".into()),
+    );
+    let size = upstream.blob_size(&name("library/app"), &digest).await;
+    assert_eq!(size, Ok(None));
+    hub.once("GET /signed", Fault::status(403));
+    let no = upstream.blob_size(&name("library/app"), &digest).await;
+    assert!(matches!(no, Err(Error::Unavailable { .. })), "{no:?}");
+}
+
+#[tokio::test]
 async fn a_blob_that_the_repository_has_not_is_a_no_with_the_registrys_words() {
     let hub = Hub::start().await;
     hub.push_blob("library/app", b"mine");
@@ -228,12 +319,39 @@ async fn a_blob_that_the_repository_has_not_is_a_no_with_the_registrys_words() {
 }
 
 #[tokio::test]
+async fn an_upstream_full_of_trickling_downloads_is_unavailable_after_the_queue_and_others_go_on() {
+    let (slow, other) = (Hub::start().await, Hub::start().await);
+    let data = pattern(1000);
+    let digest = slow.push_blob("library/app", &data);
+    other.push_blob("library/app", &data);
+    slow.always("GET blobs", Fault::Wait(1, Gate::shut()));
+    let limited = |hub: &Hub, name: &str| {
+        let mut options = Options::default();
+        options.limits.blobs = 2;
+        options.timeouts.queue = Duration::from_millis(100);
+        Upstream::with_options(&hub.config_as(name), options).unwrap()
+    };
+    let (full, free) = (limited(&slow, "docker.io"), limited(&other, "quay.io"));
+    let library = name("library/app");
+    let _first = full.blob(&library, &digest, 0, None).await.unwrap();
+    let _second = full.blob(&library, &digest, 0, None).await.unwrap();
+    let start = Instant::now();
+    let refused = full.blob(&library, &digest, 0, None).await;
+    assert!(matches!(refused, Err(Error::Unavailable { .. })), "{refused:?}");
+    assert!(start.elapsed() >= Duration::from_millis(100));
+    assert_eq!(slow.count("GET blobs"), 2, "what waits is not asked");
+    full.blob_head(&library, &digest).await.unwrap();
+    let answer = free.blob(&library, &digest, 0, None).await.unwrap();
+    assert_eq!(bytes(answer).await.unwrap(), data);
+}
+
+#[tokio::test]
 async fn no_more_downloads_run_at_a_time_than_the_limit_and_the_rest_wait() {
     let hub = Hub::start().await;
     let digest = hub.push_blob("library/app", pattern(1000));
     let mut options = impatient(Clock::system());
     options.limits.blobs = 1;
-    options.timeouts.queue = std::time::Duration::from_millis(100);
+    options.timeouts.queue = Duration::from_millis(100);
     let upstream = Upstream::with_options(&hub.config(), options).unwrap();
     let library = name("library/app");
     let first = upstream.blob(&library, &digest, 0, None).await.unwrap();
