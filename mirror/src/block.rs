@@ -35,6 +35,13 @@ pub(crate) async fn read(file: &Arc<File>, offset: u64, length: usize) -> io::Re
     Ok(Bytes::from_owner(block))
 }
 
+/// Takes off the front what is still to be skipped.
+pub(crate) fn skip(chunk: &mut Bytes, left: &mut u64) {
+    let over = usize::try_from(*left).unwrap_or(usize::MAX).min(chunk.len());
+    let _ = chunk.split_to(over);
+    *left -= over as u64;
+}
+
 /// How much of the buffer the page cache could fill without waiting; file systems without this say none.
 fn read_cached(file: &File, buffer: &mut [u8], offset: u64) -> usize {
     loop {

@@ -134,6 +134,11 @@ impl Fill {
         self.unused.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
+    /// Whether it ended without the blob.
+    pub(crate) fn has_failed(&self) -> bool {
+        matches!(self.progress.borrow().phase, Phase::Failed(_))
+    }
+
     /// How far it is now.
     pub(crate) fn progress(&self) -> Progress {
         self.progress.borrow().clone()

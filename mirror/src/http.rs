@@ -14,7 +14,6 @@ pub mod serve;
 pub mod tls;
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use axum::Router;
 use axum::body::Body;
@@ -22,11 +21,12 @@ use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 
+use access::Record;
 pub use auth::Htpasswd;
 use error::RegistryError;
 use route::Route;
 
-use crate::metrics::{Metrics, Outcome, Source};
+use crate::metrics::{Metrics, Outcome};
 use crate::name::Repository;
 use crate::pull::{NoChoice, Pull};
 
@@ -64,7 +64,6 @@ struct Asked<'a> {
 struct Answer {
     response: Response,
     outcome: Outcome,
-    source: Source,
     repository: Option<Repository>,
 }
 
@@ -82,48 +81,28 @@ pub fn service(pull: Arc<Pull>, settings: Settings, metrics: Metrics) -> Router 
 }
 
 async fn handle(State(app): State<Arc<App>>, request: Request) -> Response {
-    let started = Instant::now();
     let (parts, _) = request.into_parts();
     let route = Route::parse(parts.uri.path(), &app.settings.prefix);
+    let record = Record::begin(app.metrics.clone(), app.settings.access_log, route.kind(), &parts);
     let asked = Asked {
         app: &app,
         method: &parts.method,
         headers: &parts.headers,
         query: parts.uri.query().unwrap_or_default(),
     };
-    let answer = answer(&asked, &route).await;
-    let id = access::request_id(&parts.headers);
-    let response = finished(answer.response, &app.settings.headers, &id, &parts.method);
-    let record = access::Record {
-        metrics: app.metrics.clone(),
-        log: app.settings.access_log,
-        started,
-        target: parts.uri.to_string(),
-        client: parts
-            .extensions
-            .get::<Peer>()
-            .map(|peer| peer.0.clone())
-            .unwrap_or_default(),
-        agent: access::text(&parts.headers, header::USER_AGENT),
-        method: parts.method,
-        id,
-        kind: route.kind(),
-        outcome: answer.outcome,
-        source: answer.source,
-    };
-    access::recorded(response, record)
-}
-
-async fn answer(asked: &Asked<'_>, route: &Route<'_>) -> Answer {
-    match endpoint(asked, route).await {
+    let answer = match endpoint(&asked, &route).await {
         Ok(answer) => answer.named(),
         Err(error) => Answer::plain(error.into_response()),
-    }
+    };
+    let response = finished(answer.response, &app.settings.headers, &record.id);
+    record.answered(response, answer.outcome)
 }
 
 /// All there is.
 async fn endpoint(asked: &Asked<'_>, route: &Route<'_>) -> Result<Answer, RegistryError> {
-    if let Some(access) = &asked.app.settings.access {
+    if let Some(access) = &asked.app.settings.access
+        && *route != Route::Root
+    {
         access.admit(asked.headers).await?;
     }
     if !matches!(*asked.method, Method::GET | Method::HEAD) || *route == Route::Upload {
@@ -150,15 +129,12 @@ fn base() -> Response {
 }
 
 /// What every answer has.
-fn finished(mut response: Response, configured: &HeaderMap, id: &HeaderValue, method: &Method) -> Response {
+fn finished(mut response: Response, configured: &HeaderMap, id: &HeaderValue) -> Response {
     let headers = response.headers_mut();
     headers.insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
     headers.insert(access::REQUEST_ID, id.clone());
     for (name, value) in configured {
         headers.append(name, value.clone());
-    }
-    if method == Method::HEAD {
-        *response.body_mut() = Body::empty();
     }
     response
 }
@@ -188,11 +164,10 @@ impl Asked<'_> {
 }
 
 impl Answer {
-    fn new(response: Response, outcome: Outcome, source: Source, repository: Repository) -> Self {
+    fn new(response: Response, outcome: Outcome, repository: Repository) -> Self {
         Self {
             response,
             outcome,
-            source,
             repository: Some(repository),
         }
     }
@@ -201,7 +176,6 @@ impl Answer {
         Self {
             response,
             outcome: Outcome::None,
-            source: Source::Cache,
             repository: None,
         }
     }

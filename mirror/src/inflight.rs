@@ -91,7 +91,7 @@ impl Inflight {
             return Err(NotNow::Refused(left));
         }
         let mut state = self.lock();
-        if let Some(fill) = state.fills.get(digest) {
+        if let Some(fill) = state.fills.get(digest).filter(|fill| !fill.has_failed()) {
             return Ok((Arc::clone(fill), true));
         }
         if state.fills.len() >= ADMITTED {
@@ -103,32 +103,31 @@ impl Inflight {
         let ended = Ended {
             inflight: Arc::clone(self),
             digest: digest.clone(),
+            fill: Arc::clone(&fill),
         };
         let turns = Arc::clone(&self.turns);
         tokio::spawn(async move {
             let _turn = turns.acquire_owned().await;
             ended.inflight.metrics.fills_active.inc();
-            let result = job.run().await;
-            ended.note(result);
+            job.run(|result| ended.note(result)).await;
+            ended.inflight.metrics.fills_active.dec();
         });
         Ok((fill, false))
     }
 
-    /// Notes that upstream's bytes for this digest were wrong.
+    /// Notes that upstream's bytes for this digest were wrong. Several clients may see the same wrong bytes: once
+    /// refused is refused.
     pub(crate) fn refuse(&self, digest: &Digest) {
-        let (mut state, now) = (self.lock(), self.clock.now());
-        if state.refusals.len() >= REFUSALS {
-            state
-                .refusals
-                .retain(|_, refusal| self.clock.since(refusal.since) < LONGEST_REFUSAL);
+        if self.refused(digest).is_some() {
+            return;
         }
-        let length = match state.refusals.get(digest) {
-            Some(last) => (last.length * 2).min(LONGEST_REFUSAL),
-            None => FIRST_REFUSAL,
-        };
-        state
-            .refusals
-            .insert(digest.clone(), Refusal { length, since: now });
+        let (mut state, since) = (self.lock(), self.clock.now());
+        if state.refusals.len() >= REFUSALS {
+            state.refusals.clear();
+        }
+        let last = state.refusals.get(digest).map(|refusal| refusal.length);
+        let length = last.map_or(FIRST_REFUSAL, |last| (last * 2).min(LONGEST_REFUSAL));
+        state.refusals.insert(digest.clone(), Refusal { length, since });
     }
 
     fn forgive(&self, digest: &Digest) {
@@ -144,6 +143,7 @@ impl Inflight {
 struct Ended {
     inflight: Arc<Inflight>,
     digest: Digest,
+    fill: Arc<Fill>,
 }
 
 impl Ended {
@@ -154,12 +154,19 @@ impl Ended {
             _ => {}
         }
         self.inflight.metrics.fill(result);
-        self.inflight.metrics.fills_active.dec();
     }
 }
 
 impl Drop for Ended {
     fn drop(&mut self) {
-        self.inflight.lock().fills.remove(&self.digest);
+        let mut state = self.inflight.lock();
+        // One that failed may have been followed by another already.
+        if state
+            .fills
+            .get(&self.digest)
+            .is_some_and(|fill| Arc::ptr_eq(fill, &self.fill))
+        {
+            state.fills.remove(&self.digest);
+        }
     }
 }

@@ -27,9 +27,9 @@ use crate::clock::Clock;
 use crate::config::{self, Cache};
 use crate::inflight::Inflight;
 use crate::metrics::{Metrics, Outcome};
-use crate::name::{Reference, Repository};
+use crate::name::{Host, Reference, Repository};
 use crate::store::{Manifest, Store};
-use crate::upstream::{self, Upstream};
+use crate::upstream::Upstream;
 
 use absent::Absent;
 use flight::Flights;
@@ -48,6 +48,12 @@ pub struct Live {
     pub upstreams: Vec<Origin>,
     /// How long things are kept and how fresh they must be.
     pub cache: Cache,
+}
+
+impl Live {
+    fn of(&self, host: &Host) -> Option<&Origin> {
+        self.upstreams.iter().find(|origin| origin.settings.host == *host)
+    }
 }
 
 /// Something served, and how it came about.
@@ -99,40 +105,31 @@ impl Pull {
     /// The repository that a request is for.
     pub(crate) fn choose(&self, ns: Option<&str>, path: &str) -> Result<Repository, NoChoice> {
         let live = self.live.load();
-        choice::choose(
-            &live.upstreams.iter().map(|origin| &origin.settings.host),
-            ns,
-            path,
-        )
+        let hosts = live.upstreams.iter().map(|origin| &origin.settings.host);
+        let repository = choice::choose(&hosts, ns, path)?;
+        if live
+            .of(&repository.host)
+            .is_some_and(|origin| origin.settings.admits(&repository.name))
+        {
+            return Ok(repository);
+        }
+        Err(NoChoice::KeptOut(repository))
     }
 
-    /// The client for this repository's registry; 404 where the settings keep the repository out.
-    fn origin(&self, repository: &Repository, kind: Kind) -> Result<Arc<Upstream>, Failure> {
+    /// The client for this repository's registry.
+    fn origin(&self, repository: &Repository) -> Result<Arc<Upstream>, Failure> {
         let live = self.live.load();
         if live.cache.offline {
             return Err(Failure::unavailable(
                 "this mirror is offline (cache.offline), and has no copy of this",
             ));
         }
-        let found = live
-            .upstreams
-            .iter()
-            .find(|origin| origin.settings.host == repository.host);
-        let Some(origin) = found else {
+        let Some(origin) = live.of(&repository.host) else {
             return Err(Failure::unavailable(format!(
                 "{} is no upstream any more",
                 repository.host
             )));
         };
-        if !origin.settings.admits(&repository.name) {
-            let message =
-                format!("{repository} is kept out by the include and exclude patterns of this mirror");
-            let error = upstream::Error::NotFound {
-                code: "NAME_UNKNOWN".into(),
-                message,
-            };
-            return Err(Failure::of(&error, kind));
-        }
         Ok(Arc::clone(&origin.client))
     }
 }

@@ -11,6 +11,7 @@ use tokio::task::spawn_blocking;
 use tracing::{debug, error, info, warn};
 
 use super::{Phase, Progress};
+use crate::block;
 use crate::digest::Digest;
 use crate::metrics::FillResult;
 use crate::name::Repository;
@@ -44,15 +45,37 @@ enum Stop {
 }
 
 impl Job {
-    /// Runs to the end, whoever is waiting.
-    pub(crate) async fn run(self) -> FillResult {
-        let stop = match self.fetch().await {
-            Ok(staged) => return self.commit(staged).await,
-            Err(stop) => stop,
+    /// Runs to the end, whoever is waiting. `note` hears how a download ended.
+    pub(crate) async fn run(self, note: impl FnOnce(FillResult)) {
+        if self.found().await {
+            return;
+        }
+        match self.fetch().await {
+            Ok(staged) => note(self.commit(staged).await),
+            Err(stop) => {
+                let (phase, result) = self.told(stop);
+                // Before the readers hear of it, so that whoever comes back is refused where it has to be.
+                note(result);
+                self.progress.send_modify(|progress| progress.phase = phase);
+            }
+        }
+    }
+
+    /// Another fill may have ended between the reader's look into the cache and this one's start.
+    async fn found(&self) -> bool {
+        let Ok(Some(blob)) = self.store.blob(&self.repository, &self.digest).await else {
+            return false;
         };
-        let (phase, result) = self.told(stop);
-        self.progress.send_modify(|progress| progress.phase = phase);
-        result
+        let _ = self.file.set(blob.file);
+        let (written, size) = (blob.size, Some(blob.size));
+        self.progress.send_modify(|progress| {
+            *progress = Progress {
+                phase: Phase::Verified,
+                written,
+                size,
+            }
+        });
+        true
     }
 
     fn told(&self, stop: Stop) -> (Phase, FillResult) {
@@ -119,7 +142,8 @@ impl Job {
                 }
                 Err(error) => Some(error),
             };
-            if trouble.is_none() && size.is_none_or(|size| size == staged.written()) {
+            let whole = size.map_or(trouble.is_none(), |size| size == staged.written());
+            if whole {
                 return verify(staged);
             }
             fruitless = if staged.written() > before {
@@ -230,9 +254,7 @@ fn split(batch: Vec<Result<Bytes, Error>>, skip: &mut u64) -> (Vec<Bytes>, Optio
     for item in batch {
         match item {
             Ok(mut chunk) => {
-                let over = usize::try_from(*skip).unwrap_or(usize::MAX).min(chunk.len());
-                let _ = chunk.split_to(over);
-                *skip -= over as u64;
+                block::skip(&mut chunk, skip);
                 chunks.push(chunk);
             }
             Err(error) => return (chunks, Some(error)),

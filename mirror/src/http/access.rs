@@ -1,51 +1,137 @@
-//! One line and one count for each request, when its body has ended.
+//! One line and one count for each request, when its body has ended or its client has gone.
 
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use axum::body::Body;
 use axum::response::Response;
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use http::request::Parts;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use tracing::info;
+use url::form_urlencoded;
 
+use super::Peer;
 use crate::metrics::{Kind, Metrics, Outcome, Source};
 
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Longer ids are not kept: they are written to the log.
 const LONGEST_ID: usize = 128;
+/// What of a query is written to the log; anything else may be somebody's secret.
+const SHOWN: [&str; 4] = ["ns", "n", "last", "artifactType"];
+/// The status of a request whose client left before there was one, as nginx counts it.
+const CLIENT_LEFT: u16 = 499;
 
-/// What is said of a request.
+/// What is said of a request when it ends, however it ends.
 pub(super) struct Record {
-    pub(super) metrics: Metrics,
-    pub(super) log: bool,
-    pub(super) started: Instant,
-    pub(super) method: Method,
-    pub(super) target: String,
-    pub(super) client: String,
-    pub(super) agent: String,
+    metrics: Metrics,
+    log: bool,
+    started: Instant,
+    method: Method,
+    target: String,
+    client: String,
+    agent: String,
+    kind: Kind,
+    status: StatusCode,
+    outcome: Outcome,
+    bytes: u64,
+    whole: bool,
+    /// The request's id: the client's, or one of ours.
     pub(super) id: HeaderValue,
-    pub(super) kind: Kind,
-    pub(super) outcome: Outcome,
-    pub(super) source: Source,
 }
 
-/// The client's id for the request, or one of ours.
-pub(super) fn request_id(headers: &HeaderMap) -> HeaderValue {
+impl Record {
+    /// Begins with the request.
+    pub(super) fn begin(metrics: Metrics, log: bool, kind: Kind, parts: &Parts) -> Self {
+        metrics.requests_active.inc();
+        Self {
+            metrics,
+            log,
+            started: Instant::now(),
+            method: parts.method.clone(),
+            target: shown(&parts.uri),
+            client: parts
+                .extensions
+                .get::<Peer>()
+                .map(|peer| peer.0.clone())
+                .unwrap_or_default(),
+            agent: text(&parts.headers, &header::USER_AGENT),
+            kind,
+            status: StatusCode::from_u16(CLIENT_LEFT).unwrap_or(StatusCode::REQUEST_TIMEOUT),
+            outcome: Outcome::None,
+            bytes: 0,
+            whole: false,
+            id: request_id(&parts.headers),
+        }
+    }
+
+    /// There is an answer; what is left is to send its body.
+    pub(super) fn answered(mut self, response: Response, outcome: Outcome) -> Response {
+        self.status = response.status();
+        self.outcome = outcome;
+        response.map(|body| Body::new(Recorded { body, record: self }))
+    }
+
+    fn source(&self) -> Source {
+        match self.outcome {
+            Outcome::Hit | Outcome::Stale | Outcome::None => Source::Cache,
+            Outcome::Miss | Outcome::Coalesced | Outcome::PassThrough => Source::Upstream,
+        }
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        let took = self.started.elapsed();
+        self.metrics.requests_active.dec();
+        self.metrics
+            .request(&self.method, self.kind, self.status, self.outcome, took);
+        self.metrics.served(self.source(), self.bytes);
+        if !self.log {
+            return;
+        }
+        info!(
+            target: "access",
+            method = %self.method,
+            target = %self.target,
+            status = self.status.as_u16(),
+            outcome = self.outcome.as_str(),
+            bytes = self.bytes,
+            seconds = took.as_secs_f64(),
+            whole = self.whole,
+            client = %self.client,
+            agent = %self.agent,
+            id = self.id.to_str().unwrap_or_default(),
+            "request"
+        );
+    }
+}
+
+/// The path with what of its query may be shown.
+fn shown(uri: &Uri) -> String {
+    let pairs = form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes());
+    let mut query = form_urlencoded::Serializer::new(String::new());
+    query.extend_pairs(pairs.filter(|(key, _)| SHOWN.contains(&key.as_ref())));
+    match query.finish() {
+        query if query.is_empty() => uri.path().to_owned(),
+        query => format!("{}?{query}", uri.path()),
+    }
+}
+
+fn request_id(headers: &HeaderMap) -> HeaderValue {
     let sent = headers
         .get(&REQUEST_ID)
         .filter(|id| !id.is_empty() && id.len() <= LONGEST_ID);
     sent.cloned().unwrap_or_else(|| {
-        use std::hash::{BuildHasher, Hasher, RandomState};
         let text = format!("{:016x}", RandomState::new().build_hasher().finish());
         HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static("none"))
     })
 }
 
-/// A header as text for the log.
-pub(super) fn text(headers: &HeaderMap, name: header::HeaderName) -> String {
+fn text(headers: &HeaderMap, name: &HeaderName) -> String {
     headers
         .get(name)
         .and_then(|value| value.to_str().ok())
@@ -53,26 +139,8 @@ pub(super) fn text(headers: &HeaderMap, name: header::HeaderName) -> String {
         .to_owned()
 }
 
-/// Lets the record be written when the last byte has gone, or the client has.
-pub(super) fn recorded(response: Response, record: Record) -> Response {
-    let status = response.status();
-    record.metrics.requests_active.inc();
-    response.map(|body| {
-        Body::new(Recorded {
-            body,
-            bytes: 0,
-            status,
-            ended: false,
-            record,
-        })
-    })
-}
-
 struct Recorded {
     body: Body,
-    bytes: u64,
-    status: StatusCode,
-    ended: bool,
     record: Record,
 }
 
@@ -86,11 +154,11 @@ impl HttpBody for Recorded {
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         let frame = std::task::ready!(Pin::new(&mut self.body).poll_frame(cx));
         match &frame {
-            Some(Ok(frame)) => self.bytes += frame.data_ref().map_or(0, |data| data.len() as u64),
+            Some(Ok(frame)) => self.record.bytes += frame.data_ref().map_or(0, |data| data.len() as u64),
             Some(Err(error)) => info!(id = ?self.record.id, %error, "an answer was cut short"),
             None => {}
         }
-        self.ended = matches!(frame, None | Some(Err(_))) || self.body.is_end_stream();
+        self.record.whole = frame.is_none() || self.body.is_end_stream();
         Poll::Ready(frame)
     }
 
@@ -103,36 +171,23 @@ impl HttpBody for Recorded {
     }
 }
 
-impl Drop for Recorded {
-    fn drop(&mut self) {
-        let (record, took) = (&self.record, self.record.started.elapsed());
-        record.metrics.requests_active.dec();
-        record
-            .metrics
-            .request(&record.method, record.kind, self.status, record.outcome, took);
-        record.metrics.served(record.source, self.bytes);
-        if record.log {
-            self.line(took);
-        }
-    }
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-impl Recorded {
-    fn line(&self, took: Duration) {
-        let record = &self.record;
-        info!(
-            target: "access",
-            method = %record.method,
-            target = %record.target,
-            status = self.status.as_u16(),
-            outcome = record.outcome.as_str(),
-            bytes = self.bytes,
-            seconds = took.as_secs_f64(),
-            whole = self.ended || self.body.is_end_stream(),
-            client = %record.client,
-            agent = %record.agent,
-            id = record.id.to_str().unwrap_or_default(),
-            "request"
-        );
+    #[test]
+    fn the_log_shows_what_it_knows_of_a_query_and_nothing_else() {
+        let uri = "http://user:secret@mirror/v2/a/tags/list?n=2&access_token=secret&ns=docker.io";
+        assert_eq!(shown(&uri.parse().unwrap()), "/v2/a/tags/list?n=2&ns=docker.io");
+        assert_eq!(shown(&"/v2/?token=secret".parse().unwrap()), "/v2/");
+    }
+
+    #[test]
+    fn an_id_of_the_client_is_kept_unless_it_is_excessive() {
+        let mut headers = HeaderMap::new();
+        headers.insert(REQUEST_ID, "abc".parse().unwrap());
+        assert_eq!(request_id(&headers), "abc");
+        headers.insert(REQUEST_ID, "x".repeat(LONGEST_ID + 1).parse().unwrap());
+        assert_eq!(request_id(&headers).len(), 16);
     }
 }

@@ -7,6 +7,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use http::{HeaderMap, HeaderValue, header};
 use moka::future::Cache;
+use tokio::sync::Semaphore;
 use tracing::error;
 
 use super::error::RegistryError;
@@ -23,6 +24,8 @@ pub struct Htpasswd {
     path: PathBuf,
     challenge: HeaderValue,
     accepted: Cache<Digest, ()>,
+    /// Checks under way: no more than the machine has cores, or guesses would take the threads that disks need.
+    checks: Semaphore,
 }
 
 impl Htpasswd {
@@ -35,10 +38,12 @@ impl Htpasswd {
             .max_capacity(REMEMBERED)
             .time_to_live(BELIEVED)
             .build();
+        let checks = Semaphore::new(std::thread::available_parallelism().map_or(1, usize::from));
         Self {
             path,
             challenge,
             accepted,
+            checks,
         }
     }
 
@@ -53,6 +58,7 @@ impl Htpasswd {
         if self.accepted.get(&key).await.is_some() {
             return Ok(());
         }
+        let _turn = self.checks.acquire().await;
         let path = self.path.clone();
         let listed = tokio::task::spawn_blocking(move || is_listed(&path, &login.0, &login.1)).await;
         if !listed.unwrap_or(false) {

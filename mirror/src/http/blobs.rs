@@ -10,7 +10,7 @@ use super::body::{self, Bytes as Readable};
 use super::error::RegistryError;
 use super::{Answer, Asked, conditional};
 use crate::digest::Digest;
-use crate::metrics::{Outcome, Source as From};
+use crate::metrics::Outcome;
 use crate::pull::{Served, Source, Through};
 use crate::range::{Resolved, Wanted};
 
@@ -28,35 +28,28 @@ pub(super) async fn get(asked: &Asked<'_>, name: &str, digest: &str) -> Result<A
     );
     if asked.method == Method::HEAD || response.status() == StatusCode::NOT_MODIFIED {
         let served = asked.app.pull.blob_size(&repository, &digest).await?;
-        if response.status() == StatusCode::OK {
-            response
-                .headers_mut()
-                .insert(header::CONTENT_LENGTH, served.value.into());
-        }
-        return Ok(Answer::new(response, served.outcome, From::Cache, repository));
+        response
+            .headers_mut()
+            .insert(header::CONTENT_LENGTH, served.value.into());
+        return Ok(Answer::new(response, served.outcome, repository));
     }
     let wanted = Wanted::of(asked.headers, &conditional::etag(&digest));
-    let Served { value, outcome } = asked.app.pull.blob(&repository, &digest, &wanted).await?;
-    let (outcome, source) = match value {
+    let Served { value, mut outcome } = asked.app.pull.blob(&repository, &digest, &wanted).await?;
+    match value {
         Source::Stored(blob) => {
-            let size = blob.size;
-            let pull = Arc::clone(&asked.app.pull);
+            let (size, pull) = (blob.size, Arc::clone(&asked.app.pull));
             send(&mut response, Readable::Stored(blob, digest, pull), size, &wanted);
-            (outcome, From::Cache)
         }
-        Source::Filling(fill) => {
-            match fill.progress().size {
-                Some(size) => send(&mut response, Readable::Filling(fill), size, &wanted),
-                None => *response.body_mut() = body::until_the_end(fill),
-            }
-            (outcome, From::Upstream)
-        }
+        Source::Filling(fill) => match fill.progress().size {
+            Some(size) => send(&mut response, Readable::Filling(fill), size, &wanted),
+            None => *response.body_mut() = body::until_the_end(fill),
+        },
         Source::Through(through) => {
+            outcome = Outcome::PassThrough;
             pass(&mut response, through);
-            (Outcome::PassThrough, From::Upstream)
         }
-    };
-    Ok(Answer::new(response, outcome, source, repository))
+    }
+    Ok(Answer::new(response, outcome, repository))
 }
 
 /// Puts the wanted parts of `size` bytes into the answer.

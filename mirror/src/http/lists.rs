@@ -8,7 +8,7 @@ use url::form_urlencoded;
 
 use super::error::RegistryError;
 use super::{Answer, Asked};
-use crate::metrics::{Outcome, Source};
+use crate::metrics::Outcome;
 use crate::pull::{Page, Window};
 
 pub(super) async fn tags(asked: &Asked<'_>, name: &str) -> Result<Answer, RegistryError> {
@@ -26,12 +26,7 @@ pub(super) async fn tags(asked: &Asked<'_>, name: &str) -> Result<Answer, Regist
         &path,
         asked.ns(),
     );
-    let source = if served.outcome == Outcome::Miss {
-        Source::Upstream
-    } else {
-        Source::Cache
-    };
-    Ok(Answer::new(response, served.outcome, source, repository))
+    Ok(Answer::new(response, served.outcome, repository))
 }
 
 pub(super) async fn catalog(asked: &Asked<'_>) -> Result<Answer, RegistryError> {
@@ -41,7 +36,6 @@ pub(super) async fn catalog(asked: &Asked<'_>) -> Result<Answer, RegistryError> 
     Ok(Answer {
         response,
         outcome: Outcome::Hit,
-        source: Source::Cache,
         repository: None,
     })
 }

@@ -5,7 +5,6 @@ use http::{HeaderValue, StatusCode, header};
 
 use super::error::RegistryError;
 use super::{Answer, Asked, conditional};
-use crate::metrics::{Outcome, Source};
 use crate::name::{InvalidName, Reference};
 
 pub(super) async fn get(asked: &Asked<'_>, name: &str, reference: &str) -> Result<Answer, RegistryError> {
@@ -14,21 +13,13 @@ pub(super) async fn get(asked: &Asked<'_>, name: &str, reference: &str) -> Resul
     let served = asked.app.pull.manifest(&repository, &reference).await?;
     let manifest = served.value;
     let mut response = conditional::response(asked.headers, &manifest.digest);
-    response
-        .headers_mut()
-        .insert(header::CONTENT_TYPE, content_type(&manifest.media_type));
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, content_type(&manifest.media_type));
+    headers.insert(header::CONTENT_LENGTH, manifest.bytes.len().into());
     if response.status() == StatusCode::OK {
-        response
-            .headers_mut()
-            .insert(header::CONTENT_LENGTH, manifest.bytes.len().into());
         *response.body_mut() = Body::from(manifest.bytes);
     }
-    let source = if served.outcome == Outcome::Miss {
-        Source::Upstream
-    } else {
-        Source::Cache
-    };
-    Ok(Answer::new(response, served.outcome, source, repository))
+    Ok(Answer::new(response, served.outcome, repository))
 }
 
 /// A tag that can't be one is a tag that is not there; a broken digest is a mistake of the client.

@@ -8,7 +8,6 @@ use url::form_urlencoded;
 use super::error::RegistryError;
 use super::{Answer, Asked};
 use crate::digest::Digest;
-use crate::metrics::{Outcome, Source};
 use crate::pull;
 
 const FILTERS: HeaderName = HeaderName::from_static("oci-filters-applied");
@@ -29,10 +28,5 @@ pub(super) async fn get(asked: &Asked<'_>, name: &str, digest: &str) -> Result<A
         headers.insert(FILTERS, HeaderValue::from_static("artifactType"));
     }
     *response.body_mut() = Body::from(filtered.unwrap_or(served.value));
-    let source = if served.outcome == Outcome::Miss {
-        Source::Upstream
-    } else {
-        Source::Cache
-    };
-    Ok(Answer::new(response, served.outcome, source, repository))
+    Ok(Answer::new(response, served.outcome, repository))
 }

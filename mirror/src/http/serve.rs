@@ -1,7 +1,9 @@
 //! Connections: accepted, limited, served, drained.
 
 use std::io;
+use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::Router;
@@ -116,15 +118,30 @@ impl Connection {
         let Some(stream) = secured(stream, &options).await else {
             return;
         };
+        let spoke = Arc::new(AtomicBool::new(false));
+        let (seen, builder) = (Arc::clone(&spoke), builder(options.http2));
         let service = service.map_request(move |mut request: http::Request<_>| {
+            seen.store(true, Ordering::Relaxed);
             request.extensions_mut().insert(peer.clone());
             request
         });
-        let builder = builder(options.http2);
         let connection = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
-        if let Err(error) = watcher.watch(connection.into_owned()).await {
+        let mut connection = pin!(watcher.watch(connection.into_owned()));
+        let ended = tokio::select! {
+            ended = &mut connection => ended,
+            () = silent(&spoke) => return,
+        };
+        if let Err(error) = ended {
             debug!(%error, "a connection ended early");
         }
+    }
+}
+
+/// Returns when a client has connected but asked nothing in time, and never once it has.
+async fn silent(spoke: &AtomicBool) {
+    tokio::time::sleep(HEADER_TIMEOUT).await;
+    if spoke.load(Ordering::Relaxed) {
+        std::future::pending::<()>().await;
     }
 }
 

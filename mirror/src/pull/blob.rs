@@ -1,7 +1,10 @@
 //! Blobs: from the cache, from a fill under way, or from upstream past the cache.
 
+use std::io;
 use std::ops::Range;
 use std::sync::Arc;
+
+use tracing::{error, warn};
 
 use super::failure::{Failure, Kind};
 use super::through::{self, Asked, Through};
@@ -13,7 +16,7 @@ use crate::metrics::Outcome;
 use crate::name::Repository;
 use crate::range::Wanted;
 use crate::store::Blob;
-use crate::upstream::Upstream;
+use crate::upstream;
 
 /// A range that starts further ahead of the fill than this is fetched on its own.
 const AHEAD: u64 = 8 * 1024 * 1024;
@@ -31,7 +34,7 @@ pub(crate) enum Source {
 impl Pull {
     /// The blob, for a request that wants these parts of it.
     pub(crate) async fn blob(
-        self: &Arc<Self>,
+        &self,
         repository: &Repository,
         digest: &Digest,
         wanted: &Wanted,
@@ -42,22 +45,18 @@ impl Pull {
                 outcome: Outcome::Hit,
             });
         }
-        let upstream = self.origin(repository, Kind::Blob)?;
-        self.known_absent(repository, digest, &upstream)?;
-        if let Some(served) = self.kept_for_another(repository, digest, &upstream).await? {
-            return Ok(served);
+        let asked = Asked::new(self.origin(repository)?, repository, digest);
+        self.known_absent(&asked)?;
+        if let Some(blob) = self.kept_for_another(&asked).await? {
+            return Ok(Served {
+                value: Source::Stored(blob),
+                outcome: Outcome::Hit,
+            });
         }
-        let (fill, joined) = self.fill(repository, digest, &upstream).await?;
-        let asked = Asked {
-            upstream: &upstream,
-            repository,
-            digest,
-        };
-        let value = self.read_from(fill, wanted, asked).await;
+        let (fill, joined) = self.fill(&asked).await?;
+        let value = self.read_from(fill, wanted, &asked).await;
         if let (Err(failure), false) = (&value, joined) {
-            let version = upstream.credential_generation();
-            self.absent
-                .note(repository, Kind::Blob, digest.as_str(), version, failure);
+            self.note(&asked, failure);
         }
         let outcome = if joined { Outcome::Coalesced } else { Outcome::Miss };
         Ok(Served {
@@ -66,7 +65,51 @@ impl Pull {
         })
     }
 
-    async fn read_from(&self, fill: Arc<Fill>, wanted: &Wanted, asked: Asked<'_>) -> Result<Source, Failure> {
+    /// The blob's size, without downloading it.
+    pub(crate) async fn blob_size(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<Served<u64>, Failure> {
+        if let Some(blob) = unreadable(self.store.blob(repository, digest).await) {
+            return Ok(Served {
+                value: blob.size,
+                outcome: Outcome::Hit,
+            });
+        }
+        let asked = Asked::new(self.origin(repository)?, repository, digest);
+        self.known_absent(&asked)?;
+        let fill = self.inflight.get(digest).filter(|fill| fill.is_for(repository));
+        if let Some(Progress { size: Some(size), .. }) = fill.map(|fill| fill.progress()) {
+            return Ok(Served {
+                value: size,
+                outcome: Outcome::Coalesced,
+            });
+        }
+        let told = asked.upstream.blob_size(&repository.name, digest).await;
+        match told.map_err(|error| self.failed(&asked, &error))? {
+            Some(value) => Ok(Served {
+                value,
+                outcome: Outcome::Miss,
+            }),
+            None => Err(Failure::unavailable(
+                "upstream does not tell the blob's size: GET it instead",
+            )),
+        }
+    }
+
+    /// Content that can't be read any more goes; the next request fetches it again.
+    pub(crate) async fn damaged(&self, digest: &Digest, error: &io::Error) {
+        error!(%digest, %error, "cached content can't be read; it is dropped");
+        self.store.drop_blob(digest).await;
+    }
+
+    async fn read_from(
+        &self,
+        fill: Arc<Fill>,
+        wanted: &Wanted,
+        asked: &Asked<'_>,
+    ) -> Result<Source, Failure> {
         let progress = fill.begun().await;
         let part = progress.size.and_then(|size| wanted.single(size));
         match (&progress.phase, part) {
@@ -74,10 +117,8 @@ impl Pull {
             (Phase::NoRoom, part) => Ok(Source::Through(self.past_the_cache(asked, &fill, part).await?)),
             (Phase::Filling, Some(part)) if part.start > progress.written.saturating_add(AHEAD) => {
                 let size = progress.size.unwrap_or(part.end);
-                match through::ahead(asked, &fill, size, part).await? {
-                    Some(through) => Ok(Source::Through(through)),
-                    None => Ok(Source::Filling(fill)),
-                }
+                let through = through::ahead(asked, &fill, size, part).await;
+                Ok(through.map_or(Source::Filling(fill), Source::Through))
             }
             _ => Ok(Source::Filling(fill)),
         }
@@ -86,7 +127,7 @@ impl Pull {
     /// Nothing can be kept: the client streams an upstream answer of its own, held back alike.
     async fn past_the_cache(
         &self,
-        asked: Asked<'_>,
+        asked: &Asked<'_>,
         fill: &Fill,
         part: Option<Range<u64>>,
     ) -> Result<Through, Failure> {
@@ -98,82 +139,40 @@ impl Pull {
         }
     }
 
-    /// The blob's size, without downloading it.
-    pub(crate) async fn blob_size(
-        self: &Arc<Self>,
-        repository: &Repository,
-        digest: &Digest,
-    ) -> Result<Served<u64>, Failure> {
-        if let Some(blob) = unreadable(self.store.blob(repository, digest).await) {
-            return Ok(Served {
-                value: blob.size,
-                outcome: Outcome::Hit,
-            });
-        }
-        let upstream = self.origin(repository, Kind::Blob)?;
-        self.known_absent(repository, digest, &upstream)?;
-        if let Some(Progress { size: Some(size), .. }) =
-            self.fill_for(repository, digest).map(|fill| fill.progress())
-        {
-            return Ok(Served {
-                value: size,
-                outcome: Outcome::Coalesced,
-            });
-        }
-        let told = upstream.blob_head(&repository.name, digest).await;
-        let size = told.map_err(|error| self.failed(repository, digest, &upstream, &error))?;
-        match size {
-            Some(size) => Ok(Served {
-                value: size,
-                outcome: Outcome::Miss,
-            }),
-            None => Err(Failure::unavailable(
-                "upstream does not tell the blob's size: GET it instead",
-            )),
-        }
-    }
-
-    /// Content that can't be read any more goes; the next request fetches it again.
-    pub(crate) async fn damaged(&self, digest: &Digest, error: &std::io::Error) {
-        tracing::error!(%digest, %error, "cached content can't be read; it is dropped");
-        self.store.drop_blob(digest).await;
-    }
-
     /// Content that was fetched for another repository: upstream's yes is needed, but no second download.
-    async fn kept_for_another(
-        &self,
-        repository: &Repository,
-        digest: &Digest,
-        upstream: &Upstream,
-    ) -> Result<Option<Served<Source>>, Failure> {
-        let Some(blob) = unreadable(self.store.content(digest).await) else {
+    async fn kept_for_another(&self, asked: &Asked<'_>) -> Result<Option<Blob>, Failure> {
+        let Some(blob) = unreadable(self.store.content(asked.digest).await) else {
             return Ok(None);
         };
-        self.permitted(repository, digest, upstream).await?;
+        self.permitted(asked).await?;
+        let (repository, digest) = (asked.repository, asked.digest);
         if let Err(error) = self.store.link_blob(repository, digest).await {
-            tracing::warn!(%repository, %digest, %error, "a blob could not be linked");
+            warn!(%repository, %digest, %error, "a blob could not be linked");
         }
-        Ok(Some(Served {
-            value: Source::Stored(blob),
-            outcome: Outcome::Hit,
-        }))
+        Ok(Some(blob))
     }
 
-    /// Joins the fill of this blob or starts it; a fill that runs for others is joined after upstream's yes only.
-    async fn fill(
-        &self,
-        repository: &Repository,
-        digest: &Digest,
-        upstream: &Arc<Upstream>,
-    ) -> Result<(Arc<Fill>, bool), Failure> {
-        match self.inflight.join_or_start(upstream, repository, digest) {
-            Ok((fill, joined)) => {
-                if !fill.is_for(repository) {
-                    self.permitted(repository, digest, upstream).await?;
-                    fill.also_for(repository);
-                }
-                Ok((fill, joined))
-            }
+    /// Joins the fill of this blob (true) or starts it; one that runs for others is joined after upstream's yes
+    /// only, and its failure is not ours.
+    async fn fill(&self, asked: &Asked<'_>) -> Result<(Arc<Fill>, bool), Failure> {
+        let (fill, joined) = self.join_or_start(asked)?;
+        if fill.is_for(asked.repository) {
+            return Ok((fill, joined));
+        }
+        self.permitted(asked).await?;
+        fill.also_for(asked.repository);
+        match fill.begun().await.phase {
+            Phase::Failed(_) => self.join_or_start(asked),
+            _ => Ok((fill, joined)),
+        }
+    }
+
+    fn join_or_start(&self, asked: &Asked<'_>) -> Result<(Arc<Fill>, bool), Failure> {
+        match self
+            .inflight
+            .join_or_start(&asked.upstream, asked.repository, asked.digest)
+        {
+            Ok(started) => Ok(started),
             Err(NotNow::Refused(retry_after)) => {
                 let message = "upstream sent wrong bytes for this digest; it is asked again later".into();
                 Err(Failure::Unavailable { message, retry_after })
@@ -182,50 +181,43 @@ impl Pull {
         }
     }
 
-    fn fill_for(&self, repository: &Repository, digest: &Digest) -> Option<Arc<Fill>> {
-        self.inflight.get(digest).filter(|fill| fill.is_for(repository))
-    }
-
-    async fn permitted(
-        &self,
-        repository: &Repository,
-        digest: &Digest,
-        upstream: &Upstream,
-    ) -> Result<(), Failure> {
-        match upstream.blob_head(&repository.name, digest).await {
+    async fn permitted(&self, asked: &Asked<'_>) -> Result<(), Failure> {
+        match asked
+            .upstream
+            .blob_head(&asked.repository.name, asked.digest)
+            .await
+        {
             Ok(_) => Ok(()),
-            Err(error) => Err(self.failed(repository, digest, upstream, &error)),
+            Err(error) => Err(self.failed(asked, &error)),
         }
     }
 
-    fn failed(
-        &self,
-        repository: &Repository,
-        digest: &Digest,
-        upstream: &Upstream,
-        error: &crate::upstream::Error,
-    ) -> Failure {
+    fn failed(&self, asked: &Asked<'_>, error: &upstream::Error) -> Failure {
         let failure = Failure::of(error, Kind::Blob);
-        let version = upstream.credential_generation();
-        self.absent
-            .note(repository, Kind::Blob, digest.as_str(), version, &failure);
+        self.note(asked, &failure);
         failure
     }
 
-    fn known_absent(
-        &self,
-        repository: &Repository,
-        digest: &Digest,
-        upstream: &Upstream,
-    ) -> Result<(), Failure> {
-        match self.absent.get(
+    fn note(&self, asked: &Asked<'_>, failure: &Failure) {
+        let Asked {
             repository,
-            Kind::Blob,
-            digest.as_str(),
-            upstream.credential_generation(),
-        ) {
-            Some(failure) => Err(failure),
-            None => Ok(()),
-        }
+            digest,
+            generation,
+            ..
+        } = asked;
+        self.absent
+            .note(repository, Kind::Blob, digest.as_str(), *generation, failure);
+    }
+
+    fn known_absent(&self, asked: &Asked<'_>) -> Result<(), Failure> {
+        let Asked {
+            repository,
+            digest,
+            generation,
+            ..
+        } = asked;
+        self.absent
+            .get(repository, Kind::Blob, digest.as_str(), *generation)
+            .map_or(Ok(()), Err)
     }
 }

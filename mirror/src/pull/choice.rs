@@ -19,6 +19,9 @@ pub(crate) enum NoChoice {
         /// The registry in the query.
         ns: String,
     },
+    /// The settings keep it out.
+    #[error("{0} is kept out by the include and exclude patterns of this mirror")]
+    KeptOut(Repository),
     /// No repository name.
     #[error("{0:?} is not a repository name: lower-case path components, at most 255 characters in all")]
     InvalidName(String),

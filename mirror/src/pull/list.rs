@@ -5,6 +5,7 @@ use std::sync::Arc;
 use serde::Deserialize;
 
 use super::failure::{Failure, Kind};
+use super::manifest::PATIENCE;
 use super::{Pull, Served, unreadable};
 use crate::metrics::Outcome;
 use crate::name::Repository;
@@ -20,7 +21,7 @@ pub(crate) struct Page {
 }
 
 /// What part of a list is wanted.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Window {
     /// At most so many names.
     pub(crate) n: Option<usize>,
@@ -47,32 +48,35 @@ impl Pull {
                 outcome: Outcome::Hit,
             });
         }
-        let asked = match self.origin(repository, Kind::Tags) {
-            Ok(upstream) => match upstream.tags(&repository.name, query).await {
-                Ok(answer) => {
-                    page_of(&answer.bytes, answer.next).map_err(|error| Failure::of(&error, Kind::Tags))
-                }
-                Err(error) => Err(Failure::of(&error, Kind::Tags)),
-            },
-            Err(failure) => Err(failure),
-        };
-        match asked {
-            Ok(value) => Ok(Served {
+        let cached = unreadable(self.store.tags(repository).await.map(Some)).unwrap_or_default();
+        let asked = self.ask_tags(repository, query);
+        if cached.is_empty() {
+            return Ok(Served {
+                value: asked.await?,
+                outcome: Outcome::Miss,
+            });
+        }
+        match tokio::time::timeout(PATIENCE, asked).await {
+            Ok(Ok(value)) => Ok(Served {
                 value,
                 outcome: Outcome::Miss,
             }),
-            Err(failure) if failure.is_final() => Err(failure),
-            Err(failure) => {
-                let cached = unreadable(self.store.tags(repository).await.map(Some)).unwrap_or_default();
-                if cached.is_empty() {
-                    return Err(failure);
-                }
-                Ok(Served {
-                    value: window.of(cached),
-                    outcome: Outcome::Stale,
-                })
-            }
+            Ok(Err(failure)) if failure.is_final() => Err(failure),
+            _ => Ok(Served {
+                value: window.of(cached),
+                outcome: Outcome::Stale,
+            }),
         }
+    }
+
+    async fn ask_tags(&self, repository: &Repository, query: &str) -> Result<Page, Failure> {
+        let told = |error| Failure::of(&error, Kind::Tags);
+        let answer = self
+            .origin(repository)?
+            .tags(&repository.name, query)
+            .await
+            .map_err(told)?;
+        page_of(&answer.bytes, answer.next).map_err(told)
     }
 
     /// The repositories in the cache.

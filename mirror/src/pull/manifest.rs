@@ -14,8 +14,8 @@ use crate::name::{Reference, Repository, Tag};
 use crate::store::{CachedTag, Manifest};
 use crate::upstream::{Error, ManifestAnswer, Upstream};
 
-/// How long a client waits for upstream's word on a tag of which there is a copy.
-const PATIENCE: Duration = Duration::from_millis(1_500);
+/// How long a client waits for upstream's word where there is a copy.
+pub(super) const PATIENCE: Duration = Duration::from_millis(1_500);
 
 type Answer = Result<Served<Manifest>, Failure>;
 type Fetched = Result<(Manifest, Outcome), Failure>;
@@ -93,7 +93,7 @@ impl Pull {
         reference: &Reference,
         known: Option<(Digest, Manifest)>,
     ) -> Answer {
-        let upstream = self.origin(repository, Kind::Manifest)?;
+        let upstream = self.origin(repository)?;
         let (text, version) = (reference.to_string(), upstream.credential_generation());
         if let Some(failure) = self.absent.get(repository, Kind::Manifest, &text, version) {
             return Err(failure);
@@ -101,15 +101,18 @@ impl Pull {
         let key = (repository.clone(), reference.clone());
         let (waiting, joined) = self.manifests.join(&key, || {
             let (pull, (repository, reference)) = (Arc::clone(self), key.clone());
-            async move { pull.ask(&upstream, &repository, &reference, known).await }
+            async move {
+                let fetched = pull.ask(&upstream, &repository, &reference, known).await;
+                if let Err(failure) = &fetched {
+                    pull.absent
+                        .note(&repository, Kind::Manifest, &text, version, failure);
+                }
+                fetched
+            }
         });
         let fetched = waiting
             .await
             .unwrap_or_else(|| Err(Failure::unavailable("the fetch was given up")));
-        if let Err(failure) = &fetched {
-            self.absent
-                .note(repository, Kind::Manifest, &text, version, failure);
-        }
         let (value, outcome) = fetched?;
         let outcome = if joined && outcome == Outcome::Miss {
             Outcome::Coalesced
@@ -128,7 +131,7 @@ impl Pull {
     ) -> Fetched {
         let told = |error| Failure::of(&error, Kind::Manifest);
         let Some((digest, copy)) = known else {
-            return self.get(upstream, repository, reference).await;
+            return self.look_again_or_get(upstream, repository, reference).await;
         };
         let head = upstream
             .manifest_head(&repository.name, reference)
@@ -149,6 +152,21 @@ impl Pull {
             // Some registries answer HEAD without a digest, or not at all.
             None => self.get(upstream, repository, reference).await,
         }
+    }
+
+    /// Another fetch may have ended between the look into the cache and this one's start.
+    async fn look_again_or_get(
+        &self,
+        upstream: &Upstream,
+        repository: &Repository,
+        reference: &Reference,
+    ) -> Fetched {
+        if let Some(digest) = as_digest(reference)
+            && let Some(manifest) = unreadable(self.store.manifest(repository, digest).await)
+        {
+            return Ok((manifest, Outcome::Hit));
+        }
+        self.get(upstream, repository, reference).await
     }
 
     /// Fetches, checks, keeps.

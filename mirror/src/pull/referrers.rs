@@ -8,6 +8,7 @@ use moka::sync::Cache;
 use serde_json::Value;
 
 use super::failure::{Failure, Kind};
+use super::manifest::PATIENCE;
 use super::{Pull, Served, unreadable};
 use crate::digest::Digest;
 use crate::metrics::Outcome;
@@ -52,62 +53,82 @@ impl Pull {
         if cache.offline {
             return self.fallback_tag(repository, digest).await;
         }
-        match self.ask_referrers(repository, digest).await {
-            Ok(value) => {
-                self.referrers.0.insert(key, (value.clone(), self.clock.now()));
-                Ok(Served {
-                    value,
+        let asked = self.ask_referrers(repository, digest);
+        let Some((value, age)) = known else {
+            // Registries that lack this endpoint answer with any 404; clients then try the fallback tag.
+            let value = asked.await.map_err(|error| match error {
+                Error::StrangeNotFound => absent(error.to_string()),
+                error => Failure::of(&error, Kind::Manifest),
+            })?;
+            return Ok(Served {
+                value: self.keep_referrers(key, value),
+                outcome: Outcome::Miss,
+            });
+        };
+        let failure = match tokio::time::timeout(PATIENCE, asked).await {
+            Ok(Ok(value)) => {
+                return Ok(Served {
+                    value: self.keep_referrers(key, value),
                     outcome: Outcome::Miss,
-                })
+                });
             }
-            Err(failure) => match known {
-                Some((value, age)) if !failure.is_final() && age < cache.stale_if_error => Ok(Served {
-                    value,
-                    outcome: Outcome::Stale,
-                }),
-                _ => Err(failure),
-            },
+            Ok(Err(error)) => Failure::of(&error, Kind::Manifest),
+            Err(_) => Failure::unavailable("no answer in time"),
+        };
+        let longest = cache
+            .ttl
+            .map_or(cache.stale_if_error, |ttl| ttl.min(cache.stale_if_error));
+        if failure.is_final() || age >= longest {
+            return Err(failure);
         }
+        Ok(Served {
+            value,
+            outcome: Outcome::Stale,
+        })
     }
 
-    async fn ask_referrers(&self, repository: &Repository, digest: &Digest) -> Result<Bytes, Failure> {
-        let upstream = self.origin(repository, Kind::Manifest)?;
-        let told = |error| Failure::of(&error, Kind::Manifest);
-        let answer = match upstream.referrers(&repository.name, digest).await {
-            // Registries that lack this endpoint answer with any 404; clients then try the fallback tag.
-            Err(error @ Error::StrangeNotFound) => {
-                let (code, message) = ("MANIFEST_UNKNOWN", error.to_string());
-                return Err(Failure::NotFound { code, message });
-            }
-            answer => answer.map_err(told)?,
-        };
+    fn keep_referrers(&self, key: (Repository, Digest), list: Bytes) -> Bytes {
+        self.referrers.0.insert(key, (list.clone(), self.clock.now()));
+        list
+    }
+
+    async fn ask_referrers(&self, repository: &Repository, digest: &Digest) -> Result<Bytes, Error> {
+        let upstream = self.origin(repository).map_err(|_| Error::Unavailable {
+            what: "it is not asked".into(),
+        })?;
+        let answer = upstream.referrers(&repository.name, digest).await?;
         if is_index(&answer.bytes) {
             return Ok(answer.bytes);
         }
-        let what = "upstream's list of referrers is not an image index".into();
-        Err(told(Error::Malformed { what }))
+        Err(Error::Malformed {
+            what: "upstream's list of referrers is not an image index".into(),
+        })
     }
 
     /// Offline there may still be the tag that clients fall back to (distribution-spec, "Referrers Tag Schema").
     async fn fallback_tag(&self, repository: &Repository, digest: &Digest) -> Result<Served<Bytes>, Failure> {
         let name = format!("{}-{}", digest.algorithm().as_str(), digest.hex());
-        let absent = || Failure::NotFound {
-            code: "MANIFEST_UNKNOWN",
-            message: "this mirror is offline and has no list of referrers".into(),
-        };
+        let none = || absent("this mirror is offline and has no list of referrers".into());
         // A sha512 digest is longer than a tag may be; the schema truncates.
         let tag: Tag = name
             .chars()
             .take(128)
             .collect::<String>()
             .parse()
-            .map_err(|_| absent())?;
-        let known = unreadable(self.store.tag(repository, &tag).await).ok_or_else(absent)?;
-        let manifest = unreadable(self.store.manifest(repository, &known.digest).await).ok_or_else(absent)?;
+            .map_err(|_| none())?;
+        let known = unreadable(self.store.tag(repository, &tag).await).ok_or_else(none)?;
+        let manifest = unreadable(self.store.manifest(repository, &known.digest).await).ok_or_else(none)?;
         Ok(Served {
             value: manifest.bytes,
             outcome: Outcome::Hit,
         })
+    }
+}
+
+fn absent(message: String) -> Failure {
+    Failure::NotFound {
+        code: "MANIFEST_UNKNOWN",
+        message,
     }
 }
 

@@ -11,6 +11,7 @@ use futures::stream::{self, BoxStream};
 use futures::{Stream, StreamExt, TryStreamExt};
 
 use super::failure::{Failure, Kind};
+use crate::block;
 use crate::digest::{Digest, Hasher};
 use crate::fill::{Cut, Fill, HELD_BACK, Phase};
 use crate::inflight::Inflight;
@@ -18,11 +19,12 @@ use crate::name::Repository;
 use crate::upstream::{BlobAnswer, Error, Upstream};
 
 /// What a request asked for, and where.
-#[derive(Clone, Copy)]
 pub(crate) struct Asked<'a> {
-    pub(crate) upstream: &'a Arc<Upstream>,
+    pub(crate) upstream: Arc<Upstream>,
     pub(crate) repository: &'a Repository,
     pub(crate) digest: &'a Digest,
+    /// The credential that was in use when the request came: what upstream says is said to that one.
+    pub(crate) generation: u64,
 }
 
 /// An answer that passes by the cache.
@@ -35,7 +37,17 @@ pub(crate) struct Through {
     pub(crate) body: BoxStream<'static, Result<Bytes, Cut>>,
 }
 
-impl Asked<'_> {
+impl<'a> Asked<'a> {
+    pub(crate) fn new(upstream: Arc<Upstream>, repository: &'a Repository, digest: &'a Digest) -> Self {
+        let generation = upstream.credential_generation();
+        Self {
+            upstream,
+            repository,
+            digest,
+            generation,
+        }
+    }
+
     async fn ask(&self, from: u64, until: Option<u64>) -> Result<BlobAnswer, Failure> {
         let answer = self
             .upstream
@@ -45,17 +57,17 @@ impl Asked<'_> {
     }
 }
 
-/// A range that the fill has not reached; `None` where upstream refuses ranges: waiting beats fetching twice.
+/// A range that the fill has not reached; `None` where upstream gives no such part: the fill will come to it.
 pub(crate) async fn ahead(
-    asked: Asked<'_>,
+    asked: &Asked<'_>,
     fill: &Arc<Fill>,
     size: u64,
     part: Range<u64>,
-) -> Result<Option<Through>, Failure> {
+) -> Option<Through> {
     let open = part.end == size;
-    let answer = asked.ask(part.start, (!open).then_some(part.end)).await?;
-    if answer.start != part.start {
-        return Ok(None);
+    let answer = asked.ask(part.start, (!open).then_some(part.end)).await.ok()?;
+    if answer.start != part.start || answer.total.is_some_and(|total| total != size) {
+        return None;
     }
     let body = exactly(answer, part.clone());
     let body = if open {
@@ -63,15 +75,15 @@ pub(crate) async fn ahead(
     } else {
         body.boxed()
     };
-    Ok(Some(Through {
+    Some(Through {
         size: Some(size),
         part: Some(part),
         body,
-    }))
+    })
 }
 
 /// A range that ends before the blob does; its client verifies the whole once it has it.
-pub(crate) async fn closed(asked: Asked<'_>, size: u64, part: Range<u64>) -> Result<Through, Failure> {
+pub(crate) async fn closed(asked: &Asked<'_>, size: u64, part: Range<u64>) -> Result<Through, Failure> {
     let answer = asked.ask(part.start, Some(part.end)).await?;
     let body = exactly(answer, part.clone()).boxed();
     Ok(Through {
@@ -83,7 +95,7 @@ pub(crate) async fn closed(asked: Asked<'_>, size: u64, part: Range<u64>) -> Res
 
 /// A blob up to its end, from its start or from within. Only the whole can be verified, so the whole is fetched.
 pub(crate) async fn to_the_end(
-    asked: Asked<'_>,
+    asked: &Asked<'_>,
     ready: Option<BlobAnswer>,
     inflight: Arc<Inflight>,
     part: Option<Range<u64>>,
@@ -141,7 +153,7 @@ fn exactly(answer: BlobAnswer, part: Range<u64>) -> impl Stream<Item = Result<By
                     Err(Cut("upstream ended early".into()))
                 };
             };
-            skip_in(&mut chunk, &mut skip);
+            block::skip(&mut chunk, &mut skip);
             chunk.truncate(usize::try_from(left).unwrap_or(usize::MAX));
             if !chunk.is_empty() {
                 let left = left - chunk.len() as u64;
@@ -151,19 +163,13 @@ fn exactly(answer: BlobAnswer, part: Range<u64>) -> impl Stream<Item = Result<By
     })
 }
 
-fn skip_in(chunk: &mut Bytes, skip: &mut u64) {
-    let over = usize::try_from(*skip).unwrap_or(usize::MAX).min(chunk.len());
-    let _ = chunk.split_to(over);
-    *skip -= over as u64;
-}
-
 fn skipping<S>(body: S, start: u64) -> impl Stream<Item = Result<Bytes, Cut>> + Send + 'static
 where
     S: Stream<Item = Result<Bytes, Cut>> + Send + 'static,
 {
     body.scan(start, |skip, chunk| {
         let rest = chunk.map(|mut chunk| {
-            skip_in(&mut chunk, skip);
+            block::skip(&mut chunk, skip);
             chunk
         });
         std::future::ready(Some(rest))

@@ -256,3 +256,65 @@ async fn a_client_that_joins_half_way_gets_its_first_byte_at_once() {
     gate.open();
     assert_eq!([early, second.bytes().await.unwrap()].concat(), data);
 }
+
+#[tokio::test]
+async fn the_failure_of_another_registrys_fill_is_not_ours() {
+    let (hub, quay) = (Hub::start().await, Hub::start().await);
+    let data = pattern(1000);
+    let digest = hub.push_blob("library/app", &data);
+    quay.push_blob("org/app", &data);
+    let mirror = Mirror::with(&[(&hub, "docker.io"), (&quay, "quay.io")], cache(), None).await;
+    let gate = Gate::shut();
+    hub.once("GET blobs", Fault::Hold(gate.clone()));
+    let (theirs, ours) = (path(&digest), format!("/v2/quay.io/org/app/blobs/{digest}"));
+    let fail = async {
+        while quay.count("HEAD blobs") == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        hub.content().remove("library/app");
+        gate.open();
+    };
+    let second = async {
+        while hub.count("GET blobs") == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        mirror.fetch(&ours).await
+    };
+    let (first, second, ()) = tokio::join!(mirror.fetch(&theirs), second, fail);
+    assert_eq!(first.0, 404);
+    assert_eq!(second, (200, Some(data.into())));
+}
+
+#[tokio::test]
+async fn head_of_a_blob_that_is_redirected_tells_its_size() {
+    let hub = Hub::start().await;
+    let digest = hub.push_blob("library/app", pattern(1000));
+    hub.redirect_blobs(true);
+    let mirror = Mirror::of(&hub).await;
+    let answer = mirror.request("HEAD", &path(&digest)).send().await.unwrap();
+    assert_eq!(
+        (answer.status().as_u16(), header(&answer, "content-length")),
+        (200, "1000")
+    );
+}
+
+#[tokio::test]
+async fn a_look_ahead_that_fails_waits_for_the_fill() {
+    let hub = Hub::start().await;
+    let data = pattern(16 * MIB);
+    let digest = hub.push_blob("library/app", &data);
+    let (mirror, gate) = (Mirror::of(&hub).await, Gate::shut());
+    hub.once("GET blobs", Fault::Wait(MIB, gate.clone()));
+    hub.once("GET blobs", Fault::status(500));
+    let whole = mirror.get(&path(&digest)).await;
+    let range = "bytes=12582912-12583911";
+    let ahead = mirror
+        .request("GET", &path(&digest))
+        .header("range", range)
+        .send()
+        .await
+        .unwrap();
+    gate.open();
+    assert_eq!(ahead.bytes().await.unwrap(), data[12 * MIB..12 * MIB + 1000]);
+    assert_eq!(whole.bytes().await.unwrap(), data);
+}

@@ -1,9 +1,10 @@
 //! Which upstream a request reaches.
 
+use mirror::config::Globs;
 use test_case::test_case;
 
 use crate::hub::Hub;
-use crate::served::{Mirror, cache, header};
+use crate::served::{Mirror, cache, header, live};
 
 #[test_case("/v2/app/manifests/1", "docker.io"; "the default, with library")]
 #[test_case("/v2/library/app/manifests/1?ns=docker.io", "docker.io"; "by ns")]
@@ -43,4 +44,26 @@ async fn tags_of_one_registry_are_never_served_as_anothers() {
     let ours = mirror.get("/v2/org/app/manifests/1").await;
     let theirs = mirror.get("/v2/org/app/manifests/1?ns=quay.io").await;
     assert_ne!(header(&ours, "etag"), header(&theirs, "etag"));
+}
+
+#[tokio::test]
+async fn what_the_patterns_keep_out_is_404_though_it_is_cached() {
+    let hub = Hub::start().await;
+    let (digest, _) = hub.push_image("evil/app", "1", &[b"layer"]);
+    let mirror = Mirror::of(&hub).await;
+    let paths = [
+        "/v2/evil/app/manifests/1".to_owned(),
+        format!("/v2/evil/app/manifests/{digest}"),
+    ];
+    for path in &paths {
+        assert_eq!(mirror.get(path).await.status(), 200);
+    }
+    let mut settings = live(&[(&hub, "docker.io")], cache(), &mirror.clock);
+    settings.upstreams[0].settings.exclude = Globs::new(&["evil/**".into()]).unwrap();
+    mirror.pull.reload(settings);
+    hub.forget();
+    for path in &paths {
+        assert_eq!(mirror.get(path).await.status(), 404);
+    }
+    assert_eq!(hub.count("* "), 0);
 }

@@ -88,3 +88,28 @@ async fn referrers_are_asked_for_once_while_fresh_filtered_here_and_served_stale
     mirror.clock.advance(Duration::from_mins(6));
     assert_eq!(header(&mirror.get(&path).await, "x-cache"), "STALE");
 }
+
+#[tokio::test]
+async fn an_ingress_page_does_not_hide_referrers_that_are_known() {
+    let hub = Hub::start().await;
+    let (digest, _) = hub.push_image("library/app", "a", &[b"a"]);
+    let index = json!({"schemaVersion": 2, "manifests": [{"artifactType": "x/sig"}]});
+    let kind = vec![(
+        "content-type",
+        "application/vnd.oci.image.index.v1+json".to_owned(),
+    )];
+    hub.once(
+        "GET referrers",
+        Fault::Answer(http::StatusCode::OK, kind, index.to_string().into()),
+    );
+    let mirror = Mirror::of(&hub).await;
+    let path = format!("/v2/app/referrers/{digest}");
+    mirror.get(&path).await;
+    mirror.clock.advance(Duration::from_mins(6));
+    hub.always("GET referrers", Fault::html(404));
+    let answer = mirror.get(&path).await;
+    assert_eq!(
+        (answer.status().as_u16(), header(&answer, "x-cache")),
+        (200, "STALE")
+    );
+}

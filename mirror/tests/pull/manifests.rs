@@ -190,3 +190,18 @@ async fn schema_1_is_refused_with_the_reason() {
         "{body}"
     );
 }
+
+#[tokio::test]
+async fn head_tells_the_length_that_get_has() {
+    let hub = Hub::start().await;
+    hub.push_image("library/app", "1", &[b"layer"]);
+    let mirror = Mirror::of(&hub).await;
+    let got = mirror.get(PATH).await;
+    let told = mirror.request("HEAD", PATH).send().await.unwrap();
+    assert_eq!(header(&told, "content-length"), header(&got, "content-length"));
+    let (base, told) = (
+        mirror.get("/v2/").await,
+        mirror.request("HEAD", "/v2/").send().await.unwrap(),
+    );
+    assert_eq!(header(&told, "content-length"), header(&base, "content-length"));
+}
