@@ -277,7 +277,10 @@ async fn act(mirror: &RegistryMirror, context: &Context) -> Result<Outcome, Erro
         Err(rejection) => return Ok(Outcome::Rejected(rejection)),
     };
     let observed = context.cluster.observe(mirror).await.map_err(Error::Read)?;
-    let desired = desired::objects(&accepted, &references, &observed, &context.release);
+    let desired = match desired::objects(&accepted, &references, &observed, &context.release) {
+        Ok(desired) => desired,
+        Err(rejection) => return Ok(Outcome::Rejected(rejection)),
+    };
     match apply::all(mirror, &desired, &context.cluster).await {
         Ok(applied) => {
             let credentials = status::credentials(&accepted, &desired.handed_out);

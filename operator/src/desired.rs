@@ -3,7 +3,12 @@
 use kube::ResourceExt;
 use sha2::{Digest, Sha256};
 
-use crate::{dereference::References, kind::Kind, observed::Observed, validate::Accepted};
+use crate::{
+    dereference::References,
+    kind::Kind,
+    observed::Observed,
+    validate::{Accepted, Rejection},
+};
 
 mod child;
 pub mod config;
@@ -76,13 +81,16 @@ impl Desired {
 /// Works out the objects of a mirror.
 ///
 /// `references` says what its servers were handed before, `observed` which claims there are.
+///
+/// # Errors
+/// `InvalidSpec`: the servers would refuse the configuration that the spec comes to.
 pub fn objects(
     accepted: &Accepted<'_>,
     references: &References,
     observed: &Observed,
     release: &Release,
-) -> Desired {
-    let config = config::file(accepted);
+) -> Result<Desired, Rejection> {
+    let config = config::file(accepted)?;
     let yaml = config.to_yaml();
     let handed_out = HandedOut::new(accepted, references.handed_out.as_ref());
     let reload = reload(accepted, &yaml, handed_out.version);
@@ -91,14 +99,14 @@ pub fn objects(
     configuration.push(service_account::object(accepted.mirror));
     configuration.push(service::clients(accepted.mirror));
     configuration.push(service::headless(accepted.mirror));
-    Desired {
+    Ok(Desired {
         configuration,
         claims: storage::claims(accepted, observed),
         workload: workload::object(accepted, observed, release, &reload),
         reload,
         config,
         handed_out,
-    }
+    })
 }
 
 /// Moves with everything that a server reads anew, by its version where it is secret.

@@ -7,6 +7,7 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use crds::RegistryMirror;
 use futures::executor::block_on;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use mirror::credentials::{Entries, Entry};
 use operator::{
     dereference::{self, Contents, Reader, Reference, References},
     desired::{self, Child, Desired, Release, names},
@@ -103,7 +104,7 @@ fn desired(mirror: &RegistryMirror, shelf: &Shelf, observed: &Observed) -> Desir
     let release = Release {
         server_image: "registry-mirror:test".to_owned(),
     };
-    desired::objects(&accepted, &references, observed, &release)
+    desired::objects(&accepted, &references, observed, &release).unwrap()
 }
 
 fn child(desired: &Desired, kind: Kind, name: &str) -> Child {
@@ -224,7 +225,7 @@ fn what_upstream_took_last_is_handed_on() {
     let second = hand_out(&mirror, &first, shelf());
     assert_eq!(
         data(&second)["last-good.json"],
-        r#"{"auths":{"ghcr.io":{"password":"old","username":"bob"}}}"#
+        r#"{"auths":{"ghcr.io":{"password":"old","username":"bob"}},"keyedBy":"upstreamHost"}"#
     );
 }
 
@@ -348,6 +349,62 @@ fn what_can_be_reloaded_rolls_nothing() {
     let after = workload(&mirror);
     assert_eq!(before.workload.manifest["spec"], after.workload.manifest["spec"]);
     assert_ne!(before.reload, after.reload, "but Pods are told");
+}
+
+#[test]
+fn another_first_upstream_rolls_the_pods_as_servers_do_not_reload_it() {
+    let mut mirror = spec("credentials");
+    let template = |mirror: &RegistryMirror| {
+        desired(mirror, &shelf(), &Observed::default()).workload.manifest["spec"]["template"].clone()
+    };
+    let before = template(&mirror);
+    assert_eq!(
+        before["metadata"]["annotations"][names::FIRST_UPSTREAM],
+        "docker.io"
+    );
+    mirror.spec.upstreams.swap(0, 3);
+    assert_ne!(template(&mirror), before);
+}
+
+#[test]
+fn a_spec_that_the_server_would_refuse_is_rejected() {
+    let mut mirror = spec("ephemeral");
+    let mut again = mirror.spec.upstreams[0].clone();
+    mirror.spec.upstreams[0].host = "docker.io".to_owned();
+    again.host = "index.docker.io".to_owned();
+    mirror.spec.upstreams.push(again);
+    let references = references(&mirror, &shelf());
+    let accepted = validate::accept(&mirror, &references).unwrap();
+    let refused = desired::objects(&accepted, &references, &Observed::default(), &Release::default());
+    let rejection = refused.err().unwrap();
+    assert_eq!(rejection.reason, crds::conditions::Reason::InvalidSpec);
+    assert!(rejection.message.contains("docker.io"), "{rejection}");
+}
+
+/// The upstreams that a server of these files would show a password to, by host.
+fn shown(config: &mirror::config::Config, json: &[u8]) -> Vec<String> {
+    let entries = Entries::parse(json).unwrap();
+    let upstreams = config.proxy.upstreams.iter();
+    upstreams
+        .filter(|upstream| matches!(entries.of(upstream), Entry::Given(_)))
+        .map(|upstream| upstream.host.to_string())
+        .collect()
+}
+
+#[test]
+fn an_upstreams_password_is_shown_by_no_other_that_is_asked_at_a_host_of_its_name() {
+    let mut mirror = spec("credentials");
+    let mut direct = mirror.spec.upstreams[3].clone();
+    direct.host = "ghcr-direct.example".to_owned();
+    direct.remote_url = Some("https://ghcr.io".to_owned());
+    mirror.spec.upstreams[1].remote_url = Some("https://proxy.corp".to_owned());
+    mirror.spec.upstreams.push(direct);
+    let desired = desired(&mirror, &shelf(), &Observed::default());
+    let config = mirror::config::Config::new(&desired.config).unwrap();
+    assert_eq!(
+        shown(&config, &desired.handed_out.files()["config.json"]),
+        ["docker.io", "ghcr.io", "quay.io"]
+    );
 }
 
 #[test]

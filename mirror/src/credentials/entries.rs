@@ -29,13 +29,24 @@ pub enum Entry {
     Given(Credential),
 }
 
-/// The entries of one file by registry.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Entries(BTreeMap<Key, Entry>);
+/// The entries of one file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Entries {
+    /// By registry, as `docker login` keeps them: any upstream that is asked there may use them.
+    Registries(BTreeMap<Key, Entry>),
+    /// By upstream: an entry is for the one of that name, wherever it and others are asked.
+    Upstreams(BTreeMap<String, Entry>),
+}
+
+impl Default for Entries {
+    fn default() -> Self {
+        Self::Registries(BTreeMap::new())
+    }
+}
 
 /// A registry, and the path below it that an entry is for.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Key {
+pub struct Key {
     host: String,
     path: Vec<String>,
 }
@@ -43,6 +54,19 @@ struct Key {
 #[derive(Deserialize)]
 struct Raw {
     auths: BTreeMap<String, RawEntry>,
+    #[serde(default, rename = "keyedBy")]
+    keyed_by: KeyedBy,
+}
+
+/// What the keys of a file are.
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+enum KeyedBy {
+    /// Where credentials may be shown.
+    #[default]
+    Registry,
+    /// Which upstream may show them.
+    UpstreamHost,
 }
 
 #[derive(Deserialize)]
@@ -60,42 +84,56 @@ impl Entries {
     /// Why it is no such file, without any of its values.
     pub fn parse(json: &[u8]) -> Result<Self, String> {
         let raw: Raw = serde_json::from_slice(json).map_err(|e| describe(&e))?;
-        let entries = raw.auths.into_iter();
-        Ok(Self(
-            entries
-                .map(|(key, entry)| (Key::parse(&key), entry.read()))
-                .collect(),
-        ))
+        let entries = raw.auths.into_iter().map(|(key, entry)| (key, entry.read()));
+        Ok(match raw.keyed_by {
+            KeyedBy::Registry => {
+                Self::Registries(entries.map(|(key, entry)| (Key::parse(&key), entry)).collect())
+            }
+            KeyedBy::UpstreamHost => Self::Upstreams(
+                entries
+                    .filter_map(|(key, entry)| Some((host::canonical(&key).ok()?.to_string(), entry)))
+                    .collect(),
+            ),
+        })
     }
 
-    /// The entry for an upstream: by its name or the host it is asked at, the most specific path first.
+    /// The entry for an upstream.
     pub fn of(&self, upstream: &Upstream) -> Entry {
-        let prefix = upstream
-            .repository_prefix
-            .iter()
-            .flat_map(|p| p.as_str().split('/'));
-        let remote: Vec<_> = upstream.remote.path_segments().into_iter().flatten().collect();
-        let paths = [
-            prefix.clone().collect::<Vec<_>>(),
-            remote
-                .into_iter()
-                .filter(|part| !part.is_empty())
-                .chain(prefix)
-                .collect(),
-        ];
-        let hosts = [
-            Key::parse(upstream.host.as_str()),
-            Key::parse(upstream.remote.as_str()),
-        ];
-        let matching = |host: &Key| {
-            let entries = self.0.iter().filter(|(key, _)| key.host == host.host);
-            entries
-                .filter(|(key, _)| paths.iter().any(|path| is_prefix(&key.path, path)))
-                .max_by_key(|(key, _)| key.path.len())
-                .map(|(_, entry)| entry.clone())
+        let entry = match self {
+            Self::Registries(entries) => by_registry(entries, upstream),
+            Self::Upstreams(entries) => entries.get(upstream.host.as_str()).cloned(),
         };
-        hosts.iter().find_map(matching).unwrap_or(Entry::Absent)
+        entry.unwrap_or(Entry::Absent)
     }
+}
+
+/// By the upstream's name or the host it is asked at, the most specific path first.
+fn by_registry(entries: &BTreeMap<Key, Entry>, upstream: &Upstream) -> Option<Entry> {
+    let prefix = upstream
+        .repository_prefix
+        .iter()
+        .flat_map(|p| p.as_str().split('/'));
+    let remote: Vec<_> = upstream.remote.path_segments().into_iter().flatten().collect();
+    let paths = [
+        prefix.clone().collect::<Vec<_>>(),
+        remote
+            .into_iter()
+            .filter(|part| !part.is_empty())
+            .chain(prefix)
+            .collect(),
+    ];
+    let hosts = [
+        Key::parse(upstream.host.as_str()),
+        Key::parse(upstream.remote.as_str()),
+    ];
+    let matching = |host: &Key| {
+        let entries = entries.iter().filter(|(key, _)| key.host == host.host);
+        entries
+            .filter(|(key, _)| paths.iter().any(|path| is_prefix(&key.path, path)))
+            .max_by_key(|(key, _)| key.path.len())
+            .map(|(_, entry)| entry.clone())
+    };
+    hosts.iter().find_map(matching)
 }
 
 fn is_prefix(key: &[String], path: &[&str]) -> bool {
@@ -192,7 +230,7 @@ mod tests {
         let entries = keys
             .iter()
             .map(|key| (Key::parse(key), Entry::Given(credential(key))));
-        let entries = Entries(entries.collect());
+        let entries = Entries::Registries(entries.collect());
         match entries.of(&upstream(yaml)) {
             Entry::Given(Credential::Basic { username, .. }) => username,
             Entry::Absent => "nobody".to_owned(),
@@ -265,7 +303,31 @@ mod tests {
         assert_eq!(user(&keys, yaml), "r.example");
     }
 
+    #[test]
+    fn entries_that_are_keyed_by_upstream_go_to_no_other_that_is_asked_there() {
+        let file = r#"{"keyedBy":"upstreamHost","auths":{
+            "quay.io":{"username":"ann","password":"p"},
+            "index.docker.io":{"username":"bob","password":"q"}}}"#;
+        let entries = Entries::parse(file.as_bytes()).unwrap();
+        let of = |yaml| entries.of(&upstream(yaml));
+        assert_eq!(
+            of("{host: quay.io, remoteurl: 'https://proxy.corp'}"),
+            basic("ann", "p")
+        );
+        assert_eq!(of("{host: docker.io}"), basic("bob", "q"));
+        assert_eq!(
+            of("{host: quay-direct.example, remoteurl: 'https://quay.io'}"),
+            Entry::Absent
+        );
+        assert_eq!(
+            of("{host: 'quay.io:80'}"),
+            Entry::Absent,
+            "another name of a port is another upstream"
+        );
+    }
+
     #[test_case("")]
+    #[test_case(r#"{"keyedBy": "hunter2", "auths": {}}"#; "keys of another kind")]
     #[test_case("{}")]
     #[test_case(r#"{"auths": []}"#)]
     #[test_case(r#"{"auths": {"quay.io": "hunter2"}}"#)]

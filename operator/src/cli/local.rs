@@ -54,7 +54,7 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
     if let Some(problem) = accepted.credential_problems().next() {
         return Err(Failure::Reference(problem));
     }
-    let desired = desired::objects(&accepted, &references, &Observed::default(), &Release::default());
+    let desired = desired::objects(&accepted, &references, &Observed::default(), &Release::default())?;
     let private = kubelet::private_directory()
         .map_err(|error| Failure::Environment(format!("can't make a directory for credentials: {error}")))?;
     let file = file(&args, &accepted, desired, &private)?;

@@ -34,7 +34,7 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
         for problem in accepted.credential_problems() {
             writeln!(io::stderr(), "registry-mirror: warning: {problem}")?;
         }
-        let desired = desired::objects(&accepted, &references, &Observed::default(), &release);
+        let desired = desired::objects(&accepted, &references, &Observed::default(), &release)?;
         manifests.extend(desired.children().map(|child| child.manifest.clone()));
     }
     super::print(&manifests)

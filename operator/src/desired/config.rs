@@ -11,7 +11,7 @@ use crds::{
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::ResourceExt;
 use mirror::config::{
-    TtlFrom,
+    Config, TtlFrom,
     duration::GoDuration,
     file::{Cache, File, Http, Log, Proxy, Upstream, UpstreamTls},
     log::Level,
@@ -20,7 +20,7 @@ use mirror::config::{
 use super::{child::Child, names};
 use crate::{
     kind::Kind,
-    validate::{self, Accepted},
+    validate::{self, Accepted, Rejection},
 };
 
 /// The file's name.
@@ -30,7 +30,20 @@ pub(super) const DRAIN_SECONDS: i64 = 30;
 const DRAIN: Duration = Duration::from_secs(DRAIN_SECONDS.unsigned_abs());
 
 /// What the server is configured with.
-pub fn file(accepted: &Accepted<'_>) -> File {
+///
+/// # Errors
+/// `InvalidSpec`, in the words of the server that would refuse it.
+pub fn file(accepted: &Accepted<'_>) -> Result<File, Rejection> {
+    let file = written(accepted);
+    match Config::new(&file) {
+        Ok(_) => Ok(file),
+        Err(error) => Err(Rejection::invalid(format!(
+            "spec: the servers would refuse their configuration: {error}"
+        ))),
+    }
+}
+
+fn written(accepted: &Accepted<'_>) -> File {
     let spec = &accepted.mirror.spec;
     File {
         log: Log {

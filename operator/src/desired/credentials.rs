@@ -127,8 +127,11 @@ fn entry(credential: &Credential) -> Value {
     }
 }
 
+/// Says that an entry is for the upstream of that host only: another one may be asked at that host, too.
 fn document(entries: &Map<String, Value>) -> Vec<u8> {
-    json!({ "auths": entries }).to_string().into_bytes()
+    json!({ "auths": entries, "keyedBy": "upstreamHost" })
+        .to_string()
+        .into_bytes()
 }
 
 /// What the Secret holds now.

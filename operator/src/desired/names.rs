@@ -17,6 +17,8 @@ pub const CACHE_OF: &str = "registrymirror.io/cache-of";
 pub const APPLIED: &str = "registrymirror.io/applied";
 /// On Pods, so that their kubelet looks at their volumes at once, and on the workload once all were told.
 pub const RELOAD: &str = "registrymirror.io/reload";
+/// On the Pod template: the upstream that clients get who name none. Servers take another one only when they start.
+pub const FIRST_UPSTREAM: &str = "registrymirror.io/first-upstream";
 /// On the credentials Secret: where each entry came from and may be sent to.
 pub const ORIGINS: &str = "registrymirror.io/credential-origins";
 

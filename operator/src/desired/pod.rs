@@ -29,11 +29,18 @@ pub(super) fn template(accepted: &Accepted<'_>, release: &Release) -> PodTemplat
     PodTemplateSpec {
         metadata: Some(ObjectMeta {
             labels: Some(labels),
-            annotations: some(&wanted.annotations),
+            annotations: Some(annotations(accepted)),
             ..ObjectMeta::default()
         }),
         spec: Some(spec(accepted, wanted, release)),
     }
+}
+
+fn annotations(accepted: &Accepted<'_>) -> BTreeMap<String, String> {
+    let mut annotations = accepted.mirror.spec.pod.annotations.clone();
+    let first = accepted.upstreams.first();
+    annotations.extend(first.map(|first| (names::FIRST_UPSTREAM.to_owned(), first.spec.host.clone())));
+    annotations
 }
 
 fn spec(accepted: &Accepted<'_>, wanted: &Pod, release: &Release) -> PodSpec {

@@ -6,7 +6,10 @@ use crds::{
 };
 use rustls::{
     RootCertStore,
-    pki_types::{CertificateDer, pem::PemObject},
+    pki_types::{
+        CertificateDer,
+        pem::{self, PemObject},
+    },
 };
 
 use super::Rejection;
@@ -71,7 +74,8 @@ fn check(pem: &[u8]) -> Result<(), String> {
     let mut roots = RootCertStore::empty();
     for (index, certificate) in CertificateDer::pem_slice_iter(pem).enumerate() {
         let number = index + 1;
-        let certificate = certificate.map_err(|error| format!("certificate {number} is not PEM: {error}"))?;
+        let certificate =
+            certificate.map_err(|error| format!("certificate {number} is not PEM: {}", not_pem(&error)))?;
         roots
             .add(certificate)
             .map_err(|error| format!("certificate {number} can't be used: {error}"))?;
@@ -84,6 +88,17 @@ fn check(pem: &[u8]) -> Result<(), String> {
         );
     }
     Ok(())
+}
+
+/// The error's own words hold lines of the file, which may be a private key that someone mixed up.
+fn not_pem(error: &pem::Error) -> &'static str {
+    match error {
+        pem::Error::MissingSectionEnd { .. } => "a section has no -----END line of the same name",
+        pem::Error::IllegalSectionStart { .. } => "a -----BEGIN line goes on after its name",
+        pem::Error::Base64Decode(_) => "a section is not base64",
+        pem::Error::SectionTooLarge => "a section is too large",
+        _ => "it can't be read",
+    }
 }
 
 /// A key of a Secret: letters, digits, `-`, `_` and `.`, so that a port's colon, or an IPv6 address', can't stay.
@@ -120,6 +135,17 @@ mod tests {
     #[test_case("[::1]:5000", "ca-___1__5000.crt")]
     fn a_host_gives_a_file_name_that_a_secret_can_have(host: &str, file: &str) {
         assert_eq!(file_name(host), file);
+    }
+
+    #[test_case("-----BEGIN PRIVATE KEY----- aHVudGVyMg== -----END PRIVATE KEY-----\n"; "a key on one line")]
+    #[test_case("-----BEGIN aHVudGVyMg==-----\nAAAA\n"; "a section without an end")]
+    #[test_case("-----BEGIN CERTIFICATE-----\naHVudGVyMg==%%\n-----END CERTIFICATE-----\n"; "no base64")]
+    fn what_is_no_pem_is_refused_without_a_byte_of_it(pem: &str) {
+        let error = check(pem.as_bytes()).unwrap_err();
+        let bytes = format!("{:?}", b"aHVudGVyMg==");
+        let bytes = bytes.trim_matches(['[', ']']);
+        assert!(error.contains("certificate 1 is not PEM"), "{error}");
+        assert!(!error.contains("aHVud") && !error.contains(bytes), "{error}");
     }
 
     #[test]

@@ -48,7 +48,7 @@ async fn a_changed_secret_reaches_the_pods_within_seconds_and_rolls_nothing() {
     });
     assert_eq!(
         handed_out.await,
-        r#"{"auths":{"quay.io":{"password":"new","username":"ann"}}}"#
+        r#"{"auths":{"quay.io":{"password":"new","username":"ann"}},"keyedBy":"upstreamHost"}"#
     );
     bench
         .until(&pod.name_any(), "word to the Pod", |pod: &Pod| {
@@ -90,7 +90,7 @@ async fn a_missing_secret_is_a_condition_and_its_creation_is_noticed() {
     let handed_out = bench.get::<Secret>("hub-credentials").await.unwrap();
     assert_eq!(
         text(&handed_out, "config.json").unwrap(),
-        r#"{"auths":{"quay.io":{}}}"#,
+        r#"{"auths":{"quay.io":{}},"keyedBy":"upstreamHost"}"#,
         "and never anonymous"
     );
 
