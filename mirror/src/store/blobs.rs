@@ -70,7 +70,7 @@ impl Store {
 impl Inner {
     /// Content by link, from disk.
     fn linked(&self, repository: &Repository, digest: &Digest) -> Result<Option<Blob>, Error> {
-        let Some(target) = link::read(&self.layout.layer_link(repository, digest))? else {
+        let Some(target) = link::read_named(&self.layout.layer_link(repository, digest), digest)? else {
             return Ok(None);
         };
         let Some((open, blob)) = self.find(&target)? else {

@@ -25,6 +25,13 @@ pub(super) fn read(path: &Path) -> Result<Option<Digest>, IoError> {
     }
 }
 
+/// What a link that is named by a digest points to. It may hold a digest of the other algorithm, for the
+/// same bytes; one that holds another digest of the same algorithm is damaged.
+pub(super) fn read_named(path: &Path, name: &Digest) -> Result<Option<Digest>, IoError> {
+    let target = read(path)?;
+    Ok(target.filter(|target| target == name || target.algorithm() != name.algorithm()))
+}
+
 /// Makes a link point to a digest; writes nothing where it does already.
 pub(super) fn write(scratch: &Scratch, path: &Path, digest: &Digest) -> Result<(), IoError> {
     if read(path)?.as_ref() == Some(digest) {
@@ -55,6 +62,21 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         assert_eq!(read(&root.path().join("link")).unwrap(), None);
         assert_eq!(read(root.path()).unwrap(), None);
+    }
+
+    #[test]
+    fn a_named_link_leads_to_its_own_digest_or_to_one_of_another_algorithm() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("link");
+        let name = Digest::of(Algorithm::Sha256, b"x");
+        for (target, leads) in [
+            (name.clone(), true),
+            (Digest::of(Algorithm::Sha512, b"x"), true),
+            (Digest::of(Algorithm::Sha256, b"y"), false),
+        ] {
+            fs::write(&path, target.as_str()).unwrap();
+            assert_eq!(read_named(&path, &name).unwrap(), leads.then_some(target));
+        }
     }
 
     #[test]

@@ -43,7 +43,7 @@ impl Store {
 
 impl Inner {
     fn load_manifest(&self, repository: &Repository, digest: &Digest) -> Result<Option<Manifest>, Error> {
-        let Some(target) = link::read(&self.layout.revision_link(repository, digest))? else {
+        let Some(target) = link::read_named(&self.layout.revision_link(repository, digest), digest)? else {
             return Ok(None);
         };
         let Some(bytes) = self.read_whole(&target)? else {
@@ -51,6 +51,10 @@ impl Inner {
             self.remove_unless(&target, || matches!(self.read_whole(&target), Ok(Some(_))))?;
             return Ok(None);
         };
+        if target != *digest && Digest::of(digest.algorithm(), &bytes) != *digest {
+            tracing::warn!(%digest, %target, "manifest not served: its link leads to another one");
+            return Ok(None);
+        }
         let media_type = match self.index.media_type(&target)? {
             Some(known) => known,
             None => media_type(&bytes).to_owned(),

@@ -136,8 +136,10 @@ fn named_links(base: &Path, found: &mut dyn FnMut(Digest, Digest) -> Result<(), 
                 .file_name()
                 .and_then(|name| name.to_str())
                 .unwrap_or_default();
-            let name = format!("{}:{hex}", algorithm.as_str()).parse();
-            if let (Ok(name), Some(target)) = (name, link::read(&directory.join("link"))?) {
+            let Ok(name) = format!("{}:{hex}", algorithm.as_str()).parse() else {
+                continue;
+            };
+            if let Some(target) = link::read_named(&directory.join("link"), &name)? {
                 found(name, target)?;
             }
         }

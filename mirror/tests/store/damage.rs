@@ -112,6 +112,65 @@ async fn a_link_of_one_digest_may_lead_to_content_of_another() {
 }
 
 #[tokio::test]
+async fn a_link_to_another_digest_of_its_algorithm_is_a_miss_and_is_replaced() {
+    let place = Place::new();
+    let store = place.open().await;
+    let (asked, other) = (
+        put(&store, &nginx(), b"layer").await,
+        put(&store, &nginx(), b"other").await,
+    );
+    drop(store);
+    let layers = place.v2().join("repositories/library/nginx/_layers/sha256");
+    let link = layers.join(asked.hex()).join("link");
+    fs::write(&link, other.as_str()).unwrap();
+    let store = place.open().await;
+    assert_eq!(get(&store, &nginx(), &asked).await, None);
+    assert_eq!(get(&store, &nginx(), &other).await.unwrap(), b"other");
+    put(&store, &nginx(), b"layer").await;
+    assert_eq!(fs::read_to_string(&link).unwrap(), asked.as_str());
+    assert_eq!(get(&store, &nginx(), &asked).await.unwrap(), b"layer");
+}
+
+/// Makes the revision link of one digest hold another.
+fn lead_astray(place: &Place, named: &Digest, target: &Digest) {
+    let revisions = place.v2().join("repositories/library/nginx/_manifests/revisions");
+    let link = revisions.join(named.algorithm().as_str()).join(named.hex());
+    fs::create_dir_all(&link).unwrap();
+    fs::write(link.join("link"), target.as_str()).unwrap();
+}
+
+#[test_case(Algorithm::Sha256; "of its algorithm")]
+#[test_case(Algorithm::Sha512; "of another algorithm")]
+#[tokio::test]
+async fn a_revision_that_leads_to_another_manifest_is_a_miss_and_leaves_that_one(algorithm: Algorithm) {
+    let place = Place::new();
+    let other = manifest("{\"other\":1}");
+    let asked = Digest::of(algorithm, b"{}");
+    let store = place.open().await;
+    store.put_manifest(&nginx(), &other).await.unwrap();
+    drop(store);
+    lead_astray(&place, &asked, &other.digest);
+    let store = place.open().await;
+    assert_eq!(store.manifest(&nginx(), &asked).await.unwrap(), None);
+    assert_eq!(
+        store.manifest(&nginx(), &other.digest).await.unwrap(),
+        Some(other)
+    );
+}
+
+#[tokio::test]
+async fn a_revision_of_one_algorithm_may_lead_to_the_same_manifest_by_another() {
+    let place = Place::new();
+    let stored = manifest("{}");
+    let asked = Digest::of(Algorithm::Sha512, b"{}");
+    let store = place.open().await;
+    store.put_manifest(&nginx(), &stored).await.unwrap();
+    lead_astray(&place, &asked, &stored.digest);
+    let found = store.manifest(&nginx(), &asked).await.unwrap().unwrap();
+    assert_eq!((found.digest, found.bytes), (asked, stored.bytes));
+}
+
+#[tokio::test]
 async fn a_dropped_blob_stays_readable_where_it_is_open_and_leaves_no_link() {
     let place = Place::new();
     let store = place.open().await;
