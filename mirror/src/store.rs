@@ -247,12 +247,13 @@ impl Inner {
             source,
         };
         let layout = Layout::new(root, options.default_host);
-        durable::create_dir_all(&layout.own()).map_err(unwritable)?;
+        let ours = layout.ours();
+        ours.create_dir_all(&layout.own()).map_err(unwritable)?;
         let lock = lock::lock(&layout.own().join("lock")).map_err(|refused| match refused {
             lock::Refused::Held => OpenError::Locked(root.to_owned()),
             lock::Refused::Io(source) => unwritable(source),
         })?;
-        let scratch = Scratch::sweep(layout.scratch()).map_err(unwritable)?;
+        let scratch = Scratch::sweep(layout.scratch(), ours).map_err(unwritable)?;
         takeover::settle(&layout, &scratch).map_err(unwritable)?;
         let index = Index::open(&layout.index()).map_err(unwritable)?;
         // An index that can't be read is incomplete, which is seen below.

@@ -46,43 +46,57 @@ pub(super) fn sync_dir(directory: &Path) -> Result<(), IoError> {
 /// How often something is tried that others may undo: empty directories go while entries are made in them.
 const TRIES: usize = 4;
 
-/// Makes a directory with all above it; each new entry is durable when this returns.
-pub(super) fn create_dir_all(directory: &Path) -> Result<(), IoError> {
-    let mut tries = 0..TRIES;
-    loop {
-        let Err(error) = fs::create_dir(directory) else {
-            return directory.parent().map_or(Ok(()), sync_dir);
-        };
-        match (error.kind(), directory.parent()) {
-            (ErrorKind::AlreadyExists, _) if directory.is_dir() => return Ok(()),
-            _ if tries.next().is_none() => return Err(on("make", directory)(error)),
-            // Damage: a file where a directory has to be.
-            (ErrorKind::AlreadyExists, _) => {
-                remove(directory)?;
+/// The directories that are ours: what stands in the way strictly below them is damage, and is replaced.
+/// Elsewhere (at the storage root, above it, beside them) it is somebody's, and an error.
+#[derive(Debug)]
+pub(super) struct Ours(pub(super) Vec<PathBuf>);
+
+impl Ours {
+    fn covers(&self, path: &Path) -> bool {
+        let below = |base: &PathBuf| path.starts_with(base) && path != base;
+        self.0.iter().any(below)
+    }
+
+    /// Makes a directory with all above it; each new entry is durable when this returns.
+    pub(super) fn create_dir_all(&self, directory: &Path) -> Result<(), IoError> {
+        let mut tries = 0..TRIES;
+        loop {
+            let Err(error) = fs::create_dir(directory) else {
+                return directory.parent().map_or(Ok(()), sync_dir);
+            };
+            match (error.kind(), directory.parent()) {
+                (ErrorKind::AlreadyExists, _) if directory.is_dir() => return Ok(()),
+                _ if tries.next().is_none() => return Err(on("make", directory)(error)),
+                // Damage: a file where a directory has to be.
+                (ErrorKind::AlreadyExists, _) if self.covers(directory) => {
+                    remove(directory)?;
+                }
+                (ErrorKind::NotFound | ErrorKind::NotADirectory, Some(parent)) => {
+                    self.create_dir_all(parent)?;
+                }
+                _ => return Err(on("make", directory)(error)),
             }
-            (ErrorKind::NotFound | ErrorKind::NotADirectory, Some(parent)) => create_dir_all(parent)?,
-            _ => return Err(on("make", directory)(error)),
         }
     }
-}
 
-/// Moves a file that is synced already to its place, making the directories and replacing what is there.
-pub(super) fn place(from: &Path, to: &Path) -> Result<(), IoError> {
-    let directory = to.parent().unwrap_or(to);
-    create_dir_all(directory)?;
-    let mut tries = 0..TRIES;
-    loop {
-        let Err(error) = fs::rename(from, to) else {
-            return sync_dir(directory);
-        };
-        match error.kind() {
-            _ if tries.next().is_none() => return Err(on("rename to", to)(error)),
-            // Damage: a directory where the file has to be.
-            ErrorKind::IsADirectory => {
-                remove(to)?;
+    /// Moves a file that is synced already to its place, making the directories and replacing what is there.
+    pub(super) fn place(&self, from: &Path, to: &Path) -> Result<(), IoError> {
+        let directory = to.parent().unwrap_or(to);
+        self.create_dir_all(directory)?;
+        let mut tries = 0..TRIES;
+        loop {
+            let Err(error) = fs::rename(from, to) else {
+                return sync_dir(directory);
+            };
+            match error.kind() {
+                _ if tries.next().is_none() => return Err(on("rename to", to)(error)),
+                // Damage: a directory where the file has to be.
+                ErrorKind::IsADirectory if self.covers(to) => {
+                    remove(to)?;
+                }
+                ErrorKind::NotFound if from.exists() => self.create_dir_all(directory)?,
+                _ => return Err(on("rename to", to)(error)),
             }
-            ErrorKind::NotFound if from.exists() => create_dir_all(directory)?,
-            _ => return Err(on("rename to", to)(error)),
         }
     }
 }
@@ -114,18 +128,20 @@ pub(super) fn prune(directory: &Path, stop: &Path) {
 #[derive(Debug)]
 pub(super) struct Scratch {
     directory: PathBuf,
+    pub(super) ours: Ours,
     next: AtomicU64,
 }
 
 impl Scratch {
     /// An empty scratch directory. Whoever calls this holds the root's lock, so leftovers are nobody's.
-    pub(super) fn sweep(directory: PathBuf) -> Result<Self, IoError> {
+    pub(super) fn sweep(directory: PathBuf, ours: Ours) -> Result<Self, IoError> {
         match fs::remove_dir_all(&directory) {
             Err(error) if error.kind() != ErrorKind::NotFound => return Err(on("sweep", &directory)(error)),
-            _ => create_dir_all(&directory)?,
+            _ => ours.create_dir_all(&directory)?,
         }
         Ok(Self {
             directory,
+            ours,
             next: AtomicU64::new(0),
         })
     }
@@ -149,7 +165,7 @@ impl Scratch {
         file.write_all(bytes)
             .and_then(|()| file.sync_all())
             .map_err(on("write", &unfinished.0))?;
-        place(&unfinished.0, to)
+        self.ours.place(&unfinished.0, to)
     }
 }
 
@@ -169,7 +185,7 @@ mod tests {
     use super::*;
 
     fn scratch(root: &Path) -> Scratch {
-        Scratch::sweep(root.join("scratch")).unwrap()
+        Scratch::sweep(root.join("scratch"), Ours(vec![root.to_owned()])).unwrap()
     }
 
     #[test]
@@ -189,6 +205,30 @@ mod tests {
         scratch(root.path()).write(&to, b"x").unwrap();
         scratch(root.path()).write(&to.join("c"), b"y").unwrap();
         assert_eq!(fs::read(to.join("c")).unwrap(), b"y");
+    }
+
+    #[test]
+    fn what_is_in_the_way_outside_of_our_directories_stays_and_is_an_error() {
+        let root = tempfile::tempdir().unwrap();
+        let ours = Ours(vec![root.path().join("ours")]);
+        let from = root.path().join("from");
+        fs::write(&from, "new").unwrap();
+        for (file, directory) in [
+            ("file", "file"),
+            ("file", "file/a/b"),
+            ("ours", "ours"),
+            ("ours", "ours/a"),
+        ] {
+            let file = root.path().join(file);
+            fs::write(&file, "kept").unwrap();
+            ours.create_dir_all(&root.path().join(directory)).unwrap_err();
+            ours.place(&from, &root.path().join(directory).join("x"))
+                .unwrap_err();
+            assert_eq!(fs::read(&file).unwrap(), b"kept", "{directory}");
+        }
+        fs::create_dir_all(root.path().join("directory/deep")).unwrap();
+        ours.place(&from, &root.path().join("directory")).unwrap_err();
+        assert!(root.path().join("directory/deep").exists());
     }
 
     #[test]

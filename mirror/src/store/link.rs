@@ -44,6 +44,7 @@ pub(super) fn write(scratch: &Scratch, path: &Path, digest: &Digest) -> Result<(
 mod tests {
     use super::*;
     use crate::digest::Algorithm;
+    use crate::store::durable::Ours;
     use std::fs;
     use test_case::test_case;
 
@@ -82,7 +83,7 @@ mod tests {
     #[test]
     fn a_link_reads_back_and_is_written_once() {
         let root = tempfile::tempdir().unwrap();
-        let scratch = Scratch::sweep(root.path().join("scratch")).unwrap();
+        let scratch = Scratch::sweep(root.path().join("scratch"), Ours(vec![])).unwrap();
         let (path, digest) = (root.path().join("a/link"), Digest::of(Algorithm::Sha512, b"x"));
         write(&scratch, &path, &digest).unwrap();
         let before = fs::metadata(&path).unwrap();

@@ -4,6 +4,7 @@ use std::path::{Component, Path, PathBuf};
 
 use crate::digest::{Algorithm, Digest};
 use crate::name::{Host, Repository, Tag};
+use crate::store::durable::Ours;
 
 /// The directory that holds other upstreams' repositories; no repository's name may start with `_`.
 const UPSTREAMS: &str = "_upstreams";
@@ -31,6 +32,11 @@ impl Layout {
     /// `_mirror`: what is ours alone.
     pub(super) fn own(&self) -> PathBuf {
         self.root.join("_mirror")
+    }
+
+    /// Where whatever is in the way may be replaced.
+    pub(super) fn ours(&self) -> Ours {
+        Ours(vec![self.own(), self.registry()])
     }
 
     /// Unfinished files, on the same file system as what they become.

@@ -193,7 +193,8 @@ pub(super) struct Finished {
 impl Finished {
     /// Moves it to its place.
     pub(super) fn place(self, inner: &Inner) -> Result<Blob, IoError> {
-        super::durable::place(&self.scratch.0, &inner.layout.blob_data(&self.digest))?;
+        let to = inner.layout.blob_data(&self.digest);
+        inner.scratch.ours.place(&self.scratch.0, &to)?;
         self.room.keep(self.blob.size);
         Ok(self.blob)
     }

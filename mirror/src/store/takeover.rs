@@ -5,7 +5,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use crate::name::Host;
-use crate::store::durable::{IoError, Scratch, create_dir_all, on, place, remove, sync_dir};
+use crate::store::durable::{IoError, Ours, Scratch, on, remove, sync_dir};
 use crate::store::path::Layout;
 
 /// Makes the unprefixed tree the default upstream's: the tree of the one before goes below its host,
@@ -56,32 +56,32 @@ impl Places {
         owner: Option<&Host>,
         next: &Host,
     ) -> Result<(), IoError> {
-        let tree = layout.repositories();
+        let (tree, ours) = (layout.repositories(), &scratch.ours);
         if let Some(owner) = owner.filter(|owner| *owner != next) {
             if !self.old.exists() && !self.new.exists() {
-                step(&tree, &self.old)?;
+                step(ours, &tree, &self.old)?;
             }
             if !self.new.exists() {
-                step(&self.old.join("_upstreams").join(next.as_str()), &self.new)?;
-                create_dir_all(&self.new)?;
+                step(ours, &self.old.join("_upstreams").join(next.as_str()), &self.new)?;
+                ours.create_dir_all(&self.new)?;
             }
-            step(&self.old.join("_upstreams"), &self.new.join("_upstreams"))?;
-            step(&self.old, &self.new.join("_upstreams").join(owner.as_str()))?;
+            step(ours, &self.old.join("_upstreams"), &self.new.join("_upstreams"))?;
+            step(ours, &self.old, &self.new.join("_upstreams").join(owner.as_str()))?;
             // From here on the new tree is the default one's, in place or not.
             scratch.write(&self.owner, next.as_str().as_bytes())?;
         }
-        step(&self.new, &tree)?;
+        step(ours, &self.new, &tree)?;
         remove(&self.plan)?;
         sync_dir(&layout.own())
     }
 }
 
 /// Moves a directory, unless it is gone because that was done before.
-fn step(from: &Path, to: &Path) -> Result<(), IoError> {
+fn step(ours: &Ours, from: &Path, to: &Path) -> Result<(), IoError> {
     if !from.exists() {
         return Ok(());
     }
-    place(from, to)?;
+    ours.place(from, to)?;
     from.parent().map_or(Ok(()), sync_dir)
 }
 
@@ -102,8 +102,8 @@ mod tests {
 
     fn settle_on(root: &Path, host: &str) {
         let layout = Layout::new(root, host.parse().unwrap());
-        create_dir_all(&layout.own()).unwrap();
-        settle(&layout, &Scratch::sweep(layout.scratch()).unwrap()).unwrap();
+        fs::create_dir_all(layout.own()).unwrap();
+        settle(&layout, &Scratch::sweep(layout.scratch(), layout.ours()).unwrap()).unwrap();
     }
 
     fn repository(root: &Path, path: &str) -> PathBuf {
@@ -167,7 +167,7 @@ mod tests {
         let root = filled();
         fs::write(root.path().join("_mirror/owner"), "").unwrap();
         let layout = Layout::new(root.path(), "a.example".parse().unwrap());
-        let scratch = Scratch::sweep(layout.scratch()).unwrap();
+        let scratch = Scratch::sweep(layout.scratch(), layout.ours()).unwrap();
         let error = settle(&layout, &scratch).unwrap_err().to_string();
         assert!(error.contains("_mirror/owner"), "{error}");
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use crate::config::TtlFrom;
-use crate::store::durable::{on, place};
+use crate::store::durable::on;
 use crate::store::hits::lock;
 use crate::store::index::{Entry, Link, Op, Order};
 use crate::store::scheduler_state::{self, Kind};
@@ -138,7 +138,7 @@ impl Inner {
                     .map_err(|error| on("write", &scratch.0)(error).into())
             })
         })?;
-        place(&scratch.0, &path)?;
+        self.scratch.ours.place(&scratch.0, &path)?;
         let seen = scheduler_state::fingerprint(&path);
         self.index.write(vec![Op::StateSeen(seen)])?;
         *written_for = Some(now);

@@ -171,6 +171,27 @@ async fn a_revision_of_one_algorithm_may_lead_to_the_same_manifest_by_another() 
 }
 
 #[tokio::test]
+async fn a_file_where_the_root_or_what_leads_to_it_should_be_is_kept_and_is_an_error() {
+    let place = Place::new();
+    let file = place.path().join("file");
+    fs::write(&file, "somebody's").unwrap();
+    for root in [file.clone(), file.join("below/it")] {
+        assert!(Store::open(&root, place.options()).await.is_err(), "{root:?}");
+        assert_eq!(fs::read(&file).unwrap(), b"somebody's");
+    }
+}
+
+#[tokio::test]
+async fn a_file_beside_our_directories_is_kept_and_nothing_can_be_stored() {
+    let place = Place::new();
+    let file = place.path().join("docker");
+    fs::write(&file, "somebody's").unwrap();
+    let store = place.open().await;
+    assert!(try_put(&store, &nginx(), b"layer").await.is_err());
+    assert_eq!(fs::read(&file).unwrap(), b"somebody's");
+}
+
+#[tokio::test]
 async fn a_dropped_blob_stays_readable_where_it_is_open_and_leaves_no_link() {
     let place = Place::new();
     let store = place.open().await;
