@@ -85,20 +85,35 @@ pub async fn all(mirror: &RegistryMirror, desired: &Desired, cluster: &Cluster) 
         namespace: mirror.namespace().unwrap_or_default(),
         cluster,
     };
-    try_join_all(desired.configuration.iter().map(|child| target.apply(child))).await?;
+    let found = target.find(desired).await?;
+    try_join_all(
+        desired
+            .configuration
+            .iter()
+            .map(|child| target.apply(child, &found)),
+    )
+    .await?;
     let mut applied = Applied::default();
     for claim in &desired.claims {
-        if let Err(error) = target.apply(claim).await {
-            let (name, refused) = refused_claim(error)?;
+        if let Err(error) = target.apply(claim, &found).await {
+            let (name, refused) = refused_claim(error, found.contains_key(&key(claim)))?;
             applied.refused_claims.insert(name, refused);
         }
     }
     target.tell_pods(&desired.reload, &desired.workload).await?;
-    target.apply(&desired.workload).await?;
+    target.apply(&desired.workload, &found).await?;
     for (kind, name) in desired.superseded(&mirror.name_any()) {
         target.prune(kind, &name).await?;
     }
     Ok(applied)
+}
+
+/// The UIDs of the objects that were there and are the mirror's.
+type Found = BTreeMap<Key, String>;
+type Key = (Kind, String);
+
+fn key(child: &Child) -> Key {
+    (child.kind, child.name.clone())
 }
 
 /// Where one mirror's objects go.
@@ -109,25 +124,38 @@ struct Target<'a> {
 }
 
 impl Target<'_> {
+    /// Looks at every name before anything is written: half a mirror is of no use to anyone.
+    async fn find(&self, desired: &Desired) -> Result<Found, Error> {
+        let found = desired.children().map(|child| async {
+            let uid = self.find_one(child.kind, &child.name).await?;
+            Ok::<_, Error>(uid.map(|uid| (key(child), uid)))
+        });
+        Ok(try_join_all(found).await?.into_iter().flatten().collect())
+    }
+
+    /// The UID of an object that is the mirror's, if there is one.
+    async fn find_one(&self, kind: Kind, name: &str) -> Result<Option<String>, Error> {
+        let Some(live) = self.cluster.children.get(kind, &self.namespace, name) else {
+            // Not the operator's by its label; but maybe the label was taken off, or the name is someone else's.
+            return self.look(kind, name).await;
+        };
+        guard::check(self.mirror, kind, &live.metadata)?;
+        Ok(live.uid())
+    }
+
     /// Applies one object if it is not as it should be.
-    async fn apply(&self, child: &Child) -> Result<(), Error> {
+    async fn apply(&self, child: &Child, found: &Found) -> Result<(), Error> {
         let (kind, name) = (child.kind, child.name.as_str());
         let manifest = seal(child);
-        let live = self.cluster.children.get(kind, &self.namespace, name);
-        if let Some(live) = &live {
-            guard::check(self.mirror, kind, &live.metadata)?;
-            if is_applied(kind, live, &manifest) {
-                return Ok(());
-            }
+        if let Some(live) = self.cluster.children.get(kind, &self.namespace, name)
+            && is_applied(kind, &live, &manifest)
+        {
+            return Ok(());
         }
-        let uid = match live {
-            Some(live) => live.uid(),
-            // Not the operator's by its label; but maybe the label was taken off, or the name is someone else's.
-            None => self.look(kind, name).await?,
-        };
+        let uid = found.get(&key(child)).map(String::as_str);
         let applied = self
             .cluster
-            .apply(kind, &self.namespace, manifest.clone(), uid.as_deref())
+            .apply(kind, &self.namespace, manifest.clone(), uid)
             .await;
         let applied = applied.map_err(|source| refused(kind, name, source))?;
         tracing::info!(%kind, name, "applied");
@@ -250,7 +278,8 @@ fn refused(kind: Kind, name: &str, source: kube::Error) -> Error {
     }
 }
 
-fn refused_claim(error: Error) -> Result<(String, RefusedClaim), Error> {
+/// A claim that is there was refused its growth, one that is not there was refused by a quota or a policy.
+fn refused_claim(error: Error, is_there: bool) -> Result<(String, RefusedClaim), Error> {
     let Error::Cluster { name, source, .. } = &error else {
         return Err(error);
     };
@@ -258,8 +287,8 @@ fn refused_claim(error: Error) -> Result<(String, RefusedClaim), Error> {
         return Err(error);
     };
     let reason = match status.code {
-        403 => Reason::ResizeUnsupported,
-        422 => Reason::ClaimPending,
+        403 if is_there => Reason::ResizeUnsupported,
+        403 | 422 => Reason::ClaimPending,
         _ => return Err(error),
     };
     Ok((
@@ -349,12 +378,21 @@ mod tests {
     #[test]
     fn a_claim_that_may_not_grow_stops_nothing_else() {
         let reason = |code| {
-            refused_claim(claim_error(code))
+            refused_claim(claim_error(code), true)
                 .map(|(_, refused)| refused.reason)
                 .ok()
         };
         assert_eq!(reason(403), Some(Reason::ResizeUnsupported));
         assert_eq!(reason(422), Some(Reason::ClaimPending));
         assert_eq!(reason(500), None);
+    }
+
+    #[test]
+    fn a_claim_that_a_quota_keeps_from_being_made_is_pending() {
+        let (name, refused) = refused_claim(claim_error(403), false).unwrap();
+        assert_eq!(
+            (name.as_str(), refused.reason),
+            ("cache-hub-0", Reason::ClaimPending)
+        );
     }
 }

@@ -30,6 +30,7 @@ use crate::{
     desired::{self, Release},
     index::Index,
     metrics::Metrics,
+    observed::Observed,
     retry::{self, Retries},
     status::{self, Outcome, events, write::Written},
     unparsable, validate,
@@ -246,10 +247,23 @@ async fn pursue(stored: &Stored, context: &Context) -> Result<Action, Error> {
     if mirror.metadata.deletion_timestamp.is_some() {
         return Ok(Action::await_change());
     }
-    let outcome = act(mirror, context).await?;
+    // Though not everything could be applied, what is there goes on changing, and is told.
+    let (outcome, failure) = match act(mirror, context).await {
+        Ok(outcome) => (outcome, None),
+        Err(error) => (Outcome::Failed, Some(error)),
+    };
+    let told = tell(mirror, context, &outcome).await;
+    match failure {
+        Some(failure) => Err(failure),
+        None => told.map(|observed| Action::requeue(retry::jittered(look_again(&outcome, &observed)))),
+    }
+}
+
+/// Writes the status if there is something new to say.
+async fn tell(mirror: &RegistryMirror, context: &Context, outcome: &Outcome) -> Result<Observed, Error> {
     let observed = context.cluster.observe(mirror).await.map_err(Error::Read)?;
     let before = context.written.latest(mirror);
-    let status = status::of(mirror, &before, &outcome, &observed, Timestamp::now());
+    let status = status::of(mirror, &before, outcome, &observed, Timestamp::now());
     if status != before {
         let client = context.cluster.client();
         status::write::write(client, &context.written, mirror, &status)
@@ -258,10 +272,18 @@ async fn pursue(stored: &Stored, context: &Context) -> Result<Action, Error> {
         let transitions = events::transitions(&before.conditions, &status.conditions);
         events::publish(&context.recorder, &mirror.object_ref(&()), &transitions).await;
     }
-    Ok(Action::requeue(retry::jittered(match outcome {
+    Ok(observed)
+}
+
+/// When to look again though nothing is heard: of quotas, and of claims that an admin makes, nobody tells.
+fn look_again(outcome: &Outcome, observed: &Observed) -> Duration {
+    match outcome {
         Outcome::Rejected(_) => REJECTED_RETRY,
-        Outcome::Paused | Outcome::Acted { .. } => RESYNC,
-    })))
+        Outcome::Acted { applied, .. } if !applied.refused_claims.is_empty() || observed.lacks_claim() => {
+            REJECTED_RETRY
+        }
+        Outcome::Paused | Outcome::Acted { .. } | Outcome::Failed => RESYNC,
+    }
 }
 
 /// The pipeline up to the status.

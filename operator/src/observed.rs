@@ -8,14 +8,49 @@ use kube_quantity::ParsedQuantity;
 pub struct Observed {
     /// What runs the Pods.
     pub workload: Option<Workload>,
-    /// The cluster's address of the Service, once it has one.
-    pub cluster_ip: Option<String>,
+    /// Where the Service is, once the cluster gave it an address.
+    pub service: Option<ServiceAddress>,
     /// The claims that the operator made.
     pub claims: Vec<Claim>,
-    /// The claim that an admin made.
-    pub existing_claim: Option<Claim>,
+    /// The claim that an admin is to make, where the spec names one.
+    pub existing_claim: Option<ExistingClaim>,
     /// The `StatefulSet`'s claim templates, as they were created.
     pub claim_templates: Option<Vec<PersistentVolumeClaim>>,
+}
+
+impl Observed {
+    /// Every claim that there is.
+    pub fn all_claims(&self) -> impl Iterator<Item = &Claim> {
+        let existing = self.existing_claim.as_ref();
+        self.claims
+            .iter()
+            .chain(existing.and_then(|existing| existing.claim.as_ref()))
+    }
+
+    /// The claim that an admin is to make has no volume, or is not there.
+    pub fn lacks_claim(&self) -> bool {
+        self.existing_claim
+            .as_ref()
+            .is_some_and(|existing| !existing.claim.as_ref().is_some_and(|claim| claim.bound))
+    }
+}
+
+/// Where clients reach the servers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServiceAddress {
+    /// The cluster's address.
+    pub ip: String,
+    /// Its port for pulls.
+    pub port: i32,
+}
+
+/// A claim that the operator does not make.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ExistingClaim {
+    /// Its name.
+    pub name: String,
+    /// What is there of that name.
+    pub claim: Option<Claim>,
 }
 
 /// What a workload's status says.

@@ -26,6 +26,8 @@ pub enum Outcome {
     Paused,
     /// The spec can't be acted on.
     Rejected(Rejection),
+    /// The cluster did not let it be acted on, or not wholly; it is tried again.
+    Failed,
     /// It was acted on.
     Acted {
         /// Of the upstreams that have credentials, in the spec's order.
@@ -75,19 +77,24 @@ pub fn of(
     now: Timestamp,
 ) -> RegistryMirrorStatus {
     let workload = observed.workload.as_ref();
+    let generation = match outcome {
+        // What is there is not what is asked for now.
+        Outcome::Failed => before.observed_generation,
+        Outcome::Paused | Outcome::Rejected(_) | Outcome::Acted { .. } => mirror.metadata.generation,
+    };
     RegistryMirrorStatus {
-        observed_generation: mirror.metadata.generation,
+        observed_generation: generation,
         replicas: workload.map_or(0, |workload| workload.replicas),
         ready_replicas: workload.map_or(0, |workload| workload.ready),
         selector: Some(selector(&mirror.name_any())),
         endpoint: observed
-            .cluster_ip
-            .as_deref()
-            .map(|ip| endpoint(ip, mirror.spec.service.port)),
+            .service
+            .as_ref()
+            .map(|service| endpoint(&service.ip, service.port)),
         upstreams: upstreams(mirror, before, outcome),
-        storage: capacity(&observed.claims).or_else(|| capacity(observed.existing_claim.as_slice())),
+        storage: capacity(observed.all_claims()),
         server_version: before.server_version.clone(),
-        conditions: conditions::of(mirror, &before.conditions, outcome, observed, now),
+        conditions: conditions::of(mirror, generation, &before.conditions, outcome, observed, now),
     }
 }
 
@@ -127,7 +134,9 @@ fn upstreams(
                         .find(|credentials| credentials.host == upstream.host);
                     now.map(|now| credentials_status(now, known.and_then(|known| known.credentials.as_ref())))
                 }
-                Outcome::Paused | Outcome::Rejected(_) => known.and_then(|known| known.credentials.clone()),
+                Outcome::Paused | Outcome::Rejected(_) | Outcome::Failed => {
+                    known.and_then(|known| known.credentials.clone())
+                }
             },
         }
     };
@@ -144,9 +153,8 @@ fn credentials_status(now: &UpstreamCredentials, before: Option<&CredentialsStat
 }
 
 /// The smallest: what can be relied on.
-fn capacity(claims: &[Claim]) -> Option<StorageStatus> {
+fn capacity<'a>(claims: impl Iterator<Item = &'a Claim>) -> Option<StorageStatus> {
     let capacities = claims
-        .iter()
         .filter(|claim| claim.bound)
         .filter_map(|claim| claim.capacity.as_ref());
     let smallest =
@@ -182,7 +190,7 @@ mod tests {
             bound: false,
             ..claim("1Gi")
         };
-        let capacity = capacity(&[claim("20Gi"), claim("9000Mi"), pending])
+        let capacity = capacity([claim("20Gi"), claim("9000Mi"), pending].iter())
             .unwrap()
             .capacity
             .unwrap();

@@ -11,7 +11,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use k8s_openapi::jiff::Timestamp;
 use operator::apply::{Applied, RefusedClaim};
-use operator::observed::{Claim, Observed, Workload};
+use operator::observed::{Claim, ExistingClaim, Observed, ServiceAddress, Workload};
 use operator::status::{self, Outcome, UpstreamCredentials};
 use operator::validate::Rejection;
 use operator::validate::credentials::Problem;
@@ -41,7 +41,10 @@ fn serving() -> Observed {
     };
     Observed {
         workload: Some(workload),
-        cluster_ip: Some("10.0.0.9".to_owned()),
+        service: Some(ServiceAddress {
+            ip: "10.0.0.9".to_owned(),
+            port: 5000,
+        }),
         ..Observed::default()
     }
 }
@@ -295,6 +298,91 @@ fn a_transition_moves_its_time_and_nothing_else_does() {
     assert_eq!(
         (time(ConditionType::Available), time(ConditionType::Accepted)),
         (300, 100)
+    );
+}
+
+#[test]
+fn the_endpoint_and_the_scale_are_told_as_they_are() {
+    let mut spec = ephemeral();
+    spec["paused"] = json!(true);
+    spec["service"] = json!({"port": 80});
+    spec["replicas"] = json!(0);
+    let workload = Workload {
+        current: true,
+        wanted: 2,
+        ..Workload::default()
+    };
+    let observed = Observed {
+        workload: Some(workload),
+        ..serving()
+    };
+    let status = status(spec, &Outcome::Paused, &observed);
+    assert_eq!(status.endpoint.as_ref().unwrap().url, "http://10.0.0.9:5000");
+    assert_eq!(
+        told(&status, ConditionType::Available).unwrap(),
+        "False/NoReadyReplicas",
+        "the pause keeps the workload from being scaled to zero"
+    );
+}
+
+#[test]
+fn a_claim_that_the_admin_has_yet_to_make_is_named() {
+    let existing = |claim| Observed {
+        existing_claim: Some(ExistingClaim {
+            name: "disk".to_owned(),
+            claim,
+        }),
+        ..serving()
+    };
+    let missing = status(ephemeral(), &acted(vec![]), &existing(None));
+    let storage = find(&missing, ConditionType::StorageReady).unwrap();
+    assert_eq!(
+        (storage.status.as_str(), storage.reason.as_str()),
+        ("False", "ClaimPending")
+    );
+    assert!(
+        storage.message.starts_with("there is no claim disk: create it"),
+        "{}",
+        storage.message
+    );
+    assert_eq!(ready(&missing), "False/ClaimPending");
+    let bound = status(
+        ephemeral(),
+        &acted(vec![]),
+        &existing(Some(claim(true, "1Gi", Some("1Gi")))),
+    );
+    assert_eq!(
+        told(&bound, ConditionType::StorageReady).unwrap(),
+        "True/VolumeReady"
+    );
+}
+
+#[test]
+fn a_failure_to_apply_tells_what_is_there_and_claims_nothing_of_the_new_spec() {
+    let before = status(ephemeral(), &acted(vec![credentials(None, false)]), &serving());
+    let mut newer = mirror(ephemeral());
+    newer.metadata.generation = Some(4);
+    let down = Observed {
+        workload: Some(Workload {
+            current: true,
+            wanted: 1,
+            ..Workload::default()
+        }),
+        ..serving()
+    };
+    let after = status::of(&newer, &before, &Outcome::Failed, &down, at(200));
+    assert_eq!(
+        told(&after, ConditionType::Accepted).unwrap(),
+        "True/SpecAccepted"
+    );
+    assert_eq!(ready(&after), "False/NoReadyReplicas");
+    assert_eq!(after.upstreams, before.upstreams);
+    assert_eq!(after.observed_generation, Some(3));
+    assert!(
+        after
+            .conditions
+            .iter()
+            .all(|condition| condition.observed_generation == Some(3))
     );
 }
 

@@ -15,7 +15,7 @@ use super::{Cluster, children::Children};
 use crate::{
     desired::names,
     kind::Kind,
-    observed::{Claim, Observed, Workload},
+    observed::{Claim, ExistingClaim, Observed, ServiceAddress, Workload},
 };
 
 impl Cluster {
@@ -28,7 +28,10 @@ impl Cluster {
         let mut observed = self.children.observe(mirror);
         if let Some(Volume::ExistingClaim { name }) = mirror.spec.storage.volume() {
             let claims = Api::<PersistentVolumeClaim>::namespaced(self.client(), &namespace);
-            observed.existing_claim = claims.get_opt(name).await?.map(|claim| self::claim(claim, 0));
+            observed.existing_claim = Some(ExistingClaim {
+                name: name.to_owned(),
+                claim: claims.get_opt(name).await?.map(|claim| self::claim(claim, 0)),
+            });
         }
         Ok(observed)
     }
@@ -42,9 +45,7 @@ impl Children {
         let deployment = self.typed::<Deployment>(mirror, Kind::Deployment);
         let service = self.typed::<Service>(mirror, Kind::Service);
         Observed {
-            cluster_ip: service
-                .and_then(|service| service.spec?.cluster_ip)
-                .filter(|ip| !ip.is_empty()),
+            service: service.and_then(service_address),
             claims: self.claims(&name, &namespace),
             claim_templates: stateful_set.as_ref().and_then(claim_templates),
             workload: stateful_set
@@ -79,6 +80,15 @@ impl Children {
 
 fn parse<K: DeserializeOwned>(object: &DynamicObject) -> Option<K> {
     serde_json::from_value(serde_json::to_value(object).ok()?).ok()
+}
+
+/// As it is, not as the spec wants it: what is paused or rejected is not applied.
+fn service_address(service: Service) -> Option<ServiceAddress> {
+    let spec = service.spec?;
+    Some(ServiceAddress {
+        ip: spec.cluster_ip.filter(|ip| !ip.is_empty())?,
+        port: spec.ports?.first()?.port,
+    })
 }
 
 /// The templates without what the API server adds, so that they are what was applied.

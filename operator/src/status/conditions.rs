@@ -12,7 +12,7 @@ use k8s_openapi::{
 use super::Outcome;
 use crate::{
     apply::Applied,
-    observed::{Claim, Observed},
+    observed::{Claim, ExistingClaim, Observed},
     validate::Rejection,
 };
 
@@ -58,9 +58,10 @@ impl Saying {
 }
 
 /// All conditions that apply, in the order in which they are documented. One that says the same as before keeps the
-/// time of its last transition.
+/// time of its last transition. `generation` is that of the spec which they are about.
 pub fn of(
     mirror: &RegistryMirror,
+    generation: Option<i64>,
     before: &[Condition],
     outcome: &Outcome,
     observed: &Observed,
@@ -68,7 +69,7 @@ pub fn of(
 ) -> Vec<Condition> {
     let parts = [
         accepted(outcome),
-        Some(available(mirror, observed)),
+        Some(available(observed)),
         Some(progressing(observed)),
         credentials(outcome),
         storage(outcome, observed),
@@ -76,7 +77,7 @@ pub fn of(
     ];
     let kept = kept(outcome, before);
     let context = Context {
-        generation: mirror.metadata.generation,
+        generation,
         before,
         now,
     };
@@ -129,7 +130,7 @@ fn sorted(mut conditions: Vec<Condition>) -> Vec<Condition> {
 /// What the outcome says nothing of stays as it was.
 fn kept<'a>(outcome: &Outcome, before: &'a [Condition]) -> impl Iterator<Item = Condition> + use<'a> {
     let kept: &[ConditionType] = match outcome {
-        Outcome::Paused => &[ConditionType::Accepted, ConditionType::CredentialsValid],
+        Outcome::Paused | Outcome::Failed => &[ConditionType::Accepted, ConditionType::CredentialsValid],
         Outcome::Rejected(_) => &[ConditionType::CredentialsValid],
         Outcome::Acted { .. } => &[],
     };
@@ -168,7 +169,7 @@ impl Context<'_> {
 
 fn accepted(outcome: &Outcome) -> Option<Saying> {
     match outcome {
-        Outcome::Paused => None,
+        Outcome::Paused | Outcome::Failed => None,
         Outcome::Rejected(rejection) => Some(Saying::new(
             ConditionType::Accepted,
             Truth::False,
@@ -184,7 +185,7 @@ fn accepted(outcome: &Outcome) -> Option<Saying> {
     }
 }
 
-fn available(mirror: &RegistryMirror, observed: &Observed) -> Saying {
+fn available(observed: &Observed) -> Saying {
     let kind = ConditionType::Available;
     let Some(workload) = &observed.workload else {
         return Saying::new(
@@ -202,12 +203,12 @@ fn available(mirror: &RegistryMirror, observed: &Observed) -> Saying {
             format!("{} of {} replicas are ready", workload.ready, workload.wanted),
         );
     }
-    if mirror.spec.replicas == 0 {
+    if workload.wanted == 0 {
         return Saying::new(
             kind,
             Truth::False,
             Reason::ScaledToZero,
-            "the spec asks for no replica",
+            "no replica is asked for",
         );
     }
     let message = workload.obstacle.clone().unwrap_or_else(|| {
@@ -287,7 +288,7 @@ fn credentials(outcome: &Outcome) -> Option<Saying> {
 
 fn storage(outcome: &Outcome, observed: &Observed) -> Option<Saying> {
     let kind = ConditionType::StorageReady;
-    let claims: Vec<&Claim> = observed.claims.iter().chain(&observed.existing_claim).collect();
+    let claims: Vec<&Claim> = observed.all_claims().collect();
     if let Outcome::Acted {
         applied: Applied { refused_claims },
         ..
@@ -296,6 +297,10 @@ fn storage(outcome: &Outcome, observed: &Observed) -> Option<Saying> {
     {
         let message = format!("claim {name}: {}", refused.message);
         return Some(Saying::new(kind, Truth::False, refused.reason, message));
+    }
+    if let Some(ExistingClaim { name, claim: None }) = &observed.existing_claim {
+        let message = format!("there is no claim {name}: create it, or correct the name");
+        return Some(Saying::new(kind, Truth::False, Reason::ClaimPending, message));
     }
     if let Some(pending) = claims.iter().find(|claim| !claim.bound) {
         let message = format!(
@@ -366,7 +371,7 @@ fn reason(name: &str) -> Option<Reason> {
 fn stands_in_the_way(credentials: &Condition, before: &[Condition], outcome: &Outcome) -> bool {
     match outcome {
         Outcome::Acted { credentials, .. } => credentials.iter().any(|c| c.problem.is_some() && !c.kept),
-        Outcome::Paused | Outcome::Rejected(_) => before
+        Outcome::Paused | Outcome::Rejected(_) | Outcome::Failed => before
             .iter()
             .any(|ready| ready.type_ == ConditionType::Ready.as_str() && ready.reason == credentials.reason),
     }

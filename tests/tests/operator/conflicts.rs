@@ -24,6 +24,10 @@ async fn a_users_secret_with_a_childs_name_is_left_alone() {
         "{}",
         refused.message
     );
+    assert!(
+        bench.get::<ConfigMap>("hub-config").await.is_none(),
+        "nothing is made of a mirror that can't be made whole"
+    );
     let after = bench.get::<Secret>("hub-credentials").await.unwrap();
     assert_eq!(after.resource_version(), before.resource_version());
     bench
