@@ -124,10 +124,12 @@ impl Controller {
         });
         let seen = Arc::clone(&context);
         context.metrics.count(mirrors.clone());
+        let (relisted, all) = watch::Relisted::new(mirrors.clone());
         let triggers = stream::select_all([
             watch::mirrors(client, scope, writer, move |event| seen.saw(event)).boxed(),
-            watch::children(client, scope, &children, writers).boxed(),
-            watch::references(client, scope, &context.index).boxed(),
+            watch::children(client, scope, &relisted, &children, writers).boxed(),
+            watch::references(client, scope, &relisted, &context.index).boxed(),
+            all.boxed(),
         ]);
         Self {
             context,

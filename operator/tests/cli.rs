@@ -181,8 +181,10 @@ impl Drop for Running {
     }
 }
 
-#[test]
-fn local_serves_until_it_is_told_to_stop_and_leaves_no_password_behind() {
+#[test_case(rustix::process::Signal::TERM; "asked to end")]
+#[test_case(rustix::process::Signal::HUP; "its terminal is closed")]
+#[test_case(rustix::process::Signal::QUIT; "quit from the keyboard")]
+fn local_serves_until_it_is_told_to_stop_and_leaves_no_password_behind(signal: rustix::process::Signal) {
     let directory = tempfile::tempdir().unwrap();
     let private = directory.path().join("tmp");
     fs::create_dir(&private).unwrap();
@@ -204,7 +206,7 @@ fn local_serves_until_it_is_told_to_stop_and_leaves_no_password_behind() {
     assert_eq!(fs::read_dir(&private).unwrap().count(), 1, "the credentials");
 
     let pid = rustix::process::Pid::from_child(&local.0);
-    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    rustix::process::kill_process(pid, signal).unwrap();
     let rest: Vec<_> = lines.collect();
     assert!(local.0.wait().unwrap().success(), "{rest:#?}");
     assert!(rest.iter().all(|line| !line.contains("hunter2")), "{rest:#?}");

@@ -193,6 +193,18 @@ fn the_version_of_credentials_moves_only_with_their_bytes() {
 }
 
 #[test]
+fn the_version_of_credentials_goes_on_when_their_secret_was_deleted() {
+    let mut mirror = spec("credentials");
+    let upstream = serde_json::json!({
+        "host": "docker.io", "state": "Unknown", "credentials": {"secret": "docker", "version": 7},
+    });
+    mirror.status = Some(serde_json::from_value(serde_json::json!({"upstreams": [upstream]})).unwrap());
+    let again = first_hand_out(&mirror);
+    assert_eq!(data(&again)["version"], "8");
+    assert!(hand_out(&mirror, &again, shelf()) == again, "and moves no more");
+}
+
+#[test]
 fn a_secret_that_is_gone_leaves_its_credentials_in_use() {
     let mirror = spec("credentials");
     let first = first_hand_out(&mirror);

@@ -44,7 +44,7 @@ pub(super) struct Args {
     admin_port: Option<u16>,
 }
 
-/// Serves until SIGTERM or SIGINT.
+/// Serves until it is told to stop.
 pub(super) async fn run(args: Args) -> Result<(), Failure> {
     let documents = args.files.read()?;
     let mirror = choose(&documents, args.name.as_deref())?;
@@ -55,13 +55,14 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
         return Err(Failure::Reference(problem));
     }
     let desired = desired::objects(&accepted, &references, &Observed::default(), &Release::default())?;
+    // Before anything secret is written: only a process that is asked to end can clean up.
+    let shutdown = stop_on_signal()?;
     let private = kubelet::private_directory()
         .map_err(|error| Failure::Environment(format!("can't make a directory for credentials: {error}")))?;
     let file = file(&args, &accepted, desired, &private)?;
     let config = Config::new(&file).map_err(|error| Failure::Invalid(error.to_string()))?;
     // There is no other log in this process.
     let _ = logging::start(&config.log);
-    let shutdown = stop_on_signal()?;
     let server = Server::start(config).await?;
     server.run(shutdown).await;
     Ok(())

@@ -83,7 +83,8 @@ async fn listen(address: &str) -> Result<TcpListener, Failure> {
     match address.strip_prefix(':') {
         // Every address, of both families where there are two.
         Some(port) => match TcpListener::bind(format!("[::]:{port}")).await {
-            Err(error) if error.kind() == io::ErrorKind::Unsupported => {
+            // A node without IPv6 says so in one of several ways; a port that is taken stays taken.
+            Err(error) if error.kind() != io::ErrorKind::AddrInUse => {
                 TcpListener::bind(format!("0.0.0.0:{port}")).await
             }
             bound => bound,
@@ -93,15 +94,19 @@ async fn listen(address: &str) -> Result<TcpListener, Failure> {
     .map_err(refused)
 }
 
-/// Cancelled by the first SIGTERM or SIGINT.
+/// Cancelled by the first signal that would end the process: SIGTERM and SIGINT, SIGHUP of a terminal that is closed,
+/// and SIGQUIT.
 pub(super) fn stop_on_signal() -> Result<CancellationToken, Failure> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let (mut hangup, mut quit) = (signal(SignalKind::hangup())?, signal(SignalKind::quit())?);
     let shutdown = CancellationToken::new();
     let stop = shutdown.clone();
     tokio::spawn(async move {
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
+            _ = hangup.recv() => {}
+            _ = quit.recv() => {}
         }
         tracing::info!("stopping: what is running may end");
         stop.cancel();

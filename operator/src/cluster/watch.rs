@@ -3,7 +3,11 @@
 use std::sync::Arc;
 
 use crds::RegistryMirror;
-use futures::{Stream, StreamExt, TryStreamExt, stream};
+use futures::{
+    Stream, StreamExt, TryStreamExt,
+    channel::mpsc::{UnboundedSender, unbounded},
+    stream,
+};
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::{
     Client, Resource, ResourceExt,
@@ -13,7 +17,7 @@ use kube::{
         PredicateConfig, WatchStreamExt,
         controller::{ReconcileReason, ReconcileRequest, trigger_owners, trigger_self, trigger_with},
         predicates,
-        reflector::{ObjectRef, store::Writer},
+        reflector::{ObjectRef, Store, store::Writer},
         watcher::{self, Event, watcher},
     },
 };
@@ -50,10 +54,44 @@ where
     trigger_self(stream, ())
 }
 
+/// Tells that a watch was cut and everything listed anew: what was deleted meanwhile is in no event, so that every
+/// mirror has to be looked at.
+#[derive(Clone)]
+pub struct Relisted(UnboundedSender<()>);
+
+impl Relisted {
+    /// What tells, and the triggers of all mirrors of the store whenever it does.
+    pub fn new(mirrors: Store<Stored>) -> (Self, impl Stream<Item = Trigger> + Send + use<>) {
+        let (sender, receiver) = unbounded();
+        let triggers = receiver.flat_map(move |()| {
+            let all = mirrors.state().into_iter().map(|mirror| {
+                Ok(ReconcileRequest {
+                    obj_ref: ObjectRef::from_obj(&*mirror),
+                    reason: ReconcileReason::BulkReconcile,
+                })
+            });
+            stream::iter(all.collect::<Vec<_>>())
+        });
+        (Self(sender), triggers)
+    }
+
+    /// Watches the events of one watch. The first list is none that came after a gap.
+    fn watch<K>(&self) -> impl FnMut(&Event<K>) + Send + use<K> {
+        let (relisted, mut listed) = (self.0.clone(), false);
+        move |event| {
+            if matches!(event, Event::InitDone) && std::mem::replace(&mut listed, true) {
+                // Nobody listens any more once the controller ends.
+                let _ = relisted.unbounded_send(());
+            }
+        }
+    }
+}
+
 /// Follows the objects that belong to mirrors.
 pub fn children(
     client: &Client,
     scope: &Scope,
+    relisted: &Relisted,
     children: &Arc<Children>,
     writers: Vec<(Kind, Writer<DynamicObject>)>,
 ) -> impl Stream<Item = Trigger> + Send + use<> {
@@ -61,11 +99,15 @@ pub fn children(
         watcher::Config::default().labels(&format!("{}={}", names::MANAGED_BY.0, names::MANAGED_BY.1));
     stream::select_all(writers.into_iter().map(|(kind, writer)| {
         let children = Arc::clone(children);
+        let mut gap = relisted.watch();
         let stream = watcher(scope.children(client.clone(), kind), config.clone())
             .default_backoff()
             .modify(move |object| trim(kind, object))
             .reflect(writer)
-            .inspect_ok(move |event| children.caught_up(kind, event))
+            .inspect_ok(move |event| {
+                children.caught_up(kind, event);
+                gap(event);
+            })
             .touched_objects();
         match kind {
             // A Pod belongs to its workload, whose status tells what matters of it.
@@ -87,15 +129,17 @@ fn mirror_of_claim(claim: &DynamicObject) -> Option<ObjectRef<Stored>> {
 pub fn references(
     client: &Client,
     scope: &Scope,
+    relisted: &Relisted,
     index: &Arc<Index>,
 ) -> impl Stream<Item = Trigger> + Send + use<> {
     // Helm keeps each release in a Secret, up to a megabyte of it.
     let secrets = watcher::Config::default().fields("type!=helm.sh/release.v1");
-    let secrets = metadata::<Secret>(client, scope, secrets, index, Reference::secret);
+    let secrets = metadata::<Secret>(client, scope, secrets, relisted, index, Reference::secret);
     let maps = metadata::<ConfigMap>(
         client,
         scope,
         watcher::Config::default(),
+        relisted,
         index,
         Reference::config_map,
     );
@@ -106,6 +150,7 @@ fn metadata<K>(
     client: &Client,
     scope: &Scope,
     config: watcher::Config,
+    relisted: &Relisted,
     index: &Arc<Index>,
     reference: fn(&str) -> Reference,
 ) -> impl Stream<Item = Trigger> + Send + use<K>
@@ -120,6 +165,7 @@ where
     let index = Arc::clone(index);
     let stream = watcher(scope.api::<PartialObjectMeta<K>>(client.clone()), config)
         .default_backoff()
+        .inspect_ok(relisted.watch())
         .touched_objects();
     trigger_with(stream, move |object| {
         let (namespace, reference) = (
@@ -134,4 +180,40 @@ where
             },
         })
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+    use serde_json::json;
+
+    use super::*;
+
+    fn mirrors(names: &[&str]) -> Store<Stored> {
+        let mut writer = Writer::default();
+        for name in names {
+            let object = json!({"metadata": {"name": name, "namespace": "mirrors"}, "spec": {}});
+            writer.apply_watcher_event(&Event::Apply(serde_json::from_value(object).unwrap()));
+        }
+        writer.as_reader()
+    }
+
+    #[test]
+    fn a_list_after_a_gap_triggers_every_mirror_and_the_first_list_none() {
+        let (relisted, triggers) = Relisted::new(mirrors(&["a", "b"]));
+        let mut triggers = Box::pin(triggers);
+        let mut watch = relisted.watch::<Secret>();
+        watch(&Event::InitDone);
+        assert!(triggers.next().now_or_never().is_none());
+        watch(&Event::Init);
+        watch(&Event::InitDone);
+        let mut next = || {
+            let trigger = triggers.next().now_or_never()??;
+            Some(trigger.unwrap().obj_ref.name)
+        };
+        let mut names = [next().unwrap(), next().unwrap()];
+        names.sort();
+        assert_eq!(names, ["a", "b"]);
+        assert_eq!(next(), None);
+    }
 }

@@ -68,7 +68,7 @@ impl HandedOut {
             .collect();
         let candidate = document(&entries);
         Self {
-            version: before.next_version(&candidate),
+            version: before.next_version(&candidate, told(accepted)),
             candidate,
             last_good: (!last_good.is_empty()).then(|| document(&last_good)),
             kept,
@@ -106,6 +106,15 @@ impl HandedOut {
         };
         Child::new(Kind::Secret, name, &secret)
     }
+}
+
+/// The latest version that the status tells of: servers may have it although the Secret is gone.
+fn told(accepted: &Accepted<'_>) -> u64 {
+    let status = accepted.mirror.status.iter();
+    let versions = status
+        .flat_map(|status| &status.upstreams)
+        .filter_map(|upstream| u64::try_from(upstream.credentials.as_ref()?.version).ok());
+    versions.max().unwrap_or(0)
 }
 
 fn with_credentials<'a>(accepted: &'a Accepted<'_>) -> impl Iterator<Item = (&'a str, &'a Credentials<'a>)> {
@@ -162,15 +171,13 @@ impl<'a> Before<'a> {
             .then(|| entry.clone())
     }
 
-    fn next_version(&self, candidate: &[u8]) -> u64 {
-        let Some(contents) = self.contents else { return 1 };
-        let version = contents
-            .data
-            .get(VERSION)
-            .and_then(|version| std::str::from_utf8(version).ok()?.parse().ok());
+    /// Never goes back, though the Secret was deleted or its version changed: servers would take the new one for old.
+    fn next_version(&self, candidate: &[u8], told: u64) -> u64 {
+        let file = |name| Some(self.contents?.data.get(name)?.as_slice());
+        let version = file(VERSION).and_then(|version| std::str::from_utf8(version).ok()?.parse().ok());
         match version {
-            Some(version) if contents.data.get(CANDIDATE).map(Vec::as_slice) == Some(candidate) => version,
-            version => version.unwrap_or(0_u64).saturating_add(1),
+            Some(version) if version >= told && file(CANDIDATE) == Some(candidate) => version,
+            version => version.unwrap_or(0_u64).max(told).saturating_add(1),
         }
     }
 }
