@@ -5,7 +5,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use tokio::sync::Semaphore;
 
 use crate::clock::Clock;
 use crate::digest::Digest;
@@ -15,9 +14,8 @@ use crate::name::Repository;
 use crate::store::Store;
 use crate::upstream::Upstream;
 
-/// Fills that run at once; more wait for their turn.
-const RUNNING: usize = 64;
-/// Fills that run or wait; more are refused.
+/// Fills under way; more are refused. How many run at once is each upstream's own limit, so that a slow one holds up
+/// nobody else.
 const ADMITTED: usize = 1_024;
 /// How long a digest is refused after a first mismatch; doubles with each further one.
 const FIRST_REFUSAL: Duration = Duration::from_secs(2);
@@ -40,7 +38,6 @@ pub(crate) struct Inflight {
     clock: Clock,
     metrics: Metrics,
     state: Mutex<State>,
-    turns: Arc<Semaphore>,
 }
 
 #[derive(Default)]
@@ -61,7 +58,6 @@ impl Inflight {
             clock,
             metrics,
             state: Mutex::default(),
-            turns: Arc::new(Semaphore::new(RUNNING)),
         }
     }
 
@@ -105,9 +101,7 @@ impl Inflight {
             digest: digest.clone(),
             fill: Arc::clone(&fill),
         };
-        let turns = Arc::clone(&self.turns);
         tokio::spawn(async move {
-            let _turn = turns.acquire_owned().await;
             ended.inflight.metrics.fills_active.inc();
             job.run(|result| ended.note(result)).await;
             ended.inflight.metrics.fills_active.dec();

@@ -53,38 +53,46 @@ impl Pull {
         if cache.offline {
             return self.fallback_tag(repository, digest).await;
         }
-        let asked = self.ask_referrers(repository, digest);
-        let Some((value, age)) = known else {
-            // Registries that lack this endpoint answer with any 404; clients then try the fallback tag.
-            let value = asked.await.map_err(|error| match error {
-                Error::StrangeNotFound => absent(error.to_string()),
-                error => Failure::of(&error, Kind::Manifest),
-            })?;
-            return Ok(Served {
-                value: self.keep_referrers(key, value),
-                outcome: Outcome::Miss,
-            });
-        };
-        let failure = match tokio::time::timeout(PATIENCE, asked).await {
-            Ok(Ok(value)) => {
-                return Ok(Served {
-                    value: self.keep_referrers(key, value),
-                    outcome: Outcome::Miss,
-                });
+        match known {
+            None => self.first_referrers(key).await,
+            Some((value, age)) => {
+                let longest = cache
+                    .ttl
+                    .map_or(cache.stale_if_error, |ttl| ttl.min(cache.stale_if_error));
+                match self.newer_referrers(key).await {
+                    Ok(value) => Ok(Served {
+                        value,
+                        outcome: Outcome::Miss,
+                    }),
+                    Err(failure) if failure.is_final() || age >= longest => Err(failure),
+                    Err(_) => Ok(Served {
+                        value,
+                        outcome: Outcome::Stale,
+                    }),
+                }
             }
-            Ok(Err(error)) => Failure::of(&error, Kind::Manifest),
-            Err(_) => Failure::unavailable("no answer in time"),
-        };
-        let longest = cache
-            .ttl
-            .map_or(cache.stale_if_error, |ttl| ttl.min(cache.stale_if_error));
-        if failure.is_final() || age >= longest {
-            return Err(failure);
         }
+    }
+
+    async fn first_referrers(&self, key: (Repository, Digest)) -> Result<Served<Bytes>, Failure> {
+        let asked = self.ask_referrers(&key.0, &key.1).await;
+        let value = asked.map_err(|error| match error {
+            // Registries that lack this endpoint answer with any 404; clients then try the fallback tag.
+            Error::StrangeNotFound => absent(error.to_string()),
+            error => Failure::of(&error, Kind::Manifest),
+        })?;
         Ok(Served {
-            value,
-            outcome: Outcome::Stale,
+            value: self.keep_referrers(key, value),
+            outcome: Outcome::Miss,
         })
+    }
+
+    async fn newer_referrers(&self, key: (Repository, Digest)) -> Result<Bytes, Failure> {
+        match tokio::time::timeout(PATIENCE, self.ask_referrers(&key.0, &key.1)).await {
+            Ok(Ok(value)) => Ok(self.keep_referrers(key, value)),
+            Ok(Err(error)) => Err(Failure::of(&error, Kind::Manifest)),
+            Err(_) => Err(Failure::unavailable("no answer in time")),
+        }
     }
 
     fn keep_referrers(&self, key: (Repository, Digest), list: Bytes) -> Bytes {
