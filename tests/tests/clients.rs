@@ -16,7 +16,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 const NAME: &str = "library/app:1";
 const USER: (&str, &str) = ("user", "correct horse");
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_mins(1);
 
 /// A registry that asks for tokens, and a mirror of it configured as Distribution is.
 struct Pair {
