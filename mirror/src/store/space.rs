@@ -8,7 +8,7 @@ use rustix::fs::{StatVfs, statvfs};
 use crate::config::MaxSize;
 use crate::store::hits::lock;
 
-/// The share of the file system that stays free whatever the limit says: a twentieth.
+/// The share of the file system that stays free where there is no limit: a twentieth.
 const GUARD: u64 = 20;
 
 /// The account: what is stored, what is promised to unfinished files, and the limit.
@@ -128,7 +128,9 @@ impl Space {
                 .saturating_add(more);
             wanted.saturating_sub(limit)
         });
-        let missing = system.map_or(0, |system| guard_missing(&system, more));
+        // With a limit the disk itself says when it is full, and the oldest gives way.
+        let guarded = system.filter(|_| limit.is_none());
+        let missing = guarded.map_or(0, |system| guard_missing(&system, more));
         match over.max(missing) {
             0 => None,
             // Without a limit nothing is given up for the new: the cache stops growing.

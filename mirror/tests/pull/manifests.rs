@@ -184,7 +184,7 @@ async fn schema_1_is_refused_with_the_reason() {
     hub.push_manifest("library/app", Some("1"), kind, r#"{"schemaVersion":1}"#);
     let answer = Mirror::of(&hub).await.fetch(PATH).await;
     assert_eq!(answer.0, 404);
-    let body = String::from_utf8(answer.1.unwrap().to_vec()).unwrap();
+    let body = String::from_utf8(answer.1.unwrap().0.to_vec()).unwrap();
     assert!(
         body.contains("MANIFEST_UNKNOWN") && body.contains("schema 1"),
         "{body}"

@@ -7,6 +7,7 @@ use ::http::HeaderMap;
 use bytes::Bytes;
 use mirror::clock::Clock;
 use mirror::config::{Cache, MaxSize, TtlFrom};
+use mirror::digest::{Algorithm, Digest};
 use mirror::http::serve::{self, Listener};
 use mirror::http::{self, Settings};
 use mirror::metrics::Metrics;
@@ -79,7 +80,8 @@ impl Mirror {
         let directory = tempfile::tempdir().unwrap();
         let options = Options {
             default_host: hubs[0].1.parse().unwrap(),
-            max_size: max_size.map(MaxSize::Bytes),
+            // With a limit, so that it does not matter how full this machine's disk is.
+            max_size: Some(MaxSize::Bytes(max_size.unwrap_or(1 << 30))),
             readonly: false,
             clock: clock.clone(),
         };
@@ -132,9 +134,9 @@ impl Mirror {
     }
 
     /// The status and the body; `None` where the body was cut short.
-    pub(crate) async fn fetch(&self, path: &str) -> (u16, Option<Bytes>) {
+    pub(crate) async fn fetch(&self, path: &str) -> (u16, Option<Body>) {
         let response = self.get(path).await;
-        (response.status().as_u16(), response.bytes().await.ok())
+        (response.status().as_u16(), response.bytes().await.ok().map(Body))
     }
 
     /// Waits until no fill runs.
@@ -159,4 +161,25 @@ pub(crate) fn header<'a>(response: &'a Response, name: &str) -> &'a str {
 
 pub(crate) async fn json(response: Response) -> serde_json::Value {
     serde_json::from_slice(&response.bytes().await.unwrap()).unwrap()
+}
+
+/// A body that a failed assertion shows by its length and digest.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct Body(pub(crate) Bytes);
+
+impl From<Vec<u8>> for Body {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self(bytes.into())
+    }
+}
+
+impl std::fmt::Debug for Body {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "{} bytes, {}",
+            self.0.len(),
+            Digest::of(Algorithm::Sha256, &self.0)
+        )
+    }
 }
