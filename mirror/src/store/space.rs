@@ -128,9 +128,7 @@ impl Space {
                 .saturating_add(more);
             wanted.saturating_sub(limit)
         });
-        // With a limit the disk itself says when it is full, and the oldest gives way.
-        let guarded = system.filter(|_| limit.is_none());
-        let missing = guarded.map_or(0, |system| guard_missing(&system, more));
+        let missing = system.map_or(0, |system| missing(&system, limit.is_none(), more));
         match over.max(missing) {
             0 => None,
             // Without a limit nothing is given up for the new: the cache stops growing.
@@ -185,10 +183,11 @@ fn limit(max_size: Option<MaxSize>, system: Option<&StatVfs>) -> Option<u64> {
     }
 }
 
-/// How many bytes would be missing to the guard's share if `more` were taken. Room that unfinished files
-/// have been promised is allocated already, so the file system counts it.
-fn guard_missing(system: &StatVfs, more: u64) -> u64 {
+/// How many bytes the disk lacks if `more` were taken, a share for others left free where it is guarded. Room that
+/// unfinished files have been promised is allocated already, so the file system counts it.
+fn missing(system: &StatVfs, guarded: bool, more: u64) -> u64 {
     let total = system.f_blocks.saturating_mul(system.f_frsize);
     let free = system.f_bavail.saturating_mul(system.f_frsize);
-    (total / GUARD).saturating_add(more).saturating_sub(free)
+    let share = if guarded { total / GUARD } else { 0 };
+    share.saturating_add(more).saturating_sub(free)
 }
