@@ -101,6 +101,9 @@ async fn story(example: &Example, place: &Place) -> Result<bool, Box<dyn Error>>
     install(&commands).await?;
     apply(&commands, &spec).await?;
     let (mirror, admin) = addresses(&commands, place).await?;
+    // kube-proxy may be a moment behind, and the address refuses until then.
+    let connects = async || tokio::net::TcpStream::connect(&mirror).await.ok();
+    wait::until("connection to the mirror's address", SOON, connects).await?;
     let pulls = Pulls {
         mirror: skopeo::Registry {
             address: mirror.parse()?,
