@@ -7,6 +7,8 @@ mod cluster;
 mod helm;
 #[path = "chart/rights.rs"]
 mod rights;
+#[path = "chart/values.rs"]
+mod values;
 
 use std::collections::BTreeSet;
 use std::time::Duration;
