@@ -105,6 +105,8 @@ pub struct Usage {
     pub limit: Option<u64>,
     /// Pieces of content, manifests among them.
     pub blobs: u64,
+    /// Nothing can be stored, whatever was given up for it.
+    pub full: bool,
 }
 
 /// Why a store can't be opened.
@@ -220,7 +222,12 @@ impl Store {
     /// What the cache takes, and may take.
     pub fn usage(&self) -> Usage {
         let (bytes, blobs, limit) = self.inner.space.usage();
-        Usage { bytes, limit, blobs }
+        Usage {
+            bytes,
+            limit,
+            blobs,
+            full: self.inner.space.is_full(),
+        }
     }
 
     /// Sets another limit; a lower one takes effect with what is stored next.

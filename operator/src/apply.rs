@@ -12,11 +12,15 @@ use crate::{
     cluster::{Cluster, children::fingerprint},
     desired::{Child, Desired, names},
     kind::Kind,
+    observed::Observed,
     validate::Rejection,
 };
 
 pub mod compare;
 pub mod guard;
+mod reload;
+
+pub use reload::AGAIN_AFTER;
 
 /// Why not everything could be applied.
 #[derive(Debug, thiserror::Error)]
@@ -79,7 +83,12 @@ pub struct RefusedClaim {
 ///
 /// # Errors
 /// The first one; what was applied before stays. Every write can be repeated.
-pub async fn all(mirror: &RegistryMirror, desired: &Desired, cluster: &Cluster) -> Result<Applied, Error> {
+pub async fn all(
+    mirror: &RegistryMirror,
+    desired: &Desired,
+    observed: &Observed,
+    cluster: &Cluster,
+) -> Result<Applied, Error> {
     let target = Target {
         mirror,
         namespace: mirror.namespace().unwrap_or_default(),
@@ -100,7 +109,7 @@ pub async fn all(mirror: &RegistryMirror, desired: &Desired, cluster: &Cluster) 
             applied.refused_claims.insert(name, refused);
         }
     }
-    target.tell_pods(&desired.reload, &desired.workload).await?;
+    target.tell_pods(desired, observed).await?;
     target.apply(&desired.workload, &found).await?;
     for (kind, name) in desired.superseded(&mirror.name_any()) {
         target.prune(kind, &name).await?;
@@ -176,40 +185,6 @@ impl Target<'_> {
         };
         guard::check(self.mirror, kind, &metadata)?;
         Ok(metadata.uid)
-    }
-
-    /// Annotates the running Pods, so that their kubelets look at what they mount now instead of within the next
-    /// minute and a half. The workload is marked only once all were told.
-    async fn tell_pods(&self, reload: &str, workload: &Child) -> Result<(), Error> {
-        let Some(live) = self
-            .cluster
-            .children
-            .get(workload.kind, &self.namespace, &workload.name)
-        else {
-            return Ok(());
-        };
-        if live.annotations().get(names::RELOAD).map(String::as_str) == Some(reload) {
-            return Ok(());
-        }
-        let name = self.mirror.name_any();
-        let pods =
-            self.cluster
-                .children
-                .labelled(Kind::Pod, &self.namespace, ("app.kubernetes.io/instance", &name));
-        let told = pods
-            .iter()
-            .filter(|pod| pod.metadata.deletion_timestamp.is_none())
-            .map(|pod| async {
-                let name = pod.name_any();
-                let annotation = (names::RELOAD, reload);
-                let told = self
-                    .cluster
-                    .annotate(Kind::Pod, &self.namespace, &name, annotation)
-                    .await;
-                told.map_err(|source| Error::cluster("annotating", Kind::Pod, &name, source))
-            });
-        try_join_all(told).await?;
-        Ok(())
     }
 
     /// Deletes an object of an earlier spec.

@@ -8,7 +8,7 @@ use kube::{
 };
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use std::{fmt::Debug, sync::Arc};
+use std::{collections::BTreeMap, fmt::Debug, sync::Arc};
 
 use crate::{
     dereference::{Contents, Reader, Reference},
@@ -114,7 +114,7 @@ impl Cluster {
         Ok(self.children.wrote(kind, object))
     }
 
-    /// Annotates an object. That it is gone is no error.
+    /// Annotates an object, all at once. That it is gone is no error.
     ///
     /// # Errors
     /// Those of the API server.
@@ -123,9 +123,10 @@ impl Cluster {
         kind: Kind,
         namespace: &str,
         name: &str,
-        annotation: (&str, &str),
+        annotations: &[(&str, &str)],
     ) -> kube::Result<()> {
-        let patch = json!({"metadata": {"annotations": {annotation.0: annotation.1}}});
+        let annotations: BTreeMap<_, _> = annotations.iter().copied().collect();
+        let patch = json!({"metadata": {"annotations": annotations}});
         let params = PatchParams {
             field_manager: Some(FIELD_MANAGER.to_owned()),
             ..PatchParams::default()

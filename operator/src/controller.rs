@@ -16,7 +16,7 @@ use kube::{
     },
 };
 use tokio::time::{Instant, timeout};
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use crate::{
     apply,
@@ -31,8 +31,9 @@ use crate::{
     index::Index,
     metrics::Metrics,
     observed::Observed,
+    replicas::Replicas,
     retry::{self, Retries},
-    status::{self, Outcome, events, write::Written},
+    status::{self, Acted, Outcome, events, write::Written},
     unparsable, validate,
 };
 
@@ -87,6 +88,7 @@ pub(crate) struct Context {
     pub(crate) recorder: Recorder,
     release: Release,
     index: Arc<Index>,
+    replicas: Arc<Replicas>,
     written: Written,
     retries: Retries,
     metrics: Arc<Metrics>,
@@ -112,11 +114,13 @@ impl Controller {
         let (children, writers) = Children::new();
         let writer = Writer::default();
         let mirrors = writer.as_reader();
+        let (replicas, reports) = Replicas::new(Arc::clone(&children));
         let context = Arc::new(Context {
             cluster: Cluster::new(client.clone(), Arc::clone(&children)),
             recorder,
             release,
             index: Arc::default(),
+            replicas,
             written: Written::default(),
             retries: Retries::default(),
             metrics,
@@ -130,6 +134,7 @@ impl Controller {
             watch::children(client, scope, &relisted, &children, writers).boxed(),
             watch::references(client, scope, &relisted, &context.index).boxed(),
             all.boxed(),
+            reports.boxed(),
         ]);
         Self {
             context,
@@ -157,6 +162,7 @@ impl Controller {
             mirrors,
             triggers,
         } = self;
+        let _asking = AbortOnDropHandle::new(tokio::spawn(Arc::clone(&context.replicas).run()));
         applier(
             |mirror, context| {
                 let task = tokio::spawn(reconcile(mirror, context));
@@ -192,14 +198,22 @@ impl Context {
                 );
             }
             Event::Delete(stored) => {
-                self.index
-                    .remove(&stored.namespace().unwrap_or_default(), &stored.name_any());
+                let (namespace, name) = (stored.namespace().unwrap_or_default(), stored.name_any());
+                self.index.remove(&namespace, &name);
+                self.replicas.forget(&namespace, &name);
                 self.written.remove(&stored.uid().unwrap_or_default());
                 self.retries.forget(stored);
             }
             Event::InitDone => self.listed.done(&()),
             Event::Init => {}
         }
+    }
+
+    /// What the cluster holds of a mirror, and what its servers say.
+    async fn observe(&self, mirror: &RegistryMirror) -> Result<Observed, Error> {
+        let mut observed = self.cluster.observe(mirror).await.map_err(Error::Read)?;
+        self.replicas.tell(mirror, &mut observed);
+        Ok(observed)
     }
 
     /// When to try again.
@@ -263,16 +277,19 @@ async fn pursue(stored: &Stored, context: &Context) -> Result<Action, Error> {
 
 /// Writes the status if there is something new to say.
 async fn tell(mirror: &RegistryMirror, context: &Context, outcome: &Outcome) -> Result<Observed, Error> {
-    let observed = context.cluster.observe(mirror).await.map_err(Error::Read)?;
+    let observed = context.observe(mirror).await?;
     let before = context.written.latest(mirror);
     let status = status::of(mirror, &before, outcome, &observed, Timestamp::now());
+    let pending = status::is_pending(&status) || outcome.is_news_to_some();
+    context.replicas.follow(mirror, &observed, pending);
     if status != before {
         let client = context.cluster.client();
         status::write::write(client, &context.written, mirror, &status)
             .await
             .map_err(Error::Status)?;
-        let transitions = events::transitions(&before.conditions, &status.conditions);
-        events::publish(&context.recorder, &mirror.object_ref(&()), &transitions).await;
+        let mut story = events::transitions(&before.conditions, &status.conditions);
+        story.extend(events::rotations(&before.upstreams, &status.upstreams));
+        events::publish(&context.recorder, &mirror.object_ref(&()), &story).await;
     }
     Ok(observed)
 }
@@ -281,10 +298,13 @@ async fn tell(mirror: &RegistryMirror, context: &Context, outcome: &Outcome) -> 
 fn look_again(outcome: &Outcome, observed: &Observed) -> Duration {
     match outcome {
         Outcome::Rejected(_) => REJECTED_RETRY,
-        Outcome::Acted { applied, .. } if !applied.refused_claims.is_empty() || observed.lacks_claim() => {
+        Outcome::Acted(Acted { applied, .. })
+            if !applied.refused_claims.is_empty() || observed.lacks_claim() =>
+        {
             REJECTED_RETRY
         }
-        Outcome::Paused | Outcome::Acted { .. } | Outcome::Failed => RESYNC,
+        outcome if outcome.is_news_to_some() => apply::AGAIN_AFTER,
+        Outcome::Paused | Outcome::Acted(_) | Outcome::Failed => RESYNC,
     }
 }
 
@@ -300,16 +320,15 @@ async fn act(mirror: &RegistryMirror, context: &Context) -> Result<Outcome, Erro
         Ok(accepted) => accepted,
         Err(rejection) => return Ok(Outcome::Rejected(rejection)),
     };
-    let observed = context.cluster.observe(mirror).await.map_err(Error::Read)?;
+    let observed = context.observe(mirror).await?;
     let desired = match desired::objects(&accepted, &references, &observed, &context.release) {
         Ok(desired) => desired,
         Err(rejection) => return Ok(Outcome::Rejected(rejection)),
     };
-    match apply::all(mirror, &desired, &context.cluster).await {
-        Ok(applied) => {
-            let credentials = status::credentials(&accepted, &desired.handed_out);
-            Ok(Outcome::Acted { credentials, applied })
-        }
+    match apply::all(mirror, &desired, &observed, &context.cluster).await {
+        Ok(applied) => Ok(Outcome::Acted(status::Acted::new(
+            &accepted, &desired, &observed, applied,
+        ))),
         Err(apply::Error::Rejected(rejection)) => Ok(Outcome::Rejected(rejection)),
         Err(error) => Err(error.into()),
     }

@@ -6,7 +6,7 @@ use sha2::{Digest, Sha256};
 use crate::{
     dereference::References,
     kind::Kind,
-    observed::Observed,
+    observed::{Observed, Server},
     validate::{Accepted, Rejection},
 };
 
@@ -24,6 +24,8 @@ mod workload;
 
 pub use child::Child;
 pub use credentials::HandedOut;
+/// Where servers tell their state.
+pub const ADMIN_PORT: u16 = workload::ADMIN_PORT.number;
 
 /// What a release of the operator brings along.
 #[derive(Clone, Debug)]
@@ -52,6 +54,8 @@ pub struct Desired {
     pub reload: String,
     /// The server's configuration.
     pub config: mirror::config::file::File,
+    /// The SHA-256 of its file, by which servers name it.
+    pub configuration_version: String,
     /// What the servers are handed to show to upstreams.
     pub handed_out: HandedOut,
 }
@@ -63,6 +67,21 @@ impl Desired {
             .iter()
             .chain(&self.claims)
             .chain([&self.workload])
+    }
+
+    /// Whether a server has yet to read what it is handed.
+    pub fn is_news_to(&self, server: &Server) -> bool {
+        let Some(report) = server.report() else {
+            return false;
+        };
+        let older = |seen: Option<u64>| seen != Some(self.handed_out.version);
+        let mut hosts = self.handed_out.hosts();
+        report.configuration != self.configuration_version && report.configuration_error.is_empty()
+            || hosts.any(|host| {
+                report
+                    .upstream(host)
+                    .is_none_or(|u| older(u.credentials.version_seen))
+            })
     }
 
     /// The objects of an earlier spec that this one does not ask for. Claims never are.
@@ -92,7 +111,7 @@ pub fn objects(
 ) -> Result<Desired, Rejection> {
     let config = config::file(accepted)?;
     let yaml = config.to_yaml();
-    let handed_out = HandedOut::new(accepted, references.handed_out.as_ref());
+    let handed_out = HandedOut::new(accepted, references.handed_out.as_ref(), observed);
     let reload = reload(accepted, &yaml, handed_out.version);
     let mut configuration = vec![config::object(accepted, &yaml), handed_out.object(accepted)];
     configuration.extend(files::object(accepted));
@@ -104,6 +123,7 @@ pub fn objects(
         claims: storage::claims(accepted, observed),
         workload: workload::object(accepted, observed, release, &reload),
         reload,
+        configuration_version: hex::encode(Sha256::digest(&yaml)),
         config,
         handed_out,
     })

@@ -16,6 +16,7 @@ pub mod index;
 pub mod kind;
 pub mod metrics;
 pub mod observed;
+pub mod replicas;
 pub mod retry;
 pub mod run;
 pub mod status;

@@ -1,7 +1,12 @@
 //! What the cluster holds of a mirror, as far as the operator acts on it or tells of it.
 
+use k8s_openapi::jiff::Timestamp;
 use k8s_openapi::{api::core::v1::PersistentVolumeClaim, apimachinery::pkg::api::resource::Quantity};
 use kube_quantity::ParsedQuantity;
+
+mod server;
+
+pub use server::{Answer, Report, Server};
 
 /// A mirror's objects as they were last seen.
 #[derive(Clone, Debug, Default)]
@@ -14,6 +19,10 @@ pub struct Observed {
     pub claims: Vec<Claim>,
     /// The claim that an admin is to make, where the spec names one.
     pub existing_claim: Option<ExistingClaim>,
+    /// The Pods that run servers, and what these say of themselves.
+    pub servers: Vec<Server>,
+    /// When they were observed.
+    pub at: Timestamp,
     /// The `StatefulSet`'s claim templates, as they were created.
     pub claim_templates: Option<Vec<PersistentVolumeClaim>>,
 }
@@ -25,6 +34,11 @@ impl Observed {
         self.claims
             .iter()
             .chain(existing.and_then(|existing| existing.claim.as_ref()))
+    }
+
+    /// A server was not asked yet: what it was known to say stands until it is.
+    pub fn has_unasked(&self) -> bool {
+        self.servers.iter().any(|server| server.answer == Answer::Unasked)
     }
 
     /// The claim that an admin is to make has no volume, or is not there.

@@ -2,7 +2,8 @@
 
 use crds::{
     RegistryMirror, RegistryMirrorStatus,
-    status::{CredentialsStatus, Endpoint, StorageStatus, UpstreamStatus},
+    conditions::ConditionType,
+    status::{Endpoint, StorageStatus, UpstreamStatus},
 };
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
@@ -10,14 +11,22 @@ use kube_quantity::ParsedQuantity;
 
 use crate::{
     apply::Applied,
-    desired::{HandedOut, names},
+    desired::{Desired, names},
     observed::{Claim, Observed},
-    validate::{Accepted, Rejection, credentials::Problem},
+    validate::{Accepted, Rejection},
 };
 
 pub mod conditions;
+mod credentials;
 pub mod events;
+mod upstreams;
 pub mod write;
+
+use conditions::Truth;
+pub use credentials::{UpstreamCredentials, Verdict};
+
+/// What the status has room for.
+const SERVER_VERSION_CHARS: usize = 128;
 
 /// What a reconcile came to.
 #[derive(Clone, Debug)]
@@ -29,43 +38,63 @@ pub enum Outcome {
     /// The cluster did not let it be acted on, or not wholly; it is tried again.
     Failed,
     /// It was acted on.
-    Acted {
-        /// Of the upstreams that have credentials, in the spec's order.
-        credentials: Vec<UpstreamCredentials>,
-        /// What became of the claims.
-        applied: Applied,
-    },
+    Acted(Acted),
 }
 
-/// An upstream's credentials, never a value of them.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct UpstreamCredentials {
-    /// The upstream.
-    pub host: String,
-    /// The Secret that they come from.
-    pub secret: String,
-    /// The version that servers were handed.
-    pub version: u64,
-    /// What is wrong with the Secret.
-    pub problem: Option<Problem>,
-    /// Servers still have what it held before.
-    pub kept: bool,
+/// What was done.
+#[derive(Clone, Debug, Default)]
+pub struct Acted {
+    /// Of the upstreams that have credentials, in the spec's order.
+    pub credentials: Vec<UpstreamCredentials>,
+    /// What became of the claims.
+    pub applied: Applied,
+    /// The version of the servers' configuration.
+    pub configuration: String,
+    /// A server has yet to read what it is handed.
+    pub is_news: bool,
+    /// Servers were handed other credentials than the last status tells of.
+    pub is_new: bool,
 }
 
-/// The credentials that an accepted spec led to.
-pub fn credentials(accepted: &Accepted<'_>, handed_out: &HandedOut) -> Vec<UpstreamCredentials> {
-    let with = accepted
-        .upstreams
-        .iter()
-        .filter_map(|u| Some((&u.spec.host, u.credentials.as_ref()?)));
-    with.map(|(host, credentials)| UpstreamCredentials {
-        host: host.clone(),
-        secret: credentials.secret.to_owned(),
-        version: handed_out.version,
-        problem: credentials.found.as_ref().err().cloned(),
-        kept: handed_out.kept.contains(host),
-    })
-    .collect()
+impl Acted {
+    /// What an accepted spec led to.
+    pub fn new(accepted: &Accepted<'_>, desired: &Desired, observed: &Observed, applied: Applied) -> Self {
+        let told = accepted.mirror.status.iter().flat_map(|status| &status.upstreams);
+        let told: Vec<_> = told
+            .filter_map(|u| Some((u.host.as_str(), u.credentials.as_ref()?)))
+            .collect();
+        let credentials = credentials::of(accepted, desired, observed);
+        let same = |now: &UpstreamCredentials| {
+            let mut told = told.iter();
+            told.any(|(host, told)| {
+                *host == now.host && told.secret == now.secret && told.version == version(now)
+            })
+        };
+        Self {
+            is_new: !credentials.iter().all(same),
+            credentials,
+            applied,
+            configuration: desired.configuration_version.clone(),
+            is_news: observed.servers.iter().any(|server| desired.is_news_to(server)),
+        }
+    }
+}
+
+impl Outcome {
+    /// Whether a server has yet to read what it is handed.
+    pub fn is_news_to_some(&self) -> bool {
+        matches!(self, Self::Acted(Acted { is_news: true, .. }))
+    }
+}
+
+/// Whether something is on its way to servers, or upstreams' answer to it is.
+pub fn is_pending(status: &RegistryMirrorStatus) -> bool {
+    let pending = |kind: ConditionType, truth: Truth| {
+        let mut conditions = status.conditions.iter();
+        conditions.any(|condition| condition.type_ == kind.as_str() && condition.status == truth.as_str())
+    };
+    pending(ConditionType::Progressing, Truth::True)
+        || pending(ConditionType::CredentialsValid, Truth::Unknown)
 }
 
 /// The status that a mirror should have. Pure; what is not known stays as it was.
@@ -80,7 +109,7 @@ pub fn of(
     let generation = match outcome {
         // What is there is not what is asked for now.
         Outcome::Failed => before.observed_generation,
-        Outcome::Paused | Outcome::Rejected(_) | Outcome::Acted { .. } => mirror.metadata.generation,
+        Outcome::Paused | Outcome::Rejected(_) | Outcome::Acted(_) => mirror.metadata.generation,
     };
     RegistryMirrorStatus {
         observed_generation: generation,
@@ -91,9 +120,9 @@ pub fn of(
             .service
             .as_ref()
             .map(|service| endpoint(&service.ip, service.port)),
-        upstreams: upstreams(mirror, before, outcome),
+        upstreams: upstream_statuses(mirror, before, outcome, observed),
         storage: capacity(observed.all_claims()),
-        server_version: before.server_version.clone(),
+        server_version: server_version(before, observed),
         conditions: conditions::of(mirror, generation, &before.conditions, outcome, observed, now),
     }
 }
@@ -117,38 +146,48 @@ fn endpoint(ip: &str, port: i32) -> Endpoint {
     }
 }
 
-fn upstreams(
+fn upstream_statuses(
     mirror: &RegistryMirror,
     before: &RegistryMirrorStatus,
     outcome: &Outcome,
+    observed: &Observed,
 ) -> Vec<UpstreamStatus> {
     let of = |upstream: &crds::Upstream| {
         let known = before.upstreams.iter().find(|known| known.host == upstream.host);
+        let told = known.and_then(|known| known.credentials.as_ref());
         UpstreamStatus {
             host: upstream.host.clone(),
-            state: known.map(|known| known.state).unwrap_or_default(),
+            state: match known {
+                Some(known) if observed.has_unasked() => known.state,
+                _ => upstreams::state(&upstream.host, observed),
+            },
             credentials: match outcome {
-                Outcome::Acted { credentials, .. } => {
-                    let now = credentials
-                        .iter()
-                        .find(|credentials| credentials.host == upstream.host);
-                    now.map(|now| credentials_status(now, known.and_then(|known| known.credentials.as_ref())))
+                Outcome::Acted(acted) => {
+                    let mut all = acted.credentials.iter();
+                    let now = all.find(|credentials| credentials.host == upstream.host);
+                    now.map(|now| credentials::status(now, observed, told))
                 }
-                Outcome::Paused | Outcome::Rejected(_) | Outcome::Failed => {
-                    known.and_then(|known| known.credentials.clone())
-                }
+                Outcome::Paused | Outcome::Rejected(_) | Outcome::Failed => told.cloned(),
             },
         }
     };
     mirror.spec.upstreams.iter().map(of).collect()
 }
 
-fn credentials_status(now: &UpstreamCredentials, before: Option<&CredentialsStatus>) -> CredentialsStatus {
-    CredentialsStatus {
-        secret: now.secret.clone(),
-        version: i64::try_from(now.version).unwrap_or(i64::MAX),
-        loaded_replicas: before.and_then(|before| before.loaded_replicas),
-        last_rotation_time: before.and_then(|before| before.last_rotation_time.clone()),
+fn version(credentials: &UpstreamCredentials) -> i64 {
+    i64::try_from(credentials.version).unwrap_or(i64::MAX)
+}
+
+/// What all servers run; while they differ, what they ran before.
+fn server_version(before: &RegistryMirrorStatus, observed: &Observed) -> Option<String> {
+    let mut versions = observed
+        .servers
+        .iter()
+        .map(|server| Some(&server.report()?.version));
+    let first = versions.next().flatten();
+    match first.filter(|first| !first.is_empty() && versions.all(|version| version == Some(first))) {
+        Some(version) => Some(version.chars().take(SERVER_VERSION_CHARS).collect()),
+        None => before.server_version.clone(),
     }
 }
 

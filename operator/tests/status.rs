@@ -12,7 +12,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use k8s_openapi::jiff::Timestamp;
 use operator::apply::{Applied, RefusedClaim};
 use operator::observed::{Claim, ExistingClaim, Observed, ServiceAddress, Workload};
-use operator::status::{self, Outcome, UpstreamCredentials};
+use operator::status::{self, Acted, Outcome, UpstreamCredentials, Verdict};
 use operator::validate::Rejection;
 use operator::validate::credentials::Problem;
 use serde_json::{Value, json};
@@ -50,10 +50,10 @@ fn serving() -> Observed {
 }
 
 fn acted(credentials: Vec<UpstreamCredentials>) -> Outcome {
-    Outcome::Acted {
+    Outcome::Acted(Acted {
         credentials,
-        applied: Applied::default(),
-    }
+        ..Acted::default()
+    })
 }
 
 fn credentials(problem: Option<Reason>, kept: bool) -> UpstreamCredentials {
@@ -66,6 +66,8 @@ fn credentials(problem: Option<Reason>, kept: bool) -> UpstreamCredentials {
             message: "what is wrong".to_owned(),
         }),
         kept,
+        verdict: Verdict::NoServer,
+        rotated: None,
     }
 }
 
@@ -262,10 +264,10 @@ fn a_claim_that_may_not_grow_is_told_and_pulls_go_on() {
     let applied = Applied {
         refused_claims: BTreeMap::from([("cache-hub-0".to_owned(), refused)]),
     };
-    let outcome = Outcome::Acted {
-        credentials: vec![],
+    let outcome = Outcome::Acted(Acted {
         applied,
-    };
+        ..Acted::default()
+    });
     let observed = Observed {
         claims: vec![claim(true, "1Gi", Some("1Gi"))],
         ..serving()

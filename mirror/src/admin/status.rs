@@ -48,6 +48,9 @@ pub struct CacheStatus {
     pub limit_bytes: Option<u64>,
     /// Pieces of content.
     pub blobs: u64,
+    /// Nothing can be stored, whatever was given up for it; pulls go on without the cache.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub full: bool,
 }
 
 #[cfg(test)]

@@ -129,6 +129,7 @@ impl Subject for Running {
                 bytes: usage.bytes,
                 limit_bytes: usage.limit,
                 blobs: usage.blobs,
+                full: usage.full,
             },
         }
     }

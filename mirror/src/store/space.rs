@@ -114,6 +114,11 @@ impl Space {
         }
     }
 
+    /// Whether there is no room for a single byte more, though all that is stored were given up.
+    pub(super) fn is_full(&self) -> bool {
+        matches!(self.short(&lock(&self.account), 1), Some(Short::Never))
+    }
+
     fn file_system(&self) -> Option<StatVfs> {
         statvfs(&self.root).ok()
     }

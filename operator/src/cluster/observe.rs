@@ -3,19 +3,22 @@
 use crds::{RegistryMirror, storage::Volume};
 use k8s_openapi::api::{
     apps::v1::{Deployment, StatefulSet},
-    core::v1::{PersistentVolumeClaim, PersistentVolumeClaimSpec, Service},
+    core::v1::{PersistentVolumeClaim, PersistentVolumeClaimSpec, Pod, Service},
 };
+use k8s_openapi::jiff::Timestamp;
 use kube::{
     Api, Resource, ResourceExt,
     api::{DynamicObject, ObjectMeta},
 };
 use serde::de::DeserializeOwned;
 
+use std::net::IpAddr;
+
 use super::{Cluster, children::Children};
 use crate::{
     desired::names,
     kind::Kind,
-    observed::{Claim, ExistingClaim, Observed, ServiceAddress, Workload},
+    observed::{Answer, Claim, ExistingClaim, Observed, Server, ServiceAddress, Workload},
 };
 
 impl Cluster {
@@ -51,8 +54,19 @@ impl Children {
             workload: stateful_set
                 .map(of_stateful_set)
                 .or_else(|| deployment.map(of_deployment)),
+            servers: self.servers(&namespace, &name),
+            at: Timestamp::now(),
             existing_claim: None,
         }
+    }
+
+    /// The Pods of a mirror that run, in the order of their names, and are not about to end. Nothing is known yet of
+    /// what they say.
+    pub fn servers(&self, namespace: &str, mirror: &str) -> Vec<Server> {
+        let pods = self.labelled(Kind::Pod, namespace, (names::INSTANCE, mirror));
+        let mut servers: Vec<_> = pods.iter().filter_map(|pod| server(&parse(pod)?)).collect();
+        servers.sort_by(|a, b| a.pod.cmp(&b.pod));
+        servers
     }
 
     /// The claims of a mirror, in the order of its replicas: the same are told the same way each time.
@@ -76,6 +90,19 @@ impl Children {
             .any(|owner| Some(&owner.uid) == mirror.meta().uid.as_ref());
         if owned { parse(&object) } else { None }
     }
+}
+
+fn server(pod: &Pod) -> Option<Server> {
+    let status = pod.status.as_ref()?;
+    if pod.metadata.deletion_timestamp.is_some() || status.phase.as_deref() != Some("Running") {
+        return None;
+    }
+    Some(Server {
+        pod: pod.name_any(),
+        uid: pod.uid()?,
+        address: status.pod_ip.as_ref()?.parse::<IpAddr>().ok()?,
+        answer: Answer::Unasked,
+    })
 }
 
 fn parse<K: DeserializeOwned>(object: &DynamicObject) -> Option<K> {

@@ -27,7 +27,7 @@ const CACHE: &str = "/var/lib/registry";
 pub(super) fn server(accepted: &Accepted<'_>, wanted: &Pod, release: &Release) -> Container {
     let port = |port: workload::Port| ContainerPort {
         name: Some(port.name.to_owned()),
-        container_port: port.number,
+        container_port: port.number.into(),
         protocol: Some("TCP".to_owned()),
         ..ContainerPort::default()
     };

@@ -2,9 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::{
+    api::core::v1::Secret,
+    jiff::{Timestamp, Unit},
+};
 use kube::ResourceExt;
 use mirror::credentials::Credential;
+use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
 use super::{
@@ -14,6 +18,7 @@ use super::{
 use crate::{
     dereference::Contents,
     kind::Kind,
+    observed::Observed,
     validate::{Accepted, Credentials},
 };
 
@@ -32,48 +37,59 @@ pub struct HandedOut {
     last_good: Option<Vec<u8>>,
     /// Moves when the candidate does.
     pub version: u64,
+    hosts: Vec<String>,
     /// Upstreams, by host, that still have what an earlier Secret held although the present one can't be read.
     pub kept: Vec<String>,
+    /// When each upstream's last good entry was last replaced.
+    pub rotated: BTreeMap<String, Timestamp>,
     origins: String,
 }
 
 impl HandedOut {
-    /// Goes on from what the servers have, if they have something.
-    pub(super) fn new(accepted: &Accepted<'_>, before: Option<&Contents>) -> Self {
+    /// Goes on from what the servers have, if they have something. What all of them say that its upstream takes is
+    /// the last good one from now on, entry by entry.
+    pub(super) fn new(accepted: &Accepted<'_>, before: Option<&Contents>, observed: &Observed) -> Self {
         let before = Before::new(before);
-        let mut entries = Map::new();
-        let mut kept = Vec::new();
-        let mut origins = BTreeMap::new();
+        let (mut entries, mut last_good) = (Map::new(), Map::new());
+        let (mut kept, mut origins, mut rotated) = (Vec::new(), BTreeMap::new(), BTreeMap::new());
         for (host, credentials) in with_credentials(accepted) {
-            origins.insert(host, &credentials.origin);
-            let entry = match &credentials.found {
-                Ok(credential) => entry(credential),
-                Err(_) => match before.entry(CANDIDATE, host, &credentials.origin) {
-                    Some(entry) => {
-                        kept.push(host.to_owned());
-                        entry
-                    }
-                    None => json!({}),
-                },
+            let origin = &credentials.origin;
+            origins.insert(host, origin);
+            let held = before.entry(CANDIDATE, host, origin);
+            let entry = match (&credentials.found, &held) {
+                (Ok(credential), _) => entry(credential),
+                (Err(_), Some(held)) => {
+                    kept.push(host.to_owned());
+                    held.clone()
+                }
+                (Err(_), None) => json!({}),
             };
+            let good = before.entry(LAST_GOOD, host, origin);
+            let proven = held.as_ref() == Some(&entry) && before.is_proven(host, observed);
+            if proven && good.as_ref() != Some(&entry) {
+                last_good.insert(host.to_owned(), entry.clone());
+                rotated.insert(host.to_owned(), whole_seconds(observed.at));
+            } else if let Some(good) = good {
+                last_good.insert(host.to_owned(), good);
+                rotated.insert(host.to_owned(), before.rotated(host));
+            }
             entries.insert(host.to_owned(), entry);
         }
-        let last_good: Map<_, _> = with_credentials(accepted)
-            .filter_map(|(host, credentials)| {
-                Some((
-                    host.to_owned(),
-                    before.entry(LAST_GOOD, host, &credentials.origin)?,
-                ))
-            })
-            .collect();
         let candidate = document(&entries);
         Self {
+            hosts: entries.keys().cloned().collect(),
             version: before.next_version(&candidate, told(accepted)),
             candidate,
             last_good: (!last_good.is_empty()).then(|| document(&last_good)),
             kept,
+            rotated,
             origins: json!(origins).to_string(),
         }
+    }
+
+    /// The upstreams that have an entry.
+    pub fn hosts(&self) -> impl Iterator<Item = &str> {
+        self.hosts.iter().map(String::as_str)
     }
 
     /// The files of the credentials directory.
@@ -95,10 +111,11 @@ impl HandedOut {
     pub(super) fn object(&self, accepted: &Accepted<'_>) -> Child {
         let name = names::credentials(&accepted.mirror.name_any());
         let mut metadata = names::owned(accepted.mirror, name.clone());
-        metadata.annotations = Some(BTreeMap::from([(
-            names::ORIGINS.to_owned(),
-            self.origins.clone(),
-        )]));
+        let mut annotations = BTreeMap::from([(names::ORIGINS.to_owned(), self.origins.clone())]);
+        if !self.rotated.is_empty() {
+            annotations.insert(names::ROTATED.to_owned(), json!(self.rotated).to_string());
+        }
+        metadata.annotations = Some(annotations);
         let secret = Secret {
             metadata,
             data: Some(data(self.files())),
@@ -147,15 +164,36 @@ fn document(entries: &Map<String, Value>) -> Vec<u8> {
 struct Before<'a> {
     contents: Option<&'a Contents>,
     origins: BTreeMap<String, String>,
+    rotated: BTreeMap<String, Timestamp>,
 }
 
 impl<'a> Before<'a> {
     fn new(contents: Option<&'a Contents>) -> Self {
-        let origins = contents.and_then(|contents| contents.annotations.get(names::ORIGINS));
-        let origins = origins
-            .and_then(|origins| serde_json::from_str(origins).ok())
-            .unwrap_or_default();
-        Self { contents, origins }
+        Self {
+            contents,
+            origins: annotation(contents, names::ORIGINS),
+            rotated: annotation(contents, names::ROTATED),
+        }
+    }
+
+    fn version(&self) -> Option<u64> {
+        std::str::from_utf8(self.contents?.data.get(VERSION)?)
+            .ok()?
+            .parse()
+            .ok()
+    }
+
+    /// Whether every server uses what the Secret holds for an upstream, and the upstream takes it. Where there is no
+    /// server nothing is proven.
+    fn is_proven(&self, host: &str, observed: &Observed) -> bool {
+        let servers = &observed.servers;
+        self.version()
+            .is_some_and(|version| !servers.is_empty() && servers.iter().all(|s| s.has_proven(host, version)))
+    }
+
+    /// When the last good entry was last replaced; long ago where nobody noted it.
+    fn rotated(&self, host: &str) -> Timestamp {
+        self.rotated.get(host).copied().unwrap_or(Timestamp::UNIX_EPOCH)
     }
 
     /// An upstream's entry, if it came from the same Secret and goes to the same place.
@@ -174,10 +212,21 @@ impl<'a> Before<'a> {
     /// Never goes back, though the Secret was deleted or its version changed: servers would take the new one for old.
     fn next_version(&self, candidate: &[u8], told: u64) -> u64 {
         let file = |name| Some(self.contents?.data.get(name)?.as_slice());
-        let version = file(VERSION).and_then(|version| std::str::from_utf8(version).ok()?.parse().ok());
-        match version {
+        match self.version() {
             Some(version) if version >= told && file(CANDIDATE) == Some(candidate) => version,
             version => version.unwrap_or(0_u64).max(told).saturating_add(1),
         }
     }
+}
+
+/// As Kubernetes writes times.
+fn whole_seconds(at: Timestamp) -> Timestamp {
+    at.round(Unit::Second).unwrap_or(at)
+}
+
+/// A JSON object in an annotation; empty if there is none that can be read.
+fn annotation<T: DeserializeOwned>(contents: Option<&Contents>, name: &str) -> BTreeMap<String, T> {
+    let text = contents.and_then(|contents| contents.annotations.get(name));
+    text.and_then(|text| serde_json::from_str(text).ok())
+        .unwrap_or_default()
 }

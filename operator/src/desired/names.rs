@@ -10,6 +10,8 @@ use crate::kind::Kind;
 
 /// Says that an object is the operator's: it watches nothing else of these kinds.
 pub const MANAGED_BY: (&str, &str) = ("app.kubernetes.io/managed-by", "registry-mirror");
+/// Says whose an object is, by the mirror's name.
+pub const INSTANCE: &str = "app.kubernetes.io/instance";
 /// On a claim: the mirror whose cache it holds. It stays when the mirror goes, and only it lets a mirror of that name
 /// take the claim up again.
 pub const CACHE_OF: &str = "registrymirror.io/cache-of";
@@ -17,10 +19,14 @@ pub const CACHE_OF: &str = "registrymirror.io/cache-of";
 pub const APPLIED: &str = "registrymirror.io/applied";
 /// On Pods, so that their kubelet looks at their volumes at once, and on the workload once all were told.
 pub const RELOAD: &str = "registrymirror.io/reload";
+/// On Pods: how often their kubelet was told of one change, and when it was told last.
+pub const TOLD: &str = "registrymirror.io/told";
 /// On the Pod template: the upstream that clients get who name none. Servers take another one only when they start.
 pub const FIRST_UPSTREAM: &str = "registrymirror.io/first-upstream";
 /// On the credentials Secret: where each entry came from and may be sent to.
 pub const ORIGINS: &str = "registrymirror.io/credential-origins";
+/// On the credentials Secret: when each upstream's last good entry was last replaced.
+pub const ROTATED: &str = "registrymirror.io/credentials-rotated";
 
 /// The `ConfigMap` with the server's configuration.
 pub fn config(mirror: &str) -> String {
@@ -77,7 +83,7 @@ pub fn every(mirror: &str) -> Vec<(Kind, String)> {
 pub fn selector(mirror: &str) -> BTreeMap<String, String> {
     BTreeMap::from([
         ("app.kubernetes.io/name".to_owned(), "registry-mirror".to_owned()),
-        ("app.kubernetes.io/instance".to_owned(), mirror.to_owned()),
+        (INSTANCE.to_owned(), mirror.to_owned()),
         ("app.kubernetes.io/component".to_owned(), "mirror".to_owned()),
     ])
 }

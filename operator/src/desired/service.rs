@@ -50,8 +50,8 @@ pub(super) fn headless(mirror: &RegistryMirror) -> Child {
             publish_not_ready_addresses: Some(true),
             selector: Some(names::selector(&mirror.name_any())),
             ports: Some(vec![
-                port(workload::REGISTRY_PORT, workload::REGISTRY_PORT.number),
-                port(workload::ADMIN_PORT, workload::ADMIN_PORT.number),
+                port(workload::REGISTRY_PORT, workload::REGISTRY_PORT.number.into()),
+                port(workload::ADMIN_PORT, workload::ADMIN_PORT.number.into()),
             ]),
             ..ServiceSpec::default()
         }),

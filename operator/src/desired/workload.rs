@@ -20,7 +20,7 @@ use crate::{desired::Release, kind::Kind, observed::Observed, validate::Accepted
 #[derive(Clone, Copy)]
 pub(super) struct Port {
     pub(super) name: &'static str,
-    pub(super) number: i32,
+    pub(super) number: u16,
 }
 
 /// Where the server serves pulls.

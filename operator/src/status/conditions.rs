@@ -9,10 +9,11 @@ use k8s_openapi::{
     jiff::{Timestamp, Unit},
 };
 
-use super::Outcome;
+use super::{Acted, Outcome, UpstreamCredentials, credentials, upstreams};
 use crate::{
     apply::Applied,
-    observed::{Claim, ExistingClaim, Observed},
+    desired::ADMIN_PORT,
+    observed::{Answer, Claim, ExistingClaim, Observed, Server},
     validate::Rejection,
 };
 
@@ -39,7 +40,7 @@ impl Truth {
 }
 
 /// What is said of one condition.
-struct Saying {
+pub(super) struct Saying {
     kind: ConditionType,
     truth: Truth,
     reason: Reason,
@@ -47,7 +48,7 @@ struct Saying {
 }
 
 impl Saying {
-    fn new(kind: ConditionType, truth: Truth, reason: Reason, message: impl Into<String>) -> Self {
+    pub(super) fn new(kind: ConditionType, truth: Truth, reason: Reason, message: impl Into<String>) -> Self {
         Self {
             kind,
             truth,
@@ -70,12 +71,15 @@ pub fn of(
     let parts = [
         accepted(outcome),
         Some(available(observed)),
-        Some(progressing(observed)),
-        credentials(outcome),
+        progressing(outcome, observed, before),
+        credentials::condition(outcome, observed, before),
+        upstreams::condition(mirror, observed),
         storage(outcome, observed),
         paused(mirror),
     ];
-    let kept = kept(outcome, before);
+    let said: Vec<_> = parts.iter().flatten().map(|saying| saying.kind).collect();
+    let kept =
+        kept(outcome, observed, before).filter(|kept| said.iter().all(|kind| kind.as_str() != kept.type_));
     let context = Context {
         generation,
         before,
@@ -127,13 +131,21 @@ fn sorted(mut conditions: Vec<Condition>) -> Vec<Condition> {
     conditions
 }
 
-/// What the outcome says nothing of stays as it was.
-fn kept<'a>(outcome: &Outcome, before: &'a [Condition]) -> impl Iterator<Item = Condition> + use<'a> {
-    let kept: &[ConditionType] = match outcome {
-        Outcome::Paused | Outcome::Failed => &[ConditionType::Accepted, ConditionType::CredentialsValid],
-        Outcome::Rejected(_) => &[ConditionType::CredentialsValid],
-        Outcome::Acted { .. } => &[],
+/// What the outcome says nothing of stays as it was, and what only servers know while one was not asked yet.
+fn kept<'a>(
+    outcome: &Outcome,
+    observed: &Observed,
+    before: &'a [Condition],
+) -> impl Iterator<Item = Condition> + use<'a> {
+    let mut kept: Vec<ConditionType> = match outcome {
+        Outcome::Paused | Outcome::Failed => vec![ConditionType::Accepted, ConditionType::CredentialsValid],
+        Outcome::Rejected(_) => vec![ConditionType::CredentialsValid],
+        Outcome::Acted(acted) if acted.credentials.is_empty() => vec![],
+        Outcome::Acted(_) => vec![ConditionType::CredentialsValid],
     };
+    if observed.has_unasked() {
+        kept.extend([ConditionType::Progressing, ConditionType::UpstreamReachable]);
+    }
     before
         .iter()
         .filter(move |condition| kept.iter().any(|kind| kind.as_str() == condition.type_))
@@ -176,7 +188,7 @@ fn accepted(outcome: &Outcome) -> Option<Saying> {
             rejection.reason,
             rejection.message.clone(),
         )),
-        Outcome::Acted { .. } => Some(Saying::new(
+        Outcome::Acted(_) => Some(Saying::new(
             ConditionType::Accepted,
             Truth::True,
             Reason::SpecAccepted,
@@ -220,79 +232,58 @@ fn available(observed: &Observed) -> Saying {
     Saying::new(kind, Truth::False, Reason::NoReadyReplicas, message)
 }
 
-fn progressing(observed: &Observed) -> Saying {
+fn progressing(outcome: &Outcome, observed: &Observed, before: &[Condition]) -> Option<Saying> {
     let kind = ConditionType::Progressing;
-    match &observed.workload {
-        Some(workload) if workload.rolled_out() => Saying::new(
-            kind,
-            Truth::False,
-            Reason::RolledOut,
-            "every replica runs what the spec asks for",
-        ),
-        Some(workload) => Saying::new(
-            kind,
-            Truth::True,
-            Reason::RollingOut,
-            format!(
-                "{} of {} replicas run what the spec asks for",
-                workload.updated, workload.wanted
-            ),
-        ),
-        None => Saying::new(
-            kind,
-            Truth::True,
-            Reason::RollingOut,
-            "the servers are being set up",
-        ),
-    }
-}
-
-fn credentials(outcome: &Outcome) -> Option<Saying> {
-    let kind = ConditionType::CredentialsValid;
-    let Outcome::Acted { credentials, .. } = outcome else {
-        return None;
+    let going = |message: String| Some(Saying::new(kind, Truth::True, Reason::RollingOut, message));
+    let Some(workload) = &observed.workload else {
+        return going("the servers are being set up".to_owned());
     };
-    if credentials.is_empty() {
-        return None;
-    }
-    let problems: Vec<_> = credentials
-        .iter()
-        .filter_map(|c| Some((c, c.problem.as_ref()?)))
-        .collect();
-    let Some((_, first)) = problems.first() else {
-        return Some(Saying::new(
-            kind,
-            Truth::Unknown,
-            Reason::Unverified,
-            "the credentials were handed to the servers; no upstream's verdict on them is known yet",
+    if !workload.rolled_out() {
+        return going(format!(
+            "{} of {} replicas run what the spec asks for",
+            workload.updated, workload.wanted
         ));
-    };
-    let told = problems.iter().map(|(credentials, problem)| {
-        let meanwhile = if credentials.kept {
-            "the previous credentials serve on"
-        } else {
-            "pulls of what is not cached are refused"
-        };
-        format!(
-            "{}: {}; until then {meanwhile}",
-            credentials.host, problem.message
-        )
-    });
+    }
+    if observed.has_unasked() && before.iter().any(|before| before.type_ == kind.as_str()) {
+        return None;
+    }
+    if let Outcome::Acted(Acted { configuration, .. }) = outcome
+        && let Some(waiting) = lacking(configuration, &observed.servers)
+    {
+        return going(waiting);
+    }
     Some(Saying::new(
         kind,
         Truth::False,
-        first.reason,
-        told.collect::<Vec<_>>().join(". "),
+        Reason::RolledOut,
+        "every replica runs what the spec asks for",
     ))
+}
+
+/// The first server that is not known to have the configuration.
+fn lacking(configuration: &str, servers: &[Server]) -> Option<String> {
+    servers.iter().find_map(|server| match &server.answer {
+        Answer::Given(report) if report.configuration == configuration => None,
+        Answer::Given(report) if !report.configuration_error.is_empty() => Some(format!(
+            "replica {} goes on with its previous configuration: {}",
+            server.pod, report.configuration_error
+        )),
+        Answer::Given(_) => Some(format!("replica {} has not read its new configuration yet", server.pod)),
+        Answer::Silent => Some(format!(
+            "replica {} does not answer the operator at {}, port {ADMIN_PORT}; does a NetworkPolicy stand in between?",
+            server.pod, server.address
+        )),
+        Answer::Unasked => Some(format!("replica {} has not been asked yet", server.pod)),
+    })
 }
 
 fn storage(outcome: &Outcome, observed: &Observed) -> Option<Saying> {
     let kind = ConditionType::StorageReady;
     let claims: Vec<&Claim> = observed.all_claims().collect();
-    if let Outcome::Acted {
+    if let Outcome::Acted(Acted {
         applied: Applied { refused_claims },
         ..
-    } = outcome
+    }) = outcome
         && let Some((name, refused)) = refused_claims.first_key_value()
     {
         let message = format!("claim {name}: {}", refused.message);
@@ -308,6 +299,18 @@ fn storage(outcome: &Outcome, observed: &Observed) -> Option<Saying> {
             pending.name, pending.name
         );
         return Some(Saying::new(kind, Truth::False, Reason::ClaimPending, message));
+    }
+    if let Some(full) = observed
+        .servers
+        .iter()
+        .find(|s| s.report().is_some_and(|r| r.full))
+    {
+        let message = format!(
+            "replica {} can store nothing more, though all that may go were evicted; pulls go on without the cache: \
+             give the volume room, or pin less",
+            full.pod
+        );
+        return Some(Saying::new(kind, Truth::False, Reason::Full, message));
     }
     if let Some(growing) = claims.iter().find(|claim| claim.is_growing()) {
         return Some(Saying::new(
@@ -367,10 +370,10 @@ fn reason(name: &str) -> Option<Reason> {
     Reason::ALL.iter().copied().find(|reason| reason.as_str() == name)
 }
 
-/// Unless all servers go on with what the Secrets held before. Where they were not looked at, as it was.
+/// Unless what upstreams took before serves on. Where Secrets were not looked at, as it was.
 fn stands_in_the_way(credentials: &Condition, before: &[Condition], outcome: &Outcome) -> bool {
     match outcome {
-        Outcome::Acted { credentials, .. } => credentials.iter().any(|c| c.problem.is_some() && !c.kept),
+        Outcome::Acted(acted) => acted.credentials.iter().any(UpstreamCredentials::is_stuck),
         Outcome::Paused | Outcome::Rejected(_) | Outcome::Failed => before
             .iter()
             .any(|ready| ready.type_ == ConditionType::Ready.as_str() && ready.reason == credentials.reason),

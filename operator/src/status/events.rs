@@ -1,9 +1,14 @@
 //! Events: the story of a mirror, one for each transition.
 
-use crds::conditions::{ConditionType, Reason};
+use crds::{
+    conditions::{ConditionType, Reason},
+    status::UpstreamStatus,
+};
 use k8s_openapi::{api::core::v1::ObjectReference, apimachinery::pkg::apis::meta::v1::Condition};
 use kube::runtime::events::{Event, EventType, Recorder};
 
+/// All servers use new credentials.
+const ROTATED: &str = "CredentialsRotated";
 /// What a note may have at most.
 const NOTE_BYTES: usize = 1000;
 
@@ -35,6 +40,30 @@ fn event(condition: &Condition) -> Event {
         action: format!("{}{}", condition.type_, condition.status),
         secondary: None,
     }
+}
+
+/// The events of credentials that were replaced: all servers use the new ones. That there are any for the first time
+/// is told by the condition.
+pub fn rotations(before: &[UpstreamStatus], now: &[UpstreamStatus]) -> Vec<Event> {
+    let rotated = |now: &UpstreamStatus| {
+        let credentials = now.credentials.as_ref()?;
+        let before = before.iter().find(|before| before.host == now.host)?;
+        let (then, now_at) = (
+            before.credentials.as_ref()?.last_rotation_time.as_ref()?,
+            credentials.last_rotation_time.as_ref()?,
+        );
+        (then != now_at).then(|| Event {
+            type_: EventType::Normal,
+            reason: ROTATED.to_owned(),
+            note: Some(format!(
+                "all replicas use the new credentials of Secret {} for {} (version {})",
+                credentials.secret, now.host, credentials.version
+            )),
+            action: "Rotate".to_owned(),
+            secondary: None,
+        })
+    };
+    now.iter().filter_map(rotated).collect()
 }
 
 /// The event for what failed several times in a row.

@@ -1,0 +1,239 @@
+//! What is said of credentials, never a value of them: what their Secrets hold, and what upstreams say to them.
+
+use crds::{
+    conditions::{ConditionType, Reason},
+    status::CredentialsStatus,
+};
+use k8s_openapi::{
+    apimachinery::pkg::apis::meta::v1::{Condition, Time},
+    jiff::Timestamp,
+};
+use mirror::credentials::State;
+
+use super::{
+    Outcome,
+    conditions::{Saying, Truth},
+};
+use crate::{
+    desired::{Desired, HandedOut},
+    observed::{Answer, Observed, Server},
+    validate::{Accepted, credentials::Problem},
+};
+
+/// An upstream's credentials.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UpstreamCredentials {
+    /// The upstream.
+    pub host: String,
+    /// The Secret that they come from.
+    pub secret: String,
+    /// The version that servers were handed.
+    pub version: u64,
+    /// What is wrong with the Secret.
+    pub problem: Option<Problem>,
+    /// Servers still have what it held before.
+    pub kept: bool,
+    /// What the servers came to.
+    pub verdict: Verdict,
+    /// When the last good ones were last replaced, if there are any.
+    pub rotated: Option<Timestamp>,
+}
+
+/// What servers and, through them, an upstream say to a version.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// No server runs.
+    NoServer,
+    /// A server was not asked yet.
+    Unasked,
+    /// So many of so many servers use it; the others have not read it, or do not answer.
+    Loading(usize, usize),
+    /// The upstream refuses it, in these words.
+    Rejected(String),
+    /// The upstream gives no verdict.
+    Unverified,
+    /// All servers use it.
+    Accepted,
+}
+
+impl UpstreamCredentials {
+    fn new(
+        host: &str,
+        secret: &str,
+        problem: Option<Problem>,
+        handed_out: &HandedOut,
+        servers: &[Server],
+    ) -> Self {
+        Self {
+            host: host.to_owned(),
+            secret: secret.to_owned(),
+            version: handed_out.version,
+            problem,
+            kept: handed_out.kept.iter().any(|kept| kept == host),
+            verdict: Verdict::of(host, handed_out.version, servers),
+            rotated: handed_out.rotated.get(host).copied(),
+        }
+    }
+
+    /// Nothing that upstream took serves: what is not cached can't be pulled.
+    pub fn is_stuck(&self) -> bool {
+        let rejected = matches!(self.verdict, Verdict::Rejected(_));
+        self.rotated.is_none() && (self.problem.is_some() && !self.kept || rejected)
+    }
+
+    fn saying(&self) -> (Truth, Reason, String) {
+        let Self { host, secret, .. } = self;
+        let meanwhile = if self.is_stuck() {
+            "pulls of what is not cached are refused"
+        } else {
+            "the previous credentials serve on"
+        };
+        if let Some(problem) = &self.problem {
+            let message = format!("{host}: {}; until then {meanwhile}", problem.message);
+            return (Truth::False, problem.reason, message);
+        }
+        match &self.verdict {
+            Verdict::Rejected(answer) => (
+                Truth::False,
+                Reason::UpstreamRejected,
+                format!(
+                    "{host}: the upstream refuses the credentials of Secret {secret}: {answer}; correct the Secret, until \
+                     then {meanwhile}"
+                ),
+            ),
+            Verdict::Loading(loaded, servers) => (
+                Truth::Unknown,
+                Reason::Loading,
+                format!("{host}: {loaded} of {servers} replicas use the credentials of Secret {secret}"),
+            ),
+            Verdict::Unverified => (
+                Truth::Unknown,
+                Reason::Unverified,
+                format!(
+                    "{host}: the upstream gives no verdict on the credentials of Secret {secret}, as when it is down or \
+                     limits requests; it is asked again"
+                ),
+            ),
+            Verdict::NoServer | Verdict::Unasked => (
+                Truth::Unknown,
+                Reason::Unverified,
+                format!("{host}: no replica has tried the credentials of Secret {secret} yet"),
+            ),
+            Verdict::Accepted => (
+                Truth::True,
+                Reason::CredentialsAccepted,
+                format!(
+                    "{host}: all replicas use the credentials of Secret {secret}, and the upstream takes them"
+                ),
+            ),
+        }
+    }
+}
+
+impl Verdict {
+    fn of(host: &str, version: u64, servers: &[Server]) -> Self {
+        if servers.is_empty() {
+            return Self::NoServer;
+        }
+        let seen = |server: &Server| {
+            let credentials = server.credentials(host)?;
+            (credentials.version_seen == Some(version)).then(|| credentials.clone())
+        };
+        let reports: Vec<_> = servers.iter().filter_map(seen).collect();
+        if let Some(rejected) = reports.iter().find(|report| report.state == State::Rejected) {
+            return Self::Rejected(rejected.message.clone());
+        }
+        if servers.iter().any(|server| server.answer == Answer::Unasked) {
+            return Self::Unasked;
+        }
+        let all = |state| reports.iter().all(|report| report.state == state);
+        match loaded(host, version, servers) {
+            loaded if loaded == servers.len() && all(State::Active) => Self::Accepted,
+            _ if reports.len() == servers.len() && reports.iter().any(|r| r.state == State::Pending) => {
+                Self::Unverified
+            }
+            loaded => Self::Loading(loaded, servers.len()),
+        }
+    }
+}
+
+/// How many servers use a version.
+fn loaded(host: &str, version: u64, servers: &[Server]) -> usize {
+    let uses = |server: &&Server| {
+        server
+            .credentials(host)
+            .is_some_and(|credentials| credentials.version_loaded == Some(version))
+    };
+    servers.iter().filter(uses).count()
+}
+
+/// The credentials that an accepted spec led to, in its order.
+pub(super) fn of(
+    accepted: &Accepted<'_>,
+    desired: &Desired,
+    observed: &Observed,
+) -> Vec<UpstreamCredentials> {
+    let with = accepted
+        .upstreams
+        .iter()
+        .filter_map(|u| Some((&u.spec.host, u.credentials.as_ref()?)));
+    with.map(|(host, credentials)| {
+        let problem = credentials.found.as_ref().err().cloned();
+        UpstreamCredentials::new(
+            host,
+            credentials.secret,
+            problem,
+            &desired.handed_out,
+            &observed.servers,
+        )
+    })
+    .collect()
+}
+
+/// What the status says of an upstream's.
+pub(super) fn status(
+    now: &UpstreamCredentials,
+    observed: &Observed,
+    before: Option<&CredentialsStatus>,
+) -> CredentialsStatus {
+    let version = super::version(now);
+    let before = before.filter(|before| before.version == version && before.secret == now.secret);
+    let loaded = loaded(&now.host, now.version, &observed.servers);
+    CredentialsStatus {
+        secret: now.secret.clone(),
+        version,
+        loaded_replicas: match (observed.has_unasked(), before) {
+            (true, Some(before)) => before.loaded_replicas,
+            _ => i32::try_from(loaded).ok(),
+        },
+        last_rotation_time: now.rotated.map(Time),
+    }
+}
+
+/// `CredentialsValid`: the worst that is to be said of any upstream, with all that is as bad.
+pub(super) fn condition(outcome: &Outcome, observed: &Observed, before: &[Condition]) -> Option<Saying> {
+    let kind = ConditionType::CredentialsValid;
+    let Outcome::Acted(acted) = outcome else {
+        return None;
+    };
+    let told = before.iter().any(|before| before.type_ == kind.as_str());
+    let sayings: Vec<_> = acted
+        .credentials
+        .iter()
+        .map(UpstreamCredentials::saying)
+        .collect();
+    let any = |truth| sayings.iter().any(|(said, ..)| *said == truth);
+    if !any(Truth::False) && observed.has_unasked() && told && !acted.is_new {
+        return None;
+    }
+    let worst = [Truth::False, Truth::Unknown, Truth::True]
+        .into_iter()
+        .find(|truth| any(*truth))?;
+    let mut worst_of = sayings.iter().filter(|(truth, ..)| *truth == worst);
+    let reason = worst_of
+        .clone()
+        .map(|(_, reason, _)| *reason)
+        .min_by_key(|reason| *reason != Reason::Loading)?;
+    let messages: Vec<_> = worst_of.by_ref().map(|(.., message)| message.as_str()).collect();
+    Some(Saying::new(kind, worst, reason, messages.join(". ")))
+}

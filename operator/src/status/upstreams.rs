@@ -1,0 +1,66 @@
+//! Whether upstreams answer, as their servers find.
+
+use crds::{
+    RegistryMirror,
+    conditions::{ConditionType, Reason},
+    status::UpstreamState,
+};
+
+use super::conditions::{Saying, Truth};
+use crate::observed::Observed;
+
+/// The worst that any server says of an upstream.
+pub(super) fn state(host: &str, observed: &Observed) -> UpstreamState {
+    let states = observed
+        .servers
+        .iter()
+        .filter_map(|server| Some(server.report()?.upstream(host)?.state));
+    states.max_by_key(|state| weight(*state)).unwrap_or_default()
+}
+
+fn weight(state: UpstreamState) -> u8 {
+    match state {
+        UpstreamState::Unknown => 0,
+        UpstreamState::Reachable => 1,
+        UpstreamState::RateLimited => 2,
+        UpstreamState::Unreachable => 3,
+    }
+}
+
+/// `UpstreamReachable`; nothing is said while no server has asked an upstream anything, or was not asked itself.
+pub(super) fn condition(mirror: &RegistryMirror, observed: &Observed) -> Option<Saying> {
+    if observed.has_unasked() {
+        return None;
+    }
+    let kind = ConditionType::UpstreamReachable;
+    let hosts = mirror
+        .spec
+        .upstreams
+        .iter()
+        .map(|upstream| upstream.host.as_str());
+    let states: Vec<_> = hosts.map(|host| (host, state(host, observed))).collect();
+    let of = |wanted| {
+        let hosts: Vec<_> = states
+            .iter()
+            .filter(|(_, state)| *state == wanted)
+            .map(|(host, _)| *host)
+            .collect();
+        (!hosts.is_empty()).then(|| hosts.join(", "))
+    };
+    if let Some(hosts) = of(UpstreamState::Unreachable) {
+        let message = format!("no answer from {hosts}; what is cached is served");
+        return Some(Saying::new(kind, Truth::False, Reason::Unreachable, message));
+    }
+    if let Some(hosts) = of(UpstreamState::RateLimited) {
+        let message =
+            format!("{hosts} was asked too often; what is cached is served, and it is asked again later");
+        return Some(Saying::new(kind, Truth::False, Reason::RateLimited, message));
+    }
+    let hosts = of(UpstreamState::Reachable)?;
+    Some(Saying::new(
+        kind,
+        Truth::True,
+        Reason::Reachable,
+        format!("{hosts} answers"),
+    ))
+}
