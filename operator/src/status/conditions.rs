@@ -139,9 +139,8 @@ fn kept<'a>(
 ) -> impl Iterator<Item = Condition> + use<'a> {
     let mut kept: Vec<ConditionType> = match outcome {
         Outcome::Paused | Outcome::Failed => vec![ConditionType::Accepted, ConditionType::CredentialsValid],
-        Outcome::Rejected(_) => vec![ConditionType::CredentialsValid],
         Outcome::Acted(acted) if acted.credentials.is_empty() => vec![],
-        Outcome::Acted(_) => vec![ConditionType::CredentialsValid],
+        Outcome::Rejected(_) | Outcome::Acted(_) => vec![ConditionType::CredentialsValid],
     };
     if observed.has_unasked() {
         kept.extend([ConditionType::Progressing, ConditionType::UpstreamReachable]);
