@@ -43,6 +43,17 @@ pub struct Cache {
     #[x_kube(validation = rules::quantity())]
     #[schemars(schema_with = "schema::quantity")]
     pub max_size: Option<Quantity>,
+
+    /// What neither expires nor gives way to newer content: `host/name:tag` or `host/name@digest`, where `*` stays
+    /// within a path component and `**` crosses them, as in `docker.io/library/*:*`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(length(max = 512)))]
+    #[x_kube(validation = rules::image_globs())]
+    pub pinned: Vec<String>,
+
+    /// Serve what is cached and ask no upstream.
+    #[serde(default)]
+    pub offline: bool,
 }
 
 impl Default for Cache {
@@ -53,6 +64,8 @@ impl Default for Cache {
             tag_ttl: five_minutes(),
             stale_if_error: one_week(),
             max_size: None,
+            pinned: Vec::new(),
+            offline: false,
         }
     }
 }

@@ -16,6 +16,7 @@
 pub mod cache;
 pub mod conditions;
 pub mod definition;
+pub mod node_configuration;
 pub mod observability;
 pub mod pod;
 pub mod rules;
@@ -28,6 +29,7 @@ pub mod validate;
 
 pub use cache::Cache;
 pub use definition::crd;
+pub use node_configuration::NodeConfiguration;
 pub use observability::Observability;
 pub use pod::Pod;
 pub use service::Service;

@@ -48,6 +48,46 @@ pub(crate) fn remote_url() -> Rule {
     )
 }
 
+/// An HTTP proxy.
+pub(crate) fn proxy_url() -> Rule {
+    Rule::new(matches("self", &format!(r"^https?://{ANY_HOST}(:{PORT})?/?$"))).message(
+        "must be http:// or https://, a host and optionally a port, such as http://proxy.example.com:3128: no user name, no path",
+    )
+}
+
+/// Patterns of repositories.
+pub(crate) fn repository_globs() -> Rule {
+    Rule::new(format!(
+        "self.all(g, {})",
+        matches("g", "^[a-z0-9._*-]+(/[a-z0-9._*-]+)*$")
+    ))
+    .message("must be patterns of repositories in lower case, such as library/* or team/**: no host, no tag")
+}
+
+/// Patterns of images with host and tag or digest.
+pub(crate) fn image_globs() -> Rule {
+    let pattern = r"^[a-z0-9.:*-]+(/[a-z0-9._*-]+)+(:[A-Za-z0-9._*-]+|@[a-z0-9*]+(:[a-f0-9*]+)?)$";
+    Rule::new(format!("self.all(g, {})", matches("g", pattern))).message(
+        "must be patterns of images with host and tag or digest, such as docker.io/library/nginx:1.* or quay.io/team/**:*",
+    )
+}
+
+/// Hosts.
+pub(crate) fn hosts() -> Rule {
+    Rule::new(format!(
+        "self.all(h, {})",
+        matches("h", &format!("^{LOWER_HOST}(:{PORT})?$"))
+    ))
+    .message("must be host names in lower case, with an optional port, such as auth.example.com")
+}
+
+/// Hosts or networks.
+pub(crate) fn hosts_or_networks() -> Rule {
+    let host = matches("h", &format!("^{LOWER_HOST}$"));
+    Rule::new(format!("self.all(h, isCIDR(h) || isIP(h) || {host})"))
+        .message("must be host names in lower case, or networks such as 10.0.0.0/8 or fd00::/8")
+}
+
 /// Whether a `remoteURL` is on this machine, where nobody else can read what is sent.
 pub(crate) fn is_loopback(subject: &str) -> String {
     matches(subject, LOOPBACK_URL)

@@ -6,7 +6,9 @@ use kube::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{Cache, Observability, Pod, RegistryMirrorStatus, Service, Storage, Upstream, rules};
+use crate::{
+    Cache, NodeConfiguration, Observability, Pod, RegistryMirrorStatus, Service, Storage, Upstream, rules,
+};
 
 /// What an admin asks for.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
@@ -94,6 +96,11 @@ pub struct RegistryMirrorSpec {
     #[serde(default)]
     #[schemars(extend("default" = {}))]
     pub service: Service,
+
+    /// How nodes are told to pull through the mirror.
+    #[serde(default)]
+    #[schemars(extend("default" = {}))]
+    pub node_configuration: NodeConfiguration,
 
     /// How the mirror's Pods run.
     #[serde(default)]

@@ -65,6 +65,11 @@ pub struct Endpoint {
     /// The mirror's address for nodes, by IP, as nodes do not resolve the cluster's names.
     #[schemars(length(max = 1024))]
     pub url: String,
+
+    /// The ConfigMap with files for the nodes' container runtimes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
+    pub hosts_config_map: Option<String>,
 }
 
 /// One upstream's state.

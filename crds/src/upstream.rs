@@ -46,6 +46,31 @@ pub struct Upstream {
     /// How the upstream's certificate is checked. Absent: against the system's roots.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls: Option<UpstreamTls>,
+
+    /// The HTTP proxy towards this upstream: `http://` or `https://`, host, optional port; no user name. Absent: what
+    /// the operator's environment gives the servers, which is none.
+    #[serde(rename = "proxyURL", skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 512))]
+    #[x_kube(validation = rules::proxy_url())]
+    pub proxy_url: Option<String>,
+
+    /// What else may get this upstream's credentials, or be redirected to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trust: Option<Trust>,
+
+    /// Repositories that may be asked for, all others are answered with 404: `*` stays within a path component, `**`
+    /// crosses them, as in `library/*` or `team/**`. They are matched after Docker Hub's `library/` is added and before
+    /// repositoryPrefix is. Absent: all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32), inner(length(max = 200)))]
+    #[x_kube(validation = rules::repository_globs())]
+    pub include: Vec<String>,
+
+    /// Repositories that may not be asked for, although include has them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32), inner(length(max = 200)))]
+    #[x_kube(validation = rules::repository_globs())]
+    pub exclude: Vec<String>,
 }
 
 impl Upstream {
@@ -75,6 +100,23 @@ fn no_tls_without_https() -> Rule {
         .message("has no effect on an http:// remoteURL: use https://, or remove tls")
         .field_path(".tls")
         .reason(Reason::FieldValueForbidden)
+}
+
+/// Hosts beside an upstream's own.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct Trust {
+    /// Hosts of token servers that may get the upstream's credentials, although they are in another domain.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16), inner(length(max = 253)))]
+    #[x_kube(validation = rules::hosts())]
+    pub realms: Vec<String>,
+
+    /// Names, or networks such as `10.0.0.0/8`, in private address ranges that the upstream may redirect to.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16), inner(length(max = 253)))]
+    #[x_kube(validation = rules::hosts_or_networks())]
+    pub redirects: Vec<String>,
 }
 
 /// A Secret in the mirror's namespace.

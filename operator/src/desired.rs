@@ -14,7 +14,9 @@ mod child;
 pub mod config;
 mod container;
 mod credentials;
+mod disruption;
 mod files;
+mod hosts;
 pub mod names;
 mod pod;
 mod service;
@@ -118,6 +120,8 @@ pub fn objects(
     configuration.push(service_account::object(accepted.mirror));
     configuration.push(service::clients(accepted.mirror));
     configuration.push(service::headless(accepted.mirror));
+    configuration.extend(hosts::object(accepted.mirror, observed));
+    configuration.extend(disruption::object(accepted.mirror));
     Ok(Desired {
         configuration,
         claims: storage::claims(accepted, observed),

@@ -3,6 +3,7 @@
 use k8s_openapi::api::{
     apps::v1::{Deployment, StatefulSet},
     core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Secret, Service, ServiceAccount},
+    policy::v1::PodDisruptionBudget,
 };
 use kube::core::ApiResource;
 use std::fmt;
@@ -20,6 +21,8 @@ pub enum Kind {
     PersistentVolumeClaim,
     /// The stable address.
     Service,
+    /// How many servers an eviction may take at a time.
+    PodDisruptionBudget,
     /// Servers with storage of their own.
     StatefulSet,
     /// Servers without.
@@ -30,12 +33,13 @@ pub enum Kind {
 
 impl Kind {
     /// Every kind that is watched.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::ConfigMap,
         Self::Secret,
         Self::ServiceAccount,
         Self::PersistentVolumeClaim,
         Self::Service,
+        Self::PodDisruptionBudget,
         Self::StatefulSet,
         Self::Deployment,
         Self::Pod,
@@ -49,6 +53,7 @@ impl Kind {
             Self::ServiceAccount => ApiResource::erase::<ServiceAccount>(&()),
             Self::PersistentVolumeClaim => ApiResource::erase::<PersistentVolumeClaim>(&()),
             Self::Service => ApiResource::erase::<Service>(&()),
+            Self::PodDisruptionBudget => ApiResource::erase::<PodDisruptionBudget>(&()),
             Self::StatefulSet => ApiResource::erase::<StatefulSet>(&()),
             Self::Deployment => ApiResource::erase::<Deployment>(&()),
             Self::Pod => ApiResource::erase::<Pod>(&()),

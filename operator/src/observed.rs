@@ -58,6 +58,22 @@ pub struct ServiceAddress {
     pub port: i32,
 }
 
+impl ServiceAddress {
+    /// `IP:PORT`.
+    pub fn authority(&self) -> String {
+        if self.ip.contains(':') {
+            format!("[{}]:{}", self.ip, self.port)
+        } else {
+            format!("{}:{}", self.ip, self.port)
+        }
+    }
+
+    /// Where clients pull from.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.authority())
+    }
+}
+
 /// A claim that the operator does not make.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ExistingClaim {
@@ -117,5 +133,20 @@ impl Claim {
             (Some(requested), Some(capacity)) => requested > capacity,
             _ => false,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_a_url_for_either_family() {
+        let url = |ip: &str, port| {
+            let ip = ip.to_owned();
+            ServiceAddress { ip, port }.url()
+        };
+        assert_eq!(url("10.96.0.7", 5000), "http://10.96.0.7:5000");
+        assert_eq!(url("fd00::7", 80), "http://[fd00::7]:80");
     }
 }

@@ -3,6 +3,7 @@
 use crds::{
     RegistryMirror, RegistryMirrorStatus,
     conditions::ConditionType,
+    node_configuration::NodeConfigurationMode,
     status::{Endpoint, StorageStatus, UpstreamStatus},
 };
 use k8s_openapi::jiff::Timestamp;
@@ -12,7 +13,7 @@ use kube_quantity::ParsedQuantity;
 use crate::{
     apply::Applied,
     desired::{Desired, names},
-    observed::{Claim, Observed},
+    observed::{Claim, Observed, ServiceAddress},
     validate::{Accepted, Rejection},
 };
 
@@ -116,10 +117,7 @@ pub fn of(
         replicas: workload.map_or(0, |workload| workload.replicas),
         ready_replicas: workload.map_or(0, |workload| workload.ready),
         selector: Some(selector(&mirror.name_any())),
-        endpoint: observed
-            .service
-            .as_ref()
-            .map(|service| endpoint(&service.ip, service.port)),
+        endpoint: observed.service.as_ref().map(|service| endpoint(mirror, service)),
         upstreams: upstream_statuses(mirror, before, outcome, observed),
         storage: capacity(observed.all_claims()),
         server_version: server_version(before, observed),
@@ -135,14 +133,11 @@ fn selector(mirror: &str) -> String {
         .join(",")
 }
 
-fn endpoint(ip: &str, port: i32) -> Endpoint {
-    let host = if ip.contains(':') {
-        format!("[{ip}]")
-    } else {
-        ip.to_owned()
-    };
+fn endpoint(mirror: &RegistryMirror, service: &ServiceAddress) -> Endpoint {
+    let publishes = mirror.spec.node_configuration.mode == NodeConfigurationMode::Publish;
     Endpoint {
-        url: format!("http://{host}:{port}"),
+        url: service.url(),
+        hosts_config_map: publishes.then(|| names::hosts(&mirror.name_any())),
     }
 }
 
@@ -215,12 +210,6 @@ mod tests {
             capacity: Some(Quantity(capacity.to_owned())),
             ..Claim::default()
         }
-    }
-
-    #[test]
-    fn an_endpoint_is_a_url_for_either_family() {
-        assert_eq!(endpoint("10.96.0.7", 5000).url, "http://10.96.0.7:5000");
-        assert_eq!(endpoint("fd00::7", 80).url, "http://[fd00::7]:80");
     }
 
     #[test]

@@ -12,7 +12,7 @@ use operator::{
     dereference::{self, Contents, Reader, Reference, References},
     desired::{self, Child, Desired, Release, names},
     kind::Kind,
-    observed::{Claim, Observed},
+    observed::{Claim, Observed, ServiceAddress},
     validate,
 };
 use serde_json::Value;
@@ -130,11 +130,22 @@ fn documents(desired: &Desired) -> Vec<Value> {
     desired.children().map(clear).collect()
 }
 
+/// A cluster that has given the Service an address, and holds nothing else.
+fn at_an_address() -> Observed {
+    Observed {
+        service: Some(ServiceAddress {
+            ip: "10.96.0.7".to_owned(),
+            port: 5000,
+        }),
+        ..Observed::default()
+    }
+}
+
 macro_rules! golden {
     ($($test:ident: $name:literal)*) => {$(
         #[test]
         fn $test() {
-            insta::assert_yaml_snapshot!($name, documents(&desired(&spec($name), &shelf(), &Observed::default())));
+            insta::assert_yaml_snapshot!($name, documents(&desired(&spec($name), &shelf(), &at_an_address())));
         }
     )*};
 }
@@ -149,6 +160,61 @@ golden! {
     unusable_credentials: "credentials-unusable"
     certificates_of_authorities: "ca-bundles"
     every_field: "every-field"
+}
+
+fn hosts(mirror: &RegistryMirror, service: ServiceAddress) -> BTreeMap<String, String> {
+    let observed = Observed {
+        service: Some(service),
+        ..Observed::default()
+    };
+    let map = child(
+        &desired(mirror, &shelf(), &observed),
+        Kind::ConfigMap,
+        "hub-hosts",
+    );
+    serde_json::from_value(map.manifest["data"].clone()).unwrap()
+}
+
+#[test]
+fn nodes_get_a_file_for_each_registry_by_ip_of_either_family() {
+    let mut mirror = spec("minimal");
+    mirror.spec.upstreams[0].host = "registry.example.com:5000".to_owned();
+    let service = ServiceAddress {
+        ip: "fd00::7".to_owned(),
+        port: 80,
+    };
+    let files = hosts(&mirror, service);
+    let file = &files["registry.example.com_5000.hosts.toml"];
+    assert!(file.contains("[host.\"http://[fd00::7]:80\"]"), "{file}");
+    assert!(files["registries.conf"].contains("location = \"[fd00::7]:80\""));
+    assert!(
+        !files.contains_key("daemon.json"),
+        "Docker mirrors Docker Hub only"
+    );
+}
+
+#[test]
+fn nodes_get_no_files_before_there_is_an_address_or_where_none_are_wanted() {
+    let mut mirror = spec("minimal");
+    let has = |mirror: &RegistryMirror, observed: &Observed| {
+        let desired = desired(mirror, &shelf(), observed);
+        desired.children().any(|child| child.name == "hub-hosts")
+    };
+    assert!(has(&mirror, &at_an_address()));
+    assert!(!has(&mirror, &Observed::default()));
+    mirror.spec.node_configuration.mode = crds::node_configuration::NodeConfigurationMode::None;
+    assert!(!has(&mirror, &at_an_address()));
+}
+
+#[test]
+fn a_disruption_budget_is_there_with_several_replicas_only() {
+    let mut mirror = spec("minimal");
+    for (replicas, expected) in [(0, false), (1, false), (2, true)] {
+        mirror.spec.replicas = replicas;
+        let desired = desired(&mirror, &shelf(), &Observed::default());
+        let budget = desired.children().any(|c| c.kind == Kind::PodDisruptionBudget);
+        assert_eq!(budget, expected, "{replicas}");
+    }
 }
 
 fn data(secret: &Child) -> BTreeMap<String, String> {
@@ -257,12 +323,13 @@ fn every_object_is_among_those_that_are_looked_for_when_a_spec_drops_one() {
 
 #[test]
 fn the_certificates_are_dropped_with_the_last_reference_to_them() {
-    let without = desired(&spec("ephemeral"), &shelf(), &Observed::default());
+    let without = desired(&spec("ephemeral"), &shelf(), &at_an_address());
     let superseded = without.superseded("hub");
     assert_eq!(
         superseded,
         [
             (Kind::Secret, "hub-files".to_owned()),
+            (Kind::PodDisruptionBudget, "hub".to_owned()),
             (Kind::StatefulSet, "hub".to_owned())
         ]
     );

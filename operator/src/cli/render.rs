@@ -2,11 +2,13 @@
 
 use std::io::{self, Write};
 
+use crds::RegistryMirror;
+
 use super::{Failure, documents::Files};
 use crate::{
     dereference,
     desired::{self, Release},
-    observed::Observed,
+    observed::{Observed, ServiceAddress},
     validate,
 };
 
@@ -34,8 +36,21 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
         for problem in accepted.credential_problems() {
             writeln!(io::stderr(), "registry-mirror: warning: {problem}")?;
         }
-        let desired = desired::objects(&accepted, &references, &Observed::default(), &release)?;
+        let desired = desired::objects(&accepted, &references, &observed(mirror), &release)?;
         manifests.extend(desired.children().map(|child| child.manifest.clone()));
     }
     super::print(&manifests)
+}
+
+/// A cluster that holds nothing, and gives the Service the address that the spec asks for, if any: without one there
+/// are no files for nodes yet.
+fn observed(mirror: &RegistryMirror) -> Observed {
+    let service = &mirror.spec.service;
+    Observed {
+        service: service.cluster_ip.clone().map(|ip| ServiceAddress {
+            ip,
+            port: service.port,
+        }),
+        ..Observed::default()
+    }
 }

@@ -13,7 +13,7 @@ use kube::ResourceExt;
 use mirror::config::{
     Config, TtlFrom,
     duration::GoDuration,
-    file::{Cache, File, Http, Log, Proxy, Upstream, UpstreamTls},
+    file::{Cache, File, Http, Log, Proxy, Trust, Upstream, UpstreamTls},
     log::Level,
 };
 
@@ -65,6 +65,8 @@ fn written(accepted: &Accepted<'_>) -> File {
                 tag_ttl: Some(duration(spec.cache.tag_ttl)),
                 stale_if_error: Some(duration(spec.cache.stale_if_error)),
                 max_size: Some(accepted.max_size),
+                pinned: spec.cache.pinned.clone(),
+                offline: spec.cache.offline,
                 ..Cache::default()
             },
             ..Proxy::default()
@@ -83,9 +85,19 @@ fn upstream(upstream: &validate::Upstream<'_>) -> Upstream {
             insecure_skip_verify: spec.tls.as_ref().is_some_and(|tls| tls.insecure_skip_verify),
             ..UpstreamTls::default()
         },
+        proxy_url: spec.proxy_url.clone(),
+        include: spec.include.clone(),
+        exclude: spec.exclude.clone(),
+        trust: trust(spec.trust.as_ref()),
         insecure_allow_http_credentials: spec.insecure_allow_http_credentials,
-        ..Upstream::default()
     }
+}
+
+fn trust(trust: Option<&crds::upstream::Trust>) -> Trust {
+    trust.map_or_else(Trust::default, |trust| Trust {
+        realms: trust.realms.clone(),
+        redirects: trust.redirects.clone(),
+    })
 }
 
 fn level(level: LogLevel) -> Level {

@@ -48,6 +48,11 @@ pub fn headless(mirror: &str) -> String {
     format!("{mirror}-headless")
 }
 
+/// The `ConfigMap` with files for nodes.
+pub fn hosts(mirror: &str) -> String {
+    format!("{mirror}-hosts")
+}
+
 /// The claim of one replica, as a `StatefulSet` with a claim template `cache` names it.
 pub fn claim(mirror: &str, ordinal: u32) -> String {
     format!("cache-{mirror}-{ordinal}")
@@ -68,11 +73,13 @@ pub fn claim_ordinal(mirror: &str, claim: &str) -> Option<u32> {
 pub fn every(mirror: &str) -> Vec<(Kind, String)> {
     vec![
         (Kind::ConfigMap, config(mirror)),
+        (Kind::ConfigMap, hosts(mirror)),
         (Kind::Secret, credentials(mirror)),
         (Kind::Secret, files(mirror)),
         (Kind::ServiceAccount, mirror.to_owned()),
         (Kind::Service, mirror.to_owned()),
         (Kind::Service, headless(mirror)),
+        (Kind::PodDisruptionBudget, mirror.to_owned()),
         (Kind::StatefulSet, mirror.to_owned()),
         (Kind::Deployment, mirror.to_owned()),
     ]

@@ -1,0 +1,62 @@
+//! How nodes are told to pull through the mirror.
+
+use std::time;
+
+use kube::{KubeSchema, core::Duration};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::{rules, schema};
+
+/// How nodes are told to pull through the mirror: files for their container runtimes, in a `ConfigMap`.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeConfiguration {
+    /// `Publish` (a ConfigMap named like the mirror with -hosts behind it) or `None`.
+    #[serde(default)]
+    pub mode: NodeConfigurationMode,
+
+    /// What nodes do when the mirror does not answer: `Allow` (they ask the registry itself) or `Never`.
+    #[serde(default)]
+    pub fallback: Fallback,
+
+    /// How long containerd waits for a connection to the mirror.
+    #[serde(default = "two_seconds")]
+    #[x_kube(validation = rules::duration())]
+    #[schemars(schema_with = "schema::duration", extend("default" = "2s"))]
+    pub dial_timeout: Duration,
+}
+
+impl Default for NodeConfiguration {
+    fn default() -> Self {
+        Self {
+            mode: NodeConfigurationMode::default(),
+            fallback: Fallback::default(),
+            dial_timeout: two_seconds(),
+        }
+    }
+}
+
+fn two_seconds() -> Duration {
+    time::Duration::from_secs(2).into()
+}
+
+/// Whether files for nodes are published.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum NodeConfigurationMode {
+    /// In a `ConfigMap`.
+    #[default]
+    Publish,
+    /// Not at all.
+    None,
+}
+
+/// What nodes do when the mirror does not answer.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Fallback {
+    /// They ask the registry itself.
+    #[default]
+    Allow,
+    /// The pull fails.
+    Never,
+}

@@ -1,0 +1,117 @@
+//! Files for the container runtimes of nodes, so that they pull through the mirror. By IP: nodes do not resolve the
+//! cluster's names.
+
+use std::{collections::BTreeMap, fmt::Write};
+
+use crds::{
+    NodeConfiguration, RegistryMirror,
+    node_configuration::{Fallback, NodeConfigurationMode},
+};
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::ResourceExt;
+use serde_json::json;
+
+use super::{child::Child, names};
+use crate::{
+    kind::Kind,
+    observed::{Observed, ServiceAddress},
+};
+
+/// The registry that Docker's own mirrors are for, and the only one.
+const DOCKER_HUB: &str = "docker.io";
+
+/// The `ConfigMap`, once the Service has an address.
+pub(super) fn object(mirror: &RegistryMirror, observed: &Observed) -> Option<Child> {
+    if mirror.spec.node_configuration.mode == NodeConfigurationMode::None {
+        return None;
+    }
+    let files = files(mirror, observed.service.as_ref()?);
+    let name = names::hosts(&mirror.name_any());
+    let map = ConfigMap {
+        metadata: names::owned(mirror, name.clone()),
+        data: Some(files),
+        ..ConfigMap::default()
+    };
+    Some(Child::new(Kind::ConfigMap, name, &map))
+}
+
+fn files(mirror: &RegistryMirror, service: &ServiceAddress) -> BTreeMap<String, String> {
+    let wanted = &mirror.spec.node_configuration;
+    let hosts: Vec<_> = mirror
+        .spec
+        .upstreams
+        .iter()
+        .map(|upstream| upstream.host.as_str())
+        .collect();
+    let mut files: BTreeMap<_, _> = hosts
+        .iter()
+        .map(|host| (hosts_file(host), hosts_toml(service, wanted)))
+        .collect();
+    files.insert(
+        "registries.conf".to_owned(),
+        registries_conf(&hosts, service, wanted.fallback),
+    );
+    files.insert("registries.yaml".to_owned(), registries_yaml(&hosts, service));
+    files.extend(daemon_json(&hosts, service, wanted.fallback).map(|file| ("daemon.json".to_owned(), file)));
+    files
+}
+
+/// A key of a `ConfigMap` has neither colons nor brackets.
+fn hosts_file(host: &str) -> String {
+    format!("{}.hosts.toml", host.replace([':', '[', ']'], "_"))
+}
+
+/// containerd, `/etc/containerd/certs.d/HOST/hosts.toml`. It asks `server` last, which is the registry itself where
+/// nothing is said: never to fall back means to name the mirror there, too.
+fn hosts_toml(service: &ServiceAddress, wanted: &NodeConfiguration) -> String {
+    let url = service.url();
+    let timeout = std::time::Duration::from(wanted.dial_timeout).as_millis();
+    let how = format!("capabilities = [\"pull\", \"resolve\"]\ndial_timeout = \"{timeout}ms\"\n");
+    match wanted.fallback {
+        Fallback::Allow => format!("[host.\"{url}\"]\n{how}"),
+        Fallback::Never => format!("server = \"{url}\"\n{how}"),
+    }
+}
+
+/// CRI-O, podman and skopeo, a file in `/etc/containers/registries.conf.d/`. They name no registry in a request: its
+/// host goes into the path, which a host with a port can't, unless it is the default.
+fn registries_conf(hosts: &[&str], service: &ServiceAddress, fallback: Fallback) -> String {
+    let mut file = String::new();
+    for (index, host) in hosts.iter().enumerate() {
+        let authority = service.authority();
+        let location = match host.contains(':') {
+            false => format!("{authority}/{host}"),
+            true if index == 0 => authority,
+            true => continue,
+        };
+        // Writing to a text can't fail.
+        let _ = match fallback {
+            Fallback::Allow => writeln!(
+                file,
+                "[[registry]]\nprefix = \"{host}\"\nlocation = \"{host}\"\n\n[[registry.mirror]]\nlocation = \"{location}\"\ninsecure = true\n"
+            ),
+            Fallback::Never => writeln!(
+                file,
+                "[[registry]]\nprefix = \"{host}\"\nlocation = \"{location}\"\ninsecure = true\n"
+            ),
+        };
+    }
+    file
+}
+
+/// Docker, `/etc/docker/daemon.json`. It mirrors Docker Hub only, names no registry, and always falls back.
+fn daemon_json(hosts: &[&str], service: &ServiceAddress, fallback: Fallback) -> Option<String> {
+    let fits = hosts.first() == Some(&DOCKER_HUB) && fallback == Fallback::Allow;
+    let file = json!({"registry-mirrors": [service.url()], "insecure-registries": [service.authority()]});
+    fits.then(|| format!("{file:#}\n"))
+}
+
+/// k3s, `/etc/rancher/k3s/registries.yaml`, and RKE2. Whether nodes fall back is a flag of theirs
+/// (`--disable-default-registry-endpoint`). JSON is YAML.
+fn registries_yaml(hosts: &[&str], service: &ServiceAddress) -> String {
+    let mirrors: BTreeMap<_, _> = hosts
+        .iter()
+        .map(|host| (*host, json!({"endpoint": [service.url()]})))
+        .collect();
+    format!("{:#}\n", json!({"mirrors": mirrors}))
+}
