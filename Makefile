@@ -4,7 +4,7 @@ SHELL := bash
 .DEFAULT_GOAL := help
 
 help: ## list the targets
-	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -nE 's/^([a-z0-9-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
 test: ## every check and every test that this machine can run
 	@scripts/test
@@ -14,6 +14,9 @@ demo: ## a registry, a mirror without a cluster, three pulls: cold, warm, regist
 
 demo-cluster: ## the same with the chart on Kubernetes: a real node for root, else a control plane and Pods as processes
 	@scripts/demo cluster
+
+e2e: ## image, chart and a mirror on a real node that pulls through it (root)
+	@scripts/e2e
 
 lint: ## formatting, clippy, unused dependencies, licences
 	@scripts/lint
@@ -35,4 +38,4 @@ install: ## build the programs and put them into PREFIX/bin (default: cargo's)
 	cargo install --locked --path mirror $(if $(PREFIX),--root $(PREFIX))
 	cargo install --locked --path operator $(if $(PREFIX),--root $(PREFIX))
 
-.PHONY: help demo demo-cluster test lint generate image cluster-up cluster-down install
+.PHONY: help demo demo-cluster test e2e lint generate image cluster-up cluster-down install

@@ -1,0 +1,92 @@
+//! The product as admins and nodes use it: the image, the chart, a mirror of a private registry, and containerd that
+//! pulls through it. Run by `make e2e`.
+#![expect(clippy::unwrap_used, reason = "a failure here is the test's")]
+
+#[path = "e2e/cluster.rs"]
+mod cluster;
+#[path = "e2e/registry.rs"]
+mod registry;
+
+use std::time::{Duration, Instant};
+
+use cluster::{Cluster, NAME};
+use registry::Registry;
+
+/// How long a pull may take that the mirror can't serve: longer than a connection that nobody answers.
+const FALLBACK: Duration = Duration::from_secs(30);
+
+#[tokio::test]
+#[ignore = "needs root, an image and a node's programs: make e2e"]
+async fn a_node_pulls_through_a_mirror_that_the_operator_deployed() {
+    let cluster = Cluster::up("rmir-e2e").await;
+    let registry = Registry::start(&cluster.node).await;
+    for tag in ["1", "2", "3"] {
+        registry.push(&cluster.node, tag).await;
+    }
+    cluster.install().await;
+    let address = cluster.mirror().await;
+    cluster.write_hosts(&address, &registry::url());
+
+    // The first Pod: what it needs goes through the mirror, and upstream sees the mirror only.
+    let first = cluster.start_pod("first", "1").await;
+    let (asked, log) = (registry.blob_requests(), cluster.mirrors_log().await);
+    println!("first Pod: running after {first:?}; {asked} blob requests upstream");
+    assert!(asked > 0);
+    assert!(log.contains("\"outcome\":\"miss\""), "{log}");
+    assert!(
+        registry.clients().iter().all(|client| client != "10.199.0.1"),
+        "{:?}",
+        registry.clients()
+    );
+    assert!(
+        cluster.containerds_log().contains(NAME),
+        "containerd pulled nothing"
+    );
+
+    // The second, with nothing of the image left on the node.
+    cluster.forget("first").await;
+    let second = cluster.start_pod("second", "1").await;
+    println!(
+        "second Pod: running after {second:?}; {} further blob requests upstream",
+        registry.blob_requests() - asked
+    );
+    assert_eq!(
+        registry.blob_requests(),
+        asked,
+        "upstream was asked again for a blob"
+    );
+    let hits = cluster.blob_hits().await;
+    println!("the mirror's log: {}", hits[0]);
+    assert!(
+        hits.len() > 1,
+        "the layer or the configuration did not come from the cache: {hits:?}"
+    );
+
+    registry.stop(&cluster.node).await;
+    cluster.forget("second").await;
+    let third = cluster.start_pod("third", "1").await;
+    let further = cluster.blob_hits().await.len() - hits.len();
+    assert!(further > 1, "the node had not forgotten the image");
+    println!("upstream stopped, third Pod: running after {third:?}");
+    registry.run(&cluster.node).await;
+
+    // The mirror gone: the node asks the registry itself, with the Pod's own credentials.
+    cluster.scale_mirror(0).await;
+    let begin = Instant::now();
+    let fallback = cluster.start_pod("fallback", "2").await;
+    println!("mirror stopped, Pod by fallback: running after {fallback:?}");
+    assert!(begin.elapsed() < FALLBACK, "{:?}", begin.elapsed());
+    assert!(registry.clients().iter().any(|client| client == "10.199.0.1"));
+
+    // Without a fallback it does not start.
+    cluster.write_hosts(&address, &address);
+    let asked = registry.requests();
+    let why = cluster.refused_pod("never", "3").await;
+    println!("no fallback: {why}");
+    assert_eq!(registry.requests(), asked, "the node asked the registry itself");
+
+    // And with the mirror back it does.
+    cluster.scale_mirror(1).await;
+    cluster.wait_for_pod("never").await;
+    cluster.deleting_the_namespace_leaves_nothing().await;
+}

@@ -1,0 +1,136 @@
+//! The private upstream: Debian's docker-registry inside the node, which asks for a password.
+
+use std::fs::{self, File};
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::Duration;
+
+use testbed::image;
+use testbed::scratch::Scratch;
+use testbed::{Node, binaries, node, wait};
+
+/// Who may pull.
+pub(crate) const USER: (&str, &str) = ("puller", "only-for-this-test");
+const PORT: u16 = 5001;
+const SOON: Duration = Duration::from_secs(30);
+
+/// Where nodes and Pods reach it.
+pub(crate) fn url() -> String {
+    format!("http://{}:{PORT}", node::ADDRESS)
+}
+
+/// It ends with the node.
+pub(crate) struct Registry {
+    scratch: Scratch,
+    log: PathBuf,
+}
+
+impl Registry {
+    pub(crate) async fn start(node: &Node) -> Self {
+        let scratch = Scratch::new("e2e-registry").unwrap();
+        let users = format!("{}:{}\n", USER.0, bcrypt::hash(USER.1, 4).unwrap());
+        let users = scratch.write("htpasswd", users).unwrap();
+        let config = format!(
+            "version: 0.1\nlog: {{level: info}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\n\
+             http: {{addr: '{}:{PORT}'}}\nauth: {{htpasswd: {{realm: e2e, path: {}}}}}\n",
+            scratch.path().join("content").display(),
+            node::ADDRESS,
+            users.display()
+        );
+        scratch.write("config.yml", config).unwrap();
+        let log = scratch.path().join("log");
+        let registry = Self { scratch, log };
+        registry.run(node).await;
+        registry
+    }
+
+    /// Starts it, also again.
+    pub(crate) async fn run(&self, node: &Node) {
+        let log = File::options().create(true).append(true).open(&self.log).unwrap();
+        let directory = self.scratch.path().display();
+        // The process id inside the node, to end it by.
+        let script = format!("echo $$ >{directory}/pid; exec docker-registry serve {directory}/config.yml");
+        let mut shell = node.command("sh");
+        shell
+            .args(["-c", &script])
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            // The node's end is its end.
+            .kill_on_drop(false);
+        shell.spawn().unwrap();
+        let url = format!("{}/", url());
+        let answers = async || node.run(&["curl", "-sf", &url]).await.ok();
+        wait::until("answer from the registry", SOON, answers)
+            .await
+            .unwrap();
+    }
+
+    pub(crate) async fn stop(&self, node: &Node) {
+        let pid = fs::read_to_string(self.scratch.path().join("pid")).unwrap();
+        node.run(&["kill", pid.trim()]).await.unwrap();
+        let url = format!("{}/", url());
+        let refuses = async || node.run(&["curl", "-sf", &url]).await.is_err().then_some(());
+        wait::until("end of the registry", SOON, refuses).await.unwrap();
+    }
+
+    /// An image of a program that waits, with content that no other tag has.
+    pub(crate) async fn push(&self, node: &Node, tag: &str) {
+        let pause = image::File {
+            source: binaries::get("pause").await.unwrap(),
+            path: "/pause".to_owned(),
+        };
+        let own = image::File {
+            source: self.scratch.write("own", tag.repeat(1 << 20)).unwrap(),
+            path: "/own".to_owned(),
+        };
+        let directory = self.scratch.path().join(format!("image-{tag}"));
+        let layout = image::of_files(&directory, tag, &[pause, own]).unwrap();
+        let (from, to) = (
+            format!("oci:{}:{tag}", layout.path().display()),
+            format!("docker://{}:{PORT}/team/app:{tag}", node::ADDRESS),
+        );
+        let user = format!("--dest-creds={}:{}", USER.0, USER.1);
+        node.run(&[
+            "skopeo",
+            "--insecure-policy",
+            "copy",
+            "-q",
+            "--dest-tls-verify=false",
+            &user,
+            &from,
+            &to,
+        ])
+        .await
+        .unwrap();
+    }
+
+    /// The lines of its access log that tell of a pull.
+    fn pulls(&self) -> Vec<String> {
+        let log = fs::read_to_string(&self.log).unwrap();
+        let reads = |line: &&str| line.contains("\"GET /v2/team/") || line.contains("\"HEAD /v2/team/");
+        let skopeo = |line: &&str| !line.contains("skopeo") && !line.contains("containers/image");
+        log.lines()
+            .filter(reads)
+            .filter(skopeo)
+            .map(str::to_owned)
+            .collect()
+    }
+
+    pub(crate) fn requests(&self) -> usize {
+        self.pulls().len()
+    }
+
+    pub(crate) fn blob_requests(&self) -> usize {
+        self.pulls()
+            .iter()
+            .filter(|line| line.contains("/blobs/"))
+            .count()
+    }
+
+    /// Who pulled from it.
+    pub(crate) fn clients(&self) -> Vec<String> {
+        let client = |line: &String| line.split(' ').next().unwrap_or_default().to_owned();
+        self.pulls().iter().map(client).collect()
+    }
+}
