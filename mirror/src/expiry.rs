@@ -28,6 +28,7 @@ pub async fn run(store: Store, mut cache: watch::Receiver<Cache>, shutdown: Canc
         let (ttl, from) = {
             let cache = cache.borrow_and_update();
             store.set_scrub_period(cache.scrub_period);
+            store.set_pinned(&cache.pinned);
             (cache.ttl, cache.ttl_from)
         };
         match store.expire(ttl, from).await {
@@ -35,7 +36,7 @@ pub async fn run(store: Store, mut cache: watch::Receiver<Cache>, shutdown: Canc
             Ok(expired) => tracing::info!(expired, "content expired"),
             Err(error) => tracing::warn!(%error, "content could not expire; it is tried again"),
         }
-        store.flush().await;
+        store.keep_up().await;
         if scrub.as_ref().is_none_or(JoinHandle::is_finished) {
             scrub = Some(tokio::spawn(hash_again(store.clone(), shutdown.clone())));
         }

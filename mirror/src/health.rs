@@ -4,6 +4,7 @@ mod checks;
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::time::{MissedTickBehavior, interval};
@@ -17,6 +18,8 @@ use checks::Check;
 #[derive(Clone, Debug, Default)]
 pub struct Health {
     failing: Arc<Mutex<BTreeMap<String, String>>>,
+    /// The same in short, for every request to look at.
+    any: Arc<AtomicBool>,
 }
 
 impl Health {
@@ -27,6 +30,11 @@ impl Health {
             tokio::spawn(health.clone().repeat(name, check, pace, stop.clone()));
         }
         health
+    }
+
+    /// Whether any check fails.
+    pub fn is_failing(&self) -> bool {
+        self.any.load(Ordering::Relaxed)
     }
 
     /// The checks that fail, by name, with the reason.
@@ -58,6 +66,7 @@ impl Health {
             Some(reason) => failing.insert(name.to_owned(), reason),
             None => failing.remove(name),
         };
+        self.any.store(!failing.is_empty(), Ordering::Relaxed);
     }
 }
 

@@ -26,6 +26,7 @@ pub use auth::Htpasswd;
 use error::RegistryError;
 use route::Route;
 
+use crate::health::Health;
 use crate::metrics::{Metrics, Outcome};
 use crate::name::Repository;
 use crate::pull::{NoChoice, Pull};
@@ -44,6 +45,8 @@ pub struct Settings {
     pub access: Option<Htpasswd>,
     /// Whether each request gets a line in the log.
     pub access_log: bool,
+    /// While one of these fails, nobody is served.
+    pub health: Health,
 }
 
 struct App {
@@ -100,6 +103,9 @@ async fn handle(State(app): State<Arc<App>>, request: Request) -> Response {
 
 /// All there is.
 async fn endpoint(asked: &Asked<'_>, route: &Route<'_>) -> Result<Answer, RegistryError> {
+    if asked.app.settings.health.is_failing() {
+        return Err(RegistryError::unhealthy());
+    }
     if let Some(access) = &asked.app.settings.access
         && *route != Route::Root
     {

@@ -9,6 +9,7 @@ mod list;
 mod manifest;
 mod media;
 mod referrers;
+mod sizes;
 mod through;
 
 use std::sync::Arc;
@@ -25,11 +26,12 @@ pub(crate) use through::Through;
 
 use crate::clock::Clock;
 use crate::config::{self, Cache};
+use crate::digest::Digest;
 use crate::inflight::Inflight;
 use crate::metrics::{Metrics, Outcome};
 use crate::name::{Host, Reference, Repository};
 use crate::store::{Manifest, Store};
-use crate::upstream::Upstream;
+use crate::upstream::{self, Upstream};
 
 use absent::Absent;
 use flight::Flights;
@@ -75,6 +77,8 @@ pub struct Pull {
     inflight: Arc<Inflight>,
     absent: Absent,
     referrers: referrers::Known,
+    asked_referrers: Flights<(Repository, Digest), Result<bytes::Bytes, upstream::Error>>,
+    sizes: sizes::Named,
 }
 
 impl Pull {
@@ -88,6 +92,8 @@ impl Pull {
             manifests: Flights::default(),
             absent: Absent::default(),
             referrers: referrers::Known::default(),
+            asked_referrers: Flights::default(),
+            sizes: sizes::Named::default(),
         })
     }
 

@@ -91,13 +91,13 @@ impl Server {
             cache: config.proxy.cache.clone(),
         };
         let pull = Pull::new(store.clone(), live, clock, &metrics);
-        let service = http::service(pull.clone(), settings(&config), metrics.clone());
+        let health = Health::start(&config.health, &config.root, &tasks);
+        let service = http::service(pull.clone(), settings(&config, health.clone()), metrics.clone());
         let connections = serve::Options {
             tls: certificates.clone(),
             http2: config.http.http2,
             drain: config.http.drain_timeout,
         };
-        let health = Health::start(&config.health, &config.root, &tasks);
         let running = Arc::new(Running::new(config, store, metrics, health, &upstreams));
         let admin =
             admin.map(|(listener, path)| (listener, admin::service(running.clone(), path.as_deref())));
@@ -205,7 +205,7 @@ async fn open(config: &Config, clock: &Clock) -> Result<Store, Error> {
     Ok(Store::open(&config.root, options).await?)
 }
 
-fn settings(config: &Config) -> http::Settings {
+fn settings(config: &Config, health: Health) -> http::Settings {
     http::Settings {
         prefix: config.http.prefix.trim_end_matches('/').to_owned(),
         headers: config.http.headers.clone(),
@@ -214,5 +214,6 @@ fn settings(config: &Config) -> http::Settings {
             .as_ref()
             .map(|access| Htpasswd::new(access.path.clone(), &access.realm)),
         access_log: config.log.access,
+        health,
     }
 }

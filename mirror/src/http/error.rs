@@ -75,6 +75,13 @@ impl RegistryError {
         .with(header::WWW_AUTHENTICATE, challenge)
     }
 
+    /// 503 while one of the configured health checks fails, as Distribution answers then.
+    pub(crate) fn unhealthy() -> Self {
+        let message = "a health check of this mirror fails: see /debug/health on its admin port";
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "TOOMANYREQUESTS", message)
+            .retry_after(Duration::from_secs(10))
+    }
+
     fn retry_after(self, wait: Duration) -> Self {
         self.with(header::RETRY_AFTER, HeaderValue::from(wait.as_secs().max(1)))
     }

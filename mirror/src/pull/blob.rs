@@ -86,6 +86,12 @@ impl Pull {
                 outcome: Outcome::Coalesced,
             });
         }
+        if let Some(value) = self.sizes.of(repository, digest) {
+            return Ok(Served {
+                value,
+                outcome: Outcome::Hit,
+            });
+        }
         let told = asked.upstream.blob_size(&repository.name, digest).await;
         match told.map_err(|error| self.failed(&asked, &error))? {
             Some(value) => Ok(Served {

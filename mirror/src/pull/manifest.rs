@@ -186,6 +186,7 @@ impl Pull {
             media_type,
             bytes: answer.bytes,
         };
+        self.sizes.note(repository, &manifest.bytes);
         match self.store.put_manifest(repository, &manifest).await {
             Ok(()) => self.keep_tag(repository, reference, &manifest.digest).await,
             Err(error) => warn!(%repository, %error, "a manifest is served without being kept"),

@@ -2,11 +2,9 @@
 
 use serde::Deserialize;
 
+use crate::store;
 use crate::upstream::Error;
 
-const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
-const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
-const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const SCHEMA1: &str = "application/vnd.docker.distribution.manifest.v1+";
 
 /// A manifest's media type, or why it is not served.
@@ -22,14 +20,6 @@ pub(crate) enum Verdict {
 #[serde(rename_all = "camelCase")]
 struct Shape {
     schema_version: Option<u64>,
-    media_type: Option<String>,
-    manifests: Option<serde::de::IgnoredAny>,
-    config: Option<Config>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Config {
     media_type: Option<String>,
 }
 
@@ -48,7 +38,7 @@ pub(crate) fn judge(bytes: &[u8], content_type: Option<&str>) -> Result<Verdict,
         return Ok(Verdict::Manifest(said));
     }
     match shape.schema_version {
-        Some(2) => Ok(Verdict::Manifest(by_shape(&shape).to_owned())),
+        Some(2) => Ok(Verdict::Manifest(store::media_type(bytes).to_owned())),
         _ => Err(no_manifest(content_type)),
     }
 }
@@ -56,20 +46,6 @@ pub(crate) fn judge(bytes: &[u8], content_type: Option<&str>) -> Result<Verdict,
 /// `application/json` and the like are what static file servers say; the manifest knows better.
 fn is_manifest(media_type: &str) -> bool {
     media_type.starts_with("application/vnd.") && media_type.ends_with("json")
-}
-
-fn by_shape(shape: &Shape) -> &'static str {
-    let docker = |config: &Config| {
-        config
-            .media_type
-            .as_deref()
-            .is_some_and(|m| m.contains(".docker."))
-    };
-    match (&shape.manifests, &shape.config) {
-        (Some(_), _) => OCI_INDEX,
-        (None, Some(config)) if docker(config) => DOCKER_MANIFEST,
-        (None, _) => OCI_MANIFEST,
-    }
 }
 
 fn no_manifest(content_type: Option<&str>) -> Error {
@@ -83,6 +59,10 @@ fn no_manifest(content_type: Option<&str>) -> Error {
 mod tests {
     use super::*;
     use test_case::test_case;
+
+    const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
+    const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+    const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
 
     fn media_type(body: &str, content_type: Option<&str>) -> Option<String> {
         match judge(body.as_bytes(), content_type) {

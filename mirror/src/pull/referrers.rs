@@ -8,6 +8,7 @@ use moka::sync::Cache;
 use serde_json::Value;
 
 use super::failure::{Failure, Kind};
+use super::flight::Waiting;
 use super::manifest::PATIENCE;
 use super::{Pull, Served, unreadable};
 use crate::digest::Digest;
@@ -17,6 +18,9 @@ use crate::upstream::Error;
 
 /// Lists are kept in memory up to this many bytes in all.
 const CAPACITY: u64 = 16 << 20;
+
+/// Upstream's word.
+type Asked = Result<Bytes, Error>;
 
 /// Upstream's lists, whole: the client's filter is applied to what is kept.
 pub(super) struct Known(Cache<(Repository, Digest), (Bytes, Timestamp)>);
@@ -74,33 +78,42 @@ impl Pull {
         }
     }
 
-    async fn first_referrers(&self, key: (Repository, Digest)) -> Result<Served<Bytes>, Failure> {
-        let asked = self.ask_referrers(&key.0, &key.1).await;
-        let value = asked.map_err(|error| match error {
-            // Registries that lack this endpoint answer with any 404; clients then try the fallback tag.
-            Error::StrangeNotFound => absent(error.to_string()),
-            error => Failure::of(&error, Kind::Manifest),
-        })?;
-        Ok(Served {
-            value: self.keep_referrers(key, value),
-            outcome: Outcome::Miss,
-        })
+    async fn first_referrers(self: &Arc<Self>, key: (Repository, Digest)) -> Result<Served<Bytes>, Failure> {
+        let (asked, joined) = self.ask_referrers(&key);
+        let value = asked
+            .await
+            .unwrap_or_else(given_up)
+            .map_err(|error| match error {
+                // Registries that lack this endpoint answer with any 404; clients then try the fallback tag.
+                Error::StrangeNotFound => absent(error.to_string()),
+                error => Failure::of(&error, Kind::Manifest),
+            })?;
+        let outcome = if joined { Outcome::Coalesced } else { Outcome::Miss };
+        Ok(Served { value, outcome })
     }
 
-    async fn newer_referrers(&self, key: (Repository, Digest)) -> Result<Bytes, Failure> {
-        match tokio::time::timeout(PATIENCE, self.ask_referrers(&key.0, &key.1)).await {
-            Ok(Ok(value)) => Ok(self.keep_referrers(key, value)),
-            Ok(Err(error)) => Err(Failure::of(&error, Kind::Manifest)),
+    async fn newer_referrers(self: &Arc<Self>, key: (Repository, Digest)) -> Result<Bytes, Failure> {
+        match tokio::time::timeout(PATIENCE, self.ask_referrers(&key).0).await {
+            Ok(asked) => asked
+                .unwrap_or_else(given_up)
+                .map_err(|error| Failure::of(&error, Kind::Manifest)),
             Err(_) => Err(Failure::unavailable("no answer in time")),
         }
     }
 
-    fn keep_referrers(&self, key: (Repository, Digest), list: Bytes) -> Bytes {
-        self.referrers.0.insert(key, (list.clone(), self.clock.now()));
-        list
+    /// Asks upstream, once for all who want the same; true where that was under way already.
+    fn ask_referrers(self: &Arc<Self>, key: &(Repository, Digest)) -> (Waiting<Asked>, bool) {
+        self.asked_referrers.join(key, || {
+            let (pull, key) = (Arc::clone(self), key.clone());
+            async move {
+                let list = pull.fetch_referrers(&key.0, &key.1).await?;
+                pull.referrers.0.insert(key, (list.clone(), pull.clock.now()));
+                Ok(list)
+            }
+        })
     }
 
-    async fn ask_referrers(&self, repository: &Repository, digest: &Digest) -> Result<Bytes, Error> {
+    async fn fetch_referrers(&self, repository: &Repository, digest: &Digest) -> Asked {
         let upstream = self.origin(repository).map_err(|_| Error::Unavailable {
             what: "it is not asked".into(),
         })?;
@@ -131,6 +144,13 @@ impl Pull {
             outcome: Outcome::Hit,
         })
     }
+}
+
+/// The task that asked is gone without a word.
+fn given_up() -> Asked {
+    Err(Error::Unavailable {
+        what: "the fetch was given up".into(),
+    })
 }
 
 fn absent(message: String) -> Failure {

@@ -181,7 +181,9 @@ impl Inner {
                 self.layout.tag_current(repository, tag)
             }
         };
-        Ok(link::write(&self.scratch, &path, digest)?)
+        link::write(&self.scratch, &path, digest)?;
+        self.note_pin(digest, link);
+        Ok(())
     }
 }
 

@@ -63,7 +63,7 @@ impl Inner {
         }
     }
 
-    /// Removes what was not used for longest and nobody reads now. Returns the bytes freed.
+    /// Removes what was not used for longest, nobody reads now and is not pinned. Returns the bytes freed.
     fn evict(&self, wanted: u64) -> Result<u64, Error> {
         if self.readonly {
             return Ok(0);
@@ -76,7 +76,7 @@ impl Inner {
         while freed < wanted {
             let oldest = self.index.oldest(Order::Use, last.as_ref(), BATCH)?;
             for (_, digest) in &oldest {
-                if freed < wanted && !self.hits.is_read(digest) {
+                if freed < wanted && !self.hits.is_read(digest) && !self.is_pinned(digest)? {
                     freed += self.remove(digest)?;
                 }
             }
@@ -89,7 +89,7 @@ impl Inner {
         Ok(freed)
     }
 
-    /// Removes what was used, or fetched, before `before` (ms since 1970) and nobody reads now. Returns
+    /// Removes what was used, or fetched, before `before` (ms since 1970), nobody reads now and is not pinned. Returns
     /// how many pieces of content went.
     pub(super) fn expire(&self, order: Order, before: i64) -> Result<u64, Error> {
         if self.readonly {
@@ -103,7 +103,7 @@ impl Inner {
                 if *time >= before {
                     return Ok(gone);
                 }
-                if !self.hits.is_read(digest) {
+                if !self.hits.is_read(digest) && !self.is_pinned(digest)? {
                     self.remove(digest)?;
                     gone += 1;
                 }
@@ -156,6 +156,7 @@ impl Inner {
     }
 
     fn remove_link(&self, digest: &Digest, link: &Link) -> Result<Option<Op>, IoError> {
+        self.note_pin(digest, link);
         match link {
             Link::Layer(repository, name) => {
                 self.remove_file(&self.layout.layer_link(repository, name))?;

@@ -52,6 +52,7 @@ pub(super) struct Index {
     queue: Mutex<Vec<(Vec<Op>, Outcome)>>,
     writer: Mutex<()>,
     changes: AtomicU64,
+    uses: AtomicU64,
 }
 
 impl Index {
@@ -74,6 +75,7 @@ impl Index {
             queue: Mutex::default(),
             writer: Mutex::default(),
             changes: AtomicU64::new(0),
+            uses: AtomicU64::new(0),
         })
     }
 
@@ -93,9 +95,12 @@ impl Index {
         outcome.get().cloned().unwrap_or(Ok(Added::default()))
     }
 
-    /// Counts the transactions that changed what expires when.
-    pub(super) fn changes(&self) -> u64 {
-        self.changes.load(Ordering::Acquire)
+    /// Counts the transactions that changed what expires when: of content and links, and of uses.
+    pub(super) fn changes(&self) -> (u64, u64) {
+        (
+            self.changes.load(Ordering::Acquire),
+            self.uses.load(Ordering::Acquire),
+        )
     }
 
     fn write_queue(&self) {
@@ -129,6 +134,9 @@ impl Index {
             transaction.commit()?;
             if ops().any(Op::moves_expiry) {
                 self.changes.fetch_add(1, Ordering::Release);
+            }
+            if ops().any(|op| matches!(op, Op::Use(..))) {
+                self.uses.fetch_add(1, Ordering::Release);
             }
             Ok(added)
         })

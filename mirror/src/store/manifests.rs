@@ -1,9 +1,11 @@
 //! Manifests: hashed whenever they come from disk, then held in memory.
 
+use std::borrow::Cow;
 use std::fs;
 
 use bytes::Bytes;
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 
 use crate::digest::Digest;
 use crate::name::Repository;
@@ -96,31 +98,43 @@ impl Inner {
     }
 }
 
-/// What a manifest's own bytes say of its type, where upstream's `Content-Type` is lost
+/// What a manifest's own bytes say of its type, where upstream's `Content-Type` is lost or says nothing
 /// (image-spec, "Media Types"; Docker image manifest schema 2).
-fn media_type(bytes: &[u8]) -> &'static str {
-    #[derive(Deserialize)]
-    #[serde(rename_all = "camelCase")]
+pub(crate) fn media_type(bytes: &[u8]) -> &'static str {
+    #[derive(Default, Deserialize)]
+    #[serde(rename_all = "camelCase", default)]
     struct Shape<'a> {
         #[serde(borrow)]
-        media_type: Option<std::borrow::Cow<'a, str>>,
-        manifests: Option<serde::de::IgnoredAny>,
+        media_type: Option<Cow<'a, str>>,
+        manifests: Option<IgnoredAny>,
+        #[serde(borrow)]
+        config: Option<Box<Shape<'a>>>,
     }
     const INDEX: &str = "application/vnd.oci.image.index.v1+json";
     const IMAGE: &str = "application/vnd.oci.image.manifest.v1+json";
+    const DOCKER: &str = "application/vnd.docker.distribution.manifest.v2+json";
     const KNOWN: [&str; 5] = [
         INDEX,
         IMAGE,
         "application/vnd.docker.distribution.manifest.list.v2+json",
-        "application/vnd.docker.distribution.manifest.v2+json",
+        DOCKER,
         "application/vnd.oci.artifact.manifest.v1+json",
     ];
-    let Ok(shape) = serde_json::from_slice::<Shape<'_>>(bytes) else {
-        return IMAGE;
+    let shape: Shape<'_> = serde_json::from_slice(bytes).unwrap_or_default();
+    let said = |media_type: &Option<Cow<'_, str>>, part: &str| {
+        media_type.as_deref().is_some_and(|m| m.contains(part))
     };
-    let said = shape.media_type.as_deref();
-    let known = said.and_then(|said| KNOWN.into_iter().find(|known| *known == said));
-    known.unwrap_or(if shape.manifests.is_some() { INDEX } else { IMAGE })
+    if let Some(known) = KNOWN
+        .into_iter()
+        .find(|known| shape.media_type.as_deref() == Some(known))
+    {
+        return known;
+    }
+    match (shape.manifests, shape.config) {
+        (Some(_), _) => INDEX,
+        (None, Some(config)) if said(&config.media_type, ".docker.") => DOCKER,
+        (None, _) => IMAGE,
+    }
 }
 
 #[cfg(test)]
@@ -132,6 +146,7 @@ mod tests {
     #[test_case(r#"{"manifests":[]}"#, "application/vnd.oci.image.index.v1+json"; "an index by its shape")]
     #[test_case(r#"{"layers":[]}"#, "application/vnd.oci.image.manifest.v1+json"; "an image by its shape")]
     #[test_case(r#"{"mediaType":"text/html","manifests":[]}"#, "application/vnd.oci.image.index.v1+json"; "not what no manifest is")]
+    #[test_case(r#"{"config":{"mediaType":"application/vnd.docker.container.image.v1+json"}}"#, "application/vnd.docker.distribution.manifest.v2+json"; "a docker image by its shape")]
     #[test_case("[", "application/vnd.oci.image.manifest.v1+json"; "no JSON")]
     fn a_lost_media_type_is_found_again(bytes: &str, expected: &str) {
         assert_eq!(media_type(bytes.as_bytes()), expected);

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
@@ -10,12 +10,17 @@ use crate::config::TtlFrom;
 use crate::store::durable::on;
 use crate::store::hits::lock;
 use crate::store::index::{Entry, Link, Op, Order};
+use crate::store::pins::Pins;
 use crate::store::scheduler_state::{self, Kind};
 use crate::store::scrub::Suspects;
 use crate::store::{Error, Inner, Store, rebuild};
 
 /// Distribution's expiries are turned into ours in batches of this size.
 const BATCH: usize = 4096;
+/// Writing the expiry state takes at most one part in so many of the time.
+const SHARE: u32 = 60;
+/// How often it is written where content was only used.
+const FOR_USES: Duration = Duration::from_hours(1);
 
 /// The state of the work beside requests.
 #[derive(Debug, Default)]
@@ -23,17 +28,63 @@ pub(super) struct Upkeep {
     learning: AtomicBool,
     /// How long content is kept and from when on, as far as anybody said so.
     ttl: Mutex<Option<(Duration, TtlFrom)>>,
-    /// What the expiry state was last written for.
-    state_of: Mutex<Option<(u64, Duration, TtlFrom)>>,
+    /// How the expiry state was last written.
+    written: Mutex<Option<Written>>,
     pub(super) suspects: Suspects,
+    pub(super) pins: Pins,
+}
+
+/// How Distribution's expiry state was last written.
+#[derive(Debug)]
+struct Written {
+    what: State,
+    when: Timestamp,
+    /// How long that took.
+    took: Duration,
+}
+
+/// What the expiry state follows from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct State {
+    content: u64,
+    /// 0 where uses move no expiry.
+    uses: u64,
+    ttl: Duration,
+    from: TtlFrom,
+}
+
+impl Written {
+    /// Whether it is time to write again. A million entries take seconds: that is no work for every minute, least
+    /// of all where content was only used.
+    fn is_outdated(&self, now: State, at: Timestamp) -> bool {
+        let pause = if (State {
+            uses: self.what.uses,
+            ..now
+        }) == self.what
+        {
+            self.took.saturating_mul(SHARE).max(FOR_USES)
+        } else {
+            self.took.saturating_mul(SHARE)
+        };
+        self.what != now && Duration::try_from(at.duration_since(self.when)).is_ok_and(|since| since >= pause)
+    }
 }
 
 impl Store {
     /// Writes what was only marked in memory, and Distribution's expiry state for the default upstream
-    /// where it changed. To be called every minute and before exit.
+    /// where it changed. To be called before exit.
     pub async fn flush(&self) {
+        self.write(|_, _, _| true).await;
+    }
+
+    /// The same, to be called every minute: a large expiry state is written less often.
+    pub async fn keep_up(&self) {
+        self.write(Written::is_outdated).await;
+    }
+
+    async fn write(&self, outdated: fn(&Written, State, Timestamp) -> bool) {
         learn_if_needed(&self.inner);
-        if let Err(error) = self.blocking(Inner::flush).await {
+        if let Err(error) = self.blocking(move |inner| inner.flush(outdated)).await {
             tracing::warn!(%error, "the cache's state could not be written; it is tried again");
         }
     }
@@ -93,12 +144,38 @@ impl Inner {
         self.space.begin(bytes, blobs, paused);
     }
 
-    fn flush(&self) -> Result<(), Error> {
+    fn flush(&self, outdated: impl Fn(&Written, State, Timestamp) -> bool) -> Result<(), Error> {
         self.write_marks()?;
         let ttl = *lock(&self.upkeep.ttl);
-        if let Some((ttl, from)) = ttl.filter(|_| !self.readonly && !self.space.is_paused()) {
-            self.write_scheduler_state(ttl, from)?;
+        let Some((ttl, from)) = ttl.filter(|_| !self.readonly && !self.space.is_paused()) else {
+            return Ok(());
+        };
+        let (content, uses) = self.index.changes();
+        let uses = if from == TtlFrom::LastUse { uses } else { 0 };
+        let (now, at) = (
+            State {
+                content,
+                uses,
+                ttl,
+                from,
+            },
+            self.clock.now(),
+        );
+        let mut written = lock(&self.upkeep.written);
+        if written
+            .as_ref()
+            .is_some_and(|last| last.what == now || !outdated(last, now, at))
+        {
+            return Ok(());
         }
+        let begun = Instant::now();
+        self.write_scheduler_state(ttl, from)?;
+        let took = begun.elapsed();
+        *written = Some(Written {
+            what: now,
+            when: at,
+            took,
+        });
         Ok(())
     }
 
@@ -114,14 +191,9 @@ impl Inner {
         }
     }
 
-    /// Written whole and renamed, and only where something changed since.
+    /// Written whole and renamed.
     fn write_scheduler_state(&self, ttl: Duration, from: TtlFrom) -> Result<(), Error> {
         let path = self.layout.scheduler_state();
-        let now = (self.index.changes(), ttl, from);
-        let mut written_for = lock(&self.upkeep.state_of);
-        if *written_for == Some(now) {
-            return Ok(());
-        }
         let (file, scratch) = self.scratch.create()?;
         scheduler_state::write::<Error>(file, &scratch.0, |writer| {
             self.index.each_link(|digest, link, entry| {
@@ -141,7 +213,6 @@ impl Inner {
         self.scratch.ours.place(&scratch.0, &path)?;
         let seen = scheduler_state::fingerprint(&path);
         self.index.write(vec![Op::StateSeen(seen)])?;
-        *written_for = Some(now);
         Ok(())
     }
 }

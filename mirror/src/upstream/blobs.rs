@@ -234,7 +234,19 @@ impl Upstream {
             200 if answer.check_encoding().is_ok() => Ok(answer.length()),
             206 => Ok(Part::read(answer.headers()).and_then(|part| part.total)),
             // Of an empty blob there is no first byte.
-            416 if is_beyond(answer.headers(), 0) => Ok(Some(0)),
+            416 if is_beyond(answer.headers(), 0) || is_empty(digest) => Ok(Some(0)),
+            // No part is served there: the header of the whole tells, and its body is not read.
+            416 if follow => {
+                drop(answer);
+                question.headers.remove(RANGE);
+                let Held { answer, .. } = self.ask(access, &question).await?;
+                match answer.status().as_u16() {
+                    200 if answer.check_encoding().is_ok() => Ok(answer.length()),
+                    200 => Ok(None),
+                    _ => Err(self.fault(access, answer).await),
+                }
+            }
+            416 => Ok(None),
             200..=399 => Ok(None),
             _ => Err(self.fault(access, answer).await),
         }
@@ -298,6 +310,10 @@ fn checked_part(answer: &Answer, from: u64) -> Result<Part, Error> {
 fn is_beyond(headers: &HeaderMap, from: u64) -> bool {
     let size = content_range(headers).and_then(|(_, total)| number(total));
     size.is_some_and(|size| size <= from)
+}
+
+fn is_empty(digest: &Digest) -> bool {
+    *digest == Digest::of(digest.algorithm(), b"")
 }
 
 fn range(from: u64, until: Option<u64>) -> HeaderValue {

@@ -92,6 +92,7 @@ impl Mirror {
             headers: HeaderMap::new(),
             access: None,
             access_log: false,
+            health: mirror::health::Health::default(),
         };
         let service = http::service(pull.clone(), settings, metrics.clone());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -103,3 +103,43 @@ async fn the_task_expires_at_once_and_again_when_the_ttl_changes_and_flushes_at_
     task.await.unwrap();
     assert_eq!(fs::read_to_string(&state).unwrap(), "{}");
 }
+
+#[tokio::test]
+async fn a_use_alone_rewrites_the_expiry_state_only_once_an_hour_and_at_the_end() {
+    let place = Place::new();
+    let store = place.open().await;
+    let digest = put(&store, &nginx(), b"layer").await;
+    store.expire(Some(24 * HOUR), LastUse).await.unwrap();
+    store.keep_up().await;
+    let state = || fs::read_to_string(place.path().join("scheduler-state.json")).unwrap();
+    let use_it = async || {
+        place.clock.advance(Duration::from_mins(2));
+        get(&store, &nginx(), &digest).await.unwrap();
+    };
+    let first = state();
+    use_it().await;
+    store.keep_up().await;
+    assert_eq!(state(), first);
+    store.flush().await;
+    let second = state();
+    assert_ne!(second, first);
+    place.clock.advance(HOUR);
+    use_it().await;
+    store.keep_up().await;
+    assert_ne!(state(), second);
+}
+
+#[tokio::test]
+async fn counted_from_the_first_fetch_a_use_never_rewrites_the_expiry_state() {
+    let place = Place::new();
+    let store = place.open().await;
+    let digest = put(&store, &nginx(), b"layer").await;
+    store.expire(Some(24 * HOUR), FirstFetch).await.unwrap();
+    store.flush().await;
+    let path = place.path().join("scheduler-state.json");
+    fs::remove_file(&path).unwrap();
+    place.clock.advance(2 * HOUR);
+    get(&store, &nginx(), &digest).await.unwrap();
+    store.flush().await;
+    assert!(!path.exists());
+}

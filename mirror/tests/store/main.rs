@@ -8,6 +8,7 @@ mod distribution;
 mod expiry;
 mod full;
 mod limits;
+mod pins;
 mod restart;
 mod tags;
 

@@ -53,16 +53,11 @@ impl Op {
         !matches!(self, Self::Remove(_) | Self::Untag(..) | Self::MediaType(..))
     }
 
-    /// True where Distribution's expiry state has to follow.
+    /// True where Distribution's expiry state has to follow, whatever its times count from.
     pub(super) fn moves_expiry(&self) -> bool {
         matches!(
             self,
-            Self::Admit { .. }
-                | Self::Discover { .. }
-                | Self::Link(..)
-                | Self::Remove(_)
-                | Self::Use(..)
-                | Self::Resolve(..)
+            Self::Admit { .. } | Self::Discover { .. } | Self::Link(..) | Self::Remove(_) | Self::Resolve(..)
         )
     }
 }

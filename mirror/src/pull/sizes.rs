@@ -1,0 +1,81 @@
+//! Sizes of blobs that manifests name: a HEAD needs no more, and no question to upstream.
+
+use moka::sync::Cache;
+use serde::Deserialize;
+
+use crate::digest::Digest;
+use crate::name::Repository;
+
+/// Sizes that are remembered at most.
+const CAPACITY: u64 = 100_000;
+
+/// What manifests that were fetched say of their blobs.
+pub(super) struct Named(Cache<(Repository, Digest), u64>);
+
+/// The blobs of a manifest (image-spec, "Image Manifest"; the older artifacts have `blobs`).
+#[derive(Default, Deserialize)]
+struct Blobs {
+    config: Option<Descriptor>,
+    layers: Option<Vec<Descriptor>>,
+    blobs: Option<Vec<Descriptor>>,
+}
+
+#[derive(Deserialize)]
+struct Descriptor {
+    digest: String,
+    size: u64,
+    #[serde(default)]
+    urls: Option<Vec<String>>,
+}
+
+impl Default for Named {
+    fn default() -> Self {
+        Self(Cache::new(CAPACITY))
+    }
+}
+
+impl Named {
+    /// Remembers what a manifest says of its blobs. What lies elsewhere by its `urls` may not be at the registry.
+    pub(super) fn note(&self, repository: &Repository, manifest: &[u8]) {
+        let named: Blobs = serde_json::from_slice(manifest).unwrap_or_default();
+        let lists = [named.layers, named.blobs].into_iter().flatten().flatten();
+        for blob in lists.chain(named.config) {
+            let elsewhere = blob.urls.is_some_and(|urls| !urls.is_empty());
+            if let (Ok(digest), false) = (blob.digest.parse(), elsewhere) {
+                self.0.insert((repository.clone(), digest), blob.size);
+            }
+        }
+    }
+
+    /// The size of this blob by a manifest of the same repository.
+    pub(super) fn of(&self, repository: &Repository, digest: &Digest) -> Option<u64> {
+        self.0.get(&(repository.clone(), digest.clone()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::digest::Algorithm;
+
+    #[test]
+    fn sizes_are_known_by_repository_but_for_what_lies_elsewhere() {
+        let (sizes, digest) = (Named::default(), |text: &[u8]| {
+            Digest::of(Algorithm::Sha256, text)
+        });
+        let repository = |name: &str| Repository {
+            host: "a.test".parse().unwrap(),
+            name: name.parse().unwrap(),
+        };
+        let manifest = format!(
+            r#"{{"config":{{"digest":"{}","size":7}},"layers":[{{"digest":"{}","size":9,"urls":["https://b"]}}]}}"#,
+            digest(b"config"),
+            digest(b"layer"),
+        );
+        sizes.note(&repository("x"), manifest.as_bytes());
+        sizes.note(&repository("x"), b"<html>");
+        assert_eq!(sizes.of(&repository("x"), &digest(b"config")), Some(7));
+        assert_eq!(sizes.of(&repository("x"), &digest(b"layer")), None);
+        assert_eq!(sizes.of(&repository("y"), &digest(b"config")), None);
+    }
+}

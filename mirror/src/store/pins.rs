@@ -1,0 +1,147 @@
+//! Pins: content that neither expires nor gives way, and everything that it is made of.
+
+use std::collections::HashSet;
+use std::sync::Mutex;
+
+use serde::Deserialize;
+
+use crate::config::Globs;
+use crate::digest::Digest;
+use crate::store::hits::lock;
+use crate::store::index::Link;
+use crate::store::{Error, Inner, Store, link};
+
+/// What is pinned, as far as it is known.
+#[derive(Debug, Default)]
+pub(super) struct Pins(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    patterns: Globs,
+    /// Pinned manifests and what they name, down to the layers.
+    held: HashSet<Digest>,
+    /// Something pinned came or went since `held` was found.
+    stale: bool,
+}
+
+/// The descriptors of an index or an image (image-spec, "Image Index" and "Image Manifest").
+#[derive(Default, Deserialize)]
+struct Named {
+    manifests: Option<Vec<Descriptor>>,
+    config: Option<Descriptor>,
+    layers: Option<Vec<Descriptor>>,
+    blobs: Option<Vec<Descriptor>>,
+}
+
+#[derive(Deserialize)]
+struct Descriptor {
+    digest: String,
+}
+
+impl Store {
+    /// Sets what stays: patterns of `host/name:tag` and `host/name@digest`. What a pinned manifest names stays
+    /// with it.
+    pub fn set_pinned(&self, patterns: &Globs) {
+        let mut state = lock(&self.inner.upkeep.pins.0);
+        if state.patterns != *patterns {
+            state.patterns = patterns.clone();
+            state.stale = true;
+        }
+    }
+}
+
+impl Inner {
+    /// A link is about to be written or removed: what is pinned may be something else afterwards.
+    pub(super) fn note_pin(&self, digest: &Digest, link: &Link) {
+        let mut state = lock(&self.upkeep.pins.0);
+        let of_manifest = !matches!(link, Link::Layer(..));
+        if !state.patterns.is_empty()
+            && of_manifest
+            && (state.held.contains(digest) || state.patterns.matches(&name_of(link)))
+        {
+            state.stale = true;
+        }
+    }
+
+    /// Whether this content has to stay.
+    pub(super) fn is_pinned(&self, digest: &Digest) -> Result<bool, Error> {
+        let patterns = {
+            let mut state = lock(&self.upkeep.pins.0);
+            if state.patterns.is_empty() {
+                return Ok(false);
+            }
+            if state.stale {
+                state.held = self.all_pinned(&state.patterns)?;
+                state.stale = false;
+            }
+            if state.held.contains(digest) {
+                return Ok(true);
+            }
+            state.patterns.clone()
+        };
+        // A blob that is pinned by its own digest.
+        let links = self.index.links(digest)?;
+        let layer = |link: &Link| matches!(link, Link::Layer(..)) && patterns.matches(&name_of(link));
+        Ok(links.iter().any(layer))
+    }
+
+    fn all_pinned(&self, patterns: &Globs) -> Result<HashSet<Digest>, Error> {
+        let mut found = Vec::new();
+        self.index.each_link::<Error>(|digest, link, _| {
+            if !matches!(link, Link::Layer(..))
+                && patterns.matches(&name_of(link))
+                && self.is_current(digest, link)?
+            {
+                found.push(digest.clone());
+            }
+            Ok(())
+        })?;
+        let mut held = HashSet::new();
+        while let Some(digest) = found.pop() {
+            if held.insert(digest.clone()) {
+                found.extend(self.named_by(&digest));
+            }
+        }
+        Ok(held)
+    }
+
+    /// A tag keeps what it points to now, not what it once did.
+    fn is_current(&self, digest: &Digest, link: &Link) -> Result<bool, Error> {
+        match link {
+            Link::Tag(repository, tag) => {
+                let current = link::read(&self.layout.tag_current(repository, tag))?;
+                Ok(current.as_ref() == Some(digest))
+            }
+            _ => Ok(true),
+        }
+    }
+
+    /// What a manifest names; nothing where this is none. Only what can be a manifest by its size is read.
+    fn named_by(&self, digest: &Digest) -> Vec<Digest> {
+        const MOST: u64 = 4 << 20;
+        let path = self.layout.blob_data(digest);
+        let small = path.metadata().is_ok_and(|found| found.len() <= MOST);
+        let bytes = small
+            .then(|| std::fs::read(&path).ok())
+            .flatten()
+            .unwrap_or_default();
+        let named: Named = serde_json::from_slice(&bytes).unwrap_or_default();
+        let lists = [named.manifests, named.layers, named.blobs]
+            .into_iter()
+            .flatten()
+            .flatten();
+        let all = lists.chain(named.config);
+        all.filter_map(|descriptor| descriptor.digest.parse().ok())
+            .collect()
+    }
+}
+
+/// As patterns write it.
+fn name_of(link: &Link) -> String {
+    match link {
+        Link::Layer(repository, digest) | Link::Revision(repository, digest) => {
+            format!("{repository}@{digest}")
+        }
+        Link::Tag(repository, tag) => format!("{repository}:{}", tag.as_str()),
+    }
+}

@@ -1,0 +1,94 @@
+//! What is pinned stays with all that it is made of.
+
+use super::*;
+use mirror::config::Globs;
+use mirror::config::TtlFrom::FirstFetch;
+
+fn globs(patterns: &[&str]) -> Globs {
+    Globs::new(&patterns.iter().map(ToString::to_string).collect::<Vec<_>>()).unwrap()
+}
+
+/// An image of one layer with a tag, and an index over it with another.
+async fn image(store: &Store, layer: &[u8]) -> (Digest, Digest, Digest) {
+    let layer = put(store, &nginx(), layer).await;
+    let image = manifest(&format!(r#"{{"layers":[{{"digest":"{layer}"}}]}}"#));
+    store.put_manifest(&nginx(), &image).await.unwrap();
+    let index = manifest(&format!(r#"{{"manifests":[{{"digest":"{}"}}]}}"#, image.digest));
+    store.put_manifest(&nginx(), &index).await.unwrap();
+    (layer, image.digest, index.digest)
+}
+
+#[tokio::test]
+async fn a_pinned_tag_keeps_its_index_its_image_and_its_layers_from_expiring() {
+    let place = Place::new();
+    let store = place.open().await;
+    let (layer, image, index) = image(&store, b"kept").await;
+    let other = put(&store, &nginx(), b"other").await;
+    store
+        .put_tag(&nginx(), &"v1".parse().unwrap(), &index)
+        .await
+        .unwrap();
+    store.set_pinned(&globs(&["docker.io/library/nginx:v*"]));
+    place.clock.advance(2 * HOUR);
+    assert_eq!(store.expire(Some(HOUR), FirstFetch).await.unwrap(), 1);
+    assert_eq!(get(&store, &nginx(), &other).await, None);
+    assert!(get(&store, &nginx(), &layer).await.is_some());
+    for digest in [&image, &index] {
+        assert!(store.manifest(&nginx(), digest).await.unwrap().is_some());
+    }
+    store.set_pinned(&globs(&[]));
+    assert_eq!(store.expire(Some(HOUR), FirstFetch).await.unwrap(), 3);
+}
+
+#[tokio::test]
+async fn a_pin_by_digest_holds_a_manifest_or_a_blob() {
+    let place = Place::new();
+    let store = place.open().await;
+    let (layer, image, _) = image(&store, b"by manifest").await;
+    let blob = put(&store, &nginx(), b"by itself").await;
+    let pins = [&image, &blob].map(|digest| format!("docker.io/library/nginx@{digest}"));
+    store.set_pinned(&globs(&[&pins[0], &pins[1]]));
+    place.clock.advance(2 * HOUR);
+    assert_eq!(
+        store.expire(Some(HOUR), FirstFetch).await.unwrap(),
+        1,
+        "the index goes"
+    );
+    assert!(get(&store, &nginx(), &layer).await.is_some());
+    assert!(get(&store, &nginx(), &blob).await.is_some());
+}
+
+#[tokio::test]
+async fn a_tag_that_moved_keeps_what_it_points_to_now() {
+    let place = Place::new();
+    let store = place.open().await;
+    store.set_pinned(&globs(&["docker.io/**/nginx:latest"]));
+    let tag = "latest".parse().unwrap();
+    let (old, _, before) = image(&store, b"old").await;
+    store.put_tag(&nginx(), &tag, &before).await.unwrap();
+    place.clock.advance(2 * HOUR);
+    assert_eq!(store.expire(Some(HOUR), FirstFetch).await.unwrap(), 0);
+    let (new, _, after) = image(&store, b"new").await;
+    store.put_tag(&nginx(), &tag, &after).await.unwrap();
+    place.clock.advance(2 * HOUR);
+    assert_eq!(store.expire(Some(HOUR), FirstFetch).await.unwrap(), 3);
+    assert_eq!(get(&store, &nginx(), &old).await, None);
+    assert!(get(&store, &nginx(), &new).await.is_some());
+}
+
+#[tokio::test]
+async fn what_is_pinned_does_not_give_way_and_no_room_is_said() {
+    let place = Place::limited(2048);
+    let store = place.open().await;
+    let pinned = put(&store, &nginx(), &bytes(0, 1024)).await;
+    store.set_pinned(&globs(&[&format!("docker.io/library/nginx@{pinned}")]));
+    place.clock.advance(HOUR);
+    let first = put(&store, &nginx(), &bytes(1, 1024)).await;
+    place.clock.advance(HOUR);
+    put(&store, &nginx(), &bytes(2, 1024)).await;
+    assert!(get(&store, &nginx(), &pinned).await.is_some());
+    assert_eq!(get(&store, &nginx(), &first).await, None);
+    let refused = try_put(&store, &nginx(), &bytes(3, 2048)).await;
+    assert!(matches!(refused, Err(StageError::NoRoom)), "{refused:?}");
+    assert!(get(&store, &nginx(), &pinned).await.is_some());
+}
