@@ -91,8 +91,13 @@ impl Server {
             cache: config.proxy.cache.clone(),
         };
         let pull = Pull::new(store.clone(), live, clock, &metrics);
+        let users = users(&config);
         let health = Health::start(&config.health, &config.root, &tasks);
-        let service = http::service(pull.clone(), settings(&config, health.clone()), metrics.clone());
+        let service = http::service(
+            pull.clone(),
+            settings(&config, users.clone(), health.clone()),
+            metrics.clone(),
+        );
         let connections = serve::Options {
             tls: certificates.clone(),
             http2: config.http.http2,
@@ -107,7 +112,7 @@ impl Server {
             admin,
             service,
             connections,
-            reloader: Reloader::new(running.clone(), pull, options, certificates, upstreams),
+            reloader: Reloader::new(running.clone(), pull, options, (certificates, users), upstreams),
             running,
             tasks,
         })
@@ -205,14 +210,16 @@ async fn open(config: &Config, clock: &Clock) -> Result<Store, Error> {
     Ok(Store::open(&config.root, options).await?)
 }
 
-fn settings(config: &Config, health: Health) -> http::Settings {
+fn users(config: &Config) -> Option<Htpasswd> {
+    let access = config.access.as_ref()?;
+    Some(Htpasswd::new(access.path.clone(), &access.realm))
+}
+
+fn settings(config: &Config, users: Option<Htpasswd>, health: Health) -> http::Settings {
     http::Settings {
         prefix: config.http.prefix.trim_end_matches('/').to_owned(),
         headers: config.http.headers.clone(),
-        access: config
-            .access
-            .as_ref()
-            .map(|access| Htpasswd::new(access.path.clone(), &access.realm)),
+        access: users,
         access_log: config.log.access,
         health,
     }

@@ -1,6 +1,7 @@
 //! Who may pull: `auth.htpasswd`, bcrypt entries only, as Distribution has it.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine;
@@ -19,13 +20,15 @@ const REMEMBERED: u64 = 10_000;
 /// A hash to compare unknown users' passwords with, so that they take as long as known ones.
 const NOBODY: &str = "$2y$10$CwTycUXWue0Thq9StjUM0uJ8.Ln6PrmVYhSEV1gJOtMdCxJ.9p7Jm";
 
-/// Logins that an htpasswd file lists. The file is read anew, so that an edit counts within a minute.
+/// Logins that an htpasswd file lists; clones are of one. The file is read anew for each login that is not
+/// believed yet.
+#[derive(Clone)]
 pub struct Htpasswd {
     path: PathBuf,
     challenge: HeaderValue,
     accepted: Cache<Digest, ()>,
     /// Checks under way: no more than the machine has cores, or guesses would take the threads that disks need.
-    checks: Semaphore,
+    checks: Arc<Semaphore>,
 }
 
 impl Htpasswd {
@@ -38,13 +41,19 @@ impl Htpasswd {
             .max_capacity(REMEMBERED)
             .time_to_live(BELIEVED)
             .build();
-        let checks = Semaphore::new(std::thread::available_parallelism().map_or(1, usize::from));
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let checks = Arc::new(Semaphore::new(cores));
         Self {
             path,
             challenge,
             accepted,
             checks,
         }
+    }
+
+    /// Believes nobody any more, as the file may be another one now.
+    pub fn forget(&self) {
+        self.accepted.invalidate_all();
     }
 
     /// Lets a request pass that comes with a listed login.

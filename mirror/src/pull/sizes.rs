@@ -14,7 +14,7 @@ pub(super) struct Named(Cache<(Repository, Digest), u64>);
 
 /// The blobs of a manifest (image-spec, "Image Manifest"; the older artifacts have `blobs`).
 #[derive(Default, Deserialize)]
-struct Blobs {
+struct Manifest {
     config: Option<Descriptor>,
     layers: Option<Vec<Descriptor>>,
     blobs: Option<Vec<Descriptor>>,
@@ -37,7 +37,7 @@ impl Default for Named {
 impl Named {
     /// Remembers what a manifest says of its blobs. What lies elsewhere by its `urls` may not be at the registry.
     pub(super) fn note(&self, repository: &Repository, manifest: &[u8]) {
-        let named: Blobs = serde_json::from_slice(manifest).unwrap_or_default();
+        let named: Manifest = serde_json::from_slice(manifest).unwrap_or_default();
         let lists = [named.layers, named.blobs].into_iter().flatten().flatten();
         for blob in lists.chain(named.config) {
             let elsewhere = blob.urls.is_some_and(|urls| !urls.is_empty());

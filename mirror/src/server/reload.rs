@@ -10,6 +10,7 @@ use super::running::Running;
 use super::upstreams::{self, Upstreams};
 use crate::config::{Cache, Config};
 use crate::files::Files;
+use crate::http::Htpasswd;
 use crate::http::tls::Certificates;
 use crate::pull::{Live, Pull};
 use crate::upstream::{BuildError, Options};
@@ -24,6 +25,7 @@ struct Inner {
     options: Options,
     cache: watch::Sender<Cache>,
     certificates: Option<Arc<Certificates>>,
+    users: Option<Htpasswd>,
     upstreams: Mutex<Upstreams>,
     /// The files that the configuration names may be others now.
     renamed: Notify,
@@ -45,7 +47,7 @@ impl Reloader {
         running: Arc<Running>,
         pull: Arc<Pull>,
         options: Options,
-        certificates: Option<Arc<Certificates>>,
+        (certificates, users): (Option<Arc<Certificates>>, Option<Htpasswd>),
         upstreams: Upstreams,
     ) -> Self {
         let cache = running.current().config.proxy.cache.clone();
@@ -55,6 +57,7 @@ impl Reloader {
             options,
             cache: watch::Sender::new(cache),
             certificates,
+            users,
             upstreams: Mutex::new(upstreams),
             renamed: Notify::new(),
         }))
@@ -106,6 +109,9 @@ impl Reloader {
             upstreams: upstreams.origins(),
             cache: config.proxy.cache.clone(),
         });
+        if let Some(users) = &self.0.users {
+            users.forget();
+        }
         if let Some(certificates) = &self.0.certificates {
             // A renewal that is half written comes again.
             if let Err(error) = certificates.reload() {
@@ -133,7 +139,7 @@ impl Reloader {
             self.renew_files().await;
             loop {
                 tokio::select! {
-                    () = files.changed() => info!("a certificate file changed"),
+                    () = files.changed() => info!("a file that the configuration names changed"),
                     () = self.0.renamed.notified() => break,
                 }
                 self.renew_files().await;
@@ -149,12 +155,13 @@ impl Reloader {
     }
 }
 
-/// Certificates, their keys, and authorities of both sides.
+/// Certificates, their keys, authorities of both sides, and the users.
 fn named(config: &Config) -> Vec<PathBuf> {
     let tls = config.http.tls.iter();
     let own = tls.flat_map(|tls| [&tls.certificate, &tls.key].into_iter().chain(&tls.client_cas));
     let theirs = upstreams::authorities(&config.proxy).map(PathBuf::from);
-    own.cloned().chain(theirs).collect()
+    let users = config.access.iter().map(|access| access.path.clone());
+    own.cloned().chain(theirs).chain(users).collect()
 }
 
 /// The keys that differ and that only a start can take.
@@ -206,7 +213,11 @@ mod tests {
 
     #[test]
     fn all_files_that_can_be_renewed_are_followed() {
-        let config = config("http: {tls: {certificate: /c, key: /k, clientcas: [/ca]}}");
-        assert_eq!(named(&config), [PathBuf::from("/c"), "/k".into(), "/ca".into()]);
+        let tls = "http: {tls: {certificate: /c, key: /k, clientcas: [/ca]}}";
+        let config = config(&format!("{tls}, auth: {{htpasswd: {{realm: r, path: /u}}}}"));
+        assert_eq!(
+            named(&config),
+            [PathBuf::from("/c"), "/k".into(), "/ca".into(), "/u".into()]
+        );
     }
 }

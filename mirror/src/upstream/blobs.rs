@@ -246,8 +246,7 @@ impl Upstream {
                     _ => Err(self.fault(access, answer).await),
                 }
             }
-            416 => Ok(None),
-            200..=399 => Ok(None),
+            200..=399 | 416 => Ok(None),
             _ => Err(self.fault(access, answer).await),
         }
     }

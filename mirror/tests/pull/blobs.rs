@@ -301,6 +301,29 @@ async fn head_of_a_blob_that_is_redirected_tells_its_size() {
 }
 
 #[tokio::test]
+async fn head_of_a_blob_that_a_manifest_of_its_repository_names_asks_upstream_nothing() {
+    let hub = Hub::start().await;
+    let data = pattern(1000);
+    let (_, layers) = hub.push_image("library/app", "1", &[&data]);
+    let mirror = Mirror::of(&hub).await;
+    mirror.get("/v2/app/manifests/1").await;
+    let answer = mirror.request("HEAD", &path(&layers[0])).send().await.unwrap();
+    assert_eq!(
+        (answer.status().as_u16(), header(&answer, "content-length")),
+        (200, "1000")
+    );
+    assert_eq!(hub.count("* blobs"), 0);
+    hub.push_blob("library/other", &data);
+    let other = format!("/v2/library/other/blobs/{}", layers[0]);
+    mirror.request("HEAD", &other).send().await.unwrap();
+    assert_eq!(
+        hub.count("HEAD library/other/blobs"),
+        1,
+        "another repository needs its own yes"
+    );
+}
+
+#[tokio::test]
 async fn a_look_ahead_that_fails_waits_for_the_fill() {
     let hub = Hub::start().await;
     let data = pattern(16 * MIB);

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::hub::{Fault, Hub};
+use crate::hub::{Fault, Gate, Hub};
 use crate::served::{Mirror, header, json as body_of};
 
 #[tokio::test]
@@ -112,4 +112,27 @@ async fn an_ingress_page_does_not_hide_referrers_that_are_known() {
         (answer.status().as_u16(), header(&answer, "x-cache")),
         (200, "STALE")
     );
+}
+
+#[tokio::test]
+async fn many_who_ask_for_referrers_at_once_cost_one_request() {
+    let hub = Hub::start().await;
+    let (digest, _) = hub.push_image("library/app", "a", &[b"a"]);
+    let gate = Gate::shut();
+    hub.always("GET referrers", Fault::Hold(gate.clone()));
+    let mirror = Mirror::of(&hub).await;
+    let path = format!("/v2/app/referrers/{digest}");
+    let ask = async || {
+        let answer = mirror.get(&path).await;
+        (answer.status().as_u16(), header(&answer, "x-cache").to_owned())
+    };
+    let open = async {
+        while hub.count("GET referrers") == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        gate.open();
+    };
+    let (answers, ()) = tokio::join!(futures::future::join_all((0..20).map(|_| ask())), open);
+    assert!(answers.iter().all(|(status, _)| *status == 200), "{answers:?}");
+    assert_eq!(hub.count("GET referrers"), 1);
 }

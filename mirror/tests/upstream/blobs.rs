@@ -293,6 +293,23 @@ async fn an_empty_blob_behind_a_redirect_has_size_zero() {
 }
 
 #[tokio::test]
+async fn a_storage_that_refuses_parts_with_a_bare_416_tells_the_size_all_the_same() {
+    let hub = Hub::start().await;
+    let (length, refused) = (64 * 1024 * 1024, Fault::refuse_range());
+    let empty = hub.push_blob("library/app", b"");
+    let large = hub.push_blob("library/app", vec![0; length]);
+    hub.redirect_blobs(true);
+    let upstream = upstream(&hub);
+    hub.once("GET /signed", refused.clone());
+    let size = upstream.blob_size(&name("library/app"), &empty).await;
+    assert_eq!(size, Ok(Some(0)));
+    hub.once("GET /signed", refused);
+    let size = upstream.blob_size(&name("library/app"), &large).await;
+    assert_eq!(size, Ok(Some(length as u64)));
+    assert!(hub.sent("GET /signed") < length as u64);
+}
+
+#[tokio::test]
 async fn a_size_that_is_told_nowhere_is_unknown_and_one_refused_is_an_error() {
     let hub = Hub::start().await;
     let digest = hub.push_blob("library/app", pattern(1000));

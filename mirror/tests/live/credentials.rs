@@ -1,0 +1,153 @@
+//! Credentials that change under load.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+
+use crate::hub::{Auth, Hub, Tokens};
+use crate::served::{Home, Served, eventually, publish};
+
+const PULLS: usize = 1_000;
+const ROTATIONS: u64 = 50;
+
+fn rotate(served: &Served, version: u64, user: &str) {
+    let entry =
+        format!(r#"{{"auths":{{"registry.test":{{"username":"{user}","password":"secret-{user}"}}}}}}"#);
+    let files = [("config.json", entry), ("version", version.to_string())];
+    publish(&served.home.path("credentials"), version, &files);
+}
+
+fn admit(hub: &Hub, user: &str) {
+    let mut auth = hub.auth();
+    auth.tokens().users.insert(user.into(), format!("secret-{user}"));
+}
+
+/// The upstream's credentials as `/status` tells them.
+async fn told(served: &Served) -> (String, Option<u64>, Option<u64>) {
+    let status = served.status().await;
+    let credentials = &status["upstreams"][0]["credentials"];
+    let state = credentials["state"].as_str().unwrap_or_default().to_owned();
+    (
+        state,
+        credentials["versionLoaded"].as_u64(),
+        credentials["versionSeen"].as_u64(),
+    )
+}
+
+async fn begin(hub: &Hub) -> Served {
+    hub.push_image("library/app", "v1", &[b"layer"]);
+    let tokens = Tokens::at(hub).only("user-0", "secret-user-0");
+    *hub.auth() = Auth::Tokens(tokens);
+    let proxy = format!(
+        "proxy: {{credentialsdirectory: HOME/credentials, cache: {{staleiferror: 0, maxsize: 1Gi}}, \
+         upstreams: [{{host: registry.test, remoteurl: '{}'}}]}}",
+        hub.url()
+    );
+    let home = Home::new();
+    std::fs::create_dir(home.path("credentials")).unwrap();
+    let mut served = home.serve("", &proxy, &[]).await;
+    served.forget_log();
+    rotate(&served, 1, "user-0");
+    eventually("the first credential", async || {
+        told(&served).await == ("Active".into(), Some(1), Some(1))
+    })
+    .await;
+    served
+}
+
+#[tokio::test]
+async fn a_rejected_candidate_leaves_the_last_good_one_in_use_and_status_says_so() {
+    let hub = Hub::start().await;
+    let served = begin(&hub).await;
+    rotate(&served, 2, "nobody");
+    eventually("a rejection", async || {
+        told(&served).await == ("Rejected".into(), Some(1), Some(2))
+    })
+    .await;
+    hub.auth().tokens().revoke();
+    assert_eq!(served.get("/v2/library/app/manifests/v1").await.0, 200);
+    let (_, status) = served.admin("/status").await;
+    assert!(!status.contains("secret-"), "{status}");
+}
+
+#[tokio::test]
+async fn a_candidate_waits_while_upstream_is_gone_and_is_used_once_it_is_back() {
+    let mut hub = Hub::start().await;
+    let served = begin(&hub).await;
+    admit(&hub, "user-1");
+    hub.stop();
+    rotate(&served, 2, "user-1");
+    eventually("pending", async || {
+        told(&served).await == ("Pending".into(), Some(1), Some(2))
+    })
+    .await;
+    hub.restart().await;
+    eventually("the swap", async || {
+        told(&served).await == ("Active".into(), Some(2), Some(2))
+    })
+    .await;
+}
+
+/// Old and new overlap for one rotation; every fifth one is a mistake.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_a_thousand_pulls_none_fails_while_credentials_rotate_fifty_times() {
+    let hub = Arc::new(Hub::start().await);
+    let served = Arc::new(begin(&hub).await);
+    let (done, pulls, rotated) = (AtomicBool::new(false), AtomicUsize::new(0), AtomicU64::new(0));
+    let rotations = async {
+        let mut good = 0;
+        for version in 2..2 + ROTATIONS {
+            if version % 5 == 0 {
+                rotate(&served, version, "nobody");
+                eventually("a rejection", async || {
+                    let (state, _, seen) = told(&served).await;
+                    (state.as_str(), seen) == ("Rejected", Some(version))
+                })
+                .await;
+            } else {
+                good += 1;
+                admit(&hub, &format!("user-{good}"));
+                rotate(&served, version, &format!("user-{good}"));
+                eventually("a swap", async || {
+                    told(&served).await == ("Active".into(), Some(version), Some(version))
+                })
+                .await;
+                if let Some(old) = u64::checked_sub(good, 2) {
+                    hub.auth().tokens().users.remove(&format!("user-{old}"));
+                }
+            }
+            rotated.fetch_add(1, Ordering::SeqCst);
+            // As many pulls see each credential, whatever is faster.
+            let share = PULLS * usize::try_from(version - 1).unwrap() / usize::try_from(ROTATIONS).unwrap();
+            eventually("enough pulls", async || pulls.load(Ordering::SeqCst) >= share).await;
+        }
+        done.store(true, Ordering::SeqCst);
+    };
+    let client = crate::served::client();
+    let pull = async |worker: usize| {
+        let mut number = 0;
+        while !done.load(Ordering::SeqCst) {
+            number += 1;
+            // Small blobs that nobody has yet: each asks upstream with what is in use now.
+            let data = format!("blob {number} of {worker}");
+            let digest = hub.push_blob("library/app", &data);
+            for (path, body) in [
+                ("manifests/v1".to_owned(), None),
+                (format!("blobs/{digest}"), Some(data)),
+            ] {
+                let answer = client.get(format!("http://{}/v2/library/app/{path}", served.address));
+                let answer = answer.send().await.unwrap();
+                let (status, got) = (answer.status(), answer.text().await.unwrap());
+                assert_eq!(
+                    status,
+                    200,
+                    "{path} after {} rotations: {got}",
+                    rotated.load(Ordering::SeqCst)
+                );
+                assert!(body.is_none_or(|body| body == got));
+            }
+            pulls.fetch_add(1, Ordering::SeqCst);
+        }
+    };
+    tokio::join!(rotations, pull(0), pull(1), pull(2), pull(3));
+    assert!(pulls.load(Ordering::SeqCst) >= PULLS && rotated.load(Ordering::SeqCst) == ROTATIONS);
+}

@@ -1,0 +1,15 @@
+//! The binary in front of a misbehaving upstream, while what it was configured with changes.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test that cannot go on has failed"
+)]
+
+#[path = "../fixtures/hub.rs"]
+#[allow(unused_imports, reason = "every test binary uses another part of it")]
+mod hub;
+
+mod credentials;
+mod operations;
+mod proxies;
+mod served;

@@ -1,0 +1,192 @@
+//! Health checks, TLS, users: what a running server takes up without a restart.
+
+use std::fs;
+
+use reqwest::{Certificate, Client, Identity};
+use serde_json::Value;
+
+use crate::hub::Hub;
+use crate::served::{Home, Served, eventually};
+
+fn proxy(hub: &Hub) -> String {
+    format!("proxy: {{remoteurl: '{}', cache: {{maxsize: 1Gi}}}}", hub.url())
+}
+
+#[tokio::test]
+async fn a_health_check_that_fails_answers_503_to_clients_and_names_itself_to_admins() {
+    let hub = Hub::start().await;
+    let health = "health: {file: [{file: HOME/down, interval: 10ms, threshold: 2}]}";
+    let served = Home::new()
+        .serve("", &format!("{}\n{health}", proxy(&hub)), &[])
+        .await;
+    assert_eq!(served.get("/v2/").await.0, 200);
+    assert_eq!(served.admin("/debug/health").await, (200, "{}".into()));
+    served.home.write("down", "");
+    eventually("out of service", async || served.get("/v2/").await.0 == 503).await;
+    let body: Value = serde_json::from_slice(&served.get("/v2/app/manifests/1").await.1).unwrap();
+    assert!(
+        body["errors"][0]["message"]
+            .as_str()
+            .unwrap()
+            .contains("/debug/health"),
+        "{body}"
+    );
+    let (code, text) = served.admin("/debug/health").await;
+    assert!(code == 503 && text.contains("the file is there"), "{text}");
+    assert_eq!(served.admin("/livez").await.0, 200);
+    fs::remove_file(served.home.path("down")).unwrap();
+    eventually("back in service", async || served.get("/v2/").await.0 == 200).await;
+}
+
+#[tokio::test]
+async fn configured_headers_are_in_every_answer_and_the_prefix_before_every_path() {
+    let hub = Hub::start().await;
+    hub.push_image("app", "v1", &[b"layer"]);
+    let http = ", prefix: /mirror/, headers: {X-Frame-Options: [deny]}";
+    let served = Home::new().serve(http, &proxy(&hub), &[]).await;
+    for (path, code) in [
+        ("/mirror/v2/", 200),
+        ("/mirror/v2/app/manifests/v1", 200),
+        ("/v2/app/manifests/v1", 404),
+    ] {
+        let url = format!("http://{}{path}", served.address);
+        let answer = crate::served::client().get(url).send().await.unwrap();
+        assert_eq!(answer.status(), code, "{path}");
+        assert_eq!(answer.headers()["x-frame-options"], "deny", "{path}");
+        assert!(answer.headers().contains_key("x-request-id"), "{path}");
+    }
+}
+
+#[tokio::test]
+async fn a_read_only_cache_serves_and_keeps_nothing() {
+    let hub = Hub::start().await;
+    let digest = hub.push_blob("app", b"bytes");
+    let yaml = proxy(&hub);
+    let environment = [("REGISTRY_STORAGE_MAINTENANCE_READONLY", "{enabled: true}")];
+    let served = Home::new().serve("", &yaml, &environment).await;
+    for _ in 0..2 {
+        assert_eq!(
+            served.get(&format!("/v2/app/blobs/{digest}")).await,
+            (200, b"bytes".to_vec())
+        );
+    }
+    assert_eq!(hub.count("GET blobs"), 2);
+    assert!(!served.home.path("cache/docker/registry/v2/blobs/sha256").exists());
+}
+
+/// A certificate of its own authority for 127.0.0.1, written where the server looks.
+fn renew(home: &Home) -> Certificate {
+    let issued =
+        rcgen::generate_simple_self_signed(["127.0.0.1".to_owned(), "localhost".to_owned()]).unwrap();
+    home.write("tls.key", &issued.signing_key.serialize_pem());
+    home.write("tls.crt", &issued.cert.pem());
+    Certificate::from_pem(issued.cert.pem().as_bytes()).unwrap()
+}
+
+async fn answers(served: &Served, trusted: &Certificate, identity: Option<Identity>) -> bool {
+    let builder = Client::builder().no_proxy().tls_certs_only([trusted.clone()]);
+    let builder = match identity {
+        Some(identity) => builder.identity(identity),
+        None => builder,
+    };
+    let url = format!("https://{}/v2/", served.address);
+    builder
+        .build()
+        .unwrap()
+        .get(url)
+        .send()
+        .await
+        .is_ok_and(|answer| answer.status() == 200)
+}
+
+#[tokio::test]
+async fn a_renewed_certificate_is_served_without_a_restart() {
+    crate::served::client();
+    let (hub, home) = (Hub::start().await, Home::new());
+    let first = renew(&home);
+    let tls = ", tls: {certificate: HOME/tls.crt, key: HOME/tls.key}";
+    let served = home.serve(tls, &proxy(&hub), &[]).await;
+    assert!(answers(&served, &first, None).await);
+    let second = renew(&served.home);
+    eventually("the new certificate", async || {
+        answers(&served, &second, None).await
+    })
+    .await;
+    assert!(!answers(&served, &first, None).await);
+}
+
+/// A client's certificate with its key, and the authority that gave it.
+fn client_identity() -> (Identity, String) {
+    let authority_key = rcgen::KeyPair::generate().unwrap();
+    let mut authority = rcgen::CertificateParams::new(Vec::new()).unwrap();
+    authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let ca = authority.self_signed(&authority_key).unwrap().pem();
+    let issuer = rcgen::Issuer::new(authority, authority_key);
+    let key = rcgen::KeyPair::generate().unwrap();
+    let leaf = rcgen::CertificateParams::new(vec!["client.test".into()]).unwrap();
+    let leaf = leaf.signed_by(&key, &issuer).unwrap();
+    let pem = format!("{}{}", leaf.pem(), key.serialize_pem());
+    (Identity::from_pem(pem.as_bytes()).unwrap(), ca)
+}
+
+#[tokio::test]
+async fn only_clients_of_the_named_authorities_are_served_and_those_change_without_a_restart() {
+    crate::served::client();
+    let (hub, home) = (Hub::start().await, Home::new());
+    let server = renew(&home);
+    let ((jane, first_ca), (john, second_ca)) = (client_identity(), client_identity());
+    home.write("clients.pem", &first_ca);
+    let tls = ", tls: {certificate: HOME/tls.crt, key: HOME/tls.key, clientcas: [HOME/clients.pem]}";
+    let served = home.serve(tls, &proxy(&hub), &[]).await;
+    assert!(answers(&served, &server, Some(jane.clone())).await);
+    assert!(!answers(&served, &server, Some(john.clone())).await);
+    assert!(!answers(&served, &server, None).await);
+    served.home.write("clients.pem", &second_ca);
+    eventually("the other authority", async || {
+        answers(&served, &server, Some(john.clone())).await
+    })
+    .await;
+    assert!(!answers(&served, &server, Some(jane)).await);
+}
+
+#[tokio::test]
+async fn an_edit_of_the_htpasswd_file_counts_at_once_also_for_those_who_were_let_in() {
+    let (hub, home) = (Hub::start().await, Home::new());
+    let listed = |user: &str| format!("{user}:{}\n", bcrypt::hash("secret", 4).unwrap());
+    home.write("users", &listed("jane"));
+    let auth = "auth: {htpasswd: {realm: mirror, path: HOME/users}}";
+    let served = home.serve("", &format!("{}\n{auth}", proxy(&hub)), &[]).await;
+    let code = async |user: &str| {
+        let request = crate::served::client().get(format!("http://{}/v2/", served.address));
+        request
+            .basic_auth(user, Some("secret"))
+            .send()
+            .await
+            .unwrap()
+            .status()
+            .as_u16()
+    };
+    assert_eq!((code("jane").await, code("john").await), (200, 401));
+    served.home.write("users", &listed("john"));
+    eventually("the other user", async || code("john").await == 200).await;
+    eventually("no more of the first", async || code("jane").await == 401).await;
+}
+
+#[tokio::test]
+async fn on_sighup_the_cache_settings_change_for_what_is_cached_already() {
+    let hub = Hub::start().await;
+    hub.push_image("app", "v1", &[b"layer"]);
+    let mut served = Home::new().serve("", &proxy(&hub), &[]).await;
+    for _ in 0..2 {
+        served.get("/v2/app/manifests/v1").await;
+    }
+    assert_eq!(hub.count("HEAD manifests"), 1);
+    let yaml = fs::read_to_string(served.home.path("config.yml")).unwrap();
+    served
+        .home
+        .write("config.yml", &yaml.replace("maxsize", "tagttl: 1h, maxsize"));
+    served.signal(rustix::process::Signal::HUP);
+    served.line("in force").await;
+    served.get("/v2/app/manifests/v1").await;
+    assert_eq!(hub.count("HEAD manifests"), 1);
+}
