@@ -133,20 +133,20 @@ fn client_identity() -> (Identity, String) {
 async fn only_clients_of_the_named_authorities_are_served_and_those_change_without_a_restart() {
     crate::served::client();
     let (hub, home) = (Hub::start().await, Home::new());
-    let server = renew(&home);
+    let own = renew(&home);
     let ((jane, first_ca), (john, second_ca)) = (client_identity(), client_identity());
     home.write("clients.pem", &first_ca);
     let tls = ", tls: {certificate: HOME/tls.crt, key: HOME/tls.key, clientcas: [HOME/clients.pem]}";
     let served = home.serve(tls, &proxy(&hub), &[]).await;
-    assert!(answers(&served, &server, Some(jane.clone())).await);
-    assert!(!answers(&served, &server, Some(john.clone())).await);
-    assert!(!answers(&served, &server, None).await);
+    assert!(answers(&served, &own, Some(jane.clone())).await);
+    assert!(!answers(&served, &own, Some(john.clone())).await);
+    assert!(!answers(&served, &own, None).await);
     served.home.write("clients.pem", &second_ca);
     eventually("the other authority", async || {
-        answers(&served, &server, Some(john.clone())).await
+        answers(&served, &own, Some(john.clone())).await
     })
     .await;
-    assert!(!answers(&served, &server, Some(jane)).await);
+    assert!(!answers(&served, &own, Some(jane)).await);
 }
 
 #[tokio::test]
