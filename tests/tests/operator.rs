@@ -15,6 +15,8 @@ mod conflicts;
 mod credentials;
 #[path = "operator/rest.rs"]
 mod rest;
+#[path = "operator/rotation.rs"]
+mod rotation;
 #[path = "operator/serving.rs"]
 mod serving;
 #[path = "operator/unparsable.rs"]

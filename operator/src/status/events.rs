@@ -11,6 +11,8 @@ use kube::runtime::events::{Event, EventType, Recorder};
 const ROTATED: &str = "CredentialsRotated";
 /// What a note may have at most.
 const NOTE_BYTES: usize = 1000;
+/// What an action may have at most.
+const ACTION_BYTES: usize = 128;
 
 /// The events that a change of conditions is worth.
 ///
@@ -36,7 +38,7 @@ fn event(condition: &Condition) -> Event {
             EventType::Normal
         },
         reason: condition.reason.clone(),
-        note: Some(cut(&condition.message)),
+        note: Some(cut(&condition.message, NOTE_BYTES)),
         action: format!("{}{}", condition.type_, condition.status),
         secondary: None,
     }
@@ -59,7 +61,8 @@ pub fn rotations(before: &[UpstreamStatus], now: &[UpstreamStatus]) -> Vec<Event
                 "all replicas use the new credentials of Secret {} for {} (version {})",
                 credentials.secret, now.host, credentials.version
             )),
-            action: "Rotate".to_owned(),
+            // Events are one series where only their notes differ.
+            action: cut(&format!("Rotate {}", now.host), ACTION_BYTES),
             secondary: None,
         })
     };
@@ -71,7 +74,7 @@ pub fn failure(error: &dyn std::error::Error) -> Event {
     Event {
         type_: EventType::Warning,
         reason: "ReconcileFailed".to_owned(),
-        note: Some(cut(&error.to_string())),
+        note: Some(cut(&error.to_string(), NOTE_BYTES)),
         action: "Reconcile".to_owned(),
         secondary: None,
     }
@@ -82,8 +85,8 @@ fn is_bad(condition: &Condition) -> bool {
     condition.status == "False" && !EXPECTED.iter().any(|reason| reason.as_str() == condition.reason)
 }
 
-fn cut(message: &str) -> String {
-    message[..message.floor_char_boundary(NOTE_BYTES)].to_owned()
+fn cut(text: &str, bytes: usize) -> String {
+    text[..text.floor_char_boundary(bytes)].to_owned()
 }
 
 /// Publishes events. One that is lost changes nothing: the status has it all.

@@ -15,7 +15,7 @@ use testbed::upstream::{self, Access, Upstream};
 
 use crate::bench::{Bench, IMAGE, soon, with_claims};
 
-async fn kubelet(bench: &Bench) -> FakeKubelet {
+pub(crate) async fn kubelet(bench: &Bench) -> FakeKubelet {
     let mirror = Image::new("/mirror", env!("CARGO_BIN_EXE_mirror-under-test"));
     let options = Options::for_namespace(bench.namespace.name()).image(IMAGE, mirror);
     FakeKubelet::start(bench.control_plane.kubeconfig(), options)
@@ -23,7 +23,7 @@ async fn kubelet(bench: &Bench) -> FakeKubelet {
         .unwrap()
 }
 
-async fn pods(bench: &Bench) -> Vec<Pod> {
+pub(crate) async fn pods(bench: &Bench) -> Vec<Pod> {
     bench
         .api::<Pod>()
         .list(&ListParams::default())
@@ -32,7 +32,7 @@ async fn pods(bench: &Bench) -> Vec<Pod> {
         .items
 }
 
-fn address(pod: &Pod) -> String {
+pub(crate) fn address(pod: &Pod) -> String {
     pod.status.as_ref().unwrap().pod_ip.clone().unwrap()
 }
 
@@ -134,7 +134,7 @@ async fn a_rotated_password_is_loaded_without_a_restart_and_pulls_go_on() {
     assert_eq!((after.uid(), restarts(&after)), (pod.uid(), 0));
 }
 
-fn restarts(pod: &Pod) -> i32 {
+pub(crate) fn restarts(pod: &Pod) -> i32 {
     let statuses = pod
         .status
         .as_ref()
