@@ -15,13 +15,12 @@ pub mod tls;
 
 use std::sync::Arc;
 
-use axum::Router;
 use axum::body::Body;
-use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
+use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 
-use access::Record;
+use access::{Record, Recorded};
 pub use auth::Htpasswd;
 use error::RegistryError;
 use route::Route;
@@ -72,33 +71,45 @@ struct Answer {
 
 /// Who is at the other end, for the log.
 #[derive(Clone, Debug)]
-pub struct Peer(pub String);
+pub struct Peer(pub Arc<str>);
+
+/// Answers requests. Clones share everything.
+///
+/// Connections call it directly: a router and its boxed futures would cost each hit as much as finding the file does.
+#[derive(Clone)]
+pub struct Service {
+    app: Arc<App>,
+}
 
 /// The service over this pull path.
-pub fn service(pull: Arc<Pull>, settings: Settings, metrics: Metrics) -> Router {
-    Router::new().fallback(handle).with_state(Arc::new(App {
+pub fn service(pull: Arc<Pull>, settings: Settings, metrics: Metrics) -> Service {
+    let app = Arc::new(App {
         pull,
         settings,
         metrics,
-    }))
+    });
+    Service { app }
 }
 
-async fn handle(State(app): State<Arc<App>>, request: Request) -> Response {
-    let (parts, _) = request.into_parts();
-    let route = Route::parse(parts.uri.path(), &app.settings.prefix);
-    let record = Record::begin(app.metrics.clone(), app.settings.access_log, route.kind(), &parts);
-    let asked = Asked {
-        app: &app,
-        method: &parts.method,
-        headers: &parts.headers,
-        query: parts.uri.query().unwrap_or_default(),
-    };
-    let answer = match endpoint(&asked, &route).await {
-        Ok(answer) => answer.named(),
-        Err(error) => Answer::plain(error.into_response()),
-    };
-    let response = finished(answer.response, &app.settings.headers, &record.id);
-    record.answered(response, answer.outcome)
+impl Service {
+    /// The answer to one request. Nobody reads a request's body: no endpoint has one.
+    pub(crate) async fn answer(self, request: Parts, peer: &Peer) -> http::Response<Recorded> {
+        let app = self.app;
+        let route = Route::parse(request.uri.path(), &app.settings.prefix);
+        let record = Record::begin(&app, route.kind(), &request).logged(&request, peer);
+        let asked = Asked {
+            app: &app,
+            method: &request.method,
+            headers: &request.headers,
+            query: request.uri.query().unwrap_or_default(),
+        };
+        let answer = match endpoint(&asked, &route).await {
+            Ok(answer) => answer.named(),
+            Err(error) => Answer::plain(error.into_response()),
+        };
+        let response = finished(answer.response, &app.settings.headers, &record.id);
+        record.answered(response, answer.outcome)
+    }
 }
 
 /// All there is.

@@ -3,6 +3,7 @@
 //! One [`Metrics`] is made at start; its clones share the counters.
 
 mod labels;
+mod usual;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,6 +23,7 @@ use labels::{
 pub use labels::{EvictionReason, FillResult, Kind, Outcome, Source, TokenResult};
 
 use crate::name::Host;
+use usual::{Answers, Usual};
 
 /// From half a millisecond to half a minute.
 const SECONDS: [f64; 12] = [
@@ -32,6 +34,7 @@ const SECONDS: [f64; 12] = [
 #[derive(Clone, Debug)]
 pub struct Metrics {
     registry: Arc<Registry>,
+    usual: Arc<Usual>,
     requests: Family<RequestLabels, Counter>,
     seconds: Family<SecondsLabels, Histogram, fn() -> Histogram>,
     bytes: Family<SourceLabels, Counter>,
@@ -69,6 +72,7 @@ impl Metrics {
     pub fn new() -> Self {
         let mut metrics = Self {
             registry: Arc::default(),
+            usual: Arc::default(),
             requests: Family::default(),
             seconds: Family::new_with_constructor(histogram),
             bytes: Family::default(),
@@ -112,11 +116,20 @@ impl Metrics {
 
     /// A request was answered to its end (or its client left).
     pub fn request(&self, method: &Method, kind: Kind, code: StatusCode, outcome: Outcome, took: Duration) {
-        let labels = RequestLabels::new(method, kind, code, outcome);
-        self.requests.get_or_create(&labels).inc();
-        self.seconds
-            .get_or_create(&SecondsLabels { kind, outcome })
-            .observe(took.as_secs_f64());
+        let find = || Answers {
+            count: self
+                .requests
+                .get_or_create_owned(&RequestLabels::new(method, kind, code, outcome)),
+            seconds: self.seconds.get_or_create_owned(&SecondsLabels { kind, outcome }),
+        };
+        let observe = |answers: &Answers| {
+            answers.count.inc();
+            answers.seconds.observe(took.as_secs_f64());
+        };
+        match self.usual.place(method, kind, code, outcome) {
+            Some(place) => observe(place.get_or_init(find)),
+            None => observe(&find()),
+        }
     }
 
     /// Bytes of a body went to a client.

@@ -36,7 +36,7 @@ pub struct Server {
     listener: Listener,
     address: String,
     admin: Option<(TcpListener, Router)>,
-    service: Router,
+    service: http::Service,
     connections: serve::Options,
     running: Arc<Running>,
     reloader: Reloader,

@@ -2,6 +2,7 @@
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
@@ -14,8 +15,8 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use tracing::info;
 use url::form_urlencoded;
 
-use super::Peer;
-use crate::metrics::{Kind, Metrics, Outcome, Source};
+use super::{App, Peer};
+use crate::metrics::{Kind, Outcome, Source};
 
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Longer ids are not kept: they are written to the log.
@@ -27,13 +28,10 @@ const CLIENT_LEFT: u16 = 499;
 
 /// What is said of a request when it ends, however it ends.
 pub(super) struct Record {
-    metrics: Metrics,
-    log: bool,
+    app: Arc<App>,
+    line: Option<Box<Line>>,
     started: Instant,
     method: Method,
-    target: String,
-    client: String,
-    agent: String,
     kind: Kind,
     status: StatusCode,
     outcome: Outcome,
@@ -43,22 +41,22 @@ pub(super) struct Record {
     pub(super) id: HeaderValue,
 }
 
+/// What the log says beside, where there is one.
+struct Line {
+    target: String,
+    client: Peer,
+    agent: String,
+}
+
 impl Record {
     /// Begins with the request.
-    pub(super) fn begin(metrics: Metrics, log: bool, kind: Kind, parts: &Parts) -> Self {
-        metrics.requests_active.inc();
+    pub(super) fn begin(app: &Arc<App>, kind: Kind, parts: &Parts) -> Self {
+        app.metrics.requests_active.inc();
         Self {
-            metrics,
-            log,
+            app: Arc::clone(app),
+            line: None,
             started: Instant::now(),
             method: parts.method.clone(),
-            target: shown(&parts.uri),
-            client: parts
-                .extensions
-                .get::<Peer>()
-                .map(|peer| peer.0.clone())
-                .unwrap_or_default(),
-            agent: text(&parts.headers, &header::USER_AGENT),
             kind,
             status: StatusCode::from_u16(CLIENT_LEFT).unwrap_or(StatusCode::REQUEST_TIMEOUT),
             outcome: Outcome::None,
@@ -68,11 +66,23 @@ impl Record {
         }
     }
 
+    /// Ends with a line in the log too, where the settings want one.
+    pub(super) fn logged(mut self, parts: &Parts, peer: &Peer) -> Self {
+        self.line = self.app.settings.access_log.then(|| {
+            Box::new(Line {
+                target: shown(&parts.uri),
+                client: peer.clone(),
+                agent: text(&parts.headers, &header::USER_AGENT),
+            })
+        });
+        self
+    }
+
     /// There is an answer; what is left is to send its body.
-    pub(super) fn answered(mut self, response: Response, outcome: Outcome) -> Response {
+    pub(super) fn answered(mut self, response: Response, outcome: Outcome) -> http::Response<Recorded> {
         self.status = response.status();
         self.outcome = outcome;
-        response.map(|body| Body::new(Recorded { body, record: self }))
+        response.map(|body| Recorded { body, record: self })
     }
 
     fn source(&self) -> Source {
@@ -86,24 +96,22 @@ impl Record {
 impl Drop for Record {
     fn drop(&mut self) {
         let took = self.started.elapsed();
-        self.metrics.requests_active.dec();
-        self.metrics
-            .request(&self.method, self.kind, self.status, self.outcome, took);
-        self.metrics.served(self.source(), self.bytes);
-        if !self.log {
-            return;
-        }
+        let metrics = &self.app.metrics;
+        metrics.requests_active.dec();
+        metrics.request(&self.method, self.kind, self.status, self.outcome, took);
+        metrics.served(self.source(), self.bytes);
+        let Some(line) = &self.line else { return };
         info!(
             target: "access",
             method = %self.method,
-            target = %self.target,
+            target = %line.target,
             status = self.status.as_u16(),
             outcome = self.outcome.as_str(),
             bytes = self.bytes,
             seconds = took.as_secs_f64(),
             whole = self.whole,
-            client = %self.client,
-            agent = %self.agent,
+            client = %line.client.0,
+            agent = %line.agent,
             id = self.id.to_str().unwrap_or_default(),
             "request"
         );
@@ -126,8 +134,12 @@ fn request_id(headers: &HeaderMap) -> HeaderValue {
         .get(&REQUEST_ID)
         .filter(|id| !id.is_empty() && id.len() <= LONGEST_ID);
     sent.cloned().unwrap_or_else(|| {
-        let text = format!("{:016x}", RandomState::new().build_hasher().finish());
-        HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static("none"))
+        let (number, mut text) = (RandomState::new().build_hasher().finish(), [0; 16]);
+        let written = hex::encode_to_slice(number.to_be_bytes(), &mut text);
+        written
+            .ok()
+            .and_then(|()| HeaderValue::from_bytes(&text).ok())
+            .unwrap_or(HeaderValue::from_static("none"))
     })
 }
 
@@ -139,7 +151,8 @@ fn text(headers: &HeaderMap, name: &HeaderName) -> String {
         .to_owned()
 }
 
-struct Recorded {
+/// A body that tells its record what of it was sent.
+pub(crate) struct Recorded {
     body: Body,
     record: Record,
 }

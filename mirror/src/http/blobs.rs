@@ -19,7 +19,8 @@ pub(super) async fn get(asked: &Asked<'_>, name: &str, digest: &str) -> Result<A
         .parse()
         .map_err(|error| RegistryError::digest_invalid(format!("{error}")))?;
     let repository = asked.repository(name)?;
-    let mut response = conditional::response(asked.headers, &digest);
+    let etag = conditional::etag(&digest);
+    let mut response = conditional::response(asked.headers, &digest, &etag);
     let own = response.headers_mut();
     own.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
     own.insert(
@@ -33,7 +34,7 @@ pub(super) async fn get(asked: &Asked<'_>, name: &str, digest: &str) -> Result<A
             .insert(header::CONTENT_LENGTH, served.value.into());
         return Ok(Answer::new(response, served.outcome, repository));
     }
-    let wanted = Wanted::of(asked.headers, &conditional::etag(&digest));
+    let wanted = Wanted::of(asked.headers, &etag);
     let Served { value, mut outcome } = asked.app.pull.blob(&repository, &digest, &wanted).await?;
     match value {
         Source::Stored(blob) => {

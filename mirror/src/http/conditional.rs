@@ -6,6 +6,8 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 
 use crate::digest::Digest;
 
+/// Room for all that an answer with content has, so that the map never grows.
+const HEADERS: usize = 12;
 const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 
 /// The content's `ETag`: its digest in quotes.
@@ -14,14 +16,15 @@ pub(super) fn etag(digest: &Digest) -> String {
 }
 
 /// An empty answer with the content's names: 304 where the client has it already, else 200.
-pub(super) fn response(headers: &HeaderMap, digest: &Digest) -> Response {
+pub(super) fn response(headers: &HeaderMap, digest: &Digest, etag: &str) -> Response {
     let mut response = Response::new(Body::empty());
-    if is_known(headers, &etag(digest)) {
+    *response.headers_mut() = HeaderMap::with_capacity(HEADERS);
+    if is_known(headers, etag) {
         *response.status_mut() = StatusCode::NOT_MODIFIED;
     }
     let own = response.headers_mut();
-    for (name, text) in [(CONTENT_DIGEST, digest.to_string()), (header::ETAG, etag(digest))] {
-        if let Ok(value) = HeaderValue::try_from(text) {
+    for (name, text) in [(CONTENT_DIGEST, digest.as_str()), (header::ETAG, etag)] {
+        if let Ok(value) = HeaderValue::from_str(text) {
             own.insert(name, value);
         }
     }

@@ -1,25 +1,24 @@
 //! Connections: accepted, limited, served, drained.
 
+use std::convert::Infallible;
 use std::io;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use axum::Router;
+use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
-use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio_io_timeout::TimeoutStream;
 use tokio_util::sync::CancellationToken;
-use tower::ServiceExt;
 use tracing::{debug, warn};
 
-use super::Peer;
 use super::tls::Certificates;
+use super::{Peer, Service};
 
 /// A client has this long to send its headers, and for its part of a TLS handshake.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -50,7 +49,7 @@ pub struct Options {
 }
 
 /// Serves until `shutdown`, then lets requests in flight end.
-pub async fn serve(listener: Listener, service: Router, options: Options, shutdown: CancellationToken) {
+pub async fn serve(listener: Listener, service: Service, options: Options, shutdown: CancellationToken) {
     let graceful = GracefulShutdown::new();
     loop {
         let accepted = tokio::select! {
@@ -109,23 +108,23 @@ impl Connection {
         stream.set_write_timeout(Some(WRITE_TIMEOUT));
         Self {
             stream: Box::new(Box::pin(stream)),
-            peer: Peer(peer),
+            peer: Peer(peer.into()),
         }
     }
 
-    async fn serve(self, service: Router, options: Options, watcher: Watcher) {
+    async fn serve(self, service: Service, options: Options, watcher: Watcher) {
         let Self { stream, peer } = self;
         let Some(stream) = secured(stream, &options).await else {
             return;
         };
         let spoke = Arc::new(AtomicBool::new(false));
         let (seen, builder) = (Arc::clone(&spoke), builder(options.http2));
-        let service = service.map_request(move |mut request: http::Request<_>| {
+        let answer = service_fn(move |request: http::Request<_>| {
             seen.store(true, Ordering::Relaxed);
-            request.extensions_mut().insert(peer.clone());
-            request
+            let (service, peer, (parts, _)) = (service.clone(), peer.clone(), request.into_parts());
+            async move { Ok::<_, Infallible>(service.answer(parts, &peer).await) }
         });
-        let connection = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
+        let connection = builder.serve_connection(TokioIo::new(stream), answer);
         let mut connection = pin!(watcher.watch(connection.into_owned()));
         let ended = tokio::select! {
             ended = &mut connection => ended,
