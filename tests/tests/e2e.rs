@@ -6,6 +6,8 @@
 mod cluster;
 #[path = "e2e/registry.rs"]
 mod registry;
+#[path = "e2e/rotation.rs"]
+mod rotation;
 
 use std::time::{Duration, Instant};
 
@@ -89,4 +91,64 @@ async fn a_node_pulls_through_a_mirror_that_the_operator_deployed() {
     cluster.scale_mirror(1).await;
     cluster.wait_for_pod("never").await;
     cluster.deleting_the_namespace_leaves_nothing().await;
+}
+
+/// How many passwords in a row; `make e2e ROTATIONS=20` for figures.
+fn rotations() -> usize {
+    let wanted = std::env::var("ROTATIONS").ok();
+    wanted.and_then(|number| number.parse().ok()).unwrap_or(3)
+}
+
+#[tokio::test]
+#[ignore = "needs root, an image and a node's programs: make e2e"]
+async fn passwords_change_while_nodes_pull_and_a_wrong_one_changes_nothing() {
+    let cluster = Cluster::up("rmir-e2e").await;
+    let mut registry = Registry::start(&cluster.node).await;
+    cluster.install().await;
+    let mirror = cluster.mirror().await;
+    let pods = cluster.pods().await;
+    let mut times = Vec::new();
+    for number in 0..rotations() {
+        let tags: Vec<_> = (0..4).map(|pull| format!("r{number}-{pull}")).collect();
+        for tag in &tags {
+            registry.push(&cluster.node, tag).await;
+        }
+        let pulls = async {
+            for tag in &tags[..3] {
+                cluster
+                    .pull(&mirror, tag)
+                    .await
+                    .unwrap_or_else(|error| panic!("{error}"));
+            }
+        };
+        let password = format!("password-{number}");
+        let (took, ()) = tokio::join!(cluster.rotate(&mut registry, &password), pulls);
+        times.push(took);
+        // The old password is gone upstream.
+        cluster
+            .pull(&mirror, &tags[3])
+            .await
+            .unwrap_or_else(|error| panic!("{error}"));
+    }
+    times.sort();
+    println!(
+        "{} rotations, from kubectl apply to the status: p50 {:?}, longest {:?}",
+        times.len(),
+        times[times.len() / 2],
+        times[times.len() - 1]
+    );
+    assert!(cluster.events().await.contains("CredentialsRotated"));
+
+    registry.push(&cluster.node, "after").await;
+    let (version, _) = cluster.credentials().await;
+    cluster.set_password("wrong").await;
+    cluster
+        .credentials_after(&version, "False UpstreamRejected")
+        .await;
+    cluster
+        .pull(&mirror, "after")
+        .await
+        .unwrap_or_else(|error| panic!("{error}"));
+    assert!(cluster.events().await.contains("UpstreamRejected"));
+    assert_eq!(cluster.pods().await, pods, "a Pod was replaced or restarted");
 }

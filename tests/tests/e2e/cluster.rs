@@ -10,12 +10,12 @@ use testbed::binaries::{self, workspace};
 use testbed::scratch::Scratch;
 use testbed::{Node, wait};
 
-use crate::registry::{self, USER};
+use crate::registry::{self, USER, user};
 
 /// The registry's name, as Pods write it; it is no host's.
 pub(crate) const NAME: &str = "registry.e2e.invalid";
 const SOON: Duration = Duration::from_mins(2);
-const MIRRORS: &str = "--namespace=mirrors";
+pub(crate) const MIRRORS: &str = "--namespace=mirrors";
 
 pub(crate) struct Cluster {
     pub(crate) node: Node,
@@ -40,14 +40,14 @@ impl Cluster {
     }
 
     /// Output of a command that must not fail.
-    async fn run(&self, command: &[&str]) -> String {
+    pub(crate) async fn run(&self, command: &[&str]) -> String {
         self.node
             .run(command)
             .await
             .unwrap_or_else(|error| panic!("{error}"))
     }
 
-    async fn kubectl(&self, arguments: &[&str]) -> String {
+    pub(crate) async fn kubectl(&self, arguments: &[&str]) -> String {
         self.run(&[&["kubectl"], arguments].concat()).await
     }
 
@@ -84,7 +84,7 @@ impl Cluster {
             json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {
                 "name": "mirrors", "labels": {"pod-security.kubernetes.io/enforce": "restricted"}}}),
             json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "upstream", "namespace": "mirrors"},
-                "type": "kubernetes.io/basic-auth", "stringData": {"username": USER.0, "password": USER.1}}),
+                "type": "kubernetes.io/basic-auth", "stringData": {"username": user(USER.1), "password": USER.1}}),
             json!({"apiVersion": "registrymirror.io/v1alpha1", "kind": "RegistryMirror",
                 "metadata": {"name": "hub", "namespace": "mirrors"},
                 "spec": {
@@ -125,6 +125,23 @@ impl Cluster {
         url
     }
 
+    /// Pulls a tag through the mirror, as any client would.
+    pub(crate) async fn pull(&self, mirror: &str, tag: &str) -> Result<(), testbed::node::Error> {
+        let from = format!("{}/{NAME}/team/app:{tag}", mirror.replace("http://", "docker://"));
+        let to = format!("oci:{}:{tag}", self.scratch.path().join("pulled").display());
+        let copy = [
+            "skopeo",
+            "--insecure-policy",
+            "copy",
+            "-q",
+            "--src-no-creds",
+            "--src-tls-verify=false",
+            &from,
+            &to,
+        ];
+        self.node.run(&copy).await.map(drop)
+    }
+
     /// Has containerd ask the mirror first, and then `server`.
     pub(crate) fn write_hosts(&self, mirror: &str, server: &str) {
         let toml = format!(
@@ -134,7 +151,7 @@ impl Cluster {
     }
 
     async fn deploy(&self, name: &str, tag: &str) {
-        let auths = json!({"auths": {NAME: {"username": USER.0, "password": USER.1}}});
+        let auths = json!({"auths": {NAME: {"username": user(USER.1), "password": USER.1}}});
         self.apply(&[
             json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "pull"},
                 "type": "kubernetes.io/dockerconfigjson", "stringData": {".dockerconfigjson": auths.to_string()}}),

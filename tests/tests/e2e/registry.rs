@@ -14,6 +14,11 @@ pub(crate) const USER: (&str, &str) = ("puller", "only-for-this-test");
 const PORT: u16 = 5001;
 const SOON: Duration = Duration::from_secs(30);
 
+/// The name that goes with a password.
+pub(crate) fn user(password: &str) -> String {
+    format!("{}-{password}", USER.0)
+}
+
 /// Where nodes and Pods reach it.
 pub(crate) fn url() -> String {
     format!("http://{}:{PORT}", node::ADDRESS)
@@ -23,13 +28,13 @@ pub(crate) fn url() -> String {
 pub(crate) struct Registry {
     scratch: Scratch,
     log: PathBuf,
+    password: String,
 }
 
 impl Registry {
     pub(crate) async fn start(node: &Node) -> Self {
         let scratch = Scratch::new("e2e-registry").unwrap();
-        let users = format!("{}:{}\n", USER.0, bcrypt::hash(USER.1, 4).unwrap());
-        let users = scratch.write("htpasswd", users).unwrap();
+        let users = scratch.path().join("htpasswd");
         let config = format!(
             "version: 0.1\nlog: {{level: info}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\n\
              http: {{addr: '{}:{PORT}'}}\nauth: {{htpasswd: {{realm: e2e, path: {}}}}}\n",
@@ -39,9 +44,32 @@ impl Registry {
         );
         scratch.write("config.yml", config).unwrap();
         let log = scratch.path().join("log");
-        let registry = Self { scratch, log };
+        let mut registry = Self {
+            scratch,
+            log,
+            password: String::new(),
+        };
+        registry.takes_only(USER.1);
         registry.run(node).await;
         registry
+    }
+
+    /// Knows the user of this password only, as whom images are pushed from now on.
+    pub(crate) fn takes_only(&mut self, password: &str) {
+        password.clone_into(&mut self.password);
+        self.know(&[password]);
+    }
+
+    /// Knows the user of this password beside the one of before.
+    pub(crate) fn also_takes(&self, password: &str) {
+        self.know(&[&self.password, password]);
+    }
+
+    /// A password file holds one password for each name: each password has a name of its own.
+    fn know(&self, passwords: &[&str]) {
+        let line = |password: &&str| format!("{}:{}\n", user(password), bcrypt::hash(password, 4).unwrap());
+        let users: String = passwords.iter().map(line).collect();
+        self.scratch.write("htpasswd", users).unwrap();
     }
 
     /// Starts it, also again.
@@ -90,7 +118,7 @@ impl Registry {
             format!("oci:{}:{tag}", layout.path().display()),
             format!("docker://{}:{PORT}/team/app:{tag}", node::ADDRESS),
         );
-        let user = format!("--dest-creds={}:{}", USER.0, USER.1);
+        let user = format!("--dest-creds={}:{}", user(&self.password), self.password);
         node.run(&[
             "skopeo",
             "--insecure-policy",
