@@ -14,6 +14,7 @@ pub mod desired;
 pub mod health;
 pub mod index;
 pub mod kind;
+pub mod lease;
 pub mod metrics;
 pub mod observed;
 pub mod replicas;

@@ -49,6 +49,8 @@ const SHAPES: [(&[&str], &[&str]); 8] = [
             "ClusterRole",
             "ClusterRoleBinding",
             "CustomResourceDefinition",
+            "Role",
+            "RoleBinding",
             "Service",
             "ServiceAccount",
         ],
@@ -60,6 +62,8 @@ const SHAPES: [(&[&str], &[&str]); 8] = [
             "ClusterRole",
             "ClusterRole",
             "ClusterRoleBinding",
+            "Role",
+            "RoleBinding",
             "Service",
             "ServiceAccount",
         ],
@@ -71,6 +75,8 @@ const SHAPES: [(&[&str], &[&str]); 8] = [
             "ClusterRole",
             "Role",
             "Role",
+            "Role",
+            "RoleBinding",
             "RoleBinding",
             "RoleBinding",
             "Service",
@@ -79,7 +85,14 @@ const SHAPES: [(&[&str], &[&str]); 8] = [
     ),
     (
         &["--set=crds.enabled=false,watchNamespaces={a},rbac.aggregate=false"],
-        &["Role", "RoleBinding", "Service", "ServiceAccount"],
+        &[
+            "Role",
+            "Role",
+            "RoleBinding",
+            "RoleBinding",
+            "Service",
+            "ServiceAccount",
+        ],
     ),
     (
         &["--set=crds.enabled=false,rbac.create=false"],
@@ -190,7 +203,11 @@ async fn without_every_namespace_no_right_of_the_operator_reaches_beyond_those_t
     let helm = Helm::offline().await;
     let objects = helm.template(&["--set=watchNamespaces={a}"]).await.unwrap();
     assert!(named(&objects, "ClusterRoleBinding").is_empty());
-    let roles = named(&objects, "Role");
+    let mut roles = named(&objects, "Role");
+    let lease = |role: &mut &Value| role["rules"][0]["resources"] == json!(["leases"]);
+    let leases: Vec<_> = roles.extract_if(.., lease).collect();
+    assert_eq!(leases.len(), 1, "of the operator's own namespace");
+    assert_ne!(leases[0]["metadata"]["namespace"], "a");
     assert_eq!(roles.len(), 1);
     assert_eq!(roles[0]["metadata"]["namespace"], "a");
 }

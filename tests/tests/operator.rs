@@ -13,6 +13,8 @@ mod children;
 mod conflicts;
 #[path = "operator/credentials.rs"]
 mod credentials;
+#[path = "operator/lease.rs"]
+mod lease;
 #[path = "operator/rest.rs"]
 mod rest;
 #[path = "operator/rotation.rs"]

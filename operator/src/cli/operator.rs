@@ -2,7 +2,8 @@
 
 use std::io;
 
-use kube::Client;
+use k8s_openapi::api::coordination::v1::Lease as Object;
+use kube::{Client, Config};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
@@ -16,6 +17,7 @@ use super::{
 use crate::{
     desired::Release,
     health::{self, Health},
+    lease::{Fence, Lease, Lost},
     run::{self, Options},
 };
 
@@ -36,6 +38,17 @@ pub(super) struct Args {
     /// Where /livez, /readyz and /metrics are: `host:port`, or `:port` for every address
     #[arg(long, env = "LISTEN", default_value = ":8080", value_name = "ADDRESS")]
     listen: String,
+    /// Where the Lease is that lets one operator at a time work. Absent: the Pod's namespace, or the kubeconfig's
+    #[arg(long, env = "LEASE_NAMESPACE", value_name = "NAMESPACE")]
+    lease_namespace: Option<String>,
+    /// The Lease's name: operators for different namespaces need different ones
+    #[arg(
+        long,
+        env = "LEASE_NAME",
+        default_value = "registry-mirror",
+        value_name = "NAME"
+    )]
+    lease_name: String,
     /// How much is logged
     #[arg(long, env = "LOG_LEVEL", default_value = "info")]
     log_level: Level,
@@ -44,34 +57,83 @@ pub(super) struct Args {
     log_format: Format,
 }
 
-/// Looks after mirrors until SIGTERM or SIGINT.
+/// Looks after mirrors until SIGTERM or SIGINT, whenever no other operator does.
 pub(super) async fn run(args: Args) -> Result<(), Failure> {
     log::start(args.log_level, args.log_format);
     let shutdown = stop_on_signal()?;
     let listener = listen(&args.listen).await?;
-    let client = Client::try_default().await.map_err(|error| {
-        Failure::Environment(format!(
-            "can't tell which cluster to work with: {error}; set KUBECONFIG, or run in a Pod with a ServiceAccount"
-        ))
-    })?;
-    let health = Health::default();
-    let namespaces = args
-        .namespaces
-        .into_iter()
-        .filter(|namespace| !namespace.is_empty())
-        .collect();
-    let options = Options {
-        namespaces,
-        release: Release {
-            server_image: args.server_image,
-        },
-    };
+    let config = Config::infer().await.map_err(|error| no_cluster(&error))?;
+    let (fence, health) = (Fence::default(), Health::default());
+    let lease = lease(&args, &config, &fence)?;
+    let client = fence.client(config).map_err(|error| no_cluster(&error))?;
     let serving = tokio::spawn(health::serve(listener, health.clone(), shutdown.clone()));
-    run::run(client, options, health, shutdown.clone()).await;
+    // Whoever stands by is ready: a roll-out goes on with it, and ends the one that leads.
+    health.set_ready();
+    let lost = match shutdown.run_until_cancelled(lease.acquire()).await {
+        Some(held) => lead(&lease, held, client, options(args), health, &shutdown).await,
+        None => None,
+    };
     shutdown.cancel();
     serving.await.map_err(io::Error::other)??;
     tracing::info!("stopped");
-    Ok(())
+    lost.map_or(Ok(()), |lost| Err(Failure::Environment(lost.to_string())))
+}
+
+/// Works until it is told to stop, or may not go on.
+async fn lead(
+    lease: &Lease,
+    held: Object,
+    client: Client,
+    options: Options,
+    health: Health,
+    shutdown: &CancellationToken,
+) -> Option<Lost> {
+    let working = run::run(client, options, health, shutdown.clone());
+    tokio::select! {
+        // What is under way is cut: it could not be ended by a write.
+        lost = lease.keep(held) => {
+            tracing::error!(%lost, "stopping");
+            Some(lost)
+        }
+        () = working => {
+            lease.release().await;
+            None
+        }
+    }
+}
+
+fn lease(args: &Args, config: &Config, fence: &Fence) -> Result<Lease, Failure> {
+    let client = Client::try_from(config.clone()).map_err(|error| no_cluster(&error))?;
+    let namespace = args
+        .lease_namespace
+        .as_deref()
+        .unwrap_or(&config.default_namespace);
+    // A Pod's name, for people; the rest tells processes apart.
+    let host = std::env::var("HOSTNAME").unwrap_or_else(|_| "operator".to_owned());
+    let identity = format!("{host}_{:016x}", rand::random::<u64>());
+    Ok(Lease::new(
+        client,
+        namespace,
+        &args.lease_name,
+        identity,
+        fence.clone(),
+    ))
+}
+
+fn options(args: Args) -> Options {
+    let namespaces = args.namespaces.into_iter();
+    Options {
+        namespaces: namespaces.filter(|namespace| !namespace.is_empty()).collect(),
+        release: Release {
+            server_image: args.server_image,
+        },
+    }
+}
+
+fn no_cluster(error: &dyn std::error::Error) -> Failure {
+    Failure::Environment(format!(
+        "can't tell which cluster to work with: {error}; set KUBECONFIG, or run in a Pod with a ServiceAccount"
+    ))
 }
 
 async fn listen(address: &str) -> Result<TcpListener, Failure> {

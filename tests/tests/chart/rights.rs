@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt};
 use operator::health::Health;
+use operator::lease::{Fence, Lease};
 use operator::run::{self, Options};
 use serde_json::{Value, json};
 use testbed::control_plane::{client_from, skip_on_existing_cluster};
@@ -54,18 +55,30 @@ async fn the_operator_is_refused_nothing(namespaces: &[&str]) {
         namespaces: namespaces.iter().map(ToString::to_string).collect(),
         ..Options::default()
     };
+    let identity = "operator_of_this_test".to_owned();
+    let lease = Lease::new(
+        client.clone(),
+        "operators",
+        "rm-registry-mirror",
+        identity,
+        Fence::default(),
+    );
+    lease.acquire().await;
     let stop = CancellationToken::new();
     let running = tokio::spawn(run::run(client, options, Health::default(), stop.clone()));
     live(&cluster).await;
     stop.cancel();
     running.await.unwrap();
+    lease.release().await;
 
     let user = "system:serviceaccount:operators:rm-registry-mirror";
     let mut events = audit.since(mark).unwrap();
     events.retain(|event| event.user() == user);
     let verbs: BTreeSet<_> = events.iter().map(|event| event.verb.as_str()).collect();
     assert!(
-        verbs.is_superset(&BTreeSet::from(["delete", "get", "list", "patch", "watch"])),
+        verbs.is_superset(&BTreeSet::from([
+            "create", "delete", "get", "list", "patch", "update", "watch"
+        ])),
         "{verbs:?}"
     );
     events.retain(|event| event.code() == Some(403));
