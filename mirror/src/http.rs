@@ -103,13 +103,23 @@ impl Service {
             headers: &request.headers,
             query: request.uri.query().unwrap_or_default(),
         };
-        let answer = match endpoint(&asked, &route).await {
+        let answer = if names_one_host(&request) {
+            endpoint(&asked, &route).await
+        } else {
+            Err(RegistryError::no_single_host())
+        };
+        let answer = match answer {
             Ok(answer) => answer.named(),
             Err(error) => Answer::plain(error.into_response()),
         };
         let response = finished(answer.response, &app.settings.headers, &record.id);
         record.answered(response, answer.outcome)
     }
+}
+
+/// Two servers in a row must not understand a request as one for different hosts (RFC 9112, 3.2).
+fn names_one_host(parts: &Parts) -> bool {
+    parts.version != http::Version::HTTP_11 || parts.headers.get_all(header::HOST).iter().count() == 1
 }
 
 /// All there is.

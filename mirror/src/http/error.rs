@@ -50,6 +50,12 @@ impl RegistryError {
         Self::new(StatusCode::NOT_FOUND, "UNSUPPORTED", message)
     }
 
+    /// 400 for a request that names no host, or more than one.
+    pub(crate) fn no_single_host() -> Self {
+        let message = "an HTTP/1.1 request has exactly one Host header";
+        Self::new(StatusCode::BAD_REQUEST, "UNSUPPORTED", message)
+    }
+
     /// 400 for a digest that is none.
     pub(crate) fn digest_invalid(message: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "DIGEST_INVALID", message)

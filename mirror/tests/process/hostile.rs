@@ -1,0 +1,147 @@
+//! Requests that no honest client sends.
+
+use test_case::test_case;
+
+use crate::bytes;
+use crate::hub::Hub;
+use crate::server::Server;
+
+/// A second request in what follows must never be answered as one: a proxy in front would have sent it as a body.
+const HIDDEN: &str = "GET /v2/library/hidden/manifests/1 HTTP/1.1\r\nHost: m\r\nConnection: close\r\n\r\n";
+
+async fn pair() -> (Hub, tempfile::TempDir, Server) {
+    let (hub, home) = (Hub::start().await, tempfile::tempdir().unwrap());
+    let server = Server::start(&home.path().join("cache"), &hub, "").await;
+    (hub, home, server)
+}
+
+#[test_case("Content-Length: 6\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"; "a length and chunks")]
+#[test_case("Transfer-Encoding: chunked\r\nContent-Length: 6\r\n\r\n0\r\n\r\n"; "chunks and a length")]
+#[test_case("Content-Length: 0\r\nContent-Length: 80\r\n\r\n"; "two lengths")]
+#[test_case("Content-Length: 0, 80\r\n\r\n"; "a list of lengths")]
+#[test_case("Content-Length: +0\r\n\r\n"; "a signed length")]
+#[test_case("Transfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n"; "chunks that are not last")]
+#[test_case("Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n"; "an unknown coding")]
+#[test_case("Transfer-Encoding : chunked\r\n\r\n0\r\n\r\n"; "a space before the colon")]
+#[test_case("X: a\r\n Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n"; "a folded line")]
+#[test_case("Transfer-Encoding: chunked\r\n\r\nzz\r\n\r\n"; "a chunk size that is no number")]
+#[test_case("Transfer-Encoding: chunked\r\n\r\nffffffffffffffffff\r\n\r\n"; "a chunk size beyond all numbers")]
+#[test_case("X: a\0b\r\n\r\n"; "a zero byte")]
+#[test_case("X: a\rY: b\r\n\r\n"; "a bare carriage return")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_request_is_smuggled(headers: &str) {
+    let (hub, _home, server) = pair().await;
+    let answer = server
+        .exchange(format!("POST /v2/ HTTP/1.1\r\nHost: m\r\n{headers}{HIDDEN}"))
+        .await;
+    assert_eq!(answer.matches("HTTP/1.1 ").count().max(1), 1, "{answer}");
+    let status = answer.get(9..12).unwrap_or_default();
+    assert!(["400", "405", "501", ""].contains(&status), "{answer}");
+    assert_eq!(hub.count("* hidden"), 0, "the hidden request was taken");
+}
+
+#[test_case("GET /v2/ HTTP/1.1\r\nConnection: close\r\n\r\n"; "no host")]
+#[test_case("GET /v2/ HTTP/1.1\r\nHost: a\r\nHost: b\r\nConnection: close\r\n\r\n"; "two hosts")]
+#[test_case("GET  /v2/ HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"; "two spaces")]
+#[test_case("GET /v2/ HTTP/9.9\r\nHost: a\r\nConnection: close\r\n\r\n"; "an unknown version")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_no_request_is_400(request: &str) {
+    let (_hub, _home, server) = pair().await;
+    let answer = server.exchange(request).await;
+    assert!(
+        answer.starts_with("HTTP/1.1 400") || answer.is_empty(),
+        "{answer}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_absolute_form_names_no_other_server() {
+    let (hub, _home, server) = pair().await;
+    let (manifest, _) = hub.push_image("library/app", "1", &[b"layer"]);
+    let request = "GET http://elsewhere.example/v2/library/app/manifests/1 HTTP/1.1\r\nHost: m\r\nConnection: close\r\n\r\n";
+    let head = server.send(request).await.unwrap();
+    assert_eq!((head.status, head.digest().await.unwrap()), (200, manifest));
+    let head = server
+        .send("CONNECT elsewhere.example:443 HTTP/1.1\r\nHost: m\r\n\r\n")
+        .await
+        .unwrap();
+    assert!(head.status >= 400, "{}", head.text);
+}
+
+#[test_case("x: ", 70_000, 1, 431; "a line of 70 kB")]
+#[test_case("x: ", 10, 101, 431; "101 lines")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn headers_beyond_the_limits_are_431(name: &str, length: usize, count: usize, status: u16) {
+    let (_hub, _home, server) = pair().await;
+    let line = format!("{name}{}\r\n", "a".repeat(length));
+    let answer = server
+        .exchange(format!(
+            "GET /v2/ HTTP/1.1\r\nHost: m\r\n{}\r\n",
+            line.repeat(count)
+        ))
+        .await;
+    assert!(
+        answer.is_empty() || answer.starts_with(&format!("HTTP/1.1 {status}")),
+        "{answer}"
+    );
+}
+
+/// Names that would lead out of the cache, or to what is ours in it, if they were used as they are.
+const PATHS: [&str; 20] = [
+    "/v2/../../../../etc/passwd",
+    "/v2/%2e%2e/%2e%2e/etc/passwd",
+    "/v2/..%2f..%2f..%2fsecret/manifests/latest",
+    "/v2/%2e%2e%2f%2e%2e%2fsecret/manifests/latest",
+    "/v2/a/../../secret/manifests/latest",
+    "/v2/a/%252e%252e/manifests/latest",
+    "/v2/a/manifests/..",
+    "/v2/a/manifests/%2e%2e%2f%2e%2e%2fsecret",
+    "/v2/a/manifests/..%5c..%5csecret",
+    "/v2/a%00b/manifests/latest",
+    "/v2/a/manifests/latest%00.json",
+    "/v2/_upstreams/quay.io/a/manifests/latest",
+    "/v2/_mirror/manifests/latest",
+    "/v2//a/manifests/latest",
+    "/v2/a//manifests/latest",
+    "/v2/a/blobs/sha256:../../../../secret",
+    "/v2/a/blobs/sha256:%2e%2e%2fsecret",
+    "/v2/a/blobs/..:0000000000000000000000000000000000000000000000000000000000000000",
+    "/v2/a\\..\\b/manifests/latest",
+    "/v2/\u{202e}a/manifests/latest",
+];
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_path_leads_out_of_the_cache_or_upstream() {
+    let (hub, home, server) = pair().await;
+    std::fs::write(home.path().join("secret"), "the secret").unwrap();
+    for path in PATHS {
+        let request = format!("GET {path} HTTP/1.1\r\nHost: m\r\nConnection: close\r\n\r\n");
+        let answer = server.exchange(request).await;
+        assert!(answer.starts_with("HTTP/1.1 4"), "{path}: {answer}");
+        assert!(
+            !answer.contains("the secret") && !answer.contains("root:"),
+            "{path}: {answer}"
+        );
+    }
+    assert_eq!(hub.count("* "), 0, "upstream was asked: {:?}", hub.seen("* "));
+    assert_eq!(server.get("/v2/", "").await.unwrap().status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_garbage_ends_the_server() {
+    let (_hub, _home, server) = pair().await;
+    for seed in 0..200 {
+        let mut garbage = bytes(seed, 300);
+        garbage.extend(b"\r\n\r\n");
+        let prefixes: [&[u8]; 4] = [
+            b"",
+            b"GET ",
+            b"GET /v2/",
+            b"GET /v2/a/blobs/sha256:0 HTTP/1.1\r\nhost: m\r\nrange: ",
+        ];
+        let request = [prefixes[usize::try_from(seed % 4).unwrap()], &garbage].concat();
+        let mut stream = tokio::net::TcpStream::connect(&server.address).await.unwrap();
+        let _ = tokio::io::AsyncWriteExt::write_all(&mut stream, &request).await;
+    }
+    assert_eq!(server.get("/v2/", "").await.unwrap().status, 200);
+}

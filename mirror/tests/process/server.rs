@@ -1,0 +1,183 @@
+//! A running `mirror serve`, and the plainest client there is.
+
+use std::io;
+use std::path::Path;
+use std::process::Stdio;
+
+use mirror::digest::{Algorithm, Digest, Hasher};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::TcpStream;
+use tokio::process::{Child, Command};
+
+use crate::LIMIT;
+use crate::hub::Hub;
+
+/// The process; killed when dropped.
+pub(crate) struct Server {
+    process: Child,
+    pub(crate) address: String,
+}
+
+/// The head of an answer, and the connection to read its body from.
+pub(crate) struct Head {
+    pub(crate) status: u16,
+    pub(crate) text: String,
+    stream: TcpStream,
+    early: Vec<u8>,
+}
+
+impl Server {
+    /// Mirrors `hub` as its default upstream into `root`; `proxy` is more of that section.
+    pub(crate) async fn start(root: &Path, hub: &Hub, proxy: &str) -> Self {
+        let config = root.with_extension("yml");
+        let yaml = format!(
+            "version: 0.1\n\
+             log: {{formatter: json}}\n\
+             storage: {{filesystem: {{rootdirectory: '{}'}}}}\n\
+             http: {{addr: '127.0.0.1:0'}}\n\
+             proxy: {{remoteurl: '{}', {proxy}}}\n",
+            root.display(),
+            hub.url()
+        );
+        std::fs::write(&config, yaml).unwrap();
+        let mut process = Command::new(env!("CARGO_BIN_EXE_mirror"))
+            .args([Path::new("serve"), &config])
+            .env_clear()
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let mut log = BufReader::new(process.stderr.take().unwrap()).lines();
+        let mut said = Vec::new();
+        let address = loop {
+            let line = tokio::time::timeout(LIMIT, log.next_line())
+                .await
+                .unwrap()
+                .unwrap();
+            let line = line.unwrap_or_else(|| panic!("it ended at once: {said:?}"));
+            if line.contains("\"serving\"") {
+                let read: serde_json::Value = serde_json::from_str(&line).unwrap();
+                break read["address"].as_str().unwrap().to_owned();
+            }
+            said.push(line);
+        };
+        // What nobody reads any more would stop the process.
+        tokio::spawn(async move {
+            while let Ok(Some(line)) = log.next_line().await {
+                assert!(!line.contains("panicked"), "{line}");
+            }
+        });
+        Self { process, address }
+    }
+
+    /// Kills it as `kill -9` does.
+    pub(crate) async fn kill(mut self) {
+        self.process.kill().await.unwrap();
+    }
+
+    /// Memory of its own in bytes: what files are mapped or cached is not in it.
+    pub(crate) fn memory(&self) -> u64 {
+        let id = self.process.id().unwrap();
+        let status = std::fs::read_to_string(format!("/proc/{id}/status")).unwrap();
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("RssAnon:"))
+            .unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+    }
+
+    /// The head of the answer to a GET; more header lines may be given.
+    pub(crate) async fn get(&self, path: &str, headers: &str) -> io::Result<Head> {
+        self.send(&format!(
+            "GET {path} HTTP/1.1\r\nhost: mirror\r\nconnection: close\r\n{headers}\r\n"
+        ))
+        .await
+    }
+
+    /// The head of the first answer to these bytes.
+    pub(crate) async fn send(&self, request: impl AsRef<[u8]>) -> io::Result<Head> {
+        let mut stream = TcpStream::connect(&self.address).await?;
+        stream.write_all(request.as_ref()).await?;
+        Head::read(stream).await
+    }
+
+    /// All that comes back for these bytes until the server ends the connection.
+    pub(crate) async fn exchange(&self, request: impl AsRef<[u8]>) -> String {
+        let mut stream = TcpStream::connect(&self.address).await.unwrap();
+        stream.write_all(request.as_ref()).await.unwrap();
+        let mut answer = Vec::new();
+        let read = tokio::time::timeout(LIMIT, stream.read_to_end(&mut answer)).await;
+        // Bytes that the server did not read make its system reset the connection: that is an end too.
+        let _ = read.unwrap();
+        String::from_utf8_lossy(&answer).into_owned()
+    }
+}
+
+impl Head {
+    async fn read(mut stream: TcpStream) -> io::Result<Self> {
+        let mut early = Vec::new();
+        loop {
+            if let Some(end) = early.windows(4).position(|part| part == b"\r\n\r\n") {
+                let rest = early.split_off(end + 4);
+                let text = String::from_utf8_lossy(&early).to_lowercase();
+                let status = text[9..12].parse().map_err(io::Error::other)?;
+                return Ok(Self {
+                    status,
+                    text,
+                    stream,
+                    early: rest,
+                });
+            }
+            if stream.read_buf(&mut early).await? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+    }
+
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        let line = self
+            .text
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        line.map(str::trim)
+    }
+
+    /// What the body hashes to; an error where it ends short.
+    pub(crate) async fn digest(self) -> io::Result<Digest> {
+        let mut hasher = Hasher::new(Algorithm::Sha256);
+        self.each(|chunk| hasher.update(chunk)).await?;
+        Ok(hasher.finish())
+    }
+
+    /// Waits for the first bytes of the body.
+    pub(crate) async fn first_byte(&mut self) -> io::Result<()> {
+        while self.early.is_empty() {
+            if self.stream.read_buf(&mut self.early).await? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+        Ok(())
+    }
+
+    async fn each(mut self, mut take: impl FnMut(&[u8])) -> io::Result<()> {
+        let length = self.header("content-length").and_then(|value| value.parse().ok());
+        let mut left: usize = length.ok_or_else(|| io::Error::other("no length"))?;
+        let mut buffer = vec![0; 128 * 1024];
+        take(&self.early);
+        left = left
+            .checked_sub(self.early.len())
+            .ok_or_else(|| io::Error::other("too long"))?;
+        while left > 0 {
+            let most = left.min(buffer.len());
+            match self.stream.read(&mut buffer[..most]).await? {
+                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                read => {
+                    take(&buffer[..read]);
+                    left -= read;
+                }
+            }
+        }
+        Ok(())
+    }
+}
