@@ -98,7 +98,7 @@ async fn rounds(rounds: u64, seed: u64) {
     let home = tempfile::tempdir().unwrap();
     let root = home.path().join("cache");
     let mut random = StdRng::seed_from_u64(seed);
-    for round in 0..rounds {
+    for _ in 0..rounds {
         let server = Server::start(&root, &hub, PROXY).await;
         // Files that the start itself writes come and go.
         until("the scratch space to be swept", || {

@@ -10,12 +10,14 @@
 #[allow(unused_imports, reason = "every test binary uses another part of it")]
 mod hub;
 
+mod any_cut;
 mod blobs;
 mod choice;
 mod herd;
 mod lists;
 mod manifests;
 mod refusals;
+mod sequences;
 mod served;
 mod wrong_bytes;
 

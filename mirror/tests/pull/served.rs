@@ -12,7 +12,7 @@ use mirror::http::serve::{self, Listener};
 use mirror::http::{self, Settings};
 use mirror::metrics::Metrics;
 use mirror::pull::{Live, Origin, Pull};
-use mirror::store::{Options, Store};
+use mirror::store::{OpenError, Options, Store};
 use mirror::upstream::{self, Upstream};
 use reqwest::{Client, RequestBuilder, Response};
 use tokio::net::TcpListener;
@@ -76,8 +76,46 @@ impl Mirror {
     }
 
     pub(crate) async fn with(hubs: &[(&Hub, &str)], cache: Cache, max_size: Option<u64>) -> Self {
-        let (clock, metrics) = (Clock::system(), Metrics::new());
-        let directory = tempfile::tempdir().unwrap();
+        Self::on(
+            tempfile::tempdir().unwrap(),
+            Clock::system(),
+            hubs,
+            cache,
+            max_size,
+        )
+        .await
+    }
+
+    /// Another one on the same directory, once this one has let go of it.
+    pub(crate) async fn restarted(self, hubs: &[(&Hub, &str)], max_size: Option<u64>) -> Self {
+        self.settled().await;
+        let Self {
+            directory,
+            clock,
+            store,
+            pull,
+            client,
+            running,
+            ..
+        } = self;
+        // What is not named here would live until the new one is there.
+        drop((store, pull, client, running));
+        Self::on(directory, clock, hubs, cache(), max_size).await
+    }
+
+    /// Where it stores.
+    pub(crate) fn root(&self) -> &std::path::Path {
+        self.directory.path()
+    }
+
+    async fn on(
+        directory: tempfile::TempDir,
+        clock: Clock,
+        hubs: &[(&Hub, &str)],
+        cache: Cache,
+        max_size: Option<u64>,
+    ) -> Self {
+        let metrics = Metrics::new();
         let options = Options {
             default_host: hubs[0].1.parse().unwrap(),
             // With a limit, so that it does not matter how full this machine's disk is.
@@ -85,7 +123,18 @@ impl Mirror {
             readonly: false,
             clock: clock.clone(),
         };
-        let store = Store::open(directory.path(), options).await.unwrap();
+        let opened = async {
+            loop {
+                match Store::open(directory.path(), options.clone()).await {
+                    // The one before may have a connection left.
+                    Err(OpenError::Locked(_)) => tokio::time::sleep(Duration::from_millis(5)).await,
+                    opened => break opened.unwrap(),
+                }
+            }
+        };
+        let store = tokio::time::timeout(LIMIT, opened)
+            .await
+            .expect("the directory is let go of");
         let pull = Pull::new(store.clone(), live(hubs, cache, &clock), clock.clone(), &metrics);
         let settings = Settings {
             prefix: String::new(),
