@@ -122,7 +122,8 @@ impl Connection {
         let answer = service_fn(move |request: http::Request<_>| {
             seen.store(true, Ordering::Relaxed);
             let (service, peer, (parts, _)) = (service.clone(), peer.clone(), request.into_parts());
-            async move { Ok::<_, Infallible>(service.answer(parts, &peer).await) }
+            // Boxed, as a connection keeps room for what this returns while it is idle too.
+            Box::pin(async move { Ok::<_, Infallible>(service.answer(parts, &peer).await) })
         });
         let connection = builder.serve_connection(TokioIo::new(stream), answer);
         let mut connection = pin!(watcher.watch(connection.into_owned()));
