@@ -21,6 +21,14 @@ e2e: ## image, chart and a mirror on a real node that pulls through it (root)
 lint: ## formatting, clippy, unused dependencies, licences
 	@scripts/lint
 
+bench: ## this server beside nginx and Distribution, 7 rounds: tables, JSON and a plot in target/bench
+	@tests/cluster/packages bench
+	cargo bench --locked -p mirror --bench side_by_side
+
+bench-quick: ## the same in below 3 minutes
+	@tests/cluster/packages bench
+	cargo bench --locked -p mirror --bench side_by_side -- --quick
+
 generate: ## write what is generated from code: the definition, its documentation, the chart's copies
 	UPDATE=1 cargo test --locked -p registry-mirror-crds --test generated
 	UPDATE=1 cargo test --locked -p tests --test generated --test tidy
