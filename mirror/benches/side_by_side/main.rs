@@ -38,7 +38,7 @@ fn main() {
     if !arguments.bench {
         return; // `cargo test --benches` only wants to know that it builds.
     }
-    let (rounds, seconds) = if arguments.quick { (3, 0.7) } else { (7, 3.0) };
+    let (rounds, seconds) = if arguments.quick { (2, 0.7) } else { (7, 3.0) };
     let scratch = tempfile::tempdir().unwrap();
     let content = Content::new();
     let upstream = Upstream::start(content.clone());

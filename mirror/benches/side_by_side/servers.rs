@@ -55,7 +55,7 @@ impl Server {
         let (port, root, file) = (free_port(), scratch.join("ours"), scratch.join("ours.yml"));
         let config = format!(
             "version: 0.1\nlog: {{level: warn, accesslog: {{disabled: true}}}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\n\
-             http: {{addr: '127.0.0.1:{port}'}}\nproxy:\n  upstreams: [{{host: docker.io, remoteurl: 'http://{}'}}]\n  cache: {{tagttl: 1h}}\n",
+             http: {{addr: '127.0.0.1:{port}'}}\nproxy:\n  upstreams: [{{host: docker.io, remoteurl: 'http://{}'}}]\n  cache: {{tagttl: 1h, maxsize: 4Gi}}\n",
             root.display(),
             upstream.address
         );
