@@ -62,6 +62,13 @@ fn the_environment_alone_is_enough() {
     assert_eq!(config.proxy.upstreams[0].host.as_str(), "quay.io");
 }
 
+#[test_case("reference-2.8.yml", 16)]
+#[test_case("reference-3.yml", 8)]
+fn every_key_of_distributions_reference_is_known(name: &str, without_effect: usize) {
+    let (_, notices) = load(name);
+    assert_eq!(notices.len(), without_effect, "{notices:?}");
+}
+
 #[test]
 fn the_example_sample_starts_with_users_and_a_health_check() {
     let (config, notices) = load("example.yml");

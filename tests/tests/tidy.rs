@@ -120,6 +120,21 @@ fn every_link_of_the_documentation_leads_somewhere() {
     assert!(broken.is_empty(), "{broken:#?}");
 }
 
+/// docs/mirror.md is a table of promises, each with the test that shows it.
+#[test]
+fn every_promise_names_a_test_that_exists() {
+    let sources: String = rust_files().map(|path| read(&path)).collect();
+    let text = read(&workspace().join("docs/mirror.md"));
+    let cell = |line: &str| Some(line.strip_suffix("` |")?.rsplit_once("| `")?.1.to_owned());
+    let named: Vec<_> = text.lines().filter_map(cell).collect();
+    assert!(named.len() > 100, "{} promises", named.len());
+    let missing: Vec<_> = named
+        .iter()
+        .filter(|name| !sources.contains(&format!("fn {name}(")))
+        .collect();
+    assert!(missing.is_empty(), "{missing:#?}");
+}
+
 fn rust_files() -> impl Iterator<Item = std::path::PathBuf> {
     files().filter(|path| path.extension().is_some_and(|extension| extension == "rs"))
 }

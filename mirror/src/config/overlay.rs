@@ -41,6 +41,12 @@ pub(crate) trait Overlay: DeserializeOwned {
         Err(OverlayError::Unknown)
     }
 
+    /// The keys from here on, each with whether it is only looked at for being there.
+    #[cfg(test)]
+    fn keys(path: &str, keys: &mut Vec<(String, bool)>) {
+        keys.push((path.to_owned(), false));
+    }
+
     /// Puts the value where the path leads: here, if it is empty.
     ///
     /// # Errors
@@ -81,6 +87,11 @@ pub(crate) fn or_null<'de, D: Deserializer<'de>, T: Overlay>(deserializer: D) ->
 }
 
 impl<T: Overlay> Overlay for Option<T> {
+    #[cfg(test)]
+    fn keys(path: &str, keys: &mut Vec<(String, bool)>) {
+        T::keys(path, keys);
+    }
+
     fn null() -> Option<Self> {
         Some(None)
     }
@@ -97,6 +108,11 @@ impl<T: Overlay> Overlay for Option<T> {
 }
 
 impl<T: Overlay> Overlay for Vec<T> {
+    #[cfg(test)]
+    fn keys(path: &str, keys: &mut Vec<(String, bool)>) {
+        T::keys(&format!("{path}[]"), keys);
+    }
+
     fn null() -> Option<Self> {
         Some(Self::new())
     }
@@ -124,6 +140,11 @@ impl<T: Overlay> Overlay for Vec<T> {
 }
 
 impl<T: Overlay> Overlay for BTreeMap<String, T> {
+    #[cfg(test)]
+    fn keys(path: &str, keys: &mut Vec<(String, bool)>) {
+        T::keys(&format!("{path}.NAME"), keys);
+    }
+
     fn null() -> Option<Self> {
         Some(Self::new())
     }
@@ -176,6 +197,14 @@ macro_rules! section {
         }
 
         impl crate::config::overlay::Overlay for $name {
+            #[cfg(test)]
+            fn keys(path: &str, keys: &mut Vec<(String, bool)>) {
+                $(
+                    let path_of_key = if path.is_empty() { $key.to_owned() } else { format!("{path}.{}", $key) };
+                    <$type as crate::config::overlay::Overlay>::keys(&path_of_key, keys);
+                )+
+            }
+
             fn null() -> Option<Self> {
                 Some(Self::default())
             }

@@ -324,6 +324,31 @@ async fn head_of_a_blob_that_a_manifest_of_its_repository_names_asks_upstream_no
 }
 
 #[tokio::test]
+async fn a_signed_url_that_ends_in_mid_blob_is_asked_for_anew_at_the_registry() {
+    let hub = Hub::start().await;
+    let data = pattern(4 * MIB);
+    let digest = hub.push_blob("library/app", &data);
+    hub.redirect_blobs(true);
+    hub.once("GET /signed", Fault::Cut(MIB));
+    let mirror = Mirror::of(&hub).await;
+    let ends = async {
+        while hub.count("GET /signed") == 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        hub.expire_signatures();
+    };
+    let path = path(&digest);
+    let (fetched, ()) = tokio::join!(mirror.fetch(&path), ends);
+    assert_eq!(fetched, (200, Some(data.into())));
+    assert_eq!(hub.count("GET library/app/blobs"), 2);
+    assert!(
+        hub.seen("GET /signed")
+            .iter()
+            .all(|seen| seen.authorization().is_empty())
+    );
+}
+
+#[tokio::test]
 async fn a_look_ahead_that_fails_waits_for_the_fill() {
     let hub = Hub::start().await;
     let data = pattern(16 * MIB);

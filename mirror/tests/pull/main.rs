@@ -19,6 +19,7 @@ mod manifests;
 mod refusals;
 mod sequences;
 mod served;
+mod table;
 mod wrong_bytes;
 
 use std::time::Duration;

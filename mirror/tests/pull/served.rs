@@ -53,6 +53,7 @@ pub(crate) fn live(hubs: &[(&Hub, &str)], cache: Cache, clock: &Clock) -> Live {
         let settings = hub.config_as(host);
         let timeouts = upstream::Timeouts {
             idle: Duration::from_secs(1),
+            header: Duration::from_secs(5),
             ..upstream::Timeouts::default()
         };
         let options = upstream::Options {
