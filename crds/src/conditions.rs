@@ -47,6 +47,8 @@ names! {
         UpstreamReachable,
         /// There is room to store what is pulled.
         StorageReady,
+        /// There is a certificate to serve with.
+        TLSReady,
         /// Nothing is changed for now.
         Paused,
     }
@@ -105,6 +107,12 @@ names! {
         Full,
         /// StorageReady, while a claim grows.
         Resizing,
+        /// TLSReady: there is a certificate, and it is valid.
+        CertificateReady,
+        /// TLSReady is False: the Secret does not hold a certificate with its key.
+        Malformed,
+        /// TLSReady is False: the certificate is no longer valid.
+        Expired,
         /// Paused, as the spec asks.
         PausedBySpec,
     }

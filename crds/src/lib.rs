@@ -13,6 +13,7 @@
     reason = "these comments are read in `kubectl explain`, too"
 )]
 
+pub mod access;
 pub mod cache;
 pub mod conditions;
 pub mod definition;
@@ -24,9 +25,11 @@ pub mod service;
 pub mod spec;
 pub mod status;
 pub mod storage;
+pub mod tls;
 pub mod upstream;
 pub mod validate;
 
+pub use access::Access;
 pub use cache::Cache;
 pub use definition::crd;
 pub use node_configuration::NodeConfiguration;
@@ -36,6 +39,7 @@ pub use service::Service;
 pub use spec::{RegistryMirror, RegistryMirrorSpec};
 pub use status::RegistryMirrorStatus;
 pub use storage::Storage;
+pub use tls::Tls;
 pub use upstream::Upstream;
 
 mod names;

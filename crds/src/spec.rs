@@ -7,7 +7,8 @@ use kube::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Cache, NodeConfiguration, Observability, Pod, RegistryMirrorStatus, Service, Storage, Upstream, rules,
+    Access, Cache, NodeConfiguration, Observability, Pod, RegistryMirrorStatus, Service, Storage, Tls,
+    Upstream, rules,
 };
 
 /// What an admin asks for.
@@ -97,6 +98,16 @@ pub struct RegistryMirrorSpec {
     #[schemars(extend("default" = {}))]
     pub service: Service,
 
+    /// Whether clients are served over TLS, and with which certificate.
+    #[serde(default)]
+    #[schemars(extend("default" = {"mode": "Disabled"}))]
+    pub tls: Tls,
+
+    /// Who may pull.
+    #[serde(default)]
+    #[schemars(extend("default" = {"mode": "Anonymous"}))]
+    pub access: Access,
+
     /// How nodes are told to pull through the mirror.
     #[serde(default)]
     #[schemars(extend("default" = {}))]
@@ -159,12 +170,16 @@ fn no_child_as_reference() -> Rule {
     };
     Rule::new(format!(
         "self.spec.upstreams.all(u, (!has(u.credentialsSecretRef) || {}) \
-         && (!has(u.tls) || !has(u.tls.caBundleRef) || u.tls.caBundleRef.kind != 'Secret' || {}))",
+         && (!has(u.tls) || !has(u.tls.caBundleRef) || u.tls.caBundleRef.kind != 'Secret' || {})) \
+         && (!has(self.spec.tls) || !has(self.spec.tls.secretName) || {}) \
+         && (!has(self.spec.access) || !has(self.spec.access.htpasswdSecretRef) || {})",
         not_ours("u.credentialsSecretRef.name"),
         not_ours("u.tls.caBundleRef.name"),
+        not_ours("self.spec.tls.secretName"),
+        not_ours("self.spec.access.htpasswdSecretRef.name"),
     ))
     .message("a Secret named like the mirror with -credentials or -files behind it is made by the operator: refer to another one")
-    .field_path(".spec.upstreams")
+    .field_path(".spec")
     .reason(Reason::FieldValueForbidden)
 }
 

@@ -50,7 +50,7 @@ pub struct RegistryMirrorStatus {
     #[schemars(length(max = 128))]
     pub server_version: Option<String>,
 
-    /// Ready, Accepted, Available, Progressing, CredentialsValid, UpstreamReachable, StorageReady, Paused; one that
+    /// Ready, Accepted, Available, Progressing, CredentialsValid, UpstreamReachable, StorageReady, TLSReady, Paused; one that
     /// does not apply is absent.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
@@ -65,6 +65,11 @@ pub struct Endpoint {
     /// The mirror's address for nodes, by IP, as nodes do not resolve the cluster's names.
     #[schemars(length(max = 1024))]
     pub url: String,
+
+    /// The ConfigMap with the authorities (`ca.crt`) of the mirror's certificate, where clients need to be told.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
+    pub ca_config_map: Option<String>,
 
     /// The ConfigMap with files for the nodes' container runtimes.
     #[serde(skip_serializing_if = "Option::is_none")]

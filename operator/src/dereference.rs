@@ -6,7 +6,7 @@ use std::{
     future::Future,
 };
 
-use crds::{RegistryMirror, upstream::CaBundleKind};
+use crds::{RegistryMirror, tls::TlsMode, upstream::CaBundleKind};
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::ResourceExt;
 
@@ -119,6 +119,9 @@ pub struct References {
     found: BTreeMap<Reference, Contents>,
     /// The credentials Secret as it stands: its version goes on from there, and what can't be read anew stays in it.
     pub handed_out: Option<Contents>,
+    /// The Secret with files as it stands, where the mirror serves TLS: servers keep the certificate that they have
+    /// where there is no other.
+    pub files: Option<Contents>,
 }
 
 impl References {
@@ -137,12 +140,16 @@ pub fn of(mirror: &RegistryMirror) -> BTreeSet<Reference> {
     let bundles = upstreams
         .iter()
         .filter_map(|upstream| upstream.tls.as_ref()?.ca_bundle_ref.as_ref());
+    let serving = mirror.spec.tls.secret_name.as_ref();
+    let users = mirror.spec.access.htpasswd_secret_ref.as_ref();
     credentials
         .map(|reference| Reference::secret(&reference.name))
         .chain(bundles.map(|bundle| match bundle.kind {
             CaBundleKind::ConfigMap => Reference::config_map(&bundle.name),
             CaBundleKind::Secret => Reference::secret(&bundle.name),
         }))
+        .chain(serving.map(|name| Reference::secret(name)))
+        .chain(users.map(|users| Reference::secret(&users.name)))
         .collect()
 }
 
@@ -160,5 +167,9 @@ pub async fn read<R: Reader>(mirror: &RegistryMirror, reader: &R) -> Result<Refe
     }
     let own = Reference::secret(&names::credentials(&mirror.name_any()));
     references.handed_out = reader.read(&namespace, &own).await?;
+    if mirror.spec.tls.mode != TlsMode::Disabled {
+        let own = Reference::secret(&names::files(&mirror.name_any()));
+        references.files = reader.read(&namespace, &own).await?;
+    }
     Ok(references)
 }

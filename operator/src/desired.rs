@@ -15,7 +15,7 @@ pub mod config;
 mod container;
 mod credentials;
 mod disruption;
-mod files;
+pub mod files;
 mod hosts;
 pub mod names;
 mod pod;
@@ -120,7 +120,8 @@ pub fn objects(
     configuration.push(service_account::object(accepted.mirror));
     configuration.push(service::clients(accepted.mirror));
     configuration.push(service::headless(accepted.mirror));
-    configuration.extend(hosts::object(accepted.mirror, observed));
+    configuration.extend(files::authority(accepted));
+    configuration.extend(hosts::object(accepted, observed));
     configuration.extend(disruption::object(accepted.mirror));
     Ok(Desired {
         configuration,
@@ -146,5 +147,10 @@ fn reload(accepted: &Accepted<'_>, yaml: &str, credentials: u64) -> String {
     {
         hash.update(&bundle.pem);
     }
+    if let Some(serving) = &accepted.serving {
+        // The key goes with it.
+        hash.update(&serving.certificate);
+    }
+    hash.update(accepted.users.as_deref().unwrap_or_default());
     hex::encode(&hash.finalize()[..16])
 }

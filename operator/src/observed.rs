@@ -1,5 +1,6 @@
 //! What the cluster holds of a mirror, as far as the operator acts on it or tells of it.
 
+use crds::tls::TlsMode;
 use k8s_openapi::jiff::Timestamp;
 use k8s_openapi::{api::core::v1::PersistentVolumeClaim, apimachinery::pkg::api::resource::Quantity};
 use kube_quantity::ParsedQuantity;
@@ -69,8 +70,9 @@ impl ServiceAddress {
     }
 
     /// Where clients pull from.
-    pub fn url(&self) -> String {
-        format!("http://{}", self.authority())
+    pub fn url(&self, tls: TlsMode) -> String {
+        let scheme = if tls == TlsMode::Disabled { "http" } else { "https" };
+        format!("{scheme}://{}", self.authority())
     }
 }
 
@@ -144,7 +146,7 @@ mod tests {
     fn an_address_is_a_url_for_either_family() {
         let url = |ip: &str, port| {
             let ip = ip.to_owned();
-            ServiceAddress { ip, port }.url()
+            ServiceAddress { ip, port }.url(TlsMode::Disabled)
         };
         assert_eq!(url("10.96.0.7", 5000), "http://10.96.0.7:5000");
         assert_eq!(url("fd00::7", 80), "http://[fd00::7]:80");

@@ -17,12 +17,14 @@ use crate::{
     validate::{Accepted, Rejection},
 };
 
+mod certificate;
 pub mod conditions;
 mod credentials;
 pub mod events;
 mod upstreams;
 pub mod write;
 
+pub use certificate::Certificate;
 use conditions::Truth;
 pub use credentials::{UpstreamCredentials, Verdict};
 
@@ -47,6 +49,8 @@ pub enum Outcome {
 pub struct Acted {
     /// Of the upstreams that have credentials, in the spec's order.
     pub credentials: Vec<UpstreamCredentials>,
+    /// What clients are shown, where they are served over TLS.
+    pub certificate: Option<Certificate>,
     /// What became of the claims.
     pub applied: Applied,
     /// The version of the servers' configuration.
@@ -74,6 +78,7 @@ impl Acted {
         Self {
             is_new: !credentials.iter().all(same),
             credentials,
+            certificate: accepted.serving.as_ref().map(Certificate::new),
             applied,
             configuration: desired.configuration_version.clone(),
             is_news: observed.servers.iter().any(|server| desired.is_news_to(server)),
@@ -117,7 +122,10 @@ pub fn of(
         replicas: workload.map_or(0, |workload| workload.replicas),
         ready_replicas: workload.map_or(0, |workload| workload.ready),
         selector: Some(selector(&mirror.name_any())),
-        endpoint: observed.service.as_ref().map(|service| endpoint(mirror, service)),
+        endpoint: observed.service.as_ref().map(|service| {
+            let authority = has_authority(before, outcome);
+            endpoint(mirror, service, authority)
+        }),
         upstreams: upstream_statuses(mirror, before, outcome, observed),
         storage: capacity(observed.all_claims()),
         server_version: server_version(before, observed),
@@ -133,10 +141,22 @@ fn selector(mirror: &str) -> String {
         .join(",")
 }
 
-fn endpoint(mirror: &RegistryMirror, service: &ServiceAddress) -> Endpoint {
+/// Whether there is a `ConfigMap` with what clients have to trust.
+fn has_authority(before: &RegistryMirrorStatus, outcome: &Outcome) -> bool {
+    match outcome {
+        Outcome::Acted(acted) => acted.certificate.as_ref().is_some_and(|c| c.has_authority),
+        Outcome::Paused | Outcome::Rejected(_) | Outcome::Failed => {
+            let before = before.endpoint.as_ref();
+            before.is_some_and(|endpoint| endpoint.ca_config_map.is_some())
+        }
+    }
+}
+
+fn endpoint(mirror: &RegistryMirror, service: &ServiceAddress, has_authority: bool) -> Endpoint {
     let publishes = mirror.spec.node_configuration.mode == NodeConfigurationMode::Publish;
     Endpoint {
-        url: service.url(),
+        url: service.url(mirror.spec.tls.mode),
+        ca_config_map: has_authority.then(|| names::authority(&mirror.name_any())),
         hosts_config_map: publishes.then(|| names::hosts(&mirror.name_any())),
     }
 }

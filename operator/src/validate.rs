@@ -16,10 +16,13 @@ use crate::{
 pub mod bundle;
 pub mod credentials;
 mod docker_config;
+pub mod serving;
 pub mod size;
+pub mod users;
 
 pub use bundle::Bundle;
 pub use credentials::Credentials;
+pub use serving::Serving;
 
 /// A spec that can be acted on, with everything that it needs.
 pub struct Accepted<'a> {
@@ -31,12 +34,17 @@ pub struct Accepted<'a> {
     pub volume: Volume<'a>,
     /// What it may take.
     pub max_size: MaxSize,
+    /// What clients are shown; `None`: plain HTTP.
+    pub serving: Option<Serving>,
+    /// Who may pull, as an htpasswd file; `None`: anyone.
+    pub users: Option<Vec<u8>>,
 }
 
 impl Accepted<'_> {
-    /// Whether any upstream has certificates of its own.
-    pub fn has_bundles(&self) -> bool {
-        self.upstreams.iter().any(|upstream| upstream.bundle.is_some())
+    /// Whether servers need files beside their configuration and credentials.
+    pub fn has_files(&self) -> bool {
+        let bundle = self.upstreams.iter().any(|upstream| upstream.bundle.is_some());
+        bundle || self.serving.is_some() || self.users.is_some()
     }
 
     /// What is wrong with the Secrets of its upstreams, for a terminal.
@@ -80,6 +88,14 @@ impl Rejection {
             message,
         }
     }
+
+    /// With the field that it is about.
+    fn below(self, field: &str) -> Self {
+        Self {
+            message: format!("{field}: {}", self.message),
+            ..self
+        }
+    }
 }
 
 /// Checks a spec and what it points to.
@@ -109,6 +125,8 @@ pub fn accept<'a>(mirror: &'a RegistryMirror, references: &References) -> Result
         upstreams,
         volume,
         max_size,
+        serving: serving::of(mirror, references)?,
+        users: users::of(mirror, references)?,
     })
 }
 
@@ -128,7 +146,8 @@ fn upstream<'a>(
     let credentials = match &spec.credentials_secret_ref {
         None => None,
         Some(secret) => {
-            not_our_own(mirror, &secret.name)?;
+            not_our_own(mirror, &secret.name)
+                .map_err(|rejection| rejection.below("credentialsSecretRef.name"))?;
             not_in_clear_text(spec, &remote)?;
             let contents = references.get(&Reference::secret(&secret.name));
             Some(Credentials::read(
@@ -152,8 +171,8 @@ fn not_our_own(mirror: &RegistryMirror, secret: &str) -> Result<(), Rejection> {
     let mirror = mirror.name_any();
     if secret == names::credentials(&mirror) || secret == names::files(&mirror) {
         return Err(Rejection::invalid(format!(
-            "credentialsSecretRef.name: {secret} is the name of a Secret that the operator makes for this mirror; \
-             give the Secret with the credentials another name"
+            "{secret} is the name of a Secret that the operator makes for this mirror; \
+             refer to another one"
         )));
     }
     Ok(())

@@ -55,6 +55,7 @@ impl Shelf {
     }
 }
 
+const USERS: &str = "ann:$2y$10$CwTycUXWue0Thq9StjUM0uJ8.Ln6PrmVYhSEV1gJOtMdCxJ.9p7Jm\n";
 const CERTIFICATE: &str = include_str!("specs/authority.pem");
 
 fn shelf() -> Shelf {
@@ -73,6 +74,20 @@ fn shelf() -> Shelf {
             &[("username", "bob"), ("password", "pa:ss")],
         )
         .with(Reference::secret("token"), "Opaque", &[("token", "refresh")])
+        .with(
+            Reference::secret("serving"),
+            "kubernetes.io/tls",
+            &[
+                ("tls.crt", include_str!("specs/serving.pem")),
+                ("tls.key", include_str!("specs/serving-key.pem")),
+                ("ca.crt", CERTIFICATE),
+            ],
+        )
+        .with(
+            Reference::secret("users"),
+            "Opaque",
+            &[("htpasswd", USERS), ("people", USERS)],
+        )
         .with(Reference::secret("malformed"), "Opaque", &[("user", "bob")])
         .with(
             Reference::config_map("authorities"),
@@ -160,6 +175,9 @@ golden! {
     unusable_credentials: "credentials-unusable"
     certificates_of_authorities: "ca-bundles"
     every_field: "every-field"
+    a_serving_certificate: "tls-secret"
+    users_only: "basic-access"
+    paused: "paused"
 }
 
 fn hosts(mirror: &RegistryMirror, service: ServiceAddress) -> BTreeMap<String, String> {
@@ -204,6 +222,73 @@ fn nodes_get_no_files_before_there_is_an_address_or_where_none_are_wanted() {
     assert!(!has(&mirror, &Observed::default()));
     mirror.spec.node_configuration.mode = crds::node_configuration::NodeConfigurationMode::None;
     assert!(!has(&mirror, &at_an_address()));
+}
+
+fn rejected(mirror: &RegistryMirror, shelf: &Shelf) -> (crds::conditions::Reason, String) {
+    let references = references(mirror, shelf);
+    let rejection = validate::accept(mirror, &references).err().unwrap();
+    (rejection.reason, rejection.message)
+}
+
+#[test]
+fn without_a_certificate_or_users_no_mirror_is_opened() {
+    use crds::conditions::Reason;
+    for (name, reason) in [
+        ("tls-secret", Reason::SecretNotFound),
+        ("basic-access", Reason::ReferenceNotFound),
+    ] {
+        let (told, message) = rejected(&spec(name), &Shelf::default());
+        assert_eq!(told, reason, "{message}");
+    }
+    let wrong = |secret: &str, data: &[(&str, &str)]| {
+        Shelf::default().with(Reference::secret(secret), "Opaque", data)
+    };
+    let users = wrong("users", &[("htpasswd", "ann:hunter2")]);
+    let (told, message) = rejected(&spec("basic-access"), &users);
+    assert_eq!(told, Reason::ReferenceMalformed);
+    assert!(!message.contains("hunter2"), "{message}");
+    let certificate = wrong("serving", &[("tls.crt", CERTIFICATE)]);
+    let (told, message) = rejected(&spec("tls-secret"), &certificate);
+    assert_eq!(told, Reason::Malformed);
+    assert!(message.contains("has no tls.key; it has tls.crt"), "{message}");
+}
+
+#[test]
+fn a_certificate_whose_secret_went_is_served_on() {
+    let mirror = spec("tls-secret");
+    let first = desired(&mirror, &shelf(), &at_an_address());
+    let files = child(&first, Kind::Secret, "hub-files");
+    let without = Shelf::default().with_applied(&files);
+    let references = references(&mirror, &without);
+    let accepted = validate::accept(&mirror, &references).unwrap();
+    let serving = accepted.serving.as_ref().unwrap();
+    assert_eq!(
+        serving.problem.as_ref().unwrap().reason,
+        crds::conditions::Reason::SecretNotFound
+    );
+    let again = desired(&mirror, &without, &at_an_address());
+    assert!(child(&again, Kind::Secret, "hub-files") == files);
+}
+
+#[test]
+fn nodes_of_a_mirror_with_tls_get_its_address_and_authority() {
+    let mirror = spec("tls-secret");
+    let service = ServiceAddress {
+        ip: "10.96.0.7".to_owned(),
+        port: 5000,
+    };
+    let files = hosts(&mirror, service);
+    assert_eq!(files["ca.crt"], CERTIFICATE);
+    let file = files
+        .iter()
+        .find(|(name, _)| name.ends_with(".hosts.toml"))
+        .unwrap()
+        .1;
+    assert!(
+        file.contains("https://10.96.0.7:5000") && file.contains("ca = \"ca.crt\""),
+        "{file}"
+    );
+    assert!(files["registries.conf"].contains("insecure = false"));
 }
 
 #[test]
@@ -328,6 +413,7 @@ fn the_certificates_are_dropped_with_the_last_reference_to_them() {
     assert_eq!(
         superseded,
         [
+            (Kind::ConfigMap, "hub-ca".to_owned()),
             (Kind::Secret, "hub-files".to_owned()),
             (Kind::PodDisruptionBudget, "hub".to_owned()),
             (Kind::StatefulSet, "hub".to_owned())

@@ -15,6 +15,8 @@ mod conflicts;
 mod credentials;
 #[path = "operator/lease.rs"]
 mod lease;
+#[path = "operator/protected.rs"]
+mod protected;
 #[path = "operator/rest.rs"]
 mod rest;
 #[path = "operator/rotation.rs"]

@@ -38,7 +38,10 @@ impl Failure {
 impl From<Rejection> for Failure {
     fn from(rejection: Rejection) -> Self {
         match rejection.reason {
-            Reason::ReferenceNotFound | Reason::ReferenceMalformed => Self::Reference(rejection.message),
+            Reason::ReferenceNotFound
+            | Reason::ReferenceMalformed
+            | Reason::SecretNotFound
+            | Reason::Malformed => Self::Reference(rejection.message),
             _ => Self::Invalid(rejection.message),
         }
     }

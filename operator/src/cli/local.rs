@@ -1,12 +1,15 @@
 //! `registry-mirror local`: the operator's pipeline without a cluster, and the server in this process.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::path::PathBuf;
 
 use crds::RegistryMirror;
 use etcetera::BaseStrategy;
 use kube::ResourceExt;
 use mirror::{
-    config::{Config, file::File},
+    config::{
+        Config,
+        file::{File, Htpasswd},
+    },
     logging,
     server::Server,
 };
@@ -22,7 +25,7 @@ use crate::{
     dereference,
     desired::{self, Desired, Release},
     observed::Observed,
-    validate::{self, Accepted},
+    validate::{self, Accepted, serving, users},
 };
 
 /// What to serve, and where.
@@ -107,12 +110,23 @@ fn file(args: &Args, accepted: &Accepted<'_>, desired: Desired, private: &TempDi
         .map_or_else(|| spec.service.port.to_string(), |port| port.to_string());
     let (credentials, certificates) = (private.path().join("credentials"), private.path().join("files"));
     kubelet::mount(&credentials, &handed_out.files())?;
-    kubelet::mount(&certificates, &bundles(accepted))?;
+    kubelet::mount(&certificates, &desired::files::all(accepted))?;
     file.http.addr = Some(format!("127.0.0.1:{port}"));
     file.http.debug.addr = args.admin_port.map(|port| format!("127.0.0.1:{port}"));
     file.log.formatter = Some(desired::config::formatter(spec.observability.log_format).to_owned());
     file.storage.filesystem.root_directory = Some(text(&cache)?);
     file.proxy.credentials_directory = Some(text(&credentials)?);
+    if accepted.serving.is_some() {
+        let [certificate, key, _] = serving::OWN;
+        file.http.tls.certificate = Some(text(&certificates.join(certificate))?);
+        file.http.tls.key = Some(text(&certificates.join(key))?);
+    }
+    if accepted.users.is_some() {
+        file.auth.htpasswd = Some(Htpasswd {
+            realm: Some(accepted.mirror.name_any()),
+            path: Some(text(&certificates.join(users::FILE))?),
+        });
+    }
     for (upstream, accepted) in file.proxy.upstreams.iter_mut().zip(&accepted.upstreams) {
         let bundle = accepted
             .bundle
@@ -121,16 +135,6 @@ fn file(args: &Args, accepted: &Accepted<'_>, desired: Desired, private: &TempDi
         upstream.tls.ca_file = bundle.transpose()?;
     }
     Ok(file)
-}
-
-fn bundles(accepted: &Accepted<'_>) -> BTreeMap<String, Vec<u8>> {
-    let bundles = accepted
-        .upstreams
-        .iter()
-        .filter_map(|upstream| upstream.bundle.as_ref());
-    bundles
-        .map(|bundle| (bundle.file.clone(), bundle.pem.clone()))
-        .collect()
 }
 
 fn default_cache(mirror: &str) -> Result<PathBuf, Failure> {

@@ -11,8 +11,13 @@ use k8s_openapi::{
     apimachinery::pkg::{api::resource::Quantity, util::intstr::IntOrString},
 };
 
+use kube::ResourceExt;
+
 use super::{config, storage, workload};
-use crate::{desired::Release, validate::Accepted};
+use crate::{
+    desired::Release,
+    validate::{Accepted, serving, users},
+};
 
 /// The directory of `config.yml`.
 const CONFIG: &str = "/etc/registry-mirror";
@@ -92,6 +97,7 @@ fn environment(accepted: &Accepted<'_>) -> Vec<EnvVar> {
                 ))
             }),
     );
+    variables.extend(served(accepted));
     variables
         .into_iter()
         .map(|(name, value)| EnvVar {
@@ -100,6 +106,25 @@ fn environment(accepted: &Accepted<'_>) -> Vec<EnvVar> {
             value_from: None,
         })
         .collect()
+}
+
+/// Where the certificate and the users are.
+fn served(accepted: &Accepted<'_>) -> Vec<(String, String)> {
+    let file = |variable: &str, file: &str| (format!("REGISTRY_{variable}"), format!("{FILES}/{file}"));
+    let mut variables = Vec::new();
+    if accepted.serving.is_some() {
+        let [certificate, key, _] = serving::OWN;
+        variables.push(file("HTTP_TLS_CERTIFICATE", certificate));
+        variables.push(file("HTTP_TLS_KEY", key));
+    }
+    if accepted.users.is_some() {
+        variables.push((
+            "REGISTRY_AUTH_HTPASSWD_REALM".to_owned(),
+            accepted.mirror.name_any(),
+        ));
+        variables.push(file("AUTH_HTPASSWD_PATH", users::FILE));
+    }
+    variables
 }
 
 fn mounts(accepted: &Accepted<'_>) -> Vec<VolumeMount> {
@@ -114,7 +139,7 @@ fn mounts(accepted: &Accepted<'_>) -> Vec<VolumeMount> {
         mount("credentials", CREDENTIALS, true),
         mount(storage::VOLUME, CACHE, false),
     ];
-    if accepted.has_bundles() {
+    if accepted.has_files() {
         mounts.push(mount("files", FILES, true));
     }
     mounts

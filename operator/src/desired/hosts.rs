@@ -14,18 +14,26 @@ use serde_json::json;
 use super::{child::Child, names};
 use crate::{
     kind::Kind,
-    observed::{Observed, ServiceAddress},
+    observed::Observed,
+    validate::{Accepted, Serving},
 };
 
 /// The registry that Docker's own mirrors are for, and the only one.
 const DOCKER_HUB: &str = "docker.io";
 
 /// The `ConfigMap`, once the Service has an address.
-pub(super) fn object(mirror: &RegistryMirror, observed: &Observed) -> Option<Child> {
+pub(super) fn object(accepted: &Accepted<'_>, observed: &Observed) -> Option<Child> {
+    let mirror = accepted.mirror;
     if mirror.spec.node_configuration.mode == NodeConfigurationMode::None {
         return None;
     }
-    let files = files(mirror, observed.service.as_ref()?);
+    let service = observed.service.as_ref()?;
+    let endpoint = Endpoint {
+        url: service.url(mirror.spec.tls.mode),
+        authority: service.authority(),
+        certificate: accepted.serving.as_ref().and_then(Serving::authority),
+    };
+    let files = files(mirror, &endpoint);
     let name = names::hosts(&mirror.name_any());
     let map = ConfigMap {
         metadata: names::owned(mirror, name.clone()),
@@ -35,7 +43,22 @@ pub(super) fn object(mirror: &RegistryMirror, observed: &Observed) -> Option<Chi
     Some(Child::new(Kind::ConfigMap, name, &map))
 }
 
-fn files(mirror: &RegistryMirror, service: &ServiceAddress) -> BTreeMap<String, String> {
+/// The mirror as nodes see it.
+struct Endpoint {
+    url: String,
+    /// `IP:PORT`.
+    authority: String,
+    /// What they have to trust, in PEM.
+    certificate: Option<String>,
+}
+
+impl Endpoint {
+    fn is_plain(&self) -> bool {
+        self.url.starts_with("http://")
+    }
+}
+
+fn files(mirror: &RegistryMirror, service: &Endpoint) -> BTreeMap<String, String> {
     let wanted = &mirror.spec.node_configuration;
     let hosts: Vec<_> = mirror
         .spec
@@ -52,6 +75,8 @@ fn files(mirror: &RegistryMirror, service: &ServiceAddress) -> BTreeMap<String, 
         registries_conf(&hosts, service, wanted.fallback),
     );
     files.insert("registries.yaml".to_owned(), registries_yaml(&hosts, service));
+    let certificate = service.certificate.clone();
+    files.extend(certificate.map(|pem| (names::AUTHORITY.to_owned(), pem)));
     files.extend(daemon_json(&hosts, service, wanted.fallback).map(|file| ("daemon.json".to_owned(), file)));
     files
 }
@@ -63,10 +88,12 @@ fn hosts_file(host: &str) -> String {
 
 /// containerd, `/etc/containerd/certs.d/HOST/hosts.toml`. It asks `server` last, which is the registry itself where
 /// nothing is said: never to fall back means to name the mirror there, too.
-fn hosts_toml(service: &ServiceAddress, wanted: &NodeConfiguration) -> String {
-    let url = service.url();
+fn hosts_toml(service: &Endpoint, wanted: &NodeConfiguration) -> String {
+    let url = &service.url;
     let timeout = std::time::Duration::from(wanted.dial_timeout).as_millis();
-    let how = format!("capabilities = [\"pull\", \"resolve\"]\ndial_timeout = \"{timeout}ms\"\n");
+    // Beside the file, as it is in the ConfigMap.
+    let ca = service.certificate.as_ref().map_or("", |_| "ca = \"ca.crt\"\n");
+    let how = format!("capabilities = [\"pull\", \"resolve\"]\ndial_timeout = \"{timeout}ms\"\n{ca}");
     match wanted.fallback {
         Fallback::Allow => format!("[host.\"{url}\"]\n{how}"),
         Fallback::Never => format!("server = \"{url}\"\n{how}"),
@@ -75,24 +102,25 @@ fn hosts_toml(service: &ServiceAddress, wanted: &NodeConfiguration) -> String {
 
 /// CRI-O, podman and skopeo, a file in `/etc/containers/registries.conf.d/`. They name no registry in a request: its
 /// host goes into the path, which a host with a port can't, unless it is the default.
-fn registries_conf(hosts: &[&str], service: &ServiceAddress, fallback: Fallback) -> String {
+fn registries_conf(hosts: &[&str], service: &Endpoint, fallback: Fallback) -> String {
     let mut file = String::new();
+    let insecure = service.is_plain();
     for (index, host) in hosts.iter().enumerate() {
-        let authority = service.authority();
+        let authority = &service.authority;
         let location = match host.contains(':') {
             false => format!("{authority}/{host}"),
-            true if index == 0 => authority,
+            true if index == 0 => authority.clone(),
             true => continue,
         };
         // Writing to a text can't fail.
         let _ = match fallback {
             Fallback::Allow => writeln!(
                 file,
-                "[[registry]]\nprefix = \"{host}\"\nlocation = \"{host}\"\n\n[[registry.mirror]]\nlocation = \"{location}\"\ninsecure = true\n"
+                "[[registry]]\nprefix = \"{host}\"\nlocation = \"{host}\"\n\n[[registry.mirror]]\nlocation = \"{location}\"\ninsecure = {insecure}\n"
             ),
             Fallback::Never => writeln!(
                 file,
-                "[[registry]]\nprefix = \"{host}\"\nlocation = \"{location}\"\ninsecure = true\n"
+                "[[registry]]\nprefix = \"{host}\"\nlocation = \"{location}\"\ninsecure = {insecure}\n"
             ),
         };
     }
@@ -100,18 +128,25 @@ fn registries_conf(hosts: &[&str], service: &ServiceAddress, fallback: Fallback)
 }
 
 /// Docker, `/etc/docker/daemon.json`. It mirrors Docker Hub only, names no registry, and always falls back.
-fn daemon_json(hosts: &[&str], service: &ServiceAddress, fallback: Fallback) -> Option<String> {
+fn daemon_json(hosts: &[&str], service: &Endpoint, fallback: Fallback) -> Option<String> {
     let fits = hosts.first() == Some(&DOCKER_HUB) && fallback == Fallback::Allow;
-    let file = json!({"registry-mirrors": [service.url()], "insecure-registries": [service.authority()]});
+    let mut file = json!({"registry-mirrors": [service.url]});
+    if service.is_plain() {
+        file["insecure-registries"] = json!([service.authority]);
+    }
     fits.then(|| format!("{file:#}\n"))
 }
 
 /// k3s, `/etc/rancher/k3s/registries.yaml`, and RKE2. Whether nodes fall back is a flag of theirs
 /// (`--disable-default-registry-endpoint`). JSON is YAML.
-fn registries_yaml(hosts: &[&str], service: &ServiceAddress) -> String {
+fn registries_yaml(hosts: &[&str], service: &Endpoint) -> String {
     let mirrors: BTreeMap<_, _> = hosts
         .iter()
-        .map(|host| (*host, json!({"endpoint": [service.url()]})))
+        .map(|host| (*host, json!({"endpoint": [service.url]})))
         .collect();
-    format!("{:#}\n", json!({"mirrors": mirrors}))
+    let mut file = json!({"mirrors": mirrors});
+    if service.certificate.is_some() {
+        file["configs"] = json!({&service.authority: {"tls": {"ca_file": "/etc/rancher/k3s/ca.crt"}}});
+    }
+    format!("{file:#}\n")
 }

@@ -48,6 +48,14 @@ pub fn headless(mirror: &str) -> String {
     format!("{mirror}-headless")
 }
 
+/// The key with what clients have to trust.
+pub const AUTHORITY: &str = "ca.crt";
+
+/// The `ConfigMap` with what clients have to trust.
+pub fn authority(mirror: &str) -> String {
+    format!("{mirror}-ca")
+}
+
 /// The `ConfigMap` with files for nodes.
 pub fn hosts(mirror: &str) -> String {
     format!("{mirror}-hosts")
@@ -73,6 +81,7 @@ pub fn claim_ordinal(mirror: &str, claim: &str) -> Option<u32> {
 pub fn every(mirror: &str) -> Vec<(Kind, String)> {
     vec![
         (Kind::ConfigMap, config(mirror)),
+        (Kind::ConfigMap, authority(mirror)),
         (Kind::ConfigMap, hosts(mirror)),
         (Kind::Secret, credentials(mirror)),
         (Kind::Secret, files(mirror)),

@@ -85,7 +85,7 @@ fn volumes(accepted: &Accepted<'_>) -> Vec<Volume> {
         },
         secret("credentials", names::credentials(&name)),
     ];
-    if accepted.has_bundles() {
+    if accepted.has_files() {
         volumes.push(secret("files", names::files(&name)));
     }
     volumes.extend(storage::pod_volume(&accepted.volume));

@@ -9,7 +9,7 @@ use k8s_openapi::{
     jiff::{Timestamp, Unit},
 };
 
-use super::{Acted, Outcome, UpstreamCredentials, credentials, upstreams};
+use super::{Acted, Outcome, UpstreamCredentials, certificate, credentials, upstreams};
 use crate::{
     apply::Applied,
     desired::ADMIN_PORT,
@@ -41,10 +41,10 @@ impl Truth {
 
 /// What is said of one condition.
 pub(super) struct Saying {
-    kind: ConditionType,
-    truth: Truth,
-    reason: Reason,
-    message: String,
+    pub(super) kind: ConditionType,
+    pub(super) truth: Truth,
+    pub(super) reason: Reason,
+    pub(super) message: String,
 }
 
 impl Saying {
@@ -75,6 +75,7 @@ pub fn of(
         credentials::condition(outcome, observed, before),
         upstreams::condition(mirror, observed),
         storage(outcome, observed),
+        certificate::condition(outcome, now),
         paused(mirror),
     ];
     let said: Vec<_> = parts.iter().flatten().map(|saying| saying.kind).collect();
@@ -138,9 +139,14 @@ fn kept<'a>(
     before: &'a [Condition],
 ) -> impl Iterator<Item = Condition> + use<'a> {
     let mut kept: Vec<ConditionType> = match outcome {
-        Outcome::Paused | Outcome::Failed => vec![ConditionType::Accepted, ConditionType::CredentialsValid],
+        Outcome::Paused | Outcome::Failed => vec![
+            ConditionType::Accepted,
+            ConditionType::CredentialsValid,
+            ConditionType::TLSReady,
+        ],
         Outcome::Acted(acted) if acted.credentials.is_empty() => vec![],
-        Outcome::Rejected(_) | Outcome::Acted(_) => vec![ConditionType::CredentialsValid],
+        Outcome::Rejected(_) => vec![ConditionType::CredentialsValid, ConditionType::TLSReady],
+        Outcome::Acted(_) => vec![ConditionType::CredentialsValid],
     };
     if observed.has_unasked() {
         kept.extend([ConditionType::Progressing, ConditionType::UpstreamReachable]);
@@ -184,7 +190,7 @@ fn accepted(outcome: &Outcome) -> Option<Saying> {
         Outcome::Rejected(rejection) => Some(Saying::new(
             ConditionType::Accepted,
             Truth::False,
-            rejection.reason,
+            certificate::as_reference(rejection.reason),
             rejection.message.clone(),
         )),
         Outcome::Acted(_) => Some(Saying::new(
@@ -352,6 +358,7 @@ fn ready(conditions: &[Condition], before: &[Condition], outcome: &Outcome) -> S
     let obstacle = find(ConditionType::Accepted)
         .filter(is_false)
         .or_else(|| find(ConditionType::StorageReady).filter(is_false).filter(bound))
+        .or_else(|| find(ConditionType::TLSReady).filter(is_false))
         .or_else(|| find(ConditionType::Available).filter(is_false))
         .or_else(|| {
             find(ConditionType::CredentialsValid)

@@ -70,7 +70,7 @@ fn read(reference: &CaBundleReference, references: &References) -> Result<Vec<u8
 }
 
 /// Only what an authority's certificate needs: whether it is the right one shows when upstream is asked.
-fn check(pem: &[u8]) -> Result<(), String> {
+pub(super) fn check(pem: &[u8]) -> Result<(), String> {
     let mut roots = RootCertStore::empty();
     for (index, certificate) in CertificateDer::pem_slice_iter(pem).enumerate() {
         let number = index + 1;
@@ -91,7 +91,7 @@ fn check(pem: &[u8]) -> Result<(), String> {
 }
 
 /// The error's own words hold lines of the file, which may be a private key that someone mixed up.
-fn not_pem(error: &pem::Error) -> &'static str {
+pub(super) fn not_pem(error: &pem::Error) -> &'static str {
     match error {
         pem::Error::MissingSectionEnd { .. } => "a section has no -----END line of the same name",
         pem::Error::IllegalSectionStart { .. } => "a -----BEGIN line goes on after its name",

@@ -201,6 +201,16 @@ async fn every_golden_spec_is_applied_once_and_then_left_alone() {
     bench
         .secret("basic", json!({"username": "bob", "password": "pw"}))
         .await;
+    let file = |name: &str| {
+        let specs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../operator/tests/specs");
+        fs::read_to_string(specs.join(name)).unwrap()
+    };
+    let pair = json!({"tls.crt": file("serving.pem"), "tls.key": file("serving-key.pem")});
+    bench.secret("serving", pair).await;
+    let users = "ann:$2y$10$CwTycUXWue0Thq9StjUM0uJ8.Ln6PrmVYhSEV1gJOtMdCxJ.9p7Jm";
+    bench
+        .secret("users", json!({"htpasswd": users, "people": users}))
+        .await;
     let names: Vec<_> = specs().into_iter().map(|(name, _)| name).collect();
     for (name, mut spec) in specs() {
         if let Some(service) = spec.get_mut("service").and_then(Value::as_object_mut) {
@@ -210,9 +220,16 @@ async fn every_golden_spec_is_applied_once_and_then_left_alone() {
         }
         bench.mirror(&name, spec).await;
     }
-    for name in &names {
+    for name in names.iter().filter(|name| *name != "paused") {
         bench.until_accepted(name).await;
     }
+    bench
+        .until_condition("paused", ConditionType::Paused, "True", Reason::PausedBySpec)
+        .await;
+    assert!(
+        bench.get::<ConfigMap>("paused-config").await.is_none(),
+        "left alone"
+    );
     bench
         .until_condition(
             "no-replicas",

@@ -1,0 +1,97 @@
+//! Who may pull: an htpasswd file.
+
+use crds::{RegistryMirror, access::AccessMode, conditions::Reason};
+
+use super::{Rejection, bundle};
+use crate::dereference::{Reference, References};
+
+/// The file's name in the servers' directory.
+pub const FILE: &str = "htpasswd";
+
+/// The users' file, if only users may pull.
+///
+/// # Errors
+/// `ReferenceNotFound` and `ReferenceMalformed`: what is missing never opens the mirror, and servers keep what they
+/// have.
+pub fn of(mirror: &RegistryMirror, references: &References) -> Result<Option<Vec<u8>>, Rejection> {
+    if mirror.spec.access.mode == AccessMode::Anonymous {
+        return Ok(None);
+    }
+    let at = |rejection: Rejection| rejection.below("spec.access.htpasswdSecretRef");
+    let Some(reference) = &mirror.spec.access.htpasswd_secret_ref else {
+        return Err(Rejection::invalid(
+            "spec.access.htpasswdSecretRef is missing".to_owned(),
+        ));
+    };
+    super::not_our_own(mirror, &reference.name).map_err(at)?;
+    let (name, key) = (&reference.name, &reference.key);
+    let contents = references.get(&Reference::secret(name)).ok_or_else(|| {
+        at(Rejection {
+            reason: Reason::ReferenceNotFound,
+            message: format!("there is no Secret {name} in this namespace; create it with the key {key}"),
+        })
+    })?;
+    let malformed = |message: String| {
+        at(Rejection {
+            reason: Reason::ReferenceMalformed,
+            message,
+        })
+    };
+    let file = contents.data.get(key).ok_or_else(|| {
+        malformed(format!(
+            "Secret {name} has no key {key}; it has {}",
+            bundle::keys(&contents.data)
+        ))
+    })?;
+    check(file).map_err(|what| malformed(format!("Secret {name}, key {key}: {what}")))?;
+    Ok(Some(file.clone()))
+}
+
+/// Names lines by their numbers: what is in them may be a password in the wrong place.
+fn check(file: &[u8]) -> Result<(), String> {
+    let text = std::str::from_utf8(file).map_err(|_| "is not UTF-8".to_owned())?;
+    let lines = text.lines().map(str::trim).enumerate();
+    let mut users = lines
+        .filter(|(_, line)| !line.is_empty() && !line.starts_with('#'))
+        .peekable();
+    if users.peek().is_none() {
+        return Err("lists no user; htpasswd -nB NAME prints a line for one".to_owned());
+    }
+    for (index, line) in users {
+        let hash = line.split_once(':').filter(|(name, _)| !name.is_empty());
+        if hash.is_none_or(|(_, hash)| hash.parse::<bcrypt::HashParts>().is_err()) {
+            return Err(format!(
+                "line {} is not a user name, a colon and a bcrypt hash; htpasswd -nB NAME prints one",
+                index + 1
+            ));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use test_case::test_case;
+
+    use super::*;
+
+    const HASH: &str = "$2y$10$CwTycUXWue0Thq9StjUM0uJ8.Ln6PrmVYhSEV1gJOtMdCxJ.9p7Jm";
+
+    #[test]
+    fn users_with_bcrypt_hashes_are_taken() {
+        assert_eq!(
+            check(format!("# people\n\nann:{HASH}\nbob:{HASH}\n").as_bytes()),
+            Ok(())
+        );
+    }
+
+    #[test_case("", "lists no user"; "an empty file")]
+    #[test_case("# nobody\n", "lists no user"; "comments only")]
+    #[test_case("ann:hunter2\n", "line 1"; "a password in clear text")]
+    #[test_case("ann:{SHA}hunter2\n", "line 1"; "another hash")]
+    #[test_case("\nhunter2\n", "line 2"; "no colon")]
+    fn anything_else_is_refused_without_a_byte_of_it(file: &str, expected: &str) {
+        let error = check(file.as_bytes()).unwrap_err();
+        assert!(error.contains(expected) && !error.contains("hunter2"), "{error}");
+    }
+}
