@@ -1,12 +1,16 @@
 //! Patterns of repositories: `*` stays within a path component, `**` crosses them.
 
-use globset::{Glob, GlobBuilder, GlobSet, GlobSetBuilder};
+use globset::GlobBuilder;
+use regex::bytes::RegexSet;
+
+/// Stands for a `**` inside a component while globset, which knows `**` only as a whole component, reads the rest.
+const CROSSING: &str = "\u{1}";
 
 /// A set of patterns, compiled. Two are equal if they were written alike.
 #[derive(Clone, Debug, Default)]
 pub struct Globs {
     patterns: Vec<String>,
-    set: GlobSet,
+    set: RegexSet,
 }
 
 /// A pattern that does not compile.
@@ -23,13 +27,10 @@ impl Globs {
     /// # Errors
     /// The first one that is no valid pattern, with the reason.
     pub fn new(patterns: &[String]) -> Result<Self, InvalidGlob> {
-        let mut set = GlobSetBuilder::new();
-        for pattern in patterns {
-            set.add(compile(pattern)?);
-        }
-        let set = set.build().map_err(|e| InvalidGlob {
+        let compiled: Vec<_> = patterns.iter().map(|p| expression(p)).collect::<Result<_, _>>()?;
+        let set = RegexSet::new(compiled).map_err(|error| InvalidGlob {
             pattern: patterns.join(", "),
-            reason: e.kind().to_string(),
+            reason: error.to_string(),
         })?;
         Ok(Self {
             patterns: patterns.to_vec(),
@@ -39,7 +40,7 @@ impl Globs {
 
     /// Whether any pattern matches the whole of `text`.
     pub fn matches(&self, text: &str) -> bool {
-        self.set.is_match(text)
+        self.set.is_match(text.as_bytes())
     }
 
     /// Whether there is no pattern at all.
@@ -59,13 +60,22 @@ impl PartialEq for Globs {
     }
 }
 
-fn compile(pattern: &str) -> Result<Glob, InvalidGlob> {
-    GlobBuilder::new(pattern)
+/// The regular expression that matches what the pattern does.
+fn expression(pattern: &str) -> Result<String, InvalidGlob> {
+    let components: Vec<_> = pattern
+        .split('/')
+        .map(|component| match component {
+            "**" => component.to_owned(),
+            component => component.replace("**", CROSSING),
+        })
+        .collect();
+    GlobBuilder::new(&components.join("/"))
         .literal_separator(true)
         .build()
-        .map_err(|e| InvalidGlob {
+        .map(|glob| glob.regex().replace(CROSSING, ".*"))
+        .map_err(|error| InvalidGlob {
             pattern: pattern.to_owned(),
-            reason: e.kind().to_string(),
+            reason: error.kind().to_string(),
         })
 }
 
@@ -80,6 +90,12 @@ mod tests {
     #[test_case("**", "a/b/c" => true)]
     #[test_case("org/**", "org/a/b" => true)]
     #[test_case("org/**", "organisation/a" => false)]
+    #[test_case("docker.io/**:latest", "docker.io/library/a/b:latest" => true; "two stars cross inside a component, too")]
+    #[test_case("docker.io/**:latest", "docker.io/a:latest" => true)]
+    #[test_case("docker.io/**:latest", "docker.io/library/a:1" => false)]
+    #[test_case("team-**", "team-a/b/c" => true)]
+    #[test_case("team-*", "team-a/b" => false)]
+    #[test_case("a.b/**x", "axb/x" => false; "a dot is a dot")]
     #[test_case("docker.io/library/nginx:*", "docker.io/library/nginx:1.27" => true)]
     fn patterns_match_whole_names(pattern: &str, name: &str) -> bool {
         Globs::new(&[pattern.to_owned()]).unwrap().matches(name)
