@@ -26,8 +26,8 @@ async fn a_node_pulls_through_a_mirror_that_the_operator_deployed() {
         registry.push(&cluster.node, tag).await;
     }
     cluster.install().await;
-    let address = cluster.mirror().await;
-    cluster.write_hosts(&address, &registry::url());
+    cluster.mirror().await;
+    cluster.follow_published_hosts().await;
 
     // The first Pod: what it needs goes through the mirror, and upstream sees the mirror only.
     let first = cluster.start_pod("first", "1").await;
@@ -81,7 +81,7 @@ async fn a_node_pulls_through_a_mirror_that_the_operator_deployed() {
     assert!(registry.clients().iter().any(|client| client == "10.199.0.1"));
 
     // Without a fallback it does not start.
-    cluster.write_hosts(&address, &address);
+    cluster.never_fall_back().await;
     let asked = registry.requests();
     let why = cluster.refused_pod("never", "3").await;
     println!("no fallback: {why}");

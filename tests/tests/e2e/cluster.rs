@@ -142,12 +142,35 @@ impl Cluster {
         self.node.run(&copy).await.map(drop)
     }
 
-    /// Has containerd ask the mirror first, and then `server`.
-    pub(crate) fn write_hosts(&self, mirror: &str, server: &str) {
-        let toml = format!(
-            "server = \"{server}\"\n\n[host.\"{mirror}\"]\n  capabilities = [\"pull\", \"resolve\"]\n"
-        );
+    /// Has containerd follow the file that the operator publishes for it. Nobody knows the registry by its name here:
+    /// where it is goes before, as it does for any registry that is not at its own name.
+    pub(crate) async fn follow_published_hosts(&self) {
+        let published = self.published_hosts().await;
+        assert!(published.starts_with("[host."), "{published}");
+        let toml = format!("server = \"{}\"\n{published}", registry::url());
         self.node.write_hosts(NAME, &toml).unwrap();
+    }
+
+    /// Tells the mirror that nodes never fall back, and containerd what the operator then publishes, to the letter.
+    pub(crate) async fn never_fall_back(&self) {
+        let patch = r#"{"spec": {"nodeConfiguration": {"fallback": "Never"}}}"#;
+        self.kubectl(&["patch", "rmir", "hub", MIRRORS, "--type=merge", "-p", patch])
+            .await;
+        let names_a_server = async || {
+            let published = self.published_hosts().await;
+            published.starts_with("server = ").then_some(published)
+        };
+        let published = wait::until("file without a fallback", SOON, names_a_server)
+            .await
+            .unwrap();
+        self.node.write_hosts(NAME, &published).unwrap();
+    }
+
+    async fn published_hosts(&self) -> String {
+        let key = format!("{NAME}.hosts.toml").replace('.', "\\.");
+        let path = format!("jsonpath={{.data.{key}}}");
+        self.kubectl(&["get", "configmap", "hub-hosts", MIRRORS, "-o", &path])
+            .await
     }
 
     async fn deploy(&self, name: &str, tag: &str) {
