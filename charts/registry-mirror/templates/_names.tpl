@@ -22,6 +22,11 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 
+{{/* The chart's labels and more of the user's, which can't override them: (list . LABELS). */}}
+{{- define "registry-mirror.labelsAnd" -}}
+{{- merge (include "registry-mirror.labels" (first .) | fromYaml) (last . | default dict) | toYaml -}}
+{{- end -}}
+
 {{- define "registry-mirror.serviceAccount" -}}
 {{- if .Values.serviceAccount.create -}}
 {{- .Values.serviceAccount.name | default (include "registry-mirror.fullname" .) -}}

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::process::Stdio;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use testbed::binaries::{self, workspace};
 use testbed::control_plane::skip_on_existing_cluster;
 use testbed::scratch::Scratch;
@@ -128,6 +128,52 @@ async fn alerts_and_dashboard_ask_for_metrics_that_exist() {
 }
 
 #[tokio::test]
+async fn labels_of_the_users_come_beside_the_charts_and_never_in_their_place() {
+    let helm = Helm::offline().await;
+    let own = "app\\.kubernetes\\.io/name=mine";
+    let mut flags = EVERYTHING.to_vec();
+    let mine = [
+        "podLabels",
+        "podMonitor.labels",
+        "prometheusRule.labels",
+        "dashboard.labels",
+    ]
+    .map(|labels| format!("--set={labels}.{own},{labels}.team=ours"));
+    flags.extend(mine.iter().map(String::as_str));
+    // A key that comes twice does not parse.
+    let objects = helm.template(&flags).await.unwrap();
+    let pod = &named(&objects, "Deployment")[0]["spec"]["template"];
+    let labelled = ["PodMonitor", "PrometheusRule", "ConfigMap"].map(|kind| named(&objects, kind));
+    let labelled: Vec<_> = labelled.into_iter().flatten().chain([pod]).collect();
+    assert_eq!(labelled.len(), 5);
+    for object in labelled {
+        let labels = &object["metadata"]["labels"];
+        assert_eq!(labels["app.kubernetes.io/name"], "registry-mirror", "{labels}");
+        assert_eq!(labels["team"], "ours", "{labels}");
+    }
+}
+
+#[tokio::test]
+async fn values_say_how_often_and_how_patiently_the_operator_is_probed() {
+    let helm = Helm::offline().await;
+    let flags = ["--set=livenessProbe.periodSeconds=20,readinessProbe.timeoutSeconds=3"];
+    let objects = helm.template(&flags).await.unwrap();
+    let container = &operators_pod(&objects)["containers"][0];
+    let liveness = &container["livenessProbe"];
+    assert_eq!(liveness["httpGet"]["path"], "/livez");
+    assert_eq!(
+        (&liveness["periodSeconds"], &liveness["failureThreshold"]),
+        (&json!(20), &json!(3))
+    );
+    let readiness = &container["readinessProbe"];
+    assert_eq!(readiness["httpGet"]["path"], "/readyz");
+    assert_eq!(
+        (&readiness["timeoutSeconds"], &readiness["periodSeconds"]),
+        (&json!(3), &json!(5))
+    );
+}
+
+#[tokio::test]
 async fn wrong_values_of_what_is_off_by_default_are_refused_by_name() {
     let helm = Helm::offline().await;
     for (flag, expected) in [
@@ -138,6 +184,11 @@ async fn wrong_values_of_what_is_off_by_default_are_refused_by_name() {
             "/podDisruptionBudget/maxUnavailable",
         ),
         ("--set=extraEnv[0].value=b", "/extraEnv/0"),
+        (
+            "--set=livenessProbe.periodSeconds=0",
+            "/livenessProbe/periodSeconds",
+        ),
+        ("--set=readinessProbe.httpGet.path=/", "httpGet"),
         ("--set=extraVolumeMounts[0].name=x", "/extraVolumeMounts/0"),
         (
             "--set=topologySpreadConstraints[0].maxSkew=1",
