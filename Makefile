@@ -18,6 +18,9 @@ demo-cluster: ## the same with the chart on Kubernetes: a real node for root, el
 e2e: ## image, chart and a mirror on a real node that pulls through it (root)
 	@scripts/e2e
 
+e2e-day2: ## the same through what happens to a cluster in a year: how long pulls fail, printed and bounded (root)
+	@scripts/e2e day_two
+
 lint: ## formatting, clippy, unused dependencies, licences
 	@scripts/lint
 
@@ -47,4 +50,4 @@ install: ## build the programs and put them into PREFIX/bin (default: cargo's)
 	cargo install --locked --path mirror $(if $(PREFIX),--root $(PREFIX))
 	cargo install --locked --path operator $(if $(PREFIX),--root $(PREFIX))
 
-.PHONY: help demo demo-cluster test e2e lint generate image cluster-up cluster-down install
+.PHONY: help demo demo-cluster test e2e e2e-day2 lint generate image cluster-up cluster-down install

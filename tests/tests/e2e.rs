@@ -4,6 +4,8 @@
 
 #[path = "e2e/cluster.rs"]
 mod cluster;
+#[path = "e2e/day_two.rs"]
+mod day_two;
 #[path = "e2e/registry.rs"]
 mod registry;
 #[path = "e2e/rotation.rs"]

@@ -14,12 +14,12 @@ use crate::registry::{self, USER, user};
 
 /// The registry's name, as Pods write it; it is no host's.
 pub(crate) const NAME: &str = "registry.e2e.invalid";
-const SOON: Duration = Duration::from_mins(2);
+pub(crate) const SOON: Duration = Duration::from_mins(2);
 pub(crate) const MIRRORS: &str = "--namespace=mirrors";
 
 pub(crate) struct Cluster {
     pub(crate) node: Node,
-    scratch: Scratch,
+    pub(crate) scratch: Scratch,
 }
 
 impl Cluster {
@@ -58,22 +58,28 @@ impl Cluster {
     }
 
     pub(crate) async fn install(&self) {
+        self.helm(&["install", "registry-mirror", "CHART", "--create-namespace"])
+            .await;
+    }
+
+    /// Helm, until what it does has been done. `CHART` stands for the chart's directory.
+    pub(crate) async fn helm(&self, arguments: &[&str]) {
         let helm = binaries::get("helm").await.unwrap();
-        let chart = workspace().join("charts/registry-mirror");
+        let chart = workspace().join("charts/registry-mirror").display().to_string();
         let mut command = self.node.command(&helm.display().to_string());
-        command.args(["install", "registry-mirror"]).arg(chart).args([
-            "--namespace=registry-mirror",
-            "--create-namespace",
-            "--wait",
-            "--timeout=2m",
-        ]);
+        command
+            .args(arguments.iter().map(|argument| match *argument {
+                "CHART" => &chart,
+                other => other,
+            }))
+            .args(["--namespace=registry-mirror", "--wait", "--timeout=2m"]);
         for variable in ["HELM_CACHE_HOME", "HELM_CONFIG_HOME", "HELM_DATA_HOME"] {
             command.env(variable, self.scratch.path());
         }
         let output = command.stdin(Stdio::null()).output().await.unwrap();
         assert!(
             output.status.success(),
-            "{}",
+            "{arguments:?}: {}",
             String::from_utf8_lossy(&output.stderr)
         );
     }

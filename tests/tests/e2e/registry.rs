@@ -133,6 +133,21 @@ impl Registry {
         .unwrap();
     }
 
+    /// Puts a large blob of zeros beside the images, and returns its digest.
+    pub(crate) async fn push_blob(&self, node: &Node, mebibytes: u32) -> String {
+        let file = self.scratch.path().join("blob").display().to_string();
+        let curl = format!("curl -sf -u {}:{}", user(&self.password), self.password);
+        let uploads = format!("{}/v2/team/app/blobs/uploads/", url());
+        let script = format!(
+            "set -e; truncate -s {mebibytes}M {file}; sum=$(sha256sum {file} | cut -d' ' -f1)
+             to=$({curl} -X POST -D - -o /dev/null {uploads} | tr -d '\\r' | sed -n 's/^[Ll]ocation: //p')
+             {curl} -T {file} -H 'Content-Type: application/octet-stream' \"$to&digest=sha256:$sum\" >&2
+             rm {file}; echo sha256:$sum"
+        );
+        let digest = node.run(&["sh", "-c", &script]).await;
+        digest.unwrap_or_else(|error| panic!("{error}")).trim().to_owned()
+    }
+
     /// The lines of its access log that tell of a pull.
     fn pulls(&self) -> Vec<String> {
         let log = fs::read_to_string(&self.log).unwrap();
