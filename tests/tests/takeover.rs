@@ -1,0 +1,235 @@
+//! Caches of CNCF Distribution, of Debian's version 2 and of version 3: taken over and given back.
+#![expect(clippy::expect_used, reason = "a failure here is the test's")]
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use mirror::config;
+use mirror::server::Server;
+use testbed::image::{Layout, Random};
+use testbed::process::{Daemon, command, free_ports};
+use testbed::scratch::Scratch;
+use testbed::skopeo::{self, Registry};
+use testbed::upstream::{Options, Upstream};
+use testbed::{binaries, wait};
+use tokio::process::Command;
+use tokio_util::sync::CancellationToken;
+
+const LIMIT: Duration = Duration::from_mins(1);
+const BEFORE: &str = "library/before:1";
+const AFTER: &str = "library/after:1";
+const SECTIONS: &str = "version: 0.1\nlog: {level: info}\n";
+
+/// A Distribution, by the version that it is of.
+async fn distribution(version: u8) -> PathBuf {
+    match version {
+        2 => PathBuf::from("/usr/bin/docker-registry"),
+        _ => binaries::get("registry").await.expect("Distribution 3"),
+    }
+}
+
+/// One cache directory with one configuration file, whoever serves it.
+struct Place {
+    upstream: Upstream,
+    scratch: Scratch,
+    address: std::net::SocketAddr,
+    /// The third program in a row has another log than the first.
+    starts: usize,
+}
+
+impl Place {
+    async fn new(version: u8) -> Self {
+        let upstream = Upstream::start(Options::default()).await.expect("an upstream");
+        let scratch = Scratch::new("takeover").expect("a directory");
+        for (seed, name) in [(1, BEFORE), (2, AFTER)] {
+            let made = scratch.path().join(format!("made-{seed}"));
+            let image = Random::new(seed, &[300_000, 10])
+                .write(&made, "1")
+                .expect("an image");
+            upstream.push(&image, "1", name).await.expect("a push");
+        }
+        let [port] = free_ports().expect("a port");
+        let ttl = if version > 2 { ", ttl: 100h" } else { "" };
+        let yaml = format!(
+            "{SECTIONS}storage: {{filesystem: {{rootdirectory: '{}'}}}}\n\
+             http: {{addr: '127.0.0.1:{port}'}}\nproxy: {{remoteurl: '{}'{ttl}}}\n",
+            scratch.path().join("cache").display(),
+            upstream.url()
+        );
+        scratch.write("config.yml", yaml).expect("a file");
+        Self {
+            upstream,
+            scratch,
+            address: ([127, 0, 0, 1], port).into(),
+            starts: 0,
+        }
+    }
+
+    fn config(&self) -> PathBuf {
+        self.scratch.path().join("config.yml")
+    }
+
+    /// How many entries the expiry state has.
+    fn expiries(&self) -> usize {
+        let path = self.scratch.path().join("cache/scheduler-state.json");
+        let text = std::fs::read_to_string(path).unwrap_or_default();
+        text.matches("ExpiryData").count()
+    }
+
+    async fn theirs(&mut self, program: &Path) -> Daemon {
+        self.starts += 1;
+        let mut command = command(program);
+        command.arg("serve").arg(self.config());
+        command.env("OTEL_TRACES_EXPORTER", "none");
+        let log = self.scratch.path().join(format!("{}.log", self.starts));
+        let daemon = Daemon::spawn("distribution", command, &log).expect("Distribution");
+        let listens = async || {
+            let connected = tokio::net::TcpStream::connect(self.address).await;
+            connected.is_ok().then_some(())
+        };
+        wait::until("Distribution to listen", LIMIT, listens)
+            .await
+            .expect("it starts");
+        daemon
+    }
+
+    /// Pulls; the bytes of blobs that upstream sent for it.
+    async fn pull(&mut self, name: &str) -> u64 {
+        self.starts += 1;
+        self.upstream.reset_counts();
+        let registry = Registry {
+            address: self.address,
+            user: None,
+            tls: false,
+        };
+        let to = self.scratch.path().join(format!("pulled-{}", self.starts));
+        skopeo::pull(&registry, name, &to).await.expect("a pull");
+        assert!(Layout::open(&to).expect("a layout").digest("1").is_some());
+        self.upstream.counts().blob_bytes
+    }
+}
+
+async fn stop(mut daemon: Daemon) {
+    daemon.terminate().expect("it can be ended");
+    daemon.ended().await.expect("it ends");
+}
+
+async fn there_and_back(version: u8) {
+    let program = distribution(version).await;
+    let mut place = Place::new(version).await;
+    let theirs = place.theirs(&program).await;
+    assert!(
+        place.pull(BEFORE).await > 300_000,
+        "{version}: the cache was cold"
+    );
+    // It stores and schedules behind its answers: 2 platforms of 2 layers, a config and a manifest, and the index.
+    let scheduled = async || (place.expiries() >= 9).then_some(());
+    wait::until("Distribution to write its state", LIMIT, scheduled)
+        .await
+        .expect("a state");
+    stop(theirs).await;
+
+    // With a limit, so that it does not matter how full this machine's disk is.
+    let limit = ("REGISTRY_PROXY_CACHE_MAXSIZE".to_owned(), "1Gi".to_owned());
+    let loaded = config::load(Some(&place.config()), std::iter::once(limit));
+    let (configuration, _) = loaded.expect("their file");
+    let server = Server::start(configuration).await.expect("a mirror");
+    let end = CancellationToken::new();
+    let running = tokio::spawn(server.run(end.clone()));
+    assert_eq!(
+        place.pull(BEFORE).await,
+        0,
+        "{version}: what they cached is served by us"
+    );
+    assert!(
+        place.pull(AFTER).await > 300_000,
+        "{version}: what they had not is fetched"
+    );
+    end.cancel();
+    running.await.expect("it ends");
+    let theirs = place.theirs(&program).await;
+    assert_eq!(
+        place.pull(BEFORE).await,
+        0,
+        "{version}: what they cached is served by them again"
+    );
+    stop(theirs).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cache_of_distribution_2_is_taken_over_and_given_back() {
+    there_and_back(2).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cache_of_distribution_3_is_taken_over_and_given_back() {
+    there_and_back(3).await;
+}
+
+/// Where Go put the sources that Distribution 3 was built of.
+async fn sources() -> PathBuf {
+    binaries::get("registry").await.expect("Distribution 3");
+    let output = Command::new("go")
+        .args([
+            "list",
+            "-m",
+            "-f",
+            "{{.Dir}}",
+            "github.com/distribution/distribution/v3",
+        ])
+        .current_dir(binaries::workspace().join("tests/cluster/distribution"))
+        .output();
+    let output = output.await.expect("go");
+    String::from_utf8_lossy(&output.stdout).trim().into()
+}
+
+/// A sample with directories and ports of this test's own put over it by the environment.
+async fn starts(sample: &Path) -> Result<(), String> {
+    let scratch = Scratch::new("sample").expect("a directory");
+    let root = scratch.path().join("cache").display().to_string();
+    let environment = [
+        ("REGISTRY_PROXY_REMOTEURL", "https://registry.example"),
+        ("REGISTRY_STORAGE_FILESYSTEM_ROOTDIRECTORY", root.as_str()),
+        ("REGISTRY_HTTP_ADDR", "127.0.0.1:0"),
+        ("REGISTRY_HTTP_DEBUG_ADDR", "127.0.0.1:0"),
+    ];
+    let environment = environment.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let loaded = config::load(Some(sample), environment.into_iter());
+    let (configuration, _) = loaded.map_err(|error| error.to_string())?;
+    let server = Server::start(configuration)
+        .await
+        .map_err(|error| error.to_string())?;
+    let answer = tokio::net::TcpStream::connect(server.address()).await;
+    answer.map(drop).map_err(|error| error.to_string())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_samples_of_distribution_3_without_users_start_us_unchanged() {
+    testbed::install_crypto_provider();
+    let of_3 = sources().await.join("cmd/registry");
+    for name in ["config-cache.yml", "config-dev.yml"] {
+        assert_eq!(starts(&of_3.join(name)).await, Ok(()), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn what_would_change_what_is_safe_or_served_stays_refused_by_name() {
+    let scratch = Scratch::new("refused").expect("a directory");
+    for (section, key) in [
+        ("middleware: {registry: [{name: x}]}", "middleware"),
+        (
+            "auth: {token: {realm: 'https://a', service: s, issuer: i, rootcertbundle: /c}}",
+            "auth.token",
+        ),
+        (
+            "http: {tls: {letsencrypt: {cachefile: /c, email: a@b}}}",
+            "http.tls.letsencrypt",
+        ),
+        ("storage: {s3: {bucket: b, region: r}}", "s3"),
+    ] {
+        let yaml = format!("version: 0.1\nproxy: {{remoteurl: 'https://registry.example'}}\n{section}\n");
+        let path = scratch.write("config.yml", yaml).expect("a file");
+        let refused = config::load(Some(&path), std::iter::empty()).expect_err("it is refused");
+        assert!(refused.to_string().contains(key), "{refused}");
+    }
+}
