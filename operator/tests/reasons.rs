@@ -1,0 +1,365 @@
+//! Every reason that a condition can have, and what leads to it.
+#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use crds::conditions::{ConditionType as Kind, Reason};
+use crds::{RegistryMirror, RegistryMirrorStatus};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use k8s_openapi::jiff::Timestamp;
+use mirror::admin::{CacheStatus, Status, UpstreamStatus};
+use mirror::credentials::Report;
+use operator::apply::{Applied, RefusedClaim};
+use operator::observed::{Answer, Claim, Observed, Server, Workload};
+use operator::status::{self, Acted, Outcome, UpstreamCredentials, Verdict};
+use operator::validate::Rejection;
+use operator::validate::credentials::Problem;
+use serde_json::json;
+use test_case::test_case;
+
+/// What a mirror looks like.
+struct Case {
+    outcome: Outcome,
+    observed: Observed,
+    paused: bool,
+}
+
+impl Case {
+    fn told(&self) -> RegistryMirrorStatus {
+        let document = json!({
+            "apiVersion": "registrymirror.io/v1alpha1", "kind": "RegistryMirror",
+            "metadata": {"name": "hub", "namespace": "mirrors", "uid": "u", "generation": 3},
+            "spec": {
+                "upstreams": [{"host": "quay.io"}], "storage": {"type": "Ephemeral"}, "paused": self.paused,
+            },
+        });
+        let mirror: RegistryMirror = serde_json::from_value(document).unwrap();
+        let before = RegistryMirrorStatus::default();
+        status::of(
+            &mirror,
+            &before,
+            &self.outcome,
+            &self.observed,
+            Timestamp::UNIX_EPOCH,
+        )
+    }
+
+    /// Status and reason of a condition.
+    fn of(&self, kind: Kind) -> Option<(String, String)> {
+        let conditions = self.told().conditions;
+        let found = conditions
+            .into_iter()
+            .find(|condition| condition.type_ == kind.as_str());
+        found.map(|condition| (condition.status, condition.reason))
+    }
+}
+
+fn serving() -> Case {
+    Case {
+        outcome: Outcome::Acted(Acted::default()),
+        observed: workload(1, 1),
+        paused: false,
+    }
+}
+
+fn workload(wanted: i32, ready: i32) -> Observed {
+    let workload = Workload {
+        current: true,
+        wanted,
+        replicas: wanted,
+        ready,
+        updated: wanted,
+        obstacle: None,
+    };
+    Observed {
+        workload: Some(workload),
+        ..Observed::default()
+    }
+}
+
+fn with(wanted: i32, ready: i32) -> Case {
+    Case {
+        observed: workload(wanted, ready),
+        ..serving()
+    }
+}
+
+fn rejected(reason: Reason) -> Case {
+    let message = String::new();
+    Case {
+        outcome: Outcome::Rejected(Rejection { reason, message }),
+        ..serving()
+    }
+}
+
+fn credentials(problem: Option<Reason>, verdict: Verdict, good: bool) -> Case {
+    let credentials = UpstreamCredentials {
+        host: "quay.io".to_owned(),
+        secret: "quay".to_owned(),
+        version: 4,
+        problem: problem.map(|reason| Problem {
+            reason,
+            message: String::new(),
+        }),
+        kept: false,
+        verdict,
+        rotated: good.then_some(Timestamp::UNIX_EPOCH),
+    };
+    Case {
+        outcome: Outcome::Acted(Acted {
+            credentials: vec![credentials],
+            ..Acted::default()
+        }),
+        ..serving()
+    }
+}
+
+fn reporting(state: &str, full: bool) -> Case {
+    let report = Status {
+        upstreams: vec![UpstreamStatus {
+            host: "quay.io".to_owned(),
+            state: state.to_owned(),
+            credentials: Report::default(),
+        }],
+        cache: CacheStatus {
+            full,
+            ..CacheStatus::default()
+        },
+        ..Status::default()
+    };
+    answering(Answer::Given(report.into()))
+}
+
+fn answering(answer: Answer) -> Case {
+    let server = Server {
+        pod: "hub-0".to_owned(),
+        uid: "p".to_owned(),
+        address: IpAddr::from([127, 0, 0, 2]),
+        answer,
+    };
+    let mut case = serving();
+    case.observed.servers = vec![server];
+    case
+}
+
+fn claim(bound: bool, requested: &str) -> Case {
+    let mut case = serving();
+    case.observed.claims = vec![Claim {
+        name: "cache-hub-0".to_owned(),
+        ordinal: 0,
+        bound,
+        requested: Some(Quantity(requested.to_owned())),
+        capacity: bound.then(|| Quantity("1Gi".to_owned())),
+    }];
+    case
+}
+
+fn refused(reason: Reason) -> Case {
+    let message = String::new();
+    let refused_claims = BTreeMap::from([("cache-hub-0".to_owned(), RefusedClaim { reason, message })]);
+    Case {
+        outcome: Outcome::Acted(Acted {
+            applied: Applied { refused_claims },
+            ..Acted::default()
+        }),
+        ..serving()
+    }
+}
+
+/// The condition, its state, its reason, and what leads there.
+fn table() -> Vec<(Kind, &'static str, Reason, Case)> {
+    let paused = Case {
+        paused: true,
+        outcome: Outcome::Paused,
+        ..serving()
+    };
+    let bad = Verdict::Rejected("401".to_owned());
+    vec![
+        (Kind::Ready, "True", Reason::Serving, serving()),
+        (Kind::Accepted, "True", Reason::SpecAccepted, serving()),
+        (
+            Kind::Accepted,
+            "False",
+            Reason::InvalidSpec,
+            rejected(Reason::InvalidSpec),
+        ),
+        (
+            Kind::Accepted,
+            "False",
+            Reason::NameConflict,
+            rejected(Reason::NameConflict),
+        ),
+        (
+            Kind::Accepted,
+            "False",
+            Reason::ReferenceNotFound,
+            rejected(Reason::ReferenceNotFound),
+        ),
+        (
+            Kind::Accepted,
+            "False",
+            Reason::ReferenceMalformed,
+            rejected(Reason::ReferenceMalformed),
+        ),
+        (Kind::Available, "True", Reason::ReplicasReady, serving()),
+        (Kind::Available, "False", Reason::NoReadyReplicas, with(1, 0)),
+        (Kind::Available, "False", Reason::ScaledToZero, with(0, 0)),
+        (Kind::Progressing, "True", Reason::RollingOut, with(2, 1)),
+        (Kind::Progressing, "False", Reason::RolledOut, serving()),
+        (
+            Kind::CredentialsValid,
+            "True",
+            Reason::CredentialsAccepted,
+            credentials(None, Verdict::Accepted, true),
+        ),
+        (
+            Kind::CredentialsValid,
+            "False",
+            Reason::SecretNotFound,
+            credentials(Some(Reason::SecretNotFound), Verdict::NoServer, false),
+        ),
+        (
+            Kind::CredentialsValid,
+            "False",
+            Reason::SecretMalformed,
+            credentials(Some(Reason::SecretMalformed), Verdict::NoServer, false),
+        ),
+        (
+            Kind::CredentialsValid,
+            "False",
+            Reason::UpstreamRejected,
+            credentials(None, bad, false),
+        ),
+        (
+            Kind::CredentialsValid,
+            "Unknown",
+            Reason::Unverified,
+            credentials(None, Verdict::Unverified, false),
+        ),
+        (
+            Kind::CredentialsValid,
+            "Unknown",
+            Reason::Loading,
+            credentials(None, Verdict::Loading(1, 2), true),
+        ),
+        (
+            Kind::UpstreamReachable,
+            "True",
+            Reason::Reachable,
+            reporting("Reachable", false),
+        ),
+        (
+            Kind::UpstreamReachable,
+            "False",
+            Reason::Unreachable,
+            reporting("Unreachable", false),
+        ),
+        (
+            Kind::UpstreamReachable,
+            "False",
+            Reason::RateLimited,
+            reporting("RateLimited", false),
+        ),
+        (
+            Kind::StorageReady,
+            "True",
+            Reason::VolumeReady,
+            claim(true, "1Gi"),
+        ),
+        (
+            Kind::StorageReady,
+            "False",
+            Reason::ClaimPending,
+            claim(false, "1Gi"),
+        ),
+        (
+            Kind::StorageReady,
+            "False",
+            Reason::ResizeUnsupported,
+            refused(Reason::ResizeUnsupported),
+        ),
+        (
+            Kind::StorageReady,
+            "False",
+            Reason::Full,
+            reporting("Reachable", true),
+        ),
+        (Kind::StorageReady, "True", Reason::Resizing, claim(true, "2Gi")),
+        (Kind::Paused, "True", Reason::PausedBySpec, paused),
+    ]
+}
+
+#[test]
+fn every_reason_of_every_condition_is_led_to() {
+    let mut reached: Vec<_> = Vec::new();
+    for (kind, status, reason, case) in table() {
+        let expected = Some((status.to_owned(), reason.to_string()));
+        assert_eq!(case.of(kind), expected, "{kind}/{reason}");
+        reached.push(reason);
+    }
+    let missing: Vec<_> = Reason::ALL
+        .iter()
+        .filter(|reason| !reached.contains(reason))
+        .collect();
+    assert!(missing.is_empty(), "nothing here leads to {missing:?}");
+}
+
+#[test]
+fn neither_upstreams_nor_a_full_disk_move_readiness() {
+    for case in [
+        reporting("Unreachable", false),
+        reporting("RateLimited", false),
+        reporting("Reachable", true),
+        credentials(None, Verdict::Loading(0, 1), false),
+        credentials(None, Verdict::Unverified, false),
+    ] {
+        assert_eq!(case.of(Kind::Ready).unwrap().1, "Serving");
+    }
+}
+
+#[test_case(true => "Serving"; "the last good ones serve")]
+#[test_case(false => "UpstreamRejected"; "there are none")]
+fn a_rejection_moves_readiness_only_where_nothing_serves(good: bool) -> String {
+    let bad = Verdict::Rejected("401".to_owned());
+    credentials(None, bad, good).of(Kind::Ready).unwrap().1
+}
+
+/// A server that has another configuration than the mirror's, which is of no version here.
+#[test_case(Answer::Silent => "RollingOut"; "no answer")]
+#[test_case(Answer::Given(report("old", "")) => "RollingOut"; "another configuration")]
+#[test_case(Answer::Given(report("old", "line 3: no such key")) => "RollingOut"; "a refused configuration")]
+#[test_case(Answer::Given(report("", "")) => "RolledOut"; "this configuration")]
+fn a_change_goes_on_until_every_replica_reports_it(answer: Answer) -> String {
+    answering(answer).of(Kind::Progressing).unwrap().1
+}
+
+fn report(configuration: &str, error: &str) -> operator::observed::Report {
+    Status {
+        configuration_version: configuration.to_owned(),
+        configuration_error: error.to_owned(),
+        ..Status::default()
+    }
+    .into()
+}
+
+#[test]
+fn what_a_server_said_stands_until_it_was_asked() {
+    let document = json!({
+        "apiVersion": "registrymirror.io/v1alpha1", "kind": "RegistryMirror",
+        "metadata": {"name": "hub", "namespace": "mirrors", "uid": "u", "generation": 3},
+        "spec": {"upstreams": [{"host": "quay.io"}], "storage": {"type": "Ephemeral"}},
+    });
+    let mirror: RegistryMirror = serde_json::from_value(document).unwrap();
+    let case = reporting("Reachable", false);
+    let before = case.told();
+    let restarted = answering(Answer::Unasked);
+    let after = status::of(
+        &mirror,
+        &before,
+        &restarted.outcome,
+        &restarted.observed,
+        Timestamp::now(),
+    );
+    assert_eq!(after, before, "a new operator writes nothing");
+}
