@@ -168,6 +168,7 @@ fn refused(reason: Reason) -> Case {
 }
 
 /// The condition, its state, its reason, and what leads there.
+#[allow(clippy::too_many_lines, reason = "a table")]
 fn table() -> Vec<(Kind, &'static str, Reason, Case)> {
     let paused = Case {
         paused: true,
