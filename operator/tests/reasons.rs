@@ -12,7 +12,7 @@ use mirror::admin::{CacheStatus, Status, UpstreamStatus};
 use mirror::credentials::Report;
 use operator::apply::{Applied, RefusedClaim};
 use operator::observed::{Answer, Claim, Observed, Server, Workload};
-use operator::status::{self, Acted, Outcome, UpstreamCredentials, Verdict};
+use operator::status::{self, Acted, Certificate, Outcome, UpstreamCredentials, Verdict};
 use operator::validate::Rejection;
 use operator::validate::credentials::Problem;
 use serde_json::json;
@@ -167,6 +167,25 @@ fn refused(reason: Reason) -> Case {
     }
 }
 
+/// A certificate that ends so many seconds after the time of these statuses.
+fn certificate(expires: i64, problem: Option<Reason>) -> Case {
+    let certificate = Certificate {
+        expires,
+        has_authority: false,
+        problem: problem.map(|reason| Problem {
+            reason,
+            message: String::new(),
+        }),
+    };
+    Case {
+        outcome: Outcome::Acted(Acted {
+            certificate: Some(certificate),
+            ..Acted::default()
+        }),
+        ..serving()
+    }
+}
+
 /// The condition, its state, its reason, and what leads there.
 #[allow(clippy::too_many_lines, reason = "a table")]
 fn table() -> Vec<(Kind, &'static str, Reason, Case)> {
@@ -287,6 +306,19 @@ fn table() -> Vec<(Kind, &'static str, Reason, Case)> {
             reporting("Reachable", true),
         ),
         (Kind::StorageReady, "True", Reason::Resizing, claim(true, "2Gi")),
+        (
+            Kind::TLSReady,
+            "True",
+            Reason::CertificateReady,
+            certificate(1, None),
+        ),
+        (
+            Kind::TLSReady,
+            "False",
+            Reason::Malformed,
+            certificate(1, Some(Reason::Malformed)),
+        ),
+        (Kind::TLSReady, "False", Reason::Expired, certificate(-1, None)),
         (Kind::Paused, "True", Reason::PausedBySpec, paused),
     ]
 }
