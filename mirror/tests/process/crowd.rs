@@ -9,6 +9,13 @@ use crate::LIMIT;
 use crate::hub::Hub;
 use crate::server::Server;
 
+/// What they may take: futures of a build for debugging are larger than those that users run.
+const MEMORY: u64 = if cfg!(debug_assertions) {
+    300 << 20
+} else {
+    200 << 20
+};
+
 /// As many files as this machine allows; the server, started afterwards, may open as many.
 fn raise_file_limit(wanted: u64) -> bool {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -44,12 +51,12 @@ async fn idle(count: u64) {
     }
     let memory = server.memory();
     eprintln!("{count} idle connections: {memory} bytes");
-    assert!(memory < 200 << 20, "{memory} bytes for {count} idle connections");
+    assert!(memory < MEMORY, "{memory} bytes for {count} idle connections");
     assert_eq!(server.get("/v2/", "").await.unwrap().status, 200);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn ten_thousand_idle_connections_take_less_than_200_mib() {
+async fn ten_thousand_idle_connections_take_little_memory() {
     idle(10_000).await;
 }
 

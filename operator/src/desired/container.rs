@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use crds::Pod;
 use k8s_openapi::{
     api::core::v1::{
-        Capabilities, Container, ContainerPort, EnvVar, HTTPGetAction, Probe, ResourceRequirements,
-        SecurityContext, VolumeMount,
+        Capabilities, Container, ContainerPort, EnvVar, HTTPGetAction, Lifecycle, LifecycleHandler, Probe,
+        ResourceRequirements, SecurityContext, SleepAction, VolumeMount,
     },
     apimachinery::pkg::{api::resource::Quantity, util::intstr::IntOrString},
 };
@@ -27,6 +27,10 @@ const CREDENTIALS: &str = "/etc/registry-mirror/credentials";
 const FILES: &str = "/etc/registry-mirror/files";
 /// The cache.
 const CACHE: &str = "/var/lib/registry";
+
+/// A Pod that is to end goes on accepting connections for so long: nodes learn only after it that the Service no longer
+/// leads to it.
+pub(super) const LEAVING_SECONDS: i64 = 5;
 
 /// The server.
 pub(super) fn server(accepted: &Accepted<'_>, wanted: &Pod, release: &Release) -> Container {
@@ -55,8 +59,22 @@ pub(super) fn server(accepted: &Accepted<'_>, wanted: &Pod, release: &Release) -
         startup_probe: Some(probe("/livez", 1, 120)),
         liveness_probe: Some(probe("/livez", 10, 3)),
         readiness_probe: Some(probe("/readyz", 3, 2)),
+        lifecycle: Some(leaving()),
         security_context: Some(container_security()),
         ..Container::default()
+    }
+}
+
+/// The image has no shell to sleep in; the kubelet does it.
+fn leaving() -> Lifecycle {
+    Lifecycle {
+        pre_stop: Some(LifecycleHandler {
+            sleep: Some(SleepAction {
+                seconds: LEAVING_SECONDS,
+            }),
+            ..LifecycleHandler::default()
+        }),
+        ..Lifecycle::default()
     }
 }
 

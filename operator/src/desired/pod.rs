@@ -53,7 +53,9 @@ fn spec(accepted: &Accepted<'_>, wanted: &Pod, release: &Release) -> PodSpec {
         security_context: Some(pod_security()),
         containers: vec![container::server(accepted, wanted, release)],
         volumes: Some(volumes(accepted)),
-        termination_grace_period_seconds: Some(config::DRAIN_SECONDS + AFTER_DRAIN_SECONDS),
+        termination_grace_period_seconds: Some(
+            container::LEAVING_SECONDS + config::DRAIN_SECONDS + AFTER_DRAIN_SECONDS,
+        ),
         image_pull_secrets: list(&wanted.image_pull_secrets),
         node_selector: some(&wanted.node_selector),
         tolerations: list(&wanted.tolerations),

@@ -171,7 +171,11 @@ impl Supervisor {
             () = probe::until_unhealthy(self) => self.pod.grace,
             grace = to_stop.wait_for(Option::is_some) => grace.ok().and_then(|g| *g).unwrap_or_default(),
         };
-        let status = stop(&mut daemon, grace).await;
+        let before = pre_stop(&self.container).min(grace);
+        let status = match tokio::time::timeout(before, daemon.ended()).await {
+            Ok(status) => status,
+            Err(_) => stop(&mut daemon, grace.saturating_sub(before)).await,
+        };
         self.ended(started, status)
     }
 
@@ -251,6 +255,13 @@ impl Supervisor {
     }
 }
 
+/// How long a container runs on before it is told to end; other hooks are refused.
+fn pre_stop(container: &Container) -> Duration {
+    let hook = container.lifecycle.as_ref().and_then(|l| l.pre_stop.as_ref());
+    let sleep = hook.and_then(|hook| hook.sleep.as_ref());
+    Duration::from_secs(sleep.map_or(0, |sleep| sleep.seconds.unsigned_abs()))
+}
+
 /// SIGTERM, and SIGKILL where that is not enough.
 async fn stop(daemon: &mut Daemon, grace: Duration) -> std::io::Result<ExitStatus> {
     daemon.terminate()?;
@@ -264,8 +275,16 @@ async fn stop(daemon: &mut Daemon, grace: Duration) -> std::io::Result<ExitStatu
 /// What would silently be something else here is refused instead.
 fn refuse_unsupported(container: &Container) -> Result<(), Problem> {
     let refuse = |what: &str| Err(Problem::Unsupported(what.to_owned()));
-    if container.lifecycle.is_some() {
-        return refuse("lifecycle hooks");
+    if let Some(lifecycle) = &container.lifecycle {
+        let only_sleeps = lifecycle.pre_stop.as_ref().is_none_or(|hook| {
+            hook.sleep.is_some()
+                && hook.exec.is_none()
+                && hook.http_get.is_none()
+                && hook.tcp_socket.is_none()
+        });
+        if lifecycle.post_start.is_some() || !only_sleeps {
+            return refuse("lifecycle hooks other than a sleep before the end");
+        }
     }
     let probes = [
         &container.startup_probe,
