@@ -28,7 +28,7 @@ bench: ## this server beside nginx and Distribution, 7 rounds: tables, JSON and 
 	@tests/cluster/packages bench
 	cargo bench --locked -p mirror --bench side_by_side
 
-bench-quick: ## the same in below 3 minutes
+bench-quick: ## the same in 2 shorter rounds
 	@tests/cluster/packages bench
 	cargo bench --locked -p mirror --bench side_by_side -- --quick
 
@@ -50,4 +50,4 @@ install: ## build the programs and put them into PREFIX/bin (default: cargo's)
 	cargo install --locked --path mirror $(if $(PREFIX),--root $(PREFIX))
 	cargo install --locked --path operator $(if $(PREFIX),--root $(PREFIX))
 
-.PHONY: help demo demo-cluster test e2e e2e-day2 lint generate image cluster-up cluster-down install
+.PHONY: help demo demo-cluster test e2e e2e-day2 lint bench bench-quick generate image cluster-up cluster-down install
