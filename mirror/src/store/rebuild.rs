@@ -177,10 +177,15 @@ impl Inner {
 
     fn import_scheduler_state(&self) -> Result<(), Error> {
         let path = self.layout.scheduler_state();
+        let since = self.opened.as_millisecond();
         let mut ops = Vec::new();
         let mut failed = None;
         let read = scheduler_state::read(&path, |digest, expires| {
-            ops.push(Op::Import(digest, expires));
+            ops.push(Op::Import {
+                digest,
+                expires,
+                since,
+            });
             if ops.len() == BATCH
                 && let Err(error) = self.index.write(std::mem::take(&mut ops))
             {

@@ -2,8 +2,9 @@
 //!
 //! A JSON object from `name@digest` to [`Item`]. Read and written entry by entry, as it may be large.
 
+use std::cell::Cell;
 use std::fs::{self, File};
-use std::io::{BufReader, BufWriter, ErrorKind, Write};
+use std::io::{self, BufReader, BufWriter, ErrorKind, Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -15,6 +16,10 @@ use serde::{Deserialize, Serialize};
 use crate::digest::Digest;
 use crate::name::RepositoryName;
 use crate::store::durable::{IoError, on};
+
+/// The most that an entry may take. Names have at most 255 characters: what is longer is none of Distribution's, and
+/// would be held in memory.
+const ENTRY: u64 = 16 << 10;
 
 /// What an entry is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,21 +50,49 @@ pub(super) fn fingerprint(path: &Path) -> u64 {
 
 /// Calls for every entry that names a digest, with its expiry in ms since 1970. No file: no entries.
 pub(super) fn read(path: &Path, found: impl FnMut(Digest, i64)) -> Result<(), IoError> {
-    let file = match File::open(path) {
-        Ok(file) => file,
+    let file = match fs::metadata(path) {
+        Ok(found) if !found.is_file() => Err(io::Error::other("it is not a file")),
+        Ok(_) => File::open(path),
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(on("open", path)(error)),
+        Err(error) => Err(error),
     };
-    let mut json = serde_json::Deserializer::from_reader(BufReader::new(file));
-    json.deserialize_map(Entries(found))
-        .and_then(|()| json.end())
-        .map_err(|error| on("read", path)(error.into()))
+    let file = file.map_err(on("open", path))?;
+    read_from(BufReader::new(file), found).map_err(on("read", path))
+}
+
+fn read_from(reader: impl Read, found: impl FnMut(Digest, i64)) -> io::Result<()> {
+    let left = &Cell::new(ENTRY);
+    let mut json = serde_json::Deserializer::from_reader(Bounded { reader, left });
+    json.deserialize_map(Entries { found, left })?;
+    Ok(json.end()?)
+}
+
+/// Fails where more is read than is left for an entry.
+struct Bounded<'l, R> {
+    reader: R,
+    left: &'l Cell<u64>,
+}
+
+impl<R: Read> Read for Bounded<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let left = self.left.get();
+        if left == 0 {
+            return Err(io::Error::new(ErrorKind::InvalidData, "an entry is too long"));
+        }
+        let most = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+        let read = self.reader.read(&mut buffer[..most])?;
+        self.left.set(left - read as u64);
+        Ok(read)
+    }
 }
 
 /// Visits entries one by one.
-struct Entries<F>(F);
+struct Entries<'l, F> {
+    found: F,
+    left: &'l Cell<u64>,
+}
 
-impl<'de, F: FnMut(Digest, i64)> Visitor<'de> for Entries<F> {
+impl<'de, F: FnMut(Digest, i64)> Visitor<'de> for Entries<'_, F> {
     type Value = ();
 
     fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -72,8 +105,9 @@ impl<'de, F: FnMut(Digest, i64)> Visitor<'de> for Entries<F> {
             let digest = key.rsplit_once('@').and_then(|(_, digest)| digest.parse().ok());
             let expires = entry.and_then(|text| text.parse::<Timestamp>().ok());
             if let (Some(digest), Some(expires)) = (digest, expires) {
-                (self.0)(digest, expires.as_millisecond());
+                (self.found)(digest, expires.as_millisecond());
             }
+            self.left.set(ENTRY);
         }
         Ok(())
     }
@@ -177,6 +211,25 @@ mod tests {
         let digest = Digest::of(Algorithm::Sha256, b"");
         let text = format!(r#"{{"a":{{}},"b@{digest}":7,"c@{digest}":{{"ExpiryData":"soon"}},"@":[1]}}"#);
         assert_eq!(read_text(&text).unwrap(), []);
+    }
+
+    #[test]
+    fn no_entry_takes_more_memory_than_one_may() {
+        let digest = Digest::of(Algorithm::Sha256, b"");
+        let good = format!(r#"{{"a@{digest}":{{"ExpiryData":"2026-11-30T01:00:00Z"}},"#);
+        for endless in [
+            "\"aaaa",
+            "\"a\":{\"ExpiryData\":\"2026",
+            "\"a\":[[0,0,0,0,",
+            "    ",
+        ] {
+            let part = endless.as_bytes().last().copied().unwrap();
+            let reader = good.as_bytes().chain(endless.as_bytes()).chain(io::repeat(part));
+            let mut found = 0;
+            let read = read_from(reader, |_, _| found += 1);
+            assert!(read.is_err(), "{endless}");
+            assert_eq!(found, 1, "{endless}");
+        }
     }
 
     #[test]

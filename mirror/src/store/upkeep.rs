@@ -102,8 +102,8 @@ impl Store {
             }
             inner.trim()?;
             let Some(ttl) = ttl else { return Ok(0) };
-            let ttl = i64::try_from(ttl.as_millis()).unwrap_or(i64::MAX);
             inner.resolve_imported(ttl)?;
+            let ttl = i64::try_from(ttl.as_millis()).unwrap_or(i64::MAX);
             let order = match from {
                 TtlFrom::LastUse => Order::Use,
                 TtlFrom::FirstFetch => Order::Fetch,
@@ -150,6 +150,8 @@ impl Inner {
         let Some((ttl, from)) = ttl.filter(|_| !self.readonly && !self.space.is_paused()) else {
             return Ok(());
         };
+        // What was learned since the last round of expiry: Distribution's own times must not be lost in its state.
+        self.resolve_imported(ttl)?;
         let (content, uses) = self.index.changes();
         let uses = if from == TtlFrom::LastUse { uses } else { 0 };
         let (now, at) = (
@@ -180,7 +182,8 @@ impl Inner {
     }
 
     /// A fetch that Distribution counts from is `ttl` before its expiry, whatever its `ttl` was.
-    fn resolve_imported(&self, ttl: i64) -> Result<(), Error> {
+    fn resolve_imported(&self, ttl: Duration) -> Result<(), Error> {
+        let ttl = i64::try_from(ttl.as_millis()).unwrap_or(i64::MAX);
         loop {
             let batch = self.index.imported(BATCH)?;
             if batch.is_empty() {

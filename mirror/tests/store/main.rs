@@ -11,6 +11,7 @@ mod limits;
 mod pins;
 mod restart;
 mod tags;
+mod takeover;
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -30,8 +30,13 @@ pub(in crate::store) enum Op {
     Tag(Repository, Tag, Digest, i64),
     /// A tag is gone.
     Untag(Repository, Tag),
-    /// When Distribution would have expired it.
-    Import(Digest, i64),
+    /// When Distribution would have expired it. Changes nothing where the content is not there, or was fetched by
+    /// ourselves since a time.
+    Import {
+        digest: Digest,
+        expires: i64,
+        since: i64,
+    },
     /// Turns such an expiry into the fetch that it counted from.
     Resolve(Digest, i64),
     /// Whether all files are known.
@@ -108,6 +113,18 @@ pub(super) fn apply(transaction: &WriteTransaction, ops: &[Op]) -> Result<Added,
                 tables.remove(&key_of(digest))?;
                 remove_rest(transaction, &key_of(digest))?;
             }
+            Op::Import {
+                digest,
+                expires,
+                since,
+            } => {
+                let key = key_of(digest);
+                // What is fetched is verified at the same time; what was found was not.
+                let found = tables.get(&key)?;
+                if found.is_some_and(|(_, first, _, verified)| first != verified || first < *since) {
+                    import(transaction, &key, *expires)?;
+                }
+            }
             Op::Complete(whether) => tables.set(COMPLETE, u64::from(*whether))?,
             Op::StateSeen(seen) => tables.set(STATE_SEEN, *seen)?,
             other => apply_names(transaction, other)?,
@@ -142,15 +159,18 @@ fn apply_names(transaction: &WriteTransaction, op: &Op) -> Result<(), redb::Erro
                 .open_table(TAGS)?
                 .remove((repository.as_str(), tag.as_str()))?;
         }
-        Op::Import(digest, expires) => {
-            let (key, mut table) = (key_of(digest), transaction.open_table(IMPORTED)?);
-            let later = table
-                .get(&*key)?
-                .map_or(*expires, |found| found.value().max(*expires));
-            table.insert(&*key, later)?;
-        }
         _ => {}
     }
+    Ok(())
+}
+
+/// Of the entries that name content, the latest counts.
+fn import(transaction: &WriteTransaction, key: &[u8], expires: i64) -> Result<(), redb::Error> {
+    let mut table = transaction.open_table(IMPORTED)?;
+    let later = table
+        .get(key)?
+        .map_or(expires, |found| found.value().max(expires));
+    table.insert(key, later)?;
     Ok(())
 }
 
