@@ -104,10 +104,9 @@ fn run(command: Command) -> Result<(), Failure> {
 
 fn check(configuration: &Configuration) -> Result<(), Failure> {
     let (config, notices) = configuration.load()?;
-    for notice in notices {
+    for notice in notices.into_iter().chain(server::check(&config)?) {
         writeln!(io::stderr(), "{notice}")?;
     }
-    server::check(&config)?;
     io::stdout().write_all(File::from(&config).to_yaml().as_bytes())?;
     Ok(())
 }

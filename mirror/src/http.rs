@@ -21,7 +21,7 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 
 use access::{Record, Recorded};
-pub use auth::Htpasswd;
+pub use auth::{Htpasswd, trouble_with_users};
 use error::RegistryError;
 use route::Route;
 

@@ -17,8 +17,8 @@ pub use error::Error;
 pub use reload::Reloader;
 
 use crate::clock::Clock;
-use crate::config::Config;
 use crate::config::http::Tls;
+use crate::config::{Config, Notice};
 use crate::health::Health;
 use crate::http::serve::{self, Listener};
 use crate::http::tls::Certificates;
@@ -53,16 +53,22 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
     Ok(())
 }
 
-/// Looks at the files that a configuration names, as the start would.
+/// Looks at the files that a configuration names, as the start would; tells what should be looked at.
 ///
 /// # Errors
-/// The first that is missing or malformed.
-pub fn check(config: &Config) -> Result<(), Error> {
+/// The first that is missing or malformed. An htpasswd file is none of them: without it nobody is let in, which is
+/// safe, and it may come.
+pub fn check(config: &Config) -> Result<Vec<Notice>, Error> {
     install_crypto();
     certificates(config)?;
-    readable_users(config)?;
     upstreams::try_all(&config.proxy)?;
-    Ok(())
+    let users = config.access.as_ref();
+    let trouble = users.and_then(|access| http::trouble_with_users(&access.path));
+    let notice = trouble.map(|message| Notice {
+        key: "auth.htpasswd.path".to_owned(),
+        message,
+    });
+    Ok(notice.into_iter().collect())
 }
 
 impl Server {
@@ -103,7 +109,14 @@ impl Server {
             http2: config.http.http2,
             drain: config.http.drain_timeout,
         };
-        let running = Arc::new(Running::new(config, store, metrics, health, &upstreams));
+        let running = Arc::new(Running::new(
+            config,
+            store,
+            metrics,
+            health,
+            users.clone(),
+            &upstreams,
+        ));
         let admin =
             admin.map(|(listener, path)| (listener, admin::service(running.clone(), path.as_deref())));
         Ok(Self {
@@ -180,20 +193,6 @@ fn install_crypto() {
 fn certificates(config: &Config) -> Result<Option<Certificates>, Error> {
     let load = |tls: &Tls| Certificates::load(tls.clone(), config.http.http2);
     Ok(config.http.tls.as_ref().map(load).transpose()?)
-}
-
-/// Users that cannot be read are found at start, not at the first pull.
-fn readable_users(config: &Config) -> Result<(), Error> {
-    let Some(access) = &config.access else {
-        return Ok(());
-    };
-    match std::fs::read_to_string(&access.path) {
-        Ok(_) => Ok(()),
-        Err(source) => Err(Error::Users {
-            path: access.path.clone(),
-            source,
-        }),
-    }
 }
 
 async fn open(config: &Config, clock: &Clock) -> Result<Store, Error> {

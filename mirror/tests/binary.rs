@@ -72,11 +72,6 @@ proxy: {remoteurl: 'http://127.0.0.1:9', ttl: 1h}
 )]
 #[test_case("{proxy: {upstreams: [{host: a, tls: {cafile: HOME/no.pem}}]}}", 3, "no.pem")]
 #[test_case(
-    "{proxy: {remoteurl: 'https://a'}, auth: {htpasswd: {realm: r, path: HOME/no}}}",
-    3,
-    "cannot read the htpasswd file"
-)]
-#[test_case(
     "{proxy: {remoteurl: 'https://a'}, http: {tls: {certificate: HOME/no.crt, key: HOME/no.key}}}",
     3,
     "no.crt"
@@ -90,6 +85,24 @@ fn what_is_wrong_with_a_configuration_ends_check_and_serve_alike(yaml: &str, cod
         assert!(stderr.contains(message), "{stderr}");
         assert!(!stderr.contains("panicked"), "{stderr}");
     }
+}
+
+#[test]
+fn users_that_are_not_there_are_a_notice_that_says_nobody_is_let_in() {
+    let home = Home::new("");
+    let auth = "auth: {htpasswd: {realm: r, path: HOME/no}}";
+    home.write(
+        "config.yml",
+        &format!("{{proxy: {{remoteurl: 'https://a'}}, {auth}}}"),
+    );
+    let (code, printed, stderr) = home.ends(&["check", "config.yml"]);
+    assert_eq!(code, 0, "{stderr}");
+    assert!(printed.contains("htpasswd"), "{printed}");
+    assert!(
+        stderr.contains("auth.htpasswd.path: cannot read the htpasswd file"),
+        "{stderr}"
+    );
+    assert!(stderr.contains("nobody is let in until it is there"), "{stderr}");
 }
 
 #[test]

@@ -166,25 +166,24 @@ async fn a_cache_of_distribution_3_is_taken_over_and_given_back() {
     there_and_back(3).await;
 }
 
-/// Where Go put the sources that Distribution 3 was built of.
-async fn sources() -> PathBuf {
-    binaries::get("registry").await.expect("Distribution 3");
+/// Where Go put the sources of a Distribution.
+async fn sources(version: u8) -> PathBuf {
+    let module = match version {
+        2 => "github.com/distribution/distribution@v2.8.3+incompatible",
+        _ => "github.com/distribution/distribution/v3",
+    };
     let output = Command::new("go")
-        .args([
-            "list",
-            "-m",
-            "-f",
-            "{{.Dir}}",
-            "github.com/distribution/distribution/v3",
-        ])
+        .args(["mod", "download", "-json", module])
         .current_dir(binaries::workspace().join("tests/cluster/distribution"))
         .output();
     let output = output.await.expect("go");
-    String::from_utf8_lossy(&output.stdout).trim().into()
+    let told: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    told["Dir"].as_str().unwrap_or_else(|| panic!("{told}")).into()
 }
 
-/// A sample with directories and ports of this test's own put over it by the environment.
-async fn starts(sample: &Path) -> Result<(), String> {
+/// A sample with directories and ports of this test's own put over it by the environment: the status that a client
+/// without a password gets, or why it does not start.
+async fn starts(sample: &Path) -> Result<u16, String> {
     let scratch = Scratch::new("sample").expect("a directory");
     let root = scratch.path().join("cache").display().to_string();
     let environment = [
@@ -199,16 +198,47 @@ async fn starts(sample: &Path) -> Result<(), String> {
     let server = Server::start(configuration)
         .await
         .map_err(|error| error.to_string())?;
-    let answer = tokio::net::TcpStream::connect(server.address()).await;
-    answer.map(drop).map_err(|error| error.to_string())
+    let address = server.address().to_owned();
+    let end = CancellationToken::new();
+    let running = tokio::spawn(server.run(end.clone()));
+    let answer = reqwest::get(format!("http://{address}/v2/")).await;
+    end.cancel();
+    running.await.map_err(|error| error.to_string())?;
+    answer
+        .map(|answer| answer.status().as_u16())
+        .map_err(|error| error.to_string())
 }
 
+/// Every configuration file that both versions publish, and Debian's. Where one names users, their file is not there
+/// on a fresh machine (Debian's path is a directory): the server starts, and lets nobody in.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_samples_of_distribution_3_without_users_start_us_unchanged() {
+async fn every_sample_of_distributions_starts_us_unchanged_or_is_refused_by_name() {
     testbed::install_crypto_provider();
-    let of_3 = sources().await.join("cmd/registry");
-    for name in ["config-cache.yml", "config-dev.yml"] {
-        assert_eq!(starts(&of_3.join(name)).await, Ok(()), "{name}");
+    let (of_2, of_3) = (sources(2).await, sources(3).await);
+    let docker = |name: &str| of_2.join("contrib/docker-integration").join(name);
+    for (sample, expected) in [
+        (PathBuf::from("/etc/docker/registry/config.yml"), Ok(401)),
+        (of_2.join("cmd/registry/config-example.yml"), Ok(401)),
+        (of_2.join("cmd/registry/config-cache.yml"), Ok(200)),
+        (of_2.join("cmd/registry/config-dev.yml"), Ok(200)),
+        (docker("tokenserver/registry-config.yml"), Err("auth.token")),
+        (docker("tokenserver-oauth/registry-config.yml"), Err("auth.token")),
+        (
+            docker("tokenserver-oauth/registry-config-notls.yml"),
+            Err("auth.token"),
+        ),
+        (of_3.join("cmd/registry/config-example.yml"), Ok(401)),
+        (of_3.join("cmd/registry/config-cache.yml"), Ok(200)),
+        (of_3.join("cmd/registry/config-dev.yml"), Ok(200)),
+        (of_3.join("docs/content/recipes/osx/config.yml"), Ok(200)),
+        (of_3.join("tests/conf-local-s3.yml"), Err("storage.s3")),
+        (of_3.join("tests/conf-e2e-cloud-storage.yml"), Err("storage.s3")),
+    ] {
+        match (starts(&sample).await, expected) {
+            (Ok(status), Ok(wanted)) => assert_eq!(status, wanted, "{}", sample.display()),
+            (Err(said), Err(key)) => assert!(said.contains(key), "{}: {said}", sample.display()),
+            (ended, _) => panic!("{}: {ended:?}", sample.display()),
+        }
     }
 }
 

@@ -17,6 +17,9 @@ pub struct Status {
     /// Why the last configuration was not taken; empty if it was.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub configuration_error: String,
+    /// Why nobody can log in (`auth.htpasswd`); empty if somebody can, or need not.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub users_error: String,
     /// Whether it ends when its requests have ended.
     pub draining: bool,
     /// The upstreams, the default one first.

@@ -1,6 +1,8 @@
 //! Who may pull: `auth.htpasswd`, bcrypt entries only, as Distribution has it.
 
-use std::path::PathBuf;
+mod users;
+
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,10 +11,10 @@ use base64::engine::general_purpose::STANDARD;
 use http::{HeaderMap, HeaderValue, header};
 use moka::future::Cache;
 use tokio::sync::Semaphore;
-use tracing::error;
 
 use super::error::RegistryError;
 use crate::digest::{Algorithm, Digest};
+use users::Users;
 
 /// How long an accepted login is believed: bcrypt costs tens of milliseconds of CPU on purpose.
 const BELIEVED: Duration = Duration::from_mins(1);
@@ -20,15 +22,20 @@ const REMEMBERED: u64 = 10_000;
 /// A hash to compare unknown users' passwords with, so that they take as long as known ones.
 const NOBODY: &str = "$2y$10$CwTycUXWue0Thq9StjUM0uJ8.Ln6PrmVYhSEV1gJOtMdCxJ.9p7Jm";
 
-/// Logins that an htpasswd file lists; clones are of one. The file is read anew for each login that is not
-/// believed yet.
+/// Logins that an htpasswd file lists; clones are of one. Without the file nobody is let in.
 #[derive(Clone)]
 pub struct Htpasswd {
-    path: PathBuf,
+    users: Arc<Users>,
     challenge: HeaderValue,
+    /// Logins with the line that they were compared with: a line that changed or went lets nobody in.
     accepted: Cache<Digest, ()>,
     /// Checks under way: no more than the machine has cores, or guesses would take the threads that disks need.
     checks: Arc<Semaphore>,
+}
+
+/// Why nobody can log in with this file; `None` if somebody can.
+pub fn trouble_with_users(path: &Path) -> Option<String> {
+    users::list(path).err()
 }
 
 impl Htpasswd {
@@ -44,33 +51,41 @@ impl Htpasswd {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let checks = Arc::new(Semaphore::new(cores));
         Self {
-            path,
+            users: Arc::new(Users::new(path)),
             challenge,
             accepted,
             checks,
         }
     }
 
-    /// Believes nobody any more, as the file may be another one now.
-    pub fn forget(&self) {
-        self.accepted.invalidate_all();
+    /// Looks at the file, so that the log tells of a change before somebody comes. Blocks.
+    pub fn look(&self) {
+        self.users.read_again();
+    }
+
+    /// Why nobody can log in; `None` if somebody can.
+    pub fn trouble(&self) -> Option<String> {
+        self.users.trouble()
     }
 
     /// Lets a request pass that comes with a listed login.
     pub(super) async fn admit(&self, headers: &HeaderMap) -> Result<(), RegistryError> {
         let refused = || RegistryError::unauthorized(self.challenge.clone());
-        let login = headers
+        let (user, password) = headers
             .get(header::AUTHORIZATION)
             .and_then(login)
             .ok_or_else(refused)?;
-        let key = Digest::of(Algorithm::Sha256, format!("{}:{}", login.0, login.1).as_bytes());
+        let users = self.users.now().await;
+        let listed = users.as_ref().as_ref().ok().and_then(|users| users.get(&user));
+        let hash = listed.map_or(NOBODY, String::as_str).to_owned();
+        let key = Digest::of(Algorithm::Sha256, format!("{hash}:{user}:{password}").as_bytes());
         if self.accepted.get(&key).await.is_some() {
             return Ok(());
         }
+        let known = listed.is_some();
         let _turn = self.checks.acquire().await;
-        let path = self.path.clone();
-        let listed = tokio::task::spawn_blocking(move || is_listed(&path, &login.0, &login.1)).await;
-        if !listed.unwrap_or(false) {
+        let right = tokio::task::spawn_blocking(move || bcrypt::verify(password, &hash).unwrap_or(false));
+        if !(right.await.unwrap_or(false) && known) {
             return Err(refused());
         }
         self.accepted.insert(key, ()).await;
@@ -86,20 +101,6 @@ fn login(value: &HeaderValue) -> Option<(String, String)> {
     let text = String::from_utf8(decoded).ok()?;
     text.split_once(':')
         .map(|(user, password)| (user.to_owned(), password.to_owned()))
-}
-
-/// An unreadable file lets nobody in.
-fn is_listed(path: &std::path::Path, user: &str, password: &str) -> bool {
-    let text = std::fs::read_to_string(path).unwrap_or_else(|error| {
-        error!(path = %path.display(), %error, "the htpasswd file can't be read: nobody can log in");
-        String::new()
-    });
-    let hash = text
-        .lines()
-        .filter_map(|line| line.trim().split_once(':'))
-        .find(|(name, _)| *name == user);
-    let known = hash.is_some();
-    bcrypt::verify(password, hash.map_or(NOBODY, |(_, hash)| hash)).unwrap_or(false) && known
 }
 
 #[cfg(test)]
@@ -119,13 +120,18 @@ mod tests {
         let path = dir.path().join("htpasswd");
         let hash = bcrypt::hash("right", 4).unwrap();
         std::fs::write(&path, format!("# a comment\nalice:{hash}\nplain:right\n")).unwrap();
-        let access = Htpasswd::new(path, "test");
+        let access = Htpasswd::new(path.clone(), "test");
         assert!(access.admit(&basic("alice", "right")).await.is_ok());
         assert!(access.admit(&basic("alice", "right")).await.is_ok());
         for (user, password) in [("alice", "wrong"), ("bob", "right"), ("plain", "right"), ("", "")] {
             assert!(access.admit(&basic(user, password)).await.is_err(), "{user}");
         }
         assert!(access.admit(&HeaderMap::new()).await.is_err());
+        // Who was let in before is not for longer than the line stands there.
+        let hash = bcrypt::hash("other", 4).unwrap();
+        std::fs::write(&path, format!("alice:{hash}\n")).unwrap();
+        assert!(access.admit(&basic("alice", "right")).await.is_err());
+        assert!(access.admit(&basic("alice", "other")).await.is_ok());
     }
 
     #[tokio::test]

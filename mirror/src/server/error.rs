@@ -13,14 +13,6 @@ pub enum Error {
     /// The serving certificate.
     #[error(transparent)]
     Tls(#[from] TlsError),
-    /// The file of users.
-    #[error("cannot read the htpasswd file {} (auth.htpasswd.path): {source}", path.display())]
-    Users {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
     /// An upstream's certificate authorities or addresses.
     #[error(transparent)]
     Upstream(#[from] BuildError),
@@ -46,7 +38,7 @@ impl Error {
     /// Whether a file that the configuration names is missing or malformed.
     pub fn is_reference(&self) -> bool {
         match self {
-            Self::Tls(_) | Self::Users { .. } => true,
+            Self::Tls(_) => true,
             Self::Upstream(error) => !matches!(error, BuildError::Client { .. }),
             _ => false,
         }

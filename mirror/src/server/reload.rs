@@ -109,8 +109,9 @@ impl Reloader {
             upstreams: upstreams.origins(),
             cache: config.proxy.cache.clone(),
         });
-        if let Some(users) = &self.0.users {
-            users.forget();
+        if let Some(users) = self.0.users.clone() {
+            // What it finds, it tells.
+            let _ = tokio::task::spawn_blocking(move || users.look()).await;
         }
         if let Some(certificates) = &self.0.certificates {
             // A renewal that is half written comes again.

@@ -10,6 +10,7 @@ use crate::admin::{CacheStatus, Status, Subject, UpstreamStatus};
 use crate::config::Config;
 use crate::credentials::State;
 use crate::health::Health;
+use crate::http::Htpasswd;
 use crate::metrics::Metrics;
 use crate::store::Store;
 
@@ -18,6 +19,7 @@ pub(super) struct Running {
     pub(super) store: Store,
     pub(super) metrics: Metrics,
     pub(super) health: Health,
+    users: Option<Htpasswd>,
     started: Instant,
     draining: AtomicBool,
     current: Mutex<Current>,
@@ -39,12 +41,14 @@ impl Running {
         store: Store,
         metrics: Metrics,
         health: Health,
+        users: Option<Htpasswd>,
         upstreams: &Upstreams,
     ) -> Self {
         Self {
             store,
             metrics,
             health,
+            users,
             started: Instant::now(),
             draining: AtomicBool::new(false),
             current: Mutex::new(Current {
@@ -123,6 +127,11 @@ impl Subject for Running {
             uptime_seconds: self.started.elapsed().as_secs(),
             configuration_version: current.config.version.clone(),
             configuration_error: current.error.clone(),
+            users_error: self
+                .users
+                .as_ref()
+                .and_then(Htpasswd::trouble)
+                .unwrap_or_default(),
             draining: self.is_draining(),
             upstreams: current.standings.iter().map(upstream).collect(),
             cache: CacheStatus {
