@@ -19,6 +19,7 @@ pub mod metrics;
 pub mod observed;
 pub mod replicas;
 pub mod retry;
+pub mod risks;
 pub mod run;
 pub mod status;
 mod unparsable;

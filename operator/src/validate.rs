@@ -179,13 +179,18 @@ fn not_our_own(mirror: &RegistryMirror, secret: &str) -> Result<(), Rejection> {
 }
 
 fn not_in_clear_text(spec: &crds::Upstream, remote: &Url) -> Result<(), Rejection> {
-    if remote.scheme() == "https" || spec.insecure_allow_http_credentials || is_loopback(remote) {
+    if spec.insecure_allow_http_credentials || !is_in_clear_text(remote) {
         return Ok(());
     }
     Err(Rejection::invalid(format!(
         "credentialsSecretRef: {remote} is not https, so that the credentials could be read on the way; use https, or \
          set insecureAllowHTTPCredentials to true"
     )))
+}
+
+/// Whether what is sent there can be read on the way. To loopback addresses nothing crosses a network.
+pub(crate) fn is_in_clear_text(remote: &Url) -> bool {
+    remote.scheme() != "https" && !is_loopback(remote)
 }
 
 fn is_loopback(remote: &Url) -> bool {

@@ -94,6 +94,23 @@ fn render_warns_of_a_secret_that_is_not_there_and_goes_on() {
 }
 
 #[test]
+fn render_warns_of_risks_with_their_field_and_what_to_do() {
+    let spec = MIRROR.replace("spec:", "spec:\n  nodeConfiguration: {fallback: Never}");
+    let image = ["--server-image", "quay.io/example/registry-mirror:1"];
+    let output = run(&spec, &[&["render", "-f", "mirror.yaml"], &image[..]].concat());
+    assert_eq!(documents(&output).len(), 6);
+    let warnings = stderr(&output);
+    for expected in [
+        "warning: spec.nodeConfiguration.fallback: the mirror's own image quay.io/example/registry-mirror:1",
+        "; set fallback to Allow",
+        "warning: spec.access.mode: whoever reaches the mirror",
+        "warning: spec.replicas: while its only server is replaced",
+    ] {
+        assert!(warnings.contains(expected), "{warnings}");
+    }
+}
+
+#[test]
 fn crd_prints_the_definition() {
     let printed = documents(&run("", &["crd"]));
     assert_eq!(kinds(&printed), ["CustomResourceDefinition"]);

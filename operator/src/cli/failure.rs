@@ -26,12 +26,17 @@ pub(super) enum Failure {
 impl Failure {
     /// The codes that every command shares.
     pub(super) fn code(&self) -> ExitCode {
-        ExitCode::from(match self {
+        ExitCode::from(self.number())
+    }
+
+    /// The same as a number.
+    pub(super) fn number(&self) -> u8 {
+        match self {
             Self::Invalid(_) => 2,
             Self::Reference(_) => 3,
             Self::Environment(_) => 4,
             Self::Other(_) => 1,
-        })
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use crate::{
     dereference,
     desired::{self, Release},
     observed::{Observed, ServiceAddress},
-    validate,
+    risks, validate,
 };
 
 /// What to render.
@@ -22,8 +22,8 @@ pub(super) struct Args {
     server_image: String,
 }
 
-/// Prints every object of every mirror. Secrets that are not in the files are warned of: the operator would say so in
-/// the status, and apply the rest.
+/// Prints every object of every mirror, and warns of what may go wrong with it. Of Secrets that are not in the files,
+/// too: the operator would say so in the status, and apply the rest.
 pub(super) async fn run(args: Args) -> Result<(), Failure> {
     let documents = args.files.read()?;
     let release = Release {
@@ -35,6 +35,13 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
         let accepted = validate::accept(mirror, &references)?;
         for problem in accepted.credential_problems() {
             writeln!(io::stderr(), "registry-mirror: warning: {problem}")?;
+        }
+        for risk in risks::of(mirror, &release.server_image) {
+            let (field, message, advice) = (&risk.field, &risk.message, risk.advice);
+            writeln!(
+                io::stderr(),
+                "registry-mirror: warning: {field}: {message}; {advice}"
+            )?;
         }
         let desired = desired::objects(&accepted, &references, &observed(mirror), &release)?;
         manifests.extend(desired.children().map(|child| child.manifest.clone()));

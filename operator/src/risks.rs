@@ -1,0 +1,273 @@
+//! What a spec allows to go wrong though nothing is wrong with it: `render` and `doctor` warn of the same.
+
+use crds::{
+    RegistryMirror, Upstream,
+    access::AccessMode,
+    node_configuration::{Fallback, NodeConfigurationMode},
+    service::ServiceType,
+    storage::StorageType,
+    tls::TlsMode,
+};
+use serde::Serialize;
+use url::Url;
+
+use crate::validate::is_in_clear_text;
+
+/// The registry of images whose name has none.
+const DOCKER_HUB: &str = "docker.io";
+
+/// One thing that may go wrong.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Risk {
+    /// Its name, which never changes: what machines go by.
+    pub id: &'static str,
+    /// The field of the spec that takes it.
+    pub field: String,
+    /// What may happen.
+    pub message: String,
+    /// What to do, if it is not wanted.
+    pub advice: &'static str,
+}
+
+impl Risk {
+    fn new(
+        id: &'static str,
+        field: impl Into<String>,
+        message: impl Into<String>,
+        advice: &'static str,
+    ) -> Self {
+        Self {
+            id,
+            field: field.into(),
+            message: message.into(),
+            advice,
+        }
+    }
+}
+
+/// The risks that a mirror takes whose servers run `server_image` where its spec names no other.
+pub fn of(mirror: &RegistryMirror, server_image: &str) -> Vec<Risk> {
+    let upstreams = mirror.spec.upstreams.iter().enumerate();
+    let mut risks: Vec<_> = upstreams
+        .flat_map(|(index, upstream)| of_upstream(upstream, &format!("spec.upstreams[{index}]")))
+        .collect();
+    risks.extend(
+        [
+            own_image(mirror, server_image),
+            open_credentials(mirror),
+            open_to_the_world(mirror),
+            passwords_in_clear_text(mirror),
+            single_replica(mirror),
+            nothing_to_serve(mirror),
+        ]
+        .into_iter()
+        .flatten(),
+    );
+    risks
+}
+
+fn of_upstream(upstream: &Upstream, field: &str) -> impl Iterator<Item = Risk> + use<> {
+    let host = &upstream.host;
+    let in_clear_text = upstream.credentials_secret_ref.is_some()
+        && upstream.insecure_allow_http_credentials
+        && Url::parse(&upstream.effective_remote_url()).is_ok_and(|remote| is_in_clear_text(&remote));
+    let unchecked = upstream.tls.as_ref().is_some_and(|tls| tls.insecure_skip_verify);
+    let credentials = in_clear_text.then(|| {
+        Risk::new(
+            "credentials-over-http",
+            format!("{field}.insecureAllowHTTPCredentials"),
+            format!("whoever is between the servers and {host} reads its credentials"),
+            "use an https:// remoteURL",
+        )
+    });
+    let certificate = unchecked.then(|| {
+        Risk::new(
+            "certificate-not-checked",
+            format!("{field}.tls.insecureSkipVerify"),
+            format!(
+                "whoever is between the servers and {host} can answer in its name, and reads its credentials"
+            ),
+            "name the authority that signed its certificate in tls.caBundleRef",
+        )
+    });
+    credentials.into_iter().chain(certificate)
+}
+
+/// Nodes that may ask nobody but the mirror can't get the image that the mirror itself needs to start.
+fn own_image(mirror: &RegistryMirror, server_image: &str) -> Option<Risk> {
+    let nodes = &mirror.spec.node_configuration;
+    let image = mirror.spec.pod.image.as_deref().unwrap_or(server_image);
+    let registry = registry_of(image);
+    let through_itself = mirror
+        .spec
+        .upstreams
+        .iter()
+        .any(|upstream| upstream.host == registry);
+    let is_at_risk =
+        nodes.mode == NodeConfigurationMode::Publish && nodes.fallback == Fallback::Never && through_itself;
+    is_at_risk.then(|| {
+        Risk::new(
+            "own-image-through-itself",
+            "spec.nodeConfiguration.fallback",
+            format!(
+                "the mirror's own image {image} comes from {registry}, and with fallback Never nodes ask only the mirror \
+                 for that: one that is down can't be started on a node that has not got the image"
+            ),
+            "set fallback to Allow, or pod.image to an image of a registry that this mirror is not for",
+        )
+    })
+}
+
+/// The registry of an image as container runtimes read it: a first component that looks like a host.
+fn registry_of(image: &str) -> &str {
+    let looks_like_a_host = |first: &&str| first.contains(['.', ':']) || *first == "localhost";
+    let first = image.split_once('/').map(|(first, _)| first);
+    first.filter(looks_like_a_host).unwrap_or(DOCKER_HUB)
+}
+
+fn has_credentials(mirror: &RegistryMirror) -> bool {
+    let mut upstreams = mirror.spec.upstreams.iter();
+    upstreams.any(|upstream| upstream.credentials_secret_ref.is_some())
+}
+
+fn open_credentials(mirror: &RegistryMirror) -> Option<Risk> {
+    let is_open = mirror.spec.access.mode == AccessMode::Anonymous && has_credentials(mirror);
+    is_open.then(|| {
+        Risk::new(
+            "anonymous-access-with-credentials",
+            "spec.access.mode",
+            "whoever reaches the mirror pulls everything that its credentials may pull",
+            "set access.mode to Basic, or let only nodes reach the Service (NetworkPolicy)",
+        )
+    })
+}
+
+fn open_to_the_world(mirror: &RegistryMirror) -> Option<Risk> {
+    let outside = mirror.spec.service.r#type != ServiceType::ClusterIP;
+    (outside && mirror.spec.access.mode == AccessMode::Anonymous).then(|| {
+        Risk::new(
+            "anonymous-access-from-outside",
+            "spec.service.type",
+            "the mirror can be reached from outside of the cluster, and serves anyone",
+            "set access.mode to Basic and tls, or service.type to ClusterIP",
+        )
+    })
+}
+
+fn passwords_in_clear_text(mirror: &RegistryMirror) -> Option<Risk> {
+    let spec = &mirror.spec;
+    (spec.access.mode == AccessMode::Basic && spec.tls.mode == TlsMode::Disabled).then(|| {
+        Risk::new(
+            "passwords-over-http",
+            "spec.tls.mode",
+            "clients send their passwords over http, where anyone on the way can read them",
+            "give the mirror a certificate (tls)",
+        )
+    })
+}
+
+fn single_replica(mirror: &RegistryMirror) -> Option<Risk> {
+    if mirror.spec.replicas != 1 {
+        return None;
+    }
+    let (message, advice) = match mirror.spec.node_configuration.fallback {
+        Fallback::Allow => (
+            "while its only server is replaced, by a roll-out or with its node, nodes pull from the registries \
+             themselves; no disruption budget protects it",
+            "set replicas to 2 or more",
+        ),
+        Fallback::Never => (
+            "while its only server is replaced, by a roll-out or with its node, nodes can't pull at all; no disruption \
+             budget protects it",
+            "set replicas to 2 or more, or nodeConfiguration.fallback to Allow",
+        ),
+    };
+    Some(Risk::new("single-replica", "spec.replicas", message, advice))
+}
+
+fn nothing_to_serve(mirror: &RegistryMirror) -> Option<Risk> {
+    let spec = &mirror.spec;
+    (spec.cache.offline && spec.storage.r#type == StorageType::Ephemeral).then(|| {
+        Risk::new(
+            "offline-with-ephemeral-storage",
+            "spec.cache.offline",
+            "a new Pod begins with an empty cache, and offline it may ask nobody: it has nothing to serve",
+            "use storage.type PersistentVolumeClaim, or set cache.offline to false",
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+    use test_case::test_case;
+
+    use super::*;
+
+    const IMAGE: &str = "ghcr.io/example/registry-mirror:1";
+
+    fn mirror(change: &Value) -> RegistryMirror {
+        let mut spec =
+            json!({"upstreams": [{"host": "quay.io"}], "storage": {"type": "Ephemeral"}, "replicas": 2});
+        for (key, value) in change.as_object().unwrap() {
+            spec[key] = value.clone();
+        }
+        RegistryMirror::new("hub", serde_json::from_value(spec).unwrap())
+    }
+
+    fn ids(change: &Value) -> Vec<&'static str> {
+        of(&mirror(change), IMAGE)
+            .into_iter()
+            .map(|risk| risk.id)
+            .collect()
+    }
+
+    #[test_case(&json!({}) => Vec::<&str>::new(); "none")]
+    #[test_case(&json!({"replicas": 0}) => Vec::<&str>::new(); "nobody is served on purpose")]
+    #[test_case(&json!({"replicas": 1}) => vec!["single-replica"])]
+    #[test_case(&json!({"upstreams": [{"host": "ghcr.io"}], "nodeConfiguration": {"fallback": "Never"}})
+        => vec!["own-image-through-itself"])]
+    #[test_case(&json!({"upstreams": [{"host": "ghcr.io"}], "nodeConfiguration": {"fallback": "Allow"}})
+        => Vec::<&str>::new(); "nodes fall back")]
+    #[test_case(&json!({"upstreams": [{"host": "ghcr.io"}], "nodeConfiguration": {"fallback": "Never", "mode": "None"}})
+        => Vec::<&str>::new(); "nothing is published")]
+    #[test_case(&json!({"nodeConfiguration": {"fallback": "Never"}}) => Vec::<&str>::new(); "the image comes from elsewhere")]
+    #[test_case(&json!({"upstreams": [{"host": "docker.io"}], "nodeConfiguration": {"fallback": "Never"}, "pod": {"image": "me/mirror"}})
+        => vec!["own-image-through-itself"]; "an image without a host is Docker Hub's")]
+    #[test_case(&json!({"upstreams": [{"host": "quay.io", "credentialsSecretRef": {"name": "s"}}]})
+        => vec!["anonymous-access-with-credentials"])]
+    #[test_case(&json!({"upstreams": [{"host": "a", "remoteURL": "http://a", "insecureAllowHTTPCredentials": true, "credentialsSecretRef": {"name": "s"}}], "access": {"mode": "Basic"}, "tls": {"mode": "Secret"}})
+        => vec!["credentials-over-http"])]
+    #[test_case(&json!({"upstreams": [{"host": "a", "remoteURL": "http://[::1]:80", "insecureAllowHTTPCredentials": true, "credentialsSecretRef": {"name": "s"}}], "access": {"mode": "Basic"}, "tls": {"mode": "Secret"}})
+        => Vec::<&str>::new(); "loopback")]
+    #[test_case(&json!({"upstreams": [{"host": "a", "tls": {"insecureSkipVerify": true}}]}) => vec!["certificate-not-checked"])]
+    #[test_case(&json!({"access": {"mode": "Basic"}}) => vec!["passwords-over-http"])]
+    #[test_case(&json!({"service": {"type": "NodePort"}}) => vec!["anonymous-access-from-outside"])]
+    #[test_case(&json!({"cache": {"offline": true}}) => vec!["offline-with-ephemeral-storage"])]
+    fn each_risk_is_told_where_it_is_taken(change: &Value) -> Vec<&'static str> {
+        ids(change)
+    }
+
+    #[test]
+    fn a_risk_names_its_field_and_what_to_do() {
+        let change =
+            json!({"upstreams": [{"host": "a"}, {"host": "b", "tls": {"insecureSkipVerify": true}}]});
+        let risk = of(&mirror(&change), IMAGE).remove(0);
+        assert_eq!(risk.field, "spec.upstreams[1].tls.insecureSkipVerify");
+        assert!(
+            risk.message.contains("between the servers and b"),
+            "{}",
+            risk.message
+        );
+        assert!(risk.advice.contains("caBundleRef"));
+    }
+
+    #[test]
+    fn a_single_replica_that_nodes_depend_on_is_told_as_such() {
+        let risks = of(
+            &mirror(&json!({"replicas": 1, "nodeConfiguration": {"fallback": "Never"}})),
+            IMAGE,
+        );
+        assert!(risks[0].message.contains("can't pull at all"), "{risks:?}");
+    }
+}
