@@ -32,6 +32,12 @@ bench-quick: ## the same in 2 shorter rounds
 	@tests/cluster/packages bench
 	cargo bench --locked -p mirror --bench side_by_side -- --quick
 
+fuzz: ## each fuzz target for a minute; longer: scripts/fuzz SECONDS TARGET
+	@scripts/fuzz
+
+coverage: ## how much of each crate's code its tests run (a build of its own; about half an hour); one crate: scripts/coverage CRATE
+	@scripts/coverage
+
 generate: ## write what is generated from code: the definition, its documentation, the chart's copies
 	UPDATE=1 cargo test --locked -p registry-mirror-crds --test generated
 	UPDATE=1 cargo test --locked -p mirror --lib keys
@@ -50,4 +56,4 @@ install: ## build the programs and put them into PREFIX/bin (default: cargo's)
 	cargo install --locked --path mirror $(if $(PREFIX),--root $(PREFIX))
 	cargo install --locked --path operator $(if $(PREFIX),--root $(PREFIX))
 
-.PHONY: help demo demo-cluster test e2e e2e-day2 lint bench bench-quick generate image cluster-up cluster-down install
+.PHONY: help demo demo-cluster test e2e e2e-day2 lint bench bench-quick fuzz coverage generate image cluster-up cluster-down install

@@ -4,7 +4,9 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// Logs.
+use crate::rules;
+
+/// Logs and traces.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Observability {
@@ -15,6 +17,13 @@ pub struct Observability {
     /// `json` or `text`.
     #[serde(default)]
     pub log_format: LogFormat,
+
+    /// The collector that takes the servers' traces, OTLP over HTTP, such as `http://collector.monitoring:4318`:
+    /// `http://` or `https://`, host, and optionally a port and a path. Absent: no traces.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 512))]
+    #[x_kube(validation = rules::collector_url())]
+    pub otlp_endpoint: Option<String>,
 }
 
 /// How much is logged.

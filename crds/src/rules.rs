@@ -33,6 +33,11 @@ fn matches(subject: &str, pattern: &str) -> String {
     format!("{subject}.matches('{}')", pattern.replace('\\', r"\\"))
 }
 
+/// The pattern of a URL with nothing but scheme, host, port and path.
+fn url() -> String {
+    format!(r"^https?://{ANY_HOST}(:{PORT})?(/[A-Za-z0-9._~%-]+)*/?$")
+}
+
 /// A registry's name as it stands in image names.
 pub(crate) fn host() -> Rule {
     Rule::new(matches("self", &format!("^{LOWER_HOST}(:{PORT})?$"))).message(
@@ -42,9 +47,15 @@ pub(crate) fn host() -> Rule {
 
 /// Where a registry is.
 pub(crate) fn remote_url() -> Rule {
-    let pattern = format!(r"^https?://{ANY_HOST}(:{PORT})?(/[A-Za-z0-9._~%-]+)*/?$");
-    Rule::new(matches("self", &pattern)).message(
+    Rule::new(matches("self", &url())).message(
         "must be http:// or https://, a host, and optionally a port and a path, such as https://registry.example.com:5000/v2-proxy: no user name, query or fragment",
+    )
+}
+
+/// Where traces go.
+pub(crate) fn collector_url() -> Rule {
+    Rule::new(matches("self", &url())).message(
+        "must be http:// or https://, a host, and optionally a port and a path, such as http://collector.monitoring:4318: no user name, query or fragment",
     )
 }
 

@@ -87,6 +87,15 @@ pub fn load(
     Ok((config, notices))
 }
 
+/// Puts variables over a file, as [`load`] does.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn put_over(
+    file: &mut File,
+    environment: impl Iterator<Item = (String, String)>,
+) -> Result<Vec<Notice>, Error> {
+    environment::apply(file, environment)
+}
+
 fn read(path: &Path) -> Result<(File, String), Error> {
     let unreadable = |source| Error::Unreadable {
         path: path.to_owned(),

@@ -6,11 +6,14 @@ mod blobs;
 mod body;
 mod conditional;
 mod error;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod invariants;
 mod lists;
 mod manifests;
 mod referrers;
 mod route;
 pub mod serve;
+mod span;
 pub mod tls;
 
 use std::sync::Arc;
@@ -19,6 +22,7 @@ use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
+use tracing::Instrument;
 
 use access::{Record, Recorded};
 pub use auth::{Htpasswd, trouble_with_users};
@@ -36,6 +40,8 @@ const X_CACHE: HeaderName = HeaderName::from_static("x-cache");
 
 /// What the configuration says of the answers.
 pub struct Settings {
+    /// What clients speak: `http` or `https`.
+    pub scheme: &'static str,
     /// What stands before `/v2/`: empty, or with a slash at its start and none at its end.
     pub prefix: String,
     /// Put into every answer.
@@ -96,7 +102,10 @@ impl Service {
     pub(crate) async fn answer(self, request: Parts, peer: &Peer) -> http::Response<Recorded> {
         let app = self.app;
         let route = Route::parse(request.uri.path(), &app.settings.prefix);
-        let record = Record::begin(&app, route.kind(), &request).logged(&request, peer);
+        let span = span::begin(&request, &route, &app.settings, peer);
+        let record = Record::begin(&app, route.kind(), &request)
+            .logged(&request, peer)
+            .traced(span.clone());
         let asked = Asked {
             app: &app,
             method: &request.method,
@@ -104,7 +113,7 @@ impl Service {
             query: request.uri.query().unwrap_or_default(),
         };
         let answer = if names_one_host(&request) {
-            endpoint(&asked, &route).await
+            endpoint(&asked, &route).instrument(span).await
         } else {
             Err(RegistryError::no_single_host())
         };

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
+use tracing::{Instrument, info_span};
 
 use crate::clock::Clock;
 use crate::digest::Digest;
@@ -12,6 +13,7 @@ use crate::fill::{self, Fill};
 use crate::metrics::{FillResult, Metrics};
 use crate::name::Repository;
 use crate::store::Store;
+use crate::traces::{TARGET, detached};
 use crate::upstream::Upstream;
 
 /// Fills under way; more are refused. How many run at once is each upstream's own limit, so that a slow one holds up
@@ -101,11 +103,13 @@ impl Inflight {
             digest: digest.clone(),
             fill: Arc::clone(&fill),
         };
-        tokio::spawn(async move {
+        let span = info_span!(target: TARGET, parent: None, "fill", registry_mirror.digest = %digest);
+        let run = async move {
             ended.inflight.metrics.fills_active.inc();
             job.run(|result| ended.note(result)).await;
             ended.inflight.metrics.fills_active.dec();
-        });
+        };
+        tokio::spawn(run.instrument(detached(span)));
         Ok((fill, false))
     }
 

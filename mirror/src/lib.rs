@@ -3,6 +3,7 @@
 //! The way of a request, in the order of the modules: `http` → `pull` → `fill` → `upstream` and `store`.
 
 pub mod admin;
+mod authorities;
 mod block;
 pub mod cli;
 pub mod clock;
@@ -12,6 +13,8 @@ pub mod digest;
 pub mod expiry;
 pub mod files;
 mod fill;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 pub mod health;
 pub mod http;
 mod inflight;
@@ -23,4 +26,5 @@ mod range;
 pub mod secret;
 pub mod server;
 pub mod store;
+pub mod traces;
 pub mod upstream;

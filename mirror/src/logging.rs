@@ -10,6 +10,7 @@ use tracing_subscriber::{Layer, Registry, fmt, reload};
 
 use crate::config::Log;
 use crate::config::log::Level;
+use crate::traces::Traces;
 use line::Line;
 
 /// The target of the lines that tell of requests.
@@ -19,17 +20,17 @@ const ACCESS: &str = "access";
 #[derive(Clone, Debug)]
 pub struct LevelHandle(reload::Handle<Targets, Registry>);
 
-/// Sends this process' events to stderr from now on.
+/// Sends this process' events to stderr and its spans to `traces` from now on.
 ///
 /// # Errors
 /// There is a log already.
-pub fn start(log: &Log) -> Result<LevelHandle, SetGlobalDefaultError> {
+pub fn start(log: &Log, traces: Option<&Traces>) -> Result<LevelHandle, SetGlobalDefaultError> {
     let (filter, handle) = reload::Layer::new(filter(log));
     let lines = fmt::layer()
         .event_format(Line::new(log))
         .with_writer(std::io::stderr)
         .with_filter(filter);
-    tracing::subscriber::set_global_default(Registry::default().with(lines))?;
+    tracing::subscriber::set_global_default(Registry::default().with(lines).with(traces.map(Traces::layer)))?;
     Ok(LevelHandle(handle))
 }
 
@@ -83,6 +84,7 @@ mod tests {
     #[test_case(Level::Debug, "h2::codec", Of::DEBUG => false; "other crates stay quiet")]
     #[test_case(Level::Debug, "rustls", Of::WARN => true)]
     #[test_case(Level::Error, "rustls", Of::WARN => false)]
+    #[test_case(Level::Debug, crate::traces::TARGET, Of::INFO => false; "spans cost nothing where nobody wants them")]
     fn levels_pass_by_target(level: Level, target: &str, of: Of) -> bool {
         filter(&log(level, true)).would_enable(target, &of)
     }

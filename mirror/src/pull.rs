@@ -5,6 +5,8 @@ mod blob;
 mod choice;
 mod failure;
 mod flight;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod invariants;
 mod list;
 mod manifest;
 mod media;

@@ -216,6 +216,11 @@ fn users(config: &Config) -> Option<Htpasswd> {
 
 fn settings(config: &Config, users: Option<Htpasswd>, health: Health) -> http::Settings {
     http::Settings {
+        scheme: if config.http.tls.is_some() {
+            "https"
+        } else {
+            "http"
+        },
         prefix: config.http.prefix.trim_end_matches('/').to_owned(),
         headers: config.http.headers.clone(),
         access: users,

@@ -9,6 +9,8 @@ mod durable;
 mod evict;
 mod hits;
 mod index;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod invariants;
 mod link;
 mod lock;
 mod manifests;

@@ -13,11 +13,14 @@ mod clients;
 mod error;
 mod exchange;
 mod health;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod invariants;
 mod lists;
 mod manifests;
 mod options;
 mod redirect;
 mod rest;
+mod span;
 mod token;
 mod trust;
 mod verify;

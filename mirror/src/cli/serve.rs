@@ -11,13 +11,21 @@ use crate::config::Notice;
 use crate::files::Files;
 use crate::logging::{self, LevelHandle};
 use crate::server::{Reloader, Server};
+use crate::traces::Traces;
 
 /// Serves until SIGTERM or SIGINT.
 pub(super) async fn serve(configuration: Configuration) -> Result<(), Failure> {
     // Stamped before it is read, so that no edit falls in between.
     let files = Files::new(configuration.path.iter().cloned().collect());
     let (config, notices) = configuration.load()?;
-    let level = logging::start(&config.log).map_err(io::Error::other)?;
+    let traces = Traces::from_environment();
+    let level = logging::start(&config.log, traces.as_ref().ok().and_then(Option::as_ref))
+        .map_err(io::Error::other)?;
+    let traces = traces.unwrap_or_else(|error| {
+        // Pulls matter more than what is told of them.
+        warn!(%error, "there are no traces");
+        None
+    });
     tell(&notices);
     let mut signals = Signals::new()?;
     let server = Server::start(config).await?;
@@ -34,6 +42,9 @@ pub(super) async fn serve(configuration: Configuration) -> Result<(), Failure> {
         stop.cancel();
     });
     server.run(shutdown).await;
+    if let Some(traces) = traces {
+        traces.end().await;
+    }
     Ok(())
 }
 

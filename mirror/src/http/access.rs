@@ -12,10 +12,10 @@ use bytes::Bytes;
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use http_body::{Body as HttpBody, Frame, SizeHint};
-use tracing::info;
+use tracing::{Span, info};
 use url::form_urlencoded;
 
-use super::{App, Peer};
+use super::{App, Peer, span};
 use crate::metrics::{Kind, Outcome, Source};
 
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -30,6 +30,7 @@ const CLIENT_LEFT: u16 = 499;
 pub(super) struct Record {
     app: Arc<App>,
     line: Option<Box<Line>>,
+    span: Span,
     started: Instant,
     method: Method,
     kind: Kind,
@@ -55,6 +56,7 @@ impl Record {
         Self {
             app: Arc::clone(app),
             line: None,
+            span: Span::none(),
             started: Instant::now(),
             method: parts.method.clone(),
             kind,
@@ -75,6 +77,12 @@ impl Record {
                 agent: text(&parts.headers, &header::USER_AGENT),
             })
         });
+        self
+    }
+
+    /// Tells a span too.
+    pub(super) fn traced(mut self, span: Span) -> Self {
+        self.span = span;
         self
     }
 
@@ -100,6 +108,8 @@ impl Drop for Record {
         metrics.requests_active.dec();
         metrics.request(&self.method, self.kind, self.status, self.outcome, took);
         metrics.served(self.source(), self.bytes);
+        let id = self.id.to_str().unwrap_or_default();
+        span::end(&self.span, self.status, self.outcome, self.bytes, id);
         let Some(line) = &self.line else { return };
         info!(
             target: "access",
@@ -112,14 +122,14 @@ impl Drop for Record {
             whole = self.whole,
             client = %line.client.0,
             agent = %line.agent,
-            id = self.id.to_str().unwrap_or_default(),
+            id,
             "request"
         );
     }
 }
 
 /// The path with what of its query may be shown.
-fn shown(uri: &Uri) -> String {
+pub(super) fn shown(uri: &Uri) -> String {
     let pairs = form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes());
     let mut query = form_urlencoded::Serializer::new(String::new());
     query.extend_pairs(pairs.filter(|(key, _)| SHOWN.contains(&key.as_ref())));

@@ -78,6 +78,21 @@ impl<'a> Route<'a> {
         }
     }
 
+    /// How traces call it: one of few, whatever is asked for.
+    pub(crate) fn template(&self) -> Option<&'static str> {
+        match self {
+            Self::Root => Some("/"),
+            Self::Base => Some("/v2/"),
+            Self::Catalog => Some("/v2/_catalog"),
+            Self::Manifest { .. } => Some("/v2/{name}/manifests/{reference}"),
+            Self::Blob { .. } => Some("/v2/{name}/blobs/{digest}"),
+            Self::Tags { .. } => Some("/v2/{name}/tags/list"),
+            Self::Referrers { .. } => Some("/v2/{name}/referrers/{digest}"),
+            Self::Upload => Some("/v2/{name}/blobs/uploads/"),
+            Self::Unknown => None,
+        }
+    }
+
     /// How metrics and logs call it.
     pub(crate) fn kind(&self) -> Kind {
         match self {

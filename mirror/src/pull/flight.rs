@@ -7,6 +7,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use futures::FutureExt;
 use futures::future::{BoxFuture, Shared};
 use tokio::sync::oneshot;
+use tracing::{Instrument, info_span};
+
+use crate::traces::{TARGET, detached};
 
 /// A fetch that many wait for; `None` where it ended without a result (its task was torn down).
 pub(crate) type Waiting<V> = Shared<BoxFuture<'static, Option<V>>>;
@@ -47,12 +50,14 @@ where
             running: Arc::clone(&self.running),
         };
         let fetch = fetch();
-        tokio::spawn(async move {
+        let span = info_span!(target: TARGET, parent: None, "fetch");
+        let run = async move {
             let value = fetch.await;
             // Gone from the map first, so that whoever asks after the answer starts anew.
             drop(landing);
             let _ = done.send(value);
-        });
+        };
+        tokio::spawn(run.instrument(detached(span)));
         (waiting, false)
     }
 }

@@ -1,5 +1,6 @@
 //! What a manifest is, by its own words: the check that keeps error pages out of the cache.
 
+use http::HeaderValue;
 use serde::Deserialize;
 
 use crate::store;
@@ -25,15 +26,20 @@ struct Shape {
 
 /// Judges the bytes that upstream calls a manifest of type `content_type`.
 pub(crate) fn judge(bytes: &[u8], content_type: Option<&str>) -> Result<Verdict, Error> {
-    let shape: Shape = serde_json::from_slice(bytes).map_err(|_| no_manifest(content_type))?;
+    let shape: Option<Shape> = serde_json::from_slice(bytes).ok();
+    // A list could be read as the values of an object's fields.
+    let Some(shape) = shape.filter(|_| bytes.trim_ascii_start().starts_with(b"{")) else {
+        return Err(no_manifest(content_type));
+    };
     // RFC 9110, section 8.3: parameters may follow, which say nothing here.
     let declared = content_type.map(|text| text.split(';').next().unwrap_or(text).trim().to_owned());
     if shape.schema_version == Some(1) || declared.as_deref().is_some_and(|text| text.starts_with(SCHEMA1)) {
         return Ok(Verdict::Schema1);
     }
-    if let Some(said) = declared
-        .filter(|text| is_manifest(text))
-        .or(shape.media_type.clone())
+    if let Some(said) = declared.filter(|text| is_manifest(text)).or(shape
+        .media_type
+        .clone()
+        .filter(|text| HeaderValue::from_str(text).is_ok()))
     {
         return Ok(Verdict::Manifest(said));
     }
@@ -84,6 +90,7 @@ mod tests {
     #[test_case("<html>Sign in</html>", Some("text/html"); "a page")]
     #[test_case("", Some(OCI_INDEX); "nothing")]
     #[test_case("[]", Some(OCI_INDEX); "not an object")]
+    #[test_case("[2,null]", None; "the values of an object")]
     #[test_case(r#"{"message":"welcome"}"#, Some("application/json"); "other JSON")]
     fn not_manifests(body: &str, content_type: Option<&str>) {
         assert!(matches!(

@@ -60,7 +60,7 @@ pub(super) fn read(path: &Path, found: impl FnMut(Digest, i64)) -> Result<(), Io
     read_from(BufReader::new(file), found).map_err(on("read", path))
 }
 
-fn read_from(reader: impl Read, found: impl FnMut(Digest, i64)) -> io::Result<()> {
+pub(super) fn read_from(reader: impl Read, found: impl FnMut(Digest, i64)) -> io::Result<()> {
     let left = &Cell::new(ENTRY);
     let mut json = serde_json::Deserializer::from_reader(Bounded { reader, left });
     json.deserialize_map(Entries { found, left })?;

@@ -14,7 +14,7 @@ use super::address::{Guard, GuardedResolver};
 use super::error::{BuildError, describe};
 use super::options::Timeouts;
 use super::rest::Class;
-use crate::config;
+use crate::{authorities, config};
 
 const USER_AGENT: &str = concat!("registry-mirror/", env!("CARGO_PKG_VERSION"));
 
@@ -112,16 +112,9 @@ fn from_environment() -> bool {
         .any(|name| std::env::var_os(name).is_some() || std::env::var_os(name.to_lowercase()).is_some())
 }
 
-/// The system's authorities (`SSL_CERT_FILE` is honoured) and those of the file.
+/// The system's authorities and those of the file.
 fn roots(ca_file: Option<&Path>) -> Result<Vec<Certificate>, BuildError> {
-    let mut store = RootCertStore::empty();
-    // One authority that can't be parsed must not cost all others, and an image may have none.
-    let system = rustls_native_certs::load_native_certs().certs;
-    let mut roots: Vec<_> = system
-        .into_iter()
-        .filter(|root| store.add(root.clone()).is_ok())
-        .filter_map(|root| Certificate::from_der(&root).ok())
-        .collect();
+    let mut roots = authorities::of_the_system();
     if let Some(path) = ca_file {
         roots.extend(read_ca_file(path)?);
     }

@@ -113,7 +113,7 @@ fn join_pages(one: &[u8], other: &[u8]) -> Result<Bytes, Error> {
 
 /// The query of the link to the next page (RFC 8288). What kept libraries there are for this
 /// breaks at a comma inside a URL and at a query without `=`.
-fn next_page(headers: &HeaderMap) -> Option<String> {
+pub(super) fn next_page(headers: &HeaderMap) -> Option<String> {
     let values = headers
         .get_all(LINK)
         .iter()

@@ -29,6 +29,19 @@ pub(super) enum Class {
 }
 
 impl Class {
+    /// As traces call it.
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Manifest => "manifest",
+            Self::Head => "head",
+            Self::Blob => "blob",
+            Self::Token => "token",
+            Self::List => "list",
+        }
+    }
+}
+
+impl Class {
     pub(super) const ALL: [Self; 5] = [Self::Manifest, Self::Head, Self::Blob, Self::Token, Self::List];
 }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use http::{HeaderMap, Method};
 use reqwest::{Client, Response};
+use tracing::Instrument;
 use url::Url;
 
 use super::address::Guard;
@@ -12,6 +13,7 @@ use super::error::{Error, Failure, describe};
 use super::health::{Contact, Health};
 use super::options::Timeouts;
 use super::rest::Class;
+use super::span;
 use crate::metrics::Metrics;
 use crate::name::Host;
 
@@ -95,6 +97,17 @@ impl Wire {
     }
 
     async fn attempt(self: &Arc<Self>, hop: &Hop) -> Result<Response, (Failure, String)> {
+        let span = span::begin(&self.host, hop);
+        let answer = self.timed(hop).instrument(span.clone()).await;
+        let said = answer
+            .as_ref()
+            .map(Response::status)
+            .map_err(|(failure, _)| *failure);
+        span::end(&span, said);
+        answer
+    }
+
+    async fn timed(self: &Arc<Self>, hop: &Hop) -> Result<Response, (Failure, String)> {
         let client = self.clients.of(hop.class, &hop.url);
         let answer = self.start(client, hop);
         let mut answer = std::pin::pin!(tokio::time::timeout(self.timeouts.header, answer));

@@ -13,6 +13,7 @@ mod crowd;
 mod herd;
 mod hostile;
 mod server;
+mod traces;
 
 use std::time::{Duration, Instant};
 

@@ -2,9 +2,11 @@
 
 use std::io;
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
 
 use mirror::digest::{Algorithm, Digest, Hasher};
+use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
@@ -16,6 +18,7 @@ use crate::hub::Hub;
 pub(crate) struct Server {
     process: Child,
     pub(crate) address: String,
+    log: Arc<Mutex<Vec<String>>>,
 }
 
 /// The head of an answer, and the connection to read its body from.
@@ -29,6 +32,11 @@ pub(crate) struct Head {
 impl Server {
     /// Mirrors `hub` as its default upstream into `root`; `proxy` is more of that section.
     pub(crate) async fn start(root: &Path, hub: &Hub, proxy: &str) -> Self {
+        Self::start_in(root, hub, proxy, &[]).await
+    }
+
+    /// The same with these variables in its environment.
+    pub(crate) async fn start_in(root: &Path, hub: &Hub, proxy: &str, environment: &[(&str, &str)]) -> Self {
         let config = root.with_extension("yml");
         let yaml = format!(
             "version: 0.1\n\
@@ -43,6 +51,7 @@ impl Server {
         let mut process = Command::new(env!("CARGO_BIN_EXE_mirror"))
             .args([Path::new("serve"), &config])
             .env_clear()
+            .envs(environment.iter().copied())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .kill_on_drop(true)
@@ -62,13 +71,42 @@ impl Server {
             }
             said.push(line);
         };
+        let lines = Arc::new(Mutex::new(said));
+        let said = Arc::clone(&lines);
         // What nobody reads any more would stop the process.
         tokio::spawn(async move {
             while let Ok(Some(line)) = log.next_line().await {
                 assert!(!line.contains("panicked"), "{line}");
+                // One for each request would be too many to keep.
+                if !line.contains("\"access\"") {
+                    said.lock().unwrap().push(line);
+                }
             }
         });
-        Self { process, address }
+        Self {
+            process,
+            address,
+            log: lines,
+        }
+    }
+
+    /// How many lines of its log say this.
+    pub(crate) fn said(&self, what: &str) -> usize {
+        let log = self.log.lock().unwrap();
+        log.iter().filter(|line| line.contains(what)).count()
+    }
+
+    /// Ends it as a kubelet does.
+    pub(crate) async fn end(mut self) -> ExitStatus {
+        let id = self
+            .process
+            .id()
+            .and_then(|id| Pid::from_raw(id.try_into().unwrap()));
+        kill_process(id.unwrap(), Signal::TERM).unwrap();
+        tokio::time::timeout(LIMIT, self.process.wait())
+            .await
+            .unwrap()
+            .unwrap()
     }
 
     /// Kills it as `kill -9` does.

@@ -138,6 +138,7 @@ impl Mirror {
             .expect("the directory is let go of");
         let pull = Pull::new(store.clone(), live(hubs, cache, &clock), clock.clone(), &metrics);
         let settings = Settings {
+            scheme: "http",
             prefix: String::new(),
             headers: HeaderMap::new(),
             access: None,

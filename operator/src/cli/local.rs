@@ -12,6 +12,7 @@ use mirror::{
     },
     logging,
     server::Server,
+    traces::Traces,
 };
 use tempfile::TempDir;
 
@@ -64,10 +65,15 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
         .map_err(|error| Failure::Environment(format!("can't make a directory for credentials: {error}")))?;
     let file = file(&args, &accepted, desired, &private)?;
     let config = Config::new(&file).map_err(|error| Failure::Invalid(error.to_string()))?;
+    // The spec's collector is one that Pods reach.
+    let traces = Traces::from_environment().map_err(|error| Failure::Environment(error.to_string()))?;
     // There is no other log in this process.
-    let _ = logging::start(&config.log);
+    let _ = logging::start(&config.log, traces.as_ref());
     let server = Server::start(config).await?;
     server.run(shutdown).await;
+    if let Some(traces) = traces {
+        traces.end().await;
+    }
     Ok(())
 }
 

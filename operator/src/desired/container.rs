@@ -116,6 +116,7 @@ fn environment(accepted: &Accepted<'_>) -> Vec<EnvVar> {
             }),
     );
     variables.extend(served(accepted));
+    variables.extend(traced(accepted));
     variables
         .into_iter()
         .map(|(name, value)| EnvVar {
@@ -124,6 +125,21 @@ fn environment(accepted: &Accepted<'_>) -> Vec<EnvVar> {
             value_from: None,
         })
         .collect()
+}
+
+/// Where traces go, and as whose.
+fn traced(accepted: &Accepted<'_>) -> Vec<(String, String)> {
+    let mirror = accepted.mirror;
+    let Some(endpoint) = &mirror.spec.observability.otlp_endpoint else {
+        return Vec::new();
+    };
+    let namespace = mirror.namespace().unwrap_or_default();
+    let variable = |name: &str, value: String| (format!("OTEL_{name}"), value);
+    vec![
+        variable("EXPORTER_OTLP_ENDPOINT", endpoint.clone()),
+        variable("RESOURCE_ATTRIBUTES", format!("k8s.namespace.name={namespace}")),
+        variable("SERVICE_NAME", format!("{namespace}/{}", mirror.name_any())),
+    ]
 }
 
 /// Where the certificate and the users are.

@@ -1,0 +1,4 @@
+//! Fuzzes `WWW-Authenticate` of an upstream.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| mirror::fuzzing::challenge(data));

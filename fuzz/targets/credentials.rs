@@ -1,0 +1,4 @@
+//! Fuzzes credentials files.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| mirror::fuzzing::credentials(data));

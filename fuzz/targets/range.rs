@@ -1,0 +1,4 @@
+//! Fuzzes `Range` of a client.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| mirror::fuzzing::range(data));

@@ -1,0 +1,121 @@
+//! One span a request (OpenTelemetry's semantic conventions for HTTP servers).
+
+use http::request::Parts;
+use http::{Method, StatusCode, Version};
+use opentelemetry::propagation::TextMapPropagator;
+use opentelemetry_http::HeaderExtractor;
+use opentelemetry_sdk::propagation::TraceContextPropagator;
+use tracing::field::Empty;
+use tracing::{Span, info_span};
+use tracing_opentelemetry::OpenTelemetrySpanExt;
+
+use super::route::Route;
+use super::{Peer, Settings};
+use crate::metrics::Outcome;
+use crate::traces::TARGET;
+
+/// Begins with the request, as part of the client's trace where `traceparent` names one. Nothing of a query is told:
+/// it may be somebody's secret.
+pub(super) fn begin(parts: &Parts, route: &Route<'_>, settings: &Settings, peer: &Peer) -> Span {
+    let (method, original) = method(&parts.method);
+    let span = info_span!(
+        target: TARGET,
+        "request",
+        otel.name = name(method, route, &settings.prefix),
+        otel.kind = "server",
+        otel.status_code = Empty,
+        http.request.method = method,
+        http.request.method_original = original,
+        http.response.status_code = Empty,
+        http.response.body.size = Empty,
+        http.route = route.template().map(|template| format!("{}{template}", settings.prefix)),
+        url.scheme = settings.scheme,
+        url.path = parts.uri.path(),
+        network.protocol.version = version(parts.version),
+        client.address = host(&peer.0),
+        user_agent.original = parts.headers.get(http::header::USER_AGENT).and_then(|agent| agent.to_str().ok()),
+        error.type = Empty,
+        registry_mirror.outcome = Empty,
+        registry_mirror.request_id = Empty,
+    );
+    if !span.is_disabled() {
+        // Fails only for spans that began already.
+        let _ = span.set_parent(TraceContextPropagator::new().extract(&HeaderExtractor(&parts.headers)));
+    }
+    span
+}
+
+/// What is known when the last byte is sent, or the client has gone.
+pub(super) fn end(span: &Span, status: StatusCode, outcome: Outcome, bytes: u64, id: &str) {
+    if span.is_disabled() {
+        return;
+    }
+    span.record("registry_mirror.outcome", outcome.as_str());
+    span.record("registry_mirror.request_id", id);
+    span.record("http.response.body.size", bytes.cast_signed());
+    span.record("http.response.status_code", i64::from(status.as_u16()));
+    if status.is_server_error() {
+        span.record("otel.status_code", "ERROR");
+        span.record("error.type", status.as_str());
+    }
+}
+
+/// The method, and how the client wrote one that nobody knows.
+fn method(method: &Method) -> (&str, Option<&str>) {
+    match *method {
+        Method::GET
+        | Method::HEAD
+        | Method::POST
+        | Method::PUT
+        | Method::DELETE
+        | Method::PATCH
+        | Method::OPTIONS
+        | Method::CONNECT
+        | Method::TRACE => (method.as_str(), None),
+        _ => ("_OTHER", Some(method.as_str())),
+    }
+}
+
+/// One of few, whatever clients ask.
+fn name(method: &str, route: &Route<'_>, prefix: &str) -> String {
+    let method = if method == "_OTHER" { "HTTP" } else { method };
+    match route.template() {
+        Some(template) => format!("{method} {prefix}{template}"),
+        None => method.to_owned(),
+    }
+}
+
+fn version(version: Version) -> &'static str {
+    match version {
+        Version::HTTP_2 => "2",
+        Version::HTTP_10 => "1.0",
+        _ => "1.1",
+    }
+}
+
+/// Without the port, which differs with each connection.
+fn host(peer: &str) -> &str {
+    let host = peer.rsplit_once(':').map_or(peer, |(host, _)| host);
+    host.trim_start_matches('[').trim_end_matches(']')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use test_case::test_case;
+
+    #[test_case("/v2/a/b/blobs/sha256:0", &Method::GET => "GET /v2/{name}/blobs/{digest}")]
+    #[test_case("/v2/a/manifests/1", &Method::HEAD => "HEAD /v2/{name}/manifests/{reference}")]
+    #[test_case("/favicon.ico", &Method::GET => "GET"; "no route")]
+    #[test_case("/v2/", &Method::from_bytes(b"BREW").unwrap() => "HTTP /v2/"; "a method that nobody knows")]
+    fn names_are_few(path: &str, asked: &Method) -> String {
+        name(method(asked).0, &Route::parse(path, ""), "")
+    }
+
+    #[test_case("10.0.0.7:5123" => "10.0.0.7")]
+    #[test_case("[::1]:5123" => "::1")]
+    #[test_case("unix" => "unix")]
+    fn a_client_is_told_without_its_port(peer: &str) -> &str {
+        host(peer)
+    }
+}

@@ -1,0 +1,37 @@
+//! See [`crate::fuzzing`].
+
+#![expect(clippy::unwrap_used, reason = "what does not hold ends the fuzzer")]
+
+use std::sync::LazyLock;
+
+use super::media::{Verdict, judge};
+use super::sizes::Named;
+use crate::digest::{Algorithm, Digest};
+use crate::name::Repository;
+use crate::store;
+
+static NAMED: LazyLock<Named> = LazyLock::new(Named::default);
+
+/// A manifest is JSON, and what it is called does not depend on who looks.
+pub(crate) fn manifest(content_type: Option<&str>, bytes: &[u8]) {
+    let by_shape = store::media_type(bytes);
+    assert!(by_shape.starts_with("application/vnd."), "{by_shape}");
+    let verdict = judge(bytes, content_type);
+    assert_eq!(judge(bytes, content_type), verdict);
+    let Ok(Verdict::Manifest(media_type)) = verdict else {
+        return;
+    };
+    assert!(bytes.trim_ascii().starts_with(b"{") && bytes.trim_ascii().ends_with(b"}"));
+    http::HeaderValue::from_str(&media_type).unwrap();
+    let repository = Repository {
+        host: "docker.io".parse().unwrap(),
+        name: "library/app".parse().unwrap(),
+    };
+    NAMED.note(&repository, bytes);
+    let other = Digest::of(Algorithm::Sha256, bytes);
+    assert_eq!(
+        NAMED.of(&repository, &other),
+        None,
+        "a manifest can't name itself"
+    );
+}

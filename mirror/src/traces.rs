@@ -1,0 +1,149 @@
+//! Traces: a span for each request and for each question to an upstream, sent to a collector where the environment
+//! names one (OTLP over HTTP, `OTEL_EXPORTER_OTLP_ENDPOINT`).
+//!
+//! Who makes spans does so with `tracing` and [`TARGET`]: without a collector nobody listens to that target, and a
+//! span costs one look at a flag. A collector that is slow, hangs or is gone costs spans, never time or memory.
+
+mod collector;
+mod queue;
+
+use std::env;
+use std::time::Duration;
+
+use opentelemetry::KeyValue;
+use opentelemetry::trace::TracerProvider;
+use opentelemetry_otlp::{
+    ExporterBuildError, OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_EXPORTER_OTLP_TRACES_ENDPOINT, Protocol,
+    SpanExporter, WithExportConfig, WithHttpConfig,
+};
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::resource::{EnvResourceDetector, TelemetryResourceDetector};
+use opentelemetry_sdk::trace::SdkTracerProvider;
+use tokio::runtime::Handle;
+use tracing::level_filters::LevelFilter;
+use tracing::{Span, Subscriber};
+use tracing_opentelemetry::OpenTelemetrySpanExt;
+use tracing_subscriber::Layer;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::registry::LookupSpan;
+
+use collector::Collector;
+use queue::Queue;
+
+/// The target of all spans: the log leaves them out by it, and traces leave out all else.
+pub(crate) const TARGET: &str = "span";
+/// How the server calls itself unless `OTEL_SERVICE_NAME` or `OTEL_RESOURCE_ATTRIBUTES` say otherwise.
+const SERVICE: &str = "registry-mirror";
+/// How long the last spans may hold up the end of the process.
+const FLUSH: Duration = Duration::from_secs(5);
+
+/// Why there are no traces although the environment wants some.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// What the variables say can't be followed.
+    #[error(
+        "{0}; OTEL_EXPORTER_OTLP_ENDPOINT wants the URL of a collector that takes OTLP over HTTP, such as http://collector:4318"
+    )]
+    Exporter(#[from] ExporterBuildError),
+    /// No client for the collector could be made.
+    #[error(transparent)]
+    Client(#[from] reqwest::Error),
+}
+
+/// The way of spans to the collector.
+pub struct Traces {
+    provider: SdkTracerProvider,
+}
+
+impl Traces {
+    /// Traces as the environment wants them; `None` where it names no collector. Needs a runtime.
+    pub fn from_environment() -> Result<Option<Self>, Error> {
+        if !is_wanted(|name| env::var(name).ok()) {
+            return Ok(None);
+        }
+        let exporter = SpanExporter::builder()
+            .with_http()
+            .with_protocol(Protocol::HttpBinary)
+            .with_http_client(Collector::new(Handle::current())?)
+            .build()?;
+        let provider = SdkTracerProvider::builder()
+            .with_resource(resource())
+            .with_span_processor(Queue::to(exporter))
+            .build();
+        Ok(Some(Self { provider }))
+    }
+
+    /// What hears of spans.
+    pub(crate) fn layer<S>(&self) -> impl Layer<S> + use<S>
+    where
+        S: Subscriber + for<'a> LookupSpan<'a>,
+    {
+        tracing_opentelemetry::layer()
+            .with_tracer(self.provider.tracer(SERVICE))
+            .with_location(false)
+            .with_threads(false)
+            .with_target(false)
+            .with_tracked_inactivity(false)
+            .with_context_activation(false)
+            .with_filter(Targets::new().with_target(TARGET, LevelFilter::INFO))
+    }
+
+    /// Sends what is left, for at most five seconds.
+    pub async fn end(self) {
+        // Whatever the outcome, nobody could do more about it; the queue told of losses.
+        let _ = tokio::task::spawn_blocking(move || self.provider.shutdown_with_timeout(FLUSH)).await;
+    }
+}
+
+/// The names are OpenTelemetry's (its specification, "Environment Variable Specification").
+fn is_wanted(variable: impl Fn(&str) -> Option<String>) -> bool {
+    let set = |name| variable(name).is_some_and(|value| !value.trim().is_empty());
+    let says = |name, what: &str| variable(name).is_some_and(|value| value.trim().eq_ignore_ascii_case(what));
+    let off = says("OTEL_SDK_DISABLED", "true") || says("OTEL_TRACES_EXPORTER", "none");
+    !off && (set(OTEL_EXPORTER_OTLP_ENDPOINT) || set(OTEL_EXPORTER_OTLP_TRACES_ENDPOINT))
+}
+
+/// Who sends the spans.
+fn resource() -> Resource {
+    // What tells the servers of one mirror apart: in a Pod its name.
+    let instance = env::var("HOSTNAME").ok().filter(|name| !name.is_empty());
+    let resource = Resource::builder_empty()
+        .with_service_name(SERVICE)
+        .with_attributes(instance.map(|name| KeyValue::new("service.instance.id", name)))
+        .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")))
+        .with_detector(Box::new(TelemetryResourceDetector))
+        .with_detector(Box::new(EnvResourceDetector::new()));
+    match env::var("OTEL_SERVICE_NAME") {
+        Ok(name) if !name.is_empty() => resource.with_service_name(name).build(),
+        _ => resource.build(),
+    }
+}
+
+/// A span of work that may outlive the request that began it: in the request's trace, but no part of its time.
+/// `span` has to be made without a parent.
+pub(crate) fn detached(span: Span) -> Span {
+    if !span.is_disabled() {
+        // Fails only for spans that began already.
+        let _ = span.set_parent(Span::current().context());
+    }
+    span
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use test_case::test_case;
+
+    #[test_case(&[] => false; "nothing set")]
+    #[test_case(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "")] => false; "set to nothing")]
+    #[test_case(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c:4318")] => true; "a collector")]
+    #[test_case(&[("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://c:4318/v1/traces")] => true; "a collector of traces")]
+    #[test_case(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c:4318"), ("OTEL_SDK_DISABLED", "true")] => false; "disabled")]
+    #[test_case(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c:4318"), ("OTEL_TRACES_EXPORTER", "none")] => false; "no exporter")]
+    fn the_environment_says_whether_there_are_traces(set: &[(&str, &str)]) -> bool {
+        is_wanted(|name| {
+            let found = set.iter().find(|(known, _)| *known == name);
+            found.map(|(_, value)| (*value).to_owned())
+        })
+    }
+}
