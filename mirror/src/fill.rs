@@ -60,12 +60,13 @@ pub(crate) struct Fill {
     unused: Arc<Mutex<Option<BlobAnswer>>>,
 }
 
-/// Prepares the fill of a blob; its job has to be run.
+/// Prepares the fill of a blob, of which `least` bytes are known to be; its job has to be run.
 pub(crate) fn prepare(
     digest: &Digest,
     repository: &Repository,
     upstream: &Arc<Upstream>,
     store: &Store,
+    least: u64,
 ) -> (Arc<Fill>, Job) {
     let start = Progress {
         phase: Phase::Asking,
@@ -84,6 +85,7 @@ pub(crate) fn prepare(
         repository: repository.clone(),
         upstream: Arc::clone(upstream),
         store: store.clone(),
+        least,
         progress: sender,
         file: Arc::clone(&fill.file),
         repositories: Arc::clone(&fill.repositories),

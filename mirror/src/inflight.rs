@@ -22,7 +22,7 @@ const ADMITTED: usize = 1_024;
 /// How long a digest is refused after a first mismatch; doubles with each further one.
 const FIRST_REFUSAL: Duration = Duration::from_secs(2);
 const LONGEST_REFUSAL: Duration = Duration::from_mins(5);
-/// Digests whose refusals are remembered.
+/// Digests whose refusals, or sizes, are remembered.
 const REFUSALS: usize = 10_000;
 
 /// Why no fill was started.
@@ -46,6 +46,9 @@ pub(crate) struct Inflight {
 struct State {
     fills: HashMap<Digest, Arc<Fill>>,
     refusals: HashMap<Digest, Refusal>,
+    /// How many bytes there were of blobs of untold size when the room for them ran out: they are not begun again
+    /// without more room than that, but pass by the cache.
+    too_large: HashMap<Digest, u64>,
 }
 
 struct Refusal {
@@ -95,7 +98,8 @@ impl Inflight {
         if state.fills.len() >= ADMITTED {
             return Err(NotNow::Full);
         }
-        let (fill, job) = fill::prepare(digest, repository, upstream, &self.store);
+        let least = state.too_large.get(digest).copied().unwrap_or_default();
+        let (fill, job) = fill::prepare(digest, repository, upstream, &self.store, least);
         state.fills.insert(digest.clone(), Arc::clone(&fill));
         drop(state);
         let ended = Ended {
@@ -129,7 +133,19 @@ impl Inflight {
     }
 
     fn forgive(&self, digest: &Digest) {
-        self.lock().refusals.remove(digest);
+        let mut state = self.lock();
+        state.refusals.remove(digest);
+        state.too_large.remove(digest);
+    }
+
+    /// Notes that there was no room for more than `written` bytes of a blob.
+    fn remember_size(&self, digest: &Digest, written: u64) {
+        let mut state = self.lock();
+        if state.too_large.len() >= REFUSALS {
+            state.too_large.clear();
+        }
+        let least = state.too_large.entry(digest.clone()).or_default();
+        *least = written.max(*least);
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -149,6 +165,9 @@ impl Ended {
         match result {
             FillResult::Stored => self.inflight.forgive(&self.digest),
             FillResult::Mismatch => self.inflight.refuse(&self.digest),
+            FillResult::NoRoom => self
+                .inflight
+                .remember_size(&self.digest, self.fill.progress().written),
             _ => {}
         }
         self.inflight.metrics.fill(result);

@@ -61,6 +61,7 @@ pub struct Upstream {
     access: ArcSwap<Access>,
     credential: AtomicU64,
     blobs: Arc<Semaphore>,
+    passing: Arc<Semaphore>,
     others: Arc<Semaphore>,
 }
 
@@ -126,6 +127,7 @@ impl Upstream {
             access: ArcSwap::from_pointee(access),
             credential: AtomicU64::default(),
             blobs: Arc::new(Semaphore::new(options.limits.blobs)),
+            passing: Arc::new(Semaphore::new(options.limits.passing)),
             others: Arc::new(Semaphore::new(options.limits.others)),
         })
     }

@@ -10,7 +10,7 @@ use testbed::image::{Layout, Random};
 use testbed::process::{Daemon, command, free_ports};
 use testbed::scratch::Scratch;
 use testbed::skopeo::{self, Registry};
-use testbed::upstream::{Options, Upstream};
+use testbed::upstream::{Counts, Options, Upstream};
 use testbed::{binaries, wait};
 use tokio::process::Command;
 use tokio_util::sync::CancellationToken;
@@ -93,8 +93,8 @@ impl Place {
         daemon
     }
 
-    /// Pulls; the bytes of blobs that upstream sent for it.
-    async fn pull(&mut self, name: &str) -> u64 {
+    /// Pulls; what upstream was asked for it.
+    async fn pull(&mut self, name: &str) -> Counts {
         self.starts += 1;
         self.upstream.reset_counts();
         let registry = Registry {
@@ -105,8 +105,13 @@ impl Place {
         let to = self.scratch.path().join(format!("pulled-{}", self.starts));
         skopeo::pull(&registry, name, &to).await.expect("a pull");
         assert!(Layout::open(&to).expect("a layout").digest("1").is_some());
-        self.upstream.counts().blob_bytes
+        self.upstream.counts()
     }
+}
+
+/// Requests for blobs, whatever they were answered with.
+fn blob_requests(counts: Counts) -> u64 {
+    counts.blob_gets + counts.blob_heads
 }
 
 async fn stop(mut daemon: Daemon) {
@@ -119,7 +124,7 @@ async fn there_and_back(version: u8) {
     let mut place = Place::new(version).await;
     let theirs = place.theirs(&program).await;
     assert!(
-        place.pull(BEFORE).await > 300_000,
+        place.pull(BEFORE).await.blob_bytes > 300_000,
         "{version}: the cache was cold"
     );
     // It stores and schedules behind its answers: 2 platforms of 2 layers, a config and a manifest, and the index.
@@ -136,23 +141,25 @@ async fn there_and_back(version: u8) {
     let server = Server::start(configuration).await.expect("a mirror");
     let end = CancellationToken::new();
     let running = tokio::spawn(server.run(end.clone()));
+    let counts = place.pull(BEFORE).await;
     assert_eq!(
-        place.pull(BEFORE).await,
+        blob_requests(counts),
         0,
         "{version}: what they cached is served by us"
     );
+    let counts = place.pull(AFTER).await;
     assert!(
-        place.pull(AFTER).await > 300_000,
+        counts.blob_bytes > 300_000,
         "{version}: what they had not is fetched"
     );
     end.cancel();
     running.await.expect("it ends");
     let theirs = place.theirs(&program).await;
-    assert_eq!(
-        place.pull(BEFORE).await,
-        0,
-        "{version}: what they cached is served by them again"
-    );
+    for (name, whose) in [(BEFORE, "they"), (AFTER, "only we")] {
+        let counts = place.pull(name).await;
+        let told = format!("{version}: what {whose} cached is served by them again: {counts:?}");
+        assert_eq!((blob_requests(counts), counts.manifest_bytes), (0, 0), "{told}");
+    }
     stop(theirs).await;
 }
 

@@ -31,6 +31,8 @@ pub(crate) struct Job {
     pub(super) repository: Repository,
     pub(super) upstream: Arc<Upstream>,
     pub(super) store: Store,
+    /// So many bytes it has at least, where upstream does not tell.
+    pub(super) least: u64,
     pub(super) progress: watch::Sender<Progress>,
     pub(super) file: Arc<OnceLock<Arc<File>>>,
     pub(super) repositories: Arc<Mutex<Vec<Repository>>>,
@@ -114,7 +116,11 @@ impl Job {
     async fn fetch(&self) -> Result<Staged, Stop> {
         let answer = self.ask(0).await.map_err(Stop::Upstream)?;
         let size = answer.total;
-        let mut staged = match self.store.stage(&self.digest, size).await {
+        let staged = match size {
+            Some(_) => self.store.stage(&self.digest, size).await,
+            None => self.store.stage_more_than(&self.digest, self.least).await,
+        };
+        let mut staged = match staged {
             Ok(staged) => staged,
             Err(error) => {
                 self.progress.send_modify(|progress| progress.size = size);

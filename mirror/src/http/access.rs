@@ -37,7 +37,9 @@ pub(super) struct Record {
     status: StatusCode,
     outcome: Outcome,
     bytes: u64,
-    whole: bool,
+    /// What the body has, where that is known: its reader may stop at the last byte without asking for its end.
+    length: Option<u64>,
+    ended: bool,
     /// The request's id: the client's, or one of ours.
     pub(super) id: HeaderValue,
 }
@@ -63,7 +65,8 @@ impl Record {
             status: StatusCode::from_u16(CLIENT_LEFT).unwrap_or(StatusCode::REQUEST_TIMEOUT),
             outcome: Outcome::None,
             bytes: 0,
-            whole: false,
+            length: None,
+            ended: false,
             id: request_id(&parts.headers),
         }
     }
@@ -90,7 +93,13 @@ impl Record {
     pub(super) fn answered(mut self, response: Response, outcome: Outcome) -> http::Response<Recorded> {
         self.status = response.status();
         self.outcome = outcome;
+        self.length = length(&self.method, &response);
         response.map(|body| Recorded { body, record: self })
+    }
+
+    /// Whether all of the answer was handed to the connection.
+    fn is_whole(&self) -> bool {
+        self.ended || self.length == Some(self.bytes)
     }
 
     fn source(&self) -> Source {
@@ -119,13 +128,25 @@ impl Drop for Record {
             outcome = self.outcome.as_str(),
             bytes = self.bytes,
             seconds = took.as_secs_f64(),
-            whole = self.whole,
+            whole = self.is_whole(),
             client = %line.client.0,
             agent = %line.agent,
             id,
             "request"
         );
     }
+}
+
+/// How many bytes of the body are sent: none where the header says how long it would be.
+fn length(method: &Method, response: &Response) -> Option<u64> {
+    if *method == Method::HEAD || response.status() == StatusCode::NOT_MODIFIED {
+        return Some(0);
+    }
+    let exact = response.body().size_hint().exact();
+    exact.or_else(|| {
+        let announced = response.headers().get(header::CONTENT_LENGTH)?;
+        announced.to_str().ok()?.parse().ok()
+    })
 }
 
 /// The path with what of its query may be shown.
@@ -181,7 +202,7 @@ impl HttpBody for Recorded {
             Some(Err(error)) => info!(id = ?self.record.id, %error, "an answer was cut short"),
             None => {}
         }
-        self.record.whole = frame.is_none() || self.body.is_end_stream();
+        self.record.ended = frame.is_none() || self.body.is_end_stream();
         Poll::Ready(frame)
     }
 

@@ -48,12 +48,10 @@ impl<'a> Asked<'a> {
         }
     }
 
-    async fn ask(&self, from: u64, until: Option<u64>) -> Result<BlobAnswer, Failure> {
-        let answer = self
-            .upstream
-            .blob(&self.repository.name, self.digest, from, until)
-            .await;
-        answer.map_err(|error| Failure::of(&error, Kind::Blob))
+    async fn ask(&self, from: u64, until: Option<u64>) -> Result<BlobAnswer, Error> {
+        self.upstream
+            .blob_past_the_cache(&self.repository.name, self.digest, from, until)
+            .await
     }
 }
 
@@ -84,7 +82,8 @@ pub(crate) async fn ahead(
 
 /// A range that ends before the blob does; its client verifies the whole once it has it.
 pub(crate) async fn closed(asked: &Asked<'_>, size: u64, part: Range<u64>) -> Result<Through, Failure> {
-    let answer = asked.ask(part.start, Some(part.end)).await?;
+    let answer = asked.ask(part.start, Some(part.end)).await;
+    let answer = answer.map_err(|error| Failure::of(&error, Kind::Blob))?;
     let body = exactly(answer, part.clone()).boxed();
     Ok(Through {
         size: Some(size),
@@ -101,9 +100,10 @@ pub(crate) async fn to_the_end(
     part: Option<Range<u64>>,
 ) -> Result<Through, Failure> {
     let answer = match ready {
-        Some(answer) => answer,
-        None => asked.ask(0, None).await?,
+        Some(answer) => asked.upstream.past_the_cache(answer).await,
+        None => asked.ask(0, None).await,
     };
+    let answer = answer.map_err(|error| Failure::of(&error, Kind::Blob))?;
     let size = answer.total;
     let whole = checked(
         exactly(answer, 0..size.unwrap_or(u64::MAX)),

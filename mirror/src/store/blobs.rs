@@ -54,7 +54,15 @@ impl Store {
     /// `size` is what upstream announced; without it room is taken in steps.
     pub async fn stage(&self, digest: &Digest, size: Option<u64>) -> Result<Staged, StageError> {
         let (store, digest) = (self.clone(), digest.clone());
-        self.blocking(move |_| Staged::begin(store, &digest, size)).await
+        self.blocking(move |_| Staged::begin(store, &digest, size, 0))
+            .await
+    }
+
+    /// The same for a blob of untold size, of which there are more than `least` bytes.
+    pub async fn stage_more_than(&self, digest: &Digest, least: u64) -> Result<Staged, StageError> {
+        let (store, digest) = (self.clone(), digest.clone());
+        self.blocking(move |_| Staged::begin(store, &digest, None, least))
+            .await
     }
 
     /// Forgets content that could not be read. Whoever has it open may go on.

@@ -87,7 +87,7 @@ impl Inner {
         manifest: &Manifest,
     ) -> Result<(), StageError> {
         let digest = &manifest.digest;
-        let mut staged = Staged::begin(store, digest, Some(manifest.bytes.len() as u64))?;
+        let mut staged = Staged::begin(store, digest, Some(manifest.bytes.len() as u64), 0)?;
         staged.append(&manifest.bytes)?;
         staged.verify().map_err(StageError::Mismatch)?;
         let link = Link::Revision(repository.clone(), digest.clone());

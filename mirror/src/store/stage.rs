@@ -43,13 +43,18 @@ pub struct Staged {
 }
 
 impl Staged {
-    /// Reserves and allocates before the first byte.
-    pub(super) fn begin(store: Store, expected: &Digest, size: Option<u64>) -> Result<Self, StageError> {
+    /// Reserves and allocates before the first byte: `size`, or a step beyond `least` where that is unknown.
+    pub(super) fn begin(
+        store: Store,
+        expected: &Digest,
+        size: Option<u64>,
+        least: u64,
+    ) -> Result<Self, StageError> {
         let inner = &store.inner;
         if inner.readonly {
             return Err(StageError::ReadOnly);
         }
-        let room = inner.reserve(size.unwrap_or(STEP))?;
+        let room = inner.reserve(size.unwrap_or(least.saturating_add(STEP)))?;
         let (file, scratch) = inner.scratch.create()?;
         let staged = Self {
             expected: expected.clone(),

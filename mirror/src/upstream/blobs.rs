@@ -1,5 +1,6 @@
 //! Blobs (distribution-spec, "Pulling blobs").
 
+use std::ops::Range;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -17,7 +18,7 @@ use super::Upstream;
 use super::access::Access;
 use super::answer::Answer;
 use super::error::{Error, describe};
-use super::exchange::{Held, Question};
+use super::exchange::{Held, Lane, Question};
 use super::rest::Class;
 use crate::digest::Digest;
 use crate::name::RepositoryName;
@@ -40,7 +41,7 @@ pub struct BlobBody {
     left: Option<u64>,
     done: bool,
     /// The place among the downloads that may run.
-    _permit: OwnedSemaphorePermit,
+    permit: OwnedSemaphorePermit,
 }
 
 impl std::fmt::Debug for BlobBody {
@@ -77,7 +78,7 @@ impl BlobBody {
             chunks: chunks(held.answer.response, idle).boxed(),
             left: length,
             done: false,
-            _permit: held.permit,
+            permit: held.permit,
         }
     }
 
@@ -149,7 +150,7 @@ fn number(text: &str) -> Option<u64> {
 }
 
 impl Upstream {
-    /// A blob from `from` on, up to and without `until`. `from` 0 without `until` is a plain GET.
+    /// A blob from `from` on, up to and without `until`, for the cache. `from` 0 without `until` is a plain GET.
     ///
     /// # Errors
     /// As [`Error`] says; [`Error::Malformed`] also for a part that does not start at `from`.
@@ -160,9 +161,47 @@ impl Upstream {
         from: u64,
         until: Option<u64>,
     ) -> Result<BlobAnswer, Error> {
+        self.fetch(Lane::Fill, name, digest, from..until.unwrap_or(u64::MAX))
+            .await
+    }
+
+    /// The same, for one client and past the cache.
+    ///
+    /// # Errors
+    /// As [`Self::blob`].
+    pub async fn blob_past_the_cache(
+        &self,
+        name: &RepositoryName,
+        digest: &Digest,
+        from: u64,
+        until: Option<u64>,
+    ) -> Result<BlobAnswer, Error> {
+        self.fetch(Lane::Past, name, digest, from..until.unwrap_or(u64::MAX))
+            .await
+    }
+
+    /// An answer that was for the cache, for one client now: it gives its place to the next that is.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] where too many pass by the cache already.
+    pub async fn past_the_cache(&self, mut answer: BlobAnswer) -> Result<BlobAnswer, Error> {
+        answer.body.permit = self.permit(Lane::Past).await?;
+        Ok(answer)
+    }
+
+    async fn fetch(
+        &self,
+        lane: Lane,
+        name: &RepositoryName,
+        digest: &Digest,
+        wanted: Range<u64>,
+    ) -> Result<BlobAnswer, Error> {
         let access = self.access();
         let name = self.name(name);
+        let from = wanted.start;
+        let until = Some(wanted.end).filter(|until| *until < u64::MAX);
         let mut question = self.about_blob(Method::GET, &name, digest);
+        question.lane = lane;
         if from > 0 || until.is_some() {
             question.headers.insert(RANGE, range(from, until));
         }
@@ -252,13 +291,14 @@ impl Upstream {
     }
 
     fn about_blob<'a>(&self, method: Method, name: &'a str, digest: &Digest) -> Question<'a> {
-        let class = if method == Method::HEAD {
-            Class::Head
+        let (class, lane) = if method == Method::HEAD {
+            (Class::Head, Lane::Other)
         } else {
-            Class::Blob
+            (Class::Blob, Lane::Fill)
         };
         Question {
             class,
+            lane,
             method,
             url: self.wire.url(&format!("{name}/blobs/{digest}")),
             headers: HeaderMap::from_iter([(ACCEPT_ENCODING, HeaderValue::from_static("identity"))]),

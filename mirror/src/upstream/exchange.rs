@@ -15,9 +15,21 @@ use super::redirect::{self, MOST_HOPS};
 use super::rest::{Class, requests_left};
 use super::wire::{Hop, Wire};
 
+/// Whose turn a request waits for, so that clients past the cache never hold up what is fetched into it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Lane {
+    /// A blob on its way into the cache.
+    Fill,
+    /// A blob, or a part of one, on its way past it.
+    Past,
+    /// Everything else.
+    Other,
+}
+
 /// What the registry is asked.
 pub(super) struct Question<'a> {
     pub(super) class: Class,
+    pub(super) lane: Lane,
     pub(super) method: Method,
     pub(super) url: Url,
     pub(super) headers: HeaderMap,
@@ -52,7 +64,7 @@ impl Upstream {
     pub(super) async fn ask(&self, access: &Access, question: &Question<'_>) -> Result<Held, Error> {
         access.admit(question.class)?;
         self.wire.health.admit()?;
-        let permit = self.permit(question.class).await?;
+        let permit = self.permit(question.lane).await?;
         let answer = self.converse(access, question).await?;
         Ok(Held { answer, permit })
     }
@@ -72,12 +84,14 @@ impl Upstream {
         Ok(answer)
     }
 
-    async fn permit(&self, class: Class) -> Result<OwnedSemaphorePermit, Error> {
-        let slots = match class {
-            Class::Blob => &self.blobs,
-            Class::Manifest | Class::Head | Class::Token | Class::List => &self.others,
+    pub(super) async fn permit(&self, lane: Lane) -> Result<OwnedSemaphorePermit, Error> {
+        let timeouts = &self.wire.timeouts;
+        let (slots, patience) = match lane {
+            Lane::Fill => (&self.blobs, timeouts.queue),
+            Lane::Past => (&self.passing, timeouts.patience),
+            Lane::Other => (&self.others, timeouts.queue),
         };
-        let waited = tokio::time::timeout(self.wire.timeouts.queue, slots.clone().acquire_owned()).await;
+        let waited = tokio::time::timeout(patience, slots.clone().acquire_owned()).await;
         match waited {
             Ok(Ok(permit)) => Ok(permit),
             _ => Err(Error::unavailable("too many requests to it are under way")),

@@ -9,7 +9,7 @@ use url::Url;
 use super::Upstream;
 use super::answer::Answer;
 use super::error::Error;
-use super::exchange::Question;
+use super::exchange::{Lane, Question};
 use super::manifests::{MOST_MANIFEST, ManifestAnswer};
 use super::rest::Class;
 use crate::digest::Digest;
@@ -73,6 +73,7 @@ impl Upstream {
         let access = self.access();
         let question = Question {
             class: Class::List,
+            lane: Lane::Other,
             method: Method::GET,
             url,
             headers: HeaderMap::from_iter([

@@ -11,7 +11,7 @@ use serde::de::IgnoredAny;
 use super::Upstream;
 use super::answer::Answer;
 use super::error::Error;
-use super::exchange::Question;
+use super::exchange::{Lane, Question};
 use super::rest::Class;
 use crate::digest::Digest;
 use crate::name::{Reference, RepositoryName};
@@ -116,6 +116,7 @@ impl Upstream {
         };
         Question {
             class,
+            lane: Lane::Other,
             method,
             url: self.wire.url(&format!("{name}/manifests/{reference}")),
             headers: HeaderMap::from_iter([

@@ -31,6 +31,8 @@ pub struct Timeouts {
     pub body: Duration,
     /// For one of the requests that run (see [`Limits`]) to end.
     pub queue: Duration,
+    /// The same where a client waits that got no header yet: they give up after 30 s.
+    pub patience: Duration,
     /// After this long without an answer a probe asks whether the upstream is there at all.
     pub suspect: Duration,
     /// For the answer to a probe.
@@ -49,6 +51,7 @@ impl Default for Timeouts {
             idle: Duration::from_secs(30),
             body: Duration::from_mins(1),
             queue: Duration::from_secs(10),
+            patience: Duration::from_secs(25),
             suspect: Duration::from_secs(1),
             probe: Duration::from_secs(3),
             probe_first: Duration::from_secs(1),
@@ -60,8 +63,11 @@ impl Default for Timeouts {
 /// How much one upstream is asked at a time.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Blobs being downloaded.
+    /// Blobs being downloaded into the cache.
     pub blobs: usize,
+    /// Blobs and parts of them that pass by it, each for one client: as many clients as may be served at a time while
+    /// the cache has no room. Each takes up to 1 MiB of memory.
+    pub passing: usize,
     /// Everything else.
     pub others: usize,
 }
@@ -70,6 +76,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             blobs: 128,
+            passing: 256,
             others: 64,
         }
     }

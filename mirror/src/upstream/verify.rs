@@ -5,7 +5,7 @@ use http::{HeaderMap, Method};
 use super::Upstream;
 use super::access::Access;
 use super::error::Error;
-use super::exchange::Question;
+use super::exchange::{Lane, Question};
 use super::rest::Class;
 use crate::credentials::{Credential, Verdict};
 
@@ -18,6 +18,7 @@ impl Upstream {
         let access = Access::new(Ok(candidate.clone()), self.policy.clone(), self.clock.clone());
         let question = Question {
             class: Class::List,
+            lane: Lane::Other,
             method: Method::GET,
             url: self.wire.url(""),
             headers: HeaderMap::new(),

@@ -5,7 +5,7 @@ use std::fs;
 use reqwest::{Certificate, Client, Identity};
 use serde_json::Value;
 
-use crate::hub::Hub;
+use crate::hub::{Fault, Hub};
 use crate::served::{Home, Served, eventually};
 
 fn proxy(hub: &Hub) -> String {
@@ -212,4 +212,40 @@ async fn on_sighup_the_cache_settings_change_for_what_is_cached_already() {
     served.line("in force").await;
     served.get("/v2/app/manifests/v1").await;
     assert_eq!(hub.count("HEAD manifests"), 1);
+}
+
+#[tokio::test]
+async fn the_access_log_tells_whole_answers_from_those_that_were_cut() {
+    let hub = Hub::start().await;
+    let (small, large) = (
+        hub.push_blob("app", b"small"),
+        hub.push_blob("app", vec![7; 1 << 20]),
+    );
+    let mut served = Home::new().serve("", &proxy(&hub), &[]).await;
+    let path = |digest| format!("/v2/app/blobs/{digest}");
+    for (method, path) in [
+        ("GET", path(&small)),
+        ("HEAD", path(&small)),
+        ("GET", path(&large)),
+        ("GET", "/v2/app/tags/list".to_owned()),
+        ("GET", "/v2/unknown/manifests/1".to_owned()),
+        ("GET", "/v2/".to_owned()),
+    ] {
+        let url = format!("http://{}{path}", served.address);
+        let answer = crate::served::client()
+            .request(method.parse().unwrap(), url)
+            .send()
+            .await;
+        answer.unwrap().bytes().await.unwrap();
+        let line = served.line("\"request\"").await;
+        assert_eq!(line["whole"], true, "{line}");
+    }
+    hub.once("GET blobs", Fault::Stall(600_000));
+    let cut = hub.push_blob("app", vec![8; 1 << 20]);
+    let url = format!("http://{}{}", served.address, path(&cut));
+    let mut answer = crate::served::client().get(url).send().await.unwrap();
+    answer.chunk().await.unwrap();
+    drop(answer);
+    let line = served.line("\"request\"").await;
+    assert_eq!(line["whole"], false, "{line}");
 }

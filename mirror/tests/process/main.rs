@@ -7,9 +7,12 @@
 #[path = "../fixtures/hub.rs"]
 #[allow(unused_imports, reason = "every test binary uses another part of it")]
 mod hub;
+#[path = "../fixtures/small_disk.rs"]
+mod small_disk;
 
 mod crash;
 mod crowd;
+mod full;
 mod herd;
 mod hostile;
 mod server;

@@ -1,7 +1,7 @@
 //! A running `mirror serve`, and the plainest client there is.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 
@@ -13,11 +13,31 @@ use tokio::process::{Child, Command};
 
 use crate::LIMIT;
 use crate::hub::Hub;
+use crate::small_disk;
+
+const MIRROR: &str = env!("CARGO_BIN_EXE_mirror");
+
+/// The configuration file of a mirror of `hub` into `root`, beside it; `proxy` is more of that section.
+fn configured(root: &Path, hub: &Hub, proxy: &str) -> PathBuf {
+    let config = root.with_extension("yml");
+    let yaml = format!(
+        "version: 0.1\n\
+         log: {{formatter: json}}\n\
+         storage: {{filesystem: {{rootdirectory: '{}'}}}}\n\
+         http: {{addr: '127.0.0.1:0', debug: {{addr: '127.0.0.1:0', prometheus: {{enabled: true}}}}}}\n\
+         proxy: {{remoteurl: '{}', {proxy}}}\n",
+        root.display(),
+        hub.url()
+    );
+    std::fs::write(&config, yaml).unwrap();
+    config
+}
 
 /// The process; killed when dropped.
 pub(crate) struct Server {
     process: Child,
     pub(crate) address: String,
+    pub(crate) admin: String,
     log: Arc<Mutex<Vec<String>>>,
 }
 
@@ -37,21 +57,29 @@ impl Server {
 
     /// The same with these variables in its environment.
     pub(crate) async fn start_in(root: &Path, hub: &Hub, proxy: &str, environment: &[(&str, &str)]) -> Self {
-        let config = root.with_extension("yml");
-        let yaml = format!(
-            "version: 0.1\n\
-             log: {{formatter: json}}\n\
-             storage: {{filesystem: {{rootdirectory: '{}'}}}}\n\
-             http: {{addr: '127.0.0.1:0'}}\n\
-             proxy: {{remoteurl: '{}', {proxy}}}\n",
-            root.display(),
-            hub.url()
-        );
-        std::fs::write(&config, yaml).unwrap();
-        let mut process = Command::new(env!("CARGO_BIN_EXE_mirror"))
-            .args([Path::new("serve"), &config])
-            .env_clear()
-            .envs(environment.iter().copied())
+        let mut command = std::process::Command::new(MIRROR);
+        command.args([Path::new("serve"), &configured(root, hub, proxy)]);
+        command.env_clear().envs(environment.iter().copied());
+        Self::run(command).await
+    }
+
+    /// Mirrors `hub` with a file system of its own as root, of that size.
+    pub(crate) async fn start_on_small_disk(
+        how: &str,
+        size: &str,
+        root: &Path,
+        hub: &Hub,
+        proxy: &str,
+    ) -> Self {
+        std::fs::create_dir(root).unwrap();
+        let mut command = small_disk::command(how, root, size, "exec \"$1\" serve \"$2\"");
+        command.arg(MIRROR).arg(configured(root, hub, proxy));
+        command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
+        Self::run(command).await
+    }
+
+    async fn run(command: std::process::Command) -> Self {
+        let mut process = Command::from(command)
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .kill_on_drop(true)
@@ -59,7 +87,7 @@ impl Server {
             .unwrap();
         let mut log = BufReader::new(process.stderr.take().unwrap()).lines();
         let mut said = Vec::new();
-        let address = loop {
+        let (address, admin) = loop {
             let line = tokio::time::timeout(LIMIT, log.next_line())
                 .await
                 .unwrap()
@@ -67,7 +95,8 @@ impl Server {
             let line = line.unwrap_or_else(|| panic!("it ended at once: {said:?}"));
             if line.contains("\"serving\"") {
                 let read: serde_json::Value = serde_json::from_str(&line).unwrap();
-                break read["address"].as_str().unwrap().to_owned();
+                let text = |name: &str| read[name].as_str().unwrap().to_owned();
+                break (text("address"), text("admin"));
             }
             said.push(line);
         };
@@ -86,6 +115,7 @@ impl Server {
         Self {
             process,
             address,
+            admin,
             log: lines,
         }
     }

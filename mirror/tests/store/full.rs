@@ -1,7 +1,7 @@
-//! A disk that really is full: a small file system in a namespace of its own.
+//! A disk that really is full.
 
 use super::*;
-use std::process::Command;
+use crate::small_disk;
 
 const ROOT: &str = "MIRROR_TEST_FULL_ROOT";
 const CHILD: &str = "full::child_on_a_small_file_system";
@@ -42,22 +42,15 @@ async fn child_on_a_small_file_system() {
 
 #[test]
 fn a_full_disk_evicts_and_then_refuses_and_serves_on() {
-    let place = Place::new();
-    let script =
-        "mount -t tmpfs -o size=8m none \"$MIRROR_TEST_FULL_ROOT\" && exec \"$0\" --ignored --exact \"$1\"";
-    let namespace = |command: &str| {
-        let mut unshare = Command::new("unshare");
-        unshare.args(["-rm", "sh", "-c", command]).env(ROOT, place.path());
-        unshare
-    };
-    let possible = namespace("mount -t tmpfs none \"$MIRROR_TEST_FULL_ROOT\"").output();
-    if !possible.is_ok_and(|output| output.status.success()) {
-        eprintln!("skipped: this machine allows no file system of one's own");
+    let Some(how) = small_disk::namespace() else {
         return;
-    }
-    let output = namespace(script)
+    };
+    let place = Place::new();
+    let words = "exec \"$1\" --ignored --exact \"$2\"";
+    let output = small_disk::command(how, place.path(), "8m", words)
         .arg(std::env::current_exe().unwrap())
         .arg(CHILD)
+        .env(ROOT, place.path())
         .output()
         .unwrap();
     let said = String::from_utf8_lossy(&output.stdout);

@@ -1,6 +1,9 @@
 //! The store as its users see it: over real directories, restarts, crashes and another registry.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may fail")]
 
+#[path = "../fixtures/small_disk.rs"]
+mod small_disk;
+
 mod content;
 mod crash;
 mod damage;

@@ -377,3 +377,28 @@ async fn no_more_downloads_run_at_a_time_than_the_limit_and_the_rest_wait() {
     drop(first);
     upstream.blob(&library, &digest, 0, None).await.unwrap();
 }
+
+#[tokio::test]
+async fn what_passes_by_the_cache_waits_for_its_own_kind_and_holds_up_nothing_on_its_way_into_it() {
+    let hub = Hub::start().await;
+    let digest = hub.push_blob("library/app", pattern(1000));
+    let mut options = impatient(Clock::system());
+    (options.limits.blobs, options.limits.passing) = (1, 1);
+    options.timeouts.patience = Duration::from_millis(100);
+    let upstream = Upstream::with_options(&hub.config(), options).unwrap();
+    let library = name("library/app");
+    let past = async || upstream.blob_past_the_cache(&library, &digest, 0, None).await;
+    let first = past().await.unwrap();
+    assert!(matches!(past().await, Err(Error::Unavailable { .. })));
+    let fill = upstream.blob(&library, &digest, 0, None).await.unwrap();
+    assert!(
+        upstream.past_the_cache(fill).await.is_err(),
+        "there is one already"
+    );
+    drop(first);
+    let fill = upstream.blob(&library, &digest, 0, None).await.unwrap();
+    let passing = upstream.past_the_cache(fill).await.unwrap();
+    upstream.blob(&library, &digest, 0, None).await.unwrap();
+    assert!(matches!(past().await, Err(Error::Unavailable { .. })));
+    assert_eq!(bytes(passing).await.unwrap(), pattern(1000));
+}

@@ -1,0 +1,72 @@
+//! A disk that fills up while a blob of untold size comes in.
+
+use crate::hub::{Fault, Hub};
+use crate::server::Server;
+use crate::{LIMIT, MIB, bytes, small_disk};
+
+async fn body(address: &str, path: &str) -> (u16, Option<Vec<u8>>) {
+    let client = reqwest::Client::builder()
+        .no_proxy()
+        .timeout(LIMIT)
+        .build()
+        .unwrap();
+    let answer = client
+        .get(format!("http://{address}{path}"))
+        .send()
+        .await
+        .unwrap();
+    let status = answer.status().as_u16();
+    (status, answer.bytes().await.ok().map(Vec::from))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_disk_that_fills_up_in_mid_blob_evicts_then_cuts_and_counts_and_then_passes_the_blob_by() {
+    let Some(how) = small_disk::namespace() else {
+        return;
+    };
+    let hub = Hub::start().await;
+    let made = [(1, 7 * MIB), (2, 10 * MIB), (3, 24 * MIB)].map(|(seed, size)| bytes(seed, size));
+    let paths = made
+        .each_ref()
+        .map(|data| format!("/v2/library/app/blobs/{}", hub.push_blob("library/app", data)));
+    let [(small, of_small), (larger, of_larger), (largest, of_largest)] =
+        [0, 1, 2].map(|n| (&paths[n], &made[n]));
+    for path in [larger, largest] {
+        hub.always(&format!("GET {path}"), Fault::Unsized);
+    }
+    let home = tempfile::tempdir().unwrap();
+    let limit = "cache: {maxsize: 1Gi}";
+    let server = Server::start_on_small_disk(how, "20m", &home.path().join("cache"), &hub, limit).await;
+    let get = async |path: &str| body(&server.address, path).await;
+    let kept = async |path: &str| {
+        let before = hub.count(&format!("GET {path}"));
+        get(path).await;
+        hub.count(&format!("GET {path}")) == before
+    };
+
+    assert!(get(small).await == (200, Some(of_small.clone())), "it fits");
+    assert!(kept(small).await);
+    assert!(
+        get(larger).await == (200, Some(of_larger.clone())),
+        "it fits once the other one is gone"
+    );
+    assert!(kept(larger).await);
+    assert!(!kept(small).await, "what gave way is fetched again");
+
+    assert_eq!(get(largest).await, (200, None), "cut where the room ran out");
+    let metrics = body(&server.admin, "/metrics").await.1.unwrap();
+    let metrics = String::from_utf8(metrics).unwrap();
+    let counted = metrics.lines().find(|line| line.contains("result=\"noroom\""));
+    assert!(counted.is_some_and(|line| line.ends_with(" 1")), "{metrics}");
+    for _ in 0..2 {
+        assert!(
+            get(largest).await == (200, Some(of_largest.clone())),
+            "it passes by the cache"
+        );
+    }
+    assert!(
+        get(small).await == (200, Some(of_small.clone())),
+        "others are kept as before"
+    );
+    assert!(kept(small).await);
+}
