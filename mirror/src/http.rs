@@ -142,7 +142,7 @@ async fn endpoint(asked: &Asked<'_>, route: &Route<'_>) -> Result<Answer, Regist
         access.admit(asked.headers).await?;
     }
     if !matches!(*asked.method, Method::GET | Method::HEAD) || *route == Route::Upload {
-        return Err(RegistryError::read_only());
+        return Err(refused_change(route));
     }
     match route {
         Route::Root | Route::Base => Ok(Answer::plain(base())),
@@ -153,6 +153,16 @@ async fn endpoint(asked: &Asked<'_>, route: &Route<'_>) -> Result<Answer, Regist
         Route::Referrers { name, digest } => referrers::get(asked, name, digest).await,
         Route::Upload | Route::Unknown => Err(RegistryError::nothing_here()),
     }
+}
+
+/// Nothing can be changed here. What nothing can be named by is a mistake before that (end-7, end-9, end-10).
+fn refused_change(route: &Route<'_>) -> RegistryError {
+    let mistake = match route {
+        Route::Manifest { reference, .. } => manifests::parse(reference).err(),
+        Route::Blob { digest, .. } => blobs::parse(digest).err(),
+        _ => None,
+    };
+    mistake.unwrap_or_else(RegistryError::read_only)
 }
 
 /// `GET /v2/` (end-1): this is a registry.

@@ -15,9 +15,7 @@ use crate::pull::{Served, Source, Through};
 use crate::range::{Resolved, Wanted};
 
 pub(super) async fn get(asked: &Asked<'_>, name: &str, digest: &str) -> Result<Answer, RegistryError> {
-    let digest: Digest = digest
-        .parse()
-        .map_err(|error| RegistryError::digest_invalid(format!("{error}")))?;
+    let digest = parse(digest)?;
     let repository = asked.repository(name)?;
     let etag = conditional::etag(&digest);
     let mut response = conditional::response(asked.headers, &digest, &etag);
@@ -51,6 +49,12 @@ pub(super) async fn get(asked: &Asked<'_>, name: &str, digest: &str) -> Result<A
         }
     }
     Ok(Answer::new(response, outcome, repository))
+}
+
+pub(super) fn parse(digest: &str) -> Result<Digest, RegistryError> {
+    digest
+        .parse()
+        .map_err(|error| RegistryError::digest_invalid(format!("{error}")))
 }
 
 /// Puts the wanted parts of `size` bytes into the answer.

@@ -24,7 +24,7 @@ pub(super) async fn get(asked: &Asked<'_>, name: &str, reference: &str) -> Resul
 }
 
 /// A tag that can't be one is a tag that is not there; a broken digest is a mistake of the client.
-fn parse(reference: &str) -> Result<Reference, RegistryError> {
+pub(super) fn parse(reference: &str) -> Result<Reference, RegistryError> {
     reference.parse().map_err(|error: InvalidName| {
         if reference.contains(':') {
             return RegistryError::digest_invalid(

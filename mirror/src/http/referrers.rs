@@ -6,16 +6,13 @@ use http::{HeaderName, HeaderValue, header};
 use url::form_urlencoded;
 
 use super::error::RegistryError;
-use super::{Answer, Asked};
-use crate::digest::Digest;
+use super::{Answer, Asked, blobs};
 use crate::pull;
 
 const FILTERS: HeaderName = HeaderName::from_static("oci-filters-applied");
 
 pub(super) async fn get(asked: &Asked<'_>, name: &str, digest: &str) -> Result<Answer, RegistryError> {
-    let digest: Digest = digest
-        .parse()
-        .map_err(|error| RegistryError::digest_invalid(format!("{error}")))?;
+    let digest = blobs::parse(digest)?;
     let repository = asked.repository(name)?;
     let served = asked.app.pull.referrers(&repository, &digest).await?;
     let filter = form_urlencoded::parse(asked.query.as_bytes()).find(|(key, _)| key == "artifactType");

@@ -14,7 +14,7 @@ use crate::upstream::Error;
 /// One page of names.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Page {
-    /// In lexical order where we made the page; else as upstream sent them.
+    /// In lexical order where we made the page; else as upstream ordered them.
     pub(crate) names: Vec<String>,
     /// The query of the next page.
     pub(crate) next: Option<String>,
@@ -49,7 +49,7 @@ impl Pull {
             });
         }
         let cached = unreadable(self.store.tags(repository).await.map(Some)).unwrap_or_default();
-        let asked = self.ask_tags(repository, query);
+        let asked = self.ask_tags(repository, query, window);
         if cached.is_empty() {
             return Ok(Served {
                 value: asked.await?,
@@ -69,14 +69,15 @@ impl Pull {
         }
     }
 
-    async fn ask_tags(&self, repository: &Repository, query: &str) -> Result<Page, Failure> {
+    async fn ask_tags(&self, repository: &Repository, query: &str, window: &Window) -> Result<Page, Failure> {
         let told = |error| Failure::of(&error, Kind::Tags);
         let answer = self
             .origin(repository)?
             .tags(&repository.name, query)
             .await
             .map_err(told)?;
-        page_of(&answer.bytes, answer.next).map_err(told)
+        let page = page_of(&answer.bytes, answer.next).map_err(told)?;
+        Ok(window.where_ignored(page))
     }
 
     /// The repositories in the cache.
@@ -96,6 +97,19 @@ fn page_of(bytes: &[u8], next: Option<String>) -> Result<Page, Error> {
 }
 
 impl Window {
+    /// Older registries send all tags, in no order, whatever was asked for: then the page is made here.
+    fn where_ignored(&self, page: Page) -> Page {
+        let too_many = self.n.is_some_and(|n| page.names.len() > n);
+        let too_early = self.last.as_ref().is_some_and(|last| page.names.contains(last));
+        let unordered = !page.names.is_sorted() && !page.names.is_sorted_by_key(|name| name.to_lowercase());
+        if page.next.is_some() || !(too_many || too_early || unordered) {
+            return page;
+        }
+        let mut names = page.names;
+        names.sort_unstable();
+        self.of(names)
+    }
+
     /// This part of a sorted list.
     fn of(&self, sorted: Vec<String>) -> Page {
         let after = |name: &String| self.last.as_ref().is_none_or(|last| name > last);
@@ -142,6 +156,43 @@ mod tests {
                 next: next.map(Into::into)
             }
         );
+    }
+
+    #[test_case(Some(2), None, &["b", "c", "a"], &["a", "b"], Some("last=b&n=2"); "more than asked for")]
+    #[test_case(Some(2), Some("a"), &["b", "c", "a"], &["b", "c"], None; "from the start")]
+    #[test_case(None, Some("a"), &["b", "c", "a"], &["b", "c"], None; "from the start without a number")]
+    #[test_case(None, None, &["b", "c", "a"], &["a", "b", "c"], None; "in no order")]
+    #[test_case(None, None, &["a", "B", "c"], &["a", "B", "c"], None; "in an order of its own")]
+    #[test_case(Some(2), Some("a"), &["c"], &["c"], None; "as asked for")]
+    fn a_window_that_upstream_ignored_is_made_here(
+        n: Option<usize>,
+        last: Option<&str>,
+        sent: &[&str],
+        expected: &[&str],
+        next: Option<&str>,
+    ) {
+        let window = Window {
+            n,
+            last: last.map(Into::into),
+        };
+        let sent = Page {
+            names: names(sent),
+            next: None,
+        };
+        let made = Page {
+            names: names(expected),
+            next: next.map(Into::into),
+        };
+        assert_eq!(window.where_ignored(sent), made);
+    }
+
+    #[test]
+    fn a_page_with_a_link_is_upstreams() {
+        let sent = Page {
+            names: names(&["b", "a"]),
+            next: Some("last=a".into()),
+        };
+        assert_eq!(Window::default().where_ignored(sent.clone()), sent);
     }
 
     #[test]

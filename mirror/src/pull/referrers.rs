@@ -128,15 +128,8 @@ impl Pull {
 
     /// Offline there may still be the tag that clients fall back to (distribution-spec, "Referrers Tag Schema").
     async fn fallback_tag(&self, repository: &Repository, digest: &Digest) -> Result<Served<Bytes>, Failure> {
-        let name = format!("{}-{}", digest.algorithm().as_str(), digest.hex());
         let none = || absent("this mirror is offline and has no list of referrers".into());
-        // A sha512 digest is longer than a tag may be; the schema truncates.
-        let tag: Tag = name
-            .chars()
-            .take(128)
-            .collect::<String>()
-            .parse()
-            .map_err(|_| none())?;
+        let tag: Tag = referrers_tag(digest).parse().map_err(|_| none())?;
         let known = unreadable(self.store.tag(repository, &tag).await).ok_or_else(none)?;
         let manifest = unreadable(self.store.manifest(repository, &known.digest).await).ok_or_else(none)?;
         Ok(Served {
@@ -144,6 +137,12 @@ impl Pull {
             outcome: Outcome::Hit,
         })
     }
+}
+
+/// The schema cuts the digest's hex after 64 characters: the tag of a sha512 digest names only half of it.
+fn referrers_tag(digest: &Digest) -> String {
+    let hex = digest.hex();
+    format!("{}-{}", digest.algorithm().as_str(), hex.get(..64).unwrap_or(hex))
 }
 
 /// The task that asked is gone without a word.
@@ -176,6 +175,7 @@ pub(crate) fn of_type(index: &Bytes, artifact_type: &str) -> Option<Bytes> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::digest::Algorithm;
 
     #[test]
     fn only_manifests_of_the_type_remain() {
@@ -186,6 +186,15 @@ mod tests {
         assert_eq!(filtered["manifests"].as_array().unwrap().len(), 1);
         assert_eq!(filtered["manifests"][0]["digest"], "b");
         assert_eq!(filtered["schemaVersion"], 2);
+    }
+
+    #[test]
+    fn the_fallback_tag_has_64_characters_of_the_digest() {
+        for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
+            let digest = Digest::of(algorithm, b"subject");
+            let tag = referrers_tag(&digest);
+            assert_eq!(tag, format!("{}-{}", algorithm.as_str(), &digest.hex()[..64]));
+        }
     }
 
     #[test]

@@ -74,6 +74,22 @@ async fn changes_are_405_and_upstream_is_not_asked(method: &str, path: &str) {
     assert_eq!(hub.count("* "), 0);
 }
 
+#[test_case("PUT", "/v2/app/manifests/sha256:abc", 400; "a push by a broken digest")]
+#[test_case("DELETE", "/v2/app/blobs/sha256:abc", 400; "a delete by a broken digest")]
+#[test_case("PUT", "/v2/app/manifests/.INVALID", 404; "a push under a tag that can't be")]
+#[tokio::test]
+async fn changes_of_what_cannot_be_named_are_mistakes_before_they_are_refused(
+    method: &str,
+    path: &str,
+    status: u16,
+) {
+    let hub = Hub::start().await;
+    let mirror = Mirror::of(&hub).await;
+    let answer = mirror.request(method, path).send().await.unwrap();
+    assert_eq!(answer.status(), status);
+    assert_eq!(hub.count("* "), 0);
+}
+
 #[test_case("/v2/app/blobs/sha256:abc", 400; "a broken digest")]
 #[test_case("/v2/app/manifests/sha256:abc", 400; "a broken digest of a manifest")]
 #[test_case("/v2/app/manifests/.INVALID", 404; "a tag that can't be")]
