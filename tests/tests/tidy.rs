@@ -120,19 +120,38 @@ fn every_link_of_the_documentation_leads_somewhere() {
     assert!(broken.is_empty(), "{broken:#?}");
 }
 
-/// docs/mirror.md is a table of promises, each with the test that shows it.
+/// docs/mirror.md is a table of promises, docs/conformance.md one of a specification's requirements, each with the test
+/// that shows it.
 #[test]
 fn every_promise_names_a_test_that_exists() {
     let sources: String = rust_files().map(|path| read(&path)).collect();
-    let text = read(&workspace().join("docs/mirror.md"));
-    let cell = |line: &str| Some(line.strip_suffix("` |")?.rsplit_once("| `")?.1.to_owned());
-    let named: Vec<_> = text.lines().filter_map(cell).collect();
-    assert!(named.len() > 100, "{} promises", named.len());
-    let missing: Vec<_> = named
-        .iter()
-        .filter(|name| !sources.contains(&format!("fn {name}(")))
+    for (document, least) in [("docs/mirror.md", 100), ("docs/conformance.md", 35)] {
+        let named = shown_by(&read(&workspace().join(document)));
+        assert!(named.len() > least, "{} promises in {document}", named.len());
+        let missing: Vec<_> = named
+            .iter()
+            .filter(|name| !sources.contains(&format!("fn {name}(")))
+            .collect();
+        assert!(missing.is_empty(), "{missing:#?}");
+    }
+}
+
+#[test]
+fn every_requirement_that_is_checked_is_in_the_table() {
+    let named = shown_by(&read(&workspace().join("docs/conformance.md")));
+    let lists = rust_files().filter(|path| path.components().any(|part| part.as_os_str() == "conformance"));
+    let checked: Vec<String> = lists
+        .flat_map(|path| sources::requirements(&read(&path)))
         .collect();
+    assert_eq!(checked.len(), named.len());
+    let missing: Vec<_> = checked.iter().filter(|name| !named.contains(name)).collect();
     assert!(missing.is_empty(), "{missing:#?}");
+}
+
+/// The last column of a document's tables.
+fn shown_by(text: &str) -> Vec<String> {
+    let cell = |line: &str| Some(line.strip_suffix("` |")?.rsplit_once("| `")?.1.to_owned());
+    text.lines().filter_map(cell).collect()
 }
 
 fn rust_files() -> impl Iterator<Item = std::path::PathBuf> {

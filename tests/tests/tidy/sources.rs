@@ -87,3 +87,16 @@ fn a_function_ends_where_its_brace_does() {
     let text = "impl A {\n    pub(super) async fn a(\n        b: u8,\n    ) -> u8 {\n        b\n    }\n\n    fn one(self) {}\n}\nfn b() {\n}\n";
     assert_eq!(functions(text), [("a".to_owned(), 5), ("b".to_owned(), 2)]);
 }
+
+/// What stands in a file's `requirements![…]`.
+pub(crate) fn requirements(text: &str) -> Vec<String> {
+    let list = text
+        .split_once("requirements![")
+        .and_then(|(_, after)| after.split_once(']'));
+    let names = list.map_or("", |(names, _)| names).split(',');
+    names
+        .map(str::trim)
+        .filter(|name| !name.is_empty())
+        .map(ToOwned::to_owned)
+        .collect()
+}
