@@ -18,6 +18,14 @@ impl Clock {
         Self::default()
     }
 
+    /// A clock that is behind the system's.
+    pub fn behind(by: Duration) -> Self {
+        let clock = Self::default();
+        let by = i64::try_from(by.as_millis()).unwrap_or(i64::MAX / 4);
+        clock.ahead_ms.store(-by, Ordering::Relaxed);
+        clock
+    }
+
     /// The time now, to the millisecond.
     pub fn now(&self) -> Timestamp {
         let ms = Timestamp::now()
@@ -51,5 +59,7 @@ mod tests {
         clock.advance(Duration::from_hours(1));
         assert!(other.since(before) >= Duration::from_hours(1));
         assert_eq!(Clock::system().since(other.now()), Duration::ZERO);
+        let behind = Clock::behind(Duration::from_hours(1));
+        assert!(Clock::system().since(behind.now()) >= Duration::from_hours(1));
     }
 }

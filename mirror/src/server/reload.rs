@@ -1,7 +1,7 @@
 //! A new configuration while the server runs: what can be taken is taken at once, the rest is named.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard, PoisonError};
 
 use tokio::sync::{Mutex, Notify, watch};
 use tracing::{error, info, warn};
@@ -27,6 +27,8 @@ struct Inner {
     certificates: Option<Arc<Certificates>>,
     users: Option<Htpasswd>,
     upstreams: Mutex<Upstreams>,
+    /// A configuration whose files are not there yet, or are broken: it is tried again when they change.
+    waiting: std::sync::Mutex<Option<Config>>,
     /// The files that the configuration names may be others now.
     renamed: Notify,
 }
@@ -59,6 +61,7 @@ impl Reloader {
             certificates,
             users,
             upstreams: Mutex::new(upstreams),
+            waiting: std::sync::Mutex::default(),
             renamed: Notify::new(),
         }))
     }
@@ -74,15 +77,30 @@ impl Reloader {
         for key in fixed(&old, &config) {
             warn!(key, "the change takes effect with the next start");
         }
-        match self.take(&old, &config).await {
-            Ok(()) => self.taken(config),
-            Err(refused) => self.refused(&refused),
-        }
+        self.attempt(&old, config).await;
         self.0.renamed.notify_one();
+    }
+
+    async fn attempt(&self, old: &Config, config: Config) {
+        match self.take(old, &config).await {
+            Ok(()) => self.taken(config),
+            Err(refused) => {
+                self.refused(&refused);
+                if matches!(refused, Refused::Upstream(_)) {
+                    *self.waiting() = Some(config);
+                }
+            }
+        }
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Option<Config>> {
+        // Nothing is done under this lock that could leave it half done.
+        self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A configuration that could not even be read: the old one stays.
     pub fn refused(&self, error: &dyn std::error::Error) {
+        *self.waiting() = None;
         error!(%error, "the new configuration is not taken, the old one stays");
         self.0.running.metrics.reload(false);
         self.0.running.current().error = error.to_string();
@@ -123,6 +141,7 @@ impl Reloader {
     }
 
     fn taken(&self, new: Config) {
+        *self.waiting() = None;
         let mut current = self.0.running.current();
         current.config.log.level = new.log.level;
         current.config.proxy = new.proxy;
@@ -136,7 +155,7 @@ impl Reloader {
     pub(super) async fn follow_files(self) {
         loop {
             // Stamped before they are read once more, so that no change falls in between.
-            let mut files = Files::new(named(&self.0.running.current().config));
+            let mut files = Files::new(self.named());
             self.renew_files().await;
             loop {
                 tokio::select! {
@@ -148,8 +167,19 @@ impl Reloader {
         }
     }
 
+    /// Those of the configuration in force, and of the one that waits for its own.
+    fn named(&self) -> Vec<PathBuf> {
+        let mut paths = named(&self.0.running.current().config);
+        paths.extend(self.waiting().iter().flat_map(named));
+        paths
+    }
+
     async fn renew_files(&self) {
         let config = self.0.running.current().config.clone();
+        let waiting = self.waiting().take();
+        if let Some(waiting) = waiting {
+            return self.attempt(&config, waiting).await;
+        }
         if let Err(error) = self.renew(&config).await {
             error!(%error, "the old certificate authorities stay in use");
         }

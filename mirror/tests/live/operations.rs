@@ -249,3 +249,39 @@ async fn the_access_log_tells_whole_answers_from_those_that_were_cut() {
     let line = served.line("\"request\"").await;
     assert_eq!(line["whole"], false, "{line}");
 }
+
+#[tokio::test]
+async fn a_configuration_that_names_a_ca_file_is_taken_once_the_file_comes() {
+    let (near, far, home) = (Hub::start().await, Hub::start_tls().await, Home::new());
+    let digest = far.push_blob("app", b"bytes");
+    let yaml = |far: &str| {
+        format!(
+            "proxy: {{filesdirectory: HOME/files, cache: {{maxsize: 1Gi}}, upstreams: [\
+             {{host: near.test, remoteurl: '{}'}}{far}]}}",
+            near.url()
+        )
+    };
+    let mut served = home.serve("", &yaml(""), &[]).await;
+    let before = fs::read_to_string(served.home.path("config.yml")).unwrap();
+    let with = format!(
+        ", {{host: far.test, remoteurl: '{}', tls: {{cafile: far.pem}}}}]",
+        far.url()
+    );
+    served.home.write("config.yml", &before.replace(']', &with));
+    served.line("far.pem").await;
+    served.forget_log();
+    assert_eq!(
+        served.get(&format!("/v2/app/blobs/{digest}?ns=far.test")).await.0,
+        404
+    );
+    fs::create_dir(served.home.path("files")).unwrap();
+    fs::copy(far.ca_file().unwrap(), served.home.path("files/far.pem")).unwrap();
+    eventually("the new upstream", async || {
+        served.get(&format!("/v2/app/blobs/{digest}?ns=far.test")).await.0 == 200
+    })
+    .await;
+    eventually("no error any more", async || {
+        served.status().await.get("configurationError").is_none()
+    })
+    .await;
+}

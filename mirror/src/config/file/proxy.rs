@@ -30,6 +30,8 @@ section! {
         "cache" => cache: Cache,
         /// Extension: the directory with `config.json`, `last-good.json` and `version`.
         "credentialsdirectory" => credentials_directory: Option<String>,
+        /// Extension: the directory of files that are named without one (`upstreams[].tls.cafile`).
+        "filesdirectory" => files_directory: Option<String>,
     }
 }
 
@@ -60,7 +62,7 @@ section! {
 section! {
     /// How an upstream's certificate is checked.
     UpstreamTls {
-        /// PEM file of further authorities.
+        /// PEM file of further authorities; a relative path starts at `proxy.filesdirectory`.
         "cafile" => ca_file: Option<String>,
         /// Not at all.
         "insecureskipverify" => insecure_skip_verify: bool,

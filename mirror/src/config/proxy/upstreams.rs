@@ -1,6 +1,7 @@
 //! The upstreams that `proxy` names: Distribution's one, then those of our extension.
 
 use std::collections::HashSet;
+use std::path::{Path, PathBuf};
 
 use url::Url;
 
@@ -13,7 +14,9 @@ use crate::name::Host;
 pub(super) fn all(proxy: &file::Proxy) -> Result<Vec<Upstream>, Error> {
     let mut upstreams: Vec<_> = plain(proxy)?.into_iter().collect();
     for (index, upstream) in proxy.upstreams.iter().enumerate() {
-        upstreams.push(extended(&format!("proxy.upstreams[{index}]"), upstream)?);
+        let mut upstream = extended(&format!("proxy.upstreams[{index}]"), upstream)?;
+        upstream.tls.ca_file = upstream.tls.ca_file.map(|file| in_directory(proxy, file));
+        upstreams.push(upstream);
     }
     if upstreams.is_empty() {
         let what = "must be set to the registry to mirror, https://registry-1.docker.io for one";
@@ -26,6 +29,14 @@ pub(super) fn all(proxy: &file::Proxy) -> Result<Vec<Upstream>, Error> {
             format!("{} is there twice", twice.host),
         )),
         None => Ok(upstreams),
+    }
+}
+
+/// Where a file is that the configuration names: an absolute path stays as it is.
+fn in_directory(proxy: &file::Proxy, file: PathBuf) -> PathBuf {
+    match proxy.files_directory.as_deref() {
+        None | Some("") => file,
+        Some(directory) => Path::new(directory).join(file),
     }
 }
 
@@ -196,6 +207,15 @@ mod tests {
     fn empty_users_as_in_environments_are_none() {
         let all = upstreams("{remoteurl: 'https://a', username: '', password: ''}").unwrap();
         assert_eq!(all[0].credential, Credential::Anonymous);
+    }
+
+    #[test_case("", "a.pem" => "a.pem"; "nowhere in particular")]
+    #[test_case("filesdirectory: /files,", "a.pem" => "/files/a.pem"; "in the directory of files")]
+    #[test_case("filesdirectory: /files,", "/b/a.pem" => "/b/a.pem"; "where it says itself")]
+    fn a_ca_file_lies(directory: &str, file: &str) -> String {
+        let yaml = format!("{{{directory} upstreams: [{{host: a.example, tls: {{cafile: {file}}}}}]}}");
+        let upstream = upstreams(&yaml).unwrap().remove(0);
+        upstream.tls.ca_file.unwrap().display().to_string()
     }
 
     #[test_case("{}", "proxy.remoteurl: must be set")]
