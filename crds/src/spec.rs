@@ -163,9 +163,10 @@ fn no_child_as_reference() -> Rule {
     };
     let not_ours = |secret: &str| {
         format!(
-            "!({} || {})",
+            "!({} || {} || {})",
             is_child(secret, "-credentials"),
-            is_child(secret, "-files")
+            is_child(secret, "-files"),
+            is_child(secret, "-ca-key")
         )
     };
     Rule::new(format!(
@@ -178,7 +179,7 @@ fn no_child_as_reference() -> Rule {
         not_ours("self.spec.tls.secretName"),
         not_ours("self.spec.access.htpasswdSecretRef.name"),
     ))
-    .message("a Secret named like the mirror with -credentials or -files behind it is made by the operator: refer to another one")
+    .message("a Secret named like the mirror with -credentials, -files or -ca-key behind it is made by the operator: refer to another one")
     .field_path(".spec")
     .reason(Reason::FieldValueForbidden)
 }

@@ -20,7 +20,9 @@ use crate::rules;
         .reason(Reason::FieldValueForbidden)
 )]
 pub struct Tls {
-    /// `Disabled` (plain HTTP) or `Secret` (the certificate of secretName).
+    /// `Disabled` (plain HTTP), `Secret` (the certificate of secretName) or `SelfSigned` (the operator makes an
+    /// authority and a certificate, and renews both ahead of time). What clients have to trust is in a ConfigMap named
+    /// like the mirror with -ca behind it.
     #[serde(default)]
     pub mode: TlsMode,
 
@@ -40,4 +42,6 @@ pub enum TlsMode {
     Disabled,
     /// A Secret.
     Secret,
+    /// The operator.
+    SelfSigned,
 }

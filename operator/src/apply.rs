@@ -117,6 +117,25 @@ pub async fn all(
     Ok(applied)
 }
 
+/// Makes the Service that clients know, and nothing else, once every name was looked at.
+///
+/// # Errors
+/// Those of [`all`].
+pub async fn service(mirror: &RegistryMirror, desired: &Desired, cluster: &Cluster) -> Result<(), Error> {
+    let target = Target {
+        mirror,
+        namespace: mirror.namespace().unwrap_or_default(),
+        cluster,
+    };
+    let found = target.find(desired).await?;
+    let name = mirror.name_any();
+    let services = desired
+        .children()
+        .filter(|child| child.kind == Kind::Service && child.name == name);
+    try_join_all(services.map(|service| target.apply(service, &found))).await?;
+    Ok(())
+}
+
 /// The UIDs of the objects that were there and are the mirror's.
 type Found = BTreeMap<Key, String>;
 type Key = (Kind, String);

@@ -4,7 +4,6 @@ use std::{sync::Arc, time::Duration};
 
 use crds::RegistryMirror;
 use futures::{FutureExt, StreamExt, stream};
-use k8s_openapi::jiff::Timestamp;
 use kube::{
     Client, Resource, ResourceExt,
     runtime::{
@@ -15,6 +14,7 @@ use kube::{
         watcher::Event,
     },
 };
+use mirror::clock::Clock;
 use tokio::time::{Instant, timeout};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
@@ -26,15 +26,17 @@ use crate::{
         listed::Listed,
         watch::{self, Stored},
     },
-    dereference,
-    desired::{self, Release},
+    dereference::{self, References},
+    desired::{self, Desired, Release},
     index::Index,
+    issue::{self, Terms},
     metrics::Metrics,
     observed::Observed,
     replicas::Replicas,
     retry::{self, Retries},
     status::{self, Acted, Outcome, events, write::Written},
-    unparsable, validate,
+    unparsable,
+    validate::{self, Accepted},
 };
 
 /// How many mirrors are worked on at a time.
@@ -57,6 +59,9 @@ pub enum Error {
     /// Something could not be applied.
     #[error(transparent)]
     Apply(#[from] apply::Error),
+    /// Its own certificates could not be made.
+    #[error(transparent)]
+    Issue(#[from] issue::Error),
     /// The status could not be written.
     #[error("writing the status: {0}")]
     Status(#[source] kube::Error),
@@ -75,6 +80,7 @@ impl Error {
             Self::Read(_) => "read",
             Self::Apply(apply::Error::Altered { .. }) => "altered",
             Self::Apply(_) => "apply",
+            Self::Issue(_) => "issue",
             Self::Status(_) => "status",
             Self::Timeout => "timeout",
             Self::Panicked(_) => "panic",
@@ -86,13 +92,24 @@ impl Error {
 pub(crate) struct Context {
     pub(crate) cluster: Cluster,
     pub(crate) recorder: Recorder,
-    release: Release,
+    settings: Settings,
     index: Arc<Index>,
     replicas: Arc<Replicas>,
     written: Written,
     retries: Retries,
     metrics: Arc<Metrics>,
     listed: Listed<()>,
+}
+
+/// What a controller is given beside the cluster.
+#[derive(Clone, Debug, Default)]
+pub struct Settings {
+    /// What a release has fixed.
+    pub release: Release,
+    /// For how long the certificates are good that it issues.
+    pub terms: Terms,
+    /// What it takes for the time.
+    pub clock: Clock,
 }
 
 /// A scope's controller, ready to run.
@@ -107,7 +124,7 @@ impl Controller {
     pub fn new(
         client: &Client,
         scope: &Scope,
-        release: Release,
+        settings: Settings,
         recorder: Recorder,
         metrics: Arc<Metrics>,
     ) -> Self {
@@ -118,7 +135,7 @@ impl Controller {
         let context = Arc::new(Context {
             cluster: Cluster::new(client.clone(), Arc::clone(&children)),
             recorder,
-            release,
+            settings,
             index: Arc::default(),
             replicas,
             written: Written::default(),
@@ -212,8 +229,22 @@ impl Context {
     /// What the cluster holds of a mirror, and what its servers say.
     async fn observe(&self, mirror: &RegistryMirror) -> Result<Observed, Error> {
         let mut observed = self.cluster.observe(mirror).await.map_err(Error::Read)?;
+        observed.at = self.settings.clock.now();
         self.replicas.tell(mirror, &mut observed);
         Ok(observed)
+    }
+
+    /// What the cluster should hold of a mirror, its own certificates included.
+    fn desired(
+        &self,
+        accepted: &mut Accepted<'_>,
+        references: &References,
+        observed: &Observed,
+    ) -> Result<Desired, Error> {
+        let names = issue::names(accepted.mirror, observed);
+        issue::certificates(accepted, references, &names, observed.at, &self.settings.terms)?;
+        let desired = desired::objects(accepted, references, observed, &self.settings.release);
+        Ok(desired.map_err(apply::Error::from)?)
     }
 
     /// When to try again.
@@ -271,7 +302,7 @@ async fn pursue(stored: &Stored, context: &Context) -> Result<Action, Error> {
     let told = tell(mirror, context, &outcome).await;
     match failure {
         Some(failure) => Err(failure),
-        None => told.map(|observed| Action::requeue(retry::jittered(look_again(&outcome, &observed)))),
+        None => told.map(|observed| Action::requeue(rest(&outcome, &observed))),
     }
 }
 
@@ -279,7 +310,7 @@ async fn pursue(stored: &Stored, context: &Context) -> Result<Action, Error> {
 async fn tell(mirror: &RegistryMirror, context: &Context, outcome: &Outcome) -> Result<Observed, Error> {
     let observed = context.observe(mirror).await?;
     let before = context.written.latest(mirror);
-    let status = status::of(mirror, &before, outcome, &observed, Timestamp::now());
+    let status = status::of(mirror, &before, outcome, &observed, observed.at);
     let pending = status::is_pending(&status) || outcome.is_news_to_some();
     context.replicas.follow(mirror, &observed, pending);
     if status != before {
@@ -292,6 +323,16 @@ async fn tell(mirror: &RegistryMirror, context: &Context, outcome: &Outcome) -> 
         events::publish(&context.recorder, &mirror.object_ref(&()), &story).await;
     }
     Ok(observed)
+}
+
+/// How long a mirror is left alone. What its certificate is about to need is not put off: it ends to the second.
+fn rest(outcome: &Outcome, observed: &Observed) -> Duration {
+    let rest = retry::jittered(look_again(outcome, observed));
+    let change = match outcome {
+        Outcome::Acted(acted) => acted.certificate.as_ref().and_then(|c| c.rest(observed.at)),
+        Outcome::Paused | Outcome::Rejected(_) | Outcome::Failed => None,
+    };
+    change.map_or(rest, |change| rest.min(change))
 }
 
 /// When to look again though nothing is heard: of quotas, and of claims that an admin makes, nobody tells.
@@ -313,23 +354,25 @@ async fn act(mirror: &RegistryMirror, context: &Context) -> Result<Outcome, Erro
     if mirror.spec.paused {
         return Ok(Outcome::Paused);
     }
+    match converge(mirror, context).await {
+        Err(Error::Apply(apply::Error::Rejected(rejection))) => Ok(Outcome::Rejected(rejection)),
+        done => done.map(Outcome::Acted),
+    }
+}
+
+async fn converge(mirror: &RegistryMirror, context: &Context) -> Result<Acted, Error> {
     let references = dereference::read(mirror, &context.cluster)
         .await
         .map_err(Error::Read)?;
-    let accepted = match validate::accept(mirror, &references) {
-        Ok(accepted) => accepted,
-        Err(rejection) => return Ok(Outcome::Rejected(rejection)),
-    };
-    let observed = context.observe(mirror).await?;
-    let desired = match desired::objects(&accepted, &references, &observed, &context.release) {
-        Ok(desired) => desired,
-        Err(rejection) => return Ok(Outcome::Rejected(rejection)),
-    };
-    match apply::all(mirror, &desired, &observed, &context.cluster).await {
-        Ok(applied) => Ok(Outcome::Acted(status::Acted::new(
-            &accepted, &desired, &observed, applied,
-        ))),
-        Err(apply::Error::Rejected(rejection)) => Ok(Outcome::Rejected(rejection)),
-        Err(error) => Err(error.into()),
+    let mut accepted = validate::accept(mirror, &references).map_err(apply::Error::from)?;
+    let mut observed = context.observe(mirror).await?;
+    if issue::is_wanted(mirror) && observed.service.is_none() {
+        // Its certificate names the Service's address, so that the Service comes before all else.
+        let desired = context.desired(&mut accepted, &references, &observed)?;
+        apply::service(mirror, &desired, &context.cluster).await?;
+        observed = context.observe(mirror).await?;
     }
+    let desired = context.desired(&mut accepted, &references, &observed)?;
+    let applied = apply::all(mirror, &desired, &observed, &context.cluster).await?;
+    Ok(Acted::new(&accepted, &desired, &observed, applied))
 }

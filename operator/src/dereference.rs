@@ -122,6 +122,8 @@ pub struct References {
     /// The Secret with files as it stands, where the mirror serves TLS: servers keep the certificate that they have
     /// where there is no other.
     pub files: Option<Contents>,
+    /// The Secret with the mirror's own authority as it stands, where it has one.
+    pub authority: Option<Contents>,
 }
 
 impl References {
@@ -170,6 +172,10 @@ pub async fn read<R: Reader>(mirror: &RegistryMirror, reader: &R) -> Result<Refe
     if mirror.spec.tls.mode != TlsMode::Disabled {
         let own = Reference::secret(&names::files(&mirror.name_any()));
         references.files = reader.read(&namespace, &own).await?;
+    }
+    if mirror.spec.tls.mode == TlsMode::SelfSigned {
+        let own = Reference::secret(&names::authority_key(&mirror.name_any()));
+        references.authority = reader.read(&namespace, &own).await?;
     }
     Ok(references)
 }

@@ -117,6 +117,7 @@ pub fn objects(
     let reload = reload(accepted, &yaml, handed_out.version);
     let mut configuration = vec![config::object(accepted, &yaml), handed_out.object(accepted)];
     configuration.extend(files::object(accepted));
+    configuration.extend(files::authority_key(accepted));
     configuration.push(service_account::object(accepted.mirror));
     configuration.push(service::clients(accepted.mirror));
     configuration.push(service::headless(accepted.mirror));

@@ -1,7 +1,7 @@
 //! The operator of `RegistryMirror` resources.
 //!
 //! A reconcile is a pipeline of modules, none of which reaches back: [`dereference`] reads what a spec points to,
-//! [`validate`] decides whether it can be acted on, [`desired`] works out the objects, [`apply`] writes what is not
+//! [`validate`] decides whether it can be acted on, [`issue`] makes its own certificates where it has any, [`desired`] works out the objects, [`apply`] writes what is not
 //! there yet, [`status`] says what came of it. [`controller`] wires them to the API server; [`cli`] also runs the same
 //! pipeline without one.
 
@@ -13,6 +13,7 @@ pub mod dereference;
 pub mod desired;
 pub mod health;
 pub mod index;
+pub mod issue;
 pub mod kind;
 pub mod lease;
 pub mod metrics;

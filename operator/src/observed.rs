@@ -16,6 +16,8 @@ pub struct Observed {
     pub workload: Option<Workload>,
     /// Where the Service is, once the cluster gave it an address.
     pub service: Option<ServiceAddress>,
+    /// Every address and name that the cluster gave the Service: of either family, and of load balancers.
+    pub service_names: Vec<String>,
     /// The claims that the operator made.
     pub claims: Vec<Claim>,
     /// The claim that an admin is to make, where the spec names one.

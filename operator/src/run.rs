@@ -5,9 +5,16 @@ use kube::{
     Client,
     runtime::events::{Recorder, Reporter},
 };
+use mirror::clock::Clock;
 use tokio_util::sync::CancellationToken;
 
-use crate::{cluster::Scope, controller::Controller, desired::Release, health::Health};
+use crate::{
+    cluster::Scope,
+    controller::{Controller, Settings},
+    desired::Release,
+    health::Health,
+    issue::Terms,
+};
 
 /// What the operator looks after, and what it brings along.
 #[derive(Clone, Debug, Default)]
@@ -16,16 +23,25 @@ pub struct Options {
     pub namespaces: Vec<String>,
     /// What a release has fixed.
     pub release: Release,
+    /// For how long the certificates are good that it issues.
+    pub terms: Terms,
+    /// What it takes for the time.
+    pub clock: Clock,
 }
 
 /// Looks after mirrors until it is told to stop; then lets what is running end.
 pub async fn run(client: Client, options: Options, health: Health, shutdown: CancellationToken) {
     let recorder = Recorder::new(client.clone(), Reporter::from("registry-mirror"));
-    let controllers: Vec<_> = scopes(options.namespaces)
+    let controllers: Vec<_> = scopes(&options.namespaces)
         .iter()
         .map(|scope| {
-            let (release, recorder) = (options.release.clone(), recorder.clone());
-            Controller::new(&client, scope, release, recorder, health.metrics.clone())
+            let settings = Settings {
+                release: options.release.clone(),
+                terms: options.terms,
+                clock: options.clock.clone(),
+            };
+            let (recorder, metrics) = (recorder.clone(), health.metrics.clone());
+            Controller::new(&client, scope, settings, recorder, metrics)
         })
         .collect();
     let synced = join_all(controllers.iter().map(Controller::synced));
@@ -44,11 +60,11 @@ pub async fn run(client: Client, options: Options, health: Health, shutdown: Can
     ready.abort();
 }
 
-fn scopes(namespaces: Vec<String>) -> Vec<Scope> {
+fn scopes(namespaces: &[String]) -> Vec<Scope> {
     if namespaces.is_empty() {
         return vec![Scope::Cluster];
     }
-    namespaces.into_iter().map(Scope::Namespace).collect()
+    namespaces.iter().cloned().map(Scope::Namespace).collect()
 }
 
 #[cfg(test)]
@@ -57,7 +73,7 @@ mod tests {
 
     #[test]
     fn without_a_namespace_all_are_looked_after() {
-        assert_eq!(scopes(Vec::new()), [Scope::Cluster]);
-        assert_eq!(scopes(vec!["a".to_owned()]), [Scope::Namespace("a".to_owned())]);
+        assert_eq!(scopes(&[]), [Scope::Cluster]);
+        assert_eq!(scopes(&["a".to_owned()]), [Scope::Namespace("a".to_owned())]);
     }
 }

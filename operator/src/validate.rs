@@ -3,6 +3,8 @@
 //! What admission checks is not checked again, but for what would send a password in clear text or to the wrong host:
 //! a stored object may be older than the rule that would refuse it.
 
+use std::collections::BTreeMap;
+
 use crds::{RegistryMirror, conditions::Reason, storage::Volume};
 use kube::ResourceExt;
 use mirror::config::MaxSize;
@@ -34,8 +36,10 @@ pub struct Accepted<'a> {
     pub volume: Volume<'a>,
     /// What it may take.
     pub max_size: MaxSize,
-    /// What clients are shown; `None`: plain HTTP.
+    /// What clients are shown; `None`: plain HTTP, or nothing was issued yet.
     pub serving: Option<Serving>,
+    /// The mirror's own authority, as it is kept, once it issued what clients are shown.
+    pub authority: Option<BTreeMap<String, Vec<u8>>>,
     /// Who may pull, as an htpasswd file; `None`: anyone.
     pub users: Option<Vec<u8>>,
 }
@@ -126,6 +130,7 @@ pub fn accept<'a>(mirror: &'a RegistryMirror, references: &References) -> Result
         volume,
         max_size,
         serving: serving::of(mirror, references)?,
+        authority: None,
         users: users::of(mirror, references)?,
     })
 }
@@ -169,7 +174,12 @@ fn upstream<'a>(
 /// The operator would read what it wrote, and write it again.
 fn not_our_own(mirror: &RegistryMirror, secret: &str) -> Result<(), Rejection> {
     let mirror = mirror.name_any();
-    if secret == names::credentials(&mirror) || secret == names::files(&mirror) {
+    let own = [
+        names::credentials(&mirror),
+        names::files(&mirror),
+        names::authority_key(&mirror),
+    ];
+    if own.iter().any(|own| own == secret) {
         return Err(Rejection::invalid(format!(
             "{secret} is the name of a Secret that the operator makes for this mirror; \
              refer to another one"

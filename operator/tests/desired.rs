@@ -11,6 +11,7 @@ use mirror::credentials::{Entries, Entry};
 use operator::{
     dereference::{self, Contents, Reader, Reference, References},
     desired::{self, Child, Desired, Release, names},
+    issue::{self, Terms},
     kind::Kind,
     observed::{Claim, Observed, ServiceAddress},
     validate,
@@ -115,7 +116,9 @@ fn references(mirror: &RegistryMirror, shelf: &Shelf) -> References {
 
 fn desired(mirror: &RegistryMirror, shelf: &Shelf, observed: &Observed) -> Desired {
     let references = references(mirror, shelf);
-    let accepted = validate::accept(mirror, &references).unwrap();
+    let mut accepted = validate::accept(mirror, &references).unwrap();
+    let names = issue::names(mirror, observed);
+    issue::certificates(&mut accepted, &references, &names, observed.at, &Terms::default()).unwrap();
     let release = Release {
         server_image: "registry-mirror:test".to_owned(),
     };
@@ -152,6 +155,7 @@ fn at_an_address() -> Observed {
             ip: "10.96.0.7".to_owned(),
             port: 5000,
         }),
+        service_names: vec!["10.96.0.7".to_owned()],
         ..Observed::default()
     }
 }
@@ -178,6 +182,37 @@ golden! {
     a_serving_certificate: "tls-secret"
     users_only: "basic-access"
     paused: "paused"
+}
+
+/// Keys are drawn anew each time, and what depends on them: their kinds stand in their place.
+fn without_keys(document: &mut Value) {
+    match document {
+        Value::Object(fields) => {
+            if let Some(mark) = fields.get_mut(names::RELOAD) {
+                *mark = "…".into();
+            }
+            fields.values_mut().for_each(without_keys);
+        }
+        Value::Array(items) => items.iter_mut().for_each(without_keys),
+        Value::String(text) => {
+            while let Some((before, (kind, after))) = text
+                .split_once("-----BEGIN ")
+                .and_then(|(before, rest)| Some((before, rest.split_once("-----\n")?)))
+            {
+                let end = format!("-----END {kind}-----\n");
+                let rest = after.split_once(&end).unwrap().1;
+                *text = format!("{before}<{kind}>{rest}");
+            }
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) => {}
+    }
+}
+
+#[test]
+fn certificates_of_its_own() {
+    let mut documents = documents(&desired(&spec("tls-self-signed"), &shelf(), &at_an_address()));
+    documents.iter_mut().for_each(without_keys);
+    insta::assert_yaml_snapshot!("tls-self-signed", documents);
 }
 
 fn hosts(mirror: &RegistryMirror, service: ServiceAddress) -> BTreeMap<String, String> {
@@ -394,7 +429,13 @@ fn what_upstream_took_last_is_handed_on() {
 
 #[test]
 fn every_object_is_among_those_that_are_looked_for_when_a_spec_drops_one() {
-    for name in ["minimal", "ephemeral", "ca-bundles", "every-field"] {
+    for name in [
+        "minimal",
+        "ephemeral",
+        "ca-bundles",
+        "every-field",
+        "tls-self-signed",
+    ] {
         let desired = desired(&spec(name), &shelf(), &Observed::default());
         let every = names::every("hub");
         let unclaimed = desired
@@ -415,6 +456,7 @@ fn the_certificates_are_dropped_with_the_last_reference_to_them() {
         [
             (Kind::ConfigMap, "hub-ca".to_owned()),
             (Kind::Secret, "hub-files".to_owned()),
+            (Kind::Secret, "hub-ca-key".to_owned()),
             (Kind::PodDisruptionBudget, "hub".to_owned()),
             (Kind::StatefulSet, "hub".to_owned())
         ]

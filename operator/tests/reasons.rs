@@ -171,6 +171,7 @@ fn refused(reason: Reason) -> Case {
 fn certificate(expires: i64, problem: Option<Reason>) -> Case {
     let certificate = Certificate {
         expires,
+        changes: expires,
         has_authority: false,
         problem: problem.map(|reason| Problem {
             reason,

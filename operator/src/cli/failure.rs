@@ -4,7 +4,7 @@ use std::{io, process::ExitCode};
 
 use crds::conditions::Reason;
 
-use crate::validate::Rejection;
+use crate::{issue, validate::Rejection};
 
 /// Why a command ended.
 #[derive(Debug, thiserror::Error)]
@@ -49,6 +49,12 @@ impl From<Rejection> for Failure {
             | Reason::Malformed => Self::Reference(rejection.message),
             _ => Self::Invalid(rejection.message),
         }
+    }
+}
+
+impl From<issue::Error> for Failure {
+    fn from(error: issue::Error) -> Self {
+        Self::Other(io::Error::other(error))
     }
 }
 

@@ -1,9 +1,10 @@
 //! `registry-mirror local`: the operator's pipeline without a cluster, and the server in this process.
 
-use std::path::PathBuf;
+use std::{fs, path::PathBuf};
 
 use crds::RegistryMirror;
 use etcetera::BaseStrategy;
+use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use mirror::{
     config::{
@@ -23,14 +24,16 @@ use super::{
     operator::stop_on_signal,
 };
 use crate::{
-    dereference,
+    dereference::{self, References},
     desired::{self, Desired, Release},
+    issue::{self, Terms},
     observed::Observed,
-    validate::{self, Accepted, serving, users},
+    validate::{self, Accepted, Serving, serving, users},
 };
 
 /// What to serve, and where.
 #[derive(Debug, clap::Args)]
+#[expect(clippy::doc_markdown, reason = "these comments are what --help prints")]
 pub(super) struct Args {
     #[command(flatten)]
     files: Files,
@@ -40,6 +43,10 @@ pub(super) struct Args {
     /// Where the cache is kept [default: registry-mirror/NAME in the user's cache directory]
     #[arg(long, value_name = "DIRECTORY")]
     cache_dir: Option<PathBuf>,
+    /// With tls.mode SelfSigned: where the authority is written that clients have to trust
+    /// [default: beside the cache, with .ca.crt behind its name]
+    #[arg(long, value_name = "FILE")]
+    ca_file: Option<PathBuf>,
     /// The port on 127.0.0.1; 0 takes a free one [default: spec.service.port]
     #[arg(long)]
     port: Option<u16>,
@@ -53,11 +60,12 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
     let documents = args.files.read()?;
     let mirror = choose(&documents, args.name.as_deref())?;
     let Ok(references) = dereference::read(mirror, &documents).await;
-    let accepted = validate::accept(mirror, &references)?;
+    let mut accepted = validate::accept(mirror, &references)?;
     // A cluster has a status to say so and an admin who mends it while the cache serves; here someone is looking.
     if let Some(problem) = accepted.credential_problems().next() {
         return Err(Failure::Reference(problem));
     }
+    certify(&mut accepted, &references)?;
     let desired = desired::objects(&accepted, &references, &Observed::default(), &Release::default())?;
     // Before anything secret is written: only a process that is asked to end can clean up.
     let shutdown = stop_on_signal()?;
@@ -69,12 +77,59 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
     let traces = Traces::from_environment().map_err(|error| Failure::Environment(error.to_string()))?;
     // There is no other log in this process.
     let _ = logging::start(&config.log, traces.as_ref());
+    if accepted.authority.is_some() {
+        publish(&args, &accepted)?;
+    }
     let server = Server::start(config).await?;
     server.run(shutdown).await;
     if let Some(traces) = traces {
         traces.end().await;
     }
     Ok(())
+}
+
+/// Own certificates are for this machine, and good for as long as this process may run: their keys are only here.
+fn certify(accepted: &mut Accepted<'_>, references: &References) -> Result<(), Failure> {
+    let names = ["localhost", "127.0.0.1", "::1"].map(str::to_owned).into();
+    let terms = Terms::default();
+    let terms = Terms {
+        serving: terms.authority,
+        ..terms
+    };
+    Ok(issue::certificates(
+        accepted,
+        references,
+        &names,
+        Timestamp::now(),
+        &terms,
+    )?)
+}
+
+/// Writes what clients have to trust where they find it.
+fn publish(args: &Args, accepted: &Accepted<'_>) -> Result<(), Failure> {
+    let path = match &args.ca_file {
+        Some(path) => path.clone(),
+        None => cache(args, accepted)?.with_extension("ca.crt"),
+    };
+    let certificates = accepted
+        .serving
+        .as_ref()
+        .and_then(Serving::authority)
+        .unwrap_or_default();
+    let made = path.parent().map_or(Ok(()), fs::create_dir_all);
+    made.and_then(|()| fs::write(&path, certificates))
+        .map_err(|error| {
+            Failure::Environment(format!("can't write {}: {error}; set --ca-file", path.display()))
+        })?;
+    tracing::info!(file = %path.display(), "clients have to trust the authority in this file, until the next start");
+    Ok(())
+}
+
+fn cache(args: &Args, accepted: &Accepted<'_>) -> Result<PathBuf, Failure> {
+    match &args.cache_dir {
+        Some(directory) => Ok(directory.clone()),
+        None => default_cache(&accepted.mirror.name_any()),
+    }
 }
 
 fn choose<'a>(documents: &'a Documents, name: Option<&str>) -> Result<&'a RegistryMirror, Failure> {
@@ -107,10 +162,7 @@ fn file(args: &Args, accepted: &Accepted<'_>, desired: Desired, private: &TempDi
         ..
     } = desired;
     let spec = &accepted.mirror.spec;
-    let cache = match &args.cache_dir {
-        Some(directory) => directory.clone(),
-        None => default_cache(&accepted.mirror.name_any())?,
-    };
+    let cache = cache(args, accepted)?;
     let port = args
         .port
         .map_or_else(|| spec.service.port.to_string(), |port| port.to_string());
@@ -122,6 +174,7 @@ fn file(args: &Args, accepted: &Accepted<'_>, desired: Desired, private: &TempDi
     file.log.formatter = Some(desired::config::formatter(spec.observability.log_format).to_owned());
     file.storage.filesystem.root_directory = Some(text(&cache)?);
     file.proxy.credentials_directory = Some(text(&credentials)?);
+    file.proxy.files_directory = Some(text(&certificates)?);
     if accepted.serving.is_some() {
         let [certificate, key, _] = serving::OWN;
         file.http.tls.certificate = Some(text(&certificates.join(certificate))?);
@@ -132,13 +185,6 @@ fn file(args: &Args, accepted: &Accepted<'_>, desired: Desired, private: &TempDi
             realm: Some(accepted.mirror.name_any()),
             path: Some(text(&certificates.join(users::FILE))?),
         });
-    }
-    for (upstream, accepted) in file.proxy.upstreams.iter_mut().zip(&accepted.upstreams) {
-        let bundle = accepted
-            .bundle
-            .as_ref()
-            .map(|bundle| text(&certificates.join(&bundle.file)));
-        upstream.tls.ca_file = bundle.transpose()?;
     }
     Ok(file)
 }

@@ -127,6 +127,7 @@ fn options(args: Args) -> Options {
         release: Release {
             server_image: args.server_image,
         },
+        ..Options::default()
     }
 }
 

@@ -4,10 +4,13 @@ use std::io::{self, Write};
 
 use crds::RegistryMirror;
 
+use k8s_openapi::jiff::Timestamp;
+
 use super::{Failure, documents::Files};
 use crate::{
     dereference,
     desired::{self, Release},
+    issue::{self, Terms},
     observed::{Observed, ServiceAddress},
     risks, validate,
 };
@@ -32,7 +35,7 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
     let mut manifests = Vec::new();
     for mirror in &documents.mirrors {
         let Ok(references) = dereference::read(mirror, &documents).await;
-        let accepted = validate::accept(mirror, &references)?;
+        let mut accepted = validate::accept(mirror, &references)?;
         for problem in accepted.credential_problems() {
             writeln!(io::stderr(), "registry-mirror: warning: {problem}")?;
         }
@@ -43,7 +46,16 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
                 "registry-mirror: warning: {field}: {message}; {advice}"
             )?;
         }
-        let desired = desired::objects(&accepted, &references, &observed(mirror), &release)?;
+        let observed = observed(mirror);
+        let names = issue::names(mirror, &observed);
+        issue::certificates(
+            &mut accepted,
+            &references,
+            &names,
+            Timestamp::now(),
+            &Terms::default(),
+        )?;
+        let desired = desired::objects(&accepted, &references, &observed, &release)?;
         manifests.extend(desired.children().map(|child| child.manifest.clone()));
     }
     super::print(&manifests)
@@ -54,6 +66,7 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
 fn observed(mirror: &RegistryMirror) -> Observed {
     let service = &mirror.spec.service;
     Observed {
+        service_names: service.cluster_ip.iter().cloned().collect(),
         service: service.cluster_ip.clone().map(|ip| ServiceAddress {
             ip,
             port: service.port,

@@ -12,7 +12,7 @@ use kube::{
 };
 use serde::de::DeserializeOwned;
 
-use std::net::IpAddr;
+use std::{collections::BTreeSet, net::IpAddr};
 
 use super::{Cluster, children::Children};
 use crate::{
@@ -48,6 +48,7 @@ impl Children {
         let deployment = self.typed::<Deployment>(mirror, Kind::Deployment);
         let service = self.typed::<Service>(mirror, Kind::Service);
         Observed {
+            service_names: service.as_ref().map(service_names).unwrap_or_default(),
             service: service.and_then(service_address),
             claims: self.claims(&name, &namespace),
             claim_templates: stateful_set.as_ref().and_then(claim_templates),
@@ -116,6 +117,22 @@ fn service_address(service: Service) -> Option<ServiceAddress> {
         ip: spec.cluster_ip.filter(|ip| !ip.is_empty())?,
         port: spec.ports?.first()?.port,
     })
+}
+
+fn service_names(service: &Service) -> Vec<String> {
+    let spec = service.spec.iter();
+    let own = spec.flat_map(|spec| spec.cluster_ips.iter().flatten().chain(&spec.cluster_ip));
+    let balancers = service
+        .status
+        .iter()
+        .filter_map(|status| status.load_balancer.as_ref());
+    let ingress = balancers.flat_map(|balancer| balancer.ingress.iter().flatten());
+    let names: BTreeSet<_> = own
+        .chain(ingress.flat_map(|ingress| ingress.ip.iter().chain(&ingress.hostname)))
+        .filter(|name| !name.is_empty())
+        .cloned()
+        .collect();
+    names.into_iter().collect()
 }
 
 /// The templates without what the API server adds, so that they are what was applied.

@@ -1,6 +1,7 @@
 //! The server's configuration, written from the server's own types: a field that it lacks does not compile.
 //!
-//! Paths, addresses and the log's format are not in it: they stand in the Pod template, as they can't be reloaded.
+//! Directories, addresses and the log's format are not in it: they stand in the Pod template, as they can't be
+//! reloaded. Certificates of authorities are named by file, without their directory.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -82,8 +83,8 @@ fn upstream(upstream: &validate::Upstream<'_>) -> Upstream {
         remote_url: Some(spec.effective_remote_url()),
         repository_prefix: spec.repository_prefix.clone(),
         tls: UpstreamTls {
+            ca_file: upstream.bundle.as_ref().map(|bundle| bundle.file.clone()),
             insecure_skip_verify: spec.tls.as_ref().is_some_and(|tls| tls.insecure_skip_verify),
-            ..UpstreamTls::default()
         },
         proxy_url: spec.proxy_url.clone(),
         include: spec.include.clone(),

@@ -23,7 +23,7 @@ use crate::{
 const CONFIG: &str = "/etc/registry-mirror";
 /// The credentials directory.
 const CREDENTIALS: &str = "/etc/registry-mirror/credentials";
-/// Certificates.
+/// Certificates and users. Bundles are named in the configuration, by upstream; the rest in the environment.
 const FILES: &str = "/etc/registry-mirror/files";
 /// The cache.
 const CACHE: &str = "/var/lib/registry";
@@ -53,7 +53,7 @@ pub(super) fn server(accepted: &Accepted<'_>, wanted: &Pod, release: &Release) -
         args: Some(vec!["serve".to_owned(), format!("{CONFIG}/{}", config::FILE)]),
         env: Some(environment(accepted)),
         ports: Some(vec![port(workload::REGISTRY_PORT), port(workload::ADMIN_PORT)]),
-        volume_mounts: Some(mounts(accepted)),
+        volume_mounts: Some(mounts()),
         resources: Some(wanted.resources.clone().unwrap_or_else(default_resources)),
         // A large index takes a while to open; nothing else may take that long.
         startup_probe: Some(probe("/livez", 1, 120)),
@@ -97,24 +97,12 @@ fn environment(accepted: &Accepted<'_>) -> Vec<EnvVar> {
             "REGISTRY_PROXY_CREDENTIALSDIRECTORY".to_owned(),
             CREDENTIALS.to_owned(),
         ),
+        ("REGISTRY_PROXY_FILESDIRECTORY".to_owned(), FILES.to_owned()),
         (
             "REGISTRY_STORAGE_FILESYSTEM_ROOTDIRECTORY".to_owned(),
             CACHE.to_owned(),
         ),
     ];
-    variables.extend(
-        accepted
-            .upstreams
-            .iter()
-            .enumerate()
-            .filter_map(|(index, upstream)| {
-                let bundle = upstream.bundle.as_ref()?;
-                Some((
-                    format!("REGISTRY_PROXY_UPSTREAMS_{index}_TLS_CAFILE"),
-                    format!("{FILES}/{}", bundle.file),
-                ))
-            }),
-    );
     variables.extend(served(accepted));
     variables.extend(traced(accepted));
     variables
@@ -161,22 +149,19 @@ fn served(accepted: &Accepted<'_>) -> Vec<(String, String)> {
     variables
 }
 
-fn mounts(accepted: &Accepted<'_>) -> Vec<VolumeMount> {
+fn mounts() -> Vec<VolumeMount> {
     let mount = |name: &str, path: &str, read_only: bool| VolumeMount {
         name: name.to_owned(),
         mount_path: path.to_owned(),
         read_only: read_only.then_some(true),
         ..VolumeMount::default()
     };
-    let mut mounts = vec![
+    vec![
         mount("config", CONFIG, true),
         mount("credentials", CREDENTIALS, true),
+        mount("files", FILES, true),
         mount(storage::VOLUME, CACHE, false),
-    ];
-    if accepted.has_files() {
-        mounts.push(mount("files", FILES, true));
-    }
-    mounts
+    ]
 }
 
 /// Enough for a busy mirror: content goes from upstream to disk and client without being held in memory.

@@ -52,7 +52,19 @@ pub(super) fn object(accepted: &Accepted<'_>) -> Option<Child> {
     Some(Child::new(Kind::Secret, name, &secret))
 }
 
-/// What clients have to trust, for them to read: a `ConfigMap`, where the certificate's Secret says it.
+/// The Secret with the mirror's own authority, if it has one: for the operator alone.
+pub(super) fn authority_key(accepted: &Accepted<'_>) -> Option<Child> {
+    let name = names::authority_key(&accepted.mirror.name_any());
+    let secret = Secret {
+        metadata: names::owned(accepted.mirror, name.clone()),
+        data: Some(data(accepted.authority.clone()?)),
+        ..Secret::default()
+    };
+    Some(Child::new(Kind::Secret, name, &secret))
+}
+
+/// What clients have to trust, for them to read: a `ConfigMap`, where the certificate's Secret says it or it is the
+/// mirror's own.
 pub(super) fn authority(accepted: &Accepted<'_>) -> Option<Child> {
     let pem = accepted.serving.as_ref().and_then(Serving::authority)?;
     let name = names::authority(&accepted.mirror.name_any());

@@ -56,6 +56,11 @@ pub fn authority(mirror: &str) -> String {
     format!("{mirror}-ca")
 }
 
+/// The Secret with the mirror's own authority. No Pod mounts it.
+pub fn authority_key(mirror: &str) -> String {
+    format!("{mirror}-ca-key")
+}
+
 /// The `ConfigMap` with files for nodes.
 pub fn hosts(mirror: &str) -> String {
     format!("{mirror}-hosts")
@@ -85,6 +90,7 @@ pub fn every(mirror: &str) -> Vec<(Kind, String)> {
         (Kind::ConfigMap, hosts(mirror)),
         (Kind::Secret, credentials(mirror)),
         (Kind::Secret, files(mirror)),
+        (Kind::Secret, authority_key(mirror)),
         (Kind::ServiceAccount, mirror.to_owned()),
         (Kind::Service, mirror.to_owned()),
         (Kind::Service, headless(mirror)),

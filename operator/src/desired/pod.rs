@@ -68,10 +68,11 @@ fn spec(accepted: &Accepted<'_>, wanted: &Pod, release: &Release) -> PodSpec {
 
 fn volumes(accepted: &Accepted<'_>) -> Vec<Volume> {
     let name = accepted.mirror.name_any();
-    let secret = |volume: &str, secret: String| Volume {
+    let secret = |volume: &str, secret: String, optional: Option<bool>| Volume {
         name: volume.to_owned(),
         secret: Some(SecretVolumeSource {
             secret_name: Some(secret),
+            optional,
             ..SecretVolumeSource::default()
         }),
         ..Volume::default()
@@ -85,11 +86,10 @@ fn volumes(accepted: &Accepted<'_>) -> Vec<Volume> {
             }),
             ..Volume::default()
         },
-        secret("credentials", names::credentials(&name)),
+        secret("credentials", names::credentials(&name), None),
+        // There or not: an upstream's first CA bundle comes to running Pods.
+        secret("files", names::files(&name), Some(true)),
     ];
-    if accepted.has_files() {
-        volumes.push(secret("files", names::files(&name)));
-    }
     volumes.extend(storage::pod_volume(&accepted.volume));
     volumes
 }

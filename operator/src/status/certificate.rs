@@ -1,5 +1,7 @@
 //! `TLSReady`: the certificate that clients are shown.
 
+use std::time::Duration;
+
 use crds::conditions::{ConditionType, Reason};
 use k8s_openapi::jiff::Timestamp;
 
@@ -14,6 +16,8 @@ use crate::validate::{Serving, credentials::Problem};
 pub struct Certificate {
     /// When it ends, in seconds since 1970.
     pub expires: i64,
+    /// When there is something to do or to tell about it, in seconds since 1970.
+    pub changes: i64,
     /// Its authority is published.
     pub has_authority: bool,
     /// Why it is the one that servers had before.
@@ -25,9 +29,19 @@ impl Certificate {
     pub fn new(serving: &Serving) -> Self {
         Self {
             expires: serving.expires,
+            changes: serving.changes,
             has_authority: serving.authority.is_some(),
             problem: serving.problem.clone(),
         }
+    }
+
+    /// How long there is nothing to do or to tell about it; `None` where there never is.
+    pub fn rest(&self, now: Timestamp) -> Option<Duration> {
+        let seconds = self.changes.saturating_sub(now.as_second());
+        u64::try_from(seconds)
+            .ok()
+            .filter(|s| *s > 0)
+            .map(Duration::from_secs)
     }
 }
 
@@ -72,6 +86,8 @@ pub(super) fn as_reference(reason: Reason) -> Reason {
 
 #[cfg(test)]
 mod tests {
+    use test_case::test_case;
+
     use super::*;
     use crate::{status::Acted, validate::Rejection};
 
@@ -83,6 +99,7 @@ mod tests {
         let acted = Acted {
             certificate: Some(Certificate {
                 expires,
+                changes: expires,
                 has_authority: false,
                 problem,
             }),
@@ -90,6 +107,20 @@ mod tests {
         };
         let saying = condition(&Outcome::Acted(acted), Timestamp::from_second(1000).unwrap()).unwrap();
         (saying.truth, saying.reason)
+    }
+
+    #[test_case(1010, 1000 => Some(10); "that long")]
+    #[test_case(1000, 1000 => None; "it ended, and was told")]
+    #[test_case(900, 1000 => None; "long ago")]
+    fn a_certificate_can_be_left_alone_for(changes: i64, now: i64) -> Option<u64> {
+        let certificate = Certificate {
+            expires: changes,
+            changes,
+            has_authority: false,
+            problem: None,
+        };
+        let rest = certificate.rest(Timestamp::from_second(now).unwrap());
+        rest.map(|rest| rest.as_secs())
     }
 
     #[test]

@@ -34,6 +34,8 @@ pub struct Serving {
     pub authority: Option<Vec<u8>>,
     /// When it ends, in seconds since 1970.
     pub expires: i64,
+    /// When there is something to do or to tell about it, in seconds since 1970.
+    pub changes: i64,
     /// Why it is what servers had before, and not what the Secret holds.
     pub problem: Option<Problem>,
 }
@@ -52,7 +54,8 @@ impl Serving {
 /// and never serves in clear text in its place.
 pub fn of(mirror: &RegistryMirror, references: &References) -> Result<Option<Serving>, Rejection> {
     let name = match (mirror.spec.tls.mode, &mirror.spec.tls.secret_name) {
-        (TlsMode::Disabled, _) => return Ok(None),
+        // Its own certificates come later, from what it held before.
+        (TlsMode::Disabled | TlsMode::SelfSigned, _) => return Ok(None),
         (TlsMode::Secret, Some(name)) => name,
         (TlsMode::Secret, None) => {
             return Err(Rejection::invalid("spec.tls.secretName is missing".to_owned()));
@@ -116,12 +119,13 @@ fn parse(name: &str, contents: &Contents, keys: [&str; 3]) -> Result<Serving, Pr
         key: private,
         authority,
         expires,
+        changes: expires,
         problem: None,
     })
 }
 
 /// When the certificate ends, if a server could show it.
-fn check(chain: &[u8], key: &[u8]) -> Result<i64, String> {
+pub(crate) fn check(chain: &[u8], key: &[u8]) -> Result<i64, String> {
     let chain: Vec<_> = CertificateDer::pem_slice_iter(chain)
         .collect::<Result<_, _>>()
         .map_err(|error| format!("the certificate is not PEM: {}", bundle::not_pem(&error)))?;

@@ -32,6 +32,8 @@ pub(crate) struct Bench {
     pub(crate) control_plane: &'static ControlPlane,
     /// In whose name the operator asks.
     pub(crate) user: String,
+    /// Those of its operator that are no namespace's.
+    pub(crate) options: Options,
     running: Option<Running>,
 }
 
@@ -66,6 +68,7 @@ impl Bench {
             namespace,
             control_plane,
             user,
+            options: Options::default(),
             running: None,
         }
     }
@@ -80,6 +83,7 @@ impl Bench {
             release: Release {
                 server_image: IMAGE.to_owned(),
             },
+            ..self.options.clone()
         };
         let (health, shutdown) = (Health::default(), CancellationToken::new());
         let task = tokio::spawn(run::run(client, options, health.clone(), shutdown.clone()));
