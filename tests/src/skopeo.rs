@@ -45,6 +45,17 @@ pub async fn pull(from: &Registry, name: &str, directory: &Path) -> Result<(), E
     copy(&from.reference(name), &to, &from.flags("src")).await
 }
 
+/// Copies the image at `ADDRESS/NAME:TAG` as [`pull`] does, over TLS, with no authorities but those (`*.crt`) in a
+/// directory and the system's.
+pub async fn pull_checked(image: &str, authorities: &Path, directory: &Path) -> Result<(), Error> {
+    let flags = [
+        format!("--src-cert-dir={}", authorities.display()),
+        "--src-no-creds".to_owned(),
+    ];
+    let to = format!("oci:{}:checked", directory.display());
+    copy(&format!("docker://{image}"), &to, &flags).await
+}
+
 impl Registry {
     fn reference(&self, name: &str) -> String {
         format!("docker://{}/{name}", self.address)

@@ -7,6 +7,8 @@
 
 #[path = "operator/bench.rs"]
 mod bench;
+#[path = "operator/certificates.rs"]
+mod certificates;
 #[path = "operator/children.rs"]
 mod children;
 #[path = "operator/conflicts.rs"]

@@ -11,6 +11,7 @@ use testbed::fake_kubelet::{Image, Options};
 use testbed::pki::Authority;
 
 use crate::bench::{Bench, IMAGE, ephemeral, soon};
+use crate::serving::restarts;
 
 /// The name that certificates are for.
 const NAME: &str = "hub.mirrors.svc";
@@ -98,7 +99,8 @@ async fn a_certificate_is_served_renewed_without_a_restart_and_kept_when_its_sec
         .until_condition("hub", ConditionType::Ready, "False", Reason::SecretNotFound)
         .await;
     assert_eq!(ask(&before, &new, None).await, Some(StatusCode::OK));
-    assert_eq!(pod(&bench).await.uid(), before.uid(), "no Pod was replaced");
+    let after = pod(&bench).await;
+    assert_eq!((after.uid(), restarts(&after)), (before.uid(), 0));
 }
 
 #[tokio::test]
@@ -147,4 +149,6 @@ async fn only_users_pull_and_a_malformed_file_opens_nothing() {
         (answer == StatusCode::OK).then_some(())
     })
     .await;
+    let after = self::pod(&bench).await;
+    assert_eq!((after.uid(), restarts(&after)), (pod.uid(), 0));
 }

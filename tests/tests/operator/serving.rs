@@ -2,13 +2,15 @@
 
 use crds::RegistryMirror;
 use crds::conditions::{ConditionType, Reason};
-use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
+use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod};
 use kube::ResourceExt;
 use kube::api::ListParams;
+use reqwest::StatusCode;
 use serde_json::json;
 use testbed::FakeKubelet;
 use testbed::fake_kubelet::{Image, Options};
 use testbed::image::Random;
+use testbed::pki::Authority;
 use testbed::scratch::Scratch;
 use testbed::skopeo::{self, Registry};
 use testbed::upstream::{self, Access, Upstream};
@@ -144,4 +146,97 @@ pub(crate) fn restarts(pod: &Pod) -> i32 {
         .flatten()
         .map(|status| status.restart_count)
         .sum()
+}
+
+/// An upstream with TLS of an authority of its own, and an image in it.
+async fn private(name: &str, scratch: &Scratch) -> (Upstream, Authority) {
+    let authority = Authority::new(name).unwrap();
+    let leaf = authority.serving(&["127.0.0.1"]).unwrap();
+    let upstream = Upstream::start(upstream::Options::default().tls(leaf))
+        .await
+        .unwrap();
+    let directory = scratch.path().join(name);
+    let layout = Random::new(1, &[4096]).write(&directory, "one").unwrap();
+    upstream.push(&layout, "one", "team/app:one").await.unwrap();
+    (upstream, authority)
+}
+
+/// Asks for a tag, and the mirror its upstream, each time.
+async fn asks_for(pod: &Pod, host: &str) -> StatusCode {
+    let url = format!("http://{}:5000/v2/team/app/manifests/one?ns={host}", address(pod));
+    reqwest::get(url).await.unwrap().status()
+}
+
+#[tokio::test]
+async fn ca_bundles_come_and_change_and_an_upstream_goes_before_them_without_a_restart() {
+    let bench = Bench::start("bundles").await;
+    let _kubelet = kubelet(&bench).await;
+    let scratch = Scratch::new("bundles").unwrap();
+    let ((one, first), (two, second)) = (private("one", &scratch).await, private("two", &scratch).await);
+    let upstream = |name: &str, upstream: &Upstream| {
+        json!({
+            "host": format!("{name}.example.com"),
+            "remoteURL": upstream.url(),
+            "tls": {"caBundleRef": {"kind": "ConfigMap", "name": name}},
+        })
+    };
+    let bundle = async |name: &str, authority: &Authority| {
+        let map = json!({"metadata": {"name": name}, "data": {"ca.crt": authority.certificate()}});
+        bench.apply::<ConfigMap>(map).await;
+    };
+    let answers = async |pod: &Pod, name: &str| {
+        let host = format!("{name}.example.com");
+        soon(&format!("an image of {name}"), async || {
+            (asks_for(pod, &host).await == StatusCode::OK).then_some(())
+        })
+        .await;
+    };
+    let mut spec = crate::bench::ephemeral();
+    spec["cache"] = json!({"tagTTL": "0s", "staleIfError": "0s"});
+    bench.mirror("hub", spec.clone()).await;
+    bench
+        .until_condition("hub", ConditionType::Ready, "True", Reason::Serving)
+        .await;
+    let pod = pods(&bench).await.remove(0);
+
+    // The first bundle of all, of the wrong authority.
+    bundle("two", &first).await;
+    spec["upstreams"] = json!([{"host": "quay.io"}, upstream("two", &two)]);
+    bench.mirror("hub", spec.clone()).await;
+    bench
+        .until_condition("hub", ConditionType::Progressing, "False", Reason::RolledOut)
+        .await;
+    soon("two", async || {
+        (asks_for(&pod, "two.example.com").await != StatusCode::NOT_FOUND).then_some(())
+    })
+    .await;
+    assert_ne!(asks_for(&pod, "two.example.com").await, StatusCode::OK);
+    // Corrected where it is kept.
+    bundle("two", &second).await;
+    answers(&pod, "two").await;
+
+    // Another upstream goes before it, with a bundle of its own.
+    let pulls = tokio::spawn({
+        let pod = pod.clone();
+        async move {
+            for failed in 0.. {
+                if asks_for(&pod, "two.example.com").await != StatusCode::OK {
+                    return failed;
+                }
+            }
+            0
+        }
+    });
+    bundle("one", &first).await;
+    spec["upstreams"] = json!([{"host": "quay.io"}, upstream("one", &one), upstream("two", &two)]);
+    bench.mirror("hub", spec).await;
+    answers(&pod, "one").await;
+    answers(&pod, "two").await;
+    bench
+        .until_condition("hub", ConditionType::Progressing, "False", Reason::RolledOut)
+        .await;
+    assert!(!pulls.is_finished(), "pull {} failed", pulls.await.unwrap());
+    pulls.abort();
+    let after = pods(&bench).await.remove(0);
+    assert_eq!((after.uid(), restarts(&after)), (pod.uid(), 0));
 }

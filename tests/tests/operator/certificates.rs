@@ -1,0 +1,324 @@
+//! Mirrors that serve with certificates of their own.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use crds::RegistryMirror;
+use crds::conditions::{ConditionType, Reason};
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret, Service};
+use kube::ResourceExt;
+use kube::api::{Patch, PatchParams};
+use mirror::clock::Clock;
+use operator::issue::Terms;
+use operator::run::Options;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use serde_json::{Value, json};
+use testbed::control_plane::skip_on_existing_cluster;
+use testbed::image::Random;
+use testbed::scratch::Scratch;
+use testbed::skopeo;
+use testbed::upstream::{self, Upstream};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+
+use crate::bench::{Bench, ephemeral, soon, text};
+use crate::serving::{address, kubelet, pods, restarts};
+
+const HOUR: Duration = Duration::from_hours(1);
+
+fn self_signed() -> Value {
+    let mut spec = ephemeral();
+    spec["tls"] = json!({"mode": "SelfSigned"});
+    spec
+}
+
+async fn published(bench: &Bench) -> String {
+    let map = bench.get::<ConfigMap>("hub-ca").await.unwrap();
+    map.data.unwrap().remove("ca.crt").unwrap()
+}
+
+fn certificates(pem: &str) -> Vec<CertificateDer<'static>> {
+    CertificateDer::pem_slice_iter(pem.as_bytes())
+        .collect::<Result<_, _>>()
+        .unwrap()
+}
+
+/// The chain that a client is shown who trusts these authorities and asks for this name; `None` where it refuses.
+async fn shown(
+    server: SocketAddr,
+    authorities: &[CertificateDer<'static>],
+    name: &str,
+) -> Option<Vec<CertificateDer<'static>>> {
+    testbed::install_crypto_provider();
+    let mut roots = RootCertStore::empty();
+    for authority in authorities {
+        roots.add(authority.clone()).unwrap();
+    }
+    let config = ClientConfig::builder()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let name = ServerName::try_from(name.to_owned()).unwrap();
+    let stream = TcpStream::connect(server).await.ok()?;
+    let stream = TlsConnector::from(Arc::new(config))
+        .connect(name, stream)
+        .await
+        .ok()?;
+    let (_, connection) = stream.get_ref();
+    Some(
+        connection
+            .peer_certificates()?
+            .iter()
+            .cloned()
+            .map(CertificateDer::into_owned)
+            .collect(),
+    )
+}
+
+fn registry(pod: &Pod) -> SocketAddr {
+    format!("{}:5000", address(pod)).parse().unwrap()
+}
+
+#[tokio::test]
+async fn images_are_pulled_over_tls_by_name_cluster_ip_and_load_balancer_and_nothing_mounts_the_authority() {
+    let bench = Bench::start("own").await;
+    let _kubelet = kubelet(&bench).await;
+    let upstream = Upstream::start(upstream::Options::default()).await.unwrap();
+    let scratch = Scratch::new("own").unwrap();
+    let layout = Random::new(1, &[4096])
+        .write(&scratch.path().join("image"), "one")
+        .unwrap();
+    upstream.push(&layout, "one", "team/app:one").await.unwrap();
+    let mut spec = self_signed();
+    spec["upstreams"] = json!([{"host": "registry.example.com", "remoteURL": upstream.url()}]);
+    spec["service"] = json!({"type": "LoadBalancer"});
+    bench.mirror("hub", spec).await;
+    bench
+        .until_condition("hub", ConditionType::Ready, "True", Reason::Serving)
+        .await;
+    bench
+        .until_condition("hub", ConditionType::TLSReady, "True", Reason::CertificateReady)
+        .await;
+    let pod = pods(&bench).await.remove(0);
+    let authorities = certificates(&published(&bench).await);
+    let service = bench.get::<Service>("hub").await.unwrap().spec.unwrap();
+    let namespace = bench.namespace.name();
+    for name in [
+        "hub",
+        &format!("hub.{namespace}.svc"),
+        &format!("{}.hub-headless.{namespace}.svc.cluster.local", pod.name_any()),
+        service.cluster_ip.as_deref().unwrap(),
+    ] {
+        assert!(
+            shown(registry(&pod), &authorities, name).await.is_some(),
+            "{name}"
+        );
+    }
+    assert!(shown(registry(&pod), &authorities, "other").await.is_none());
+    let volumes = pod.spec.clone().unwrap().volumes.unwrap();
+    assert!(!serde_json::to_string(&volumes).unwrap().contains("hub-ca-key"));
+    let status = bench.get::<RegistryMirror>("hub").await.unwrap().status.unwrap();
+    assert_eq!(status.endpoint.unwrap().ca_config_map.as_deref(), Some("hub-ca"));
+    let hosts = bench.get::<ConfigMap>("hub-hosts").await.unwrap().data.unwrap();
+    assert_eq!(hosts["ca.crt"], published(&bench).await);
+    assert!(hosts["registry.example.com.hosts.toml"].contains("ca = \"ca.crt\""));
+
+    // The test is the load balancer: it gives the Service the address that skopeo can reach.
+    let ingress = json!({"status": {"loadBalancer": {"ingress": [{"ip": address(&pod)}]}}});
+    let services = bench.api::<Service>();
+    services
+        .patch_status("hub", &PatchParams::default(), &Patch::Merge(&ingress))
+        .await
+        .unwrap();
+    soon("a certificate for the new address", async || {
+        shown(registry(&pod), &authorities, &address(&pod)).await
+    })
+    .await;
+    let directory = scratch.subdirectory("authorities").unwrap();
+    fs::write(directory.join("ca.crt"), published(&bench).await).unwrap();
+    let image = format!("{}/team/app:one", registry(&pod));
+    skopeo::pull_checked(&image, &directory, &scratch.path().join("pulled"))
+        .await
+        .unwrap();
+    let nothing = scratch.subdirectory("nothing").unwrap();
+    let unknown = skopeo::pull_checked(&image, &nothing, &scratch.path().join("refused")).await;
+    assert!(unknown.unwrap_err().to_string().contains("certificate"));
+    let after = pods(&bench).await.remove(0);
+    assert_eq!((after.uid(), restarts(&after)), (pod.uid(), 0));
+}
+
+/// The operator's clock is moved over half a life of an authority; clients keep to the real one, in which every
+/// certificate that they are shown has to be good.
+#[tokio::test]
+async fn authority_and_certificate_are_renewed_while_clients_connect_and_none_fails() {
+    let mut bench = Bench::idle("renewal").await;
+    let clock = Clock::behind(15 * HOUR);
+    bench.options = Options {
+        clock: clock.clone(),
+        terms: Terms {
+            authority: 20 * HOUR,
+            serving: Duration::from_mins(72),
+        },
+        ..Options::default()
+    };
+    bench.start_operator().await;
+    let _kubelet = kubelet(&bench).await;
+    bench.mirror("hub", self_signed()).await;
+    bench
+        .until_condition("hub", ConditionType::Ready, "True", Reason::Serving)
+        .await;
+    let pod = pods(&bench).await.remove(0);
+    let (server, first) = (registry(&pod), certificates(&published(&bench).await));
+    let key = text(&bench.get::<Secret>("hub-ca-key").await.unwrap(), "tls.key");
+
+    // Past half of its life: another one is announced, and signs nothing.
+    look_at(&bench, &clock, 10 * HOUR + Duration::from_mins(10)).await;
+    let both = soon("two authorities", async || {
+        let authorities = certificates(&published(&bench).await);
+        (authorities.len() == 2).then_some(authorities)
+    })
+    .await;
+    let second = vec![
+        both.iter()
+            .find(|authority| !first.contains(authority))
+            .unwrap()
+            .clone(),
+    ];
+    // The real time: the certificate is renewed, by the first one.
+    look_at(&bench, &clock, 4 * HOUR + Duration::from_mins(50)).await;
+    soon("a certificate of the first", async || {
+        shown(server, &first, "hub").await
+    })
+    .await;
+    assert!(
+        shown(server, &second, "hub").await.is_none(),
+        "the second signs later"
+    );
+    assert_eq!(
+        text(&bench.get::<Secret>("hub-ca-key").await.unwrap(), "tls.key"),
+        key
+    );
+
+    let (connected, failed) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)));
+    let clients = tokio::spawn({
+        let (first, both) = (first.clone(), both.clone());
+        let (connected, failed) = (connected.clone(), failed.clone());
+        async move {
+            loop {
+                for trusted in [&first, &both] {
+                    let counter = match shown(server, trusted, "hub").await {
+                        Some(_) => &connected,
+                        None => &failed,
+                    };
+                    counter.fetch_add(1, Ordering::Relaxed);
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        }
+    });
+    // Both are due: the second one takes over, and issues another certificate.
+    look_at(&bench, &clock, Duration::from_mins(50)).await;
+    let chain = soon("a certificate of the second", async || {
+        shown(server, &second, "hub").await
+    })
+    .await;
+    assert_eq!(chain.len(), 2, "with what leads to the first");
+    let seen = connected.load(Ordering::Relaxed);
+    soon("clients after it", async || {
+        (connected.load(Ordering::Relaxed) > seen + 10).then_some(())
+    })
+    .await;
+    clients.abort();
+    assert_eq!(
+        failed.load(Ordering::Relaxed),
+        0,
+        "of {} connections",
+        connected.load(Ordering::Relaxed)
+    );
+    let after = pods(&bench).await.remove(0);
+    assert_eq!((after.uid(), restarts(&after)), (pod.uid(), 0));
+}
+
+/// Moves the operator's clock, and has it look.
+async fn look_at(bench: &Bench, clock: &Clock, later: Duration) {
+    clock.advance(later);
+    let looked = json!({"metadata": {"annotations": {"looked-at": clock.now().to_string()}}});
+    bench.merge::<ConfigMap>("hub-ca", looked).await;
+}
+
+#[tokio::test]
+async fn an_operator_that_starts_again_keeps_authority_and_certificate() {
+    if skip_on_existing_cluster("an_operator_that_starts_again_keeps_authority_and_certificate") {
+        return;
+    }
+    let mut bench = Bench::start("kept").await;
+    bench.mirror("hub", self_signed()).await;
+    bench.until_accepted("hub").await;
+    bench
+        .until("hub-hosts", "files for nodes", |map: &ConfigMap| {
+            map.data.as_ref()?.get("ca.crt").cloned()
+        })
+        .await;
+    let status = bench
+        .until_condition("hub", ConditionType::TLSReady, "True", Reason::CertificateReady)
+        .await;
+    bench.stop_operator().await;
+    let mark = bench.mark().await;
+    bench.start_operator().await;
+    soon("a look", async || (bench.reconciles() > 0).then_some(())).await;
+    assert_eq!(bench.writes(mark), [""; 0]);
+    let mirror = bench.get::<RegistryMirror>("hub").await.unwrap();
+    let now = crate::bench::condition(&mirror, ConditionType::TLSReady).unwrap();
+    assert_eq!(now.message, status.message);
+}
+
+#[tokio::test]
+async fn a_users_secret_with_the_authoritys_name_is_left_alone_and_nothing_is_made() {
+    let bench = Bench::start("authority").await;
+    let before = bench.secret("hub-ca-key", json!({"tls.key": "mine"})).await;
+    bench.mirror("hub", self_signed()).await;
+    let refused = bench
+        .until_condition("hub", ConditionType::Accepted, "False", Reason::NameConflict)
+        .await;
+    assert!(
+        refused.message.contains("Secret hub-ca-key"),
+        "{}",
+        refused.message
+    );
+    assert!(bench.get::<Service>("hub").await.is_none());
+    let after = bench.get::<Secret>("hub-ca-key").await.unwrap();
+    assert_eq!(after.resource_version(), before.resource_version());
+}
+
+#[tokio::test]
+async fn the_end_of_a_secrets_certificate_is_told_when_it_comes() {
+    let mut bench = Bench::idle("end").await;
+    let clock = Clock::system();
+    bench.options.clock = clock.clone();
+    bench.start_operator().await;
+    let issued = rcgen::CertificateParams::new(vec!["hub".to_owned()]).map(|mut params| {
+        let now = u64::try_from(clock.now().as_second()).unwrap();
+        params.not_after = rcgen::date_time_ymd(1970, 1, 1) + Duration::from_secs(now) + HOUR;
+        params
+    });
+    let key = rcgen::KeyPair::generate().unwrap();
+    let certificate = issued.unwrap().self_signed(&key).unwrap();
+    let pair =
+        json!({"tls.crt": certificate.pem(), "tls.key": key.serialize_pem(), "ca.crt": certificate.pem()});
+    bench.secret("serving", pair).await;
+    let mut spec = ephemeral();
+    spec["tls"] = json!({"mode": "Secret", "secretName": "serving"});
+    bench.mirror("hub", spec).await;
+    bench
+        .until_condition("hub", ConditionType::TLSReady, "True", Reason::CertificateReady)
+        .await;
+    // A few seconds before it ends it is looked at for another reason; then nothing happens but time.
+    look_at(&bench, &clock, Duration::from_secs(3596)).await;
+    bench
+        .until_condition("hub", ConditionType::TLSReady, "False", Reason::Expired)
+        .await;
+}
