@@ -1,15 +1,20 @@
 //! Step four: make the cluster hold what is desired, writing only where it does not.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use crds::{RegistryMirror, conditions::Reason};
-use futures::future::try_join_all;
+use futures::future::{join_all, try_join_all};
 use kube::{ResourceExt, api::DynamicObject};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
+use tokio::time::Instant;
 
 use crate::{
-    cluster::{Cluster, children::fingerprint},
+    cluster::{
+        Cluster,
+        children::fingerprint,
+        contest::{Held, Wish},
+    },
     desired::{Child, Desired, names},
     kind::Kind,
     observed::Observed,
@@ -50,9 +55,31 @@ pub enum Error {
         /// Of which name.
         name: String,
     },
+    /// Someone else keeps changing back what was applied.
+    #[error(
+        "{kind} {name} does not stay as it is applied, as someone else keeps changing it; it is left alone for {} s. \
+         Who, says kubectl get {kind} {name} -o yaml --show-managed-fields",
+        after.as_secs()
+    )]
+    Contested {
+        /// Of what.
+        kind: Kind,
+        /// Of which name.
+        name: String,
+        /// When to try again.
+        after: Duration,
+    },
 }
 
 impl Error {
+    /// When to try again, where that is known.
+    pub fn after(&self) -> Option<Duration> {
+        match self {
+            Self::Contested { after, .. } => Some(*after),
+            _ => None,
+        }
+    }
+
     fn cluster(verb: &'static str, kind: Kind, name: &str, source: kube::Error) -> Self {
         Self::Cluster {
             verb,
@@ -82,7 +109,8 @@ pub struct RefusedClaim {
 /// Applies all objects of a mirror, tells its Pods of what they can reload, and deletes what is no longer asked for.
 ///
 /// # Errors
-/// The first one; what was applied before stays. Every write can be repeated.
+/// The first one; what was applied before stays. Every write can be repeated. An object that someone else keeps changing
+/// keeps nothing else from being applied.
 pub async fn all(
     mirror: &RegistryMirror,
     desired: &Desired,
@@ -95,26 +123,43 @@ pub async fn all(
         cluster,
     };
     let found = target.find(desired).await?;
-    try_join_all(
-        desired
-            .configuration
-            .iter()
-            .map(|child| target.apply(child, &found)),
-    )
-    .await?;
+    let mut contested = Contested::default();
+    let configuration = desired.configuration.iter();
+    for done in join_all(configuration.map(|child| target.apply(child, &found))).await {
+        contested.unless(done)?;
+    }
     let mut applied = Applied::default();
     for claim in &desired.claims {
-        if let Err(error) = target.apply(claim, &found).await {
+        let done = target.apply(claim, &found).await;
+        if let Err(error) = contested.unless(done) {
             let (name, refused) = refused_claim(error, found.contains_key(&key(claim)))?;
             applied.refused_claims.insert(name, refused);
         }
     }
     target.tell_pods(desired, observed).await?;
-    target.apply(&desired.workload, &found).await?;
+    contested.unless(target.apply(&desired.workload, &found).await)?;
     for (kind, name) in desired.superseded(&mirror.name_any()) {
         target.prune(kind, &name).await?;
     }
-    Ok(applied)
+    contested.end().map(|()| applied)
+}
+
+/// The last object that was left alone for now.
+#[derive(Default)]
+struct Contested(Option<Error>);
+
+impl Contested {
+    fn unless(&mut self, done: Result<(), Error>) -> Result<(), Error> {
+        match done {
+            Err(error @ Error::Contested { .. }) => self.0 = Some(error),
+            done => done?,
+        }
+        Ok(())
+    }
+
+    fn end(self) -> Result<(), Error> {
+        self.0.map_or(Ok(()), Err)
+    }
 }
 
 /// Makes the Service that clients know, and nothing else, once every name was looked at.
@@ -175,17 +220,14 @@ impl Target<'_> {
     async fn apply(&self, child: &Child, found: &Found) -> Result<(), Error> {
         let (kind, name) = (child.kind, child.name.as_str());
         let manifest = seal(child);
-        if let Some(live) = self.cluster.children.get(kind, &self.namespace, name)
-            && is_applied(kind, &live, &manifest)
+        let live = self.cluster.children.get(kind, &self.namespace, name);
+        if live
+            .as_ref()
+            .is_some_and(|live| is_applied(kind, live, &manifest))
         {
             return Ok(());
         }
-        let uid = found.get(&key(child)).map(String::as_str);
-        let applied = self
-            .cluster
-            .apply(kind, &self.namespace, manifest.clone(), uid)
-            .await;
-        let applied = applied.map_err(|source| refused(kind, name, source))?;
+        let applied = self.write(child, &manifest, live.as_deref(), found).await?;
         tracing::info!(%kind, name, "applied");
         if is_applied(kind, &applied, &manifest) {
             return Ok(());
@@ -194,6 +236,49 @@ impl Target<'_> {
             kind,
             name: name.to_owned(),
         })
+    }
+
+    /// Unless the last writes to the object came to nothing: then ever later.
+    async fn write(
+        &self,
+        child: &Child,
+        manifest: &Value,
+        live: Option<&DynamicObject>,
+        found: &Found,
+    ) -> Result<Arc<DynamicObject>, Error> {
+        let (kind, name) = (child.kind, child.name.as_str());
+        let (contests, object) = (
+            &self.cluster.contests,
+            (kind, self.namespace.clone(), name.to_owned()),
+        );
+        let wish = Wish {
+            digest: Sha256::digest(manifest.to_string()).into(),
+            version: live.and_then(ResourceExt::resource_version),
+        };
+        match contests.held(&object, &wish, Instant::now()) {
+            Some(Held::Contested(after)) => {
+                let name = name.to_owned();
+                return Err(Error::Contested { kind, name, after });
+            }
+            Some(Held::Refused(status)) => return Err(refused(kind, name, kube::Error::Api(status))),
+            None => {}
+        }
+        let uid = found.get(&key(child)).map(String::as_str);
+        let applied = self
+            .cluster
+            .apply(kind, &self.namespace, manifest.clone(), uid)
+            .await;
+        match &applied {
+            Ok(_) => contests.wrote(object, wish, Instant::now()),
+            // Any other 403 is a matter of the operator's own rights.
+            Err(kube::Error::Api(status))
+                if status.code == 422 || status.code == 403 && kind == Kind::PersistentVolumeClaim =>
+            {
+                contests.refused(object, wish, Instant::now(), status.clone());
+            }
+            Err(_) => {}
+        }
+        applied.map_err(|source| refused(kind, name, source))
     }
 
     /// The UID of an object that is the mirror's although it does not look like it.

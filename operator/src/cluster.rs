@@ -16,11 +16,13 @@ use crate::{
 };
 
 pub mod children;
+pub mod contest;
 pub mod listed;
 pub mod observe;
 pub mod watch;
 
 use children::Children;
+use contest::Contests;
 
 /// Who owns the fields that the operator sets.
 pub const FIELD_MANAGER: &str = "registry-mirror";
@@ -61,12 +63,18 @@ pub struct Cluster {
     client: Client,
     /// The watched copies of every mirror's objects.
     pub children: Arc<Children>,
+    /// What others keep changing.
+    pub contests: Contests,
 }
 
 impl Cluster {
     /// A connection whose copies someone else keeps up to date.
     pub fn new(client: Client, children: Arc<Children>) -> Self {
-        Self { client, children }
+        Self {
+            client,
+            children,
+            contests: Contests::default(),
+        }
     }
 
     /// The connection.

@@ -41,10 +41,10 @@ use crate::{
 
 /// How many mirrors are worked on at a time.
 const CONCURRENCY: u16 = 16;
+/// Everything is looked at again after about this time, if nothing else is said, though nothing seems to have happened.
+pub const RESYNC: Duration = Duration::from_mins(15);
 /// No mirror holds one of those places for longer.
 const RECONCILE_TIMEOUT: Duration = Duration::from_mins(1);
-/// Everything is looked at again after about this time, though nothing seems to have happened.
-const RESYNC: Duration = Duration::from_mins(15);
 /// A spec that can't be acted on waits for a change; of some changes nobody is told, such as of a name set free.
 const REJECTED_RETRY: Duration = Duration::from_secs(30);
 /// A failure that often in a row is worth an event.
@@ -79,11 +79,20 @@ impl Error {
         match self {
             Self::Read(_) => "read",
             Self::Apply(apply::Error::Altered { .. }) => "altered",
+            Self::Apply(apply::Error::Contested { .. }) => "contested",
             Self::Apply(_) => "apply",
             Self::Issue(_) => "issue",
             Self::Status(_) => "status",
             Self::Timeout => "timeout",
             Self::Panicked(_) => "panic",
+        }
+    }
+
+    /// When to try again, where that is known.
+    fn after(&self) -> Option<Duration> {
+        match self {
+            Self::Apply(error) => error.after(),
+            _ => None,
         }
     }
 }
@@ -102,7 +111,7 @@ pub(crate) struct Context {
 }
 
 /// What a controller is given beside the cluster.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Settings {
     /// What a release has fixed.
     pub release: Release,
@@ -110,6 +119,8 @@ pub struct Settings {
     pub terms: Terms,
     /// What it takes for the time.
     pub clock: Clock,
+    /// How often every mirror is looked at though nothing seems to have happened.
+    pub resync: Duration,
 }
 
 /// A scope's controller, ready to run.
@@ -250,14 +261,15 @@ impl Context {
     /// When to try again.
     fn failed(&self, stored: &Stored, error: &Error) -> Action {
         let retry = self.retries.next(stored);
+        let after = error.after().unwrap_or(retry.after);
         let mirror = ObjectRef::from_obj(stored);
-        tracing::warn!(%mirror, %error, attempt = retry.attempt, "not done; trying again in {:?}", retry.after);
+        tracing::warn!(%mirror, %error, attempt = retry.attempt, "not done; trying again in {after:?}");
         if retry.attempt == ATTEMPTS_BEFORE_EVENT {
             let (recorder, reference) = (self.recorder.clone(), stored.object_ref(&()));
             let event = events::failure(error);
             tokio::spawn(async move { recorder.publish(&event, &reference).await });
         }
-        Action::requeue(retry.after)
+        Action::requeue(after)
     }
 }
 
@@ -302,7 +314,7 @@ async fn pursue(stored: &Stored, context: &Context) -> Result<Action, Error> {
     let told = tell(mirror, context, &outcome).await;
     match failure {
         Some(failure) => Err(failure),
-        None => told.map(|observed| Action::requeue(rest(&outcome, &observed))),
+        None => told.map(|observed| Action::requeue(rest(&outcome, &observed, context.settings.resync))),
     }
 }
 
@@ -326,8 +338,8 @@ async fn tell(mirror: &RegistryMirror, context: &Context, outcome: &Outcome) -> 
 }
 
 /// How long a mirror is left alone. What its certificate is about to need is not put off: it ends to the second.
-fn rest(outcome: &Outcome, observed: &Observed) -> Duration {
-    let rest = retry::jittered(look_again(outcome, observed));
+fn rest(outcome: &Outcome, observed: &Observed, resync: Duration) -> Duration {
+    let rest = retry::jittered(look_again(outcome, observed, resync));
     let change = match outcome {
         Outcome::Acted(acted) => acted.certificate.as_ref().and_then(|c| c.rest(observed.at)),
         Outcome::Paused | Outcome::Rejected(_) | Outcome::Failed => None,
@@ -336,16 +348,16 @@ fn rest(outcome: &Outcome, observed: &Observed) -> Duration {
 }
 
 /// When to look again though nothing is heard: of quotas, and of claims that an admin makes, nobody tells.
-fn look_again(outcome: &Outcome, observed: &Observed) -> Duration {
+fn look_again(outcome: &Outcome, observed: &Observed, resync: Duration) -> Duration {
     match outcome {
-        Outcome::Rejected(_) => REJECTED_RETRY,
+        Outcome::Rejected(_) => resync.min(REJECTED_RETRY),
         Outcome::Acted(Acted { applied, .. })
             if !applied.refused_claims.is_empty() || observed.lacks_claim() =>
         {
-            REJECTED_RETRY
+            resync.min(REJECTED_RETRY)
         }
         outcome if outcome.is_news_to_some() => apply::AGAIN_AFTER,
-        Outcome::Paused | Outcome::Acted(_) | Outcome::Failed => RESYNC,
+        Outcome::Paused | Outcome::Acted(_) | Outcome::Failed => resync,
     }
 }
 

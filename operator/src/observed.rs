@@ -127,14 +127,39 @@ pub struct Claim {
     pub requested: Option<Quantity>,
     /// What it has.
     pub capacity: Option<Quantity>,
+    /// How far its growth is, where more is asked for than it has.
+    pub growth: Growth,
+}
+
+/// How far a claim's growth is, by the conditions of who grows it: the storage driver, then the node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Growth {
+    /// Nobody has said anything yet.
+    #[default]
+    Asked,
+    /// The volume is being grown.
+    Volume,
+    /// The volume has grown; the file system on it is the node's to grow.
+    FileSystem,
+    /// It fails, is tried again, and this was said last.
+    Failing(String),
+    /// It will not be tried again.
+    Infeasible(String),
 }
 
 impl Claim {
     /// More is asked for than there is.
     pub fn is_growing(&self) -> bool {
-        let size = |quantity: &Option<Quantity>| ParsedQuantity::try_from(quantity.as_ref()?).ok();
-        match (size(&self.requested), size(&self.capacity)) {
-            (Some(requested), Some(capacity)) => requested > capacity,
+        self.requested
+            .as_ref()
+            .is_some_and(|requested| self.is_more_than_there_is(requested))
+    }
+
+    /// Whether a size is above what the claim has: such a one may be asked for, also instead of a larger one.
+    pub fn is_more_than_there_is(&self, size: &Quantity) -> bool {
+        let parse = |quantity: &Quantity| ParsedQuantity::try_from(quantity).ok();
+        match (parse(size), self.capacity.as_ref().and_then(parse)) {
+            (Some(size), Some(capacity)) => size > capacity,
             _ => false,
         }
     }

@@ -1,5 +1,7 @@
 //! The operator as a whole: a controller for each scope, until it is told to stop.
 
+use std::time::Duration;
+
 use futures::future::join_all;
 use kube::{
     Client,
@@ -10,14 +12,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     cluster::Scope,
-    controller::{Controller, Settings},
+    controller::{self, Controller, Settings},
     desired::Release,
     health::Health,
     issue::Terms,
 };
 
 /// What the operator looks after, and what it brings along.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Options {
     /// The namespaces whose mirrors it looks after; none means all.
     pub namespaces: Vec<String>,
@@ -27,6 +29,21 @@ pub struct Options {
     pub terms: Terms,
     /// What it takes for the time.
     pub clock: Clock,
+    /// How often every mirror is looked at though nothing seems to have happened.
+    pub resync: Duration,
+}
+
+impl Default for Options {
+    /// All namespaces, this release, a quarter of an hour.
+    fn default() -> Self {
+        Self {
+            namespaces: Vec::new(),
+            release: Release::default(),
+            terms: Terms::default(),
+            clock: Clock::default(),
+            resync: controller::RESYNC,
+        }
+    }
 }
 
 /// Looks after mirrors until it is told to stop; then lets what is running end.
@@ -39,6 +56,7 @@ pub async fn run(client: Client, options: Options, health: Health, shutdown: Can
                 release: options.release.clone(),
                 terms: options.terms,
                 clock: options.clock.clone(),
+                resync: options.resync,
             };
             let (recorder, metrics) = (recorder.clone(), health.metrics.clone());
             Controller::new(&client, scope, settings, recorder, metrics)

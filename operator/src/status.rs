@@ -21,6 +21,7 @@ mod certificate;
 pub mod conditions;
 mod credentials;
 pub mod events;
+mod storage;
 mod upstreams;
 pub mod write;
 

@@ -519,6 +519,26 @@ fn a_claim_grows_and_never_shrinks() {
 }
 
 #[test]
+fn a_wish_that_was_not_granted_is_taken_back_to_above_what_there_is_only() {
+    let asked_back = |capacity: &str| {
+        let wish = Claim {
+            capacity: Some(Quantity(capacity.to_owned())),
+            ..claim(0, "500Gi")
+        };
+        let observed = Observed {
+            claims: vec![wish],
+            ..Observed::default()
+        };
+        claim_sizes(&desired(&spec("minimal"), &shelf(), &observed))
+            .remove(0)
+            .1
+    };
+    // The spec asks for 50Gi.
+    assert_eq!(asked_back("20Gi"), "50Gi");
+    assert_eq!(asked_back("50Gi"), "500Gi", "the API server would refuse it");
+}
+
+#[test]
 fn the_claim_template_stays_as_it_was_created() {
     let mut mirror = spec("minimal");
     let first = desired(&mirror, &shelf(), &Observed::default());

@@ -4,6 +4,7 @@ use std::io;
 
 use k8s_openapi::api::coordination::v1::Lease as Object;
 use kube::{Client, Config};
+use mirror::config::duration::{GoDuration, InvalidDuration};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
@@ -15,6 +16,7 @@ use super::{
     log::{self, Format, Level},
 };
 use crate::{
+    controller,
     desired::Release,
     health::{self, Health},
     lease::{Fence, Lease, Lost},
@@ -49,6 +51,9 @@ pub(super) struct Args {
         value_name = "NAME"
     )]
     lease_name: String,
+    /// How often every mirror is looked at though nothing seems to have happened, such as `15m`
+    #[arg(long, env = "RESYNC", default_value_t = controller::RESYNC.into(), value_parser = above_zero, value_name = "DURATION")]
+    resync: GoDuration,
     /// How much is logged
     #[arg(long, env = "LOG_LEVEL", default_value = "info")]
     log_level: Level,
@@ -127,8 +132,15 @@ fn options(args: Args) -> Options {
         release: Release {
             server_image: args.server_image,
         },
+        resync: args.resync.positive().unwrap_or(controller::RESYNC),
         ..Options::default()
     }
+}
+
+fn above_zero(text: &str) -> Result<GoDuration, String> {
+    let duration: GoDuration = text.parse().map_err(|error: InvalidDuration| error.to_string())?;
+    let positive = duration.positive().map(|_| duration);
+    positive.ok_or_else(|| "must be above zero".to_owned())
 }
 
 fn no_cluster(error: &dyn std::error::Error) -> Failure {

@@ -3,7 +3,7 @@
 use crds::{RegistryMirror, storage::Volume};
 use k8s_openapi::api::{
     apps::v1::{Deployment, StatefulSet},
-    core::v1::{PersistentVolumeClaim, PersistentVolumeClaimSpec, Pod, Service},
+    core::v1::{PersistentVolumeClaim, PersistentVolumeClaimSpec, PersistentVolumeClaimStatus, Pod, Service},
 };
 use k8s_openapi::jiff::Timestamp;
 use kube::{
@@ -18,7 +18,7 @@ use super::{Cluster, children::Children};
 use crate::{
     desired::names,
     kind::Kind,
-    observed::{Answer, Claim, ExistingClaim, Observed, Server, ServiceAddress, Workload},
+    observed::{Answer, Claim, ExistingClaim, Growth, Observed, Server, ServiceAddress, Workload},
 };
 
 impl Cluster {
@@ -195,6 +195,7 @@ fn claim(claim: PersistentVolumeClaim, ordinal: u32) -> Claim {
     Claim {
         name,
         ordinal,
+        growth: growth(&status),
         bound: status.phase.as_deref() == Some("Bound"),
         requested: claim
             .spec
@@ -202,5 +203,28 @@ fn claim(claim: PersistentVolumeClaim, ordinal: u32) -> Claim {
         capacity: status
             .capacity
             .and_then(|mut capacity| capacity.remove("storage")),
+    }
+}
+
+fn growth(status: &PersistentVolumeClaimStatus) -> Growth {
+    let conditions = status.conditions.iter().flatten();
+    let told = |kinds: &[&str]| {
+        let mut told = conditions
+            .clone()
+            .filter(|told| told.status == "True" && kinds.contains(&told.type_.as_str()));
+        told.next()
+            .map(|told| told.message.clone().unwrap_or_else(|| told.type_.clone()))
+    };
+    let state = status.allocated_resource_statuses.as_ref();
+    let state = state.and_then(|states| states.get("storage").map(String::as_str));
+    let failure = told(&["ControllerResizeError", "NodeResizeError"]);
+    match (state, failure) {
+        (Some(state @ ("ControllerResizeInfeasible" | "NodeResizeInfeasible")), failure) => {
+            Growth::Infeasible(failure.unwrap_or_else(|| state.to_owned()))
+        }
+        (_, Some(failure)) => Growth::Failing(failure),
+        _ if told(&["FileSystemResizePending"]).is_some() => Growth::FileSystem,
+        _ if told(&["Resizing"]).is_some() => Growth::Volume,
+        _ => Growth::Asked,
     }
 }

@@ -40,14 +40,17 @@ pub(super) fn claims(accepted: &Accepted<'_>, observed: &Observed) -> Vec<Child>
     ordinals.into_iter().map(one).collect()
 }
 
-/// A volume can't shrink: a claim that has more than is asked for keeps it.
+/// A volume can't shrink: a claim that has more than is asked for keeps it. What was asked for by mistake and is not
+/// there yet can be taken back, if to more than there is.
 fn at_least<'a>(size: &'a Quantity, there: Option<&'a Claim>) -> &'a Quantity {
-    let parse = |quantity| ParsedQuantity::try_from(quantity).ok();
-    let requested = there
-        .filter(|claim| claim.bound)
-        .and_then(|claim| claim.requested.as_ref());
-    requested
-        .filter(|requested| parse(*requested) > parse(size))
+    let parse = |quantity: &Quantity| ParsedQuantity::try_from(quantity).ok();
+    let Some(claim) = there.filter(|claim| claim.bound) else {
+        return size;
+    };
+    let more = |requested: &&Quantity| parse(requested) > parse(size);
+    let keeps = claim.requested.as_ref().filter(more);
+    keeps
+        .filter(|_| !claim.is_more_than_there_is(size))
         .unwrap_or(size)
 }
 

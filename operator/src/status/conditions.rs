@@ -9,11 +9,10 @@ use k8s_openapi::{
     jiff::{Timestamp, Unit},
 };
 
-use super::{Acted, Outcome, UpstreamCredentials, certificate, credentials, upstreams};
+use super::{Acted, Outcome, UpstreamCredentials, certificate, credentials, storage, upstreams};
 use crate::{
-    apply::Applied,
     desired::ADMIN_PORT,
-    observed::{Answer, Claim, ExistingClaim, Observed, Server},
+    observed::{Answer, Observed, Server},
     validate::Rejection,
 };
 
@@ -74,7 +73,7 @@ pub fn of(
         progressing(outcome, observed, before),
         credentials::condition(outcome, observed, before),
         upstreams::condition(mirror, observed),
-        storage(outcome, observed),
+        storage::condition(outcome, observed),
         certificate::condition(outcome, now),
         paused(mirror),
     ];
@@ -279,59 +278,6 @@ fn lacking(configuration: &str, servers: &[Server]) -> Option<String> {
             server.pod, server.address
         )),
         Answer::Unasked => Some(format!("replica {} has not been asked yet", server.pod)),
-    })
-}
-
-fn storage(outcome: &Outcome, observed: &Observed) -> Option<Saying> {
-    let kind = ConditionType::StorageReady;
-    let claims: Vec<&Claim> = observed.all_claims().collect();
-    if let Outcome::Acted(Acted {
-        applied: Applied { refused_claims },
-        ..
-    }) = outcome
-        && let Some((name, refused)) = refused_claims.first_key_value()
-    {
-        let message = format!("claim {name}: {}", refused.message);
-        return Some(Saying::new(kind, Truth::False, refused.reason, message));
-    }
-    if let Some(ExistingClaim { name, claim: None }) = &observed.existing_claim {
-        let message = format!("there is no claim {name}: create it, or correct the name");
-        return Some(Saying::new(kind, Truth::False, Reason::ClaimPending, message));
-    }
-    if let Some(pending) = claims.iter().find(|claim| !claim.bound) {
-        let message = format!(
-            "claim {} has no volume yet; see kubectl describe pvc {}",
-            pending.name, pending.name
-        );
-        return Some(Saying::new(kind, Truth::False, Reason::ClaimPending, message));
-    }
-    if let Some(full) = observed
-        .servers
-        .iter()
-        .find(|s| s.report().is_some_and(|r| r.full))
-    {
-        let message = format!(
-            "replica {} can store nothing more, though all that may go were evicted; pulls go on without the cache: \
-             give the volume room, or pin less",
-            full.pod
-        );
-        return Some(Saying::new(kind, Truth::False, Reason::Full, message));
-    }
-    if let Some(growing) = claims.iter().find(|claim| claim.is_growing()) {
-        return Some(Saying::new(
-            kind,
-            Truth::True,
-            Reason::Resizing,
-            format!("claim {} grows", growing.name),
-        ));
-    }
-    (!claims.is_empty()).then(|| {
-        Saying::new(
-            kind,
-            Truth::True,
-            Reason::VolumeReady,
-            "every claim has its volume",
-        )
     })
 }
 

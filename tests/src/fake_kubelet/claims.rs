@@ -27,6 +27,8 @@ pub(super) async fn publish_class(kubelet: &Kubelet) -> Result<(), kube::Error> 
         "metadata": {"name": CLASS, "annotations": {"storageclass.kubernetes.io/is-default-class": "true"}},
         "provisioner": PROVISIONER,
         "volumeBindingMode": "Immediate",
+        // Nothing keeps a directory from growing; whoever asks has to say so in the claim's status, too.
+        "allowVolumeExpansion": true,
     });
     let classes: Api<StorageClass> = Api::all(kubelet.client.clone());
     let manager = PatchParams::apply("fake-kubelet").force();

@@ -27,7 +27,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use crate::bench::{Bench, ephemeral, soon, text};
-use crate::serving::{address, kubelet, pods, restarts};
+use crate::pods::{address, kubelet, pods, restarts};
 
 const HOUR: Duration = Duration::from_hours(1);
 

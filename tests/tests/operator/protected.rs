@@ -3,31 +3,16 @@
 use crds::conditions::{ConditionType, Reason};
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
 use kube::ResourceExt;
-use kube::api::{DeleteParams, ListParams};
+use kube::api::DeleteParams;
 use reqwest::{Certificate, Client, StatusCode};
 use serde_json::{Value, json};
-use testbed::FakeKubelet;
-use testbed::fake_kubelet::{Image, Options};
 use testbed::pki::Authority;
 
-use crate::bench::{Bench, IMAGE, ephemeral, soon};
-use crate::serving::restarts;
+use crate::bench::{Bench, ephemeral, soon};
+use crate::pods::{kubelet, pods, restarts};
 
 /// The name that certificates are for.
 const NAME: &str = "hub.mirrors.svc";
-
-async fn kubelet(bench: &Bench) -> FakeKubelet {
-    let mirror = Image::new("/mirror", env!("CARGO_BIN_EXE_mirror-under-test"));
-    let options = Options::for_namespace(bench.namespace.name()).image(IMAGE, mirror);
-    FakeKubelet::start(bench.control_plane.kubeconfig(), options)
-        .await
-        .unwrap()
-}
-
-async fn pod(bench: &Bench) -> Pod {
-    let pods = bench.api::<Pod>().list(&ListParams::default()).await.unwrap();
-    pods.items.into_iter().next().unwrap()
-}
 
 /// What `/v2/` answers to a client that trusts one authority; `None` where there is no connection.
 async fn ask(pod: &Pod, authority: &Authority, password: Option<&str>) -> Option<StatusCode> {
@@ -75,7 +60,7 @@ async fn a_certificate_is_served_renewed_without_a_restart_and_kept_when_its_sec
     bench
         .until_condition("hub", ConditionType::TLSReady, "True", Reason::CertificateReady)
         .await;
-    let before = pod(&bench).await;
+    let before = pods(&bench).await.remove(0);
     assert_eq!(ask(&before, &old, None).await, Some(StatusCode::OK));
     let authority = bench.get::<ConfigMap>("hub-ca").await.unwrap();
     assert_eq!(authority.data.unwrap()["ca.crt"], old.certificate());
@@ -99,7 +84,7 @@ async fn a_certificate_is_served_renewed_without_a_restart_and_kept_when_its_sec
         .until_condition("hub", ConditionType::Ready, "False", Reason::SecretNotFound)
         .await;
     assert_eq!(ask(&before, &new, None).await, Some(StatusCode::OK));
-    let after = pod(&bench).await;
+    let after = pods(&bench).await.remove(0);
     assert_eq!((after.uid(), restarts(&after)), (before.uid(), 0));
 }
 
@@ -120,7 +105,7 @@ async fn only_users_pull_and_a_malformed_file_opens_nothing() {
     bench
         .until_condition("hub", ConditionType::Ready, "True", Reason::Serving)
         .await;
-    let pod = pod(&bench).await;
+    let pod = pods(&bench).await.remove(0);
     assert_eq!(ask(&pod, &authority, None).await, Some(StatusCode::UNAUTHORIZED));
     assert_eq!(
         ask(&pod, &authority, Some("two")).await,
@@ -149,6 +134,6 @@ async fn only_users_pull_and_a_malformed_file_opens_nothing() {
         (answer == StatusCode::OK).then_some(())
     })
     .await;
-    let after = self::pod(&bench).await;
+    let after = pods(&bench).await.remove(0);
     assert_eq!((after.uid(), restarts(&after)), (pod.uid(), 0));
 }

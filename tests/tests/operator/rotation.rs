@@ -18,7 +18,7 @@ use testbed::scratch::Scratch;
 use testbed::upstream::{self, Access, Upstream};
 
 use crate::bench::{Bench, soon, text};
-use crate::serving::{address, kubelet, pods, restarts};
+use crate::pods::{address, is_ready, kubelet, pods, restarts};
 
 /// Passwords stand nowhere but in Secrets.
 const CANARY: &str = "canary-91c4";
@@ -301,15 +301,6 @@ async fn a_rejected_password_leaves_the_last_good_one_and_freezes_no_other_upstr
     stage.opaque("a", "u3").await;
     stage.until("True", Reason::CredentialsAccepted).await;
     stage.nothing_leaked().await;
-}
-
-fn is_ready(pod: &Pod) -> bool {
-    let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
-    pod.metadata.deletion_timestamp.is_none()
-        && conditions
-            .into_iter()
-            .flatten()
-            .any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }
 
 #[tokio::test]

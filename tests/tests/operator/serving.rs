@@ -7,42 +7,14 @@ use kube::ResourceExt;
 use kube::api::ListParams;
 use reqwest::StatusCode;
 use serde_json::json;
-use testbed::FakeKubelet;
-use testbed::fake_kubelet::{Image, Options};
 use testbed::image::Random;
 use testbed::pki::Authority;
 use testbed::scratch::Scratch;
 use testbed::skopeo::{self, Registry};
 use testbed::upstream::{self, Access, Upstream};
 
-use crate::bench::{Bench, IMAGE, soon, with_claims};
-
-pub(crate) async fn kubelet(bench: &Bench) -> FakeKubelet {
-    let mirror = Image::new("/mirror", env!("CARGO_BIN_EXE_mirror-under-test"));
-    let options = Options::for_namespace(bench.namespace.name()).image(IMAGE, mirror);
-    FakeKubelet::start(bench.control_plane.kubeconfig(), options)
-        .await
-        .unwrap()
-}
-
-pub(crate) async fn pods(bench: &Bench) -> Vec<Pod> {
-    bench
-        .api::<Pod>()
-        .list(&ListParams::default())
-        .await
-        .unwrap()
-        .items
-}
-
-pub(crate) fn address(pod: &Pod) -> String {
-    pod.status.as_ref().unwrap().pod_ip.clone().unwrap()
-}
-
-/// What its admin port answers.
-async fn admin(pod: &Pod, path: &str) -> Option<String> {
-    let url = format!("http://{}:5001/{path}", address(pod));
-    reqwest::get(url).await.ok()?.text().await.ok()
-}
+use crate::bench::{Bench, soon, with_claims};
+use crate::pods::{address, admin, kubelet, pods, restarts};
 
 #[tokio::test]
 async fn a_mirror_with_claims_becomes_ready() {
@@ -134,18 +106,6 @@ async fn a_rotated_password_is_loaded_without_a_restart_and_pulls_go_on() {
     pull("two").await.unwrap();
     let after = pods(&bench).await.remove(0);
     assert_eq!((after.uid(), restarts(&after)), (pod.uid(), 0));
-}
-
-pub(crate) fn restarts(pod: &Pod) -> i32 {
-    let statuses = pod
-        .status
-        .as_ref()
-        .and_then(|status| status.container_statuses.as_ref());
-    statuses
-        .into_iter()
-        .flatten()
-        .map(|status| status.restart_count)
-        .sum()
 }
 
 /// An upstream with TLS of an authority of its own, and an image in it.

@@ -1,0 +1,126 @@
+//! `StorageReady`: whether claims have their volumes, and these have room.
+
+use crds::conditions::{ConditionType, Reason};
+
+use super::{
+    Acted, Outcome,
+    conditions::{Saying, Truth},
+};
+use crate::{
+    apply::Applied,
+    observed::{Claim, ExistingClaim, Growth, Observed},
+};
+
+/// The worst first; nothing is said of a mirror without a claim whose servers have room.
+pub(super) fn condition(outcome: &Outcome, observed: &Observed) -> Option<Saying> {
+    refused(outcome)
+        .or_else(|| infeasible(observed))
+        .or_else(|| missing(observed))
+        .or_else(|| pending(observed))
+        .or_else(|| full(observed))
+        .or_else(|| growing(observed))
+        .or_else(|| ready(observed))
+}
+
+fn not_ready(reason: Reason, message: String) -> Saying {
+    Saying::new(ConditionType::StorageReady, Truth::False, reason, message)
+}
+
+/// In the API server's words.
+fn refused(outcome: &Outcome) -> Option<Saying> {
+    let Outcome::Acted(Acted {
+        applied: Applied { refused_claims },
+        ..
+    }) = outcome
+    else {
+        return None;
+    };
+    let (name, refused) = refused_claims.first_key_value()?;
+    Some(not_ready(
+        refused.reason,
+        format!("claim {name}: {}", refused.message),
+    ))
+}
+
+fn missing(observed: &Observed) -> Option<Saying> {
+    match &observed.existing_claim {
+        Some(ExistingClaim { name, claim: None }) => Some(not_ready(
+            Reason::ClaimPending,
+            format!("there is no claim {name}: create it, or correct the name"),
+        )),
+        _ => None,
+    }
+}
+
+fn pending(observed: &Observed) -> Option<Saying> {
+    let Claim { name, .. } = observed.all_claims().find(|claim| !claim.bound)?;
+    let message = format!("claim {name} has no volume yet; see kubectl describe pvc {name}");
+    Some(not_ready(Reason::ClaimPending, message))
+}
+
+fn full(observed: &Observed) -> Option<Saying> {
+    let full = |report: &crate::observed::Report| report.full;
+    let mut servers = observed.servers.iter();
+    let server = servers.find(|server| server.report().is_some_and(full))?;
+    let message = format!(
+        "replica {} can store nothing more, though all that may go were evicted; pulls go on without the cache: \
+         give the volume room, or pin less",
+        server.pod
+    );
+    Some(not_ready(Reason::Full, message))
+}
+
+fn infeasible(observed: &Observed) -> Option<Saying> {
+    growths(observed).find_map(|claim| match &claim.growth {
+        Growth::Infeasible(why) => Some(not_ready(
+            Reason::ResizeUnsupported,
+            format!("claim {} will not grow: {why}; {}", claim.name, way_back(claim)),
+        )),
+        _ => None,
+    })
+}
+
+fn growing(observed: &Observed) -> Option<Saying> {
+    let claim = growths(observed).next()?;
+    let stage = match &claim.growth {
+        Growth::Asked => "its storage driver has not begun".to_owned(),
+        Growth::Volume => "its volume is being grown".to_owned(),
+        Growth::FileSystem => "its volume has grown, and the node is to grow the file system".to_owned(),
+        Growth::Failing(why) => format!("it fails, and is tried again: {why}; {}", way_back(claim)),
+        Growth::Infeasible(why) => why.clone(),
+    };
+    Some(Saying::new(
+        ConditionType::StorageReady,
+        Truth::True,
+        Reason::Resizing,
+        format!(
+            "claim {} grows to {}: {stage}",
+            claim.name,
+            size(claim.requested.as_ref())
+        ),
+    ))
+}
+
+fn growths(observed: &Observed) -> impl Iterator<Item = &Claim> {
+    observed.all_claims().filter(|claim| claim.is_growing())
+}
+
+/// The API server takes a smaller wish back only if it is above what there is.
+fn way_back(claim: &Claim) -> String {
+    let capacity = size(claim.capacity.as_ref());
+    format!("to take the wish back, ask for less, but for more than {capacity}")
+}
+
+fn size(quantity: Option<&k8s_openapi::apimachinery::pkg::api::resource::Quantity>) -> &str {
+    quantity.map_or("", |quantity| quantity.0.as_str())
+}
+
+fn ready(observed: &Observed) -> Option<Saying> {
+    observed.all_claims().next()?;
+    Some(Saying::new(
+        ConditionType::StorageReady,
+        Truth::True,
+        Reason::VolumeReady,
+        "every claim has its volume",
+    ))
+}

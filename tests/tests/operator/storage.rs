@@ -1,0 +1,391 @@
+//! Claims: they grow as the storage driver says, keep their caches, and go only where the spec lets them.
+
+use crds::RegistryMirror;
+use crds::conditions::{ConditionType, Reason};
+use k8s_openapi::api::apps::v1::StatefulSet;
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
+use k8s_openapi::api::storage::v1::StorageClass;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::api::{Patch, PatchParams};
+use kube::{Api, ResourceExt};
+use serde_json::{Value, json};
+use testbed::FakeKubelet;
+use testbed::image::Random;
+use testbed::scratch::Scratch;
+use testbed::upstream::{self, Upstream};
+
+use crate::bench::{Bench, belongs_to, soon, with_claims};
+use crate::pods::{address, is_ready, kubelet, pods, restarts};
+
+type Claim = PersistentVolumeClaim;
+
+async fn class(bench: &Bench, provisioner: &str, expands: bool) -> String {
+    let name = format!("class-{}-{expands}", bench.namespace);
+    let class = json!({
+        "apiVersion": "storage.k8s.io/v1", "kind": "StorageClass", "metadata": {"name": name},
+        "provisioner": provisioner, "volumeBindingMode": "Immediate", "allowVolumeExpansion": expands,
+    });
+    let classes: Api<StorageClass> = Api::all(bench.namespace.client());
+    let params = PatchParams::apply("admin").force();
+    classes
+        .patch(&name, &params, &Patch::Apply(&class))
+        .await
+        .unwrap();
+    name
+}
+
+fn of_class(size: &str, class: &str) -> Value {
+    let mut spec = with_claims(size);
+    spec["storage"]["persistentVolumeClaim"]["storageClassName"] = json!(class);
+    spec
+}
+
+fn requested(claim: &Claim) -> Option<String> {
+    let requests = claim.spec.as_ref()?.resources.as_ref()?.requests.as_ref()?;
+    Some(requests.get("storage")?.0.clone())
+}
+
+async fn until_requested(bench: &Bench, claim: &str, size: &str) {
+    bench
+        .until(claim, &format!("wish for {size}"), |claim: &Claim| {
+            (requested(claim)? == size).then_some(())
+        })
+        .await;
+}
+
+/// What a storage driver and a node say of a claim's growth.
+async fn say(bench: &Bench, claim: &str, status: Value) {
+    let params = PatchParams::default();
+    let patch = json!({ "status": status });
+    bench
+        .api::<Claim>()
+        .patch_status(claim, &params, &Patch::Merge(&patch))
+        .await
+        .unwrap();
+}
+
+fn stage(kind: &str) -> Value {
+    json!([{"type": kind, "status": "True", "message": format!("{kind}: said the driver")}])
+}
+
+/// Waits for a message of `StorageReady`.
+async fn until_storage(bench: &Bench, status: &str, reason: Reason, words: &str) -> Condition {
+    let what = format!("StorageReady={status}/{reason} with {words:?}");
+    bench
+        .until("hub", &what, |mirror: &RegistryMirror| {
+            crate::bench::condition(mirror, ConditionType::StorageReady)
+                .filter(|c| c.status == status && c.reason == reason.as_str() && c.message.contains(words))
+                .cloned()
+        })
+        .await
+}
+
+async fn until_bound(bench: &Bench) {
+    until_storage(bench, "True", Reason::VolumeReady, "").await;
+    bench
+        .until("hub", "capacity", |mirror: &RegistryMirror| {
+            mirror.status.as_ref()?.storage.as_ref()?.capacity.clone()
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn claims_grow_as_their_driver_says_and_no_pod_is_replaced() {
+    let bench = Bench::start("grow").await;
+    let _kubelet = kubelet(&bench).await;
+    bench.mirror("hub", with_claims("16Mi")).await;
+    until_bound(&bench).await;
+    let set = bench.get::<StatefulSet>("hub").await.unwrap();
+    bench.mirror("hub", with_claims("32Mi")).await;
+    until_requested(&bench, "cache-hub-0", "32Mi").await;
+    until_storage(
+        &bench,
+        "True",
+        Reason::Resizing,
+        "grows to 32Mi: its storage driver has not begun",
+    )
+    .await;
+    for (kind, words) in [
+        ("Resizing", "its volume is being grown"),
+        ("ControllerResizeError", "ControllerResizeError: said the driver"),
+        ("FileSystemResizePending", "the node is to grow the file system"),
+    ] {
+        say(&bench, "cache-hub-0", json!({"conditions": stage(kind)})).await;
+        until_storage(&bench, "True", Reason::Resizing, words).await;
+    }
+    let grown = json!({"conditions": [], "capacity": {"storage": "32Mi"}});
+    say(&bench, "cache-hub-0", grown).await;
+    until_storage(&bench, "True", Reason::VolumeReady, "").await;
+    let status = bench.get::<RegistryMirror>("hub").await.unwrap().status.unwrap();
+    assert_eq!(status.storage.unwrap().capacity.unwrap().0, "32Mi");
+    let after = bench.get::<StatefulSet>("hub").await.unwrap();
+    assert_eq!(after.spec, set.spec, "the set is as it was");
+    assert_eq!(after.uid(), set.uid());
+}
+
+#[tokio::test]
+async fn a_size_is_taken_back_while_there_is_no_more_and_never_shrinks_below_what_there_is() {
+    let bench = Bench::start("typo").await;
+    let _kubelet = kubelet(&bench).await;
+    bench.mirror("hub", with_claims("16Mi")).await;
+    until_bound(&bench).await;
+    bench.mirror("hub", with_claims("160Gi")).await;
+    until_requested(&bench, "cache-hub-0", "160Gi").await;
+    let infeasible = json!({
+        "conditions": stage("ControllerResizeError"),
+        "allocatedResourceStatuses": {"storage": "ControllerResizeInfeasible"},
+    });
+    say(&bench, "cache-hub-0", infeasible).await;
+    let told = until_storage(&bench, "False", Reason::ResizeUnsupported, "said the driver").await;
+    assert!(
+        told.message.contains("ask for less, but for more than 16Mi"),
+        "{}",
+        told.message
+    );
+    // The typing error is corrected: the API server lets a claim's wish go down to just above what it has.
+    bench.mirror("hub", with_claims("20Mi")).await;
+    until_requested(&bench, "cache-hub-0", "20Mi").await;
+    let grown = json!({
+        "conditions": [], "capacity": {"storage": "20Mi"}, "allocatedResourceStatuses": null,
+    });
+    say(&bench, "cache-hub-0", grown).await;
+    bench
+        .until("hub", "new capacity", |mirror: &RegistryMirror| {
+            let capacity = mirror.status.as_ref()?.storage.as_ref()?.capacity.clone()?;
+            (capacity.0 == "20Mi").then_some(())
+        })
+        .await;
+
+    let smaller = json!({
+        "apiVersion": "registrymirror.io/v1alpha1", "kind": "RegistryMirror",
+        "metadata": {"name": "hub"}, "spec": with_claims("18Mi"),
+    });
+    let params = PatchParams::apply("admin").force();
+    let refused = bench
+        .api::<RegistryMirror>()
+        .patch("hub", &params, &Patch::Apply(&smaller))
+        .await;
+    let message = refused.unwrap_err().to_string();
+    assert!(message.contains("claims can't shrink"), "{message}");
+}
+
+#[tokio::test]
+async fn a_claim_whose_class_cannot_grow_it_is_told_of_and_the_mirror_serves_on() {
+    let bench = Bench::start("fixed").await;
+    let _kubelet = kubelet(&bench).await;
+    let class = class(&bench, "registrymirror.io/test-directory", false).await;
+    bench.mirror("hub", of_class("16Mi", &class)).await;
+    bench
+        .until_condition("hub", ConditionType::Ready, "True", Reason::Serving)
+        .await;
+    bench.mirror("hub", of_class("32Mi", &class)).await;
+    let told = until_storage(&bench, "False", Reason::ResizeUnsupported, "cache-hub-0").await;
+    assert!(told.message.contains("must support resize"), "{}", told.message);
+    let mirror = bench.get::<RegistryMirror>("hub").await.unwrap();
+    let ready = crate::bench::condition(&mirror, ConditionType::Ready).unwrap();
+    assert_eq!(ready.status, "True", "{}", ready.message);
+    // And back, as nothing has grown.
+    bench.mirror("hub", of_class("16Mi", &class)).await;
+    until_storage(&bench, "True", Reason::VolumeReady, "").await;
+}
+
+#[tokio::test]
+async fn a_claim_without_a_volume_cannot_grow_and_a_size_is_taken_back_to_any_before() {
+    let bench = Bench::start("unbound").await;
+    let class = class(&bench, "registrymirror.io/nobody", true).await;
+    bench.mirror("hub", of_class("16Gi", &class)).await;
+    until_storage(&bench, "False", Reason::ClaimPending, "has no volume yet").await;
+    bench.mirror("hub", of_class("32Gi", &class)).await;
+    let told = until_storage(&bench, "False", Reason::ClaimPending, "is immutable").await;
+    assert!(told.message.contains("cache-hub-0"), "{}", told.message);
+    bench.mirror("hub", of_class("16Gi", &class)).await;
+    until_storage(&bench, "False", Reason::ClaimPending, "has no volume yet").await;
+    let claim = bench.get::<Claim>("cache-hub-0").await.unwrap();
+    assert_eq!(requested(&claim).unwrap(), "16Gi");
+}
+
+/// A mirror with claims, in front of a registry with one image.
+struct Stage {
+    bench: Bench,
+    _kubelet: FakeKubelet,
+    upstream: Upstream,
+    _scratch: Scratch,
+}
+
+impl Stage {
+    async fn set(name: &str) -> Self {
+        let bench = Bench::start(name).await;
+        let kubelet = kubelet(&bench).await;
+        let upstream = Upstream::start(upstream::Options::default()).await.unwrap();
+        let scratch = Scratch::new(name).unwrap();
+        let layout = Random::new(11, &[4096])
+            .write(&scratch.path().join("image"), "one")
+            .unwrap();
+        upstream.push(&layout, "one", "team/app:one").await.unwrap();
+        Self {
+            bench,
+            _kubelet: kubelet,
+            upstream,
+            _scratch: scratch,
+        }
+    }
+
+    async fn scale(&self, replicas: i32) -> Vec<Pod> {
+        let patch = json!({"spec": {"replicas": replicas}});
+        self.bench.merge::<RegistryMirror>("hub", patch).await;
+        soon(&format!("{replicas} Pods that serve"), async || {
+            let pods = pods(&self.bench).await;
+            let all = pods.iter().all(is_ready) && pods.len() == usize::try_from(replicas).unwrap();
+            all.then_some(pods)
+        })
+        .await
+    }
+
+    async fn claims(&self) -> Vec<Option<String>> {
+        let mut uids = Vec::new();
+        for ordinal in 0..3 {
+            let claim = self.bench.get::<Claim>(&format!("cache-hub-{ordinal}")).await;
+            uids.push(
+                claim
+                    .filter(|c| c.metadata.deletion_timestamp.is_none())
+                    .and_then(|c| c.uid()),
+            );
+        }
+        uids
+    }
+}
+
+/// How a Pod answers for the image: its code, and whether from its cache.
+async fn pull(pod: &Pod) -> (u16, String) {
+    let url = format!("http://{}:5000/v2/team/app/manifests/one", address(pod));
+    let response = reqwest::get(url).await.unwrap();
+    let cache = response.headers().get("x-cache");
+    let cache = cache.map(|value| value.to_str().unwrap().to_owned());
+    (response.status().as_u16(), cache.unwrap_or_default())
+}
+
+#[tokio::test]
+async fn replicas_that_come_and_go_keep_every_claim_and_its_cache() {
+    let mut stage = Stage::set("replicas").await;
+    let mut spec = with_claims("16Mi");
+    spec["upstreams"] = json!([{"host": "registry.example", "remoteURL": stage.upstream.url()}]);
+    spec["replicas"] = json!(1);
+    stage.bench.mirror("hub", spec).await;
+    for pod in stage.scale(3).await {
+        assert_eq!(pull(&pod).await, (200, "MISS".to_owned()));
+    }
+    let claims = stage.claims().await;
+    assert!(claims.iter().all(Option::is_some), "{claims:?}");
+    stage.scale(1).await;
+    assert_eq!(stage.claims().await, claims);
+    stage.scale(0).await;
+    stage
+        .bench
+        .until_condition("hub", ConditionType::Available, "False", Reason::ScaledToZero)
+        .await;
+    assert_eq!(stage.claims().await, claims);
+    stage.upstream.go_down();
+    for pod in stage.scale(1).await {
+        assert_eq!(pull(&pod).await, (200, "HIT".to_owned()));
+    }
+    for pod in stage.scale(3).await {
+        assert_eq!(pull(&pod).await, (200, "HIT".to_owned()), "{}", pod.name_any());
+    }
+    assert_eq!(stage.claims().await, claims);
+}
+
+#[tokio::test]
+async fn the_retention_policy_decides_at_any_time_whether_claims_go_with_the_mirror() {
+    let bench = Bench::start("policy").await;
+    let spec = |policy: &str, replicas: i32| {
+        let mut spec = with_claims("1Gi");
+        spec["storage"]["persistentVolumeClaim"]["retentionPolicy"] = json!(policy);
+        spec["replicas"] = json!(replicas);
+        spec
+    };
+    let mirror = bench.mirror("hub", spec("Delete", 2)).await;
+    let until_owned = async |owned: bool| {
+        // The second claim's replica is gone by then.
+        for claim in ["cache-hub-0", "cache-hub-1"] {
+            bench
+                .until(claim, &format!("owner={owned}"), |claim: &Claim| {
+                    (belongs_to(claim, &mirror) == owned
+                        && claim.owner_references().len() == usize::from(owned))
+                    .then_some(())
+                })
+                .await;
+        }
+    };
+    until_owned(true).await;
+    bench.mirror("hub", spec("Retain", 1)).await;
+    until_owned(false).await;
+    bench.mirror("hub", spec("Delete", 1)).await;
+    until_owned(true).await;
+    bench.mirror("hub", spec("Retain", 0)).await;
+    until_owned(false).await;
+    bench.delete::<RegistryMirror>("hub").await;
+    bench.until_gone::<StatefulSet>("hub").await;
+
+    // Without its own label a claim is anybody's.
+    bench
+        .merge::<Claim>(
+            "cache-hub-1",
+            json!({"metadata": {"labels": {"registrymirror.io/cache-of": null}}}),
+        )
+        .await;
+    let before = bench.get::<Claim>("cache-hub-1").await.unwrap();
+    bench.mirror("hub", spec("Delete", 2)).await;
+    let refused = bench
+        .until_condition("hub", ConditionType::Accepted, "False", Reason::NameConflict)
+        .await;
+    assert!(
+        refused
+            .message
+            .starts_with("PersistentVolumeClaim cache-hub-1 is there already"),
+        "{}",
+        refused.message
+    );
+    let after = bench.get::<Claim>("cache-hub-1").await.unwrap();
+    assert_eq!(after.resource_version(), before.resource_version());
+}
+
+#[tokio::test]
+async fn a_second_server_on_one_cache_ends_with_a_clear_word_and_is_never_ready() {
+    let bench = Bench::start("second").await;
+    let kubelet = kubelet(&bench).await;
+    let claim = json!({
+        "metadata": {"name": "shared"},
+        "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "16Mi"}}},
+    });
+    bench.apply::<Claim>(claim).await;
+    let spec = json!({
+        "upstreams": [{"host": "quay.io"}],
+        "storage": {"type": "PersistentVolumeClaim", "persistentVolumeClaim": {"existingClaim": "shared"}},
+    });
+    bench.mirror("first", spec.clone()).await;
+    bench
+        .until_condition("first", ConditionType::Ready, "True", Reason::Serving)
+        .await;
+    bench.mirror("second", spec).await;
+    let pod = soon("restart of the second server", async || {
+        let pods = pods(&bench).await;
+        pods.into_iter()
+            .find(|pod| pod.name_any().starts_with("second-") && restarts(pod) > 0)
+    })
+    .await;
+    let log = kubelet.log(&pod.uid().unwrap(), "mirror");
+    let log = std::fs::read_to_string(log).unwrap();
+    assert!(log.contains("another process"), "{log}");
+    let ready = async |name: &str| {
+        let mirror = bench.get::<RegistryMirror>(name).await.unwrap();
+        crate::bench::condition(&mirror, ConditionType::Ready)
+            .unwrap()
+            .status
+            .clone()
+    };
+    assert_eq!(
+        (ready("first").await, ready("second").await),
+        ("True".to_owned(), "False".to_owned())
+    );
+    assert!(!is_ready(&pod));
+}
