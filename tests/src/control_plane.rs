@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use kube::Client;
 use kube::config::Kubeconfig;
+use rustix::process::Signal;
 use tokio::sync::OnceCell;
 
 pub use self::existing::{is_used as uses_existing_cluster, skip_on_existing_cluster};
@@ -177,6 +178,17 @@ impl ControlPlane {
             .unwrap_or_else(|error| panic!("{error}"))
     }
 
+    /// What [`ControlPlane::client_as`] is made of, for a client with a layer of one's own, such as
+    /// [`crate::faults::Faults`].
+    ///
+    /// # Panics
+    /// As that.
+    pub async fn config_as(&self, user: &str, groups: &[&str]) -> kube::Config {
+        access::config(&self.kubeconfig, Some((user, groups)))
+            .await
+            .unwrap_or_else(|error| panic!("{error}"))
+    }
+
     /// A kubeconfig file with the rights of a ServiceAccount and nothing more.
     pub async fn service_account_kubeconfig(&self, namespace: &str, name: &str) -> Result<PathBuf, Error> {
         let token = access::service_account_token(self.client().await, namespace, name).await?;
@@ -209,15 +221,33 @@ impl ControlPlane {
     }
 
     /// Kills the API server without notice. An existing cluster is left alone.
-    pub fn kill_api_server(&mut self) {
-        if let Some(processes) = &mut self.processes {
+    pub fn kill_api_server(&self) {
+        if let Some(processes) = &self.processes {
             processes.kill_api_server();
         }
     }
 
+    /// Stops etcd where it is, as a disk that hangs does: whoever asks waits. An existing cluster is left alone.
+    pub fn hang_etcd(&self) -> Result<(), Error> {
+        self.signal_etcd(Signal::STOP)
+    }
+
+    /// Lets it go on.
+    pub fn wake_etcd(&self) -> Result<(), Error> {
+        self.signal_etcd(Signal::CONT)
+    }
+
+    fn signal_etcd(&self, signal: Signal) -> Result<(), Error> {
+        let sent = self
+            .processes
+            .as_ref()
+            .map(|processes| processes.signal_etcd(signal));
+        sent.unwrap_or(Ok(())).map_err(Error::io("can't signal etcd"))
+    }
+
     /// Starts the API server again where it was, and waits for it.
-    pub async fn start_api_server(&mut self) -> Result<(), Error> {
-        match &mut self.processes {
+    pub async fn start_api_server(&self) -> Result<(), Error> {
+        match &self.processes {
             Some(processes) => processes.start_api_server(&self.kubeconfig).await,
             None => Ok(()),
         }

@@ -5,6 +5,7 @@ pub mod audit;
 pub mod binaries;
 pub mod control_plane;
 pub mod fake_kubelet;
+pub mod faults;
 pub mod image;
 pub mod node;
 pub mod pki;

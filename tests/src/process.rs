@@ -75,7 +75,12 @@ impl Daemon {
 
     /// Asks it to end (SIGTERM).
     pub fn terminate(&self) -> io::Result<()> {
-        Ok(kill_process(Pid::from_child(&self.child), Signal::TERM)?)
+        self.signal(Signal::TERM)
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) -> io::Result<()> {
+        Ok(kill_process(Pid::from_child(&self.child), signal)?)
     }
 
     /// The last lines of its log.

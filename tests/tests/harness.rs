@@ -141,7 +141,7 @@ async fn an_api_server_of_ones_own_can_be_killed_and_comes_back_with_its_objects
     if skip_on_existing_cluster("an_api_server_of_ones_own_can_be_killed_and_comes_back_with_its_objects") {
         return;
     }
-    let mut control_plane = ControlPlane::start(Options::bare()).await.unwrap();
+    let control_plane = ControlPlane::start(Options::bare()).await.unwrap();
     let namespace = control_plane.namespace("kill").await;
     let maps = namespace.api::<ConfigMap>();
     maps.create(&PostParams::default(), &config_map("kept"))

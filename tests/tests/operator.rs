@@ -15,8 +15,12 @@ mod children;
 mod conflicts;
 #[path = "operator/credentials.rs"]
 mod credentials;
+#[path = "operator/faults.rs"]
+mod faults;
 #[path = "operator/lease.rs"]
 mod lease;
+#[path = "operator/pods.rs"]
+mod pods;
 #[path = "operator/protected.rs"]
 mod protected;
 #[path = "operator/rest.rs"]
@@ -25,5 +29,7 @@ mod rest;
 mod rotation;
 #[path = "operator/serving.rs"]
 mod serving;
+#[path = "operator/storage.rs"]
+mod storage;
 #[path = "operator/unparsable.rs"]
 mod unparsable;

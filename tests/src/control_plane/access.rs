@@ -77,13 +77,20 @@ pub(crate) async fn client(
     kubeconfig: &Kubeconfig,
     user_and_groups: Option<(&str, &[&str])>,
 ) -> Result<Client, Error> {
+    Ok(Client::try_from(config(kubeconfig, user_and_groups).await?)?)
+}
+
+pub(super) async fn config(
+    kubeconfig: &Kubeconfig,
+    user_and_groups: Option<(&str, &[&str])>,
+) -> Result<Config, Error> {
     crate::install_crypto_provider();
     let mut config =
         Config::from_custom_kubeconfig(kubeconfig.clone(), &KubeConfigOptions::default()).await?;
     if let Some((user, groups)) = user_and_groups {
         impersonate(&mut config, user, groups)?;
     }
-    Ok(Client::try_from(config)?)
+    Ok(config)
 }
 
 fn impersonate(config: &mut Config, user: &str, groups: &[&str]) -> Result<(), Error> {

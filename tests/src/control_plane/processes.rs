@@ -1,11 +1,14 @@
 //! The processes of a control plane and their flags.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use http::Request;
 use kube::config::Kubeconfig;
+use rustix::process::Signal;
 
 use super::files::Files;
 use super::{Error, Options, access, manifests};
@@ -24,8 +27,8 @@ const ATTEMPTS: usize = 5;
 pub(super) struct Processes {
     // In this order: clients end before what they talk to.
     controller_manager: Option<Daemon>,
-    api_server: Daemon,
-    etcd: Daemon,
+    api_server: Mutex<Daemon>,
+    etcd: Mutex<Daemon>,
     ports: Ports,
     directory: PathBuf,
     files: Files,
@@ -79,14 +82,14 @@ impl Processes {
             api,
         };
         let audit_log = directory.join("audit.log");
-        let mut processes = Self {
+        let processes = Self {
             controller_manager: None,
-            etcd: run("etcd", &directory, &etcd_flags(ports, &directory))?,
-            api_server: run(
+            etcd: Mutex::new(run("etcd", &directory, &etcd_flags(ports, &directory))?),
+            api_server: Mutex::new(run(
                 "kube-apiserver",
                 &directory,
                 &api_server_flags(ports, &files, &audit_log, options),
-            )?,
+            )?),
             ports,
             audit: Audit::new(&audit_log),
             directory,
@@ -103,10 +106,12 @@ impl Processes {
         access::kubeconfig(server, &self.files.ca, token.to_owned())
     }
 
-    async fn ready(&mut self, kubeconfig: &Kubeconfig) -> Result<(), Error> {
+    async fn ready(&self, kubeconfig: &Kubeconfig) -> Result<(), Error> {
         let client = access::client(kubeconfig, None).await?;
         let probe = wait::until("answer from kube-apiserver", READY, || {
-            let ended = self.api_server.exited().is_some() || self.etcd.exited().is_some();
+            let ended = [&self.api_server, &self.etcd]
+                .into_iter()
+                .any(|daemon| lock(daemon).exited().is_some());
             let client = &client;
             async move {
                 let request = Request::get("/readyz").body(Vec::new()).ok()?;
@@ -117,21 +122,23 @@ impl Processes {
         match probe.await {
             Ok(true) => Ok(()),
             Ok(false) => {
-                let dead = if self.etcd.exited().is_some() {
-                    &self.etcd
-                } else {
-                    &self.api_server
-                };
+                let mut dead = lock(&self.etcd);
+                if dead.exited().is_none() {
+                    dead = lock(&self.api_server);
+                }
                 Err(Error::Died {
                     name: dead.name().to_owned(),
                     log: dead.log_tail(),
                 })
             }
-            Err(source) => Err(Error::NotReady {
-                name: self.api_server.name().to_owned(),
-                source,
-                log: self.api_server.log_tail(),
-            }),
+            Err(source) => {
+                let late = lock(&self.api_server);
+                Err(Error::NotReady {
+                    name: late.name().to_owned(),
+                    source,
+                    log: late.log_tail(),
+                })
+            }
         }
     }
 
@@ -151,16 +158,24 @@ impl Processes {
         self.controller_manager.is_some()
     }
 
-    pub(super) fn kill_api_server(&mut self) {
-        self.api_server.kill();
+    pub(super) fn signal_etcd(&self, signal: Signal) -> io::Result<()> {
+        lock(&self.etcd).signal(signal)
     }
 
-    pub(super) async fn start_api_server(&mut self, kubeconfig: &Kubeconfig) -> Result<(), Error> {
+    pub(super) fn kill_api_server(&self) {
+        lock(&self.api_server).kill();
+    }
+
+    pub(super) async fn start_api_server(&self, kubeconfig: &Kubeconfig) -> Result<(), Error> {
         let audit_log = self.directory.join("audit.log");
         let flags = api_server_flags(self.ports, &self.files, &audit_log, &self.options);
-        self.api_server = run("kube-apiserver", &self.directory, &flags)?;
+        *lock(&self.api_server) = run("kube-apiserver", &self.directory, &flags)?;
         self.ready(kubeconfig).await
     }
+}
+
+fn lock(daemon: &Mutex<Daemon>) -> MutexGuard<'_, Daemon> {
+    daemon.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn run(program: &'static str, directory: &Path, flags: &[String]) -> Result<Daemon, Error> {

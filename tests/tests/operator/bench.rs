@@ -78,6 +78,10 @@ impl Bench {
             .control_plane
             .client_as(&self.user, &["system:masters"])
             .await;
+        self.start_operator_through(client);
+    }
+
+    pub(crate) fn start_operator_through(&mut self, client: kube::Client) {
         let options = Options {
             namespaces: vec![self.namespace.name().to_owned()],
             release: Release {
@@ -100,6 +104,14 @@ impl Bench {
         task.await.unwrap();
     }
 
+    /// Ends it as a kill would: nothing is tidied up. What it has under way must not get through any more.
+    pub(crate) fn kill_operator(&mut self) {
+        let Running { task, shutdown, .. } = self.running.take().expect("an operator runs");
+        task.abort();
+        // Nobody is left to hear it.
+        drop(shutdown);
+    }
+
     /// How many reconciles the present operator has ended.
     pub(crate) fn reconciles(&self) -> u64 {
         let metrics = self
@@ -115,6 +127,15 @@ impl Bench {
             .find(|line| line.starts_with("registry_mirror_operator_reconciles_total"));
         line.and_then(|line| line.split(' ').nth(1)?.parse().ok())
             .unwrap_or(0)
+    }
+
+    /// Waits for so many more reconciles.
+    pub(crate) async fn until_looks(&self, more: u64) {
+        let before = self.reconciles();
+        soon("looks at the mirrors", async || {
+            (self.reconciles() >= before + more).then_some(())
+        })
+        .await;
     }
 
     pub(crate) fn api<K>(&self) -> Api<K>
@@ -281,6 +302,21 @@ impl Bench {
         })
         .await;
         audit.mark().unwrap()
+    }
+
+    /// Waits until the operator has written nothing for a while.
+    pub(crate) async fn until_nothing_is_written(&self) {
+        let mut quiet = 0;
+        let mut mark = self.mark().await;
+        while quiet < 3 {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            quiet = if self.writes(mark).is_empty() {
+                quiet + 1
+            } else {
+                0
+            };
+            mark = self.mark().await;
+        }
     }
 
     /// Writes of the operator in this namespace since a mark, events apart.

@@ -1,11 +1,18 @@
 //! What is not the operator's stays as it is.
 
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use crds::RegistryMirror;
 use crds::conditions::{ConditionType, Reason};
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Secret, Service};
-use kube::ResourceExt;
+use kube::api::{DynamicObject, Patch, PatchParams};
+use kube::{Api, ResourceExt};
+use operator::desired::names;
+use operator::kind::Kind;
 use serde_json::{Value, json};
 
-use crate::bench::{Bench, ephemeral, text, with_claims};
+use crate::bench::{Bench, belongs_to, ephemeral, text, with_claims};
 
 #[tokio::test]
 async fn a_users_secret_with_a_childs_name_is_left_alone() {
@@ -118,4 +125,144 @@ async fn a_spec_that_the_api_server_refuses_a_child_for_is_not_accepted() {
         "{}",
         refused.message
     );
+}
+
+/// A spec that asks for an object of this kind and name.
+fn that_asks_for(kind: Kind, name: &str) -> Value {
+    let mut spec = match kind {
+        Kind::Deployment => ephemeral(),
+        _ => with_claims("1Gi"),
+    };
+    spec["replicas"] = json!(2);
+    spec["tls"] = if name.ends_with("-ca-key") {
+        json!({"mode": "SelfSigned"})
+    } else {
+        json!({"mode": "Secret", "secretName": "serving"})
+    };
+    spec
+}
+
+/// An object as a user may have it, of whatever kind.
+fn of_a_user(kind: Kind, name: &str) -> Value {
+    let labels = json!({"app": "mine"});
+    let pods = json!({
+        "replicas": 0, "selector": {"matchLabels": labels}, "serviceName": "mine",
+        "template": {"metadata": {"labels": labels}, "spec": {"containers": [{"name": "a", "image": "a"}]}},
+    });
+    let mut object = json!({"metadata": {"name": name, "labels": labels}});
+    match kind {
+        Kind::ConfigMap => object["data"] = json!({"mine": "yes"}),
+        Kind::Secret => object["data"] = json!({"mine": "eWVz"}),
+        Kind::ServiceAccount => object["automountServiceAccountToken"] = json!(true),
+        Kind::PersistentVolumeClaim => {
+            object["spec"] =
+                json!({"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Mi"}}});
+        }
+        Kind::Service => object["spec"] = json!({"ports": [{"port": 80}]}),
+        Kind::PodDisruptionBudget => object["spec"] = json!({"minAvailable": 1}),
+        Kind::StatefulSet => object["spec"] = pods,
+        Kind::Deployment => {
+            object["spec"] = pods;
+            object["spec"].as_object_mut().unwrap().remove("serviceName");
+        }
+        Kind::Pod => unreachable!("Pods are no children"),
+    }
+    object["apiVersion"] = json!(kind.resource().api_version);
+    object["kind"] = json!(kind.resource().kind);
+    object
+}
+
+/// All of an object that controllers of the cluster do not write.
+fn lasting(object: &DynamicObject) -> Value {
+    let mut value = serde_json::to_value(object).unwrap();
+    value.as_object_mut().unwrap().remove("status");
+    for moving in ["resourceVersion", "managedFields"] {
+        value["metadata"].as_object_mut().unwrap().remove(moving);
+    }
+    let annotations = object.annotations().iter();
+    let theirs: BTreeMap<_, _> = annotations
+        .filter(|(name, _)| !name.contains("kubernetes.io/"))
+        .collect();
+    value["metadata"]["annotations"] = json!(theirs);
+    value
+}
+
+#[tokio::test]
+async fn an_object_of_a_user_with_the_name_of_any_child_is_never_changed_nor_deleted() {
+    let bench = Bench::start("every-name").await;
+    let file = |name: &str| {
+        let specs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../operator/tests/specs");
+        std::fs::read_to_string(specs.join(name)).unwrap()
+    };
+    let pair = json!({
+        "tls.crt": file("serving.pem"), "tls.key": file("serving-key.pem"), "ca.crt": file("authority.pem"),
+    });
+    bench.secret("serving", pair).await;
+    let mut children = names::every("hub");
+    children.push((Kind::PersistentVolumeClaim, names::claim("hub", 0)));
+    let mut cases = Vec::new();
+    for (number, (kind, name)) in children.into_iter().enumerate() {
+        let (mirror, name) = (format!("m{number}"), name.replace("hub", &format!("m{number}")));
+        let api: Api<DynamicObject> =
+            Api::namespaced_with(bench.namespace.client(), bench.namespace.name(), &kind.resource());
+        let params = PatchParams::apply("somebody");
+        let object = of_a_user(kind, &name);
+        let before = api.patch(&name, &params, &Patch::Apply(&object)).await.unwrap();
+        bench.mirror(&mirror, that_asks_for(kind, &name)).await;
+        cases.push((mirror, kind, name, api, before));
+    }
+    for (mirror, kind, name, ..) in &cases {
+        let refused = bench
+            .until_condition(mirror, ConditionType::Accepted, "False", Reason::NameConflict)
+            .await;
+        let words = format!("{kind} {name} is there already");
+        assert!(refused.message.starts_with(&words), "{}", refused.message);
+    }
+    for (mirror, ..) in &cases {
+        bench.delete::<RegistryMirror>(mirror).await;
+    }
+    for (mirror, kind, name, api, before) in &cases {
+        bench.until_gone::<RegistryMirror>(mirror).await;
+        let after = api.get(name).await.unwrap();
+        assert_eq!(lasting(&after), lasting(before), "{kind} {name}");
+    }
+}
+
+#[tokio::test]
+async fn mirrors_named_like_others_children_live_beside_them_and_outlive_them() {
+    let bench = Bench::start("extend").await;
+    let names = [
+        "a",
+        "a-config",
+        "a-credentials",
+        "a-files",
+        "a-hosts",
+        "a-ca",
+        "a-0",
+    ];
+    let mut mirrors = Vec::new();
+    for name in names {
+        mirrors.push(bench.mirror(name, with_claims("1Gi")).await);
+    }
+    for (name, mirror) in names.iter().zip(&mirrors) {
+        bench.until_accepted(name).await;
+        let map = bench.get::<ConfigMap>(&names::config(name)).await.unwrap();
+        let claim = bench
+            .get::<PersistentVolumeClaim>(&names::claim(name, 0))
+            .await
+            .unwrap();
+        assert!(belongs_to(&map, mirror) && belongs_to(&claim, mirror), "{name}");
+    }
+    bench.delete::<RegistryMirror>("a").await;
+    bench.until_gone::<ConfigMap>("a-config").await;
+    bench.until_gone::<Service>("a-headless").await;
+    for (name, mirror) in names.iter().zip(&mirrors).skip(1) {
+        let map = bench.get::<ConfigMap>(&names::config(name)).await.unwrap();
+        let claim = bench
+            .get::<PersistentVolumeClaim>(&names::claim(name, 0))
+            .await
+            .unwrap();
+        assert!(belongs_to(&map, mirror) && belongs_to(&claim, mirror), "{name}");
+        assert_eq!(claim.metadata.deletion_timestamp, None);
+    }
 }

@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, ServiceAccount};
 use k8s_openapi::api::rbac::v1::RoleBinding;
 use kube::api::{Patch, PatchParams};
 use operator::lease::{DURATION, RETRY};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use serde_json::json;
 use testbed::control_plane::skip_on_existing_cluster;
 use testbed::process::{Daemon, command};
@@ -57,8 +57,7 @@ impl Process {
     }
 
     fn signal(&self, signal: Signal) {
-        let pid = Pid::from_raw(self.daemon.id().try_into().unwrap()).unwrap();
-        kill_process(pid, signal).unwrap();
+        self.daemon.signal(signal).unwrap();
     }
 
     async fn code(&mut self) -> Option<i32> {
