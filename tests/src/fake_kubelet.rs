@@ -26,6 +26,7 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use k8s_openapi::NamespaceResourceScope;
@@ -98,6 +99,8 @@ struct Kubelet {
     images: BTreeMap<String, Image>,
     sync: Duration,
     http: reqwest::Client,
+    /// Volumes stay as they are for now.
+    holds_volumes: AtomicBool,
     scratch: Scratch,
 }
 
@@ -118,6 +121,11 @@ impl FakeKubelet {
     /// The Node's name.
     pub fn node(&self) -> &str {
         &self.kubelet.node
+    }
+
+    /// Looks at no Secret nor the like until it is told so again: a kubelet that is busy, or cut off.
+    pub fn hold_volumes(&self, hold: bool) {
+        self.kubelet.holds_volumes.store(hold, Ordering::Relaxed);
     }
 
     /// Where a container's output goes, of all its runs.
@@ -167,6 +175,7 @@ impl Kubelet {
             sync: options.sync,
             http: http
                 .map_err(|error| control_plane::Error::io("can't probe")(std::io::Error::other(error)))?,
+            holds_volumes: AtomicBool::new(false),
             scratch,
         })
     }

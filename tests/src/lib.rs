@@ -12,6 +12,7 @@ pub mod pki;
 pub mod process;
 pub mod scratch;
 pub mod skopeo;
+pub mod tls_listener;
 pub mod upstream;
 pub mod wait;
 

@@ -149,6 +149,11 @@ impl Upstream {
         self.gate.close();
     }
 
+    /// Answers every request with 429 and `Retry-After: 60`, until it is told so again.
+    pub fn limit_requests(&self, limit: bool) {
+        self.gate.limit(limit);
+    }
+
     /// Answers again, at the same address.
     pub fn come_back(&mut self) -> Result<(), Error> {
         Ok(self.gate.reopen()?)

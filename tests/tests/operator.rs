@@ -5,6 +5,8 @@
     reason = "a test that can't go on fails"
 )]
 
+#[path = "operator/autoscaling.rs"]
+mod autoscaling;
 #[path = "operator/bench.rs"]
 mod bench;
 #[path = "operator/certificates.rs"]
@@ -17,12 +19,16 @@ mod conflicts;
 mod credentials;
 #[path = "operator/faults.rs"]
 mod faults;
+#[path = "operator/kubectl.rs"]
+mod kubectl;
 #[path = "operator/lease.rs"]
 mod lease;
 #[path = "operator/pods.rs"]
 mod pods;
 #[path = "operator/protected.rs"]
 mod protected;
+#[path = "operator/reasons.rs"]
+mod reasons;
 #[path = "operator/rest.rs"]
 mod rest;
 #[path = "operator/rotation.rs"]

@@ -248,6 +248,8 @@ fn controller_manager_flags(kubeconfig: &Path, files: &Files) -> Vec<String> {
             "--service-account-private-key-file={}",
             files.service_account_key.display()
         ),
+        // Instead of 15 s: who waits for an autoscaler is a test.
+        "--horizontal-pod-autoscaler-sync-period=1s".to_owned(),
         "--kube-api-qps=500".to_owned(),
         "--kube-api-burst=1000".to_owned(),
     ]

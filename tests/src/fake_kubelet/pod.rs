@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -150,6 +151,9 @@ fn start_containers(shared: &Arc<Shared>, stop: &watch::Sender<Option<Duration>>
 
 /// As on a real node, a Secret's change waits for the next round, but a change of the Pod brings that round forward.
 async fn sync(shared: &Shared, volumes: &Volumes, pod: &Pod) {
+    if shared.kubelet.holds_volumes.load(Ordering::Relaxed) {
+        return;
+    }
     // What can't be read now stays as it was.
     if let Ok(directories) = volumes.sync(pod).await {
         shared.volumes.send_replace(Some(directories));

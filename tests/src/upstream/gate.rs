@@ -2,31 +2,27 @@
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
 
 use axum::Json;
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
-use axum::serve::Listener;
 use futures::TryStreamExt;
-use http::header::{CONNECTION, HOST, TRANSFER_ENCODING, WWW_AUTHENTICATE};
+use http::header::{CONNECTION, HOST, RETRY_AFTER, TRANSFER_ENCODING, WWW_AUTHENTICATE};
 use http::{HeaderMap, StatusCode};
 use serde_json::json;
-use tokio::net::{TcpListener as TokioListener, TcpStream};
+use tokio::net::TcpListener as TokioListener;
 use tokio::sync::oneshot;
 use tokio_rustls::TlsAcceptor;
-use tokio_rustls::server::TlsStream;
 
 use super::Error;
 use super::counts::{Counts, Kind};
 use super::tokens::{self, Tokens};
 use crate::pki::Leaf;
-
-/// A client that connects and says nothing must not keep others out for longer.
-const HANDSHAKE: Duration = Duration::from_secs(2);
+use crate::tls_listener::TlsListener;
 
 pub(super) struct Gate {
     address: SocketAddr,
@@ -40,6 +36,7 @@ struct Shared {
     scheme: &'static str,
     tokens: Option<Tokens>,
     counts: Mutex<Counts>,
+    limits: AtomicBool,
 }
 
 /// A thread with a runtime of its own: its end cuts every connection at once, and no test's end cuts any.
@@ -58,6 +55,7 @@ impl Gate {
                 scheme: if tls.is_some() { "https" } else { "http" },
                 tokens,
                 counts: Mutex::default(),
+                limits: AtomicBool::new(false),
             }),
             tls: tls.map(Leaf::acceptor).transpose()?,
             running: None,
@@ -76,6 +74,10 @@ impl Gate {
 
     pub(super) fn reset_counts(&self) {
         self.shared.count(|counts| *counts = Counts::default());
+    }
+
+    pub(super) fn limit(&self, limit: bool) {
+        self.shared.limits.store(limit, Ordering::Relaxed);
     }
 
     pub(super) fn set_users(&self, users: &[(String, String)]) {
@@ -144,32 +146,8 @@ async fn run(listener: TcpListener, tls: Option<TlsAcceptor>, app: axum::Router)
     };
     match tls {
         // Both run for ever.
-        Some(acceptor) => drop(axum::serve(TlsListener { listener, acceptor }, app).await),
+        Some(acceptor) => drop(axum::serve(TlsListener::new(listener, acceptor), app).await),
         None => drop(axum::serve(listener, app).await),
-    }
-}
-
-struct TlsListener {
-    listener: TokioListener,
-    acceptor: TlsAcceptor,
-}
-
-impl Listener for TlsListener {
-    type Io = TlsStream<TcpStream>;
-    type Addr = SocketAddr;
-
-    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
-        loop {
-            let (stream, address) = Listener::accept(&mut self.listener).await;
-            let handshake = tokio::time::timeout(HANDSHAKE, self.acceptor.accept(stream)).await;
-            if let Ok(Ok(stream)) = handshake {
-                return (stream, address);
-            }
-        }
-    }
-
-    fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.listener.local_addr()
     }
 }
 
@@ -192,6 +170,10 @@ struct Open {
 async fn forward(State(open): State<Open>, request: Request) -> Response {
     let kind = Kind::of(request.uri().path());
     open.shared.count(|counts| counts.request(kind, request.method()));
+    if open.shared.limits.load(Ordering::Relaxed) {
+        let errors = json!({"errors": [{"code": "TOOMANYREQUESTS", "message": "slow down"}]});
+        return (StatusCode::TOO_MANY_REQUESTS, [(RETRY_AFTER, "60")], Json(errors)).into_response();
+    }
     let response = match &open.shared.tokens {
         Some(tokens) => open.guarded(tokens, kind, request).await,
         None => open.pass(kind, request).await,

@@ -1,0 +1,100 @@
+//! What people see of a mirror, and do to it, with kubectl.
+
+use crds::RegistryMirror;
+use serde_json::json;
+use testbed::binaries;
+use tokio::process::Command;
+
+use crate::bench::{Bench, soon, with_claims};
+use crate::pods::kubelet;
+
+/// Its output; it must succeed.
+async fn kubectl(bench: &Bench, arguments: &[&str]) -> String {
+    let output = Command::new(binaries::get("kubectl").await.unwrap())
+        .arg("--kubeconfig")
+        .arg(bench.control_plane.kubeconfig())
+        .args(["--namespace", bench.namespace.name()])
+        .args(arguments)
+        .output()
+        .await
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "kubectl {arguments:?}: {said}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// The words of each line.
+fn table(text: &str) -> Vec<Vec<&str>> {
+    text.lines()
+        .map(|line| line.split_whitespace().collect())
+        .collect()
+}
+
+#[tokio::test]
+async fn a_mirror_is_waited_for_listed_described_and_scaled() {
+    let bench = Bench::start("kubectl").await;
+    let _kubelet = kubelet(&bench).await;
+    bench.mirror("hub", with_claims("16Mi")).await;
+    kubectl(
+        &bench,
+        &["wait", "rmir/hub", "--for=condition=Ready", "--timeout=60s"],
+    )
+    .await;
+    let url = bench
+        .until("hub", "endpoint and version", |mirror: &RegistryMirror| {
+            let status = mirror.status.as_ref()?;
+            status.server_version.as_ref()?;
+            Some(status.endpoint.as_ref()?.url.clone())
+        })
+        .await;
+
+    let short = kubectl(&bench, &["get", "rmir"]).await;
+    let rows = table(&short);
+    assert_eq!(
+        rows[0],
+        ["NAME", "UPSTREAM", "READY", "ENDPOINT", "REPLICAS", "AGE"]
+    );
+    assert_eq!(rows[1][..5], ["hub", "quay.io", "True", &url, "1"]);
+    let wide = kubectl(&bench, &["get", "rmir", "-o", "wide"]).await;
+    let rows = table(&wide);
+    assert_eq!(rows[0][6..], ["REASON", "STORAGE", "VERSION"]);
+    assert_eq!(
+        rows[1][6..],
+        ["Serving", "PersistentVolumeClaim", env!("CARGO_PKG_VERSION")]
+    );
+
+    kubectl(&bench, &["scale", "rmir/hub", "--replicas=2"]).await;
+    kubectl(
+        &bench,
+        &[
+            "wait",
+            "rmir/hub",
+            "--for=jsonpath={.status.readyReplicas}=2",
+            "--timeout=60s",
+        ],
+    )
+    .await;
+    let scale = kubectl(
+        &bench,
+        &["get", "rmir", "hub", "--subresource=scale", "-o", "json"],
+    )
+    .await;
+    let scale: serde_json::Value = serde_json::from_str(&scale).unwrap();
+    assert_eq!(scale["status"]["replicas"], json!(2));
+
+    // It could not serve at first, and then it did.
+    soon("the story in events", async || {
+        let told = kubectl(&bench, &["describe", "rmir", "hub"]).await;
+        let (_, events) = told.split_once("Events:")?;
+        let line = |words: [&str; 2]| {
+            events
+                .lines()
+                .position(|line| words.iter().all(|word| line.contains(word)))
+        };
+        let waited = line(["Warning", "ClaimPending"])?;
+        let served = line(["Normal", "Serving"])?;
+        assert!(waited < served, "{events}");
+        line(["Serving", "pulls are served"]).map(drop)
+    })
+    .await;
+}

@@ -1,0 +1,191 @@
+//! Reasons of conditions that only servers know, as they lead to a status on a real API server.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
+use crds::RegistryMirror;
+use crds::conditions::{ConditionType, Reason};
+use serde_json::json;
+use testbed::image::Random;
+use testbed::scratch::Scratch;
+use testbed::upstream::{self, Access, Upstream};
+
+use crate::bench::{Bench, soon};
+use crate::pods::{address, kubelet, kubelet_with, pods};
+
+async fn upstream(scratch: &Scratch) -> Upstream {
+    let options = upstream::Options::protected(Access::Basic, ("ann", "pw"));
+    let upstream = Upstream::start(options).await.unwrap();
+    let layout = Random::new(3, &[4096])
+        .write(&scratch.path().join("image"), "one")
+        .unwrap();
+    upstream.push(&layout, "one", "team/app:one").await.unwrap();
+    upstream
+}
+
+/// A mirror that asks each time, with the Secret `quay`.
+async fn mirror(bench: &Bench, upstream: &Upstream) {
+    bench
+        .secret("quay", json!({"username": "ann", "password": "pw"}))
+        .await;
+    let spec = json!({
+        "upstreams": [{
+            "host": "registry.example", "remoteURL": upstream.url(), "credentialsSecretRef": {"name": "quay"},
+        }],
+        "cache": {"tagTTL": "0s", "staleIfError": "0s"},
+        "storage": {"type": "Ephemeral"},
+    });
+    bench.mirror("hub", spec).await;
+    bench
+        .until_condition("hub", ConditionType::Ready, "True", Reason::Serving)
+        .await;
+    bench
+        .until_condition(
+            "hub",
+            ConditionType::CredentialsValid,
+            "True",
+            Reason::CredentialsAccepted,
+        )
+        .await;
+}
+
+async fn pull(bench: &Bench) -> u16 {
+    let pod = pods(bench).await.remove(0);
+    let url = format!("http://{}:5000/v2/team/app/manifests/one", address(&pod));
+    reqwest::get(url).await.unwrap().status().as_u16()
+}
+
+async fn is_ready(bench: &Bench) -> bool {
+    let mirror = bench.get::<RegistryMirror>("hub").await.unwrap();
+    crate::bench::condition(&mirror, ConditionType::Ready)
+        .unwrap()
+        .status
+        == "True"
+}
+
+#[tokio::test]
+async fn credentials_that_a_replica_has_not_read_are_loading_and_readiness_does_not_move() {
+    let bench = Bench::start("loading").await;
+    let kubelet = kubelet(&bench).await;
+    let scratch = Scratch::new("loading").unwrap();
+    let mut upstream = upstream(&scratch).await;
+    mirror(&bench, &upstream).await;
+    upstream.set_users(&[("ann", "pw"), ("ann2", "pw")]).unwrap();
+
+    kubelet.hold_volumes(true);
+    bench
+        .secret("quay", json!({"username": "ann2", "password": "pw"}))
+        .await;
+    let loading = bench
+        .until_condition("hub", ConditionType::CredentialsValid, "Unknown", Reason::Loading)
+        .await;
+    assert!(
+        loading
+            .message
+            .contains("registry.example: 0 of 1 replicas use the credentials of Secret quay"),
+        "{}",
+        loading.message
+    );
+    assert!(is_ready(&bench).await);
+    kubelet.hold_volumes(false);
+    bench
+        .until_condition(
+            "hub",
+            ConditionType::CredentialsValid,
+            "True",
+            Reason::CredentialsAccepted,
+        )
+        .await;
+}
+
+#[tokio::test]
+async fn an_upstream_that_limits_requests_is_told_of_and_moves_no_readiness() {
+    let bench = Bench::start("limited").await;
+    let _kubelet = kubelet(&bench).await;
+    let scratch = Scratch::new("limited").unwrap();
+    let upstream = upstream(&scratch).await;
+    mirror(&bench, &upstream).await;
+    assert_eq!(pull(&bench).await, 200);
+    upstream.limit_requests(true);
+    soon("a pull that is put off", async || {
+        (pull(&bench).await == 429).then_some(())
+    })
+    .await;
+    let limited = bench
+        .until_condition(
+            "hub",
+            ConditionType::UpstreamReachable,
+            "False",
+            Reason::RateLimited,
+        )
+        .await;
+    assert!(
+        limited.message.contains("registry.example"),
+        "{}",
+        limited.message
+    );
+    let mirror = bench.get::<RegistryMirror>("hub").await.unwrap();
+    let status = serde_json::to_value(mirror.status).unwrap();
+    assert_eq!(status["upstreams"][0]["state"], json!("RateLimited"));
+    assert!(is_ready(&bench).await);
+}
+
+/// A server whose cache lies on a file system of 16 MiB that something else fills: in a mount namespace of its own, in
+/// which it needs no rights of this machine.
+fn on_a_small_disk(scratch: &Scratch) -> std::path::PathBuf {
+    let script = format!(
+        r#"#!/bin/sh
+set -e
+root=$REGISTRY_STORAGE_FILESYSTEM_ROOTDIRECTORY
+if [ -z "$INSIDE" ]; then INSIDE=1 exec unshare --user --map-root-user --mount -- "$0" "$@"; fi
+mount -t tmpfs -o size=16m none "$root"
+(until [ -e "$root/_mirror/index" ]; do sleep 0.1; done; dd if=/dev/zero of="$root/_mirror/ballast" bs=64k || :) &
+exec {} "$@"
+"#,
+        env!("CARGO_BIN_EXE_mirror-under-test")
+    );
+    let path = scratch.write("server", script).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    path
+}
+
+/// Some machines let nobody but root have namespaces, and some not even root.
+fn has_namespaces() -> bool {
+    let mut probe = std::process::Command::new("unshare");
+    probe.args([
+        "--user",
+        "--map-root-user",
+        "--mount",
+        "mount",
+        "-t",
+        "tmpfs",
+        "none",
+        "/mnt",
+    ]);
+    probe.output().is_ok_and(|output| output.status.success())
+}
+
+#[tokio::test]
+async fn a_disk_that_is_full_is_told_of_and_pulls_go_on() {
+    if !has_namespaces() {
+        eprintln!(
+            "SKIPPED a_disk_that_is_full_is_told_of_and_pulls_go_on: no mount namespace can be had here"
+        );
+        return;
+    }
+    let bench = Bench::start("full").await;
+    let scratch = Scratch::new("full").unwrap();
+    let _kubelet = kubelet_with(&bench, on_a_small_disk(&scratch)).await;
+    let upstream = upstream(&scratch).await;
+    mirror(&bench, &upstream).await;
+    let full = bench
+        .until_condition("hub", ConditionType::StorageReady, "False", Reason::Full)
+        .await;
+    assert!(
+        full.message.contains("can store nothing more") && full.message.contains("pulls go on"),
+        "{}",
+        full.message
+    );
+    assert_eq!(pull(&bench).await, 200);
+    assert!(is_ready(&bench).await);
+}
