@@ -38,6 +38,9 @@ fuzz: ## each fuzz target for a minute; longer: scripts/fuzz SECONDS TARGET
 coverage: ## how much of each crate's code its tests run (a build of its own; about half an hour); one crate: scripts/coverage CRATE
 	@scripts/coverage
 
+bench-operator: ## 1,000 mirrors (MIRRORS=n) on a real API server: times, writes, CPU, memory of the operator
+	@MIRRORS=$(or $(MIRRORS),1000) cargo test --locked -p tests --test operator scale:: -- --ignored --nocapture
+
 generate: ## write what is generated from code: the definition, its documentation, the chart's copies
 	UPDATE=1 cargo test --locked -p registry-mirror-crds --test generated
 	UPDATE=1 cargo test --locked -p mirror --lib keys

@@ -151,6 +151,7 @@ fn claim(bound: bool, requested: &str) -> Case {
         bound,
         requested: Some(Quantity(requested.to_owned())),
         capacity: bound.then(|| Quantity("1Gi".to_owned())),
+        ..Claim::default()
     }];
     case
 }

@@ -11,7 +11,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use k8s_openapi::jiff::Timestamp;
 use operator::apply::{Applied, RefusedClaim};
-use operator::observed::{Claim, ExistingClaim, Observed, ServiceAddress, Workload};
+use operator::observed::{Claim, ExistingClaim, Growth, Observed, ServiceAddress, Workload};
 use operator::status::{self, Acted, Outcome, UpstreamCredentials, Verdict};
 use operator::validate::Rejection;
 use operator::validate::credentials::Problem;
@@ -234,9 +234,19 @@ fn claim(bound: bool, requested: &str, capacity: Option<&str>) -> Claim {
         bound,
         requested: Some(Quantity(requested.to_owned())),
         capacity: capacity.map(|capacity| Quantity(capacity.to_owned())),
+        growth: Growth::default(),
     }
 }
 
+fn growing(growth: Growth) -> Claim {
+    Claim {
+        growth,
+        ..claim(true, "2Gi", Some("1Gi"))
+    }
+}
+
+#[test_case(growing(Growth::Infeasible("no".to_owned())) => ("False/ResizeUnsupported".to_owned(), "True/Serving".to_owned()); "will not grow")]
+#[test_case(growing(Growth::Failing("no".to_owned())) => ("True/Resizing".to_owned(), "True/Serving".to_owned()); "fails to grow for now")]
 #[test_case(claim(false, "1Gi", None) => ("False/ClaimPending".to_owned(), "False/ClaimPending".to_owned()); "no volume")]
 #[test_case(claim(true, "2Gi", Some("1Gi")) => ("True/Resizing".to_owned(), "True/Serving".to_owned()); "growing")]
 #[test_case(claim(true, "1024Mi", Some("1Gi")) => ("True/VolumeReady".to_owned(), "True/Serving".to_owned()); "bound")]

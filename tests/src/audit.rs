@@ -7,6 +7,7 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
+use k8s_openapi::jiff::Timestamp;
 use serde::Deserialize;
 
 /// Who asked for what: secrets and tokens by their names only, other writes with their bodies.
@@ -45,6 +46,8 @@ pub struct Event {
     pub request_uri: String,
     /// `ResponseComplete`; `ResponseStarted` for a watch that goes on.
     pub stage: String,
+    /// When it was answered.
+    pub stage_timestamp: Timestamp,
     user: User,
     impersonated_user: Option<User>,
     /// What it was about; `/healthz` and the like are about nothing.
@@ -136,8 +139,8 @@ mod tests {
     use super::*;
     use crate::scratch::Scratch;
 
-    const PATCH: &str = r#"{"kind":"Event","stage":"ResponseComplete","requestURI":"/api/v1/namespaces/a/configmaps/c?fieldManager=m","verb":"patch","user":{"username":"admin"},"impersonatedUser":{"username":"operator"},"objectRef":{"resource":"configmaps","namespace":"a","name":"c","apiVersion":"v1"},"responseStatus":{"metadata":{},"code":200}}"#;
-    const GET: &str = r#"{"kind":"Event","stage":"ResponseComplete","requestURI":"/readyz","verb":"get","user":{"username":"admin"},"responseStatus":{"metadata":{},"code":200}}"#;
+    const PATCH: &str = r#"{"kind":"Event","stage":"ResponseComplete","requestURI":"/api/v1/namespaces/a/configmaps/c?fieldManager=m","verb":"patch","stageTimestamp":"2026-01-01T00:00:00.000000Z","user":{"username":"admin"},"impersonatedUser":{"username":"operator"},"objectRef":{"resource":"configmaps","namespace":"a","name":"c","apiVersion":"v1"},"responseStatus":{"metadata":{},"code":200}}"#;
+    const GET: &str = r#"{"kind":"Event","stage":"ResponseComplete","requestURI":"/readyz","verb":"get","stageTimestamp":"2026-01-01T00:00:00.000000Z","user":{"username":"admin"},"responseStatus":{"metadata":{},"code":200}}"#;
 
     #[test]
     fn writes_are_told_by_user_and_namespace_from_a_mark_on() {

@@ -23,8 +23,12 @@ mod faults;
 mod kubectl;
 #[path = "operator/lease.rs"]
 mod lease;
+#[path = "operator/node_files.rs"]
+mod node_files;
 #[path = "operator/pods.rs"]
 mod pods;
+#[path = "operator/process.rs"]
+mod process;
 #[path = "operator/protected.rs"]
 mod protected;
 #[path = "operator/reasons.rs"]
@@ -33,6 +37,8 @@ mod reasons;
 mod rest;
 #[path = "operator/rotation.rs"]
 mod rotation;
+#[path = "operator/scale.rs"]
+mod scale;
 #[path = "operator/serving.rs"]
 mod serving;
 #[path = "operator/storage.rs"]

@@ -1,4 +1,4 @@
-//! A HorizontalPodAutoscaler on a mirror, with a metrics API of the test's own behind the real aggregation layer.
+//! An autoscaler on a mirror, with a metrics API of the test's own behind the real aggregation layer.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

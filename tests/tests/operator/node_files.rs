@@ -1,0 +1,192 @@
+//! The files that are published for nodes, read by the programs that they are for.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Output;
+
+use crds::conditions::{ConditionType, Reason};
+use k8s_openapi::api::core::v1::ConfigMap;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use testbed::binaries;
+use testbed::image::Random;
+use testbed::process::{Daemon, command};
+use testbed::scratch::Scratch;
+use testbed::upstream::{self, Upstream};
+use tokio::process::Command;
+
+use crate::bench::{Bench, soon};
+use crate::pods::{address, kubelet, pods};
+
+/// Both lead to one registry, which no name service knows: what is pulled comes through the mirror.
+const HOSTS: [&str; 2] = ["docker.io", "registry.example"];
+
+/// Files for nodes as they are published, but for the address: no Service leads to Pods that are processes.
+async fn published(bench: &Bench) -> BTreeMap<String, String> {
+    let data = bench
+        .until("hub-hosts", "files", |map: &ConfigMap| map.data.clone())
+        .await;
+    let url = bench.until_accepted("hub").await.endpoint.unwrap().url;
+    let service = url.strip_prefix("http://").unwrap().to_owned();
+    let pod = format!("{}:5000", address(&pods(bench).await[0]));
+    let readdressed = data.into_iter().map(|(name, text)| {
+        assert!(text.contains(&service), "{name}: {text}");
+        (name, text.replace(&service, &pod))
+    });
+    readdressed.collect()
+}
+
+fn succeeded(what: &str, output: &Output) {
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{what}: {said}");
+}
+
+/// JSON's values are TOML's, and tables of one level are all that is needed.
+fn toml_of(config: &Value) -> String {
+    let lines = |table: &Value| -> Vec<String> {
+        let entries = table.as_object().unwrap().iter();
+        let values = entries.filter(|(_, value)| !value.is_object());
+        values.map(|(key, value)| format!("{key} = {value}")).collect()
+    };
+    let mut text = lines(config);
+    for (name, table) in config.as_object().unwrap() {
+        if table.is_object() {
+            text.push(format!("[{name}]"));
+            text.extend(lines(table));
+        }
+    }
+    text.join("\n")
+}
+
+/// A containerd that does nothing but keep what is fetched, which takes no rights.
+async fn containerd(scratch: &Scratch) -> (Daemon, PathBuf) {
+    let [root, state] = ["root", "state"].map(|name| scratch.subdirectory(name).unwrap());
+    let [socket, ttrpc] = ["containerd.sock", "ttrpc.sock"].map(|name| scratch.path().join(name));
+    let (uid, gid) = (
+        rustix::process::getuid().as_raw(),
+        rustix::process::getgid().as_raw(),
+    );
+    let server = |socket: &Path| json!({"address": socket, "uid": uid, "gid": gid});
+    let config = json!({
+        "version": 3, "root": root, "state": state, "grpc": server(&socket), "ttrpc": server(&ttrpc),
+        "disabled_plugins": [
+            "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime", "io.containerd.grpc.v1.cri",
+            "io.containerd.nri.v1.nri",
+        ],
+    });
+    let config = toml_of(&config);
+    let config = scratch.write("containerd.toml", config).unwrap();
+    let mut command = command(binaries::get("containerd").await.unwrap());
+    command.arg("--config").arg(config);
+    let log = scratch.path().join("containerd.log");
+    let daemon = Daemon::spawn("containerd", command, &log).unwrap();
+    soon("socket of containerd", async || socket.exists().then_some(())).await;
+    (daemon, socket)
+}
+
+async fn fetched_by_containerd(scratch: &Scratch, files: &BTreeMap<String, String>) {
+    let certs = scratch.subdirectory("certs.d").unwrap();
+    for host in HOSTS {
+        let directory = certs.join(host);
+        fs::create_dir(&directory).unwrap();
+        fs::write(
+            directory.join("hosts.toml"),
+            &files[&format!("{host}.hosts.toml")],
+        )
+        .unwrap();
+    }
+    let (_daemon, socket) = containerd(scratch).await;
+    let ctr = binaries::get("ctr").await.unwrap();
+    for host in HOSTS {
+        let fetched = Command::new(&ctr)
+            .arg("--address")
+            .arg(&socket)
+            .args(["content", "fetch", "--hosts-dir"])
+            .arg(&certs)
+            .arg(format!("{host}/team/app:one"))
+            .output()
+            .await
+            .unwrap();
+        succeeded("ctr", &fetched);
+    }
+}
+
+async fn copied_by_skopeo(scratch: &Scratch, files: &BTreeMap<String, String>) {
+    let config = scratch
+        .write("registries.conf", &files["registries.conf"])
+        .unwrap();
+    for host in HOSTS {
+        let to = scratch.path().join(format!("copy-of-{host}"));
+        let copied = Command::new("skopeo")
+            .env("CONTAINERS_REGISTRIES_CONF", &config)
+            .args(["--insecure-policy", "copy"])
+            .arg(format!("docker://{host}/team/app:one"))
+            .arg(format!("dir:{}", to.display()))
+            .output()
+            .await
+            .unwrap();
+        succeeded("skopeo", &copied);
+        assert!(Path::new(&to).join("manifest.json").exists());
+    }
+}
+
+/// What dockerd knows of `daemon.json`, as far as mirrors go.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct Docker {
+    registry_mirrors: Vec<String>,
+    insecure_registries: Vec<String>,
+}
+
+/// What k3s knows of `registries.yaml`, as far as mirrors go.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct K3s {
+    mirrors: BTreeMap<String, K3sMirror>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct K3sMirror {
+    endpoint: Vec<String>,
+}
+
+fn read_strictly(files: &BTreeMap<String, String>, address: &str) {
+    let docker: Docker = serde_json::from_str(&files["daemon.json"]).unwrap();
+    assert_eq!(docker.registry_mirrors, [format!("http://{address}")]);
+    assert_eq!(docker.insecure_registries, [address]);
+    let k3s: K3s = serde_saphyr::from_str(&files["registries.yaml"]).unwrap();
+    assert_eq!(k3s.mirrors.keys().collect::<Vec<_>>(), HOSTS);
+    for mirror in k3s.mirrors.values() {
+        assert_eq!(mirror.endpoint, [format!("http://{address}")]);
+    }
+}
+
+#[tokio::test]
+async fn containerd_and_skopeo_pull_through_the_mirror_by_the_files_that_are_published() {
+    let bench = Bench::start("node-files").await;
+    let _kubelet = kubelet(&bench).await;
+    let upstream = Upstream::start(upstream::Options::default()).await.unwrap();
+    let scratch = Scratch::new("node-files").unwrap();
+    let layout = Random::new(5, &[4096])
+        .write(&scratch.path().join("image"), "one")
+        .unwrap();
+    upstream.push(&layout, "one", "team/app:one").await.unwrap();
+    let upstreams = HOSTS.map(|host| json!({"host": host, "remoteURL": upstream.url()}));
+    bench
+        .mirror(
+            "hub",
+            json!({"upstreams": upstreams, "storage": {"type": "Ephemeral"}}),
+        )
+        .await;
+    bench
+        .until_condition("hub", ConditionType::Ready, "True", Reason::Serving)
+        .await;
+    let files = published(&bench).await;
+    let mirror = format!("{}:5000", address(&pods(&bench).await[0]));
+    read_strictly(&files, &mirror);
+    fetched_by_containerd(&scratch, &files).await;
+    copied_by_skopeo(&scratch, &files).await;
+    assert!(upstream.counts().manifest_gets > 0);
+}

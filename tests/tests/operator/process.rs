@@ -1,0 +1,54 @@
+//! An operator as a process.
+
+use std::path::Path;
+
+use k8s_openapi::api::core::v1::ServiceAccount;
+use k8s_openapi::api::rbac::v1::RoleBinding;
+use serde_json::json;
+use testbed::process::{Daemon, command};
+
+use crate::bench::Bench;
+
+/// It asks as a ServiceAccount of its own, with all rights in the bench's namespace.
+pub(crate) struct Process {
+    pub(crate) daemon: Daemon,
+    pub(crate) user: String,
+}
+
+impl Process {
+    /// It listens on no port that is known, unless the arguments say so.
+    pub(crate) async fn start(bench: &Bench, scratch: &Path, account: &str, arguments: &[&str]) -> Self {
+        bench
+            .apply::<ServiceAccount>(json!({"metadata": {"name": account}}))
+            .await;
+        let binding = json!({
+            "metadata": {"name": account},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "cluster-admin"},
+            "subjects": [{"kind": "ServiceAccount", "name": account, "namespace": bench.namespace.name()}],
+        });
+        bench.apply::<RoleBinding>(binding).await;
+        let namespace = bench.namespace.name();
+        let kubeconfig = bench
+            .control_plane
+            .service_account_kubeconfig(namespace, account)
+            .await
+            .unwrap();
+        let mut command = command(env!("CARGO_BIN_EXE_operator-under-test"));
+        command
+            .args(["operator", "--log-format=text"])
+            .arg(format!("--watch-namespace={namespace}"))
+            .arg(format!("--lease-namespace={namespace}"))
+            .env("LISTEN", "127.0.0.1:0")
+            .args(arguments)
+            .env("KUBECONFIG", kubeconfig)
+            .env("HOSTNAME", account);
+        Self {
+            daemon: Daemon::spawn(account, command, &scratch.join(format!("{account}.log"))).unwrap(),
+            user: format!("system:serviceaccount:{namespace}:{account}"),
+        }
+    }
+
+    pub(crate) async fn code(&mut self) -> Option<i32> {
+        self.daemon.ended().await.unwrap().code()
+    }
+}

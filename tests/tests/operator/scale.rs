@@ -1,0 +1,363 @@
+//! The operator at scale, as a process beside a real API server: figures to read, and counts to keep.
+//!
+//! ```sh
+//! make bench-operator                  # 1,000 mirrors
+//! make bench-operator MIRRORS=5000
+//! ```
+//!
+//! etcd, API server, operator and the client that applies share the machine. No kube-controller-manager runs: its work on
+//! as many workloads would be most of what is measured.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::time::{Duration, Instant};
+
+use crds::RegistryMirror;
+use futures::{StreamExt, stream};
+use k8s_openapi::api::admissionregistration::v1::{
+    ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding,
+};
+use k8s_openapi::jiff::Timestamp;
+use kube::Api;
+use kube::api::{Patch, PatchParams};
+use serde_json::json;
+use testbed::ControlPlane;
+use testbed::audit::{Event, Mark};
+use testbed::control_plane::{Options, skip_on_existing_cluster};
+use testbed::process::free_ports;
+use testbed::scratch::Scratch;
+use testbed::wait;
+
+use crate::bench::{Bench, with_claims};
+use crate::process::Process;
+
+/// How many requests of the client's are under way at a time.
+const CLIENT: usize = 32;
+/// How many mirrors are changed once while one keeps changing or failing.
+const PROBES: usize = 50;
+/// What a mirror of this spec may take until it is told of, events apart.
+const WRITES: usize = 12;
+/// For all mirrors to be done, on a machine that does other things too.
+const LONG: Duration = Duration::from_mins(20);
+
+fn mirrors() -> usize {
+    let asked = std::env::var("MIRRORS").ok();
+    asked.map_or(1_000, |asked| asked.parse().expect("MIRRORS is a number"))
+}
+
+/// The operator that is measured.
+struct Measured {
+    process: Process,
+    port: u16,
+}
+
+impl Measured {
+    async fn start(bench: &Bench, scratch: &Scratch) -> Self {
+        let [port] = free_ports().unwrap();
+        let listen = format!("--listen=127.0.0.1:{port}");
+        let process = Process::start(bench, scratch.path(), "operator", &[&listen]).await;
+        Self { process, port }
+    }
+
+    fn proc_file(&self, name: &str) -> String {
+        fs::read_to_string(format!("/proc/{}/{name}", self.process.daemon.id())).unwrap()
+    }
+
+    /// Anonymous memory, MiB.
+    fn memory(&self) -> f64 {
+        let status = self.proc_file("status");
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("RssAnon:"))
+            .unwrap();
+        let kib: f64 = line.trim().trim_end_matches(" kB").parse().unwrap();
+        kib / 1024.0
+    }
+
+    /// Seconds of CPU so far.
+    fn cpu(&self) -> f64 {
+        let stat = self.proc_file("stat");
+        let (_, fields) = stat.rsplit_once(')').unwrap();
+        let ticks = fields.split_whitespace().skip(11).take(2);
+        let ticks: u64 = ticks.map(|field| field.parse::<u64>().unwrap()).sum();
+        // By the kernel's ABI there are 100 of them in a second.
+        Duration::from_millis(ticks * 10).as_secs_f64()
+    }
+
+    /// Reconciles that have ended.
+    async fn reconciles(&self) -> Option<usize> {
+        let url = format!("http://127.0.0.1:{}/metrics", self.port);
+        let metrics = reqwest::get(url).await.ok()?.text().await.ok()?;
+        let line = metrics
+            .lines()
+            .find(|line| line.starts_with("registry_mirror_operator_reconciles_total"))?;
+        line.split(' ').nth(1)?.parse().ok()
+    }
+
+    /// Waits until it has written nothing for two seconds; the time of the last write.
+    async fn quiet(&self, bench: &Bench) {
+        let mut mark = bench.mark().await;
+        loop {
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            if self.writes(bench, mark).is_empty() {
+                return;
+            }
+            mark = bench.mark().await;
+        }
+    }
+
+    /// All but the Lease's and events.
+    fn writes(&self, bench: &Bench, mark: Mark) -> Vec<Event> {
+        let audit = bench.control_plane.audit().unwrap();
+        let writes = audit
+            .writes(mark, &self.process.user, bench.namespace.name())
+            .unwrap();
+        let apart = ["leases", "events"];
+        writes
+            .into_iter()
+            .filter(|write| !apart.contains(&write.object_ref.resource.as_str()))
+            .collect()
+    }
+}
+
+fn name(number: usize) -> String {
+    format!("m{number:05}")
+}
+
+/// Whose an object is, by the name of its own that it bears.
+fn mirror_of(object: &str) -> Option<String> {
+    let bare = object.strip_prefix("cache-").unwrap_or(object);
+    let name = bare.get(..6)?;
+    (name.starts_with('m') && name[1..].bytes().all(|b| b.is_ascii_digit())).then(|| name.to_owned())
+}
+
+/// Applies mirrors as fast as the client can; when the API server had each.
+async fn apply(bench: &Bench, numbers: std::ops::Range<usize>) -> BTreeMap<String, Timestamp> {
+    let audit = bench.control_plane.audit().unwrap();
+    let mark = bench.mark().await;
+    stream::iter(numbers.clone())
+        .map(|number| async move {
+            bench.mirror(&name(number), with_claims("50Gi")).await;
+        })
+        .buffer_unordered(CLIENT)
+        .collect::<Vec<()>>()
+        .await;
+    bench.mark().await;
+    let events = audit.since(mark).unwrap();
+    let applied = events
+        .into_iter()
+        .filter(|e| {
+            e.object_ref.resource == "registrymirrors"
+                && e.verb == "patch"
+                && e.object_ref.subresource.is_empty()
+        })
+        .map(|event| (event.object_ref.name, event.stage_timestamp));
+    applied.collect()
+}
+
+/// How long after its mirror the last of the operator's writes to each mirror's objects was answered, in ms, and how
+/// many writes there were, status included.
+fn per_mirror(writes: &[Event], applied: &BTreeMap<String, Timestamp>) -> (Vec<f64>, Vec<usize>) {
+    let mut last: BTreeMap<String, Timestamp> = BTreeMap::new();
+    let mut count: BTreeMap<String, usize> = BTreeMap::new();
+    for write in writes {
+        let Some(mirror) = mirror_of(&write.object_ref.name) else {
+            continue;
+        };
+        *count.entry(mirror.clone()).or_default() += 1;
+        if write.object_ref.resource != "registrymirrors" {
+            let last = last.entry(mirror).or_insert(write.stage_timestamp);
+            *last = write.stage_timestamp.max(*last);
+        }
+    }
+    let took = last
+        .iter()
+        .filter_map(|(mirror, last)| Some(last.duration_since(*applied.get(mirror)?).as_secs_f64() * 1000.0));
+    (took.collect(), count.into_values().collect())
+}
+
+fn percentiles(mut values: Vec<f64>) -> String {
+    values.sort_by(f64::total_cmp);
+    let at = |share: f64| {
+        #[expect(
+            clippy::cast_precision_loss,
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a rank among thousands"
+        )]
+        let rank = ((values.len() - 1) as f64 * share).round() as usize;
+        values[rank]
+    };
+    format!(
+        "p50 {:.0} ms, p99 {:.0} ms, max {:.0} ms",
+        at(0.5),
+        at(0.99),
+        at(1.0)
+    )
+}
+
+/// Changes some mirrors once each, ten a second; how long after each change its configuration was written.
+async fn probe(bench: &Bench, operator: &Measured, ttl: &str) -> String {
+    let mark = bench.mark().await;
+    for number in 1..=PROBES {
+        let spec = json!({"spec": {"cache": {"tagTTL": ttl}}});
+        bench.merge::<RegistryMirror>(&name(number), spec).await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let audit = bench.control_plane.audit().unwrap();
+    let applied: BTreeMap<_, _> = wait::until("answer to every change", LONG, async || {
+        let events = audit.since(mark).unwrap();
+        let configured = events
+            .iter()
+            .filter(|e| e.user() == operator.process.user && e.object_ref.resource == "configmaps")
+            .filter_map(|event| Some((mirror_of(&event.object_ref.name)?, event.stage_timestamp)));
+        let configured: BTreeMap<_, _> = configured.collect();
+        let changed = events
+            .iter()
+            .filter(|e| e.object_ref.resource == "registrymirrors" && e.verb == "patch")
+            .filter(|e| e.object_ref.subresource.is_empty() && e.object_ref.name != name(0))
+            .map(|event| (event.object_ref.name.clone(), event.stage_timestamp));
+        let changed: BTreeMap<_, _> = changed.collect();
+        changed
+            .into_iter()
+            .map(|(mirror, at)| Some((mirror.clone(), configured.get(&mirror)?.duration_since(at))))
+            .collect::<Option<BTreeMap<_, _>>>()
+    })
+    .await
+    .unwrap();
+    assert_eq!(applied.len(), PROBES);
+    percentiles(applied.values().map(|took| took.as_secs_f64() * 1000.0).collect())
+}
+
+/// Has the API server refuse one mirror's configuration in a way that a retry may mend.
+async fn refuse(bench: &Bench, config_map: &str) {
+    let client = bench.namespace.client();
+    let metadata = json!({"name": "refuse-one"});
+    let policy = json!({
+        "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicy", "metadata": metadata,
+        "spec": {
+            "matchConstraints": {"resourceRules": [{
+                "apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE", "UPDATE"], "resources": ["configmaps"],
+            }]},
+            "validations": [{"expression": format!("object.metadata.name != '{config_map}'"), "reason": "Forbidden"}],
+        },
+    });
+    let binding = json!({
+        "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicyBinding", "metadata": metadata,
+        "spec": {"policyName": "refuse-one", "validationActions": ["Deny"]},
+    });
+    let params = PatchParams::apply("admin");
+    let policies: Api<ValidatingAdmissionPolicy> = Api::all(client.clone());
+    policies
+        .patch("refuse-one", &params, &Patch::Apply(&policy))
+        .await
+        .unwrap();
+    let bindings: Api<ValidatingAdmissionPolicyBinding> = Api::all(client);
+    bindings
+        .patch("refuse-one", &params, &Patch::Apply(&binding))
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+#[ignore = "minutes of work for figures: make bench-operator"]
+async fn many_mirrors_get_their_objects_with_few_writes_and_then_none() {
+    if skip_on_existing_cluster("many_mirrors_get_their_objects_with_few_writes_and_then_none") {
+        return;
+    }
+    let options = Options {
+        controller_manager: false,
+        ..Options::default()
+    };
+    let control_plane: &'static ControlPlane =
+        Box::leak(Box::new(ControlPlane::start(options).await.unwrap()));
+    let bench = Bench::on(control_plane, "scale").await;
+    let scratch = Scratch::new("scale").unwrap();
+    let operator = Measured::start(&bench, &scratch).await;
+    let count = mirrors();
+
+    apply(&bench, 0..1).await;
+    bench.until_accepted(&name(0)).await;
+    operator.quiet(&bench).await;
+    println!("memory with 1 mirror: {:.1} MiB", operator.memory());
+
+    let (mark, cpu, started) = (bench.mark().await, operator.cpu(), Instant::now());
+    let applied = apply(&bench, 1..count).await;
+    println!(
+        "{} mirrors applied in {:.1} s",
+        applied.len(),
+        started.elapsed().as_secs_f64()
+    );
+    let done = wait::until("all objects of all mirrors", LONG, async || {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let (_, writes) = per_mirror(&operator.writes(&bench, mark), &applied);
+        (writes.len() == count - 1).then_some(())
+    });
+    done.await.unwrap();
+    operator.quiet(&bench).await;
+    let (took, writes) = per_mirror(&operator.writes(&bench, mark), &applied);
+    println!("applied to all objects: {}", percentiles(took));
+    let (fewest, most) = (writes.iter().min().unwrap(), writes.iter().max().unwrap());
+    println!("writes a mirror, status included: {fewest} to {most}");
+    println!(
+        "operator: {:.1} s of CPU, {:.1} MiB",
+        operator.cpu() - cpu,
+        operator.memory()
+    );
+    assert!(*most <= WRITES, "{most} writes for one mirror");
+
+    let mut operator = operator;
+    operator.process.daemon.terminate().unwrap();
+    assert_eq!(
+        operator.process.code().await,
+        Some(0),
+        "{}",
+        operator.process.daemon.log_tail()
+    );
+    let (mark, started) = (bench.mark().await, Instant::now());
+    let operator = Measured::start(&bench, &scratch).await;
+    let looked = wait::until("a look at every mirror", LONG, async || {
+        operator.reconciles().await.filter(|looks| *looks >= count)
+    });
+    looked.await.unwrap();
+    println!(
+        "restart: every mirror looked at after {:.1} s",
+        started.elapsed().as_secs_f64()
+    );
+    operator.quiet(&bench).await;
+    println!(
+        "operator: {:.1} s of CPU, {:.1} MiB",
+        operator.cpu(),
+        operator.memory()
+    );
+    let written = operator.writes(&bench, mark);
+    assert!(
+        written.is_empty(),
+        "{} writes after a restart, such as {:?}",
+        written.len(),
+        written.first()
+    );
+
+    println!("a change, at rest: {}", probe(&bench, &operator, "1m").await);
+    let storm = async {
+        let mut seconds = 0;
+        loop {
+            seconds += 1;
+            let spec = json!({"spec": {"cache": {"tagTTL": format!("{seconds}s")}}});
+            bench.merge::<RegistryMirror>(&name(0), spec).await;
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    tokio::select! {
+        () = storm => {}
+        told = probe(&bench, &operator, "2m") => println!("a change, beside a mirror that changes ten times a second: {told}"),
+    }
+    refuse(&bench, "m00000-config").await;
+    bench
+        .merge::<RegistryMirror>(&name(0), json!({"spec": {"cache": {"tagTTL": "3m"}}}))
+        .await;
+    println!(
+        "a change, beside a mirror that fails for ever: {}",
+        probe(&bench, &operator, "3m").await
+    );
+}
