@@ -35,7 +35,7 @@ bench-quick: ## the same in 2 shorter rounds
 fuzz: ## each fuzz target for a minute; longer: scripts/fuzz SECONDS TARGET
 	@scripts/fuzz
 
-coverage: ## how much of each crate's code its tests run (a build of its own; about half an hour); one crate: scripts/coverage CRATE
+coverage: ## how much of each crate its tests run; one crate: scripts/coverage PACKAGE
 	@scripts/coverage
 
 bench-operator: ## 1,000 mirrors (MIRRORS=n) on a real API server: times, writes, CPU, memory of the operator

@@ -57,6 +57,11 @@ impl Wanted {
         }
     }
 
+    /// Whether a representation of this size has nothing of what is wanted.
+    pub(crate) fn is_beyond(&self, size: u64) -> bool {
+        self.resolve(size) == Resolved::Unsatisfiable
+    }
+
     /// Holds the ranges against the size; those beyond the end drop out.
     pub(crate) fn resolve(&self, size: u64) -> Resolved {
         let Self::Ranges(ranges) = self else {

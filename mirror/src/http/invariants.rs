@@ -10,7 +10,8 @@ use super::route::Route;
 pub(crate) fn request(target: &[u8]) -> Option<(String, String)> {
     let uri = Uri::try_from(target).ok()?;
     let line = shown(&uri);
-    assert!(!line.contains("token="), "{line}");
+    let query = line.strip_prefix(uri.path()).unwrap_or(&line);
+    assert!(!query.contains("token="), "{line}");
     let route = Route::parse(uri.path(), "");
     let (name, word, reference) = match &route {
         Route::Manifest { name, reference } => (name, "manifests", reference),

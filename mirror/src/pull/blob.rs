@@ -116,7 +116,14 @@ impl Pull {
         wanted: &Wanted,
         asked: &Asked<'_>,
     ) -> Result<Source, Failure> {
-        let progress = fill.begun().await;
+        let mut progress = fill.begun().await;
+        if matches!(progress.phase, Phase::Filling)
+            && progress.size.is_some_and(|size| wanted.is_beyond(size))
+        {
+            // Until the digest matched, the size is only what upstream says. A client that goes on where it was
+            // cut would take a wrong end for the blob's.
+            progress = fill.ended().await;
+        }
         let part = progress.size.and_then(|size| wanted.single(size));
         match (&progress.phase, part) {
             (Phase::Failed(failure), _) => Err(failure.clone()),

@@ -57,6 +57,18 @@ async fn a_large_wrong_blob_is_cut_before_what_is_held_back(room: Option<u64>) {
 }
 
 #[tokio::test]
+async fn a_range_beyond_what_upstream_wrongly_calls_the_size_is_no_416() {
+    let hub = Hub::start().await;
+    let digest = hub.push_blob("library/app", pattern(LARGE));
+    hub.once("GET blobs", Fault::Body(pattern(LARGE / 2).into()));
+    let mirror = Mirror::of(&hub).await;
+    let last = mirror
+        .request("GET", &path(&digest))
+        .header("range", format!("bytes={}-", LARGE - 1));
+    assert_eq!(last.send().await.unwrap().status(), 503);
+}
+
+#[tokio::test]
 async fn after_wrong_bytes_the_digest_is_refused_for_a_while_ranges_included_and_then_heals() {
     let hub = Hub::start().await;
     let data = pattern(LARGE);
