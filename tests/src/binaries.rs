@@ -30,6 +30,46 @@ pub enum Error {
     Missing(&'static str),
 }
 
+/// The Kubernetes that control planes are of: the newest that is built here, or the oldest that is supported, which
+/// `REGISTRY_MIRROR_TEST_KUBERNETES=1.33` asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kubernetes {
+    /// All of the programs.
+    Newest,
+    /// The API server; controllers are of the newest, which ask it for nothing that it lacks.
+    Oldest,
+}
+
+impl Kubernetes {
+    /// What the environment asks for.
+    ///
+    /// # Panics
+    /// Where it asks for another one: tests that pass on what nobody asked for would mislead.
+    pub fn wanted() -> Self {
+        match env::var("REGISTRY_MIRROR_TEST_KUBERNETES").as_deref() {
+            Err(_) | Ok("" | "1.36") => Self::Newest,
+            Ok("1.33") => Self::Oldest,
+            Ok(other) => panic!("REGISTRY_MIRROR_TEST_KUBERNETES={other}: there are 1.33 and 1.36"),
+        }
+    }
+
+    /// Its version, without the patch.
+    pub fn version(self) -> &'static str {
+        match self {
+            Self::Newest => "1.36",
+            Self::Oldest => "1.33",
+        }
+    }
+
+    /// The API server's program.
+    pub fn api_server(self) -> &'static str {
+        match self {
+            Self::Newest => "kube-apiserver",
+            Self::Oldest => "kube-apiserver-1.33",
+        }
+    }
+}
+
 /// The root of the workspace that this crate is part of.
 pub fn workspace() -> &'static Path {
     let tests = Path::new(env!("CARGO_MANIFEST_DIR"));

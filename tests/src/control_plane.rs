@@ -20,7 +20,7 @@ pub use self::namespace::Namespace;
 
 use self::processes::Processes;
 use crate::audit::Audit;
-use crate::binaries;
+use crate::binaries::{self, Kubernetes};
 use crate::scratch::Scratch;
 use crate::wait::TimedOut;
 
@@ -55,9 +55,10 @@ impl Options {
         }
     }
 
-    fn programs(&self) -> &'static [&'static str] {
-        let all = &["etcd", "kube-apiserver", "kube-controller-manager"];
-        if self.controller_manager { all } else { &all[..2] }
+    fn programs(&self) -> Vec<&'static str> {
+        let controllers = self.controller_manager.then_some("kube-controller-manager");
+        let always = ["etcd", Kubernetes::wanted().api_server()];
+        always.into_iter().chain(controllers).collect()
     }
 }
 
@@ -136,7 +137,7 @@ impl ControlPlane {
     /// [`skip_on_existing_cluster`] first.
     pub async fn start(options: Options) -> Result<Self, Error> {
         crate::install_crypto_provider();
-        binaries::build(options.programs()).await?;
+        binaries::build(&options.programs()).await?;
         let scratch = Scratch::new("control-plane").map_err(Error::io("can't make a scratch directory"))?;
         let (processes, kubeconfig) = Processes::start(&scratch, &options).await?;
         Self::finish(scratch, kubeconfig, Some(processes))

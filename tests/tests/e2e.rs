@@ -6,93 +6,122 @@
 mod cluster;
 #[path = "e2e/day_two.rs"]
 mod day_two;
+#[path = "e2e/logs.rs"]
+mod logs;
+#[path = "e2e/mirror.rs"]
+mod mirror;
+#[path = "e2e/pods.rs"]
+mod pods;
+#[path = "e2e/pulls.rs"]
+mod pulls;
 #[path = "e2e/registry.rs"]
 mod registry;
 #[path = "e2e/rotation.rs"]
 mod rotation;
+#[path = "e2e/volume.rs"]
+mod volume;
 
-use std::time::{Duration, Instant};
+use std::cell::Cell;
+use std::time::Duration;
 
-use cluster::{Cluster, NAME};
-use registry::Registry;
+use cluster::Cluster;
+use logs::Logs;
+use registry::{Registry, USER};
+use serde_json::{Value, json};
 
 /// How long a pull may take that the mirror can't serve: longer than a connection that nobody answers.
 const FALLBACK: Duration = Duration::from_secs(30);
 
+fn ephemeral() -> Value {
+    json!({"storage": {"type": "Ephemeral"}})
+}
+
 #[tokio::test]
 #[ignore = "needs root, an image and a node's programs: make e2e"]
 async fn a_node_pulls_through_a_mirror_that_the_operator_deployed() {
-    let cluster = Cluster::up("rmir-e2e").await;
-    let registry = Registry::start(&cluster.node).await;
+    let (cluster, registry) = Cluster::with_chart_and_registry().await;
     for tag in ["1", "2", "3"] {
         registry.push(&cluster.node, tag).await;
     }
-    cluster.install().await;
-    cluster.mirror().await;
-    cluster.follow_published_hosts().await;
+    let mirror = cluster.mirror(ephemeral()).await;
 
-    // The first Pod: what it needs goes through the mirror, and upstream sees the mirror only.
+    // What the first Pod needs goes through the mirror, and upstream sees the mirror only.
+    let before = Logs::read(&cluster, &registry).await;
     let first = cluster.start_pod("first", "1").await;
-    let (asked, log) = (registry.blob_requests(), cluster.mirrors_log().await);
-    println!("first Pod: running after {first:?}; {asked} blob requests upstream");
-    assert!(asked > 0);
-    assert!(log.contains("\"outcome\":\"miss\""), "{log}");
+    let logs = Logs::read(&cluster, &registry).await.since(&before);
+    logs.show(&format!("first Pod: running after {first:?}"));
     assert!(
-        registry.clients().iter().all(|client| client != "10.199.0.1"),
-        "{:?}",
-        registry.clients()
+        !logs.asked_of(&mirror).is_empty(),
+        "the node asked the mirror nothing"
     );
+    assert_eq!(logs.past_the_mirror(), Vec::<&String>::new());
+    assert!(logs.blobs("miss").len() > 1, "{:?}", logs.mirror);
+    assert!(logs.upstream_blobs() > 1, "{:?}", logs.upstream);
     assert!(
-        cluster.containerds_log().contains(NAME),
-        "containerd pulled nothing"
+        !logs.upstream.iter().any(|line| line.starts_with(NODE)),
+        "{:?}",
+        logs.upstream
     );
 
     // The second, with nothing of the image left on the node.
     cluster.forget("first").await;
-    let second = cluster.start_pod("second", "1").await;
-    println!(
-        "second Pod: running after {second:?}; {} further blob requests upstream",
-        registry.blob_requests() - asked
-    );
-    assert_eq!(
-        registry.blob_requests(),
-        asked,
-        "upstream was asked again for a blob"
-    );
-    let hits = cluster.blob_hits().await;
-    println!("the mirror's log: {}", hits[0]);
-    assert!(
-        hits.len() > 1,
-        "the layer or the configuration did not come from the cache: {hits:?}"
-    );
+    let logs = with_pod(&cluster, &registry, "second", "1").await;
+    assert_eq!(logs.upstream_blobs(), 0, "upstream was asked again for a blob");
+    assert_eq!(logs.past_the_mirror(), Vec::<&String>::new());
+    assert!(logs.blobs("hit").len() > 1, "{:?}", logs.mirror);
 
     registry.stop(&cluster.node).await;
     cluster.forget("second").await;
-    let third = cluster.start_pod("third", "1").await;
-    let further = cluster.blob_hits().await.len() - hits.len();
-    assert!(further > 1, "the node had not forgotten the image");
-    println!("upstream stopped, third Pod: running after {third:?}");
+    let logs = with_pod(&cluster, &registry, "third, upstream stopped", "1").await;
+    assert_eq!(logs.upstream, Vec::<String>::new());
+    assert!(
+        logs.blobs("hit").len() > 1,
+        "the node had not forgotten the image: {:?}",
+        logs.mirror
+    );
     registry.run(&cluster.node).await;
 
     // The mirror gone: the node asks the registry itself, with the Pod's own credentials.
     cluster.scale_mirror(0).await;
-    let begin = Instant::now();
+    let before = Logs::read(&cluster, &registry).await;
     let fallback = cluster.start_pod("fallback", "2").await;
-    println!("mirror stopped, Pod by fallback: running after {fallback:?}");
-    assert!(begin.elapsed() < FALLBACK, "{:?}", begin.elapsed());
-    assert!(registry.clients().iter().any(|client| client == "10.199.0.1"));
+    let logs = Logs::read(&cluster, &registry).await.since(&before);
+    logs.show(&format!("mirror stopped: running after {fallback:?}"));
+    assert!(fallback < FALLBACK, "{fallback:?}");
+    assert!(!logs.past_the_mirror().is_empty());
+    assert!(
+        logs.upstream.iter().any(|line| line.starts_with(NODE)),
+        "{:?}",
+        logs.upstream
+    );
 
     // Without a fallback it does not start.
     cluster.never_fall_back().await;
-    let asked = registry.requests();
+    let before = Logs::read(&cluster, &registry).await;
     let why = cluster.refused_pod("never", "3").await;
-    println!("no fallback: {why}");
-    assert_eq!(registry.requests(), asked, "the node asked the registry itself");
+    let logs = Logs::read(&cluster, &registry).await.since(&before);
+    logs.show(&format!("mirror stopped, no fallback: {why}"));
+    assert!(!logs.asked_of(&mirror).is_empty());
+    assert_eq!(logs.past_the_mirror(), Vec::<&String>::new());
+    assert_eq!(logs.upstream, Vec::<String>::new());
 
     // And with the mirror back it does.
     cluster.scale_mirror(1).await;
     cluster.wait_for_pod("never").await;
     cluster.deleting_the_namespace_leaves_nothing().await;
+}
+
+/// Where requests of the node itself come from; those of Pods come from addresses of theirs.
+const NODE: &str = "10.199.0.1 ";
+
+/// What all three write while a Pod starts.
+async fn with_pod(cluster: &Cluster, registry: &Registry, what: &str, tag: &str) -> Logs {
+    let before = Logs::read(cluster, registry).await;
+    let name = what.split(',').next().unwrap_or(what);
+    let took = cluster.start_pod(name, tag).await;
+    let logs = Logs::read(cluster, registry).await.since(&before);
+    logs.show(&format!("{what}: running after {took:?}"));
+    logs
 }
 
 /// How many passwords in a row; `make e2e ROTATIONS=20` for figures.
@@ -101,56 +130,61 @@ fn rotations() -> usize {
     wanted.and_then(|number| number.parse().ok()).unwrap_or(3)
 }
 
+/// Starts Pods, one after the other, of images that nobody has pulled, until it is done.
+async fn start_pods(cluster: &Cluster, registry: &Registry, done: &Cell<bool>) -> usize {
+    let mut number = 0;
+    while !done.get() {
+        let name = format!("pod-{number}");
+        registry.push(&cluster.node, &name).await;
+        cluster.passing_pod(&name, &name).await;
+        number += 1;
+    }
+    number
+}
+
 #[tokio::test]
 #[ignore = "needs root, an image and a node's programs: make e2e"]
-async fn passwords_change_while_nodes_pull_and_a_wrong_one_changes_nothing() {
-    let cluster = Cluster::up("rmir-e2e").await;
-    let mut registry = Registry::start(&cluster.node).await;
-    cluster.install().await;
-    let mirror = cluster.mirror().await;
-    let pods = cluster.pods().await;
-    let mut times = Vec::new();
-    for number in 0..rotations() {
-        let tags: Vec<_> = (0..4).map(|pull| format!("r{number}-{pull}")).collect();
-        for tag in &tags {
-            registry.push(&cluster.node, tag).await;
+async fn passwords_change_while_pods_pull_and_a_wrong_one_changes_nothing() {
+    let (cluster, registry) = Cluster::with_chart_and_registry().await;
+    cluster.mirror(ephemeral()).await;
+    // So that a pull that fails is not made up for by another way.
+    cluster.never_fall_back().await;
+    let (pods, done) = (cluster.mirrors_pods().await, Cell::new(false));
+    let passwords: Vec<_> = (0..rotations())
+        .map(|number| format!("password-{number}"))
+        .collect();
+    let rotate_all = async {
+        let mut times = Vec::new();
+        let mut old = USER.1;
+        for new in &passwords {
+            times.push(cluster.rotate(&registry, old, new).await);
+            old = new;
         }
-        let pulls = async {
-            for tag in &tags[..3] {
-                cluster
-                    .pull(&mirror, tag)
-                    .await
-                    .unwrap_or_else(|error| panic!("{error}"));
-            }
-        };
-        let password = format!("password-{number}");
-        let (took, ()) = tokio::join!(cluster.rotate(&mut registry, &password), pulls);
-        times.push(took);
-        // The old password is gone upstream.
-        cluster
-            .pull(&mirror, &tags[3])
-            .await
-            .unwrap_or_else(|error| panic!("{error}"));
-    }
+        done.set(true);
+        times
+    };
+    let (mut times, started) = tokio::join!(rotate_all, start_pods(&cluster, &registry, &done));
     times.sort();
     println!(
-        "{} rotations, from kubectl apply to the status: p50 {:?}, longest {:?}",
+        "{} rotations while {started} Pods pulled, from kubectl apply to the status: p50 {:?}, p99 (longest) {:?}",
         times.len(),
         times[times.len() / 2],
         times[times.len() - 1]
     );
-    assert!(cluster.events().await.contains("CredentialsRotated"));
+    assert!(cluster.mirrors_events().await.contains("CredentialsRotated"));
 
-    registry.push(&cluster.node, "after").await;
     let (version, _) = cluster.credentials().await;
     cluster.set_password("wrong").await;
     cluster
         .credentials_after(&version, "False UpstreamRejected")
         .await;
-    cluster
-        .pull(&mirror, "after")
-        .await
-        .unwrap_or_else(|error| panic!("{error}"));
-    assert!(cluster.events().await.contains("UpstreamRejected"));
-    assert_eq!(cluster.pods().await, pods, "a Pod was replaced or restarted");
+    registry.push(&cluster.node, "after").await;
+    cluster.passing_pod("after", "after").await;
+    assert!(cluster.mirrors_events().await.contains("UpstreamRejected"));
+    assert_eq!(cluster.failed_pulls().await, "");
+    assert_eq!(
+        cluster.mirrors_pods().await,
+        pods,
+        "a Pod was replaced or restarted"
+    );
 }

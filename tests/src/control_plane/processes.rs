@@ -13,7 +13,7 @@ use rustix::process::Signal;
 use super::files::Files;
 use super::{Error, Options, access, manifests};
 use crate::audit::Audit;
-use crate::binaries;
+use crate::binaries::{self, Kubernetes};
 use crate::process::{Daemon, command, free_ports};
 use crate::scratch::Scratch;
 use crate::wait;
@@ -86,7 +86,7 @@ impl Processes {
             controller_manager: None,
             etcd: Mutex::new(run("etcd", &directory, &etcd_flags(ports, &directory))?),
             api_server: Mutex::new(run(
-                "kube-apiserver",
+                Kubernetes::wanted().api_server(),
                 &directory,
                 &api_server_flags(ports, &files, &audit_log, options),
             )?),
@@ -169,7 +169,7 @@ impl Processes {
     pub(super) async fn start_api_server(&self, kubeconfig: &Kubeconfig) -> Result<(), Error> {
         let audit_log = self.directory.join("audit.log");
         let flags = api_server_flags(self.ports, &self.files, &audit_log, &self.options);
-        *lock(&self.api_server) = run("kube-apiserver", &self.directory, &flags)?;
+        *lock(&self.api_server) = run(Kubernetes::wanted().api_server(), &self.directory, &flags)?;
         self.ready(kubeconfig).await
     }
 }

@@ -4,12 +4,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 
 use serde_json::Value;
-use testbed::binaries::{self, workspace};
+use testbed::binaries::{self, Kubernetes, workspace};
 use testbed::scratch::Scratch;
 use tokio::process::Command;
-
-/// The API server's version for what is rendered without one.
-const KUBERNETES: &str = "1.36.0";
 
 /// Helm and the chart.
 pub(crate) struct Helm {
@@ -53,6 +50,8 @@ impl Helm {
 
     /// The objects that the chart renders to with these flags.
     pub(crate) async fn template(&self, flags: &[&str]) -> Result<Vec<Value>, String> {
+        // Of the API server that is not asked here.
+        let version = format!("{}.0", Kubernetes::wanted().version());
         let mut arguments = vec![
             "template",
             "rm",
@@ -60,7 +59,7 @@ impl Helm {
             "--namespace",
             "operators",
             "--kube-version",
-            KUBERNETES,
+            &version,
         ];
         arguments.extend(flags);
         let yaml = self.run(&arguments).await?;

@@ -11,6 +11,8 @@ use testbed::{Node, binaries, node, wait};
 
 /// Who may pull.
 pub(crate) const USER: (&str, &str) = ("puller", "only-for-this-test");
+/// Who pushes, at all times.
+const PUSHER: &str = "pushes";
 const PORT: u16 = 5001;
 const SOON: Duration = Duration::from_secs(30);
 
@@ -28,7 +30,6 @@ pub(crate) fn url() -> String {
 pub(crate) struct Registry {
     scratch: Scratch,
     log: PathBuf,
-    password: String,
 }
 
 impl Registry {
@@ -44,31 +45,17 @@ impl Registry {
         );
         scratch.write("config.yml", config).unwrap();
         let log = scratch.path().join("log");
-        let mut registry = Self {
-            scratch,
-            log,
-            password: String::new(),
-        };
-        registry.takes_only(USER.1);
+        let registry = Self { scratch, log };
+        registry.takes(&[USER.1]);
         registry.run(node).await;
         registry
     }
 
-    /// Knows the user of this password only, as whom images are pushed from now on.
-    pub(crate) fn takes_only(&mut self, password: &str) {
-        password.clone_into(&mut self.password);
-        self.know(&[password]);
-    }
-
-    /// Knows the user of this password beside the one of before.
-    pub(crate) fn also_takes(&self, password: &str) {
-        self.know(&[&self.password, password]);
-    }
-
-    /// A password file holds one password for each name: each password has a name of its own.
-    fn know(&self, passwords: &[&str]) {
+    /// Knows the users of these passwords, beside the one that pushes. A password file holds one password for each name:
+    /// each password has a name of its own.
+    pub(crate) fn takes(&self, passwords: &[&str]) {
         let line = |password: &&str| format!("{}:{}\n", user(password), bcrypt::hash(password, 4).unwrap());
-        let users: String = passwords.iter().map(line).collect();
+        let users: String = passwords.iter().chain([&PUSHER]).map(line).collect();
         self.scratch.write("htpasswd", users).unwrap();
     }
 
@@ -118,7 +105,7 @@ impl Registry {
             format!("oci:{}:{tag}", layout.path().display()),
             format!("docker://{}:{PORT}/team/app:{tag}", node::ADDRESS),
         );
-        let user = format!("--dest-creds={}:{}", user(&self.password), self.password);
+        let user = format!("--dest-creds={}:{PUSHER}", user(PUSHER));
         node.run(&[
             "skopeo",
             "--insecure-policy",
@@ -136,7 +123,7 @@ impl Registry {
     /// Puts a large blob of zeros beside the images, and returns its digest.
     pub(crate) async fn push_blob(&self, node: &Node, mebibytes: u32) -> String {
         let file = self.scratch.path().join("blob").display().to_string();
-        let curl = format!("curl -sf -u {}:{}", user(&self.password), self.password);
+        let curl = format!("curl -sf -u {}:{PUSHER}", user(PUSHER));
         let uploads = format!("{}/v2/team/app/blobs/uploads/", url());
         let script = format!(
             "set -e; truncate -s {mebibytes}M {file}; sum=$(sha256sum {file} | cut -d' ' -f1)
@@ -149,7 +136,7 @@ impl Registry {
     }
 
     /// The lines of its access log that tell of a pull.
-    fn pulls(&self) -> Vec<String> {
+    pub(crate) fn pulls(&self) -> Vec<String> {
         let log = fs::read_to_string(&self.log).unwrap();
         let reads = |line: &&str| line.contains("\"GET /v2/team/") || line.contains("\"HEAD /v2/team/");
         let skopeo = |line: &&str| !line.contains("skopeo") && !line.contains("containers/image");
@@ -158,22 +145,5 @@ impl Registry {
             .filter(skopeo)
             .map(str::to_owned)
             .collect()
-    }
-
-    pub(crate) fn requests(&self) -> usize {
-        self.pulls().len()
-    }
-
-    pub(crate) fn blob_requests(&self) -> usize {
-        self.pulls()
-            .iter()
-            .filter(|line| line.contains("/blobs/"))
-            .count()
-    }
-
-    /// Who pulled from it.
-    pub(crate) fn clients(&self) -> Vec<String> {
-        let client = |line: &String| line.split(' ').next().unwrap_or_default().to_owned();
-        self.pulls().iter().map(client).collect()
     }
 }

@@ -4,7 +4,8 @@ use std::time::{Duration, Instant};
 
 use testbed::wait;
 
-use crate::cluster::{Cluster, MIRRORS};
+use crate::cluster::Cluster;
+use crate::mirror::MIRRORS;
 use crate::registry::{Registry, user};
 
 const SOON: Duration = Duration::from_mins(1);
@@ -37,35 +38,19 @@ impl Cluster {
             (now != version && said == saying).then_some(())
         };
         if let Err(error) = wait::until(saying, SOON, there).await {
-            panic!(
-                "{error}\n{}",
-                self.kubectl(&["describe", "rmir,pods", MIRRORS]).await
-            );
+            panic!("{error}\n{}", self.mirrors_state().await);
         }
     }
 
     /// Changes the password, and tells how soon the status says that every replica uses it; the old one then goes.
-    pub(crate) async fn rotate(&self, registry: &mut Registry, password: &str) -> Duration {
+    pub(crate) async fn rotate(&self, registry: &Registry, old: &str, new: &str) -> Duration {
         let (version, _) = self.credentials().await;
-        registry.also_takes(password);
+        registry.takes(&[old, new]);
         let begin = Instant::now();
-        self.set_password(password).await;
+        self.set_password(new).await;
         self.credentials_after(&version, "True CredentialsAccepted").await;
         let took = begin.elapsed();
-        registry.takes_only(password);
+        registry.takes(&[new]);
         took
-    }
-
-    /// Names and restarts of the mirror's Pods.
-    pub(crate) async fn pods(&self) -> String {
-        let path =
-            "jsonpath={range .items[*]}{.metadata.uid} {.status.containerStatuses[*].restartCount}{end}";
-        self.kubectl(&["get", "pods", MIRRORS, "-o", path]).await
-    }
-
-    /// Reasons of the events.
-    pub(crate) async fn events(&self) -> String {
-        self.kubectl(&["get", "events", MIRRORS, "-o", "jsonpath={.items[*].reason}"])
-            .await
     }
 }

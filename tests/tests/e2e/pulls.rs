@@ -1,0 +1,106 @@
+//! Pulls, again and again, and for how long they fail.
+
+use std::cell::Cell;
+use std::fs;
+use std::time::{Duration, Instant};
+
+use testbed::node;
+
+use crate::cluster::Cluster;
+use crate::mirror::NAME;
+use crate::registry::{USER, user};
+
+/// A pull that takes longer has failed.
+const LIMIT: &str = "20";
+/// Where what happened is over and pulls still fail after this, they are not tried any more.
+const HOPELESS: Duration = Duration::from_mins(2);
+
+/// How pulls of one kind went.
+#[derive(Default)]
+pub(crate) struct Record {
+    pub(crate) pulls: usize,
+    pub(crate) failed: usize,
+    /// From the start of the first pull that failed to the end of the next that did not.
+    pub(crate) longest: Duration,
+    /// How they failed: each way once, with the time that the first took.
+    pub(crate) failures: Vec<String>,
+}
+
+impl Record {
+    fn note(&mut self, took: Duration, error: &node::Error) {
+        self.failed += 1;
+        let error = error.to_string();
+        // Of Go's, the cause is last; what precedes it names the image.
+        let way = error.trim_end().rsplit(": ").next().unwrap_or_default();
+        if !self.failures.iter().any(|failure| failure.ends_with(way)) {
+            self.failures
+                .push(format!("after {:.1} s: {way}", took.as_secs_f32()));
+        }
+    }
+}
+
+/// Pulls until what happens is done, and from then until a pull succeeds.
+pub(crate) async fn meanwhile(
+    done: &Cell<bool>,
+    pull: impl AsyncFn(usize) -> Result<(), node::Error>,
+) -> Record {
+    let mut record = Record::default();
+    let mut failing: Option<Instant> = None;
+    loop {
+        let (begin, last) = (Instant::now(), done.get());
+        let outcome = pull(record.pulls).await;
+        record.pulls += 1;
+        if let Err(error) = &outcome {
+            failing.get_or_insert(begin);
+            record.note(begin.elapsed(), error);
+        }
+        record.longest = failing.map_or(record.longest, |since| record.longest.max(since.elapsed()));
+        let given_up = last && failing.is_some_and(|since| since.elapsed() > HOPELESS);
+        if outcome.is_ok() {
+            failing = None;
+        }
+        if given_up || (last && outcome.is_ok()) {
+            return record;
+        }
+    }
+}
+
+impl Cluster {
+    /// Pulls a tag through the mirror, as any client would.
+    pub(crate) async fn pull(&self, mirror: &str, tag: &str) -> Result<(), node::Error> {
+        let (scheme, address) = mirror.split_once("://").unwrap();
+        let trust = match scheme {
+            "https" => format!("--src-cert-dir={}", self.trusted().display()),
+            _ => "--src-tls-verify=false".to_owned(),
+        };
+        let image = format!("docker://{address}/{NAME}/team/app:{tag}");
+        let directory = self.scratch.path().join(format!("pulled-{tag}"));
+        let to = format!("oci:{}:pulled", directory.display());
+        let skopeo = ["timeout", LIMIT, "skopeo", "--insecure-policy", "copy", "-q"];
+        let what = ["--src-no-creds", &trust, &image, &to];
+        let pulled = self.node.run(&[&skopeo[..], &what].concat()).await;
+        // What is there is not pulled again.
+        let _ = fs::remove_dir_all(directory);
+        pulled.map(drop)
+    }
+
+    /// The directory with the authority of the mirror's certificate.
+    pub(crate) fn trusted(&self) -> std::path::PathBuf {
+        self.scratch.path().join("trusted")
+    }
+
+    /// containerd pulls by its `hosts.toml`, and has nothing of the image before.
+    pub(crate) async fn pull_as_node(&self, tag: &str) -> Result<(), node::Error> {
+        let image = format!("{NAME}/team/app:{tag}");
+        let hosts = self.node.directory().join("certs.d").display().to_string();
+        let user = format!("{}:{}", user(USER.1), USER.1);
+        let ctr = ["timeout", LIMIT, "ctr", "--namespace=day", "images"];
+        let pull = ["pull", "--hosts-dir", &hosts, "--user", &user, &image];
+        let pulled = self.node.run(&[&ctr[..], &pull].concat()).await;
+        let _ = self
+            .node
+            .run(&[&ctr[..], &["rm", "--sync", &image]].concat())
+            .await;
+        pulled.map(drop)
+    }
+}
