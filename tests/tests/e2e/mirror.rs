@@ -1,5 +1,7 @@
 //! A mirror: made, changed, watched and deleted as admins do it.
 
+use std::fs;
+
 use serde_json::{Value, json};
 use testbed::wait;
 
@@ -73,9 +75,10 @@ impl Cluster {
     /// where it is goes before, as it does for any registry that is not at its own name.
     pub(crate) async fn follow_published_hosts(&self) {
         let published = self.published_hosts().await;
-        assert!(published.starts_with("[host."), "{published}");
-        let toml = format!("server = \"{}\"\n{published}", registry::url());
-        self.node.write_hosts(NAME, &toml).unwrap();
+        let (toml, _) = &published;
+        assert!(toml.starts_with("[host."), "{toml}");
+        let toml = format!("server = \"{}\"\n{toml}", registry::url());
+        self.give_node((toml, published.1));
     }
 
     /// Tells the mirror that nodes never fall back, and containerd what the operator then publishes, to the letter.
@@ -84,19 +87,32 @@ impl Cluster {
             .await;
         let names_a_server = async || {
             let published = self.published_hosts().await;
-            published.starts_with("server = ").then_some(published)
+            published.0.starts_with("server = ").then_some(published)
         };
         let published = wait::until("file without a fallback", SOON, names_a_server)
             .await
             .unwrap();
-        self.node.write_hosts(NAME, &published).unwrap();
+        self.give_node(published);
     }
 
-    async fn published_hosts(&self) -> String {
-        let key = format!("{NAME}.hosts.toml").replace('.', "\\.");
-        let path = format!("jsonpath={{.data.{key}}}");
-        self.kubectl(&["get", "configmap", "hub-hosts", MIRRORS, "-o", &path])
-            .await
+    /// The file for containerd, and the authority of the mirror's certificate that it names where there is one.
+    async fn published_hosts(&self) -> (String, Option<String>) {
+        let map = self
+            .kubectl(&["get", "configmap", "hub-hosts", MIRRORS, "-o", "json"])
+            .await;
+        let map: Value = serde_json::from_str(&map).unwrap();
+        let file = |name: &str| map["data"][name].as_str().map(str::to_owned);
+        (file(&format!("{NAME}.hosts.toml")).unwrap(), file("ca.crt"))
+    }
+
+    /// The authority first: with a file that names one which is not there, containerd pulls from nowhere.
+    fn give_node(&self, (toml, authority): (String, Option<String>)) {
+        let directory = self.node.directory().join("certs.d").join(NAME);
+        if let Some(authority) = authority {
+            fs::create_dir_all(&directory).unwrap();
+            fs::write(directory.join("ca.crt"), authority).unwrap();
+        }
+        self.node.write_hosts(NAME, &toml).unwrap();
     }
 
     pub(crate) async fn change_mirror(&self, spec: &Value) {
