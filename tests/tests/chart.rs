@@ -5,6 +5,8 @@
 mod cluster;
 #[path = "chart/helm.rs"]
 mod helm;
+#[path = "chart/life.rs"]
+mod life;
 #[path = "chart/rights.rs"]
 mod rights;
 #[path = "chart/values.rs"]
@@ -16,18 +18,13 @@ use std::time::Duration;
 use cluster::Cluster;
 use crds::RegistryMirror;
 use helm::Helm;
-use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::{Pod, Service, ServiceAccount};
-use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-use kube::api::{ListParams, PostParams};
-use kube::{Api, ResourceExt};
+use k8s_openapi::api::core::v1::Pod;
+use kube::Api;
+use kube::api::PostParams;
 use serde_json::{Value, json};
 use testbed::control_plane::skip_on_existing_cluster;
-use testbed::wait;
 
 const SOON: Duration = Duration::from_mins(1);
-const DEFINITION: &str = "registrymirrors.registrymirror.io";
 
 fn named<'a>(objects: &'a [Value], kind: &str) -> Vec<&'a Value> {
     objects.iter().filter(|object| object["kind"] == kind).collect()
@@ -239,6 +236,9 @@ async fn wrong_values_are_refused_by_name() {
         ("--set-string=crds.keep=no", "/crds/keep"),
         ("--set=logLevel=loud", "/logLevel"),
         ("--set=podLabels.a=1", "/podLabels/a"),
+        ("--set=replicas=-1", "/replicas"),
+        ("--set=fullnameOverride=A", "/fullnameOverride"),
+        ("--set=podMonitor=null", "podMonitor"),
         ("--set=serviceAccount.create=false", "serviceAccount.name"),
     ] {
         let refused = helm.template(&[flag]).await.unwrap_err();
@@ -249,115 +249,6 @@ async fn wrong_values_are_refused_by_name() {
 fn mirror(name: &str, storage: &Value) -> RegistryMirror {
     let spec = json!({"upstreams": [{"host": "quay.io"}], "storage": storage});
     RegistryMirror::new(name, serde_json::from_value(spec).unwrap())
-}
-
-#[tokio::test]
-async fn uninstalling_keeps_the_definition_and_its_mirrors_and_nothing_else() {
-    if skip_on_existing_cluster("uninstalling_keeps_the_definition_and_its_mirrors_and_nothing_else") {
-        return;
-    }
-    let cluster = Cluster::start().await;
-    let notes = cluster.install(&["--wait-for-jobs"]).await.unwrap();
-    assert!(notes.contains("kubectl get rmir"), "{notes}");
-    let mirrors = Api::<RegistryMirror>::namespaced(cluster.client.clone(), "operators");
-    let definitions = Api::<CustomResourceDefinition>::all(cluster.client.clone());
-    let hub = mirror("hub", &json!({"type": "Ephemeral"}));
-    wait::until("definition that takes a mirror", SOON, async || {
-        mirrors.create(&PostParams::default(), &hub).await.ok()
-    })
-    .await
-    .unwrap();
-
-    cluster.install(&["--set=logLevel=debug"]).await.unwrap();
-    let arguments = operator_arguments(&cluster).await;
-    assert!(
-        arguments.contains(&"--log-level=debug".to_owned()),
-        "{arguments:?}"
-    );
-    cluster
-        .helm
-        .run(&["rollback", "rm", "1", "--namespace=operators"])
-        .await
-        .unwrap();
-    let arguments = operator_arguments(&cluster).await;
-    assert!(
-        arguments.contains(&"--log-level=info".to_owned()),
-        "{arguments:?}"
-    );
-
-    cluster
-        .helm
-        .run(&["uninstall", "rm", "--namespace=operators"])
-        .await
-        .unwrap();
-    assert_eq!(left_behind(&cluster).await, Vec::<String>::new());
-    definitions.get(DEFINITION).await.unwrap();
-    mirrors.get("hub").await.unwrap();
-
-    let other = [
-        "install",
-        "other",
-        "CHART",
-        "--namespace=operators",
-        "--take-ownership",
-    ];
-    cluster.helm.run(&other).await.unwrap();
-    mirrors.get("hub").await.unwrap();
-}
-
-async fn operator_arguments(cluster: &Cluster) -> Vec<String> {
-    let deployments = Api::<Deployment>::namespaced(cluster.client.clone(), "operators");
-    let deployment = deployments.get("rm-registry-mirror").await.unwrap();
-    let template = deployment.spec.unwrap().template;
-    template.spec.unwrap().containers.remove(0).args.unwrap()
-}
-
-/// What still carries the release's name, the definition apart.
-async fn left_behind(cluster: &Cluster) -> Vec<String> {
-    async fn names<K>(api: Api<K>) -> Vec<String>
-    where
-        K: kube::Resource + Clone + std::fmt::Debug + serde::de::DeserializeOwned,
-        K::DynamicType: Default,
-    {
-        let of_the_release = ListParams::default().labels("app.kubernetes.io/instance=rm");
-        let found = api.list(&of_the_release).await.unwrap();
-        found.items.iter().map(ResourceExt::name_any).collect()
-    }
-    let client = || cluster.client.clone();
-    [
-        names(Api::<Deployment>::all(client())).await,
-        names(Api::<Service>::all(client())).await,
-        names(Api::<ServiceAccount>::all(client())).await,
-        names(Api::<ClusterRole>::all(client())).await,
-        names(Api::<ClusterRoleBinding>::all(client())).await,
-        names(Api::<Role>::all(client())).await,
-        names(Api::<RoleBinding>::all(client())).await,
-    ]
-    .concat()
-}
-
-#[tokio::test]
-async fn uninstalling_deletes_a_definition_that_is_not_to_be_kept() {
-    if skip_on_existing_cluster("uninstalling_deletes_a_definition_that_is_not_to_be_kept") {
-        return;
-    }
-    let cluster = Cluster::start().await;
-    cluster.install(&["--set=crds.keep=false"]).await.unwrap();
-    cluster
-        .helm
-        .run(&["uninstall", "rm", "--namespace=operators"])
-        .await
-        .unwrap();
-    let definitions = Api::<CustomResourceDefinition>::all(cluster.client.clone());
-    let gone = async || {
-        definitions
-            .get_opt(DEFINITION)
-            .await
-            .unwrap()
-            .is_none()
-            .then_some(())
-    };
-    wait::until("end of the definition", SOON, gone).await.unwrap();
 }
 
 #[tokio::test]

@@ -33,7 +33,8 @@ impl Helm {
         }
     }
 
-    /// What Helm said, or why it refused. `CHART` stands for the chart's directory.
+    /// What Helm said, or why it refused. `CHART` stands for the chart's directory, `PREVIOUS` for the package of a chart
+    /// as it was before it had monitors, budgets and probes.
     pub(crate) async fn run(&self, arguments: &[&str]) -> Result<String, String> {
         let Output {
             status,
@@ -73,10 +74,12 @@ impl Helm {
 
     fn command(&self, arguments: &[&str]) -> Command {
         let chart = workspace().join("charts/registry-mirror");
+        let previous = workspace().join("tests/tests/chart/registry-mirror-0.0.1.tgz");
         let mut command = Command::new(&self.program);
         for argument in arguments {
             match *argument {
                 "CHART" => command.arg(&chart),
+                "PREVIOUS" => command.arg(&previous),
                 other => command.arg(other),
             };
         }

@@ -17,6 +17,7 @@ use crate::{SHAPES, named};
 /// All that is off by default, on.
 const EVERYTHING: &[&str] = &[
     "--set=podMonitor.enabled=true,prometheusRule.enabled=true,dashboard.enabled=true",
+    "--set=replicas=2,fullnameOverride=op",
     "--set=podDisruptionBudget.enabled=true,extraEnv[0].name=HTTPS_PROXY,extraEnv[0].value=http://p:1",
     "--set=extraVolumes[0].name=x,extraVolumeMounts[0].name=x,extraVolumeMounts[0].mountPath=/x",
     "--set-json=extraVolumes[0].emptyDir={}",
@@ -151,6 +152,32 @@ async fn labels_of_the_users_come_beside_the_charts_and_never_in_their_place() {
         assert_eq!(labels["app.kubernetes.io/name"], "registry-mirror", "{labels}");
         assert_eq!(labels["team"], "ours", "{labels}");
     }
+}
+
+#[tokio::test]
+async fn values_say_as_whom_and_how_often_the_operator_runs_and_how_it_is_called() {
+    let helm = Helm::offline().await;
+    let flags = [
+        "--set=replicas=2,fullnameOverride=mirrors-op,podSecurityContext.runAsUser=null",
+        "--set=podSecurityContext.runAsGroup=null,securityContext.seLinuxOptions.level=s0",
+    ];
+    let objects = helm.template(&flags).await.unwrap();
+    let deployment = named(&objects, "Deployment")[0];
+    assert_eq!(deployment["metadata"]["name"], "mirrors-op");
+    assert_eq!(deployment["spec"]["replicas"], 2);
+    let pod = operators_pod(&objects);
+    assert_eq!(
+        pod["securityContext"],
+        json!({"runAsNonRoot": true, "seccompProfile": {"type": "RuntimeDefault"}})
+    );
+    let container = &pod["containers"][0];
+    assert_eq!(container["securityContext"]["seLinuxOptions"]["level"], "s0");
+    assert_eq!(
+        container["securityContext"]["capabilities"]["drop"],
+        json!(["ALL"])
+    );
+    let told = container["args"].as_array().unwrap();
+    assert!(told.contains(&json!("--lease-name=mirrors-op")), "{told:?}");
 }
 
 #[tokio::test]

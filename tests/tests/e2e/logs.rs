@@ -32,9 +32,10 @@ impl Logs {
         Self {
             node: rest(self.node, &before.node),
             // Another Pod has another log.
-            mirror: match self.mirror.starts_with(&before.mirror) {
-                true => rest(self.mirror, &before.mirror),
-                false => self.mirror,
+            mirror: if self.mirror.starts_with(&before.mirror) {
+                rest(self.mirror, &before.mirror)
+            } else {
+                self.mirror
             },
             upstream: rest(self.upstream, &before.upstream),
         }

@@ -37,8 +37,8 @@ impl Cluster {
     /// Fills it with something that is not the mirror's, up to the last byte.
     pub(crate) async fn fill_volume(&self) {
         let file = self.volume().join("ballast").display().to_string();
-        let fill = format!("cat /dev/zero >{file} 2>/dev/null || true");
-        self.run(&["sh", "-c", &fill]).await;
+        let script = format!("cat /dev/zero >{file} 2>/dev/null || true");
+        self.run(&["sh", "-c", &script]).await;
     }
 
     /// Waits until the claim asks for so much, and gives it, as a driver's resizer would.
