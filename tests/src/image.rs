@@ -74,7 +74,8 @@ pub struct File {
     pub path: String,
 }
 
-/// Writes an image of executable files, in one layer, for this machine's platform; the first is the entrypoint.
+/// Writes an image of executable files and nothing else, in one layer, for this machine's platform; the first is the
+/// entrypoint, and runs as nobody whom the machine knows.
 pub fn of_files(directory: &Path, tag: &str, files: &[File]) -> io::Result<Layout> {
     let mut layout = Layout::create(directory)?;
     let mut entries = Vec::new();
@@ -86,7 +87,8 @@ pub fn of_files(directory: &Path, tag: &str, files: &[File]) -> io::Result<Layou
         });
     }
     let entrypoint: Vec<&str> = files.iter().take(1).map(|file| file.path.as_str()).collect();
-    let config = json!({"Entrypoint": entrypoint, "Env": ["PATH=/"], "WorkingDir": "/"});
+    let config =
+        json!({"Entrypoint": entrypoint, "Env": ["PATH=/"], "User": "65532:65532", "WorkingDir": "/"});
     let layer = layout.layer(&entries)?;
     let manifest = layout.manifest(&native_platform(), &[layer], &config)?;
     layout.tag(&manifest, tag)?;
@@ -130,6 +132,36 @@ mod tests {
         let blobs = std::fs::read_dir(scratch.path().join("blobs/sha256")).unwrap();
         // 2 platforms with 3 layers, a configuration and a manifest each, and the index.
         assert_eq!(blobs.count(), 2 * (3 + 1 + 1) + 1);
+    }
+
+    #[test]
+    fn an_image_of_files_starts_as_the_dockerfile_says() {
+        let scratch = Scratch::new("image").unwrap();
+        let program = File {
+            source: scratch.write("program", "#!").unwrap(),
+            path: "/registry-mirror".to_owned(),
+        };
+        let layout = of_files(&scratch.path().join("layout"), "1", &[program]).unwrap();
+        let blobs = std::fs::read_dir(layout.path().join("blobs/sha256")).unwrap();
+        let config = blobs
+            .filter_map(|blob| serde_json::from_slice(&std::fs::read(blob.unwrap().path()).unwrap()).ok())
+            .find_map(|blob: serde_json::Value| {
+                blob.get("config").filter(|c| c.get("User").is_some()).cloned()
+            })
+            .unwrap();
+        let dockerfile = std::fs::read_to_string(crate::binaries::workspace().join("Dockerfile")).unwrap();
+        let says = |instruction: &str| {
+            let mut lines = dockerfile.lines();
+            lines
+                .find_map(|line| line.strip_prefix(instruction))
+                .unwrap()
+                .trim()
+                .to_owned()
+        };
+        assert_eq!(says("FROM"), "scratch");
+        assert_eq!(config["User"], says("USER"));
+        assert_eq!(config["Env"], json!([says("ENV")]));
+        assert_eq!(config["Entrypoint"].to_string(), says("ENTRYPOINT"));
     }
 
     #[test]

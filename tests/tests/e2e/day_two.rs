@@ -348,6 +348,11 @@ fn on_a_claim(mebibytes: u32) -> Value {
 }
 
 impl Cluster {
+    async fn mirrors_pods_differ_from(&self, before: &str) {
+        let differ = async || (self.mirrors_pods().await != before).then_some(());
+        wait::until("roll-out", SOON, differ).await.unwrap();
+    }
+
     /// Waits until the mirror says so of its storage.
     async fn storage_is(&self, reason: &str) {
         let there = async || (self.mirrors_reason("StorageReady").await == reason).then_some(());
@@ -359,13 +364,14 @@ impl Cluster {
 
 #[tokio::test]
 #[ignore = "needs root, an image and a node's programs, and some minutes: make e2e-day2"]
-async fn day_two_fills_a_volume_and_grows_it_without_a_failed_pull() {
+async fn day_two_fills_a_volume_and_grows_it_without_a_failed_pull_and_rolls_its_pod() {
     let (cluster, registry) = Cluster::with_chart_and_registry().await;
     cluster.provide_volume(SMALL).await;
     let mut day = Day::with(cluster, registry, on_a_claim(SMALL)).await;
     let pods = day.cluster.mirrors_pods().await;
+    // While the mirror has nothing that it could give up.
+    day.cluster.fill_volume().await;
     day.during("volume full", Duration::ZERO, async |day| {
-        day.cluster.fill_volume().await;
         day.cluster.storage_is("Full").await;
     })
     .await;
@@ -380,5 +386,12 @@ async fn day_two_fills_a_volume_and_grows_it_without_a_failed_pull() {
         pods,
         "a Pod was replaced or restarted"
     );
+    day.during("its only Pod rolled", WHILE_A_CONTAINER_STARTS, async |day| {
+        let format = json!({"observability": {"logFormat": "text"}});
+        day.cluster.change_mirror(&format).await;
+        day.cluster.mirrors_pods_differ_from(&pods).await;
+        day.cluster.mirror_runs("registry-mirror:0.1.0").await;
+    })
+    .await;
     day.end();
 }
