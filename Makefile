@@ -24,13 +24,17 @@ e2e-day2: ## the same through what happens to a cluster in a year: how long pull
 lint: ## formatting, clippy, unused dependencies, licences
 	@scripts/lint
 
-bench: ## this server beside nginx and Distribution, 7 rounds: tables, JSON and a plot in target/bench
-	@tests/cluster/packages bench
-	cargo bench --locked -p mirror --bench side_by_side
+bench: ## this server beside nginx and Distribution, 5 rounds: tables, JSON and a plot in target/bench
+	@scripts/bench
 
 bench-quick: ## the same in 2 shorter rounds
-	@tests/cluster/packages bench
-	cargo bench --locked -p mirror --bench side_by_side -- --quick
+	@scripts/bench --quick
+
+bench-day: ## a day of pulls, compressed into minutes: hits against an ideal LRU, beside Distribution 3
+	@scripts/bench --day
+
+count: ## the instructions of each operation of a hit and of a reconcile, against their budgets
+	@scripts/count
 
 fuzz: ## each fuzz target for a minute; longer: scripts/fuzz SECONDS TARGET
 	@scripts/fuzz
@@ -59,4 +63,4 @@ install: ## build the programs and put them into PREFIX/bin (default: cargo's)
 	cargo install --locked --path mirror $(if $(PREFIX),--root $(PREFIX))
 	cargo install --locked --path operator $(if $(PREFIX),--root $(PREFIX))
 
-.PHONY: help demo demo-cluster test e2e e2e-day2 lint bench bench-quick fuzz coverage generate image cluster-up cluster-down install
+.PHONY: help demo demo-cluster test e2e e2e-day2 lint bench bench-quick bench-day count fuzz coverage generate image cluster-up cluster-down install

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, IoSliceMut};
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -10,6 +11,8 @@ use rustix::io::{Errno, ReadWriteFlags, preadv2};
 
 /// What is read at a time: system calls cost little beside the copy, and a thousand slow clients still fit in memory.
 pub(crate) const BLOCK: usize = 128 * 1024;
+/// The distance between the bytes that tell whether a range is cached: half of what the system reads ahead.
+const LOOK_EVERY: usize = 64 * 1024;
 /// Blocks kept for the next reads, so that neither the allocator nor fresh pages are paid for each one.
 const SPARE: usize = 64;
 
@@ -32,7 +35,15 @@ pub(crate) async fn read(file: &Arc<File>, offset: u64, length: usize) -> io::Re
     if block.filled == 0 && length > 0 {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
-    Ok(Bytes::from_owner(block))
+    Ok(block.into_bytes())
+}
+
+/// True where this range seems to be in the page cache as a whole: looked at every few pages, as it comes and goes in
+/// larger parts than one. File systems that can't tell say no.
+pub(crate) fn is_cached(file: &File, range: &Range<u64>) -> bool {
+    let last = range.end.saturating_sub(1);
+    let mut looked_at = range.clone().step_by(LOOK_EVERY).chain([last]);
+    looked_at.all(|at| read_cached(file, &mut [0], at) == 1)
 }
 
 /// Takes off the front what is still to be skipped.
@@ -78,6 +89,19 @@ impl Block {
         &mut self.memory[..self.length]
     }
 
+    fn is_pooled(&self) -> bool {
+        self.memory.len() == BLOCK
+    }
+
+    fn into_bytes(mut self) -> Bytes {
+        if self.is_pooled() {
+            return Bytes::from_owner(self);
+        }
+        let mut memory = Vec::from(std::mem::take(&mut self.memory));
+        memory.truncate(self.filled);
+        memory.into()
+    }
+
     fn read_blocking(&mut self, file: &File, offset: u64) -> io::Result<()> {
         while self.filled < self.length {
             let at = offset + self.filled as u64;
@@ -100,7 +124,7 @@ impl AsRef<[u8]> for Block {
 
 impl Drop for Block {
     fn drop(&mut self) {
-        if self.memory.len() == BLOCK {
+        if self.is_pooled() {
             let memory = std::mem::take(&mut self.memory);
             pool(|spare| {
                 if spare.len() < SPARE {

@@ -11,9 +11,11 @@ pub(crate) mod invariants;
 mod lists;
 mod manifests;
 mod referrers;
-mod route;
+pub mod route;
+mod sendfile;
 pub mod serve;
 mod span;
+mod stored;
 pub mod tls;
 
 use std::sync::Arc;
@@ -24,10 +26,12 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use tracing::Instrument;
 
-use access::{Record, Recorded};
+use access::Record;
+pub use access::Recorded;
 pub use auth::{Htpasswd, trouble_with_users};
 use error::RegistryError;
 use route::Route;
+use sendfile::Pieces;
 
 use crate::health::Health;
 use crate::metrics::{Metrics, Outcome};
@@ -66,6 +70,7 @@ struct Asked<'a> {
     method: &'a Method,
     headers: &'a HeaderMap,
     query: &'a str,
+    pieces: Option<&'a Pieces>,
 }
 
 /// An endpoint's answer, and what is to be said of it.
@@ -75,9 +80,22 @@ struct Answer {
     repository: Option<Repository>,
 }
 
-/// Who is at the other end, for the log.
-#[derive(Clone, Debug)]
-pub struct Peer(pub Arc<str>);
+/// Who is at the other end of a connection.
+#[derive(Clone)]
+pub struct Peer {
+    /// For the log.
+    name: Arc<str>,
+    /// What the kernel is to send, where the connection can have it do so.
+    pieces: Option<Pieces>,
+}
+
+impl Peer {
+    /// A client that gets all bytes through the body of its answer.
+    pub fn named(name: &str) -> Self {
+        let (name, pieces) = (name.into(), None);
+        Self { name, pieces }
+    }
+}
 
 /// Answers requests. Clones share everything.
 ///
@@ -99,7 +117,7 @@ pub fn service(pull: Arc<Pull>, settings: Settings, metrics: Metrics) -> Service
 
 impl Service {
     /// The answer to one request. Nobody reads a request's body: no endpoint has one.
-    pub(crate) async fn answer(self, request: Parts, peer: &Peer) -> http::Response<Recorded> {
+    pub async fn answer(self, request: Parts, peer: &Peer) -> http::Response<Recorded> {
         let app = self.app;
         let route = Route::parse(request.uri.path(), &app.settings.prefix);
         let span = span::begin(&request, &route, &app.settings, peer);
@@ -111,6 +129,10 @@ impl Service {
             method: &request.method,
             headers: &request.headers,
             query: request.uri.query().unwrap_or_default(),
+            pieces: peer
+                .pieces
+                .as_ref()
+                .filter(|_| request.version <= http::Version::HTTP_11),
         };
         let answer = if names_one_host(&request) {
             endpoint(&asked, &route).instrument(span).await
@@ -146,11 +168,12 @@ async fn endpoint(asked: &Asked<'_>, route: &Route<'_>) -> Result<Answer, Regist
     }
     match route {
         Route::Root | Route::Base => Ok(Answer::plain(base())),
-        Route::Catalog => lists::catalog(asked).await,
+        // Boxed, as a request for a manifest or a blob would make room for them.
+        Route::Catalog => Box::pin(lists::catalog(asked)).await,
         Route::Manifest { name, reference } => manifests::get(asked, name, reference).await,
         Route::Blob { name, digest } => blobs::get(asked, name, digest).await,
-        Route::Tags { name } => lists::tags(asked, name).await,
-        Route::Referrers { name, digest } => referrers::get(asked, name, digest).await,
+        Route::Tags { name } => Box::pin(lists::tags(asked, name)).await,
+        Route::Referrers { name, digest } => Box::pin(referrers::get(asked, name, digest)).await,
         Route::Upload | Route::Unknown => Err(RegistryError::nothing_here()),
     }
 }

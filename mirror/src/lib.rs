@@ -22,7 +22,7 @@ pub mod logging;
 pub mod metrics;
 pub mod name;
 pub mod pull;
-mod range;
+pub mod range;
 pub mod secret;
 pub mod server;
 pub mod store;

@@ -38,6 +38,9 @@ pub struct Metrics {
     requests: Family<RequestLabels, Counter>,
     seconds: Family<SecondsLabels, Histogram, fn() -> Histogram>,
     bytes: Family<SourceLabels, Counter>,
+    /// The two of them: every answer counts in one.
+    from_cache: Counter,
+    from_upstream: Counter,
     fills: Family<FillLabels, Counter>,
     evictions: Family<EvictionLabels, Counter>,
     upstream: Family<UpstreamLabels, Counter>,
@@ -70,12 +73,16 @@ fn histogram() -> Histogram {
 impl Metrics {
     /// Counters that stand at zero.
     pub fn new() -> Self {
+        let bytes = Family::<SourceLabels, Counter>::default();
+        let from = |source| bytes.get_or_create_owned(&SourceLabels { source });
         let mut metrics = Self {
+            from_cache: from(Source::Cache),
+            from_upstream: from(Source::Upstream),
             registry: Arc::default(),
             usual: Arc::default(),
             requests: Family::default(),
             seconds: Family::new_with_constructor(histogram),
-            bytes: Family::default(),
+            bytes,
             fills: Family::default(),
             evictions: Family::default(),
             upstream: Family::default(),
@@ -134,7 +141,10 @@ impl Metrics {
 
     /// Bytes of a body went to a client.
     pub fn served(&self, source: Source, bytes: u64) {
-        self.bytes.get_or_create(&SourceLabels { source }).inc_by(bytes);
+        match source {
+            Source::Cache => self.from_cache.inc_by(bytes),
+            Source::Upstream => self.from_upstream.inc_by(bytes),
+        };
     }
 
     /// A fill ended.

@@ -11,7 +11,7 @@ const MAX_RANGES: NonZeroUsize = NonZeroUsize::new(16).unwrap();
 
 /// What part of a representation a request asks for; not yet held against its size.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Wanted {
+pub enum Wanted {
     /// All of it.
     Whole,
     /// Some ranges, in the order asked.
@@ -20,7 +20,7 @@ pub(crate) enum Wanted {
 
 /// A request's ranges resolved against a size.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Resolved {
+pub enum Resolved {
     /// 200.
     Whole,
     /// 206, or 206 `multipart/byteranges` where there are several; never empty.
@@ -31,13 +31,16 @@ pub(crate) enum Resolved {
 
 impl Wanted {
     /// Reads `Range` and `If-Range`. What is malformed, in another unit or excessive counts as not sent.
-    pub(crate) fn of(headers: &HeaderMap, etag: &str) -> Self {
+    pub fn of(headers: &HeaderMap, etag: impl AsRef<[u8]>) -> Self {
         let mut values = headers.get_all(header::RANGE).iter();
         let (Some(value), None) = (values.next(), values.next()) else {
             return Self::Whole;
         };
         // Only a strong comparison will do (section 13.1.5); a date never matches, as we send none.
-        if headers.get(header::IF_RANGE).is_some_and(|tag| tag != etag) {
+        if headers
+            .get(header::IF_RANGE)
+            .is_some_and(|tag| tag.as_bytes() != etag.as_ref())
+        {
             return Self::Whole;
         }
         let Ok(text) = value.to_str() else {
@@ -50,7 +53,7 @@ impl Wanted {
     }
 
     /// The one range that is wanted, of a representation of this size; `None` where it is the whole, or several.
-    pub(crate) fn single(&self, size: u64) -> Option<Range<u64>> {
+    pub fn single(&self, size: u64) -> Option<Range<u64>> {
         match self.resolve(size) {
             Resolved::Parts(parts) => <[_; 1]>::try_from(parts).ok().map(|[part]| part),
             _ => None,
@@ -63,7 +66,7 @@ impl Wanted {
     }
 
     /// Holds the ranges against the size; those beyond the end drop out.
-    pub(crate) fn resolve(&self, size: u64) -> Resolved {
+    pub fn resolve(&self, size: u64) -> Resolved {
         let Self::Ranges(ranges) = self else {
             return Resolved::Whole;
         };

@@ -78,20 +78,25 @@ impl Server {
     /// A file that the configuration names is missing or malformed, the cache is in use or cannot be written,
     /// or an address is taken.
     pub async fn start(config: Config) -> Result<Self, Error> {
-        check(&config)?;
+        install_crypto();
         let (clock, metrics, tasks) = (Clock::system(), Metrics::new(), CancellationToken::new());
         let certificates = certificates(&config)?.map(Arc::new);
         // The addresses first: who starts a second server on them learns that before the cache is touched.
         let (listener, address) = listen::clients(&config.http.listen).await?;
         let admin = listen::admin(config.http.admin.as_ref()).await?;
-        let store = open(&config, &clock).await?;
         let mut upstreams = Upstreams::default();
         let options = Options {
             clock: clock.clone(),
             metrics: metrics.clone(),
             ..Options::default()
         };
-        upstreams.become_of(&config.proxy, &options).await?;
+        // Side by side: the one waits for the disk, the other reads the system's authorities.
+        let (store, made) = tokio::join!(
+            open(&config, &clock),
+            upstreams.become_of(&config.proxy, &options)
+        );
+        let store = store?;
+        made?;
         let live = Live {
             upstreams: upstreams.origins(),
             cache: config.proxy.cache.clone(),

@@ -75,6 +75,8 @@ pub struct Blob {
     pub file: Arc<File>,
     /// Its length in bytes.
     pub size: u64,
+    /// All of it, where it is small: hashed when it was read.
+    pub bytes: Option<Bytes>,
 }
 
 /// A manifest, byte for byte.

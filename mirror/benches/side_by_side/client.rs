@@ -2,10 +2,25 @@
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rustls::{ClientConfig, ClientConnection, StreamOwned};
+
+use crate::upstream::TOKEN;
+
+/// Where and how to connect.
+#[derive(Clone)]
+pub(crate) struct Target {
+    pub(crate) address: SocketAddr,
+    pub(crate) tls: Option<Arc<ClientConfig>>,
+}
+
+trait Stream: Read + Write {}
+impl<S: Read + Write> Stream for S {}
+
 /// One connection that is kept.
-pub(crate) struct Connection(BufReader<TcpStream>);
+pub(crate) struct Connection(BufReader<Box<dyn Stream>>);
 
 /// What one request took.
 pub(crate) struct Took {
@@ -14,22 +29,40 @@ pub(crate) struct Took {
     pub(crate) bytes: u64,
 }
 
-impl Connection {
-    pub(crate) fn open(address: SocketAddr) -> io::Result<Self> {
-        let stream = TcpStream::connect(address)?;
-        stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(Duration::from_mins(2)))?;
-        Ok(Self(BufReader::with_capacity(256 << 10, stream)))
+impl Target {
+    pub(crate) fn connect(&self) -> io::Result<Connection> {
+        self.connect_for(Duration::from_mins(2))
     }
 
-    /// `GET`; anything but 200 is an error.
+    /// One that waits no longer than this for more.
+    pub(crate) fn connect_for(&self, patience: Duration) -> io::Result<Connection> {
+        let stream = TcpStream::connect(self.address)?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(patience))?;
+        let stream: Box<dyn Stream> = match &self.tls {
+            None => Box::new(stream),
+            Some(config) => {
+                let name = "localhost".try_into().map_err(io::Error::other)?;
+                let connection = ClientConnection::new(config.clone(), name).map_err(io::Error::other)?;
+                Box::new(StreamOwned::new(connection, stream))
+            }
+        };
+        Ok(Connection(BufReader::with_capacity(256 << 10, stream)))
+    }
+
+    /// One that takes little and slowly, so that a thousand of them fit.
+    pub(crate) fn connect_slowly(&self) -> io::Result<Connection> {
+        let stream = TcpStream::connect(self.address)?;
+        rustix::net::sockopt::set_socket_recv_buffer_size(&stream, 64 << 10)?;
+        Ok(Connection(BufReader::new(Box::new(stream))))
+    }
+}
+
+impl Connection {
+    /// `GET`, to the end of the body; anything but 200 is an error.
     pub(crate) fn get(&mut self, path: &str) -> io::Result<Took> {
         let started = Instant::now();
-        let request = format!(
-            "GET {path} HTTP/1.1\r\nHost: bench\r\nAccept: application/vnd.oci.image.manifest.v1+json\r\n\r\n"
-        );
-        self.0.get_mut().write_all(request.as_bytes())?;
-        let length = self.head()?;
+        let length = self.ask(path)?;
         let mut body = self.0.by_ref().take(length);
         let mut first_byte = None;
         let mut bytes = 0;
@@ -52,8 +85,12 @@ impl Connection {
         })
     }
 
-    /// The length of the body.
-    fn head(&mut self) -> io::Result<u64> {
+    /// `GET`, up to the head; the length of the body.
+    pub(crate) fn ask(&mut self, path: &str) -> io::Result<u64> {
+        let request = format!(
+            "GET {path} HTTP/1.1\r\nHost: bench\r\nAccept: application/vnd.oci.image.manifest.v1+json\r\nAuthorization: {TOKEN}\r\n\r\n"
+        );
+        self.0.get_mut().write_all(request.as_bytes())?;
         let (mut line, mut status, mut length) = (String::new(), String::new(), 0);
         loop {
             line.clear();
@@ -75,40 +112,47 @@ impl Connection {
             Err(io::Error::other(status))
         }
     }
+
+    /// Reads this much of a body and leaves the rest.
+    pub(crate) fn take(&mut self, bytes: usize) -> io::Result<()> {
+        self.0.read_exact(&mut vec![0; bytes])
+    }
 }
 
 /// Asks for one path over and over on several connections at once; what each request took.
-pub(crate) fn load(address: SocketAddr, path: &str, connections: usize, for_seconds: f64) -> Vec<Took> {
+pub(crate) fn load(target: &Target, path: &str, connections: usize, for_seconds: f64) -> Vec<Took> {
     let until = Instant::now() + Duration::from_secs_f64(for_seconds);
-    each(connections, || {
-        let mut connection = Connection::open(address).expect("the server listens");
+    each(connections, |_| {
+        let mut connection = target.connect().expect("the server listens");
         let mut took = Vec::new();
         while Instant::now() < until || took.is_empty() {
-            took.push(
-                connection
-                    .get(path)
-                    .unwrap_or_else(|error| panic!("{address}{path}: {error}")),
-            );
+            took.push(asked(&mut connection, path));
         }
         took
     })
 }
 
-/// Asks once on each of several connections at once.
-pub(crate) fn herd(address: SocketAddr, path: &str, clients: usize) -> Vec<Took> {
-    each(clients, || {
-        let mut connection = Connection::open(address).expect("the server listens");
-        vec![
-            connection
-                .get(path)
-                .unwrap_or_else(|error| panic!("{address}{path}: {error}")),
-        ]
+/// Each of several clients asks once for its path, one after the other in this distance, or all at once.
+pub(crate) fn herd(target: &Target, paths: &[&str], clients: usize, apart: Duration) -> Vec<Took> {
+    each(clients, |number| {
+        std::thread::sleep(apart * u32::try_from(number).unwrap());
+        let mut connection = target.connect().expect("the server listens");
+        vec![asked(&mut connection, paths[number % paths.len()])]
     })
 }
 
-fn each(threads: usize, work: impl Fn() -> Vec<Took> + Sync) -> Vec<Took> {
+fn asked(connection: &mut Connection, path: &str) -> Took {
+    connection
+        .get(path)
+        .unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+fn each(threads: usize, work: impl Fn(usize) -> Vec<Took> + Sync) -> Vec<Took> {
     std::thread::scope(|scope| {
-        let running: Vec<_> = (0..threads).map(|_| scope.spawn(&work)).collect();
+        let work = &work;
+        let running: Vec<_> = (0..threads)
+            .map(|number| scope.spawn(move || work(number)))
+            .collect();
         running
             .into_iter()
             .flat_map(|thread| thread.join().unwrap())

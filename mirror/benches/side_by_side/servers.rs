@@ -2,146 +2,250 @@
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::client::Connection;
+use rustls::crypto::ring::{cipher_suite, default_provider};
+use rustls::{ClientConfig, RootCertStore};
+
+use crate::client::Target;
 use crate::content::Content;
-use crate::report::Report;
-use crate::upstream::Upstream;
 
 pub(crate) const OURS: &str = "registry-mirror";
 pub(crate) const NGINX: &str = "nginx sendfile";
-const DISTRIBUTION: &str = "Distribution 2.8";
+const DISTRIBUTION_2: &str = "Distribution 2.8";
+const DISTRIBUTION_3: &str = "Distribution 3";
 
 /// A server that runs until it is dropped.
 pub(crate) struct Server {
     pub(crate) name: &'static str,
-    pub(crate) address: SocketAddr,
+    pub(crate) target: Target,
+    pub(crate) started_in: Duration,
     child: Child,
 }
 
-impl Server {
-    /// Starts all, one after the other, and pulls everything once through each.
-    pub(crate) fn start_all(
-        scratch: &Path,
-        content: &Content,
-        upstream: &Upstream,
-        report: &mut Report,
-    ) -> Vec<Self> {
-        let servers = vec![
-            Self::ours(scratch, upstream, report),
-            Self::nginx(scratch, content, report),
-            Self::distribution(scratch, upstream, report),
-        ];
-        for server in &servers {
-            let mut connection = Connection::open(server.address).unwrap();
-            for path in [
-                server.tag(),
-                server.manifest(content),
-                server.small(content),
-                server.layer(content),
-            ] {
-                connection
-                    .get(&path)
-                    .unwrap_or_else(|error| panic!("{}{path}: {error}", server.name));
-            }
-        }
-        servers
+/// Where servers are made, and the registry that they pull through.
+pub(crate) struct Site<'a> {
+    pub(crate) scratch: &'a Path,
+    pub(crate) upstream: SocketAddr,
+}
+
+/// A certificate for `localhost`: where its files are, and how clients trust it.
+struct Certificate {
+    chain: PathBuf,
+    key: PathBuf,
+    client: Arc<ClientConfig>,
+}
+
+impl Site<'_> {
+    /// All that are measured.
+    pub(crate) fn all(&self, content: &Content) -> Vec<Server> {
+        let mut all = self.registries("cache: {tagttl: 1h, maxsize: 8Gi}");
+        all.insert(1, self.nginx(content, None));
+        all
     }
 
-    fn ours(scratch: &Path, upstream: &Upstream, report: &mut Report) -> Self {
-        let (port, root, file) = (free_port(), scratch.join("ours"), scratch.join("ours.yml"));
-        let config = format!(
-            "version: 0.1\nlog: {{level: warn, accesslog: {{disabled: true}}}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\n\
-             http: {{addr: '127.0.0.1:{port}'}}\nproxy:\n  upstreams: [{{host: docker.io, remoteurl: 'http://{}'}}]\n  cache: {{tagttl: 1h, maxsize: 4Gi}}\n",
-            root.display(),
-            upstream.address
-        );
-        fs::write(&file, config).unwrap();
-        let mut command = command(env!("CARGO_BIN_EXE_mirror"));
-        command.arg("serve").arg(file);
-        Self::start(OURS, command, port, scratch, report)
+    /// Those that pull through; ours with this below `proxy`.
+    pub(crate) fn registries(&self, ours: &str) -> Vec<Server> {
+        vec![
+            self.ours(ours, None),
+            self.distribution_2(),
+            self.distribution_3(),
+        ]
     }
 
-    fn distribution(scratch: &Path, upstream: &Upstream, report: &mut Report) -> Self {
-        let (port, root, file) = (free_port(), scratch.join("peer"), scratch.join("peer.yml"));
+    /// Ours and nginx over TLS, of which clients accept one cipher.
+    pub(crate) fn secure(&self, content: &Content) -> Vec<Server> {
+        let certificate = Certificate::new(self.scratch);
+        vec![
+            self.ours("cache: {tagttl: 1h}", Some(&certificate)),
+            self.nginx(content, Some(&certificate)),
+        ]
+    }
+
+    /// This server, with more below `proxy`.
+    fn ours(&self, proxy: &str, tls: Option<&Certificate>) -> Server {
+        let place = Place::new(self.scratch, "/v2/");
+        let tls_yaml = tls.map_or(String::new(), |tls| {
+            let (certificate, key) = (tls.chain.display(), tls.key.display());
+            format!(", tls: {{certificate: {certificate}, key: {key}}}")
+        });
         let config = format!(
             "version: 0.1\nlog: {{level: error, accesslog: {{disabled: true}}}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\n\
-             http: {{addr: '127.0.0.1:{port}'}}\nproxy: {{remoteurl: 'http://{}'}}\n",
-            root.display(),
-            upstream.address
+             http: {{addr: '127.0.0.1:{}'{tls_yaml}}}\nproxy:\n  upstreams: [{{host: docker.io, remoteurl: 'http://{}'}}]\n  {proxy}\n",
+            place.root.display(),
+            place.port,
+            self.upstream
         );
-        fs::write(&file, config).unwrap();
-        let mut command = command("docker-registry");
-        command.arg("serve").arg(file);
-        Self::start(DISTRIBUTION, command, port, scratch, report)
+        let mut command = command(env!("CARGO_BIN_EXE_mirror"));
+        command.arg("serve").arg(place.config(&config));
+        place.start(OURS, command, tls)
+    }
+
+    fn distribution_2(&self) -> Server {
+        self.distribution(DISTRIBUTION_2, "docker-registry")
+    }
+
+    fn distribution_3(&self) -> Server {
+        self.distribution(DISTRIBUTION_3, "registry")
+    }
+
+    fn distribution(&self, name: &'static str, program: &str) -> Server {
+        let place = Place::new(self.scratch, "/v2/");
+        let config = format!(
+            "version: 0.1\nlog: {{level: error, accesslog: {{disabled: true}}}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\n\
+             http: {{addr: '127.0.0.1:{}'}}\nproxy: {{remoteurl: 'http://{}'}}\n",
+            place.root.display(),
+            place.port,
+            self.upstream
+        );
+        let mut command = command(program);
+        command
+            .arg("serve")
+            .arg(place.config(&config))
+            .env("OTEL_TRACES_EXPORTER", "none");
+        place.start(name, command, None)
     }
 
     /// Serves plain files: what the kernel can do at best.
-    fn nginx(scratch: &Path, content: &Content, report: &mut Report) -> Self {
-        let (port, own) = (free_port(), scratch.join("nginx"));
-        fs::create_dir_all(&own).unwrap();
+    fn nginx(&self, content: &Content, tls: Option<&Certificate>) -> Server {
+        let place = Place::new(self.scratch, "/small");
+        let own = &place.root;
+        fs::create_dir_all(own).unwrap();
+        let small = &content.bytes[..Content::SMALL];
         for (name, bytes) in [
-            ("layer", &content.layer),
-            ("small", &content.small),
-            ("manifest", &content.manifest),
+            ("layer", &*content.bytes),
+            ("small", small),
+            ("manifest", &content.manifest_bytes),
         ] {
             fs::write(own.join(name), bytes).unwrap();
         }
+        let own = own.display();
         let temporary = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
-            .map(|kind| format!("{kind}_temp_path {}/{kind};", own.display()));
+            .map(|kind| format!("{kind}_temp_path {own}/{kind};"))
+            .join(" ");
+        let (ssl, certificate) = match tls {
+            None => ("", String::new()),
+            Some(tls) => {
+                let (certificate, key) = (tls.chain.display(), tls.key.display());
+                (
+                    " ssl",
+                    format!(
+                        "ssl_certificate {certificate}; ssl_certificate_key {key}; ssl_protocols TLSv1.3;"
+                    ),
+                )
+            }
+        };
         let config = format!(
             "daemon off; worker_processes auto; pid {own}/pid; error_log {own}/log;\nevents {{ worker_connections 4096; }}\n\
-             http {{ access_log off; sendfile on; tcp_nopush on; keepalive_requests 1000000000; open_file_cache max=100; {}\n\
-             server {{ listen 127.0.0.1:{port}; root {own}; }} }}\n",
-            temporary.join(" "),
-            own = own.display()
+             http {{ access_log off; sendfile on; tcp_nopush on; keepalive_requests 1000000000; open_file_cache max=100; {temporary}\n\
+             server {{ listen 127.0.0.1:{port}{ssl}; {certificate} root {own}; }} }}\n",
+            port = place.port
         );
-        fs::write(own.join("conf"), config).unwrap();
-        // Where root starts it, the workers must be root too: the files are in a private directory.
         let mut command = command("nginx");
-        command.arg("-c").arg(own.join("conf")).args(["-g", "user root;"]);
-        Self::start(NGINX, command, port, scratch, report)
+        // Where root starts it, the workers must be root too: the files are in a private directory.
+        command
+            .arg("-c")
+            .arg(place.config(&config))
+            .args(["-g", "user root;"]);
+        place.start(NGINX, command, tls)
+    }
+}
+
+impl Certificate {
+    fn new(scratch: &Path) -> Self {
+        let issued = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let (chain, key) = (scratch.join("tls.crt"), scratch.join("tls.key"));
+        fs::write(&chain, issued.cert.pem()).unwrap();
+        fs::write(&key, issued.signing_key.serialize_pem()).unwrap();
+        let mut roots = RootCertStore::empty();
+        roots.add(issued.cert.der().clone()).unwrap();
+        let mut provider = default_provider();
+        provider.cipher_suites = vec![cipher_suite::TLS13_AES_128_GCM_SHA256];
+        let client = ClientConfig::builder_with_provider(provider.into())
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        Self {
+            chain,
+            key,
+            client: client.into(),
+        }
+    }
+}
+
+/// What a server that is about to start has for itself.
+struct Place {
+    port: u16,
+    root: PathBuf,
+    first: &'static str,
+}
+
+impl Place {
+    fn new(scratch: &Path, first: &'static str) -> Self {
+        let port = free_port();
+        let root = scratch.join(port.to_string());
+        Self { port, root, first }
     }
 
-    fn start(
-        name: &'static str,
-        mut command: Command,
-        port: u16,
-        scratch: &Path,
-        report: &mut Report,
-    ) -> Self {
-        let log = fs::File::create(scratch.join(format!("{port}.log"))).unwrap();
-        let started = Instant::now();
-        let child = command
+    fn config(&self, text: &str) -> PathBuf {
+        let path = self.root.with_extension("conf");
+        fs::write(&path, text).unwrap();
+        path
+    }
+
+    /// Starts it and waits for a first answer.
+    fn start(self, name: &'static str, mut command: Command, tls: Option<&Certificate>) -> Server {
+        let log = fs::File::create(self.root.with_extension("log")).unwrap();
+        command
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
-            .stderr(log)
-            .spawn();
-        let child = child
-            .unwrap_or_else(|error| panic!("{name}: {error}; install it with tests/cluster/packages bench"));
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        let server = Self { name, address, child };
-        let path = if name == NGINX { "/small" } else { "/v2/" };
-        while Connection::open(address)
-            .and_then(|mut connection| connection.get(path))
-            .is_err()
-        {
+            .stderr(log);
+        let started = Instant::now();
+        let child = command
+            .spawn()
+            .unwrap_or_else(|error| panic!("{name}: {error}; scripts/bench installs or builds it"));
+        let target = Target {
+            address: SocketAddr::from((Ipv4Addr::LOCALHOST, self.port)),
+            tls: tls.map(|tls| tls.client.clone()),
+        };
+        let answers = || {
+            target
+                .connect()
+                .and_then(|mut connection| connection.get(self.first))
+        };
+        while answers().is_err() {
             assert!(
                 started.elapsed() < Duration::from_secs(30),
                 "{name} does not answer"
             );
             std::thread::sleep(Duration::from_millis(1));
         }
-        report.add(
-            "M7 start to first answer, ms",
+        Server {
             name,
-            started.elapsed().as_secs_f64() * 1e3,
-        );
-        report.add("M7 idle anonymous memory, MiB", name, server.anonymous_mib());
-        server
+            started_in: started.elapsed(),
+            target,
+            child,
+        }
+    }
+}
+
+impl Server {
+    /// Pulls everything once.
+    pub(crate) fn warm(&self, content: &Content) {
+        let mut connection = self.target.connect().unwrap();
+        for path in [
+            self.tag(),
+            self.manifest(content),
+            self.small(content),
+            self.layer(content),
+        ] {
+            let got = connection.get(&path);
+            got.unwrap_or_else(|error| panic!("{}{path}: {error}", self.name));
+        }
     }
 
     fn path(&self, kind: &str, reference: &str, plain: &str) -> String {
@@ -152,20 +256,29 @@ impl Server {
         }
     }
 
+    /// A layer's path; nginx has but one.
+    pub(crate) fn blob(&self, digest: &str) -> String {
+        self.path("blobs", digest, "layer")
+    }
+
     pub(crate) fn layer(&self, content: &Content) -> String {
-        self.path("blobs", content.layer_digest.as_str(), "layer")
+        self.blob(content.layer.as_str())
     }
 
     pub(crate) fn small(&self, content: &Content) -> String {
-        self.path("blobs", content.small_digest.as_str(), "small")
+        self.path("blobs", content.small.as_str(), "small")
     }
 
     pub(crate) fn manifest(&self, content: &Content) -> String {
-        self.path("manifests", content.manifest_digest.as_str(), "manifest")
+        self.path("manifests", content.manifest.as_str(), "manifest")
     }
 
     pub(crate) fn tag(&self) -> String {
         self.path("manifests", "latest", "manifest")
+    }
+
+    pub(crate) fn is_distribution(&self) -> bool {
+        self.name.starts_with("Distribution")
     }
 
     /// Seconds of CPU that it and its workers have used.

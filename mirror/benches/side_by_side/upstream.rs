@@ -1,19 +1,43 @@
-//! The registry that all pull through: answers late, over one link of limited width, and counts.
+//! The registry that all pull through: wants a token, answers late, over one link of limited width, counts, and
+//! misbehaves when told to.
 
 use std::collections::HashMap;
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use crate::content::{Content, LAYER};
+use crate::client::Target;
+use crate::content::{Content, Item, Named};
 
 /// From a request to the first byte of its answer.
 pub(crate) const LATENCY: Duration = Duration::from_millis(50);
 /// Bytes a second, of all connections together.
 pub(crate) const BANDWIDTH: u32 = 200 << 20;
+/// What clients show once they have it.
+pub(crate) const TOKEN: &str = "Bearer open-sesame";
 const STEP: usize = 256 << 10;
+
+/// How it behaves.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mode {
+    Well,
+    /// It takes requests and never answers.
+    Hangs,
+    /// It answers each with this status.
+    Fails(&'static str),
+    /// The last byte of each layer is another one.
+    Corrupts,
+}
+
+/// What it was asked.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Counts {
+    pub(crate) requests: u64,
+    pub(crate) blob_gets: u64,
+    pub(crate) blob_bytes: u64,
+    pub(crate) tokens: u64,
+}
 
 /// Runs as long as the process.
 pub(crate) struct Upstream {
@@ -22,23 +46,25 @@ pub(crate) struct Upstream {
 }
 
 struct Shared {
-    content: Content,
-    fresh: Mutex<HashMap<String, [u8; 8]>>,
-    blob_gets: AtomicU64,
-    requests: AtomicU64,
+    bytes: Arc<[u8]>,
+    address: SocketAddr,
+    items: Mutex<HashMap<String, Item>>,
+    mode: Mutex<Mode>,
+    counts: Mutex<Counts>,
     /// When the link is free again.
     link: Mutex<Instant>,
 }
 
 impl Upstream {
-    pub(crate) fn start(content: Content) -> Self {
+    pub(crate) fn start(content: &Content) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let address = listener.local_addr().unwrap();
         let shared = Arc::new(Shared {
-            content,
-            fresh: Mutex::default(),
-            blob_gets: AtomicU64::new(0),
-            requests: AtomicU64::new(0),
+            bytes: content.bytes.clone(),
+            address,
+            items: Mutex::new(content.first().into_iter().collect()),
+            mode: Mutex::new(Mode::Well),
+            counts: Mutex::default(),
             link: Mutex::new(Instant::now()),
         });
         let serving = shared.clone();
@@ -52,15 +78,25 @@ impl Upstream {
         Self { address, shared }
     }
 
-    /// Has this layer from now on.
-    pub(crate) fn add(&self, digest: &str, head: [u8; 8]) {
-        self.shared.fresh.lock().unwrap().insert(digest.to_owned(), head);
+    pub(crate) fn target(&self) -> Target {
+        Target {
+            address: self.address,
+            tls: None,
+        }
     }
 
-    /// `GET`s of blobs and all requests since the last call.
-    pub(crate) fn take_counts(&self) -> (u64, u64) {
-        let take = |counter: &AtomicU64| counter.swap(0, Ordering::Relaxed);
-        (take(&self.shared.blob_gets), take(&self.shared.requests))
+    /// Has these from now on.
+    pub(crate) fn add(&self, items: impl IntoIterator<Item = Named>) {
+        self.shared.items.lock().unwrap().extend(items);
+    }
+
+    pub(crate) fn behave(&self, mode: Mode) {
+        *self.shared.mode.lock().unwrap() = mode;
+    }
+
+    /// What it was asked since the last call.
+    pub(crate) fn take_counts(&self) -> Counts {
+        std::mem::take(&mut *self.shared.counts.lock().unwrap())
     }
 }
 
@@ -73,82 +109,83 @@ impl Shared {
             if reader.read_line(&mut request)? == 0 {
                 return Ok(());
             }
-            let mut line = String::from("-");
+            let (mut line, mut token) = (String::from("-"), false);
             while !line.trim_end().is_empty() {
                 line.clear();
                 reader.read_line(&mut line)?;
+                token |= line.trim_end().ends_with(TOKEN);
             }
             let mut words = request.split(' ');
             let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
             std::thread::sleep(LATENCY);
-            self.answer(stream, method == "HEAD", path)?;
+            self.answer(stream, method == "HEAD", path, token)?;
         }
     }
 
-    fn answer(&self, mut stream: &TcpStream, head_only: bool, path: &str) -> io::Result<()> {
-        self.requests.fetch_add(1, Ordering::Relaxed);
+    fn answer(&self, mut stream: &TcpStream, head_only: bool, path: &str, token: bool) -> io::Result<()> {
+        let mode = *self.mode.lock().unwrap();
+        self.counts.lock().unwrap().requests += 1;
+        match mode {
+            Mode::Hangs => {
+                // Until the other side has had enough.
+                io::copy(&mut stream, &mut io::sink())?;
+                return Ok(());
+            }
+            Mode::Fails(status) => {
+                return write!(stream, "HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n");
+            }
+            Mode::Well | Mode::Corrupts => {}
+        }
+        if path.starts_with("/token") {
+            self.counts.lock().unwrap().tokens += 1;
+            let body = format!(r#"{{"token":"{}","expires_in":3600}}"#, &TOKEN["Bearer ".len()..]);
+            return self.document(stream, head_only, "application/json", body.as_bytes());
+        }
+        if !token {
+            let realm = format!(r#"Bearer realm="http://{}/token",service="bench""#, self.address);
+            return write!(
+                stream,
+                "HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: {realm}\r\nContent-Length: 0\r\n\r\n"
+            );
+        }
         let name = path.rsplit('/').next().unwrap_or_default();
-        let content = &self.content;
-        let fresh = self.fresh.lock().unwrap().get(name).copied();
-        let (start, rest): (&[u8], &[u8]) = match (path, fresh) {
-            ("/v2/", _) => (b"{}", b""),
-            (_, Some(ref head)) => return self.blob(stream, head_only, name, head, &content.layer[8..]),
-            _ if path.contains("/manifests/") => (&content.manifest, b""),
-            _ if name == content.small_digest.as_str() => {
-                return self.blob(stream, head_only, name, &content.small, b"");
+        let item = self.items.lock().unwrap().get(name).cloned();
+        match item {
+            _ if path == "/v2/" => self.document(stream, head_only, "application/json", b"{}"),
+            Some(Item::Document(bytes, kind)) => self.document(stream, head_only, kind, &bytes),
+            Some(Item::Layer { head, length }) => {
+                let mut last = [self.bytes[length - 1]];
+                last[0] ^= u8::from(mode == Mode::Corrupts);
+                self.layer(stream, head_only, [&head, &self.bytes[8..length - 1], &last])
             }
-            _ if name == content.layer_digest.as_str() => {
-                return self.blob(stream, head_only, name, &content.layer, b"");
-            }
-            _ => return write!(stream, "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"),
-        };
-        let kind = "application/vnd.oci.image.manifest.v1+json";
-        self.send(
-            stream,
-            head_only,
-            kind,
-            content.manifest_digest.as_str(),
-            [start, rest],
-        )
+            None => write!(stream, "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"),
+        }
     }
 
-    fn blob(
-        &self,
-        stream: &TcpStream,
-        head_only: bool,
-        digest: &str,
-        start: &[u8],
-        rest: &[u8],
-    ) -> io::Result<()> {
-        self.blob_gets.fetch_add(u64::from(!head_only), Ordering::Relaxed);
-        self.send(
-            stream,
-            head_only,
-            "application/octet-stream",
-            digest,
-            [start, rest],
-        )
+    fn document(&self, stream: &TcpStream, head_only: bool, kind: &str, bytes: &[u8]) -> io::Result<()> {
+        use mirror::digest::{Algorithm, Digest};
+        let digest = Digest::of(Algorithm::Sha256, bytes);
+        let kind = format!("{kind}\r\nDocker-Content-Digest: {digest}");
+        self.send(stream, head_only, &kind, [bytes, b"", b""])
     }
 
-    fn send(
-        &self,
-        mut stream: &TcpStream,
-        head_only: bool,
-        kind: &str,
-        digest: &str,
-        parts: [&[u8]; 2],
-    ) -> io::Result<()> {
-        let length = parts[0].len() + parts[1].len();
-        debug_assert!(length <= LAYER);
+    fn layer(&self, stream: &TcpStream, head_only: bool, parts: [&[u8]; 3]) -> io::Result<()> {
+        if !head_only {
+            let mut counts = self.counts.lock().unwrap();
+            counts.blob_gets += 1;
+            counts.blob_bytes += parts.iter().map(|part| part.len() as u64).sum::<u64>();
+        }
+        self.send(stream, head_only, "application/octet-stream", parts)
+    }
+
+    fn send(&self, mut stream: &TcpStream, head_only: bool, kind: &str, parts: [&[u8]; 3]) -> io::Result<()> {
+        let length: usize = parts.iter().map(|part| part.len()).sum();
         write!(
             stream,
-            "HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nDocker-Content-Digest: {digest}\r\nContent-Length: {length}\r\n\r\n"
+            "HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\n\r\n"
         )?;
-        for step in parts
-            .into_iter()
-            .flat_map(|part| part.chunks(STEP))
-            .filter(|_| !head_only)
-        {
+        let steps = parts.into_iter().flat_map(|part| part.chunks(STEP));
+        for step in steps.filter(|_| !head_only) {
             self.take_link(step.len());
             stream.write_all(step)?;
         }

@@ -47,7 +47,7 @@ pub(super) struct Record {
 /// What the log says beside, where there is one.
 struct Line {
     target: String,
-    client: Peer,
+    client: Arc<str>,
     agent: String,
 }
 
@@ -76,7 +76,7 @@ impl Record {
         self.line = self.app.settings.access_log.then(|| {
             Box::new(Line {
                 target: shown(&parts.uri),
-                client: peer.clone(),
+                client: Arc::clone(&peer.name),
                 agent: text(&parts.headers, &header::USER_AGENT),
             })
         });
@@ -129,7 +129,7 @@ impl Drop for Record {
             bytes = self.bytes,
             seconds = took.as_secs_f64(),
             whole = self.is_whole(),
-            client = %line.client.0,
+            client = %line.client,
             agent = %line.agent,
             id,
             "request"
@@ -183,7 +183,7 @@ fn text(headers: &HeaderMap, name: &HeaderName) -> String {
 }
 
 /// A body that tells its record what of it was sent.
-pub(crate) struct Recorded {
+pub struct Recorded {
     body: Body,
     record: Record,
 }

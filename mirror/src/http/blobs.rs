@@ -8,6 +8,7 @@ use http::{HeaderValue, Method, StatusCode, header};
 
 use super::body::{self, Bytes as Readable};
 use super::error::RegistryError;
+use super::stored::Stored;
 use super::{Answer, Asked, conditional};
 use crate::digest::Digest;
 use crate::metrics::Outcome;
@@ -18,7 +19,7 @@ pub(super) async fn get(asked: &Asked<'_>, name: &str, digest: &str) -> Result<A
     let digest = parse(digest)?;
     let repository = asked.repository(name)?;
     let etag = conditional::etag(&digest);
-    let mut response = conditional::response(asked.headers, &digest, &etag);
+    let mut response = conditional::response(asked.headers, &etag);
     let own = response.headers_mut();
     own.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
     own.insert(
@@ -37,7 +38,9 @@ pub(super) async fn get(asked: &Asked<'_>, name: &str, digest: &str) -> Result<A
     match value {
         Source::Stored(blob) => {
             let (size, pull) = (blob.size, Arc::clone(&asked.app.pull));
-            send(&mut response, Readable::Stored(blob, digest, pull), size, &wanted);
+            let stored = Stored { blob, digest, pull };
+            let readable = Readable::Stored(stored, asked.pieces.cloned());
+            send(&mut response, readable, size, &wanted);
         }
         Source::Filling(fill) => match fill.progress().size {
             Some(size) => send(&mut response, Readable::Filling(fill), size, &wanted),

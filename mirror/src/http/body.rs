@@ -8,41 +8,48 @@ use axum::body::Body;
 use bytes::Bytes as Chunk;
 use futures::stream::{self, Stream, StreamExt};
 
-use crate::block;
-use crate::digest::Digest;
+use super::sendfile::Pieces;
+use super::stored::Stored;
 use crate::fill::{Cut, Fill};
-use crate::pull::Pull;
-use crate::store::Blob;
 
 /// What a body is read from.
 #[derive(Clone)]
 pub(super) enum Bytes {
-    /// A blob in the cache, and whom to tell if it can't be read.
-    Stored(Blob, Digest, Arc<Pull>),
+    /// A blob in the cache, and the connection's queue of what the kernel sends, where it has one.
+    Stored(Stored, Option<Pieces>),
     /// A blob on its way there.
     Filling(Arc<Fill>),
 }
 
 impl Bytes {
-    async fn read(&self, range: &Range<u64>) -> Result<Chunk, Cut> {
+    /// The next part of a range, or what stands in for it on this connection.
+    async fn next(&self, range: &Range<u64>) -> Result<Chunk, Cut> {
         match self {
-            Self::Stored(blob, digest, pull) => {
-                let length = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
-                match block::read(&blob.file, range.start, length).await {
-                    Ok(chunk) => Ok(chunk),
-                    Err(error) => {
-                        pull.damaged(digest, &error).await;
-                        Err(Cut(error.to_string()))
-                    }
+            Self::Stored(stored, pieces) => {
+                match pieces.as_ref().and_then(|pieces| pieces.queue(stored, range)) {
+                    Some(stand_in) => Ok(stand_in),
+                    None => stored.read(range).await,
                 }
             }
             Self::Filling(fill) => fill.read(range).await,
         }
     }
+
+    /// A range that is in memory.
+    fn held(&self, range: &Range<u64>) -> Option<Chunk> {
+        let Self::Stored(stored, _) = self else {
+            return None;
+        };
+        let bytes = stored.blob.bytes.as_ref()?;
+        Some(bytes.slice(usize::try_from(range.start).ok()?..usize::try_from(range.end).ok()?))
+    }
 }
 
 /// These bytes.
 pub(super) fn part(bytes: Bytes, range: Range<u64>) -> Body {
+    if let Some(held) = bytes.held(&range) {
+        return Body::from(held);
+    }
     Body::from_stream(chunks(bytes, range))
 }
 
@@ -51,7 +58,7 @@ fn chunks(bytes: Bytes, range: Range<u64>) -> impl Stream<Item = Result<Chunk, C
         if left.is_empty() {
             return Ok(None);
         }
-        let chunk = bytes.read(&left).await?;
+        let chunk = bytes.next(&left).await?;
         left.start += chunk.len() as u64;
         Ok(Some((chunk, (bytes, left))))
     })

@@ -2,6 +2,7 @@
 
 use axum::body::Body;
 use axum::response::Response;
+use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 
 use crate::digest::Digest;
@@ -11,20 +12,22 @@ const HEADERS: usize = 12;
 const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 
 /// The content's `ETag`: its digest in quotes.
-pub(super) fn etag(digest: &Digest) -> String {
-    format!("\"{digest}\"")
+pub(super) fn etag(digest: &Digest) -> Bytes {
+    ["\"", digest.as_str(), "\""].concat().into()
 }
 
 /// An empty answer with the content's names: 304 where the client has it already, else 200.
-pub(super) fn response(headers: &HeaderMap, digest: &Digest, etag: &str) -> Response {
+pub(super) fn response(headers: &HeaderMap, etag: &Bytes) -> Response {
     let mut response = Response::new(Body::empty());
     *response.headers_mut() = HeaderMap::with_capacity(HEADERS);
     if is_known(headers, etag) {
         *response.status_mut() = StatusCode::NOT_MODIFIED;
     }
     let own = response.headers_mut();
-    for (name, text) in [(CONTENT_DIGEST, digest.as_str()), (header::ETAG, etag)] {
-        if let Ok(value) = HeaderValue::from_str(text) {
+    // Two views of one text: the digest is what stands in the quotes.
+    let digest = etag.slice(1..etag.len() - 1);
+    for (name, text) in [(CONTENT_DIGEST, digest), (header::ETAG, etag.clone())] {
+        if let Ok(value) = HeaderValue::from_maybe_shared(text) {
             own.insert(name, value);
         }
     }
@@ -32,7 +35,7 @@ pub(super) fn response(headers: &HeaderMap, digest: &Digest, etag: &str) -> Resp
 }
 
 /// `If-None-Match`: a list, of weak validators too, or `*`.
-fn is_known(headers: &HeaderMap, etag: &str) -> bool {
+fn is_known(headers: &HeaderMap, etag: &[u8]) -> bool {
     let values = headers
         .get_all(header::IF_NONE_MATCH)
         .iter()
@@ -40,7 +43,7 @@ fn is_known(headers: &HeaderMap, etag: &str) -> bool {
     values
         .flat_map(|list| list.split(','))
         .map(str::trim)
-        .any(|tag| tag == "*" || tag.strip_prefix("W/").unwrap_or(tag) == etag)
+        .any(|tag| tag == "*" || tag.strip_prefix("W/").unwrap_or(tag).as_bytes() == etag)
 }
 
 #[cfg(test)]
@@ -57,6 +60,6 @@ mod tests {
     fn known(value: &str) -> bool {
         let mut headers = HeaderMap::new();
         headers.insert(header::IF_NONE_MATCH, value.parse().unwrap());
-        is_known(&headers, "\"sha256:1\"")
+        is_known(&headers, b"\"sha256:1\"")
     }
 }

@@ -13,7 +13,7 @@ pub(super) async fn get(asked: &Asked<'_>, name: &str, reference: &str) -> Resul
     let served = asked.app.pull.manifest(&repository, &reference).await?;
     let manifest = served.value;
     let etag = conditional::etag(&manifest.digest);
-    let mut response = conditional::response(asked.headers, &manifest.digest, &etag);
+    let mut response = conditional::response(asked.headers, &etag);
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, content_type(&manifest.media_type));
     headers.insert(header::CONTENT_LENGTH, manifest.bytes.len().into());

@@ -8,7 +8,7 @@ use crate::metrics::Kind;
 
 /// An endpoint with its raw parts; whether names and references are valid is told later, each in its own error.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Route<'a> {
+pub enum Route<'a> {
     /// `/`
     Root,
     /// `/v2/` (end-1)
@@ -17,19 +17,28 @@ pub(crate) enum Route<'a> {
     Catalog,
     /// `/v2/<name>/manifests/<reference>` (end-3)
     Manifest {
+        /// The repository, as the path has it.
         name: Cow<'a, str>,
+        /// A tag or a digest.
         reference: Cow<'a, str>,
     },
     /// `/v2/<name>/blobs/<digest>` (end-2)
     Blob {
+        /// The repository, as the path has it.
         name: Cow<'a, str>,
+        /// The blob.
         digest: Cow<'a, str>,
     },
     /// `/v2/<name>/tags/list` (end-8a)
-    Tags { name: Cow<'a, str> },
+    Tags {
+        /// The repository, as the path has it.
+        name: Cow<'a, str>,
+    },
     /// `/v2/<name>/referrers/<digest>` (end-12a)
     Referrers {
+        /// The repository, as the path has it.
         name: Cow<'a, str>,
+        /// What is referred to.
         digest: Cow<'a, str>,
     },
     /// `/v2/<name>/blobs/uploads/…`: a push.
@@ -40,7 +49,7 @@ pub(crate) enum Route<'a> {
 
 impl<'a> Route<'a> {
     /// Finds the endpoint of a path. `prefix` is `http.prefix`, with a slash at its start and none at its end.
-    pub(crate) fn parse(path: &'a str, prefix: &str) -> Self {
+    pub fn parse(path: &'a str, prefix: &str) -> Self {
         if path == "/" {
             return Self::Root; // what load balancers ask, whatever the prefix
         }
@@ -94,7 +103,7 @@ impl<'a> Route<'a> {
     }
 
     /// How metrics and logs call it.
-    pub(crate) fn kind(&self) -> Kind {
+    pub fn kind(&self) -> Kind {
         match self {
             Self::Root | Self::Base => Kind::Base,
             Self::Catalog => Kind::Catalog,

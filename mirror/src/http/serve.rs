@@ -17,6 +17,7 @@ use tokio_io_timeout::TimeoutStream;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
+use super::sendfile::{Direct, Pieces};
 use super::tls::Certificates;
 use super::{Peer, Service};
 
@@ -92,28 +93,36 @@ impl Listener {
                 let (stream, peer) = listener.accept().await?;
                 // Small answers must not wait for the acknowledgement of the one before.
                 stream.set_nodelay(true)?;
-                Ok(Connection::new(stream, peer.to_string()))
+                let direct = Direct::new(stream);
+                let pieces = direct.pieces();
+                Ok(Connection::new(direct, peer.to_string(), Some(pieces)))
             }
             Self::Unix(listener) => {
                 let (stream, _) = listener.accept().await?;
-                Ok(Connection::new(stream, "unix".into()))
+                Ok(Connection::new(stream, "unix".into(), None))
             }
         }
     }
 }
 
 impl Connection {
-    fn new(stream: impl Stream + 'static, peer: String) -> Self {
+    fn new(stream: impl Stream + 'static, name: String, pieces: Option<Pieces>) -> Self {
         let mut stream = TimeoutStream::new(stream);
         stream.set_write_timeout(Some(WRITE_TIMEOUT));
         Self {
             stream: Box::new(Box::pin(stream)),
-            peer: Peer(peer.into()),
+            peer: Peer {
+                name: name.into(),
+                pieces,
+            },
         }
     }
 
     async fn serve(self, service: Service, options: Options, watcher: Watcher) {
-        let Self { stream, peer } = self;
+        let Self { stream, mut peer } = self;
+        if options.tls.is_some() {
+            peer.pieces = None;
+        }
         let Some(stream) = secured(stream, &options).await else {
             return;
         };
@@ -128,6 +137,7 @@ impl Connection {
         let connection = builder.serve_connection(TokioIo::new(stream), answer);
         let mut connection = pin!(watcher.watch(connection.into_owned()));
         let ended = tokio::select! {
+            biased;
             ended = &mut connection => ended,
             () = silent(&spoke) => return,
         };
@@ -169,7 +179,9 @@ fn builder(http2: bool) -> Builder<TokioExecutor> {
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_TIMEOUT)
         .max_headers(MAX_HEADERS)
-        .max_buf_size(MAX_HEADER_BYTES);
+        .max_buf_size(MAX_HEADER_BYTES)
+        // What stands in for a piece must reach the stream as it is.
+        .writev(true);
     builder
         .http2()
         .timer(TokioTimer::new())

@@ -32,7 +32,7 @@ pub(super) fn begin(parts: &Parts, route: &Route<'_>, settings: &Settings, peer:
         url.scheme = settings.scheme,
         url.path = parts.uri.path(),
         network.protocol.version = version(parts.version),
-        client.address = host(&peer.0),
+        client.address = host(&peer.name),
         user_agent.original = parts.headers.get(http::header::USER_AGENT).and_then(|agent| agent.to_str().ok()),
         error.type = Empty,
         registry_mirror.outcome = Empty,

@@ -45,6 +45,16 @@ impl Pull {
                 outcome: Outcome::Hit,
             });
         }
+        // Boxed, as each hit would make room for it.
+        Box::pin(self.missed(repository, digest, wanted)).await
+    }
+
+    async fn missed(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        wanted: &Wanted,
+    ) -> Result<Served<Source>, Failure> {
         let asked = Asked::new(self.origin(repository)?, repository, digest);
         self.known_absent(&asked)?;
         if let Some(blob) = self.kept_for_another(&asked).await? {
@@ -77,6 +87,10 @@ impl Pull {
                 outcome: Outcome::Hit,
             });
         }
+        Box::pin(self.size_of_missed(repository, digest)).await
+    }
+
+    async fn size_of_missed(&self, repository: &Repository, digest: &Digest) -> Result<Served<u64>, Failure> {
         let asked = Asked::new(self.origin(repository)?, repository, digest);
         self.known_absent(&asked)?;
         let fill = self.inflight.get(digest).filter(|fill| fill.is_for(repository));

@@ -61,15 +61,14 @@ pub(crate) fn choose<'h>(
         },
     };
     let library = host.as_str() == DOCKER_HUB && !name.contains('/');
-    let name = if library {
-        format!("library/{name}")
+    let name: Result<RepositoryName, _> = if library {
+        format!("library/{name}").parse()
     } else {
-        name.to_owned()
+        name.parse()
     };
-    let name: RepositoryName = name.parse().map_err(|_| invalid())?;
     Ok(Repository {
         host: host.clone(),
-        name,
+        name: name.map_err(|_| invalid())?,
     })
 }
 

@@ -31,25 +31,24 @@ impl Pull {
 
     /// A digest's content can't change, so a copy is never asked about.
     async fn manifest_by_digest(self: &Arc<Self>, repository: &Repository, digest: &Digest) -> Answer {
-        match unreadable(self.store.manifest(repository, digest).await) {
-            Some(value) => Ok(Served {
+        if let Some(value) = unreadable(self.store.manifest(repository, digest).await) {
+            return Ok(Served {
                 value,
                 outcome: Outcome::Hit,
-            }),
-            None => {
-                self.fetch_manifest(repository, &Reference::Digest(digest.clone()), None)
-                    .await
-            }
+            });
         }
+        // Boxed, as each hit would make room for it.
+        let reference = Reference::Digest(digest.clone());
+        Box::pin(self.fetch_manifest(repository, &reference, None)).await
     }
 
     async fn manifest_by_tag(self: &Arc<Self>, repository: &Repository, tag: &Tag) -> Answer {
         let Some((known, copy)) = self.copy_of(repository, tag).await else {
-            return self
-                .fetch_manifest(repository, &Reference::Tag(tag.clone()), None)
-                .await;
+            let reference = Reference::Tag(tag.clone());
+            return Box::pin(self.fetch_manifest(repository, &reference, None)).await;
         };
-        let cache = self.live().cache.clone();
+        let live = self.live();
+        let cache = &live.cache;
         let age = self.clock.since(known.validated);
         if (known.proven && age < cache.tag_ttl) || cache.offline {
             return Ok(Served {
@@ -58,7 +57,7 @@ impl Pull {
             });
         }
         let reference = Reference::Tag(tag.clone());
-        let asked = self.fetch_manifest(repository, &reference, Some((known.digest, copy.clone())));
+        let asked = Box::pin(self.fetch_manifest(repository, &reference, Some((known.digest, copy.clone()))));
         if age
             >= cache
                 .ttl

@@ -2,7 +2,10 @@
 
 use std::fs::{File, Metadata};
 use std::io::ErrorKind;
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+
+use bytes::Bytes;
 
 use crate::digest::Digest;
 use crate::name::Repository;
@@ -10,6 +13,10 @@ use crate::store::durable::on;
 use crate::store::hits::OpenBlob;
 use crate::store::index::{Link, Op};
 use crate::store::{Blob, Error, Inner, StageError, Staged, Store, link};
+
+/// Blobs up to this length are held in memory while their files are open: configurations, and many a layer. There are
+/// at most a thousand.
+const SMALL: usize = 16 * 1024;
 
 impl Store {
     /// The blob, if this repository has a link to it. Counts as a use.
@@ -90,7 +97,7 @@ impl Inner {
 
     /// Content by digest: what is open, else from disk. Damage is dropped.
     fn find(&self, digest: &Digest) -> Result<Option<(Arc<OpenBlob>, Blob)>, Error> {
-        if let Some(open) = self.hits.open_blob(digest) {
+        if let Some(open) = self.hits.open_blob(digest, self.clock.now()) {
             return Ok(Some(open));
         }
         let entry = self.index.get(digest)?;
@@ -98,8 +105,12 @@ impl Inner {
         match File::open(&path) {
             Ok(file) => {
                 let found = file.metadata().map_err(on("inspect", &path))?;
-                if is_sound(digest, &found, entry.map(|entry| entry.size)) {
-                    return Ok(Some(self.take_in(digest, file, found.len(), entry.is_none())?));
+                if is_sound(digest, &found, entry.map(|entry| entry.size))
+                    && let Ok(bytes) = read_small(digest, &file, found.len())
+                {
+                    let (file, size) = (Arc::new(file), found.len());
+                    let blob = Blob { file, size, bytes };
+                    return Ok(Some(self.take_in(digest, blob, entry.is_none())?));
                 }
             }
             Err(error) if !is_damage(&error) => return Err(on("open", &path)(error).into()),
@@ -111,27 +122,23 @@ impl Inner {
         Ok(None)
     }
 
-    fn take_in(
-        &self,
-        digest: &Digest,
-        file: File,
-        size: u64,
-        unknown: bool,
-    ) -> Result<(Arc<OpenBlob>, Blob), Error> {
-        let (file, now) = (Arc::new(file), self.clock.now());
+    fn take_in(&self, digest: &Digest, blob: Blob, unknown: bool) -> Result<(Arc<OpenBlob>, Blob), Error> {
+        let (now, size) = (self.clock.now(), blob.size);
         if unknown {
             let (digest, now) = (digest.clone(), now.as_millisecond());
             let added = self.index.write(vec![Op::Discover { digest, size, now }])?;
             self.space.add(added.bytes, added.blobs);
         }
-        let blob = Blob { file, size };
         Ok((self.hits.opened(digest, &blob, now), blob))
     }
 
     fn is_sound_on_disk(&self, digest: &Digest) -> bool {
         let size = self.index.get(digest).ok().flatten().map(|entry| entry.size);
-        let found = self.layout.blob_data(digest).metadata();
-        found.is_ok_and(|found| is_sound(digest, &found, size))
+        File::open(self.layout.blob_data(digest)).is_ok_and(|file| {
+            file.metadata().is_ok_and(|found| {
+                is_sound(digest, &found, size) && read_small(digest, &file, found.len()).is_ok()
+            })
+        })
     }
 
     /// Moves a verified blob to its place, with what leads to it.
@@ -155,7 +162,7 @@ impl Inner {
         if let Some(before) = before {
             self.space.sub(before.size);
         }
-        let blob = match finished.place(self) {
+        let mut blob = match finished.place(self) {
             Ok(blob) => blob,
             Err(error) => {
                 self.space.add(size, 1);
@@ -163,6 +170,8 @@ impl Inner {
                 return Err(error.into());
             }
         };
+        // It was verified already. What can't be read is a matter of the next hit.
+        blob.bytes = read_small(&digest, &blob.file, size).unwrap_or_default();
         let open = self.hits.opened(&digest, &blob, now);
         for link in links {
             self.write_link(&digest, link)?;
@@ -193,6 +202,22 @@ impl Inner {
         self.note_pin(digest, link);
         Ok(())
     }
+}
+
+/// All of a small blob, `None` of a larger one.
+///
+/// # Errors
+/// It can't be read, or is not what its digest names.
+fn read_small(digest: &Digest, file: &File, size: u64) -> std::io::Result<Option<Bytes>> {
+    let Some(length) = usize::try_from(size).ok().filter(|length| *length <= SMALL) else {
+        return Ok(None);
+    };
+    let mut bytes = vec![0; length];
+    file.read_exact_at(&mut bytes, 0)?;
+    if Digest::of(digest.algorithm(), &bytes) != *digest {
+        return Err(ErrorKind::InvalidData.into());
+    }
+    Ok(Some(bytes.into()))
 }
 
 /// True where nothing but the hash could still be wrong.

@@ -137,7 +137,8 @@ impl Scratch {
     pub(super) fn sweep(directory: PathBuf, ours: Ours) -> Result<Self, IoError> {
         match fs::remove_dir_all(&directory) {
             Err(error) if error.kind() != ErrorKind::NotFound => return Err(on("sweep", &directory)(error)),
-            _ => ours.create_dir_all(&directory)?,
+            // Not synced, as nothing in it outlives a crash.
+            _ => fs::create_dir_all(&directory).map_err(on("make", &directory))?,
         }
         Ok(Self {
             directory,

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use arc_swap::ArcSwapOption;
+use bytes::Bytes;
 use jiff::Timestamp;
 use moka::sync::Cache;
 use rustix::process::{Resource, getrlimit};
@@ -21,6 +22,9 @@ use crate::store::{Blob, CachedTag, Manifest};
 
 /// Manifests are kept up to this many bytes in all.
 const MANIFEST_BYTES: u64 = 32 << 20;
+/// Small blobs are held in memory for as long as their files are open, and looked at on the disk no more often than
+/// this: what memory holds is right whatever becomes of the file, so damage there can wait a moment to be found.
+const LOOK_MS: i64 = 20;
 /// Tags are kept up to this number.
 const TAGS: u64 = 16 << 10;
 
@@ -44,6 +48,8 @@ pub(super) struct OpenBlob {
     presence: Arc<Presence>,
     file: ArcSwapOption<File>,
     size: u64,
+    bytes: Option<Bytes>,
+    looked_ms: AtomicI64,
 }
 
 #[derive(Debug)]
@@ -92,7 +98,7 @@ impl Hits {
     pub(super) fn blob(&self, repository: &Repository, digest: &Digest, now: Timestamp) -> Option<Blob> {
         let key = (repository.clone(), digest.clone());
         let open = self.blobs.get(&key)?;
-        let Some(blob) = open.sound() else {
+        let Some(blob) = open.sound(now) else {
             self.blobs.invalidate(&key);
             return None;
         };
@@ -101,9 +107,9 @@ impl Hits {
     }
 
     /// A blob that is open for any repository.
-    pub(super) fn open_blob(&self, digest: &Digest) -> Option<(Arc<OpenBlob>, Blob)> {
+    pub(super) fn open_blob(&self, digest: &Digest, now: Timestamp) -> Option<(Arc<OpenBlob>, Blob)> {
         let open = lock(&self.known).get(digest)?.open.upgrade()?;
-        let blob = open.sound()?;
+        let blob = open.sound(now)?;
         Some((open, blob))
     }
 
@@ -115,6 +121,8 @@ impl Hits {
             presence: presence.clone(),
             file: ArcSwapOption::new(Some(blob.file.clone())),
             size: blob.size,
+            bytes: blob.bytes.clone(),
+            looked_ms: AtomicI64::new(now.as_millisecond()),
         });
         lock(&self.known).insert(
             digest.clone(),
@@ -251,12 +259,26 @@ impl Hits {
 
 impl OpenBlob {
     /// The blob, after one `fstat`: not truncated, not grown, not removed behind our back.
-    fn sound(&self) -> Option<Blob> {
+    fn sound(&self, now: Timestamp) -> Option<Blob> {
         let file = self.file.load_full()?;
-        let found = file.metadata().ok()?;
-        let size = self.size;
-        let sound = found.len() == size && found.nlink() > 0 && !self.presence.gone.load(Ordering::Acquire);
-        sound.then_some(Blob { file, size })
+        if !self.was_looked_at(now) {
+            let found = file.metadata().ok()?;
+            if found.len() != self.size || found.nlink() == 0 {
+                return None;
+            }
+            self.looked_ms.store(now.as_millisecond(), Ordering::Relaxed);
+        }
+        (!self.presence.gone.load(Ordering::Acquire)).then(|| Blob {
+            file,
+            size: self.size,
+            bytes: self.bytes.clone(),
+        })
+    }
+
+    /// Whether the file was there a moment ago, which is good enough for what is in memory.
+    fn was_looked_at(&self, now: Timestamp) -> bool {
+        let ago = now.as_millisecond() - self.looked_ms.load(Ordering::Relaxed);
+        self.bytes.is_some() && (0..LOOK_MS).contains(&ago)
     }
 }
 

@@ -148,6 +148,7 @@ impl Staged {
             blob: Blob {
                 file: self.file,
                 size: self.written,
+                bytes: None,
             },
             room: self.room,
             scratch: self.scratch,

@@ -228,3 +228,102 @@ fn expiry(entry: Entry, ttl: Duration, from: TtlFrom) -> Timestamp {
     let ttl = i64::try_from(ttl.as_millis()).unwrap_or(i64::MAX);
     Timestamp::from_millisecond(since.saturating_add(ttl)).unwrap_or(Timestamp::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Clock;
+    use crate::digest::{Algorithm, Digest};
+    use crate::name::Repository;
+    use crate::store::Options;
+
+    const MILLION: u64 = 1_000_000;
+    const ROUNDS: u64 = 60;
+
+    fn digest(number: u64) -> Digest {
+        Digest::of(Algorithm::Sha256, &number.to_le_bytes())
+    }
+
+    async fn open(root: &std::path::Path) -> Store {
+        let options = Options {
+            default_host: "docker.io".parse().unwrap(),
+            max_size: Some(crate::config::MaxSize::Bytes(u64::MAX)),
+            readonly: false,
+            clock: Clock::system(),
+        };
+        Store::open(root, options).await.unwrap()
+    }
+
+    /// An index that knows a million layers; their files don't matter until somebody asks for them.
+    fn fill(store: &Store, repository: &Repository) {
+        let now = store.inner.clock.now().as_millisecond();
+        for first in (0..MILLION).step_by(10_000) {
+            let entry = |number| {
+                let (digest, size) = (digest(number), 1);
+                let link = Link::Layer(repository.clone(), digest.clone());
+                let admit = Op::Admit {
+                    digest: digest.clone(),
+                    size,
+                    now,
+                };
+                [admit, Op::Link(digest, link)]
+            };
+            let ops = (first..first + 10_000).flat_map(entry).collect();
+            store.inner.index.write(ops).unwrap();
+        }
+        store.inner.index.write(vec![Op::Complete(true)]).unwrap();
+    }
+
+    /// Milliseconds of CPU that this process has used.
+    fn cpu() -> u64 {
+        let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
+        let fields = stat.rsplit_once(')').unwrap().1.split_whitespace();
+        let ticks: u64 = fields
+            .skip(11)
+            .take(2)
+            .map(|field| field.parse::<u64>().unwrap())
+            .sum();
+        ticks * 1000 / rustix::param::clock_ticks_per_second()
+    }
+
+    /// Figures: `cargo test --release -p mirror --lib a_million -- --ignored --nocapture`.
+    #[tokio::test]
+    #[ignore = "minutes: writes an index of a million entries"]
+    async fn a_million_blobs_are_there_at_once_and_looked_through_every_minute() {
+        let root = tempfile::tempdir().unwrap();
+        let repository = Repository {
+            host: "docker.io".parse().unwrap(),
+            name: "library/app".parse().unwrap(),
+        };
+        let store = open(root.path()).await;
+        fill(&store, &repository);
+        drop(store);
+        let begun = Instant::now();
+        let store = open(root.path()).await;
+        assert_eq!(
+            store
+                .blob(&repository, &digest(MILLION))
+                .await
+                .unwrap()
+                .map(|blob| blob.size),
+            None
+        );
+        eprintln!("open to first answer: {:?}", begun.elapsed());
+        assert_eq!(store.usage().blobs, MILLION);
+        assert!(store.is_settled());
+        let week = Some(Duration::from_hours(168));
+        let before = cpu();
+        assert_eq!(store.expire(week, TtlFrom::LastUse).await.unwrap(), 0);
+        store.keep_up().await;
+        eprintln!("first round, with the expiry state: {} ms of CPU", cpu() - before);
+        let before = cpu();
+        for _ in 0..ROUNDS {
+            assert_eq!(store.expire(week, TtlFrom::LastUse).await.unwrap(), 0);
+            store.keep_up().await;
+        }
+        eprintln!(
+            "a round, of which there is one a minute: {} ms of CPU",
+            (cpu() - before) / ROUNDS
+        );
+    }
+}

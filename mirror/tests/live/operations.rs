@@ -285,3 +285,24 @@ async fn a_configuration_that_names_a_ca_file_is_taken_once_the_file_comes() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn a_large_hit_over_tls_comes_byte_for_byte() {
+    crate::served::client();
+    let (hub, home) = (Hub::start().await, Home::new());
+    let data: Vec<u8> = (0..3_000_001_u32).map(|i| (i % 251).to_le_bytes()[0]).collect();
+    let digest = hub.push_blob("app", &data);
+    let trusted = renew(&home);
+    let tls = ", tls: {certificate: HOME/tls.crt, key: HOME/tls.key}";
+    let served = home.serve(tls, &proxy(&hub), &[]).await;
+    let url = format!("https://{}/v2/app/blobs/{digest}", served.address);
+    for http1 in [true, false] {
+        let builder = Client::builder().no_proxy().tls_certs_only([trusted.clone()]);
+        let builder = if http1 { builder.http1_only() } else { builder };
+        let client = builder.build().unwrap();
+        for _ in 0..2 {
+            let answer = client.get(&url).send().await.unwrap();
+            assert!(answer.bytes().await.unwrap() == data, "other bytes");
+        }
+    }
+}

@@ -14,6 +14,7 @@ mod any_cut;
 mod blobs;
 mod choice;
 mod herd;
+mod large;
 mod lists;
 mod manifests;
 mod refusals;

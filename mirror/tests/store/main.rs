@@ -27,7 +27,7 @@ use mirror::clock::Clock;
 use mirror::config::MaxSize;
 use mirror::digest::{Algorithm, Digest};
 use mirror::name::Repository;
-use mirror::store::{Blob, Manifest, Options, StageError, Store};
+use mirror::store::{Blob, Manifest, OpenError, Options, StageError, Store};
 
 const IMAGE: &str = "application/vnd.oci.image.manifest.v1+json";
 const HOUR: Duration = Duration::from_hours(1);
@@ -70,7 +70,18 @@ impl Place {
 
     /// Opens the store and waits until it knows its files.
     async fn open(&self) -> Store {
-        let store = Store::open(self.path(), self.options()).await.unwrap();
+        let opened = async {
+            loop {
+                match Store::open(self.path(), self.options()).await {
+                    // What the one before did in the background may not have ended.
+                    Err(OpenError::Locked(_)) => tokio::time::sleep(Duration::from_millis(5)).await,
+                    opened => break opened.unwrap(),
+                }
+            }
+        };
+        let store = tokio::time::timeout(Duration::from_secs(30), opened)
+            .await
+            .expect("the directory is let go of");
         until(|| store.is_settled()).await;
         store
     }
@@ -109,7 +120,8 @@ fn files(directory: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
                 open.push(path);
             } else {
                 let name = path.strip_prefix(directory).unwrap().to_owned();
-                found.insert(name, fs::read(&path).unwrap());
+                // What is evicted meanwhile is not there.
+                found.extend(fs::read(&path).ok().map(|bytes| (name, bytes)));
             }
         }
     }

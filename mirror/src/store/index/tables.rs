@@ -1,6 +1,6 @@
 //! The tables of the index, and how names are keys in them.
 
-use redb::{Database, ReadableDatabase, TableDefinition};
+use redb::{Database, Durability, ReadableDatabase, TableDefinition};
 
 use crate::digest::{Algorithm, Digest};
 use crate::name::{Repository, Tag};
@@ -40,7 +40,9 @@ pub(super) fn check(database: &Database) -> Result<(), redb::Error> {
             found => Err(redb::Error::Corrupted(format!("unknown schema {found:?}"))),
         };
     }
-    let transaction = database.begin_write()?;
+    let mut transaction = database.begin_write()?;
+    // What a crash takes of an empty index is made again; a start need not wait for the disk.
+    transaction.set_durability(Durability::None)?;
     transaction.open_table(CONTENT)?;
     transaction.open_table(MEDIA_TYPES)?;
     transaction.open_table(BY_USE)?;

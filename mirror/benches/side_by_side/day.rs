@@ -1,0 +1,260 @@
+//! A day of a cluster, compressed into minutes: 100,000 requests from a seeded generator, shaped like published traces of
+//! registries. Pulls only; two thirds of the layers below 1 MiB with a tail to a GiB; few images have most of the pulls;
+//! new ones come every hour. All sizes are divided by [`SCALE`].
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::content::{Content, Item, Named};
+use crate::measures::ms;
+use crate::report::Report;
+use crate::servers::{OURS, Server, Site};
+use crate::upstream::Upstream;
+
+const REQUESTS: usize = 100_000;
+const HOURS: usize = 24;
+const FIRST_IMAGES: usize = 300;
+const IMAGES_AN_HOUR: usize = 12;
+const CLIENTS: usize = 16;
+const SCALE: f64 = 64.0;
+const KIB: f64 = 1024.0;
+/// What is small, before it was divided.
+const SMALL: f64 = 1024.0 * KIB;
+/// The cache has room for this part of all layers.
+const ROOM: f64 = 0.4;
+
+/// Numbers that look random, the same ones at each run (xorshift64).
+struct Random(u64);
+
+impl Random {
+    fn unit(&mut self) -> f64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 11) as f64 / (1_u64 << 53) as f64
+    }
+
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "small and positive"
+    )]
+    fn below(&mut self, end: usize) -> usize {
+        (self.unit() * end as f64) as usize
+    }
+
+    /// As likely in each doubling.
+    fn between(&mut self, least: f64, most: f64) -> f64 {
+        least * (most / least).powf(self.unit())
+    }
+
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "below 2^53"
+    )]
+    fn layer(&mut self) -> usize {
+        let mib = 1024.0 * KIB;
+        let size = match self.unit() {
+            part if part < 0.667 => self.between(4.0 * KIB, SMALL),
+            part if part < 0.97 => self.between(SMALL, 64.0 * mib),
+            _ => self.between(64.0 * mib, 1024.0 * mib),
+        };
+        (size / SCALE) as usize
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum Kind {
+    Manifest,
+    SmallLayer,
+    Layer,
+}
+
+#[derive(Clone)]
+struct Asked {
+    kind: Kind,
+    name: String,
+    size: usize,
+}
+
+/// What is asked for, in order, and what there is to ask for.
+struct Day {
+    requests: Vec<Asked>,
+    items: Vec<Named>,
+    bytes: usize,
+}
+
+impl Day {
+    fn new(content: &Content) -> Self {
+        let mut random = Random(20_260_101);
+        let mut day = Self {
+            requests: Vec::new(),
+            items: Vec::new(),
+            bytes: 0,
+        };
+        // By rank: the first has twice the pulls of the second.
+        let mut images = Vec::new();
+        for hour in 0..HOURS {
+            let new = if hour == 0 { FIRST_IMAGES } else { IMAGES_AN_HOUR };
+            for _ in 0..new {
+                let image = day.image(content, &mut random, &images);
+                images.insert(random.below(images.len() + 1), image);
+            }
+            while day.requests.len() < REQUESTS * (hour + 1) / HOURS {
+                let rank = random.between(1.0, images.len() as f64 + 1.0).floor() - 1.0;
+                #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rank")]
+                day.requests.extend_from_slice(&images[rank as usize]);
+            }
+        }
+        day.requests.truncate(REQUESTS);
+        day
+    }
+
+    /// An image's manifest and its layers, of which half are another image's.
+    fn image(&mut self, content: &Content, random: &mut Random, others: &[Vec<Asked>]) -> Vec<Asked> {
+        let mut layers = Vec::new();
+        for _ in 0..3 + random.below(8) {
+            if !others.is_empty() && random.unit() < 0.5 {
+                let other = &others[random.below(others.len())];
+                layers.push(other[1 + random.below(other.len() - 1)].clone());
+                continue;
+            }
+            let size = random.layer();
+            let (digest, item) = content.fresh_layer(size);
+            self.items.push((digest.to_string(), item));
+            self.bytes += size;
+            let small = (size as f64) < SMALL / SCALE;
+            let kind = if small { Kind::SmallLayer } else { Kind::Layer };
+            layers.push(Asked {
+                kind,
+                name: digest.to_string(),
+                size,
+            });
+        }
+        let (tag, text) = content.tagged(self.items.len());
+        self.items.push((tag.clone(), text.clone()));
+        let Item::Document(bytes, _) = &text else {
+            return layers;
+        };
+        let digest = mirror::digest::Digest::of(mirror::digest::Algorithm::Sha256, bytes);
+        let size = bytes.len();
+        self.items.push((digest.to_string(), text));
+        let manifest = Asked {
+            kind: Kind::Manifest,
+            name: tag,
+            size,
+        };
+        std::iter::once(manifest).chain(layers).collect()
+    }
+
+    fn layers(&self) -> impl Iterator<Item = &Asked> {
+        self.requests.iter().filter(|asked| asked.kind != Kind::Manifest)
+    }
+
+    /// The part of the layers that a cache of this size would have, which gives up what was used longest ago.
+    fn ideal(&self, room: usize) -> f64 {
+        let (mut used, mut hits, mut total) = (0, 0, 0);
+        let mut last: HashMap<&str, usize> = HashMap::new();
+        let mut order: VecDeque<(usize, &Asked)> = VecDeque::new();
+        for (at, asked) in self.layers().enumerate() {
+            total += 1;
+            if last.insert(&asked.name, at).is_some() {
+                hits += 1;
+            } else {
+                used += asked.size;
+            }
+            order.push_back((at, asked));
+            while used > room {
+                // What was used again since is further behind, too.
+                let Some((at, oldest)) = order.pop_front() else {
+                    break;
+                };
+                if last.get(oldest.name.as_str()) == Some(&at) {
+                    last.remove(oldest.name.as_str());
+                    used -= oldest.size;
+                }
+            }
+        }
+        f64::from(hits) / f64::from(total)
+    }
+}
+
+/// Replays the day through this server with room for a part of it, and through Distribution 3, which keeps all.
+pub(crate) fn replay(site: &Site<'_>, content: &Content, upstream: &Upstream, report: &mut Report) {
+    let day = Day::new(content);
+    upstream.add(day.items.iter().cloned());
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "below 2^53"
+    )]
+    let room = (day.bytes as f64 * ROOM) as usize;
+    let ideal = day.ideal(room);
+    let servers = site.registries(&format!("cache: {{tagttl: 1h, maxsize: {room}}}"));
+    for server in servers
+        .iter()
+        .filter(|server| [OURS, "Distribution 3"].contains(&server.name))
+    {
+        eprintln!("{}: {REQUESTS} requests", server.name);
+        upstream.take_counts();
+        let started = Instant::now();
+        let took = asked(server, &day);
+        let wall = started.elapsed();
+        let counts = upstream.take_counts();
+        let mut add = |what: &str, value| report.add(&format!("day: {what}"), server.name, value);
+        add("seconds for 100,000 requests", wall.as_secs_f64());
+        let layers = day.layers().count() as f64;
+        let hits = 1.0 - counts.blob_gets as f64 / layers;
+        add("layers that were hits, %", hits * 100.0);
+        let served: usize = day.layers().map(|asked| asked.size).sum();
+        add(
+            "MiB saved",
+            (served as f64 - counts.blob_bytes as f64) / (KIB * KIB),
+        );
+        add("upstream requests", counts.requests as f64);
+        for (what, kind) in [
+            ("manifest", Kind::Manifest),
+            ("layer below 1 MiB / 64", Kind::SmallLayer),
+            ("larger layer", Kind::Layer),
+        ] {
+            let mut of_this: Vec<_> = took
+                .iter()
+                .filter(|(of, _)| *of == kind)
+                .map(|(_, took)| *took)
+                .collect();
+            of_this.sort();
+            add(&format!("{what}, p50 ms"), ms(of_this[of_this.len() / 2]));
+            add(&format!("{what}, p99 ms"), ms(of_this[of_this.len() * 99 / 100]));
+        }
+    }
+    report.add("day: layers that were hits, %", "ideal LRU", ideal * 100.0);
+}
+
+/// All requests in order, each by the next client that is free.
+fn asked(server: &Server, day: &Day) -> Vec<(Kind, Duration)> {
+    let (next, all) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    std::thread::scope(|scope| {
+        for _ in 0..CLIENTS {
+            scope.spawn(|| {
+                let mut connection = server.target.connect().unwrap();
+                let mut took = Vec::new();
+                while let Some(asked) = day.requests.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let kind = if asked.kind == Kind::Manifest {
+                        "manifests"
+                    } else {
+                        "blobs"
+                    };
+                    let path = format!("/v2/library/app/{kind}/{}", asked.name);
+                    let got = connection.get(&path);
+                    let got = got.unwrap_or_else(|error| panic!("{}{path}: {error}", server.name));
+                    took.push((asked.kind, got.whole));
+                }
+                all.lock().unwrap().extend(took);
+            });
+        }
+    });
+    all.into_inner().unwrap()
+}
