@@ -286,7 +286,7 @@ mod tests {
         ticks * 1000 / rustix::param::clock_ticks_per_second()
     }
 
-    /// Figures: `cargo test --release -p mirror --lib a_million -- --ignored --nocapture`.
+    /// Figures: `cargo test --profile count -p mirror --lib a_million -- --ignored --nocapture`.
     #[tokio::test]
     #[ignore = "minutes: writes an index of a million entries"]
     async fn a_million_blobs_are_there_at_once_and_looked_through_every_minute() {
