@@ -119,7 +119,8 @@ async fn copied_by_skopeo(scratch: &Scratch, files: &BTreeMap<String, String>) {
     for host in HOSTS {
         let to = scratch.path().join(format!("copy-of-{host}"));
         let copied = Command::new("skopeo")
-            .env("CONTAINERS_REGISTRIES_CONF", &config)
+            .arg("--registries-conf")
+            .arg(&config)
             .args(["--insecure-policy", "copy"])
             .arg(format!("docker://{host}/team/app:one"))
             .arg(format!("dir:{}", to.display()))

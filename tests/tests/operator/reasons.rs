@@ -139,7 +139,7 @@ set -e
 root=$REGISTRY_STORAGE_FILESYSTEM_ROOTDIRECTORY
 if [ -z "$INSIDE" ]; then INSIDE=1 exec unshare --user --map-root-user --mount -- "$0" "$@"; fi
 mount -t tmpfs -o size=16m none "$root"
-(until [ -e "$root/_mirror/index" ]; do sleep 0.1; done; dd if=/dev/zero of="$root/_mirror/ballast" bs=64k || :) &
+(until [ -e "$root/_mirror/index.redb" ]; do sleep 0.1; done; dd if=/dev/zero of="$root/_mirror/ballast" bs=64k || :) &
 exec {} "$@"
 "#,
         env!("CARGO_BIN_EXE_mirror-under-test")
