@@ -1,11 +1,28 @@
 //! Clients that are not ours, through a mirror, from a registry that is not ours.
 #![expect(clippy::expect_used, reason = "a failure here is the test's")]
 
+#[path = "clients/answers.rs"]
+mod answers;
+#[path = "clients/artifacts.rs"]
+mod artifacts;
+#[path = "clients/containerd.rs"]
+mod containerd;
+#[path = "clients/images.rs"]
+mod images;
+#[path = "clients/mirror.rs"]
+mod mirror;
+#[path = "clients/odd.rs"]
+mod odd;
+#[path = "clients/programs.rs"]
+mod programs;
+#[path = "clients/tap.rs"]
+mod tap;
+
 use std::path::Path;
 use std::time::Duration;
 
-use mirror::config;
-use mirror::server::Server;
+use ::mirror::config;
+use ::mirror::server::Server;
 use testbed::binaries;
 use testbed::image::{Layout, Random};
 use testbed::scratch::Scratch;
@@ -18,7 +35,8 @@ const NAME: &str = "library/app:1";
 const USER: (&str, &str) = ("user", "correct horse");
 const LIMIT: Duration = Duration::from_mins(1);
 
-/// A registry that asks for tokens, and a mirror of it configured as Distribution is.
+/// A registry that asks for tokens, and a mirror of it configured as Distribution is, but for a limit, so that it does
+/// not matter how full this machine's disk is.
 struct Pair {
     upstream: Upstream,
     image: Layout,
@@ -82,7 +100,7 @@ fn configuration(upstream: &Upstream, scratch: &Path) -> config::Config {
         "version: 0.1\n\
          storage: {{filesystem: {{rootdirectory: {}}}}}\n\
          http: {{addr: '127.0.0.1:0'}}\n\
-         proxy: {{remoteurl: '{}', username: {}, password: {}}}\n",
+         proxy: {{remoteurl: '{}', username: {}, password: {}, cache: {{maxsize: 1Gi}}}}\n",
         scratch.join("cache").display(),
         upstream.url(),
         USER.0,

@@ -15,8 +15,6 @@ mod content;
 mod manifests;
 #[path = "conformance/referrers.rs"]
 mod referrers;
-#[path = "conformance/registries.rs"]
-mod registries;
 #[path = "conformance/tags.rs"]
 mod tags;
 
@@ -27,12 +25,12 @@ use std::sync::Arc;
 
 use mirror::config;
 use mirror::server::Server;
+use testbed::registry::{Kind, Registry};
 use testbed::scratch::Scratch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use client::Place;
 use content::Content;
-use registries::{Kind, Registry};
 
 /// What a requirement was found to be, for each thing that it was tried on.
 type Findings = Vec<(String, Result<(), String>)>;
@@ -130,7 +128,7 @@ struct Outcome {
 }
 
 async fn tried(kind: Kind) -> Outcome {
-    let registry = Registry::start(kind).await;
+    let registry = Registry::start(kind).await.expect("a registry");
     let content = Arc::new(Content::push(&registry.url).await);
     eprintln!("{kind:?} takes no {:?}", content.refused());
     let mut outcome = Outcome::default();
