@@ -31,10 +31,7 @@ impl Target<'_> {
         };
         let marked = live.annotations().get(names::RELOAD) == Some(&desired.reload);
         let name = self.mirror.name_any();
-        let pods = self
-            .cluster
-            .children
-            .labelled(Kind::Pod, &self.namespace, (names::INSTANCE, &name));
+        let pods = self.cluster.children.of_mirror(Kind::Pod, &self.namespace, &name);
         let late = |pod: &DynamicObject| {
             let mut servers = observed.servers.iter();
             servers.any(|server| Some(&server.uid) == pod.metadata.uid.as_ref() && desired.is_news_to(server))

@@ -2,10 +2,13 @@
 //!
 //! A copy lags behind what was written a moment ago, and acting on it would write the same thing again: until a watch
 //! has caught up, the API server's answer to the write counts.
+//!
+//! A tree of JSON takes ten times the room of its text, and most objects are seldom looked at: metadata apart, copies are
+//! kept as text.
 
 use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    collections::{BTreeSet, HashMap},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use kube::{
@@ -20,12 +23,17 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::listed::Listed;
-use crate::kind::Kind;
+use crate::{desired::names, kind::Kind};
+
+/// A kind, a namespace, and a mirror in it.
+type Group = (Kind, String, String);
 
 /// The copies, by kind.
 pub struct Children {
     stores: HashMap<Kind, Store<DynamicObject>>,
     written: Mutex<HashMap<ObjectRef<DynamicObject>, Arc<DynamicObject>>>,
+    /// The names of each mirror's Pods and claims.
+    members: Mutex<HashMap<Group, BTreeSet<String>>>,
     listed: Listed<Kind>,
 }
 
@@ -44,6 +52,7 @@ impl Children {
             Arc::new(Self {
                 stores,
                 written: Mutex::default(),
+                members: Mutex::default(),
                 listed: Listed::new(Kind::ALL),
             }),
             writers,
@@ -60,42 +69,40 @@ impl Children {
         let key = key(kind, namespace, name);
         let seen = self.stores.get(&kind)?.get(&key);
         let written = self.written().get(&key).cloned();
-        match (seen, written) {
+        let packed = match (seen, written) {
             (Some(seen), Some(written)) if version(&written) > version(&seen) => Some(written),
             (seen, written) => seen.or(written),
-        }
+        };
+        packed.map(|packed| unpacked(&packed))
     }
 
-    /// The objects of a kind in a namespace that have a label.
-    pub fn labelled(&self, kind: Kind, namespace: &str, label: (&str, &str)) -> Vec<Arc<DynamicObject>> {
-        let Some(store) = self.stores.get(&kind) else {
-            return Vec::new();
-        };
-        store.state_filter(|object| {
-            object.metadata.namespace.as_deref() == Some(namespace)
-                && object
-                    .metadata
-                    .labels
-                    .as_ref()
-                    .and_then(|labels| labels.get(label.0))
-                    .map(String::as_str)
-                    == Some(label.1)
-        })
+    /// A mirror's Pods or claims, by their label: how many there are no spec says.
+    pub fn of_mirror(&self, kind: Kind, namespace: &str, mirror: &str) -> Vec<Arc<DynamicObject>> {
+        let group = (kind, namespace.to_owned(), mirror.to_owned());
+        let names = self.members().get(&group).cloned().unwrap_or_default();
+        let store = self.stores.get(&kind);
+        let found = names
+            .iter()
+            .filter_map(|name| store?.get(&key(kind, namespace, name)));
+        // What was deleted or given another label while a watch was cut is in no event.
+        let still = found.filter(|object| label(kind, object) == Some(mirror));
+        still.map(|packed| unpacked(&packed)).collect()
     }
 
     /// Remembers what a write led to.
     pub(super) fn wrote(&self, kind: Kind, mut object: DynamicObject) -> Arc<DynamicObject> {
         trim(kind, &mut object);
-        let object = Arc::new(object);
+        let answer = unpacked(&object);
         self.written().insert(
-            ObjectRef::from_obj_with(&*object, kind.resource()),
-            Arc::clone(&object),
+            ObjectRef::from_obj_with(&object, kind.resource()),
+            Arc::new(object),
         );
-        object
+        answer
     }
 
     /// Forgets what the watch has caught up with. To be called once the copy has the event.
     pub(super) fn caught_up(&self, kind: Kind, event: &Event<DynamicObject>) {
+        self.group(kind, event);
         match event {
             Event::Apply(object) | Event::Delete(object) => {
                 let key = ObjectRef::from_obj_with(object, kind.resource());
@@ -116,9 +123,41 @@ impl Children {
         }
     }
 
-    fn written(&self) -> std::sync::MutexGuard<'_, HashMap<ObjectRef<DynamicObject>, Arc<DynamicObject>>> {
+    /// Keeps the groups in step with the copies.
+    fn group(&self, kind: Kind, event: &Event<DynamicObject>) {
+        let (Event::Apply(object) | Event::InitApply(object) | Event::Delete(object)) = event else {
+            return;
+        };
+        let Some(mirror) = label(kind, object) else { return };
+        let group = (kind, object.namespace().unwrap_or_default(), mirror.to_owned());
+        let mut members = self.members();
+        if !matches!(event, Event::Delete(_)) {
+            members.entry(group).or_default().insert(object.name_any());
+        } else if let Some(names) = members.get_mut(&group) {
+            names.remove(&object.name_any());
+            if names.is_empty() {
+                members.remove(&group);
+            }
+        }
+    }
+
+    fn members(&self) -> MutexGuard<'_, HashMap<Group, BTreeSet<String>>> {
+        self.members.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn written(&self) -> MutexGuard<'_, HashMap<ObjectRef<DynamicObject>, Arc<DynamicObject>>> {
         self.written.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whose an object is, of the kinds that are looked up by that.
+fn label(kind: Kind, object: &DynamicObject) -> Option<&str> {
+    let label = match kind {
+        Kind::Pod => names::INSTANCE,
+        Kind::PersistentVolumeClaim => names::CACHE_OF,
+        _ => return None,
+    };
+    object.labels().get(label).map(String::as_str)
 }
 
 fn key(kind: Kind, namespace: &str, name: &str) -> ObjectRef<DynamicObject> {
@@ -135,7 +174,7 @@ fn version(object: &DynamicObject) -> u64 {
         .unwrap_or(0)
 }
 
-/// Drops what is never looked at, and what should not lie in memory: of a Secret only hashes are kept.
+/// Drops what is never looked at, and what should not lie in memory: of a Secret only hashes are kept. The rest is packed.
 pub(super) fn trim(kind: Kind, object: &mut DynamicObject) {
     object.managed_fields_mut().clear();
     match kind {
@@ -147,6 +186,23 @@ pub(super) fn trim(kind: Kind, object: &mut DynamicObject) {
         }
         _ => {}
     }
+    // Whoever looks knows the kind.
+    object.types = None;
+    object.data = Value::String(object.data.to_string());
+}
+
+/// An object as it was before it was packed.
+fn unpacked(packed: &DynamicObject) -> Arc<DynamicObject> {
+    let data = packed
+        .data
+        .as_str()
+        .and_then(|text| serde_json::from_str(text).ok());
+    Arc::new(DynamicObject {
+        types: None,
+        metadata: packed.metadata.clone(),
+        // What was written as JSON can be read as JSON.
+        data: data.unwrap_or_default(),
+    })
 }
 
 /// Replaces each value of a Secret's `data` by its hash, so that two Secrets can be compared by what is left.
@@ -163,10 +219,23 @@ pub(crate) fn fingerprint(secret: &mut Value) {
 mod tests {
     use super::*;
 
+    #[test]
+    fn an_object_is_the_same_after_it_was_packed() {
+        let mut object = DynamicObject::new("x", &Kind::ConfigMap.resource());
+        object.data = json!({"data": {"a": "\"quoted\"\n"}, "immutable": false});
+        let before = object.clone();
+        trim(Kind::ConfigMap, &mut object);
+        assert!(object.data.is_string());
+        let after = unpacked(&object);
+        assert_eq!(
+            (&after.data, &after.metadata.name),
+            (&before.data, &before.metadata.name)
+        );
+    }
+
     fn object(name: &str, version: u64) -> DynamicObject {
         let mut object = DynamicObject::new(name, &Kind::ConfigMap.resource()).within("ns");
         object.metadata.resource_version = Some(version.to_string());
-        object.metadata.labels = Some([("a".to_owned(), "b".to_owned())].into());
         object
     }
 
@@ -220,13 +289,37 @@ mod tests {
     }
 
     #[test]
-    fn objects_are_found_by_label_within_their_namespace() {
-        let (children, mut writer) = children();
-        see(&children, &mut writer, &Event::Apply(object("x", 1)));
-        let found = |namespace, value| children.labelled(Kind::ConfigMap, namespace, ("a", value)).len();
+    fn pods_are_found_by_their_mirror_until_they_are_gone_or_anothers() {
+        let (children, writers) = Children::new();
+        let mut writers = writers.into_iter();
+        let (_, mut writer) = writers.find(|(kind, _)| *kind == Kind::Pod).unwrap();
+        let pod = |name: &str, mirror: &str| {
+            let mut pod = DynamicObject::new(name, &Kind::Pod.resource()).within("ns");
+            pod.metadata.labels = Some([(names::INSTANCE.to_owned(), mirror.to_owned())].into());
+            pod
+        };
+        let mut see = |event: Event<DynamicObject>| {
+            writer.apply_watcher_event(&event);
+            children.caught_up(Kind::Pod, &event);
+        };
+        let found = |namespace, mirror| {
+            let pods = children.of_mirror(Kind::Pod, namespace, mirror);
+            pods.iter().map(|pod| pod.name_any()).collect::<Vec<_>>()
+        };
+        see(Event::Apply(pod("b", "hub")));
+        see(Event::Apply(pod("a", "hub")));
+        see(Event::Apply(pod("c", "hub-2")));
+        assert_eq!(found("ns", "hub"), ["a", "b"]);
+        assert_eq!(found("other", "hub"), [""; 0]);
+        see(Event::Delete(pod("a", "hub")));
+        see(Event::Apply(pod("b", "hub-2")));
+        assert_eq!((found("ns", "hub"), found("ns", "hub-2").len()), (vec![], 2));
+        see(Event::Init);
+        see(Event::InitApply(pod("d", "hub")));
+        see(Event::InitDone);
         assert_eq!(
-            (found("ns", "b"), found("ns", "c"), found("other", "b")),
-            (1, 0, 0)
+            (found("ns", "hub"), found("ns", "hub-2").len()),
+            (vec!["d".to_owned()], 0)
         );
     }
 
@@ -235,7 +328,7 @@ mod tests {
         let mut secret = DynamicObject::new("s", &Kind::Secret.resource());
         secret.data = json!({"data": {"password": "aHVudGVyMg=="}});
         trim(Kind::Secret, &mut secret);
-        let text = serde_json::to_string(&secret).unwrap();
+        let text = serde_json::to_string(&*unpacked(&secret)).unwrap();
         assert!(!text.contains("aHVudGVyMg"), "{text}");
         assert!(text.contains("password"), "{text}");
     }

@@ -64,7 +64,7 @@ impl Children {
     /// The Pods of a mirror that run, in the order of their names, and are not about to end. Nothing is known yet of
     /// what they say.
     pub fn servers(&self, namespace: &str, mirror: &str) -> Vec<Server> {
-        let pods = self.labelled(Kind::Pod, namespace, (names::INSTANCE, mirror));
+        let pods = self.of_mirror(Kind::Pod, namespace, mirror);
         let mut servers: Vec<_> = pods.iter().filter_map(|pod| server(&parse(pod)?)).collect();
         servers.sort_by(|a, b| a.pod.cmp(&b.pod));
         servers
@@ -72,7 +72,7 @@ impl Children {
 
     /// The claims of a mirror, in the order of its replicas: the same are told the same way each time.
     fn claims(&self, mirror: &str, namespace: &str) -> Vec<Claim> {
-        let objects = self.labelled(Kind::PersistentVolumeClaim, namespace, (names::CACHE_OF, mirror));
+        let objects = self.of_mirror(Kind::PersistentVolumeClaim, namespace, mirror);
         let parsed = objects.iter().filter_map(|object| {
             let ordinal = names::claim_ordinal(mirror, &object.name_any())?;
             Some(claim(parse(object)?, ordinal))

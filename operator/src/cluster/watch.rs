@@ -28,6 +28,10 @@ use super::{
 };
 use crate::{dereference::Reference, desired::names, index::Index, kind::Kind};
 
+/// So many objects are listed at a time: before they are packed they take ten times the room, and what was taken once is
+/// not always given back.
+const PAGE: u32 = 100;
+
 /// A mirror as it is stored, which may be by a version that no longer parses.
 pub type Stored = DeserializeGuard<RegistryMirror>;
 
@@ -95,8 +99,9 @@ pub fn children(
     children: &Arc<Children>,
     writers: Vec<(Kind, Writer<DynamicObject>)>,
 ) -> impl Stream<Item = Trigger> + Send + use<> {
-    let config =
-        watcher::Config::default().labels(&format!("{}={}", names::MANAGED_BY.0, names::MANAGED_BY.1));
+    let config = watcher::Config::default()
+        .labels(&format!("{}={}", names::MANAGED_BY.0, names::MANAGED_BY.1))
+        .page_size(PAGE);
     stream::select_all(writers.into_iter().map(|(kind, writer)| {
         let children = Arc::clone(children);
         let mut gap = relisted.watch();
