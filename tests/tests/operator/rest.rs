@@ -84,6 +84,18 @@ async fn ten_looks_at_everything_write_nothing_also_where_conditions_are_false()
             .until_condition(name, ConditionType::Accepted, "False", reason)
             .await;
     }
+    // A claim without a volume can't grow.
+    bench.mirror("claims", with_claims("2Gi")).await;
+    bench
+        .until(
+            "claims",
+            "word of the refusal",
+            |mirror: &crds::RegistryMirror| {
+                let told = crate::bench::condition(mirror, ConditionType::StorageReady)?;
+                told.message.contains("is immutable").then_some(())
+            },
+        )
+        .await;
     let mut paused = with_claims("1Gi");
     paused["paused"] = json!(true);
     bench.mirror("paused", paused).await;
