@@ -104,6 +104,11 @@ impl Direct {
         Self { stream, pieces }
     }
 
+    /// The first bytes, once there are some; they stay to be read.
+    pub(super) async fn peek(&self, bytes: &mut [u8]) -> io::Result<usize> {
+        self.stream.peek(bytes).await
+    }
+
     pub(super) fn pieces(&self) -> Pieces {
         self.pieces.clone()
     }

@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::pin::pin;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -12,12 +12,13 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, UnixListener};
-use tokio_io_timeout::TimeoutStream;
+use tokio::net::{TcpListener, UnixListener, UnixStream};
+use tokio::time::Instant;
+use tokio_io_timeout::TimeoutWriter;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use super::sendfile::{Direct, Pieces};
+use super::sendfile::Direct;
 use super::tls::Certificates;
 use super::{Peer, Service};
 
@@ -27,6 +28,8 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 const WRITE_TIMEOUT: Duration = Duration::from_mins(5);
 const MAX_HEADERS: usize = 100;
 const MAX_HEADER_BYTES: usize = 64 * 1024;
+/// What HTTP/2 begins with (RFC 9113, section 3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// After an accept error that closing connections may mend (too many open files).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -59,7 +62,12 @@ pub async fn serve(listener: Listener, service: Service, options: Options, shutd
         };
         match accepted {
             Ok(connection) => {
-                let task = connection.serve(service.clone(), options.clone(), graceful.watcher());
+                let task = connection.serve(
+                    service.clone(),
+                    options.clone(),
+                    graceful.watcher(),
+                    shutdown.clone(),
+                );
                 tokio::spawn(task);
             }
             Err(error) => {
@@ -79,8 +87,14 @@ pub async fn serve(listener: Listener, service: Service, options: Options, shutd
 
 /// One client's connection.
 struct Connection {
-    stream: Box<dyn Stream>,
+    socket: Socket,
     peer: Peer,
+}
+
+/// What was accepted.
+enum Socket {
+    Tcp(Direct),
+    Unix(UnixStream),
 }
 
 trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -93,74 +107,127 @@ impl Listener {
                 let (stream, peer) = listener.accept().await?;
                 // Small answers must not wait for the acknowledgement of the one before.
                 stream.set_nodelay(true)?;
-                let direct = Direct::new(stream);
-                let pieces = direct.pieces();
-                Ok(Connection::new(direct, peer.to_string(), Some(pieces)))
+                let stream = Direct::new(stream);
+                let peer = Peer {
+                    name: peer.to_string().into(),
+                    pieces: Some(stream.pieces()),
+                };
+                Ok(Connection {
+                    socket: Socket::Tcp(stream),
+                    peer,
+                })
             }
             Self::Unix(listener) => {
                 let (stream, _) = listener.accept().await?;
-                Ok(Connection::new(stream, "unix".into(), None))
+                Ok(Connection {
+                    socket: Socket::Unix(stream),
+                    peer: Peer::named("unix"),
+                })
             }
+        }
+    }
+}
+
+impl Socket {
+    /// Waits for the first bytes, or the end, and says whether they may become HTTP/2's. Who would find that out while
+    /// it reads HTTP/1 makes a buffer of twice the size, and an idle connection keeps it.
+    async fn may_begin_http2(&self) -> io::Result<bool> {
+        let mut first = [0; PREFACE.len()];
+        match self {
+            Self::Tcp(stream) => {
+                let length = stream.peek(&mut first).await?;
+                Ok(PREFACE.starts_with(&first[..length]))
+            }
+            Self::Unix(stream) => stream.readable().await.map(|()| true),
+        }
+    }
+
+    /// For a client that is cut off once it takes nothing for too long.
+    fn bounded(self) -> Box<dyn Stream> {
+        fn bounded(stream: impl AsyncRead + AsyncWrite + Send + 'static) -> Box<dyn Stream> {
+            let mut stream = TimeoutWriter::new(stream);
+            stream.set_timeout(Some(WRITE_TIMEOUT));
+            Box::new(Box::pin(stream))
+        }
+        match self {
+            Self::Tcp(stream) => bounded(stream),
+            Self::Unix(stream) => bounded(stream),
         }
     }
 }
 
 impl Connection {
-    fn new(stream: impl Stream + 'static, name: String, pieces: Option<Pieces>) -> Self {
-        let mut stream = TimeoutStream::new(stream);
-        stream.set_write_timeout(Some(WRITE_TIMEOUT));
-        Self {
-            stream: Box::new(Box::pin(stream)),
-            peer: Peer {
-                name: name.into(),
-                pieces,
-            },
-        }
-    }
-
-    async fn serve(self, service: Service, options: Options, watcher: Watcher) {
-        let Self { stream, mut peer } = self;
-        if options.tls.is_some() {
-            peer.pieces = None;
-        }
-        let Some(stream) = secured(stream, &options).await else {
-            return;
+    /// Keeps little for a client that says nothing: each step has its memory when it begins, and no step that of
+    /// another.
+    async fn serve(self, service: Service, options: Options, watcher: Watcher, shutdown: CancellationToken) {
+        let (spoke, deadline) = (Arc::new(AtomicBool::new(false)), Instant::now() + HEADER_TIMEOUT);
+        let heard = Arc::clone(&spoke);
+        let talk = async move {
+            let http2 = tokio::select! {
+                biased;
+                http2 = self.socket.may_begin_http2() => http2.ok()?,
+                () = shutdown.cancelled_owned() => return None,
+            };
+            let (mut peer, stream) = (self.peer, self.socket.bounded());
+            let (stream, http2) = match options.tls {
+                Some(tls) => {
+                    peer.pieces = None;
+                    Box::pin(secured(stream, tls)).await?
+                }
+                None => (stream, http2 && options.http2),
+            };
+            let ended = talk(stream, peer, service, http2, watcher, heard).await;
+            ended
+                .inspect_err(|error| debug!(%error, "a connection ended early"))
+                .ok()
         };
-        let spoke = Arc::new(AtomicBool::new(false));
-        let (seen, builder) = (Arc::clone(&spoke), builder(options.http2));
-        let answer = service_fn(move |request: http::Request<_>| {
-            seen.store(true, Ordering::Relaxed);
-            let (service, peer, (parts, _)) = (service.clone(), peer.clone(), request.into_parts());
-            // Boxed, as a connection keeps room for what this returns while it is idle too.
-            Box::pin(async move { Ok::<_, Infallible>(service.answer(parts, &peer).await) })
-        });
-        let connection = builder.serve_connection(TokioIo::new(stream), answer);
-        let mut connection = pin!(watcher.watch(connection.into_owned()));
-        let ended = tokio::select! {
+        tokio::select! {
             biased;
-            ended = &mut connection => ended,
-            () = silent(&spoke) => return,
-        };
-        if let Err(error) = ended {
-            debug!(%error, "a connection ended early");
+            _ = talk => {}
+            () = silent(&spoke, deadline) => {}
         }
     }
 }
 
 /// Returns when a client has connected but asked nothing in time, and never once it has.
-async fn silent(spoke: &AtomicBool) {
-    tokio::time::sleep(HEADER_TIMEOUT).await;
+async fn silent(spoke: &AtomicBool, deadline: Instant) {
+    tokio::time::sleep_until(deadline).await;
     if spoke.load(Ordering::Relaxed) {
         std::future::pending::<()>().await;
     }
 }
 
-async fn secured(stream: Box<dyn Stream>, options: &Options) -> Option<Box<dyn Stream>> {
-    let Some(tls) = &options.tls else {
-        return Some(stream);
-    };
+type Ended = Result<(), Box<dyn std::error::Error + Send + Sync>>;
+
+/// Answers requests until the client or `watcher` ends it. As one piece of memory that is as large as it has to be: a
+/// future that is made within another one has its place in there once for each step of being made.
+fn talk(
+    stream: Box<dyn Stream>,
+    peer: Peer,
+    service: Service,
+    http2: bool,
+    watcher: Watcher,
+    spoke: Arc<AtomicBool>,
+) -> Pin<Box<dyn Future<Output = Ended> + Send>> {
+    let answer = service_fn(move |request: http::Request<_>| {
+        spoke.store(true, Ordering::Relaxed);
+        let (service, peer, (parts, _)) = (service.clone(), peer.clone(), request.into_parts());
+        // Boxed, as a connection keeps room for what this returns while it is idle too.
+        Box::pin(async move { Ok::<_, Infallible>(service.answer(parts, &peer).await) })
+    });
+    let connection = builder(http2)
+        .serve_connection(TokioIo::new(stream), answer)
+        .into_owned();
+    Box::pin(watcher.watch(connection))
+}
+
+/// The stream within TLS, and whether HTTP/2 was agreed on.
+async fn secured(stream: Box<dyn Stream>, tls: Arc<Certificates>) -> Option<(Box<dyn Stream>, bool)> {
     match tokio::time::timeout(HEADER_TIMEOUT, tls.acceptor().accept(stream)).await {
-        Ok(Ok(stream)) => Some(Box::new(stream)),
+        Ok(Ok(stream)) => {
+            let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+            Some((Box::new(stream), http2))
+        }
         Ok(Err(error)) => {
             debug!(%error, "a TLS handshake failed");
             None
