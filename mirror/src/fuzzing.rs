@@ -123,7 +123,8 @@ fn show_nothing(document: &[u8], unless_in: Option<&[u8]>) {
 pub fn manifest(data: &[u8]) {
     let mut parts = data.splitn(2, |byte| *byte == b'\n');
     let (kind, body) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
-    pull::invariants::manifest(str::from_utf8(kind).ok(), body);
+    let kind = HeaderValue::from_bytes(kind).ok();
+    pull::invariants::manifest(kind.as_ref().and_then(|kind| kind.to_str().ok()), body);
 }
 
 /// `scheduler-state.json`: what is read of it is read again from what is written.
