@@ -59,7 +59,7 @@ pub enum Error {
     #[error(
         "{kind} {name} does not stay as it is applied, as someone else keeps changing it; it is left alone for {} s. \
          Who, says kubectl get {kind} {name} -o yaml --show-managed-fields",
-        after.as_secs()
+        after.as_secs().max(1)
     )]
     Contested {
         /// Of what.

@@ -229,3 +229,11 @@ fn local_serves_until_it_is_told_to_stop_and_leaves_no_password_behind(signal: r
     assert!(rest.iter().all(|line| !line.contains("hunter2")), "{rest:#?}");
     assert_eq!(fs::read_dir(&private).unwrap().count(), 0);
 }
+
+#[test_case("0s", "must be above zero"; "never")]
+#[test_case("often", "invalid value 'often'"; "no duration")]
+fn a_period_that_is_none_is_refused(period: &str, why: &str) {
+    let output = run(MIRROR, &["operator", "--resync", period]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains(why), "{}", stderr(&output));
+}

@@ -1,16 +1,19 @@
-//! Reasons of conditions that only servers know, as they lead to a status on a real API server.
+//! Reasons of conditions, as they come to a status on a real API server: those that no other test here leads to, and
+//! proof that there is one for each.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 
 use crds::RegistryMirror;
 use crds::conditions::{ConditionType, Reason};
 use serde_json::json;
 use testbed::image::Random;
+use testbed::pki::Authority;
 use testbed::scratch::Scratch;
 use testbed::upstream::{self, Access, Upstream};
 
-use crate::bench::{Bench, soon};
+use crate::bench::{Bench, ephemeral, soon};
 use crate::pods::{address, kubelet, kubelet_with, pods};
 
 async fn upstream(scratch: &Scratch) -> Upstream {
@@ -132,7 +135,7 @@ async fn an_upstream_that_limits_requests_is_told_of_and_moves_no_readiness() {
 
 /// A server whose cache lies on a file system of 16 MiB that something else fills: in a mount namespace of its own, in
 /// which it needs no rights of this machine.
-fn on_a_small_disk(scratch: &Scratch) -> std::path::PathBuf {
+fn on_a_small_disk(scratch: &Scratch) -> PathBuf {
     let script = format!(
         r#"#!/bin/sh
 set -e
@@ -188,4 +191,59 @@ async fn a_disk_that_is_full_is_told_of_and_pulls_go_on() {
     );
     assert_eq!(pull(&bench).await, 200);
     assert!(is_ready(&bench).await);
+}
+
+#[tokio::test]
+async fn a_certificate_that_is_none_is_told_of_until_it_is_one() {
+    let bench = Bench::start("malformed-tls").await;
+    bench
+        .secret(
+            "serving",
+            json!({"tls.crt": "no certificate", "tls.key": "no key"}),
+        )
+        .await;
+    let mut spec = ephemeral();
+    spec["tls"] = json!({"mode": "Secret", "secretName": "serving"});
+    bench.mirror("hub", spec).await;
+    let told = bench
+        .until_condition("hub", ConditionType::TLSReady, "False", Reason::Malformed)
+        .await;
+    assert!(told.message.contains("serving"), "{}", told.message);
+    bench
+        .until_condition(
+            "hub",
+            ConditionType::Accepted,
+            "False",
+            Reason::ReferenceMalformed,
+        )
+        .await;
+    let leaf = Authority::new("mended").unwrap().serving(&["hub"]).unwrap();
+    bench
+        .secret(
+            "serving",
+            json!({"tls.crt": leaf.certificate, "tls.key": leaf.key}),
+        )
+        .await;
+    bench
+        .until_condition("hub", ConditionType::TLSReady, "True", Reason::CertificateReady)
+        .await;
+}
+
+#[test]
+fn every_reason_is_led_to_by_a_test_on_a_real_api_server() {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/operator");
+    let files = fs::read_dir(directory)
+        .unwrap()
+        .map(|entry| entry.unwrap().path());
+    let texts: Vec<String> = files.map(|path| fs::read_to_string(path).unwrap()).collect();
+    let waited_for = |reason: &Reason| {
+        let name = format!("Reason::{reason}");
+        let is_in = |text: &String| {
+            let mut places = text.match_indices(&name);
+            places.any(|(at, _)| !text[at + name.len()..].starts_with(char::is_alphanumeric))
+        };
+        texts.iter().any(is_in)
+    };
+    let missing: Vec<_> = Reason::ALL.iter().filter(|reason| !waited_for(reason)).collect();
+    assert!(missing.is_empty(), "{missing:?}");
 }

@@ -26,9 +26,13 @@ async fn a_mirror_with_claims_becomes_ready() {
     bench
         .until_condition("hub", ConditionType::Ready, "True", Reason::Serving)
         .await;
-    bench
-        .until_condition("hub", ConditionType::Progressing, "False", Reason::RolledOut)
-        .await;
+    for (kind, status, reason) in [
+        (ConditionType::Accepted, "True", Reason::SpecAccepted),
+        (ConditionType::Available, "True", Reason::ReplicasReady),
+        (ConditionType::Progressing, "False", Reason::RolledOut),
+    ] {
+        bench.until_condition("hub", kind, status, reason).await;
+    }
     bench
         .until_condition("hub", ConditionType::StorageReady, "True", Reason::VolumeReady)
         .await;
