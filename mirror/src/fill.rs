@@ -165,6 +165,12 @@ impl Fill {
 
     /// Reads at the start of `range`, as soon as there is something: at most a block, never beyond the range.
     pub(crate) async fn read(&self, range: &Range<u64>) -> Result<Bytes, Cut> {
+        let (file, there) = self.there(range).await?;
+        read(file, &there).await
+    }
+
+    /// What there is at the start of `range`, as soon as there is something, and the file that has it.
+    pub(crate) async fn there(&self, range: &Range<u64>) -> Result<(&Arc<File>, Range<u64>), Cut> {
         let progress = self.wait(|p| p.readable() > range.start || p.has_ended()).await;
         let end = progress.readable().min(range.end);
         if end <= range.start {
@@ -174,10 +180,7 @@ impl Fill {
             .file
             .get()
             .ok_or_else(|| Cut("the fill has no file".into()))?;
-        let length = usize::try_from(end - range.start).unwrap_or(usize::MAX);
-        block::read(file, range.start, length)
-            .await
-            .map_err(|error| Cut(error.to_string()))
+        Ok((file, range.start..end))
     }
 
     async fn wait(&self, until: impl FnMut(&Progress) -> bool) -> Progress {
@@ -187,6 +190,14 @@ impl Fill {
             Err(_) => given_up(self.progress()),
         }
     }
+}
+
+/// A block, at most, of what is there.
+pub(crate) async fn read(file: &Arc<File>, there: &Range<u64>) -> Result<Bytes, Cut> {
+    let length = usize::try_from(there.end - there.start).unwrap_or(usize::MAX);
+    block::read(file, there.start, length)
+        .await
+        .map_err(|error| Cut(error.to_string()))
 }
 
 /// The job is gone without a word: whatever phase it was in, nothing more will come.

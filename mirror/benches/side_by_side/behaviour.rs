@@ -11,41 +11,67 @@ use crate::upstream::{Mode, Upstream};
 /// Who has not answered by then is said to hang.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Asks each server that pulls through while its registry is in trouble. Tags are asked upstream each time.
+type Trouble = fn(&Server, &Content, &Upstream, &mut Report);
+
+/// Asks each server that pulls through while its registry is in trouble; a new one for each trouble, as what was before
+/// has its consequences. Tags are asked upstream each time.
 pub(crate) fn table(site: &Site<'_>, content: &Content, upstream: &Upstream, report: &mut Report) {
-    for server in site.registries("cache: {tagttl: 0s}") {
-        server.warm(content);
-        for (what, mode) in [
-            ("upstream hangs", Mode::Hangs),
-            ("upstream answers 500", Mode::Fails("500 Internal Server Error")),
-            ("upstream answers 429", Mode::Fails("429 Too Many Requests")),
-        ] {
-            upstream.behave(mode);
-            let tag = answer(&server, &server.tag());
-            report.does(&format!("{what}: a cached tag"), server.name, tag);
-            let (digest, item) = content.fresh_layer(1 << 20);
-            upstream.add([(digest.to_string(), item)]);
-            let cold = answer(&server, &server.blob(digest.as_str()));
-            report.does(&format!("{what}: a cold blob"), server.name, cold);
-            upstream.behave(Mode::Well);
+    let troubles: [Trouble; 6] = [hangs, fails, rests, wrong_bytes, one_that_leaves, tokens];
+    for trouble in troubles {
+        for server in site.registries("cache: {tagttl: 0s}") {
+            let cached = answer(&server, &server.tag());
+            assert!(cached.starts_with("200"), "{}: {cached}", server.name);
+            trouble(&server, content, upstream, report);
         }
-        wrong_bytes(&server, content, upstream, report);
-        one_that_leaves(&server, content, upstream, report);
     }
-    for server in site.registries("cache: {tagttl: 0s}") {
-        upstream.take_counts();
-        for _ in 0..8 {
-            let (digest, item) = content.fresh_layer(1 << 16);
-            upstream.add([(digest.to_string(), item)]);
-            answer(&server, &server.blob(digest.as_str()));
-        }
-        let tokens = upstream.take_counts().tokens;
-        report.does(
-            "8 cold blobs of a repository: token requests",
-            server.name,
-            tokens.to_string(),
-        );
+}
+
+fn hangs(server: &Server, content: &Content, upstream: &Upstream, report: &mut Report) {
+    cached_and_cold("upstream hangs", Mode::Hangs, (server, content, upstream), report);
+}
+
+fn fails(server: &Server, content: &Content, upstream: &Upstream, report: &mut Report) {
+    let mode = Mode::Fails("500 Internal Server Error");
+    cached_and_cold("upstream answers 500", mode, (server, content, upstream), report);
+}
+
+fn rests(server: &Server, content: &Content, upstream: &Upstream, report: &mut Report) {
+    let mode = Mode::Fails("429 Too Many Requests");
+    cached_and_cold("upstream answers 429", mode, (server, content, upstream), report);
+}
+
+fn cached_and_cold(
+    what: &str,
+    mode: Mode,
+    (server, content, upstream): (&Server, &Content, &Upstream),
+    report: &mut Report,
+) {
+    let (digest, item) = content.fresh_layer(1 << 20);
+    upstream.add([(digest.to_string(), item)]);
+    upstream.behave(mode);
+    for (which, path) in [
+        ("a cached tag", server.tag()),
+        ("the same again", server.tag()),
+        ("a cold blob", server.blob(digest.as_str())),
+    ] {
+        report.does(&format!("{what}: {which}"), server.name, answer(server, &path));
     }
+    upstream.behave(Mode::Well);
+}
+
+fn tokens(server: &Server, content: &Content, upstream: &Upstream, report: &mut Report) {
+    upstream.take_counts();
+    for _ in 0..8 {
+        let (digest, item) = content.fresh_layer(1 << 16);
+        upstream.add([(digest.to_string(), item)]);
+        answer(server, &server.blob(digest.as_str()));
+    }
+    let tokens = upstream.take_counts().tokens;
+    report.does(
+        "8 cold blobs after a tag: further token requests",
+        server.name,
+        tokens.to_string(),
+    );
 }
 
 fn wrong_bytes(server: &Server, content: &Content, upstream: &Upstream, report: &mut Report) {

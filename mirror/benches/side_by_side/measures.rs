@@ -184,7 +184,7 @@ pub(crate) fn memory(servers: &[Server], content: &Content, upstream: &Upstream,
             for _ in 0..1_000 {
                 let mut client = server.target.connect_slowly().unwrap();
                 client.ask(path).unwrap();
-                client.take(64 << 10).unwrap();
+                client.take(4096).unwrap();
                 clients.push(client);
             }
             let measure = format!("M7 anonymous memory with 1,000 downloads of {what} layer under way, MiB");

@@ -43,7 +43,12 @@ pub(super) async fn get(asked: &Asked<'_>, name: &str, digest: &str) -> Result<A
             send(&mut response, readable, size, &wanted);
         }
         Source::Filling(fill) => match fill.progress().size {
-            Some(size) => send(&mut response, Readable::Filling(fill), size, &wanted),
+            Some(size) => send(
+                &mut response,
+                Readable::Filling(fill, asked.pieces.cloned()),
+                size,
+                &wanted,
+            ),
             None => *response.body_mut() = body::until_the_end(fill),
         },
         Source::Through(through) => {

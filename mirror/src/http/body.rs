@@ -10,15 +10,15 @@ use futures::stream::{self, Stream, StreamExt};
 
 use super::sendfile::Pieces;
 use super::stored::Stored;
-use crate::fill::{Cut, Fill};
+use crate::fill::{self, Cut, Fill};
 
 /// What a body is read from.
 #[derive(Clone)]
 pub(super) enum Bytes {
     /// A blob in the cache, and the connection's queue of what the kernel sends, where it has one.
     Stored(Stored, Option<Pieces>),
-    /// A blob on its way there.
-    Filling(Arc<Fill>),
+    /// A blob on its way there, and the same.
+    Filling(Arc<Fill>, Option<Pieces>),
 }
 
 impl Bytes {
@@ -26,12 +26,22 @@ impl Bytes {
     async fn next(&self, range: &Range<u64>) -> Result<Chunk, Cut> {
         match self {
             Self::Stored(stored, pieces) => {
-                match pieces.as_ref().and_then(|pieces| pieces.queue(stored, range)) {
+                let queue = |pieces: &Pieces| pieces.queue(&stored.blob.file, range, Some(stored));
+                match pieces.as_ref().and_then(queue) {
                     Some(stand_in) => Ok(stand_in),
                     None => stored.read(range).await,
                 }
             }
-            Self::Filling(fill) => fill.read(range).await,
+            Self::Filling(fill, pieces) => {
+                let (file, there) = fill.there(range).await?;
+                match pieces
+                    .as_ref()
+                    .and_then(|pieces| pieces.queue(file, &there, None))
+                {
+                    Some(stand_in) => Ok(stand_in),
+                    None => fill::read(file, &there).await,
+                }
+            }
         }
     }
 

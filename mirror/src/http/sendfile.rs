@@ -1,4 +1,4 @@
-//! Pieces of cached blobs that the kernel puts into a socket itself: `sendfile` saves the copy through our memory.
+//! Pieces of blobs that the kernel puts into a socket itself: `sendfile` saves the copy through our memory.
 //!
 //! hyper writes bytes only. So a body yields a stand-in for a piece, a slice of memory that nobody reads, and queues
 //! the piece itself beside it; the connection's stream knows a stand-in by its address, and sends the piece in its
@@ -6,6 +6,7 @@
 //! while HTTP/2 and TLS would look into them.
 
 use std::collections::VecDeque;
+use std::fs::File;
 use std::io::{self, ErrorKind, IoSlice};
 use std::ops::Range;
 use std::pin::Pin;
@@ -34,24 +35,34 @@ static STAND_IN: LazyLock<Bytes> = LazyLock::new(|| vec![0; (PIECE + SMALLEST) a
 pub(super) struct Pieces(Arc<Mutex<VecDeque<Piece>>>);
 
 struct Piece {
-    of: Stored,
+    file: Arc<File>,
     left: Range<u64>,
+    /// What is to be dropped where it can't be read; a download under way is looked after by itself.
+    stored: Option<Stored>,
 }
 
 impl Pieces {
     /// Queues the first piece of this range and returns what stands in for it; `None` where it is to be read instead:
     /// as it is small, or as the kernel would wait for the disk and hold up everybody else on this thread.
-    pub(super) fn queue(&self, of: &Stored, range: &Range<u64>) -> Option<Bytes> {
+    pub(super) fn queue(
+        &self,
+        file: &Arc<File>,
+        range: &Range<u64>,
+        stored: Option<&Stored>,
+    ) -> Option<Bytes> {
         let whole = range.end - range.start;
         // No rest is left that would be too small.
         let length = if whole < PIECE + SMALLEST { whole } else { PIECE };
         let left = range.start..range.start + length;
-        if length < SMALLEST || !block::is_cached(&of.blob.file, &left) {
+        if length < SMALLEST || !block::is_cached(file, &left) {
             return None;
         }
         let stand_in = STAND_IN.slice(..usize::try_from(length).ok()?);
-        let of = of.clone();
-        self.lock().push_back(Piece { of, left });
+        self.lock().push_back(Piece {
+            file: Arc::clone(file),
+            left,
+            stored: stored.cloned(),
+        });
         Some(stand_in)
     }
 
@@ -72,7 +83,7 @@ impl Pieces {
         };
         let mut offset = piece.left.start;
         let sent = stream.try_io(Interest::WRITABLE, || {
-            match sendfile(stream, &piece.of.blob.file, Some(&mut offset), expected)? {
+            match sendfile(stream, &piece.file, Some(&mut offset), expected)? {
                 0 => Err(ErrorKind::UnexpectedEof.into()),
                 sent => Ok(sent),
             }
@@ -86,8 +97,14 @@ impl Pieces {
 
     /// Sending failed. Whether the socket or the file is to blame, reading tells.
     fn failed(&self) {
-        if let Some(Piece { of, left }) = self.lock().pop_front() {
-            tokio::spawn(async move { of.read(&left).await });
+        let failed = self.lock().pop_front();
+        if let Some(Piece {
+            left,
+            stored: Some(stored),
+            ..
+        }) = failed
+        {
+            tokio::spawn(async move { stored.read(&left).await });
         }
     }
 }

@@ -17,8 +17,8 @@ use crate::store::{Error, Inner, Store, rebuild};
 
 /// Distribution's expiries are turned into ours in batches of this size.
 const BATCH: usize = 4096;
-/// Writing the expiry state takes at most one part in so many of the time.
-const SHARE: u32 = 60;
+/// Writing the expiry state takes at most one part in so many of the time: less than a hundredth of a core.
+const SHARE: u32 = 120;
 /// How often it is written where content was only used.
 const FOR_USES: Duration = Duration::from_hours(1);
 
