@@ -33,7 +33,7 @@ bench-quick: ## the same in 2 shorter rounds
 bench-day: ## a day of pulls, compressed into minutes: hits against an ideal LRU, beside Distribution 3
 	@scripts/bench --day
 
-count: ## the instructions of each operation of a hit and of a reconcile, against their budgets
+count: ## the instructions of each operation of a hit, against their budgets
 	@scripts/count
 
 fuzz: ## each fuzz target for a minute; longer: scripts/fuzz SECONDS TARGET
