@@ -33,13 +33,13 @@ impl Bytes {
                 }
             }
             Self::Filling(fill, pieces) => {
-                let (file, there) = fill.there(range).await?;
+                let (source, there) = fill.there(range).await?;
                 match pieces
                     .as_ref()
-                    .and_then(|pieces| pieces.queue(file, &there, None))
+                    .and_then(|pieces| pieces.queue(source, &there, None))
                 {
                     Some(stand_in) => Ok(stand_in),
-                    None => fill::read(file, &there).await,
+                    None => fill::read(source, &there).await,
                 }
             }
         }
