@@ -9,6 +9,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use tokio::runtime::Runtime;
 
+mod doctor;
 mod documents;
 mod failure;
 mod kubelet;
@@ -27,6 +28,8 @@ Examples:
       Show every object that the operator would apply
   registry-mirror crd | kubectl apply --server-side -f -
       Teach a cluster the kind
+  registry-mirror doctor -A
+      Check a cluster and every mirror in it, and say what to do
   registry-mirror operator --server-image registry.example.com/registry-mirror:1.0
       Look after the mirrors of the cluster that the kubeconfig names
 
@@ -53,6 +56,8 @@ enum Command {
     Local(local::Args),
     /// Print every object that the operator would apply for a mirror
     Render(render::Args),
+    /// Check a cluster and its mirrors, and say what to do
+    Doctor(doctor::Args),
     /// Print the CustomResourceDefinition of RegistryMirror
     Crd,
     /// Print a script that completes commands in a shell
@@ -81,6 +86,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Operator(args) => Runtime::new()?.block_on(operator::run(args)),
         Command::Local(args) => Runtime::new()?.block_on(local::run(args)),
         Command::Render(args) => Runtime::new()?.block_on(render::run(args)),
+        Command::Doctor(args) => Runtime::new()?.block_on(doctor::run(args)),
         Command::Crd => print(&[serde_json::to_value(crds::crd()).map_err(io::Error::other)?]),
         Command::Completion { shell } => {
             let mut script = Vec::new();

@@ -26,6 +26,7 @@ mod workload;
 
 pub use child::Child;
 pub use credentials::HandedOut;
+pub use hosts::files as files_for_nodes;
 /// Where servers tell their state.
 pub const ADMIN_PORT: u16 = workload::ADMIN_PORT.number;
 

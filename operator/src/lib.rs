@@ -20,6 +20,7 @@ pub mod metrics;
 pub mod observed;
 pub mod replicas;
 pub mod retry;
+pub mod rights;
 pub mod risks;
 pub mod run;
 pub mod status;

@@ -2,7 +2,10 @@
 
 use crds::tls::TlsMode;
 use k8s_openapi::jiff::Timestamp;
-use k8s_openapi::{api::core::v1::PersistentVolumeClaim, apimachinery::pkg::api::resource::Quantity};
+use k8s_openapi::{
+    api::core::v1::{PersistentVolumeClaim, Service},
+    apimachinery::pkg::api::resource::Quantity,
+};
 use kube_quantity::ParsedQuantity;
 
 mod server;
@@ -62,6 +65,15 @@ pub struct ServiceAddress {
 }
 
 impl ServiceAddress {
+    /// As it is, not as the spec wants it: what is paused or rejected is not applied.
+    pub fn of(service: Service) -> Option<Self> {
+        let spec = service.spec?;
+        Some(Self {
+            ip: spec.cluster_ip.filter(|ip| !ip.is_empty())?,
+            port: spec.ports?.first()?.port,
+        })
+    }
+
     /// `IP:PORT`.
     pub fn authority(&self) -> String {
         if self.ip.contains(':') {

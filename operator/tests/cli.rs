@@ -128,6 +128,7 @@ fn completion_knows_the_commands() {
 
 #[test_case(&["operator"], &["--watch-namespace", "--server-image", "--listen"])]
 #[test_case(&["local"], &["--filename", "--cache-dir", "--port"])]
+#[test_case(&["doctor"], &["--all-namespaces", "--as-group", "--output", "Examples:", "Exit codes"])]
 #[test_case(&[], &["Examples:", "Exit codes:", "registry-mirror local -f"])]
 fn help_says_what_there_is(command: &[&str], expected: &[&str]) {
     let help = run("", &[command, &["--help"]].concat());

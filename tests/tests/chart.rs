@@ -3,6 +3,8 @@
 
 #[path = "chart/cluster.rs"]
 mod cluster;
+#[path = "chart/doctor.rs"]
+mod doctor;
 #[path = "chart/helm.rs"]
 mod helm;
 #[path = "chart/life.rs"]

@@ -17,6 +17,8 @@ mod children;
 mod conflicts;
 #[path = "operator/credentials.rs"]
 mod credentials;
+#[path = "operator/doctor.rs"]
+mod doctor;
 #[path = "operator/faults.rs"]
 mod faults;
 #[path = "operator/kubectl.rs"]

@@ -49,7 +49,7 @@ impl Children {
         let service = self.typed::<Service>(mirror, Kind::Service);
         Observed {
             service_names: service.as_ref().map(service_names).unwrap_or_default(),
-            service: service.and_then(service_address),
+            service: service.and_then(ServiceAddress::of),
             claims: self.claims(&name, &namespace),
             claim_templates: stateful_set.as_ref().and_then(claim_templates),
             workload: stateful_set
@@ -108,15 +108,6 @@ fn server(pod: &Pod) -> Option<Server> {
 
 fn parse<K: DeserializeOwned>(object: &DynamicObject) -> Option<K> {
     serde_json::from_value(serde_json::to_value(object).ok()?).ok()
-}
-
-/// As it is, not as the spec wants it: what is paused or rejected is not applied.
-fn service_address(service: Service) -> Option<ServiceAddress> {
-    let spec = service.spec?;
-    Some(ServiceAddress {
-        ip: spec.cluster_ip.filter(|ip| !ip.is_empty())?,
-        port: spec.ports?.first()?.port,
-    })
 }
 
 fn service_names(service: &Service) -> Vec<String> {

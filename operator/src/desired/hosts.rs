@@ -14,7 +14,7 @@ use serde_json::json;
 use super::{child::Child, names};
 use crate::{
     kind::Kind,
-    observed::Observed,
+    observed::{Observed, ServiceAddress},
     validate::{Accepted, Serving},
 };
 
@@ -28,12 +28,8 @@ pub(super) fn object(accepted: &Accepted<'_>, observed: &Observed) -> Option<Chi
         return None;
     }
     let service = observed.service.as_ref()?;
-    let endpoint = Endpoint {
-        url: service.url(mirror.spec.tls.mode),
-        authority: service.authority(),
-        certificate: accepted.serving.as_ref().and_then(Serving::authority),
-    };
-    let files = files(mirror, &endpoint);
+    let certificate = accepted.serving.as_ref().and_then(Serving::authority);
+    let files = files(mirror, service, certificate);
     let name = names::hosts(&mirror.name_any());
     let map = ConfigMap {
         metadata: names::owned(mirror, name.clone()),
@@ -58,7 +54,17 @@ impl Endpoint {
     }
 }
 
-fn files(mirror: &RegistryMirror, service: &Endpoint) -> BTreeMap<String, String> {
+/// The files of a mirror at this address, whose certificate clients trust by this one, in PEM.
+pub fn files(
+    mirror: &RegistryMirror,
+    address: &ServiceAddress,
+    certificate: Option<String>,
+) -> BTreeMap<String, String> {
+    let service = &Endpoint {
+        url: address.url(mirror.spec.tls.mode),
+        authority: address.authority(),
+        certificate,
+    };
     let wanted = &mirror.spec.node_configuration;
     let hosts: Vec<_> = mirror
         .spec

@@ -81,8 +81,8 @@ pub fn claim_ordinal(mirror: &str, claim: &str) -> Option<u32> {
         .ok()
 }
 
-/// Every object but claims that any spec of this mirror can ask for: what is not asked for any more is looked for
-/// here.
+/// Every object that one spec of this mirror asks for and another may not: what is not asked for any more is looked
+/// for here. Claims stay, workloads are of one kind for life, and Services and the account are always asked for.
 pub fn every(mirror: &str) -> Vec<(Kind, String)> {
     vec![
         (Kind::ConfigMap, config(mirror)),
@@ -91,12 +91,7 @@ pub fn every(mirror: &str) -> Vec<(Kind, String)> {
         (Kind::Secret, credentials(mirror)),
         (Kind::Secret, files(mirror)),
         (Kind::Secret, authority_key(mirror)),
-        (Kind::ServiceAccount, mirror.to_owned()),
-        (Kind::Service, mirror.to_owned()),
-        (Kind::Service, headless(mirror)),
         (Kind::PodDisruptionBudget, mirror.to_owned()),
-        (Kind::StatefulSet, mirror.to_owned()),
-        (Kind::Deployment, mirror.to_owned()),
     ]
 }
 

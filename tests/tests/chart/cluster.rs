@@ -19,8 +19,17 @@ pub(crate) struct Cluster {
 
 impl Cluster {
     pub(crate) async fn start() -> Self {
+        Self::of(false).await
+    }
+
+    /// With what makes Pods of workloads.
+    pub(crate) async fn with_controllers() -> Self {
+        Self::of(true).await
+    }
+
+    async fn of(controller_manager: bool) -> Self {
         let options = Options {
-            controller_manager: false,
+            controller_manager,
             manifests: Vec::<PathBuf>::new(),
         };
         let control_plane = ControlPlane::start(options).await.unwrap();

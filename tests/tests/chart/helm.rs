@@ -49,7 +49,7 @@ impl Helm {
         }
     }
 
-    /// The objects that the chart renders to with these flags.
+    /// The objects that the chart renders to with these flags, those of `helm test` apart.
     pub(crate) async fn template(&self, flags: &[&str]) -> Result<Vec<Value>, String> {
         // Of the API server that is not asked here.
         let version = format!("{}.0", Kubernetes::wanted().version());
@@ -59,6 +59,7 @@ impl Helm {
             "CHART",
             "--namespace",
             "operators",
+            "--no-hooks",
             "--kube-version",
             &version,
         ];

@@ -5,18 +5,22 @@ use std::collections::BTreeSet;
 use crds::RegistryMirror;
 use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt};
 use operator::health::Health;
 use operator::lease::{Fence, Lease};
+use operator::rights::{ON_MIRRORS, ON_THE_LEASE, Rule};
 use operator::run::{self, Options};
 use serde_json::{Value, json};
+use testbed::audit::Event;
 use testbed::control_plane::{client_from, skip_on_existing_cluster};
 use testbed::pki::Authority;
 use testbed::wait;
 use tokio_util::sync::CancellationToken;
 
 use crate::cluster::Cluster;
+use crate::helm::Helm;
 use crate::{SOON, mirror};
 
 /// Where the mirrors are.
@@ -74,15 +78,78 @@ async fn the_operator_is_refused_nothing(namespaces: &[&str]) {
     let user = "system:serviceaccount:operators:rm-registry-mirror";
     let mut events = audit.since(mark).unwrap();
     events.retain(|event| event.user() == user);
-    let verbs: BTreeSet<_> = events.iter().map(|event| event.verb.as_str()).collect();
-    assert!(
-        verbs.is_superset(&BTreeSet::from([
-            "create", "delete", "get", "list", "patch", "update", "watch"
-        ])),
-        "{verbs:?}"
-    );
+    assert_eq!(unused(&events), BTreeSet::new(), "what is granted is used");
     events.retain(|event| event.code() == Some(403));
     assert!(events.is_empty(), "{events:#?}");
+}
+
+/// What the table of rights has and nobody made use of, as `VERB RESOURCE`.
+fn unused(events: &[Event]) -> BTreeSet<String> {
+    let mut unused: BTreeSet<_> = [ON_MIRRORS, ON_THE_LEASE]
+        .concat()
+        .iter()
+        .flat_map(of_rule)
+        .collect();
+    for event in events {
+        let object = &event.object_ref;
+        let resource = match object.subresource.as_str() {
+            "" => object.resource.clone(),
+            subresource => format!("{}/{subresource}", object.resource),
+        };
+        unused.remove(&format!("{} {resource}", event.verb));
+        // An apply of what is not there needs both rights, and is a patch in the log.
+        if event.verb == "patch" && event.code() == Some(201) {
+            unused.remove(&format!("create {resource}"));
+        }
+    }
+    unused
+}
+
+fn of_rule(rule: &Rule) -> Vec<String> {
+    let resources = rule.resources.iter();
+    resources
+        .flat_map(|resource| rule.verbs.iter().map(move |verb| format!("{verb} {resource}")))
+        .collect()
+}
+
+/// The rules of a rendered role, as the table has them.
+fn rules(role: &Value) -> BTreeSet<String> {
+    let list = |value: &Value| -> Vec<String> { serde_json::from_value(value.clone()).unwrap() };
+    let rules = role["rules"].as_array().unwrap().iter();
+    rules
+        .flat_map(|rule| {
+            let group = list(&rule["apiGroups"]).remove(0);
+            let (resources, verbs) = (list(&rule["resources"]), list(&rule["verbs"]));
+            resources.into_iter().flat_map(move |resource| {
+                let group = group.clone();
+                verbs
+                    .clone()
+                    .into_iter()
+                    .map(move |verb| format!("{verb} {resource} of {group}"))
+            })
+        })
+        .collect()
+}
+
+#[tokio::test]
+async fn the_chart_grants_what_the_operator_asks_for_and_nothing_else() {
+    let helm = Helm::offline().await;
+    let objects = helm.template(&[]).await.unwrap();
+    let of = |name: &str| {
+        objects
+            .iter()
+            .find(|o| o["rules"].is_array() && o["metadata"]["name"] == name)
+            .unwrap()
+    };
+    let wanted = |table: &[Rule]| -> BTreeSet<String> {
+        let of_group = |rule: &Rule| -> Vec<String> {
+            let all = of_rule(rule).into_iter();
+            all.map(|right| format!("{right} of {}", rule.group)).collect()
+        };
+        table.iter().flat_map(of_group).collect()
+    };
+    assert_eq!(rules(of("rm-registry-mirror")), wanted(ON_MIRRORS));
+    assert_eq!(rules(of("rm-registry-mirror-lease")), wanted(ON_THE_LEASE));
 }
 
 /// What may happen to mirrors: both workloads, a claim, a reference that comes late, running Pods that are told of a
@@ -126,6 +193,43 @@ async fn live(cluster: &Cluster) {
             .cloned()
     };
     wait::until("word to the running Pod", SOON, told).await.unwrap();
+
+    // A budget comes with a second replica, and goes with it.
+    let budgets = Api::<PodDisruptionBudget>::namespaced(cluster.client.clone(), NAMESPACE);
+    for (replicas, expected) in [(2, true), (1, false)] {
+        let scale = Patch::Merge(json!({"spec": {"replicas": replicas}}));
+        mirrors
+            .patch("kept", &PatchParams::default(), &scale)
+            .await
+            .unwrap();
+        let is_so = async || (budgets.get_opt("kept").await.unwrap().is_some() == expected).then_some(());
+        wait::until("the budget of several replicas", SOON, is_so)
+            .await
+            .unwrap();
+    }
+
+    // Files for nodes are no longer wanted.
+    let none = Patch::Merge(json!({"spec": {"nodeConfiguration": {"mode": "None"}}}));
+    mirrors
+        .patch("kept", &PatchParams::default(), &none)
+        .await
+        .unwrap();
+    let maps = Api::<ConfigMap>::namespaced(cluster.client.clone(), NAMESPACE);
+    let gone = async || maps.get_opt("kept-hosts").await.unwrap().is_none().then_some(());
+    wait::until("end of the files for nodes", SOON, gone)
+        .await
+        .unwrap();
+
+    // What happens again is one event that is counted.
+    for paused in [true, false, true, false] {
+        let pause = Patch::Merge(json!({"spec": {"paused": paused}}));
+        mirrors.patch("fleeting", &PatchParams::default(), &pause).await.unwrap();
+        let told = async || {
+            let status = mirrors.get("fleeting").await.unwrap().status?;
+            (status.conditions.iter().any(|c| c.type_ == "Paused") == paused).then_some(())
+        };
+        wait::until("word of the pause", SOON, told).await.unwrap();
+    }
 
     change_upstream(&mirrors, &json!({"host": "quay.io"})).await;
     let gone = async || files.get_opt("kept-files").await.unwrap().is_none().then_some(());

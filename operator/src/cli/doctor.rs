@@ -1,0 +1,110 @@
+//! `registry-mirror doctor`.
+
+use std::{error::Error, io};
+
+use kube::Client;
+
+use super::Failure;
+use crate::cluster::Scope;
+
+mod conditions;
+mod connection;
+mod definition;
+mod endpoint;
+mod installation;
+mod mirrors;
+mod report;
+mod rights;
+
+use report::{Finding, Output, Report};
+
+const EXAMPLES: &str = "\
+Examples:
+  registry-mirror doctor -A
+      Check the cluster of the kubeconfig and every mirror in it
+  registry-mirror doctor -n mirrors -o json
+      Check the mirrors of one namespace, for a machine
+  registry-mirror doctor --as system:serviceaccount:registry-mirror:registry-mirror
+      Check with the operator's own rights
+
+Exit codes, of the first that applies; warnings do not count:
+  4  the cluster: the API server, the definition, the operator or its rights, Pods, claims
+  2  a mirror's spec, or the arguments
+  3  something that a spec refers to is missing, malformed or rejected
+  1  anything else is wrong
+  0  nothing is wrong";
+
+/// What to look at.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct Args {
+    /// Look at the mirrors of this namespace. Absent: that of the context
+    #[arg(short, long, value_name = "NAMESPACE", conflicts_with = "all_namespaces")]
+    namespace: Option<String>,
+    /// Look at the mirrors of every namespace
+    #[arg(short = 'A', long)]
+    all_namespaces: bool,
+    /// Look at the cluster and the operator only
+    #[arg(long)]
+    skip_mirrors: bool,
+    /// How to print what was found
+    #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
+    output: Output,
+    #[command(flatten)]
+    connection: connection::Args,
+}
+
+/// Looks at everything that a mirror needs, changes nothing, and says what to do.
+///
+/// # Errors
+/// What is to be mended, by its class.
+pub(super) async fn run(args: Args) -> Result<(), Failure> {
+    let report = Report::new(examine(&args).await?);
+    report.print(args.output, &mut io::stdout().lock())?;
+    report.failure().map_or(Ok(()), Err)
+}
+
+async fn examine(args: &Args) -> Result<Vec<Finding>, Failure> {
+    let config = args.connection.config().await?;
+    let client = Client::try_from(config.clone()).map_err(|error| super::operator::no_cluster(&error))?;
+    let address = config.cluster_url.to_string();
+    let mut findings = match connection::check(&client, address.trim_end_matches('/')).await {
+        Ok(finding) => vec![finding],
+        Err(finding) => return Ok(vec![finding]),
+    };
+    findings.push(definition::check(&client).await);
+    let (installations, found) = installation::find(&client, &config.default_namespace).await;
+    findings.extend(found);
+    let scope = match (&args.namespace, args.all_namespaces) {
+        (_, true) => Scope::Cluster,
+        (Some(namespace), _) => Scope::Namespace(namespace.clone()),
+        (None, _) => Scope::Namespace(config.default_namespace.clone()),
+    };
+    let namespaces: Vec<_> = match &scope {
+        Scope::Cluster => Vec::new(),
+        Scope::Namespace(namespace) => vec![namespace.clone()],
+    };
+    let given = args.connection.user.is_some();
+    findings.extend(rights::check(&config, given, &installations, &namespaces).await);
+    if !args.skip_mirrors {
+        findings.extend(mirrors::check(&client, &scope, &installations).await);
+    }
+    Ok(findings)
+}
+
+/// An error in the API server's words or, where it did not answer, with all that led to it.
+fn words(error: &kube::Error) -> String {
+    if let kube::Error::Api(status) = error {
+        return status.message.clone();
+    }
+    let mut told = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let text = error.to_string();
+        if !told.contains(&text) {
+            told = format!("{told}: {text}");
+        }
+        source = error.source();
+    }
+    told
+}

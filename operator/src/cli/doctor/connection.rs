@@ -1,0 +1,153 @@
+//! Which cluster is asked, in whose name, and whether it answers.
+
+use std::{path::PathBuf, time::Duration};
+
+use k8s_openapi::apimachinery::pkg::version::Info;
+use kube::{
+    Client, Config,
+    config::{KubeConfigOptions, Kubeconfig},
+};
+
+use super::{
+    report::{Check, Class, Finding},
+    words,
+};
+use crate::cli::{Failure, operator::no_cluster};
+
+/// Kubernetes 1.x that the operator is tested with: the oldest and the newest.
+const OLDEST: u32 = 33;
+const NEWEST: u32 = 36;
+/// A cluster that takes longer is not well.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Which cluster.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// The kubeconfig. Absent: KUBECONFIG, ~/.kube/config, or the ServiceAccount of the Pod that this runs in
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+    /// Its context. Absent: the current one
+    #[arg(long, value_name = "NAME")]
+    context: Option<String>,
+    /// Ask in the name of this user, such as system:serviceaccount:NAMESPACE:NAME
+    #[arg(long = "as", value_name = "USER")]
+    pub(super) user: Option<String>,
+    /// And of this group; may be repeated
+    #[arg(long = "as-group", value_name = "GROUP", requires = "user")]
+    groups: Vec<String>,
+}
+
+impl Args {
+    pub(super) async fn config(&self) -> Result<Config, Failure> {
+        let options = KubeConfigOptions {
+            context: self.context.clone(),
+            ..KubeConfigOptions::default()
+        };
+        let mut config = match (&self.kubeconfig, &self.context) {
+            (Some(file), _) => {
+                let kubeconfig = Kubeconfig::read_from(file).map_err(|error| no_cluster(&error))?;
+                let config = Config::from_custom_kubeconfig(kubeconfig, &options).await;
+                config.map_err(|error| no_cluster(&error))?
+            }
+            (None, Some(_)) => {
+                let config = Config::from_kubeconfig(&options).await;
+                config.map_err(|error| no_cluster(&error))?
+            }
+            (None, None) => Config::infer().await.map_err(|error| no_cluster(&error))?,
+        };
+        config.connect_timeout = Some(CONNECT_TIMEOUT);
+        config.read_timeout = Some(ANSWER_TIMEOUT);
+        // Whoever asks a doctor wants an answer, not the third attempt at one.
+        config.default_retry = false;
+        if let Some(user) = &self.user {
+            config = in_the_name_of(config, user, &self.groups);
+        }
+        Ok(config)
+    }
+}
+
+/// The same cluster, asked by someone else.
+pub(super) fn in_the_name_of(mut config: Config, user: &str, groups: &[String]) -> Config {
+    config.auth_info.impersonate = Some(user.to_owned());
+    config.auth_info.impersonate_groups = (!groups.is_empty()).then(|| groups.to_vec());
+    config
+}
+
+/// Asks for the version.
+///
+/// # Errors
+/// What was found where nothing else can be asked.
+pub(super) async fn check(client: &Client, address: &str) -> Result<Finding, Finding> {
+    match client.apiserver_version().await {
+        Ok(info) => Ok(version(address, &info)),
+        Err(kube::Error::Api(status)) if status.code == 401 => {
+            let message = "does not take the credentials of the kubeconfig";
+            Err(
+                Finding::problem(Check::ApiServer, Class::Cluster, address, message).advice(
+                    "log in again, or choose another context (kubectl config get-contexts, --context)",
+                ),
+            )
+        }
+        // Whoever may not ask for the version may still ask for the rest.
+        Err(kube::Error::Api(status)) if status.is_forbidden() => {
+            let message = format!("does not tell its version: {}", status.message);
+            Ok(Finding::warning(Check::ApiServer, address, message))
+        }
+        Err(error) => {
+            let message = format!("does not answer: {}", words(&error));
+            Err(Finding::problem(Check::ApiServer, Class::Cluster, address, message).advice(
+                "is it the right cluster (kubectl config current-context, --context, --kubeconfig), and is there a way to \
+                 it (VPN, firewall, proxy)?",
+            ))
+        }
+    }
+}
+
+fn version(address: &str, info: &Info) -> Finding {
+    let known = format!("Kubernetes {}", info.git_version);
+    // Some providers add a sign.
+    let minor = info
+        .minor
+        .trim_end_matches(|c: char| !c.is_ascii_digit())
+        .parse::<u32>();
+    match (info.major.as_str(), minor) {
+        ("1", Ok(minor)) if minor < OLDEST => {
+            let message = format!("{known} is older than the oldest that is supported, 1.{OLDEST}");
+            Finding::problem(Check::ApiServer, Class::Cluster, address, message)
+                .advice("upgrade the cluster: older API servers drop or refuse fields that the operator sets")
+        }
+        ("1", Ok(minor)) if minor > NEWEST => {
+            let message = format!("{known} is newer than what this version was tested with, 1.{NEWEST}");
+            Finding::warning(Check::ApiServer, address, message)
+        }
+        ("1", Ok(_)) => Finding::ok(Check::ApiServer, address, known),
+        _ => Finding::warning(
+            Check::ApiServer,
+            address,
+            format!("{known} is of no version that is known here"),
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use test_case::test_case;
+
+    use super::*;
+
+    #[test_case("1", "33" => "ok"; "the oldest")]
+    #[test_case("1", "36+" => "ok"; "the newest, of a provider")]
+    #[test_case("1", "32" => "problem"; "too old")]
+    #[test_case("1", "37" => "warning"; "not tested yet")]
+    #[test_case("2", "0" => "warning"; "not known")]
+    fn a_version_is(major: &str, minor: &str) -> String {
+        let info = Info {
+            major: major.to_owned(),
+            minor: minor.to_owned(),
+            ..Info::default()
+        };
+        let finding = serde_json::to_value(version("a", &info)).unwrap();
+        finding["result"].as_str().unwrap().to_owned()
+    }
+}

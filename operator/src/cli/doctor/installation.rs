@@ -1,0 +1,170 @@
+//! The operator's Deployment, as the chart makes it.
+
+use k8s_openapi::api::apps::v1::Deployment;
+use kube::{Api, Client, ResourceExt, api::ListParams};
+
+use super::{
+    report::{Check, Class, Finding},
+    words,
+};
+
+/// The chart's labels.
+const SELECTOR: &str = "app.kubernetes.io/name=registry-mirror,app.kubernetes.io/component=operator";
+const VERSION: &str = "app.kubernetes.io/version";
+
+/// What an operator was told.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Installation {
+    /// Where it is.
+    pub(super) namespace: String,
+    /// Its Deployment.
+    pub(super) name: String,
+    /// What it runs as.
+    pub(super) account: String,
+    /// The image that it gives mirrors.
+    pub(super) server_image: Option<String>,
+    /// The namespaces that it looks after; none means all.
+    pub(super) namespaces: Vec<String>,
+}
+
+impl Installation {
+    /// Whether it looks after a namespace.
+    pub(super) fn covers(&self, namespace: &str) -> bool {
+        self.namespaces.is_empty() || self.namespaces.iter().any(|covered| covered == namespace)
+    }
+}
+
+/// Looks for operators in every namespace or, where that is not allowed, in one.
+pub(super) async fn find(client: &Client, namespace: &str) -> (Vec<Installation>, Vec<Finding>) {
+    let everywhere = list(Api::all(client.clone())).await;
+    let found = match everywhere {
+        Err(kube::Error::Api(status)) if status.is_forbidden() => {
+            list(Api::namespaced(client.clone(), namespace)).await
+        }
+        found => found,
+    };
+    match found {
+        Ok(deployments) if deployments.is_empty() => {
+            let message = "no Deployment with the chart's labels was found";
+            let finding = Finding::warning(Check::Operator, "-", message).advice(
+                "install the chart, unless the operator runs in another way or where you may not look",
+            );
+            (Vec::new(), vec![finding])
+        }
+        Ok(deployments) => deployments
+            .iter()
+            .map(|deployment| (installation(deployment), finding(deployment)))
+            .unzip(),
+        Err(error) => {
+            let message = format!("Deployments can't be listed: {}", words(&error));
+            (Vec::new(), vec![Finding::warning(Check::Operator, "-", message)])
+        }
+    }
+}
+
+async fn list(api: Api<Deployment>) -> kube::Result<Vec<Deployment>> {
+    Ok(api.list(&ListParams::default().labels(SELECTOR)).await?.items)
+}
+
+fn installation(deployment: &Deployment) -> Installation {
+    let pod = deployment
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.template.spec.as_ref());
+    let account = pod.and_then(|pod| pod.service_account_name.clone());
+    let arguments = pod
+        .and_then(|pod| pod.containers.first()?.args.clone())
+        .unwrap_or_default();
+    let told = |flag: &str| {
+        let values = arguments
+            .iter()
+            .filter_map(|argument| argument.strip_prefix(flag));
+        values.map(ToOwned::to_owned).collect::<Vec<_>>()
+    };
+    Installation {
+        namespace: deployment.namespace().unwrap_or_default(),
+        name: deployment.name_any(),
+        account: account.unwrap_or_else(|| "default".to_owned()),
+        server_image: told("--server-image=").pop(),
+        namespaces: told("--watch-namespace="),
+    }
+}
+
+fn finding(deployment: &Deployment) -> Finding {
+    let (namespace, name) = (deployment.namespace().unwrap_or_default(), deployment.name_any());
+    let subject = format!("{namespace}/{name}");
+    let wanted = deployment
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.replicas)
+        .unwrap_or(1);
+    let status = deployment.status.clone().unwrap_or_default();
+    if wanted == 0 {
+        let message = "is scaled to zero: mirrors serve on, but nobody looks after them";
+        return Finding::problem(Check::Operator, Class::Cluster, subject, message).advice(format!(
+            "kubectl scale deployment/{name} --namespace {namespace} --replicas=1"
+        ));
+    }
+    if status.ready_replicas.unwrap_or(0) < 1 {
+        let conditions = status.conditions.unwrap_or_default().into_iter();
+        let said = conditions.filter(|c| c.status == "False").find_map(|c| c.message);
+        let message = format!(
+            "is not ready: {}",
+            said.unwrap_or_else(|| "no Pod runs yet".to_owned())
+        );
+        return Finding::problem(Check::Operator, Class::Cluster, subject, message).advice(format!(
+            "kubectl describe pod --namespace {namespace} -l {SELECTOR}, and kubectl logs, say why"
+        ));
+    }
+    match deployment.labels().get(VERSION) {
+        Some(version) if version != env!("CARGO_PKG_VERSION") => {
+            let message = format!(
+                "is ready, and of version {version}; this is {}",
+                env!("CARGO_PKG_VERSION")
+            );
+            Finding::warning(Check::Operator, subject, message)
+                .advice("what is said here of definition and files holds for this version")
+        }
+        _ => Finding::ok(Check::Operator, subject, "is ready"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn deployment(replicas: i32, ready: i32, version: &str) -> Deployment {
+        serde_json::from_value(json!({
+            "metadata": {"name": "rm", "namespace": "ops", "labels": {VERSION: version}},
+            "spec": {"replicas": replicas, "selector": {}, "template": {"spec": {
+                "serviceAccountName": "rm",
+                "containers": [{"name": "operator", "args": [
+                    "operator", "--server-image=r.example/m:1", "--watch-namespace=a", "--watch-namespace=b",
+                ]}],
+            }}},
+            "status": {"readyReplicas": ready},
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn what_the_operator_was_told_is_read_from_its_arguments() {
+        let found = installation(&deployment(1, 1, "1"));
+        assert_eq!(found.server_image.as_deref(), Some("r.example/m:1"));
+        assert_eq!((found.account.as_str(), found.namespaces.len()), ("rm", 2));
+        assert!(found.covers("a") && !found.covers("c"));
+        assert!(Installation::default().covers("c"));
+    }
+
+    #[test]
+    fn an_operator_that_does_not_work_is_a_problem() {
+        let told = |deployment| serde_json::to_string(&finding(&deployment)).unwrap();
+        let version = env!("CARGO_PKG_VERSION");
+        assert!(told(deployment(0, 0, version)).contains("scaled to zero"));
+        assert!(told(deployment(1, 0, version)).contains("no Pod runs yet"));
+        assert!(told(deployment(1, 1, version)).contains(r#""result":"ok""#));
+        assert!(told(deployment(1, 1, "9.9")).contains(r#""result":"warning""#));
+    }
+}

@@ -1,0 +1,164 @@
+//! The mirrors: what their status says, whether they answer, what nodes were given, what may go wrong.
+
+use crds::{RegistryMirror, node_configuration::NodeConfigurationMode};
+use futures::{StreamExt, stream};
+use k8s_openapi::api::core::v1::{ConfigMap, Service};
+use kube::{Api, Client, ResourceExt, api::ListParams, core::DeserializeGuard};
+
+use super::{
+    conditions, endpoint,
+    installation::Installation,
+    report::{Check, Class, Finding},
+    words,
+};
+use crate::{
+    cluster::Scope,
+    desired::{self, Release, names},
+    observed::ServiceAddress,
+    risks,
+};
+
+/// How many mirrors are looked at, at a time.
+const AT_A_TIME: usize = 8;
+/// How many are asked for at a time.
+const PAGE: u32 = 500;
+
+/// Looks at every mirror of a scope.
+pub(super) async fn check(client: &Client, scope: &Scope, installations: &[Installation]) -> Vec<Finding> {
+    let mirrors = match list(client, scope).await {
+        Ok(mirrors) => mirrors,
+        // The definition's own finding says it.
+        Err(kube::Error::Api(status)) if status.is_not_found() => return Vec::new(),
+        Err(error) => {
+            let message = format!("RegistryMirrors can't be listed: {}", words(&error));
+            return vec![
+                Finding::problem(Check::Mirror, Class::Cluster, place(scope), message)
+                    .advice("ask for a namespace whose mirrors you may view (-n)"),
+            ];
+        }
+    };
+    if mirrors.is_empty() {
+        return vec![Finding::ok(
+            Check::Mirror,
+            place(scope),
+            "there is no RegistryMirror",
+        )];
+    }
+    let findings = stream::iter(mirrors).map(|mirror| of_stored(client, mirror, installations));
+    findings.buffered(AT_A_TIME).concat().await
+}
+
+fn place(scope: &Scope) -> &str {
+    match scope {
+        Scope::Cluster => "every namespace",
+        Scope::Namespace(namespace) => namespace,
+    }
+}
+
+type Stored = DeserializeGuard<RegistryMirror>;
+
+async fn list(client: &Client, scope: &Scope) -> kube::Result<Vec<Stored>> {
+    let api = scope.api::<Stored>(client.clone());
+    let mut params = ListParams::default().limit(PAGE);
+    let mut all = Vec::new();
+    loop {
+        let page = api.list(&params).await?;
+        all.extend(page.items);
+        match page.metadata.continue_.filter(|token| !token.is_empty()) {
+            Some(token) => params = params.continue_token(&token),
+            None => return Ok(all),
+        }
+    }
+}
+
+async fn of_stored(client: &Client, stored: Stored, installations: &[Installation]) -> Vec<Finding> {
+    match stored.0 {
+        Ok(mirror) => of_mirror(client, &mirror, installations).await,
+        Err(invalid) => {
+            let metadata = &invalid.metadata;
+            let part = |part: &Option<String>| part.clone().unwrap_or_default();
+            let subject = format!("{}/{}", part(&metadata.namespace), part(&metadata.name));
+            let message = format!("the stored object can't be read: {}", invalid.error);
+            vec![
+                Finding::problem(Check::Mirror, Class::Spec, subject, message)
+                    .advice("apply it again in the form of the present version"),
+            ]
+        }
+    }
+}
+
+async fn of_mirror(client: &Client, mirror: &RegistryMirror, installations: &[Installation]) -> Vec<Finding> {
+    let namespace = mirror.namespace().unwrap_or_default();
+    let subject = format!("{namespace}/{}", mirror.name_any());
+    let mut findings = Vec::new();
+    let operator = installations.iter().find(|operator| operator.covers(&namespace));
+    if operator.is_none() && !installations.is_empty() {
+        let message = "no operator that was found looks after its namespace";
+        findings.push(
+            Finding::problem(Check::Mirror, Class::Cluster, &subject, message)
+                .advice("add the namespace to watchNamespaces of the chart"),
+        );
+    }
+    findings.extend(conditions::findings(&subject, mirror));
+    findings.push(endpoint::check(client, &subject, mirror).await);
+    findings.extend(nodes(client, &subject, mirror).await);
+    let image = operator.and_then(|operator| operator.server_image.clone());
+    let image = image.unwrap_or_else(|| Release::default().server_image);
+    findings.extend(risks::of(mirror, &image).into_iter().map(|risk| {
+        let message = format!("{}: {}", risk.field, risk.message);
+        Finding::warning(Check::Risk, &subject, message)
+            .reason(risk.id)
+            .advice(risk.advice)
+    }));
+    findings
+}
+
+/// Whether the files for nodes are there, and what this version makes of the spec and the Service's address.
+async fn nodes(client: &Client, subject: &str, mirror: &RegistryMirror) -> Option<Finding> {
+    if mirror.spec.node_configuration.mode == NodeConfigurationMode::None {
+        return None;
+    }
+    let (namespace, name) = (mirror.namespace().unwrap_or_default(), mirror.name_any());
+    let map = names::hosts(&name);
+    let maps: Api<ConfigMap> = Api::namespaced(client.clone(), &namespace);
+    let services: Api<Service> = Api::namespaced(client.clone(), &namespace);
+    let unknown = |what: &str, error: &kube::Error| {
+        let message = format!("{what} can't be looked at: {}", words(error));
+        Some(Finding::warning(Check::Nodes, subject, message))
+    };
+    let published = match maps.get_opt(&map).await {
+        Ok(Some(published)) => published.data.unwrap_or_default(),
+        Ok(None) => {
+            let message = format!("there is no ConfigMap {map} with files for nodes");
+            let finding = Finding::problem(Check::Nodes, Class::Other, subject, message);
+            return Some(
+                finding.advice("the operator makes it once the mirror is accepted and has an address"),
+            );
+        }
+        Err(error) => return unknown(&format!("ConfigMap {map}"), &error),
+    };
+    let service = match services.get_opt(&name).await {
+        Ok(service) => service.and_then(ServiceAddress::of),
+        Err(error) => return unknown(&format!("Service {name}"), &error),
+    };
+    let authority = published.get(names::AUTHORITY).cloned();
+    let wanted = desired::files_for_nodes(mirror, &service?, authority);
+    let stale: Vec<_> = wanted
+        .iter()
+        .filter(|(file, text)| published.get(*file) != Some(text))
+        .map(|(file, _)| file.as_str())
+        .collect();
+    if stale.is_empty() {
+        let message = format!("ConfigMap {map} has {} files, all of them current", wanted.len());
+        return Some(Finding::ok(Check::Nodes, subject, message));
+    }
+    let message = format!(
+        "ConfigMap {map} is not what spec and address come to: {}",
+        stale.join(", ")
+    );
+    Some(
+        Finding::problem(Check::Nodes, Class::Other, subject, message).advice(
+            "the operator mends it, if it is of this version and runs; give nodes the files again then",
+        ),
+    )
+}

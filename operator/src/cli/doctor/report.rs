@@ -1,0 +1,336 @@
+//! What was found, for people and for machines.
+
+use std::{
+    fmt,
+    io::{self, Write},
+};
+
+use clap::ValueEnum;
+use serde::Serialize;
+
+use crate::cli::Failure;
+
+/// How a report is printed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(super) enum Output {
+    /// For people
+    #[default]
+    Table,
+    /// For machines
+    Json,
+    /// For machines, too
+    Yaml,
+}
+
+/// What was looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Check {
+    /// Whether it answers, and its version.
+    ApiServer,
+    /// The kind `RegistryMirror`.
+    Definition,
+    /// The operator's Deployment.
+    Operator,
+    /// What it may do.
+    Rights,
+    /// What a mirror's status says.
+    Mirror,
+    /// Whether a mirror answers.
+    Endpoint,
+    /// The files that it publishes for nodes.
+    Nodes,
+    /// What its spec allows to go wrong.
+    Risk,
+}
+
+impl Check {
+    fn name(self) -> &'static str {
+        match self {
+            Self::ApiServer => "api-server",
+            Self::Definition => "definition",
+            Self::Operator => "operator",
+            Self::Rights => "rights",
+            Self::Mirror => "mirror",
+            Self::Endpoint => "endpoint",
+            Self::Nodes => "nodes",
+            Self::Risk => "risk",
+        }
+    }
+}
+
+/// How it stands with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Verdict {
+    /// As it should be.
+    Ok,
+    /// Worth a look; does not count for the exit code.
+    Warning,
+    /// To be mended.
+    Problem,
+}
+
+impl Verdict {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Warning => "warning",
+            Self::Problem => "PROBLEM",
+        }
+    }
+}
+
+/// What kind of thing is to be mended, least pressing first: the exit codes that every command shares.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Class {
+    /// Anything else.
+    Other,
+    /// What a spec refers to.
+    Reference,
+    /// A spec.
+    Spec,
+    /// The cluster: without it nothing else can be trusted.
+    Cluster,
+}
+
+/// One thing that was looked at.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Finding {
+    check: Check,
+    /// An object or an address.
+    subject: String,
+    result: Verdict,
+    /// A name that does not change, where there is one: a condition's reason or a risk's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+    message: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    advice: Option<String>,
+    #[serde(skip)]
+    class: Class,
+}
+
+impl Finding {
+    fn new(check: Check, subject: impl fmt::Display, result: Verdict, message: impl fmt::Display) -> Self {
+        Self {
+            check,
+            subject: subject.to_string(),
+            result,
+            reason: None,
+            message: message.to_string(),
+            advice: None,
+            class: Class::Other,
+        }
+    }
+
+    pub(super) fn ok(check: Check, subject: impl fmt::Display, message: impl fmt::Display) -> Self {
+        Self::new(check, subject, Verdict::Ok, message)
+    }
+
+    pub(super) fn warning(check: Check, subject: impl fmt::Display, message: impl fmt::Display) -> Self {
+        Self::new(check, subject, Verdict::Warning, message)
+    }
+
+    pub(super) fn problem(
+        check: Check,
+        class: Class,
+        subject: impl fmt::Display,
+        message: impl fmt::Display,
+    ) -> Self {
+        Self {
+            class,
+            ..Self::new(check, subject, Verdict::Problem, message)
+        }
+    }
+
+    /// What to do about it.
+    pub(super) fn advice(self, advice: impl fmt::Display) -> Self {
+        Self {
+            advice: Some(advice.to_string()),
+            ..self
+        }
+    }
+
+    /// Its name.
+    pub(super) fn reason(self, reason: impl fmt::Display) -> Self {
+        Self {
+            reason: Some(reason.to_string()),
+            ..self
+        }
+    }
+}
+
+/// All that was looked at.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Report {
+    /// Of this program.
+    version: &'static str,
+    problems: usize,
+    warnings: usize,
+    /// What the process ends with.
+    exit_code: u8,
+    findings: Vec<Finding>,
+}
+
+impl Report {
+    pub(super) fn new(findings: Vec<Finding>) -> Self {
+        let count = |verdict| {
+            findings
+                .iter()
+                .filter(|finding| finding.result == verdict)
+                .count()
+        };
+        let mut report = Self {
+            version: env!("CARGO_PKG_VERSION"),
+            problems: count(Verdict::Problem),
+            warnings: count(Verdict::Warning),
+            exit_code: 0,
+            findings,
+        };
+        report.exit_code = report.failure().map_or(0, |failure| failure.number());
+        report
+    }
+
+    /// Why the command fails, if there is something to be mended.
+    pub(super) fn failure(&self) -> Option<Failure> {
+        let problems = self
+            .findings
+            .iter()
+            .filter(|finding| finding.result == Verdict::Problem);
+        let class = problems.map(|finding| finding.class).max()?;
+        let message = format!("doctor found {}", counted(self.problems, "problem"));
+        Some(match class {
+            Class::Cluster => Failure::Environment(message),
+            Class::Spec => Failure::Invalid(message),
+            Class::Reference => Failure::Reference(message),
+            Class::Other => Failure::Other(io::Error::other(message)),
+        })
+    }
+
+    pub(super) fn print(&self, output: Output, to: &mut impl Write) -> io::Result<()> {
+        match output {
+            Output::Table => self.table(to),
+            Output::Json => {
+                let json = serde_json::to_string_pretty(self).map_err(io::Error::other)?;
+                writeln!(to, "{json}")
+            }
+            Output::Yaml => {
+                let yaml = serde_saphyr::to_string(self).map_err(io::Error::other)?;
+                writeln!(to, "{}", yaml.trim_end())
+            }
+        }
+    }
+
+    fn table(&self, to: &mut impl Write) -> io::Result<()> {
+        let subjects = self
+            .findings
+            .iter()
+            .map(|finding| finding.subject.chars().count());
+        let width = subjects.max().unwrap_or(0).max("SUBJECT".len());
+        writeln!(
+            to,
+            "{:<7}  {:<10}  {:<width$}  MESSAGE",
+            "RESULT", "CHECK", "SUBJECT"
+        )?;
+        for finding in &self.findings {
+            let (result, check) = (finding.result.name(), finding.check.name());
+            writeln!(
+                to,
+                "{result:<7}  {check:<10}  {:<width$}  {}",
+                finding.subject, finding.message
+            )?;
+            if let Some(advice) = &finding.advice {
+                writeln!(to, "{:<7}  {:<10}  {:<width$}  -> {advice}", "", "", "")?;
+            }
+        }
+        let (problems, warnings) = (
+            counted(self.problems, "problem"),
+            counted(self.warnings, "warning"),
+        );
+        writeln!(to, "\n{problems}, {warnings}")
+    }
+}
+
+fn counted(number: usize, what: &str) -> String {
+    match number {
+        0 => format!("no {what}s"),
+        1 => format!("1 {what}"),
+        _ => format!("{number} {what}s"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problem(class: Class) -> Finding {
+        Finding::problem(Check::Mirror, class, "a/hub", "is not well").advice("see a doctor")
+    }
+
+    fn code(findings: Vec<Finding>) -> u8 {
+        Report::new(findings).exit_code
+    }
+
+    #[test]
+    fn the_exit_code_is_that_of_the_most_pressing_problem() {
+        let warning = Finding::warning(Check::Risk, "a/hub", "may be");
+        assert_eq!(code(vec![warning]), 0);
+        assert_eq!(code(vec![problem(Class::Other)]), 1);
+        assert_eq!(code(vec![problem(Class::Other), problem(Class::Reference)]), 3);
+        assert_eq!(code(vec![problem(Class::Spec), problem(Class::Reference)]), 2);
+        assert_eq!(code(vec![problem(Class::Cluster), problem(Class::Spec)]), 4);
+    }
+
+    fn printed(output: Output) -> String {
+        let ok = Finding::ok(Check::ApiServer, "https://10.0.0.1", "is well");
+        let report = Report::new(vec![ok, problem(Class::Other).reason("Ill")]);
+        let mut text = Vec::new();
+        report.print(output, &mut text).unwrap();
+        String::from_utf8(text).unwrap()
+    }
+
+    #[test]
+    fn people_read_a_line_a_finding_and_what_to_do_below() {
+        insta::assert_snapshot!(printed(Output::Table), @r"
+        RESULT   CHECK       SUBJECT           MESSAGE
+        ok       api-server  https://10.0.0.1  is well
+        PROBLEM  mirror      a/hub             is not well
+                                               -> see a doctor
+
+        1 problem, no warnings
+        ");
+    }
+
+    #[test]
+    fn machines_read_the_same_in_a_form_that_stays() {
+        insta::assert_snapshot!(printed(Output::Json), @r#"
+        {
+          "version": "0.1.0",
+          "problems": 1,
+          "warnings": 0,
+          "exitCode": 1,
+          "findings": [
+            {
+              "check": "api-server",
+              "subject": "https://10.0.0.1",
+              "result": "ok",
+              "message": "is well"
+            },
+            {
+              "check": "mirror",
+              "subject": "a/hub",
+              "result": "problem",
+              "reason": "Ill",
+              "message": "is not well",
+              "advice": "see a doctor"
+            }
+          ]
+        }
+        "#);
+        let yaml: serde_json::Value = serde_saphyr::from_str(&printed(Output::Yaml)).unwrap();
+        let json: serde_json::Value = serde_json::from_str(&printed(Output::Json)).unwrap();
+        assert_eq!(yaml, json);
+    }
+}

@@ -1,0 +1,69 @@
+//! What the operator may do on an API server: what it asks for, the chart grants, and `doctor` checks. A test holds the
+//! chart to it, and the operator's requests.
+
+/// Verbs on resources of one API group, as a rule of a Role has them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rule {
+    /// The API group; empty for the core.
+    pub group: &'static str,
+    /// Plurals, with a subresource after a slash.
+    pub resources: &'static [&'static str],
+    /// What is done with them.
+    pub verbs: &'static [&'static str],
+}
+
+/// In every namespace that is looked after. Server-side apply is `patch`, and `create` where nothing was.
+pub const ON_MIRRORS: &[Rule] = &[
+    Rule {
+        group: "registrymirror.io",
+        resources: &["registrymirrors"],
+        verbs: &["list", "watch"],
+    },
+    Rule {
+        group: "registrymirror.io",
+        resources: &["registrymirrors/status"],
+        verbs: &["patch"],
+    },
+    Rule {
+        group: "",
+        resources: &["configmaps", "secrets"],
+        verbs: &["get", "list", "watch", "create", "patch", "delete"],
+    },
+    Rule {
+        group: "",
+        resources: &["serviceaccounts", "services"],
+        verbs: &["get", "list", "watch", "create", "patch"],
+    },
+    Rule {
+        group: "apps",
+        resources: &["deployments", "statefulsets"],
+        verbs: &["get", "list", "watch", "create", "patch"],
+    },
+    Rule {
+        group: "policy",
+        resources: &["poddisruptionbudgets"],
+        verbs: &["get", "list", "watch", "create", "patch", "delete"],
+    },
+    Rule {
+        group: "",
+        resources: &["persistentvolumeclaims"],
+        verbs: &["get", "list", "watch", "create", "patch"],
+    },
+    Rule {
+        group: "",
+        resources: &["pods"],
+        verbs: &["list", "watch", "patch"],
+    },
+    Rule {
+        group: "events.k8s.io",
+        resources: &["events"],
+        verbs: &["create", "patch"],
+    },
+];
+
+/// In the namespace of the Lease that lets one operator at a time work.
+pub const ON_THE_LEASE: &[Rule] = &[Rule {
+    group: "coordination.k8s.io",
+    resources: &["leases"],
+    verbs: &["get", "create", "update"],
+}];

@@ -1,0 +1,96 @@
+//! `helm test`: `registry-mirror doctor` with the operator's own rights, in a Pod.
+
+use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::rbac::v1::{ClusterRole, RoleBinding};
+use kube::api::{Patch, PatchParams};
+use kube::{Api, ResourceExt};
+use serde_json::json;
+use testbed::FakeKubelet;
+use testbed::control_plane::skip_on_existing_cluster;
+use testbed::fake_kubelet::{Image, Options};
+
+use crate::cluster::Cluster;
+
+const TEST: &[&str] = &["test", "rm", "--namespace=operators", "--timeout=2m"];
+
+async fn kubelet(cluster: &Cluster) -> FakeKubelet {
+    let image = Image::new("/registry-mirror", env!("CARGO_BIN_EXE_operator-under-test"));
+    let reference = concat!("registry-mirror:", env!("CARGO_PKG_VERSION"));
+    let options = Options::default().image(reference, image);
+    FakeKubelet::start(cluster.control_plane.kubeconfig(), options)
+        .await
+        .unwrap()
+}
+
+/// What the test's Pod said.
+async fn said(cluster: &Cluster, kubelet: &FakeKubelet) -> String {
+    let pods = Api::<Pod>::namespaced(cluster.client.clone(), "operators");
+    let pod = pods.get("rm-registry-mirror-test").await.unwrap();
+    std::fs::read_to_string(kubelet.log(&pod.uid().unwrap(), "doctor")).unwrap()
+}
+
+#[tokio::test]
+async fn helm_test_tells_whether_operator_definition_and_rights_are_there() {
+    if skip_on_existing_cluster("helm_test_tells_whether_operator_definition_and_rights_are_there") {
+        return;
+    }
+    let cluster = Cluster::with_controllers().await;
+    cluster.restricted_namespace("operators").await;
+    let kubelet = kubelet(&cluster).await;
+    cluster.install(&["--wait", "--timeout=2m"]).await.unwrap();
+    cluster.helm.run(TEST).await.unwrap();
+    let told = said(&cluster, &kubelet).await;
+    for expected in [
+        "operator    operators/rm-registry-mirror",
+        "has all ",
+        "no problems",
+    ] {
+        assert!(told.contains(expected), "{told}");
+    }
+    let bindings = Api::<RoleBinding>::namespaced(cluster.client.clone(), "operators");
+    let left = bindings.get_opt("rm-registry-mirror-test").await.unwrap();
+    assert!(left.is_none(), "what the test alone may do ends with it");
+
+    // A right is taken away.
+    let roles = Api::<ClusterRole>::all(cluster.client.clone());
+    let mut role = roles.get("rm-registry-mirror").await.unwrap();
+    for rule in role.rules.iter_mut().flatten() {
+        if rule
+            .resources
+            .iter()
+            .flatten()
+            .any(|resource| resource == "secrets")
+        {
+            rule.verbs.retain(|verb| verb != "patch");
+        }
+    }
+    let patch = Patch::Merge(json!({"rules": role.rules}));
+    roles
+        .patch("rm-registry-mirror", &PatchParams::default(), &patch)
+        .await
+        .unwrap();
+    cluster.helm.run(TEST).await.unwrap_err();
+    let told = said(&cluster, &kubelet).await;
+    assert!(
+        told.contains("may not patch secrets in every namespace"),
+        "{told}"
+    );
+}
+
+#[tokio::test]
+async fn helm_test_passes_where_the_operator_has_one_namespace_only() {
+    if skip_on_existing_cluster("helm_test_passes_where_the_operator_has_one_namespace_only") {
+        return;
+    }
+    let cluster = Cluster::with_controllers().await;
+    let kubelet = kubelet(&cluster).await;
+    cluster.restricted_namespace("mirrors").await;
+    let flags = ["--set=watchNamespaces={mirrors}", "--wait", "--timeout=2m"];
+    cluster.install(&flags).await.unwrap();
+    cluster.helm.run(TEST).await.unwrap();
+    let told = said(&cluster, &kubelet).await;
+    assert!(
+        told.contains("rights that the operator needs in mirrors"),
+        "{told}"
+    );
+}

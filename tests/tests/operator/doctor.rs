@@ -1,0 +1,331 @@
+//! `registry-mirror doctor`, against real API servers.
+
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::path::Path;
+
+use crds::RegistryMirror;
+use crds::conditions::{ConditionType, Reason};
+use k8s_openapi::api::core::v1::ConfigMap;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::Api;
+use kube::api::{Patch, PatchParams, PostParams};
+use kube::runtime::{conditions, wait};
+use serde_json::{Value, json};
+use testbed::ControlPlane;
+use testbed::control_plane::{Options, skip_on_existing_cluster};
+use testbed::scratch::Scratch;
+use tokio::process::Command;
+
+use crate::bench::{Bench, ephemeral, soon, with_credentials};
+use crate::serving::kubelet;
+
+/// What a run came to.
+struct Told {
+    code: i32,
+    stdout: String,
+    stderr: String,
+}
+
+impl Told {
+    fn json(&self) -> Value {
+        serde_json::from_str(&self.stdout)
+            .unwrap_or_else(|error| panic!("{error}: {} {}", self.stdout, self.stderr))
+    }
+
+    /// The findings of one check, as `result: message`.
+    fn of(&self, check: &str) -> Vec<String> {
+        let report = self.json();
+        let findings = report["findings"].as_array().unwrap().iter();
+        findings
+            .filter(|finding| finding["check"] == check)
+            .map(|f| {
+                format!(
+                    "{}: {}",
+                    f["result"].as_str().unwrap(),
+                    f["message"].as_str().unwrap()
+                )
+            })
+            .collect()
+    }
+}
+
+async fn doctor(kubeconfig: &Path, arguments: &[&str]) -> Told {
+    let output = Command::new(env!("CARGO_BIN_EXE_operator-under-test"))
+        .arg("doctor")
+        .arg("--kubeconfig")
+        .arg(kubeconfig)
+        .args(arguments)
+        .kill_on_drop(true)
+        .output()
+        .await
+        .unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    Told {
+        code: output.status.code().unwrap(),
+        stdout: text(output.stdout),
+        stderr: text(output.stderr),
+    }
+}
+
+async fn on(bench: &Bench, arguments: &[&str]) -> Told {
+    let scope = ["-n", bench.namespace.name(), "-o", "json"];
+    doctor(
+        bench.control_plane.kubeconfig(),
+        &[&scope[..], arguments].concat(),
+    )
+    .await
+}
+
+#[tokio::test]
+async fn of_a_cluster_that_is_well_doctor_tells_so_and_of_what_may_go_wrong() {
+    let bench = Bench::start("well").await;
+    let _kubelet = kubelet(&bench).await;
+    bench.mirror("hub", ephemeral()).await;
+    bench
+        .until_condition("hub", ConditionType::Ready, "True", Reason::Serving)
+        .await;
+    bench
+        .until_condition("hub", ConditionType::Progressing, "False", Reason::RolledOut)
+        .await;
+    let told = soon("a report without problems", async || {
+        // Files for nodes come once the Service has its address.
+        let told = on(&bench, &[]).await;
+        (told.code == 0).then_some(told)
+    })
+    .await;
+    let report = told.json();
+    assert_eq!((&report["problems"], &report["exitCode"]), (&json!(0), &json!(0)));
+    assert!(
+        told.of("api-server")[0].starts_with("ok: Kubernetes v1."),
+        "{report:#}"
+    );
+    assert_eq!(told.of("definition"), ["ok: is that of this version"]);
+    assert!(told.of("rights")[0].starts_with("ok: has all "), "{report:#}");
+    assert!(
+        told.of("mirror")[0].starts_with("ok: is ready: 1 of 1 replicas serve at http://"),
+        "{report:#}"
+    );
+    assert!(
+        told.of("nodes")[0].starts_with("ok: ConfigMap hub-hosts has "),
+        "{report:#}"
+    );
+    // The cluster's addresses lead nowhere from this machine.
+    assert!(
+        told.of("endpoint")[0].contains("can't be reached from here"),
+        "{report:#}"
+    );
+    assert!(
+        told.of("risk")[0].starts_with("warning: spec.replicas: "),
+        "{report:#}"
+    );
+
+    let table = doctor(bench.control_plane.kubeconfig(), &["-n", bench.namespace.name()]).await;
+    assert_eq!(table.code, 0);
+    assert!(
+        table.stdout.starts_with("RESULT   CHECK       SUBJECT"),
+        "{}",
+        table.stdout
+    );
+    assert!(
+        table.stdout.contains("-> set replicas to 2 or more"),
+        "{}",
+        table.stdout
+    );
+    assert!(table.stdout.contains("no problems, "), "{}", table.stdout);
+}
+
+#[tokio::test]
+async fn what_the_operator_may_not_do_is_named_by_verb_and_resource() {
+    let bench = Bench::idle("rights").await;
+    let told = on(&bench, &["--as", "ann"]).await;
+    assert_eq!(told.code, 4, "{}", told.stdout);
+    assert!(told.stderr.contains("doctor found "), "{}", told.stderr);
+    let namespace = bench.namespace.name();
+    let rights = told.of("rights");
+    for expected in [
+        format!("problem: may not get, list, watch, create, patch, delete secrets in {namespace}"),
+        format!("problem: may not patch registrymirrors.registrymirror.io/status in {namespace}"),
+    ] {
+        assert!(rights.contains(&expected), "{rights:#?}");
+    }
+    assert!(
+        rights
+            .iter()
+            .any(|right| right.contains("leases.coordination.k8s.io")),
+        "{rights:#?}"
+    );
+    // Without the right to see the definition, what is published of it has to do.
+    assert_eq!(
+        told.of("definition"),
+        ["ok: has the fields that this version knows"]
+    );
+    assert!(told.of("mirror")[0].starts_with("problem: RegistryMirrors can't be listed: "));
+}
+
+#[tokio::test]
+async fn a_secret_that_is_missing_is_told_with_its_name_and_the_exit_code_of_references() {
+    let bench = Bench::start("secretless").await;
+    let _kubelet = kubelet(&bench).await;
+    bench.mirror("hub", with_credentials("quay")).await;
+    bench
+        .until_condition("hub", ConditionType::Available, "True", Reason::ReplicasReady)
+        .await;
+    let told = soon("a report of the Secret alone", async || {
+        let told = on(&bench, &[]).await;
+        (told.code == 3).then_some(told)
+    })
+    .await;
+    let mirror = told.of("mirror");
+    assert!(
+        mirror
+            .iter()
+            .any(|told| told.starts_with("problem: credentials are not good: ")
+                && told.contains("Secret quay")),
+        "{mirror:#?}"
+    );
+    assert!(told.stdout.contains("anonymous-access-with-credentials"));
+}
+
+#[tokio::test]
+async fn a_mirror_that_nobody_looks_after_is_a_problem() {
+    let bench = Bench::idle("lonely").await;
+    bench.mirror("hub", ephemeral()).await;
+    let told = on(&bench, &[]).await;
+    assert_eq!(told.code, 4);
+    assert_eq!(
+        told.of("mirror"),
+        ["problem: has no status: no operator has looked at it"]
+    );
+    assert!(told.of("nodes")[0].contains("there is no ConfigMap hub-hosts"));
+}
+
+/// A server that answers one status to all, until the test ends.
+fn answering(status: &'static str) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for connection in listener.incoming() {
+            let Ok(mut connection) = connection else { return };
+            let _ = connection.read(&mut [0; 4096]);
+            let answer = format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+            let _ = connection.write_all(answer.as_bytes());
+        }
+    });
+    url
+}
+
+#[tokio::test]
+async fn whether_a_mirror_answers_at_its_address_is_tried() {
+    let bench = Bench::idle("answers").await;
+    bench.mirror("hub", ephemeral()).await;
+    for (status, expected) in [
+        ("200 OK", "ok: URL answers"),
+        ("401 Unauthorized", "ok: URL answers, and asks for a password"),
+        ("502 Bad Gateway", "problem: URL/v2/ answers with 502 Bad Gateway"),
+    ] {
+        let url = answering(status);
+        let patch = Patch::Merge(json!({"status": {"endpoint": {"url": url}}}));
+        let mirrors = bench.api::<RegistryMirror>();
+        mirrors
+            .patch_status("hub", &PatchParams::default(), &patch)
+            .await
+            .unwrap();
+        assert_eq!(
+            on(&bench, &[]).await.of("endpoint"),
+            [expected.replace("URL", &url)]
+        );
+    }
+}
+
+#[tokio::test]
+async fn files_for_nodes_that_are_not_current_are_named() {
+    let mut bench = Bench::start("stale").await;
+    bench.mirror("hub", ephemeral()).await;
+    bench
+        .until("hub-hosts", "files for nodes", |map: &ConfigMap| map.data.clone())
+        .await;
+    bench.stop_operator().await;
+    bench
+        .merge::<ConfigMap>("hub-hosts", json!({"data": {"quay.io.hosts.toml": "by hand"}}))
+        .await;
+    let told = on(&bench, &[]).await.of("nodes");
+    assert_eq!(
+        told,
+        ["problem: ConfigMap hub-hosts is not what spec and address come to: quay.io.hosts.toml"]
+    );
+}
+
+#[tokio::test]
+async fn a_definition_that_is_missing_or_old_is_told_with_the_way_out() {
+    if skip_on_existing_cluster("a_definition_that_is_missing_or_old_is_told_with_the_way_out") {
+        return;
+    }
+    let control_plane = ControlPlane::start(Options::bare()).await.unwrap();
+    let ask = async || doctor(control_plane.kubeconfig(), &["-A", "-o", "json"]).await;
+    let told = ask().await;
+    assert_eq!(told.code, 4);
+    assert!(
+        told.of("definition")[0].contains("is not installed"),
+        "{}",
+        told.stdout
+    );
+    assert!(told.stdout.contains("registry-mirror crd | kubectl apply"));
+    assert_eq!(told.of("mirror"), Vec::<String>::new());
+
+    let definitions: Api<CustomResourceDefinition> = Api::all(control_plane.client().await);
+    let mut old = crds::crd();
+    for version in &mut old.spec.versions {
+        let schema = version
+            .schema
+            .as_mut()
+            .and_then(|s| s.open_api_v3_schema.as_mut())
+            .unwrap();
+        schema.x_kubernetes_validations = None;
+        let spec = schema.properties.as_mut().unwrap().get_mut("spec").unwrap();
+        spec.x_kubernetes_validations = None;
+        spec.properties.as_mut().unwrap().remove("observability");
+    }
+    let made = definitions.create(&PostParams::default(), &old).await.unwrap();
+    let name = made.metadata.name.unwrap();
+    wait::await_condition(definitions, &name, conditions::is_crd_established())
+        .await
+        .unwrap();
+    let told = ask().await;
+    assert_eq!(told.code, 4);
+    let definition = told.of("definition").remove(0);
+    assert!(
+        definition.starts_with("problem: is older than this version: it has no spec.observability"),
+        "{definition}"
+    );
+}
+
+#[tokio::test]
+async fn an_api_server_that_does_not_answer_is_told_with_what_to_try() {
+    let scratch = Scratch::new("nowhere").unwrap();
+    // A port that was free a moment ago.
+    let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let kubeconfig = json!({
+        "apiVersion": "v1", "kind": "Config", "current-context": "c",
+        "clusters": [{"name": "c", "cluster": {"server": format!("https://{address}")}}],
+        "contexts": [{"name": "c", "context": {"cluster": "c", "user": "c"}}],
+        "users": [{"name": "c", "user": {"token": "secret-of-this-test"}}],
+    });
+    let file = scratch.write("kubeconfig", kubeconfig.to_string()).unwrap();
+    let told = doctor(&file, &["-A", "-o", "yaml"]).await;
+    assert_eq!(told.code, 4);
+    let report: Value = serde_saphyr::from_str(&told.stdout).unwrap();
+    let findings = report["findings"].as_array().unwrap();
+    assert_eq!(findings.len(), 1);
+    let message = findings[0]["message"].as_str().unwrap();
+    assert!(
+        message.starts_with("does not answer: ") && message.contains("refused"),
+        "{message}"
+    );
+    assert!(findings[0]["advice"].as_str().unwrap().contains("--context"));
+    assert!(!told.stdout.contains("secret-of-this-test") && !told.stderr.contains("secret-of-this-test"));
+
+    let told = doctor(&file, &["--context", "other"]).await;
+    assert_eq!(told.code, 4);
+    assert!(told.stderr.contains("other"), "{}", told.stderr);
+}
