@@ -42,6 +42,8 @@ pub struct HandedOut {
     pub kept: Vec<String>,
     /// When each upstream's last good entry was last replaced.
     pub rotated: BTreeMap<String, Timestamp>,
+    /// Counts the last good entries that replaced others.
+    pub replaced: u64,
     origins: String,
 }
 
@@ -52,10 +54,11 @@ impl HandedOut {
         let before = Before::new(before);
         let (mut entries, mut last_good) = (Map::new(), Map::new());
         let (mut kept, mut origins, mut rotated) = (Vec::new(), BTreeMap::new(), BTreeMap::new());
+        let mut replaced = before.replaced;
         for (host, credentials) in with_credentials(accepted) {
             let origin = &credentials.origin;
             origins.insert(host, origin);
-            let held = before.entry(CANDIDATE, host, origin);
+            let held = before.candidate(host, origin);
             let entry = match (&credentials.found, &held) {
                 (Ok(credential), _) => entry(credential),
                 (Err(_), Some(held)) => {
@@ -64,9 +67,10 @@ impl HandedOut {
                 }
                 (Err(_), None) => json!({}),
             };
-            let good = before.entry(LAST_GOOD, host, origin);
+            let good = before.last_good(host, origin);
             let proven = held.as_ref() == Some(&entry) && before.is_proven(host, observed);
             if proven && good.as_ref() != Some(&entry) {
+                replaced += u64::from(good.is_some());
                 last_good.insert(host.to_owned(), entry.clone());
                 rotated.insert(host.to_owned(), whole_seconds(observed.at));
             } else if let Some(good) = good {
@@ -83,6 +87,7 @@ impl HandedOut {
             last_good: (!last_good.is_empty()).then(|| document(&last_good)),
             kept,
             rotated,
+            replaced,
             origins: json!(origins).to_string(),
         }
     }
@@ -114,6 +119,9 @@ impl HandedOut {
         let mut annotations = BTreeMap::from([(names::ORIGINS.to_owned(), self.origins.clone())]);
         if !self.rotated.is_empty() {
             annotations.insert(names::ROTATED.to_owned(), json!(self.rotated).to_string());
+        }
+        if self.replaced > 0 {
+            annotations.insert(names::REPLACED.to_owned(), self.replaced.to_string());
         }
         metadata.annotations = Some(annotations);
         let secret = Secret {
@@ -165,6 +173,7 @@ struct Before<'a> {
     contents: Option<&'a Contents>,
     origins: BTreeMap<String, String>,
     rotated: BTreeMap<String, Timestamp>,
+    replaced: u64,
 }
 
 impl<'a> Before<'a> {
@@ -173,6 +182,7 @@ impl<'a> Before<'a> {
             contents,
             origins: annotation(contents, names::ORIGINS),
             rotated: annotation(contents, names::ROTATED),
+            replaced: counted(contents, names::REPLACED),
         }
     }
 
@@ -196,11 +206,24 @@ impl<'a> Before<'a> {
         self.rotated.get(host).copied().unwrap_or(Timestamp::UNIX_EPOCH)
     }
 
-    /// An upstream's entry, if it came from the same Secret and goes to the same place.
-    fn entry(&self, file: &str, host: &str, origin: &str) -> Option<Value> {
-        if self.origins.get(host).map(String::as_str) != Some(origin) {
-            return None;
-        }
+    /// An upstream's candidate, if it came from the same Secret and goes to the same place.
+    fn candidate(&self, host: &str, origin: &str) -> Option<Value> {
+        let came_from = self.origins.get(host)?;
+        (came_from == origin)
+            .then(|| self.entry(CANDIDATE, host))
+            .flatten()
+    }
+
+    /// What an upstream took last, if it goes to the same place: another Secret for it has yet to be proven.
+    fn last_good(&self, host: &str, origin: &str) -> Option<Value> {
+        let came_from = self.origins.get(host)?;
+        (place(came_from) == place(origin))
+            .then(|| self.entry(LAST_GOOD, host))
+            .flatten()
+    }
+
+    /// An upstream's entry, if there is one with something in it.
+    fn entry(&self, file: &str, host: &str) -> Option<Value> {
         let document: Value = serde_json::from_slice(self.contents?.data.get(file)?).ok()?;
         let entry = document.get("auths")?.get(host)?;
         entry
@@ -219,9 +242,20 @@ impl<'a> Before<'a> {
     }
 }
 
+/// Where the credentials of an origin go: what follows the Secret's name, which has no spaces.
+fn place(origin: &str) -> Option<&str> {
+    Some(origin.split_once(' ')?.1)
+}
+
 /// As Kubernetes writes times.
 fn whole_seconds(at: Timestamp) -> Timestamp {
     at.round(Unit::Second).unwrap_or(at)
+}
+
+/// A number in an annotation; zero if there is none that can be read.
+fn counted(contents: Option<&Contents>, name: &str) -> u64 {
+    let text = contents.and_then(|contents| contents.annotations.get(name));
+    text.and_then(|text| text.parse().ok()).unwrap_or(0)
 }
 
 /// A JSON object in an annotation; empty if there is none that can be read.

@@ -12,7 +12,7 @@ use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use futures::TryStreamExt;
 use http::header::{CONNECTION, HOST, RETRY_AFTER, TRANSFER_ENCODING, WWW_AUTHENTICATE};
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, Method, StatusCode};
 use serde_json::json;
 use tokio::net::TcpListener as TokioListener;
 use tokio::sync::oneshot;
@@ -23,6 +23,9 @@ use super::counts::{Counts, Kind};
 use super::tokens::{self, Tokens};
 use crate::pki::Leaf;
 use crate::tls_listener::TlsListener;
+
+/// What a request for a token may have to say.
+const FORM_BYTES: usize = 1 << 16;
 
 pub(super) struct Gate {
     address: SocketAddr,
@@ -187,6 +190,15 @@ async fn forward(State(open): State<Open>, request: Request) -> Response {
 impl Open {
     /// Tokens are this gate's business; the registry behind it asks for nothing.
     async fn guarded(&self, tokens: &Tokens, kind: Kind, request: Request) -> Response {
+        if kind == Kind::Token && request.method() == Method::POST {
+            let form = axum::body::to_bytes(request.into_body(), FORM_BYTES)
+                .await
+                .unwrap_or_default();
+            return match tokens.refresh(&String::from_utf8_lossy(&form)) {
+                Some(answer) => Json(answer).into_response(),
+                None => unauthorized(HeaderMap::new()),
+            };
+        }
         if kind == Kind::Token {
             let query = request.uri().query().unwrap_or_default();
             let mut pairs = url::form_urlencoded::parse(query.as_bytes());

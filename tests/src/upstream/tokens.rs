@@ -47,13 +47,33 @@ impl Tokens {
         if !self.users.lock().ok()?.contains(&user) {
             return None;
         }
+        self.give(scope)
+    }
+
+    /// The same for an identity token (`grant_type=refresh_token`), which is a user's password here.
+    pub(super) fn refresh(&self, form: &str) -> Option<Value> {
+        let fields: HashMap<_, _> = url::form_urlencoded::parse(form.as_bytes()).collect();
+        let shown = fields.get("refresh_token")?;
+        if !self
+            .users
+            .lock()
+            .ok()?
+            .iter()
+            .any(|(_, password)| password == shown)
+        {
+            return None;
+        }
+        self.give(fields.get("scope").map_or("", |scope| scope))
+    }
+
+    fn give(&self, scope: &str) -> Option<Value> {
         let token = format!("{:032x}", rand::rng().random::<u128>());
         let issued = Issued {
             scope: scope.to_owned(),
             until: Instant::now() + self.lifetime,
         };
         self.issued.lock().ok()?.insert(token.clone(), issued);
-        Some(json!({"token": token, "expires_in": self.lifetime.as_secs()}))
+        Some(json!({"token": token, "access_token": token, "expires_in": self.lifetime.as_secs()}))
     }
 
     /// Whether a request carries a token that is good for `scope`; the empty scope asks for any token.

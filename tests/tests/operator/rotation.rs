@@ -22,6 +22,8 @@ use crate::pods::{address, is_ready, kubelet, pods, restarts};
 
 /// Passwords stand nowhere but in Secrets.
 const CANARY: &str = "canary-91c4";
+/// Another one that upstream takes.
+const SECOND: &str = "canary-91c4-second";
 
 /// A mirror of one registry under several names, which asks for its password each time.
 struct Stage {
@@ -33,12 +35,17 @@ struct Stage {
 
 impl Stage {
     async fn set(name: &str) -> Self {
+        Self::with(name, Access::Basic).await
+    }
+
+    async fn with(name: &str, access: Access) -> Self {
         let bench = Bench::start(name).await;
         let kubelet = kubelet(&bench).await;
-        let options = upstream::Options::protected(Access::Basic, ("u0", CANARY));
+        let options = upstream::Options::protected(access, ("u0", CANARY));
         let mut upstream = Upstream::start(options).await.unwrap();
         let users: Vec<_> = (0..10).map(|n| format!("u{n}")).collect();
-        let users: Vec<_> = users.iter().map(|user| (user.as_str(), CANARY)).collect();
+        let mut users: Vec<_> = users.iter().map(|user| (user.as_str(), CANARY)).collect();
+        users.push(("second", SECOND));
         upstream.set_users(&users).unwrap();
         let scratch = Scratch::new(name).unwrap();
         let layout = Random::new(7, &[4096])
@@ -438,4 +445,121 @@ async fn an_upstream_that_is_down_or_limits_requests_is_told_and_moves_no_readin
     assert_eq!(status["serverVersion"], Value::from(env!("CARGO_PKG_VERSION")));
     let ready = crate::bench::condition(&mirror, ConditionType::Ready).unwrap();
     assert_eq!(ready.status, "True");
+}
+
+#[tokio::test]
+async fn another_secret_for_an_upstream_takes_over_once_it_is_proven_and_pods_hear_of_it() {
+    let stage = Stage::set("another").await;
+    stage.opaque("a", "u0").await;
+    stage.mirror(1, &[("a", "a")]).await;
+    stage.until_loaded(1, 1).await;
+    let before = pods(&stage.bench).await;
+    let pulls = Pulls::start(&before, &["a"]);
+
+    // Not there yet, then wrong: what was proven serves on.
+    stage.mirror(1, &[("a", "b")]).await;
+    let message = stage.until("False", Reason::SecretNotFound).await;
+    assert!(message.contains("there is no Secret b"), "{message}");
+    assert!(stage.last_good().await.contains("\"u0\""));
+    stage
+        .secret("b", "Opaque", "u1", &format!("{CANARY}-wrong"))
+        .await;
+    stage.until("False", Reason::UpstreamRejected).await;
+    assert!(stage.last_good().await.contains("\"u0\""));
+    stage
+        .bench
+        .until_condition("hub", ConditionType::Ready, "True", Reason::Serving)
+        .await;
+    let mark = reload_mark(&stage).await;
+    stage.opaque("b", "u1").await;
+    soon("what the other Secret holds as last good", async || {
+        stage.last_good().await.contains("\"u1\"").then_some(())
+    })
+    .await;
+    stage.until("True", Reason::CredentialsAccepted).await;
+
+    // Told of the candidate, and of its promotion: a server that starts again begins with what is good now.
+    soon("word of the promotion", async || {
+        let secret = stage.bench.get::<Secret>("hub-credentials").await?;
+        let replaced = secret
+            .annotations()
+            .get("registrymirror.io/credentials-replaced")?
+            .clone();
+        (replaced == "1" && reload_mark(&stage).await != mark).then_some(())
+    })
+    .await;
+    pulls.end().await;
+    assert_eq!(identities(&pods(&stage.bench).await), identities(&before));
+    stage.nothing_leaked().await;
+}
+
+/// What the first Pod was told of last.
+async fn reload_mark(stage: &Stage) -> Option<String> {
+    let pod = pods(&stage.bench).await.remove(0);
+    pod.annotations().get("registrymirror.io/reload").cloned()
+}
+
+#[tokio::test]
+async fn a_server_that_starts_again_while_the_candidate_is_bad_serves_with_the_last_good_one() {
+    let stage = Stage::set("restarted").await;
+    stage.opaque("a", "u0").await;
+    stage.mirror(1, &[("a", "a")]).await;
+    stage.until_loaded(1, 1).await;
+    stage
+        .secret("a", "Opaque", "u1", &format!("{CANARY}-wrong"))
+        .await;
+    stage.until("False", Reason::UpstreamRejected).await;
+    let pod = pods(&stage.bench).await.remove(0);
+    let server = server_of(&pod);
+    rustix::process::kill_process(server, rustix::process::Signal::KILL).unwrap();
+    soon("a server that was started again", async || {
+        let again = pods(&stage.bench).await.into_iter().next()?;
+        (restarts(&again) == 1 && is_ready(&again)).then_some(())
+    })
+    .await;
+    assert_eq!(pull(&pod, "a").await.0, 200);
+    stage.until("False", Reason::UpstreamRejected).await;
+    stage.opaque("a", "u2").await;
+    stage.until("True", Reason::CredentialsAccepted).await;
+    assert_eq!(pull(&pod, "a").await.0, 200);
+}
+
+/// The process that listens on a Pod's address: it has that in its environment or arguments, as nobody else has.
+fn server_of(pod: &Pod) -> rustix::process::Pid {
+    let address = address(pod);
+    let mut found = std::fs::read_dir("/proc").unwrap().filter_map(|entry| {
+        let entry = entry.ok()?;
+        let id: i32 = entry.file_name().to_str()?.parse().ok()?;
+        let read = |file: &str| std::fs::read(entry.path().join(file)).unwrap_or_default();
+        let is_server = String::from_utf8_lossy(&read("cmdline")).contains("mirror-under-test");
+        let all = [read("cmdline"), read("environ")].concat();
+        let has_address = String::from_utf8_lossy(&all).contains(&address);
+        (is_server && has_address)
+            .then(|| rustix::process::Pid::from_raw(id))
+            .flatten()
+    });
+    let server = found.next().expect("a server of this Pod");
+    assert!(found.next().is_none(), "one server listens on {address}");
+    server
+}
+
+#[tokio::test]
+async fn an_identity_token_rotates_like_a_password() {
+    let stage = Stage::with("identity", Access::Bearer(Duration::from_secs(2))).await;
+    let token = async |name: &str, token: &str| {
+        let secret = json!({"metadata": {"name": name}, "type": "Opaque", "stringData": {"token": token}});
+        stage.bench.apply::<Secret>(secret).await;
+    };
+    token("a", CANARY).await;
+    stage.mirror(1, &[("a", "a")]).await;
+    stage.until_loaded(1, 1).await;
+    let pulls = Pulls::start(&pods(&stage.bench).await, &["a"]);
+    token("a", &format!("{CANARY}-wrong")).await;
+    stage.until("False", Reason::UpstreamRejected).await;
+    token("a", SECOND).await;
+    stage.until_loaded(3, 1).await;
+    let last_good = stage.last_good().await;
+    assert!(last_good.contains(r#""identitytoken""#) && last_good.contains(SECOND));
+    pulls.end().await;
+    stage.nothing_leaked().await;
 }
