@@ -79,6 +79,10 @@ names! {
         RollingOut,
         /// Progressing is False: every replica runs what the spec asks for.
         RolledOut,
+        /// Progressing is False: what a new version of the operator brought waits for its turn, and why.
+        UpgradeWaiting,
+        /// Progressing is False: the mirror has not become ready with a new version in time; others wait for it.
+        UpgradeFailed,
         /// CredentialsValid: every upstream took them.
         CredentialsAccepted,
         /// CredentialsValid is False: the Secret is not there.

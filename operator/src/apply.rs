@@ -23,6 +23,7 @@ use crate::{
 
 pub mod compare;
 pub mod guard;
+mod held;
 mod reload;
 
 pub use reload::AGAIN_AFTER;
@@ -137,7 +138,7 @@ pub async fn all(
         }
     }
     target.tell_pods(desired, observed).await?;
-    contested.unless(target.apply(&desired.workload, &found).await)?;
+    contested.unless(target.apply_workload(desired, &found).await)?;
     for (kind, name) in desired.superseded(&mirror.name_any()) {
         target.prune(kind, &name).await?;
     }
@@ -218,8 +219,25 @@ impl Target<'_> {
 
     /// Applies one object if it is not as it should be.
     async fn apply(&self, child: &Child, found: &Found) -> Result<(), Error> {
+        self.apply_manifest(child, seal(child), found).await
+    }
+
+    /// Applies the workload, whose Pods stay as they are where it is held.
+    async fn apply_workload(&self, desired: &Desired, found: &Found) -> Result<(), Error> {
+        let workload = &desired.workload;
+        let live = self
+            .cluster
+            .children
+            .get(workload.kind, &self.namespace, &workload.name);
+        let manifest = match live.filter(|_| desired.is_held) {
+            Some(live) => held::with_pods_of(&live, workload.manifest.clone()),
+            None => seal(workload),
+        };
+        self.apply_manifest(workload, manifest, found).await
+    }
+
+    async fn apply_manifest(&self, child: &Child, manifest: Value, found: &Found) -> Result<(), Error> {
         let (kind, name) = (child.kind, child.name.as_str());
-        let manifest = seal(child);
         let live = self.cluster.children.get(kind, &self.namespace, name);
         if live
             .as_ref()

@@ -37,6 +37,14 @@ pub enum Scope {
 }
 
 impl Scope {
+    /// Whether a namespace belongs to it.
+    pub fn covers(&self, namespace: &str) -> bool {
+        match self {
+            Self::Cluster => true,
+            Self::Namespace(one) => one == namespace,
+        }
+    }
+
     /// The objects of one type in this scope.
     pub fn api<K>(&self, client: Client) -> Api<K>
     where

@@ -33,11 +33,14 @@ use crate::{
     metrics::Metrics,
     observed::Observed,
     replicas::Replicas,
-    retry::{self, Retries},
+    retry::Retries,
+    stages::{self, Share},
     status::{self, Acted, Outcome, events, write::Written},
     unparsable,
     validate::{self, Accepted},
 };
+
+mod rest;
 
 /// How many mirrors are worked on at a time.
 const CONCURRENCY: u16 = 16;
@@ -45,8 +48,6 @@ const CONCURRENCY: u16 = 16;
 pub const RESYNC: Duration = Duration::from_mins(15);
 /// No mirror holds one of those places for longer.
 const RECONCILE_TIMEOUT: Duration = Duration::from_mins(1);
-/// A spec that can't be acted on waits for a change; of some changes nobody is told, such as of a name set free.
-const REJECTED_RETRY: Duration = Duration::from_secs(30);
 /// A failure that often in a row is worth an event.
 const ATTEMPTS_BEFORE_EVENT: u32 = 4;
 
@@ -102,6 +103,7 @@ pub(crate) struct Context {
     pub(crate) cluster: Cluster,
     pub(crate) recorder: Recorder,
     settings: Settings,
+    stages: Share,
     index: Arc<Index>,
     replicas: Arc<Replicas>,
     written: Written,
@@ -138,6 +140,7 @@ impl Controller {
         settings: Settings,
         recorder: Recorder,
         metrics: Arc<Metrics>,
+        part: stages::Part,
     ) -> Self {
         let (children, writers) = Children::new();
         let writer = Writer::default();
@@ -147,6 +150,7 @@ impl Controller {
             cluster: Cluster::new(client.clone(), Arc::clone(&children)),
             recorder,
             settings,
+            stages: part.share,
             index: Arc::default(),
             replicas,
             written: Written::default(),
@@ -163,6 +167,7 @@ impl Controller {
             watch::references(client, scope, &relisted, &context.index).boxed(),
             all.boxed(),
             reports.boxed(),
+            part.woken,
         ]);
         Self {
             context,
@@ -229,6 +234,7 @@ impl Context {
                 let (namespace, name) = (stored.namespace().unwrap_or_default(), stored.name_any());
                 self.index.remove(&namespace, &name);
                 self.replicas.forget(&namespace, &name);
+                self.stages.leave(&(namespace, name), self.settings.clock.now());
                 self.written.remove(&stored.uid().unwrap_or_default());
                 self.retries.forget(stored);
             }
@@ -251,10 +257,11 @@ impl Context {
         accepted: &mut Accepted<'_>,
         references: &References,
         observed: &Observed,
+        release: &Release,
     ) -> Result<Desired, Error> {
         let names = issue::names(accepted.mirror, observed);
         issue::certificates(accepted, references, &names, observed.at, &self.settings.terms)?;
-        let desired = desired::objects(accepted, references, observed, &self.settings.release);
+        let desired = desired::objects(accepted, references, observed, release);
         Ok(desired.map_err(apply::Error::from)?)
     }
 
@@ -279,7 +286,9 @@ impl Context {
 /// Only what a retry can mend; what the user must mend is a condition in the status.
 async fn reconcile(stored: Arc<Stored>, context: Arc<Context>) -> Result<Action, Error> {
     // What a copy lacks only because it was not listed yet would be written again.
-    context.cluster.children.ready().await;
+    let children = &context.cluster.children;
+    children.ready().await;
+    context.stages.begin(|| children.rolling());
     let started = Instant::now();
     let result = timeout(RECONCILE_TIMEOUT, pursue(&stored, &context))
         .await
@@ -314,13 +323,17 @@ async fn pursue(stored: &Stored, context: &Context) -> Result<Action, Error> {
     let told = tell(mirror, context, &outcome).await;
     match failure {
         Some(failure) => Err(failure),
-        None => told.map(|observed| Action::requeue(rest(&outcome, &observed, context.settings.resync))),
+        None => told.map(|observed| {
+            let rest = rest::after(&outcome, &observed, context.settings.resync);
+            Action::requeue(rest.min(context.stages.rest(mirror, observed.at)))
+        }),
     }
 }
 
 /// Writes the status if there is something new to say.
 async fn tell(mirror: &RegistryMirror, context: &Context, outcome: &Outcome) -> Result<Observed, Error> {
     let observed = context.observe(mirror).await?;
+    context.stages.saw(mirror, &observed);
     let before = context.written.latest(mirror);
     let status = status::of(mirror, &before, outcome, &observed, observed.at);
     let pending = status::is_pending(&status) || outcome.is_news_to_some();
@@ -335,30 +348,6 @@ async fn tell(mirror: &RegistryMirror, context: &Context, outcome: &Outcome) -> 
         events::publish(&context.recorder, &mirror.object_ref(&()), &story).await;
     }
     Ok(observed)
-}
-
-/// How long a mirror is left alone. What its certificate is about to need is not put off: it ends to the second.
-fn rest(outcome: &Outcome, observed: &Observed, resync: Duration) -> Duration {
-    let rest = retry::jittered(look_again(outcome, observed, resync));
-    let change = match outcome {
-        Outcome::Acted(acted) => acted.certificate.as_ref().and_then(|c| c.rest(observed.at)),
-        Outcome::Paused | Outcome::Rejected(_) | Outcome::Failed => None,
-    };
-    change.map_or(rest, |change| rest.min(change))
-}
-
-/// When to look again though nothing is heard: of quotas, and of claims that an admin makes, nobody tells.
-fn look_again(outcome: &Outcome, observed: &Observed, resync: Duration) -> Duration {
-    match outcome {
-        Outcome::Rejected(_) => resync.min(REJECTED_RETRY),
-        Outcome::Acted(Acted { applied, .. })
-            if !applied.refused_claims.is_empty() || observed.lacks_claim() =>
-        {
-            resync.min(REJECTED_RETRY)
-        }
-        outcome if outcome.is_news_to_some() => apply::AGAIN_AFTER,
-        Outcome::Paused | Outcome::Acted(_) | Outcome::Failed => resync,
-    }
 }
 
 /// The pipeline up to the status.
@@ -378,13 +367,19 @@ async fn converge(mirror: &RegistryMirror, context: &Context) -> Result<Acted, E
         .map_err(Error::Read)?;
     let mut accepted = validate::accept(mirror, &references).map_err(apply::Error::from)?;
     let mut observed = context.observe(mirror).await?;
+    let release = &context.settings.release;
     if issue::is_wanted(mirror) && observed.service.is_none() {
         // Its certificate names the Service's address, so that the Service comes before all else.
-        let desired = context.desired(&mut accepted, &references, &observed)?;
+        let desired = context.desired(&mut accepted, &references, &observed, release)?;
         apply::service(mirror, &desired, &context.cluster).await?;
         observed = context.observe(mirror).await?;
     }
-    let desired = context.desired(&mut accepted, &references, &observed)?;
+    let (desired, upgrade) = context.stages.objects(mirror, &observed, release, |release| {
+        context.desired(&mut accepted, &references, &observed, release)
+    })?;
     let applied = apply::all(mirror, &desired, &observed, &context.cluster).await?;
-    Ok(Acted::new(&accepted, &desired, &observed, applied))
+    Ok(Acted {
+        upgrade,
+        ..Acted::new(&accepted, &desired, &observed, applied)
+    })
 }

@@ -1,12 +1,13 @@
 //! Step three: what the cluster should hold. Pure: a spec in, objects out.
 
+use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use sha2::{Digest, Sha256};
 
 use crate::{
     dereference::References,
     kind::Kind,
-    observed::{Observed, Server},
+    observed::{Observed, Rendered, Server},
     validate::{Accepted, Rejection},
 };
 
@@ -19,6 +20,7 @@ pub mod files;
 mod hosts;
 pub mod names;
 mod pod;
+mod rendered;
 mod service;
 mod service_account;
 mod storage;
@@ -53,6 +55,10 @@ pub struct Desired {
     pub claims: Vec<Child>,
     /// What runs the Pods: applied last, so that no Pod waits for something to mount.
     pub workload: Child,
+    /// What is noted of it.
+    pub rendered: Rendered,
+    /// Its Pods go on as they were rendered before, as this mirror's turn has not come.
+    pub is_held: bool,
     /// A mark of everything that running Pods reload. While the workload does not carry it, Pods are told.
     pub reload: String,
     /// The server's configuration.
@@ -87,6 +93,12 @@ impl Desired {
             })
     }
 
+    /// Notes that the workload takes up a new version from now on, or no longer does.
+    pub fn upgrades(&mut self, since: Option<Timestamp>) {
+        self.rendered.upgraded = since;
+        rendered::note(&self.rendered, &mut self.workload);
+    }
+
     /// The objects of an earlier spec that this one does not ask for. Claims never are.
     pub fn superseded(&self, mirror: &str) -> Vec<(Kind, String)> {
         let wanted: Vec<_> = self
@@ -115,7 +127,7 @@ pub fn objects(
     let config = config::file(accepted)?;
     let yaml = config.to_yaml();
     let handed_out = HandedOut::new(accepted, references.handed_out.as_ref(), observed);
-    let reload = reload(accepted, &yaml, handed_out.version);
+    let reload = reload(accepted, &yaml, &handed_out);
     let mut configuration = vec![config::object(accepted, &yaml), handed_out.object(accepted)];
     configuration.extend(files::object(accepted));
     configuration.extend(files::authority_key(accepted));
@@ -125,10 +137,15 @@ pub fn objects(
     configuration.extend(files::authority(accepted));
     configuration.extend(hosts::object(accepted, observed));
     configuration.extend(disruption::object(accepted.mirror));
+    let mut workload = workload::object(accepted, observed, release, &reload);
+    let rendered = rendered::of(accepted.mirror, &workload, release, observed);
+    rendered::note(&rendered, &mut workload);
     Ok(Desired {
         configuration,
         claims: storage::claims(accepted, observed),
-        workload: workload::object(accepted, observed, release, &reload),
+        workload,
+        rendered,
+        is_held: false,
         reload,
         configuration_version: hex::encode(Sha256::digest(&yaml)),
         config,
@@ -137,11 +154,15 @@ pub fn objects(
 }
 
 /// Moves with everything that a server reads anew, by its version where it is secret.
-fn reload(accepted: &Accepted<'_>, yaml: &str, credentials: u64) -> String {
+fn reload(accepted: &Accepted<'_>, yaml: &str, handed_out: &HandedOut) -> String {
     let mut hash = Sha256::new();
     hash.update(accepted.mirror.uid().unwrap_or_default());
     hash.update(yaml);
-    hash.update(credentials.to_be_bytes());
+    hash.update(handed_out.version.to_be_bytes());
+    if handed_out.replaced > 0 {
+        // A server that starts again begins with the last good ones: not with those that are no longer good.
+        hash.update(handed_out.replaced.to_be_bytes());
+    }
     for bundle in accepted
         .upstreams
         .iter()

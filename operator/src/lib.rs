@@ -23,6 +23,7 @@ pub mod retry;
 pub mod rights;
 pub mod risks;
 pub mod run;
+pub mod stages;
 pub mod status;
 mod unparsable;
 pub mod validate;

@@ -31,6 +31,22 @@ struct ErrorLabels {
     class: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct UpgradeLabels {
+    state: &'static str,
+}
+
+/// How many mirrors are where on their way to a new version.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Upgrades {
+    /// They wait for their turn.
+    pub waiting: usize,
+    /// They take it up.
+    pub rolling: usize,
+    /// They have not become ready with it in time.
+    pub failed: usize,
+}
+
 /// The operator's metrics.
 pub struct Metrics {
     registry: Registry,
@@ -38,6 +54,7 @@ pub struct Metrics {
     errors: Family<ErrorLabels, Counter>,
     duration: Histogram,
     conditions: Family<ConditionLabels, Gauge>,
+    upgrades: Family<UpgradeLabels, Gauge>,
     mirrors: Mutex<Vec<Store<Stored>>>,
 }
 
@@ -64,12 +81,19 @@ impl Default for Metrics {
             "Mirrors by the state of each condition",
             conditions.clone(),
         );
+        let upgrades = Family::default();
+        registry.register(
+            "upgrades",
+            "Mirrors that take up a new version of the operator, or are to, by how far they are",
+            upgrades.clone(),
+        );
         Self {
             registry,
             reconciles,
             errors,
             duration,
             conditions,
+            upgrades,
             mirrors: Mutex::default(),
         }
     }
@@ -82,6 +106,19 @@ impl Metrics {
         self.duration.observe(took.as_secs_f64());
         if let Some(class) = error {
             self.errors.get_or_create(&ErrorLabels { class }).inc();
+        }
+    }
+
+    /// Tells how far mirrors are with a new version.
+    pub fn upgrades(&self, upgrades: &Upgrades) {
+        let states = [
+            ("waiting", upgrades.waiting),
+            ("rolling", upgrades.rolling),
+            ("failed", upgrades.failed),
+        ];
+        for (state, number) in states {
+            let gauge = self.upgrades.get_or_create(&UpgradeLabels { state });
+            gauge.set(i64::try_from(number).unwrap_or(i64::MAX));
         }
     }
 

@@ -8,8 +8,10 @@ use k8s_openapi::{
 };
 use kube_quantity::ParsedQuantity;
 
+mod rendered;
 mod server;
 
+pub use rendered::Rendered;
 pub use server::{Answer, Report, Server};
 
 /// A mirror's objects as they were last seen.
@@ -114,6 +116,8 @@ pub struct Workload {
     pub updated: i32,
     /// Why Pods can't be made: a quota or admission.
     pub obstacle: Option<String>,
+    /// How its Pods were rendered.
+    pub rendered: Option<Rendered>,
 }
 
 impl Workload {
@@ -123,6 +127,16 @@ impl Workload {
             && self.updated == self.wanted
             && self.replicas == self.wanted
             && self.ready == self.wanted
+    }
+
+    /// It was given what a new version of the operator brought.
+    pub fn is_upgraded(&self) -> bool {
+        self.upgraded().is_some()
+    }
+
+    /// Since when.
+    pub fn upgraded(&self) -> Option<Timestamp> {
+        self.rendered.as_ref()?.upgraded
     }
 }
 

@@ -16,6 +16,7 @@ use crate::{
     desired::Release,
     health::Health,
     issue::Terms,
+    stages::{Limits, Stages},
 };
 
 /// What the operator looks after, and what it brings along.
@@ -31,6 +32,8 @@ pub struct Options {
     pub clock: Clock,
     /// How often every mirror is looked at though nothing seems to have happened.
     pub resync: Duration,
+    /// How mirrors take up a new release.
+    pub upgrades: Limits,
 }
 
 impl Default for Options {
@@ -42,6 +45,7 @@ impl Default for Options {
             terms: Terms::default(),
             clock: Clock::default(),
             resync: controller::RESYNC,
+            upgrades: Limits::default(),
         }
     }
 }
@@ -49,9 +53,12 @@ impl Default for Options {
 /// Looks after mirrors until it is told to stop; then lets what is running end.
 pub async fn run(client: Client, options: Options, health: Health, shutdown: CancellationToken) {
     let recorder = Recorder::new(client.clone(), Reporter::from("registry-mirror"));
-    let controllers: Vec<_> = scopes(&options.namespaces)
+    let scopes = scopes(&options.namespaces);
+    let parts = Stages::in_parts(&scopes, options.upgrades, &health.metrics);
+    let controllers: Vec<_> = scopes
         .iter()
-        .map(|scope| {
+        .zip(parts)
+        .map(|(scope, part)| {
             let settings = Settings {
                 release: options.release.clone(),
                 terms: options.terms,
@@ -59,7 +66,7 @@ pub async fn run(client: Client, options: Options, health: Health, shutdown: Can
                 resync: options.resync,
             };
             let (recorder, metrics) = (recorder.clone(), health.metrics.clone());
-            Controller::new(&client, scope, settings, recorder, metrics)
+            Controller::new(&client, scope, settings, recorder, metrics, part)
         })
         .collect();
     let synced = join_all(controllers.iter().map(Controller::synced));

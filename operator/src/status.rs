@@ -21,6 +21,7 @@ mod certificate;
 pub mod conditions;
 mod credentials;
 pub mod events;
+mod progress;
 mod storage;
 mod upstreams;
 pub mod write;
@@ -56,10 +57,24 @@ pub struct Acted {
     pub applied: Applied,
     /// The version of the servers' configuration.
     pub configuration: String,
+    /// How far the mirror is with a new version of the operator.
+    pub upgrade: Upgrade,
     /// A server has yet to read what it is handed.
     pub is_news: bool,
     /// Servers were handed other credentials than the last status tells of.
     pub is_new: bool,
+}
+
+/// How far a mirror is with what a new version of the operator brought.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Upgrade {
+    /// It has it, or is about to.
+    #[default]
+    Fine,
+    /// It waits for its turn, for this.
+    Waiting(String),
+    /// It has not become ready with it in so many seconds.
+    Failed(u64),
 }
 
 impl Acted {
@@ -82,6 +97,7 @@ impl Acted {
             certificate: accepted.serving.as_ref().map(Certificate::new),
             applied,
             configuration: desired.configuration_version.clone(),
+            upgrade: Upgrade::Fine,
             is_news: observed.servers.iter().any(|server| desired.is_news_to(server)),
         }
     }

@@ -143,6 +143,12 @@ fn documents(desired: &Desired) -> Vec<Value> {
                 *value = String::from_utf8(bytes).unwrap().into();
             }
         }
+        if let Some(note) = manifest.pointer_mut("/metadata/annotations/registrymirror.io~1rendered") {
+            // It moves with what is shown anyway.
+            let mut rendered: Value = serde_json::from_str(note.as_str().unwrap()).unwrap();
+            rendered["template"] = "HASH".into();
+            *note = rendered.to_string().into();
+        }
         manifest
     };
     desired.children().map(clear).collect()
@@ -411,6 +417,29 @@ fn kept_credentials_go_to_no_other_address() {
         data(&second)["config.json"].contains(r#""ghcr.io":{}"#),
         "{}",
         data(&second)["config.json"]
+    );
+}
+
+#[test]
+fn what_upstream_took_last_stays_when_another_secret_is_named_for_it() {
+    let mut mirror = spec("credentials");
+    let mut first = first_hand_out(&mirror);
+    let good = r#"{"auths":{"ghcr.io":{"username":"bob","password":"old"}}}"#;
+    first.manifest["data"]["last-good.json"] = STANDARD.encode(good).into();
+    let other = serde_json::json!({"name": "other"});
+    mirror.spec.upstreams[1].credentials_secret_ref = serde_json::from_value(other).unwrap();
+    let other = hand_out(&mirror, &first, shelf());
+    assert!(data(&other)["last-good.json"].contains(r#""password":"old""#));
+    assert!(
+        data(&other)["config.json"].contains(r#""ghcr.io":{}"#),
+        "the other Secret is not there yet"
+    );
+
+    mirror.spec.upstreams[1].remote_url = Some("https://elsewhere.example.com".to_owned());
+    let elsewhere = hand_out(&mirror, &first, shelf());
+    assert!(
+        !data(&elsewhere).contains_key("last-good.json"),
+        "it goes to no other address"
     );
 }
 

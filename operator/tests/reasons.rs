@@ -12,7 +12,7 @@ use mirror::admin::{CacheStatus, Status, UpstreamStatus};
 use mirror::credentials::Report;
 use operator::apply::{Applied, RefusedClaim};
 use operator::observed::{Answer, Claim, Observed, Server, Workload};
-use operator::status::{self, Acted, Certificate, Outcome, UpstreamCredentials, Verdict};
+use operator::status::{self, Acted, Certificate, Outcome, Upgrade, UpstreamCredentials, Verdict};
 use operator::validate::Rejection;
 use operator::validate::credentials::Problem;
 use serde_json::json;
@@ -71,6 +71,7 @@ fn workload(wanted: i32, ready: i32) -> Observed {
         ready,
         updated: wanted,
         obstacle: None,
+        rendered: None,
     };
     Observed {
         workload: Some(workload),
@@ -188,6 +189,16 @@ fn certificate(expires: i64, problem: Option<Reason>) -> Case {
     }
 }
 
+fn upgrading(upgrade: Upgrade, ready: i32) -> Case {
+    Case {
+        outcome: Outcome::Acted(Acted {
+            upgrade,
+            ..Acted::default()
+        }),
+        ..with(1, ready)
+    }
+}
+
 /// The condition, its state, its reason, and what leads there.
 #[allow(clippy::too_many_lines, reason = "a table")]
 fn table() -> Vec<(Kind, &'static str, Reason, Case)> {
@@ -229,6 +240,18 @@ fn table() -> Vec<(Kind, &'static str, Reason, Case)> {
         (Kind::Available, "False", Reason::ScaledToZero, with(0, 0)),
         (Kind::Progressing, "True", Reason::RollingOut, with(2, 1)),
         (Kind::Progressing, "False", Reason::RolledOut, serving()),
+        (
+            Kind::Progressing,
+            "False",
+            Reason::UpgradeWaiting,
+            upgrading(Upgrade::Waiting("others".to_owned()), 1),
+        ),
+        (
+            Kind::Progressing,
+            "False",
+            Reason::UpgradeFailed,
+            upgrading(Upgrade::Failed(600), 0),
+        ),
         (
             Kind::CredentialsValid,
             "True",

@@ -38,6 +38,7 @@ fn serving() -> Observed {
         ready: 1,
         updated: 1,
         obstacle: None,
+        rendered: None,
     };
     Observed {
         workload: Some(workload),
@@ -176,6 +177,7 @@ fn what_keeps_pods_from_being_made_is_told() {
     let workload = Workload {
         wanted: 1,
         obstacle: Some("exceeded quota: small".to_owned()),
+        rendered: None,
         ..Workload::default()
     };
     let status = status(
@@ -192,10 +194,10 @@ fn what_keeps_pods_from_being_made_is_told() {
     );
 }
 
-#[test_case(Workload { current: false, wanted: 1, replicas: 1, ready: 1, updated: 1, obstacle: None } => "True/RollingOut"; "the workload's controller has not looked yet")]
-#[test_case(Workload { current: true, wanted: 2, replicas: 2, ready: 2, updated: 1, obstacle: None } => "True/RollingOut"; "an old Pod")]
-#[test_case(Workload { current: true, wanted: 1, replicas: 2, ready: 1, updated: 1, obstacle: None } => "True/RollingOut"; "a Pod too many")]
-#[test_case(Workload { current: true, wanted: 2, replicas: 2, ready: 2, updated: 2, obstacle: None } => "False/RolledOut"; "all new and ready")]
+#[test_case(Workload { current: false, wanted: 1, replicas: 1, ready: 1, updated: 1, obstacle: None, rendered: None } => "True/RollingOut"; "the workload's controller has not looked yet")]
+#[test_case(Workload { current: true, wanted: 2, replicas: 2, ready: 2, updated: 1, obstacle: None, rendered: None } => "True/RollingOut"; "an old Pod")]
+#[test_case(Workload { current: true, wanted: 1, replicas: 2, ready: 1, updated: 1, obstacle: None, rendered: None } => "True/RollingOut"; "a Pod too many")]
+#[test_case(Workload { current: true, wanted: 2, replicas: 2, ready: 2, updated: 2, obstacle: None, rendered: None } => "False/RolledOut"; "all new and ready")]
 fn progress(workload: Workload) -> String {
     let observed = Observed {
         workload: Some(workload),

@@ -152,7 +152,13 @@ async fn what_the_operator_is_told_follows_from_the_values() {
                 "--server-image=registry-mirror:0.1.0",
                 "--log-level=info",
                 "--log-format=json",
+                "--upgrades-at-a-time=3",
+                "--upgrade-patience=10m",
             ],
+        ),
+        (
+            vec!["--set=upgrades.atATime=20,upgrades.patience=1h30m"],
+            vec!["--upgrades-at-a-time=20", "--upgrade-patience=1h30m"],
         ),
         (
             vec!["--set=image.repository=r.example/m,image.tag=v2"],
@@ -237,6 +243,8 @@ async fn wrong_values_are_refused_by_name() {
         ("--set=watchNamespaces={a,a}", "/watchNamespaces"),
         ("--set-string=crds.keep=no", "/crds/keep"),
         ("--set=logLevel=loud", "/logLevel"),
+        ("--set=upgrades.atATime=0", "/upgrades/atATime"),
+        ("--set=upgrades.patience=soon", "/upgrades/patience"),
         ("--set=podLabels.a=1", "/podLabels/a"),
         ("--set=replicas=-1", "/replicas"),
         ("--set=fullnameOverride=A", "/fullnameOverride"),

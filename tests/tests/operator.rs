@@ -9,6 +9,8 @@
 mod autoscaling;
 #[path = "operator/bench.rs"]
 mod bench;
+#[path = "operator/canary.rs"]
+mod canary;
 #[path = "operator/certificates.rs"]
 mod certificates;
 #[path = "operator/children.rs"]
@@ -47,3 +49,5 @@ mod serving;
 mod storage;
 #[path = "operator/unparsable.rs"]
 mod unparsable;
+#[path = "operator/upgrades.rs"]
+mod upgrades;

@@ -51,7 +51,7 @@ pub(super) struct Args {
     #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
     output: Output,
     #[command(flatten)]
-    connection: connection::Args,
+    connection: connection::Connection,
 }
 
 /// Looks at everything that a mirror needs, changes nothing, and says what to do.

@@ -1,6 +1,6 @@
 //! `registry-mirror operator`.
 
-use std::io;
+use std::{io, num::NonZero};
 
 use k8s_openapi::api::coordination::v1::Lease as Object;
 use kube::{Client, Config};
@@ -21,6 +21,7 @@ use crate::{
     health::{self, Health},
     lease::{Fence, Lease, Lost},
     run::{self, Options},
+    stages::Limits,
 };
 
 /// What the operator is told.
@@ -54,6 +55,12 @@ pub(super) struct Args {
     /// How often every mirror is looked at though nothing seems to have happened, such as `15m`
     #[arg(long, env = "RESYNC", default_value_t = controller::RESYNC.into(), value_parser = above_zero, value_name = "DURATION")]
     resync: GoDuration,
+    /// How many mirrors take up what a new version of the operator brings, such as a new server image, at a time
+    #[arg(long, env = "UPGRADES_AT_A_TIME", default_value_t = NonZero::new(Limits::default().at_a_time).unwrap_or(NonZero::<usize>::MIN), value_name = "MIRRORS")]
+    upgrades_at_a_time: NonZero<usize>,
+    /// How long one may take to be ready again, such as `90s`, before the others have to wait for it
+    #[arg(long, env = "UPGRADE_PATIENCE", default_value_t = Limits::default().patience.into(), value_parser = above_zero, value_name = "DURATION")]
+    upgrade_patience: GoDuration,
     /// How much is logged
     #[arg(long, env = "LOG_LEVEL", default_value = "info")]
     log_level: Level,
@@ -133,6 +140,13 @@ fn options(args: Args) -> Options {
             server_image: args.server_image,
         },
         resync: args.resync.positive().unwrap_or(controller::RESYNC),
+        upgrades: Limits {
+            at_a_time: args.upgrades_at_a_time.get(),
+            patience: args
+                .upgrade_patience
+                .positive()
+                .unwrap_or(Limits::default().patience),
+        },
         ..Options::default()
     }
 }

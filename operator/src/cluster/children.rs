@@ -76,6 +76,12 @@ impl Children {
         packed.map(|packed| unpacked(&packed))
     }
 
+    /// All objects of a kind, one after the other.
+    pub fn every(&self, kind: Kind) -> impl Iterator<Item = Arc<DynamicObject>> {
+        let packed = self.stores.get(&kind).map(Store::state).unwrap_or_default();
+        packed.into_iter().map(|packed| unpacked(&packed))
+    }
+
     /// A mirror's Pods or claims, by their label: how many there are no spec says.
     pub fn of_mirror(&self, kind: Kind, namespace: &str, mirror: &str) -> Vec<Arc<DynamicObject>> {
         let group = (kind, namespace.to_owned(), mirror.to_owned());

@@ -18,7 +18,7 @@ use super::{Cluster, children::Children};
 use crate::{
     desired::names,
     kind::Kind,
-    observed::{Answer, Claim, ExistingClaim, Growth, Observed, Server, ServiceAddress, Workload},
+    observed::{Answer, Claim, ExistingClaim, Growth, Observed, Rendered, Server, ServiceAddress, Workload},
 };
 
 impl Cluster {
@@ -70,6 +70,18 @@ impl Children {
         servers
     }
 
+    /// The mirrors that had taken up a new version, and are not ready again, with the time since when.
+    pub fn rolling(&self) -> Vec<((String, String), Timestamp)> {
+        let sets = self.every(Kind::StatefulSet);
+        let sets = sets.filter_map(|set| Some((key(&set), of_stateful_set(parse(&set)?))));
+        let deployments = self.every(Kind::Deployment);
+        let deployments = deployments.filter_map(|set| Some((key(&set), of_deployment(parse(&set)?))));
+        sets.chain(deployments)
+            .filter(|(_, workload)| !workload.rolled_out())
+            .filter_map(|(key, workload)| Some((key, workload.upgraded()?)))
+            .collect()
+    }
+
     /// The claims of a mirror, in the order of its replicas: the same are told the same way each time.
     fn claims(&self, mirror: &str, namespace: &str) -> Vec<Claim> {
         let objects = self.of_mirror(Kind::PersistentVolumeClaim, namespace, mirror);
@@ -91,6 +103,11 @@ impl Children {
             .any(|owner| Some(&owner.uid) == mirror.meta().uid.as_ref());
         if owned { parse(&object) } else { None }
     }
+}
+
+/// A workload's mirror has its name.
+fn key(workload: &DynamicObject) -> (String, String) {
+    (workload.namespace().unwrap_or_default(), workload.name_any())
 }
 
 fn server(pod: &Pod) -> Option<Server> {
@@ -152,9 +169,16 @@ fn claim_templates(set: &StatefulSet) -> Option<Vec<PersistentVolumeClaim>> {
     (!templates.is_empty()).then(|| templates.iter().map(bare).collect())
 }
 
+/// What was noted of how the Pods of a workload were rendered, if it can be read.
+fn rendered(metadata: &ObjectMeta) -> Option<Rendered> {
+    let note = metadata.annotations.as_ref()?.get(names::RENDERED)?;
+    serde_json::from_str(note).ok()
+}
+
 fn of_stateful_set(set: StatefulSet) -> Workload {
     let status = set.status.unwrap_or_default();
     Workload {
+        rendered: rendered(&set.metadata),
         current: status.observed_generation >= set.metadata.generation,
         wanted: set.spec.and_then(|spec| spec.replicas).unwrap_or(1),
         replicas: status.replicas,
@@ -171,6 +195,7 @@ fn of_deployment(deployment: Deployment) -> Workload {
         .into_iter()
         .find(|c| c.type_ == "ReplicaFailure" && c.status == "True");
     Workload {
+        rendered: rendered(&deployment.metadata),
         current: status.observed_generation >= deployment.metadata.generation,
         wanted: deployment.spec.and_then(|spec| spec.replicas).unwrap_or(1),
         replicas: status.replicas.unwrap_or(0),

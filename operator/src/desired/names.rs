@@ -21,6 +21,10 @@ pub const APPLIED: &str = "registrymirror.io/applied";
 pub const RELOAD: &str = "registrymirror.io/reload";
 /// On Pods: how often their kubelet was told of one change, and when it was told last.
 pub const TOLD: &str = "registrymirror.io/told";
+/// On the credentials Secret: how often a last good entry replaced another.
+pub const REPLACED: &str = "registrymirror.io/credentials-replaced";
+/// On the workload: how its Pods were rendered.
+pub const RENDERED: &str = "registrymirror.io/rendered";
 /// On the Pod template: the upstream that clients get who name none. Servers take another one only when they start.
 pub const FIRST_UPSTREAM: &str = "registrymirror.io/first-upstream";
 /// On the credentials Secret: where each entry came from and may be sent to.

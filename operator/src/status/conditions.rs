@@ -9,12 +9,8 @@ use k8s_openapi::{
     jiff::{Timestamp, Unit},
 };
 
-use super::{Acted, Outcome, UpstreamCredentials, certificate, credentials, storage, upstreams};
-use crate::{
-    desired::ADMIN_PORT,
-    observed::{Answer, Observed, Server},
-    validate::Rejection,
-};
+use super::{Outcome, UpstreamCredentials, certificate, credentials, progress, storage, upstreams};
+use crate::{observed::Observed, validate::Rejection};
 
 /// Yes, no, or not known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,7 +66,7 @@ pub fn of(
     let parts = [
         accepted(outcome),
         Some(available(observed)),
-        progressing(outcome, observed, before),
+        progress::condition(outcome, observed, before),
         credentials::condition(outcome, observed, before),
         upstreams::condition(mirror, observed),
         storage::condition(outcome, observed),
@@ -234,51 +230,6 @@ fn available(observed: &Observed) -> Saying {
         )
     });
     Saying::new(kind, Truth::False, Reason::NoReadyReplicas, message)
-}
-
-fn progressing(outcome: &Outcome, observed: &Observed, before: &[Condition]) -> Option<Saying> {
-    let kind = ConditionType::Progressing;
-    let going = |message: String| Some(Saying::new(kind, Truth::True, Reason::RollingOut, message));
-    let Some(workload) = &observed.workload else {
-        return going("the servers are being set up".to_owned());
-    };
-    if !workload.rolled_out() {
-        return going(format!(
-            "{} of {} replicas run what the spec asks for",
-            workload.updated, workload.wanted
-        ));
-    }
-    if observed.has_unasked() && before.iter().any(|before| before.type_ == kind.as_str()) {
-        return None;
-    }
-    if let Outcome::Acted(Acted { configuration, .. }) = outcome
-        && let Some(waiting) = lacking(configuration, &observed.servers)
-    {
-        return going(waiting);
-    }
-    Some(Saying::new(
-        kind,
-        Truth::False,
-        Reason::RolledOut,
-        "every replica runs what the spec asks for",
-    ))
-}
-
-/// The first server that is not known to have the configuration.
-fn lacking(configuration: &str, servers: &[Server]) -> Option<String> {
-    servers.iter().find_map(|server| match &server.answer {
-        Answer::Given(report) if report.configuration == configuration => None,
-        Answer::Given(report) if !report.configuration_error.is_empty() => Some(format!(
-            "replica {} goes on with its previous configuration: {}",
-            server.pod, report.configuration_error
-        )),
-        Answer::Given(_) => Some(format!("replica {} has not read its new configuration yet", server.pod)),
-        Answer::Silent => Some(format!(
-            "replica {} does not answer the operator at {}, port {ADMIN_PORT}; does a NetworkPolicy stand in between?",
-            server.pod, server.address
-        )),
-        Answer::Unasked => Some(format!("replica {} has not been asked yet", server.pod)),
-    })
 }
 
 fn paused(mirror: &RegistryMirror) -> Option<Saying> {

@@ -81,7 +81,12 @@ pub fn failure(error: &dyn std::error::Error) -> Event {
 }
 
 fn is_bad(condition: &Condition) -> bool {
-    const EXPECTED: [Reason; 3] = [Reason::ScaledToZero, Reason::RolledOut, Reason::RollingOut];
+    const EXPECTED: [Reason; 4] = [
+        Reason::ScaledToZero,
+        Reason::RolledOut,
+        Reason::RollingOut,
+        Reason::UpgradeWaiting,
+    ];
     condition.status == "False" && !EXPECTED.iter().any(|reason| reason.as_str() == condition.reason)
 }
 

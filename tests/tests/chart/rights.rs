@@ -223,7 +223,10 @@ async fn live(cluster: &Cluster) {
     // What happens again is one event that is counted.
     for paused in [true, false, true, false] {
         let pause = Patch::Merge(json!({"spec": {"paused": paused}}));
-        mirrors.patch("fleeting", &PatchParams::default(), &pause).await.unwrap();
+        mirrors
+            .patch("fleeting", &PatchParams::default(), &pause)
+            .await
+            .unwrap();
         let told = async || {
             let status = mirrors.get("fleeting").await.unwrap().status?;
             (status.conditions.iter().any(|c| c.type_ == "Paused") == paused).then_some(())

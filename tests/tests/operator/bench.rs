@@ -14,6 +14,7 @@ use kube::{Api, Resource, ResourceExt};
 use operator::desired::Release;
 use operator::health::Health;
 use operator::run::{self, Options};
+use operator::stages::Limits;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -34,6 +35,7 @@ pub(crate) struct Bench {
     pub(crate) user: String,
     /// Those of its operator that are no namespace's.
     pub(crate) options: Options,
+    server_image: String,
     running: Option<Running>,
 }
 
@@ -69,6 +71,7 @@ impl Bench {
             control_plane,
             user,
             options: Options::default(),
+            server_image: IMAGE.to_owned(),
             running: None,
         }
     }
@@ -81,11 +84,22 @@ impl Bench {
         self.start_operator_through(client);
     }
 
+    /// One that brings another image along.
+    pub(crate) async fn start_operator_with(&mut self, server_image: &str, upgrades: Limits) {
+        let before = (
+            self.options.upgrades,
+            std::mem::replace(&mut self.server_image, server_image.to_owned()),
+        );
+        self.options.upgrades = upgrades;
+        self.start_operator().await;
+        (self.options.upgrades, self.server_image) = before;
+    }
+
     pub(crate) fn start_operator_through(&mut self, client: kube::Client) {
         let options = Options {
             namespaces: vec![self.namespace.name().to_owned()],
             release: Release {
-                server_image: IMAGE.to_owned(),
+                server_image: self.server_image.clone(),
             },
             ..self.options.clone()
         };
@@ -112,16 +126,15 @@ impl Bench {
         drop(shutdown);
     }
 
+    /// What the present operator tells Prometheus.
+    pub(crate) fn metrics(&self) -> String {
+        let running = self.running.as_ref().expect("an operator runs");
+        running.health.metrics.render().unwrap()
+    }
+
     /// How many reconciles the present operator has ended.
     pub(crate) fn reconciles(&self) -> u64 {
-        let metrics = self
-            .running
-            .as_ref()
-            .expect("an operator runs")
-            .health
-            .metrics
-            .render()
-            .unwrap();
+        let metrics = self.metrics();
         let line = metrics
             .lines()
             .find(|line| line.starts_with("registry_mirror_operator_reconciles_total"));

@@ -12,10 +12,11 @@ use k8s_openapi::api::events::v1::Event;
 use kube::ResourceExt;
 use kube::api::ListParams;
 use serde_json::{Value, json};
-use testbed::FakeKubelet;
+use testbed::control_plane::{Options, skip_on_existing_cluster};
 use testbed::image::Random;
 use testbed::scratch::Scratch;
 use testbed::upstream::{self, Access, Upstream};
+use testbed::{ControlPlane, FakeKubelet};
 
 use crate::bench::{Bench, soon, text};
 use crate::pods::{address, is_ready, kubelet, pods, restarts};
@@ -39,7 +40,10 @@ impl Stage {
     }
 
     async fn with(name: &str, access: Access) -> Self {
-        let bench = Bench::start(name).await;
+        Self::on(Bench::start(name).await, name, access).await
+    }
+
+    async fn on(bench: Bench, name: &str, access: Access) -> Self {
         let kubelet = kubelet(&bench).await;
         let options = upstream::Options::protected(access, ("u0", CANARY));
         let mut upstream = Upstream::start(options).await.unwrap();
@@ -562,4 +566,36 @@ async fn an_identity_token_rotates_like_a_password() {
     assert!(last_good.contains(r#""identitytoken""#) && last_good.contains(SECOND));
     pulls.end().await;
     stage.nothing_leaked().await;
+}
+
+#[tokio::test]
+async fn a_secret_that_changes_around_a_restart_of_the_api_server_is_taken_up() {
+    if skip_on_existing_cluster("a_secret_that_changes_around_a_restart_of_the_api_server_is_taken_up") {
+        return;
+    }
+    let control_plane: &'static ControlPlane =
+        Box::leak(Box::new(ControlPlane::start(Options::default()).await.unwrap()));
+    let mut bench = Bench::on(control_plane, "restart").await;
+    bench.start_operator().await;
+    let stage = Stage::on(bench, "restart", Access::Basic).await;
+    stage.opaque("a", "u0").await;
+    stage.mirror(1, &[("a", "a")]).await;
+    stage.until_loaded(1, 1).await;
+    let before = pods(&stage.bench).await;
+    let pulls = Pulls::start(&before, &["a"]);
+    stage.opaque("a", "u1").await;
+    control_plane.kill_api_server();
+    control_plane.start_api_server().await.unwrap();
+    soon("what changed just before", async || {
+        stage.last_good().await.contains("\"u1\"").then_some(())
+    })
+    .await;
+    stage.opaque("a", "u2").await;
+    soon("what changed just after", async || {
+        stage.last_good().await.contains("\"u2\"").then_some(())
+    })
+    .await;
+    stage.until("True", Reason::CredentialsAccepted).await;
+    pulls.end().await;
+    assert_eq!(identities(&pods(&stage.bench).await), identities(&before));
 }

@@ -52,6 +52,9 @@ fn finding(subject: &str, condition: &Condition) -> Option<Finding> {
         ("Paused" | "Progressing", "True") | (_, "Unknown") => Finding::warning(Check::Mirror, subject, told),
         ("Paused", _) | (_, "True") => return None,
         ("Progressing", _) if condition.reason == Reason::RolledOut.as_str() => return None,
+        ("Progressing", _) if condition.reason == Reason::UpgradeWaiting.as_str() => {
+            Finding::warning(Check::Mirror, subject, told)
+        }
         // These never take a mirror out of service.
         ("UpstreamReachable", _) => Finding::warning(Check::Mirror, subject, told),
         _ if condition.reason == Reason::ScaledToZero.as_str() => {
@@ -98,7 +101,8 @@ fn class(reason: &str) -> Class {
         Reason::Malformed,
         Reason::Expired,
     ];
-    const CLUSTER: [Reason; 4] = [
+    const CLUSTER: [Reason; 5] = [
+        Reason::UpgradeFailed,
         Reason::NoReadyReplicas,
         Reason::ClaimPending,
         Reason::ResizeUnsupported,
@@ -126,6 +130,10 @@ fn advice(reason: &str) -> Option<&'static str> {
         Reason::ReferenceNotFound => "create what the message names, or correct the spec",
         Reason::UpstreamRejected => {
             "correct the Secret; until then the last good credentials serve on, if there are any"
+        }
+        Reason::UpgradeWaiting => "nothing, unless it waits for a mirror that failed: see to that one",
+        Reason::UpgradeFailed => {
+            "kubectl describe pod says why; or go back: mirrorImage of the chart, or helm rollback"
         }
         Reason::Unverified => "the upstream is down or limits requests: it is asked again",
         Reason::Loading => "if it stays so: may the operator reach port 5001 of the Pods (NetworkPolicy)?",

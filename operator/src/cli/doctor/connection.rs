@@ -23,7 +23,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Which cluster.
 #[derive(Debug, clap::Args)]
-pub(super) struct Args {
+pub(super) struct Connection {
     /// The kubeconfig. Absent: KUBECONFIG, ~/.kube/config, or the ServiceAccount of the Pod that this runs in
     #[arg(long, value_name = "FILE")]
     kubeconfig: Option<PathBuf>,
@@ -38,7 +38,7 @@ pub(super) struct Args {
     groups: Vec<String>,
 }
 
-impl Args {
+impl Connection {
     pub(super) async fn config(&self) -> Result<Config, Failure> {
         let options = KubeConfigOptions {
             context: self.context.clone(),

@@ -61,7 +61,7 @@ async fn published(client: &Client, name: &str) -> Finding {
     };
     let document = match document.await {
         Ok(document) => document,
-        Err(kube::Error::Api(status)) if status.is_not_found() => return missing(name),
+        Err(kube::Error::Api(status)) if status.code == 404 => return missing(name),
         Err(error) => return unknown(name, &error),
     };
     let schemas = document.pointer("/components/schemas").and_then(Value::as_object);

@@ -19,23 +19,44 @@ use crate::desired::names;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// What a registry says that it is (distribution-spec, "Determining Support", and registries before it).
+const REGISTRY: (&str, &str) = ("docker-distribution-api-version", "registry/2.0");
+
+/// What answered.
+struct Answer {
+    code: StatusCode,
+    /// It said that it is a registry: an address of the cluster's may lead to something else from here.
+    is_registry: bool,
+}
+
+impl Answer {
+    fn is_good(&self) -> bool {
+        self.is_registry && matches!(self.code, StatusCode::OK | StatusCode::UNAUTHORIZED)
+    }
+}
+
 /// Asks for `/v2/`.
 pub(super) async fn check(client: &Client, subject: &str, mirror: &RegistryMirror) -> Finding {
     let endpoint = mirror.status.as_ref().and_then(|status| status.endpoint.as_ref());
     let Some(endpoint) = endpoint else {
         return Finding::warning(Check::Endpoint, subject, "has no address yet");
     };
-    match asked(client, mirror, endpoint).await {
-        Ok(code) => answered(subject, &endpoint.url, code),
-        Err(directly) => {
-            let through_api_server = through_the_api_server(client, mirror).await;
-            not_directly(subject, &endpoint.url, &directly, through_api_server)
-        }
-    }
+    let url = &endpoint.url;
+    let directly = match asked(client, mirror, endpoint).await {
+        Ok(answer) if answer.is_registry => return answered(subject, url, &answer),
+        Ok(answer) => format!("what answers there is no registry, {}", answer.code),
+        Err(error) => error,
+    };
+    not_from_here(
+        subject,
+        url,
+        &directly,
+        through_the_api_server(client, mirror).await,
+    )
 }
 
-fn answered(subject: &str, url: &str, code: StatusCode) -> Finding {
-    match code {
+fn answered(subject: &str, url: &str, answer: &Answer) -> Finding {
+    match answer.code {
         StatusCode::OK => Finding::ok(Check::Endpoint, subject, format!("{url} answers")),
         StatusCode::UNAUTHORIZED => Finding::ok(
             Check::Endpoint,
@@ -45,24 +66,25 @@ fn answered(subject: &str, url: &str, code: StatusCode) -> Finding {
         code => {
             let message = format!("{url}/v2/ answers with {code}");
             Finding::problem(Check::Endpoint, Class::Other, subject, message)
-                .advice("is it the mirror that answers at this address? kubectl logs of its Pods say what they were asked")
+                .advice("kubectl logs of the mirror's Pods say what they were asked, and why they answer so")
         }
     }
 }
 
 /// That this machine can't reach an address of the cluster's says little about the mirror.
-fn not_directly(
+fn not_from_here(
     subject: &str,
     url: &str,
     directly: &str,
-    through_api_server: Result<StatusCode, String>,
+    through_api_server: Result<Answer, String>,
 ) -> Finding {
     let message = match through_api_server {
-        Ok(StatusCode::OK | StatusCode::UNAUTHORIZED) => {
+        Ok(answer) if answer.is_good() => {
             format!("{url} can't be reached from here ({directly}), but the API server reaches the mirror")
         }
-        Ok(code) => format!(
-            "{url} can't be reached from here ({directly}), and through the API server the answer is {code}"
+        Ok(answer) => format!(
+            "{url} can't be reached from here ({directly}), and through the API server the answer is {}",
+            answer.code
         ),
         Err(error) => format!(
             "{url} can't be reached from here ({directly}), nor could the API server be asked to try: {error}"
@@ -72,7 +94,7 @@ fn not_directly(
         .advice("it is for nodes to reach: curl it on one of them")
 }
 
-async fn asked(client: &Client, mirror: &RegistryMirror, endpoint: &Endpoint) -> Result<StatusCode, String> {
+async fn asked(client: &Client, mirror: &RegistryMirror, endpoint: &Endpoint) -> Result<Answer, String> {
     let url: Uri = endpoint.url.parse().map_err(|error| format!("no URL: {error}"))?;
     let mut config = Config::new(url);
     config.connect_timeout = Some(CONNECT_TIMEOUT);
@@ -81,7 +103,7 @@ async fn asked(client: &Client, mirror: &RegistryMirror, endpoint: &Endpoint) ->
         config.root_cert = Some(authority(client, mirror, map).await?);
     }
     let anonymous = Client::try_from(config).map_err(|error| words(&error))?;
-    status(&anonymous, "/v2/").await
+    answer(&anonymous, "/v2/").await
 }
 
 /// What clients have to trust.
@@ -98,21 +120,27 @@ async fn authority(client: &Client, mirror: &RegistryMirror, map: &str) -> Resul
         .map_err(|error| format!("its authority can't be read: {error}"))
 }
 
-async fn through_the_api_server(client: &Client, mirror: &RegistryMirror) -> Result<StatusCode, String> {
+async fn through_the_api_server(client: &Client, mirror: &RegistryMirror) -> Result<Answer, String> {
     let (namespace, name) = (mirror.namespace().unwrap_or_default(), mirror.name_any());
     let is_plain = mirror.spec.tls.mode == TlsMode::Disabled;
     let scheme = if is_plain { "http" } else { "https" };
     let port = mirror.spec.service.port;
     let path = format!("/api/v1/namespaces/{namespace}/services/{scheme}:{name}:{port}/proxy/v2/");
-    status(client, &path).await
+    answer(client, &path).await
 }
 
-async fn status(client: &Client, path: &str) -> Result<StatusCode, String> {
+async fn answer(client: &Client, path: &str) -> Result<Answer, String> {
     let request = Request::get(path)
         .body(Body::empty())
         .map_err(|error| error.to_string())?;
     match timeout(ANSWER_TIMEOUT, client.send(request)).await {
-        Ok(Ok(response)) => Ok(response.status()),
+        Ok(Ok(response)) => {
+            let said = response.headers().get(REGISTRY.0);
+            Ok(Answer {
+                code: response.status(),
+                is_registry: said.is_some_and(|said| said == REGISTRY.1),
+            })
+        }
         Ok(Err(error)) => Err(words(&error)),
         Err(_) => Err(format!("no answer within {} s", ANSWER_TIMEOUT.as_secs())),
     }

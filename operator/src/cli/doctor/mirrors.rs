@@ -28,7 +28,7 @@ pub(super) async fn check(client: &Client, scope: &Scope, installations: &[Insta
     let mirrors = match list(client, scope).await {
         Ok(mirrors) => mirrors,
         // The definition's own finding says it.
-        Err(kube::Error::Api(status)) if status.is_not_found() => return Vec::new(),
+        Err(kube::Error::Api(status)) if status.code == 404 => return Vec::new(),
         Err(error) => {
             let message = format!("RegistryMirrors can't be listed: {}", words(&error));
             return vec![

@@ -1,0 +1,36 @@
+//! The note of how a workload's Pods are rendered.
+
+use crds::RegistryMirror;
+use serde_json::json;
+use sha2::{Digest, Sha256};
+
+use super::{Release, child::Child, names};
+use crate::observed::{Observed, Rendered};
+
+/// Of a workload that is to be applied. That the same Pods took up a new version stands.
+pub(super) fn of(
+    mirror: &RegistryMirror,
+    workload: &Child,
+    release: &Release,
+    observed: &Observed,
+) -> Rendered {
+    let template = workload.manifest.pointer("/spec/template");
+    let template = template.map(ToString::to_string).unwrap_or_default();
+    let template = hex::encode(&Sha256::digest(template)[..16]);
+    let applied = observed
+        .workload
+        .as_ref()
+        .and_then(|workload| workload.rendered.as_ref());
+    let same = applied.filter(|applied| applied.template == template);
+    Rendered {
+        upgraded: same.and_then(|same| same.upgraded),
+        template,
+        generation: mirror.metadata.generation,
+        server_image: release.server_image.clone(),
+    }
+}
+
+/// Notes it on the workload.
+pub(super) fn note(rendered: &Rendered, workload: &mut Child) {
+    workload.manifest["metadata"]["annotations"][names::RENDERED] = json!(json!(rendered).to_string());
+}

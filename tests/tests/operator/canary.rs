@@ -1,0 +1,309 @@
+//! No value of a Secret is told by anyone: neither by the operator nor by servers, at their most talkative.
+
+use std::fmt::Debug;
+use std::path::PathBuf;
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use crds::RegistryMirror;
+use crds::conditions::{ConditionType, Reason};
+use k8s_openapi::NamespaceResourceScope;
+use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret, Service};
+use k8s_openapi::api::events::v1::Event;
+use kube::api::ListParams;
+use kube::{Resource, ResourceExt};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use testbed::FakeKubelet;
+use testbed::pki::Authority;
+use testbed::process::{self, Daemon};
+use testbed::scratch::Scratch;
+use testbed::upstream::{self, Access, Upstream};
+
+use crate::bench::{Bench, IMAGE, soon};
+use crate::pods::{address, kubelet, pods};
+
+/// In every value.
+const CANARY: &str = "canary-5d27e9";
+
+/// An operator in a process of its own, with all that it says.
+struct Operator {
+    _process: Daemon,
+    log: PathBuf,
+    metrics: String,
+}
+
+impl Operator {
+    fn start(bench: &Bench, scratch: &Scratch) -> Self {
+        let [port] = process::free_ports().unwrap();
+        let namespace = bench.namespace.name();
+        let mut command = process::command(env!("CARGO_BIN_EXE_operator-under-test"));
+        command
+            .arg("operator")
+            .arg(format!("--watch-namespace={namespace}"))
+            .arg(format!("--lease-namespace={namespace}"))
+            .arg(format!("--server-image={IMAGE}"))
+            .arg(format!("--listen=127.0.0.1:{port}"))
+            .args(["--log-level=debug", "--log-format=text"])
+            .env("KUBECONFIG", bench.control_plane.kubeconfig())
+            .env("RUST_BACKTRACE", "1");
+        let log = scratch.path().join("operator.log");
+        Self {
+            _process: Daemon::spawn("operator", command, &log).unwrap(),
+            log,
+            metrics: format!("http://127.0.0.1:{port}/metrics"),
+        }
+    }
+}
+
+/// What was said, and by whom.
+#[derive(Default)]
+struct Said(Vec<(String, String)>);
+
+impl Said {
+    fn by(&mut self, whom: impl Into<String>, what: String) {
+        self.0.push((whom.into(), what));
+    }
+
+    async fn url(&mut self, url: &str) {
+        if let Ok(answer) = reqwest::get(url).await {
+            self.by(url, answer.text().await.unwrap_or_default());
+        }
+    }
+
+    async fn objects<K>(&mut self, bench: &Bench)
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+            + Serialize
+            + DeserializeOwned
+            + Clone
+            + Debug,
+    {
+        for object in bench.api::<K>().list(&ListParams::default()).await.unwrap() {
+            let whom = format!("{} {}", K::kind(&()), object.name_any());
+            self.by(whom, serde_json::to_string(&object).unwrap());
+        }
+    }
+
+    /// Nobody said the canary, plainly or in Base64, wherever in a text that begins.
+    fn has_no_canary(&self) {
+        let shifted = (0..3).map(|shift| {
+            let text = format!("{}{CANARY}", "x".repeat(shift));
+            let encoded = BASE64_STANDARD.encode(text);
+            // The first and the last characters depend on the neighbours.
+            encoded.trim_end_matches('=')[4..encoded.len() - 6].to_owned()
+        });
+        let forbidden: Vec<_> = [CANARY.to_owned()].into_iter().chain(shifted).collect();
+        for (whom, what) in &self.0 {
+            for canary in &forbidden {
+                if let Some(at) = what.find(canary.as_str()) {
+                    let from = what[..at].rfind('\n').map_or(0, |line| line + 1);
+                    let line: String = what[from..].chars().take(400).collect();
+                    panic!("{whom}: {line}");
+                }
+            }
+            assert!(!what.contains("panicked"), "{whom}: {what}");
+        }
+    }
+}
+
+struct Stage {
+    bench: Bench,
+    kubelet: FakeKubelet,
+    upstream: Upstream,
+    operator: Operator,
+    _scratch: Scratch,
+}
+
+impl Stage {
+    async fn set() -> Self {
+        let bench = Bench::idle("canary").await;
+        let kubelet = kubelet(&bench).await;
+        let password = format!("{CANARY}-good");
+        let user = format!("{CANARY}-user");
+        let options = upstream::Options::protected(Access::Basic, (&user, &password));
+        let upstream = Upstream::start(options).await.unwrap();
+        let scratch = Scratch::new("canary").unwrap();
+        let operator = Operator::start(&bench, &scratch);
+        Self {
+            bench,
+            kubelet,
+            upstream,
+            operator,
+            _scratch: scratch,
+        }
+    }
+
+    async fn secret(&self, name: &str, kind: &str, data: Value) {
+        // The type of a Secret can't be changed.
+        if self.bench.get::<Secret>(name).await.is_some() {
+            self.bench.delete::<Secret>(name).await;
+        }
+        let secret = json!({"metadata": {"name": name}, "type": kind, "stringData": data});
+        self.bench.apply::<Secret>(secret).await;
+    }
+
+    async fn until(&self, status: &str, reason: Reason) {
+        self.bench
+            .until_condition("hub", ConditionType::CredentialsValid, status, reason)
+            .await;
+        // A miss has a server say what it knows.
+        for pod in pods(&self.bench).await {
+            if pod.status.as_ref().is_some_and(|status| status.pod_ip.is_some()) {
+                let url = format!(
+                    "http://{}:5000/v2/team/app/manifests/none?ns=a.example",
+                    address(&pod)
+                );
+                let _ = reqwest::get(url).await;
+            }
+        }
+    }
+
+    /// All that was said so far.
+    async fn said(&self) -> Said {
+        let mut said = Said::default();
+        said.by(
+            "the operator's log",
+            std::fs::read_to_string(&self.operator.log).unwrap(),
+        );
+        said.url(&self.operator.metrics).await;
+        for pod in pods(&self.bench).await {
+            let log = self.kubelet.log(&pod.uid().unwrap(), "mirror");
+            let what = std::fs::read_to_string(log).unwrap_or_default();
+            said.by(format!("the log of {}", pod.name_any()), what);
+            if pod.status.as_ref().is_some_and(|status| status.pod_ip.is_some()) {
+                for path in ["status", "metrics"] {
+                    said.url(&format!("http://{}:5001/{path}", address(&pod))).await;
+                }
+            }
+        }
+        said.objects::<RegistryMirror>(&self.bench).await;
+        said.objects::<Event>(&self.bench).await;
+        said.objects::<ConfigMap>(&self.bench).await;
+        said.objects::<Deployment>(&self.bench).await;
+        said.objects::<ReplicaSet>(&self.bench).await;
+        said.objects::<Pod>(&self.bench).await;
+        said.objects::<Service>(&self.bench).await;
+        for secret in self
+            .bench
+            .api::<Secret>()
+            .list(&ListParams::default())
+            .await
+            .unwrap()
+        {
+            let whom = format!("the metadata of Secret {}", secret.name_any());
+            // What an admin applied is in the fields' owners by name only.
+            said.by(whom, serde_json::to_string(&secret.metadata).unwrap());
+        }
+        said
+    }
+}
+
+/// One mirror asks an upstream with a Secret, the other serves with two.
+async fn make_mirrors(stage: &Stage) {
+    let hub = json!({
+        "upstreams": [{
+            "host": "a.example",
+            "remoteURL": stage.upstream.url(),
+            "credentialsSecretRef": {"name": "a"},
+        }],
+        "cache": {"tagTTL": "0s"},
+        "storage": {"type": "Ephemeral"},
+        "observability": {"logLevel": "debug"},
+    });
+    let own = json!({
+        "upstreams": [{"host": "b.example", "remoteURL": stage.upstream.url(), "credentialsSecretRef": {"name": "a"}}],
+        "storage": {"type": "Ephemeral"},
+        "tls": {"mode": "Secret", "secretName": "certificate"},
+        "access": {"mode": "Basic", "htpasswdSecretRef": {"name": "users"}},
+        "observability": {"logLevel": "debug"},
+    });
+    stage.bench.mirror("hub", hub).await;
+    stage.bench.mirror("own", own).await;
+}
+
+#[tokio::test]
+async fn no_value_of_a_secret_is_told_by_log_event_status_metric_or_object() {
+    let stage = Stage::set().await;
+    let good = json!({"username": format!("{CANARY}-user"), "password": format!("{CANARY}-good")});
+    let leaf = Authority::new("canary").unwrap().serving(&["localhost"]).unwrap();
+    // Text around PEM is allowed: so the key carries the canary, too.
+    let key = format!("{CANARY}\n{}", leaf.key);
+    let certificate = json!({"tls.crt": leaf.certificate, "tls.key": key});
+    let hash = bcrypt::hash(format!("{CANARY}-client"), 4).unwrap();
+    let users = json!({"htpasswd": format!("{CANARY}:{hash}\n")});
+    stage.secret("a", "Opaque", good.clone()).await;
+    stage
+        .secret("certificate", "kubernetes.io/tls", certificate)
+        .await;
+    stage.secret("users", "Opaque", users).await;
+    make_mirrors(&stage).await;
+    stage.until("True", Reason::CredentialsAccepted).await;
+    for mirror in ["hub", "own"] {
+        stage
+            .bench
+            .until_condition(mirror, ConditionType::Ready, "True", Reason::Serving)
+            .await;
+    }
+
+    let bad = json!({"username": format!("{CANARY}-user"), "password": format!("{CANARY}-bad")});
+    stage.secret("a", "kubernetes.io/basic-auth", bad).await;
+    stage.until("False", Reason::UpstreamRejected).await;
+    for (kind, malformed) in [
+        ("Opaque", json!({"user": CANARY, "pass": CANARY})),
+        (
+            "Opaque",
+            json!({"username": CANARY, "password": format!("{CANARY}\n{CANARY}")}),
+        ),
+        (
+            "kubernetes.io/dockerconfigjson",
+            json!({".dockerconfigjson": format!("{{\"auths\": {{\"{CANARY}\": {{\"auth\": \"{CANARY}\"}}}}}}")}),
+        ),
+        ("example.com/other", json!({"a": CANARY})),
+    ] {
+        stage.secret("a", kind, malformed).await;
+        stage.until("False", Reason::SecretMalformed).await;
+    }
+    stage
+        .secret(
+            "certificate",
+            "Opaque",
+            json!({"tls.crt": CANARY, "tls.key": CANARY}),
+        )
+        .await;
+    stage
+        .bench
+        .until_condition("own", ConditionType::TLSReady, "False", Reason::Malformed)
+        .await;
+    stage
+        .secret(
+            "users",
+            "Opaque",
+            json!({"htpasswd": format!("{CANARY} {CANARY}\n")}),
+        )
+        .await;
+    stage
+        .bench
+        .until_condition(
+            "own",
+            ConditionType::Accepted,
+            "False",
+            Reason::ReferenceMalformed,
+        )
+        .await;
+    stage.bench.delete::<Secret>("a").await;
+    stage.until("False", Reason::SecretNotFound).await;
+    stage.secret("a", "Opaque", good).await;
+    stage.until("True", Reason::CredentialsAccepted).await;
+
+    let said = soon("logs, metrics and states of all", async || {
+        let said = stage.said().await;
+        (said.0.len() > 20).then_some(said)
+    })
+    .await;
+    let log = &said.0[0].1;
+    assert!(log.contains("applied"), "the operator's log is one: {log}");
+    said.has_no_canary();
+}

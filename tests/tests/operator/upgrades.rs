@@ -1,0 +1,274 @@
+//! A new version of the operator reaches mirrors some at a time, and no more of them once one fails.
+
+use std::cell::Cell;
+use std::time::Duration;
+
+use crds::RegistryMirror;
+use crds::conditions::{ConditionType, Reason};
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::events::v1::Event;
+use kube::ResourceExt;
+use kube::api::ListParams;
+use operator::stages::Limits;
+use serde_json::json;
+use testbed::FakeKubelet;
+use testbed::fake_kubelet::{Image, Options};
+
+use crate::bench::{Bench, IMAGE, condition, ephemeral, soon};
+
+const NEXT: &str = "registry-mirror:next";
+/// One that no node can get.
+const BROKEN: &str = "registry-mirror:broken";
+const MIRRORS: [&str; 5] = ["a", "b", "c", "d", "e"];
+
+fn limits(at_a_time: usize, patience: u64) -> Limits {
+    Limits {
+        at_a_time,
+        patience: Duration::from_secs(patience),
+    }
+}
+
+async fn kubelet(bench: &Bench) -> FakeKubelet {
+    let program = || Image::new("/mirror", env!("CARGO_BIN_EXE_mirror-under-test"));
+    let options = Options::for_namespace(bench.namespace.name())
+        .image(IMAGE, program())
+        .image(NEXT, program());
+    FakeKubelet::start(bench.control_plane.kubeconfig(), options)
+        .await
+        .unwrap()
+}
+
+/// Mirrors that serve with the first image.
+async fn serving(name: &str) -> (Bench, FakeKubelet) {
+    let bench = Bench::start(name).await;
+    let kubelet = kubelet(&bench).await;
+    for mirror in MIRRORS {
+        bench.mirror(mirror, ephemeral()).await;
+    }
+    until_all_rolled_out(&bench).await;
+    (bench, kubelet)
+}
+
+async fn until_all_rolled_out(bench: &Bench) {
+    for mirror in MIRRORS {
+        bench
+            .until_condition(mirror, ConditionType::Progressing, "False", Reason::RolledOut)
+            .await;
+        bench
+            .until_condition(mirror, ConditionType::Ready, "True", Reason::Serving)
+            .await;
+    }
+}
+
+fn image(deployment: &Deployment) -> Option<&str> {
+    let pod = deployment.spec.as_ref()?.template.spec.as_ref()?;
+    pod.containers.first()?.image.as_deref()
+}
+
+fn is_rolled_out(deployment: &Deployment) -> bool {
+    let status = deployment.status.clone().unwrap_or_default();
+    status.observed_generation >= deployment.metadata.generation
+        && (status.updated_replicas, status.ready_replicas, status.replicas) == (Some(1), Some(1), Some(1))
+}
+
+async fn deployments(bench: &Bench) -> Vec<Deployment> {
+    let list = bench
+        .api::<Deployment>()
+        .list(&ListParams::default())
+        .await
+        .unwrap();
+    list.items
+}
+
+/// The mirrors that were given an image.
+async fn given(bench: &Bench, wanted: &str) -> Vec<String> {
+    let all = deployments(bench).await;
+    let given = all.iter().filter(|deployment| image(deployment) == Some(wanted));
+    given.map(ResourceExt::name_any).collect()
+}
+
+#[tokio::test]
+async fn a_new_image_is_given_to_so_many_mirrors_at_a_time_until_all_have_it() {
+    let (mut bench, _kubelet) = serving("staged").await;
+    bench.stop_operator().await;
+    bench.start_operator_with(NEXT, limits(2, 600)).await;
+    let most = Cell::new(0);
+    let api = bench.api::<Deployment>();
+    soon("the new image in all mirrors", async || {
+        // One list is one moment.
+        let all = api.list(&ListParams::default()).await.unwrap().items;
+        let new = |deployment: &&Deployment| image(deployment) == Some(NEXT);
+        let rolling = all
+            .iter()
+            .filter(new)
+            .filter(|deployment| !is_rolled_out(deployment))
+            .count();
+        most.set(most.get().max(rolling));
+        (all.iter().filter(new).count() == MIRRORS.len() && rolling == 0).then_some(())
+    })
+    .await;
+    assert!((1..=2).contains(&most.get()), "{} at a time", most.get());
+    until_all_rolled_out(&bench).await;
+    // Who looks again finds nothing to do.
+    bench.stop_operator().await;
+    let mark = bench.mark().await;
+    bench.start_operator_with(NEXT, limits(2, 600)).await;
+    soon("a look at every mirror", async || {
+        (bench.reconciles() >= MIRRORS.len() as u64).then_some(())
+    })
+    .await;
+    assert_eq!(bench.writes(mark), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn an_image_that_does_not_run_stops_at_the_first_mirrors_and_a_good_one_goes_on() {
+    let (mut bench, _kubelet) = serving("broken").await;
+    bench.stop_operator().await;
+    bench.start_operator_with(BROKEN, limits(2, 5)).await;
+    let failed = soon("two mirrors that failed", async || {
+        let mirrors = bench
+            .api::<RegistryMirror>()
+            .list(&ListParams::default())
+            .await
+            .unwrap();
+        let reason = |mirror: &RegistryMirror| {
+            condition(mirror, ConditionType::Progressing).map(|condition| condition.reason.clone())
+        };
+        let failed = mirrors
+            .iter()
+            .filter(|mirror| reason(mirror).as_deref() == Some("UpgradeFailed"));
+        let failed: Vec<_> = failed.map(ResourceExt::name_any).collect();
+        (failed.len() == 2).then_some(failed)
+    })
+    .await;
+    let waiting: Vec<_> = MIRRORS
+        .iter()
+        .filter(|mirror| !failed.iter().any(|f| f == *mirror))
+        .collect();
+    for mirror in &waiting {
+        let paused = |mirror: &RegistryMirror| {
+            let condition = condition(mirror, ConditionType::Progressing)?;
+            (condition.reason == "UpgradeWaiting" && condition.message.contains("the upgrade is paused, as "))
+                .then_some(())
+        };
+        bench.until(mirror, "word of the pause", paused).await;
+        let ready = bench.get::<RegistryMirror>(mirror).await.unwrap();
+        assert_eq!(condition(&ready, ConditionType::Ready).unwrap().status, "True");
+    }
+    assert_eq!(given(&bench, BROKEN).await, failed, "nobody else has it");
+    let metrics = bench.metrics();
+    for line in [r#"upgrades{state="failed"} 2"#, r#"upgrades{state="waiting"} 3"#] {
+        assert!(metrics.contains(line), "{metrics}");
+    }
+    let events = bench.api::<Event>();
+    soon("an event of the failure", async || {
+        let events = events.list(&ListParams::default()).await.unwrap();
+        let told = |event: &Event| event.reason.as_deref() == Some("UpgradeFailed");
+        events.iter().any(told).then_some(())
+    })
+    .await;
+
+    // What its own spec asks for, a mirror gets at once, and nothing else.
+    let own = waiting[0];
+    bench
+        .merge::<RegistryMirror>(own, json!({"spec": {"pod": {"labels": {"team": "a"}}}}))
+        .await;
+    let labelled = |deployment: &Deployment| {
+        let metadata = deployment.spec.as_ref()?.template.metadata.as_ref()?;
+        let labels = metadata.labels.as_ref()?;
+        labels
+            .contains_key("team")
+            .then(|| image(deployment).map(ToOwned::to_owned))
+    };
+    let kept = bench
+        .until(own, "the label that the spec asks for", labelled)
+        .await;
+    assert_eq!(kept.as_deref(), Some(IMAGE));
+
+    // An operator that starts now knows of the pause.
+    bench.stop_operator().await;
+    bench.start_operator_with(BROKEN, limits(2, 5)).await;
+    soon("a look at every mirror", async || {
+        (bench.reconciles() >= MIRRORS.len() as u64).then_some(())
+    })
+    .await;
+    assert_eq!(given(&bench, BROKEN).await, failed);
+
+    // Another image: those that failed get it first, and when they are well the others follow.
+    bench.stop_operator().await;
+    bench.start_operator_with(NEXT, limits(2, 600)).await;
+    soon("a good image in all mirrors", async || {
+        (given(&bench, NEXT).await.len() == MIRRORS.len()).then_some(())
+    })
+    .await;
+    until_all_rolled_out(&bench).await;
+}
+
+#[tokio::test]
+async fn going_back_to_the_image_before_mends_those_that_failed_and_rolls_no_other() {
+    let (mut bench, _kubelet) = serving("back").await;
+    let before: Vec<_> = deployments(&bench)
+        .await
+        .iter()
+        .map(template_generation)
+        .collect();
+    bench.stop_operator().await;
+    bench.start_operator_with(BROKEN, limits(1, 600)).await;
+    let broken = soon("one mirror with the broken image", async || {
+        given(&bench, BROKEN).await.pop()
+    })
+    .await;
+    bench.stop_operator().await;
+    bench.start_operator().await;
+    until_all_rolled_out(&bench).await;
+    assert_eq!(given(&bench, BROKEN).await, Vec::<String>::new());
+    let after: Vec<_> = deployments(&bench)
+        .await
+        .iter()
+        .map(template_generation)
+        .collect();
+    for (before, after) in before.iter().zip(&after) {
+        assert_eq!(before == after, before.0 != broken, "{before:?} {after:?}");
+    }
+}
+
+/// The generation moves with the spec.
+fn template_generation(deployment: &Deployment) -> (String, Option<i64>) {
+    (deployment.name_any(), deployment.metadata.generation)
+}
+
+#[tokio::test]
+async fn a_mirror_that_waits_is_kept_as_it_should_be_all_the_same() {
+    let (mut bench, _kubelet) = serving("kept").await;
+    bench.stop_operator().await;
+    bench.start_operator_with(BROKEN, limits(1, 600)).await;
+    let (waiting, message) = soon("a mirror that waits", async || {
+        let mirrors = bench
+            .api::<RegistryMirror>()
+            .list(&ListParams::default())
+            .await
+            .unwrap();
+        let waits = |mirror: &RegistryMirror| {
+            let condition = condition(mirror, ConditionType::Progressing)?;
+            let message = condition.message.clone();
+            (condition.reason == "UpgradeWaiting").then(|| (mirror.name_any(), message))
+        };
+        mirrors.iter().find_map(waits)
+    })
+    .await;
+    assert!(
+        message.ends_with("it is given to one mirror at a time"),
+        "{message}"
+    );
+    bench
+        .merge::<Deployment>(&waiting, json!({"spec": {"replicas": 0}}))
+        .await;
+    let repaired = |deployment: &Deployment| {
+        let spec = deployment.spec.as_ref()?;
+        (spec.replicas == Some(1)).then(|| image(deployment).map(ToOwned::to_owned))
+    };
+    let kept = bench
+        .until(&waiting, "the replicas that the spec asks for", repaired)
+        .await;
+    assert_eq!(kept.as_deref(), Some(IMAGE));
+}
