@@ -206,6 +206,7 @@ pub(crate) fn replay(site: &Site<'_>, content: &Content, upstream: &Upstream, re
         let counts = upstream.take_counts();
         let mut add = |what: &str, value| report.add(&format!("day: {what}"), server.name, value);
         add("seconds for 100,000 requests", wall.as_secs_f64());
+        add("requests that failed", (REQUESTS - took.len()) as f64);
         let layers = day.layers().count() as f64;
         let hits = 1.0 - counts.blob_gets as f64 / layers;
         add("layers that were hits, %", hits * 100.0);
@@ -233,7 +234,7 @@ pub(crate) fn replay(site: &Site<'_>, content: &Content, upstream: &Upstream, re
     report.add("day: layers that were hits, %", "ideal LRU", ideal * 100.0);
 }
 
-/// All requests in order, each by the next client that is free.
+/// All requests in order, each by the next client that is free; what did not fail.
 fn asked(server: &Server, day: &Day) -> Vec<(Kind, Duration)> {
     let (next, all) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     std::thread::scope(|scope| {
@@ -247,10 +248,10 @@ fn asked(server: &Server, day: &Day) -> Vec<(Kind, Duration)> {
                     } else {
                         "blobs"
                     };
-                    let path = format!("/v2/library/app/{kind}/{}", asked.name);
-                    let got = connection.get(&path);
-                    let got = got.unwrap_or_else(|error| panic!("{}{path}: {error}", server.name));
-                    took.push((asked.kind, got.whole));
+                    match connection.get(&format!("/v2/library/app/{kind}/{}", asked.name)) {
+                        Ok(got) => took.push((asked.kind, got.whole)),
+                        Err(_) => connection = server.target.connect().unwrap(),
+                    }
                 }
                 all.lock().unwrap().extend(took);
             });
