@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::{
     api::core::v1::Secret,
-    jiff::{Timestamp, Unit},
+    jiff::{SignedDuration, Timestamp, Unit},
 };
 use kube::ResourceExt;
 use mirror::credentials::Credential;
@@ -72,7 +72,7 @@ impl HandedOut {
             if proven && good.as_ref() != Some(&entry) {
                 replaced += u64::from(good.is_some());
                 last_good.insert(host.to_owned(), entry.clone());
-                rotated.insert(host.to_owned(), whole_seconds(observed.at));
+                rotated.insert(host.to_owned(), later(before.rotated(host), observed.at));
             } else if let Some(good) = good {
                 last_good.insert(host.to_owned(), good);
                 rotated.insert(host.to_owned(), before.rotated(host));
@@ -245,6 +245,12 @@ impl<'a> Before<'a> {
 /// Where the credentials of an origin go: what follows the Secret's name, which has no spaces.
 fn place(origin: &str) -> Option<&str> {
     Some(origin.split_once(' ')?.1)
+}
+
+/// In whole seconds, as a status has it, and never the same twice: by it a replacement is noticed.
+fn later(before: Timestamp, now: Timestamp) -> Timestamp {
+    let next = before.checked_add(SignedDuration::from_secs(1));
+    whole_seconds(now).max(next.unwrap_or(before))
 }
 
 /// As Kubernetes writes times.
