@@ -48,6 +48,7 @@ bench-operator: ## 1,000 mirrors (MIRRORS=n) on a real API server: times, writes
 generate: ## write what is generated from code: the definition, its documentation, the chart's copies
 	UPDATE=1 cargo test --locked -p registry-mirror-crds --test generated
 	UPDATE=1 cargo test --locked -p mirror --lib keys
+	UPDATE=1 cargo test --locked -p registry-mirror --test changes
 	UPDATE=1 cargo test --locked -p tests --test generated --test tidy
 
 image: ## the image of operator and mirror, built without a daemon, in target/image

@@ -47,10 +47,17 @@ pub async fn pull(from: &Registry, name: &str, directory: &Path) -> Result<(), E
 
 /// Copies the image at `ADDRESS/NAME:TAG` as [`pull`] does, over TLS, with no authorities but those (`*.crt`) in a
 /// directory and the system's.
-pub async fn pull_checked(image: &str, authorities: &Path, directory: &Path) -> Result<(), Error> {
+pub async fn pull_checked(
+    image: &str,
+    user: Option<(&str, &str)>,
+    authorities: &Path,
+    directory: &Path,
+) -> Result<(), Error> {
     let flags = [
         format!("--src-cert-dir={}", authorities.display()),
-        "--src-no-creds".to_owned(),
+        user.map_or("--src-no-creds".to_owned(), |(user, password)| {
+            format!("--src-creds={user}:{password}")
+        }),
     ];
     let to = format!("oci:{}:checked", directory.display());
     copy(&format!("docker://{image}"), &to, &flags).await

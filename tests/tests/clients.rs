@@ -18,6 +18,7 @@ mod programs;
 #[path = "clients/tap.rs"]
 mod tap;
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
@@ -25,9 +26,12 @@ use ::mirror::config;
 use ::mirror::server::Server;
 use testbed::binaries;
 use testbed::image::{Layout, Random};
+use testbed::pki::Authority;
+use testbed::process::{Daemon, free_ports};
 use testbed::scratch::Scratch;
 use testbed::skopeo::{self, Registry};
 use testbed::upstream::{Access, Options, Upstream};
+use testbed::wait;
 use tokio::process::Command;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -160,4 +164,86 @@ async fn crane_resolves_lists_and_pulls_and_goes_on_when_upstream_is_down() {
         std::fs::read(tar).expect("a file"),
         std::fs::read(again).expect("a file")
     );
+}
+
+/// `registry-mirror local`, until it is dropped.
+async fn local(scratch: &Scratch, yaml: &str) -> (Daemon, SocketAddr) {
+    let file = scratch.write("mirror.yaml", yaml).expect("a file");
+    let [port] = free_ports().expect("a port");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_operator-under-test"));
+    command
+        .args(["local", "--port", &port.to_string(), "-f"])
+        .arg(file);
+    command.arg("--cache-dir").arg(scratch.path().join("cache"));
+    let log = scratch.path().join("local.log");
+    let daemon = Daemon::spawn("local", command.into_std(), &log).expect("a process");
+    let address = SocketAddr::from(([127, 0, 0, 1], port));
+    let listens = async || tokio::net::TcpStream::connect(address).await.ok();
+    let listening = wait::until("a listener", LIMIT, listens).await;
+    listening.unwrap_or_else(|error| panic!("{error}: {}", daemon.log_tail()));
+    (daemon, address)
+}
+
+/// An example with another registry in place of Docker Hub.
+fn example(name: &str, upstream: &Upstream) -> String {
+    let path = binaries::workspace().join("examples").join(name);
+    let yaml = std::fs::read_to_string(path).expect("an example");
+    let hub = "- host: docker.io\n";
+    assert!(yaml.contains(hub), "{name} is about Docker Hub");
+    yaml.replace(hub, &format!("{hub}      remoteURL: {}\n", upstream.url()))
+}
+
+async fn filled(scratch: &Scratch) -> Upstream {
+    let upstream = Upstream::start(Options::default()).await.expect("an upstream");
+    let image = Random::new(7, &[10_000]).write(&scratch.path().join("made"), "1");
+    upstream
+        .push(&image.expect("an image"), "1", NAME)
+        .await
+        .expect("a push");
+    upstream
+}
+
+#[tokio::test]
+async fn local_serves_users_over_tls_with_an_authority_that_it_writes_for_them() {
+    let scratch = Scratch::new("local").expect("a directory");
+    let upstream = filled(&scratch).await;
+    let (_local, address) = local(&scratch, &example("basic-access.yaml", &upstream)).await;
+    let authorities = scratch.subdirectory("authorities").expect("a directory");
+    std::fs::copy(scratch.path().join("cache.ca.crt"), authorities.join("ca.crt")).expect("what it wrote");
+    let image = format!("{address}/{NAME}");
+    let pulled = scratch.path().join("pulled");
+    let pull = async |user: Option<(&str, &str)>, authorities: &Path| {
+        skopeo::pull_checked(&image, user, authorities, &pulled).await
+    };
+    let refused = |result: Result<(), skopeo::Error>| result.expect_err("a refusal").to_string();
+    let known = Some(("ann", "only-for-the-example"));
+    assert!(refused(pull(known, scratch.path()).await).contains("certificate"));
+    assert!(refused(pull(None, &authorities).await).contains("unauthorized"));
+    let guessed = refused(pull(Some(("ann", "guessed")), &authorities).await);
+    assert!(guessed.contains("unauthorized"), "{guessed}");
+    pull(known, &authorities).await.expect("a pull");
+}
+
+#[tokio::test]
+async fn local_serves_the_certificate_of_a_secret() {
+    let scratch = Scratch::new("local").expect("a directory");
+    let upstream = filled(&scratch).await;
+    let authority = Authority::new("internal").expect("an authority");
+    let leaf = authority.serving(&["127.0.0.1"]).expect("a certificate");
+    let secret = serde_json::json!({
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": "hub-issued-tls"},
+        "stringData": {"tls.crt": leaf.certificate, "tls.key": leaf.key},
+    });
+    // JSON is YAML.
+    let yaml = format!("{}---\n{secret}\n", example("tls-cert-manager.yaml", &upstream));
+    let (_local, address) = local(&scratch, &yaml).await;
+    let authorities = scratch.subdirectory("authorities").expect("a directory");
+    std::fs::write(authorities.join("ca.crt"), authority.certificate()).expect("a file");
+    let image = format!("{address}/{NAME}");
+    let pulled = scratch.path().join("pulled");
+    skopeo::pull_checked(&image, None, &authorities, &pulled)
+        .await
+        .expect("a pull");
 }

@@ -38,6 +38,12 @@ pub(super) fn on(action: &'static str, path: &Path) -> impl FnOnce(io::Error) ->
 
 /// Makes what was renamed into, made in or removed from a directory durable.
 pub(super) fn sync_dir(directory: &Path) -> Result<(), IoError> {
+    // That of a relative path of one name.
+    let directory = if directory.as_os_str().is_empty() {
+        Path::new(".")
+    } else {
+        directory
+    };
     File::open(directory)
         .and_then(|opened| opened.sync_all())
         .map_err(on("sync", directory))

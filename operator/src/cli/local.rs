@@ -107,10 +107,10 @@ fn certify(accepted: &mut Accepted<'_>, references: &References) -> Result<(), F
 
 /// Writes what clients have to trust where they find it.
 fn publish(args: &Args, accepted: &Accepted<'_>) -> Result<(), Failure> {
-    let path = match &args.ca_file {
-        Some(path) => path.clone(),
-        None => cache(args, accepted)?.with_extension("ca.crt"),
-    };
+    let path = args
+        .ca_file
+        .clone()
+        .map_or_else(|| beside_cache(args, accepted), Ok)?;
     let certificates = accepted
         .serving
         .as_ref()
@@ -121,8 +121,15 @@ fn publish(args: &Args, accepted: &Accepted<'_>) -> Result<(), Failure> {
         .map_err(|error| {
             Failure::Environment(format!("can't write {}: {error}; set --ca-file", path.display()))
         })?;
-    tracing::info!(file = %path.display(), "clients have to trust the authority in this file, until the next start");
+    tracing::info!(target: "mirror::local", file = %path.display(), "clients have to trust the authority in this file, until the next start");
     Ok(())
+}
+
+fn beside_cache(args: &Args, accepted: &Accepted<'_>) -> Result<PathBuf, Failure> {
+    let cache = cache(args, accepted)?;
+    let mut beside = cache.components().as_path().as_os_str().to_owned();
+    beside.push(".ca.crt");
+    Ok(beside.into())
 }
 
 fn cache(args: &Args, accepted: &Accepted<'_>) -> Result<PathBuf, Failure> {

@@ -141,11 +141,11 @@ async fn images_are_pulled_over_tls_by_name_cluster_ip_and_load_balancer_and_not
     let directory = scratch.subdirectory("authorities").unwrap();
     fs::write(directory.join("ca.crt"), published(&bench).await).unwrap();
     let image = format!("{}/team/app:one", registry(&pod));
-    skopeo::pull_checked(&image, &directory, &scratch.path().join("pulled"))
+    skopeo::pull_checked(&image, None, &directory, &scratch.path().join("pulled"))
         .await
         .unwrap();
     let nothing = scratch.subdirectory("nothing").unwrap();
-    let unknown = skopeo::pull_checked(&image, &nothing, &scratch.path().join("refused")).await;
+    let unknown = skopeo::pull_checked(&image, None, &nothing, &scratch.path().join("refused")).await;
     assert!(unknown.unwrap_err().to_string().contains("certificate"));
     let after = pods(&bench).await.remove(0);
     assert_eq!((after.uid(), restarts(&after)), (pod.uid(), 0));

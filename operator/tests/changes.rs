@@ -1,0 +1,545 @@
+//! What a change of a field does to what runs: the table of docs/operations.md is written from here, with
+//! `UPDATE=1 cargo test -p registry-mirror --test changes`.
+#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    convert::Infallible,
+    env,
+    fmt::Write,
+    fs,
+    path::Path,
+};
+
+use crds::RegistryMirror;
+use futures::executor::block_on;
+use k8s_openapi::api::core::v1::Secret;
+use operator::{
+    dereference::{self, Contents, Reader, Reference},
+    desired::{self, Child, Desired, Release, names},
+    issue::{self, Terms},
+    observed::{Observed, ServiceAddress},
+    validate,
+};
+use serde_json::{Value, json};
+
+/// What the specs refer to.
+struct Shelf(BTreeMap<Reference, Contents>);
+
+impl Reader for Shelf {
+    type Error = Infallible;
+
+    async fn read(&self, _: &str, reference: &Reference) -> Result<Option<Contents>, Infallible> {
+        Ok(self.0.get(reference).cloned())
+    }
+}
+
+fn shelf() -> Shelf {
+    let user = |name: &str| format!("{name}:$2y$10$CwTycUXWue0Thq9StjUM0uJ8.Ln6PrmVYhSEV1gJOtMdCxJ.9p7Jm\n");
+    let authority = |number: &str| {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let params = rcgen::CertificateParams::new(vec![number.to_owned()]).unwrap();
+        params.self_signed(&key).unwrap().pem()
+    };
+    let pair = || {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let params = rcgen::CertificateParams::new(vec!["hub".to_owned()]).unwrap();
+        let certificate = params.self_signed(&key).unwrap().pem();
+        vec![("tls.crt", certificate), ("tls.key", key.serialize_pem())]
+    };
+    let password = |word: &str| vec![("username", "ann".to_owned()), ("password", word.to_owned())];
+    let secrets = [
+        ("serving", pair()),
+        ("renewed", pair()),
+        ("users", vec![("htpasswd", user("ann")), ("people", user("bob"))]),
+        ("others", vec![("htpasswd", user("eve"))]),
+        ("one", password("one")),
+        ("two", password("two")),
+        ("authority", vec![("ca.crt", authority("1"))]),
+    ];
+    let maps = [
+        (
+            "authority",
+            vec![("ca.crt", authority("2")), ("root.crt", authority("3"))],
+        ),
+        ("root", vec![("ca.crt", authority("4"))]),
+    ];
+    let contents = |data: Vec<(&str, String)>| Contents {
+        data: data
+            .into_iter()
+            .map(|(key, value)| (key.to_owned(), value.into_bytes()))
+            .collect(),
+        ..Contents::default()
+    };
+    let secrets = secrets
+        .into_iter()
+        .map(|(name, data)| (Reference::secret(name), contents(data)));
+    let maps = maps
+        .into_iter()
+        .map(|(name, data)| (Reference::config_map(name), contents(data)));
+    Shelf(secrets.chain(maps).collect())
+}
+
+/// A field, what stands beside it where that counts, and a spec before and after, as changes of the smallest one.
+struct Case {
+    field: &'static str,
+    note: &'static str,
+    before: Value,
+    after: Value,
+}
+
+fn case(field: &'static str, note: &'static str, before: Value, after: Value) -> Case {
+    Case {
+        field,
+        note,
+        before,
+        after,
+    }
+}
+
+/// A change of a field of the second upstream.
+fn upstream(field: &'static str, before: Value, after: Value) -> Case {
+    let with = |mut fields: Value| {
+        fields["host"] = fields.get("host").cloned().unwrap_or(json!("quay.io"));
+        json!({"upstreams": [{"host": "docker.io"}, fields]})
+    };
+    case(field, "", with(before), with(after))
+}
+
+fn pod(field: &'static str, value: &Value) -> Case {
+    let name = field.strip_prefix("spec.pod.").unwrap();
+    case(field, "", json!({}), json!({"pod": {name: value}}))
+}
+
+fn service(field: &'static str, value: &Value) -> Case {
+    let name = field.strip_prefix("spec.service.").unwrap();
+    let before = json!({"service": {"type": "LoadBalancer"}});
+    case(
+        field,
+        "",
+        before,
+        json!({"service": {"type": "LoadBalancer", name: value}}),
+    )
+}
+
+fn ca_bundle(kind: &str, name: &str, key: &str) -> Value {
+    json!({"tls": {"caBundleRef": {"kind": kind, "name": name, "key": key}}})
+}
+
+fn basic(name: &str, key: &str) -> Value {
+    json!({"access": {"mode": "Basic", "htpasswdSecretRef": {"name": name, "key": key}}})
+}
+
+#[allow(clippy::too_many_lines, reason = "a table")]
+fn cases() -> Vec<Case> {
+    let ephemeral = |limit: &str| json!({"storage": {"type": "Ephemeral", "persistentVolumeClaim": null, "ephemeral": {"sizeLimit": limit}}});
+    let claim = |fields: Value| json!({"storage": {"persistentVolumeClaim": fields}});
+    vec![
+        case(
+            "spec.access.htpasswdSecretRef.key",
+            "",
+            basic("users", "htpasswd"),
+            basic("users", "people"),
+        ),
+        case(
+            "spec.access.htpasswdSecretRef.name",
+            "",
+            basic("users", "htpasswd"),
+            basic("others", "htpasswd"),
+        ),
+        case("spec.access.mode", "", json!({}), basic("users", "htpasswd")),
+        case(
+            "spec.cache.maxSize",
+            "",
+            json!({}),
+            json!({"cache": {"maxSize": "1Gi"}}),
+        ),
+        case(
+            "spec.cache.offline",
+            "",
+            json!({}),
+            json!({"cache": {"offline": true}}),
+        ),
+        case(
+            "spec.cache.pinned",
+            "",
+            json!({}),
+            json!({"cache": {"pinned": ["docker.io/library/*:*"]}}),
+        ),
+        case(
+            "spec.cache.staleIfError",
+            "",
+            json!({}),
+            json!({"cache": {"staleIfError": "1h"}}),
+        ),
+        case(
+            "spec.cache.tagTTL",
+            "",
+            json!({}),
+            json!({"cache": {"tagTTL": "1h"}}),
+        ),
+        case("spec.cache.ttl", "", json!({}), json!({"cache": {"ttl": "1h"}})),
+        case(
+            "spec.cache.ttlFrom",
+            "",
+            json!({}),
+            json!({"cache": {"ttlFrom": "FirstFetch"}}),
+        ),
+        case(
+            "spec.nodeConfiguration.dialTimeout",
+            "",
+            json!({}),
+            json!({"nodeConfiguration": {"dialTimeout": "1s"}}),
+        ),
+        case(
+            "spec.nodeConfiguration.fallback",
+            "",
+            json!({}),
+            json!({"nodeConfiguration": {"fallback": "Never"}}),
+        ),
+        case(
+            "spec.nodeConfiguration.mode",
+            "",
+            json!({}),
+            json!({"nodeConfiguration": {"mode": "None"}}),
+        ),
+        case(
+            "spec.observability.logFormat",
+            "",
+            json!({}),
+            json!({"observability": {"logFormat": "text"}}),
+        ),
+        case(
+            "spec.observability.logLevel",
+            "",
+            json!({}),
+            json!({"observability": {"logLevel": "debug"}}),
+        ),
+        case(
+            "spec.observability.otlpEndpoint",
+            "",
+            json!({}),
+            json!({"observability": {"otlpEndpoint": "http://collector:4318"}}),
+        ),
+        case("spec.paused", "", json!({}), json!({"paused": true})),
+        pod("spec.pod.affinity", &json!({"nodeAffinity": {}})),
+        pod("spec.pod.annotations", &json!({"example.com/a": "b"})),
+        pod("spec.pod.image", &json!("mirror:2")),
+        pod("spec.pod.imagePullPolicy", &json!("Always")),
+        pod("spec.pod.imagePullSecrets", &json!([{"name": "pull"}])),
+        pod("spec.pod.labels", &json!({"example.com/a": "b"})),
+        pod("spec.pod.nodeSelector", &json!({"example.com/a": "b"})),
+        pod("spec.pod.priorityClassName", &json!("high")),
+        pod("spec.pod.resources", &json!({"limits": {"memory": "1Gi"}})),
+        pod("spec.pod.tolerations", &json!([{"operator": "Exists"}])),
+        pod(
+            "spec.pod.topologySpreadConstraints",
+            &json!([{"maxSkew": 2, "topologyKey": "zone", "whenUnsatisfiable": "ScheduleAnyway"}]),
+        ),
+        case("spec.replicas", "", json!({}), json!({"replicas": 2})),
+        service("spec.service.annotations", &json!({"example.com/a": "b"})),
+        case(
+            "spec.service.clusterIP",
+            "once set",
+            json!({"service": {"clusterIP": "10.96.0.1"}}),
+            json!({"service": {"clusterIP": "10.96.0.2"}}),
+        ),
+        service("spec.service.externalTrafficPolicy", &json!("Local")),
+        service("spec.service.ipFamilyPolicy", &json!("PreferDualStack")),
+        service("spec.service.loadBalancerClass", &json!("example.com/lb")),
+        service("spec.service.nodePort", &json!(30500)),
+        service("spec.service.port", &json!(80)),
+        case(
+            "spec.service.type",
+            "",
+            json!({}),
+            json!({"service": {"type": "NodePort"}}),
+        ),
+        case(
+            "spec.storage.ephemeral.sizeLimit",
+            "",
+            ephemeral("10Gi"),
+            ephemeral("20Gi"),
+        ),
+        case(
+            "spec.storage.persistentVolumeClaim.existingClaim",
+            "",
+            claim(json!({"size": null, "existingClaim": "a"})),
+            claim(json!({"size": null, "existingClaim": "b"})),
+        ),
+        case(
+            "spec.storage.persistentVolumeClaim.retentionPolicy",
+            "",
+            json!({}),
+            claim(json!({"retentionPolicy": "Retain"})),
+        ),
+        case(
+            "spec.storage.persistentVolumeClaim.size",
+            "",
+            json!({}),
+            claim(json!({"size": "60Gi"})),
+        ),
+        case(
+            "spec.storage.persistentVolumeClaim.storageClassName",
+            "",
+            json!({}),
+            claim(json!({"storageClassName": "fast"})),
+        ),
+        case("spec.storage.type", "", json!({}), ephemeral("10Gi")),
+        case(
+            "spec.tls.mode",
+            "to or from `Disabled`",
+            json!({}),
+            json!({"tls": {"mode": "SelfSigned"}}),
+        ),
+        case(
+            "spec.tls.mode",
+            "between the others",
+            json!({"tls": {"mode": "SelfSigned"}}),
+            json!({"tls": {"mode": "Secret", "secretName": "serving"}}),
+        ),
+        case(
+            "spec.tls.secretName",
+            "",
+            json!({"tls": {"mode": "Secret", "secretName": "serving"}}),
+            json!({"tls": {"mode": "Secret", "secretName": "renewed"}}),
+        ),
+        upstream(
+            "spec.upstreams[].credentialsSecretRef.name",
+            json!({"credentialsSecretRef": {"name": "one"}}),
+            json!({"credentialsSecretRef": {"name": "two"}}),
+        ),
+        upstream("spec.upstreams[].exclude", json!({}), json!({"exclude": ["a/b"]})),
+        case(
+            "spec.upstreams[].host",
+            "of the first",
+            json!({"upstreams": [{"host": "docker.io"}]}),
+            json!({"upstreams": [{"host": "quay.io"}]}),
+        ),
+        upstream("spec.upstreams[].host", json!({}), json!({"host": "ghcr.io"})),
+        upstream("spec.upstreams[].include", json!({}), json!({"include": ["a/b"]})),
+        upstream(
+            "spec.upstreams[].insecureAllowHTTPCredentials",
+            json!({}),
+            json!({"insecureAllowHTTPCredentials": true}),
+        ),
+        upstream(
+            "spec.upstreams[].proxyURL",
+            json!({}),
+            json!({"proxyURL": "http://proxy:3128"}),
+        ),
+        upstream(
+            "spec.upstreams[].remoteURL",
+            json!({}),
+            json!({"remoteURL": "https://cache.example.com"}),
+        ),
+        upstream(
+            "spec.upstreams[].repositoryPrefix",
+            json!({}),
+            json!({"repositoryPrefix": "quay"}),
+        ),
+        upstream(
+            "spec.upstreams[].tls.caBundleRef.key",
+            ca_bundle("ConfigMap", "authority", "ca.crt"),
+            ca_bundle("ConfigMap", "authority", "root.crt"),
+        ),
+        upstream(
+            "spec.upstreams[].tls.caBundleRef.kind",
+            ca_bundle("ConfigMap", "authority", "ca.crt"),
+            ca_bundle("Secret", "authority", "ca.crt"),
+        ),
+        upstream(
+            "spec.upstreams[].tls.caBundleRef.name",
+            json!({}),
+            ca_bundle("ConfigMap", "root", "ca.crt"),
+        ),
+        upstream(
+            "spec.upstreams[].tls.insecureSkipVerify",
+            json!({}),
+            json!({"tls": {"insecureSkipVerify": true}}),
+        ),
+        upstream(
+            "spec.upstreams[].trust.realms",
+            json!({}),
+            json!({"trust": {"realms": ["auth.example.com"]}}),
+        ),
+        upstream(
+            "spec.upstreams[].trust.redirects",
+            json!({}),
+            json!({"trust": {"redirects": ["10.0.0.0/8"]}}),
+        ),
+    ]
+}
+
+/// RFC 7386.
+fn merge(target: &mut Value, patch: &Value) {
+    let Some(patch) = patch.as_object() else {
+        *target = patch.clone();
+        return;
+    };
+    if !target.is_object() {
+        *target = json!({});
+    }
+    let target = target.as_object_mut().unwrap();
+    for (key, value) in patch {
+        if value.is_null() {
+            target.remove(key);
+        } else {
+            merge(target.entry(key.clone()).or_insert(Value::Null), value);
+        }
+    }
+}
+
+fn document(patch: &Value) -> Value {
+    let mut spec = json!({
+        "upstreams": [{"host": "docker.io"}],
+        "storage": {"type": "PersistentVolumeClaim", "persistentVolumeClaim": {"size": "50Gi"}},
+    });
+    merge(&mut spec, patch);
+    let metadata =
+        json!({"name": "hub", "namespace": "mirrors", "uid": "4f8b1a1e-0000-4000-8000-000000000001"});
+    json!({"apiVersion": "registrymirror.io/v1alpha1", "kind": "RegistryMirror", "metadata": metadata, "spec": spec})
+}
+
+/// The credentials Secret as an API server would hold it.
+fn handed_out(desired: &Desired) -> Option<Contents> {
+    let secret = desired.children().find(|child| child.name == "hub-credentials")?;
+    let secret: Secret = serde_json::from_value(secret.manifest.clone()).unwrap();
+    Some(secret.into())
+}
+
+fn desired(mirror: &RegistryMirror, shelf: &Shelf, handed_out: Option<Contents>) -> Desired {
+    let observed = Observed {
+        service: Some(ServiceAddress {
+            ip: "10.96.0.7".to_owned(),
+            port: mirror.spec.service.port,
+        }),
+        ..Observed::default()
+    };
+    let mut references = block_on(dereference::read(mirror, shelf)).unwrap();
+    references.handed_out = handed_out;
+    let mut accepted = validate::accept(mirror, &references).unwrap();
+    let names = issue::names(mirror, &observed);
+    issue::certificates(&mut accepted, &references, &names, observed.at, &Terms::default()).unwrap();
+    desired::objects(&accepted, &references, &observed, &Release::default()).unwrap()
+}
+
+/// What a change does, in words.
+fn effect(case: &Case, shelf: &Shelf) -> String {
+    let (before, after) = (document(&case.before), document(&case.after));
+    let stored = crds::validate::completed(&before);
+    let old = crds::validate::created(&before).unwrap_or_else(|error| panic!("{}: {error}", case.field));
+    let Ok(new) = crds::validate::changed(&after, &stored) else {
+        crds::validate::created(&after).unwrap_or_else(|error| panic!("{}: {error}", case.field));
+        return "refused".to_owned();
+    };
+    let old = desired(&old, shelf, None);
+    let new = desired(&new, shelf, handed_out(&old));
+    let template = |desired: &Desired| desired.workload.manifest["spec"]["template"].clone();
+    if template(&old) != template(&new) {
+        return "rolled: Pods are replaced".to_owned();
+    }
+    let mut kinds = changed(&old, &new);
+    if old.reload != new.reload {
+        // These are what a reload is made of.
+        for kind in ["ConfigMap", "Secret", "StatefulSet", "Deployment"] {
+            kinds.remove(kind);
+        }
+        let beside: Vec<_> = kinds.into_iter().collect();
+        let reloaded = "reloaded: running servers take it up";
+        return match beside.as_slice() {
+            [] => reloaded.to_owned(),
+            beside => format!("{reloaded}; in place: {}", beside.join(", ")),
+        };
+    }
+    if kinds.is_empty() {
+        return "nothing of what runs is touched".to_owned();
+    }
+    format!("in place: {}", kinds.into_iter().collect::<Vec<_>>().join(", "))
+}
+
+/// The kinds of the objects that differ, or that only one has.
+fn changed(old: &Desired, new: &Desired) -> BTreeSet<String> {
+    let differing = |these: &Desired, those: &Desired| -> Vec<String> {
+        let here: Vec<&Child> = those.children().collect();
+        let differs = |child: &&Child| !here.contains(child);
+        these
+            .children()
+            .filter(differs)
+            .map(|child| child.kind.to_string())
+            .collect()
+    };
+    differing(old, new)
+        .into_iter()
+        .chain(differing(new, old))
+        .collect()
+}
+
+#[test]
+fn the_documented_effect_of_every_change_is_what_the_code_does() {
+    let shelf = shelf();
+    let mut table = "| field | a change is |\n|---|---|\n".to_owned();
+    for case in cases() {
+        let note = if case.note.is_empty() {
+            String::new()
+        } else {
+            format!(", {}", case.note)
+        };
+        let _ = writeln!(table, "| `{}`{note} | {} |", case.field, effect(&case, &shelf));
+    }
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/operations.md");
+    let page = fs::read_to_string(&path).unwrap();
+    let (before, rest) = page.split_once("<!-- changes -->\n").unwrap();
+    let (_, after) = rest.split_once("<!-- /changes -->").unwrap();
+    let wanted = format!("{before}<!-- changes -->\n{table}<!-- /changes -->{after}");
+    if env::var_os("UPDATE").is_some() {
+        fs::write(&path, &wanted).unwrap();
+    } else {
+        assert!(
+            page == wanted,
+            "docs/operations.md says something else: run make generate"
+        );
+    }
+}
+
+#[test]
+fn every_field_of_the_spec_is_in_the_table() {
+    let definition = serde_json::to_value(crds::crd()).unwrap();
+    let schema = &definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"];
+    let mut fields = BTreeSet::new();
+    leaves(schema, "spec", &mut fields);
+    let told: BTreeSet<_> = cases().iter().map(|case| case.field.to_owned()).collect();
+    assert_eq!(fields, told);
+}
+
+/// Below `spec.pod` are Kubernetes' own types.
+fn leaves(schema: &Value, path: &str, fields: &mut BTreeSet<String>) {
+    for (name, field) in schema["properties"].as_object().unwrap() {
+        let path = format!("{path}.{name}");
+        let is_kubernetes = path.starts_with("spec.pod.");
+        let (inner, path) = match &field["items"]["properties"] {
+            Value::Null => (field, path),
+            _ if is_kubernetes => (field, path),
+            _ => (&field["items"], format!("{path}[]")),
+        };
+        if inner["properties"].is_object() && !is_kubernetes {
+            leaves(inner, &path, fields);
+        } else {
+            fields.insert(path);
+        }
+    }
+}
+
+/// The mark of a reload is a workload's own: it must not count as a change of it.
+#[test]
+fn nothing_changes_where_nothing_is_changed() {
+    let shelf = shelf();
+    let mirror: RegistryMirror = crds::validate::created(&document(&json!({}))).unwrap();
+    let (one, two) = (desired(&mirror, &shelf, None), desired(&mirror, &shelf, None));
+    assert!(changed(&one, &two).is_empty());
+    assert!(
+        one.workload.manifest["metadata"]["annotations"]
+            .get(names::RELOAD)
+            .is_some()
+    );
+}
