@@ -10,6 +10,8 @@
 mod hub;
 
 mod credentials;
+mod listening;
 mod operations;
 mod proxies;
 mod served;
+mod upstreams;

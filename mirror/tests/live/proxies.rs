@@ -110,3 +110,38 @@ async fn the_environments_proxies_are_used_but_for_what_no_proxy_names() {
         assert_eq!(proxy.seen("GET") > before, passes, "{no_proxy:?}");
     }
 }
+
+#[tokio::test]
+async fn https_all_and_lower_case_proxies_of_the_environment_are_used_too() {
+    let (plain, sealed) = (Hub::start().await, Hub::start_tls().await);
+    let digest = plain.push_blob("app", b"bytes");
+    sealed.push_blob("app", b"bytes");
+    let yaml = format!(
+        "proxy: {{cache: {{maxsize: 1Gi}}, upstreams: [{{host: plain.test, remoteurl: '{}'}}, \
+         {{host: sealed.test, remoteurl: '{}', tls: {{cafile: '{}'}}}}]}}",
+        plain.url(),
+        sealed.url(),
+        sealed.ca_file().unwrap().display(),
+    );
+    for (variable, tunnels, forwards) in [
+        ("HTTPS_PROXY", true, false),
+        ("https_proxy", true, false),
+        ("http_proxy", false, true),
+        ("ALL_PROXY", true, true),
+        ("all_proxy", true, true),
+    ] {
+        let proxy = Proxy::start().await;
+        let url = format!("http://{}", proxy.address);
+        let served = Home::new().serve("", &yaml, &[(variable, url.as_str())]).await;
+        for host in ["plain.test", "sealed.test"] {
+            let path = format!("/v2/app/blobs/{digest}?ns={host}");
+            assert_eq!(
+                served.get(&path).await,
+                (200, b"bytes".to_vec()),
+                "{variable} {host}"
+            );
+        }
+        let seen = (proxy.seen("CONNECT") > 0, proxy.seen("GET") > 0);
+        assert_eq!(seen, (tunnels, forwards), "{variable}");
+    }
+}

@@ -119,6 +119,12 @@ impl Served {
         let pid = i32::try_from(self.process.id().unwrap()).unwrap();
         rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), signal).unwrap();
     }
+
+    /// Waits for its end, and says how it was.
+    pub(crate) async fn ended(&mut self) -> Option<i32> {
+        let ended = tokio::time::timeout(LIMIT, self.process.wait()).await;
+        ended.expect("the end").unwrap().code()
+    }
 }
 
 pub(crate) fn client() -> Client {

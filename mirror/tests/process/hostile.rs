@@ -84,6 +84,8 @@ async fn headers_beyond_the_limits_are_431(name: &str, length: usize, count: usi
         answer.is_empty() || answer.starts_with(&format!("HTTP/1.1 {status}")),
         "{answer}"
     );
+    // No JSON: the specification's codes have none for it.
+    assert!(answer.is_empty() || answer.ends_with("\r\n\r\n"), "{answer}");
 }
 
 /// Names that would lead out of the cache, or to what is ours in it, if they were used as they are.

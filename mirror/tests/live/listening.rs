@@ -1,0 +1,187 @@
+//! How clients reach a server, and how it leaves: sockets, prefixes, pages, health, and the end.
+
+use std::process::Command;
+
+use serde_json::Value;
+
+use crate::hub::{Fault, Gate, Hub};
+use crate::served::{Home, Served, client, eventually};
+
+const MIB: usize = 1024 * 1024;
+
+fn proxy(hub: &Hub) -> String {
+    format!("proxy: {{remoteurl: '{}', cache: {{maxsize: 1Gi}}}}", hub.url())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn curl_pulls_over_a_unix_socket() {
+    let hub = Hub::start().await;
+    let digest = hub.push_blob("app", b"bytes");
+    let home = Home::new();
+    let socket = home.path("m.sock").display().to_string();
+    let environment = [
+        ("REGISTRY_HTTP_NET", "unix"),
+        ("REGISTRY_HTTP_ADDR", socket.as_str()),
+    ];
+    let served = home.serve("", &proxy(&hub), &environment).await;
+    assert_eq!(served.address, socket);
+    for _ in 0..2 {
+        let curl = Command::new("curl")
+            .args(["-sSi", "--unix-socket", &socket])
+            .arg(format!("http://mirror/v2/app/blobs/{digest}"))
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&curl.stdout).to_lowercase();
+        assert!(
+            said.starts_with("http/1.1 200") && said.ends_with("bytes"),
+            "{said}"
+        );
+    }
+}
+
+/// Follows `Link` from page to page, and gathers what `field` lists.
+async fn walk(served: &Served, path: &str, field: &str) -> (Vec<String>, usize) {
+    let (mut path, mut names, mut pages) = (path.to_owned(), Vec::new(), 0);
+    loop {
+        let url = format!("http://{}{path}", served.address);
+        let answer = client().get(url).send().await.unwrap();
+        assert_eq!(answer.status(), 200, "{path}");
+        pages += 1;
+        let link = answer
+            .headers()
+            .get("link")
+            .map(|link| link.to_str().unwrap().to_owned());
+        let body: Value = serde_json::from_slice(&answer.bytes().await.unwrap()).unwrap();
+        names.extend(
+            body[field]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|name| name.as_str().unwrap().to_owned()),
+        );
+        let Some(link) = link else {
+            return (names, pages);
+        };
+        let (target, relation) = link.trim_start_matches('<').split_once('>').unwrap();
+        assert_eq!(relation, "; rel=\"next\"");
+        target.clone_into(&mut path);
+    }
+}
+
+#[tokio::test]
+async fn catalog_and_tags_go_from_page_to_page_behind_a_prefix_also_when_upstream_is_gone() {
+    let mut hub = Hub::start().await;
+    let upstream = format!("upstreams: [{{host: registry.test, remoteurl: '{}'}}]", hub.url());
+    let yaml = format!("proxy: {{{upstream}, cache: {{maxsize: 1Gi}}}}");
+    let served = Home::new().serve(", prefix: /mirror", &yaml, &[]).await;
+    for (repository, tag) in [("a", "v1"), ("a", "v2"), ("a", "v3"), ("b/c", "v1"), ("d", "v1")] {
+        hub.push_image(repository, tag, &[b"layer"]);
+        let path = format!("/mirror/v2/{repository}/manifests/{tag}?ns=registry.test");
+        assert_eq!(served.get(&path).await.0, 200);
+    }
+    for gone in [false, true] {
+        let (tags, pages) = walk(&served, "/mirror/v2/a/tags/list?n=1&ns=registry.test", "tags").await;
+        assert_eq!(
+            (tags, pages),
+            (["v1", "v2", "v3"].map(String::from).to_vec(), 3),
+            "gone: {gone}"
+        );
+        let (names, pages) = walk(&served, "/mirror/v2/_catalog?n=2", "repositories").await;
+        assert_eq!(
+            (names, pages),
+            (["a", "b/c", "d"].map(String::from).to_vec(), 2),
+            "gone: {gone}"
+        );
+        hub.stop();
+    }
+}
+
+#[tokio::test]
+async fn a_port_a_page_and_the_storage_take_it_out_of_service_after_their_threshold_and_back() {
+    let (hub, mut watched) = (Hub::start().await, Hub::start().await);
+    let (page, port) = (watched.url().join("v2/").unwrap(), watched.url().port().unwrap());
+    let often = "interval: 100ms, threshold: 3";
+    let health = format!(
+        "health: {{storagedriver: {{enabled: true, {often}}}, tcp: [{{addr: '127.0.0.1:{port}', {often}}}], \
+         http: [{{uri: '{page}', {often}}}]}}"
+    );
+    let served = Home::new()
+        .serve("", &format!("{}\n{health}", proxy(&hub)), &[])
+        .await;
+    eventually("in service", async || served.get("/v2/").await.0 == 200).await;
+    let asked = watched.count("HEAD /v2/");
+    watched.always("HEAD /v2/", Fault::status(500));
+    eventually("out of service by the page", async || {
+        served.get("/v2/").await.0 == 503
+    })
+    .await;
+    let failures = watched
+        .seen("HEAD /v2/")
+        .iter()
+        .skip(asked)
+        .filter(|seen| seen.status == 500)
+        .count();
+    assert!(failures >= 3, "out of service after {failures} failures");
+    let (code, text) = served.admin("/debug/health").await;
+    assert!(
+        code == 503 && text.contains(page.as_str()) && !text.contains("tcp"),
+        "{text}"
+    );
+    watched.stop();
+    eventually("the port", async || {
+        served.admin("/debug/health").await.1.contains("tcp")
+    })
+    .await;
+    watched.heal();
+    watched.restart().await;
+    eventually("back in service", async || served.get("/v2/").await.0 == 200).await;
+    let (cache, away) = (served.home.path("cache"), served.home.path("away"));
+    std::fs::rename(&cache, &away).unwrap();
+    eventually("out of service by the storage", async || {
+        served.get("/v2/").await.0 == 503
+    })
+    .await;
+    assert!(served.admin("/debug/health").await.1.contains("storage"));
+    assert_eq!(served.admin("/livez").await.0, 200);
+    std::fs::rename(&away, &cache).unwrap();
+    eventually("the storage back", async || served.get("/v2/").await.0 == 200).await;
+}
+
+/// A client half-way through a blob that upstream holds back.
+async fn half_way(hub: &Hub, served: &Served, gate: &Gate) -> (reqwest::Response, Vec<u8>) {
+    let data: Vec<u8> = (0..4 * MIB).map(|n| u8::try_from(n % 251).unwrap()).collect();
+    let digest = hub.push_blob("app", &data);
+    hub.once("GET blobs", Fault::Wait(2 * MIB, gate.clone()));
+    let url = format!("http://{}/v2/app/blobs/{digest}", served.address);
+    let mut answer = client().get(url).send().await.unwrap();
+    let first = answer.chunk().await.unwrap().unwrap();
+    assert!(data.starts_with(&first));
+    (answer, data[first.len()..].to_vec())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn on_sigterm_a_fill_with_a_client_goes_on_to_its_end_and_no_new_client_comes() {
+    let (hub, gate) = (Hub::start().await, Gate::shut());
+    let mut served = Home::new().serve(", draintimeout: 1m", &proxy(&hub), &[]).await;
+    let (answer, rest) = half_way(&hub, &served, &gate).await;
+    served.signal(rustix::process::Signal::TERM);
+    eventually("not ready", async || served.admin("/readyz").await.0 == 503).await;
+    let url = format!("http://{}/v2/", served.address);
+    eventually("no new client", async || client().get(&url).send().await.is_err()).await;
+    gate.open();
+    assert!(answer.bytes().await.unwrap() == rest, "other bytes");
+    assert_eq!(served.ended().await, Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fill_that_outlasts_the_drain_time_is_cut_and_leaves_nothing() {
+    let (hub, gate) = (Hub::start().await, Gate::shut());
+    let mut served = Home::new()
+        .serve(", draintimeout: 300ms", &proxy(&hub), &[])
+        .await;
+    let (answer, _) = half_way(&hub, &served, &gate).await;
+    served.signal(rustix::process::Signal::TERM);
+    assert_eq!(served.ended().await, Some(0));
+    assert!(answer.bytes().await.is_err(), "a cut body looks whole");
+    assert!(!served.home.path("cache/docker/registry/v2/blobs/sha256").exists());
+}

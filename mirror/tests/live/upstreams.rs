@@ -1,0 +1,169 @@
+//! The server in front of registries that protect themselves, by tokens, challenges and signed URLs.
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use bytes::Bytes;
+use futures::future::join_all;
+use http::StatusCode;
+
+use crate::hub::{Auth, Fault, Hub, Tokens};
+use crate::served::{Home, Served, client, eventually, publish};
+
+const MIB: usize = 1024 * 1024;
+
+fn proxy(hub: &Hub) -> String {
+    format!("proxy: {{remoteurl: '{}', cache: {{maxsize: 1Gi}}}}", hub.url())
+}
+
+async fn before(hub: &Hub) -> Served {
+    let mut served = Home::new().serve("", &proxy(hub), &[]).await;
+    served.forget_log();
+    served
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hundred_cold_clients_cost_one_token_a_repository() {
+    let hub = Hub::start().await;
+    for repository in ["one", "two"] {
+        for number in 0..50 {
+            hub.push_image(repository, &format!("t{number}"), &[b"layer"]);
+        }
+    }
+    let tokens = Tokens::at(&hub);
+    *hub.auth() = Auth::Tokens(tokens);
+    let served = before(&hub).await;
+    let get = async |number: usize| {
+        let repository = if number.is_multiple_of(2) { "one" } else { "two" };
+        served
+            .get(&format!("/v2/{repository}/manifests/t{}", number / 2))
+            .await
+            .0
+    };
+    let statuses = join_all((0..100).map(get)).await;
+    assert!(statuses.iter().all(|status| *status == 200), "{statuses:?}");
+    assert_eq!(hub.count("GET /token"), 2);
+}
+
+#[tokio::test]
+async fn an_identity_token_from_the_credentials_directory_opens_the_upstream() {
+    let hub = Hub::start().await;
+    hub.push_image("library/app", "v1", &[b"layer"]);
+    let tokens = Tokens::at(&hub).only_identity("refresh-me");
+    *hub.auth() = Auth::Tokens(tokens);
+    let yaml = format!(
+        "proxy: {{credentialsdirectory: HOME/credentials, cache: {{maxsize: 1Gi}}, \
+         upstreams: [{{host: registry.test, remoteurl: '{}'}}]}}",
+        hub.url()
+    );
+    let home = Home::new();
+    let entry = format!(
+        r#"{{"auths":{{"registry.test":{{"auth":"{}","identitytoken":"refresh-me"}}}}}}"#,
+        BASE64_STANDARD.encode("00000000-0000-0000-0000-000000000000:")
+    );
+    let files = [("config.json", entry), ("version", "1".to_owned())];
+    publish(&home.path("credentials"), 1, &files);
+    let mut served = home.serve("", &yaml, &[]).await;
+    served.forget_log();
+    eventually("a pull", async || {
+        served.get("/v2/library/app/manifests/v1").await.0 == 200
+    })
+    .await;
+    let posts = hub.seen("POST /token");
+    assert!(
+        posts
+            .iter()
+            .any(|post| post.form.contains("refresh_token=refresh-me"))
+    );
+    let (_, status) = served.admin("/status").await;
+    assert!(!status.contains("refresh-me"), "{status}");
+}
+
+fn unauthorized(challenge: Option<String>) -> Fault {
+    let headers = challenge.map(|challenge| ("www-authenticate", challenge));
+    Fault::Answer(
+        StatusCode::UNAUTHORIZED,
+        headers.into_iter().collect(),
+        Bytes::new(),
+    )
+}
+
+#[tokio::test]
+async fn a_bearer_challenge_behind_others_in_one_header_is_answered() {
+    let hub = Hub::start().await;
+    hub.push_image("app", "v1", &[b"layer"]);
+    let tokens = Tokens::at(&hub);
+    let realm = tokens.realm.clone();
+    *hub.auth() = Auth::Tokens(tokens);
+    let several = format!(
+        "Negotiate, Basic realm=\"a, b\", Bearer realm=\"{realm}\",service=\"hub\",scope=\"repository:app:pull\""
+    );
+    hub.once("GET app/manifests", unauthorized(Some(several)));
+    let served = before(&hub).await;
+    assert_eq!(served.get("/v2/app/manifests/v1").await.0, 200);
+    assert_eq!((hub.count("GET /token"), hub.count("GET app/manifests")), (1, 2));
+}
+
+#[tokio::test]
+async fn a_401_without_a_challenge_is_a_denial_that_asks_for_nothing() {
+    let hub = Hub::start().await;
+    hub.always("* /v2/", unauthorized(None));
+    let served = before(&hub).await;
+    for path in [
+        "manifests/v1",
+        "tags/list",
+        &format!("blobs/sha256:{}", "0".repeat(64)),
+    ] {
+        let url = format!("http://{}/v2/app/{path}", served.address);
+        let answer = client().get(url).send().await.unwrap();
+        assert_eq!(answer.status(), 403, "{path}");
+        assert!(!answer.headers().contains_key("www-authenticate"), "{path}");
+        assert!(answer.text().await.unwrap().contains("\"DENIED\""), "{path}");
+    }
+}
+
+#[tokio::test]
+async fn where_head_is_401_and_get_works_everything_is_served() {
+    let hub = Hub::start().await;
+    let (_, layers) = hub.push_image("app", "v1", &[b"layer"]);
+    hub.push_blob("other", b"layer");
+    hub.always("HEAD /v2/", unauthorized(None));
+    let served = before(&hub).await;
+    for _ in 0..2 {
+        assert_eq!(served.get("/v2/app/manifests/v1").await.0, 200);
+        for repository in ["app", "other"] {
+            let path = format!("/v2/{repository}/blobs/{}", layers[0]);
+            assert_eq!(served.get(&path).await, (200, b"layer".to_vec()), "{repository}");
+        }
+    }
+    let whole = hub
+        .seen("GET blobs")
+        .iter()
+        .filter(|seen| seen.range().is_none())
+        .count();
+    assert_eq!(whole, 1, "the other repository's yes cost a download");
+}
+
+#[tokio::test]
+async fn signed_urls_that_end_in_mid_blob_are_asked_for_anew_and_see_no_token() {
+    let hub = Hub::start().await;
+    let data: Vec<u8> = (0..4 * MIB).map(|n| u8::try_from(n % 251).unwrap()).collect();
+    let digest = hub.push_blob("app", &data);
+    let tokens = Tokens::at(&hub);
+    *hub.auth() = Auth::Tokens(tokens);
+    hub.redirect_blobs(true);
+    hub.once("GET /signed", Fault::Cut(MIB));
+    let served = before(&hub).await;
+    let ends = async {
+        eventually("a signed URL", async || hub.count("GET /signed") > 0).await;
+        hub.expire_signatures();
+    };
+    let path = format!("/v2/app/blobs/{digest}");
+    let (got, ()) = tokio::join!(served.get(&path), ends);
+    assert!(got == (200, data), "{} and {} bytes", got.0, got.1.len());
+    assert!(
+        hub.count("GET app/blobs") >= 2,
+        "the registry was not asked again"
+    );
+    let signed = hub.seen("GET /signed");
+    assert!(signed.iter().all(|seen| seen.authorization().is_empty()));
+}
