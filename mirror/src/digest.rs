@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use sha2::{Digest as _, Sha256, Sha512};
 
 /// The hash functions that a registry may name its content by.
@@ -65,6 +66,44 @@ impl Digest {
     /// The whole, as in `Docker-Content-Digest`.
     pub fn as_str(&self) -> &str {
         &self.text
+    }
+}
+
+/// Bytes with what they hash to: whoever holds one need not hash again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hashed {
+    digest: Digest,
+    bytes: Bytes,
+}
+
+impl Hashed {
+    /// Hashes these bytes.
+    pub fn of(algorithm: Algorithm, bytes: Bytes) -> Self {
+        let digest = Digest::of(algorithm, &bytes);
+        Self { digest, bytes }
+    }
+
+    /// These bytes, if they have this digest.
+    ///
+    /// # Errors
+    /// With the digest that they have.
+    pub fn checked(digest: &Digest, bytes: Bytes) -> Result<Self, Digest> {
+        let hashed = Self::of(digest.algorithm(), bytes);
+        if hashed.digest == *digest {
+            Ok(hashed)
+        } else {
+            Err(hashed.digest)
+        }
+    }
+
+    /// What the bytes hash to.
+    pub fn digest(&self) -> &Digest {
+        &self.digest
+    }
+
+    /// The bytes.
+    pub fn bytes(&self) -> &Bytes {
+        &self.bytes
     }
 }
 
@@ -164,6 +203,18 @@ mod tests {
             let digest = Digest::of(algorithm, &bytes);
             prop_assert_eq!(digest.to_string().parse::<Digest>().unwrap(), digest.clone());
             prop_assert_eq!(format!("{}:{}", algorithm.as_str(), digest.hex()), digest.as_str());
+        }
+
+        #[test]
+        fn bytes_are_taken_by_their_own_digest_only(bytes: Vec<u8>, other: Vec<u8>) {
+            let digest = Digest::of(Algorithm::Sha512, &bytes);
+            let taken = Hashed::checked(&digest, bytes.clone().into()).unwrap();
+            prop_assert_eq!((taken.digest(), &taken.bytes()[..]), (&digest, &bytes[..]));
+            let found = Digest::of(Algorithm::Sha512, &other);
+            prop_assert_eq!(Hashed::checked(&digest, other.clone().into()).is_ok(), other == bytes);
+            if other != bytes {
+                prop_assert_eq!(Hashed::checked(&digest, other.into()), Err(found));
+            }
         }
 
         #[test]

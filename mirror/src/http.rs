@@ -18,6 +18,7 @@ mod span;
 mod stored;
 pub mod tls;
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use axum::body::Body;
@@ -141,7 +142,7 @@ impl Service {
         };
         let answer = match answer {
             Ok(answer) => answer.named(),
-            Err(error) => Answer::plain(error.into_response()),
+            Err(error) => Answer::plain(asked.echoing(error.into_response())),
         };
         let response = finished(answer.response, &app.settings.headers, &record.id);
         record.answered(response, answer.outcome)
@@ -218,13 +219,25 @@ impl Asked<'_> {
             .and_then(|pair| pair.strip_prefix("ns="))
     }
 
+    /// The same, decoded.
+    fn registry(&self) -> Option<Cow<'_, str>> {
+        let ns = self.ns()?;
+        Some(percent_encoding::percent_decode_str(ns).decode_utf8_lossy())
+    }
+
+    /// Says in an error, too, for which registry it is, where the client named one that is known here.
+    fn echoing(&self, mut response: Response) -> Response {
+        let host = self.registry().and_then(|ns| self.app.pull.host(&ns));
+        if let Some(Ok(host)) = host.map(|host| HeaderValue::from_str(host.as_str())) {
+            response.headers_mut().insert(NAMESPACE, host);
+        }
+        response
+    }
+
     fn repository(&self, name: &str) -> Result<Repository, RegistryError> {
-        let ns = self
-            .ns()
-            .map(|ns| percent_encoding::percent_decode_str(ns).decode_utf8_lossy());
         self.app
             .pull
-            .choose(ns.as_deref(), name)
+            .choose(self.registry().as_deref(), name)
             .map_err(|error| match error {
                 NoChoice::InvalidName(_) => RegistryError::name_invalid(error.to_string()),
                 _ => RegistryError::name_unknown(error.to_string()),

@@ -75,10 +75,8 @@ impl Inflight {
     pub(crate) fn refused(&self, digest: &Digest) -> Option<Duration> {
         let state = self.lock();
         let refusal = state.refusals.get(digest)?;
-        refusal
-            .length
-            .checked_sub(self.clock.since(refusal.since))
-            .filter(|left| !left.is_zero())
+        let over = self.clock.is_over(refusal.since, refusal.length);
+        (!over).then(|| refusal.length.saturating_sub(self.clock.since(refusal.since)))
     }
 
     /// Joins the fill of this digest (true), or starts it.

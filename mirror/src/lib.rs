@@ -19,6 +19,7 @@ pub mod health;
 pub mod http;
 mod inflight;
 pub mod logging;
+pub mod manifest;
 pub mod metrics;
 pub mod name;
 pub mod pull;

@@ -110,6 +110,15 @@ impl Pull {
         self.live.load_full()
     }
 
+    /// The configured registry of this name.
+    pub(crate) fn host(&self, name: &str) -> Option<Host> {
+        let live = self.live.load();
+        let mut hosts = live.upstreams.iter().map(|origin| &origin.settings.host);
+        hosts
+            .find(|host| host.as_str().eq_ignore_ascii_case(name))
+            .cloned()
+    }
+
     /// The repository that a request is for.
     pub(crate) fn choose(&self, ns: Option<&str>, path: &str) -> Result<Repository, NoChoice> {
         let live = self.live.load();

@@ -70,11 +70,20 @@ impl Wanted {
         let Self::Ranges(ranges) = self else {
             return Resolved::Whole;
         };
+        // Of nothing there is no part; clients that send a Range with every request want it all the same, and get it
+        // from Distribution.
+        if size == 0 {
+            return Resolved::Whole;
+        }
         let parts: Vec<_> = ranges.iter().filter_map(|range| within(range, size)).collect();
-        if parts.is_empty() {
-            Resolved::Unsatisfiable
-        } else {
-            Resolved::Parts(parts)
+        let bytes = parts
+            .iter()
+            .fold(0, |sum: u64, part| sum.saturating_add(part.end - part.start));
+        match parts.len() {
+            0 => Resolved::Unsatisfiable,
+            // Parts that overlap so much would cost more than the whole (section 14.2).
+            2.. if bytes > size => Resolved::Whole,
+            _ => Resolved::Parts(parts),
         }
     }
 }
@@ -127,6 +136,17 @@ mod tests {
     #[test_case("bytes=a-b"; "not numbers")]
     #[test_case("bytes=0-0,1-1,2-2,3-3,4-4,5-5,6-6,7-7,8-8,9-9,10-10,11-11,12-12,13-13,14-14,15-15,16-16"; "17 ranges")]
     fn ignored(range: &str) {
+        assert_eq!(wanted(range).resolve(100), Resolved::Whole);
+    }
+
+    #[test]
+    fn of_nothing_any_range_is_the_whole() {
+        assert_eq!(wanted("bytes=0-").resolve(0), Resolved::Whole);
+    }
+
+    #[test_case("bytes=0-,0-"; "the whole twice")]
+    #[test_case("bytes=0-59,40-99"; "more than the whole")]
+    fn more_than_the_whole_is_the_whole(range: &str) {
         assert_eq!(wanted(range).resolve(100), Resolved::Whole);
     }
 

@@ -36,14 +36,13 @@ use jiff::Timestamp;
 
 use crate::clock::Clock;
 use crate::config::MaxSize;
-use crate::digest::Digest;
+use crate::digest::{Digest, Hashed};
 use crate::name::Host;
 pub use durable::IoError;
 use durable::Scratch;
 use hits::Hits;
 pub use index::Failure as IndexFailure;
 use index::Index;
-pub(crate) use manifests::media_type;
 use path::Layout;
 use space::Space;
 pub use stage::{Mismatch, Staged};
@@ -82,12 +81,22 @@ pub struct Blob {
 /// A manifest, byte for byte.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Manifest {
-    /// What its bytes hash to.
-    pub digest: Digest,
+    /// The bytes as they came, with what they hash to.
+    pub content: Hashed,
     /// The `Content-Type` that upstream gave it.
     pub media_type: String,
+}
+
+impl Manifest {
+    /// What its bytes hash to.
+    pub fn digest(&self) -> &Digest {
+        self.content.digest()
+    }
+
     /// The bytes as they came.
-    pub bytes: Bytes,
+    pub fn bytes(&self) -> &Bytes {
+        self.content.bytes()
+    }
 }
 
 /// What a tag pointed to when upstream was last asked.

@@ -7,7 +7,7 @@ use http::{HeaderMap, Method, Request, header};
 use http_body_util::BodyExt;
 use mirror::clock::Clock;
 use mirror::config;
-use mirror::digest::{Algorithm, Digest};
+use mirror::digest::{Algorithm, Digest, Hashed};
 use mirror::health::Health;
 use mirror::http::{self as registry, Peer, Service, Settings};
 use mirror::metrics::Metrics;
@@ -100,12 +100,11 @@ async fn fill(store: &Store, repository: &Repository) -> (Digest, Digest) {
     staged.append(&bytes).unwrap();
     staged.commit(std::slice::from_ref(repository)).await.unwrap();
     let manifest = Manifest {
-        digest: Digest::of(Algorithm::Sha256, MANIFEST),
+        content: Hashed::of(Algorithm::Sha256, MANIFEST.into()),
         media_type: "application/vnd.oci.image.manifest.v1+json".into(),
-        bytes: MANIFEST.into(),
     };
     store.put_manifest(repository, &manifest).await.unwrap();
-    let (tag, digest) = ("latest".parse().unwrap(), manifest.digest);
+    let (tag, digest) = ("latest".parse().unwrap(), manifest.digest().clone());
     store.put_tag(repository, &tag, &digest).await.unwrap();
     (blob, digest)
 }

@@ -89,7 +89,9 @@ impl RegistryError {
     }
 
     fn retry_after(self, wait: Duration) -> Self {
-        self.with(header::RETRY_AFTER, HeaderValue::from(wait.as_secs().max(1)))
+        // Rounded up: whoever comes back in time is not turned away again.
+        let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+        self.with(header::RETRY_AFTER, HeaderValue::from(seconds.max(1)))
     }
 }
 

@@ -12,13 +12,13 @@ pub(super) async fn get(asked: &Asked<'_>, name: &str, reference: &str) -> Resul
     let repository = asked.repository(name)?;
     let served = asked.app.pull.manifest(&repository, &reference).await?;
     let manifest = served.value;
-    let etag = conditional::etag(&manifest.digest);
+    let etag = conditional::etag(manifest.digest());
     let mut response = conditional::response(asked.headers, &etag);
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, content_type(&manifest.media_type));
-    headers.insert(header::CONTENT_LENGTH, manifest.bytes.len().into());
+    headers.insert(header::CONTENT_LENGTH, manifest.bytes().len().into());
     if response.status() == StatusCode::OK {
-        *response.body_mut() = Body::from(manifest.bytes);
+        *response.body_mut() = Body::from(manifest.bytes().clone());
     }
     Ok(Answer::new(response, served.outcome, repository))
 }

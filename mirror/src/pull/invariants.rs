@@ -7,17 +7,20 @@ use std::sync::LazyLock;
 use super::media::{Verdict, judge};
 use super::sizes::Named;
 use crate::digest::{Algorithm, Digest};
+use crate::manifest::Document;
 use crate::name::Repository;
-use crate::store;
 
 static NAMED: LazyLock<Named> = LazyLock::new(Named::default);
 
 /// A manifest is JSON, and what it is called does not depend on who looks.
 pub(crate) fn manifest(content_type: Option<&str>, bytes: &[u8]) {
-    let by_shape = store::media_type(bytes);
+    let Some(document) = Document::read(bytes) else {
+        return;
+    };
+    let by_shape = document.kind();
     assert!(by_shape.starts_with("application/vnd."), "{by_shape}");
-    let verdict = judge(bytes, content_type);
-    assert_eq!(judge(bytes, content_type), verdict);
+    let verdict = judge(&document, content_type);
+    assert_eq!(judge(&document, content_type), verdict);
     let Ok(Verdict::Manifest(media_type)) = verdict else {
         return;
     };
@@ -27,7 +30,7 @@ pub(crate) fn manifest(content_type: Option<&str>, bytes: &[u8]) {
         host: "docker.io".parse().unwrap(),
         name: "library/app".parse().unwrap(),
     };
-    NAMED.note(&repository, bytes);
+    NAMED.note(&repository, &document);
     let other = Digest::of(Algorithm::Sha256, bytes);
     assert_eq!(
         NAMED.of(&repository, &other),

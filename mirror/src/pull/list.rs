@@ -49,6 +49,12 @@ impl Pull {
             });
         }
         let cached = unreadable(self.store.tags(repository).await.map(Some)).unwrap_or_default();
+        if self.live().cache.offline && !cached.is_empty() {
+            return Ok(Served {
+                value: window.of(cached),
+                outcome: Outcome::Hit,
+            });
+        }
         let asked = self.ask_tags(repository, query, window);
         if cached.is_empty() {
             return Ok(Served {

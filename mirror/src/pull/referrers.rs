@@ -41,13 +41,15 @@ impl Pull {
     ) -> Result<Served<Bytes>, Failure> {
         let cache = self.live().cache.clone();
         let key = (repository.clone(), digest.clone());
-        let known = self
-            .referrers
-            .0
-            .get(&key)
-            .map(|(list, then)| (list, self.clock.since(then)));
-        if let Some((value, age)) = &known
-            && (*age < cache.tag_ttl || cache.offline)
+        let known = self.referrers.0.get(&key).map(|(list, then)| {
+            (
+                list,
+                self.clock.since(then),
+                self.clock.is_over(then, cache.tag_ttl),
+            )
+        });
+        if let Some((value, _, over)) = &known
+            && (!over || cache.offline)
         {
             return Ok(Served {
                 value: value.clone(),
@@ -59,7 +61,7 @@ impl Pull {
         }
         match known {
             None => self.first_referrers(key).await,
-            Some((value, age)) => {
+            Some((value, age, _)) => {
                 let longest = cache
                     .ttl
                     .map_or(cache.stale_if_error, |ttl| ttl.min(cache.stale_if_error));
@@ -117,9 +119,9 @@ impl Pull {
         let upstream = self.origin(repository).map_err(|_| Error::Unavailable {
             what: "it is not asked".into(),
         })?;
-        let answer = upstream.referrers(&repository.name, digest).await?;
-        if is_index(&answer.bytes) {
-            return Ok(answer.bytes);
+        let list = upstream.referrers(&repository.name, digest).await?;
+        if is_index(&list) {
+            return Ok(list);
         }
         Err(Error::Malformed {
             what: "upstream's list of referrers is not an image index".into(),
@@ -133,7 +135,7 @@ impl Pull {
         let known = unreadable(self.store.tag(repository, &tag).await).ok_or_else(none)?;
         let manifest = unreadable(self.store.manifest(repository, &known.digest).await).ok_or_else(none)?;
         Ok(Served {
-            value: manifest.bytes,
+            value: manifest.bytes().clone(),
             outcome: Outcome::Hit,
         })
     }

@@ -1,9 +1,9 @@
 //! Sizes of blobs that manifests name: a HEAD needs no more, and no question to upstream.
 
 use moka::sync::Cache;
-use serde::Deserialize;
 
 use crate::digest::Digest;
+use crate::manifest::Document;
 use crate::name::Repository;
 
 /// Sizes that are remembered at most.
@@ -11,22 +11,6 @@ const CAPACITY: u64 = 100_000;
 
 /// What manifests that were fetched say of their blobs.
 pub(super) struct Named(Cache<(Repository, Digest), u64>);
-
-/// The blobs of a manifest (image-spec, "Image Manifest"; the older artifacts have `blobs`).
-#[derive(Default, Deserialize)]
-struct Manifest {
-    config: Option<Descriptor>,
-    layers: Option<Vec<Descriptor>>,
-    blobs: Option<Vec<Descriptor>>,
-}
-
-#[derive(Deserialize)]
-struct Descriptor {
-    digest: String,
-    size: u64,
-    #[serde(default)]
-    urls: Option<Vec<String>>,
-}
 
 impl Default for Named {
     fn default() -> Self {
@@ -36,13 +20,10 @@ impl Default for Named {
 
 impl Named {
     /// Remembers what a manifest says of its blobs. What lies elsewhere by its `urls` may not be at the registry.
-    pub(super) fn note(&self, repository: &Repository, manifest: &[u8]) {
-        let named: Manifest = serde_json::from_slice(manifest).unwrap_or_default();
-        let lists = [named.layers, named.blobs].into_iter().flatten().flatten();
-        for blob in lists.chain(named.config) {
-            let elsewhere = blob.urls.is_some_and(|urls| !urls.is_empty());
-            if let (Ok(digest), false) = (blob.digest.parse(), elsewhere) {
-                self.0.insert((repository.clone(), digest), blob.size);
+    pub(super) fn note(&self, repository: &Repository, manifest: &Document) {
+        for blob in manifest.blobs().iter().filter(|blob| !blob.elsewhere) {
+            if let Some(size) = blob.size {
+                self.0.insert((repository.clone(), blob.digest.clone()), size);
             }
         }
     }
@@ -72,8 +53,7 @@ mod tests {
             digest(b"config"),
             digest(b"layer"),
         );
-        sizes.note(&repository("x"), manifest.as_bytes());
-        sizes.note(&repository("x"), b"<html>");
+        sizes.note(&repository("x"), &Document::read(manifest.as_bytes()).unwrap());
         assert_eq!(sizes.of(&repository("x"), &digest(b"config")), Some(7));
         assert_eq!(sizes.of(&repository("x"), &digest(b"layer")), None);
         assert_eq!(sizes.of(&repository("y"), &digest(b"config")), None);

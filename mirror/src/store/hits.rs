@@ -84,7 +84,7 @@ impl Hits {
             manifests: Cache::builder()
                 .max_capacity(MANIFEST_BYTES)
                 .weigher(|_, held: &Arc<HeldManifest>| {
-                    u32::try_from(held.manifest.bytes.len() + 512).unwrap_or(u32::MAX)
+                    u32::try_from(held.manifest.bytes().len() + 512).unwrap_or(u32::MAX)
                 })
                 .build(),
             tags: Cache::new(TAGS),
@@ -163,14 +163,14 @@ impl Hits {
     }
 
     pub(super) fn hold_manifest(&self, repository: &Repository, manifest: &Manifest, now: Timestamp) {
-        let presence = self.presence(&manifest.digest);
+        let presence = self.presence(manifest.digest());
         self.mark(&presence, now);
         let held = Arc::new(HeldManifest {
             presence,
             manifest: manifest.clone(),
         });
         self.manifests
-            .insert((repository.clone(), manifest.digest.clone()), held);
+            .insert((repository.clone(), manifest.digest().clone()), held);
     }
 
     pub(super) fn tag(&self, repository: &Repository, tag: &Tag) -> Option<CachedTag> {

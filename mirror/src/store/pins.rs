@@ -3,10 +3,9 @@
 use std::collections::HashSet;
 use std::sync::Mutex;
 
-use serde::Deserialize;
-
 use crate::config::Globs;
 use crate::digest::Digest;
+use crate::manifest::Document;
 use crate::store::hits::lock;
 use crate::store::index::Link;
 use crate::store::{Error, Inner, Store, link};
@@ -22,20 +21,6 @@ struct State {
     held: HashSet<Digest>,
     /// Something pinned came or went since `held` was found.
     stale: bool,
-}
-
-/// The descriptors of an index or an image (image-spec, "Image Index" and "Image Manifest").
-#[derive(Default, Deserialize)]
-struct Named {
-    manifests: Option<Vec<Descriptor>>,
-    config: Option<Descriptor>,
-    layers: Option<Vec<Descriptor>>,
-    blobs: Option<Vec<Descriptor>>,
-}
-
-#[derive(Deserialize)]
-struct Descriptor {
-    digest: String,
 }
 
 impl Store {
@@ -125,14 +110,8 @@ impl Inner {
             .then(|| std::fs::read(&path).ok())
             .flatten()
             .unwrap_or_default();
-        let named: Named = serde_json::from_slice(&bytes).unwrap_or_default();
-        let lists = [named.manifests, named.layers, named.blobs]
-            .into_iter()
-            .flatten()
-            .flatten();
-        let all = lists.chain(named.config);
-        all.filter_map(|descriptor| descriptor.digest.parse().ok())
-            .collect()
+        let document = Document::read(&bytes).unwrap_or_default();
+        document.named().cloned().collect()
     }
 }
 

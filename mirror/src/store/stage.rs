@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use rustix::fs::{FallocateFlags, fallocate};
 
-use crate::digest::{Digest, Hasher};
+use crate::digest::{Digest, Hashed, Hasher};
 use crate::name::Repository;
 use crate::store::durable::{IoError, Unfinished, on};
 use crate::store::index::Link;
@@ -68,6 +68,16 @@ impl Staged {
             store,
         };
         staged.allocate(0, staged.room.bytes())?;
+        Ok(staged)
+    }
+
+    /// Content that was hashed before: reserved, and written.
+    pub(super) fn whole(store: Store, content: &Hashed) -> Result<Self, StageError> {
+        let (digest, bytes) = (content.digest(), content.bytes());
+        let mut staged = Self::begin(store, digest, Some(bytes.len() as u64), 0)?;
+        staged.write(bytes)?;
+        staged.written = bytes.len() as u64;
+        staged.found = Some(digest.clone());
         Ok(staged)
     }
 

@@ -10,7 +10,7 @@ use super::Upstream;
 use super::answer::Answer;
 use super::error::Error;
 use super::exchange::{Lane, Question};
-use super::manifests::{MOST_MANIFEST, ManifestAnswer};
+use super::manifests::MOST_MANIFEST;
 use super::rest::Class;
 use crate::digest::Digest;
 use crate::name::RepositoryName;
@@ -47,12 +47,12 @@ impl Upstream {
     ///
     /// # Errors
     /// As [`Error`] says; a registry without the API says 404 one way or the other.
-    pub async fn referrers(&self, name: &RepositoryName, digest: &Digest) -> Result<ManifestAnswer, Error> {
+    pub async fn referrers(&self, name: &RepositoryName, digest: &Digest) -> Result<Bytes, Error> {
         let name = self.name(name);
         let first = self.wire.url(&format!("{name}/referrers/{digest}"));
         let answer = self.list(&name, first.clone()).await?;
         let mut next = next_page(answer.headers());
-        let mut whole = self.take_manifest(answer).await?;
+        let mut whole = self.take_document(answer).await?;
         for _ in 0..MOST_PAGES {
             let Some(query) = next else {
                 return Ok(whole);
@@ -61,7 +61,7 @@ impl Upstream {
             url.set_query(Some(&query));
             let answer = self.list(&name, url).await?;
             next = next_page(answer.headers());
-            whole.bytes = join_pages(&whole.bytes, &self.take_manifest(answer).await?.bytes)?;
+            whole = join_pages(&whole, &self.take_document(answer).await?)?;
         }
         // A part would hide signatures.
         Err(Error::malformed(format!(

@@ -1,19 +1,16 @@
 //! Manifests (distribution-spec, "Pulling manifests").
 
-use std::collections::HashMap;
-
 use bytes::Bytes;
 use http::header::{ACCEPT, ACCEPT_ENCODING};
 use http::{HeaderMap, HeaderValue, Method};
-use serde::Deserialize;
-use serde::de::IgnoredAny;
 
 use super::Upstream;
 use super::answer::Answer;
 use super::error::Error;
 use super::exchange::{Lane, Question};
 use super::rest::Class;
-use crate::digest::Digest;
+use crate::digest::{Algorithm, Digest, Hashed};
+use crate::manifest::Document;
 use crate::name::{Reference, RepositoryName};
 
 /// The most that a manifest may be (distribution-spec, "Pushing Manifests").
@@ -29,12 +26,12 @@ const KINDS: &str = "application/vnd.oci.image.index.v1+json, \
 /// A manifest as upstream has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ManifestAnswer {
-    /// At most [`MOST_MANIFEST`] bytes, a JSON object; of the asked digest, if one was asked for.
-    pub bytes: Bytes,
+    /// At most [`MOST_MANIFEST`] bytes; of the asked digest, if one was asked for, and of the one in upstream's header.
+    pub content: Hashed,
+    /// What the bytes say.
+    pub document: Document,
     /// `Content-Type` without parameters, in lower case.
     pub media_type: Option<String>,
-    /// `Docker-Content-Digest`, unchecked.
-    pub digest_header: Option<Digest>,
 }
 
 /// What a HEAD of a manifest says; all `None` where the registry knows no HEAD.
@@ -65,13 +62,15 @@ impl Upstream {
         if held.answer.status() != 200 {
             return Err(self.fault(&access, held.answer).await);
         }
-        let answer = self.take_manifest(held.answer).await?;
-        if let Reference::Digest(wanted) = reference
-            && Digest::of(wanted.algorithm(), &answer.bytes) != *wanted
-        {
-            return Err(Error::malformed(format!("a manifest that is not {wanted}")));
-        }
-        Ok(answer)
+        let (media_type, header) = (held.answer.media_type(), digest_of(held.answer.headers()));
+        let bytes = self.take_document(held.answer).await?;
+        let document = Document::read(&bytes).ok_or_else(|| no_object(media_type.clone()))?;
+        let content = verified(bytes, header.as_ref(), reference)?;
+        Ok(ManifestAnswer {
+            content,
+            document,
+            media_type,
+        })
     }
 
     /// A manifest's digest, type and size, without counting as a pull where upstream counts them.
@@ -98,8 +97,8 @@ impl Upstream {
                 drop(held);
                 let answer = self.manifest(name, reference).await?;
                 Ok(ManifestHead {
-                    size: Some(answer.bytes.len() as u64),
-                    digest: answer.digest_header,
+                    size: Some(answer.content.bytes().len() as u64),
+                    digest: Some(answer.content.digest().clone()),
                     media_type: answer.media_type,
                 })
             }
@@ -128,42 +127,77 @@ impl Upstream {
         }
     }
 
-    /// Reads a manifest that has been found.
-    pub(super) async fn take_manifest(&self, answer: Answer) -> Result<ManifestAnswer, Error> {
+    /// Reads a document of a manifest's size.
+    pub(super) async fn take_document(&self, answer: Answer) -> Result<Bytes, Error> {
         answer.check_encoding()?;
-        let media_type = answer.media_type();
-        let digest_header = digest_of(answer.headers());
-        let bytes = answer.read(MOST_MANIFEST, self.wire.timeouts.body).await?;
-        // A login page is not cached as a tag.
-        if !is_object(&bytes) {
-            let kind = media_type.unwrap_or_else(|| "no type".to_owned());
-            return Err(Error::malformed(format!(
-                "no JSON object where a manifest was asked for ({kind})"
-            )));
-        }
-        Ok(ManifestAnswer {
-            bytes,
-            media_type,
-            digest_header,
-        })
+        answer.read(MOST_MANIFEST, self.wire.timeouts.body).await
     }
+}
+
+/// What upstream sent, hashed, where neither the request nor upstream's own header says that it is something else.
+/// Hashed twice only where these two are of different algorithms.
+fn verified(bytes: Bytes, header: Option<&Digest>, reference: &Reference) -> Result<Hashed, Error> {
+    let asked = match reference {
+        Reference::Digest(digest) => Some(digest),
+        Reference::Tag(_) => None,
+    };
+    let claims = [asked, header];
+    let mut claims = claims.into_iter().flatten();
+    let check = |claim: &Digest, bytes: Bytes| {
+        Hashed::checked(claim, bytes)
+            .map_err(|found| Error::malformed(format!("a manifest whose digest is {found} as {claim}")))
+    };
+    let Some(first) = claims.next() else {
+        return Ok(Hashed::of(Algorithm::Sha256, bytes));
+    };
+    let content = check(first, bytes)?;
+    match claims.next().filter(|claim| *claim != content.digest()) {
+        Some(other) => check(other, content.bytes().clone()).map(|_| content),
+        None => Ok(content),
+    }
+}
+
+/// A login page is not cached as a tag.
+fn no_object(media_type: Option<String>) -> Error {
+    let kind = media_type.unwrap_or_else(|| "no type".to_owned());
+    Error::malformed(format!("no JSON object where a manifest was asked for ({kind})"))
 }
 
 fn digest_of(headers: &HeaderMap) -> Option<Digest> {
     headers.get("docker-content-digest")?.to_str().ok()?.parse().ok()
 }
 
-#[derive(Deserialize)]
-#[serde(transparent)]
-struct Object {
-    #[expect(
-        dead_code,
-        clippy::zero_sized_map_values,
-        reason = "only whether it can be read counts"
-    )]
-    fields: HashMap<String, IgnoredAny>,
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-fn is_object(bytes: &[u8]) -> bool {
-    serde_json::from_slice::<Object>(bytes).is_ok()
+    fn of(algorithm: Algorithm, text: &'static str) -> Digest {
+        Digest::of(algorithm, text.as_bytes())
+    }
+
+    fn taken(header: Option<&Digest>, reference: &Reference) -> Result<Digest, Error> {
+        verified(Bytes::from_static(b"{}"), header, reference).map(|content| content.digest().clone())
+    }
+
+    #[test]
+    fn a_header_that_lies_is_refused() {
+        let tag = "latest".parse().unwrap();
+        let (lie, truth) = (of(Algorithm::Sha256, "other"), of(Algorithm::Sha256, "{}"));
+        assert!(matches!(taken(Some(&lie), &tag), Err(Error::Malformed { .. })));
+        assert_eq!(taken(Some(&truth), &tag), Ok(truth.clone()));
+        assert_eq!(taken(None, &tag), Ok(truth));
+        let long = of(Algorithm::Sha512, "{}");
+        assert_eq!(taken(Some(&long), &tag), Ok(long));
+    }
+
+    #[test]
+    fn content_is_named_by_the_algorithm_that_was_asked_for() {
+        let (asked, also) = (of(Algorithm::Sha512, "{}"), of(Algorithm::Sha256, "{}"));
+        let reference = Reference::Digest(asked.clone());
+        assert_eq!(taken(Some(&also), &reference), Ok(asked.clone()));
+        assert_eq!(taken(Some(&asked), &reference), Ok(asked));
+        assert!(taken(Some(&of(Algorithm::Sha256, "other")), &reference).is_err());
+        let other = Reference::Digest(of(Algorithm::Sha512, "other"));
+        assert!(taken(None, &other).is_err());
+    }
 }

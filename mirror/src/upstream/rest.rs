@@ -47,7 +47,8 @@ impl Class {
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Rest {
-    until: Option<Timestamp>,
+    /// When it began, and when it ends.
+    span: Option<(Timestamp, Timestamp)>,
     /// How often in a row upstream gave no time of its own.
     doublings: u32,
 }
@@ -72,49 +73,44 @@ impl Rests {
 
     /// How long this class still rests.
     pub(super) fn left(&self, class: Class) -> Option<Duration> {
-        let until = self.with(class, |rest| rest.until)?;
-        let left = Duration::try_from(until.duration_since(self.clock.now())).ok()?;
-        (!left.is_zero()).then_some(left)
+        let (begun, until) = self.with(class, |rest| rest.span)?;
+        let length = Duration::try_from(until.duration_since(begun)).ok()?;
+        (!self.clock.is_over(begun, length)).then(|| remaining(until, self.clock.now()))
     }
 
     /// Takes note of a 429; says how long the class rests now.
     pub(super) fn limited(&self, class: Class, headers: &HeaderMap) -> Duration {
-        let now = self.clock.now();
+        let (now, resting) = (self.clock.now(), self.left(class));
         let asked = asked_for(headers, now);
         self.with(class, |rest| {
-            // Requests that were under way together are one offence.
-            let resting = rest.until.is_some_and(|until| until > now);
-            let pause = match asked {
-                Some(asked) => asked,
-                None if resting => return remaining(rest.until, now),
-                None => {
+            let pause = match (asked, resting) {
+                (Some(asked), _) => asked,
+                // Requests that were under way together are one offence.
+                (None, Some(left)) => return left,
+                (None, None) => {
                     let pause = FIRST.saturating_mul(1 << rest.doublings.min(5)).min(MOST);
                     rest.doublings = rest.doublings.saturating_add(1);
                     pause
                 }
             };
+            let pause = resting.map_or(pause, |left| left.max(pause));
             let until = now.checked_add(pause).unwrap_or(Timestamp::MAX);
-            rest.until = Some(rest.until.map_or(until, |before| before.max(until)));
-            remaining(rest.until, now)
+            rest.span = Some((now, until));
+            remaining(until, now)
         })
     }
 
     /// Takes note of a success: the next rest is a short one again. A rest in force stays, as the
     /// success was under way before the 429.
     pub(super) fn succeeded(&self, class: Class) {
-        let now = self.clock.now();
-        self.with(class, |rest| {
-            if rest.until.is_none_or(|until| until <= now) {
-                *rest = Rest::default();
-            }
-        });
+        if self.left(class).is_none() {
+            self.with(class, |rest| *rest = Rest::default());
+        }
     }
 }
 
-fn remaining(until: Option<Timestamp>, now: Timestamp) -> Duration {
-    until
-        .and_then(|until| Duration::try_from(until.duration_since(now)).ok())
-        .unwrap_or_default()
+fn remaining(until: Timestamp, now: Timestamp) -> Duration {
+    Duration::try_from(until.duration_since(now)).unwrap_or_default()
 }
 
 /// `Retry-After`: seconds or a date (RFC 9110, 10.2.3); at least a second.
@@ -189,6 +185,17 @@ mod tests {
         let date = httpdate::fmt_http_date(std::time::SystemTime::now() + Duration::from_secs(100));
         assert!((98..=101).contains(&rest(&date)), "{date}");
         assert_eq!(rest("Sun, 06 Nov 1994 08:49:37 GMT"), 1);
+    }
+
+    #[test]
+    fn a_rest_does_not_last_for_as_long_as_the_clock_was_wrong() {
+        let clock = Clock::system();
+        clock.advance(Duration::from_hours(1_000));
+        let rests = Rests::new(clock.clone());
+        rests.limited(Class::Blob, &retry_after("60"));
+        assert!(rests.left(Class::Blob).is_some());
+        clock.set_back(Duration::from_hours(1_000));
+        assert_eq!(rests.left(Class::Blob), None);
     }
 
     #[test]

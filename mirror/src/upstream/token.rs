@@ -74,7 +74,8 @@ pub(super) struct Tokens {
 #[derive(Clone)]
 struct Outcome {
     result: Result<Arc<Token>, Error>,
-    until: Timestamp,
+    from: Timestamp,
+    lasts: Duration,
 }
 
 impl Tokens {
@@ -90,10 +91,9 @@ impl Tokens {
         spent: Option<&Arc<Token>>,
         fetch: impl Future<Output = Result<Token, Error>>,
     ) -> Result<Arc<Token>, Error> {
-        let asked = self.clock.now();
         let outdated = |outcome: &Outcome| {
             let is_spent = |token: &Arc<Token>| spent.is_some_and(|spent| Arc::ptr_eq(token, spent));
-            outcome.until <= asked || outcome.result.as_ref().is_ok_and(is_spent)
+            self.clock.is_over(outcome.from, outcome.lasts) || outcome.result.as_ref().is_ok_and(is_spent)
         };
         let entry = self.known.entry(bearer);
         entry
@@ -114,8 +114,7 @@ impl Tokens {
         // A token's life starts at the server's clock, at the latest when it answered: count from the
         // question. A failure counts from its end.
         let from = if result.is_ok() { asked } else { self.clock.now() };
-        let until = from.checked_add(lasts).unwrap_or(Timestamp::MAX);
-        Outcome { result, until }
+        Outcome { result, from, lasts }
     }
 }
 

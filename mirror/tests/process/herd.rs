@@ -87,3 +87,20 @@ async fn who_joins_half_way_gets_a_first_byte_at_once_and_what_all_left_is_kept(
     assert_eq!(again.digest().await.unwrap(), digest);
     assert_eq!(hub.count("GET blobs"), 1);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_hundred_clients_of_a_blob_that_has_no_room_all_get_it_by_a_request_of_their_own() {
+    let hub = Hub::start().await;
+    let digest = hub.push_blob("library/app", bytes(2, 600 * 1024));
+    let home = tempfile::tempdir().unwrap();
+    let limit = "cache: {maxsize: 300Ki}";
+    let server = Server::start(&home.path().join("cache"), &hub, limit).await;
+    let path = format!("/v2/library/app/blobs/{digest}");
+    let pulls = join_all((0..200).map(|_| async {
+        let head = server.get(&path, "").await.unwrap();
+        assert_eq!(head.status, 200);
+        head.digest().await.unwrap()
+    }));
+    assert!(pulls.await.iter().all(|found| *found == digest));
+    assert_eq!(hub.count("GET blobs"), 200);
+}

@@ -371,3 +371,19 @@ async fn a_look_ahead_that_fails_waits_for_the_fill() {
     );
     assert!(whole.bytes().await.unwrap() == data, "other bytes");
 }
+
+#[tokio::test]
+async fn parts_that_overlap_to_more_than_the_whole_are_answered_with_it_and_so_is_a_part_of_nothing() {
+    let hub = Hub::start().await;
+    let (data, nothing) = (pattern(1000), hub.push_blob("library/app", b""));
+    let digest = hub.push_blob("library/app", &data);
+    let mirror = Mirror::of(&hub).await;
+    for (digest, range, length) in [(&digest, "bytes=0-,0-,0-", "1000"), (&nothing, "bytes=0-", "0")] {
+        let ranged = mirror.request("GET", &path(digest)).header("range", range);
+        let answer = ranged.send().await.unwrap();
+        assert_eq!(
+            (answer.status().as_u16(), header(&answer, "content-length")),
+            (200, length)
+        );
+    }
+}

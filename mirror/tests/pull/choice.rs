@@ -67,3 +67,21 @@ async fn what_the_patterns_keep_out_is_404_though_it_is_cached() {
     }
     assert_eq!(hub.count("* "), 0);
 }
+
+#[tokio::test]
+async fn an_error_says_for_which_registry_it_is_where_the_client_named_one_of_ours() {
+    let (hub, quay) = (Hub::start().await, Hub::start().await);
+    let mirror = Mirror::with(&[(&hub, "docker.io"), (&quay, "quay.io")], cache(), None).await;
+    for (path, host) in [
+        ("/v2/org/app/manifests/none?ns=quay.io", "quay.io"),
+        ("/v2/org/app/manifests/none?ns=gcr.io", ""),
+        ("/v2/org/app/manifests/none", ""),
+    ] {
+        let answer = mirror.get(path).await;
+        assert_eq!(
+            (answer.status().as_u16(), header(&answer, "oci-namespace")),
+            (404, host),
+            "{path}"
+        );
+    }
+}

@@ -5,7 +5,7 @@ use mirror::digest::{Algorithm, Digest};
 
 use crate::hub::Hub;
 use crate::pattern;
-use crate::served::{Mirror, cache};
+use crate::served::Mirror;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sixty_four_cold_clients_cost_one_full_download_and_all_get_the_right_bytes() {
@@ -26,17 +26,4 @@ async fn sixty_four_cold_clients_cost_one_full_download_and_all_get_the_right_by
     assert!(digests.iter().all(|found: &Digest| *found == digest));
     assert_eq!(hub.count("GET blobs"), 1);
     assert_eq!(hub.sent("GET blobs"), data.len() as u64);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_hundred_clients_of_a_blob_that_has_no_room_all_get_it_by_a_request_of_their_own() {
-    let hub = Hub::start().await;
-    let data = pattern(2 * 1024 * 1024);
-    let digest = hub.push_blob("library/app", &data);
-    let mirror = Mirror::with(&[(&hub, "docker.io")], cache(), Some(1024 * 1024)).await;
-    let path = format!("/v2/app/blobs/{digest}");
-    let pulls = join_all((0..200).map(|_| mirror.fetch(&path))).await;
-    let right = (200, Some(data.into()));
-    assert_eq!(pulls.iter().filter(|pulled| **pulled == right).count(), 200);
-    assert_eq!(hub.count("GET blobs"), 200);
 }

@@ -17,6 +17,7 @@ mod herd;
 mod large;
 mod lists;
 mod manifests;
+mod offline;
 mod refusals;
 mod sequences;
 mod served;

@@ -205,3 +205,23 @@ async fn head_tells_the_length_that_get_has() {
     );
     assert_eq!(header(&told, "content-length"), header(&base, "content-length"));
 }
+
+#[tokio::test]
+async fn a_clock_that_is_set_back_keeps_no_tag_fresh_for_as_long_as_it_was_wrong() {
+    let hub = Hub::start().await;
+    hub.push_image("library/app", "1", &[b"layer"]);
+    let mirror = Mirror::of(&hub).await;
+    let year = std::time::Duration::from_hours(365 * 24);
+    mirror.clock.advance(year);
+    mirror.get("/v2/app/manifests/1").await;
+    mirror.clock.set_back(year);
+    for _ in 0..2 {
+        let answer = mirror.get("/v2/app/manifests/1").await;
+        assert_eq!(header(&answer, "x-cache"), "HIT");
+    }
+    assert_eq!(
+        hub.count("HEAD manifests"),
+        1,
+        "asked once more, and fresh from then on"
+    );
+}

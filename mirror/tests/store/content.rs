@@ -102,21 +102,11 @@ async fn a_manifest_keeps_its_bytes_and_its_media_type_over_a_restart() {
     drop(store);
     let store = place.open().await;
     assert_eq!(
-        store.manifest(&nginx(), &manifest.digest).await.unwrap(),
+        store.manifest(&nginx(), manifest.digest()).await.unwrap(),
         Some(manifest.clone())
     );
     let other = repository("docker.io", "other");
-    assert_eq!(store.manifest(&other, &manifest.digest).await.unwrap(), None);
-}
-
-#[tokio::test]
-async fn a_manifest_with_other_bytes_than_its_digest_is_refused() {
-    let store = Place::new();
-    let store = store.open().await;
-    let mut wrong = manifest("{}");
-    wrong.bytes = Bytes::from_static(b"{ }");
-    let error = store.put_manifest(&nginx(), &wrong).await.unwrap_err();
-    assert!(matches!(error, StageError::Mismatch(_)), "{error}");
+    assert_eq!(store.manifest(&other, manifest.digest()).await.unwrap(), None);
 }
 
 #[tokio::test]

@@ -20,7 +20,7 @@ async fn child_that_stores_until_it_is_killed() {
         let manifest = manifest(&format!("{{\"n\":{seed}}}"));
         store.put_manifest(&nginx(), &manifest).await.ok();
         let tag = format!("t{}", seed % 3).parse().unwrap();
-        store.put_tag(&nginx(), &tag, &manifest.digest).await.ok();
+        store.put_tag(&nginx(), &tag, manifest.digest()).await.ok();
     }
 }
 

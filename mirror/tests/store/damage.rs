@@ -69,13 +69,13 @@ async fn a_manifest_with_a_flipped_bit_is_a_miss_and_is_replaced() {
     let store = place.open().await;
     store.put_manifest(&nginx(), &manifest).await.unwrap();
     drop(store);
-    fs::write(place.data(&manifest.digest), "{|").unwrap();
+    fs::write(place.data(manifest.digest()), "{|").unwrap();
     let store = place.open().await;
-    assert_eq!(store.manifest(&nginx(), &manifest.digest).await.unwrap(), None);
-    assert!(!place.data(&manifest.digest).exists());
+    assert_eq!(store.manifest(&nginx(), manifest.digest()).await.unwrap(), None);
+    assert!(!place.data(manifest.digest()).exists());
     store.put_manifest(&nginx(), &manifest).await.unwrap();
     assert_eq!(
-        store.manifest(&nginx(), &manifest.digest).await.unwrap(),
+        store.manifest(&nginx(), manifest.digest()).await.unwrap(),
         Some(manifest)
     );
 }
@@ -151,11 +151,11 @@ async fn a_revision_that_leads_to_another_manifest_is_a_miss_and_leaves_that_one
     let store = place.open().await;
     store.put_manifest(&nginx(), &other).await.unwrap();
     drop(store);
-    lead_astray(&place, &asked, &other.digest);
+    lead_astray(&place, &asked, other.digest());
     let store = place.open().await;
     assert_eq!(store.manifest(&nginx(), &asked).await.unwrap(), None);
     assert_eq!(
-        store.manifest(&nginx(), &other.digest).await.unwrap(),
+        store.manifest(&nginx(), other.digest()).await.unwrap(),
         Some(other)
     );
 }
@@ -167,9 +167,9 @@ async fn a_revision_of_one_algorithm_may_lead_to_the_same_manifest_by_another() 
     let asked = Digest::of(Algorithm::Sha512, b"{}");
     let store = place.open().await;
     store.put_manifest(&nginx(), &stored).await.unwrap();
-    lead_astray(&place, &asked, &stored.digest);
+    lead_astray(&place, &asked, stored.digest());
     let found = store.manifest(&nginx(), &asked).await.unwrap().unwrap();
-    assert_eq!((found.digest, found.bytes), (asked, stored.bytes));
+    assert_eq!((found.digest(), found.bytes()), (&asked, stored.bytes()));
 }
 
 #[tokio::test]

@@ -112,7 +112,7 @@ impl Image {
         store.put_manifest(&nginx(), &self.manifest).await.unwrap();
         let tag = "latest".parse().unwrap();
         store
-            .put_tag(&nginx(), &tag, &self.manifest.digest)
+            .put_tag(&nginx(), &tag, self.manifest.digest())
             .await
             .unwrap();
         store
@@ -125,7 +125,7 @@ impl Image {
     fn assert_served_by(&self, registry: &Registry) {
         let base = "/v2/library/nginx";
         let manifest = registry.get(&format!("{base}/manifests/latest"));
-        assert_eq!(manifest, (200, self.manifest.bytes.to_vec()));
+        assert_eq!(manifest, (200, self.manifest.bytes().to_vec()));
         for blob in [&self.config, &self.layer] {
             let answer = registry.get(&format!("{base}/blobs/{}", digest(blob)));
             assert_eq!(answer, (200, blob.clone()));
@@ -176,14 +176,14 @@ async fn a_cache_that_distribution_filled_is_served_and_expires_when_it_would_ha
     for blob in [&image.config, &image.layer] {
         assert_eq!(get(&store, &nginx(), &digest(blob)).await.as_ref(), Some(blob));
     }
-    let found = store.manifest(&nginx(), &image.manifest.digest).await.unwrap();
+    let found = store.manifest(&nginx(), image.manifest.digest()).await.unwrap();
     assert_eq!(found.as_ref(), Some(&image.manifest));
     let tag = store
         .tag(&nginx(), &"latest".parse().unwrap())
         .await
         .unwrap()
         .unwrap();
-    assert_eq!(tag.digest, image.manifest.digest);
+    assert_eq!(tag.digest, *image.manifest.digest());
     let week = Some(168 * HOUR);
     place.clock.advance(167 * HOUR);
     assert_eq!(

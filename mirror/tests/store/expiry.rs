@@ -13,11 +13,11 @@ async fn unused_content_goes_with_its_links_and_tags() {
     let manifest = manifest("{}");
     store.put_manifest(&nginx(), &manifest).await.unwrap();
     let tag = "latest".parse().unwrap();
-    store.put_tag(&nginx(), &tag, &manifest.digest).await.unwrap();
+    store.put_tag(&nginx(), &tag, manifest.digest()).await.unwrap();
     place.clock.advance(2 * HOUR);
     assert_eq!(store.expire(Some(HOUR), LastUse).await.unwrap(), 2);
     assert_eq!(get(&store, &nginx(), &layer).await, None);
-    assert_eq!(store.manifest(&nginx(), &manifest.digest).await.unwrap(), None);
+    assert_eq!(store.manifest(&nginx(), manifest.digest()).await.unwrap(), None);
     assert_eq!(store.tag(&nginx(), &tag).await.unwrap(), None);
     assert_eq!(place.tree(), BTreeMap::new());
     assert_eq!((store.usage().bytes, store.usage().blobs), (0, 0));

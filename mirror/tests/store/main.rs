@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use mirror::clock::Clock;
 use mirror::config::MaxSize;
-use mirror::digest::{Algorithm, Digest};
+use mirror::digest::{Algorithm, Digest, Hashed};
 use mirror::name::Repository;
 use mirror::store::{Blob, Manifest, OpenError, Options, StageError, Store};
 
@@ -166,9 +166,8 @@ async fn put(store: &Store, repository: &Repository, bytes: &[u8]) -> Digest {
 
 fn manifest(text: &str) -> Manifest {
     Manifest {
-        digest: digest(text.as_bytes()),
+        content: Hashed::of(Algorithm::Sha256, Bytes::copy_from_slice(text.as_bytes())),
         media_type: IMAGE.to_owned(),
-        bytes: Bytes::copy_from_slice(text.as_bytes()),
     }
 }
 

@@ -13,9 +13,9 @@ async fn image(store: &Store, layer: &[u8]) -> (Digest, Digest, Digest) {
     let layer = put(store, &nginx(), layer).await;
     let image = manifest(&format!(r#"{{"layers":[{{"digest":"{layer}"}}]}}"#));
     store.put_manifest(&nginx(), &image).await.unwrap();
-    let index = manifest(&format!(r#"{{"manifests":[{{"digest":"{}"}}]}}"#, image.digest));
+    let index = manifest(&format!(r#"{{"manifests":[{{"digest":"{}"}}]}}"#, image.digest()));
     store.put_manifest(&nginx(), &index).await.unwrap();
-    (layer, image.digest, index.digest)
+    (layer, image.digest().clone(), index.digest().clone())
 }
 
 #[tokio::test]

@@ -9,7 +9,7 @@ async fn filled(place: &Place) -> (Digest, Manifest) {
     let manifest = manifest(r#"{"mediaType":"application/vnd.oci.image.manifest.v1+json"}"#);
     store.put_manifest(&nginx(), &manifest).await.unwrap();
     let tag = "latest".parse().unwrap();
-    store.put_tag(&nginx(), &tag, &manifest.digest).await.unwrap();
+    store.put_tag(&nginx(), &tag, manifest.digest()).await.unwrap();
     store.flush().await;
     (layer, manifest)
 }
@@ -17,7 +17,11 @@ async fn filled(place: &Place) -> (Digest, Manifest) {
 async fn assert_serves(store: &Store, layer: &Digest, manifest: &Manifest) {
     assert_eq!(get(store, &nginx(), layer).await.unwrap(), b"layer");
     assert_eq!(
-        store.manifest(&nginx(), &manifest.digest).await.unwrap().as_ref(),
+        store
+            .manifest(&nginx(), manifest.digest())
+            .await
+            .unwrap()
+            .as_ref(),
         Some(manifest)
     );
     let tag = store
@@ -25,7 +29,7 @@ async fn assert_serves(store: &Store, layer: &Digest, manifest: &Manifest) {
         .await
         .unwrap()
         .unwrap();
-    assert_eq!(tag.digest, manifest.digest);
+    assert_eq!(tag.digest, *manifest.digest());
 }
 
 #[tokio::test]
@@ -35,7 +39,7 @@ async fn everything_survives_a_restart() {
     let store = place.open().await;
     assert_serves(&store, &layer, &manifest).await;
     let usage = store.usage();
-    assert_eq!((usage.blobs, usage.bytes), (2, 5 + manifest.bytes.len() as u64));
+    assert_eq!((usage.blobs, usage.bytes), (2, 5 + manifest.bytes().len() as u64));
 }
 
 #[tokio::test]
@@ -117,7 +121,7 @@ async fn expiry_goes_on_where_distributions_stood() {
             state(hours)
         )
     };
-    let (soon, late) = (entry(&layer, 0, 1), entry(&manifest.digest, 1, 100));
+    let (soon, late) = (entry(&layer, 0, 1), entry(manifest.digest(), 1, 100));
     fs::write(
         place.path().join("scheduler-state.json"),
         format!("{{{soon},{late}}}"),
@@ -143,7 +147,7 @@ async fn what_another_registry_did_meanwhile_is_learnt_from_the_files() {
     fs::write(place.data(&new), "new").unwrap();
     fs::write(place.path().join("scheduler-state.json"), "{}").unwrap();
     let store = place.open().await;
-    assert_eq!(store.usage().bytes, 3 + manifest.bytes.len() as u64);
+    assert_eq!(store.usage().bytes, 3 + manifest.bytes().len() as u64);
     assert_eq!(get(&store, &nginx(), &layer).await, None);
     assert_eq!(read(&store.content(&new).await.unwrap().unwrap()), b"new");
 }
