@@ -266,6 +266,13 @@ async fn an_operator_that_starts_again_keeps_authority_and_certificate() {
     let status = bench
         .until_condition("hub", ConditionType::TLSReady, "True", Reason::CertificateReady)
         .await;
+    // The workload's controller has its say, too.
+    bench
+        .until("hub", "one Pod", |mirror: &RegistryMirror| {
+            (mirror.status.as_ref()?.replicas == 1).then_some(())
+        })
+        .await;
+    bench.until_nothing_is_written().await;
     bench.stop_operator().await;
     let mark = bench.mark().await;
     bench.start_operator().await;
