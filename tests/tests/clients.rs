@@ -217,7 +217,8 @@ async fn local_serves_users_over_tls_with_an_authority_that_it_writes_for_them()
     };
     let refused = |result: Result<(), skopeo::Error>| result.expect_err("a refusal").to_string();
     let known = Some(("ann", "only-for-the-example"));
-    assert!(refused(pull(known, scratch.path()).await).contains("certificate"));
+    let none = scratch.subdirectory("none").expect("a directory");
+    assert!(refused(pull(known, &none).await).contains("certificate"));
     assert!(refused(pull(None, &authorities).await).contains("unauthorized"));
     let guessed = refused(pull(Some(("ann", "guessed")), &authorities).await);
     assert!(guessed.contains("unauthorized"), "{guessed}");

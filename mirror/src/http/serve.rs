@@ -27,7 +27,8 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// A client that takes nothing of an answer for this long is gone; unpacking a layer can stall a pull for minutes.
 const WRITE_TIMEOUT: Duration = Duration::from_mins(5);
 const MAX_HEADERS: usize = 100;
-const MAX_HEADER_BYTES: usize = 64 * 1024;
+/// More is refused with 431: at 64 KiB at the latest, as hyper looks at this limit between reads, which double.
+const MAX_HEADER_BYTES: usize = 32 * 1024;
 /// What HTTP/2 begins with (RFC 9113, section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// After an accept error that closing connections may mend (too many open files).
