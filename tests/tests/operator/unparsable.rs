@@ -94,3 +94,65 @@ async fn a_stored_object_that_does_not_parse_is_reported_and_delays_nobody() {
         .until_condition("new", ConditionType::Available, "False", Reason::NoReadyReplicas)
         .await;
 }
+
+/// The kind as it was before some of its fields.
+fn previous() -> CustomResourceDefinition {
+    let mut definition = crds::crd();
+    for version in &mut definition.spec.versions {
+        let schema = version
+            .schema
+            .as_mut()
+            .and_then(|schema| schema.open_api_v3_schema.as_mut())
+            .unwrap();
+        schema.x_kubernetes_validations = None;
+        let spec = schema.properties.as_mut().unwrap().get_mut("spec").unwrap();
+        spec.x_kubernetes_validations = None;
+        for field in ["observability", "tls", "access", "nodeConfiguration"] {
+            spec.properties.as_mut().unwrap().remove(field).unwrap();
+        }
+    }
+    definition
+}
+
+#[tokio::test]
+async fn an_object_of_the_previous_definition_is_acted_on_and_can_be_changed() {
+    if skip_on_existing_cluster("an_object_of_the_previous_definition_is_acted_on_and_can_be_changed") {
+        return;
+    }
+    let options = Options {
+        manifests: Vec::new(),
+        ..Options::default()
+    };
+    let control_plane: &'static ControlPlane =
+        Box::leak(Box::new(ControlPlane::start(options).await.unwrap()));
+    let definitions: Api<CustomResourceDefinition> = Api::all(control_plane.client().await);
+    let mut before = definitions
+        .create(&PostParams::default(), &previous())
+        .await
+        .unwrap();
+    let name = before.name_any();
+    wait::await_condition(definitions.clone(), &name, conditions::is_crd_established())
+        .await
+        .unwrap();
+    let mut bench = Bench::on(control_plane, "previous").await;
+    bench.mirror("old", ephemeral()).await;
+
+    before.spec = crds::crd().spec;
+    definitions
+        .replace(&name, &PostParams::default(), &before)
+        .await
+        .unwrap();
+    bench.start_operator().await;
+    bench.until_accepted("old").await;
+    assert!(bench.get::<ConfigMap>("old-config").await.is_some());
+    let change = json!({"spec": {"observability": {"logLevel": "debug"}}});
+    bench.merge::<RegistryMirror>("old", change).await;
+    let changed = |map: &ConfigMap| {
+        let config = map.data.as_ref()?.values().next()?;
+        config.contains("level: debug").then_some(())
+    };
+    bench
+        .until("old-config", "a field that the previous one had not", changed)
+        .await;
+    bench.until_accepted("old").await;
+}
