@@ -4,7 +4,7 @@
 //! log, give or take the last instant: wait for an event that must come, and count what must not.
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Seek, SeekFrom};
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use k8s_openapi::jiff::Timestamp;
@@ -24,6 +24,9 @@ rules:
   verbs: [create, update, patch, delete, deletecollection]
 - level: Metadata
 ";
+
+/// How much is read at a time to find the end of a line from behind.
+const BLOCK: u64 = 16 * 1024;
 
 /// The audit log of one API server.
 #[derive(Debug, Clone)]
@@ -106,9 +109,23 @@ impl Audit {
         }
     }
 
-    /// The log's end as it is now.
+    /// The log's end as it is now: that of its last whole line.
     pub fn mark(&self) -> io::Result<Mark> {
-        Ok(Mark(std::fs::metadata(&self.path)?.len()))
+        let mut file = File::open(&self.path)?;
+        let mut end = file.metadata()?.len();
+        while end > 0 {
+            let start = end.saturating_sub(BLOCK);
+            file.seek(SeekFrom::Start(start))?;
+            let mut block = Vec::new();
+            Read::by_ref(&mut file)
+                .take(end - start)
+                .read_to_end(&mut block)?;
+            if let Some(at) = block.iter().rposition(|byte| *byte == b'\n') {
+                return Ok(Mark(start + at as u64 + 1));
+            }
+            end = start;
+        }
+        Ok(Mark(0))
     }
 
     /// The requests that were logged after `mark`, in the order in which they ended.
@@ -153,6 +170,12 @@ mod tests {
         );
         let after_get = Mark(GET.len() as u64 + 1);
         assert_eq!(audit.since(Mark(0)).unwrap().len(), 3);
+        let whole = GET.len() + 2 * PATCH.len() + 3;
+        assert_eq!(
+            audit.mark().unwrap(),
+            Mark(whole as u64),
+            "half a line is after the mark"
+        );
         assert_eq!(audit.since(after_get).unwrap().len(), 2);
         let writes = audit.writes(after_get, "operator", "a").unwrap();
         assert_eq!(writes.len(), 2);

@@ -136,7 +136,7 @@ async fn an_image_that_does_not_run_stops_at_the_first_mirrors_and_a_good_one_go
         };
         let failed = mirrors
             .iter()
-            .filter(|mirror| reason(mirror).as_deref() == Some("UpgradeFailed"));
+            .filter(|mirror| reason(mirror) == Some(Reason::UpgradeFailed.to_string()));
         let failed: Vec<_> = failed.map(ResourceExt::name_any).collect();
         (failed.len() == 2).then_some(failed)
     })
@@ -148,8 +148,9 @@ async fn an_image_that_does_not_run_stops_at_the_first_mirrors_and_a_good_one_go
     for mirror in &waiting {
         let paused = |mirror: &RegistryMirror| {
             let condition = condition(mirror, ConditionType::Progressing)?;
-            (condition.reason == "UpgradeWaiting" && condition.message.contains("the upgrade is paused, as "))
-                .then_some(())
+            (condition.reason == Reason::UpgradeWaiting.to_string()
+                && condition.message.contains("the upgrade is paused, as "))
+            .then_some(())
         };
         bench.until(mirror, "word of the pause", paused).await;
         let ready = bench.get::<RegistryMirror>(mirror).await.unwrap();
@@ -251,7 +252,7 @@ async fn a_mirror_that_waits_is_kept_as_it_should_be_all_the_same() {
         let waits = |mirror: &RegistryMirror| {
             let condition = condition(mirror, ConditionType::Progressing)?;
             let message = condition.message.clone();
-            (condition.reason == "UpgradeWaiting").then(|| (mirror.name_any(), message))
+            (condition.reason == Reason::UpgradeWaiting.to_string()).then(|| (mirror.name_any(), message))
         };
         mirrors.iter().find_map(waits)
     })
