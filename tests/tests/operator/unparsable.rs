@@ -126,20 +126,21 @@ async fn an_object_of_the_previous_definition_is_acted_on_and_can_be_changed() {
     let control_plane: &'static ControlPlane =
         Box::leak(Box::new(ControlPlane::start(options).await.unwrap()));
     let definitions: Api<CustomResourceDefinition> = Api::all(control_plane.client().await);
-    let mut before = definitions
+    let created = definitions
         .create(&PostParams::default(), &previous())
         .await
         .unwrap();
-    let name = before.name_any();
+    let name = created.name_any();
     wait::await_condition(definitions.clone(), &name, conditions::is_crd_established())
         .await
         .unwrap();
     let mut bench = Bench::on(control_plane, "previous").await;
     bench.mirror("old", ephemeral()).await;
 
-    before.spec = crds::crd().spec;
+    let mut upgraded = definitions.get(&name).await.unwrap();
+    upgraded.spec = crds::crd().spec;
     definitions
-        .replace(&name, &PostParams::default(), &before)
+        .replace(&name, &PostParams::default(), &upgraded)
         .await
         .unwrap();
     bench.start_operator().await;
