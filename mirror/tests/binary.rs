@@ -70,7 +70,11 @@ proxy: {remoteurl: 'http://127.0.0.1:9', ttl: 1h}
     2,
     "middleware is not supported"
 )]
-#[test_case("{proxy: {upstreams: [{host: a, tls: {cafile: HOME/no.pem}}]}}", 3, "no.pem")]
+#[test_case(
+    "{storage: {filesystem: {rootdirectory: HOME/cache}}, proxy: {upstreams: [{host: a, tls: {cafile: HOME/no.pem}}]}}",
+    3,
+    "no.pem"
+)]
 #[test_case(
     "{proxy: {remoteurl: 'https://a'}, http: {tls: {certificate: HOME/no.crt, key: HOME/no.key}}}",
     3,

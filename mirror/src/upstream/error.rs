@@ -28,7 +28,7 @@ pub enum Error {
         message: String,
     },
     /// Too many requests; until the time is over, nothing of this class is asked.
-    #[error("upstream limits the rate of requests; asked again in {} s", retry_after.as_secs())]
+    #[error("upstream limits the rate of requests; asked again in {} s", retry_after.as_secs_f64().ceil())]
     RateLimited {
         /// How long to wait.
         retry_after: Duration,
