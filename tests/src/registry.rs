@@ -13,6 +13,7 @@ use crate::{binaries, install_crypto_provider};
 const READY: Duration = Duration::from_mins(1);
 /// How often another port is tried where somebody else was quicker.
 const ATTEMPTS: usize = 5;
+const STORAGE: &str = "storage";
 
 /// Which registry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,10 +47,15 @@ pub struct Registry {
     /// The same as `http://127.0.0.1:PORT`.
     pub url: String,
     _daemon: Daemon,
-    _scratch: Scratch,
+    scratch: Scratch,
 }
 
 impl Registry {
+    /// The directory that holds what was pushed.
+    pub fn storage(&self) -> PathBuf {
+        self.scratch.path().join(STORAGE)
+    }
+
     /// Starts one on a free port.
     pub async fn start(kind: Kind) -> Result<Self, Error> {
         install_crypto_provider();
@@ -91,7 +97,7 @@ impl Registry {
             address,
             url: format!("http://{address}"),
             _daemon: daemon,
-            _scratch: scratch,
+            scratch,
         })
     }
 }
@@ -106,7 +112,7 @@ impl Kind {
     }
 
     fn arguments(self, scratch: &Scratch, address: SocketAddr) -> io::Result<Vec<String>> {
-        let storage = scratch.subdirectory("storage")?.display().to_string();
+        let storage = scratch.subdirectory(STORAGE)?.display().to_string();
         if self == Self::Olareg {
             let (host, port) = (address.ip().to_string(), address.port().to_string());
             let own = [

@@ -6,83 +6,47 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use mirror::config;
 use mirror::server::Server;
 use serde_json::Value;
-use testbed::process::{Daemon, command, free_ports};
+use testbed::binaries;
+use testbed::process::free_ports;
+use testbed::registry::{Kind, Registry};
 use testbed::scratch::Scratch;
-use testbed::{binaries, wait};
 use tokio::process::Command;
 use tokio_util::sync::CancellationToken;
 
-const LIMIT: Duration = Duration::from_mins(1);
 const REPOSITORY: &str = "conformance/repo1";
 
-/// A real registry, and how it keeps what was pushed.
-#[derive(Clone, Copy, Debug)]
-enum Kind {
-    /// Takes everything that the suite has: sha512, artifacts, referrers.
-    Olareg,
-    Distribution2,
-    Distribution3,
-}
-
-impl Kind {
-    async fn command(self, address: SocketAddr, scratch: &Scratch) -> std::process::Command {
-        let data = scratch.path().join("data");
-        if let Self::Olareg = self {
-            let mut olareg = command(binaries::get("olareg").await.expect("olareg"));
-            olareg.args(["serve", "--addr", "127.0.0.1", "--gc-frequency=-1s"]);
-            olareg.arg(format!("--port={}", address.port()));
-            olareg.arg("--dir").arg(data);
-            return olareg;
+/// What a registry holds of the repository, manifests apart from the rest.
+fn content(kind: Kind, data: &Path) -> Content {
+    let mut content = Content::default();
+    if kind == Kind::Olareg {
+        for (digest, path) in digests(&data.join(REPOSITORY).join("blobs")) {
+            content.add(digest, &fs::read(path).expect("a file"));
         }
-        let yaml = format!(
-            "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: '{}'}}}}\n\
-             http: {{addr: '{address}'}}\n",
-            data.display()
-        );
-        let config = scratch.write("registry.yml", yaml).expect("a file");
-        let mut distribution = match self {
-            Self::Distribution3 => command(binaries::get("registry").await.expect("Distribution 3")),
-            _ => command("/usr/bin/docker-registry"),
-        };
-        distribution.arg("serve").arg(config);
-        distribution.env("OTEL_TRACES_EXPORTER", "none");
-        distribution
+        return content;
     }
-
-    /// What it holds of the repository, manifests apart from the rest.
-    fn content(self, data: &Path) -> Content {
-        let mut content = Content::default();
-        if let Self::Olareg = self {
-            for (digest, path) in digests(&data.join(REPOSITORY).join("blobs")) {
-                content.add(digest, &fs::read(path).expect("a file"));
-            }
-            return content;
-        }
-        let root = data.join("docker/registry/v2");
-        for (digest, _) in digests(&root.join("repositories").join(REPOSITORY).join("_layers")) {
-            content.blobs.insert(digest);
-        }
-        let revisions = root
-            .join("repositories")
-            .join(REPOSITORY)
-            .join("_manifests/revisions");
-        for (digest, _) in digests(&revisions) {
-            let (algorithm, hex) = digest.split_once(':').expect("a digest");
-            let path = root
-                .join("blobs")
-                .join(algorithm)
-                .join(&hex[..2])
-                .join(hex)
-                .join("data");
-            content.add(digest.clone(), &fs::read(path).expect("a file"));
-        }
-        content
+    let root = data.join("docker/registry/v2");
+    for (digest, _) in digests(&root.join("repositories").join(REPOSITORY).join("_layers")) {
+        content.blobs.insert(digest);
     }
+    let revisions = root
+        .join("repositories")
+        .join(REPOSITORY)
+        .join("_manifests/revisions");
+    for (digest, _) in digests(&revisions) {
+        let (algorithm, hex) = digest.split_once(':').expect("a digest");
+        let path = root
+            .join("blobs")
+            .join(algorithm)
+            .join(&hex[..2])
+            .join(hex)
+            .join("data");
+        content.add(digest.clone(), &fs::read(path).expect("a file"));
+    }
+    content
 }
 
 /// `ALGORITHM/HEX` below a directory, as digests.
@@ -185,27 +149,15 @@ async fn tags(at: SocketAddr) -> Vec<String> {
     tags.map(|tag| tag.as_str().expect("a tag").to_owned()).collect()
 }
 
-async fn listens(address: SocketAddr) {
-    let connects = async || tokio::net::TcpStream::connect(address).await.ok().map(drop);
-    wait::until("the registry to listen", LIMIT, connects)
-        .await
-        .expect("it starts");
-}
-
 async fn loses_nothing(kind: Kind, at_least: usize) {
-    testbed::install_crypto_provider();
+    let registry = Registry::start(kind).await.expect("a registry");
+    let theirs = registry.address;
     let scratch = Scratch::new("suite").expect("a directory");
-    let [theirs, ours] = free_ports()
-        .expect("ports")
-        .map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
-    let program = kind.command(theirs, &scratch).await;
-    let log = scratch.path().join("registry.log");
-    let mut registry = Daemon::spawn("registry", program, &log).expect("a registry");
-    listens(theirs).await;
+    let [port] = free_ports().expect("a port");
+    let ours = SocketAddr::from(([127, 0, 0, 1], port));
     // The suite itself fills it.
     suite(theirs, &scratch.path().join("push"), &[]).await;
-    let mut environment = kind
-        .content(&scratch.path().join("data"))
+    let mut environment = content(kind, &registry.storage())
         .environment(&tags(theirs).await)
         .to_vec();
     environment.push(("OCI_API_PUSH", "false".to_owned()));
@@ -231,7 +183,7 @@ async fn loses_nothing(kind: Kind, at_least: usize) {
         let here = suite(ours, &scratch.path().join(when), &environment).await;
         nothing_is_lost(&here, &itself, |_| true, when);
     }
-    registry.kill();
+    drop(registry);
     let here = suite(ours, &scratch.path().join("gone"), &environment).await;
     // What only the registry can know, such as what it has not, is asked of it.
     let read = |test: &str| test.contains("/read-only/pull/") || test.contains("/read-only/head/");

@@ -39,6 +39,10 @@ impl Containerd {
     /// Only root can have one.
     pub(crate) async fn start() -> Option<Self> {
         if !Node::is_possible() {
+            assert!(
+                std::env::var("CI").as_deref() != Ok("true"),
+                "containerd needs root"
+            );
             eprintln!("left out: containerd needs root");
             return None;
         }
