@@ -1,18 +1,38 @@
 //! The time of day, which tests can move.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
 
 /// What a clock may be set back by without anybody minding.
 const TOLERANCE: SignedDuration = SignedDuration::from_secs(2);
+/// What a clock may be moved by between two looks without being set: time servers nudge it all the time.
+const NUDGE_MS: i64 = 60_000;
+/// For how long a clock that was set has to go on before what can't be undone is done by its time.
+const STANDS_MS: i64 = 3_600_000;
+
+/// Counts up whatever the system's clock is set to.
+static STEADY: LazyLock<Instant> = LazyLock::new(Instant::now);
 
 /// Tells the time. Clones of one clock move together.
 #[derive(Clone, Debug, Default)]
 pub struct Clock {
     ahead_ms: Arc<AtomicI64>,
+    passed_ms: Arc<AtomicI64>,
+    trusted: Arc<Mutex<Option<Trusted>>>,
+}
+
+/// By how many ms the time of day is ahead of the steady count.
+#[derive(Clone, Copy, Debug)]
+struct Trusted {
+    /// Where it is believed.
+    offset: i64,
+    /// When it was last looked at.
+    seen: i64,
+    /// Since when, by the steady count, nobody has set it.
+    since: i64,
 }
 
 impl Clock {
@@ -37,6 +57,45 @@ impl Clock {
         Timestamp::from_millisecond(ms).unwrap_or(Timestamp::MAX)
     }
 
+    /// The time now, as far as it can be trusted with what can't be undone: once the clock is set, the time before it
+    /// goes on for an hour, unless it is set back. To be asked often, as that is how it is noticed.
+    pub fn settled(&self) -> Timestamp {
+        let (trusted, steady) = self.look();
+        Timestamp::from_millisecond(steady.saturating_add(trusted.offset)).unwrap_or(Timestamp::MAX)
+    }
+
+    /// Whether nobody has set the clock for an hour.
+    pub fn stands(&self) -> bool {
+        let (trusted, steady) = self.look();
+        steady - trusted.since >= STANDS_MS
+    }
+
+    fn look(&self) -> (Trusted, i64) {
+        let steady = i64::try_from(STEADY.elapsed().as_millis()).unwrap_or(i64::MAX / 4);
+        let steady = steady.saturating_add(self.passed_ms.load(Ordering::Relaxed));
+        let offset = self.now().as_millisecond().saturating_sub(steady);
+        let mut trusted = self.trusted.lock().unwrap_or_else(PoisonError::into_inner);
+        let trusted = trusted.get_or_insert(Trusted {
+            offset,
+            seen: offset,
+            since: steady,
+        });
+        if offset.abs_diff(trusted.seen) > NUDGE_MS.unsigned_abs() {
+            let seconds = offset.saturating_sub(trusted.seen) / 1000;
+            tracing::warn!(
+                seconds,
+                "the clock was set; content expires by its time in an hour, if it goes on"
+            );
+            trusted.since = steady;
+        }
+        trusted.seen = offset;
+        let near = offset.abs_diff(trusted.offset) <= NUDGE_MS.unsigned_abs();
+        if near || steady - trusted.since >= STANDS_MS {
+            trusted.offset = offset;
+        }
+        (*trusted, steady)
+    }
+
     /// How long ago `then` was; zero where it lies ahead (clocks jump).
     pub fn since(&self, then: Timestamp) -> Duration {
         Duration::try_from(self.now().duration_since(then)).unwrap_or_default()
@@ -49,8 +108,14 @@ impl Clock {
         age < -TOLERANCE || Duration::try_from(age).unwrap_or_default() >= length
     }
 
-    /// Moves this clock ahead.
+    /// Lets time pass.
     pub fn advance(&self, by: Duration) {
+        self.passed_ms.fetch_add(milliseconds(by), Ordering::Relaxed);
+        self.set_ahead(by);
+    }
+
+    /// Sets this clock ahead, while no time passes.
+    pub fn set_ahead(&self, by: Duration) {
         self.ahead_ms.fetch_add(milliseconds(by), Ordering::Relaxed);
     }
 
@@ -79,6 +144,42 @@ mod tests {
         clock.set_back(2 * hour);
         assert!(clock.is_over(begun, hour));
         assert_eq!(clock.since(begun), Duration::ZERO);
+    }
+
+    #[test]
+    fn a_clock_that_is_set_is_trusted_after_an_hour_and_at_once_where_it_is_set_back() {
+        let (clock, year, hour) = (
+            Clock::system(),
+            Duration::from_hours(8_760),
+            Duration::from_hours(1),
+        );
+        let ahead = |of: &Clock| of.settled().duration_since(Timestamp::now()).as_hours();
+        assert_eq!(ahead(&clock), 0);
+        clock.set_ahead(year);
+        assert_eq!(ahead(&clock), 0);
+        clock.advance(hour / 2);
+        assert!(clock.settled() < clock.now() - year / 2);
+        clock.set_back(year);
+        assert!(clock.since(clock.settled()) < TOLERANCE.unsigned_abs());
+        assert!(!clock.stands());
+        clock.advance(hour);
+        assert!(clock.stands());
+        clock.set_ahead(year);
+        assert!(clock.settled() < clock.now() - year / 2);
+        clock.advance(hour);
+        assert!(clock.since(clock.settled()) < TOLERANCE.unsigned_abs());
+    }
+
+    #[test]
+    fn a_clock_that_is_nudged_or_moves_on_is_trusted() {
+        let clock = Clock::system();
+        clock.settled();
+        for _ in 0..100 {
+            clock.set_ahead(Duration::from_secs(50));
+            clock.advance(Duration::from_hours(100));
+            assert!(clock.since(clock.settled()) < TOLERANCE.unsigned_abs());
+        }
+        assert!(clock.stands());
     }
 
     #[test]

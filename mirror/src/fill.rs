@@ -41,7 +41,7 @@ pub(crate) enum Phase {
     Filling,
     /// All is there and the digest matches; being made durable, or durable already.
     Verified,
-    /// There is no room to keep it: everybody fetches for themselves.
+    /// There is no room to keep it, or the cache is read-only: everybody fetches for themselves.
     NoRoom,
     /// It ended without success.
     Failed(Failure),

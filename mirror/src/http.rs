@@ -10,6 +10,7 @@ mod error;
 pub(crate) mod invariants;
 mod lists;
 mod manifests;
+mod patience;
 mod referrers;
 pub mod route;
 mod sendfile;

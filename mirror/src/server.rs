@@ -155,6 +155,9 @@ impl Server {
     /// Serves until `shutdown`, then lets requests in flight end for as long as the configuration says.
     pub async fn run(self, shutdown: CancellationToken) {
         let admin = self.admin_address();
+        if self.running.readonly() {
+            info!("the cache is read-only (storage.maintenance.readonly): nothing is kept, nothing expires");
+        }
         let tasks = self.tasks;
         let _end = tasks.clone().drop_guard();
         let store = self.running.store.clone();

@@ -84,6 +84,7 @@ impl Job {
         let failed = |message: String| Phase::Failed(Failure::unavailable(message));
         let (repository, digest) = (&self.repository, &self.digest);
         match stop {
+            Stop::Stage(StageError::ReadOnly) => (Phase::NoRoom, FillResult::ReadOnly),
             Stop::Stage(error) => {
                 warn!(%repository, %digest, %error, "a blob could not be kept");
                 let nothing_yet = self.written() == 0;

@@ -4,26 +4,25 @@ use std::convert::Infallible;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
-use hyper_util::server::graceful::{GracefulShutdown, Watcher};
+use hyper_util::server::graceful::GracefulConnection;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::time::Instant;
 use tokio_io_timeout::TimeoutWriter;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
+use super::patience::{Answering, LIMITS, Patience, Phase, Progress, Watched};
 use super::sendfile::Direct;
 use super::tls::Certificates;
 use super::{Peer, Service};
 
-/// A client has this long to send its headers, and for its part of a TLS handshake.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// A client that takes nothing of an answer for this long is gone; unpacking a layer can stall a pull for minutes.
 const WRITE_TIMEOUT: Duration = Duration::from_mins(5);
 const MAX_HEADERS: usize = 100;
@@ -55,7 +54,7 @@ pub struct Options {
 
 /// Serves until `shutdown`, then lets requests in flight end.
 pub async fn serve(listener: Listener, service: Service, options: Options, shutdown: CancellationToken) {
-    let graceful = GracefulShutdown::new();
+    let connections = TaskTracker::new();
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -63,13 +62,7 @@ pub async fn serve(listener: Listener, service: Service, options: Options, shutd
         };
         match accepted {
             Ok(connection) => {
-                let task = connection.serve(
-                    service.clone(),
-                    options.clone(),
-                    graceful.watcher(),
-                    shutdown.clone(),
-                );
-                tokio::spawn(task);
+                connections.spawn(connection.serve(service.clone(), options.clone(), shutdown.clone()));
             }
             Err(error) => {
                 warn!(%error, "a connection could not be accepted");
@@ -78,7 +71,8 @@ pub async fn serve(listener: Listener, service: Service, options: Options, shutd
         }
     }
     drop(listener);
-    if tokio::time::timeout(options.drain, graceful.shutdown())
+    connections.close();
+    if tokio::time::timeout(options.drain, connections.wait())
         .await
         .is_err()
     {
@@ -160,80 +154,113 @@ impl Socket {
 impl Connection {
     /// Keeps little for a client that says nothing: each step has its memory when it begins, and no step that of
     /// another.
-    async fn serve(self, service: Service, options: Options, watcher: Watcher, shutdown: CancellationToken) {
-        let (spoke, deadline) = (Arc::new(AtomicBool::new(false)), Instant::now() + HEADER_TIMEOUT);
-        let heard = Arc::clone(&spoke);
-        let talk = async move {
-            let http2 = tokio::select! {
-                biased;
-                http2 = self.socket.may_begin_http2() => http2.ok()?,
-                () = shutdown.cancelled_owned() => return None,
-            };
-            let (mut peer, stream) = (self.peer, self.socket.bounded());
-            let (stream, http2) = match options.tls {
-                Some(tls) => {
-                    peer.pieces = None;
-                    Box::pin(secured(stream, tls)).await?
-                }
-                None => (stream, http2 && options.http2),
-            };
-            let ended = talk(stream, peer, service, http2, watcher, heard).await;
-            ended
-                .inspect_err(|error| debug!(%error, "a connection ended early"))
-                .ok()
-        };
-        tokio::select! {
+    async fn serve(self, service: Service, options: Options, shutdown: CancellationToken) {
+        let began = Instant::now();
+        let opened = tokio::select! {
             biased;
-            _ = talk => {}
-            () = silent(&spoke, deadline) => {}
+            opened = tokio::time::timeout(LIMITS.header, self.open(options)) => opened,
+            () = shutdown.cancelled() => return,
+        };
+        if let Ok(Some(opened)) = opened
+            && let Err(error) = opened.talk(service, began, shutdown).await
+        {
+            debug!(%error, "a connection ended early");
         }
+    }
+
+    /// Waits for the client to say something, within TLS where that is on; `None` where it does not get there.
+    async fn open(self, options: Options) -> Option<Opened> {
+        let http2 = self.socket.may_begin_http2().await.ok()?;
+        let (mut peer, stream) = (self.peer, self.socket.bounded());
+        let (stream, http2) = match options.tls {
+            Some(tls) => {
+                peer.pieces = None;
+                Box::pin(secured(stream, tls)).await?
+            }
+            None => (stream, http2 && options.http2),
+        };
+        Some(Opened { stream, peer, http2 })
     }
 }
 
-/// Returns when a client has connected but asked nothing in time, and never once it has.
-async fn silent(spoke: &AtomicBool, deadline: Instant) {
-    tokio::time::sleep_until(deadline).await;
-    if spoke.load(Ordering::Relaxed) {
-        std::future::pending::<()>().await;
-    }
+/// A connection on which HTTP begins.
+struct Opened {
+    stream: Box<dyn Stream>,
+    peer: Peer,
+    /// Whether it may be HTTP/2.
+    http2: bool,
 }
 
 type Ended = Result<(), Box<dyn std::error::Error + Send + Sync>>;
 
-/// Answers requests until the client or `watcher` ends it. As one piece of memory that is as large as it has to be: a
-/// future that is made within another one has its place in there once for each step of being made.
-fn talk(
-    stream: Box<dyn Stream>,
-    peer: Peer,
-    service: Service,
-    http2: bool,
-    watcher: Watcher,
-    spoke: Arc<AtomicBool>,
-) -> Pin<Box<dyn Future<Output = Ended> + Send>> {
-    let answer = service_fn(move |request: http::Request<_>| {
-        spoke.store(true, Ordering::Relaxed);
-        let (service, peer, (parts, _)) = (service.clone(), peer.clone(), request.into_parts());
-        // Boxed, as a connection keeps room for what this returns while it is idle too.
-        Box::pin(async move { Ok::<_, Infallible>(service.answer(parts, &peer).await) })
-    });
-    let connection = builder(http2)
-        .serve_connection(TokioIo::new(stream), answer)
-        .into_owned();
-    Box::pin(watcher.watch(connection))
+impl Opened {
+    /// Answers requests until the client ends it, takes too long, or the server ends. The connection is one piece of
+    /// memory that is as large as it has to be: a future that is made within another one has its place in there once for
+    /// each step of being made.
+    fn talk(
+        self,
+        service: Service,
+        began: Instant,
+        shutdown: CancellationToken,
+    ) -> impl Future<Output = Ended> {
+        let (peer, progress) = (self.peer, Arc::<Progress>::default());
+        let (stream, patience) = (
+            Watched {
+                stream: self.stream,
+                progress: Arc::clone(&progress),
+            },
+            Patience::new(Arc::clone(&progress), LIMITS, began),
+        );
+        let answer = service_fn(move |request: http::Request<_>| {
+            let (service, peer, (parts, _)) = (service.clone(), peer.clone(), request.into_parts());
+            let request = progress.request(parts.version);
+            // Boxed, as a connection keeps room for what this returns while it is idle too.
+            Box::pin(async move {
+                let response = service.answer(parts, &peer).await;
+                Ok::<_, Infallible>(response.map(|body| Answering {
+                    body,
+                    _request: request,
+                }))
+            })
+        });
+        let connection = builder(self.http2)
+            .serve_connection(TokioIo::new(stream), answer)
+            .into_owned();
+        attend(Box::pin(connection), patience, shutdown)
+    }
+}
+
+/// Drives a connection to its end. The server's end, or too long a pause, lets what is under way end first.
+async fn attend<C>(mut connection: Pin<Box<C>>, mut patience: Patience, shutdown: CancellationToken) -> Ended
+where
+    C: GracefulConnection<Error = Box<dyn std::error::Error + Send + Sync>>,
+{
+    let mut ending = false;
+    loop {
+        tokio::select! {
+            biased;
+            ended = &mut connection => return ended,
+            () = shutdown.cancelled(), if !ending => {}
+            late = patience.over() => if ending || late == Phase::Asking {
+                return Ok(());
+            }
+        }
+        ending = true;
+        connection.as_mut().graceful_shutdown();
+    }
 }
 
 /// The stream within TLS, and whether HTTP/2 was agreed on.
 async fn secured(stream: Box<dyn Stream>, tls: Arc<Certificates>) -> Option<(Box<dyn Stream>, bool)> {
-    match tokio::time::timeout(HEADER_TIMEOUT, tls.acceptor().accept(stream)).await {
-        Ok(Ok(stream)) => {
+    match tls.acceptor().accept(stream).await {
+        Ok(stream) => {
             let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
             Some((Box::new(stream), http2))
         }
-        Ok(Err(error)) => {
+        Err(error) => {
             debug!(%error, "a TLS handshake failed");
             None
         }
-        Err(_) => None,
     }
 }
 
@@ -244,8 +271,8 @@ fn builder(http2: bool) -> Builder<TokioExecutor> {
     }
     builder
         .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_TIMEOUT)
+        // Its time-out would end idle connections too; see `patience`.
+        .header_read_timeout(None)
         .max_headers(MAX_HEADERS)
         .max_buf_size(MAX_HEADER_BYTES)
         // What stands in for a piece must reach the stream as it is.
@@ -253,7 +280,7 @@ fn builder(http2: bool) -> Builder<TokioExecutor> {
     builder
         .http2()
         .timer(TokioTimer::new())
-        .keep_alive_interval(HEADER_TIMEOUT)
+        .keep_alive_interval(LIMITS.header)
         .max_header_list_size(u32::try_from(MAX_HEADER_BYTES).unwrap_or(u32::MAX));
     builder
 }

@@ -92,6 +92,8 @@ label! {
         Mismatch = "mismatch",
         /// The cache had no room, or the disk failed.
         NoRoom = "noroom",
+        /// The cache is read-only.
+        ReadOnly = "readonly",
         /// Nobody waited, and it was not worth its room.
         Cancelled = "cancelled",
     }

@@ -15,7 +15,7 @@ use crate::inflight::NotNow;
 use crate::metrics::Outcome;
 use crate::name::Repository;
 use crate::range::Wanted;
-use crate::store::Blob;
+use crate::store::{Blob, StageError};
 use crate::upstream;
 
 /// A range that starts further ahead of the fill than this is fetched on its own.
@@ -173,8 +173,9 @@ impl Pull {
         };
         self.permitted(asked).await?;
         let (repository, digest) = (asked.repository, asked.digest);
-        if let Err(error) = self.store.link_blob(repository, digest).await {
-            warn!(%repository, %digest, %error, "a blob could not be linked");
+        match self.store.link_blob(repository, digest).await {
+            Ok(()) | Err(StageError::ReadOnly) => {}
+            Err(error) => warn!(%repository, %digest, %error, "a blob could not be linked"),
         }
         Ok(Some(blob))
     }

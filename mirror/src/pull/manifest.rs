@@ -11,7 +11,7 @@ use super::{Pull, Served, unreadable};
 use crate::digest::Digest;
 use crate::metrics::Outcome;
 use crate::name::{Reference, Repository, Tag};
-use crate::store::{CachedTag, Manifest};
+use crate::store::{CachedTag, Manifest, StageError};
 use crate::upstream::Upstream;
 
 /// How long a client waits for upstream's word where there is a copy.
@@ -188,6 +188,7 @@ impl Pull {
         };
         match self.store.put_manifest(repository, &manifest).await {
             Ok(()) => self.keep_tag(repository, reference, manifest.digest()).await,
+            Err(StageError::ReadOnly) => {}
             Err(error) => warn!(%repository, %error, "a manifest is served without being kept"),
         }
         Ok((manifest, Outcome::Miss))
@@ -195,8 +196,9 @@ impl Pull {
 
     async fn keep_tag(&self, repository: &Repository, reference: &Reference, digest: &Digest) {
         let Reference::Tag(tag) = reference else { return };
-        if let Err(error) = self.store.put_tag(repository, tag, digest).await {
-            warn!(%repository, %tag, %error, "a tag is served without being kept");
+        match self.store.put_tag(repository, tag, digest).await {
+            Ok(()) | Err(StageError::ReadOnly) => {}
+            Err(error) => warn!(%repository, %tag, %error, "a tag is served without being kept"),
         }
     }
 }

@@ -64,6 +64,11 @@ impl Running {
         self.current.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether the cache is served as it is.
+    pub(super) fn readonly(&self) -> bool {
+        self.current().config.readonly
+    }
+
     /// No new clients should come from now on.
     pub(super) fn drain(&self) {
         self.draining.store(true, Ordering::Relaxed);

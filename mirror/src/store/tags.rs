@@ -30,7 +30,7 @@ impl Store {
         digest: &Digest,
     ) -> Result<(), StageError> {
         let cached = self.inner.hits.tag(repository, tag);
-        if !self.inner.readonly && cached.is_some_and(|cached| cached.digest == *digest) {
+        if cached.is_some_and(|cached| cached.digest == *digest) {
             self.inner.confirm(repository, tag, digest);
             return Ok(());
         }

@@ -17,6 +17,8 @@ use crate::store::{Error, Inner, Store, rebuild};
 
 /// Distribution's expiries are turned into ours in batches of this size.
 const BATCH: usize = 4096;
+/// Times this far ahead are nobody's mistake.
+const AHEAD_MS: i64 = 60_000;
 /// Writing the expiry state takes at most one part in so many of the time: less than a hundredth of a core.
 const SHARE: u32 = 120;
 /// How often it is written where content was only used.
@@ -101,6 +103,10 @@ impl Store {
                 return Ok(0);
             }
             inner.trim()?;
+            let now = inner.clock.settled().as_millisecond();
+            if inner.clock.stands() {
+                inner.take_back_what_is_to_come(now)?;
+            }
             let Some(ttl) = ttl else { return Ok(0) };
             inner.resolve_imported(ttl)?;
             let ttl = i64::try_from(ttl.as_millis()).unwrap_or(i64::MAX);
@@ -108,7 +114,7 @@ impl Store {
                 TtlFrom::LastUse => Order::Use,
                 TtlFrom::FirstFetch => Order::Fetch,
             };
-            inner.expire(order, inner.clock.now().as_millisecond().saturating_sub(ttl))
+            inner.expire(order, now.saturating_sub(ttl))
         })
         .await
     }
@@ -178,6 +184,21 @@ impl Inner {
             when: at,
             took,
         });
+        Ok(())
+    }
+
+    /// Content that was fetched or used while the clock was ahead would stay for as long as it was wrong.
+    fn take_back_what_is_to_come(&self, now: i64) -> Result<(), Error> {
+        for order in [Order::Use, Order::Fetch] {
+            loop {
+                let batch = self.index.beyond(order, now.saturating_add(AHEAD_MS), BATCH)?;
+                if batch.is_empty() {
+                    break;
+                }
+                let take_back = |digest| Op::NotAfter(digest, now);
+                self.index.write(batch.into_iter().map(take_back).collect())?;
+            }
+        }
         Ok(())
     }
 

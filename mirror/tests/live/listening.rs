@@ -3,6 +3,7 @@
 use std::process::Command;
 
 use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::hub::{Fault, Gate, Hub};
 use crate::served::{Home, Served, client, eventually};
@@ -37,6 +38,35 @@ async fn curl_pulls_over_a_unix_socket() {
             "{said}"
         );
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_takes_the_end_of_an_answer_late_gets_it_all_the_same() {
+    let hub = Hub::start().await;
+    // More than the socket takes: its end waits in the server for the client.
+    let data: Vec<u8> = (0..300_000_u32).map(|n| u8::try_from(n % 251).unwrap()).collect();
+    let digest = hub.push_blob("app", &data);
+    let home = Home::new();
+    let socket = home.path("m.sock").display().to_string();
+    let environment = [
+        ("REGISTRY_HTTP_NET", "unix"),
+        ("REGISTRY_HTTP_ADDR", socket.as_str()),
+    ];
+    let _served = home.serve("", &proxy(&hub), &environment).await;
+    let connect = || tokio::net::UnixStream::connect(&socket);
+    let (mut late, mut silent) = (connect().await.unwrap(), connect().await.unwrap());
+    let request = format!("GET /v2/app/blobs/{digest} HTTP/1.1\r\nhost: m\r\n\r\n");
+    late.write_all(request.as_bytes()).await.unwrap();
+    late.readable().await.unwrap();
+    // Until others would have been cut for what they do not send.
+    silent.read_to_end(&mut Vec::new()).await.unwrap();
+    let mut answer = vec![0; data.len()];
+    late.read_exact(&mut answer).await.unwrap();
+    let head = answer.windows(4).position(|part| part == b"\r\n\r\n").unwrap() + 4;
+    let mut rest = vec![0; head];
+    late.read_exact(&mut rest).await.unwrap();
+    answer.extend(rest);
+    assert!(answer[head..] == data, "other bytes");
 }
 
 /// Follows `Link` from page to page, and gathers what `field` lists.

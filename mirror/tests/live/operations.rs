@@ -61,17 +61,45 @@ async fn configured_headers_are_in_every_answer_and_the_prefix_before_every_path
 async fn a_read_only_cache_serves_and_keeps_nothing() {
     let hub = Hub::start().await;
     let digest = hub.push_blob("app", b"bytes");
-    let yaml = proxy(&hub);
-    let environment = [("REGISTRY_STORAGE_MAINTENANCE_READONLY", "{enabled: true}")];
-    let served = Home::new().serve("", &yaml, &environment).await;
+    hub.push_image("app", "v1", &[b"layer"]);
+    let environment = [
+        ("REGISTRY_STORAGE_MAINTENANCE_READONLY", "{enabled: true}"),
+        ("REGISTRY_HTTP_DEBUG_PROMETHEUS_ENABLED", "true"),
+    ];
+    let mut served = Home::new().serve("", &proxy(&hub), &environment).await;
     for _ in 0..2 {
         assert_eq!(
             served.get(&format!("/v2/app/blobs/{digest}")).await,
             (200, b"bytes".to_vec())
         );
+        assert_eq!(served.get("/v2/app/manifests/v1").await.0, 200);
     }
     assert_eq!(hub.count("GET blobs"), 2);
     assert!(!served.home.path("cache/docker/registry/v2/blobs/sha256").exists());
+    let counted = served.admin("/metrics").await.1;
+    assert!(counted.contains("result=\"readonly\"} 2"), "{counted}");
+    assert!(!counted.contains("result=\"noroom\""), "{counted}");
+    served.signal(rustix::process::Signal::TERM);
+    let log = served.rest_of_the_log().await;
+    assert!(!log.contains("WARN"), "what was asked for is no trouble: {log}");
+}
+
+#[tokio::test]
+async fn a_cache_that_becomes_read_only_serves_what_it_has_and_asks_no_more_of_upstream_than_before() {
+    let hub = Hub::start().await;
+    hub.push_image("app", "v1", &[b"layer"]);
+    let yaml = format!("proxy: {{remoteurl: '{}', cache: {{tagttl: 1h}}}}", hub.url());
+    let mut served = Home::new().serve("", &yaml, &[]).await;
+    let (_, manifest) = served.get("/v2/app/manifests/v1").await;
+    served.signal(rustix::process::Signal::TERM);
+    served.ended().await;
+    let environment = [("REGISTRY_STORAGE_MAINTENANCE_READONLY", "{enabled: true}")];
+    let served = served.home.serve("", &yaml, &environment).await;
+    hub.forget();
+    for _ in 0..3 {
+        assert_eq!(served.get("/v2/app/manifests/v1").await, (200, manifest.clone()));
+    }
+    assert_eq!(hub.seen("*").len(), 0, "asked though the tag is fresh");
 }
 
 /// A certificate of its own authority for 127.0.0.1, written where the server looks.

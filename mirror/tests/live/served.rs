@@ -86,6 +86,20 @@ impl Served {
         tokio::time::timeout(LIMIT, find).await.expect(text)
     }
 
+    /// All that is still to come of the log, to the end of the server.
+    pub(crate) async fn rest_of_the_log(&mut self) -> String {
+        let log = self.log.as_mut().unwrap();
+        let read = async {
+            let mut text = String::new();
+            while let Some(line) = log.next_line().await.unwrap() {
+                text.push_str(&line);
+                text.push('\n');
+            }
+            text
+        };
+        tokio::time::timeout(LIMIT, read).await.expect("the end")
+    }
+
     /// Nobody looks at the log any more; it is read all the same, so that the server can go on writing.
     pub(crate) fn forget_log(&mut self) {
         let mut log = self.log.take().unwrap();

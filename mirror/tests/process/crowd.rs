@@ -48,11 +48,19 @@ async fn idle(count: u64, request: &[u8]) {
         }
     }
     let memory = server.memory();
-    // A machine on which all this takes longer than an idle client is held has fewer of them.
-    let held = open.iter().filter(|stream| says_nothing(stream)).count();
+    // Who asked nothing is not held for long: a slow machine has fewer of them at once.
+    let held = open.iter().filter(|stream| says_nothing(stream)).count() as u64;
     eprintln!("{held} idle connections, of {count}: {memory} bytes");
     assert!(memory < MEMORY, "{memory} bytes for {held} idle connections");
+    if !request.is_empty() {
+        assert_eq!(held, count, "held at once");
+    }
     assert_eq!(server.get("/v2/", "").await.unwrap().status, 200);
+    assert_eq!(server.end().await.code(), Some(0));
+    for mut stream in open.into_iter().take(100) {
+        let read = tokio::time::timeout(LIMIT, stream.read(&mut [0; 1])).await;
+        assert!(!matches!(read.unwrap(), Ok(1..)), "more than an end");
+    }
 }
 
 /// Neither bytes nor the end.
@@ -69,6 +77,49 @@ async fn ten_thousand_idle_connections_take_little_memory() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ten_thousand_connections_that_ask_nothing_take_little_memory() {
     idle(10_000, b"").await;
+}
+
+/// A connection on which one request was answered.
+async fn answered(server: &Server) -> TcpStream {
+    let mut stream = TcpStream::connect(&server.address).await.unwrap();
+    assert!(asks(&mut stream).await.starts_with("HTTP/1.1 200"));
+    stream
+}
+
+/// What comes back at once for a request; nothing once the server has ended the connection.
+async fn asks(stream: &mut TcpStream) -> String {
+    let mut answer = vec![0; 1024];
+    let _ = stream.write_all(b"GET /v2/ HTTP/1.1\r\nhost: m\r\n\r\n").await;
+    let read = tokio::time::timeout(LIMIT, stream.read(&mut answer)).await;
+    answer.truncate(read.unwrap().unwrap_or(0));
+    String::from_utf8(answer).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_was_answered_may_be_idle_for_longer_than_the_next_header_may_take() {
+    let hub = Hub::start().await;
+    let home = tempfile::tempdir().unwrap();
+    let server = Server::start(&home.path().join("cache"), &hub, "").await;
+    let (mut idle, mut slow, mut pipelined) = (
+        answered(&server).await,
+        answered(&server).await,
+        answered(&server).await,
+    );
+    slow.write_all(b"GET /v2/ HTTP/1.1\r\nhost: m\r\n").await.unwrap();
+    // A whole request and a half at once.
+    let half = asks(&mut pipelined).await;
+    assert!(half.starts_with("HTTP/1.1 200"), "{half}");
+    pipelined
+        .write_all(b"GET /v2/ HTTP/1.1\r\nhost: m\r\n\r\nGET /v2/ HTTP/1.1\r\nho")
+        .await
+        .unwrap();
+    for stream in [&mut slow, &mut pipelined] {
+        let ended = tokio::time::timeout(LIMIT, stream.read_to_end(&mut Vec::new())).await;
+        assert!(ended.is_ok(), "half a header is waited for");
+    }
+    assert!(asks(&mut idle).await.starts_with("HTTP/1.1 200"));
+    assert_eq!(server.end().await.code(), Some(0));
+    assert_eq!(asks(&mut idle).await, "", "the server ended");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

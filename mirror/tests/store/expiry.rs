@@ -143,3 +143,41 @@ async fn counted_from_the_first_fetch_a_use_never_rewrites_the_expiry_state() {
     store.flush().await;
     assert!(!path.exists());
 }
+
+#[tokio::test]
+async fn a_clock_that_is_years_ahead_for_a_while_costs_no_content_and_keeps_none_for_years() {
+    let (year, week) = (8_760 * HOUR, 168 * HOUR);
+    let place = Place::new();
+    let store = place.open().await;
+    let old = put(&store, &nginx(), b"old").await;
+    let expire = async |from| store.expire(Some(week), from).await.unwrap();
+    assert_eq!(expire(LastUse).await, 0);
+    place.clock.set_ahead(10 * year);
+    assert_eq!(expire(LastUse).await, 0);
+    place.clock.advance(HOUR / 2);
+    let new = put(&store, &nginx(), b"new").await;
+    get(&store, &nginx(), &old).await.unwrap();
+    assert_eq!(expire(LastUse).await, 0);
+    place.clock.set_back(10 * year);
+    assert_eq!(expire(LastUse).await, 0);
+    place.clock.advance(2 * HOUR);
+    assert_eq!(expire(LastUse).await, 0);
+    place.clock.advance(week + HOUR);
+    assert_eq!(expire(LastUse).await, 2);
+    for digest in [old, new] {
+        assert_eq!(get(&store, &nginx(), &digest).await, None);
+    }
+}
+
+#[tokio::test]
+async fn a_clock_that_goes_on_where_it_was_set_to_is_believed_after_an_hour() {
+    let place = Place::new();
+    let store = place.open().await;
+    put(&store, &nginx(), b"layer").await;
+    let expire = async || store.expire(Some(168 * HOUR), LastUse).await.unwrap();
+    assert_eq!(expire().await, 0);
+    place.clock.set_ahead(200 * HOUR);
+    assert_eq!(expire().await, 0);
+    place.clock.advance(HOUR);
+    assert_eq!(expire().await, 1);
+}

@@ -39,6 +39,8 @@ pub(in crate::store) enum Op {
     },
     /// Turns such an expiry into the fetch that it counted from.
     Resolve(Digest, i64),
+    /// None of its times lies beyond this one: the clock was ahead then.
+    NotAfter(Digest, i64),
     /// Whether all files are known.
     Complete(bool),
     /// What `scheduler-state.json` looks like now.
@@ -62,7 +64,12 @@ impl Op {
     pub(super) fn moves_expiry(&self) -> bool {
         matches!(
             self,
-            Self::Admit { .. } | Self::Discover { .. } | Self::Link(..) | Self::Remove(_) | Self::Resolve(..)
+            Self::Admit { .. }
+                | Self::Discover { .. }
+                | Self::Link(..)
+                | Self::Remove(_)
+                | Self::Resolve(..)
+                | Self::NotAfter(..)
         )
     }
 }
@@ -109,6 +116,9 @@ pub(super) fn apply(transaction: &WriteTransaction, ops: &[Op]) -> Result<Added,
                 })?;
                 transaction.open_table(IMPORTED)?.remove(&*key_of(digest))?;
             }
+            Op::NotAfter(digest, most) => tables.change(digest, |(size, first, used, verified)| {
+                (size, first.min(*most), used.min(*most), verified.min(*most))
+            })?,
             Op::Remove(digest) => {
                 tables.remove(&key_of(digest))?;
                 remove_rest(transaction, &key_of(digest))?;

@@ -1,6 +1,6 @@
 //! What the index is asked.
 
-use redb::{Range, ReadTransaction, ReadableTable};
+use redb::{Range, ReadTransaction, ReadableTable, TableDefinition};
 
 use crate::digest::Digest;
 use crate::name::{Repository, Tag};
@@ -25,6 +25,15 @@ pub(in crate::store) struct Entry {
 pub(in crate::store) enum Order {
     Use,
     Fetch,
+}
+
+impl Order {
+    fn table(self) -> TableDefinition<'static, (i64, &'static [u8]), ()> {
+        match self {
+            Self::Use => BY_USE,
+            Self::Fetch => BY_FETCH,
+        }
+    }
 }
 
 impl From<(u64, i64, i64, i64)> for Entry {
@@ -93,10 +102,7 @@ impl Index {
         most: usize,
     ) -> Result<Vec<(i64, Digest)>, Failure> {
         self.read(|transaction| {
-            let table = transaction.open_table(match order {
-                Order::Use => BY_USE,
-                Order::Fetch => BY_FETCH,
-            })?;
+            let table = transaction.open_table(order.table())?;
             let key = from.map(|(time, digest)| (*time, key_of(digest)));
             let range: Range<'_, (i64, &[u8]), ()> = match &key {
                 Some((time, key)) => {
@@ -115,6 +121,24 @@ impl Index {
                 oldest.extend(digest_of(key).map(|digest| (time, digest)));
             }
             Ok(oldest)
+        })
+    }
+
+    /// Up to `most` pieces of content whose time lies beyond this one.
+    pub(in crate::store) fn beyond(
+        &self,
+        order: Order,
+        time: i64,
+        most: usize,
+    ) -> Result<Vec<Digest>, Failure> {
+        self.read(|transaction| {
+            let table = transaction.open_table(order.table())?;
+            let beyond: (i64, &[u8]) = (time.saturating_add(1), &[]);
+            let mut found = Vec::new();
+            for entry in table.range::<(i64, &[u8])>(beyond..)?.take(most) {
+                found.extend(digest_of(entry?.0.value().1));
+            }
+            Ok(found)
         })
     }
 

@@ -1,0 +1,354 @@
+//! How long a client may take: for a header, and between requests. What it takes for an answer is no matter here.
+//!
+//! hyper has one time-out for both, and begins it while the end of the answer before is still on its way. So it is
+//! looked at here where a connection stands, by what goes through it.
+
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::Version;
+use http_body::{Body, Frame, SizeHint};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Instant, Sleep};
+
+use super::access::Recorded;
+
+/// How long clients may take.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    /// To send a header, with their part of a TLS handshake before the first one.
+    pub(super) header: Duration,
+    /// Between an answer and the next request.
+    pub(super) idle: Duration,
+}
+
+/// Clients end idle connections of their own accord after 90 s (Go's, and so containerd's) or less: who ends one first
+/// does not ask on one that is being closed.
+pub(super) const LIMITS: Limits = Limits {
+    header: Duration::from_secs(10),
+    idle: Duration::from_mins(2),
+};
+/// What ends a header (RFC 9112, section 2.1).
+const END: u32 = u32::from_be_bytes(*b"\r\n\r\n");
+
+/// Where a connection stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// The client has to say what it wants.
+    Asking,
+    /// It is for the server, or for the network.
+    Answering,
+    /// All was answered.
+    Idle,
+}
+
+/// What a connection's parts say of it.
+#[derive(Debug, Default)]
+pub(super) struct Progress {
+    asked: AtomicU32,
+    under_way: AtomicU32,
+    /// The last four bytes from the client.
+    tail: AtomicU32,
+    /// Whether it speaks HTTP/2, whose headers do not end in [`END`]: who leaves one unfinished there can't answer
+    /// pings, and is cut for that.
+    framed: AtomicBool,
+    /// Whether bytes wait for the client to take them.
+    blocked: AtomicBool,
+}
+
+impl Progress {
+    /// There is a request; it is over when what is returned is dropped.
+    pub(super) fn request(self: &Arc<Self>, version: Version) -> UnderWay {
+        self.framed.store(version == Version::HTTP_2, Ordering::Relaxed);
+        self.asked.fetch_add(1, Ordering::Relaxed);
+        self.under_way.fetch_add(1, Ordering::Relaxed);
+        UnderWay(Arc::clone(self))
+    }
+
+    fn phase(&self) -> Phase {
+        let between = || self.framed.load(Ordering::Relaxed) || self.tail.load(Ordering::Relaxed) == END;
+        if self.under_way.load(Ordering::Relaxed) > 0 || self.blocked.load(Ordering::Relaxed) {
+            Phase::Answering
+        } else if self.asked.load(Ordering::Relaxed) > 0 && between() {
+            Phase::Idle
+        } else {
+            Phase::Asking
+        }
+    }
+
+    fn heard(&self, bytes: &[u8]) {
+        let last = &bytes[bytes.len().saturating_sub(4)..];
+        let tail = last.iter().fold(self.tail.load(Ordering::Relaxed), |tail, byte| {
+            tail << 8 | u32::from(*byte)
+        });
+        self.tail.store(tail, Ordering::Relaxed);
+    }
+}
+
+/// A request that is not over.
+#[derive(Debug)]
+pub(super) struct UnderWay(Arc<Progress>);
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.under_way.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Waits for a client to be late. To be polled by the task that drives its connection, after that: it sees what went on
+/// then, and takes no wake-ups of its own for it. (The end of an HTTP/2 request that it does not see so it sees at the
+/// next ping.)
+pub(super) struct Patience {
+    progress: Arc<Progress>,
+    limits: Limits,
+    seen: (Phase, u32),
+    since: Instant,
+    /// Never later than it has to be, but earlier where that saves setting it for each request.
+    timer: Pin<Box<Sleep>>,
+}
+
+impl Patience {
+    /// With a client that connected at `since`.
+    pub(super) fn new(progress: Arc<Progress>, limits: Limits, since: Instant) -> Self {
+        Self {
+            progress,
+            limits,
+            seen: (Phase::Asking, 0),
+            since,
+            timer: Box::pin(tokio::time::sleep_until(since + limits.header)),
+        }
+    }
+
+    /// What the client is late with.
+    pub(super) async fn over(&mut self) -> Phase {
+        std::future::poll_fn(|cx| self.poll_over(cx)).await
+    }
+
+    fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<Phase> {
+        let phase = self.progress.phase();
+        let stands = (phase, self.progress.asked.load(Ordering::Relaxed));
+        if stands != self.seen {
+            (self.seen, self.since) = (stands, Instant::now());
+        }
+        let deadline = match phase {
+            Phase::Answering => return Poll::Pending,
+            Phase::Asking => self.since + self.limits.header,
+            Phase::Idle => self.since + self.limits.idle,
+        };
+        if self.timer.deadline() > deadline {
+            self.timer.as_mut().reset(deadline);
+        }
+        loop {
+            ready!(self.timer.as_mut().poll(cx));
+            if Instant::now() >= deadline {
+                self.since = Instant::now();
+                return Poll::Ready(phase);
+            }
+            self.timer.as_mut().reset(deadline);
+        }
+    }
+}
+
+/// A client's stream that tells how its connection gets on.
+pub(super) struct Watched<S> {
+    pub(super) stream: S,
+    pub(super) progress: Arc<Progress>,
+}
+
+impl<S> Watched<S> {
+    fn wrote<T>(&self, wrote: Poll<T>) -> Poll<T> {
+        self.progress.blocked.store(wrote.is_pending(), Ordering::Relaxed);
+        wrote
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
+        self.progress.heard(&buffer.filled()[before..]);
+        read
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let wrote = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.wrote(wrote)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let wrote = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
+        self.wrote(wrote)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let flushed = Pin::new(&mut self.stream).poll_flush(cx);
+        self.wrote(flushed)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+/// The body of an answer, which is under way until it is dropped.
+pub(super) struct Answering {
+    pub(super) body: Recorded,
+    pub(super) _request: UnderWay,
+}
+
+impl Body for Answering {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+
+    use super::*;
+
+    const SHORT: Duration = Duration::from_millis(40);
+    const LONG: Duration = Duration::from_hours(1);
+    /// Long enough for what is over after a short time to be over.
+    const A_WHILE: Duration = Duration::from_millis(200);
+
+    struct Client {
+        says: DuplexStream,
+        server: Watched<DuplexStream>,
+        patience: Patience,
+    }
+
+    fn client(header: Duration, idle: Duration) -> Client {
+        let (says, stream) = tokio::io::duplex(64);
+        let progress = Arc::<Progress>::default();
+        Client {
+            says,
+            server: Watched {
+                stream,
+                progress: Arc::clone(&progress),
+            },
+            patience: Patience::new(progress, Limits { header, idle }, Instant::now()),
+        }
+    }
+
+    impl Client {
+        async fn says(&mut self, bytes: &str) {
+            self.says.write_all(bytes.as_bytes()).await.unwrap();
+            self.server.read_exact(&mut vec![0; bytes.len()]).await.unwrap();
+        }
+
+        /// Has been answered.
+        async fn asks(&mut self) {
+            self.says("GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
+            drop(self.request(Version::HTTP_11));
+        }
+
+        fn request(&self, version: Version) -> UnderWay {
+            self.server.progress.request(version)
+        }
+
+        /// What it is late with, at the earliest after a short time.
+        async fn late(&mut self) -> Phase {
+            let start = Instant::now();
+            let late = tokio::time::timeout(LONG, self.patience.over()).await.unwrap();
+            assert!(start.elapsed() >= SHORT, "{late:?} after {:?}", start.elapsed());
+            late
+        }
+
+        async fn is_waited_for(&mut self) -> bool {
+            tokio::time::timeout(A_WHILE, self.patience.over()).await.is_err()
+        }
+    }
+
+    #[tokio::test]
+    async fn who_asks_nothing_or_a_part_is_late_after_a_headers_time() {
+        assert_eq!(client(SHORT, LONG).late().await, Phase::Asking);
+        let mut other = client(A_WHILE, LONG);
+        other.says("GET / HTTP/1.1\r\n").await;
+        assert_eq!(other.late().await, Phase::Asking);
+    }
+
+    #[tokio::test]
+    async fn who_was_answered_has_longer_but_not_for_the_next_header() {
+        let mut client = client(SHORT, LONG);
+        client.asks().await;
+        assert!(client.is_waited_for().await);
+        client.says("GET / HTTP/1.1\r\n\r").await;
+        assert_eq!(client.late().await, Phase::Asking);
+        client.says("\n").await;
+        drop(client.request(Version::HTTP_11));
+        assert!(client.is_waited_for().await);
+    }
+
+    #[tokio::test]
+    async fn each_request_begins_the_time_anew() {
+        let mut client = client(LONG, SHORT);
+        for _ in 0..5 {
+            client.asks().await;
+            let _ = tokio::time::timeout(SHORT / 2, client.patience.over()).await;
+        }
+        client.asks().await;
+        assert_eq!(client.late().await, Phase::Idle);
+    }
+
+    #[tokio::test]
+    async fn nobody_is_late_while_an_answer_is_on_its_way() {
+        let mut client = client(SHORT, SHORT);
+        client.says("GET / HTTP/1.1\r\n\r\n").await;
+        let request = client.request(Version::HTTP_11);
+        assert!(client.is_waited_for().await);
+        // The server is done with it, but the client takes it slowly.
+        let wrote = tokio::time::timeout(SHORT, client.server.write_all(&[0; 100])).await;
+        assert!(wrote.is_err(), "there is room for 64");
+        drop(request);
+        assert!(client.is_waited_for().await);
+        client.says.read_exact(&mut [0; 64]).await.unwrap();
+        client.server.write_all(&[0; 36]).await.unwrap();
+        assert_eq!(client.late().await, Phase::Idle);
+    }
+
+    #[tokio::test]
+    async fn requests_side_by_side_are_idle_once_all_are_over() {
+        let mut client = client(SHORT, SHORT);
+        client.says("frames").await;
+        let (one, other) = (client.request(Version::HTTP_2), client.request(Version::HTTP_2));
+        drop(one);
+        assert!(client.is_waited_for().await);
+        drop(other);
+        assert_eq!(client.late().await, Phase::Idle);
+    }
+}
