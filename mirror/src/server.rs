@@ -92,7 +92,7 @@ impl Server {
         };
         // Side by side: the one waits for the disk, the other reads the system's authorities.
         let (store, made) = tokio::join!(
-            open(&config, &clock),
+            open(&config, &clock, &metrics),
             upstreams.become_of(&config.proxy, &options)
         );
         let store = store?;
@@ -203,7 +203,7 @@ fn certificates(config: &Config) -> Result<Option<Certificates>, Error> {
     Ok(config.http.tls.as_ref().map(load).transpose()?)
 }
 
-async fn open(config: &Config, clock: &Clock) -> Result<Store, Error> {
+async fn open(config: &Config, clock: &Clock, metrics: &Metrics) -> Result<Store, Error> {
     // Below its root the store mends what is damaged. A root that is a file is no damage, but a mistake.
     if std::fs::metadata(&config.root).is_ok_and(|root| !root.is_dir()) {
         return Err(Error::NoDirectory(config.root.clone()));
@@ -213,6 +213,7 @@ async fn open(config: &Config, clock: &Clock) -> Result<Store, Error> {
         max_size: config.proxy.cache.max_size,
         readonly: config.readonly,
         clock: clock.clone(),
+        metrics: metrics.clone(),
     };
     Ok(Store::open(&config.root, options).await?)
 }

@@ -37,6 +37,7 @@ use jiff::Timestamp;
 use crate::clock::Clock;
 use crate::config::MaxSize;
 use crate::digest::{Digest, Hashed};
+use crate::metrics::Metrics;
 use crate::name::Host;
 pub use durable::IoError;
 use durable::Scratch;
@@ -59,6 +60,8 @@ pub struct Options {
     pub readonly: bool,
     /// Tells when content was fetched, used, validated.
     pub clock: Clock,
+    /// Where what leaves the cache is counted.
+    pub metrics: Metrics,
 }
 
 /// The cache. Clones share it.
@@ -207,6 +210,7 @@ const STRIPES: usize = 64;
 struct Inner {
     layout: Layout,
     clock: Clock,
+    metrics: Metrics,
     readonly: bool,
     opened: Timestamp,
     scratch: Scratch,
@@ -287,6 +291,7 @@ impl Inner {
             upkeep: Upkeep::default(),
             opened: options.clock.now(),
             clock: options.clock,
+            metrics: options.metrics,
             readonly: options.readonly,
             evicting: Mutex::default(),
             stripes: std::array::from_fn(|_| Mutex::default()),

@@ -89,6 +89,7 @@ fn options() -> store::Options {
         max_size: Some(config::MaxSize::Bytes(1 << 30)),
         readonly: false,
         clock: Clock::system(),
+        metrics: Metrics::new(),
     }
 }
 

@@ -8,8 +8,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::digest::Digest;
+use crate::metrics::EvictionReason;
 use crate::name::Repository;
-use crate::store::durable::on;
+use crate::store::durable::{self, on};
 use crate::store::hits::OpenBlob;
 use crate::store::index::{Link, Op};
 use crate::store::{Blob, Error, Inner, StageError, Staged, Store, link};
@@ -75,7 +76,9 @@ impl Store {
     /// Forgets content that could not be read. Whoever has it open may go on.
     pub async fn drop_blob(&self, digest: &Digest) {
         let digest = digest.clone();
-        let dropped = self.blocking(move |inner| inner.remove(&digest)).await;
+        let dropped = self
+            .blocking(move |inner| inner.remove(&digest, EvictionReason::Damaged))
+            .await;
         if let Err(error) = dropped {
             tracing::error!(%error, "damaged content could not be removed");
         }
@@ -102,7 +105,7 @@ impl Inner {
         }
         let entry = self.index.get(digest)?;
         let path = self.layout.blob_data(digest);
-        match File::open(&path) {
+        match durable::open(&path) {
             Ok(file) => {
                 let found = file.metadata().map_err(on("inspect", &path))?;
                 if is_sound(digest, &found, entry.map(|entry| entry.size))
@@ -134,7 +137,7 @@ impl Inner {
 
     fn is_sound_on_disk(&self, digest: &Digest) -> bool {
         let size = self.index.get(digest).ok().flatten().map(|entry| entry.size);
-        File::open(self.layout.blob_data(digest)).is_ok_and(|file| {
+        durable::open(&self.layout.blob_data(digest)).is_ok_and(|file| {
             file.metadata().is_ok_and(|found| {
                 is_sound(digest, &found, size) && read_small(digest, &file, found.len()).is_ok()
             })

@@ -1,9 +1,13 @@
 //! Writes that a power cut can't take back or leave in halves.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::fs::OFlags;
+use rustix::io::Errno;
 
 /// A file operation that failed, and on what.
 #[derive(Debug, thiserror::Error)]
@@ -34,6 +38,31 @@ pub(super) fn on(action: &'static str, path: &Path) -> impl FnOnce(io::Error) ->
         path: path.to_owned(),
         source,
     }
+}
+
+/// Opens a file for reading; `IsADirectory` for whatever else damage left in its place. Never waits, as it would for
+/// a pipe that nobody writes to.
+pub(super) fn open(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    let flags = i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or_default();
+    let opened = options.read(true).custom_flags(flags).open(path);
+    let no_file = || io::Error::from(ErrorKind::IsADirectory);
+    match opened {
+        Ok(file) if file.metadata()?.is_file() => Ok(file),
+        Ok(_) => Err(no_file()),
+        // A socket, or links in a circle.
+        Err(error) => match Errno::from_io_error(&error) {
+            Some(Errno::NXIO | Errno::LOOP) => Err(no_file()),
+            _ => Err(error),
+        },
+    }
+}
+
+/// All of a file, opened as [`open`] does.
+pub(super) fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    open(path)?.read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// Makes what was renamed into, made in or removed from a directory durable.

@@ -3,8 +3,9 @@
 use std::sync::MutexGuard;
 
 use crate::digest::Digest;
+use crate::metrics::EvictionReason;
 use crate::store::durable::{prune, remove};
-use crate::store::index::{Link, Op, Order};
+use crate::store::index::{Entry, Link, Op, Order};
 use crate::store::space::{Reservation, Short};
 use crate::store::{Error, Inner, IoError, StageError, hits, link};
 
@@ -77,7 +78,7 @@ impl Inner {
             let oldest = self.index.oldest(Order::Use, last.as_ref(), BATCH)?;
             for (_, digest) in &oldest {
                 if freed < wanted && !self.hits.is_read(digest) && !self.is_pinned(digest)? {
-                    freed += self.remove(digest)?;
+                    freed += self.remove(digest, EvictionReason::Room)?;
                 }
             }
             match oldest.into_iter().next_back() {
@@ -104,7 +105,7 @@ impl Inner {
                     return Ok(gone);
                 }
                 if !self.hits.is_read(digest) && !self.is_pinned(digest)? {
-                    self.remove(digest)?;
+                    self.remove(digest, EvictionReason::Expired)?;
                     gone += 1;
                 }
             }
@@ -116,9 +117,11 @@ impl Inner {
     }
 
     /// Removes content and all that leads to it. Returns the bytes that it took.
-    pub(super) fn remove(&self, digest: &Digest) -> Result<u64, Error> {
+    pub(super) fn remove(&self, digest: &Digest, reason: EvictionReason) -> Result<u64, Error> {
         let one = self.stripe(digest);
-        self.remove_under(&one, digest)
+        let removed = self.remove_under(&one, digest)?;
+        self.metrics.evicted(reason, removed.iter().len() as u64);
+        Ok(removed.map_or(0, |entry| entry.size))
     }
 
     /// Removes content unless it is sound by now: between finding damage and coming here, somebody may
@@ -130,13 +133,19 @@ impl Inner {
     ) -> Result<(), Error> {
         let one = self.stripe(digest);
         if !is_sound() {
-            self.remove_under(&one, digest)?;
+            let removed = self.remove_under(&one, digest)?;
+            let reason = EvictionReason::Damaged;
+            self.metrics.evicted(reason, removed.iter().len() as u64);
         }
         Ok(())
     }
 
-    /// See [`remove`](Self::remove); the caller has the content's stripe.
-    pub(super) fn remove_under(&self, _one: &MutexGuard<'_, ()>, digest: &Digest) -> Result<u64, Error> {
+    /// The same uncounted; the caller has the content's stripe. Returns what was known of it.
+    pub(super) fn remove_under(
+        &self,
+        _one: &MutexGuard<'_, ()>,
+        digest: &Digest,
+    ) -> Result<Option<Entry>, Error> {
         self.hits.forget(digest);
         let entry = self.index.get(digest)?;
         let links = self.index.links(digest)?;
@@ -150,9 +159,10 @@ impl Inner {
             ops.extend(self.remove_link(digest, link)?);
         }
         self.index.write(ops)?;
-        let Some(entry) = entry else { return Ok(0) };
-        self.space.sub(entry.size);
-        Ok(entry.size)
+        if let Some(entry) = entry {
+            self.space.sub(entry.size);
+        }
+        Ok(entry)
     }
 
     fn remove_link(&self, digest: &Digest, link: &Link) -> Result<Option<Op>, IoError> {

@@ -1,11 +1,10 @@
 //! Links: files that hold the digest of what they point to.
 
-use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::path::Path;
 
 use crate::digest::Digest;
-use crate::store::durable::{IoError, Scratch, on};
+use crate::store::durable::{self, IoError, Scratch, on};
 
 /// The longest text that a link may hold: a SHA-512 digest and a line end.
 const LONGEST: u64 = "sha512:".len() as u64 + 128 + 1;
@@ -13,7 +12,7 @@ const LONGEST: u64 = "sha512:".len() as u64 + 128 + 1;
 /// What a link points to. `None` where there is no link, or a damaged one (empty, cut short, no file).
 pub(super) fn read(path: &Path) -> Result<Option<Digest>, IoError> {
     let mut text = String::new();
-    match File::open(path).and_then(|file| file.take(LONGEST).read_to_string(&mut text)) {
+    match durable::open(path).and_then(|file| file.take(LONGEST).read_to_string(&mut text)) {
         Ok(_) => Ok(text.trim_end().parse().ok()),
         Err(error) => match error.kind() {
             ErrorKind::NotFound

@@ -1,12 +1,10 @@
 //! Manifests: hashed whenever they come from disk, then held in memory.
 
-use std::fs;
-
 use crate::digest::{Digest, Hashed};
 use crate::manifest::Document;
 use crate::name::Repository;
 use crate::store::blobs::is_damage;
-use crate::store::durable::on;
+use crate::store::durable::{self, on};
 use crate::store::index::{Link, Op};
 use crate::store::{Error, Inner, Manifest, StageError, Staged, Store, link};
 
@@ -69,7 +67,7 @@ impl Inner {
     /// Content that has the digest which it is named by.
     fn read_whole(&self, digest: &Digest) -> Result<Option<Hashed>, Error> {
         let path = self.layout.blob_data(digest);
-        match fs::read(&path) {
+        match durable::read(&path) {
             Ok(bytes) => Ok(Hashed::checked(digest, bytes.into()).ok()),
             Err(error) if is_damage(&error) => Ok(None),
             Err(error) => Err(on("read", &path)(error).into()),

@@ -8,7 +8,7 @@ use crate::digest::Digest;
 use crate::manifest::Document;
 use crate::store::hits::lock;
 use crate::store::index::Link;
-use crate::store::{Error, Inner, Store, link};
+use crate::store::{Error, Inner, Store, durable, link};
 
 /// What is pinned, as far as it is known.
 #[derive(Debug, Default)]
@@ -107,7 +107,7 @@ impl Inner {
         let path = self.layout.blob_data(digest);
         let small = path.metadata().is_ok_and(|found| found.len() <= MOST);
         let bytes = small
-            .then(|| std::fs::read(&path).ok())
+            .then(|| durable::read(&path).ok())
             .flatten()
             .unwrap_or_default();
         let document = Document::read(&bytes).unwrap_or_default();

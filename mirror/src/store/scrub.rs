@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use crate::digest::{Digest, Hasher};
 use crate::store::hits::lock;
 use crate::store::index::Op;
-use crate::store::{Error, Inner, Store};
+use crate::store::{Error, Inner, Store, durable};
 
 /// What is remembered at most; the rest is found by its next use.
 const SUSPECTS: usize = 1024;
@@ -91,7 +91,7 @@ impl Inner {
     /// True where the content was damaged, and was dropped.
     fn scrub(&self, digest: &Digest, stop: &CancellationToken) -> Result<bool, Error> {
         let path = self.layout.blob_data(digest);
-        let Ok(file) = File::open(&path) else {
+        let Ok(file) = durable::open(&path) else {
             return Ok(false);
         };
         match hash(&file, digest, stop) {

@@ -255,6 +255,7 @@ mod tests {
     use super::*;
     use crate::clock::Clock;
     use crate::digest::{Algorithm, Digest};
+    use crate::metrics::Metrics;
     use crate::name::Repository;
     use crate::store::Options;
 
@@ -271,6 +272,7 @@ mod tests {
             max_size: Some(crate::config::MaxSize::Bytes(u64::MAX)),
             readonly: false,
             clock: Clock::system(),
+            metrics: Metrics::new(),
         };
         Store::open(root, options).await.unwrap()
     }

@@ -123,6 +123,7 @@ impl Mirror {
             max_size: Some(MaxSize::Bytes(max_size.unwrap_or(1 << 30))),
             readonly: false,
             clock: clock.clone(),
+            metrics: metrics.clone(),
         };
         let opened = async {
             loop {

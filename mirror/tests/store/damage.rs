@@ -1,7 +1,11 @@
 //! Damage on disk heals: it is a miss, and what comes instead is served.
 
-use super::*;
+use std::os::unix::fs::symlink;
+
+use rustix::fs::{CWD, FileType, Mode, mknodat};
 use test_case::test_case;
+
+use super::*;
 
 fn truncate(data: &Path) {
     fs::OpenOptions::new()
@@ -29,6 +33,25 @@ fn missing(data: &Path) {
     fs::remove_file(data).unwrap();
 }
 
+/// What would keep whoever opens it waiting.
+fn pipe(path: &Path) {
+    node(path, FileType::Fifo);
+}
+
+fn socket(path: &Path) {
+    node(path, FileType::Socket);
+}
+
+fn node(path: &Path, kind: FileType) {
+    fs::remove_file(path).unwrap();
+    mknodat(CWD, path, kind, Mode::RUSR | Mode::WUSR, 0).unwrap();
+}
+
+fn circle(path: &Path) {
+    fs::remove_file(path).unwrap();
+    symlink(path, path).unwrap();
+}
+
 fn parent_is_a_file(data: &Path) {
     let parent = data.parent().unwrap();
     fs::remove_dir_all(parent).unwrap();
@@ -40,6 +63,9 @@ fn parent_is_a_file(data: &Path) {
 #[test_case(lengthen; "lengthened")]
 #[test_case(directory; "a directory in its place")]
 #[test_case(missing; "removed")]
+#[test_case(pipe; "a pipe in its place")]
+#[test_case(socket; "a socket in its place")]
+#[test_case(circle; "a link to itself in its place")]
 #[test_case(parent_is_a_file; "a file in its directorys place")]
 #[tokio::test]
 async fn a_damaged_blob_is_a_miss_and_is_replaced(damage: fn(&Path)) {
@@ -62,14 +88,20 @@ async fn a_damaged_blob_is_a_miss_and_is_replaced(damage: fn(&Path)) {
     }
 }
 
+fn flip(data: &Path) {
+    fs::write(data, "{|").unwrap();
+}
+
+#[test_case(flip; "a flipped bit")]
+#[test_case(pipe; "a pipe in its place")]
 #[tokio::test]
-async fn a_manifest_with_a_flipped_bit_is_a_miss_and_is_replaced() {
+async fn a_damaged_manifest_is_a_miss_and_is_replaced(damage: fn(&Path)) {
     let place = Place::new();
     let manifest = manifest("{}");
     let store = place.open().await;
     store.put_manifest(&nginx(), &manifest).await.unwrap();
     drop(store);
-    fs::write(place.data(manifest.digest()), "{|").unwrap();
+    damage(&place.data(manifest.digest()));
     let store = place.open().await;
     assert_eq!(store.manifest(&nginx(), manifest.digest()).await.unwrap(), None);
     assert!(!place.data(manifest.digest()).exists());
@@ -80,17 +112,25 @@ async fn a_manifest_with_a_flipped_bit_is_a_miss_and_is_replaced() {
     );
 }
 
-#[test_case(b""; "empty")]
-#[test_case(b"sha256:00"; "cut short")]
+fn cut_short(link: &Path) {
+    fs::write(link, "sha256:00").unwrap();
+}
+
+#[test_case(empty; "empty")]
+#[test_case(cut_short; "cut short")]
+#[test_case(directory; "a directory in its place")]
+#[test_case(pipe; "a pipe in its place")]
+#[test_case(socket; "a socket in its place")]
+#[test_case(circle; "a link to itself in its place")]
 #[tokio::test]
-async fn a_damaged_link_is_a_miss_and_is_replaced(content: &[u8]) {
+async fn a_damaged_link_is_a_miss_and_is_replaced(damage: fn(&Path)) {
     let place = Place::new();
     let store = place.open().await;
     let digest = put(&store, &nginx(), b"layer").await;
     drop(store);
     let layers = place.v2().join("repositories/library/nginx/_layers/sha256");
     let link = layers.join(digest.hex()).join("link");
-    fs::write(&link, content).unwrap();
+    damage(&link);
     let store = place.open().await;
     assert_eq!(get(&store, &nginx(), &digest).await, None);
     store.link_blob(&nginx(), &digest).await.unwrap();

@@ -161,3 +161,26 @@ async fn a_blob_of_unknown_size_reserves_as_it_grows() {
     assert!(store.usage().bytes <= 20 << 20);
     assert!(get(&store, &nginx(), &kept).await.is_none(), "both do not fit");
 }
+
+#[tokio::test]
+async fn what_leaves_the_cache_is_counted_by_reason() {
+    let place = Place::limited(2 * KIB);
+    let store = place.open().await;
+    for seed in 0..4 {
+        put(&store, &nginx(), &bytes(seed, 1024)).await;
+        place.clock.advance(HOUR);
+    }
+    let damaged = put(&store, &nginx(), &bytes(4, 1024)).await;
+    fs::write(place.data(&damaged), "").unwrap();
+    place.clock.advance(2 * HOUR);
+    assert_eq!(get(&store, &nginx(), &damaged).await, None);
+    store
+        .expire(Some(HOUR), mirror::config::TtlFrom::LastUse)
+        .await
+        .unwrap();
+    let counted = place.metrics.encode().unwrap();
+    for (reason, blobs) in [("room", 3), ("damaged", 1), ("expired", 1)] {
+        let line = format!("evictions_total{{reason=\"{reason}\"}} {blobs}\n");
+        assert!(counted.contains(&line), "{line}: {counted}");
+    }
+}

@@ -26,6 +26,7 @@ use bytes::Bytes;
 use mirror::clock::Clock;
 use mirror::config::MaxSize;
 use mirror::digest::{Algorithm, Digest, Hashed};
+use mirror::metrics::Metrics;
 use mirror::name::Repository;
 use mirror::store::{Blob, Manifest, OpenError, Options, StageError, Store};
 
@@ -36,6 +37,7 @@ const HOUR: Duration = Duration::from_hours(1);
 struct Place {
     root: tempfile::TempDir,
     clock: Clock,
+    metrics: Metrics,
     max_size: Option<MaxSize>,
 }
 
@@ -44,6 +46,7 @@ impl Place {
         Self {
             root: tempfile::tempdir().unwrap(),
             clock: Clock::system(),
+            metrics: Metrics::new(),
             max_size: None,
         }
     }
@@ -65,6 +68,7 @@ impl Place {
             max_size: self.max_size,
             readonly: false,
             clock: self.clock.clone(),
+            metrics: self.metrics.clone(),
         }
     }
 
