@@ -34,7 +34,7 @@ pub struct ManifestAnswer {
     pub media_type: Option<String>,
 }
 
-/// What a HEAD of a manifest says; all `None` where the registry knows no HEAD.
+/// What a HEAD of a manifest says; all `None` where the registry knows no HEAD, or refuses it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ManifestHead {
     /// `Docker-Content-Digest`.
@@ -73,7 +73,8 @@ impl Upstream {
         })
     }
 
-    /// A manifest's digest, type and size, without counting as a pull where upstream counts them.
+    /// A manifest's digest, type and size, without counting as a pull where upstream counts them. All `None` where
+    /// only a GET can tell.
     ///
     /// # Errors
     /// As [`Error`] says.
@@ -85,7 +86,11 @@ impl Upstream {
         let access = self.access();
         let full = self.name(name);
         let question = self.about_manifest(Method::HEAD, &full, reference);
-        let held = self.ask(&access, &question).await?;
+        let held = match self.ask(&access, &question).await {
+            // Some registries refuse a HEAD of what they give.
+            Err(Error::Denied { .. }) => return Ok(ManifestHead::default()),
+            held => held?,
+        };
         match held.answer.status().as_u16() {
             200 => Ok(ManifestHead {
                 digest: digest_of(held.answer.headers()),
@@ -102,7 +107,7 @@ impl Upstream {
                     media_type: answer.media_type,
                 })
             }
-            405 | 501 => Ok(ManifestHead::default()),
+            401 | 403 | 405 | 501 => Ok(ManifestHead::default()),
             _ => Err(self.fault(&access, held.answer).await),
         }
     }

@@ -38,15 +38,20 @@ async fn a_tag_that_moved_is_fetched_anew_by_digest() {
     assert_eq!(hub.count(&format!("GET manifests/{moved}")), 1);
 }
 
+#[test_case(401)]
+#[test_case(403)]
+#[test_case(405)]
 #[tokio::test]
-async fn where_head_is_refused_the_tag_is_fetched() {
+async fn where_head_is_refused_a_tag_that_moved_is_fetched(status: u16) {
     let hub = Hub::start().await;
-    hub.push_image("library/app", "1", &[b"layer"]);
-    hub.always("HEAD manifests", Fault::status(405));
+    hub.push_image("library/app", "1", &[b"old"]);
+    hub.always("HEAD manifests", Fault::status(status));
     let mirror = Mirror::of(&hub).await;
     mirror.get(PATH).await;
+    let (moved, _) = hub.push_image("library/app", "1", &[b"new"]);
     mirror.clock.advance(Duration::from_mins(6));
-    assert_eq!(mirror.get(PATH).await.status(), 200);
+    let second = mirror.get(PATH).await;
+    assert_eq!(header(&second, "docker-content-digest"), moved.as_str());
     assert_eq!(hub.count("GET manifests"), 2);
 }
 
