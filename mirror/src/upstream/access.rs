@@ -100,7 +100,11 @@ impl Access {
             .clone();
         match learned {
             None => Ok(Shown::Nothing),
-            Some(challenge) => self.meet(wire, challenge, repository, &Shown::Nothing).await,
+            Some(challenge) => match self.meet(wire, challenge, repository, &Shown::Nothing).await {
+                // It was another repository that asked for it: whether this one does is upstream's to say.
+                Err(Error::Denied { .. }) => Ok(Shown::Nothing),
+                met => met,
+            },
         }
     }
 
@@ -216,8 +220,8 @@ impl Access {
         match status.as_u16() {
             // OAuth2 refuses a grant with 400 (RFC 6749, 5.2).
             code @ (400 | 401 | 403) => {
-                let words = answer.words(wire).await.message();
-                let text = format!("the token server gave no token: {}", self.scrub(&words));
+                let words = answer.words(wire, self).await.message();
+                let text = format!("the token server gave no token: {words}");
                 Err(Error::denied(code, self.hinted(text)))
             }
             429 => Err(Error::RateLimited {
@@ -291,17 +295,20 @@ impl Access {
         Ok(hop)
     }
 
-    /// An upstream's words without the secret, which a careless one might repeat.
-    pub(super) fn scrub(&self, words: &str) -> String {
-        let secret = match &self.credential {
+    /// A server's words without the secrets that it was shown.
+    pub(super) fn scrub(&self, words: &str, shown: Option<&HeaderValue>) -> String {
+        let own = match &self.credential {
             Ok(Credential::Basic { password, .. }) => password.expose(),
             Ok(Credential::IdentityToken { token, .. }) => token.expose(),
             _ => "",
         };
-        if secret.is_empty() {
-            return words.to_owned();
-        }
-        words.replace(secret, "[secret]")
+        // What follows `Basic` or `Bearer`.
+        let sent = shown
+            .and_then(|value| value.to_str().ok())
+            .and_then(|value| value.split_once(' '))
+            .map_or("", |(_, sent)| sent);
+        let secrets = [own, sent].into_iter().filter(|secret| !secret.is_empty());
+        secrets.fold(words.to_owned(), |text, secret| text.replace(secret, "[secret]"))
     }
 
     fn hinted(&self, message: String) -> String {
@@ -313,7 +320,7 @@ impl Access {
 
     /// What the words of an answer mean for whoever asked, with a hint at what can be done.
     pub(super) fn denial(&self, status: u16, words: &Words) -> Error {
-        let message = self.hinted(self.scrub(&words.message()));
+        let message = self.hinted(words.message());
         Error::Denied { status, message }
     }
 }

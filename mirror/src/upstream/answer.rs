@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
-use http::{HeaderMap, StatusCode};
+use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, TRANSFER_ENCODING};
+use http::{HeaderMap, HeaderValue, StatusCode};
 use reqwest::Response;
 use serde::Deserialize;
 
+use super::access::Access;
 use super::error::{Error, describe};
 use super::wire::Wire;
 
@@ -18,6 +19,8 @@ const MOST_SHOWN: usize = 300;
 /// An answer's header has come; its body has not.
 pub(super) struct Answer {
     pub(super) response: Response,
+    /// The `Authorization` that it was asked with.
+    pub(super) shown: Option<HeaderValue>,
     /// It came from the upstream itself, not from where a redirect led.
     pub(super) home: bool,
 }
@@ -43,8 +46,12 @@ impl Answer {
         (!essence.is_empty()).then_some(essence)
     }
 
-    /// The body's length as announced; right for a HEAD, too.
+    /// The content's length as announced; right for a HEAD, too. Nothing counts where the answer comes in chunks (RFC
+    /// 9112, 6.3), and the length of what is compressed is another one.
     pub(super) fn length(&self) -> Option<u64> {
+        if self.headers().contains_key(TRANSFER_ENCODING) || self.check_encoding().is_err() {
+            return None;
+        }
         self.headers().get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
     }
 
@@ -87,14 +94,14 @@ impl Answer {
         })
     }
 
-    /// What the body says about an error.
-    pub(super) async fn words(self, wire: &Wire) -> Words {
-        let status = self.status();
+    /// What the body says about an error, without the secrets that a careless server might repeat.
+    pub(super) async fn words(self, wire: &Wire, access: &Access) -> Words {
+        let (status, shown) = (self.status(), self.shown.clone());
         let body = self
             .read(MOST_WORDS, wire.timeouts.body)
             .await
             .unwrap_or_default();
-        Words::read(status, &body)
+        Words::read(status, &body, |text| access.scrub(text, shown.as_ref()))
     }
 }
 
@@ -118,11 +125,15 @@ struct Said {
 }
 
 impl Words {
-    fn read(status: StatusCode, body: &[u8]) -> Self {
+    /// Scrubbed before it is cut to what is shown: half a secret is one, too.
+    fn read(status: StatusCode, body: &[u8], scrub: impl Fn(&str) -> String) -> Self {
         let said = serde_json::from_slice::<Body>(body)
             .ok()
             .and_then(|body| body.errors.into_iter().next());
-        let said = said.map(|said| (said.code, plain(&said.message.unwrap_or_default())));
+        let said = said.map(|said| {
+            let message = scrub(&said.message.unwrap_or_default());
+            (scrub(&said.code), plain(&message))
+        });
         Self { status, said }
     }
 
@@ -170,7 +181,7 @@ mod tests {
     use test_case::test_case;
 
     fn words(body: &str) -> Words {
-        Words::read(StatusCode::NOT_FOUND, body.as_bytes())
+        Words::read(StatusCode::NOT_FOUND, body.as_bytes(), str::to_owned)
     }
 
     #[test_case(r#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"m","detail":{}}]}"# => true)]
@@ -195,7 +206,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_body_makes_the_reader_panic_or_talk_endlessly(body: Vec<u8>, message: String) {
-            let _ = Words::read(StatusCode::FORBIDDEN, &body);
+            let _ = Words::read(StatusCode::FORBIDDEN, &body, str::to_owned);
             let body = serde_json::json!({ "errors": [{ "code": "DENIED", "message": message }] });
             prop_assert!(words(&body.to_string()).message().chars().count() <= MOST_SHOWN + 20);
         }

@@ -270,8 +270,10 @@ impl Upstream {
         question.headers.insert(RANGE, range(0, Some(1)));
         let Held { answer, .. } = self.ask(access, &question).await?;
         match answer.status().as_u16() {
-            200 if answer.check_encoding().is_ok() => Ok(answer.length()),
-            206 => Ok(Part::read(answer.headers()).and_then(|part| part.total)),
+            200 => Ok(answer.length()),
+            206 if answer.check_encoding().is_ok() => {
+                Ok(Part::read(answer.headers()).and_then(|part| part.total))
+            }
             // Of an empty blob there is no first byte.
             416 if is_beyond(answer.headers(), 0) || is_empty(digest) => Ok(Some(0)),
             // No part is served there: the header of the whole tells, and its body is not read.
@@ -280,8 +282,7 @@ impl Upstream {
                 question.headers.remove(RANGE);
                 let Held { answer, .. } = self.ask(access, &question).await?;
                 match answer.status().as_u16() {
-                    200 if answer.check_encoding().is_ok() => Ok(answer.length()),
-                    200 => Ok(None),
+                    200 => Ok(answer.length()),
                     _ => Err(self.fault(access, answer).await),
                 }
             }

@@ -120,9 +120,9 @@ impl Upstream {
     pub(super) async fn fault(&self, access: &Access, answer: Answer) -> Error {
         let (status, home) = (answer.status(), answer.home);
         match status.as_u16() {
-            404 if home => answer.words(&self.wire).await.not_found(),
+            404 if home => answer.words(&self.wire, access).await.not_found(),
             404 => Error::StrangeNotFound,
-            code @ (401 | 403) if home => access.denial(code, &answer.words(&self.wire).await),
+            code @ (401 | 403) if home => access.denial(code, &answer.words(&self.wire, access).await),
             // A signed URL that ended, most likely: says nothing about the credential.
             code if !home => Error::unavailable(format!("where it redirects to answered {code}")),
             code => Error::unavailable(format!("it answered {code}")),
@@ -139,7 +139,12 @@ impl Wire {
             let response = self.send(&hop).await?;
             if !follow || !redirect::is_redirect(response.status()) {
                 let home = hop.url.origin() == start;
-                return Ok(Answer { response, home });
+                let shown = hop.headers.remove(AUTHORIZATION);
+                return Ok(Answer {
+                    response,
+                    shown,
+                    home,
+                });
             }
             if hop.form.is_some() {
                 return Err(Error::unavailable(

@@ -2,10 +2,13 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
+use http::StatusCode;
 use mirror::clock::Clock;
 use mirror::credentials::Credential;
 use mirror::secret::Secret;
 use mirror::upstream::{Error, Options, Upstream};
+use test_case::test_case;
 
 use crate::hub::{Auth, Fault, Hub, Tokens};
 use crate::{basic, name, tag, upstream, upstream_as};
@@ -48,6 +51,23 @@ async fn user_and_password_are_shown_once_asked_for_and_then_at_once() {
         .map(|s| s.authorization().to_owned())
         .collect();
     assert_eq!(shown, ["", "Basic", "Basic"]);
+}
+
+#[test_case("Basic realm=\"hub\""; "asks for a password")]
+#[test_case("Bearer realm=\"REALM\",service=\"hub\""; "asks for a token that nobody gets")]
+#[tokio::test]
+async fn what_one_repository_asks_for_keeps_nobody_from_another_that_is_open(challenge: &str) {
+    let hub = Hub::start().await;
+    hub.push_image("library/app", "v1", &[b"layer"]);
+    let realm = format!("{}token", hub.url());
+    let challenge = vec![("www-authenticate", challenge.replace("REALM", &realm))];
+    let refusal = Fault::Answer(StatusCode::UNAUTHORIZED, challenge, Bytes::new());
+    hub.always("GET private", refusal);
+    hub.always("GET /token", Fault::error(401, "UNAUTHORIZED"));
+    let upstream = upstream(&hub);
+    let private = upstream.manifest(&name("library/private"), &tag("v1")).await;
+    assert!(matches!(private, Err(Error::Denied { .. })), "{private:?}");
+    pull(&upstream).await.unwrap();
 }
 
 #[tokio::test]
@@ -197,6 +217,35 @@ async fn a_password_that_the_token_server_repeats_is_not_passed_on() {
         .await
         .unwrap_err();
     assert!(!error.to_string().contains("hunter2"), "{error}");
+}
+
+#[test_case(403; "where it denies")]
+#[test_case(404; "where it has nothing")]
+#[tokio::test]
+async fn what_a_registry_repeats_of_what_it_was_shown_is_not_passed_on(status: u16) {
+    for (hub, secret) in [
+        (
+            with_tokens(|tokens| tokens.only("jane", "hunter2")).await,
+            "token-1",
+        ),
+        (Hub::start().await, "amFuZTpodW50ZXIy"),
+    ] {
+        if secret != "token-1" {
+            *hub.auth() = Auth::Basic("jane".into(), "hunter2".into());
+        }
+        let upstream = upstream_as(&hub, basic("jane", "hunter2"));
+        let _ = pull(&upstream).await;
+        let words = format!("{} {secret} {secret} and hunter2", "x".repeat(280));
+        let code = format!("{{\"errors\":[{{\"code\":\"MANIFEST_UNKNOWN\",\"message\":\"{words}\"}}]}}");
+        let answer = Fault::Answer(StatusCode::from_u16(status).unwrap(), Vec::new(), code.into());
+        hub.always("GET manifests", answer);
+        let error = pull(&upstream).await.unwrap_err().to_string();
+        assert!(error.contains("x [secret]"), "{error}");
+        assert!(
+            !error.contains(&secret[..6]) && !error.contains("hunter"),
+            "{error}"
+        );
+    }
 }
 
 #[tokio::test]
