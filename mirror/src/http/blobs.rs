@@ -1,9 +1,12 @@
 //! `GET` and `HEAD /v2/<name>/blobs/<digest>` (distribution-spec, "Pulling blobs"), with ranges.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 
 use axum::body::Body;
 use axum::response::Response;
+use bytes::Bytes;
+use futures::stream;
 use http::{HeaderValue, Method, StatusCode, header};
 
 use super::body::{self, Bytes as Readable};
@@ -28,9 +31,11 @@ pub(super) async fn get(asked: &Asked<'_>, name: &str, digest: &str) -> Result<A
     );
     if asked.method == Method::HEAD || response.status() == StatusCode::NOT_MODIFIED {
         let served = asked.app.pull.blob_size(&repository, &digest).await?;
-        response
-            .headers_mut()
-            .insert(header::CONTENT_LENGTH, served.value.into());
+        match served.value {
+            Some(size) => _ = response.headers_mut().insert(header::CONTENT_LENGTH, size.into()),
+            // Of some length, which is all that the header says then.
+            None => *response.body_mut() = Body::from_stream(stream::empty::<Result<Bytes, Infallible>>()),
+        }
         return Ok(Answer::new(response, served.outcome, repository));
     }
     let wanted = Wanted::of(asked.headers, &etag);

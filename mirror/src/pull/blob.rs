@@ -10,7 +10,7 @@ use super::failure::{Failure, Kind};
 use super::through::{self, Asked, Through};
 use super::{Pull, Served, unreadable};
 use crate::digest::Digest;
-use crate::fill::{Fill, Phase, Progress};
+use crate::fill::{Fill, Phase};
 use crate::inflight::NotNow;
 use crate::metrics::Outcome;
 use crate::name::Repository;
@@ -75,47 +75,49 @@ impl Pull {
         })
     }
 
-    /// The blob's size, without downloading it.
+    /// The blob's size, without downloading it; `None` where it is there and nobody tells.
     pub(crate) async fn blob_size(
         &self,
         repository: &Repository,
         digest: &Digest,
-    ) -> Result<Served<u64>, Failure> {
+    ) -> Result<Served<Option<u64>>, Failure> {
         if let Some(blob) = unreadable(self.store.blob(repository, digest).await) {
             return Ok(Served {
-                value: blob.size,
+                value: Some(blob.size),
                 outcome: Outcome::Hit,
             });
         }
         Box::pin(self.size_of_missed(repository, digest)).await
     }
 
-    async fn size_of_missed(&self, repository: &Repository, digest: &Digest) -> Result<Served<u64>, Failure> {
+    async fn size_of_missed(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<Served<Option<u64>>, Failure> {
         let asked = Asked::new(self.origin(repository)?, repository, digest);
         self.known_absent(&asked)?;
         let fill = self.inflight.get(digest).filter(|fill| fill.is_for(repository));
-        if let Some(Progress { size: Some(size), .. }) = fill.map(|fill| fill.progress()) {
+        if let Some(value @ Some(_)) = fill.map(|fill| fill.progress().size) {
             return Ok(Served {
-                value: size,
+                value,
                 outcome: Outcome::Coalesced,
             });
         }
         if let Some(value) = self.sizes.of(repository, digest) {
             return Ok(Served {
-                value,
+                value: Some(value),
                 outcome: Outcome::Hit,
             });
         }
         let told = asked.upstream.blob_size(&repository.name, digest).await;
-        match told.map_err(|error| self.failed(&asked, &error))? {
-            Some(value) => Ok(Served {
-                value,
-                outcome: Outcome::Miss,
-            }),
-            None => Err(Failure::unavailable(
-                "upstream does not tell the blob's size: GET it instead",
-            )),
-        }
+        let value = match told.map_err(|error| self.failed(&asked, &error))? {
+            Some(size) => Some(size),
+            // That was a yes, with which what was fetched for another repository tells.
+            None => unreadable(self.store.content(digest).await).map(|blob| blob.size),
+        };
+        let outcome = Outcome::Miss;
+        Ok(Served { value, outcome })
     }
 
     /// Content that can't be read any more goes; the next request fetches it again.

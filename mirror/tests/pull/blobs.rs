@@ -287,6 +287,32 @@ async fn the_failure_of_another_registrys_fill_is_not_ours() {
     assert_eq!(second, (200, Some(data.into())));
 }
 
+#[test_case(&Fault::Unsized, &Fault::Header("content-range", "bytes 0-0/*".into()); "untold")]
+#[test_case(&Fault::Gzip, &Fault::Gzip; "of something compressed")]
+#[tokio::test]
+async fn head_of_a_blob_whose_length_is_not_told_says_none_until_it_is_cached(
+    to_head: &Fault,
+    to_get: &Fault,
+) {
+    let hub = Hub::start().await;
+    let digest = hub.push_blob("library/app", pattern(1000));
+    hub.push_blob("library/other", pattern(1000));
+    let mirror = Mirror::of(&hub).await;
+    hub.always("HEAD app/blobs", to_head.clone());
+    hub.always("GET app/blobs", to_get.clone());
+    let head = async || {
+        let answer = mirror.request("HEAD", &path(&digest)).send().await.unwrap();
+        (
+            answer.status().as_u16(),
+            header(&answer, "content-length").to_owned(),
+        )
+    };
+    assert_eq!(head().await, (200, String::new()));
+    mirror.fetch(&format!("/v2/other/blobs/{digest}")).await;
+    mirror.settled().await;
+    assert_eq!(head().await, (200, "1000".to_owned()));
+}
+
 #[tokio::test]
 async fn head_of_a_blob_that_is_redirected_tells_its_size() {
     let hub = Hub::start().await;
