@@ -108,7 +108,7 @@ impl Inflight {
         let span = info_span!(target: TARGET, parent: None, "fill", registry_mirror.digest = %digest);
         let run = async move {
             ended.inflight.metrics.fills_active.inc();
-            job.run(|result| ended.note(result)).await;
+            Box::pin(job.run(|result| ended.note(result))).await;
             ended.inflight.metrics.fills_active.dec();
         };
         tokio::spawn(run.instrument(detached(span)));
