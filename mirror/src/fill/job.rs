@@ -16,7 +16,7 @@ use crate::digest::Digest;
 use crate::metrics::FillResult;
 use crate::name::Repository;
 use crate::pull::{Failure, Kind};
-use crate::store::{self, StageError, Staged, Store};
+use crate::store::{self, Blob, StageError, Staged, Store};
 use crate::upstream::{BlobAnswer, Error, Upstream};
 
 /// Attempts in a row that bring no byte before a fill is given up.
@@ -65,8 +65,13 @@ impl Job {
 
     /// Another fill may have ended between the reader's look into the cache and this one's start.
     async fn found(&self) -> bool {
-        let Ok(Some(blob)) = self.store.blob(&self.repository, &self.digest).await else {
-            return false;
+        let own = self.store.blob(&self.repository, &self.digest).await;
+        let blob = match own.unwrap_or_default() {
+            Some(blob) => blob,
+            None => match self.fetched_for_another().await {
+                Some(blob) => blob,
+                None => return false,
+            },
         };
         let _ = self.file.set(blob.file);
         let (written, size) = (blob.size, Some(blob.size));
@@ -78,6 +83,17 @@ impl Job {
             }
         });
         true
+    }
+
+    /// What that one fetched for another repository needs upstream's yes, but no second download.
+    async fn fetched_for_another(&self) -> Option<Blob> {
+        let blob = self.store.content(&self.digest).await.ok()??;
+        let yes = self.upstream.blob_head(&self.repository.name, &self.digest).await;
+        yes.ok()?;
+        if let Err(error) = self.store.link_blob(&self.repository, &self.digest).await {
+            warn!(repository = %self.repository, digest = %self.digest, %error, "a blob could not be linked");
+        }
+        Some(blob)
     }
 
     fn told(&self, stop: Stop) -> (Phase, FillResult) {

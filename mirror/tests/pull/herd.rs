@@ -27,3 +27,26 @@ async fn sixty_four_cold_clients_cost_one_full_download_and_all_get_the_right_by
     assert_eq!(hub.count("GET blobs"), 1);
     assert_eq!(hub.sent("GET blobs"), data.len() as u64);
 }
+
+/// The second repository asks at every moment of the first one's download, its end above all.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn two_repositories_that_ask_for_one_blob_at_once_cost_one_download() {
+    let hub = Hub::start().await;
+    let mirror = Mirror::of(&hub).await;
+    for round in 0..200_u64 {
+        let data = round.to_le_bytes().repeat(100);
+        let digest = hub.push_blob("library/one", &data);
+        hub.push_blob("library/other", &data);
+        let path = |repository| format!("/v2/{repository}/blobs/{digest}");
+        let (of_one, of_other) = (path("one"), path("other"));
+        let one = mirror.fetch(&of_one);
+        let other = async {
+            tokio::time::sleep(std::time::Duration::from_micros(round * 100)).await;
+            mirror.fetch(&of_other).await
+        };
+        let (one, other) = tokio::join!(one, other);
+        assert_eq!((one.0, other.0), (200, 200));
+        let whole = hub.seen(&format!("GET {digest}"));
+        assert_eq!(whole.iter().filter(|seen| seen.range().is_none()).count(), 1);
+    }
+}
