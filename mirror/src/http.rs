@@ -72,6 +72,8 @@ struct Asked<'a> {
     method: &'a Method,
     headers: &'a HeaderMap,
     query: &'a str,
+    /// What is cut can be told from what is whole, though no length was announced: not so before HTTP/1.1.
+    cuts_show: bool,
     pieces: Option<&'a Pieces>,
 }
 
@@ -131,6 +133,7 @@ impl Service {
             method: &request.method,
             headers: &request.headers,
             query: request.uri.query().unwrap_or_default(),
+            cuts_show: request.version >= http::Version::HTTP_11,
             pieces: peer
                 .pieces
                 .as_ref()
@@ -204,8 +207,15 @@ fn finished(mut response: Response, configured: &HeaderMap, id: &HeaderValue) ->
     let headers = response.headers_mut();
     headers.insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
     headers.insert(access::REQUEST_ID, id.clone());
-    for (name, value) in configured {
-        headers.append(name, value.clone());
+    // What an answer says of its content stays, as with Distribution.
+    for name in configured
+        .keys()
+        .filter(|name| !headers.contains_key(*name))
+        .collect::<Vec<_>>()
+    {
+        for value in configured.get_all(name) {
+            headers.append(name, value.clone());
+        }
     }
     response
 }

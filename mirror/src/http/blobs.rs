@@ -14,8 +14,9 @@ use super::error::RegistryError;
 use super::stored::Stored;
 use super::{Answer, Asked, conditional};
 use crate::digest::Digest;
+use crate::fill::{Fill, Phase};
 use crate::metrics::Outcome;
-use crate::pull::{Served, Source, Through};
+use crate::pull::{Failure, Served, Source, Through};
 use crate::range::{Resolved, Wanted};
 
 pub(super) async fn get(asked: &Asked<'_>, name: &str, digest: &str) -> Result<Answer, RegistryError> {
@@ -47,7 +48,7 @@ pub(super) async fn get(asked: &Asked<'_>, name: &str, digest: &str) -> Result<A
             let readable = Readable::Stored(stored, asked.pieces.cloned());
             send(&mut response, readable, size, &wanted);
         }
-        Source::Filling(fill) => match fill.progress().size {
+        Source::Filling(fill) => match size_of(asked, &fill).await? {
             Some(size) => send(
                 &mut response,
                 Readable::Filling(fill, asked.pieces.cloned()),
@@ -57,11 +58,26 @@ pub(super) async fn get(asked: &Asked<'_>, name: &str, digest: &str) -> Result<A
             None => *response.body_mut() = body::until_the_end(fill),
         },
         Source::Through(through) => {
+            if through.size.is_none() && !asked.cuts_show {
+                return Err(RegistryError::needs_chunks());
+            }
             outcome = Outcome::PassThrough;
             pass(&mut response, through);
         }
     }
     Ok(Answer::new(response, outcome, repository))
+}
+
+/// The blob's size, where it has to be known before the end.
+async fn size_of(asked: &Asked<'_>, fill: &Fill) -> Result<Option<u64>, Failure> {
+    let mut progress = fill.progress();
+    if progress.size.is_none() && !asked.cuts_show {
+        progress = fill.ended().await;
+    }
+    match progress.phase {
+        Phase::Failed(failure) if !asked.cuts_show => Err(failure),
+        _ => Ok(progress.size),
+    }
 }
 
 pub(super) fn parse(digest: &str) -> Result<Digest, RegistryError> {

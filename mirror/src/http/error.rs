@@ -81,6 +81,14 @@ impl RegistryError {
         .with(header::WWW_AUTHENTICATE, challenge)
     }
 
+    /// 503 where nobody knows the length of what there is no room for, and the client could not tell a cut from an end.
+    pub(crate) fn needs_chunks() -> Self {
+        let message =
+            "the length of this blob is not known, and the cache has no room for it: ask with HTTP/1.1";
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "TOOMANYREQUESTS", message)
+            .retry_after(Duration::from_secs(10))
+    }
+
     /// 503 while one of the configured health checks fails, as Distribution answers then.
     pub(crate) fn unhealthy() -> Self {
         let message = "a health check of this mirror fails: see /debug/health on its admin port";

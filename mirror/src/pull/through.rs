@@ -12,7 +12,7 @@ use futures::{Stream, StreamExt, TryStreamExt};
 
 use super::failure::{Failure, Kind};
 use crate::block;
-use crate::digest::{Digest, Hasher};
+use crate::digest::{Algorithm, Digest, Hasher};
 use crate::fill::{Cut, Fill, HELD_BACK, Phase};
 use crate::inflight::Inflight;
 use crate::name::Repository;
@@ -69,7 +69,7 @@ pub(crate) async fn ahead(
     }
     let body = exactly(answer, part.clone());
     let body = if open {
-        held_back(body.chain(verified_by(Arc::clone(fill)))).boxed()
+        held_back(same_as(body, Arc::clone(fill), part.clone())).boxed()
     } else {
         body.boxed()
     };
@@ -202,14 +202,39 @@ where
     })
 }
 
-/// Nothing where the fill ends well, an error where it does not.
-fn verified_by(fill: Arc<Fill>) -> impl Stream<Item = Result<Bytes, Cut>> + Send {
-    stream::once(async move {
-        match fill.ended().await.phase {
-            Phase::Verified => Ok(Bytes::new()),
-            _ => Err(Cut("the blob could not be verified".into())),
+/// Ends in an error where the bytes are not those of this part of the fill, once that is verified: an upstream that
+/// sends the whole right may send a part wrong.
+fn same_as<S>(body: S, fill: Arc<Fill>, part: Range<u64>) -> impl Stream<Item = Result<Bytes, Cut>> + Send
+where
+    S: Stream<Item = Result<Bytes, Cut>> + Send + 'static,
+{
+    let state = (Box::pin(body), Hasher::new(Algorithm::Sha256), fill, part);
+    stream::try_unfold(state, |(mut body, mut hasher, fill, part)| async move {
+        if let Some(chunk) = body.try_next().await? {
+            hasher.update(&chunk);
+            return Ok(Some((chunk, (body, hasher, fill, part))));
         }
+        let right = verified(&fill, part).await?;
+        if hasher.finish() == right {
+            return Ok(None);
+        }
+        tracing::warn!("upstream sent wrong bytes for a part; the client was cut before the end of them");
+        Err(Cut("upstream sent wrong bytes".into()))
     })
+}
+
+/// The digest of this part of a fill, once that has ended well.
+async fn verified(fill: &Fill, mut part: Range<u64>) -> Result<Digest, Cut> {
+    let Phase::Verified = fill.ended().await.phase else {
+        return Err(Cut("the blob could not be verified".into()));
+    };
+    let mut hasher = Hasher::new(Algorithm::Sha256);
+    while !part.is_empty() {
+        let chunk = fill.read(&part).await?;
+        part.start += chunk.len() as u64;
+        hasher.update(&chunk);
+    }
+    Ok(hasher.finish())
 }
 
 /// Keeps the last bytes until the body has ended without an error.

@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::Version;
 use mirror::digest::Digest;
 use test_case::test_case;
 
-use crate::hub::{Fault, Hub};
+use crate::hub::{Fault, Gate, Hub};
 use crate::pattern;
 use crate::served::{Mirror, cache};
 
@@ -54,6 +55,49 @@ async fn a_large_wrong_blob_is_cut_before_what_is_held_back(room: Option<u64>) {
     assert!(cut && got <= LARGE - HELD_BACK, "{got} bytes, cut: {cut}");
     mirror.settled().await;
     assert_eq!(mirror.store.usage().blobs, 0);
+}
+
+/// Of an answer of untold length, HTTP/1.0 shows no end but that of the connection.
+#[test_case(true, None, 200; "right bytes, kept")]
+#[test_case(true, Some(1000), 503; "right bytes, passing uncached")]
+#[test_case(false, None, 503; "wrong bytes")]
+#[tokio::test]
+async fn a_client_that_sees_no_cut_gets_the_whole_with_its_length_or_an_error(
+    right: bool,
+    room: Option<u64>,
+    status: u16,
+) {
+    let hub = Hub::start().await;
+    let digest = hub.push_blob("library/app", pattern(LARGE));
+    if !right {
+        hub.spoil_blob("library/app", &digest, pattern(LARGE - 1));
+    }
+    hub.always("GET blobs", Fault::Unsized);
+    let mirror = Mirror::with(&[(&hub, "docker.io")], cache(), room).await;
+    let request = mirror.request("GET", &path(&digest)).version(Version::HTTP_10);
+    let answer = request.send().await.unwrap();
+    assert_eq!(answer.status(), status);
+    if status == 200 {
+        assert_eq!(answer.content_length(), Some(LARGE as u64));
+        assert!(answer.bytes().await.unwrap() == pattern(LARGE), "other bytes");
+    }
+}
+
+#[tokio::test]
+async fn a_part_ahead_of_a_fill_that_differs_from_it_is_cut_before_its_end() {
+    let hub = Hub::start().await;
+    let data = pattern(16 * LARGE);
+    let digest = hub.push_blob("library/app", &data);
+    let (mirror, gate) = (Mirror::of(&hub).await, Gate::shut());
+    hub.once("GET blobs", Fault::Wait(LARGE, gate.clone()));
+    let whole = mirror.get(&path(&digest)).await;
+    hub.once("GET blobs", Fault::Corrupt);
+    let request = mirror.request("GET", &path(&digest));
+    let ahead = request.header("range", "bytes=15728640-").send().await.unwrap();
+    assert_eq!(ahead.status(), 206);
+    gate.open();
+    assert!(ahead.bytes().await.is_err(), "the wrong part was completed");
+    assert!(whole.bytes().await.unwrap() == data, "other bytes");
 }
 
 #[tokio::test]
