@@ -13,6 +13,9 @@ use super::{Error, file};
 const DEFAULT_INTERVAL: Duration = Duration::from_secs(10);
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Stands for what is not shown.
+const MASK: &str = "********";
+
 /// A bare number counts nanoseconds, which is seldom meant and never sensible.
 const SHORTEST_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -71,6 +74,21 @@ pub struct TcpCheck {
     pub timeout: Duration,
     /// How often.
     pub pace: Pace,
+}
+
+impl HttpCheck {
+    /// The URL for people to read: a password and a query may be secrets of what is checked.
+    pub fn shown(&self) -> Url {
+        let mut shown = self.uri.clone();
+        if shown.password().is_some() {
+            // Fails only for URLs that have no host, which can't have a password either.
+            let _ = shown.set_password(Some(MASK));
+        }
+        if shown.query().is_some() {
+            shown.set_query(Some(MASK));
+        }
+        shown
+    }
 }
 
 impl Health {

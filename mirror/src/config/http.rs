@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use ::http::{HeaderMap, HeaderName, HeaderValue};
+use ::http::{HeaderMap, HeaderName, HeaderValue, header};
 
 use super::{Error, file};
 
@@ -12,6 +12,16 @@ const DEFAULT_ADDR: &str = ":5000";
 
 /// Below the 30 s that Kubernetes leaves a Pod by default.
 const DEFAULT_DRAIN: Duration = Duration::from_secs(25);
+
+/// What says where a message ends (RFC 9112, 6 and 9).
+const FRAMING: [HeaderName; 6] = [
+    header::CONNECTION,
+    header::CONTENT_LENGTH,
+    header::TE,
+    header::TRAILER,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+];
 
 /// Where and how clients are served.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,7 +80,7 @@ impl Http {
         Ok(Self {
             listen: listen(http)?,
             prefix: prefix(http.prefix.as_deref())?,
-            headers: headers("http.headers", &http.headers)?,
+            headers: answers(&http.headers)?,
             tls: tls(&http.tls)?,
             http2: !http.http2.disabled,
             drain_timeout: http
@@ -125,6 +135,18 @@ fn prefix(prefix: Option<&str>) -> Result<String, Error> {
     } else {
         format!("/{inner}/")
     })
+}
+
+/// Headers for every answer. Where a body ends and a connection goes on is the server's to say.
+fn answers(configured: &BTreeMap<String, Vec<String>>) -> Result<HeaderMap, Error> {
+    let map = headers("http.headers", configured)?;
+    match map.keys().find(|name| FRAMING.contains(name)) {
+        None => Ok(map),
+        Some(name) => Err(Error::invalid(
+            format!("http.headers.{name}"),
+            "the server sets this itself: remove it",
+        )),
+    }
 }
 
 /// Headers as Distribution writes them: a list of values for each name.
@@ -254,6 +276,8 @@ mod tests {
     #[test_case("{tls: {certificate: /c}}" => "http.tls.key: must be set to serve TLS")]
     #[test_case("{tls: {clientcas: [/c]}}" => "http.tls.certificate: must be set to serve TLS")]
     #[test_case("{headers: {'a b': [c]}}" => "http.headers.a b: invalid HTTP header name")]
+    #[test_case("{headers: {Content-Length: ['5']}}" => "http.headers.content-length: the server sets this itself: remove it")]
+    #[test_case("{headers: {x-a: [b], Transfer-Encoding: [chunked]}}" => "http.headers.transfer-encoding: the server sets this itself: remove it")]
     #[test_case("{prefix: '/a?b/'}" => "http.prefix: expected a path like /registry/ of letters, digits, -._~")]
     #[test_case("{debug: {addr: '5001'}}" => "http.debug.addr: expected host:port or :port, got \"5001\"")]
     fn what_makes_no_sense_is_named(yaml: &str) -> String {

@@ -146,7 +146,7 @@ fn health(health: &Health) -> file::Health {
     let http = health.http.iter().map(|check| {
         let (interval, threshold) = rhythm(&check.pace);
         file::HttpChecker {
-            uri: check.uri.to_string(),
+            uri: check.shown().into(),
             // They may hold credentials of what is checked.
             headers: headers(&check.headers)
                 .into_keys()
@@ -281,9 +281,9 @@ proxy:
     #[test]
     fn secrets_are_masked() {
         let yaml = "{proxy: {remoteurl: 'https://a', username: u, password: hunter2}, \
-                    health: {http: [{uri: 'http://a', headers: {authorization: [Basic hunter2]}}]}}";
+                    health: {http: [{uri: 'http://u:hunter2@a?t=hunter2', headers: {authorization: [Basic hunter2]}}]}}";
         let written = File::from(&config(yaml)).to_yaml();
         assert!(!written.contains("hunter2"), "{written}");
-        assert_eq!(written.matches("********").count(), 2, "{written}");
+        assert_eq!(written.matches("********").count(), 4, "{written}");
     }
 }

@@ -29,7 +29,7 @@ pub(super) fn all(settings: &Health, root: &Path) -> Vec<(String, Check, Pace)> 
         (name, Check::File(check.path.clone()), check.pace)
     });
     let http = settings.http.iter().map(|check| {
-        let name = format!("http {}", check.uri);
+        let name = format!("http {}", check.shown());
         (name, Check::Http(check.clone()), check.pace)
     });
     let tcp = settings.tcp.iter().map(|check| {

@@ -42,7 +42,7 @@ async fn a_health_check_that_fails_answers_503_to_clients_and_names_itself_to_ad
 async fn configured_headers_are_in_every_answer_and_the_prefix_before_every_path() {
     let hub = Hub::start().await;
     hub.push_image("app", "v1", &[b"layer"]);
-    let http = ", prefix: /mirror/, headers: {X-Frame-Options: [deny]}";
+    let http = ", prefix: /mirror/, headers: {X-Frame-Options: [deny], Content-Type: [text/html]}";
     let served = Home::new().serve(http, &proxy(&hub), &[]).await;
     for (path, code) in [
         ("/mirror/v2/", 200),
@@ -54,6 +54,8 @@ async fn configured_headers_are_in_every_answer_and_the_prefix_before_every_path
         assert_eq!(answer.status(), code, "{path}");
         assert_eq!(answer.headers()["x-frame-options"], "deny", "{path}");
         assert!(answer.headers().contains_key("x-request-id"), "{path}");
+        let types: Vec<_> = answer.headers().get_all("content-type").iter().collect();
+        assert!(types.len() == 1 && types[0] != "text/html", "{path}: {types:?}");
     }
 }
 
