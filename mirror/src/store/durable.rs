@@ -170,11 +170,9 @@ pub(super) struct Scratch {
 impl Scratch {
     /// An empty scratch directory. Whoever calls this holds the root's lock, so leftovers are nobody's.
     pub(super) fn sweep(directory: PathBuf, ours: Ours) -> Result<Self, IoError> {
-        match fs::remove_dir_all(&directory) {
-            Err(error) if error.kind() != ErrorKind::NotFound => return Err(on("sweep", &directory)(error)),
-            // Not synced, as nothing in it outlives a crash.
-            _ => fs::create_dir_all(&directory).map_err(on("make", &directory))?,
-        }
+        remove(&directory)?;
+        // Not synced, as nothing in it outlives a crash.
+        fs::create_dir_all(&directory).map_err(on("make", &directory))?;
         Ok(Self {
             directory,
             ours,
@@ -186,13 +184,16 @@ impl Scratch {
     pub(super) fn create(&self) -> Result<(File, Unfinished), IoError> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let path = self.directory.join(number.to_string());
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .open(&path)
-            .map_err(on("create", &path))?;
-        Ok((file, Unfinished(path)))
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create_new(true);
+        let created = match options.open(&path) {
+            // Somebody cleared the root meanwhile.
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                fs::create_dir_all(&self.directory).and_then(|()| options.open(&path))
+            }
+            created => created,
+        };
+        Ok((created.map_err(on("create", &path))?, Unfinished(path)))
     }
 
     /// Writes a small file whole: staged, synced, renamed.

@@ -323,3 +323,32 @@ async fn sound_content_stays_and_counts_as_verified() {
     store.flush().await;
     assert_eq!(store.scrub(&stop).await.unwrap(), 0, "just verified");
 }
+
+#[tokio::test]
+async fn a_root_that_is_cleared_meanwhile_is_filled_again() {
+    let place = Place::new();
+    let store = place.open().await;
+    let digest = put(&store, &nginx(), b"layer").await;
+    for entry in fs::read_dir(place.path()).unwrap() {
+        fs::remove_dir_all(entry.unwrap().path()).unwrap();
+    }
+    place.clock.advance(Duration::from_secs(1));
+    assert_eq!(get(&store, &nginx(), &digest).await, None);
+    put(&store, &nginx(), b"layer").await;
+    assert_eq!(get(&store, &nginx(), &digest).await.unwrap(), b"layer");
+    drop(store);
+    let store = place.open().await;
+    assert_eq!(get(&store, &nginx(), &digest).await.unwrap(), b"layer");
+    assert_eq!(store.usage().bytes, 5);
+}
+
+#[tokio::test]
+async fn a_file_in_the_place_of_scratch_is_replaced() {
+    let place = Place::new();
+    drop(place.open().await);
+    let scratch = place.path().join("_mirror/scratch");
+    fs::remove_dir_all(&scratch).unwrap();
+    fs::write(&scratch, "").unwrap();
+    let store = place.open().await;
+    put(&store, &nginx(), b"layer").await;
+}
