@@ -113,6 +113,8 @@ names! {
         Resizing,
         /// TLSReady: there is a certificate, and it is valid.
         CertificateReady,
+        /// TLSReady, with a sixth of the certificate's life left: it was not renewed when it should have been.
+        Expiring,
         /// TLSReady is False: the Secret does not hold a certificate with its key.
         Malformed,
         /// TLSReady is False: the certificate is no longer valid.

@@ -4,6 +4,7 @@
 #[path = "generated/fields.rs"]
 mod fields;
 
+use crds::conditions::{ConditionType, Reason};
 use std::{
     env, fs, io,
     path::{Path, PathBuf},
@@ -31,6 +32,18 @@ fn up_to_date(path: &str, content: &str) -> io::Result<()> {
 #[test]
 fn the_committed_definition_is_what_the_types_say() {
     up_to_date("crds/registrymirrors.yaml", &crds::definition::yaml().unwrap()).unwrap();
+}
+
+#[test]
+fn every_condition_and_every_reason_is_in_the_documented_table() {
+    let page = fs::read_to_string(workspace("docs/api.md")).unwrap();
+    let (_, table) = page.split_once("\n## Conditions\n").expect("the chapter");
+    let (table, _) = table.split_once("\n## ").expect("its end");
+    let named = |name: &str| table.contains(&format!("`{name}`"));
+    let kinds = ConditionType::ALL.iter().map(|kind| kind.as_str());
+    let all = kinds.chain(Reason::ALL.iter().map(|reason| reason.as_str()));
+    let missing: Vec<_> = all.filter(|name| !named(name)).collect();
+    assert!(missing.is_empty(), "docs/api.md lacks {missing:?}");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Step four: make the cluster hold what is desired, writing only where it does not.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc};
 
 use crds::{RegistryMirror, conditions::Reason};
 use futures::future::{join_all, try_join_all};
@@ -18,78 +18,17 @@ use crate::{
     desired::{Child, Desired, names},
     kind::Kind,
     observed::Observed,
-    validate::Rejection,
 };
 
 pub mod compare;
+mod error;
 pub mod guard;
 mod held;
 mod reload;
 
+pub use error::Error;
+use error::refused;
 pub use reload::AGAIN_AFTER;
-
-/// Why not everything could be applied.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// What the user has to mend.
-    #[error(transparent)]
-    Rejected(#[from] Rejection),
-    /// What a retry may mend.
-    #[error("{verb} {kind} {name}: {source}")]
-    Cluster {
-        /// What was tried.
-        verb: &'static str,
-        /// On what.
-        kind: Kind,
-        /// Of which name.
-        name: String,
-        /// What the API server said.
-        source: Box<kube::Error>,
-    },
-    /// Admission gave something else back than what was applied.
-    #[error(
-        "{kind} {name} was changed on its way into the cluster; an admission webhook or policy sets a field of it"
-    )]
-    Altered {
-        /// Of what.
-        kind: Kind,
-        /// Of which name.
-        name: String,
-    },
-    /// Someone else keeps changing back what was applied.
-    #[error(
-        "{kind} {name} does not stay as it is applied, as someone else keeps changing it; it is left alone for {} s. \
-         Who, says kubectl get {kind} {name} -o yaml --show-managed-fields",
-        after.as_secs().max(1)
-    )]
-    Contested {
-        /// Of what.
-        kind: Kind,
-        /// Of which name.
-        name: String,
-        /// When to try again.
-        after: Duration,
-    },
-}
-
-impl Error {
-    /// When to try again, where that is known.
-    pub fn after(&self) -> Option<Duration> {
-        match self {
-            Self::Contested { after, .. } => Some(*after),
-            _ => None,
-        }
-    }
-
-    fn cluster(verb: &'static str, kind: Kind, name: &str, source: kube::Error) -> Self {
-        Self::Cluster {
-            verb,
-            kind,
-            name: name.to_owned(),
-            source: Box::new(source),
-        }
-    }
-}
 
 /// What became of a mirror's claims. They keep nothing else from being applied: servers with a smaller volume serve.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -179,6 +118,31 @@ pub async fn service(mirror: &RegistryMirror, desired: &Desired, cluster: &Clust
         .children()
         .filter(|child| child.kind == Kind::Service && child.name == name);
     try_join_all(services.map(|service| target.apply(service, &found))).await?;
+    Ok(())
+}
+
+/// Applies these, where they are there and the mirror's: nothing is made.
+///
+/// # Errors
+/// Those of [`all`].
+pub async fn those_there(
+    mirror: &RegistryMirror,
+    children: &[Child],
+    cluster: &Cluster,
+) -> Result<(), Error> {
+    let target = Target {
+        mirror,
+        namespace: mirror.namespace().unwrap_or_default(),
+        cluster,
+    };
+    let uid = |child: &Child| {
+        let live = cluster.children.get(child.kind, &target.namespace, &child.name)?;
+        let ours = guard::is_ours(mirror, &live.metadata) && live.metadata.deletion_timestamp.is_none();
+        Some((key(child), live.uid().filter(|_| ours)?))
+    };
+    let found: Found = children.iter().filter_map(uid).collect();
+    let there = children.iter().filter(|child| found.contains_key(&key(child)));
+    try_join_all(there.map(|child| target.apply(child, &found))).await?;
     Ok(())
 }
 
@@ -358,21 +322,6 @@ fn is_applied(kind: Kind, live: &DynamicObject, manifest: &Value) -> bool {
         fingerprint(&mut manifest);
     }
     compare::contains(&live, &manifest)
-}
-
-/// Tells what the user wrote wrong from what passes.
-fn refused(kind: Kind, name: &str, source: kube::Error) -> Error {
-    match source {
-        // Claims have reasons of their own.
-        kube::Error::Api(status) if status.code == 422 && kind != Kind::PersistentVolumeClaim => {
-            Rejection::invalid(format!(
-                "the API server refuses {kind} {name}: {}",
-                status.message
-            ))
-            .into()
-        }
-        source => Error::cluster("applying", kind, name, source),
-    }
 }
 
 /// A claim that is there was refused its growth, one that is not there was refused by a quota or a policy.

@@ -41,6 +41,7 @@ use crate::{
 };
 
 mod rest;
+mod upkeep;
 
 /// How many mirrors are worked on at a time.
 const CONCURRENCY: u16 = 16;
@@ -316,10 +317,7 @@ async fn pursue(stored: &Stored, context: &Context) -> Result<Action, Error> {
         return Ok(Action::await_change());
     }
     // Though not everything could be applied, what is there goes on changing, and is told.
-    let (outcome, failure) = match act(mirror, context).await {
-        Ok(outcome) => (outcome, None),
-        Err(error) => (Outcome::Failed, Some(error)),
-    };
+    let (outcome, failure) = act(mirror, context).await;
     let told = tell(mirror, context, &outcome).await;
     match failure {
         Some(failure) => Err(failure),
@@ -332,7 +330,10 @@ async fn pursue(stored: &Stored, context: &Context) -> Result<Action, Error> {
 
 /// Writes the status if there is something new to say.
 async fn tell(mirror: &RegistryMirror, context: &Context, outcome: &Outcome) -> Result<Observed, Error> {
-    let observed = context.observe(mirror).await?;
+    let mut observed = context.observe(mirror).await?;
+    if !matches!(outcome, Outcome::Acted(_)) {
+        observed.certificate = upkeep::served(mirror, context).await;
+    }
     context.stages.saw(mirror, &observed);
     let before = context.written.latest(mirror);
     let status = status::of(mirror, &before, outcome, &observed, observed.at);
@@ -350,14 +351,18 @@ async fn tell(mirror: &RegistryMirror, context: &Context, outcome: &Outcome) -> 
     Ok(observed)
 }
 
-/// The pipeline up to the status.
-async fn act(mirror: &RegistryMirror, context: &Context) -> Result<Outcome, Error> {
+/// The pipeline up to the status: what it came to, and what has to be tried again.
+async fn act(mirror: &RegistryMirror, context: &Context) -> (Outcome, Option<Error>) {
     if mirror.spec.paused {
-        return Ok(Outcome::Paused);
+        return (Outcome::Paused, None);
     }
     match converge(mirror, context).await {
-        Err(Error::Apply(apply::Error::Rejected(rejection))) => Ok(Outcome::Rejected(rejection)),
-        done => done.map(Outcome::Acted),
+        Ok(acted) => (Outcome::Acted(acted), None),
+        Err(Error::Apply(apply::Error::Rejected(rejection))) => {
+            let failure = upkeep::certificates(mirror, context).await.err();
+            (Outcome::Rejected(rejection), failure)
+        }
+        Err(error) => (Outcome::Failed, Some(error)),
     }
 }
 

@@ -1,14 +1,17 @@
 //! Step three: what the cluster should hold. Pure: a spec in, objects out.
 
+use std::collections::BTreeMap;
+
+use crds::RegistryMirror;
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use sha2::{Digest, Sha256};
 
 use crate::{
-    dereference::References,
+    dereference::{Contents, References},
     kind::Kind,
     observed::{Observed, Rendered, Server},
-    validate::{Accepted, Rejection},
+    validate::{Accepted, Rejection, Serving},
 };
 
 mod child;
@@ -130,11 +133,11 @@ pub fn objects(
     let reload = reload(accepted, &yaml, &handed_out);
     let mut configuration = vec![config::object(accepted, &yaml), handed_out.object(accepted)];
     configuration.extend(files::object(accepted));
-    configuration.extend(files::authority_key(accepted));
+    configuration.extend(files::authority_key(accepted.mirror, accepted.authority.as_ref()));
     configuration.push(service_account::object(accepted.mirror));
     configuration.push(service::clients(accepted.mirror));
     configuration.push(service::headless(accepted.mirror));
-    configuration.extend(files::authority(accepted));
+    configuration.extend(files::authority(accepted.mirror, accepted.serving.as_ref()));
     configuration.extend(hosts::object(accepted, observed));
     configuration.extend(disruption::object(accepted.mirror));
     let mut workload = workload::object(accepted, observed, release, &reload);
@@ -151,6 +154,23 @@ pub fn objects(
         config,
         handed_out,
     })
+}
+
+/// What a mirror holds of its certificate, renewed, and nothing else changed: for one whose spec is not acted on.
+pub fn renewed(
+    mirror: &RegistryMirror,
+    handed_out: &Contents,
+    published: Option<BTreeMap<String, String>>,
+    serving: &Serving,
+    authority: Option<&BTreeMap<String, Vec<u8>>>,
+) -> Vec<Child> {
+    let published = published.and_then(|published| hosts::renewed(mirror, published, serving));
+    [files::renewed(mirror, handed_out, serving)]
+        .into_iter()
+        .chain(files::authority_key(mirror, authority))
+        .chain(files::authority(mirror, Some(serving)))
+        .chain(published)
+        .collect()
 }
 
 /// Moves with everything that a server reads anew, by its version where it is secret.

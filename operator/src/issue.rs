@@ -20,7 +20,7 @@ use crate::{
     dereference::References,
     desired::names,
     observed::Observed,
-    validate::{Accepted, Serving},
+    validate::{Accepted, Serving, serving},
 };
 
 mod certificate;
@@ -85,11 +85,58 @@ pub fn certificates(
     at: Timestamp,
     terms: &Terms,
 ) -> Result<(), Error> {
-    if !is_wanted(accepted.mirror) {
-        return Ok(());
+    if is_wanted(accepted.mirror) {
+        let held = Held::read(accepted.mirror, references, at.as_second());
+        let issued = issue(held, names, at, terms)?;
+        (accepted.serving, accepted.authority) = (Some(issued.serving), Some(issued.authority));
     }
+    Ok(())
+}
+
+/// What a mirror serves with, and its authority as it is kept.
+pub struct Issued {
+    /// What clients are shown.
+    pub serving: Serving,
+    /// For the operator alone.
+    pub authority: Files,
+}
+
+/// The same for a mirror whose spec is not acted on and that serves with certificates of its own: those that it should
+/// have now; `None` if it has them, or none of its own.
+///
+/// # Errors
+/// Something could not be made.
+pub fn renewal(
+    mirror: &RegistryMirror,
+    references: &References,
+    names: &BTreeSet<String>,
+    at: Timestamp,
+    terms: &Terms,
+) -> Result<Option<Issued>, Error> {
+    let held = Held::read(mirror, references, at.as_second());
+    if !held.serves() {
+        return Ok(None);
+    }
+    let issued = issue(held, names, at, terms)?;
+    let [certificate, key, authority] = serving::OWN;
+    let serving = &issued.serving;
+    let handed_out = [
+        (certificate, Some(&serving.certificate)),
+        (key, Some(&serving.key)),
+        (authority, serving.authority.as_ref()),
+    ];
+    let (files, kept) = (references.files.as_ref(), references.authority.as_ref());
+    let is_handed_out = files.is_some_and(|files| {
+        handed_out
+            .into_iter()
+            .all(|(file, wanted)| files.data.get(file) == wanted)
+    });
+    let is_kept = kept.is_some_and(|kept| kept.data == issued.authority);
+    Ok((!is_handed_out || !is_kept).then_some(issued))
+}
+
+fn issue(mut held: Held, names: &BTreeSet<String>, at: Timestamp, terms: &Terms) -> Result<Issued, Error> {
     let now = at.as_second();
-    let mut held = Held::read(accepted.mirror, references, now);
     let authority = step(&mut held, now, terms)?;
     let leaf = held.leaf.take();
     let good = leaf.filter(|leaf| {
@@ -110,16 +157,18 @@ pub fn certificates(
         terms,
     );
     let trusted = held.trusted(&authority);
-    accepted.serving = Some(Serving {
+    let serving = Serving {
         certificate: leaf.chain(&authority, now).into_bytes(),
         key: leaf.key.clone(),
         authority: Some(trusted.clone().into_bytes()),
-        expires: leaf.span().ends,
+        life: leaf.span().into(),
         changes,
         problem: None,
-    });
-    accepted.authority = Some(held.files(&authority, trusted));
-    Ok(())
+    };
+    Ok(Issued {
+        serving,
+        authority: held.files(&authority, trusted),
+    })
 }
 
 /// Lets the authorities take the steps that are due, and gives the one that signs now.
@@ -149,5 +198,5 @@ fn step(held: &mut Held, now: i64, terms: &Terms) -> Result<Authority, Error> {
     }
 }
 
-/// What a file of a Secret holds.
-type Files = BTreeMap<String, Vec<u8>>;
+/// A Secret's keys.
+pub type Files = BTreeMap<String, Vec<u8>>;

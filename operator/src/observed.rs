@@ -8,9 +8,11 @@ use k8s_openapi::{
 };
 use kube_quantity::ParsedQuantity;
 
+mod life;
 mod rendered;
 mod server;
 
+pub use life::Life;
 pub use rendered::Rendered;
 pub use server::{Answer, Report, Server};
 
@@ -29,6 +31,8 @@ pub struct Observed {
     pub existing_claim: Option<ExistingClaim>,
     /// The Pods that run servers, and what these say of themselves.
     pub servers: Vec<Server>,
+    /// How long the certificate is good that servers were handed; looked at only where nothing else says it.
+    pub certificate: Option<Life>,
     /// When they were observed.
     pub at: Timestamp,
     /// The `StatefulSet`'s claim templates, as they were created.

@@ -26,7 +26,7 @@ mod storage;
 mod upstreams;
 pub mod write;
 
-pub use certificate::Certificate;
+pub use certificate::{Certificate, until_news};
 use conditions::Truth;
 pub use credentials::{UpstreamCredentials, Verdict};
 

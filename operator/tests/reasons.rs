@@ -11,7 +11,7 @@ use k8s_openapi::jiff::Timestamp;
 use mirror::admin::{CacheStatus, Status, UpstreamStatus};
 use mirror::credentials::Report;
 use operator::apply::{Applied, RefusedClaim};
-use operator::observed::{Answer, Claim, Observed, Server, Workload};
+use operator::observed::{Answer, Claim, Life, Observed, Server, Workload};
 use operator::status::{self, Acted, Certificate, Outcome, Upgrade, UpstreamCredentials, Verdict};
 use operator::validate::Rejection;
 use operator::validate::credentials::Problem;
@@ -172,7 +172,10 @@ fn refused(reason: Reason) -> Case {
 /// A certificate that ends so many seconds after the time of these statuses.
 fn certificate(expires: i64, problem: Option<Reason>) -> Case {
     let certificate = Certificate {
-        expires,
+        life: Life {
+            starts: expires - 60,
+            ends: expires,
+        },
         changes: expires,
         has_authority: false,
         problem: problem.map(|reason| Problem {
@@ -335,8 +338,9 @@ fn table() -> Vec<(Kind, &'static str, Reason, Case)> {
             Kind::TLSReady,
             "True",
             Reason::CertificateReady,
-            certificate(1, None),
+            certificate(11, None),
         ),
+        (Kind::TLSReady, "True", Reason::Expiring, certificate(10, None)),
         (
             Kind::TLSReady,
             "False",

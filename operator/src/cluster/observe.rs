@@ -58,6 +58,7 @@ impl Children {
             servers: self.servers(&namespace, &name),
             at: Timestamp::now(),
             existing_claim: None,
+            certificate: None,
         }
     }
 

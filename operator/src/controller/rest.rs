@@ -6,7 +6,7 @@ use crate::{
     apply,
     observed::Observed,
     retry,
-    status::{Acted, Outcome},
+    status::{self, Acted, Outcome},
 };
 
 /// A spec that can't be acted on waits for a change; of some changes nobody is told, such as of a name set free.
@@ -17,7 +17,9 @@ pub(super) fn after(outcome: &Outcome, observed: &Observed, resync: Duration) ->
     let rest = retry::jittered(look_again(outcome, observed, resync));
     let change = match outcome {
         Outcome::Acted(acted) => acted.certificate.as_ref().and_then(|c| c.rest(observed.at)),
-        Outcome::Paused | Outcome::Rejected(_) | Outcome::Failed => None,
+        Outcome::Paused | Outcome::Rejected(_) | Outcome::Failed => observed
+            .certificate
+            .and_then(|life| status::until_news(life, observed.at)),
     };
     change.map_or(rest, |change| rest.min(change))
 }

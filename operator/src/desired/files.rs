@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use crds::RegistryMirror;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::ResourceExt;
 
@@ -11,6 +12,7 @@ use super::{
     names,
 };
 use crate::{
+    dereference::Contents,
     kind::Kind,
     validate::{
         Accepted,
@@ -18,6 +20,17 @@ use crate::{
         users,
     },
 };
+
+/// The serving certificate's, by name.
+fn serving(serving: &Serving) -> impl Iterator<Item = (String, Vec<u8>)> {
+    let [certificate, key, authority] = serving::OWN.map(str::to_owned);
+    let own = [
+        (certificate, serving.certificate.clone()),
+        (key, serving.key.clone()),
+    ];
+    let authority = serving.authority.clone().map(|pem| (authority, pem));
+    own.into_iter().chain(authority)
+}
 
 /// The files, by name.
 pub fn all(accepted: &Accepted<'_>) -> BTreeMap<String, Vec<u8>> {
@@ -28,48 +41,51 @@ pub fn all(accepted: &Accepted<'_>) -> BTreeMap<String, Vec<u8>> {
     let mut files: BTreeMap<_, _> = bundles
         .map(|bundle| (bundle.file.clone(), bundle.pem.clone()))
         .collect();
-    if let Some(serving) = &accepted.serving {
-        let [certificate, key, authority] = serving::OWN.map(str::to_owned);
-        files.insert(certificate, serving.certificate.clone());
-        files.insert(key, serving.key.clone());
-        files.extend(serving.authority.clone().map(|pem| (authority, pem)));
-    }
+    files.extend(accepted.serving.iter().flat_map(serving));
     files.extend(accepted.users.clone().map(|file| (users::FILE.to_owned(), file)));
     files
 }
 
 /// The Secret, if there is anything to hold.
 pub(super) fn object(accepted: &Accepted<'_>) -> Option<Child> {
-    if !accepted.has_files() {
-        return None;
-    }
     let name = names::files(&accepted.mirror.name_any());
+    accepted
+        .has_files()
+        .then(|| secret(accepted.mirror, name, all(accepted)))
+}
+
+/// The Secret as it is, with another certificate.
+pub(super) fn renewed(mirror: &RegistryMirror, handed_out: &Contents, renewed: &Serving) -> Child {
+    let mut files = handed_out.data.clone();
+    files.extend(serving(renewed));
+    secret(mirror, names::files(&mirror.name_any()), files)
+}
+
+fn secret(mirror: &RegistryMirror, name: String, files: BTreeMap<String, Vec<u8>>) -> Child {
     let secret = Secret {
-        metadata: names::owned(accepted.mirror, name.clone()),
-        data: Some(data(all(accepted))),
+        metadata: names::owned(mirror, name.clone()),
+        data: Some(data(files)),
         ..Secret::default()
     };
-    Some(Child::new(Kind::Secret, name, &secret))
+    Child::new(Kind::Secret, name, &secret)
 }
 
 /// The Secret with the mirror's own authority, if it has one: for the operator alone.
-pub(super) fn authority_key(accepted: &Accepted<'_>) -> Option<Child> {
-    let name = names::authority_key(&accepted.mirror.name_any());
-    let secret = Secret {
-        metadata: names::owned(accepted.mirror, name.clone()),
-        data: Some(data(accepted.authority.clone()?)),
-        ..Secret::default()
-    };
-    Some(Child::new(Kind::Secret, name, &secret))
+pub(super) fn authority_key(
+    mirror: &RegistryMirror,
+    authority: Option<&BTreeMap<String, Vec<u8>>>,
+) -> Option<Child> {
+    let name = names::authority_key(&mirror.name_any());
+    Some(secret(mirror, name, authority?.clone()))
 }
 
 /// What clients have to trust, for them to read: a `ConfigMap`, where the certificate's Secret says it or it is the
 /// mirror's own.
-pub(super) fn authority(accepted: &Accepted<'_>) -> Option<Child> {
-    let pem = accepted.serving.as_ref().and_then(Serving::authority)?;
-    let name = names::authority(&accepted.mirror.name_any());
+pub(super) fn authority(mirror: &RegistryMirror, serving: Option<&Serving>) -> Option<Child> {
+    let pem = serving.and_then(Serving::authority)?;
+    let name = names::authority(&mirror.name_any());
     let map = ConfigMap {
-        metadata: names::owned(accepted.mirror, name.clone()),
+        metadata: names::owned(mirror, name.clone()),
         data: Some(BTreeMap::from([(names::AUTHORITY.to_owned(), pem)])),
         ..ConfigMap::default()
     };

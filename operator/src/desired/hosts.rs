@@ -29,14 +29,27 @@ pub(super) fn object(accepted: &Accepted<'_>, observed: &Observed) -> Option<Chi
     }
     let service = observed.service.as_ref()?;
     let certificate = accepted.serving.as_ref().and_then(Serving::authority);
-    let files = files(mirror, service, certificate);
+    Some(map(mirror, files(mirror, service, certificate)))
+}
+
+/// The `ConfigMap` as it is, with other authorities to trust; `None` where it has none.
+pub(super) fn renewed(
+    mirror: &RegistryMirror,
+    mut published: BTreeMap<String, String>,
+    serving: &Serving,
+) -> Option<Child> {
+    *published.get_mut(names::AUTHORITY)? = serving.authority()?;
+    Some(map(mirror, published))
+}
+
+fn map(mirror: &RegistryMirror, files: BTreeMap<String, String>) -> Child {
     let name = names::hosts(&mirror.name_any());
     let map = ConfigMap {
         metadata: names::owned(mirror, name.clone()),
         data: Some(files),
         ..ConfigMap::default()
     };
-    Some(Child::new(Kind::ConfigMap, name, &map))
+    Child::new(Kind::ConfigMap, name, &map)
 }
 
 /// The mirror as nodes see it.

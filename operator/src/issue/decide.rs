@@ -1,6 +1,7 @@
 //! When to do what, from spans and the time alone. All times are in seconds since 1970.
 
 use super::Terms;
+use crate::observed::Life;
 
 /// Certificates begin so much before they are made, for clients whose clock is behind.
 pub(super) const SKEW: i64 = 3600;
@@ -10,6 +11,12 @@ pub(super) const SKEW: i64 = 3600;
 pub(super) struct Span {
     pub(super) starts: i64,
     pub(super) ends: i64,
+}
+
+impl From<Span> for Life {
+    fn from(Span { starts, ends }: Span) -> Self {
+        Self { starts, ends }
+    }
 }
 
 impl Span {

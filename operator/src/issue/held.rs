@@ -60,6 +60,16 @@ impl Held {
         }
     }
 
+    /// Whether there is an authority, and what clients are shown is of it or of one before it.
+    pub(super) fn serves(&self) -> bool {
+        let own = |current: &Authority| {
+            self.leaf
+                .as_ref()
+                .is_some_and(|leaf| self.trusts(leaf.issuer(), current))
+        };
+        self.current.as_ref().is_some_and(own)
+    }
+
     pub(super) fn next_span(&self) -> Option<Span> {
         self.next.as_ref().map(Authority::span)
     }

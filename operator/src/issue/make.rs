@@ -162,6 +162,10 @@ impl Leaf {
         self.certificate.span
     }
 
+    pub(super) fn issuer(&self) -> &[u8] {
+        &self.certificate.issuer
+    }
+
     pub(super) fn standing(&self, names: &BTreeSet<String>, trusts: impl Fn(&[u8]) -> bool) -> Standing {
         Standing {
             span: self.span(),

@@ -9,13 +9,16 @@ use super::{
     Outcome,
     conditions::{Saying, Truth},
 };
-use crate::validate::{Serving, credentials::Problem};
+use crate::{
+    observed::{Life, Observed},
+    validate::{Serving, credentials::Problem},
+};
 
 /// The certificate, never its key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Certificate {
-    /// When it ends, in seconds since 1970.
-    pub expires: i64,
+    /// From when to when it is good.
+    pub life: Life,
     /// When there is something to do or to tell about it, in seconds since 1970.
     pub changes: i64,
     /// Its authority is published.
@@ -28,7 +31,7 @@ impl Certificate {
     /// Of what servers are handed.
     pub fn new(serving: &Serving) -> Self {
         Self {
-            expires: serving.expires,
+            life: serving.life,
             changes: serving.changes,
             has_authority: serving.authority.is_some(),
             problem: serving.problem.clone(),
@@ -37,37 +40,65 @@ impl Certificate {
 
     /// How long there is nothing to do or to tell about it; `None` where there never is.
     pub fn rest(&self, now: Timestamp) -> Option<Duration> {
-        let seconds = self.changes.saturating_sub(now.as_second());
-        u64::try_from(seconds)
-            .ok()
-            .filter(|s| *s > 0)
-            .map(Duration::from_secs)
+        rest([self.changes, self.life.late(), self.life.ends], now)
     }
 }
 
-pub(super) fn condition(outcome: &Outcome, now: Timestamp) -> Option<Saying> {
+/// How long there is nothing to tell about the certificate that servers were handed.
+pub fn until_news(life: Life, now: Timestamp) -> Option<Duration> {
+    rest([life.late(), life.ends], now)
+}
+
+/// Until the first of these times that is to come.
+fn rest<const N: usize>(times: [i64; N], now: Timestamp) -> Option<Duration> {
+    let left = times.map(|time| time.saturating_sub(now.as_second()));
+    let next = left.into_iter().filter(|seconds| *seconds > 0).min()?;
+    u64::try_from(next).ok().map(Duration::from_secs)
+}
+
+pub(super) fn condition(outcome: &Outcome, observed: &Observed, now: Timestamp) -> Option<Saying> {
     let saying = |truth, reason, message| Some(Saying::new(ConditionType::TLSReady, truth, reason, message));
     let certificate = match outcome {
         Outcome::Acted(acted) => acted.certificate.as_ref()?,
         Outcome::Rejected(rejection) if is_about_it(rejection.reason) => {
             return saying(Truth::False, rejection.reason, rejection.message.clone());
         }
-        Outcome::Paused | Outcome::Failed | Outcome::Rejected(_) => return None,
+        Outcome::Paused | Outcome::Failed | Outcome::Rejected(_) => {
+            return Some(of_life(observed.certificate?, now, way_out(outcome)));
+        }
     };
     if let Some(problem) = &certificate.problem {
         let message = format!("{}; the previous certificate serves on", problem.message);
         return saying(Truth::False, problem.reason, message);
     }
-    let end = Timestamp::from_second(certificate.expires).unwrap_or(Timestamp::MAX);
-    if end <= now {
-        let message = format!("the certificate ended at {end}: put a new one into its Secret");
-        return saying(Truth::False, Reason::Expired, message);
+    Some(of_life(certificate.life, now, way_out(outcome)))
+}
+
+fn of_life(life: Life, now: Timestamp, way_out: &str) -> Saying {
+    let end = Timestamp::from_second(life.ends).unwrap_or(Timestamp::MAX);
+    let second = now.as_second();
+    let (truth, reason, message) = if life.ends <= second {
+        let message = format!("the certificate ended at {end}: {way_out}");
+        (Truth::False, Reason::Expired, message)
+    } else if life.late() <= second {
+        let message = format!("the certificate was not renewed and ends at {end}: {way_out}");
+        (Truth::True, Reason::Expiring, message)
+    } else {
+        let message = format!("the certificate is valid until {end}");
+        (Truth::True, Reason::CertificateReady, message)
+    };
+    Saying::new(ConditionType::TLSReady, truth, reason, message)
+}
+
+/// What to do about a certificate that ends.
+fn way_out(outcome: &Outcome) -> &'static str {
+    match outcome {
+        Outcome::Paused => "a paused mirror's is not renewed; set spec.paused to false",
+        Outcome::Acted(_) => "put a new one into its Secret, or see why what should do so does not",
+        Outcome::Rejected(_) | Outcome::Failed => {
+            "see what Accepted and events say, and put a new one into its Secret if it has one"
+        }
     }
-    saying(
-        Truth::True,
-        Reason::CertificateReady,
-        format!("the certificate is valid until {end}"),
-    )
 }
 
 /// Only a certificate's rejection has these: of credentials, none is one.
@@ -98,34 +129,42 @@ mod tests {
         });
         let acted = Acted {
             certificate: Some(Certificate {
-                expires,
+                life: Life {
+                    starts: expires - 60,
+                    ends: expires,
+                },
                 changes: expires,
                 has_authority: false,
                 problem,
             }),
             ..Acted::default()
         };
-        let saying = condition(&Outcome::Acted(acted), Timestamp::from_second(1000).unwrap()).unwrap();
+        let now = Timestamp::from_second(1000).unwrap();
+        let saying = condition(&Outcome::Acted(acted), &Observed::default(), now).unwrap();
         (saying.truth, saying.reason)
     }
 
-    #[test_case(1010, 1000 => Some(10); "that long")]
+    #[test_case(1010, 1020 => Some(10); "until it is renewed")]
+    #[test_case(1020, 1020 => Some(10); "until its last sixth")]
+    #[test_case(900, 1006 => Some(6); "until it ends")]
     #[test_case(1000, 1000 => None; "it ended, and was told")]
-    #[test_case(900, 1000 => None; "long ago")]
-    fn a_certificate_can_be_left_alone_for(changes: i64, now: i64) -> Option<u64> {
+    #[test_case(900, 900 => None; "long ago")]
+    fn a_certificate_can_be_left_alone_for(changes: i64, ends: i64) -> Option<u64> {
+        let starts = ends - 60;
         let certificate = Certificate {
-            expires: changes,
+            life: Life { starts, ends },
             changes,
             has_authority: false,
             problem: None,
         };
-        let rest = certificate.rest(Timestamp::from_second(now).unwrap());
+        let rest = certificate.rest(Timestamp::from_second(1000).unwrap());
         rest.map(|rest| rest.as_secs())
     }
 
     #[test]
     fn a_certificate_is_ready_until_it_ends() {
-        assert_eq!(said(1001, None), (Truth::True, Reason::CertificateReady));
+        assert_eq!(said(1011, None), (Truth::True, Reason::CertificateReady));
+        assert_eq!(said(1010, None), (Truth::True, Reason::Expiring));
         assert_eq!(said(1000, None), (Truth::False, Reason::Expired));
     }
 
@@ -140,16 +179,33 @@ mod tests {
     #[test]
     fn plain_http_says_nothing_and_a_missing_secret_is_also_a_missing_reference() {
         let now = Timestamp::UNIX_EPOCH;
-        assert!(condition(&Outcome::Acted(Acted::default()), now).is_none());
+        let observed = Observed::default();
+        assert!(condition(&Outcome::Acted(Acted::default()), &observed, now).is_none());
         let rejection = Rejection {
             reason: Reason::SecretNotFound,
             message: "no Secret".to_owned(),
         };
-        let saying = condition(&Outcome::Rejected(rejection), now).unwrap();
+        let saying = condition(&Outcome::Rejected(rejection), &observed, now).unwrap();
         assert_eq!(
             (saying.truth, saying.reason),
             (Truth::False, Reason::SecretNotFound)
         );
         assert_eq!(as_reference(saying.reason), Reason::ReferenceNotFound);
+    }
+
+    #[test_case(&Outcome::Paused, 1011 => (Reason::CertificateReady, false))]
+    #[test_case(&Outcome::Paused, 1010 => (Reason::Expiring, true))]
+    #[test_case(&Outcome::Paused, 1000 => (Reason::Expired, true))]
+    #[test_case(&Outcome::Failed, 1010 => (Reason::Expiring, false))]
+    fn what_serves_is_told_of_where_the_spec_is_not_acted_on(outcome: &Outcome, ends: i64) -> (Reason, bool) {
+        let observed = Observed {
+            certificate: Some(Life {
+                starts: ends - 60,
+                ends,
+            }),
+            ..Observed::default()
+        };
+        let saying = condition(outcome, &observed, Timestamp::from_second(1000).unwrap()).unwrap();
+        (saying.reason, saying.message.contains("set spec.paused to false"))
     }
 }

@@ -70,7 +70,7 @@ pub fn of(
         credentials::condition(outcome, observed, before),
         upstreams::condition(mirror, observed),
         storage::condition(outcome, observed),
-        certificate::condition(outcome, now),
+        certificate::condition(outcome, observed, now),
         paused(mirror),
     ];
     let said: Vec<_> = parts.iter().flatten().map(|saying| saying.kind).collect();

@@ -87,7 +87,8 @@ fn is_bad(condition: &Condition) -> bool {
         Reason::RollingOut,
         Reason::UpgradeWaiting,
     ];
-    condition.status == "False" && !EXPECTED.iter().any(|reason| reason.as_str() == condition.reason)
+    condition.reason == Reason::Expiring.as_str()
+        || condition.status == "False" && !EXPECTED.iter().any(|reason| reason.as_str() == condition.reason)
 }
 
 fn cut(text: &str, bytes: usize) -> String {

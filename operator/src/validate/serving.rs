@@ -13,6 +13,7 @@ use super::{Rejection, bundle, credentials::Problem};
 use crate::{
     dereference::{Contents, Reference, References},
     desired::names,
+    observed::Life,
 };
 
 /// The chain in a Secret of an admin, as Kubernetes has it.
@@ -32,8 +33,8 @@ pub struct Serving {
     pub key: Vec<u8>,
     /// What clients have to trust, in PEM, where the Secret says it.
     pub authority: Option<Vec<u8>>,
-    /// When it ends, in seconds since 1970.
-    pub expires: i64,
+    /// From when to when it is good.
+    pub life: Life,
     /// When there is something to do or to tell about it, in seconds since 1970.
     pub changes: i64,
     /// Why it is what servers had before, and not what the Secret holds.
@@ -83,6 +84,14 @@ pub fn of(mirror: &RegistryMirror, references: &References) -> Result<Option<Ser
     }
 }
 
+/// What a Secret of an admin holds.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn of_secret(name: &str, contents: &Contents) -> Result<Serving, Problem> {
+    parse(name, contents, [CERTIFICATE, KEY, AUTHORITY])
+}
+
 fn read(name: &str, contents: Option<&Contents>) -> Result<Serving, Problem> {
     let contents = contents.ok_or_else(|| Problem {
         reason: Reason::SecretNotFound,
@@ -90,7 +99,12 @@ fn read(name: &str, contents: Option<&Contents>) -> Result<Serving, Problem> {
             "there is no Secret {name} in this namespace; create it with {CERTIFICATE} and {KEY}"
         ),
     })?;
-    parse(name, contents, [CERTIFICATE, KEY, AUTHORITY])
+    of_secret(name, contents)
+}
+
+/// The certificate that servers were handed, by their own Secret.
+pub fn handed_out(files: &Contents) -> Option<Life> {
+    parse("", files, OWN).ok().map(|serving| serving.life)
 }
 
 /// Never a value of the Secret in a message.
@@ -105,7 +119,7 @@ fn parse(name: &str, contents: &Contents, keys: [&str; 3]) -> Result<Serving, Pr
         value.ok_or_else(|| malformed(format!("has no {key}; it has {}", bundle::keys(&contents.data))))
     };
     let (chain, private) = (get(certificate)?, get(key)?);
-    let expires = check(&chain, &private).map_err(malformed)?;
+    let life = check(&chain, &private).map_err(malformed)?;
     let authority = contents
         .data
         .get(authority)
@@ -118,14 +132,14 @@ fn parse(name: &str, contents: &Contents, keys: [&str; 3]) -> Result<Serving, Pr
         certificate: chain,
         key: private,
         authority,
-        expires,
-        changes: expires,
+        life,
+        changes: life.ends,
         problem: None,
     })
 }
 
-/// When the certificate ends, if a server could show it.
-pub(crate) fn check(chain: &[u8], key: &[u8]) -> Result<i64, String> {
+/// How long the certificate is good, if a server could show it.
+pub(crate) fn check(chain: &[u8], key: &[u8]) -> Result<Life, String> {
     let chain: Vec<_> = CertificateDer::pem_slice_iter(chain)
         .collect::<Result<_, _>>()
         .map_err(|error| format!("the certificate is not PEM: {}", bundle::not_pem(&error)))?;
@@ -134,12 +148,16 @@ pub(crate) fn check(chain: &[u8], key: &[u8]) -> Result<i64, String> {
         .ok_or("the certificate's key holds no certificate")?;
     let (_, leaf) =
         parse_x509_certificate(first).map_err(|_| "the first certificate can't be read".to_owned())?;
-    let expires = leaf.validity().not_after.timestamp();
+    let validity = leaf.validity();
+    let life = Life {
+        starts: validity.not_before.timestamp(),
+        ends: validity.not_after.timestamp(),
+    };
     let key = PrivateKeyDer::from_pem_slice(key)
         .map_err(|error| format!("the private key is not PEM: {}", bundle::not_pem(&error)))?;
     CertifiedKey::from_der(chain, key, &ring::default_provider())
         .map_err(|error| format!("certificate and key can't be used together: {error}"))?;
-    Ok(expires)
+    Ok(life)
 }
 
 #[cfg(test)]
@@ -160,7 +178,7 @@ mod tests {
     #[test]
     fn a_certificate_with_its_key_is_taken_and_its_end_known() {
         let (certificate, key) = pair();
-        assert!(check(certificate.as_bytes(), key.as_bytes()).unwrap() > 0);
+        assert!(check(certificate.as_bytes(), key.as_bytes()).unwrap().ends > 0);
     }
 
     #[test]

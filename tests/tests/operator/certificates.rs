@@ -10,7 +10,7 @@ use crds::RegistryMirror;
 use crds::conditions::{ConditionType, Reason};
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret, Service};
 use kube::ResourceExt;
-use kube::api::{Patch, PatchParams};
+use kube::api::{ListParams, Patch, PatchParams};
 use mirror::clock::Clock;
 use operator::issue::Terms;
 use operator::run::Options;
@@ -307,16 +307,7 @@ async fn the_end_of_a_secrets_certificate_is_told_when_it_comes() {
     let clock = Clock::system();
     bench.options.clock = clock.clone();
     bench.start_operator().await;
-    let issued = rcgen::CertificateParams::new(vec!["hub".to_owned()]).map(|mut params| {
-        let now = u64::try_from(clock.now().as_second()).unwrap();
-        params.not_after = rcgen::date_time_ymd(1970, 1, 1) + Duration::from_secs(now) + HOUR;
-        params
-    });
-    let key = rcgen::KeyPair::generate().unwrap();
-    let certificate = issued.unwrap().self_signed(&key).unwrap();
-    let pair =
-        json!({"tls.crt": certificate.pem(), "tls.key": key.serialize_pem(), "ca.crt": certificate.pem()});
-    bench.secret("serving", pair).await;
+    bench.secret("serving", pair(&clock, HOUR, HOUR)).await;
     let mut spec = ephemeral();
     spec["tls"] = json!({"mode": "Secret", "secretName": "serving"});
     bench.mirror("hub", spec).await;
@@ -327,5 +318,192 @@ async fn the_end_of_a_secrets_certificate_is_told_when_it_comes() {
     look_at(&bench, &clock, Duration::from_secs(3596)).await;
     bench
         .until_condition("hub", ConditionType::TLSReady, "False", Reason::Expired)
+        .await;
+}
+
+const DAY: Duration = Duration::from_hours(24);
+
+/// A mirror with a certificate of its own, under a clock of the test's.
+async fn with_own_certificate(name: &str) -> (Bench, Clock) {
+    let mut bench = Bench::idle(name).await;
+    let clock = Clock::system();
+    bench.options.clock = clock.clone();
+    bench.start_operator().await;
+    bench.mirror("hub", self_signed()).await;
+    bench.until_accepted("hub").await;
+    bench
+        .until("hub-hosts", "files for nodes", |map: &ConfigMap| {
+            map.data.as_ref()?.get("ca.crt").cloned()
+        })
+        .await;
+    bench
+        .until_condition("hub", ConditionType::TLSReady, "True", Reason::CertificateReady)
+        .await;
+    (bench, clock)
+}
+
+async fn handed_out(bench: &Bench) -> String {
+    text(&bench.get::<Secret>("hub-files").await.unwrap(), "serving.crt").unwrap()
+}
+
+/// What must not be touched.
+async fn versions(bench: &Bench) -> [Option<String>; 3] {
+    [
+        bench
+            .get::<ConfigMap>("hub-config")
+            .await
+            .unwrap()
+            .resource_version(),
+        bench
+            .get::<Secret>("hub-credentials")
+            .await
+            .unwrap()
+            .resource_version(),
+        bench.get::<Service>("hub").await.unwrap().resource_version(),
+    ]
+}
+
+#[tokio::test]
+async fn certificates_of_a_mirror_whose_spec_is_rejected_are_renewed_and_nothing_else_is_touched() {
+    let (bench, clock) = with_own_certificate("rejected-own").await;
+    let mut spec = self_signed();
+    spec["upstreams"][0]["tls"] = json!({"caBundleRef": {"kind": "ConfigMap", "name": "nowhere"}});
+    spec["cache"] = json!({"tagTTL": "10s"});
+    bench.mirror("hub", spec).await;
+    bench
+        .until_condition("hub", ConditionType::Accepted, "False", Reason::ReferenceNotFound)
+        .await;
+    let (first, untouched) = (handed_out(&bench).await, versions(&bench).await);
+    look_at(&bench, &clock, 61 * DAY).await;
+    let second = soon("another certificate", async || {
+        let now = handed_out(&bench).await;
+        (now != first).then_some(now)
+    })
+    .await;
+    let told = bench
+        .until_condition("hub", ConditionType::TLSReady, "True", Reason::CertificateReady)
+        .await;
+    assert!(
+        told.message.starts_with("the certificate is valid until"),
+        "{}",
+        told.message
+    );
+    assert_eq!(certificates(&published(&bench).await).len(), 1);
+
+    // Past half of the authority's life, clients are told of the next one.
+    look_at(&bench, &clock, 310 * DAY).await;
+    soon("two authorities, for nodes too", async || {
+        let hosts = bench.get::<ConfigMap>("hub-hosts").await.unwrap().data.unwrap();
+        let published = published(&bench).await;
+        (certificates(&published).len() == 2 && hosts["ca.crt"] == published).then_some(())
+    })
+    .await;
+    assert_ne!(handed_out(&bench).await, second);
+    assert_eq!(versions(&bench).await, untouched);
+    let refused = bench
+        .until_condition("hub", ConditionType::Accepted, "False", Reason::ReferenceNotFound)
+        .await;
+    assert!(refused.message.contains("nowhere"), "{}", refused.message);
+}
+
+#[tokio::test]
+async fn a_paused_mirrors_certificate_is_told_of_in_time_and_renewed_once_it_is_no_longer_paused() {
+    if skip_on_existing_cluster(
+        "a_paused_mirrors_certificate_is_told_of_in_time_and_renewed_once_it_is_no_longer_paused",
+    ) {
+        return;
+    }
+    let (bench, clock) = with_own_certificate("paused-own").await;
+    let paused = |yes: bool| json!({"spec": {"paused": yes}});
+    bench.merge::<RegistryMirror>("hub", paused(true)).await;
+    bench
+        .until_condition("hub", ConditionType::Paused, "True", Reason::PausedBySpec)
+        .await;
+    let (first, mark) = (handed_out(&bench).await, bench.mark().await);
+    look_at(&bench, &clock, 76 * DAY).await;
+    let told = bench
+        .until_condition("hub", ConditionType::TLSReady, "True", Reason::Expiring)
+        .await;
+    assert!(
+        told.message.contains("set spec.paused to false"),
+        "{}",
+        told.message
+    );
+    let events = bench.api::<k8s_openapi::api::events::v1::Event>();
+    soon("a warning", async || {
+        let events = events.list(&ListParams::default()).await.unwrap();
+        let mut events = events.iter();
+        let warned = events.any(|event| {
+            event.reason.as_deref() == Some("Expiring") && event.type_.as_deref() == Some("Warning")
+        });
+        warned.then_some(())
+    })
+    .await;
+    look_at(&bench, &clock, 15 * DAY).await;
+    bench
+        .until_condition("hub", ConditionType::TLSReady, "False", Reason::Expired)
+        .await;
+    bench
+        .until_condition("hub", ConditionType::Ready, "False", Reason::Expired)
+        .await;
+    assert_eq!(handed_out(&bench).await, first);
+    let writes = bench.writes(mark);
+    assert!(
+        writes.iter().all(|write| write.ends_with("hub status")),
+        "{writes:?}"
+    );
+
+    bench.merge::<RegistryMirror>("hub", paused(false)).await;
+    bench
+        .until_condition("hub", ConditionType::TLSReady, "True", Reason::CertificateReady)
+        .await;
+    assert_ne!(handed_out(&bench).await, first);
+}
+
+fn pair(clock: &Clock, from_now: Duration, life: Duration) -> Value {
+    let issued = rcgen::CertificateParams::new(vec!["hub".to_owned()]).map(|mut params| {
+        let now = u64::try_from(clock.now().as_second()).unwrap();
+        let epoch = rcgen::date_time_ymd(1970, 1, 1) + Duration::from_secs(now);
+        (params.not_before, params.not_after) = (epoch + from_now - life, epoch + from_now);
+        params
+    });
+    let key = rcgen::KeyPair::generate().unwrap();
+    let certificate = issued.unwrap().self_signed(&key).unwrap();
+    json!({"tls.crt": certificate.pem(), "tls.key": key.serialize_pem(), "ca.crt": certificate.pem()})
+}
+
+#[tokio::test]
+async fn a_secrets_new_certificate_reaches_servers_of_a_rejected_spec_before_the_old_one_ends() {
+    let mut bench = Bench::idle("rejected-secret").await;
+    let clock = Clock::system();
+    bench.options.clock = clock.clone();
+    bench.start_operator().await;
+    bench.secret("serving", pair(&clock, 60 * DAY, 60 * DAY)).await;
+    let mut spec = ephemeral();
+    spec["tls"] = json!({"mode": "Secret", "secretName": "serving"});
+    bench.mirror("hub", spec.clone()).await;
+    bench
+        .until_condition("hub", ConditionType::TLSReady, "True", Reason::CertificateReady)
+        .await;
+    spec["upstreams"][0]["tls"] = json!({"caBundleRef": {"kind": "ConfigMap", "name": "nowhere"}});
+    bench.mirror("hub", spec).await;
+    bench
+        .until_condition("hub", ConditionType::Accepted, "False", Reason::ReferenceNotFound)
+        .await;
+    let first = handed_out(&bench).await;
+    bench.secret("serving", pair(&clock, 90 * DAY, 90 * DAY)).await;
+    bench.until_looks(2).await;
+    assert_eq!(
+        handed_out(&bench).await,
+        first,
+        "the one that servers have is good for long"
+    );
+    look_at(&bench, &clock, 50 * DAY).await;
+    soon("the new certificate", async || {
+        (handed_out(&bench).await != first).then_some(())
+    })
+    .await;
+    bench
+        .until_condition("hub", ConditionType::TLSReady, "True", Reason::CertificateReady)
         .await;
 }

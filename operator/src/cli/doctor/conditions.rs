@@ -50,6 +50,9 @@ fn finding(subject: &str, condition: &Condition) -> Option<Finding> {
     let told = format!("{}: {}", in_words(condition), condition.message);
     let finding = match (condition.type_.as_str(), condition.status.as_str()) {
         ("Paused" | "Progressing", "True") | (_, "Unknown") => Finding::warning(Check::Mirror, subject, told),
+        (_, "True") if condition.reason == Reason::Expiring.as_str() => {
+            Finding::warning(Check::Mirror, subject, told)
+        }
         ("Paused", _) | (_, "True") => return None,
         ("Progressing", _) if condition.reason == Reason::RolledOut.as_str() => return None,
         ("Progressing", _) if condition.reason == Reason::UpgradeWaiting.as_str() => {
@@ -80,6 +83,7 @@ fn in_words(condition: &Condition) -> &'static str {
         ("CredentialsValid", _) => "credentials are not good",
         ("UpstreamReachable", _) => "upstream does not answer",
         ("StorageReady", _) => "storage is not as it should be",
+        ("TLSReady", "True") => "the certificate is about to end",
         ("TLSReady", _) => "there is no good certificate",
         ("Paused", _) => "is paused",
         _ => "is not as it should be",
@@ -92,13 +96,14 @@ fn is_one_of(reason: &str, reasons: &[Reason]) -> bool {
 
 fn class(reason: &str) -> Class {
     const SPEC: [Reason; 2] = [Reason::InvalidSpec, Reason::NameConflict];
-    const REFERENCE: [Reason; 7] = [
+    const REFERENCE: [Reason; 8] = [
         Reason::ReferenceNotFound,
         Reason::ReferenceMalformed,
         Reason::SecretNotFound,
         Reason::SecretMalformed,
         Reason::UpstreamRejected,
         Reason::Malformed,
+        Reason::Expiring,
         Reason::Expired,
     ];
     const CLUSTER: [Reason; 5] = [
@@ -148,6 +153,9 @@ fn advice(reason: &str) -> Option<&'static str> {
         }
         Reason::RateLimited => "give the upstream credentials, or others; what is cached is served",
         Reason::Expired => "renew the certificate: servers take it up by themselves",
+        Reason::Expiring => {
+            "renew it, or see why what should do so does not: cert-manager, spec.paused, Accepted"
+        }
         Reason::PausedBySpec => "set spec.paused to false when you are done",
         Reason::InvalidSpec => "correct the spec; what was applied before serves on",
         _ => return None,
@@ -220,6 +228,8 @@ mod tests {
     #[test_case("Available", "False", "NoReadyReplicas" => "problem")]
     #[test_case("Progressing", "True", "RollingOut" => "warning")]
     #[test_case("Paused", "True", "PausedBySpec" => "warning")]
+    #[test_case("TLSReady", "True", "Expiring" => "warning")]
+    #[test_case("TLSReady", "False", "Expired" => "problem")]
     fn a_condition_is(kind: &str, status: &str, reason: &str) -> String {
         let told = told(&json!([condition(kind, status, reason)]));
         assert_eq!(told[0]["reason"], reason);
