@@ -11,7 +11,7 @@ use std::sync::Arc;
 use axum::Router;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 pub use error::Error;
 pub use reload::Reloader;
@@ -172,7 +172,11 @@ impl Server {
         }
         tokio::spawn(not_ready_after(shutdown.clone(), self.running));
         info!(address = %self.address, admin, "serving");
-        serve::serve(self.listener, self.service, self.connections, shutdown).await;
+        // In a task, as the thread that waits here is none of the runtime's: each connection would cost two switches more.
+        let serving = serve::serve(self.listener, self.service, self.connections, shutdown);
+        if let Err(error) = tokio::spawn(serving).await {
+            error!(%error, "serving ended");
+        }
         tasks.cancel();
         // It writes what the store holds in memory last. It ended or it failed: both are its end.
         let _ = expiry.await;

@@ -39,6 +39,7 @@ use crate::config::MaxSize;
 use crate::digest::{Digest, Hashed};
 use crate::metrics::Metrics;
 use crate::name::Host;
+pub use blobs::Found;
 pub use durable::IoError;
 use durable::Scratch;
 use hits::Hits;

@@ -13,6 +13,8 @@ use crate::upstream::Upstream;
 const GIB: f64 = (1_u64 << 30) as f64;
 /// Connections for what is small.
 const MANY: usize = 64;
+/// Smaller layers that nobody has yet, each round.
+const COLD: usize = 8;
 const AT_ONCE: Duration = Duration::ZERO;
 
 type PathOf = fn(&Server, &Content) -> String;
@@ -66,9 +68,23 @@ pub(crate) fn small(servers: &[Server], content: &Content, seconds: f64, report:
     }
 }
 
-/// M4: a layer that nobody has yet, for one client, behind a registry that wants a token.
+/// M4: layers that nobody has yet, for one client, behind a registry that wants a token: a large one, and several
+/// smaller ones, as what comes before a first byte is soon over and so soon disturbed.
 pub(crate) fn cold(servers: &[Server], content: &Content, upstream: &Upstream, report: &mut Report) {
-    let (digest, item) = content.fresh_layer(LAYER);
+    cold_one(servers, content, upstream, LAYER, report);
+    for _ in 0..COLD {
+        cold_one(servers, content, upstream, LAYER / 25, report);
+    }
+}
+
+fn cold_one(
+    servers: &[Server],
+    content: &Content,
+    upstream: &Upstream,
+    length: usize,
+    report: &mut Report,
+) {
+    let (digest, item) = content.fresh_layer(length);
     upstream.add([(digest.to_string(), item)]);
     let direct = upstream.target();
     let caches = servers.iter().filter(|server| server.name != NGINX);
@@ -77,8 +93,9 @@ pub(crate) fn cold(servers: &[Server], content: &Content, upstream: &Upstream, r
         let path = format!("/v2/library/app/blobs/{digest}");
         let took = target.connect().and_then(|mut connection| connection.get(&path));
         let took = took.unwrap_or_else(|error| panic!("{name}{path}: {error}"));
-        report.add("M4 cold 100 MiB, first byte ms", name, ms(took.first_byte));
-        report.add("M4 cold 100 MiB, whole ms", name, ms(took.whole));
+        let what = format!("M4 cold {} MiB", length >> 20);
+        report.add(&format!("{what}, first byte ms"), name, ms(took.first_byte));
+        report.add(&format!("{what}, whole ms"), name, ms(took.whole));
     }
 }
 

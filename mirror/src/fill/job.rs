@@ -16,7 +16,7 @@ use crate::digest::Digest;
 use crate::metrics::FillResult;
 use crate::name::Repository;
 use crate::pull::{Failure, Kind};
-use crate::store::{self, Blob, StageError, Staged, Store};
+use crate::store::{self, Found, StageError, Staged, Store};
 use crate::upstream::{BlobAnswer, Error, Upstream};
 
 /// Attempts in a row that bring no byte before a fill is given up.
@@ -65,13 +65,10 @@ impl Job {
 
     /// Another fill may have ended between the reader's look into the cache and this one's start.
     async fn found(&self) -> bool {
-        let own = self.store.blob(&self.repository, &self.digest).await;
-        let blob = match own.unwrap_or_default() {
-            Some(blob) => blob,
-            None => match self.fetched_for_another().await {
-                Some(blob) => blob,
-                None => return false,
-            },
+        let blob = match self.store.find(&self.repository, &self.digest).await {
+            Ok(Found::Linked(blob)) => blob,
+            Ok(Found::Unlinked(blob)) if self.is_permitted().await => blob,
+            _ => return false,
         };
         let _ = self.file.set(blob.file);
         let (written, size) = (blob.size, Some(blob.size));
@@ -86,14 +83,15 @@ impl Job {
     }
 
     /// What that one fetched for another repository needs upstream's yes, but no second download.
-    async fn fetched_for_another(&self) -> Option<Blob> {
-        let blob = self.store.content(&self.digest).await.ok()??;
-        let yes = self.upstream.blob_head(&self.repository.name, &self.digest).await;
-        yes.ok()?;
-        if let Err(error) = self.store.link_blob(&self.repository, &self.digest).await {
-            warn!(repository = %self.repository, digest = %self.digest, %error, "a blob could not be linked");
+    async fn is_permitted(&self) -> bool {
+        let (repository, digest) = (&self.repository, &self.digest);
+        if self.upstream.blob_head(&repository.name, digest).await.is_err() {
+            return false;
         }
-        Some(blob)
+        if let Err(error) = self.store.link_blob(repository, digest).await {
+            warn!(%repository, %digest, %error, "a blob could not be linked");
+        }
+        true
     }
 
     fn told(&self, stop: Stop) -> (Phase, FillResult) {
@@ -212,14 +210,23 @@ impl Job {
             if size.is_some_and(|size| staged.written() + length > size) {
                 return Err(contradicts());
             }
-            staged = append(staged, chunks).await.map_err(Stop::Stage)?;
-            self.progress
-                .send_modify(|progress| progress.written = staged.written());
+            staged = self.append(staged, chunks).await.map_err(Stop::Stage)?;
             if trouble.is_some() {
                 return Ok((staged, trouble));
             }
         }
         Ok((staged, None))
+    }
+
+    /// Writes on a thread that may wait. The readers hear of it there, a switch of threads earlier than from here.
+    async fn append(&self, mut staged: Staged, chunks: Vec<Bytes>) -> Result<Staged, StageError> {
+        let progress = self.progress.clone();
+        let write = move || {
+            chunks.iter().try_for_each(|chunk| staged.append(chunk))?;
+            progress.send_modify(|progress| progress.written = staged.written());
+            Ok(staged)
+        };
+        spawn_blocking(write).await.map_err(store::Error::from)?
     }
 
     /// Lets the readers finish, then makes the blob durable.
@@ -284,14 +291,6 @@ fn split(batch: Vec<Result<Bytes, Error>>, skip: &mut u64) -> (Vec<Bytes>, Optio
         }
     }
     (chunks, None)
-}
-
-async fn append(mut staged: Staged, chunks: Vec<Bytes>) -> Result<Staged, StageError> {
-    let write = move || {
-        chunks.iter().try_for_each(|chunk| staged.append(chunk))?;
-        Ok(staged)
-    };
-    spawn_blocking(write).await.map_err(store::Error::from)?
 }
 
 fn verify(mut staged: Staged) -> Result<Staged, Stop> {

@@ -15,7 +15,7 @@ use crate::inflight::NotNow;
 use crate::metrics::Outcome;
 use crate::name::Repository;
 use crate::range::Wanted;
-use crate::store::{Blob, StageError};
+use crate::store::{Blob, Found, StageError};
 use crate::upstream;
 
 /// A range that starts further ahead of the fill than this is fetched on its own.
@@ -39,14 +39,18 @@ impl Pull {
         digest: &Digest,
         wanted: &Wanted,
     ) -> Result<Served<Source>, Failure> {
-        if let Some(blob) = unreadable(self.store.blob(repository, digest).await) {
-            return Ok(Served {
-                value: Source::Stored(blob),
-                outcome: Outcome::Hit,
-            });
+        let hit = |blob| Served {
+            value: Source::Stored(blob),
+            outcome: Outcome::Hit,
+        };
+        // What follows a miss is boxed, as each hit would make room for it.
+        match unreadable(self.store.find(repository, digest).await.map(Some)) {
+            Some(Found::Linked(blob)) => Ok(hit(blob)),
+            Some(Found::Unlinked(blob)) => Box::pin(self.kept_for_another(repository, digest, blob))
+                .await
+                .map(hit),
+            Some(Found::Missing) | None => Box::pin(self.missed(repository, digest, wanted)).await,
         }
-        // Boxed, as each hit would make room for it.
-        Box::pin(self.missed(repository, digest, wanted)).await
     }
 
     async fn missed(
@@ -57,12 +61,6 @@ impl Pull {
     ) -> Result<Served<Source>, Failure> {
         let asked = Asked::new(self.origin(repository)?, repository, digest);
         self.known_absent(&asked)?;
-        if let Some(blob) = self.kept_for_another(&asked).await? {
-            return Ok(Served {
-                value: Source::Stored(blob),
-                outcome: Outcome::Hit,
-            });
-        }
         let (fill, joined) = self.fill(&asked).await?;
         let value = self.read_from(fill, wanted, &asked).await;
         if let (Err(failure), false) = (&value, joined) {
@@ -169,17 +167,20 @@ impl Pull {
     }
 
     /// Content that was fetched for another repository: upstream's yes is needed, but no second download.
-    async fn kept_for_another(&self, asked: &Asked<'_>) -> Result<Option<Blob>, Failure> {
-        let Some(blob) = unreadable(self.store.content(asked.digest).await) else {
-            return Ok(None);
-        };
-        self.permitted(asked).await?;
-        let (repository, digest) = (asked.repository, asked.digest);
+    async fn kept_for_another(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        blob: Blob,
+    ) -> Result<Blob, Failure> {
+        let asked = Asked::new(self.origin(repository)?, repository, digest);
+        self.known_absent(&asked)?;
+        self.permitted(&asked).await?;
         match self.store.link_blob(repository, digest).await {
             Ok(()) | Err(StageError::ReadOnly) => {}
             Err(error) => warn!(%repository, %digest, %error, "a blob could not be linked"),
         }
-        Ok(Some(blob))
+        Ok(blob)
     }
 
     /// Joins the fill of this blob (true) or starts it; one that runs for others is joined after upstream's yes

@@ -19,17 +19,54 @@ use crate::store::{Blob, Error, Inner, StageError, Staged, Store, link};
 /// at most a thousand.
 const SMALL: usize = 16 * 1024;
 
+/// What there is of a blob that a repository is asked for.
+#[derive(Debug)]
+pub enum Found {
+    /// The blob, by the repository's link.
+    Linked(Blob),
+    /// The blob, fetched for another repository. Nobody may get it before upstream said yes for this one.
+    Unlinked(Blob),
+    /// Nothing.
+    Missing,
+}
+
 impl Store {
     /// The blob, if this repository has a link to it. Counts as a use.
     ///
     /// Damage that shows (a wrong length, a directory in its place) drops it and is a miss.
     pub async fn blob(&self, repository: &Repository, digest: &Digest) -> Result<Option<Blob>, Error> {
-        if let Some(blob) = self.inner.hits.blob(repository, digest, self.inner.clock.now()) {
+        if let Some(blob) = self.open_blob(repository, digest) {
             return Ok(Some(blob));
         }
         let (repository, digest) = (repository.clone(), digest.clone());
         self.blocking(move |inner| inner.linked(&repository, &digest))
             .await
+    }
+
+    /// The same where memory tells, as its file is open.
+    fn open_blob(&self, repository: &Repository, digest: &Digest) -> Option<Blob> {
+        let inner = &self.inner;
+        inner.hits.blob(repository, digest, inner.clock.now())
+    }
+
+    /// The blob by the repository's link, else without it, looked for at once: each look at the disk is two switches of
+    /// threads, and whoever waits for a miss waits for them. Counts as a use where there is a link.
+    pub async fn find(&self, repository: &Repository, digest: &Digest) -> Result<Found, Error> {
+        if let Some(blob) = self.open_blob(repository, digest) {
+            return Ok(Found::Linked(blob));
+        }
+        let (repository, digest) = (repository.clone(), digest.clone());
+        self.blocking(move |inner| {
+            let linked = inner.linked(&repository, &digest);
+            if let Ok(Some(blob)) = linked {
+                return Ok(Found::Linked(blob));
+            }
+            match inner.find(&digest)? {
+                Some((_, blob)) => Ok(Found::Unlinked(blob)),
+                None => linked.map(|_| Found::Missing),
+            }
+        })
+        .await
     }
 
     /// The blob, whatever repository it was fetched for. Nobody may get it before upstream said yes for

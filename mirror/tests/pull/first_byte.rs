@@ -1,0 +1,32 @@
+//! What stands between a client and the first byte of a blob that nobody has yet.
+
+use crate::hub::{Auth, Fault, Gate, Hub, Tokens};
+use crate::pattern;
+use crate::served::Mirror;
+
+const MIB: usize = 1024 * 1024;
+
+#[tokio::test]
+async fn a_cold_blob_costs_one_question_on_a_kept_connection_and_is_passed_on_as_it_comes() {
+    let hub = Hub::start().await;
+    *hub.auth() = Auth::Tokens(Tokens::at(&hub));
+    let before = hub.push_blob("library/app", pattern(MIB));
+    let cold = hub.push_blob("library/app", pattern(MIB + 1));
+    let mirror = Mirror::of(&hub).await;
+    let path = |digest| format!("/v2/app/blobs/{digest}");
+    assert_eq!(mirror.fetch(&path(before)).await.0, 200);
+    mirror.settled().await;
+    hub.forget();
+    let connections = hub.connections();
+    let gate = Gate::shut();
+    hub.once("GET blobs", Fault::Wait(MIB / 2, gate.clone()));
+    let mut answer = mirror.get(&path(cold)).await;
+    // Upstream stands still: what comes now does not wait for more.
+    let mut came = answer.chunk().await.unwrap().unwrap().len();
+    gate.open();
+    while let Some(chunk) = answer.chunk().await.unwrap() {
+        came += chunk.len();
+    }
+    assert_eq!(came, MIB + 1);
+    assert_eq!((hub.count("*"), hub.connections()), (1, connections));
+}
