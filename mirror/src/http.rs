@@ -17,6 +17,7 @@ mod sendfile;
 pub mod serve;
 mod span;
 mod stored;
+mod threads;
 pub mod tls;
 
 use std::borrow::Cow;

@@ -1,7 +1,7 @@
-//! How long a client may take: for a header, and between requests. What it takes for an answer is no matter here.
+//! How long a client may take: for a header, between requests, and for more of an answer.
 //!
-//! hyper has one time-out for both, and begins it while the end of the answer before is still on its way. So it is
-//! looked at here where a connection stands, by what goes through it.
+//! hyper has one time-out for the first two, and begins it while the end of the answer before is still on its way. So it
+//! is looked at here where a connection stands, by what goes through it.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -25,13 +25,16 @@ pub(super) struct Limits {
     pub(super) header: Duration,
     /// Between an answer and the next request.
     pub(super) idle: Duration,
+    /// To take more of an answer.
+    pub(super) take: Duration,
 }
 
 /// Clients end idle connections of their own accord after 90 s (Go's, and so containerd's) or less: who ends one first
-/// does not ask on one that is being closed.
+/// does not ask on one that is being closed. Unpacking a layer can stall a pull for minutes.
 pub(super) const LIMITS: Limits = Limits {
     header: Duration::from_secs(10),
     idle: Duration::from_mins(2),
+    take: Duration::from_mins(5),
 };
 /// What ends a header (RFC 9112, section 2.1).
 const END: u32 = u32::from_be_bytes(*b"\r\n\r\n");
@@ -41,8 +44,10 @@ const END: u32 = u32::from_be_bytes(*b"\r\n\r\n");
 pub(super) enum Phase {
     /// The client has to say what it wants.
     Asking,
-    /// It is for the server, or for the network.
+    /// It is for the server.
     Answering,
+    /// The client has to take what there is for it.
+    Taking,
     /// All was answered.
     Idle,
 }
@@ -59,6 +64,8 @@ pub(super) struct Progress {
     framed: AtomicBool,
     /// Whether bytes wait for the client to take them.
     blocked: AtomicBool,
+    /// How often some were taken.
+    taken: AtomicU32,
 }
 
 impl Progress {
@@ -72,13 +79,24 @@ impl Progress {
 
     fn phase(&self) -> Phase {
         let between = || self.framed.load(Ordering::Relaxed) || self.tail.load(Ordering::Relaxed) == END;
-        if self.under_way.load(Ordering::Relaxed) > 0 || self.blocked.load(Ordering::Relaxed) {
+        if self.blocked.load(Ordering::Relaxed) {
+            Phase::Taking
+        } else if self.under_way.load(Ordering::Relaxed) > 0 {
             Phase::Answering
         } else if self.asked.load(Ordering::Relaxed) > 0 && between() {
             Phase::Idle
         } else {
             Phase::Asking
         }
+    }
+
+    /// Where it stands, and how often it moved on.
+    fn stand(&self) -> (Phase, u32) {
+        let count = |counter: &AtomicU32| counter.load(Ordering::Relaxed);
+        (
+            self.phase(),
+            count(&self.asked).wrapping_add(count(&self.taken)),
+        )
     }
 
     fn heard(&self, bytes: &[u8]) {
@@ -130,8 +148,8 @@ impl Patience {
     }
 
     fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<Phase> {
-        let phase = self.progress.phase();
-        let stands = (phase, self.progress.asked.load(Ordering::Relaxed));
+        let stands = self.progress.stand();
+        let phase = stands.0;
         if stands != self.seen {
             (self.seen, self.since) = (stands, Instant::now());
         }
@@ -139,6 +157,7 @@ impl Patience {
             Phase::Answering => return Poll::Pending,
             Phase::Asking => self.since + self.limits.header,
             Phase::Idle => self.since + self.limits.idle,
+            Phase::Taking => self.since + self.limits.take,
         };
         if self.timer.deadline() > deadline {
             self.timer.as_mut().reset(deadline);
@@ -161,7 +180,14 @@ pub(super) struct Watched<S> {
 }
 
 impl<S> Watched<S> {
-    fn wrote<T>(&self, wrote: Poll<T>) -> Poll<T> {
+    fn wrote(&self, wrote: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if wrote.is_ready() {
+            self.progress.taken.fetch_add(1, Ordering::Relaxed);
+        }
+        self.blocked_by(wrote)
+    }
+
+    fn blocked_by<T>(&self, wrote: Poll<T>) -> Poll<T> {
         self.progress.blocked.store(wrote.is_pending(), Ordering::Relaxed);
         wrote
     }
@@ -201,7 +227,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let flushed = Pin::new(&mut self.stream).poll_flush(cx);
-        self.wrote(flushed)
+        self.blocked_by(flushed)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -253,6 +279,14 @@ mod tests {
     }
 
     fn client(header: Duration, idle: Duration) -> Client {
+        client_of(Limits {
+            header,
+            idle,
+            take: LONG,
+        })
+    }
+
+    fn client_of(limits: Limits) -> Client {
         let (says, stream) = tokio::io::duplex(64);
         let progress = Arc::<Progress>::default();
         Client {
@@ -261,7 +295,7 @@ mod tests {
                 stream,
                 progress: Arc::clone(&progress),
             },
-            patience: Patience::new(progress, Limits { header, idle }, Instant::now()),
+            patience: Patience::new(progress, limits, Instant::now()),
         }
     }
 
@@ -339,6 +373,40 @@ mod tests {
         client.says.read_exact(&mut [0; 64]).await.unwrap();
         client.server.write_all(&[0; 36]).await.unwrap();
         assert_eq!(client.late().await, Phase::Idle);
+    }
+
+    #[tokio::test]
+    async fn who_takes_nothing_of_an_answer_is_late_and_who_takes_some_has_longer() {
+        let mut client = client_of(Limits {
+            header: LONG,
+            idle: LONG,
+            take: SHORT,
+        });
+        client.says("GET / HTTP/1.1\r\n\r\n").await;
+        let _request = client.request(Version::HTTP_11);
+        for _ in 0..5 {
+            let wrote = tokio::time::timeout(SHORT / 4, client.server.write_all(&[0; 100])).await;
+            assert!(wrote.is_err(), "there is room for 64");
+            let late = tokio::time::timeout(SHORT / 4, client.patience.over()).await;
+            assert!(late.is_err(), "late at once");
+            client.says.read_exact(&mut [0; 64]).await.unwrap();
+        }
+        let wrote = tokio::time::timeout(SHORT / 4, client.server.write_all(&[0; 100])).await;
+        assert!(wrote.is_err(), "there is room for 64");
+        assert_eq!(client.late().await, Phase::Taking);
+    }
+
+    #[tokio::test]
+    async fn who_says_nothing_gains_no_time_by_what_the_server_flushes() {
+        let (mut client, mut late) = (client(A_WHILE, LONG), None);
+        for _ in 0..100 {
+            client.server.flush().await.unwrap();
+            late = tokio::time::timeout(SHORT, client.patience.over()).await.ok();
+            if late.is_some() {
+                break;
+            }
+        }
+        assert_eq!(late, Some(Phase::Asking));
     }
 
     #[tokio::test]

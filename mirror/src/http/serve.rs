@@ -2,6 +2,8 @@
 
 use std::convert::Infallible;
 use std::io;
+use std::net;
+use std::os::unix;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,20 +13,18 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::server::graceful::GracefulConnection;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, UnixListener, UnixStream};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::time::Instant;
-use tokio_io_timeout::TimeoutWriter;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
 use super::patience::{Answering, LIMITS, Patience, Phase, Progress, Watched};
 use super::sendfile::Direct;
+use super::threads::Threads;
 use super::tls::Certificates;
 use super::{Peer, Service};
 
-/// A client that takes nothing of an answer for this long is gone; unpacking a layer can stall a pull for minutes.
-const WRITE_TIMEOUT: Duration = Duration::from_mins(5);
 const MAX_HEADERS: usize = 100;
 /// More is refused with 431: at 64 KiB at the latest, as hyper looks at this limit between reads, which double.
 const MAX_HEADER_BYTES: usize = 32 * 1024;
@@ -55,14 +55,21 @@ pub struct Options {
 /// Serves until `shutdown`, then lets requests in flight end.
 pub async fn serve(listener: Listener, service: Service, options: Options, shutdown: CancellationToken) {
     let connections = TaskTracker::new();
+    // TLS is work enough to be shared out.
+    let mut threads = options.tls.is_none().then(Threads::start);
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             () = shutdown.cancelled() => break,
         };
         match accepted {
-            Ok(connection) => {
-                connections.spawn(connection.serve(service.clone(), options.clone(), shutdown.clone()));
+            Ok(accepted) => {
+                let serving = accepted.serve(service.clone(), options.clone(), shutdown.clone());
+                let serving = connections.track_future(serving);
+                match &mut threads {
+                    Some(threads) => threads.spawn(serving),
+                    None => drop(tokio::spawn(serving)),
+                }
             }
             Err(error) => {
                 warn!(%error, "a connection could not be accepted");
@@ -78,6 +85,15 @@ pub async fn serve(listener: Listener, service: Service, options: Options, shutd
     {
         warn!("some requests did not end within the drain time; they are cut");
     }
+    if let Some(threads) = threads {
+        threads.end().await;
+    }
+}
+
+/// A connection that no thread drives yet.
+enum Accepted {
+    Tcp(net::TcpStream, net::SocketAddr),
+    Unix(unix::net::UnixStream),
 }
 
 /// One client's connection.
@@ -96,13 +112,35 @@ trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
 
 impl Listener {
-    async fn accept(&self) -> io::Result<Connection> {
+    async fn accept(&self) -> io::Result<Accepted> {
         match self {
             Self::Tcp(listener) => {
                 let (stream, peer) = listener.accept().await?;
+                Ok(Accepted::Tcp(stream.into_std()?, peer))
+            }
+            Self::Unix(listener) => {
+                let (stream, _) = listener.accept().await?;
+                Ok(Accepted::Unix(stream.into_std()?))
+            }
+        }
+    }
+}
+
+impl Accepted {
+    /// To be driven where it is to stay.
+    async fn serve(self, service: Service, options: Options, shutdown: CancellationToken) {
+        match self.connection() {
+            Ok(connection) => connection.serve(service, options, shutdown).await,
+            Err(error) => debug!(%error, "a connection ended at once"),
+        }
+    }
+
+    fn connection(self) -> io::Result<Connection> {
+        match self {
+            Self::Tcp(stream, peer) => {
                 // Small answers must not wait for the acknowledgement of the one before.
                 stream.set_nodelay(true)?;
-                let stream = Direct::new(stream);
+                let stream = Direct::new(TcpStream::from_std(stream)?);
                 let peer = Peer {
                     name: peer.to_string().into(),
                     pieces: Some(stream.pieces()),
@@ -112,13 +150,10 @@ impl Listener {
                     peer,
                 })
             }
-            Self::Unix(listener) => {
-                let (stream, _) = listener.accept().await?;
-                Ok(Connection {
-                    socket: Socket::Unix(stream),
-                    peer: Peer::named("unix"),
-                })
-            }
+            Self::Unix(stream) => Ok(Connection {
+                socket: Socket::Unix(UnixStream::from_std(stream)?),
+                peer: Peer::named("unix"),
+            }),
         }
     }
 }
@@ -137,16 +172,10 @@ impl Socket {
         }
     }
 
-    /// For a client that is cut off once it takes nothing for too long.
-    fn bounded(self) -> Box<dyn Stream> {
-        fn bounded(stream: impl AsyncRead + AsyncWrite + Send + 'static) -> Box<dyn Stream> {
-            let mut stream = TimeoutWriter::new(stream);
-            stream.set_timeout(Some(WRITE_TIMEOUT));
-            Box::new(Box::pin(stream))
-        }
+    fn stream(self) -> Box<dyn Stream> {
         match self {
-            Self::Tcp(stream) => bounded(stream),
-            Self::Unix(stream) => bounded(stream),
+            Self::Tcp(stream) => Box::new(stream),
+            Self::Unix(stream) => Box::new(stream),
         }
     }
 }
@@ -171,7 +200,7 @@ impl Connection {
     /// Waits for the client to say something, within TLS where that is on; `None` where it does not get there.
     async fn open(self, options: Options) -> Option<Opened> {
         let http2 = self.socket.may_begin_http2().await.ok()?;
-        let (mut peer, stream) = (self.peer, self.socket.bounded());
+        let (mut peer, stream) = (self.peer, self.socket.stream());
         let (stream, http2) = match options.tls {
             Some(tls) => {
                 peer.pieces = None;
@@ -241,7 +270,7 @@ where
             biased;
             ended = &mut connection => return ended,
             () = shutdown.cancelled(), if !ending => {}
-            late = patience.over() => if ending || late == Phase::Asking {
+            late = patience.over() => if ending || late != Phase::Idle {
                 return Ok(());
             }
         }
