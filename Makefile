@@ -33,6 +33,9 @@ bench-quick: ## the same in 2 shorter rounds
 bench-day: ## a day of pulls, compressed into minutes: hits against an ideal LRU, beside Distribution 3
 	@scripts/bench --day
 
+profile: ## flame graphs of hits, misses and a herd, in docs/performance
+	@scripts/profile
+
 count: ## the instructions of each operation of a hit, against their budgets
 	@scripts/count
 
@@ -64,4 +67,4 @@ install: ## build the programs and put them into PREFIX/bin (default: cargo's)
 	cargo install --locked --path mirror $(if $(PREFIX),--root $(PREFIX))
 	cargo install --locked --path operator $(if $(PREFIX),--root $(PREFIX))
 
-.PHONY: help demo demo-cluster test e2e e2e-day2 lint bench bench-quick bench-day count fuzz coverage generate image cluster-up cluster-down install
+.PHONY: help demo demo-cluster test e2e e2e-day2 lint bench bench-quick bench-day profile count fuzz coverage generate image cluster-up cluster-down install

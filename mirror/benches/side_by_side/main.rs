@@ -14,6 +14,7 @@ mod client;
 mod content;
 mod day;
 mod measures;
+mod profile;
 mod report;
 mod servers;
 mod upstream;
@@ -28,6 +29,7 @@ use servers::{Server, Site};
 use upstream::Upstream;
 
 #[derive(Parser)]
+#[expect(clippy::struct_excessive_bools, reason = "so they come from a command line")]
 struct Arguments {
     /// Fewer and shorter rounds: below three minutes.
     #[arg(long)]
@@ -35,6 +37,9 @@ struct Arguments {
     /// Replay a day instead.
     #[arg(long)]
     day: bool,
+    /// Record where the server's time goes instead.
+    #[arg(long)]
+    profile: bool,
     /// Given by cargo.
     #[arg(long, hide = true)]
     bench: bool,
@@ -54,14 +59,20 @@ fn main() {
         scratch: scratch.path(),
         upstream: upstream.address,
     };
+    let target = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../target");
+    if arguments.profile {
+        return profile::record(&site, &content, &upstream, &target.join("profile"));
+    }
     let mut report = Report::default();
     if arguments.day {
         day::replay(&site, &content, &upstream, &mut report);
     } else {
         measure(&site, &content, &upstream, rounds, seconds, &mut report);
     }
-    let directory = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/bench");
-    report.write(&directory, if arguments.day { "day" } else { "tables" });
+    report.write(
+        &target.join("bench"),
+        if arguments.day { "day" } else { "tables" },
+    );
 }
 
 fn measure(

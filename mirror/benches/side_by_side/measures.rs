@@ -77,13 +77,7 @@ pub(crate) fn cold(servers: &[Server], content: &Content, upstream: &Upstream, r
     }
 }
 
-fn cold_one(
-    servers: &[Server],
-    content: &Content,
-    upstream: &Upstream,
-    length: usize,
-    report: &mut Report,
-) {
+fn cold_one(servers: &[Server], content: &Content, upstream: &Upstream, length: usize, report: &mut Report) {
     let (digest, item) = content.fresh_layer(length);
     upstream.add([(digest.to_string(), item)]);
     let direct = upstream.target();

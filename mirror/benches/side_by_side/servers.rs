@@ -33,7 +33,7 @@ pub(crate) struct Site<'a> {
 }
 
 /// A certificate for `localhost`: where its files are, and how clients trust it.
-struct Certificate {
+pub(crate) struct Certificate {
     chain: PathBuf,
     key: PathBuf,
     client: Arc<ClientConfig>,
@@ -66,7 +66,7 @@ impl Site<'_> {
     }
 
     /// This server, with more below `proxy`.
-    fn ours(&self, proxy: &str, tls: Option<&Certificate>) -> Server {
+    pub(crate) fn ours(&self, proxy: &str, tls: Option<&Certificate>) -> Server {
         let place = Place::new(self.scratch, "/v2/");
         let tls_yaml = tls.map_or(String::new(), |tls| {
             let (certificate, key) = (tls.chain.display(), tls.key.display());
@@ -275,6 +275,11 @@ impl Server {
 
     pub(crate) fn tag(&self) -> String {
         self.path("manifests", "latest", "manifest")
+    }
+
+    /// The number of its process.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
     }
 
     pub(crate) fn is_distribution(&self) -> bool {

@@ -93,10 +93,7 @@ impl Progress {
     /// Where it stands, and how often it moved on.
     fn stand(&self) -> (Phase, u32) {
         let count = |counter: &AtomicU32| counter.load(Ordering::Relaxed);
-        (
-            self.phase(),
-            count(&self.asked).wrapping_add(count(&self.taken)),
-        )
+        (self.phase(), count(&self.asked).wrapping_add(count(&self.taken)))
     }
 
     fn heard(&self, bytes: &[u8]) {
