@@ -40,8 +40,11 @@ use crate::{
     validate::{self, Accepted},
 };
 
+mod error;
 mod rest;
 mod upkeep;
+
+pub use error::Error;
 
 /// How many mirrors are worked on at a time.
 const CONCURRENCY: u16 = 16;
@@ -51,53 +54,6 @@ pub const RESYNC: Duration = Duration::from_mins(15);
 const RECONCILE_TIMEOUT: Duration = Duration::from_mins(1);
 /// A failure that often in a row is worth an event.
 const ATTEMPTS_BEFORE_EVENT: u32 = 4;
-
-/// Why a mirror has to be tried again.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// Something could not be read.
-    #[error("reading what the spec refers to: {0}")]
-    Read(#[source] kube::Error),
-    /// Something could not be applied.
-    #[error(transparent)]
-    Apply(#[from] apply::Error),
-    /// Its own certificates could not be made.
-    #[error(transparent)]
-    Issue(#[from] issue::Error),
-    /// The status could not be written.
-    #[error("writing the status: {0}")]
-    Status(#[source] kube::Error),
-    /// The API server took too long.
-    #[error("not done after {} s", RECONCILE_TIMEOUT.as_secs())]
-    Timeout,
-    /// A defect of the operator; other mirrors are not concerned.
-    #[error("the operator failed: {0}")]
-    Panicked(#[source] tokio::task::JoinError),
-}
-
-impl Error {
-    /// Its class, for metrics.
-    pub fn class(&self) -> &'static str {
-        match self {
-            Self::Read(_) => "read",
-            Self::Apply(apply::Error::Altered { .. }) => "altered",
-            Self::Apply(apply::Error::Contested { .. }) => "contested",
-            Self::Apply(_) => "apply",
-            Self::Issue(_) => "issue",
-            Self::Status(_) => "status",
-            Self::Timeout => "timeout",
-            Self::Panicked(_) => "panic",
-        }
-    }
-
-    /// When to try again, where that is known.
-    fn after(&self) -> Option<Duration> {
-        match self {
-            Self::Apply(error) => error.after(),
-            _ => None,
-        }
-    }
-}
 
 /// What every reconcile needs.
 pub(crate) struct Context {
@@ -266,6 +222,12 @@ impl Context {
         Ok(desired.map_err(apply::Error::from)?)
     }
 
+    /// What is told of a failure once it is none that passes.
+    fn lasting(&self, stored: &Stored, error: &Error) -> Option<String> {
+        let lasts = self.retries.attempts(stored) + 1 >= ATTEMPTS_BEFORE_EVENT;
+        error.told().filter(|_| lasts)
+    }
+
     /// When to try again.
     fn failed(&self, stored: &Stored, error: &Error) -> Action {
         let retry = self.retries.next(stored);
@@ -317,7 +279,10 @@ async fn pursue(stored: &Stored, context: &Context) -> Result<Action, Error> {
         return Ok(Action::await_change());
     }
     // Though not everything could be applied, what is there goes on changing, and is told.
-    let (outcome, failure) = act(mirror, context).await;
+    let (mut outcome, failure) = act(mirror, context).await;
+    if let (Outcome::Failed(why), Some(error)) = (&mut outcome, &failure) {
+        *why = context.lasting(stored, error);
+    }
     let told = tell(mirror, context, &outcome).await;
     match failure {
         Some(failure) => Err(failure),
@@ -362,7 +327,7 @@ async fn act(mirror: &RegistryMirror, context: &Context) -> (Outcome, Option<Err
             let failure = upkeep::certificates(mirror, context).await.err();
             (Outcome::Rejected(rejection), failure)
         }
-        Err(error) => (Outcome::Failed, Some(error)),
+        Err(error) => (Outcome::Failed(None), Some(error)),
     }
 }
 

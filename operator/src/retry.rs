@@ -36,6 +36,13 @@ impl Retries {
         }
     }
 
+    /// How often it failed in a row.
+    pub fn attempts(&self, mirror: &Stored) -> u32 {
+        let retries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let uid = mirror.uid().unwrap_or_default();
+        retries.get(&uid).map_or(0, |(attempts, _)| *attempts)
+    }
+
     /// Forgets the failures of a mirror.
     pub fn forget(&self, mirror: &Stored) {
         self.0
@@ -95,7 +102,9 @@ mod tests {
     fn a_success_starts_over() {
         let retries = Retries::default();
         retries.next(&mirror("a"));
+        assert_eq!(retries.attempts(&mirror("a")), 1);
         retries.forget(&mirror("a"));
+        assert_eq!(retries.attempts(&mirror("a")), 0);
         assert_eq!(retries.next(&mirror("a")).attempt, 1);
     }
 

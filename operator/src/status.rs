@@ -40,8 +40,8 @@ pub enum Outcome {
     Paused,
     /// The spec can't be acted on.
     Rejected(Rejection),
-    /// The cluster did not let it be acted on, or not wholly; it is tried again.
-    Failed,
+    /// The cluster did not let it be acted on, or not wholly; it is tried again. Why, once that does not pass.
+    Failed(Option<String>),
     /// It was acted on.
     Acted(Acted),
 }
@@ -131,7 +131,7 @@ pub fn of(
     let workload = observed.workload.as_ref();
     let generation = match outcome {
         // What is there is not what is asked for now.
-        Outcome::Failed => before.observed_generation,
+        Outcome::Failed(_) => before.observed_generation,
         Outcome::Paused | Outcome::Rejected(_) | Outcome::Acted(_) => mirror.metadata.generation,
     };
     RegistryMirrorStatus {
@@ -162,7 +162,7 @@ fn selector(mirror: &str) -> String {
 fn has_authority(before: &RegistryMirrorStatus, outcome: &Outcome) -> bool {
     match outcome {
         Outcome::Acted(acted) => acted.certificate.as_ref().is_some_and(|c| c.has_authority),
-        Outcome::Paused | Outcome::Rejected(_) | Outcome::Failed => {
+        Outcome::Paused | Outcome::Rejected(_) | Outcome::Failed(_) => {
             let before = before.endpoint.as_ref();
             before.is_some_and(|endpoint| endpoint.ca_config_map.is_some())
         }
@@ -199,7 +199,7 @@ fn upstream_statuses(
                     let now = all.find(|credentials| credentials.host == upstream.host);
                     now.map(|now| credentials::status(now, observed, told))
                 }
-                Outcome::Paused | Outcome::Rejected(_) | Outcome::Failed => told.cloned(),
+                Outcome::Paused | Outcome::Rejected(_) | Outcome::Failed(_) => told.cloned(),
             },
         }
     };

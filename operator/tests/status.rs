@@ -268,6 +268,26 @@ fn storage_and_readiness(claim: Claim) -> (String, String) {
 }
 
 #[test]
+fn a_claim_that_scaling_in_left_without_a_volume_is_not_waited_for() {
+    let left = Claim {
+        name: "cache-hub-1".to_owned(),
+        ordinal: 1,
+        ..claim(false, "1Gi", None)
+    };
+    let observed = Observed {
+        claims: vec![claim(true, "1Gi", Some("1Gi")), left],
+        ..serving()
+    };
+    let ready_with = |replicas: i32| {
+        let mut spec = ephemeral();
+        spec["replicas"] = json!(replicas);
+        ready(&status(spec, &acted(vec![]), &observed))
+    };
+    assert_eq!(ready_with(1), "True/Serving");
+    assert_eq!(ready_with(2), "False/ClaimPending");
+}
+
+#[test]
 fn a_claim_that_may_not_grow_is_told_and_pulls_go_on() {
     let refused = RefusedClaim {
         reason: Reason::ResizeUnsupported,
@@ -384,7 +404,7 @@ fn a_failure_to_apply_tells_what_is_there_and_claims_nothing_of_the_new_spec() {
         }),
         ..serving()
     };
-    let after = status::of(&newer, &before, &Outcome::Failed, &down, at(200));
+    let after = status::of(&newer, &before, &Outcome::Failed(None), &down, at(200));
     assert_eq!(
         told(&after, ConditionType::Accepted).unwrap(),
         "True/SpecAccepted"
@@ -398,6 +418,40 @@ fn a_failure_to_apply_tells_what_is_there_and_claims_nothing_of_the_new_spec() {
             .iter()
             .all(|condition| condition.observed_generation == Some(3))
     );
+}
+
+#[test]
+fn of_a_mirror_that_is_not_begun_nothing_is_on_its_way() {
+    let rejected = Outcome::Rejected(Rejection {
+        reason: Reason::InvalidSpec,
+        message: "no".to_owned(),
+    });
+    for outcome in [rejected, Outcome::Paused] {
+        let status = status(ephemeral(), &outcome, &Observed::default());
+        assert_eq!(told(&status, ConditionType::Progressing), None);
+    }
+}
+
+#[test]
+fn a_failure_that_lasts_is_told_with_what_it_keeps_from_serving() {
+    let failed = Outcome::Failed(Some("applying Secret hub-credentials: exceeded quota".to_owned()));
+    let message = |status: &RegistryMirrorStatus, kind| find(status, kind).unwrap().message.clone();
+    let new = status(ephemeral(), &failed, &Observed::default());
+    assert_eq!(ready(&new), "False/NoReadyReplicas");
+    for kind in [
+        ConditionType::Ready,
+        ConditionType::Available,
+        ConditionType::Progressing,
+    ] {
+        assert!(message(&new, kind).contains("exceeded quota; it is tried again"));
+    }
+    let running = status(ephemeral(), &failed, &serving());
+    assert_eq!(ready(&running), "True/Serving");
+    assert_eq!(
+        told(&running, ConditionType::Progressing).unwrap(),
+        "True/RollingOut"
+    );
+    assert!(message(&running, ConditionType::Progressing).contains("exceeded quota"));
 }
 
 #[test]

@@ -39,6 +39,8 @@ mod process;
 mod protected;
 #[path = "operator/reasons.rs"]
 mod reasons;
+#[path = "operator/refusals.rs"]
+mod refusals;
 #[path = "operator/rest.rs"]
 mod rest;
 #[path = "operator/rotation.rs"]

@@ -17,7 +17,7 @@ pub(super) fn after(outcome: &Outcome, observed: &Observed, resync: Duration) ->
     let rest = retry::jittered(look_again(outcome, observed, resync));
     let change = match outcome {
         Outcome::Acted(acted) => acted.certificate.as_ref().and_then(|c| c.rest(observed.at)),
-        Outcome::Paused | Outcome::Rejected(_) | Outcome::Failed => observed
+        Outcome::Paused | Outcome::Rejected(_) | Outcome::Failed(_) => observed
             .certificate
             .and_then(|life| status::until_news(life, observed.at)),
     };
@@ -34,6 +34,6 @@ fn look_again(outcome: &Outcome, observed: &Observed, resync: Duration) -> Durat
             resync.min(REJECTED_RETRY)
         }
         outcome if outcome.is_news_to_some() => apply::AGAIN_AFTER,
-        Outcome::Paused | Outcome::Acted(_) | Outcome::Failed => resync,
+        Outcome::Paused | Outcome::Acted(_) | Outcome::Failed(_) => resync,
     }
 }

@@ -63,7 +63,7 @@ pub(super) fn condition(outcome: &Outcome, observed: &Observed, now: Timestamp) 
         Outcome::Rejected(rejection) if is_about_it(rejection.reason) => {
             return saying(Truth::False, rejection.reason, rejection.message.clone());
         }
-        Outcome::Paused | Outcome::Failed | Outcome::Rejected(_) => {
+        Outcome::Paused | Outcome::Failed(_) | Outcome::Rejected(_) => {
             return Some(of_life(observed.certificate?, now, way_out(outcome)));
         }
     };
@@ -95,7 +95,7 @@ fn way_out(outcome: &Outcome) -> &'static str {
     match outcome {
         Outcome::Paused => "a paused mirror's is not renewed; set spec.paused to false",
         Outcome::Acted(_) => "put a new one into its Secret, or see why what should do so does not",
-        Outcome::Rejected(_) | Outcome::Failed => {
+        Outcome::Rejected(_) | Outcome::Failed(_) => {
             "see what Accepted and events say, and put a new one into its Secret if it has one"
         }
     }
@@ -196,7 +196,7 @@ mod tests {
     #[test_case(&Outcome::Paused, 1011 => (Reason::CertificateReady, false))]
     #[test_case(&Outcome::Paused, 1010 => (Reason::Expiring, true))]
     #[test_case(&Outcome::Paused, 1000 => (Reason::Expired, true))]
-    #[test_case(&Outcome::Failed, 1010 => (Reason::Expiring, false))]
+    #[test_case(&Outcome::Failed(None), 1010 => (Reason::Expiring, false))]
     fn what_serves_is_told_of_where_the_spec_is_not_acted_on(outcome: &Outcome, ends: i64) -> (Reason, bool) {
         let observed = Observed {
             certificate: Some(Life {

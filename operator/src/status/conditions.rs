@@ -65,11 +65,11 @@ pub fn of(
 ) -> Vec<Condition> {
     let parts = [
         accepted(outcome),
-        Some(available(observed)),
+        Some(available(outcome, observed)),
         progress::condition(outcome, observed, before),
         credentials::condition(outcome, observed, before),
         upstreams::condition(mirror, observed),
-        storage::condition(outcome, observed),
+        storage::condition(mirror, outcome, observed),
         certificate::condition(outcome, observed, now),
         paused(mirror),
     ];
@@ -134,7 +134,7 @@ fn kept<'a>(
     before: &'a [Condition],
 ) -> impl Iterator<Item = Condition> + use<'a> {
     let mut kept: Vec<ConditionType> = match outcome {
-        Outcome::Paused | Outcome::Failed => vec![
+        Outcome::Paused | Outcome::Failed(_) => vec![
             ConditionType::Accepted,
             ConditionType::CredentialsValid,
             ConditionType::TLSReady,
@@ -181,7 +181,7 @@ impl Context<'_> {
 
 fn accepted(outcome: &Outcome) -> Option<Saying> {
     match outcome {
-        Outcome::Paused | Outcome::Failed => None,
+        Outcome::Paused | Outcome::Failed(_) => None,
         Outcome::Rejected(rejection) => Some(Saying::new(
             ConditionType::Accepted,
             Truth::False,
@@ -197,15 +197,14 @@ fn accepted(outcome: &Outcome) -> Option<Saying> {
     }
 }
 
-fn available(observed: &Observed) -> Saying {
+fn available(outcome: &Outcome, observed: &Observed) -> Saying {
     let kind = ConditionType::Available;
     let Some(workload) = &observed.workload else {
-        return Saying::new(
-            kind,
-            Truth::False,
-            Reason::NoReadyReplicas,
-            "no server was started yet",
-        );
+        let message = match outcome {
+            Outcome::Failed(Some(why)) => format!("no server was started yet: {why}; it is tried again"),
+            _ => "no server was started yet".to_owned(),
+        };
+        return Saying::new(kind, Truth::False, Reason::NoReadyReplicas, message);
     };
     if workload.ready > 0 {
         return Saying::new(
@@ -223,11 +222,15 @@ fn available(observed: &Observed) -> Saying {
             "no replica is asked for",
         );
     }
-    let message = workload.obstacle.clone().unwrap_or_else(|| {
-        format!(
+    let message = workload.obstacle.clone().unwrap_or_else(|| match workload.replicas {
+        // Of a StatefulSet only events say it.
+        0 => "no Pod was made yet; the events of the StatefulSet or Deployment of this name say what keeps them \
+              from being made, such as a quota"
+            .to_owned(),
+        _ => format!(
             "none of {} replicas is ready; see kubectl describe pod for what they wait for",
             workload.wanted
-        )
+        ),
     });
     Saying::new(kind, Truth::False, Reason::NoReadyReplicas, message)
 }
@@ -277,7 +280,7 @@ fn reason(name: &str) -> Option<Reason> {
 fn stands_in_the_way(credentials: &Condition, before: &[Condition], outcome: &Outcome) -> bool {
     match outcome {
         Outcome::Acted(acted) => acted.credentials.iter().any(UpstreamCredentials::is_stuck),
-        Outcome::Paused | Outcome::Rejected(_) | Outcome::Failed => before
+        Outcome::Paused | Outcome::Rejected(_) | Outcome::Failed(_) => before
             .iter()
             .any(|ready| ready.type_ == ConditionType::Ready.as_str() && ready.reason == credentials.reason),
     }

@@ -16,8 +16,17 @@ use crate::{
 pub(super) fn condition(outcome: &Outcome, observed: &Observed, before: &[Condition]) -> Option<Saying> {
     let kind = ConditionType::Progressing;
     let going = |message: String| Some(Saying::new(kind, Truth::True, Reason::RollingOut, message));
+    if let Outcome::Failed(Some(why)) = outcome {
+        return going(format!(
+            "not everything could be applied: {why}; it is tried again"
+        ));
+    }
     let Some(workload) = &observed.workload else {
-        return going("the servers are being set up".to_owned());
+        return match outcome {
+            // Nothing is on its way.
+            Outcome::Paused | Outcome::Rejected(_) => None,
+            Outcome::Acted(_) | Outcome::Failed(_) => going("the servers are being set up".to_owned()),
+        };
     };
     if let Outcome::Acted(Acted { upgrade, .. }) = outcome
         && let Some(stands) = standing(upgrade, workload.rolled_out())

@@ -1,6 +1,9 @@
 //! `StorageReady`: whether claims have their volumes, and these have room.
 
-use crds::conditions::{ConditionType, Reason};
+use crds::{
+    RegistryMirror,
+    conditions::{ConditionType, Reason},
+};
 
 use super::{
     Acted, Outcome,
@@ -12,11 +15,11 @@ use crate::{
 };
 
 /// The worst first; nothing is said of a mirror without a claim whose servers have room.
-pub(super) fn condition(outcome: &Outcome, observed: &Observed) -> Option<Saying> {
+pub(super) fn condition(mirror: &RegistryMirror, outcome: &Outcome, observed: &Observed) -> Option<Saying> {
     refused(outcome)
         .or_else(|| infeasible(observed))
         .or_else(|| missing(observed))
-        .or_else(|| pending(observed))
+        .or_else(|| pending(mirror, observed))
         .or_else(|| full(observed))
         .or_else(|| growing(observed))
         .or_else(|| ready(observed))
@@ -52,8 +55,14 @@ fn missing(observed: &Observed) -> Option<Saying> {
     }
 }
 
-fn pending(observed: &Observed) -> Option<Saying> {
-    let Claim { name, .. } = observed.all_claims().find(|claim| !claim.bound)?;
+/// A claim that scaling in left behind is waited for by no replica.
+fn pending(mirror: &RegistryMirror, observed: &Observed) -> Option<Saying> {
+    let replicas = u32::try_from(mirror.spec.replicas).unwrap_or(0);
+    let existing = observed.existing_claim.is_some();
+    let mut waited_for = observed
+        .all_claims()
+        .filter(|claim| existing || claim.ordinal < replicas);
+    let Claim { name, .. } = waited_for.find(|claim| !claim.bound)?;
     let message = format!("claim {name} has no volume yet; see kubectl describe pvc {name}");
     Some(not_ready(Reason::ClaimPending, message))
 }
