@@ -28,6 +28,7 @@ pub struct Pod {
     /// Secrets in the mirror's namespace for pulling the server's own image.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub image_pull_secrets: Vec<LocalObjectReference>,
 
     /// What the server's container may use. Absent: the operator's defaults.
@@ -52,6 +53,7 @@ pub struct Pod {
     /// How the Pods are spread. Absent: over nodes, where there are several replicas.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["topologyKey".into(), "whenUnsatisfiable".into()]))]
     pub topology_spread_constraints: Vec<TopologySpreadConstraint>,
 
     /// The Pods' priority class.

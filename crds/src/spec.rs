@@ -11,6 +11,10 @@ use crate::{
     Upstream, rules,
 };
 
+/// How many servers a mirror may have: each has claims, Pods and a cache of its own, which the operator looks after one
+/// by one.
+pub const MAX_REPLICAS: i32 = 1000;
+
 /// What an admin asks for.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[kube(
@@ -89,7 +93,7 @@ pub struct RegistryMirrorSpec {
 
     /// How many servers run; 0 stops them and keeps claims and their content. Each replica has a cache of its own.
     #[serde(default = "one")]
-    #[schemars(range(min = 0, max = i32::MAX))]
+    #[schemars(range(min = 0, max = MAX_REPLICAS))]
     pub replicas: i32,
 
     /// The Service that nodes and other clients pull through. It is never deleted and made again, as nodes hold

@@ -337,13 +337,8 @@ fn refused_claim(error: Error, is_there: bool) -> Result<(String, RefusedClaim),
         403 | 422 => Reason::ClaimPending,
         _ => return Err(error),
     };
-    Ok((
-        name.clone(),
-        RefusedClaim {
-            reason,
-            message: status.message.clone(),
-        },
-    ))
+    let message = status.message.clone();
+    Ok((name.clone(), RefusedClaim { reason, message }))
 }
 
 #[cfg(test)]

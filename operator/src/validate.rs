@@ -1,11 +1,11 @@
 //! Step two: decide whether the spec, with what it points to, can be acted on.
 //!
-//! What admission checks is not checked again, but for what would send a password in clear text or to the wrong host:
-//! a stored object may be older than the rule that would refuse it.
+//! What admission checks is not checked again, but for what would send a password in clear text or to the wrong host, or
+//! wear the operator out: a stored object may be older than the rule that would refuse it.
 
 use std::collections::BTreeMap;
 
-use crds::{RegistryMirror, conditions::Reason, storage::Volume};
+use crds::{RegistryMirror, conditions::Reason, spec::MAX_REPLICAS, storage::Volume};
 use kube::ResourceExt;
 use mirror::config::MaxSize;
 use url::{Host, Url};
@@ -116,6 +116,7 @@ pub fn accept<'a>(mirror: &'a RegistryMirror, references: &References) -> Result
                 .to_owned(),
         )
     })?;
+    not_too_many(mirror.spec.replicas)?;
     let upstreams = mirror
         .spec
         .upstreams
@@ -133,6 +134,16 @@ pub fn accept<'a>(mirror: &'a RegistryMirror, references: &References) -> Result
         authority: None,
         users: users::of(mirror, references)?,
     })
+}
+
+/// A claim is worked out for each: an object that is older than the bound must not take all of the operator's memory.
+fn not_too_many(replicas: i32) -> Result<(), Rejection> {
+    if replicas <= MAX_REPLICAS {
+        return Ok(());
+    }
+    Err(Rejection::invalid(format!(
+        "spec.replicas: {replicas} are too many; ask for at most {MAX_REPLICAS}"
+    )))
 }
 
 fn at(index: usize, mut rejection: Rejection) -> Rejection {

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use kube::core::Status;
+
 use crate::{kind::Kind, validate::Rejection};
 
 /// Why not everything could be applied.
@@ -70,14 +72,43 @@ impl Error {
 /// Tells what the user wrote wrong from what passes.
 pub(super) fn refused(kind: Kind, name: &str, source: kube::Error) -> Error {
     match source {
-        // Claims have reasons of their own.
-        kube::Error::Api(status) if status.code == 422 && kind != Kind::PersistentVolumeClaim => {
-            Rejection::invalid(format!(
-                "the API server refuses {kind} {name}: {}",
-                status.message
-            ))
-            .into()
-        }
+        kube::Error::Api(status) if is_for_the_user(&status, kind) => Rejection::invalid(format!(
+            "the API server refuses {kind} {name}: {}",
+            status.message
+        ))
+        .into(),
         source => Error::cluster("applying", kind, name, source),
+    }
+}
+
+/// What is invalid, claims apart, which have reasons of their own. One key twice in a list is an internal error.
+fn is_for_the_user(status: &Status, kind: Kind) -> bool {
+    let untyped = status.code == 500 && status.message.starts_with("failed to create typed patch object");
+    untyped || status.code == 422 && kind != Kind::PersistentVolumeClaim
+}
+
+#[cfg(test)]
+mod tests {
+    use crds::conditions::Reason;
+
+    use super::*;
+
+    #[test]
+    fn a_list_with_one_key_twice_is_for_the_user_to_mend() {
+        let answer = |code, message: &str| {
+            let (code, message) = (code, message.to_owned());
+            let status = Status {
+                code,
+                message,
+                ..Status::default()
+            };
+            refused(Kind::Deployment, "hub", kube::Error::Api(Box::new(status)))
+        };
+        let twice = answer(
+            500,
+            "failed to create typed patch object (…): .spec: duplicate entries for key",
+        );
+        assert!(matches!(twice, Error::Rejected(rejection) if rejection.reason == Reason::InvalidSpec));
+        assert!(matches!(answer(500, "etcd is gone"), Error::Cluster { .. }));
     }
 }

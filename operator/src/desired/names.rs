@@ -83,6 +83,7 @@ pub fn claim_ordinal(mirror: &str, claim: &str) -> Option<u32> {
         .strip_prefix('-')?
         .parse()
         .ok()
+        .filter(|ordinal| self::claim(mirror, *ordinal) == claim)
 }
 
 /// Every object that one spec of this mirror asks for and another may not: what is not asked for any more is looked
@@ -148,6 +149,7 @@ mod tests {
         assert_eq!(claim_ordinal("hub", &claim("hub-0", 1)), None);
         assert_eq!(claim_ordinal("hub-0", &claim("hub", 0)), None);
         assert_eq!(claim_ordinal("hub", "cache-hub-x"), None);
+        assert_eq!(claim_ordinal("hub", "cache-hub-007"), None, "nobody's name");
     }
 
     #[test]
