@@ -71,6 +71,8 @@ enum Command {
 pub fn main() -> ExitCode {
     match run(Cli::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
+        // Whoever reads has read enough, as `head` has.
+        Err(Failure::Other(error)) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(failure) => {
             // Nobody is left to tell if stderr is closed.
             let _ = writeln!(io::stderr(), "registry-mirror: {failure}");

@@ -121,6 +121,23 @@ fn crd_prints_the_definition() {
 }
 
 #[test]
+fn who_has_read_enough_is_no_failure() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut crd = command(directory.path(), &["crd"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(crd.stdout.take());
+    let output = crd.wait_with_output().unwrap();
+    assert!(
+        output.status.success() && output.stderr.is_empty(),
+        "{}",
+        stderr(&output)
+    );
+}
+
+#[test]
 fn completion_knows_the_commands() {
     let output = run("", &["completion", "bash"]);
     assert!(String::from_utf8(output.stdout).unwrap().contains("render"));

@@ -102,7 +102,14 @@ fn text(file: &Path) -> Result<String, Failure> {
 impl Documents {
     fn add(&mut self, document: &Value, origin: &Origin<'_>) -> Result<(), Failure> {
         match document.get("kind").and_then(Value::as_str) {
-            Some("RegistryMirror") => self.mirrors.push(mirror(document, origin)?),
+            Some("RegistryMirror") => self.add_mirror(mirror(document, origin)?, origin)?,
+            // As `kubectl get -o yaml` prints several objects.
+            Some("List" | "RegistryMirrorList" | "SecretList" | "ConfigMapList") => {
+                let items = document.get("items").and_then(Value::as_array);
+                for item in items.into_iter().flatten() {
+                    self.add(item, origin)?;
+                }
+            }
             Some("Secret") => {
                 all_text(document, &["data", "stringData"], origin)?;
                 let secret: Secret = parse(document, origin)?;
@@ -110,7 +117,8 @@ impl Documents {
                     Reference::secret(&secret.name_any()),
                     secret.namespace(),
                     secret.into(),
-                );
+                    origin,
+                )?;
             }
             Some("ConfigMap") => {
                 all_text(document, &["data", "binaryData"], origin)?;
@@ -119,7 +127,8 @@ impl Documents {
                     Reference::config_map(&map.name_any()),
                     map.namespace(),
                     map.into(),
-                );
+                    origin,
+                )?;
             }
             // Files that people apply hold more than what counts here.
             Some(_) => {}
@@ -133,12 +142,37 @@ impl Documents {
         Ok(())
     }
 
-    fn put(&mut self, reference: Reference, namespace: Option<String>, contents: Contents) {
-        self.objects
-            .entry(reference)
-            .or_default()
-            .push((namespace, contents));
+    fn add_mirror(&mut self, mirror: RegistryMirror, origin: &Origin<'_>) -> Result<(), Failure> {
+        let id = |mirror: &RegistryMirror| (mirror.namespace(), mirror.name_any());
+        if self.mirrors.iter().any(|other| id(other) == id(&mirror)) {
+            return Err(twice(&format!("RegistryMirror {}", mirror.name_any()), origin));
+        }
+        self.mirrors.push(mirror);
+        Ok(())
     }
+
+    fn put(
+        &mut self,
+        reference: Reference,
+        namespace: Option<String>,
+        contents: Contents,
+        origin: &Origin<'_>,
+    ) -> Result<(), Failure> {
+        let message = reference.to_string();
+        let of_this_name = self.objects.entry(reference).or_default();
+        if of_this_name.iter().any(|(other, _)| *other == namespace) {
+            return Err(twice(&message, origin));
+        }
+        of_this_name.push((namespace, contents));
+        Ok(())
+    }
+}
+
+/// A cluster holds one object of a name: which one is meant can't be told.
+fn twice(what: &str, origin: &Origin<'_>) -> Failure {
+    Failure::Invalid(format!(
+        "{origin}: {what} is there for the second time; leave one of them out"
+    ))
 }
 
 fn mirror(document: &Value, origin: &Origin<'_>) -> Result<RegistryMirror, Failure> {
@@ -206,6 +240,7 @@ impl Reader for Documents {
 #[cfg(test)]
 mod tests {
     use futures::executor::block_on;
+    use serde_json::json;
     use test_case::test_case;
 
     use super::*;
@@ -266,6 +301,24 @@ spec: {upstreams: [{host: quay.io}], storage: {type: Ephemeral}}
         );
     }
 
+    #[test]
+    fn what_kubectl_prints_of_several_objects_is_read() {
+        let mirror: Value = serde_saphyr::from_str(MIRROR).unwrap();
+        let secret = json!({"kind": "Secret", "metadata": {"name": "s"}, "data": {"a": "YQ=="}});
+        let list = json!({"apiVersion": "v1", "kind": "List", "items": [mirror, secret]});
+        let documents = read(&list.to_string()).unwrap();
+        assert_eq!(documents.mirrors[0].name_any(), "hub");
+        assert!(contents(&documents, "default", &Reference::secret("s")).is_some());
+    }
+
+    #[test]
+    fn a_byte_order_mark_and_windows_lines_are_no_mistake() {
+        let windows = format!("\u{feff}{}", MIRROR.trim_start().replace('\n', "\r\n"));
+        assert_eq!(read(&windows).unwrap().mirrors.len(), 1);
+    }
+
+    #[test_case(&format!("{MIRROR}---{MIRROR}"), "document 2: RegistryMirror hub is there for the second time"; "a mirror twice")]
+    #[test_case("kind: Secret\nmetadata: {name: s}\n---\nkind: Secret\nmetadata: {name: s}\nstringData: {password: hunter2}", "document 2: Secret s is there for the second time"; "a Secret twice")]
     #[test_case("a: [", "mirror.yaml: "; "no YAML")]
     #[test_case("a: 1", "document 1: kind is missing"; "no object")]
     #[test_case("kind: Secret\nmetadata: {name: s}", "there is no RegistryMirror in it"; "no mirror")]
