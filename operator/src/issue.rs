@@ -9,6 +9,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
     time::Duration,
 };
 
@@ -69,8 +70,14 @@ pub fn names(mirror: &RegistryMirror, observed: &Observed) -> BTreeSet<String> {
         ["svc", "svc.cluster.local"].map(|domain| format!("{service}.{namespace}.{domain}"))
     });
     let short = [name.clone(), format!("{name}.{namespace}")];
-    let addresses = observed.service_names.iter().map(|name| name.to_lowercase());
+    let addresses = observed.service_names.iter().map(|name| canonical(name));
     qualified.chain(short).chain(addresses).collect()
+}
+
+/// As a certificate gives it back: an IPv6 address may be written in several ways.
+fn canonical(name: &str) -> String {
+    name.parse::<IpAddr>()
+        .map_or_else(|_| name.to_lowercase(), |address| address.to_string())
 }
 
 /// Gives an accepted mirror the certificates that it serves with, if they are its own: those that it has, as far as

@@ -1,6 +1,6 @@
 //! The operator as a whole: a controller for each scope, until it is told to stop.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use futures::future::join_all;
 use kube::{
@@ -89,7 +89,9 @@ fn scopes(namespaces: &[String]) -> Vec<Scope> {
     if namespaces.is_empty() {
         return vec![Scope::Cluster];
     }
-    namespaces.iter().cloned().map(Scope::Namespace).collect()
+    // One that is named twice has one controller: two would write the same in turn.
+    let once: BTreeSet<_> = namespaces.iter().cloned().collect();
+    once.into_iter().map(Scope::Namespace).collect()
 }
 
 #[cfg(test)]
@@ -100,5 +102,11 @@ mod tests {
     fn without_a_namespace_all_are_looked_after() {
         assert_eq!(scopes(&[]), [Scope::Cluster]);
         assert_eq!(scopes(&["a".to_owned()]), [Scope::Namespace("a".to_owned())]);
+    }
+
+    #[test]
+    fn a_namespace_that_is_named_twice_has_one_controller() {
+        let twice = ["b", "a", "b"].map(str::to_owned);
+        assert_eq!(scopes(&twice), ["a", "b"].map(|n| Scope::Namespace(n.to_owned())));
     }
 }

@@ -253,6 +253,18 @@ fn nodes_get_a_file_for_each_registry_by_ip_of_either_family() {
 }
 
 #[test]
+fn the_shortest_dial_timeout_is_not_none() {
+    let mut mirror = spec("minimal");
+    mirror.spec.node_configuration.dial_timeout = std::time::Duration::from_nanos(1).into();
+    let service = ServiceAddress {
+        ip: "10.96.0.7".to_owned(),
+        port: 5000,
+    };
+    let file = &hosts(&mirror, service)["docker.io.hosts.toml"];
+    assert!(file.contains("dial_timeout = \"1ms\""), "{file}");
+}
+
+#[test]
 fn nodes_get_no_files_before_there_is_an_address_or_where_none_are_wanted() {
     let mut mirror = spec("minimal");
     let has = |mirror: &RegistryMirror, observed: &Observed| {
@@ -292,6 +304,27 @@ fn without_a_certificate_or_users_no_mirror_is_opened() {
     let (told, message) = rejected(&spec("tls-secret"), &certificate);
     assert_eq!(told, Reason::Malformed);
     assert!(message.contains("has no tls.key; it has tls.crt"), "{message}");
+}
+
+#[test]
+fn of_what_clients_are_to_trust_only_certificates_are_published() {
+    let key = include_str!("specs/serving-key.pem");
+    let secret = [
+        ("tls.crt", include_str!("specs/serving.pem")),
+        ("tls.key", key),
+        ("ca.crt", &format!("\u{feff}# ours\n{key}{CERTIFICATE}")),
+    ];
+    let shelf = shelf().with(Reference::secret("serving"), "kubernetes.io/tls", &secret);
+    let desired = desired(&spec("tls-secret"), &shelf, &at_an_address());
+    let maps: Vec<_> = desired.children().filter(|c| c.kind == Kind::ConfigMap).collect();
+    assert_eq!(
+        child(&desired, Kind::ConfigMap, "hub-ca").manifest["data"]["ca.crt"],
+        CERTIFICATE
+    );
+    assert!(
+        maps.iter()
+            .all(|map| !map.manifest.to_string().contains("PRIVATE KEY"))
+    );
 }
 
 #[test]
@@ -566,6 +599,15 @@ fn a_wish_that_was_not_granted_is_taken_back_to_above_what_there_is_only() {
 }
 
 #[test]
+fn more_replicas_than_can_be_looked_after_are_refused_before_anything_is_worked_out_for_them() {
+    let mut mirror = spec("minimal");
+    mirror.spec.replicas = i32::MAX;
+    let (reason, message) = rejected(&mirror, &shelf());
+    assert_eq!(reason, crds::conditions::Reason::InvalidSpec);
+    assert!(message.contains("at most 1000"), "{message}");
+}
+
+#[test]
 fn the_claim_template_stays_as_it_was_created() {
     let mut mirror = spec("minimal");
     let first = desired(&mirror, &shelf(), &Observed::default());
@@ -676,14 +718,19 @@ fn a_label_of_the_spec_can_not_take_a_pod_out_of_its_service() {
 
 #[test]
 fn the_server_reads_the_configuration_that_is_written_for_it() {
-    for name in [
+    let mut tiny = spec("minimal");
+    let claim = tiny.spec.storage.persistent_volume_claim.as_mut().unwrap();
+    claim.size = Some(Quantity("50".to_owned()));
+    let named = [
         "minimal",
         "credentials",
         "ca-bundles",
         "every-field",
         "existing-claim",
-    ] {
-        let desired = desired(&spec(name), &shelf(), &Observed::default());
+    ];
+    let specs = named.map(|name| (name, spec(name)));
+    for (name, mirror) in specs.into_iter().chain([("bytes", tiny)]) {
+        let desired = desired(&mirror, &shelf(), &Observed::default());
         let config = child(&desired, Kind::ConfigMap, "hub-config");
         let yaml = config.manifest["data"]["config.yml"].as_str().unwrap();
         let container = &desired.workload.manifest["spec"]["template"]["spec"]["containers"][0];
@@ -704,7 +751,7 @@ fn the_server_reads_the_configuration_that_is_written_for_it() {
             .collect();
         assert_eq!(
             hosts,
-            spec(name)
+            mirror
                 .spec
                 .upstreams
                 .iter()

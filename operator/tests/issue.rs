@@ -204,6 +204,16 @@ fn another_address_gets_another_certificate_of_the_same_authority() {
 }
 
 #[test]
+fn an_address_that_is_written_in_another_way_is_the_same() {
+    let mut world = World {
+        address: "2001:DB8:0:0::0007",
+        ..World::new()
+    };
+    let first = world.at(0);
+    assert_eq!(world.at(60).certificate, first.certificate);
+}
+
+#[test]
 fn a_lost_authority_is_replaced_while_what_it_signed_serves_on() {
     let mut world = World::new();
     let first = world.at(0);

@@ -109,7 +109,10 @@ fn hosts_file(host: &str) -> String {
 /// nothing is said: never to fall back means to name the mirror there, too.
 fn hosts_toml(service: &Endpoint, wanted: &NodeConfiguration) -> String {
     let url = &service.url;
-    let timeout = std::time::Duration::from(wanted.dial_timeout).as_millis();
+    // Rounded up: 0 is no limit at all to containerd.
+    let timeout = std::time::Duration::from(wanted.dial_timeout)
+        .as_nanos()
+        .div_ceil(1_000_000);
     // Beside the file, as it is in the ConfigMap.
     let ca = service.certificate.as_ref().map_or("", |_| "ca = \"ca.crt\"\n");
     let how = format!("capabilities = [\"pull\", \"resolve\"]\ndial_timeout = \"{timeout}ms\"\n{ca}");

@@ -4,11 +4,12 @@ use crds::{
     conditions::Reason,
     upstream::{CaBundleKind, CaBundleReference},
 };
+use pem::{EncodeConfig, LineEnding, Pem};
 use rustls::{
     RootCertStore,
     pki_types::{
         CertificateDer,
-        pem::{self, PemObject},
+        pem::{Error as NotPem, PemObject},
     },
 };
 
@@ -90,13 +91,22 @@ pub(super) fn check(pem: &[u8]) -> Result<(), String> {
     Ok(())
 }
 
+/// The certificates of a file, in PEM, and nothing else that it holds.
+pub(super) fn certificates(pem: &[u8]) -> Result<Vec<u8>, String> {
+    check(pem)?;
+    let config = EncodeConfig::new().set_line_ending(LineEnding::LF);
+    let certificates = CertificateDer::pem_slice_iter(pem).filter_map(Result::ok);
+    let sections = certificates.map(|der| pem::encode_config(&Pem::new("CERTIFICATE", der.to_vec()), config));
+    Ok(sections.collect::<String>().into_bytes())
+}
+
 /// The error's own words hold lines of the file, which may be a private key that someone mixed up.
-pub(super) fn not_pem(error: &pem::Error) -> &'static str {
+pub(super) fn not_pem(error: &NotPem) -> &'static str {
     match error {
-        pem::Error::MissingSectionEnd { .. } => "a section has no -----END line of the same name",
-        pem::Error::IllegalSectionStart { .. } => "a -----BEGIN line goes on after its name",
-        pem::Error::Base64Decode(_) => "a section is not base64",
-        pem::Error::SectionTooLarge => "a section is too large",
+        NotPem::MissingSectionEnd { .. } => "a section has no -----END line of the same name",
+        NotPem::IllegalSectionStart { .. } => "a -----BEGIN line goes on after its name",
+        NotPem::Base64Decode(_) => "a section is not base64",
+        NotPem::SectionTooLarge => "a section is too large",
         _ => "it can't be read",
     }
 }

@@ -107,7 +107,10 @@ fn text<'a>(contents: &'a Contents, key: &str) -> Result<&'a str, String> {
         .data
         .get(key)
         .ok_or_else(|| format!("has no key {key}; it has {}", keys(&contents.data)))?;
-    std::str::from_utf8(value).map_err(|_| format!("key {key} is not text"))
+    let text = std::str::from_utf8(value)
+        .map_err(|_| format!("key {key} is not UTF-8 text; some shells write UTF-16"))?;
+    // Some editors put a byte order mark before it.
+    Ok(text.strip_prefix('\u{feff}').unwrap_or(text))
 }
 
 #[cfg(test)]
@@ -164,6 +167,15 @@ mod tests {
     #[test]
     fn a_line_break_at_the_end_is_not_part_of_a_password() {
         let secret = contents("Opaque", &[("username", "ann\n"), ("password", "pw\r\n")]);
+        assert_eq!(found(Some(&secret)), Ok(basic("ann", "pw")));
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_not_part_of_a_user_name() {
+        let secret = contents(
+            "Opaque",
+            &[("username", "\u{feff}ann"), ("password", "\u{feff}pw\n")],
+        );
         assert_eq!(found(Some(&secret)), Ok(basic("ann", "pw")));
     }
 

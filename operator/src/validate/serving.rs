@@ -125,9 +125,11 @@ fn parse(name: &str, contents: &Contents, keys: [&str; 3]) -> Result<Serving, Pr
         .get(authority)
         .filter(|pem| !pem.is_empty())
         .cloned();
-    if let Some(pem) = &authority {
-        bundle::check(pem).map_err(|what| malformed(format!("{AUTHORITY}: {what}")))?;
-    }
+    // It is published: of a file that holds a private key, too, its certificates only.
+    let authority = authority
+        .map(|pem| bundle::certificates(&pem))
+        .transpose()
+        .map_err(|what| malformed(format!("{AUTHORITY}: {what}")))?;
     Ok(Serving {
         certificate: chain,
         key: private,

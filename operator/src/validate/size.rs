@@ -21,7 +21,8 @@ pub fn of_cache(cache: &Cache, volume: &Volume<'_>) -> Result<MaxSize, Rejection
         (None, Volume::Claims { size, .. }) => bytes("storage.persistentVolumeClaim.size", size)?,
         (None, Volume::Ephemeral(ephemeral)) => bytes("storage.ephemeral.sizeLimit", &ephemeral.size_limit)?,
     };
-    Ok(MaxSize::Bytes(size / 100 * u64::from(PERCENT)))
+    // Servers know no cache of nothing.
+    Ok(MaxSize::Bytes((size / 100 * u64::from(PERCENT)).max(1)))
 }
 
 fn bytes(path: &str, quantity: &Quantity) -> Result<u64, Rejection> {

@@ -5,6 +5,9 @@ use crds::{RegistryMirror, access::AccessMode, conditions::Reason};
 use super::{Rejection, bundle};
 use crate::dereference::{Reference, References};
 
+/// Some editors put it before a text; here it would be part of the first user's name.
+const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
+
 /// The file's name in the servers' directory.
 pub const FILE: &str = "htpasswd";
 
@@ -44,7 +47,7 @@ pub fn of(mirror: &RegistryMirror, references: &References) -> Result<Option<Vec
         ))
     })?;
     check(file).map_err(|what| malformed(format!("Secret {name}, key {key}: {what}")))?;
-    Ok(Some(file.clone()))
+    Ok(Some(file.strip_prefix(BYTE_ORDER_MARK).unwrap_or(file).to_vec()))
 }
 
 /// Names lines by their numbers: what is in them may be a password in the wrong place.
