@@ -8,6 +8,7 @@ use http::HeaderValue;
 use jiff::Timestamp;
 use moka::future::Cache;
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 
 use super::challenge::Bearer;
 use super::error::Error;
@@ -36,7 +37,30 @@ pub(super) struct Token {
 struct Reply {
     token: Option<String>,
     access_token: Option<String>,
-    expires_in: Option<f64>,
+    expires_in: Option<Seconds>,
+}
+
+/// A number (RFC 6749, 5.1), which some servers write as text; what else they write says nothing.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Seconds {
+    Number(f64),
+    Text(String),
+    Other(IgnoredAny),
+}
+
+impl Seconds {
+    fn number(&self) -> Option<f64> {
+        match self {
+            Self::Number(seconds) => Some(*seconds),
+            Self::Text(text) => text
+                .trim()
+                .parse()
+                .ok()
+                .filter(|seconds: &f64| seconds.is_finite()),
+            Self::Other(_) => None,
+        }
+    }
 }
 
 impl Token {
@@ -51,7 +75,7 @@ impl Token {
         let mut header = HeaderValue::try_from(format!("Bearer {}", text.ok_or_else(unusable)?))
             .map_err(|_| unusable())?;
         header.set_sensitive(true);
-        let life = match reply.expires_in {
+        let life = match reply.expires_in.as_ref().and_then(Seconds::number) {
             Some(seconds) => Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or(MOST_LIFE),
             None => DEFAULT_LIFE,
         };
@@ -123,6 +147,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
     use std::sync::atomic::{AtomicUsize, Ordering};
+    use test_case::test_case;
 
     fn bearer() -> Bearer {
         Bearer {
@@ -253,6 +278,16 @@ mod tests {
             (&HeaderValue::from_static("Bearer new"), 2)
         );
         assert!(Arc::ptr_eq(&one, &other));
+    }
+
+    #[test_case("\"300\"", 270; "a number as text")]
+    #[test_case("\"soon\"", 45; "text that says nothing")]
+    #[test_case("null", 45)]
+    #[test_case("[]", 45; "a list")]
+    fn a_life_is_read_or_assumed(life: &str, usable: u64) {
+        let body = format!("{{\"token\":\"t\",\"expires_in\":{life}}}");
+        let token = Token::read(body.as_bytes()).unwrap();
+        assert_eq!(token.usable_for(), Duration::from_secs(usable));
     }
 
     proptest! {
