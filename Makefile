@@ -36,7 +36,13 @@ bench-day: ## a day of pulls, compressed into minutes: hits against an ideal LRU
 profile: ## flame graphs of hits, misses and a herd, in docs/performance
 	@scripts/profile
 
-count: ## the instructions of each operation of a hit, against their budgets
+bench-million: ## a cache whose index knows a million blobs: start, looks through it, hits beside them
+	@scripts/bench --million
+
+bench-docs: ## put the tables and the plot of the last runs into docs/performance.md
+	@scripts/bench-docs
+
+count: ## the instructions of each operation of a hit and of a reconcile, against their budgets
 	@scripts/count
 
 fuzz: ## each fuzz target for a minute; longer: scripts/fuzz SECONDS TARGET
@@ -45,8 +51,8 @@ fuzz: ## each fuzz target for a minute; longer: scripts/fuzz SECONDS TARGET
 coverage: ## how much of each crate its tests run; one crate: scripts/coverage PACKAGE
 	@scripts/coverage
 
-bench-operator: ## 1,000 mirrors (MIRRORS=n) on a real API server: times, writes, CPU, memory of the operator
-	@MIRRORS=$(or $(MIRRORS),1000) cargo test --locked -p tests --test operator scale:: -- --ignored --nocapture
+bench-operator: ## 1,000 mirrors (MIRRORS=n) on a real API server: times, writes, CPU, memory of the operator (PROFILE=dev: as it is debugged)
+	@MIRRORS=$(or $(MIRRORS),1000) scripts/bench-operator $(or $(PROFILE),release)
 
 generate: ## write what is generated from code: the definition, its documentation, the chart's copies
 	UPDATE=1 cargo test --locked -p registry-mirror-crds --test generated
@@ -67,4 +73,4 @@ install: ## build the programs and put them into PREFIX/bin (default: cargo's)
 	cargo install --locked --path mirror $(if $(PREFIX),--root $(PREFIX))
 	cargo install --locked --path operator $(if $(PREFIX),--root $(PREFIX))
 
-.PHONY: help demo demo-cluster test e2e e2e-day2 lint bench bench-quick bench-day profile count fuzz coverage generate image cluster-up cluster-down install
+.PHONY: help demo demo-cluster test e2e e2e-day2 lint bench bench-quick bench-day bench-million bench-docs profile count fuzz coverage generate image cluster-up cluster-down install

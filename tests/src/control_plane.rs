@@ -216,6 +216,11 @@ impl ControlPlane {
         self.processes.as_ref().map(Processes::audit)
     }
 
+    /// The process ids of the API server and of etcd, for who measures them; `None` on an existing cluster.
+    pub fn ids(&self) -> Option<[u32; 2]> {
+        self.processes.as_ref().map(Processes::ids)
+    }
+
     /// Whether Pods, owner references and claims are acted on.
     pub fn has_controllers(&self) -> bool {
         self.processes.as_ref().is_none_or(Processes::has_controllers)

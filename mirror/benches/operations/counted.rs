@@ -3,8 +3,6 @@
 use std::process::{Command, exit};
 use std::{env, fs};
 
-/// Enough for what happens only now and then to be spread.
-const TIMES: u64 = 500;
 /// An operation that takes this part of its budget, or less, has earned a lower one.
 const SPARE: u64 = 2;
 
@@ -14,36 +12,50 @@ pub(crate) struct Operation<P> {
     pub(crate) run: fn(&P),
 }
 
+/// All that are counted.
+pub(crate) struct Counted<P: 'static> {
+    pub(crate) operations: &'static [Operation<P>],
+    /// What they need.
+    pub(crate) make: fn() -> P,
+    /// Enough for what happens only now and then to be spread.
+    pub(crate) times: u64,
+    /// The file of their budgets.
+    pub(crate) budget: &'static str,
+}
+
 /// The operation of this name.
 pub(crate) fn named<'a, P>(operations: &'a [Operation<P>], name: &str) -> &'a Operation<P> {
     let found = operations.iter().find(|operation| operation.name == name);
     found.unwrap_or_else(|| panic!("no operation is named {name}"))
 }
 
-/// `--count` counts all and fails where one is over its budget; `--run NAME` is what is counted; else `time` has it.
-pub(crate) fn main<P>(operations: &[Operation<P>], make: fn() -> P, budget: &str, time: fn()) {
-    let arguments: Vec<_> = env::args().skip(1).collect();
-    let is = |wanted: &str| arguments.iter().any(|argument| argument == wanted);
-    if let [run, name] = &arguments[..]
-        && run == "--run"
-    {
-        let (place, operation) = (make(), named(operations, name));
-        (operation.run)(&place);
-        counted(operation, &place);
-    } else if is("--count") {
-        let took = operations
-            .iter()
-            .map(|operation| (operation.name, instructions(operation.name)));
-        exit(i32::from(!compare(took, budget)));
-    } else if is("--bench") {
-        time();
-    } // Else `cargo test --benches` only wants to know that it builds.
+impl<P> Counted<P> {
+    /// `--count` counts all and fails where one is over its budget; `--run NAME` is what is counted; else `time` has it.
+    pub(crate) fn main(&self, time: fn()) {
+        let arguments: Vec<_> = env::args().skip(1).collect();
+        let is = |wanted: &str| arguments.iter().any(|argument| argument == wanted);
+        if let [run, name] = &arguments[..]
+            && run == "--run"
+        {
+            let (place, operation) = ((self.make)(), named(self.operations, name));
+            (operation.run)(&place);
+            counted(operation, &place, self.times);
+        } else if is("--count") {
+            let took = self
+                .operations
+                .iter()
+                .map(|operation| (operation.name, instructions(operation.name, self.times)));
+            exit(i32::from(!compare(took, self.budget)));
+        } else if is("--bench") {
+            time();
+        } // Else `cargo test --benches` only wants to know that it builds.
+    }
 }
 
 /// Valgrind counts what runs in here; its name is given to it.
 #[inline(never)]
-fn counted<P>(operation: &Operation<P>, place: &P) {
-    for _ in 0..TIMES {
+fn counted<P>(operation: &Operation<P>, place: &P, times: u64) {
+    for _ in 0..times {
         (operation.run)(place);
     }
 }
@@ -71,7 +83,7 @@ fn compare<'a>(took: impl Iterator<Item = (&'a str, u64)>, file: &str) -> bool {
     within
 }
 
-fn instructions(name: &str) -> u64 {
+fn instructions(name: &str, times: u64) -> u64 {
     let output = Command::new("valgrind")
         .args([
             "--tool=callgrind",
@@ -88,5 +100,5 @@ fn instructions(name: &str) -> u64 {
         .and_then(|(_, number)| number.trim().parse().ok())
         .unwrap_or_else(|| panic!("valgrind counted nothing:\n{said}"));
     assert!(output.status.success() && collected > 0, "{said}");
-    collected / TIMES
+    collected / times
 }

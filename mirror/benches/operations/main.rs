@@ -11,7 +11,7 @@ mod place;
 
 use std::hint::black_box;
 
-use counted::Operation;
+use counted::{Counted, Operation};
 use mirror::digest::{Algorithm, Digest};
 use mirror::http::route::Route;
 use mirror::range::Wanted;
@@ -65,7 +65,13 @@ const OPERATIONS: [Operation<Place>; 9] = [
 const BUDGET: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/operations/budget.txt");
 
 fn main() {
-    counted::main(&OPERATIONS, Place::new, BUDGET, divan::main);
+    let counted = Counted {
+        operations: &OPERATIONS,
+        make: Place::new,
+        times: 500,
+        budget: BUDGET,
+    };
+    counted.main(divan::main);
 }
 
 #[divan::bench(args = OPERATIONS.iter().map(|operation| operation.name))]

@@ -1,5 +1,6 @@
 //! M8: what each does when the registry behind it misbehaves.
 
+use std::io::{self, ErrorKind};
 use std::time::{Duration, Instant};
 
 use crate::content::{Content, LAYER};
@@ -10,132 +11,159 @@ use crate::upstream::{Mode, Upstream};
 
 /// Who has not answered by then is said to hang.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Blobs of a pull.
+const BLOBS: usize = 8;
 
-type Trouble = fn(&Server, &Content, &Upstream, &mut Report);
+/// One trouble: how upstream behaves, and what is asked then.
+enum Trouble {
+    /// In this way, while a tag is cached and a blob is not.
+    Misbehaves(&'static str, Mode),
+    WrongBytes,
+    OneThatLeaves,
+    Tokens,
+}
+
+const TROUBLES: [Trouble; 8] = [
+    Trouble::Misbehaves("upstream hangs", Mode::Hangs),
+    Trouble::Misbehaves("upstream is down", Mode::Down),
+    Trouble::Misbehaves("upstream answers 500", Mode::Fails("500 Internal Server Error")),
+    Trouble::Misbehaves("upstream answers 429", Mode::Fails("429 Too Many Requests")),
+    Trouble::Misbehaves("upstream answers 401", Mode::Fails("401 Unauthorized")),
+    Trouble::WrongBytes,
+    Trouble::OneThatLeaves,
+    Trouble::Tokens,
+];
+
+/// What a server is asked with.
+struct Asked<'a> {
+    server: &'a Server,
+    content: &'a Content,
+    upstream: &'a Upstream,
+}
 
 /// Asks each server that pulls through while its registry is in trouble; a new one for each trouble, as what was before
 /// has its consequences. Tags are asked upstream each time.
 pub(crate) fn table(site: &Site<'_>, content: &Content, upstream: &Upstream, report: &mut Report) {
-    let troubles: [Trouble; 6] = [hangs, fails, rests, wrong_bytes, one_that_leaves, tokens];
-    for trouble in troubles {
-        for server in site.registries("cache: {tagttl: 0s}") {
-            let cached = answer(&server, &server.tag());
-            assert!(cached.starts_with("200"), "{}: {cached}", server.name);
-            trouble(&server, content, upstream, report);
+    for trouble in TROUBLES {
+        let servers = report.started(site.registries("cache: {tagttl: 0s}"));
+        for server in &servers {
+            let asked = Asked {
+                server,
+                content,
+                upstream,
+            };
+            report.attempt("M8", server.name, |report| asked.in_trouble(&trouble, report));
+            upstream.behave(Mode::Well);
         }
     }
 }
 
-fn hangs(server: &Server, content: &Content, upstream: &Upstream, report: &mut Report) {
-    cached_and_cold("upstream hangs", Mode::Hangs, (server, content, upstream), report);
-}
-
-fn fails(server: &Server, content: &Content, upstream: &Upstream, report: &mut Report) {
-    let mode = Mode::Fails("500 Internal Server Error");
-    cached_and_cold("upstream answers 500", mode, (server, content, upstream), report);
-}
-
-fn rests(server: &Server, content: &Content, upstream: &Upstream, report: &mut Report) {
-    let mode = Mode::Fails("429 Too Many Requests");
-    cached_and_cold("upstream answers 429", mode, (server, content, upstream), report);
-}
-
-fn cached_and_cold(
-    what: &str,
-    mode: Mode,
-    (server, content, upstream): (&Server, &Content, &Upstream),
-    report: &mut Report,
-) {
-    let (digest, item) = content.fresh_layer(1 << 20);
-    upstream.add([(digest.to_string(), item)]);
-    upstream.behave(mode);
-    for (which, path) in [
-        ("a cached tag", server.tag()),
-        ("the same again", server.tag()),
-        ("a cold blob", server.blob(digest.as_str())),
-    ] {
-        report.does(&format!("{what}: {which}"), server.name, answer(server, &path));
-    }
-    upstream.behave(Mode::Well);
-}
-
-fn tokens(server: &Server, content: &Content, upstream: &Upstream, report: &mut Report) {
-    upstream.take_counts();
-    for _ in 0..8 {
-        let (digest, item) = content.fresh_layer(1 << 16);
-        upstream.add([(digest.to_string(), item)]);
-        answer(server, &server.blob(digest.as_str()));
-    }
-    let tokens = upstream.take_counts().tokens;
-    report.does(
-        "8 cold blobs after a tag: further token requests",
-        server.name,
-        tokens.to_string(),
-    );
-}
-
-fn wrong_bytes(server: &Server, content: &Content, upstream: &Upstream, report: &mut Report) {
-    let (digest, item) = content.fresh_layer(4 << 20);
-    upstream.add([(digest.to_string(), item)]);
-    upstream.behave(Mode::Corrupts);
-    let path = server.blob(digest.as_str());
-    report.does(
-        "a cold blob comes with a wrong byte",
-        server.name,
-        answer(server, &path),
-    );
-    upstream.behave(Mode::Well);
-    let since = Instant::now();
-    while !answer(server, &path).starts_with("200") && since.elapsed() < PATIENCE {
-        std::thread::sleep(Duration::from_millis(50));
-    }
-    let healed = format!(
-        "{} after {:.1} s",
-        answer(server, &path),
-        since.elapsed().as_secs_f64()
-    );
-    report.does("and once upstream is well again", server.name, healed);
-}
-
-fn one_that_leaves(server: &Server, content: &Content, upstream: &Upstream, report: &mut Report) {
-    let (digest, item) = content.fresh_layer(LAYER);
-    upstream.add([(digest.to_string(), item)]);
-    upstream.take_counts();
-    let path = server.blob(digest.as_str());
-    let mut leaves = server.target.connect().unwrap();
-    leaves.ask(&path).and_then(|_| leaves.take(1 << 20)).unwrap();
-    drop(leaves);
-    answer(server, &path);
-    let gets = upstream.take_counts().blob_gets;
-    report.does(
-        "a client leaves after 1 MiB, another comes: upstream GETs",
-        server.name,
-        gets.to_string(),
-    );
-}
-
-/// What comes of a request, and in what time.
-fn answer(server: &Server, path: &str) -> String {
-    let started = Instant::now();
-    let asked = server
-        .target
-        .connect_for(PATIENCE)
-        .and_then(|mut connection| connection.get(path));
-    let after = format!("after {:.0} ms", ms(started.elapsed()));
-    match asked {
-        Ok(_) => format!("200 {after}"),
-        Err(error)
-            if matches!(
-                error.kind(),
-                std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut
-            ) =>
-        {
-            format!("nothing {after}")
+impl Asked<'_> {
+    fn in_trouble(&self, trouble: &Trouble, report: &mut Report) -> io::Result<()> {
+        self.server.target.connect()?.get(&self.server.tag())?;
+        match trouble {
+            Trouble::Misbehaves(what, mode) => self.misbehaves(what, *mode, report),
+            Trouble::WrongBytes => self.wrong_bytes(report),
+            Trouble::OneThatLeaves => self.one_that_leaves(report)?,
+            Trouble::Tokens => self.tokens(report),
         }
-        Err(error) if error.kind() == std::io::ErrorKind::Other => {
-            let status = error.to_string();
-            format!("{} {after}", status.trim_start_matches("HTTP/1.1 "))
+        Ok(())
+    }
+
+    fn does(&self, report: &mut Report, when: &str, what: String) {
+        report.does(when, self.server.name, what);
+    }
+
+    /// The path of a blob that nobody has yet.
+    fn fresh(&self, size: usize) -> String {
+        let (digest, item) = self.content.fresh_layer(size);
+        self.upstream.add([(digest.to_string(), item)]);
+        self.server.blob(digest.as_str())
+    }
+
+    fn misbehaves(&self, what: &str, mode: Mode, report: &mut Report) {
+        let cold = self.fresh(1 << 20);
+        let tag = self.server.tag();
+        self.upstream.behave(mode);
+        for (which, path) in [
+            ("a cached tag", &tag),
+            ("the same tag again", &tag),
+            ("a cold blob", &cold),
+        ] {
+            self.does(report, &format!("{what}: {which}"), self.answer(path));
         }
-        Err(_) => format!("cut {after}"),
+    }
+
+    fn wrong_bytes(&self, report: &mut Report) {
+        let path = self.fresh(4 << 20);
+        self.upstream.behave(Mode::Corrupts);
+        self.does(report, "a cold blob comes with a wrong byte", self.answer(&path));
+        self.does(report, "the same blob again", self.answer(&path));
+        self.upstream.behave(Mode::Well);
+        let since = Instant::now();
+        let mut last = self.answer(&path);
+        while !last.starts_with("200") && since.elapsed() < PATIENCE {
+            std::thread::sleep(Duration::from_millis(50));
+            last = self.answer(&path);
+        }
+        let healed = if last.starts_with("200") {
+            format!("200 from {:.1} s on", since.elapsed().as_secs_f64())
+        } else {
+            last
+        };
+        self.does(report, "the same blob once upstream is well again", healed);
+    }
+
+    fn one_that_leaves(&self, report: &mut Report) -> io::Result<()> {
+        let path = self.fresh(LAYER);
+        self.upstream.take_counts();
+        let mut leaves = self.server.target.connect()?;
+        leaves.ask(&path)?;
+        leaves.take(1 << 20)?;
+        drop(leaves);
+        let next = self.answer(&path);
+        let gets = self.upstream.take_counts().blob_gets;
+        let what = format!("{next}, {gets} GETs upstream in all");
+        self.does(
+            report,
+            "a client leaves a cold layer after 1 MiB, another comes",
+            what,
+        );
+        Ok(())
+    }
+
+    fn tokens(&self, report: &mut Report) {
+        self.upstream.take_counts();
+        let answers: Vec<_> = (0..BLOBS).map(|_| self.answer(&self.fresh(1 << 16))).collect();
+        let failed = answers.iter().filter(|answer| !answer.starts_with("200")).count();
+        let tokens = self.upstream.take_counts().tokens;
+        let what = match failed {
+            0 => tokens.to_string(),
+            _ => format!("{tokens}, {failed} blobs failed"),
+        };
+        self.does(
+            report,
+            "8 cold blobs after their tag: further token requests",
+            what,
+        );
+    }
+
+    /// What comes of a request, and in what time.
+    fn answer(&self, path: &str) -> String {
+        let started = Instant::now();
+        let connected = self.server.target.connect_for(PATIENCE);
+        let asked = connected.and_then(|mut connection| connection.get(path));
+        let after = format!("after {:.0} ms", ms(started.elapsed()));
+        match asked {
+            Ok(_) => format!("200 {after}"),
+            Err(error) => match error.kind() {
+                ErrorKind::WouldBlock | ErrorKind::TimedOut => format!("nothing {after}"),
+                ErrorKind::Other => {
+                    let status = error.to_string();
+                    format!("{} {after}", status.trim_start_matches("HTTP/1.1 "))
+                }
+                _ => format!("cut {after}"),
+            },
+        }
     }
 }

@@ -79,7 +79,7 @@ impl Content {
 
     /// A tag of this number, and the manifest that it leads to.
     pub(crate) fn tagged(&self, number: usize) -> (String, Item) {
-        let text = json!({"schemaVersion": 2, "mediaType": IMAGE, "annotations": {"number": number}, "layers": [],
+        let text = json!({"schemaVersion": 2, "mediaType": IMAGE, "annotations": {"number": number.to_string()}, "layers": [],
             "config": descriptor(CONFIG, &self.small, Self::SMALL)});
         let bytes = text.to_string().into_bytes();
         (format!("tag-{number}"), Item::Document(bytes.into(), IMAGE))

@@ -1,6 +1,6 @@
 //! A day of a cluster, compressed into minutes: 100,000 requests from a seeded generator, shaped like published traces of
-//! registries. Pulls only; two thirds of the layers below 1 MiB with a tail to a GiB; few images have most of the pulls;
-//! new ones come every hour. All sizes are divided by [`SCALE`].
+//! registries. Pulls only; two thirds of the layers below 1 MiB with a tail to 2 GiB; few images have most of the pulls;
+//! new ones come every hour. All sizes, and the room that the cache has, are divided by [`SCALE`]: 2 GiB are 32 MiB.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Mutex;
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use crate::content::{Content, Item, Named};
 use crate::measures::ms;
 use crate::report::Report;
-use crate::servers::{OURS, Server, Site};
+use crate::servers::{DISTRIBUTION_3, OURS, Server, Site};
 use crate::upstream::Upstream;
 
 const REQUESTS: usize = 100_000;
@@ -22,6 +22,8 @@ const SCALE: f64 = 64.0;
 const KIB: f64 = 1024.0;
 /// What is small, before it was divided.
 const SMALL: f64 = 1024.0 * KIB;
+/// Who is not through by then is stopped, and judged by what it did.
+const LIMIT: Duration = Duration::from_secs(165);
 /// The cache has room for this part of all layers.
 const ROOM: f64 = 0.4;
 
@@ -60,7 +62,7 @@ impl Random {
         let size = match self.unit() {
             part if part < 0.667 => self.between(4.0 * KIB, SMALL),
             part if part < 0.97 => self.between(SMALL, 64.0 * mib),
-            _ => self.between(64.0 * mib, 1024.0 * mib),
+            _ => self.between(64.0 * mib, 2048.0 * mib),
         };
         (size / SCALE) as usize
     }
@@ -182,8 +184,15 @@ impl Day {
     }
 }
 
+/// A request of the day and what came of it; no time where it failed.
+struct Answered<'a> {
+    asked: &'a Asked,
+    took: Option<Duration>,
+}
+
 /// Replays the day through this server with room for a part of it, and through Distribution 3, which keeps all.
-pub(crate) fn replay(site: &Site<'_>, content: &Content, upstream: &Upstream, report: &mut Report) {
+pub(crate) fn replay(site: &Site<'_>, content: &Content, upstream: &Upstream, mut report: Report) -> Report {
+    report.say("making up a day");
     let day = Day::new(content);
     upstream.add(day.items.iter().cloned());
     #[expect(
@@ -192,70 +201,115 @@ pub(crate) fn replay(site: &Site<'_>, content: &Content, upstream: &Upstream, re
         reason = "below 2^53"
     )]
     let room = (day.bytes as f64 * ROOM) as usize;
-    let ideal = day.ideal(room);
-    let servers = site.registries(&format!("cache: {{tagttl: 1h, maxsize: {room}}}"));
+    let ideal = day.ideal(room) * 100.0;
+    report.add("day: layers that were hits, %", "ideal LRU", ideal);
+    let servers = report.started(site.registries(&format!("cache: {{tagttl: 1h, maxsize: {room}}}")));
     for server in servers
         .iter()
-        .filter(|server| [OURS, "Distribution 3"].contains(&server.name))
+        .filter(|server| [OURS, DISTRIBUTION_3].contains(&server.name))
     {
-        eprintln!("{}: {REQUESTS} requests", server.name);
+        report.say(&format!(
+            "{}: {REQUESTS} requests, for {} s at most",
+            server.name,
+            LIMIT.as_secs()
+        ));
         upstream.take_counts();
-        let started = Instant::now();
-        let took = asked(server, &day);
-        let wall = started.elapsed();
-        let counts = upstream.take_counts();
+        let (cpu, started) = (server.cpu(), Instant::now());
+        let answered = asked(server, &day, &report);
+        let (wall, cpu) = (started.elapsed().as_secs_f64(), server.cpu() - cpu);
+        let done = answered.len() as f64;
         let mut add = |what: &str, value| report.add(&format!("day: {what}"), server.name, value);
-        add("seconds for 100,000 requests", wall.as_secs_f64());
-        add("requests that failed", (REQUESTS - took.len()) as f64);
-        let layers = day.layers().count() as f64;
-        let hits = 1.0 - counts.blob_gets as f64 / layers;
-        add("layers that were hits, %", hits * 100.0);
-        let served: usize = day.layers().map(|asked| asked.size).sum();
+        add("requests", done);
+        add(
+            "requests that failed",
+            answered.iter().filter(|answered| answered.took.is_none()).count() as f64,
+        );
+        add("requests/s", done / wall);
+        add("CPU µs/request", cpu * 1e6 / done);
+        add("anonymous MiB after", server.anonymous_mib());
+        let counts = upstream.take_counts();
+        add("upstream requests", counts.requests as f64);
+        let layers = || {
+            answered
+                .iter()
+                .filter(|answered| answered.asked.kind != Kind::Manifest)
+        };
+        let hits = 100.0 - 100.0 * counts.blob_gets as f64 / layers().count() as f64;
+        add("layers that were hits, %", hits);
+        if server.name == OURS {
+            add("layers that were hits, points below an ideal LRU", ideal - hits);
+        }
+        let served: usize = layers().map(|answered| answered.asked.size).sum();
+        add("MiB served", served as f64 / (KIB * KIB));
         add(
             "MiB saved",
             (served as f64 - counts.blob_bytes as f64) / (KIB * KIB),
         );
-        add("upstream requests", counts.requests as f64);
-        for (what, kind) in [
-            ("manifest", Kind::Manifest),
-            ("layer below 1 MiB / 64", Kind::SmallLayer),
-            ("larger layer", Kind::Layer),
-        ] {
-            let mut of_this: Vec<_> = took
-                .iter()
-                .filter(|(of, _)| *of == kind)
-                .map(|(_, took)| *took)
-                .collect();
-            of_this.sort();
-            add(&format!("{what}, p50 ms"), ms(of_this[of_this.len() / 2]));
-            add(&format!("{what}, p99 ms"), ms(of_this[of_this.len() * 99 / 100]));
-        }
+        times(&answered, server.name, &mut report);
     }
-    report.add("day: layers that were hits, %", "ideal LRU", ideal * 100.0);
+    report
 }
 
-/// All requests in order, each by the next client that is free; what did not fail.
-fn asked(server: &Server, day: &Day) -> Vec<(Kind, Duration)> {
-    let (next, all) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
-    std::thread::scope(|scope| {
-        for _ in 0..CLIENTS {
-            scope.spawn(|| {
-                let mut connection = server.target.connect().unwrap();
-                let mut took = Vec::new();
-                while let Some(asked) = day.requests.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let kind = if asked.kind == Kind::Manifest {
-                        "manifests"
-                    } else {
-                        "blobs"
-                    };
-                    match connection.get(&format!("/v2/library/app/{kind}/{}", asked.name)) {
-                        Ok(got) => took.push((asked.kind, got.whole)),
-                        Err(_) => connection = server.target.connect().unwrap(),
-                    }
-                }
-                all.lock().unwrap().extend(took);
+/// What each kind took.
+fn times(answered: &[Answered<'_>], server: &'static str, report: &mut Report) {
+    for (what, kind) in [
+        ("manifest", Kind::Manifest),
+        ("layer below 1 MiB / 64", Kind::SmallLayer),
+        ("larger layer", Kind::Layer),
+    ] {
+        let of_this = answered.iter().filter(|answered| answered.asked.kind == kind);
+        let mut took: Vec<_> = of_this.filter_map(|answered| answered.took).collect();
+        took.sort();
+        if !took.is_empty() {
+            report.add(&format!("day: {what}, p50 ms"), server, ms(took[took.len() / 2]));
+            report.add(
+                &format!("day: {what}, p99 ms"),
+                server,
+                ms(took[took.len() * 99 / 100]),
+            );
+        }
+    }
+}
+
+/// All requests in order, each by the next client that is free.
+fn asked<'a>(server: &Server, day: &'a Day, report: &Report) -> Vec<Answered<'a>> {
+    let (next, until) = (AtomicUsize::new(0), Instant::now() + LIMIT);
+    let (all, reasons) = (
+        Mutex::new(Vec::new()),
+        Mutex::new(HashMap::<String, usize>::new()),
+    );
+    let client = || {
+        let (mut connection, mut answered) = (server.target.connect(), Vec::new());
+        while let Some(asked) = day.requests.get(next.fetch_add(1, Ordering::Relaxed))
+            && Instant::now() < until
+        {
+            let kind = if asked.kind == Kind::Manifest {
+                "manifests"
+            } else {
+                "blobs"
+            };
+            let path = format!("/v2/library/app/{kind}/{}", asked.name);
+            let got = connection.and_then(|mut open| Ok((open.get(&path)?, open)));
+            let took = got.as_ref().ok().map(|(took, _)| took.whole);
+            answered.push(Answered { asked, took });
+            connection = got.map(|(_, open)| open).or_else(|error| {
+                *reasons
+                    .lock()
+                    .unwrap()
+                    .entry(format!("{kind}: {error}"))
+                    .or_default() += 1;
+                server.target.connect()
             });
         }
+        all.lock().unwrap().extend(answered);
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..CLIENTS {
+            scope.spawn(client);
+        }
     });
+    for (reason, times) in reasons.into_inner().unwrap() {
+        report.say(&format!("{}: {times} × {reason}", server.name));
+    }
     all.into_inner().unwrap()
 }

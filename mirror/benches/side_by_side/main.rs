@@ -1,4 +1,5 @@
-//! Measures this server beside its peers, in one run on one machine: `make bench`, `make bench-quick`, `make bench-day`.
+//! Measures this server beside its peers, in one run on one machine: `make bench`, `make bench-quick`, `make bench-day`,
+//! `make bench-million`.
 //!
 //! All servers run at once and are asked in turn, round after round, so that what else the machine does hits all
 //! alike. Absolute numbers move from run to run; the ratios within one run are what counts.
@@ -9,24 +10,31 @@
     reason = "a program for developers: what fails ends it with a message, and no number is that large"
 )]
 
+mod aims;
 mod behaviour;
 mod client;
 mod content;
 mod day;
 mod measures;
+mod million;
+mod plot;
 mod profile;
 mod report;
 mod servers;
 mod upstream;
 
-use std::time::Instant;
+use std::io;
+use std::path::{Path, PathBuf};
 
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 
 use content::Content;
 use report::Report;
 use servers::{Server, Site};
 use upstream::Upstream;
+
+/// How many first bytes of cold layers there are at least, over all rounds.
+const FIRST_BYTES: usize = 40;
 
 #[derive(Parser)]
 #[expect(clippy::struct_excessive_bools, reason = "so they come from a command line")]
@@ -34,88 +42,158 @@ struct Arguments {
     /// Fewer and shorter rounds: below three minutes.
     #[arg(long)]
     quick: bool,
+    /// Only these parts, of `warm,tls,cold,herds,memory,starts,behaviour`.
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<Part>,
+    /// How many rounds.
+    #[arg(long)]
+    rounds: Option<usize>,
     /// Replay a day instead.
     #[arg(long)]
     day: bool,
     /// Record where the server's time goes instead.
     #[arg(long)]
     profile: bool,
+    /// Start on this cache instead, whose index knows a million blobs.
+    #[arg(long, value_name = "ROOT")]
+    million: Option<PathBuf>,
     /// Given by cargo.
     #[arg(long, hide = true)]
     bench: bool,
 }
 
-fn main() {
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Part {
+    Warm,
+    Tls,
+    Cold,
+    Herds,
+    Memory,
+    Starts,
+    Behaviour,
+}
+
+fn main() -> io::Result<()> {
     let arguments = Arguments::parse();
     if !arguments.bench {
-        return; // `cargo test --benches` only wants to know that it builds.
+        return Ok(()); // `cargo test --benches` only wants to know that it builds.
     }
     raise_file_limit();
-    let (rounds, seconds) = if arguments.quick { (2, 0.5) } else { (5, 3.0) };
-    let scratch = tempfile::tempdir().unwrap();
+    let scratch = tempfile::tempdir()?;
     let content = Content::new();
     let upstream = Upstream::start(&content);
     let site = Site {
         scratch: scratch.path(),
         upstream: upstream.address,
     };
-    let target = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../target");
+    let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target");
     if arguments.profile {
         return profile::record(&site, &content, &upstream, &target.join("profile"));
     }
-    let mut report = Report::default();
-    if arguments.day {
-        day::replay(&site, &content, &upstream, &mut report);
+    let directory = target.join("bench");
+    let report = if arguments.day {
+        day::replay(&site, &content, &upstream, Report::new(&directory, "day"))
+    } else if let Some(root) = &arguments.million {
+        million::measure(&site, &content, root, Report::new(&directory, "million"))
     } else {
-        measure(&site, &content, &upstream, rounds, seconds, &mut report);
-    }
-    report.write(
-        &target.join("bench"),
-        if arguments.day { "day" } else { "tables" },
-    );
+        Run::new(&arguments, &site, &content, &upstream).measure(Report::new(&directory, "tables"))?
+    };
+    println!("{}", report.write()?);
+    report.say(&format!("written to {}", directory.display()));
+    Ok(())
 }
 
-fn measure(
-    site: &Site<'_>,
-    content: &Content,
-    upstream: &Upstream,
-    rounds: u32,
+/// The measures M1 to M8.
+struct Run<'a> {
+    site: &'a Site<'a>,
+    content: &'a Content,
+    upstream: &'a Upstream,
+    rounds: usize,
     seconds: f64,
-    report: &mut Report,
-) {
-    let started = Instant::now();
-    let say = |what: &str| eprintln!("{:5.0} s  {what}", started.elapsed().as_secs_f64());
-    say("starting the servers");
-    let (servers, secure) = (site.all(content), site.secure(content));
-    note_start(&servers, report);
-    servers
-        .iter()
-        .chain(&secure)
-        .for_each(|server| server.warm(content));
-    for round in 1..=rounds {
-        say(&format!("round {round} of {rounds}: warm"));
-        measures::layers(&servers, content, "M1 100 MiB blob", seconds, report);
-        measures::small(&servers, content, seconds, report);
-        say("over TLS");
-        measures::layers(&secure, content, "M1 over TLS", seconds, report);
-        say("cold");
-        measures::cold(&servers, content, upstream, report);
-        measures::image(&servers, content, upstream, site.scratch, report);
-        say("herds");
-        // Without joining, each client is a download over the same link: a quick run has no time for that twice.
-        let distribution = rounds > 2 || round == 1;
-        measures::herds(&servers, content, upstream, distribution, report);
+    parts: Vec<Part>,
+}
+
+impl<'a> Run<'a> {
+    fn new(arguments: &Arguments, site: &'a Site<'a>, content: &'a Content, upstream: &'a Upstream) -> Self {
+        let (rounds, seconds) = if arguments.quick { (2, 0.4) } else { (5, 2.0) };
+        let parts = match &arguments.only[..] {
+            [] => Part::value_variants(),
+            only => only,
+        };
+        Self {
+            site,
+            content,
+            upstream,
+            rounds: arguments.rounds.unwrap_or(rounds),
+            seconds,
+            parts: parts.to_vec(),
+        }
     }
-    say("memory");
-    measures::memory(&servers, content, upstream, report);
-    drop((servers, secure));
-    say("starts");
-    for _ in 0..rounds {
-        note_start(&site.all(content), report);
+
+    /// What there is is written after each round: an end before the last loses little.
+    fn measure(&self, mut report: Report) -> io::Result<Report> {
+        use Part::{Behaviour, Cold, Herds, Memory, Starts, Tls, Warm};
+        let has = |any: &[Part]| any.iter().any(|part| self.parts.contains(part));
+        if has(&[Warm, Tls, Cold, Herds, Memory]) {
+            report.say("starting the servers");
+            let servers = report.started(self.site.all(self.content));
+            let secure = report.started(if has(&[Tls]) {
+                self.site.secure(self.content)
+            } else {
+                Vec::new()
+            });
+            for server in servers.iter().chain(&secure) {
+                report.attempt("first pulls", server.name, |_| server.warm(self.content));
+            }
+            for round in 1..=self.rounds {
+                self.round(round, (&servers, &secure), &mut report);
+                report.write()?;
+            }
+            if has(&[Memory]) {
+                measures::memory(&servers, self.content, self.upstream, &mut report);
+            }
+        }
+        if has(&[Starts]) {
+            report.say("starts");
+            for _ in 0..self.rounds {
+                let servers = report.started(self.site.all(self.content));
+                note_start(&servers, &mut report);
+            }
+        }
+        if has(&[Behaviour]) {
+            report.say("what each does when its registry misbehaves");
+            behaviour::table(self.site, self.content, self.upstream, &mut report);
+        }
+        Ok(report)
     }
-    say("behaviour");
-    behaviour::table(site, content, upstream, report);
-    say("done");
+
+    fn round(&self, round: usize, (servers, secure): (&[Server], &[Server]), report: &mut Report) {
+        let (content, upstream, seconds) = (self.content, self.upstream, self.seconds);
+        let begins = |report: &Report, part, what: &str| {
+            let asked = self.parts.contains(&part);
+            if asked {
+                report.say(&format!("round {round} of {}: {what}", self.rounds));
+            }
+            asked
+        };
+        if begins(report, Part::Warm, "what is cached") {
+            measures::layers(servers, content, "M1 100 MiB blob", seconds, report);
+            measures::small(servers, content, seconds, report);
+        }
+        if begins(report, Part::Tls, "the same over TLS") {
+            measures::layers(secure, content, "M1 over TLS", seconds, report);
+        }
+        if begins(report, Part::Cold, "what nobody has yet") {
+            let first_bytes = FIRST_BYTES.div_ceil(self.rounds);
+            measures::cold(servers, content, upstream, first_bytes, report);
+            measures::image(servers, content, upstream, self.site.scratch, report);
+        }
+        if begins(report, Part::Herds, "herds") {
+            // Without joining, each client is a download over the same link: a quick run has no time for that twice.
+            let distribution = self.rounds > 2 || round == 1;
+            measures::herds(servers, content, upstream, distribution, report);
+        }
+    }
 }
 
 fn note_start(servers: &[Server], report: &mut Report) {

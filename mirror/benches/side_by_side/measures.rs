@@ -1,41 +1,45 @@
 //! The measures M1 to M7.
 
+use std::io;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::client::{Took, herd, load};
+use crate::client::{Connection, Target, Took, herd, load};
 use crate::content::{Content, LAYER};
 use crate::report::Report;
 use crate::servers::{NGINX, OURS, Server};
-use crate::upstream::Upstream;
+use crate::upstream::{BANDWIDTH, Upstream};
 
 const GIB: f64 = (1_u64 << 30) as f64;
 /// Connections for what is small.
 const MANY: usize = 64;
-/// Smaller layers that nobody has yet, each round.
-const COLD: usize = 8;
 const AT_ONCE: Duration = Duration::ZERO;
+/// Distribution answers what is small a hundred times slower: more of it tells nothing new.
+const SLOW_PEERS_SECONDS: f64 = 1.0;
+/// What is asked for where only the first byte counts.
+const COLD: usize = 4 << 20;
+const DOWNLOADS: usize = 1_000;
+/// Bytes a second.
+const SLOW_LINK: u32 = 10 << 20;
 
 type PathOf = fn(&Server, &Content) -> String;
 
 /// M1: a layer of 100 MiB that is in the cache.
 pub(crate) fn layers(servers: &[Server], content: &Content, what: &str, seconds: f64, report: &mut Report) {
     for connections in [1, 8] {
+        let measure = format!("{what}, {connections} connections");
         for server in servers {
-            let (took, wall, cpu) = measured(server, || {
-                load(&server.target, &server.layer(content), connections, seconds)
+            report.attempt(&measure, server.name, |report| {
+                let spent = measured(server, || {
+                    load(&server.target, &server.layer(content), connections, seconds)
+                })?;
+                let gib = spent.took.iter().map(|took| took.bytes as f64).sum::<f64>() / GIB;
+                report.add(&format!("{measure}, GiB/s"), server.name, gib / spent.wall);
+                report.add(&format!("{measure}, CPU s/GiB"), server.name, spent.cpu / gib);
+                Ok(())
             });
-            let gib = took.iter().map(|took| took.bytes as f64).sum::<f64>() / GIB;
-            let mut add = |unit, value| {
-                report.add(
-                    &format!("{what}, {connections} connections, {unit}"),
-                    server.name,
-                    value,
-                );
-            };
-            add("GiB/s", gib / wall);
-            add("CPU s/GiB", cpu / gib);
         }
     }
 }
@@ -48,49 +52,67 @@ pub(crate) fn small(servers: &[Server], content: &Content, seconds: f64, report:
         ("M3 manifest by tag", |server, _| server.tag()),
     ];
     for (measure, path) in paths {
+        let measure = format!("{measure}, {MANY} connections");
         for server in servers {
-            let (mut took, wall, cpu) = measured(server, || {
-                load(&server.target, &path(server, content), MANY, seconds)
-            });
-            took.sort_by_key(|took| took.whole);
-            let requests = took.len() as f64;
-            let mut add = |unit, value| {
-                report.add(
-                    &format!("{measure}, {MANY} connections, {unit}"),
-                    server.name,
-                    value,
-                );
+            let seconds = if server.is_distribution() {
+                seconds.min(SLOW_PEERS_SECONDS)
+            } else {
+                seconds
             };
-            add("requests/s", requests / wall);
-            add("p99 ms", ms(took[took.len() * 99 / 100].whole));
-            add("CPU µs/request", cpu * 1e6 / requests);
+            report.attempt(&measure, server.name, |report| {
+                let mut spent = measured(server, || {
+                    load(&server.target, &path(server, content), MANY, seconds)
+                })?;
+                spent.took.sort_by_key(|took| took.whole);
+                let requests = spent.took.len() as f64;
+                let p99 = ms(spent.took[spent.took.len() * 99 / 100].whole);
+                report.add(
+                    &format!("{measure}, requests/s"),
+                    server.name,
+                    requests / spent.wall,
+                );
+                report.add(&format!("{measure}, p99 ms"), server.name, p99);
+                let each = spent.cpu * 1e6 / requests;
+                report.add(&format!("{measure}, CPU µs/request"), server.name, each);
+                Ok(())
+            });
         }
     }
 }
 
-/// M4: layers that nobody has yet, for one client, behind a registry that wants a token: a large one, and several
-/// smaller ones, as what comes before a first byte is soon over and so soon disturbed.
-pub(crate) fn cold(servers: &[Server], content: &Content, upstream: &Upstream, report: &mut Report) {
-    cold_one(servers, content, upstream, LAYER, report);
-    for _ in 0..COLD {
-        cold_one(servers, content, upstream, LAYER / 25, report);
+/// M4: layers that nobody has yet, for one client, behind a registry that wants a token: a large one, and so many smaller
+/// ones for their first bytes.
+pub(crate) fn cold(
+    servers: &[Server],
+    content: &Content,
+    upstream: &Upstream,
+    first_bytes: usize,
+    report: &mut Report,
+) {
+    let sizes = std::iter::once(LAYER).chain(std::iter::repeat_n(COLD, first_bytes - 1));
+    for size in sizes {
+        let (digest, item) = content.fresh_layer(size);
+        upstream.add([(digest.to_string(), item)]);
+        let path = format!("/v2/library/app/blobs/{digest}");
+        for (name, target) in with_direct(servers, upstream) {
+            report.attempt("M4 cold layer", name, |report| {
+                let took = target.connect()?.get(&path)?;
+                report.add("M4 cold layer, first byte ms", name, ms(took.first_byte));
+                if size == LAYER {
+                    report.add("M4 cold 100 MiB, whole ms", name, ms(took.whole));
+                }
+                Ok(())
+            });
+        }
     }
 }
 
-fn cold_one(servers: &[Server], content: &Content, upstream: &Upstream, length: usize, report: &mut Report) {
-    let (digest, item) = content.fresh_layer(length);
-    upstream.add([(digest.to_string(), item)]);
-    let direct = upstream.target();
+/// What pulls through, and the registry itself.
+fn with_direct(servers: &[Server], upstream: &Upstream) -> Vec<(&'static str, Target)> {
     let caches = servers.iter().filter(|server| server.name != NGINX);
-    let all = std::iter::once(("direct", &direct)).chain(caches.map(|server| (server.name, &server.target)));
-    for (name, target) in all {
-        let path = format!("/v2/library/app/blobs/{digest}");
-        let took = target.connect().and_then(|mut connection| connection.get(&path));
-        let took = took.unwrap_or_else(|error| panic!("{name}{path}: {error}"));
-        let what = format!("M4 cold {} MiB", length >> 20);
-        report.add(&format!("{what}, first byte ms"), name, ms(took.first_byte));
-        report.add(&format!("{what}, whole ms"), name, ms(took.whole));
-    }
+    std::iter::once(("direct", upstream.target()))
+        .chain(caches.map(|server| (server.name, server.target.clone())))
+        .collect()
 }
 
 /// M5: layers that nobody has yet, for many clients. Without joining, each client is a download over the same link,
@@ -110,29 +132,36 @@ pub(crate) fn herds(
     ];
     for (what, layers, clients, apart) in herds {
         let fresh: Vec<_> = (0..layers).map(|_| content.fresh_layer(LAYER / layers)).collect();
-        upstream.add(
-            fresh
-                .iter()
-                .map(|(digest, item)| (digest.to_string(), item.clone())),
-        );
-        let asked = |server: &&Server| !server.is_distribution() || (distribution && what == "32");
+        let items = fresh
+            .iter()
+            .map(|(digest, item)| (digest.to_string(), item.clone()));
+        upstream.add(items);
+        let measure = format!("M5 herd of {what}");
+        // What nginx has is one whole layer.
+        let asked = |server: &&Server| {
+            (!server.is_distribution() || (distribution && what == "32"))
+                && (layers == 1 || server.name != NGINX)
+        };
         for server in servers.iter().filter(asked) {
-            let paths: Vec<_> = fresh
-                .iter()
-                .map(|(digest, _)| server.blob(digest.as_str()))
-                .collect();
-            let paths: Vec<_> = paths.iter().map(String::as_str).collect();
+            let blobs = fresh.iter().map(|(digest, _)| server.blob(digest.as_str()));
+            let paths: Vec<_> = blobs.collect();
             upstream.take_counts();
-            let (mut took, wall, _) = measured(server, || herd(&server.target, &paths, clients, apart));
-            took.sort_by_key(|took| took.first_byte);
-            let mut add = |unit, value| report.add(&format!("M5 herd of {what}, {unit}"), server.name, value);
-            // What nginx has is one whole layer.
-            if layers == 1 || server.name != NGINX {
-                add("wall ms", wall * 1e3);
-                add("first byte p50 ms", ms(took[took.len() / 2].first_byte));
+            report.attempt(&measure, server.name, |report| {
+                let (spent, peak) = watched(server, || {
+                    measured(server, || herd(&server.target, &paths, clients, apart))
+                });
+                let mut spent = spent?;
+                spent.took.sort_by_key(|took| took.first_byte);
+                let mut add = |unit, value| report.add(&format!("{measure}, {unit}"), server.name, value);
+                add("wall ms", spent.wall * 1e3);
+                add(
+                    "first byte p50 ms",
+                    ms(spent.took[spent.took.len() / 2].first_byte),
+                );
                 add("upstream GETs", upstream.take_counts().blob_gets as f64);
-                add("anonymous MiB after", server.anonymous_mib());
-            }
+                add("anonymous MiB at most", peak);
+                Ok(())
+            });
         }
     }
 }
@@ -147,70 +176,125 @@ pub(crate) fn image(
 ) {
     let (tag, items) = content.fresh_image();
     upstream.add(items);
-    let caches = servers.iter().filter(|server| server.name != NGINX);
-    let caches = caches.map(|server| (server.name, server.target.address));
-    for (name, address) in std::iter::once(("direct", upstream.address)).chain(caches) {
-        let target = scratch.join("copied");
-        upstream.take_counts();
-        let started = Instant::now();
-        let copied = Command::new("skopeo")
-            .args(["--insecure-policy", "copy", "--quiet", "--src-tls-verify=false"])
-            .arg(format!("docker://{address}/library/app:{tag}"))
-            .arg(format!("dir:{}", target.display()))
-            .stdout(Stdio::null())
-            .status();
-        let took = started.elapsed();
-        assert!(
-            copied.is_ok_and(|status| status.success()),
-            "skopeo copies from {name}"
-        );
-        std::fs::remove_dir_all(&target).unwrap();
-        report.add("M6 skopeo, 8 layers behind an index, ms", name, ms(took));
-        let mib = upstream.take_counts().blob_bytes as f64 / f64::from(1 << 20);
-        report.add("M6 skopeo, upstream MiB", name, mib);
+    for (name, target) in with_direct(servers, upstream) {
+        report.attempt("M6 skopeo", name, |report| {
+            upstream.take_counts();
+            let image = format!("docker://{}/library/app:{tag}", target.address);
+            let took = copy(&image, &scratch.join("copied"))?;
+            report.add("M6 skopeo, 8 layers behind an index, ms", name, ms(took));
+            let mib = upstream.take_counts().blob_bytes as f64 / f64::from(1 << 20);
+            report.add("M6 skopeo, upstream MiB", name, mib);
+            Ok(())
+        });
+    }
+}
+
+fn copy(image: &str, target: &Path) -> io::Result<Duration> {
+    let started = Instant::now();
+    let copied = Command::new("skopeo")
+        .args([
+            "--insecure-policy",
+            "copy",
+            "--quiet",
+            "--src-tls-verify=false",
+            image,
+        ])
+        .arg(format!("dir:{}", target.display()))
+        .stdout(Stdio::null())
+        .status()?;
+    let took = started.elapsed();
+    std::fs::remove_dir_all(target)?;
+    if copied.success() {
+        Ok(took)
+    } else {
+        Err(io::Error::other(format!("skopeo: {copied}")))
     }
 }
 
 /// M7: the memory that all this needed, and what a thousand downloads at once need.
 pub(crate) fn memory(servers: &[Server], content: &Content, upstream: &Upstream, report: &mut Report) {
     for server in servers {
-        report.add(
-            "M7 anonymous memory after the load, MiB",
-            server.name,
-            server.anonymous_mib(),
-        );
+        let measure = "M7 anonymous memory after the load, MiB";
+        report.add(measure, server.name, server.anonymous_mib());
     }
-    let (fresh, item) = content.fresh_layer(LAYER);
-    upstream.add([(fresh.to_string(), item)]);
     for server in servers
         .iter()
         .filter(|server| [OURS, NGINX].contains(&server.name))
     {
-        let cached = server.layer(content);
-        for (what, path) in [("a cached", &cached), ("a cold", &server.blob(fresh.as_str()))] {
-            if server.name == NGINX && *path == cached && what == "a cold" {
-                continue;
-            }
-            let mut clients = Vec::new();
-            for _ in 0..1_000 {
-                let mut client = server.target.connect_slowly().unwrap();
-                client.ask(path).unwrap();
-                client.take(4096).unwrap();
-                clients.push(client);
-            }
-            let measure = format!("M7 anonymous memory with 1,000 downloads of {what} layer under way, MiB");
-            report.add(&measure, server.name, server.anonymous_mib());
+        let (fresh, item) = content.fresh_layer(LAYER);
+        upstream.add([(fresh.to_string(), item)]);
+        let paths = [
+            ("a cached", server.layer(content)),
+            ("a cold", server.blob(fresh.as_str())),
+        ];
+        let asked = if server.name == NGINX { &paths[..1] } else { &paths };
+        for (what, path) in asked {
+            let measure = format!("M7 1,000 downloads of {what} layer under way");
+            report.say(&format!("{measure}: {}", server.name));
+            // Slow enough for the last of them to come before the layer is whole.
+            upstream.widen(SLOW_LINK);
+            report.attempt(&measure, server.name, |report| {
+                let peak = many_downloads(server, path)?;
+                report.add(&format!("{measure}, anonymous MiB at most"), server.name, peak);
+                Ok(())
+            });
+            upstream.widen(BANDWIDTH);
         }
     }
+}
+
+/// The most memory while a thousand clients are in the middle of a layer: they take a mebibyte each, in turns.
+fn many_downloads(server: &Server, path: &str) -> io::Result<f64> {
+    let begin = |_| -> io::Result<Connection> {
+        let mut client = server.target.connect_slowly()?;
+        client.ask(path)?;
+        Ok(client)
+    };
+    let (done, peak) = watched(server, || -> io::Result<()> {
+        let mut clients = (0..DOWNLOADS).map(begin).collect::<io::Result<Vec<_>>>()?;
+        for _ in 0..4 {
+            clients.iter_mut().try_for_each(|client| client.take(256 << 10))?;
+        }
+        Ok(())
+    });
+    done.map(|()| peak)
 }
 
 pub(crate) fn ms(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
 }
 
-/// What it took, seconds on the wall, and seconds of the server's CPU.
-fn measured(server: &Server, work: impl FnOnce() -> Vec<Took>) -> (Vec<Took>, f64, f64) {
+/// What requests took, seconds on the wall, and seconds of the server's CPU.
+struct Spent {
+    took: Vec<Took>,
+    wall: f64,
+    cpu: f64,
+}
+
+fn measured(server: &Server, work: impl FnOnce() -> io::Result<Vec<Took>>) -> io::Result<Spent> {
     let (cpu, started) = (server.cpu(), Instant::now());
-    let took = work();
-    (took, started.elapsed().as_secs_f64(), server.cpu() - cpu)
+    let took = work()?;
+    Ok(Spent {
+        took,
+        wall: started.elapsed().as_secs_f64(),
+        cpu: server.cpu() - cpu,
+    })
+}
+
+/// Looks at the server's memory all the while; the most that it was, in MiB.
+fn watched<T>(server: &Server, work: impl FnOnce() -> T) -> (T, f64) {
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let watch = scope.spawn(|| {
+            let mut peak = server.anonymous_mib();
+            while !done.load(Ordering::Relaxed) {
+                std::thread::sleep(Duration::from_millis(20));
+                peak = peak.max(server.anonymous_mib());
+            }
+            peak
+        });
+        let worked = work();
+        done.store(true, Ordering::Relaxed);
+        (worked, watch.join().unwrap())
+    })
 }

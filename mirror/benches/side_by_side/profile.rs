@@ -1,5 +1,6 @@
 //! Where this server's time goes: `perf` watches it hit, miss and serve a herd.
 
+use std::io;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -16,30 +17,35 @@ const SECONDS: f64 = 3.0;
 const MISSES: usize = 6;
 
 /// Writes a recording of each situation into this directory.
-pub(crate) fn record(site: &Site<'_>, content: &Content, upstream: &Upstream, directory: &Path) {
-    std::fs::create_dir_all(directory).unwrap();
-    let server = site.ours("cache: {tagttl: 1h, maxsize: 8Gi}", None);
-    server.warm(content);
-    let hits = |path: &str, connections| {
-        load(&server.target, path, connections, SECONDS);
-    };
+pub(crate) fn record(
+    site: &Site<'_>,
+    content: &Content,
+    upstream: &Upstream,
+    directory: &Path,
+) -> io::Result<()> {
+    std::fs::create_dir_all(directory)?;
+    let server = site.ours("cache: {tagttl: 1h, maxsize: 8Gi}", None).1?;
+    server.warm(content)?;
+    let hits = |path: &str, connections| load(&server.target, path, connections, SECONDS).map(drop);
     let misses = |clients| {
         for _ in 0..MISSES {
             let (digest, item) = content.fresh_layer(LAYER);
             upstream.add([(digest.to_string(), item)]);
             let path = server.blob(digest.as_str());
-            herd(&server.target, &[&path], clients, Duration::ZERO);
+            herd(&server.target, &[path], clients, Duration::ZERO)?;
         }
+        Ok(())
     };
-    let recorded = |name: &str, work: &dyn Fn()| {
+    let recorded = |name: &str, work: &dyn Fn() -> io::Result<()>| {
         let recording = Recording::start(&server, &directory.join(name).with_extension("data"));
-        work();
+        let worked = work();
         recording.end();
+        worked
     };
-    recorded("hit-small", &|| hits(&server.small(content), 64));
-    recorded("hit-large", &|| hits(&server.layer(content), 8));
-    recorded("miss", &|| misses(1));
-    recorded("herd", &|| misses(32));
+    recorded("hit-small", &|| hits(&server.small(content), 64))?;
+    recorded("hit-large", &|| hits(&server.layer(content), 8))?;
+    recorded("miss", &|| misses(1))?;
+    recorded("herd", &|| misses(32))
 }
 
 /// `perf` at work.

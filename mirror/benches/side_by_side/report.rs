@@ -1,29 +1,55 @@
-//! Medians with their spread, as tables, JSON and a plot.
+//! Medians with their spread, as tables, JSON and a plot. What fails is noted, and the rest goes on.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::fs;
-use std::path::Path;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Instant;
 
 use serde_json::{Map, Value, json};
 
-use crate::servers::{NGINX, OURS};
+use crate::aims::{Aim, is_gain};
+use crate::plot;
+use crate::servers::{NGINX, OURS, Server, Started};
+
+type Values = BTreeMap<&'static str, Vec<f64>>;
 
 /// What was measured, in the order in which it first was.
-#[derive(Default)]
 pub(crate) struct Report {
-    measures: Vec<(String, BTreeMap<&'static str, Vec<f64>>)>,
+    started: Instant,
+    directory: PathBuf,
+    name: &'static str,
+    measures: Vec<(String, Values)>,
     behaviours: Vec<(String, BTreeMap<&'static str, String>)>,
+    failures: Vec<(String, usize)>,
 }
 
 impl Report {
+    /// One that is written under this name into this directory.
+    pub(crate) fn new(directory: &Path, name: &'static str) -> Self {
+        Self {
+            started: Instant::now(),
+            directory: directory.to_owned(),
+            name,
+            measures: Vec::new(),
+            behaviours: Vec::new(),
+            failures: Vec::new(),
+        }
+    }
+
+    /// Tells whoever watches what is done now.
+    pub(crate) fn say(&self, what: &str) {
+        let seconds = self.started.elapsed().as_secs();
+        eprintln!("{:3}:{:02}  {what}", seconds / 60, seconds % 60);
+    }
+
     /// One more value of a measure.
     pub(crate) fn add(&mut self, measure: &str, server: &'static str, value: f64) {
-        named(&mut self.measures, measure)
-            .entry(server)
-            .or_default()
-            .push(value);
+        let values: &mut Values = named(&mut self.measures, measure);
+        let values = values.entry(server).or_default();
+        values.insert(values.partition_point(|other| *other <= value), value);
     }
 
     /// What a server does.
@@ -31,44 +57,137 @@ impl Report {
         named(&mut self.behaviours, when).insert(server, what);
     }
 
-    /// Prints the tables and writes them under this name, with all values and a plot, into this directory.
-    pub(crate) fn write(mut self, directory: &Path, name: &str) {
-        for values in self
-            .measures
-            .iter_mut()
-            .flat_map(|(_, servers)| servers.values_mut())
-        {
-            values.sort_by(f64::total_cmp);
+    /// Does something with one server; where that fails, it is noted and the rest goes on.
+    pub(crate) fn attempt(
+        &mut self,
+        what: &str,
+        server: &str,
+        work: impl FnOnce(&mut Self) -> io::Result<()>,
+    ) {
+        if let Err(error) = work(self) {
+            self.failed(&format!("{server}: {what}: {error}"));
         }
-        let tables = format!("{}\n{}{}", head(), self.tables(), self.table_of_behaviours());
-        println!("{tables}");
-        fs::create_dir_all(directory).unwrap();
-        fs::write(directory.join(format!("{name}.md")), tables).unwrap();
-        fs::write(
-            directory.join(format!("{name}.json")),
-            serde_json::to_vec_pretty(&self.json()).unwrap(),
-        )
-        .unwrap();
-        fs::write(directory.join(format!("{name}.svg")), self.plot()).unwrap();
+    }
+
+    /// The servers that did start.
+    pub(crate) fn started(&mut self, all: Vec<Started>) -> Vec<Server> {
+        let mut servers = Vec::new();
+        for (name, started) in all {
+            match started {
+                Ok(server) => servers.push(server),
+                Err(error) => self.failed(&format!("{name}: start: {error}")),
+            }
+        }
+        servers
+    }
+
+    fn failed(&mut self, what: &str) {
+        self.say(&format!("FAILED: {what}"));
+        *named(&mut self.failures, what) += 1;
+    }
+
+    /// Writes all that there is by now: tables, values and a plot. Returns the tables.
+    pub(crate) fn write(&self) -> io::Result<String> {
+        let path = |extension| self.directory.join(self.name).with_extension(extension);
+        let tables = [
+            head(),
+            self.summary(),
+            self.slower(),
+            self.table_of_behaviours(),
+            self.table_of_failures(),
+            self.tables(),
+        ]
+        .concat();
+        fs::create_dir_all(&self.directory)?;
+        fs::write(path("md"), &tables)?;
+        fs::write(path("json"), serde_json::to_vec_pretty(&self.json())?)?;
+        fs::write(path("svg"), plot::ratios(&self.ratios()))?;
+        Ok(tables)
+    }
+
+    /// Ours against what it is to reach.
+    fn summary(&self) -> String {
+        let mut text = String::new();
+        for (measure, servers) in &self.measures {
+            let (Some(aim), Some(ours)) = (Aim::of(measure), servers.get(OURS)) else {
+                continue;
+            };
+            let (ours, ideal) = (median(ours), ideal(servers));
+            let verdict = match aim.is_reached(ours, ideal) {
+                Some(true) => "yes",
+                Some(false) => "**no**",
+                None => "",
+            };
+            let (of_ideal, ratio) =
+                ideal.map_or_else(Default::default, |ideal| (short(ideal), ratio(ours, ideal)));
+            let _ = writeln!(
+                text,
+                "| {measure} | {} | {of_ideal} | {ratio} | {aim} | {verdict} |",
+                short(ours)
+            );
+        }
+        if !text.is_empty() {
+            text.insert_str(
+                0,
+                "\n| median | registry-mirror | nginx sendfile, or no mirror | ratio | aim | reached |\n|---|---|---|---|---|---|\n",
+            );
+        }
+        text
+    }
+
+    /// Where another one is better.
+    fn slower(&self) -> String {
+        let mut text = String::new();
+        for (measure, servers) in &self.measures {
+            let Some(ours) = servers.get(OURS).map(|ours| median(ours)) else {
+                continue;
+            };
+            let better = |theirs: f64| {
+                if is_gain(measure) {
+                    theirs > ours
+                } else {
+                    theirs < ours
+                }
+            };
+            let better: Vec<_> = servers
+                .iter()
+                .filter(|(_, theirs)| better(median(theirs)))
+                .map(|(name, theirs)| format!("{name} {}", short(median(theirs))))
+                .collect();
+            if !better.is_empty() {
+                let _ = writeln!(
+                    text,
+                    "- {measure}: {}, against {}",
+                    short(ours),
+                    better.join(", ")
+                );
+            }
+        }
+        if !text.is_empty() {
+            text.insert_str(0, "\nWhere registry-mirror's median is worse than another's:\n\n");
+        }
+        text
     }
 
     fn tables(&self) -> String {
-        let mut text = String::new();
-        for (measure, servers) in &self.measures {
+        let is_one = |(_, servers): &&(String, Values)| servers.values().all(|values| values.len() == 1);
+        let (once, often): (Vec<_>, Vec<_>) = self.measures.iter().partition(is_one);
+        let mut text = table_of_single_values(&once);
+        for (measure, servers) in often {
             let _ = writeln!(
                 text,
-                "\n| {measure} | median | min | max | ratio |\n|---|---|---|---|---|"
+                "\n| {measure} | median | min | max | values | ratio |\n|---|---|---|---|---|---|"
             );
             for (server, values) in servers {
-                let ratio =
-                    ideal(servers).map_or(String::new(), |ideal| format!("{:.2}", median(values) / ideal));
+                let ratio = ideal(servers).map_or(String::new(), |ideal| ratio(median(values), ideal));
                 let (least, most) = (values[0], values[values.len() - 1]);
                 let _ = writeln!(
                     text,
-                    "| {server} | {} | {} | {} | {ratio} |",
+                    "| {server} | {} | {} | {} | {} | {ratio} |",
                     short(median(values)),
                     short(least),
-                    short(most)
+                    short(most),
+                    values.len()
                 );
             }
         }
@@ -77,23 +196,30 @@ impl Report {
 
     fn table_of_behaviours(&self) -> String {
         let mut text = String::new();
-        let Some((_, first)) = self.behaviours.first() else {
+        let servers: BTreeSet<_> = self.behaviours.iter().flat_map(|(_, does)| does.keys()).collect();
+        if servers.is_empty() {
             return text;
-        };
-        let servers: Vec<_> = first.keys().copied().collect();
-        let _ = writeln!(
-            text,
-            "\n| M8 | {} |\n|---|{}",
-            servers.join(" | "),
-            "---|".repeat(servers.len())
-        );
+        }
+        let names: Vec<_> = servers.iter().map(|name| **name).collect();
+        let line = "---|".repeat(servers.len());
+        let _ = writeln!(text, "\n| M8 | {} |\n|---|{line}", names.join(" | "));
         for (when, does) in &self.behaviours {
             let does: Vec<_> = servers
                 .iter()
-                .filter_map(|server| does.get(server))
-                .cloned()
+                .map(|server| does.get(*server).map_or("", String::as_str))
                 .collect();
             let _ = writeln!(text, "| {when} | {} |", does.join(" | "));
+        }
+        text
+    }
+
+    fn table_of_failures(&self) -> String {
+        let mut text = String::new();
+        for (what, times) in &self.failures {
+            let _ = writeln!(text, "- {what} ({times}×)");
+        }
+        if !text.is_empty() {
+            text.insert_str(0, "\nWhat failed, and is left out:\n\n");
         }
         text
     }
@@ -102,41 +228,56 @@ impl Report {
         let measures = self
             .measures
             .iter()
-            .map(|(measure, servers)| (measure.clone(), json!(servers)));
+            .map(|(measure, values)| (measure.clone(), json!(values)));
         let behaviours = self
             .behaviours
             .iter()
-            .map(|(when, servers)| (when.clone(), json!(servers)));
-        Value::Object(measures.chain(behaviours).collect::<Map<_, _>>())
-    }
-
-    /// Ours against the ideal, a bar a measure; the line is where they are equal.
-    fn plot(&self) -> String {
-        const ROW: usize = 22;
-        const UNIT: f64 = 160.0;
-        let mut bars = String::new();
-        let mut rows = 0;
-        for (measure, servers) in &self.measures {
-            let (Some(ideal), Some(ours)) = (ideal(servers), servers.get(OURS)) else {
-                continue;
-            };
-            let (y, ratio) = (rows * ROW, median(ours) / ideal);
-            let width = (ratio * UNIT).clamp(1.0, 480.0);
-            let _ = writeln!(
-                bars,
-                r##"<text x="5" y="{}">{measure}</text><rect x="420" y="{}" width="{width:.0}" height="14" fill="#4a7"/><text x="{:.0}" y="{}">{ratio:.2}</text>"##,
-                y + 15,
-                y + 4,
-                425.0 + width,
-                y + 15
-            );
-            rows += 1;
-        }
-        let height = rows * ROW + 5;
-        format!(
-            r##"<svg xmlns="http://www.w3.org/2000/svg" width="960" height="{height}" font-family="sans-serif" font-size="12"><rect width="100%" height="100%" fill="#fff"/>{bars}<line x1="580" x2="580" y1="0" y2="{height}" stroke="#c33"/></svg>"##
+            .map(|(when, does)| (when.clone(), json!(does)));
+        let failures = ("failures".to_owned(), json!(self.failures));
+        Value::Object(
+            measures
+                .chain(behaviours)
+                .chain([failures])
+                .collect::<Map<_, _>>(),
         )
     }
+
+    /// Ours against the ideal.
+    fn ratios(&self) -> Vec<(&str, f64)> {
+        self.measures
+            .iter()
+            .filter_map(|(measure, servers)| {
+                Some((measure.as_str(), median(servers.get(OURS)?) / ideal(servers)?))
+            })
+            .collect()
+    }
+}
+
+/// A line a measure, as each has but one value a server.
+fn table_of_single_values(measures: &[&(String, Values)]) -> String {
+    let mut text = String::new();
+    let servers: BTreeSet<_> = measures
+        .iter()
+        .flat_map(|(_, servers)| servers.keys().copied())
+        .collect();
+    if servers.is_empty() {
+        return text;
+    }
+    let names: Vec<_> = servers.iter().copied().collect();
+    let line = "---|".repeat(servers.len());
+    let _ = writeln!(text, "\n| one value each | {} |\n|---|{line}", names.join(" | "));
+    for (measure, values) in measures {
+        let values: Vec<_> = servers
+            .iter()
+            .map(|server| {
+                values
+                    .get(server)
+                    .map_or(String::new(), |values| short(values[0]))
+            })
+            .collect();
+        let _ = writeln!(text, "| {measure} | {} |", values.join(" | "));
+    }
+    text
 }
 
 fn named<'a, T: Default>(all: &'a mut Vec<(String, T)>, name: &str) -> &'a mut T {
@@ -158,20 +299,22 @@ fn head() -> String {
     };
     let today = jiff::Zoned::now().date();
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
-    let command: Vec<_> = std::env::args()
-        .skip(1)
-        .filter(|argument| argument != "--bench")
+    let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let arguments = std::env::args().skip(1).filter(|argument| argument != "--bench");
+    let command: Vec<_> = std::iter::once("scripts/bench".to_owned())
+        .chain(arguments)
         .collect();
     format!(
-        "{today}, commit {}, Linux {}, {cores} cores; `cargo bench -p mirror --bench side_by_side -- {}`.",
+        "{today}, commit {}, Linux {}, {cores} cores, load {} at the end; `{}`.\n",
         said("git", &["rev-parse", "--short", "HEAD"]),
         said("uname", &["-r"]),
+        load.split(' ').next().unwrap_or_default(),
         command.join(" ")
     )
 }
 
 /// The median that ratios are against: nginx's, which has no cache to keep; of what goes upstream, no mirror at all.
-fn ideal(servers: &BTreeMap<&'static str, Vec<f64>>) -> Option<f64> {
+fn ideal(servers: &Values) -> Option<f64> {
     servers
         .get(NGINX)
         .or_else(|| servers.get("direct"))
@@ -184,9 +327,13 @@ fn median(values: &[f64]) -> f64 {
     values[values.len() / 2]
 }
 
+fn ratio(value: f64, ideal: f64) -> String {
+    format!("{:.2}", value / ideal)
+}
+
 fn short(value: f64) -> String {
     match value {
-        value if value >= 100.0 => format!("{value:.0}"),
+        value if value >= 100.0 || value.fract() == 0.0 => format!("{value:.0}"),
         value if value >= 1.0 => format!("{value:.1}"),
         value => format!("{value:.3}"),
     }

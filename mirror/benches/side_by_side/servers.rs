@@ -1,6 +1,7 @@
 //! This server and its peers, each as a process that ends with the benchmark.
 
 use std::fs;
+use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -16,15 +17,21 @@ use crate::content::Content;
 pub(crate) const OURS: &str = "registry-mirror";
 pub(crate) const NGINX: &str = "nginx sendfile";
 const DISTRIBUTION_2: &str = "Distribution 2.8";
-const DISTRIBUTION_3: &str = "Distribution 3";
+pub(crate) const DISTRIBUTION_3: &str = "Distribution 3";
+/// Who has not answered by then has not started.
+const START: Duration = Duration::from_secs(30);
 
 /// A server that runs until it is dropped.
 pub(crate) struct Server {
     pub(crate) name: &'static str,
     pub(crate) target: Target,
     pub(crate) started_in: Duration,
+    config: PathBuf,
     child: Child,
 }
+
+/// A server by its name, or why it did not start.
+pub(crate) type Started = (&'static str, io::Result<Server>);
 
 /// Where servers are made, and the registry that they pull through.
 pub(crate) struct Site<'a> {
@@ -41,14 +48,14 @@ pub(crate) struct Certificate {
 
 impl Site<'_> {
     /// All that are measured.
-    pub(crate) fn all(&self, content: &Content) -> Vec<Server> {
+    pub(crate) fn all(&self, content: &Content) -> Vec<Started> {
         let mut all = self.registries("cache: {tagttl: 1h, maxsize: 8Gi}");
         all.insert(1, self.nginx(content, None));
         all
     }
 
     /// Those that pull through; ours with this below `proxy`.
-    pub(crate) fn registries(&self, ours: &str) -> Vec<Server> {
+    pub(crate) fn registries(&self, ours: &str) -> Vec<Started> {
         vec![
             self.ours(ours, None),
             self.distribution_2(),
@@ -57,7 +64,7 @@ impl Site<'_> {
     }
 
     /// Ours and nginx over TLS, of which clients accept one cipher.
-    pub(crate) fn secure(&self, content: &Content) -> Vec<Server> {
+    pub(crate) fn secure(&self, content: &Content) -> Vec<Started> {
         let certificate = Certificate::new(self.scratch);
         vec![
             self.ours("cache: {tagttl: 1h}", Some(&certificate)),
@@ -66,33 +73,44 @@ impl Site<'_> {
     }
 
     /// This server, with more below `proxy`.
-    pub(crate) fn ours(&self, proxy: &str, tls: Option<&Certificate>) -> Server {
+    pub(crate) fn ours(&self, proxy: &str, tls: Option<&Certificate>) -> Started {
         let place = Place::new(self.scratch, "/v2/");
+        let config = self.configuration(&place, &place.root, proxy, tls);
+        let command = serve(&place, &config);
+        place.start(OURS, command, tls)
+    }
+
+    /// This server with its cache in this directory, once it has answered this.
+    pub(crate) fn ours_on(&self, cache: &Path, proxy: &str, first: &str) -> io::Result<Server> {
+        let place = Place::new(self.scratch, first);
+        let config = self.configuration(&place, cache, proxy, None);
+        let command = serve(&place, &config);
+        place.start(OURS, command, None).1
+    }
+
+    fn configuration(&self, place: &Place, cache: &Path, proxy: &str, tls: Option<&Certificate>) -> String {
         let tls_yaml = tls.map_or(String::new(), |tls| {
             let (certificate, key) = (tls.chain.display(), tls.key.display());
             format!(", tls: {{certificate: {certificate}, key: {key}}}")
         });
-        let config = format!(
+        format!(
             "version: 0.1\nlog: {{level: error, accesslog: {{disabled: true}}}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\n\
              http: {{addr: '127.0.0.1:{}'{tls_yaml}}}\nproxy:\n  upstreams: [{{host: docker.io, remoteurl: 'http://{}'}}]\n  {proxy}\n",
-            place.root.display(),
+            cache.display(),
             place.port,
             self.upstream
-        );
-        let mut command = command(env!("CARGO_BIN_EXE_mirror"));
-        command.arg("serve").arg(place.config(&config));
-        place.start(OURS, command, tls)
+        )
     }
 
-    fn distribution_2(&self) -> Server {
+    fn distribution_2(&self) -> Started {
         self.distribution(DISTRIBUTION_2, "docker-registry")
     }
 
-    fn distribution_3(&self) -> Server {
+    fn distribution_3(&self) -> Started {
         self.distribution(DISTRIBUTION_3, "registry")
     }
 
-    fn distribution(&self, name: &'static str, program: &str) -> Server {
+    fn distribution(&self, name: &'static str, program: &str) -> Started {
         let place = Place::new(self.scratch, "/v2/");
         let config = format!(
             "version: 0.1\nlog: {{level: error, accesslog: {{disabled: true}}}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\n\
@@ -110,7 +128,7 @@ impl Site<'_> {
     }
 
     /// Serves plain files: what the kernel can do at best.
-    fn nginx(&self, content: &Content, tls: Option<&Certificate>) -> Server {
+    fn nginx(&self, content: &Content, tls: Option<&Certificate>) -> Started {
         let place = Place::new(self.scratch, "/small");
         let own = &place.root;
         fs::create_dir_all(own).unwrap();
@@ -181,13 +199,14 @@ impl Certificate {
 struct Place {
     port: u16,
     root: PathBuf,
-    first: &'static str,
+    first: String,
 }
 
 impl Place {
-    fn new(scratch: &Path, first: &'static str) -> Self {
+    fn new(scratch: &Path, first: &str) -> Self {
         let port = free_port();
         let root = scratch.join(port.to_string());
+        let first = first.to_owned();
         Self { port, root, first }
     }
 
@@ -198,54 +217,68 @@ impl Place {
     }
 
     /// Starts it and waits for a first answer.
-    fn start(self, name: &'static str, mut command: Command, tls: Option<&Certificate>) -> Server {
+    fn start(self, name: &'static str, command: Command, tls: Option<&Certificate>) -> Started {
+        (name, self.answering(name, command, tls))
+    }
+
+    fn answering(
+        self,
+        name: &'static str,
+        mut command: Command,
+        tls: Option<&Certificate>,
+    ) -> io::Result<Server> {
         let log = fs::File::create(self.root.with_extension("log")).unwrap();
         command
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log);
         let started = Instant::now();
-        let child = command
-            .spawn()
-            .unwrap_or_else(|error| panic!("{name}: {error}; scripts/bench installs or builds it"));
         let target = Target {
             address: SocketAddr::from((Ipv4Addr::LOCALHOST, self.port)),
             tls: tls.map(|tls| tls.client.clone()),
         };
-        let answers = || {
-            target
-                .connect()
-                .and_then(|mut connection| connection.get(self.first))
+        let mut server = Server {
+            name,
+            started_in: Duration::ZERO,
+            target,
+            config: self.root.with_extension("conf"),
+            child: command.spawn()?,
         };
-        while answers().is_err() {
-            assert!(
-                started.elapsed() < Duration::from_secs(30),
-                "{name} does not answer"
-            );
+        let first = |server: &Server| server.target.connect()?.get(&self.first);
+        while let Err(error) = first(&server) {
+            if started.elapsed() > START || server.child.try_wait()?.is_some() {
+                let log = fs::read_to_string(self.root.with_extension("log")).unwrap_or_default();
+                let last = log.lines().next_back().unwrap_or_default();
+                return Err(io::Error::other(format!("no answer: {error}; it said: {last}")));
+            }
             std::thread::sleep(Duration::from_millis(1));
         }
-        Server {
-            name,
-            started_in: started.elapsed(),
-            target,
-            child,
-        }
+        server.started_in = started.elapsed();
+        Ok(server)
     }
 }
 
 impl Server {
+    /// Has it read its configuration again, in which one text stands for another from now on.
+    pub(crate) fn reconfigure(&self, from: &str, to: &str) -> io::Result<()> {
+        let text = fs::read_to_string(&self.config)?.replace(from, to);
+        fs::write(&self.config, text)?;
+        let id = rustix::process::Pid::from_raw(self.child.id().cast_signed()).unwrap();
+        Ok(rustix::process::kill_process(id, rustix::process::Signal::HUP)?)
+    }
+
     /// Pulls everything once.
-    pub(crate) fn warm(&self, content: &Content) {
-        let mut connection = self.target.connect().unwrap();
+    pub(crate) fn warm(&self, content: &Content) -> io::Result<()> {
+        let mut connection = self.target.connect()?;
         for path in [
             self.tag(),
             self.manifest(content),
             self.small(content),
             self.layer(content),
         ] {
-            let got = connection.get(&path);
-            got.unwrap_or_else(|error| panic!("{}{path}: {error}", self.name));
+            connection.get(&path)?;
         }
+        Ok(())
     }
 
     fn path(&self, kind: &str, reference: &str, plain: &str) -> String {
@@ -333,6 +366,13 @@ impl Drop for Server {
         }
         let _ = self.child.wait();
     }
+}
+
+/// This server, of this configuration.
+fn serve(place: &Place, config: &str) -> Command {
+    let mut command = command(env!("CARGO_BIN_EXE_mirror"));
+    command.arg("serve").arg(place.config(config));
+    command
 }
 
 /// Ends with this process, however that ends.

@@ -4,15 +4,16 @@
 use std::collections::HashMap;
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::client::Target;
 use crate::content::{Content, Item, Named};
 
 /// From a request to the first byte of its answer.
-pub(crate) const LATENCY: Duration = Duration::from_millis(50);
-/// Bytes a second, of all connections together.
+const LATENCY: Duration = Duration::from_millis(50);
+/// Bytes a second, of all connections together, unless it is said otherwise.
 pub(crate) const BANDWIDTH: u32 = 200 << 20;
 /// What clients show once they have it.
 pub(crate) const TOKEN: &str = "Bearer open-sesame";
@@ -24,6 +25,8 @@ pub(crate) enum Mode {
     Well,
     /// It takes requests and never answers.
     Hangs,
+    /// Nobody listens, and who was connected no longer is.
+    Down,
     /// It answers each with this status.
     Fails(&'static str),
     /// The last byte of each layer is another one.
@@ -49,10 +52,19 @@ struct Shared {
     bytes: Arc<[u8]>,
     address: SocketAddr,
     items: Mutex<HashMap<String, Item>>,
-    mode: Mutex<Mode>,
+    state: Mutex<State>,
+    changed: Condvar,
+    /// Bytes a second, of all connections together.
+    width: AtomicU32,
     counts: Mutex<Counts>,
     /// When the link is free again.
     link: Mutex<Instant>,
+}
+
+struct State {
+    mode: Mode,
+    /// Whether somebody listens by now.
+    listening: bool,
 }
 
 impl Upstream {
@@ -63,18 +75,17 @@ impl Upstream {
             bytes: content.bytes.clone(),
             address,
             items: Mutex::new(content.first().into_iter().collect()),
-            mode: Mutex::new(Mode::Well),
+            state: Mutex::new(State {
+                mode: Mode::Well,
+                listening: true,
+            }),
+            changed: Condvar::new(),
+            width: AtomicU32::new(BANDWIDTH),
             counts: Mutex::default(),
             link: Mutex::new(Instant::now()),
         });
         let serving = shared.clone();
-        std::thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
-                let shared = serving.clone();
-                // A connection that ends is a client that left.
-                std::thread::spawn(move || shared.serve(&stream));
-            }
-        });
+        std::thread::spawn(move || serving.listen(listener));
         Self { address, shared }
     }
 
@@ -90,8 +101,19 @@ impl Upstream {
         self.shared.items.lock().unwrap().extend(items);
     }
 
+    /// Returns once it does.
     pub(crate) fn behave(&self, mode: Mode) {
-        *self.shared.mode.lock().unwrap() = mode;
+        self.shared.state.lock().unwrap().mode = mode;
+        self.shared.changed.notify_all();
+        // Who waits for clients has to look.
+        let _ = TcpStream::connect(self.address);
+        self.shared
+            .wait_while(|state| state.listening == (mode == Mode::Down));
+    }
+
+    /// Its link is this wide from now on, in bytes a second.
+    pub(crate) fn widen(&self, width: u32) {
+        self.shared.width.store(width, Ordering::Relaxed);
     }
 
     /// What it was asked since the last call.
@@ -101,12 +123,45 @@ impl Upstream {
 }
 
 impl Shared {
+    fn listen(self: &Arc<Self>, mut listener: TcpListener) {
+        loop {
+            let Ok((stream, _)) = listener.accept() else {
+                continue;
+            };
+            if self.mode() == Mode::Down {
+                drop((stream, listener));
+                self.listens(false);
+                self.wait_while(|state| state.mode == Mode::Down);
+                listener = TcpListener::bind(self.address).unwrap();
+                self.listens(true);
+            } else {
+                let shared = self.clone();
+                // A connection that ends is a client that left.
+                std::thread::spawn(move || shared.serve(&stream));
+            }
+        }
+    }
+
+    fn listens(&self, listening: bool) {
+        self.state.lock().unwrap().listening = listening;
+        self.changed.notify_all();
+    }
+
+    fn wait_while(&self, waits: impl Fn(&State) -> bool) {
+        let state = self.state.lock().unwrap();
+        drop(self.changed.wait_while(state, |state| waits(state)).unwrap());
+    }
+
+    fn mode(&self) -> Mode {
+        self.state.lock().unwrap().mode
+    }
+
     fn serve(&self, stream: &TcpStream) -> io::Result<()> {
         stream.set_nodelay(true)?;
         let mut reader = BufReader::new(stream.try_clone()?);
         loop {
             let mut request = String::new();
-            if reader.read_line(&mut request)? == 0 {
+            if reader.read_line(&mut request)? == 0 || self.mode() == Mode::Down {
                 return Ok(());
             }
             let (mut line, mut token) = (String::from("-"), false);
@@ -123,7 +178,7 @@ impl Shared {
     }
 
     fn answer(&self, mut stream: &TcpStream, head_only: bool, path: &str, token: bool) -> io::Result<()> {
-        let mode = *self.mode.lock().unwrap();
+        let mode = self.mode();
         self.counts.lock().unwrap().requests += 1;
         match mode {
             Mode::Hangs => {
@@ -134,7 +189,7 @@ impl Shared {
             Mode::Fails(status) => {
                 return write!(stream, "HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n");
             }
-            Mode::Well | Mode::Corrupts => {}
+            Mode::Well | Mode::Corrupts | Mode::Down => {}
         }
         if path.starts_with("/token") {
             self.counts.lock().unwrap().tokens += 1;
@@ -193,7 +248,7 @@ impl Shared {
     }
 
     fn take_link(&self, bytes: usize) {
-        let takes = Duration::from_secs_f64(bytes as f64 / f64::from(BANDWIDTH));
+        let takes = Duration::from_secs_f64(bytes as f64 / f64::from(self.width.load(Ordering::Relaxed)));
         let mut free = self.link.lock().unwrap();
         let begins = (*free).max(Instant::now());
         *free = begins + takes;

@@ -297,6 +297,20 @@ mod tests {
         store.inner.index.write(vec![Op::Complete(true)]).unwrap();
     }
 
+    /// `scripts/bench --million` names a directory for it, and starts the program there.
+    #[tokio::test]
+    #[ignore = "a minute: make bench-million"]
+    async fn a_million_blobs_are_made() {
+        let Some(root) = std::env::var_os("MILLION") else {
+            return;
+        };
+        let repository = Repository {
+            host: "docker.io".parse().unwrap(),
+            name: "library/many".parse().unwrap(),
+        };
+        fill(&open(root.as_ref()).await, &repository);
+    }
+
     /// Milliseconds of CPU that this process has used.
     fn cpu() -> u64 {
         let stat = std::fs::read_to_string("/proc/self/stat").unwrap();

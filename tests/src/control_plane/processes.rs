@@ -158,6 +158,10 @@ impl Processes {
         self.controller_manager.is_some()
     }
 
+    pub(super) fn ids(&self) -> [u32; 2] {
+        [lock(&self.api_server).id(), lock(&self.etcd).id()]
+    }
+
     pub(super) fn signal_etcd(&self, signal: Signal) -> io::Result<()> {
         lock(&self.etcd).signal(signal)
     }

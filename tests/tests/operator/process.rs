@@ -33,7 +33,10 @@ impl Process {
             .service_account_kubeconfig(namespace, account)
             .await
             .unwrap();
-        let mut command = command(env!("CARGO_BIN_EXE_operator-under-test"));
+        // A bench measures the one that users run.
+        let program = std::env::var_os("OPERATOR_UNDER_TEST")
+            .unwrap_or_else(|| env!("CARGO_BIN_EXE_operator-under-test").into());
+        let mut command = command(program);
         command
             .args(["operator", "--log-format=text"])
             .arg(format!("--watch-namespace={namespace}"))

@@ -3,10 +3,14 @@
 //! ```sh
 //! make bench-operator                  # 1,000 mirrors
 //! make bench-operator MIRRORS=5000
+//! make bench-operator PROFILE=dev      # the operator as it is debugged; else a release
 //! ```
 //!
 //! etcd, API server, operator and the client that applies share the machine. No kube-controller-manager runs: its work on
 //! as many workloads would be most of what is measured.
+
+#[path = "scale/figures.rs"]
+mod figures;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -30,6 +34,7 @@ use testbed::wait;
 
 use crate::bench::{Bench, with_claims};
 use crate::process::Process;
+use figures::{Figures, cpu_of};
 
 /// How many requests of the client's are under way at a time.
 const CLIENT: usize = 32;
@@ -76,12 +81,7 @@ impl Measured {
 
     /// Seconds of CPU so far.
     fn cpu(&self) -> f64 {
-        let stat = self.proc_file("stat");
-        let (_, fields) = stat.rsplit_once(')').unwrap();
-        let ticks = fields.split_whitespace().skip(11).take(2);
-        let ticks: u64 = ticks.map(|field| field.parse::<u64>().unwrap()).sum();
-        // By the kernel's ABI there are 100 of them in a second.
-        Duration::from_millis(ticks * 10).as_secs_f64()
+        cpu_of(self.process.daemon.id())
     }
 
     /// One of its metrics.
@@ -276,17 +276,31 @@ async fn many_mirrors_get_their_objects_with_few_writes_and_then_none() {
     let operator = Measured::start(&bench, &scratch).await;
     let count = mirrors();
 
+    let mut figures = Figures::of(count);
+
     apply(&bench, 0..1).await;
     bench.until_accepted(&name(0)).await;
     operator.quiet(&bench).await;
-    println!("memory with 1 mirror: {:.1} MiB", operator.memory());
+    figures.say(
+        "operator, anonymous memory with 1 mirror",
+        format!("{:.1} MiB", operator.memory()),
+    );
 
-    let (mark, cpu, started) = (bench.mark().await, operator.cpu(), Instant::now());
-    let applied = apply(&bench, 1..count).await;
-    println!(
-        "{} mirrors applied in {:.1} s",
-        applied.len(),
-        started.elapsed().as_secs_f64()
+    measure_creation(&bench, &operator, &mut figures).await;
+    let operator = measure_restart(&bench, operator, &scratch, &mut figures).await;
+    measure_changes(&bench, &operator, &mut figures).await;
+    figures.write();
+}
+
+/// All mirrors are applied at once.
+async fn measure_creation(bench: &Bench, operator: &Measured, figures: &mut Figures) {
+    let (count, [api_server, etcd]) = (mirrors(), bench.control_plane.ids().unwrap());
+    let used = || [operator.cpu(), cpu_of(api_server), cpu_of(etcd)];
+    let (mark, before, started) = (bench.mark().await, used(), Instant::now());
+    let applied = apply(bench, 1..count).await;
+    figures.say(
+        "all applied by the client",
+        format!("{:.1} s", started.elapsed().as_secs_f64()),
     );
     // The log is long: who counts in it takes the time that is measured.
     let done = wait::until("objects of every mirror", LONG, async || {
@@ -297,19 +311,40 @@ async fn many_mirrors_get_their_objects_with_few_writes_and_then_none() {
         (accepted == count).then_some(())
     });
     done.await.unwrap();
-    operator.quiet(&bench).await;
-    let (took, writes) = per_mirror(&operator.writes(&bench, mark), &applied);
-    println!("applied to all objects: {}", percentiles(took));
+    operator.quiet(bench).await;
+    let writes = operator.writes(bench, mark);
+    let (first, last) = (
+        applied.values().min().unwrap(),
+        writes.iter().map(|write| write.stage_timestamp).max(),
+    );
+    figures.say(
+        "first applied to the last write",
+        format!("{:.1} s", last.unwrap().duration_since(*first).as_secs_f64()),
+    );
+    let (took, writes) = per_mirror(&writes, &applied);
+    figures.say("a mirror applied to all of its objects", percentiles(took));
     let (fewest, most) = (writes.iter().min().unwrap(), writes.iter().max().unwrap());
-    println!("writes a mirror, status included: {fewest} to {most}");
-    println!(
-        "operator: {:.1} s of CPU, {:.1} MiB",
-        operator.cpu() - cpu,
-        operator.memory()
+    figures.say("writes a mirror, status included", format!("{fewest} to {most}"));
+    for (what, (after, before)) in ["operator", "API server", "etcd"]
+        .iter()
+        .zip(used().iter().zip(before))
+    {
+        figures.say(&format!("{what}, CPU for it"), format!("{:.1} s", after - before));
+    }
+    figures.say(
+        "operator, anonymous memory after it",
+        format!("{:.1} MiB", operator.memory()),
     );
     assert!(*most <= WRITES, "{most} writes for one mirror");
+}
 
-    let mut operator = operator;
+/// The operator ends and starts again: it looks at every mirror, and writes nothing.
+async fn measure_restart(
+    bench: &Bench,
+    mut operator: Measured,
+    scratch: &Scratch,
+    figures: &mut Figures,
+) -> Measured {
     operator.process.daemon.terminate().unwrap();
     assert_eq!(
         operator.process.code().await,
@@ -318,31 +353,39 @@ async fn many_mirrors_get_their_objects_with_few_writes_and_then_none() {
         operator.process.daemon.log_tail()
     );
     let (mark, started) = (bench.mark().await, Instant::now());
-    let operator = Measured::start(&bench, &scratch).await;
+    let operator = Measured::start(bench, scratch).await;
     let looked = wait::until("a look at every mirror", LONG, async || {
         let looks = operator.metric("reconciles_total").await?;
-        (looks >= count).then_some(())
+        (looks >= mirrors()).then_some(())
     });
     looked.await.unwrap();
-    println!(
-        "restart: every mirror looked at after {:.1} s",
-        started.elapsed().as_secs_f64()
+    figures.say(
+        "restart to every mirror looked at",
+        format!("{:.1} s", started.elapsed().as_secs_f64()),
     );
-    operator.quiet(&bench).await;
-    println!(
-        "operator: {:.1} s of CPU, {:.1} MiB",
-        operator.cpu(),
-        operator.memory()
+    operator.quiet(bench).await;
+    figures.say(
+        "operator, CPU for it after a restart",
+        format!("{:.1} s", operator.cpu()),
     );
-    let written = operator.writes(&bench, mark);
+    figures.say(
+        "operator, anonymous memory after a restart",
+        format!("{:.1} MiB", operator.memory()),
+    );
+    let written = operator.writes(bench, mark);
+    figures.say("writes after a restart", written.len().to_string());
     assert!(
         written.is_empty(),
         "{} writes after a restart, such as {:?}",
         written.len(),
         written.first()
     );
+    operator
+}
 
-    println!("a change, at rest: {}", probe(&bench, &operator, "1m").await);
+/// Some mirrors change, by themselves and beside others that never rest.
+async fn measure_changes(bench: &Bench, operator: &Measured, figures: &mut Figures) {
+    figures.say("a change at rest", probe(bench, operator, "1m").await);
     let storm = async {
         let mut seconds = 0;
         loop {
@@ -354,14 +397,14 @@ async fn many_mirrors_get_their_objects_with_few_writes_and_then_none() {
     };
     tokio::select! {
         () = storm => {}
-        told = probe(&bench, &operator, "2m") => println!("a change, beside a mirror that changes ten times a second: {told}"),
+        told = probe(bench, operator, "2m") => figures.say("a change beside a mirror that changes ten times a second", told),
     }
-    refuse(&bench, "m00000-config").await;
+    refuse(bench, "m00000-config").await;
     bench
         .merge::<RegistryMirror>(&name(0), json!({"spec": {"cache": {"tagTTL": "3m"}}}))
         .await;
-    println!(
-        "a change, beside a mirror that fails for ever: {}",
-        probe(&bench, &operator, "3m").await
+    figures.say(
+        "a change beside a mirror whose configuration is refused for ever",
+        probe(bench, operator, "3m").await,
     );
 }
