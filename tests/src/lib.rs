@@ -10,6 +10,7 @@ pub mod image;
 pub mod node;
 pub mod pki;
 pub mod process;
+pub mod prometheus;
 pub mod registry;
 pub mod scratch;
 pub mod skopeo;

@@ -9,6 +9,8 @@ mod doctor;
 mod helm;
 #[path = "chart/life.rs"]
 mod life;
+#[path = "chart/monitoring.rs"]
+mod monitoring;
 #[path = "chart/rights.rs"]
 mod rights;
 #[path = "chart/values.rs"]

@@ -70,3 +70,25 @@ fn chart_and_programs_have_one_version() {
     assert_eq!(chart["version"], env!("CARGO_PKG_VERSION"));
     assert_eq!(chart["appVersion"], env!("CARGO_PKG_VERSION"));
 }
+
+#[test]
+fn what_artifact_hub_is_told_of_the_definition_is_so() {
+    let yaml = |text: &str| serde_saphyr::from_str::<Value>(text).unwrap();
+    let told = yaml(&chart("Chart.yaml"));
+    let annotation = |name: &str| {
+        yaml(
+            told["annotations"][format!("artifacthub.io/{name}")]
+                .as_str()
+                .unwrap(),
+        )
+    };
+    let definition = yaml(&read("crds/registrymirrors.yaml"));
+    let (crd, spec) = (&annotation("crds")[0], &definition["spec"]);
+    assert_eq!(crd["name"], definition["metadata"]["name"]);
+    assert_eq!(crd["kind"], spec["names"]["kind"]);
+    assert_eq!(crd["version"], spec["versions"][0]["name"]);
+    let example = annotation("crdsExamples")[0].clone();
+    serde_json::from_value::<crds::RegistryMirror>(example).unwrap();
+    let (_, icon) = told["icon"].as_str().unwrap().split_once("/main/").unwrap();
+    assert!(read(icon).starts_with("<svg"));
+}

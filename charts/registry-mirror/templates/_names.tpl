@@ -2,11 +2,14 @@
 {{- define "registry-mirror.fullname" -}}
 {{- if .Values.fullnameOverride -}}
 {{- .Values.fullnameOverride -}}
-{{- else if contains .Chart.Name .Release.Name -}}
-{{- .Release.Name | trunc 63 | trimSuffix "-" -}}
 {{- else -}}
-{{- printf "%s-%s" .Release.Name .Chart.Name | trunc 63 | trimSuffix "-" -}}
+{{- $name := .Values.nameOverride | default .Chart.Name -}}
+{{- contains $name .Release.Name | ternary .Release.Name (printf "%s-%s" .Release.Name $name) | trunc 63 | trimSuffix "-" -}}
 {{- end -}}
+{{- end -}}
+
+{{- define "registry-mirror.namespace" -}}
+{{- .Values.namespaceOverride | default .Release.Namespace -}}
 {{- end -}}
 
 {{/* What selects the operator's Pods: never changes. */}}
@@ -17,16 +20,22 @@ app.kubernetes.io/component: operator
 {{- end -}}
 
 {{/* Not the operator's own `managed-by`: it would take the chart's objects for a mirror's. */}}
-{{- define "registry-mirror.labels" -}}
+{{- define "registry-mirror.ownLabels" -}}
 {{ include "registry-mirror.selector" . }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 
-{{/* The chart's labels and more of the user's, which can't override them: (list . LABELS). */}}
+{{/* The chart's labels and those that all of its objects are to have. */}}
+{{- define "registry-mirror.labels" -}}
+{{- include "registry-mirror.labelsAnd" (list . dict) -}}
+{{- end -}}
+
+{{/* The same and more of the user's, which can't override them: (list . LABELS). */}}
 {{- define "registry-mirror.labelsAnd" -}}
-{{- merge (include "registry-mirror.labels" (first .) | fromYaml) (last . | default dict) | toYaml -}}
+{{- $all := first . -}}
+{{- merge (include "registry-mirror.ownLabels" $all | fromYaml) (last . | default dict) ($all.Values.commonLabels | default dict) | toYaml -}}
 {{- end -}}
 
 {{- define "registry-mirror.serviceAccount" -}}
@@ -38,6 +47,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 
 {{- define "registry-mirror.image" -}}
+{{- with .Values.image.registry }}{{ . }}/{{ end -}}
 {{- if .Values.image.digest -}}
 {{- printf "%s@%s" .Values.image.repository .Values.image.digest -}}
 {{- else -}}

@@ -1,13 +1,18 @@
 //! A control plane to install the chart into: nothing is in it before.
 
 use std::path::PathBuf;
+use std::process::Stdio;
 
 use k8s_openapi::api::core::v1::Namespace;
 use kube::api::{ObjectMeta, PostParams};
 use kube::{Api, Client};
-use testbed::ControlPlane;
+use serde_json::{Value, json};
 use testbed::control_plane::Options;
+use testbed::scratch::Scratch;
+use testbed::{ControlPlane, binaries, wait};
+use tokio::process::Command;
 
+use crate::SOON;
 use crate::helm::Helm;
 
 /// One that belongs to a test: definitions and cluster roles have no namespace.
@@ -74,5 +79,54 @@ impl Cluster {
             .create(&PostParams::default(), &namespace)
             .await
             .unwrap();
+    }
+
+    /// Brings the Prometheus operator's definitions.
+    pub(crate) async fn know_prometheus(&self) {
+        let definitions = binaries::get("prometheus-definitions").await.unwrap();
+        let file = definitions.display().to_string();
+        self.kubectl(&["apply", "--server-side", "-f", &file])
+            .await
+            .unwrap();
+        wait::until("monitors and rules", SOON, async || {
+            let list = ["get", "podmonitors,prometheusrules", "--all-namespaces"];
+            self.kubectl(&list).await.ok()
+        })
+        .await
+        .unwrap();
+    }
+
+    /// Has the API server look at objects to the last field and keep none; what it has against them.
+    pub(crate) async fn dry_run(&self, objects: &[Value]) -> Result<(), String> {
+        let list = json!({"apiVersion": "v1", "kind": "List", "items": objects});
+        let scratch = Scratch::new("chart-objects").unwrap();
+        let file = scratch.write("objects.json", list.to_string()).unwrap();
+        let file = file.display().to_string();
+        let apply = [
+            "apply",
+            "--server-side",
+            "--dry-run=server",
+            "--validate=strict",
+            "-f",
+        ];
+        let said = self.kubectl(&[&apply[..], &[&file]].concat()).await?;
+        match said.contains("unknown field") {
+            true => Err(said),
+            false => Ok(()),
+        }
+    }
+
+    /// What it says of itself, or against what it was told.
+    async fn kubectl(&self, arguments: &[&str]) -> Result<String, String> {
+        let home = Scratch::new("kubectl").unwrap();
+        let mut command = Command::new(binaries::get("kubectl").await.unwrap());
+        command
+            .args(arguments)
+            .env("KUBECONFIG", self.control_plane.kubeconfig())
+            .env("HOME", home.path())
+            .stdin(Stdio::null());
+        let output = command.kill_on_drop(true).output().await.unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        output.status.success().then(|| said.clone()).ok_or(said)
     }
 }

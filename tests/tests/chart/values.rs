@@ -1,21 +1,15 @@
 //! What values add to the chart, and whether an API server takes all that they lead to.
 
-use std::collections::BTreeSet;
-use std::fs;
-use std::process::Stdio;
-
 use serde_json::{Value, json};
-use testbed::binaries::{self, workspace};
 use testbed::control_plane::skip_on_existing_cluster;
-use testbed::scratch::Scratch;
-use tokio::process::Command;
 
 use crate::cluster::Cluster;
 use crate::helm::Helm;
+use crate::monitoring::MONITORED;
 use crate::{SHAPES, named};
 
 /// All that is off by default, on.
-const EVERYTHING: &[&str] = &[
+pub(crate) const EVERYTHING: &[&str] = &[
     "--set=podMonitor.enabled=true,prometheusRule.enabled=true,dashboard.enabled=true",
     "--set=replicas=2,fullnameOverride=op",
     "--set=podDisruptionBudget.enabled=true,extraEnv[0].name=HTTPS_PROXY,extraEnv[0].value=http://p:1",
@@ -23,52 +17,18 @@ const EVERYTHING: &[&str] = &[
     "--set-json=extraVolumes[0].emptyDir={}",
     "--set=topologySpreadConstraints[0].maxSkew=1,topologySpreadConstraints[0].topologyKey=zone",
     "--set=topologySpreadConstraints[0].whenUnsatisfiable=ScheduleAnyway",
+    "--set=networkPolicy.enabled=true,networkPolicy.from[0].namespaceSelector.matchLabels.a=b",
+    "--set=networkPolicy.egress[0].ports[0].port=443,commonLabels.team=ours,deploymentAnnotations.a=b",
+    "--set=strategy.type=Recreate,revisionHistoryLimit=0,terminationGracePeriodSeconds=60,hostUsers=false",
+    "--set=automountServiceAccountToken=false,dnsPolicy=Default,dnsConfig.nameservers={192.0.2.1}",
+    "--set=hostAliases[0].ip=192.0.2.1,hostAliases[0].hostnames={registry.test},extraArgs={--help}",
+    "--set=extraEnvFrom[0].secretRef.name=proxy,serviceAccount.labels.a=b,metrics.labels.a=b,image.registry=r.test:5000",
+    "--set=initContainers[0].name=first,initContainers[0].image=i,extraContainers[0].name=beside",
+    "--set=extraContainers[0].image=i,extraObjects[0].apiVersion=v1,extraObjects[0].kind=Secret",
+    "--set=extraObjects[0].metadata.name=mine,extraObjects[0].metadata.namespace=operators",
 ];
-/// The API of the Prometheus operator, which a cluster may lack.
-const MONITORING: &str = "monitoring.coreos.com/v1";
-
 fn operators_pod(objects: &[Value]) -> &Value {
     &named(objects, "Deployment")[0]["spec"]["template"]["spec"]
-}
-
-#[tokio::test]
-async fn what_needs_the_prometheus_operator_is_off_and_renders_without_its_definitions() {
-    let helm = Helm::offline().await;
-    let needs_it = |object: &&Value| object["apiVersion"] == MONITORING;
-    let by_default = helm.template(&[]).await.unwrap();
-    assert_eq!(by_default.iter().filter(needs_it).count(), 0);
-    let all = helm.template(EVERYTHING).await.unwrap();
-    let kinds: Vec<_> = all
-        .iter()
-        .filter(needs_it)
-        .map(|object| object["kind"].as_str().unwrap())
-        .collect();
-    assert_eq!(kinds, ["PodMonitor", "PodMonitor", "PrometheusRule"]);
-}
-
-#[tokio::test]
-async fn one_pod_monitor_covers_every_mirror_of_the_scope() {
-    let helm = Helm::offline().await;
-    for (scope, selector) in [
-        ("--set=podMonitor.interval=1m", r#"{"any":true}"#),
-        ("--set=watchNamespaces={a,b}", r#"{"matchNames":["a","b"]}"#),
-    ] {
-        let objects = helm
-            .template(&["--set=podMonitor.enabled=true", scope])
-            .await
-            .unwrap();
-        let monitors = named(&objects, "PodMonitor");
-        let mirrors = monitors
-            .iter()
-            .find(|monitor| monitor["metadata"]["name"] == "rm-registry-mirror-mirrors");
-        let spec = &mirrors.unwrap()["spec"];
-        assert_eq!(spec["namespaceSelector"].to_string(), selector);
-        assert_eq!(
-            spec["selector"]["matchLabels"]["app.kubernetes.io/component"],
-            "mirror"
-        );
-        assert_eq!(spec["podMetricsEndpoints"][0]["port"], "admin");
-    }
 }
 
 #[tokio::test]
@@ -84,48 +44,6 @@ async fn environment_volumes_and_spread_reach_the_operators_pod() {
     assert_eq!(selected["app.kubernetes.io/component"], "operator");
     let budget = &named(&objects, "PodDisruptionBudget")[0]["spec"];
     assert_eq!(budget["selector"]["matchLabels"], *selected);
-}
-
-/// The metrics of ours that a text names, less what their types add.
-fn metrics_in(text: &str) -> BTreeSet<String> {
-    let is_part = |c: char| c.is_ascii_lowercase() || c == '_';
-    text.split(|c| !is_part(c))
-        .filter(|word| word.starts_with("registry_mirror_"))
-        .map(|word| {
-            word.trim_end_matches("_total")
-                .trim_end_matches("_bucket")
-                .to_owned()
-        })
-        .collect()
-}
-
-#[tokio::test]
-async fn alerts_and_dashboard_ask_for_metrics_that_exist() {
-    let helm = Helm::offline().await;
-    let objects = helm.template(EVERYTHING).await.unwrap();
-    let dashboard = named(&objects, "ConfigMap")[0]["data"]["registry-mirror.json"]
-        .as_str()
-        .unwrap();
-    let parsed: Value = serde_json::from_str(dashboard).unwrap();
-    assert!(
-        parsed["panels"]
-            .as_array()
-            .is_some_and(|panels| !panels.is_empty())
-    );
-    let mut asked = metrics_in(dashboard);
-    asked.extend(metrics_in(
-        &named(&objects, "PrometheusRule")[0]["spec"].to_string(),
-    ));
-    assert!(asked.len() > 5, "{asked:?}");
-    let read = |path| fs::read_to_string(workspace().join(path)).unwrap();
-    let (mirror, operator) = (read("mirror/src/metrics.rs"), read("operator/src/metrics.rs"));
-    for metric in asked {
-        let (source, name) = match metric.strip_prefix("registry_mirror_operator_") {
-            Some(name) => (&operator, name),
-            None => (&mirror, metric.trim_start_matches("registry_mirror_")),
-        };
-        assert!(source.contains(&format!("\"{name}\"")), "nobody tells {metric}");
-    }
 }
 
 #[tokio::test]
@@ -152,6 +70,152 @@ async fn labels_of_the_users_come_beside_the_charts_and_never_in_their_place() {
         assert_eq!(labels["app.kubernetes.io/name"], "registry-mirror", "{labels}");
         assert_eq!(labels["team"], "ours", "{labels}");
     }
+}
+
+#[tokio::test]
+async fn every_object_has_the_labels_for_all_and_is_in_the_namespace_for_all() {
+    let helm = Helm::offline().await;
+    let flags = [
+        "--set=namespaceOverride=elsewhere,commonLabels.team=ours,commonLabels.app\\.kubernetes\\.io/name=mine",
+        "--set=podMonitor.enabled=true,prometheusRule.enabled=true,dashboard.enabled=true",
+        "--set=podDisruptionBudget.enabled=true,networkPolicy.enabled=true",
+    ];
+    let objects = helm.template(&flags).await.unwrap();
+    let pod = &named(&objects, "Deployment")[0]["spec"]["template"];
+    for object in objects.iter().chain([pod]) {
+        let (labels, namespace) = (&object["metadata"]["labels"], &object["metadata"]["namespace"]);
+        assert_eq!(labels["team"], "ours", "{object}");
+        assert_eq!(labels["app.kubernetes.io/name"], "registry-mirror", "{object}");
+        assert!(namespace.is_null() || namespace == "elsewhere", "{object}");
+        let subjects = object["subjects"].as_array().into_iter().flatten();
+        assert!(
+            subjects
+                .into_iter()
+                .all(|subject| subject["namespace"] == "elsewhere")
+        );
+    }
+    let told = operators_pod(&objects)["containers"][0]["args"]
+        .as_array()
+        .unwrap();
+    assert!(told.contains(&json!("--lease-namespace=elsewhere")), "{told:?}");
+}
+
+#[tokio::test]
+async fn values_reach_the_place_that_is_meant_by_them() {
+    let helm = Helm::offline().await;
+    let objects = helm.template(EVERYTHING).await.unwrap();
+    let of = |kind: &str, path: &str| {
+        named(&objects, kind)[0]
+            .pointer(path)
+            .cloned()
+            .unwrap_or_default()
+    };
+    let pod = "/spec/template/spec";
+    for (kind, path, expected) in [
+        ("Deployment", "/metadata/annotations", json!({"a": "b"})),
+        ("Deployment", "/spec/strategy", json!({"type": "Recreate"})),
+        ("Deployment", "/spec/revisionHistoryLimit", json!(0)),
+        (
+            "Deployment",
+            &format!("{pod}/terminationGracePeriodSeconds"),
+            json!(60),
+        ),
+        ("Deployment", &format!("{pod}/hostUsers"), json!(false)),
+        (
+            "Deployment",
+            &format!("{pod}/automountServiceAccountToken"),
+            json!(false),
+        ),
+        ("Deployment", &format!("{pod}/dnsPolicy"), json!("Default")),
+        (
+            "Deployment",
+            &format!("{pod}/dnsConfig/nameservers/0"),
+            json!("192.0.2.1"),
+        ),
+        (
+            "Deployment",
+            &format!("{pod}/hostAliases/0/ip"),
+            json!("192.0.2.1"),
+        ),
+        (
+            "Deployment",
+            &format!("{pod}/initContainers/0/name"),
+            json!("first"),
+        ),
+        ("Deployment", &format!("{pod}/containers/1/name"), json!("beside")),
+        (
+            "Deployment",
+            &format!("{pod}/containers/0/image"),
+            json!("r.test:5000/registry-mirror:0.1.0"),
+        ),
+        (
+            "Deployment",
+            &format!("{pod}/containers/0/envFrom/0/secretRef/name"),
+            json!("proxy"),
+        ),
+        ("ServiceAccount", "/metadata/labels/a", json!("b")),
+        ("Service", "/metadata/labels/a", json!("b")),
+        ("NetworkPolicy", "/spec/policyTypes", json!(["Ingress", "Egress"])),
+        ("NetworkPolicy", "/spec/ingress/0/ports/0/port", json!("health")),
+        (
+            "NetworkPolicy",
+            "/spec/ingress/0/from/0/namespaceSelector/matchLabels/a",
+            json!("b"),
+        ),
+        ("NetworkPolicy", "/spec/egress/0/ports/0/port", json!(443)),
+    ] {
+        assert_eq!(of(kind, path), expected, "{kind} {path}");
+    }
+    let told = of("Deployment", &format!("{pod}/containers/0/args"));
+    assert_eq!(
+        told.as_array().and_then(|told| told.last()),
+        Some(&json!("--help"))
+    );
+    assert!(
+        named(&objects, "Secret")
+            .iter()
+            .any(|map| map["metadata"]["name"] == "mine")
+    );
+}
+
+#[tokio::test]
+async fn a_budget_says_how_many_may_be_away_or_how_many_must_be_there() {
+    let helm = Helm::offline().await;
+    for (flag, expected) in [
+        ("a=b", json!({"maxUnavailable": 1})),
+        (
+            "podDisruptionBudget.maxUnavailable=0",
+            json!({"maxUnavailable": 0}),
+        ),
+        ("podDisruptionBudget.minAvailable=1", json!({"minAvailable": 1})),
+        (
+            "podDisruptionBudget.minAvailable=50%",
+            json!({"minAvailable": "50%"}),
+        ),
+    ] {
+        let flag = format!("--set=podDisruptionBudget.enabled=true,commonLabels.{flag}")
+            .replace("commonLabels.pod", "pod");
+        let objects = helm.template(&[&flag]).await.unwrap();
+        let mut budget = named(&objects, "PodDisruptionBudget")[0]["spec"].clone();
+        budget.as_object_mut().unwrap().remove("selector");
+        assert_eq!(budget, expected, "{flag}");
+    }
+}
+
+#[tokio::test]
+async fn an_object_given_as_text_is_rendered_by_helm() {
+    let helm = Helm::offline().await;
+    let text = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: \"{{ .Release.Name }}-mine\"}\n";
+    let flag = format!("--set-json=extraObjects={}", json!([text]));
+    let objects = helm.template(&[&flag]).await.unwrap();
+    assert_eq!(named(&objects, "ConfigMap")[0]["metadata"]["name"], "rm-mine");
+}
+
+#[tokio::test]
+async fn another_name_stands_for_the_charts_in_every_name() {
+    let helm = Helm::offline().await;
+    let objects = helm.template(&["--set=nameOverride=mirrors"]).await.unwrap();
+    assert_eq!(named(&objects, "Deployment")[0]["metadata"]["name"], "rm-mirrors");
 }
 
 #[tokio::test]
@@ -211,6 +275,34 @@ async fn wrong_values_of_what_is_off_by_default_are_refused_by_name() {
             "/podDisruptionBudget/maxUnavailable",
         ),
         ("--set=extraEnv[0].value=b", "/extraEnv/0"),
+        ("--set=nameOverride=A", "/nameOverride"),
+        ("--set=namespaceOverride=a.b", "/namespaceOverride"),
+        ("--set=commonLabels.a=1", "/commonLabels/a"),
+        ("--set=image.registry=https://r.test", "/image/registry"),
+        ("--set=strategy.type=Sometimes", "/strategy/type"),
+        (
+            "--set=strategy.rollingUpdate.maxSurge=lots",
+            "/strategy/rollingUpdate/maxSurge",
+        ),
+        (
+            "--set=terminationGracePeriodSeconds=0",
+            "/terminationGracePeriodSeconds",
+        ),
+        ("--set=dnsPolicy=Mine", "/dnsPolicy"),
+        ("--set=hostAliases[0].hostnames={a}", "/hostAliases/0"),
+        ("--set=networkPolicy.from=all", "/networkPolicy/from"),
+        ("--set=extraArgs=--help", "/extraArgs"),
+        ("--set=extraObjects[0].kind=ConfigMap", "/extraObjects/0"),
+        ("--set=extraContainers[0].image=i", "/extraContainers/0"),
+        ("--set=podMonitor.scrapeTimeout=soon", "/podMonitor/scrapeTimeout"),
+        (
+            "--set=prometheusRule.extraRules[0].alert=Mine",
+            "/prometheusRule/extraRules/0",
+        ),
+        (
+            "--set=podDisruptionBudget.minAvailable=half",
+            "/podDisruptionBudget/minAvailable",
+        ),
         (
             "--set=livenessProbe.periodSeconds=0",
             "/livenessProbe/periodSeconds",
@@ -236,28 +328,28 @@ async fn an_api_server_takes_every_object_of_every_shape_to_the_last_field() {
     for namespace in ["operators", "a", "b"] {
         cluster.restricted_namespace(namespace).await;
     }
-    let scratch = Scratch::new("chart-shapes").unwrap();
-    let kubectl = binaries::get("kubectl").await.unwrap();
-    for flags in SHAPES.iter().map(|(flags, _)| *flags).chain([EVERYTHING]) {
-        let mut objects = cluster.helm.template(flags).await.unwrap();
-        objects.retain(|object| object["apiVersion"] != MONITORING);
-        let list = serde_json::json!({"apiVersion": "v1", "kind": "List", "items": objects});
-        let file = scratch.write("objects.json", list.to_string()).unwrap();
-        let mut command = Command::new(&kubectl);
-        command
-            .args([
-                "apply",
-                "--server-side",
-                "--dry-run=server",
-                "--validate=strict",
-                "-f",
-            ])
-            .arg(&file)
-            .env("KUBECONFIG", cluster.control_plane.kubeconfig())
-            .stdin(Stdio::null());
-        let output = command.kill_on_drop(true).output().await.unwrap();
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{flags:?}: {said}");
-        assert!(!said.contains("unknown field"), "{flags:?}: {said}");
+    cluster.know_prometheus().await;
+    let mut monitors = 0;
+    for flags in SHAPES
+        .iter()
+        .map(|(flags, _)| *flags)
+        .chain([EVERYTHING])
+        .chain(MONITORED)
+    {
+        let objects = cluster.helm.template(flags).await.unwrap();
+        monitors += named(&objects, "PodMonitor").len();
+        let taken = cluster.dry_run(&objects).await;
+        assert_eq!(taken, Ok(()), "{flags:?}");
+    }
+    assert_eq!(monitors, 6);
+    // And it would say so.
+    for (field, wrong) in [
+        ("/spec/podMetricsEndpoints/0/intervall", json!("1m")),
+        ("/spec/podMetricsEndpoints/0/interval", json!("often")),
+    ] {
+        let mut monitor = named(&cluster.helm.template(EVERYTHING).await.unwrap(), "PodMonitor")[0].clone();
+        let (parent, name) = field.rsplit_once('/').unwrap();
+        monitor.pointer_mut(parent).unwrap()[name] = wrong;
+        cluster.dry_run(&[monitor]).await.unwrap_err();
     }
 }

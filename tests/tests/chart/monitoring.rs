@@ -1,0 +1,119 @@
+//! What Prometheus gets of the chart: monitors, alerts, and the dashboard's questions.
+
+use std::fs;
+
+use serde_json::Value;
+use serde_json::json;
+use testbed::binaries::workspace;
+use testbed::prometheus;
+
+use crate::helm::Helm;
+use crate::named;
+use crate::values::EVERYTHING;
+
+/// What is monitored, and how, in other ways.
+pub(crate) const MONITORED: [&[&str]; 2] = [
+    &[
+        "--set=watchNamespaces={a,b},podMonitor.enabled=true,podMonitor.interval=1m,podMonitor.scrapeTimeout=500ms",
+        "--set=podMonitor.honorLabels=true,podMonitor.annotations.a=b,podMonitor.labels.release=prometheus",
+        "--set=podMonitor.relabelings[0].action=labeldrop,podMonitor.relabelings[0].regex=instance",
+        "--set=podMonitor.metricRelabelings[0].sourceLabels={host},podMonitor.metricRelabelings[0].action=keep",
+        "--set=podMonitor.metricRelabelings[0].regex=docker.io",
+    ],
+    &[
+        "--set=crds.enabled=false,podMonitor.enabled=true,prometheusRule.enabled=true,namespaceOverride=b",
+        "--set=prometheusRule.annotations.a=b,prometheusRule.extraRules[0].alert=Mine,dashboard.enabled=true",
+        "--set=prometheusRule.extraRules[0].expr=vector(1),prometheusRule.extraRules[0].for=1m",
+        "--set=dashboard.annotations.folder=Registries",
+    ],
+];
+/// The API of the Prometheus operator, which a cluster may lack.
+const MONITORING: &str = "monitoring.coreos.com/v1";
+
+#[tokio::test]
+async fn what_needs_the_prometheus_operator_is_off_and_renders_without_its_definitions() {
+    let helm = Helm::offline().await;
+    let needs_it = |object: &&Value| object["apiVersion"] == MONITORING;
+    let by_default = helm.template(&[]).await.unwrap();
+    assert_eq!(by_default.iter().filter(needs_it).count(), 0);
+    let all = helm.template(EVERYTHING).await.unwrap();
+    let kinds: Vec<_> = all
+        .iter()
+        .filter(needs_it)
+        .map(|object| object["kind"].as_str().unwrap())
+        .collect();
+    assert_eq!(kinds, ["PodMonitor", "PodMonitor", "PrometheusRule"]);
+}
+
+#[tokio::test]
+async fn one_pod_monitor_covers_every_mirror_of_the_scope() {
+    let helm = Helm::offline().await;
+    for (scope, selector) in [
+        ("--set=podMonitor.interval=1m", r#"{"any":true}"#),
+        ("--set=watchNamespaces={a,b}", r#"{"matchNames":["a","b"]}"#),
+    ] {
+        let objects = helm
+            .template(&["--set=podMonitor.enabled=true", scope])
+            .await
+            .unwrap();
+        let monitors = named(&objects, "PodMonitor");
+        let mirrors = monitors
+            .iter()
+            .find(|monitor| monitor["metadata"]["name"] == "rm-registry-mirror-mirrors");
+        let spec = &mirrors.unwrap()["spec"];
+        assert_eq!(spec["namespaceSelector"].to_string(), selector);
+        assert_eq!(
+            spec["selector"]["matchLabels"]["app.kubernetes.io/component"],
+            "mirror"
+        );
+        assert_eq!(spec["podMetricsEndpoints"][0]["port"], "admin");
+    }
+}
+
+#[tokio::test]
+async fn prometheus_reads_every_alert_and_panel_and_they_ask_for_metrics_that_exist() {
+    let helm = Helm::offline().await;
+    let objects = helm.template(&[EVERYTHING, MONITORED[1]].concat()).await.unwrap();
+    let groups = prometheus::groups(&objects);
+    assert_eq!(groups.len(), 2, "one of alerts, one of panels");
+    assert!(
+        groups
+            .iter()
+            .all(|group| group["rules"].as_array().unwrap().len() > 5)
+    );
+    let asked = prometheus::read(&groups).await.unwrap();
+    assert!(asked.len() > 5, "{asked:?}");
+    let read = |path| fs::read_to_string(workspace().join(path)).unwrap();
+    let (mirror, operator) = (read("mirror/src/metrics.rs"), read("operator/src/metrics.rs"));
+    for metric in asked.iter().map(|selector| &selector.metric) {
+        // Less what their types add.
+        let name = metric.trim_end_matches("_total").trim_end_matches("_bucket");
+        let (source, name) = match name.strip_prefix("registry_mirror_operator_") {
+            Some(name) => (&operator, name),
+            None => (&mirror, name.trim_start_matches("registry_mirror_")),
+        };
+        assert!(source.contains(&format!("\"{name}\"")), "nobody tells {metric}");
+    }
+}
+
+#[tokio::test]
+async fn prometheus_refuses_an_alert_that_would_not_parse() {
+    let helm = Helm::offline().await;
+    for wrong in [
+        json!({"alert": "Mine", "expr": "sum("}),
+        json!({"alert": "Mine", "expr": "up", "for": "long"}),
+        json!({"alert": "Mine", "expr": "up", "annotations": {"a": "{{ .x"}}),
+        json!({"alert": "Mine", "expr": "up", "summary": "a"}),
+    ] {
+        let mine = format!(
+            "--set-json=prometheusRule={}",
+            json!({"enabled": true, "extraRules": [wrong]})
+        );
+        let objects = helm.template(&[&mine]).await.unwrap();
+        let refused = prometheus::read(&prometheus::groups(&objects)).await;
+        assert!(
+            matches!(refused, Err(prometheus::Error::Refused(_))),
+            "{wrong}: {refused:?}"
+        );
+    }
+}
