@@ -7,6 +7,7 @@ mod running;
 mod upstreams;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use tokio::net::TcpListener;
@@ -38,6 +39,7 @@ pub struct Server {
     admin: Option<(TcpListener, Router)>,
     service: http::Service,
     connections: serve::Options,
+    lame_duck: Duration,
     running: Arc<Running>,
     reloader: Reloader,
     /// Ends what runs beside the listeners.
@@ -114,6 +116,7 @@ impl Server {
             http2: config.http.http2,
             drain: config.http.drain_timeout,
         };
+        let lame_duck = config.http.lame_duck;
         let running = Arc::new(Running::new(
             config,
             store,
@@ -130,6 +133,7 @@ impl Server {
             admin,
             service,
             connections,
+            lame_duck,
             reloader: Reloader::new(running.clone(), pull, options, (certificates, users), upstreams),
             running,
             tasks,
@@ -152,7 +156,8 @@ impl Server {
         self.reloader.clone()
     }
 
-    /// Serves until `shutdown`, then lets requests in flight end for as long as the configuration says.
+    /// Serves until `shutdown`, goes on for as long as the configuration says with who has not heard of it, then lets
+    /// requests in flight end.
     pub async fn run(self, shutdown: CancellationToken) {
         let admin = self.admin_address();
         if self.running.readonly() {
@@ -170,10 +175,11 @@ impl Server {
         if let Some((listener, service)) = self.admin {
             tokio::spawn(answer_admins(listener, service, tasks.clone()));
         }
-        tokio::spawn(not_ready_after(shutdown.clone(), self.running));
+        let closing = CancellationToken::new();
+        tokio::spawn(leave(shutdown, self.running, self.lame_duck, closing.clone()));
         info!(address = %self.address, admin, "serving");
         // In a task, as the thread that waits here is none of the runtime's: each connection would cost two switches more.
-        let serving = serve::serve(self.listener, self.service, self.connections, shutdown);
+        let serving = serve::serve(self.listener, self.service, self.connections, closing);
         if let Err(error) = tokio::spawn(serving).await {
             error!(%error, "serving ended");
         }
@@ -192,9 +198,18 @@ async fn answer_admins(listener: TcpListener, service: Router, end: Cancellation
     }
 }
 
-async fn not_ready_after(shutdown: CancellationToken, running: Arc<Running>) {
+/// Not ready from the shutdown on. Who balances load learns that late: until then it leads clients here, and not to an
+/// address where nobody answers.
+async fn leave(
+    shutdown: CancellationToken,
+    running: Arc<Running>,
+    lame_duck: Duration,
+    closing: CancellationToken,
+) {
     shutdown.cancelled().await;
     running.drain();
+    tokio::time::sleep(lame_duck).await;
+    closing.cancel();
 }
 
 /// Everything that speaks TLS here uses this provider; another one that is there already serves as well.

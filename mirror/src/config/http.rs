@@ -36,8 +36,10 @@ pub struct Http {
     pub tls: Option<Tls>,
     /// Whether HTTP/2 is offered.
     pub http2: bool,
-    /// How long requests in flight may take to end after SIGTERM.
+    /// How long requests in flight may take to end once no new connections are taken.
     pub drain_timeout: Duration,
+    /// How long new connections are still taken after SIGTERM, while `/readyz` says that none should come.
+    pub lame_duck: Duration,
     /// The admin port; `None`: none.
     pub admin: Option<Admin>,
 }
@@ -86,6 +88,7 @@ impl Http {
             drain_timeout: http
                 .drain_timeout
                 .map_or(DEFAULT_DRAIN, |d| d.positive().unwrap_or_default()),
+            lame_duck: http.lame_duck.and_then(|d| d.positive()).unwrap_or_default(),
             admin: admin(&http.debug)?,
         })
     }
@@ -242,6 +245,12 @@ mod tests {
             Duration::from_mins(1)
         );
         assert_eq!(http("{draintimeout: 0}").unwrap().drain_timeout, Duration::ZERO);
+    }
+
+    #[test_case("{}" => Duration::ZERO)]
+    #[test_case("{lameduck: 7s}" => Duration::from_secs(7))]
+    fn new_connections_are_refused_at_once_unless_they_are_to_be_taken_for_a_while(yaml: &str) -> Duration {
+        http(yaml).unwrap().lame_duck
     }
 
     #[test]

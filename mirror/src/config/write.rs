@@ -79,6 +79,7 @@ fn http(http: &Http) -> file::Http {
         net: Some(net.to_owned()),
         prefix: Some(http.prefix.clone()),
         drain_timeout: Some(http.drain_timeout.into()),
+        lame_duck: Some(http.lame_duck.into()),
         tls: http.tls.as_ref().map(tls).unwrap_or_default(),
         headers: headers(&http.headers),
         debug: admin.map_or_else(file::Debug::default, |admin| file::Debug {
@@ -236,6 +237,7 @@ http:
   addr: :443
   prefix: /m/
   draintimeout: 90s
+  lameduck: 7s
   tls: {certificate: /c, key: /k, clientcas: [/ca], minimumtls: tls1.3}
   headers: {x-a: [b, c]}
   debug: {addr: ':5001', prometheus: {path: /m}}

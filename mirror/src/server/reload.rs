@@ -212,6 +212,7 @@ fn fixed(old: &Config, new: &Config) -> Vec<&'static str> {
             "http.draintimeout",
             old.http.drain_timeout != new.http.drain_timeout,
         ),
+        ("http.lameduck", old.http.lame_duck != new.http.lame_duck),
         ("http.debug", old.http.admin != new.http.admin),
         ("health", old.health != new.health),
         ("auth", old.access != new.access),

@@ -204,6 +204,18 @@ async fn on_sigterm_a_fill_with_a_client_goes_on_to_its_end_and_no_new_client_co
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lame_duck_says_that_it_is_not_ready_and_answers_new_clients_until_its_time_is_over() {
+    let hub = Hub::start().await;
+    let mut served = Home::new().serve(", lameduck: 2s", &proxy(&hub), &[]).await;
+    let url = format!("http://{}/v2/", served.address);
+    served.signal(rustix::process::Signal::TERM);
+    eventually("not ready", async || served.admin("/readyz").await.0 == 503).await;
+    assert_eq!(client().get(&url).send().await.unwrap().status(), 200);
+    eventually("no new client", async || client().get(&url).send().await.is_err()).await;
+    assert_eq!(served.ended().await, Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_fill_that_outlasts_the_drain_time_is_cut_and_leaves_nothing() {
     let (hub, gate) = (Hub::start().await, Gate::shut());
     let mut served = Home::new()

@@ -26,6 +26,11 @@ use crate::{
 
 /// The file's name.
 pub const FILE: &str = "config.yml";
+/// A Pod that is to end says that it is not ready, and goes on accepting connections for so long: its two readiness
+/// probes, the EndpointSlice and every kube-proxy come after it. Where it is the only one, a connection is then refused
+/// at once; one that is led to an address which is gone is answered by nobody.
+pub(super) const LEAVING_SECONDS: i64 = 7;
+const LEAVING: Duration = Duration::from_secs(LEAVING_SECONDS.unsigned_abs());
 /// How long requests in flight may take when a Pod ends.
 pub(super) const DRAIN_SECONDS: i64 = 30;
 const DRAIN: Duration = Duration::from_secs(DRAIN_SECONDS.unsigned_abs());
@@ -53,6 +58,7 @@ fn written(accepted: &Accepted<'_>) -> File {
         },
         http: Http {
             drain_timeout: Some(DRAIN.into()),
+            lame_duck: Some(LEAVING.into()),
             ..Http::default()
         },
         proxy: Proxy {

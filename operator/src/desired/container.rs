@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use crds::Pod;
 use k8s_openapi::{
     api::core::v1::{
-        Capabilities, Container, ContainerPort, EnvVar, HTTPGetAction, Lifecycle, LifecycleHandler, Probe,
-        ResourceRequirements, SecurityContext, SleepAction, VolumeMount,
+        Capabilities, Container, ContainerPort, EnvVar, HTTPGetAction, Probe, ResourceRequirements,
+        SecurityContext, VolumeMount,
     },
     apimachinery::pkg::{api::resource::Quantity, util::intstr::IntOrString},
 };
@@ -27,10 +27,6 @@ const CREDENTIALS: &str = "/etc/registry-mirror/credentials";
 const FILES: &str = "/etc/registry-mirror/files";
 /// The cache.
 const CACHE: &str = "/var/lib/registry";
-
-/// A Pod that is to end goes on accepting connections for so long: nodes learn only after it that the Service no longer
-/// leads to it.
-pub(super) const LEAVING_SECONDS: i64 = 5;
 
 /// The server.
 pub(super) fn server(accepted: &Accepted<'_>, wanted: &Pod, release: &Release) -> Container {
@@ -58,23 +54,10 @@ pub(super) fn server(accepted: &Accepted<'_>, wanted: &Pod, release: &Release) -
         // A large index takes a while to open; nothing else may take that long.
         startup_probe: Some(probe("/livez", 1, 120)),
         liveness_probe: Some(probe("/livez", 10, 3)),
-        readiness_probe: Some(probe("/readyz", 3, 2)),
-        lifecycle: Some(leaving()),
+        // Soon: while it ends, it is led to until this is known.
+        readiness_probe: Some(probe("/readyz", 1, 2)),
         security_context: Some(container_security()),
         ..Container::default()
-    }
-}
-
-/// The image has no shell to sleep in; the kubelet does it.
-fn leaving() -> Lifecycle {
-    Lifecycle {
-        pre_stop: Some(LifecycleHandler {
-            sleep: Some(SleepAction {
-                seconds: LEAVING_SECONDS,
-            }),
-            ..LifecycleHandler::default()
-        }),
-        ..Lifecycle::default()
     }
 }
 

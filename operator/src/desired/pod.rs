@@ -54,7 +54,7 @@ fn spec(accepted: &Accepted<'_>, wanted: &Pod, release: &Release) -> PodSpec {
         containers: vec![container::server(accepted, wanted, release)],
         volumes: Some(volumes(accepted)),
         termination_grace_period_seconds: Some(
-            container::LEAVING_SECONDS + config::DRAIN_SECONDS + AFTER_DRAIN_SECONDS,
+            config::LEAVING_SECONDS + config::DRAIN_SECONDS + AFTER_DRAIN_SECONDS,
         ),
         image_pull_secrets: list(&wanted.image_pull_secrets),
         node_selector: some(&wanted.node_selector),

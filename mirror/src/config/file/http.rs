@@ -23,6 +23,8 @@ section! {
         "relativeurls" => relative_urls: Present,
         /// How long requests in flight may take to end after SIGTERM.
         "draintimeout" => drain_timeout: Option<GoDuration>,
+        /// How long new connections are still taken after SIGTERM (0 if absent), while `/readyz` says that none should come.
+        "lameduck" => lame_duck: Option<GoDuration>,
         /// Serve TLS.
         "tls" => tls: Tls,
         /// Put into every answer.
