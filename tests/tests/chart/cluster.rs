@@ -110,10 +110,10 @@ impl Cluster {
             "-f",
         ];
         let said = self.kubectl(&[&apply[..], &[&file]].concat()).await?;
-        match said.contains("unknown field") {
-            true => Err(said),
-            false => Ok(()),
+        if said.contains("unknown field") {
+            return Err(said);
         }
+        Ok(())
     }
 
     /// What it says of itself, or against what it was told.
