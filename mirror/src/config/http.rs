@@ -88,7 +88,10 @@ impl Http {
             drain_timeout: http
                 .drain_timeout
                 .map_or(DEFAULT_DRAIN, |d| d.positive().unwrap_or_default()),
-            lame_duck: http.lame_duck.and_then(|d| d.positive()).unwrap_or_default(),
+            lame_duck: http
+                .lame_duck
+                .and_then(super::duration::GoDuration::positive)
+                .unwrap_or_default(),
             admin: admin(&http.debug)?,
         })
     }
