@@ -178,6 +178,8 @@ fn file(args: &Args, accepted: &Accepted<'_>, desired: Desired, private: &TempDi
     kubelet::mount(&certificates, &desired::files::all(accepted))?;
     file.http.addr = Some(format!("127.0.0.1:{port}"));
     file.http.debug.addr = args.admin_port.map(|port| format!("127.0.0.1:{port}"));
+    // No kube-proxy leads anybody here.
+    file.http.lame_duck = None;
     file.log.formatter = Some(desired::config::formatter(spec.observability.log_format).to_owned());
     file.storage.filesystem.root_directory = Some(text(&cache)?);
     file.proxy.credentials_directory = Some(text(&credentials)?);
