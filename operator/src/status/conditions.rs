@@ -224,9 +224,11 @@ fn available(outcome: &Outcome, observed: &Observed) -> Saying {
     }
     let message = workload.obstacle.clone().unwrap_or_else(|| match workload.replicas {
         // Of a StatefulSet only events say it.
-        0 => "no Pod was made yet; the events of the StatefulSet or Deployment of this name say what keeps them \
-              from being made, such as a quota"
-            .to_owned(),
+        0 => format!(
+            "none of {} replicas is ready, as no Pod was made yet; the events of the StatefulSet or Deployment of this \
+             name say what keeps them from being made, such as a quota",
+            workload.wanted
+        ),
         _ => format!(
             "none of {} replicas is ready; see kubectl describe pod for what they wait for",
             workload.wanted
