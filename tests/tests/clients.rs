@@ -13,6 +13,8 @@ mod images;
 mod mirror;
 #[path = "clients/odd.rs"]
 mod odd;
+#[path = "clients/podman.rs"]
+mod podman;
 #[path = "clients/programs.rs"]
 mod programs;
 #[path = "clients/tap.rs"]

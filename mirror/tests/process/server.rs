@@ -211,6 +211,13 @@ impl Head {
         line.map(str::trim)
     }
 
+    /// The body, as text.
+    pub(crate) async fn body(self) -> io::Result<String> {
+        let mut body = Vec::new();
+        self.each(|chunk| body.extend_from_slice(chunk)).await?;
+        String::from_utf8(body).map_err(io::Error::other)
+    }
+
     /// What the body hashes to; an error where it ends short.
     pub(crate) async fn digest(self) -> io::Result<Digest> {
         let mut hasher = Hasher::new(Algorithm::Sha256);

@@ -15,14 +15,14 @@ use crate::programs::{crane, run, skopeo};
 /// How a frame of zstd begins (RFC 8878).
 const ZSTD: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 
-fn made(scratch: &Scratch, seed: u64) -> Layout {
+pub(crate) fn made(scratch: &Scratch, seed: u64) -> Layout {
     let directory = scratch.path().join(format!("made-{seed}"));
     Random::new(seed, &[400_000, 10])
         .write(&directory, "1")
         .expect("an image")
 }
 
-async fn said(ran: impl Future<Output = Result<String, String>>) -> String {
+pub(crate) async fn said(ran: impl Future<Output = Result<String, String>>) -> String {
     ran.await.unwrap_or_else(|said| panic!("{said}"))
 }
 
@@ -129,7 +129,7 @@ async fn crane_reads_pulls_validates_and_copies_an_image_byte_for_byte() {
 }
 
 /// The files that the operator gives to nodes name a mirror so.
-fn registries_conf(host: &str, upstream: &Upstream, mirror: &Mirror) -> String {
+pub(crate) fn registries_conf(host: &str, upstream: &Upstream, mirror: &Mirror) -> String {
     format!(
         "[[registry]]\nprefix = \"{host}\"\nlocation = \"{}\"\ninsecure = true\n\n\
          [[registry.mirror]]\nlocation = \"{}/{host}\"\ninsecure = true\n",

@@ -1,0 +1,227 @@
+//! Names that lead elsewhere than they did: a network of its own, with a name server that changes its mind.
+
+use std::io::ErrorKind;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::process::Command;
+use std::sync::{Arc, Mutex};
+
+use tokio::io::copy_bidirectional;
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::task::{AbortHandle, JoinSet};
+
+use crate::bytes;
+use crate::hub::Hub;
+use crate::server::Server;
+
+/// Set for the part of the test that runs within that network.
+const WITHIN: &str = "REGISTRY_MIRROR_TEST_WITHIN";
+/// Addresses for documentation (RFC 5737), which stand for public ones here.
+const REGISTRY: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 7);
+const STORAGE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 8);
+/// Sets the network up, and has the name server asked for every name.
+const SETUP: &str =
+    "set -e; ip link set lo up; for a in 203.0.113.7 203.0.113.8; do ip addr add $a/32 dev lo; done
+    echo 'nameserver 127.0.0.1' > \"$0/resolv.conf\"; echo 'hosts: dns' > \"$0/nsswitch.conf\"
+    for f in resolv.conf nsswitch.conf; do
+        [ ! -e /etc/$f ] || mount --bind \"$0/$f\" \"$(readlink -f /etc/$f)\"
+    done
+    exec \"$@\"";
+
+/// How `unshare` gives a network and mounts of its own here; said where it can't.
+fn namespaces() -> Option<&'static str> {
+    let possible = |how: &&str| {
+        let tried = Command::new("/usr/bin/unshare")
+            .args([how, "/bin/sh", "-c", "ip link set lo up"])
+            .output();
+        tried.is_ok_and(|output| output.status.success())
+    };
+    let how = ["-mn", "-rmn"].into_iter().find(possible);
+    if how.is_none() {
+        let why = "this machine allows no network of one's own (unshare -n), or has no ip";
+        assert!(std::env::var("CI").as_deref() != Ok("true"), "{why}");
+        eprintln!("skipped: {why}");
+    }
+    how
+}
+
+#[test]
+fn a_name_that_rebinds_to_a_private_address_leads_nowhere() {
+    let Some(how) = namespaces() else { return };
+    let home = tempfile::tempdir().unwrap();
+    let within = Command::new("/usr/bin/unshare")
+        .args([how, "/bin/sh", "-c", SETUP])
+        .arg(home.path())
+        .arg(std::env::current_exe().unwrap())
+        .args(["rebind::within_a_network_of_its_own", "--exact", "--ignored"])
+        .env(WITHIN, "1")
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&within.stdout);
+    assert!(
+        within.status.success() && said.contains("1 passed"),
+        "{said}{}",
+        String::from_utf8_lossy(&within.stderr)
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "run by the test above, within namespaces"]
+async fn within_a_network_of_its_own() {
+    if std::env::var_os(WITHIN).is_none() {
+        return;
+    }
+    let hub = Hub::start().await;
+    let names = Names::serve().await;
+    names.set("registry.test", &[REGISTRY.into()]);
+    let port = |url: url::Url| url.port().unwrap();
+    let (registry, storage) = (port(hub.url()), port(hub.storage_url()));
+    let _registry = Passage::open(REGISTRY, registry).await;
+    hub.redirect_blobs_to(&format!("http://storage.test:{storage}/"));
+    let home = tempfile::tempdir().unwrap();
+    let remote = format!("http://registry.test:{registry}");
+    let environment = [("REGISTRY_PROXY_REMOTEURL", remote.as_str())];
+    let server = Server::start_in(&home.path().join("cache"), &hub, "", &environment).await;
+    let mut seed = 0;
+    // Whether a blob that nobody has yet can be had while the storage's name means these addresses.
+    let mut pull = async |addresses: &[IpAddr]| {
+        // A connection that is still open has no name to look up.
+        let _storage = Passage::open(STORAGE, storage).await;
+        names.set("storage.test", addresses);
+        seed += 1;
+        let digest = hub.push_blob("library/app", &bytes(seed, 1000));
+        let asked = hub.count("* /");
+        let head = server
+            .get(&format!("/v2/library/app/blobs/{digest}"), "")
+            .await
+            .unwrap();
+        let from_storage = hub
+            .seen("* /")
+            .iter()
+            .skip(asked)
+            .filter(|seen| seen.storage)
+            .count();
+        match head.status {
+            200 => assert_eq!(head.digest().await.unwrap(), digest),
+            503 => {
+                assert_eq!(from_storage, 0, "{addresses:?} was asked");
+                let told = head.body().await.unwrap();
+                assert!(told.contains("trust.redirects"), "{told}");
+            }
+            status => panic!("{addresses:?}: {status}"),
+        }
+        from_storage > 0
+    };
+    let (good, here) = (IpAddr::from(STORAGE), IpAddr::from(Ipv4Addr::LOCALHOST));
+    assert!(pull(&[good]).await);
+    for bad in ["127.0.0.1", "0.0.0.0", "::1", "::ffff:127.0.0.1", "127.9.9.9"] {
+        assert!(!pull(&[bad.parse().unwrap()]).await, "{bad}");
+    }
+    // Of several addresses those that may be asked are.
+    assert!(pull(&[here, good]).await);
+    assert!(pull(&[good]).await);
+}
+
+/// A public address behind which there is what listens on a port of this machine.
+struct Passage(AbortHandle);
+
+impl Passage {
+    async fn open(address: Ipv4Addr, port: u16) -> Self {
+        let listener = loop {
+            // The port is free once the one before was dropped.
+            match TcpListener::bind((address, port)).await {
+                Ok(listener) => break listener,
+                Err(error) if error.kind() == ErrorKind::AddrInUse => tokio::task::yield_now().await,
+                Err(error) => panic!("{error}"),
+            }
+        };
+        let task = tokio::spawn(async move {
+            let mut open = JoinSet::new();
+            while let Ok((mut from, _)) = listener.accept().await {
+                open.spawn(async move {
+                    let mut to = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.unwrap();
+                    let _ = copy_bidirectional(&mut from, &mut to).await;
+                });
+            }
+        });
+        Self(task.abort_handle())
+    }
+}
+
+impl Drop for Passage {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// A name server (RFC 1035) that says what it was told last.
+struct Names(Arc<Mutex<Vec<(String, Vec<IpAddr>)>>>);
+
+impl Names {
+    async fn serve() -> Self {
+        let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 53)).await.unwrap();
+        let names = Self(Arc::default());
+        let known = Arc::clone(&names.0);
+        tokio::spawn(async move {
+            let mut query = [0; 512];
+            while let Ok((length, client)) = socket.recv_from(&mut query).await {
+                let answer = answer(&query[..length], &known.lock().unwrap());
+                reply(&socket, &answer, client).await;
+            }
+        });
+        names
+    }
+
+    fn set(&self, name: &str, addresses: &[IpAddr]) {
+        let mut known = self.0.lock().unwrap();
+        known.retain(|(other, _)| other != name);
+        known.push((name.to_owned(), addresses.to_vec()));
+    }
+}
+
+async fn reply(socket: &UdpSocket, answer: &[u8], client: SocketAddr) {
+    let _ = socket.send_to(answer, client).await;
+}
+
+/// The answer to a query with one question, for addresses of the family that it asks for.
+fn answer(query: &[u8], known: &[(String, Vec<IpAddr>)]) -> Vec<u8> {
+    let (mut labels, mut at) = (Vec::new(), 12);
+    while query[at] != 0 {
+        let end = at + 1 + usize::from(query[at]);
+        labels.push(String::from_utf8_lossy(&query[at + 1..end]).to_lowercase());
+        at = end;
+    }
+    let (question, version_6) = (&query[12..at + 5], query[at + 2] == 28);
+    let found = known.iter().find(|(name, _)| *name == labels.join("."));
+    let records: Vec<Vec<u8>> = found
+        .iter()
+        .flat_map(|(_, addresses)| addresses)
+        .filter(|address| address.is_ipv6() == version_6)
+        .map(|address| match address {
+            IpAddr::V4(ip) => ip.octets().to_vec(),
+            IpAddr::V6(ip) => ip.octets().to_vec(),
+        })
+        .collect();
+    let count = u8::try_from(records.len()).unwrap();
+    // A response, without recursion; "no such name" where nobody has it; one question.
+    let mut answer = query[..2].to_vec();
+    answer.extend([
+        0x84,
+        if found.is_some() { 0 } else { 3 },
+        0,
+        1,
+        0,
+        count,
+        0,
+        0,
+        0,
+        0,
+    ]);
+    answer.extend(question);
+    for record in records {
+        // The name of the question, its type and class, for no time at all.
+        answer.extend([0xc0, 12, 0, question[question.len() - 3], 0, 1, 0, 0, 0, 0, 0]);
+        answer.push(u8::try_from(record.len()).unwrap());
+        answer.extend(record);
+    }
+    answer
+}
