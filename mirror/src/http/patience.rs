@@ -139,6 +139,11 @@ impl Patience {
         }
     }
 
+    /// Whether the client has begun to ask, or has yet to.
+    pub(super) fn is_with_the_client(&self) -> bool {
+        self.progress.phase() == Phase::Asking
+    }
+
     /// What the client is late with.
     pub(super) async fn over(&mut self) -> Phase {
         std::future::poll_fn(|cx| self.poll_over(cx)).await

@@ -269,7 +269,9 @@ where
         tokio::select! {
             biased;
             ended = &mut connection => return ended,
-            () = shutdown.cancelled(), if !ending => {}
+            () = shutdown.cancelled(), if !ending => if patience.is_with_the_client() {
+                return Ok(());
+            },
             late = patience.over() => if ending || late != Phase::Idle {
                 return Ok(());
             }
@@ -312,4 +314,36 @@ fn builder(http2: bool) -> Builder<TokioExecutor> {
         .keep_alive_interval(LIMITS.header)
         .max_header_list_size(u32::try_from(MAX_HEADER_BYTES).unwrap_or(u32::MAX));
     builder
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use http_body_util::Full;
+    use tokio::io::AsyncWriteExt;
+
+    use super::super::patience::Limits;
+    use super::*;
+
+    #[tokio::test]
+    async fn the_end_waits_for_no_header_that_has_only_begun() {
+        let (mut says, stream) = tokio::io::duplex(64);
+        says.write_all(b"GET /v2/ HT").await.unwrap();
+        let (progress, hour) = (Arc::<Progress>::default(), Duration::from_hours(1));
+        let limits = Limits {
+            header: hour,
+            idle: hour,
+            take: hour,
+        };
+        let patience = Patience::new(Arc::clone(&progress), limits, Instant::now());
+        let answer = service_fn(async |_| Ok::<_, Infallible>(http::Response::new(Full::<Bytes>::default())));
+        let connection = builder(false)
+            .serve_connection(TokioIo::new(Watched { stream, progress }), answer)
+            .into_owned();
+        let shutdown = CancellationToken::new();
+        shutdown.cancel();
+        let ended = attend(Box::pin(connection), patience, shutdown);
+        let ended = tokio::time::timeout(Duration::from_secs(30), ended).await;
+        assert!(ended.is_ok(), "it waits");
+    }
 }

@@ -11,6 +11,9 @@ use crate::store::hits::lock;
 /// The share of the file system that stays free where there is no limit: a twentieth.
 const GUARD: u64 = 20;
 
+/// So many files can be made at least: content is a file in directories of its own, with links likewise.
+const SPARE_FILES: u64 = 32;
+
 /// The account: what is stored, what is promised to unfinished files, and the limit.
 #[derive(Debug)]
 pub(super) struct Space {
@@ -194,5 +197,7 @@ fn missing(system: &StatVfs, guarded: bool, more: u64) -> u64 {
     let total = system.f_blocks.saturating_mul(system.f_frsize);
     let free = system.f_bavail.saturating_mul(system.f_frsize);
     let share = if guarded { total / GUARD } else { 0 };
-    share.saturating_add(more).saturating_sub(free)
+    // Whatever goes gives files back, too. Some file systems have as many as there is room for, and tell none.
+    let of_files = u64::from(system.f_files > 0 && system.f_favail < SPARE_FILES);
+    share.saturating_add(more).saturating_sub(free).max(of_files)
 }

@@ -55,6 +55,14 @@ impl Answer {
         self.headers().get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
     }
 
+    /// The size of the blob that this answer with 200 is, where it tells. A page, as of a login, is no blob.
+    pub(super) fn blob_size(&self) -> Result<Option<u64>, Error> {
+        if self.media_type().as_deref() == Some("text/html") {
+            return Err(Error::malformed("it is a page (text/html) and no blob"));
+        }
+        Ok(self.length())
+    }
+
     /// Refuses a body that is not the content itself.
     pub(super) fn check_encoding(&self) -> Result<(), Error> {
         match self.headers().get(CONTENT_ENCODING) {

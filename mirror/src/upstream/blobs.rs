@@ -232,7 +232,7 @@ impl Upstream {
         question.follow = false;
         match self.ask(&access, &question).await {
             Ok(Held { answer, .. }) => match answer.status().as_u16() {
-                200 => return Ok(answer.length()),
+                200 => return answer.blob_size(),
                 201..=399 => return Ok(None),
                 // A 404 to a HEAD has no words: a GET tells a registry's from an ingress'.
                 401 | 403 | 404 | 405 | 501 => {}
@@ -270,7 +270,7 @@ impl Upstream {
         question.headers.insert(RANGE, range(0, Some(1)));
         let Held { answer, .. } = self.ask(access, &question).await?;
         match answer.status().as_u16() {
-            200 => Ok(answer.length()),
+            200 => answer.blob_size(),
             206 if answer.check_encoding().is_ok() => {
                 Ok(Part::read(answer.headers()).and_then(|part| part.total))
             }
@@ -282,7 +282,7 @@ impl Upstream {
                 question.headers.remove(RANGE);
                 let Held { answer, .. } = self.ask(access, &question).await?;
                 match answer.status().as_u16() {
-                    200 => Ok(answer.length()),
+                    200 => answer.blob_size(),
                     _ => Err(self.fault(access, answer).await),
                 }
             }

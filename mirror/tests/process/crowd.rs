@@ -118,7 +118,11 @@ async fn who_was_answered_may_be_idle_for_longer_than_the_next_header_may_take()
         assert!(ended.is_ok(), "half a header is waited for");
     }
     assert!(asks(&mut idle).await.starts_with("HTTP/1.1 200"));
+    let mut half = answered(&server).await;
+    half.write_all(b"GET /v2/ HT").await.unwrap();
     assert_eq!(server.end().await.code(), Some(0));
+    let ended = half.read(&mut [0; 1]).await;
+    assert!(!matches!(ended, Ok(1..)), "an answer to half a header");
     assert_eq!(asks(&mut idle).await, "", "the server ended");
 }
 

@@ -70,3 +70,25 @@ async fn a_disk_that_fills_up_in_mid_blob_evicts_then_cuts_and_counts_and_then_p
     );
     assert!(kept(small).await);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_disk_that_has_no_more_files_evicts_as_one_that_has_no_more_room() {
+    let Some(how) = small_disk::namespace() else {
+        return;
+    };
+    let hub = Hub::start().await;
+    let home = tempfile::tempdir().unwrap();
+    let root = home.path().join("cache");
+    let server =
+        Server::start_on_small_disk(how, "64m,nr_inodes=200", &root, &hub, "cache: {maxsize: 1Gi}").await;
+    for seed in 0..100 {
+        let digest = hub.push_blob("library/app", bytes(seed, 1000));
+        let head = server
+            .get(&format!("/v2/library/app/blobs/{digest}"), "")
+            .await
+            .unwrap();
+        assert_eq!(head.digest().await.unwrap(), digest);
+    }
+    assert_eq!(server.said("could not be kept"), 0);
+    assert_eq!(server.said("a blob was cached"), 100);
+}

@@ -88,7 +88,7 @@ async fn within_a_network_of_its_own() {
         let _storage = Passage::open(STORAGE, storage).await;
         names.set("storage.test", addresses);
         seed += 1;
-        let digest = hub.push_blob("library/app", &bytes(seed, 1000));
+        let digest = hub.push_blob("library/app", bytes(seed, 1000));
         let asked = hub.count("* /");
         let head = server
             .get(&format!("/v2/library/app/blobs/{digest}"), "")
@@ -154,7 +154,10 @@ impl Drop for Passage {
 }
 
 /// A name server (RFC 1035) that says what it was told last.
-struct Names(Arc<Mutex<Vec<(String, Vec<IpAddr>)>>>);
+struct Names(Arc<Mutex<Known>>);
+
+/// Names with their addresses.
+type Known = Vec<(String, Vec<IpAddr>)>;
 
 impl Names {
     async fn serve() -> Self {

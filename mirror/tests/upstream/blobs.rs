@@ -208,6 +208,24 @@ async fn a_yes_is_a_head_with_its_size_or_a_redirect_that_is_not_followed() {
     assert_eq!((hub.count("GET"), hub.count("* /signed")), (0, 0));
 }
 
+#[tokio::test]
+async fn a_page_is_no_yes_and_no_size() {
+    let hub = Hub::start().await;
+    let digest = hub.push_blob("library/app", pattern(1000));
+    let upstream = upstream(&hub);
+    let page = |status| {
+        let html = vec![("content-type", "text/html; charset=utf-8".to_owned())];
+        Fault::Answer(status, html, "<html>Sign in</html>".into())
+    };
+    hub.always("HEAD blobs", page(http::StatusCode::OK));
+    let no = upstream.blob_head(&name("library/app"), &digest).await;
+    assert!(matches!(no, Err(Error::Malformed { .. })), "{no:?}");
+    hub.always("HEAD blobs", Fault::status(405));
+    hub.always("GET blobs", page(http::StatusCode::OK));
+    let no = upstream.blob_size(&name("library/app"), &digest).await;
+    assert!(matches!(no, Err(Error::Malformed { .. })), "{no:?}");
+}
+
 #[test_case(401 ; "unauthorized")]
 #[test_case(403 ; "forbidden")]
 #[test_case(405 ; "not allowed")]
