@@ -22,7 +22,7 @@ const SLOW_PEERS_SECONDS: f64 = 1.0;
 const COLD: usize = 4 << 20;
 const DOWNLOADS: usize = 1_000;
 /// Bytes a second.
-const SLOW_LINK: u32 = 10 << 20;
+const SLOW_LINK: u32 = 4 << 20;
 
 type PathOf = fn(&Server, &Content) -> String;
 
@@ -243,7 +243,7 @@ pub(crate) fn memory(servers: &[Server], content: &Content, upstream: &Upstream,
     }
 }
 
-/// The most memory while a thousand clients are in the middle of a layer: they take a mebibyte each, in turns.
+/// The most memory while a thousand clients are in the middle of a layer: they take 64 KiB each, in turn.
 fn many_downloads(server: &Server, path: &str) -> io::Result<f64> {
     let begin = |_| -> io::Result<Connection> {
         let mut client = server.target.connect_slowly()?;
@@ -252,9 +252,7 @@ fn many_downloads(server: &Server, path: &str) -> io::Result<f64> {
     };
     let (done, peak) = watched(server, || -> io::Result<()> {
         let mut clients = (0..DOWNLOADS).map(begin).collect::<io::Result<Vec<_>>>()?;
-        for _ in 0..4 {
-            clients.iter_mut().try_for_each(|client| client.take(256 << 10))?;
-        }
+        clients.iter_mut().try_for_each(|client| client.take(64 << 10))?;
         Ok(())
     });
     done.map(|()| peak)
