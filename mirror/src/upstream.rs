@@ -172,6 +172,11 @@ impl Upstream {
         }
     }
 
+    /// What it last said is left of its rate limit for the credential in use.
+    pub fn requests_left(&self) -> Option<i64> {
+        self.access().rests.requests_left()
+    }
+
     fn access(&self) -> Arc<Access> {
         self.access.load_full()
     }

@@ -122,6 +122,7 @@ fn reporting(state: &str, full: bool) -> Case {
             host: "quay.io".to_owned(),
             state: state.to_owned(),
             credentials: Report::default(),
+            ..UpstreamStatus::default()
         }],
         cache: CacheStatus {
             full,

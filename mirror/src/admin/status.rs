@@ -36,6 +36,9 @@ pub struct UpstreamStatus {
     pub host: String,
     /// `Reachable`, `Unreachable`, `RateLimited` or `Unknown`.
     pub state: String,
+    /// What it last said is left of its rate limit for the credential in use, where it says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate_limit_remaining: Option<i64>,
     /// Its credential.
     pub credentials: Report,
 }
@@ -70,6 +73,7 @@ mod tests {
             upstreams: vec![UpstreamStatus {
                 host: "docker.io".into(),
                 state: "Reachable".into(),
+                rate_limit_remaining: Some(98),
                 credentials: Report {
                     state: State::Rejected,
                     version_loaded: Some(1),
@@ -82,7 +86,7 @@ mod tests {
         let json = serde_json::to_value(&status).unwrap();
         let expected = serde_json::json!({
             "version": "1.2.3", "uptimeSeconds": 5, "configurationVersion": "abc", "draining": false,
-            "upstreams": [{"host": "docker.io", "state": "Reachable", "credentials":
+            "upstreams": [{"host": "docker.io", "state": "Reachable", "rateLimitRemaining": 98, "credentials":
                 {"state": "Rejected", "versionLoaded": 1, "versionSeen": 2, "message": "401"}}],
             "cache": {"bytes": 0, "blobs": 0},
         });

@@ -123,6 +123,7 @@ impl Subject for Running {
         let upstream = |standing: &Standing| UpstreamStatus {
             host: standing.host.to_string(),
             state: standing.state().to_owned(),
+            rate_limit_remaining: standing.requests_left(),
             credentials: standing.credentials(),
         };
         let usage = self.store.usage();

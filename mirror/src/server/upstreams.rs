@@ -162,6 +162,11 @@ impl Standing {
         self.kept.borrow().report.clone()
     }
 
+    /// See [`Upstream::requests_left`].
+    pub(super) fn requests_left(&self) -> Option<i64> {
+        self.client.requests_left()
+    }
+
     /// As `/status` names it.
     pub(super) fn state(&self) -> &'static str {
         match self.client.state() {

@@ -106,6 +106,7 @@ impl Upstream {
         }
         if let Some(left) = requests_left(answer.headers()) {
             self.wire.metrics.rate_limit_remaining(&self.wire.host, left);
+            access.rests.note_left(left);
             if left < 1 {
                 access.rests.limited(Class::Manifest, answer.headers());
             }

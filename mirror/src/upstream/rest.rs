@@ -58,12 +58,27 @@ struct Rest {
 pub(super) struct Rests {
     clock: Clock,
     classes: Mutex<[Rest; 5]>,
+    /// What the upstream last said is left of its rate limit.
+    remaining: Mutex<Option<i64>>,
 }
 
 impl Rests {
     pub(super) fn new(clock: Clock) -> Self {
-        let classes = Mutex::default();
-        Self { clock, classes }
+        Self {
+            clock,
+            classes: Mutex::default(),
+            remaining: Mutex::default(),
+        }
+    }
+
+    /// Takes note of what is left of the rate limit.
+    pub(super) fn note_left(&self, left: i64) {
+        *self.remaining.lock().unwrap_or_else(PoisonError::into_inner) = Some(left);
+    }
+
+    /// What was last said to be left of the rate limit.
+    pub(super) fn requests_left(&self) -> Option<i64> {
+        *self.remaining.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn with<T>(&self, class: Class, f: impl FnOnce(&mut Rest) -> T) -> T {

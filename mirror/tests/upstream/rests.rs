@@ -126,10 +126,12 @@ async fn nothing_left_rests_manifests_only_and_before_any_429() {
         "HEAD manifests",
         Fault::Header("ratelimit-remaining", "0;w=21600".into()),
     );
+    assert_eq!(upstream.requests_left(), None);
     upstream
         .manifest_head(&name("library/app"), &tag("v1"))
         .await
         .unwrap();
+    assert_eq!(upstream.requests_left(), Some(0));
     assert_eq!(seconds(pull(&upstream).await), 10);
     assert_eq!(hub.count("GET manifests"), 0);
     upstream

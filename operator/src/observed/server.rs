@@ -146,6 +146,7 @@ mod tests {
                 host: "quay.io".to_owned(),
                 state: "RateLimited".to_owned(),
                 credentials,
+                ..admin::UpstreamStatus::default()
             }],
             ..admin::Status::default()
         }
