@@ -15,6 +15,7 @@ mod sizes;
 mod through;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use tracing::warn;
@@ -37,6 +38,9 @@ use crate::upstream::{self, Upstream};
 
 use absent::Absent;
 use flight::Flights;
+
+/// How long a client waits where there is a copy, and no doubt yet that upstream answers.
+const PATIENCE: Duration = Duration::from_millis(1_500);
 
 /// One upstream: what was configured, and the client that asks it.
 pub struct Origin {
@@ -131,6 +135,14 @@ impl Pull {
             return Ok(repository);
         }
         Err(NoChoice::KeptOut(repository))
+    }
+
+    /// How long a client waits for upstream's word where there is a copy.
+    fn patience(&self, repository: &Repository) -> Duration {
+        match self.origin(repository) {
+            Ok(upstream) if upstream.is_doubted() => Duration::ZERO,
+            _ => PATIENCE,
+        }
     }
 
     /// The client for this repository's registry.

@@ -12,7 +12,7 @@ use std::time::Duration;
 use axum::Router;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{error, info};
 
 pub use error::Error;
 pub use reload::Reloader;
@@ -173,7 +173,8 @@ impl Server {
                 .run_until_cancelled_owned(self.reloader.follow_files()),
         );
         if let Some((listener, service)) = self.admin {
-            tokio::spawn(answer_admins(listener, service, tasks.clone()));
+            // Up to the very end: whoever asks should learn that the server is stopping.
+            tokio::spawn(admin::serve(listener, service, tasks.clone()));
         }
         let closing = CancellationToken::new();
         tokio::spawn(leave(shutdown, self.running, self.lame_duck, closing.clone()));
@@ -187,14 +188,6 @@ impl Server {
         // It writes what the store holds in memory last. It ended or it failed: both are its end.
         let _ = expiry.await;
         info!("stopped");
-    }
-}
-
-/// Up to the very end: whoever asks should learn that the server is stopping.
-async fn answer_admins(listener: TcpListener, service: Router, end: CancellationToken) {
-    let serving = axum::serve(listener, service).with_graceful_shutdown(end.cancelled_owned());
-    if let Err(error) = serving.await {
-        warn!(%error, "the admin port failed");
     }
 }
 

@@ -172,6 +172,11 @@ impl Upstream {
         }
     }
 
+    /// Whether a request to it failed or hangs, and nothing was heard since: who has a copy need not wait.
+    pub fn is_doubted(&self) -> bool {
+        self.wire.health.is_doubted()
+    }
+
     /// What it last said is left of its rate limit for the credential in use.
     pub fn requests_left(&self) -> Option<i64> {
         self.access().rests.requests_left()

@@ -202,16 +202,25 @@ fn admin(debug: &file::Debug) -> Result<Option<Admin>, Error> {
         return Ok(None);
     };
     let path = debug.prometheus.path.as_deref().unwrap_or("/metrics");
-    if !path.starts_with('/') {
-        return Err(Error::invalid(
-            "http.debug.prometheus.path",
-            "must start with a slash",
-        ));
-    }
+    metrics_path(path).map_err(|reason| Error::invalid("http.debug.prometheus.path", reason))?;
     Ok(Some(Admin {
         addr: host_port("http.debug.addr", addr)?,
         metrics_path: (debug.prometheus.enabled != Some(false)).then(|| path.to_owned()),
     }))
+}
+
+/// The admin port has paths of its own, and its router reads some characters as patterns.
+fn metrics_path(path: &str) -> Result<(), &'static str> {
+    if !path.starts_with('/') {
+        return Err("must start with a slash");
+    }
+    if path.contains(['{', '}', ':', '*']) {
+        return Err("must be a plain path, without any of {}:*");
+    }
+    if ["/livez", "/readyz", "/debug/health", "/status"].contains(&path) {
+        return Err("is taken: choose another, such as /metrics");
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -290,6 +299,8 @@ mod tests {
     #[test_case("{headers: {'a b': [c]}}" => "http.headers.a b: invalid HTTP header name")]
     #[test_case("{headers: {Content-Length: ['5']}}" => "http.headers.content-length: the server sets this itself: remove it")]
     #[test_case("{headers: {x-a: [b], Transfer-Encoding: [chunked]}}" => "http.headers.transfer-encoding: the server sets this itself: remove it")]
+    #[test_case("{debug: {addr: ':1', prometheus: {path: /status}}}" => "http.debug.prometheus.path: is taken: choose another, such as /metrics")]
+    #[test_case("{debug: {addr: ':1', prometheus: {path: '/{a'}}}" => "http.debug.prometheus.path: must be a plain path, without any of {}:*")]
     #[test_case("{prefix: '/a?b/'}" => "http.prefix: expected a path like /registry/ of letters, digits, -._~")]
     #[test_case("{debug: {addr: '5001'}}" => "http.debug.addr: expected host:port or :port, got \"5001\"")]
     fn what_makes_no_sense_is_named(yaml: &str) -> String {

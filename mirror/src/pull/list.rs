@@ -5,7 +5,6 @@ use std::sync::Arc;
 use serde::Deserialize;
 
 use super::failure::{Failure, Kind};
-use super::manifest::PATIENCE;
 use super::{Pull, Served, unreadable};
 use crate::metrics::Outcome;
 use crate::name::Repository;
@@ -62,7 +61,7 @@ impl Pull {
                 outcome: Outcome::Miss,
             });
         }
-        match tokio::time::timeout(PATIENCE, asked).await {
+        match tokio::time::timeout(self.patience(repository), asked).await {
             Ok(Ok(value)) => Ok(Served {
                 value,
                 outcome: Outcome::Miss,

@@ -1,7 +1,6 @@
 //! Manifests: by digest from the cache for good, by tag for as long as the tag is fresh.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use tracing::{debug, warn};
 
@@ -13,9 +12,6 @@ use crate::metrics::Outcome;
 use crate::name::{Reference, Repository, Tag};
 use crate::store::{CachedTag, Manifest, StageError};
 use crate::upstream::Upstream;
-
-/// How long a client waits for upstream's word where there is a copy.
-pub(super) const PATIENCE: Duration = Duration::from_millis(1_500);
 
 type Answer = Result<Served<Manifest>, Failure>;
 type Fetched = Result<(Manifest, Outcome), Failure>;
@@ -66,7 +62,7 @@ impl Pull {
         {
             return asked.await;
         }
-        let failure = match tokio::time::timeout(PATIENCE, asked).await {
+        let failure = match tokio::time::timeout(self.patience(repository), asked).await {
             Ok(Ok(served)) => return Ok(served),
             Ok(Err(failure)) if failure.is_final() => return Err(failure),
             Ok(Err(failure)) => failure,

@@ -9,7 +9,6 @@ use serde_json::Value;
 
 use super::failure::{Failure, Kind};
 use super::flight::Waiting;
-use super::manifest::PATIENCE;
 use super::{Pull, Served, unreadable};
 use crate::digest::Digest;
 use crate::metrics::Outcome;
@@ -95,7 +94,7 @@ impl Pull {
     }
 
     async fn newer_referrers(self: &Arc<Self>, key: (Repository, Digest)) -> Result<Bytes, Failure> {
-        match tokio::time::timeout(PATIENCE, self.ask_referrers(&key).0).await {
+        match tokio::time::timeout(self.patience(&key.0), self.ask_referrers(&key).0).await {
             Ok(asked) => asked
                 .unwrap_or_else(given_up)
                 .map_err(|error| Failure::of(&error, Kind::Manifest)),

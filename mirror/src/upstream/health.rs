@@ -39,6 +39,11 @@ impl Health {
         *self.contact.lock().unwrap_or_else(PoisonError::into_inner) = contact;
     }
 
+    /// A request failed or hangs, and nothing was heard since.
+    pub(super) fn is_doubted(&self) -> bool {
+        self.probing.load(Ordering::Acquire)
+    }
+
     /// Fails at once while the upstream is known to be down.
     pub(super) fn admit(&self) -> Result<(), Error> {
         match self.contact() {

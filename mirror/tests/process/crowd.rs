@@ -6,6 +6,8 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use test_case::test_case;
+
 use crate::LIMIT;
 use crate::hub::Hub;
 use crate::server::Server;
@@ -126,14 +128,18 @@ async fn who_was_answered_may_be_idle_for_longer_than_the_next_header_may_take()
     assert_eq!(asks(&mut idle).await, "", "the server ended");
 }
 
+#[test_case(|server| &server.address; "the registry's port")]
+#[test_case(|server| &server.admin; "the admin port")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_sends_no_header_or_a_header_by_drops_is_dropped() {
+async fn who_sends_no_header_or_a_header_by_drops_is_dropped(port: fn(&Server) -> &String) {
     let hub = Hub::start().await;
     let home = tempfile::tempdir().unwrap();
     let server = Server::start(&home.path().join("cache"), &hub, "").await;
-    let silent = TcpStream::connect(&server.address).await.unwrap();
-    let mut slow = TcpStream::connect(&server.address).await.unwrap();
-    slow.write_all(b"GET /v2/ HTTP/1.1\r\nhost: m\r\n").await.unwrap();
+    let silent = TcpStream::connect(port(&server)).await.unwrap();
+    let mut slow = TcpStream::connect(port(&server)).await.unwrap();
+    slow.write_all(b"GET /livez HTTP/1.1\r\nhost: m\r\n")
+        .await
+        .unwrap();
     let (mut hears, mut says) = slow.into_split();
     let drip = async {
         // One more byte a second would keep a time-out between bytes from ever ending.
@@ -150,10 +156,12 @@ async fn who_sends_no_header_or_a_header_by_drops_is_dropped() {
         let _ = hears.read_to_end(&mut of_slow).await;
         (of_silent, of_slow)
     };
-    let (of_silent, of_slow) = tokio::select! {
-        dropped = tokio::time::timeout(LIMIT, dropped) => dropped.expect("both are dropped"),
-        () = drip => unreachable!(),
+    let ends = tokio::select! {
+        dropped = tokio::time::timeout(LIMIT, dropped) => dropped.ok(),
+        () = drip => None,
     };
+    assert!(ends.is_some(), "both are dropped");
+    let (of_silent, of_slow) = ends.unwrap_or_default();
     assert_eq!(of_silent, b"", "nothing was asked");
     let told = String::from_utf8_lossy(&of_slow);
     assert!(told.is_empty() || told.starts_with("HTTP/1.1 408"), "{told}");

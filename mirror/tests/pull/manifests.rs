@@ -81,6 +81,27 @@ async fn while_upstream_fails_the_last_known_answer_is_served_within_two_seconds
 }
 
 #[tokio::test]
+async fn while_it_is_in_doubt_that_upstream_answers_nobody_waits_who_has_a_copy() {
+    let hub = Hub::start().await;
+    for tag in ["1", "2"] {
+        hub.push_image("library/app", tag, &[b"layer"]);
+    }
+    let mirror = Mirror::of(&hub).await;
+    let other = "/v2/app/manifests/2";
+    for path in [PATH, other] {
+        mirror.get(path).await;
+    }
+    mirror.clock.advance(Duration::from_mins(6));
+    hub.always("*", Fault::Hang);
+    assert_eq!(header(&mirror.get(PATH).await, "x-cache"), "STALE");
+    for path in [PATH, other] {
+        let answer = tokio::time::timeout(Duration::from_secs(1), mirror.get(path)).await;
+        let answer = answer.expect("as long as a client with a copy waits for upstream is not over");
+        assert_eq!(header(&answer, "x-cache"), "STALE");
+    }
+}
+
+#[tokio::test]
 async fn stale_ends_with_staleiferror() {
     let hub = Hub::start().await;
     hub.push_image("library/app", "1", &[b"layer"]);

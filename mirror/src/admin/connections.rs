@@ -1,0 +1,44 @@
+//! Connections to the admin port: none is kept for long without a question.
+
+use std::time::Duration;
+
+use axum::Router;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+
+/// A client has this long for its next header. Those who scrape less often connect anew.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// After an accept error that closing connections may mend (too many open files).
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Answers until `end`.
+pub async fn serve(listener: TcpListener, service: Router, end: CancellationToken) {
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = end.cancelled() => return,
+        };
+        match accepted {
+            Ok((stream, _)) => drop(tokio::spawn(answer(stream, service.clone()))),
+            Err(error) => {
+                warn!(%error, "a connection to the admin port could not be accepted");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn answer(stream: TcpStream, service: Router) {
+    let answered = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(PATIENCE)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service))
+        .await;
+    if let Err(error) = answered {
+        debug!(%error, "a connection to the admin port ended early");
+    }
+}
