@@ -4,6 +4,7 @@ mod line;
 
 use tracing::level_filters::LevelFilter;
 use tracing::subscriber::SetGlobalDefaultError;
+use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::{Layer, Registry, fmt, reload};
@@ -16,6 +17,16 @@ use line::Line;
 /// The target of the lines that tell of requests.
 const ACCESS: &str = "access";
 
+/// So many lines wait for a reader that is slow. More are lost: no request is held up for a log.
+const WAITING: usize = 8_192;
+
+/// Writes what waits when it is dropped, for a second at most.
+#[derive(Debug)]
+#[must_use]
+pub struct Rest {
+    _written_on_drop: WorkerGuard,
+}
+
 /// Changes the level of a log that is being written.
 #[derive(Clone, Debug)]
 pub struct LevelHandle(reload::Handle<Targets, Registry>);
@@ -24,14 +35,24 @@ pub struct LevelHandle(reload::Handle<Targets, Registry>);
 ///
 /// # Errors
 /// There is a log already.
-pub fn start(log: &Log, traces: Option<&Traces>) -> Result<LevelHandle, SetGlobalDefaultError> {
+pub fn start(log: &Log, traces: Option<&Traces>) -> Result<(LevelHandle, Rest), SetGlobalDefaultError> {
+    let (writer, rest) = NonBlockingBuilder::default()
+        .lossy(true)
+        .buffered_lines_limit(WAITING)
+        .thread_name("log")
+        .finish(std::io::stderr());
     let (filter, handle) = reload::Layer::new(filter(log));
     let lines = fmt::layer()
         .event_format(Line::new(log))
-        .with_writer(std::io::stderr)
+        .with_writer(writer)
         .with_filter(filter);
     tracing::subscriber::set_global_default(Registry::default().with(lines).with(traces.map(Traces::layer)))?;
-    Ok(LevelHandle(handle))
+    Ok((
+        LevelHandle(handle),
+        Rest {
+            _written_on_drop: rest,
+        },
+    ))
 }
 
 impl LevelHandle {

@@ -19,7 +19,7 @@ pub(super) async fn serve(configuration: Configuration) -> Result<(), Failure> {
     let files = Files::new(configuration.path.iter().cloned().collect());
     let (config, notices) = configuration.load()?;
     let traces = Traces::from_environment();
-    let level = logging::start(&config.log, traces.as_ref().ok().and_then(Option::as_ref))
+    let (level, _rest) = logging::start(&config.log, traces.as_ref().ok().and_then(Option::as_ref))
         .map_err(io::Error::other)?;
     let traces = traces.unwrap_or_else(|error| {
         // Pulls matter more than what is told of them.

@@ -27,8 +27,12 @@ fn raise_file_limit(wanted: u64) -> bool {
     most >= wanted && setrlimit(Resource::Nofile, raised).is_ok()
 }
 
+/// Open files are the process', so that those who need many of them wait for each other.
+static MANY_FILES: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
 /// Holds so many connections after this request on each of them.
 async fn idle(count: u64, request: &[u8]) {
+    let _alone = MANY_FILES.lock().await;
     if !raise_file_limit(count + 500) {
         assert!(std::env::var("CI").as_deref() != Ok("true"), "too few open files");
         eprintln!("skipped: this machine allows fewer than {count} open files");
@@ -165,4 +169,20 @@ async fn who_sends_no_header_or_a_header_by_drops_is_dropped(port: fn(&Server) -
     assert_eq!(of_silent, b"", "nothing was asked");
     let told = String::from_utf8_lossy(&of_slow);
     assert!(told.is_empty() || told.starts_with("HTTP/1.1 408"), "{told}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_does_not_read_the_log_holds_up_neither_a_request_nor_the_end() {
+    let hub = Hub::start().await;
+    let home = tempfile::tempdir().unwrap();
+    let (server, _unread) = Server::start_unread(&home.path().join("cache"), &hub).await;
+    let requests = async {
+        // Several times what a pipe holds.
+        for _ in 0..2_000 {
+            assert_eq!(server.get("/v2/", "").await.unwrap().status, 200);
+        }
+    };
+    let answered = tokio::time::timeout(LIMIT, requests).await;
+    assert!(answered.is_ok(), "an answer waits for a reader of the log");
+    assert_eq!(server.end().await.code(), Some(0));
 }

@@ -7,9 +7,9 @@ use std::sync::{Arc, Mutex};
 
 use mirror::digest::{Algorithm, Digest, Hasher};
 use rustix::process::{Pid, Signal, kill_process};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::net::TcpStream;
-use tokio::process::{Child, Command};
+use tokio::process::{Child, ChildStderr, Command};
 
 use crate::LIMIT;
 use crate::hub::Hub;
@@ -40,6 +40,9 @@ pub(crate) struct Server {
     pub(crate) admin: String,
     log: Arc<Mutex<Vec<String>>>,
 }
+
+/// What it has still to say.
+pub(crate) type Log = Lines<BufReader<ChildStderr>>;
 
 /// The head of an answer, and the connection to read its body from.
 pub(crate) struct Head {
@@ -78,7 +81,32 @@ impl Server {
         Self::run(command).await
     }
 
+    /// The same where nobody reads what it logs once it serves: the pipe is as good as stalled while it is held.
+    pub(crate) async fn start_unread(root: &Path, hub: &Hub) -> (Self, Log) {
+        let mut command = std::process::Command::new(MIRROR);
+        command
+            .args([Path::new("serve"), &configured(root, hub, "")])
+            .env_clear();
+        Self::launch(command).await
+    }
+
     async fn run(command: std::process::Command) -> Self {
+        let (server, mut log) = Self::launch(command).await;
+        let said = Arc::clone(&server.log);
+        // What nobody reads any more would be lost after a while.
+        tokio::spawn(async move {
+            while let Ok(Some(line)) = log.next_line().await {
+                assert!(!line.contains("panicked"), "{line}");
+                // One for each request would be too many to keep.
+                if !line.contains("\"access\"") {
+                    said.lock().unwrap().push(line);
+                }
+            }
+        });
+        server
+    }
+
+    async fn launch(command: std::process::Command) -> (Self, Log) {
         let mut process = Command::from(command)
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -100,24 +128,13 @@ impl Server {
             }
             said.push(line);
         };
-        let lines = Arc::new(Mutex::new(said));
-        let said = Arc::clone(&lines);
-        // What nobody reads any more would stop the process.
-        tokio::spawn(async move {
-            while let Ok(Some(line)) = log.next_line().await {
-                assert!(!line.contains("panicked"), "{line}");
-                // One for each request would be too many to keep.
-                if !line.contains("\"access\"") {
-                    said.lock().unwrap().push(line);
-                }
-            }
-        });
-        Self {
+        let server = Self {
             process,
             address,
             admin,
-            log: lines,
-        }
+            log: Arc::new(Mutex::new(said)),
+        };
+        (server, log)
     }
 
     /// How many lines of its log say this.
