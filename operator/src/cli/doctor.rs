@@ -11,6 +11,7 @@ mod conditions;
 mod connection;
 mod definition;
 mod endpoint;
+mod evictions;
 mod installation;
 mod mirrors;
 mod report;

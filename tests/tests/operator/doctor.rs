@@ -7,6 +7,7 @@ use std::path::Path;
 use crds::RegistryMirror;
 use crds::conditions::{ConditionType, Reason};
 use k8s_openapi::api::core::v1::ConfigMap;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::Api;
 use kube::api::{Patch, PatchParams, PostParams};
@@ -342,4 +343,25 @@ async fn an_api_server_that_does_not_answer_is_told_with_what_to_try() {
     let told = doctor(&file, &["--context", "other"]).await;
     assert_eq!(told.code, 4);
     assert!(told.stderr.contains("other"), "{}", told.stderr);
+}
+
+#[tokio::test]
+async fn a_budget_that_lets_no_pod_be_evicted_is_told() {
+    let bench = Bench::start("budget").await;
+    let _kubelet = kubelet(&bench).await;
+    bench.mirror("hub", ephemeral()).await;
+    bench
+        .until_condition("hub", ConditionType::Ready, "True", Reason::Serving)
+        .await;
+    let selector = json!({"matchLabels": {"app.kubernetes.io/instance": "hub"}});
+    let budget = json!({"metadata": {"name": "strict"}, "spec": {"minAvailable": 1, "selector": selector}});
+    bench.apply::<PodDisruptionBudget>(budget).await;
+    soon("word of the budget", async || {
+        let told = on(&bench, &[]).await.of("risk");
+        let told = told
+            .iter()
+            .any(|told| told.contains("PodDisruptionBudget strict"));
+        told.then_some(())
+    })
+    .await;
 }

@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, Service};
 use kube::{Api, Client, ResourceExt, api::ListParams, core::DeserializeGuard};
 
 use super::{
-    conditions, endpoint,
+    conditions, endpoint, evictions,
     installation::Installation,
     report::{Check, Class, Finding},
     words,
@@ -102,6 +102,7 @@ async fn of_mirror(client: &Client, mirror: &RegistryMirror, installations: &[In
     findings.extend(conditions::findings(&subject, mirror));
     findings.push(endpoint::check(client, &subject, mirror).await);
     findings.extend(nodes(client, &subject, mirror).await);
+    findings.extend(evictions::check(client, &subject, mirror).await);
     let image = operator.and_then(|operator| operator.server_image.clone());
     let image = image.unwrap_or_else(|| Release::default().server_image);
     findings.extend(risks::of(mirror, &image).into_iter().map(|risk| {

@@ -1,0 +1,99 @@
+//! Whether a mirror's Pods can ever be evicted: a node that can't be drained is found out at the worst time.
+
+use crds::RegistryMirror;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use kube::{
+    Api, Client, ResourceExt,
+    api::ListParams,
+    core::{Selector, SelectorExt},
+};
+
+use super::{
+    report::{Check, Finding},
+    words,
+};
+use crate::desired::names;
+
+/// Looks at every budget of the mirror's namespace that is about its Pods.
+pub(super) async fn check(client: &Client, subject: &str, mirror: &RegistryMirror) -> Vec<Finding> {
+    let namespace = mirror.namespace().unwrap_or_default();
+    let budgets: Api<PodDisruptionBudget> = Api::namespaced(client.clone(), &namespace);
+    match budgets.list(&ListParams::default()).await {
+        Ok(budgets) => of(subject, mirror, &budgets.items),
+        // Who may not see budgets may still see the rest.
+        Err(kube::Error::Api(status)) if status.code == 403 => Vec::new(),
+        Err(error) => {
+            let message = format!("PodDisruptionBudgets can't be listed: {}", words(&error));
+            vec![Finding::warning(Check::Risk, subject, message)]
+        }
+    }
+}
+
+fn of(subject: &str, mirror: &RegistryMirror, budgets: &[PodDisruptionBudget]) -> Vec<Finding> {
+    let mut labels = mirror.spec.pod.labels.clone();
+    labels.extend(names::labels(&mirror.name_any()));
+    let about_it = |budget: &&PodDisruptionBudget| {
+        let selector = budget.spec.as_ref().and_then(|spec| spec.selector.clone());
+        selector.is_some_and(|selector| {
+            Selector::try_from(selector).is_ok_and(|selector| selector.matches(&labels))
+        })
+    };
+    let blocking = budgets.iter().filter(about_it).filter(|budget| blocks(budget));
+    blocking.map(|budget| finding(subject, budget)).collect()
+}
+
+/// Whether it lets none go even when all are well.
+fn blocks(budget: &PodDisruptionBudget) -> bool {
+    budget
+        .status
+        .as_ref()
+        .is_some_and(|status| status.expected_pods > 0 && status.desired_healthy >= status.expected_pods)
+}
+
+fn finding(subject: &str, budget: &PodDisruptionBudget) -> Finding {
+    let message = format!(
+        "PodDisruptionBudget {} asks for all of its Pods at any time: none is ever evicted, and a node that has one can't \
+         be drained",
+        budget.name_any()
+    );
+    Finding::warning(Check::Risk, subject, message)
+        .reason("evictions-blocked")
+        .advice("delete it, or let it have maxUnavailable 1: the operator makes one of its own for more than one replica")
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+    use test_case::test_case;
+
+    use super::*;
+
+    fn mirror() -> RegistryMirror {
+        serde_json::from_value(json!({
+            "metadata": {"name": "hub", "namespace": "mirrors"},
+            "spec": {
+                "upstreams": [{"host": "quay.io"}], "storage": {"type": "Ephemeral"}, "pod": {"labels": {"team": "a"}},
+            },
+        }))
+        .unwrap()
+    }
+
+    #[test_case(&json!({"app.kubernetes.io/instance": "hub"}), 2, 2 => 1; "it wants both of two")]
+    #[test_case(&json!({"app.kubernetes.io/instance": "hub"}), 1, 2 => 0; "it lets one of two go")]
+    #[test_case(&json!({"app.kubernetes.io/instance": "hub"}), 0, 0 => 0; "there is no Pod")]
+    #[test_case(&json!({"app.kubernetes.io/instance": "other"}), 2, 2 => 0; "it is about another mirror")]
+    #[test_case(&json!({"team": "a"}), 1, 1 => 1; "by a label of the spec")]
+    #[test_case(&json!({}), 3, 3 => 1; "it is about every Pod")]
+    fn a_budget_that_lets_no_pod_go_is_told(labels: &Value, desired: i32, expected: i32) -> usize {
+        let budget = serde_json::from_value(json!({
+            "metadata": {"name": "strict"},
+            "spec": {"selector": {"matchLabels": labels}},
+            "status": {
+                "currentHealthy": expected, "desiredHealthy": desired, "disruptionsAllowed": 0,
+                "expectedPods": expected,
+            },
+        }))
+        .unwrap();
+        of("mirrors/hub", &mirror(), &[budget]).len()
+    }
+}
