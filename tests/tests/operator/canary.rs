@@ -224,11 +224,36 @@ async fn make_mirrors(stage: &Stage) {
     stage.bench.mirror("own", own).await;
 }
 
+/// A client shows its own password to the mirror that has users: one that is right, and one that is not.
+async fn pulled_by_user(stage: &Stage, certificate: &str) {
+    testbed::install_crypto_provider();
+    let trusted = reqwest::Certificate::from_pem(certificate.as_bytes()).unwrap();
+    let pods = pods(&stage.bench).await;
+    let pod = pods
+        .iter()
+        .find(|pod| pod.name_any().starts_with("own-"))
+        .unwrap();
+    let client = reqwest::Client::builder()
+        .tls_certs_only([trusted])
+        .resolve("localhost", format!("{}:5000", address(pod)).parse().unwrap())
+        .build()
+        .unwrap();
+    let asked = async |password: &str| {
+        let url = "https://localhost:5000/v2/team/app/manifests/none";
+        let request = client
+            .get(url)
+            .basic_auth(CANARY, Some(format!("{CANARY}-{password}")));
+        request.send().await.unwrap().status().as_u16()
+    };
+    assert_eq!((asked("client").await, asked("other").await), (404, 401));
+}
+
 #[tokio::test]
 async fn no_value_of_a_secret_is_told_by_log_event_status_metric_or_object() {
     let stage = Stage::set().await;
     let good = json!({"username": format!("{CANARY}-user"), "password": format!("{CANARY}-good")});
-    let leaf = Authority::new("canary").unwrap().serving(&["localhost"]).unwrap();
+    let authority = Authority::new("canary").unwrap();
+    let leaf = authority.serving(&["localhost"]).unwrap();
     // Text around PEM is allowed: so the key carries the canary, too.
     let key = format!("{CANARY}\n{}", leaf.key);
     let certificate = json!({"tls.crt": leaf.certificate, "tls.key": key});
@@ -248,6 +273,7 @@ async fn no_value_of_a_secret_is_told_by_log_event_status_metric_or_object() {
             .await;
     }
 
+    pulled_by_user(&stage, &authority.certificate()).await;
     let bad = json!({"username": format!("{CANARY}-user"), "password": format!("{CANARY}-bad")});
     stage.secret("a", "kubernetes.io/basic-auth", bad).await;
     stage.until("False", Reason::UpstreamRejected).await;

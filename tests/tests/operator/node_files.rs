@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::Output;
 
 use crds::conditions::{ConditionType, Reason};
-use k8s_openapi::api::core::v1::ConfigMap;
+use k8s_openapi::api::core::v1::{ConfigMap, Service};
+use kube::api::{Patch, PatchParams};
+use reqwest::{Certificate, Client};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use testbed::binaries;
@@ -28,11 +30,11 @@ async fn published(bench: &Bench) -> BTreeMap<String, String> {
         .until("hub-hosts", "files", |map: &ConfigMap| map.data.clone())
         .await;
     let url = bench.until_accepted("hub").await.endpoint.unwrap().url;
-    let service = url.strip_prefix("http://").unwrap().to_owned();
+    let (_, service) = url.split_once("://").unwrap();
     let pod = format!("{}:5000", address(&pods(bench).await[0]));
     let readdressed = data.into_iter().map(|(name, text)| {
-        assert!(text.contains(&service), "{name}: {text}");
-        (name, text.replace(&service, &pod))
+        assert!(name == "ca.crt" || text.contains(service), "{name}: {text}");
+        (name, text.replace(service, &pod))
     });
     readdressed.collect()
 }
@@ -95,6 +97,10 @@ async fn fetched_by_containerd(scratch: &Scratch, files: &BTreeMap<String, Strin
             &files[&format!("{host}.hosts.toml")],
         )
         .unwrap();
+        // As it is named: beside the file.
+        if let Some(authority) = files.get("ca.crt") {
+            fs::write(directory.join("ca.crt"), authority).unwrap();
+        }
     }
     let (_daemon, socket) = containerd(scratch).await;
     let ctr = binaries::get("ctr").await.unwrap();
@@ -116,12 +122,17 @@ async fn copied_by_skopeo(scratch: &Scratch, files: &BTreeMap<String, String>) {
     let config = scratch
         .write("registries.conf", &files["registries.conf"])
         .unwrap();
+    let authorities = scratch.subdirectory("authorities").unwrap();
+    if let Some(authority) = files.get("ca.crt") {
+        fs::write(authorities.join("ca.crt"), authority).unwrap();
+    }
     for host in HOSTS {
         let to = scratch.path().join(format!("copy-of-{host}"));
         let copied = Command::new("skopeo")
             .arg("--registries-conf")
             .arg(&config)
-            .args(["--insecure-policy", "copy"])
+            .args(["--insecure-policy", "copy", "--src-cert-dir"])
+            .arg(&authorities)
             .arg(format!("docker://{host}/team/app:one"))
             .arg(format!("dir:{}", to.display()))
             .output()
@@ -190,4 +201,62 @@ async fn containerd_and_skopeo_pull_through_the_mirror_by_the_files_that_are_pub
     fetched_by_containerd(&scratch, &files).await;
     copied_by_skopeo(&scratch, &files).await;
     assert!(upstream.counts().manifest_gets > 0);
+}
+
+/// The same over TLS, by the mirror's own authority: what nodes are to trust is in the files.
+#[tokio::test]
+async fn containerd_and_skopeo_pull_over_tls_by_the_files_and_the_authority_that_are_published() {
+    let bench = Bench::start("node-files-tls").await;
+    let _kubelet = kubelet(&bench).await;
+    let upstream = Upstream::start(upstream::Options::default()).await.unwrap();
+    let scratch = Scratch::new("node-files-tls").unwrap();
+    let layout = Random::new(6, &[4096])
+        .write(&scratch.path().join("image"), "one")
+        .unwrap();
+    upstream.push(&layout, "one", "team/app:one").await.unwrap();
+    let upstreams = HOSTS.map(|host| json!({"host": host, "remoteURL": upstream.url()}));
+    bench
+        .mirror(
+            "hub",
+            json!({
+                "upstreams": upstreams, "storage": {"type": "Ephemeral"}, "tls": {"mode": "SelfSigned"},
+                "service": {"type": "LoadBalancer"},
+            }),
+        )
+        .await;
+    bench
+        .until_condition("hub", ConditionType::Ready, "True", Reason::Serving)
+        .await;
+    // Nodes reach the Pod by a load balancer's address here, which is why its certificate has it.
+    let address = address(&pods(&bench).await[0]);
+    let ingress = json!({"status": {"loadBalancer": {"ingress": [{"ip": address}]}}});
+    bench
+        .api::<Service>()
+        .patch_status("hub", &PatchParams::default(), &Patch::Merge(&ingress))
+        .await
+        .unwrap();
+    let files = published(&bench).await;
+    let hosts = &files["docker.io.hosts.toml"];
+    assert!(
+        hosts.contains("[host.\"https://") && hosts.contains("ca = \"ca.crt\""),
+        "{hosts}"
+    );
+    assert!(files["registries.conf"].contains("insecure = false"));
+    testbed::install_crypto_provider();
+    let authority = Certificate::from_pem(files["ca.crt"].as_bytes()).unwrap();
+    let client = Client::builder().tls_certs_only([authority]).build().unwrap();
+    soon("a certificate for that address", async || {
+        client
+            .get(format!("https://{address}:5000/v2/"))
+            .send()
+            .await
+            .ok()
+    })
+    .await;
+    fetched_by_containerd(&scratch, &files).await;
+    copied_by_skopeo(&scratch, &files).await;
+    assert!(upstream.counts().manifest_gets > 0);
+    let k3s: Value = serde_saphyr::from_str(&files["registries.yaml"]).unwrap();
+    let trusted = &k3s["configs"][format!("{address}:5000")]["tls"]["ca_file"];
+    assert_eq!(trusted, "/etc/rancher/k3s/ca.crt");
 }
