@@ -73,7 +73,26 @@ impl Configuration {
         };
         config::load(self.path.as_deref(), env::vars_os().filter_map(text))
     }
+
+    /// To start with: where the file is none that this version takes, the last good one beside it, with what is wrong.
+    fn load_to_start(&self) -> Result<Started, config::Error> {
+        match self.load() {
+            Ok((config, notices)) => Ok((config, notices, None)),
+            Err(error) => match self.last_good().as_ref().map(Self::load) {
+                Some(Ok((config, notices))) => Ok((config, notices, Some(error))),
+                Some(Err(_)) | None => Err(error),
+            },
+        }
+    }
+
+    fn last_good(&self) -> Option<Self> {
+        let path = self.path.as_ref()?.with_file_name(config::LAST_GOOD);
+        path.is_file().then_some(Self { path: Some(path) })
+    }
 }
+
+/// A configuration, what has no effect in it, and why it is not the one that was asked for.
+type Started = (Config, Vec<Notice>, Option<config::Error>);
 
 impl Cli {
     /// The arguments of this process; ends it with help or a message where they are none.

@@ -33,6 +33,9 @@ pub use size::MaxSize;
 use crate::digest::{Algorithm, Digest};
 use file::File;
 
+/// A file of this name beside the configuration is the one before it, which a server starts with that does not take the
+/// configuration: one of an older version, for example, whose successor is on its way.
+pub const LAST_GOOD: &str = "last-good.yml";
 const DEFAULT_ROOT: &str = "/var/lib/registry";
 
 /// Everything the server needs to know to run.

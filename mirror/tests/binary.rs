@@ -242,6 +242,10 @@ struct Served {
 impl Served {
     fn start(home: &Home) -> Self {
         home.write("config.yml", SERVED);
+        Self::of_what_is_there(home)
+    }
+
+    fn of_what_is_there(home: &Home) -> Self {
         let mut process = home
             .mirror(&["serve", "config.yml"])
             .stderr(Stdio::piped())
@@ -364,6 +368,32 @@ fn a_broken_configuration_leaves_the_old_one_in_force() {
     assert!(get(&address, "/v2/").starts_with("HTTP/1.1 200"));
     assert!(get(&admin, "/status").contains("unknown key"));
     assert!(get(&admin, "/metrics").contains(r#"registry_mirror_reloads_total{result="refused"} 1"#));
+}
+
+#[test]
+fn a_configuration_that_this_version_does_not_know_is_left_for_the_last_good_one_beside_it() {
+    let home = Home::new("");
+    home.write("last-good.yml", SERVED);
+    home.write("config.yml", &format!("{SERVED}future: {{key: 1}}\n"));
+    let mut server = Served::of_what_is_there(&home);
+    assert_eq!(server.line("not taken")["level"], "error");
+    let (address, admin) = addresses(&mut server);
+    assert!(get(&address, "/v2/").starts_with("HTTP/1.1 200"));
+    let status = get(&admin, "/status");
+    assert!(status.contains("future"), "{status}");
+    // What it knows it takes.
+    home.write("config.yml", &SERVED.replace("1h", "3h"));
+    server.line("in force");
+    assert!(!get(&admin, "/status").contains("future"));
+}
+
+#[test]
+fn a_last_good_configuration_that_is_none_changes_nothing() {
+    let home = Home::new("future: {key: 1}");
+    home.write("last-good.yml", "also: {unknown: 1}");
+    let (code, _, stderr) = home.ends(&["serve", "config.yml"]);
+    assert_eq!(code, 2, "{stderr}");
+    assert!(stderr.contains("future"), "{stderr}");
 }
 
 #[test]

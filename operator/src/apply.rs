@@ -18,6 +18,7 @@ use crate::{
     desired::{Child, Desired, names},
     kind::Kind,
     observed::Observed,
+    validate::Rejection,
 };
 
 pub mod compare;
@@ -25,16 +26,30 @@ mod error;
 pub mod guard;
 mod held;
 mod reload;
+mod tried;
 
 pub use error::Error;
-use error::refused;
+use error::{is_refusal, refused};
 pub use reload::AGAIN_AFTER;
+use tried::Tried;
 
-/// What became of a mirror's claims. They keep nothing else from being applied: servers with a smaller volume serve.
+/// What the API server would not take of a mirror.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Applied {
-    /// What the API server said against claims, by name.
+    /// What it said against claims, by name. They keep nothing else from being applied: servers with a smaller volume
+    /// serve.
     pub refused_claims: BTreeMap<String, RefusedClaim>,
+    /// What it said against other objects as such, by validation: the spec asks for what can't be.
+    pub refused: Option<Rejection>,
+    /// What policies, webhooks and quotas said against other objects, in one sentence.
+    pub forbidden: Option<String>,
+}
+
+impl Applied {
+    /// Whether all is applied but for claims.
+    pub fn is_whole(&self) -> bool {
+        self.refused.is_none() && self.forbidden.is_none()
+    }
 }
 
 /// Why a claim is not as it should be.
@@ -48,9 +63,12 @@ pub struct RefusedClaim {
 
 /// Applies all objects of a mirror, tells its Pods of what they can reload, and deletes what is no longer asked for.
 ///
+/// Each is tried, also where one before it was refused or failed, but for these: where the key of the mirror's own
+/// authority is not kept, nothing is handed out that it signed, as the next look would draw another one; and the workload
+/// waits for what its Pods mount, as one that starts without it, or with what was before, might not serve.
+///
 /// # Errors
-/// The first one; what was applied before stays. Every write can be repeated. An object that someone else keeps changing
-/// keeps nothing else from being applied.
+/// What may be mended by another try; what was applied stays. Every write can be repeated.
 pub async fn all(
     mirror: &RegistryMirror,
     desired: &Desired,
@@ -63,43 +81,19 @@ pub async fn all(
         cluster,
     };
     let found = target.find(desired).await?;
-    let mut contested = Contested::default();
-    let configuration = desired.configuration.iter();
-    for done in join_all(configuration.map(|child| target.apply(child, &found))).await {
-        contested.unless(done)?;
-    }
-    let mut applied = Applied::default();
-    for claim in &desired.claims {
-        let done = target.apply(claim, &found).await;
-        if let Err(error) = contested.unless(done) {
-            let (name, refused) = refused_claim(error, found.contains_key(&key(claim)))?;
-            applied.refused_claims.insert(name, refused);
+    let (mut tried, mut applied) = (Tried::default(), Applied::default());
+    if target.configure(desired, &found, &mut tried).await?
+        && target.claim(desired, &found, &mut applied, &mut tried).await
+    {
+        target.tell_pods(desired, observed).await?;
+        if tried.note(target.apply_workload(desired, &found).await) {
+            for (kind, name) in desired.superseded(&mirror.name_any()) {
+                target.prune(kind, &name).await?;
+            }
         }
     }
-    target.tell_pods(desired, observed).await?;
-    contested.unless(target.apply_workload(desired, &found).await)?;
-    for (kind, name) in desired.superseded(&mirror.name_any()) {
-        target.prune(kind, &name).await?;
-    }
-    contested.end().map(|()| applied)
-}
-
-/// The last object that was left alone for now.
-#[derive(Default)]
-struct Contested(Option<Error>);
-
-impl Contested {
-    fn unless(&mut self, done: Result<(), Error>) -> Result<(), Error> {
-        match done {
-            Err(error @ Error::Contested { .. }) => self.0 = Some(error),
-            done => done?,
-        }
-        Ok(())
-    }
-
-    fn end(self) -> Result<(), Error> {
-        self.0.map_or(Ok(()), Err)
-    }
+    tried.end(&mut applied)?;
+    Ok(applied)
 }
 
 /// Makes the Service that clients know, and nothing else, once every name was looked at.
@@ -141,8 +135,10 @@ pub async fn those_there(
         Some((key(child), live.uid().filter(|_| ours)?))
     };
     let found: Found = children.iter().filter_map(uid).collect();
-    let there = children.iter().filter(|child| found.contains_key(&key(child)));
-    try_join_all(there.map(|child| target.apply(child, &found))).await?;
+    // One after the other, as the key of an authority has to be kept before anything is shown that it signed.
+    for child in children.iter().filter(|child| found.contains_key(&key(child))) {
+        target.apply(child, &found).await?;
+    }
     Ok(())
 }
 
@@ -162,6 +158,54 @@ struct Target<'a> {
 }
 
 impl Target<'_> {
+    /// Applies what comes before claims and workload; whether all is there that Pods mount.
+    async fn configure(&self, desired: &Desired, found: &Found, tried: &mut Tried) -> Result<bool, Error> {
+        let mirror = self.mirror.name_any();
+        let authority = names::authority_key(&mirror);
+        let (first, others): (Vec<_>, Vec<_>) = desired
+            .configuration
+            .iter()
+            .partition(|child| child.kind == Kind::Secret && child.name == authority);
+        for child in first {
+            match self.apply(child, found).await {
+                Err(error @ Error::Contested { .. }) => _ = tried.note(Err(error)),
+                done => done?,
+            }
+        }
+        let done = join_all(others.iter().map(|child| self.apply(child, found))).await;
+        let mounted = names::mounted(&mirror);
+        let mut there = true;
+        for (child, done) in others.iter().zip(done) {
+            let noted = tried.note(done);
+            there &= noted || !mounted.contains(&(child.kind, child.name.clone()));
+        }
+        Ok(there)
+    }
+
+    /// Applies the claims; whether the workload may follow. Where one could not be asked for, it must not make its own.
+    async fn claim(
+        &self,
+        desired: &Desired,
+        found: &Found,
+        applied: &mut Applied,
+        tried: &mut Tried,
+    ) -> bool {
+        for claim in &desired.claims {
+            let Err(error) = self.apply(claim, found).await else {
+                continue;
+            };
+            match refused_claim(error, found.contains_key(&key(claim))) {
+                Ok((name, refused)) => _ = applied.refused_claims.insert(name, refused),
+                Err(error) => {
+                    if !tried.note(Err(error)) {
+                        return false;
+                    }
+                }
+            }
+        }
+        true
+    }
+
     /// Looks at every name before anything is written: half a mirror is of no use to anyone.
     async fn find(&self, desired: &Desired) -> Result<Found, Error> {
         let found = desired.children().map(|child| async {
@@ -252,9 +296,8 @@ impl Target<'_> {
             .await;
         match &applied {
             Ok(_) => contests.wrote(object, wish, Instant::now()),
-            // Any other 403 is a matter of the operator's own rights.
             Err(kube::Error::Api(status))
-                if status.code == 422 || status.code == 403 && kind == Kind::PersistentVolumeClaim =>
+                if is_refusal(status) || status.code == 403 && kind == Kind::PersistentVolumeClaim =>
             {
                 contests.refused(object, wish, Instant::now(), status.clone());
             }

@@ -32,6 +32,7 @@ use crate::{
     issue::{self, Terms},
     metrics::Metrics,
     observed::Observed,
+    pace::Pace,
     replicas::Replicas,
     retry::Retries,
     stages::{self, Share},
@@ -65,6 +66,7 @@ pub(crate) struct Context {
     replicas: Arc<Replicas>,
     written: Written,
     retries: Retries,
+    pace: Pace,
     metrics: Arc<Metrics>,
     listed: Listed<()>,
 }
@@ -112,6 +114,7 @@ impl Controller {
             replicas,
             written: Written::default(),
             retries: Retries::default(),
+            pace: Pace::default(),
             metrics,
             listed: Listed::new([()]),
         });
@@ -194,6 +197,7 @@ impl Context {
                 self.stages.leave(&(namespace, name), self.settings.clock.now());
                 self.written.remove(&stored.uid().unwrap_or_default());
                 self.retries.forget(stored);
+                self.pace.forget(&stored.uid().unwrap_or_default());
             }
             Event::InitDone => self.listed.done(&()),
             Event::Init => {}
@@ -253,6 +257,9 @@ async fn reconcile(stored: Arc<Stored>, context: Arc<Context>) -> Result<Action,
     children.ready().await;
     context.stages.begin(|| children.rolling());
     let started = Instant::now();
+    if let Some(wait) = context.pace.wait(&stored.uid().unwrap_or_default(), started) {
+        return Ok(Action::requeue(wait));
+    }
     let result = timeout(RECONCILE_TIMEOUT, pursue(&stored, &context))
         .await
         .unwrap_or(Err(Error::Timeout));
@@ -296,7 +303,7 @@ async fn pursue(stored: &Stored, context: &Context) -> Result<Action, Error> {
 /// Writes the status if there is something new to say.
 async fn tell(mirror: &RegistryMirror, context: &Context, outcome: &Outcome) -> Result<Observed, Error> {
     let mut observed = context.observe(mirror).await?;
-    if !matches!(outcome, Outcome::Acted(_)) {
+    if !outcome.is_handed_out() {
         observed.certificate = upkeep::served(mirror, context).await;
     }
     context.stages.saw(mirror, &observed);

@@ -40,12 +40,15 @@ pub const ADMIN_PORT: u16 = workload::ADMIN_PORT.number;
 pub struct Release {
     /// The server's image, where a spec names none.
     pub server_image: String,
+    /// Servers keep the configuration that they have: it may be of an older version, and know less.
+    pub keeps_configuration: bool,
 }
 
 impl Default for Release {
     fn default() -> Self {
         Self {
             server_image: concat!("registry-mirror:", env!("CARGO_PKG_VERSION")).to_owned(),
+            keeps_configuration: false,
         }
     }
 }
@@ -128,10 +131,16 @@ pub fn objects(
     release: &Release,
 ) -> Result<Desired, Rejection> {
     let config = config::file(accepted)?;
-    let yaml = config.to_yaml();
+    let live = observed.configuration.as_ref().map(|live| &live.current);
+    let kept = live.filter(|live| release.keeps_configuration && live.is_as_written());
+    let yaml = kept.map_or_else(|| config.to_yaml(), |kept| kept.yaml.clone());
+    let configuration_version = hex::encode(Sha256::digest(&yaml));
     let handed_out = HandedOut::new(accepted, references.handed_out.as_ref(), observed);
     let reload = reload(accepted, &yaml, &handed_out);
-    let mut configuration = vec![config::object(accepted, &yaml), handed_out.object(accepted)];
+    let mut configuration = vec![
+        config::object(accepted, &yaml, &configuration_version, observed),
+        handed_out.object(accepted),
+    ];
     configuration.extend(files::object(accepted));
     configuration.extend(files::authority_key(accepted.mirror, accepted.authority.as_ref()));
     configuration.push(service_account::object(accepted.mirror));
@@ -150,7 +159,7 @@ pub fn objects(
         rendered,
         is_held: false,
         reload,
-        configuration_version: hex::encode(Sha256::digest(&yaml)),
+        configuration_version,
         config,
         handed_out,
     })
@@ -165,9 +174,9 @@ pub fn renewed(
     authority: Option<&BTreeMap<String, Vec<u8>>>,
 ) -> Vec<Child> {
     let published = published.and_then(|published| hosts::renewed(mirror, published, serving));
-    [files::renewed(mirror, handed_out, serving)]
+    files::authority_key(mirror, authority)
         .into_iter()
-        .chain(files::authority_key(mirror, authority))
+        .chain([files::renewed(mirror, handed_out, serving)])
         .chain(files::authority(mirror, Some(serving)))
         .chain(published)
         .collect()

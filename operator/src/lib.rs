@@ -18,6 +18,7 @@ pub mod kind;
 pub mod lease;
 pub mod metrics;
 pub mod observed;
+pub mod pace;
 pub mod replicas;
 pub mod retry;
 pub mod rights;

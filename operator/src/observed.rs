@@ -8,10 +8,12 @@ use k8s_openapi::{
 };
 use kube_quantity::ParsedQuantity;
 
+mod configuration;
 mod life;
 mod rendered;
 mod server;
 
+pub use configuration::{Configuration, Text};
 pub use life::Life;
 pub use rendered::Rendered;
 pub use server::{Answer, Report, Server};
@@ -25,6 +27,8 @@ pub struct Observed {
     pub service: Option<ServiceAddress>,
     /// Every address and name that the cluster gave the Service: of either family, and of load balancers.
     pub service_names: Vec<String>,
+    /// The servers' configuration as it stands.
+    pub configuration: Option<Configuration>,
     /// The claims that the operator made.
     pub claims: Vec<Claim>,
     /// The claim that an admin is to make, where the spec names one.
@@ -46,6 +50,15 @@ impl Observed {
         self.claims
             .iter()
             .chain(existing.and_then(|existing| existing.claim.as_ref()))
+    }
+
+    /// Whether every server runs with a configuration, by its SHA-256, and there is one.
+    pub fn all_run_with(&self, configuration: &str) -> bool {
+        let runs = |server: &Server| {
+            let report = server.report();
+            report.is_some_and(|report| report.configuration == configuration)
+        };
+        !self.servers.is_empty() && self.servers.iter().all(runs)
     }
 
     /// A server was not asked yet: what it was known to say stands until it is.

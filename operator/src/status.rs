@@ -104,6 +104,20 @@ impl Acted {
 }
 
 impl Outcome {
+    /// Whether servers were handed all that they should have.
+    pub fn is_handed_out(&self) -> bool {
+        matches!(self, Self::Acted(acted) if acted.applied.is_whole())
+    }
+
+    /// What the cluster does not let be applied, in its words, once that does not pass.
+    pub fn held_up(&self) -> Option<&str> {
+        match self {
+            Self::Failed(why) => why.as_deref(),
+            Self::Acted(acted) => acted.applied.forbidden.as_deref(),
+            Self::Paused | Self::Rejected(_) => None,
+        }
+    }
+
     /// Whether a server has yet to read what it is handed.
     pub fn is_news_to_some(&self) -> bool {
         matches!(self, Self::Acted(Acted { is_news: true, .. }))

@@ -13,7 +13,7 @@ use operator::{
     desired::{self, Child, Desired, Release, names},
     issue::{self, Terms},
     kind::Kind,
-    observed::{Claim, Observed, ServiceAddress},
+    observed::{Answer, Claim, Configuration, Observed, Report, Server, ServiceAddress, Text},
     validate,
 };
 use serde_json::Value;
@@ -121,6 +121,7 @@ fn desired(mirror: &RegistryMirror, shelf: &Shelf, observed: &Observed) -> Desir
     issue::certificates(&mut accepted, &references, &names, observed.at, &Terms::default()).unwrap();
     let release = Release {
         server_image: "registry-mirror:test".to_owned(),
+        ..Release::default()
     };
     desired::objects(&accepted, &references, observed, &release).unwrap()
 }
@@ -760,4 +761,114 @@ fn the_server_reads_the_configuration_that_is_written_for_it() {
         );
         assert!(config.proxy.credentials_directory.is_some(), "{name}");
     }
+}
+
+fn with_configuration(current: &Text, last_good: Option<&Text>, server: Option<&str>) -> Observed {
+    let report = |version: &str| Report {
+        configuration: version.to_owned(),
+        ..Report::default()
+    };
+    let server = server.map(|version| Server {
+        pod: "hub-0".to_owned(),
+        uid: "u".to_owned(),
+        address: [127, 0, 0, 2].into(),
+        answer: Answer::Given(report(version)),
+    });
+    Observed {
+        configuration: Some(Configuration {
+            current: current.clone(),
+            last_good: last_good.cloned(),
+        }),
+        servers: server.into_iter().collect(),
+        ..Observed::default()
+    }
+}
+
+/// As the operator wrote it.
+fn text(yaml: &str) -> Text {
+    let text = Text {
+        yaml: yaml.to_owned(),
+        written: None,
+    };
+    Text {
+        written: Some(text.version()),
+        ..text
+    }
+}
+
+fn last_good(observed: &Observed) -> Option<String> {
+    let desired = desired(&spec("minimal"), &shelf(), observed);
+    let config = child(&desired, Kind::ConfigMap, "hub-config");
+    config.manifest["data"]["last-good.yml"]
+        .as_str()
+        .map(str::to_owned)
+}
+
+#[test]
+fn what_servers_ran_with_stands_beside_what_they_may_not_know() {
+    let (old, older) = (text("old: 1"), text("older: 1"));
+    let good = |observed: &Observed| last_good(observed);
+    let version = old.version();
+    let taken = with_configuration(&old, None, Some(&version));
+    assert_eq!(good(&taken).as_deref(), Some("old: 1"));
+    let refused = with_configuration(&old, Some(&older), Some("another"));
+    assert_eq!(good(&refused).as_deref(), Some("older: 1"), "they never took it");
+    let nobody = with_configuration(&old, Some(&older), None);
+    assert_eq!(good(&nobody).as_deref(), Some("older: 1"), "nobody has");
+    assert_eq!(good(&Observed::default()), None, "there was none");
+    let present = desired(&spec("minimal"), &shelf(), &Observed::default());
+    let present = child(&present, Kind::ConfigMap, "hub-config").manifest["data"]["config.yml"].clone();
+    let present = text(present.as_str().unwrap());
+    let steady = with_configuration(&present, Some(&older), Some(&present.version()));
+    assert_eq!(
+        good(&steady).as_deref(),
+        Some("older: 1"),
+        "nothing is written at rest"
+    );
+}
+
+#[test]
+fn what_someone_else_wrote_is_never_the_last_good_configuration() {
+    let (old, edited) = (
+        text("old: 1"),
+        Text {
+            yaml: "edited: 1".to_owned(),
+            ..text("old: 1")
+        },
+    );
+    let taken = with_configuration(&edited, Some(&old), Some(&edited.version()));
+    assert_eq!(last_good(&taken).as_deref(), Some("old: 1"));
+    assert_eq!(last_good(&with_configuration(&old, Some(&edited), None)), None);
+}
+
+#[test]
+fn a_mirror_that_waits_for_its_turn_keeps_the_configuration_of_its_servers() {
+    let mirror = spec("minimal");
+    let references = references(&mirror, &shelf());
+    let accepted = validate::accept(&mirror, &references).unwrap();
+    let kept = |observed: &Observed| {
+        let release = Release {
+            keeps_configuration: true,
+            ..Release::default()
+        };
+        let desired = desired::objects(&accepted, &references, observed, &release).unwrap();
+        let config = child(&desired, Kind::ConfigMap, "hub-config");
+        let yaml = config.manifest["data"]["config.yml"].as_str().unwrap().to_owned();
+        (yaml, desired.configuration_version)
+    };
+    let old = text("old: 1");
+    assert_eq!(
+        kept(&with_configuration(&old, None, None)),
+        ("old: 1".to_owned(), old.version())
+    );
+    let edited = Text {
+        yaml: "edited: 1".to_owned(),
+        ..old
+    };
+    assert!(
+        kept(&with_configuration(&edited, None, None))
+            .0
+            .contains("docker.io"),
+        "unless someone changed it"
+    );
 }

@@ -163,7 +163,10 @@ fn refused(reason: Reason) -> Case {
     let refused_claims = BTreeMap::from([("cache-hub-0".to_owned(), RefusedClaim { reason, message })]);
     Case {
         outcome: Outcome::Acted(Acted {
-            applied: Applied { refused_claims },
+            applied: Applied {
+                refused_claims,
+                ..Applied::default()
+            },
             ..Acted::default()
         }),
         ..serving()

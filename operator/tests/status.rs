@@ -295,6 +295,7 @@ fn a_claim_that_may_not_grow_is_told_and_pulls_go_on() {
     };
     let applied = Applied {
         refused_claims: BTreeMap::from([("cache-hub-0".to_owned(), refused)]),
+        ..Applied::default()
     };
     let outcome = Outcome::Acted(Acted {
         applied,

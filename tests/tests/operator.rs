@@ -33,6 +33,8 @@ mod lease;
 mod node_files;
 #[path = "operator/pods.rs"]
 mod pods;
+#[path = "operator/policies.rs"]
+mod policies;
 #[path = "operator/process.rs"]
 mod process;
 #[path = "operator/protected.rs"]

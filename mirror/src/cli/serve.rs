@@ -17,7 +17,7 @@ use crate::traces::Traces;
 pub(super) async fn serve(configuration: Configuration) -> Result<(), Failure> {
     // Stamped before it is read, so that no edit falls in between.
     let files = Files::new(configuration.path.iter().cloned().collect());
-    let (config, notices) = configuration.load()?;
+    let (config, notices, refused) = configuration.load_to_start()?;
     let traces = Traces::from_environment();
     let (level, _rest) = logging::start(&config.log, traces.as_ref().ok().and_then(Option::as_ref))
         .map_err(io::Error::other)?;
@@ -30,6 +30,9 @@ pub(super) async fn serve(configuration: Configuration) -> Result<(), Failure> {
     let mut signals = Signals::new()?;
     let server = Server::start(config).await?;
     let reloader = server.reloader();
+    if let Some(error) = refused {
+        reloader.refused(&error);
+    }
     let shutdown = CancellationToken::new();
     let follow = follow(configuration, files, reloader, level, signals.hangup);
     let stop = shutdown.clone();

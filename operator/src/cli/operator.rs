@@ -138,6 +138,7 @@ fn options(args: Args) -> Options {
         namespaces: namespaces.filter(|namespace| !namespace.is_empty()).collect(),
         release: Release {
             server_image: args.server_image,
+            ..Release::default()
         },
         resync: args.resync.positive().unwrap_or(controller::RESYNC),
         upgrades: Limits {

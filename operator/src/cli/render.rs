@@ -31,6 +31,7 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
     let documents = args.files.read()?;
     let release = Release {
         server_image: args.server_image,
+        ..Release::default()
     };
     let mut manifests = Vec::new();
     for mirror in &documents.mirrors {

@@ -22,7 +22,7 @@ const FIRST: Duration = Duration::from_secs(1);
 /// The longest.
 const LONGEST: Duration = Duration::from_mins(1);
 /// The same for what is refused.
-const FIRST_REFUSED: Duration = Duration::from_mins(1);
+const FIRST_REFUSED: Duration = Duration::from_secs(20);
 const LONGEST_REFUSED: Duration = Duration::from_mins(5);
 /// After so long without a write it starts anew.
 const FORGOTTEN: Duration = Duration::from_mins(10);

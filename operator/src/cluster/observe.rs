@@ -3,7 +3,10 @@
 use crds::{RegistryMirror, storage::Volume};
 use k8s_openapi::api::{
     apps::v1::{Deployment, StatefulSet},
-    core::v1::{PersistentVolumeClaim, PersistentVolumeClaimSpec, PersistentVolumeClaimStatus, Pod, Service},
+    core::v1::{
+        ConfigMap, PersistentVolumeClaim, PersistentVolumeClaimSpec, PersistentVolumeClaimStatus, Pod,
+        Service,
+    },
 };
 use k8s_openapi::jiff::Timestamp;
 use kube::{
@@ -16,9 +19,12 @@ use std::{collections::BTreeSet, net::IpAddr};
 
 use super::{Cluster, children::Children};
 use crate::{
-    desired::names,
+    desired::{config, names},
     kind::Kind,
-    observed::{Answer, Claim, ExistingClaim, Growth, Observed, Rendered, Server, ServiceAddress, Workload},
+    observed::{
+        Answer, Claim, Configuration, ExistingClaim, Growth, Observed, Rendered, Server, ServiceAddress,
+        Text, Workload,
+    },
 };
 
 impl Cluster {
@@ -50,6 +56,7 @@ impl Children {
         Observed {
             service_names: service.as_ref().map(service_names).unwrap_or_default(),
             service: service.and_then(ServiceAddress::of),
+            configuration: self.configuration(mirror),
             claims: self.claims(&name, &namespace),
             claim_templates: stateful_set.as_ref().and_then(claim_templates),
             workload: stateful_set
@@ -95,9 +102,29 @@ impl Children {
         claims
     }
 
+    fn configuration(&self, mirror: &RegistryMirror) -> Option<Configuration> {
+        let map = self.owned::<ConfigMap>(mirror, Kind::ConfigMap, &names::config(&mirror.name_any()))?;
+        let mut data = map.data.unwrap_or_default();
+        let mut annotations = map.metadata.annotations.unwrap_or_default();
+        let mut text = |key: &str, note: &str| {
+            Some(Text {
+                yaml: data.remove(key)?,
+                written: annotations.remove(note),
+            })
+        };
+        Some(Configuration {
+            current: text(config::FILE, names::CONFIGURATION)?,
+            last_good: text(config::LAST_GOOD, names::LAST_GOOD),
+        })
+    }
+
     /// The object of the mirror's own name, if it is the mirror's.
     fn typed<K: DeserializeOwned>(&self, mirror: &RegistryMirror, kind: Kind) -> Option<K> {
-        let object = self.get(kind, &mirror.namespace().unwrap_or_default(), &mirror.name_any())?;
+        self.owned(mirror, kind, &mirror.name_any())
+    }
+
+    fn owned<K: DeserializeOwned>(&self, mirror: &RegistryMirror, kind: Kind, name: &str) -> Option<K> {
+        let object = self.get(kind, &mirror.namespace().unwrap_or_default(), name)?;
         let owned = object
             .owner_references()
             .iter()

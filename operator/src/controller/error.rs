@@ -56,7 +56,9 @@ impl Error {
                 name,
                 source,
             }) => (format!("{verb} {kind} {name}"), source.as_ref()),
-            Self::Apply(apply::Error::Altered { .. }) => return Some(self.to_string()),
+            Self::Apply(apply::Error::Altered { .. } | apply::Error::Forbidden { .. }) => {
+                return Some(self.to_string());
+            }
             _ => return None,
         };
         match source {

@@ -29,7 +29,7 @@ fn look_again(outcome: &Outcome, observed: &Observed, resync: Duration) -> Durat
     match outcome {
         Outcome::Rejected(_) => resync.min(REJECTED_RETRY),
         Outcome::Acted(Acted { applied, .. })
-            if !applied.refused_claims.is_empty() || observed.lacks_claim() =>
+            if !applied.is_whole() || !applied.refused_claims.is_empty() || observed.lacks_claim() =>
         {
             resync.min(REJECTED_RETRY)
         }

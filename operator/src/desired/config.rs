@@ -9,8 +9,9 @@ use crds::{
     cache,
     observability::{LogFormat, LogLevel},
 };
-use k8s_openapi::api::core::v1::ConfigMap;
+use k8s_openapi::{api::core::v1::ConfigMap, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 use kube::ResourceExt;
+pub use mirror::config::LAST_GOOD;
 use mirror::config::{
     Config, TtlFrom,
     duration::GoDuration,
@@ -21,6 +22,7 @@ use mirror::config::{
 use super::{child::Child, names};
 use crate::{
     kind::Kind,
+    observed::{Observed, Text},
     validate::{self, Accepted, Rejection},
 };
 
@@ -128,13 +130,33 @@ fn duration(duration: kube::core::Duration) -> GoDuration {
     Duration::from(duration).into()
 }
 
-/// The `ConfigMap` that holds it.
-pub(super) fn object(accepted: &Accepted<'_>, yaml: &str) -> Child {
+/// The `ConfigMap` that holds it, beside the one that servers ran with before: an older server that can't read the new one
+/// starts with that.
+pub(super) fn object(accepted: &Accepted<'_>, yaml: &str, version: &str, observed: &Observed) -> Child {
     let name = names::config(&accepted.mirror.name_any());
+    let mut annotations = BTreeMap::from([(names::CONFIGURATION.to_owned(), version.to_owned())]);
+    let mut data = BTreeMap::from([(FILE.to_owned(), yaml.to_owned())]);
+    if let Some(last_good) = last_good(yaml, observed) {
+        annotations.insert(names::LAST_GOOD.to_owned(), last_good.version());
+        data.insert(LAST_GOOD.to_owned(), last_good.yaml.clone());
+    }
     let map = ConfigMap {
-        metadata: names::owned(accepted.mirror, name.clone()),
-        data: Some(BTreeMap::from([(FILE.to_owned(), yaml.to_owned())])),
+        metadata: ObjectMeta {
+            annotations: Some(annotations),
+            ..names::owned(accepted.mirror, name.clone())
+        },
+        data: Some(data),
         ..ConfigMap::default()
     };
     Child::new(Kind::ConfigMap, name, &map)
+}
+
+/// What stands there, once all servers run with it; until then what was good before it. Nothing that someone else wrote.
+fn last_good<'a>(yaml: &str, observed: &'a Observed) -> Option<&'a Text> {
+    let live = observed.configuration.as_ref()?;
+    let current = &live.current;
+    if current.yaml != yaml && current.is_as_written() && observed.all_run_with(&current.version()) {
+        return Some(current);
+    }
+    live.last_good.as_ref().filter(|text| text.is_as_written())
 }

@@ -21,6 +21,10 @@ pub const APPLIED: &str = "registrymirror.io/applied";
 pub const RELOAD: &str = "registrymirror.io/reload";
 /// On Pods: how often their kubelet was told of one change, and when it was told last.
 pub const TOLD: &str = "registrymirror.io/told";
+/// On the `ConfigMap` with the configuration: the SHA-256 by which servers name it.
+pub const CONFIGURATION: &str = "registrymirror.io/configuration";
+/// The same of the last good one.
+pub const LAST_GOOD: &str = "registrymirror.io/last-good-configuration";
 /// On the credentials Secret: how often a last good entry replaced another.
 pub const REPLACED: &str = "registrymirror.io/credentials-replaced";
 /// On the workload: how its Pods were rendered.
@@ -97,6 +101,16 @@ pub fn every(mirror: &str) -> Vec<(Kind, String)> {
         (Kind::Secret, files(mirror)),
         (Kind::Secret, authority_key(mirror)),
         (Kind::PodDisruptionBudget, mirror.to_owned()),
+    ]
+}
+
+/// What its Pods mount, or run as.
+pub fn mounted(mirror: &str) -> [(Kind, String); 4] {
+    [
+        (Kind::ConfigMap, config(mirror)),
+        (Kind::Secret, credentials(mirror)),
+        (Kind::Secret, files(mirror)),
+        (Kind::ServiceAccount, mirror.to_owned()),
     ]
 }
 

@@ -44,6 +44,14 @@ impl Stages {
             }
             Change::OfTheOperator => self.ask(&mirror, workload, observed, &mut wanted),
         };
+        if wanted.is_held {
+            // Nor a configuration that the servers of before may not know.
+            wanted = render(&Release {
+                keeps_configuration: true,
+                ..release.clone()
+            })?;
+            wanted.is_held = true;
+        }
         Ok((wanted, upgrade))
     }
 
@@ -75,5 +83,6 @@ fn before(workload: &Workload, release: &Release) -> Release {
     let image = rendered.map(|rendered| rendered.server_image.clone());
     Release {
         server_image: image.unwrap_or_else(|| release.server_image.clone()),
+        ..release.clone()
     }
 }

@@ -67,11 +67,13 @@ pub(super) fn condition(outcome: &Outcome, observed: &Observed, now: Timestamp) 
             return Some(of_life(observed.certificate?, now, way_out(outcome)));
         }
     };
+    // What was handed out, where something of it may have been refused.
+    let life = observed.certificate.unwrap_or(certificate.life);
     if let Some(problem) = &certificate.problem {
         let message = format!("{}; the previous certificate serves on", problem.message);
         return saying(Truth::False, problem.reason, message);
     }
-    Some(of_life(certificate.life, now, way_out(outcome)))
+    Some(of_life(life, now, way_out(outcome)))
 }
 
 fn of_life(life: Life, now: Timestamp, way_out: &str) -> Saying {

@@ -9,8 +9,8 @@ use k8s_openapi::{
     jiff::{Timestamp, Unit},
 };
 
-use super::{Outcome, UpstreamCredentials, certificate, credentials, progress, storage, upstreams};
-use crate::{observed::Observed, validate::Rejection};
+use super::{Acted, Outcome, UpstreamCredentials, certificate, credentials, progress, storage, upstreams};
+use crate::{apply::Applied, observed::Observed, validate::Rejection};
 
 /// Yes, no, or not known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,7 +87,7 @@ pub fn of(
         .map(|saying| context.condition(&saying))
         .chain(kept)
         .collect();
-    conditions.push(context.condition(&ready(&conditions, before, outcome)));
+    conditions.push(context.condition(&ready(&conditions, before, outcome, observed)));
     sorted(conditions)
 }
 
@@ -182,7 +182,14 @@ impl Context<'_> {
 fn accepted(outcome: &Outcome) -> Option<Saying> {
     match outcome {
         Outcome::Paused | Outcome::Failed(_) => None,
-        Outcome::Rejected(rejection) => Some(Saying::new(
+        Outcome::Rejected(rejection)
+        | Outcome::Acted(Acted {
+            applied: Applied {
+                refused: Some(rejection),
+                ..
+            },
+            ..
+        }) => Some(Saying::new(
             ConditionType::Accepted,
             Truth::False,
             certificate::as_reference(rejection.reason),
@@ -200,9 +207,9 @@ fn accepted(outcome: &Outcome) -> Option<Saying> {
 fn available(outcome: &Outcome, observed: &Observed) -> Saying {
     let kind = ConditionType::Available;
     let Some(workload) = &observed.workload else {
-        let message = match outcome {
-            Outcome::Failed(Some(why)) => format!("no server was started yet: {why}; it is tried again"),
-            _ => "no server was started yet".to_owned(),
+        let message = match outcome.held_up() {
+            Some(why) => format!("no server was started yet: {why}; it is tried again"),
+            None => "no server was started yet".to_owned(),
         };
         return Saying::new(kind, Truth::False, Reason::NoReadyReplicas, message);
     };
@@ -249,7 +256,7 @@ fn paused(mirror: &RegistryMirror) -> Option<Saying> {
 }
 
 /// The sum of the others: the first of them that stands in the way is its reason.
-fn ready(conditions: &[Condition], before: &[Condition], outcome: &Outcome) -> Saying {
+fn ready(conditions: &[Condition], before: &[Condition], outcome: &Outcome, observed: &Observed) -> Saying {
     let find = |kind: ConditionType| {
         conditions
             .iter()
@@ -262,6 +269,11 @@ fn ready(conditions: &[Condition], before: &[Condition], outcome: &Outcome) -> S
         .or_else(|| find(ConditionType::StorageReady).filter(is_false).filter(bound))
         .or_else(|| find(ConditionType::TLSReady).filter(is_false))
         .or_else(|| find(ConditionType::Available).filter(is_false))
+        // Nobody reaches servers without a Service, which may be what was refused.
+        .or_else(|| {
+            find(ConditionType::Progressing)
+                .filter(|_| observed.service.is_none() && outcome.held_up().is_some())
+        })
         .or_else(|| {
             find(ConditionType::CredentialsValid)
                 .filter(is_false)

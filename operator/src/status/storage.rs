@@ -32,7 +32,7 @@ fn not_ready(reason: Reason, message: String) -> Saying {
 /// In the API server's words.
 fn refused(outcome: &Outcome) -> Option<Saying> {
     let Outcome::Acted(Acted {
-        applied: Applied { refused_claims },
+        applied: Applied { refused_claims, .. },
         ..
     }) = outcome
     else {

@@ -100,6 +100,7 @@ impl Bench {
             namespaces: vec![self.namespace.name().to_owned()],
             release: Release {
                 server_image: self.server_image.clone(),
+                ..Release::default()
             },
             ..self.options.clone()
         };
@@ -330,6 +331,16 @@ impl Bench {
             };
             mark = self.mark().await;
         }
+    }
+
+    /// How often the operator asked for anything in this namespace since a mark.
+    pub(crate) fn requests(&self, mark: testbed::audit::Mark) -> u64 {
+        let audit = self.control_plane.audit().expect("an audit log");
+        let events = audit.since(mark).unwrap();
+        let own = events
+            .iter()
+            .filter(|event| event.user() == self.user && event.object_ref.namespace == self.namespace.name());
+        own.count() as u64
     }
 
     /// Writes of the operator in this namespace since a mark, events apart.

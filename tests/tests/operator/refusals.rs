@@ -1,8 +1,8 @@
 //! What a cluster does not let the operator do, and where that is told.
 
 use crds::RegistryMirror;
-use crds::conditions::{ConditionType, Reason};
-use k8s_openapi::api::core::v1::ResourceQuota;
+use crds::conditions::ConditionType;
+use k8s_openapi::api::core::v1::{ResourceQuota, Secret};
 use serde_json::json;
 
 use crate::bench::{Bench, condition, ephemeral};
@@ -19,16 +19,25 @@ async fn a_quota_that_keeps_a_child_from_being_made_is_told_in_the_conditions_an
         move |mirror: &RegistryMirror| {
             let message = condition(mirror, kind)?.message.clone();
             message
-                .contains("applying Secret hub-credentials: ")
+                .contains("refuses Secret hub-credentials: ")
                 .then_some(message)
         }
     };
-    for kind in [ConditionType::Ready, ConditionType::Progressing] {
+    for kind in [ConditionType::Progressing, ConditionType::Ready] {
         let message = bench.until("hub", "the quota", told(kind)).await;
         assert!(message.contains("quota"), "{message}");
     }
+    bench.until_accepted("hub").await;
     bench.delete::<ResourceQuota>("no-secrets").await;
     bench
-        .until_condition("hub", ConditionType::Accepted, "True", Reason::SpecAccepted)
+        .until("hub-credentials", "the Secret", |secret: &Secret| {
+            secret.data.clone()
+        })
+        .await;
+    bench
+        .until("hub", "a status without the quota", |mirror: &RegistryMirror| {
+            let message = &condition(mirror, ConditionType::Progressing)?.message;
+            (!message.contains("refuses")).then_some(())
+        })
         .await;
 }

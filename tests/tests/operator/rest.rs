@@ -84,6 +84,12 @@ async fn ten_looks_at_everything_write_nothing_also_where_conditions_are_false()
             .until_condition(name, ConditionType::Accepted, "False", reason)
             .await;
     }
+    // All but the Service is there.
+    bench
+        .until("refused", "one Pod", |mirror: &crds::RegistryMirror| {
+            (mirror.status.as_ref()?.replicas == 1).then_some(())
+        })
+        .await;
     // A claim without a volume can't grow.
     bench.mirror("claims", with_claims("2Gi")).await;
     bench
@@ -166,6 +172,40 @@ async fn somebody_who_keeps_editing_is_answered_ever_later_and_repaired_once_it_
         "{repairs} repairs of {edits} edits within {fought:?}: {writes:#?}"
     );
     assert!(bench.reconciles() > looks);
+}
+
+#[tokio::test]
+async fn somebody_who_never_stops_editing_what_does_not_matter_costs_a_few_looks_a_second_and_no_write() {
+    if skip_on_existing_cluster(
+        "somebody_who_never_stops_editing_what_does_not_matter_costs_a_few_looks_a_second_and_no_write",
+    ) {
+        return;
+    }
+    let bench = Bench::start("hot-loop").await;
+    bench
+        .secret("quay", json!({"username": "ann", "password": "pw"}))
+        .await;
+    bench.mirror("hub", with_credentials("quay")).await;
+    settle(&bench).await;
+    let (mark, looks, started) = (bench.mark().await, bench.reconciles(), Instant::now());
+    let mut edits = 0;
+    // More than may be looked at without a pause.
+    while edits < 300 || started.elapsed() < Duration::from_secs(5) {
+        let note = json!({"metadata": {"annotations": {"edit": edits.to_string()}}});
+        bench.merge::<ConfigMap>("hub-config", note).await;
+        edits += 1;
+    }
+    let seconds = started.elapsed().as_secs();
+    let looks = bench.reconciles() - looks;
+    let most = 40 + 4 * (seconds + 2);
+    assert!(looks <= most, "{looks} looks at {edits} edits within {seconds} s");
+    assert_eq!(bench.writes(mark), [""; 0]);
+    let requests = bench.requests(mark);
+    // Each look reads what the spec refers to, and what servers were handed.
+    assert!(
+        requests <= 4 * looks + 20,
+        "{requests} requests for {looks} looks"
+    );
 }
 
 #[tokio::test]

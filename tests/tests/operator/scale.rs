@@ -229,7 +229,7 @@ async fn probe(bench: &Bench, operator: &Measured, ttl: &str) -> String {
     percentiles(applied.values().map(|took| took.as_secs_f64() * 1000.0).collect())
 }
 
-/// Has the API server refuse one mirror's configuration in a way that a retry may mend.
+/// Has the API server refuse one mirror's configuration for ever.
 async fn refuse(bench: &Bench, config_map: &str) {
     let client = bench.namespace.client();
     let metadata = json!({"name": "refuse-one"});

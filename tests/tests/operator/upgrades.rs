@@ -6,6 +6,7 @@ use std::time::Duration;
 use crds::RegistryMirror;
 use crds::conditions::{ConditionType, Reason};
 use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::{ConfigMap, Pod};
 use k8s_openapi::api::events::v1::Event;
 use kube::ResourceExt;
 use kube::api::ListParams;
@@ -15,6 +16,7 @@ use testbed::FakeKubelet;
 use testbed::fake_kubelet::{Image, Options};
 
 use crate::bench::{Bench, IMAGE, condition, ephemeral, soon};
+use crate::pods::{admin, is_ready, pods, restarts};
 
 const NEXT: &str = "registry-mirror:next";
 /// One that no node can get.
@@ -272,4 +274,75 @@ async fn a_mirror_that_waits_is_kept_as_it_should_be_all_the_same() {
         .until(&waiting, "the replicas that the spec asks for", repaired)
         .await;
     assert_eq!(kept.as_deref(), Some(IMAGE));
+}
+
+/// An operator of a later version writes a key that the servers of before do not know; it has not given them another
+/// image yet, or that one does not run.
+#[tokio::test]
+async fn servers_of_before_go_on_and_start_with_the_last_good_configuration_where_they_do_not_know_the_new_one()
+ {
+    let mut bench = Bench::start("last-good").await;
+    let _kubelet = kubelet(&bench).await;
+    bench.mirror("a", ephemeral()).await;
+    let rolled_out = async |bench: &Bench| {
+        bench
+            .until_condition("a", ConditionType::Progressing, "False", Reason::RolledOut)
+            .await;
+    };
+    rolled_out(&bench).await;
+    let yaml = |map: &ConfigMap, key: &str| map.data.as_ref()?.get(key).cloned();
+    let first = bench
+        .until("a-config", "a configuration", |map: &ConfigMap| {
+            yaml(map, "config.yml")
+        })
+        .await;
+    bench
+        .merge::<RegistryMirror>("a", json!({"spec": {"cache": {"tagTTL": "7m"}}}))
+        .await;
+    let kept = bench
+        .until(
+            "a-config",
+            "the one before beside the new one",
+            |map: &ConfigMap| yaml(map, "last-good.yml"),
+        )
+        .await;
+    assert_eq!(kept, first);
+    rolled_out(&bench).await;
+
+    bench.stop_operator().await;
+    let second = bench
+        .until("a-config", "a configuration", |map: &ConfigMap| {
+            yaml(map, "config.yml")
+        })
+        .await;
+    let later = json!({"data": {"config.yml": format!("{second}future: {{key: 1}}\n")}});
+    bench.merge::<ConfigMap>("a-config", later).await;
+    let before = pods(&bench).await.remove(0);
+    bench.delete::<Pod>(&before.name_any()).await;
+    let after = soon("another Pod that serves", async || {
+        pods(&bench)
+            .await
+            .into_iter()
+            .find(|pod| pod.uid() != before.uid() && is_ready(pod))
+    })
+    .await;
+    let status = admin(&after, "status").await.unwrap();
+    let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+    assert!(
+        status["configurationError"].as_str().unwrap().contains("future"),
+        "{status}"
+    );
+    assert_eq!(restarts(&after), 0);
+
+    // The operator that is there again repairs what it did not write, and the server takes it.
+    bench.start_operator().await;
+    bench
+        .until("a-config", "repair", |map: &ConfigMap| {
+            (yaml(map, "config.yml")? == second).then_some(())
+        })
+        .await;
+    rolled_out(&bench).await;
+    bench
+        .until_condition("a", ConditionType::Ready, "True", Reason::Serving)
+        .await;
 }

@@ -1,0 +1,202 @@
+//! Objects that the cluster's own rules refuse, one by one.
+
+use crds::conditions::{ConditionType, Reason};
+use k8s_openapi::api::admissionregistration::v1::{
+    ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding,
+};
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::{ConfigMap, Service};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use kube::Api;
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
+use serde_json::{Value, json};
+
+use crate::bench::{Bench, ephemeral, soon};
+
+/// A policy for a bench's namespace.
+struct Policy {
+    name: String,
+    bindings: Api<ValidatingAdmissionPolicyBinding>,
+}
+
+impl Policy {
+    /// Refuses objects of these names and this kind; in force once it refuses a dry run.
+    async fn refuse(bench: &Bench, resource: (&str, &str, &str), names: &[&str], reason: &str) -> Self {
+        let name = format!("{}-{}", bench.namespace, resource.2);
+        let (group, version, plural) = resource;
+        let namespace = json!({"matchLabels": {"kubernetes.io/metadata.name": bench.namespace.name()}});
+        let policy = json!({
+            "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicy",
+            "metadata": {"name": name},
+            "spec": {
+                "matchConstraints": {
+                    "namespaceSelector": namespace,
+                    "resourceRules": [{
+                        "apiGroups": [group], "apiVersions": [version], "operations": ["CREATE", "UPDATE"],
+                        "resources": [plural],
+                    }],
+                },
+                "validations": [{
+                    "expression": format!("!(object.metadata.name in {})", json!(names)),
+                    "message": "not in this house", "reason": reason,
+                }],
+            },
+        });
+        let binding = json!({
+            "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicyBinding",
+            "metadata": {"name": name}, "spec": {"policyName": name, "validationActions": ["Deny"]},
+        });
+        let (client, params) = (bench.namespace.client(), PatchParams::apply("admin"));
+        let policies: Api<ValidatingAdmissionPolicy> = Api::all(client.clone());
+        policies
+            .patch(&name, &params, &Patch::Apply(&policy))
+            .await
+            .unwrap();
+        let bindings: Api<ValidatingAdmissionPolicyBinding> = Api::all(client);
+        bindings
+            .patch(&name, &params, &Patch::Apply(&binding))
+            .await
+            .unwrap();
+        Self { name, bindings }
+    }
+
+    async fn end(self) {
+        self.bindings
+            .delete(&self.name, &DeleteParams::default())
+            .await
+            .unwrap();
+    }
+}
+
+/// Waits until a policy is in force for a `ConfigMap`, or no longer is.
+async fn until_refused(bench: &Bench, name: &str, refused: bool) {
+    let dry = PostParams {
+        dry_run: true,
+        ..PostParams::default()
+    };
+    soon("the policy", async || {
+        let map: ConfigMap = serde_json::from_value(json!({"metadata": {"name": name}})).unwrap();
+        let made = bench.api::<ConfigMap>().create(&dry, &map).await;
+        let is_refused = made.is_err_and(|error| error.to_string().contains("not in this house"));
+        (is_refused == refused).then_some(())
+    })
+    .await;
+}
+
+fn labelled(label: &str, ttl: &str) -> Value {
+    let mut spec = ephemeral();
+    spec["replicas"] = json!(2);
+    spec["cache"] = json!({"tagTTL": ttl});
+    spec["pod"] = json!({"labels": {"team": label}});
+    spec
+}
+
+fn label(deployment: &Deployment) -> Option<String> {
+    let template = &deployment.spec.as_ref()?.template;
+    template.metadata.as_ref()?.labels.as_ref()?.get("team").cloned()
+}
+
+async fn until_labelled(bench: &Bench, wanted: &str) {
+    bench
+        .until(
+            "hub",
+            "the workload as the spec asks for it",
+            |deployment: &Deployment| (label(deployment).as_deref() == Some(wanted)).then_some(()),
+        )
+        .await;
+}
+
+#[tokio::test]
+async fn what_a_policy_refuses_keeps_no_other_object_from_being_applied_and_is_told_by_name() {
+    let bench = Bench::start("refusals").await;
+    let maps = Policy::refuse(&bench, ("", "v1", "configmaps"), &["hub-hosts"], "Forbidden").await;
+    let budgets = ("policy", "v1", "poddisruptionbudgets");
+    let budgets = Policy::refuse(&bench, budgets, &["hub"], "Invalid").await;
+    until_refused(&bench, "hub-hosts", true).await;
+    bench.mirror("hub", labelled("a", "1m")).await;
+    until_labelled(&bench, "a").await;
+    assert!(bench.get::<Service>("hub").await.is_some());
+    let told = bench
+        .until("hub", "word of both", |mirror: &crds::RegistryMirror| {
+            let told = crate::bench::condition(mirror, ConditionType::Progressing)?;
+            let both = [
+                "ConfigMap hub-hosts",
+                "PodDisruptionBudget hub",
+                "not in this house",
+            ];
+            both.iter()
+                .all(|name| told.message.contains(name))
+                .then(|| told.clone())
+        })
+        .await;
+    assert_eq!(
+        (told.status.as_str(), told.reason.as_str()),
+        ("True", Reason::RollingOut.as_str())
+    );
+    bench.until_accepted("hub").await;
+
+    // A change arrives all the same.
+    bench.mirror("hub", labelled("b", "2m")).await;
+    until_labelled(&bench, "b").await;
+    bench
+        .until("hub-config", "the change", |map: &ConfigMap| {
+            map.data.as_ref()?["config.yml"].contains("2m").then_some(())
+        })
+        .await;
+    assert!(bench.get::<PodDisruptionBudget>("hub").await.is_none());
+
+    // Once they are allowed, and the spec gives reason to look, all is there.
+    maps.end().await;
+    budgets.end().await;
+    until_refused(&bench, "hub-hosts", false).await;
+    let mut spec = labelled("b", "2m");
+    spec["nodeConfiguration"] = json!({"dialTimeout": "3s"});
+    bench.mirror("hub", spec).await;
+    bench
+        .until("hub-hosts", "files for nodes", |map: &ConfigMap| map.data.clone())
+        .await;
+}
+
+#[tokio::test]
+async fn a_workload_waits_for_what_its_pods_mount() {
+    let bench = Bench::start("mounted").await;
+    bench.mirror("hub", labelled("a", "1m")).await;
+    bench.until_accepted("hub").await;
+    until_labelled(&bench, "a").await;
+    let policy = Policy::refuse(&bench, ("", "v1", "configmaps"), &["hub-config"], "Forbidden").await;
+    until_refused(&bench, "hub-config", true).await;
+    let mut spec = labelled("b", "2m");
+    spec["service"] = json!({"port": 5050});
+    bench.mirror("hub", spec.clone()).await;
+    bench
+        .until("hub", "word of it", |mirror: &crds::RegistryMirror| {
+            let told = crate::bench::condition(mirror, ConditionType::Progressing)?;
+            told.message
+                .contains("refuses ConfigMap hub-config")
+                .then_some(())
+        })
+        .await;
+    let port = |service: &Service| {
+        service
+            .spec
+            .as_ref()?
+            .ports
+            .as_ref()?
+            .first()
+            .map(|port| port.port)
+    };
+    assert_eq!(
+        port(&bench.get::<Service>("hub").await.unwrap()),
+        Some(5050),
+        "the rest is applied"
+    );
+    let workload = bench.get::<Deployment>("hub").await.unwrap();
+    assert_eq!(label(&workload).as_deref(), Some("a"));
+
+    policy.end().await;
+    until_refused(&bench, "hub-config", false).await;
+    spec["cache"] = json!({"tagTTL": "3m"});
+    bench.mirror("hub", spec).await;
+    until_labelled(&bench, "b").await;
+    bench.until_accepted("hub").await;
+}
