@@ -8,6 +8,8 @@ mod cluster;
 mod day_two;
 #[path = "e2e/logs.rs"]
 mod logs;
+#[path = "e2e/metrics.rs"]
+mod metrics;
 #[path = "e2e/mirror.rs"]
 mod mirror;
 #[path = "e2e/pods.rs"]
@@ -18,6 +20,8 @@ mod pulls;
 mod registry;
 #[path = "e2e/rotation.rs"]
 mod rotation;
+#[path = "e2e/several.rs"]
+mod several;
 #[path = "e2e/volume.rs"]
 mod volume;
 
@@ -69,6 +73,8 @@ async fn a_node_pulls_through_a_mirror_that_the_operator_deployed() {
     assert_eq!(logs.upstream_blobs(), 0, "upstream was asked again for a blob");
     assert_eq!(logs.past_the_mirror(), Vec::<&String>::new());
     assert!(logs.blobs("hit").len() > 1, "{:?}", logs.mirror);
+
+    cluster.programs_tell_what_alerts_and_dashboard_ask_for().await;
 
     registry.stop(&cluster.node).await;
     cluster.forget("second").await;

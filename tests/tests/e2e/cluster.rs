@@ -61,6 +61,18 @@ impl Cluster {
 
     /// Helm, until what it does has been done. `CHART` stands for the chart's directory.
     pub(crate) async fn helm(&self, arguments: &[&str]) {
+        self.run_helm(&[arguments, &["--wait", "--timeout=2m"]].concat())
+            .await;
+    }
+
+    /// What the chart renders to.
+    pub(crate) async fn template(&self, flags: &[&str]) -> String {
+        let version = ["--kube-version", "1.36.0", "--no-hooks"];
+        let template = ["template", "registry-mirror", "CHART"];
+        self.run_helm(&[&template[..], &version, flags].concat()).await
+    }
+
+    async fn run_helm(&self, arguments: &[&str]) -> String {
         let helm = binaries::get("helm").await.unwrap();
         let chart = workspace().join("charts/registry-mirror").display().to_string();
         let mut command = self.node.command(&helm.display().to_string());
@@ -69,7 +81,7 @@ impl Cluster {
                 "CHART" => &chart,
                 other => other,
             }))
-            .args(["--namespace=registry-mirror", "--wait", "--timeout=2m"]);
+            .arg("--namespace=registry-mirror");
         for variable in ["HELM_CACHE_HOME", "HELM_CONFIG_HOME", "HELM_DATA_HOME"] {
             command.env(variable, self.scratch.path());
         }
@@ -79,6 +91,7 @@ impl Cluster {
             "{arguments:?}: {}",
             String::from_utf8_lossy(&output.stderr)
         );
+        String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
     pub(crate) async fn upgrade(&self, values: &str) {

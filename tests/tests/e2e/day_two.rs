@@ -24,25 +24,29 @@ const IMAGE: &str = "docker.io/library/registry-mirror";
 
 /// How long pulls may fail: while a container, a roll-out or a node comes back on a busy machine of two cores.
 const BRIEFLY: Duration = Duration::from_secs(10);
+/// A pull that fails is to fail sooner: it was refused, and not led to an address that is gone.
+const LONG: Duration = Duration::from_secs(10);
 const WHILE_A_CONTAINER_STARTS: Duration = Duration::from_secs(30);
 const WHILE_A_NODE_STARTS: Duration = Duration::from_mins(1);
 
 /// A cluster in which nodes pull.
-struct Day {
-    cluster: Cluster,
+pub(crate) struct Day {
+    pub(crate) cluster: Cluster,
     registry: Registry,
-    mirror: String,
+    pub(crate) mirror: String,
+    /// Addresses that are pulled from in turn with the first.
+    pub(crate) others: Vec<String>,
     tags: Vec<String>,
     lines: Vec<(String, Duration, Record)>,
 }
 
 impl Day {
-    async fn begin(spec: Value) -> Self {
+    pub(crate) async fn begin(spec: Value) -> Self {
         let (cluster, registry) = Cluster::with_chart_and_registry().await;
         Self::with(cluster, registry, spec).await
     }
 
-    async fn with(cluster: Cluster, registry: Registry, spec: Value) -> Self {
+    pub(crate) async fn with(cluster: Cluster, registry: Registry, spec: Value) -> Self {
         let mirror = cluster.mirror(spec).await;
         println!(
             "{:44} {:>23} {:>23} {:>6}",
@@ -56,13 +60,14 @@ impl Day {
             cluster,
             registry,
             mirror,
+            others: Vec::new(),
             tags,
             lines,
         }
     }
 
     /// Does something while both kinds of pulls go on, of images that the mirror has and such as it hasn't.
-    async fn during(&mut self, what: &str, bound: Duration, happens: impl AsyncFnOnce(&Self)) {
+    pub(crate) async fn during(&mut self, what: &str, bound: Duration, happens: impl AsyncFnOnce(&Self)) {
         self.push_more().await;
         let done = Cell::new(false);
         let happening = async {
@@ -97,12 +102,13 @@ impl Day {
     }
 
     /// The newest first, and then around.
-    fn tag(&self, number: usize) -> &str {
+    pub(crate) fn tag(&self, number: usize) -> &str {
         &self.tags[self.tags.len() - 1 - number % self.tags.len()]
     }
 
     async fn pull_by_address(&self, number: usize) -> Result<(), node::Error> {
-        self.cluster.pull(&self.mirror, self.tag(number)).await
+        let all: Vec<_> = [&self.mirror].into_iter().chain(&self.others).collect();
+        self.cluster.pull(all[number % all.len()], self.tag(number)).await
     }
 
     async fn pull_as_node(&self, number: usize) -> Result<(), node::Error> {
@@ -128,8 +134,15 @@ impl Day {
         }
     }
 
+    /// Whoever is refused can go elsewhere; whoever is not answered waits.
+    fn assert_none_hung(&self, what: &str) {
+        for (_, _, record) in self.lines.iter().filter(|(line, ..)| line == what) {
+            assert!(record.hung < LONG, "{what}: {:#?}", record.failures);
+        }
+    }
+
     /// Holds what was measured to what is stated.
-    fn end(self) {
+    pub(crate) fn end(self) {
         for (what, bound, record) in self.lines {
             assert!(record.longest <= bound, "{what}: {:#?}", record.failures);
         }
@@ -386,12 +399,17 @@ async fn day_two_fills_a_volume_and_grows_it_without_a_failed_pull_and_rolls_its
         pods,
         "a Pod was replaced or restarted"
     );
-    day.during("its only Pod rolled", WHILE_A_CONTAINER_STARTS, async |day| {
-        let format = json!({"observability": {"logFormat": "text"}});
-        day.cluster.change_mirror(&format).await;
-        day.cluster.mirrors_pods_differ_from(&pods).await;
-        day.cluster.mirror_runs("registry-mirror:0.1.0").await;
+    let rolled = "its only Pod rolled, three times";
+    day.during(rolled, WHILE_A_CONTAINER_STARTS, async |day| {
+        for format in ["text", "json", "text"] {
+            let before = day.cluster.mirrors_pods().await;
+            let format = json!({"observability": {"logFormat": format}});
+            day.cluster.change_mirror(&format).await;
+            day.cluster.mirrors_pods_differ_from(&before).await;
+            day.cluster.mirror_runs("registry-mirror:0.1.0").await;
+        }
     })
     .await;
+    day.assert_none_hung(rolled);
     day.end();
 }

@@ -22,6 +22,8 @@ pub(crate) struct Record {
     pub(crate) failed: usize,
     /// From the start of the first pull that failed to the end of the next that did not.
     pub(crate) longest: Duration,
+    /// How long the slowest pull that failed took to fail.
+    pub(crate) hung: Duration,
     /// How they failed: each way once, with the time that the first took.
     pub(crate) failures: Vec<String>,
 }
@@ -29,6 +31,7 @@ pub(crate) struct Record {
 impl Record {
     fn note(&mut self, took: Duration, error: &node::Error) {
         self.failed += 1;
+        self.hung = self.hung.max(took);
         let error = error.to_string();
         // Of Go's, the cause is last; what precedes it names the image.
         let way = error.trim_end().rsplit(": ").next().unwrap_or_default();

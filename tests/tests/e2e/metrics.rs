@@ -1,0 +1,57 @@
+//! What both programs tell Prometheus, held against what the chart's alerts and dashboard ask.
+
+use serde_json::Value;
+use testbed::prometheus::{self, Selector};
+
+use crate::cluster::Cluster;
+use crate::mirror::MIRRORS;
+
+/// Labels that Prometheus gives to what a target tells.
+const OF_TARGETS: [&str; 5] = ["namespace", "pod", "container", "instance", "job"];
+
+impl Cluster {
+    pub(crate) async fn programs_tell_what_alerts_and_dashboard_ask_for(&self) {
+        let flags = ["--set=prometheusRule.enabled=true,dashboard.enabled=true"];
+        let objects: Vec<Value> = serde_saphyr::from_multiple(&self.template(&flags).await).unwrap();
+        let asked = prometheus::read(&prometheus::groups(&objects)).await.unwrap();
+        assert!(asked.len() > 5, "{asked:?}");
+        let operator = self.metrics("--namespace=registry-mirror", 8080).await;
+        let mirror = self.metrics(MIRRORS, 5001).await;
+        for selector in &asked {
+            let told = if selector.metric.starts_with("registry_mirror_operator_") {
+                &operator
+            } else {
+                &mirror
+            };
+            assert!(answers(told, selector), "nobody tells {selector:?}:\n{told}");
+        }
+    }
+
+    /// What the first Pod of a namespace tells.
+    async fn metrics(&self, namespace: &str, port: u16) -> String {
+        let path = "jsonpath={.items[0].status.podIP}";
+        let ip = self.kubectl(&["get", "pods", namespace, "-o", path]).await;
+        self.run(&["curl", "-sf", &format!("http://{ip}:{port}/metrics")])
+            .await
+    }
+}
+
+/// Whether a series has the name and all labels; of what did not happen yet there is the type alone.
+fn answers(told: &str, selector: &Selector) -> bool {
+    let name = &selector.metric;
+    let series: Vec<_> = told
+        .lines()
+        .filter_map(|line| line.strip_prefix(name))
+        .filter(|rest| rest.starts_with(['{', ' ']))
+        .collect();
+    let labels = || {
+        selector
+            .labels
+            .iter()
+            .filter(|label| !OF_TARGETS.contains(&label.as_str()))
+    };
+    let has_all = |series: &&str| labels().all(|label| series.contains(&format!("{label}=\"")));
+    let family = name.trim_end_matches("_total");
+    let announced = series.is_empty() && told.contains(&format!("# TYPE {family} "));
+    announced || series.iter().any(has_all)
+}
