@@ -120,6 +120,7 @@ impl Controller {
         });
         let seen = Arc::clone(&context);
         context.metrics.count(mirrors.clone());
+        context.metrics.may_fail_by(&Error::CLASSES);
         let (relisted, all) = watch::Relisted::new(mirrors.clone());
         let triggers = stream::select_all([
             watch::mirrors(client, scope, writer, move |event| seen.saw(event)).boxed(),

@@ -100,6 +100,13 @@ impl Default for Metrics {
 }
 
 impl Metrics {
+    /// Has errors of these classes told from zero on: no rate can be seen of what is first told as 1.
+    pub fn may_fail_by(&self, classes: &[&'static str]) {
+        for class in classes {
+            drop(self.errors.get_or_create(&ErrorLabels { class }));
+        }
+    }
+
     /// Counts a reconcile.
     pub fn reconciled(&self, took: Duration, error: Option<&'static str>) {
         self.reconciles.inc();
@@ -171,5 +178,16 @@ mod tests {
             text.contains("registry_mirror_operator_reconcile_errors_total{class=\"apply\"} 1"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn what_may_go_wrong_is_told_before_it_does() {
+        let metrics = Metrics::default();
+        metrics.may_fail_by(&["apply", "read"]);
+        metrics.reconciled(Duration::from_millis(5), Some("read"));
+        let text = metrics.render().unwrap();
+        for series in ["{class=\"apply\"} 0", "{class=\"read\"} 1"] {
+            assert!(text.contains(series), "{text}");
+        }
     }
 }

@@ -32,7 +32,19 @@ pub enum Error {
 }
 
 impl Error {
-    /// Its class, for metrics.
+    /// Every class that there is.
+    pub const CLASSES: [&str; 8] = [
+        "read",
+        "altered",
+        "contested",
+        "apply",
+        "issue",
+        "status",
+        "timeout",
+        "panic",
+    ];
+
+    /// Its class, one of [`Self::CLASSES`], for metrics.
     pub fn class(&self) -> &'static str {
         match self {
             Self::Read(_) => "read",

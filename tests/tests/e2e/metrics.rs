@@ -36,22 +36,18 @@ impl Cluster {
     }
 }
 
-/// Whether a series has the name and all labels; of what did not happen yet there is the type alone.
+/// Whether a series has the name and all labels.
 fn answers(told: &str, selector: &Selector) -> bool {
     let name = &selector.metric;
-    let series: Vec<_> = told
+    let mut series = told
         .lines()
-        .filter_map(|line| line.strip_prefix(name))
-        .filter(|rest| rest.starts_with(['{', ' ']))
-        .collect();
+        .filter_map(|line| line.strip_prefix(name.as_str()))
+        .filter(|rest| rest.starts_with(['{', ' ']));
     let labels = || {
         selector
             .labels
             .iter()
             .filter(|label| !OF_TARGETS.contains(&label.as_str()))
     };
-    let has_all = |series: &&str| labels().all(|label| series.contains(&format!("{label}=\"")));
-    let family = name.trim_end_matches("_total");
-    let announced = series.is_empty() && told.contains(&format!("# TYPE {family} "));
-    announced || series.iter().any(has_all)
+    series.any(|series| labels().all(|label| series.contains(&format!("{label}=\""))))
 }
