@@ -17,6 +17,7 @@ use crate::{
 
 pub mod children;
 pub mod contest;
+mod follow;
 pub mod listed;
 pub mod observe;
 pub mod watch;

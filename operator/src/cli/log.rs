@@ -33,8 +33,11 @@ pub(super) fn start(level: Level, format: Format) {
         Level::Info => "info",
         Level::Debug => "debug",
     };
-    // Other crates' chatter is not wanted at any level.
-    let filter = EnvFilter::new(format!("warn,{}={level}", env!("CARGO_CRATE_NAME")));
+    // Other crates' chatter is not wanted at any level. What a watch is refused, the operator tells itself, once.
+    let filter = EnvFilter::new(format!(
+        "warn,kube_runtime::watcher=error,{}={level}",
+        env!("CARGO_CRATE_NAME")
+    ));
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr);

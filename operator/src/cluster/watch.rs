@@ -18,13 +18,14 @@ use kube::{
         controller::{ReconcileReason, ReconcileRequest, trigger_owners, trigger_self, trigger_with},
         predicates,
         reflector::{ObjectRef, Store, store::Writer},
-        watcher::{self, Event, watcher},
+        watcher::{self, Event},
     },
 };
 
 use super::{
     Scope,
     children::{Children, trim},
+    follow::follow,
 };
 use crate::{dereference::Reference, desired::names, index::Index, kind::Kind};
 
@@ -48,8 +49,8 @@ pub fn mirrors<F>(
 where
     F: Fn(&Event<Stored>) + Send + 'static,
 {
-    let stream = watcher(scope.api::<Stored>(client.clone()), watcher::Config::default())
-        .default_backoff()
+    let api = scope.api::<Stored>(client.clone());
+    let stream = follow("RegistryMirror".to_owned(), api, watcher::Config::default())
         .modify(|mirror| mirror.managed_fields_mut().clear())
         .reflect(writer)
         .inspect_ok(seen)
@@ -105,8 +106,8 @@ pub fn children(
     stream::select_all(writers.into_iter().map(|(kind, writer)| {
         let children = Arc::clone(children);
         let mut gap = relisted.watch();
-        let stream = watcher(scope.children(client.clone(), kind), config.clone())
-            .default_backoff()
+        let api = scope.children(client.clone(), kind);
+        let stream = follow(kind.to_string(), api, config.clone())
             .modify(move |object| trim(kind, object))
             .reflect(writer)
             .inspect_ok(move |event| {
@@ -168,8 +169,8 @@ where
         + 'static,
 {
     let index = Arc::clone(index);
-    let stream = watcher(scope.api::<PartialObjectMeta<K>>(client.clone()), config)
-        .default_backoff()
+    let api = scope.api::<PartialObjectMeta<K>>(client.clone());
+    let stream = follow(K::kind(&()).into_owned(), api, config)
         .inspect_ok(relisted.watch())
         .touched_objects();
     trigger_with(stream, move |object| {

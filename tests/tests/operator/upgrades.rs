@@ -263,8 +263,9 @@ async fn a_mirror_that_waits_is_kept_as_it_should_be_all_the_same() {
         message.ends_with("it is given to one mirror at a time"),
         "{message}"
     );
+    // One more: with none that is ready it would wait no longer.
     bench
-        .merge::<Deployment>(&waiting, json!({"spec": {"replicas": 0}}))
+        .merge::<Deployment>(&waiting, json!({"spec": {"replicas": 2}}))
         .await;
     let repaired = |deployment: &Deployment| {
         let spec = deployment.spec.as_ref()?;
