@@ -141,7 +141,15 @@ impl Pull {
             Some(moved) => {
                 let fetched = self
                     .get(upstream, repository, &Reference::Digest(moved.clone()))
-                    .await?;
+                    .await
+                    // The tag is there: that what it names is not says nothing about the tag.
+                    .map_err(|failure| {
+                        if failure.is_final() {
+                            Failure::unavailable(format!("upstream says {moved}, and does not have it"))
+                        } else {
+                            failure
+                        }
+                    })?;
                 self.keep_tag(repository, reference, &moved).await;
                 Ok(fetched)
             }

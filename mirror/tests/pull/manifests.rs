@@ -160,6 +160,27 @@ async fn a_wrong_manifest_is_neither_served_nor_kept(fault: &Fault) {
 }
 
 #[tokio::test]
+async fn a_head_that_names_what_is_not_there_leaves_the_last_known_answer() {
+    let hub = Hub::start().await;
+    let (digest, _) = hub.push_image("library/app", "1", &[b"layer"]);
+    let mirror = Mirror::of(&hub).await;
+    mirror.get(PATH).await;
+    mirror.clock.advance(Duration::from_mins(6));
+    let nowhere = format!("sha256:{}", "0".repeat(64));
+    hub.always("HEAD manifests", Fault::Header("docker-content-digest", nowhere));
+    for _ in 0..2 {
+        let answer = mirror.get(PATH).await;
+        assert_eq!(
+            (answer.status().as_u16(), header(&answer, "x-cache")),
+            (200, "STALE")
+        );
+        assert_eq!(header(&answer, "docker-content-digest"), digest.as_str());
+    }
+    hub.heal();
+    assert_eq!(header(&mirror.get(PATH).await, "x-cache"), "HIT");
+}
+
+#[tokio::test]
 async fn a_hundred_clients_of_a_cold_tag_cost_one_request() {
     let hub = Hub::start().await;
     hub.push_image("library/app", "1", &[b"layer"]);
