@@ -75,8 +75,8 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
     let config = Config::new(&file).map_err(|error| Failure::Invalid(error.to_string()))?;
     // The spec's collector is one that Pods reach.
     let traces = Traces::from_environment().map_err(|error| Failure::Environment(error.to_string()))?;
-    // There is no other log in this process.
-    let _ = logging::start(&config.log, traces.as_ref());
+    // There is no other log in this process. What waits of it is written at the end.
+    let _log = logging::start(&config.log, traces.as_ref());
     if accepted.authority.is_some() {
         publish(&args, &accepted)?;
     }
