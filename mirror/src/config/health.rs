@@ -14,7 +14,7 @@ const DEFAULT_INTERVAL: Duration = Duration::from_secs(10);
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Stands for what is not shown.
-const MASK: &str = "********";
+pub(super) const MASK: &str = "********";
 
 /// A bare number counts nanoseconds, which is seldom meant and never sensible.
 const SHORTEST_INTERVAL: Duration = Duration::from_millis(100);

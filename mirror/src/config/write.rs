@@ -151,7 +151,7 @@ fn health(health: &Health) -> file::Health {
             // They may hold credentials of what is checked.
             headers: headers(&check.headers)
                 .into_keys()
-                .map(|name| (name, vec!["********".to_owned()]))
+                .map(|name| (name, vec![super::health::MASK.to_owned()]))
                 .collect(),
             status_code: Some(check.status.as_u16()),
             timeout: Some(check.timeout.into()),

@@ -88,8 +88,9 @@ impl Job {
         if self.upstream.blob_head(&repository.name, digest).await.is_err() {
             return false;
         }
-        if let Err(error) = self.store.link_blob(repository, digest).await {
-            warn!(%repository, %digest, %error, "a blob could not be linked");
+        match self.store.link_blob(repository, digest).await {
+            Ok(()) | Err(StageError::ReadOnly) => {}
+            Err(error) => warn!(%repository, %digest, %error, "a blob could not be linked"),
         }
         true
     }

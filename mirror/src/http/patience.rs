@@ -382,7 +382,7 @@ mod tests {
         let mut client = client_of(Limits {
             header: LONG,
             idle: LONG,
-            take: SHORT,
+            take: A_WHILE,
         });
         client.says("GET / HTTP/1.1\r\n\r\n").await;
         let _request = client.request(Version::HTTP_11);

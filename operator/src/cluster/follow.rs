@@ -13,7 +13,8 @@ use kube::{
 };
 use serde::de::DeserializeOwned;
 
-/// Follows what an API gives, and asks again after half a minute at most. Failures are no items: they are told here, under the name of what is followed.
+/// Follows what an API gives, and asks again after half a minute at most. Failures are no items: they are told here, under
+/// the name of what is followed.
 pub(super) fn follow<K>(
     what: String,
     api: Api<K>,

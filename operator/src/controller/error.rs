@@ -89,3 +89,30 @@ impl Error {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kind::Kind;
+
+    #[test]
+    fn each_class_is_one_that_is_told_from_the_start() {
+        let (kind, name) = (Kind::Service, "x".to_owned());
+        let source = || kube::Error::LinesCodecMaxLineLengthExceeded;
+        let after = Duration::ZERO;
+        let errors = [
+            Error::Read(source()),
+            Error::Apply(apply::Error::Contested {
+                kind,
+                name: name.clone(),
+                after,
+            }),
+            Error::Apply(apply::Error::Altered { kind, name }),
+            Error::Status(source()),
+            Error::Timeout,
+        ];
+        for error in errors {
+            assert!(Error::CLASSES.contains(&error.class()), "{error}");
+        }
+    }
+}

@@ -175,26 +175,27 @@ fn read_strictly(files: &BTreeMap<String, String>, address: &str) {
     }
 }
 
-#[tokio::test]
-async fn containerd_and_skopeo_pull_through_the_mirror_by_the_files_that_are_published() {
-    let bench = Bench::start("node-files").await;
-    let _kubelet = kubelet(&bench).await;
+/// An upstream with an image, and a mirror of it that is ready.
+async fn mirrored(bench: &Bench, scratch: &Scratch, mut spec: Value) -> Upstream {
     let upstream = Upstream::start(upstream::Options::default()).await.unwrap();
-    let scratch = Scratch::new("node-files").unwrap();
     let layout = Random::new(5, &[4096])
         .write(&scratch.path().join("image"), "one")
         .unwrap();
     upstream.push(&layout, "one", "team/app:one").await.unwrap();
-    let upstreams = HOSTS.map(|host| json!({"host": host, "remoteURL": upstream.url()}));
-    bench
-        .mirror(
-            "hub",
-            json!({"upstreams": upstreams, "storage": {"type": "Ephemeral"}}),
-        )
-        .await;
+    spec["upstreams"] = json!(HOSTS.map(|host| json!({"host": host, "remoteURL": upstream.url()})));
+    bench.mirror("hub", spec).await;
     bench
         .until_condition("hub", ConditionType::Ready, "True", Reason::Serving)
         .await;
+    upstream
+}
+
+#[tokio::test]
+async fn containerd_and_skopeo_pull_through_the_mirror_by_the_files_that_are_published() {
+    let bench = Bench::start("node-files").await;
+    let _kubelet = kubelet(&bench).await;
+    let scratch = Scratch::new("node-files").unwrap();
+    let upstream = mirrored(&bench, &scratch, json!({"storage": {"type": "Ephemeral"}})).await;
     let files = published(&bench).await;
     let mirror = format!("{}:5000", address(&pods(&bench).await[0]));
     read_strictly(&files, &mirror);
@@ -208,25 +209,11 @@ async fn containerd_and_skopeo_pull_through_the_mirror_by_the_files_that_are_pub
 async fn containerd_and_skopeo_pull_over_tls_by_the_files_and_the_authority_that_are_published() {
     let bench = Bench::start("node-files-tls").await;
     let _kubelet = kubelet(&bench).await;
-    let upstream = Upstream::start(upstream::Options::default()).await.unwrap();
     let scratch = Scratch::new("node-files-tls").unwrap();
-    let layout = Random::new(6, &[4096])
-        .write(&scratch.path().join("image"), "one")
-        .unwrap();
-    upstream.push(&layout, "one", "team/app:one").await.unwrap();
-    let upstreams = HOSTS.map(|host| json!({"host": host, "remoteURL": upstream.url()}));
-    bench
-        .mirror(
-            "hub",
-            json!({
-                "upstreams": upstreams, "storage": {"type": "Ephemeral"}, "tls": {"mode": "SelfSigned"},
-                "service": {"type": "LoadBalancer"},
-            }),
-        )
-        .await;
-    bench
-        .until_condition("hub", ConditionType::Ready, "True", Reason::Serving)
-        .await;
+    let spec = json!({
+        "storage": {"type": "Ephemeral"}, "tls": {"mode": "SelfSigned"}, "service": {"type": "LoadBalancer"},
+    });
+    let upstream = mirrored(&bench, &scratch, spec).await;
     // Nodes reach the Pod by a load balancer's address here, which is why its certificate has it.
     let address = address(&pods(&bench).await[0]);
     let ingress = json!({"status": {"loadBalancer": {"ingress": [{"ip": address}]}}});

@@ -36,11 +36,10 @@ fn lenient() -> CustomResourceDefinition {
     definition
 }
 
-#[tokio::test]
-async fn a_stored_object_that_does_not_parse_is_reported_and_delays_nobody() {
-    if skip_on_existing_cluster("a_stored_object_that_does_not_parse_is_reported_and_delays_nobody") {
-        return;
-    }
+/// A control plane of its own that knows the API by this definition.
+async fn defined_as(
+    definition: &CustomResourceDefinition,
+) -> (&'static ControlPlane, Api<CustomResourceDefinition>) {
     let options = Options {
         manifests: Vec::new(),
         ..Options::default()
@@ -48,15 +47,23 @@ async fn a_stored_object_that_does_not_parse_is_reported_and_delays_nobody() {
     let control_plane: &'static ControlPlane =
         Box::leak(Box::new(ControlPlane::start(options).await.unwrap()));
     let definitions: Api<CustomResourceDefinition> = Api::all(control_plane.client().await);
-    let definition = definitions
-        .create(&PostParams::default(), &lenient())
+    let created = definitions
+        .create(&PostParams::default(), definition)
         .await
         .unwrap();
-    let name = definition.name_any();
-    wait::await_condition(definitions, &name, conditions::is_crd_established())
+    let established = conditions::is_crd_established();
+    wait::await_condition(definitions.clone(), &created.name_any(), established)
         .await
         .unwrap();
+    (control_plane, definitions)
+}
 
+#[tokio::test]
+async fn a_stored_object_that_does_not_parse_is_reported_and_delays_nobody() {
+    if skip_on_existing_cluster("a_stored_object_that_does_not_parse_is_reported_and_delays_nobody") {
+        return;
+    }
+    let (control_plane, _) = defined_as(&lenient()).await;
     let mut bench = Bench::on(control_plane, "unparsable").await;
     let resource = ApiResource::erase::<RegistryMirror>(&());
     let mirrors: Api<DynamicObject> =
@@ -119,24 +126,11 @@ async fn an_object_of_the_previous_definition_is_acted_on_and_can_be_changed() {
     if skip_on_existing_cluster("an_object_of_the_previous_definition_is_acted_on_and_can_be_changed") {
         return;
     }
-    let options = Options {
-        manifests: Vec::new(),
-        ..Options::default()
-    };
-    let control_plane: &'static ControlPlane =
-        Box::leak(Box::new(ControlPlane::start(options).await.unwrap()));
-    let definitions: Api<CustomResourceDefinition> = Api::all(control_plane.client().await);
-    let created = definitions
-        .create(&PostParams::default(), &previous())
-        .await
-        .unwrap();
-    let name = created.name_any();
-    wait::await_condition(definitions.clone(), &name, conditions::is_crd_established())
-        .await
-        .unwrap();
+    let (control_plane, definitions) = defined_as(&previous()).await;
     let mut bench = Bench::on(control_plane, "previous").await;
     bench.mirror("old", ephemeral()).await;
 
+    let name = crds::crd().name_any();
     let mut upgraded = definitions.get(&name).await.unwrap();
     upgraded.spec = crds::crd().spec;
     definitions
