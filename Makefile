@@ -27,7 +27,7 @@ lint: ## formatting, clippy, unused dependencies, licences
 bench: ## this server beside nginx and Distribution, 5 rounds: tables, JSON and a plot in target/bench
 	@scripts/bench
 
-bench-quick: ## the same in 2 shorter rounds
+bench-quick: ## the same in 2 shorter rounds, without what misbehaves
 	@scripts/bench --quick
 
 bench-day: ## a day of pulls, compressed into minutes: hits against an ideal LRU, beside Distribution 3
