@@ -1,4 +1,4 @@
-//! The names that conditions and their reasons have, so that nobody spells one twice.
+//! The names that conditions and their reasons have, so that nobody spells one twice, and which of them go together.
 
 use std::fmt;
 
@@ -85,7 +85,7 @@ names! {
         UpgradeFailed,
         /// CredentialsValid: every upstream took them.
         CredentialsAccepted,
-        /// CredentialsValid is False: the Secret is not there.
+        /// CredentialsValid or TLSReady is False: the Secret is not there.
         SecretNotFound,
         /// CredentialsValid is False: the Secret does not hold what its type asks for.
         SecretMalformed,
@@ -124,9 +124,139 @@ names! {
     }
 }
 
+names! {
+    /// A condition's `status`.
+    Truth {
+        /// Yes.
+        True,
+        /// No.
+        False,
+        /// Not known.
+        Unknown,
+    }
+}
+
+/// What can be said of each condition, and with which reasons: nothing else is ever written.
+pub const SAID: &[(ConditionType, Truth, &[Reason])] = &[
+    (ConditionType::Ready, Truth::True, &[Reason::Serving]),
+    (
+        ConditionType::Ready,
+        Truth::False,
+        &[
+            Reason::InvalidSpec,
+            Reason::NameConflict,
+            Reason::ReferenceNotFound,
+            Reason::ReferenceMalformed,
+            Reason::ClaimPending,
+            Reason::SecretNotFound,
+            Reason::Malformed,
+            Reason::Expired,
+            Reason::NoReadyReplicas,
+            Reason::ScaledToZero,
+            Reason::RollingOut,
+            Reason::SecretMalformed,
+            Reason::UpstreamRejected,
+        ],
+    ),
+    (ConditionType::Accepted, Truth::True, &[Reason::SpecAccepted]),
+    (
+        ConditionType::Accepted,
+        Truth::False,
+        &[
+            Reason::InvalidSpec,
+            Reason::NameConflict,
+            Reason::ReferenceNotFound,
+            Reason::ReferenceMalformed,
+        ],
+    ),
+    (ConditionType::Available, Truth::True, &[Reason::ReplicasReady]),
+    (
+        ConditionType::Available,
+        Truth::False,
+        &[Reason::NoReadyReplicas, Reason::ScaledToZero],
+    ),
+    (ConditionType::Progressing, Truth::True, &[Reason::RollingOut]),
+    (
+        ConditionType::Progressing,
+        Truth::False,
+        &[Reason::RolledOut, Reason::UpgradeWaiting, Reason::UpgradeFailed],
+    ),
+    (
+        ConditionType::CredentialsValid,
+        Truth::True,
+        &[Reason::CredentialsAccepted],
+    ),
+    (
+        ConditionType::CredentialsValid,
+        Truth::False,
+        &[
+            Reason::SecretNotFound,
+            Reason::SecretMalformed,
+            Reason::UpstreamRejected,
+        ],
+    ),
+    (
+        ConditionType::CredentialsValid,
+        Truth::Unknown,
+        &[Reason::Unverified, Reason::Loading],
+    ),
+    (
+        ConditionType::UpstreamReachable,
+        Truth::True,
+        &[Reason::Reachable],
+    ),
+    (
+        ConditionType::UpstreamReachable,
+        Truth::False,
+        &[Reason::Unreachable, Reason::RateLimited],
+    ),
+    (
+        ConditionType::StorageReady,
+        Truth::True,
+        &[Reason::VolumeReady, Reason::Resizing],
+    ),
+    (
+        ConditionType::StorageReady,
+        Truth::False,
+        &[Reason::ClaimPending, Reason::ResizeUnsupported, Reason::Full],
+    ),
+    (
+        ConditionType::TLSReady,
+        Truth::True,
+        &[Reason::CertificateReady, Reason::Expiring],
+    ),
+    (
+        ConditionType::TLSReady,
+        Truth::False,
+        &[Reason::SecretNotFound, Reason::Malformed, Reason::Expired],
+    ),
+    (ConditionType::Paused, Truth::True, &[Reason::PausedBySpec]),
+];
+
+/// Each condition with each status and reason that it can have.
+pub fn said() -> impl Iterator<Item = (ConditionType, Truth, Reason)> {
+    let each = |(kind, truth, reasons): &'static (ConditionType, Truth, &[Reason])| {
+        reasons.iter().map(|reason| (*kind, *truth, *reason))
+    };
+    SAID.iter().flat_map(each)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_condition_and_reason_is_said_of_something_and_nothing_twice() {
+        let all: Vec<_> = said().collect();
+        for kind in ConditionType::ALL {
+            assert!(all.iter().any(|said| said.0 == *kind), "{kind}");
+        }
+        for reason in Reason::ALL {
+            assert!(all.iter().any(|said| said.2 == *reason), "{reason}");
+        }
+        let distinct: std::collections::BTreeSet<_> = all.iter().collect();
+        assert_eq!(distinct.len(), all.len());
+    }
 
     #[test]
     fn reasons_have_the_form_that_the_api_server_asks_of_conditions() {

@@ -2,7 +2,7 @@
 
 use crds::{
     RegistryMirror, RegistryMirrorStatus,
-    conditions::ConditionType,
+    conditions::{ConditionType, Truth},
     node_configuration::NodeConfigurationMode,
     status::{Endpoint, StorageStatus, UpstreamStatus},
 };
@@ -27,7 +27,6 @@ mod upstreams;
 pub mod write;
 
 pub use certificate::{Certificate, until_news};
-use conditions::Truth;
 pub use credentials::{UpstreamCredentials, Verdict};
 
 /// What the status has room for.

@@ -1,10 +1,10 @@
-//! Every reason that a condition can have, and what leads to it.
+//! Every status and reason that a condition can have, and what leads to it.
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use crds::conditions::{ConditionType as Kind, Reason};
+use crds::conditions::{ConditionType as Kind, Reason, Truth, said};
 use crds::{RegistryMirror, RegistryMirrorStatus};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::jiff::Timestamp;
@@ -208,7 +208,7 @@ fn upgrading(upgrade: Upgrade, ready: i32) -> Case {
 
 /// The condition, its state, its reason, and what leads there.
 #[allow(clippy::too_many_lines, reason = "a table")]
-fn table() -> Vec<(Kind, &'static str, Reason, Case)> {
+fn table() -> Vec<(Kind, Truth, Reason, Case)> {
     let paused = Case {
         paused: true,
         outcome: Outcome::Paused,
@@ -216,158 +216,205 @@ fn table() -> Vec<(Kind, &'static str, Reason, Case)> {
     };
     let bad = Verdict::Rejected("401".to_owned());
     vec![
-        (Kind::Ready, "True", Reason::Serving, serving()),
-        (Kind::Accepted, "True", Reason::SpecAccepted, serving()),
+        (Kind::Ready, Truth::True, Reason::Serving, serving()),
+        (Kind::Accepted, Truth::True, Reason::SpecAccepted, serving()),
         (
             Kind::Accepted,
-            "False",
+            Truth::False,
             Reason::InvalidSpec,
             rejected(Reason::InvalidSpec),
         ),
         (
             Kind::Accepted,
-            "False",
+            Truth::False,
             Reason::NameConflict,
             rejected(Reason::NameConflict),
         ),
         (
             Kind::Accepted,
-            "False",
+            Truth::False,
             Reason::ReferenceNotFound,
             rejected(Reason::ReferenceNotFound),
         ),
         (
             Kind::Accepted,
-            "False",
+            Truth::False,
             Reason::ReferenceMalformed,
             rejected(Reason::ReferenceMalformed),
         ),
-        (Kind::Available, "True", Reason::ReplicasReady, serving()),
-        (Kind::Available, "False", Reason::NoReadyReplicas, with(1, 0)),
-        (Kind::Available, "False", Reason::ScaledToZero, with(0, 0)),
-        (Kind::Progressing, "True", Reason::RollingOut, with(2, 1)),
-        (Kind::Progressing, "False", Reason::RolledOut, serving()),
+        (Kind::Available, Truth::True, Reason::ReplicasReady, serving()),
+        (Kind::Available, Truth::False, Reason::NoReadyReplicas, with(1, 0)),
+        (Kind::Available, Truth::False, Reason::ScaledToZero, with(0, 0)),
+        (Kind::Progressing, Truth::True, Reason::RollingOut, with(2, 1)),
+        (Kind::Progressing, Truth::False, Reason::RolledOut, serving()),
         (
             Kind::Progressing,
-            "False",
+            Truth::False,
             Reason::UpgradeWaiting,
             upgrading(Upgrade::Waiting("others".to_owned()), 1),
         ),
         (
             Kind::Progressing,
-            "False",
+            Truth::False,
             Reason::UpgradeFailed,
             upgrading(Upgrade::Failed(600), 0),
         ),
         (
             Kind::CredentialsValid,
-            "True",
+            Truth::True,
             Reason::CredentialsAccepted,
             credentials(None, Verdict::Accepted, true),
         ),
         (
             Kind::CredentialsValid,
-            "False",
+            Truth::False,
             Reason::SecretNotFound,
             credentials(Some(Reason::SecretNotFound), Verdict::NoServer, false),
         ),
         (
             Kind::CredentialsValid,
-            "False",
+            Truth::False,
             Reason::SecretMalformed,
             credentials(Some(Reason::SecretMalformed), Verdict::NoServer, false),
         ),
         (
             Kind::CredentialsValid,
-            "False",
+            Truth::False,
             Reason::UpstreamRejected,
             credentials(None, bad, false),
         ),
         (
             Kind::CredentialsValid,
-            "Unknown",
+            Truth::Unknown,
             Reason::Unverified,
             credentials(None, Verdict::Unverified, false),
         ),
         (
             Kind::CredentialsValid,
-            "Unknown",
+            Truth::Unknown,
             Reason::Loading,
             credentials(None, Verdict::Loading(1, 2), true),
         ),
         (
             Kind::UpstreamReachable,
-            "True",
+            Truth::True,
             Reason::Reachable,
             reporting("Reachable", false),
         ),
         (
             Kind::UpstreamReachable,
-            "False",
+            Truth::False,
             Reason::Unreachable,
             reporting("Unreachable", false),
         ),
         (
             Kind::UpstreamReachable,
-            "False",
+            Truth::False,
             Reason::RateLimited,
             reporting("RateLimited", false),
         ),
         (
             Kind::StorageReady,
-            "True",
+            Truth::True,
             Reason::VolumeReady,
             claim(true, "1Gi"),
         ),
         (
             Kind::StorageReady,
-            "False",
+            Truth::False,
             Reason::ClaimPending,
             claim(false, "1Gi"),
         ),
         (
             Kind::StorageReady,
-            "False",
+            Truth::False,
             Reason::ResizeUnsupported,
             refused(Reason::ResizeUnsupported),
         ),
         (
             Kind::StorageReady,
-            "False",
+            Truth::False,
             Reason::Full,
             reporting("Reachable", true),
         ),
-        (Kind::StorageReady, "True", Reason::Resizing, claim(true, "2Gi")),
+        (
+            Kind::StorageReady,
+            Truth::True,
+            Reason::Resizing,
+            claim(true, "2Gi"),
+        ),
         (
             Kind::TLSReady,
-            "True",
+            Truth::True,
             Reason::CertificateReady,
             certificate(11, None),
         ),
-        (Kind::TLSReady, "True", Reason::Expiring, certificate(10, None)),
         (
             Kind::TLSReady,
-            "False",
+            Truth::True,
+            Reason::Expiring,
+            certificate(10, None),
+        ),
+        (
+            Kind::TLSReady,
+            Truth::False,
+            Reason::SecretNotFound,
+            rejected(Reason::SecretNotFound),
+        ),
+        (
+            Kind::TLSReady,
+            Truth::False,
             Reason::Malformed,
             certificate(1, Some(Reason::Malformed)),
         ),
-        (Kind::TLSReady, "False", Reason::Expired, certificate(-1, None)),
-        (Kind::Paused, "True", Reason::PausedBySpec, paused),
+        (
+            Kind::TLSReady,
+            Truth::False,
+            Reason::Expired,
+            certificate(-1, None),
+        ),
+        (Kind::Paused, Truth::True, Reason::PausedBySpec, paused),
+    ]
+}
+
+/// What keeps a mirror from being ready.
+fn obstacles() -> Vec<(Reason, Case)> {
+    let held_up = Case {
+        outcome: Outcome::Failed(Some("a quota".to_owned())),
+        ..serving()
+    };
+    let without = |problem| credentials(Some(problem), Verdict::NoServer, false);
+    vec![
+        (Reason::InvalidSpec, rejected(Reason::InvalidSpec)),
+        (Reason::NameConflict, rejected(Reason::NameConflict)),
+        (Reason::ReferenceNotFound, rejected(Reason::ReferenceNotFound)),
+        (Reason::ReferenceMalformed, rejected(Reason::ReferenceMalformed)),
+        (Reason::ClaimPending, claim(false, "1Gi")),
+        (Reason::SecretNotFound, without(Reason::SecretNotFound)),
+        (Reason::SecretMalformed, without(Reason::SecretMalformed)),
+        (
+            Reason::UpstreamRejected,
+            credentials(None, Verdict::Rejected("401".to_owned()), false),
+        ),
+        (Reason::Malformed, certificate(1, Some(Reason::Malformed))),
+        (Reason::Expired, certificate(-1, None)),
+        (Reason::NoReadyReplicas, with(1, 0)),
+        (Reason::ScaledToZero, with(0, 0)),
+        (Reason::RollingOut, held_up),
     ]
 }
 
 #[test]
-fn every_reason_of_every_condition_is_led_to() {
-    let mut reached: Vec<_> = Vec::new();
-    for (kind, status, reason, case) in table() {
-        let expected = Some((status.to_owned(), reason.to_string()));
+fn every_status_and_reason_of_every_condition_is_led_to() {
+    let obstacles = obstacles().into_iter();
+    let obstacles = obstacles.map(|(reason, case)| (Kind::Ready, Truth::False, reason, case));
+    let mut reached = Vec::new();
+    for (kind, truth, reason, case) in table().into_iter().chain(obstacles) {
+        let expected = Some((truth.to_string(), reason.to_string()));
         assert_eq!(case.of(kind), expected, "{kind}/{reason}");
-        reached.push(reason);
+        reached.push((kind, truth, reason));
     }
-    let missing: Vec<_> = Reason::ALL
-        .iter()
-        .filter(|reason| !reached.contains(reason))
-        .collect();
+    let missing: Vec<_> = said().filter(|said| !reached.contains(said)).collect();
     assert!(missing.is_empty(), "nothing here leads to {missing:?}");
 }
 

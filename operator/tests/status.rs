@@ -476,6 +476,19 @@ fn a_pause_leaves_what_was_said_before() {
 }
 
 #[test]
+fn what_somebody_else_wrote_into_the_status_is_not_kept() {
+    let mut spec = ephemeral();
+    spec["paused"] = json!(true);
+    let mut before = status(ephemeral(), &acted(vec![]), &serving());
+    for condition in &mut before.conditions {
+        (condition.status, condition.reason) = ("False".to_owned(), "Mine".to_owned());
+    }
+    let paused = status::of(&mirror(spec), &before, &Outcome::Paused, &serving(), at(200));
+    assert_eq!(told(&paused, ConditionType::Accepted), None);
+    assert_eq!(ready(&paused), "True/Serving");
+}
+
+#[test]
 fn what_can_not_be_read_changes_two_conditions() {
     let before = status(ephemeral(), &acted(vec![]), &serving()).conditions;
     let rejection = Rejection {

@@ -2,13 +2,10 @@
 
 use std::time::Duration;
 
-use crds::conditions::{ConditionType, Reason};
+use crds::conditions::{ConditionType, Reason, Truth};
 use k8s_openapi::jiff::Timestamp;
 
-use super::{
-    Outcome,
-    conditions::{Saying, Truth},
-};
+use super::{Outcome, conditions::Saying};
 use crate::{
     observed::{Life, Observed},
     validate::{Serving, credentials::Problem},

@@ -2,7 +2,7 @@
 
 use crds::{
     RegistryMirror,
-    conditions::{ConditionType, Reason},
+    conditions::{ConditionType, Reason, Truth, said},
 };
 use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::{Condition, Time},
@@ -11,28 +11,6 @@ use k8s_openapi::{
 
 use super::{Acted, Outcome, UpstreamCredentials, certificate, credentials, progress, storage, upstreams};
 use crate::{apply::Applied, observed::Observed, validate::Rejection};
-
-/// Yes, no, or not known.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Truth {
-    /// Yes.
-    True,
-    /// No.
-    False,
-    /// Not known.
-    Unknown,
-}
-
-impl Truth {
-    /// As it stands in a condition.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::True => "True",
-            Self::False => "False",
-            Self::Unknown => "Unknown",
-        }
-    }
-}
 
 /// What is said of one condition.
 pub(super) struct Saying {
@@ -44,6 +22,10 @@ pub(super) struct Saying {
 
 impl Saying {
     pub(super) fn new(kind: ConditionType, truth: Truth, reason: Reason, message: impl Into<String>) -> Self {
+        debug_assert!(
+            said().any(|said| said == (kind, truth, reason)),
+            "{kind}={truth}/{reason} is in no table of what can be said"
+        );
         Self {
             kind,
             truth,
@@ -127,7 +109,8 @@ fn sorted(mut conditions: Vec<Condition>) -> Vec<Condition> {
     conditions
 }
 
-/// What the outcome says nothing of stays as it was, and what only servers know while one was not asked yet.
+/// What the outcome says nothing of stays as it was, and what only servers know while one was not asked yet; but not
+/// what somebody else wrote there.
 fn kept<'a>(
     outcome: &Outcome,
     observed: &Observed,
@@ -149,7 +132,18 @@ fn kept<'a>(
     before
         .iter()
         .filter(move |condition| kept.iter().any(|kind| kind.as_str() == condition.type_))
+        .filter(|condition| is_ours(condition))
         .cloned()
+}
+
+fn is_ours(condition: &Condition) -> bool {
+    let Condition {
+        type_,
+        status,
+        reason,
+        ..
+    } = condition;
+    said().any(|said| (said.0.as_str(), said.1.as_str(), said.2.as_str()) == (type_, status, reason))
 }
 
 struct Context<'a> {

@@ -1,7 +1,7 @@
 //! What is said of credentials, never a value of them: what their Secrets hold, and what upstreams say to them.
 
 use crds::{
-    conditions::{ConditionType, Reason},
+    conditions::{ConditionType, Reason, Truth},
     status::CredentialsStatus,
 };
 use k8s_openapi::{
@@ -10,10 +10,7 @@ use k8s_openapi::{
 };
 use mirror::credentials::State;
 
-use super::{
-    Outcome,
-    conditions::{Saying, Truth},
-};
+use super::{Outcome, conditions::Saying};
 use crate::{
     desired::{Desired, HandedOut},
     observed::{Answer, Observed, Server},

@@ -1,12 +1,9 @@
 //! Whether a change is on its way to the servers.
 
-use crds::conditions::{ConditionType, Reason};
+use crds::conditions::{ConditionType, Reason, Truth};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
-use super::{
-    Acted, Outcome, Upgrade,
-    conditions::{Saying, Truth},
-};
+use super::{Acted, Outcome, Upgrade, conditions::Saying};
 use crate::{
     desired::ADMIN_PORT,
     observed::{Answer, Observed, Server},

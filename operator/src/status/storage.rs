@@ -2,13 +2,10 @@
 
 use crds::{
     RegistryMirror,
-    conditions::{ConditionType, Reason},
+    conditions::{ConditionType, Reason, Truth},
 };
 
-use super::{
-    Acted, Outcome,
-    conditions::{Saying, Truth},
-};
+use super::{Acted, Outcome, conditions::Saying};
 use crate::{
     apply::Applied,
     observed::{Claim, ExistingClaim, Growth, Observed},

@@ -2,11 +2,11 @@
 
 use crds::{
     RegistryMirror,
-    conditions::{ConditionType, Reason},
+    conditions::{ConditionType, Reason, Truth},
     status::UpstreamState,
 };
 
-use super::conditions::{Saying, Truth};
+use super::conditions::Saying;
 use crate::observed::Observed;
 
 /// The worst that any server says of an upstream.

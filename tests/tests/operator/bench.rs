@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::future::Future;
 use std::time::Duration;
 
-use crds::conditions::{ConditionType, Reason};
+use crds::conditions::{ConditionType, Reason, said};
 use crds::{RegistryMirror, RegistryMirrorStatus};
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::Secret;
@@ -278,6 +278,8 @@ impl Bench {
         reason: Reason,
     ) -> Condition {
         let what = format!("{kind}={status}/{reason} of {mirror}");
+        let known = said().any(|said| (said.0, said.1.as_str(), said.2) == (kind, status, reason));
+        assert!(known, "{what} is never said");
         self.until(mirror, &what, |mirror: &RegistryMirror| {
             condition(mirror, kind)
                 .filter(|c| c.status == status && c.reason == reason.as_str())

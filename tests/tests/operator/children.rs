@@ -329,6 +329,9 @@ async fn scaling_makes_claims_and_never_deletes_them() {
     bench
         .until_condition("hub", ConditionType::Available, "False", Reason::ScaledToZero)
         .await;
+    bench
+        .until_condition("hub", ConditionType::Ready, "False", Reason::ScaledToZero)
+        .await;
     for claim in ["cache-hub-0", "cache-hub-1"] {
         let claim = bench.get::<PersistentVolumeClaim>(claim).await.unwrap();
         assert_eq!(claim.metadata.deletion_timestamp, None);

@@ -120,6 +120,9 @@ async fn a_spec_that_the_api_server_refuses_a_child_for_is_not_accepted() {
     let refused = bench
         .until_condition("hub", ConditionType::Accepted, "False", Reason::InvalidSpec)
         .await;
+    bench
+        .until_condition("hub", ConditionType::Ready, "False", Reason::InvalidSpec)
+        .await;
     assert!(
         refused.message.contains("refuses Service hub"),
         "{}",

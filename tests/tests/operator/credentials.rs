@@ -193,6 +193,9 @@ async fn a_missing_bundle_of_certificates_stops_the_spec_until_it_is_there() {
         "{}",
         missing.message
     );
+    bench
+        .until_condition("hub", ConditionType::Ready, "False", Reason::ReferenceNotFound)
+        .await;
     assert!(bench.get::<Deployment>("hub").await.is_none());
 
     let map = |pem: &str| json!({"metadata": {"name": "roots"}, "data": {"ca.crt": pem}});
@@ -206,6 +209,9 @@ async fn a_missing_bundle_of_certificates_stops_the_spec_until_it_is_there() {
             "False",
             Reason::ReferenceMalformed,
         )
+        .await;
+    bench
+        .until_condition("hub", ConditionType::Ready, "False", Reason::ReferenceMalformed)
         .await;
     let pem = authority();
     bench

@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use crds::RegistryMirror;
-use crds::conditions::{ConditionType, Reason};
+use crds::conditions::{ConditionType, Reason, Truth, said};
 use serde_json::json;
 use testbed::image::Random;
 use testbed::pki::Authority;
@@ -228,24 +228,65 @@ async fn a_certificate_that_is_none_is_told_of_until_it_is_one() {
     bench
         .until_condition("hub", ConditionType::TLSReady, "True", Reason::CertificateReady)
         .await;
+
+    // Of one that comes later the spec is acted on, with the certificate that was good.
+    bench
+        .secret("serving", json!({"tls.crt": "no certificate any more"}))
+        .await;
+    bench
+        .until_condition("hub", ConditionType::Ready, "False", Reason::Malformed)
+        .await;
+    bench.until_accepted("hub").await;
+}
+
+/// What waits for a condition: the name of a function, and the condition if it is always the same.
+const WAITING: [(&str, Option<ConditionType>); 3] = [
+    ("until_condition(", None),
+    ("stage.until(", Some(ConditionType::CredentialsValid)),
+    ("until_storage(", Some(ConditionType::StorageReady)),
+];
+
+/// The one of these that a call spells out.
+fn spelt<T: Copy + std::fmt::Display>(call: &str, all: &[T], before: &str, after: &str) -> Option<T> {
+    let is_there = |name: &T| {
+        let name = format!("{before}{name}");
+        let mut places = call.match_indices(&name);
+        places.any(|(at, _)| match after {
+            "" => !call[at + name.len()..].starts_with(char::is_alphanumeric),
+            after => call[at + name.len()..].starts_with(after),
+        })
+    };
+    all.iter().copied().find(is_there)
+}
+
+/// The conditions that this source waits for, where it spells out status and reason.
+fn waited_for(source: &str) -> Vec<(ConditionType, Truth, Reason)> {
+    let mut found = Vec::new();
+    for (waiting, always) in WAITING {
+        for call in source.split(waiting).skip(1) {
+            let (call, _) = call.split_once(".await").unwrap_or((call, ""));
+            let kind = always.or_else(|| spelt(call, ConditionType::ALL, "ConditionType::", ""));
+            let truth = spelt(call, Truth::ALL, "\"", "\"");
+            let reason = spelt(call, Reason::ALL, "Reason::", "");
+            found.extend(
+                kind.zip(truth)
+                    .zip(reason)
+                    .map(|((kind, truth), reason)| (kind, truth, reason)),
+            );
+        }
+    }
+    found
 }
 
 #[test]
-fn every_reason_is_led_to_by_a_test_on_a_real_api_server() {
+fn every_status_and_reason_of_every_condition_is_waited_for_on_a_real_api_server() {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/operator");
     let files = fs::read_dir(directory)
         .unwrap()
         .map(|entry| entry.unwrap().path())
         .filter(|path| path.is_file());
-    let texts: Vec<String> = files.map(|path| fs::read_to_string(path).unwrap()).collect();
-    let waited_for = |reason: &Reason| {
-        let name = format!("Reason::{reason}");
-        let is_in = |text: &String| {
-            let mut places = text.match_indices(&name);
-            places.any(|(at, _)| !text[at + name.len()..].starts_with(char::is_alphanumeric))
-        };
-        texts.iter().any(is_in)
-    };
-    let missing: Vec<_> = Reason::ALL.iter().filter(|reason| !waited_for(reason)).collect();
+    let sources = files.map(|path| fs::read_to_string(path).unwrap());
+    let waited_for: Vec<_> = sources.flat_map(|source| waited_for(&source)).collect();
+    let missing: Vec<_> = said().filter(|said| !waited_for.contains(said)).collect();
     assert!(missing.is_empty(), "{missing:?}");
 }

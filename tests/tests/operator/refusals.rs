@@ -1,19 +1,45 @@
 //! What a cluster does not let the operator do, and where that is told.
 
 use crds::RegistryMirror;
-use crds::conditions::ConditionType;
+use crds::conditions::{ConditionType, Reason};
 use k8s_openapi::api::core::v1::{ResourceQuota, Secret};
 use serde_json::json;
 
 use crate::bench::{Bench, condition, ephemeral};
+use crate::pods::kubelet;
+
+/// Sets a quota that lets none of a resource be made, and waits until it counts.
+async fn allow_none(bench: &Bench, resource: &str) {
+    let hard = format!("count/{resource}");
+    let quota = json!({"metadata": {"name": "no-more"}, "spec": {"hard": {hard: "0"}}});
+    bench.apply::<ResourceQuota>(quota).await;
+    let counted = |quota: &ResourceQuota| quota.status.as_ref()?.hard.clone();
+    bench.until("no-more", "count", counted).await;
+}
+
+#[tokio::test]
+async fn servers_that_no_service_leads_to_do_not_make_a_mirror_ready() {
+    let bench = Bench::start("no-service").await;
+    let _kubelet = kubelet(&bench).await;
+    allow_none(&bench, "services").await;
+    bench.mirror("hub", ephemeral()).await;
+    bench
+        .until_condition("hub", ConditionType::Available, "True", Reason::ReplicasReady)
+        .await;
+    let told = bench
+        .until_condition("hub", ConditionType::Ready, "False", Reason::RollingOut)
+        .await;
+    assert!(told.message.contains("refuses Service hub: "), "{}", told.message);
+    bench.delete::<ResourceQuota>("no-more").await;
+    bench
+        .until_condition("hub", ConditionType::Ready, "True", Reason::Serving)
+        .await;
+}
 
 #[tokio::test]
 async fn a_quota_that_keeps_a_child_from_being_made_is_told_in_the_conditions_and_then_made_up_for() {
     let bench = Bench::start("quota").await;
-    let quota = json!({"metadata": {"name": "no-secrets"}, "spec": {"hard": {"count/secrets": "0"}}});
-    bench.apply::<ResourceQuota>(quota).await;
-    let counted = |quota: &ResourceQuota| quota.status.as_ref()?.hard.clone();
-    bench.until("no-secrets", "count", counted).await;
+    allow_none(&bench, "secrets").await;
     bench.mirror("hub", ephemeral()).await;
     let told = |kind| {
         move |mirror: &RegistryMirror| {
@@ -28,7 +54,7 @@ async fn a_quota_that_keeps_a_child_from_being_made_is_told_in_the_conditions_an
         assert!(message.contains("quota"), "{message}");
     }
     bench.until_accepted("hub").await;
-    bench.delete::<ResourceQuota>("no-secrets").await;
+    bench.delete::<ResourceQuota>("no-more").await;
     bench
         .until("hub-credentials", "the Secret", |secret: &Secret| {
             secret.data.clone()

@@ -333,9 +333,17 @@ async fn without_a_first_credential_pods_run_and_misses_are_refused_with_the_rea
     refused("no credential").await;
     stage
         .bench
+        .until_condition("hub", ConditionType::Ready, "False", Reason::SecretNotFound)
+        .await;
+    stage
+        .bench
         .apply::<Secret>(json!({"metadata": {"name": "a"}, "type": "Opaque", "stringData": {"user": CANARY}}))
         .await;
     stage.until("False", Reason::SecretMalformed).await;
+    stage
+        .bench
+        .until_condition("hub", ConditionType::Ready, "False", Reason::SecretMalformed)
+        .await;
     refused("no credential").await;
     stage.bench.delete::<Secret>("a").await;
     stage

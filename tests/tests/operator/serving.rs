@@ -26,13 +26,15 @@ async fn a_mirror_with_claims_becomes_ready() {
     bench
         .until_condition("hub", ConditionType::Ready, "True", Reason::Serving)
         .await;
-    for (kind, status, reason) in [
-        (ConditionType::Accepted, "True", Reason::SpecAccepted),
-        (ConditionType::Available, "True", Reason::ReplicasReady),
-        (ConditionType::Progressing, "False", Reason::RolledOut),
-    ] {
-        bench.until_condition("hub", kind, status, reason).await;
-    }
+    bench
+        .until_condition("hub", ConditionType::Accepted, "True", Reason::SpecAccepted)
+        .await;
+    bench
+        .until_condition("hub", ConditionType::Available, "True", Reason::ReplicasReady)
+        .await;
+    bench
+        .until_condition("hub", ConditionType::Progressing, "False", Reason::RolledOut)
+        .await;
     bench
         .until_condition("hub", ConditionType::StorageReady, "True", Reason::VolumeReady)
         .await;

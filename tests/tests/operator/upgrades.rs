@@ -147,12 +147,23 @@ async fn an_image_that_does_not_run_stops_at_the_first_mirrors_and_a_good_one_go
         .iter()
         .filter(|mirror| !failed.iter().any(|f| f == *mirror))
         .collect();
+    for mirror in &failed {
+        bench
+            .until_condition(mirror, ConditionType::Progressing, "False", Reason::UpgradeFailed)
+            .await;
+    }
     for mirror in &waiting {
+        bench
+            .until_condition(
+                mirror,
+                ConditionType::Progressing,
+                "False",
+                Reason::UpgradeWaiting,
+            )
+            .await;
         let paused = |mirror: &RegistryMirror| {
-            let condition = condition(mirror, ConditionType::Progressing)?;
-            (condition.reason == Reason::UpgradeWaiting.to_string()
-                && condition.message.contains("the upgrade is paused, as "))
-            .then_some(())
+            let message = &condition(mirror, ConditionType::Progressing)?.message;
+            message.contains("the upgrade is paused, as ").then_some(())
         };
         bench.until(mirror, "word of the pause", paused).await;
         let ready = bench.get::<RegistryMirror>(mirror).await.unwrap();
