@@ -20,6 +20,10 @@ use crate::bench::{Bench, condition, ephemeral, soon, text, with_claims};
 
 /// More writes than any change here takes.
 const MANY: usize = 60;
+/// As long as a disk may hang.
+const ETCD_AWAY: Duration = Duration::from_secs(30);
+/// Long enough for every watch to be asked for in vain.
+const API_SERVER_AWAY: Duration = Duration::from_secs(5);
 
 /// Every object of a mirror, without what differs from one namespace and one moment to the next.
 async fn children(bench: &Bench) -> Vec<Value> {
@@ -243,17 +247,6 @@ async fn an_api_server_or_etcd_that_is_away_for_a_while_costs_nothing_but_the_wh
     {
         return;
     }
-    away(Duration::from_secs(5)).await;
-}
-
-/// The same for as long as a disk may hang.
-#[tokio::test]
-#[ignore = "a minute of waiting: cargo test -p tests --test operator away -- --ignored"]
-async fn an_api_server_or_etcd_that_is_away_for_half_a_minute_costs_nothing_but_the_while() {
-    away(Duration::from_secs(30)).await;
-}
-
-async fn away(a_while: Duration) {
     let control_plane: &'static ControlPlane =
         Box::leak(Box::new(ControlPlane::start(Options::default()).await.unwrap()));
     let mut bench = Bench::on(control_plane, "away").await;
@@ -262,7 +255,7 @@ async fn away(a_while: Duration) {
     bench.until_accepted("one").await;
 
     control_plane.hang_etcd().unwrap();
-    tokio::time::sleep(a_while).await;
+    tokio::time::sleep(ETCD_AWAY).await;
     control_plane.wake_etcd().unwrap();
     soon("an answer", async || {
         bench.api::<Pod>().list(&ListParams::default()).await.ok()
@@ -272,7 +265,7 @@ async fn away(a_while: Duration) {
     bench.until_accepted("two").await;
 
     control_plane.kill_api_server();
-    tokio::time::sleep(a_while).await;
+    tokio::time::sleep(API_SERVER_AWAY).await;
     control_plane.start_api_server().await.unwrap();
     // What was watched is history to an API server that has just begun.
     bench.delete::<ConfigMap>("one-config").await;
