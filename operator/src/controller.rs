@@ -199,6 +199,7 @@ impl Context {
                 self.written.remove(&stored.uid().unwrap_or_default());
                 self.retries.forget(stored);
                 self.pace.forget(&stored.uid().unwrap_or_default());
+                self.metrics.held_up(&stored.uid().unwrap_or_default(), false);
             }
             Event::InitDone => self.listed.done(&()),
             Event::Init => {}
@@ -291,6 +292,8 @@ async fn pursue(stored: &Stored, context: &Context) -> Result<Action, Error> {
     if let (Outcome::Failed(why), Some(error)) = (&mut outcome, &failure) {
         *why = context.lasting(stored, error);
     }
+    let uid = stored.uid().unwrap_or_default();
+    context.metrics.held_up(&uid, outcome.held_up().is_some());
     let told = tell(mirror, context, &outcome).await;
     match failure {
         Some(failure) => Err(failure),

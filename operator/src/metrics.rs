@@ -1,12 +1,14 @@
 //! What the operator tells Prometheus.
 
 use std::{
+    collections::HashSet,
     fmt,
     sync::{Mutex, PoisonError},
     time::Duration,
 };
 
-use kube::runtime::reflector::Store;
+use crds::conditions::{ConditionType, Reason};
+use kube::{ResourceExt, runtime::reflector::Store};
 use prometheus_client::{
     encoding::{EncodeLabelSet, text},
     metrics::{
@@ -24,6 +26,7 @@ use crate::cluster::watch::Stored;
 struct ConditionLabels {
     condition: String,
     status: String,
+    reason: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -55,6 +58,8 @@ pub struct Metrics {
     duration: Histogram,
     conditions: Family<ConditionLabels, Gauge>,
     upgrades: Family<UpgradeLabels, Gauge>,
+    held_up: Gauge,
+    uids_held_up: Mutex<HashSet<String>>,
     mirrors: Mutex<Vec<Store<Stored>>>,
 }
 
@@ -78,8 +83,14 @@ impl Default for Metrics {
         );
         registry.register(
             "mirrors",
-            "Mirrors by the state of each condition",
+            "Mirrors by the state of each condition, and the reason for it",
             conditions.clone(),
+        );
+        let held_up = Gauge::default();
+        registry.register(
+            "held_up",
+            "Mirrors of which the API server goes on refusing an object",
+            held_up.clone(),
         );
         let upgrades = Family::default();
         registry.register(
@@ -94,6 +105,8 @@ impl Default for Metrics {
             duration,
             conditions,
             upgrades,
+            held_up,
+            uids_held_up: Mutex::default(),
             mirrors: Mutex::default(),
         }
     }
@@ -129,6 +142,16 @@ impl Metrics {
         }
     }
 
+    /// Whether the cluster goes on refusing an object of the mirror with this UID.
+    pub fn held_up(&self, uid: &str, is_held_up: bool) {
+        let mut uids = self.uids_held_up.lock().unwrap_or_else(PoisonError::into_inner);
+        if is_held_up {
+            uids.insert(uid.to_owned());
+        } else {
+            uids.remove(uid);
+        }
+    }
+
     /// Has these mirrors counted by condition.
     pub fn count(&self, mirrors: Store<Stored>) {
         self.mirrors
@@ -143,15 +166,16 @@ impl Metrics {
     /// Never in practice: a `String` takes what is written to it.
     pub fn render(&self) -> Result<String, fmt::Error> {
         let stores = self.mirrors.lock().unwrap_or_else(PoisonError::into_inner);
+        let held_up = self.uids_held_up.lock().unwrap_or_else(PoisonError::into_inner);
         self.conditions.clear();
+        self.held_up.set(0);
         for mirror in stores.iter().flat_map(Store::state) {
-            let status = mirror.0.as_ref().ok().and_then(|mirror| mirror.status.as_ref());
-            for condition in status.iter().flat_map(|status| &status.conditions) {
-                let labels = ConditionLabels {
-                    condition: condition.type_.clone(),
-                    status: condition.status.clone(),
-                };
+            for labels in conditions(&mirror) {
                 self.conditions.get_or_create(&labels).inc();
+            }
+            // One that was deleted while it was looked at may be among them still.
+            if mirror.uid().is_some_and(|uid| held_up.contains(&uid)) {
+                self.held_up.inc();
             }
         }
         let mut text = String::new();
@@ -160,9 +184,61 @@ impl Metrics {
     }
 }
 
+/// Those of its status; of one that can't be read, what its status says where that can be written.
+fn conditions(mirror: &Stored) -> Vec<ConditionLabels> {
+    let Ok(mirror) = &mirror.0 else {
+        return vec![ConditionLabels {
+            condition: ConditionType::Accepted.to_string(),
+            status: "False".to_owned(),
+            reason: Reason::InvalidSpec.to_string(),
+        }];
+    };
+    let all = mirror.status.iter().flat_map(|status| &status.conditions);
+    let labels = all.map(|condition| ConditionLabels {
+        condition: condition.type_.clone(),
+        status: condition.status.clone(),
+        reason: condition.reason.clone(),
+    });
+    labels.collect()
+}
+
 #[cfg(test)]
 mod tests {
+    use crds::RegistryMirror;
+    use kube::{
+        core::DeserializeGuard,
+        runtime::{reflector::store::Writer, watcher::Event},
+    };
+    use serde_json::json;
+
     use super::*;
+
+    #[test]
+    fn a_mirror_is_held_up_once_until_it_no_longer_is() {
+        let metrics = Metrics::default();
+        let mut mirrors = Writer::default();
+        metrics.count(mirrors.as_reader());
+        for uid in ["a", "b", "c"] {
+            let spec = json!({"upstreams": [{"host": "quay.io"}], "storage": {"type": "Ephemeral"}});
+            let mut mirror = RegistryMirror::new(uid, serde_json::from_value(spec).unwrap());
+            mirror.metadata.uid = Some(uid.to_owned());
+            mirrors.apply_watcher_event(&Event::Apply(DeserializeGuard(Ok(mirror))));
+        }
+        let told = |number| {
+            let text = metrics.render().unwrap();
+            let line = format!("registry_mirror_operator_held_up {number}");
+            assert!(text.lines().any(|told| told == line), "{text}");
+        };
+        told(0);
+        for uid in ["a", "b", "a"] {
+            metrics.held_up(uid, true);
+        }
+        told(2);
+        metrics.held_up("a", false);
+        metrics.held_up("c", false);
+        metrics.held_up("deleted", true);
+        told(1);
+    }
 
     #[test]
     fn what_was_counted_is_told() {

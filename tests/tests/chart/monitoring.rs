@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use crds::conditions::{ConditionType, Reason};
 use serde_json::{Value, json};
 use testbed::binaries::workspace;
 use testbed::prometheus;
@@ -93,6 +94,53 @@ async fn prometheus_reads_every_alert_and_panel_and_they_ask_for_metrics_that_ex
         };
         assert!(source.contains(&format!("\"{name}\"")), "nobody tells {metric}");
     }
+}
+
+/// The values that expressions ask of a label.
+fn asked_of<'a>(expressions: &'a [String], label: &'a str) -> impl Iterator<Item = &'a str> {
+    let parts = expressions
+        .iter()
+        .flat_map(move |expression| expression.split(label).skip(1));
+    parts.filter_map(|part| {
+        let (_, value) = part
+            .split_once('"')
+            .filter(|(sign, _)| ["=", "!="].contains(sign))?;
+        value.split('"').next()
+    })
+}
+
+#[tokio::test]
+async fn an_alert_tells_of_each_condition_that_an_admin_has_to_mend_and_names_what_there_is() {
+    let helm = Helm::offline().await;
+    let objects = helm
+        .template(&["--set=prometheusRule.enabled=true"])
+        .await
+        .unwrap();
+    let groups = prometheus::groups(&objects);
+    let rules = groups.iter().flat_map(|group| group["rules"].as_array().unwrap());
+    let expressions: Vec<_> = rules
+        .map(|rule| rule["expr"].as_str().unwrap().to_owned())
+        .collect();
+    let mut conditions: Vec<_> = asked_of(&expressions, "condition").collect();
+    conditions.sort_unstable();
+    let mended = [
+        ConditionType::Accepted,
+        ConditionType::CredentialsValid,
+        ConditionType::Ready,
+        ConditionType::StorageReady,
+        ConditionType::TLSReady,
+        ConditionType::UpstreamReachable,
+    ];
+    assert_eq!(conditions, mended.map(ConditionType::as_str));
+    for reason in asked_of(&expressions, "reason") {
+        let mut all = Reason::ALL.iter();
+        assert!(all.any(|known| known.as_str() == reason), "{reason}");
+    }
+    assert!(
+        expressions
+            .iter()
+            .any(|expression| expression.contains("_held_up"))
+    );
 }
 
 #[tokio::test]

@@ -93,6 +93,9 @@ async fn a_stored_object_that_does_not_parse_is_reported_and_delays_nobody() {
         "{message}"
     );
     assert!(message.contains("Tape"), "{message}");
+    let told =
+        r#"registry_mirror_operator_mirrors{condition="Accepted",status="False",reason="InvalidSpec"} 1"#;
+    assert!(bench.metrics().contains(told), "{}", bench.metrics());
 
     bench.mirror("new", ephemeral()).await;
     bench.until_accepted("new").await;
