@@ -130,13 +130,13 @@ pub(crate) fn duration() -> Rule {
         .message("must be a duration such as 30s, 5m or 168h, at most 99999h, and not negative")
 }
 
-/// A size in bytes.
+/// A size in bytes. Less than this is a unit that was forgotten.
 pub(crate) fn quantity() -> Rule {
     Rule::new(format!(
-        "{} && !self.matches('^[0.]+[A-Za-z]*$')",
+        "{} && !quantity(self).isLessThan(quantity('1Mi'))",
         is_quantity("self")
     ))
-    .message("must be a size above 0, such as 500Mi, 50Gi or 1.5Ti")
+    .message("must be a size of at least 1Mi, such as 500Mi, 50Gi or 1.5Ti")
 }
 
 /// Whether a string is a quantity that `quantity()` reads without an error, for rules that compare two of them: those
@@ -245,7 +245,9 @@ mod tests {
 
     #[test_case("50Gi", true)]
     #[test_case("1.5Ti", true)]
-    #[test_case("1000", true)]
+    #[test_case("1Mi", true)]
+    #[test_case("53687091200", true; "in bytes")]
+    #[test_case("1000", false; "a unit that was forgotten")]
     #[test_case("0.5Gi", true)]
     #[test_case("0", false; "zero")]
     #[test_case("0Gi", false; "zero gibibytes")]
@@ -254,7 +256,7 @@ mod tests {
     #[test_case("5GB", false; "a unit that Kubernetes does not have")]
     #[test_case("1e1000", false; "an exponent")]
     #[test_case("lots", false; "a word")]
-    fn a_quantity_is_a_size_above_zero(value: &str, accepted: bool) {
+    fn a_quantity_is_a_size_of_a_mebibyte_at_least(value: &str, accepted: bool) {
         assert_eq!(holds(&quantity(), value), accepted);
     }
 

@@ -24,9 +24,6 @@ use crate::{names::kubernetes_names, rules};
         .message("goes with type LoadBalancer only: remove it, or change the type")
         .field_path(".loadBalancerClass")
         .reason(Reason::FieldValueForbidden),
-    validation = Rule::new("!has(oldSelf.clusterIP) || (has(self.clusterIP) && self.clusterIP == oldSelf.clusterIP)")
-        .message("can't be changed once set, as nodes hold this address: make another RegistryMirror")
-        .field_path(".clusterIP"),
     validation = Rule::new(
         "self.type != 'LoadBalancer' || oldSelf.type != 'LoadBalancer' \
          || (has(self.loadBalancerClass) == has(oldSelf.loadBalancerClass) \
@@ -50,8 +47,8 @@ pub struct Service {
     #[schemars(range(min = 1, max = 65535))]
     pub node_port: Option<i32>,
 
-    /// The Service's address, from the cluster's Service range. Absent: the cluster picks one. Can't be changed once
-    /// set.
+    /// The Service's address, from the cluster's Service range. Absent: the cluster picks one. Can't be changed once the
+    /// Service has an address.
     #[serde(rename = "clusterIP", skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 45))]
     #[x_kube(validation = Rule::new("isIP(self)").message("must be an IP address from the cluster's Service range, or left out"))]

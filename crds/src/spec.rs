@@ -24,6 +24,7 @@ pub const MAX_REPLICAS: i32 = 1000;
     plural = "registrymirrors",
     shortname = "rmir",
     validation = no_shrinking(),
+    validation = no_other_address(),
     validation = no_child_as_reference(),
     namespaced,
     status = "RegistryMirrorStatus",
@@ -156,6 +157,24 @@ fn no_shrinking() -> Rule {
         "can't be less than what the claims have already (status.storage.capacity), as claims can't shrink",
     )
     .field_path(".spec.storage.persistentVolumeClaim.size")
+}
+
+/// A Service keeps the address that it was given, which nodes hold. Until it has one, as where the cluster refuses the
+/// one that is asked for, another can be asked for.
+fn no_other_address() -> Rule {
+    let (new, old) = ("self.spec.service.clusterIP", "oldSelf.spec.service.clusterIP");
+    let is_set = |object: &str| format!("has({object}.spec.service) && has({object}.spec.service.clusterIP)");
+    let given = "self.status.endpoint.url";
+    Rule::new(format!(
+        "!({}) || ({} && {new} == {old}) || !has(self.status) || !has(self.status.endpoint) \
+         || {given}.contains('/' + {new} + ':') || {given}.contains('[' + {new} + ']')",
+        is_set("self"),
+        is_set("oldSelf"),
+    ))
+    .message(
+        "can't be another address than the Service has (status.endpoint), as nodes hold that one: leave it as it was, or make another RegistryMirror",
+    )
+    .field_path(".spec.service.clusterIP")
 }
 
 /// What the operator makes can't be what it reads.

@@ -9,14 +9,17 @@ use serde::{Deserialize, Serialize};
 
 use crate::rules;
 
+/// A key of a `ConfigMap` has 253 characters at most, and nodes' `HOST.hosts.toml` is one.
+const MAX_HOST_LENGTH: usize = 253 - ".hosts.toml".len();
+
 /// One registry that the mirror reaches.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = no_credentials_in_clear_text(), validation = no_tls_without_https())]
 pub struct Upstream {
     /// The registry's name as clients write it in an image name (containerd sends it as `?ns=`): `docker.io`,
-    /// `ghcr.io`, `registry.example.com:5000`. Lower case.
-    #[schemars(length(max = 253))]
+    /// `ghcr.io`, `registry.example.com:5000`. Lower case; at most 242 characters, as files for nodes are named for it.
+    #[schemars(length(max = MAX_HOST_LENGTH))]
     #[x_kube(validation = rules::host())]
     pub host: String,
 

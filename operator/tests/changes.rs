@@ -23,6 +23,9 @@ use operator::{
 };
 use serde_json::{Value, json};
 
+/// What the Service was given.
+const SERVICE_IP: &str = "10.96.0.7";
+
 /// What the specs refer to.
 struct Shelf(BTreeMap<Reference, Contents>);
 
@@ -240,8 +243,8 @@ fn cases() -> Vec<Case> {
         service("spec.service.annotations", &json!({"example.com/a": "b"})),
         case(
             "spec.service.clusterIP",
-            "once set",
-            json!({"service": {"clusterIP": "10.96.0.1"}}),
+            "once the Service has an address",
+            json!({}),
             json!({"service": {"clusterIP": "10.96.0.2"}}),
         ),
         service("spec.service.externalTrafficPolicy", &json!("Local")),
@@ -411,7 +414,7 @@ fn handed_out(desired: &Desired) -> Option<Contents> {
 fn desired(mirror: &RegistryMirror, shelf: &Shelf, handed_out: Option<Contents>) -> Desired {
     let observed = Observed {
         service: Some(ServiceAddress {
-            ip: "10.96.0.7".to_owned(),
+            ip: SERVICE_IP.to_owned(),
             port: mirror.spec.service.port,
         }),
         ..Observed::default()
@@ -427,7 +430,8 @@ fn desired(mirror: &RegistryMirror, shelf: &Shelf, handed_out: Option<Contents>)
 /// What a change does, in words.
 fn effect(case: &Case, shelf: &Shelf) -> String {
     let (before, after) = (document(&case.before), document(&case.after));
-    let stored = crds::validate::completed(&before);
+    let mut stored = crds::validate::completed(&before);
+    stored["status"] = json!({"endpoint": {"url": format!("http://{SERVICE_IP}:5000")}});
     let old = crds::validate::created(&before).unwrap_or_else(|error| panic!("{}: {error}", case.field));
     let Ok(new) = crds::validate::changed(&after, &stored) else {
         crds::validate::created(&after).unwrap_or_else(|error| panic!("{}: {error}", case.field));

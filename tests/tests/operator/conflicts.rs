@@ -112,11 +112,14 @@ async fn mirrors_whose_names_extend_each_other_do_not_take_each_others_objects()
 }
 
 #[tokio::test]
-async fn a_spec_that_the_api_server_refuses_a_child_for_is_not_accepted() {
+async fn a_spec_that_the_api_server_refuses_a_child_for_is_not_accepted_until_it_is_corrected() {
     let bench = Bench::start("refused").await;
-    let mut spec: Value = ephemeral();
-    spec["service"] = json!({"clusterIP": "192.0.2.1"});
-    bench.mirror("hub", spec).await;
+    let with_address = |address: &str| {
+        let mut spec: Value = ephemeral();
+        spec["service"] = json!({"clusterIP": address});
+        spec
+    };
+    bench.mirror("hub", with_address("192.0.2.1")).await;
     let refused = bench
         .until_condition("hub", ConditionType::Accepted, "False", Reason::InvalidSpec)
         .await;
@@ -128,6 +131,21 @@ async fn a_spec_that_the_api_server_refuses_a_child_for_is_not_accepted() {
         "{}",
         refused.message
     );
+    bench.mirror("hub", ephemeral()).await;
+    bench.until_accepted("hub").await;
+
+    // From now on nodes may hold it.
+    let endpoint = |mirror: &RegistryMirror| Some(mirror.status.as_ref()?.endpoint.as_ref()?.url.clone());
+    let url = bench.until("hub", "an address", endpoint).await;
+    let given = url.trim_start_matches("http://").trim_end_matches(":5000");
+    bench.mirror("hub", with_address(given)).await;
+    bench.until_accepted("hub").await;
+    let other = json!({"spec": {"service": {"clusterIP": "192.0.2.1"}}});
+    let params = PatchParams::default();
+    let mirrors = bench.api::<RegistryMirror>();
+    let refused = mirrors.patch("hub", &params, &Patch::Merge(&other)).await;
+    let said = refused.unwrap_err().to_string();
+    assert!(said.contains("another address than the Service has"), "{said}");
 }
 
 /// A spec that asks for an object of this kind and name.
