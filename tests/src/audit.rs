@@ -3,6 +3,7 @@
 //! The server writes each event before it has finished with the request, so a request that is answered is in the
 //! log, give or take the last instant: wait for an event that must come, and count what must not.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -59,6 +60,8 @@ pub struct Event {
     response_status: Option<ResponseStatus>,
     /// The body of a write, other than of a Secret.
     pub request_object: Option<serde_json::Value>,
+    #[serde(default)]
+    annotations: BTreeMap<String, String>,
 }
 
 /// The object or collection of a request.
@@ -96,6 +99,12 @@ impl Event {
         self.response_status.as_ref().map(|status| status.code)
     }
 
+    /// Whether its user had no right to it. What a policy or a quota refuses was allowed before.
+    pub fn is_beyond_rights(&self) -> bool {
+        let decision = self.annotations.get("authorization.k8s.io/decision");
+        decision.is_some_and(|decision| decision == "forbid")
+    }
+
     /// Whether the request could change something, also one that was refused.
     pub fn is_write(&self) -> bool {
         !matches!(self.verb.as_str(), "get" | "list" | "watch")
@@ -130,6 +139,11 @@ impl Audit {
 
     /// The requests that were logged after `mark`, in the order in which they ended.
     pub fn since(&self, mark: Mark) -> io::Result<Vec<Event>> {
+        self.lines_with(mark, "")
+    }
+
+    /// The events whose lines have a text in them.
+    fn lines_with(&self, mark: Mark, text: &str) -> io::Result<Vec<Event>> {
         let mut file = File::open(&self.path)?;
         file.seek(SeekFrom::Start(mark.0))?;
         let mut reader = BufReader::new(file);
@@ -137,10 +151,21 @@ impl Audit {
         let mut line = String::new();
         // A last line without its end is still being written.
         while reader.read_line(&mut line)? > 0 && line.ends_with('\n') {
-            events.push(serde_json::from_str(&line)?);
+            if line.contains(text) {
+                events.push(serde_json::from_str(&line)?);
+            }
             line.clear();
         }
         Ok(events)
+    }
+
+    /// What a user asked for after `mark` and had no right to, as `VERB PATH`.
+    pub fn refused(&self, mark: Mark, user: &str) -> io::Result<Vec<String>> {
+        let events = self.lines_with(mark, user)?.into_iter();
+        let refused = events.filter(|event| event.user() == user && event.is_beyond_rights());
+        Ok(refused
+            .map(|event| format!("{} {}", event.verb, event.request_uri))
+            .collect())
     }
 
     /// The writes of one user after `mark`, in one namespace.
@@ -182,5 +207,18 @@ mod tests {
         assert_eq!(writes[0].code(), Some(200));
         assert_eq!(audit.writes(after_get, "admin", "a").unwrap().len(), 0);
         assert_eq!(audit.writes(after_get, "operator", "b").unwrap().len(), 0);
+    }
+
+    #[test]
+    fn what_a_user_has_no_right_to_is_told_from_what_a_quota_refuses() {
+        let line = |user: &str, decision: &str| {
+            format!(
+                r#"{{"stage":"ResponseComplete","requestURI":"/api/v1/pods","verb":"list","stageTimestamp":"2026-01-01T00:00:00.000000Z","user":{{"username":"admin"}},"impersonatedUser":{{"username":"{user}"}},"responseStatus":{{"code":403}},"annotations":{{"authorization.k8s.io/decision":"{decision}"}}}}"#
+            )
+        };
+        let scratch = Scratch::new("audit").unwrap();
+        let lines = [line("a", "allow"), line("a", "forbid"), line("b", "forbid")].join("\n");
+        let audit = Audit::new(&scratch.write("log", lines + "\n").unwrap());
+        assert_eq!(audit.refused(Mark(0), "a").unwrap(), ["list /api/v1/pods"]);
     }
 }

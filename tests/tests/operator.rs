@@ -45,6 +45,8 @@ mod reasons;
 mod refusals;
 #[path = "operator/rest.rs"]
 mod rest;
+#[path = "operator/rights.rs"]
+mod rights;
 #[path = "operator/rotation.rs"]
 mod rotation;
 #[path = "operator/scale.rs"]

@@ -22,12 +22,17 @@ use testbed::control_plane::Namespace;
 use testbed::{ControlPlane, wait};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use crate::rights;
+
 /// Long enough for a machine that runs all tests at once.
 const SOON: Duration = Duration::from_mins(1);
 /// The image of mirrors that name none.
 pub(crate) const IMAGE: &str = "registry-mirror:test";
 
-/// A namespace with an operator that looks after it.
+/// What everybody is in who showed who they are.
+const GROUPS: &[&str] = &["system:authenticated"];
+
+/// A namespace with an operator that looks after it. In the end it must never have asked for what it has no right to.
 pub(crate) struct Bench {
     pub(crate) namespace: Namespace,
     pub(crate) control_plane: &'static ControlPlane,
@@ -37,6 +42,9 @@ pub(crate) struct Bench {
     pub(crate) options: Options,
     server_image: String,
     running: Option<Running>,
+    /// Where the audit log is read from in the end. An API server that starts again knows of no rights for a moment, so
+    /// not that of a control plane of the test's own.
+    began: Option<testbed::audit::Mark>,
 }
 
 struct Running {
@@ -59,28 +67,43 @@ impl Bench {
             .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
             .with_test_writer()
             .try_init();
-        Self::on(ControlPlane::shared().await, name).await
+        let control_plane = ControlPlane::shared().await;
+        let began = control_plane.audit().map(|audit| audit.mark().unwrap());
+        let mut bench = Self::on(control_plane, name).await;
+        bench.began = began;
+        bench
     }
 
     /// On a control plane of the test's own, without an operator.
     pub(crate) async fn on(control_plane: &'static ControlPlane, name: &str) -> Self {
         let namespace = control_plane.namespace(name).await;
         let user = format!("operator-of-{namespace}");
-        Self {
+        let bench = Self {
             namespace,
             control_plane,
             user,
             options: Options::default(),
             server_image: IMAGE.to_owned(),
             running: None,
-        }
+            began: None,
+        };
+        let subject = json!({"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": bench.user});
+        rights::grant(&bench, "operator", subject, &bench.client().await).await;
+        bench
+    }
+
+    /// The operator's, with its rights alone.
+    async fn client(&self) -> kube::Client {
+        self.control_plane.client_as(&self.user, GROUPS).await
+    }
+
+    /// What that is made of, for a client that faults come between.
+    pub(crate) async fn config(&self) -> kube::Config {
+        self.control_plane.config_as(&self.user, GROUPS).await
     }
 
     pub(crate) async fn start_operator(&mut self) {
-        let client = self
-            .control_plane
-            .client_as(&self.user, &["system:masters"])
-            .await;
+        let client = self.client().await;
         self.start_operator_through(client);
     }
 
@@ -362,6 +385,17 @@ impl Bench {
             .collect();
         writes.sort();
         writes
+    }
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        let (Some(began), false) = (self.began, std::thread::panicking()) else {
+            return;
+        };
+        let audit = self.control_plane.audit().expect("an audit log");
+        let refused = audit.refused(began, &self.user).unwrap();
+        assert!(refused.is_empty(), "the operator has no right to {refused:#?}");
     }
 }
 

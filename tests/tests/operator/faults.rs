@@ -103,11 +103,7 @@ impl Life {
     /// Through a connection that dies after so many writes; how many there were in the end, if it did not.
     async fn operated(&mut self, writes: usize, done: impl AsyncFn(&Bench)) -> Option<usize> {
         let faults = Faults::after(writes);
-        let config = self
-            .bench
-            .control_plane
-            .config_as(&self.bench.user, &["system:masters"])
-            .await;
+        let config = self.bench.config().await;
         self.bench.start_operator_through(faults.client(config).unwrap());
         tokio::select! {
             () = faults.died() => {
@@ -200,10 +196,7 @@ async fn an_operator_killed_between_any_two_writes_leaves_what_the_next_one_comp
 async fn what_happens_while_watches_are_cut_and_history_is_gone_is_noticed() {
     let mut bench = Bench::idle("gone").await;
     let faults = Faults::default();
-    let config = bench
-        .control_plane
-        .config_as(&bench.user, &["system:masters"])
-        .await;
+    let config = bench.config().await;
     bench.start_operator_through(faults.client(config).unwrap());
     bench
         .secret("quay", json!({"username": "ann", "password": "old"}))

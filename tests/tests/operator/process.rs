@@ -3,13 +3,14 @@
 use std::path::Path;
 
 use k8s_openapi::api::core::v1::ServiceAccount;
-use k8s_openapi::api::rbac::v1::RoleBinding;
 use serde_json::json;
+use testbed::control_plane::client_from;
 use testbed::process::{Daemon, command};
 
 use crate::bench::Bench;
+use crate::rights;
 
-/// It asks as a ServiceAccount of its own, with all rights in the bench's namespace.
+/// It asks as a ServiceAccount of its own, with the chart's rights in the bench's namespace.
 pub(crate) struct Process {
     pub(crate) daemon: Daemon,
     pub(crate) user: String,
@@ -21,18 +22,15 @@ impl Process {
         bench
             .apply::<ServiceAccount>(json!({"metadata": {"name": account}}))
             .await;
-        let binding = json!({
-            "metadata": {"name": account},
-            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "cluster-admin"},
-            "subjects": [{"kind": "ServiceAccount", "name": account, "namespace": bench.namespace.name()}],
-        });
-        bench.apply::<RoleBinding>(binding).await;
         let namespace = bench.namespace.name();
         let kubeconfig = bench
             .control_plane
             .service_account_kubeconfig(namespace, account)
             .await
             .unwrap();
+        let subject = json!({"kind": "ServiceAccount", "name": account, "namespace": namespace});
+        let client = client_from(&kubeconfig).await.unwrap();
+        rights::grant(bench, account, subject, &client).await;
         // A bench measures the one that users run.
         let program = std::env::var_os("OPERATOR_UNDER_TEST")
             .unwrap_or_else(|| env!("CARGO_BIN_EXE_operator-under-test").into());

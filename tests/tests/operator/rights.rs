@@ -1,0 +1,54 @@
+//! An operator's rights: those that the chart gives, and no other, so that every test shows that they are enough.
+
+use k8s_openapi::api::authorization::v1::{
+    ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec,
+};
+use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
+use kube::api::PostParams;
+use kube::{Api, Client};
+use operator::rights::{ON_MIRRORS, ON_THE_LEASE, Rule};
+use serde_json::{Value, json};
+
+use crate::bench::{Bench, soon};
+
+/// Gives them to a subject, in the bench's namespace alone, and waits until the API server knows of them, as `client`
+/// finds, which is the subject's.
+pub(crate) async fn grant(bench: &Bench, name: &str, subject: Value, client: &Client) {
+    let rules: Vec<_> = [ON_MIRRORS, ON_THE_LEASE]
+        .concat()
+        .iter()
+        .map(
+            |Rule {
+                 group,
+                 resources,
+                 verbs,
+             }| { json!({"apiGroups": [group], "resources": resources, "verbs": verbs}) },
+        )
+        .collect();
+    bench
+        .apply::<Role>(json!({"metadata": {"name": name}, "rules": rules}))
+        .await;
+    let role = json!({"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": name});
+    let binding = json!({"metadata": {"name": name}, "roleRef": role, "subjects": [subject]});
+    bench.apply::<RoleBinding>(binding).await;
+
+    let reviews = Api::<SelfSubjectAccessReview>::all(client.clone());
+    let review = SelfSubjectAccessReview {
+        spec: SelfSubjectAccessReviewSpec {
+            resource_attributes: Some(ResourceAttributes {
+                namespace: Some(bench.namespace.name().to_owned()),
+                verb: Some("watch".to_owned()),
+                group: Some("registrymirror.io".to_owned()),
+                resource: Some("registrymirrors".to_owned()),
+                ..ResourceAttributes::default()
+            }),
+            ..SelfSubjectAccessReviewSpec::default()
+        },
+        ..SelfSubjectAccessReview::default()
+    };
+    soon("rights of the operator", async || {
+        let answer = reviews.create(&PostParams::default(), &review).await.ok()?;
+        answer.status?.allowed.then_some(())
+    })
+    .await;
+}
