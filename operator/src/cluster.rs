@@ -4,7 +4,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::{
     Api, Client, Resource, ResourceExt,
     api::{DeleteParams, DynamicObject, Patch, PatchParams, Preconditions},
-    core::{NamespaceResourceScope, ObjectMeta},
+    core::{NamespaceResourceScope, ObjectMeta, Status},
 };
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -104,7 +104,8 @@ impl Cluster {
     }
 
     /// Applies a manifest. With `uid` it is the object that was looked at, or nothing, and its fields are taken back
-    /// from whoever changed them; without, nothing may be there.
+    /// from whoever changed them; without, nothing may be there. No apply can ask for that, so that what somebody made
+    /// since it was looked for gets its old form back at once.
     ///
     /// # Errors
     /// Those of the API server.
@@ -124,10 +125,17 @@ impl Cluster {
             .as_str()
             .unwrap_or_default()
             .to_owned();
-        let object = self
-            .api(kind, namespace)
-            .patch(&name, &params, &Patch::Apply(&manifest))
-            .await?;
+        let api = self.api(kind, namespace);
+        let object = api.patch(&name, &params, &Patch::Apply(&manifest)).await?;
+        if uid.is_none() && was_there(&object) {
+            // Who applies nothing takes back what nobody else has set as well.
+            let nothing = json!({
+                "apiVersion": manifest["apiVersion"], "kind": manifest["kind"],
+                "metadata": {"name": name, "uid": object.uid()},
+            });
+            api.patch(&name, &params, &Patch::Apply(&nothing)).await?;
+            return Err(there_first());
+        }
         Ok(self.children.wrote(kind, object))
     }
 
@@ -203,6 +211,18 @@ impl Reader for Cluster {
             _ => self.contents::<ConfigMap>(namespace, &reference.name).await,
         }
     }
+}
+
+/// Whether an object that was to be made was there: whatever is made has one manager, who sets all its fields.
+fn was_there(object: &DynamicObject) -> bool {
+    let mut managers = object.managed_fields().iter();
+    managers.any(|entry| entry.manager.as_deref() != Some(FIELD_MANAGER))
+}
+
+/// Another look finds whose it is.
+fn there_first() -> kube::Error {
+    let message = "somebody else has made an object of this name at the same moment";
+    kube::Error::Api(Status::failure(message, "Conflict").with_code(409).boxed())
 }
 
 fn gone_is_fine<T>(result: kube::Result<T>) -> kube::Result<()> {

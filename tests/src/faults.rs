@@ -1,9 +1,10 @@
-//! A connection to the API server that fails on demand: it dies after a number of writes, or loses its watches.
+//! A connection to the API server that fails on demand: it dies after a number of writes, loses its watches, or holds a
+//! write.
 
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 
 use futures::StreamExt;
@@ -13,7 +14,7 @@ use http_body_util::{BodyExt, Full, StreamBody};
 use kube::client::{Body, ClientBuilder};
 use kube::{Client, Config};
 use serde_json::json;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tower::{BoxError, Layer, Service};
 
 /// What a connection suffers; clones are one.
@@ -30,6 +31,15 @@ struct State {
     watches: Mutex<CancellationToken>,
     gone: AtomicBool,
     answered_gone: AtomicUsize,
+    held: Mutex<Option<Held>>,
+}
+
+/// The writes to a path that are not let through for now.
+#[derive(Debug)]
+struct Held {
+    path: String,
+    waiting: CancellationToken,
+    released: CancellationToken,
 }
 
 impl Default for Faults {
@@ -49,7 +59,33 @@ impl Faults {
             watches: Mutex::default(),
             gone: AtomicBool::new(false),
             answered_gone: AtomicUsize::new(0),
+            held: Mutex::default(),
         }))
+    }
+
+    /// Holds the next write to a path that ends like this; completes once one waits, and gives what lets it through.
+    pub async fn hold(&self, path: &str) -> DropGuard {
+        let (waiting, released) = (CancellationToken::new(), CancellationToken::new());
+        *self.held() = Some(Held {
+            path: path.to_owned(),
+            waiting: waiting.clone(),
+            released: released.clone(),
+        });
+        waiting.cancelled().await;
+        released.drop_guard()
+    }
+
+    fn held(&self) -> MutexGuard<'_, Option<Held>> {
+        self.0.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What this write waits for.
+    fn released(&self, request: &Request<Body>) -> Option<CancellationToken> {
+        let held = self
+            .held()
+            .take_if(|held| !request.method().is_safe() && request.uri().path().ends_with(&held.path))?;
+        held.waiting.cancel();
+        Some(held.released)
     }
 
     /// A client that suffers them.
@@ -155,8 +191,13 @@ where
             return Box::pin(async { Ok(gone()) });
         }
         let cut = faults.watch();
+        let released = faults.released(&request);
+        // Nothing is sent before it is polled.
         let answer = self.inner.call(request);
         Box::pin(async move {
+            if let Some(released) = released {
+                released.cancelled().await;
+            }
             let answer = answer.await.map_err(Into::into)?;
             // The dead hear nothing.
             if faults.is_dead() {

@@ -5,12 +5,14 @@ use std::path::Path;
 
 use crds::RegistryMirror;
 use crds::conditions::{ConditionType, Reason};
+use futures::future::join_all;
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Secret, Service};
-use kube::api::{DynamicObject, Patch, PatchParams};
+use kube::api::{DynamicObject, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt};
 use operator::desired::names;
 use operator::kind::Kind;
 use serde_json::{Value, json};
+use testbed::faults::Faults;
 
 use crate::bench::{Bench, belongs_to, ephemeral, text, with_claims};
 
@@ -247,6 +249,48 @@ async fn an_object_of_a_user_with_the_name_of_any_child_is_never_changed_nor_del
         let after = api.get(name).await.unwrap();
         assert_eq!(lasting(&after), lasting(before), "{kind} {name}");
     }
+}
+
+/// An operator whose next write of this object comes after somebody else's.
+async fn comes_second(kind: Kind, name: &str) {
+    let mut bench = Bench::idle("between").await;
+    let faults = Faults::default();
+    let config = bench
+        .control_plane
+        .config_as(&bench.user, &["system:masters"])
+        .await;
+    bench.start_operator_through(faults.client(config).unwrap());
+    let resource = kind.resource();
+    let path = format!("/{}/{name}", resource.plural);
+    let mut spec = with_claims("1Gi");
+    spec["replicas"] = json!(2);
+    let (held, _) = tokio::join!(faults.hold(&path), bench.mirror("hub", spec));
+    let api: Api<DynamicObject> =
+        Api::namespaced_with(bench.namespace.client(), bench.namespace.name(), &resource);
+    let object = serde_json::from_value(of_a_user(kind, name)).unwrap();
+    let before = api.create(&PostParams::default(), &object).await.unwrap();
+    drop(held);
+    let refused = bench
+        .until_condition("hub", ConditionType::Accepted, "False", Reason::NameConflict)
+        .await;
+    let words = format!("{kind} {name} is there already");
+    assert!(refused.message.starts_with(&words), "{}", refused.message);
+    let after = api.get(name).await.unwrap();
+    assert_eq!(lasting(&after), lasting(&before), "{kind} {name}");
+}
+
+#[tokio::test]
+async fn an_object_of_a_user_that_comes_between_look_and_write_is_not_changed() {
+    let cases = [
+        (Kind::Secret, "hub-credentials"),
+        (Kind::ConfigMap, "hub-config"),
+        (Kind::Service, "hub"),
+        (Kind::ServiceAccount, "hub"),
+        (Kind::PersistentVolumeClaim, "cache-hub-0"),
+        (Kind::StatefulSet, "hub"),
+        (Kind::PodDisruptionBudget, "hub"),
+    ];
+    join_all(cases.map(|(kind, name)| comes_second(kind, name))).await;
 }
 
 #[tokio::test]
