@@ -141,6 +141,11 @@ async fn an_alert_tells_of_each_condition_that_an_admin_has_to_mend_and_names_wh
             .iter()
             .any(|expression| expression.contains("_held_up"))
     );
+    assert!(
+        expressions
+            .iter()
+            .any(|expression| expression.starts_with("absent(registry_mirror_operator_"))
+    );
 }
 
 #[tokio::test]
