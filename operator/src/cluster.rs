@@ -6,7 +6,7 @@ use kube::{
     api::{DeleteParams, DynamicObject, Patch, PatchParams, Preconditions},
     core::{NamespaceResourceScope, ObjectMeta, Status},
 };
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, Error as _};
 use serde_json::{Value, json};
 use std::{collections::BTreeMap, fmt::Debug, sync::Arc};
 
@@ -195,10 +195,8 @@ impl Cluster {
             + Debug
             + Into<Contents>,
     {
-        Ok(Api::<K>::namespaced(self.client(), namespace)
-            .get_opt(name)
-            .await?
-            .map(Into::into))
+        let read = Api::<K>::namespaced(self.client(), namespace).get_opt(name).await;
+        Ok(read.map_err(without_values)?.map(Into::into))
     }
 }
 
@@ -225,9 +223,44 @@ fn there_first() -> kube::Error {
     kube::Error::Api(Status::failure(message, "Conflict").with_code(409).boxed())
 }
 
+/// The words about an answer that can't be read may repeat a value of it, its position does not.
+fn without_values(error: kube::Error) -> kube::Error {
+    match error {
+        kube::Error::SerdeError(error) => kube::Error::SerdeError(serde_json::Error::custom(format!(
+            "not what was asked for (line {} column {})",
+            error.line(),
+            error.column()
+        ))),
+        error => error,
+    }
+}
+
 fn gone_is_fine<T>(result: kube::Result<T>) -> kube::Result<()> {
     match result {
         Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
         result => result.map(|_| ()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_secret_that_can_not_be_read_is_not_quoted() {
+        let answer = json!({"kind": "Secret", "metadata": {"name": "hub"}, "data": "hunter2"}).to_string();
+        let service = tower::service_fn(move |_| {
+            let body = kube::client::Body::from(answer.clone().into_bytes());
+            std::future::ready(Ok::<_, Infallible>(http::Response::new(body)))
+        });
+        let cluster = Cluster::new(Client::new(service, "mirrors"), Children::new().0);
+        let error = cluster.read("mirrors", &Reference::secret("hub")).await;
+        let error = error.err().map(|error| format!("{error} {error:?}")).unwrap();
+        assert!(
+            error.contains("line 1 column") && !error.contains("hunter2"),
+            "{error}"
+        );
     }
 }
