@@ -119,6 +119,8 @@ names! {
         Malformed,
         /// TLSReady is False: the certificate is no longer valid.
         Expired,
+        /// TLSReady is False: the certificate is not valid yet.
+        NotYetValid,
         /// Paused, as the spec asks.
         PausedBySpec,
     }
@@ -151,6 +153,7 @@ pub const SAID: &[(ConditionType, Truth, &[Reason])] = &[
             Reason::SecretNotFound,
             Reason::Malformed,
             Reason::Expired,
+            Reason::NotYetValid,
             Reason::NoReadyReplicas,
             Reason::ScaledToZero,
             Reason::RollingOut,
@@ -228,7 +231,12 @@ pub const SAID: &[(ConditionType, Truth, &[Reason])] = &[
     (
         ConditionType::TLSReady,
         Truth::False,
-        &[Reason::SecretNotFound, Reason::Malformed, Reason::Expired],
+        &[
+            Reason::SecretNotFound,
+            Reason::Malformed,
+            Reason::Expired,
+            Reason::NotYetValid,
+        ],
     ),
     (ConditionType::Paused, Truth::True, &[Reason::PausedBySpec]),
 ];

@@ -373,6 +373,12 @@ fn table() -> Vec<(Kind, Truth, Reason, Case)> {
             Reason::Expired,
             certificate(-1, None),
         ),
+        (
+            Kind::TLSReady,
+            Truth::False,
+            Reason::NotYetValid,
+            certificate(61, None),
+        ),
         (Kind::Paused, Truth::True, Reason::PausedBySpec, paused),
     ]
 }
@@ -398,6 +404,7 @@ fn obstacles() -> Vec<(Reason, Case)> {
         ),
         (Reason::Malformed, certificate(1, Some(Reason::Malformed))),
         (Reason::Expired, certificate(-1, None)),
+        (Reason::NotYetValid, certificate(61, None)),
         (Reason::NoReadyReplicas, with(1, 0)),
         (Reason::ScaledToZero, with(0, 0)),
         (Reason::RollingOut, held_up),

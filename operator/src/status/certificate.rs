@@ -37,13 +37,14 @@ impl Certificate {
 
     /// How long there is nothing to do or to tell about it; `None` where there never is.
     pub fn rest(&self, now: Timestamp) -> Option<Duration> {
-        rest([self.changes, self.life.late(), self.life.ends], now)
+        let Life { starts, ends } = self.life;
+        rest([self.changes, starts, self.life.late(), ends], now)
     }
 }
 
 /// How long there is nothing to tell about the certificate that servers were handed.
 pub fn until_news(life: Life, now: Timestamp) -> Option<Duration> {
-    rest([life.late(), life.ends], now)
+    rest([life.starts, life.late(), life.ends], now)
 }
 
 /// Until the first of these times that is to come.
@@ -79,6 +80,13 @@ fn of_life(life: Life, now: Timestamp, way_out: &str) -> Saying {
     let (truth, reason, message) = if life.ends <= second {
         let message = format!("the certificate ended at {end}: {way_out}");
         (Truth::False, Reason::Expired, message)
+    } else if life.starts > second {
+        let start = Timestamp::from_second(life.starts).unwrap_or(Timestamp::MAX);
+        let message = format!(
+            "the certificate is valid from {start} on only: put one into its Secret that is valid now, or see whether \
+             the clock of whoever issued it is right"
+        );
+        (Truth::False, Reason::NotYetValid, message)
     } else if life.late() <= second {
         let message = format!("the certificate was not renewed and ends at {end}: {way_out}");
         (Truth::True, Reason::Expiring, message)
@@ -146,6 +154,7 @@ mod tests {
     #[test_case(1010, 1020 => Some(10); "until it is renewed")]
     #[test_case(1020, 1020 => Some(10); "until its last sixth")]
     #[test_case(900, 1006 => Some(6); "until it ends")]
+    #[test_case(1090, 1065 => Some(5); "until it begins")]
     #[test_case(1000, 1000 => None; "it ended, and was told")]
     #[test_case(900, 900 => None; "long ago")]
     fn a_certificate_can_be_left_alone_for(changes: i64, ends: i64) -> Option<u64> {
@@ -165,6 +174,12 @@ mod tests {
         assert_eq!(said(1011, None), (Truth::True, Reason::CertificateReady));
         assert_eq!(said(1010, None), (Truth::True, Reason::Expiring));
         assert_eq!(said(1000, None), (Truth::False, Reason::Expired));
+    }
+
+    #[test]
+    fn a_certificate_is_not_ready_before_it_begins() {
+        assert_eq!(said(1061, None), (Truth::False, Reason::NotYetValid));
+        assert_eq!(said(1060, None), (Truth::True, Reason::CertificateReady));
     }
 
     #[test]

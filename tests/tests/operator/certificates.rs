@@ -9,6 +9,7 @@ use std::time::Duration;
 use crds::RegistryMirror;
 use crds::conditions::{ConditionType, Reason};
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret, Service};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::ResourceExt;
 use kube::api::{ListParams, Patch, PatchParams};
 use mirror::clock::Clock;
@@ -19,14 +20,13 @@ use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use serde_json::{Value, json};
 use testbed::control_plane::skip_on_existing_cluster;
-use testbed::image::Random;
 use testbed::scratch::Scratch;
 use testbed::skopeo;
 use testbed::upstream::{self, Upstream};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use crate::bench::{Bench, ephemeral, soon, text};
+use crate::bench::{Bench, ephemeral, push_one, soon, text};
 use crate::pods::{address, kubelet, pods, restarts};
 
 const HOUR: Duration = Duration::from_hours(1);
@@ -35,6 +35,20 @@ fn self_signed() -> Value {
     let mut spec = ephemeral();
     spec["tls"] = json!({"mode": "SelfSigned"});
     spec
+}
+
+/// A mirror with a certificate of its own, once all is made; what is told of the certificate.
+async fn make_mirror(bench: &Bench) -> Condition {
+    bench.mirror("hub", self_signed()).await;
+    bench.until_accepted("hub").await;
+    bench
+        .until("hub-hosts", "files for nodes", |map: &ConfigMap| {
+            map.data.as_ref()?.get("ca.crt").cloned()
+        })
+        .await;
+    bench
+        .until_condition("hub", ConditionType::TLSReady, "True", Reason::CertificateReady)
+        .await
 }
 
 async fn published(bench: &Bench) -> String {
@@ -89,10 +103,7 @@ async fn images_are_pulled_over_tls_by_name_cluster_ip_and_load_balancer_and_not
     let _kubelet = kubelet(&bench).await;
     let upstream = Upstream::start(upstream::Options::default()).await.unwrap();
     let scratch = Scratch::new("own").unwrap();
-    let layout = Random::new(1, &[4096])
-        .write(&scratch.path().join("image"), "one")
-        .unwrap();
-    upstream.push(&layout, "one", "team/app:one").await.unwrap();
+    push_one(&upstream, 1).await;
     let mut spec = self_signed();
     spec["upstreams"] = json!([{"host": "registry.example.com", "remoteURL": upstream.url()}]);
     spec["service"] = json!({"type": "LoadBalancer"});
@@ -256,16 +267,7 @@ async fn an_operator_that_starts_again_keeps_authority_and_certificate() {
         return;
     }
     let mut bench = Bench::start("kept").await;
-    bench.mirror("hub", self_signed()).await;
-    bench.until_accepted("hub").await;
-    bench
-        .until("hub-hosts", "files for nodes", |map: &ConfigMap| {
-            map.data.as_ref()?.get("ca.crt").cloned()
-        })
-        .await;
-    let status = bench
-        .until_condition("hub", ConditionType::TLSReady, "True", Reason::CertificateReady)
-        .await;
+    let status = make_mirror(&bench).await;
     // The workload's controller has its say, too.
     bench
         .until("hub", "one Pod", |mirror: &RegistryMirror| {
@@ -302,19 +304,27 @@ async fn a_users_secret_with_the_authoritys_name_is_left_alone_and_nothing_is_ma
 }
 
 #[tokio::test]
-async fn the_end_of_a_secrets_certificate_is_told_when_it_comes() {
+async fn the_beginning_and_the_end_of_a_secrets_certificate_are_told_when_they_come() {
     let mut bench = Bench::idle("end").await;
     let clock = Clock::system();
     bench.options.clock = clock.clone();
     bench.start_operator().await;
-    bench.secret("serving", pair(&clock, HOUR, HOUR)).await;
+    bench.secret("serving", pair(&clock, 2 * HOUR, HOUR)).await;
     let mut spec = ephemeral();
     spec["tls"] = json!({"mode": "Secret", "secretName": "serving"});
     bench.mirror("hub", spec).await;
+    let early = bench
+        .until_condition("hub", ConditionType::TLSReady, "False", Reason::NotYetValid)
+        .await;
+    assert!(early.message.contains("from 2"), "{}", early.message);
+    bench
+        .until_condition("hub", ConditionType::Ready, "False", Reason::NotYetValid)
+        .await;
+    // Looked at a few seconds before it begins, and before it ends, for another reason; then nothing happens but time.
+    look_at(&bench, &clock, Duration::from_secs(3596)).await;
     bench
         .until_condition("hub", ConditionType::TLSReady, "True", Reason::CertificateReady)
         .await;
-    // A few seconds before it ends it is looked at for another reason; then nothing happens but time.
     look_at(&bench, &clock, Duration::from_secs(3596)).await;
     bench
         .until_condition("hub", ConditionType::TLSReady, "False", Reason::Expired)
@@ -329,16 +339,7 @@ async fn with_own_certificate(name: &str) -> (Bench, Clock) {
     let clock = Clock::system();
     bench.options.clock = clock.clone();
     bench.start_operator().await;
-    bench.mirror("hub", self_signed()).await;
-    bench.until_accepted("hub").await;
-    bench
-        .until("hub-hosts", "files for nodes", |map: &ConfigMap| {
-            map.data.as_ref()?.get("ca.crt").cloned()
-        })
-        .await;
-    bench
-        .until_condition("hub", ConditionType::TLSReady, "True", Reason::CertificateReady)
-        .await;
+    make_mirror(&bench).await;
     (bench, clock)
 }
 

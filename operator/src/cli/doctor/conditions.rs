@@ -96,7 +96,7 @@ fn is_one_of(reason: &str, reasons: &[Reason]) -> bool {
 
 fn class(reason: &str) -> Class {
     const SPEC: [Reason; 2] = [Reason::InvalidSpec, Reason::NameConflict];
-    const REFERENCE: [Reason; 8] = [
+    const REFERENCE: [Reason; 9] = [
         Reason::ReferenceNotFound,
         Reason::ReferenceMalformed,
         Reason::SecretNotFound,
@@ -105,6 +105,7 @@ fn class(reason: &str) -> Class {
         Reason::Malformed,
         Reason::Expiring,
         Reason::Expired,
+        Reason::NotYetValid,
     ];
     const CLUSTER: [Reason; 5] = [
         Reason::UpgradeFailed,
@@ -153,6 +154,9 @@ fn advice(reason: &str) -> Option<&'static str> {
         }
         Reason::RateLimited => "give the upstream credentials, or others; what is cached is served",
         Reason::Expired => "renew the certificate: servers take it up by themselves",
+        Reason::NotYetValid => {
+            "put a certificate into the Secret that is valid now: servers take it up by themselves"
+        }
         Reason::Expiring => {
             "renew it, or see why what should do so does not: cert-manager, spec.paused, Accepted"
         }
