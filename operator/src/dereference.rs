@@ -56,6 +56,14 @@ pub struct Contents {
     pub data: BTreeMap<String, Vec<u8>>,
 }
 
+impl Contents {
+    /// A key's value, without the byte order mark that some editors put before a text.
+    pub fn get(&self, key: &str) -> Option<&[u8]> {
+        let value = self.data.get(key)?.as_slice();
+        Some(value.strip_prefix("\u{feff}".as_bytes()).unwrap_or(value))
+    }
+}
+
 impl From<Secret> for Contents {
     fn from(secret: Secret) -> Self {
         let mut data: BTreeMap<_, _> = secret

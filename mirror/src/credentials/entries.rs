@@ -168,7 +168,10 @@ impl Key {
 
 impl RawEntry {
     fn read(self) -> Entry {
-        let set = |secret: Option<Secret>| secret.filter(|s| !s.expose().is_empty());
+        let set = |secret: Option<Secret>| {
+            let line = secret.map(|secret| Secret::new(line(secret.expose())));
+            line.filter(|line| !line.expose().is_empty())
+        };
         let from_auth = match set(self.auth).map(|auth| decode(&auth)) {
             Some(Err(reason)) => return Entry::Malformed(reason.to_owned()),
             Some(Ok(pair)) => Some(pair),
@@ -178,7 +181,8 @@ impl RawEntry {
             Some((username, password)) => (username, set(Some(password))),
             None => (self.username.unwrap_or_default(), set(self.password)),
         };
-        match (set(self.identitytoken), username.is_empty(), password) {
+        let (username, token) = (line(&username).to_owned(), set(self.identitytoken));
+        match (token, username.is_empty(), password) {
             (Some(token), _, _) => Entry::Given(Credential::IdentityToken { username, token }),
             (None, false, Some(password)) => Entry::Given(Credential::Basic { username, password }),
             (None, true, None) => Entry::Empty,
@@ -188,14 +192,17 @@ impl RawEntry {
     }
 }
 
-/// `user:password` in base64; passwords may hold colons.
+/// Without the line break that editors and shells leave at the end; some tools fill up with zeros.
+fn line(text: &str) -> &str {
+    text.trim_end_matches(['\0', '\r', '\n'])
+}
+
+/// `user:password` in base64, which some tools break into lines; passwords may hold colons.
 fn decode(auth: &Secret) -> Result<(String, Secret), &'static str> {
-    let bytes = BASE64
-        .decode(auth.expose().trim())
-        .map_err(|_| "its auth is not base64")?;
+    let lines: String = auth.expose().split_whitespace().collect();
+    let bytes = BASE64.decode(lines).map_err(|_| "its auth is not base64")?;
     let text = String::from_utf8(bytes).map_err(|_| "its auth is not text in base64")?;
     let (username, password) = text
-        .trim_end_matches('\0')
         .split_once(':')
         .ok_or("its auth is not user:password in base64")?;
     Ok((username.to_owned(), Secret::new(password)))
@@ -244,6 +251,10 @@ mod tests {
     #[test_case(r#"{"auth":"dTpw","username":"x","password":"y","email":"e"}"# => basic("u", "p"); "auth wins")]
     #[test_case(r#"{"auth":"dTo=","identitytoken":"t"}"# => Entry::Given(Credential::IdentityToken {
         username: "u".into(), token: Secret::new("t") }))]
+    #[test_case(r#"{"auth":"dTpwCg=="}"# => basic("u", "p"); "a line break that echo left at its end")]
+    #[test_case(r#"{"auth":"dXNl\ncjpwYXNz\n"}"# => basic("user", "pass"); "lines of base64")]
+    #[test_case(r#"{"username":"u\n","password":"p\r\n"}"# => basic("u", "p"); "line breaks at the ends")]
+    #[test_case(r#"{"auth":"X2pzb25fa2V5OnsKfQo="}"# => basic("_json_key", "{\n}"); "a key file as a password")]
     #[test_case("{}" => Entry::Empty)]
     #[test_case(r#"{"auth":"","username":"","password":""}"# => Entry::Empty)]
     #[test_case(r#"{"auth":"%%"}"# => Entry::Malformed("its auth is not base64".into()))]

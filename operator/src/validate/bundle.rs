@@ -21,7 +21,7 @@ use crate::dereference::{Reference, References};
 pub struct Bundle {
     /// The file's name in the server's directory of certificates.
     pub file: String,
-    /// As the admin wrote them.
+    /// The certificates, and nothing else that the admin's file holds.
     pub pem: Vec<u8>,
 }
 
@@ -60,26 +60,25 @@ fn read(reference: &CaBundleReference, references: &References) -> Result<Vec<u8
         reason: Reason::ReferenceMalformed,
         message,
     };
-    let pem = contents.data.get(key).ok_or_else(|| {
+    let pem = contents.get(key).ok_or_else(|| {
         malformed(format!(
             "{target} has no key {key}; it has {}",
             keys(&contents.data)
         ))
     })?;
-    check(pem).map_err(|what| malformed(format!("{target}, key {key}: {what}")))?;
-    Ok(pem.clone())
+    certificates(pem).map_err(|what| malformed(format!("{target}, key {key}: {what}")))
 }
 
-/// Only what an authority's certificate needs: whether it is the right one shows when upstream is asked.
-pub(super) fn check(pem: &[u8]) -> Result<(), String> {
-    let mut roots = RootCertStore::empty();
-    for (index, certificate) in CertificateDer::pem_slice_iter(pem).enumerate() {
-        let number = index + 1;
-        let certificate =
-            certificate.map_err(|error| format!("certificate {number} is not PEM: {}", not_pem(&error)))?;
+/// The certificates of a file of authorities, in PEM, and nothing else that it holds. Only what an authority's certificate
+/// needs is looked at: whether it is the right one shows when upstream is asked.
+pub(super) fn certificates(pem: &[u8]) -> Result<Vec<u8>, String> {
+    let (mut roots, mut text) = (RootCertStore::empty(), String::new());
+    let config = EncodeConfig::new().set_line_ending(LineEnding::LF);
+    for (index, certificate) in sections(pem)?.into_iter().enumerate() {
+        text += &pem::encode_config(&Pem::new("CERTIFICATE", certificate.to_vec()), config);
         roots
             .add(certificate)
-            .map_err(|error| format!("certificate {number} can't be used: {error}"))?;
+            .map_err(|error| format!("certificate {} can't be used: {error}", index + 1))?;
     }
     if roots.is_empty() {
         return Err(
@@ -88,16 +87,24 @@ pub(super) fn check(pem: &[u8]) -> Result<(), String> {
                 .to_owned(),
         );
     }
-    Ok(())
+    Ok(text.into_bytes())
 }
 
-/// The certificates of a file, in PEM, and nothing else that it holds.
-pub(super) fn certificates(pem: &[u8]) -> Result<Vec<u8>, String> {
-    check(pem)?;
-    let config = EncodeConfig::new().set_line_ending(LineEnding::LF);
-    let certificates = CertificateDer::pem_slice_iter(pem).filter_map(Result::ok);
-    let sections = certificates.map(|der| pem::encode_config(&Pem::new("CERTIFICATE", der.to_vec()), config));
-    Ok(sections.collect::<String>().into_bytes())
+/// The certificates of a file, whatever else it holds.
+pub(super) fn sections(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
+    // What follows on such a line would be left out in silence.
+    const RUN_TOGETHER: &[u8] = b"-----END CERTIFICATE----------BEGIN ";
+    if pem.windows(RUN_TOGETHER.len()).any(|part| part == RUN_TOGETHER) {
+        return Err(
+            "one certificate ends and the next begins on the same line; put a line break between".to_owned(),
+        );
+    }
+    let sections = CertificateDer::pem_slice_iter(pem).enumerate();
+    sections
+        .map(|(index, certificate)| {
+            certificate.map_err(|error| format!("certificate {} is not PEM: {}", index + 1, not_pem(&error)))
+        })
+        .collect()
 }
 
 /// The error's own words hold lines of the file, which may be a private key that someone mixed up.
@@ -151,7 +158,7 @@ mod tests {
     #[test_case("-----BEGIN aHVudGVyMg==-----\nAAAA\n"; "a section without an end")]
     #[test_case("-----BEGIN CERTIFICATE-----\naHVudGVyMg==%%\n-----END CERTIFICATE-----\n"; "no base64")]
     fn what_is_no_pem_is_refused_without_a_byte_of_it(pem: &str) {
-        let error = check(pem.as_bytes()).unwrap_err();
+        let error = certificates(pem.as_bytes()).unwrap_err();
         let bytes = format!("{:?}", b"aHVudGVyMg==");
         let bytes = bytes.trim_matches(['[', ']']);
         assert!(error.contains("certificate 1 is not PEM"), "{error}");
@@ -159,18 +166,59 @@ mod tests {
     }
 
     #[test]
+    fn of_a_file_with_more_in_it_certificates_only_are_handed_out() {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let certificate = rcgen::CertificateParams::default()
+            .self_signed(&key)
+            .unwrap()
+            .pem();
+        let windows = certificate.replace('\n', "\r\n");
+        let file = format!("# roots\n{windows}junk\n{}{certificate}", key.serialize_pem());
+        let handed_out = certificates(file.as_bytes()).unwrap();
+        let lines = certificate.replace('\r', "");
+        assert_eq!(String::from_utf8(handed_out).unwrap(), lines.repeat(2));
+    }
+
+    #[test]
+    fn certificates_that_run_together_are_not_lost_in_silence() {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let certificate = rcgen::CertificateParams::default()
+            .self_signed(&key)
+            .unwrap()
+            .pem();
+        let file = format!("{}{certificate}", certificate.trim_end());
+        let error = certificates(file.as_bytes()).unwrap_err();
+        assert!(error.contains("put a line break between"), "{error}");
+    }
+
+    #[test]
+    fn a_file_of_a_thousand_authorities_is_taken() {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let certificate = rcgen::CertificateParams::default()
+            .self_signed(&key)
+            .unwrap()
+            .pem();
+        let handed_out = certificates(certificate.repeat(1000).as_bytes()).unwrap();
+        assert_eq!(CertificateDer::pem_slice_iter(&handed_out).count(), 1000);
+    }
+
+    #[test]
     fn what_is_no_certificate_is_refused_by_name() {
-        assert!(check(b"").unwrap_err().contains("holds no certificate"));
-        assert!(check(b"hello").unwrap_err().contains("holds no certificate"));
+        assert!(certificates(b"").unwrap_err().contains("holds no certificate"));
+        assert!(
+            certificates(b"hello")
+                .unwrap_err()
+                .contains("holds no certificate")
+        );
         let broken = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
         assert!(
-            check(broken.as_bytes())
+            certificates(broken.as_bytes())
                 .unwrap_err()
                 .contains("certificate 1 can't be used")
         );
         let cut = "-----BEGIN CERTIFICATE-----\nAAAA\n";
         assert!(
-            check(cut.as_bytes())
+            certificates(cut.as_bytes())
                 .unwrap_err()
                 .contains("certificate 1 is not PEM")
         );

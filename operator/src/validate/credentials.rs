@@ -11,6 +11,9 @@ const DOCKER_CONFIG_TYPE: &str = "kubernetes.io/dockerconfigjson";
 const DOCKER_CONFIG_KEY: &str = ".dockerconfigjson";
 const BASIC_AUTH_TYPE: &str = "kubernetes.io/basic-auth";
 
+/// More than registries' tokens have, and than servers take in a header.
+const LONGEST: usize = 16 * 1024;
+
 /// What an upstream is to be asked with, or why that can't be known.
 pub struct Credentials<'a> {
     /// The Secret's name.
@@ -46,10 +49,12 @@ impl<'a> Credentials<'a> {
                     "there is no Secret {secret} in this namespace; create it, or correct the name"
                 ),
             }),
-            Some(contents) => parse(contents, remote, repository_prefix).map_err(|what| Problem {
-                reason: Reason::SecretMalformed,
-                message: format!("Secret {secret}: {what}"),
-            }),
+            Some(contents) => parse(contents, remote, repository_prefix)
+                .and_then(fitting)
+                .map_err(|what| Problem {
+                    reason: Reason::SecretMalformed,
+                    message: format!("Secret {secret}: {what}"),
+                }),
         };
         Self {
             secret,
@@ -81,20 +86,33 @@ fn parse(contents: &Contents, remote: &Url, repository_prefix: Option<&str>) -> 
     }
 }
 
+/// What is too long for one Secret with those of all upstreams, twice, would keep all of them from being handed out.
+fn fitting(credential: Credential) -> Result<Credential, String> {
+    let length = match &credential {
+        Credential::Anonymous => 0,
+        Credential::Basic { username, password } => username.len() + password.expose().len(),
+        Credential::IdentityToken { username, token } => username.len() + token.expose().len(),
+    };
+    if length > LONGEST {
+        return Err(format!(
+            "what it holds for this upstream is {length} bytes long; {LONGEST} are the most that are taken"
+        ));
+    }
+    Ok(credential)
+}
+
 fn user_and_password(contents: &Contents) -> Result<Credential, String> {
     Ok(Credential::Basic {
         username: line(contents, "username")?,
-        password: Secret::new(line(contents, "password")?),
+        // Of several lines where it is a key file, as some registries want it.
+        password: Secret::new(value(contents, "password")?),
     })
 }
 
-/// A value without the line break that editors and shells leave at its end.
+/// A value of one line.
 fn line(contents: &Contents, key: &str) -> Result<String, String> {
-    let value = text(contents, key)?.trim_end_matches(['\r', '\n']);
-    if value.is_empty() {
-        return Err(format!("key {key} is empty"));
-    }
-    if value.chars().any(char::is_control) {
+    let value = value(contents, key)?;
+    if value.contains(char::is_control) {
         return Err(format!(
             "key {key} holds a line break or another control character"
         ));
@@ -102,15 +120,20 @@ fn line(contents: &Contents, key: &str) -> Result<String, String> {
     Ok(value.to_owned())
 }
 
+/// A value without the line break that editors and shells leave at its end.
+fn value<'a>(contents: &'a Contents, key: &str) -> Result<&'a str, String> {
+    let value = text(contents, key)?.trim_end_matches(['\r', '\n']);
+    if value.is_empty() {
+        return Err(format!("key {key} is empty"));
+    }
+    Ok(value)
+}
+
 fn text<'a>(contents: &'a Contents, key: &str) -> Result<&'a str, String> {
     let value = contents
-        .data
         .get(key)
         .ok_or_else(|| format!("has no key {key}; it has {}", keys(&contents.data)))?;
-    let text = std::str::from_utf8(value)
-        .map_err(|_| format!("key {key} is not UTF-8 text; some shells write UTF-16"))?;
-    // Some editors put a byte order mark before it.
-    Ok(text.strip_prefix('\u{feff}').unwrap_or(text))
+    std::str::from_utf8(value).map_err(|_| format!("key {key} is not UTF-8 text; some shells write UTF-16"))
 }
 
 #[cfg(test)]
@@ -171,6 +194,18 @@ mod tests {
     }
 
     #[test]
+    fn a_key_file_is_a_password_of_several_lines() {
+        let secret = contents(
+            "Opaque",
+            &[("username", "_json_key"), ("password", "{\n  \"type\": 1\n}\n")],
+        );
+        assert_eq!(
+            found(Some(&secret)),
+            Ok(basic("_json_key", "{\n  \"type\": 1\n}"))
+        );
+    }
+
+    #[test]
     fn a_byte_order_mark_is_not_part_of_a_user_name() {
         let secret = contents(
             "Opaque",
@@ -186,6 +221,45 @@ mod tests {
         assert_eq!(found(Some(&secret)), Ok(basic("ann", "pw")));
     }
 
+    #[test_case("Opaque", "token")]
+    #[test_case("Opaque", "password")]
+    fn a_megabyte_is_no_credential(r#type: &str, key: &str) {
+        let of = |length: usize| {
+            let value = "x".repeat(length);
+            found(Some(&contents(r#type, &[("username", "ann"), (key, &value)])))
+        };
+        assert!(of(LONGEST - 3).is_ok());
+        let problem = of(1024 * 1024).unwrap_err();
+        assert_eq!(
+            problem.message,
+            "Secret hub: what it holds for this upstream is 1048579 bytes long; 16384 are the most that are taken"
+        );
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_are_told_by_their_key() {
+        let mut secret = contents("Opaque", &[("username", "ann")]);
+        secret.data.insert("password".to_owned(), vec![0xff, 0xfe, b'p']);
+        let problem = found(Some(&secret)).unwrap_err();
+        assert_eq!(
+            problem.message,
+            "Secret hub: key password is not UTF-8 text; some shells write UTF-16"
+        );
+    }
+
+    #[test]
+    fn a_token_goes_before_a_password() {
+        let secret = contents(
+            "Opaque",
+            &[("username", "ann"), ("password", "pw"), ("token", "t\n")],
+        );
+        let token = Credential::IdentityToken {
+            username: "ann".to_owned(),
+            token: Secret::new("t"),
+        };
+        assert_eq!(found(Some(&secret)), Ok(token));
+    }
+
     #[test]
     fn a_missing_secret_is_named() {
         let problem = found(None).unwrap_err();
@@ -199,6 +273,15 @@ mod tests {
     #[test_case("Opaque", &[("username", "a\nb"), ("password", "x")]
         => "Secret hub: key username holds a line break or another control character")]
     #[test_case(BASIC_AUTH_TYPE, &[("username", "ann")] => "Secret hub: has no key password; it has username")]
+    #[test_case("Opaque", &[("username", "a"), ("password", "x"), ("token", "\n")] => "Secret hub: key token is empty")]
+    #[test_case("kubernetes.io/dockercfg", &[(".dockercfg", "{}")] => "Secret hub: type kubernetes.io/dockercfg is none \
+        that credentials are read from; use kubernetes.io/dockerconfigjson, kubernetes.io/basic-auth, or Opaque with \
+        username and password, or token")]
+    #[test_case(DOCKER_CONFIG_TYPE, &[(DOCKER_CONFIG_KEY, r#"{"auths":{"docker.io":{}},"credsStore":"hunter2"}"#)]
+        => "Secret hub: the entry for registry-1.docker.io has neither auth, nor username and password; docker login \
+            with a credsStore keeps them elsewhere")]
+    #[test_case(DOCKER_CONFIG_TYPE, &[(DOCKER_CONFIG_KEY, r#"{"credHelpers":{"docker.io":"hunter2"}}"#)]
+        => "Secret hub: not a docker configuration with \"auths\" (line 1 column 39)")]
     #[test_case(DOCKER_CONFIG_TYPE, &[("config", "{}")] => "Secret hub: has no key .dockerconfigjson; it has config")]
     fn a_malformed_secret_is_described_by_its_keys(r#type: &str, data: &[(&str, &str)]) -> String {
         let problem = found(Some(&contents(r#type, data))).unwrap_err();

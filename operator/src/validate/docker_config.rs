@@ -43,7 +43,8 @@ pub(super) fn entry(json: &str, remote: &Url, repository_prefix: Option<&str>) -
         Entry::Given(credential) => Ok(credential),
         Entry::Malformed(what) => Err(format!("the entry for {host}: {what}")),
         Entry::Empty => Err(format!(
-            "the entry for {host} has neither auth, nor username and password"
+            "the entry for {host} has neither auth, nor username and password; docker login with a credsStore keeps them \
+             elsewhere"
         )),
         Entry::Absent => Err(format!(
             "has no entry for {host}, where remoteURL leads; entries for others are not used"

@@ -4,7 +4,10 @@ use crds::{RegistryMirror, conditions::Reason, tls::TlsMode};
 use kube::ResourceExt;
 use rustls::{
     crypto::ring,
-    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+    pki_types::{
+        PrivateKeyDer,
+        pem::{Error as NotPem, PemObject},
+    },
     sign::CertifiedKey,
 };
 use x509_parser::parse_x509_certificate;
@@ -22,6 +25,8 @@ const CERTIFICATE: &str = "tls.crt";
 const KEY: &str = "tls.key";
 /// What clients have to trust, where cert-manager puts it.
 const AUTHORITY: &str = "ca.crt";
+/// In a private key that needs a password.
+const ENCRYPTED: &[u8] = b"ENCRYPTED";
 /// The same three in the servers' directory.
 pub const OWN: [&str; 3] = ["serving.crt", "serving.key", "serving-ca.crt"];
 
@@ -115,19 +120,15 @@ fn parse(name: &str, contents: &Contents, keys: [&str; 3]) -> Result<Serving, Pr
     };
     let [certificate, key, authority] = keys;
     let get = |key: &str| {
-        let value = contents.data.get(key).cloned();
+        let value = contents.get(key).map(<[u8]>::to_vec);
         value.ok_or_else(|| malformed(format!("has no {key}; it has {}", bundle::keys(&contents.data))))
     };
     let (chain, private) = (get(certificate)?, get(key)?);
     let life = check(&chain, &private).map_err(malformed)?;
-    let authority = contents
-        .data
-        .get(authority)
-        .filter(|pem| !pem.is_empty())
-        .cloned();
+    let authority = contents.get(authority).filter(|pem| !pem.is_empty());
     // It is published: of a file that holds a private key, too, its certificates only.
     let authority = authority
-        .map(|pem| bundle::certificates(&pem))
+        .map(bundle::certificates)
         .transpose()
         .map_err(|what| malformed(format!("{AUTHORITY}: {what}")))?;
     Ok(Serving {
@@ -142,9 +143,7 @@ fn parse(name: &str, contents: &Contents, keys: [&str; 3]) -> Result<Serving, Pr
 
 /// How long the certificate is good, if a server could show it.
 pub(crate) fn check(chain: &[u8], key: &[u8]) -> Result<Life, String> {
-    let chain: Vec<_> = CertificateDer::pem_slice_iter(chain)
-        .collect::<Result<_, _>>()
-        .map_err(|error| format!("the certificate is not PEM: {}", bundle::not_pem(&error)))?;
+    let chain = bundle::sections(chain)?;
     let first = chain
         .first()
         .ok_or("the certificate's key holds no certificate")?;
@@ -155,16 +154,40 @@ pub(crate) fn check(chain: &[u8], key: &[u8]) -> Result<Life, String> {
         starts: validity.not_before.timestamp(),
         ends: validity.not_after.timestamp(),
     };
-    let key = PrivateKeyDer::from_pem_slice(key)
-        .map_err(|error| format!("the private key is not PEM: {}", bundle::not_pem(&error)))?;
-    CertifiedKey::from_der(chain, key, &ring::default_provider())
-        .map_err(|error| format!("certificate and key can't be used together: {error}"))?;
+    let key = private_key(key)?;
+    CertifiedKey::from_der(chain, key, &ring::default_provider()).map_err(|error| match error {
+        rustls::Error::InconsistentKeys(_) => {
+            "the key is not that of the first certificate; a chain begins with the server's own".to_owned()
+        }
+        // Of a key that it can't read, it says no more.
+        rustls::Error::General(_) => {
+            "the key is of none of the kinds that servers can use: RSA of 2048 bits or more, \
+                                      ECDSA P-256 or P-384, Ed25519"
+                .to_owned()
+        }
+        error => format!("certificate and key can't be used together: {error}"),
+    })?;
     Ok(life)
+}
+
+fn private_key(pem: &[u8]) -> Result<PrivateKeyDer<'static>, String> {
+    PrivateKeyDer::from_pem_slice(pem).map_err(|error| {
+        // Of either format: in the section's name, or in a header of it.
+        if pem.windows(ENCRYPTED.len()).any(|part| part == ENCRYPTED) {
+            return "the private key is encrypted, and no server knows its password; put it in without one"
+                .to_owned();
+        }
+        match error {
+            NotPem::NoItemsFound => "the key holds no private key in PEM".to_owned(),
+            error => format!("the private key is not PEM: {}", bundle::not_pem(&error)),
+        }
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use rcgen::{CertificateParams, KeyPair};
+    use test_case::test_case;
 
     use super::*;
 
@@ -196,5 +219,31 @@ mod tests {
             let error = check(certificate.as_bytes(), key.as_bytes()).unwrap_err();
             assert!(!error.contains(&cut[30..50]), "{error}");
         }
+    }
+
+    #[test]
+    fn a_chain_that_begins_with_another_certificate_is_told_as_that() {
+        let ((certificate, key), (above, _)) = (pair(), pair());
+        let chain = |parts: [&str; 2]| check(parts.concat().as_bytes(), key.as_bytes());
+        assert!(chain([&certificate, &above]).is_ok());
+        let error = chain([&above, &certificate]).unwrap_err();
+        assert!(error.contains("a chain begins with the server's own"), "{error}");
+    }
+
+    #[test_case("-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----\n",
+        "the private key is encrypted"; "as PKCS 8 has it")]
+    #[test_case("-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-256-CBC,00\n\nAAAA\n-----END RSA \
+        PRIVATE KEY-----\n", "the private key is encrypted"; "as OpenSSL had it")]
+    #[test_case("hunter2", "holds no private key in PEM"; "no PEM")]
+    fn what_is_wrong_with_a_key_is_said_without_a_byte_of_it(key: &str, expected: &str) {
+        let error = check(pair().0.as_bytes(), key.as_bytes()).unwrap_err();
+        assert!(error.contains(expected) && !error.contains("hunter2"), "{error}");
+    }
+
+    #[test]
+    fn line_ends_of_windows_and_text_around_are_no_part_of_a_pair() {
+        let (certificate, key) = pair();
+        let crlf = |pem: &str| format!("Bag Attributes\r\n{}\r\n", pem.replace('\n', "\r\n"));
+        assert!(check(crlf(&certificate).as_bytes(), crlf(&key).as_bytes()).is_ok());
     }
 }

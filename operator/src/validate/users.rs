@@ -5,9 +5,6 @@ use crds::{RegistryMirror, access::AccessMode, conditions::Reason};
 use super::{Rejection, bundle};
 use crate::dereference::{Reference, References};
 
-/// Some editors put it before a text; here it would be part of the first user's name.
-const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
-
 /// The file's name in the servers' directory.
 pub const FILE: &str = "htpasswd";
 
@@ -40,14 +37,14 @@ pub fn of(mirror: &RegistryMirror, references: &References) -> Result<Option<Vec
             message,
         })
     };
-    let file = contents.data.get(key).ok_or_else(|| {
+    let file = contents.get(key).ok_or_else(|| {
         malformed(format!(
             "Secret {name} has no key {key}; it has {}",
             bundle::keys(&contents.data)
         ))
     })?;
     check(file).map_err(|what| malformed(format!("Secret {name}, key {key}: {what}")))?;
-    Ok(Some(file.strip_prefix(BYTE_ORDER_MARK).unwrap_or(file).to_vec()))
+    Ok(Some(file.to_vec()))
 }
 
 /// Names lines by their numbers: what is in them may be a password in the wrong place.
@@ -88,11 +85,20 @@ mod tests {
         );
     }
 
+    #[test]
+    fn line_ends_of_windows_are_no_part_of_a_hash() {
+        assert_eq!(
+            check(format!("ann:{HASH}\r\n\r\nbob:{HASH}\r\n").as_bytes()),
+            Ok(())
+        );
+    }
+
     #[test_case("", "lists no user"; "an empty file")]
     #[test_case("# nobody\n", "lists no user"; "comments only")]
     #[test_case("ann:hunter2\n", "line 1"; "a password in clear text")]
     #[test_case("ann:{SHA}hunter2\n", "line 1"; "another hash")]
     #[test_case("\nhunter2\n", "line 2"; "no colon")]
+    #[test_case("\u{0}hunter2", "line 1"; "a zero")]
     fn anything_else_is_refused_without_a_byte_of_it(file: &str, expected: &str) {
         let error = check(file.as_bytes()).unwrap_err();
         assert!(error.contains(expected) && !error.contains("hunter2"), "{error}");
