@@ -455,6 +455,24 @@ fn a_failure_that_lasts_is_told_with_what_it_keeps_from_serving() {
     assert!(message(&running, ConditionType::Progressing).contains("exceeded quota"));
 }
 
+#[test_case(true => ("True/Serving".to_owned(), true); "a later change of it was refused")]
+#[test_case(false => ("False/RollingOut".to_owned(), false); "it was never made")]
+fn servers_are_ready_only_where_a_service_leads_to_them(is_there: bool) -> (String, bool) {
+    let refused = Outcome::Acted(Acted {
+        applied: Applied {
+            forbidden: Some("the API server refuses Service hub: exceeded quota".to_owned()),
+            ..Applied::default()
+        },
+        ..Acted::default()
+    });
+    let observed = Observed {
+        service: serving().service.filter(|_| is_there),
+        ..serving()
+    };
+    let status = status(ephemeral(), &refused, &observed);
+    (ready(&status), status.endpoint.is_some())
+}
+
 #[test]
 fn a_pause_leaves_what_was_said_before() {
     let problem = credentials(Some(Reason::SecretNotFound), false);

@@ -19,6 +19,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use testbed::control_plane::Namespace;
+use testbed::image::Random;
+use testbed::scratch::Scratch;
+use testbed::upstream::Upstream;
 use testbed::{ControlPlane, wait};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -417,6 +420,15 @@ where
     wait::until(what, SOON, probe)
         .await
         .unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// Puts an image of one small layer into a registry: `team/app:one`.
+pub(crate) async fn push_one(upstream: &Upstream, seed: u64) {
+    let scratch = Scratch::new("image").unwrap();
+    let layout = Random::new(seed, &[4096])
+        .write(&scratch.path().join("image"), "one")
+        .unwrap();
+    upstream.push(&layout, "one", "team/app:one").await.unwrap();
 }
 
 /// The smallest spec.

@@ -22,7 +22,7 @@ use testbed::process::{self, Daemon};
 use testbed::scratch::Scratch;
 use testbed::upstream::{self, Access, Upstream};
 
-use crate::bench::{Bench, IMAGE, soon};
+use crate::bench::{Bench, IMAGE, condition, soon, text};
 use crate::pods::{address, kubelet, pods};
 
 /// In every value.
@@ -46,7 +46,9 @@ impl Operator {
             .arg(format!("--lease-namespace={namespace}"))
             .arg(format!("--server-image={IMAGE}"))
             .arg(format!("--listen=127.0.0.1:{port}"))
+            // The most that can be asked for; what other programs read is not.
             .args(["--log-level=debug", "--log-format=text"])
+            .env("RUST_LOG", "trace")
             .env("KUBECONFIG", bench.control_plane.kubeconfig())
             .env("RUST_BACKTRACE", "1");
         let log = scratch.path().join("operator.log");
@@ -149,7 +151,11 @@ impl Stage {
         self.bench
             .until_condition("hub", ConditionType::CredentialsValid, status, reason)
             .await;
-        // A miss has a server say what it knows.
+        self.miss().await;
+    }
+
+    /// A miss has a server say what it knows.
+    async fn miss(&self) {
         for pod in pods(&self.bench).await {
             if pod.status.as_ref().is_some_and(|status| status.pod_ip.is_some()) {
                 let url = format!(
@@ -203,7 +209,19 @@ impl Stage {
 
 /// One mirror asks an upstream with a Secret, the other serves with two.
 async fn make_mirrors(stage: &Stage) {
-    let hub = json!({
+    let own = json!({
+        "upstreams": [{"host": "b.example", "remoteURL": stage.upstream.url(), "credentialsSecretRef": {"name": "a"}}],
+        "storage": {"type": "Ephemeral"},
+        "tls": {"mode": "Secret", "secretName": "certificate"},
+        "access": {"mode": "Basic", "htpasswdSecretRef": {"name": "users"}},
+        "observability": {"logLevel": "debug"},
+    });
+    stage.bench.mirror("hub", hub(stage)).await;
+    stage.bench.mirror("own", own).await;
+}
+
+fn hub(stage: &Stage) -> Value {
+    json!({
         "upstreams": [{
             "host": "a.example",
             "remoteURL": stage.upstream.url(),
@@ -212,16 +230,7 @@ async fn make_mirrors(stage: &Stage) {
         "cache": {"tagTTL": "0s"},
         "storage": {"type": "Ephemeral"},
         "observability": {"logLevel": "debug"},
-    });
-    let own = json!({
-        "upstreams": [{"host": "b.example", "remoteURL": stage.upstream.url(), "credentialsSecretRef": {"name": "a"}}],
-        "storage": {"type": "Ephemeral"},
-        "tls": {"mode": "Secret", "secretName": "certificate"},
-        "access": {"mode": "Basic", "htpasswdSecretRef": {"name": "users"}},
-        "observability": {"logLevel": "debug"},
-    });
-    stage.bench.mirror("hub", hub).await;
-    stage.bench.mirror("own", own).await;
+    })
 }
 
 /// A client shows its own password to the mirror that has users: one that is right, and one that is not.
@@ -248,9 +257,103 @@ async fn pulled_by_user(stage: &Stage, certificate: &str) {
     assert_eq!((asked("client").await, asked("other").await), (404, 401));
 }
 
+/// Each is looked at: its message is waited for.
+async fn malformed_secrets_are_described(stage: &Stage) {
+    const DOCKER: &str = "kubernetes.io/dockerconfigjson";
+    let docker = |json: &str| json!({".dockerconfigjson": json.replace("CANARY", CANARY)});
+    let host = stage.upstream.address().to_string();
+    let entry = |entry: &str| docker(&format!(r#"{{"auths": {{"{host}": {entry}}}}}"#));
+    for (kind, malformed, words) in [
+        (
+            "Opaque",
+            json!({"user": CANARY, "pass": CANARY}),
+            "has no key username",
+        ),
+        (
+            "Opaque",
+            json!({"username": format!("{CANARY}\n{CANARY}"), "password": CANARY}),
+            "key username holds a line break",
+        ),
+        (
+            "Opaque",
+            json!({"token": format!("{CANARY}\u{7}")}),
+            "key token holds",
+        ),
+        ("Opaque", json!({"token": CANARY.repeat(10_000)}), "bytes long"),
+        (
+            "kubernetes.io/basic-auth",
+            json!({"username": CANARY}),
+            "has no key password",
+        ),
+        (
+            DOCKER,
+            docker(r#"{"auths": {"CANARY": {"auth": "CANARY"}}}"#),
+            "has no entry for",
+        ),
+        (
+            DOCKER,
+            docker(r#"{"auths": "CANARY"}"#),
+            "not a docker configuration",
+        ),
+        (DOCKER, entry(r#"{"auth": "CANARY%"}"#), "its auth is not base64"),
+        (
+            DOCKER,
+            docker(r#"{"auths": {"CANARY": {"auth": {"CANARY": "CANARY"}}}}"#),
+            "not a docker configuration",
+        ),
+        (
+            DOCKER,
+            entry(r#"{"password": "CANARY"}"#),
+            "a password without a username",
+        ),
+        (
+            "example.com/other",
+            json!({"a": CANARY}),
+            "type example.com/other",
+        ),
+    ] {
+        stage.secret("a", kind, malformed).await;
+        let told = |mirror: &RegistryMirror| {
+            let told = condition(mirror, ConditionType::CredentialsValid)?;
+            let malformed = told.reason == Reason::SecretMalformed.as_str();
+            (malformed && told.message.contains(words)).then_some(())
+        };
+        stage.bench.until("hub", words, told).await;
+        stage.miss().await;
+    }
+}
+
+/// A bundle that an admin keeps in a Secret, with more in it than certificates.
+async fn malformed_authorities_are_described(stage: &Stage, certificate: &str) {
+    let upstream = json!({
+        "host": "c.example",
+        "tls": {"caBundleRef": {"kind": "Secret", "name": "roots"}},
+    });
+    let broken = format!("-----BEGIN CERTIFICATE-----\n{CANARY}\n-----END CERTIFICATE-----\n");
+    let good = format!("{CANARY}\n{certificate}{CANARY}\n");
+    let mut spec = hub(stage);
+    spec["upstreams"].as_array_mut().unwrap().push(upstream);
+    stage.bench.mirror("hub", spec).await;
+    for (bundle, status, reason) in [
+        (broken, "False", Reason::ReferenceMalformed),
+        (good, "True", Reason::SpecAccepted),
+    ] {
+        stage.secret("roots", "Opaque", json!({"ca.crt": bundle})).await;
+        stage
+            .bench
+            .until_condition("hub", ConditionType::Accepted, status, reason)
+            .await;
+    }
+    let handed_out = stage.bench.get::<Secret>("hub-files").await.unwrap();
+    assert_eq!(
+        text(&handed_out, "ca-c.example.crt").as_deref(),
+        Some(certificate)
+    );
+}
+
 #[tokio::test]
 async fn no_value_of_a_secret_is_told_by_log_event_status_metric_or_object() {
-    let stage = Stage::set().await;
+    let mut stage = Stage::set().await;
     let good = json!({"username": format!("{CANARY}-user"), "password": format!("{CANARY}-good")});
     let authority = Authority::new("canary").unwrap();
     let leaf = authority.serving(&["localhost"]).unwrap();
@@ -277,21 +380,12 @@ async fn no_value_of_a_secret_is_told_by_log_event_status_metric_or_object() {
     let bad = json!({"username": format!("{CANARY}-user"), "password": format!("{CANARY}-bad")});
     stage.secret("a", "kubernetes.io/basic-auth", bad).await;
     stage.until("False", Reason::UpstreamRejected).await;
-    for (kind, malformed) in [
-        ("Opaque", json!({"user": CANARY, "pass": CANARY})),
-        (
-            "Opaque",
-            json!({"username": CANARY, "password": format!("{CANARY}\n{CANARY}")}),
-        ),
-        (
-            "kubernetes.io/dockerconfigjson",
-            json!({".dockerconfigjson": format!("{{\"auths\": {{\"{CANARY}\": {{\"auth\": \"{CANARY}\"}}}}}}")}),
-        ),
-        ("example.com/other", json!({"a": CANARY})),
-    ] {
-        stage.secret("a", kind, malformed).await;
-        stage.until("False", Reason::SecretMalformed).await;
-    }
+    malformed_secrets_are_described(&stage).await;
+    stage
+        .secret("a", "Opaque", json!({"token": format!("{CANARY}-token")}))
+        .await;
+    stage.until("False", Reason::UpstreamRejected).await;
+    malformed_authorities_are_described(&stage, &authority.certificate()).await;
     stage
         .secret(
             "certificate",
@@ -321,6 +415,11 @@ async fn no_value_of_a_secret_is_told_by_log_event_status_metric_or_object() {
         .await;
     stage.bench.delete::<Secret>("a").await;
     stage.until("False", Reason::SecretNotFound).await;
+    stage.upstream.go_down();
+    let late = json!({"username": format!("{CANARY}-user"), "password": format!("{CANARY}-late")});
+    stage.secret("a", "Opaque", late).await;
+    stage.until("Unknown", Reason::Unverified).await;
+    stage.upstream.come_back().unwrap();
     stage.secret("a", "Opaque", good).await;
     stage.until("True", Reason::CredentialsAccepted).await;
 

@@ -12,13 +12,12 @@ use reqwest::{Certificate, Client};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use testbed::binaries;
-use testbed::image::Random;
 use testbed::process::{Daemon, command};
 use testbed::scratch::Scratch;
 use testbed::upstream::{self, Upstream};
 use tokio::process::Command;
 
-use crate::bench::{Bench, soon};
+use crate::bench::{Bench, push_one, soon};
 use crate::pods::{address, kubelet, pods};
 
 /// Both lead to one registry, which no name service knows: what is pulled comes through the mirror.
@@ -176,12 +175,9 @@ fn read_strictly(files: &BTreeMap<String, String>, address: &str) {
 }
 
 /// An upstream with an image, and a mirror of it that is ready.
-async fn mirrored(bench: &Bench, scratch: &Scratch, mut spec: Value) -> Upstream {
+async fn mirrored(bench: &Bench, mut spec: Value) -> Upstream {
     let upstream = Upstream::start(upstream::Options::default()).await.unwrap();
-    let layout = Random::new(5, &[4096])
-        .write(&scratch.path().join("image"), "one")
-        .unwrap();
-    upstream.push(&layout, "one", "team/app:one").await.unwrap();
+    push_one(&upstream, 5).await;
     spec["upstreams"] = json!(HOSTS.map(|host| json!({"host": host, "remoteURL": upstream.url()})));
     bench.mirror("hub", spec).await;
     bench
@@ -195,7 +191,7 @@ async fn containerd_and_skopeo_pull_through_the_mirror_by_the_files_that_are_pub
     let bench = Bench::start("node-files").await;
     let _kubelet = kubelet(&bench).await;
     let scratch = Scratch::new("node-files").unwrap();
-    let upstream = mirrored(&bench, &scratch, json!({"storage": {"type": "Ephemeral"}})).await;
+    let upstream = mirrored(&bench, json!({"storage": {"type": "Ephemeral"}})).await;
     let files = published(&bench).await;
     let mirror = format!("{}:5000", address(&pods(&bench).await[0]));
     read_strictly(&files, &mirror);
@@ -213,7 +209,7 @@ async fn containerd_and_skopeo_pull_over_tls_by_the_files_and_the_authority_that
     let spec = json!({
         "storage": {"type": "Ephemeral"}, "tls": {"mode": "SelfSigned"}, "service": {"type": "LoadBalancer"},
     });
-    let upstream = mirrored(&bench, &scratch, spec).await;
+    let upstream = mirrored(&bench, spec).await;
     // Nodes reach the Pod by a load balancer's address here, which is why its certificate has it.
     let address = address(&pods(&bench).await[0]);
     let ingress = json!({"status": {"loadBalancer": {"ingress": [{"ip": address}]}}});

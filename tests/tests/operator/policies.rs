@@ -1,17 +1,21 @@
 //! Objects that the cluster's own rules refuse, one by one.
 
 use crds::conditions::{ConditionType, Reason};
+use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::admissionregistration::v1::{
     ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding,
 };
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::{ConfigMap, Service};
+use k8s_openapi::api::core::v1::{ConfigMap, Secret, Service};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
-use kube::Api;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
+use kube::{Api, Resource};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use crate::bench::{Bench, ephemeral, soon};
+use crate::bench::{Bench, condition, ephemeral, soon};
+use crate::pods::kubelet;
 
 /// A policy for a bench's namespace.
 struct Policy {
@@ -68,19 +72,38 @@ impl Policy {
     }
 }
 
-/// Waits until a policy is in force for a `ConfigMap`, or no longer is.
-async fn until_refused(bench: &Bench, name: &str, refused: bool) {
+/// Waits until a policy is in force for an object, or no longer is.
+async fn until_refused<K>(bench: &Bench, name: &str, refused: bool)
+where
+    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+        + Serialize
+        + DeserializeOwned
+        + Clone
+        + std::fmt::Debug,
+{
     let dry = PostParams {
         dry_run: true,
         ..PostParams::default()
     };
+    // Of a Service the spec is looked at before any policy; others have none.
+    let spec = json!({"clusterIP": "None", "ports": [{"port": 80}]});
+    let object: K = serde_json::from_value(json!({"metadata": {"name": name}, "spec": spec})).unwrap();
     soon("the policy", async || {
-        let map: ConfigMap = serde_json::from_value(json!({"metadata": {"name": name}})).unwrap();
-        let made = bench.api::<ConfigMap>().create(&dry, &map).await;
+        let made = bench.api::<K>().create(&dry, &object).await;
         let is_refused = made.is_err_and(|error| error.to_string().contains("not in this house"));
         (is_refused == refused).then_some(())
     })
     .await;
+}
+
+/// Waits until a mirror's condition names an object that is refused.
+async fn until_told(bench: &Bench, kind: ConditionType, object: &str) {
+    let words = format!("refuses {object}");
+    bench
+        .until("hub", "word of it", |mirror: &crds::RegistryMirror| {
+            condition(mirror, kind)?.message.contains(&words).then_some(())
+        })
+        .await;
 }
 
 fn labelled(label: &str, ttl: &str) -> Value {
@@ -112,13 +135,13 @@ async fn what_a_policy_refuses_keeps_no_other_object_from_being_applied_and_is_t
     let maps = Policy::refuse(&bench, ("", "v1", "configmaps"), &["hub-hosts"], "Forbidden").await;
     let budgets = ("policy", "v1", "poddisruptionbudgets");
     let budgets = Policy::refuse(&bench, budgets, &["hub"], "Invalid").await;
-    until_refused(&bench, "hub-hosts", true).await;
+    until_refused::<ConfigMap>(&bench, "hub-hosts", true).await;
     bench.mirror("hub", labelled("a", "1m")).await;
     until_labelled(&bench, "a").await;
     assert!(bench.get::<Service>("hub").await.is_some());
     let told = bench
         .until("hub", "word of both", |mirror: &crds::RegistryMirror| {
-            let told = crate::bench::condition(mirror, ConditionType::Progressing)?;
+            let told = condition(mirror, ConditionType::Progressing)?;
             let both = [
                 "ConfigMap hub-hosts",
                 "PodDisruptionBudget hub",
@@ -148,7 +171,7 @@ async fn what_a_policy_refuses_keeps_no_other_object_from_being_applied_and_is_t
     // Once they are allowed, and the spec gives reason to look, all is there.
     maps.end().await;
     budgets.end().await;
-    until_refused(&bench, "hub-hosts", false).await;
+    until_refused::<ConfigMap>(&bench, "hub-hosts", false).await;
     let mut spec = labelled("b", "2m");
     spec["nodeConfiguration"] = json!({"dialTimeout": "3s"});
     bench.mirror("hub", spec).await;
@@ -164,18 +187,11 @@ async fn a_workload_waits_for_what_its_pods_mount() {
     bench.until_accepted("hub").await;
     until_labelled(&bench, "a").await;
     let policy = Policy::refuse(&bench, ("", "v1", "configmaps"), &["hub-config"], "Forbidden").await;
-    until_refused(&bench, "hub-config", true).await;
+    until_refused::<ConfigMap>(&bench, "hub-config", true).await;
     let mut spec = labelled("b", "2m");
     spec["service"] = json!({"port": 5050});
     bench.mirror("hub", spec.clone()).await;
-    bench
-        .until("hub", "word of it", |mirror: &crds::RegistryMirror| {
-            let told = crate::bench::condition(mirror, ConditionType::Progressing)?;
-            told.message
-                .contains("refuses ConfigMap hub-config")
-                .then_some(())
-        })
-        .await;
+    until_told(&bench, ConditionType::Progressing, "ConfigMap hub-config").await;
     let port = |service: &Service| {
         service
             .spec
@@ -194,9 +210,64 @@ async fn a_workload_waits_for_what_its_pods_mount() {
     assert_eq!(label(&workload).as_deref(), Some("a"));
 
     policy.end().await;
-    until_refused(&bench, "hub-config", false).await;
+    until_refused::<ConfigMap>(&bench, "hub-config", false).await;
     spec["cache"] = json!({"tagTTL": "3m"});
     bench.mirror("hub", spec).await;
     until_labelled(&bench, "b").await;
     bench.until_accepted("hub").await;
+}
+
+#[tokio::test]
+async fn where_an_authoritys_key_is_not_kept_nothing_is_handed_out_that_it_signed() {
+    let bench = Bench::start("authority-key").await;
+    let policy = Policy::refuse(&bench, ("", "v1", "secrets"), &["hub-ca-key"], "Forbidden").await;
+    until_refused::<Secret>(&bench, "hub-ca-key", true).await;
+    let mut spec = ephemeral();
+    spec["tls"] = json!({"mode": "SelfSigned"});
+    bench.mirror("hub", spec.clone()).await;
+    until_told(&bench, ConditionType::Progressing, "Secret hub-ca-key").await;
+    until_told(&bench, ConditionType::Ready, "Secret hub-ca-key").await;
+    assert!(bench.get::<Secret>("hub-files").await.is_none(), "no certificate");
+    assert!(bench.get::<ConfigMap>("hub-ca").await.is_none(), "no authority");
+    assert!(bench.get::<Deployment>("hub").await.is_none(), "no server");
+
+    policy.end().await;
+    until_refused::<Secret>(&bench, "hub-ca-key", false).await;
+    spec["cache"] = json!({"tagTTL": "2m"});
+    bench.mirror("hub", spec).await;
+    bench
+        .until_condition("hub", ConditionType::TLSReady, "True", Reason::CertificateReady)
+        .await;
+    assert!(bench.get::<ConfigMap>("hub-ca").await.is_some());
+}
+
+#[tokio::test]
+async fn servers_that_no_service_leads_to_are_available_and_not_ready() {
+    let bench = Bench::start("no-service").await;
+    let _kubelet = kubelet(&bench).await;
+    let policy = Policy::refuse(&bench, ("", "v1", "services"), &["hub"], "Forbidden").await;
+    until_refused::<Service>(&bench, "hub", true).await;
+    bench.mirror("hub", ephemeral()).await;
+    bench
+        .until_condition("hub", ConditionType::Available, "True", Reason::ReplicasReady)
+        .await;
+    bench
+        .until_condition("hub", ConditionType::Ready, "False", Reason::RollingOut)
+        .await;
+    until_told(&bench, ConditionType::Ready, "Service hub").await;
+    let endpoint = async || {
+        let mirror = bench.get::<crds::RegistryMirror>("hub").await.unwrap();
+        mirror.status.unwrap().endpoint
+    };
+    assert!(endpoint().await.is_none());
+
+    policy.end().await;
+    until_refused::<Service>(&bench, "hub", false).await;
+    let mut spec = ephemeral();
+    spec["cache"] = json!({"tagTTL": "2m"});
+    bench.mirror("hub", spec).await;
+    bench
+        .until_condition("hub", ConditionType::Ready, "True", Reason::Serving)
+        .await;
+    assert!(endpoint().await.is_some());
 }

@@ -8,21 +8,17 @@ use std::path::{Path, PathBuf};
 use crds::RegistryMirror;
 use crds::conditions::{ConditionType, Reason, Truth, said};
 use serde_json::json;
-use testbed::image::Random;
 use testbed::pki::Authority;
 use testbed::scratch::Scratch;
 use testbed::upstream::{self, Access, Upstream};
 
-use crate::bench::{Bench, ephemeral, soon};
+use crate::bench::{Bench, ephemeral, push_one, soon};
 use crate::pods::{address, kubelet, kubelet_with, pods};
 
-async fn upstream(scratch: &Scratch) -> Upstream {
+async fn upstream() -> Upstream {
     let options = upstream::Options::protected(Access::Basic, ("ann", "pw"));
     let upstream = Upstream::start(options).await.unwrap();
-    let layout = Random::new(3, &[4096])
-        .write(&scratch.path().join("image"), "one")
-        .unwrap();
-    upstream.push(&layout, "one", "team/app:one").await.unwrap();
+    push_one(&upstream, 3).await;
     upstream
 }
 
@@ -70,8 +66,7 @@ async fn is_ready(bench: &Bench) -> bool {
 async fn credentials_that_a_replica_has_not_read_are_loading_and_readiness_does_not_move() {
     let bench = Bench::start("loading").await;
     let kubelet = kubelet(&bench).await;
-    let scratch = Scratch::new("loading").unwrap();
-    let mut upstream = upstream(&scratch).await;
+    let mut upstream = upstream().await;
     mirror(&bench, &upstream).await;
     upstream.set_users(&[("ann", "pw"), ("ann2", "pw")]).unwrap();
 
@@ -105,8 +100,7 @@ async fn credentials_that_a_replica_has_not_read_are_loading_and_readiness_does_
 async fn an_upstream_that_limits_requests_is_told_of_and_moves_no_readiness() {
     let bench = Bench::start("limited").await;
     let _kubelet = kubelet(&bench).await;
-    let scratch = Scratch::new("limited").unwrap();
-    let upstream = upstream(&scratch).await;
+    let upstream = upstream().await;
     mirror(&bench, &upstream).await;
     assert_eq!(pull(&bench).await, 200);
     upstream.limit_requests(true);
@@ -180,7 +174,7 @@ async fn a_disk_that_is_full_is_told_of_and_pulls_go_on() {
     let bench = Bench::start("full").await;
     let scratch = Scratch::new("full").unwrap();
     let _kubelet = kubelet_with(&bench, on_a_small_disk(&scratch)).await;
-    let upstream = upstream(&scratch).await;
+    let upstream = upstream().await;
     mirror(&bench, &upstream).await;
     let full = bench
         .until_condition("hub", ConditionType::StorageReady, "False", Reason::Full)

@@ -13,12 +13,10 @@ use kube::ResourceExt;
 use kube::api::ListParams;
 use serde_json::{Value, json};
 use testbed::control_plane::{Options, skip_on_existing_cluster};
-use testbed::image::Random;
-use testbed::scratch::Scratch;
 use testbed::upstream::{self, Access, Upstream};
 use testbed::{ControlPlane, FakeKubelet};
 
-use crate::bench::{Bench, soon, text};
+use crate::bench::{Bench, push_one, soon, text};
 use crate::pods::{address, is_ready, kubelet, pods, restarts};
 
 /// Passwords stand nowhere but in Secrets.
@@ -31,7 +29,6 @@ struct Stage {
     bench: Bench,
     _kubelet: FakeKubelet,
     upstream: Upstream,
-    _scratch: Scratch,
 }
 
 impl Stage {
@@ -40,10 +37,10 @@ impl Stage {
     }
 
     async fn with(name: &str, access: Access) -> Self {
-        Self::on(Bench::start(name).await, name, access).await
+        Self::on(Bench::start(name).await, access).await
     }
 
-    async fn on(bench: Bench, name: &str, access: Access) -> Self {
+    async fn on(bench: Bench, access: Access) -> Self {
         let kubelet = kubelet(&bench).await;
         let options = upstream::Options::protected(access, ("u0", CANARY));
         let mut upstream = Upstream::start(options).await.unwrap();
@@ -51,16 +48,11 @@ impl Stage {
         let mut users: Vec<_> = users.iter().map(|user| (user.as_str(), CANARY)).collect();
         users.push(("second", SECOND));
         upstream.set_users(&users).unwrap();
-        let scratch = Scratch::new(name).unwrap();
-        let layout = Random::new(7, &[4096])
-            .write(&scratch.path().join("image"), "one")
-            .unwrap();
-        upstream.push(&layout, "one", "team/app:one").await.unwrap();
+        push_one(&upstream, 7).await;
         Self {
             bench,
             _kubelet: kubelet,
             upstream,
-            _scratch: scratch,
         }
     }
 
@@ -383,8 +375,16 @@ async fn a_rotation_survives_deletion_haste_and_an_operator_or_upstream_that_is_
     stage.bench.delete::<Secret>("a").await;
     let message = stage.until("False", Reason::SecretNotFound).await;
     assert!(message.contains("there is no Secret a"), "{message}");
-    stage.opaque("a", "u1").await;
+    // Of another type, and immutable: such a one is changed in the same way.
+    let immutable = json!({
+        "metadata": {"name": "a"},
+        "type": "kubernetes.io/basic-auth",
+        "immutable": true,
+        "stringData": {"username": "u1", "password": format!("{CANARY}\n")},
+    });
+    stage.bench.apply::<Secret>(immutable).await;
     stage.until_loaded(2, 1).await;
+    stage.bench.delete::<Secret>("a").await;
 
     // Twice at once.
     stage.opaque("a", "u2").await;
@@ -585,7 +585,7 @@ async fn a_secret_that_changes_around_a_restart_of_the_api_server_is_taken_up() 
         Box::leak(Box::new(ControlPlane::start(Options::default()).await.unwrap()));
     let mut bench = Bench::on(control_plane, "restart").await;
     bench.start_operator().await;
-    let stage = Stage::on(bench, "restart", Access::Basic).await;
+    let stage = Stage::on(bench, Access::Basic).await;
     stage.opaque("a", "u0").await;
     stage.mirror(1, &[("a", "a")]).await;
     stage.until_loaded(1, 1).await;

@@ -13,7 +13,7 @@ use testbed::scratch::Scratch;
 use testbed::skopeo::{self, Registry};
 use testbed::upstream::{self, Access, Upstream};
 
-use crate::bench::{Bench, soon, with_claims};
+use crate::bench::{Bench, push_one, soon, with_claims};
 use crate::pods::{address, admin, kubelet, pods, restarts};
 
 #[tokio::test]
@@ -115,15 +115,13 @@ async fn a_rotated_password_is_loaded_without_a_restart_and_pulls_go_on() {
 }
 
 /// An upstream with TLS of an authority of its own, and an image in it.
-async fn private(name: &str, scratch: &Scratch) -> (Upstream, Authority) {
+async fn private(name: &str) -> (Upstream, Authority) {
     let authority = Authority::new(name).unwrap();
     let leaf = authority.serving(&["127.0.0.1"]).unwrap();
     let upstream = Upstream::start(upstream::Options::default().tls(leaf))
         .await
         .unwrap();
-    let directory = scratch.path().join(name);
-    let layout = Random::new(1, &[4096]).write(&directory, "one").unwrap();
-    upstream.push(&layout, "one", "team/app:one").await.unwrap();
+    push_one(&upstream, 1).await;
     (upstream, authority)
 }
 
@@ -137,8 +135,7 @@ async fn asks_for(pod: &Pod, host: &str) -> StatusCode {
 async fn ca_bundles_come_and_change_and_an_upstream_goes_before_them_without_a_restart() {
     let bench = Bench::start("bundles").await;
     let _kubelet = kubelet(&bench).await;
-    let scratch = Scratch::new("bundles").unwrap();
-    let ((one, first), (two, second)) = (private("one", &scratch).await, private("two", &scratch).await);
+    let ((one, first), (two, second)) = (private("one").await, private("two").await);
     let upstream = |name: &str, upstream: &Upstream| {
         json!({
             "host": format!("{name}.example.com"),

@@ -10,11 +10,9 @@ use kube::api::{Patch, PatchParams};
 use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
 use testbed::FakeKubelet;
-use testbed::image::Random;
-use testbed::scratch::Scratch;
 use testbed::upstream::{self, Upstream};
 
-use crate::bench::{Bench, belongs_to, soon, with_claims};
+use crate::bench::{Bench, belongs_to, push_one, soon, with_claims};
 use crate::pods::{address, is_ready, kubelet, pods, restarts};
 
 type Claim = PersistentVolumeClaim;
@@ -209,7 +207,6 @@ struct Stage {
     bench: Bench,
     _kubelet: FakeKubelet,
     upstream: Upstream,
-    _scratch: Scratch,
 }
 
 impl Stage {
@@ -217,16 +214,11 @@ impl Stage {
         let bench = Bench::start(name).await;
         let kubelet = kubelet(&bench).await;
         let upstream = Upstream::start(upstream::Options::default()).await.unwrap();
-        let scratch = Scratch::new(name).unwrap();
-        let layout = Random::new(11, &[4096])
-            .write(&scratch.path().join("image"), "one")
-            .unwrap();
-        upstream.push(&layout, "one", "team/app:one").await.unwrap();
+        push_one(&upstream, 11).await;
         Self {
             bench,
             _kubelet: kubelet,
             upstream,
-            _scratch: scratch,
         }
     }
 
