@@ -51,8 +51,8 @@ fuzz: ## each fuzz target for a minute; longer: scripts/fuzz SECONDS TARGET
 coverage: ## how much of each crate its tests run; one crate: scripts/coverage PACKAGE
 	@scripts/coverage
 
-bench-operator: ## 1,000 mirrors (MIRRORS=n) on a real API server: times, writes, CPU, memory of the operator (PROFILE=dev: as it is debugged)
-	@MIRRORS=$(or $(MIRRORS),1000) scripts/bench-operator $(or $(PROFILE),release)
+bench-operator: ## 1,000 mirrors (MIRRORS=n) on a real API server: times, writes, CPU, memory of the operator (CONTROLLERS=true: beside kube-controller-manager; PROFILE=dev: as it is debugged)
+	@MIRRORS=$(or $(MIRRORS),1000) CONTROLLERS=$(CONTROLLERS) scripts/bench-operator $(or $(PROFILE),release)
 
 generate: ## write what is generated from code: the definition, its documentation, the chart's copies
 	UPDATE=1 cargo test --locked -p registry-mirror-crds --test generated

@@ -216,9 +216,9 @@ impl ControlPlane {
         self.processes.as_ref().map(Processes::audit)
     }
 
-    /// The process ids of the API server and of etcd, for who measures them; `None` on an existing cluster.
-    pub fn ids(&self) -> Option<[u32; 2]> {
-        self.processes.as_ref().map(Processes::ids)
+    /// What runs here and its process ids, for who measures them; nothing on an existing cluster.
+    pub fn ids(&self) -> Vec<(&'static str, u32)> {
+        self.processes.as_ref().map(Processes::ids).unwrap_or_default()
     }
 
     /// Whether Pods, owner references and claims are acted on.

@@ -158,8 +158,16 @@ impl Processes {
         self.controller_manager.is_some()
     }
 
-    pub(super) fn ids(&self) -> [u32; 2] {
-        [lock(&self.api_server).id(), lock(&self.etcd).id()]
+    pub(super) fn ids(&self) -> Vec<(&'static str, u32)> {
+        let controllers = self.controller_manager.as_ref();
+        let controllers = controllers.map(|daemon| ("kube-controller-manager", daemon.id()));
+        [
+            ("API server", lock(&self.api_server).id()),
+            ("etcd", lock(&self.etcd).id()),
+        ]
+        .into_iter()
+        .chain(controllers)
+        .collect()
     }
 
     pub(super) fn signal_etcd(&self, signal: Signal) -> io::Result<()> {

@@ -4,10 +4,11 @@
 //! make bench-operator                  # 1,000 mirrors
 //! make bench-operator MIRRORS=5000
 //! make bench-operator PROFILE=dev      # the operator as it is debugged; else a release
+//! make bench-operator CONTROLLERS=true # with kube-controller-manager
 //! ```
 //!
-//! etcd, API server, operator and the client that applies share the machine. No kube-controller-manager runs: its work on
-//! as many workloads would be most of what is measured.
+//! etcd, API server, operator and the client that applies share the machine. Without being asked for, no
+//! kube-controller-manager runs: its work on as many workloads is most of what is measured.
 
 #[path = "scale/figures.rs"]
 mod figures;
@@ -48,6 +49,11 @@ const LONG: Duration = Duration::from_mins(20);
 fn mirrors() -> usize {
     let asked = std::env::var("MIRRORS").ok();
     asked.map_or(1_000, |asked| asked.parse().expect("MIRRORS is a number"))
+}
+
+/// Whether workloads get their Pods, which nothing schedules, and claims are looked at.
+fn controllers() -> bool {
+    std::env::var("CONTROLLERS").as_deref() == Ok("true")
 }
 
 /// The operator that is measured.
@@ -266,7 +272,7 @@ async fn many_mirrors_get_their_objects_with_few_writes_and_then_none() {
         return;
     }
     let options = Options {
-        controller_manager: false,
+        controller_manager: controllers(),
         ..Options::default()
     };
     let control_plane: &'static ControlPlane =
@@ -276,7 +282,7 @@ async fn many_mirrors_get_their_objects_with_few_writes_and_then_none() {
     let operator = Measured::start(&bench, &scratch).await;
     let count = mirrors();
 
-    let mut figures = Figures::of(count);
+    let mut figures = Figures::of(count, controllers());
 
     apply(&bench, 0..1).await;
     bench.until_accepted(&name(0)).await;
@@ -294,8 +300,11 @@ async fn many_mirrors_get_their_objects_with_few_writes_and_then_none() {
 
 /// All mirrors are applied at once.
 async fn measure_creation(bench: &Bench, operator: &Measured, figures: &mut Figures) {
-    let (count, [api_server, etcd]) = (mirrors(), bench.control_plane.ids().unwrap());
-    let used = || [operator.cpu(), cpu_of(api_server), cpu_of(etcd)];
+    let (count, beside) = (mirrors(), bench.control_plane.ids());
+    let used = || -> Vec<(&str, f64)> {
+        let beside = beside.iter().map(|(what, id)| (*what, cpu_of(*id)));
+        [("operator", operator.cpu())].into_iter().chain(beside).collect()
+    };
     let (mark, before, started) = (bench.mark().await, used(), Instant::now());
     let applied = apply(bench, 1..count).await;
     figures.say(
@@ -306,7 +315,7 @@ async fn measure_creation(bench: &Bench, operator: &Measured, figures: &mut Figu
     let done = wait::until("objects of every mirror", LONG, async || {
         tokio::time::sleep(Duration::from_secs(1)).await;
         let accepted = operator
-            .metric(r#"mirrors{condition="Accepted",status="True"}"#)
+            .metric(r#"mirrors{condition="Accepted",status="True",reason="SpecAccepted"}"#)
             .await?;
         (accepted == count).then_some(())
     });
@@ -325,10 +334,7 @@ async fn measure_creation(bench: &Bench, operator: &Measured, figures: &mut Figu
     figures.say("a mirror applied to all of its objects", percentiles(took));
     let (fewest, most) = (writes.iter().min().unwrap(), writes.iter().max().unwrap());
     figures.say("writes a mirror, status included", format!("{fewest} to {most}"));
-    for (what, (after, before)) in ["operator", "API server", "etcd"]
-        .iter()
-        .zip(used().iter().zip(before))
-    {
+    for ((what, after), (_, before)) in used().into_iter().zip(before) {
         figures.say(&format!("{what}, CPU for it"), format!("{:.1} s", after - before));
     }
     figures.say(

@@ -7,17 +7,19 @@ use std::time::{Duration, Instant};
 
 use testbed::binaries::workspace;
 
-/// What was measured with so many mirrors.
+/// What was measured with so many mirrors, beside a kube-controller-manager or without.
 pub(crate) struct Figures {
     mirrors: usize,
+    controllers: bool,
     started: Instant,
     rows: Vec<(String, String)>,
 }
 
 impl Figures {
-    pub(crate) fn of(mirrors: usize) -> Self {
+    pub(crate) fn of(mirrors: usize, controllers: bool) -> Self {
         Self {
             mirrors,
+            controllers,
             started: Instant::now(),
             rows: Vec::new(),
         }
@@ -30,7 +32,7 @@ impl Figures {
         self.rows.push((what.to_owned(), value));
     }
 
-    /// Writes the table to `target/bench/operator-N.md`, as scripts/bench-docs expects it.
+    /// Writes the table to `target/bench/operator-N.md`, or `operator-N-controllers.md`, as scripts/bench-docs expects it.
     pub(crate) fn write(&self) {
         let commit = Command::new("git")
             .args(["rev-parse", "--short", "HEAD"])
@@ -59,7 +61,9 @@ impl Figures {
         }
         let directory = workspace().join("target/bench");
         fs::create_dir_all(&directory).unwrap();
-        fs::write(directory.join(format!("operator-{}.md", self.mirrors)), text).unwrap();
+        let suffix = if self.controllers { "-controllers" } else { "" };
+        let file = format!("operator-{}{suffix}.md", self.mirrors);
+        fs::write(directory.join(file), text).unwrap();
     }
 }
 
