@@ -73,6 +73,19 @@ async fn a_certificate_is_served_renewed_without_a_restart_and_kept_when_its_sec
     bench.secret("serving", pair(&new)).await;
     soon("the new certificate", async || ask(&before, &new, None).await).await;
     bench
+        .secret("serving", json!({"tls.crt": "none", "tls.key": "none"}))
+        .await;
+    let malformed = bench
+        .until_condition("hub", ConditionType::TLSReady, "False", Reason::Malformed)
+        .await;
+    assert!(
+        malformed.message.contains("Secret serving: ")
+            && malformed.message.contains("the previous certificate serves on"),
+        "{}",
+        malformed.message
+    );
+    assert_eq!(ask(&before, &new, None).await, Some(StatusCode::OK));
+    bench
         .api::<Secret>()
         .delete("serving", &DeleteParams::default())
         .await
@@ -125,6 +138,13 @@ async fn only_users_pull_and_a_malformed_file_opens_nothing() {
         )
         .await;
     assert!(!refused.message.contains("in-clear-text"), "{}", refused.message);
+    assert_eq!(ask(&pod, &authority, None).await, Some(StatusCode::UNAUTHORIZED));
+    assert_eq!(ask(&pod, &authority, Some("one")).await, Some(StatusCode::OK));
+
+    bench.delete::<Secret>("users").await;
+    bench
+        .until_condition("hub", ConditionType::Accepted, "False", Reason::ReferenceNotFound)
+        .await;
     assert_eq!(ask(&pod, &authority, None).await, Some(StatusCode::UNAUTHORIZED));
     assert_eq!(ask(&pod, &authority, Some("one")).await, Some(StatusCode::OK));
 

@@ -198,6 +198,26 @@ async fn ca_bundles_come_and_change_and_an_upstream_goes_before_them_without_a_r
     bench
         .until_condition("hub", ConditionType::Progressing, "False", Reason::RolledOut)
         .await;
+
+    // Gone, then nonsense, then there again.
+    bench.delete::<ConfigMap>("one").await;
+    let gone = bench
+        .until_condition("hub", ConditionType::Accepted, "False", Reason::ReferenceNotFound)
+        .await;
+    assert!(gone.message.contains("no ConfigMap one"), "{}", gone.message);
+    let nonsense = json!({"metadata": {"name": "one"}, "data": {"ca.crt": "none"}});
+    bench.apply::<ConfigMap>(nonsense).await;
+    bench
+        .until_condition(
+            "hub",
+            ConditionType::Accepted,
+            "False",
+            Reason::ReferenceMalformed,
+        )
+        .await;
+    assert_eq!(asks_for(&pod, "one.example.com").await, StatusCode::OK);
+    bundle("one", &first).await;
+    bench.until_accepted("hub").await;
     assert!(!pulls.is_finished(), "pull {} failed", pulls.await.unwrap());
     pulls.abort();
     let after = pods(&bench).await.remove(0);
