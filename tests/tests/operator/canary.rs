@@ -1,20 +1,14 @@
 //! No value of a Secret is told by anyone: neither by the operator nor by servers, at their most talkative.
 
-use std::fmt::Debug;
 use std::path::PathBuf;
 
-use base64::Engine;
-use base64::prelude::BASE64_STANDARD;
 use crds::RegistryMirror;
 use crds::conditions::{ConditionType, Reason};
-use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret, Service};
 use k8s_openapi::api::events::v1::Event;
+use kube::ResourceExt;
 use kube::api::ListParams;
-use kube::{Resource, ResourceExt};
-use serde::Serialize;
-use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use testbed::FakeKubelet;
 use testbed::pki::Authority;
@@ -24,6 +18,10 @@ use testbed::upstream::{self, Access, Upstream};
 
 use crate::bench::{Bench, IMAGE, condition, soon, text};
 use crate::pods::{address, kubelet, pods};
+
+#[path = "canary/said.rs"]
+mod said;
+use said::Said;
 
 /// In every value.
 const CANARY: &str = "canary-5d27e9";
@@ -56,57 +54,6 @@ impl Operator {
             _process: Daemon::spawn("operator", command, &log).unwrap(),
             log,
             metrics: format!("http://127.0.0.1:{port}/metrics"),
-        }
-    }
-}
-
-/// What was said, and by whom.
-#[derive(Default)]
-struct Said(Vec<(String, String)>);
-
-impl Said {
-    fn by(&mut self, whom: impl Into<String>, what: String) {
-        self.0.push((whom.into(), what));
-    }
-
-    async fn url(&mut self, url: &str) {
-        if let Ok(answer) = reqwest::get(url).await {
-            self.by(url, answer.text().await.unwrap_or_default());
-        }
-    }
-
-    async fn objects<K>(&mut self, bench: &Bench)
-    where
-        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
-            + Serialize
-            + DeserializeOwned
-            + Clone
-            + Debug,
-    {
-        for object in bench.api::<K>().list(&ListParams::default()).await.unwrap() {
-            let whom = format!("{} {}", K::kind(&()), object.name_any());
-            self.by(whom, serde_json::to_string(&object).unwrap());
-        }
-    }
-
-    /// Nobody said the canary, plainly or in Base64, wherever in a text that begins.
-    fn has_no_canary(&self) {
-        let shifted = (0..3).map(|shift| {
-            let text = format!("{}{CANARY}", "x".repeat(shift));
-            let encoded = BASE64_STANDARD.encode(text);
-            // The first and the last characters depend on the neighbours.
-            encoded.trim_end_matches('=')[4..encoded.len() - 6].to_owned()
-        });
-        let forbidden: Vec<_> = [CANARY.to_owned()].into_iter().chain(shifted).collect();
-        for (whom, what) in &self.0 {
-            for canary in &forbidden {
-                if let Some(at) = what.find(canary.as_str()) {
-                    let from = what[..at].rfind('\n').map_or(0, |line| line + 1);
-                    let line: String = what[from..].chars().take(400).collect();
-                    panic!("{whom}: {line}");
-                }
-            }
-            assert!(!what.contains("panicked"), "{whom}: {what}");
         }
     }
 }

@@ -15,7 +15,6 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use crate::bench::{Bench, condition, ephemeral, soon};
-use crate::pods::kubelet;
 
 /// A policy for a bench's namespace.
 struct Policy {
@@ -85,9 +84,7 @@ where
         dry_run: true,
         ..PostParams::default()
     };
-    // Of a Service the spec is looked at before any policy; others have none.
-    let spec = json!({"clusterIP": "None", "ports": [{"port": 80}]});
-    let object: K = serde_json::from_value(json!({"metadata": {"name": name}, "spec": spec})).unwrap();
+    let object: K = serde_json::from_value(json!({"metadata": {"name": name}})).unwrap();
     soon("the policy", async || {
         let made = bench.api::<K>().create(&dry, &object).await;
         let is_refused = made.is_err_and(|error| error.to_string().contains("not in this house"));
@@ -239,35 +236,4 @@ async fn where_an_authoritys_key_is_not_kept_nothing_is_handed_out_that_it_signe
         .until_condition("hub", ConditionType::TLSReady, "True", Reason::CertificateReady)
         .await;
     assert!(bench.get::<ConfigMap>("hub-ca").await.is_some());
-}
-
-#[tokio::test]
-async fn servers_that_no_service_leads_to_are_available_and_not_ready() {
-    let bench = Bench::start("no-service").await;
-    let _kubelet = kubelet(&bench).await;
-    let policy = Policy::refuse(&bench, ("", "v1", "services"), &["hub"], "Forbidden").await;
-    until_refused::<Service>(&bench, "hub", true).await;
-    bench.mirror("hub", ephemeral()).await;
-    bench
-        .until_condition("hub", ConditionType::Available, "True", Reason::ReplicasReady)
-        .await;
-    bench
-        .until_condition("hub", ConditionType::Ready, "False", Reason::RollingOut)
-        .await;
-    until_told(&bench, ConditionType::Ready, "Service hub").await;
-    let endpoint = async || {
-        let mirror = bench.get::<crds::RegistryMirror>("hub").await.unwrap();
-        mirror.status.unwrap().endpoint
-    };
-    assert!(endpoint().await.is_none());
-
-    policy.end().await;
-    until_refused::<Service>(&bench, "hub", false).await;
-    let mut spec = ephemeral();
-    spec["cache"] = json!({"tagTTL": "2m"});
-    bench.mirror("hub", spec).await;
-    bench
-        .until_condition("hub", ConditionType::Ready, "True", Reason::Serving)
-        .await;
-    assert!(endpoint().await.is_some());
 }
