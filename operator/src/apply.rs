@@ -253,6 +253,11 @@ impl Target<'_> {
         {
             return Ok(());
         }
+        // Since its name was looked at, an owner may have been taken off: by whoever deletes the mirror and keeps its
+        // objects. Put back, it would have the object deleted.
+        if let Some(live) = &live {
+            guard::check(self.mirror, kind, &live.metadata)?;
+        }
         let applied = self.write(child, &manifest, live.as_deref(), found).await?;
         tracing::info!(%kind, name, "applied");
         if is_applied(kind, &applied, &manifest) {

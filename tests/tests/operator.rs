@@ -29,6 +29,8 @@ mod faults;
 mod kubectl;
 #[path = "operator/lease.rs"]
 mod lease;
+#[path = "operator/meddling.rs"]
+mod meddling;
 #[path = "operator/node_files.rs"]
 mod node_files;
 #[path = "operator/pods.rs"]

@@ -15,7 +15,7 @@ use kube::{
     core::{DeserializeGuard, NamespaceResourceScope},
     runtime::{
         PredicateConfig, WatchStreamExt,
-        controller::{ReconcileReason, ReconcileRequest, trigger_owners, trigger_self, trigger_with},
+        controller::{ReconcileReason, ReconcileRequest, trigger_self, trigger_with},
         predicates,
         reflector::{ObjectRef, Store, store::Writer},
         watcher::{self, Event},
@@ -120,9 +120,25 @@ pub fn children(
             Kind::Pod => stream.try_filter_map(|_| async { Ok(None) }).boxed(),
             // A retained claim has no owner.
             Kind::PersistentVolumeClaim => trigger_with(stream, |claim| mirror_of_claim(&claim)).boxed(),
-            kind => trigger_owners(stream, (), kind.resource()).boxed(),
+            _ => trigger_with(stream, |object| mirrors_of(&object)).boxed(),
         }
     }))
+}
+
+/// Its owners; of one whose owner was taken off, the mirror that it was made for.
+fn mirrors_of(object: &DynamicObject) -> Vec<ObjectRef<Stored>> {
+    let Some(namespace) = object.namespace() else {
+        return Vec::new();
+    };
+    let owners = object.owner_references().iter();
+    let owners = owners.filter(|owner| owner.kind == RegistryMirror::kind(&()));
+    let owners = owners.map(|owner| owner.name.as_str());
+    let made_for = object.labels().get(names::INSTANCE).map(String::as_str);
+    let made_for = made_for.filter(|_| object.owner_references().is_empty());
+    owners
+        .chain(made_for)
+        .map(|mirror| ObjectRef::new(mirror).within(&namespace))
+        .collect()
 }
 
 fn mirror_of_claim(claim: &DynamicObject) -> Option<ObjectRef<Stored>> {

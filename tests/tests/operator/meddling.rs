@@ -1,0 +1,361 @@
+//! What others do to a mirror and its objects in moments that suit nobody.
+
+use std::time::Duration;
+
+use crds::RegistryMirror;
+use crds::conditions::{ConditionType, Reason};
+use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, LimitRange, Namespace, PersistentVolumeClaim, Pod, Secret, Service, ServiceAccount,
+};
+use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
+use kube::{Api, ResourceExt};
+use serde_json::{Value, json};
+use testbed::control_plane::skip_on_existing_cluster;
+use testbed::faults::Faults;
+
+use crate::bench::{Bench, belongs_to, condition, ephemeral, soon, with_claims};
+use crate::pods::{kubelet, pods};
+
+/// Keeps an object that is deleted, as a backup or a mesh may.
+fn held_by_somebody(held: bool) -> Value {
+    let finalizers = if held {
+        json!(["example.com/mine"])
+    } else {
+        Value::Null
+    };
+    json!({"metadata": {"finalizers": finalizers}})
+}
+
+#[tokio::test]
+async fn a_child_whose_deletion_hangs_costs_no_write_and_is_made_anew_when_it_is_gone() {
+    if skip_on_existing_cluster(
+        "a_child_whose_deletion_hangs_costs_no_write_and_is_made_anew_when_it_is_gone",
+    ) {
+        return;
+    }
+    let bench = Bench::start("hanging").await;
+    bench.mirror("hub", ephemeral()).await;
+    bench.until_accepted("hub").await;
+    bench.until_nothing_is_written().await;
+    let before = bench.get::<Service>("hub").await.unwrap().uid();
+    bench.merge::<Service>("hub", held_by_somebody(true)).await;
+    bench.merge::<Deployment>("hub", held_by_somebody(true)).await;
+    bench.delete::<Service>("hub").await;
+    bench.delete::<Deployment>("hub").await;
+    bench.until_nothing_is_written().await;
+    // What the spec asks for in the meantime is done all the same.
+    let mut spec = ephemeral();
+    spec["cache"] = json!({"tagTTL": "7s"});
+    spec["replicas"] = json!(2);
+    bench.mirror("hub", spec).await;
+    bench
+        .until("hub", "the second replica", |deployment: &Deployment| {
+            (deployment.spec.as_ref()?.replicas == Some(2)).then_some(())
+        })
+        .await;
+    bench.until_accepted("hub").await;
+    bench.until_nothing_is_written().await;
+    bench.merge::<Service>("hub", held_by_somebody(false)).await;
+    bench.merge::<Deployment>("hub", held_by_somebody(false)).await;
+    bench
+        .until("hub", "a new Service", |service: &Service| {
+            (service.uid() != before).then_some(())
+        })
+        .await;
+    bench
+        .until("hub", "a new Deployment", |deployment: &Deployment| {
+            let lives = deployment.metadata.deletion_timestamp.is_none();
+            (lives && deployment.spec.as_ref()?.replicas == Some(2)).then_some(())
+        })
+        .await;
+    bench.until_nothing_is_written().await;
+}
+
+#[tokio::test]
+async fn a_mirror_whose_deletion_hangs_is_left_alone_and_its_end_takes_all_along() {
+    if skip_on_existing_cluster("a_mirror_whose_deletion_hangs_is_left_alone_and_its_end_takes_all_along") {
+        return;
+    }
+    let mut bench = Bench::start("ending").await;
+    bench.mirror("hub", ephemeral()).await;
+    bench.until_accepted("hub").await;
+    bench.merge::<RegistryMirror>("hub", held_by_somebody(true)).await;
+    bench.delete::<RegistryMirror>("hub").await;
+    bench.until_nothing_is_written().await;
+    let mark = bench.mark().await;
+    bench.delete::<ConfigMap>("hub-config").await;
+    // Another operator, which looks at it from the start.
+    bench.stop_operator().await;
+    bench.start_operator().await;
+    bench.mirror("next", ephemeral()).await;
+    bench.until_accepted("next").await;
+    bench.until_nothing_is_written().await;
+    let writes = bench.writes(mark);
+    assert!(writes.iter().all(|write| !write.contains(" hub")), "{writes:#?}");
+    bench
+        .merge::<RegistryMirror>("hub", held_by_somebody(false))
+        .await;
+    bench.until_gone::<RegistryMirror>("hub").await;
+    bench.until_gone::<Service>("hub").await;
+    bench.until_gone::<Secret>("hub-credentials").await;
+}
+
+/// Changes the spec so often, twenty times a second; the last one.
+async fn in_haste(bench: &Bench, mut spec: Value, changes: u32) -> Value {
+    let mut tick = tokio::time::interval(Duration::from_millis(50));
+    for change in 0..changes {
+        tick.tick().await;
+        spec["cache"] = json!({"tagTTL": format!("{}s", change + 1)});
+        spec["replicas"] = json!(change % 3 + 1);
+        bench.mirror("hub", spec.clone()).await;
+    }
+    spec
+}
+
+#[tokio::test]
+async fn of_a_spec_that_changes_twenty_times_a_second_the_last_one_counts() {
+    if skip_on_existing_cluster("of_a_spec_that_changes_twenty_times_a_second_the_last_one_counts") {
+        return;
+    }
+    let bench = Bench::start("haste").await;
+    let mark = bench.mark().await;
+    let last = in_haste(&bench, with_claims("1Gi"), 100).await;
+    let generation = bench
+        .get::<RegistryMirror>("hub")
+        .await
+        .unwrap()
+        .metadata
+        .generation;
+    bench
+        .until("hub", "the last spec acted on", |mirror: &RegistryMirror| {
+            let told = condition(mirror, ConditionType::Accepted)?;
+            (told.status == "True" && told.observed_generation == generation).then_some(())
+        })
+        .await;
+    bench.until_nothing_is_written().await;
+    let set = bench.get::<StatefulSet>("hub").await.unwrap();
+    assert_eq!(json!(set.spec.unwrap().replicas), last["replicas"]);
+    let map = bench.get::<ConfigMap>("hub-config").await.unwrap();
+    let config = &map.data.unwrap()["config.yml"];
+    assert!(config.contains("100s") || config.contains("1m40s"), "{config}");
+    let writes = bench.writes(mark);
+    assert!(writes.len() < 100 * 5, "{} writes", writes.len());
+}
+
+#[tokio::test]
+async fn a_mirror_deleted_in_any_way_while_it_changes_leaves_nothing_but_what_was_asked_to_stay() {
+    if skip_on_existing_cluster(
+        "a_mirror_deleted_in_any_way_while_it_changes_leaves_nothing_but_what_was_asked_to_stay",
+    ) {
+        return;
+    }
+    let bench = Bench::start("cascades").await;
+    for (name, how, stays) in [
+        ("hub", DeleteParams::foreground(), false),
+        ("hub", DeleteParams::background(), false),
+        ("hub", DeleteParams::orphan(), true),
+    ] {
+        let made = bench.mirror(name, ephemeral()).await;
+        bench.until_accepted(name).await;
+        bench.until_nothing_is_written().await;
+        let ((), ()) = tokio::join!(
+            async {
+                bench.api::<RegistryMirror>().delete(name, &how).await.unwrap();
+            },
+            // What is edited, deleted and asked for at that very moment.
+            async {
+                let anything = DeleteParams::default();
+                drop(bench.api::<ConfigMap>().delete("hub-config", &anything).await);
+                let patch = Patch::Merge(json!({"spec": {"replicas": 3}}));
+                let params = PatchParams::default();
+                drop(bench.api::<RegistryMirror>().patch(name, &params, &patch).await);
+                drop(bench.api::<Service>().delete("hub-headless", &anything).await);
+            }
+        );
+        soon("its end", async || {
+            let there = bench.get::<RegistryMirror>(name).await;
+            there.is_none_or(|there| there.uid() != made.uid()).then_some(())
+        })
+        .await;
+        if stays {
+            let service = bench.get::<Service>("hub").await.unwrap();
+            assert!(!belongs_to(&service, &made));
+            bench.mirror(name, ephemeral()).await;
+            bench
+                .until_condition(name, ConditionType::Accepted, "False", Reason::NameConflict)
+                .await;
+            let after = bench.get::<Service>("hub").await.unwrap();
+            assert_eq!(after.resource_version(), service.resource_version());
+        } else {
+            bench.until_gone::<Deployment>("hub").await;
+            bench.until_gone::<Service>("hub").await;
+            bench.until_gone::<Service>("hub-headless").await;
+            bench.until_gone::<ConfigMap>("hub-config").await;
+            bench.until_gone::<Secret>("hub-credentials").await;
+            bench.until_gone::<ServiceAccount>("hub").await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_object_whose_owner_was_taken_off_is_told_of_and_left_alone_and_its_end_mends_it() {
+    let bench = Bench::start("disowned").await;
+    bench.mirror("hub", ephemeral()).await;
+    bench.until_accepted("hub").await;
+    bench
+        .merge::<Secret>("hub-credentials", json!({"metadata": {"ownerReferences": null}}))
+        .await;
+    let told = bench
+        .until_condition("hub", ConditionType::Accepted, "False", Reason::NameConflict)
+        .await;
+    assert!(
+        told.message
+            .starts_with("Secret hub-credentials is there already"),
+        "{}",
+        told.message
+    );
+    let secret = bench.get::<Secret>("hub-credentials").await.unwrap();
+    assert!(secret.owner_references().is_empty());
+    bench.delete::<Secret>("hub-credentials").await;
+    bench.until_accepted("hub").await;
+    bench
+        .until("hub-credentials", "a new one", |secret: &Secret| {
+            (!secret.owner_references().is_empty()).then_some(())
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn an_object_whose_owner_is_taken_off_while_a_reconcile_runs_is_not_taken_back() {
+    let mut bench = Bench::idle("let-go").await;
+    let faults = Faults::default();
+    bench.start_operator_through(faults.client(bench.config().await).unwrap());
+    for name in ["hub", "other"] {
+        bench.mirror(name, ephemeral()).await;
+        bench.until_accepted(name).await;
+    }
+    let other = bench.get::<Deployment>("other").await.unwrap().uid();
+    let mut spec = ephemeral();
+    spec["cache"] = json!({"tagTTL": "7s"});
+    spec["pod"] = json!({"labels": {"team": "a"}});
+    // The workload comes after what its Pods mount.
+    let (held, _) = tokio::join!(faults.hold("/configmaps/hub-config"), bench.mirror("hub", spec));
+    bench
+        .merge::<Deployment>("hub", json!({"metadata": {"ownerReferences": null}}))
+        .await;
+    // The operator has seen it once it has seen what came later.
+    bench.delete::<Deployment>("other").await;
+    bench
+        .until("other", "a new Deployment", |deployment: &Deployment| {
+            (deployment.uid() != other).then_some(())
+        })
+        .await;
+    drop(held);
+    let told = bench
+        .until_condition("hub", ConditionType::Accepted, "False", Reason::NameConflict)
+        .await;
+    assert!(
+        told.message.starts_with("Deployment hub is there already"),
+        "{}",
+        told.message
+    );
+    let deployment = bench.get::<Deployment>("hub").await.unwrap();
+    assert!(deployment.owner_references().is_empty());
+}
+
+#[tokio::test]
+async fn a_claim_deleted_while_its_pod_runs_is_made_anew_once_the_pod_goes() {
+    let bench = Bench::start("lost-claim").await;
+    let _kubelet = kubelet(&bench).await;
+    bench.mirror("hub", with_claims("1Gi")).await;
+    bench
+        .until_condition("hub", ConditionType::Ready, "True", Reason::Serving)
+        .await;
+    let before = bench
+        .get::<PersistentVolumeClaim>("cache-hub-0")
+        .await
+        .unwrap()
+        .uid();
+    bench.delete::<PersistentVolumeClaim>("cache-hub-0").await;
+    for pod in pods(&bench).await {
+        let same = DeleteParams {
+            preconditions: Some(Preconditions {
+                uid: pod.uid(),
+                resource_version: None,
+            }),
+            ..DeleteParams::default()
+        };
+        bench.api::<Pod>().delete(&pod.name_any(), &same).await.unwrap();
+    }
+    bench
+        .until("cache-hub-0", "a new claim", |claim: &PersistentVolumeClaim| {
+            let lives = claim.metadata.deletion_timestamp.is_none();
+            (lives && claim.uid() != before).then_some(())
+        })
+        .await;
+    bench
+        .until_condition("hub", ConditionType::Ready, "True", Reason::Serving)
+        .await;
+}
+
+#[tokio::test]
+async fn a_namespace_that_ends_takes_a_mirror_along_without_a_quarrel() {
+    if skip_on_existing_cluster("a_namespace_that_ends_takes_a_mirror_along_without_a_quarrel") {
+        return;
+    }
+    let mut bench = Bench::idle("last-days").await;
+    // Whose rights do not go with the namespace, as those for a whole cluster do not.
+    let everywhere = bench
+        .control_plane
+        .client_as(&bench.user, &["system:masters"])
+        .await;
+    bench.start_operator_through(everywhere);
+    bench.mirror("hub", with_claims("1Gi")).await;
+    bench.until_accepted("hub").await;
+    bench.until_nothing_is_written().await;
+    // The mirror outlives its objects, as somebody holds it.
+    bench.merge::<RegistryMirror>("hub", held_by_somebody(true)).await;
+    let audit = bench.control_plane.audit().unwrap();
+    let mark = audit.mark().unwrap();
+    let namespaces: Api<Namespace> = Api::all(bench.namespace.client());
+    let name = bench.namespace.name();
+    namespaces.delete(name, &DeleteParams::default()).await.unwrap();
+    bench.until_gone::<Service>("hub").await;
+    bench.until_gone::<StatefulSet>("hub").await;
+    bench
+        .merge::<RegistryMirror>("hub", held_by_somebody(false))
+        .await;
+    soon("the namespace's end", async || {
+        namespaces.get_opt(name).await.unwrap().is_none().then_some(())
+    })
+    .await;
+    let writes = audit.writes(mark, &bench.user, name).unwrap();
+    // Each object that goes is a reason to look again, and each look is refused what is gone; then ever later.
+    assert!(writes.len() < 100, "{} writes: {writes:#?}", writes.len());
+}
+
+#[tokio::test]
+async fn pods_that_a_limit_keeps_from_being_made_are_told_of_in_its_words() {
+    let bench = Bench::idle("limits").await;
+    let limit = json!({
+        "metadata": {"name": "small"},
+        "spec": {"limits": [{"type": "Container", "max": {"memory": "1Mi"}}]},
+    });
+    bench.apply::<LimitRange>(limit).await;
+    let mut bench = bench;
+    bench.start_operator().await;
+    bench.mirror("hub", ephemeral()).await;
+    let told = bench
+        .until("hub", "the limit's words", |mirror: &RegistryMirror| {
+            let told = condition(mirror, ConditionType::Ready)?;
+            told.message
+                .contains("maximum memory usage")
+                .then(|| told.clone())
+        })
+        .await;
+    assert_eq!(
+        (told.status.as_str(), told.reason.as_str()),
+        ("False", "NoReadyReplicas")
+    );
+}
