@@ -47,6 +47,8 @@ mod reasons;
 mod refusals;
 #[path = "operator/rest.rs"]
 mod rest;
+#[path = "operator/rewritten.rs"]
+mod rewritten;
 #[path = "operator/rights.rs"]
 mod rights;
 #[path = "operator/rotation.rs"]
