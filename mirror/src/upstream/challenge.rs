@@ -1,8 +1,11 @@
 //! What an upstream's 401 asks for (RFC 9110, 11.6.1; distribution's token authentication).
 
 use http::{HeaderMap, HeaderValue, header::WWW_AUTHENTICATE};
-use http_auth::{ChallengeParser, ChallengeRef};
 use url::Url;
+
+mod grammar;
+
+use grammar::Words;
 
 /// The best of the challenges that we can answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,35 +28,32 @@ impl Challenge {
     /// Reads all challenges of all headers; Bearer goes before Basic, unknown schemes are skipped.
     pub(super) fn read(headers: &HeaderMap) -> Option<Self> {
         let mut basic = false;
-        for header in headers.get_all(WWW_AUTHENTICATE).iter().filter_map(text) {
-            // Whatever follows a malformed challenge can't be told from its parameters.
-            for challenge in ChallengeParser::new(header).map_while(Result::ok) {
-                if let Some(bearer) = Bearer::read(&challenge) {
+        for header in headers
+            .get_all(WWW_AUTHENTICATE)
+            .iter()
+            .map(HeaderValue::as_bytes)
+        {
+            for words in grammar::challenges(header) {
+                if let Some(bearer) = Bearer::read(&words) {
                     return Some(Self::Bearer(bearer));
                 }
-                basic |= challenge.scheme.eq_ignore_ascii_case("Basic");
+                basic |= words.scheme.eq_ignore_ascii_case("Basic");
             }
         }
         basic.then_some(Self::Basic)
     }
 }
 
-fn text(value: &HeaderValue) -> Option<&str> {
-    value.to_str().ok()
-}
-
 impl Bearer {
-    fn read(challenge: &ChallengeRef<'_>) -> Option<Self> {
-        if !challenge.scheme.eq_ignore_ascii_case("Bearer") {
+    fn read(words: &Words) -> Option<Self> {
+        if !words.scheme.eq_ignore_ascii_case("Bearer") {
             return None;
         }
         let parameter = |name: &str| {
-            let found = challenge
-                .params
-                .iter()
-                .find(|(key, _)| key.eq_ignore_ascii_case(name));
+            let mut parameters = words.parameters.iter();
+            let found = parameters.find(|(key, _)| key.eq_ignore_ascii_case(name));
             found
-                .map(|(_, value)| value.to_unescaped())
+                .map(|(_, value)| value.clone())
                 .filter(|value| !value.is_empty())
         };
         let realm: Url = parameter("realm")?.parse().ok()?;
@@ -77,6 +77,11 @@ mod tests {
             headers.append(WWW_AUTHENTICATE, value.parse().unwrap());
         }
         Challenge::read(&headers)
+    }
+
+    fn read_bytes(value: &[u8]) -> Option<Challenge> {
+        let value = HeaderValue::from_bytes(value).unwrap();
+        Challenge::read(&HeaderMap::from_iter([(WWW_AUTHENTICATE, value)]))
     }
 
     fn bearer(realm: &str, service: Option<&str>, scope: Option<&str>) -> Challenge {
@@ -132,6 +137,56 @@ mod tests {
     }
 
     #[test]
+    fn whatever_the_grammar_allows_is_understood() {
+        let (service, scope) = (Some("registry.example"), Some("repository:a:pull"));
+        let (plain, whole) = (
+            Some(bearer("https://a.example/t", service, None)),
+            Some(bearer("https://a.example/t", service, scope)),
+        );
+        let realm = r#"realm="https://a.example/t""#;
+        assert_eq!(
+            read(&[&format!("Bearer {realm},service=registry.example")]),
+            plain
+        );
+        assert_eq!(
+            read(&[&format!("Bearer service = registry.example , {realm}")]),
+            plain
+        );
+        assert_eq!(
+            read(&[&format!(
+                "BEARER   {realm},,\tservice=\"registry\\.example\", scope=\"repository:a:pull\","
+            )]),
+            whole
+        );
+        assert_eq!(
+            read(&[&format!(
+                "Negotiate YWJj/+A==, {realm}, NTLM , Bearer {realm}, service=registry.example, Basic"
+            )]),
+            plain
+        );
+        let abroad = format!("Basic realm=\"Zürich, Bearer\", Bearer {realm}, service=registry.example");
+        assert_eq!(read_bytes(abroad.as_bytes()), plain);
+    }
+
+    #[test]
+    fn what_comes_before_a_mistake_counts_as_it_does_for_clients() {
+        let wanted = Some(bearer("https://a.example/t", None, None));
+        for mistake in [
+            ";service=x",
+            r#",service="x"#,
+            ",service=",
+            ",=x",
+            r#""", x=y"#,
+            " service=x",
+        ] {
+            let value = format!(r#"Bearer realm="https://a.example/t"{mistake}"#);
+            assert_eq!(read(&[&value]), wanted, "{value}");
+        }
+        // A bare address is no token: nobody takes it for one.
+        assert_eq!(read(&["Bearer realm=https://a.example/t"]), None);
+    }
+
+    #[test]
     fn basic_is_taken_where_bearer_cannot_be_answered() {
         assert_eq!(read(&[r#"Basic realm="x""#]), Some(Challenge::Basic));
         assert_eq!(read(&["Bearer", "Basic"]), Some(Challenge::Basic));
@@ -155,6 +210,11 @@ mod tests {
     proptest! {
         #[test]
         fn no_header_makes_the_parser_panic(value in "[ -~\t]{0,200}") {
+            let _ = read(&[&value]);
+        }
+
+        #[test]
+        fn nothing_that_looks_like_a_challenge_does_either(value in r#"(Bearer|Basic|[a=,; "\\]|realm="){0,30}"#) {
             let _ = read(&[&value]);
         }
     }
