@@ -3,20 +3,18 @@
 //! hyper has one time-out for the first two, and begins it while the end of the answer before is still on its way. So it
 //! is looked at here where a connection stands, by what goes through it.
 
-use std::io::{self, IoSlice};
+mod watched;
+
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::Bytes;
 use http::Version;
-use http_body::{Body, Frame, SizeHint};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
-use super::access::Recorded;
+pub(super) use watched::{Answering, Watched};
 
 /// How long clients may take.
 #[derive(Clone, Copy, Debug)]
@@ -57,6 +55,8 @@ pub(super) enum Phase {
 pub(super) struct Progress {
     asked: AtomicU32,
     under_way: AtomicU32,
+    /// How many of those under way wait for the server: for an answer, or for more of it.
+    owed: AtomicU32,
     /// The last four bytes from the client.
     tail: AtomicU32,
     /// Whether it speaks HTTP/2, whose headers do not end in [`END`]: who leaves one unfinished there can't answer
@@ -74,15 +74,25 @@ impl Progress {
         self.framed.store(version == Version::HTTP_2, Ordering::Relaxed);
         self.asked.fetch_add(1, Ordering::Relaxed);
         self.under_way.fetch_add(1, Ordering::Relaxed);
-        UnderWay(Arc::clone(self))
+        self.owed.fetch_add(1, Ordering::Relaxed);
+        UnderWay {
+            progress: Arc::clone(self),
+            owed: true,
+        }
     }
 
     fn phase(&self) -> Phase {
-        let between = || self.framed.load(Ordering::Relaxed) || self.tail.load(Ordering::Relaxed) == END;
+        let framed = self.framed.load(Ordering::Relaxed);
+        let between = || framed || self.tail.load(Ordering::Relaxed) == END;
         if self.blocked.load(Ordering::Relaxed) {
             Phase::Taking
         } else if self.under_way.load(Ordering::Relaxed) > 0 {
-            Phase::Answering
+            // Over HTTP/2 the stream may take bytes, and the client have no window open for those of an answer.
+            if framed && self.owed.load(Ordering::Relaxed) == 0 {
+                Phase::Taking
+            } else {
+                Phase::Answering
+            }
         } else if self.asked.load(Ordering::Relaxed) > 0 && between() {
             Phase::Idle
         } else {
@@ -107,11 +117,32 @@ impl Progress {
 
 /// A request that is not over.
 #[derive(Debug)]
-pub(super) struct UnderWay(Arc<Progress>);
+pub(super) struct UnderWay {
+    progress: Arc<Progress>,
+    /// Whether it waits for the server.
+    owed: bool,
+}
+
+impl UnderWay {
+    /// There is something for the client to take.
+    pub(super) fn is_served(&mut self) {
+        if std::mem::take(&mut self.owed) {
+            self.progress.owed.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    /// The client took all that there was.
+    fn waits(&mut self) {
+        if !std::mem::replace(&mut self.owed, true) {
+            self.progress.owed.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
 
 impl Drop for UnderWay {
     fn drop(&mut self) {
-        self.0.under_way.fetch_sub(1, Ordering::Relaxed);
+        self.is_served();
+        self.progress.under_way.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -172,94 +203,6 @@ impl Patience {
             }
             self.timer.as_mut().reset(deadline);
         }
-    }
-}
-
-/// A client's stream that tells how its connection gets on.
-pub(super) struct Watched<S> {
-    pub(super) stream: S,
-    pub(super) progress: Arc<Progress>,
-}
-
-impl<S> Watched<S> {
-    fn wrote(&self, wrote: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
-        if wrote.is_ready() {
-            self.progress.taken.fetch_add(1, Ordering::Relaxed);
-        }
-        self.blocked_by(wrote)
-    }
-
-    fn blocked_by<T>(&self, wrote: Poll<T>) -> Poll<T> {
-        self.progress.blocked.store(wrote.is_pending(), Ordering::Relaxed);
-        wrote
-    }
-}
-
-impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buffer.filled().len();
-        let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
-        self.progress.heard(&buffer.filled()[before..]);
-        read
-    }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let wrote = Pin::new(&mut self.stream).poll_write(cx, bytes);
-        self.wrote(wrote)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        slices: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let wrote = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
-        self.wrote(wrote)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let flushed = Pin::new(&mut self.stream).poll_flush(cx);
-        self.blocked_by(flushed)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
-}
-
-/// The body of an answer, which is under way until it is dropped.
-pub(super) struct Answering {
-    pub(super) body: Recorded,
-    pub(super) _request: UnderWay,
-}
-
-impl Body for Answering {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }
 
@@ -396,6 +339,31 @@ mod tests {
         let wrote = tokio::time::timeout(SHORT / 4, client.server.write_all(&[0; 100])).await;
         assert!(wrote.is_err(), "there is room for 64");
         assert_eq!(client.late().await, Phase::Taking);
+    }
+
+    #[tokio::test]
+    async fn who_opens_no_window_for_an_answer_is_late_though_pings_pass() {
+        let mut client = client_of(Limits {
+            header: LONG,
+            idle: LONG,
+            take: A_WHILE,
+        });
+        client.says("frames").await;
+        let mut request = client.request(Version::HTTP_2);
+        assert!(client.is_waited_for().await, "there is no answer yet");
+        request.is_served();
+        let mut late = None;
+        for _ in 0..100 {
+            client.server.write_all(&[0; 17]).await.unwrap();
+            client.says.read_exact(&mut [0; 17]).await.unwrap();
+            late = tokio::time::timeout(SHORT, client.patience.over()).await.ok();
+            if late.is_some() {
+                break;
+            }
+        }
+        assert_eq!(late, Some(Phase::Taking));
+        request.waits();
+        assert!(client.is_waited_for().await, "it waits for the server again");
     }
 
     #[tokio::test]

@@ -242,14 +242,12 @@ impl Opened {
         );
         let answer = service_fn(move |request: http::Request<_>| {
             let (service, peer, (parts, _)) = (service.clone(), peer.clone(), request.into_parts());
-            let request = progress.request(parts.version);
+            let mut request = progress.request(parts.version);
             // Boxed, as a connection keeps room for what this returns while it is idle too.
             Box::pin(async move {
                 let response = service.answer(parts, &peer).await;
-                Ok::<_, Infallible>(response.map(|body| Answering {
-                    body,
-                    _request: request,
-                }))
+                request.is_served();
+                Ok::<_, Infallible>(response.map(|body| Answering { body, request }))
             })
         });
         let connection = builder(self.http2)
