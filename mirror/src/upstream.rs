@@ -18,6 +18,7 @@ pub(crate) mod invariants;
 mod lists;
 mod manifests;
 mod options;
+mod pace;
 mod redirect;
 mod rest;
 mod span;
@@ -38,6 +39,7 @@ pub use error::{BuildError, Error};
 pub use lists::ListAnswer;
 pub use manifests::{MOST_MANIFEST, ManifestAnswer, ManifestHead};
 pub use options::{Limits, Options, Timeouts};
+pub(crate) use pace::is_enough;
 
 use access::{Access, Policy};
 use address::Guard;

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::StreamExt;
@@ -17,9 +17,9 @@ use crate::metrics::FillResult;
 use crate::name::Repository;
 use crate::pull::{Failure, Kind};
 use crate::store::{self, Found, StageError, Staged, Store};
-use crate::upstream::{BlobAnswer, Error, Upstream};
+use crate::upstream::{BlobAnswer, Error, Upstream, is_enough};
 
-/// Attempts in a row that bring no byte before a fill is given up.
+/// Attempts in a row that bring nothing, or drops, before a fill is given up.
 const FRUITLESS: u32 = 5;
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// Chunks that are ready together are written together.
@@ -153,7 +153,7 @@ impl Job {
             };
         });
         let mut source = Ok(answer);
-        let mut fruitless = 0;
+        let (mut fruitless, mut began) = (0, Instant::now());
         loop {
             let before = staged.written();
             let trouble = match source {
@@ -168,7 +168,7 @@ impl Job {
             if whole {
                 return verify(staged);
             }
-            fruitless = if staged.written() > before {
+            fruitless = if is_enough(staged.written() - before, began.elapsed()) {
                 0
             } else {
                 fruitless + 1
@@ -180,6 +180,7 @@ impl Job {
             }
             debug!(digest = %self.digest, at = staged.written(), ?trouble, "upstream broke off; going on from there");
             tokio::time::sleep(FIRST_PAUSE * 2_u32.pow(fruitless)).await;
+            began = Instant::now();
             // At the registry again: the address that it redirected to may have expired.
             source = self.ask(staged.written()).await;
         }

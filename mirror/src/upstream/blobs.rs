@@ -11,14 +11,14 @@ use futures::StreamExt;
 use futures::stream::BoxStream;
 use http::header::{ACCEPT_ENCODING, CONTENT_RANGE, RANGE};
 use http::{HeaderMap, HeaderValue, Method};
-use reqwest::Response;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::Upstream;
 use super::access::Access;
 use super::answer::Answer;
-use super::error::{Error, describe};
+use super::error::Error;
 use super::exchange::{Held, Lane, Question};
+use super::pace::chunks;
 use super::rest::Class;
 use crate::digest::Digest;
 use crate::name::RepositoryName;
@@ -90,21 +90,6 @@ impl BlobBody {
         }
         Ok(chunk)
     }
-}
-
-/// A body's chunks. Each may take `idle` from when it is wanted: how long a slow reader takes between
-/// two of them does not count.
-fn chunks(response: Response, idle: Duration) -> impl Stream<Item = Result<Bytes, Error>> {
-    futures::stream::try_unfold(response, move |mut response| async move {
-        match tokio::time::timeout(idle, response.chunk()).await {
-            Ok(Ok(chunk)) => Ok(chunk.map(|chunk| (chunk, response))),
-            Ok(Err(error)) => Err(Error::unavailable(describe(error))),
-            Err(_) => Err(Error::unavailable(format!(
-                "the body stopped coming for {} s",
-                idle.as_secs()
-            ))),
-        }
-    })
 }
 
 /// `Content-Range: bytes FIRST-LAST/SIZE`.

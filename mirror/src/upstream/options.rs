@@ -25,7 +25,7 @@ pub struct Timeouts {
     pub connect: Duration,
     /// For an answer's header.
     pub header: Duration,
-    /// For the next bytes of a body.
+    /// For the next bytes of a body, and for more than drops of it.
     pub idle: Duration,
     /// For the whole of a body that is read into memory.
     pub body: Duration,

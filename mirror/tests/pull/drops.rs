@@ -1,0 +1,49 @@
+//! An upstream that never stops sending, and never gets on.
+
+use std::time::Duration;
+
+use crate::hub::{Fault, Hub};
+use crate::pattern;
+use crate::served::Mirror;
+
+/// Shorter than the second after which a body has stopped.
+const PAUSE: Duration = Duration::from_millis(200);
+
+#[tokio::test]
+async fn a_body_that_comes_by_drops_is_left_and_resumed() {
+    let hub = Hub::start().await;
+    let data = pattern(600_000);
+    let digest = hub.push_blob("library/app", &data);
+    hub.once("GET blobs", Fault::Drops(PAUSE));
+    let mirror = Mirror::of(&hub).await;
+    let found = mirror.fetch(&format!("/v2/app/blobs/{digest}")).await;
+    assert!(found == (200, Some(data.into())), "{:?}", found.0);
+    let asked = hub.seen("GET blobs");
+    assert_eq!(asked.len(), 2);
+    assert!(
+        asked[1].range().is_some_and(|range| range != "bytes=0-"),
+        "{asked:?}"
+    );
+}
+
+#[tokio::test]
+async fn an_upstream_that_sends_drops_only_is_given_up() {
+    let hub = Hub::start().await;
+    let digest = hub.push_blob("library/app", pattern(1000));
+    hub.always("GET blobs", Fault::Drops(PAUSE));
+    let mirror = Mirror::of(&hub).await;
+    let (status, _) = mirror.fetch(&format!("/v2/app/blobs/{digest}")).await;
+    assert_eq!(status, 503);
+    mirror.settled().await;
+    assert_eq!(mirror.store.usage().blobs, 0);
+}
+
+#[tokio::test]
+async fn an_upstream_that_breaks_off_after_each_byte_is_given_up() {
+    let hub = Hub::start().await;
+    let digest = hub.push_blob("library/app", pattern(1000));
+    hub.always("GET blobs", Fault::Cut(1));
+    let mirror = Mirror::of(&hub).await;
+    let (status, _) = mirror.fetch(&format!("/v2/app/blobs/{digest}")).await;
+    assert_eq!(status, 503);
+}
