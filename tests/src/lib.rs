@@ -9,6 +9,7 @@ pub mod faults;
 pub mod image;
 pub mod node;
 pub mod pki;
+pub mod podman;
 pub mod process;
 pub mod prometheus;
 pub mod registry;

@@ -1,42 +1,23 @@
-//! podman, with storage of its own.
+//! podman, by a `registries.conf` of the test's own.
 
 use std::path::Path;
 
+use testbed::podman;
 use testbed::scratch::Scratch;
 use testbed::upstream::{Options, Upstream};
-use tokio::process::Command;
 
 use crate::images::{made, registries_conf, said};
 use crate::mirror::Mirror;
 use crate::programs::{Ran, run};
 
-/// As root: for others it needs ranges of users, which nobody has by himself.
-fn is_possible() -> bool {
-    let possible = rustix::process::getuid().is_root();
-    if !possible {
-        assert!(
-            std::env::var("CI").as_deref() != Ok("true"),
-            "podman is run as root"
-        );
-        eprintln!("skipped: podman is run as root");
-    }
-    possible
-}
-
-/// With its images in this directory, and nothing of this machine's configuration.
+/// With its images in this directory.
 async fn podman(home: &Path, conf: &Path, arguments: &[&str]) -> Ran {
-    let mut command = Command::new("podman");
-    command.env("HOME", home).env("CONTAINERS_REGISTRIES_CONF", conf);
-    for (flag, directory) in [("--root", "root"), ("--runroot", "run"), ("--tmpdir", "tmp")] {
-        command.arg(flag).arg(home.join(directory));
-    }
-    command.args(["--storage-driver", "vfs", "--events-backend", "none"]);
-    run(command.args(arguments)).await
+    run(podman::command(home, conf).args(arguments)).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn podman_pulls_through_the_mirror_of_its_registries_conf_and_goes_upstream_when_that_is_down() {
-    if !is_possible() {
+    if !podman::is_possible() {
         return;
     }
     let scratch = Scratch::new("podman").expect("a directory");
@@ -46,8 +27,9 @@ async fn podman_pulls_through_the_mirror_of_its_registries_conf_and_goes_upstrea
     let mut mirror = Mirror::of_host("registry.test", &upstream.url()).await;
     let conf = registries_conf("registry.test", &upstream, &mirror);
     let conf = scratch.write("registries.conf", conf).expect("a file");
-    let policy = r#"{"default": [{"type": "insecureAcceptAnything"}]}"#;
-    let policy = scratch.write("policy.json", policy).expect("a file");
+    let policy = scratch
+        .write("policy.json", podman::ANY_SIGNATURE)
+        .expect("a file");
     let policy = policy.display().to_string();
     let pull = async |name: &str| {
         upstream.reset_counts();

@@ -96,7 +96,7 @@ impl Bench {
     }
 
     /// The operator's, with its rights alone.
-    async fn client(&self) -> kube::Client {
+    pub(crate) async fn client(&self) -> kube::Client {
         self.control_plane.client_as(&self.user, GROUPS).await
     }
 

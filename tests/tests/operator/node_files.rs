@@ -12,6 +12,7 @@ use reqwest::{Certificate, Client};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use testbed::binaries;
+use testbed::podman;
 use testbed::process::{Daemon, command};
 use testbed::scratch::Scratch;
 use testbed::upstream::{self, Upstream};
@@ -142,6 +143,34 @@ async fn copied_by_skopeo(scratch: &Scratch, files: &BTreeMap<String, String>) {
     }
 }
 
+/// Where it can be run.
+async fn pulled_by_podman(scratch: &Scratch, files: &BTreeMap<String, String>) {
+    if !podman::is_possible() {
+        return;
+    }
+    let config = scratch.write("podman.conf", &files["registries.conf"]).unwrap();
+    let policy = scratch.write("policy.json", podman::ANY_SIGNATURE).unwrap();
+    // As in /etc/containers/certs.d/HOST:PORT, by which it knows no other place.
+    let authorities = scratch.subdirectory("authorities-of-podman").unwrap();
+    if let Some(authority) = files.get("ca.crt") {
+        fs::write(authorities.join("ca.crt"), authority).unwrap();
+    }
+    // podman takes no long path for it.
+    let home = Scratch::new("podman").unwrap();
+    for host in HOSTS {
+        let pulled = podman::command(home.path(), &config)
+            .args(["pull", "--quiet", "--signature-policy"])
+            .arg(&policy)
+            .arg("--cert-dir")
+            .arg(&authorities)
+            .arg(format!("{host}/team/app:one"))
+            .output()
+            .await
+            .unwrap();
+        succeeded("podman", &pulled);
+    }
+}
+
 /// What dockerd knows of `daemon.json`, as far as mirrors go.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
@@ -187,7 +216,7 @@ async fn mirrored(bench: &Bench, mut spec: Value) -> Upstream {
 }
 
 #[tokio::test]
-async fn containerd_and_skopeo_pull_through_the_mirror_by_the_files_that_are_published() {
+async fn containerd_skopeo_and_podman_pull_through_the_mirror_by_the_files_that_are_published() {
     let bench = Bench::start("node-files").await;
     let _kubelet = kubelet(&bench).await;
     let scratch = Scratch::new("node-files").unwrap();
@@ -197,12 +226,13 @@ async fn containerd_and_skopeo_pull_through_the_mirror_by_the_files_that_are_pub
     read_strictly(&files, &mirror);
     fetched_by_containerd(&scratch, &files).await;
     copied_by_skopeo(&scratch, &files).await;
+    pulled_by_podman(&scratch, &files).await;
     assert!(upstream.counts().manifest_gets > 0);
 }
 
 /// The same over TLS, by the mirror's own authority: what nodes are to trust is in the files.
 #[tokio::test]
-async fn containerd_and_skopeo_pull_over_tls_by_the_files_and_the_authority_that_are_published() {
+async fn containerd_skopeo_and_podman_pull_over_tls_by_the_files_and_the_authority_that_are_published() {
     let bench = Bench::start("node-files-tls").await;
     let _kubelet = kubelet(&bench).await;
     let scratch = Scratch::new("node-files-tls").unwrap();
@@ -238,6 +268,7 @@ async fn containerd_and_skopeo_pull_over_tls_by_the_files_and_the_authority_that
     .await;
     fetched_by_containerd(&scratch, &files).await;
     copied_by_skopeo(&scratch, &files).await;
+    pulled_by_podman(&scratch, &files).await;
     assert!(upstream.counts().manifest_gets > 0);
     let k3s: Value = serde_saphyr::from_str(&files["registries.yaml"]).unwrap();
     let trusted = &k3s["configs"][format!("{address}:5000")]["tls"]["ca_file"];

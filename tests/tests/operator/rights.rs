@@ -4,7 +4,7 @@ use k8s_openapi::api::authorization::v1::{
     ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec,
 };
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
-use kube::api::PostParams;
+use kube::api::{ListParams, PostParams};
 use kube::{Api, Client};
 use operator::rights::{ON_MIRRORS, ON_THE_LEASE, Rule};
 use serde_json::{Value, json};
@@ -51,4 +51,19 @@ pub(crate) async fn grant(bench: &Bench, name: &str, subject: Value, client: &Cl
         answer.status?.allowed.then_some(())
     })
     .await;
+}
+
+#[tokio::test]
+#[should_panic(expected = "the operator has no right to")]
+async fn a_test_whose_operator_asks_for_more_than_the_chart_grants_fails() {
+    let bench = Bench::start("rights").await;
+    if bench.control_plane.audit().is_none() {
+        panic!(
+            "the operator has no right to be judged by an existing cluster's log, which nobody reads here"
+        );
+    }
+    let roles = Api::<Role>::namespaced(bench.client().await, bench.namespace.name());
+    assert!(roles.list(&ListParams::default()).await.is_err());
+    // It is in the log by then.
+    bench.mark().await;
 }

@@ -1,0 +1,38 @@
+//! podman, with storage of its own.
+
+use std::path::Path;
+
+use tokio::process::Command;
+
+/// Whether it can be run here, or the test is left out, which is said, and with `CI=true` a failure. As root: for others
+/// it needs ranges of users, which nobody has by himself.
+///
+/// # Panics
+/// With `CI=true` for who is not root.
+pub fn is_possible() -> bool {
+    let possible = rustix::process::getuid().is_root();
+    if !possible {
+        assert!(
+            std::env::var("CI").as_deref() != Ok("true"),
+            "podman is run as root"
+        );
+        eprintln!("skipped: podman is run as root");
+    }
+    possible
+}
+
+/// A command of podman's with its images in `home`, this `registries.conf`, and nothing of this machine's configuration.
+pub fn command(home: &Path, registries_conf: &Path) -> Command {
+    let mut command = Command::new("podman");
+    command
+        .env("HOME", home)
+        .env("CONTAINERS_REGISTRIES_CONF", registries_conf);
+    for (flag, directory) in [("--root", "root"), ("--runroot", "run"), ("--tmpdir", "tmp")] {
+        command.arg(flag).arg(home.join(directory));
+    }
+    command.args(["--storage-driver", "vfs", "--events-backend", "none"]);
+    command
+}
+
+/// What `--signature-policy` is given: a file that this is written to.
+pub const ANY_SIGNATURE: &str = r#"{"default": [{"type": "insecureAcceptAnything"}]}"#;
