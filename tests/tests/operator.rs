@@ -59,6 +59,8 @@ mod scale;
 mod serving;
 #[path = "operator/storage.rs"]
 mod storage;
+#[path = "operator/strangers.rs"]
+mod strangers;
 #[path = "operator/unparsable.rs"]
 mod unparsable;
 #[path = "operator/upgrades.rs"]

@@ -14,7 +14,8 @@ use serde_json::json;
 
 use crate::cluster::FIELD_MANAGER;
 
-/// The statuses that were written a moment ago: the watched copy of a mirror may not have them yet.
+/// The statuses that were written a moment ago: the watched copy of a mirror may not have them yet, or have something of
+/// somebody else's beside them, which no write takes away.
 #[derive(Default)]
 pub struct Written(Mutex<HashMap<String, (u64, RegistryMirrorStatus)>>);
 
@@ -23,8 +24,10 @@ impl Written {
     pub fn latest(&self, mirror: &RegistryMirror) -> RegistryMirrorStatus {
         let uid = mirror.uid().unwrap_or_default();
         let mut written = self.lock();
+        let now = version(mirror);
+        let differs = |status| mirror.status.as_ref() != Some(status);
         match written.get(&uid) {
-            Some((newer, status)) if *newer > version(mirror) => status.clone(),
+            Some((at, status)) if *at > now || *at == now && differs(status) => status.clone(),
             _ => {
                 written.remove(&uid);
                 mirror.status.clone().unwrap_or_default()

@@ -255,11 +255,8 @@ async fn an_object_of_a_user_with_the_name_of_any_child_is_never_changed_nor_del
 async fn comes_second(kind: Kind, name: &str) {
     let mut bench = Bench::idle("between").await;
     let faults = Faults::default();
-    let config = bench
-        .control_plane
-        .config_as(&bench.user, &["system:masters"])
-        .await;
-    bench.start_operator_through(faults.client(config).unwrap());
+    let client = faults.client(bench.config().await).unwrap();
+    bench.start_operator_through(client);
     let resource = kind.resource();
     let path = format!("/{}/{name}", resource.plural);
     let mut spec = with_claims("1Gi");

@@ -1,0 +1,170 @@
+//! What others do to a mirror and its objects while the operator looks after them.
+
+use std::time::Duration;
+
+use crds::RegistryMirror;
+use crds::conditions::{ConditionType, Reason};
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::{ConfigMap, Service};
+use kube::api::{DeleteParams, Patch, PatchParams};
+use serde_json::{Value, json};
+use testbed::control_plane::skip_on_existing_cluster;
+use testbed::faults::Faults;
+use tokio::time::Instant;
+
+use crate::bench::{Bench, condition, ephemeral};
+
+/// An operator that looks at everything twice a second.
+async fn restless(name: &str) -> Bench {
+    let mut bench = Bench::idle(name).await;
+    bench.options.resync = Duration::from_millis(500);
+    bench.start_operator().await;
+    bench
+}
+
+async fn finalizers(bench: &Bench, finalizers: Value) {
+    bench
+        .merge::<ConfigMap>("hub-config", json!({"metadata": {"finalizers": finalizers}}))
+        .await;
+}
+
+#[tokio::test]
+async fn a_status_that_somebody_else_writes_is_put_right_once() {
+    if skip_on_existing_cluster("a_status_that_somebody_else_writes_is_put_right_once") {
+        return;
+    }
+    let bench = restless("status").await;
+    bench.mirror("hub", ephemeral()).await;
+    bench
+        .until_condition("hub", ConditionType::Ready, "False", Reason::NoReadyReplicas)
+        .await;
+    let of = |kind: &str| {
+        json!({
+            "type": kind, "status": "True", "reason": "Mine", "message": "all is well",
+            "lastTransitionTime": "2020-01-01T00:00:00Z",
+        })
+    };
+    let forged = json!({
+        "apiVersion": "registrymirror.io/v1alpha1", "kind": "RegistryMirror", "metadata": {"name": "hub"},
+        "status": {
+            "replicas": 9, "readyReplicas": 9, "conditions": [of("Ready"), of("Mine")],
+            "storage": {"capacity": "9Ti"}, "upstreams": [{"host": "mine.example", "state": "Reachable"}],
+        },
+    });
+    let params = PatchParams::apply("somebody").force();
+    let mirrors = bench.api::<RegistryMirror>();
+    mirrors
+        .patch_status("hub", &params, &Patch::Apply(&forged))
+        .await
+        .unwrap();
+    let mended = bench
+        .until("hub", "its own status", |mirror: &RegistryMirror| {
+            let ready = condition(mirror, ConditionType::Ready)?;
+            let status = mirror.status.clone()?;
+            let mended = ready.reason == Reason::NoReadyReplicas.as_str() && status.replicas == 1;
+            mended.then_some(status)
+        })
+        .await;
+    assert_eq!(mended.ready_replicas, 0);
+    assert!(
+        mended.conditions.iter().any(|c| c.type_ == "Mine"),
+        "what is somebody else's alone stays"
+    );
+    bench.until_looks(2).await;
+    let mark = bench.mark().await;
+    bench.until_looks(10).await;
+    assert_eq!(bench.writes(mark), [""; 0]);
+}
+
+#[tokio::test]
+async fn an_object_whose_deletion_hangs_is_left_alone_and_made_again_once_it_is_gone() {
+    if skip_on_existing_cluster("an_object_whose_deletion_hangs_is_left_alone_and_made_again_once_it_is_gone")
+    {
+        return;
+    }
+    let bench = restless("hangs").await;
+    bench.mirror("hub", ephemeral()).await;
+    bench.until_accepted("hub").await;
+    bench.until_nothing_is_written().await;
+    finalizers(&bench, json!(["example.com/mine"])).await;
+    let before = bench.get::<ConfigMap>("hub-config").await.unwrap();
+    bench.delete::<ConfigMap>("hub-config").await;
+    bench.until_looks(2).await;
+    let mark = bench.mark().await;
+    bench.until_looks(10).await;
+    assert_eq!(bench.writes(mark), [""; 0]);
+
+    // The mirror goes on with all else.
+    bench
+        .merge::<RegistryMirror>("hub", json!({"spec": {"replicas": 2}}))
+        .await;
+    bench
+        .until("hub", "two replicas", |deployment: &Deployment| {
+            (deployment.spec.as_ref()?.replicas == Some(2)).then_some(())
+        })
+        .await;
+    finalizers(&bench, Value::Null).await;
+    bench
+        .until("hub-config", "a new one", |map: &ConfigMap| {
+            (map.metadata.uid != before.metadata.uid).then_some(())
+        })
+        .await;
+}
+
+/// Its deletion in each manner, while an object of it is being written.
+#[tokio::test]
+async fn a_mirror_that_is_deleted_in_the_middle_of_a_look_leaves_nothing_behind() {
+    for params in [DeleteParams::background(), DeleteParams::foreground()] {
+        let mut bench = Bench::idle("midst").await;
+        let faults = Faults::default();
+        let client = faults.client(bench.config().await).unwrap();
+        bench.start_operator_through(client);
+        let mirrors = bench.api::<RegistryMirror>();
+        let (held, _) = tokio::join!(faults.hold("/deployments/hub"), bench.mirror("hub", ephemeral()));
+        mirrors.delete("hub", &params).await.unwrap();
+        bench.until_gone::<RegistryMirror>("hub").await;
+        drop(held);
+        bench.until_looks(1).await;
+        bench.until_nothing_is_written().await;
+        bench.until_gone::<Deployment>("hub").await;
+        bench.until_gone::<ConfigMap>("hub-config").await;
+        bench.until_gone::<Service>("hub").await;
+    }
+}
+
+const CHANGES: u32 = 100;
+
+#[tokio::test]
+async fn a_spec_that_changes_twenty_times_a_second_is_followed_and_its_last_state_stands() {
+    if skip_on_existing_cluster(
+        "a_spec_that_changes_twenty_times_a_second_is_followed_and_its_last_state_stands",
+    ) {
+        return;
+    }
+    let bench = Bench::start("haste").await;
+    bench.mirror("hub", ephemeral()).await;
+    bench.until_accepted("hub").await;
+    bench.until_nothing_is_written().await;
+    let mark = bench.mark().await;
+    let began = Instant::now();
+    let mut ticks = tokio::time::interval(Duration::from_millis(50));
+    for seconds in 1..=CHANGES {
+        ticks.tick().await;
+        let spec = json!({"spec": {"cache": {"tagTTL": format!("{seconds}s")}}});
+        bench.merge::<RegistryMirror>("hub", spec).await;
+    }
+    bench
+        .until("hub-config", "the last change", |map: &ConfigMap| {
+            let last = format!("tagttl: {CHANGES}s");
+            let config = &map.data.as_ref()?["config.yml"];
+            (config.contains(&last) || config.contains("tagttl: 1m40s")).then_some(())
+        })
+        .await;
+    bench.until_accepted("hub").await;
+    bench.until_nothing_is_written().await;
+    let writes = bench.writes(mark);
+    let of_the_map = writes.iter().filter(|write| write.contains("hub-config"));
+    // A burst, and four looks a second.
+    let most = 40 + 4 * (began.elapsed().as_secs() + 1);
+    assert!(of_the_map.count() as u64 <= most, "{writes:#?}");
+}
