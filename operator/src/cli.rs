@@ -16,6 +16,7 @@ mod kubelet;
 mod local;
 mod log;
 mod operator;
+mod print;
 mod render;
 
 use failure::Failure;
@@ -39,6 +40,20 @@ Exit codes:
   4  the environment: a port is taken, a directory can't be written, no cluster answers
   1  anything else";
 
+const CRD_EXAMPLES: &str = "\
+Examples:
+  registry-mirror crd | kubectl apply --server-side -f -
+      Teach a cluster the kind, or what a new version adds to it
+  registry-mirror crd -o json
+      For a machine";
+
+const COMPLETION_EXAMPLES: &str = "\
+Examples:
+  source <(registry-mirror completion bash)
+      In this shell; for every one, put it into ~/.bashrc
+  registry-mirror completion fish > ~/.config/fish/completions/registry-mirror.fish
+      In every fish";
+
 /// Pull-through mirrors of container registries, on a Kubernetes cluster or on this machine.
 #[derive(Debug, Parser)]
 #[command(name = "registry-mirror", version, after_help = EXAMPLES, arg_required_else_help = true)]
@@ -59,8 +74,14 @@ enum Command {
     /// Check a cluster and its mirrors, and say what to do
     Doctor(doctor::Args),
     /// Print the CustomResourceDefinition of RegistryMirror
-    Crd,
+    #[command(after_help = CRD_EXAMPLES)]
+    Crd {
+        /// How to print it
+        #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
+        output: print::Format,
+    },
     /// Print a script that completes commands in a shell
+    #[command(after_help = COMPLETION_EXAMPLES)]
     Completion {
         /// The shell
         shell: Shell,
@@ -89,23 +110,16 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Local(args) => Runtime::new()?.block_on(local::run(args)),
         Command::Render(args) => Runtime::new()?.block_on(render::run(args)),
         Command::Doctor(args) => Runtime::new()?.block_on(doctor::run(args)),
-        Command::Crd => print(&[serde_json::to_value(crds::crd()).map_err(io::Error::other)?]),
+        Command::Crd { output } => {
+            let definition = serde_json::to_value(crds::crd()).map_err(io::Error::other)?;
+            print::objects(&[definition], output)
+        }
         Command::Completion { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "registry-mirror", &mut script);
             Ok(io::stdout().write_all(&script)?)
         }
     }
-}
-
-/// Prints YAML documents.
-fn print(documents: &[serde_json::Value]) -> Result<(), Failure> {
-    let mut stdout = io::stdout().lock();
-    for document in documents {
-        let yaml = serde_saphyr::to_string(document).map_err(io::Error::other)?;
-        writeln!(stdout, "---\n{}", yaml.trim_end())?;
-    }
-    Ok(())
 }
 
 #[cfg(test)]

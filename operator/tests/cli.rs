@@ -111,6 +111,41 @@ fn render_warns_of_risks_with_their_field_and_what_to_do() {
 }
 
 #[test]
+fn render_reads_a_directory_and_prints_one_list_for_machines() {
+    let directory = tempfile::tempdir().unwrap();
+    for (name, text) in [("b.yaml", MIRROR), ("a.yml", SECRET), ("README.md", "a: [")] {
+        std::fs::write(directory.path().join(name), text).unwrap();
+    }
+    let output = command(directory.path(), &["render", "-f", ".", "-o", "json"])
+        .output()
+        .unwrap();
+    let list: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(list["kind"], "List");
+    let items = list["items"].as_array().unwrap();
+    assert!(kinds(items).contains(&"Deployment"), "{list}");
+    assert!(
+        !stderr(&output).contains("there is no Secret"),
+        "{}",
+        stderr(&output)
+    );
+    let crd: Value = serde_json::from_slice(&run("", &["crd", "-o", "json"]).stdout).unwrap();
+    assert_eq!(crd["kind"], "CustomResourceDefinition");
+}
+
+#[test]
+fn a_doctor_without_a_cluster_says_so_in_the_form_that_is_asked_for() {
+    let directory = tempfile::tempdir().unwrap();
+    let missing = ["doctor", "-o", "json", "--kubeconfig", "missing"];
+    let output = command(directory.path(), &missing).output().unwrap();
+    assert_eq!(output.status.code(), Some(4));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let finding = &report["findings"][0];
+    assert_eq!(finding["check"], "api-server");
+    let message = finding["message"].as_str().unwrap();
+    assert!(message.contains("can't tell which cluster"), "{message}");
+}
+
+#[test]
 fn crd_prints_the_definition() {
     let printed = documents(&run("", &["crd"]));
     assert_eq!(kinds(&printed), ["CustomResourceDefinition"]);
@@ -144,7 +179,10 @@ fn completion_knows_the_commands() {
 }
 
 #[test_case(&["operator"], &["--watch-namespace", "--server-image", "--listen"])]
-#[test_case(&["local"], &["--filename", "--cache-dir", "--port"])]
+#[test_case(&["local"], &["--filename", "--cache-dir", "--port", "Examples:"])]
+#[test_case(&["render"], &["--output", "Examples:"])]
+#[test_case(&["crd"], &["--output", "Examples:"])]
+#[test_case(&["completion"], &["fish", "Examples:"])]
 #[test_case(&["doctor"], &["--all-namespaces", "--as-group", "--output", "Examples:", "Exit codes"])]
 #[test_case(&[], &["Examples:", "Exit codes:", "registry-mirror local -f"])]
 fn help_says_what_there_is(command: &[&str], expected: &[&str]) {
@@ -154,6 +192,8 @@ fn help_says_what_there_is(command: &[&str], expected: &[&str]) {
 }
 
 #[test_case("a: [", &["render", "-f", "mirror.yaml"], 2, "mirror.yaml: "; "malformed YAML")]
+#[test_case("kind: a\nkind: b", &["render", "-f", "mirror.yaml"], 2, "mirror.yaml: duplicate mapping key `kind` is not allowed here at line 2"; "a key that is there twice")]
+#[test_case("kind: ConfigMap\nmetadata: {name: a}", &["render", "-f", "."], 2, "there is no RegistryMirror in it"; "a directory without a mirror")]
 #[test_case(MIRROR, &["render", "-f", "other.yaml"], 2, "other.yaml: can't be read"; "a file that is not there")]
 #[test_case(MIRROR, &["render", "--file", "mirror.yaml"], 2, "--file"; "an unknown argument")]
 #[test_case(&MIRROR.replace("Ephemeral", "Ephemeral, colour: red"), &["local", "-f", "mirror.yaml"], 2, "spec.storage.colour"; "an unknown field")]
@@ -161,6 +201,7 @@ fn help_says_what_there_is(command: &[&str], expected: &[&str]) {
 #[test_case(MIRROR, &["local", "-f", "mirror.yaml"], 3, "spec.upstreams[0].credentialsSecretRef: there is no Secret quay"; "a missing Secret")]
 #[test_case(&format!("{MIRROR}{}", SECRET.replace("username", "user")), &["local", "-f", "mirror.yaml"], 3, "Secret quay: has no key username; it has password, user"; "a Secret with the wrong keys")]
 #[test_case(&format!("{MIRROR}{SECRET}"), &["local", "-f", "mirror.yaml", "--cache-dir", "/proc/no", "--port", "0"], 4, "/proc/no"; "a cache directory that can't be written")]
+#[test_case(&format!("{}{SECRET}", MIRROR.replace("spec:", "spec:\n  tls: {mode: SelfSigned}")), &["local", "-f", "mirror.yaml", "--cache-dir", "/proc/no", "--port", "0"], 4, "/proc/no: "; "the same with an authority that would lie beside it")]
 #[test_case(&format!("{MIRROR}{SECRET}"), &["local", "-f", "mirror.yaml", "--name", "other"], 2, "there is no mirror other; there is hub"; "a mirror that is not in the file")]
 #[test_case("", &["operator", "--listen", "nowhere.invalid:1"], 4, "--listen"; "an address that is none")]
 fn bad_input_gets_one_message_and_its_exit_code(yaml: &str, args: &[&str], code: i32, expected: &str) {

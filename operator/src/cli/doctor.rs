@@ -60,19 +60,18 @@ pub(super) struct Args {
 /// # Errors
 /// What is to be mended, by its class.
 pub(super) async fn run(args: Args) -> Result<(), Failure> {
-    let report = Report::new(examine(&args).await?);
+    let findings = examine(&args).await.unwrap_or_else(|finding| vec![finding]);
+    let report = Report::new(findings);
     report.print(args.output, &mut io::stdout().lock())?;
     report.failure().map_or(Ok(()), Err)
 }
 
-async fn examine(args: &Args) -> Result<Vec<Finding>, Failure> {
+/// All that was found, or the one thing that keeps anything else from being looked at.
+async fn examine(args: &Args) -> Result<Vec<Finding>, Finding> {
     let config = args.connection.config().await?;
-    let client = Client::try_from(config.clone()).map_err(|error| super::operator::no_cluster(&error))?;
+    let client = Client::try_from(config.clone()).map_err(|error| connection::unknown(&error))?;
     let address = config.cluster_url.to_string();
-    let mut findings = match connection::check(&client, address.trim_end_matches('/')).await {
-        Ok(finding) => vec![finding],
-        Err(finding) => return Ok(vec![finding]),
-    };
+    let mut findings = vec![connection::check(&client, address.trim_end_matches('/')).await?];
     findings.push(definition::check(&client).await);
     let (installations, found) = installation::find(&client, &config.default_namespace).await;
     findings.extend(found);

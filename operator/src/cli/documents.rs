@@ -12,6 +12,7 @@ use crds::RegistryMirror;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::ResourceExt;
 use serde_json::Value;
+use serde_saphyr::UserMessageFormatter;
 
 use super::Failure;
 use crate::{
@@ -23,7 +24,8 @@ use crate::{
 #[derive(Debug, clap::Args)]
 #[expect(clippy::doc_markdown, reason = "these comments are what --help prints")]
 pub(super) struct Files {
-    /// A file with RegistryMirror, Secret and ConfigMap documents, or - for stdin; may be repeated
+    /// A file with RegistryMirror, Secret and ConfigMap documents, a directory of such files (.yaml, .yml, .json), or -
+    /// for stdin; may be repeated
     #[arg(short = 'f', long = "filename", required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
 }
@@ -53,16 +55,30 @@ impl fmt::Display for Origin<'_> {
 }
 
 impl Files {
+    /// With the files of directories in their place.
+    fn expanded(&self) -> Result<Vec<PathBuf>, Failure> {
+        let all = self.files.iter().map(|path| {
+            if !path.is_dir() {
+                return Ok(vec![path.clone()]);
+            }
+            files_of(path).map_err(|error| unreadable(path, &error))
+        });
+        Ok(all.collect::<Result<Vec<_>, _>>()?.concat())
+    }
+
     /// Reads all of them.
     ///
     /// # Errors
     /// The first document that is none, or that an API server would refuse.
     pub(super) fn read(&self) -> Result<Documents, Failure> {
         let mut documents = Documents::default();
-        for file in &self.files {
+        for file in &self.expanded()? {
             let yaml = text(file)?;
             let values: Vec<Value> = serde_saphyr::from_multiple(&yaml).map_err(|error| {
-                Failure::Invalid(format!("{}: {}", file.display(), error.without_snippet()))
+                let said = error
+                    .without_snippet()
+                    .render_with_formatter(&UserMessageFormatter);
+                Failure::Invalid(format!("{}: {said}", file.display()))
             })?;
             for (index, value) in values.iter().enumerate() {
                 documents.add(
@@ -89,6 +105,22 @@ impl Files {
     }
 }
 
+/// The files of a directory that may hold documents, by name; not those of directories in it.
+fn files_of(directory: &Path) -> io::Result<Vec<PathBuf>> {
+    let entries = fs::read_dir(directory)?.map(|entry| Ok(entry?.path()));
+    let mut files = entries.collect::<io::Result<Vec<_>>>()?;
+    files.retain(|file| {
+        let extension = file.extension().and_then(|extension| extension.to_str());
+        matches!(extension, Some("yaml" | "yml" | "json")) && file.is_file()
+    });
+    files.sort();
+    Ok(files)
+}
+
+fn unreadable(path: &Path, error: &io::Error) -> Failure {
+    Failure::Invalid(format!("{}: can't be read: {error}", path.display()))
+}
+
 fn text(file: &Path) -> Result<String, Failure> {
     let mut text = String::new();
     let read = if file == Path::new("-") {
@@ -96,7 +128,7 @@ fn text(file: &Path) -> Result<String, Failure> {
     } else {
         fs::read_to_string(file)
     };
-    read.map_err(|error| Failure::Invalid(format!("{}: can't be read: {error}", file.display())))
+    read.map_err(|error| unreadable(file, &error))
 }
 
 impl Documents {

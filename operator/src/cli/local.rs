@@ -31,8 +31,18 @@ use crate::{
     validate::{self, Accepted, Serving, serving, users},
 };
 
+const EXAMPLES: &str = "\
+Examples:
+  registry-mirror local -f examples/docker-hub.yaml
+      Serve it on 127.0.0.1:5000, and keep its cache in the user's cache directory
+  skopeo inspect --tls-verify=false docker://127.0.0.1:5000/library/alpine
+      Pull through it, from another terminal
+  registry-mirror local -f mirror.yaml -f secret.yaml --cache-dir /srv/cache --admin-port 5001
+      With credentials, a cache elsewhere, and /metrics on 127.0.0.1:5001";
+
 /// What to serve, and where.
 #[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
 #[expect(clippy::doc_markdown, reason = "these comments are what --help prints")]
 pub(super) struct Args {
     #[command(flatten)]
@@ -77,10 +87,10 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
     let traces = Traces::from_environment().map_err(|error| Failure::Environment(error.to_string()))?;
     // There is no other log in this process. What waits of it is written at the end.
     let _log = logging::start(&config.log, traces.as_ref());
+    let server = Server::start(config).await?;
     if accepted.authority.is_some() {
         publish(&args, &accepted)?;
     }
-    let server = Server::start(config).await?;
     server.run(shutdown).await;
     if let Some(traces) = traces {
         traces.end().await;

@@ -158,7 +158,7 @@ fn above_zero(text: &str) -> Result<GoDuration, String> {
     positive.ok_or_else(|| "must be above zero".to_owned())
 }
 
-pub(super) fn no_cluster(error: &dyn std::error::Error) -> Failure {
+fn no_cluster(error: &dyn std::error::Error) -> Failure {
     Failure::Environment(format!(
         "can't tell which cluster to work with: {error}; set KUBECONFIG, or run in a Pod with a ServiceAccount"
     ))

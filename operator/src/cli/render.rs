@@ -6,7 +6,11 @@ use crds::RegistryMirror;
 
 use k8s_openapi::jiff::Timestamp;
 
-use super::{Failure, documents::Files};
+use super::{
+    Failure,
+    documents::Files,
+    print::{self, Format},
+};
 use crate::{
     dereference,
     desired::{self, Release},
@@ -15,14 +19,27 @@ use crate::{
     risks, validate,
 };
 
+const EXAMPLES: &str = "\
+Examples:
+  registry-mirror render -f mirror.yaml -f secret.yaml
+      Show every object that the operator would apply
+  registry-mirror render -f mirrors/ -o json
+      Of all mirrors in a directory, as one List for a machine
+  kubectl get rmir,secret,configmap -n mirrors -o yaml | registry-mirror render -f -
+      What a new version of the operator would make of what is there";
+
 /// What to render.
 #[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub(super) struct Args {
     #[command(flatten)]
     files: Files,
     /// The server's image where the spec names none
     #[arg(long, default_value_t = Release::default().server_image, value_name = "IMAGE")]
     server_image: String,
+    /// How to print them
+    #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
+    output: Format,
 }
 
 /// Prints every object of every mirror, and warns of what may go wrong with it. Of Secrets that are not in the files,
@@ -59,7 +76,7 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
         let desired = desired::objects(&accepted, &references, &observed, &release)?;
         manifests.extend(desired.children().map(|child| child.manifest.clone()));
     }
-    super::print(&manifests)
+    print::objects(&manifests, args.output)
 }
 
 /// A cluster that holds nothing, and gives the Service the address that the spec asks for, if any: without one there

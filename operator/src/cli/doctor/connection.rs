@@ -12,7 +12,6 @@ use super::{
     report::{Check, Class, Finding},
     words,
 };
-use crate::cli::{Failure, operator::no_cluster};
 
 /// Kubernetes 1.x that the operator is tested with: the oldest and the newest.
 const OLDEST: u32 = 33;
@@ -39,22 +38,26 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    pub(super) async fn config(&self) -> Result<Config, Failure> {
+    /// Of what is asked for.
+    ///
+    /// # Errors
+    /// What was found where there is no such cluster.
+    pub(super) async fn config(&self) -> Result<Config, Finding> {
         let options = KubeConfigOptions {
             context: self.context.clone(),
             ..KubeConfigOptions::default()
         };
         let mut config = match (&self.kubeconfig, &self.context) {
             (Some(file), _) => {
-                let kubeconfig = Kubeconfig::read_from(file).map_err(|error| no_cluster(&error))?;
+                let kubeconfig = Kubeconfig::read_from(file).map_err(|error| unknown(&error))?;
                 let config = Config::from_custom_kubeconfig(kubeconfig, &options).await;
-                config.map_err(|error| no_cluster(&error))?
+                config.map_err(|error| unknown(&error))?
             }
             (None, Some(_)) => {
                 let config = Config::from_kubeconfig(&options).await;
-                config.map_err(|error| no_cluster(&error))?
+                config.map_err(|error| unknown(&error))?
             }
-            (None, None) => Config::infer().await.map_err(|error| no_cluster(&error))?,
+            (None, None) => Config::infer().await.map_err(|error| unknown(&error))?,
         };
         config.connect_timeout = Some(CONNECT_TIMEOUT);
         config.read_timeout = Some(ANSWER_TIMEOUT);
@@ -65,6 +68,13 @@ impl Connection {
         }
         Ok(config)
     }
+}
+
+/// No cluster can be asked.
+pub(super) fn unknown(error: &dyn std::error::Error) -> Finding {
+    let message = format!("can't tell which cluster to look at: {error}");
+    Finding::problem(Check::ApiServer, Class::Cluster, "kubeconfig", message)
+        .advice("set --kubeconfig or KUBECONFIG, choose a --context that is in it, or run in a Pod with a ServiceAccount")
 }
 
 /// The same cluster, asked by someone else.
