@@ -18,8 +18,8 @@ pub const OWN_PREFIX: &str = "registrymirror.io/";
 
 const PORT: &str = "(6553[0-5]|655[0-2][0-9]|65[0-4][0-9]{2}|6[0-4][0-9]{3}|[1-5][0-9]{4}|[1-9][0-9]{0,3})";
 const LOWER_HOST: &str =
-    r"([a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?(\.[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)*|\[[0-9a-f:.]+\])";
-const ANY_HOST: &str = r"([A-Za-z0-9]([-A-Za-z0-9]{0,61}[A-Za-z0-9])?(\.[A-Za-z0-9]([-A-Za-z0-9]{0,61}[A-Za-z0-9])?)*|\[[0-9A-Fa-f:.]+\])";
+    r"([a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?(\.[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)*|\[[0-9a-f.]*:[0-9a-f:.]*\])";
+const ANY_HOST: &str = r"([A-Za-z0-9]([-A-Za-z0-9]{0,61}[A-Za-z0-9])?(\.[A-Za-z0-9]([-A-Za-z0-9]{0,61}[A-Za-z0-9])?)*|\[[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*\])";
 const LOOPBACK_URL: &str = r"^http://(localhost|127(\.[0-9]{1,3}){3}|\[::1\])(:[0-9]+)?(/.*)?$";
 const QUANTITY: &str = r"^[0-9]{1,12}(\.[0-9]{1,6})?(Ki|Mi|Gi|Ti|Pi|k|M|G|T|P)?$";
 /// Every unit has as many digits as keep the sum far below the 292 years that Go's durations end at.
@@ -33,6 +33,18 @@ fn matches(subject: &str, pattern: &str) -> String {
     format!("{subject}.matches('{}')", pattern.replace('\\', r"\\"))
 }
 
+/// A CEL expression that says whether what stands in brackets, if anything does, is an address.
+fn has_address(subject: &str) -> String {
+    format!(
+        "(!{subject}.contains('[') || isIP({subject}.substring({subject}.indexOf('[') + 1, {subject}.indexOf(']'))))"
+    )
+}
+
+/// A CEL call that says whether `subject` matches `pattern`, in which a host may be an address in brackets.
+fn matches_host(subject: &str, pattern: &str) -> String {
+    format!("{} && {}", matches(subject, pattern), has_address(subject))
+}
+
 /// The pattern of a URL with nothing but scheme, host, port and path.
 fn url() -> String {
     format!(r"^https?://{ANY_HOST}(:{PORT})?(/[A-Za-z0-9._~%-]+)*/?$")
@@ -40,28 +52,28 @@ fn url() -> String {
 
 /// A registry's name as it stands in image names.
 pub(crate) fn host() -> Rule {
-    Rule::new(matches("self", &format!("^{LOWER_HOST}(:{PORT})?$"))).message(
+    Rule::new(matches_host("self", &format!("^{LOWER_HOST}(:{PORT})?$"))).message(
         "must be a registry's host name in lower case, with an optional port, such as docker.io or registry.example.com:5000: no scheme, no path",
     )
 }
 
 /// Where a registry is.
 pub(crate) fn remote_url() -> Rule {
-    Rule::new(matches("self", &url())).message(
+    Rule::new(matches_host("self", &url())).message(
         "must be http:// or https://, a host, and optionally a port and a path, such as https://registry.example.com:5000/v2-proxy: no user name, query or fragment",
     )
 }
 
 /// Where traces go.
 pub(crate) fn collector_url() -> Rule {
-    Rule::new(matches("self", &url())).message(
+    Rule::new(matches_host("self", &url())).message(
         "must be http:// or https://, a host, and optionally a port and a path, such as http://collector.monitoring:4318: no user name, query or fragment",
     )
 }
 
 /// An HTTP proxy.
 pub(crate) fn proxy_url() -> Rule {
-    Rule::new(matches("self", &format!(r"^https?://{ANY_HOST}(:{PORT})?/?$"))).message(
+    Rule::new(matches_host("self", &format!(r"^https?://{ANY_HOST}(:{PORT})?/?$"))).message(
         "must be http:// or https://, a host and optionally a port, such as http://proxy.example.com:3128: no user name, no path",
     )
 }
@@ -87,7 +99,7 @@ pub(crate) fn image_globs() -> Rule {
 pub(crate) fn hosts() -> Rule {
     Rule::new(format!(
         "self.all(h, {})",
-        matches("h", &format!("^{LOWER_HOST}(:{PORT})?$"))
+        matches_host("h", &format!("^{LOWER_HOST}(:{PORT})?$"))
     ))
     .message("must be host names in lower case, with an optional port, such as auth.example.com")
 }
@@ -130,13 +142,13 @@ pub(crate) fn duration() -> Rule {
         .message("must be a duration such as 30s, 5m or 168h, at most 99999h, and not negative")
 }
 
-/// A size in bytes. Less than this is a unit that was forgotten.
+/// A size in bytes. Less than this is a unit that was forgotten, more can't be counted.
 pub(crate) fn quantity() -> Rule {
     Rule::new(format!(
-        "{} && !quantity(self).isLessThan(quantity('1Mi'))",
+        "{} && !quantity(self).isLessThan(quantity('1Mi')) && quantity(self).isLessThan(quantity('7168Pi'))",
         is_quantity("self")
     ))
-    .message("must be a size of at least 1Mi, such as 500Mi, 50Gi or 1.5Ti")
+    .message("must be a size of at least 1Mi, and below 7Ei, such as 500Mi, 50Gi or 1.5Ti")
 }
 
 /// Whether a string is a quantity that `quantity()` reads without an error, for rules that compare two of them: those
@@ -197,6 +209,8 @@ mod tests {
     #[test_case("registry.example.com:5000", true)]
     #[test_case("localhost:65535", true)]
     #[test_case("[2001:db8::1]:5000", true)]
+    #[test_case("[1:::2]", false; "no address in brackets")]
+    #[test_case("[10.0.0.1]", false; "an address that has no brackets")]
     #[test_case("Docker.io", false; "upper case")]
     #[test_case("docker.io/library", false; "a path")]
     #[test_case("https://docker.io", false; "a scheme")]
@@ -213,6 +227,7 @@ mod tests {
     #[test_case("http://10.0.0.1:5000/", true)]
     #[test_case("https://harbor.example.com/proxy/hub", true)]
     #[test_case("https://[::1]:5000", true)]
+    #[test_case("https://[1:::2]:5000", false; "no address in brackets")]
     #[test_case("ftp://example.com", false; "another scheme")]
     #[test_case("https://", false; "no host")]
     #[test_case("https://me:secret@example.com", false; "user info")]
@@ -252,6 +267,9 @@ mod tests {
     #[test_case("0", false; "zero")]
     #[test_case("0Gi", false; "zero gibibytes")]
     #[test_case("0.0Gi", false; "zero with a fraction")]
+    #[test_case("7167Pi", true)]
+    #[test_case("7168Pi", false; "more than can be counted")]
+    #[test_case("999999999999Pi", false; "far more than can be counted")]
     #[test_case("-5Gi", false; "negative")]
     #[test_case("5GB", false; "a unit that Kubernetes does not have")]
     #[test_case("1e1000", false; "an exponent")]

@@ -19,6 +19,7 @@ pub mod lease;
 pub mod metrics;
 pub mod observed;
 pub mod pace;
+mod quantity;
 pub mod replicas;
 pub mod retry;
 pub mod rights;

@@ -6,7 +6,8 @@ use k8s_openapi::{
     api::core::v1::{PersistentVolumeClaim, Service},
     apimachinery::pkg::api::resource::Quantity,
 };
-use kube_quantity::ParsedQuantity;
+
+use crate::quantity::amount;
 
 mod configuration;
 mod life;
@@ -200,11 +201,10 @@ impl Claim {
 
     /// Whether a size is above what the claim has: such a one may be asked for, also instead of a larger one.
     pub fn is_more_than_there_is(&self, size: &Quantity) -> bool {
-        let parse = |quantity: &Quantity| ParsedQuantity::try_from(quantity).ok();
-        match (parse(size), self.capacity.as_ref().and_then(parse)) {
-            (Some(size), Some(capacity)) => size > capacity,
-            _ => false,
-        }
+        let capacity = self.capacity.as_ref().and_then(|capacity| amount(&capacity.0));
+        amount(&size.0)
+            .zip(capacity)
+            .is_some_and(|(size, capacity)| size > capacity)
     }
 }
 

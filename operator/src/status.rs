@@ -6,14 +6,14 @@ use crds::{
     node_configuration::NodeConfigurationMode,
     status::{Endpoint, StorageStatus, UpstreamStatus},
 };
-use k8s_openapi::jiff::Timestamp;
+use k8s_openapi::{apimachinery::pkg::api::resource::Quantity, jiff::Timestamp};
 use kube::ResourceExt;
-use kube_quantity::ParsedQuantity;
 
 use crate::{
     apply::Applied,
     desired::{Desired, names},
     observed::{Claim, Observed, ServiceAddress},
+    quantity::amount,
     validate::{Accepted, Rejection},
 };
 
@@ -241,8 +241,8 @@ fn capacity<'a>(claims: impl Iterator<Item = &'a Claim>) -> Option<StorageStatus
     let capacities = claims
         .filter(|claim| claim.bound)
         .filter_map(|claim| claim.capacity.as_ref());
-    let smallest =
-        capacities.min_by_key(|capacity| ParsedQuantity::try_from(*capacity).unwrap_or_default())?;
+    let bytes = |capacity: &Quantity| amount(&capacity.0).unwrap_or_default();
+    let smallest = capacities.min_by(|one, other| bytes(one).total_cmp(&bytes(other)))?;
     Some(StorageStatus {
         capacity: Some(smallest.clone()),
     })
@@ -250,8 +250,6 @@ fn capacity<'a>(claims: impl Iterator<Item = &'a Claim>) -> Option<StorageStatus
 
 #[cfg(test)]
 mod tests {
-    use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
-
     use super::*;
 
     fn claim(capacity: &str) -> Claim {

@@ -1,7 +1,8 @@
 //! Whether an object already is as it should be.
 
-use kube_quantity::ParsedQuantity;
 use serde_json::{Map, Value};
+
+use crate::quantity;
 
 /// Maps from resource names to quantities.
 const QUANTITIES: [&str; 3] = ["limits", "requests", "capacity"];
@@ -43,8 +44,8 @@ fn field(live: &Map<String, Value>, key: &str, desired: &Value) -> bool {
 }
 
 fn same_quantity(live: &Value, desired: &Value) -> bool {
-    let parse = |value: &Value| ParsedQuantity::try_from(value.as_str()?).ok();
-    live == desired || parse(live).is_some_and(|live| parse(desired) == Some(live))
+    live == desired
+        || matches!((live.as_str(), desired.as_str()), (Some(live), Some(desired)) if quantity::is_same(live, desired))
 }
 
 fn is_zero(value: &Value) -> bool {

@@ -11,12 +11,12 @@ use k8s_openapi::{
     apimachinery::pkg::{api::resource::Quantity, apis::meta::v1::ObjectMeta},
 };
 use kube::ResourceExt;
-use kube_quantity::ParsedQuantity;
 
 use super::{child::Child, names};
 use crate::{
     kind::Kind,
     observed::{Claim, Observed},
+    quantity::amount,
     validate::Accepted,
 };
 
@@ -43,11 +43,10 @@ pub(super) fn claims(accepted: &Accepted<'_>, observed: &Observed) -> Vec<Child>
 /// A volume can't shrink: a claim that has more than is asked for keeps it. What was asked for by mistake and is not
 /// there yet can be taken back, if to more than there is.
 fn at_least<'a>(size: &'a Quantity, there: Option<&'a Claim>) -> &'a Quantity {
-    let parse = |quantity: &Quantity| ParsedQuantity::try_from(quantity).ok();
     let Some(claim) = there.filter(|claim| claim.bound) else {
         return size;
     };
-    let more = |requested: &&Quantity| parse(requested) > parse(size);
+    let more = |requested: &&Quantity| amount(&requested.0) > amount(&size.0);
     let keeps = claim.requested.as_ref().filter(more);
     keeps
         .filter(|_| !claim.is_more_than_there_is(size))

@@ -2,7 +2,6 @@
 
 use crds::{Cache, storage::Volume};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
-use kube_quantity::ParsedQuantity;
 use mirror::config::MaxSize;
 
 use super::Rejection;
@@ -26,15 +25,14 @@ pub fn of_cache(cache: &Cache, volume: &Volume<'_>) -> Result<MaxSize, Rejection
 }
 
 fn bytes(path: &str, quantity: &Quantity) -> Result<u64, Rejection> {
-    ParsedQuantity::try_from(quantity)
-        .ok()
-        .and_then(|parsed| parsed.to_bytes_u64())
-        .ok_or_else(|| {
-            Rejection::invalid(format!(
-                "spec.{path}: {} is not a size; write one such as 50Gi",
-                quantity.0
-            ))
-        })
+    // As the servers read it.
+    match quantity.0.parse() {
+        Ok(MaxSize::Bytes(bytes)) => Ok(bytes),
+        Ok(MaxSize::Percent(_)) | Err(_) => Err(Rejection::invalid(format!(
+            "spec.{path}: {} is not a size; write one such as 50Gi",
+            quantity.0
+        ))),
+    }
 }
 
 #[cfg(test)]
@@ -66,6 +64,25 @@ mod tests {
             limit(None, &Volume::Ephemeral(EphemeralStorage::default())).unwrap(),
             MaxSize::Bytes(9_663_676_380)
         );
+    }
+
+    #[test_case::test_case("1.5Ti" => Some(1_484_340_697_440); "a half")]
+    #[test_case("0.5Gi" => Some(483_183_810); "less than one")]
+    #[test_case("999999999999Pi" => None; "more than can be counted")]
+    fn a_volume_of_this_size_leaves_the_cache(size: &str) -> Option<u64> {
+        let size = Quantity(size.to_owned());
+        let claim = ClaimStorage::default();
+        let limit = limit(
+            None,
+            &Volume::Claims {
+                size: &size,
+                claim: &claim,
+            },
+        );
+        match limit {
+            Ok(MaxSize::Bytes(bytes)) => Some(bytes),
+            Ok(MaxSize::Percent(_)) | Err(_) => None,
+        }
     }
 
     #[test]

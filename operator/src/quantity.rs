@@ -1,0 +1,37 @@
+//! Kubernetes quantities, to be compared. As floating point: whatever somebody writes into an object is a number then,
+//! and no product of it overflows.
+
+use kube_quantity::ParsedQuantity;
+
+/// How much it is, in units of its own (bytes, cores); `None` for what is no quantity.
+pub(crate) fn amount(text: &str) -> Option<f64> {
+    let parsed = ParsedQuantity::try_from(text).ok()?;
+    parsed.to_bytes_f64().filter(|amount| amount.is_finite())
+}
+
+/// Whether both are the same, in whatever form: `1Gi` and `1024Mi`, `0.5` and `500m`.
+pub(crate) fn is_same(one: &str, other: &str) -> bool {
+    let (Some(one), Some(other)) = (amount(one), amount(other)) else {
+        return false;
+    };
+    // What a multiplication by 0.001 rounds.
+    (one - other).abs() <= one.abs() * 4.0 * f64::EPSILON
+}
+
+#[cfg(test)]
+mod tests {
+    use test_case::test_case;
+
+    use super::*;
+
+    #[test_case("1Gi", "1024Mi" => true)]
+    #[test_case("1.5Ti", "1536Gi" => true)]
+    #[test_case("700m", "0.7" => true)]
+    #[test_case("50Gi", "53687091201" => false; "a byte more")]
+    #[test_case("1G", "1Gi" => false)]
+    #[test_case("9999999999999999999999E", "1m" => false; "what no integer holds")]
+    #[test_case("lots", "lots" => false; "what is none")]
+    fn two_quantities_are_the_same(one: &str, other: &str) -> bool {
+        is_same(one, other)
+    }
+}
