@@ -106,8 +106,12 @@ pub(super) fn refused(kind: Kind, name: &str, source: kube::Error) -> Error {
 pub(super) fn is_refusal(status: &Status) -> bool {
     let rights = status.message.contains(" is forbidden: User ");
     let ending = status.message.contains("because it is being terminated");
-    // One key twice in a list is an internal error.
-    let untyped = status.code == 500 && status.message.starts_with("failed to create typed patch object");
+    // One key twice in a list is an internal error, and so is a quantity that is none.
+    let internal = [
+        "failed to create typed patch object",
+        "failed to convert new object",
+    ];
+    let untyped = status.code == 500 && internal.iter().any(|words| status.message.starts_with(words));
     untyped || status.code == 422 || status.code == 403 && !rights && !ending
 }
 
@@ -131,6 +135,7 @@ mod tests {
     #[test_case(403, "secrets \"x\" is forbidden: exceeded quota: q, requested: count/secrets=1" => true; "a quota")]
     #[test_case(403, "secrets \"x\" is forbidden: User \"system:serviceaccount:a:b\" cannot patch resource \"secrets\"" => false; "rights")]
     #[test_case(403, "secrets \"x\" is forbidden: unable to create new content in namespace a because it is being terminated" => false; "an end")]
+    #[test_case(500, "failed to convert new object (m/hub; apps/v1, Kind=Deployment) to proper version: quantities must match" => true; "a quantity")]
     #[test_case(500, "failed calling webhook" => false; "a webhook that is away")]
     #[test_case(409, "conflict" => false)]
     fn an_object_is_refused_for_what_it_is(code: u16, message: &str) -> bool {

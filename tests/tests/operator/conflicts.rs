@@ -136,6 +136,20 @@ async fn a_spec_that_the_api_server_refuses_a_child_for_is_not_accepted_until_it
     bench.mirror("hub", ephemeral()).await;
     bench.until_accepted("hub").await;
 
+    let mut odd = ephemeral();
+    odd["pod"] = json!({"resources": {"limits": {"memory": "lots"}}});
+    bench.mirror("hub", odd).await;
+    let refused = bench
+        .until_condition("hub", ConditionType::Accepted, "False", Reason::InvalidSpec)
+        .await;
+    assert!(
+        refused.message.contains("refuses Deployment hub") && refused.message.contains("quantities"),
+        "{}",
+        refused.message
+    );
+    bench.mirror("hub", ephemeral()).await;
+    bench.until_accepted("hub").await;
+
     // From now on nodes may hold it.
     let endpoint = |mirror: &RegistryMirror| Some(mirror.status.as_ref()?.endpoint.as_ref()?.url.clone());
     let url = bench.until("hub", "an address", endpoint).await;
