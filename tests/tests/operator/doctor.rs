@@ -342,7 +342,7 @@ async fn an_api_server_that_does_not_answer_is_told_with_what_to_try() {
 
     let told = doctor(&file, &["--context", "other"]).await;
     assert_eq!(told.code, 4);
-    assert!(told.stderr.contains("other"), "{}", told.stderr);
+    assert!(told.stdout.contains("other"), "{}", told.stdout);
 }
 
 #[tokio::test]
