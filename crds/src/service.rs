@@ -47,8 +47,8 @@ pub struct Service {
     #[schemars(range(min = 1, max = 65535))]
     pub node_port: Option<i32>,
 
-    /// The Service's address, from the cluster's Service range. Absent: the cluster picks one. Can't be changed once the
-    /// Service has an address.
+    /// The Service's address, from the cluster's Service range. Absent: the cluster picks one. Once the
+    /// Service has an address, no other can be asked for.
     #[serde(rename = "clusterIP", skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 45))]
     #[x_kube(validation = Rule::new("isIP(self)").message("must be an IP address from the cluster's Service range, or left out"))]

@@ -243,7 +243,7 @@ fn cases() -> Vec<Case> {
         service("spec.service.annotations", &json!({"example.com/a": "b"})),
         case(
             "spec.service.clusterIP",
-            "once the Service has an address",
+            "to another than the Service has",
             json!({}),
             json!({"service": {"clusterIP": "10.96.0.2"}}),
         ),

@@ -44,8 +44,8 @@ fn field(live: &Map<String, Value>, key: &str, desired: &Value) -> bool {
 }
 
 fn same_quantity(live: &Value, desired: &Value) -> bool {
-    live == desired
-        || matches!((live.as_str(), desired.as_str()), (Some(live), Some(desired)) if quantity::is_same(live, desired))
+    let texts = live.as_str().zip(desired.as_str());
+    live == desired || texts.is_some_and(|(live, desired)| quantity::is_same(live, desired))
 }
 
 fn is_zero(value: &Value) -> bool {

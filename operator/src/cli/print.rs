@@ -18,6 +18,9 @@ pub(super) enum Format {
 }
 
 /// Prints what `kubectl apply -f -` takes.
+///
+/// # Errors
+/// Those of stdout.
 pub(super) fn objects(objects: &[Value], format: Format) -> Result<(), Failure> {
     let mut stdout = io::stdout().lock();
     match (format, objects) {

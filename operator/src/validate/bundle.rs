@@ -147,6 +147,13 @@ mod tests {
 
     use super::*;
 
+    /// A certificate and its key, in PEM.
+    fn pair() -> (String, String) {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let certificate = rcgen::CertificateParams::default().self_signed(&key).unwrap();
+        (certificate.pem(), key.serialize_pem())
+    }
+
     #[test_case("docker.io", "ca-docker.io.crt")]
     #[test_case("registry.example.com:5000", "ca-registry.example.com_5000.crt")]
     #[test_case("[::1]:5000", "ca-___1__5000.crt")]
@@ -167,13 +174,9 @@ mod tests {
 
     #[test]
     fn of_a_file_with_more_in_it_certificates_only_are_handed_out() {
-        let key = rcgen::KeyPair::generate().unwrap();
-        let certificate = rcgen::CertificateParams::default()
-            .self_signed(&key)
-            .unwrap()
-            .pem();
+        let (certificate, key) = pair();
         let windows = certificate.replace('\n', "\r\n");
-        let file = format!("# roots\n{windows}junk\n{}{certificate}", key.serialize_pem());
+        let file = format!("# roots\n{windows}junk\n{key}{certificate}");
         let handed_out = certificates(file.as_bytes()).unwrap();
         let lines = certificate.replace('\r', "");
         assert_eq!(String::from_utf8(handed_out).unwrap(), lines.repeat(2));
@@ -181,11 +184,7 @@ mod tests {
 
     #[test]
     fn certificates_that_run_together_are_not_lost_in_silence() {
-        let key = rcgen::KeyPair::generate().unwrap();
-        let certificate = rcgen::CertificateParams::default()
-            .self_signed(&key)
-            .unwrap()
-            .pem();
+        let (certificate, _) = pair();
         let file = format!("{}{certificate}", certificate.trim_end());
         let error = certificates(file.as_bytes()).unwrap_err();
         assert!(error.contains("put a line break between"), "{error}");
@@ -193,11 +192,7 @@ mod tests {
 
     #[test]
     fn a_file_of_a_thousand_authorities_is_taken() {
-        let key = rcgen::KeyPair::generate().unwrap();
-        let certificate = rcgen::CertificateParams::default()
-            .self_signed(&key)
-            .unwrap()
-            .pem();
+        let (certificate, _) = pair();
         let handed_out = certificates(certificate.repeat(1000).as_bytes()).unwrap();
         assert_eq!(CertificateDer::pem_slice_iter(&handed_out).count(), 1000);
     }

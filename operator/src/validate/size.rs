@@ -38,6 +38,7 @@ fn bytes(path: &str, quantity: &Quantity) -> Result<u64, Rejection> {
 #[cfg(test)]
 mod tests {
     use crds::storage::{ClaimStorage, EphemeralStorage};
+    use test_case::test_case;
 
     use super::*;
 
@@ -66,7 +67,7 @@ mod tests {
         );
     }
 
-    #[test_case::test_case("1.5Ti" => Some(1_484_340_697_440); "a half")]
+    #[test_case("1.5Ti" => Some(1_484_340_697_440); "a half")]
     #[test_case("0.5Gi" => Some(483_183_810); "less than one")]
     #[test_case("999999999999Pi" => None; "more than can be counted")]
     fn a_volume_of_this_size_leaves_the_cache(size: &str) -> Option<u64> {

@@ -1,6 +1,5 @@
 //! Objects that the cluster changes whenever they are applied.
 
-use std::io::Write;
 use std::time::Duration;
 
 use crds::RegistryMirror;
@@ -10,6 +9,7 @@ use kube::Api;
 use kube::api::{DeleteParams, DynamicObject, Patch, PatchParams};
 use kube::core::ApiResource;
 use serde_json::json;
+use testbed::binaries::Kubernetes;
 use testbed::control_plane::skip_on_existing_cluster;
 
 use crate::bench::{Bench, condition, ephemeral, soon};
@@ -73,9 +73,11 @@ async fn what_a_policy_rewrites_without_end_is_told_steadily_and_mended_when_it_
     }
     let bench = Bench::start("rewritten").await;
     let Some(policy) = rewriting(&bench).await else {
-        // The message is all there is to lose.
-        let _ = writeln!(
-            std::io::stderr(),
+        assert!(
+            Kubernetes::wanted() == Kubernetes::Oldest,
+            "no MutatingAdmissionPolicy"
+        );
+        eprintln!(
             "SKIPPED what_a_policy_rewrites_without_end_is_told_steadily_and_mended_when_it_goes: this Kubernetes has \
              no MutatingAdmissionPolicy"
         );

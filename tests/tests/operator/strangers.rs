@@ -1,4 +1,4 @@
-//! What others do to a mirror and its objects while the operator looks after them.
+//! What others write to a mirror while the operator looks after it.
 
 use std::time::Duration;
 
@@ -7,33 +7,21 @@ use crds::conditions::{ConditionType, Reason};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{ConfigMap, Service};
 use kube::api::{DeleteParams, Patch, PatchParams};
-use serde_json::{Value, json};
+use serde_json::json;
 use testbed::control_plane::skip_on_existing_cluster;
 use testbed::faults::Faults;
 use tokio::time::Instant;
 
 use crate::bench::{Bench, condition, ephemeral};
 
-/// An operator that looks at everything twice a second.
-async fn restless(name: &str) -> Bench {
-    let mut bench = Bench::idle(name).await;
-    bench.options.resync = Duration::from_millis(500);
-    bench.start_operator().await;
-    bench
-}
-
-async fn finalizers(bench: &Bench, finalizers: Value) {
-    bench
-        .merge::<ConfigMap>("hub-config", json!({"metadata": {"finalizers": finalizers}}))
-        .await;
-}
-
 #[tokio::test]
 async fn a_status_that_somebody_else_writes_is_put_right_once() {
     if skip_on_existing_cluster("a_status_that_somebody_else_writes_is_put_right_once") {
         return;
     }
-    let bench = restless("status").await;
+    let mut bench = Bench::idle("status").await;
+    bench.options.resync = Duration::from_millis(500);
+    bench.start_operator().await;
     bench.mirror("hub", ephemeral()).await;
     bench
         .until_condition("hub", ConditionType::Ready, "False", Reason::NoReadyReplicas)
@@ -74,41 +62,6 @@ async fn a_status_that_somebody_else_writes_is_put_right_once() {
     let mark = bench.mark().await;
     bench.until_looks(10).await;
     assert_eq!(bench.writes(mark), [""; 0]);
-}
-
-#[tokio::test]
-async fn an_object_whose_deletion_hangs_is_left_alone_and_made_again_once_it_is_gone() {
-    if skip_on_existing_cluster("an_object_whose_deletion_hangs_is_left_alone_and_made_again_once_it_is_gone")
-    {
-        return;
-    }
-    let bench = restless("hangs").await;
-    bench.mirror("hub", ephemeral()).await;
-    bench.until_accepted("hub").await;
-    bench.until_nothing_is_written().await;
-    finalizers(&bench, json!(["example.com/mine"])).await;
-    let before = bench.get::<ConfigMap>("hub-config").await.unwrap();
-    bench.delete::<ConfigMap>("hub-config").await;
-    bench.until_looks(2).await;
-    let mark = bench.mark().await;
-    bench.until_looks(10).await;
-    assert_eq!(bench.writes(mark), [""; 0]);
-
-    // The mirror goes on with all else.
-    bench
-        .merge::<RegistryMirror>("hub", json!({"spec": {"replicas": 2}}))
-        .await;
-    bench
-        .until("hub", "two replicas", |deployment: &Deployment| {
-            (deployment.spec.as_ref()?.replicas == Some(2)).then_some(())
-        })
-        .await;
-    finalizers(&bench, Value::Null).await;
-    bench
-        .until("hub-config", "a new one", |map: &ConfigMap| {
-            (map.metadata.uid != before.metadata.uid).then_some(())
-        })
-        .await;
 }
 
 /// Its deletion in each manner, while an object of it is being written.
