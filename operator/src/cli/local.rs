@@ -87,10 +87,11 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
     let traces = Traces::from_environment().map_err(|error| Failure::Environment(error.to_string()))?;
     // There is no other log in this process. What waits of it is written at the end.
     let _log = logging::start(&config.log, traces.as_ref());
-    let server = Server::start(config).await?;
+    // Before there is a port that somebody waits for.
     if accepted.authority.is_some() {
         publish(&args, &accepted)?;
     }
+    let server = Server::start(config).await?;
     server.run(shutdown).await;
     if let Some(traces) = traces {
         traces.end().await;
@@ -115,8 +116,15 @@ fn certify(accepted: &mut Accepted<'_>, references: &References) -> Result<(), F
     )?)
 }
 
-/// Writes what clients have to trust where they find it.
+/// Writes what clients have to trust where they find it. That is beside the cache, which is to blame if it can't be made.
 fn publish(args: &Args, accepted: &Accepted<'_>) -> Result<(), Failure> {
+    let cache = cache(args, accepted)?;
+    fs::create_dir_all(&cache).map_err(|error| {
+        Failure::Environment(format!(
+            "{}: can't be made: {error}; set --cache-dir",
+            cache.display()
+        ))
+    })?;
     let path = args
         .ca_file
         .clone()
