@@ -207,7 +207,7 @@ async fn leave(
 
 /// Everything that speaks TLS here uses this provider; another one that is there already serves as well.
 fn install_crypto() {
-    let _ = rustls::crypto::ring::default_provider().install_default();
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
 }
 
 fn certificates(config: &Config) -> Result<Option<Certificates>, Error> {

@@ -15,7 +15,7 @@ use operator::{
 use rustls::{
     RootCertStore,
     client::{WebPkiServerVerifier, danger::ServerCertVerifier},
-    crypto::ring,
+    crypto::aws_lc_rs,
     pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject},
 };
 use serde_json::json;
@@ -84,7 +84,7 @@ fn accepts(bundle: &[u8], shown: &Serving, names: &[&str], now: i64) -> bool {
     for authority in CertificateDer::pem_slice_iter(bundle) {
         roots.add(authority.unwrap()).unwrap();
     }
-    let provider = Arc::new(ring::default_provider());
+    let provider = Arc::new(aws_lc_rs::default_provider());
     let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider)
         .build()
         .unwrap();

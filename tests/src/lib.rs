@@ -24,8 +24,8 @@ pub use fake_kubelet::FakeKubelet;
 pub use node::Node;
 pub use upstream::Upstream;
 
-/// Makes `ring` the process's TLS provider, as the programs under test do; safe to call again.
+/// Makes aws-lc-rs the TLS provider of the process, like the programs under test; later calls change nothing.
 pub fn install_crypto_provider() {
     // It fails only where one is installed already.
-    let _ = rustls::crypto::ring::default_provider().install_default();
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
 }

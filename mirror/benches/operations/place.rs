@@ -111,7 +111,7 @@ async fn fill(store: &Store, repository: &Repository) -> (Digest, Digest) {
 }
 
 fn service(store: &Store) -> Service {
-    let _ = rustls::crypto::ring::default_provider().install_default();
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let variables = [
         ("REGISTRY_PROXY_REMOTEURL", "https://registry-1.docker.io"),
         ("REGISTRY_PROXY_CACHE_TAGTTL", "24h"),

@@ -149,7 +149,7 @@ mod tests {
 
     #[test]
     fn a_broken_renewal_keeps_the_certificate_in_force() {
-        let _ = rustls::crypto::ring::default_provider().install_default();
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let directory = tempfile::tempdir().unwrap();
         let settings = files(directory.path());
         let certificates = Certificates::load(settings.clone(), true).unwrap();
@@ -164,7 +164,7 @@ mod tests {
 
     #[test]
     fn a_key_of_another_certificate_is_refused() {
-        let _ = rustls::crypto::ring::default_provider().install_default();
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let directory = tempfile::tempdir().unwrap();
         let settings = files(directory.path());
         let other = rcgen::KeyPair::generate().unwrap();

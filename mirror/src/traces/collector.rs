@@ -26,7 +26,7 @@ pub(super) struct Collector {
 impl Collector {
     pub(super) fn new(runtime: Handle) -> reqwest::Result<Self> {
         // Whoever was first serves as well.
-        let _ = rustls::crypto::ring::default_provider().install_default();
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let client = reqwest::Client::builder()
             .tls_certs_only(authorities::of_the_system())
             .timeout(timeout(|name| env::var(name).ok()))

@@ -142,7 +142,7 @@ impl Served {
 }
 
 pub(crate) fn client() -> Client {
-    let _ = rustls::crypto::ring::default_provider().install_default();
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     Client::builder().no_proxy().timeout(LIMIT).build().unwrap()
 }
 

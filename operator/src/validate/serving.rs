@@ -3,7 +3,7 @@
 use crds::{RegistryMirror, conditions::Reason, tls::TlsMode};
 use kube::ResourceExt;
 use rustls::{
-    crypto::ring,
+    crypto::aws_lc_rs,
     pki_types::{
         PrivateKeyDer,
         pem::{Error as NotPem, PemObject},
@@ -155,7 +155,7 @@ pub(crate) fn check(chain: &[u8], key: &[u8]) -> Result<Life, String> {
         ends: validity.not_after.timestamp(),
     };
     let key = private_key(key)?;
-    CertifiedKey::from_der(chain, key, &ring::default_provider()).map_err(|error| match error {
+    CertifiedKey::from_der(chain, key, &aws_lc_rs::default_provider()).map_err(|error| match error {
         rustls::Error::InconsistentKeys(_) => {
             "the key is not that of the first certificate; a chain begins with the server's own".to_owned()
         }

@@ -17,7 +17,7 @@ const NAME: &str = "hub.mirrors.svc";
 /// What `/v2/` answers to a client that trusts one authority; `None` where there is no connection.
 async fn ask(pod: &Pod, authority: &Authority, password: Option<&str>) -> Option<StatusCode> {
     let address = pod.status.as_ref()?.pod_ip.clone()?;
-    let _ = rustls::crypto::ring::default_provider().install_default();
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let client = Client::builder()
         .tls_certs_only([Certificate::from_pem(authority.certificate().as_bytes()).unwrap()])
         .resolve(NAME, format!("{address}:5000").parse().unwrap())
