@@ -3,6 +3,8 @@
 
 #[path = "tidy/imports.rs"]
 mod imports;
+#[path = "tidy/language.rs"]
+mod language;
 #[path = "tidy/sources.rs"]
 mod sources;
 
