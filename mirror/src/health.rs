@@ -1,4 +1,5 @@
-//! The configured health checks: each runs at its interval and counts as failed after its threshold.
+//! The configured health checks: each runs at its interval and counts as failed after its threshold. While one fails,
+//! clients get 503 and the server is not ready.
 
 mod checks;
 
@@ -9,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
 
 use crate::config;
 use crate::config::health::Pace;
@@ -17,17 +19,27 @@ use checks::Check;
 /// What the checks found last; clones share it.
 #[derive(Clone, Debug, Default)]
 pub struct Health {
-    failing: Arc<Mutex<BTreeMap<String, String>>>,
-    /// The same in short, for every request to look at.
+    /// The checks that fail, by their position in the configuration: two may have one name, as secrets in URLs are
+    /// masked.
+    failing: Arc<Mutex<BTreeMap<usize, Failing>>>,
+    /// Whether that is any, for every request to read.
     any: Arc<AtomicBool>,
+}
+
+/// A check that fails.
+#[derive(Clone, Debug)]
+struct Failing {
+    name: String,
+    reason: String,
 }
 
 impl Health {
     /// Runs the checks until `stop`.
     pub fn start(settings: &config::Health, root: &Path, stop: &CancellationToken) -> Self {
         let health = Self::default();
-        for (name, check, pace) in checks::all(settings, root) {
-            tokio::spawn(health.clone().repeat(name, check, pace, stop.clone()));
+        for (position, (name, check, pace)) in checks::all(settings, root).into_iter().enumerate() {
+            let checks = health.clone().repeat((position, name), check, pace, stop.clone());
+            tokio::spawn(checks);
         }
         health
     }
@@ -37,35 +49,56 @@ impl Health {
         self.any.load(Ordering::Relaxed)
     }
 
-    /// The checks that fail, by name, with the reason.
+    /// Returns the checks that fail, by name, with the reason.
     pub fn failing(&self) -> BTreeMap<String, String> {
-        self.failing
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        let failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
+        let failing = failing.values().cloned();
+        failing.map(|check| (check.name, check.reason)).collect()
     }
 
-    async fn repeat(self, name: String, check: Check, pace: Pace, stop: CancellationToken) {
+    async fn repeat(
+        self,
+        (position, name): (usize, String),
+        check: Check,
+        pace: Pace,
+        stop: CancellationToken,
+    ) {
         let mut ticks = interval(pace.interval);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut failures = 0;
+        let mut failures: u32 = 0;
         loop {
             tokio::select! {
                 _ = ticks.tick() => {}
                 () = stop.cancelled() => return,
             }
             let result = check.run().await;
-            failures = if result.is_err() { failures + 1 } else { 0 };
-            self.record(&name, result.err().filter(|_| failures >= pace.threshold));
+            failures = if result.is_err() {
+                failures.saturating_add(1)
+            } else {
+                0
+            };
+            let failure = result.err().filter(|_| failures >= pace.threshold);
+            self.record(position, &name, failure);
         }
     }
 
-    fn record(&self, name: &str, failure: Option<String>) {
+    /// Records the result of a check, and logs it where the check starts or stops failing.
+    fn record(&self, position: usize, name: &str, failure: Option<String>) {
         let mut failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
         match failure {
-            Some(reason) => failing.insert(name.to_owned(), reason),
-            None => failing.remove(name),
-        };
+            Some(reason) => {
+                if !failing.contains_key(&position) {
+                    warn!(check = name, reason, "a health check fails: clients get 503");
+                }
+                let name = name.to_owned();
+                failing.insert(position, Failing { name, reason });
+            }
+            None => {
+                if failing.remove(&position).is_some() {
+                    info!(check = name, "the health check passes again");
+                }
+            }
+        }
         self.any.store(!failing.is_empty(), Ordering::Relaxed);
     }
 }
@@ -144,6 +177,17 @@ mod tests {
         )
         .await;
         stop.cancel();
+    }
+
+    /// One of two checks whose names differ in a masked secret only fails, the other passes.
+    #[test]
+    fn checks_of_one_name_count_apart() {
+        let health = Health::default();
+        for (position, failure) in [(0, Some("down".to_owned())), (1, None)] {
+            health.record(position, "http http://a/?********", failure);
+        }
+        assert_eq!(health.failing()["http http://a/?********"], "down");
+        assert!(health.is_failing());
     }
 
     #[tokio::test]

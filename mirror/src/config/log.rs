@@ -16,8 +16,8 @@ pub struct Log {
     pub level: Level,
     /// One JSON object a line, or text.
     pub format: Format,
-    /// Put into every line.
-    pub fields: BTreeMap<String, String>,
+    /// Put into every line, with their types.
+    pub fields: BTreeMap<String, Value>,
     /// Whether each request gets a line.
     pub access: bool,
 }
@@ -37,14 +37,16 @@ pub enum Level {
     Debug,
 }
 
-/// How a line is written.
+/// The format of a line.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Format {
-    /// For people.
+    /// `name=value` pairs, for people.
     #[default]
     Text,
-    /// For machines.
+    /// A JSON object, for machines.
     Json,
+    /// A JSON object with the names that Logstash expects.
+    Logstash,
 }
 
 impl Overlay for Level {}
@@ -68,14 +70,14 @@ impl Log {
         let log = &file.log;
         let format = match log.formatter.as_deref() {
             None | Some("" | "text") => Format::Text,
-            Some("json" | "logstash") => Format::Json,
+            Some("json") => Format::Json,
+            Some("logstash") => Format::Logstash,
             Some(_) => return Err(Error::invalid("log.formatter", "expected text, json or logstash")),
         };
-        let plain = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
         Ok(Self {
             level: log.level.or(file.loglevel).unwrap_or_default(),
             format,
-            fields: log.fields.iter().map(|(k, v)| (k.clone(), plain(v))).collect(),
+            fields: log.fields.clone(),
             access: !log.access_log.disabled,
         })
     }
@@ -100,18 +102,22 @@ mod tests {
 
     #[test_case("{}" => Format::Text)]
     #[test_case("log: {formatter: json}" => Format::Json)]
-    #[test_case("log: {formatter: logstash}" => Format::Json)]
+    #[test_case("log: {formatter: logstash}" => Format::Logstash)]
     fn formats(yaml: &str) -> Format {
         log(yaml).unwrap().format
     }
 
     #[test]
-    fn fields_are_texts_whatever_their_type() {
-        let fields = log("log: {fields: {service: registry, shard: 7}}")
+    fn fields_keep_their_types() {
+        let fields = log("log: {fields: {service: registry, shard: 7, zone: '7', canary: true}}")
             .unwrap()
             .fields;
         assert_eq!(fields["service"], "registry");
-        assert_eq!(fields["shard"], "7");
+        assert_eq!(
+            (&fields["shard"], &fields["zone"]),
+            (&Value::from(7), &Value::from("7"))
+        );
+        assert_eq!(fields["canary"], true);
     }
 
     #[test_case("log: {level: loud}" => "line 1: log.level: not a level: expected error, warn, info or debug")]

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use ::http::HeaderMap;
-use serde_json::Value;
 
 use super::health::Pace;
 use super::http::{Listen, Tls};
@@ -53,17 +52,15 @@ fn log(log: &Log) -> file::Log {
     let formatter = match log.format {
         Format::Text => "text",
         Format::Json => "json",
+        Format::Logstash => "logstash",
     };
-    let fields = log.fields.iter();
     file::Log {
         access_log: file::AccessLog {
             disabled: !log.access,
         },
         level: Some(log.level),
         formatter: Some(formatter.to_owned()),
-        fields: fields
-            .map(|(key, value)| (key.clone(), Value::from(value.as_str())))
-            .collect(),
+        fields: log.fields.clone(),
         ..file::Log::default()
     }
 }

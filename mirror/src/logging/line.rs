@@ -27,7 +27,7 @@ impl Line {
         Self {
             format: log.format,
             fields: fields
-                .map(|(k, v)| (k.clone(), Value::from(v.as_str())))
+                .map(|(name, value)| (own_name(name), value.clone()))
                 .collect(),
         }
     }
@@ -49,16 +49,27 @@ where
         for (name, value) in &self.fields {
             fields.put(name, value.clone());
         }
+        if self.format == Format::Logstash {
+            fields.put("@version", "1");
+            fields.put("type", "log");
+        }
         write(self.format, &fields, writer)
     }
 }
 
+/// Returns the name of a configured field, apart from those that the line itself has, as Distribution does it.
+fn own_name(name: &str) -> String {
+    if ["time", "level", "msg", "message", "@timestamp"].contains(&name) {
+        format!("fields.{name}")
+    } else {
+        name.to_owned()
+    }
+}
+
 fn write(format: Format, fields: &Fields, mut writer: Writer<'_>) -> fmt::Result {
-    match format {
-        Format::Json => {
-            let line = serde_json::to_string(fields).map_err(|_| fmt::Error)?;
-            writeln!(writer, "{line}")
-        }
+    let line = match format {
+        Format::Json => serde_json::to_string(fields),
+        Format::Logstash => serde_json::to_string(&Logstash(fields)),
         Format::Text => {
             let mut space = "";
             for (name, value) in &fields.0 {
@@ -69,9 +80,10 @@ fn write(format: Format, fields: &Fields, mut writer: Writer<'_>) -> fmt::Result
                 }
                 space = " ";
             }
-            writeln!(writer)
+            return writeln!(writer);
         }
-    }
+    };
+    writeln!(writer, "{}", line.map_err(|_| fmt::Error)?)
 }
 
 fn is_bare(text: &str) -> bool {
@@ -96,6 +108,20 @@ impl Fields {
 impl Serialize for Fields {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_map(self.0.iter().map(|(name, value)| (name, value)))
+    }
+}
+
+/// Fields under the names that Logstash expects, as the formatter of that name gives them in Distribution.
+struct Logstash<'a>(&'a Fields);
+
+impl Serialize for Logstash<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let renamed = self.0.0.iter().map(|(name, value)| match name.as_str() {
+            "time" => ("@timestamp", value),
+            "msg" => ("message", value),
+            name => (name, value),
+        });
+        serializer.collect_map(renamed)
     }
 }
 
@@ -160,7 +186,11 @@ mod tests {
         let log = Log {
             level: crate::config::log::Level::Debug,
             format,
-            fields: BTreeMap::from([("service".to_owned(), "mirror".to_owned())]),
+            fields: BTreeMap::from([
+                ("service".to_owned(), "mirror".into()),
+                ("shard".to_owned(), 7.into()),
+                ("message".to_owned(), "configured".into()),
+            ]),
             access: true,
         };
         let written = Written::default();
@@ -183,8 +213,28 @@ mod tests {
         assert_eq!(line["msg"], "a \"message\"\nof two lines");
         assert_eq!(line["bytes"], 7);
         assert_eq!(line["outcome"], "hit");
-        assert_eq!(line["service"], "mirror");
+        assert_eq!((&line["service"], &line["shard"]), (&"mirror".into(), &7.into()));
+        assert_eq!(line["fields.message"], "configured");
         assert!(line["time"].as_str().unwrap().parse::<Timestamp>().is_ok());
+    }
+
+    /// The names are those of Logstash's event format: `@timestamp`, `@version`, `message`, `level`, `type`.
+    #[test]
+    fn logstash_lines_have_its_names() {
+        let line = lines(Format::Logstash, || tracing::warn!(bytes = 7, "done"));
+        assert_eq!(line.lines().count(), 1, "{line}");
+        let line: Value = serde_json::from_str(&line).unwrap();
+        for (name, value) in [
+            ("@version", "1"),
+            ("level", "warning"),
+            ("message", "done"),
+            ("type", "log"),
+        ] {
+            assert_eq!(line[name], value, "{line}");
+        }
+        assert_eq!((&line["bytes"], &line["service"]), (&7.into(), &"mirror".into()));
+        assert!(line["@timestamp"].as_str().unwrap().parse::<Timestamp>().is_ok());
+        assert!(line.get("time").is_none() && line.get("msg").is_none(), "{line}");
     }
 
     #[test]

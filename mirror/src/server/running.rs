@@ -84,11 +84,16 @@ impl Running {
 }
 
 impl Subject for Running {
-    /// Never for what an upstream or a full disk does: what is cached can be served all the same. That the
-    /// cache was locked and the configuration loaded is a matter of the start.
+    /// Returns an error while the server stops, a configured health check fails (clients get 503 then), or the
+    /// storage root cannot be read. An upstream that is down and a full disk are no errors: the cache still serves.
     fn ready(&self) -> Result<(), String> {
         if self.is_draining() {
             return Err("the server is stopping".to_owned());
+        }
+        if let Some((check, reason)) = self.health.failing().pop_first() {
+            return Err(format!(
+                "the health check {check} fails: {reason}; /debug/health lists all that fail"
+            ));
         }
         let root = self.current().config.root.clone();
         match std::fs::metadata(&root) {

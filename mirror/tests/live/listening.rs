@@ -135,7 +135,7 @@ async fn a_port_a_page_and_the_storage_take_it_out_of_service_after_their_thresh
         "health: {{storagedriver: {{enabled: true, {often}}}, tcp: [{{addr: '127.0.0.1:{port}', {often}}}], \
          http: [{{uri: '{page}', {often}}}]}}"
     );
-    let served = Home::new()
+    let mut served = Home::new()
         .serve("", &format!("{}\n{health}", proxy(&hub)), &[])
         .await;
     eventually("in service", async || served.get("/v2/").await.0 == 200).await;
@@ -157,6 +157,8 @@ async fn a_port_a_page_and_the_storage_take_it_out_of_service_after_their_thresh
         code == 503 && text.contains(page.as_str()) && !text.contains("tcp"),
         "{text}"
     );
+    let (code, text) = served.admin("/readyz").await;
+    assert!(code == 503 && text.contains(page.as_str()), "{text}");
     watched.stop();
     eventually("the port", async || {
         served.admin("/debug/health").await.1.contains("tcp")
@@ -175,6 +177,25 @@ async fn a_port_a_page_and_the_storage_take_it_out_of_service_after_their_thresh
     assert_eq!(served.admin("/livez").await.0, 200);
     std::fs::rename(&away, &cache).unwrap();
     eventually("the storage back", async || served.get("/v2/").await.0 == 200).await;
+    assert_eq!(served.admin("/readyz").await.0, 200);
+    served.signal(rustix::process::Signal::TERM);
+    let log = served.rest_of_the_log().await;
+    for check in [
+        format!("http {page}"),
+        format!("tcp 127.0.0.1:{port}"),
+        "storage".to_owned(),
+    ] {
+        let lines = |message: &str| {
+            let check = format!("\"check\":\"{check}\"");
+            let of = |line: &&str| line.contains(message) && line.contains(&check);
+            log.lines().filter(of).count()
+        };
+        assert_eq!(
+            (lines("a health check fails"), lines("passes again")),
+            (1, 1),
+            "{check}: {log}"
+        );
+    }
 }
 
 /// A client half-way through a blob that upstream holds back.

@@ -38,6 +38,46 @@ async fn a_health_check_that_fails_answers_503_to_clients_and_names_itself_to_ad
     eventually("back in service", async || served.get("/v2/").await.0 == 200).await;
 }
 
+/// The log has one line when a check starts to fail, none while it fails (a reload included), and one when it passes
+/// again; in between the server is alive and not ready.
+#[tokio::test]
+async fn failing_check_is_logged_once_and_not_ready() {
+    let hub = Hub::start().await;
+    let health = "health: {file: [{file: HOME/down, interval: 10ms, threshold: 2}]}";
+    let yaml = format!("{}\n{health}", proxy(&hub));
+    let mut served = Home::new().serve("", &yaml, &[]).await;
+    assert_eq!(served.admin("/readyz").await.0, 200);
+    served.home.write("down", "");
+    let line = served.line("a health check fails").await;
+    assert_eq!(
+        (&line["level"], &line["reason"]),
+        (&"warning".into(), &"the file is there".into())
+    );
+    let check = format!("file {}", served.home.path("down").display());
+    assert_eq!(line["check"], check.as_str());
+    for reload in [false, true] {
+        if reload {
+            served.signal(rustix::process::Signal::HUP);
+            served.line("the new configuration is in force").await;
+        }
+        let (code, text) = served.admin("/readyz").await;
+        assert!(code == 503 && text.contains(&check), "{code} {text}");
+        assert_eq!(served.admin("/livez").await.0, 200);
+        assert_eq!(served.get("/v2/").await.0, 503);
+    }
+    fs::remove_file(served.home.path("down")).unwrap();
+    eventually("ready", async || served.admin("/readyz").await.0 == 200).await;
+    assert_eq!(served.get("/v2/").await.0, 200);
+    served.signal(rustix::process::Signal::TERM);
+    let log = served.rest_of_the_log().await;
+    assert!(!log.contains("a health check fails"), "{log}");
+    let back: Vec<_> = log.lines().filter(|line| line.contains("passes again")).collect();
+    assert!(
+        back.len() == 1 && back[0].contains("\"info\"") && back[0].contains(&check),
+        "{log}"
+    );
+}
+
 #[tokio::test]
 async fn configured_headers_are_in_every_answer_and_the_prefix_before_every_path() {
     let hub = Hub::start().await;
