@@ -63,15 +63,20 @@ pub trait Target: Send + Sync + 'static {
     /// Asks for nothing any more, for this reason: there is no usable credential, and going on without one
     /// would be anonymous in silence.
     fn refuse(&self, reason: String);
+
+    /// Waits until the upstream refuses a request, be it for the credential in use or for a repository.
+    fn refused(&self) -> impl Future<Output = ()> + Send {
+        std::future::pending()
+    }
 }
 
 /// How it stands with the credential of an upstream.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum State {
-    /// The upstream is asked without any, as nothing else was ever said.
+    /// The upstream is asked without any, as none is configured.
     #[default]
     None,
-    /// The one from the directory is in use, and the upstream takes it.
+    /// The configured one is in use, and the upstream takes it.
     Active,
     /// The upstream has not yet said whether it takes the candidate.
     Pending,

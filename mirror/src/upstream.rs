@@ -31,7 +31,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 use url::Url;
 
 pub use blobs::{BlobAnswer, BlobBody};
@@ -62,6 +62,8 @@ pub struct Upstream {
     clock: Clock,
     access: ArcSwap<Access>,
     credential: AtomicU64,
+    /// Notified where the upstream refuses a request for want of a better credential.
+    refused: Notify,
     blobs: Arc<Semaphore>,
     passing: Arc<Semaphore>,
     others: Arc<Semaphore>,
@@ -128,6 +130,7 @@ impl Upstream {
             clock: options.clock,
             access: ArcSwap::from_pointee(access),
             credential: AtomicU64::default(),
+            refused: Notify::new(),
             blobs: Arc::new(Semaphore::new(options.limits.blobs)),
             passing: Arc::new(Semaphore::new(options.limits.passing)),
             others: Arc::new(Semaphore::new(options.limits.others)),
@@ -160,6 +163,11 @@ impl Upstream {
     /// Tells the credential in use from those before it, so that what was said to one is not taken for the other.
     pub fn credential_generation(&self) -> u64 {
         self.credential.load(Ordering::Relaxed)
+    }
+
+    /// Waits until the upstream refuses a request for want of a better credential.
+    pub async fn refused(&self) {
+        self.refused.notified().await;
     }
 
     /// What is known about it.

@@ -21,6 +21,7 @@ struct Fake {
     verdicts: Mutex<VecDeque<Verdict>>,
     tried: Mutex<Vec<String>>,
     shown: Mutex<Vec<String>>,
+    refusals: tokio::sync::Notify,
 }
 
 fn user(credential: &Credential) -> String {
@@ -47,6 +48,10 @@ impl Target for Fake {
 
     fn refuse(&self, reason: String) {
         self.shown.lock().unwrap().push(format!("refuse: {reason}"));
+    }
+
+    async fn refused(&self) {
+        self.refusals.notified().await;
     }
 }
 
@@ -79,8 +84,14 @@ fn snapshot(candidate: &str, last_good: &str, version: u64) -> Arc<Snapshot> {
 }
 
 fn scene(first: Arc<Snapshot>, verdicts: &[Verdict], held: Kept) -> Scene {
+    configured(Credential::Anonymous, first, verdicts, held)
+}
+
+/// The same with a credential in the configuration.
+fn configured(credential: Credential, first: Arc<Snapshot>, verdicts: &[Verdict], held: Kept) -> Scene {
     let file = File::parse("proxy: {upstreams: [{host: quay.io}]}").unwrap();
-    let config = Config::new(&file).unwrap().proxy.upstreams.remove(0);
+    let mut config = Config::new(&file).unwrap().proxy.upstreams.remove(0);
+    config.credential = credential;
     let upstream = Arc::new(Fake {
         verdicts: Mutex::new(verdicts.iter().cloned().collect()),
         ..Fake::default()
@@ -130,6 +141,50 @@ async fn a_first_candidate_is_used_at_once_and_then_proven() {
         &[down(), Verdict::Accepted],
         Kept::default(),
     );
+    scene.becomes(State::Active, Some(1)).await;
+    assert_eq!(scene.shown(), ["ann 1"]);
+}
+
+fn eve() -> Credential {
+    Credential::Basic {
+        username: "eve".to_owned(),
+        password: Secret::new("p"),
+    }
+}
+
+/// It has no version; a directory without an entry for the upstream changes nothing.
+#[tokio::test]
+async fn configured_credential_is_tried_as_the_directorys_are() {
+    let verdicts = [down(), Verdict::Accepted];
+    let mut alone = configured(eve(), Arc::default(), &verdicts, Kept::default());
+    alone.becomes(State::Active, None).await;
+    assert_eq!(alone.kept.borrow().report.version_seen, None);
+    let mut beside = configured(eve(), snapshot("", "", 1), &verdicts, Kept::default());
+    beside.becomes(State::Active, Some(1)).await;
+    for scene in [alone, beside] {
+        assert_eq!(*scene.upstream.tried.lock().unwrap(), ["eve", "eve"]);
+        assert!(scene.shown()[0].starts_with("eve "), "{:?}", scene.shown());
+    }
+}
+
+#[tokio::test]
+async fn rejected_configured_credential_leaves_nothing_in_use() {
+    let mut scene = configured(eve(), Arc::default(), &[no()], Kept::default());
+    scene.becomes(State::Rejected, None).await;
+    assert_eq!(
+        scene.shown(),
+        ["eve 0", "refuse: the upstream rejects the credential: 401"]
+    );
+}
+
+/// A credential that was accepted stays in use; the state tells of the rejection, and of its end.
+#[tokio::test]
+async fn revoked_credential_is_reported_and_stays_in_use() {
+    let verdicts = [Verdict::Accepted, down(), no(), Verdict::Accepted];
+    let mut scene = scene(snapshot("ann", "", 1), &verdicts, Kept::default());
+    scene.becomes(State::Active, Some(1)).await;
+    scene.upstream.refusals.notify_one();
+    scene.becomes(State::Rejected, Some(1)).await;
     scene.becomes(State::Active, Some(1)).await;
     assert_eq!(scene.shown(), ["ann 1"]);
 }

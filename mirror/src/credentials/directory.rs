@@ -6,15 +6,25 @@ use std::path::Path;
 
 use super::entries::Entries;
 
-/// What the directory said at one time.
+/// The content of the directory at one time. The default is that of no directory, with version 0.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Snapshot {
     /// `config.json`.
     pub candidates: Result<Entries, Problem>,
     /// `last-good.json`; what cannot be read is as if it was not there.
     pub last_good: Entries,
-    /// `version`, or how often the directory changed while this process ran.
+    /// `version`, or how often the directory changed while this process ran; 0 without a directory.
     pub version: u64,
+}
+
+impl Default for Snapshot {
+    fn default() -> Self {
+        Self {
+            candidates: Ok(Entries::default()),
+            last_good: Entries::default(),
+            version: 0,
+        }
+    }
 }
 
 /// Why there are no candidates.

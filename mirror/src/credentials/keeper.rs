@@ -1,4 +1,4 @@
-//! Keeps one upstream supplied with a credential that works.
+//! Keeps one upstream supplied with a credential that works: the directory's, else that of the configuration.
 //!
 //! A candidate is tried before it replaces what is in use. Nothing in use and nothing known to be good: the
 //! candidate is used at once and tried all the same. A rejected one is tried again, ever more seldom (bad
@@ -56,11 +56,15 @@ pub struct Keeper<T> {
     pace: Pace,
     kept: watch::Sender<Kept>,
     trial: Option<Trial>,
+    /// When a credential that was in doubt was last tried.
+    tried: Option<Instant>,
 }
 
 /// A candidate that the upstream has yet to accept.
 struct Trial {
     candidate: Credential,
+    /// It is in use, and was accepted before: a rejection is reported and takes nothing away.
+    proven: bool,
     due: Instant,
     wait: Duration,
 }
@@ -74,6 +78,7 @@ impl<T: Target> Keeper<T> {
             pace,
             kept,
             trial: None,
+            tried: None,
         }
     }
 
@@ -85,13 +90,15 @@ impl<T: Target> Keeper<T> {
         loop {
             let snapshot = snapshots.borrow_and_update().clone();
             self.adopt(&snapshot);
+            let target = self.target.clone();
             loop {
                 tokio::select! {
                     changed = snapshots.changed() => match changed {
                         Ok(()) => break,
                         Err(_) => return,
                     },
-                    verdict = Self::verdict(&self.target, &mut self.trial) => self.judge(verdict),
+                    verdict = Self::verdict(&target, &mut self.trial) => self.judge(verdict),
+                    () = target.refused(), if self.trial.is_none() => self.doubt(),
                 }
             }
         }
@@ -113,14 +120,14 @@ impl<T: Target> Keeper<T> {
             Ok(entries) => (entries.of(&self.upstream), None),
             Err(problem) => (Entry::Absent, Some(problem)),
         };
-        self.kept
-            .send_modify(|kept| kept.report.version_seen = Some(snapshot.version));
+        let version = Some(snapshot.version).filter(|version| *version > 0);
+        self.kept.send_modify(|kept| kept.report.version_seen = version);
         let last_good = match snapshot.last_good.of(&self.upstream) {
             Entry::Given(credential) => Some(credential),
             _ => None,
         };
         match (entry, problem) {
-            (Entry::Given(candidate), _) => self.propose(candidate, last_good.as_ref(), snapshot.version),
+            (Entry::Given(candidate), _) => self.propose(candidate, last_good.as_ref(), version),
             (Entry::Malformed(reason), _) => self.want(State::Malformed, &reason, last_good),
             (Entry::Empty, _) => {
                 let reason = format!("the entry of {} has no credential", self.upstream.host);
@@ -133,21 +140,21 @@ impl<T: Target> Keeper<T> {
                 };
                 self.want(state, &problem.to_string(), last_good);
             }
-            (Entry::Absent, None) => self.go_without(last_good, snapshot.version),
+            (Entry::Absent, None) => self.go_without(last_good, version),
         }
     }
 
     /// A candidate: nothing to do if it is in use, else to be tried.
-    fn propose(&mut self, candidate: Credential, last_good: Option<&Credential>, version: u64) {
+    fn propose(&mut self, candidate: Credential, last_good: Option<&Credential>, version: Option<u64>) {
         match (self.active(), last_good) {
             (None, Some(last_good)) => self.load(last_good.clone(), None),
-            (None, None) => self.load(candidate.clone(), Some(version)),
+            (None, None) => self.load(candidate.clone(), version),
             (Some(_), _) => {}
         }
         let proven = last_good == Some(&candidate) || self.kept.borrow().report.state == State::Active;
         if proven && self.active().as_ref() == Some(&candidate) {
             self.trial = None;
-            self.load(candidate, Some(version));
+            self.load(candidate, version);
             self.report(State::Active, String::new());
         } else if self
             .trial
@@ -157,10 +164,24 @@ impl<T: Target> Keeper<T> {
             self.report(State::Pending, "the upstream has not answered yet".to_owned());
             self.trial = Some(Trial {
                 candidate,
+                proven: false,
                 due: Instant::now(),
                 wait: Duration::ZERO,
             });
         }
+    }
+
+    /// Tries the credential in use again, as the upstream refused a request: only a trial tells whether that was for
+    /// the credential. At most one in a while, as refusals for repositories may be many.
+    fn doubt(&mut self) {
+        let (now, pause) = (Instant::now(), self.pace.rejected);
+        let is_active = self.kept.borrow().report.state == State::Active;
+        self.trial = self.active().filter(|_| is_active).map(|candidate| Trial {
+            candidate,
+            proven: true,
+            due: self.tried.map_or(now, |tried| now.max(tried + pause)),
+            wait: Duration::ZERO,
+        });
     }
 
     /// There should be a candidate and there is none: what is in use stays, then the last good one.
@@ -177,18 +198,25 @@ impl<T: Target> Keeper<T> {
         self.report(state, reason.to_owned());
     }
 
-    /// The directory has nothing for this upstream.
-    fn go_without(&mut self, last_good: Option<Credential>, version: u64) {
+    /// Uses the configuration's credential, as the directory has none for this upstream: it is tried as the directory's
+    /// are.
+    fn go_without(&mut self, last_good: Option<Credential>, version: Option<u64>) {
         if last_good.is_some() {
             let reason = format!("config.json has no entry for {} any more", self.upstream.host);
             return self.want(State::Missing, &reason, last_good);
         }
-        self.trial = None;
-        self.load(self.upstream.credential.clone(), Some(version));
-        self.report(State::None, String::new());
+        match self.upstream.credential.clone() {
+            Credential::Anonymous => {
+                self.trial = None;
+                self.load(Credential::Anonymous, version);
+                self.report(State::None, String::new());
+            }
+            configured => self.propose(configured, None, version),
+        }
     }
 
-    /// `version` is `None` for the last good one: nobody knows which version that was.
+    /// Uses a credential. `version` is `None` for the last good one, whose version is unknown, and for the
+    /// configuration's, which has none.
     fn load(&self, credential: Credential, version: Option<u64>) {
         let held = self.kept.borrow().active.as_ref() == Some(&credential);
         if !held {
@@ -229,6 +257,9 @@ impl<T: Target> Keeper<T> {
     }
 
     fn judge(&mut self, verdict: Verdict) {
+        if self.trial.as_ref().is_some_and(|trial| trial.proven) {
+            self.tried = Some(Instant::now());
+        }
         let (state, message, first, most) = match verdict {
             Verdict::Accepted => return self.accept(),
             Verdict::Rejected(reason) => (
@@ -249,7 +280,10 @@ impl<T: Target> Keeper<T> {
         };
         trial.wait = (trial.wait * 2).clamp(first, most);
         trial.due = Instant::now() + trial.wait;
-        let unproven = self.kept.borrow().active.as_ref() == Some(&trial.candidate);
+        if trial.proven && state == State::Pending {
+            return;
+        }
+        let unproven = !trial.proven && self.kept.borrow().active.as_ref() == Some(&trial.candidate);
         if state == State::Rejected && unproven {
             self.forget();
         }
@@ -262,8 +296,8 @@ impl<T: Target> Keeper<T> {
 
     fn accept(&mut self) {
         if let Some(trial) = self.trial.take() {
-            let version = self.kept.borrow().report.version_seen.unwrap_or_default();
-            self.load(trial.candidate, Some(version));
+            let version = self.kept.borrow().report.version_seen;
+            self.load(trial.candidate, version);
             self.report(State::Active, String::new());
         }
     }

@@ -9,7 +9,7 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::config::{self, Proxy};
 use crate::credentials::keeper::Keeper;
 use crate::credentials::watch::Watch;
-use crate::credentials::{Credential, Kept, Pace, Report, Target, Verdict};
+use crate::credentials::{Credential, Kept, Pace, Report, Snapshot, Target, Verdict};
 use crate::name::Host;
 use crate::pull::Origin;
 use crate::upstream::{self, BuildError, Options, Upstream};
@@ -19,13 +19,16 @@ use crate::upstream::{self, BuildError, Options, Upstream};
 pub(super) struct Upstreams {
     all: Vec<Supplied>,
     directory: Option<(PathBuf, Watch)>,
+    /// Stands in for the directory where there is none.
+    no_directory: watch::Sender<Arc<Snapshot>>,
 }
 
 /// One upstream, and what keeps it supplied.
 struct Supplied {
     made: Made,
     kept: watch::Receiver<Kept>,
-    _keeper: Option<AbortOnDropHandle<()>>,
+    /// None where no credential was ever configured.
+    keeper: Option<AbortOnDropHandle<()>>,
 }
 
 /// The client of an upstream, and what it was made of.
@@ -103,30 +106,33 @@ impl Upstreams {
     }
 
     fn supply(&self, made: Made, held: Option<Supplied>) -> Supplied {
-        let held = held.map(|held| held.kept.borrow().clone());
-        let Some((_, watch)) = &self.directory else {
-            if held.is_some_and(|held| held.active.is_some()) {
-                made.client.use_credential(made.settings.credential.clone(), 0);
-            }
+        let held = held.filter(|held| held.keeper.is_some());
+        let is_anonymous = made.settings.credential == Credential::Anonymous;
+        if self.directory.is_none() && is_anonymous && held.is_none() {
             let (_, kept) = watch::channel(Kept::default());
             return Supplied {
                 made,
                 kept,
-                _keeper: None,
+                keeper: None,
             };
-        };
+        }
+        let held = held.map(|held| held.kept.borrow().clone());
         let (sender, kept) = watch::channel(held.unwrap_or_default());
+        let snapshots = match &self.directory {
+            Some((_, watch)) => watch.snapshots(),
+            None => self.no_directory.subscribe(),
+        };
         let keeper = Keeper::new(
             made.settings.clone(),
             made.client.clone(),
             Pace::default(),
             sender,
         );
-        let task = tokio::spawn(keeper.run(watch.snapshots()));
+        let task = tokio::spawn(keeper.run(snapshots));
         Supplied {
             made,
             kept,
-            _keeper: Some(AbortOnDropHandle::new(task)),
+            keeper: Some(AbortOnDropHandle::new(task)),
         }
     }
 
@@ -189,6 +195,10 @@ impl Target for Upstream {
 
     fn refuse(&self, reason: String) {
         Upstream::refuse(self, reason);
+    }
+
+    async fn refused(&self) {
+        Upstream::refused(self).await;
     }
 }
 

@@ -65,7 +65,15 @@ impl Upstream {
         access.admit(question.class)?;
         self.wire.health.admit()?;
         let permit = self.permit(question.lane).await?;
-        let answer = self.converse(access, question).await?;
+        let answer = self.converse(access, question).await;
+        match &answer {
+            Err(Error::Denied { .. }) => self.refused.notify_one(),
+            Ok(answer) if answer.home && answer.status() == StatusCode::UNAUTHORIZED => {
+                self.refused.notify_one()
+            }
+            _ => {}
+        }
+        let answer = answer?;
         Ok(Held { answer, permit })
     }
 

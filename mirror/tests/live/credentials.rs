@@ -87,6 +87,82 @@ async fn a_candidate_waits_while_upstream_is_gone_and_is_used_once_it_is_back() 
     .await;
 }
 
+/// A configuration of Distribution for one upstream, with a user.
+fn configured(hub: &Hub, password: &str) -> String {
+    let tokens = Tokens::at(hub).only("robot", "right");
+    *hub.auth() = Auth::Tokens(tokens);
+    hub.push_image("app", "v1", &[b"layer"]);
+    format!(
+        "proxy: {{remoteurl: '{}', username: robot, password: {password}}}",
+        hub.url()
+    )
+}
+
+async fn is_counted(served: &Served, state: &str) -> bool {
+    let metrics = served.admin("/metrics").await.1;
+    let of = |line: &&str| line.contains("credential_state") && line.contains(&format!("\"{state}\""));
+    metrics.lines().any(|line| of(&line) && line.ends_with(" 1"))
+}
+
+#[tokio::test]
+async fn configured_credential_is_tried_at_start() {
+    let hub = Hub::start().await;
+    let served = Home::new().serve("", &configured(&hub, "right"), &[]).await;
+    eventually("proven", async || {
+        told(&served).await == ("Active".into(), None, None)
+    })
+    .await;
+    assert!(is_counted(&served, "active").await);
+    assert_eq!(served.get("/v2/app/manifests/v1").await.0, 200);
+    // Refusals from now on: pulls go on being asked, and the state says why they fail.
+    hub.auth().tokens().users.clear();
+    hub.auth().tokens().revoke();
+    hub.push_image("app", "v2", &[b"other"]);
+    assert_eq!(served.get("/v2/app/manifests/v2").await.0, 403);
+    eventually("rejected", async || told(&served).await.0 == "Rejected").await;
+    assert!(is_counted(&served, "rejected").await);
+}
+
+/// Nothing is asked with it after the trial; what is cached is served.
+#[tokio::test]
+async fn rejected_configured_credential_is_reported() {
+    let hub = Hub::start().await;
+    let mut served = Home::new().serve("", &configured(&hub, "wrong"), &[]).await;
+    eventually("rejected", async || told(&served).await.0 == "Rejected").await;
+    assert!(is_counted(&served, "rejected").await);
+    hub.forget();
+    let (code, body) = served.get("/v2/app/manifests/v1").await;
+    let body = String::from_utf8(body).unwrap();
+    assert!(
+        code == 403 && body.contains("rejects the credential"),
+        "{code} {body}"
+    );
+    assert_eq!(hub.seen("*").len(), 0, "asked with a credential that is refused");
+    let path = served.home.path("config.yml");
+    let right = std::fs::read_to_string(&path).unwrap().replace("wrong", "right");
+    std::fs::write(&path, right).unwrap();
+    served.signal(rustix::process::Signal::HUP);
+    served.line("the new configuration is in force").await;
+    eventually("accepted", async || told(&served).await.0 == "Active").await;
+    assert_eq!(served.get("/v2/app/manifests/v1").await.0, 200);
+}
+
+#[tokio::test]
+async fn upstream_down_at_start_leaves_the_credential_pending() {
+    let mut hub = Hub::start().await;
+    let yaml = configured(&hub, "right");
+    hub.stop();
+    let served = Home::new().serve("", &yaml, &[]).await;
+    eventually("pending", async || told(&served).await.0 == "Pending").await;
+    assert_eq!(served.admin("/readyz").await.0, 200);
+    hub.restart().await;
+    eventually("active", async || told(&served).await.0 == "Active").await;
+    eventually("served", async || {
+        served.get("/v2/app/manifests/v1").await.0 == 200
+    })
+    .await;
+}
+
 /// Old and new overlap for one rotation; every fifth one is a mistake.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_a_thousand_pulls_none_fails_while_credentials_rotate_fifty_times() {
