@@ -4,6 +4,7 @@
 //! environment (port taken, directory unwritable or locked), 1 anything else.
 
 mod failure;
+mod keys;
 mod serve;
 
 use std::env;
@@ -15,9 +16,12 @@ use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use tokio::runtime::Runtime;
 
-use crate::config::{self, Config, Notice, file::File};
+use crate::config::{self, Config, Notice, file::File, reference};
 use crate::server;
 use failure::Failure;
+
+/// Stands for every key.
+const ALL_KEYS: &str = "all";
 
 const EXAMPLES: &str = "\
 Examples:
@@ -28,6 +32,8 @@ Examples:
       Mirror Docker Hub on port 5000 without a file.
   mirror check config.yml
       Say what is wrong with the file, or what it means.
+  mirror check --explain proxy.ttl
+      Print what a key means, its default, its variable, and how it differs from Distribution's.
   mirror completion bash > /etc/bash_completion.d/mirror
 
 Exit codes:
@@ -49,7 +55,15 @@ enum Command {
     /// Serve until SIGTERM; SIGHUP reads the configuration again
     Serve(Configuration),
     /// Check a configuration and the files it names, and print what it means with secrets masked
-    Check(Configuration),
+    Check {
+        #[command(flatten)]
+        configuration: Configuration,
+        /// Print the reference of a key, of a section, or of a REGISTRY_* variable, and read no configuration; of all
+        /// keys without one
+        #[arg(long, value_name = "KEY", num_args = 0..=1, default_missing_value = ALL_KEYS)]
+        #[arg(value_parser = keys::Name, hide_possible_values = true)]
+        explain: Option<String>,
+    },
     /// Print a script that completes commands in a shell
     Completion {
         /// The shell
@@ -116,7 +130,10 @@ pub fn main(cli: Cli) -> ExitCode {
 fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Serve(configuration) => Runtime::new()?.block_on(serve::serve(configuration)),
-        Command::Check(configuration) => check(&configuration),
+        Command::Check {
+            explain: Some(name), ..
+        } => explain(&name),
+        Command::Check { configuration, .. } => check(&configuration),
         Command::Completion { shell } => completion(shell),
     }
 }
@@ -127,6 +144,19 @@ fn check(configuration: &Configuration) -> Result<(), Failure> {
         writeln!(io::stderr(), "{notice}")?;
     }
     io::stdout().write_all(File::from(&config).to_yaml().as_bytes())?;
+    Ok(())
+}
+
+fn explain(name: &str) -> Result<(), Failure> {
+    let entries = match name {
+        ALL_KEYS => reference::all(),
+        name => reference::find(name)?,
+    };
+    let mut stdout = io::stdout();
+    for (index, entry) in entries.iter().enumerate() {
+        let space = if index == 0 { "" } else { "\n" };
+        write!(stdout, "{space}{entry}")?;
+    }
     Ok(())
 }
 

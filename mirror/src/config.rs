@@ -16,7 +16,9 @@ mod keys;
 pub mod log;
 mod overlay;
 pub mod proxy;
+pub mod reference;
 pub mod size;
+mod storage;
 mod write;
 
 use std::fs;
@@ -26,9 +28,11 @@ pub use error::{Error, Notice};
 pub use globs::Globs;
 pub use health::Health;
 pub use http::Http;
+pub use keys::Relation;
 pub use log::Log;
 pub use proxy::{Cache, Proxy, Trust, TtlFrom, Upstream, UpstreamTls};
 pub use size::MaxSize;
+pub use storage::UploadPurging;
 
 use crate::digest::{Algorithm, Digest};
 use file::File;
@@ -36,7 +40,6 @@ use file::File;
 /// A file of this name beside the configuration is the one before it, which a server starts with that does not take the
 /// configuration: one of an older version, for example, whose successor is on its way.
 pub const LAST_GOOD: &str = "last-good.yml";
-const DEFAULT_ROOT: &str = "/var/lib/registry";
 
 /// Everything the server needs to know to run.
 #[derive(Clone, Debug, PartialEq)]
@@ -47,8 +50,8 @@ pub struct Config {
     pub log: Log,
     /// The directory that holds the cache (`storage.filesystem.rootdirectory`).
     pub root: PathBuf,
-    /// Nothing is written to the cache (`storage.maintenance.readonly.enabled`).
-    pub readonly: bool,
+    /// The removal of uploads that were left behind in it.
+    pub uploads: UploadPurging,
     /// The listener, and the admin port.
     pub http: Http,
     /// What `/debug/health` looks at.
@@ -68,8 +71,8 @@ pub struct Htpasswd {
     pub path: PathBuf,
 }
 
-/// Reads the file, if there is one, puts the `REGISTRY_*` variables over it, and makes sense of the result.
-/// The notices tell what has no effect.
+/// Reads the file, if there is one, puts the `REGISTRY_*` variables over it, and derives the settings from the result.
+/// The notices name what has no effect, or another meaning than in Distribution.
 ///
 /// # Errors
 /// A file that cannot be read, keys or values that are unknown, refused or do not fit.
@@ -82,7 +85,7 @@ pub fn load(
         None => (File::default(), String::new()),
     };
     let mut notices = environment::apply(&mut file, environment)?;
-    notices.extend(keys::without_effect(&file));
+    notices.extend(keys::notices(&file));
     let config = Config {
         version,
         ..Config::new(&file)?
@@ -120,24 +123,13 @@ impl Config {
         Ok(Self {
             version: String::new(),
             log: Log::new(file)?,
-            root: root(file)?,
-            readonly: file.storage.maintenance.readonly.enabled,
+            root: storage::root(&file.storage)?,
+            uploads: UploadPurging::new(&file.storage.maintenance.upload_purging),
             http: Http::new(&file.http)?,
             health: Health::new(&file.health)?,
             access: access(&file.auth)?,
             proxy: Proxy::new(&file.proxy)?,
         })
-    }
-}
-
-fn root(file: &File) -> Result<PathBuf, Error> {
-    let root = file.storage.filesystem.root_directory.as_deref();
-    match root.unwrap_or(DEFAULT_ROOT) {
-        "" => Err(Error::invalid(
-            "storage.filesystem.rootdirectory",
-            "must not be empty",
-        )),
-        root => Ok(root.into()),
     }
 }
 

@@ -9,8 +9,8 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::Cache;
-use crate::store::Store;
+use crate::config::{Cache, UploadPurging};
+use crate::store::{Store, Sweep};
 
 /// The time between two rounds.
 const EVERY: Duration = Duration::from_mins(1);
@@ -58,5 +58,26 @@ pub async fn run(store: Store, mut cache: watch::Receiver<Cache>, shutdown: Canc
 async fn hash_again(store: Store, shutdown: CancellationToken) {
     if let Err(error) = store.scrub(&shutdown).await {
         tracing::warn!(%error, "content could not be verified again; its next use queues it");
+    }
+}
+
+/// Sweeps the uploads that were left behind, at once and at each interval, until `shutdown`.
+pub async fn sweep_uploads(store: Store, purging: UploadPurging, shutdown: CancellationToken) {
+    while !shutdown.is_cancelled() {
+        match store.sweep_uploads(purging).await {
+            Ok(sweep) if sweep == Sweep::default() => {}
+            Ok(Sweep {
+                removed,
+                spared,
+                bytes,
+            }) => tracing::info!(removed, spared, bytes, "uploads that were left behind were swept"),
+            Err(error) => {
+                tracing::warn!(%error, "uploads that were left behind cannot be swept; the next sweep tries again");
+            }
+        }
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            () = tokio::time::sleep(purging.interval) => {}
+        }
     }
 }

@@ -19,6 +19,7 @@ pub use reload::Reloader;
 
 use crate::clock::Clock;
 use crate::config::http::Tls;
+use crate::config::log::Level;
 use crate::config::{Config, Notice};
 use crate::health::Health;
 use crate::http::serve::{self, Listener};
@@ -55,11 +56,11 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
     Ok(())
 }
 
-/// Looks at the files that a configuration names, as the start would; tells what should be looked at.
+/// Checks the files that a configuration names, as a start does, and returns what deserves attention.
 ///
 /// # Errors
-/// The first that is missing or malformed. An htpasswd file is none of them: without it nobody is let in, which is
-/// safe, and it may come.
+/// The first that is missing or malformed, but for an htpasswd file: without it no client is let in, which is safe, and
+/// the file may come later.
 pub fn check(config: &Config) -> Result<Vec<Notice>, Error> {
     install_crypto();
     certificates(config)?;
@@ -69,6 +70,7 @@ pub fn check(config: &Config) -> Result<Vec<Notice>, Error> {
     let notice = trouble.map(|message| Notice {
         key: "auth.htpasswd.path".to_owned(),
         message,
+        level: Level::Warn,
     });
     Ok(notice.into_iter().collect())
 }
@@ -161,11 +163,13 @@ impl Server {
     pub async fn run(self, shutdown: CancellationToken) {
         let admin = self.admin_address();
         if self.running.readonly() {
-            info!("the cache is read-only (storage.maintenance.readonly): nothing is kept, nothing expires");
+            info!("the cache is read-only (proxy.cache.readonly): nothing is added, nothing expires");
         }
         let tasks = self.tasks;
         let _end = tasks.clone().drop_guard();
         let store = self.running.store.clone();
+        let uploads = self.running.current().config.uploads;
+        tokio::spawn(expiry::sweep_uploads(store.clone(), uploads, tasks.clone()));
         let expiry = tokio::spawn(expiry::run(store, self.reloader.cache(), tasks.clone()));
         tokio::spawn(
             tasks
@@ -223,7 +227,7 @@ async fn open(config: &Config, clock: &Clock, metrics: &Metrics) -> Result<Store
     let options = store::Options {
         default_host: config.proxy.upstreams[0].host.clone(),
         max_size: config.proxy.cache.max_size,
-        readonly: config.readonly,
+        readonly: config.proxy.cache.readonly,
         clock: clock.clone(),
         metrics: metrics.clone(),
     };

@@ -24,11 +24,13 @@ mod stage;
 mod tags;
 mod takeover;
 mod upkeep;
+mod uploads;
 
 use std::collections::hash_map::DefaultHasher;
 use std::fs::File;
 use std::hash::{Hash, Hasher};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::Bytes;
@@ -49,6 +51,7 @@ use path::Layout;
 use space::Space;
 pub use stage::{Mismatch, Staged};
 use upkeep::Upkeep;
+pub use uploads::Sweep;
 
 /// What a store is opened with.
 #[derive(Clone, Debug)]
@@ -167,8 +170,8 @@ pub enum StageError {
     /// Neither the limit nor the disk has room, even after evicting: pass it through uncached.
     #[error("no room in the cache: raise maxsize or enlarge the disk")]
     NoRoom,
-    /// The storage is in maintenance.
-    #[error("the storage is read-only (storage.maintenance.readonly)")]
+    /// The cache is read-only.
+    #[error("the cache is read-only (proxy.cache.readonly)")]
     ReadOnly,
     /// More bytes than were announced.
     #[error("more than the announced {size} bytes")]
@@ -212,7 +215,7 @@ struct Inner {
     layout: Layout,
     clock: Clock,
     metrics: Metrics,
-    readonly: bool,
+    readonly: AtomicBool,
     opened: Timestamp,
     scratch: Scratch,
     hits: Hits,
@@ -255,6 +258,11 @@ impl Store {
         self.inner.space.set_max_size(max_size);
     }
 
+    /// Makes the cache read-only, or writable again; downloads that are being stored end first.
+    pub fn set_readonly(&self, readonly: bool) {
+        self.inner.readonly.store(readonly, Ordering::Relaxed);
+    }
+
     async fn blocking<T, E>(&self, work: impl FnOnce(&Inner) -> Result<T, E> + Send + 'static) -> Result<T, E>
     where
         T: Send + 'static,
@@ -293,7 +301,7 @@ impl Inner {
             opened: options.clock.now(),
             clock: options.clock,
             metrics: options.metrics,
-            readonly: options.readonly,
+            readonly: AtomicBool::new(options.readonly),
             evicting: Mutex::default(),
             stripes: std::array::from_fn(|_| Mutex::default()),
             scratch,
@@ -302,6 +310,10 @@ impl Inner {
         };
         inner.begin_count(!inner.index.is_complete());
         Ok(inner)
+    }
+
+    fn is_readonly(&self) -> bool {
+        self.readonly.load(Ordering::Relaxed)
     }
 
     /// Held while a piece of content, or what leads to it, changes.

@@ -153,6 +153,10 @@ fn the_version_is_told() {
 fn completion_knows_the_commands() {
     let (code, script, _) = Home::new("").ends(&["completion", "bash"]);
     assert!(code == 0 && script.contains("completion") && script.contains("check"));
+    assert!(
+        script.contains("--explain") && script.contains("proxy.ttl"),
+        "keys are completed"
+    );
 }
 
 #[test]
@@ -169,6 +173,49 @@ fn check_prints_what_is_meant_with_secrets_masked_and_notices_apart() {
     assert!(stderr.starts_with("redis: no effect here"), "{stderr}");
     home.write("again.yml", &stdout);
     assert_eq!(home.ends(&["check", "again.yml"]).1, stdout);
+}
+
+/// The configuration is not read: there is none here.
+#[test_case(&["--explain", "proxy.ttl"], &["proxy.ttl\n", "168h", "REGISTRY_PROXY_TTL", "Distribution: the same"])]
+#[test_case(&["--explain", "REGISTRY_PROXY_TTL"], &["proxy.ttl\n"]; "a variable")]
+#[test_case(&["--explain", "health.tcp"], &["health.tcp[].addr\n", "\n\nhealth.tcp[].timeout\n"]; "a section")]
+#[test_case(&["--explain", "storage.s3"], &["refused here", "not a supported storage driver"])]
+#[test_case(&["--explain"], &["version\n", "proxy.cache.maxsize\n", "redis\n"]; "no key")]
+#[test_case(&["--explain", "all"], &["version\n", "policy\n"])]
+fn check_explains_keys(arguments: &[&str], parts: &[&str]) {
+    let home = Home(tempfile::tempdir().unwrap());
+    let mut command = vec!["check"];
+    command.extend(arguments);
+    let (code, stdout, stderr) = home.ends(&command);
+    assert_eq!((code, stderr.as_str()), (0, ""));
+    assert!(parts.iter().all(|part| stdout.contains(part)), "{stdout}");
+}
+
+#[test]
+fn unknown_key_to_explain_is_invalid_input() {
+    let (code, stdout, stderr) = Home::new("").ends(&["check", "--explain", "proxy.tll"]);
+    assert_eq!((code, stdout.as_str()), (2, ""));
+    assert!(
+        stderr.contains("proxy.tll is not a configuration key (did you mean proxy.ttl?)"),
+        "{stderr}"
+    );
+}
+
+/// A key that Distribution honours in another way is a notice of `check`, and no line of a server's log.
+#[test]
+fn check_prints_where_keys_differ_from_distribution() {
+    let home = Home::new(
+        "{proxy: {remoteurl: 'https://quay.io'}, http: {debug: {addr: ':1', prometheus: {enabled: true}}}, \
+         storage: {maintenance: {readonly: {enabled: true}}}}",
+    );
+    let (code, _, stderr) = home.ends(&["check", "config.yml"]);
+    assert_eq!(code, 0, "{stderr}");
+    for notice in [
+        "storage.maintenance.readonly: no effect here: clients can change nothing",
+        "http.debug.prometheus.enabled: differs from Distribution: ",
+    ] {
+        assert!(stderr.contains(notice), "{stderr}");
+    }
 }
 
 #[test]

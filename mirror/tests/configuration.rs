@@ -90,8 +90,8 @@ fn the_development_sample_starts_with_an_admin_port() {
     assert_eq!(config.http.prefix, "/nested/mirror/");
     assert_eq!(config.http.drain_timeout, Duration::from_secs(45));
     assert_eq!(config.log.level, Level::Debug);
-    assert!(config.readonly);
-    assert_eq!(notices.len(), 12, "{notices:?}");
+    assert!(!config.proxy.cache.readonly, "the cache is still filled");
+    assert_eq!(notices.len(), 13, "{notices:?}");
 }
 
 #[test]
@@ -103,13 +103,13 @@ fn the_cache_sample_starts_with_its_credential_and_time_to_live() {
         password: Secret::new("00112233"),
     };
     assert_eq!(config.proxy.upstreams[0].credential, credential);
-    assert_eq!((config.log.format, config.log.access), (Format::Json, false));
+    assert_eq!((config.log.format, config.log.access), (Format::Logstash, false));
+    assert!(!config.uploads.enabled);
     assert_eq!(config.health.http[0].status.as_u16(), 204);
     assert_eq!(
         notices,
         [
             "log.hooks",
-            "storage.maintenance.uploadpurging",
             "storage.cache",
             "http.secret",
             "notifications",
@@ -152,7 +152,16 @@ fn a_file_that_is_not_there_is_named() {
     insecureallowhttpcredentials")]
 #[test_case("version: 0.2\n" => "config.yml line 1: version: \"0.2\" is not one of 0.1")]
 #[test_case("proxy: {ttl: soon}" => "config.yml line 1: proxy.ttl: not a duration: expected a form like 168h, 1h30m or 250ms")]
-#[test_case("storage: s3" => "config.yml line 1: storage: the only storage driver here is `filesystem`")]
+#[test_case("storage: s3" => "config.yml line 1: storage: s3 is not a supported storage driver; supported: filesystem. \
+    Set storage.filesystem.rootdirectory to a directory (it may be a mounted volume) and remove the other driver")]
+#[test_case("storage:\n  ipfs: {}\n" => "config.yml line 2: storage.ipfs: not a supported storage driver; supported: \
+    filesystem. Set storage.filesystem.rootdirectory to a directory (it may be a mounted volume) and remove the other \
+    driver; known here: filesystem, maintenance, cache, delete, redirect, tag, inmemory, azure, gcs, s3, s3aws, s3goamz, \
+    rados, swift, oss")]
+#[test_case("storage: {rados: {poolname: p}}" => "storage.rados: not a supported storage driver; supported: filesystem. \
+    Set storage.filesystem.rootdirectory to a directory (it may be a mounted volume) and remove the other driver")]
+#[test_case("storage: {filesystem: {rootdirectory: /x}, s3: {}}" => "storage: more than one storage driver is configured: \
+    keep storage.filesystem, the only supported one, and remove the others")]
 #[test_case("storage: {filesystem: {rootdir: /x}}" => "config.yml line 1: storage.filesystem.rootdir: unknown key; known \
     here: rootdirectory, maxthreads")]
 #[test_case("http:\n  addr: :1\n  addr: :2\n" => "config.yml line 3: http: the key addr is there twice")]

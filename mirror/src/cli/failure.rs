@@ -11,6 +11,9 @@ pub(super) enum Failure {
     /// The configuration.
     #[error(transparent)]
     Config(#[from] config::Error),
+    /// The key that is to be explained.
+    #[error(transparent)]
+    Key(#[from] config::reference::KeyError),
     /// What it names, or the environment.
     #[error(transparent)]
     Server(#[from] server::Error),
@@ -27,7 +30,7 @@ impl Failure {
         const ENVIRONMENT: u8 = 4;
         ExitCode::from(match self {
             Self::Config(config::Error::Unreadable { .. }) => REFERENCE,
-            Self::Config(_) => INVALID,
+            Self::Config(_) | Self::Key(_) => INVALID,
             Self::Server(error) if error.is_reference() => REFERENCE,
             Self::Server(error) if error.is_environment() => ENVIRONMENT,
             Self::Server(_) | Self::Io(_) => 1,

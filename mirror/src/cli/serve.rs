@@ -4,10 +4,11 @@ use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::{Configuration, Failure};
 use crate::config::Notice;
+use crate::config::log::Level;
 use crate::files::Files;
 use crate::logging::{self, LevelHandle};
 use crate::server::{Reloader, Server};
@@ -26,7 +27,7 @@ pub(super) async fn serve(configuration: Configuration) -> Result<(), Failure> {
         warn!(%error, "there are no traces");
         None
     });
-    tell(&notices);
+    log_notices(&notices);
     let mut signals = Signals::new()?;
     let server = Server::start(config).await?;
     let reloader = server.reloader();
@@ -67,9 +68,12 @@ impl Signals {
     }
 }
 
-fn tell(notices: &[Notice]) {
-    for notice in notices {
-        warn!(key = %notice.key, "{}", notice.message);
+fn log_notices(notices: &[Notice]) {
+    for Notice { key, message, level } in notices {
+        match level {
+            Level::Error | Level::Warn => warn!(key, "{message}"),
+            Level::Info | Level::Debug => debug!(key, "{message}"),
+        }
     }
 }
 
@@ -88,7 +92,7 @@ async fn follow(
         }
         match configuration.load() {
             Ok((config, notices)) => {
-                tell(&notices);
+                log_notices(&notices);
                 level.set(&config.log);
                 reloader.reload(config).await;
             }

@@ -55,7 +55,9 @@ impl fmt::Display for GoDuration {
     }
 }
 
-impl Overlay for GoDuration {}
+impl Overlay for GoDuration {
+    const VALUES: &'static str = "a duration such as 168h or 1h30m, or a number of nanoseconds";
+}
 
 impl Serialize for GoDuration {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {

@@ -1,6 +1,7 @@
 //! `REGISTRY_*` variables, put over the file as Distribution's parser does it.
 
 use super::file::File;
+use super::log::Level;
 use super::overlay::{Overlay, OverlayError};
 use super::{Error, Notice};
 
@@ -28,6 +29,7 @@ pub(super) fn apply(
             Err(OverlayError::Unknown) => notices.push(Notice {
                 key: variable,
                 message: "the environment variable names nothing in the configuration: ignored".to_owned(),
+                level: Level::Warn,
             }),
             Err(OverlayError::Invalid(reason)) => return Err(Error::Environment { variable, reason }),
         }

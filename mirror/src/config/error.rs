@@ -4,6 +4,9 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::keys::NO_DRIVER;
+use super::log::Level;
+
 /// A configuration that the server does not run by. Messages name the key and never a secret.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -51,13 +54,15 @@ pub enum Error {
     },
 }
 
-/// A key or a variable that has no effect, or should be looked at.
+/// A remark on a key or a variable: it has no effect, another meaning than in Distribution, or is a risk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Notice {
     /// The key's path or the variable's name.
     pub key: String,
-    /// Why.
+    /// The remark.
     pub message: String,
+    /// The level that a server logs it at; `mirror check` prints them all.
+    pub level: Level,
 }
 
 impl fmt::Display for Notice {
@@ -109,7 +114,12 @@ pub(super) fn reason(error: &serde_saphyr::Error) -> String {
     use serde_saphyr::Error as Yaml;
     match error.without_snippet() {
         Yaml::SerdeUnknownField { expected, .. } => {
-            format!("unknown key; known here: {}", expected.join(", "))
+            let known = expected.join(", ");
+            if expected.contains(&"filesystem") {
+                // Whatever is no section of `storage` is a driver to Distribution.
+                return format!("{NO_DRIVER}; known here: {known}");
+            }
+            format!("unknown key; known here: {known}")
         }
         Yaml::SerdeUnknownVariant {
             variant, expected, ..

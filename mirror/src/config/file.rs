@@ -32,7 +32,7 @@ pub use http::{Debug, Http, Http2, Prometheus, Tls};
 pub use log::{AccessLog, Log};
 pub use present::Present;
 pub use proxy::{Cache, Masked, Proxy, Trust, Upstream, UpstreamTls};
-pub use storage::{Filesystem, Maintenance, ReadOnly, Storage};
+pub use storage::{Filesystem, Maintenance, ReadOnly, Storage, UploadPurging};
 
 use super::Error;
 use super::log::Level;
@@ -47,42 +47,44 @@ pub enum Version {
     V0_1,
 }
 
-impl Overlay for Version {}
+impl Overlay for Version {
+    const VALUES: &'static str = "0.1";
+}
 
 section! {
     /// A whole file. Only what is set is written.
     File {
-        /// `0.1`, also where it is missing.
+        /// The version of the format.
         "version" => version: Version,
-        /// How requests and events are logged.
+        /// The log of requests and events.
         "log" => log: Log,
-        /// The log's level; `log.level` replaced it.
+        /// The log's level, by an older name; `log.level` goes before it.
         "loglevel" => loglevel: Option<Level>,
-        /// Where the cache lies.
+        /// The place of the cache.
         "storage" => storage: Storage,
-        /// Who may pull.
+        /// The clients that may pull.
         "auth" => auth: Auth,
-        /// Refused.
+        /// Plug-ins around registry, repositories and storage.
         "middleware" => middleware: Present,
-        /// Without effect.
+        /// Services that errors are reported to.
         "reporting" => reporting: Present,
         /// The listener and the admin port.
         "http" => http: Http,
-        /// Without effect.
+        /// Endpoints that are notified of pushes and pulls.
         "notifications" => notifications: Present,
-        /// Without effect.
+        /// A Redis that descriptors of blobs are cached in.
         "redis" => redis: Present,
-        /// What `/debug/health` looks at.
+        /// The checks that take the server out of service.
         "health" => health: Health,
-        /// Without effect.
+        /// The size of the catalog's pages.
         "catalog" => catalog: Present,
         /// The upstreams.
         "proxy" => proxy: Proxy,
-        /// Without effect.
+        /// The handling of schema 1 manifests.
         "compatibility" => compatibility: Present,
-        /// Without effect.
+        /// The validation of pushed manifests.
         "validation" => validation: Present,
-        /// Without effect.
+        /// The classes of repositories that may be pushed.
         "policy" => policy: Present,
     }
 }

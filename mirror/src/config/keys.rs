@@ -1,95 +1,186 @@
-//! Keys that Distribution knows and a pull-through has no use for: most are accepted with a notice, those
-//! whose absence would change what is safe or served are refused.
+//! The relation of each key to the key of that name in Distribution: what has another meaning or no effect here gives
+//! a notice, and what cannot be ignored safely is refused.
+//!
+//! `mirror check`, `mirror check --explain` and docs/mirror.md take their words from this table, and those of the
+//! keys' meaning from the comments of [`File`].
 
 use super::file::File;
+use super::log::Level;
+use super::overlay::Overlay as _;
 use super::{Error, Notice};
 
-const NO_PUSH: &str = "nothing is pushed to a pull-through";
-const NO_DELETE: &str = "clients cannot delete from a pull-through";
+const NO_PUSH: &str = "clients cannot push to a pull-through";
 const RELATIVE: &str = "links in answers are relative";
-const DRIVER: &str = "the cache lies in a directory: set storage.filesystem.rootdirectory";
+const INDEX: &str = "the cache has an index of its own";
+/// The answer to every storage driver but the file system.
+pub(super) const NO_DRIVER: &str = "not a supported storage driver; supported: filesystem. Set \
+    storage.filesystem.rootdirectory to a directory (it may be a mounted volume) and remove the other driver";
 
-/// A key, whether a file has it, and why it is without effect or refused.
-struct Key(&'static str, fn(&File) -> bool, &'static str);
+const SEVERAL_DRIVERS: &str = "more than one storage driver is configured: keep storage.filesystem, the only supported \
+    one, and remove the others";
 
+/// The relation of a key to the key of that name in Distribution.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Relation {
+    /// The meaning is the same, but for a remark that may be empty.
+    Same(&'static str),
+    /// The meaning is another one, which `mirror check` prints.
+    Differs(&'static str),
+    /// The key has no effect here, for this reason.
+    Ignored(&'static str),
+    /// The key is an error here; the text says what to do.
+    Refused(&'static str),
+    /// The key is unknown to Distribution.
+    Extension,
+}
+
+use Relation::{Differs, Extension, Ignored, Refused, Same};
+
+/// The keys whose relation is not plainly [`Relation::Same`]. Each row holds for all keys below its own, but for those
+/// with a row of their own.
 #[rustfmt::skip]
-const WITHOUT_EFFECT: &[Key] = &[
-    Key("log.hooks", |file| file.log.hooks.is_there(), "the log goes to stderr only"),
-    Key("log.reportcaller", |file| file.log.report_caller.is_there(), "lines name their module always"),
-    Key("storage.filesystem.maxthreads", |file| file.storage.filesystem.max_threads.is_there(), "threads are bounded anyway"),
-    Key("storage.maintenance.uploadpurging", |file| file.storage.maintenance.upload_purging.is_there(), NO_PUSH),
-    Key("storage.cache", |file| file.storage.cache.is_there(), "the cache has an index of its own"),
-    Key("storage.delete", |file| file.storage.delete.is_there(), NO_DELETE),
-    Key("storage.redirect", |file| file.storage.redirect.is_there(), "content is served from here"),
-    Key("storage.tag", |file| file.storage.tag.is_there(), NO_DELETE),
-    Key("auth.none", |file| file.auth.none.is_there(), "anybody may pull unless auth.htpasswd is set"),
-    Key("http.host", |file| file.http.host.is_there(), RELATIVE),
-    Key("http.secret", |file| file.http.secret.is_there(), NO_PUSH),
-    Key("http.relativeurls", |file| file.http.relative_urls.is_there(), RELATIVE),
-    Key("http.h2c", |file| file.http.h2c.is_there(), "HTTP/2 is understood unless http.http2.disabled is set"),
-    Key("http.tls.ciphersuites", |file| file.http.tls.cipher_suites.is_there(), "only suites that are safe today are offered"),
-    Key("reporting", |file| file.reporting.is_there(), "errors are logged and counted"),
-    Key("notifications", |file| file.notifications.is_there(), "no events are sent"),
-    Key("redis", |file| file.redis.is_there(), "the cache has an index of its own"),
-    Key("catalog", |file| file.catalog.is_there(), "clients choose the size of its pages"),
-    Key("compatibility", |file| file.compatibility.is_there(), "schema 1 manifests are not served"),
-    Key("validation", |file| file.validation.is_there(), NO_PUSH),
-    Key("policy", |file| file.policy.is_there(), NO_PUSH),
+const RELATIONS: &[(&str, Relation)] = &[
+    ("log.accesslog.disabled", Same("the lines are part of the log on stderr; Distribution writes Apache's format to stdout")),
+    ("log.hooks", Ignored("the log goes to stderr only")),
+    ("log.reportcaller", Ignored("lines name their module always")),
+    ("storage.filesystem.rootdirectory", Same("without a storage driver Distribution does not start")),
+    ("storage.filesystem.maxthreads", Ignored("threads are bounded anyway")),
+    ("storage.maintenance.readonly", Ignored("clients can change nothing anyway, and the cache is still filled, as in Distribution; for a cache that stays as it is set proxy.cache.readonly")),
+    ("storage.maintenance.uploadpurging", Same("the first sweep is at the start, and keys that are not set have their defaults")),
+    ("storage.cache", Ignored(INDEX)),
+    ("storage.delete", Ignored("clients cannot delete from a pull-through, and content expires in any case")),
+    ("storage.redirect", Ignored("content is served from here")),
+    ("storage.tag", Ignored("clients cannot delete from a pull-through")),
+    ("storage.inmemory", Refused(NO_DRIVER)),
+    ("storage.azure", Refused(NO_DRIVER)),
+    ("storage.gcs", Refused(NO_DRIVER)),
+    ("storage.s3", Refused(NO_DRIVER)),
+    ("storage.s3aws", Refused(NO_DRIVER)),
+    ("storage.s3goamz", Refused(NO_DRIVER)),
+    ("storage.rados", Refused(NO_DRIVER)),
+    ("storage.swift", Refused(NO_DRIVER)),
+    ("storage.oss", Refused(NO_DRIVER)),
+    ("auth.htpasswd.path", Same("without the file no client is let in until it is there; Distribution makes one with a password of its own")),
+    ("auth.token", Refused("use auth.htpasswd, or a proxy in front that checks tokens")),
+    ("auth.silly", Refused("it protects nothing; use auth.htpasswd")),
+    ("auth.none", Ignored("every client may pull unless auth.htpasswd is set")),
+    ("middleware", Refused("there is nothing to plug it into; remove it")),
+    ("reporting", Ignored("errors are logged and counted")),
+    ("http.addr", Same("sockets that systemd passes are not used")),
+    ("http.host", Ignored(RELATIVE)),
+    ("http.secret", Ignored(NO_PUSH)),
+    ("http.relativeurls", Ignored(RELATIVE)),
+    ("http.draintimeout", Same("without it Distribution ends at once")),
+    ("http.lameduck", Extension),
+    ("http.tls.certificate", Same("read again when the file changes")),
+    ("http.tls.key", Same("read again when the file changes")),
+    ("http.tls.clientcas", Same("read again when the files change")),
+    ("http.tls.clientauth", Same("request-client-cert and require-any-client-cert verify nothing, and are refused")),
+    ("http.tls.minimumtls", Same("versions before TLS 1.2 are never spoken")),
+    ("http.tls.ciphersuites", Ignored("only suites that are safe today are offered")),
+    ("http.tls.letsencrypt", Refused("set http.tls.certificate and http.tls.key; both are read again when they change")),
+    ("http.headers", Same("headers that frame messages are refused, and headers of an answer's own replace them")),
+    ("http.debug.addr", Same("serves /livez, /readyz and /status, too, but neither /debug/vars nor /debug/pprof")),
+    ("http.debug.prometheus.enabled", Differs("metrics are served unless this is false, under names of their own (registry_mirror_...)")),
+    ("http.http2.disabled", Differs("HTTP/2 without TLS is disabled with it, which Distribution has http.h2c for")),
+    ("http.h2c", Ignored("HTTP/2 is understood unless http.http2.disabled is set")),
+    ("notifications", Ignored("no events are sent")),
+    ("redis", Ignored(INDEX)),
+    ("health.file[].threshold", Differs("failures are counted up to it; Distribution ignores it and fails at the first")),
+    ("health.http[].timeout", Same("without it, or with 0, Distribution waits for ever")),
+    ("health.tcp[].timeout", Same("without it, or with 0, Distribution waits for ever")),
+    ("catalog", Ignored("clients choose the size of its pages")),
+    ("proxy.remoteurl", Same("Distribution without it is a registry to push to")),
+    ("proxy.ttl", Same("a new value applies to what is cached already, too")),
+    ("proxy.exec", Refused("set proxy.username and proxy.password, or proxy.credentialsdirectory, which is read again when it changes")),
+    ("proxy.upstreams", Extension),
+    ("proxy.cache", Extension),
+    ("proxy.credentialsdirectory", Extension),
+    ("proxy.filesdirectory", Extension),
+    ("compatibility", Ignored("schema 1 manifests are not served")),
+    ("validation", Ignored(NO_PUSH)),
+    ("policy", Ignored(NO_PUSH)),
 ];
 
-#[rustfmt::skip]
-const REFUSED: &[Key] = &[
-    Key("middleware", |file| file.middleware.is_there(), "there is nothing to plug it into; remove it"),
-    Key("auth.token", |file| file.auth.token.is_there(), "use auth.htpasswd, or a proxy in front that checks tokens"),
-    Key("auth.silly", |file| file.auth.silly.is_there(), "it protects nothing; use auth.htpasswd"),
-    Key("http.tls.letsencrypt", |file| file.http.tls.lets_encrypt.is_there(), "set http.tls.certificate and http.tls.key; both are read again when they change"),
-    Key("proxy.exec", |file| file.proxy.exec.is_there(), "set proxy.username and proxy.password, or proxy.credentialsdirectory, which is read again when it changes"),
-    Key("storage.inmemory", |file| file.storage.inmemory.is_there(), DRIVER),
-    Key("storage.azure", |file| file.storage.azure.is_there(), DRIVER),
-    Key("storage.gcs", |file| file.storage.gcs.is_there(), DRIVER),
-    Key("storage.s3", |file| file.storage.s3.is_there(), DRIVER),
-    Key("storage.s3aws", |file| file.storage.s3aws.is_there(), DRIVER),
-    Key("storage.swift", |file| file.storage.swift.is_there(), DRIVER),
-    Key("storage.oss", |file| file.storage.oss.is_there(), DRIVER),
-];
+impl Relation {
+    /// Returns the relation of a key by its path.
+    pub(super) fn for_key(path: &str) -> Self {
+        let rows = RELATIONS.iter().filter(|(key, _)| is_below(path, key));
+        rows.max_by_key(|(key, _)| key.len())
+            .map_or(Same(""), |(_, relation)| *relation)
+    }
+}
 
-/// A notice for each key that is there without effect, and for each value that deserves one.
-pub(super) fn without_effect(file: &File) -> impl Iterator<Item = Notice> {
-    let there = WITHOUT_EFFECT.iter().filter(|Key(_, there, _)| there(file));
-    let keys = there.map(|Key(key, _, why)| notice(key, format!("no effect here: {why}")));
+/// Returns whether a path is a key or lies below it.
+pub(super) fn is_below(path: &str, key: &str) -> bool {
+    path.strip_prefix(key)
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+}
+
+/// Returns a notice for each key that has no effect or another meaning than in Distribution, and for each value that
+/// deserves one.
+pub(super) fn notices(file: &File) -> impl Iterator<Item = Notice> {
+    let set = set_keys(file);
+    let keys = RELATIONS.iter().filter_map(move |(key, relation)| {
+        let (message, level) = match relation {
+            Ignored(why) => (format!("no effect here: {why}"), Level::Warn),
+            Differs(how) => (format!("differs from Distribution: {how}"), Level::Debug),
+            Same(_) | Refused(_) | Extension => return None,
+        };
+        set.iter().any(|path| is_below(path, key)).then(|| Notice {
+            key: (*key).to_owned(),
+            message,
+            level,
+        })
+    });
     keys.chain(old_tls(file)).chain(password_in_clear(file))
 }
 
-fn notice(key: &str, message: String) -> Notice {
-    Notice {
-        key: key.to_owned(),
-        message,
-    }
+fn set_keys(file: &File) -> Vec<String> {
+    let mut set = Vec::new();
+    file.set_keys("", &mut set);
+    set
 }
 
 fn old_tls(file: &File) -> Option<Notice> {
     let old = matches!(file.http.tls.minimum_tls.as_deref(), Some("tls1.0" | "tls1.1"));
-    old.then(|| {
-        let why = "no effect here: versions before TLS 1.2 are never spoken";
-        notice("http.tls.minimumtls", why.to_owned())
+    old.then(|| Notice {
+        key: "http.tls.minimumtls".to_owned(),
+        message: "no effect here: versions before TLS 1.2 are never spoken".to_owned(),
+        level: Level::Warn,
     })
 }
 
-/// Distribution sends passwords to `http://` upstreams; who relies on that is told.
+/// Distribution sends passwords to `http://` upstreams, and so does this server, with a notice.
 fn password_in_clear(file: &File) -> Option<Notice> {
     let remote = file.proxy.remote_url.as_deref().unwrap_or_default();
     let clear = remote.starts_with("http://") && file.proxy.username.is_some();
-    clear.then(|| {
-        let why = "its password goes over the network in clear text: use https://";
-        notice("proxy.remoteurl", why.to_owned())
+    clear.then(|| Notice {
+        key: "proxy.remoteurl".to_owned(),
+        message: "its password goes over the network in clear text: use https://".to_owned(),
+        level: Level::Warn,
     })
 }
 
-/// The first key that is there and must not be.
+/// Refuses a file with a key that must not be there.
+///
+/// # Errors
+/// The first such key; for storage drivers, all of them where there is more than one.
 pub(super) fn refuse(file: &File) -> Result<(), Error> {
-    match REFUSED.iter().find(|Key(_, there, _)| there(file)) {
+    let set = set_keys(file);
+    let is_set = |key: &str| set.iter().any(|path| is_below(path, key));
+    let refused = RELATIONS.iter().filter_map(|(key, relation)| match relation {
+        Refused(reason) if is_set(key) => Some((*key, *reason)),
+        _ => None,
+    });
+    let refused: Vec<_> = refused.collect();
+    let others = refused.iter().filter(|(_, reason)| *reason == NO_DRIVER).count();
+    let drivers = others + usize::from(is_set("storage.filesystem"));
+    match refused.first() {
         None => Ok(()),
-        Some(Key(key, _, reason)) => Err(Error::Refused {
+        Some((_, NO_DRIVER)) if drivers > 1 => Err(Error::invalid("storage", SEVERAL_DRIVERS)),
+        Some((key, NO_DRIVER)) => Err(Error::invalid(*key, NO_DRIVER)),
+        Some((key, reason)) => Err(Error::Refused {
             key: (*key).to_owned(),
             reason: (*reason).to_owned(),
         }),
@@ -99,7 +190,7 @@ pub(super) fn refuse(file: &File) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::overlay::Overlay as _;
+    use crate::config::reference;
     use test_case::test_case;
 
     #[test_case("http: {secret: s}", "http.secret")]
@@ -111,12 +202,18 @@ mod tests {
     #[test_case("storage: {cache: {blobdescriptor: redis}}", "storage.cache")]
     #[test_case("storage: {delete: {enabled: true}}", "storage.delete")]
     #[test_case("storage: {redirect: {disable: true}}", "storage.redirect")]
+    #[test_case(
+        "storage: {maintenance: {readonly: {enabled: true}}}",
+        "storage.maintenance.readonly"
+    )]
+    #[test_case("http: {http2: {disabled: true}}", "http.http2.disabled")]
+    #[test_case(
+        "http: {debug: {addr: ':1', prometheus: {enabled: true}}}",
+        "http.debug.prometheus.enabled"
+    )]
+    #[test_case("health: {file: [{file: /down, threshold: 3}]}", "health.file[].threshold")]
     #[test_case("storage: {tag: {concurrencylimit: 8}}", "storage.tag")]
     #[test_case("storage: {filesystem: {maxthreads: 9}}", "storage.filesystem.maxthreads")]
-    #[test_case(
-        "storage: {maintenance: {uploadpurging: {enabled: false}}}",
-        "storage.maintenance.uploadpurging"
-    )]
     #[test_case("log: {hooks: [{type: mail}]}", "log.hooks")]
     #[test_case("log: {reportcaller: true}", "log.reportcaller")]
     #[test_case("auth: {none: }", "auth.none")]
@@ -130,7 +227,7 @@ mod tests {
     #[test_case("proxy: {remoteurl: 'http://a', username: u}", "proxy.remoteurl")]
     fn keys_without_effect_give_exactly_one_notice(yaml: &str, key: &str) {
         let file = File::parse(yaml).unwrap();
-        let notices: Vec<_> = without_effect(&file).map(|n| n.key).collect();
+        let notices: Vec<_> = notices(&file).map(|n| n.key).collect();
         assert_eq!(notices, [key]);
         assert!(refuse(&file).is_ok());
     }
@@ -140,13 +237,6 @@ mod tests {
     #[test_case("auth: {silly: {realm: r}}", "auth.silly")]
     #[test_case("http: {tls: {letsencrypt: {email: e}}}", "http.tls.letsencrypt")]
     #[test_case("proxy: {exec: {command: c}}", "proxy.exec")]
-    #[test_case("storage: {s3: {bucket: b}}", "storage.s3")]
-    #[test_case("storage: {inmemory: }", "storage.inmemory"; "a driver without options")]
-    #[test_case("storage: {gcs: {}, filesystem: {}}", "storage.gcs")]
-    #[test_case("storage: {azure: {}}", "storage.azure")]
-    #[test_case("storage: {swift: {}}", "storage.swift")]
-    #[test_case("storage: {oss: {}}", "storage.oss")]
-    #[test_case("storage: {s3aws: {}}", "storage.s3aws")]
     fn keys_that_cannot_be_ignored_are_refused_by_name(yaml: &str, key: &str) {
         let file = File::parse(yaml).unwrap();
         let message = refuse(&file).unwrap_err().to_string();
@@ -156,39 +246,54 @@ mod tests {
         );
     }
 
+    #[test_case("s3: {bucket: b}" => "storage.s3")]
+    #[test_case("inmemory: " => "storage.inmemory"; "a driver without options")]
+    #[test_case("gcs: {}, filesystem: {}" => "storage.gcs")]
+    #[test_case("azure: {}, cache: {}, maintenance: {}" => "storage.azure")]
+    #[test_case("swift: {}" => "storage.swift")]
+    #[test_case("oss: {}" => "storage.oss")]
+    #[test_case("s3aws: {}" => "storage.s3aws")]
+    #[test_case("s3goamz: {region: r}" => "storage.s3goamz")]
+    #[test_case("rados: {poolname: p}" => "storage.rados")]
+    #[test_case("s3: {}, gcs: {}" => "storage"; "two drivers")]
+    #[test_case("filesystem: {rootdirectory: /x}, s3: {}" => "storage"; "two of which one is supported")]
+    fn other_storage_drivers_are_refused(drivers: &str) -> String {
+        let file = File::parse(&format!("storage: {{{drivers}}}")).unwrap();
+        let message = refuse(&file).unwrap_err().to_string();
+        let (key, reason) = message.split_once(": ").unwrap();
+        let words = ["supported", "storage driver", "filesystem", "remove"];
+        assert!(words.iter().all(|word| reason.contains(word)), "{message}");
+        key.to_owned()
+    }
+
     #[test]
     fn a_file_of_our_own_gives_no_notice() {
         let file = File::parse("proxy: {remoteurl: 'https://a', username: u, password: p}").unwrap();
-        assert_eq!(without_effect(&file).count(), 0);
+        assert_eq!(notices(&file).count(), 0);
     }
 
-    /// What docs/mirror.md says of all keys; generated, as is the chart's copy of the definition.
-    fn by_class() -> String {
-        let mut all = Vec::new();
-        File::keys("", &mut all);
-        let in_table = |table: &[Key], path: &str| table.iter().any(|Key(key, ..)| *key == path);
-        let mut honoured = Vec::new();
-        for (path, ignored) in &all {
-            let known = in_table(WITHOUT_EFFECT, path) || in_table(REFUSED, path);
-            assert_eq!(
-                *ignored, known,
-                "{path} is in no table, or has a meaning and is in one"
-            );
-            if !known {
-                honoured.push(format!("`{path}`"));
-            }
+    /// Every row is a key or a section, and the keys whose value is not read are those without effect.
+    #[test]
+    fn rows_of_the_table_are_keys() {
+        let all = reference::all();
+        for (row, _) in RELATIONS {
+            assert!(all.iter().any(|entry| is_below(&entry.key, row)), "{row}");
         }
-        let rows = |table: &[Key]| {
-            let row = |Key(key, _, why): &Key| format!("| `{key}` | {why} |\n");
-            table.iter().map(row).collect::<String>()
+        for entry in all.iter().filter(|entry| entry.values.is_empty()) {
+            assert!(matches!(entry.relation, Ignored(_) | Refused(_)), "{}", entry.key);
+        }
+    }
+
+    fn table() -> String {
+        let row = |entry: reference::Entry| {
+            let default = entry
+                .default
+                .map_or_else(String::new, |default| format!("`{default}`"));
+            let (key, meaning, relation) = (entry.key, entry.meaning, entry.relation);
+            format!("| `{key}` | {meaning} | {default} | {relation} |\n")
         };
-        format!(
-            "Honoured: {}.\n\n| without effect, accepted with a line in the log | why |\n|---|---|\n{}\n\
-             | refused | what to do |\n|---|---|\n{}",
-            honoured.join(", "),
-            rows(WITHOUT_EFFECT),
-            rows(REFUSED)
-        )
+        let rows: String = reference::all().into_iter().map(row).collect();
+        format!("| key | meaning | default | in Distribution |\n|---|---|---|---|\n{rows}")
     }
 
     #[test]
@@ -197,7 +302,7 @@ mod tests {
         let text = std::fs::read_to_string(path).unwrap();
         let (before, rest) = text.split_once("<!-- keys -->\n").unwrap();
         let (written, after) = rest.split_once("<!-- end of keys -->").unwrap();
-        let expected = by_class();
+        let expected = table();
         if std::env::var_os("UPDATE").is_some() {
             let text = format!("{before}<!-- keys -->\n{expected}<!-- end of keys -->{after}");
             std::fs::write(path, text).unwrap();

@@ -49,7 +49,9 @@ pub enum Format {
     Logstash,
 }
 
-impl Overlay for Level {}
+impl Overlay for Level {
+    const VALUES: &'static str = "error, warn, info or debug";
+}
 
 impl<'de> Deserialize<'de> for Level {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {

@@ -21,8 +21,59 @@ pub(crate) enum OverlayError {
     Invalid(String),
 }
 
+/// A key of the file, as its type and its comment describe it.
+#[derive(Clone, Debug)]
+pub(crate) struct FileKey {
+    /// Its path: `proxy.upstreams[].host`, `log.fields.NAME`.
+    pub(crate) path: String,
+    /// Its variable, with 0 for an index: `REGISTRY_PROXY_UPSTREAMS_0_HOST`.
+    pub(crate) variable: String,
+    /// The comment.
+    pub(crate) meaning: &'static str,
+    /// The values that it takes; empty where anything goes, as the key has no effect or is refused.
+    pub(crate) values: &'static str,
+}
+
+impl FileKey {
+    /// The file as a whole.
+    pub(crate) fn root() -> Self {
+        Self {
+            path: String::new(),
+            variable: "REGISTRY".to_owned(),
+            meaning: "",
+            values: "",
+        }
+    }
+
+    /// Returns a key below this one.
+    pub(crate) fn below(&self, key: &str, own: &[&str], meaning: &'static str) -> Self {
+        let dot = if self.path.is_empty() { "" } else { "." };
+        let variable = own
+            .first()
+            .map_or_else(|| key.to_ascii_uppercase(), |own| (*own).to_owned());
+        Self {
+            path: format!("{}{dot}{key}", self.path),
+            variable: format!("{}_{variable}", self.variable),
+            meaning: meaning.trim_start(),
+            values: "",
+        }
+    }
+
+    /// Returns the key of each element of a list or a map.
+    fn element(&self, path: &str, variable: &str) -> Self {
+        Self {
+            path: format!("{}{path}", self.path),
+            variable: format!("{}_{variable}", self.variable),
+            ..self.clone()
+        }
+    }
+}
+
 /// A part of the configuration that values can be put over.
 pub(crate) trait Overlay: DeserializeOwned {
+    /// The values that the part takes, in words; empty for what has keys below it.
+    const VALUES: &'static str = "";
+
     /// What a key without a value (YAML's null) means; `None`: nothing.
     fn null() -> Option<Self> {
         None
@@ -41,10 +92,17 @@ pub(crate) trait Overlay: DeserializeOwned {
         Err(OverlayError::Unknown)
     }
 
-    /// The keys from here on, each with whether it is only looked at for being there.
-    #[cfg(test)]
-    fn keys(path: &str, keys: &mut Vec<(String, bool)>) {
-        keys.push((path.to_owned(), false));
+    /// Adds all keys from this one on.
+    fn keys(at: &FileKey, keys: &mut Vec<FileKey>) {
+        keys.push(FileKey {
+            values: Self::VALUES,
+            ..at.clone()
+        });
+    }
+
+    /// Adds the paths of the keys from this one on that have a value.
+    fn set_keys(&self, path: &str, keys: &mut Vec<String>) {
+        keys.push(path.to_owned());
     }
 
     /// Puts the value where the path leads: here, if it is empty.
@@ -87,9 +145,14 @@ pub(crate) fn or_null<'de, D: Deserializer<'de>, T: Overlay>(deserializer: D) ->
 }
 
 impl<T: Overlay> Overlay for Option<T> {
-    #[cfg(test)]
-    fn keys(path: &str, keys: &mut Vec<(String, bool)>) {
-        T::keys(path, keys);
+    fn keys(at: &FileKey, keys: &mut Vec<FileKey>) {
+        T::keys(at, keys);
+    }
+
+    fn set_keys(&self, path: &str, keys: &mut Vec<String>) {
+        if let Some(there) = self {
+            there.set_keys(path, keys);
+        }
     }
 
     fn null() -> Option<Self> {
@@ -108,9 +171,15 @@ impl<T: Overlay> Overlay for Option<T> {
 }
 
 impl<T: Overlay> Overlay for Vec<T> {
-    #[cfg(test)]
-    fn keys(path: &str, keys: &mut Vec<(String, bool)>) {
-        T::keys(&format!("{path}[]"), keys);
+    fn keys(at: &FileKey, keys: &mut Vec<FileKey>) {
+        T::keys(&at.element("[]", "0"), keys);
+    }
+
+    fn set_keys(&self, path: &str, keys: &mut Vec<String>) {
+        let path = format!("{path}[]");
+        for element in self {
+            element.set_keys(&path, keys);
+        }
     }
 
     fn null() -> Option<Self> {
@@ -140,9 +209,15 @@ impl<T: Overlay> Overlay for Vec<T> {
 }
 
 impl<T: Overlay> Overlay for BTreeMap<String, T> {
-    #[cfg(test)]
-    fn keys(path: &str, keys: &mut Vec<(String, bool)>) {
-        T::keys(&format!("{path}.NAME"), keys);
+    fn keys(at: &FileKey, keys: &mut Vec<FileKey>) {
+        T::keys(&at.element(".NAME", "NAME"), keys);
+    }
+
+    fn set_keys(&self, path: &str, keys: &mut Vec<String>) {
+        let path = format!("{path}.NAME");
+        for value in self.values() {
+            value.set_keys(&path, keys);
+        }
     }
 
     fn null() -> Option<Self> {
@@ -163,8 +238,10 @@ impl<T: Overlay> Overlay for BTreeMap<String, T> {
 }
 
 macro_rules! leaf {
-    ($($type:ty),+) => {
+    ($($type:ty: $values:literal),+) => {
         $(impl Overlay for $type {
+            const VALUES: &'static str = $values;
+
             fn null() -> Option<Self> {
                 Some(Self::default())
             }
@@ -172,20 +249,26 @@ macro_rules! leaf {
     };
 }
 
-leaf!(bool, u16, u32, String, serde_json::Value);
+leaf!(
+    bool: "true or false",
+    u16: "a number",
+    u32: "a number",
+    String: "text",
+    serde_json::Value: "text, a number, true or false"
+);
 
-/// Declares a section of the file: its keys, what they are in the environment where that is not the key in
-/// upper case, and their types.
+/// Declares a section of the file: its keys with their meaning, their names in the environment where those are not
+/// the keys in upper case, and their types. The comments of the keys are what `mirror check --explain` prints.
 macro_rules! section {
     ($(#[$attribute:meta])* $name:ident {
-        $($(#[$field_attribute:meta])* $key:literal $(($env:literal))? => $field:ident: $type:ty,)+
+        $($(#[doc = $doc:literal])* $key:literal $(($env:literal))? => $field:ident: $type:ty,)+
     }) => {
         #[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
         $(#[$attribute])*
         #[serde(deny_unknown_fields)]
         pub struct $name {
             $(
-                $(#[$field_attribute])*
+                $(#[doc = $doc])*
                 #[serde(
                     rename = $key,
                     default,
@@ -197,12 +280,18 @@ macro_rules! section {
         }
 
         impl crate::config::overlay::Overlay for $name {
-            #[cfg(test)]
-            fn keys(path: &str, keys: &mut Vec<(String, bool)>) {
+            fn keys(at: &crate::config::overlay::FileKey, keys: &mut Vec<crate::config::overlay::FileKey>) {
                 $(
-                    let path_of_key = if path.is_empty() { $key.to_owned() } else { format!("{path}.{}", $key) };
-                    <$type as crate::config::overlay::Overlay>::keys(&path_of_key, keys);
+                    let key = at.below($key, &[$($env)?], concat!($($doc),*));
+                    <$type as crate::config::overlay::Overlay>::keys(&key, keys);
                 )+
+            }
+
+            fn set_keys(&self, path: &str, keys: &mut Vec<String>) {
+                let dot = if path.is_empty() { "" } else { "." };
+                $(if !crate::config::overlay::is_default(&self.$field) {
+                    self.$field.set_keys(&format!("{path}{dot}{}", $key), keys);
+                })+
             }
 
             fn null() -> Option<Self> {

@@ -96,6 +96,8 @@ pub struct Cache {
     pub pinned: Globs,
     /// Upstreams are never asked.
     pub offline: bool,
+    /// Nothing is added to the cache and nothing expires (`proxy.cache.readonly`).
+    pub readonly: bool,
     /// Content on disk is read and checked again after this time; `None`: never.
     pub scrub_period: Option<Duration>,
 }
@@ -110,7 +112,9 @@ pub enum TtlFrom {
     FirstFetch,
 }
 
-impl Overlay for TtlFrom {}
+impl Overlay for TtlFrom {
+    const VALUES: &'static str = "LastUse or FirstFetch";
+}
 
 impl Proxy {
     pub(super) fn new(proxy: &file::Proxy) -> Result<Self, Error> {
@@ -136,6 +140,7 @@ impl Cache {
             max_size: cache.max_size,
             pinned: Globs::new(&cache.pinned).map_err(|e| Error::invalid("proxy.cache.pinned", e))?,
             offline: cache.offline,
+            readonly: cache.readonly,
             scrub_period: cache.scrub_period.map_or(Some(MONTH), GoDuration::positive),
         })
     }
@@ -181,14 +186,14 @@ mod tests {
     fn the_extension_sets_all_of_the_cache() {
         let cache = cache(
             "cache: {ttlfrom: LastUse, tagttl: 5m, staleiferror: 0, maxsize: 90%, scrubperiod: 0, \
-             offline: true, pinned: ['docker.io/library/*:*']}",
+             offline: true, readonly: true, pinned: ['docker.io/library/*:*']}",
         );
         assert_eq!(cache.ttl_from, TtlFrom::LastUse);
         assert_eq!(cache.tag_ttl, Duration::from_mins(5));
         assert_eq!(cache.stale_if_error, Duration::ZERO);
         assert_eq!(cache.max_size, Some(MaxSize::Percent(90)));
         assert_eq!(cache.scrub_period, None);
-        assert!(cache.offline && cache.pinned.matches("docker.io/library/nginx:1"));
+        assert!(cache.offline && cache.readonly && cache.pinned.matches("docker.io/library/nginx:1"));
     }
 
     #[test_case("{remoteurl: 'https://a', cache: {pinned: ['a[']}}", "proxy.cache.pinned")]

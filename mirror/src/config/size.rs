@@ -94,7 +94,9 @@ impl fmt::Display for MaxSize {
     }
 }
 
-impl Overlay for MaxSize {}
+impl Overlay for MaxSize {
+    const VALUES: &'static str = "a size such as 50Gi, or 1% to 100% of the file system";
+}
 
 impl Serialize for MaxSize {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {

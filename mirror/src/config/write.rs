@@ -8,7 +8,7 @@ use ::http::HeaderMap;
 use super::health::Pace;
 use super::http::{Listen, Tls};
 use super::log::Format;
-use super::{Cache, Config, Health, Http, Log, Proxy, Upstream, file};
+use super::{Cache, Config, Health, Http, Log, Proxy, UploadPurging, Upstream, file};
 use crate::credentials::Credential;
 
 impl From<&Config> for file::File {
@@ -22,9 +22,7 @@ impl From<&Config> for file::File {
                     ..file::Filesystem::default()
                 },
                 maintenance: file::Maintenance {
-                    readonly: file::ReadOnly {
-                        enabled: config.readonly,
-                    },
+                    upload_purging: uploads(config.uploads),
                     ..file::Maintenance::default()
                 },
                 ..file::Storage::default()
@@ -41,6 +39,15 @@ impl From<&Config> for file::File {
             proxy: proxy(&config.proxy),
             ..Self::default()
         }
+    }
+}
+
+fn uploads(purging: UploadPurging) -> file::UploadPurging {
+    file::UploadPurging {
+        enabled: Some(purging.enabled),
+        age: Some(purging.age.into()),
+        interval: Some(purging.interval.into()),
+        dry_run: purging.dry_run,
     }
 }
 
@@ -197,6 +204,7 @@ fn cache(cache: &Cache) -> file::Cache {
         max_size: cache.max_size,
         pinned: cache.pinned.patterns().to_vec(),
         offline: cache.offline,
+        readonly: cache.readonly,
         scrub_period: Some(cache.scrub_period.unwrap_or_default().into()),
     }
 }
@@ -228,7 +236,9 @@ mod tests {
 
     const EVERYTHING: &str = "
 log: {level: warn, formatter: json, fields: {service: mirror}, accesslog: {disabled: true}}
-storage: {filesystem: {rootdirectory: /cache}, maintenance: {readonly: {enabled: true}}}
+storage:
+  filesystem: {rootdirectory: /cache}
+  maintenance: {uploadpurging: {enabled: false, age: 1h, interval: 2h, dryrun: true}}
 auth: {htpasswd: {realm: r, path: /users}}
 http:
   addr: :443
@@ -251,7 +261,7 @@ proxy:
   remotenamespace: team
   ttl: 0
   credentialsdirectory: /credentials
-  cache: {ttlfrom: LastUse, tagttl: 5m, staleiferror: 0, maxsize: 50Gi, pinned: ['a/b:*'], scrubperiod: 0}
+  cache: {ttlfrom: LastUse, tagttl: 5m, staleiferror: 0, maxsize: 50Gi, pinned: ['a/b:*'], readonly: true, scrubperiod: 0}
   upstreams:
   - host: quay.io
     remoteurl: http://quay.example

@@ -112,7 +112,9 @@ impl Reloader {
             return Err(Refused::DefaultUpstream(after.to_string()));
         }
         self.renew(new).await?;
-        self.0.running.store.set_limits(new.proxy.cache.max_size);
+        let store = &self.0.running.store;
+        store.set_limits(new.proxy.cache.max_size);
+        store.set_readonly(new.proxy.cache.readonly);
         self.0.cache.send_replace(new.proxy.cache.clone());
         Ok(())
     }
@@ -202,7 +204,7 @@ fn fixed(old: &Config, new: &Config) -> Vec<&'static str> {
         ("log.fields", old.log.fields != new.log.fields),
         ("log.accesslog.disabled", old.log.access != new.log.access),
         ("storage.filesystem.rootdirectory", old.root != new.root),
-        ("storage.maintenance.readonly", old.readonly != new.readonly),
+        ("storage.maintenance.uploadpurging", old.uploads != new.uploads),
         ("http.addr", old.http.listen != new.http.listen),
         ("http.prefix", old.http.prefix != new.http.prefix),
         ("http.headers", old.http.headers != new.http.headers),

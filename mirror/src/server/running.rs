@@ -64,9 +64,9 @@ impl Running {
         self.current.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether the cache is served as it is.
+    /// Returns whether the cache is served as it is, without changes.
     pub(super) fn readonly(&self) -> bool {
-        self.current().config.readonly
+        self.current().config.proxy.cache.readonly
     }
 
     /// No new clients should come from now on.

@@ -82,7 +82,7 @@ impl Store {
     pub async fn link_blob(&self, repository: &Repository, digest: &Digest) -> Result<(), StageError> {
         let (repository, digest) = (repository.clone(), digest.clone());
         self.blocking(move |inner| {
-            if inner.readonly {
+            if inner.is_readonly() {
                 return Err(StageError::ReadOnly);
             }
             let _one = inner.stripe(&digest);

@@ -33,26 +33,38 @@ impl Inner {
 
 /// Calls for every repository on disk, with memory for one path's siblings at a time.
 pub(super) fn each_repository(layout: &Layout, found: &mut dyn FnMut(Repository)) -> Result<(), IoError> {
+    each_directory(layout, &mut |directory, own| {
+        if own
+            .iter()
+            .any(|path| path.ends_with("_manifests") || path.ends_with("_layers"))
+        {
+            layout.repository_at(directory).into_iter().for_each(&mut *found);
+        }
+        Ok(())
+    })
+}
+
+/// A visitor of directories; it gets the path, and those of the directories in it that no repository's name can have
+/// (`_layers`, `_manifests`, `_uploads`).
+type Visit<'a> = dyn FnMut(&Path, &[PathBuf]) -> Result<(), IoError> + 'a;
+
+/// Calls for every directory that is a repository or the start of a name of one. Links are not followed.
+pub(super) fn each_directory(layout: &Layout, found: &mut Visit<'_>) -> Result<(), IoError> {
     let base = layout.repositories();
-    visit(layout, &base, found)?;
+    visit(&base, found)?;
     for host in directories(&base.join("_upstreams"))? {
-        visit(layout, &host, found)?;
+        visit(&host, found)?;
     }
     Ok(())
 }
 
-fn visit(layout: &Layout, directory: &Path, found: &mut dyn FnMut(Repository)) -> Result<(), IoError> {
+fn visit(directory: &Path, found: &mut Visit<'_>) -> Result<(), IoError> {
     let (own, below): (Vec<_>, Vec<_>) = directories(directory)?.into_iter().partition(|path| {
         path.file_name()
             .is_some_and(|name| name.as_encoded_bytes().starts_with(b"_"))
     });
-    if own
-        .iter()
-        .any(|path| path.ends_with("_manifests") || path.ends_with("_layers"))
-    {
-        layout.repository_at(directory).into_iter().for_each(&mut *found);
-    }
-    below.iter().try_for_each(|path| visit(layout, path, found))
+    found(directory, &own)?;
+    below.iter().try_for_each(|path| visit(path, found))
 }
 
 /// The directories in a directory; none where it is missing.

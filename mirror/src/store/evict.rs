@@ -66,7 +66,7 @@ impl Inner {
 
     /// Removes what was not used for longest, nobody reads now and is not pinned. Returns the bytes freed.
     fn evict(&self, wanted: u64) -> Result<u64, Error> {
-        if self.readonly {
+        if self.is_readonly() {
             return Ok(0);
         }
         if let Err(error) = self.write_marks() {
@@ -93,7 +93,7 @@ impl Inner {
     /// Removes what was used, or fetched, before `before` (ms since 1970), nobody reads now and is not pinned. Returns
     /// how many pieces of content went.
     pub(super) fn expire(&self, order: Order, before: i64) -> Result<u64, Error> {
-        if self.readonly {
+        if self.is_readonly() {
             return Ok(0);
         }
         self.write_marks()?;

@@ -26,6 +26,8 @@ struct Account {
     stored: u64,
     blobs: u64,
     promised: u64,
+    /// Bytes of uploads that another registry left behind: they take room, and evicting gives none of it back.
+    uploads: u64,
     max_size: Option<MaxSize>,
     /// While the index is incomplete nobody knows what is stored: only the free space counts.
     paused: bool,
@@ -92,6 +94,11 @@ impl Space {
         (account.stored, account.blobs, account.paused) = (stored, blobs, paused);
     }
 
+    /// Sets the bytes of uploads that were left behind.
+    pub(super) fn set_uploads(&self, bytes: u64) {
+        lock(&self.account).uploads = bytes;
+    }
+
     /// All that is stored is counted now.
     pub(super) fn resume(&self) {
         lock(&self.account).paused = false;
@@ -102,11 +109,15 @@ impl Space {
         lock(&self.account).paused
     }
 
-    /// Bytes stored, number of blobs, and the limit in bytes.
+    /// Returns the bytes that are taken, the number of blobs, and the limit in bytes.
     pub(super) fn usage(&self) -> (u64, u64, Option<u64>) {
         let account = lock(&self.account);
         let limit = limit(account.max_size, self.file_system().as_ref());
-        (account.stored, account.blobs, limit)
+        (
+            account.stored.saturating_add(account.uploads),
+            account.blobs,
+            limit,
+        )
     }
 
     /// By how much the cache is over its limit now, as after a reload that lowered it.
@@ -132,6 +143,7 @@ impl Space {
         let over = limit.map_or(0, |limit| {
             let wanted = account
                 .stored
+                .saturating_add(account.uploads)
                 .saturating_add(account.promised)
                 .saturating_add(more);
             wanted.saturating_sub(limit)

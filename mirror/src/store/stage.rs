@@ -51,7 +51,7 @@ impl Staged {
         least: u64,
     ) -> Result<Self, StageError> {
         let inner = &store.inner;
-        if inner.readonly {
+        if inner.is_readonly() {
             return Err(StageError::ReadOnly);
         }
         let room = inner.reserve(size.unwrap_or(least.saturating_add(STEP)))?;

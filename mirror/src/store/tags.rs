@@ -66,7 +66,7 @@ impl Inner {
     }
 
     fn save_tag(&self, repository: &Repository, tag: &Tag, digest: &Digest) -> Result<(), StageError> {
-        if self.readonly {
+        if self.is_readonly() {
             return Err(StageError::ReadOnly);
         }
         let _one = self.stripe(digest);

@@ -127,7 +127,7 @@ impl Store {
 
 /// Starts to learn from the files, in the background, where the index does not know them all.
 pub(super) fn learn_if_needed(inner: &Arc<Inner>) {
-    let needed = !inner.readonly && !inner.index.is_complete();
+    let needed = !inner.is_readonly() && !inner.index.is_complete();
     if !needed || inner.upkeep.learning.swap(true, Ordering::AcqRel) {
         return;
     }
@@ -153,7 +153,7 @@ impl Inner {
     fn flush(&self, outdated: impl Fn(&Written, State, Timestamp) -> bool) -> Result<(), Error> {
         self.write_marks()?;
         let ttl = *lock(&self.upkeep.ttl);
-        let Some((ttl, from)) = ttl.filter(|_| !self.readonly && !self.space.is_paused()) else {
+        let Some((ttl, from)) = ttl.filter(|_| !self.is_readonly() && !self.space.is_paused()) else {
             return Ok(());
         };
         // What was learned since the last round of expiry: Distribution's own times must not be lost in its state.

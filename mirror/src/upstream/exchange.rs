@@ -66,12 +66,12 @@ impl Upstream {
         self.wire.health.admit()?;
         let permit = self.permit(question.lane).await?;
         let answer = self.converse(access, question).await;
-        match &answer {
-            Err(Error::Denied { .. }) => self.refused.notify_one(),
-            Ok(answer) if answer.home && answer.status() == StatusCode::UNAUTHORIZED => {
-                self.refused.notify_one()
-            }
-            _ => {}
+        let is_refusal = match &answer {
+            Ok(answer) => answer.home && answer.status() == StatusCode::UNAUTHORIZED,
+            Err(error) => matches!(error, Error::Denied { .. }),
+        };
+        if is_refusal {
+            self.refused.notify_one();
         }
         let answer = answer?;
         Ok(Held { answer, permit })

@@ -22,7 +22,7 @@ fn admit(hub: &Hub, user: &str) {
 }
 
 /// The upstream's credentials as `/status` tells them.
-async fn told(served: &Served) -> (String, Option<u64>, Option<u64>) {
+async fn reported(served: &Served) -> (String, Option<u64>, Option<u64>) {
     let status = served.status().await;
     let credentials = &status["upstreams"][0]["credentials"];
     let state = credentials["state"].as_str().unwrap_or_default().to_owned();
@@ -48,7 +48,7 @@ async fn begin(hub: &Hub) -> Served {
     served.forget_log();
     rotate(&served, 1, "user-0");
     eventually("the first credential", async || {
-        told(&served).await == ("Active".into(), Some(1), Some(1))
+        reported(&served).await == ("Active".into(), Some(1), Some(1))
     })
     .await;
     served
@@ -60,7 +60,7 @@ async fn a_rejected_candidate_leaves_the_last_good_one_in_use_and_status_says_so
     let served = begin(&hub).await;
     rotate(&served, 2, "nobody");
     eventually("a rejection", async || {
-        told(&served).await == ("Rejected".into(), Some(1), Some(2))
+        reported(&served).await == ("Rejected".into(), Some(1), Some(2))
     })
     .await;
     hub.auth().tokens().revoke();
@@ -77,12 +77,12 @@ async fn a_candidate_waits_while_upstream_is_gone_and_is_used_once_it_is_back() 
     hub.stop();
     rotate(&served, 2, "user-1");
     eventually("pending", async || {
-        told(&served).await == ("Pending".into(), Some(1), Some(2))
+        reported(&served).await == ("Pending".into(), Some(1), Some(2))
     })
     .await;
     hub.restart().await;
     eventually("the swap", async || {
-        told(&served).await == ("Active".into(), Some(2), Some(2))
+        reported(&served).await == ("Active".into(), Some(2), Some(2))
     })
     .await;
 }
@@ -109,17 +109,17 @@ async fn configured_credential_is_tried_at_start() {
     let hub = Hub::start().await;
     let served = Home::new().serve("", &configured(&hub, "right"), &[]).await;
     eventually("proven", async || {
-        told(&served).await == ("Active".into(), None, None)
+        reported(&served).await == ("Active".into(), None, None)
     })
     .await;
     assert!(is_counted(&served, "active").await);
     assert_eq!(served.get("/v2/app/manifests/v1").await.0, 200);
-    // Refusals from now on: pulls go on being asked, and the state says why they fail.
+    // From now on upstream refuses; it is still asked, and the state says why pulls fail.
     hub.auth().tokens().users.clear();
     hub.auth().tokens().revoke();
     hub.push_image("app", "v2", &[b"other"]);
     assert_eq!(served.get("/v2/app/manifests/v2").await.0, 403);
-    eventually("rejected", async || told(&served).await.0 == "Rejected").await;
+    eventually("rejected", async || reported(&served).await.0 == "Rejected").await;
     assert!(is_counted(&served, "rejected").await);
 }
 
@@ -128,7 +128,7 @@ async fn configured_credential_is_tried_at_start() {
 async fn rejected_configured_credential_is_reported() {
     let hub = Hub::start().await;
     let mut served = Home::new().serve("", &configured(&hub, "wrong"), &[]).await;
-    eventually("rejected", async || told(&served).await.0 == "Rejected").await;
+    eventually("rejected", async || reported(&served).await.0 == "Rejected").await;
     assert!(is_counted(&served, "rejected").await);
     hub.forget();
     let (code, body) = served.get("/v2/app/manifests/v1").await;
@@ -143,7 +143,7 @@ async fn rejected_configured_credential_is_reported() {
     std::fs::write(&path, right).unwrap();
     served.signal(rustix::process::Signal::HUP);
     served.line("the new configuration is in force").await;
-    eventually("accepted", async || told(&served).await.0 == "Active").await;
+    eventually("accepted", async || reported(&served).await.0 == "Active").await;
     assert_eq!(served.get("/v2/app/manifests/v1").await.0, 200);
 }
 
@@ -153,10 +153,10 @@ async fn upstream_down_at_start_leaves_the_credential_pending() {
     let yaml = configured(&hub, "right");
     hub.stop();
     let served = Home::new().serve("", &yaml, &[]).await;
-    eventually("pending", async || told(&served).await.0 == "Pending").await;
+    eventually("pending", async || reported(&served).await.0 == "Pending").await;
     assert_eq!(served.admin("/readyz").await.0, 200);
     hub.restart().await;
-    eventually("active", async || told(&served).await.0 == "Active").await;
+    eventually("active", async || reported(&served).await.0 == "Active").await;
     eventually("served", async || {
         served.get("/v2/app/manifests/v1").await.0 == 200
     })
@@ -175,7 +175,7 @@ async fn of_a_thousand_pulls_none_fails_while_credentials_rotate_fifty_times() {
             if version % 5 == 0 {
                 rotate(&served, version, "nobody");
                 eventually("a rejection", async || {
-                    let (state, _, seen) = told(&served).await;
+                    let (state, _, seen) = reported(&served).await;
                     (state.as_str(), seen) == ("Rejected", Some(version))
                 })
                 .await;
@@ -184,7 +184,7 @@ async fn of_a_thousand_pulls_none_fails_while_credentials_rotate_fifty_times() {
                 admit(&hub, &format!("user-{good}"));
                 rotate(&served, version, &format!("user-{good}"));
                 eventually("a swap", async || {
-                    told(&served).await == ("Active".into(), Some(version), Some(version))
+                    reported(&served).await == ("Active".into(), Some(version), Some(version))
                 })
                 .await;
                 if let Some(old) = u64::checked_sub(good, 2) {

@@ -105,7 +105,7 @@ async fn a_read_only_cache_serves_and_keeps_nothing() {
     let digest = hub.push_blob("app", b"bytes");
     hub.push_image("app", "v1", &[b"layer"]);
     let environment = [
-        ("REGISTRY_STORAGE_MAINTENANCE_READONLY", "{enabled: true}"),
+        ("REGISTRY_PROXY_CACHE_READONLY", "true"),
         ("REGISTRY_HTTP_DEBUG_PROMETHEUS_ENABLED", "true"),
     ];
     let mut served = Home::new().serve("", &proxy(&hub), &environment).await;
@@ -135,13 +135,52 @@ async fn a_cache_that_becomes_read_only_serves_what_it_has_and_asks_no_more_of_u
     let (_, manifest) = served.get("/v2/app/manifests/v1").await;
     served.signal(rustix::process::Signal::TERM);
     served.ended().await;
-    let environment = [("REGISTRY_STORAGE_MAINTENANCE_READONLY", "{enabled: true}")];
+    let environment = [("REGISTRY_PROXY_CACHE_READONLY", "true")];
     let served = served.home.serve("", &yaml, &environment).await;
     hub.forget();
     for _ in 0..3 {
         assert_eq!(served.get("/v2/app/manifests/v1").await, (200, manifest.clone()));
     }
     assert_eq!(hub.seen("*").len(), 0, "asked though the tag is fresh");
+}
+
+/// A configuration of Distribution in maintenance still makes a cache: only clients are refused changes.
+#[tokio::test]
+async fn maintenance_readonly_goes_on_caching() {
+    let hub = Hub::start().await;
+    let digest = hub.push_blob("app", b"bytes");
+    let environment = [("REGISTRY_STORAGE_MAINTENANCE_READONLY_ENABLED", "true")];
+    let mut served = Home::new().serve("", &proxy(&hub), &environment).await;
+    for _ in 0..2 {
+        assert_eq!(served.get(&format!("/v2/app/blobs/{digest}")).await.0, 200);
+    }
+    assert_eq!(hub.count("GET blobs"), 1);
+    let upload = format!("http://{}/v2/app/blobs/uploads/", served.address);
+    let refused = crate::served::client().post(upload).send().await.unwrap();
+    assert_eq!(refused.status(), 405);
+    served.signal(rustix::process::Signal::TERM);
+    served.ended().await;
+}
+
+/// `proxy.cache.readonly` changes with a reload, in both directions.
+#[tokio::test]
+async fn cache_becomes_read_only_and_writable_again_on_reload() {
+    let hub = Hub::start().await;
+    let digests = [b"a", b"b"].map(|data| hub.push_blob("app", data));
+    let yaml = proxy(&hub);
+    let mut served = Home::new().serve("", &yaml, &[]).await;
+    let path = served.home.path("config.yml");
+    let writable = fs::read_to_string(&path).unwrap();
+    let readonly = writable.replace("cache: {", "cache: {readonly: true, ");
+    for (text, digest, asked) in [(&readonly, &digests[0], 2), (&writable, &digests[1], 3)] {
+        fs::write(&path, text).unwrap();
+        served.signal(rustix::process::Signal::HUP);
+        served.line("the new configuration is in force").await;
+        for _ in 0..2 {
+            assert_eq!(served.get(&format!("/v2/app/blobs/{digest}")).await.0, 200);
+        }
+        assert_eq!(hub.count("GET blobs"), asked);
+    }
 }
 
 /// A certificate of its own authority for 127.0.0.1, written where the server looks.

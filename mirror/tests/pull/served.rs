@@ -43,6 +43,7 @@ pub(crate) fn cache() -> Cache {
         max_size: None,
         pinned: mirror::config::Globs::default(),
         offline: false,
+        readonly: false,
         scrub_period: None,
     }
 }

@@ -90,6 +90,7 @@ async fn the_task_expires_at_once_and_again_when_the_ttl_changes_and_flushes_at_
         max_size: None,
         pinned: mirror::config::Globs::default(),
         offline: false,
+        readonly: false,
         scrub_period: None,
     };
     let (send, receive) = tokio::sync::watch::channel(config(3 * HOUR));

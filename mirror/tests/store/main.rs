@@ -15,6 +15,7 @@ mod pins;
 mod restart;
 mod tags;
 mod takeover;
+mod uploads;
 
 use std::collections::BTreeMap;
 use std::fs;

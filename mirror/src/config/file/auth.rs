@@ -15,11 +15,11 @@ section! {
     Auth {
         /// The users of a file.
         "htpasswd" => htpasswd: Option<Htpasswd>,
-        /// Refused.
+        /// Tokens of a server of their own.
         "token" => token: Present,
-        /// Refused.
+        /// A check for development.
         "silly" => silly: Present,
-        /// Anybody may pull.
+        /// No check of clients.
         "none" => none: Present,
     }
 }
@@ -29,7 +29,7 @@ section! {
     Htpasswd {
         /// The realm that the challenge names.
         "realm" => realm: Option<String>,
-        /// The file; only its bcrypt entries count.
+        /// The file of users; only its bcrypt entries count.
         "path" => path: Option<String>,
     }
 }

@@ -14,7 +14,7 @@ section! {
         "http" ("HTTPCHECKERS") => http: Vec<HttpChecker>,
         /// Ports that must be open.
         "tcp" ("TCPCHECKERS") => tcp: Vec<TcpChecker>,
-        /// The cache directory can be read.
+        /// A check that the cache directory can be read.
         "storagedriver" => storage: StorageChecker,
     }
 }
@@ -22,11 +22,11 @@ section! {
 section! {
     /// The cache directory can be read.
     StorageChecker {
-        /// Whether this is looked at.
+        /// Enables the check of the cache directory.
         "enabled" => enabled: bool,
-        /// From one look to the next; 10 s if absent.
+        /// The time from one check to the next.
         "interval" => interval: Option<GoDuration>,
-        /// Failures in a row before it counts as failed; 1 if absent.
+        /// The failures in a row until the check counts as failed.
         "threshold" => threshold: Option<u32>,
     }
 }
@@ -34,11 +34,11 @@ section! {
 section! {
     /// A file whose existence takes the server out of service.
     FileChecker {
-        /// The file.
+        /// A file that takes the server out of service while it exists.
         "file" => file: String,
-        /// From one look to the next; 10 s if absent.
+        /// The time from one check to the next.
         "interval" => interval: Option<GoDuration>,
-        /// Failures in a row before it counts as failed; 1 if absent.
+        /// The failures in a row until the check counts as failed.
         "threshold" => threshold: Option<u32>,
     }
 }
@@ -46,17 +46,17 @@ section! {
 section! {
     /// A URL that must answer HEAD.
     HttpChecker {
-        /// The URL.
+        /// A URL that must answer to HEAD.
         "uri" => uri: String,
-        /// Sent along.
+        /// Headers that are sent along.
         "headers" => headers: BTreeMap<String, Vec<String>>,
-        /// What it must answer; 200 if absent.
+        /// The status that is expected.
         "statuscode" => status_code: Option<u16>,
-        /// Within this time; 5 s if absent.
+        /// The time in which the answer has to come; 0 is the default.
         "timeout" => timeout: Option<GoDuration>,
-        /// From one look to the next; 10 s if absent.
+        /// The time from one check to the next.
         "interval" => interval: Option<GoDuration>,
-        /// Failures in a row before it counts as failed; 1 if absent.
+        /// The failures in a row until the check counts as failed.
         "threshold" => threshold: Option<u32>,
     }
 }
@@ -64,13 +64,13 @@ section! {
 section! {
     /// A port that must be open.
     TcpChecker {
-        /// `host:port`.
+        /// A port that must be open, `host:port`.
         "addr" => addr: String,
-        /// Within this time; 5 s if absent.
+        /// The time in which the connection has to open; 0 is the default.
         "timeout" => timeout: Option<GoDuration>,
-        /// From one look to the next; 10 s if absent.
+        /// The time from one check to the next.
         "interval" => interval: Option<GoDuration>,
-        /// Failures in a row before it counts as failed; 1 if absent.
+        /// The failures in a row until the check counts as failed.
         "threshold" => threshold: Option<u32>,
     }
 }

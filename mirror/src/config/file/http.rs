@@ -9,31 +9,31 @@ use crate::config::overlay::section;
 section! {
     /// The listener and the admin port.
     Http {
-        /// `[host]:port`, or the path of a socket where `net` is `unix`; `:5000` if absent.
+        /// The address for clients, `[host]:port`, or the path of a socket where `net` is `unix`.
         "addr" => addr: Option<String>,
-        /// `tcp` (if absent) or `unix`.
+        /// The kind of address: `tcp` or `unix`.
         "net" => net: Option<String>,
-        /// Without effect.
+        /// The URL in links of answers.
         "host" => host: Present,
-        /// What stands before `/v2/` in every path, with a slash at both ends.
+        /// The start of every path, before `v2/`; slashes at its ends are added where they are missing.
         "prefix" => prefix: Option<String>,
-        /// Without effect.
+        /// A secret that signs the state of uploads.
         "secret" => secret: Present,
-        /// Without effect.
+        /// Makes links in answers relative.
         "relativeurls" => relative_urls: Present,
-        /// How long requests in flight may take to end after SIGTERM.
+        /// The time that requests in flight have to end after SIGTERM.
         "draintimeout" => drain_timeout: Option<GoDuration>,
-        /// How long new connections are still taken after SIGTERM (0 if absent), while `/readyz` says that none should come.
+        /// The time after SIGTERM for which new connections are still taken, while `/readyz` answers 503.
         "lameduck" => lame_duck: Option<GoDuration>,
-        /// Serve TLS.
+        /// The server's certificate, and those of its clients.
         "tls" => tls: Tls,
-        /// Put into every answer.
+        /// Headers that are put into every answer.
         "headers" => headers: BTreeMap<String, Vec<String>>,
         /// The admin port.
         "debug" => debug: Debug,
         /// HTTP/2.
         "http2" => http2: Http2,
-        /// Without effect.
+        /// HTTP/2 without TLS.
         "h2c" => h2c: Present,
     }
 }
@@ -41,19 +41,19 @@ section! {
 section! {
     /// The server's certificate, and whom it asks for one.
     Tls {
-        /// PEM file of the certificate chain.
+        /// The PEM file of the certificate chain.
         "certificate" => certificate: Option<String>,
-        /// PEM file of its key.
+        /// The PEM file of the certificate's key.
         "key" => key: Option<String>,
-        /// PEM files of the authorities whose certificates clients must have.
+        /// The PEM files of authorities that sign clients' certificates; with any, clients need one.
         "clientcas" => client_cas: Vec<String>,
-        /// `require-and-verify-client-cert` (if absent) or `verify-client-cert-if-given`.
+        /// The need of a client certificate: `require-and-verify-client-cert` or `verify-client-cert-if-given`.
         "clientauth" => client_auth: Option<String>,
-        /// `tls1.2` (if absent) or `tls1.3`; older ones are never spoken.
+        /// The oldest version of TLS: `tls1.2` or `tls1.3`.
         "minimumtls" => minimum_tls: Option<String>,
-        /// Without effect.
+        /// The cipher suites of TLS 1.2.
         "ciphersuites" => cipher_suites: Present,
-        /// Refused.
+        /// Certificates of Let's Encrypt.
         "letsencrypt" => lets_encrypt: Present,
     }
 }
@@ -61,9 +61,9 @@ section! {
 section! {
     /// The admin port.
     Debug {
-        /// `[host]:port`; there is none if absent.
+        /// The address of the admin port, `[host]:port`; without it there is none.
         "addr" => addr: Option<String>,
-        /// Metrics.
+        /// Metrics on the admin port.
         "prometheus" => prometheus: Prometheus,
     }
 }
@@ -71,9 +71,9 @@ section! {
 section! {
     /// Metrics on the admin port.
     Prometheus {
-        /// Whether there are any; yes if absent.
+        /// Enables the metrics.
         "enabled" => enabled: Option<bool>,
-        /// Their path; `/metrics` if absent.
+        /// The path of the metrics.
         "path" => path: Option<String>,
     }
 }
@@ -81,7 +81,7 @@ section! {
 section! {
     /// HTTP/2.
     Http2 {
-        /// HTTP/1.1 only.
+        /// Disables HTTP/2.
         "disabled" => disabled: bool,
     }
 }

@@ -13,15 +13,15 @@ section! {
     Log {
         /// A line for each request.
         "accesslog" => access_log: AccessLog,
-        /// The least important level that is written; `info` if absent.
+        /// The least important level that is written.
         "level" => level: Option<Level>,
-        /// `text` (if absent), `json` or `logstash` (JSON too).
+        /// The format of a line: `text`, `json`, or `logstash` for JSON with Logstash's names.
         "formatter" => formatter: Option<String>,
-        /// Put into every line.
+        /// Fields that are put into every line.
         "fields" => fields: BTreeMap<String, Value>,
-        /// Without effect.
+        /// Mails that are sent for lines of some levels.
         "hooks" => hooks: Present,
-        /// Without effect.
+        /// The place in the source that a line comes from.
         "reportcaller" => report_caller: Present,
     }
 }
@@ -29,7 +29,7 @@ section! {
 section! {
     /// A line for each request.
     AccessLog {
-        /// No such lines.
+        /// Disables the line for each request.
         "disabled" => disabled: bool,
     }
 }

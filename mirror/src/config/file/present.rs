@@ -1,17 +1,16 @@
-//! Keys that are read but not looked into.
+//! Keys whose value is not read.
 
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::config::overlay::{Overlay, OverlayError};
 
-/// A part of the file that has no effect, or is refused: all that counts is whether it is there.
-/// It is never written.
+/// A part of the file that has no effect or is refused, so that only its presence counts. It is never written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Present(bool);
 
 impl Present {
-    /// Whether the key is there, be it without a value.
+    /// Returns whether the key is there, with or without a value.
     pub fn is_there(self) -> bool {
         self.0
     }
@@ -31,11 +30,6 @@ impl Serialize for Present {
 }
 
 impl Overlay for Present {
-    #[cfg(test)]
-    fn keys(path: &str, keys: &mut Vec<(String, bool)>) {
-        keys.push((path.to_owned(), true));
-    }
-
     fn null() -> Option<Self> {
         Some(Self(true))
     }

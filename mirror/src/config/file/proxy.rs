@@ -12,25 +12,25 @@ use crate::secret::Secret;
 section! {
     /// The upstreams, and how long what they gave is kept.
     Proxy {
-        /// The default upstream, as Distribution has it: `http(s)://host[:port][/path]`.
+        /// The default upstream, `http(s)://host[:port][/path]`.
         "remoteurl" => remote_url: Option<String>,
-        /// The user there.
+        /// The user at the default upstream.
         "username" => username: Option<String>,
-        /// The password there; never written.
+        /// The password at the default upstream.
         "password" => password: Option<Masked>,
-        /// How long content is kept; 168h if absent, for ever if zero or negative.
+        /// The time for which content is kept; for ever if zero or negative.
         "ttl" => ttl: Option<GoDuration>,
-        /// Put before every repository's name there, like `repositoryprefix`.
+        /// A prefix of every repository's name at the default upstream.
         "remotenamespace" => remote_namespace: Option<String>,
-        /// Refused.
+        /// A program that returns credentials.
         "exec" => exec: Present,
-        /// Extension: more upstreams. The first one is the default unless there is a `remoteurl`.
+        /// More upstreams; the first is the default one where there is no `remoteurl`.
         "upstreams" => upstreams: Vec<Upstream>,
-        /// Extension: how long content is kept.
+        /// The time for which content is kept and served.
         "cache" => cache: Cache,
-        /// Extension: the directory with `config.json`, `last-good.json` and `version`.
+        /// The directory of credentials: `config.json`, `last-good.json` and `version`.
         "credentialsdirectory" => credentials_directory: Option<String>,
-        /// Extension: the directory of files that are named without one (`upstreams[].tls.cafile`).
+        /// The directory of files that are named without one (`upstreams[].tls.cafile`).
         "filesdirectory" => files_directory: Option<String>,
     }
 }
@@ -38,23 +38,23 @@ section! {
 section! {
     /// One registry that may be asked.
     Upstream {
-        /// Its name as clients write it, `docker.io` or `registry.example:5000`.
+        /// The upstream's name as clients write it, `docker.io` or `registry.example:5000`.
         "host" => host: String,
-        /// `http(s)://host[:port][/path]`; `https://HOST` if absent.
+        /// The upstream's URL, `http(s)://host[:port][/path]`; without it `https://` and the host.
         "remoteurl" => remote_url: Option<String>,
-        /// Put before every repository's name.
+        /// A prefix of every repository's name at the upstream.
         "repositoryprefix" => repository_prefix: Option<String>,
-        /// How its certificate is checked.
+        /// The check of the upstream's certificate.
         "tls" => tls: UpstreamTls,
-        /// The HTTP proxy towards it.
+        /// The HTTP proxy towards the upstream; without it the environment's.
         "proxyurl" => proxy_url: Option<String>,
-        /// If there is any, only repositories that match are asked for.
+        /// Patterns of repositories; with any, no others are served.
         "include" => include: Vec<String>,
-        /// Repositories that are never asked for.
+        /// Patterns of repositories that are not served.
         "exclude" => exclude: Vec<String>,
         /// What else may get its credentials, or be redirected to.
         "trust" => trust: Trust,
-        /// Credentials may be sent in clear text where `remoteurl` is `http://`.
+        /// Allows credentials in clear text where `remoteurl` is `http://`.
         "insecureallowhttpcredentials" => insecure_allow_http_credentials: bool,
     }
 }
@@ -62,9 +62,9 @@ section! {
 section! {
     /// How an upstream's certificate is checked.
     UpstreamTls {
-        /// PEM file of further authorities; a relative path starts at `proxy.filesdirectory`.
+        /// The PEM file of further authorities; a relative path starts at `proxy.filesdirectory`.
         "cafile" => ca_file: Option<String>,
-        /// Not at all.
+        /// Disables the check of the upstream's certificate.
         "insecureskipverify" => insecure_skip_verify: bool,
     }
 }
@@ -72,9 +72,9 @@ section! {
 section! {
     /// What an upstream's answers may lead to beside itself.
     Trust {
-        /// Hosts of token servers that may get its credentials.
+        /// The hosts of token servers that may get the upstream's credentials.
         "realms" => realms: Vec<String>,
-        /// Names or CIDRs inside private networks that redirects may lead to.
+        /// The names or CIDRs inside private networks that redirects may lead to.
         "redirects" => redirects: Vec<String>,
     }
 }
@@ -82,19 +82,21 @@ section! {
 section! {
     /// How long content is kept, and how fresh a tag has to be.
     Cache {
-        /// `LastUse`, or `FirstFetch` (if absent).
+        /// The start of `proxy.ttl`.
         "ttlfrom" => ttl_from: Option<TtlFrom>,
-        /// How long a tag is served without asking upstream; 0 if absent.
+        /// The time for which a tag is served without asking upstream.
         "tagttl" => tag_ttl: Option<GoDuration>,
-        /// How long after its last validation a tag is served while upstream fails; 168h if absent, 0: never.
+        /// The time after its last validation for which a tag is served while upstream fails.
         "staleiferror" => stale_if_error: Option<GoDuration>,
-        /// What the cache may take.
+        /// The size of the cache; without it, all but 5% of the file system.
         "maxsize" => max_size: Option<MaxSize>,
-        /// `host/name:tag` or `host/name@digest` that neither expire nor give way.
+        /// Patterns of `host/name:tag` or `host/name@digest` that neither expire nor are evicted.
         "pinned" => pinned: Vec<String>,
-        /// Upstreams are never asked.
+        /// Serves only what is cached, and never asks upstream.
         "offline" => offline: bool,
-        /// Content on disk is checked again after this time; 720h if absent, 0: never.
+        /// Adds nothing to the cache and expires nothing; clients get the rest from upstream.
+        "readonly" => readonly: bool,
+        /// The time after which content on disk is verified again; never if 0.
         "scrubperiod" => scrub_period: Option<GoDuration>,
     }
 }
@@ -110,4 +112,6 @@ impl Serialize for Masked {
     }
 }
 
-impl Overlay for Masked {}
+impl Overlay for Masked {
+    const VALUES: &'static str = "text, which is never printed";
+}

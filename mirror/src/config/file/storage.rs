@@ -7,6 +7,8 @@ use serde::de::{Error, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::Present;
+use crate::config::duration::GoDuration;
+use crate::config::keys::NO_DRIVER;
 use crate::config::overlay::section;
 
 section! {
@@ -15,29 +17,33 @@ section! {
     Storage {
         /// A directory.
         "filesystem" => filesystem: Filesystem,
-        /// Read-only mode.
+        /// The care of the storage.
         "maintenance" => maintenance: Maintenance,
-        /// Without effect.
+        /// A cache of blobs' descriptors.
         "cache" => cache: Present,
-        /// Without effect.
+        /// The deletion of blobs and manifests by clients.
         "delete" => delete: Present,
-        /// Without effect.
+        /// Redirects of clients to the storage.
         "redirect" => redirect: Present,
-        /// Without effect.
+        /// The limit of look-ups of tags at once.
         "tag" => tag: Present,
-        /// Refused.
+        /// A storage in memory.
         "inmemory" => inmemory: Present,
-        /// Refused.
+        /// A storage in Azure.
         "azure" => azure: Present,
-        /// Refused.
+        /// A storage in Google Cloud.
         "gcs" => gcs: Present,
-        /// Refused.
+        /// A storage in S3.
         "s3" => s3: Present,
-        /// Refused.
+        /// A storage in S3, by another name.
         "s3aws" => s3aws: Present,
-        /// Refused.
+        /// A storage in S3, by an older driver.
+        "s3goamz" => s3goamz: Present,
+        /// A storage in Ceph.
+        "rados" => rados: Present,
+        /// A storage in Swift.
         "swift" => swift: Present,
-        /// Refused.
+        /// A storage in Alibaba Cloud.
         "oss" => oss: Present,
     }
 }
@@ -45,27 +51,41 @@ section! {
 section! {
     /// The file system driver.
     Filesystem {
-        /// The directory; `/var/lib/registry` if absent.
+        /// The directory of the cache.
         "rootdirectory" => root_directory: Option<String>,
-        /// Without effect.
+        /// The number of file operations at once.
         "maxthreads" => max_threads: Present,
     }
 }
 
 section! {
-    /// What keeps clients or the server from writing.
+    /// The care of the storage.
     Maintenance {
-        /// Without effect.
-        "uploadpurging" => upload_purging: Present,
-        /// Nothing is written to the cache.
+        /// The removal of uploads that were left behind.
+        "uploadpurging" => upload_purging: UploadPurging,
+        /// A registry that clients cannot change.
         "readonly" => readonly: ReadOnly,
     }
 }
 
 section! {
-    /// Nothing is written to the cache.
+    /// The removal of uploads that were left behind.
+    UploadPurging {
+        /// Enables the removal; without it the uploads count against the size of the cache for ever.
+        "enabled" => enabled: Option<bool>,
+        /// The age from which an upload is removed.
+        "age" => age: Option<GoDuration>,
+        /// The time from one sweep to the next; the first is at the start.
+        "interval" => interval: Option<GoDuration>,
+        /// Removes nothing, and logs each upload that would be removed.
+        "dryrun" => dry_run: bool,
+    }
+}
+
+section! {
+    /// A registry that clients cannot change, which a pull-through is anyway.
     ReadOnly {
-        /// Whether that is so.
+        /// Refuses changes by clients.
         "enabled" => enabled: bool,
     }
 }
@@ -98,7 +118,7 @@ impl<'de> Visitor<'de> for MapOrName {
     fn visit_str<E: Error>(self, name: &str) -> Result<Storage, E> {
         match name {
             "filesystem" => Ok(Storage::default()),
-            _ => Err(E::custom("the only storage driver here is `filesystem`")),
+            name => Err(E::custom(format!("{name} is {NO_DRIVER}"))),
         }
     }
 }
