@@ -59,6 +59,11 @@ pub struct Live {
 }
 
 impl Live {
+    fn hosts(&self) -> impl Iterator<Item = choice::Candidate<'_>> + Clone {
+        let upstreams = self.upstreams.iter().map(|origin| &origin.settings);
+        upstreams.map(|upstream| (&upstream.host, upstream.remote.scheme()))
+    }
+
     fn of(&self, host: &Host) -> Option<&Origin> {
         self.upstreams.iter().find(|origin| origin.settings.host == *host)
     }
@@ -114,20 +119,15 @@ impl Pull {
         self.live.load_full()
     }
 
-    /// The configured registry of this name.
+    /// Returns the configured registry that a client means by this name.
     pub(crate) fn host(&self, name: &str) -> Option<Host> {
-        let live = self.live.load();
-        let mut hosts = live.upstreams.iter().map(|origin| &origin.settings.host);
-        hosts
-            .find(|host| host.as_str().eq_ignore_ascii_case(name))
-            .cloned()
+        choice::find(&self.live.load().hosts(), name).cloned()
     }
 
-    /// The repository that a request is for.
+    /// Returns the repository that a request is for.
     pub(crate) fn choose(&self, ns: Option<&str>, path: &str) -> Result<Repository, NoChoice> {
         let live = self.live.load();
-        let hosts = live.upstreams.iter().map(|origin| &origin.settings.host);
-        let repository = choice::choose(&hosts, ns, path)?;
+        let repository = choice::choose(&live.hosts(), ns, path)?;
         if live
             .of(&repository.host)
             .is_some_and(|origin| origin.settings.admits(&repository.name))

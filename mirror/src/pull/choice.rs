@@ -1,5 +1,6 @@
 //! Which upstream a request is for, and the repository's name there.
 
+use crate::config::host;
 use crate::name::{Host, Repository, RepositoryName};
 
 /// Docker Hub as clients name it, whose one-component names mean `library/NAME`.
@@ -27,17 +28,32 @@ pub(crate) enum NoChoice {
     InvalidName(String),
 }
 
+/// A configured registry: its name, and the scheme of its URL.
+pub(crate) type Candidate<'h> = (&'h Host, &'h str);
+
+/// Returns the registry that a client means by `name`: the one of exactly this name, else one that it is an alias of.
+pub(crate) fn find<'h>(
+    hosts: &(impl Iterator<Item = Candidate<'h>> + Clone),
+    name: &str,
+) -> Option<&'h Host> {
+    let exact = hosts
+        .clone()
+        .find(|(host, _)| host.as_str().eq_ignore_ascii_case(name));
+    let found = exact.or_else(|| {
+        hosts
+            .clone()
+            .find(|(host, scheme)| host::is_name_of(name, host, scheme))
+    });
+    found.map(|(host, _)| host)
+}
+
 /// Chooses among the configured `hosts`, of which the first is the default.
 pub(crate) fn choose<'h>(
-    hosts: &(impl Iterator<Item = &'h Host> + Clone),
+    hosts: &(impl Iterator<Item = Candidate<'h>> + Clone),
     ns: Option<&str>,
     path: &str,
 ) -> Result<Repository, NoChoice> {
-    let find = |name: &str| {
-        hosts
-            .clone()
-            .find(|host| host.as_str().eq_ignore_ascii_case(name))
-    };
+    let find = |name: &str| find(hosts, name);
     let (first, rest) = path.split_once('/').unwrap_or((path, ""));
     let prefix = if rest.is_empty() { None } else { find(first) };
     let invalid = || NoChoice::InvalidName(shortened(path));
@@ -57,7 +73,7 @@ pub(crate) fn choose<'h>(
         }
         None => match prefix {
             Some(host) => (host, rest),
-            None => (hosts.clone().next().ok_or_else(invalid)?, path),
+            None => (hosts.clone().next().ok_or_else(invalid)?.0, path),
         },
     };
     let library = host.as_str() == DOCKER_HUB && !name.contains('/');
@@ -84,9 +100,26 @@ mod tests {
     use test_case::test_case;
 
     fn hosts() -> Vec<Host> {
-        ["docker.io", "quay.io", "registry.test:5000"]
-            .map(|host| host.parse().unwrap())
-            .to_vec()
+        [
+            "docker.io",
+            "quay.io",
+            "registry.test:5000",
+            "plain.test",
+            "plain.test:443",
+        ]
+        .map(|host| host.parse().unwrap())
+        .to_vec()
+    }
+
+    fn chosen(ns: Option<&str>, path: &str) -> Result<Repository, NoChoice> {
+        let (hosts, scheme) = (hosts(), |host: &Host| {
+            if host.as_str() == "plain.test" {
+                "http"
+            } else {
+                "https"
+            }
+        });
+        choose(&hosts.iter().map(|host| (host, scheme(host))), ns, path)
     }
 
     #[test_case(None, "nginx", "docker.io/library/nginx"; "the default upstream, library added")]
@@ -99,13 +132,19 @@ mod tests {
     #[test_case(Some("quay.io"), "quay.io/org/app", "quay.io/org/app"; "ns repeated in the path is removed")]
     #[test_case(Some("quay.io"), "quay.io/quay.io/app", "quay.io/quay.io/app"; "but once only")]
     #[test_case(Some("registry.test:5000"), "a", "registry.test:5000/a"; "ns with a port")]
+    #[test_case(Some("index.docker.io"), "app", "docker.io/library/app"; "an alias of Docker Hub by ns")]
+    #[test_case(Some("quay.io:443"), "app", "quay.io/app"; "ns with the default port")]
+    #[test_case(Some("docker.io"), "registry-1.docker.io/app", "docker.io/library/app"; "an alias in the path, too")]
+    #[test_case(None, "QUAY.io:443/org/app", "quay.io/org/app"; "the default port in the path")]
+    #[test_case(Some("plain.test:80"), "a", "plain.test/a"; "the default port of http")]
+    #[test_case(Some("plain.test:443"), "a", "plain.test:443/a"; "exactly a configured name")]
     fn chooses(ns: Option<&str>, path: &str, expected: &str) {
-        assert_eq!(choose(&hosts().iter(), ns, path).unwrap().to_string(), expected);
+        assert_eq!(chosen(ns, path).unwrap().to_string(), expected);
     }
 
     #[test]
     fn refuses_what_belongs_to_no_upstream() {
-        let refused = |ns, path| choose(&hosts().iter(), ns, path).unwrap_err();
+        let refused = |ns, path| chosen(ns, path).unwrap_err();
         assert_eq!(
             refused(Some("gcr.io"), "a"),
             NoChoice::UnknownHost("gcr.io".into())
@@ -125,7 +164,7 @@ mod tests {
     proptest! {
         #[test]
         fn every_choice_is_a_configured_host(ns in proptest::option::of("\\PC{0,20}"), path in "\\PC{0,40}") {
-            if let Ok(repository) = choose(&hosts().iter(), ns.as_deref(), &path) {
+            if let Ok(repository) = chosen(ns.as_deref(), &path) {
                 prop_assert!(hosts().contains(&repository.host));
             }
         }

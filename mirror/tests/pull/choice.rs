@@ -11,6 +11,12 @@ use crate::served::{Mirror, cache, header, live};
 #[test_case("/v2/org/app/manifests/1?ns=quay.io", "quay.io"; "another by ns")]
 #[test_case("/v2/quay.io/org/app/manifests/1", "quay.io"; "by path prefix")]
 #[test_case("/v2/quay.io/org/app/manifests/1?ns=quay.io", "quay.io"; "by both")]
+#[test_case("/v2/app/manifests/1?ns=index.docker.io", "docker.io"; "by an alias of Docker Hub")]
+#[test_case("/v2/app/manifests/1?ns=Registry-1.Docker.io%3A443", "docker.io"; "by another with a port")]
+#[test_case("/v2/index.docker.io/app/manifests/1", "docker.io"; "by an alias in the path")]
+#[test_case("/v2/org/app/manifests/1?ns=QUAY.io:443", "quay.io"; "with the port of https")]
+#[test_case("/v2/org/app/manifests/1?ns=quay.io:80", "quay.io"; "with the port of http")]
+#[test_case("/v2/quay.io:443/org/app/manifests/1?ns=quay.io", "quay.io"; "a port in the path")]
 #[tokio::test]
 async fn a_request_reaches_the_upstream_that_it_names(path: &str, host: &str) {
     let (hub, quay) = (Hub::start().await, Hub::start().await);
@@ -26,6 +32,7 @@ async fn a_request_reaches_the_upstream_that_it_names(path: &str, host: &str) {
 }
 
 #[test_case("/v2/app/manifests/1?ns=gcr.io"; "a host that is not configured")]
+#[test_case("/v2/app/manifests/1?ns=docker.io:5000"; "another port of a host")]
 #[test_case("/v2/quay.io/app/manifests/1?ns=docker.io"; "two hosts")]
 #[tokio::test]
 async fn a_request_for_nobody_is_404_and_nobody_is_asked(path: &str) {
@@ -74,6 +81,7 @@ async fn an_error_says_for_which_registry_it_is_where_the_client_named_one_of_ou
     let mirror = Mirror::with(&[(&hub, "docker.io"), (&quay, "quay.io")], cache(), None).await;
     for (path, host) in [
         ("/v2/org/app/manifests/none?ns=quay.io", "quay.io"),
+        ("/v2/org/app/manifests/none?ns=quay.io:443", "quay.io"),
         ("/v2/org/app/manifests/none?ns=gcr.io", ""),
         ("/v2/org/app/manifests/none", ""),
     ] {

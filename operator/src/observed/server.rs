@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use crds::status::UpstreamState;
 use mirror::{
     admin,
+    config::host::canonical,
     credentials::{Report as CredentialReport, State},
 };
 
@@ -85,9 +86,12 @@ impl Server {
 }
 
 impl Report {
-    /// What is said of one upstream.
+    /// Returns the report on the upstream that a spec calls `host`. The server reports its canonical name.
     pub fn upstream(&self, host: &str) -> Option<&Upstream> {
-        self.upstreams.iter().find(|upstream| upstream.host == host)
+        let host = canonical(host).ok()?;
+        self.upstreams
+            .iter()
+            .find(|upstream| upstream.host == host.as_str())
     }
 }
 
@@ -174,6 +178,7 @@ mod tests {
             answer: Answer::Given(status(state, "", 0).into()),
         };
         assert!(server(State::Active).has_proven("quay.io", 3));
+        assert!(server(State::Active).has_proven("quay.io:443", 3));
         assert!(!server(State::Active).has_proven("quay.io", 4));
         assert!(!server(State::Pending).has_proven("quay.io", 3));
         assert!(!server(State::Active).has_proven("docker.io", 3));

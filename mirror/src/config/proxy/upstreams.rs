@@ -230,6 +230,10 @@ mod tests {
     #[test_case("{upstreams: [{host: 'https://a'}]}", "proxy.upstreams[0].host")]
     #[test_case("{upstreams: [{host: a}, {host: A}]}", "a is there twice")]
     #[test_case(
+        "{upstreams: [{host: quay.io}, {host: 'quay.io:443'}]}",
+        "quay.io is there twice"
+    )]
+    #[test_case(
         "{remoteurl: 'https://docker.io', upstreams: [{host: index.docker.io}]}",
         "docker.io is there twice"
     )]
