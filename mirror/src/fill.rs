@@ -4,16 +4,17 @@ mod job;
 
 use std::fs::File;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use bytes::Bytes;
 use tokio::sync::watch;
+use tracing::warn;
 
 use crate::block;
 use crate::digest::Digest;
 use crate::name::Repository;
 use crate::pull::Failure;
-use crate::store::Store;
+use crate::store::{StageError, Store};
 use crate::upstream::{BlobAnswer, Upstream};
 
 pub(crate) use job::Job;
@@ -56,8 +57,15 @@ pub(crate) struct Cut(pub(crate) String);
 pub(crate) struct Fill {
     progress: watch::Receiver<Progress>,
     file: Arc<OnceLock<Arc<File>>>,
-    repositories: Arc<Mutex<Vec<Repository>>>,
+    repositories: Arc<Mutex<Repositories>>,
     unused: Arc<Mutex<Option<BlobAnswer>>>,
+}
+
+/// The repositories that a fill links its blob to.
+struct Repositories {
+    all: Vec<Repository>,
+    /// All of them have their links, and the job links no more.
+    closed: bool,
 }
 
 /// Prepares the fill of a blob, of which `least` bytes are known to be; its job has to be run.
@@ -77,7 +85,10 @@ pub(crate) fn prepare(
     let fill = Fill {
         progress,
         file: Arc::default(),
-        repositories: Arc::new(Mutex::new(vec![repository.clone()])),
+        repositories: Arc::new(Mutex::new(Repositories {
+            all: vec![repository.clone()],
+            closed: false,
+        })),
         unused: Arc::default(),
     };
     let job = Job {
@@ -92,6 +103,16 @@ pub(crate) fn prepare(
         unused: Arc::clone(&fill.unused),
     };
     (Arc::new(fill), job)
+}
+
+impl Repositories {
+    /// Returns those that are not among the `linked` ones; where there are none, none can join any more.
+    fn without(&mut self, linked: &[Repository]) -> Vec<Repository> {
+        let missing = self.all.iter().filter(|repository| !linked.contains(repository));
+        let missing: Vec<_> = missing.cloned().collect();
+        self.closed = missing.is_empty();
+        missing
+    }
 }
 
 impl Progress {
@@ -115,25 +136,28 @@ impl Progress {
 }
 
 impl Fill {
-    /// Links the blob to a further repository when it is committed. The caller has upstream's yes for it.
-    pub(crate) fn also_for(&self, repository: &Repository) {
-        let mut repositories = self.repositories.lock().unwrap_or_else(PoisonError::into_inner);
-        if !repositories.contains(repository) {
-            repositories.push(repository.clone());
+    /// Has the job link the blob to a further repository, which upstream permitted; false where it ended before that.
+    pub(crate) fn also_for(&self, repository: &Repository) -> bool {
+        let mut repositories = lock(&self.repositories);
+        if !repositories.closed && !repositories.all.contains(repository) {
+            repositories.all.push(repository.clone());
         }
+        !repositories.closed
     }
 
-    /// Whether the blob is being fetched for this repository, so that upstream has said yes, or will, or won't.
+    /// Returns whether the blob is being fetched for this repository: upstream permitted it, or will, or won't.
     pub(crate) fn is_for(&self, repository: &Repository) -> bool {
-        self.repositories
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .contains(repository)
+        lock(&self.repositories).all.contains(repository)
+    }
+
+    /// Returns whether this repository may have the blob, which is there and right, though its link may not be there yet.
+    pub(crate) fn is_verified_for(&self, repository: &Repository) -> bool {
+        self.is_for(repository) && matches!(self.progress.borrow().phase, Phase::Verified)
     }
 
     /// Upstream's answer, where there was no room for it: the first reader streams it, the others ask again.
     pub(crate) fn take_answer(&self) -> Option<BlobAnswer> {
-        self.unused.lock().unwrap_or_else(PoisonError::into_inner).take()
+        lock(&self.unused).take()
     }
 
     /// Whether it ended without the blob.
@@ -190,6 +214,18 @@ impl Fill {
             Err(_) => given_up(self.progress()),
         }
     }
+}
+
+/// Links a blob to a repository that upstream permitted it to. A link that can't be written costs another question.
+pub(crate) async fn link(store: &Store, repository: &Repository, digest: &Digest) {
+    match store.link_blob(repository, digest).await {
+        Ok(()) | Err(StageError::ReadOnly) => {}
+        Err(error) => warn!(%repository, %digest, %error, "a blob could not be linked"),
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A block, at most, of what is there.

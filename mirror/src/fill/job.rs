@@ -1,7 +1,7 @@
 //! The task behind a fill: asks, writes, resumes, verifies, commits.
 
 use std::fs::File;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 use tracing::{debug, error, info, warn};
 
-use super::{Phase, Progress};
+use super::{Phase, Progress, Repositories, link, lock};
 use crate::block;
 use crate::digest::Digest;
 use crate::metrics::FillResult;
@@ -35,7 +35,7 @@ pub(crate) struct Job {
     pub(super) least: u64,
     pub(super) progress: watch::Sender<Progress>,
     pub(super) file: Arc<OnceLock<Arc<File>>>,
-    pub(super) repositories: Arc<Mutex<Vec<Repository>>>,
+    pub(super) repositories: Arc<Mutex<Repositories>>,
     pub(super) unused: Arc<Mutex<Option<BlobAnswer>>>,
 }
 
@@ -50,6 +50,7 @@ impl Job {
     /// Runs to the end, whoever is waiting. `note` hears how a download ended.
     pub(crate) async fn run(self, note: impl FnOnce(FillResult)) {
         if self.found().await {
+            self.link_late_comers(vec![self.repository.clone()]).await;
             return;
         }
         match self.fetch().await {
@@ -88,10 +89,7 @@ impl Job {
         if self.upstream.blob_head(&repository.name, digest).await.is_err() {
             return false;
         }
-        match self.store.link_blob(repository, digest).await {
-            Ok(()) | Err(StageError::ReadOnly) => {}
-            Err(error) => warn!(%repository, %digest, %error, "a blob could not be linked"),
-        }
+        link(&self.store, repository, digest).await;
         true
     }
 
@@ -140,7 +138,7 @@ impl Job {
             Ok(staged) => staged,
             Err(error) => {
                 self.progress.send_modify(|progress| progress.size = size);
-                *self.unused.lock().unwrap_or_else(PoisonError::into_inner) = Some(answer);
+                *lock(&self.unused) = Some(answer);
                 return Err(Stop::Stage(error));
             }
         };
@@ -237,15 +235,11 @@ impl Job {
             progress.phase = Phase::Verified;
             progress.size = Some(progress.written);
         });
-        let repositories = self
-            .repositories
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
+        let repositories = lock(&self.repositories).all.clone();
         match staged.commit(&repositories).await {
             Ok(_) => {
                 info!(repository = %self.repository, digest = %self.digest, bytes = self.written(), "a blob was cached");
-                self.link_late_comers(&repositories).await;
+                self.link_late_comers(repositories).await;
                 FillResult::Stored
             }
             Err(error) => {
@@ -255,17 +249,17 @@ impl Job {
         }
     }
 
-    /// Repositories that joined while the commit ran.
-    async fn link_late_comers(&self, linked: &[Repository]) {
-        let now = self
-            .repositories
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
-        for repository in now.iter().filter(|repository| !linked.contains(repository)) {
-            if let Err(error) = self.store.link_blob(repository, &self.digest).await {
-                warn!(%repository, digest = %self.digest, %error, "a blob could not be linked");
+    /// Links the blob to the repositories that joined while it was committed, until there is none without a link.
+    async fn link_late_comers(&self, mut linked: Vec<Repository>) {
+        loop {
+            let late = lock(&self.repositories).without(&linked);
+            if late.is_empty() {
+                return;
             }
+            for repository in &late {
+                link(&self.store, repository, &self.digest).await;
+            }
+            linked.extend(late);
         }
     }
 }

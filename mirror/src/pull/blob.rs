@@ -4,18 +4,18 @@ use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
-use tracing::{error, warn};
+use tracing::error;
 
 use super::failure::{Failure, Kind};
 use super::through::{self, Asked, Through};
 use super::{Pull, Served, unreadable};
 use crate::digest::Digest;
-use crate::fill::{Fill, Phase};
+use crate::fill::{self, Fill, Phase};
 use crate::inflight::NotNow;
 use crate::metrics::Outcome;
 use crate::name::Repository;
 use crate::range::Wanted;
-use crate::store::{Blob, Found, StageError};
+use crate::store::{Blob, Found};
 use crate::upstream;
 
 /// A range that starts further ahead of the fill than this is fetched on its own.
@@ -93,20 +93,26 @@ impl Pull {
         repository: &Repository,
         digest: &Digest,
     ) -> Result<Served<Option<u64>>, Failure> {
-        let asked = Asked::new(self.origin(repository)?, repository, digest);
-        self.known_absent(&asked)?;
-        let fill = self.inflight.get(digest).filter(|fill| fill.is_for(repository));
+        let fill = self.inflight.get(digest);
+        let fill = fill.filter(|fill| fill.is_for(repository) && !fill.has_failed());
         if let Some(value @ Some(_)) = fill.map(|fill| fill.progress().size) {
             return Ok(Served {
                 value,
                 outcome: Outcome::Coalesced,
             });
         }
-        if let Some(value) = self.sizes.of(repository, digest) {
-            return Ok(Served {
-                value: Some(value),
-                outcome: Outcome::Hit,
-            });
+        let hit = |value| Served {
+            value: Some(value),
+            outcome: Outcome::Hit,
+        };
+        let asked = Asked::new(self.origin(repository)?, repository, digest);
+        self.known_absent(&asked)?;
+        if let Some(size) = self.sizes.of(repository, digest) {
+            return Ok(hit(size));
+        }
+        // A fill may have ended since the cache was read.
+        if let Some(blob) = unreadable(self.store.blob(repository, digest).await) {
+            return Ok(hit(blob.size));
         }
         let told = asked.upstream.blob_size(&repository.name, digest).await;
         let value = match told.map_err(|error| self.failed(&asked, &error))? {
@@ -166,20 +172,26 @@ impl Pull {
         }
     }
 
-    /// Content that was fetched for another repository: upstream's yes is needed, but no second download.
+    /// Returns content that has no link to this repository. Where no fill is about to write one, the content was fetched
+    /// for another repository: upstream has to permit it, but there is no second download.
     async fn kept_for_another(
         &self,
         repository: &Repository,
         digest: &Digest,
         blob: Blob,
     ) -> Result<Blob, Failure> {
+        let fill = self.inflight.get(digest);
+        if fill.is_some_and(|fill| fill.is_verified_for(repository)) {
+            return Ok(blob);
+        }
+        // A fill may have ended since the cache was read.
+        if let Some(blob) = unreadable(self.store.blob(repository, digest).await) {
+            return Ok(blob);
+        }
         let asked = Asked::new(self.origin(repository)?, repository, digest);
         self.known_absent(&asked)?;
         self.permitted(&asked).await?;
-        match self.store.link_blob(repository, digest).await {
-            Ok(()) | Err(StageError::ReadOnly) => {}
-            Err(error) => warn!(%repository, %digest, %error, "a blob could not be linked"),
-        }
+        fill::link(&self.store, repository, digest).await;
         Ok(blob)
     }
 
@@ -191,7 +203,9 @@ impl Pull {
             return Ok((fill, joined));
         }
         self.permitted(asked).await?;
-        fill.also_for(asked.repository);
+        if !fill.also_for(asked.repository) {
+            fill::link(&self.store, asked.repository, asked.digest).await;
+        }
         match fill.begun().await.phase {
             Phase::Failed(_) => self.join_or_start(asked),
             _ => Ok((fill, joined)),

@@ -13,6 +13,7 @@ mod hub;
 mod any_cut;
 mod blobs;
 mod choice;
+mod commits;
 mod drops;
 mod first_byte;
 mod herd;
