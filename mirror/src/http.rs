@@ -26,7 +26,7 @@ use std::sync::Arc;
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use http::request::Parts;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use tracing::Instrument;
 
 use access::Record;
@@ -121,7 +121,7 @@ pub fn service(pull: Arc<Pull>, settings: Settings, metrics: Metrics) -> Service
 }
 
 impl Service {
-    /// The answer to one request. Nobody reads a request's body: no endpoint has one.
+    /// Returns the answer to one request, whose body is not read: no endpoint has one.
     pub async fn answer(self, request: Parts, peer: &Peer) -> http::Response<Recorded> {
         let app = self.app;
         let route = Route::parse(request.uri.path(), &app.settings.prefix);
@@ -140,29 +140,50 @@ impl Service {
                 .as_ref()
                 .filter(|_| request.version <= http::Version::HTTP_11),
         };
-        let answer = if names_one_host(&request) {
-            endpoint(&asked, &route).instrument(span).await
-        } else {
-            Err(RegistryError::no_single_host())
+        let answer = match refuse(&app, &request) {
+            Some(error) => Err(error),
+            None => endpoint(&asked, &route)
+                .instrument(span)
+                .await
+                // Paths that are not clean always end in an error.
+                .or_else(|error| redirect(&request.uri, &app.settings.prefix).ok_or(error)),
         };
         let answer = match answer {
             Ok(answer) => answer.named(),
             Err(error) => Answer::plain(asked.echoing(error.into_response())),
         };
-        let response = finished(answer.response, &app.settings.headers, &record.id);
-        record.answered(response, answer.outcome)
+        let answer = finished(answer, &app.settings.headers, &record.id);
+        record.answered(answer.response, answer.outcome)
     }
 }
 
-/// Two servers in a row must not understand a request as one for different hosts (RFC 9112, 3.2).
-fn names_one_host(parts: &Parts) -> bool {
-    parts.version != http::Version::HTTP_11 || parts.headers.get_all(header::HOST).iter().count() == 1
+/// Returns the error for a request that no endpoint answers.
+fn refuse(app: &App, request: &Parts) -> Option<RegistryError> {
+    // Two servers in a row must not understand a request as one for different hosts (RFC 9112, 3.2).
+    let hosts = request.headers.get_all(header::HOST).iter().count();
+    if request.version == http::Version::HTTP_11 && hosts != 1 {
+        return Some(RegistryError::no_single_host());
+    }
+    let failing = app.settings.health.is_failing();
+    failing.then(RegistryError::unhealthy)
 }
 
-/// All there is.
+/// Returns the redirect from a path that is not clean to the one that is; see [`route::clean`].
+fn redirect(uri: &Uri, prefix: &str) -> Option<Answer> {
+    let mut location = route::clean(uri.path(), prefix)?;
+    if let Some(query) = uri.query() {
+        location.extend(["?", query]);
+    }
+    let location = HeaderValue::try_from(location).ok()?;
+    let mut response = StatusCode::MOVED_PERMANENTLY.into_response();
+    response.headers_mut().insert(header::LOCATION, location);
+    Some(Answer::plain(response))
+}
+
+/// Answers by the endpoint of the route.
 async fn endpoint(asked: &Asked<'_>, route: &Route<'_>) -> Result<Answer, RegistryError> {
-    if asked.app.settings.health.is_failing() {
-        return Err(RegistryError::unhealthy());
+    if asked.method == Method::OPTIONS {
+        return Ok(Answer::plain(preflight()));
     }
     if let Some(access) = &asked.app.settings.access
         && *route != Route::Root
@@ -194,6 +215,14 @@ fn refused_change(route: &Route<'_>) -> RegistryError {
     mistake.unwrap_or_else(RegistryError::read_only)
 }
 
+/// Returns the answer to `OPTIONS`, which browsers send before a request to another origin. They send no credentials in
+/// it, so it needs no login.
+fn preflight() -> Response {
+    let mut response = StatusCode::NO_CONTENT.into_response();
+    response.headers_mut().insert(header::ALLOW, error::ALLOWED);
+    response
+}
+
 /// `GET /v2/` (end-1): this is a registry.
 fn base() -> Response {
     let mut response = Response::new(Body::from("{}"));
@@ -203,9 +232,10 @@ fn base() -> Response {
     response
 }
 
-/// What every answer has.
-fn finished(mut response: Response, configured: &HeaderMap, id: &HeaderValue) -> Response {
-    let headers = response.headers_mut();
+/// Returns the answer with the headers that every answer has.
+fn finished(mut answer: Answer, configured: &HeaderMap, id: &HeaderValue) -> Answer {
+    let cache_control = default_cache_control(answer.response.status());
+    let headers = answer.response.headers_mut();
     headers.insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
     headers.insert(access::REQUEST_ID, id.clone());
     // What an answer says of its content stays, as with Distribution.
@@ -218,7 +248,22 @@ fn finished(mut response: Response, configured: &HeaderMap, id: &HeaderValue) ->
             headers.append(name, value.clone());
         }
     }
-    response
+    if let Some(value) = cache_control {
+        headers.entry(header::CACHE_CONTROL).or_insert(value);
+    }
+    answer
+}
+
+/// Returns the `Cache-Control` of an answer whose content may be another one the next time.
+fn default_cache_control(status: StatusCode) -> Option<HeaderValue> {
+    match status {
+        StatusCode::OK | StatusCode::NOT_MODIFIED => Some(HeaderValue::from_static("no-cache")),
+        // Caches keep a 404 without it, too (RFC 9111, 4.2.2).
+        status if status.is_client_error() || status.is_server_error() => {
+            Some(HeaderValue::from_static("no-store"))
+        }
+        _ => None,
+    }
 }
 
 impl Asked<'_> {
@@ -260,9 +305,9 @@ impl Asked<'_> {
 impl Answer {
     fn new(response: Response, outcome: Outcome, repository: Repository) -> Self {
         Self {
-            response,
-            outcome,
             repository: Some(repository),
+            outcome,
+            ..Self::plain(response)
         }
     }
 

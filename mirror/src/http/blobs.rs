@@ -26,6 +26,7 @@ pub(super) async fn get(asked: &Asked<'_>, name: &str, digest: &str) -> Result<A
     let mut response = conditional::response(asked.headers, &etag);
     let own = response.headers_mut();
     own.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+    own.insert(header::CACHE_CONTROL, conditional::IMMUTABLE);
     own.insert(
         header::CONTENT_TYPE,
         HeaderValue::from_static("application/octet-stream"),
@@ -112,7 +113,9 @@ fn send(response: &mut Response, bytes: Readable, size: u64, wanted: &Wanted) {
         Resolved::Unsatisfiable => {
             *response.status_mut() = StatusCode::RANGE_NOT_SATISFIABLE;
             insert(response, header::CONTENT_RANGE, &format!("bytes */{size}"));
-            response.headers_mut().insert(header::CONTENT_LENGTH, 0.into());
+            let own = response.headers_mut();
+            own.insert(header::CONTENT_LENGTH, 0.into());
+            own.remove(header::CACHE_CONTROL);
         }
     }
 }

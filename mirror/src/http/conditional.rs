@@ -9,6 +9,8 @@ use crate::digest::Digest;
 
 /// Room for all that an answer with content has, so that the map never grows.
 const HEADERS: usize = 12;
+/// `Cache-Control` of content that is asked for by its digest: it never changes, so it may be kept for a year.
+pub(super) const IMMUTABLE: HeaderValue = HeaderValue::from_static("max-age=31536000");
 const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 
 /// The content's `ETag`: its digest in quotes.

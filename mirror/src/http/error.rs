@@ -9,6 +9,9 @@ use serde_json::json;
 
 use crate::pull::Failure;
 
+/// The methods that every endpoint has.
+pub(super) const ALLOWED: HeaderValue = HeaderValue::from_static("GET, HEAD, OPTIONS");
+
 /// An answer other than success: a status, one of the specification's codes, and what to do about it.
 #[derive(Debug)]
 pub(crate) struct RegistryError {
@@ -68,7 +71,7 @@ impl RegistryError {
             "UNSUPPORTED",
             "this is a pull-through mirror: push to the upstream registry instead",
         )
-        .with(header::ALLOW, HeaderValue::from_static("GET, HEAD"))
+        .with(header::ALLOW, ALLOWED)
     }
 
     /// 401: this mirror's own access control, never upstream's.

@@ -17,6 +17,9 @@ pub(super) async fn get(asked: &Asked<'_>, name: &str, reference: &str) -> Resul
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, content_type(&manifest.media_type));
     headers.insert(header::CONTENT_LENGTH, manifest.bytes().len().into());
+    if let Reference::Digest(_) = reference {
+        headers.insert(header::CACHE_CONTROL, conditional::IMMUTABLE);
+    }
     if response.status() == StatusCode::OK {
         *response.body_mut() = Body::from(manifest.bytes().clone());
     }

@@ -102,6 +102,16 @@ impl<'a> Route<'a> {
         }
     }
 
+    /// Returns the repository and the tag or digest that a request names, as the path has them.
+    pub(super) fn subject(&self) -> (Option<&str>, Option<&str>) {
+        match self {
+            Self::Manifest { name, reference } => (Some(name), Some(reference)),
+            Self::Blob { name, digest } | Self::Referrers { name, digest } => (Some(name), Some(digest)),
+            Self::Tags { name } => (Some(name), None),
+            Self::Root | Self::Base | Self::Catalog | Self::Upload | Self::Unknown => (None, None),
+        }
+    }
+
     /// How metrics and logs call it.
     pub fn kind(&self) -> Kind {
         match self {
@@ -114,6 +124,36 @@ impl<'a> Route<'a> {
             Self::Upload | Self::Unknown => Kind::Other,
         }
     }
+}
+
+/// Returns the path that a client is redirected to, as Distribution does: without empty and dot segments, or without
+/// the slash behind an endpoint; `None` where the path is clean.
+///
+/// A slash that is percent-encoded separates nothing. The result begins with one slash and has no backslash, which
+/// browsers take for a slash: it never leads to another host.
+pub(super) fn clean(path: &str, prefix: &str) -> Option<String> {
+    if !path.starts_with('/') {
+        return None;
+    }
+    let mut segments = Vec::new();
+    for segment in path.split('/') {
+        match segment {
+            "" | "." => {}
+            ".." => _ = segments.pop(),
+            segment => segments.push(segment),
+        }
+    }
+    let mut clean = format!("/{}", segments.join("/"));
+    if path.ends_with('/') && clean != "/" {
+        clean.push('/');
+    }
+    if clean == path {
+        let endpoint = path.strip_suffix('/')?;
+        let leads_on =
+            Route::parse(path, prefix) == Route::Unknown && Route::parse(endpoint, prefix) != Route::Unknown;
+        clean = leads_on.then(|| endpoint.to_owned())?;
+    }
+    Some(clean.replace('\\', "%5C"))
 }
 
 /// Names may hold the keywords themselves (`a/blobs/b`), so the path is read from its end.
@@ -183,7 +223,45 @@ mod tests {
         assert_eq!(Route::parse("/", "/cache"), Route::Root);
     }
 
+    #[test_case("//v2/", Some("/v2/"))]
+    #[test_case("/v2//a/manifests/1", Some("/v2/a/manifests/1"))]
+    #[test_case("/v2/a/manifests//1", Some("/v2/a/manifests/1"))]
+    #[test_case("/v2/./a/../b/tags/list", Some("/v2/b/tags/list"); "dot segments")]
+    #[test_case("/../..//v2/", Some("/v2/"); "above the root")]
+    #[test_case("//", Some("/"))]
+    #[test_case("//evil.example/v2/", Some("/evil.example/v2/"); "no other host")]
+    #[test_case("//\\evil.example/v2/", Some("/%5Cevil.example/v2/"); "no other host for browsers")]
+    #[test_case("/v2//a%20b/tags/list", Some("/v2/a%20b/tags/list"); "encoded as it was")]
+    #[test_case("/v2/a%2F%2Fb/tags/list", None; "an encoded slash")]
+    #[test_case("/v2/a/tags/list/", Some("/v2/a/tags/list"); "a slash behind an endpoint")]
+    #[test_case("/v2/a/manifests/1/", Some("/v2/a/manifests/1"); "a slash behind a reference")]
+    #[test_case("/v2/a/blobs/uploads/", None; "an endpoint that ends with a slash")]
+    #[test_case("/v2/", None)]
+    #[test_case("/", None)]
+    #[test_case("/nothing/", None; "no endpoint")]
+    #[test_case("*", None)]
+    fn unclean_path_leads_to_the_clean_one(path: &str, expected: Option<&str>) {
+        assert_eq!(clean(path, "").as_deref(), expected);
+    }
+
+    #[test]
+    fn clean_path_keeps_the_prefix() {
+        assert_eq!(clean("//cache//v2/", "/cache").as_deref(), Some("/cache/v2/"));
+        assert_eq!(
+            clean("/cache/v2/a/tags/list/", "/cache").as_deref(),
+            Some("/cache/v2/a/tags/list")
+        );
+    }
+
     proptest! {
+        #[test]
+        fn clean_path_is_clean_and_of_this_host(path in "[/.a%\\\\-]{0,20}") {
+            if let Some(found) = clean(&path, "") {
+                prop_assert!(found.starts_with('/') && !found.starts_with("//") && !found.contains('\\'), "{}", found);
+                prop_assert_eq!(clean(&found, ""), None);
+            }
+        }
+
         #[test]
         fn every_path_has_a_route(path in "\\PC*") {
             let _ = Route::parse(&path, "");

@@ -9,6 +9,7 @@
 #[allow(unused_imports, reason = "every test binary uses another part of it")]
 mod hub;
 
+mod browsers;
 mod credentials;
 mod listening;
 mod operations;

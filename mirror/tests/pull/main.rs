@@ -12,6 +12,7 @@ mod hub;
 
 mod any_cut;
 mod blobs;
+mod caching;
 mod choice;
 mod commits;
 mod drops;

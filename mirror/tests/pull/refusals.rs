@@ -1,6 +1,7 @@
 //! The answer table where nothing is cached, and requests that no pull-through answers.
 
 use test_case::test_case;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::hub::{Fault, Hub};
 use crate::served::{Mirror, cache, header, json as body_of, live};
@@ -69,7 +70,7 @@ async fn changes_are_405_and_upstream_is_not_asked(method: &str, path: &str) {
     let answer = mirror.request(method, path).send().await.unwrap();
     assert_eq!(
         (answer.status().as_u16(), header(&answer, "allow")),
-        (405, "GET, HEAD")
+        (405, "GET, HEAD, OPTIONS")
     );
     assert_eq!(hub.count("* "), 0);
 }
@@ -95,6 +96,7 @@ async fn changes_of_what_cannot_be_named_are_mistakes_before_they_are_refused(
 #[test_case("/v2/app/manifests/.INVALID", 404; "a tag that can't be")]
 #[test_case("/v2/App/manifests/1", 400; "a name that can't be")]
 #[test_case("/v2/../../etc/passwd", 404; "a path that leads out")]
+#[test_case("/v2/app%2F%2Fb/manifests/1", 400; "an encoded empty component")]
 #[test_case("/v2/..%2f..%2fetc/manifests/1", 400; "an encoded path that leads out")]
 #[test_case("/v2/app/tags/list?n=x", 400; "a page size that is no number")]
 #[tokio::test]
@@ -113,4 +115,61 @@ async fn the_base_says_that_this_is_a_registry() {
         assert_eq!(answer.status(), 200);
         assert_eq!(header(&answer, "docker-distribution-api-version"), "registry/2.0");
     }
+}
+
+/// Paths with empty or dot segments are redirected to the clean path, whatever the method.
+#[test_case("GET", "//v2/", "/v2/"; "before the version")]
+#[test_case("HEAD", "/v2//app/manifests/1", "/v2/app/manifests/1"; "before the name")]
+#[test_case("GET", "/v2/app/manifests//1?ns=docker.io&x=a//b", "/v2/app/manifests/1?ns=docker.io&x=a//b"; "with a query")]
+#[test_case("GET", "/v2/app/blobs//sha256:abc", "/v2/app/blobs/sha256:abc"; "before a digest")]
+#[test_case("GET", "/v2/a/./b/../tags/list", "/v2/a/tags/list"; "dot segments")]
+#[test_case("POST", "/v2/app//blobs/uploads/", "/v2/app/blobs/uploads/"; "a push")]
+#[test_case("GET", "/v2/app/tags/list/", "/v2/app/tags/list"; "a slash at the end")]
+#[test_case("GET", "//evil.example/v2/", "/evil.example/v2/"; "never to another host")]
+#[tokio::test]
+async fn unclean_path_is_redirected_to_the_clean_one(method: &str, path: &str, location: &str) {
+    let hub = Hub::start().await;
+    let mirror = Mirror::of(&hub).await;
+    let address = mirror.url.strip_prefix("http://").unwrap();
+    let answer = raw(
+        address,
+        &format!("{method} {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"),
+    )
+    .await;
+    assert!(answer.starts_with("HTTP/1.1 301 "), "{answer}");
+    assert!(
+        answer.contains(&format!("\r\nlocation: {location}\r\n")),
+        "{answer}"
+    );
+    assert_eq!(hub.count("* "), 0);
+}
+
+/// Sends these bytes, which no client library would, and returns the whole answer with header names in lower case.
+async fn raw(address: &str, request: &str) -> String {
+    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    answer.replace("Location:", "location:")
+}
+
+/// `OPTIONS` is answered on every path without a question to upstream.
+#[test_case("/v2/")]
+#[test_case("/v2/_catalog")]
+#[test_case("/v2/app/tags/list")]
+#[test_case("/v2/app/manifests/1?ns=docker.io")]
+#[test_case("/v2/app/blobs/sha256:abc")]
+#[test_case("/v2/app/referrers/sha256:abc")]
+#[test_case("/v2/app/blobs/uploads/")]
+#[tokio::test]
+async fn options_is_204_with_allow(path: &str) {
+    let hub = Hub::start().await;
+    let mirror = Mirror::of(&hub).await;
+    let answer = mirror.request("OPTIONS", path).send().await.unwrap();
+    assert_eq!(
+        (answer.status().as_u16(), header(&answer, "allow")),
+        (204, "GET, HEAD, OPTIONS")
+    );
+    assert!(answer.bytes().await.unwrap().is_empty());
+    assert_eq!(hub.count("* "), 0);
 }
