@@ -249,7 +249,7 @@ fn given_up(last: Progress) -> Progress {
 
 fn why(progress: &Progress) -> String {
     match &progress.phase {
-        Phase::Failed(failure) => format!("{failure:?}"),
+        Phase::Failed(failure) => failure.to_string(),
         phase => format!("nothing to read in phase {phase:?}"),
     }
 }

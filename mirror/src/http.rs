@@ -6,6 +6,7 @@ mod blobs;
 mod body;
 mod conditional;
 mod error;
+mod failures;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod invariants;
 mod lists;
@@ -33,9 +34,11 @@ use access::Record;
 pub use access::Recorded;
 pub use auth::{Htpasswd, trouble_with_users};
 use error::RegistryError;
+use failures::{Failed, Failures, Kind};
 use route::Route;
 use sendfile::Pieces;
 
+use crate::digest::Digest;
 use crate::health::Health;
 use crate::metrics::{Metrics, Outcome};
 use crate::name::Repository;
@@ -65,6 +68,7 @@ struct App {
     pull: Arc<Pull>,
     settings: Settings,
     metrics: Metrics,
+    failures: Failures,
 }
 
 /// A request as the endpoints see it.
@@ -83,6 +87,8 @@ struct Answer {
     response: Response,
     outcome: Outcome,
     repository: Option<Repository>,
+    /// The blob that a body is sent of.
+    digest: Option<Digest>,
 }
 
 /// Who is at the other end of a connection.
@@ -116,6 +122,7 @@ pub fn service(pull: Arc<Pull>, settings: Settings, metrics: Metrics) -> Service
         pull,
         settings,
         metrics,
+        failures: Failures::default(),
     });
     Service { app }
 }
@@ -126,7 +133,7 @@ impl Service {
         let app = self.app;
         let route = Route::parse(request.uri.path(), &app.settings.prefix);
         let span = span::begin(&request, &route, &app.settings, peer);
-        let record = Record::begin(&app, route.kind(), &request)
+        let mut record = Record::begin(&app, route.kind(), &request)
             .logged(&request, peer)
             .traced(span.clone());
         let asked = Asked {
@@ -142,7 +149,7 @@ impl Service {
         };
         let answer = match refuse(&app, &request) {
             Some(error) => Err(error),
-            None => endpoint(&asked, &route)
+            None => endpoint(&asked, &route, &mut record.user)
                 .instrument(span)
                 .await
                 // Paths that are not clean always end in an error.
@@ -150,10 +157,10 @@ impl Service {
         };
         let answer = match answer {
             Ok(answer) => answer.named(),
-            Err(error) => Answer::plain(asked.echoing(error.into_response())),
+            Err(error) => asked.failed(&route, error, &record),
         };
         let answer = finished(answer, &app.settings.headers, &record.id);
-        record.answered(answer.response, answer.outcome)
+        record.answered(answer)
     }
 }
 
@@ -181,14 +188,18 @@ fn redirect(uri: &Uri, prefix: &str) -> Option<Answer> {
 }
 
 /// Answers by the endpoint of the route.
-async fn endpoint(asked: &Asked<'_>, route: &Route<'_>) -> Result<Answer, RegistryError> {
+async fn endpoint(
+    asked: &Asked<'_>,
+    route: &Route<'_>,
+    user: &mut Option<Box<str>>,
+) -> Result<Answer, RegistryError> {
     if asked.method == Method::OPTIONS {
         return Ok(Answer::plain(preflight()));
     }
     if let Some(access) = &asked.app.settings.access
         && *route != Route::Root
     {
-        access.admit(asked.headers).await?;
+        access.admit(asked.headers, user).await?;
     }
     if !matches!(*asked.method, Method::GET | Method::HEAD) || *route == Route::Upload {
         return Err(refused_change(route));
@@ -282,13 +293,35 @@ impl Asked<'_> {
         Some(percent_encoding::percent_decode_str(ns).decode_utf8_lossy())
     }
 
-    /// Says in an error, too, for which registry it is, where the client named one that is known here.
-    fn echoing(&self, mut response: Response) -> Response {
-        let host = self.registry().and_then(|ns| self.app.pull.host(&ns));
-        if let Some(Ok(host)) = host.map(|host| HeaderValue::from_str(host.as_str())) {
+    /// Returns the answer to a request that failed, once the log has it.
+    fn failed(&self, route: &Route<'_>, error: RegistryError, record: &Record) -> Answer {
+        let named = self.registry().and_then(|ns| self.app.pull.host(&ns));
+        let (name, reference) = route.subject();
+        let repository = name.and_then(|name| self.repository(name).ok());
+        let upstream = repository
+            .as_ref()
+            .map(|repository| &repository.host)
+            .or(named.as_ref());
+        self.app.failures.log(Failed {
+            level: error.level(),
+            kind: Kind {
+                upstream: upstream.cloned(),
+                status: error.status.as_u16(),
+                code: Some(error.code),
+                class: error.class,
+            },
+            reason: error.reason().to_owned(),
+            repository: repository.as_ref().map(ToString::to_string).or(name.map(shown)),
+            reference: reference.map(shown),
+            user: record.user.clone(),
+            id: record.id.clone(),
+        });
+        let mut response = error.into_response(upstream);
+        // Says for which registry it is, where the client named one that is known here.
+        if let Some(Ok(host)) = named.map(|host| HeaderValue::from_str(host.as_str())) {
             response.headers_mut().insert(NAMESPACE, host);
         }
-        response
+        Answer::plain(response)
     }
 
     fn repository(&self, name: &str) -> Result<Repository, RegistryError> {
@@ -300,6 +333,11 @@ impl Asked<'_> {
                 _ => RegistryError::name_unknown(error.to_string()),
             })
     }
+}
+
+/// Returns what a client sent, within limits.
+fn shown(text: &str) -> String {
+    text.chars().take(255).collect()
 }
 
 impl Answer {
@@ -316,6 +354,7 @@ impl Answer {
             response,
             outcome: Outcome::None,
             repository: None,
+            digest: None,
         }
     }
 

@@ -22,7 +22,7 @@ use tracing::warn;
 
 pub(crate) use blob::Source;
 pub(crate) use choice::NoChoice;
-pub(crate) use failure::{Failure, Kind};
+pub(crate) use failure::{Cause, Failure, Kind};
 pub(crate) use list::{Page, Window};
 pub(crate) use referrers::of_type;
 pub(crate) use through::Through;

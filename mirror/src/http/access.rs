@@ -12,11 +12,14 @@ use bytes::Bytes;
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use http_body::{Body as HttpBody, Frame, SizeHint};
-use tracing::{Span, info};
+use tracing::{Level, Span, info};
 use url::form_urlencoded;
 
-use super::{App, Peer, span};
-use crate::metrics::{Kind, Outcome, Source};
+use super::failures::{Failed, Kind};
+use super::{Answer, App, Peer, span};
+use crate::digest::Digest;
+use crate::metrics::{self, Outcome, Source};
+use crate::name::Repository;
 
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Longer ids are not kept: they are written to the log.
@@ -33,13 +36,17 @@ pub(super) struct Record {
     span: Span,
     started: Instant,
     method: Method,
-    kind: Kind,
+    kind: metrics::Kind,
     status: StatusCode,
     outcome: Outcome,
     bytes: u64,
     /// What the body has, where that is known: its reader may stop at the last byte without asking for its end.
     length: Option<u64>,
     ended: bool,
+    /// The user that logged in, or tried to.
+    pub(super) user: Option<Box<str>>,
+    repository: Option<Repository>,
+    digest: Option<Digest>,
     /// The request's id: the client's, or one of ours.
     pub(super) id: HeaderValue,
 }
@@ -53,7 +60,7 @@ struct Line {
 
 impl Record {
     /// Begins with the request.
-    pub(super) fn begin(app: &Arc<App>, kind: Kind, parts: &Parts) -> Self {
+    pub(super) fn begin(app: &Arc<App>, kind: metrics::Kind, parts: &Parts) -> Self {
         app.metrics.requests_active.inc();
         Self {
             app: Arc::clone(app),
@@ -67,6 +74,9 @@ impl Record {
             bytes: 0,
             length: None,
             ended: false,
+            user: None,
+            repository: None,
+            digest: None,
             id: request_id(&parts.headers),
         }
     }
@@ -89,12 +99,32 @@ impl Record {
         self
     }
 
-    /// There is an answer; what is left is to send its body.
-    pub(super) fn answered(mut self, response: Response, outcome: Outcome) -> http::Response<Recorded> {
-        self.status = response.status();
-        self.outcome = outcome;
-        self.length = length(&self.method, &response);
-        response.map(|body| Recorded { body, record: self })
+    /// Returns the answer with a body that records what of it is sent.
+    pub(super) fn answered(mut self, answer: Answer) -> http::Response<Recorded> {
+        self.status = answer.response.status();
+        self.outcome = answer.outcome;
+        self.length = length(&self.method, &answer.response);
+        (self.repository, self.digest) = (answer.repository, answer.digest);
+        answer.response.map(|body| Recorded { body, record: self })
+    }
+
+    /// Tells the log why an answer ends before its body does.
+    fn cut(&self, error: &axum::Error) {
+        let failed = Failed {
+            level: Level::WARN,
+            kind: Kind {
+                upstream: self.repository.as_ref().map(|repository| repository.host.clone()),
+                status: self.status.as_u16(),
+                code: None,
+                class: "cut",
+            },
+            reason: error.to_string(),
+            repository: self.repository.as_ref().map(ToString::to_string),
+            reference: self.digest.as_ref().map(ToString::to_string),
+            user: self.user.clone(),
+            id: self.id.clone(),
+        };
+        self.app.failures.log(failed);
     }
 
     /// Whether all of the answer was handed to the connection.
@@ -131,6 +161,7 @@ impl Drop for Record {
             whole = self.is_whole(),
             client = %line.client,
             agent = %line.agent,
+            user = self.user.as_deref(),
             id,
             "request"
         );
@@ -199,7 +230,7 @@ impl HttpBody for Recorded {
         let frame = std::task::ready!(Pin::new(&mut self.body).poll_frame(cx));
         match &frame {
             Some(Ok(frame)) => self.record.bytes += frame.data_ref().map_or(0, |data| data.len() as u64),
-            Some(Err(error)) => info!(id = ?self.record.id, %error, "an answer was cut short"),
+            Some(Err(error)) => self.record.cut(error),
             None => {}
         }
         self.record.ended = frame.is_none() || self.body.is_end_stream();

@@ -68,17 +68,22 @@ impl Htpasswd {
         self.users.trouble()
     }
 
-    /// Lets a request pass that comes with a listed login.
-    pub(super) async fn admit(&self, headers: &HeaderMap) -> Result<(), RegistryError> {
-        let refused = || RegistryError::unauthorized(self.challenge.clone());
-        let (user, password) = headers
-            .get(header::AUTHORIZATION)
-            .and_then(login)
-            .ok_or_else(refused)?;
+    /// Lets a request pass that comes with a listed login, and names its user where the file lists it: another name may
+    /// be a password in the wrong place.
+    pub(super) async fn admit(
+        &self,
+        headers: &HeaderMap,
+        user: &mut Option<Box<str>>,
+    ) -> Result<(), RegistryError> {
+        let challenge = || self.challenge.clone();
+        let shown = headers.get(header::AUTHORIZATION);
+        let shown = shown.ok_or_else(|| RegistryError::no_login(challenge()))?;
+        let (name, password) = login(shown).ok_or_else(|| RegistryError::wrong_login(challenge()))?;
         let users = self.users.now().await;
-        let listed = users.as_ref().as_ref().ok().and_then(|users| users.get(&user));
+        let listed = users.as_ref().as_ref().ok().and_then(|users| users.get(&name));
         let hash = listed.map_or(NOBODY, String::as_str).to_owned();
-        let key = Digest::of(Algorithm::Sha256, format!("{hash}:{user}:{password}").as_bytes());
+        let key = Digest::of(Algorithm::Sha256, format!("{hash}:{name}:{password}").as_bytes());
+        *user = listed.map(|_| name.into());
         if self.accepted.get(&key).await.is_some() {
             return Ok(());
         }
@@ -86,7 +91,7 @@ impl Htpasswd {
         let _turn = self.checks.acquire().await;
         let right = tokio::task::spawn_blocking(move || bcrypt::verify(password, &hash).unwrap_or(false));
         if !(right.await.unwrap_or(false) && known) {
-            return Err(refused());
+            return Err(RegistryError::wrong_login(challenge()));
         }
         self.accepted.insert(key, ()).await;
         Ok(())
@@ -121,22 +126,29 @@ mod tests {
         let hash = bcrypt::hash("right", 4).unwrap();
         std::fs::write(&path, format!("# a comment\nalice:{hash}\nplain:right\n")).unwrap();
         let access = Htpasswd::new(path.clone(), "test");
-        assert!(access.admit(&basic("alice", "right")).await.is_ok());
-        assert!(access.admit(&basic("alice", "right")).await.is_ok());
-        for (user, password) in [("alice", "wrong"), ("bob", "right"), ("plain", "right"), ("", "")] {
-            assert!(access.admit(&basic(user, password)).await.is_err(), "{user}");
+        let mut user = None;
+        for _ in 0..2 {
+            assert!(access.admit(&basic("alice", "right"), &mut user).await.is_ok());
+            assert_eq!(user.take().as_deref(), Some("alice"));
         }
-        assert!(access.admit(&HeaderMap::new()).await.is_err());
+        for (user, password) in [("alice", "wrong"), ("bob", "right"), ("plain", "right"), ("", "")] {
+            let mut named = None;
+            let refused = access.admit(&basic(user, password), &mut named).await;
+            assert!(refused.is_err(), "{user}");
+            assert_eq!(named.as_deref(), (user == "alice").then_some("alice"));
+        }
+        assert!(access.admit(&HeaderMap::new(), &mut user).await.is_err());
         // Who was let in before is not for longer than the line stands there.
         let hash = bcrypt::hash("other", 4).unwrap();
         std::fs::write(&path, format!("alice:{hash}\n")).unwrap();
-        assert!(access.admit(&basic("alice", "right")).await.is_err());
-        assert!(access.admit(&basic("alice", "other")).await.is_ok());
+        assert!(access.admit(&basic("alice", "right"), &mut user).await.is_err());
+        assert!(access.admit(&basic("alice", "other"), &mut user).await.is_ok());
     }
 
     #[tokio::test]
     async fn without_its_file_nobody_passes() {
         let access = Htpasswd::new("/nonexistent/htpasswd".into(), "test");
-        assert!(access.admit(&basic("alice", "right")).await.is_err());
+        let admitted = access.admit(&basic("alice", "right"), &mut None).await;
+        assert!(admitted.is_err());
     }
 }

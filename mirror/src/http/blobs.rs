@@ -45,6 +45,7 @@ pub(super) async fn get(asked: &Asked<'_>, name: &str, digest: &str) -> Result<A
     match value {
         Source::Stored(blob) => {
             let (size, pull) = (blob.size, Arc::clone(&asked.app.pull));
+            let digest = digest.clone();
             let stored = Stored { blob, digest, pull };
             let readable = Readable::Stored(stored, asked.pieces.cloned());
             send(&mut response, readable, size, &wanted);
@@ -66,7 +67,10 @@ pub(super) async fn get(asked: &Asked<'_>, name: &str, digest: &str) -> Result<A
             pass(&mut response, through);
         }
     }
-    Ok(Answer::new(response, outcome, repository))
+    Ok(Answer {
+        digest: Some(digest),
+        ..Answer::new(response, outcome, repository)
+    })
 }
 
 /// The blob's size, where it has to be known before the end.

@@ -3,22 +3,28 @@
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use http::{HeaderValue, StatusCode, header};
 use serde_json::json;
+use tracing::Level;
 
-use crate::pull::Failure;
+use crate::name::Host;
+use crate::pull::{Cause, Failure};
 
+/// The class of requests without a login.
+const NO_LOGIN: &str = "no_login";
 /// The methods that every endpoint has.
 pub(super) const ALLOWED: HeaderValue = HeaderValue::from_static("GET, HEAD, OPTIONS");
 
 /// An answer other than success: a status, one of the specification's codes, and what to do about it.
 #[derive(Debug)]
 pub(crate) struct RegistryError {
-    status: StatusCode,
-    code: &'static str,
+    pub(super) status: StatusCode,
+    pub(super) code: &'static str,
     message: String,
-    header: Option<(header::HeaderName, HeaderValue)>,
+    /// A word for all errors that differ in their messages' details only.
+    pub(super) class: &'static str,
+    header: Option<Box<(header::HeaderName, HeaderValue)>>,
 }
 
 impl RegistryError {
@@ -27,12 +33,37 @@ impl RegistryError {
             status,
             code,
             message: message.into(),
+            class: "request",
             header: None,
         }
     }
 
+    fn of(status: StatusCode, code: &'static str, cause: &Cause) -> Self {
+        let class = cause.class();
+        Self {
+            class,
+            ..Self::new(status, code, cause.to_string())
+        }
+    }
+
+    /// Returns why the request failed, for the client and the log alike.
+    pub(super) fn reason(&self) -> &str {
+        &self.message
+    }
+
+    /// Returns how important the failure is to the administrator. Each client of a mirror with users begins without a
+    /// login, and tools ask for signatures that most images do not have.
+    pub(super) fn level(&self) -> Level {
+        match self.status {
+            StatusCode::UNAUTHORIZED if self.class == NO_LOGIN => Level::DEBUG,
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::TOO_MANY_REQUESTS => Level::WARN,
+            status if status.is_server_error() => Level::WARN,
+            _ => Level::INFO,
+        }
+    }
+
     fn with(mut self, name: header::HeaderName, value: HeaderValue) -> Self {
-        self.header = Some((name, value));
+        self.header = Some(Box::new((name, value)));
         self
     }
 
@@ -74,14 +105,24 @@ impl RegistryError {
         .with(header::ALLOW, ALLOWED)
     }
 
-    /// 401: this mirror's own access control, never upstream's.
-    pub(crate) fn unauthorized(challenge: HeaderValue) -> Self {
-        Self::new(
-            StatusCode::UNAUTHORIZED,
-            "UNAUTHORIZED",
-            "log in to this mirror to pull from it",
-        )
-        .with(header::WWW_AUTHENTICATE, challenge)
+    /// Returns a 401 for a request without a login: this mirror's own access control, never upstream's.
+    pub(crate) fn no_login(challenge: HeaderValue) -> Self {
+        let error = Self::unauthorized("log in to this mirror to pull from it", challenge);
+        Self {
+            class: NO_LOGIN,
+            ..error
+        }
+    }
+
+    /// Returns a 401 for a login that is not one of the users'.
+    pub(crate) fn wrong_login(challenge: HeaderValue) -> Self {
+        let message =
+            "the user name or the password is wrong: log in to this mirror with those of one of its users";
+        Self::unauthorized(message, challenge)
+    }
+
+    fn unauthorized(message: &str, challenge: HeaderValue) -> Self {
+        Self::new(StatusCode::UNAUTHORIZED, "UNAUTHORIZED", message).with(header::WWW_AUTHENTICATE, challenge)
     }
 
     /// 503 where nobody knows the length of what there is no room for, and the client could not tell a cut from an end.
@@ -109,29 +150,34 @@ impl RegistryError {
 impl From<Failure> for RegistryError {
     fn from(failure: Failure) -> Self {
         match failure {
-            Failure::NotFound { code, message } => Self::new(StatusCode::NOT_FOUND, code, message),
-            Failure::Denied { message } => Self::new(StatusCode::FORBIDDEN, "DENIED", message),
-            Failure::TooManyRequests { message, retry_after } => {
-                Self::new(StatusCode::TOO_MANY_REQUESTS, "TOOMANYREQUESTS", message).retry_after(retry_after)
+            Failure::NotFound { code, cause } => Self::of(StatusCode::NOT_FOUND, code, &cause),
+            Failure::Denied { cause } => Self::of(StatusCode::FORBIDDEN, "DENIED", &cause),
+            Failure::TooManyRequests { cause, retry_after } => {
+                Self::of(StatusCode::TOO_MANY_REQUESTS, "TOOMANYREQUESTS", &cause).retry_after(retry_after)
             }
             // The specification's closed list has one code that says "try again later". MANIFEST_UNKNOWN would
             // be read as "has no signature" by clients that look at the code alone.
-            Failure::Unavailable { message, retry_after } => {
-                Self::new(StatusCode::SERVICE_UNAVAILABLE, "TOOMANYREQUESTS", message)
-                    .retry_after(retry_after)
+            Failure::Unavailable { cause, retry_after } => {
+                Self::of(StatusCode::SERVICE_UNAVAILABLE, "TOOMANYREQUESTS", &cause).retry_after(retry_after)
             }
         }
     }
 }
 
-impl IntoResponse for RegistryError {
-    fn into_response(self) -> Response {
-        let body = json!({"errors": [{"code": self.code, "message": self.message, "detail": null}]});
+impl RegistryError {
+    /// Turns the error into the response for a client that asked for something of this upstream.
+    pub(super) fn into_response(self, upstream: Option<&Host>) -> Response {
+        let mut detail = json!({"reason": self.message});
+        if let Some(upstream) = upstream {
+            detail["upstream"] = upstream.as_str().into();
+        }
+        let body = json!({"errors": [{"code": self.code, "message": self.message, "detail": detail}]});
         let mut response = Response::new(Body::from(body.to_string()));
         *response.status_mut() = self.status;
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        if let Some((name, value)) = self.header {
+        if let Some(header) = self.header {
+            let (name, value) = *header;
             headers.insert(name, value);
         }
         response

@@ -34,9 +34,8 @@ pub(super) async fn catalog(asked: &Asked<'_>) -> Result<Answer, RegistryError> 
     let path = format!("{}/v2/_catalog", asked.app.settings.prefix);
     let response = paged(&page, &json!({"repositories": page.names}), &path, None);
     Ok(Answer {
-        response,
         outcome: Outcome::Hit,
-        repository: None,
+        ..Answer::plain(response)
     })
 }
 

@@ -80,7 +80,7 @@ mod tests {
         );
         let gone = Failure::NotFound {
             code: "BLOB_UNKNOWN",
-            message: "gone".into(),
+            cause: "gone".into(),
         };
         absent.note(&repository, Kind::Blob, "x", 1, &gone);
         absent.note(&repository, Kind::Blob, "y", 1, &Failure::unavailable("later"));

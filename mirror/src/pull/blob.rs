@@ -219,8 +219,8 @@ impl Pull {
         {
             Ok(started) => Ok(started),
             Err(NotNow::Refused(retry_after)) => {
-                let message = "upstream sent wrong bytes for this digest; it is asked again later".into();
-                Err(Failure::Unavailable { message, retry_after })
+                let cause = "upstream sent wrong bytes for this digest; it is asked again later".into();
+                Err(Failure::Unavailable { cause, retry_after })
             }
             Err(NotNow::Full) => Err(Failure::unavailable("too many blobs are being fetched already")),
         }

@@ -1,5 +1,6 @@
 //! The answer table: what a client gets when upstream does not give what was asked for and nothing is cached.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use crate::upstream::Error;
@@ -28,64 +29,103 @@ impl Kind {
     }
 }
 
-/// An answer without the content asked for; `http` turns it into a response.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// An answer without the content asked for; `http` turns it into a response and a line in the log.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Failure {
     /// 404: upstream says that it has no such thing.
-    NotFound { code: &'static str, message: String },
+    #[error("{cause}")]
+    NotFound { code: &'static str, cause: Cause },
     /// 403: upstream refuses. Never its 401: clients would hand their secrets to us.
-    Denied { message: String },
+    #[error("{cause}")]
+    Denied { cause: Cause },
     /// 429.
-    TooManyRequests { message: String, retry_after: Duration },
+    #[error("{cause}")]
+    TooManyRequests { cause: Cause, retry_after: Duration },
     /// 503: nothing can be said about the content now.
-    Unavailable { message: String, retry_after: Duration },
+    #[error("{cause}")]
+    Unavailable { cause: Cause, retry_after: Duration },
+}
+
+/// The cause of a failure. No variant holds a credential, a token or a URL's query.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Cause {
+    /// Upstream gave no usable answer.
+    #[error(transparent)]
+    Upstream(#[from] Error),
+    /// The mirror did not ask, or could not use the answer.
+    #[error("{0}")]
+    Mirror(Cow<'static, str>),
+}
+
+impl Cause {
+    /// Returns a word for all causes that differ in their details only.
+    pub(crate) fn class(&self) -> &'static str {
+        match self {
+            Self::Upstream(Error::NotFound { .. }) => "not_found",
+            Self::Upstream(Error::StrangeNotFound) => "not_a_registry",
+            Self::Upstream(Error::Denied { .. }) => "denied",
+            Self::Upstream(Error::RateLimited { .. }) => "rate_limited",
+            Self::Upstream(Error::Unavailable { .. }) => "unavailable",
+            Self::Upstream(Error::Malformed { .. }) => "malformed",
+            Self::Mirror(_) => "mirror",
+        }
+    }
+}
+
+impl From<String> for Cause {
+    fn from(text: String) -> Self {
+        Self::Mirror(text.into())
+    }
+}
+
+impl From<&'static str> for Cause {
+    fn from(text: &'static str) -> Self {
+        Self::Mirror(text.into())
+    }
 }
 
 impl Failure {
-    /// The table's right-hand column.
+    /// Returns the table's right-hand column.
     pub(crate) fn of(error: &Error, kind: Kind) -> Self {
-        let message = error.to_string();
+        let cause = Cause::Upstream(error.clone());
         match error {
-            Error::NotFound { code, .. } => Self::not_found(kind, code, message),
-            Error::Denied { .. } => Self::Denied { message },
+            Error::NotFound { code, .. } => Self::not_found(kind, code, cause),
+            Error::Denied { .. } => Self::Denied { cause },
             Error::RateLimited { retry_after } => Self::TooManyRequests {
-                message,
+                cause,
                 retry_after: *retry_after,
             },
             Error::StrangeNotFound | Error::Unavailable { .. } | Error::Malformed { .. } => {
-                Self::Unavailable {
-                    message,
-                    retry_after: RETRY_AFTER,
-                }
+                Self::unavailable(cause)
             }
         }
     }
 
-    /// 503 for a cause of our own.
-    pub(crate) fn unavailable(message: impl Into<String>) -> Self {
+    /// Returns a 503 after which a client waits for as long as nothing else is known.
+    pub(crate) fn unavailable(cause: impl Into<Cause>) -> Self {
         Self::Unavailable {
-            message: message.into(),
+            cause: cause.into(),
             retry_after: RETRY_AFTER,
         }
     }
 
-    /// 404 for a manifest that is there, but in the format that nothing reads any more.
+    /// Returns a 404 for a manifest that is there, but in the format that nothing reads any more.
     pub(crate) fn schema1() -> Self {
-        let message = "upstream has only a Docker schema 1 manifest, which this mirror does not serve: \
-                       push the image again with a current client";
+        let cause = "upstream has only a Docker schema 1 manifest, which this mirror does not serve: \
+                     push the image again with a current client";
         Self::NotFound {
             code: "MANIFEST_UNKNOWN",
-            message: message.into(),
+            cause: cause.into(),
         }
     }
 
-    fn not_found(kind: Kind, code: &str, message: String) -> Self {
+    fn not_found(kind: Kind, code: &str, cause: Cause) -> Self {
         let code = if code == "NAME_UNKNOWN" {
             "NAME_UNKNOWN"
         } else {
             kind.unknown()
         };
-        Self::NotFound { code, message }
+        Self::NotFound { code, cause }
     }
 
     /// Whether upstream's word settles the matter: a stale copy must not be served against it.

@@ -156,7 +156,7 @@ fn given_up() -> Asked {
 fn absent(message: String) -> Failure {
     Failure::NotFound {
         code: "MANIFEST_UNKNOWN",
-        message,
+        cause: message.into(),
     }
 }
 

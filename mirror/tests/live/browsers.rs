@@ -25,9 +25,10 @@ async fn ask(served: &Served, method: &str, path: &str, login: bool) -> Response
         .redirect(redirect::Policy::none());
     let url = format!("http://{}{path}", served.address);
     let request = client.build().unwrap().request(method.parse().unwrap(), url);
-    let request = match login {
-        true => request.basic_auth("jane", Some("secret")),
-        false => request,
+    let request = if login {
+        request.basic_auth("jane", Some("secret"))
+    } else {
+        request
     };
     request.send().await.unwrap()
 }

@@ -11,6 +11,7 @@ mod hub;
 
 mod browsers;
 mod credentials;
+mod failures;
 mod listening;
 mod operations;
 mod proxies;

