@@ -21,6 +21,8 @@ mod conflicts;
 mod credentials;
 #[path = "operator/doctor.rs"]
 mod doctor;
+#[path = "operator/evictions.rs"]
+mod evictions;
 #[path = "operator/examples.rs"]
 mod examples;
 #[path = "operator/faults.rs"]

@@ -197,7 +197,12 @@ async fn a_budget_says_how_many_may_be_away_or_how_many_must_be_there() {
             .replace("commonLabels.pod", "pod");
         let objects = helm.template(&[&flag]).await.unwrap();
         let mut budget = named(&objects, "PodDisruptionBudget")[0]["spec"].clone();
-        budget.as_object_mut().unwrap().remove("selector");
+        let fields = budget.as_object_mut().unwrap();
+        fields.remove("selector");
+        assert_eq!(
+            fields.remove("unhealthyPodEvictionPolicy"),
+            Some(json!("AlwaysAllow"))
+        );
         assert_eq!(budget, expected, "{flag}");
     }
 }
