@@ -47,6 +47,8 @@ mod protected;
 mod reasons;
 #[path = "operator/refusals.rs"]
 mod refusals;
+#[path = "operator/readers.rs"]
+mod readers;
 #[path = "operator/rest.rs"]
 mod rest;
 #[path = "operator/rewritten.rs"]
