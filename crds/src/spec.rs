@@ -159,15 +159,16 @@ fn no_shrinking() -> Rule {
     .field_path(".spec.storage.persistentVolumeClaim.size")
 }
 
-/// A Service keeps the address that it was given, which nodes hold. Until it has one, as where the cluster refuses the
-/// one that is asked for, another can be asked for.
+/// Returns the rule that a Service keeps its address, which nodes hold, however it is spelled. Until the Service has an
+/// address, for example where the API server refuses the requested one, another address can be requested.
 fn no_other_address() -> Rule {
     let (new, old) = ("self.spec.service.clusterIP", "oldSelf.spec.service.clusterIP");
     let is_set = |object: &str| format!("has({object}.spec.service) && has({object}.spec.service.clusterIP)");
     let given = "self.status.endpoint.url";
     Rule::new(format!(
-        "!({}) || ({} && {new} == {old}) || !has(self.status) || !has(self.status.endpoint) \
-         || {given}.contains('/' + {new} + ':') || {given}.contains('[' + {new} + ']')",
+        "!({}) || ({} && {new} == {old}) || !has(self.status) || !has(self.status.endpoint) || !isIP({new}) \
+         || {given}.contains('/' + {new} + ':') \
+         || ({given}.contains('[') && isIP({ipv6}) && ip({ipv6}) == ip({new}))",
         is_set("self"),
         is_set("oldSelf"),
     ))
@@ -187,6 +188,8 @@ fn no_child_as_reference() -> Rule {
     let not_ours = |secret: &str| {
         format!(
             "!({} || {} || {})",
+    // Not url().getHostname(), which costs as if the host had no end. IPv4 addresses have one spelling.
+    let ipv6 = format!("{given}.substring({given}.indexOf('[') + 1, {given}.indexOf(']'))");
             is_child(secret, "-credentials"),
             is_child(secret, "-files"),
             is_child(secret, "-ca-key")

@@ -144,7 +144,7 @@ pub fn objects(
     configuration.extend(files::object(accepted));
     configuration.extend(files::authority_key(accepted.mirror, accepted.authority.as_ref()));
     configuration.push(service_account::object(accepted.mirror));
-    configuration.push(service::clients(accepted.mirror));
+    configuration.push(service::clients(accepted.mirror, observed));
     configuration.push(service::headless(accepted.mirror));
     configuration.extend(files::authority(accepted.mirror, accepted.serving.as_ref()));
     configuration.extend(hosts::object(accepted, observed));
