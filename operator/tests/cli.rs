@@ -296,3 +296,64 @@ fn a_period_that_is_none_is_refused(period: &str, why: &str) {
     assert_eq!(output.status.code(), Some(2));
     assert!(stderr(&output).contains(why), "{}", stderr(&output));
 }
+/// A log in a file or a pipe is read by programs: no escape sequences.
+#[test]
+fn operator_text_log_in_a_pipe_has_no_escapes() {
+    let directory = tempfile::tempdir().unwrap();
+    // A port that was free a moment ago.
+    let server = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let kubeconfig = format!(
+        "{{apiVersion: v1, kind: Config, current-context: c, clusters: [{{name: c, cluster: {{server: 'http://{server}'}}}}], \
+         contexts: [{{name: c, context: {{cluster: c, user: c}}}}], users: [{{name: c, user: {{}}}}]}}"
+    );
+    fs::write(directory.path().join("kubeconfig"), kubeconfig).unwrap();
+    let args = ["operator", "--listen", "127.0.0.1:0", "--log-format", "text"];
+    let mut operator = command(directory.path(), &args)
+        .env("KUBECONFIG", directory.path().join("kubeconfig"))
+        .env_remove("NO_COLOR")
+        .env("TERM", "xterm-256color")
+        .stderr(Stdio::piped())
+        .spawn()
+        .map(Running)
+        .unwrap();
+    let mut lines = BufReader::new(operator.0.stderr.take().unwrap()).lines();
+    // It finds no Lease, and goes on trying.
+    let line = lines.next().unwrap().unwrap();
+    assert!(line.contains("WARN") || line.contains("ERROR"), "{line}");
+    assert!(!line.contains('\u{1b}'), "{line:?}");
+}
+
+#[test]
+fn local_text_log_in_a_pipe_has_no_escapes() {
+    let directory = tempfile::tempdir().unwrap();
+    let text = MIRROR.replace("spec:", "spec:\n  observability: {logFormat: text}");
+    fs::write(directory.path().join("mirror.yaml"), format!("{text}{SECRET}")).unwrap();
+    let mut local = command(directory.path(), &["local", "-f", "mirror.yaml", "--port", "0"])
+        .env_remove("NO_COLOR")
+        .env("TERM", "xterm-256color")
+        .stderr(Stdio::piped())
+        .spawn()
+        .map(Running)
+        .unwrap();
+    let lines = BufReader::new(local.0.stderr.take().unwrap()).lines();
+    for line in lines.map(Result::unwrap) {
+        assert!(!line.contains('\u{1b}'), "{line:?}");
+        if line.contains("msg=serving") {
+            return;
+        }
+    }
+    panic!("the log ended before the server served");
+}
+
+#[test]
+fn doctor_table_in_a_pipe_has_no_escapes() {
+    let output = run("", &["doctor", "--kubeconfig", "missing"]);
+    let table = String::from_utf8(output.stdout.clone()).unwrap();
+    assert!(table.contains("PROBLEM"), "{table}");
+    assert!(
+        !table.contains('\u{1b}') && !stderr(&output).contains('\u{1b}'),
+        "{table:?}"
+    );
+}
+
+    assert!(rest.iter().all(|line| !line.contains('\u{1b}')), "{rest:#?}");
