@@ -7,6 +7,7 @@ use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
+use base64::{Engine, engine::general_purpose::STANDARD};
 use serde_json::Value;
 use test_case::test_case;
 
@@ -78,10 +79,111 @@ fn render_prints_every_object_that_would_be_applied() {
             "Deployment"
         ]
     );
+    let namespaces = |rendered: &[Value]| -> Vec<Value> {
+        let objects = rendered.iter();
+        objects
+            .map(|object| object["metadata"]["namespace"].clone())
+            .collect()
+    };
+    assert_eq!(namespaces(&rendered), vec![Value::Null; 6]);
+    let args = ["render", "-f", "mirror.yaml", "-n", "mirrors"];
+    let rendered = documents(&run(&format!("{MIRROR}{SECRET}"), &args));
+    assert_eq!(namespaces(&rendered), vec![Value::from("mirrors"); 6]);
+}
+
+/// The text in place of a value is not base64, so that an API server refuses the Secret.
+#[test]
+fn render_masks_values_of_secrets() {
+    let yaml = format!("{MIRROR}{SECRET}");
+    let output = run(&yaml, &["render", "-f", "mirror.yaml"]);
+    assert!(stderr(&output).contains("--show-secrets"), "{}", stderr(&output));
+    let secrets = |output: &Output| -> Vec<String> {
+        let rendered = documents(output).into_iter();
+        let secrets = rendered.filter(|object| object["kind"] == "Secret");
+        let data = secrets.map(|secret| secret["data"].as_object().unwrap().clone());
+        data.flat_map(|data| {
+            data.into_iter()
+                .map(|(_, value)| value.as_str().unwrap().to_owned())
+        })
+        .collect()
+    };
+    let masked = secrets(&output);
+    assert!(!masked.is_empty());
     assert!(
-        rendered
-            .iter()
-            .all(|object| object["metadata"]["namespace"] == "default")
+        masked.iter().all(|value| value.starts_with("(masked: ")),
+        "{masked:?}"
+    );
+    let shown = secrets(&run(&yaml, &["render", "-f", "mirror.yaml", "--show-secrets"]));
+    let decoded = |value: &String| String::from_utf8(STANDARD.decode(value).unwrap()).unwrap();
+    assert!(shown.iter().map(decoded).any(|value| value.contains("hunter2")));
+}
+
+const REFERRING: &str = "
+apiVersion: registrymirror.io/v1alpha1
+kind: RegistryMirror
+metadata: {name: hub}
+spec:
+  upstreams:
+  - {host: quay.io, tls: {caBundleRef: {kind: ConfigMap, name: roots}}}
+  - {host: ghcr.io, tls: {caBundleRef: {kind: Secret, name: shared}}}
+  storage: {type: Ephemeral}
+  tls: {mode: Secret, secretName: serving}
+  access: {mode: Basic, htpasswdSecretRef: {name: shared}}
+";
+
+#[test]
+fn render_has_placeholders_for_missing_references() {
+    let output = run(REFERRING, &["render", "-f", "mirror.yaml", "--show-secrets"]);
+    let rendered = documents(&output);
+    for reference in ["ConfigMap roots", "Secret shared", "Secret serving"] {
+        let warning = format!("warning: {reference} is not in the files: its values are placeholders");
+        assert!(stderr(&output).contains(&warning), "{}", stderr(&output));
+    }
+    let files = |object: &&Value| object["kind"] == "Secret" && object["metadata"]["name"] == "hub-files";
+    let files = rendered.iter().find(files).unwrap()["data"].as_object().unwrap();
+    assert!(
+        files.contains_key("htpasswd") && files.contains_key("serving.key"),
+        "{files:?}"
+    );
+    let placeholder = |value: &Value| value.as_str().unwrap().starts_with("(placeholder: ");
+    assert!(files.values().all(placeholder), "{files:?}");
+    assert!(kinds(&rendered).contains(&"Deployment"));
+}
+
+#[test]
+fn render_strict_fails_on_missing_references() {
+    for (yaml, reference) in [(REFERRING, "roots"), (MIRROR, "quay")] {
+        let output = run(yaml, &["render", "-f", "mirror.yaml", "--strict"]);
+        assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
+        assert!(stderr(&output).contains(reference), "{}", stderr(&output));
+        assert!(output.stdout.is_empty());
+    }
+}
+
+#[test]
+fn render_prints_every_example() {
+    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples");
+    for example in fs::read_dir(examples).unwrap() {
+        let file = example.unwrap().path();
+        let output = run("", &["render", "-f", file.to_str().unwrap()]);
+        let rendered = documents(&output);
+        assert!(
+            kinds(&rendered).contains(&"Service"),
+            "{}: {rendered:?}",
+            file.display()
+        );
+    }
+}
+
+#[test]
+fn render_refuses_a_mirror_of_another_namespace() {
+    let yaml = MIRROR.replace("name: hub}", "name: hub, namespace: other}");
+    let output = run(&yaml, &["render", "-f", "mirror.yaml", "-n", "mirrors"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(
+        stderr(&output).contains("is in namespace other"),
+        "{}",
+        stderr(&output)
     );
 }
 
@@ -180,7 +282,7 @@ fn completion_knows_the_commands() {
 
 #[test_case(&["operator"], &["--watch-namespace", "--server-image", "--listen"])]
 #[test_case(&["local"], &["--filename", "--cache-dir", "--port", "Examples:"])]
-#[test_case(&["render"], &["--output", "Examples:"])]
+#[test_case(&["render"], &["--output", "--namespace", "--strict", "--show-secrets", "Examples:"])]
 #[test_case(&["crd"], &["--output", "Examples:"])]
 #[test_case(&["completion"], &["fish", "Examples:"])]
 #[test_case(&["doctor"], &["--all-namespaces", "--as-group", "--output", "Examples:", "Exit codes"])]
@@ -247,55 +349,6 @@ fn an_operator_without_a_cluster_says_so() {
     assert!(stderr(&output).contains("set KUBECONFIG"), "{}", stderr(&output));
 }
 
-/// Ends with the test.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-#[test_case(rustix::process::Signal::TERM; "asked to end")]
-#[test_case(rustix::process::Signal::HUP; "its terminal is closed")]
-#[test_case(rustix::process::Signal::QUIT; "quit from the keyboard")]
-fn local_serves_until_it_is_told_to_stop_and_leaves_no_password_behind(signal: rustix::process::Signal) {
-    let directory = tempfile::tempdir().unwrap();
-    let private = directory.path().join("tmp");
-    fs::create_dir(&private).unwrap();
-    fs::write(directory.path().join("mirror.yaml"), format!("{MIRROR}{SECRET}")).unwrap();
-    let mut local = command(directory.path(), &["local", "-f", "mirror.yaml", "--port", "0"])
-        .env("TMPDIR", &private)
-        .stderr(Stdio::piped())
-        .spawn()
-        .map(Running)
-        .unwrap();
-    let mut lines = BufReader::new(local.0.stderr.take().unwrap())
-        .lines()
-        .map(Result::unwrap);
-    assert!(lines.any(|line| line.contains("serving") && line.contains("127.0.0.1:")));
-    assert!(
-        directory.path().join("home/registry-mirror/hub").is_dir(),
-        "the default cache"
-    );
-    assert_eq!(fs::read_dir(&private).unwrap().count(), 1, "the credentials");
-
-    let pid = rustix::process::Pid::from_child(&local.0);
-    rustix::process::kill_process(pid, signal).unwrap();
-    let rest: Vec<_> = lines.collect();
-    assert!(local.0.wait().unwrap().success(), "{rest:#?}");
-    assert!(rest.iter().all(|line| !line.contains("hunter2")), "{rest:#?}");
-    assert_eq!(fs::read_dir(&private).unwrap().count(), 0);
-}
-
-#[test_case("0s", "must be above zero"; "never")]
-#[test_case("often", "invalid value 'often'"; "no duration")]
-fn a_period_that_is_none_is_refused(period: &str, why: &str) {
-    let output = run(MIRROR, &["operator", "--resync", period]);
-    assert_eq!(output.status.code(), Some(2));
-    assert!(stderr(&output).contains(why), "{}", stderr(&output));
-}
 /// A log in a file or a pipe is read by programs: no escape sequences.
 #[test]
 fn operator_text_log_in_a_pipe_has_no_escapes() {
@@ -356,4 +409,53 @@ fn doctor_table_in_a_pipe_has_no_escapes() {
     );
 }
 
+/// Ends with the test.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test_case(rustix::process::Signal::TERM; "asked to end")]
+#[test_case(rustix::process::Signal::HUP; "its terminal is closed")]
+#[test_case(rustix::process::Signal::QUIT; "quit from the keyboard")]
+fn local_serves_until_it_is_told_to_stop_and_leaves_no_password_behind(signal: rustix::process::Signal) {
+    let directory = tempfile::tempdir().unwrap();
+    let private = directory.path().join("tmp");
+    fs::create_dir(&private).unwrap();
+    fs::write(directory.path().join("mirror.yaml"), format!("{MIRROR}{SECRET}")).unwrap();
+    let mut local = command(directory.path(), &["local", "-f", "mirror.yaml", "--port", "0"])
+        .env("TMPDIR", &private)
+        .stderr(Stdio::piped())
+        .spawn()
+        .map(Running)
+        .unwrap();
+    let mut lines = BufReader::new(local.0.stderr.take().unwrap())
+        .lines()
+        .map(Result::unwrap);
+    assert!(lines.any(|line| line.contains("serving") && line.contains("127.0.0.1:")));
+    assert!(
+        directory.path().join("home/registry-mirror/hub").is_dir(),
+        "the default cache"
+    );
+    assert_eq!(fs::read_dir(&private).unwrap().count(), 1, "the credentials");
+
+    let pid = rustix::process::Pid::from_child(&local.0);
+    rustix::process::kill_process(pid, signal).unwrap();
+    let rest: Vec<_> = lines.collect();
+    assert!(local.0.wait().unwrap().success(), "{rest:#?}");
     assert!(rest.iter().all(|line| !line.contains('\u{1b}')), "{rest:#?}");
+    assert!(rest.iter().all(|line| !line.contains("hunter2")), "{rest:#?}");
+    assert_eq!(fs::read_dir(&private).unwrap().count(), 0);
+}
+
+#[test_case("0s", "must be above zero"; "never")]
+#[test_case("often", "invalid value 'often'"; "no duration")]
+fn a_period_that_is_none_is_refused(period: &str, why: &str) {
+    let output = run(MIRROR, &["operator", "--resync", period]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains(why), "{}", stderr(&output));
+}

@@ -67,7 +67,7 @@ pub(super) struct Args {
 
 /// Serves until it is told to stop.
 pub(super) async fn run(args: Args) -> Result<(), Failure> {
-    let documents = args.files.read()?;
+    let documents = args.files.read(None)?;
     let mirror = choose(&documents, args.name.as_deref())?;
     let Ok(references) = dereference::read(mirror, &documents).await;
     let mut accepted = validate::accept(mirror, &references)?;

@@ -1,9 +1,6 @@
 //! Certificates of an upstream's authorities.
 
-use crds::{
-    conditions::Reason,
-    upstream::{CaBundleKind, CaBundleReference},
-};
+use crds::{RegistryMirror, conditions::Reason, upstream::CaBundleReference};
 use pem::{EncodeConfig, LineEnding, Pem};
 use rustls::{
     RootCertStore,
@@ -52,6 +49,12 @@ fn read(reference: &CaBundleReference, references: &References) -> Result<Vec<u8
     let key = &reference.key;
     let contents = references.get(&target).ok_or_else(|| Rejection {
         reason: Reason::ReferenceNotFound,
+    let pem = read(reference, references).map_err(|rejection| rejection.below("spec.tls.clientCARef"))?;
+    Ok(Some(pem))
+}
+
+fn read(reference: &CaBundleReference, references: &References) -> Result<Vec<u8>, Rejection> {
+    let target = Reference::from(reference);
         message: format!(
             "there is no {target} in this namespace; create it with the key {key}, or correct the name"
         ),
