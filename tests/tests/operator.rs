@@ -37,6 +37,8 @@ mod meddling;
 mod node_files;
 #[path = "operator/pods.rs"]
 mod pods;
+#[path = "operator/platform.rs"]
+mod platform;
 #[path = "operator/policies.rs"]
 mod policies;
 #[path = "operator/process.rs"]

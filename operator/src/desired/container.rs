@@ -56,7 +56,7 @@ pub(super) fn server(accepted: &Accepted<'_>, wanted: &Pod, release: &Release) -
         liveness_probe: Some(probe("/livez", 10, 3)),
         // Soon: while it ends, it is led to until this is known.
         readiness_probe: Some(probe("/readyz", 1, 2)),
-        security_context: Some(container_security()),
+        security_context: Some(container_security(wanted.container_security_context.clone())),
         ..Container::default()
     }
 }
@@ -176,14 +176,17 @@ fn probe(path: &str, period_seconds: i32, failure_threshold: i32) -> Probe {
     }
 }
 
-fn container_security() -> SecurityContext {
+/// Returns the container's security context, hardened where the spec says nothing else.
+fn container_security(wanted: Option<SecurityContext>) -> SecurityContext {
+    let wanted = wanted.unwrap_or_default();
+    let drop_all = || Capabilities {
+        drop: Some(vec!["ALL".to_owned()]),
+        add: None,
+    };
     SecurityContext {
-        allow_privilege_escalation: Some(false),
-        read_only_root_filesystem: Some(true),
-        capabilities: Some(Capabilities {
-            drop: Some(vec!["ALL".to_owned()]),
-            add: None,
-        }),
-        ..SecurityContext::default()
+        allow_privilege_escalation: wanted.allow_privilege_escalation.or(Some(false)),
+        read_only_root_filesystem: wanted.read_only_root_filesystem.or(Some(true)),
+        capabilities: wanted.capabilities.or_else(|| Some(drop_all())),
+        ..wanted
     }
 }
