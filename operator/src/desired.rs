@@ -217,6 +217,7 @@ fn reload(accepted: &Accepted<'_>, yaml: &str, handed_out: &HandedOut) -> String
         // The key goes with it.
         hash.update(&serving.certificate);
     }
+    hash.update(accepted.client_ca.as_deref().unwrap_or_default());
     hash.update(accepted.users.as_deref().unwrap_or_default());
     hex::encode(&hash.finalize()[..16])
 }

@@ -11,7 +11,7 @@ use crds::{
     tls::TlsMode,
 };
 use serde::Serialize;
-use url::Url;
+use url::{Host, Url};
 
 use crate::validate::is_in_clear_text;
 
@@ -133,9 +133,13 @@ fn has_credentials(mirror: &RegistryMirror) -> bool {
     upstreams.any(|upstream| upstream.credentials_secret_ref.is_some())
 }
 
+/// Returns whether clients need neither a password nor a certificate.
+fn is_anonymous(mirror: &RegistryMirror) -> bool {
+    mirror.spec.access.mode == AccessMode::Anonymous && mirror.spec.tls.client_ca_ref.is_none()
+}
+
 fn open_credentials(mirror: &RegistryMirror) -> Option<Risk> {
-    let is_open = mirror.spec.access.mode == AccessMode::Anonymous && has_credentials(mirror);
-    is_open.then(|| {
+    (is_anonymous(mirror) && has_credentials(mirror)).then(|| {
         Risk::new(
             "anonymous-access-with-credentials",
             "spec.access.mode",
@@ -147,7 +151,7 @@ fn open_credentials(mirror: &RegistryMirror) -> Option<Risk> {
 
 fn open_to_the_world(mirror: &RegistryMirror) -> Option<Risk> {
     let outside = mirror.spec.service.r#type != ServiceType::ClusterIP;
-    (outside && mirror.spec.access.mode == AccessMode::Anonymous).then(|| {
+    (outside && is_anonymous(mirror)).then(|| {
         Risk::new(
             "anonymous-access-from-outside",
             "spec.service.type",
@@ -200,10 +204,6 @@ fn nothing_to_serve(mirror: &RegistryMirror) -> Option<Risk> {
     })
 }
 
-#[cfg(test)]
-mod tests {
-    use serde_json::{Value, json};
-    use test_case::test_case;
 /// Returns the risk of an IPv6 address in the files for nodes, which not every container runtime reads.
 fn address_for_newer_nodes(mirror: &RegistryMirror) -> Option<Risk> {
     let nodes = &mirror.spec.node_configuration;
@@ -236,6 +236,10 @@ fn has_ipv6_address(mirror: &RegistryMirror) -> bool {
     )
 }
 
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+    use test_case::test_case;
 
     use super::*;
 
@@ -278,10 +282,6 @@ fn has_ipv6_address(mirror: &RegistryMirror) -> bool {
     #[test_case(&json!({"upstreams": [{"host": "a", "tls": {"insecureSkipVerify": true}}]}) => vec!["certificate-not-checked"])]
     #[test_case(&json!({"access": {"mode": "Basic"}}) => vec!["passwords-over-http"])]
     #[test_case(&json!({"service": {"type": "NodePort"}}) => vec!["anonymous-access-from-outside"])]
-    #[test_case(&json!({"cache": {"offline": true}}) => vec!["offline-with-ephemeral-storage"])]
-    fn each_risk_is_told_where_it_is_taken(change: &Value) -> Vec<&'static str> {
-        ids(change)
-    }
     #[test_case(&json!({"service": {"clusterIP": "2001:db8::1"}}) => vec!["ipv6-address-for-nodes"])]
     #[test_case(&json!({"service": {"clusterIP": "2001:db8::1"}, "nodeConfiguration": {"fallback": "Never"}})
         => vec!["ipv6-address-for-nodes"]; "IPv6 without fallback")]
@@ -290,6 +290,10 @@ fn has_ipv6_address(mirror: &RegistryMirror) -> bool {
     #[test_case(&json!({"service": {"clusterIP": "10.96.0.7"}}) => Vec::<&str>::new(); "IPv4")]
     #[test_case(&json!({"service": {"type": "NodePort"}, "tls": {"mode": "SelfSigned", "clientCARef": {"kind": "Secret", "name": "ca"}}})
         => Vec::<&str>::new(); "clients need a certificate")]
+    #[test_case(&json!({"cache": {"offline": true}}) => vec!["offline-with-ephemeral-storage"])]
+    fn each_risk_is_told_where_it_is_taken(change: &Value) -> Vec<&'static str> {
+        ids(change)
+    }
 
     #[test]
     fn a_risk_names_its_field_and_what_to_do() {
@@ -306,10 +310,6 @@ fn has_ipv6_address(mirror: &RegistryMirror) -> bool {
     }
 
     #[test]
-    fn a_single_replica_that_nodes_depend_on_is_told_as_such() {
-        let risks = of(
-            &mirror(&json!({"replicas": 1, "nodeConfiguration": {"fallback": "Never"}})),
-    #[test]
     fn ipv6_endpoint_in_status_is_a_risk() {
         let mut mirror = mirror(&json!({}));
         let status = json!({"endpoint": {"url": "http://[2001:db8::1]:5000"}});
@@ -317,6 +317,10 @@ fn has_ipv6_address(mirror: &RegistryMirror) -> bool {
         assert_eq!(of(&mirror, IMAGE)[0].id, "ipv6-address-for-nodes");
     }
 
+    #[test]
+    fn a_single_replica_that_nodes_depend_on_is_told_as_such() {
+        let risks = of(
+            &mirror(&json!({"replicas": 1, "nodeConfiguration": {"fallback": "Never"}})),
             IMAGE,
         );
         assert!(risks[0].message.contains("can't pull at all"), "{risks:?}");

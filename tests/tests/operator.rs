@@ -33,24 +33,26 @@ mod kubectl;
 mod lease;
 #[path = "operator/meddling.rs"]
 mod meddling;
+#[path = "operator/mutual_tls.rs"]
+mod mutual_tls;
 #[path = "operator/node_files.rs"]
 mod node_files;
-#[path = "operator/pods.rs"]
-mod pods;
 #[path = "operator/platform.rs"]
 mod platform;
+#[path = "operator/pods.rs"]
+mod pods;
 #[path = "operator/policies.rs"]
 mod policies;
 #[path = "operator/process.rs"]
 mod process;
 #[path = "operator/protected.rs"]
 mod protected;
+#[path = "operator/readers.rs"]
+mod readers;
 #[path = "operator/reasons.rs"]
 mod reasons;
 #[path = "operator/refusals.rs"]
 mod refusals;
-#[path = "operator/readers.rs"]
-mod readers;
 #[path = "operator/rest.rs"]
 mod rest;
 #[path = "operator/rewritten.rs"]
