@@ -18,6 +18,7 @@ pub mod fuzzing;
 pub mod health;
 pub mod http;
 mod inflight;
+mod json;
 pub mod logging;
 pub mod manifest;
 pub mod metrics;

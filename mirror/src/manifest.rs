@@ -3,19 +3,19 @@
 //! Bytes are passed on as they came; this is what is read of them beside. It refuses less than a strict reader would:
 //! registries hold manifests with fields that are missing, `null`, or of kinds that no specification knows.
 
-use serde::Deserialize;
-use serde::de::{Deserializer, IgnoredAny, SeqAccess, Visitor};
+use serde::de::{IgnoredAny, MapAccess};
 
 use crate::digest::Digest;
+use crate::json::{self, JsonList, ListEntry, Members, Object, Scalar};
 
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const IMAGE: &str = "application/vnd.oci.image.manifest.v1+json";
 const DOCKER: &str = "application/vnd.docker.distribution.manifest.v2+json";
-/// The types that are believed where only the manifest itself says so.
-const KNOWN: [&str; 5] = [
+/// The types that upstreams are asked for, and that are believed where only the manifest itself says so.
+pub(crate) const KNOWN_TYPES: [&str; 5] = [
     INDEX,
-    IMAGE,
     "application/vnd.docker.distribution.manifest.list.v2+json",
+    IMAGE,
     DOCKER,
     "application/vnd.oci.artifact.manifest.v1+json",
 ];
@@ -47,24 +47,16 @@ pub struct Descriptor {
 }
 
 impl Document {
-    /// Reads a manifest; `None` where these bytes are no JSON object. Where what it names can't be read, it names
-    /// nothing.
+    /// Reads a manifest; `None` where these bytes are no JSON object. What it names in a way that can't be read is
+    /// left out.
     pub fn read(bytes: &[u8]) -> Option<Self> {
-        // The formats' own readers would take `[2, …]` for an object with its fields in order.
-        if !bytes.trim_ascii_start().starts_with(b"{") {
-            return None;
-        }
-        let whole = serde_json::from_slice::<Fields<Named, List>>(bytes);
-        whole
-            .map(Self::from)
-            .or_else(|_| serde_json::from_slice::<Fields<IgnoredAny, IgnoredAny>>(bytes).map(Self::from))
-            .ok()
+        json::read::<Object<Fields>>(bytes)?.0.map(Self::from)
     }
 
     /// Its type by its own word, else by its shape.
     pub fn kind(&self) -> &'static str {
         let said = |known: &&str| self.media_type.as_deref() == Some(*known);
-        let own = KNOWN.into_iter().find(said);
+        let own = KNOWN_TYPES.into_iter().find(said);
         own.or(self.shape).unwrap_or(IMAGE)
     }
 
@@ -82,97 +74,100 @@ impl Document {
     }
 }
 
-/// The fields; `D` is a descriptor and `L` a list of them, or anything at all.
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase", bound = "D: Deserialize<'de>, L: Deserialize<'de>")]
-struct Fields<D, L> {
-    schema_version: Option<u64>,
-    media_type: Option<String>,
-    manifests: Option<L>,
-    config: Option<D>,
-    layers: Option<L>,
-    blobs: Option<L>,
+#[derive(Default)]
+struct Fields {
+    schema_version: Scalar,
+    media_type: Scalar,
+    manifests: JsonList<Descriptor>,
+    config: Object<DescriptorFields>,
+    layers: JsonList<Descriptor>,
+    blobs: JsonList<Descriptor>,
 }
 
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Named {
-    media_type: Option<String>,
-    digest: Option<String>,
-    size: Option<u64>,
-    urls: Option<Vec<IgnoredAny>>,
+impl Members for Fields {
+    fn read<'de, A: MapAccess<'de>>(&mut self, name: &str, values: &mut A) -> Result<(), A::Error> {
+        match name {
+            "schemaversion" => json::assign(&mut self.schema_version, values),
+            "mediatype" => json::assign(&mut self.media_type, values),
+            "manifests" => json::assign(&mut self.manifests, values),
+            "config" => json::assign(&mut self.config, values),
+            "layers" => json::assign(&mut self.layers, values),
+            "blobs" => json::assign(&mut self.blobs, values),
+            _ => json::skip(values),
+        }
+    }
 }
 
-impl Named {
-    /// Content by no digest that we know can't be asked for.
+#[derive(Default)]
+pub(crate) struct DescriptorFields {
+    media_type: Scalar,
+    digest: Scalar,
+    size: Scalar,
+    urls: JsonList<AnyUrl>,
+}
+
+impl Members for DescriptorFields {
+    fn read<'de, A: MapAccess<'de>>(&mut self, name: &str, values: &mut A) -> Result<(), A::Error> {
+        match name {
+            "mediatype" => json::assign(&mut self.media_type, values),
+            "digest" => json::assign(&mut self.digest, values),
+            "size" => json::assign(&mut self.size, values),
+            "urls" => json::assign(&mut self.urls, values),
+            _ => json::skip(values),
+        }
+    }
+}
+
+impl DescriptorFields {
+    /// Returns the descriptor; content by no digest that is known here can't be asked for.
     fn descriptor(self) -> Option<Descriptor> {
         Some(Descriptor {
-            digest: self.digest?.parse().ok()?,
-            size: self.size,
-            elsewhere: self.urls.is_some_and(|urls| !urls.is_empty()),
+            digest: self.digest.text()?.parse().ok()?,
+            size: self.size.integer(),
+            elsewhere: !self.urls.entries().is_empty(),
         })
     }
 }
 
-/// Descriptors; entries without a digest take no memory, however many there are.
-#[derive(Default)]
-struct List(Vec<Descriptor>);
+impl ListEntry for Descriptor {
+    type Json = Object<DescriptorFields>;
 
-impl<'de> Deserialize<'de> for List {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Entries;
-
-        impl<'de> Visitor<'de> for Entries {
-            type Value = List;
-
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("a list of descriptors")
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, mut entries: A) -> Result<List, A::Error> {
-                let mut list = List::default();
-                while let Some(entry) = entries.next_element::<Named>()? {
-                    list.0.extend(entry.descriptor());
-                }
-                Ok(list)
-            }
-        }
-
-        deserializer.deserialize_seq(Entries)
+    fn from_json(json: Object<DescriptorFields>) -> Option<Self> {
+        json.0?.descriptor()
     }
 }
 
-impl From<Fields<Named, List>> for Document {
-    fn from(fields: Fields<Named, List>) -> Self {
-        let docker = fields
-            .config
-            .as_ref()
-            .and_then(|config| config.media_type.as_deref())
-            .is_some_and(|media_type| media_type.contains(".docker."));
+/// An entry of `urls`, whatever it says.
+struct AnyUrl;
+
+impl ListEntry for AnyUrl {
+    type Json = IgnoredAny;
+
+    fn from_json(_: IgnoredAny) -> Option<Self> {
+        Some(Self)
+    }
+}
+
+impl From<Fields> for Document {
+    fn from(fields: Fields) -> Self {
+        let config = fields.config.0.unwrap_or_default();
+        let docker = matches!(&config.media_type, Scalar::Text(text) if text.contains(".docker."));
         let shape = match &fields.manifests {
-            Some(_) => INDEX,
-            None if docker => DOCKER,
-            None => IMAGE,
+            JsonList::Entries(_) | JsonList::Other => INDEX,
+            JsonList::Absent if docker => DOCKER,
+            JsonList::Absent => IMAGE,
         };
-        let lists = [fields.layers, fields.blobs].into_iter().flatten();
-        let config = fields.config.and_then(Named::descriptor);
+        let lists = [fields.layers, fields.blobs].map(JsonList::entries);
         Self {
-            schema_version: fields.schema_version,
-            media_type: fields.media_type,
+            schema_version: fields.schema_version.integer(),
+            media_type: fields.media_type.text(),
             shape: Some(shape),
-            manifests: fields.manifests.unwrap_or_default().0,
-            blobs: config.into_iter().chain(lists.flat_map(|list| list.0)).collect(),
-        }
-    }
-}
-
-impl From<Fields<IgnoredAny, IgnoredAny>> for Document {
-    fn from(fields: Fields<IgnoredAny, IgnoredAny>) -> Self {
-        Self {
-            schema_version: fields.schema_version,
-            media_type: fields.media_type,
-            shape: fields.manifests.map(|_| INDEX),
-            ..Self::default()
+            manifests: fields.manifests.entries(),
+            blobs: config
+                .descriptor()
+                .into_iter()
+                .chain(lists.into_iter().flatten())
+                .collect(),
         }
     }
 }
@@ -190,6 +185,7 @@ mod tests {
     #[test_case(r#"{"mediaType":"text/html","manifests":[]}"#, INDEX; "not what no manifest is")]
     #[test_case(r#"{"config":{"mediaType":"application/vnd.docker.container.image.v1+json"}}"#, DOCKER; "a docker image by its shape")]
     #[test_case(r#"{"manifests":{"not":"a list"}}"#, INDEX; "an index that can't be read")]
+    #[test_case(r#"{"manifests":null,"layers":[]}"#, IMAGE; "an image with no manifests")]
     fn a_lost_media_type_is_found_again(text: &str, expected: &str) {
         assert_eq!(Document::read(text.as_bytes()).unwrap().kind(), expected);
     }
@@ -231,6 +227,16 @@ mod tests {
     fn what_it_names_may_be_unreadable(text: &str) {
         let document = Document::read(text.as_bytes()).unwrap();
         assert_eq!((document.schema_version, document.named().count()), (Some(2), 0));
+    }
+
+    #[test_case(r#"{"schemaVersion":2.0}"#; "a fraction of zero")]
+    #[test_case(r#"{"schemaVersion":"2"}"#; "text")]
+    #[test_case(r#"{"schemaVersion":1,"schemaVersion":2}"#; "a name twice")]
+    #[test_case(r#"{"SchemaVersion":2,"mediaType":null}"#; "another letter case")]
+    #[test_case(r#"{"schemaVersion":2,"mediaType":[],"annotations":{"a":1,"a":2}}"#; "another type")]
+    fn a_version_is_read_as_it_is_meant(text: &str) {
+        let document = Document::read(text.as_bytes()).unwrap();
+        assert_eq!((document.schema_version, document.media_type), (Some(2), None));
     }
 
     proptest! {

@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
-use serde::Deserialize;
+use serde::de::MapAccess;
 
 use super::failure::{Failure, Kind};
 use super::{Pull, Served, unreadable};
+use crate::json::{self, JsonList, ListEntry, Members, Object, Scalar};
 use crate::metrics::Outcome;
-use crate::name::Repository;
+use crate::name::{Repository, Tag};
 use crate::upstream::Error;
 
 /// One page of names.
@@ -28,9 +29,26 @@ pub(crate) struct Window {
     pub(crate) last: Option<String>,
 }
 
-#[derive(Deserialize)]
+#[derive(Default)]
 struct TagList {
-    tags: Option<Vec<String>>,
+    tags: JsonList<Tag>,
+}
+
+impl Members for TagList {
+    fn read<'de, A: MapAccess<'de>>(&mut self, name: &str, values: &mut A) -> Result<(), A::Error> {
+        match name {
+            "tags" => json::assign(&mut self.tags, values),
+            _ => json::skip(values),
+        }
+    }
+}
+
+impl ListEntry for Tag {
+    type Json = Scalar;
+
+    fn from_json(json: Scalar) -> Option<Self> {
+        json.text()?.parse().ok()
+    }
 }
 
 impl Pull {
@@ -91,14 +109,19 @@ impl Pull {
     }
 }
 
+/// Reads a list; entries that no tag can be are dropped, as a single one would hide all others.
 fn page_of(bytes: &[u8], next: Option<String>) -> Result<Page, Error> {
-    let list: TagList = serde_json::from_slice(bytes).map_err(|_| Error::Malformed {
-        what: "upstream's list of tags is not what the specification says".into(),
-    })?;
-    Ok(Page {
-        names: list.tags.unwrap_or_default(),
-        next,
-    })
+    let list = json::read_first::<Object<TagList>>(bytes).and_then(|list| list.0);
+    let names = match list.map(|list| list.tags) {
+        Some(JsonList::Entries(tags)) => tags.iter().map(|tag| tag.as_str().to_owned()).collect(),
+        Some(JsonList::Absent) => Vec::new(),
+        Some(JsonList::Other) | None => {
+            return Err(Error::Malformed {
+                what: "upstream's list of tags is not what the specification says".into(),
+            });
+        }
+    };
+    Ok(Page { names, next })
 }
 
 impl Window {
@@ -200,9 +223,19 @@ mod tests {
         assert_eq!(Window::default().where_ignored(sent.clone()), sent);
     }
 
-    #[test]
-    fn a_list_of_null_is_empty_and_a_page_of_html_is_none() {
-        assert_eq!(page_of(br#"{"name":"a","tags":null}"#, None), Ok(Page::default()));
-        assert!(page_of(b"<html>", None).is_err());
+    #[test_case(r#"{"name":"a","tags":null}"#, &[]; "null")]
+    #[test_case(r#"{"name":"a"}"#, &[]; "no tags")]
+    #[test_case(r#"{"tags":["a",null,7,1.5,true,["b"],{"c":"d"},"","-e","f g","h"]}"#, &["a", "h"]; "odd entries")]
+    #[test_case("{\"Tags\":[\"a\"]}\n{}", &["a"]; "as go reads it")]
+    fn a_list_has_the_tags_that_can_be_read(text: &str, expected: &[&str]) {
+        assert_eq!(page_of(text.as_bytes(), None).unwrap().names, names(expected));
+    }
+
+    #[test_case("<html>"; "a page")]
+    #[test_case("[]"; "a list alone")]
+    #[test_case(r#"{"tags":"a"}"#; "text")]
+    #[test_case(r#"{"tags":["a""#; "cut")]
+    fn other_json_is_a_malformed_list(text: &str) {
+        assert!(page_of(text.as_bytes(), None).is_err());
     }
 }

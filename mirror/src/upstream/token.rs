@@ -7,12 +7,12 @@ use std::time::Duration;
 use http::HeaderValue;
 use jiff::Timestamp;
 use moka::future::Cache;
-use serde::Deserialize;
-use serde::de::IgnoredAny;
+use serde::de::MapAccess;
 
 use super::challenge::Bearer;
 use super::error::Error;
 use crate::clock::Clock;
+use crate::json::{self, Members, Object, Scalar};
 
 /// What a token lives where its server does not say (distribution, "Token Response Fields").
 const DEFAULT_LIFE: Duration = Duration::from_mins(1);
@@ -32,51 +32,38 @@ pub(super) struct Token {
     life: Duration,
 }
 
-/// What a token server sends; registries disagree on the first two's names.
-#[derive(Deserialize)]
+/// The answer of a token server (RFC 6749, 5.1; distribution, "Token Response Fields"); servers disagree on the first
+/// two members' names, and some write the number as text.
+#[derive(Default)]
 struct Reply {
-    token: Option<String>,
-    access_token: Option<String>,
-    expires_in: Option<Seconds>,
+    token: Scalar,
+    access_token: Scalar,
+    expires_in: Scalar,
 }
 
-/// A number (RFC 6749, 5.1), which some servers write as text; what else they write says nothing.
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Seconds {
-    Number(f64),
-    Text(String),
-    Other(IgnoredAny),
-}
-
-impl Seconds {
-    fn number(&self) -> Option<f64> {
-        match self {
-            Self::Number(seconds) => Some(*seconds),
-            Self::Text(text) => text
-                .trim()
-                .parse()
-                .ok()
-                .filter(|seconds: &f64| seconds.is_finite()),
-            Self::Other(_) => None,
+impl Members for Reply {
+    fn read<'de, A: MapAccess<'de>>(&mut self, name: &str, values: &mut A) -> Result<(), A::Error> {
+        match name {
+            "token" => json::assign(&mut self.token, values),
+            "access_token" => json::assign(&mut self.access_token, values),
+            "expires_in" => json::assign(&mut self.expires_in, values),
+            _ => json::skip(values),
         }
     }
 }
 
 impl Token {
-    /// Reads a token server's answer.
+    /// Reads a token server's answer. A life that is not above zero says nothing.
     pub(super) fn read(body: &[u8]) -> Result<Self, Error> {
         let unusable = || Error::unavailable("the token server's answer holds no usable token");
-        let reply: Reply = serde_json::from_slice(body).map_err(|_| unusable())?;
-        let text = [reply.token, reply.access_token]
-            .into_iter()
-            .flatten()
-            .find(|t| !t.is_empty());
+        let reply = json::read_first::<Object<Reply>>(body).and_then(|reply| reply.0);
+        let reply = reply.ok_or_else(unusable)?;
+        let text = reply.token.text().or_else(|| reply.access_token.text());
         let mut header = HeaderValue::try_from(format!("Bearer {}", text.ok_or_else(unusable)?))
             .map_err(|_| unusable())?;
         header.set_sensitive(true);
-        let life = match reply.expires_in.as_ref().and_then(Seconds::number) {
-            Some(seconds) => Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or(MOST_LIFE),
+        let life = match reply.expires_in.number().filter(|seconds| *seconds > 0.0) {
+            Some(seconds) => Duration::try_from_secs_f64(seconds).unwrap_or(MOST_LIFE),
             None => DEFAULT_LIFE,
         };
         let life = life.min(MOST_LIFE);
@@ -280,14 +267,28 @@ mod tests {
         assert!(Arc::ptr_eq(&one, &other));
     }
 
+    #[test_case(r#"{"token":"old","token":"t","expires_in":300}"#; "a name twice")]
+    #[test_case(r#"{"Token":"t","issued_at":"yesterday"}"#; "another letter case")]
+    #[test_case(r#"{"token":null,"access_token":"t"}"#; "null")]
+    #[test_case(r#"{"token":["x"],"access_token":"t"}"#; "another type")]
+    #[test_case("{\"token\":\"t\"}\n{\"token\":\"x\"} x"; "more after it")]
+    fn an_answer_is_read_as_go_reads_it(body: &str) {
+        assert_eq!(Token::read(body.as_bytes()).unwrap().header, "Bearer t");
+    }
+
     #[test_case("\"300\"", 270; "a number as text")]
+    #[test_case("299.9", 269; "a fraction")]
+    #[test_case("0", 45; "zero")]
+    #[test_case("-1", 45; "negative")]
+    #[test_case("1e300", 86_370; "huge")]
+    #[test_case("99999999999999999999999", 86_370; "huge and whole")]
     #[test_case("\"soon\"", 45; "text that says nothing")]
     #[test_case("null", 45)]
     #[test_case("[]", 45; "a list")]
     fn a_life_is_read_or_assumed(life: &str, usable: u64) {
         let body = format!("{{\"token\":\"t\",\"expires_in\":{life}}}");
         let token = Token::read(body.as_bytes()).unwrap();
-        assert_eq!(token.usable_for(), Duration::from_secs(usable));
+        assert_eq!(token.usable_for().as_secs(), usable);
     }
 
     proptest! {
