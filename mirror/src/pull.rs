@@ -34,7 +34,7 @@ use crate::inflight::Inflight;
 use crate::metrics::{Metrics, Outcome};
 use crate::name::{Host, Reference, Repository};
 use crate::store::{Manifest, Store};
-use crate::upstream::{self, Upstream};
+use crate::upstream::{Accept, Upstream};
 
 use absent::Absent;
 use flight::Flights;
@@ -76,8 +76,9 @@ pub(crate) struct Served<T> {
     pub(crate) outcome: Outcome,
 }
 
-/// Fetches of manifests under way; the flag tells whether upstream's answer was what we had already.
-type ManifestFlights = Flights<(Repository, Reference), Result<(Manifest, Outcome), Failure>>;
+/// The fetches of manifests under way, by what their clients accept too; the outcome tells whether upstream has the
+/// copy of this mirror.
+type ManifestFlights = Flights<(Repository, Reference, Accept), Result<(Manifest, Outcome), Failure>>;
 
 /// The pull path. Shared by all requests.
 pub struct Pull {
@@ -88,7 +89,7 @@ pub struct Pull {
     inflight: Arc<Inflight>,
     absent: Absent,
     referrers: referrers::Known,
-    asked_referrers: Flights<(Repository, Digest), Result<bytes::Bytes, upstream::Error>>,
+    asked_referrers: Flights<(Repository, Digest), referrers::Asked>,
     sizes: sizes::Named,
 }
 

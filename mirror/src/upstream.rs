@@ -4,6 +4,7 @@
 //! and `challenge`; rests; redirects) → `wire` (one request, whether upstream is there at all) →
 //! `clients`. Whom it may lead to is decided in `redirect`, `trust` and `address`.
 
+mod accept;
 mod access;
 mod address;
 mod answer;
@@ -11,6 +12,7 @@ mod blobs;
 mod challenge;
 mod clients;
 mod error;
+mod error_body;
 mod exchange;
 mod health;
 #[cfg(any(test, fuzzing))]
@@ -34,6 +36,7 @@ use arc_swap::ArcSwap;
 use tokio::sync::{Notify, Semaphore};
 use url::Url;
 
+pub use accept::Accept;
 pub use blobs::{BlobAnswer, BlobBody};
 pub use error::{BuildError, Error};
 pub use lists::ListAnswer;

@@ -16,7 +16,6 @@ mod kubelet;
 mod local;
 mod log;
 mod operator;
-mod placeholders;
 mod print;
 mod render;
 

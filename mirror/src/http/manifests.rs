@@ -10,7 +10,11 @@ use crate::name::{InvalidName, Reference};
 pub(super) async fn get(asked: &Asked<'_>, name: &str, reference: &str) -> Result<Answer, RegistryError> {
     let reference = parse(reference)?;
     let repository = asked.repository(name)?;
-    let served = asked.app.pull.manifest(&repository, &reference).await?;
+    let served = asked
+        .app
+        .pull
+        .manifest(&repository, &reference, asked.headers)
+        .await?;
     let manifest = served.value;
     let etag = conditional::etag(manifest.digest());
     let mut response = conditional::response(asked.headers, &etag);

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use http::HeaderMap;
 use tracing::{debug, warn};
 
 use super::failure::{Failure, Kind};
@@ -11,22 +12,32 @@ use crate::digest::Digest;
 use crate::metrics::Outcome;
 use crate::name::{Reference, Repository, Tag};
 use crate::store::{CachedTag, Manifest, StageError};
-use crate::upstream::Upstream;
+use crate::upstream::{Accept, Upstream};
 
 type Answer = Result<Served<Manifest>, Failure>;
 type Fetched = Result<(Manifest, Outcome), Failure>;
 
 impl Pull {
-    /// The manifest that a reference names.
-    pub(crate) async fn manifest(self: &Arc<Self>, repository: &Repository, reference: &Reference) -> Answer {
+    /// Returns the manifest that a reference names; `headers` are the client's.
+    pub(crate) async fn manifest(
+        self: &Arc<Self>,
+        repository: &Repository,
+        reference: &Reference,
+        headers: &HeaderMap,
+    ) -> Answer {
         match reference {
-            Reference::Digest(digest) => self.manifest_by_digest(repository, digest).await,
-            Reference::Tag(tag) => self.manifest_by_tag(repository, tag).await,
+            Reference::Digest(digest) => self.manifest_by_digest(repository, digest, headers).await,
+            Reference::Tag(tag) => self.manifest_by_tag(repository, tag, headers).await,
         }
     }
 
-    /// A digest's content can't change, so a copy is never asked about.
-    async fn manifest_by_digest(self: &Arc<Self>, repository: &Repository, digest: &Digest) -> Answer {
+    /// Returns the copy where there is one: a digest's content can't change, so upstream is never asked about it again.
+    async fn manifest_by_digest(
+        self: &Arc<Self>,
+        repository: &Repository,
+        digest: &Digest,
+        headers: &HeaderMap,
+    ) -> Answer {
         if let Some(value) = unreadable(self.store.manifest(repository, digest).await) {
             return Ok(Served {
                 value,
@@ -35,13 +46,18 @@ impl Pull {
         }
         // Boxed, as each hit would make room for it.
         let reference = Reference::Digest(digest.clone());
-        Box::pin(self.fetch_manifest(repository, &reference, None)).await
+        Box::pin(self.fetch_manifest(repository, &reference, headers, None)).await
     }
 
-    async fn manifest_by_tag(self: &Arc<Self>, repository: &Repository, tag: &Tag) -> Answer {
+    async fn manifest_by_tag(
+        self: &Arc<Self>,
+        repository: &Repository,
+        tag: &Tag,
+        headers: &HeaderMap,
+    ) -> Answer {
         let Some((known, copy)) = self.copy_of(repository, tag).await else {
             let reference = Reference::Tag(tag.clone());
-            return Box::pin(self.fetch_manifest(repository, &reference, None)).await;
+            return Box::pin(self.fetch_manifest(repository, &reference, headers, None)).await;
         };
         let live = self.live();
         let cache = &live.cache;
@@ -54,7 +70,8 @@ impl Pull {
             });
         }
         let reference = Reference::Tag(tag.clone());
-        let asked = Box::pin(self.fetch_manifest(repository, &reference, Some((known.digest, copy.clone()))));
+        let copied = Some((known.digest, copy.clone()));
+        let asked = Box::pin(self.fetch_manifest(repository, &reference, headers, copied));
         if age
             >= cache
                 .ttl
@@ -82,23 +99,29 @@ impl Pull {
         Some((known, manifest))
     }
 
-    /// Asks upstream, once for all who want the same.
+    /// Asks upstream, once for all clients that want the same and name the same types: what a strict registry says to
+    /// one that names fewer does not count for the others.
     async fn fetch_manifest(
         self: &Arc<Self>,
         repository: &Repository,
         reference: &Reference,
+        headers: &HeaderMap,
         known: Option<(Digest, Manifest)>,
     ) -> Answer {
         let upstream = self.origin(repository)?;
-        let (text, version) = (reference.to_string(), upstream.credential_generation());
+        let accept = Accept::of_client(headers);
+        let (text, version) = (
+            format!("{reference} {}", accept.key()),
+            upstream.credential_generation(),
+        );
         if let Some(failure) = self.absent.get(repository, Kind::Manifest, &text, version) {
             return Err(failure);
         }
-        let key = (repository.clone(), reference.clone());
+        let key = (repository.clone(), reference.clone(), accept);
         let (waiting, joined) = self.manifests.join(&key, || {
-            let (pull, (repository, reference)) = (Arc::clone(self), key.clone());
+            let (pull, (repository, reference, accept)) = (Arc::clone(self), key.clone());
             async move {
-                let fetched = pull.ask(&upstream, &repository, &reference, known).await;
+                let fetched = pull.ask(&upstream, &repository, &reference, accept, known).await;
                 if let Err(failure) = &fetched {
                     pull.absent
                         .note(&repository, Kind::Manifest, &text, version, failure);
@@ -123,16 +146,19 @@ impl Pull {
         upstream: &Upstream,
         repository: &Repository,
         reference: &Reference,
+        accept: Accept,
         known: Option<(Digest, Manifest)>,
     ) -> Fetched {
-        let told = |error| Failure::of(&error, Kind::Manifest);
         let Some((digest, copy)) = known else {
-            return self.look_again_or_get(upstream, repository, reference).await;
+            return self
+                .look_again_or_get(upstream, repository, reference, &accept)
+                .await;
         };
+        let accept = accept.with(&copy.media_type);
         let head = upstream
-            .manifest_head(&repository.name, reference)
+            .manifest_head(&repository.name, reference, &accept)
             .await
-            .map_err(told)?;
+            .map_err(|error| Failure::of(&error, Kind::Manifest))?;
         match head.digest {
             Some(same) if same == digest => {
                 self.keep_tag(repository, reference, &digest).await;
@@ -140,7 +166,7 @@ impl Pull {
             }
             Some(moved) => {
                 let fetched = self
-                    .get(upstream, repository, &Reference::Digest(moved.clone()))
+                    .get(upstream, repository, &Reference::Digest(moved.clone()), &accept)
                     .await
                     // The tag is there: that what it names is not says nothing about the tag.
                     .map_err(|failure| {
@@ -154,30 +180,37 @@ impl Pull {
                 Ok(fetched)
             }
             // Some registries answer HEAD without a digest, or not at all.
-            None => self.get(upstream, repository, reference).await,
+            None => self.get(upstream, repository, reference, &accept).await,
         }
     }
 
-    /// Another fetch may have ended between the look into the cache and this one's start.
+    /// Reads the cache again before it asks upstream: another fetch may have ended since the first read.
     async fn look_again_or_get(
         &self,
         upstream: &Upstream,
         repository: &Repository,
         reference: &Reference,
+        accept: &Accept,
     ) -> Fetched {
         if let Some(digest) = as_digest(reference)
             && let Some(manifest) = unreadable(self.store.manifest(repository, digest).await)
         {
             return Ok((manifest, Outcome::Hit));
         }
-        self.get(upstream, repository, reference).await
+        self.get(upstream, repository, reference, accept).await
     }
 
-    /// Fetches, checks, keeps.
-    async fn get(&self, upstream: &Upstream, repository: &Repository, reference: &Reference) -> Fetched {
+    /// Fetches, checks and keeps a manifest.
+    async fn get(
+        &self,
+        upstream: &Upstream,
+        repository: &Repository,
+        reference: &Reference,
+        accept: &Accept,
+    ) -> Fetched {
         let told = |error| Failure::of(&error, Kind::Manifest);
         let answer = upstream
-            .manifest(&repository.name, reference)
+            .manifest_as(&repository.name, reference, accept)
             .await
             .map_err(told)?;
         let judged = media::judge(&answer.document, answer.media_type.as_deref());

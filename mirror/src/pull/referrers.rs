@@ -18,10 +18,10 @@ use crate::upstream::Error;
 /// Lists are kept in memory up to this many bytes in all.
 const CAPACITY: u64 = 16 << 20;
 
-/// Upstream's word.
-type Asked = Result<Bytes, Error>;
+/// Upstream's answer; `None` where it has no referrers API.
+pub(super) type Asked = Result<Option<Bytes>, Error>;
 
-/// Upstream's lists, whole: the client's filter is applied to what is kept.
+/// The lists of upstream, whole: the client's filter is applied to what is kept.
 pub(super) struct Known(Cache<(Repository, Digest), (Bytes, Timestamp)>);
 
 impl Default for Known {
@@ -58,47 +58,27 @@ impl Pull {
         if cache.offline {
             return self.fallback_tag(repository, digest).await;
         }
-        match known {
-            None => self.first_referrers(key).await,
-            Some((value, age, _)) => {
-                let longest = cache
-                    .ttl
-                    .map_or(cache.stale_if_error, |ttl| ttl.min(cache.stale_if_error));
-                match self.newer_referrers(key).await {
-                    Ok(value) => Ok(Served {
-                        value,
-                        outcome: Outcome::Miss,
-                    }),
-                    Err(failure) if failure.is_final() || age >= longest => Err(failure),
-                    Err(_) => Ok(Served {
-                        value,
-                        outcome: Outcome::Stale,
-                    }),
-                }
-            }
-        }
-    }
-
-    async fn first_referrers(self: &Arc<Self>, key: (Repository, Digest)) -> Result<Served<Bytes>, Failure> {
-        let (asked, joined) = self.ask_referrers(&key);
-        let value = asked
-            .await
-            .unwrap_or_else(given_up)
-            .map_err(|error| match error {
-                // Registries that lack this endpoint answer with any 404; clients then try the fallback tag.
-                Error::StrangeNotFound => absent(error.to_string()),
-                error => Failure::of(&error, Kind::Manifest),
-            })?;
-        let outcome = if joined { Outcome::Coalesced } else { Outcome::Miss };
-        Ok(Served { value, outcome })
-    }
-
-    async fn newer_referrers(self: &Arc<Self>, key: (Repository, Digest)) -> Result<Bytes, Failure> {
-        match tokio::time::timeout(self.patience(&key.0), self.ask_referrers(&key).0).await {
-            Ok(asked) => asked
-                .unwrap_or_else(given_up)
-                .map_err(|error| Failure::of(&error, Kind::Manifest)),
-            Err(_) => Err(Failure::unavailable("no answer in time")),
+        let longest = cache
+            .ttl
+            .map_or(cache.stale_if_error, |ttl| ttl.min(cache.stale_if_error));
+        let Some((stale, ..)) = known.filter(|(_, age, _)| *age < longest) else {
+            let (asked, joined) = self.ask_referrers(&key);
+            let value = listed(asked.await.unwrap_or_else(given_up))?;
+            let outcome = if joined { Outcome::Coalesced } else { Outcome::Miss };
+            return Ok(Served { value, outcome });
+        };
+        let asked = self.ask_referrers(&key).0;
+        match tokio::time::timeout(self.patience(repository), asked).await {
+            Ok(Some(Ok(Some(value)))) => Ok(Served {
+                value,
+                outcome: Outcome::Miss,
+            }),
+            Ok(Some(Err(error @ Error::NotFound { .. }))) => Err(Failure::of(&error, Kind::Manifest)),
+            // The API was there before, so what says that it is not is no word of the registry's.
+            _ => Ok(Served {
+                value: stale,
+                outcome: Outcome::Stale,
+            }),
         }
     }
 
@@ -107,23 +87,15 @@ impl Pull {
         self.asked_referrers.join(key, || {
             let (pull, key) = (Arc::clone(self), key.clone());
             async move {
-                let list = pull.fetch_referrers(&key.0, &key.1).await?;
-                pull.referrers.0.insert(key, (list.clone(), pull.clock.now()));
+                let upstream = pull.origin(&key.0).map_err(|_| Error::Unavailable {
+                    what: "it is not asked".into(),
+                })?;
+                let list = upstream.referrers(&key.0.name, &key.1).await?;
+                if let Some(list) = &list {
+                    pull.referrers.0.insert(key, (list.clone(), pull.clock.now()));
+                }
                 Ok(list)
             }
-        })
-    }
-
-    async fn fetch_referrers(&self, repository: &Repository, digest: &Digest) -> Asked {
-        let upstream = self.origin(repository).map_err(|_| Error::Unavailable {
-            what: "it is not asked".into(),
-        })?;
-        let list = upstream.referrers(&repository.name, digest).await?;
-        if is_index(&list) {
-            return Ok(list);
-        }
-        Err(Error::Malformed {
-            what: "upstream's list of referrers is not an image index".into(),
         })
     }
 
@@ -146,7 +118,18 @@ fn referrers_tag(digest: &Digest) -> String {
     format!("{}-{}", digest.algorithm().as_str(), hex.get(..64).unwrap_or(hex))
 }
 
-/// The task that asked is gone without a word.
+/// Returns the list, or 404 where upstream has no referrers API, so that clients take the fallback tag.
+fn listed(asked: Asked) -> Result<Bytes, Failure> {
+    match asked {
+        Ok(Some(list)) => Ok(list),
+        Ok(None) => Err(absent(
+            "upstream has no referrers API: use the referrers tag schema of the distribution-spec".into(),
+        )),
+        Err(error) => Err(Failure::of(&error, Kind::Manifest)),
+    }
+}
+
+/// Returns the answer of a task that ended without one.
 fn given_up() -> Asked {
     Err(Error::Unavailable {
         what: "the fetch was given up".into(),
@@ -158,11 +141,6 @@ fn absent(message: String) -> Failure {
         code: "MANIFEST_UNKNOWN",
         cause: message.into(),
     }
-}
-
-fn is_index(bytes: &[u8]) -> bool {
-    serde_json::from_slice::<Value>(bytes)
-        .is_ok_and(|index| index.get("manifests").is_some_and(Value::is_array))
 }
 
 /// The index with the manifests of one artifact type only.
@@ -196,12 +174,5 @@ mod tests {
             let tag = referrers_tag(&digest);
             assert_eq!(tag, format!("{}-{}", algorithm.as_str(), &digest.hex()[..64]));
         }
-    }
-
-    #[test]
-    fn what_is_no_index_is_refused() {
-        assert!(!is_index(b"<html>"));
-        assert!(!is_index(b"{}"));
-        assert!(is_index(br#"{"manifests":[]}"#));
     }
 }

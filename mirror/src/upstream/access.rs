@@ -7,11 +7,12 @@ use base64::prelude::BASE64_STANDARD;
 use http::{HeaderMap, HeaderValue, Method, header::AUTHORIZATION};
 use moka::future::Cache;
 use url::Url;
-use url::form_urlencoded::Serializer;
+use url::form_urlencoded::{Serializer, byte_serialize};
 
-use super::answer::{Answer, Words};
+use super::answer::Answer;
 use super::challenge::{Bearer, Challenge};
 use super::error::Error;
+use super::error_body::ErrorBody;
 use super::rest::{Class, Rests};
 use super::token::{Token, Tokens};
 use super::trust::{HostPattern, is_loopback, may_see_credentials};
@@ -220,7 +221,7 @@ impl Access {
         match status.as_u16() {
             // OAuth2 refuses a grant with 400 (RFC 6749, 5.2).
             code @ (400 | 401 | 403) => {
-                let words = answer.words(wire, self).await.message();
+                let words = answer.error_body(wire, self).await.message();
                 let text = format!("the token server gave no token: {words}");
                 Err(Error::denied(code, self.hinted(text)))
             }
@@ -295,19 +296,22 @@ impl Access {
         Ok(hop)
     }
 
-    /// A server's words without the secrets that it was shown.
+    /// Returns a server's words without the secrets that it was shown, in each form in which it was shown them.
     pub(super) fn scrub(&self, words: &str, shown: Option<&HeaderValue>) -> String {
         let own = match &self.credential {
             Ok(Credential::Basic { password, .. }) => password.expose(),
             Ok(Credential::IdentityToken { token, .. }) => token.expose(),
             _ => "",
         };
+        let encoded: String = byte_serialize(own.as_bytes()).collect();
         // What follows `Basic` or `Bearer`.
         let sent = shown
             .and_then(|value| value.to_str().ok())
             .and_then(|value| value.split_once(' '))
             .map_or("", |(_, sent)| sent);
-        let secrets = [own, sent].into_iter().filter(|secret| !secret.is_empty());
+        let secrets = [own, &encoded, sent]
+            .into_iter()
+            .filter(|secret| !secret.is_empty());
         secrets.fold(words.to_owned(), |text, secret| text.replace(secret, "[secret]"))
     }
 
@@ -318,9 +322,9 @@ impl Access {
         }
     }
 
-    /// What the words of an answer mean for whoever asked, with a hint at what can be done.
-    pub(super) fn denial(&self, status: u16, words: &Words) -> Error {
-        let message = self.hinted(words.message());
+    /// Returns the denial that an answer's body explains, with a hint at what can be done.
+    pub(super) fn denial(&self, status: u16, body: &ErrorBody) -> Error {
+        let message = self.hinted(body.message());
         Error::Denied { status, message }
     }
 }

@@ -199,7 +199,7 @@ impl Upstream {
         }
         let idle = self.wire.timeouts.idle;
         match held.answer.status().as_u16() {
-            200 => whole(held, idle),
+            200 => Ok(whole(held, idle)),
             206 if question.headers.contains_key(RANGE) => part(held, from, idle),
             416 => Err(Error::malformed(format!("it has no byte {from} of this blob"))),
             _ => Err(self.fault(&access, held.answer).await),
@@ -219,8 +219,9 @@ impl Upstream {
             Ok(Held { answer, .. }) => match answer.status().as_u16() {
                 200 => return answer.blob_size(),
                 201..=399 => return Ok(None),
-                // A 404 to a HEAD has no words: a GET tells a registry's from an ingress'.
-                401 | 403 | 404 | 405 | 501 => {}
+                // Nothing more comes than the header, and some registries refuse a HEAD of what they give: a GET tells.
+                404 | 410 if answer.is_marked() => return Err(self.fault(&access, answer).await),
+                400..=499 | 501 => {}
                 _ => return Err(self.fault(&access, answer).await),
             },
             Err(Error::Denied { .. }) => {}
@@ -256,9 +257,7 @@ impl Upstream {
         let Held { answer, .. } = self.ask(access, &question).await?;
         match answer.status().as_u16() {
             200 => answer.blob_size(),
-            206 if answer.check_encoding().is_ok() => {
-                Ok(Part::read(answer.headers()).and_then(|part| part.total))
-            }
+            206 => Ok(Part::read(answer.headers()).and_then(|part| part.total)),
             // Of an empty blob there is no first byte.
             416 if is_beyond(answer.headers(), 0) || is_empty(digest) => Ok(Some(0)),
             // No part is served there: the header of the whole tells, and its body is not read.
@@ -294,18 +293,16 @@ impl Upstream {
     }
 }
 
-fn whole(held: Held, idle: Duration) -> Result<BlobAnswer, Error> {
-    held.answer.check_encoding()?;
+fn whole(held: Held, idle: Duration) -> BlobAnswer {
     let total = held.answer.length();
-    Ok(BlobAnswer {
+    BlobAnswer {
         start: 0,
         total,
         body: BlobBody::new(held, total, idle),
-    })
+    }
 }
 
 fn part(held: Held, from: u64, idle: Duration) -> Result<BlobAnswer, Error> {
-    held.answer.check_encoding()?;
     let part = checked_part(&held.answer, from)?;
     Ok(BlobAnswer {
         start: part.first,

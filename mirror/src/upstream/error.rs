@@ -8,16 +8,16 @@ use std::time::Duration;
 /// An upstream gave no usable answer. No variant holds a credential, a token or a URL's query.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// A registry's own 404: there is no such thing.
-    #[error("upstream has no such content: {code}: {message}")]
+    /// A registry's own 404 or 410: there is no such thing.
+    #[error("upstream has no such content: {message}")]
     NotFound {
-        /// The registry's code, such as `MANIFEST_UNKNOWN`.
+        /// The registry's code in upper case, such as `MANIFEST_UNKNOWN`; empty where there is none.
         code: String,
-        /// The registry's words.
+        /// The registry's words, the code among them; else the status.
         message: String,
     },
-    /// A 404 that no registry wrote, such as an ingress' page: nothing is known about the content.
-    #[error("upstream answered 404, but not as a registry does; check its address and path")]
+    /// A 404 or 410 that no registry wrote, such as the page of an ingress: nothing is known about the content.
+    #[error("upstream answered 404 or 410, but not as a registry does; check its address and path")]
     StrangeNotFound,
     /// The credentials (or none) are not enough.
     #[error("upstream denied access ({status}): {message}")]

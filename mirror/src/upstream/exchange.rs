@@ -129,9 +129,9 @@ impl Upstream {
     pub(super) async fn fault(&self, access: &Access, answer: Answer) -> Error {
         let (status, home) = (answer.status(), answer.home);
         match status.as_u16() {
-            404 if home => answer.words(&self.wire, access).await.not_found(),
-            404 => Error::StrangeNotFound,
-            code @ (401 | 403) if home => access.denial(code, &answer.words(&self.wire, access).await),
+            404 | 410 if home => answer.error_body(&self.wire, access).await.not_found(),
+            404 | 410 => Error::StrangeNotFound,
+            code @ (401 | 403) if home => access.denial(code, &answer.error_body(&self.wire, access).await),
             // A signed URL that ended, most likely: says nothing about the credential.
             code if !home => Error::unavailable(format!("where it redirects to answered {code}")),
             code => Error::unavailable(format!("it answered {code}")),
@@ -146,7 +146,10 @@ impl Wire {
         let start = hop.url.origin();
         for _ in 0..MOST_HOPS {
             let response = self.send(&hop).await?;
-            if !follow || !redirect::is_redirect(response.status()) {
+            // Without a Location it leads nowhere, and is an answer like any other.
+            let leads_on =
+                redirect::is_redirect(response.status()) && response.headers().contains_key(LOCATION);
+            if !follow || !leads_on {
                 let home = hop.url.origin() == start;
                 let shown = hop.headers.remove(AUTHORIZATION);
                 return Ok(Answer {

@@ -3,11 +3,10 @@
 use bytes::Bytes;
 use http::header::{ACCEPT, ACCEPT_ENCODING, LINK};
 use http::{HeaderMap, HeaderValue, Method};
-use serde_json::Value;
+use serde_json::{Value, json};
 use url::Url;
 
 use super::Upstream;
-use super::answer::Answer;
 use super::error::Error;
 use super::exchange::{Lane, Question};
 use super::manifests::MOST_MANIFEST;
@@ -29,7 +28,7 @@ pub struct ListAnswer {
 }
 
 impl Upstream {
-    /// A page of a repository's tags; `query` is passed on as it is.
+    /// Returns a page of a repository's tags; `query` is passed on as it is.
     ///
     /// # Errors
     /// As [`Error`] says.
@@ -37,61 +36,122 @@ impl Upstream {
         let name = self.name(name);
         let mut url = self.wire.url(&format!("{name}/tags/list"));
         url.set_query((!query.is_empty()).then_some(query));
-        let answer = self.list(&name, url).await?;
-        let next = next_page(answer.headers());
-        let bytes = answer.read(MOST_LIST, self.wire.timeouts.body).await?;
+        let access = self.access();
+        let held = self.ask(&access, &about_list(&name, url)).await?;
+        if held.answer.status() != 200 {
+            return Err(self.fault(&access, held.answer).await);
+        }
+        let next = next_page(held.answer.headers());
+        let bytes = held.answer.read(MOST_LIST, self.wire.timeouts.body).await?;
         Ok(ListAnswer { bytes, next })
     }
 
-    /// Everything that refers to a manifest, unfiltered: an index, all pages in one.
+    /// Returns all manifests that refer to a manifest, unfiltered: an index, all pages in one. `None` where the registry
+    /// has no referrers API, whatever it answers in its place.
     ///
     /// # Errors
-    /// As [`Error`] says; a registry without the API says 404 one way or the other.
-    pub async fn referrers(&self, name: &RepositoryName, digest: &Digest) -> Result<Bytes, Error> {
+    /// As [`Error`] says.
+    pub async fn referrers(&self, name: &RepositoryName, digest: &Digest) -> Result<Option<Bytes>, Error> {
         let name = self.name(name);
         let first = self.wire.url(&format!("{name}/referrers/{digest}"));
-        let answer = self.list(&name, first.clone()).await?;
-        let mut next = next_page(answer.headers());
-        let mut whole = self.take_document(answer).await?;
+        let Some((mut whole, mut next)) = self.referrers_page(&name, first.clone()).await? else {
+            return Ok(None);
+        };
         for _ in 0..MOST_PAGES {
             let Some(query) = next else {
-                return Ok(whole);
+                return Ok(Some(whole));
             };
             let mut url = first.clone();
             url.set_query(Some(&query));
-            let answer = self.list(&name, url).await?;
-            next = next_page(answer.headers());
-            whole = join_pages(&whole, &self.take_document(answer).await?)?;
+            let page = match self.referrers_page(&name, url).await {
+                Err(Error::NotFound { .. }) => None,
+                page => page?,
+            };
+            // A part would hide signatures.
+            let (page, after) =
+                page.ok_or_else(|| Error::malformed("referrers of which a page is missing"))?;
+            (whole, next) = (join_pages(&whole, &page)?, after);
         }
-        // A part would hide signatures.
         Err(Error::malformed(format!(
             "referrers on more than {MOST_PAGES} pages"
         )))
     }
 
-    async fn list(&self, name: &str, url: Url) -> Result<Answer, Error> {
+    /// Returns an index and the query of the next page; `None` where the answer is that of a registry without the API.
+    async fn referrers_page(&self, name: &str, url: Url) -> Result<Option<(Bytes, Option<String>)>, Error> {
         let access = self.access();
-        let question = Question {
-            class: Class::List,
-            lane: Lane::Other,
-            method: Method::GET,
-            url,
-            headers: HeaderMap::from_iter([
-                (
-                    ACCEPT,
-                    HeaderValue::from_static("application/vnd.oci.image.index.v1+json, application/json"),
-                ),
-                (ACCEPT_ENCODING, HeaderValue::from_static("identity")),
-            ]),
-            repository: Some(name),
-            follow: true,
-        };
-        let held = self.ask(&access, &question).await?;
-        if held.answer.status() != 200 {
-            return Err(self.fault(&access, held.answer).await);
+        let held = self.ask(&access, &about_list(name, url)).await?;
+        match held.answer.status().as_u16() {
+            200..=399 => {
+                let next = next_page(held.answer.headers());
+                let index = read_index(self.take_document(held.answer).await?)?;
+                Ok(index.map(|index| (index, next)))
+            }
+            // These say something of the request or its time, and nothing of the API.
+            401 | 403 | 407 | 408 | 425 => Err(self.fault(&access, held.answer).await),
+            400..=499 => match self.fault(&access, held.answer).await {
+                found @ Error::NotFound { .. } => Err(found),
+                _ => Ok(None),
+            },
+            501 => Ok(None),
+            _ => Err(self.fault(&access, held.answer).await),
         }
-        held.answer.check_encoding()?;
-        Ok(held.answer)
+    }
+}
+
+fn about_list(name: &str, url: Url) -> Question<'_> {
+    const TYPES: &str = "application/vnd.oci.image.index.v1+json, application/json, */*";
+    Question {
+        class: Class::List,
+        lane: Lane::Other,
+        method: Method::GET,
+        url,
+        headers: HeaderMap::from_iter([
+            (ACCEPT, HeaderValue::from_static(TYPES)),
+            (ACCEPT_ENCODING, HeaderValue::from_static("identity")),
+        ]),
+        repository: Some(name),
+        follow: true,
+    }
+}
+
+/// Returns the index with a list of manifests, from which what is no descriptor is dropped. `None` for a page, and for
+/// JSON that is no index, such as `{}`.
+fn read_index(bytes: Bytes) -> Result<Option<Bytes>, Error> {
+    let mut index: Value = match serde_json::from_slice(&bytes) {
+        Ok(value) => value,
+        Err(_) if bytes.trim_ascii_start().starts_with(b"{") => {
+            return Err(Error::malformed("a list of referrers that is broken JSON"));
+        }
+        Err(_) => return Ok(None),
+    };
+    let is_index = is_index(&index);
+    match index.get_mut("manifests") {
+        Some(Value::Array(manifests)) => {
+            let sent = manifests.len();
+            manifests.retain(Value::is_object);
+            if manifests.len() == sent {
+                return Ok(Some(bytes));
+            }
+        }
+        None | Some(Value::Null) if is_index => index["manifests"] = json!([]),
+        None | Some(Value::Null) => return Ok(None),
+        Some(_) => {
+            return Err(Error::malformed(
+                "a list of referrers whose manifests are no list",
+            ));
+        }
+    }
+    Ok(Some(index.to_string().into()))
+}
+
+/// Tells whether an object without manifests is an index all the same, by its type or else by its version.
+fn is_index(object: &Value) -> bool {
+    match object.get("mediaType") {
+        Some(Value::String(media_type)) => {
+            media_type.contains("index") || media_type.contains("manifest.list")
+        }
+        _ => object.get("schemaVersion").is_some(),
     }
 }
 
@@ -174,9 +234,62 @@ mod tests {
         let one = br#"{"schemaVersion":2,"manifests":[{"digest":"a"}]}"#;
         let other = br#"{"schemaVersion":2,"manifests":[{"digest":"b"}]}"#;
         let joined: Value = serde_json::from_slice(&join_pages(one, other).unwrap()).unwrap();
-        let wanted = serde_json::json!({"schemaVersion": 2, "manifests": [{"digest": "a"}, {"digest": "b"}]});
+        let wanted = json!({"schemaVersion": 2, "manifests": [{"digest": "a"}, {"digest": "b"}]});
         assert_eq!(joined, wanted);
         assert!(join_pages(one, b"{}").is_err());
+    }
+
+    const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+
+    fn index(text: &str) -> Option<String> {
+        let index = read_index(text.to_owned().into()).unwrap();
+        index.map(|bytes| String::from_utf8(bytes.to_vec()).unwrap())
+    }
+
+    #[test_case("<html>"; "a page")]
+    #[test_case(""; "nothing")]
+    #[test_case("{}"; "an empty object")]
+    #[test_case("[]"; "a list")]
+    #[test_case(r#"{"message":"ok"}"#; "other JSON")]
+    #[test_case(r#"{"mediaType":"application/vnd.oci.image.manifest.v1+json","schemaVersion":2}"#; "an image")]
+    fn other_json_means_no_referrers_api(text: &str) {
+        assert_eq!(index(text), None);
+    }
+
+    #[test]
+    fn an_index_without_manifests_is_an_empty_list() {
+        for manifests in [
+            "",
+            r#","manifests":null"#,
+            r#","manifests":[]"#,
+            r#","manifests":[null,1]"#,
+        ] {
+            for own in [
+                r#""schemaVersion":2"#.to_owned(),
+                format!(r#""mediaType":"{INDEX}""#),
+            ] {
+                let read = index(&format!("{{{own}{manifests}}}")).unwrap();
+                let read: Value = serde_json::from_str(&read).unwrap();
+                assert_eq!(read["manifests"], json!([]), "{own}{manifests}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_index_comes_as_it_was_sent_but_for_odd_entries() {
+        let sent = r#"{ "manifests": [{"digest":"a"}] }"#;
+        assert_eq!(index(sent).as_deref(), Some(sent));
+        let odd = r#"{"manifests":["x",{"digest":"a"},null]}"#;
+        assert_eq!(index(odd).unwrap(), r#"{"manifests":[{"digest":"a"}]}"#);
+    }
+
+    #[test_case(r#"{"schemaVersion":2,"manifests":[{"#; "cut")]
+    #[test_case(r#"{"manifests":{}}"#; "no list")]
+    fn a_broken_index_is_malformed(text: &str) {
+        assert!(matches!(
+            read_index(text.to_owned().into()),
+            Err(Error::Malformed { .. })
+        ));
     }
 
     proptest! {

@@ -5,6 +5,7 @@ use http::header::{ACCEPT, ACCEPT_ENCODING};
 use http::{HeaderMap, HeaderValue, Method};
 
 use super::Upstream;
+use super::accept::Accept;
 use super::answer::Answer;
 use super::error::Error;
 use super::exchange::{Lane, Question};
@@ -15,13 +16,6 @@ use crate::name::{Reference, RepositoryName};
 
 /// The most that a manifest may be (distribution-spec, "Pushing Manifests").
 pub const MOST_MANIFEST: usize = 4 * 1024 * 1024;
-
-/// Everything that is served, whatever a client asked for: its wishes must not vary the cache.
-const KINDS: &str = "application/vnd.oci.image.index.v1+json, \
-    application/vnd.docker.distribution.manifest.list.v2+json, \
-    application/vnd.oci.image.manifest.v1+json, \
-    application/vnd.docker.distribution.manifest.v2+json, \
-    application/vnd.oci.artifact.manifest.v1+json";
 
 /// A manifest as upstream has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,7 +40,7 @@ pub struct ManifestHead {
 }
 
 impl Upstream {
-    /// A manifest, whole.
+    /// Returns a manifest, whole.
     ///
     /// # Errors
     /// As [`Error`] says; [`Error::Malformed`] also for bytes that are not of the asked digest.
@@ -55,9 +49,22 @@ impl Upstream {
         name: &RepositoryName,
         reference: &Reference,
     ) -> Result<ManifestAnswer, Error> {
+        self.manifest_as(name, reference, &Accept::default()).await
+    }
+
+    /// Returns a manifest of a type that a client names, or of another one.
+    ///
+    /// # Errors
+    /// As [`Self::manifest`].
+    pub async fn manifest_as(
+        &self,
+        name: &RepositoryName,
+        reference: &Reference,
+        accept: &Accept,
+    ) -> Result<ManifestAnswer, Error> {
         let access = self.access();
         let name = self.name(name);
-        let question = self.about_manifest(Method::GET, &name, reference);
+        let question = self.about_manifest(Method::GET, &name, reference, accept);
         let held = self.ask(&access, &question).await?;
         if held.answer.status() != 200 {
             return Err(self.fault(&access, held.answer).await);
@@ -73,8 +80,8 @@ impl Upstream {
         })
     }
 
-    /// A manifest's digest, type and size, without counting as a pull where upstream counts them. All `None` where
-    /// only a GET can tell.
+    /// Returns a manifest's digest, type and size, without counting as a pull where upstream counts them. All are
+    /// `None` where only a GET can tell.
     ///
     /// # Errors
     /// As [`Error`] says.
@@ -82,10 +89,11 @@ impl Upstream {
         &self,
         name: &RepositoryName,
         reference: &Reference,
+        accept: &Accept,
     ) -> Result<ManifestHead, Error> {
         let access = self.access();
         let full = self.name(name);
-        let question = self.about_manifest(Method::HEAD, &full, reference);
+        let question = self.about_manifest(Method::HEAD, &full, reference, accept);
         let held = match self.ask(&access, &question).await {
             // Some registries refuse a HEAD of what they give.
             Err(Error::Denied { .. }) => return Ok(ManifestHead::default()),
@@ -97,22 +105,29 @@ impl Upstream {
                 media_type: held.answer.media_type(),
                 size: held.answer.length(),
             }),
-            // No body says whether a registry or an ingress knows nothing: a GET tells.
-            404 => {
+            404 | 410 if held.answer.is_marked() => Err(self.fault(&access, held.answer).await),
+            // Without a body nothing tells whether a registry or an ingress knows nothing: a GET does.
+            404 | 410 => {
                 drop(held);
-                let answer = self.manifest(name, reference).await?;
+                let answer = self.manifest_as(name, reference, accept).await?;
                 Ok(ManifestHead {
                     size: Some(answer.content.bytes().len() as u64),
                     digest: Some(answer.content.digest().clone()),
                     media_type: answer.media_type,
                 })
             }
-            401 | 403 | 405 | 501 => Ok(ManifestHead::default()),
+            400..=499 | 501 => Ok(ManifestHead::default()),
             _ => Err(self.fault(&access, held.answer).await),
         }
     }
 
-    fn about_manifest<'a>(&self, method: Method, name: &'a str, reference: &Reference) -> Question<'a> {
+    fn about_manifest<'a>(
+        &self,
+        method: Method,
+        name: &'a str,
+        reference: &Reference,
+        accept: &Accept,
+    ) -> Question<'a> {
         let class = if method == Method::HEAD {
             Class::Head
         } else {
@@ -124,7 +139,7 @@ impl Upstream {
             method,
             url: self.wire.url(&format!("{name}/manifests/{reference}")),
             headers: HeaderMap::from_iter([
-                (ACCEPT, HeaderValue::from_static(KINDS)),
+                (ACCEPT, accept.header()),
                 (ACCEPT_ENCODING, HeaderValue::from_static("identity")),
             ]),
             repository: Some(name),
@@ -134,7 +149,6 @@ impl Upstream {
 
     /// Reads a document of a manifest's size.
     pub(super) async fn take_document(&self, answer: Answer) -> Result<Bytes, Error> {
-        answer.check_encoding()?;
         answer.read(MOST_MANIFEST, self.wire.timeouts.body).await
     }
 }

@@ -26,6 +26,7 @@ mod refusals;
 mod sequences;
 mod served;
 mod table;
+mod tolerance;
 mod wrong_bytes;
 
 use std::time::Duration;

@@ -141,7 +141,6 @@ async fn a_digest_is_never_asked_about_again() {
 
 #[test_case(&Fault::html(200); "a page with 200")]
 #[test_case(&Fault::Corrupt; "a flipped bit")]
-#[test_case(&Fault::Gzip; "compressed")]
 #[test_case(&Fault::Cut(10); "cut short")]
 #[test_case(&Fault::Header("docker-content-digest", format!("sha256:{}", "0".repeat(64))); "a digest that lies")]
 #[tokio::test]

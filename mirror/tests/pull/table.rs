@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use http::StatusCode;
+
 use crate::hub::{Fault, Gate, Hub};
 use crate::served::{Mirror, header, json as body_of};
 
@@ -60,8 +62,26 @@ fn rows() -> Vec<Row> {
         ),
         row("an ingress' page", Fault::html(404), STALE, LATER, soon),
         row(
+            "a 404 with a code of its own",
+            Fault::error(404, "TAG_EXPIRED"),
+            gone,
+            gone,
+            None,
+        ),
+        row(
+            "a 410 in a registry's words",
+            Fault::error(410, "GONE"),
+            gone,
+            gone,
+            None,
+        ),
+        row(
             "a 404 in other JSON",
-            Fault::error(404, "no_route"),
+            Fault::Answer(
+                StatusCode::NOT_FOUND,
+                Vec::new(),
+                r#"{"message":"no route"}"#.into(),
+            ),
             STALE,
             LATER,
             soon,

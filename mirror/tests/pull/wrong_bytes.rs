@@ -21,7 +21,6 @@ fn path(digest: &Digest) -> String {
 
 #[test_case(&Fault::Corrupt; "a flipped bit")]
 #[test_case(&Fault::html(200); "a page with 200")]
-#[test_case(&Fault::Gzip; "compressed")]
 #[test_case(&Fault::Body(Bytes::from(pattern(SMALL - 1))); "a short body")]
 #[test_case(&Fault::Body(Bytes::from(pattern(SMALL + 1))); "a long body")]
 #[tokio::test]

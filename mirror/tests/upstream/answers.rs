@@ -1,7 +1,9 @@
 //! Manifests, tags and referrers, and what becomes of odd answers.
 
+use http::header::ACCEPT;
+use http::{HeaderMap, StatusCode};
 use mirror::digest::{Algorithm, Digest};
-use mirror::upstream::{Error, State, Upstream};
+use mirror::upstream::{Accept, Error, State, Upstream};
 use test_case::test_case;
 
 use crate::hub::{Fault, Hub};
@@ -39,7 +41,7 @@ async fn a_head_gives_digest_type_and_size_without_a_get() {
     let hub = Hub::start().await;
     let (digest, _) = hub.push_image("library/app", "v1", &[b"layer"]);
     let head = upstream(&hub)
-        .manifest_head(&name("library/app"), &tag("v1"))
+        .manifest_head(&name("library/app"), &tag("v1"), &Accept::default())
         .await
         .unwrap();
     assert_eq!(
@@ -50,13 +52,17 @@ async fn a_head_gives_digest_type_and_size_without_a_get() {
     assert_eq!(hub.count("GET manifests"), 0);
 }
 
+#[test_case(400)]
+#[test_case(405)]
+#[test_case(406)]
+#[test_case(501)]
 #[tokio::test]
-async fn a_registry_that_knows_no_head_says_nothing_and_is_not_failing() {
+async fn a_registry_that_knows_no_head_says_nothing_and_is_not_failing(status: u16) {
     let hub = Hub::start().await;
     hub.push_image("library/app", "v1", &[b"layer"]);
-    hub.always("HEAD manifests", Fault::status(405));
+    hub.always("HEAD manifests", Fault::status(status));
     let head = upstream(&hub)
-        .manifest_head(&name("library/app"), &tag("v1"))
+        .manifest_head(&name("library/app"), &tag("v1"), &Accept::default())
         .await
         .unwrap();
     assert_eq!(head, mirror::upstream::ManifestHead::default());
@@ -67,10 +73,14 @@ async fn a_head_that_finds_nothing_is_told_from_an_ingress_page_by_a_get() {
     let hub = Hub::start().await;
     hub.push_image("library/app", "v1", &[b"layer"]);
     let upstream = upstream(&hub);
-    let missing = upstream.manifest_head(&name("library/app"), &tag("v2")).await;
+    let missing = upstream
+        .manifest_head(&name("library/app"), &tag("v2"), &Accept::default())
+        .await;
     assert!(matches!(missing, Err(Error::NotFound { code, .. }) if code == "MANIFEST_UNKNOWN"));
     hub.always("* manifests", Fault::html(404));
-    let strange = upstream.manifest_head(&name("library/app"), &tag("v1")).await;
+    let strange = upstream
+        .manifest_head(&name("library/app"), &tag("v1"), &Accept::default())
+        .await;
     assert_eq!(strange.unwrap_err(), Error::StrangeNotFound);
 }
 
@@ -88,6 +98,34 @@ async fn the_prefix_goes_before_the_name_and_the_path_before_v2() {
     assert_eq!(hub.count("GET /artifactory/v2/proxy/library/app/manifests/v1"), 1);
 }
 
+fn json(status: u16, body: &'static str) -> Fault {
+    let kind = vec![("content-type", "application/json".to_owned())];
+    Fault::Answer(StatusCode::from_u16(status).unwrap(), kind, body.into())
+}
+
+fn marked(status: u16, body: &'static str) -> Fault {
+    let api = vec![("docker-distribution-api-version", "registry/2.0".to_owned())];
+    Fault::Answer(StatusCode::from_u16(status).unwrap(), api, body.into())
+}
+
+/// With the API's header a HEAD's 404 is the registry's, so no GET is needed.
+#[test_case(404)]
+#[test_case(410)]
+#[tokio::test]
+async fn a_marked_404_to_a_head_is_final(status: u16) {
+    let hub = Hub::start().await;
+    let digest = hub.push_blob("library/app", b"layer");
+    hub.always("HEAD /v2/", marked(status, ""));
+    let (upstream, name) = (upstream(&hub), name("library/app"));
+    let manifest = upstream
+        .manifest_head(&name, &tag("v1"), &Accept::default())
+        .await;
+    assert!(matches!(manifest, Err(Error::NotFound { .. })), "{manifest:?}");
+    let blob = upstream.blob_head(&name, &digest).await;
+    assert!(matches!(blob, Err(Error::NotFound { .. })), "{blob:?}");
+    assert_eq!(hub.count("GET"), 0);
+}
+
 #[derive(Debug, PartialEq)]
 enum Becomes {
     NotFound,
@@ -100,7 +138,16 @@ enum Becomes {
 
 #[test_case(Fault::error(404, "MANIFEST_UNKNOWN") => Becomes::NotFound; "a registrys 404")]
 #[test_case(Fault::error(404, "NAME_UNKNOWN") => Becomes::NotFound; "a registrys 404 for the name")]
+#[test_case(Fault::error(404, "TAG_EXPIRED") => Becomes::NotFound; "a registrys 404 with a code of its own")]
+#[test_case(Fault::error(410, "manifest_unknown") => Becomes::NotFound; "a registrys 410")]
+#[test_case(json(404, r#"{"errors":[]}"#) => Becomes::NotFound; "404 with no entry")]
+#[test_case(json(404, r#"{"errors":[null,{"status":404,"message":"gone"}]}"#) => Becomes::NotFound; "404 with odd entries")]
+#[test_case(marked(404, "404 page not found") => Becomes::NotFound; "404 in text with the API's header")]
+#[test_case(marked(410, "") => Becomes::NotFound; "410 of nothing with the API's header")]
 #[test_case(Fault::html(404) => Becomes::Strange; "an ingress 404")]
+#[test_case(Fault::html(410) => Becomes::Strange; "an ingress 410")]
+#[test_case(Fault::status(404) => Becomes::Strange; "an empty 404")]
+#[test_case(json(404, r#"{"message":"no Route matched","code":"MANIFEST_UNKNOWN"}"#) => Becomes::Strange; "404 in other JSON")]
 #[test_case(Fault::error(403, "DENIED") => Becomes::Denied; "403")]
 #[test_case(Fault::status(401) => Becomes::Denied; "401 without a challenge")]
 #[test_case(Fault::limited(None) => Becomes::Limited; "429")]
@@ -109,7 +156,6 @@ enum Becomes {
 #[test_case(Fault::status(204) => Becomes::Unavailable; "a status without a meaning here")]
 #[test_case(Fault::status(304) => Becomes::Unavailable; "not modified, unasked")]
 #[test_case(Fault::html(200) => Becomes::Malformed; "a page instead of a manifest")]
-#[test_case(Fault::Gzip => Becomes::Malformed; "compressed")]
 #[test_case(Fault::Body(vec![b' '; 5 << 20].into()) => Becomes::Malformed; "too large")]
 #[test_case(Fault::Cut(10) => Becomes::Unavailable; "cut")]
 #[test_case(Fault::Length(1000) => Becomes::Unavailable; "shorter than announced")]
@@ -185,17 +231,71 @@ async fn tags_pass_the_query_on_and_name_the_next_page() {
 }
 
 #[tokio::test]
-async fn referrers_come_whole_and_a_registry_without_them_says_404() {
+async fn referrers_come_whole_from_all_pages() {
     let hub = Hub::start().await;
     let (subject, _) = hub.push_image("library/app", "v1", &[b"layer"]);
     let signature = format!(r#"{{"schemaVersion":2,"subject":{{"digest":"{subject}"}}}}"#);
     let signature = hub.push_manifest("library/app", None, MANIFEST, signature);
     let upstream = upstream(&hub);
     let found = upstream.referrers(&name("library/app"), &subject).await.unwrap();
-    assert!(String::from_utf8_lossy(&found).contains(signature.as_str()));
-    hub.always("GET referrers", Fault::html(404));
-    let none = upstream.referrers(&name("library/app"), &subject).await;
-    assert_eq!(none.unwrap_err(), Error::StrangeNotFound);
+    assert!(String::from_utf8_lossy(&found.unwrap()).contains(signature.as_str()));
+    let next = |body: &'static str, next: bool| {
+        let link = next.then(|| ("link", r#"</x?page=2>; rel="next""#.to_owned()));
+        Fault::Answer(StatusCode::OK, link.into_iter().collect(), body.into())
+    };
+    for last in [
+        r#"{"schemaVersion":2,"manifests":null}"#,
+        r#"{"manifests":[{"digest":"b"}]}"#,
+    ] {
+        hub.once(
+            "GET referrers",
+            next(r#"{"schemaVersion":2,"manifests":[{"digest":"a"}]}"#, true),
+        );
+        hub.once("GET referrers", next(last, false));
+        let found = upstream.referrers(&name("library/app"), &subject).await.unwrap();
+        let found: serde_json::Value = serde_json::from_slice(&found.unwrap()).unwrap();
+        assert_eq!(found["manifests"][0]["digest"], "a");
+    }
+}
+
+/// A part of the list would hide signatures.
+#[test_case(Fault::html(200); "a page")]
+#[test_case(Fault::error(404, "NOT_FOUND"); "404")]
+#[test_case(Fault::status(501); "501")]
+#[tokio::test]
+async fn referrers_of_which_a_page_is_missing_are_malformed(fault: Fault) {
+    let hub = Hub::start().await;
+    let (subject, _) = hub.push_image("library/app", "v1", &[b"layer"]);
+    let link = vec![("link", r#"</x?page=2>; rel="next""#.to_owned())];
+    let first = Fault::Answer(StatusCode::OK, link, r#"{"manifests":[]}"#.into());
+    hub.once("GET referrers", first);
+    hub.always("GET referrers", fault);
+    let got = upstream(&hub).referrers(&name("library/app"), &subject).await;
+    assert!(matches!(got, Err(Error::Malformed { .. })), "{got:?}");
+}
+
+#[tokio::test]
+async fn accept_has_client_types_then_known_types_then_any() {
+    let hub = Hub::start().await;
+    hub.push_image("library/app", "v1", &[b"layer"]);
+    let headers = HeaderMap::from_iter([(ACCEPT, "application/vnd.x+json, text/html".parse().unwrap())]);
+    let (upstream, accept) = (upstream(&hub), Accept::of_client(&headers));
+    upstream
+        .manifest_as(&name("library/app"), &tag("v1"), &accept)
+        .await
+        .unwrap();
+    upstream
+        .manifest_head(&name("library/app"), &tag("v1"), &accept)
+        .await
+        .unwrap();
+    for seen in hub.seen("* manifests") {
+        let sent = seen.header("accept").unwrap();
+        assert!(
+            sent.starts_with("application/vnd.x+json, application/vnd.oci.image.index.v1+json, "),
+            "{sent}"
+        );
+        assert!(sent.ends_with(", */*") && !sent.contains("html"), "{sent}");
+    }
 }
 
 #[tokio::test]

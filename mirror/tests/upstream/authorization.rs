@@ -235,7 +235,7 @@ async fn what_a_registry_repeats_of_what_it_was_shown_is_not_passed_on(status: u
         }
         let upstream = upstream_as(&hub, basic("jane", "hunter2"));
         let _ = pull(&upstream).await;
-        let words = format!("{} {secret} {secret} and hunter2", "x".repeat(280));
+        let words = format!("{} {secret} {secret} and hunter2", "x".repeat(160));
         let code = format!("{{\"errors\":[{{\"code\":\"MANIFEST_UNKNOWN\",\"message\":\"{words}\"}}]}}");
         let answer = Fault::Answer(StatusCode::from_u16(status).unwrap(), Vec::new(), code.into());
         hub.always("GET manifests", answer);

@@ -8,6 +8,7 @@ mod answers;
 mod authorization;
 mod blobs;
 mod down;
+mod encodings;
 mod redirects;
 mod rests;
 mod tls;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use mirror::clock::Clock;
 use mirror::credentials::Credential;
-use mirror::upstream::{Error, State, Upstream};
+use mirror::upstream::{Accept, Error, State, Upstream};
 
 use crate::hub::{Fault, Gate, Hub};
 use crate::{name, tag};
@@ -110,7 +110,7 @@ async fn heads_and_blobs_go_on_while_manifests_rest() {
     hub.always("GET manifests", Fault::limited(None));
     assert!(pull(&upstream).await.is_err());
     upstream
-        .manifest_head(&name("library/app"), &tag("v1"))
+        .manifest_head(&name("library/app"), &tag("v1"), &Accept::default())
         .await
         .unwrap();
     upstream
@@ -128,14 +128,14 @@ async fn nothing_left_rests_manifests_only_and_before_any_429() {
     );
     assert_eq!(upstream.requests_left(), None);
     upstream
-        .manifest_head(&name("library/app"), &tag("v1"))
+        .manifest_head(&name("library/app"), &tag("v1"), &Accept::default())
         .await
         .unwrap();
     assert_eq!(upstream.requests_left(), Some(0));
     assert_eq!(seconds(pull(&upstream).await), 10);
     assert_eq!(hub.count("GET manifests"), 0);
     upstream
-        .manifest_head(&name("library/app"), &tag("v1"))
+        .manifest_head(&name("library/app"), &tag("v1"), &Accept::default())
         .await
         .unwrap();
     hub.heal();

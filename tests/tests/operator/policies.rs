@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use crate::bench::{Bench, condition, ephemeral, soon};
 
 /// A policy for a bench's namespace.
-pub(crate) struct Policy {
+struct Policy {
     name: String,
     bindings: Api<ValidatingAdmissionPolicyBinding>,
 }
@@ -25,17 +25,6 @@ pub(crate) struct Policy {
 impl Policy {
     /// Refuses objects of these names and this kind; in force once it refuses a dry run.
     async fn refuse(bench: &Bench, resource: (&str, &str, &str), names: &[&str], reason: &str) -> Self {
-        let expression = format!("!(object.metadata.name in {})", json!(names));
-        Self::require(bench, resource, &expression, reason).await
-    }
-
-    /// Refuses objects of this kind for which the CEL expression is false.
-    pub(crate) async fn require(
-        bench: &Bench,
-        resource: (&str, &str, &str),
-        expression: &str,
-        reason: &str,
-    ) -> Self {
         let name = format!("{}-{}", bench.namespace, resource.2);
         let (group, version, plural) = resource;
         let namespace = json!({"matchLabels": {"kubernetes.io/metadata.name": bench.namespace.name()}});
@@ -51,7 +40,7 @@ impl Policy {
                     }],
                 },
                 "validations": [{
-                    "expression": expression,
+                    "expression": format!("!(object.metadata.name in {})", json!(names)),
                     "message": "not in this house", "reason": reason,
                 }],
             },
@@ -74,7 +63,7 @@ impl Policy {
         Self { name, bindings }
     }
 
-    pub(crate) async fn end(self) {
+    async fn end(self) {
         self.bindings
             .delete(&self.name, &DeleteParams::default())
             .await

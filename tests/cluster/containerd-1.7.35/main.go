@@ -1,1 +1,0 @@
-../containerd-1.7.27/main.go
