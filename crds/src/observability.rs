@@ -18,6 +18,10 @@ pub struct Observability {
     #[serde(default)]
     pub log_format: LogFormat,
 
+    /// `Enabled` (a log line for each request of a client) or `Disabled`.
+    #[serde(default)]
+    pub access_log: AccessLog,
+
     /// The collector that takes the servers' traces, OTLP over HTTP, such as `http://collector.monitoring:4318`:
     /// `http://` or `https://`, host, and optionally a port and a path. Absent: no traces.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -39,6 +43,16 @@ pub enum LogLevel {
     Info,
     /// Every decision.
     Debug,
+}
+
+/// Whether requests of clients are logged.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AccessLog {
+    /// One line a request, from level `info` on.
+    #[default]
+    Enabled,
+    /// No such lines.
+    Disabled,
 }
 
 /// How log lines are written.

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{
-    Affinity, LocalObjectReference, ResourceRequirements, Toleration, TopologySpreadConstraint,
+    Affinity, LocalObjectReference, PodSecurityContext, ResourceRequirements, SecurityContext, Toleration,
+    TopologySpreadConstraint,
 };
 use kube::KubeSchema;
 use schemars::JsonSchema;
@@ -34,6 +35,17 @@ pub struct Pod {
     /// What the server's container may use. Absent: the operator's defaults.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub resources: Option<ResourceRequirements>,
+
+    /// The security context of the Pods. Absent: a fixed user, group and fsGroup, or those that OpenShift assigns. Any
+    /// value, also `{}`, replaces them. What it leaves out of `runAsNonRoot`, `seccompProfile` and
+    /// `fsGroupChangePolicy` is `true`, `RuntimeDefault` and `OnRootMismatch`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub security_context: Option<PodSecurityContext>,
+
+    /// The security context of the server's container. What it leaves out of `allowPrivilegeEscalation`,
+    /// `readOnlyRootFilesystem` and `capabilities` is `false`, `true` and to drop all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub container_security_context: Option<SecurityContext>,
 
     /// Labels that a node must have.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]

@@ -3,7 +3,7 @@
 //! A pattern stands in a rule and not in the schema's `pattern`, since only a rule has a message of its own. What
 //! must be below some size for the cost budget of the API server has its `maxLength` where it is declared.
 
-use kube::core::Rule;
+use kube::core::{Reason, Rule};
 
 /// The labels that select a mirror's Pods; they never change, so nobody else may set them.
 pub const SELECTOR_LABELS: [&str; 4] = [
@@ -140,6 +140,27 @@ pub(crate) fn data_key() -> Rule {
 pub(crate) fn duration() -> Rule {
     Rule::new(matches("self", DURATION))
         .message("must be a duration such as 30s, 5m or 168h, at most 99999h, and not negative")
+}
+
+/// The name of an HTTP header (RFC 9110, 5.1), without the few characters that no header uses.
+pub(crate) fn header_name() -> Rule {
+    Rule::new(matches("self", "^[A-Za-z0-9!#$%&*+.^_|~-]+$"))
+        .message("must be the name of an HTTP header, such as X-Frame-Options: letters, digits and '-'")
+}
+
+/// The headers that only the server can set (RFC 9112, 6 and 9).
+pub(crate) fn not_framing() -> Rule {
+    let framing =
+        "(?i)^(connection|content-length|keep-alive|proxy-connection|te|trailer|transfer-encoding|upgrade)$";
+    Rule::new(format!("!{}", matches("self", framing)))
+        .message("the server sets this header itself: remove it")
+        .reason(Reason::FieldValueForbidden)
+}
+
+/// The value of an HTTP header (RFC 9110, 5.5).
+pub(crate) fn header_value() -> Rule {
+    Rule::new(matches("self", "^[!-~]([ -~]*[!-~])?$"))
+        .message("must be printable ASCII, without spaces at either end")
 }
 
 /// A size in bytes. Less than this is a unit that was forgotten, more can't be counted.

@@ -113,6 +113,13 @@ pub struct RegistryMirrorSpec {
     #[schemars(extend("default" = {"mode": "Anonymous"}))]
     pub access: Access,
 
+    /// HTTP headers of every response that does not have them already, such as `Strict-Transport-Security` or
+    /// `Access-Control-Allow-Origin`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub response_headers: Vec<ResponseHeader>,
+
     /// How nodes are told to pull through the mirror.
     #[serde(default)]
     #[schemars(extend("default" = {}))]
@@ -127,6 +134,21 @@ pub struct RegistryMirrorSpec {
     #[serde(default)]
     #[schemars(extend("default" = {}))]
     pub observability: Observability,
+}
+
+/// An HTTP header.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct ResponseHeader {
+    /// The header's name. Headers that say where a message ends, such as `Content-Length`, can't be set.
+    #[schemars(length(min = 1, max = 128))]
+    #[x_kube(validation = rules::header_name(), validation = rules::not_framing())]
+    pub name: String,
+
+    /// Its value: printable ASCII.
+    #[schemars(length(min = 1, max = 1024))]
+    #[x_kube(validation = rules::header_value())]
+    pub value: String,
 }
 
 fn one() -> i32 {
@@ -159,15 +181,18 @@ fn no_shrinking() -> Rule {
     .field_path(".spec.storage.persistentVolumeClaim.size")
 }
 
-/// A Service keeps the address that it was given, which nodes hold. Until it has one, as where the cluster refuses the
-/// one that is asked for, another can be asked for.
+/// Returns the rule that a Service keeps its address, which nodes hold, however it is spelled. Until the Service has an
+/// address, for example where the API server refuses the requested one, another address can be requested.
 fn no_other_address() -> Rule {
     let (new, old) = ("self.spec.service.clusterIP", "oldSelf.spec.service.clusterIP");
     let is_set = |object: &str| format!("has({object}.spec.service) && has({object}.spec.service.clusterIP)");
     let given = "self.status.endpoint.url";
+    // Not url().getHostname(), which costs as if the host had no end. IPv4 addresses have one spelling.
+    let ipv6 = format!("{given}.substring({given}.indexOf('[') + 1, {given}.indexOf(']'))");
     Rule::new(format!(
-        "!({}) || ({} && {new} == {old}) || !has(self.status) || !has(self.status.endpoint) \
-         || {given}.contains('/' + {new} + ':') || {given}.contains('[' + {new} + ']')",
+        "!({}) || ({} && {new} == {old}) || !has(self.status) || !has(self.status.endpoint) || !isIP({new}) \
+         || {given}.contains('/' + {new} + ':') \
+         || ({given}.contains('[') && isIP({ipv6}) && ip({ipv6}) == ip({new}))",
         is_set("self"),
         is_set("oldSelf"),
     ))
@@ -196,10 +221,12 @@ fn no_child_as_reference() -> Rule {
         "self.spec.upstreams.all(u, (!has(u.credentialsSecretRef) || {}) \
          && (!has(u.tls) || !has(u.tls.caBundleRef) || u.tls.caBundleRef.kind != 'Secret' || {})) \
          && (!has(self.spec.tls) || !has(self.spec.tls.secretName) || {}) \
+         && (!has(self.spec.tls) || !has(self.spec.tls.clientCARef) || self.spec.tls.clientCARef.kind != 'Secret' || {}) \
          && (!has(self.spec.access) || !has(self.spec.access.htpasswdSecretRef) || {})",
         not_ours("u.credentialsSecretRef.name"),
         not_ours("u.tls.caBundleRef.name"),
         not_ours("self.spec.tls.secretName"),
+        not_ours("self.spec.tls.clientCARef.name"),
         not_ours("self.spec.access.htpasswdSecretRef.name"),
     ))
     .message("a Secret named like the mirror with -credentials, -files or -ca-key behind it is made by the operator: refer to another one")

@@ -4,7 +4,7 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::rules;
+use crate::{rules, upstream::CaBundleReference};
 
 /// Whether clients are served over TLS, and with which certificate.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
@@ -17,6 +17,14 @@ use crate::rules;
     validation = Rule::new("self.mode == 'Secret' || !has(self.secretName)")
         .message("goes with mode Secret only: remove it, or use that mode")
         .field_path(".secretName")
+        .reason(Reason::FieldValueForbidden),
+    validation = Rule::new("self.mode != 'Disabled' || !has(self.clientCARef)")
+        .message("goes with mode Secret or SelfSigned only: remove it, or use one of them")
+        .field_path(".clientCARef")
+        .reason(Reason::FieldValueForbidden),
+    validation = Rule::new("self.mode != 'Disabled' || !has(self.minimumVersion)")
+        .message("goes with mode Secret or SelfSigned only: remove it, or use one of them")
+        .field_path(".minimumVersion")
         .reason(Reason::FieldValueForbidden)
 )]
 pub struct Tls {
@@ -32,6 +40,25 @@ pub struct Tls {
     #[schemars(length(max = 253))]
     #[x_kube(validation = rules::object_name())]
     pub secret_name: Option<String>,
+
+    /// With mode Secret or SelfSigned: the certificates, in PEM, of the CAs that sign clients' certificates. A client
+    /// without such a certificate is refused. Running servers load a changed file without a restart.
+    #[serde(rename = "clientCARef", skip_serializing_if = "Option::is_none")]
+    pub client_ca_ref: Option<CaBundleReference>,
+
+    /// With mode Secret or SelfSigned: the oldest TLS version that clients may use, `VersionTLS12` or `VersionTLS13`.
+    /// Absent: `VersionTLS12`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub minimum_version: Option<TlsVersion>,
+}
+
+/// A version of TLS, named as in the configuration of the kubelet.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TlsVersion {
+    /// TLS 1.2.
+    VersionTLS12,
+    /// TLS 1.3.
+    VersionTLS13,
 }
 
 /// Where the serving certificate comes from.

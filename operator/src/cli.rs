@@ -16,6 +16,7 @@ mod kubelet;
 mod local;
 mod log;
 mod operator;
+mod placeholders;
 mod print;
 mod render;
 

@@ -6,7 +6,11 @@ use std::{
     future::Future,
 };
 
-use crds::{RegistryMirror, tls::TlsMode, upstream::CaBundleKind};
+use crds::{
+    RegistryMirror,
+    tls::TlsMode,
+    upstream::{CaBundleKind, CaBundleReference},
+};
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::ResourceExt;
 
@@ -141,23 +145,34 @@ impl References {
     }
 }
 
-/// Every object that a spec points to, existing or not.
+impl From<&CaBundleReference> for Reference {
+    fn from(bundle: &CaBundleReference) -> Self {
+        match bundle.kind {
+            CaBundleKind::ConfigMap => Self::config_map(&bundle.name),
+            CaBundleKind::Secret => Self::secret(&bundle.name),
+        }
+    }
+}
+
+/// Returns every reference of a spec to CA certificates.
+pub fn bundles(mirror: &RegistryMirror) -> impl Iterator<Item = &CaBundleReference> {
+    let upstreams = mirror.spec.upstreams.iter();
+    upstreams
+        .filter_map(|upstream| upstream.tls.as_ref()?.ca_bundle_ref.as_ref())
+        .chain(&mirror.spec.tls.client_ca_ref)
+}
+
+/// Returns every object that a spec refers to, existing or not.
 pub fn of(mirror: &RegistryMirror) -> BTreeSet<Reference> {
     let upstreams = &mirror.spec.upstreams;
     let credentials = upstreams
         .iter()
         .filter_map(|upstream| upstream.credentials_secret_ref.as_ref());
-    let bundles = upstreams
-        .iter()
-        .filter_map(|upstream| upstream.tls.as_ref()?.ca_bundle_ref.as_ref());
     let serving = mirror.spec.tls.secret_name.as_ref();
     let users = mirror.spec.access.htpasswd_secret_ref.as_ref();
     credentials
         .map(|reference| Reference::secret(&reference.name))
-        .chain(bundles.map(|bundle| match bundle.kind {
-            CaBundleKind::ConfigMap => Reference::config_map(&bundle.name),
-            CaBundleKind::Secret => Reference::secret(&bundle.name),
-        }))
+        .chain(bundles(mirror).map(Reference::from))
         .chain(serving.map(|name| Reference::secret(name)))
         .chain(users.map(|users| Reference::secret(&users.name)))
         .collect()

@@ -42,6 +42,19 @@ pub struct Release {
     pub server_image: String,
     /// Servers keep the configuration that they have: it may be of an older version, and know less.
     pub keeps_configuration: bool,
+    /// The kind of cluster.
+    pub platform: Platform,
+}
+
+/// A kind of cluster, as far as its defaults for Pods differ.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Platform {
+    /// Pods have a fixed user and group
+    #[default]
+    Kubernetes,
+    /// Pods have the user and groups that security context constraints assign
+    #[value(name = "openshift")]
+    OpenShift,
 }
 
 impl Default for Release {
@@ -49,6 +62,7 @@ impl Default for Release {
         Self {
             server_image: concat!("registry-mirror:", env!("CARGO_PKG_VERSION")).to_owned(),
             keeps_configuration: false,
+            platform: Platform::default(),
         }
     }
 }
@@ -144,7 +158,7 @@ pub fn objects(
     configuration.extend(files::object(accepted));
     configuration.extend(files::authority_key(accepted.mirror, accepted.authority.as_ref()));
     configuration.push(service_account::object(accepted.mirror));
-    configuration.push(service::clients(accepted.mirror));
+    configuration.push(service::clients(accepted.mirror, observed));
     configuration.push(service::headless(accepted.mirror));
     configuration.extend(files::authority(accepted.mirror, accepted.serving.as_ref()));
     configuration.extend(hosts::object(accepted, observed));
@@ -203,6 +217,7 @@ fn reload(accepted: &Accepted<'_>, yaml: &str, handed_out: &HandedOut) -> String
         // The key goes with it.
         hash.update(&serving.certificate);
     }
+    hash.update(accepted.client_ca.as_deref().unwrap_or_default());
     hash.update(accepted.users.as_deref().unwrap_or_default());
     hex::encode(&hash.finalize()[..16])
 }

@@ -1,5 +1,7 @@
 //! What a spec allows to go wrong though nothing is wrong with it: `render` and `doctor` warn of the same.
 
+use std::net::Ipv6Addr;
+
 use crds::{
     RegistryMirror, Upstream,
     access::AccessMode,
@@ -9,7 +11,7 @@ use crds::{
     tls::TlsMode,
 };
 use serde::Serialize;
-use url::Url;
+use url::{Host, Url};
 
 use crate::validate::is_in_clear_text;
 
@@ -59,6 +61,7 @@ pub fn of(mirror: &RegistryMirror, server_image: &str) -> Vec<Risk> {
             passwords_in_clear_text(mirror),
             single_replica(mirror),
             nothing_to_serve(mirror),
+            address_for_newer_nodes(mirror),
         ]
         .into_iter()
         .flatten(),
@@ -130,9 +133,13 @@ fn has_credentials(mirror: &RegistryMirror) -> bool {
     upstreams.any(|upstream| upstream.credentials_secret_ref.is_some())
 }
 
+/// Returns whether clients need neither a password nor a certificate.
+fn is_anonymous(mirror: &RegistryMirror) -> bool {
+    mirror.spec.access.mode == AccessMode::Anonymous && mirror.spec.tls.client_ca_ref.is_none()
+}
+
 fn open_credentials(mirror: &RegistryMirror) -> Option<Risk> {
-    let is_open = mirror.spec.access.mode == AccessMode::Anonymous && has_credentials(mirror);
-    is_open.then(|| {
+    (is_anonymous(mirror) && has_credentials(mirror)).then(|| {
         Risk::new(
             "anonymous-access-with-credentials",
             "spec.access.mode",
@@ -144,7 +151,7 @@ fn open_credentials(mirror: &RegistryMirror) -> Option<Risk> {
 
 fn open_to_the_world(mirror: &RegistryMirror) -> Option<Risk> {
     let outside = mirror.spec.service.r#type != ServiceType::ClusterIP;
-    (outside && mirror.spec.access.mode == AccessMode::Anonymous).then(|| {
+    (outside && is_anonymous(mirror)).then(|| {
         Risk::new(
             "anonymous-access-from-outside",
             "spec.service.type",
@@ -197,6 +204,38 @@ fn nothing_to_serve(mirror: &RegistryMirror) -> Option<Risk> {
     })
 }
 
+/// Returns the risk of an IPv6 address in the files for nodes, which not every container runtime reads.
+fn address_for_newer_nodes(mirror: &RegistryMirror) -> Option<Risk> {
+    let nodes = &mirror.spec.node_configuration;
+    if nodes.mode == NodeConfigurationMode::None || !has_ipv6_address(mirror) {
+        return None;
+    }
+    let message = match nodes.fallback {
+        Fallback::Allow => {
+            "nodes have the mirror's IPv6 address, which containerd 1.7, CRI-O and podman can't read in their files: \
+             they pull from the registries themselves"
+        }
+        Fallback::Never => {
+            "nodes have the mirror's IPv6 address, which CRI-O and podman can't read in their files: they can't pull \
+             from the mirror's registries at all"
+        }
+    };
+    let field = "spec.nodeConfiguration";
+    let advice = "use nodes with containerd 2.0 or later, or an IPv4 address for the Service";
+    Some(Risk::new("ipv6-address-for-nodes", field, message, advice))
+}
+
+/// Returns whether the Service has an IPv6 address or, before it has one, is to have one.
+fn has_ipv6_address(mirror: &RegistryMirror) -> bool {
+    let endpoint = mirror.status.as_ref().and_then(|status| status.endpoint.as_ref());
+    let live = endpoint.and_then(|endpoint| Url::parse(&endpoint.url).ok());
+    let wanted = || mirror.spec.service.cluster_ip.as_deref();
+    live.map_or_else(
+        || wanted().is_some_and(|ip| ip.parse::<Ipv6Addr>().is_ok()),
+        |url| matches!(url.host(), Some(Host::Ipv6(_))),
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::{Value, json};
@@ -243,6 +282,14 @@ mod tests {
     #[test_case(&json!({"upstreams": [{"host": "a", "tls": {"insecureSkipVerify": true}}]}) => vec!["certificate-not-checked"])]
     #[test_case(&json!({"access": {"mode": "Basic"}}) => vec!["passwords-over-http"])]
     #[test_case(&json!({"service": {"type": "NodePort"}}) => vec!["anonymous-access-from-outside"])]
+    #[test_case(&json!({"service": {"clusterIP": "2001:db8::1"}}) => vec!["ipv6-address-for-nodes"])]
+    #[test_case(&json!({"service": {"clusterIP": "2001:db8::1"}, "nodeConfiguration": {"fallback": "Never"}})
+        => vec!["ipv6-address-for-nodes"]; "IPv6 without fallback")]
+    #[test_case(&json!({"service": {"clusterIP": "2001:db8::1"}, "nodeConfiguration": {"mode": "None"}})
+        => Vec::<&str>::new(); "IPv6 without files for nodes")]
+    #[test_case(&json!({"service": {"clusterIP": "10.96.0.7"}}) => Vec::<&str>::new(); "IPv4")]
+    #[test_case(&json!({"service": {"type": "NodePort"}, "tls": {"mode": "SelfSigned", "clientCARef": {"kind": "Secret", "name": "ca"}}})
+        => Vec::<&str>::new(); "clients need a certificate")]
     #[test_case(&json!({"cache": {"offline": true}}) => vec!["offline-with-ephemeral-storage"])]
     fn each_risk_is_told_where_it_is_taken(change: &Value) -> Vec<&'static str> {
         ids(change)
@@ -260,6 +307,14 @@ mod tests {
             risk.message
         );
         assert!(risk.advice.contains("caBundleRef"));
+    }
+
+    #[test]
+    fn ipv6_endpoint_in_status_is_a_risk() {
+        let mut mirror = mirror(&json!({}));
+        let status = json!({"endpoint": {"url": "http://[2001:db8::1]:5000"}});
+        mirror.status = Some(serde_json::from_value(status).unwrap());
+        assert_eq!(of(&mirror, IMAGE)[0].id, "ipv6-address-for-nodes");
     }
 
     #[test]

@@ -40,6 +40,8 @@ pub struct Accepted<'a> {
     pub serving: Option<Serving>,
     /// The mirror's own authority, as it is kept, once it issued what clients are shown.
     pub authority: Option<BTreeMap<String, Vec<u8>>>,
+    /// The certificates of the CAs that sign clients' certificates, in PEM; `None`: clients need none.
+    pub client_ca: Option<Vec<u8>>,
     /// Who may pull, as an htpasswd file; `None`: anyone.
     pub users: Option<Vec<u8>>,
 }
@@ -48,7 +50,7 @@ impl Accepted<'_> {
     /// Whether servers need files beside their configuration and credentials.
     pub fn has_files(&self) -> bool {
         let bundle = self.upstreams.iter().any(|upstream| upstream.bundle.is_some());
-        bundle || self.serving.is_some() || self.users.is_some()
+        bundle || self.serving.is_some() || self.client_ca.is_some() || self.users.is_some()
     }
 
     /// What is wrong with the Secrets of its upstreams, for a terminal.
@@ -132,6 +134,7 @@ pub fn accept<'a>(mirror: &'a RegistryMirror, references: &References) -> Result
         max_size,
         serving: serving::of(mirror, references)?,
         authority: None,
+        client_ca: bundle::of_clients(mirror, references)?,
         users: users::of(mirror, references)?,
     })
 }

@@ -129,6 +129,22 @@ fn ca_bundle(kind: &str, name: &str, key: &str) -> Value {
     json!({"tls": {"caBundleRef": {"kind": kind, "name": name, "key": key}}})
 }
 
+/// A mirror that serves TLS, with these fields of `spec.tls`.
+fn serving(mut tls: Value) -> Value {
+    tls["mode"] = json!("Secret");
+    tls["secretName"] = json!("serving");
+    json!({"tls": tls})
+}
+
+fn clients_of((kind, name, key): (&str, &str, &str)) -> Value {
+    json!({"clientCARef": {"kind": kind, "name": name, "key": key}})
+}
+
+/// A change of the CA of clients.
+fn client_ca(field: &'static str, note: &'static str, before: Value, after: (&str, &str, &str)) -> Case {
+    case(field, note, serving(before), serving(clients_of(after)))
+}
+
 fn basic(name: &str, key: &str) -> Value {
     json!({"access": {"mode": "Basic", "htpasswdSecretRef": {"name": name, "key": key}}})
 }
@@ -213,6 +229,12 @@ fn cases() -> Vec<Case> {
             json!({"observability": {"logFormat": "text"}}),
         ),
         case(
+            "spec.observability.accessLog",
+            "",
+            json!({}),
+            json!({"observability": {"accessLog": "Disabled"}}),
+        ),
+        case(
             "spec.observability.logLevel",
             "",
             json!({}),
@@ -227,6 +249,10 @@ fn cases() -> Vec<Case> {
         case("spec.paused", "", json!({}), json!({"paused": true})),
         pod("spec.pod.affinity", &json!({"nodeAffinity": {}})),
         pod("spec.pod.annotations", &json!({"example.com/a": "b"})),
+        pod(
+            "spec.pod.containerSecurityContext",
+            &json!({"readOnlyRootFilesystem": false}),
+        ),
         pod("spec.pod.image", &json!("mirror:2")),
         pod("spec.pod.imagePullPolicy", &json!("Always")),
         pod("spec.pod.imagePullSecrets", &json!([{"name": "pull"}])),
@@ -234,10 +260,23 @@ fn cases() -> Vec<Case> {
         pod("spec.pod.nodeSelector", &json!({"example.com/a": "b"})),
         pod("spec.pod.priorityClassName", &json!("high")),
         pod("spec.pod.resources", &json!({"limits": {"memory": "1Gi"}})),
+        pod("spec.pod.securityContext", &json!({})),
         pod("spec.pod.tolerations", &json!([{"operator": "Exists"}])),
         pod(
             "spec.pod.topologySpreadConstraints",
             &json!([{"maxSkew": 2, "topologyKey": "zone", "whenUnsatisfiable": "ScheduleAnyway"}]),
+        ),
+        case(
+            "spec.responseHeaders[].name",
+            "",
+            json!({"responseHeaders": [{"name": "X-A", "value": "a"}]}),
+            json!({"responseHeaders": [{"name": "X-B", "value": "a"}]}),
+        ),
+        case(
+            "spec.responseHeaders[].value",
+            "",
+            json!({"responseHeaders": [{"name": "X-A", "value": "a"}]}),
+            json!({"responseHeaders": [{"name": "X-A", "value": "b"}]}),
         ),
         case("spec.replicas", "", json!({}), json!({"replicas": 2})),
         service("spec.service.annotations", &json!({"example.com/a": "b"})),
@@ -289,6 +328,36 @@ fn cases() -> Vec<Case> {
             claim(json!({"storageClassName": "fast"})),
         ),
         case("spec.storage.type", "", json!({}), ephemeral("10Gi")),
+        client_ca(
+            "spec.tls.clientCARef.name",
+            "set or removed",
+            json!({}),
+            ("ConfigMap", "authority", "ca.crt"),
+        ),
+        client_ca(
+            "spec.tls.clientCARef.key",
+            "",
+            clients_of(("ConfigMap", "authority", "ca.crt")),
+            ("ConfigMap", "authority", "root.crt"),
+        ),
+        client_ca(
+            "spec.tls.clientCARef.kind",
+            "",
+            clients_of(("ConfigMap", "authority", "ca.crt")),
+            ("Secret", "authority", "ca.crt"),
+        ),
+        client_ca(
+            "spec.tls.clientCARef.name",
+            "",
+            clients_of(("ConfigMap", "authority", "ca.crt")),
+            ("ConfigMap", "root", "ca.crt"),
+        ),
+        case(
+            "spec.tls.minimumVersion",
+            "",
+            serving(json!({})),
+            serving(json!({"minimumVersion": "VersionTLS13"})),
+        ),
         case(
             "spec.tls.mode",
             "to or from `Disabled`",

@@ -7,6 +7,7 @@ use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
+use base64::{Engine, engine::general_purpose::STANDARD};
 use serde_json::Value;
 use test_case::test_case;
 
@@ -78,10 +79,111 @@ fn render_prints_every_object_that_would_be_applied() {
             "Deployment"
         ]
     );
+    let namespaces = |rendered: &[Value]| -> Vec<Value> {
+        let objects = rendered.iter();
+        objects
+            .map(|object| object["metadata"]["namespace"].clone())
+            .collect()
+    };
+    assert_eq!(namespaces(&rendered), vec![Value::Null; 6]);
+    let args = ["render", "-f", "mirror.yaml", "-n", "mirrors"];
+    let rendered = documents(&run(&format!("{MIRROR}{SECRET}"), &args));
+    assert_eq!(namespaces(&rendered), vec![Value::from("mirrors"); 6]);
+}
+
+/// The text in place of a value is not base64, so that an API server refuses the Secret.
+#[test]
+fn render_masks_values_of_secrets() {
+    let yaml = format!("{MIRROR}{SECRET}");
+    let output = run(&yaml, &["render", "-f", "mirror.yaml"]);
+    assert!(stderr(&output).contains("--show-secrets"), "{}", stderr(&output));
+    let secrets = |output: &Output| -> Vec<String> {
+        let rendered = documents(output).into_iter();
+        let secrets = rendered.filter(|object| object["kind"] == "Secret");
+        let data = secrets.map(|secret| secret["data"].as_object().unwrap().clone());
+        data.flat_map(|data| {
+            data.into_iter()
+                .map(|(_, value)| value.as_str().unwrap().to_owned())
+        })
+        .collect()
+    };
+    let masked = secrets(&output);
+    assert!(!masked.is_empty());
     assert!(
-        rendered
-            .iter()
-            .all(|object| object["metadata"]["namespace"] == "default")
+        masked.iter().all(|value| value.starts_with("(masked: ")),
+        "{masked:?}"
+    );
+    let shown = secrets(&run(&yaml, &["render", "-f", "mirror.yaml", "--show-secrets"]));
+    let decoded = |value: &String| String::from_utf8(STANDARD.decode(value).unwrap()).unwrap();
+    assert!(shown.iter().map(decoded).any(|value| value.contains("hunter2")));
+}
+
+const REFERRING: &str = "
+apiVersion: registrymirror.io/v1alpha1
+kind: RegistryMirror
+metadata: {name: hub}
+spec:
+  upstreams:
+  - {host: quay.io, tls: {caBundleRef: {kind: ConfigMap, name: roots}}}
+  - {host: ghcr.io, tls: {caBundleRef: {kind: Secret, name: shared}}}
+  storage: {type: Ephemeral}
+  tls: {mode: Secret, secretName: serving}
+  access: {mode: Basic, htpasswdSecretRef: {name: shared}}
+";
+
+#[test]
+fn render_has_placeholders_for_missing_references() {
+    let output = run(REFERRING, &["render", "-f", "mirror.yaml", "--show-secrets"]);
+    let rendered = documents(&output);
+    for reference in ["ConfigMap roots", "Secret shared", "Secret serving"] {
+        let warning = format!("warning: {reference} is not in the files: its values are placeholders");
+        assert!(stderr(&output).contains(&warning), "{}", stderr(&output));
+    }
+    let files = |object: &&Value| object["kind"] == "Secret" && object["metadata"]["name"] == "hub-files";
+    let files = rendered.iter().find(files).unwrap()["data"].as_object().unwrap();
+    assert!(
+        files.contains_key("htpasswd") && files.contains_key("serving.key"),
+        "{files:?}"
+    );
+    let placeholder = |value: &Value| value.as_str().unwrap().starts_with("(placeholder: ");
+    assert!(files.values().all(placeholder), "{files:?}");
+    assert!(kinds(&rendered).contains(&"Deployment"));
+}
+
+#[test]
+fn render_strict_fails_on_missing_references() {
+    for (yaml, reference) in [(REFERRING, "roots"), (MIRROR, "quay")] {
+        let output = run(yaml, &["render", "-f", "mirror.yaml", "--strict"]);
+        assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
+        assert!(stderr(&output).contains(reference), "{}", stderr(&output));
+        assert!(output.stdout.is_empty());
+    }
+}
+
+#[test]
+fn render_prints_every_example() {
+    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples");
+    for example in fs::read_dir(examples).unwrap() {
+        let file = example.unwrap().path();
+        let output = run("", &["render", "-f", file.to_str().unwrap()]);
+        let rendered = documents(&output);
+        assert!(
+            kinds(&rendered).contains(&"Service"),
+            "{}: {rendered:?}",
+            file.display()
+        );
+    }
+}
+
+#[test]
+fn render_refuses_a_mirror_of_another_namespace() {
+    let yaml = MIRROR.replace("name: hub}", "name: hub, namespace: other}");
+    let output = run(&yaml, &["render", "-f", "mirror.yaml", "-n", "mirrors"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(
+        stderr(&output).contains("is in namespace other"),
+        "{}",
+        stderr(&output)
     );
 }
 
@@ -180,7 +282,7 @@ fn completion_knows_the_commands() {
 
 #[test_case(&["operator"], &["--watch-namespace", "--server-image", "--listen"])]
 #[test_case(&["local"], &["--filename", "--cache-dir", "--port", "Examples:"])]
-#[test_case(&["render"], &["--output", "Examples:"])]
+#[test_case(&["render"], &["--output", "--namespace", "--strict", "--show-secrets", "Examples:"])]
 #[test_case(&["crd"], &["--output", "Examples:"])]
 #[test_case(&["completion"], &["fish", "Examples:"])]
 #[test_case(&["doctor"], &["--all-namespaces", "--as-group", "--output", "Examples:", "Exit codes"])]
@@ -247,6 +349,66 @@ fn an_operator_without_a_cluster_says_so() {
     assert!(stderr(&output).contains("set KUBECONFIG"), "{}", stderr(&output));
 }
 
+/// A log in a file or a pipe is read by programs: no escape sequences.
+#[test]
+fn operator_text_log_in_a_pipe_has_no_escapes() {
+    let directory = tempfile::tempdir().unwrap();
+    // A port that was free a moment ago.
+    let server = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let kubeconfig = format!(
+        "{{apiVersion: v1, kind: Config, current-context: c, clusters: [{{name: c, cluster: {{server: 'http://{server}'}}}}], \
+         contexts: [{{name: c, context: {{cluster: c, user: c}}}}], users: [{{name: c, user: {{}}}}]}}"
+    );
+    fs::write(directory.path().join("kubeconfig"), kubeconfig).unwrap();
+    let args = ["operator", "--listen", "127.0.0.1:0", "--log-format", "text"];
+    let mut operator = command(directory.path(), &args)
+        .env("KUBECONFIG", directory.path().join("kubeconfig"))
+        .env_remove("NO_COLOR")
+        .env("TERM", "xterm-256color")
+        .stderr(Stdio::piped())
+        .spawn()
+        .map(Running)
+        .unwrap();
+    let mut lines = BufReader::new(operator.0.stderr.take().unwrap()).lines();
+    // It finds no Lease, and goes on trying.
+    let line = lines.next().unwrap().unwrap();
+    assert!(line.contains("WARN") || line.contains("ERROR"), "{line}");
+    assert!(!line.contains('\u{1b}'), "{line:?}");
+}
+
+#[test]
+fn local_text_log_in_a_pipe_has_no_escapes() {
+    let directory = tempfile::tempdir().unwrap();
+    let text = MIRROR.replace("spec:", "spec:\n  observability: {logFormat: text}");
+    fs::write(directory.path().join("mirror.yaml"), format!("{text}{SECRET}")).unwrap();
+    let mut local = command(directory.path(), &["local", "-f", "mirror.yaml", "--port", "0"])
+        .env_remove("NO_COLOR")
+        .env("TERM", "xterm-256color")
+        .stderr(Stdio::piped())
+        .spawn()
+        .map(Running)
+        .unwrap();
+    let lines = BufReader::new(local.0.stderr.take().unwrap()).lines();
+    for line in lines.map(Result::unwrap) {
+        assert!(!line.contains('\u{1b}'), "{line:?}");
+        if line.contains("msg=serving") {
+            return;
+        }
+    }
+    panic!("the log ended before the server served");
+}
+
+#[test]
+fn doctor_table_in_a_pipe_has_no_escapes() {
+    let output = run("", &["doctor", "--kubeconfig", "missing"]);
+    let table = String::from_utf8(output.stdout.clone()).unwrap();
+    assert!(table.contains("PROBLEM"), "{table}");
+    assert!(
+        !table.contains('\u{1b}') && !stderr(&output).contains('\u{1b}'),
+        "{table:?}"
+    );
+}
+
 /// Ends with the test.
 struct Running(Child);
 
@@ -285,6 +447,7 @@ fn local_serves_until_it_is_told_to_stop_and_leaves_no_password_behind(signal: r
     rustix::process::kill_process(pid, signal).unwrap();
     let rest: Vec<_> = lines.collect();
     assert!(local.0.wait().unwrap().success(), "{rest:#?}");
+    assert!(rest.iter().all(|line| !line.contains('\u{1b}')), "{rest:#?}");
     assert!(rest.iter().all(|line| !line.contains("hunter2")), "{rest:#?}");
     assert_eq!(fs::read_dir(&private).unwrap().count(), 0);
 }

@@ -43,11 +43,20 @@ impl Authority {
 
     /// Issues a server certificate for names and addresses.
     pub fn serving(&self, names: &[&str]) -> Result<Leaf, rcgen::Error> {
+        self.leaf("test server", names, ExtendedKeyUsagePurpose::ServerAuth)
+    }
+
+    /// Issues a certificate for a client.
+    pub fn client(&self, name: &str) -> Result<Leaf, rcgen::Error> {
+        self.leaf(name, &[], ExtendedKeyUsagePurpose::ClientAuth)
+    }
+
+    fn leaf(&self, name: &str, names: &[&str], usage: ExtendedKeyUsagePurpose) -> Result<Leaf, rcgen::Error> {
         let names: Vec<String> = names.iter().map(ToString::to_string).collect();
         let mut params = CertificateParams::new(names)?;
-        params.distinguished_name.push(DnType::CommonName, "test server");
+        params.distinguished_name.push(DnType::CommonName, name);
         params.use_authority_key_identifier_extension = true;
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        params.extended_key_usages = vec![usage];
         let key = KeyPair::generate()?;
         let certificate = params.signed_by(&key, &self.issuer)?;
         Ok(Leaf {

@@ -21,6 +21,8 @@ mod conflicts;
 mod credentials;
 #[path = "operator/doctor.rs"]
 mod doctor;
+#[path = "operator/evictions.rs"]
+mod evictions;
 #[path = "operator/examples.rs"]
 mod examples;
 #[path = "operator/faults.rs"]
@@ -31,8 +33,12 @@ mod kubectl;
 mod lease;
 #[path = "operator/meddling.rs"]
 mod meddling;
+#[path = "operator/mutual_tls.rs"]
+mod mutual_tls;
 #[path = "operator/node_files.rs"]
 mod node_files;
+#[path = "operator/platform.rs"]
+mod platform;
 #[path = "operator/pods.rs"]
 mod pods;
 #[path = "operator/policies.rs"]
@@ -41,6 +47,8 @@ mod policies;
 mod process;
 #[path = "operator/protected.rs"]
 mod protected;
+#[path = "operator/readers.rs"]
+mod readers;
 #[path = "operator/reasons.rs"]
 mod reasons;
 #[path = "operator/refusals.rs"]

@@ -54,3 +54,17 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- printf "%s:%s" .Values.image.repository (.Values.image.tag | default .Chart.AppVersion) -}}
 {{- end -}}
 {{- end -}}
+
+{{/* "true" on OpenShift, which assigns users and groups to Pods and refuses fixed ones. */}}
+{{- define "registry-mirror.openshift" -}}
+{{- $openshift := .Values.openshift | toString -}}
+{{- if or (eq $openshift "true") (and (ne $openshift "false") (.Capabilities.APIVersions.Has "security.openshift.io/v1")) -}}
+true
+{{- end -}}
+{{- end -}}
+
+{{/* The security context of the chart's own Pods. */}}
+{{- define "registry-mirror.podSecurityContext" -}}
+{{- $context := .Values.podSecurityContext | default dict -}}
+{{- include "registry-mirror.openshift" . | eq "true" | ternary (omit $context "runAsUser" "runAsGroup" "fsGroup") $context | toYaml -}}
+{{- end -}}

@@ -5,10 +5,12 @@ use std::fmt::Write;
 use serde_json::Value;
 
 /// Fields that are Kubernetes' own types: its documentation tells what is in them.
-const KUBERNETES_TYPES: [(&str, &str); 6] = [
+const KUBERNETES_TYPES: [(&str, &str); 8] = [
     ("spec.pod.affinity", "Affinity"),
+    ("spec.pod.containerSecurityContext", "SecurityContext"),
     ("spec.pod.imagePullSecrets", "list of LocalObjectReference"),
     ("spec.pod.resources", "ResourceRequirements"),
+    ("spec.pod.securityContext", "PodSecurityContext"),
     ("spec.pod.tolerations", "list of Toleration"),
     (
         "spec.pod.topologySpreadConstraints",

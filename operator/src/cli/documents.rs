@@ -35,12 +35,14 @@ pub(super) struct Files {
 pub(super) struct Documents {
     /// The mirrors, as the API server would accept them.
     pub(super) mirrors: Vec<RegistryMirror>,
+    /// The namespace of the command line.
+    namespace: Option<String>,
     /// Namespaces, where a document names one, and contents.
     objects: BTreeMap<Reference, Vec<(Option<String>, Contents)>>,
 }
 
-/// The namespace of what names none.
-const DEFAULT_NAMESPACE: &str = "default";
+/// The namespace of a mirror that names none.
+pub(super) const DEFAULT_NAMESPACE: &str = "default";
 
 /// One document, for messages.
 struct Origin<'a> {
@@ -66,12 +68,15 @@ impl Files {
         Ok(all.collect::<Result<Vec<_>, _>>()?.concat())
     }
 
-    /// Reads all of them.
+    /// Reads all files. Mirrors that name no namespace get `namespace`.
     ///
     /// # Errors
-    /// The first document that is none, or that an API server would refuse.
-    pub(super) fn read(&self) -> Result<Documents, Failure> {
-        let mut documents = Documents::default();
+    /// The first document that is none, that an API server would refuse, or that names another namespace.
+    pub(super) fn read(&self, namespace: Option<&str>) -> Result<Documents, Failure> {
+        let mut documents = Documents {
+            namespace: namespace.map(str::to_owned),
+            ..Documents::default()
+        };
         for file in &self.expanded()? {
             let yaml = text(file)?;
             let values: Vec<Value> = serde_saphyr::from_multiple(&yaml).map_err(|error| {
@@ -134,7 +139,10 @@ fn text(file: &Path) -> Result<String, Failure> {
 impl Documents {
     fn add(&mut self, document: &Value, origin: &Origin<'_>) -> Result<(), Failure> {
         match document.get("kind").and_then(Value::as_str) {
-            Some("RegistryMirror") => self.add_mirror(mirror(document, origin)?, origin)?,
+            Some("RegistryMirror") => {
+                let mirror = self.in_namespace(mirror(document, origin)?, origin)?;
+                self.add_mirror(mirror, origin)?;
+            }
             // As `kubectl get -o yaml` prints several objects.
             Some("List" | "RegistryMirrorList" | "SecretList" | "ConfigMapList") => {
                 let items = document.get("items").and_then(Value::as_array);
@@ -174,6 +182,25 @@ impl Documents {
         Ok(())
     }
 
+    /// Puts a mirror into the namespace of the command line, as kubectl does.
+    fn in_namespace(
+        &self,
+        mut mirror: RegistryMirror,
+        origin: &Origin<'_>,
+    ) -> Result<RegistryMirror, Failure> {
+        match (&self.namespace, &mirror.metadata.namespace) {
+            (Some(given), Some(own)) if given != own => Err(Failure::Invalid(format!(
+                "{origin}: RegistryMirror {} is in namespace {own}, and --namespace is {given}: remove one of them",
+                mirror.name_any()
+            ))),
+            (Some(given), None) => {
+                mirror.metadata.namespace = Some(given.clone());
+                Ok(mirror)
+            }
+            _ => Ok(mirror),
+        }
+    }
+
     fn add_mirror(&mut self, mirror: RegistryMirror, origin: &Origin<'_>) -> Result<(), Failure> {
         let id = |mirror: &RegistryMirror| (mirror.namespace(), mirror.name_any());
         if self.mirrors.iter().any(|other| id(other) == id(&mirror)) {
@@ -208,7 +235,7 @@ fn twice(what: &str, origin: &Origin<'_>) -> Failure {
 }
 
 fn mirror(document: &Value, origin: &Origin<'_>) -> Result<RegistryMirror, Failure> {
-    let mut mirror = crds::validate::created(document).map_err(|violations| {
+    crds::validate::created(document).map_err(|violations| {
         let name = document
             .pointer("/metadata/name")
             .and_then(Value::as_str)
@@ -221,12 +248,7 @@ fn mirror(document: &Value, origin: &Origin<'_>) -> Result<RegistryMirror, Failu
             "{origin}: RegistryMirror {name} is not valid:{}",
             lines.concat()
         ))
-    })?;
-    mirror
-        .metadata
-        .namespace
-        .get_or_insert_with(|| DEFAULT_NAMESPACE.to_owned());
-    Ok(mirror)
+    })
 }
 
 /// Checked ahead of the types, whose errors would repeat the value.
@@ -257,12 +279,17 @@ fn parse<K: serde::de::DeserializeOwned>(document: &Value, origin: &Origin<'_>) 
     })
 }
 
-/// A document that names no namespace is in whichever one is asked for, as with `kubectl apply`.
+/// A document without a namespace is in every namespace that is asked for, as with `kubectl apply`.
 impl Reader for Documents {
     type Error = Infallible;
 
     async fn read(&self, namespace: &str, reference: &Reference) -> Result<Option<Contents>, Infallible> {
         debug_assert!(matches!(reference.kind, Kind::Secret | Kind::ConfigMap));
+        let namespace = if namespace.is_empty() {
+            DEFAULT_NAMESPACE
+        } else {
+            namespace
+        };
         let candidates = self.objects.get(reference).into_iter().flatten();
         let mut fitting = candidates.filter(|(of, _)| of.as_deref().is_none_or(|of| of == namespace));
         Ok(fitting.next().map(|(_, contents)| contents.clone()))
@@ -288,7 +315,7 @@ spec: {upstreams: [{host: quay.io}], storage: {type: Ephemeral}}
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("mirror.yaml");
         fs::write(&file, yaml).unwrap();
-        Files { files: vec![file] }.read().map_err(|failure| {
+        Files { files: vec![file] }.read(None).map_err(|failure| {
             assert_eq!(
                 format!("{:?}", failure.code()),
                 format!("{:?}", std::process::ExitCode::from(2))

@@ -28,7 +28,7 @@ use crate::{
     desired::{self, Desired, Release},
     issue::{self, Terms},
     observed::Observed,
-    validate::{self, Accepted, Serving, serving, users},
+    validate::{self, Accepted, Serving, bundle, serving, users},
 };
 
 const EXAMPLES: &str = "\
@@ -67,7 +67,7 @@ pub(super) struct Args {
 
 /// Serves until it is told to stop.
 pub(super) async fn run(args: Args) -> Result<(), Failure> {
-    let documents = args.files.read()?;
+    let documents = args.files.read(None)?;
     let mirror = choose(&documents, args.name.as_deref())?;
     let Ok(references) = dereference::read(mirror, &documents).await;
     let mut accepted = validate::accept(mirror, &references)?;
@@ -198,7 +198,7 @@ fn file(args: &Args, accepted: &Accepted<'_>, desired: Desired, private: &TempDi
     file.http.debug.addr = args.admin_port.map(|port| format!("127.0.0.1:{port}"));
     // No kube-proxy leads anybody here.
     file.http.lame_duck = None;
-    file.log.formatter = Some(desired::config::formatter(spec.observability.log_format).to_owned());
+    desired::config::take_at_start(accepted.mirror, &mut file);
     file.storage.filesystem.root_directory = Some(text(&cache)?);
     file.proxy.credentials_directory = Some(text(&credentials)?);
     file.proxy.files_directory = Some(text(&certificates)?);
@@ -206,6 +206,9 @@ fn file(args: &Args, accepted: &Accepted<'_>, desired: Desired, private: &TempDi
         let [certificate, key, _] = serving::OWN;
         file.http.tls.certificate = Some(text(&certificates.join(certificate))?);
         file.http.tls.key = Some(text(&certificates.join(key))?);
+        if accepted.client_ca.is_some() {
+            file.http.tls.client_cas = vec![text(&certificates.join(bundle::CLIENT_CA))?];
+        }
     }
     if accepted.users.is_some() {
         file.auth.htpasswd = Some(Htpasswd {

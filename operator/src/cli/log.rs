@@ -1,5 +1,11 @@
 //! The operator's own log.
 
+use std::{
+    env,
+    ffi::OsString,
+    io::{self, IsTerminal},
+};
+
 use clap::ValueEnum;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::{filter::Targets, layer::SubscriberExt, util::SubscriberInitExt};
@@ -26,15 +32,25 @@ pub(super) enum Format {
     Text,
 }
 
-/// Sends this process' events to stderr.
+/// Sends the events of this process to stderr. Text has ANSI colours on a terminal only.
 pub(super) fn start(level: Level, format: Format) {
-    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let lines = tracing_subscriber::fmt::layer()
+        .with_writer(io::stderr)
+        .with_ansi(has_colours(io::stderr().is_terminal(), |name| env::var_os(name)));
     let registry = tracing_subscriber::registry().with(filter(level));
     // Fails only where a log is there already, as in tests.
     let _ = match format {
         Format::Json => registry.with(lines.json().flatten_event(true)).try_init(),
         Format::Text => registry.with(lines).try_init(),
     };
+}
+
+/// Decides on ANSI colours from the kind of stderr and the environment: a non-empty `NO_COLOR` (no-color.org) and the
+/// `TERM` of a terminal without colours turn them off.
+fn has_colours(is_terminal: bool, variable: impl Fn(&str) -> Option<OsString>) -> bool {
+    let no_color = variable("NO_COLOR").is_some_and(|value| !value.is_empty());
+    let is_dumb = variable("TERM").is_some_and(|term| term == "dumb");
+    is_terminal && !no_color && !is_dumb
 }
 
 /// Our own events by the level; of other crates only what is at least a warning, unless less is wanted.
@@ -73,5 +89,21 @@ mod tests {
     #[test_case(Level::Debug, "kube_client::client::tls", Of::WARN => true; "authorities that can't be read")]
     fn what_is_logged(level: Level, target: &str, of: Of) -> bool {
         filter(level).would_enable(target, &of)
+    }
+
+    #[test_case(true, &[] => true; "a terminal")]
+    #[test_case(false, &[] => false; "a pipe")]
+    #[test_case(true, &[("NO_COLOR", "1")] => false; "colours are not wanted")]
+    #[test_case(true, &[("NO_COLOR", "")] => true; "an empty variable")]
+    #[test_case(true, &[("TERM", "dumb")] => false; "a terminal without colours")]
+    #[test_case(true, &[("TERM", "xterm")] => true; "a terminal with colours")]
+    fn colours_are_for_terminals(is_terminal: bool, variables: &[(&str, &str)]) -> bool {
+        let variable = |name: &str| {
+            let mut variables = variables.iter();
+            variables
+                .find(|(known, _)| *known == name)
+                .map(|(_, value)| value.into())
+        };
+        has_colours(is_terminal, variable)
     }
 }

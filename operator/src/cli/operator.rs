@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     controller,
-    desired::Release,
+    desired::{Platform, Release},
     health::{self, Health},
     lease::{Fence, Lease, Lost},
     run::{self, Options},
@@ -38,6 +38,9 @@ pub(super) struct Args {
     /// The image that mirrors run where their spec names none
     #[arg(long, env = "SERVER_IMAGE", default_value_t = Release::default().server_image, value_name = "IMAGE")]
     server_image: String,
+    /// The kind of cluster: on openshift, Pods of mirrors have the user and groups that it assigns
+    #[arg(long, env = "PLATFORM", value_enum, default_value_t, value_name = "PLATFORM")]
+    platform: Platform,
     /// Where /livez, /readyz and /metrics are: `host:port`, or `:port` for every address
     #[arg(long, env = "LISTEN", default_value = ":8080", value_name = "ADDRESS")]
     listen: String,
@@ -138,6 +141,7 @@ fn options(args: Args) -> Options {
         namespaces: namespaces.filter(|namespace| !namespace.is_empty()).collect(),
         release: Release {
             server_image: args.server_image,
+            platform: args.platform,
             ..Release::default()
         },
         resync: args.resync.positive().unwrap_or(controller::RESYNC),

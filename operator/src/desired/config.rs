@@ -6,8 +6,9 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use crds::{
-    cache,
-    observability::{LogFormat, LogLevel},
+    RegistryMirror, cache,
+    observability::{AccessLog, LogFormat, LogLevel},
+    tls::TlsVersion,
 };
 use k8s_openapi::{api::core::v1::ConfigMap, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 use kube::ResourceExt;
@@ -43,7 +44,9 @@ const DRAIN: Duration = Duration::from_secs(DRAIN_SECONDS.unsigned_abs());
 /// `InvalidSpec`, in the words of the server that would refuse it.
 pub fn file(accepted: &Accepted<'_>) -> Result<File, Rejection> {
     let file = written(accepted);
-    match Config::new(&file) {
+    let mut whole = file.clone();
+    take_at_start(accepted.mirror, &mut whole);
+    match Config::new(&whole) {
         Ok(_) => Ok(file),
         Err(error) => Err(Rejection::invalid(format!(
             "spec: the servers would refuse their configuration: {error}"
@@ -115,6 +118,38 @@ fn level(level: LogLevel) -> Level {
         LogLevel::Warn => Level::Warn,
         LogLevel::Info => Level::Info,
         LogLevel::Debug => Level::Debug,
+    }
+}
+
+/// Sets what servers take at their start only, and Pods have in their environment.
+pub fn take_at_start(mirror: &RegistryMirror, file: &mut File) {
+    let spec = &mirror.spec;
+    file.log.formatter = Some(formatter(spec.observability.log_format).to_owned());
+    file.log.access_log.disabled = spec.observability.access_log == AccessLog::Disabled;
+    file.http.headers = headers(mirror);
+    file.http.tls.minimum_tls = spec
+        .tls
+        .minimum_version
+        .map(|version| minimum_tls(version).to_owned());
+}
+
+/// Returns the headers of every response, by name.
+pub(super) fn headers(mirror: &RegistryMirror) -> BTreeMap<String, Vec<String>> {
+    let mut headers = BTreeMap::<_, Vec<_>>::new();
+    for header in &mirror.spec.response_headers {
+        headers
+            .entry(header.name.clone())
+            .or_default()
+            .push(header.value.clone());
+    }
+    headers
+}
+
+/// Returns the server's name of a TLS version.
+pub(super) fn minimum_tls(version: TlsVersion) -> &'static str {
+    match version {
+        TlsVersion::VersionTLS12 => "tls1.2",
+        TlsVersion::VersionTLS13 => "tls1.3",
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crds::Pod;
+use crds::{Pod, RegistryMirror, observability::AccessLog};
 use k8s_openapi::{
     api::core::v1::{
         Capabilities, Container, ContainerPort, EnvVar, HTTPGetAction, Probe, ResourceRequirements,
@@ -12,11 +12,12 @@ use k8s_openapi::{
 };
 
 use kube::ResourceExt;
+use serde_json::json;
 
 use super::{config, storage, workload};
 use crate::{
     desired::Release,
-    validate::{Accepted, serving, users},
+    validate::{Accepted, bundle, serving, users},
 };
 
 /// The directory of `config.yml`.
@@ -56,7 +57,7 @@ pub(super) fn server(accepted: &Accepted<'_>, wanted: &Pod, release: &Release) -
         liveness_probe: Some(probe("/livez", 10, 3)),
         // Soon: while it ends, it is led to until this is known.
         readiness_probe: Some(probe("/readyz", 1, 2)),
-        security_context: Some(container_security()),
+        security_context: Some(container_security(wanted.container_security_context.clone())),
         ..Container::default()
     }
 }
@@ -87,6 +88,7 @@ fn environment(accepted: &Accepted<'_>) -> Vec<EnvVar> {
         ),
     ];
     variables.extend(served(accepted));
+    variables.extend(answered(accepted.mirror));
     variables.extend(traced(accepted));
     variables
         .into_iter()
@@ -113,6 +115,22 @@ fn traced(accepted: &Accepted<'_>) -> Vec<(String, String)> {
     ]
 }
 
+/// Returns the variables for response headers and the access log. The kubelet reads `$` as the beginning of a reference
+/// to another variable, and `$$` as `$`.
+fn answered(mirror: &RegistryMirror) -> Vec<(String, String)> {
+    let mut variables = Vec::new();
+    let headers = config::headers(mirror);
+    if !headers.is_empty() {
+        // JSON is YAML, which the server expects.
+        let headers = json!(headers).to_string().replace('$', "$$");
+        variables.push(("REGISTRY_HTTP_HEADERS".to_owned(), headers));
+    }
+    if mirror.spec.observability.access_log == AccessLog::Disabled {
+        variables.push(("REGISTRY_LOG_ACCESSLOG_DISABLED".to_owned(), "true".to_owned()));
+    }
+    variables
+}
+
 /// Where the certificate and the users are.
 fn served(accepted: &Accepted<'_>) -> Vec<(String, String)> {
     let file = |variable: &str, file: &str| (format!("REGISTRY_{variable}"), format!("{FILES}/{file}"));
@@ -121,6 +139,12 @@ fn served(accepted: &Accepted<'_>) -> Vec<(String, String)> {
         let [certificate, key, _] = serving::OWN;
         variables.push(file("HTTP_TLS_CERTIFICATE", certificate));
         variables.push(file("HTTP_TLS_KEY", key));
+        let minimum = accepted.mirror.spec.tls.minimum_version;
+        let minimum = minimum.map(|version| config::minimum_tls(version).to_owned());
+        variables.extend(minimum.map(|version| ("REGISTRY_HTTP_TLS_MINIMUMTLS".to_owned(), version)));
+        if accepted.client_ca.is_some() {
+            variables.push(file("HTTP_TLS_CLIENTCAS_0", bundle::CLIENT_CA));
+        }
     }
     if accepted.users.is_some() {
         variables.push((
@@ -176,14 +200,17 @@ fn probe(path: &str, period_seconds: i32, failure_threshold: i32) -> Probe {
     }
 }
 
-fn container_security() -> SecurityContext {
+/// Returns the container's security context, hardened where the spec says nothing else.
+fn container_security(wanted: Option<SecurityContext>) -> SecurityContext {
+    let wanted = wanted.unwrap_or_default();
+    let drop_all = || Capabilities {
+        drop: Some(vec!["ALL".to_owned()]),
+        add: None,
+    };
     SecurityContext {
-        allow_privilege_escalation: Some(false),
-        read_only_root_filesystem: Some(true),
-        capabilities: Some(Capabilities {
-            drop: Some(vec!["ALL".to_owned()]),
-            add: None,
-        }),
-        ..SecurityContext::default()
+        allow_privilege_escalation: wanted.allow_privilege_escalation.or(Some(false)),
+        read_only_root_filesystem: wanted.read_only_root_filesystem.or(Some(true)),
+        capabilities: wanted.capabilities.or_else(|| Some(drop_all())),
+        ..wanted
     }
 }

@@ -10,7 +10,12 @@ use kube::ResourceExt;
 use super::{child::Child, names};
 use crate::kind::Kind;
 
-/// The budget, with more than one replica: with one it would mean nothing, or that its node can't be drained.
+/// A server that is not ready serves nothing: its eviction costs nothing, and without this policy a node on which no
+/// replica is ready could not be drained.
+const UNHEALTHY_PODS: &str = "AlwaysAllow";
+
+/// Returns the `PodDisruptionBudget` for more than one replica. With one replica a budget would allow every eviction, or
+/// none, which blocks the drain of its node.
 pub(super) fn object(mirror: &RegistryMirror) -> Option<Child> {
     if mirror.spec.replicas < 2 {
         return None;
@@ -20,6 +25,7 @@ pub(super) fn object(mirror: &RegistryMirror) -> Option<Child> {
         metadata: names::owned(mirror, name.clone()),
         spec: Some(PodDisruptionBudgetSpec {
             max_unavailable: Some(IntOrString::Int(1)),
+            unhealthy_pod_eviction_policy: Some(UNHEALTHY_PODS.to_owned()),
             selector: Some(LabelSelector {
                 match_labels: Some(names::selector(&name)),
                 ..LabelSelector::default()

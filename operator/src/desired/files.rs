@@ -15,7 +15,7 @@ use crate::{
     dereference::Contents,
     kind::Kind,
     validate::{
-        Accepted,
+        Accepted, bundle,
         serving::{self, Serving},
         users,
     },
@@ -42,6 +42,12 @@ pub fn all(accepted: &Accepted<'_>) -> BTreeMap<String, Vec<u8>> {
         .map(|bundle| (bundle.file.clone(), bundle.pem.clone()))
         .collect();
     files.extend(accepted.serving.iter().flat_map(serving));
+    files.extend(
+        accepted
+            .client_ca
+            .clone()
+            .map(|pem| (bundle::CLIENT_CA.to_owned(), pem)),
+    );
     files.extend(accepted.users.clone().map(|file| (users::FILE.to_owned(), file)));
     files
 }

@@ -1,7 +1,7 @@
 //! Files for the container runtimes of nodes, so that they pull through the mirror. By IP: nodes do not resolve the
 //! cluster's names.
 
-use std::{collections::BTreeMap, fmt::Write};
+use std::collections::BTreeMap;
 
 use crds::{
     NodeConfiguration, RegistryMirror,
@@ -52,12 +52,12 @@ fn map(mirror: &RegistryMirror, files: BTreeMap<String, String>) -> Child {
     Child::new(Kind::ConfigMap, name, &map)
 }
 
-/// The mirror as nodes see it.
+/// The mirror's address and certificate for nodes.
 struct Endpoint {
     url: String,
     /// `IP:PORT`.
     authority: String,
-    /// What they have to trust, in PEM.
+    /// The certificates that nodes have to trust, in PEM.
     certificate: Option<String>,
 }
 
@@ -65,9 +65,14 @@ impl Endpoint {
     fn is_plain(&self) -> bool {
         self.url.starts_with("http://")
     }
+
+    fn is_ipv6(&self) -> bool {
+        self.authority.starts_with('[')
+    }
 }
 
-/// The files of a mirror at this address, whose certificate clients trust by this one, in PEM.
+/// Returns the files for the nodes of a mirror at this address. `certificate` holds the certificates, in PEM, that clients
+/// have to trust.
 pub fn files(
     mirror: &RegistryMirror,
     address: &ServiceAddress,
@@ -89,13 +94,11 @@ pub fn files(
         .iter()
         .map(|host| (hosts_file(host), hosts_toml(service, wanted)))
         .collect();
-    files.insert(
-        "registries.conf".to_owned(),
-        registries_conf(&hosts, service, wanted.fallback),
-    );
     files.insert("registries.yaml".to_owned(), registries_yaml(&hosts, service));
     let certificate = service.certificate.clone();
     files.extend(certificate.map(|pem| (names::AUTHORITY.to_owned(), pem)));
+    let registries_conf = registries_conf(&hosts, service, wanted.fallback);
+    files.extend(registries_conf.map(|file| ("registries.conf".to_owned(), file)));
     files.extend(daemon_json(&hosts, service, wanted.fallback).map(|file| ("daemon.json".to_owned(), file)));
     files
 }
@@ -105,48 +108,65 @@ fn hosts_file(host: &str) -> String {
     format!("{}.hosts.toml", host.replace([':', '[', ']'], "_"))
 }
 
-/// containerd, `/etc/containerd/certs.d/HOST/hosts.toml`. It asks `server` last, which is the registry itself where
-/// nothing is said: never to fall back means to name the mirror there, too.
+/// Returns the file for containerd, `/etc/containerd/certs.d/HOST/hosts.toml`. containerd asks the `[host]` tables in
+/// order, then `server`, whose default is the registry itself: with fallback `Never`, `server` is the mirror, too.
 fn hosts_toml(service: &Endpoint, wanted: &NodeConfiguration) -> String {
     let url = &service.url;
     // Rounded up: 0 is no limit at all to containerd.
     let timeout = std::time::Duration::from(wanted.dial_timeout)
         .as_nanos()
         .div_ceil(1_000_000);
-    // Beside the file, as it is in the ConfigMap.
+    // A path relative to the file, next to which nodes have the ConfigMap's ca.crt.
     let ca = service.certificate.as_ref().map_or("", |_| "ca = \"ca.crt\"\n");
-    let how = format!("capabilities = [\"pull\", \"resolve\"]\ndial_timeout = \"{timeout}ms\"\n{ca}");
+    let options = format!("capabilities = [\"pull\", \"resolve\"]\ndial_timeout = \"{timeout}ms\"\n{ca}");
+    let host = format!("[host.\"{url}\"]\n{options}");
+    let server = format!("server = \"{url}\"\n{options}");
     match wanted.fallback {
-        Fallback::Allow => format!("[host.\"{url}\"]\n{how}"),
-        Fallback::Never => format!("server = \"{url}\"\n{how}"),
+        Fallback::Allow if service.is_ipv6() => format!("{NEEDS_CONTAINERD_2}{host}"),
+        Fallback::Allow => host,
+        // No containerd 1.7 reads brackets in a table's name, and 1.7.27 reads no file without [host].
+        Fallback::Never if service.is_ipv6() => format!("{server}\n[host]\n"),
+        Fallback::Never => format!("{server}\n{host}"),
     }
 }
 
-/// CRI-O, podman and skopeo, a file in `/etc/containers/registries.conf.d/`. They name no registry in a request: its
-/// host goes into the path, which a host with a port can't, unless it is the default.
-fn registries_conf(hosts: &[&str], service: &Endpoint, fallback: Fallback) -> String {
-    let mut file = String::new();
-    let insecure = service.is_plain();
-    for (index, host) in hosts.iter().enumerate() {
-        let authority = &service.authority;
-        let location = match host.contains(':') {
-            false => format!("{authority}/{host}"),
-            true if index == 0 => authority.clone(),
-            true => continue,
-        };
-        // Writing to a text can't fail.
-        let _ = match fallback {
-            Fallback::Allow => writeln!(
-                file,
-                "[[registry]]\nprefix = \"{host}\"\nlocation = \"{host}\"\n\n[[registry.mirror]]\nlocation = \"{location}\"\ninsecure = {insecure}\n"
-            ),
-            Fallback::Never => writeln!(
-                file,
-                "[[registry]]\nprefix = \"{host}\"\nlocation = \"{location}\"\ninsecure = {insecure}\n"
-            ),
-        };
-    }
-    file
+/// A comment for administrators: containerd 1.7 ignores the file, and pulls from the registry itself.
+const NEEDS_CONTAINERD_2: &str =
+    "# Needs containerd 2.0 or later: containerd 1.7 can't read the IPv6 address in the next line.\n";
+
+/// Returns the file for CRI-O, podman and skopeo in `/etc/containers/registries.conf.d/`, if it has an entry. Their
+/// requests name no registry, so that its host goes into the path. A registry for which they can't use the mirror has no
+/// entry with fallback `Allow`, and is blocked with `Never`.
+fn registries_conf(hosts: &[&str], service: &Endpoint, fallback: Fallback) -> Option<String> {
+    let entries = hosts.iter().enumerate().filter_map(|(index, host)| {
+        let entry = format!("[[registry]]\nprefix = \"{host}\"\n");
+        let itself = format!("location = \"{host}\"\n");
+        match (location(host, index == 0, service), fallback) {
+            (Some(location), Fallback::Allow) => {
+                Some(format!("{entry}{itself}\n[[registry.mirror]]\n{location}\n"))
+            }
+            (Some(location), Fallback::Never) => Some(format!("{entry}{location}\n")),
+            (None, Fallback::Allow) => None,
+            (None, Fallback::Never) => Some(format!("{entry}{itself}blocked = true\n\n")),
+        }
+    });
+    let file: String = entries.collect();
+    (!file.is_empty()).then_some(file)
+}
+
+/// Returns the place of a registry on the mirror for image names, which have no IPv6 address, and no port in the path.
+fn location(host: &str, is_default: bool, service: &Endpoint) -> Option<String> {
+    let authority = &service.authority;
+    let location = match host.contains(':') {
+        _ if service.is_ipv6() => return None,
+        false => format!("{authority}/{host}"),
+        true if is_default => authority.clone(),
+        true => return None,
+    };
+    Some(format!(
+        "location = \"{location}\"\ninsecure = {}\n",
+        service.is_plain()
+    ))
 }
 
 /// Docker, `/etc/docker/daemon.json`. It mirrors Docker Hub only, names no registry, and always falls back.

@@ -13,7 +13,10 @@ use k8s_openapi::{
 use kube::ResourceExt;
 
 use super::{config, container, names, storage};
-use crate::{desired::Release, validate::Accepted};
+use crate::{
+    desired::{Platform, Release},
+    validate::Accepted,
+};
 
 /// A user that no image has: files of the cache belong to its group.
 const NOBODY: i64 = 65532;
@@ -50,7 +53,7 @@ fn spec(accepted: &Accepted<'_>, wanted: &Pod, release: &Release) -> PodSpec {
         automount_service_account_token: Some(false),
         // Service variables are named like the server's own (`REGISTRY_PORT` for a Service `registry`).
         enable_service_links: Some(false),
-        security_context: Some(pod_security()),
+        security_context: Some(pod_security(wanted.security_context.clone(), release.platform)),
         containers: vec![container::server(accepted, wanted, release)],
         volumes: Some(volumes(accepted)),
         termination_grace_period_seconds: Some(
@@ -111,20 +114,31 @@ fn spread(mirror: &RegistryMirror, wanted: &Pod) -> Vec<TopologySpreadConstraint
     }]
 }
 
-/// With the container's, the `restricted` Pod Security Standard.
-fn pod_security() -> PodSecurityContext {
+/// Returns the Pods' security context: with the container's, the `restricted` Pod Security Standard. A platform that
+/// assigns users and groups refuses fixed ones.
+fn pod_security(wanted: Option<PodSecurityContext>, platform: Platform) -> PodSecurityContext {
+    let fixed = || match platform {
+        Platform::Kubernetes => PodSecurityContext {
+            run_as_user: Some(NOBODY),
+            run_as_group: Some(NOBODY),
+            fs_group: Some(NOBODY),
+            ..PodSecurityContext::default()
+        },
+        Platform::OpenShift => PodSecurityContext::default(),
+    };
+    let wanted = wanted.unwrap_or_else(fixed);
+    let runtime_default = || SeccompProfile {
+        type_: "RuntimeDefault".to_owned(),
+        ..SeccompProfile::default()
+    };
     PodSecurityContext {
-        run_as_non_root: Some(true),
-        run_as_user: Some(NOBODY),
-        run_as_group: Some(NOBODY),
-        fs_group: Some(NOBODY),
-        // A large cache's files are not walked at every start.
-        fs_group_change_policy: Some("OnRootMismatch".to_owned()),
-        seccomp_profile: Some(SeccompProfile {
-            type_: "RuntimeDefault".to_owned(),
-            ..SeccompProfile::default()
-        }),
-        ..PodSecurityContext::default()
+        run_as_non_root: wanted.run_as_non_root.or(Some(true)),
+        seccomp_profile: wanted.seccomp_profile.or_else(|| Some(runtime_default())),
+        // The kubelet does not walk a large cache's files at every start.
+        fs_group_change_policy: wanted
+            .fs_group_change_policy
+            .or_else(|| Some("OnRootMismatch".to_owned())),
+        ..wanted
     }
 }
 

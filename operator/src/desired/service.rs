@@ -1,5 +1,7 @@
 //! The Services: one for clients, one that gives each Pod a name.
 
+use std::net::IpAddr;
+
 use crds::RegistryMirror;
 use k8s_openapi::{
     api::core::v1::{Service, ServicePort, ServiceSpec},
@@ -8,10 +10,10 @@ use k8s_openapi::{
 use kube::ResourceExt;
 
 use super::{child::Child, names, workload};
-use crate::kind::Kind;
+use crate::{kind::Kind, observed::Observed};
 
-/// The Service that nodes pull through.
-pub(super) fn clients(mirror: &RegistryMirror) -> Child {
+/// Returns the Service that nodes pull through.
+pub(super) fn clients(mirror: &RegistryMirror, observed: &Observed) -> Child {
     let name = mirror.name_any();
     let wanted = &mirror.spec.service;
     let mut metadata = names::owned(mirror, name.clone());
@@ -27,7 +29,7 @@ pub(super) fn clients(mirror: &RegistryMirror) -> Child {
                 node_port: wanted.node_port,
                 ..port(workload::REGISTRY_PORT, wanted.port)
             }]),
-            cluster_ip: wanted.cluster_ip.clone(),
+            cluster_ip: wanted.cluster_ip.as_deref().map(|ip| cluster_ip(ip, observed)),
             load_balancer_class: wanted.load_balancer_class.clone(),
             ip_family_policy: wanted.ip_family_policy.map(|policy| policy.as_str().to_owned()),
             external_traffic_policy: wanted
@@ -38,6 +40,17 @@ pub(super) fn clients(mirror: &RegistryMirror) -> Child {
         ..Service::default()
     };
     Child::new(Kind::Service, name, &service)
+}
+
+/// Returns the requested address in the spelling of the live Service, which the API server compares as text, and else in
+/// its canonical one.
+fn cluster_ip(wanted: &str, observed: &Observed) -> String {
+    let Ok(address) = wanted.parse::<IpAddr>() else {
+        return wanted.to_owned();
+    };
+    let live = observed.service.as_ref().map(|service| service.ip.as_str());
+    live.filter(|live| live.parse() == Ok(address))
+        .map_or_else(|| address.to_string(), str::to_owned)
 }
 
 /// The Service that names each Pod, ready or not, with the admin port that the other one does not show.
@@ -67,5 +80,29 @@ fn port(target: workload::Port, number: i32) -> ServicePort {
         port: number,
         target_port: Some(IntOrString::String(target.name.to_owned())),
         ..ServicePort::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use test_case::test_case;
+
+    use super::*;
+    use crate::observed::ServiceAddress;
+
+    #[test_case("2001:DB8:0::1", None => "2001:db8::1"; "canonical")]
+    #[test_case("2001:db8::1", Some("2001:DB8:0:0::1") => "2001:DB8:0:0::1"; "as the live Service spells it")]
+    #[test_case("2001:db8::2", Some("2001:db8::1") => "2001:db8::2"; "another address")]
+    #[test_case("10.96.0.7", Some("10.96.0.7") => "10.96.0.7"; "IPv4")]
+    fn cluster_ip_is_compared_as_an_address(wanted: &str, live: Option<&str>) -> String {
+        let service = live.map(|ip| ServiceAddress {
+            ip: ip.to_owned(),
+            port: 5000,
+        });
+        let observed = Observed {
+            service,
+            ..Observed::default()
+        };
+        cluster_ip(wanted, &observed)
     }
 }

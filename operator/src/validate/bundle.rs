@@ -1,9 +1,6 @@
 //! Certificates of an upstream's authorities.
 
-use crds::{
-    conditions::Reason,
-    upstream::{CaBundleKind, CaBundleReference},
-};
+use crds::{RegistryMirror, conditions::Reason, upstream::CaBundleReference};
 use pem::{EncodeConfig, LineEnding, Pem};
 use rustls::{
     RootCertStore,
@@ -34,21 +31,30 @@ pub fn of(upstream: &crds::Upstream, references: &References) -> Result<Option<B
     let Some(reference) = upstream.tls.as_ref().and_then(|tls| tls.ca_bundle_ref.as_ref()) else {
         return Ok(None);
     };
-    let pem = read(reference, references).map_err(|rejection| Rejection {
-        message: format!("tls.caBundleRef: {}", rejection.message),
-        ..rejection
-    })?;
+    let pem = read(reference, references).map_err(|rejection| rejection.below("tls.caBundleRef"))?;
     Ok(Some(Bundle {
         file: file_name(&upstream.host),
         pem,
     }))
 }
 
-fn read(reference: &CaBundleReference, references: &References) -> Result<Vec<u8>, Rejection> {
-    let target = match reference.kind {
-        CaBundleKind::ConfigMap => Reference::config_map(&reference.name),
-        CaBundleKind::Secret => Reference::secret(&reference.name),
+/// The file in the servers' directory with the CAs of clients.
+pub const CLIENT_CA: &str = "client-ca.crt";
+
+/// Returns the certificates of the CAs that sign clients' certificates, if clients need one.
+///
+/// # Errors
+/// `ReferenceNotFound` and `ReferenceMalformed`: a missing CA never opens the mirror, and servers keep the one they have.
+pub fn of_clients(mirror: &RegistryMirror, references: &References) -> Result<Option<Vec<u8>>, Rejection> {
+    let Some(reference) = &mirror.spec.tls.client_ca_ref else {
+        return Ok(None);
     };
+    let pem = read(reference, references).map_err(|rejection| rejection.below("spec.tls.clientCARef"))?;
+    Ok(Some(pem))
+}
+
+fn read(reference: &CaBundleReference, references: &References) -> Result<Vec<u8>, Rejection> {
+    let target = Reference::from(reference);
     let key = &reference.key;
     let contents = references.get(&target).ok_or_else(|| Rejection {
         reason: Reason::ReferenceNotFound,

@@ -19,10 +19,10 @@ use crate::{
     observed::Life,
 };
 
-/// The chain in a Secret of an admin, as Kubernetes has it.
-const CERTIFICATE: &str = "tls.crt";
-/// Its key.
-const KEY: &str = "tls.key";
+/// The key of the certificate chain in a Secret of type `kubernetes.io/tls`.
+pub(crate) const CERTIFICATE: &str = "tls.crt";
+/// The key of the private key in such a Secret.
+pub(crate) const KEY: &str = "tls.key";
 /// What clients have to trust, where cert-manager puts it.
 const AUTHORITY: &str = "ca.crt";
 /// In a private key that needs a password.

@@ -197,8 +197,45 @@ async fn a_budget_says_how_many_may_be_away_or_how_many_must_be_there() {
             .replace("commonLabels.pod", "pod");
         let objects = helm.template(&[&flag]).await.unwrap();
         let mut budget = named(&objects, "PodDisruptionBudget")[0]["spec"].clone();
-        budget.as_object_mut().unwrap().remove("selector");
+        let fields = budget.as_object_mut().unwrap();
+        fields.remove("selector");
+        assert_eq!(
+            fields.remove("unhealthyPodEvictionPolicy"),
+            Some(json!("AlwaysAllow"))
+        );
         assert_eq!(budget, expected, "{flag}");
+    }
+}
+
+/// `OpenShift` assigns users and groups to Pods, and refuses fixed ones.
+#[tokio::test]
+async fn openshift_pods_have_no_fixed_user_or_group() {
+    let helm = Helm::offline().await;
+    let api = "--api-versions=security.openshift.io/v1";
+    for (flags, is_openshift) in [
+        (&[][..], false),
+        (&[api], true),
+        (&["--set=openshift=true"], true),
+        (&["--set=openshift=false", api], false),
+    ] {
+        let flags = [flags, &["--set=podSecurityContext.fsGroup=65532"]].concat();
+        let objects = helm.template(&flags).await.unwrap();
+        let tests = named(&objects, "Pod").into_iter().map(|pod| &pod["spec"]);
+        for pod in tests.chain([operators_pod(&objects)]) {
+            let context = &pod["securityContext"];
+            for field in ["runAsUser", "runAsGroup", "fsGroup"] {
+                assert_eq!(context[field].is_null(), is_openshift, "{flags:?}: {context}");
+            }
+            assert_eq!(context["runAsNonRoot"], true);
+        }
+        let told = operators_pod(&objects)["containers"][0]["args"]
+            .as_array()
+            .unwrap();
+        assert_eq!(
+            told.contains(&json!("--platform=openshift")),
+            is_openshift,
+            "{told:?}"
+        );
     }
 }
 

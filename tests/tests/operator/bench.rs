@@ -126,7 +126,7 @@ impl Bench {
             namespaces: vec![self.namespace.name().to_owned()],
             release: Release {
                 server_image: self.server_image.clone(),
-                ..Release::default()
+                ..self.options.release.clone()
             },
             ..self.options.clone()
         };

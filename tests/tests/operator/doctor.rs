@@ -6,8 +6,9 @@ use std::path::Path;
 
 use crds::RegistryMirror;
 use crds::conditions::{ConditionType, Reason};
-use k8s_openapi::api::core::v1::ConfigMap;
+use k8s_openapi::api::core::v1::{ConfigMap, ServiceAccount};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::Api;
 use kube::api::{Patch, PatchParams, PostParams};
@@ -102,7 +103,13 @@ async fn of_a_cluster_that_is_well_doctor_tells_so_and_of_what_may_go_wrong() {
         "{report:#}"
     );
     assert_eq!(told.of("definition"), ["ok: is that of this version"]);
-    assert!(told.of("rights")[0].starts_with("ok: has all "), "{report:#}");
+    // The test runs the operator without a Deployment.
+    assert!(
+        told.of("operator")[0]
+            .starts_with("warning: the operator was not found, and its RBAC permissions were not"),
+        "{report:#}"
+    );
+    assert!(told.of("rights").is_empty(), "{report:#}");
     assert!(
         told.of("mirror")[0].starts_with("ok: is ready: 1 of 1 replicas serve at http://"),
         "{report:#}"
@@ -163,6 +170,53 @@ async fn what_the_operator_may_not_do_is_named_by_verb_and_resource() {
         ["ok: has the fields that this version knows"]
     );
     assert!(told.of("mirror")[0].starts_with("problem: RegistryMirrors can't be listed: "));
+}
+
+/// A user that may only see the mirrors of a namespace learns what there is to see, and no problem is made up.
+#[tokio::test]
+async fn doctor_of_a_user_with_few_rights_warns_once() {
+    let bench = Bench::start("few-rights").await;
+    let _kubelet = kubelet(&bench).await;
+    bench.mirror("hub", ephemeral()).await;
+    bench
+        .until_condition("hub", ConditionType::Ready, "True", Reason::Serving)
+        .await;
+    let namespace = bench.namespace.name();
+    let rule =
+        json!({"apiGroups": ["registrymirror.io"], "resources": ["registrymirrors"], "verbs": ["list"]});
+    bench
+        .apply::<Role>(json!({"metadata": {"name": "viewer"}, "rules": [rule]}))
+        .await;
+    bench
+        .apply::<ServiceAccount>(json!({"metadata": {"name": "viewer"}}))
+        .await;
+    let subject = json!({"kind": "ServiceAccount", "name": "viewer", "namespace": namespace});
+    let reference = json!({"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "viewer"});
+    let binding = json!({"metadata": {"name": "viewer"}, "roleRef": reference, "subjects": [subject]});
+    bench.apply::<RoleBinding>(binding).await;
+    let kubeconfig = bench
+        .control_plane
+        .service_account_kubeconfig(namespace, "viewer")
+        .await
+        .unwrap();
+    let told = soon("a report without problems", async || {
+        let told = doctor(&kubeconfig, &["-n", namespace, "-o", "json"]).await;
+        (told.code == 0).then_some(told)
+    })
+    .await;
+    let operator = told.of("operator");
+    assert_eq!(operator.len(), 1, "{operator:#?}");
+    assert!(
+        operator[0]
+            .starts_with("warning: the operator was not found, and its RBAC permissions were not checked: "),
+        "{operator:#?}"
+    );
+    assert!(told.of("rights").is_empty(), "{}", told.stdout);
+    assert!(
+        told.of("mirror")[0].starts_with("ok: is ready"),
+        "{}",
+        told.stdout
+    );
 }
 
 #[tokio::test]

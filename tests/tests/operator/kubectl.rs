@@ -1,26 +1,56 @@
 //! What people see of a mirror, and do to it, with kubectl.
 
+use std::process::Output;
+
 use crds::RegistryMirror;
 use serde_json::json;
-use testbed::binaries;
+use testbed::binaries::{self, workspace};
+use testbed::scratch::Scratch;
 use tokio::process::Command;
 
 use crate::bench::{Bench, soon, with_claims};
 use crate::pods::kubelet;
 
-/// Its output; it must succeed.
-async fn kubectl(bench: &Bench, arguments: &[&str]) -> String {
-    let output = Command::new(binaries::get("kubectl").await.unwrap())
+/// Runs kubectl in the namespace of a bench.
+async fn run(bench: &Bench, arguments: &[&str]) -> Output {
+    Command::new(binaries::get("kubectl").await.unwrap())
         .arg("--kubeconfig")
         .arg(bench.control_plane.kubeconfig())
         .args(["--namespace", bench.namespace.name()])
         .args(arguments)
         .output()
         .await
-        .unwrap();
+        .unwrap()
+}
+
+/// Returns the output of kubectl, which must succeed.
+async fn kubectl(bench: &Bench, arguments: &[&str]) -> String {
+    let output = run(bench, arguments).await;
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "kubectl {arguments:?}: {said}");
     String::from_utf8(output.stdout).unwrap()
+}
+
+/// What `render` prints goes into the namespace that kubectl chooses, but for Secrets whose values are masked.
+#[tokio::test]
+async fn rendered_objects_apply_unless_secrets_are_masked() {
+    let bench = Bench::idle("rendered").await;
+    let scratch = Scratch::new("rendered").unwrap();
+    let example = workspace().join("examples/docker-hub.yaml");
+    for (flag, applies) in [(None, false), (Some("--show-secrets"), true)] {
+        let rendered = Command::new(env!("CARGO_BIN_EXE_operator-under-test"))
+            .args(["render", "-f"])
+            .arg(&example)
+            .args(flag)
+            .output()
+            .await
+            .unwrap();
+        let file = scratch.write("rendered.yaml", rendered.stdout).unwrap();
+        let applied = run(&bench, &["apply", "-f", file.to_str().unwrap()]).await;
+        let said = String::from_utf8_lossy(&applied.stderr);
+        assert_eq!(applied.status.success(), applies, "{flag:?}: {said}");
+        assert_eq!(said.contains("illegal base64"), !applies, "{said}");
+    }
 }
 
 /// The words of each line.

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use crate::bench::{Bench, condition, ephemeral, soon};
 
 /// A policy for a bench's namespace.
-struct Policy {
+pub(crate) struct Policy {
     name: String,
     bindings: Api<ValidatingAdmissionPolicyBinding>,
 }
@@ -25,6 +25,17 @@ struct Policy {
 impl Policy {
     /// Refuses objects of these names and this kind; in force once it refuses a dry run.
     async fn refuse(bench: &Bench, resource: (&str, &str, &str), names: &[&str], reason: &str) -> Self {
+        let expression = format!("!(object.metadata.name in {})", json!(names));
+        Self::require(bench, resource, &expression, reason).await
+    }
+
+    /// Refuses objects of this kind for which the CEL expression is false.
+    pub(crate) async fn require(
+        bench: &Bench,
+        resource: (&str, &str, &str),
+        expression: &str,
+        reason: &str,
+    ) -> Self {
         let name = format!("{}-{}", bench.namespace, resource.2);
         let (group, version, plural) = resource;
         let namespace = json!({"matchLabels": {"kubernetes.io/metadata.name": bench.namespace.name()}});
@@ -40,7 +51,7 @@ impl Policy {
                     }],
                 },
                 "validations": [{
-                    "expression": format!("!(object.metadata.name in {})", json!(names)),
+                    "expression": expression,
                     "message": "not in this house", "reason": reason,
                 }],
             },
@@ -63,7 +74,7 @@ impl Policy {
         Self { name, bindings }
     }
 
-    async fn end(self) {
+    pub(crate) async fn end(self) {
         self.bindings
             .delete(&self.name, &DeleteParams::default())
             .await

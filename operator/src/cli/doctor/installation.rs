@@ -34,7 +34,7 @@ impl Installation {
     }
 }
 
-/// Looks for operators in every namespace or, where that is not allowed, in one.
+/// Finds operators in every namespace or, where the caller may not list Deployments everywhere, in one.
 pub(super) async fn find(client: &Client, namespace: &str) -> (Vec<Installation>, Vec<Finding>) {
     let everywhere = list(Api::all(client.clone())).await;
     let found = match everywhere {
@@ -44,22 +44,29 @@ pub(super) async fn find(client: &Client, namespace: &str) -> (Vec<Installation>
         found => found,
     };
     match found {
-        Ok(deployments) if deployments.is_empty() => {
-            let message = "no Deployment with the chart's labels was found";
-            let finding = Finding::warning(Check::Operator, "-", message).advice(
-                "install the chart, unless the operator runs in another way or where you may not look",
-            );
-            (Vec::new(), vec![finding])
-        }
+        Ok(deployments) if deployments.is_empty() => (
+            Vec::new(),
+            vec![not_found(
+                "there is no Deployment with the chart's labels where you may list Deployments",
+            )],
+        ),
         Ok(deployments) => deployments
             .iter()
             .map(|deployment| (installation(deployment), finding(deployment)))
             .unzip(),
         Err(error) => {
-            let message = format!("Deployments can't be listed: {}", words(&error));
-            (Vec::new(), vec![Finding::warning(Check::Operator, "-", message)])
+            let why = format!("Deployments can't be listed: {}", words(&error));
+            (Vec::new(), vec![not_found(&why)])
         }
     }
+}
+
+/// Returns the warning about an operator that was not found, whose RBAC permissions nothing else reports on.
+fn not_found(why: &str) -> Finding {
+    let message = format!("the operator was not found, and its RBAC permissions were not checked: {why}");
+    Finding::warning(Check::Operator, "-", message).advice(
+        "run doctor as a user that may list Deployments, name the operator's ServiceAccount with --as, or install the chart",
+    )
 }
 
 async fn list(api: Api<Deployment>) -> kube::Result<Vec<Deployment>> {

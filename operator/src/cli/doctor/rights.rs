@@ -31,7 +31,8 @@ struct Asked {
     home: String,
 }
 
-/// Looks at the rights of each operator that was found; where none was, at those of who asks.
+/// Checks the RBAC permissions of each operator that was found, or those of the user that `--as` names. Without either
+/// there is nothing to check: the permissions of the caller are not the operator's.
 pub(super) async fn check(
     config: &Config,
     given: bool,
@@ -43,7 +44,7 @@ pub(super) async fn check(
         Err(error) => return vec![failed("-", &error)],
     };
     let us = whoami(&client).await;
-    if given || installations.is_empty() {
+    if given {
         let who = us.unwrap_or_else(|_| "the user of the kubeconfig".to_owned());
         let (namespaces, home) = match installations.first() {
             Some(operator) => (operator.namespaces.clone(), operator.namespace.clone()),

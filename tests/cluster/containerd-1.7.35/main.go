@@ -1,0 +1,1 @@
+../containerd-1.7.27/main.go
