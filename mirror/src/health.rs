@@ -149,7 +149,6 @@ mod tests {
 
     #[tokio::test]
     async fn ports_and_pages_that_do_not_answer_are_named() {
-        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let free = std::net::TcpListener::bind("127.0.0.1:0")
             .unwrap()
             .local_addr()

@@ -3,7 +3,6 @@
 //! The way of a request, in the order of the modules: `http` → `pull` → `fill` → `upstream` and `store`.
 
 pub mod admin;
-mod authorities;
 mod block;
 pub mod cli;
 pub mod clock;
@@ -28,5 +27,6 @@ pub mod range;
 pub mod secret;
 pub mod server;
 pub mod store;
+pub mod tls;
 pub mod traces;
 pub mod upstream;

@@ -62,7 +62,6 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
 /// The first that is missing or malformed, but for an htpasswd file: without it no client is let in, which is safe, and
 /// the file may come later.
 pub fn check(config: &Config) -> Result<Vec<Notice>, Error> {
-    install_crypto();
     certificates(config)?;
     upstreams::try_all(&config.proxy)?;
     let users = config.access.as_ref();
@@ -82,7 +81,6 @@ impl Server {
     /// A file that the configuration names is missing or malformed, the cache is in use or cannot be written,
     /// or an address is taken.
     pub async fn start(config: Config) -> Result<Self, Error> {
-        install_crypto();
         let (clock, metrics, tasks) = (Clock::system(), Metrics::new(), CancellationToken::new());
         let certificates = certificates(&config)?.map(Arc::new);
         // The addresses first: who starts a second server on them learns that before the cache is touched.
@@ -207,11 +205,6 @@ async fn leave(
     running.drain();
     tokio::time::sleep(lame_duck).await;
     closing.cancel();
-}
-
-/// Everything that speaks TLS here uses this provider; another one that is there already serves as well.
-fn install_crypto() {
-    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
 }
 
 fn certificates(config: &Config) -> Result<Option<Certificates>, Error> {

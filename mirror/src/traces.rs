@@ -45,9 +45,12 @@ pub enum Error {
         "{0}; OTEL_EXPORTER_OTLP_ENDPOINT wants the URL of a collector that takes OTLP over HTTP, such as http://collector:4318"
     )]
     Exporter(#[from] ExporterBuildError),
-    /// No client for the collector could be made.
+    /// The HTTP client for the collector can't be made.
     #[error(transparent)]
     Client(#[from] reqwest::Error),
+    /// The TLS settings of that client can't be made.
+    #[error(transparent)]
+    Tls(#[from] rustls::Error),
 }
 
 /// The way of spans to the collector.

@@ -104,8 +104,7 @@ pub fn main() -> ExitCode {
 }
 
 fn run(command: Command) -> Result<(), Failure> {
-    // Fails only where one is installed already.
-    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    mirror::tls::provider();
     match command {
         Command::Operator(args) => Runtime::new()?.block_on(operator::run(args)),
         Command::Local(args) => Runtime::new()?.block_on(local::run(args)),

@@ -9,6 +9,7 @@ use tokio::net::TcpStream;
 
 use crate::config::Health;
 use crate::config::health::{HttpCheck, Pace, TcpCheck};
+use crate::tls::{self, TrustedCertificates, describe};
 
 /// Something to look at.
 pub(super) enum Check {
@@ -73,15 +74,15 @@ async fn blocking(path: &Path, look: fn(&Path) -> Result<(), String>) -> Result<
     looked.map_err(|error| error.to_string())?
 }
 
-/// A connection of its own each time, as that is what is checked.
+/// Requests a page on a new connection, since connecting is part of the check.
 async fn page(check: &HttpCheck) -> Result<(), String> {
+    let tls = tls::client_config(TrustedCertificates::system(), true).map_err(|error| error.to_string())?;
     let client = reqwest::Client::builder()
+        .tls_backend_preconfigured(tls)
         .build()
-        .map_err(|error| error.to_string())?;
+        .map_err(describe)?;
     let request = client.head(check.uri.clone()).headers(check.headers.clone());
-    // The error would repeat the URL, which is the check's name already.
-    let answer = within(check.timeout, request.send()).await?;
-    let answer = answer.map_err(|error| error.without_url().to_string())?;
+    let answer = within(check.timeout, request.send()).await?.map_err(describe)?;
     match answer.status() {
         status if status == check.status => Ok(()),
         status => Err(format!("answered {status} in place of {}", check.status)),

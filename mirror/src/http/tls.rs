@@ -1,16 +1,16 @@
 //! The serving certificate, read again whenever it changed; connections keep what they began with.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use rustls::RootCertStore;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::{ServerConfig, WebPkiClientVerifier};
+use rustls::server::ServerConfig;
+use rustls::sign::SingleCertAndKey;
 use tokio_rustls::TlsAcceptor;
 
 use crate::config::http::Tls;
+use crate::tls::{self, ClientVerifier, TrustedCertificates};
 
 /// Certificate files that can't be served from.
 #[derive(Debug, thiserror::Error)]
@@ -63,75 +63,59 @@ impl Certificates {
     }
 }
 
-fn read(tls: &Tls, http2: bool) -> Result<Arc<ServerConfig>, TlsError> {
+fn read(settings: &Tls, http2: bool) -> Result<Arc<ServerConfig>, TlsError> {
     let unfit = |reason: String| TlsError::Unfit {
-        path: tls.certificate.clone(),
+        path: settings.certificate.clone(),
         reason,
     };
-    let chain = certificates(&tls.certificate)?;
-    let key = PrivateKeyDer::from_pem_file(&tls.key).map_err(|error| broken(&tls.key, &error))?;
-    let versions: &[_] = if tls.only_tls13 {
+    let chain = load(&settings.certificate, tls::pem::certificates)?;
+    let key = load(&settings.key, tls::pem::private_key)?;
+    let versions: &[_] = if settings.only_tls13 {
         &[&rustls::version::TLS13]
     } else {
         rustls::ALL_VERSIONS
     };
-    let builder = ServerConfig::builder_with_protocol_versions(versions);
-    let builder = match verifier(tls)? {
-        Some(verifier) => builder.with_client_cert_verifier(verifier),
+    let builder = ServerConfig::builder_with_provider(tls::provider())
+        .with_protocol_versions(versions)
+        .map_err(|error| unfit(error.to_string()))?;
+    let builder = match verifier(settings)? {
+        Some(verifier) => builder.with_client_cert_verifier(Arc::new(verifier)),
         None => builder.with_no_client_auth(),
     };
-    let mut config = builder
-        .with_single_cert(chain, key)
-        .map_err(|error| unfit(error.to_string()))?;
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    if http2 {
-        config.alpn_protocols.insert(0, b"h2".to_vec());
-    }
+    let certified = tls::pem::pair(chain, key).map_err(unfit)?;
+    let mut config = builder.with_cert_resolver(Arc::new(SingleCertAndKey::from(certified)));
+    config.alpn_protocols = tls::alpn_protocols(http2);
     Ok(Arc::new(config))
 }
 
-type Verifier = Arc<dyn rustls::server::danger::ClientCertVerifier>;
-
-fn verifier(tls: &Tls) -> Result<Option<Verifier>, TlsError> {
-    let Some(first) = tls.client_cas.first() else {
+fn verifier(settings: &Tls) -> Result<Option<ClientVerifier>, TlsError> {
+    let Some(first) = settings.client_cas.first() else {
         return Ok(None);
     };
-    let mut roots = RootCertStore::empty();
-    for path in &tls.client_cas {
-        for certificate in certificates(path)? {
-            roots.add(certificate).map_err(|error| broken(path, &error))?;
-        }
+    let mut trusted = TrustedCertificates::empty();
+    for path in &settings.client_cas {
+        load(path, |pem| trusted.add_pem(pem))?;
     }
-    let mut builder = WebPkiClientVerifier::builder(Arc::new(roots));
-    if tls.client_optional {
-        builder = builder.allow_unauthenticated();
-    }
-    builder.build().map(Some).map_err(|error| broken(first, &error))
+    ClientVerifier::new(trusted, settings.client_optional)
+        .map(Some)
+        .map_err(|error| TlsError::File {
+            path: first.clone(),
+            reason: error.to_string(),
+        })
 }
 
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let read = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
-    let certificates = read.map_err(|error| broken(path, &error))?;
-    if certificates.is_empty() {
-        return Err(TlsError::File {
-            path: path.to_owned(),
-            reason: "no certificate in it".into(),
-        });
-    }
-    Ok(certificates)
-}
-
-fn broken(path: &Path, reason: &impl ToString) -> TlsError {
-    TlsError::File {
+/// Reads a PEM file. The parser's reasons hold no byte of it, as it may be a private key.
+fn load<T>(path: &Path, parse: impl FnOnce(&[u8]) -> Result<T, String>) -> Result<T, TlsError> {
+    let pem = fs::read(path).map_err(|error| error.to_string());
+    pem.and_then(|pem| parse(&pem)).map_err(|reason| TlsError::File {
         path: path.to_owned(),
-        reason: reason.to_string(),
-    }
+        reason,
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::fs;
 
     fn files(directory: &std::path::Path) -> Tls {
         let issued = rcgen::generate_simple_self_signed(["mirror.test".into()]).unwrap();
@@ -149,7 +133,6 @@ mod tests {
 
     #[test]
     fn a_broken_renewal_keeps_the_certificate_in_force() {
-        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let directory = tempfile::tempdir().unwrap();
         let settings = files(directory.path());
         let certificates = Certificates::load(settings.clone(), true).unwrap();
@@ -164,7 +147,6 @@ mod tests {
 
     #[test]
     fn a_key_of_another_certificate_is_refused() {
-        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let directory = tempfile::tempdir().unwrap();
         let settings = files(directory.path());
         let other = rcgen::KeyPair::generate().unwrap();

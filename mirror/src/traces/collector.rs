@@ -11,7 +11,7 @@ use opentelemetry_otlp::{
 use reqwest::redirect;
 use tokio::runtime::Handle;
 
-use crate::authorities;
+use crate::tls::{self, TrustedCertificates};
 
 /// More of an answer is not read: it holds a number of refused spans and a sentence.
 const LONGEST_ANSWER: usize = 64 * 1024;
@@ -24,11 +24,10 @@ pub(super) struct Collector {
 }
 
 impl Collector {
-    pub(super) fn new(runtime: Handle) -> reqwest::Result<Self> {
-        // Whoever was first serves as well.
-        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    pub(super) fn new(runtime: Handle) -> Result<Self, super::Error> {
+        let tls = tls::client_config(TrustedCertificates::system(), true)?;
         let client = reqwest::Client::builder()
-            .tls_certs_only(authorities::of_the_system())
+            .tls_backend_preconfigured(tls)
             .timeout(timeout(|name| env::var(name).ok()))
             // Headers may hold a key for this collector, which is nobody else's.
             .redirect(redirect::Policy::none())

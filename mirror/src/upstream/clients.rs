@@ -5,16 +5,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hyper_util::client::proxy::matcher::Matcher;
-use reqwest::{Certificate, Client, ClientBuilder, Proxy, redirect};
-use rustls::RootCertStore;
-use rustls::pki_types::{CertificateDer, pem::PemObject};
+use reqwest::{Client, ClientBuilder, Proxy, redirect};
 use url::Url;
 
 use super::address::{Guard, GuardedResolver};
 use super::error::{BuildError, describe};
 use super::options::Timeouts;
 use super::rest::Class;
-use crate::{authorities, config};
+use crate::config;
+use crate::tls::{self, TrustedCertificates};
 
 const USER_AGENT: &str = concat!("registry-mirror/", env!("CARGO_PKG_VERSION"));
 
@@ -42,25 +41,37 @@ impl Clients {
         timeouts: &Timeouts,
         guard: &Arc<Guard>,
     ) -> Result<Self, BuildError> {
-        let roots = roots(config.tls.ca_file.as_deref())?;
-        let base = || {
-            Client::builder()
+        let failed = |what| BuildError::Client {
+            host: config.host.to_string(),
+            what,
+        };
+        let trusted = trusted(config.tls.ca_file.as_deref())?;
+        let tls = |http2| tls::client_config(trusted.clone(), http2).map_err(|e| failed(e.to_string()));
+        let (http1, http2) = (tls(false)?, tls(true)?);
+        let base = |allow_http2| {
+            let builder = Client::builder()
                 .user_agent(USER_AGENT)
                 .redirect(redirect::Policy::none())
                 .referer(false)
                 .connect_timeout(timeouts.connect)
                 .pool_idle_timeout(KEPT_IDLE)
-                .http2_adaptive_window(true)
-                .tls_certs_only(roots.iter().cloned())
-                .tls_danger_accept_invalid_certs(config.tls.insecure_skip_verify)
+                .http2_adaptive_window(true);
+            if config.tls.insecure_skip_verify {
+                return builder.tls_danger_accept_invalid_certs(true);
+            }
+            builder.tls_backend_preconfigured(if allow_http2 { http2.clone() } else { http1.clone() })
         };
         let build = || -> reqwest::Result<Self> {
-            let direct = || base().no_proxy().dns_resolver(GuardedResolver(guard.clone()));
+            let direct = |http2| {
+                base(http2)
+                    .no_proxy()
+                    .dns_resolver(GuardedResolver(guard.clone()))
+            };
             let direct = Pair::new(timeouts.idle, direct)?;
             let (matcher, proxied) = match &config.proxy_url {
                 Some(url) => {
                     let proxy = Proxy::all(url.clone())?;
-                    let pair = Pair::new(timeouts.idle, || base().no_proxy().proxy(proxy.clone()))?;
+                    let pair = Pair::new(timeouts.idle, |http2| base(http2).no_proxy().proxy(proxy.clone()))?;
                     (Matcher::builder().all(url.as_str()).build(), Some(pair))
                 }
                 None => (
@@ -76,10 +87,7 @@ impl Clients {
                 proxies: matcher,
             })
         };
-        build().map_err(|error| BuildError::Client {
-            host: config.host.to_string(),
-            what: describe(error),
-        })
+        build().map_err(|error| failed(describe(error)))
     }
 
     /// The client for a request.
@@ -97,10 +105,11 @@ impl Clients {
 }
 
 impl Pair {
-    fn new(idle: Duration, base: impl Fn() -> ClientBuilder) -> reqwest::Result<Self> {
+    /// Returns the clients; `base` is given whether HTTP/2 is allowed.
+    fn new(idle: Duration, base: impl Fn(bool) -> ClientBuilder) -> reqwest::Result<Self> {
         Ok(Self {
-            api: base().read_timeout(idle).build()?,
-            blobs: base().http1_only().build()?,
+            api: base(true).read_timeout(idle).build()?,
+            blobs: base(false).http1_only().build()?,
         })
     }
 }
@@ -112,32 +121,23 @@ fn from_environment() -> bool {
         .any(|name| std::env::var_os(name).is_some() || std::env::var_os(name.to_lowercase()).is_some())
 }
 
-/// The system's authorities and those of the file.
-fn roots(ca_file: Option<&Path>) -> Result<Vec<Certificate>, BuildError> {
-    let mut roots = authorities::of_the_system();
+/// Returns the CAs of the system and the certificates of the file.
+fn trusted(ca_file: Option<&Path>) -> Result<Arc<TrustedCertificates>, BuildError> {
+    let mut trusted = TrustedCertificates::system();
     if let Some(path) = ca_file {
-        roots.extend(read_ca_file(path)?);
+        add_ca_file(Arc::make_mut(&mut trusted), path)?;
     }
-    Ok(roots)
+    Ok(trusted)
 }
 
-fn read_ca_file(path: &Path) -> Result<Vec<Certificate>, BuildError> {
-    let malformed = || BuildError::CaMalformed {
-        path: path.to_owned(),
-    };
+fn add_ca_file(trusted: &mut TrustedCertificates, path: &Path) -> Result<(), BuildError> {
     let pem = std::fs::read(path).map_err(|source| BuildError::CaUnreadable {
         path: path.to_owned(),
         source,
     })?;
-    let mut store = RootCertStore::empty();
-    let mut found = Vec::new();
-    for certificate in CertificateDer::pem_slice_iter(&pem) {
-        let certificate = certificate.map_err(|_| malformed())?;
-        store.add(certificate.clone()).map_err(|_| malformed())?;
-        found.push(Certificate::from_der(&certificate).map_err(|_| malformed())?);
-    }
-    if found.is_empty() {
-        return Err(malformed());
-    }
-    Ok(found)
+    let added = trusted.add_pem(&pem);
+    added.map(drop).map_err(|reason| BuildError::CaMalformed {
+        path: path.to_owned(),
+        reason,
+    })
 }

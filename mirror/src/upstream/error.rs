@@ -1,9 +1,9 @@
 //! What can go wrong with an upstream, told apart by what the mirror does about it.
 
-use std::error::Error as StdError;
-use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::time::Duration;
+
+pub(super) use crate::tls::describe;
 
 /// An upstream gave no usable answer. No variant holds a credential, a token or a URL's query.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -74,10 +74,12 @@ pub enum BuildError {
         source: std::io::Error,
     },
     /// The CA file holds no usable certificate.
-    #[error("the CA file {path} holds no valid PEM certificate", path = path.display())]
+    #[error("cannot use the CA file {path}: {reason}", path = path.display())]
     CaMalformed {
         /// The file.
         path: PathBuf,
+        /// The part of it that is malformed, and why.
+        reason: String,
     },
     /// The HTTP client refuses the settings.
     #[error("cannot set up the HTTP client for {host}: {what}")]
@@ -116,17 +118,4 @@ impl Failure {
             Self::Cut
         }
     }
-}
-
-/// The error and its causes in one line. The URL is left out: signed URLs are secrets.
-pub(super) fn describe(error: reqwest::Error) -> String {
-    let error = error.without_url();
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(next) = cause {
-        // Writing to a String can't fail.
-        let _ = write!(text, ": {next}");
-        cause = next.source();
-    }
-    text
 }

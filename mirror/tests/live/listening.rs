@@ -3,9 +3,11 @@
 use std::process::Command;
 
 use serde_json::Value;
+use test_case::test_case;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::hub::{Fault, Gate, Hub};
+use crate::openssl::{LOCAL, Openssl};
 use crate::served::{Home, Served, client, eventually};
 
 const MIB: usize = 1024 * 1024;
@@ -247,4 +249,117 @@ async fn a_fill_that_outlasts_the_drain_time_is_cut_and_leaves_nothing() {
     assert_eq!(served.ended().await, Some(0));
     assert!(answer.bytes().await.is_err(), "a cut body looks whole");
     assert!(!served.home.path("cache/docker/registry/v2/blobs/sha256").exists());
+}
+
+/// A request by curl, which speaks TLS with OpenSSL; the status, or what curl says.
+fn curl(served: &Served, openssl: &Openssl, options: &str) -> Result<String, String> {
+    let output = Command::new("curl")
+        .args(["-sS", "-o", "/dev/null", "-w", "%{http_code}", "--noproxy", "*"])
+        .args(["--cacert", "self.crt"])
+        .args(options.split_whitespace())
+        .arg(format!("https://{}/v2/", served.address))
+        .current_dir(openssl.path(""))
+        .output()
+        .unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    output
+        .status
+        .success()
+        .then(|| text(&output.stdout))
+        .ok_or_else(|| text(&output.stderr))
+}
+
+/// A server with the self-signed certificate that openssl makes with these options.
+async fn behind_tls(hub: &Hub, openssl: &Openssl, options: &str, more: &str) -> Served {
+    openssl.self_signed(&format!("-newkey {options} -addext {LOCAL}"));
+    let (certificate, key) = (openssl.path("self.crt"), openssl.path("self.key"));
+    let tls = format!(
+        ", tls: {{certificate: {}, key: {}{more}}}",
+        certificate.display(),
+        key.display()
+    );
+    Home::new().serve(&tls, &proxy(hub), &[]).await
+}
+
+#[test_case("rsa:2048")]
+#[test_case("rsa:4608"; "rsa above 4096 bits")]
+#[test_case("ec -pkeyopt ec_paramgen_curve:prime256v1 -sha512")]
+#[test_case("ec -pkeyopt ec_paramgen_curve:secp384r1")]
+#[test_case("ec -pkeyopt ec_paramgen_curve:secp521r1 -sha512")]
+#[test_case("ed25519")]
+#[tokio::test]
+async fn certificate_of_every_usual_key_is_served(key: &str) {
+    let (hub, openssl) = (Hub::start().await, Openssl::new());
+    let served = behind_tls(&hub, &openssl, key, "").await;
+    for version in ["--tlsv1.3", "--tls-max 1.2", "--http1.1"] {
+        assert_eq!(
+            curl(&served, &openssl, version).as_deref(),
+            Ok("200"),
+            "{version}"
+        );
+    }
+}
+
+/// `http.tls.minimumtls` and the versions that are never spoken.
+#[test_case("", &[("--tls-max 1.1", false), ("--tls-max 1.2", true), ("--tlsv1.3", true)])]
+#[test_case(", minimumtls: tls1.0", &[("--tls-max 1.1", false), ("--tls-max 1.2", true)])]
+#[test_case(", minimumtls: tls1.2", &[("--tls-max 1.1", false), ("--tls-max 1.2", true), ("--tlsv1.3", true)])]
+#[test_case(", minimumtls: tls1.3", &[("--tls-max 1.2", false), ("--tlsv1.3", true)])]
+#[tokio::test]
+async fn minimum_tls_version_is_required(setting: &str, expected: &[(&str, bool)]) {
+    let (hub, openssl) = (Hub::start().await, Openssl::new());
+    let served = behind_tls(&hub, &openssl, "rsa:2048", setting).await;
+    for (version, is_served) in expected {
+        let answer = curl(&served, &openssl, version);
+        assert_eq!(answer.is_ok(), *is_served, "{version}: {answer:?}");
+    }
+}
+
+/// A client's certificate that is itself in `http.tls.clientcas` needs no issuer, and may be self-signed with `CA:TRUE`.
+#[tokio::test]
+async fn listed_client_certificate_is_let_in() {
+    let (hub, openssl) = (Hub::start().await, Openssl::new());
+    openssl.issued("-newkey rsa:2048", "sha256", "extendedKeyUsage=clientAuth");
+    openssl.run("req -x509 -newkey rsa:2048 -nodes -keyout own.key -out own.crt -subj /CN=client");
+    openssl.run("req -x509 -newkey rsa:2048 -nodes -keyout other.key -out other.crt -subj /CN=client");
+    openssl.run(
+        "req -x509 -newkey rsa:2048 -nodes -keyout server.key -out server.crt -subj /CN=s -addext extendedKeyUsage=serverAuth",
+    );
+    let listed = ["leaf.crt", "own.crt", "server.crt"].map(|name| openssl.path(name).display().to_string());
+    let client_cas = format!(", clientcas: [{}]", listed.join(", "));
+    let served = behind_tls(&hub, &openssl, "rsa:2048", &client_cas).await;
+    for (name, is_served) in [("leaf", true), ("own", true), ("other", false), ("server", false)] {
+        let answer = curl(&served, &openssl, &format!("--cert {name}.crt --key {name}.key"));
+        assert_eq!(answer.is_ok(), is_served, "{name}: {answer:?}");
+    }
+    let answer = curl(&served, &openssl, "");
+    assert!(answer.is_err(), "without a certificate: {answer:?}");
+}
+
+/// A health check trusts the CAs of the system, and a certificate that is itself among them.
+#[tokio::test]
+async fn health_check_over_https_trusts_listed_certificate() {
+    let openssl = Openssl::new();
+    let own = openssl.self_signed(&format!("-newkey rsa:2048 -addext {LOCAL}"));
+    let other = Openssl::new();
+    other.self_signed(&format!("-newkey rsa:2048 -addext {LOCAL}"));
+    let (hub, page) = (
+        Hub::start().await,
+        Hub::start_tls_with(&own.chain, &own.key, &own.ca).await,
+    );
+    let often = "interval: 50ms, threshold: 1";
+    let health = format!("health: {{http: [{{uri: '{}v2/', {often}}}]}}", page.url());
+    for (trusted, status) in [(&openssl, 200), (&other, 503)] {
+        let trusted = trusted.path("self.crt").display().to_string();
+        let yaml = format!("{}\n{health}", proxy(&hub));
+        let served = Home::new().serve("", &yaml, &[("SSL_CERT_FILE", &trusted)]).await;
+        eventually("the check", async || page.count("HEAD /v2/") > 0 || status == 503).await;
+        eventually("the answer", async || served.get("/v2/").await.0 == status).await;
+        let (_, failing) = served.admin("/debug/health").await;
+        assert_eq!(
+            failing.contains("not issued by a trusted CA"),
+            status == 503,
+            "{failing}"
+        );
+    }
 }

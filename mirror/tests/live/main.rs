@@ -8,6 +8,8 @@
 #[path = "../fixtures/hub.rs"]
 #[allow(unused_imports, reason = "every test binary uses another part of it")]
 mod hub;
+#[path = "../fixtures/openssl.rs"]
+mod openssl;
 
 mod browsers;
 mod credentials;

@@ -3,6 +3,8 @@
 
 #[path = "../fixtures/hub.rs"]
 mod hub;
+#[path = "../fixtures/openssl.rs"]
+mod openssl;
 
 mod answers;
 mod authorization;

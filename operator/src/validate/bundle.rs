@@ -1,14 +1,8 @@
 //! Certificates of an upstream's authorities.
 
 use crds::{RegistryMirror, conditions::Reason, upstream::CaBundleReference};
+use mirror::tls::TrustedCertificates;
 use pem::{EncodeConfig, LineEnding, Pem};
-use rustls::{
-    RootCertStore,
-    pki_types::{
-        CertificateDer,
-        pem::{Error as NotPem, PemObject},
-    },
-};
 
 use super::Rejection;
 use crate::dereference::{Reference, References};
@@ -75,53 +69,15 @@ fn read(reference: &CaBundleReference, references: &References) -> Result<Vec<u8
     certificates(pem).map_err(|what| malformed(format!("{target}, key {key}: {what}")))
 }
 
-/// The certificates of a file of authorities, in PEM, and nothing else that it holds. Only what an authority's certificate
-/// needs is looked at: whether it is the right one shows when upstream is asked.
+/// Returns the certificates of a CA bundle in PEM, without anything else that it holds. What the server loads is accepted:
+/// whether a certificate is the right one shows when the server connects to the upstream.
 pub(super) fn certificates(pem: &[u8]) -> Result<Vec<u8>, String> {
-    let (mut roots, mut text) = (RootCertStore::empty(), String::new());
+    let mut text = String::new();
     let config = EncodeConfig::new().set_line_ending(LineEnding::LF);
-    for (index, certificate) in sections(pem)?.into_iter().enumerate() {
+    for certificate in TrustedCertificates::empty().add_pem(pem)? {
         text += &pem::encode_config(&Pem::new("CERTIFICATE", certificate.to_vec()), config);
-        roots
-            .add(certificate)
-            .map_err(|error| format!("certificate {} can't be used: {error}", index + 1))?;
-    }
-    if roots.is_empty() {
-        return Err(
-            "holds no certificate; it should hold one or more, each from -----BEGIN CERTIFICATE----- to \
-                    -----END CERTIFICATE-----"
-                .to_owned(),
-        );
     }
     Ok(text.into_bytes())
-}
-
-/// The certificates of a file, whatever else it holds.
-pub(super) fn sections(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
-    // What follows on such a line would be left out in silence.
-    const RUN_TOGETHER: &[u8] = b"-----END CERTIFICATE----------BEGIN ";
-    if pem.windows(RUN_TOGETHER.len()).any(|part| part == RUN_TOGETHER) {
-        return Err(
-            "one certificate ends and the next begins on the same line; put a line break between".to_owned(),
-        );
-    }
-    let sections = CertificateDer::pem_slice_iter(pem).enumerate();
-    sections
-        .map(|(index, certificate)| {
-            certificate.map_err(|error| format!("certificate {} is not PEM: {}", index + 1, not_pem(&error)))
-        })
-        .collect()
-}
-
-/// The error's own words hold lines of the file, which may be a private key that someone mixed up.
-pub(super) fn not_pem(error: &NotPem) -> &'static str {
-    match error {
-        NotPem::MissingSectionEnd { .. } => "a section has no -----END line of the same name",
-        NotPem::IllegalSectionStart { .. } => "a -----BEGIN line goes on after its name",
-        NotPem::Base64Decode(_) => "a section is not base64",
-        NotPem::SectionTooLarge => "a section is too large",
-        _ => "it can't be read",
-    }
 }
 
 /// A key of a Secret: letters, digits, `-`, `_` and `.`, so that a port's colon, or an IPv6 address', can't stay.
@@ -149,6 +105,7 @@ pub(crate) fn keys<V>(data: &std::collections::BTreeMap<String, V>) -> String {
 
 #[cfg(test)]
 mod tests {
+    use rustls::pki_types::{CertificateDer, pem::PemObject};
     use test_case::test_case;
 
     use super::*;
@@ -201,6 +158,22 @@ mod tests {
         let (certificate, _) = pair();
         let handed_out = certificates(certificate.repeat(1000).as_bytes()).unwrap();
         assert_eq!(CertificateDer::pem_slice_iter(&handed_out).count(), 1000);
+    }
+
+    /// The server trusts such a certificate itself, without its issuer.
+    #[test]
+    fn servers_own_certificate_is_accepted() {
+        let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P521_SHA512).unwrap();
+        let mut ca = rcgen::CertificateParams::new(vec!["hub".to_owned()]).unwrap();
+        ca.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let self_signed = ca.self_signed(&key).unwrap().pem();
+        let issuer = rcgen::Issuer::new(ca, key);
+        let key = rcgen::KeyPair::generate().unwrap();
+        let leaf = rcgen::CertificateParams::new(vec!["hub".to_owned()]).unwrap();
+        let leaf = leaf.signed_by(&key, &issuer).unwrap().pem();
+        for pem in [self_signed, leaf] {
+            assert!(certificates(pem.as_bytes()).is_ok(), "{pem}");
+        }
     }
 
     #[test]

@@ -2,14 +2,7 @@
 
 use crds::{RegistryMirror, conditions::Reason, tls::TlsMode};
 use kube::ResourceExt;
-use rustls::{
-    crypto::aws_lc_rs,
-    pki_types::{
-        PrivateKeyDer,
-        pem::{Error as NotPem, PemObject},
-    },
-    sign::CertifiedKey,
-};
+use mirror::tls;
 use x509_parser::parse_x509_certificate;
 
 use super::{Rejection, bundle, credentials::Problem};
@@ -25,8 +18,6 @@ pub(crate) const CERTIFICATE: &str = "tls.crt";
 pub(crate) const KEY: &str = "tls.key";
 /// What clients have to trust, where cert-manager puts it.
 const AUTHORITY: &str = "ca.crt";
-/// In a private key that needs a password.
-const ENCRYPTED: &[u8] = b"ENCRYPTED";
 /// The same three in the servers' directory.
 pub const OWN: [&str; 3] = ["serving.crt", "serving.key", "serving-ca.crt"];
 
@@ -141,12 +132,10 @@ fn parse(name: &str, contents: &Contents, keys: [&str; 3]) -> Result<Serving, Pr
     })
 }
 
-/// How long the certificate is good, if a server could show it.
+/// Returns the validity of a server's certificate, if the server can load it with its key.
 pub(crate) fn check(chain: &[u8], key: &[u8]) -> Result<Life, String> {
-    let chain = bundle::sections(chain)?;
-    let first = chain
-        .first()
-        .ok_or("the certificate's key holds no certificate")?;
+    let chain = tls::pem::certificates(chain).map_err(|reason| format!("the certificate chain: {reason}"))?;
+    let first = chain.first().ok_or("the certificate chain is empty")?;
     let (_, leaf) =
         parse_x509_certificate(first).map_err(|_| "the first certificate can't be read".to_owned())?;
     let validity = leaf.validity();
@@ -154,34 +143,8 @@ pub(crate) fn check(chain: &[u8], key: &[u8]) -> Result<Life, String> {
         starts: validity.not_before.timestamp(),
         ends: validity.not_after.timestamp(),
     };
-    let key = private_key(key)?;
-    CertifiedKey::from_der(chain, key, &aws_lc_rs::default_provider()).map_err(|error| match error {
-        rustls::Error::InconsistentKeys(_) => {
-            "the key is not that of the first certificate; a chain begins with the server's own".to_owned()
-        }
-        // Of a key that it can't read, it says no more.
-        rustls::Error::General(_) => {
-            "the key is of none of the kinds that servers can use: RSA of 2048 bits or more, \
-                                      ECDSA P-256 or P-384, Ed25519"
-                .to_owned()
-        }
-        error => format!("certificate and key can't be used together: {error}"),
-    })?;
+    tls::pem::pair(chain, tls::pem::private_key(key)?)?;
     Ok(life)
-}
-
-fn private_key(pem: &[u8]) -> Result<PrivateKeyDer<'static>, String> {
-    PrivateKeyDer::from_pem_slice(pem).map_err(|error| {
-        // Of either format: in the section's name, or in a header of it.
-        if pem.windows(ENCRYPTED.len()).any(|part| part == ENCRYPTED) {
-            return "the private key is encrypted, and no server knows its password; put it in without one"
-                .to_owned();
-        }
-        match error {
-            NotPem::NoItemsFound => "the key holds no private key in PEM".to_owned(),
-            error => format!("the private key is not PEM: {}", bundle::not_pem(&error)),
-        }
-    })
 }
 
 #[cfg(test)]
@@ -204,6 +167,25 @@ mod tests {
     fn a_certificate_with_its_key_is_taken_and_its_end_known() {
         let (certificate, key) = pair();
         assert!(check(certificate.as_bytes(), key.as_bytes()).unwrap().ends > 0);
+    }
+
+    #[test_case(&rcgen::PKCS_ECDSA_P256_SHA256)]
+    #[test_case(&rcgen::PKCS_ECDSA_P384_SHA384)]
+    #[test_case(&rcgen::PKCS_ECDSA_P521_SHA512)]
+    #[test_case(&rcgen::PKCS_ED25519)]
+    #[test_case(&rcgen::PKCS_RSA_SHA512)]
+    fn every_usual_kind_of_key_is_accepted(algorithm: &'static rcgen::SignatureAlgorithm) {
+        let key = KeyPair::generate_for(algorithm).unwrap();
+        let params = CertificateParams::new(vec!["hub".to_owned()]).unwrap();
+        let certificate = params.self_signed(&key).unwrap().pem();
+        assert!(check(certificate.as_bytes(), key.serialize_pem().as_bytes()).is_ok());
+    }
+
+    #[test]
+    fn unsupported_kind_of_key_is_named() {
+        let error = check(OTHER_CURVE.0.as_bytes(), OTHER_CURVE.1.as_bytes()).unwrap_err();
+        assert!(error.contains("ECDSA on secp256k1"), "{error}");
+        assert!(error.contains("P-384 or P-521"), "{error}");
     }
 
     #[test]
@@ -246,4 +228,26 @@ mod tests {
         let crlf = |pem: &str| format!("Bag Attributes\r\n{}\r\n", pem.replace('\n', "\r\n"));
         assert!(check(crlf(&certificate).as_bytes(), crlf(&key).as_bytes()).is_ok());
     }
+
+    /// A certificate with its key on a curve that TLS does not use.
+    const OTHER_CURVE: (&str, &str) = (
+        "-----BEGIN CERTIFICATE-----
+MIIBgDCCASagAwIBAgIUWesO5is+fw3HZgCCO+LimY+wHSEwCgYIKoZIzj0EAwIw
+DjEMMAoGA1UEAwwDaHViMCAXDTI2MTEyOTE5MzQzN1oYDzIxMjYxMTA1MTkzNDM3
+WjAOMQwwCgYDVQQDDANodWIwVjAQBgcqhkjOPQIBBgUrgQQACgNCAARA51K2mdAV
+/kLBEOq0dov2kNPyD/qyL/BnLw7Ggr96In50MESAsniwS9R+VMniR5UofV+5kw4/
+VNTTQMPWy6C9o2MwYTAdBgNVHQ4EFgQUBcSZ8CvZqPcxX6HaOm8haLhMEMAwHwYD
+VR0jBBgwFoAUBcSZ8CvZqPcxX6HaOm8haLhMEMAwDwYDVR0TAQH/BAUwAwEB/zAO
+BgNVHREEBzAFggNodWIwCgYIKoZIzj0EAwIDSAAwRQIhAKh1x0ab1c8QeHFSQaBb
+7lry1qlg8NjbA1qzivmWrVBMAiBN5Xofse6m8kvvnYYbdU37VViRUSMVeZBMWkwS
+zBk3QA==
+-----END CERTIFICATE-----
+",
+        "-----BEGIN EC PRIVATE KEY-----
+MHQCAQEEICJsibBkEQhSLR8q1YC+GGGJejlPg13UeoeusVOZgX7goAcGBSuBBAAK
+oUQDQgAEQOdStpnQFf5CwRDqtHaL9pDT8g/6si/wZy8OxoK/eiJ+dDBEgLJ4sEvU
+flTJ4keVKH1fuZMOP1TU00DD1sugvQ==
+-----END EC PRIVATE KEY-----
+",
+    );
 }

@@ -1,0 +1,180 @@
+//! Verifiers that also accept a peer's certificate that is itself trusted.
+//!
+//! A certificate from the list of trusted ones needs no issuer; its validity, its purpose and its name are checked all the
+//! same. All other certificates need a chain to a trusted one. Go accepts both for a server or client if they are those
+//! of a CA (`CA:TRUE`), which simple recipes for private certificates make; here, if a trusted certificate issued them
+//! directly.
+
+use std::sync::Arc;
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{verify_server_cert_signed_by_trust_anchor, verify_server_name};
+use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::{CertificateDer, ServerName, SignatureVerificationAlgorithm, UnixTime};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::server::{ParsedCertificate, VerifierBuilderError, WebPkiClientVerifier};
+use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, SignatureScheme};
+
+use super::TrustedCertificates;
+use super::x509::{CA_AS_END_ENTITY, Purpose, check, is_signed_by};
+
+impl TrustedCertificates {
+    /// Verifies that a certificate is trusted, or that a trusted one issued it; `chain` verifies the latter for
+    /// certificates that are not those of a CA.
+    fn verify(
+        &self,
+        certificate: &CertificateDer<'_>,
+        purpose: Purpose,
+        now: UnixTime,
+        algorithms: &[&dyn SignatureVerificationAlgorithm],
+        chain: impl FnOnce() -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        if self.contains(certificate) {
+            return Ok(check(certificate, purpose, now)?);
+        }
+        match chain() {
+            Err(error) if is_ca_as_end_entity(&error) => {
+                let signed = |anchor| is_signed_by(certificate, anchor, algorithms);
+                if !self.anchors.roots.iter().any(signed) {
+                    return Err(error);
+                }
+                Ok(check(certificate, purpose, now)?)
+            }
+            verified => verified,
+        }
+    }
+}
+
+fn is_ca_as_end_entity(error: &Error) -> bool {
+    matches!(error, Error::InvalidCertificate(CertificateError::Other(other)) if other.to_string() == CA_AS_END_ENTITY)
+}
+
+/// A verifier of servers' certificates.
+#[derive(Debug)]
+pub(super) struct ServerVerifier {
+    trusted: Arc<TrustedCertificates>,
+    algorithms: WebPkiSupportedAlgorithms,
+}
+
+impl ServerVerifier {
+    pub(super) fn new(trusted: Arc<TrustedCertificates>, algorithms: WebPkiSupportedAlgorithms) -> Self {
+        Self { trusted, algorithms }
+    }
+}
+
+impl ServerCertVerifier for ServerVerifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let certificate = ParsedCertificate::try_from(end_entity)?;
+        let (trusted, algorithms) = (&self.trusted, self.algorithms.all);
+        trusted.verify(end_entity, Purpose::Server, now, algorithms, || {
+            let anchors = &trusted.anchors;
+            verify_server_cert_signed_by_trust_anchor(&certificate, anchors, intermediates, now, algorithms)
+        })?;
+        verify_server_name(&certificate, server_name)?;
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls12_signature(message, certificate, signature, &self.algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(message, certificate, signature, &self.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
+    }
+}
+
+/// A verifier of clients' certificates.
+#[derive(Debug)]
+pub(crate) struct ClientVerifier {
+    trusted: TrustedCertificates,
+    chains: Arc<dyn ClientCertVerifier>,
+}
+
+impl ClientVerifier {
+    /// Returns a verifier; if `optional`, a client may come without a certificate.
+    ///
+    /// # Errors
+    /// No certificate is trusted.
+    pub(crate) fn new(trusted: TrustedCertificates, optional: bool) -> Result<Self, VerifierBuilderError> {
+        let anchors = Arc::new(trusted.anchors.clone());
+        let chains = WebPkiClientVerifier::builder_with_provider(anchors, super::provider());
+        let chains = if optional {
+            chains.allow_unauthenticated().build()?
+        } else {
+            chains.build()?
+        };
+        Ok(Self { trusted, chains })
+    }
+}
+
+impl ClientCertVerifier for ClientVerifier {
+    fn client_auth_mandatory(&self) -> bool {
+        self.chains.client_auth_mandatory()
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.chains.root_hint_subjects()
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        // Refuses what all checks refuse, such as an unknown critical extension.
+        ParsedCertificate::try_from(end_entity)?;
+        let algorithms = super::provider().signature_verification_algorithms.all;
+        self.trusted
+            .verify(end_entity, Purpose::Client, now, algorithms, || {
+                let verified = self.chains.verify_client_cert(end_entity, intermediates, now);
+                verified.map(drop)
+            })?;
+        Ok(ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.chains
+            .verify_tls12_signature(message, certificate, signature)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.chains
+            .verify_tls13_signature(message, certificate, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.chains.supported_verify_schemes()
+    }
+}
