@@ -112,6 +112,21 @@ const PATHS: [&str; 20] = [
     "/v2/\u{202e}a/manifests/latest",
 ];
 
+/// Returns whether the answer is a redirect to a path of this host without empty and dot segments.
+fn leads_to_clean_path(answer: &str) -> bool {
+    let mut lines = answer.lines();
+    let location = lines.find_map(|line| {
+        line.to_ascii_lowercase()
+            .strip_prefix("location: ")
+            .map(str::to_owned)
+    });
+    answer.starts_with("HTTP/1.1 301 ")
+        && location.is_some_and(|path| {
+            let mut segments = path.split('/');
+            segments.next() == Some("") && segments.all(|segment| !["", ".", ".."].contains(&segment))
+        })
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_path_leads_out_of_the_cache_or_upstream() {
     let (hub, home, server) = pair().await;
@@ -119,7 +134,10 @@ async fn no_path_leads_out_of_the_cache_or_upstream() {
     for path in PATHS {
         let request = format!("GET {path} HTTP/1.1\r\nHost: m\r\nConnection: close\r\n\r\n");
         let answer = server.exchange(request).await;
-        assert!(answer.starts_with("HTTP/1.1 4"), "{path}: {answer}");
+        assert!(
+            answer.starts_with("HTTP/1.1 4") || leads_to_clean_path(&answer),
+            "{path}: {answer}"
+        );
         assert!(
             !answer.contains("the secret") && !answer.contains("root:"),
             "{path}: {answer}"
