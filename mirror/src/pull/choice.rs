@@ -36,13 +36,11 @@ pub(crate) fn find<'h>(
     hosts: &(impl Iterator<Item = Candidate<'h>> + Clone),
     name: &str,
 ) -> Option<&'h Host> {
-    let exact = hosts
-        .clone()
-        .find(|(host, _)| host.as_str().eq_ignore_ascii_case(name));
-    let found = exact.or_else(|| {
-        hosts
-            .clone()
-            .find(|(host, scheme)| host::is_name_of(name, host, scheme))
+    let is_exact = |(host, _): &Candidate<'h>| host.as_str().eq_ignore_ascii_case(name);
+    let found = hosts.clone().find(is_exact).or_else(|| {
+        // The first part of most paths, such as `library`, is neither a domain nor has it a port.
+        let mut aliased = hosts.clone().filter(|_| name.contains(['.', ':']));
+        aliased.find(|(host, scheme)| host::is_name_of(name, host, scheme))
     });
     found.map(|(host, _)| host)
 }

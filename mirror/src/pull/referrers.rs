@@ -87,8 +87,8 @@ impl Pull {
         self.asked_referrers.join(key, || {
             let (pull, key) = (Arc::clone(self), key.clone());
             async move {
-                let upstream = pull.origin(&key.0).map_err(|_| Error::Unavailable {
-                    what: "it is not asked".into(),
+                let upstream = pull.origin(&key.0).map_err(|failure| Error::Unavailable {
+                    what: failure.to_string(),
                 })?;
                 let list = upstream.referrers(&key.0.name, &key.1).await?;
                 if let Some(list) = &list {
