@@ -20,6 +20,16 @@ use crate::wait;
 
 /// How long the API server may take to answer; 4 s is usual, a busy machine is not.
 const READY: Duration = Duration::from_secs(90);
+/// Admission plugins that managed clusters add to those that are on by default. OpenShift has the first one, which
+/// refuses a change of owner references by a user without the permission to delete the object. EventRateLimit is not
+/// among them: it drops events, on which tests wait, and the operator treats a lost event as harmless.
+const ADMISSION_PLUGINS: [&str; 5] = [
+    "OwnerReferencesPermissionEnforcement",
+    "AlwaysPullImages",
+    "DenyServiceExternalIPs",
+    "ExtendedResourceToleration",
+    "NodeRestriction",
+];
 /// How often other ports are tried where somebody else was quicker.
 const ATTEMPTS: usize = 5;
 
@@ -224,6 +234,7 @@ fn api_server_flags(ports: Ports, files: &Files, audit_log: &Path, options: &Opt
         format!("--tls-private-key-file={}", files.key.display()),
         format!("--token-auth-file={}", files.tokens.display()),
         "--authorization-mode=RBAC".to_owned(),
+        format!("--enable-admission-plugins={}", ADMISSION_PLUGINS.join(",")),
         "--allow-privileged=true".to_owned(),
         "--service-cluster-ip-range=10.96.0.0/16".to_owned(),
         "--service-account-issuer=https://kubernetes.default.svc.cluster.local".to_owned(),
