@@ -42,10 +42,13 @@ use crate::{
 };
 
 mod error;
+mod management;
 mod rest;
 mod upkeep;
 
 pub use error::Error;
+pub use management::ABANDONED;
+use management::Manager;
 
 /// How many mirrors are worked on at a time.
 const CONCURRENCY: u16 = 16;
@@ -65,6 +68,7 @@ pub(crate) struct Context {
     index: Arc<Index>,
     replicas: Arc<Replicas>,
     written: Written,
+    leases: management::Leases,
     retries: Retries,
     pace: Pace,
     metrics: Arc<Metrics>,
@@ -74,6 +78,8 @@ pub(crate) struct Context {
 /// What a controller is given beside the cluster.
 #[derive(Clone, Debug)]
 pub struct Settings {
+    /// The operator's name among others, that of its Lease as `NAMESPACE/NAME`; empty: there are no others.
+    pub name: String,
     /// What a release has fixed.
     pub release: Release,
     /// For how long the certificates are good that it issues.
@@ -113,6 +119,7 @@ impl Controller {
             index: Arc::default(),
             replicas,
             written: Written::default(),
+            leases: management::Leases::default(),
             retries: Retries::default(),
             pace: Pace::default(),
             metrics,
@@ -157,6 +164,7 @@ impl Controller {
             triggers,
         } = self;
         let _asking = AbortOnDropHandle::new(tokio::spawn(Arc::clone(&context.replicas).run()));
+        let (all, end) = (mirrors.clone(), Arc::clone(&context));
         applier(
             |mirror, context| {
                 let task = tokio::spawn(reconcile(mirror, context));
@@ -176,6 +184,7 @@ impl Controller {
             }
         })
         .await;
+        management::withdraw_all(&all, &end).await;
     }
 }
 
@@ -287,6 +296,14 @@ async fn pursue(stored: &Stored, context: &Context) -> Result<Action, Error> {
     if mirror.metadata.deletion_timestamp.is_some() {
         return Ok(Action::await_change());
     }
+    match management::find(mirror, context).await? {
+        Manager::This => {}
+        Manager::Other(other) => {
+            management::stand_by(mirror, &other, context).await?;
+            return Ok(Action::requeue(management::CHECK));
+        }
+        Manager::Unclear => return Ok(Action::requeue(management::AGAIN)),
+    }
     // Though not everything could be applied, what is there goes on changing, and is told.
     let (mut outcome, failure) = act(mirror, context).await;
     if let (Outcome::Failed(why), Some(error)) = (&mut outcome, &failure) {
@@ -327,6 +344,16 @@ async fn tell(mirror: &RegistryMirror, context: &Context, outcome: &Outcome) -> 
     Ok(observed)
 }
 
+/// Adopts the objects that a backup restored, and reports each in an event.
+async fn adopt(mirror: &RegistryMirror, context: &Context) -> Result<(), Error> {
+    let mut adopted = Vec::new();
+    let done = apply::adopt(mirror, &context.cluster, &mut adopted).await;
+    let story = adopted.iter().map(|(kind, name)| events::adoption(*kind, name));
+    let story: Vec<_> = story.collect();
+    events::publish(&context.recorder, &mirror.object_ref(&()), &story).await;
+    Ok(done?)
+}
+
 /// The pipeline up to the status: what it came to, and what has to be tried again.
 async fn act(mirror: &RegistryMirror, context: &Context) -> (Outcome, Option<Error>) {
     if mirror.spec.paused {
@@ -343,6 +370,7 @@ async fn act(mirror: &RegistryMirror, context: &Context) -> (Outcome, Option<Err
 }
 
 async fn converge(mirror: &RegistryMirror, context: &Context) -> Result<Acted, Error> {
+    adopt(mirror, context).await?;
     let references = dereference::read(mirror, &context.cluster)
         .await
         .map_err(Error::Read)?;

@@ -22,6 +22,8 @@ use crate::{
 /// What the operator looks after, and what it brings along.
 #[derive(Clone, Debug)]
 pub struct Options {
+    /// Its name among other operators, that of its Lease as `NAMESPACE/NAME`; empty: there are no others.
+    pub name: String,
     /// The namespaces whose mirrors it looks after; none means all.
     pub namespaces: Vec<String>,
     /// What a release has fixed.
@@ -40,6 +42,7 @@ impl Default for Options {
     /// All namespaces, this release, a quarter of an hour.
     fn default() -> Self {
         Self {
+            name: String::new(),
             namespaces: Vec::new(),
             release: Release::default(),
             terms: Terms::default(),
@@ -60,6 +63,7 @@ pub async fn run(client: Client, options: Options, health: Health, shutdown: Can
         .zip(parts)
         .map(|(scope, part)| {
             let settings = Settings {
+                name: options.name.clone(),
                 release: options.release.clone(),
                 terms: options.terms,
                 clock: options.clock.clone(),

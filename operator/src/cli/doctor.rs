@@ -75,6 +75,7 @@ async fn examine(args: &Args) -> Result<Vec<Finding>, Finding> {
     findings.push(definition::check(&client).await);
     let (installations, found) = installation::find(&client, &config.default_namespace).await;
     findings.extend(found);
+    findings.extend(installation::conflicts(&installations));
     let scope = match (&args.namespace, args.all_namespaces) {
         (_, true) => Scope::Cluster,
         (Some(namespace), _) => Scope::Namespace(namespace.clone()),

@@ -79,13 +79,16 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
     let listener = listen(&args.listen).await?;
     let config = Config::infer().await.map_err(|error| no_cluster(&error))?;
     let (fence, health) = (Fence::default(), Health::default());
-    let lease = lease(&args, &config, &fence)?;
+    let namespace = args.lease_namespace.clone();
+    let namespace = namespace.unwrap_or_else(|| config.default_namespace.clone());
+    let name = format!("{namespace}/{}", args.lease_name);
+    let lease = lease(&args.lease_name, &namespace, &config, &fence)?;
     let client = fence.client(config).map_err(|error| no_cluster(&error))?;
     let serving = tokio::spawn(health::serve(listener, health.clone(), shutdown.clone()));
     // Whoever stands by is ready: a roll-out goes on with it, and ends the one that leads.
     health.set_ready();
     let lost = match shutdown.run_until_cancelled(lease.acquire()).await {
-        Some(held) => lead(&lease, held, client, options(args), health, &shutdown).await,
+        Some(held) => lead(&lease, held, client, options(args, name), health, &shutdown).await,
         None => None,
     };
     shutdown.cancel();
@@ -117,27 +120,18 @@ async fn lead(
     }
 }
 
-fn lease(args: &Args, config: &Config, fence: &Fence) -> Result<Lease, Failure> {
+fn lease(name: &str, namespace: &str, config: &Config, fence: &Fence) -> Result<Lease, Failure> {
     let client = Client::try_from(config.clone()).map_err(|error| no_cluster(&error))?;
-    let namespace = args
-        .lease_namespace
-        .as_deref()
-        .unwrap_or(&config.default_namespace);
     // A Pod's name, for people; the rest tells processes apart.
     let host = std::env::var("HOSTNAME").unwrap_or_else(|_| "operator".to_owned());
     let identity = format!("{host}_{:016x}", rand::random::<u64>());
-    Ok(Lease::new(
-        client,
-        namespace,
-        &args.lease_name,
-        identity,
-        fence.clone(),
-    ))
+    Ok(Lease::new(client, namespace, name, identity, fence.clone()))
 }
 
-fn options(args: Args) -> Options {
+fn options(args: Args, name: String) -> Options {
     let namespaces = args.namespaces.into_iter();
     Options {
+        name,
         namespaces: namespaces.filter(|namespace| !namespace.is_empty()).collect(),
         release: Release {
             server_image: args.server_image,

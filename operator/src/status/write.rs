@@ -6,13 +6,17 @@ use std::{
 };
 
 use crds::{RegistryMirror, RegistryMirrorStatus};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{
     Api, Client, Resource, ResourceExt,
     api::{Patch, PatchParams},
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::cluster::FIELD_MANAGER;
+
+/// The field manager of an operator that another one keeps from managing a mirror.
+const STANDS_BY: &str = "registry-mirror-stands-by";
 
 /// The statuses that were written a moment ago: the watched copy of a mirror may not have them yet, or have something of
 /// somebody else's beside them, which no write takes away.
@@ -62,27 +66,72 @@ pub async fn write(
     mirror: &RegistryMirror,
     status: &RegistryMirrorStatus,
 ) -> kube::Result<()> {
+    // Not that of another mirror of this name.
+    let same = json!({"uid": mirror.uid()});
+    apply(client, written, mirror, same, status).await.map(|_| ())
+}
+
+/// Writes a status if nothing of the mirror has changed since it was read; returns whether it did.
+///
+/// # Errors
+/// Those of the API server.
+pub async fn claim(
+    client: Client,
+    written: &Written,
+    mirror: &RegistryMirror,
+    status: &RegistryMirrorStatus,
+) -> kube::Result<bool> {
+    let same = json!({"uid": mirror.uid(), "resourceVersion": mirror.resource_version()});
+    apply(client, written, mirror, same, status).await
+}
+
+async fn apply(
+    client: Client,
+    written: &Written,
+    mirror: &RegistryMirror,
+    metadata: Value,
+    status: &RegistryMirrorStatus,
+) -> kube::Result<bool> {
+    let answer = patch(client, FIELD_MANAGER, mirror, metadata, json!(status)).await?;
+    if let Some(answer) = &answer {
+        let entry = (version(answer), status.clone());
+        written.lock().insert(mirror.uid().unwrap_or_default(), entry);
+    }
+    Ok(answer.is_some())
+}
+
+/// Writes the conditions of an operator that another one keeps from managing the mirror, and nothing of the other's.
+///
+/// # Errors
+/// Those of the API server.
+pub async fn stand_by(client: Client, mirror: &RegistryMirror, conditions: &[Condition]) -> kube::Result<()> {
+    let same = json!({"uid": mirror.uid()});
+    let status = json!({ "conditions": conditions });
+    patch(client, STANDS_BY, mirror, same, status).await.map(|_| ())
+}
+
+/// Returns the mirror as it is then; `None` where it is gone or another.
+async fn patch(
+    client: Client,
+    manager: &str,
+    mirror: &RegistryMirror,
+    metadata: Value,
+    status: Value,
+) -> kube::Result<Option<RegistryMirror>> {
     let api = Api::<RegistryMirror>::namespaced(client, &mirror.namespace().unwrap_or_default());
     let patch = json!({
         "apiVersion": RegistryMirror::api_version(&()),
         "kind": RegistryMirror::kind(&()),
-        // Not that of another mirror of this name.
-        "metadata": {"uid": mirror.uid()},
+        "metadata": metadata,
         "status": status,
     });
-    let params = PatchParams::apply(FIELD_MANAGER).force();
+    let params = PatchParams::apply(manager).force();
     match api
         .patch_status(&mirror.name_any(), &params, &Patch::Apply(&patch))
         .await
     {
-        Ok(answer) => {
-            written.lock().insert(
-                mirror.uid().unwrap_or_default(),
-                (version(&answer), status.clone()),
-            );
-            Ok(())
-        }
-        Err(kube::Error::Api(answer)) if answer.is_not_found() || answer.is_conflict() => Ok(()),
+        Ok(answer) => Ok(Some(answer)),
+        Err(kube::Error::Api(answer)) if answer.is_not_found() || answer.is_conflict() => Ok(None),
         Err(error) => Err(error),
     }
 }

@@ -53,6 +53,9 @@ fn finding(subject: &str, condition: &Condition) -> Option<Finding> {
         (_, "True") if condition.reason == Reason::Expiring.as_str() => {
             Finding::warning(Check::Mirror, subject, told)
         }
+        ("OperatorConflict", "True") => {
+            Finding::problem(Check::Mirror, class(&condition.reason), subject, told)
+        }
         ("Paused", _) | (_, "True") => return None,
         ("Progressing", _) if condition.reason == Reason::RolledOut.as_str() => return None,
         ("Progressing", _) if condition.reason == Reason::UpgradeWaiting.as_str() => {
@@ -86,6 +89,7 @@ fn in_words(condition: &Condition) -> &'static str {
         ("TLSReady", "True") => "the certificate is about to end",
         ("TLSReady", _) => "there is no good certificate",
         ("Paused", _) => "is paused",
+        ("OperatorConflict", _) => "two operators cover its namespace",
         _ => "is not as it should be",
     }
 }
@@ -107,7 +111,10 @@ fn class(reason: &str) -> Class {
         Reason::Expired,
         Reason::NotYetValid,
     ];
-    const CLUSTER: [Reason; 5] = [
+    const CLUSTER: [Reason; 8] = [
+        Reason::ManagedByAnother,
+        Reason::AddressTaken,
+        Reason::RetentionPolicyNotApplied,
         Reason::UpgradeFailed,
         Reason::NoReadyReplicas,
         Reason::ClaimPending,
@@ -148,6 +155,12 @@ fn advice(reason: &str) -> Option<&'static str> {
             "kubectl describe pvc says what the claim waits for: a storage class, a quota, a node"
         }
         Reason::ResizeUnsupported => "use a storage class with allowVolumeExpansion, or set the size back",
+        Reason::RetentionPolicyNotApplied => {
+            "do not delete the mirror before this is gone; the operator needs the right to delete PersistentVolumeClaims"
+        }
+        Reason::AddressTaken => {
+            "free the address or node port, or set another one in spec.service.clusterIP or spec.service.nodePort"
+        }
         Reason::Full => "give the volume room, or pin less; pulls go on without the cache",
         Reason::Unreachable => {
             "see to the network, proxyURL, and whether the registry is up; what is cached is served"
@@ -160,6 +173,7 @@ fn advice(reason: &str) -> Option<&'static str> {
         Reason::Expiring => {
             "renew it, or see why what should do so does not: cert-manager, spec.paused, Accepted"
         }
+        Reason::ManagedByAnother => "uninstall one of the two operators, or give each its own namespaces",
         Reason::PausedBySpec => "set spec.paused to false when you are done",
         Reason::InvalidSpec => "correct the spec; what was applied before serves on",
         _ => return None,

@@ -1,5 +1,6 @@
 //! The operator's Deployment, as the chart makes it.
 
+use crds::conditions::Reason;
 use k8s_openapi::api::apps::v1::Deployment;
 use kube::{Api, Client, ResourceExt, api::ListParams};
 
@@ -21,6 +22,8 @@ pub(super) struct Installation {
     pub(super) name: String,
     /// What it runs as.
     pub(super) account: String,
+    /// Its Lease, `NAMESPACE/NAME`, which is its name among operators.
+    pub(super) lease: String,
     /// The image that it gives mirrors.
     pub(super) server_image: Option<String>,
     /// The namespaces that it looks after; none means all.
@@ -31,6 +34,21 @@ impl Installation {
     /// Whether it looks after a namespace.
     pub(super) fn covers(&self, namespace: &str) -> bool {
         self.namespaces.is_empty() || self.namespaces.iter().any(|covered| covered == namespace)
+    }
+
+    /// Returns the namespaces that both operators cover, if there are any.
+    fn overlap(&self, other: &Self) -> Option<String> {
+        let (some, all) = if self.namespaces.is_empty() {
+            (other, self)
+        } else {
+            (self, other)
+        };
+        if some.namespaces.is_empty() {
+            return Some("every namespace".to_owned());
+        }
+        let both = some.namespaces.iter().filter(|namespace| all.covers(namespace));
+        let both: Vec<_> = both.map(String::as_str).collect();
+        (!both.is_empty()).then(|| format!("namespace {}", both.join(", ")))
     }
 }
 
@@ -88,13 +106,44 @@ fn installation(deployment: &Deployment) -> Installation {
             .filter_map(|argument| argument.strip_prefix(flag));
         values.map(ToOwned::to_owned).collect::<Vec<_>>()
     };
+    let namespace = deployment.namespace().unwrap_or_default();
+    let home = told("--lease-namespace=")
+        .pop()
+        .unwrap_or_else(|| namespace.clone());
+    let lease = told("--lease-name=")
+        .pop()
+        .unwrap_or_else(|| "registry-mirror".to_owned());
     Installation {
-        namespace: deployment.namespace().unwrap_or_default(),
+        lease: format!("{home}/{lease}"),
+        namespace,
         name: deployment.name_any(),
         account: account.unwrap_or_else(|| "default".to_owned()),
         server_image: told("--server-image=").pop(),
         namespaces: told("--watch-namespace="),
     }
+}
+
+/// Returns a problem for each two operators that cover the same namespace: only one of them manages a mirror there.
+pub(super) fn conflicts(installations: &[Installation]) -> Vec<Finding> {
+    let mut found = Vec::new();
+    for (index, one) in installations.iter().enumerate() {
+        let others = installations.iter().skip(index + 1);
+        for other in others.filter(|other| other.lease != one.lease) {
+            let Some(place) = one.overlap(other) else { continue };
+            let subject = format!("{}/{}", one.namespace, one.name);
+            let message = format!(
+                "covers {place}, as {}/{} does, too: each mirror there is managed by the operator that came first \
+                 (status.managedBy)",
+                other.namespace, other.name
+            );
+            found.push(
+                Finding::problem(Check::Operator, Class::Cluster, subject, message)
+                    .reason(Reason::ManagedByAnother.as_str())
+                    .advice("uninstall one of the two, or give each its own namespaces (watchNamespaces)"),
+            );
+        }
+    }
+    found
 }
 
 fn finding(deployment: &Deployment) -> Finding {
@@ -163,6 +212,41 @@ mod tests {
         assert_eq!((found.account.as_str(), found.namespaces.len()), ("rm", 2));
         assert!(found.covers("a") && !found.covers("c"));
         assert!(Installation::default().covers("c"));
+    }
+
+    #[test]
+    fn operators_that_share_namespaces_are_named() {
+        let operator = |name: &str, namespaces: &[&str]| Installation {
+            namespace: "ops".to_owned(),
+            name: name.to_owned(),
+            lease: format!("ops/{name}"),
+            namespaces: namespaces.iter().map(ToString::to_string).collect(),
+            ..Installation::default()
+        };
+        let found = |one: &[&str], other: &[&str]| {
+            let both = [operator("one", one), operator("other", other)];
+            let found = conflicts(&both);
+            found
+                .iter()
+                .map(|finding| serde_json::to_string(finding).unwrap())
+                .collect::<String>()
+        };
+        assert!(found(&[], &[]).contains("covers every namespace, as ops/other does"));
+        assert!(found(&["a", "b"], &["b", "c"]).contains("covers namespace b, as"));
+        assert!(found(&[], &["c"]).contains("covers namespace c, as"));
+        assert_eq!(found(&["a"], &["b"]), "");
+        let same = [
+            operator("one", &[]),
+            Installation {
+                name: "two".to_owned(),
+                ..operator("one", &[])
+            },
+        ];
+        assert_eq!(
+            conflicts(&same).len(),
+            0,
+            "two Deployments of one Lease take turns"
+        );
     }
 
     #[test]
