@@ -182,17 +182,20 @@ fn no_shrinking() -> Rule {
 }
 
 /// Returns the rule that a Service keeps its address, which nodes hold, however it is spelled. Until the Service has an
-/// address, for example where the API server refuses the requested one, another address can be requested.
+/// address, for example where the API server refuses the requested one, another address can be requested; also after the
+/// Service was deleted and another object took its address.
 fn no_other_address() -> Rule {
     let (new, old) = ("self.spec.service.clusterIP", "oldSelf.spec.service.clusterIP");
     let is_set = |object: &str| format!("has({object}.spec.service) && has({object}.spec.service.clusterIP)");
     let given = "self.status.endpoint.url";
     // Not url().getHostname(), which costs as if the host had no end. IPv4 addresses have one spelling.
     let ipv6 = format!("{given}.substring({given}.indexOf('[') + 1, {given}.indexOf(']'))");
+    let is_taken = "has(self.status.conditions) \
+                    && self.status.conditions.exists(c, c.type == 'Accepted' && c.reason == 'AddressTaken')";
     Rule::new(format!(
         "!({}) || ({} && {new} == {old}) || !has(self.status) || !has(self.status.endpoint) || !isIP({new}) \
          || {given}.contains('/' + {new} + ':') \
-         || ({given}.contains('[') && isIP({ipv6}) && ip({ipv6}) == ip({new}))",
+         || ({given}.contains('[') && isIP({ipv6}) && ip({ipv6}) == ip({new})) || ({is_taken})",
         is_set("self"),
         is_set("oldSelf"),
     ))

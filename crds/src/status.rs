@@ -18,6 +18,11 @@ pub struct RegistryMirrorStatus {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
 
+    /// The operator that manages the mirror, by its Lease as `NAMESPACE/NAME`. Another one changes nothing of the mirror.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 512))]
+    pub managed_by: Option<String>,
+
     /// How many Pods there are.
     #[serde(default)]
     pub replicas: i32,
@@ -50,8 +55,8 @@ pub struct RegistryMirrorStatus {
     #[schemars(length(max = 128))]
     pub server_version: Option<String>,
 
-    /// Ready, Accepted, Available, Progressing, CredentialsValid, UpstreamReachable, StorageReady, TLSReady, Paused; one that
-    /// does not apply is absent.
+    /// Ready, Accepted, Available, Progressing, CredentialsValid, UpstreamReachable, StorageReady, TLSReady, Paused,
+    /// OperatorConflict; one that does not apply is absent.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
@@ -65,6 +70,18 @@ pub struct Endpoint {
     /// The mirror's address for nodes, by IP, as nodes do not resolve the cluster's names.
     #[schemars(length(max = 1024))]
     pub url: String,
+
+    /// Every address of the Service in the cluster, that of the url first. A Service that was deleted is made again with
+    /// these.
+    #[serde(rename = "clusterIPs", default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 2), inner(length(max = 45)))]
+    #[x_kube(merge_strategy = ListMerge::Atomic)]
+    pub cluster_ips: Vec<String>,
+
+    /// The Service's port on every node, with type NodePort or LoadBalancer. A Service that was deleted is made again with
+    /// it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node_port: Option<i32>,
 
     /// The ConfigMap with the authorities (`ca.crt`) of the mirror's certificate, where clients need to be told.
     #[serde(skip_serializing_if = "Option::is_none")]

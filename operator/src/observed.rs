@@ -1,6 +1,8 @@
 //! What the cluster holds of a mirror, as far as the operator acts on it or tells of it.
 
-use crds::tls::TlsMode;
+use std::net::IpAddr;
+
+use crds::{status::Endpoint, tls::TlsMode};
 use k8s_openapi::jiff::Timestamp;
 use k8s_openapi::{
     api::core::v1::{PersistentVolumeClaim, Service},
@@ -26,6 +28,8 @@ pub struct Observed {
     pub workload: Option<Workload>,
     /// Where the Service is, once the cluster gave it an address.
     pub service: Option<ServiceAddress>,
+    /// The numbers that the cluster gave the Service.
+    pub allocation: Allocation,
     /// Every address and name that the cluster gave the Service: of either family, and of load balancers.
     pub service_names: Vec<String>,
     /// The servers' configuration as it stands.
@@ -72,6 +76,47 @@ impl Observed {
         self.existing_claim
             .as_ref()
             .is_some_and(|existing| !existing.claim.as_ref().is_some_and(|claim| claim.bound))
+    }
+}
+
+/// The numbers that a cluster gave a Service, which clients outside of it may hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Allocation {
+    /// Its addresses in the cluster, at most one of each family.
+    pub cluster_ips: Vec<String>,
+    /// Its port on every node.
+    pub node_port: Option<i32>,
+}
+
+impl Allocation {
+    /// Returns the numbers of a Service as it is.
+    pub fn from_service(service: &Service) -> Self {
+        let Some(spec) = &service.spec else {
+            return Self::default();
+        };
+        let port = spec.ports.iter().flatten().next();
+        Self {
+            cluster_ips: spec.cluster_ips.clone().unwrap_or_default(),
+            node_port: port.and_then(|port| port.node_port).filter(|port| *port > 0),
+        }
+    }
+
+    /// Returns the numbers that a status recorded. A status of an earlier version has the URL alone.
+    pub fn recorded(endpoint: &Endpoint) -> Self {
+        let authority = endpoint
+            .url
+            .split_once("://")
+            .map_or("", |(_, authority)| authority);
+        let host = authority.rsplit_once(':').map_or("", |(host, _)| host);
+        let ip = host.trim_start_matches('[').trim_end_matches(']');
+        let mut cluster_ips = endpoint.cluster_ips.clone();
+        if cluster_ips.is_empty() && ip.parse::<IpAddr>().is_ok() {
+            cluster_ips.push(ip.to_owned());
+        }
+        Self {
+            cluster_ips,
+            node_port: endpoint.node_port,
+        }
     }
 }
 
@@ -171,6 +216,8 @@ pub struct Claim {
     pub requested: Option<Quantity>,
     /// What it has.
     pub capacity: Option<Quantity>,
+    /// It is deleted with the mirror, by its owner references.
+    pub goes_with_mirror: bool,
     /// How far its growth is, where more is asked for than it has.
     pub growth: Growth,
 }
@@ -211,6 +258,18 @@ impl Claim {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn recorded_url_gives_address_back() {
+        let recorded = |url: &str| {
+            let endpoint = serde_json::from_value(serde_json::json!({ "url": url })).unwrap();
+            Allocation::recorded(&endpoint).cluster_ips.pop()
+        };
+        assert_eq!(recorded("http://10.96.0.7:5000").as_deref(), Some("10.96.0.7"));
+        assert_eq!(recorded("https://[fd00::7]:80").as_deref(), Some("fd00::7"));
+        assert_eq!(recorded("http://mirror.example:80"), None);
+        assert_eq!(recorded("nonsense"), None);
+    }
 
     #[test]
     fn an_address_is_a_url_for_either_family() {

@@ -2,7 +2,10 @@
 
 use std::net::IpAddr;
 
-use crds::RegistryMirror;
+use crds::{
+    RegistryMirror,
+    service::{IpFamilyPolicy, ServiceType},
+};
 use k8s_openapi::{
     api::core::v1::{Service, ServicePort, ServiceSpec},
     apimachinery::pkg::util::intstr::IntOrString,
@@ -10,12 +13,16 @@ use k8s_openapi::{
 use kube::ResourceExt;
 
 use super::{child::Child, names, workload};
-use crate::{kind::Kind, observed::Observed};
+use crate::{
+    kind::Kind,
+    observed::{Allocation, Observed},
+};
 
-/// Returns the Service that nodes pull through.
+/// Returns the Service that nodes pull through. Where it was deleted, it asks for the numbers that it had: nodes hold them.
 pub(super) fn clients(mirror: &RegistryMirror, observed: &Observed) -> Child {
     let name = mirror.name_any();
     let wanted = &mirror.spec.service;
+    let lost = lost(mirror, observed);
     let mut metadata = names::owned(mirror, name.clone());
     if !wanted.annotations.is_empty() {
         metadata.annotations = Some(wanted.annotations.clone());
@@ -26,10 +33,15 @@ pub(super) fn clients(mirror: &RegistryMirror, observed: &Observed) -> Child {
             type_: Some(wanted.r#type.as_str().to_owned()),
             selector: Some(names::selector(&name)),
             ports: Some(vec![ServicePort {
-                node_port: wanted.node_port,
+                node_port: wanted.node_port.or(lost.node_port),
                 ..port(workload::REGISTRY_PORT, wanted.port)
             }]),
-            cluster_ip: wanted.cluster_ip.as_deref().map(|ip| cluster_ip(ip, observed)),
+            cluster_ip: wanted
+                .cluster_ip
+                .as_deref()
+                .map(|ip| cluster_ip(ip, observed))
+                .or_else(|| lost.cluster_ips.first().cloned()),
+            cluster_ips: (!lost.cluster_ips.is_empty()).then_some(lost.cluster_ips),
             load_balancer_class: wanted.load_balancer_class.clone(),
             ip_family_policy: wanted.ip_family_policy.map(|policy| policy.as_str().to_owned()),
             external_traffic_policy: wanted
@@ -51,6 +63,26 @@ fn cluster_ip(wanted: &str, observed: &Observed) -> String {
     let live = observed.service.as_ref().map(|service| service.ip.as_str());
     live.filter(|live| live.parse() == Ok(address))
         .map_or_else(|| address.to_string(), str::to_owned)
+}
+
+/// Returns the numbers that the Service had before it was deleted, as far as the spec still leaves them to the cluster.
+fn lost(mirror: &RegistryMirror, observed: &Observed) -> Allocation {
+    let wanted = &mirror.spec.service;
+    let status = mirror.status.as_ref().and_then(|status| status.endpoint.as_ref());
+    let Some(endpoint) = status.filter(|_| observed.service.is_none()) else {
+        return Allocation::default();
+    };
+    let mut lost = Allocation::recorded(endpoint);
+    if wanted.cluster_ip.is_some() {
+        lost.cluster_ips.clear();
+    }
+    if matches!(wanted.ip_family_policy, None | Some(IpFamilyPolicy::SingleStack)) {
+        lost.cluster_ips.truncate(1);
+    }
+    if wanted.r#type == ServiceType::ClusterIP {
+        lost.node_port = None;
+    }
+    lost
 }
 
 /// The Service that names each Pod, ready or not, with the admin port that the other one does not show.
