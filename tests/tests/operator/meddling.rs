@@ -145,11 +145,10 @@ async fn a_mirror_deleted_in_any_way_while_it_changes_leaves_nothing_but_what_wa
             let service = bench.get::<Service>("hub").await.unwrap();
             assert!(!belongs_to(&service, &made));
             bench.mirror(name, ephemeral()).await;
-            bench
-                .until_condition(name, ConditionType::Accepted, "False", Reason::NameConflict)
-                .await;
+            let next = bench.get::<RegistryMirror>(name).await.unwrap();
+            bench.until_accepted(name).await;
             let after = bench.get::<Service>("hub").await.unwrap();
-            assert_eq!(after.resource_version(), service.resource_version());
+            assert!(after.uid() == service.uid() && belongs_to(&after, &next));
         } else {
             bench.until_gone::<Deployment>("hub").await;
             bench.until_gone::<Service>("hub").await;
@@ -161,36 +160,41 @@ async fn a_mirror_deleted_in_any_way_while_it_changes_leaves_nothing_but_what_wa
     }
 }
 
+/// An object without an owner is the mirror's by its marks; without these it is a user's.
 #[tokio::test]
-async fn an_object_whose_owner_was_taken_off_is_told_of_and_left_alone_and_its_end_mends_it() {
-    let bench = Bench::start("disowned").await;
-    bench.mirror("hub", ephemeral()).await;
+async fn object_without_owner_is_adopted_by_its_marks_only() {
+    let mut bench = Bench::start("disowned").await;
+    let mirror = bench.mirror("hub", ephemeral()).await;
     bench.until_accepted("hub").await;
-    bench
-        .merge::<Secret>("hub-credentials", json!({"metadata": {"ownerReferences": null}}))
-        .await;
-    let told = bench
+    let before = bench.get::<Secret>("hub-credentials").await.unwrap();
+    let no_owner = json!({"metadata": {"ownerReferences": null}});
+    bench.merge::<Secret>("hub-credentials", no_owner).await;
+    let adopted = bench.until("hub-credentials", "an owner", |secret: &Secret| {
+        belongs_to(secret, &mirror).then(|| secret.uid())
+    });
+    assert_eq!(adopted.await, before.uid());
+    bench.until_accepted("hub").await;
+
+    bench.stop_operator().await;
+    let stranger = json!({"metadata": {
+        "ownerReferences": null, "labels": {"app.kubernetes.io/managed-by": null},
+    }});
+    bench.merge::<Secret>("hub-credentials", stranger).await;
+    bench.start_operator().await;
+    let reported = bench
         .until_condition("hub", ConditionType::Accepted, "False", Reason::NameConflict)
         .await;
-    assert!(
-        told.message
-            .starts_with("Secret hub-credentials is there already"),
-        "{}",
-        told.message
-    );
+    let words = "Secret hub-credentials is there already";
+    assert!(reported.message.starts_with(words), "{}", reported.message);
     let secret = bench.get::<Secret>("hub-credentials").await.unwrap();
     assert!(secret.owner_references().is_empty());
     bench.delete::<Secret>("hub-credentials").await;
     bench.until_accepted("hub").await;
-    bench
-        .until("hub-credentials", "a new one", |secret: &Secret| {
-            (!secret.owner_references().is_empty()).then_some(())
-        })
-        .await;
 }
 
+/// With its owner back, an object that a mirror left behind would be deleted with the mirror.
 #[tokio::test]
-async fn an_object_whose_owner_is_taken_off_while_a_reconcile_runs_is_not_taken_back() {
+async fn object_orphaned_while_a_reconcile_runs_is_not_taken_back() {
     let mut bench = Bench::idle("let-go").await;
     let faults = Faults::default();
     bench.start_operator_through(faults.client(bench.config().await).unwrap());
@@ -204,9 +208,9 @@ async fn an_object_whose_owner_is_taken_off_while_a_reconcile_runs_is_not_taken_
     spec["pod"] = json!({"labels": {"team": "a"}});
     // The workload comes after what its Pods mount.
     let (held, _) = tokio::join!(faults.hold("/configmaps/hub-config"), bench.mirror("hub", spec));
-    bench
-        .merge::<Deployment>("hub", json!({"metadata": {"ownerReferences": null}}))
-        .await;
+    let mirrors = bench.api::<RegistryMirror>();
+    mirrors.delete("hub", &DeleteParams::orphan()).await.unwrap();
+    bench.until_gone::<RegistryMirror>("hub").await;
     // The operator has seen it once it has seen what came later.
     bench.delete::<Deployment>("other").await;
     bench
@@ -215,16 +219,10 @@ async fn an_object_whose_owner_is_taken_off_while_a_reconcile_runs_is_not_taken_
         })
         .await;
     drop(held);
-    let told = bench
-        .until_condition("hub", ConditionType::Accepted, "False", Reason::NameConflict)
-        .await;
-    assert!(
-        told.message.starts_with("Deployment hub is there already"),
-        "{}",
-        told.message
-    );
+    bench.until_nothing_is_written().await;
     let deployment = bench.get::<Deployment>("hub").await.unwrap();
     assert!(deployment.owner_references().is_empty());
+    assert!(deployment.metadata.deletion_timestamp.is_none());
 }
 
 #[tokio::test]
