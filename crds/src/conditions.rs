@@ -51,6 +51,8 @@ names! {
         TLSReady,
         /// Nothing is changed for now.
         Paused,
+        /// Two operators cover the mirror's namespace.
+        OperatorConflict,
     }
 }
 
@@ -65,6 +67,8 @@ names! {
         InvalidSpec,
         /// Accepted is False: a name that the mirror needs is taken by an object that is not the mirror's.
         NameConflict,
+        /// Accepted is False: the Service was deleted, and another object has its address or node port.
+        AddressTaken,
         /// Accepted is False: an object that the spec names is not there.
         ReferenceNotFound,
         /// Accepted is False: an object that the spec names does not hold what it should.
@@ -107,6 +111,8 @@ names! {
         ClaimPending,
         /// StorageReady is False: the storage class does not let claims grow.
         ResizeUnsupported,
+        /// StorageReady is False: a claim would not follow the retention policy when the mirror is deleted.
+        RetentionPolicyNotApplied,
         /// StorageReady is False: nothing can be stored even after eviction.
         Full,
         /// StorageReady, while a claim grows.
@@ -123,6 +129,8 @@ names! {
         NotYetValid,
         /// Paused, as the spec asks.
         PausedBySpec,
+        /// OperatorConflict: another operator manages the mirror, and the one that reports it changes nothing.
+        ManagedByAnother,
     }
 }
 
@@ -147,6 +155,7 @@ pub const SAID: &[(ConditionType, Truth, &[Reason])] = &[
         &[
             Reason::InvalidSpec,
             Reason::NameConflict,
+            Reason::AddressTaken,
             Reason::ReferenceNotFound,
             Reason::ReferenceMalformed,
             Reason::ClaimPending,
@@ -168,6 +177,7 @@ pub const SAID: &[(ConditionType, Truth, &[Reason])] = &[
         &[
             Reason::InvalidSpec,
             Reason::NameConflict,
+            Reason::AddressTaken,
             Reason::ReferenceNotFound,
             Reason::ReferenceMalformed,
         ],
@@ -221,7 +231,12 @@ pub const SAID: &[(ConditionType, Truth, &[Reason])] = &[
     (
         ConditionType::StorageReady,
         Truth::False,
-        &[Reason::ClaimPending, Reason::ResizeUnsupported, Reason::Full],
+        &[
+            Reason::ClaimPending,
+            Reason::ResizeUnsupported,
+            Reason::RetentionPolicyNotApplied,
+            Reason::Full,
+        ],
     ),
     (
         ConditionType::TLSReady,
@@ -239,6 +254,11 @@ pub const SAID: &[(ConditionType, Truth, &[Reason])] = &[
         ],
     ),
     (ConditionType::Paused, Truth::True, &[Reason::PausedBySpec]),
+    (
+        ConditionType::OperatorConflict,
+        Truth::True,
+        &[Reason::ManagedByAnother],
+    ),
 ];
 
 /// Each condition with each status and reason that it can have.

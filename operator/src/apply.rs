@@ -21,6 +21,8 @@ use crate::{
     validate::Rejection,
 };
 
+mod adopt;
+mod claims;
 pub mod compare;
 mod error;
 pub mod guard;
@@ -28,6 +30,7 @@ mod held;
 mod reload;
 mod tried;
 
+pub use adopt::adopt;
 pub use error::Error;
 use error::{is_refusal, refused};
 pub use reload::AGAIN_AFTER;
@@ -55,7 +58,7 @@ impl Applied {
 /// Why a claim is not as it should be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RefusedClaim {
-    /// `ResizeUnsupported` or `ClaimPending`.
+    /// `ResizeUnsupported`, `ClaimPending` or `RetentionPolicyNotApplied`.
     pub reason: Reason,
     /// In the API server's words.
     pub message: String,
@@ -75,15 +78,13 @@ pub async fn all(
     observed: &Observed,
     cluster: &Cluster,
 ) -> Result<Applied, Error> {
-    let target = Target {
-        mirror,
-        namespace: mirror.namespace().unwrap_or_default(),
-        cluster,
-    };
+    let target = Target::new(mirror, cluster);
     let found = target.find(desired).await?;
     let (mut tried, mut applied) = (Tried::default(), Applied::default());
     if target.configure(desired, &found, &mut tried).await?
-        && target.claim(desired, &found, &mut applied, &mut tried).await
+        && target
+            .apply_claims(desired, &found, &mut applied, &mut tried)
+            .await
     {
         target.tell_pods(desired, observed).await?;
         if tried.note(target.apply_workload(desired, &found).await) {
@@ -101,17 +102,16 @@ pub async fn all(
 /// # Errors
 /// Those of [`all`].
 pub async fn service(mirror: &RegistryMirror, desired: &Desired, cluster: &Cluster) -> Result<(), Error> {
-    let target = Target {
-        mirror,
-        namespace: mirror.namespace().unwrap_or_default(),
-        cluster,
-    };
+    let target = Target::new(mirror, cluster);
     let found = target.find(desired).await?;
     let name = mirror.name_any();
     let services = desired
         .children()
         .filter(|child| child.kind == Kind::Service && child.name == name);
-    try_join_all(services.map(|service| target.apply(service, &found))).await?;
+    for service in services {
+        let done = target.apply(service, &found).await;
+        done.map_err(|error| target.explain(service, &found, error))?;
+    }
     Ok(())
 }
 
@@ -124,11 +124,7 @@ pub async fn those_there(
     children: &[Child],
     cluster: &Cluster,
 ) -> Result<(), Error> {
-    let target = Target {
-        mirror,
-        namespace: mirror.namespace().unwrap_or_default(),
-        cluster,
-    };
+    let target = Target::new(mirror, cluster);
     let uid = |child: &Child| {
         let live = cluster.children.get(child.kind, &target.namespace, &child.name)?;
         let ours = guard::is_ours(mirror, &live.metadata) && live.metadata.deletion_timestamp.is_none();
@@ -144,7 +140,8 @@ pub async fn those_there(
 
 /// The UIDs of the objects that were there and are the mirror's.
 type Found = BTreeMap<Key, String>;
-type Key = (Kind, String);
+/// An object of a mirror, by its kind and name.
+pub type Key = (Kind, String);
 
 fn key(child: &Child) -> Key {
     (child.kind, child.name.clone())
@@ -155,6 +152,16 @@ struct Target<'a> {
     mirror: &'a RegistryMirror,
     namespace: String,
     cluster: &'a Cluster,
+}
+
+impl<'a> Target<'a> {
+    fn new(mirror: &'a RegistryMirror, cluster: &'a Cluster) -> Self {
+        Self {
+            mirror,
+            namespace: mirror.namespace().unwrap_or_default(),
+            cluster,
+        }
+    }
 }
 
 impl Target<'_> {
@@ -172,7 +179,11 @@ impl Target<'_> {
                 done => done?,
             }
         }
-        let done = join_all(others.iter().map(|child| self.apply(child, found))).await;
+        let done = join_all(others.iter().map(|child| async {
+            let done = self.apply(child, found).await;
+            done.map_err(|error| self.explain(child, found, error))
+        }));
+        let done = done.await;
         let mounted = names::mounted(&mirror);
         let mut there = true;
         for (child, done) in others.iter().zip(done) {
@@ -182,28 +193,25 @@ impl Target<'_> {
         Ok(there)
     }
 
-    /// Applies the claims; whether the workload may follow. Where one could not be asked for, it must not make its own.
-    async fn claim(
-        &self,
-        desired: &Desired,
-        found: &Found,
-        applied: &mut Applied,
-        tried: &mut Tried,
-    ) -> bool {
-        for claim in &desired.claims {
-            let Err(error) = self.apply(claim, found).await else {
-                continue;
-            };
-            match refused_claim(error, found.contains_key(&key(claim))) {
-                Ok((name, refused)) => _ = applied.refused_claims.insert(name, refused),
-                Err(error) => {
-                    if !tried.note(Err(error)) {
-                        return false;
-                    }
-                }
-            }
+    /// Gives a refusal of the Service that clients know its own reason where the Service was deleted: it asks for the
+    /// address that nodes hold, and the spec may be well.
+    fn explain(&self, child: &Child, found: &Found, error: Error) -> Error {
+        let status = self.mirror.status.as_ref();
+        let endpoint = status.and_then(|status| status.endpoint.as_ref());
+        let is_lost = child.kind == Kind::Service
+            && child.name == self.mirror.name_any()
+            && !found.contains_key(&key(child));
+        match (error, endpoint.filter(|_| is_lost)) {
+            (Error::Rejected(rejection), Some(endpoint)) => Error::Rejected(Rejection {
+                reason: Reason::AddressTaken,
+                message: format!(
+                    "Service {} was deleted and can't be made again at {}, which nodes pull through: {}; free the address or \
+                     node port, or set another one in spec.service and give nodes the new files",
+                    child.name, endpoint.url, rejection.message
+                ),
+            }),
+            (error, _) => error,
         }
-        true
     }
 
     /// Looks at every name before anything is written: half a mirror is of no use to anyone.
@@ -372,23 +380,6 @@ fn is_applied(kind: Kind, live: &DynamicObject, manifest: &Value) -> bool {
     compare::contains(&live, &manifest)
 }
 
-/// A claim that is there was refused its growth, one that is not there was refused by a quota or a policy.
-fn refused_claim(error: Error, is_there: bool) -> Result<(String, RefusedClaim), Error> {
-    let Error::Cluster { name, source, .. } = &error else {
-        return Err(error);
-    };
-    let kube::Error::Api(status) = source.as_ref() else {
-        return Err(error);
-    };
-    let reason = match status.code {
-        403 if is_there => Reason::ResizeUnsupported,
-        403 | 422 => Reason::ClaimPending,
-        _ => return Err(error),
-    };
-    let message = status.message.clone();
-    Ok((name.clone(), RefusedClaim { reason, message }))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -448,40 +439,5 @@ mod tests {
         let mut live: DynamicObject = serde_json::from_value(seal(&child)).unwrap();
         live.types = None;
         assert!(is_applied(Kind::Service, &live, &seal(&child)));
-    }
-
-    fn claim_error(code: u16) -> Error {
-        let status = kube::core::Status {
-            code,
-            message: "no".to_owned(),
-            ..kube::core::Status::default()
-        };
-        Error::cluster(
-            "applying",
-            Kind::PersistentVolumeClaim,
-            "cache-hub-0",
-            kube::Error::Api(Box::new(status)),
-        )
-    }
-
-    #[test]
-    fn a_claim_that_may_not_grow_stops_nothing_else() {
-        let reason = |code| {
-            refused_claim(claim_error(code), true)
-                .map(|(_, refused)| refused.reason)
-                .ok()
-        };
-        assert_eq!(reason(403), Some(Reason::ResizeUnsupported));
-        assert_eq!(reason(422), Some(Reason::ClaimPending));
-        assert_eq!(reason(500), None);
-    }
-
-    #[test]
-    fn a_claim_that_a_quota_keeps_from_being_made_is_pending() {
-        let (name, refused) = refused_claim(claim_error(403), false).unwrap();
-        assert_eq!(
-            (name.as_str(), refused.reason),
-            ("cache-hub-0", Reason::ClaimPending)
-        );
     }
 }

@@ -1,9 +1,13 @@
 //! The API server, as the operator uses it: watched copies to read from, one field manager to write with.
 
-use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use crds::RegistryMirror;
+use k8s_openapi::{
+    api::core::v1::{ConfigMap, Secret},
+    apimachinery::pkg::apis::meta::v1::OwnerReference,
+};
 use kube::{
     Api, Client, Resource, ResourceExt,
-    api::{DeleteParams, DynamicObject, Patch, PatchParams, Preconditions},
+    api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams, Preconditions},
     core::{NamespaceResourceScope, ObjectMeta, Status},
 };
 use serde::de::{DeserializeOwned, Error as _};
@@ -139,6 +143,44 @@ impl Cluster {
         Ok(self.children.wrote(kind, object))
     }
 
+    /// Returns whether a mirror is there and not about to be deleted, as the API server has it now.
+    ///
+    /// # Errors
+    /// Those of the API server.
+    pub async fn lives(&self, mirror: &RegistryMirror) -> kube::Result<bool> {
+        let namespace = mirror.namespace().unwrap_or_default();
+        let api = Api::<RegistryMirror>::namespaced(self.client(), &namespace);
+        // A list of one: the operator has no right to `get` mirrors.
+        let named = ListParams::default().fields(&format!("metadata.name={}", mirror.name_any()));
+        let found = api.list_metadata(&named).await?;
+        let mut same = found.iter().filter(|stored| stored.uid() == mirror.uid());
+        Ok(same.any(|stored| stored.metadata.deletion_timestamp.is_none()))
+    }
+
+    /// Replaces the owner references of the object that was read, and nothing else of it. Applies can't: they leave the
+    /// references of other managers, and those that the operator did not apply itself.
+    ///
+    /// # Errors
+    /// Those of the API server; 409 where the object is another by now.
+    pub async fn set_owners(
+        &self,
+        kind: Kind,
+        read: &ObjectMeta,
+        owners: &[OwnerReference],
+    ) -> kube::Result<()> {
+        let patch = json!({"metadata": {
+            "uid": read.uid, "resourceVersion": read.resource_version, "ownerReferences": owners,
+        }});
+        let (name, namespace) = (read.name.as_deref(), read.namespace.as_deref());
+        let api = self.api(kind, namespace.unwrap_or_default());
+        let patch = Patch::Merge(&patch);
+        let patched = api
+            .patch(name.unwrap_or_default(), &by_operator(), &patch)
+            .await?;
+        self.children.wrote(kind, patched);
+        Ok(())
+    }
+
     /// Annotates an object, all at once. That it is gone is no error.
     ///
     /// # Errors
@@ -152,13 +194,9 @@ impl Cluster {
     ) -> kube::Result<()> {
         let annotations: BTreeMap<_, _> = annotations.iter().copied().collect();
         let patch = json!({"metadata": {"annotations": annotations}});
-        let params = PatchParams {
-            field_manager: Some(FIELD_MANAGER.to_owned()),
-            ..PatchParams::default()
-        };
         gone_is_fine(
             self.api(kind, namespace)
-                .patch_metadata(name, &params, &Patch::Merge(&patch))
+                .patch_metadata(name, &by_operator(), &Patch::Merge(&patch))
                 .await,
         )
     }
@@ -208,6 +246,14 @@ impl Reader for Cluster {
             Kind::Secret => self.contents::<Secret>(namespace, &reference.name).await,
             _ => self.contents::<ConfigMap>(namespace, &reference.name).await,
         }
+    }
+}
+
+/// Returns the parameters of a patch that is no apply.
+fn by_operator() -> PatchParams {
+    PatchParams {
+        field_manager: Some(FIELD_MANAGER.to_owned()),
+        ..PatchParams::default()
     }
 }
 

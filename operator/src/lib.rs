@@ -18,6 +18,7 @@ pub mod kind;
 pub mod lease;
 pub mod metrics;
 pub mod observed;
+pub mod owners;
 pub mod pace;
 mod quantity;
 pub mod replicas;

@@ -12,7 +12,8 @@ pub struct Rule {
     pub verbs: &'static [&'static str],
 }
 
-/// In every namespace that is looked after. Server-side apply is `patch`, and `create` where nothing was.
+/// In every namespace that is looked after. Server-side apply is `patch`, and `create` where nothing was. [`BY_ADMISSION`]
+/// has those that no request of the operator uses.
 pub const ON_MIRRORS: &[Rule] = &[
     Rule {
         group: "registrymirror.io",
@@ -32,12 +33,12 @@ pub const ON_MIRRORS: &[Rule] = &[
     Rule {
         group: "",
         resources: &["serviceaccounts", "services"],
-        verbs: &["get", "list", "watch", "create", "patch"],
+        verbs: &["get", "list", "watch", "create", "patch", "delete"],
     },
     Rule {
         group: "apps",
         resources: &["deployments", "statefulsets"],
-        verbs: &["get", "list", "watch", "create", "patch"],
+        verbs: &["get", "list", "watch", "create", "patch", "delete"],
     },
     Rule {
         group: "policy",
@@ -47,7 +48,7 @@ pub const ON_MIRRORS: &[Rule] = &[
     Rule {
         group: "",
         resources: &["persistentvolumeclaims"],
-        verbs: &["get", "list", "watch", "create", "patch"],
+        verbs: &["get", "list", "watch", "create", "patch", "delete"],
     },
     Rule {
         group: "",
@@ -55,9 +56,30 @@ pub const ON_MIRRORS: &[Rule] = &[
         verbs: &["list", "watch", "patch"],
     },
     Rule {
+        group: "coordination.k8s.io",
+        resources: &["leases"],
+        verbs: &["get"],
+    },
+    Rule {
         group: "events.k8s.io",
         resources: &["events"],
         verbs: &["create", "patch"],
+    },
+];
+
+/// The part of [`ON_MIRRORS`] that the admission plugin OwnerReferencesPermissionEnforcement asks for, which OpenShift
+/// switches on: only a user that may delete an object may change its owner references. The operator does so when a
+/// retention policy changes and when it adopts an object. It sends no such request itself.
+pub const BY_ADMISSION: &[Rule] = &[
+    Rule {
+        group: "",
+        resources: &["persistentvolumeclaims", "serviceaccounts", "services"],
+        verbs: &["delete"],
+    },
+    Rule {
+        group: "apps",
+        resources: &["deployments", "statefulsets"],
+        verbs: &["delete"],
     },
 ];
 

@@ -12,7 +12,7 @@ use kube::ResourceExt;
 use crate::{
     apply::Applied,
     desired::{Desired, names},
-    observed::{Claim, Observed, ServiceAddress},
+    observed::{Claim, Observed},
     quantity::amount,
     validate::{Accepted, Rejection},
 };
@@ -149,13 +149,11 @@ pub fn of(
     };
     RegistryMirrorStatus {
         observed_generation: generation,
+        managed_by: before.managed_by.clone(),
         replicas: workload.map_or(0, |workload| workload.replicas),
         ready_replicas: workload.map_or(0, |workload| workload.ready),
         selector: Some(selector(&mirror.name_any())),
-        endpoint: observed.service.as_ref().map(|service| {
-            let authority = has_authority(before, outcome);
-            endpoint(mirror, service, authority)
-        }),
+        endpoint: endpoint(mirror, before, outcome, observed),
         upstreams: upstream_statuses(mirror, before, outcome, observed),
         storage: capacity(observed.all_claims()),
         server_version: server_version(before, observed),
@@ -182,13 +180,24 @@ fn has_authority(before: &RegistryMirrorStatus, outcome: &Outcome) -> bool {
     }
 }
 
-fn endpoint(mirror: &RegistryMirror, service: &ServiceAddress, has_authority: bool) -> Endpoint {
+/// Returns where to pull from. Without a Service it stays: nodes hold it, and the Service is made again with it.
+fn endpoint(
+    mirror: &RegistryMirror,
+    before: &RegistryMirrorStatus,
+    outcome: &Outcome,
+    observed: &Observed,
+) -> Option<Endpoint> {
+    let Some(service) = &observed.service else {
+        return before.endpoint.clone();
+    };
     let publishes = mirror.spec.node_configuration.mode == NodeConfigurationMode::Publish;
-    Endpoint {
+    Some(Endpoint {
         url: service.url(mirror.spec.tls.mode),
-        ca_config_map: has_authority.then(|| names::authority(&mirror.name_any())),
+        cluster_ips: observed.allocation.cluster_ips.clone(),
+        node_port: observed.allocation.node_port,
+        ca_config_map: has_authority(before, outcome).then(|| names::authority(&mirror.name_any())),
         hosts_config_map: publishes.then(|| names::hosts(&mirror.name_any())),
-    }
+    })
 }
 
 fn upstream_statuses(

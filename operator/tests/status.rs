@@ -231,6 +231,7 @@ fn an_upstreams_credentials_are_told_by_secret_and_version() {
 
 fn claim(bound: bool, requested: &str, capacity: Option<&str>) -> Claim {
     Claim {
+        goes_with_mirror: false,
         name: "cache-hub-0".to_owned(),
         ordinal: 0,
         bound,

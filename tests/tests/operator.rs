@@ -7,6 +7,8 @@
 
 #[path = "operator/autoscaling.rs"]
 mod autoscaling;
+#[path = "operator/backup.rs"]
+mod backup;
 #[path = "operator/bench.rs"]
 mod bench;
 #[path = "operator/canary.rs"]
@@ -59,10 +61,14 @@ mod rest;
 mod rewritten;
 #[path = "operator/rights.rs"]
 mod rights;
+#[path = "operator/rivals.rs"]
+mod rivals;
 #[path = "operator/rotation.rs"]
 mod rotation;
 #[path = "operator/scale.rs"]
 mod scale;
+#[path = "operator/service.rs"]
+mod service;
 #[path = "operator/serving.rs"]
 mod serving;
 #[path = "operator/storage.rs"]

@@ -1,10 +1,15 @@
 //! Whose an object is. A forced apply would take a user's object over, and delete it with the mirror.
 
 use crds::{RegistryMirror, conditions::Reason};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::ResourceExt;
 
-use crate::{desired::names, kind::Kind, validate::Rejection};
+use crate::{
+    desired::names,
+    kind::Kind,
+    owners::{self, controller},
+    validate::Rejection,
+};
 
 /// Whether an object belongs to this very mirror, not to one of the same name before.
 pub fn is_ours(mirror: &RegistryMirror, object: &ObjectMeta) -> bool {
@@ -40,21 +45,27 @@ pub fn check(mirror: &RegistryMirror, kind: Kind, object: &ObjectMeta) -> Result
     })
 }
 
-/// A claim that was kept when its mirror went, or whose retention policy was changed.
-fn is_retained_by(mirror: &RegistryMirror, claim: &ObjectMeta) -> bool {
-    let label = claim
-        .labels
-        .as_ref()
-        .and_then(|labels| labels.get(names::CACHE_OF));
-    controller(claim).is_none() && label == Some(&mirror.name_any())
+/// Returns whether an object has no owner that controls it and carries the mirror's marks: a backup restores it so, and a
+/// mirror that was deleted with `--cascade=orphan` leaves it so. A claim has a mark of its own.
+pub fn is_orphan_of(mirror: &RegistryMirror, kind: Kind, object: &ObjectMeta) -> bool {
+    if kind == Kind::PersistentVolumeClaim {
+        return object.deletion_timestamp.is_none() && is_retained_by(mirror, object);
+    }
+    if controller(object).is_some() || object.deletion_timestamp.is_some() {
+        return false;
+    }
+    let marks = names::labels(&mirror.name_any());
+    let labels = object.labels.iter().flatten();
+    marks.iter().all(|mark| labels.clone().any(|label| label == mark))
 }
 
-fn controller(object: &ObjectMeta) -> Option<&OwnerReference> {
-    object
-        .owner_references
-        .iter()
-        .flatten()
-        .find(|owner| owner.controller == Some(true))
+/// Returns whether a claim is the mirror's though the mirror does not own it: it was kept when its mirror went, its
+/// retention policy was changed, or it was made of the claim template.
+fn is_retained_by(mirror: &RegistryMirror, claim: &ObjectMeta) -> bool {
+    let labels = claim.labels.as_ref();
+    let label = labels.and_then(|labels| labels.get(names::CACHE_OF));
+    label == Some(&mirror.name_any())
+        && controller(claim).is_none_or(|owner| owners::is_set_of(mirror, owner))
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use std::{
 
 use kube::{
     ResourceExt,
-    api::DynamicObject,
+    api::{DynamicObject, ObjectMeta},
     runtime::{
         reflector::{ObjectRef, Store, store::Writer},
         watcher::Event,
@@ -66,14 +66,23 @@ impl Children {
 
     /// An object, if it is the operator's.
     pub fn get(&self, kind: Kind, namespace: &str, name: &str) -> Option<Arc<DynamicObject>> {
+        self.packed(kind, namespace, name).map(|packed| unpacked(&packed))
+    }
+
+    /// Returns an object's metadata, if it is the operator's, at no cost of reading the rest.
+    pub fn metadata(&self, kind: Kind, namespace: &str, name: &str) -> Option<ObjectMeta> {
+        self.packed(kind, namespace, name)
+            .map(|packed| packed.metadata.clone())
+    }
+
+    fn packed(&self, kind: Kind, namespace: &str, name: &str) -> Option<Arc<DynamicObject>> {
         let key = key(kind, namespace, name);
         let seen = self.stores.get(&kind)?.get(&key);
         let written = self.written().get(&key).cloned();
-        let packed = match (seen, written) {
+        match (seen, written) {
             (Some(seen), Some(written)) if version(&written) > version(&seen) => Some(written),
             (seen, written) => seen.or(written),
-        };
-        packed.map(|packed| unpacked(&packed))
+        }
     }
 
     /// All objects of a kind, one after the other.

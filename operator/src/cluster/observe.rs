@@ -22,9 +22,10 @@ use crate::{
     desired::{config, names},
     kind::Kind,
     observed::{
-        Answer, Claim, Configuration, ExistingClaim, Growth, Observed, Rendered, Server, ServiceAddress,
-        Text, Workload,
+        Allocation, Answer, Claim, Configuration, ExistingClaim, Growth, Observed, Rendered, Server,
+        ServiceAddress, Text, Workload,
     },
+    owners,
 };
 
 impl Cluster {
@@ -55,9 +56,10 @@ impl Children {
         let service = self.typed::<Service>(mirror, Kind::Service);
         Observed {
             service_names: service.as_ref().map(service_names).unwrap_or_default(),
+            allocation: service.as_ref().map(Allocation::from_service).unwrap_or_default(),
             service: service.and_then(ServiceAddress::of),
             configuration: self.configuration(mirror),
-            claims: self.claims(&name, &namespace),
+            claims: self.claims(mirror),
             claim_templates: stateful_set.as_ref().and_then(claim_templates),
             workload: stateful_set
                 .map(of_stateful_set)
@@ -91,11 +93,15 @@ impl Children {
     }
 
     /// The claims of a mirror, in the order of its replicas: the same are told the same way each time.
-    fn claims(&self, mirror: &str, namespace: &str) -> Vec<Claim> {
-        let objects = self.of_mirror(Kind::PersistentVolumeClaim, namespace, mirror);
+    fn claims(&self, mirror: &RegistryMirror) -> Vec<Claim> {
+        let (name, namespace) = (mirror.name_any(), mirror.namespace().unwrap_or_default());
+        let objects = self.of_mirror(Kind::PersistentVolumeClaim, &namespace, &name);
         let parsed = objects.iter().filter_map(|object| {
-            let ordinal = names::claim_ordinal(mirror, &object.name_any())?;
-            Some(claim(parse(object)?, ordinal))
+            let ordinal = names::claim_ordinal(&name, &object.name_any())?;
+            Some(Claim {
+                goes_with_mirror: owners::goes_with(mirror, &object.metadata),
+                ..claim(parse(object)?, ordinal)
+            })
         });
         let mut claims: Vec<_> = parsed.collect();
         claims.sort_by_key(|claim| claim.ordinal);
@@ -239,6 +245,7 @@ fn claim(claim: PersistentVolumeClaim, ordinal: u32) -> Claim {
     Claim {
         name,
         ordinal,
+        goes_with_mirror: false,
         growth: growth(&status),
         bound: status.phase.as_deref() == Some("Bound"),
         requested: claim

@@ -1,6 +1,9 @@
 //! What runs the servers.
 
-use crds::{RegistryMirror, storage::StorageType};
+use crds::{
+    RegistryMirror,
+    storage::{RetentionPolicy, StorageType, Volume},
+};
 use k8s_openapi::{
     api::apps::v1::{
         Deployment, DeploymentSpec, DeploymentStrategy, RollingUpdateDeployment, StatefulSet,
@@ -58,7 +61,6 @@ fn stateful_set(
     reload: &str,
 ) -> StatefulSet {
     let mirror = accepted.mirror;
-    let retain = || Some("Retain".to_owned());
     StatefulSet {
         metadata: metadata(mirror, reload),
         spec: Some(StatefulSetSpec {
@@ -68,8 +70,8 @@ fn stateful_set(
             // Each replica has a cache of its own: none has to wait for another.
             pod_management_policy: Some("Parallel".to_owned()),
             persistent_volume_claim_retention_policy: Some(StatefulSetPersistentVolumeClaimRetentionPolicy {
-                when_deleted: retain(),
-                when_scaled: retain(),
+                when_deleted: Some(when_deleted(&accepted.volume).to_owned()),
+                when_scaled: Some("Retain".to_owned()),
             }),
             update_strategy: Some(StatefulSetUpdateStrategy {
                 type_: Some("RollingUpdate".to_owned()),
@@ -81,6 +83,15 @@ fn stateful_set(
             ..StatefulSetSpec::default()
         }),
         ..StatefulSet::default()
+    }
+}
+
+/// Returns what becomes of claims that kube-controller-manager makes of the claim template when the set is deleted: where
+/// the set is deleted a moment after it was made, it may still make one, and that one would have no owner.
+fn when_deleted(volume: &Volume<'_>) -> &'static str {
+    match volume {
+        Volume::Claims { claim, .. } if claim.retention_policy == RetentionPolicy::Delete => "Delete",
+        Volume::Claims { .. } | Volume::ExistingClaim { .. } | Volume::Ephemeral(_) => "Retain",
     }
 }
 

@@ -7,8 +7,12 @@ use crds::{
 use k8s_openapi::{api::core::v1::ObjectReference, apimachinery::pkg::apis::meta::v1::Condition};
 use kube::runtime::events::{Event, EventType, Recorder};
 
+use crate::kind::Kind;
+
 /// All servers use new credentials.
 const ROTATED: &str = "CredentialsRotated";
+/// An object without an owner became the mirror's.
+const ADOPTED: &str = "Adopted";
 /// What a note may have at most.
 const NOTE_BYTES: usize = 1000;
 /// What an action may have at most.
@@ -69,6 +73,21 @@ pub fn rotations(before: &[UpstreamStatus], now: &[UpstreamStatus]) -> Vec<Event
     now.iter().filter_map(rotated).collect()
 }
 
+/// Returns the event for an object that the mirror has adopted.
+pub fn adoption(kind: Kind, name: &str) -> Event {
+    let note = format!(
+        "{kind} {name} carries this mirror's labels and had no owner: it is this mirror's from now on"
+    );
+    Event {
+        type_: EventType::Normal,
+        reason: ADOPTED.to_owned(),
+        note: Some(cut(&note, NOTE_BYTES)),
+        // Events are one series where only their notes differ.
+        action: cut(&format!("Adopt {kind} {name}"), ACTION_BYTES),
+        secondary: None,
+    }
+}
+
 /// The event for what failed several times in a row.
 pub fn failure(error: &dyn std::error::Error) -> Event {
     Event {
@@ -88,6 +107,7 @@ fn is_bad(condition: &Condition) -> bool {
         Reason::UpgradeWaiting,
     ];
     condition.reason == Reason::Expiring.as_str()
+        || condition.reason == Reason::ManagedByAnother.as_str()
         || condition.status == "False" && !EXPECTED.iter().any(|reason| reason.as_str() == condition.reason)
 }
 

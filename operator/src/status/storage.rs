@@ -3,6 +3,7 @@
 use crds::{
     RegistryMirror,
     conditions::{ConditionType, Reason, Truth},
+    storage::{RetentionPolicy, Volume},
 };
 
 use super::{Acted, Outcome, conditions::Saying};
@@ -14,6 +15,7 @@ use crate::{
 /// The worst first; nothing is said of a mirror without a claim whose servers have room.
 pub(super) fn condition(mirror: &RegistryMirror, outcome: &Outcome, observed: &Observed) -> Option<Saying> {
     refused(outcome)
+        .or_else(|| not_kept(mirror, observed))
         .or_else(|| infeasible(observed))
         .or_else(|| missing(observed))
         .or_else(|| pending(mirror, observed))
@@ -40,6 +42,22 @@ fn refused(outcome: &Outcome) -> Option<Saying> {
         refused.reason,
         format!("claim {name}: {}", refused.message),
     ))
+}
+
+/// Returns the warning that a claim which is to be kept would be deleted with the mirror.
+fn not_kept(mirror: &RegistryMirror, observed: &Observed) -> Option<Saying> {
+    let Some(Volume::Claims { claim, .. }) = mirror.spec.storage.volume() else {
+        return None;
+    };
+    if claim.retention_policy != RetentionPolicy::Retain {
+        return None;
+    }
+    let Claim { name, .. } = observed.claims.iter().find(|claim| claim.goes_with_mirror)?;
+    let message = format!(
+        "claim {name}: it would still be deleted with the mirror (retentionPolicy Retain), as its owner references are not \
+         changed yet: do not delete the mirror before they are"
+    );
+    Some(not_ready(Reason::RetentionPolicyNotApplied, message))
 }
 
 fn missing(observed: &Observed) -> Option<Saying> {

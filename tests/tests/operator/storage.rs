@@ -1,15 +1,22 @@
 //! Claims: they grow as the storage driver says, keep their caches, and go only where the spec lets them.
 
+use std::time::Duration;
+
 use crds::RegistryMirror;
 use crds::conditions::{ConditionType, Reason};
+use futures::future::join_all;
 use k8s_openapi::api::apps::v1::StatefulSet;
+use k8s_openapi::api::authorization::v1::SelfSubjectAccessReview;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
+use k8s_openapi::api::events::v1::Event;
+use k8s_openapi::api::rbac::v1::Role;
 use k8s_openapi::api::storage::v1::StorageClass;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
-use kube::api::{Patch, PatchParams};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
 use testbed::FakeKubelet;
+use testbed::control_plane::skip_on_existing_cluster;
 use testbed::upstream::{self, Upstream};
 
 use crate::bench::{Bench, belongs_to, push_one, soon, with_claims};
@@ -380,4 +387,132 @@ async fn a_second_server_on_one_cache_ends_with_a_clear_word_and_is_never_ready(
         ("True".to_owned(), "False".to_owned())
     );
     assert!(!is_ready(&pod));
+}
+
+/// A mirror with one claim each, of which nothing but the retention policy and the size change.
+fn retained(policy: &str, size: &str) -> Value {
+    let mut spec = with_claims(size);
+    spec["storage"]["persistentVolumeClaim"]["retentionPolicy"] = json!(policy);
+    spec
+}
+
+/// A growth that the storage class refuses does not keep the claim from following the retention policy.
+#[tokio::test]
+async fn retention_policy_applies_though_growth_is_refused() {
+    let bench = Bench::start("kept-fixed").await;
+    let _kubelet = kubelet(&bench).await;
+    let class = class(&bench, "registrymirror.io/test-directory", false).await;
+    let of = |policy: &str, size: &str| {
+        let mut spec = retained(policy, size);
+        spec["storage"]["persistentVolumeClaim"]["storageClassName"] = json!(class);
+        spec
+    };
+    bench.mirror("hub", of("Delete", "16Mi")).await;
+    until_bound(&bench).await;
+    bench.mirror("hub", of("Delete", "32Mi")).await;
+    until_storage(&bench, "False", Reason::ResizeUnsupported, "cache-hub-0").await;
+    bench.mirror("hub", of("Retain", "32Mi")).await;
+    bench
+        .until("cache-hub-0", "no owner", |claim: &Claim| {
+            claim.owner_references().is_empty().then_some(())
+        })
+        .await;
+    until_storage(&bench, "False", Reason::ResizeUnsupported, "cache-hub-0").await;
+}
+
+/// Without the permission that the admission plugin asks for, a claim that is to be kept is reported until it is safe.
+#[tokio::test]
+async fn claim_that_can_not_be_kept_is_reported() {
+    if skip_on_existing_cluster("claim_that_can_not_be_kept_is_reported") {
+        return;
+    }
+    let bench = Bench::start("unsafe").await;
+    bench.mirror("hub", retained("Delete", "1Gi")).await;
+    bench.until_accepted("hub").await;
+    let mut role = bench.get::<Role>("operator").await.unwrap();
+    let rules = role.rules.clone();
+    for rule in role.rules.iter_mut().flatten() {
+        if rule
+            .resources
+            .iter()
+            .flatten()
+            .any(|one| one == "persistentvolumeclaims")
+        {
+            rule.verbs.retain(|verb| verb != "delete");
+        }
+    }
+    bench
+        .merge::<Role>("operator", json!({"rules": role.rules}))
+        .await;
+    until_denied(&bench).await;
+    bench.mirror("hub", retained("Retain", "1Gi")).await;
+    let words = "would still be deleted with the mirror";
+    let reported = until_storage(&bench, "False", Reason::RetentionPolicyNotApplied, words).await;
+    assert!(reported.message.contains("can't delete"), "{}", reported.message);
+    soon("a warning", async || {
+        let events = bench.api::<Event>().list(&ListParams::default()).await.unwrap();
+        let is_it = |event: &Event| {
+            event.reason.as_deref() == Some("RetentionPolicyNotApplied")
+                && event.type_.as_deref() == Some("Warning")
+        };
+        events.iter().any(is_it).then_some(())
+    })
+    .await;
+
+    bench.merge::<Role>("operator", json!({"rules": rules})).await;
+    bench
+        .until("cache-hub-0", "no owner", |claim: &Claim| {
+            claim.owner_references().is_empty().then_some(())
+        })
+        .await;
+    bench
+        .until("hub", "end of the warning", |mirror: &RegistryMirror| {
+            let storage = crate::bench::condition(mirror, ConditionType::StorageReady)?;
+            (storage.reason != Reason::RetentionPolicyNotApplied.as_str()).then_some(())
+        })
+        .await;
+    bench.delete::<RegistryMirror>("hub").await;
+    bench.until_gone::<StatefulSet>("hub").await;
+    let kept = bench.get::<Claim>("cache-hub-0").await.unwrap();
+    assert!(kept.metadata.deletion_timestamp.is_none());
+}
+
+/// Waits until the API server knows that the operator may no longer delete claims.
+async fn until_denied(bench: &Bench) {
+    let reviews = Api::<SelfSubjectAccessReview>::all(bench.client().await);
+    let review: SelfSubjectAccessReview = serde_json::from_value(json!({"spec": {"resourceAttributes": {
+        "namespace": bench.namespace.name(), "verb": "delete", "resource": "persistentvolumeclaims",
+    }}}))
+    .unwrap();
+    soon("end of a permission", async || {
+        let answer = reviews.create(&PostParams::default(), &review).await.unwrap();
+        (!answer.status?.allowed).then_some(())
+    })
+    .await;
+}
+
+/// kube-controller-manager may make a claim of the template after the garbage collector has deleted the operator's.
+#[tokio::test]
+async fn mirror_deleted_at_once_leaves_no_claim() {
+    const TIMES: usize = 24;
+    let bench = Bench::start("fleeting").await;
+    let mirrors = bench.api::<RegistryMirror>();
+    let live = async |number: usize| {
+        let name = format!("m{number}");
+        bench.mirror(&name, retained("Delete", "1Gi")).await;
+        // At different stages of its creation.
+        tokio::time::sleep(Duration::from_millis(40 * number as u64)).await;
+        mirrors.delete(&name, &DeleteParams::default()).await.unwrap();
+        bench.until_gone::<RegistryMirror>(&name).await;
+        bench.until_gone::<StatefulSet>(&name).await;
+    };
+    join_all((0..TIMES).map(live)).await;
+    soon("end of every claim", async || {
+        let claims = bench.api::<Claim>().list(&ListParams::default()).await.unwrap();
+        let left = claims
+            .iter()
+            .filter(|claim| claim.metadata.deletion_timestamp.is_none());
+        (left.count() == 0).then_some(())
+    })
+    .await;
 }
