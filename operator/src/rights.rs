@@ -67,8 +67,8 @@ pub const ON_MIRRORS: &[Rule] = &[
     },
 ];
 
-/// The part of [`ON_MIRRORS`] that the admission plugin OwnerReferencesPermissionEnforcement asks for, which OpenShift
-/// switches on: only a user that may delete an object may change its owner references. The operator does so when a
+/// The part of [`ON_MIRRORS`] that the admission plugin `OwnerReferencesPermissionEnforcement` asks for, which some
+/// distributions switch on: only a user that may delete an object may change its owner references. The operator does so when a
 /// retention policy changes and when it adopts an object. It sends no such request itself.
 pub const BY_ADMISSION: &[Rule] = &[
     Rule {

@@ -27,9 +27,10 @@ pub async fn adopt(mirror: &RegistryMirror, cluster: &Cluster, adopted: &mut Vec
         return Ok(());
     }
     for (kind, name) in orphans {
-        let may = |metadata: &ObjectMeta| match guard::is_orphan_of(mirror, kind, metadata) {
-            true => Ok(()),
-            false => Err(Error::from(Rejection::invalid(String::new()))),
+        let may = |metadata: &ObjectMeta| {
+            let is_orphan = guard::is_orphan_of(mirror, kind, metadata);
+            let refused = || Error::from(Rejection::invalid(String::new()));
+            is_orphan.then_some(()).ok_or_else(refused)
         };
         match target.set_owners(kind, &name, true, may).await {
             Ok(true) => adopted.push((kind, name)),

@@ -59,11 +59,12 @@ impl Target<'_> {
     }
 }
 
-/// Tells the API server's answer to a change of owners from what a retry may mend.
+/// Returns the refusal of a change of owners; the error where a retry may succeed.
 fn refused_owners(error: Error, is_owned: bool) -> Result<RefusedClaim, Error> {
-    let consequence = match is_owned {
-        true => "the claim would stay when the mirror is deleted (retentionPolicy Delete)",
-        false => "the claim would still be deleted with the mirror (retentionPolicy Retain)",
+    let consequence = if is_owned {
+        "the claim would stay when the mirror is deleted (retentionPolicy Delete)"
+    } else {
+        "the claim would still be deleted with the mirror (retentionPolicy Retain)"
     };
     refusal(error, |_| {
         Some((

@@ -1,4 +1,4 @@
-//! Objects as a backup restores them: made anew without owners, UIDs and status, in an order of the tool's own.
+//! Objects as a backup restores them: created without owners, UIDs and status, in an order of the tool's own.
 
 use std::collections::BTreeMap;
 

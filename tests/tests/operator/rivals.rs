@@ -116,7 +116,7 @@ async fn second_operator_stands_by_and_says_so() {
     })
     .await;
 
-    // A mirror of before and a new one, which either may take.
+    // The mirror that the first one manages, and a new one, which either may take.
     let mut spec = ephemeral();
     spec["replicas"] = serde_json::json!(2);
     bench.mirror("hub", spec.clone()).await;

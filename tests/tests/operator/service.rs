@@ -69,7 +69,7 @@ async fn deleted_service_is_made_again_with_its_numbers() {
     }
 }
 
-/// The mirror waits for the address, as nodes would pull from the other Service, and takes another only when it is told to.
+/// The mirror waits for the address, as nodes would pull from the other Service, and takes another only when the spec asks for one.
 #[tokio::test]
 async fn taken_address_is_reported_and_taken_back_once_it_is_free() {
     let mut bench = Bench::start("taken").await;

@@ -47,26 +47,26 @@ pub(super) fn findings(subject: &str, mirror: &RegistryMirror) -> Vec<Finding> {
 
 /// What is worth telling of one condition.
 fn finding(subject: &str, condition: &Condition) -> Option<Finding> {
-    let told = format!("{}: {}", in_words(condition), condition.message);
+    let text = format!("{}: {}", in_words(condition), condition.message);
     let finding = match (condition.type_.as_str(), condition.status.as_str()) {
-        ("Paused" | "Progressing", "True") | (_, "Unknown") => Finding::warning(Check::Mirror, subject, told),
+        ("Paused" | "Progressing", "True") | (_, "Unknown") => Finding::warning(Check::Mirror, subject, text),
         (_, "True") if condition.reason == Reason::Expiring.as_str() => {
-            Finding::warning(Check::Mirror, subject, told)
+            Finding::warning(Check::Mirror, subject, text)
         }
         ("OperatorConflict", "True") => {
-            Finding::problem(Check::Mirror, class(&condition.reason), subject, told)
+            Finding::problem(Check::Mirror, class(&condition.reason), subject, text)
         }
         ("Paused", _) | (_, "True") => return None,
         ("Progressing", _) if condition.reason == Reason::RolledOut.as_str() => return None,
         ("Progressing", _) if condition.reason == Reason::UpgradeWaiting.as_str() => {
-            Finding::warning(Check::Mirror, subject, told)
+            Finding::warning(Check::Mirror, subject, text)
         }
         // These never take a mirror out of service.
-        ("UpstreamReachable", _) => Finding::warning(Check::Mirror, subject, told),
+        ("UpstreamReachable", _) => Finding::warning(Check::Mirror, subject, text),
         _ if condition.reason == Reason::ScaledToZero.as_str() => {
-            Finding::warning(Check::Mirror, subject, told)
+            Finding::warning(Check::Mirror, subject, text)
         }
-        _ => Finding::problem(Check::Mirror, class(&condition.reason), subject, told),
+        _ => Finding::problem(Check::Mirror, class(&condition.reason), subject, text),
     };
     let finding = finding.reason(&condition.reason);
     Some(match advice(&condition.reason) {

@@ -100,17 +100,17 @@ fn installation(deployment: &Deployment) -> Installation {
     let arguments = pod
         .and_then(|pod| pod.containers.first()?.args.clone())
         .unwrap_or_default();
-    let told = |flag: &str| {
+    let values_of = |flag: &str| {
         let values = arguments
             .iter()
             .filter_map(|argument| argument.strip_prefix(flag));
         values.map(ToOwned::to_owned).collect::<Vec<_>>()
     };
     let namespace = deployment.namespace().unwrap_or_default();
-    let home = told("--lease-namespace=")
+    let home = values_of("--lease-namespace=")
         .pop()
         .unwrap_or_else(|| namespace.clone());
-    let lease = told("--lease-name=")
+    let lease = values_of("--lease-name=")
         .pop()
         .unwrap_or_else(|| "registry-mirror".to_owned());
     Installation {
@@ -118,8 +118,8 @@ fn installation(deployment: &Deployment) -> Installation {
         namespace,
         name: deployment.name_any(),
         account: account.unwrap_or_else(|| "default".to_owned()),
-        server_image: told("--server-image=").pop(),
-        namespaces: told("--watch-namespace="),
+        server_image: values_of("--server-image=").pop(),
+        namespaces: values_of("--watch-namespace="),
     }
 }
 
