@@ -20,8 +20,8 @@ use crate::wait;
 
 /// How long the API server may take to answer; 4 s is usual, a busy machine is not.
 const READY: Duration = Duration::from_secs(90);
-/// Admission plugins that managed clusters add to those that are on by default. OpenShift has the first one, which
-/// refuses a change of owner references by a user without the permission to delete the object. EventRateLimit is not
+/// Admission plugins that managed clusters add to those that are on by default. `OpenShift` has the first one, which
+/// refuses a change of owner references by a user without the permission to delete the object. `EventRateLimit` is not
 /// among them: it drops events, on which tests wait, and the operator treats a lost event as harmless.
 const ADMISSION_PLUGINS: [&str; 5] = [
     "OwnerReferencesPermissionEnforcement",
