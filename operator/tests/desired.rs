@@ -281,6 +281,34 @@ fn nodes_get_no_files_before_there_is_an_address_or_where_none_are_wanted() {
     assert!(!has(&mirror, &at_an_address()));
 }
 
+/// The rules of the API are no weaker than the server's, which would not start.
+#[test]
+fn servers_take_every_header_that_the_api_accepts() {
+    let ascii = || (0..=0x7f_u8).map(char::from);
+    let mut headers = Vec::new();
+    for character in ascii() {
+        headers.push((format!("x{character}"), "a".to_owned()));
+        headers.push(("X-Value".to_owned(), format!("a{character}b")));
+        headers.push(("X-Edge".to_owned(), character.to_string()));
+    }
+    let mut accepted = 0;
+    for (name, value) in headers {
+        let document = serde_json::json!({
+            "apiVersion": "registrymirror.io/v1alpha1", "kind": "RegistryMirror", "metadata": {"name": "hub"},
+            "spec": {
+                "upstreams": [{"host": "quay.io"}], "storage": {"type": "Ephemeral"},
+                "responseHeaders": [{"name": name, "value": value}],
+            },
+        });
+        if let Ok(mirror) = crds::validate::created(&document) {
+            accepted += 1;
+            // It would panic.
+            desired(&mirror, &shelf(), &Observed::default());
+        }
+    }
+    assert!(accepted > 200, "{accepted}");
+}
+
 fn rejected(mirror: &RegistryMirror, shelf: &Shelf) -> (crds::conditions::Reason, String) {
     let references = references(mirror, shelf);
     let rejection = validate::accept(mirror, &references).err().unwrap();
