@@ -36,6 +36,7 @@ async fn answer(stream: TcpStream, service: Router) {
     let answered = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(PATIENCE)
+        .title_case_headers(true)
         .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service))
         .await;
     if let Err(error) = answered {

@@ -304,6 +304,8 @@ fn builder(http2: bool) -> Builder<TokioExecutor> {
         .header_read_timeout(None)
         .max_headers(MAX_HEADERS)
         .max_buf_size(MAX_HEADER_BYTES)
+        // Clients that compare field names as text have only seen those of Distribution, which Go writes so.
+        .title_case_headers(true)
         // What stands in for a piece must reach the stream as it is.
         .writev(true);
     builder

@@ -71,6 +71,117 @@ async fn who_takes_the_end_of_an_answer_late_gets_it_all_the_same() {
     assert!(answer[head..] == data, "other bytes");
 }
 
+/// The field lines of the answer to a request that is written as it is.
+async fn field_lines(address: &str, request: &str) -> (String, Vec<String>) {
+    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    let request = format!("{request}\r\nHost: mirror\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await.unwrap();
+    let end = answer.windows(4).position(|part| part == b"\r\n\r\n").unwrap();
+    let mut lines = std::str::from_utf8(&answer[..end]).unwrap().lines();
+    let status = lines.next().unwrap().to_owned();
+    (status, lines.map(str::to_owned).collect())
+}
+
+/// Go writes each word of a field name with a capital, also where other software writes `WWW` or `ETag`.
+fn is_written_as_in_go(line: &str) -> bool {
+    let name = line.split(':').next().unwrap();
+    name.split('-').all(|word| {
+        word.starts_with(|c: char| !c.is_ascii_lowercase())
+            && !word[1..].contains(|c: char| c.is_ascii_uppercase())
+    })
+}
+
+/// Clients that compare field names as text know those of Distribution.
+#[tokio::test]
+async fn http1_field_names_are_written_as_in_go() {
+    let (hub, home) = (Hub::start().await, Home::new());
+    let digest = hub.push_blob("app", &vec![7; 2 * MIB]);
+    hub.push_image("app", "v1", &[b"layer"]);
+    let auth = "auth: {htpasswd: {realm: mirror, path: HOME/users}}";
+    let closed = Home::new();
+    closed.write("users", "");
+    let closed = closed.serve("", &format!("{}\n{auth}", proxy(&hub)), &[]).await;
+    let served = home.serve(", headers: {x-own: [a]}", &proxy(&hub), &[]).await;
+    let (blob, manifest) = (format!("/v2/app/blobs/{digest}"), "/v2/app/manifests/v1");
+    let range = |ranges: &str| format!("GET {blob} HTTP/1.1\r\nRange: bytes={ranges}");
+    for (address, request, status, expected) in [
+        (
+            &served.address,
+            "GET /v2/ HTTP/1.1".to_owned(),
+            "200",
+            "Docker-Distribution-Api-Version",
+        ),
+        (
+            &served.address,
+            format!("GET {manifest} HTTP/1.1"),
+            "200",
+            "Docker-Content-Digest",
+        ),
+        (
+            &served.address,
+            format!("HEAD {manifest} HTTP/1.1"),
+            "200",
+            "Etag",
+        ),
+        (
+            &served.address,
+            format!("GET {blob} HTTP/1.1"),
+            "200",
+            "Content-Length",
+        ),
+        (&served.address, format!("GET {blob} HTTP/1.1"), "200", "X-Cache"),
+        (&served.address, format!("GET {blob} HTTP/1.0"), "200", "X-Own"),
+        (&served.address, range("0-9"), "206", "Content-Range"),
+        (&served.address, range("0-9,20-29"), "206", "Content-Type"),
+        (&served.address, range("9999999-"), "416", "Content-Range"),
+        (
+            &served.address,
+            "GET /v2/app/tags/list?n=1 HTTP/1.1".to_owned(),
+            "200",
+            "Content-Type",
+        ),
+        (
+            &served.address,
+            "GET /v2/none/manifests/v1 HTTP/1.1".to_owned(),
+            "404",
+            "Content-Type",
+        ),
+        (
+            &served.address,
+            "PUT /v2/app/manifests/v1 HTTP/1.1".to_owned(),
+            "405",
+            "Content-Type",
+        ),
+        (&served.address, "GET  HTTP".to_owned(), "400", "Date"),
+        (
+            &served.admin,
+            "GET /metrics HTTP/1.1".to_owned(),
+            "200",
+            "Content-Type",
+        ),
+        (
+            &closed.address,
+            "GET /v2/ HTTP/1.1".to_owned(),
+            "401",
+            "Www-Authenticate",
+        ),
+    ] {
+        let (first, lines) = field_lines(address, &request).await;
+        assert_eq!(first.split(' ').nth(1), Some(status), "{request}");
+        let start = format!("{expected}: ");
+        assert!(
+            lines.iter().any(|line| line.starts_with(&start)),
+            "{request}: {lines:?}"
+        );
+        assert!(
+            lines.iter().all(|line| is_written_as_in_go(line)),
+            "{request}: {lines:?}"
+        );
+    }
+}
+
 /// Follows `Link` from page to page, and gathers what `field` lists.
 async fn walk(served: &Served, path: &str, field: &str) -> (Vec<String>, usize) {
     let (mut path, mut names, mut pages) = (path.to_owned(), Vec::new(), 0);

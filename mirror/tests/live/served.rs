@@ -68,7 +68,7 @@ pub(crate) struct Served {
     process: Child,
     log: Option<Lines<BufReader<ChildStderr>>>,
     pub(crate) address: String,
-    admin: String,
+    pub(crate) admin: String,
 }
 
 impl Served {
