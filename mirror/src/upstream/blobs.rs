@@ -9,7 +9,7 @@ use bytes::Bytes;
 use futures::Stream;
 use futures::StreamExt;
 use futures::stream::BoxStream;
-use http::header::{ACCEPT_ENCODING, CONTENT_RANGE, RANGE};
+use http::header::{CONTENT_RANGE, RANGE};
 use http::{HeaderMap, HeaderValue, Method};
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -286,7 +286,7 @@ impl Upstream {
             lane,
             method,
             url: self.wire.url(&format!("{name}/blobs/{digest}")),
-            headers: HeaderMap::from_iter([(ACCEPT_ENCODING, HeaderValue::from_static("identity"))]),
+            headers: HeaderMap::new(),
             repository: Some(name),
             follow: true,
         }

@@ -4,6 +4,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::header::ACCEPT_ENCODING;
+use http::{HeaderMap, HeaderValue};
 use hyper_util::client::proxy::matcher::Matcher;
 use reqwest::{Client, ClientBuilder, Proxy, redirect};
 use url::Url;
@@ -17,10 +19,18 @@ use crate::tls::{self, TrustedCertificates};
 
 const USER_AGENT: &str = concat!("registry-mirror/", env!("CARGO_PKG_VERSION"));
 
+/// The bytes are hashed as they come: nothing is to be compressed on its way.
+const IDENTITY: HeaderValue = HeaderValue::from_static("identity");
+
 /// Below what common load balancers keep idle connections for (60 s).
 const KEPT_IDLE: Duration = Duration::from_secs(45);
 
-/// The clients, chosen by what is asked and whether an HTTP proxy stands before it.
+/// The headers of an answer that curl reads, too: so many, and so many bytes of them. Over HTTP/1.1 hyper's buffer, of
+/// 400 KiB, bounds the bytes.
+const MOST_HEADERS: usize = 5000;
+const MOST_HEADER_BYTES: u32 = 300 * 1024;
+
+/// The clients of one upstream, chosen by the kind of request and by whether an HTTP proxy carries it.
 pub(super) struct Clients {
     direct: Pair,
     /// No address check here: the proxy resolves the names, and its own address is the operator's choice.
@@ -49,13 +59,14 @@ impl Clients {
         let tls = |http2| tls::client_config(trusted.clone(), http2).map_err(|e| failed(e.to_string()));
         let (http1, http2) = (tls(false)?, tls(true)?);
         let base = |allow_http2| {
-            let builder = Client::builder()
+            let builder = lenient()
                 .user_agent(USER_AGENT)
                 .redirect(redirect::Policy::none())
                 .referer(false)
                 .connect_timeout(timeouts.connect)
                 .pool_idle_timeout(KEPT_IDLE)
-                .http2_adaptive_window(true);
+                .http2_adaptive_window(true)
+                .default_headers(HeaderMap::from_iter([(ACCEPT_ENCODING, IDENTITY)]));
             if config.tls.insecure_skip_verify {
                 return builder.tls_danger_accept_invalid_certs(true);
             }
@@ -112,6 +123,17 @@ impl Pair {
             blobs: base(false).http1_only().build()?,
         })
     }
+}
+
+/// Returns a builder of clients that read headers as curl and Go do: folded lines (RFC 9112, 5.2), space before the
+/// colon, lines that are no header (they are left out), many and long ones.
+fn lenient() -> ClientBuilder {
+    Client::builder()
+        .http1_allow_obsolete_multiline_headers_in_responses(true)
+        .http1_allow_spaces_after_header_name_in_responses(true)
+        .http1_ignore_invalid_headers_in_responses(true)
+        .http1_max_headers(MOST_HEADERS)
+        .http2_max_header_list_size(MOST_HEADER_BYTES)
 }
 
 /// Whether the environment names a proxy.

@@ -1,7 +1,7 @@
 //! Tags and referrers (distribution-spec, "Content Discovery").
 
 use bytes::Bytes;
-use http::header::{ACCEPT, ACCEPT_ENCODING, LINK};
+use http::header::{ACCEPT, LINK};
 use http::{HeaderMap, HeaderValue, Method};
 use serde_json::{Value, json};
 use url::Url;
@@ -106,10 +106,7 @@ fn about_list(name: &str, url: Url) -> Question<'_> {
         lane: Lane::Other,
         method: Method::GET,
         url,
-        headers: HeaderMap::from_iter([
-            (ACCEPT, HeaderValue::from_static(TYPES)),
-            (ACCEPT_ENCODING, HeaderValue::from_static("identity")),
-        ]),
+        headers: HeaderMap::from_iter([(ACCEPT, HeaderValue::from_static(TYPES))]),
         repository: Some(name),
         follow: true,
     }

@@ -1,8 +1,8 @@
 //! Manifests (distribution-spec, "Pulling manifests").
 
 use bytes::Bytes;
-use http::header::{ACCEPT, ACCEPT_ENCODING};
-use http::{HeaderMap, HeaderValue, Method};
+use http::header::ACCEPT;
+use http::{HeaderMap, Method};
 
 use super::Upstream;
 use super::accept::Accept;
@@ -138,10 +138,7 @@ impl Upstream {
             lane: Lane::Other,
             method,
             url: self.wire.url(&format!("{name}/manifests/{reference}")),
-            headers: HeaderMap::from_iter([
-                (ACCEPT, accept.header()),
-                (ACCEPT_ENCODING, HeaderValue::from_static("identity")),
-            ]),
+            headers: HeaderMap::from_iter([(ACCEPT, accept.header())]),
             repository: Some(name),
             follow: true,
         }

@@ -11,6 +11,7 @@ mod authorization;
 mod blobs;
 mod down;
 mod encodings;
+mod headers;
 mod redirects;
 mod rests;
 mod tls;

@@ -1,0 +1,97 @@
+//! Answers whose headers break the grammar of RFC 9112, or are more than most servers send: what curl and Go read is read.
+
+use std::fmt::Write as _;
+
+use mirror::clock::Clock;
+use mirror::upstream::{Error, ManifestAnswer, Upstream};
+use test_case::test_case;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+
+use crate::hub::Hub;
+use crate::{name, tag};
+
+const BODY: &str = r#"{"schemaVersion":2,"manifests":[]}"#;
+const KIND: &str = "application/vnd.oci.image.index.v1+json";
+
+/// Pulls a manifest from a server that answers each connection's first request with these bytes.
+async fn pull(head: &str, body: &str) -> Result<ManifestAnswer, Error> {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let answer = format!("{head}{body}");
+    let server = tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut request = vec![0; 4096];
+            let _ = stream.read(&mut request).await;
+            let _ = stream.write_all(answer.as_bytes()).await;
+        }
+    });
+    let hub = Hub::start().await;
+    let mut config = hub.config();
+    config.remote = format!("http://{address}").parse().unwrap();
+    let upstream = Upstream::new(&config, Clock::system()).unwrap();
+    let got = upstream.manifest(&name("library/app"), &tag("v1")).await;
+    server.abort();
+    got
+}
+
+/// A head with lines between the status and the end; `LEN` is replaced by the length of the body.
+fn head(lines: &str) -> String {
+    let length = BODY.len().to_string();
+    format!("HTTP/1.1 200 OK\r\n{}\r\n", lines.replace("LEN", &length))
+}
+
+#[test_case("Content-Length: LEN\r\nContent-Type: application/vnd.oci\r\n .image.index.v1+json; a=b\r\n", "application/vnd.oci .image.index.v1+json"; "folded inside its value")]
+#[test_case("X-Folded: a\r\n b\r\n\tc\r\nContent-Length: LEN\r\nContent-Type: application/vnd.oci.image.index.v1+json\r\n", KIND; "folded twice, with a space and with a tab")]
+#[test_case("Content-Type:\r\n application/vnd.oci.image.index.v1+json\r\nContent-Length: LEN\r\n", KIND; "folded before its value")]
+#[test_case("Content-Length : LEN\r\nContent-Type\t: application/vnd.oci.image.index.v1+json\r\n", KIND; "space and tab before the colon")]
+#[test_case("content-length:LEN\r\ncontent-type:application/vnd.oci.image.index.v1+json\r\n", KIND; "lower case without space")]
+#[test_case("Content-Length: LEN\nContent-Type: application/vnd.oci.image.index.v1+json\n", KIND; "bare line feeds")]
+#[test_case("Content-Length: LEN\r\nX Y: z\r\nno header\r\nContent-Type: application/vnd.oci.image.index.v1+json\r\n", KIND; "lines that are no header")]
+#[test_case("Content-Length: LEN\r\nServer: Z\u{fc}rich\r\nContent-Type: application/vnd.oci.image.index.v1+json\r\n", KIND; "a value that is not ASCII")]
+#[test_case("Content-Length: LEN\r\nContent-Length: LEN\r\nContent-Type: application/vnd.oci.image.index.v1+json\r\n", KIND; "the same length twice")]
+#[tokio::test]
+async fn an_odd_header_is_read_as_clients_read_it(lines: &str, kind: &str) {
+    let got = pull(&head(lines), BODY).await.unwrap();
+    assert_eq!(got.content.bytes(), BODY.as_bytes());
+    assert_eq!(got.media_type.as_deref(), Some(kind));
+}
+
+#[test_case("HTTP/1.1 200\r\n"; "no reason")]
+#[test_case("HTTP/1.1 200 \r\n"; "an empty reason")]
+#[test_case("HTTP/1.1 200 Tr\u{e8}s bien\r\n"; "a reason that is not ASCII")]
+#[test_case("HTTP/1.0 200 OK\r\n"; "an old version")]
+#[test_case("\r\nHTTP/1.1 200 OK\r\n"; "an empty line before it")]
+#[test_case("HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\nHTTP/1.1 200 OK\r\n"; "an interim answer before it")]
+#[tokio::test]
+async fn an_odd_status_line_is_read_as_clients_read_it(line: &str) {
+    let head = format!("{line}Content-Length: {}\r\n\r\n", BODY.len());
+    let got = pull(&head, BODY).await.unwrap();
+    assert_eq!(got.content.bytes(), BODY.as_bytes());
+}
+
+/// The limits are curl's: 5000 headers, 300 KiB.
+#[test_case(150, 10; "a hundred and fifty")]
+#[test_case(4_900, 40; "nearly five thousand")]
+#[test_case(1, 100 * 1024; "one of a hundred KiB")]
+#[test_case(30, 9_900; "three hundred KiB in all")]
+#[tokio::test]
+async fn many_and_long_headers_are_read(count: usize, length: usize) {
+    let mut lines = String::new();
+    for index in 0..count {
+        write!(lines, "X-Filler-{index}: {}\r\n", "x".repeat(length)).unwrap();
+    }
+    lines.push_str("Content-Length: LEN\r\nContent-Type: application/vnd.oci.image.index.v1+json\r\n");
+    let got = pull(&head(&lines), BODY).await.unwrap();
+    assert_eq!(got.media_type.as_deref(), Some(KIND));
+}
+
+/// Nothing is kept of headers without an end.
+#[test_case(6_000, 10; "too many")]
+#[test_case(1, 2_000_000; "too long")]
+#[tokio::test]
+async fn endless_headers_are_given_up(count: usize, length: usize) {
+    let lines = format!("X: {}\r\n", "x".repeat(length)).repeat(count);
+    let error = pull(&head(&lines), BODY).await.unwrap_err();
+    assert!(matches!(error, Error::Unavailable { .. }), "{error:?}");
+}
