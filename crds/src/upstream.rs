@@ -115,7 +115,8 @@ pub struct Trust {
     #[x_kube(validation = rules::hosts())]
     pub realms: Vec<String>,
 
-    /// Names, or networks such as `10.0.0.0/8`, in private address ranges that the upstream may redirect to.
+    /// Names, or networks such as `10.0.0.0/8`, in private address ranges that the upstream may redirect to. A registry
+    /// at one of the names may get the upstream's credentials, if it asks for them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16), inner(length(max = 253)))]
     #[x_kube(validation = rules::hosts_or_networks())]

@@ -145,7 +145,7 @@ fn a_file_that_is_not_there_is_named() {
 }
 
 #[test_case("version: 0.1\nproxy:\n  remoturl: x\n" => "config.yml line 3: proxy.remoturl: unknown key; known here: \
-    remoteurl, username, password, ttl, remotenamespace, exec, upstreams, cache, credentialsdirectory, \
+    remoteurl, username, password, ttl, remotenamespace, exec, trust, upstreams, cache, credentialsdirectory, \
     filesdirectory")]
 #[test_case("proxy:\n  upstreams:\n  - host: a\n    hots: b\n" => "config.yml line 4: proxy.upstreams[0].hots: unknown \
     key; known here: host, remoteurl, repositoryprefix, tls, proxyurl, include, exclude, trust, \

@@ -54,6 +54,13 @@ mod tests {
     #[test_case("PROXY_USERNAME", "12345", "proxy: {username: '12345'}"; "a number as text")]
     #[test_case("PROXY_TTL", "48h", "proxy: {ttl: 48h}")]
     #[test_case("PROXY_TTL", "0", "proxy: {ttl: 0}")]
+    #[test_case("PROXY_TRUST_REALMS", "[a, b]", "proxy: {trust: {realms: [a, b]}}")]
+    #[test_case("PROXY_TRUST_REALMS_0", "a", "proxy: {trust: {realms: [a]}}")]
+    #[test_case(
+        "PROXY_TRUST_REDIRECTS_0",
+        "10.0.0.0/8",
+        "proxy: {trust: {redirects: [10.0.0.0/8]}}"
+    )]
     #[test_case("PROXY_UPSTREAMS_0_HOST", "quay.io", "proxy: {upstreams: [{host: quay.io}]}")]
     #[test_case(
         "PROXY_UPSTREAMS",

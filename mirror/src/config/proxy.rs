@@ -70,13 +70,32 @@ pub struct UpstreamTls {
     pub insecure_skip_verify: bool,
 }
 
-/// What an upstream's answers may lead to beside itself.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// The hosts that an upstream's answers may lead to, apart from its own.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Trust {
     /// Hosts of token servers that may get its credentials.
     pub realms: Vec<String>,
-    /// Names or CIDRs inside private networks that redirects may lead to.
+    /// Names or CIDRs inside private networks that redirects may lead to. A registry at such a name may get the
+    /// credentials.
     pub redirects: Vec<String>,
+    /// The key of the file that has both lists, for messages.
+    pub key: &'static str,
+}
+
+impl Trust {
+    /// The key of Distribution's one upstream, `proxy.remoteurl`.
+    pub(super) const PLAIN: &str = "proxy.trust";
+    const LISTED: &str = "proxy.upstreams[].trust";
+}
+
+impl Default for Trust {
+    fn default() -> Self {
+        Self {
+            realms: Vec::new(),
+            redirects: Vec::new(),
+            key: Self::LISTED,
+        }
+    }
 }
 
 /// How long content is kept, and how fresh a tag has to be.

@@ -8,7 +8,7 @@ use ::http::HeaderMap;
 use super::health::Pace;
 use super::http::{Listen, Tls};
 use super::log::Format;
-use super::{Cache, Config, Health, Http, Log, Proxy, UploadPurging, Upstream, file};
+use super::{Cache, Config, Health, Http, Log, Proxy, Trust, UploadPurging, Upstream, file};
 use crate::credentials::Credential;
 
 impl From<&Config> for file::File {
@@ -183,17 +183,26 @@ fn proxy(proxy: &Proxy) -> file::Proxy {
         ..file::Proxy::default()
     };
     for upstream in &proxy.upstreams {
-        match &upstream.credential {
-            Credential::Basic { username, password } => {
-                written.remote_url = Some(upstream.remote.to_string());
-                written.remote_namespace = upstream.repository_prefix.as_ref().map(ToString::to_string);
-                written.username = Some(username.clone());
-                written.password = Some(file::Masked(password.clone()));
-            }
-            _ => written.upstreams.push(self::upstream(upstream)),
+        if upstream.trust.key != Trust::PLAIN {
+            written.upstreams.push(self::upstream(upstream));
+            continue;
+        }
+        written.remote_url = Some(upstream.remote.to_string());
+        written.remote_namespace = upstream.repository_prefix.as_ref().map(ToString::to_string);
+        written.trust = trust(&upstream.trust);
+        if let Credential::Basic { username, password } = &upstream.credential {
+            written.username = Some(username.clone());
+            written.password = Some(file::Masked(password.clone()));
         }
     }
     written
+}
+
+fn trust(trust: &Trust) -> file::Trust {
+    file::Trust {
+        realms: trust.realms.clone(),
+        redirects: trust.redirects.clone(),
+    }
 }
 
 fn cache(cache: &Cache) -> file::Cache {
@@ -221,10 +230,7 @@ fn upstream(upstream: &Upstream) -> file::Upstream {
         proxy_url: upstream.proxy_url.as_ref().map(ToString::to_string),
         include: upstream.include.patterns().to_vec(),
         exclude: upstream.exclude.patterns().to_vec(),
-        trust: file::Trust {
-            realms: upstream.trust.realms.clone(),
-            redirects: upstream.trust.redirects.clone(),
-        },
+        trust: trust(&upstream.trust),
         insecure_allow_http_credentials: upstream.insecure_allow_http_credentials,
     }
 }
@@ -259,6 +265,7 @@ proxy:
   username: robot
   password: '********'
   remotenamespace: team
+  trust: {realms: [sso.example], redirects: [10.0.0.0/8]}
   ttl: 0
   credentialsdirectory: /credentials
   cache: {ttlfrom: LastUse, tagttl: 5m, staleiferror: 0, maxsize: 50Gi, pinned: ['a/b:*'], readonly: true, scrubperiod: 0}

@@ -5,6 +5,7 @@ use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use futures::future::join_all;
 use http::StatusCode;
+use test_case::test_case;
 
 use crate::hub::{Auth, Fault, Hub, Tokens};
 use crate::served::{Home, Served, client, eventually, publish};
@@ -166,4 +167,32 @@ async fn signed_urls_that_end_in_mid_blob_are_asked_for_anew_and_see_no_token() 
     );
     let signed = hub.seen("GET /signed");
     assert!(signed.iter().all(|seen| seen.authorization().is_empty()));
+}
+
+/// The token server is the hub by another name. Distribution's keys are all that the file has, but for `trust`.
+#[test_case("", &[], 403; "without trust")]
+#[test_case("trust: {realms: [localhost]},", &[], 200; "by the file")]
+#[test_case("", &[("REGISTRY_PROXY_TRUST_REALMS_0", "localhost")], 200; "by the environment")]
+#[tokio::test]
+async fn trust_opens_the_realm_of_distributions_upstream(
+    trust: &str,
+    environment: &[(&str, &str)],
+    status: u16,
+) {
+    let hub = Hub::start().await;
+    hub.push_image("library/app", "v1", &[b"layer"]);
+    let mut tokens = Tokens::at(&hub).only("jane", "hunter2");
+    tokens.realm = format!("http://localhost:{}/token", hub.url().port().unwrap());
+    *hub.auth() = Auth::Tokens(tokens);
+    let yaml = format!(
+        "proxy: {{remoteurl: '{}', username: jane, password: hunter2, {trust} cache: {{maxsize: 1Gi}}}}",
+        hub.url()
+    );
+    let mut served = Home::new().serve("", &yaml, environment).await;
+    served.forget_log();
+    let (answered, body) = served.get("/v2/library/app/manifests/v1").await;
+    assert_eq!(answered, status);
+    let hint = "add localhost to proxy.trust.realms";
+    let body = String::from_utf8_lossy(&body).into_owned();
+    assert_eq!(body.contains(hint), status == 403, "{body}");
 }

@@ -24,6 +24,8 @@ section! {
         "remotenamespace" => remote_namespace: Option<String>,
         /// A program that returns credentials.
         "exec" => exec: Present,
+        /// The hosts that `remoteurl` may lead to.
+        "trust" => trust: Trust,
         /// More upstreams; the first is the default one where there is no `remoteurl`.
         "upstreams" => upstreams: Vec<Upstream>,
         /// The time for which content is kept and served.
@@ -52,7 +54,7 @@ section! {
         "include" => include: Vec<String>,
         /// Patterns of repositories that are not served.
         "exclude" => exclude: Vec<String>,
-        /// What else may get its credentials, or be redirected to.
+        /// The hosts that the upstream may lead to.
         "trust" => trust: Trust,
         /// Allows credentials in clear text where `remoteurl` is `http://`.
         "insecureallowhttpcredentials" => insecure_allow_http_credentials: bool,
@@ -70,11 +72,12 @@ section! {
 }
 
 section! {
-    /// What an upstream's answers may lead to beside itself.
+    /// The hosts that an upstream's answers may lead to, apart from its own.
     Trust {
         /// The hosts of token servers that may get the upstream's credentials.
         "realms" => realms: Vec<String>,
-        /// The names or CIDRs inside private networks that redirects may lead to.
+        /// The names or CIDRs inside private networks that redirects may lead to. A registry at such a name may get
+        /// the credentials.
         "redirects" => redirects: Vec<String>,
     }
 }

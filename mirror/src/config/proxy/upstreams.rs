@@ -44,22 +44,28 @@ fn in_directory(proxy: &file::Proxy, file: PathBuf) -> PathBuf {
 fn plain(proxy: &file::Proxy) -> Result<Option<Upstream>, Error> {
     let credential = credential(proxy)?;
     let Some(url) = proxy.remote_url.as_deref().filter(|url| !url.is_empty()) else {
-        return match credential {
-            Credential::Anonymous => Ok(None),
-            _ => Err(Error::invalid(
-                "proxy.username",
-                "belongs to proxy.remoteurl, which is not set",
-            )),
+        let orphan = if credential != Credential::Anonymous {
+            "proxy.username"
+        } else if proxy.trust != file::Trust::default() {
+            "proxy.trust"
+        } else {
+            return Ok(None);
         };
+        return Err(Error::invalid(
+            orphan,
+            "belongs to proxy.remoteurl, which is not set",
+        ));
     };
     let remote = remote("proxy.remoteurl", url)?;
     let named = file::Upstream {
         host: host_of(&remote),
         repository_prefix: proxy.remote_namespace.clone(),
+        trust: proxy.trust.clone(),
         ..file::Upstream::default()
     };
     let mut upstream = extended("proxy", &named)?;
     upstream.remote = remote;
+    upstream.trust.key = Trust::PLAIN;
     // Distribution sends it whatever the scheme is; a notice tells.
     upstream.insecure_allow_http_credentials = credential != Credential::Anonymous;
     upstream.credential = credential;
@@ -118,6 +124,7 @@ fn extended(key: &str, upstream: &file::Upstream) -> Result<Upstream, Error> {
         trust: Trust {
             realms: upstream.trust.realms.clone(),
             redirects: upstream.trust.redirects.clone(),
+            ..Trust::default()
         },
         insecure_allow_http_credentials: upstream.insecure_allow_http_credentials,
         credential: Credential::Anonymous,
@@ -209,6 +216,24 @@ mod tests {
         assert_eq!(all[0].credential, Credential::Anonymous);
     }
 
+    #[test]
+    fn trust_works_with_remoteurl_alone() {
+        let yaml = "{remoteurl: 'https://a', trust: {realms: [sso.corp], redirects: [10.0.0.0/8]}, \
+                    upstreams: [{host: quay.io, trust: {realms: [auth.corp]}}]}";
+        let all = upstreams(yaml).unwrap();
+        let plain = Trust {
+            realms: vec!["sso.corp".into()],
+            redirects: vec!["10.0.0.0/8".into()],
+            key: Trust::PLAIN,
+        };
+        assert_eq!(all[0].trust, plain);
+        let listed = Trust {
+            realms: vec!["auth.corp".into()],
+            ..Trust::default()
+        };
+        assert_eq!(all[1].trust, listed);
+    }
+
     #[test_case("", "a.pem" => "a.pem"; "nowhere in particular")]
     #[test_case("filesdirectory: /files,", "a.pem" => "/files/a.pem"; "in the directory of files")]
     #[test_case("filesdirectory: /files,", "/b/a.pem" => "/b/a.pem"; "where it says itself")]
@@ -226,6 +251,10 @@ mod tests {
     #[test_case("{remoteurl: 'https://a', username: u}", "proxy.password: must be set")]
     #[test_case("{remoteurl: 'https://a', password: hunter2}", "proxy.username: must be set")]
     #[test_case("{username: u, password: hunter2}", "belongs to proxy.remoteurl")]
+    #[test_case(
+        "{trust: {realms: [a]}, upstreams: [{host: a}]}",
+        "proxy.trust: belongs to proxy.remoteurl"
+    )]
     #[test_case("{upstreams: [{}]}", "proxy.upstreams[0].host: not a registry host")]
     #[test_case("{upstreams: [{host: 'https://a'}]}", "proxy.upstreams[0].host")]
     #[test_case("{upstreams: [{host: a}, {host: A}]}", "a is there twice")]
