@@ -1,8 +1,8 @@
 //! The registries that are asked for what the cache has not.
 //!
-//! A question goes `manifests`, `lists` or `blobs` → `exchange` (authorization by `access`, `token`
+//! A question goes `manifests`, `lists` or `blobs` → `exchange` (authorization by `access`, `token_server`, `token`
 //! and `challenge`; rests; redirects) → `wire` (one request, whether upstream is there at all) →
-//! `clients`. Whom it may lead to is decided in `redirect`, `trust` and `address`.
+//! `clients`. `redirect`, `trust` and `address` decide where it may lead, and with which authorization.
 
 mod accept;
 mod access;
@@ -25,6 +25,7 @@ mod redirect;
 mod rest;
 mod span;
 mod token;
+mod token_server;
 mod trust;
 mod verify;
 mod wire;
@@ -44,12 +45,12 @@ pub use manifests::{MOST_MANIFEST, ManifestAnswer, ManifestHead};
 pub use options::{Limits, Options, Timeouts};
 pub(crate) use pace::is_enough;
 
-use access::{Access, Policy};
+use access::Access;
 use address::Guard;
 use clients::Clients;
 use health::{Contact, Health};
 use rest::Class;
-use trust::HostPattern;
+use trust::Policy;
 use wire::Wire;
 
 use crate::clock::Clock;
@@ -64,6 +65,8 @@ pub struct Upstream {
     policy: Policy,
     clock: Clock,
     access: ArcSwap<Access>,
+    /// For registries that redirects lead to and that may not see the credential: this one holds none.
+    strangers: Access,
     credential: AtomicU64,
     /// Notified where the upstream refuses a request for want of a better credential.
     refused: Notify,
@@ -106,18 +109,11 @@ impl Upstream {
         let remote = bare(&config.remote);
         let trust = &config.trust;
         let trusted = trust.redirects.iter().chain(&trust.realms).map(String::as_str);
-        let guard = Guard::new(&remote, trusted);
+        let guard = Guard::new(&remote, trust.key, trusted);
         let clients = Clients::new(config, &options.timeouts, &guard)?;
-        let policy = Policy {
-            remote: remote.clone(),
-            realms: trust.realms.iter().map(|realm| HostPattern::new(realm)).collect(),
-            clear_text: config.insecure_allow_http_credentials,
-        };
-        let access = Access::new(
-            Ok(config.credential.clone()),
-            policy.clone(),
-            options.clock.clone(),
-        );
+        let policy = Policy::new(remote.clone(), config);
+        let access = |credential| Access::new(Ok(credential), policy.clone(), options.clock.clone());
+        let (own, strangers) = (access(config.credential.clone()), access(Credential::Anonymous));
         Ok(Self {
             wire: Arc::new(Wire {
                 host: config.host.clone(),
@@ -129,9 +125,10 @@ impl Upstream {
                 clients,
             }),
             prefix: config.repository_prefix.clone(),
+            access: ArcSwap::from_pointee(own),
+            strangers,
             policy,
             clock: options.clock,
-            access: ArcSwap::from_pointee(access),
             credential: AtomicU64::default(),
             refused: Notify::new(),
             blobs: Arc::new(Semaphore::new(options.limits.blobs)),

@@ -93,6 +93,8 @@ const RELATIONS: &[(&str, Relation)] = &[
     ("proxy.remoteurl", Same("Distribution without it is a registry to push to")),
     ("proxy.ttl", Same("a new value applies to what is cached already, too")),
     ("proxy.exec", Refused("set proxy.username and proxy.password, or proxy.credentialsdirectory, which is read again when it changes")),
+    ("proxy.username", Same("a token server in another domain gets user and password only if proxy.trust.realms names it")),
+    ("proxy.trust", Extension),
     ("proxy.upstreams", Extension),
     ("proxy.cache", Extension),
     ("proxy.credentialsdirectory", Extension),

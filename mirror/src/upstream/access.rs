@@ -4,53 +4,50 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use http::{HeaderMap, HeaderValue, Method, header::AUTHORIZATION};
-use moka::future::Cache;
+use http::{HeaderMap, HeaderValue, header::AUTHORIZATION};
+use moka::sync::Cache;
 use url::Url;
-use url::form_urlencoded::{Serializer, byte_serialize};
+use url::form_urlencoded::byte_serialize;
 
-use super::answer::Answer;
-use super::challenge::{Bearer, Challenge};
+use super::challenge::Challenge;
 use super::error::Error;
 use super::error_body::ErrorBody;
 use super::rest::{Class, Rests};
-use super::token::{Token, Tokens};
-use super::trust::{HostPattern, is_loopback, may_see_credentials};
-use super::wire::{Hop, Wire};
+use super::token::{Token, TokenKey, Tokens};
+use super::trust::{Audience, Policy};
+use super::wire::Wire;
 use crate::clock::Clock;
 use crate::credentials::Credential;
-use crate::metrics::TokenResult;
 
-const MOST_TOKEN_ANSWER: usize = 1024 * 1024;
 const MOST_SCOPES: u64 = 10_000;
+/// The upstream, and the hosts that the configuration names.
+const MOST_AUDIENCES: u64 = 100;
 
-/// To whom credentials may be shown.
-#[derive(Clone)]
-pub(super) struct Policy {
-    pub(super) remote: Url,
-    pub(super) realms: Vec<HostPattern>,
-    pub(super) clear_text: bool,
-}
-
-impl Policy {
-    fn may_send_to(&self, url: &Url) -> bool {
-        url.scheme() == "https" || self.clear_text || is_loopback(url)
-    }
-}
-
+/// A credential and its state; the credential is `Anonymous` for audiences that may not see any.
 pub(super) struct Access {
-    /// Or why there is none that may be used.
-    credential: Result<Credential, String>,
-    policy: Policy,
+    /// The credential, or the reason for having none.
+    pub(super) credential: Result<Credential, String>,
+    pub(super) policy: Policy,
     pub(super) rests: Rests,
     tokens: Tokens,
-    /// The last challenge, without its scope: spares the next request its own 401.
-    learned: Mutex<Option<Challenge>>,
+    /// The last challenge of each audience, without its scope: spares the next request its own 401.
+    learned: Cache<Audience, Challenge>,
     /// Scopes that registries asked for, where they are not the usual ones.
-    scopes: Cache<String, String>,
+    scopes: Cache<(Audience, String), String>,
+    /// The last server that asked for the credential and may not see it; `None` after one that may.
+    withheld: Mutex<Option<Withheld>>,
 }
 
-/// What a request shows of the credential.
+/// A server that asked for credentials and may not see them.
+#[derive(Clone)]
+enum Withheld {
+    /// A token server.
+    Realm(Url),
+    /// A registry that redirects led to.
+    Redirect(Url),
+}
+
+/// The part of the credential that a request shows.
 #[derive(Clone, Debug)]
 pub(super) enum Shown {
     Nothing,
@@ -76,8 +73,9 @@ impl Access {
             policy,
             rests: Rests::new(clock.clone()),
             tokens: Tokens::new(clock),
-            learned: Mutex::default(),
+            learned: Cache::new(MOST_AUDIENCES),
             scopes: Cache::new(MOST_SCOPES),
+            withheld: Mutex::default(),
         }
     }
 
@@ -92,96 +90,109 @@ impl Access {
         }
     }
 
-    /// What to show at first, by what was learned before.
-    pub(super) async fn show(&self, wire: &Arc<Wire>, repository: Option<&str>) -> Result<Shown, Error> {
-        let learned = self
-            .learned
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
-        match learned {
-            None => Ok(Shown::Nothing),
-            Some(challenge) => match self.meet(wire, challenge, repository, &Shown::Nothing).await {
-                // It was another repository that asked for it: whether this one does is upstream's to say.
-                Err(Error::Denied { .. }) => Ok(Shown::Nothing),
-                met => met,
-            },
+    /// Returns what to show to a server at first, by what it asked for before. A token server that cannot be
+    /// reached is forgotten: the registry may have another one by now, or none.
+    pub(super) async fn show(
+        &self,
+        wire: &Arc<Wire>,
+        audience: &Audience,
+        repository: Option<&str>,
+    ) -> Result<Shown, Error> {
+        let Some(challenge) = self.learned.get(audience) else {
+            return Ok(Shown::Nothing);
+        };
+        let resting = self.rests.left(Class::Token).is_some();
+        let met = self.respond_to(wire, audience, challenge, repository, &Shown::Nothing);
+        match met.await {
+            // It was another repository that asked for it: whether this one does is upstream's to say.
+            Err(Error::Denied { .. }) => Ok(Shown::Nothing),
+            Err(error @ Error::RateLimited { .. }) if resting => Err(error),
+            Err(_) => {
+                self.learned.invalidate(audience);
+                Ok(Shown::Nothing)
+            }
+            met => met,
         }
     }
 
-    /// What to show after a 401; an error where nothing better is at hand.
+    /// Returns what to show after a 401; an error where nothing better is at hand.
     pub(super) async fn answer(
         &self,
         wire: &Arc<Wire>,
+        audience: &Audience,
         headers: &HeaderMap,
         repository: Option<&str>,
         shown: &Shown,
     ) -> Result<Shown, Error> {
-        let learned = || {
-            self.learned
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .clone()
-        };
-        let challenge = match Challenge::read(headers) {
-            Some(challenge) => {
-                self.learn(&challenge, repository).await;
-                challenge
+        let challenge = match (Challenge::read(headers), shown) {
+            (Some(challenge), _) => {
+                self.learn(audience, &challenge, repository);
+                Some(challenge)
             }
             // Some registries say only that a token ended.
-            None => match (learned(), shown) {
-                (Some(challenge), Shown::Token(_)) => challenge,
-                _ => {
-                    return Err(Error::denied(
-                        401,
-                        "it asks for no kind of authorization known here",
-                    ));
-                }
-            },
+            (None, Shown::Token(_)) => self.learned.get(audience),
+            (None, Shown::Nothing | Shown::Basic(_)) => None,
         };
-        self.meet(wire, challenge, repository, shown).await
+        let unknown = || Error::denied(401, "it asks for no kind of authorization known here");
+        let challenge = challenge.ok_or_else(unknown)?;
+        self.respond_to(wire, audience, challenge, repository, shown)
+            .await
     }
 
-    async fn learn(&self, challenge: &Challenge, repository: Option<&str>) {
+    fn learn(&self, audience: &Audience, challenge: &Challenge, repository: Option<&str>) {
         let mut general = challenge.clone();
         if let Challenge::Bearer(bearer) = &mut general
             && let (Some(scope), Some(repository)) = (bearer.scope.take(), repository)
             && scope != usual_scope(repository)
         {
-            self.scopes.insert(repository.to_owned(), scope).await;
+            self.scopes
+                .insert((audience.clone(), repository.to_owned()), scope);
         }
-        *self.learned.lock().unwrap_or_else(PoisonError::into_inner) = Some(general);
+        self.learned.insert(audience.clone(), general);
     }
 
-    async fn meet(
+    async fn respond_to(
         &self,
         wire: &Arc<Wire>,
+        audience: &Audience,
         challenge: Challenge,
         repository: Option<&str>,
         before: &Shown,
     ) -> Result<Shown, Error> {
         let mut bearer = match challenge {
-            Challenge::Basic => return self.basic(before),
+            Challenge::Basic => {
+                self.note_withheld(None);
+                return self.basic(audience, before);
+            }
             Challenge::Bearer(bearer) => bearer,
         };
         if let (None, Some(repository)) = (&bearer.scope, repository) {
-            let special = self.scopes.get(repository).await;
+            let special = self.scopes.get(&(audience.clone(), repository.to_owned()));
             bearer.scope = Some(special.unwrap_or_else(|| usual_scope(repository)));
         }
         let spent = match before {
             Shown::Token(token) => Some(token),
             Shown::Nothing | Shown::Basic(_) => None,
         };
-        let fetch = self.fetch(wire, bearer.clone());
-        self.tokens.get(bearer, spent, fetch).await.map(Shown::Token)
+        let opens = self.policy.opens(audience, &bearer.realm);
+        self.note_withheld((!opens).then(|| Withheld::Realm(bearer.realm.clone())));
+        let asked = bearer.clone();
+        // Seldom needed, and large.
+        let fetch = async move { Box::pin(self.fetch(wire, audience, asked)).await };
+        let key = TokenKey {
+            audience: audience.clone(),
+            bearer,
+        };
+        self.tokens.get(key, spent, fetch).await.map(Shown::Token)
     }
 
-    fn basic(&self, before: &Shown) -> Result<Shown, Error> {
+    fn basic(&self, audience: &Audience, before: &Shown) -> Result<Shown, Error> {
         let denied = |message: &str| Err(Error::denied(401, message));
         match (&self.credential, before) {
+            _ if !audience.trusted => denied("it asks for user and password"),
             (_, Shown::Basic(_)) => denied("user or password are refused"),
             (Ok(Credential::Basic { username, password }), _) => {
-                if self.policy.may_send_to(&self.policy.remote) {
+                if self.policy.may_send_to(&audience.url) {
                     basic_header(username, password.expose()).map(Shown::Basic)
                 } else {
                     denied("credentials are not sent in clear text; use https or allow it for this upstream")
@@ -194,106 +205,49 @@ impl Access {
         }
     }
 
-    /// Asks the token server; with the credential where it may see it, else anonymously.
-    async fn fetch(&self, wire: &Arc<Wire>, bearer: Bearer) -> Result<Token, Error> {
-        self.admit(Class::Token)?;
-        let hop = self.token_request(&bearer)?;
-        let fetched = async {
-            let answer = wire.follow(hop, true).await?;
-            self.token(wire, answer).await
+    fn note_withheld(&self, withheld: Option<Withheld>) {
+        *self.withheld.lock().unwrap_or_else(PoisonError::into_inner) = withheld;
+    }
+
+    /// Notes that a registry that redirects led to asked for credentials and must not see them.
+    pub(super) fn keep_from(&self, audience: &Audience) {
+        self.note_withheld(Some(Withheld::Redirect(audience.url.clone())));
+    }
+
+    /// Returns an error with the name of the registry that redirects led to, and what to do where it may see the
+    /// credential.
+    pub(super) fn of_stranger(&self, audience: &Audience, error: Error) -> Error {
+        let Error::Denied { status, message } = error else {
+            return error;
         };
-        let fetched = fetched.await;
-        let result = match &fetched {
-            Ok(_) => TokenResult::Fetched,
-            Err(Error::Denied { .. }) => TokenResult::Refused,
-            Err(_) => TokenResult::Failed,
-        };
-        wire.metrics.token(&wire.host, result);
-        fetched
+        let at = audience.url.origin().ascii_serialization();
+        let message = self.hinted(format!("{at}, where it redirects to: {message}"));
+        Error::Denied { status, message }
     }
 
-    async fn token(&self, wire: &Wire, answer: Answer) -> Result<Token, Error> {
-        let status = answer.status();
-        if status.is_success() {
-            self.rests.succeeded(Class::Token);
-            return Token::read(&answer.read(MOST_TOKEN_ANSWER, wire.timeouts.body).await?);
-        }
-        match status.as_u16() {
-            // OAuth2 refuses a grant with 400 (RFC 6749, 5.2).
-            code @ (400 | 401 | 403) => {
-                let words = answer.error_body(wire, self).await.message();
-                let text = format!("the token server gave no token: {words}");
-                Err(Error::denied(code, self.hinted(text)))
-            }
-            429 => Err(Error::RateLimited {
-                retry_after: self.rests.limited(Class::Token, answer.headers()),
-            }),
-            code => Err(Error::unavailable(format!("the token server answered {code}"))),
-        }
-    }
-
-    fn shown_to(&self, realm: &Url) -> &Credential {
-        let trusted = may_see_credentials(&self.policy.remote, realm, &self.policy.realms);
-        match &self.credential {
-            Ok(credential) if trusted && self.policy.may_send_to(realm) => credential,
-            _ => &Credential::Anonymous,
-        }
-    }
-
-    /// Says why the credential was kept back from a token server, if it was.
+    /// Returns the reason why the server that asked last did not see the credential, and the key that allows it; `None`
+    /// if it did, or there is no credential.
     pub(super) fn kept_back(&self) -> Option<String> {
-        let learned = self
-            .learned
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
-        let Some(Challenge::Bearer(Bearer { realm, .. })) = learned else {
-            return None;
-        };
         let configured = self
             .credential
             .as_ref()
             .is_ok_and(|c| *c != Credential::Anonymous);
-        (configured && *self.shown_to(&realm) == Credential::Anonymous).then(|| {
-            let host = realm.host_str().unwrap_or_default();
-            let scheme = realm.scheme();
-            format!(
-                "the credentials were not shown to the token server at {scheme}://{host}: \
-                 list it in trust.realms if it may see them (and see that it speaks https)"
-            )
-        })
-    }
-
-    fn token_request(&self, bearer: &Bearer) -> Result<Hop, Error> {
-        let mut hop = Hop::get(Class::Token, bearer.realm.clone());
-        let credential = self.shown_to(&bearer.realm);
-        let scopes = bearer.scope.as_deref().unwrap_or_default();
-        if let Credential::IdentityToken { token, .. } = credential {
-            let mut form = Serializer::new(String::new());
-            form.append_pair("grant_type", "refresh_token")
-                .append_pair("client_id", "registry-mirror")
-                .append_pair("service", bearer.service.as_deref().unwrap_or_default())
-                .append_pair("refresh_token", token.expose());
-            if !scopes.is_empty() {
-                form.append_pair("scope", scopes);
-            }
-            hop.method = Method::POST;
-            hop.form = Some(form.finish());
-            return Ok(hop);
-        }
-        if bearer.service.is_some() || !scopes.is_empty() {
-            let mut query = hop.url.query_pairs_mut();
-            if let Some(service) = &bearer.service {
-                query.append_pair("service", service);
-            }
-            for scope in scopes.split_ascii_whitespace() {
-                query.append_pair("scope", scope);
-            }
-        }
-        if let Credential::Basic { username, password } = credential {
-            Shown::Basic(basic_header(username, password.expose())?).add_to(&mut hop.headers);
-        }
-        Ok(hop)
+        let withheld = self
+            .withheld
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        let (what, url, list) = match withheld.filter(|_| configured)? {
+            Withheld::Realm(url) => ("the token server at", url, "realms"),
+            Withheld::Redirect(url) => ("the registry at", url, "redirects"),
+        };
+        let at = url.origin().ascii_serialization();
+        let host = url.host_str().unwrap_or_default();
+        let key = self.policy.key;
+        Some(format!(
+            "the credentials were not shown to {what} {at}: add {host} to {key}.{list} if it may see them (and see \
+             that it speaks https)"
+        ))
     }
 
     /// Returns a server's words without the secrets that it was shown, in each form in which it was shown them.
@@ -315,26 +269,26 @@ impl Access {
         secrets.fold(words.to_owned(), |text, secret| text.replace(secret, "[secret]"))
     }
 
-    fn hinted(&self, message: String) -> String {
+    pub(super) fn hinted(&self, message: String) -> String {
         match self.kept_back() {
             Some(hint) => format!("{message}; {hint}"),
             None => message,
         }
     }
 
-    /// Returns the denial that an answer's body explains, with a hint at what can be done.
+    /// Returns the denial that an answer's body explains, with the key that may help.
     pub(super) fn denial(&self, status: u16, body: &ErrorBody) -> Error {
         let message = self.hinted(body.message());
         Error::Denied { status, message }
     }
 }
 
-/// What a pull needs (distribution, "Token Scope Documentation").
+/// Returns the scope that a pull needs (distribution, "Token Scope Documentation").
 fn usual_scope(repository: &str) -> String {
     format!("repository:{repository}:pull")
 }
 
-fn basic_header(username: &str, password: &str) -> Result<HeaderValue, Error> {
+pub(super) fn basic_header(username: &str, password: &str) -> Result<HeaderValue, Error> {
     let pair = BASE64_STANDARD.encode(format!("{username}:{password}"));
     let mut header = HeaderValue::try_from(format!("Basic {pair}"))
         .map_err(|_| Error::denied(401, "the user name or password cannot be sent"))?;

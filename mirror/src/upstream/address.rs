@@ -76,13 +76,19 @@ pub(super) struct Guard {
     home: String,
     names: Vec<HostPattern>,
     networks: Vec<IpNet>,
+    /// The key of the configuration that can allow more.
+    key: &'static str,
     /// The places that the upstream itself was seen at.
     seen: AtomicU8,
 }
 
 impl Guard {
-    /// A guard for the upstream at `remote`; `trusted` are names, addresses and CIDRs.
-    pub(super) fn new<'a>(remote: &Url, trusted: impl Iterator<Item = &'a str>) -> Arc<Self> {
+    /// Returns a guard for the upstream at `remote`; `trusted` are names, addresses and CIDRs, of the lists below `key`.
+    pub(super) fn new<'a>(
+        remote: &Url,
+        key: &'static str,
+        trusted: impl Iterator<Item = &'a str>,
+    ) -> Arc<Self> {
         let (mut names, mut networks) = (Vec::new(), Vec::new());
         for entry in trusted {
             let address = || entry.parse::<IpAddr>().map(IpNet::from);
@@ -95,6 +101,7 @@ impl Guard {
             home: remote.host_str().unwrap_or_default().to_owned(),
             names,
             networks,
+            key,
             seen: AtomicU8::new(0),
         };
         if let Some(ip) = literal(remote) {
@@ -122,6 +129,12 @@ impl Guard {
         literal(url).is_none_or(|ip| self.admits(url.host_str().unwrap_or_default(), ip))
     }
 
+    /// Returns the refusal to connect to a host.
+    pub(super) fn refuse(&self, host: &str) -> Refused {
+        let (host, key) = (host.to_owned(), self.key);
+        Refused { host, key }
+    }
+
     fn filter(&self, host: &str, found: impl Iterator<Item = SocketAddr>) -> Result<Addrs, Refused> {
         let mut admitted = Vec::new();
         for address in found {
@@ -133,7 +146,7 @@ impl Guard {
             }
         }
         if admitted.is_empty() {
-            return Err(Refused(host.to_owned()));
+            return Err(self.refuse(host));
         }
         Ok(Box::new(admitted.into_iter()))
     }
@@ -150,8 +163,11 @@ fn literal(url: &Url) -> Option<IpAddr> {
 
 /// A name that leads to where the upstream may not lead.
 #[derive(Debug, thiserror::Error)]
-#[error("{0} is inside a private network that the upstream is no part of; trust.redirects can allow it")]
-pub(super) struct Refused(pub(super) String);
+#[error("{host} is inside a private network that the upstream is no part of; {key}.redirects can allow it")]
+pub(super) struct Refused {
+    host: String,
+    key: &'static str,
+}
 
 /// Resolves as the system does, and leaves out what the guard refuses.
 pub(super) struct GuardedResolver(pub(super) Arc<Guard>);
@@ -173,7 +189,7 @@ mod tests {
     use test_case::test_case;
 
     fn guard(remote: &str, trusted: &[&str]) -> Arc<Guard> {
-        Guard::new(&remote.parse().unwrap(), trusted.iter().copied())
+        Guard::new(&remote.parse().unwrap(), "trust", trusted.iter().copied())
     }
 
     #[test_case("8.8.8.8" => Place::Public)]

@@ -25,8 +25,18 @@ pub(super) struct Answer {
     pub(super) response: Response,
     /// The `Authorization` that it was asked with.
     pub(super) shown: Option<HeaderValue>,
-    /// It came from the upstream itself, not from where a redirect led.
-    pub(super) home: bool,
+    pub(super) server: ServerKind,
+}
+
+/// The kind of server that an answer came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ServerKind {
+    /// The upstream, or a host that may see its credentials.
+    Upstream,
+    /// The API of another registry, which redirects led to.
+    Registry,
+    /// A storage, or anything else that redirects led to.
+    Elsewhere,
 }
 
 impl Answer {

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::redirect::Refused;
 pub(super) use crate::tls::describe;
 
 /// An upstream gave no usable answer. No variant holds a credential, a token or a URL's query.
@@ -59,6 +60,12 @@ impl Error {
     pub(super) fn denied(status: u16, message: impl Into<String>) -> Self {
         let message = message.into();
         Self::Denied { status, message }
+    }
+}
+
+impl From<Refused> for Error {
+    fn from(refused: Refused) -> Self {
+        Self::unavailable(format!("{refused} is not followed"))
     }
 }
 

@@ -1,21 +1,22 @@
 //! A question to the registry, through authorization, redirects and rests to its answer.
 
-use std::sync::Arc;
-
-use http::header::{AUTHORIZATION, LOCATION};
+use http::header::AUTHORIZATION;
 use http::{HeaderMap, Method, StatusCode};
+use reqwest::Response;
 use tokio::sync::OwnedSemaphorePermit;
 use url::Url;
 
 use super::Upstream;
 use super::access::{Access, Shown};
-use super::answer::Answer;
+use super::answer::{Answer, ServerKind};
+use super::challenge::Challenge;
 use super::error::Error;
 use super::redirect::{self, MOST_HOPS};
 use super::rest::{Class, requests_left};
-use super::wire::{Hop, Wire};
+use super::trust::Audience;
+use super::wire::Hop;
 
-/// Whose turn a request waits for, so that clients past the cache never hold up what is fetched into it.
+/// The queue that a request waits in, so that clients past the cache never hold up what is fetched into it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Lane {
     /// A blob on its way into the cache.
@@ -26,7 +27,7 @@ pub(super) enum Lane {
     Other,
 }
 
-/// What the registry is asked.
+/// The request to a registry.
 pub(super) struct Question<'a> {
     pub(super) class: Class,
     pub(super) lane: Lane,
@@ -35,22 +36,39 @@ pub(super) struct Question<'a> {
     pub(super) headers: HeaderMap,
     /// The repository, by its name at the upstream, that a token has to be for.
     pub(super) repository: Option<&'a str>,
-    /// Whether a redirect is followed, or is the answer.
+    /// A redirect to anything but a registry's API is followed; else it is the answer.
     pub(super) follow: bool,
 }
 
 impl Question<'_> {
-    fn hop(&self, shown: &Shown) -> Hop {
-        let mut headers = self.headers.clone();
-        shown.add_to(&mut headers);
+    fn hop(&self) -> Hop {
         Hop {
             class: self.class,
             method: self.method.clone(),
             url: self.url.clone(),
-            headers,
+            headers: self.headers.clone(),
             form: None,
         }
     }
+
+    /// Returns where an answer redirects to; `None` where it is the answer itself.
+    fn redirect(&self, from: &Url, response: &Response) -> Result<Option<Url>, Error> {
+        if !redirect::leads_on(response) {
+            return Ok(None);
+        }
+        match redirect::target(from, response.headers()) {
+            Ok(next) if self.follow || redirect::is_api(&next) => Ok(Some(next)),
+            Err(refused) if self.follow => Err(refused.into()),
+            _ => Ok(None),
+        }
+    }
+}
+
+/// The server that a request has reached, and the repository that it is asked for.
+struct Party<'a> {
+    server: ServerKind,
+    audience: &'a Audience,
+    repository: Option<&'a str>,
 }
 
 /// An answer, and its place among those that may be under way.
@@ -67,7 +85,9 @@ impl Upstream {
         let permit = self.permit(question.lane).await?;
         let answer = self.converse(access, question).await;
         let is_refusal = match &answer {
-            Ok(answer) => answer.home && answer.status() == StatusCode::UNAUTHORIZED,
+            Ok(answer) => {
+                answer.server == ServerKind::Upstream && answer.status() == StatusCode::UNAUTHORIZED
+            }
             Err(error) => matches!(error, Error::Denied { .. }),
         };
         if is_refusal {
@@ -77,19 +97,102 @@ impl Upstream {
         Ok(Held { answer, permit })
     }
 
-    /// As [`Self::ask`], whatever is known about the upstream being down.
+    /// Asks as [`Self::ask`] does, although the upstream is known to be down. Follows redirects, and answers the
+    /// challenge of each registry on the way with what that one may be shown.
     pub(super) async fn converse(&self, access: &Access, question: &Question<'_>) -> Result<Answer, Error> {
-        let shown = access.show(&self.wire, question.repository).await?;
-        let mut answer = self.wire.follow(question.hop(&shown), question.follow).await?;
-        if answer.home && answer.status() == StatusCode::UNAUTHORIZED {
-            let headers = answer.headers().clone();
-            let shown = access
-                .answer(&self.wire, &headers, question.repository, &shown)
-                .await?;
-            answer = self.wire.follow(question.hop(&shown), question.follow).await?;
+        let (mut hop, mut audience) = (question.hop(), self.policy.home());
+        for hops in 0..MOST_HOPS {
+            let named = redirect::repository(&hop.url)
+                .filter(|_| hops > 0)
+                .map(str::to_owned);
+            let party = Party {
+                server: self.server_kind(&audience, &hop.url),
+                audience: &audience,
+                repository: named.as_deref().or(question.repository),
+            };
+            let response = self.authorize(access, &party, &mut hop).await?;
+            let Some(next) = question.redirect(&hop.url, &response)? else {
+                let answer = Answer {
+                    response,
+                    server: party.server,
+                    shown: hop.headers.remove(AUTHORIZATION),
+                };
+                self.note(access, question.class, &answer)?;
+                return Ok(answer);
+            };
+            audience = self.policy.audience(&audience, &next);
+            redirect::advance(&mut hop, next);
         }
-        self.note(access, question.class, &answer)?;
-        Ok(answer)
+        Err(Error::unavailable(format!("more than {MOST_HOPS} redirects")))
+    }
+
+    /// Returns the kind of server that this URL is of.
+    fn server_kind(&self, audience: &Audience, url: &Url) -> ServerKind {
+        match redirect::is_api(url) {
+            api if audience.trusted && (api || self.wire.is_home(url)) => ServerKind::Upstream,
+            true => ServerKind::Registry,
+            false => ServerKind::Elsewhere,
+        }
+    }
+
+    /// Sends a request with what its audience asked for before, and again with what a 401 asks for.
+    async fn authorize(&self, access: &Access, party: &Party<'_>, hop: &mut Hop) -> Result<Response, Error> {
+        let (mut shown, mut tries) = (Shown::Nothing, 2);
+        if party.server == ServerKind::Upstream {
+            (shown, tries) = (
+                access.show(&self.wire, party.audience, party.repository).await?,
+                1,
+            );
+        }
+        // Others are shown nothing at first: a signed URL may not come with an authorization. The token that they get
+        // then may be of an earlier request and have ended: there is a second try.
+        for _ in 0..tries {
+            shown.add_to(&mut hop.headers);
+            let response = self.wire.send(hop).await?;
+            if response.status() != StatusCode::UNAUTHORIZED {
+                return Ok(response);
+            }
+            let headers = response.headers();
+            shown = match Box::pin(self.meet_challenge(access, party, headers, &shown)).await? {
+                Some(better) => better,
+                None => return Ok(response),
+            };
+        }
+        shown.add_to(&mut hop.headers);
+        self.wire.send(hop).await
+    }
+
+    /// Returns what to show after a 401: of the credential where it may be shown, else what anyone gets. `None`: the 401
+    /// is the answer.
+    async fn meet_challenge(
+        &self,
+        access: &Access,
+        party: &Party<'_>,
+        headers: &HeaderMap,
+        before: &Shown,
+    ) -> Result<Option<Shown>, Error> {
+        let Party {
+            audience, repository, ..
+        } = *party;
+        let known = Challenge::read(headers).is_some() || matches!(before, Shown::Token(_));
+        if party.server != ServerKind::Upstream && !known {
+            return Ok(None);
+        }
+        let answering = if audience.trusted { access } else { &self.strangers };
+        let answered = answering
+            .answer(&self.wire, audience, headers, repository, before)
+            .await;
+        match (party.server, answered) {
+            // Most likely a storage, and a signed URL that ended.
+            (ServerKind::Elsewhere, answered) => Ok(answered.ok()),
+            (ServerKind::Upstream, answered) => answered.map(Some),
+            (ServerKind::Registry, answered) => {
+                access.keep_from(audience);
+                answered
+                    .map(Some)
+                    .map_err(|error| access.of_stranger(audience, error))
+            }
+        }
     }
 
     pub(super) async fn permit(&self, lane: Lane) -> Result<OwnedSemaphorePermit, Error> {
@@ -106,7 +209,7 @@ impl Upstream {
         }
     }
 
-    /// Takes note of what the answer says about the rate of requests.
+    /// Records what the answer says about the rate of requests.
     fn note(&self, access: &Access, class: Class, answer: &Answer) -> Result<(), Error> {
         if answer.status() == StatusCode::TOO_MANY_REQUESTS {
             let retry_after = access.rests.limited(class, answer.headers());
@@ -125,51 +228,25 @@ impl Upstream {
         Ok(())
     }
 
-    /// What an answer means that is not the one hoped for.
+    /// Returns what an answer means that is not the one hoped for.
     pub(super) async fn fault(&self, access: &Access, answer: Answer) -> Error {
-        let (status, home) = (answer.status(), answer.home);
-        match status.as_u16() {
-            404 | 410 if home => answer.error_body(&self.wire, access).await.not_found(),
-            404 | 410 => Error::StrangeNotFound,
-            code @ (401 | 403) if home => access.denial(code, &answer.error_body(&self.wire, access).await),
+        let (status, server) = (answer.status(), answer.server);
+        let judges = match server {
+            ServerKind::Upstream => true,
+            // It was asked as it wants to be, though without the credential.
+            ServerKind::Registry => answer.shown.is_some(),
             // A signed URL that ended, most likely: says nothing about the credential.
-            code if !home => Error::unavailable(format!("where it redirects to answered {code}")),
-            code => Error::unavailable(format!("it answered {code}")),
+            ServerKind::Elsewhere => false,
+        };
+        match status.as_u16() {
+            404 | 410 if server == ServerKind::Elsewhere => Error::StrangeNotFound,
+            404 | 410 => answer.error_body(&self.wire, access).await.not_found(),
+            code @ (401 | 403) if judges => access.denial(code, &answer.error_body(&self.wire, access).await),
+            code if server == ServerKind::Upstream => Error::unavailable(format!("it answered {code}")),
+            code => {
+                let host = answer.response.url().host_str().unwrap_or_default();
+                Error::unavailable(format!("{host}, where it redirects to, answered {code}"))
+            }
         }
-    }
-}
-
-impl Wire {
-    /// Sends a request, and goes where redirects lead. Whatever another origin is asked has no
-    /// Authorization, also after a redirect back.
-    pub(super) async fn follow(self: &Arc<Self>, mut hop: Hop, follow: bool) -> Result<Answer, Error> {
-        let start = hop.url.origin();
-        for _ in 0..MOST_HOPS {
-            let response = self.send(&hop).await?;
-            // Without a Location it leads nowhere, and is an answer like any other.
-            let leads_on =
-                redirect::is_redirect(response.status()) && response.headers().contains_key(LOCATION);
-            if !follow || !leads_on {
-                let home = hop.url.origin() == start;
-                let shown = hop.headers.remove(AUTHORIZATION);
-                return Ok(Answer {
-                    response,
-                    shown,
-                    home,
-                });
-            }
-            if hop.form.is_some() {
-                return Err(Error::unavailable(
-                    "the token server redirects a request that holds a secret",
-                ));
-            }
-            let next = redirect::target(&hop.url, response.headers().get(LOCATION))
-                .map_err(|refused| Error::unavailable(format!("{refused} is not followed")))?;
-            if next.origin() != start {
-                hop.headers.remove(AUTHORIZATION);
-            }
-            hop.url = next;
-        }
-        Err(Error::unavailable(format!("more than {MOST_HOPS} redirects")))
     }
 }

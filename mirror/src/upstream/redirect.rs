@@ -1,7 +1,12 @@
-//! Where a redirect leads, if it may be followed.
+//! Where a redirect leads, if it may be followed, and the request that is sent there.
 
-use http::{HeaderValue, StatusCode};
+use http::header::{AUTHORIZATION, LOCATION, REFERER};
+use http::{HeaderMap, HeaderValue};
+use reqwest::Response;
 use url::Url;
+
+use super::bare;
+use super::wire::Hop;
 
 /// More hops than any registry needs.
 pub(super) const MOST_HOPS: usize = 8;
@@ -19,15 +24,17 @@ pub(super) enum Refused {
     UserInfo,
 }
 
-/// Whether the status asks to go elsewhere with the same request.
-pub(super) fn is_redirect(status: StatusCode) -> bool {
-    matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308)
+/// Returns true if an answer asks to send the same request elsewhere. Without a Location it is an answer like any other.
+pub(super) fn leads_on(answer: &Response) -> bool {
+    let asks = matches!(answer.status().as_u16(), 301 | 302 | 303 | 307 | 308);
+    asks && answer.headers().contains_key(LOCATION)
 }
 
-/// The URL that an answer from `from` leads to.
-pub(super) fn target(from: &Url, location: Option<&HeaderValue>) -> Result<Url, Refused> {
-    let text = location
-        .and_then(|value| value.to_str().ok())
+/// Returns the URL that an answer from `from` with these headers leads to.
+pub(super) fn target(from: &Url, headers: &HeaderMap) -> Result<Url, Refused> {
+    let text = headers
+        .get(LOCATION)
+        .and_then(|value| std::str::from_utf8(value.as_bytes()).ok())
         .ok_or(Refused::Unreadable)?;
     let to = from.join(text).map_err(|_| Refused::Unreadable)?;
     match (from.scheme(), to.scheme()) {
@@ -42,6 +49,34 @@ pub(super) fn target(from: &Url, location: Option<&HeaderValue>) -> Result<Url, 
     Ok(to)
 }
 
+/// Turns a request into the one that a redirect to `to` asks for: without Authorization, which is for the next place to
+/// ask for, and with the Referer of Go's net/http, some storages want it. Its query is left out, as it may be a
+/// signature.
+pub(super) fn advance(hop: &mut Hop, to: Url) {
+    hop.headers.remove(AUTHORIZATION);
+    // A URL is printable ASCII.
+    if let Ok(referer) = HeaderValue::try_from(String::from(bare(&hop.url))) {
+        hop.headers.insert(REFERER, referer);
+    }
+    hop.url = to;
+}
+
+/// Returns the repository that a URL of a registry's API names (distribution-spec, "Endpoints"); `None` for URLs that
+/// are of no registry, such as a storage's.
+pub(super) fn repository(url: &Url) -> Option<&str> {
+    let (_, path) = url.path().split_once("/v2/")?;
+    let mut parts = path.rsplitn(3, '/');
+    let (_reference, kind, name) = (parts.next()?, parts.next()?, parts.next()?);
+    let known = matches!(kind, "manifests" | "blobs" | "tags" | "referrers");
+    (known && !name.is_empty()).then_some(name)
+}
+
+/// Whether a URL is of a registry's API.
+pub(super) fn is_api(url: &Url) -> bool {
+    let path = url.path();
+    path.ends_with("/v2/") || path.ends_with("/v2") || repository(url).is_some()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -51,27 +86,58 @@ mod tests {
     #[test_case("https://cdn.example/x?sig=1" => Ok("https://cdn.example/x?sig=1".to_owned()); "another host")]
     #[test_case("/moved" => Ok("https://r.example/moved".to_owned()); "relative")]
     #[test_case("//cdn.example/x" => Ok("https://cdn.example/x".to_owned()); "without a scheme")]
+    #[test_case("https://cdn.example/Z\u{fc}rich x" => Ok("https://cdn.example/Z%C3%BCrich%20x".to_owned()); "not encoded")]
     #[test_case("http://cdn.example/x" => Err(Refused::Downgrade); "clear text")]
     #[test_case("file:///etc/passwd" => Err(Refused::Scheme); "a file")]
     #[test_case("https://user:pw@cdn.example/x" => Err(Refused::UserInfo); "a user")]
     #[test_case("https://" => Err(Refused::Unreadable); "no host")]
     fn from_an_encrypted_upstream(location: &str) -> Result<String, Refused> {
         let from = "https://r.example/v2/a/blobs/b".parse().unwrap();
-        target(&from, Some(&location.parse().unwrap())).map(String::from)
+        target(&from, &to(location)).map(String::from)
+    }
+
+    fn to(location: &str) -> HeaderMap {
+        HeaderMap::from_iter([(LOCATION, HeaderValue::from_bytes(location.as_bytes()).unwrap())])
+    }
+
+    #[test_case("https://r.example/v2/library/app/manifests/v1" => Some("library/app".to_owned()); "a manifest")]
+    #[test_case("https://r.example/v2/app/blobs/sha256:00" => Some("app".to_owned()); "a blob")]
+    #[test_case("https://r.example/sub/v2/a/v2/b/tags/list?n=1" => Some("a/v2/b".to_owned()); "tags below a path")]
+    #[test_case("https://r.example/v2/a/referrers/sha256:00" => Some("a".to_owned()); "referrers")]
+    #[test_case("https://r.example/v2/" => None; "the base")]
+    #[test_case("https://cdn.example/registry-v2/docker/registry/v2/blobs/sha256/00/0011/data" => None; "Docker Hub's storage")]
+    #[test_case("https://cdn.example/sha256:00" => None; "a storage")]
+    fn the_repository_of(url: &str) -> Option<String> {
+        repository(&url.parse().unwrap()).map(str::to_owned)
+    }
+
+    #[test]
+    fn a_redirected_request_names_where_it_comes_from() {
+        let from = "https://jane:secret@r.example/v2/a/blobs/b?sig=secret#secret";
+        let mut hop = Hop::get(crate::upstream::Class::Blob, from.parse().unwrap());
+        hop.headers
+            .insert(AUTHORIZATION, HeaderValue::from_static("Basic secret"));
+        advance(&mut hop, "https://cdn.example/x?sig=1".parse().unwrap());
+        let wanted = HeaderMap::from_iter([(
+            REFERER,
+            HeaderValue::from_static("https://r.example/v2/a/blobs/b"),
+        )]);
+        assert_eq!(hop.headers, wanted);
+        assert_eq!(hop.url.as_str(), "https://cdn.example/x?sig=1");
     }
 
     #[test]
     fn clear_text_may_lead_to_clear_text_and_nothing_leads_nowhere() {
         let from = "http://r.example/".parse().unwrap();
-        assert!(target(&from, Some(&HeaderValue::from_static("http://other.example/"))).is_ok());
-        assert_eq!(target(&from, None), Err(Refused::Unreadable));
+        assert!(target(&from, &to("http://other.example/")).is_ok());
+        assert_eq!(target(&from, &HeaderMap::new()), Err(Refused::Unreadable));
     }
 
     proptest! {
         #[test]
         fn no_location_leads_from_https_to_anything_else(location in "[ -~]{0,60}") {
             let from = "https://r.example/v2/".parse().unwrap();
-            if let Ok(to) = target(&from, Some(&location.parse().unwrap())) {
+            if let Ok(to) = target(&from, &to(&location)) {
                 prop_assert_eq!(to.scheme(), "https");
             }
         }

@@ -11,6 +11,7 @@ use serde::de::MapAccess;
 
 use super::challenge::Bearer;
 use super::error::Error;
+use super::trust::Audience;
 use crate::clock::Clock;
 use crate::json::{self, Members, Object, Scalar};
 
@@ -75,10 +76,17 @@ impl Token {
     }
 }
 
+/// The registry that a token is for, and the token server's terms: two registries never share one.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct TokenKey {
+    pub(super) audience: Audience,
+    pub(super) bearer: Bearer,
+}
+
 /// The tokens of one credential.
 pub(super) struct Tokens {
     clock: Clock,
-    known: Cache<Bearer, Outcome>,
+    known: Cache<TokenKey, Outcome>,
 }
 
 /// Failures are kept too, for a moment: those that waited for the same request share them.
@@ -98,7 +106,7 @@ impl Tokens {
     /// The token for a challenge; fetched if there is none that lasts, or only the `spent` one.
     pub(super) async fn get(
         &self,
-        bearer: Bearer,
+        key: TokenKey,
         spent: Option<&Arc<Token>>,
         fetch: impl Future<Output = Result<Token, Error>>,
     ) -> Result<Arc<Token>, Error> {
@@ -106,7 +114,7 @@ impl Tokens {
             let is_spent = |token: &Arc<Token>| spent.is_some_and(|spent| Arc::ptr_eq(token, spent));
             self.clock.is_over(outcome.from, outcome.lasts) || outcome.result.as_ref().is_ok_and(is_spent)
         };
-        let entry = self.known.entry(bearer);
+        let entry = self.known.entry(key);
         entry
             .or_insert_with_if(self.outcome(fetch), outdated)
             .await
@@ -136,12 +144,17 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
     use test_case::test_case;
 
-    fn bearer() -> Bearer {
-        Bearer {
+    fn key() -> TokenKey {
+        let bearer = Bearer {
             realm: "https://auth.example/token".parse().unwrap(),
             service: None,
             scope: Some("repository:a:pull".into()),
-        }
+        };
+        let audience = Audience {
+            url: "https://r.example/".parse().unwrap(),
+            trusted: true,
+        };
+        TokenKey { audience, bearer }
     }
 
     struct Server {
@@ -164,7 +177,7 @@ mod tests {
                 tokio::task::yield_now().await;
                 Token::read(answer.as_bytes())
             };
-            self.tokens.get(bearer(), spent, fetch).await
+            self.tokens.get(key(), spent, fetch).await
         }
 
         fn asked(&self) -> usize {
@@ -231,13 +244,13 @@ mod tests {
             tokio::task::yield_now().await;
             Err(Error::denied(401, "no"))
         };
-        let all = (0..100).map(|_| server.tokens.get(bearer(), None, refuse()));
+        let all = (0..100).map(|_| server.tokens.get(key(), None, refuse()));
         assert!(futures::future::join_all(all).await.iter().all(Result::is_err));
         server.clock.advance(Duration::from_secs(9));
-        assert!(server.tokens.get(bearer(), None, refuse()).await.is_err());
+        assert!(server.tokens.get(key(), None, refuse()).await.is_err());
         assert_eq!(server.asked(), 1);
         server.clock.advance(Duration::from_secs(2));
-        assert!(server.tokens.get(bearer(), None, refuse()).await.is_err());
+        assert!(server.tokens.get(key(), None, refuse()).await.is_err());
         assert_eq!(server.asked(), 2);
     }
 

@@ -1,6 +1,8 @@
-//! Which token servers may be shown an upstream's credentials.
+//! The rule for which servers receive an upstream's credentials.
 
 use url::{Host, Url};
+
+use crate::config;
 
 /// `host`, `host:port`, or `*.domain` for the names below a domain.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,17 +40,99 @@ impl HostPattern {
     }
 }
 
-/// Whether a token server at `realm` may see the credentials for `upstream`: it is as well encrypted,
+/// The rule for showing the credentials of one upstream.
+#[derive(Clone)]
+pub(super) struct Policy {
+    remote: Url,
+    /// Hosts of token servers that the configuration names.
+    realms: Vec<HostPattern>,
+    /// Those, and hosts that redirects may lead to.
+    named: Vec<HostPattern>,
+    /// Credentials may go in clear text.
+    clear_text: bool,
+    /// The key of the configuration that has both lists.
+    pub(super) key: &'static str,
+}
+
+impl Policy {
+    /// Returns the policy for an upstream at `remote`.
+    pub(super) fn new(remote: Url, config: &config::Upstream) -> Self {
+        let patterns = |entries: &[String]| entries.iter().map(|entry| HostPattern::new(entry)).collect();
+        let realms: Vec<_> = patterns(&config.trust.realms);
+        let named = [patterns(&config.trust.redirects), realms.clone()].concat();
+        Self {
+            remote,
+            realms,
+            named,
+            clear_text: config.insecure_allow_http_credentials,
+            key: config.trust.key,
+        }
+    }
+
+    /// Returns the audience of a request that no redirect has led elsewhere.
+    pub(super) fn home(&self) -> Audience {
+        Audience::new(&self.remote, true)
+    }
+
+    /// Returns the audience that a redirect from `before` to `url` leads to. Trust that a chain of redirects lost does not
+    /// come back, though it ends at the upstream: a stranger chose that URL.
+    pub(super) fn audience(&self, before: &Audience, url: &Url) -> Audience {
+        let home = url.origin() == self.remote.origin();
+        Audience::new(url, before.trusted && (home || self.keeps(&self.remote, url)))
+    }
+
+    /// Returns true if a secret for `start` may be shown at `url`, where a redirect leads: at the same origin, on the same host
+    /// where http has become https, whatever the ports are, and on a host that the configuration names.
+    pub(super) fn keeps(&self, start: &Url, url: &Url) -> bool {
+        let upgraded = start.scheme() == "http" && url.scheme() == "https" && start.host() == url.host();
+        let named = || self.named.iter().any(|entry| entry.matches(url));
+        let same = start.origin() == url.origin() || upgraded || named();
+        same && is_as_sealed(start, url) && self.may_send_to(url)
+    }
+
+    /// Returns true if the token server at `realm` may see the credentials for this audience.
+    pub(super) fn opens(&self, audience: &Audience, realm: &Url) -> bool {
+        may_see_credentials(&audience.url, realm, &self.realms) && self.may_send_to(realm)
+    }
+
+    /// Returns true if credentials may be sent over such a connection.
+    pub(super) fn may_send_to(&self, url: &Url) -> bool {
+        url.scheme() == "https" || self.clear_text || is_loopback(url)
+    }
+}
+
+/// A registry, or a storage, that a request has reached.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Audience {
+    /// Scheme, host and port only.
+    pub(super) url: Url,
+    /// The credentials may be shown there.
+    pub(super) trusted: bool,
+}
+
+impl Audience {
+    fn new(url: &Url, trusted: bool) -> Self {
+        let mut url = super::bare(url);
+        url.set_path("/");
+        Self { url, trusted }
+    }
+}
+
+/// Returns true if the connection to `url` is as well encrypted as the one to `start`.
+fn is_as_sealed(start: &Url, url: &Url) -> bool {
+    url.scheme() == "https" || (url.scheme() == "http" && start.scheme() == "http")
+}
+
+/// Returns true if a token server at `realm` may see the credentials for `upstream`: it is as well encrypted,
 /// and on the upstream's host, its registrable domain, or listed.
-pub(super) fn may_see_credentials(upstream: &Url, realm: &Url, listed: &[HostPattern]) -> bool {
-    let sealed = realm.scheme() == "https" || (realm.scheme() == "http" && upstream.scheme() == "http");
-    sealed
+fn may_see_credentials(upstream: &Url, realm: &Url, listed: &[HostPattern]) -> bool {
+    is_as_sealed(upstream, realm)
         && (realm.host() == upstream.host()
             || same_owner(upstream, realm)
             || listed.iter().any(|entry| entry.matches(realm)))
 }
 
-/// Whether both names lie below the same registrable domain. Names below no listed public suffix
+/// Returns true if both names lie below the same registrable domain. Names below no listed public suffix
 /// (`cluster.local`) have no known owner.
 fn same_owner(one: &Url, other: &Url) -> bool {
     match (registrable(one), registrable(other)) {
@@ -65,8 +149,8 @@ fn registrable(url: &Url) -> Option<&[u8]> {
     domain.suffix().is_known().then(|| domain.as_bytes())
 }
 
-/// Whether a URL is of this very machine, where clear text is seen by nobody else.
-pub(super) fn is_loopback(url: &Url) -> bool {
+/// Returns true for a URL of this very machine, where no other machine sees clear text.
+fn is_loopback(url: &Url) -> bool {
     match url.host() {
         Some(Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
         Some(Host::Ipv4(ip)) => ip.is_loopback(),
@@ -101,6 +185,43 @@ mod tests {
     fn credentials_go_to(upstream: &str, realm: &str) -> bool {
         let listed = ["sso.corp", "port.corp:8443", "*.wild.corp"].map(HostPattern::new);
         may_see_credentials(&upstream.parse().unwrap(), &realm.parse().unwrap(), &listed)
+    }
+
+    fn policy(remote: &str) -> Policy {
+        let listed = |entries: &[&str]| entries.iter().map(|entry| HostPattern::new(entry)).collect();
+        Policy {
+            remote: remote.parse().unwrap(),
+            realms: listed(&["sso.corp"]),
+            named: listed(&["sso.corp", "other.corp", "10.0.0.0/8"]),
+            clear_text: false,
+            key: "trust",
+        }
+    }
+
+    #[test_case("https://r.corp", "https://r.corp/x" => true; "same origin")]
+    #[test_case("https://r.corp", "https://r.corp:8443/x" => false; "another port")]
+    #[test_case("http://127.0.0.1:1", "http://127.0.0.1:2/x" => false; "another port in clear text")]
+    #[test_case("http://r.corp", "https://r.corp/x" => true; "upgraded")]
+    #[test_case("http://r.corp:5000", "https://r.corp:5443/x" => true; "upgraded on another port")]
+    #[test_case("https://r.corp", "http://r.corp/x" => false; "downgraded")]
+    #[test_case("http://r.corp", "https://cdn.r.corp/x" => false; "a name below it")]
+    #[test_case("https://r.example.com", "https://cdn.example.com/x" => false; "the same domain")]
+    #[test_case("https://r.corp", "https://other.corp/x" => true; "named for redirects")]
+    #[test_case("https://r.corp", "https://sso.corp/x" => true; "named for tokens")]
+    #[test_case("http://r.corp", "http://other.corp/x" => false; "named, in clear text")]
+    #[test_case("https://r.corp", "https://10.0.0.1/x" => false; "in a network that is named")]
+    fn a_redirect_keeps_credentials(start: &str, url: &str) -> bool {
+        let policy = policy(start);
+        policy.audience(&policy.home(), &url.parse().unwrap()).trusted
+    }
+
+    #[test]
+    fn trust_that_a_redirect_lost_does_not_come_back() {
+        let policy = policy("https://r.corp");
+        let away = policy.audience(&policy.home(), &"https://evil.corp/".parse().unwrap());
+        for url in ["https://r.corp/", "https://other.corp/"] {
+            assert!(!policy.audience(&away, &url.parse().unwrap()).trusted, "{url}");
+        }
     }
 
     #[test]

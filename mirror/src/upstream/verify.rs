@@ -1,4 +1,4 @@
-//! Whether an upstream takes a credential, asked once before it is used.
+//! The upstream's verdict on a credential before it is used.
 
 use http::{HeaderMap, Method};
 
@@ -10,7 +10,7 @@ use super::rest::Class;
 use crate::credentials::{Credential, Verdict};
 
 impl Upstream {
-    /// Shows a credential to the upstream as a login does, beside what is in use now.
+    /// Shows a credential to the upstream as a login does; the one in use stays in use.
     pub async fn verify(&self, candidate: &Credential) -> Verdict {
         if *candidate == Credential::Anonymous {
             return Verdict::Accepted;
@@ -32,11 +32,17 @@ impl Upstream {
         match answer {
             Ok(answer) => match answer.status().as_u16() {
                 200..=299 => Verdict::Accepted,
-                401 | 403 => Verdict::Rejected(self.fault(&access, answer).await.to_string()),
+                401 | 403 => verdict(&self.fault(&access, answer).await),
                 code => Verdict::NoVerdict(format!("upstream answered {code}")),
             },
-            Err(error @ Error::Denied { .. }) => Verdict::Rejected(error.to_string()),
-            Err(error) => Verdict::NoVerdict(error.to_string()),
+            Err(error) => verdict(&error),
         }
+    }
+}
+
+fn verdict(error: &Error) -> Verdict {
+    match error {
+        Error::Denied { .. } => Verdict::Rejected(error.to_string()),
+        _ => Verdict::NoVerdict(error.to_string()),
     }
 }

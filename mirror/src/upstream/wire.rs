@@ -69,8 +69,8 @@ impl Wire {
     /// Sends a request and waits for the answer's header.
     pub(super) async fn send(self: &Arc<Self>, hop: &Hop) -> Result<Response, Error> {
         if !self.guard.admits_literal(&hop.url) {
-            let host = hop.url.host_str().unwrap_or_default().to_owned();
-            return Err(Error::unavailable(super::address::Refused(host).to_string()));
+            let refused = self.guard.refuse(hop.url.host_str().unwrap_or_default());
+            return Err(Error::unavailable(refused.to_string()));
         }
         let mut sent = self.attempt(hop).await;
         if let Err((Failure::Cut, _)) = sent {

@@ -7,11 +7,11 @@ use http::StatusCode;
 use mirror::clock::Clock;
 use mirror::credentials::Credential;
 use mirror::secret::Secret;
-use mirror::upstream::{Error, Options, Upstream};
+use mirror::upstream::{Accept, Error, Options, Upstream};
 use test_case::test_case;
 
 use crate::hub::{Auth, Fault, Hub, Tokens};
-use crate::{basic, name, tag, upstream, upstream_as};
+use crate::{basic, impatient, name, tag, upstream, upstream_as};
 
 async fn with_tokens(change: impl FnOnce(Tokens) -> Tokens) -> Hub {
     let hub = Hub::start().await;
@@ -346,6 +346,104 @@ async fn a_token_server_that_limits_rests_without_resting_the_registry() {
     hub.heal();
     clock.advance(Duration::from_secs(8));
     pull(&upstream).await.unwrap();
+}
+
+/// The token server is gone, hangs, or answers what no token server does.
+#[test_case(Fault::Reset; "without an answer")]
+#[test_case(Fault::Hang; "hanging")]
+#[test_case(Fault::status(404); "with 404")]
+#[test_case(Fault::html(200); "with a page")]
+#[test_case(Fault::error(401, "UNAUTHORIZED"); "with a denial")]
+#[test_case(Fault::limited(None); "with a rate limit")]
+#[tokio::test]
+async fn a_token_server_that_is_gone_is_forgotten(fault: Fault) {
+    let hub = with_tokens(|mut tokens| {
+        tokens.expires_in = Some(60);
+        tokens
+    })
+    .await;
+    let clock = Clock::system();
+    let upstream = Upstream::with_options(&hub.config(), impatient(clock.clone())).unwrap();
+    pull(&upstream).await.unwrap();
+    hub.always("GET /token", fault);
+    let tokens = std::mem::take(&mut *hub.auth());
+    clock.advance(Duration::from_mins(1));
+    // The registry is open by now.
+    pull(&upstream).await.unwrap();
+    *hub.auth() = tokens;
+    hub.auth().tokens().realm = format!("{}v2/grant", hub.url());
+    let granted = Bytes::from_static(br#"{"token":"elsewhere"}"#);
+    hub.always(
+        "GET /v2/grant",
+        Fault::Answer(StatusCode::OK, Vec::new(), granted),
+    );
+    clock.advance(Duration::from_mins(10));
+    // It has another token server.
+    let _ = pull(&upstream).await;
+    assert_eq!(
+        hub.seen("GET manifests").pop().unwrap().header("authorization"),
+        Some("Bearer elsewhere")
+    );
+}
+
+/// Go's client, which Distribution and containerd use, decompresses such an answer unseen.
+#[test_case("gzip"; "labelled gzip")]
+#[test_case("x-gzip"; "labelled by the old name")]
+#[test_case(""; "not labelled")]
+#[tokio::test]
+async fn a_compressed_token_answer_is_read(label: &str) {
+    let hub = with_tokens(|tokens| tokens).await;
+    hub.always("GET /token", Fault::Compress(label.to_owned()));
+    pull(&upstream(&hub)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_plain_token_answer_labelled_gzip_is_read() {
+    let hub = with_tokens(|tokens| tokens).await;
+    hub.always("GET /token", Fault::Gzip);
+    pull(&upstream(&hub)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_compressed_bomb_for_a_token_is_given_up() {
+    let hub = with_tokens(|tokens| tokens).await;
+    hub.always("GET /token", Fault::Compress("gzip".into()));
+    hub.auth().tokens().padding = 20 << 20;
+    let error = pull(&upstream(&hub)).await.unwrap_err();
+    assert!(matches!(error, Error::Malformed { .. }), "{error:?}");
+}
+
+#[tokio::test]
+async fn compressed_words_of_a_denial_are_read() {
+    let hub = with_tokens(|tokens| tokens.only("jane", "right")).await;
+    hub.always("GET /token", Fault::Compress("gzip".into()));
+    let error = pull(&upstream_as(&hub, basic("jane", "wrong")))
+        .await
+        .unwrap_err();
+    assert!(error.to_string().contains("UNAUTHORIZED"), "{error}");
+}
+
+/// A manifest, a blob by way of a storage, a list, and a token of the token server.
+#[tokio::test]
+async fn every_request_asks_for_identity() {
+    let hub = with_tokens(|tokens| tokens).await;
+    let digest = hub.push_blob("library/app", b"layer");
+    hub.redirect_blobs(true);
+    let (upstream, app) = (upstream(&hub), name("library/app"));
+    pull(&upstream).await.unwrap();
+    upstream
+        .manifest_head(&app, &tag("v1"), &Accept::default())
+        .await
+        .unwrap();
+    upstream.blob(&app, &digest, 0, None).await.unwrap();
+    upstream.blob_head(&app, &digest).await.unwrap();
+    upstream.tags(&app, "").await.unwrap();
+    let seen = hub.seen("*");
+    assert!(seen.iter().any(|seen| seen.storage) && seen.iter().any(|seen| seen.path == "/token"));
+    for seen in seen {
+        let encodings: Vec<_> = seen.headers.get_all("accept-encoding").iter().collect();
+        assert_eq!(encodings, ["identity"], "{}", seen.path);
+    }
 }
 
 #[tokio::test]

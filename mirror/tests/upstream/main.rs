@@ -13,6 +13,7 @@ mod down;
 mod encodings;
 mod headers;
 mod redirects;
+mod registries;
 mod rests;
 mod tls;
 mod verdicts;

@@ -1,0 +1,482 @@
+//! An upstream that redirects its API to another registry: what that one is shown, and what its answers mean.
+
+use std::io::Write as _;
+
+use http::StatusCode;
+use mirror::clock::Clock;
+use mirror::config;
+use mirror::credentials::{Credential, Verdict};
+use mirror::secret::Secret;
+use mirror::upstream::{Accept, Error, Upstream};
+use test_case::test_case;
+use url::Url;
+
+use crate::hub::{Auth, Fault, Hub, Seen, Tokens};
+use crate::{basic, name, tag};
+
+/// The upstream, and the registry that it redirects to, on another port of 127.0.0.1.
+struct Two {
+    first: Hub,
+    second: Hub,
+    config: config::Upstream,
+}
+
+impl Two {
+    /// Both in clear text. Jane's password is configured.
+    async fn start() -> Self {
+        Self::of(Hub::start().await, Hub::start().await, 307)
+    }
+
+    fn of(first: Hub, second: Hub, status: u16) -> Self {
+        second.push_image("library/app", "v1", &[b"layer"]);
+        first.always("* library/", Fault::Forward(status, second.url()));
+        let mut config = first.config();
+        config.credential = basic("jane", "hunter2");
+        config.tls.ca_file = second.ca_file().map(Into::into);
+        Self {
+            first,
+            second,
+            config,
+        }
+    }
+
+    /// The second registry by a name of its own, which `trust` can hold.
+    fn by_name(&self) -> Url {
+        let mut url = self.second.url();
+        url.set_host(Some("localhost")).unwrap();
+        url
+    }
+
+    /// The second registry is reached by its own name, also its token server.
+    fn redirect_by_name(&self) {
+        self.first.heal();
+        self.first
+            .always("* library/", Fault::Forward(307, self.by_name()));
+    }
+
+    fn with_tokens(&self, change: impl FnOnce(Tokens) -> Tokens) {
+        *self.second.auth() = Auth::Tokens(change(Tokens::at(&self.second)));
+    }
+
+    fn upstream(&self) -> Upstream {
+        Upstream::new(&self.config, Clock::system()).unwrap()
+    }
+
+    async fn pull(&self) -> Result<(), Error> {
+        pull(&self.upstream()).await
+    }
+
+    /// The kinds of Authorization that the second registry received, token server included.
+    fn shown(&self) -> Vec<String> {
+        let shown = |seen: &Seen| seen.authorization().to_owned();
+        self.second.seen("*").iter().map(shown).collect()
+    }
+}
+
+async fn pull(upstream: &Upstream) -> Result<(), Error> {
+    upstream
+        .manifest(&name("library/app"), &tag("v1"))
+        .await
+        .map(drop)
+}
+
+#[test_case(301)]
+#[test_case(302)]
+#[test_case(303)]
+#[test_case(307)]
+#[test_case(308)]
+#[tokio::test]
+async fn another_registry_gets_an_anonymous_token(status: u16) {
+    let two = Two::of(Hub::start().await, Hub::start().await, status);
+    two.with_tokens(|tokens| tokens);
+    let digest = two.second.push_blob("library/app", b"blob");
+    let (upstream, app) = (two.upstream(), name("library/app"));
+    let manifest = upstream.manifest(&app, &tag("v1")).await.unwrap();
+    let head = upstream
+        .manifest_head(&app, &tag("v1"), &Accept::default())
+        .await
+        .unwrap();
+    assert_eq!(head.digest.as_ref(), Some(manifest.content.digest()));
+    assert_eq!(
+        upstream.blob(&app, &digest, 0, None).await.unwrap().total,
+        Some(4)
+    );
+    assert_eq!(upstream.blob_head(&app, &digest).await, Ok(Some(4)));
+    assert_eq!(upstream.tags(&app, "n=1").await.unwrap().next, None);
+    upstream.referrers(&app, manifest.content.digest()).await.unwrap();
+    assert!(
+        two.shown().iter().all(|shown| shown != "Basic"),
+        "{:?}",
+        two.shown()
+    );
+    assert_eq!((two.second.count("GET /token"), two.second.count("POST")), (1, 0));
+    assert_eq!(two.second.seen("GET tags")[0].query, "n=1");
+    assert_eq!(two.first.count("GET /token"), 0);
+}
+
+/// The second registry names the first one's token server, with the same service and scope.
+#[tokio::test]
+async fn tokens_of_two_registries_are_never_mixed() {
+    let two = Two::start().await;
+    let mut tokens = Tokens::at(&two.first).only("jane", "hunter2");
+    tokens.anonymous = true;
+    *two.first.auth() = Auth::Tokens(tokens);
+    two.first.push_image("library/app", "v1", &[b"layer"]);
+    let realm = format!("{}token", two.first.url());
+    two.with_tokens(|mut tokens| {
+        tokens.realm = realm;
+        tokens
+    });
+    let upstream = two.upstream();
+    two.first.heal();
+    pull(&upstream).await.unwrap();
+    two.first
+        .always("* library/", Fault::Forward(307, two.second.url()));
+    let refused = pull(&upstream).await;
+    assert!(matches!(refused, Err(Error::Denied { .. })), "{refused:?}");
+    let asked = two.first.seen("GET /token");
+    assert_eq!(
+        (asked[0].authorization(), asked[1].authorization()),
+        ("Basic", "")
+    );
+    let first = two.first.seen("GET library/").pop().unwrap();
+    let second = two.second.seen("GET library/").pop().unwrap();
+    assert_eq!(second.authorization(), "Bearer");
+    assert_ne!(first.header("authorization"), second.header("authorization"));
+}
+
+#[tokio::test]
+async fn another_registrys_token_is_for_its_own_repository() {
+    let two = Two::start().await;
+    two.second.push_image("copies/app", "v1", &[b"layer"]);
+    two.with_tokens(|mut tokens| {
+        tokens.challenge_scope = false;
+        tokens
+    });
+    two.first.heal();
+    let to = format!("{}v2/copies/app/manifests/v1", two.second.url());
+    two.first.always("GET library/", Fault::redirect(&to));
+    two.pull().await.unwrap();
+    let query = &two.second.seen("GET /token")[0].query;
+    assert!(query.contains("repository%3Acopies%2Fapp%3Apull"), "{query}");
+}
+
+#[tokio::test]
+async fn a_password_that_another_registry_wants_is_denied() {
+    let two = Two::start().await;
+    *two.second.auth() = Auth::Basic("jane".into(), "hunter2".into());
+    let error = two.pull().await.unwrap_err();
+    assert!(matches!(error, Error::Denied { .. }), "{error:?}");
+    let hint = "add 127.0.0.1 to proxy.upstreams[].trust.redirects";
+    assert!(error.to_string().contains(hint), "{error}");
+    assert_eq!(two.shown(), [""]);
+}
+
+#[tokio::test]
+async fn a_token_that_only_users_get_is_denied() {
+    let two = Two::start().await;
+    two.with_tokens(|tokens| tokens.only("jane", "hunter2"));
+    let error = two.pull().await.unwrap_err();
+    assert!(matches!(error, Error::Denied { .. }), "{error:?}");
+    assert!(error.to_string().contains("trust.redirects"), "{error}");
+    assert!(two.shown().iter().all(String::is_empty), "{:?}", two.shown());
+}
+
+#[test_case(&["localhost"], &[]; "for redirects")]
+#[test_case(&[], &["localhost"]; "for tokens")]
+#[tokio::test]
+async fn a_registry_that_trust_names_gets_the_credentials(redirects: &[&str], realms: &[&str]) {
+    let mut two = Two::start().await;
+    two.redirect_by_name();
+    let list = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+    (two.config.trust.redirects, two.config.trust.realms) = (list(redirects), list(realms));
+    *two.second.auth() = Auth::Basic("jane".into(), "hunter2".into());
+    let upstream = two.upstream();
+    pull(&upstream).await.unwrap();
+    pull(&upstream).await.unwrap();
+    assert_eq!(two.shown(), ["", "Basic", "Basic"]);
+    two.second.forget();
+    let realm = format!("{}token", two.by_name());
+    two.with_tokens(|mut tokens| {
+        tokens.realm = realm;
+        tokens.only("jane", "hunter2")
+    });
+    two.pull().await.unwrap();
+    assert_eq!(two.second.seen("GET /token")[0].authorization(), "Basic");
+}
+
+/// As with a `remoteurl` of `http://` for a registry that speaks https: the port changes with the scheme.
+#[test_case(301)]
+#[test_case(302)]
+#[test_case(307)]
+#[test_case(308)]
+#[tokio::test]
+async fn http_to_https_on_one_host_keeps_the_credentials(status: u16) {
+    let two = Two::of(Hub::start().await, Hub::start_tls().await, status);
+    *two.second.auth() = Auth::Basic("jane".into(), "hunter2".into());
+    two.pull().await.unwrap();
+    assert_eq!(two.shown(), ["", "Basic"]);
+    two.second.forget();
+    two.with_tokens(|tokens| tokens.only("jane", "hunter2"));
+    let upstream = two.upstream();
+    pull(&upstream).await.unwrap();
+    pull(&upstream).await.unwrap();
+    assert_eq!(two.shown(), ["", "Basic", "Bearer", "Bearer"]);
+    assert!(
+        two.first
+            .seen("*")
+            .iter()
+            .all(|seen| seen.authorization().is_empty())
+    );
+}
+
+#[tokio::test]
+async fn http_to_https_on_another_host_keeps_nothing() {
+    let two = Two::of(Hub::start().await, Hub::start_tls().await, 307);
+    two.redirect_by_name();
+    *two.second.auth() = Auth::Basic("jane".into(), "hunter2".into());
+    let error = two.pull().await.unwrap_err();
+    assert!(matches!(error, Error::Denied { .. }), "{error:?}");
+    assert_eq!(two.shown(), [""]);
+}
+
+#[tokio::test]
+async fn another_port_of_one_host_is_another_registry() {
+    let mut two = Two::of(Hub::start_tls().await, Hub::start_tls().await, 307);
+    let mut both = tempfile::NamedTempFile::new().unwrap();
+    for hub in [&two.first, &two.second] {
+        let pem = std::fs::read(hub.ca_file().unwrap()).unwrap();
+        both.write_all(&pem).unwrap();
+    }
+    two.config.tls.ca_file = Some(both.path().to_owned());
+    *two.second.auth() = Auth::Basic("jane".into(), "hunter2".into());
+    let error = two.pull().await.unwrap_err();
+    assert!(matches!(error, Error::Denied { .. }), "{error:?}");
+    assert_eq!(two.shown(), [""]);
+}
+
+/// The third registry is one that may see the credentials; a stranger must not choose what is asked there.
+#[tokio::test]
+async fn a_chain_through_a_stranger_stays_anonymous() {
+    let (mut two, third) = (Two::start().await, Hub::start().await);
+    third.push_image("library/app", "v1", &[b"layer"]);
+    *third.auth() = Auth::Basic("jane".into(), "hunter2".into());
+    let mut named = third.url();
+    named.set_host(Some("localhost")).unwrap();
+    two.config.trust.redirects = vec!["localhost".into()];
+    two.second
+        .always("* library/", Fault::Forward(307, named.clone()));
+    let error = two.pull().await.unwrap_err();
+    assert!(matches!(error, Error::Denied { .. }), "{error:?}");
+    assert!(third.seen("*").iter().all(|seen| seen.authorization().is_empty()));
+    two.first.heal();
+    two.first.always("* library/", Fault::Forward(307, named));
+    two.pull().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_chain_of_strangers_gets_tokens_of_the_last() {
+    let (two, third) = (Two::start().await, Hub::start().await);
+    third.push_image("library/app", "v1", &[b"layer"]);
+    *third.auth() = Auth::Tokens(Tokens::at(&third));
+    two.second.always("* library/", Fault::Forward(302, third.url()));
+    two.pull().await.unwrap();
+    assert_eq!(
+        (two.second.count("GET /token"), third.count("GET /token")),
+        (0, 1)
+    );
+}
+
+#[tokio::test]
+async fn a_stranger_cannot_lead_back_to_what_is_private() {
+    let two = Two::start().await;
+    two.first.push_image("library/private", "v1", &[b"layer"]);
+    let tokens = Tokens::at(&two.first).only("jane", "hunter2");
+    *two.first.auth() = Auth::Tokens(tokens);
+    two.first.heal();
+    let upstream = two.upstream();
+    let private = upstream.manifest(&name("library/private"), &tag("v1")).await;
+    private.unwrap();
+    two.first.forget();
+    two.first
+        .always("GET library/app", Fault::Forward(307, two.second.url()));
+    let back = format!("{}v2/library/private/manifests/v1", two.first.url());
+    two.second.always("GET library/app", Fault::redirect(&back));
+    let error = pull(&upstream).await.unwrap_err();
+    assert!(matches!(error, Error::Denied { .. }), "{error:?}");
+    let seen = two.first.seen("GET private");
+    assert!(
+        seen.iter().all(|seen| seen.authorization().is_empty()),
+        "{seen:?}"
+    );
+    let asked = two.first.seen("GET /token").pop().unwrap();
+    assert_eq!(asked.authorization(), "");
+}
+
+#[tokio::test]
+async fn a_revoked_token_of_another_registry_is_replaced() {
+    let two = Two::start().await;
+    two.with_tokens(|tokens| tokens);
+    let upstream = two.upstream();
+    pull(&upstream).await.unwrap();
+    two.second.auth().tokens().revoke();
+    pull(&upstream).await.unwrap();
+    assert_eq!(two.second.count("GET /token"), 2);
+}
+
+/// A storage in a private network, which `trust` names, refuses a signed URL that ended.
+#[test_case(401)]
+#[test_case(403)]
+#[tokio::test]
+async fn a_storage_that_trust_names_judges_no_credential(status: u16) {
+    let hub = Hub::start().await;
+    let digest = hub.push_blob("library/app", b"blob");
+    let mut storage = hub.storage_url();
+    storage.set_host(Some("localhost")).unwrap();
+    hub.redirect_blobs_to(storage.as_str());
+    hub.always("GET /signed", Fault::status(status));
+    let mut config = hub.config();
+    config.credential = basic("jane", "hunter2");
+    config.trust.redirects = vec!["localhost".into()];
+    let upstream = Upstream::new(&config, Clock::system()).unwrap();
+    let error = upstream
+        .blob(&name("library/app"), &digest, 0, None)
+        .await
+        .unwrap_err();
+    assert!(matches!(error, Error::Unavailable { .. }), "{error:?}");
+}
+
+#[tokio::test]
+async fn another_registrys_404_is_final() {
+    let two = Two::start().await;
+    let (upstream, other) = (two.upstream(), name("library/other"));
+    let missing = upstream.manifest(&other, &tag("v1")).await;
+    assert!(matches!(missing, Err(Error::NotFound { .. })), "{missing:?}");
+    let digest = two.second.push_blob("library/app", b"blob");
+    let missing = upstream.blob_head(&other, &digest).await;
+    assert!(matches!(missing, Err(Error::NotFound { .. })), "{missing:?}");
+}
+
+/// The upstream redirects blobs to its storage.
+#[test_case(None; "without a challenge")]
+#[test_case(Some("Basic realm=\"storage\""); "with a challenge for a password")]
+#[test_case(Some("Bearer realm=\"REALM\""); "with a challenge for a token that is refused")]
+#[test_case(Some("Bearer authorization_uri=\"https://login.example\""); "with a challenge that names no realm")]
+#[tokio::test]
+async fn a_401_of_a_storage_says_nothing_about_the_credential(challenge: Option<&str>) {
+    let hub = Hub::start().await;
+    let digest = hub.push_blob("library/app", b"blob");
+    hub.redirect_blobs(true);
+    hub.always("GET /token", Fault::error(401, "UNAUTHORIZED"));
+    let realm = format!("{}token", hub.url());
+    let challenge = challenge.map(|text| ("www-authenticate", text.replace("REALM", &realm)));
+    let refusal = Fault::Answer(
+        StatusCode::UNAUTHORIZED,
+        challenge.into_iter().collect(),
+        bytes::Bytes::new(),
+    );
+    hub.always("GET /signed", refusal);
+    let mut config = hub.config();
+    config.credential = basic("jane", "hunter2");
+    let upstream = Upstream::new(&config, Clock::system()).unwrap();
+    let error = upstream
+        .blob(&name("library/app"), &digest, 0, None)
+        .await
+        .unwrap_err();
+    assert!(matches!(error, Error::Unavailable { .. }), "{error:?}");
+    assert!(hub.seen("*").iter().all(|seen| seen.authorization().is_empty()));
+}
+
+#[tokio::test]
+async fn a_token_server_that_becomes_https_keeps_the_password() {
+    let (hub, sealed) = (Hub::start().await, Hub::start_tls().await);
+    hub.push_image("library/app", "v1", &[b"layer"]);
+    let tokens = Tokens::at(&hub).only("jane", "hunter2");
+    *hub.auth() = Auth::Tokens(tokens);
+    hub.always("GET /token", Fault::Forward(301, sealed.url()));
+    let granted = bytes::Bytes::from_static(br#"{"token":"t"}"#);
+    sealed.always("GET /token", Fault::Answer(StatusCode::OK, Vec::new(), granted));
+    let mut config = hub.config();
+    config.credential = basic("jane", "hunter2");
+    config.tls.ca_file = sealed.ca_file().map(Into::into);
+    let _ = pull(&Upstream::new(&config, Clock::system()).unwrap()).await;
+    assert_eq!(sealed.seen("GET /token")[0].authorization(), "Basic");
+    assert_eq!(
+        hub.seen("GET library/").pop().unwrap().header("authorization"),
+        Some("Bearer t")
+    );
+}
+
+#[test_case(301, false; "moved permanently")]
+#[test_case(302, false; "found")]
+#[test_case(303, false; "see other")]
+#[test_case(307, true; "temporary")]
+#[test_case(308, true; "permanent")]
+#[tokio::test]
+async fn an_identity_token_is_posted_again_only_on_one_host(status: u16, again: bool) {
+    let (hub, sealed, other) = (Hub::start().await, Hub::start_tls().await, Hub::start().await);
+    let tokens = Tokens::at(&hub).only_identity("refresh-me");
+    *hub.auth() = Auth::Tokens(tokens);
+    let mut config = hub.config();
+    config.credential = Credential::IdentityToken {
+        username: String::new(),
+        token: Secret::new("refresh-me"),
+    };
+    config.tls.ca_file = sealed.ca_file().map(Into::into);
+    hub.always("POST /token", Fault::Forward(status, sealed.url()));
+    let _ = pull(&Upstream::new(&config, Clock::system()).unwrap()).await;
+    let posted = sealed.seen("POST /token");
+    assert_eq!(posted.iter().any(|seen| seen.form.contains("refresh-me")), again);
+    hub.heal();
+    hub.always("POST /token", Fault::Forward(status, other.url()));
+    let _ = pull(&Upstream::new(&config, Clock::system()).unwrap()).await;
+    assert_eq!(other.count("*"), 0);
+}
+
+#[tokio::test]
+async fn a_credential_that_was_not_shown_gets_no_verdict() {
+    let two = Two::start().await;
+    two.with_tokens(|tokens| tokens);
+    two.first
+        .always("GET /v2/", Fault::Forward(307, two.second.url()));
+    let verdict = two.upstream().verify(&basic("jane", "hunter2")).await;
+    let named = |reason: &str| reason.contains("trust.redirects");
+    assert!(
+        matches!(&verdict, Verdict::NoVerdict(reason) if named(reason)),
+        "{verdict:?}"
+    );
+    *two.second.auth() = Auth::Basic("jane".into(), "hunter2".into());
+    let verdict = two.upstream().verify(&basic("jane", "hunter2")).await;
+    assert!(
+        matches!(&verdict, Verdict::NoVerdict(reason) if named(reason)),
+        "{verdict:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_redirected_request_names_its_referer() {
+    let (two, third) = (Two::start().await, Hub::start().await);
+    third.push_image("library/app", "v1", &[b"layer"]);
+    two.second.always("* library/", Fault::Forward(302, third.url()));
+    two.upstream().tags(&name("library/app"), "n=5").await.unwrap();
+    let referer = |hub: &Hub| hub.seen("GET tags")[0].header("referer").map(str::to_owned);
+    let path = "v2/library/app/tags/list";
+    assert_eq!(referer(&two.first), None);
+    assert_eq!(referer(&two.second), Some(format!("{}{path}", two.first.url())));
+    assert_eq!(referer(&third), Some(format!("{}{path}", two.second.url())));
+}
+
+#[tokio::test]
+async fn a_storage_receives_the_referer() {
+    let hub = Hub::start().await;
+    let digest = hub.push_blob("library/app", b"blob");
+    hub.redirect_blobs(true);
+    let upstream = Upstream::new(&hub.config(), Clock::system()).unwrap();
+    let app = name("library/app");
+    upstream.blob(&app, &digest, 0, None).await.unwrap();
+    let referer = format!("{}v2/library/app/blobs/{digest}", hub.url());
+    assert_eq!(
+        hub.seen("GET /signed")[0].header("referer"),
+        Some(referer.as_str())
+    );
+}
