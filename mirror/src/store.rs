@@ -121,7 +121,7 @@ pub struct CachedTag {
 /// What the cache takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Usage {
-    /// Bytes of content stored.
+    /// Bytes of content stored, and of uploads that another registry left behind.
     pub bytes: u64,
     /// What `bytes` may grow to.
     pub limit: Option<u64>,

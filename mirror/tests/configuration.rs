@@ -62,7 +62,7 @@ fn the_environment_alone_is_enough() {
     assert_eq!(config.proxy.upstreams[0].host.as_str(), "quay.io");
 }
 
-#[test_case("reference-2.8.yml", 16)]
+#[test_case("reference-2.8.yml", 17)]
 #[test_case("reference-3.yml", 8)]
 fn every_key_of_distributions_reference_is_known(name: &str, without_effect: usize) {
     let (_, notices) = load(name);

@@ -286,6 +286,37 @@ mod tests {
         }
     }
 
+    /// Returns whether a file names a key, whatever its value.
+    fn names(file: &serde_json::Value, key: &str) -> bool {
+        let found = key
+            .split('.')
+            .try_fold(file, |value, part| match part.strip_suffix("[]") {
+                Some("NAME") => value.as_object()?.values().next()?.get(0),
+                Some(list) => value.get(list)?.get(0),
+                None if part == "NAME" => value.as_object()?.values().next(),
+                None => value.get(part),
+            });
+        found.is_some()
+    }
+
+    /// What Distribution's reference does not name is an extension; what it names is none.
+    #[test]
+    fn extensions_are_what_distribution_does_not_know() {
+        let samples = ["reference-2.8", "reference-3"].map(|name| {
+            let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/samples");
+            let yaml = std::fs::read_to_string(format!("{directory}/{name}.yml")).unwrap();
+            serde_saphyr::from_str::<serde_json::Value>(&yaml).unwrap()
+        });
+        for entry in reference::all() {
+            let known = samples.iter().any(|sample| names(sample, &entry.key));
+            match entry.relation {
+                Extension => assert!(!known, "{}", entry.key),
+                Same(_) | Differs(_) => assert!(known, "{}", entry.key),
+                Ignored(_) | Refused(_) => {}
+            }
+        }
+    }
+
     fn table() -> String {
         let row = |entry: reference::Entry| {
             let default = entry

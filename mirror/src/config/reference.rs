@@ -252,7 +252,7 @@ impl fmt::Display for Relation {
             Self::Differs(how) => write!(f, "differs: {how}"),
             Self::Ignored(why) => write!(f, "known, without effect here: {why}"),
             Self::Refused(what) => write!(f, "known, refused here: {what}"),
-            Self::Extension => f.write_str("unknown"),
+            Self::Extension => f.write_str("unknown key"),
         }
     }
 }

@@ -56,6 +56,7 @@ pub struct Keeper<T> {
     pace: Pace,
     kept: watch::Sender<Kept>,
     trial: Option<Trial>,
+    offline: bool,
     /// When a credential that was in doubt was last tried.
     tried: Option<Instant>,
 }
@@ -78,8 +79,15 @@ impl<T: Target> Keeper<T> {
             pace,
             kept,
             trial: None,
+            offline: false,
             tried: None,
         }
+    }
+
+    /// Sets whether upstreams must not be asked, so that no candidate is tried (`proxy.cache.offline`).
+    pub fn offline(mut self, offline: bool) -> Self {
+        self.offline = offline;
+        self
     }
 
     /// Follows the directory until nobody reads it any more.
@@ -97,7 +105,7 @@ impl<T: Target> Keeper<T> {
                         Ok(()) => break,
                         Err(_) => return,
                     },
-                    verdict = Self::verdict(&target, &mut self.trial) => self.judge(verdict),
+                    verdict = Self::verdict(&target, &mut self.trial), if !self.offline => self.judge(verdict),
                     () = target.refused(), if self.trial.is_none() => self.doubt(),
                 }
             }
@@ -161,7 +169,12 @@ impl<T: Target> Keeper<T> {
             .as_ref()
             .is_none_or(|trial| trial.candidate != candidate)
         {
-            self.report(State::Pending, "the upstream has not answered yet".to_owned());
+            let reason = if self.offline {
+                "upstreams are not asked (proxy.cache.offline)"
+            } else {
+                "the upstream has not answered yet"
+            };
+            self.report(State::Pending, reason.to_owned());
             self.trial = Some(Trial {
                 candidate,
                 proven: false,

@@ -21,6 +21,8 @@ pub(super) struct Upstreams {
     directory: Option<(PathBuf, Watch)>,
     /// Stands in for the directory where there is none.
     no_directory: watch::Sender<Arc<Snapshot>>,
+    /// Whether upstreams must not be asked.
+    offline: bool,
 }
 
 /// One upstream, and what keeps it supplied.
@@ -72,6 +74,8 @@ impl Upstreams {
                 None => None,
             };
         }
+        let is_same = !moved && self.offline == proxy.cache.offline;
+        self.offline = proxy.cache.offline;
         let mut before = std::mem::take(&mut self.all);
         for made in all {
             let held = before
@@ -79,7 +83,7 @@ impl Upstreams {
                 .position(|old| old.made.settings.host == made.settings.host);
             let held = held.map(|index| before.swap_remove(index));
             let supplied = match held {
-                Some(held) if !moved && Arc::ptr_eq(&held.made.client, &made.client) => held,
+                Some(held) if is_same && Arc::ptr_eq(&held.made.client, &made.client) => held,
                 held => self.supply(made, held),
             };
             self.all.push(supplied);
@@ -128,7 +132,7 @@ impl Upstreams {
             Pace::default(),
             sender,
         );
-        let task = tokio::spawn(keeper.run(snapshots));
+        let task = tokio::spawn(keeper.offline(self.offline).run(snapshots));
         Supplied {
             made,
             kept,

@@ -163,6 +163,28 @@ async fn upstream_down_at_start_leaves_the_credential_pending() {
     .await;
 }
 
+#[tokio::test]
+async fn offline_no_credential_is_tried() {
+    let hub = Hub::start().await;
+    let yaml = configured(&hub, "right").replace("proxy: {", "proxy: {cache: {offline: true}, ");
+    let mut served = Home::new().serve("", &yaml, &[]).await;
+    let (_, status) = served.admin("/status").await;
+    assert!(
+        status.contains("Pending") && status.contains("proxy.cache.offline"),
+        "{status}"
+    );
+    assert_eq!(served.get("/v2/app/manifests/v1").await.0, 503);
+    assert_eq!(hub.seen("*").len(), 0, "asked though it is offline");
+    let path = served.home.path("config.yml");
+    let online = std::fs::read_to_string(&path)
+        .unwrap()
+        .replace("offline: true", "offline: false");
+    std::fs::write(&path, online).unwrap();
+    served.signal(rustix::process::Signal::HUP);
+    served.line("the new configuration is in force").await;
+    eventually("active", async || reported(&served).await.0 == "Active").await;
+}
+
 /// Old and new overlap for one rotation; every fifth one is a mistake.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_a_thousand_pulls_none_fails_while_credentials_rotate_fifty_times() {
