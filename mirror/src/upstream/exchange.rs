@@ -174,8 +174,11 @@ impl Upstream {
         let Party {
             audience, repository, ..
         } = *party;
-        let known = Challenge::read(headers).is_some() || matches!(before, Shown::Token(_));
-        if party.server != ServerKind::Upstream && !known {
+        let challenge = Challenge::read(headers);
+        let is_known = challenge.is_some() || matches!(before, Shown::Token(_));
+        let is_refused = matches!((&challenge, before), (Some(Challenge::Basic), Shown::Basic(_)));
+        if !is_known || is_refused {
+            // The answer is final, and its body says why.
             return Ok(None);
         }
         let answering = if audience.trusted { access } else { &self.strangers };

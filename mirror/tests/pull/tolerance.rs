@@ -362,6 +362,7 @@ async fn clients_of_different_types_share_no_request() {
 /// The words of a denial say what to do, as those of Amazon ECR do.
 #[test_case(&answer(403, "text/plain; charset=utf-8", "Your authorization token has expired. Reauthenticate and try again."), "Your authorization token has expired. Reauthenticate"; "ecr")]
 #[test_case(&errors(403, r#"{"errors":[{"code":"DENIED","message":"pay first"}]}"#), "DENIED (pay first)"; "a registry")]
+#[test_case(&answer(401, "text/plain", "token\r\nexpired"), "token expired"; "401 without a challenge")]
 #[test_case(&Fault::html(403), "403 Forbidden"; "a page has no words")]
 #[tokio::test]
 async fn a_denial_has_the_words_of_upstream(says: &Fault, words: &str) {

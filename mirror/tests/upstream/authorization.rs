@@ -81,6 +81,26 @@ async fn a_wrong_password_is_sent_once_a_request_and_denied_without_being_repeat
     assert_eq!(hub.count("GET manifests"), 2);
 }
 
+/// A refused password is explained each time, also once it is known that the registry asks for one.
+#[tokio::test]
+async fn a_refused_password_has_the_words_of_upstream() {
+    let hub = Hub::start().await;
+    let challenge = vec![("www-authenticate", "Basic realm=\"hub\"".to_owned())];
+    let words = "Your authorization token has expired.";
+    hub.always(
+        "* manifests",
+        Fault::Answer(StatusCode::UNAUTHORIZED, challenge, words.into()),
+    );
+    let upstream = upstream_as(&hub, basic("jane", "hunter2"));
+    for _ in 0..2 {
+        let error = pull(&upstream).await.unwrap_err();
+        assert!(
+            matches!(&error, Error::Denied { status: 401, message } if message.contains(words)),
+            "{error:?}"
+        );
+    }
+}
+
 #[tokio::test]
 async fn a_hundred_requests_cost_one_token_and_one_refusal_each_at_most() {
     let hub = with_tokens(|tokens| tokens.only("jane", "hunter2")).await;
