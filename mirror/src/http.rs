@@ -34,7 +34,7 @@ use access::Record;
 pub use access::Recorded;
 pub use auth::{Htpasswd, trouble_with_users};
 use error::RegistryError;
-use failures::{Failed, Failures, Kind};
+use failures::{Failed, FailureLog, Kind};
 use route::Route;
 use sendfile::Pieces;
 
@@ -68,7 +68,7 @@ struct App {
     pull: Arc<Pull>,
     settings: Settings,
     metrics: Metrics,
-    failures: Failures,
+    failures: FailureLog,
 }
 
 /// A request as the endpoints see it.
@@ -122,7 +122,7 @@ pub fn service(pull: Arc<Pull>, settings: Settings, metrics: Metrics) -> Service
         pull,
         settings,
         metrics,
-        failures: Failures::default(),
+        failures: FailureLog::default(),
     });
     Service { app }
 }

@@ -45,7 +45,7 @@ pub(super) struct Kind {
 
 /// The failures of late, by kind. Clones share them.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Failures(Arc<Mutex<HashMap<Kind, Window>>>);
+pub(super) struct FailureLog(Arc<Mutex<HashMap<Kind, Window>>>);
 
 /// The failures of one kind since the first of them.
 #[derive(Debug)]
@@ -63,7 +63,7 @@ enum Verdict {
     Counted,
 }
 
-impl Failures {
+impl FailureLog {
     /// Writes the failure to the log, at once or as one of many.
     pub(super) fn log(&self, failed: Failed) {
         match self.count(&failed.kind, Instant::now()) {
@@ -161,7 +161,7 @@ mod tests {
 
     #[test]
     fn alike_failures_are_counted_after_some_lines() {
-        let (failures, now) = (Failures::default(), Instant::now());
+        let (failures, now) = (FailureLog::default(), Instant::now());
         for _ in 0..LINES {
             assert_eq!(failures.count(&kind(1), now), Verdict::Line);
         }
@@ -179,7 +179,7 @@ mod tests {
 
     #[test]
     fn window_without_a_count_ends_by_itself() {
-        let (failures, now) = (Failures::default(), Instant::now());
+        let (failures, now) = (FailureLog::default(), Instant::now());
         for round in 0..3 {
             for _ in 0..LINES {
                 assert_eq!(failures.count(&kind(1), now + round * WINDOW), Verdict::Line);
@@ -189,7 +189,7 @@ mod tests {
 
     #[test]
     fn kinds_take_bounded_memory() {
-        let (failures, now) = (Failures::default(), Instant::now());
+        let (failures, now) = (FailureLog::default(), Instant::now());
         for number in 0..3 * KINDS {
             failures.count(&kind(number), now);
         }

@@ -11,7 +11,7 @@ use crate::served::{Mirror, header};
 const YEAR: &str = "max-age=31536000";
 
 /// Returns the status, `X-Cache` and all of `Cache-Control`.
-fn told(answer: &Response) -> (u16, &str, Vec<&str>) {
+fn cached_as(answer: &Response) -> (u16, &str, Vec<&str>) {
     let values = answer.headers().get_all("cache-control").iter();
     let values = values.map(|value| value.to_str().unwrap()).collect();
     (answer.status().as_u16(), header(answer, "x-cache"), values)
@@ -31,14 +31,18 @@ async fn content_by_digest_may_be_kept_for_a_year() {
         let etag = format!("\"{}\"", path.rsplit('/').next().unwrap());
         let ask = |method, name, value| mirror.request(method, &path).header(name, value).send();
         let cold = mirror.get(&path).await;
-        assert_eq!(told(&cold), (200, "MISS", vec![YEAR]), "{path}");
+        assert_eq!(cached_as(&cold), (200, "MISS", vec![YEAR]), "{path}");
         cold.bytes().await.unwrap();
         mirror.settled().await;
-        assert_eq!(told(&mirror.get(&path).await), (200, "HIT", vec![YEAR]), "{path}");
+        assert_eq!(
+            cached_as(&mirror.get(&path).await),
+            (200, "HIT", vec![YEAR]),
+            "{path}"
+        );
         let head = ask("HEAD", "x-none", "1").await.unwrap();
-        assert_eq!(told(&head), (200, "HIT", vec![YEAR]), "{path}");
+        assert_eq!(cached_as(&head), (200, "HIT", vec![YEAR]), "{path}");
         let known = ask("GET", "if-none-match", &etag).await.unwrap();
-        assert_eq!(told(&known), (304, "HIT", vec![YEAR]), "{path}");
+        assert_eq!(cached_as(&known), (304, "HIT", vec![YEAR]), "{path}");
     }
     for (range, status, expected) in [
         ("bytes=1-2", 206, YEAR),
@@ -47,7 +51,7 @@ async fn content_by_digest_may_be_kept_for_a_year() {
     ] {
         let request = mirror.request("GET", &format!("/v2/app/blobs/{blob}"));
         let answer = request.header("range", range).send().await.unwrap();
-        assert_eq!(told(&answer), (status, "HIT", vec![expected]), "{range}");
+        assert_eq!(cached_as(&answer), (status, "HIT", vec![expected]), "{range}");
     }
 }
 
@@ -66,7 +70,7 @@ async fn answers_that_may_change_are_no_cache() {
         ("/v2/_catalog", "HIT"),
     ] {
         assert_eq!(
-            told(&mirror.get(path).await),
+            cached_as(&mirror.get(path).await),
             (200, cache, vec!["no-cache"]),
             "{path}"
         );
@@ -77,10 +81,13 @@ async fn answers_that_may_change_are_no_cache() {
         .send()
         .await
         .unwrap();
-    assert_eq!(told(&known), (304, "HIT", vec!["no-cache"]));
+    assert_eq!(cached_as(&known), (304, "HIT", vec!["no-cache"]));
     mirror.clock.advance(Duration::from_mins(6));
     hub.always("* ", Fault::status(500));
-    assert_eq!(told(&mirror.get(tag).await), (200, "STALE", vec!["no-cache"]));
+    assert_eq!(
+        cached_as(&mirror.get(tag).await),
+        (200, "STALE", vec!["no-cache"])
+    );
 }
 
 /// No cache between keeps a failure for longer than it lasts.
@@ -96,14 +103,14 @@ async fn errors_are_not_to_be_stored() {
         ("/v2/nothing", 404),
     ] {
         assert_eq!(
-            told(&mirror.get(path).await),
+            cached_as(&mirror.get(path).await),
             (status, "", vec!["no-store"]),
             "{path}"
         );
     }
     hub.always("* ", Fault::status(500));
     assert_eq!(
-        told(&mirror.get("/v2/app/manifests/2").await),
+        cached_as(&mirror.get("/v2/app/manifests/2").await),
         (503, "", vec!["no-store"])
     );
 }
