@@ -97,7 +97,7 @@ fn is_written_as_in_go(line: &str) -> bool {
 #[tokio::test]
 async fn http1_field_names_are_written_as_in_go() {
     let (hub, home) = (Hub::start().await, Home::new());
-    let digest = hub.push_blob("app", &vec![7; 2 * MIB]);
+    let digest = hub.push_blob("app", vec![7; 2 * MIB]);
     hub.push_image("app", "v1", &[b"layer"]);
     let auth = "auth: {htpasswd: {realm: mirror, path: HOME/users}}";
     let closed = Home::new();
