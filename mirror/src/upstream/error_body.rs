@@ -174,14 +174,20 @@ fn is_printable(c: char) -> bool {
     !c.is_control() && !hidden
 }
 
+/// Returns a word without the query and all that follows it, and without the users of all URLs in it.
 fn bare_url(word: &str) -> String {
-    let Some((scheme, rest)) = word.split_once("://") else {
-        return word.to_owned();
+    let is_query = |rest: &str| word.contains("://") || rest.contains('=');
+    let bare = match word.split_once(['?', '#']) {
+        Some((bare, rest)) if is_query(rest) => bare,
+        _ => word,
     };
-    let bare = rest.split(['?', '#']).next().unwrap_or_default();
-    let (authority, path) = bare.split_at(bare.find('/').unwrap_or(bare.len()));
-    let host = authority.rsplit('@').next().unwrap_or_default();
-    format!("{scheme}://{host}{path}")
+    let mut parts = bare.split("://");
+    let scheme = parts.next().unwrap_or_default().to_owned();
+    parts.fold(scheme, |text, part| {
+        let (authority, path) = part.split_at(part.find('/').unwrap_or(part.len()));
+        let host = authority.rsplit('@').next().unwrap_or_default();
+        format!("{text}://{host}{path}")
+    })
 }
 
 #[cfg(test)]
@@ -247,6 +253,8 @@ mod tests {
     #[test_case(Some("application/json"), r#"{"details":"incorrect username"}"# => "incorrect username"; "docker hub")]
     #[test_case(None, "a\u{202e}b \u{7}c" => "a b c"; "marks")]
     #[test_case(None, "at https://u:p@h.example/a?sig=s#f now" => "at https://h.example/a now"; "a signed url")]
+    #[test_case(None, "https://a.example/x,https://u:p@b.example/y?sig=s" => "https://a.example/x,https://b.example/y"; "two urls in one word")]
+    #[test_case(None, "at /x?X-Amz-Signature=s why?" => "at /x why?"; "a url without a host")]
     #[test_case(None, "https://h.example?sig=s" => "https://h.example"; "a url without a path")]
     fn words_are_one_printable_line(media_type: Option<&str>, text: &str) -> String {
         body(media_type, text).message()
