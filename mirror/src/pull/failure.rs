@@ -166,6 +166,7 @@ mod tests {
         let denied = of(&Error::Denied {
             status: 401,
             message: "no".into(),
+            withheld: false,
         });
         assert!(matches!(denied, Failure::Denied { .. }));
     }

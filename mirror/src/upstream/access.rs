@@ -1,17 +1,15 @@
 //! One credential, and everything that belongs to it alone: tokens, rests, what was learned by it.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use http::{HeaderMap, HeaderValue, header::AUTHORIZATION};
 use moka::sync::Cache;
-use url::Url;
 use url::form_urlencoded::byte_serialize;
 
 use super::challenge::Challenge;
 use super::error::Error;
-use super::error_body::ErrorBody;
 use super::rest::{Class, Rests};
 use super::token::{Token, TokenKey, Tokens};
 use super::trust::{Audience, Policy};
@@ -34,17 +32,6 @@ pub(super) struct Access {
     learned: Cache<Audience, Challenge>,
     /// Scopes that registries asked for, where they are not the usual ones.
     scopes: Cache<(Audience, String), String>,
-    /// The last server that asked for the credential and may not see it; `None` after one that may.
-    withheld: Mutex<Option<Withheld>>,
-}
-
-/// A server that asked for credentials and may not see them.
-#[derive(Clone)]
-enum Withheld {
-    /// A token server.
-    Realm(Url),
-    /// A registry that redirects led to.
-    Redirect(Url),
 }
 
 /// The part of the credential that a request shows.
@@ -75,7 +62,6 @@ impl Access {
             tokens: Tokens::new(clock),
             learned: Cache::new(MOST_AUDIENCES),
             scopes: Cache::new(MOST_SCOPES),
-            withheld: Mutex::default(),
         }
     }
 
@@ -160,10 +146,7 @@ impl Access {
         before: &Shown,
     ) -> Result<Shown, Error> {
         let mut bearer = match challenge {
-            Challenge::Basic => {
-                self.note_withheld(None);
-                return self.basic(audience, before);
-            }
+            Challenge::Basic => return self.basic(audience, before),
             Challenge::Bearer(bearer) => bearer,
         };
         if let (None, Some(repository)) = (&bearer.scope, repository) {
@@ -174,8 +157,6 @@ impl Access {
             Shown::Token(token) => Some(token),
             Shown::Nothing | Shown::Basic(_) => None,
         };
-        let opens = self.policy.opens(audience, &bearer.realm);
-        self.note_withheld((!opens).then(|| Withheld::Realm(bearer.realm.clone())));
         let asked = bearer.clone();
         // Seldom needed, and large.
         let fetch = async move { Box::pin(self.fetch(wire, audience, asked)).await };
@@ -205,41 +186,32 @@ impl Access {
         }
     }
 
-    fn note_withheld(&self, withheld: Option<Withheld>) {
-        *self.withheld.lock().unwrap_or_else(PoisonError::into_inner) = withheld;
-    }
-
-    /// Notes that a registry that redirects led to asked for credentials and must not see them.
-    pub(super) fn keep_from(&self, audience: &Audience) {
-        self.note_withheld(Some(Withheld::Redirect(audience.url.clone())));
-    }
-
-    /// Returns an error with the name of the registry that redirects led to, and what to do where it may see the
-    /// credential.
+    /// Returns a stranger's denial with its origin, and what to do where it may see the credential.
     pub(super) fn of_stranger(&self, audience: &Audience, error: Error) -> Error {
-        let Error::Denied { status, message } = error else {
+        let Error::Denied { status, message, .. } = error else {
             return error;
         };
         let at = audience.url.origin().ascii_serialization();
-        let message = self.hinted(format!("{at}, where it redirects to: {message}"));
-        Error::Denied { status, message }
+        self.denied(
+            audience,
+            status,
+            format!("{at}, where it redirects to: {message}"),
+        )
     }
 
-    /// Returns the reason why the server that asked last did not see the credential, and the key that allows it; `None`
-    /// if it did, or there is no credential.
-    pub(super) fn kept_back(&self) -> Option<String> {
-        let configured = self
-            .credential
-            .as_ref()
-            .is_ok_and(|c| *c != Credential::Anonymous);
-        let withheld = self
-            .withheld
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
-        let (what, url, list) = match withheld.filter(|_| configured)? {
-            Withheld::Realm(url) => ("the token server at", url, "realms"),
-            Withheld::Redirect(url) => ("the registry at", url, "redirects"),
+    /// Returns the reason why the server at `audience` or its token server does not see the credential, and the key that
+    /// allows it; `None` if it does, or there is no credential.
+    pub(super) fn kept_back(&self, audience: &Audience) -> Option<String> {
+        let is_configured = |credential: &Credential| *credential != Credential::Anonymous;
+        if !self.credential.as_ref().is_ok_and(is_configured) {
+            return None;
+        }
+        let (what, url, list) = match self.learned.get(audience) {
+            _ if !audience.trusted => ("the registry at", audience.url.clone(), "redirects"),
+            Some(Challenge::Bearer(bearer)) if !self.policy.opens(audience, &bearer.realm) => {
+                ("the token server at", bearer.realm, "realms")
+            }
+            _ => return None,
         };
         let at = url.origin().ascii_serialization();
         let host = url.host_str().unwrap_or_default();
@@ -269,17 +241,16 @@ impl Access {
         secrets.fold(words.to_owned(), |text, secret| text.replace(secret, "[secret]"))
     }
 
-    pub(super) fn hinted(&self, message: String) -> String {
-        match self.kept_back() {
-            Some(hint) => format!("{message}; {hint}"),
-            None => message,
+    /// Returns the denial of the server at `audience`, with the key that may help where that one did not see the credential.
+    pub(super) fn denied(&self, audience: &Audience, status: u16, message: String) -> Error {
+        let hint = self.kept_back(audience);
+        let withheld = hint.is_some();
+        let message = [Some(message), hint].into_iter().flatten().collect::<Vec<_>>();
+        Error::Denied {
+            status,
+            message: message.join("; "),
+            withheld,
         }
-    }
-
-    /// Returns the denial that an answer's body explains, with the key that may help.
-    pub(super) fn denial(&self, status: u16, body: &ErrorBody) -> Error {
-        let message = self.hinted(body.message());
-        Error::Denied { status, message }
     }
 }
 

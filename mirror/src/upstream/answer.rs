@@ -12,6 +12,7 @@ use reqwest::Response;
 use super::access::Access;
 use super::error::{Error, describe};
 use super::error_body::ErrorBody;
+use super::trust::Audience;
 use super::wire::Wire;
 
 /// The most bytes of an error's body that are read.
@@ -40,6 +41,11 @@ pub(super) enum ServerKind {
 }
 
 impl Answer {
+    /// Returns the audience that answered.
+    pub(super) fn audience(&self) -> Audience {
+        Audience::new(self.response.url(), self.server == ServerKind::Upstream)
+    }
+
     pub(super) fn status(&self) -> StatusCode {
         self.response.status()
     }

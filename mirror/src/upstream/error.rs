@@ -27,6 +27,8 @@ pub enum Error {
         status: u16,
         /// What to do about it.
         message: String,
+        /// A credential is configured, and the server did not see it.
+        withheld: bool,
     },
     /// Too many requests; until the time is over, nothing of this class is asked.
     #[error("upstream limits the rate of requests; asked again in {} s", retry_after.as_secs_f64().ceil())]
@@ -59,7 +61,11 @@ impl Error {
 
     pub(super) fn denied(status: u16, message: impl Into<String>) -> Self {
         let message = message.into();
-        Self::Denied { status, message }
+        Self::Denied {
+            status,
+            message,
+            withheld: false,
+        }
     }
 }
 

@@ -181,7 +181,11 @@ impl Upstream {
             // The answer is final, and its body says why.
             return Ok(None);
         }
-        let answering = if audience.trusted { access } else { &self.strangers };
+        // A storage never gets the credential, though the configuration names its host.
+        let answering = match party.server {
+            ServerKind::Upstream => access,
+            ServerKind::Registry | ServerKind::Elsewhere => &self.strangers,
+        };
         let answered = answering
             .answer(&self.wire, audience, headers, repository, before)
             .await;
@@ -189,12 +193,9 @@ impl Upstream {
             // Most likely a storage, and a signed URL that ended.
             (ServerKind::Elsewhere, answered) => Ok(answered.ok()),
             (ServerKind::Upstream, answered) => answered.map(Some),
-            (ServerKind::Registry, answered) => {
-                access.keep_from(audience);
-                answered
-                    .map(Some)
-                    .map_err(|error| access.of_stranger(audience, error))
-            }
+            (ServerKind::Registry, answered) => answered
+                .map(Some)
+                .map_err(|error| access.of_stranger(audience, error)),
         }
     }
 
@@ -244,7 +245,11 @@ impl Upstream {
         match status.as_u16() {
             404 | 410 if server == ServerKind::Elsewhere => Error::StrangeNotFound,
             404 | 410 => answer.error_body(&self.wire, access).await.not_found(),
-            code @ (401 | 403) if judges => access.denial(code, &answer.error_body(&self.wire, access).await),
+            code @ (401 | 403) if judges => {
+                let audience = answer.audience();
+                let body = answer.error_body(&self.wire, access).await;
+                access.denied(&audience, code, body.message())
+            }
             code if server == ServerKind::Upstream => Error::unavailable(format!("it answered {code}")),
             code => {
                 let host = answer.response.url().host_str().unwrap_or_default();

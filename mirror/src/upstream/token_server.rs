@@ -34,7 +34,7 @@ impl Access {
         let hop = self.token_request(audience, &bearer)?;
         let fetched = async {
             let answer = self.ask_token_server(wire, hop).await?;
-            self.token(wire, answer).await
+            self.token(wire, audience, answer).await
         };
         let fetched = fetched.await;
         let result = match &fetched {
@@ -79,7 +79,7 @@ impl Access {
         )))
     }
 
-    async fn token(&self, wire: &Wire, answer: Answer) -> Result<Token, Error> {
+    async fn token(&self, wire: &Wire, audience: &Audience, answer: Answer) -> Result<Token, Error> {
         let status = answer.status();
         if status.is_success() {
             self.rests.succeeded(Class::Token);
@@ -90,7 +90,7 @@ impl Access {
             code @ (400 | 401 | 403) => {
                 let words = answer.error_body(wire, self).await.message();
                 let text = format!("the token server gave no token: {words}");
-                Err(Error::denied(code, self.hinted(text)))
+                Err(self.denied(audience, code, text))
             }
             429 => Err(Error::RateLimited {
                 retry_after: self.rests.limited(Class::Token, answer.headers()),

@@ -78,14 +78,23 @@ impl Policy {
     /// come back, though it ends at the upstream: a stranger chose that URL.
     pub(super) fn audience(&self, before: &Audience, url: &Url) -> Audience {
         let home = url.origin() == self.remote.origin();
-        Audience::new(url, before.trusted && (home || self.keeps(&self.remote, url)))
+        Audience::new(
+            url,
+            before.trusted && (home || self.keeps_at(&self.remote, url, &self.named)),
+        )
     }
 
-    /// Returns true if a secret for `start` may be shown at `url`, where a redirect leads: at the same origin, on the same host
-    /// where http has become https, whatever the ports are, and on a host that the configuration names.
+    /// Returns true if a secret for the token server at `start` may be shown at `url`, where that one redirects to. A host
+    /// that only redirects of the upstream may lead to is no token server, and may be a storage.
     pub(super) fn keeps(&self, start: &Url, url: &Url) -> bool {
+        self.keeps_at(start, url, &self.realms)
+    }
+
+    /// Returns true if a secret for `start` may be shown at `url`, where a redirect leads: at the same origin, on the same
+    /// host where http has become https, whatever the ports are, and on a listed host.
+    fn keeps_at(&self, start: &Url, url: &Url, listed: &[HostPattern]) -> bool {
         let upgraded = start.scheme() == "http" && url.scheme() == "https" && start.host() == url.host();
-        let named = || self.named.iter().any(|entry| entry.matches(url));
+        let named = || listed.iter().any(|entry| entry.matches(url));
         let same = start.origin() == url.origin() || upgraded || named();
         same && is_as_sealed(start, url) && self.may_send_to(url)
     }
@@ -111,7 +120,8 @@ pub(super) struct Audience {
 }
 
 impl Audience {
-    fn new(url: &Url, trusted: bool) -> Self {
+    /// Returns the audience at the origin of `url`.
+    pub(super) fn new(url: &Url, trusted: bool) -> Self {
         let mut url = super::bare(url);
         url.set_path("/");
         Self { url, trusted }

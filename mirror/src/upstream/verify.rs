@@ -26,12 +26,12 @@ impl Upstream {
             follow: true,
         };
         let answer = self.converse(&access, &question).await;
-        if let Some(reason) = access.kept_back() {
-            return Verdict::NoVerdict(reason);
-        }
         match answer {
             Ok(answer) => match answer.status().as_u16() {
-                200..=299 => Verdict::Accepted,
+                200..=299 => match access.kept_back(&answer.audience()) {
+                    Some(reason) => Verdict::NoVerdict(reason),
+                    None => Verdict::Accepted,
+                },
                 401 | 403 => verdict(&self.fault(&access, answer).await),
                 code => Verdict::NoVerdict(format!("upstream answered {code}")),
             },
@@ -42,7 +42,7 @@ impl Upstream {
 
 fn verdict(error: &Error) -> Verdict {
     match error {
-        Error::Denied { .. } => Verdict::Rejected(error.to_string()),
+        Error::Denied { withheld: false, .. } => Verdict::Rejected(error.to_string()),
         _ => Verdict::NoVerdict(error.to_string()),
     }
 }

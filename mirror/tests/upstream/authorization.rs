@@ -95,7 +95,7 @@ async fn a_refused_password_has_the_words_of_upstream() {
     for _ in 0..2 {
         let error = pull(&upstream).await.unwrap_err();
         assert!(
-            matches!(&error, Error::Denied { status: 401, message } if message.contains(words)),
+            matches!(&error, Error::Denied { status: 401, message, .. } if message.contains(words)),
             "{error:?}"
         );
     }

@@ -324,26 +324,67 @@ async fn a_revoked_token_of_another_registry_is_replaced() {
     assert_eq!(two.second.count("GET /token"), 2);
 }
 
-/// A storage in a private network, which `trust` names, refuses a signed URL that ended.
-#[test_case(401)]
-#[test_case(403)]
+/// What one registry refused says nothing about the next denial.
 #[tokio::test]
-async fn a_storage_that_trust_names_judges_no_credential(status: u16) {
+async fn a_denial_names_no_registry_of_other_requests() {
+    let two = Two::start().await;
+    two.with_tokens(|tokens| tokens);
+    let upstream = two.upstream();
+    pull(&upstream).await.unwrap();
+    two.with_tokens(|tokens| tokens.only("joe", "secret"));
+    two.second.auth().tokens().revoke();
+    let error = pull(&upstream).await.unwrap_err();
+    assert!(error.to_string().contains("trust.redirects"), "{error}");
+    two.first.always("* team/", Fault::error(403, "DENIED"));
+    let denied = upstream.manifest(&name("team/app"), &tag("v1")).await;
+    let error = denied.map(drop).unwrap_err();
+    assert!(matches!(error, Error::Denied { .. }), "{error:?}");
+    assert!(!error.to_string().contains("trust."), "{error}");
+}
+
+/// A host that redirects of the upstream may lead to is no token server.
+#[tokio::test]
+async fn a_token_server_leads_no_password_to_a_storage() {
+    let mut two = Two::start().await;
+    two.first.heal();
+    two.first.push_image("library/app", "v1", &[b"layer"]);
+    let tokens = Tokens::at(&two.first).only("jane", "hunter2");
+    *two.first.auth() = Auth::Tokens(tokens);
+    two.config.trust.redirects = vec!["localhost".into()];
+    two.first.always("GET /token", Fault::Forward(307, two.by_name()));
+    two.pull().await.unwrap_err();
+    assert_eq!(two.shown(), [""]);
+}
+
+/// A storage in a private network, which `trust` names, refuses a signed URL that ended.
+#[test_case(401, None; "without a challenge")]
+#[test_case(403, None; "forbidden")]
+#[test_case(401, Some("Basic realm=\"storage\""); "with a challenge for a password")]
+#[test_case(401, Some("Bearer realm=\"REALM\""); "with a challenge for a token")]
+#[tokio::test]
+async fn a_storage_that_trust_names_gets_no_credential(status: u16, challenge: Option<&str>) {
     let hub = Hub::start().await;
     let digest = hub.push_blob("library/app", b"blob");
     let mut storage = hub.storage_url();
     storage.set_host(Some("localhost")).unwrap();
     hub.redirect_blobs_to(storage.as_str());
-    hub.always("GET /signed", Fault::status(status));
+    hub.always("GET /token", Fault::error(401, "UNAUTHORIZED"));
+    let realm = storage.join("/token").unwrap();
+    let challenge = challenge.map(|text| ("www-authenticate", text.replace("REALM", realm.as_str())));
+    let status = StatusCode::from_u16(status).unwrap();
+    let refusal = Fault::Answer(status, challenge.into_iter().collect(), bytes::Bytes::new());
+    hub.always("GET /signed", refusal);
     let mut config = hub.config();
     config.credential = basic("jane", "hunter2");
     config.trust.redirects = vec!["localhost".into()];
+    config.trust.realms = vec!["localhost".into()];
     let upstream = Upstream::new(&config, Clock::system()).unwrap();
     let error = upstream
         .blob(&name("library/app"), &digest, 0, None)
         .await
         .unwrap_err();
     assert!(matches!(error, Error::Unavailable { .. }), "{error:?}");
+    assert!(hub.seen("*").iter().all(|seen| seen.authorization().is_empty()));
 }
 
 #[tokio::test]
