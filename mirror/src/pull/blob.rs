@@ -165,7 +165,10 @@ impl Pull {
         part: Option<Range<u64>>,
     ) -> Result<Through, Failure> {
         match (part, fill.progress().size) {
-            (Some(part), Some(size)) if part.end < size => through::closed(asked, size, part).await,
+            (Some(part), Some(size)) if part.end < size => {
+                let size = self.sizes.of(asked.repository, asked.digest).unwrap_or(size);
+                through::closed(asked, size, part).await
+            }
             (part, _) => {
                 through::to_the_end(asked, fill.take_answer(), Arc::clone(&self.inflight), part).await
             }

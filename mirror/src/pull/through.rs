@@ -80,10 +80,15 @@ pub(crate) async fn ahead(
     })
 }
 
-/// A range that ends before the blob does; its client verifies the whole once it has it.
+/// Returns a range that ends before the blob does; its client verifies the whole once it has it.
 pub(crate) async fn closed(asked: &Asked<'_>, size: u64, part: Range<u64>) -> Result<Through, Failure> {
     let answer = asked.ask(part.start, Some(part.end)).await;
     let answer = answer.map_err(|error| Failure::of(&error, Kind::Blob))?;
+    // A part of something else, such as of the blob as a server compressed it: nothing here is checked by a digest.
+    if let Some(total) = answer.total.filter(|total| *total != size) {
+        let what = format!("upstream has a part of {total} bytes where the blob is of {size} bytes");
+        return Err(Failure::unavailable(what));
+    }
     let body = exactly(answer, part.clone()).boxed();
     Ok(Through {
         size: Some(size),

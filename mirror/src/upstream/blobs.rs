@@ -19,6 +19,7 @@ use super::answer::Answer;
 use super::error::Error;
 use super::exchange::{Held, Lane, Question};
 use super::pace::chunks;
+use super::redirect;
 use super::rest::Class;
 use crate::digest::Digest;
 use crate::name::RepositoryName;
@@ -218,10 +219,11 @@ impl Upstream {
         match self.ask(&access, &question).await {
             Ok(Held { answer, .. }) => match answer.status().as_u16() {
                 200 => return answer.blob_size(),
-                201..=399 => return Ok(None),
+                201..=299 => return Ok(None),
+                300..=399 if redirect::leads_on(&answer.response) => return Ok(None),
                 // Nothing more comes than the header, and some registries refuse a HEAD of what they give: a GET tells.
                 404 | 410 if answer.is_marked() => return Err(self.fault(&access, answer).await),
-                400..=499 | 501 => {}
+                300..=499 | 501 => {}
                 _ => return Err(self.fault(&access, answer).await),
             },
             Err(Error::Denied { .. }) => {}
@@ -270,7 +272,8 @@ impl Upstream {
                     _ => Err(self.fault(access, answer).await),
                 }
             }
-            200..=399 | 416 => Ok(None),
+            200..=299 | 416 => Ok(None),
+            300..=399 if !follow && redirect::leads_on(&answer.response) => Ok(None),
             _ => Err(self.fault(access, answer).await),
         }
     }

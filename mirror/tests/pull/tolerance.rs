@@ -281,6 +281,46 @@ async fn a_blob_that_is_compressed_is_never_completed() {
     assert_eq!(mirror.store.usage().blobs, 0);
 }
 
+/// The cache has no room, and no digest is checked: the size that the manifest names tells.
+#[tokio::test]
+async fn a_part_of_a_compressed_blob_is_refused() {
+    let hub = Hub::start().await;
+    let layer = pattern(600_000);
+    let (_, layers) = hub.push_image("library/app", "1", &[&layer]);
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::none());
+    encoder.write_all(&layer).unwrap();
+    hub.spoil_blob("library/app", &layers[0], encoder.finish().unwrap());
+    hub.always("GET blobs", Fault::Gzip);
+    let mirror = Mirror::with(&[(&hub, "docker.io")], cache(), Some(20_000)).await;
+    assert_eq!(mirror.get(PATH).await.status(), 200);
+    let blob = format!("/v2/app/blobs/{}", layers[0]);
+    let part = mirror.request("GET", &blob).header("range", "bytes=0-1023");
+    assert_eq!(part.send().await.unwrap().status(), 503);
+}
+
+/// A login page that comes as a redirect to nowhere.
+#[test_case(302)]
+#[test_case(303)]
+#[test_case(307)]
+#[tokio::test]
+async fn a_blob_behind_a_page_is_unavailable(status: u16) {
+    let hub = Hub::start().await;
+    let digest = hub.push_blob("library/app", b"layer");
+    let blob = format!("/v2/app/blobs/{digest}");
+    for faulty in ["* blobs", "GET blobs"] {
+        hub.heal();
+        hub.always(faulty, Fault::html(status));
+        if faulty == "GET blobs" {
+            hub.always("HEAD blobs", Fault::status(405));
+        }
+        let mirror = Mirror::of(&hub).await;
+        for method in ["HEAD", "GET"] {
+            let answer = mirror.request(method, &blob).send().await.unwrap();
+            assert_eq!(answer.status(), 503, "{method}, {faulty}");
+        }
+    }
+}
+
 /// Go reads these, and so do the clients that are written in it.
 #[test_case(r#"{"schemaVersion":2.0,"manifests":[]}"#; "a fraction of zero")]
 #[test_case(r#"{"schemaVersion":"2","manifests":[]}"#; "text")]
