@@ -3,6 +3,7 @@
 use http::header::ACCEPT;
 use http::{HeaderMap, HeaderValue};
 
+use crate::digest::{Algorithm, Digest};
 use crate::manifest::KNOWN_TYPES;
 
 /// The most types of a client that are passed on, and the most characters of one.
@@ -42,9 +43,13 @@ impl Accept {
         accept
     }
 
-    /// Returns the types as one word; empty for nearly all clients.
+    /// Returns a short word for the types; empty for nearly all clients.
     pub(crate) fn key(&self) -> String {
-        self.0.join(",")
+        if self.0.is_empty() {
+            return String::new();
+        }
+        let types = self.0.join(",");
+        Digest::of(Algorithm::Sha256, types.as_bytes()).hex().to_owned()
     }
 
     fn add(&mut self, media_type: &str) {
@@ -55,17 +60,17 @@ impl Accept {
         }
     }
 
-    /// Returns the header: the client's types, those that are known, and any other. The order of the known types never
-    /// varies, so no client decides which of two forms of a manifest is cached under a tag.
+    /// Returns the header: the known types, the client's, and any other. The known types come first and in one order, so
+    /// that an upstream with two forms of a manifest does not choose the one under a tag by the first client.
     pub(super) fn header(&self) -> HeaderValue {
         let named = self.0.iter().map(String::as_str);
-        let types: Vec<_> = named.chain(KNOWN_TYPES).chain(["*/*"]).collect();
+        let types: Vec<_> = KNOWN_TYPES.into_iter().chain(named).chain(["*/*"]).collect();
         // Tokens of RFC 9110 only.
         HeaderValue::try_from(types.join(", ")).unwrap_or(HeaderValue::from_static("*/*"))
     }
 }
 
-/// Tells `q=0`, `q=0.0` and the like: such a type is not wanted.
+/// Returns true for `q=0`, `q=0.0` and the like: such a type is not wanted.
 fn is_refusal(parameter: &str) -> bool {
     parameter
         .split_once('=')
@@ -76,7 +81,8 @@ fn is_manifest_type(media_type: &str) -> bool {
     let is_token = |c: u8| c.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&c);
     let subtype = media_type.strip_prefix("application/").unwrap_or_default();
     media_type.len() <= MAX_TYPE
-        && subtype.ends_with("json")
+        // Not plain JSON: a client that takes it, as Docker does, names no kind of manifest by that.
+        && subtype.ends_with("+json")
         && subtype.bytes().all(is_token)
         && !subtype.contains('*')
         && !media_type.starts_with(SCHEMA_1)
@@ -97,6 +103,7 @@ mod tests {
 
     #[test_case(&[], ""; "none")]
     #[test_case(&[ORAS], ORAS; "one")]
+    #[test_case(&["application/json"], ""; "plain json")]
     #[test_case(&["*/*, application/*, application/json;q=0, text/html"], ""; "nothing that may be a manifest")]
     #[test_case(&["application/vnd.oci.image.index.v1+json"], ""; "known")]
     #[test_case(&["application/vnd.docker.distribution.manifest.v1+prettyjws", "application/vnd.docker.distribution.manifest.v1+json"], ""; "schema 1")]
@@ -104,21 +111,23 @@ mod tests {
     #[test_case(&["application/x y+json, application/é+json, a/b/c+json"], ""; "malformed")]
     #[test_case(&["application/b+json,,application/a+json"], "application/b+json,application/a+json"; "in the client's order")]
     fn named(values: &[&str], expected: &str) {
-        assert_eq!(accept(values).key(), expected);
+        assert_eq!(accept(values).0.join(","), expected);
     }
 
     #[test]
-    fn header_has_named_types_then_known_then_any() {
+    fn header_has_known_types_then_named_then_any() {
         let header = accept(&[ORAS]).header();
         let types: Vec<_> = header.to_str().unwrap().split(", ").collect();
-        assert_eq!((types[0], types[types.len() - 1]), (ORAS, "*/*"));
-        assert_eq!(types[1..types.len() - 1], KNOWN_TYPES);
+        assert_eq!(types[..KNOWN_TYPES.len()], KNOWN_TYPES);
+        assert_eq!(types[KNOWN_TYPES.len()..], [ORAS, "*/*"]);
     }
 
     proptest! {
         #[test]
-        fn no_accept_makes_the_header_long(value in "[ -~]{0,4000}", many in "(application/[a-z]{1,9}json,){0,100}") {
-            let header = accept(&[&value, &many]).header();
+        fn no_accept_makes_the_header_long(value in "[ -~]{0,4000}", many in "(application/[a-z]{1,9}[+]json,){0,100}") {
+            let accept = accept(&[&value, &many]);
+            prop_assert!(accept.key().len() <= 64);
+            let header = accept.header();
             prop_assert!(header.len() <= (MAX_TYPE + 2) * (MAX_NAMED + 6) && header != "*/*");
         }
     }
