@@ -41,6 +41,7 @@ use crate::{
     validate::{self, Accepted},
 };
 
+mod adoption;
 mod error;
 mod management;
 mod rest;
@@ -344,16 +345,6 @@ async fn tell(mirror: &RegistryMirror, context: &Context, outcome: &Outcome) -> 
     Ok(observed)
 }
 
-/// Adopts the objects that a backup restored, and reports each in an event.
-async fn adopt(mirror: &RegistryMirror, context: &Context) -> Result<(), Error> {
-    let mut adopted = Vec::new();
-    let done = apply::adopt(mirror, &context.cluster, &mut adopted).await;
-    let story = adopted.iter().map(|(kind, name)| events::adoption(*kind, name));
-    let story: Vec<_> = story.collect();
-    events::publish(&context.recorder, &mirror.object_ref(&()), &story).await;
-    Ok(done?)
-}
-
 /// The pipeline up to the status: what it came to, and what has to be tried again.
 async fn act(mirror: &RegistryMirror, context: &Context) -> (Outcome, Option<Error>) {
     if mirror.spec.paused {
@@ -369,8 +360,14 @@ async fn act(mirror: &RegistryMirror, context: &Context) -> (Outcome, Option<Err
     }
 }
 
+/// Adopts objects, then makes the cluster match the spec. An object that can't be adopted stops only what needs it.
 async fn converge(mirror: &RegistryMirror, context: &Context) -> Result<Acted, Error> {
-    adopt(mirror, context).await?;
+    let refusals = adoption::adopt(mirror, context).await?;
+    let done = sync(mirror, context).await;
+    done.map_err(|error| adoption::explain(error, refusals))
+}
+
+async fn sync(mirror: &RegistryMirror, context: &Context) -> Result<Acted, Error> {
     let references = dereference::read(mirror, &context.cluster)
         .await
         .map_err(Error::Read)?;

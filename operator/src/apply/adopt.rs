@@ -12,20 +12,26 @@ use super::{Error, Key, Target, guard};
 use crate::{cluster::Cluster, desired::names, kind::Kind, owners, validate::Rejection};
 
 /// Makes a mirror the owner of every object that carries its marks and has no owner, and adds these to `adopted`.
+/// Returns the API server's refusals, a message for each object: the next steps decide if the mirror needs the object.
 ///
 /// # Errors
-/// Those of the API server; what was adopted before stays.
-pub async fn adopt(mirror: &RegistryMirror, cluster: &Cluster, adopted: &mut Vec<Key>) -> Result<(), Error> {
+/// The first failure that a retry may fix, once each object was tried.
+pub async fn adopt(
+    mirror: &RegistryMirror,
+    cluster: &Cluster,
+    adopted: &mut Vec<Key>,
+) -> Result<Vec<String>, Error> {
     let target = Target::new(mirror, cluster);
     let orphans = target.orphans();
     let Some((kind, name)) = orphans.first() else {
-        return Ok(());
+        return Ok(Vec::new());
     };
     // A mirror that is being deleted with --cascade=orphan lets its objects go: with their owner back they would be deleted.
     let lives = cluster.lives(mirror).await;
     if !lives.map_err(|source| Error::cluster("adopting", *kind, name, source))? {
-        return Ok(());
+        return Ok(Vec::new());
     }
+    let (mut refusals, mut failure) = (Vec::new(), None);
     for (kind, name) in orphans {
         let may = |metadata: &ObjectMeta| {
             let is_orphan = guard::is_orphan_of(mirror, kind, metadata);
@@ -36,10 +42,16 @@ pub async fn adopt(mirror: &RegistryMirror, cluster: &Cluster, adopted: &mut Vec
             Ok(true) => adopted.push((kind, name)),
             // Another user changed it since the watch saw it: the next steps check its owner.
             Ok(false) | Err(Error::Rejected(_)) => {}
-            Err(error) => return Err(error),
+            Err(error) => match error.refusal() {
+                Some(status) => refusals.push(format!(
+                    "the API server refuses to let the operator adopt {kind} {name}: {}",
+                    status.message
+                )),
+                None => failure = failure.or(Some(error)),
+            },
         }
     }
-    Ok(())
+    failure.map_or(Ok(refusals), Err)
 }
 
 impl Target<'_> {

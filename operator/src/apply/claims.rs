@@ -85,15 +85,9 @@ fn refused_claim(error: Error, is_there: bool) -> Result<RefusedClaim, Error> {
 
 /// Returns the refusal in the API server's words after those that `of` has for its code; the error where it is none.
 fn refusal(error: Error, of: impl FnOnce(u16) -> Option<(Reason, String)>) -> Result<RefusedClaim, Error> {
-    let Error::Cluster { source, .. } = &error else {
+    let Some(status) = error.refusal() else {
         return Err(error);
     };
-    let kube::Error::Api(status) = source.as_ref() else {
-        return Err(error);
-    };
-    if !matches!(status.code, 403 | 422) {
-        return Err(error);
-    }
     match of(status.code) {
         Some((reason, words)) => Ok(RefusedClaim {
             reason,

@@ -69,6 +69,17 @@ impl Error {
         }
     }
 
+    /// Returns the API server's answer where it refused the request by a permission, a policy or validation.
+    pub(super) fn refusal(&self) -> Option<&Status> {
+        let Self::Cluster { source, .. } = self else {
+            return None;
+        };
+        match source.as_ref() {
+            kube::Error::Api(status) if matches!(status.code, 403 | 422) => Some(status),
+            _ => None,
+        }
+    }
+
     pub(super) fn cluster(verb: &'static str, kind: Kind, name: &str, source: kube::Error) -> Self {
         Self::Cluster {
             verb,

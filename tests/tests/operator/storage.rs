@@ -9,7 +9,7 @@ use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::authorization::v1::SelfSubjectAccessReview;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use k8s_openapi::api::events::v1::Event;
-use k8s_openapi::api::rbac::v1::Role;
+use k8s_openapi::api::rbac::v1::{PolicyRule, Role};
 use k8s_openapi::api::storage::v1::StorageClass;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
@@ -429,22 +429,7 @@ async fn claim_that_can_not_be_kept_is_reported() {
     let bench = Bench::start("unsafe").await;
     bench.mirror("hub", retained("Delete", "1Gi")).await;
     bench.until_accepted("hub").await;
-    let mut role = bench.get::<Role>("operator").await.unwrap();
-    let rules = role.rules.clone();
-    for rule in role.rules.iter_mut().flatten() {
-        if rule
-            .resources
-            .iter()
-            .flatten()
-            .any(|one| one == "persistentvolumeclaims")
-        {
-            rule.verbs.retain(|verb| verb != "delete");
-        }
-    }
-    bench
-        .merge::<Role>("operator", json!({"rules": role.rules}))
-        .await;
-    until_denied(&bench).await;
+    let rules = forbid_deletion(&bench, "persistentvolumeclaims").await;
     bench.mirror("hub", retained("Retain", "1Gi")).await;
     let words = "would still be deleted with the mirror";
     let reported = until_storage(&bench, "False", Reason::RetentionPolicyNotApplied, words).await;
@@ -477,11 +462,45 @@ async fn claim_that_can_not_be_kept_is_reported() {
     assert!(kept.metadata.deletion_timestamp.is_none());
 }
 
-/// Waits until the API server knows that the operator may no longer delete claims.
-async fn until_denied(bench: &Bench) {
+/// Without that permission, a claim that is to go with the mirror is reported, and the operator applies all else.
+#[tokio::test]
+async fn claim_that_can_not_be_owned_is_reported() {
+    if skip_on_existing_cluster("claim_that_can_not_be_owned_is_reported") {
+        return;
+    }
+    let bench = Bench::start("stays").await;
+    bench.mirror("hub", retained("Retain", "1Gi")).await;
+    bench.until_accepted("hub").await;
+    forbid_deletion(&bench, "persistentvolumeclaims").await;
+    let mut spec = retained("Delete", "1Gi");
+    spec["replicas"] = json!(2);
+    bench.mirror("hub", spec).await;
+    let words = "would stay when the mirror is deleted";
+    until_storage(&bench, "False", Reason::RetentionPolicyNotApplied, words).await;
+    bench
+        .until("hub", "two replicas", |set: &StatefulSet| {
+            (set.spec.as_ref()?.replicas? == 2).then_some(())
+        })
+        .await;
+    bench.until_accepted("hub").await;
+}
+
+/// Takes the permission to delete a resource from the operator, and waits until the API server knows. Returns the rules
+/// that the Role had.
+pub(crate) async fn forbid_deletion(bench: &Bench, resource: &str) -> Option<Vec<PolicyRule>> {
+    let mut role = bench.get::<Role>("operator").await.unwrap();
+    let rules = role.rules.clone();
+    for rule in role.rules.iter_mut().flatten() {
+        if rule.resources.iter().flatten().any(|one| one == resource) {
+            rule.verbs.retain(|verb| verb != "delete");
+        }
+    }
+    bench
+        .merge::<Role>("operator", json!({"rules": role.rules}))
+        .await;
     let reviews = Api::<SelfSubjectAccessReview>::all(bench.client().await);
     let review: SelfSubjectAccessReview = serde_json::from_value(json!({"spec": {"resourceAttributes": {
-        "namespace": bench.namespace.name(), "verb": "delete", "resource": "persistentvolumeclaims",
+        "namespace": bench.namespace.name(), "verb": "delete", "resource": resource,
     }}}))
     .unwrap();
     soon("end of a permission", async || {
@@ -489,6 +508,7 @@ async fn until_denied(bench: &Bench) {
         (!answer.status?.allowed).then_some(())
     })
     .await;
+    rules
 }
 
 /// kube-controller-manager may make a claim of the template after the garbage collector has deleted the operator's.
