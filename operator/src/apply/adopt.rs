@@ -9,7 +9,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::ResourceExt;
 
 use super::{Error, Key, Target, guard};
-use crate::{cluster::Cluster, desired::names, kind::Kind, owners, validate::Rejection};
+use crate::{cluster::Cluster, desired::names, issue, kind::Kind, owners, validate::Rejection};
 
 /// Makes a mirror the owner of every object that carries its marks and has no owner, and adds these to `adopted`.
 /// Returns the API server's refusals, a message for each object: the next steps decide if the mirror needs the object.
@@ -67,6 +67,9 @@ impl Target<'_> {
             StorageType::Ephemeral => Kind::Deployment,
         };
         let mut names = names::every(&mirror);
+        // The key of a CA can't be made again. With its owner back, it would be deleted where the spec asks for none.
+        let key = names::authority_key(&mirror);
+        names.retain(|(_, name)| *name != key || issue::is_wanted(self.mirror));
         names.extend([
             (Kind::ServiceAccount, mirror.clone()),
             (Kind::Service, mirror.clone()),

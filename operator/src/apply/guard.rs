@@ -56,7 +56,9 @@ pub fn is_orphan_of(mirror: &RegistryMirror, kind: Kind, object: &ObjectMeta) ->
     }
     let marks = names::labels(&mirror.name_any());
     let labels = object.labels.iter().flatten();
-    marks.iter().all(|mark| labels.clone().any(|label| label == mark))
+    let mut annotations = object.annotations.iter().flatten();
+    annotations.any(|(name, _)| name == names::APPLIED)
+        && marks.iter().all(|mark| labels.clone().any(|label| label == mark))
 }
 
 /// Returns whether a claim is the mirror's though the mirror does not own it: it was kept when its mirror went, its
@@ -136,6 +138,20 @@ mod tests {
         )
         .unwrap();
         assert!(message.contains("still being deleted"), "{message}");
+    }
+
+    /// Users copy labels from one object to another; the annotation is a trace of the operator's own writes.
+    #[test]
+    fn orphan_without_one_mark_is_a_users() {
+        let mut orphan = ObjectMeta {
+            labels: Some(names::labels("hub")),
+            annotations: Some([(names::APPLIED.to_owned(), String::new())].into()),
+            ..ObjectMeta::default()
+        };
+        let is_orphan = |object: &_| is_orphan_of(&mirror(), Kind::Secret, object);
+        assert!(is_orphan(&orphan));
+        orphan.annotations = None;
+        assert!(!is_orphan(&orphan));
     }
 
     #[test]

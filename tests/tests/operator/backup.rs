@@ -12,9 +12,11 @@ use kube::core::ApiResource;
 use kube::{Api, ResourceExt};
 use operator::kind::Kind;
 use serde_json::{Value, json};
+use testbed::control_plane::skip_on_existing_cluster;
 
 use crate::bench::{Bench, belongs_to, ephemeral, soon, with_claims};
 use crate::pods::{kubelet, pods};
+use crate::storage::forbid_deletion;
 
 /// The kinds of a backup, in the order in which Velero restores them; mirrors come where the alphabet has them.
 const ORDER: [Kind; 8] = [
@@ -259,20 +261,78 @@ async fn claims_restored_alone_into_another_namespace_are_adopted() {
     assert!(adopted.uid() == claim.uid() && belongs_to(&adopted, &mirror));
 }
 
-/// An object with one mark missing is a user's.
+/// An object that the operator may not adopt is reported with the cause, and all other objects are adopted.
 #[tokio::test]
-async fn object_without_all_marks_is_not_adopted() {
-    let bench = Bench::start("unmarked").await;
-    let labels = json!({
-        "app.kubernetes.io/managed-by": "registry-mirror", "app.kubernetes.io/instance": "other",
-        "app.kubernetes.io/name": "registry-mirror", "app.kubernetes.io/component": "mirror",
-    });
-    let map = json!({"metadata": {"name": "hub-config", "labels": labels}, "data": {"mine": "yes"}});
-    let before: ConfigMap = bench.apply(map).await;
+async fn refused_adoption_is_a_name_conflict_with_its_cause() {
+    if skip_on_existing_cluster("refused_adoption_is_a_name_conflict_with_its_cause") {
+        return;
+    }
+    let bench = Bench::start("unadopted").await;
     bench.mirror("hub", ephemeral()).await;
-    bench
+    bench.until_accepted("hub").await;
+    let backup = back_up(&bench).await;
+    lose(&bench, &["hub"]).await;
+    forbid_deletion(&bench, "serviceaccounts").await;
+    restore(&bench, &backup, &ORDER).await;
+    let mirror = bench.mirror("hub", ephemeral()).await;
+    let reported = bench
         .until_condition("hub", ConditionType::Accepted, "False", Reason::NameConflict)
         .await;
-    let after = bench.get::<ConfigMap>("hub-config").await.unwrap();
-    assert_eq!(after.resource_version(), before.resource_version());
+    let cause = "refuses to let the operator adopt ServiceAccount hub: ";
+    assert!(reported.message.contains(cause), "{}", reported.message);
+    let map = bench.get::<ConfigMap>("hub-config").await.unwrap();
+    let deployment = bench.get::<Deployment>("hub").await.unwrap();
+    assert!(belongs_to(&map, &mirror) && belongs_to(&deployment, &mirror));
+}
+
+/// An object with one mark missing is a user's: the instance, or the annotation that each write of the operator leaves.
+#[tokio::test]
+async fn object_without_all_marks_is_not_adopted() {
+    for (instance, annotations) in [
+        ("other", json!({"registrymirror.io/applied": "0"})),
+        ("hub", json!({})),
+    ] {
+        let bench = Bench::start("unmarked").await;
+        let labels = json!({
+            "app.kubernetes.io/managed-by": "registry-mirror", "app.kubernetes.io/instance": instance,
+            "app.kubernetes.io/name": "registry-mirror", "app.kubernetes.io/component": "mirror",
+        });
+        let metadata = json!({"name": "hub-config", "labels": labels, "annotations": annotations});
+        let before: ConfigMap = bench
+            .apply(json!({"metadata": metadata, "data": {"mine": "yes"}}))
+            .await;
+        bench.mirror("hub", ephemeral()).await;
+        bench
+            .until_condition("hub", ConditionType::Accepted, "False", Reason::NameConflict)
+            .await;
+        let after = bench.get::<ConfigMap>("hub-config").await.unwrap();
+        assert_eq!(after.resource_version(), before.resource_version());
+    }
+}
+
+/// The key of a CA can't be made again: a mirror that asks for none neither adopts nor deletes it.
+#[tokio::test]
+async fn ca_key_of_a_backup_outlives_a_mirror_without_tls() {
+    let bench = Bench::start("kept-key").await;
+    let mut spec = ephemeral();
+    spec["tls"] = json!({"mode": "SelfSigned"});
+    bench.mirror("hub", spec.clone()).await;
+    bench.until_accepted("hub").await;
+    let backup = back_up(&bench).await;
+    let key = bench.get::<Secret>("hub-ca-key").await.unwrap().data;
+    lose(&bench, &["hub"]).await;
+    restore(&bench, &backup, &ORDER).await;
+    bench.mirror("hub", ephemeral()).await;
+    bench.until_accepted("hub").await;
+    bench.until_nothing_is_written().await;
+    let kept = bench.get::<Secret>("hub-ca-key").await.unwrap();
+    assert!(kept.data == key && kept.owner_references().is_empty());
+    let mirror = bench.mirror("hub", spec).await;
+    bench.until_accepted("hub").await;
+    bench
+        .until("hub-ca-key", "its owner", |secret: &Secret| {
+            belongs_to(secret, &mirror).then_some(())
+        })
+        .await;
+    assert_eq!(bench.get::<Secret>("hub-ca-key").await.unwrap().data, key);
 }
