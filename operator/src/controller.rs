@@ -299,8 +299,11 @@ async fn pursue(stored: &Stored, context: &Context) -> Result<Action, Error> {
     }
     match management::find(mirror, context).await? {
         Manager::This => {}
-        Manager::Other(other) => {
-            management::stand_by(mirror, &other, context).await?;
+        Manager::Other {
+            name,
+            has_lease_access,
+        } => {
+            management::stand_by(mirror, &name, has_lease_access, context).await?;
             return Ok(Action::requeue(management::CHECK));
         }
         Manager::Unclear => return Ok(Action::requeue(management::AGAIN)),

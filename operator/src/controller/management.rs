@@ -50,7 +50,12 @@ pub(super) enum Manager {
     /// This operator.
     This,
     /// Another one, by its name.
-    Other(String),
+    Other {
+        /// The name of its Lease, `NAMESPACE/NAME`.
+        name: String,
+        /// Whether this operator may read that Lease.
+        has_lease_access: bool,
+    },
     /// Another user wrote the status at the same moment.
     Unclear,
 }
@@ -73,20 +78,33 @@ pub(super) async fn find(mirror: &RegistryMirror, context: &Context) -> Result<M
             }
             return Ok(Manager::This);
         }
-        Some(other) if !context.leases.is_abandoned(&client, &other).await => {
-            return Ok(Manager::Other(other));
-        }
-        Some(other) => tracing::warn!(
-            other,
-            mirror = mirror.name_any(),
-            "another operator is gone; taking its mirror"
-        ),
+        Some(name) => match context.leases.check(&client, &name).await {
+            LeaseState::Abandoned => tracing::warn!(
+                other = name,
+                mirror = mirror.name_any(),
+                "another operator is gone; taking its mirror"
+            ),
+            state => {
+                let has_lease_access = state != LeaseState::Forbidden;
+                return Ok(Manager::Other {
+                    name,
+                    has_lease_access,
+                });
+            }
+        },
         None => {}
     }
     status.managed_by = Some(own.clone());
-    let claimed = write::claim(client, &context.written, mirror, &status).await;
-    if !claimed.map_err(Error::Status)? {
-        return Ok(Manager::Unclear);
+    match write::claim(client, &context.written, mirror, &status).await {
+        Ok(true) => {}
+        Ok(false) => return Ok(Manager::Unclear),
+        Err(error) if is_undeclared(&error) => {
+            tracing::warn!(
+                mirror = mirror.name_any(),
+                "status.managedBy not recorded: the CRD is older than the operator; upgrade the CRD"
+            );
+        }
+        Err(error) => return Err(Error::Status(error)),
     }
     if conflict(mirror).is_some() {
         withdraw(mirror, context).await?;
@@ -94,20 +112,32 @@ pub(super) async fn find(mirror: &RegistryMirror, context: &Context) -> Result<M
     Ok(Manager::This)
 }
 
+/// Returns whether the API server refuses a field of the status that its CRD does not have.
+fn is_undeclared(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.message.contains(".status.managedBy: field not declared in schema"))
+}
+
 /// Reports, once, that another operator manages the mirror.
 ///
 /// # Errors
 /// Those of the API server.
-pub(super) async fn stand_by(mirror: &RegistryMirror, other: &str, context: &Context) -> Result<(), Error> {
-    let subject = format!("operator {other} manages this mirror");
-    if conflict(mirror).is_some_and(|condition| condition.message.starts_with(&subject)) {
+pub(super) async fn stand_by(
+    mirror: &RegistryMirror,
+    other: &str,
+    has_lease_access: bool,
+    context: &Context,
+) -> Result<(), Error> {
+    let message = conflict_message(mirror, other, &context.settings.name, has_lease_access);
+    if conflict(mirror).is_some_and(|condition| says_the_same(&condition.message, &message)) {
         return Ok(());
     }
-    let own = &context.settings.name;
-    let message = format!(
-        "{subject}; operator {own} covers this namespace, too, and changes nothing: uninstall one of them, or give each its \
-         own namespaces (watchNamespaces). To have {own} manage the mirror, remove status.managedBy"
-    );
+    if !has_lease_access {
+        tracing::warn!(
+            other,
+            mirror = mirror.name_any(),
+            "no permission to read the Lease of another operator: its mirror is not taken when it is gone"
+        );
+    }
     let now = context.settings.clock.now();
     let condition = Condition {
         type_: ConditionType::OperatorConflict.to_string(),
@@ -125,6 +155,33 @@ pub(super) async fn stand_by(mirror: &RegistryMirror, other: &str, context: &Con
     let story = events::transitions(&[], &conditions);
     events::publish(&context.recorder, &mirror.object_ref(&()), &story).await;
     Ok(())
+}
+
+/// Returns the message of the condition. It begins with both operators.
+fn conflict_message(mirror: &RegistryMirror, other: &str, own: &str, has_lease_access: bool) -> String {
+    let subject = format!("operator {other} manages this mirror; operator {own} covers this namespace, too");
+    let lease = if has_lease_access {
+        format!("If {other} is uninstalled, {own} takes the mirror within two minutes")
+    } else {
+        format!(
+            "{own} may not read the Lease of {other} and does not notice its end. Once {other} is uninstalled, remove its \
+             record: kubectl patch rmir {} --namespace {} --subresource=status --type=json \
+             -p '[{{\"op\":\"remove\",\"path\":\"/status/managedBy\"}}]'",
+            mirror.name_any(),
+            mirror.namespace().unwrap_or_default()
+        )
+    };
+    format!(
+        "{subject}, and changes nothing: uninstall one of them, or give each its own namespaces (watchNamespaces). {lease}"
+    )
+}
+
+/// Returns whether a condition need not be written: it has the message, or a third operator reports the same manager.
+fn says_the_same(present: &str, message: &str) -> bool {
+    let (manager, rest) = message.split_once("; ").unwrap_or_default();
+    let (own, _) = rest.split_once(',').unwrap_or_default();
+    present == message
+        || present.starts_with(&format!("{manager}; ")) && !present.contains(&format!("; {own},"))
 }
 
 /// Drops the conditions of mirrors that other operators manage: this one is about to stop.
@@ -168,6 +225,27 @@ fn is_stale(condition: &Condition, now: Timestamp) -> bool {
 #[derive(Default)]
 pub(super) struct Leases(Mutex<HashMap<String, LastSeen>>);
 
+/// The state of another operator's Lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum LeaseState {
+    /// The Lease was renewed a short time ago, or the API server failed to say.
+    Held,
+    /// The Lease was not renewed for [`ABANDONED`].
+    Abandoned,
+    /// This operator has no permission to read the Lease.
+    Forbidden,
+}
+
+impl LeaseState {
+    fn after(unchanged: Duration) -> Self {
+        if unchanged >= ABANDONED {
+            Self::Abandoned
+        } else {
+            Self::Held
+        }
+    }
+}
+
 /// A Lease that was read.
 #[derive(Clone)]
 struct LastSeen {
@@ -179,16 +257,15 @@ struct LastSeen {
 }
 
 impl Leases {
-    /// Returns whether an operator has not renewed its Lease for [`ABANDONED`]. Of a Lease that can't be read nothing is
-    /// known.
-    async fn is_abandoned(&self, client: &Client, operator: &str) -> bool {
+    /// Returns the state of an operator's Lease, which it reads at most once in [`FRESH`].
+    async fn check(&self, client: &Client, operator: &str) -> LeaseState {
         let Some((namespace, name)) = operator.split_once('/') else {
-            return true;
+            return LeaseState::Abandoned;
         };
         let now = Instant::now();
         let last = self.lock().get(operator).cloned();
         if let Some(last) = last.filter(|last| now.duration_since(last.at) < FRESH) {
-            return now.duration_since(last.since) >= ABANDONED;
+            return LeaseState::after(now.duration_since(last.since));
         }
         match Api::<Lease>::namespaced(client.clone(), namespace)
             .get_opt(name)
@@ -198,13 +275,16 @@ impl Leases {
             Err(error) => {
                 tracing::debug!(operator, %error, "the Lease of another operator can't be read");
                 self.lock().remove(operator);
-                false
+                match error {
+                    kube::Error::Api(status) if status.code == 403 => LeaseState::Forbidden,
+                    _ => LeaseState::Held,
+                }
             }
         }
     }
 
-    /// Records a Lease that was read; returns whether the Lease is abandoned.
-    fn record(&self, operator: &str, version: Option<String>, now: Instant) -> bool {
+    /// Records a Lease that was read, and returns its state.
+    fn record(&self, operator: &str, version: Option<String>, now: Instant) -> LeaseState {
         let mut leases = self.lock();
         leases.retain(|_, read| now.duration_since(read.at) < FORGOTTEN);
         let same = leases.get(operator).filter(|last| last.version == version);
@@ -217,7 +297,7 @@ impl Leases {
                 at: now,
             },
         );
-        now.duration_since(since) >= ABANDONED
+        LeaseState::after(now.duration_since(since))
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, LastSeen>> {
@@ -233,7 +313,8 @@ mod tests {
     fn lease_is_abandoned_once_it_stands_still() {
         let (leases, begin) = (Leases::default(), Instant::now());
         let record = |version: Option<&str>, after: Duration| {
-            leases.record("a/b", version.map(ToOwned::to_owned), begin + after)
+            let version = version.map(ToOwned::to_owned);
+            leases.record("a/b", version, begin + after) == LeaseState::Abandoned
         };
         assert!(!record(Some("1"), Duration::ZERO));
         assert!(!record(Some("2"), ABANDONED));
@@ -241,6 +322,50 @@ mod tests {
         assert!(record(Some("2"), ABANDONED * 2));
         assert!(!record(None, ABANDONED * 2), "deleted");
         assert!(record(None, ABANDONED * 3));
+    }
+
+    fn message(own: &str, has_lease_access: bool) -> String {
+        let spec = serde_json::json!({"upstreams": [{"host": "quay.io"}], "storage": {"type": "Ephemeral"}});
+        let mirror = RegistryMirror::new("hub", serde_json::from_value(spec).unwrap());
+        conflict_message(&mirror, "old/op", own, has_lease_access)
+    }
+
+    #[test]
+    fn unreadable_lease_is_reported_with_the_command() {
+        assert!(!message("new/op", true).contains("kubectl"));
+        let message = message("new/op", false);
+        assert!(message.contains("may not read the Lease of old/op"), "{message}");
+        assert!(message.contains("kubectl patch rmir hub"), "{message}");
+        assert!(
+            message.contains(r#"[{"op":"remove","path":"/status/managedBy"}]"#),
+            "{message}"
+        );
+    }
+
+    /// Two operators that stand by do not change each other's report; each corrects its own.
+    #[test]
+    fn conflict_message_is_written_once() {
+        let (first, second) = (message("new/op", true), message("new/op-2", false));
+        assert!(says_the_same(&first, &first));
+        assert!(says_the_same(&first, &second) && says_the_same(&second, &first));
+        assert!(!says_the_same(&first, &message("new/op", false)));
+        assert!(!says_the_same(&first.replace("old/op", "third/op"), &first));
+    }
+
+    #[test]
+    fn status_field_of_a_newer_crd_is_recognized() {
+        let answer = |message: &str| {
+            let (code, message) = (500, message.to_owned());
+            kube::Error::Api(Box::new(kube::core::Status {
+                code,
+                message,
+                ..Default::default()
+            }))
+        };
+        let words = "failed to create typed patch object (a/hub; registrymirror.io/v1alpha1, Kind=RegistryMirror): \
+                     .status.managedBy: field not declared in schema";
+        assert!(is_undeclared(&answer(words)));
+        assert!(!is_undeclared(&answer("failed calling webhook")));
     }
 
     #[test]
