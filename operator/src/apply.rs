@@ -193,8 +193,8 @@ impl Target<'_> {
         Ok(there)
     }
 
-    /// Gives a refusal of the Service that clients know its own reason where the Service was deleted: it asks for the
-    /// address that nodes hold, and the spec may be well.
+    /// Gives a refusal of the address of the Service that clients know its own reason where the Service was deleted: the
+    /// operator requests the address that nodes hold, and the spec may be correct.
     fn explain(&self, child: &Child, found: &Found, error: Error) -> Error {
         let status = self.mirror.status.as_ref();
         let endpoint = status.and_then(|status| status.endpoint.as_ref());
@@ -202,14 +202,16 @@ impl Target<'_> {
             && child.name == self.mirror.name_any()
             && !found.contains_key(&key(child));
         match (error, endpoint.filter(|_| is_lost)) {
-            (Error::Rejected(rejection), Some(endpoint)) => Error::Rejected(Rejection {
-                reason: Reason::AddressTaken,
-                message: format!(
-                    "Service {} was deleted and can't be made again at {}, which nodes pull through: {}; free the address or \
+            (Error::Rejected(rejection), Some(endpoint)) if is_about_address(&rejection) => {
+                Error::Rejected(Rejection {
+                    reason: Reason::AddressTaken,
+                    message: format!(
+                        "Service {} was deleted and can't be made again at {}, which nodes pull through: {}; free the address or \
                      node port, or set another one in spec.service and give nodes the new files",
-                    child.name, endpoint.url, rejection.message
-                ),
-            }),
+                        child.name, endpoint.url, rejection.message
+                    ),
+                })
+            }
             (error, _) => error,
         }
     }
@@ -344,6 +346,12 @@ impl Target<'_> {
     }
 }
 
+/// Returns whether the API server's validation names an address or a node port of a Service.
+fn is_about_address(rejection: &Rejection) -> bool {
+    let fields = ["spec.clusterIP", "].nodePort: "];
+    fields.iter().any(|field| rejection.message.contains(field))
+}
+
 /// The manifest with its own hash: a field that a later one leaves out could not be noticed otherwise.
 fn seal(child: &Child) -> Value {
     let mut hashed = child.manifest.clone();
@@ -382,6 +390,8 @@ fn is_applied(kind: Kind, live: &DynamicObject, manifest: &Value) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use test_case::test_case;
+
     use super::*;
 
     fn secret(value: &str) -> Child {
@@ -398,6 +408,15 @@ mod tests {
             .as_str()
             .unwrap()
             .to_owned()
+    }
+
+    #[test_case("spec.clusterIPs: Invalid value: [\"10.0.0.5\"]: failed to allocate IP 10.0.0.5: provided IP is already allocated" => true; "address")]
+    #[test_case("spec.ports[0].nodePort: Invalid value: 30500: provided port is already allocated" => true; "node port")]
+    #[test_case("metadata.annotations: Invalid value: \"a b\": name part must consist of alphanumeric characters" => false; "annotation")]
+    #[test_case("spec.loadBalancerClass: Invalid value: \"x y\": name part must consist of" => false; "class")]
+    fn refusal_is_about_address(field: &str) -> bool {
+        let words = format!("the API server refuses Service hub: Service \"hub\" is invalid: {field}");
+        is_about_address(&Rejection::invalid(words))
     }
 
     #[test]
