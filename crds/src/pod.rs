@@ -38,13 +38,16 @@ pub struct Pod {
 
     /// The security context of the Pods. Absent: a fixed user, group and fsGroup, or those that OpenShift assigns. Any
     /// value, also `{}`, replaces them. What it leaves out of `runAsNonRoot`, `seccompProfile` and
-    /// `fsGroupChangePolicy` is `true`, `RuntimeDefault` and `OnRootMismatch`.
+    /// `fsGroupChangePolicy` is `true`, `RuntimeDefault` and `OnRootMismatch`. Rights on the node are refused.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = rules::no_host_process())]
     pub security_context: Option<PodSecurityContext>,
 
     /// The security context of the server's container. What it leaves out of `allowPrivilegeEscalation`,
-    /// `readOnlyRootFilesystem` and `capabilities` is `false`, `true` and to drop all.
+    /// `readOnlyRootFilesystem` and `capabilities` is `false`, `true` and to drop all. Rights on the node and further
+    /// capabilities are refused: a mirror needs none.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = rules::no_privileges(), validation = rules::no_host_process())]
     pub container_security_context: Option<SecurityContext>,
 
     /// Labels that a node must have.

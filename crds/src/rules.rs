@@ -197,6 +197,29 @@ pub(crate) fn not_ours() -> Rule {
     )
 }
 
+/// Returns the rule that a container has no rights on its node and no capability of its own.
+pub(crate) fn no_privileges() -> Rule {
+    Rule::new(
+        "(!has(self.privileged) || !self.privileged) \
+         && (!has(self.allowPrivilegeEscalation) || !self.allowPrivilegeEscalation) \
+         && (!has(self.capabilities) || !has(self.capabilities.add) || self.capabilities.add.size() == 0) \
+         && (!has(self.procMount) || self.procMount != 'Unmasked')",
+    )
+    .message(
+        "a mirror needs no privileges: remove privileged, allowPrivilegeEscalation, capabilities.add and procMount",
+    )
+    .reason(Reason::FieldValueForbidden)
+}
+
+/// Returns the rule that a security context asks for no process of the node itself.
+pub(crate) fn no_host_process() -> Rule {
+    Rule::new(
+        "!has(self.windowsOptions) || !has(self.windowsOptions.hostProcess) || !self.windowsOptions.hostProcess",
+    )
+    .message("a mirror needs no rights on its node: remove windowsOptions.hostProcess")
+    .reason(Reason::FieldValueForbidden)
+}
+
 /// Labels that select Pods.
 pub(crate) fn not_the_selector() -> Rule {
     Rule::new(format!("self.all(k, !(k in {SELECTOR_LABELS:?}))")).message(
