@@ -45,7 +45,7 @@ pub enum LogLevel {
     Debug,
 }
 
-/// Whether requests of clients are logged.
+/// The access log: a line for each request of a client.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum AccessLog {
     /// One line a request, from level `info` on.
