@@ -774,7 +774,11 @@ fn the_server_reads_the_configuration_that_is_written_for_it() {
         let path = directory.path().join("config.yml");
         std::fs::write(&path, yaml).unwrap();
         let (config, notices) = mirror::config::load(Some(&path), env).unwrap();
-        assert!(notices.is_empty(), "{name}: {notices:?}");
+        // Differences from Distribution are for administrators who take a configuration over.
+        let mut logged = notices
+            .iter()
+            .filter(|notice| notice.level != mirror::config::log::Level::Debug);
+        assert!(logged.next().is_none(), "{name}: {notices:?}");
         let hosts: Vec<_> = config
             .proxy
             .upstreams

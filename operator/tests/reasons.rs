@@ -233,6 +233,12 @@ fn table() -> Vec<(Kind, Truth, Reason, Case)> {
         (
             Kind::Accepted,
             Truth::False,
+            Reason::AddressTaken,
+            rejected(Reason::AddressTaken),
+        ),
+        (
+            Kind::Accepted,
+            Truth::False,
             Reason::ReferenceNotFound,
             rejected(Reason::ReferenceNotFound),
         ),
@@ -334,6 +340,12 @@ fn table() -> Vec<(Kind, Truth, Reason, Case)> {
         (
             Kind::StorageReady,
             Truth::False,
+            Reason::RetentionPolicyNotApplied,
+            refused(Reason::RetentionPolicyNotApplied),
+        ),
+        (
+            Kind::StorageReady,
+            Truth::False,
             Reason::Full,
             reporting("Reachable", true),
         ),
@@ -393,6 +405,7 @@ fn obstacles() -> Vec<(Reason, Case)> {
     vec![
         (Reason::InvalidSpec, rejected(Reason::InvalidSpec)),
         (Reason::NameConflict, rejected(Reason::NameConflict)),
+        (Reason::AddressTaken, rejected(Reason::AddressTaken)),
         (Reason::ReferenceNotFound, rejected(Reason::ReferenceNotFound)),
         (Reason::ReferenceMalformed, rejected(Reason::ReferenceMalformed)),
         (Reason::ClaimPending, claim(false, "1Gi")),
@@ -421,6 +434,8 @@ fn every_status_and_reason_of_every_condition_is_led_to() {
         assert_eq!(case.of(kind), expected, "{kind}/{reason}");
         reached.push((kind, truth, reason));
     }
+    // The operator that does not manage a mirror writes this one, without a pipeline.
+    reached.push((Kind::OperatorConflict, Truth::True, Reason::ManagedByAnother));
     let missing: Vec<_> = said().filter(|said| !reached.contains(said)).collect();
     assert!(missing.is_empty(), "nothing here leads to {missing:?}");
 }
