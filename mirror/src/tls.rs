@@ -10,7 +10,7 @@ use std::sync::{Arc, LazyLock};
 
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::CertificateDer;
-use rustls::{ClientConfig, RootCertStore};
+use rustls::{ClientConfig, DistinguishedName, RootCertStore};
 use sha2::{Digest, Sha256};
 
 pub(crate) use failure::describe;
@@ -29,11 +29,14 @@ pub fn provider() -> Arc<CryptoProvider> {
         .unwrap_or_else(|| Arc::new(aws_lc_rs::default_provider()))
 }
 
-/// A set of trusted certificates. Each is a trust anchor for what it issued, and is itself accepted as the certificate of
-/// a peer, like in Go's `crypto/x509`.
+/// A set of trusted certificates. Each is itself accepted as the certificate of a peer, and those of CAs are trust anchors
+/// for what they issued, like in Go's `crypto/x509`.
 #[derive(Clone, Debug)]
 pub struct TrustedCertificates {
+    /// The certificates of CAs.
     anchors: RootCertStore,
+    /// The names of all certificates.
+    subjects: Vec<DistinguishedName>,
     /// SHA-256 digests of the certificates in DER.
     digests: HashSet<[u8; 32]>,
 }
@@ -43,6 +46,7 @@ impl TrustedCertificates {
     pub fn empty() -> Self {
         Self {
             anchors: RootCertStore::empty(),
+            subjects: Vec::new(),
             digests: HashSet::new(),
         }
     }
@@ -66,7 +70,13 @@ impl TrustedCertificates {
     /// # Errors
     /// The certificate can't be parsed.
     pub(crate) fn add(&mut self, certificate: &CertificateDer<'static>) -> Result<(), rustls::Error> {
-        self.anchors.add(certificate.clone())?;
+        // The store knows what can be used at all.
+        let mut parsed = RootCertStore::empty();
+        parsed.add(certificate.clone())?;
+        self.subjects.extend(parsed.subjects());
+        if x509::may_issue(certificate) {
+            self.anchors.extend(parsed.roots);
+        }
         self.digests.insert(Sha256::digest(certificate).into());
         Ok(())
     }

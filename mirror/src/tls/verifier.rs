@@ -108,7 +108,10 @@ impl ServerCertVerifier for ServerVerifier {
 #[derive(Debug)]
 pub(crate) struct ClientVerifier {
     trusted: TrustedCertificates,
-    chains: Arc<dyn ClientCertVerifier>,
+    is_optional: bool,
+    /// `None` where no trusted certificate is that of a CA.
+    chains: Option<Arc<dyn ClientCertVerifier>>,
+    algorithms: WebPkiSupportedAlgorithms,
 }
 
 impl ClientVerifier {
@@ -117,24 +120,30 @@ impl ClientVerifier {
     /// # Errors
     /// No certificate is trusted.
     pub(crate) fn new(trusted: TrustedCertificates, optional: bool) -> Result<Self, VerifierBuilderError> {
+        let provider = super::provider();
+        let algorithms = provider.signature_verification_algorithms;
         let anchors = Arc::new(trusted.anchors.clone());
-        let chains = WebPkiClientVerifier::builder_with_provider(anchors, super::provider());
-        let chains = if optional {
-            chains.allow_unauthenticated().build()?
-        } else {
-            chains.build()?
+        let chains = WebPkiClientVerifier::builder_with_provider(anchors, provider).build();
+        let chains = match chains {
+            Err(VerifierBuilderError::NoRootAnchors) if !trusted.digests.is_empty() => None,
+            chains => Some(chains?),
         };
-        Ok(Self { trusted, chains })
+        Ok(Self {
+            trusted,
+            is_optional: optional,
+            chains,
+            algorithms,
+        })
     }
 }
 
 impl ClientCertVerifier for ClientVerifier {
     fn client_auth_mandatory(&self) -> bool {
-        self.chains.client_auth_mandatory()
+        !self.is_optional
     }
 
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        self.chains.root_hint_subjects()
+        &self.trusted.subjects
     }
 
     fn verify_client_cert(
@@ -145,11 +154,12 @@ impl ClientCertVerifier for ClientVerifier {
     ) -> Result<ClientCertVerified, Error> {
         // Refuses what all checks refuse, such as an unknown critical extension.
         ParsedCertificate::try_from(end_entity)?;
-        let algorithms = super::provider().signature_verification_algorithms.all;
         self.trusted
-            .verify(end_entity, Purpose::Client, now, algorithms, || {
-                let verified = self.chains.verify_client_cert(end_entity, intermediates, now);
-                verified.map(drop)
+            .verify(end_entity, Purpose::Client, now, self.algorithms.all, || {
+                let chains = self.chains.as_ref().ok_or(CertificateError::UnknownIssuer)?;
+                chains
+                    .verify_client_cert(end_entity, intermediates, now)
+                    .map(drop)
             })?;
         Ok(ClientCertVerified::assertion())
     }
@@ -160,8 +170,7 @@ impl ClientCertVerifier for ClientVerifier {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.chains
-            .verify_tls12_signature(message, certificate, signature)
+        verify_tls12_signature(message, certificate, signature, &self.algorithms)
     }
 
     fn verify_tls13_signature(
@@ -170,11 +179,10 @@ impl ClientCertVerifier for ClientVerifier {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.chains
-            .verify_tls13_signature(message, certificate, signature)
+        verify_tls13_signature(message, certificate, signature, &self.algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.chains.supported_verify_schemes()
+        self.algorithms.supported_schemes()
     }
 }

@@ -10,6 +10,7 @@ use x509_parser::objects::{oid_registry, oid2sn};
 use x509_parser::oid_registry::Oid;
 use x509_parser::parse_x509_certificate;
 use x509_parser::public_key::PublicKey;
+use x509_parser::x509::X509Version;
 
 /// The name of the error of `rustls-webpki` that has no variant in `rustls`: a CA's certificate is not accepted as that of
 /// a server or client.
@@ -76,6 +77,13 @@ fn check_purpose(certificate: &X509Certificate<'_>, purpose: Purpose) -> Result<
             .filter_map(|(present, purpose)| present.then_some(purpose))
             .collect(),
     })
+}
+
+/// Returns true if a certificate may issue others (RFC 5280, section 4.2.1.9): that of a CA, or one of version 1, which has
+/// no extension to say so.
+pub(super) fn may_issue(certificate: &CertificateDer<'_>) -> bool {
+    parse_x509_certificate(certificate)
+        .is_ok_and(|(_, certificate)| certificate.is_ca() || certificate.version() == X509Version::V1)
 }
 
 /// Returns whether the key of an anchor without name constraints signed the certificate.

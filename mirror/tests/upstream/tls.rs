@@ -125,6 +125,27 @@ async fn ca_certificate_of_trusted_ca_is_trusted(key: &str, digest: &str) {
     );
 }
 
+/// The key of a server whose certificate is in the CA file opens nothing else.
+#[test_case(""; "without basic constraints")]
+#[test_case("basicConstraints=CA:FALSE"; "no CA")]
+#[tokio::test]
+async fn servers_own_certificate_in_ca_file_issues_nothing(extension: &str) {
+    let openssl = Openssl::new();
+    let leaf = openssl.issued("-newkey rsa:2048", "sha256", &format!("{LOCAL}\n{extension}"));
+    openssl.run("req -new -newkey rsa:2048 -nodes -keyout other.key -out other.csr -subj /CN=other");
+    openssl.run(
+        "x509 -req -in other.csr -CA leaf.crt -CAkey leaf.key -CAcreateserial -extfile extensions -out other.crt",
+    );
+    let read = |name| std::fs::read_to_string(openssl.path(name)).unwrap();
+    let error = pull_from(&read("other.crt"), &read("other.key"), &leaf.chain)
+        .await
+        .unwrap_err();
+    assert!(
+        error.to_string().contains("not issued by a trusted CA"),
+        "{error}"
+    );
+}
+
 /// Another certificate for the same name and with the same key is not the one of the CA file.
 #[tokio::test]
 async fn certificate_like_a_trusted_one_is_refused() {
