@@ -75,12 +75,17 @@ impl Answer {
         self.headers().get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
     }
 
-    /// The size of the blob that this answer with 200 is, where it tells. A page, as of a login, is no blob.
+    /// Returns the size of the blob that this answer with 200 is, where it names one. A page is no blob.
     pub(super) fn blob_size(&self) -> Result<Option<u64>, Error> {
-        if self.media_type().as_deref() == Some("text/html") {
+        if self.is_page() {
             return Err(Error::malformed("it is a page (text/html) and no blob"));
         }
         Ok(self.length())
+    }
+
+    /// Returns true for a page, such as that of a login or of a firewall, which no registry sends.
+    pub(super) fn is_page(&self) -> bool {
+        self.media_type().as_deref() == Some("text/html")
     }
 
     /// Reads a document of at most `limit` bytes, and decompresses it where a server compressed it unasked.

@@ -32,6 +32,10 @@ impl Upstream {
                     Some(reason) => Verdict::NoVerdict(reason),
                     None => Verdict::Accepted,
                 },
+                403 if answer.is_page() => Verdict::NoVerdict(
+                    "upstream answered 403 with a page (text/html), as a firewall does and no registry"
+                        .to_owned(),
+                ),
                 401 | 403 => verdict(&self.fault(&access, answer).await),
                 code => Verdict::NoVerdict(format!("upstream answered {code}")),
             },

@@ -91,6 +91,19 @@ async fn a_token_server_that_may_not_see_the_password_gives_no_verdict_about_it(
     );
 }
 
+/// A firewall or a captive portal blocks every request, whatever the credential is.
+#[tokio::test]
+async fn a_403_with_a_page_gives_no_verdict() {
+    let hub = Hub::start().await;
+    hub.once("GET /v2/", Fault::html(403));
+    hub.once("GET /v2/", Fault::error(403, "DENIED"));
+    let upstream = upstream(&hub);
+    let verdict = upstream.verify(&basic("jane", "right")).await;
+    assert!(matches!(verdict, Verdict::NoVerdict(_)), "{verdict:?}");
+    let verdict = upstream.verify(&basic("jane", "right")).await;
+    assert!(matches!(verdict, Verdict::Rejected(_)), "{verdict:?}");
+}
+
 #[tokio::test]
 async fn nothing_needs_no_verdict() {
     let hub = Hub::start().await;
