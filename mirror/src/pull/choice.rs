@@ -98,15 +98,9 @@ mod tests {
     use test_case::test_case;
 
     fn hosts() -> Vec<Host> {
-        [
-            "docker.io",
-            "quay.io",
-            "registry.test:5000",
-            "plain.test",
-            "plain.test:443",
-        ]
-        .map(|host| host.parse().unwrap())
-        .to_vec()
+        ["docker.io", "quay.io", "registry.test:5000", "plain.test"]
+            .map(|host| host.parse().unwrap())
+            .to_vec()
     }
 
     fn chosen(ns: Option<&str>, path: &str) -> Result<Repository, NoChoice> {
@@ -135,7 +129,6 @@ mod tests {
     #[test_case(Some("docker.io"), "registry-1.docker.io/app", "docker.io/library/app"; "an alias in the path, too")]
     #[test_case(None, "QUAY.io:443/org/app", "quay.io/org/app"; "the default port in the path")]
     #[test_case(Some("plain.test:80"), "a", "plain.test/a"; "the default port of http")]
-    #[test_case(Some("plain.test:443"), "a", "plain.test:443/a"; "exactly a configured name")]
     fn chooses(ns: Option<&str>, path: &str, expected: &str) {
         assert_eq!(chosen(ns, path).unwrap().to_string(), expected);
     }

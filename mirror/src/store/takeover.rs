@@ -8,8 +8,11 @@ use crate::name::Host;
 use crate::store::durable::{IoError, Ours, Scratch, on, remove, sync_dir};
 use crate::store::path::Layout;
 
-/// Makes the unprefixed tree the default upstream's: the tree of the one before goes below its host,
-/// and what was cached of the new one comes up. Every step is one rename, and goes on after a crash.
+/// The port that no name of a host has any more, as `reg:443` and `reg` are one registry.
+const DEFAULT_PORT: &str = ":443";
+
+/// Makes the unprefixed tree the default upstream's: the previous one's tree goes below its host, and the new one's comes
+/// up. Every step is one rename, and continues after a crash.
 pub(super) fn settle(layout: &Layout, scratch: &Scratch) -> Result<(), IoError> {
     let places = Places::of(layout);
     let new = layout.default_host();
@@ -19,8 +22,12 @@ pub(super) fn settle(layout: &Layout, scratch: &Scratch) -> Result<(), IoError> 
         places.go_on(layout, scratch, owner.as_ref(), &plan)?;
         return settle(layout, scratch);
     }
+    drop_default_ports(&layout.repositories().join("_upstreams"), &scratch.ours)?;
     match owner {
         Some(owner) if owner == *new => Ok(()),
+        Some(owner) if owner.as_str().strip_suffix(DEFAULT_PORT) == Some(new.as_str()) => {
+            scratch.write(&places.owner, new.as_str().as_bytes())
+        }
         None => scratch.write(&places.owner, new.as_str().as_bytes()),
         Some(owner) => {
             tracing::info!(from = %owner, to = %new, "the default upstream changed: its repositories move");
@@ -74,6 +81,23 @@ impl Places {
         remove(&self.plan)?;
         sync_dir(&layout.own())
     }
+}
+
+/// Renames the trees of hosts that an earlier version kept with the default port in their names.
+fn drop_default_ports(upstreams: &Path, ours: &Ours) -> Result<(), IoError> {
+    let entries = match fs::read_dir(upstreams) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(on("read", upstreams)(error)),
+    };
+    for entry in entries {
+        let name = entry.map_err(on("read", upstreams))?.file_name();
+        let host = name.to_str().and_then(|name| name.strip_suffix(DEFAULT_PORT));
+        if let Some(to) = host.map(|host| upstreams.join(host)).filter(|to| !to.exists()) {
+            step(ours, &upstreams.join(&name), &to)?;
+        }
+    }
+    Ok(())
 }
 
 /// Moves a directory, unless it is gone because that was done before.
@@ -133,6 +157,31 @@ mod tests {
         }
         for path in ["nginx", "_upstreams/b.example", "_upstreams/a.example/_upstreams"] {
             assert!(!repository(root, path).exists(), "{path} is still there");
+        }
+    }
+
+    /// Version 0.1 took `a.example` and `a.example:443` for two hosts.
+    #[test]
+    fn default_port_in_names_is_dropped() {
+        let root = tempfile::tempdir().unwrap();
+        settle_on(root.path(), "a.example:443");
+        for path in [
+            "nginx/_layers",
+            "_upstreams/b.example:443/app/_layers",
+            "_upstreams/c.example:443/db/_layers",
+            "_upstreams/c.example/web/_layers",
+        ] {
+            fs::create_dir_all(repository(root.path(), path)).unwrap();
+        }
+        for _restart in 0..2 {
+            settle_on(root.path(), "a.example");
+            for path in [
+                "nginx/_layers",
+                "_upstreams/b.example/app/_layers",
+                "_upstreams/c.example/web/_layers",
+            ] {
+                assert!(repository(root.path(), path).is_dir(), "{path} is missing");
+            }
         }
     }
 
