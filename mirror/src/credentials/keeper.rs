@@ -85,6 +85,7 @@ impl<T: Target> Keeper<T> {
     }
 
     /// Sets whether upstreams must not be asked, so that no candidate is tried (`proxy.cache.offline`).
+    #[must_use]
     pub fn offline(mut self, offline: bool) -> Self {
         self.offline = offline;
         self
