@@ -57,7 +57,7 @@ pub struct Keeper<T> {
     kept: watch::Sender<Kept>,
     trial: Option<Trial>,
     offline: bool,
-    /// When a credential that was in doubt was last tried.
+    /// The last trial of a credential that was in doubt.
     tried: Option<Instant>,
 }
 

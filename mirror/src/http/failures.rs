@@ -23,7 +23,7 @@ pub(super) struct Failed {
     pub(super) kind: Kind,
     /// A sentence without secrets, as the client gets it too.
     pub(super) reason: String,
-    /// What was asked for, as far as it is known.
+    /// The repository of the request, as far as it is known.
     pub(super) repository: Option<String>,
     /// The tag or the digest.
     pub(super) reference: Option<String>,
@@ -32,7 +32,7 @@ pub(super) struct Failed {
     pub(super) id: HeaderValue,
 }
 
-/// What failures have in common that are counted together.
+/// A group of failures that are counted together.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Kind {
     pub(super) upstream: Option<Host>,
