@@ -87,7 +87,7 @@ impl Places {
 fn drop_default_ports(upstreams: &Path, ours: &Ours) -> Result<(), IoError> {
     let entries = match fs::read_dir(upstreams) {
         Ok(entries) => entries,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(error) if is_absent(&error) => return Ok(()),
         Err(error) => return Err(on("read", upstreams)(error)),
     };
     for entry in entries {
@@ -98,6 +98,11 @@ fn drop_default_ports(upstreams: &Path, ours: &Ours) -> Result<(), IoError> {
         }
     }
     Ok(())
+}
+
+/// Returns whether nothing is at a path, also as a file is where its directory would be.
+fn is_absent(error: &std::io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory)
 }
 
 /// Moves a directory, unless it is gone because that was done before.
@@ -115,7 +120,7 @@ fn read(path: &Path) -> Result<Option<Host>, IoError> {
         Ok(text) => text.trim().parse().map(Some).map_err(|error| {
             on("find a registry host in", path)(std::io::Error::new(ErrorKind::InvalidData, error))
         }),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) if is_absent(&error) => Ok(None),
         Err(error) => Err(on("read", path)(error)),
     }
 }
