@@ -161,7 +161,7 @@ fn a_file_that_is_not_there_is_named() {
 #[test_case("storage: {rados: {poolname: p}}" => "storage.rados: not a supported storage driver; supported: filesystem. \
     Set storage.filesystem.rootdirectory to a directory (it may be a mounted volume) and remove the other driver")]
 #[test_case("storage: {filesystem: {rootdirectory: /x}, s3: {}}" => "storage: more than one storage driver is configured: \
-    keep storage.filesystem, the only supported one, and remove the others")]
+    use storage.filesystem, the only supported one, and remove storage.s3")]
 #[test_case("storage: {filesystem: {rootdir: /x}}" => "config.yml line 1: storage.filesystem.rootdir: unknown key; known \
     here: rootdirectory, maxthreads")]
 #[test_case("http:\n  addr: :1\n  addr: :2\n" => "config.yml line 3: http: the key addr is there twice")]

@@ -16,9 +16,6 @@ const INDEX: &str = "the cache has an index of its own";
 pub(super) const NO_DRIVER: &str = "not a supported storage driver; supported: filesystem. Set \
     storage.filesystem.rootdirectory to a directory (it may be a mounted volume) and remove the other driver";
 
-const SEVERAL_DRIVERS: &str = "more than one storage driver is configured: keep storage.filesystem, the only supported \
-    one, and remove the others";
-
 /// The relation of a key to the key of that name in Distribution.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Relation {
@@ -176,11 +173,19 @@ pub(super) fn refuse(file: &File) -> Result<(), Error> {
         _ => None,
     });
     let refused: Vec<_> = refused.collect();
-    let others = refused.iter().filter(|(_, reason)| *reason == NO_DRIVER).count();
-    let drivers = others + usize::from(is_set("storage.filesystem"));
+    let drivers = refused.iter().filter(|(_, reason)| *reason == NO_DRIVER);
+    let others: Vec<_> = drivers.map(|(key, _)| *key).collect();
+    let drivers = others.len() + usize::from(is_set("storage.filesystem"));
     match refused.first() {
         None => Ok(()),
-        Some((_, NO_DRIVER)) if drivers > 1 => Err(Error::invalid("storage", SEVERAL_DRIVERS)),
+        Some((_, NO_DRIVER)) if drivers > 1 => {
+            let others = others.join(", ");
+            let what = format!(
+                "more than one storage driver is configured: use storage.filesystem, the only supported one, and remove \
+                 {others}"
+            );
+            Err(Error::invalid("storage", what))
+        }
         Some((key, NO_DRIVER)) => Err(Error::invalid(*key, NO_DRIVER)),
         Some((key, reason)) => Err(Error::Refused {
             key: (*key).to_owned(),
