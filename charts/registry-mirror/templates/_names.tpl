@@ -12,14 +12,14 @@
 {{- .Values.namespaceOverride | default .Release.Namespace -}}
 {{- end -}}
 
-{{/* What selects the operator's Pods: never changes. */}}
+{{/* The selector of the operator's Pods; it never changes. */}}
 {{- define "registry-mirror.selector" -}}
 app.kubernetes.io/name: registry-mirror
 app.kubernetes.io/instance: {{ .Release.Name }}
 app.kubernetes.io/component: operator
 {{- end -}}
 
-{{/* Not the operator's own `managed-by`: it would take the chart's objects for a mirror's. */}}
+{{/* Not the operator's own `managed-by`, by which it finds the objects of mirrors. */}}
 {{- define "registry-mirror.ownLabels" -}}
 {{ include "registry-mirror.selector" . }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
@@ -27,12 +27,12 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 
-{{/* The chart's labels and those that all of its objects are to have. */}}
+{{/* The chart's labels and commonLabels. */}}
 {{- define "registry-mirror.labels" -}}
 {{- include "registry-mirror.labelsAnd" (list . dict) -}}
 {{- end -}}
 
-{{/* The same and more of the user's, which can't override them: (list . LABELS). */}}
+{{/* The labels above and a user's, which can't override them: (list . LABELS). */}}
 {{- define "registry-mirror.labelsAnd" -}}
 {{- $all := first . -}}
 {{- merge (include "registry-mirror.ownLabels" $all | fromYaml) (last . | default dict) ($all.Values.commonLabels | default dict) | toYaml -}}
