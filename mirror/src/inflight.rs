@@ -1,4 +1,7 @@
-//! The fills under way, and the digests that are refused for a while because upstream sent wrong bytes for them.
+//! The fills under way, and the digests that are refused for a while because their upstream sent wrong bytes for them.
+//!
+//! All of it is kept by upstream and digest: what one upstream sends, or does not send, changes nothing for the clients
+//! of another. Verified content alone is shared, by the store.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,7 +14,7 @@ use crate::clock::Clock;
 use crate::digest::Digest;
 use crate::fill::{self, Fill};
 use crate::metrics::{FillResult, Metrics};
-use crate::name::Repository;
+use crate::name::{Host, Repository};
 use crate::store::Store;
 use crate::traces::{TARGET, detached};
 use crate::upstream::Upstream;
@@ -34,7 +37,10 @@ pub(crate) enum NotNow {
     Full,
 }
 
-/// All fills of this process. A blob has at most one.
+/// A blob at one upstream.
+type Key = (Host, Digest);
+
+/// All fills of this process: at most one for each blob and upstream.
 pub(crate) struct Inflight {
     store: Store,
     clock: Clock,
@@ -44,11 +50,11 @@ pub(crate) struct Inflight {
 
 #[derive(Default)]
 struct State {
-    fills: HashMap<Digest, Arc<Fill>>,
-    refusals: HashMap<Digest, Refusal>,
-    /// How many bytes there were of blobs of untold size when the room for them ran out: they are not begun again
-    /// without more room than that, but pass by the cache.
-    too_large: HashMap<Digest, u64>,
+    fills: HashMap<Key, Arc<Fill>>,
+    refusals: HashMap<Key, Refusal>,
+    /// The bytes that had come of blobs when the room for them ran out: such a fill starts with more room than that, or
+    /// its blob passes by the cache.
+    too_large: HashMap<Key, u64>,
 }
 
 struct Refusal {
@@ -66,43 +72,44 @@ impl Inflight {
         }
     }
 
-    /// The fill of this digest that is under way.
-    pub(crate) fn get(&self, digest: &Digest) -> Option<Arc<Fill>> {
-        self.lock().fills.get(digest).cloned()
+    /// Returns the fill of this blob from the repository's upstream that is under way.
+    pub(crate) fn get(&self, repository: &Repository, digest: &Digest) -> Option<Arc<Fill>> {
+        self.lock().fills.get(&key(repository, digest)).cloned()
     }
 
-    /// For how long this digest is still refused.
-    pub(crate) fn refused(&self, digest: &Digest) -> Option<Duration> {
+    /// Returns the time for which this blob of this upstream is still refused.
+    fn refused(&self, key: &Key) -> Option<Duration> {
         let state = self.lock();
-        let refusal = state.refusals.get(digest)?;
+        let refusal = state.refusals.get(key)?;
         let over = self.clock.is_over(refusal.since, refusal.length);
         (!over).then(|| refusal.length.saturating_sub(self.clock.since(refusal.since)))
     }
 
-    /// Joins the fill of this digest (true), or starts it.
+    /// Joins the fill of this blob from this upstream (true), or starts it.
     pub(crate) fn join_or_start(
         self: &Arc<Self>,
         upstream: &Arc<Upstream>,
         repository: &Repository,
         digest: &Digest,
     ) -> Result<(Arc<Fill>, bool), NotNow> {
-        if let Some(left) = self.refused(digest) {
+        let key = key(repository, digest);
+        if let Some(left) = self.refused(&key) {
             return Err(NotNow::Refused(left));
         }
         let mut state = self.lock();
-        if let Some(fill) = state.fills.get(digest).filter(|fill| !fill.has_failed()) {
+        if let Some(fill) = state.fills.get(&key).filter(|fill| !fill.has_failed()) {
             return Ok((Arc::clone(fill), true));
         }
         if state.fills.len() >= ADMITTED {
             return Err(NotNow::Full);
         }
-        let least = state.too_large.get(digest).copied().unwrap_or_default();
+        let least = state.too_large.get(&key).copied().unwrap_or_default();
         let (fill, job) = fill::prepare(digest, repository, upstream, &self.store, least);
-        state.fills.insert(digest.clone(), Arc::clone(&fill));
+        state.fills.insert(key.clone(), Arc::clone(&fill));
         drop(state);
         let ended = Ended {
             inflight: Arc::clone(self),
-            digest: digest.clone(),
+            key,
             fill: Arc::clone(&fill),
         };
         let span = info_span!(target: TARGET, parent: None, "fill", registry_mirror.digest = %digest);
@@ -115,34 +122,38 @@ impl Inflight {
         Ok((fill, false))
     }
 
-    /// Notes that upstream's bytes for this digest were wrong. Several clients may see the same wrong bytes: once
-    /// refused is refused.
-    pub(crate) fn refuse(&self, digest: &Digest) {
-        if self.refused(digest).is_some() {
+    /// Refuses a blob of which this repository's upstream sent wrong bytes. Several clients may see the same wrong bytes:
+    /// a refusal in force is not prolonged.
+    pub(crate) fn refuse(&self, repository: &Repository, digest: &Digest) {
+        self.refuse_key(&key(repository, digest));
+    }
+
+    fn refuse_key(&self, key: &Key) {
+        if self.refused(key).is_some() {
             return;
         }
         let (mut state, since) = (self.lock(), self.clock.now());
         if state.refusals.len() >= REFUSALS {
             state.refusals.clear();
         }
-        let last = state.refusals.get(digest).map(|refusal| refusal.length);
+        let last = state.refusals.get(key).map(|refusal| refusal.length);
         let length = last.map_or(FIRST_REFUSAL, |last| (last * 2).min(LONGEST_REFUSAL));
-        state.refusals.insert(digest.clone(), Refusal { length, since });
+        state.refusals.insert(key.clone(), Refusal { length, since });
     }
 
-    fn forgive(&self, digest: &Digest) {
+    fn forgive(&self, key: &Key) {
         let mut state = self.lock();
-        state.refusals.remove(digest);
-        state.too_large.remove(digest);
+        state.refusals.remove(key);
+        state.too_large.remove(key);
     }
 
-    /// Notes that there was no room for more than `written` bytes of a blob.
-    fn remember_size(&self, digest: &Digest, written: u64) {
+    /// Records that there was no room for more than `written` bytes of a blob.
+    fn remember_size(&self, key: &Key, written: u64) {
         let mut state = self.lock();
         if state.too_large.len() >= REFUSALS {
             state.too_large.clear();
         }
-        let least = state.too_large.entry(digest.clone()).or_default();
+        let least = state.too_large.entry(key.clone()).or_default();
         *least = written.max(*least);
     }
 
@@ -151,21 +162,25 @@ impl Inflight {
     }
 }
 
-/// Takes a fill off the list however its task ends.
+fn key(repository: &Repository, digest: &Digest) -> Key {
+    (repository.host.clone(), digest.clone())
+}
+
+/// The end of a fill: takes it off the list however its task ends.
 struct Ended {
     inflight: Arc<Inflight>,
-    digest: Digest,
+    key: Key,
     fill: Arc<Fill>,
 }
 
 impl Ended {
     fn note(&self, result: FillResult) {
         match result {
-            FillResult::Stored => self.inflight.forgive(&self.digest),
-            FillResult::Mismatch => self.inflight.refuse(&self.digest),
+            FillResult::Stored => self.inflight.forgive(&self.key),
+            FillResult::Mismatch => self.inflight.refuse_key(&self.key),
             FillResult::NoRoom => self
                 .inflight
-                .remember_size(&self.digest, self.fill.progress().written),
+                .remember_size(&self.key, self.fill.progress().written),
             _ => {}
         }
         self.inflight.metrics.fill(result);
@@ -178,10 +193,10 @@ impl Drop for Ended {
         // One that failed may have been followed by another already.
         if state
             .fills
-            .get(&self.digest)
+            .get(&self.key)
             .is_some_and(|fill| Arc::ptr_eq(fill, &self.fill))
         {
-            state.fills.remove(&self.digest);
+            state.fills.remove(&self.key);
         }
     }
 }

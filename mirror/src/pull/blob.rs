@@ -93,7 +93,7 @@ impl Pull {
         repository: &Repository,
         digest: &Digest,
     ) -> Result<Served<Option<u64>>, Failure> {
-        let fill = self.inflight.get(digest);
+        let fill = self.inflight.get(repository, digest);
         let fill = fill.filter(|fill| fill.is_for(repository) && !fill.has_failed());
         if let Some(value @ Some(_)) = fill.map(|fill| fill.progress().size) {
             return Ok(Served {
@@ -117,8 +117,11 @@ impl Pull {
         let told = asked.upstream.blob_size(&repository.name, digest).await;
         let value = match told.map_err(|error| self.failed(&asked, &error))? {
             Some(size) => Some(size),
-            // That was a yes, with which what was fetched for another repository tells.
-            None => unreadable(self.store.content(digest).await).map(|blob| blob.size),
+            // Upstream permitted it: what it sent for another repository has the size.
+            None => match self.store.find(repository, digest).await {
+                Ok(Found::Linked(blob) | Found::Unlinked(blob)) => Some(blob.size),
+                Ok(Found::Missing) | Err(_) => None,
+            },
         };
         let outcome = Outcome::Miss;
         Ok(Served { value, outcome })
@@ -175,15 +178,15 @@ impl Pull {
         }
     }
 
-    /// Returns content that has no link to this repository. Where no fill is about to write one, the content was fetched
-    /// for another repository: upstream has to permit it, but there is no second download.
+    /// Returns content that has no link to this repository. Where no fill is about to write one, the upstream sent the
+    /// content for another repository: it has to permit it for this one, but there is no second download.
     async fn kept_for_another(
         &self,
         repository: &Repository,
         digest: &Digest,
         blob: Blob,
     ) -> Result<Blob, Failure> {
-        let fill = self.inflight.get(digest);
+        let fill = self.inflight.get(repository, digest);
         if fill.is_some_and(|fill| fill.is_verified_for(repository)) {
             return Ok(blob);
         }

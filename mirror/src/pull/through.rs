@@ -112,6 +112,7 @@ pub(crate) async fn to_the_end(
     let size = answer.total;
     let whole = checked(
         exactly(answer, 0..size.unwrap_or(u64::MAX)),
+        asked.repository.clone(),
         asked.digest.clone(),
         inflight,
     );
@@ -181,9 +182,10 @@ where
     })
 }
 
-/// Ends in an error where the bytes are not those of the digest.
+/// Ends in an error where the bytes are not those of the digest, which its upstream is not asked for again for a while.
 fn checked<S>(
     body: S,
+    repository: Repository,
     digest: Digest,
     inflight: Arc<Inflight>,
 ) -> impl Stream<Item = Result<Bytes, Cut>> + Send
@@ -191,18 +193,19 @@ where
     S: Stream<Item = Result<Bytes, Cut>> + Send + 'static,
 {
     let hasher = Hasher::new(digest.algorithm());
-    let state = (Box::pin(body), hasher, digest, inflight);
-    stream::try_unfold(state, |(mut body, mut hasher, digest, inflight)| async move {
+    let state = (Box::pin(body), hasher, (repository, digest), inflight);
+    stream::try_unfold(state, |(mut body, mut hasher, blob, inflight)| async move {
         if let Some(chunk) = body.try_next().await? {
             hasher.update(&chunk);
-            return Ok(Some((chunk, (body, hasher, digest, inflight))));
+            return Ok(Some((chunk, (body, hasher, blob, inflight))));
         }
+        let (repository, digest) = blob;
         let found = hasher.finish();
         if found == digest {
             return Ok(None);
         }
         tracing::warn!(%digest, %found, "upstream sent wrong bytes; the client was cut before the end of them");
-        inflight.refuse(&digest);
+        inflight.refuse(&repository, &digest);
         Err(Cut("upstream sent wrong bytes".into()))
     })
 }

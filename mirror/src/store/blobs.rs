@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 use crate::digest::Digest;
 use crate::metrics::EvictionReason;
-use crate::name::Repository;
+use crate::name::{Host, Repository};
 use crate::store::durable::{self, on};
 use crate::store::hits::OpenBlob;
 use crate::store::index::{Link, Op};
@@ -24,9 +24,11 @@ const SMALL: usize = 16 * 1024;
 pub enum Found {
     /// The blob, by the repository's link.
     Linked(Blob),
-    /// The blob, fetched for another repository. Nobody may get it before upstream said yes for this one.
+    /// The blob, fetched from this upstream for another repository. No client may get it before upstream permitted it
+    /// for this one.
     Unlinked(Blob),
-    /// Nothing.
+    /// No blob that this upstream sent. The content may be there all the same: what another upstream sent proves nothing
+    /// about this one, whose permission could be an invention.
     Missing,
 }
 
@@ -49,8 +51,8 @@ impl Store {
         inner.hits.blob(repository, digest, inner.clock.now())
     }
 
-    /// The blob by the repository's link, else without it, looked for at once: each look at the disk is two switches of
-    /// threads, and whoever waits for a miss waits for them. Counts as a use where there is a link.
+    /// Returns the blob by the repository's link, else by that of another repository of the same upstream. Both are one
+    /// visit to the disk, as each costs a miss two switches of threads. Counts as a use where there is a link.
     pub async fn find(&self, repository: &Repository, digest: &Digest) -> Result<Found, Error> {
         if let Some(blob) = self.open_blob(repository, digest) {
             return Ok(Found::Linked(blob));
@@ -61,20 +63,15 @@ impl Store {
             if let Ok(Some(blob)) = linked {
                 return Ok(Found::Linked(blob));
             }
+            if !inner.has_link_of(&repository.host, &digest)? {
+                return linked.map(|_| Found::Missing);
+            }
             match inner.find(&digest)? {
                 Some((_, blob)) => Ok(Found::Unlinked(blob)),
                 None => linked.map(|_| Found::Missing),
             }
         })
         .await
-    }
-
-    /// The blob, whatever repository it was fetched for. Nobody may get it before upstream said yes for
-    /// the repository that they asked.
-    pub async fn content(&self, digest: &Digest) -> Result<Option<Blob>, Error> {
-        let digest = digest.clone();
-        self.blocking(move |inner| Ok(inner.find(&digest)?.map(|(_, blob)| blob)))
-            .await
     }
 
     /// Gives a repository access to content that is there, now that upstream said yes for it. Content
@@ -133,6 +130,12 @@ impl Inner {
         };
         self.hits.link(repository, digest, &open, self.clock.now());
         Ok(Some(blob))
+    }
+
+    /// Returns whether a repository of this upstream has a link to the content.
+    fn has_link_of(&self, host: &Host, digest: &Digest) -> Result<bool, Error> {
+        let links = self.index.links(digest)?;
+        Ok(links.iter().any(|link| link.repository().host == *host))
     }
 
     /// Content by digest: what is open, else from disk. Damage is dropped.

@@ -259,8 +259,9 @@ async fn a_client_that_joins_half_way_gets_its_first_byte_at_once() {
     );
 }
 
+/// A fill that fails for one upstream does not fail for the clients of another.
 #[tokio::test]
-async fn the_failure_of_another_registrys_fill_is_not_ours() {
+async fn fill_failure_of_other_upstream_is_not_shared() {
     let (hub, quay) = (Hub::start().await, Hub::start().await);
     let data = pattern(1000);
     let digest = hub.push_blob("library/app", &data);
@@ -270,7 +271,7 @@ async fn the_failure_of_another_registrys_fill_is_not_ours() {
     hub.once("GET blobs", Fault::Hold(gate.clone()));
     let (theirs, ours) = (path(&digest), format!("/v2/quay.io/org/app/blobs/{digest}"));
     let fail = async {
-        while quay.count("HEAD blobs") == 0 {
+        while quay.count("GET blobs") == 0 {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         hub.content().remove("library/app");

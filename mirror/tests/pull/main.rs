@@ -18,6 +18,7 @@ mod commits;
 mod drops;
 mod first_byte;
 mod herd;
+mod isolation;
 mod large;
 mod lists;
 mod manifests;

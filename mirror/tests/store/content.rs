@@ -1,6 +1,7 @@
 //! Blobs and manifests: in whole, by repository, or not at all.
 
 use super::*;
+use mirror::store::Found;
 use mirror::store::OpenError;
 
 #[tokio::test]
@@ -18,8 +19,14 @@ async fn content_of_one_repository_is_linked_into_another_without_a_copy() {
     let place = Place::new();
     let store = place.open().await;
     let digest = put(&store, &nginx(), b"layer").await;
-    let other = repository("quay.io", "org/app");
-    assert_eq!(read(&store.content(&digest).await.unwrap().unwrap()), b"layer");
+    let other = repository("docker.io", "org/app");
+    let found = store.find(&other, &digest).await.unwrap();
+    assert!(matches!(found, Found::Unlinked(blob) if read(&blob) == b"layer"));
+    let elsewhere = store
+        .find(&repository("quay.io", "org/app"), &digest)
+        .await
+        .unwrap();
+    assert!(matches!(elsewhere, Found::Missing), "another upstream");
     store.link_blob(&other, &digest).await.unwrap();
     assert_eq!(get(&store, &other, &digest).await.unwrap(), b"layer");
     assert_eq!(store.usage().blobs, 1);

@@ -149,5 +149,4 @@ async fn what_another_registry_did_meanwhile_is_learnt_from_the_files() {
     let store = place.open().await;
     assert_eq!(store.usage().bytes, 3 + manifest.bytes().len() as u64);
     assert_eq!(get(&store, &nginx(), &layer).await, None);
-    assert_eq!(read(&store.content(&new).await.unwrap().unwrap()), b"new");
 }

@@ -77,7 +77,7 @@ impl Link {
         }
     }
 
-    pub(super) fn repository(&self) -> &Repository {
+    pub(in crate::store) fn repository(&self) -> &Repository {
         match self {
             Self::Layer(repository, _) | Self::Revision(repository, _) | Self::Tag(repository, _) => {
                 repository

@@ -1,0 +1,165 @@
+//! The isolation of upstreams from each other: what one sends, or does not send, changes nothing for another's clients.
+
+use std::time::{Duration, Instant};
+
+use http::StatusCode;
+use mirror::digest::Digest;
+use test_case::test_case;
+
+use crate::LIMIT;
+use crate::hub::{Fault, Gate, Hub};
+use crate::pattern;
+use crate::served::{Mirror, cache, header};
+
+const MIB: usize = 1024 * 1024;
+/// Less than any time-out of an upstream: an innocent request that takes longer waited for the neighbour.
+const AT_ONCE: Duration = Duration::from_secs(3);
+
+/// Two upstreams that both have a blob, and a mirror of both.
+struct Neighbours {
+    bad: Hub,
+    good: Hub,
+    mirror: Mirror,
+    data: Vec<u8>,
+    digest: Digest,
+}
+
+impl Neighbours {
+    async fn new() -> Self {
+        let (bad, good) = (Hub::start().await, Hub::start().await);
+        let data = pattern(MIB);
+        let digest = bad.push_blob("org/app", &data);
+        good.push_blob("org/app", &data);
+        let mirror = Mirror::with(&[(&bad, "bad.test"), (&good, "good.test")], cache(), None).await;
+        Self {
+            bad,
+            good,
+            mirror,
+            data,
+            digest,
+        }
+    }
+
+    fn path(&self, host: &str) -> String {
+        format!("/v2/{host}/org/app/blobs/{}", self.digest)
+    }
+
+    /// Pulls the blob from the good upstream, which has to take no longer than without the bad one.
+    async fn pull_from_good(&self) {
+        let began = Instant::now();
+        let path = self.path("good.test");
+        assert_eq!(
+            self.mirror.fetch(&path).await,
+            (200, Some(self.data.clone().into()))
+        );
+        assert!(began.elapsed() < AT_ONCE, "{:?}", began.elapsed());
+    }
+}
+
+/// A digest that one upstream has wrong bytes for is not refused at another.
+#[tokio::test]
+async fn wrong_bytes_of_one_upstream_refuse_no_other() {
+    let hubs = Neighbours::new().await;
+    hubs.bad.always("GET blobs", Fault::Corrupt);
+    assert_eq!(hubs.mirror.fetch(&hubs.path("bad.test")).await.1, None);
+    hubs.mirror.settled().await;
+    hubs.pull_from_good().await;
+    let refused = hubs.mirror.get(&hubs.path("bad.test")).await;
+    assert_eq!(refused.status(), 503, "the bad one is refused as before");
+}
+
+/// The fill of an upstream that drips, hangs, stalls or refuses is not joined by the clients of another.
+#[test_case(&Fault::Drops(Duration::from_millis(200)); "drips")]
+#[test_case(&Fault::Hang; "hangs")]
+#[test_case(&Fault::Stall(1000); "stalls")]
+#[test_case(&Fault::status(403); "refuses")]
+#[test_case(&Fault::Length(99 << 30); "lies about the length")]
+#[tokio::test]
+async fn fill_of_a_bad_upstream_is_not_joined(fault: &Fault) {
+    let hubs = Neighbours::new().await;
+    hubs.bad.always("GET blobs", fault.clone());
+    let path = hubs.path("bad.test");
+    let neighbour = hubs.mirror.request("GET", &path).send();
+    let neighbour = tokio::spawn(neighbour);
+    until(|| hubs.bad.count("GET blobs") > 0).await;
+    hubs.pull_from_good().await;
+    neighbour.abort();
+}
+
+/// Of two fills of one digest, one ends first; the other one ends as well, and the content is stored once.
+#[tokio::test]
+async fn two_fills_of_one_digest_both_end_well() {
+    let hubs = Neighbours::new().await;
+    let gate = Gate::shut();
+    hubs.bad.once("GET blobs", Fault::Wait(MIB / 2, gate.clone()));
+    let (slow, fast) = (hubs.path("bad.test"), hubs.path("good.test"));
+    let first = async {
+        until(|| hubs.bad.count("GET blobs") > 0).await;
+        hubs.pull_from_good().await;
+        until(|| hubs.mirror.store.usage().blobs == 1).await;
+        gate.open();
+    };
+    let (answer, ()) = tokio::join!(hubs.mirror.fetch(&slow), first);
+    assert_eq!(answer, (200, Some(hubs.data.clone().into())));
+    hubs.mirror.settled().await;
+    for path in [slow, fast] {
+        let hit = hubs.mirror.get(&path).await;
+        assert_eq!(header(&hit, "x-cache"), "HIT", "{path}");
+        assert!(hit.bytes().await.unwrap() == hubs.data, "other bytes");
+    }
+    let usage = hubs.mirror.store.usage();
+    assert_eq!((usage.blobs, usage.bytes), (1, MIB as u64));
+}
+
+/// An upstream that answers 200 to any HEAD opens nothing that another one sent, and learns no size.
+#[test_case(false; "while the owner is configured")]
+#[test_case(true; "after the owner is excluded")]
+#[tokio::test]
+async fn head_of_one_upstream_opens_no_content_of_another(excluded: bool) {
+    let (liar, owner) = (Hub::start().await, Hub::start().await);
+    let digest = owner.push_blob("team/secret", pattern(1000));
+    let hubs = [(&liar, "liar.test"), (&owner, "owner.test")];
+    let mirror = Mirror::with(&hubs, cache(), None).await;
+    let private = format!("/v2/owner.test/team/secret/blobs/{digest}");
+    assert_eq!(mirror.fetch(&private).await.0, 200);
+    mirror.settled().await;
+    if excluded {
+        let mut live = crate::served::live(&hubs, cache(), &mirror.clock);
+        live.upstreams[1].settings.exclude = mirror::config::Globs::new(&["team/**".into()]).unwrap();
+        mirror.pull.reload(live);
+        assert_eq!(mirror.fetch(&private).await.0, 404);
+    }
+    liar.always("HEAD blobs", Fault::status(200));
+    let stolen = format!("/v2/liar.test/any/thing/blobs/{digest}");
+    for range in ["", "bytes=0-9"] {
+        let request = mirror.request("GET", &stolen).header("range", range);
+        assert_eq!(request.send().await.unwrap().status(), 404);
+    }
+    let head = mirror.request("HEAD", &stolen).send().await.unwrap();
+    assert_ne!(header(&head, "content-length"), "1000");
+}
+
+/// An upstream proves that it has content by sending it; the store keeps one copy.
+#[tokio::test]
+async fn second_upstream_sends_content_before_it_is_shared() {
+    let hubs = Neighbours::new().await;
+    assert_eq!(hubs.mirror.fetch(&hubs.path("bad.test")).await.0, 200);
+    hubs.mirror.settled().await;
+    hubs.pull_from_good().await;
+    hubs.mirror.settled().await;
+    assert_eq!(hubs.good.count("GET blobs"), 1);
+    assert_eq!(hubs.mirror.store.usage().blobs, 1);
+    let hit = hubs.mirror.get(&hubs.path("good.test")).await;
+    assert_eq!((hit.status(), header(&hit, "x-cache")), (StatusCode::OK, "HIT"));
+}
+
+async fn until(condition: impl Fn() -> bool) {
+    let wait = async {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(LIMIT, wait)
+        .await
+        .expect("it happens in time");
+}
