@@ -1,25 +1,16 @@
-//! The registry's face: the pull side of the distribution-spec, read-only.
+//! The registry API: the pull side of the distribution-spec, read-only.
 
-mod access;
+mod access_log;
 mod auth;
-mod blobs;
-mod body;
-mod conditional;
+pub mod connection;
+mod endpoints;
 mod error;
 mod failures;
+mod headers;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod invariants;
-mod lists;
-mod manifests;
-mod patience;
-mod referrers;
 pub mod route;
-mod sendfile;
-pub mod serve;
 mod span;
-mod stored;
-mod threads;
-pub mod tls;
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -30,13 +21,14 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use tracing::Instrument;
 
-use access::Record;
-pub use access::Recorded;
+use access_log::Record;
+pub use access_log::RecordedBody;
 pub use auth::{Htpasswd, trouble_with_users};
+use connection::SendfileQueue;
+use endpoints::{blobs, manifests, referrers, tags};
 use error::RegistryError;
 use failures::{Failed, FailureLog, Kind};
 use route::Route;
-use sendfile::Pieces;
 
 use crate::digest::Digest;
 use crate::health::Health;
@@ -48,19 +40,19 @@ const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api
 const NAMESPACE: HeaderName = HeaderName::from_static("oci-namespace");
 const X_CACHE: HeaderName = HeaderName::from_static("x-cache");
 
-/// What the configuration says of the answers.
+/// The settings of the registry API.
 pub struct Settings {
-    /// What clients speak: `http` or `https`.
+    /// The scheme of client requests: `http` or `https`.
     pub scheme: &'static str,
-    /// What stands before `/v2/`: empty, or with a slash at its start and none at its end.
+    /// The prefix before `/v2/`: empty, or with a slash at its start and none at its end.
     pub prefix: String,
-    /// Put into every answer.
+    /// The headers of every response.
     pub headers: HeaderMap,
-    /// Who may pull; `None`: anybody.
+    /// The users that may pull; `None`: every client.
     pub access: Option<Htpasswd>,
-    /// Whether each request gets a line in the log.
+    /// `true` if each request gets a line in the log.
     pub access_log: bool,
-    /// While one of these fails, nobody is served.
+    /// The health checks: while one fails, clients get 503.
     pub health: Health,
 }
 
@@ -71,52 +63,53 @@ struct App {
     failures: FailureLog,
 }
 
-/// A request as the endpoints see it.
-struct Asked<'a> {
+/// A request as the endpoints read it.
+struct RequestContext<'a> {
     app: &'a App,
     method: &'a Method,
     headers: &'a HeaderMap,
     query: &'a str,
-    /// What is cut can be told from what is whole, though no length was announced: not so before HTTP/1.1.
-    cuts_show: bool,
-    pieces: Option<&'a Pieces>,
+    /// `true` if the client can detect a truncated body without Content-Length (HTTP/1.1 chunked, HTTP/2); HTTP/1.0
+    /// cannot.
+    detects_truncation: bool,
+    sendfile: Option<&'a SendfileQueue>,
 }
 
-/// An endpoint's answer, and what is to be said of it.
-struct Answer {
+/// A response of an endpoint, with data for headers, log and metrics.
+struct EndpointResponse {
     response: Response,
     outcome: Outcome,
     repository: Option<Repository>,
-    /// The blob that a body is sent of.
+    /// The digest of the blob in the body.
     digest: Option<Digest>,
 }
 
-/// Who is at the other end of a connection.
+/// The remote peer of a connection.
 #[derive(Clone)]
 pub struct Peer {
-    /// For the log.
+    /// The address, for the log.
     name: Arc<str>,
-    /// What the kernel is to send, where the connection can have it do so.
-    pieces: Option<Pieces>,
+    /// The queue of parts that the kernel sends, if the connection supports sendfile.
+    sendfile: Option<SendfileQueue>,
 }
 
 impl Peer {
-    /// A client that gets all bytes through the body of its answer.
+    /// Returns a peer whose connection does not support sendfile.
     pub fn named(name: &str) -> Self {
-        let (name, pieces) = (name.into(), None);
-        Self { name, pieces }
+        let (name, sendfile) = (name.into(), None);
+        Self { name, sendfile }
     }
 }
 
-/// Answers requests. Clones share everything.
+/// The service that answers requests; clones share their state.
 ///
-/// Connections call it directly: a router and its boxed futures would cost each hit as much as finding the file does.
+/// Connections call it directly: a router and its boxed futures would cost each hit as much as finding the file.
 #[derive(Clone)]
 pub struct Service {
     app: Arc<App>,
 }
 
-/// The service over this pull path.
+/// Creates the service on top of a pull path.
 pub fn service(pull: Arc<Pull>, settings: Settings, metrics: Metrics) -> Service {
     let app = Arc::new(App {
         pull,
@@ -128,45 +121,45 @@ pub fn service(pull: Arc<Pull>, settings: Settings, metrics: Metrics) -> Service
 }
 
 impl Service {
-    /// Returns the answer to one request, whose body is not read: no endpoint has one.
-    pub async fn answer(self, request: Parts, peer: &Peer) -> http::Response<Recorded> {
+    /// Returns the response to a request; no endpoint reads a request body.
+    pub async fn answer(self, request: Parts, peer: &Peer) -> http::Response<RecordedBody> {
         let app = self.app;
         let route = Route::parse(request.uri.path(), &app.settings.prefix);
         let span = span::begin(&request, &route, &app.settings, peer);
         let mut record = Record::begin(&app, route.kind(), &request)
             .logged(&request, peer)
             .traced(span.clone());
-        let asked = Asked {
+        let context = RequestContext {
             app: &app,
             method: &request.method,
             headers: &request.headers,
             query: request.uri.query().unwrap_or_default(),
-            cuts_show: request.version >= http::Version::HTTP_11,
-            pieces: peer
-                .pieces
+            detects_truncation: request.version >= http::Version::HTTP_11,
+            sendfile: peer
+                .sendfile
                 .as_ref()
                 .filter(|_| request.version <= http::Version::HTTP_11),
         };
-        let answer = match refuse(&app, &request) {
+        let result = match refuse(&app, &request) {
             Some(error) => Err(error),
-            None => endpoint(&asked, &route, &mut record.user)
+            None => dispatch(&context, &route, &mut record.user)
                 .instrument(span)
                 .await
                 // Paths that are not clean always end in an error.
                 .or_else(|error| redirect(&request.uri, &app.settings.prefix).ok_or(error)),
         };
-        let answer = match answer {
-            Ok(answer) => answer.named(),
-            Err(error) => asked.failed(&route, error, &record),
+        let response = match result {
+            Ok(response) => response.with_origin(),
+            Err(error) => context.on_error(&route, error, &record),
         };
-        let answer = finished(answer, &app.settings.headers, &record.id);
-        record.answered(answer)
+        let response = with_common_headers(response, &app.settings.headers, &record.id);
+        record.attach(response)
     }
 }
 
 /// Returns the error for a request that no endpoint answers.
 fn refuse(app: &App, request: &Parts) -> Option<RegistryError> {
-    // Two servers in a row must not understand a request as one for different hosts (RFC 9112, 3.2).
+    // Two servers in a chain must not read different hosts from a request (RFC 9112, 3.2).
     let hosts = request.headers.get_all(header::HOST).iter().count();
     if request.version == http::Version::HTTP_11 && hosts != 1 {
         return Some(RegistryError::no_single_host());
@@ -176,7 +169,7 @@ fn refuse(app: &App, request: &Parts) -> Option<RegistryError> {
 }
 
 /// Returns the redirect from a path that is not clean to the one that is; see [`route::clean`].
-fn redirect(uri: &Uri, prefix: &str) -> Option<Answer> {
+fn redirect(uri: &Uri, prefix: &str) -> Option<EndpointResponse> {
     let mut location = route::clean(uri.path(), prefix)?;
     if let Some(query) = uri.query() {
         location.extend(["?", query]);
@@ -184,40 +177,41 @@ fn redirect(uri: &Uri, prefix: &str) -> Option<Answer> {
     let location = HeaderValue::try_from(location).ok()?;
     let mut response = StatusCode::MOVED_PERMANENTLY.into_response();
     response.headers_mut().insert(header::LOCATION, location);
-    Some(Answer::plain(response))
+    Some(EndpointResponse::plain(response))
 }
 
-/// Answers by the endpoint of the route.
-async fn endpoint(
-    asked: &Asked<'_>,
+/// Dispatches a request to the endpoint of its route.
+async fn dispatch(
+    context: &RequestContext<'_>,
     route: &Route<'_>,
     user: &mut Option<Box<str>>,
-) -> Result<Answer, RegistryError> {
-    if asked.method == Method::OPTIONS {
-        return Ok(Answer::plain(preflight()));
+) -> Result<EndpointResponse, RegistryError> {
+    if context.method == Method::OPTIONS {
+        return Ok(EndpointResponse::plain(preflight()));
     }
-    if let Some(access) = &asked.app.settings.access
+    if let Some(access) = &context.app.settings.access
         && *route != Route::Root
     {
-        access.admit(asked.headers, user).await?;
+        access.admit(context.headers, user).await?;
     }
-    if !matches!(*asked.method, Method::GET | Method::HEAD) || *route == Route::Upload {
-        return Err(refused_change(route));
+    if !matches!(*context.method, Method::GET | Method::HEAD) || *route == Route::Upload {
+        return Err(reject_write(route));
     }
     match route {
-        Route::Root | Route::Base => Ok(Answer::plain(base())),
-        // Boxed, as a request for a manifest or a blob would make room for them.
-        Route::Catalog => Box::pin(lists::catalog(asked)).await,
-        Route::Manifest { name, reference } => manifests::get(asked, name, reference).await,
-        Route::Blob { name, digest } => blobs::get(asked, name, digest).await,
-        Route::Tags { name } => Box::pin(lists::tags(asked, name)).await,
-        Route::Referrers { name, digest } => Box::pin(referrers::get(asked, name, digest)).await,
+        Route::Root | Route::Base => Ok(EndpointResponse::plain(base())),
+        // Boxed, because their futures would enlarge that of a manifest or a blob.
+        Route::Catalog => Box::pin(tags::catalog(context)).await,
+        Route::Manifest { name, reference } => manifests::get(context, name, reference).await,
+        Route::Blob { name, digest } => blobs::get(context, name, digest).await,
+        Route::Tags { name } => Box::pin(tags::list(context, name)).await,
+        Route::Referrers { name, digest } => Box::pin(referrers::get(context, name, digest)).await,
         Route::Upload | Route::Unknown => Err(RegistryError::nothing_here()),
     }
 }
 
-/// Nothing can be changed here. What nothing can be named by is a mistake before that (end-7, end-9, end-10).
-fn refused_change(route: &Route<'_>) -> RegistryError {
+/// Returns the error for a write: 405, but a malformed reference or digest takes precedence (distribution-spec end-7,
+/// end-9, end-10).
+fn reject_write(route: &Route<'_>) -> RegistryError {
     let mistake = match route {
         Route::Manifest { reference, .. } => manifests::parse(reference).err(),
         Route::Blob { digest, .. } => blobs::parse(digest).err(),
@@ -226,15 +220,15 @@ fn refused_change(route: &Route<'_>) -> RegistryError {
     mistake.unwrap_or_else(RegistryError::read_only)
 }
 
-/// Returns the answer to `OPTIONS`, which browsers send before a request to another origin. They send no credentials in
-/// it, so it needs no login.
+/// Returns the response to `OPTIONS`, which browsers send without credentials before a request to another origin; so it
+/// needs no login.
 fn preflight() -> Response {
     let mut response = StatusCode::NO_CONTENT.into_response();
     response.headers_mut().insert(header::ALLOW, error::ALLOWED);
     response
 }
 
-/// `GET /v2/` (end-1): this is a registry.
+/// Returns the response to `GET /v2/` (end-1), by which clients detect a registry.
 fn base() -> Response {
     let mut response = Response::new(Body::from("{}"));
     response
@@ -243,13 +237,17 @@ fn base() -> Response {
     response
 }
 
-/// Returns the answer with the headers that every answer has.
-fn finished(mut answer: Answer, configured: &HeaderMap, id: &HeaderValue) -> Answer {
-    let cache_control = default_cache_control(answer.response.status());
-    let headers = answer.response.headers_mut();
+/// Adds the headers of every response.
+fn with_common_headers(
+    mut response: EndpointResponse,
+    configured: &HeaderMap,
+    id: &HeaderValue,
+) -> EndpointResponse {
+    let cache_control = default_cache_control(response.response.status());
+    let headers = response.response.headers_mut();
     headers.insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
-    headers.insert(access::REQUEST_ID, id.clone());
-    // What an answer says of its content stays, as with Distribution.
+    headers.insert(access_log::REQUEST_ID, id.clone());
+    // Headers of the content take precedence over configured ones, as in Distribution.
     for name in configured
         .keys()
         .filter(|name| !headers.contains_key(*name))
@@ -262,10 +260,10 @@ fn finished(mut answer: Answer, configured: &HeaderMap, id: &HeaderValue) -> Ans
     if let Some(value) = cache_control {
         headers.entry(header::CACHE_CONTROL).or_insert(value);
     }
-    answer
+    response
 }
 
-/// Returns the `Cache-Control` of an answer whose content may be another one the next time.
+/// Returns the `Cache-Control` of a response whose content may change.
 fn default_cache_control(status: StatusCode) -> Option<HeaderValue> {
     match status {
         StatusCode::OK | StatusCode::NOT_MODIFIED => Some(HeaderValue::from_static("no-cache")),
@@ -277,8 +275,8 @@ fn default_cache_control(status: StatusCode) -> Option<HeaderValue> {
     }
 }
 
-impl Asked<'_> {
-    /// containerd's `?ns=`: the registry that the client believes to talk to.
+impl RequestContext<'_> {
+    /// Returns the raw value of `?ns=`, in which containerd names the registry that the client requests.
     fn ns(&self) -> Option<&str> {
         let value = |pair: &'_ str| pair.strip_prefix("ns=").is_some_and(|ns| !ns.is_empty());
         self.query
@@ -287,14 +285,14 @@ impl Asked<'_> {
             .and_then(|pair| pair.strip_prefix("ns="))
     }
 
-    /// The same, decoded.
+    /// Returns the decoded value of `?ns=`.
     fn registry(&self) -> Option<Cow<'_, str>> {
         let ns = self.ns()?;
         Some(percent_encoding::percent_decode_str(ns).decode_utf8_lossy())
     }
 
-    /// Returns the answer to a request that failed, once the log has it.
-    fn failed(&self, route: &Route<'_>, error: RegistryError, record: &Record) -> Answer {
+    /// Logs a failed request and returns its response.
+    fn on_error(&self, route: &Route<'_>, error: RegistryError, record: &Record) -> EndpointResponse {
         let named = self.registry().and_then(|ns| self.app.pull.host(&ns));
         let (name, reference) = route.subject();
         let repository = name.and_then(|name| self.repository(name).ok());
@@ -317,11 +315,11 @@ impl Asked<'_> {
             id: record.id.clone(),
         });
         let mut response = error.into_response(upstream);
-        // Says for which registry it is, where the client named one that is known here.
+        // Names the upstream that the client requested with `?ns=`, if it is configured.
         if let Some(Ok(host)) = named.map(|host| HeaderValue::from_str(host.as_str())) {
             response.headers_mut().insert(NAMESPACE, host);
         }
-        Answer::plain(response)
+        EndpointResponse::plain(response)
     }
 
     fn repository(&self, name: &str) -> Result<Repository, RegistryError> {
@@ -335,12 +333,12 @@ impl Asked<'_> {
     }
 }
 
-/// Returns what a client sent, within limits.
+/// Returns a text of a client, truncated for the log.
 fn shown(text: &str) -> String {
     text.chars().take(255).collect()
 }
 
-impl Answer {
+impl EndpointResponse {
     fn new(response: Response, outcome: Outcome, repository: Repository) -> Self {
         Self {
             repository: Some(repository),
@@ -358,8 +356,8 @@ impl Answer {
         }
     }
 
-    /// Says in the headers where the content comes from.
-    fn named(mut self) -> Self {
+    /// Adds the headers that name the origin of the content.
+    fn with_origin(mut self) -> Self {
         let headers = self.response.headers_mut();
         let cache = match self.outcome {
             Outcome::Hit => "HIT",
@@ -370,7 +368,7 @@ impl Answer {
         };
         headers.insert(X_CACHE, HeaderValue::from_static(cache));
         if self.outcome == Outcome::Stale {
-            let warning = "299 - \"upstream could not be asked: this is the last known answer\"";
+            let warning = "299 - \"upstream could not be context: this is the last known answer\"";
             headers.insert(header::WARNING, HeaderValue::from_static(warning));
         }
         if let Some(Ok(host)) = self

@@ -22,8 +22,8 @@ use crate::config::http::Tls;
 use crate::config::log::Level;
 use crate::config::{Config, Notice};
 use crate::health::Health;
-use crate::http::serve::{self, Listener};
-use crate::http::tls::Certificates;
+use crate::http::connection::tls::Certificates;
+use crate::http::connection::{self, ConnectionOptions, Listener};
 use crate::http::{self, Htpasswd};
 use crate::metrics::Metrics;
 use crate::pull::{Live, Pull};
@@ -39,7 +39,7 @@ pub struct Server {
     address: String,
     admin: Option<(TcpListener, Router)>,
     service: http::Service,
-    connections: serve::Options,
+    connections: ConnectionOptions,
     lame_duck: Duration,
     running: Arc<Running>,
     reloader: Reloader,
@@ -111,7 +111,7 @@ impl Server {
             settings(&config, users.clone(), health.clone()),
             metrics.clone(),
         );
-        let connections = serve::Options {
+        let connections = ConnectionOptions {
             tls: certificates.clone(),
             http2: config.http.http2,
             drain: config.http.drain_timeout,
@@ -182,7 +182,7 @@ impl Server {
         tokio::spawn(leave(shutdown, self.running, self.lame_duck, closing.clone()));
         info!(address = %self.address, admin, "serving");
         // In a task, as the thread that waits here is none of the runtime's: each connection would cost two switches more.
-        let serving = serve::serve(self.listener, self.service, self.connections, closing);
+        let serving = connection::serve(self.listener, self.service, self.connections, closing);
         if let Err(error) = tokio::spawn(serving).await {
             error!(%error, "serving ended");
         }

@@ -1,4 +1,4 @@
-//! Every error that a client sees, in the one shape of the distribution-spec ("Error Codes").
+//! The errors that clients receive, in the shape of the distribution-spec ("Error Codes").
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ const NO_LOGIN: &str = "no_login";
 /// The methods that every endpoint has.
 pub(super) const ALLOWED: HeaderValue = HeaderValue::from_static("GET, HEAD, OPTIONS");
 
-/// An answer other than success: a status, one of the specification's codes, and what to do about it.
+/// An error response: a status, a code of the specification, and a message that names the action.
 #[derive(Debug)]
 pub(crate) struct RegistryError {
     pub(super) status: StatusCode,
@@ -38,7 +38,7 @@ impl RegistryError {
         }
     }
 
-    fn of(status: StatusCode, code: &'static str, cause: &Cause) -> Self {
+    fn from_cause(status: StatusCode, code: &'static str, cause: &Cause) -> Self {
         let class = cause.class();
         Self {
             class,
@@ -67,35 +67,35 @@ impl RegistryError {
         self
     }
 
-    /// 404 for a name that belongs to no upstream of this mirror.
+    /// Returns a 404 for a name that belongs to no upstream of this mirror.
     pub(crate) fn name_unknown(message: impl Into<String>) -> Self {
         Self::new(StatusCode::NOT_FOUND, "NAME_UNKNOWN", message)
     }
 
-    /// 400 for a repository's name that breaks the grammar.
+    /// Returns a 400 for a malformed name of a repository.
     pub(crate) fn name_invalid(message: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "NAME_INVALID", message)
     }
 
-    /// 404 for a path that is no endpoint of ours.
+    /// Returns a 404 for a path without an endpoint.
     pub(crate) fn nothing_here() -> Self {
         let message =
             "no such endpoint: this is a pull-through registry, see GET /v2/<name>/manifests/<reference>";
         Self::new(StatusCode::NOT_FOUND, "UNSUPPORTED", message)
     }
 
-    /// 400 for a request that names no host, or more than one.
+    /// Returns a 400 for a request without a host, or with several.
     pub(crate) fn no_single_host() -> Self {
         let message = "an HTTP/1.1 request has exactly one Host header";
         Self::new(StatusCode::BAD_REQUEST, "UNSUPPORTED", message)
     }
 
-    /// 400 for a digest that is none.
+    /// Returns a 400 for a malformed digest.
     pub(crate) fn digest_invalid(message: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "DIGEST_INVALID", message)
     }
 
-    /// 405 for a push, a delete, or any method that changes something.
+    /// Returns a 405 for a push, a delete, or any other write.
     pub(crate) fn read_only() -> Self {
         Self::new(
             StatusCode::METHOD_NOT_ALLOWED,
@@ -125,7 +125,7 @@ impl RegistryError {
         Self::new(StatusCode::UNAUTHORIZED, "UNAUTHORIZED", message).with(header::WWW_AUTHENTICATE, challenge)
     }
 
-    /// 503 where nobody knows the length of what there is no room for, and the client could not tell a cut from an end.
+    /// Returns a 503 for an uncached blob of unknown length, whose truncation a client of HTTP/1.0 could not detect.
     pub(crate) fn needs_chunks() -> Self {
         let message =
             "the length of this blob is not known, and the cache has no room for it: ask with HTTP/1.1";
@@ -133,7 +133,7 @@ impl RegistryError {
             .retry_after(Duration::from_secs(10))
     }
 
-    /// 503 while one of the configured health checks fails, as Distribution answers then.
+    /// Returns a 503 while a configured health check fails, as Distribution does.
     pub(crate) fn unhealthy() -> Self {
         let message = "a health check of this mirror fails: see /debug/health on its admin port";
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "TOOMANYREQUESTS", message)
@@ -141,7 +141,7 @@ impl RegistryError {
     }
 
     fn retry_after(self, wait: Duration) -> Self {
-        // Rounded up: whoever comes back in time is not turned away again.
+        // Rounded up, so that a client that retries in time is not refused again.
         let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
         self.with(header::RETRY_AFTER, HeaderValue::from(seconds.max(1)))
     }
@@ -150,15 +150,17 @@ impl RegistryError {
 impl From<Failure> for RegistryError {
     fn from(failure: Failure) -> Self {
         match failure {
-            Failure::NotFound { code, cause } => Self::of(StatusCode::NOT_FOUND, code, &cause),
-            Failure::Denied { cause } => Self::of(StatusCode::FORBIDDEN, "DENIED", &cause),
+            Failure::NotFound { code, cause } => Self::from_cause(StatusCode::NOT_FOUND, code, &cause),
+            Failure::Denied { cause } => Self::from_cause(StatusCode::FORBIDDEN, "DENIED", &cause),
             Failure::TooManyRequests { cause, retry_after } => {
-                Self::of(StatusCode::TOO_MANY_REQUESTS, "TOOMANYREQUESTS", &cause).retry_after(retry_after)
+                Self::from_cause(StatusCode::TOO_MANY_REQUESTS, "TOOMANYREQUESTS", &cause)
+                    .retry_after(retry_after)
             }
-            // The specification's closed list has one code that says "try again later". MANIFEST_UNKNOWN would
-            // be read as "has no signature" by clients that look at the code alone.
+            // The closed list of the specification has one code for "try again later". Clients that check only the
+            // code would take MANIFEST_UNKNOWN for "has no signature".
             Failure::Unavailable { cause, retry_after } => {
-                Self::of(StatusCode::SERVICE_UNAVAILABLE, "TOOMANYREQUESTS", &cause).retry_after(retry_after)
+                Self::from_cause(StatusCode::SERVICE_UNAVAILABLE, "TOOMANYREQUESTS", &cause)
+                    .retry_after(retry_after)
             }
         }
     }

@@ -3,10 +3,10 @@
 use http::Uri;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
-use super::access::shown;
+use super::access_log::shown;
 use super::route::Route;
 
-/// The name and the reference or digest of what is asked for, if there is one.
+/// Checks that a request target parses to one route. Returns its name and its reference or digest, if it has them.
 pub(crate) fn request(target: &[u8]) -> Option<(String, String)> {
     let uri = Uri::try_from(target).ok()?;
     let line = shown(&uri);

@@ -6,7 +6,7 @@ use percent_encoding::percent_decode_str;
 
 use crate::metrics::Kind;
 
-/// An endpoint with its raw parts; whether names and references are valid is told later, each in its own error.
+/// An endpoint with its raw parts; the endpoint validates names and references, with an error for each.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Route<'a> {
     /// `/`
@@ -38,7 +38,7 @@ pub enum Route<'a> {
     Referrers {
         /// The repository, as the path has it.
         name: Cow<'a, str>,
-        /// What is referred to.
+        /// The subject of the referrers.
         digest: Cow<'a, str>,
     },
     /// `/v2/<name>/blobs/uploads/…`: a push.
@@ -48,10 +48,10 @@ pub enum Route<'a> {
 }
 
 impl<'a> Route<'a> {
-    /// Finds the endpoint of a path. `prefix` is `http.prefix`, with a slash at its start and none at its end.
+    /// Returns the endpoint of a path. `prefix` is `http.prefix`, with a slash at its start and none at its end.
     pub fn parse(path: &'a str, prefix: &str) -> Self {
         if path == "/" {
-            return Self::Root; // what load balancers ask, whatever the prefix
+            return Self::Root; // load balancers probe it, regardless of the prefix
         }
         match percent_decode_str(path).decode_utf8() {
             Ok(Cow::Borrowed(path)) => path.strip_prefix(prefix).map_or(Self::Unknown, parse_decoded),
@@ -87,7 +87,7 @@ impl<'a> Route<'a> {
         }
     }
 
-    /// How traces call it: one of few, whatever is asked for.
+    /// Returns the name of the endpoint in traces, from a small set.
     pub(crate) fn template(&self) -> Option<&'static str> {
         match self {
             Self::Root => Some("/"),
@@ -112,7 +112,7 @@ impl<'a> Route<'a> {
         }
     }
 
-    /// How metrics and logs call it.
+    /// Returns the name of the endpoint in metrics and logs.
     pub fn kind(&self) -> Kind {
         match self {
             Self::Root | Self::Base => Kind::Base,
@@ -130,7 +130,7 @@ impl<'a> Route<'a> {
 /// the slash behind an endpoint; `None` where the path is clean.
 ///
 /// A slash that is percent-encoded separates nothing. The result begins with one slash and has no backslash, which
-/// browsers take for a slash: it never leads to another host.
+/// browsers take for a slash: so it never redirects to another host.
 pub(super) fn clean(path: &str, prefix: &str) -> Option<String> {
     if !path.starts_with('/') {
         return None;
@@ -156,7 +156,7 @@ pub(super) fn clean(path: &str, prefix: &str) -> Option<String> {
     Some(clean.replace('\\', "%5C"))
 }
 
-/// Names may hold the keywords themselves (`a/blobs/b`), so the path is read from its end.
+/// Parses a path from its end, because names may contain the keywords (`a/blobs/b`).
 fn parse_decoded(path: &str) -> Route<'_> {
     let rest = match path {
         "" | "/" => return Route::Root,
@@ -240,7 +240,7 @@ mod tests {
     #[test_case("/", None)]
     #[test_case("/nothing/", None; "no endpoint")]
     #[test_case("*", None)]
-    fn unclean_path_leads_to_the_clean_one(path: &str, expected: Option<&str>) {
+    fn unclean_path_redirects_to_clean_one(path: &str, expected: Option<&str>) {
         assert_eq!(clean(path, "").as_deref(), expected);
     }
 

@@ -1,4 +1,4 @@
-//! One span a request (OpenTelemetry's semantic conventions for HTTP servers).
+//! The span of a request (OpenTelemetry's semantic conventions for HTTP servers).
 
 use http::request::Parts;
 use http::{Method, StatusCode, Version};
@@ -14,8 +14,8 @@ use super::{Peer, Settings};
 use crate::metrics::Outcome;
 use crate::traces::TARGET;
 
-/// Begins with the request, as part of the client's trace where `traceparent` names one. Nothing of a query is told:
-/// it may be somebody's secret.
+/// Starts the span of a request, as part of the trace that the client names in `traceparent`. The span contains no query,
+/// because a query may hold secrets.
 pub(super) fn begin(parts: &Parts, route: &Route<'_>, settings: &Settings, peer: &Peer) -> Span {
     let (method, original) = method(&parts.method);
     let span = info_span!(
@@ -45,7 +45,7 @@ pub(super) fn begin(parts: &Parts, route: &Route<'_>, settings: &Settings, peer:
     span
 }
 
-/// What is known when the last byte is sent, or the client has gone.
+/// Completes the span when the last byte is sent, or the client has left.
 pub(super) fn end(span: &Span, status: StatusCode, outcome: Outcome, bytes: u64, id: &str) {
     if span.is_disabled() {
         return;
@@ -60,7 +60,7 @@ pub(super) fn end(span: &Span, status: StatusCode, outcome: Outcome, bytes: u64,
     }
 }
 
-/// The method, and how the client wrote one that nobody knows.
+/// Returns the method, or `_OTHER` with the name that the client sent.
 fn method(method: &Method) -> (&str, Option<&str>) {
     match *method {
         Method::GET
@@ -76,7 +76,7 @@ fn method(method: &Method) -> (&str, Option<&str>) {
     }
 }
 
-/// One of few, whatever clients ask.
+/// Returns the name of the span, from a small set.
 fn name(method: &str, route: &Route<'_>, prefix: &str) -> String {
     let method = if method == "_OTHER" { "HTTP" } else { method };
     match route.template() {
@@ -93,7 +93,7 @@ fn version(version: Version) -> &'static str {
     }
 }
 
-/// Without the port, which differs with each connection.
+/// Returns the address of a client without its port, which differs for each connection.
 fn host(peer: &str) -> &str {
     let host = peer.rsplit_once(':').map_or(peer, |(host, _)| host);
     host.trim_start_matches('[').trim_end_matches(']')
@@ -107,7 +107,7 @@ mod tests {
     #[test_case("/v2/a/b/blobs/sha256:0", &Method::GET => "GET /v2/{name}/blobs/{digest}")]
     #[test_case("/v2/a/manifests/1", &Method::HEAD => "HEAD /v2/{name}/manifests/{reference}")]
     #[test_case("/favicon.ico", &Method::GET => "GET"; "no route")]
-    #[test_case("/v2/", &Method::from_bytes(b"BREW").unwrap() => "HTTP /v2/"; "a method that nobody knows")]
+    #[test_case("/v2/", &Method::from_bytes(b"BREW").unwrap() => "HTTP /v2/"; "an unknown method")]
     fn names_are_few(path: &str, asked: &Method) -> String {
         name(method(asked).0, &Route::parse(path, ""), "")
     }
@@ -115,7 +115,7 @@ mod tests {
     #[test_case("10.0.0.7:5123" => "10.0.0.7")]
     #[test_case("[::1]:5123" => "::1")]
     #[test_case("unix" => "unix")]
-    fn a_client_is_told_without_its_port(peer: &str) -> &str {
+    fn client_address_has_no_port(peer: &str) -> &str {
         host(peer)
     }
 }

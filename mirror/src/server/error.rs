@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use crate::http::tls::TlsError;
+use crate::http::connection::tls::TlsError;
 use crate::store::OpenError;
 use crate::upstream::BuildError;
 

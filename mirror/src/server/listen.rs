@@ -8,7 +8,7 @@ use tokio::net::{TcpListener, UnixListener, UnixStream};
 
 use super::Error;
 use crate::config::http::{Admin, Listen};
-use crate::http::serve::Listener;
+use crate::http::connection::Listener;
 
 /// The listener for clients, and its address.
 pub(super) async fn clients(listen: &Listen) -> Result<(Listener, String), Error> {

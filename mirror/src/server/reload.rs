@@ -11,7 +11,7 @@ use super::upstreams::{self, Upstreams};
 use crate::config::{Cache, Config};
 use crate::files::Files;
 use crate::http::Htpasswd;
-use crate::http::tls::Certificates;
+use crate::http::connection::tls::Certificates;
 use crate::pull::{Live, Pull};
 use crate::upstream::{BuildError, Options};
 

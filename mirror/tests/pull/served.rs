@@ -8,7 +8,7 @@ use bytes::Bytes;
 use mirror::clock::Clock;
 use mirror::config::{Cache, MaxSize, TtlFrom};
 use mirror::digest::{Algorithm, Digest};
-use mirror::http::serve::{self, Listener};
+use mirror::http::connection::{self, ConnectionOptions, Listener};
 use mirror::http::{self, Settings};
 use mirror::metrics::Metrics;
 use mirror::pull::{Live, Origin, Pull};
@@ -152,13 +152,13 @@ impl Mirror {
         let url = format!("http://{}", listener.local_addr().unwrap());
         let (stop, options) = (
             CancellationToken::new(),
-            serve::Options {
+            ConnectionOptions {
                 tls: None,
                 http2: true,
                 drain: Duration::from_secs(1),
             },
         );
-        tokio::spawn(serve::serve(
+        tokio::spawn(connection::serve(
             Listener::Tcp(listener),
             service,
             options,

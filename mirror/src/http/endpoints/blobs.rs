@@ -9,103 +9,109 @@ use bytes::Bytes;
 use futures::stream;
 use http::{HeaderValue, Method, StatusCode, header};
 
-use super::body::{self, Bytes as Readable};
-use super::error::RegistryError;
-use super::stored::Stored;
-use super::{Answer, Asked, conditional};
+use super::body::{self, BlobReader};
+use super::stored_blob::StoredBlob;
 use crate::digest::Digest;
 use crate::fill::{Fill, Phase};
+use crate::http::error::RegistryError;
+use crate::http::{EndpointResponse, RequestContext, headers};
 use crate::metrics::Outcome;
 use crate::pull::{Failure, Served, Source, Through};
 use crate::range::{Resolved, Wanted};
 
-pub(super) async fn get(asked: &Asked<'_>, name: &str, digest: &str) -> Result<Answer, RegistryError> {
+/// Returns a blob, parts of it, or its headers.
+pub(in crate::http) async fn get(
+    context: &RequestContext<'_>,
+    name: &str,
+    digest: &str,
+) -> Result<EndpointResponse, RegistryError> {
     let digest = parse(digest)?;
-    let repository = asked.repository(name)?;
-    let etag = conditional::etag(&digest);
-    let mut response = conditional::response(asked.headers, &etag);
+    let repository = context.repository(name)?;
+    let etag = headers::etag(&digest);
+    let mut response = headers::response(context.headers, &etag);
     let own = response.headers_mut();
     own.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
-    own.insert(header::CACHE_CONTROL, conditional::IMMUTABLE);
+    own.insert(header::CACHE_CONTROL, headers::IMMUTABLE);
     own.insert(
         header::CONTENT_TYPE,
         HeaderValue::from_static("application/octet-stream"),
     );
-    if asked.method == Method::HEAD || response.status() == StatusCode::NOT_MODIFIED {
-        let served = asked.app.pull.blob_size(&repository, &digest).await?;
+    if context.method == Method::HEAD || response.status() == StatusCode::NOT_MODIFIED {
+        let served = context.app.pull.blob_size(&repository, &digest).await?;
         match served.value {
             Some(size) => _ = response.headers_mut().insert(header::CONTENT_LENGTH, size.into()),
-            // Of some length, which is all that the header says then.
+            // A body of unknown length, so that the response has no Content-Length.
             None => *response.body_mut() = Body::from_stream(stream::empty::<Result<Bytes, Infallible>>()),
         }
-        return Ok(Answer::new(response, served.outcome, repository));
+        return Ok(EndpointResponse::new(response, served.outcome, repository));
     }
-    let wanted = Wanted::of(asked.headers, &etag);
-    let Served { value, mut outcome } = asked.app.pull.blob(&repository, &digest, &wanted).await?;
+    let wanted = Wanted::of(context.headers, &etag);
+    let Served { value, mut outcome } = context.app.pull.blob(&repository, &digest, &wanted).await?;
     match value {
         Source::Stored(blob) => {
-            let (size, pull) = (blob.size, Arc::clone(&asked.app.pull));
+            let (size, pull) = (blob.size, Arc::clone(&context.app.pull));
             let digest = digest.clone();
-            let stored = Stored { blob, digest, pull };
-            let readable = Readable::Stored(stored, asked.pieces.cloned());
-            send(&mut response, readable, size, &wanted);
+            let stored = StoredBlob { blob, digest, pull };
+            let reader = BlobReader::Stored(stored, context.sendfile.cloned());
+            send(&mut response, reader, size, &wanted);
         }
-        Source::Filling(fill) => match size_of(asked, &fill).await? {
+        Source::Filling(fill) => match size_of(context, &fill).await? {
             Some(size) => send(
                 &mut response,
-                Readable::Filling(fill, asked.pieces.cloned()),
+                BlobReader::Filling(fill, context.sendfile.cloned()),
                 size,
                 &wanted,
             ),
-            None => *response.body_mut() = body::until_the_end(fill),
+            None => *response.body_mut() = body::whole_fill(fill),
         },
         Source::Through(through) => {
-            if through.size.is_none() && !asked.cuts_show {
+            if through.size.is_none() && !context.detects_truncation {
                 return Err(RegistryError::needs_chunks());
             }
             outcome = Outcome::PassThrough;
             pass(&mut response, through);
         }
     }
-    Ok(Answer {
+    Ok(EndpointResponse {
         digest: Some(digest),
-        ..Answer::new(response, outcome, repository)
+        ..EndpointResponse::new(response, outcome, repository)
     })
 }
 
-/// The blob's size, where it has to be known before the end.
-async fn size_of(asked: &Asked<'_>, fill: &Fill) -> Result<Option<u64>, Failure> {
+/// Returns the size of a fill; waits for it if the client could not detect a truncated body without Content-Length.
+async fn size_of(context: &RequestContext<'_>, fill: &Fill) -> Result<Option<u64>, Failure> {
     let mut progress = fill.progress();
-    if progress.size.is_none() && !asked.cuts_show {
+    if progress.size.is_none() && !context.detects_truncation {
         progress = fill.ended().await;
     }
     match progress.phase {
-        Phase::Failed(failure) if !asked.cuts_show => Err(failure),
+        Phase::Failed(failure) if !context.detects_truncation => Err(failure),
         _ => Ok(progress.size),
     }
 }
 
-pub(super) fn parse(digest: &str) -> Result<Digest, RegistryError> {
+/// Parses a digest of a path; the error is 400 `DIGEST_INVALID`.
+pub(in crate::http) fn parse(digest: &str) -> Result<Digest, RegistryError> {
     digest
         .parse()
         .map_err(|error| RegistryError::digest_invalid(format!("{error}")))
 }
 
-/// Puts the wanted parts of `size` bytes into the answer.
-fn send(response: &mut Response, bytes: Readable, size: u64, wanted: &Wanted) {
+/// Puts the requested parts of `size` bytes into the response.
+fn send(response: &mut Response, reader: BlobReader, size: u64, wanted: &Wanted) {
     match wanted.resolve(size) {
         Resolved::Whole => {
             response.headers_mut().insert(header::CONTENT_LENGTH, size.into());
-            *response.body_mut() = body::part(bytes, 0..size);
+            *response.body_mut() = body::part(reader, 0..size);
         }
         Resolved::Parts(parts) => match <[_; 1]>::try_from(parts) {
             Ok([part]) => {
                 partial(response, &part, Some(size));
-                *response.body_mut() = body::part(bytes, part);
+                *response.body_mut() = body::part(reader, part);
             }
             Err(parts) => {
                 *response.status_mut() = StatusCode::PARTIAL_CONTENT;
-                let multipart = body::multipart(bytes, parts, size);
+                let multipart = body::multipart(reader, parts, size);
                 let own = response.headers_mut();
                 own.insert(header::CONTENT_LENGTH, multipart.length.into());
                 own.remove(header::CONTENT_TYPE);

@@ -1,4 +1,4 @@
-//! A cached blob as an answer reads it.
+//! Cached blobs as responses read them.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -11,17 +11,17 @@ use crate::fill::Cut;
 use crate::pull::Pull;
 use crate::store::Blob;
 
-/// A blob in the cache, and whom to tell if it can't be read.
+/// A blob in the cache, which is dropped if it cannot be read.
 #[derive(Clone)]
-pub(super) struct Stored {
+pub(in crate::http) struct StoredBlob {
     pub(super) blob: Blob,
     pub(super) digest: Digest,
     pub(super) pull: Arc<Pull>,
 }
 
-impl Stored {
-    /// The first bytes of this range, a block at most. What can't be read is dropped from the cache.
-    pub(super) async fn read(&self, range: &Range<u64>) -> Result<Bytes, Cut> {
+impl StoredBlob {
+    /// Reads the first bytes of this range, at most a block. Drops the blob from the cache if that fails.
+    pub(in crate::http) async fn read(&self, range: &Range<u64>) -> Result<Bytes, Cut> {
         let length = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
         match block::read(&self.blob.file, range.start, length).await {
             Ok(chunk) => Ok(chunk),

@@ -1,4 +1,4 @@
-//! What the answers with content have in common: its digest as name and validator (RFC 9110, sections 8.8 and 13).
+//! The headers that all responses with content have: the digest as name and validator (RFC 9110, 8.8 and 13).
 
 use axum::body::Body;
 use axum::response::Response;
@@ -7,26 +7,26 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 
 use crate::digest::Digest;
 
-/// Room for all that an answer with content has, so that the map never grows.
-const HEADERS: usize = 12;
-/// `Cache-Control` of content that is asked for by its digest: it never changes, so it may be kept for a year.
+/// The capacity for the headers of a response with content, so that the map never grows.
+const CAPACITY: usize = 12;
+/// The `Cache-Control` of content that a client requests by digest: it never changes, so caches may keep it for a year.
 pub(super) const IMMUTABLE: HeaderValue = HeaderValue::from_static("max-age=31536000");
 const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 
-/// The content's `ETag`: its digest in quotes.
+/// Returns the `ETag` of content: its digest in quotes.
 pub(super) fn etag(digest: &Digest) -> Bytes {
     ["\"", digest.as_str(), "\""].concat().into()
 }
 
-/// An empty answer with the content's names: 304 where the client has it already, else 200.
+/// Returns an empty response with the digest and validator of content: 304 if the client has it already, else 200.
 pub(super) fn response(headers: &HeaderMap, etag: &Bytes) -> Response {
     let mut response = Response::new(Body::empty());
-    *response.headers_mut() = HeaderMap::with_capacity(HEADERS);
+    *response.headers_mut() = HeaderMap::with_capacity(CAPACITY);
     if is_known(headers, etag) {
         *response.status_mut() = StatusCode::NOT_MODIFIED;
     }
     let own = response.headers_mut();
-    // Two views of one text: the digest is what stands in the quotes.
+    // Two slices of one text: the digest is the part inside the quotes.
     let digest = etag.slice(1..etag.len() - 1);
     for (name, text) in [(CONTENT_DIGEST, digest), (header::ETAG, etag.clone())] {
         if let Ok(value) = HeaderValue::from_maybe_shared(text) {
@@ -36,7 +36,7 @@ pub(super) fn response(headers: &HeaderMap, etag: &Bytes) -> Response {
     response
 }
 
-/// `If-None-Match`: a list, of weak validators too, or `*`.
+/// Returns `true` if `If-None-Match` matches: a list, which may hold weak validators, or `*`.
 fn is_known(headers: &HeaderMap, etag: &[u8]) -> bool {
     let values = headers
         .get_all(header::IF_NONE_MATCH)

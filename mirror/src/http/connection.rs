@@ -1,4 +1,10 @@
-//! Connections: accepted, limited, served, drained.
+//! Connections: accepts, limits, serves and drains them.
+
+mod sendfile;
+mod timeouts;
+pub mod tls;
+mod tracked_io;
+mod workers;
 
 use std::convert::Infallible;
 use std::io;
@@ -19,21 +25,24 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
-use super::patience::{Answering, LIMITS, Patience, Phase, Progress, Watched};
-use super::sendfile::Direct;
-use super::threads::Threads;
-use super::tls::Certificates;
 use super::{Peer, Service};
+pub(super) use sendfile::SendfileQueue;
+use sendfile::SendfileStream;
+use timeouts::{ConnectionTimeouts, LIMITS};
+use tls::Certificates;
+use tracked_io::{ConnectionProgress, ConnectionState, TrackedBody, TrackedIo};
+use workers::Workers;
 
 const MAX_HEADERS: usize = 100;
-/// More is refused with 431: at 64 KiB at the latest, as hyper looks at this limit between reads, which double.
+/// The limit of a request header, answered with 431: at 64 KiB at the latest, because hyper checks it between reads, which
+/// double in size.
 const MAX_HEADER_BYTES: usize = 32 * 1024;
-/// What HTTP/2 begins with (RFC 9113, section 3.4).
+/// The connection preface of HTTP/2 (RFC 9113, 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// After an accept error that closing connections may mend (too many open files).
+/// The pause after an error of accept that closing connections may end (too many open files).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Where clients connect.
+/// A socket that clients connect to.
 pub enum Listener {
     /// A TCP port.
     Tcp(TcpListener),
@@ -41,22 +50,27 @@ pub enum Listener {
     Unix(UnixListener),
 }
 
-/// How connections are served.
+/// The settings of connections.
 #[derive(Clone)]
-pub struct Options {
-    /// The certificate, where TLS is on.
+pub struct ConnectionOptions {
+    /// The certificate; `None` without TLS.
     pub tls: Option<Arc<Certificates>>,
-    /// Whether HTTP/2 is offered.
+    /// `true` if the server offers HTTP/2.
     pub http2: bool,
-    /// How long requests in flight may take after the shutdown began.
+    /// The time limit for requests in flight after the shutdown began.
     pub drain: Duration,
 }
 
-/// Serves until `shutdown`, then lets requests in flight end.
-pub async fn serve(listener: Listener, service: Service, options: Options, shutdown: CancellationToken) {
+/// Serves until `shutdown`, then waits for requests in flight.
+pub async fn serve(
+    listener: Listener,
+    service: Service,
+    options: ConnectionOptions,
+    shutdown: CancellationToken,
+) {
     let connections = TaskTracker::new();
-    // TLS is work enough to be shared out.
-    let mut threads = options.tls.is_none().then(Threads::start);
+    // TLS is CPU work that the shared runtime balances between threads.
+    let mut workers = options.tls.is_none().then(Workers::start);
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -66,13 +80,13 @@ pub async fn serve(listener: Listener, service: Service, options: Options, shutd
             Ok(accepted) => {
                 let serving = accepted.serve(service.clone(), options.clone(), shutdown.clone());
                 let serving = connections.track_future(serving);
-                match &mut threads {
-                    Some(threads) => threads.spawn(serving),
+                match &mut workers {
+                    Some(workers) => workers.spawn(serving),
                     None => drop(tokio::spawn(serving)),
                 }
             }
             Err(error) => {
-                warn!(%error, "a connection could not be accepted");
+                warn!(%error, "cannot accept a connection: trying again");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
@@ -83,14 +97,14 @@ pub async fn serve(listener: Listener, service: Service, options: Options, shutd
         .await
         .is_err()
     {
-        warn!("some requests did not end within the drain time; they are cut");
+        warn!("requests did not end within http.draintimeout: their connections are closed");
     }
-    if let Some(threads) = threads {
-        threads.end().await;
+    if let Some(workers) = workers {
+        workers.stop().await;
     }
 }
 
-/// A connection that no thread drives yet.
+/// An accepted socket that no worker drives yet.
 enum Accepted {
     Tcp(net::TcpStream, net::SocketAddr),
     Unix(unix::net::UnixStream),
@@ -102,9 +116,9 @@ struct Connection {
     peer: Peer,
 }
 
-/// What was accepted.
+/// The socket of a connection.
 enum Socket {
-    Tcp(Direct),
+    Tcp(SendfileStream),
     Unix(UnixStream),
 }
 
@@ -127,23 +141,23 @@ impl Listener {
 }
 
 impl Accepted {
-    /// To be driven where it is to stay.
-    async fn serve(self, service: Service, options: Options, shutdown: CancellationToken) {
+    /// Serves the connection on the worker that calls this.
+    async fn serve(self, service: Service, options: ConnectionOptions, shutdown: CancellationToken) {
         match self.connection() {
             Ok(connection) => connection.serve(service, options, shutdown).await,
-            Err(error) => debug!(%error, "a connection ended at once"),
+            Err(error) => debug!(%error, "cannot set up a connection"),
         }
     }
 
     fn connection(self) -> io::Result<Connection> {
         match self {
             Self::Tcp(stream, peer) => {
-                // Small answers must not wait for the acknowledgement of the one before.
+                // Small responses must not wait for the acknowledgement of the previous one.
                 stream.set_nodelay(true)?;
-                let stream = Direct::new(TcpStream::from_std(stream)?);
+                let stream = SendfileStream::new(TcpStream::from_std(stream)?);
                 let peer = Peer {
                     name: peer.to_string().into(),
-                    pieces: Some(stream.pieces()),
+                    sendfile: Some(stream.queue()),
                 };
                 Ok(Connection {
                     socket: Socket::Tcp(stream),
@@ -159,8 +173,8 @@ impl Accepted {
 }
 
 impl Socket {
-    /// Waits for the first bytes, or the end, and says whether they may become HTTP/2's. Who would find that out while
-    /// it reads HTTP/1 makes a buffer of twice the size, and an idle connection keeps it.
+    /// Waits for the first bytes, or the end, and returns `true` if they may begin an HTTP/2 preface. hyper's own
+    /// detection would allocate a double-size buffer that an idle connection keeps.
     async fn may_begin_http2(&self) -> io::Result<bool> {
         let mut first = [0; PREFACE.len()];
         match self {
@@ -181,30 +195,29 @@ impl Socket {
 }
 
 impl Connection {
-    /// Keeps little for a client that says nothing: each step has its memory when it begins, and no step that of
-    /// another.
-    async fn serve(self, service: Service, options: Options, shutdown: CancellationToken) {
-        let began = Instant::now();
+    /// Serves the connection to its end. Idle connections stay small: each stage allocates its state when it starts.
+    async fn serve(self, service: Service, options: ConnectionOptions, shutdown: CancellationToken) {
+        let accepted = Instant::now();
         let opened = tokio::select! {
             biased;
             opened = tokio::time::timeout(LIMITS.header, self.open(options)) => opened,
             () = shutdown.cancelled() => return,
         };
         if let Ok(Some(opened)) = opened
-            && let Err(error) = opened.talk(service, began, shutdown).await
+            && let Err(error) = opened.drive(service, accepted, shutdown).await
         {
-            debug!(%error, "a connection ended early");
+            debug!(%error, "a connection failed");
         }
     }
 
-    /// Waits for the client to say something, within TLS where that is on; `None` where it does not get there.
-    async fn open(self, options: Options) -> Option<Opened> {
+    /// Waits for the first bytes of HTTP, inside TLS if it is on; `None` if the connection ends before.
+    async fn open(self, options: ConnectionOptions) -> Option<Opened> {
         let http2 = self.socket.may_begin_http2().await.ok()?;
         let (mut peer, stream) = (self.peer, self.socket.stream());
         let (stream, http2) = match options.tls {
             Some(tls) => {
-                peer.pieces = None;
-                Box::pin(secured(stream, tls)).await?
+                peer.sendfile = None;
+                Box::pin(accept_tls(stream, tls)).await?
             }
             None => (stream, http2 && options.http2),
         };
@@ -212,53 +225,57 @@ impl Connection {
     }
 }
 
-/// A connection on which HTTP begins.
+/// A connection on which HTTP starts.
 struct Opened {
     stream: Box<dyn Stream>,
     peer: Peer,
-    /// Whether it may be HTTP/2.
+    /// `true` if the client may speak HTTP/2.
     http2: bool,
 }
 
-type Ended = Result<(), Box<dyn std::error::Error + Send + Sync>>;
+type ConnectionResult = Result<(), Box<dyn std::error::Error + Send + Sync>>;
 
 impl Opened {
-    /// Answers requests until the client ends it, takes too long, or the server ends. The connection is one piece of
-    /// memory that is as large as it has to be: a future that is made within another one has its place in there once for
-    /// each step of being made.
-    fn talk(
+    /// Answers requests until the client closes the connection, exceeds a time limit, or the server stops. The connection
+    /// is one allocation of minimal size: a future that is built inside another one occupies space there once for each
+    /// step of its construction.
+    fn drive(
         self,
         service: Service,
-        began: Instant,
+        accepted: Instant,
         shutdown: CancellationToken,
-    ) -> impl Future<Output = Ended> {
-        let (peer, progress) = (self.peer, Arc::<Progress>::default());
-        let (stream, patience) = (
-            Watched {
+    ) -> impl Future<Output = ConnectionResult> {
+        let (peer, progress) = (self.peer, Arc::<ConnectionProgress>::default());
+        let (stream, timeouts) = (
+            TrackedIo {
                 stream: self.stream,
                 progress: Arc::clone(&progress),
             },
-            Patience::new(Arc::clone(&progress), LIMITS, began),
+            ConnectionTimeouts::new(Arc::clone(&progress), LIMITS, accepted),
         );
         let answer = service_fn(move |request: http::Request<_>| {
             let (service, peer, (parts, _)) = (service.clone(), peer.clone(), request.into_parts());
-            let mut request = progress.request(parts.version);
-            // Boxed, as a connection keeps room for what this returns while it is idle too.
+            let mut request = progress.begin_request(parts.version);
+            // Boxed, because an idle connection keeps space for this future too.
             Box::pin(async move {
                 let response = service.answer(parts, &peer).await;
-                request.is_served();
-                Ok::<_, Infallible>(response.map(|body| Answering { body, request }))
+                request.on_response();
+                Ok::<_, Infallible>(response.map(|body| TrackedBody { body, request }))
             })
         });
         let connection = builder(self.http2)
             .serve_connection(TokioIo::new(stream), answer)
             .into_owned();
-        attend(Box::pin(connection), patience, shutdown)
+        drive_to_end(Box::pin(connection), timeouts, shutdown)
     }
 }
 
-/// Drives a connection to its end. The server's end, or too long a pause, lets what is under way end first.
-async fn attend<C>(mut connection: Pin<Box<C>>, mut patience: Patience, shutdown: CancellationToken) -> Ended
+/// Drives a connection to its end. After a shutdown or an idle timeout, active requests end first.
+async fn drive_to_end<C>(
+    mut connection: Pin<Box<C>>,
+    mut timeouts: ConnectionTimeouts,
+    shutdown: CancellationToken,
+) -> ConnectionResult
 where
     C: GracefulConnection<Error = Box<dyn std::error::Error + Send + Sync>>,
 {
@@ -267,10 +284,10 @@ where
         tokio::select! {
             biased;
             ended = &mut connection => return ended,
-            () = shutdown.cancelled(), if !ending => if patience.is_with_the_client() {
+            () = shutdown.cancelled(), if !ending => if timeouts.is_reading_request() {
                 return Ok(());
             },
-            late = patience.over() => if ending || late != Phase::Idle {
+            state = timeouts.expired() => if ending || state != ConnectionState::Idle {
                 return Ok(());
             }
         }
@@ -279,8 +296,8 @@ where
     }
 }
 
-/// The stream within TLS, and whether HTTP/2 was agreed on.
-async fn secured(stream: Box<dyn Stream>, tls: Arc<Certificates>) -> Option<(Box<dyn Stream>, bool)> {
+/// Performs the TLS handshake. Returns the stream inside TLS, and `true` if ALPN selected HTTP/2.
+async fn accept_tls(stream: Box<dyn Stream>, tls: Arc<Certificates>) -> Option<(Box<dyn Stream>, bool)> {
     match tls.acceptor().accept(stream).await {
         Ok(stream) => {
             let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
@@ -300,13 +317,13 @@ fn builder(http2: bool) -> Builder<TokioExecutor> {
     }
     builder
         .http1()
-        // Its time-out would end idle connections too; see `patience`.
+        // Its timeout would end idle connections too; see `timeouts`.
         .header_read_timeout(None)
         .max_headers(MAX_HEADERS)
         .max_buf_size(MAX_HEADER_BYTES)
-        // Clients that compare field names as text have only seen those of Distribution, which Go writes so.
+        // Some clients compare header names as text, and know those that Go, and so Distribution, writes.
         .title_case_headers(true)
-        // What stands in for a piece must reach the stream as it is.
+        // A placeholder of sendfile must reach the stream as it is.
         .writev(true);
     builder
         .http2()
@@ -322,27 +339,27 @@ mod tests {
     use http_body_util::Full;
     use tokio::io::AsyncWriteExt;
 
-    use super::super::patience::Limits;
+    use super::timeouts::ConnectionLimits;
     use super::*;
 
     #[tokio::test]
-    async fn the_end_waits_for_no_header_that_has_only_begun() {
-        let (mut says, stream) = tokio::io::duplex(64);
-        says.write_all(b"GET /v2/ HT").await.unwrap();
-        let (progress, hour) = (Arc::<Progress>::default(), Duration::from_hours(1));
-        let limits = Limits {
+    async fn shutdown_does_not_wait_for_unfinished_header() {
+        let (mut client, stream) = tokio::io::duplex(64);
+        client.write_all(b"GET /v2/ HT").await.unwrap();
+        let (progress, hour) = (Arc::<ConnectionProgress>::default(), Duration::from_hours(1));
+        let limits = ConnectionLimits {
             header: hour,
             idle: hour,
-            take: hour,
+            progress: hour,
         };
-        let patience = Patience::new(Arc::clone(&progress), limits, Instant::now());
+        let timeouts = ConnectionTimeouts::new(Arc::clone(&progress), limits, Instant::now());
         let answer = service_fn(async |_| Ok::<_, Infallible>(http::Response::new(Full::<Bytes>::default())));
         let connection = builder(false)
-            .serve_connection(TokioIo::new(Watched { stream, progress }), answer)
+            .serve_connection(TokioIo::new(TrackedIo { stream, progress }), answer)
             .into_owned();
         let shutdown = CancellationToken::new();
         shutdown.cancel();
-        let ended = attend(Box::pin(connection), patience, shutdown);
+        let ended = drive_to_end(Box::pin(connection), timeouts, shutdown);
         let ended = tokio::time::timeout(Duration::from_secs(30), ended).await;
         assert!(ended.is_ok(), "it waits");
     }

@@ -1,4 +1,4 @@
-//! The serving certificate, read again whenever it changed; connections keep what they began with.
+//! The serving certificate, which the server reads again after a change; open connections keep the previous one.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,23 +12,23 @@ use tokio_rustls::TlsAcceptor;
 use crate::config::http::Tls;
 use crate::tls::{self, ClientVerifier, TrustedCertificates};
 
-/// Certificate files that can't be served from.
+/// An error of the certificate files.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
-    /// Not there, not readable, or not PEM.
+    /// The file is missing, unreadable, or no PEM.
     #[error("{}: {reason}; http.tls wants PEM files", path.display())]
     File {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The problem.
         reason: String,
     },
-    /// The parts don't fit together.
+    /// The certificate and the key do not fit together.
     #[error("http.tls.certificate {} and its key can't be served: {reason}", path.display())]
     Unfit {
         /// The certificate.
         path: PathBuf,
-        /// Why.
+        /// The problem.
         reason: String,
     },
 }
@@ -41,7 +41,7 @@ pub struct Certificates {
 }
 
 impl Certificates {
-    /// Reads the files.
+    /// Loads the files.
     pub fn load(settings: Tls, http2: bool) -> Result<Self, TlsError> {
         let current = ArcSwap::from(read(&settings, http2)?);
         Ok(Self {
@@ -51,13 +51,13 @@ impl Certificates {
         })
     }
 
-    /// Reads the files again. With an error the old certificate stays.
+    /// Loads the files again. After an error the previous certificate stays in use.
     pub fn reload(&self) -> Result<(), TlsError> {
         self.current.store(read(&self.settings, self.http2)?);
         Ok(())
     }
 
-    /// For one new connection.
+    /// Returns an acceptor for a new connection.
     pub fn acceptor(&self) -> TlsAcceptor {
         TlsAcceptor::from(self.current.load_full())
     }
@@ -104,7 +104,7 @@ fn verifier(settings: &Tls) -> Result<Option<ClientVerifier>, TlsError> {
         })
 }
 
-/// Reads a PEM file. The parser's reasons hold no byte of it, as it may be a private key.
+/// Reads a PEM file. The reasons of the parser contain no byte of it, because it may be a private key.
 fn load<T>(path: &Path, parse: impl FnOnce(&[u8]) -> Result<T, String>) -> Result<T, TlsError> {
     let pem = fs::read(path).map_err(|error| error.to_string());
     pem.and_then(|pem| parse(&pem)).map_err(|reason| TlsError::File {
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn a_broken_renewal_keeps_the_certificate_in_force() {
+    fn broken_renewal_keeps_previous_certificate() {
         let directory = tempfile::tempdir().unwrap();
         let settings = files(directory.path());
         let certificates = Certificates::load(settings.clone(), true).unwrap();
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_of_another_certificate_is_refused() {
+    fn key_of_other_certificate_is_refused() {
         let directory = tempfile::tempdir().unwrap();
         let settings = files(directory.path());
         let other = rcgen::KeyPair::generate().unwrap();

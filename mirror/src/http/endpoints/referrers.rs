@@ -5,17 +5,23 @@ use axum::response::Response;
 use http::{HeaderName, HeaderValue, header};
 use url::form_urlencoded;
 
-use super::error::RegistryError;
-use super::{Answer, Asked, blobs};
+use super::blobs;
+use crate::http::error::RegistryError;
+use crate::http::{EndpointResponse, RequestContext};
 use crate::pull;
 
 const FILTERS: HeaderName = HeaderName::from_static("oci-filters-applied");
 
-pub(super) async fn get(asked: &Asked<'_>, name: &str, digest: &str) -> Result<Answer, RegistryError> {
+/// Returns the referrers of a digest, filtered by `artifactType` if the request asks for it.
+pub(in crate::http) async fn get(
+    context: &RequestContext<'_>,
+    name: &str,
+    digest: &str,
+) -> Result<EndpointResponse, RegistryError> {
     let digest = blobs::parse(digest)?;
-    let repository = asked.repository(name)?;
-    let served = asked.app.pull.referrers(&repository, &digest).await?;
-    let filter = form_urlencoded::parse(asked.query.as_bytes()).find(|(key, _)| key == "artifactType");
+    let repository = context.repository(name)?;
+    let served = context.app.pull.referrers(&repository, &digest).await?;
+    let filter = form_urlencoded::parse(context.query.as_bytes()).find(|(key, _)| key == "artifactType");
     let filtered = filter.and_then(|(_, artifact_type)| pull::of_type(&served.value, &artifact_type));
     let mut response = Response::new(Body::empty());
     let headers = response.headers_mut();
@@ -25,5 +31,5 @@ pub(super) async fn get(asked: &Asked<'_>, name: &str, digest: &str) -> Result<A
         headers.insert(FILTERS, HeaderValue::from_static("artifactType"));
     }
     *response.body_mut() = Body::from(filtered.unwrap_or(served.value));
-    Ok(Answer::new(response, served.outcome, repository))
+    Ok(EndpointResponse::new(response, served.outcome, repository))
 }

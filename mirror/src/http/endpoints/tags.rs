@@ -6,36 +6,43 @@ use http::{HeaderValue, header};
 use serde_json::json;
 use url::form_urlencoded;
 
-use super::error::RegistryError;
-use super::{Answer, Asked};
+use crate::http::error::RegistryError;
+use crate::http::{EndpointResponse, RequestContext};
 use crate::metrics::Outcome;
 use crate::pull::{Page, Window};
 
-pub(super) async fn tags(asked: &Asked<'_>, name: &str) -> Result<Answer, RegistryError> {
-    let repository = asked.repository(name)?;
-    let window = window(asked.query)?;
-    let served = asked
+/// Returns the tags of a repository.
+pub(in crate::http) async fn list(
+    context: &RequestContext<'_>,
+    name: &str,
+) -> Result<EndpointResponse, RegistryError> {
+    let repository = context.repository(name)?;
+    let window = window(context.query)?;
+    let served = context
         .app
         .pull
-        .tags(&repository, &without_ns(asked.query), &window)
+        .tags(&repository, &without_ns(context.query), &window)
         .await?;
-    let path = format!("{}/v2/{name}/tags/list", asked.app.settings.prefix);
+    let path = format!("{}/v2/{name}/tags/list", context.app.settings.prefix);
     let response = paged(
         &served.value,
         &json!({"name": name, "tags": served.value.names}),
         &path,
-        asked.ns(),
+        context.ns(),
     );
-    Ok(Answer::new(response, served.outcome, repository))
+    Ok(EndpointResponse::new(response, served.outcome, repository))
 }
 
-pub(super) async fn catalog(asked: &Asked<'_>) -> Result<Answer, RegistryError> {
-    let page = asked.app.pull.catalog(&window(asked.query)?).await;
-    let path = format!("{}/v2/_catalog", asked.app.settings.prefix);
+/// Returns the cached repositories.
+pub(in crate::http) async fn catalog(
+    context: &RequestContext<'_>,
+) -> Result<EndpointResponse, RegistryError> {
+    let page = context.app.pull.catalog(&window(context.query)?).await;
+    let path = format!("{}/v2/_catalog", context.app.settings.prefix);
     let response = paged(&page, &json!({"repositories": page.names}), &path, None);
-    Ok(Answer {
+    Ok(EndpointResponse {
         outcome: Outcome::Hit,
-        ..Answer::plain(response)
+        ..EndpointResponse::plain(response)
     })
 }
 
@@ -57,7 +64,7 @@ fn bad_page_size(value: &str) -> RegistryError {
     RegistryError::new(http::StatusCode::BAD_REQUEST, "UNSUPPORTED", message)
 }
 
-/// Upstream gets the query as it came, byte for byte, less what is between the client and us.
+/// Returns the query for the upstream: unchanged, byte for byte, but without `ns`, which addresses this server.
 fn without_ns(query: &str) -> String {
     let others: Vec<_> = query
         .split('&')
@@ -84,12 +91,12 @@ mod tests {
     #[test_case("ns=docker.io", ""; "alone")]
     #[test_case("n=2&ns=docker.io&last=a%2Fb", "n=2&last=a%2Fb"; "among others")]
     #[test_case("nsx=1", "nsx=1"; "another key")]
-    fn the_query_passes_but_for_ns(query: &str, expected: &str) {
+    fn query_passes_without_ns(query: &str, expected: &str) {
         assert_eq!(without_ns(query), expected);
     }
 
     #[test]
-    fn a_page_size_that_is_no_number_is_refused() {
+    fn invalid_page_size_is_refused() {
         assert!(window("n=-1").is_err());
         assert_eq!(
             window("n=3&last=x").unwrap(),

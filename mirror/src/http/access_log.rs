@@ -1,4 +1,4 @@
-//! One line and one count for each request, when its body has ended or its client has gone.
+//! The access log: a line and a count for each request, when its body has ended or its client has left.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::pin::Pin;
@@ -16,20 +16,20 @@ use tracing::{Level, Span, info};
 use url::form_urlencoded;
 
 use super::failures::{Failed, Kind};
-use super::{Answer, App, Peer, span};
+use super::{App, EndpointResponse, Peer, span};
 use crate::digest::Digest;
 use crate::metrics::{self, Outcome, Source};
 use crate::name::Repository;
 
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-/// Longer ids are not kept: they are written to the log.
-const LONGEST_ID: usize = 128;
-/// What of a query is written to the log; anything else may be somebody's secret.
-const SHOWN: [&str; 4] = ["ns", "n", "last", "artifactType"];
-/// The status of a request whose client left before there was one, as nginx counts it.
+/// The maximum length of a request id, which the log contains; the server replaces a longer one.
+const MAX_ID_LENGTH: usize = 128;
+/// The query parameters that the log contains; any other may be a secret.
+const LOGGED_PARAMETERS: [&str; 4] = ["ns", "n", "last", "artifactType"];
+/// The status of a request whose client left before the response, as in nginx.
 const CLIENT_LEFT: u16 = 499;
 
-/// What is said of a request when it ends, however it ends.
+/// The data of a request for the log, the metrics and the trace, reported when it ends for any reason.
 pub(super) struct Record {
     app: Arc<App>,
     line: Option<Box<Line>>,
@@ -40,18 +40,18 @@ pub(super) struct Record {
     status: StatusCode,
     outcome: Outcome,
     bytes: u64,
-    /// What the body has, where that is known: its reader may stop at the last byte without asking for its end.
+    /// The length of the body, if it is known: a reader may stop at the last byte without polling for the end.
     length: Option<u64>,
     ended: bool,
-    /// The user that logged in, or tried to.
+    /// The user of the request, if the htpasswd file lists it.
     pub(super) user: Option<Box<str>>,
     repository: Option<Repository>,
     digest: Option<Digest>,
-    /// The request's id: the client's, or one of ours.
+    /// The id of the request, from the client or generated.
     pub(super) id: HeaderValue,
 }
 
-/// What the log says beside, where there is one.
+/// The fields of a log line only.
 struct Line {
     target: String,
     client: Arc<str>,
@@ -59,7 +59,7 @@ struct Line {
 }
 
 impl Record {
-    /// Begins with the request.
+    /// Starts a record when a request arrives.
     pub(super) fn begin(app: &Arc<App>, kind: metrics::Kind, parts: &Parts) -> Self {
         app.metrics.requests_active.inc();
         Self {
@@ -81,7 +81,7 @@ impl Record {
         }
     }
 
-    /// Ends with a line in the log too, where the settings want one.
+    /// Adds a log line, if the settings enable the access log.
     pub(super) fn logged(mut self, parts: &Parts, peer: &Peer) -> Self {
         self.line = self.app.settings.access_log.then(|| {
             Box::new(Line {
@@ -93,23 +93,23 @@ impl Record {
         self
     }
 
-    /// Tells a span too.
+    /// Adds a span.
     pub(super) fn traced(mut self, span: Span) -> Self {
         self.span = span;
         self
     }
 
-    /// Returns the answer with a body that records what of it is sent.
-    pub(super) fn answered(mut self, answer: Answer) -> http::Response<Recorded> {
-        self.status = answer.response.status();
-        self.outcome = answer.outcome;
-        self.length = length(&self.method, &answer.response);
-        (self.repository, self.digest) = (answer.repository, answer.digest);
-        answer.response.map(|body| Recorded { body, record: self })
+    /// Returns the response with a body that records how much of it was sent.
+    pub(super) fn attach(mut self, response: EndpointResponse) -> http::Response<RecordedBody> {
+        self.status = response.response.status();
+        self.outcome = response.outcome;
+        self.length = length(&self.method, &response.response);
+        (self.repository, self.digest) = (response.repository, response.digest);
+        response.response.map(|body| RecordedBody { body, record: self })
     }
 
-    /// Tells the log why an answer ends before its body does.
-    fn cut(&self, error: &axum::Error) {
+    /// Logs the reason why a response ends early.
+    fn log_truncated(&self, error: &axum::Error) {
         let failed = Failed {
             level: Level::WARN,
             kind: Kind {
@@ -127,7 +127,7 @@ impl Record {
         self.app.failures.log(failed);
     }
 
-    /// Whether all of the answer was handed to the connection.
+    /// Returns `true` if the connection took the whole response.
     fn is_whole(&self) -> bool {
         self.ended || self.length == Some(self.bytes)
     }
@@ -168,7 +168,7 @@ impl Drop for Record {
     }
 }
 
-/// How many bytes of the body are sent: none where the header says how long it would be.
+/// Returns the number of bytes of the body, if it is known; zero for a response that only announces a length.
 fn length(method: &Method, response: &Response) -> Option<u64> {
     if *method == Method::HEAD || response.status() == StatusCode::NOT_MODIFIED {
         return Some(0);
@@ -180,11 +180,11 @@ fn length(method: &Method, response: &Response) -> Option<u64> {
     })
 }
 
-/// The path with what of its query may be shown.
+/// Returns the path with the query parameters that the log may contain.
 pub(super) fn shown(uri: &Uri) -> String {
     let pairs = form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes());
     let mut query = form_urlencoded::Serializer::new(String::new());
-    query.extend_pairs(pairs.filter(|(key, _)| SHOWN.contains(&key.as_ref())));
+    query.extend_pairs(pairs.filter(|(key, _)| LOGGED_PARAMETERS.contains(&key.as_ref())));
     match query.finish() {
         query if query.is_empty() => uri.path().to_owned(),
         query => format!("{}?{query}", uri.path()),
@@ -194,7 +194,7 @@ pub(super) fn shown(uri: &Uri) -> String {
 fn request_id(headers: &HeaderMap) -> HeaderValue {
     let sent = headers
         .get(&REQUEST_ID)
-        .filter(|id| !id.is_empty() && id.len() <= LONGEST_ID);
+        .filter(|id| !id.is_empty() && id.len() <= MAX_ID_LENGTH);
     sent.cloned().unwrap_or_else(|| {
         let (number, mut text) = (RandomState::new().build_hasher().finish(), [0; 16]);
         let written = hex::encode_to_slice(number.to_be_bytes(), &mut text);
@@ -213,13 +213,13 @@ fn text(headers: &HeaderMap, name: &HeaderName) -> String {
         .to_owned()
 }
 
-/// A body that tells its record what of it was sent.
-pub struct Recorded {
+/// A body that records how much of it was sent.
+pub struct RecordedBody {
     body: Body,
     record: Record,
 }
 
-impl HttpBody for Recorded {
+impl HttpBody for RecordedBody {
     type Data = Bytes;
     type Error = axum::Error;
 
@@ -230,7 +230,7 @@ impl HttpBody for Recorded {
         let frame = std::task::ready!(Pin::new(&mut self.body).poll_frame(cx));
         match &frame {
             Some(Ok(frame)) => self.record.bytes += frame.data_ref().map_or(0, |data| data.len() as u64),
-            Some(Err(error)) => self.record.cut(error),
+            Some(Err(error)) => self.record.log_truncated(error),
             None => {}
         }
         self.record.ended = frame.is_none() || self.body.is_end_stream();
@@ -251,18 +251,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_log_shows_what_it_knows_of_a_query_and_nothing_else() {
+    fn log_contains_only_known_query_parameters() {
         let uri = "http://user:secret@mirror/v2/a/tags/list?n=2&access_token=secret&ns=docker.io";
         assert_eq!(shown(&uri.parse().unwrap()), "/v2/a/tags/list?n=2&ns=docker.io");
         assert_eq!(shown(&"/v2/?token=secret".parse().unwrap()), "/v2/");
     }
 
     #[test]
-    fn an_id_of_the_client_is_kept_unless_it_is_excessive() {
+    fn client_request_id_is_kept_unless_too_long() {
         let mut headers = HeaderMap::new();
         headers.insert(REQUEST_ID, "abc".parse().unwrap());
         assert_eq!(request_id(&headers), "abc");
-        headers.insert(REQUEST_ID, "x".repeat(LONGEST_ID + 1).parse().unwrap());
+        headers.insert(REQUEST_ID, "x".repeat(MAX_ID_LENGTH + 1).parse().unwrap());
         assert_eq!(request_id(&headers).len(), 16);
     }
 }

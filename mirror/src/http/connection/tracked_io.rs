@@ -1,0 +1,226 @@
+//! A client's stream and the bodies sent to it, which record how far the connection got.
+//!
+//! [`super::timeouts`] reads these counters. They are relaxed atomics, because the same task writes and reads them.
+
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::Version;
+use http_body::{Body, Frame, SizeHint};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::http::access_log::RecordedBody;
+
+/// The end of a request header (RFC 9112, 2.1).
+const HEADER_END: u32 = u32::from_be_bytes(*b"\r\n\r\n");
+/// A write to an HTTP/2 client of at most this many bytes may hold only pings and their acknowledgements: no progress.
+const MAX_CONTROL_FRAMES: usize = 256;
+
+/// The state of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ConnectionState {
+    /// The client sends the header of a request.
+    ReadingRequest,
+    /// The client waits for the server.
+    Processing,
+    /// The server waits until the client takes more of a response.
+    WritingResponse,
+    /// The client took all responses and has sent nothing since.
+    Idle,
+}
+
+/// The counters of one connection.
+#[derive(Debug, Default)]
+pub(super) struct ConnectionProgress {
+    requests: AtomicU32,
+    active: AtomicU32,
+    /// The active requests that wait for the server: for a response, or for more of it.
+    processing: AtomicU32,
+    /// The last four bytes from the client.
+    tail: AtomicU32,
+    /// `true` for HTTP/2, whose headers do not end in [`HEADER_END`]. A client that leaves a header unfinished there
+    /// cannot answer pings, and hyper closes its connection.
+    is_http2: AtomicBool,
+    /// `true` while a write waits for the client.
+    blocked: AtomicBool,
+    /// The number of writes that the client took.
+    writes: AtomicU32,
+}
+
+impl ConnectionProgress {
+    /// Records a request, which is active until the returned guard is dropped.
+    pub(super) fn begin_request(self: &Arc<Self>, version: Version) -> TrackedRequest {
+        self.is_http2.store(version == Version::HTTP_2, Ordering::Relaxed);
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        self.active.fetch_add(1, Ordering::Relaxed);
+        self.processing.fetch_add(1, Ordering::Relaxed);
+        TrackedRequest {
+            progress: Arc::clone(self),
+            processing: true,
+        }
+    }
+
+    /// Returns the state of the connection.
+    pub(super) fn state(&self) -> ConnectionState {
+        let is_http2 = self.is_http2.load(Ordering::Relaxed);
+        let is_between_headers = || is_http2 || self.tail.load(Ordering::Relaxed) == HEADER_END;
+        if self.blocked.load(Ordering::Relaxed) {
+            ConnectionState::WritingResponse
+        } else if self.active.load(Ordering::Relaxed) > 0 {
+            // An HTTP/2 stream may take bytes while the client opens no window for those of a response.
+            if is_http2 && self.processing.load(Ordering::Relaxed) == 0 {
+                ConnectionState::WritingResponse
+            } else {
+                ConnectionState::Processing
+            }
+        } else if self.requests.load(Ordering::Relaxed) > 0 && is_between_headers() {
+            ConnectionState::Idle
+        } else {
+            ConnectionState::ReadingRequest
+        }
+    }
+
+    /// Returns the number of steps that the client made: requests sent, and writes taken.
+    pub(super) fn steps(&self) -> u32 {
+        let count = |counter: &AtomicU32| counter.load(Ordering::Relaxed);
+        count(&self.requests).wrapping_add(count(&self.writes))
+    }
+
+    fn record_read(&self, bytes: &[u8]) {
+        let last = &bytes[bytes.len().saturating_sub(4)..];
+        let tail = last.iter().fold(self.tail.load(Ordering::Relaxed), |tail, byte| {
+            tail << 8 | u32::from(*byte)
+        });
+        self.tail.store(tail, Ordering::Relaxed);
+    }
+}
+
+/// A guard of a request that is not over.
+#[derive(Debug)]
+pub(super) struct TrackedRequest {
+    progress: Arc<ConnectionProgress>,
+    /// `true` while the client waits for the server.
+    processing: bool,
+}
+
+impl TrackedRequest {
+    /// Records that the server has bytes for the client.
+    pub(super) fn on_response(&mut self) {
+        if std::mem::take(&mut self.processing) {
+            self.progress.processing.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Records that the client took all bytes that the server had.
+    pub(super) fn on_wait(&mut self) {
+        if !std::mem::replace(&mut self.processing, true) {
+            self.progress.processing.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Drop for TrackedRequest {
+    fn drop(&mut self) {
+        self.on_response();
+        self.progress.active.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A client's stream that records the progress of its connection.
+pub(super) struct TrackedIo<S> {
+    pub(super) stream: S,
+    pub(super) progress: Arc<ConnectionProgress>,
+}
+
+impl<S> TrackedIo<S> {
+    fn record_write(&self, wrote: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        let is_http2 = self.progress.is_http2.load(Ordering::Relaxed);
+        if matches!(wrote, Poll::Ready(Ok(length)) if !is_http2 || length > MAX_CONTROL_FRAMES) {
+            self.progress.writes.fetch_add(1, Ordering::Relaxed);
+        }
+        self.record_blocked(wrote)
+    }
+
+    fn record_blocked<T>(&self, wrote: Poll<T>) -> Poll<T> {
+        self.progress.blocked.store(wrote.is_pending(), Ordering::Relaxed);
+        wrote
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for TrackedIo<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
+        self.progress.record_read(&buffer.filled()[before..]);
+        read
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for TrackedIo<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let wrote = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.record_write(wrote)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let wrote = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
+        self.record_write(wrote)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let flushed = Pin::new(&mut self.stream).poll_flush(cx);
+        self.record_blocked(flushed)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+/// The body of a response, whose request is active until the body is dropped.
+pub(super) struct TrackedBody {
+    pub(super) body: RecordedBody,
+    pub(super) request: TrackedRequest,
+}
+
+impl Body for TrackedBody {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let frame = Pin::new(&mut self.body).poll_frame(cx);
+        if frame.is_pending() {
+            self.request.on_wait();
+        } else {
+            self.request.on_response();
+        }
+        frame
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

@@ -1,0 +1,127 @@
+//! Bodies that read files at the pace of the client: a block at a time, with no more in memory.
+
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::ops::Range;
+use std::sync::Arc;
+
+use axum::body::Body;
+use bytes::Bytes;
+use futures::stream::{self, Stream, StreamExt};
+
+use super::stored_blob::StoredBlob;
+use crate::fill::{self, Cut, Fill};
+use crate::http::connection::SendfileQueue;
+
+/// A blob that a body reads.
+#[derive(Clone)]
+pub(super) enum BlobReader {
+    /// A stored blob, and the sendfile queue of the connection, if it has one.
+    Stored(StoredBlob, Option<SendfileQueue>),
+    /// A fill that still runs, and the sendfile queue of the connection, if it has one.
+    Filling(Arc<Fill>, Option<SendfileQueue>),
+}
+
+impl BlobReader {
+    /// Returns the next bytes of a range, or the placeholder of a part that sendfile sends.
+    async fn next(&self, range: &Range<u64>) -> Result<Bytes, Cut> {
+        match self {
+            Self::Stored(stored, sendfile) => {
+                let push = |queue: &SendfileQueue| queue.push(&stored.blob.file, range, Some(stored));
+                match sendfile.as_ref().and_then(push) {
+                    Some(placeholder) => Ok(placeholder),
+                    None => stored.read(range).await,
+                }
+            }
+            Self::Filling(fill, sendfile) => {
+                let (source, there) = fill.there(range).await?;
+                let push = |queue: &SendfileQueue| queue.push(source, &there, None);
+                match sendfile.as_ref().and_then(push) {
+                    Some(placeholder) => Ok(placeholder),
+                    None => fill::read(source, &there).await,
+                }
+            }
+        }
+    }
+
+    /// Returns a range of a blob whose bytes are in memory.
+    fn in_memory(&self, range: &Range<u64>) -> Option<Bytes> {
+        let Self::Stored(stored, _) = self else {
+            return None;
+        };
+        let bytes = stored.blob.bytes.as_ref()?;
+        Some(bytes.slice(usize::try_from(range.start).ok()?..usize::try_from(range.end).ok()?))
+    }
+}
+
+/// Returns a body with this range of a blob.
+pub(super) fn part(reader: BlobReader, range: Range<u64>) -> Body {
+    if let Some(bytes) = reader.in_memory(&range) {
+        return Body::from(bytes);
+    }
+    Body::from_stream(chunks(reader, range))
+}
+
+fn chunks(reader: BlobReader, range: Range<u64>) -> impl Stream<Item = Result<Bytes, Cut>> + Send + 'static {
+    stream::try_unfold((reader, range), |(reader, mut left)| async move {
+        if left.is_empty() {
+            return Ok(None);
+        }
+        let chunk = reader.next(&left).await?;
+        left.start += chunk.len() as u64;
+        Ok(Some((chunk, (reader, left))))
+    })
+}
+
+/// Returns a body with all bytes of a fill whose size the upstream did not announce.
+pub(super) fn whole_fill(fill: Arc<Fill>) -> Body {
+    Body::from_stream(stream::try_unfold((fill, 0_u64), |(fill, at)| async move {
+        match fill.read(&(at..u64::MAX)).await {
+            Ok(chunk) => {
+                let next = at + chunk.len() as u64;
+                Ok(Some((chunk, (fill, next))))
+            }
+            Err(cut) => match fill.progress() {
+                progress if progress.is_whole(at) => Ok(None),
+                _ => Err(cut),
+            },
+        }
+    }))
+}
+
+/// A body with several parts (RFC 9110, 14.6).
+pub(super) struct Multipart {
+    pub(super) boundary: String,
+    pub(super) length: u64,
+    pub(super) body: Body,
+}
+
+/// Returns a multipart body with these ranges of a blob of `size` bytes.
+pub(super) fn multipart(reader: BlobReader, parts: Vec<Range<u64>>, size: u64) -> Multipart {
+    let boundary = boundary();
+    let head = |part: &Range<u64>| {
+        let (first, last) = (part.start, part.end - 1);
+        let kind = "Content-Type: application/octet-stream";
+        format!("\r\n--{boundary}\r\n{kind}\r\nContent-Range: bytes {first}-{last}/{size}\r\n\r\n")
+    };
+    let tail = format!("\r\n--{boundary}--\r\n");
+    let parts_length: u64 = parts
+        .iter()
+        .map(|part| head(part).len() as u64 + part.end - part.start)
+        .sum();
+    let heads: Vec<_> = parts.into_iter().map(|part| (head(&part), part)).collect();
+    let text = |text: String| stream::once(async move { Ok(Bytes::from(text)) });
+    let length = parts_length + tail.len() as u64;
+    let body = stream::iter(heads)
+        .flat_map(move |(head, part)| text(head).chain(chunks(reader.clone(), part)))
+        .chain(text(tail));
+    Multipart {
+        boundary,
+        length,
+        body: Body::from_stream(body),
+    }
+}
+
+/// Returns a random boundary, so that no content can contain it on purpose.
+fn boundary() -> String {
+    format!("{:016x}", RandomState::new().build_hasher().finish())
+}

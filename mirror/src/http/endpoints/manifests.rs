@@ -1,0 +1,54 @@
+//! `GET` and `HEAD /v2/<name>/manifests/<reference>` (distribution-spec, "Pulling manifests").
+
+use axum::body::Body;
+use http::{HeaderValue, StatusCode, header};
+
+use crate::http::error::RegistryError;
+use crate::http::{EndpointResponse, RequestContext, headers};
+use crate::name::{InvalidName, Reference};
+
+/// Returns a manifest, or its headers.
+pub(in crate::http) async fn get(
+    context: &RequestContext<'_>,
+    name: &str,
+    reference: &str,
+) -> Result<EndpointResponse, RegistryError> {
+    let reference = parse(reference)?;
+    let repository = context.repository(name)?;
+    let served = context
+        .app
+        .pull
+        .manifest(&repository, &reference, context.headers)
+        .await?;
+    let manifest = served.value;
+    let etag = headers::etag(manifest.digest());
+    let mut response = headers::response(context.headers, &etag);
+    let own = response.headers_mut();
+    own.insert(header::CONTENT_TYPE, content_type(&manifest.media_type));
+    own.insert(header::CONTENT_LENGTH, manifest.bytes().len().into());
+    if let Reference::Digest(_) = reference {
+        own.insert(header::CACHE_CONTROL, headers::IMMUTABLE);
+    }
+    if response.status() == StatusCode::OK {
+        *response.body_mut() = Body::from(manifest.bytes().clone());
+    }
+    Ok(EndpointResponse::new(response, served.outcome, repository))
+}
+
+/// Parses a tag or digest of a path. An invalid tag is an unknown tag (404); a malformed digest is an error of the client
+/// (400).
+pub(in crate::http) fn parse(reference: &str) -> Result<Reference, RegistryError> {
+    reference.parse().map_err(|error: InvalidName| {
+        if reference.contains(':') {
+            return RegistryError::digest_invalid(
+                "the reference is neither a tag nor a sha256 or sha512 digest",
+            );
+        }
+        RegistryError::new(StatusCode::NOT_FOUND, "MANIFEST_UNKNOWN", error.to_string())
+    })
+}
+
+/// Returns the media type that the upstream declared, if a header can carry it.
+fn content_type(media_type: &str) -> HeaderValue {
+    HeaderValue::from_str(media_type).unwrap_or(HeaderValue::from_static("application/json"))
+}
