@@ -1,4 +1,4 @@
-# The loop: `make test` is what guards main; `make demo` shows the main job.
+# `make test` guards main; `make demo` shows the main job.
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
@@ -9,7 +9,7 @@ help: ## list the targets
 test: ## every check and every test that this machine can run
 	@scripts/test
 
-demo: ## a registry, a mirror without a cluster, three pulls: cold, warm, registry gone
+demo: ## a registry, a mirror without a cluster, three pulls: cold, warm, registry stopped
 	@scripts/demo local
 
 demo-cluster: ## the same with the chart on Kubernetes: a real node for root, else a control plane and Pods as processes
@@ -18,28 +18,28 @@ demo-cluster: ## the same with the chart on Kubernetes: a real node for root, el
 e2e: ## image, chart and a mirror on a real node that pulls through it (root)
 	@scripts/e2e
 
-e2e-day2: ## the same through what happens to a cluster in a year: how long pulls fail, printed and bounded (root)
+e2e-day2: ## the same during a year's events of a cluster: how long pulls fail, printed and bounded (root)
 	@scripts/e2e day_two
 
 lint: ## formatting, clippy, unused dependencies, licences
 	@scripts/lint
 
-bench: ## this server beside nginx and Distribution, 5 rounds: tables, JSON and a plot in target/bench
+bench: ## this server compared with nginx and Distribution, 5 rounds: tables, JSON and a plot in target/bench
 	@scripts/bench
 
-bench-quick: ## the same in 2 shorter rounds, without what misbehaves
+bench-quick: ## the same in 2 shorter rounds, without failing registries
 	@scripts/bench --quick
 
-bench-day: ## a day of pulls, compressed into minutes: hits against an ideal LRU, beside Distribution 3
+bench-day: ## a day of pulls, compressed into minutes: hits compared with an ideal LRU and Distribution 3
 	@scripts/bench --day
 
 profile: ## flame graphs of hits, misses and a herd, in docs/performance
 	@scripts/profile
 
-bench-million: ## a cache whose index knows a million blobs: start, looks through it, hits beside them
+bench-million: ## a cache with an index of a million blobs: start, expiry, hits meanwhile
 	@scripts/bench --million
 
-bench-docs: ## put the tables and the plot of the last runs into docs/performance.md
+bench-docs: ## copy the tables and the plot of the last runs into docs/performance.md
 	@scripts/bench-docs
 
 count: ## the instructions of each operation of a hit and of a reconcile, against their budgets
@@ -48,13 +48,13 @@ count: ## the instructions of each operation of a hit and of a reconcile, agains
 fuzz: ## each fuzz target for a minute; longer: scripts/fuzz SECONDS TARGET
 	@scripts/fuzz
 
-coverage: ## how much of each crate its tests run; one crate: scripts/coverage PACKAGE
+coverage: ## coverage of each crate; one crate: scripts/coverage PACKAGE
 	@scripts/coverage
 
-bench-operator: ## 1,000 mirrors (MIRRORS=n) on a real API server: times, writes, CPU, memory of the operator (CONTROLLERS=true: beside kube-controller-manager; PROFILE=dev: as it is debugged)
+bench-operator: ## 1,000 mirrors (MIRRORS=n) on a real API server: times, writes, CPU, memory of the operator (CONTROLLERS=true: with kube-controller-manager; PROFILE=dev: a debug build)
 	@MIRRORS=$(or $(MIRRORS),1000) CONTROLLERS=$(CONTROLLERS) scripts/bench-operator $(or $(PROFILE),release)
 
-generate: ## write what is generated from code: the definition, its documentation, the chart's copies
+generate: ## write the files that are generated from code: CRD, documentation, the chart's copies
 	UPDATE=1 cargo test --locked -p registry-mirror-crds --test generated
 	UPDATE=1 cargo test --locked -p mirror --lib keys
 	UPDATE=1 cargo test --locked -p registry-mirror --test changes
@@ -66,7 +66,7 @@ image: ## the image of operator and mirror, built without a daemon, in target/im
 cluster-up: ## a real Kubernetes node in namespaces of its own (root); then tests/cluster/in kubectl …
 	@tests/cluster/up
 
-cluster-down: ## take it away
+cluster-down: ## stop it
 	@tests/cluster/down
 
 install: ## build the programs and put them into PREFIX/bin (default: cargo's)
