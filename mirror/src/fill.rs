@@ -68,7 +68,8 @@ struct Repositories {
     closed: bool,
 }
 
-/// Prepares the fill of a blob, of which `least` bytes are known to be; its job has to be run.
+/// Prepares the fill of a blob, of which `least` bytes had come when the room for it ran out the last time; its job has
+/// to be run.
 pub(crate) fn prepare(
     digest: &Digest,
     repository: &Repository,

@@ -154,7 +154,7 @@ impl Inflight {
             state.too_large.clear();
         }
         let least = state.too_large.entry(key.clone()).or_default();
-        *least = written.max(*least);
+        *least = written.max(*least).max(1);
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

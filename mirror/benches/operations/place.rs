@@ -97,7 +97,7 @@ fn options() -> store::Options {
 async fn fill(store: &Store, repository: &Repository) -> (Digest, Digest) {
     let bytes = vec![7; 4096];
     let blob = Digest::of(Algorithm::Sha256, &bytes);
-    let mut staged = store.stage(&blob, Some(4096)).await.unwrap();
+    let mut staged = store.stage(&repository.host, &blob, Some(4096)).await.unwrap();
     staged.append(&bytes).unwrap();
     staged.commit(std::slice::from_ref(repository)).await.unwrap();
     let manifest = Manifest {

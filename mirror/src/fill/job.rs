@@ -31,7 +31,7 @@ pub(crate) struct Job {
     pub(super) repository: Repository,
     pub(super) upstream: Arc<Upstream>,
     pub(super) store: Store,
-    /// So many bytes it has at least, where upstream does not tell.
+    /// The bytes that had come when the room ran out the last time, else 0.
     pub(super) least: u64,
     pub(super) progress: watch::Sender<Progress>,
     pub(super) file: Arc<OnceLock<Arc<File>>>,
@@ -130,11 +130,9 @@ impl Job {
     async fn fetch(&self) -> Result<Staged, Stop> {
         let answer = self.ask(0).await.map_err(Stop::Upstream)?;
         let size = answer.total;
-        let staged = match size {
-            Some(_) => self.store.stage(&self.digest, size).await,
-            None => self.store.stage_more_than(&self.digest, self.least).await,
-        };
-        let mut staged = match staged {
+        let origin = &self.repository.host;
+        let staged = self.store.stage_again(origin, &self.digest, size, self.least);
+        let mut staged = match staged.await {
             Ok(staged) => staged,
             Err(error) => {
                 self.progress.send_modify(|progress| progress.size = size);

@@ -91,19 +91,33 @@ impl Store {
         .await
     }
 
-    /// Room for a blob that is about to be fetched, evicting what was not used for longest.
+    /// Begins a blob that is fetched from this upstream, which announced `size` bytes. The announcement decides only
+    /// whether the blob could ever fit: room is taken, and content evicted, as bytes come.
     ///
-    /// `size` is what upstream announced; without it room is taken in steps.
-    pub async fn stage(&self, digest: &Digest, size: Option<u64>) -> Result<Staged, StageError> {
-        let (store, digest) = (self.clone(), digest.clone());
-        self.blocking(move |_| Staged::begin(store, &digest, size, 0))
-            .await
+    /// # Errors
+    /// [`StageError::NoRoom`] where evicting everything would not make room.
+    pub async fn stage(
+        &self,
+        origin: &Host,
+        digest: &Digest,
+        size: Option<u64>,
+    ) -> Result<Staged, StageError> {
+        self.stage_again(origin, digest, size, 0).await
     }
 
-    /// The same for a blob of untold size, of which there are more than `least` bytes.
-    pub async fn stage_more_than(&self, digest: &Digest, least: u64) -> Result<Staged, StageError> {
-        let (store, digest) = (self.clone(), digest.clone());
-        self.blocking(move |_| Staged::begin(store, &digest, None, least))
+    /// Begins a blob of which `least` bytes had come when the room for it ran out: it needs room for more than those.
+    ///
+    /// # Errors
+    /// [`StageError::NoRoom`] where there is none.
+    pub async fn stage_again(
+        &self,
+        origin: &Host,
+        digest: &Digest,
+        size: Option<u64>,
+        least: u64,
+    ) -> Result<Staged, StageError> {
+        let (store, origin, digest) = (self.clone(), origin.clone(), digest.clone());
+        self.blocking(move |_| Staged::begin(store, &origin, &digest, size, least))
             .await
     }
 

@@ -13,28 +13,24 @@ use crate::store::{Error, Inner, IoError, StageError, hits, link};
 const BATCH: usize = 64;
 
 impl Inner {
-    pub(super) fn reserve(&self, bytes: u64) -> Result<Reservation, StageError> {
-        self.until_roomy(|| self.space.reserve(bytes))
-    }
-
+    /// Takes more room for an unfinished file, and evicts until there is some.
     pub(super) fn grow(&self, room: &mut Reservation, bytes: u64) -> Result<(), StageError> {
-        self.until_roomy(|| room.grow(bytes))
-    }
-
-    /// Evicts until there is room.
-    fn until_roomy<T>(&self, mut take: impl FnMut() -> Result<T, Short>) -> Result<T, StageError> {
-        match take() {
-            Ok(taken) => return Ok(taken),
+        match room.grow(bytes, 0) {
+            Ok(()) => return Ok(()),
             Err(Short::Never) => return Err(StageError::NoRoom),
             Err(Short::Evict(_)) => {}
         }
-        // Asked again under the lock: whoever had it before may have made the room.
+        // Asked again under the lock: another fill may have made the room meanwhile.
         let _one = hits::lock(&self.evicting);
+        let mut displaced = 0;
         loop {
-            match take() {
-                Ok(taken) => return Ok(taken),
-                Err(Short::Evict(bytes)) if self.evict(bytes)? > 0 => {}
-                Err(_) => return Err(StageError::NoRoom),
+            match room.grow(bytes, displaced) {
+                Ok(()) => return Ok(()),
+                Err(Short::Never) => return Err(StageError::NoRoom),
+                Err(Short::Evict(short)) => match self.evict(short)? {
+                    0 => return Err(StageError::NoRoom),
+                    freed => displaced += freed,
+                },
             }
         }
     }

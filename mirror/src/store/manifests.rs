@@ -80,7 +80,7 @@ impl Inner {
         repository: &Repository,
         manifest: &Manifest,
     ) -> Result<(), StageError> {
-        let staged = Staged::whole(store, &manifest.content)?;
+        let staged = Staged::whole(store, &repository.host, &manifest.content)?;
         let digest = manifest.digest();
         let link = Link::Revision(repository.clone(), digest.clone());
         let media_type = Op::MediaType(digest.clone(), manifest.media_type.clone());

@@ -1,11 +1,13 @@
-//! How much the cache takes, and who may take more.
+//! The account of the cache's room: what is stored, promised and announced, and the limit.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use rustix::fs::{StatVfs, statvfs};
 
 use crate::config::MaxSize;
+use crate::name::Host;
 use crate::store::hits::lock;
 
 /// The share of the file system that stays free where there is no limit: a twentieth.
@@ -26,6 +28,9 @@ struct Account {
     stored: u64,
     blobs: u64,
     promised: u64,
+    /// Bytes that each upstream announced for its unfinished files beyond those promised. They count against further
+    /// announcements of the same upstream only: no other loses room by an announcement.
+    announced: HashMap<Host, u64>,
     /// Bytes of uploads that another registry left behind: they take room, and evicting gives none of it back.
     uploads: u64,
     max_size: Option<MaxSize>,
@@ -42,11 +47,15 @@ pub(super) enum Short {
     Never,
 }
 
-/// Bytes promised to one unfinished file; given back on drop.
+/// The room of one unfinished file; given back on drop.
 #[derive(Debug)]
 pub(super) struct Reservation {
     space: Arc<Space>,
+    origin: Host,
+    /// Bytes that are promised.
     bytes: u64,
+    /// Bytes that are announced and not promised yet.
+    announced: u64,
 }
 
 impl Space {
@@ -60,14 +69,22 @@ impl Space {
         })
     }
 
-    /// Reserves room, or says how much is short.
-    pub(super) fn reserve(self: &Arc<Self>, bytes: u64) -> Result<Reservation, Short> {
-        let mut empty = Reservation {
+    /// Admits a file of `announced` bytes from an upstream, unless evicting everything would not make room for it. The
+    /// reservation is empty: room is taken as bytes come, since an announcement is no more than a claim.
+    pub(super) fn admit(self: &Arc<Self>, origin: &Host, announced: u64) -> Result<Reservation, Short> {
+        let mut account = lock(&self.account);
+        let claimed = account.announced.get(origin).copied().unwrap_or_default();
+        let claimed = claimed.saturating_add(announced);
+        if let Some(Short::Never) = self.short(&account, claimed, 0) {
+            return Err(Short::Never);
+        }
+        account.announced.insert(origin.clone(), claimed);
+        Ok(Reservation {
             space: self.clone(),
+            origin: origin.clone(),
             bytes: 0,
-        };
-        empty.grow(bytes)?;
-        Ok(empty)
+            announced,
+        })
     }
 
     /// Content was found that nobody had counted.
@@ -120,9 +137,10 @@ impl Space {
         )
     }
 
-    /// By how much the cache is over its limit now, as after a reload that lowered it.
+    /// Returns the bytes by which content is over the limit now, as after a reload that lowered it. Uploads that were
+    /// left behind do not count: evicting content would not remove them.
     pub(super) fn excess(&self) -> u64 {
-        match self.short(&lock(&self.account), 0) {
+        match self.short(&lock(&self.account), 0, 0) {
             Some(Short::Evict(bytes)) => bytes,
             _ => 0,
         }
@@ -130,23 +148,26 @@ impl Space {
 
     /// Whether there is no room for a single byte more, though all that is stored were given up.
     pub(super) fn is_full(&self) -> bool {
-        matches!(self.short(&lock(&self.account), 1), Some(Short::Never))
+        matches!(self.short(&lock(&self.account), 1, 0), Some(Short::Never))
     }
 
     fn file_system(&self) -> Option<StatVfs> {
         statvfs(&self.root).ok()
     }
 
-    fn short(&self, account: &Account, more: u64) -> Option<Short> {
+    /// Returns what is short for `more` bytes, of which `displaced` were evicted for them already. Content does not give
+    /// way to uploads that were left behind: new content displaces its own size at most.
+    fn short(&self, account: &Account, more: u64, displaced: u64) -> Option<Short> {
         let system = self.file_system();
         let limit = limit(account.max_size, system.as_ref()).filter(|_| !account.paused);
         let over = limit.map_or(0, |limit| {
-            let wanted = account
+            let content = account
                 .stored
-                .saturating_add(account.uploads)
                 .saturating_add(account.promised)
                 .saturating_add(more);
-            wanted.saturating_sub(limit)
+            let over = content.saturating_sub(limit);
+            let in_all = content.saturating_add(account.uploads).saturating_sub(limit);
+            in_all.min(over.max(more.saturating_sub(displaced)))
         });
         let missing = system.map_or(0, |system| missing(&system, limit.is_none(), more));
         match over.max(missing) {
@@ -159,15 +180,29 @@ impl Space {
 }
 
 impl Reservation {
-    /// Takes more, or says how much is short and changes nothing.
-    pub(super) fn grow(&mut self, bytes: u64) -> Result<(), Short> {
-        let mut account = lock(&self.space.account);
-        if let Some(short) = self.space.short(&account, bytes) {
+    /// Takes more, for which `displaced` bytes were evicted already; or returns how much is short and changes nothing.
+    pub(super) fn grow(&mut self, bytes: u64, displaced: u64) -> Result<(), Short> {
+        let space = self.space.clone();
+        let mut account = lock(&space.account);
+        if let Some(short) = space.short(&account, bytes, displaced) {
             return Err(short);
         }
         account.promised = account.promised.saturating_add(bytes);
         self.bytes = self.bytes.saturating_add(bytes);
+        self.retract(&mut account, bytes);
         Ok(())
+    }
+
+    /// Takes up to so many bytes back from what is announced.
+    fn retract(&mut self, account: &mut Account, bytes: u64) {
+        let bytes = bytes.min(self.announced);
+        self.announced -= bytes;
+        if let Some(announced) = account.announced.get_mut(&self.origin) {
+            *announced = announced.saturating_sub(bytes);
+            if *announced == 0 {
+                account.announced.remove(&self.origin);
+            }
+        }
     }
 
     pub(super) fn bytes(&self) -> u64 {
@@ -187,8 +222,10 @@ impl Reservation {
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        let mut account = lock(&self.space.account);
+        let space = self.space.clone();
+        let mut account = lock(&space.account);
         account.promised = account.promised.saturating_sub(self.bytes);
+        self.retract(&mut account, u64::MAX);
     }
 }
 

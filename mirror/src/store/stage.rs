@@ -1,4 +1,4 @@
-//! A blob on its way in: reserved, written to scratch, hashed, compared, made durable, linked.
+//! A blob on its way in: admitted, written to scratch as room is taken, hashed, compared, made durable, linked.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -7,13 +7,15 @@ use std::sync::Arc;
 use rustix::fs::{FallocateFlags, fallocate};
 
 use crate::digest::{Digest, Hashed, Hasher};
-use crate::name::Repository;
+use crate::name::{Host, Repository};
 use crate::store::durable::{IoError, Unfinished, on};
 use crate::store::index::Link;
 use crate::store::space::Reservation;
 use crate::store::{Blob, Error, Inner, StageError, Store};
 
-/// What is reserved at once where nobody says how large a blob will be.
+/// The room that a blob takes at first, in bytes. It doubles as bytes come.
+const FIRST_STEP: u64 = 256 << 10;
+/// The largest step, in bytes: what an announcement that is a lie may evict beyond the bytes that came.
 const STEP: u64 = 8 << 20;
 
 /// The bytes are not what their digest names.
@@ -43,9 +45,11 @@ pub struct Staged {
 }
 
 impl Staged {
-    /// Reserves and allocates before the first byte: `size`, or a step beyond `least` where that is unknown.
+    /// Begins a blob from an upstream that announced `size` bytes. Room is taken as bytes come, but for a blob of which
+    /// `least` bytes came before the room ran out the last time: that one takes as much, and a step, at once.
     pub(super) fn begin(
         store: Store,
+        origin: &Host,
         expected: &Digest,
         size: Option<u64>,
         least: u64,
@@ -54,9 +58,11 @@ impl Staged {
         if inner.is_readonly() {
             return Err(StageError::ReadOnly);
         }
-        let room = inner.reserve(size.unwrap_or(least.saturating_add(STEP)))?;
+        let announced = size.unwrap_or(least.saturating_add(FIRST_STEP));
+        let room = inner.space.admit(origin, announced);
+        let room = room.map_err(|_| StageError::NoRoom)?;
         let (file, scratch) = inner.scratch.create()?;
-        let staged = Self {
+        let mut staged = Self {
             expected: expected.clone(),
             size,
             file: Arc::new(file),
@@ -67,16 +73,20 @@ impl Staged {
             room,
             store,
         };
-        staged.allocate(0, staged.room.bytes())?;
+        if least > 0 {
+            staged.extend(least.saturating_add(STEP).min(size.unwrap_or(u64::MAX)))?;
+        }
         Ok(staged)
     }
 
-    /// Content that was hashed before: reserved, and written.
-    pub(super) fn whole(store: Store, content: &Hashed) -> Result<Self, StageError> {
+    /// Writes content that was hashed before.
+    pub(super) fn whole(store: Store, origin: &Host, content: &Hashed) -> Result<Self, StageError> {
         let (digest, bytes) = (content.digest(), content.bytes());
-        let mut staged = Self::begin(store, digest, Some(bytes.len() as u64), 0)?;
+        let length = bytes.len() as u64;
+        let mut staged = Self::begin(store, origin, digest, Some(length), 0)?;
+        staged.extend(length)?;
         staged.write(bytes)?;
-        staged.written = bytes.len() as u64;
+        staged.written = length;
         staged.found = Some(digest.clone());
         Ok(staged)
     }
@@ -165,10 +175,13 @@ impl Staged {
         })
     }
 
+    /// Takes the room that is missing, and where there is more of it a step ahead: as much as was taken before.
     fn extend(&mut self, missing: u64) -> Result<(), StageError> {
         let from = self.room.bytes();
+        let left = self.size.map_or(u64::MAX, |size| size.saturating_sub(from));
+        let step = from.clamp(FIRST_STEP, STEP).min(left);
         let inner = &self.store.inner;
-        if missing >= STEP || inner.grow(&mut self.room, STEP).is_err() {
+        if missing >= step || inner.grow(&mut self.room, step).is_err() {
             inner.grow(&mut self.room, missing)?;
         }
         self.allocate(from, self.room.bytes() - from)

@@ -163,3 +163,32 @@ async fn until(condition: impl Fn() -> bool) {
         .await
         .expect("it happens in time");
 }
+
+/// A length that an upstream announces and does not send evicts nothing that another one sent.
+#[test_case(&Fault::Length(7 << 19); "cut after a few bytes")]
+#[test_case(&Fault::Header("content-length", (7 << 19).to_string()); "never sent")]
+#[tokio::test]
+async fn lying_length_evicts_nothing(fault: &Fault) {
+    let (liar, good) = (Hub::start().await, Hub::start().await);
+    let hubs = [(&liar, "liar.test"), (&good, "good.test")];
+    let mirror = Mirror::with(&hubs, cache(), Some(4 << 20)).await;
+    let mut paths = Vec::new();
+    for seed in 0..3 {
+        let mut data = pattern(MIB);
+        data[0] = seed;
+        let digest = good.push_blob("org/app", &data);
+        paths.push(format!("/v2/good.test/org/app/blobs/{digest}"));
+        assert_eq!(mirror.fetch(&paths[usize::from(seed)]).await.0, 200);
+    }
+    mirror.settled().await;
+    let lie = liar.push_blob("org/app", b"a few bytes");
+    liar.always("GET blobs", fault.clone());
+    let path = format!("/v2/liar.test/org/app/blobs/{lie}");
+    let neighbour = tokio::spawn(mirror.request("GET", &path).send());
+    until(|| liar.count("GET blobs") > 1).await;
+    neighbour.abort();
+    for path in &paths {
+        let hit = mirror.get(path).await;
+        assert_eq!(header(&hit, "x-cache"), "HIT");
+    }
+}

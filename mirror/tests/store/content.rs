@@ -44,7 +44,10 @@ async fn content_that_is_not_there_gets_no_link() {
 async fn what_is_staged_is_read_while_it_grows_and_leaves_nothing_when_dropped() {
     let place = Place::new();
     let store = place.open().await;
-    let mut staged = store.stage(&digest(b"abcdef"), Some(6)).await.unwrap();
+    let mut staged = store
+        .stage(&nginx().host, &digest(b"abcdef"), Some(6))
+        .await
+        .unwrap();
     staged.append(b"abc").unwrap();
     let mut seen = [0; 3];
     staged.file().read_exact_at(&mut seen, 0).unwrap();
@@ -59,7 +62,7 @@ async fn what_is_staged_is_read_while_it_grows_and_leaves_nothing_when_dropped()
 async fn wrong_bytes_are_never_committed() {
     let place = Place::new();
     let store = place.open().await;
-    let mut staged = store.stage(&digest(b"right"), None).await.unwrap();
+    let mut staged = store.stage(&nginx().host, &digest(b"right"), None).await.unwrap();
     staged.append(b"wrong").unwrap();
     let mismatch = staged.verify().unwrap_err();
     assert_eq!((mismatch.found, mismatch.size), (digest(b"wrong"), 5));
@@ -72,12 +75,18 @@ async fn wrong_bytes_are_never_committed() {
 async fn a_blob_longer_or_shorter_than_announced_is_refused() {
     let place = Place::new();
     let store = place.open().await;
-    let mut long = store.stage(&digest(b"abcd"), Some(3)).await.unwrap();
+    let mut long = store
+        .stage(&nginx().host, &digest(b"abcd"), Some(3))
+        .await
+        .unwrap();
     assert!(matches!(
         long.append(b"abcd"),
         Err(StageError::TooLong { size: 3 })
     ));
-    let mut short = store.stage(&digest(b"abcd"), Some(5)).await.unwrap();
+    let mut short = store
+        .stage(&nginx().host, &digest(b"abcd"), Some(5))
+        .await
+        .unwrap();
     short.append(b"abcd").unwrap();
     assert!(short.verify().is_err());
 }
@@ -88,7 +97,7 @@ async fn sha512_and_empty_blobs_are_content_like_any_other() {
     let store = place.open().await;
     let empty = put(&store, &nginx(), b"").await;
     let long = Digest::of(Algorithm::Sha512, b"x");
-    let mut staged = store.stage(&long, None).await.unwrap();
+    let mut staged = store.stage(&nginx().host, &long, None).await.unwrap();
     staged.append(b"x").unwrap();
     staged.commit(&[nginx()]).await.unwrap();
     drop(store);
@@ -199,7 +208,7 @@ async fn a_blob_of_unknown_size_takes_no_more_room_than_it_has_bytes() {
     use std::os::unix::fs::MetadataExt;
     let place = Place::new();
     let store = place.open().await;
-    let mut staged = store.stage(&digest(b"small"), None).await.unwrap();
+    let mut staged = store.stage(&nginx().host, &digest(b"small"), None).await.unwrap();
     staged.append(b"small").unwrap();
     staged.commit(&[nginx()]).await.unwrap();
     let blocks = fs::metadata(place.data(&digest(b"small"))).unwrap().blocks();

@@ -31,7 +31,10 @@ async fn child_on_a_small_file_system() {
     }
     drop(hog);
     put(&store, &nginx(), &bytes(100, 1 << 20)).await;
-    let refused = store.stage(&digest(b"x"), Some(16 << 20)).await.unwrap_err();
+    let refused = store
+        .stage(&nginx().host, &digest(b"x"), Some(16 << 20))
+        .await
+        .unwrap_err();
     assert!(matches!(refused, StageError::NoRoom), "{refused}");
     assert!(
         get(&store, &nginx(), &digest(&bytes(100, 1 << 20)))

@@ -55,15 +55,23 @@ async fn room_is_promised_once_and_given_back() {
     for seed in 0..5 {
         staged.push(
             store
-                .stage(&digest(&bytes(seed, 8)), Some(2 * KIB))
+                .stage(&nginx().host, &digest(&bytes(seed, 8)), Some(2 * KIB))
                 .await
                 .unwrap(),
         );
     }
-    let refused = store.stage(&digest(b"x"), Some(1)).await.unwrap_err();
+    let refused = store
+        .stage(&nginx().host, &digest(b"x"), Some(1))
+        .await
+        .unwrap_err();
     assert!(matches!(refused, StageError::NoRoom));
     staged.pop();
-    assert!(store.stage(&digest(b"x"), Some(2 * KIB)).await.is_ok());
+    assert!(
+        store
+            .stage(&nginx().host, &digest(b"x"), Some(2 * KIB))
+            .await
+            .is_ok()
+    );
 }
 
 #[tokio::test]
@@ -71,7 +79,10 @@ async fn a_blob_larger_than_the_limit_evicts_nothing() {
     let place = Place::limited(2 * KIB);
     let store = place.open().await;
     let kept = put(&store, &nginx(), &bytes(0, 1024)).await;
-    let refused = store.stage(&digest(b"x"), Some(3 * KIB)).await.unwrap_err();
+    let refused = store
+        .stage(&nginx().host, &digest(b"x"), Some(3 * KIB))
+        .await
+        .unwrap_err();
     assert!(matches!(refused, StageError::NoRoom));
     assert!(get(&store, &nginx(), &kept).await.is_some());
 }
@@ -153,7 +164,7 @@ async fn a_blob_of_unknown_size_reserves_as_it_grows() {
     let store = place.open().await;
     let kept = put(&store, &nginx(), &bytes(0, 2 << 20)).await;
     let content = bytes(1, 19 << 20);
-    let mut staged = store.stage(&digest(&content), None).await.unwrap();
+    let mut staged = store.stage(&nginx().host, &digest(&content), None).await.unwrap();
     for part in content.chunks(1 << 20) {
         staged.append(part).unwrap();
     }
@@ -183,4 +194,52 @@ async fn what_leaves_the_cache_is_counted_by_reason() {
         let line = format!("evictions_total{{reason=\"{reason}\"}} {blobs}\n");
         assert!(counted.contains(&line), "{line}: {counted}");
     }
+}
+
+/// An announcement evicts nothing; bytes that come evict no more than the step that is taken for them.
+#[tokio::test]
+async fn announced_size_evicts_nothing_before_bytes_come() {
+    const FIRST_STEP: u64 = 256 * KIB;
+    let place = Place::limited(4 << 20);
+    let store = place.open().await;
+    for seed in 0..16 {
+        put(&store, &nginx(), &bytes(seed, 256 << 10)).await;
+        place.clock.advance(HOUR);
+    }
+    let before = store.usage().bytes;
+    assert_eq!(before, 4 << 20);
+    let liar = repository("bad.test", "a").host;
+    let mut staged = store.stage(&liar, &digest(b"x"), Some(4 << 20)).await.unwrap();
+    assert_eq!(store.usage().bytes, before);
+    staged.append(b"x").unwrap();
+    assert_eq!(store.usage().bytes, before - FIRST_STEP);
+    staged.append(&bytes(1, 256 << 10)).unwrap();
+    assert_eq!(
+        store.usage().bytes,
+        before - 2 * FIRST_STEP,
+        "twice as much at most"
+    );
+    drop(staged);
+    put(&store, &nginx(), &bytes(100, 512 << 10)).await;
+    assert_eq!(store.usage().bytes, before, "the room is free again");
+}
+
+/// What an upstream announces counts against its own blobs, and against those of no other.
+#[tokio::test]
+async fn announcement_takes_no_room_from_another_upstream() {
+    let place = Place::limited(10 * KIB);
+    let store = place.open().await;
+    let [bad, good] = ["bad.test", "good.test"].map(|host| repository(host, "a").host);
+    let announced = store.stage(&bad, &digest(b"x"), Some(9 * KIB)).await.unwrap();
+    let refused = store.stage(&bad, &digest(b"y"), Some(9 * KIB)).await.unwrap_err();
+    assert!(matches!(refused, StageError::NoRoom));
+    let content = bytes(1, 9 << 10);
+    let mut staged = store
+        .stage(&good, &digest(&content), Some(9 * KIB))
+        .await
+        .unwrap();
+    staged.append(&content).unwrap();
+    staged.commit(&[repository("good.test", "a")]).await.unwrap();
+    drop(announced);
+    assert!(store.stage(&bad, &digest(b"y"), Some(9 * KIB)).await.is_ok());
 }

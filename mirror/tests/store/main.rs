@@ -158,7 +158,9 @@ fn digest(bytes: &[u8]) -> Digest {
 /// Stages, appends and commits, as a fill does.
 async fn try_put(store: &Store, repository: &Repository, bytes: &[u8]) -> Result<Digest, StageError> {
     let digest = digest(bytes);
-    let mut staged = store.stage(&digest, Some(bytes.len() as u64)).await?;
+    let mut staged = store
+        .stage(&repository.host, &digest, Some(bytes.len() as u64))
+        .await?;
     staged.append(bytes)?;
     staged.verify().unwrap();
     staged.commit(std::slice::from_ref(repository)).await?;

@@ -98,7 +98,7 @@ async fn an_index_with_damaged_pages_costs_no_content() {
 async fn leftovers_of_unfinished_blobs_are_swept_at_start() {
     let place = Place::new();
     let store = place.open().await;
-    let staged = store.stage(&digest(b"x"), Some(1)).await.unwrap();
+    let staged = store.stage(&nginx().host, &digest(b"x"), Some(1)).await.unwrap();
     std::mem::forget(staged);
     assert_eq!(place.scratch(), 1);
     let copy = Place::new();

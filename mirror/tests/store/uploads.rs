@@ -171,3 +171,35 @@ async fn sweeps_happen_at_start_and_at_each_interval() {
     task.await.unwrap();
     assert_eq!(store.sweep_uploads(purging).await.unwrap(), Sweep::default());
 }
+
+/// A full cache with uploads that another registry left behind keeps its content; new content displaces its own size.
+#[tokio::test]
+async fn uploads_left_behind_evict_no_content() {
+    let place = Place::limited(4_500);
+    let store = place.open().await;
+    let mut digests = Vec::new();
+    for seed in 0..4 {
+        digests.push(put(&store, &nginx(), &bytes(seed, 1_000)).await);
+        place.clock.advance(HOUR);
+    }
+    for uuid in [OLD, NEW] {
+        upload(&place, "library/nginx", uuid, Some(Timestamp::now()));
+    }
+    drop(store);
+    let store = place.open().await;
+    let kept = UploadPurging {
+        enabled: false,
+        ..UploadPurging::default()
+    };
+    store.sweep_uploads(kept).await.unwrap();
+    store
+        .expire(None, mirror::config::TtlFrom::LastUse)
+        .await
+        .unwrap();
+    assert_eq!(store.usage().blobs, 4, "nothing went at the start");
+    let new = put(&store, &nginx(), &bytes(9, 1_000)).await;
+    assert_eq!(get(&store, &nginx(), &digests[0]).await, None, "it made room");
+    for digest in digests[1..].iter().chain([&new]) {
+        assert!(get(&store, &nginx(), digest).await.is_some());
+    }
+}
