@@ -318,6 +318,10 @@ impl Target<'_> {
             }
             Err(_) => {}
         }
+        if uid.is_none() && applied.is_err() {
+            // An admission policy refuses a write to an object of someone else, which was made since the look.
+            self.look(kind, name).await?;
+        }
         applied.map_err(|source| refused(kind, name, source))
     }
 

@@ -83,9 +83,16 @@ pub const BY_ADMISSION: &[Rule] = &[
     },
 ];
 
-/// In the namespace of the Lease that lets one operator at a time work.
+/// In the namespace of the Lease by which one operator leads, for the Lease of this name alone (`resourceNames`).
 pub const ON_THE_LEASE: &[Rule] = &[Rule {
     group: "coordination.k8s.io",
     resources: &["leases"],
-    verbs: &["get", "create", "update"],
+    verbs: &["get", "update"],
+}];
+
+/// In the same namespace. RBAC can't limit `create` to a name; the chart's admission policy does.
+pub const LEASE_CREATION: &[Rule] = &[Rule {
+    group: "coordination.k8s.io",
+    resources: &["leases"],
+    verbs: &["create"],
 }];

@@ -86,6 +86,8 @@ struct User {
 #[derive(Debug, Clone, Deserialize)]
 struct ResponseStatus {
     code: u16,
+    #[serde(default)]
+    message: String,
 }
 
 impl Event {
@@ -103,6 +105,14 @@ impl Event {
     pub fn is_beyond_rights(&self) -> bool {
         let decision = self.annotations.get("authorization.k8s.io/decision");
         decision.is_some_and(|decision| decision == "forbid")
+    }
+
+    /// Returns whether an admission policy whose name begins with `prefix` refused the request.
+    pub fn is_denied_by(&self, prefix: &str) -> bool {
+        let policy = format!("ValidatingAdmissionPolicy '{prefix}");
+        self.response_status
+            .as_ref()
+            .is_some_and(|status| status.message.contains(&policy))
     }
 
     /// Whether the request could change something, also one that was refused.
@@ -164,6 +174,16 @@ impl Audit {
         let events = self.lines_with(mark, user)?.into_iter();
         let refused = events.filter(|event| event.user() == user && event.is_beyond_rights());
         Ok(refused
+            .map(|event| format!("{} {}", event.verb, event.request_uri))
+            .collect())
+    }
+
+    /// Returns the requests of a user after `mark` that an admission policy refused whose name begins with `prefix`, as
+    /// `VERB PATH`.
+    pub fn denied(&self, mark: Mark, user: &str, prefix: &str) -> io::Result<Vec<String>> {
+        let events = self.lines_with(mark, user)?.into_iter();
+        let denied = events.filter(|event| event.user() == user && event.is_denied_by(prefix));
+        Ok(denied
             .map(|event| format!("{} {}", event.verb, event.request_uri))
             .collect())
     }

@@ -1,6 +1,8 @@
 //! The Helm chart, put to Helm and to a real API server.
 #![expect(clippy::unwrap_used, reason = "a failure here is the test's")]
 
+#[path = "chart/admission.rs"]
+mod admission;
 #[path = "chart/cluster.rs"]
 mod cluster;
 #[path = "chart/doctor.rs"]
@@ -40,7 +42,7 @@ async fn helm_finds_nothing_to_improve() {
     helm.run(&["lint", "--strict", "CHART"]).await.unwrap();
 }
 
-/// Values that change which objects there are, and those objects beside the Deployment.
+/// Values that change which objects there are, and those objects next to the Deployment and the admission policies.
 const SHAPES: [(&[&str], &[&str]); 8] = [
     (
         &[],
@@ -126,6 +128,7 @@ async fn values_decide_which_objects_there_are() {
         let mut kinds: Vec<_> = objects
             .iter()
             .map(|object| object["kind"].as_str().unwrap())
+            .filter(|kind| !kind.starts_with("ValidatingAdmissionPolicy"))
             .collect();
         kinds.sort_unstable();
         let mut expected = [expected, &["Deployment"]].concat();
@@ -244,6 +247,10 @@ async fn wrong_values_are_refused_by_name() {
         ("--set=watchNamespaces={A}", "/watchNamespaces/0"),
         ("--set=watchNamespaces={a,a}", "/watchNamespaces"),
         ("--set-string=crds.keep=no", "/crds/keep"),
+        (
+            "--set=admissionPolicies.enabled=maybe",
+            "/admissionPolicies/enabled",
+        ),
         ("--set=logLevel=loud", "/logLevel"),
         ("--set=upgrades.atATime=0", "/upgrades/atATime"),
         ("--set=upgrades.patience=soon", "/upgrades/patience"),

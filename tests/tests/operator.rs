@@ -5,6 +5,8 @@
     reason = "a test that can't go on fails"
 )]
 
+#[path = "operator/admission.rs"]
+mod admission;
 #[path = "operator/autoscaling.rs"]
 mod autoscaling;
 #[path = "operator/backup.rs"]

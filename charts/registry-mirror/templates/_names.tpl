@@ -68,3 +68,12 @@ true
 {{- $context := .Values.podSecurityContext | default dict -}}
 {{- include "registry-mirror.openshift" . | eq "true" | ternary (omit $context "runAsUser" "runAsGroup" "fsGroup") $context | toYaml -}}
 {{- end -}}
+
+{{/* "true" where the API server is to check what the operator writes. Values that are reused from an older chart have none. */}}
+{{- define "registry-mirror.admissionPolicies" -}}
+{{- $enabled := (.Values.admissionPolicies | default dict).enabled | toString -}}
+{{- $known := .Capabilities.APIVersions.Has "admissionregistration.k8s.io/v1" -}}
+{{- if or (eq $enabled "true") (and (ne $enabled "false") $known) -}}
+true
+{{- end -}}
+{{- end -}}

@@ -10,7 +10,7 @@ use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt};
 use operator::health::Health;
 use operator::lease::{Fence, Lease};
-use operator::rights::{BY_ADMISSION, ON_MIRRORS, ON_THE_LEASE, Rule};
+use operator::rights::{BY_ADMISSION, LEASE_CREATION, ON_MIRRORS, ON_THE_LEASE, Rule};
 use operator::run::{self, Options};
 use serde_json::{Value, json};
 use testbed::audit::Event;
@@ -86,7 +86,7 @@ async fn the_operator_is_refused_nothing(namespaces: &[&str]) {
 /// Returns what the table of rights has and no request used, as `VERB RESOURCE`. Rights that only admission asks for are
 /// in no audit log.
 fn unused(events: &[Event]) -> BTreeSet<String> {
-    let mut unused: BTreeSet<_> = [ON_MIRRORS, ON_THE_LEASE]
+    let mut unused: BTreeSet<_> = [ON_MIRRORS, ON_THE_LEASE, LEASE_CREATION]
         .concat()
         .iter()
         .flat_map(of_rule)
@@ -153,7 +153,9 @@ async fn the_chart_grants_what_the_operator_asks_for_and_nothing_else() {
         table.iter().flat_map(of_group).collect()
     };
     assert_eq!(rules(of("rm-registry-mirror")), wanted(ON_MIRRORS));
-    assert_eq!(rules(of("rm-registry-mirror-lease")), wanted(ON_THE_LEASE));
+    let lease = of("rm-registry-mirror-lease");
+    assert_eq!(rules(lease), wanted(&[ON_THE_LEASE, LEASE_CREATION].concat()));
+    assert_eq!(lease["rules"][0]["resourceNames"], json!(["rm-registry-mirror"]));
 }
 
 /// What may happen to mirrors: both workloads, a claim, a reference that comes late, running Pods that are told of a

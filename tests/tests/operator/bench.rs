@@ -25,7 +25,7 @@ use testbed::upstream::Upstream;
 use testbed::{ControlPlane, wait};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use crate::rights;
+use crate::{admission, process, rights};
 
 /// Long enough for a machine that runs all tests at once.
 const SOON: Duration = Duration::from_mins(1);
@@ -43,6 +43,8 @@ pub(crate) struct Bench {
     pub(crate) user: String,
     /// Those of its operator that are no namespace's.
     pub(crate) options: Options,
+    /// An admission policy may refuse a write of its operator, which comes second.
+    pub(crate) may_be_denied: bool,
     server_image: String,
     running: Option<Running>,
     /// Where the audit log is read from in the end. An API server that starts again knows of no rights for a moment, so
@@ -86,12 +88,14 @@ impl Bench {
             control_plane,
             user,
             options: Options::default(),
+            may_be_denied: false,
             server_image: IMAGE.to_owned(),
             running: None,
             began: None,
         };
         let subject = json!({"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": bench.user});
-        rights::grant(&bench, "operator", subject, &bench.client().await).await;
+        rights::grant(&bench, "operator", subject, &bench.client().await, process::LEASE).await;
+        admission::install(&bench).await;
         bench
     }
 
@@ -399,6 +403,11 @@ impl Drop for Bench {
         let audit = self.control_plane.audit().expect("an audit log");
         let refused = audit.refused(began, &self.user).unwrap();
         assert!(refused.is_empty(), "the operator has no right to {refused:#?}");
+        let denied = audit.denied(began, &self.user, admission::PREFIX).unwrap();
+        assert!(
+            denied.is_empty() || self.may_be_denied,
+            "the admission policies let the operator not {denied:#?}"
+        );
     }
 }
 

@@ -268,6 +268,7 @@ async fn an_object_of_a_user_with_the_name_of_any_child_is_never_changed_nor_del
 /// An operator whose next write of this object comes after somebody else's.
 async fn comes_second(kind: Kind, name: &str) {
     let mut bench = Bench::idle("between").await;
+    bench.may_be_denied = true;
     let faults = Faults::default();
     let client = faults.client(bench.config().await).unwrap();
     bench.start_operator_through(client);

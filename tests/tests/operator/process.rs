@@ -10,6 +10,9 @@ use testbed::process::{Daemon, command};
 use crate::bench::Bench;
 use crate::rights;
 
+/// The Lease of an operator that no argument names another one for.
+pub(crate) const LEASE: &str = "registry-mirror";
+
 /// It asks as a ServiceAccount of its own, with the chart's rights in the bench's namespace.
 pub(crate) struct Process {
     pub(crate) daemon: Daemon,
@@ -30,7 +33,10 @@ impl Process {
             .unwrap();
         let subject = json!({"kind": "ServiceAccount", "name": account, "namespace": namespace});
         let client = client_from(&kubeconfig).await.unwrap();
-        rights::grant(bench, account, subject, &client).await;
+        let lease = arguments
+            .iter()
+            .find_map(|flag| flag.strip_prefix("--lease-name="));
+        rights::grant(bench, account, subject, &client, lease.unwrap_or(LEASE)).await;
         // A bench measures the one that users run.
         let program = std::env::var_os("OPERATOR_UNDER_TEST")
             .unwrap_or_else(|| env!("CARGO_BIN_EXE_operator-under-test").into());

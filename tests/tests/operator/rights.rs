@@ -8,26 +8,23 @@ use k8s_openapi::api::authorization::v1::{
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
 use kube::api::{ListParams, PostParams};
 use kube::{Api, Client};
-use operator::rights::{ON_MIRRORS, ON_THE_LEASE, Rule};
+use operator::rights::{LEASE_CREATION, ON_MIRRORS, ON_THE_LEASE, Rule};
 use serde_json::{Value, json};
 use testbed::control_plane::skip_on_existing_cluster;
 
 use crate::bench::{Bench, soon};
 
-/// Gives them to a subject, in the bench's namespace alone, and waits until the API server knows of them, as `client`
-/// finds, which is the subject's.
-pub(crate) async fn grant(bench: &Bench, name: &str, subject: Value, client: &Client) {
-    let rules: Vec<_> = [ON_MIRRORS, ON_THE_LEASE]
-        .concat()
-        .iter()
-        .map(
-            |Rule {
-                 group,
-                 resources,
-                 verbs,
-             }| { json!({"apiGroups": [group], "resources": resources, "verbs": verbs}) },
-        )
-        .collect();
+/// Grants the permissions to a subject, in the bench's namespace alone, and waits until the API server knows of them.
+/// `client` is the subject's.
+pub(crate) async fn grant(bench: &Bench, name: &str, subject: Value, client: &Client, lease: &str) {
+    let rule =
+        |rule: &Rule| json!({"apiGroups": [rule.group], "resources": rule.resources, "verbs": rule.verbs});
+    let mut rules: Vec<_> = [ON_MIRRORS, LEASE_CREATION].concat().iter().map(rule).collect();
+    rules.extend(ON_THE_LEASE.iter().map(|on_the_lease| {
+        let mut named = rule(on_the_lease);
+        named["resourceNames"] = json!([lease]);
+        named
+    }));
     bench
         .apply::<Role>(json!({"metadata": {"name": name}, "rules": rules}))
         .await;

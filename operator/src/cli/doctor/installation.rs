@@ -12,6 +12,8 @@ use super::{
 /// The chart's labels.
 const SELECTOR: &str = "app.kubernetes.io/name=registry-mirror,app.kubernetes.io/component=operator";
 const VERSION: &str = "app.kubernetes.io/version";
+/// The default of `--lease-name`.
+pub(super) const LEASE: &str = "registry-mirror";
 
 /// What an operator was told.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -34,6 +36,12 @@ impl Installation {
     /// Whether it looks after a namespace.
     pub(super) fn covers(&self, namespace: &str) -> bool {
         self.namespaces.is_empty() || self.namespaces.iter().any(|covered| covered == namespace)
+    }
+
+    /// Returns the namespace and the name of its Lease.
+    pub(super) fn lease_parts(&self) -> (String, String) {
+        let (namespace, name) = self.lease.split_once('/').unwrap_or((&self.namespace, LEASE));
+        (namespace.to_owned(), name.to_owned())
     }
 
     /// Returns the namespaces that both operators cover, if there are any.
@@ -112,7 +120,7 @@ fn installation(deployment: &Deployment) -> Installation {
         .unwrap_or_else(|| namespace.clone());
     let lease = values_of("--lease-name=")
         .pop()
-        .unwrap_or_else(|| "registry-mirror".to_owned());
+        .unwrap_or_else(|| LEASE.to_owned());
     Installation {
         lease: format!("{home}/{lease}"),
         namespace,

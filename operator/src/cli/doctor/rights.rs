@@ -11,11 +11,11 @@ use kube::{Api, Client, Config, api::PostParams};
 
 use super::{
     connection,
-    installation::Installation,
+    installation::{self, Installation},
     report::{Check, Class, Finding},
     words,
 };
-use crate::rights::{ON_MIRRORS, ON_THE_LEASE, Rule};
+use crate::rights::{LEASE_CREATION, ON_MIRRORS, ON_THE_LEASE, Rule};
 
 /// How many questions are asked at a time.
 const AT_A_TIME: usize = 8;
@@ -27,8 +27,8 @@ struct Asked {
     who: String,
     /// Where mirrors are; empty: everywhere.
     namespaces: Vec<String>,
-    /// Where the Lease is.
-    home: String,
+    /// The Lease, as namespace and name.
+    lease: (String, String),
 }
 
 /// Checks the RBAC permissions of each operator that was found, or those of the user that `--as` names. Without either
@@ -46,15 +46,18 @@ pub(super) async fn check(
     let us = whoami(&client).await;
     if given {
         let who = us.unwrap_or_else(|_| "the user of the kubeconfig".to_owned());
-        let (namespaces, home) = match installations.first() {
-            Some(operator) => (operator.namespaces.clone(), operator.namespace.clone()),
-            None => (namespaces.to_vec(), config.default_namespace.clone()),
+        let (namespaces, lease) = match installations.first() {
+            Some(operator) => (operator.namespaces.clone(), operator.lease_parts()),
+            None => (
+                namespaces.to_vec(),
+                (config.default_namespace.clone(), installation::LEASE.to_owned()),
+            ),
         };
         return findings(&Asked {
             client,
             who,
             namespaces,
-            home,
+            lease,
         })
         .await;
     }
@@ -70,13 +73,13 @@ pub(super) async fn check(
         };
         match client {
             Ok(client) => {
-                let (namespaces, home) = (operator.namespaces.clone(), namespace.clone());
+                let (namespaces, lease) = (operator.namespaces.clone(), operator.lease_parts());
                 found.extend(
                     findings(&Asked {
                         client,
                         who,
                         namespaces,
-                        home,
+                        lease,
                     })
                     .await,
                 );
@@ -160,7 +163,13 @@ fn questions(asked: &Asked) -> Vec<ResourceAttributes> {
     for namespace in namespaces {
         questions.extend(ON_MIRRORS.iter().flat_map(|rule| of_rule(rule, namespace)));
     }
-    questions.extend(ON_THE_LEASE.iter().flat_map(|rule| of_rule(rule, &asked.home)));
+    let (home, lease) = &asked.lease;
+    let named = ON_THE_LEASE.iter().flat_map(|rule| of_rule(rule, home));
+    questions.extend(named.map(|question| ResourceAttributes {
+        name: Some(lease.clone()),
+        ..question
+    }));
+    questions.extend(LEASE_CREATION.iter().flat_map(|rule| of_rule(rule, home)));
     questions
 }
 
