@@ -18,12 +18,12 @@ pub use status::{CacheStatus, Status, UpstreamStatus};
 /// The media type of what Prometheus reads.
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// What the admin port asks about.
-pub trait Subject: Send + Sync + 'static {
-    /// Whether clients should be sent here.
+/// The state of a server that the admin port reports.
+pub trait AdminState: Send + Sync + 'static {
+    /// Returns `Ok` if load balancers may route clients to this server.
     ///
     /// # Errors
-    /// Why not.
+    /// The reason why not.
     fn ready(&self) -> Result<(), String>;
 
     /// The configured checks that fail, by name, with the reason.
@@ -37,7 +37,7 @@ pub trait Subject: Send + Sync + 'static {
 }
 
 /// The service. `metrics` is the path of the counters, if they are to be seen at all.
-pub fn service<S: Subject>(subject: Arc<S>, metrics: Option<&str>) -> Router {
+pub fn service<S: AdminState>(subject: Arc<S>, metrics: Option<&str>) -> Router {
     let mut router = Router::new()
         .route("/livez", get(async || "ok\n"))
         .route("/readyz", get(ready::<S>))
@@ -50,7 +50,7 @@ pub fn service<S: Subject>(subject: Arc<S>, metrics: Option<&str>) -> Router {
     router.with_state(subject)
 }
 
-async fn ready<S: Subject>(State(subject): State<Arc<S>>) -> Response {
+async fn ready<S: AdminState>(State(subject): State<Arc<S>>) -> Response {
     match subject.ready() {
         Ok(()) => "ok\n".into_response(),
         Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")).into_response(),
@@ -58,7 +58,7 @@ async fn ready<S: Subject>(State(subject): State<Arc<S>>) -> Response {
 }
 
 /// As Distribution answers: 503 with what fails, else 200 and an empty object.
-async fn health<S: Subject>(State(subject): State<Arc<S>>) -> Response {
+async fn health<S: AdminState>(State(subject): State<Arc<S>>) -> Response {
     let failing = subject.unhealthy();
     let code = if failing.is_empty() {
         StatusCode::OK
@@ -68,11 +68,11 @@ async fn health<S: Subject>(State(subject): State<Arc<S>>) -> Response {
     (code, Json(failing)).into_response()
 }
 
-async fn counters<S: Subject>(State(subject): State<Arc<S>>) -> Response {
+async fn counters<S: AdminState>(State(subject): State<Arc<S>>) -> Response {
     ([(header::CONTENT_TYPE, OPENMETRICS)], subject.metrics()).into_response()
 }
 
-async fn status<S: Subject>(State(subject): State<Arc<S>>) -> Json<Status> {
+async fn status<S: AdminState>(State(subject): State<Arc<S>>) -> Json<Status> {
     Json(subject.status())
 }
 
@@ -85,7 +85,7 @@ mod tests {
 
     struct Fake(Result<(), String>);
 
-    impl Subject for Fake {
+    impl AdminState for Fake {
         fn ready(&self) -> Result<(), String> {
             self.0.clone()
         }

@@ -3,7 +3,7 @@
 //! Exit codes: 2 invalid input, 3 a file that the configuration names is missing or malformed, 4 the
 //! environment (port taken, directory unwritable or locked), 1 anything else.
 
-mod failure;
+mod error;
 mod keys;
 mod serve;
 
@@ -18,7 +18,7 @@ use tokio::runtime::Runtime;
 
 use crate::config::{self, Config, Notice, file::File, reference};
 use crate::server;
-use failure::Failure;
+use error::CliError;
 
 /// Stands for every key.
 const ALL_KEYS: &str = "all";
@@ -71,7 +71,7 @@ enum Command {
     },
 }
 
-/// Where the configuration comes from.
+/// The source of the configuration.
 #[derive(Clone, Debug, clap::Args)]
 struct Configuration {
     /// A file in the format of Distribution's config.yml; REGISTRY_* variables go over it
@@ -120,14 +120,14 @@ pub fn main(cli: Cli) -> ExitCode {
     match run(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            // Nobody is left to tell if stderr is closed.
+            // Nothing can be reported once stderr is closed.
             let _ = writeln!(io::stderr(), "mirror: {failure}");
             failure.code()
         }
     }
 }
 
-fn run(command: Command) -> Result<(), Failure> {
+fn run(command: Command) -> Result<(), CliError> {
     match command {
         Command::Serve(configuration) => Runtime::new()?.block_on(serve::serve(configuration)),
         Command::Check {
@@ -138,7 +138,7 @@ fn run(command: Command) -> Result<(), Failure> {
     }
 }
 
-fn check(configuration: &Configuration) -> Result<(), Failure> {
+fn check(configuration: &Configuration) -> Result<(), CliError> {
     let (config, notices) = configuration.load()?;
     for notice in notices.into_iter().chain(server::check(&config)?) {
         writeln!(io::stderr(), "{notice}")?;
@@ -147,7 +147,7 @@ fn check(configuration: &Configuration) -> Result<(), Failure> {
     Ok(())
 }
 
-fn explain(name: &str) -> Result<(), Failure> {
+fn explain(name: &str) -> Result<(), CliError> {
     let entries = match name {
         ALL_KEYS => reference::all(),
         name => reference::find(name)?,
@@ -160,7 +160,7 @@ fn explain(name: &str) -> Result<(), Failure> {
     Ok(())
 }
 
-fn completion(shell: Shell) -> Result<(), Failure> {
+fn completion(shell: Shell) -> Result<(), CliError> {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Cli::command(), "mirror", &mut script);
     io::stdout().write_all(&script)?;

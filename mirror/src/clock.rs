@@ -6,12 +6,13 @@ use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
 
-/// What a clock may be set back by without anybody minding.
+/// The tolerated backward step: 2 s.
 const TOLERANCE: SignedDuration = SignedDuration::from_secs(2);
-/// What a clock may be moved by between two looks without being set: time servers nudge it all the time.
-const NUDGE_MS: i64 = 60_000;
-/// For how long a clock that was set has to go on before what can't be undone is done by its time.
-const STANDS_MS: i64 = 3_600_000;
+/// The largest change between two readings that counts as an adjustment by a time server, in ms. A larger one means
+/// that an administrator set the clock.
+const MAX_ADJUSTMENT_MS: i64 = 60_000;
+/// The time in ms for which a clock must run undisturbed after it was set, before irreversible steps depend on it.
+const SETTLE_MS: i64 = 3_600_000;
 
 /// Counts up whatever the system's clock is set to.
 static STEADY: LazyLock<Instant> = LazyLock::new(Instant::now);
@@ -27,11 +28,11 @@ pub struct Clock {
 /// By how many ms the time of day is ahead of the steady count.
 #[derive(Clone, Copy, Debug)]
 struct Trusted {
-    /// Where it is believed.
+    /// The trusted offset.
     offset: i64,
-    /// When it was last looked at.
+    /// The time of the last reading.
     seen: i64,
-    /// Since when, by the steady count, nobody has set it.
+    /// The steady time since which the clock was not set.
     since: i64,
 }
 
@@ -57,20 +58,21 @@ impl Clock {
         Timestamp::from_millisecond(ms).unwrap_or(Timestamp::MAX)
     }
 
-    /// The time now, as far as it can be trusted with what can't be undone: once the clock is set, the time before it
-    /// goes on for an hour, unless it is set back. To be asked often, as that is how it is noticed.
+    /// Returns a time that is safe for irreversible decisions: after the clock was set forward, the previous time
+    /// continues for an hour; a clock that was set back counts at once. Call it often, because each call observes the
+    /// clock.
     pub fn settled(&self) -> Timestamp {
-        let (trusted, steady) = self.look();
+        let (trusted, steady) = self.observe();
         Timestamp::from_millisecond(steady.saturating_add(trusted.offset)).unwrap_or(Timestamp::MAX)
     }
 
-    /// Whether nobody has set the clock for an hour.
-    pub fn stands(&self) -> bool {
-        let (trusted, steady) = self.look();
-        steady - trusted.since >= STANDS_MS
+    /// Returns `true` if the clock was not set within the last hour.
+    pub fn is_settled(&self) -> bool {
+        let (trusted, steady) = self.observe();
+        steady - trusted.since >= SETTLE_MS
     }
 
-    fn look(&self) -> (Trusted, i64) {
+    fn observe(&self) -> (Trusted, i64) {
         let steady = i64::try_from(STEADY.elapsed().as_millis()).unwrap_or(i64::MAX / 4);
         let steady = steady.saturating_add(self.passed_ms.load(Ordering::Relaxed));
         let offset = self.now().as_millisecond().saturating_sub(steady);
@@ -80,7 +82,7 @@ impl Clock {
             seen: offset,
             since: steady,
         });
-        if offset.abs_diff(trusted.seen) > NUDGE_MS.unsigned_abs() {
+        if offset.abs_diff(trusted.seen) > MAX_ADJUSTMENT_MS.unsigned_abs() {
             let seconds = offset.saturating_sub(trusted.seen) / 1000;
             tracing::warn!(
                 seconds,
@@ -89,20 +91,20 @@ impl Clock {
             trusted.since = steady;
         }
         trusted.seen = offset;
-        let near = offset.abs_diff(trusted.offset) <= NUDGE_MS.unsigned_abs();
-        if near || steady - trusted.since >= STANDS_MS {
+        let near = offset.abs_diff(trusted.offset) <= MAX_ADJUSTMENT_MS.unsigned_abs();
+        if near || steady - trusted.since >= SETTLE_MS {
             trusted.offset = offset;
         }
         (*trusted, steady)
     }
 
-    /// How long ago `then` was; zero where it lies ahead (clocks jump).
+    /// Returns the time since `then`; zero if `then` lies in the future, because clocks jump.
     pub fn since(&self, then: Timestamp) -> Duration {
         Duration::try_from(self.now().duration_since(then)).unwrap_or_default()
     }
 
-    /// Whether what began at `then` and lasts for `length` is over. Also where it began in the future: the clock was
-    /// set back, and nothing may last for as long as it was wrong.
+    /// Returns `true` if a period of `length` that began at `then` is over. A period that began in the future is over
+    /// too: the clock was set back, and the period must not last for as long as the clock was wrong.
     pub fn is_over(&self, then: Timestamp, length: Duration) -> bool {
         let age = self.now().duration_since(then);
         age < -TOLERANCE || Duration::try_from(age).unwrap_or_default() >= length
@@ -161,9 +163,9 @@ mod tests {
         assert!(clock.settled() < clock.now() - year / 2);
         clock.set_back(year);
         assert!(clock.since(clock.settled()) < TOLERANCE.unsigned_abs());
-        assert!(!clock.stands());
+        assert!(!clock.is_settled());
         clock.advance(hour);
-        assert!(clock.stands());
+        assert!(clock.is_settled());
         clock.set_ahead(year);
         assert!(clock.settled() < clock.now() - year / 2);
         clock.advance(hour);
@@ -179,7 +181,7 @@ mod tests {
             clock.advance(Duration::from_hours(100));
             assert!(clock.since(clock.settled()) < TOLERANCE.unsigned_abs());
         }
-        assert!(clock.stands());
+        assert!(clock.is_settled());
     }
 
     #[test]

@@ -46,7 +46,7 @@ pub const LAST_GOOD: &str = "last-good.yml";
 pub struct Config {
     /// The SHA-256 of the file's bytes in hexadecimal; empty without a file.
     pub version: String,
-    /// What is logged, and how.
+    /// The settings of the log.
     pub log: Log,
     /// The directory that holds the cache (`storage.filesystem.rootdirectory`).
     pub root: PathBuf,
@@ -54,9 +54,9 @@ pub struct Config {
     pub uploads: UploadPurging,
     /// The listener, and the admin port.
     pub http: Http,
-    /// What `/debug/health` looks at.
+    /// The health checks that `/debug/health` reports.
     pub health: Health,
-    /// Who may pull; `None`: anybody.
+    /// The users that may pull; `None`: every client.
     pub access: Option<Htpasswd>,
     /// The upstreams, and how long what they gave is kept.
     pub proxy: Proxy,
@@ -114,7 +114,7 @@ fn read(path: &Path) -> Result<(File, String), Error> {
 }
 
 impl Config {
-    /// What a file means.
+    /// Validates a configuration file.
     ///
     /// # Errors
     /// The first key that is refused or does not fit.

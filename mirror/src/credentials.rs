@@ -1,116 +1,94 @@
-//! What the mirror shows to an upstream, and the directory that it comes from.
+//! The credentials of upstreams, and the directory that they come from.
 //!
-//! The directory is a mounted Secret: `config.json` holds what upstreams should be shown from now on (the
-//! candidates), `last-good.json` what they are known to have accepted, `version` counts the changes. A changed
-//! candidate is tried upstream before it replaces the credential in use ([`keeper`]).
+//! The directory is a mounted Secret: `config.json` holds the credentials to use from now on (the candidates),
+//! `last-good.json` those that the upstreams accepted, `version` counts the changes. The rotator tries a changed
+//! candidate at the upstream before it replaces the credential in use ([`rotator`]).
 
-mod directory;
-pub mod entries;
-pub mod keeper;
+pub mod docker_config;
+pub mod rotator;
+mod snapshot;
 pub mod watch;
 
 use std::future::Future;
 
 use serde::{Deserialize, Serialize};
 
-use crate::secret::Secret;
+use crate::credential::Credential;
 
-pub use directory::{Problem, Snapshot};
-pub use entries::{Entries, Entry};
-pub use keeper::{Kept, Pace};
+pub use docker_config::{CredentialEntry, Entries};
+pub use rotator::{RetryIntervals, RotationState};
+pub use snapshot::{Problem, Snapshot};
 
-/// What an upstream is shown.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum Credential {
-    /// Nothing.
-    #[default]
-    Anonymous,
-    /// A user and a password, for Basic or for the token server.
-    Basic {
-        /// The user.
-        username: String,
-        /// The password.
-        password: Secret,
-    },
-    /// A refresh token for the token server (`OAuth2`, `grant_type=refresh_token`).
-    IdentityToken {
-        /// The user, where the registry wants to know.
-        username: String,
-        /// The token.
-        token: Secret,
-    },
-}
-
-/// What an upstream says to a credential.
+/// The result of trying a credential at an upstream.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// It takes it.
+pub enum CredentialVerdict {
+    /// The upstream accepts the credential.
     Accepted,
-    /// It does not, in these words.
+    /// The upstream rejects the credential, with this message.
     Rejected(String),
-    /// It gave no answer that tells: down, or limiting requests.
+    /// The response decides nothing: the upstream is down, or limits requests.
     NoVerdict(String),
 }
 
-/// What credentials are tried at and loaded into: an upstream.
-pub trait Target: Send + Sync + 'static {
-    /// Asks the upstream about a credential without using it for anything else.
-    fn verify(&self, candidate: &Credential) -> impl Future<Output = Verdict> + Send;
+/// An upstream for which credentials are tried and loaded.
+pub trait CredentialSink: Send + Sync + 'static {
+    /// Tries a credential at the upstream without using it for other requests.
+    fn verify(&self, candidate: &Credential) -> impl Future<Output = CredentialVerdict> + Send;
 
-    /// Shows this credential from now on. `version` tells it from earlier ones.
+    /// Uses this credential for all requests from now on; `version` identifies it.
     fn use_credential(&self, credential: Credential, version: u64);
 
-    /// Asks for nothing any more, for this reason: there is no usable credential, and going on without one
-    /// would be anonymous in silence.
+    /// Rejects all requests for this reason: without a usable credential, anonymous requests would hide the
+    /// misconfiguration.
     fn refuse(&self, reason: String);
 
-    /// Waits until the upstream refuses a request, be it for the credential in use or for a repository.
+    /// Waits until the upstream refuses a request, because of the credential or because of the repository.
     fn refused(&self) -> impl Future<Output = ()> + Send {
         std::future::pending()
     }
 }
 
-/// How it stands with the credential of an upstream.
+/// The state of the credential of an upstream.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum State {
-    /// The upstream is asked without any, as none is configured.
+pub enum CredentialState {
+    /// No credential is configured; requests are anonymous.
     #[default]
     None,
-    /// The configured one is in use, and the upstream takes it.
+    /// The configured credential is in use, and the upstream accepts it.
     Active,
-    /// The upstream has not yet said whether it takes the candidate.
+    /// The upstream has not yet accepted or rejected the candidate.
     Pending,
-    /// The upstream does not take the candidate.
+    /// The upstream rejects the candidate.
     Rejected,
     /// The candidate cannot be read.
     Malformed,
-    /// There should be one, and there is not.
+    /// A credential is expected and missing.
     Missing,
 }
 
-impl State {
-    /// All states, as metrics name them.
+impl CredentialState {
+    /// The names of all states in metrics.
     pub const NAMES: [&str; 6] = ["none", "active", "pending", "rejected", "malformed", "missing"];
 
-    /// The state's name in metrics.
+    /// Returns the state's name in metrics.
     pub fn as_str(self) -> &'static str {
         Self::NAMES[self as usize]
     }
 }
 
-/// What `/status` tells of an upstream's credential.
+/// The report on the credential of an upstream in `/status`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Report {
-    /// How it stands.
-    pub state: State,
+    /// The state of the credential.
+    pub state: CredentialState,
     /// The version of the directory that is in use.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version_loaded: Option<u64>,
     /// The version of the directory that was last read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version_seen: Option<u64>,
-    /// What the upstream said, or what is wrong; empty if nothing is.
+    /// The message of the upstream, or the problem of the file; empty if there is none.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub message: String,
 }
@@ -122,12 +100,12 @@ mod tests {
     #[test]
     fn every_state_has_its_name_in_the_metrics() {
         for (state, name) in [
-            (State::None, "none"),
-            (State::Active, "active"),
-            (State::Pending, "pending"),
-            (State::Rejected, "rejected"),
-            (State::Malformed, "malformed"),
-            (State::Missing, "missing"),
+            (CredentialState::None, "none"),
+            (CredentialState::Active, "active"),
+            (CredentialState::Pending, "pending"),
+            (CredentialState::Rejected, "rejected"),
+            (CredentialState::Malformed, "malformed"),
+            (CredentialState::Missing, "missing"),
         ] {
             assert_eq!(state.as_str(), name);
         }

@@ -69,7 +69,7 @@ impl Digest {
     }
 }
 
-/// Bytes with what they hash to: whoever holds one need not hash again.
+/// Bytes with their digest, so that later steps need not hash them again.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hashed {
     digest: Digest,
@@ -96,7 +96,7 @@ impl Hashed {
         }
     }
 
-    /// What the bytes hash to.
+    /// Returns the digest of the bytes.
     pub fn digest(&self) -> &Digest {
         &self.digest
     }
@@ -140,7 +140,7 @@ impl fmt::Debug for Digest {
     }
 }
 
-/// Hashes content as it passes by. A clone goes on from what was taken so far.
+/// A hasher for content that passes by in parts. A clone continues from the bytes hashed so far.
 #[derive(Clone, Debug)]
 pub struct Hasher(State);
 

@@ -1,7 +1,7 @@
-//! Lets content expire: removes what is older than the time to live, every minute.
+//! Expires content: removes, every minute, what is older than the time to live.
 //!
-//! Ages come from the store's index, so they survive restarts, and a new time to live applies to all that
-//! is cached already. Content that was not verified for long is hashed again beside that.
+//! Ages come from the index of the store, so they survive restarts, and a new time to live applies to all cached
+//! content. The same rounds scrub content that was not verified for long.
 
 use std::time::Duration;
 
@@ -14,12 +14,12 @@ use crate::store::{Store, Sweep};
 
 /// The time between two rounds.
 const EVERY: Duration = Duration::from_mins(1);
-/// The same while the store still learns what it has.
+/// The time between two rounds while the store still rebuilds its index.
 const EVERY_UNSETTLED: Duration = Duration::from_secs(1);
 
-/// Runs until `shutdown`: one round at once, one a minute, and one whenever the configuration changes.
+/// Runs until `shutdown`: a round at once, every minute, and after each change of the configuration.
 ///
-/// Each round also writes what the store marked in memory, and so does the end: nobody else has to call
+/// Each round, and the end, also flush the times of use that the store holds in memory, so no other caller needs
 /// [`Store::flush`].
 pub async fn run(store: Store, mut cache: watch::Receiver<Cache>, shutdown: CancellationToken) {
     let mut watched = true;
@@ -36,7 +36,7 @@ pub async fn run(store: Store, mut cache: watch::Receiver<Cache>, shutdown: Canc
             Ok(expired) => tracing::info!(expired, "content expired"),
             Err(error) => tracing::warn!(%error, "content could not expire; it is tried again"),
         }
-        store.keep_up().await;
+        store.flush_if_due().await;
         if scrub.as_ref().is_none_or(JoinHandle::is_finished) {
             scrub = Some(tokio::spawn(hash_again(store.clone(), shutdown.clone())));
         }
@@ -54,14 +54,14 @@ pub async fn run(store: Store, mut cache: watch::Receiver<Cache>, shutdown: Canc
     store.flush().await;
 }
 
-/// One at a time, beside the rounds, as it may take long.
+/// Scrubs in a task of its own, because a scrub may take longer than a round.
 async fn hash_again(store: Store, shutdown: CancellationToken) {
     if let Err(error) = store.scrub(&shutdown).await {
         tracing::warn!(%error, "content could not be verified again; its next use queues it");
     }
 }
 
-/// Sweeps the uploads that were left behind, at once and at each interval, until `shutdown`.
+/// Sweeps abandoned uploads, at once and at each interval, until `shutdown`.
 pub async fn sweep_uploads(store: Store, purging: UploadPurging, shutdown: CancellationToken) {
     while !shutdown.is_cancelled() {
         match store.sweep_uploads(purging).await {

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use tokio::sync::watch;
 use tracing::warn;
 
-use crate::block;
+use crate::block_reader;
 use crate::digest::Digest;
 use crate::name::Repository;
 use crate::pull::Failure;
@@ -232,7 +232,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// A block, at most, of what is there.
 pub(crate) async fn read(file: &Arc<File>, there: &Range<u64>) -> Result<Bytes, Cut> {
     let length = usize::try_from(there.end - there.start).unwrap_or(usize::MAX);
-    block::read(file, there.start, length)
+    block_reader::read(file, there.start, length)
         .await
         .map_err(|error| Cut(error.to_string()))
 }

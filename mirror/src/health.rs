@@ -13,16 +13,16 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::config;
-use crate::config::health::Pace;
+use crate::config::health::CheckSchedule;
 use checks::Check;
 
-/// What the checks found last; clones share it.
+/// The latest results of the health checks; clones share them.
 #[derive(Clone, Debug, Default)]
 pub struct Health {
     /// The checks that fail, by their position in the configuration: two may have one name, as secrets in URLs are
     /// masked.
     failing: Arc<Mutex<BTreeMap<usize, Failing>>>,
-    /// Whether that is any, for every request to read.
+    /// `true` if any check fails; read for every request.
     any: Arc<AtomicBool>,
 }
 
@@ -37,14 +37,16 @@ impl Health {
     /// Runs the checks until `stop`.
     pub fn start(settings: &config::Health, root: &Path, stop: &CancellationToken) -> Self {
         let health = Self::default();
-        for (position, (name, check, pace)) in checks::all(settings, root).into_iter().enumerate() {
-            let checks = health.clone().repeat((position, name), check, pace, stop.clone());
+        for (position, (name, check, schedule)) in checks::all(settings, root).into_iter().enumerate() {
+            let checks = health
+                .clone()
+                .repeat((position, name), check, schedule, stop.clone());
             tokio::spawn(checks);
         }
         health
     }
 
-    /// Whether any check fails.
+    /// Returns `true` if any check fails.
     pub fn is_failing(&self) -> bool {
         self.any.load(Ordering::Relaxed)
     }
@@ -60,10 +62,10 @@ impl Health {
         self,
         (position, name): (usize, String),
         check: Check,
-        pace: Pace,
+        schedule: CheckSchedule,
         stop: CancellationToken,
     ) {
-        let mut ticks = interval(pace.interval);
+        let mut ticks = interval(schedule.interval);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut failures: u32 = 0;
         loop {
@@ -77,7 +79,7 @@ impl Health {
             } else {
                 0
             };
-            let failure = result.err().filter(|_| failures >= pace.threshold);
+            let failure = result.err().filter(|_| failures >= schedule.threshold);
             self.record(position, &name, failure);
         }
     }
@@ -110,7 +112,7 @@ mod tests {
 
     use crate::config::health::{FileCheck, HttpCheck, TcpCheck};
 
-    const SOON: Pace = Pace {
+    const SOON: CheckSchedule = CheckSchedule {
         interval: Duration::from_millis(5),
         threshold: 2,
     };
@@ -133,7 +135,7 @@ mod tests {
         let settings = config::Health {
             files: vec![FileCheck {
                 path: path.clone(),
-                pace: SOON,
+                schedule: SOON,
             }],
             storage: Some(SOON),
             ..config::Health::default()
@@ -158,14 +160,14 @@ mod tests {
             tcp: vec![TcpCheck {
                 addr: free.to_string(),
                 timeout: Duration::from_secs(1),
-                pace: SOON,
+                schedule: SOON,
             }],
             http: vec![HttpCheck {
                 uri: format!("http://{free}/page").parse().unwrap(),
                 headers: http::HeaderMap::new(),
                 status: http::StatusCode::OK,
                 timeout: Duration::from_secs(1),
-                pace: SOON,
+                schedule: SOON,
             }],
             ..config::Health::default()
         };

@@ -3,14 +3,15 @@
 //! The way of a request, in the order of the modules: `http` → `pull` → `fill` → `upstream` and `store`.
 
 pub mod admin;
-mod block;
+mod block_reader;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod credential;
 pub mod credentials;
 pub mod digest;
 pub mod expiry;
-pub mod files;
+pub mod file_watch;
 mod fill;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;

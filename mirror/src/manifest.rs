@@ -1,7 +1,8 @@
-//! What a manifest says of itself (image-spec, "Image Manifest" and "Image Index"; Docker image manifest schema 2).
+//! The parts of a manifest that the server reads (image-spec, "Image Manifest" and "Image Index"; Docker image manifest
+//! schema 2).
 //!
-//! Bytes are passed on as they came; this is what is read of them beside. It refuses less than a strict reader would:
-//! registries hold manifests with fields that are missing, `null`, or of kinds that no specification knows.
+//! The server passes bytes on unchanged; this parser only reads them. It refuses less than a strict parser would:
+//! registries hold manifests with fields that are missing, `null`, or of unknown types.
 
 use serde::de::{IgnoredAny, MapAccess};
 
@@ -27,7 +28,7 @@ pub struct Document {
     pub schema_version: Option<u64>,
     /// `mediaType`, whatever it says.
     pub media_type: Option<String>,
-    /// What its shape says of its type.
+    /// The media type that the members of the document imply.
     shape: Option<&'static str>,
     /// The manifests that an index names.
     manifests: Vec<Descriptor>,
@@ -35,14 +36,14 @@ pub struct Document {
     blobs: Vec<Descriptor>,
 }
 
-/// What is said of content elsewhere (image-spec, "Content Descriptors").
+/// A descriptor (image-spec, "Content Descriptors").
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Descriptor {
     /// Its name.
     pub digest: Digest,
     /// Its length in bytes.
     pub size: Option<u64>,
-    /// Whether it may be found by `urls` rather than at the registry.
+    /// `true` if `urls` name a place of the content outside the registry.
     pub elsewhere: bool,
 }
 

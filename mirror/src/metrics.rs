@@ -1,6 +1,6 @@
-//! What Prometheus is told (`/metrics` on the admin port).
+//! The metrics of the server (`/metrics` on the admin port).
 //!
-//! One [`Metrics`] is made at start; its clones share the counters.
+//! The server creates one [`Metrics`] at start; its clones share the counters.
 
 mod labels;
 mod usual;
@@ -173,7 +173,7 @@ impl Metrics {
             .inc();
     }
 
-    /// What an upstream says is left of its rate limit.
+    /// Records the remaining requests of the rate limit of an upstream.
     pub fn rate_limit_remaining(&self, host: &Host, left: i64) {
         self.rate_limit.get_or_create(&HostLabels::new(host)).set(left);
     }

@@ -84,7 +84,7 @@ name!(
     r"\A[A-Za-z0-9_][A-Za-z0-9._-]*\z"
 );
 
-/// What a manifest is asked for by.
+/// The name by which a client requests a manifest.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Reference {
     /// By a name that may move.

@@ -9,7 +9,7 @@ use http_range_header::{SyntacticallyCorrectRange, parse_range_header_with_max_r
 /// More ranges than this in one request are answered with the whole (RFC 9110, section 14.2 leaves it to us).
 const MAX_RANGES: NonZeroUsize = NonZeroUsize::new(16).unwrap();
 
-/// What part of a representation a request asks for; not yet held against its size.
+/// The parts of a representation that a request asks for, before its size is known.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Wanted {
     /// All of it.
@@ -60,7 +60,7 @@ impl Wanted {
         }
     }
 
-    /// Whether a representation of this size has nothing of what is wanted.
+    /// Returns `true` if a representation of this size has no byte of the requested parts.
     pub(crate) fn is_beyond(&self, size: u64) -> bool {
         self.resolve(size) == Resolved::Unsatisfiable
     }

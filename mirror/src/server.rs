@@ -3,8 +3,8 @@
 mod error;
 mod listen;
 mod reload;
-mod running;
-mod upstreams;
+mod state;
+mod upstream_set;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,10 +30,10 @@ use crate::pull::{Live, Pull};
 use crate::store::{self, Store};
 use crate::upstream::Options;
 use crate::{admin, expiry};
-use running::Running;
-use upstreams::Upstreams;
+use state::ServerState;
+use upstream_set::UpstreamSet;
 
-/// A server that listens; nobody is answered before [`Server::run`].
+/// A server that listens and answers no client before [`Server::run`].
 pub struct Server {
     listener: Listener,
     address: String,
@@ -41,7 +41,7 @@ pub struct Server {
     service: http::Service,
     connections: ConnectionOptions,
     lame_duck: Duration,
-    running: Arc<Running>,
+    state: Arc<ServerState>,
     reloader: Reloader,
     /// Ends what runs beside the listeners.
     tasks: CancellationToken,
@@ -63,7 +63,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
 /// the file may come later.
 pub fn check(config: &Config) -> Result<Vec<Notice>, Error> {
     certificates(config)?;
-    upstreams::try_all(&config.proxy)?;
+    upstream_set::validate_all(&config.proxy)?;
     let users = config.access.as_ref();
     let trouble = users.and_then(|access| http::trouble_with_users(&access.path));
     let notice = trouble.map(|message| Notice {
@@ -86,7 +86,7 @@ impl Server {
         // The addresses first: who starts a second server on them learns that before the cache is touched.
         let (listener, address) = listen::clients(&config.http.listen).await?;
         let admin = listen::admin(config.http.admin.as_ref()).await?;
-        let mut upstreams = Upstreams::default();
+        let mut upstreams = UpstreamSet::default();
         let options = Options {
             clock: clock.clone(),
             metrics: metrics.clone(),
@@ -95,7 +95,7 @@ impl Server {
         // Side by side: the one waits for the disk, the other reads the system's authorities.
         let (store, made) = tokio::join!(
             open(&config, &clock, &metrics),
-            upstreams.become_of(&config.proxy, &options)
+            upstreams.reconfigure(&config.proxy, &options)
         );
         let store = store?;
         made?;
@@ -117,7 +117,7 @@ impl Server {
             drain: config.http.drain_timeout,
         };
         let lame_duck = config.http.lame_duck;
-        let running = Arc::new(Running::new(
+        let state = Arc::new(ServerState::new(
             config,
             store,
             metrics,
@@ -125,8 +125,7 @@ impl Server {
             users.clone(),
             &upstreams,
         ));
-        let admin =
-            admin.map(|(listener, path)| (listener, admin::service(running.clone(), path.as_deref())));
+        let admin = admin.map(|(listener, path)| (listener, admin::service(state.clone(), path.as_deref())));
         Ok(Self {
             listener,
             address,
@@ -134,18 +133,18 @@ impl Server {
             service,
             connections,
             lame_duck,
-            reloader: Reloader::new(running.clone(), pull, options, (certificates, users), upstreams),
-            running,
+            reloader: Reloader::new(state.clone(), pull, options, (certificates, users), upstreams),
+            state,
             tasks,
         })
     }
 
-    /// Where clients connect: `host:port` with the port that was given, or the path of a socket.
+    /// Returns the address that clients connect to: `host:port` with the actual port, or the path of a socket.
     pub fn address(&self) -> &str {
         &self.address
     }
 
-    /// Where the admin port is, if there is one.
+    /// Returns the address of the admin port, if there is one.
     pub fn admin_address(&self) -> Option<String> {
         let (listener, _) = self.admin.as_ref()?;
         listener.local_addr().ok().map(|address| address.to_string())
@@ -156,17 +155,16 @@ impl Server {
         self.reloader.clone()
     }
 
-    /// Serves until `shutdown`, goes on for as long as the configuration says with who has not heard of it, then lets
-    /// requests in flight end.
+    /// Serves until `shutdown` and through the lame-duck time that follows, then waits for requests in flight.
     pub async fn run(self, shutdown: CancellationToken) {
         let admin = self.admin_address();
-        if self.running.readonly() {
+        if self.state.readonly() {
             info!("the cache is read-only (proxy.cache.readonly): nothing is added, nothing expires");
         }
         let tasks = self.tasks;
         let _end = tasks.clone().drop_guard();
-        let store = self.running.store.clone();
-        let uploads = self.running.current().config.uploads;
+        let store = self.state.store.clone();
+        let uploads = self.state.current().config.uploads;
         tokio::spawn(expiry::sweep_uploads(store.clone(), uploads, tasks.clone()));
         let expiry = tokio::spawn(expiry::run(store, self.reloader.cache(), tasks.clone()));
         tokio::spawn(
@@ -175,11 +173,11 @@ impl Server {
                 .run_until_cancelled_owned(self.reloader.follow_files()),
         );
         if let Some((listener, service)) = self.admin {
-            // Up to the very end: whoever asks should learn that the server is stopping.
+            // Until the end, so that probes see that the server is stopping.
             tokio::spawn(admin::serve(listener, service, tasks.clone()));
         }
         let closing = CancellationToken::new();
-        tokio::spawn(leave(shutdown, self.running, self.lame_duck, closing.clone()));
+        tokio::spawn(leave(shutdown, self.state, self.lame_duck, closing.clone()));
         info!(address = %self.address, admin, "serving");
         // In a task, as the thread that waits here is none of the runtime's: each connection would cost two switches more.
         let serving = connection::serve(self.listener, self.service, self.connections, closing);
@@ -193,16 +191,16 @@ impl Server {
     }
 }
 
-/// Not ready from the shutdown on. Who balances load learns that late: until then it leads clients here, and not to an
-/// address where nobody answers.
+/// Reports not ready after the shutdown and keeps accepting connections during the lame-duck time: load balancers
+/// notice with a delay, and route clients here until then.
 async fn leave(
     shutdown: CancellationToken,
-    running: Arc<Running>,
+    state: Arc<ServerState>,
     lame_duck: Duration,
     closing: CancellationToken,
 ) {
     shutdown.cancelled().await;
-    running.drain();
+    state.drain();
     tokio::time::sleep(lame_duck).await;
     closing.cancel();
 }
@@ -217,7 +215,7 @@ async fn open(config: &Config, clock: &Clock, metrics: &Metrics) -> Result<Store
     if std::fs::metadata(&config.root).is_ok_and(|root| !root.is_dir()) {
         return Err(Error::NoDirectory(config.root.clone()));
     }
-    let options = store::Options {
+    let options = store::StoreOptions {
         default_host: config.proxy.upstreams[0].host.clone(),
         max_size: config.proxy.cache.max_size,
         readonly: config.proxy.cache.readonly,

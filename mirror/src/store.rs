@@ -1,18 +1,20 @@
 //! The cache on disk: content by digest, links by repository, tags.
 //!
-//! The layout is CNCF Distribution's, so its directories are taken over and given back unchanged; what
-//! is ours alone lies in `_mirror` beside it. Content becomes visible whole or not at all.
+//! The layout is that of CNCF Distribution, so either program can use the directory of the other; files of this server
+//! only are in `_mirror` next to it. Content becomes visible complete or not at all.
 
 mod blobs;
 mod catalog;
+mod default_host;
 mod durable;
 mod evict;
-mod hits;
+mod hot_cache;
 mod index;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod invariants;
 mod link;
 mod lock;
+mod maintenance;
 mod manifests;
 mod path;
 mod pins;
@@ -20,10 +22,8 @@ mod rebuild;
 mod scheduler_state;
 mod scrub;
 mod space;
-mod stage;
+mod staging;
 mod tags;
-mod takeover;
-mod upkeep;
 mod uploads;
 
 use std::collections::hash_map::DefaultHasher;
@@ -44,27 +44,27 @@ use crate::name::Host;
 pub use blobs::Found;
 pub use durable::IoError;
 use durable::Scratch;
-use hits::Hits;
-pub use index::Failure as IndexFailure;
+use hot_cache::HotCache;
 use index::Index;
+pub use index::IndexFailure;
+use maintenance::Maintenance;
 use path::Layout;
-use space::Space;
-pub use stage::{Mismatch, Staged};
-use upkeep::Upkeep;
+use space::DiskQuota;
+pub use staging::{Mismatch, Staged};
 pub use uploads::Sweep;
 
-/// What a store is opened with.
+/// The options for opening a store.
 #[derive(Clone, Debug)]
-pub struct Options {
+pub struct StoreOptions {
     /// The upstream whose repositories have no prefix on disk.
     pub default_host: Host,
-    /// What the content may take; `None`: all but 5% of the file system.
+    /// The limit for content; `None`: all but 5% of the file system.
     pub max_size: Option<MaxSize>,
     /// Nothing is added or removed.
     pub readonly: bool,
     /// Tells when content was fetched, used, validated.
     pub clock: Clock,
-    /// Where what leaves the cache is counted.
+    /// The counters of evicted, expired and damaged content.
     pub metrics: Metrics,
 }
 
@@ -95,7 +95,7 @@ pub struct Manifest {
 }
 
 impl Manifest {
-    /// What its bytes hash to.
+    /// Returns the digest of the bytes.
     pub fn digest(&self) -> &Digest {
         self.content.digest()
     }
@@ -106,24 +106,24 @@ impl Manifest {
     }
 }
 
-/// What a tag pointed to when upstream was last asked.
+/// The digest of a tag at its last validation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CachedTag {
     /// The manifest.
     pub digest: Digest,
-    /// When upstream last confirmed it.
+    /// The time at which the upstream last confirmed it.
     pub validated: Timestamp,
-    /// False where nobody knows when that was (a cache taken over, an index lost): `validated` is then
-    /// when this store was opened, good for serving it stale, but never fresh enough not to ask.
+    /// `false` if that time is unknown (a directory of another registry, a lost index): `validated` is then the time at
+    /// which the store was opened; the tag may be served stale, and is never fresh.
     pub proven: bool,
 }
 
-/// What the cache takes.
+/// The space that the cache takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Usage {
     /// Bytes of content stored, and of uploads that another registry left behind.
     pub bytes: u64,
-    /// What `bytes` may grow to.
+    /// The limit of `bytes`.
     pub limit: Option<u64>,
     /// Pieces of content, manifests among them.
     pub blobs: u64,
@@ -150,7 +150,7 @@ pub enum OpenError {
     Task(#[from] tokio::task::JoinError),
 }
 
-/// A read that failed for another reason than damage, which is mended silently.
+/// An error of the storage. Damaged content is no error: the store drops it, and a pull fetches it again.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The system refused.
@@ -176,7 +176,7 @@ pub enum StageError {
     /// More bytes than were announced.
     #[error("more than the announced {size} bytes")]
     TooLong {
-        /// What was announced.
+        /// The announced size in bytes.
         size: u64,
     },
     /// The bytes are wrong.
@@ -218,10 +218,10 @@ struct Inner {
     readonly: AtomicBool,
     opened: Timestamp,
     scratch: Scratch,
-    hits: Hits,
-    space: Arc<Space>,
+    hot_cache: HotCache,
+    space: Arc<DiskQuota>,
     index: Index,
-    upkeep: Upkeep,
+    maintenance: Maintenance,
     evicting: Mutex<()>,
     stripes: [Mutex<()>; STRIPES],
     _lock: File,
@@ -232,17 +232,17 @@ impl Store {
     ///
     /// # Errors
     /// [`OpenError::Locked`] where another process has it.
-    pub async fn open(root: &Path, options: Options) -> Result<Self, OpenError> {
+    pub async fn open(root: &Path, options: StoreOptions) -> Result<Self, OpenError> {
         let root = root.to_owned();
         tokio::task::spawn_blocking(move || {
             let inner = Arc::new(Inner::open(&root, options)?);
-            upkeep::learn_if_needed(&inner);
+            maintenance::rebuild_if_needed(&inner);
             Ok(Self { inner })
         })
         .await?
     }
 
-    /// What the cache takes, and may take.
+    /// Returns the space that the cache takes, and its limit.
     pub fn usage(&self) -> Usage {
         let (bytes, blobs, limit) = self.inner.space.usage();
         Usage {
@@ -276,7 +276,7 @@ impl Store {
 }
 
 impl Inner {
-    fn open(root: &Path, options: Options) -> Result<Self, OpenError> {
+    fn open(root: &Path, options: StoreOptions) -> Result<Self, OpenError> {
         let unwritable = |source| OpenError::Unwritable {
             root: root.to_owned(),
             source,
@@ -285,19 +285,19 @@ impl Inner {
         let ours = layout.ours();
         ours.create_dir_all(&layout.own()).map_err(unwritable)?;
         let lock = lock::lock(&layout.own().join("lock")).map_err(|refused| match refused {
-            lock::Refused::Held => OpenError::Locked(root.to_owned()),
-            lock::Refused::Io(source) => unwritable(source),
+            lock::LockError::Held => OpenError::Locked(root.to_owned()),
+            lock::LockError::Io(source) => unwritable(source),
         })?;
         let scratch = Scratch::sweep(layout.scratch(), ours).map_err(unwritable)?;
-        takeover::settle(&layout, &scratch).map_err(unwritable)?;
+        default_host::migrate_default_host(&layout, &scratch).map_err(unwritable)?;
         let index = Index::open(&layout.index()).map_err(unwritable)?;
         // An index that can't be read is incomplete, which is seen below.
         let _ = rebuild::distrust_after_others(&index, &layout);
         let inner = Self {
             index,
-            space: Space::new(root, options.max_size),
-            hits: Hits::new(),
-            upkeep: Upkeep::default(),
+            space: DiskQuota::new(root, options.max_size),
+            hot_cache: HotCache::new(),
+            maintenance: Maintenance::default(),
             opened: options.clock.now(),
             clock: options.clock,
             metrics: options.metrics,
@@ -322,6 +322,6 @@ impl Inner {
         digest.hash(&mut hasher);
         #[expect(clippy::cast_possible_truncation, reason = "any bits do")]
         let number = hasher.finish() as usize % STRIPES;
-        hits::lock(&self.stripes[number])
+        hot_cache::lock(&self.stripes[number])
     }
 }

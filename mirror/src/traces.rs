@@ -1,8 +1,8 @@
-//! Traces: a span for each request and for each question to an upstream, sent to a collector where the environment
-//! names one (OTLP over HTTP, `OTEL_EXPORTER_OTLP_ENDPOINT`).
+//! Traces: a span for each request to the server and to an upstream, sent to the collector that the environment names
+//! (OTLP over HTTP, `OTEL_EXPORTER_OTLP_ENDPOINT`).
 //!
-//! Who makes spans does so with `tracing` and [`TARGET`]: without a collector nobody listens to that target, and a
-//! span costs one look at a flag. A collector that is slow, hangs or is gone costs spans, never time or memory.
+//! Modules create spans with `tracing` and [`TARGET`]. Without a collector that target is disabled, and a span costs
+//! one check of a flag. A collector that is slow, hangs or is gone costs spans, never time or memory.
 
 mod collector;
 mod queue;
@@ -32,15 +32,15 @@ use queue::Queue;
 
 /// The target of all spans: the log leaves them out by it, and traces leave out all else.
 pub(crate) const TARGET: &str = "span";
-/// How the server calls itself unless `OTEL_SERVICE_NAME` or `OTEL_RESOURCE_ATTRIBUTES` say otherwise.
+/// The service name, unless `OTEL_SERVICE_NAME` or `OTEL_RESOURCE_ATTRIBUTES` set another one.
 const SERVICE: &str = "registry-mirror";
-/// How long the last spans may hold up the end of the process.
+/// The time limit for sending the last spans at the end of the process.
 const FLUSH: Duration = Duration::from_secs(5);
 
 /// Why there are no traces although the environment wants some.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// What the variables say can't be followed.
+    /// The variables name something that the server cannot do.
     #[error(
         "{0}; OTEL_EXPORTER_OTLP_ENDPOINT wants the URL of a collector that takes OTLP over HTTP, such as http://collector:4318"
     )]
@@ -76,7 +76,7 @@ impl Traces {
         Ok(Some(Self { provider }))
     }
 
-    /// What hears of spans.
+    /// Returns the `tracing` layer that exports spans.
     pub(crate) fn layer<S>(&self) -> impl Layer<S> + use<S>
     where
         S: Subscriber + for<'a> LookupSpan<'a>,
@@ -93,7 +93,7 @@ impl Traces {
 
     /// Sends what is left, for at most five seconds.
     pub async fn end(self) {
-        // Whatever the outcome, nobody could do more about it; the queue told of losses.
+        // A failure here has no remedy; the queue has logged lost spans.
         let _ = tokio::task::spawn_blocking(move || self.provider.shutdown_with_timeout(FLUSH)).await;
     }
 }
@@ -106,7 +106,7 @@ fn is_wanted(variable: impl Fn(&str) -> Option<String>) -> bool {
     !off && (set(OTEL_EXPORTER_OTLP_ENDPOINT) || set(OTEL_EXPORTER_OTLP_TRACES_ENDPOINT))
 }
 
-/// Who sends the spans.
+/// Returns the resource that identifies this server in spans.
 fn resource() -> Resource {
     // What tells the servers of one mirror apart: in a Pod its name.
     let instance = env::var("HOSTNAME").ok().filter(|name| !name.is_empty());

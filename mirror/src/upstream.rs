@@ -55,7 +55,7 @@ use wire::Wire;
 
 use crate::clock::Clock;
 use crate::config;
-use crate::credentials::Credential;
+use crate::credential::Credential;
 use crate::name::{Host, RepositoryName};
 
 /// One upstream registry.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use mirror::config::http::Listen;
 use mirror::config::log::{Format, Level};
 use mirror::config::{self, Config, Error, Notice};
-use mirror::credentials::Credential;
+use mirror::credential::Credential;
 use mirror::secret::Secret;
 use test_case::test_case;
 
@@ -133,7 +133,7 @@ fn variables_override_a_sample() {
     assert_eq!(config.proxy.upstreams[0].host.as_str(), "ghcr.io");
     assert_eq!(config.proxy.upstreams[0].credential, Credential::Anonymous);
     assert_eq!(config.http.listen, Listen::Tcp("127.0.0.1:0".into()));
-    assert_eq!(config.health.tcp[0].pace.threshold, 7);
+    assert_eq!(config.health.tcp[0].schedule.threshold, 7);
     assert!(keys(notices).contains(&"REGISTRY_PORT".to_owned()));
 }
 

@@ -8,9 +8,11 @@ use std::time::Duration;
 
 use mirror::config::Config;
 use mirror::config::file::File;
-use mirror::credentials::keeper::Keeper;
+use mirror::credential::Credential;
+use mirror::credentials::rotator::CredentialRotator;
 use mirror::credentials::{
-    Credential, Entries, Kept, Pace, Problem, Report, Snapshot, State, Target, Verdict,
+    CredentialSink, CredentialState, CredentialVerdict, Entries, Problem, Report, RetryIntervals,
+    RotationState, Snapshot,
 };
 use mirror::secret::Secret;
 use tokio::sync::watch;
@@ -18,7 +20,7 @@ use tokio::sync::watch;
 /// An upstream that says what it is told to, and notes what it is shown.
 #[derive(Default)]
 struct Fake {
-    verdicts: Mutex<VecDeque<Verdict>>,
+    verdicts: Mutex<VecDeque<CredentialVerdict>>,
     tried: Mutex<Vec<String>>,
     shown: Mutex<Vec<String>>,
     refusals: tokio::sync::Notify,
@@ -31,8 +33,8 @@ fn user(credential: &Credential) -> String {
     }
 }
 
-impl Target for Fake {
-    async fn verify(&self, candidate: &Credential) -> Verdict {
+impl CredentialSink for Fake {
+    async fn verify(&self, candidate: &Credential) -> CredentialVerdict {
         self.tried.lock().unwrap().push(user(candidate));
         let verdict = self.verdicts.lock().unwrap().pop_front();
         match verdict {
@@ -55,11 +57,11 @@ impl Target for Fake {
     }
 }
 
-/// A keeper that runs, its upstream, and the directory in our hands.
+/// A rotator that runs, its upstream, and the directory in our hands.
 struct Scene {
     upstream: Arc<Fake>,
     directory: watch::Sender<Arc<Snapshot>>,
-    kept: watch::Receiver<Kept>,
+    rotation: watch::Receiver<RotationState>,
 }
 
 fn entries(user: &str) -> Entries {
@@ -83,12 +85,17 @@ fn snapshot(candidate: &str, last_good: &str, version: u64) -> Arc<Snapshot> {
     })
 }
 
-fn scene(first: Arc<Snapshot>, verdicts: &[Verdict], held: Kept) -> Scene {
+fn scene(first: Arc<Snapshot>, verdicts: &[CredentialVerdict], held: RotationState) -> Scene {
     configured(Credential::Anonymous, first, verdicts, held)
 }
 
 /// The same with a credential in the configuration.
-fn configured(credential: Credential, first: Arc<Snapshot>, verdicts: &[Verdict], held: Kept) -> Scene {
+fn configured(
+    credential: Credential,
+    first: Arc<Snapshot>,
+    verdicts: &[CredentialVerdict],
+    held: RotationState,
+) -> Scene {
     let file = File::parse("proxy: {upstreams: [{host: quay.io}]}").unwrap();
     let mut config = Config::new(&file).unwrap().proxy.upstreams.remove(0);
     config.credential = credential;
@@ -97,26 +104,28 @@ fn configured(credential: Credential, first: Arc<Snapshot>, verdicts: &[Verdict]
         ..Fake::default()
     });
     let (directory, snapshots) = watch::channel(first);
-    let (kept, receiver) = watch::channel(held);
+    let (rotation, receiver) = watch::channel(held);
     let soon = Duration::from_millis(1);
-    let pace = Pace {
+    let pace = RetryIntervals {
         no_verdict: soon,
         no_verdict_most: soon,
         rejected: soon,
         rejected_most: soon,
     };
-    tokio::spawn(Keeper::new(config, upstream.clone(), pace, kept).run(snapshots));
+    tokio::spawn(CredentialRotator::new(config, upstream.clone(), pace, rotation).run(snapshots));
     Scene {
         upstream,
         directory,
-        kept: receiver,
+        rotation: receiver,
     }
 }
 
 impl Scene {
-    async fn becomes(&mut self, state: State, loaded: Option<u64>) {
-        let there = |kept: &Kept| kept.report.state == state && kept.report.version_loaded == loaded;
-        let wait = self.kept.wait_for(there);
+    async fn becomes(&mut self, state: CredentialState, loaded: Option<u64>) {
+        let there = |rotation: &RotationState| {
+            rotation.report.state == state && rotation.report.version_loaded == loaded
+        };
+        let wait = self.rotation.wait_for(there);
         let in_time = tokio::time::timeout(Duration::from_secs(10), wait).await;
         assert!(in_time.is_ok(), "never {state:?} {loaded:?}");
     }
@@ -126,22 +135,22 @@ impl Scene {
     }
 }
 
-fn no() -> Verdict {
-    Verdict::Rejected("401".into())
+fn no() -> CredentialVerdict {
+    CredentialVerdict::Rejected("401".into())
 }
 
-fn down() -> Verdict {
-    Verdict::NoVerdict("connection refused".into())
+fn down() -> CredentialVerdict {
+    CredentialVerdict::NoVerdict("connection refused".into())
 }
 
 #[tokio::test]
 async fn a_first_candidate_is_used_at_once_and_then_proven() {
     let mut scene = scene(
         snapshot("ann", "", 1),
-        &[down(), Verdict::Accepted],
-        Kept::default(),
+        &[down(), CredentialVerdict::Accepted],
+        RotationState::default(),
     );
-    scene.becomes(State::Active, Some(1)).await;
+    scene.becomes(CredentialState::Active, Some(1)).await;
     assert_eq!(scene.shown(), ["ann 1"]);
 }
 
@@ -155,12 +164,12 @@ fn eve() -> Credential {
 /// It has no version; a directory without an entry for the upstream changes nothing.
 #[tokio::test]
 async fn configured_credential_is_tried_as_the_directorys_are() {
-    let verdicts = [down(), Verdict::Accepted];
-    let mut alone = configured(eve(), Arc::default(), &verdicts, Kept::default());
-    alone.becomes(State::Active, None).await;
-    assert_eq!(alone.kept.borrow().report.version_seen, None);
-    let mut beside = configured(eve(), snapshot("", "", 1), &verdicts, Kept::default());
-    beside.becomes(State::Active, Some(1)).await;
+    let verdicts = [down(), CredentialVerdict::Accepted];
+    let mut alone = configured(eve(), Arc::default(), &verdicts, RotationState::default());
+    alone.becomes(CredentialState::Active, None).await;
+    assert_eq!(alone.rotation.borrow().report.version_seen, None);
+    let mut beside = configured(eve(), snapshot("", "", 1), &verdicts, RotationState::default());
+    beside.becomes(CredentialState::Active, Some(1)).await;
     for scene in [alone, beside] {
         assert_eq!(*scene.upstream.tried.lock().unwrap(), ["eve", "eve"]);
         assert!(scene.shown()[0].starts_with("eve "), "{:?}", scene.shown());
@@ -169,8 +178,8 @@ async fn configured_credential_is_tried_as_the_directorys_are() {
 
 #[tokio::test]
 async fn rejected_configured_credential_leaves_nothing_in_use() {
-    let mut scene = configured(eve(), Arc::default(), &[no()], Kept::default());
-    scene.becomes(State::Rejected, None).await;
+    let mut scene = configured(eve(), Arc::default(), &[no()], RotationState::default());
+    scene.becomes(CredentialState::Rejected, None).await;
     assert_eq!(
         scene.shown(),
         ["eve 0", "refuse: the upstream rejects the credential: 401"]
@@ -180,19 +189,24 @@ async fn rejected_configured_credential_leaves_nothing_in_use() {
 /// A credential that was accepted stays in use; the state tells of the rejection, and of its end.
 #[tokio::test]
 async fn revoked_credential_is_reported_and_stays_in_use() {
-    let verdicts = [Verdict::Accepted, down(), no(), Verdict::Accepted];
-    let mut scene = scene(snapshot("ann", "", 1), &verdicts, Kept::default());
-    scene.becomes(State::Active, Some(1)).await;
+    let verdicts = [
+        CredentialVerdict::Accepted,
+        down(),
+        no(),
+        CredentialVerdict::Accepted,
+    ];
+    let mut scene = scene(snapshot("ann", "", 1), &verdicts, RotationState::default());
+    scene.becomes(CredentialState::Active, Some(1)).await;
     scene.upstream.refusals.notify_one();
-    scene.becomes(State::Rejected, Some(1)).await;
-    scene.becomes(State::Active, Some(1)).await;
+    scene.becomes(CredentialState::Rejected, Some(1)).await;
+    scene.becomes(CredentialState::Active, Some(1)).await;
     assert_eq!(scene.shown(), ["ann 1"]);
 }
 
 #[tokio::test]
 async fn a_first_candidate_that_is_rejected_leaves_nothing_in_use() {
-    let mut scene = scene(snapshot("ann", "", 1), &[no()], Kept::default());
-    scene.becomes(State::Rejected, None).await;
+    let mut scene = scene(snapshot("ann", "", 1), &[no()], RotationState::default());
+    scene.becomes(CredentialState::Rejected, None).await;
     assert_eq!(
         scene.shown(),
         ["ann 1", "refuse: the upstream rejects the credential: 401"]
@@ -203,10 +217,10 @@ async fn a_first_candidate_that_is_rejected_leaves_nothing_in_use() {
 async fn a_rejected_candidate_is_tried_again_and_used_once_it_is_accepted() {
     let mut scene = scene(
         snapshot("ann", "", 1),
-        &[no(), no(), Verdict::Accepted],
-        Kept::default(),
+        &[no(), no(), CredentialVerdict::Accepted],
+        RotationState::default(),
     );
-    scene.becomes(State::Active, Some(1)).await;
+    scene.becomes(CredentialState::Active, Some(1)).await;
     assert_eq!(scene.shown().last().unwrap(), "ann 1");
 }
 
@@ -214,24 +228,24 @@ async fn a_rejected_candidate_is_tried_again_and_used_once_it_is_accepted() {
 async fn the_last_good_one_serves_until_the_candidate_is_accepted() {
     let mut scene = scene(
         snapshot("bob", "ann", 2),
-        &[down(), Verdict::Accepted],
-        Kept::default(),
+        &[down(), CredentialVerdict::Accepted],
+        RotationState::default(),
     );
-    scene.becomes(State::Active, Some(2)).await;
+    scene.becomes(CredentialState::Active, Some(2)).await;
     assert_eq!(scene.shown(), ["ann 0", "bob 2"]);
 }
 
 #[tokio::test]
 async fn a_rejected_candidate_never_replaces_the_last_good_one() {
-    let mut scene = scene(snapshot("bob", "ann", 2), &[no()], Kept::default());
-    scene.becomes(State::Rejected, None).await;
+    let mut scene = scene(snapshot("bob", "ann", 2), &[no()], RotationState::default());
+    scene.becomes(CredentialState::Rejected, None).await;
     assert_eq!(scene.shown(), ["ann 0"]);
 }
 
 #[tokio::test]
 async fn a_candidate_that_is_the_last_good_one_needs_no_trial() {
-    let mut scene = scene(snapshot("ann", "ann", 3), &[], Kept::default());
-    scene.becomes(State::Active, Some(3)).await;
+    let mut scene = scene(snapshot("ann", "ann", 3), &[], RotationState::default());
+    scene.becomes(CredentialState::Active, Some(3)).await;
     assert_eq!(*scene.upstream.tried.lock().unwrap(), Vec::<String>::new());
 }
 
@@ -239,32 +253,40 @@ async fn a_candidate_that_is_the_last_good_one_needs_no_trial() {
 async fn a_change_is_tried_and_swapped() {
     let mut scene = scene(
         snapshot("ann", "", 1),
-        &[Verdict::Accepted, Verdict::Accepted],
-        Kept::default(),
+        &[CredentialVerdict::Accepted, CredentialVerdict::Accepted],
+        RotationState::default(),
     );
-    scene.becomes(State::Active, Some(1)).await;
+    scene.becomes(CredentialState::Active, Some(1)).await;
     scene.directory.send_replace(snapshot("bob", "ann", 2));
-    scene.becomes(State::Active, Some(2)).await;
+    scene.becomes(CredentialState::Active, Some(2)).await;
     assert_eq!(scene.shown(), ["ann 1", "bob 2"]);
 }
 
 #[tokio::test]
 async fn a_version_that_moves_for_another_upstream_is_reported_without_a_trial() {
-    let mut scene = scene(snapshot("ann", "", 1), &[Verdict::Accepted], Kept::default());
-    scene.becomes(State::Active, Some(1)).await;
+    let mut scene = scene(
+        snapshot("ann", "", 1),
+        &[CredentialVerdict::Accepted],
+        RotationState::default(),
+    );
+    scene.becomes(CredentialState::Active, Some(1)).await;
     scene.directory.send_replace(snapshot("ann", "", 2));
-    scene.becomes(State::Active, Some(2)).await;
+    scene.becomes(CredentialState::Active, Some(2)).await;
     assert_eq!(*scene.upstream.tried.lock().unwrap(), ["ann"]);
 }
 
 #[tokio::test]
 async fn a_file_that_breaks_or_goes_leaves_what_is_in_use() {
-    let mut scene = scene(snapshot("ann", "", 1), &[Verdict::Accepted], Kept::default());
-    scene.becomes(State::Active, Some(1)).await;
+    let mut scene = scene(
+        snapshot("ann", "", 1),
+        &[CredentialVerdict::Accepted],
+        RotationState::default(),
+    );
+    scene.becomes(CredentialState::Active, Some(1)).await;
     for (candidate, state) in [
-        ("malformed", State::Malformed),
-        ("missing", State::Missing),
-        ("empty", State::Missing),
+        ("malformed", CredentialState::Malformed),
+        ("missing", CredentialState::Missing),
+        ("empty", CredentialState::Missing),
     ] {
         scene.directory.send_replace(snapshot(candidate, "", 2));
         scene.becomes(state, Some(1)).await;
@@ -275,11 +297,15 @@ async fn a_file_that_breaks_or_goes_leaves_what_is_in_use() {
 #[tokio::test]
 async fn without_any_usable_one_the_upstream_refuses_with_the_reason() {
     for (candidate, state, reason) in [
-        ("malformed", State::Malformed, "config.json is broken"),
-        ("missing", State::Missing, "there is no config.json"),
-        ("empty", State::Missing, "the entry of quay.io has no credential"),
+        ("malformed", CredentialState::Malformed, "config.json is broken"),
+        ("missing", CredentialState::Missing, "there is no config.json"),
+        (
+            "empty",
+            CredentialState::Missing,
+            "the entry of quay.io has no credential",
+        ),
     ] {
-        let mut scene = scene(snapshot(candidate, "", 1), &[], Kept::default());
+        let mut scene = scene(snapshot(candidate, "", 1), &[], RotationState::default());
         scene.becomes(state, None).await;
         assert!(
             scene.shown()[0].starts_with(&format!("refuse: {reason}")),
@@ -291,8 +317,8 @@ async fn without_any_usable_one_the_upstream_refuses_with_the_reason() {
 
 #[tokio::test]
 async fn an_upstream_without_an_entry_is_asked_anonymously() {
-    let mut scene = scene(snapshot("", "", 1), &[], Kept::default());
-    scene.becomes(State::None, Some(1)).await;
+    let mut scene = scene(snapshot("", "", 1), &[], RotationState::default());
+    scene.becomes(CredentialState::None, Some(1)).await;
     assert_eq!(scene.shown(), ["Anonymous 1"]);
 }
 
@@ -301,13 +327,17 @@ async fn a_first_credential_after_anonymous_requests_is_not_followed_by_them_whe
     for (candidate, state, reason) in [
         (
             "ann",
-            State::Rejected,
+            CredentialState::Rejected,
             "refuse: the upstream rejects the credential: 401",
         ),
-        ("malformed", State::Malformed, "refuse: config.json is broken"),
+        (
+            "malformed",
+            CredentialState::Malformed,
+            "refuse: config.json is broken",
+        ),
     ] {
-        let mut scene = scene(snapshot("", "", 1), &[no()], Kept::default());
-        scene.becomes(State::None, Some(1)).await;
+        let mut scene = scene(snapshot("", "", 1), &[no()], RotationState::default());
+        scene.becomes(CredentialState::None, Some(1)).await;
         scene.directory.send_replace(snapshot(candidate, "", 2));
         scene.becomes(state, None).await;
         assert_eq!(scene.shown().last().unwrap(), reason);
@@ -316,8 +346,8 @@ async fn a_first_credential_after_anonymous_requests_is_not_followed_by_them_whe
 
 #[tokio::test]
 async fn an_entry_that_goes_leaves_the_last_good_one() {
-    let mut scene = scene(snapshot("", "ann", 1), &[], Kept::default());
-    scene.becomes(State::Missing, None).await;
+    let mut scene = scene(snapshot("", "ann", 1), &[], RotationState::default());
+    scene.becomes(CredentialState::Missing, None).await;
     assert_eq!(scene.shown(), ["ann 0"]);
 }
 
@@ -328,15 +358,15 @@ async fn a_keeper_that_follows_another_goes_on_with_its_credential() {
         password: Secret::new("p"),
     };
     let report = Report {
-        state: State::Active,
+        state: CredentialState::Active,
         version_loaded: Some(4),
         ..Report::default()
     };
-    let held = Kept {
+    let held = RotationState {
         report,
         active: Some(ann),
     };
     let mut scene = scene(snapshot("bob", "old", 5), &[no()], held);
-    scene.becomes(State::Rejected, Some(4)).await;
+    scene.becomes(CredentialState::Rejected, Some(4)).await;
     assert_eq!(scene.shown(), ["ann 4"]);
 }

@@ -7,7 +7,7 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use crds::RegistryMirror;
 use futures::executor::block_on;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
-use mirror::credentials::{Entries, Entry};
+use mirror::credentials::{CredentialEntry, Entries};
 use operator::{
     dereference::{self, Contents, Reader, Reference, References},
     desired::{self, Child, Desired, Release, names},
@@ -714,7 +714,7 @@ fn shown(config: &mirror::config::Config, json: &[u8]) -> Vec<String> {
     let entries = Entries::parse(json).unwrap();
     let upstreams = config.proxy.upstreams.iter();
     upstreams
-        .filter(|upstream| matches!(entries.of(upstream), Entry::Given(_)))
+        .filter(|upstream| matches!(entries.find(upstream), CredentialEntry::Given(_)))
         .map(|upstream| upstream.host.to_string())
         .collect()
 }

@@ -83,8 +83,8 @@ impl Place {
     }
 }
 
-fn options() -> store::Options {
-    store::Options {
+fn options() -> store::StoreOptions {
+    store::StoreOptions {
         default_host: "docker.io".parse().unwrap(),
         max_size: Some(config::MaxSize::Bytes(1 << 30)),
         readonly: false,

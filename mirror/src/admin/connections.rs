@@ -10,7 +10,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-/// A client has this long for its next header. Those who scrape less often connect anew.
+/// The time limit for the next request header of a client. Clients that scrape less often reconnect.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// After an accept error that closing connections may mend (too many open files).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::credentials::Report;
 
-/// What a server says of itself.
+/// The status report of a server.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Status {
@@ -17,10 +17,10 @@ pub struct Status {
     /// Why the last configuration was not taken; empty if it was.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub configuration_error: String,
-    /// Why nobody can log in (`auth.htpasswd`); empty if somebody can, or need not.
+    /// The reason why no client can log in (`auth.htpasswd`); empty if clients can log in, or need not.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub users_error: String,
-    /// Whether it ends when its requests have ended.
+    /// `true` if the server stops once its requests have ended.
     pub draining: bool,
     /// The upstreams, the default one first.
     pub upstreams: Vec<UpstreamStatus>,
@@ -36,7 +36,7 @@ pub struct UpstreamStatus {
     pub host: String,
     /// `Reachable`, `Unreachable`, `RateLimited` or `Unknown`.
     pub state: String,
-    /// What it last said is left of its rate limit for the credential in use, where it says so.
+    /// The remaining requests of its rate limit for the credential in use, as last reported.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate_limit_remaining: Option<i64>,
     /// Its credential.
@@ -54,7 +54,7 @@ pub struct CacheStatus {
     pub limit_bytes: Option<u64>,
     /// Pieces of content.
     pub blobs: u64,
-    /// Nothing can be stored, whatever was given up for it; pulls go on without the cache.
+    /// `true` if nothing can be stored even after eviction; pulls continue without the cache.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub full: bool,
 }
@@ -62,7 +62,7 @@ pub struct CacheStatus {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::credentials::State;
+    use crate::credentials::CredentialState;
 
     #[test]
     fn the_document_has_the_names_that_operators_read() {
@@ -75,7 +75,7 @@ mod tests {
                 state: "Reachable".into(),
                 rate_limit_remaining: Some(98),
                 credentials: Report {
-                    state: State::Rejected,
+                    state: CredentialState::Rejected,
                     version_loaded: Some(1),
                     version_seen: Some(2),
                     message: "401".into(),

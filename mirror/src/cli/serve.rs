@@ -6,24 +6,24 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use super::{Configuration, Failure};
+use super::{CliError, Configuration};
 use crate::config::Notice;
 use crate::config::log::Level;
-use crate::files::Files;
+use crate::file_watch::FileWatch;
 use crate::logging::{self, LevelHandle};
 use crate::server::{Reloader, Server};
 use crate::traces::Traces;
 
 /// Serves until SIGTERM or SIGINT.
-pub(super) async fn serve(configuration: Configuration) -> Result<(), Failure> {
+pub(super) async fn serve(configuration: Configuration) -> Result<(), CliError> {
     // Stamped before it is read, so that no edit falls in between.
-    let files = Files::new(configuration.path.iter().cloned().collect());
+    let files = FileWatch::new(configuration.path.iter().cloned().collect());
     let (config, notices, refused) = configuration.load_to_start()?;
     let traces = Traces::from_environment();
     let (level, _rest) = logging::start(&config.log, traces.as_ref().ok().and_then(Option::as_ref))
         .map_err(io::Error::other)?;
     let traces = traces.unwrap_or_else(|error| {
-        // Pulls matter more than what is told of them.
+        // Pulls matter more than traces of them.
         warn!(%error, "there are no traces");
         None
     });
@@ -80,7 +80,7 @@ fn log_notices(notices: &[Notice]) {
 /// Reads the configuration again on SIGHUP and when its file changed, for as long as it is asked.
 async fn follow(
     configuration: Configuration,
-    mut files: Files,
+    mut files: FileWatch,
     reloader: Reloader,
     level: LevelHandle,
     mut hangup: Signal,

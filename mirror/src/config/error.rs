@@ -1,4 +1,4 @@
-//! What can be wrong with a configuration, and what is only worth a line in the log.
+//! Errors and notices of a configuration.
 
 use std::fmt;
 use std::io;
@@ -18,14 +18,14 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
-    /// The file is no YAML, or has keys that nobody knows, or values that do not fit.
+    /// The file is no YAML, or has unknown keys, or values that do not fit.
     #[error("{file}{place}: {reason}")]
     Syntax {
         /// The file and a space, or nothing.
         file: String,
         /// `line L: key.path`.
         place: String,
-        /// What is wrong there.
+        /// The problem.
         reason: String,
     },
     /// A `REGISTRY_*` variable does not fit.
@@ -33,7 +33,7 @@ pub enum Error {
     Environment {
         /// Its name.
         variable: String,
-        /// What is wrong with it.
+        /// The problem.
         reason: String,
     },
     /// Distribution knows this key, but ignoring it would change what is safe or served.
@@ -49,7 +49,7 @@ pub enum Error {
     Invalid {
         /// The key's path.
         key: String,
-        /// What is wrong with it.
+        /// The problem.
         reason: String,
     },
 }

@@ -19,8 +19,8 @@
 mod auth;
 mod health;
 mod http;
+mod ignored_key;
 mod log;
-mod present;
 mod proxy;
 mod storage;
 
@@ -29,8 +29,8 @@ use serde::{Deserialize, Serialize};
 pub use auth::{Auth, Htpasswd};
 pub use health::{FileChecker, Health, HttpChecker, StorageChecker, TcpChecker};
 pub use http::{Debug, Http, Http2, Prometheus, Tls};
+pub use ignored_key::IgnoredKey;
 pub use log::{AccessLog, Log};
-pub use present::Present;
 pub use proxy::{Cache, Masked, Proxy, Trust, Upstream, UpstreamTls};
 pub use storage::{Filesystem, Maintenance, ReadOnly, Storage, UploadPurging};
 
@@ -65,27 +65,27 @@ section! {
         /// The clients that may pull.
         "auth" => auth: Auth,
         /// Plug-ins around registry, repositories and storage.
-        "middleware" => middleware: Present,
+        "middleware" => middleware: IgnoredKey,
         /// Services that errors are reported to.
-        "reporting" => reporting: Present,
+        "reporting" => reporting: IgnoredKey,
         /// The listener and the admin port.
         "http" => http: Http,
         /// Endpoints that are notified of pushes and pulls.
-        "notifications" => notifications: Present,
+        "notifications" => notifications: IgnoredKey,
         /// A Redis that descriptors of blobs are cached in.
-        "redis" => redis: Present,
+        "redis" => redis: IgnoredKey,
         /// The checks that take the server out of service.
         "health" => health: Health,
         /// The size of the catalog's pages.
-        "catalog" => catalog: Present,
+        "catalog" => catalog: IgnoredKey,
         /// The upstreams.
         "proxy" => proxy: Proxy,
         /// The handling of schema 1 manifests.
-        "compatibility" => compatibility: Present,
+        "compatibility" => compatibility: IgnoredKey,
         /// The validation of pushed manifests.
-        "validation" => validation: Present,
+        "validation" => validation: IgnoredKey,
         /// The classes of repositories that may be pushed.
-        "policy" => policy: Present,
+        "policy" => policy: IgnoredKey,
     }
 }
 

@@ -38,12 +38,12 @@ impl Globs {
         })
     }
 
-    /// Whether any pattern matches the whole of `text`.
+    /// Returns `true` if any pattern matches the whole of `text`.
     pub fn matches(&self, text: &str) -> bool {
         self.set.is_match(text.as_bytes())
     }
 
-    /// Whether there is no pattern at all.
+    /// Returns `true` if there is no pattern.
     pub fn is_empty(&self) -> bool {
         self.patterns.is_empty()
     }

@@ -1,4 +1,4 @@
-//! What `/debug/health` looks at (`health`).
+//! The health checks that `/debug/health` reports (`health`).
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -23,7 +23,7 @@ const SHORTEST_INTERVAL: Duration = Duration::from_millis(100);
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Health {
     /// The cache directory can be read.
-    pub storage: Option<Pace>,
+    pub storage: Option<CheckSchedule>,
     /// Files that must not exist.
     pub files: Vec<FileCheck>,
     /// URLs that must answer.
@@ -32,9 +32,9 @@ pub struct Health {
     pub tcp: Vec<TcpCheck>,
 }
 
-/// How often a check runs, and how many failures in a row make it count.
+/// The schedule of a health check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Pace {
+pub struct CheckSchedule {
     /// From one run to the next.
     pub interval: Duration,
     /// Failures in a row before the check counts as failed; at least 1.
@@ -46,8 +46,8 @@ pub struct Pace {
 pub struct FileCheck {
     /// The file.
     pub path: PathBuf,
-    /// How often.
-    pub pace: Pace,
+    /// The schedule.
+    pub schedule: CheckSchedule,
 }
 
 /// A URL that must answer.
@@ -57,12 +57,12 @@ pub struct HttpCheck {
     pub uri: Url,
     /// Sent along.
     pub headers: HeaderMap,
-    /// What it must answer.
+    /// The expected status.
     pub status: StatusCode,
     /// Within this time.
     pub timeout: Duration,
-    /// How often.
-    pub pace: Pace,
+    /// The schedule.
+    pub schedule: CheckSchedule,
 }
 
 /// A port that must be open.
@@ -72,8 +72,8 @@ pub struct TcpCheck {
     pub addr: String,
     /// Within this time.
     pub timeout: Duration,
-    /// How often.
-    pub pace: Pace,
+    /// The schedule.
+    pub schedule: CheckSchedule,
 }
 
 impl HttpCheck {
@@ -95,7 +95,9 @@ impl Health {
     pub(super) fn new(health: &file::Health) -> Result<Self, Error> {
         let storage = &health.storage;
         Ok(Self {
-            storage: storage.enabled.then(|| pace(storage.interval, storage.threshold)),
+            storage: storage
+                .enabled
+                .then(|| schedule(storage.interval, storage.threshold)),
             files: health
                 .files
                 .iter()
@@ -118,11 +120,11 @@ impl Health {
     }
 }
 
-fn pace(interval: Option<GoDuration>, threshold: Option<u32>) -> Pace {
+fn schedule(interval: Option<GoDuration>, threshold: Option<u32>) -> CheckSchedule {
     let interval = interval
         .and_then(GoDuration::positive)
         .unwrap_or(DEFAULT_INTERVAL);
-    Pace {
+    CheckSchedule {
         interval: interval.max(SHORTEST_INTERVAL),
         threshold: threshold.unwrap_or(1).max(1),
     }
@@ -141,7 +143,7 @@ fn file_check((index, check): (usize, &file::FileChecker)) -> Result<FileCheck, 
     }
     Ok(FileCheck {
         path: PathBuf::from(&check.file),
-        pace: pace(check.interval, check.threshold),
+        schedule: schedule(check.interval, check.threshold),
     })
 }
 
@@ -153,7 +155,7 @@ fn http_check((index, check): (usize, &file::HttpChecker)) -> Result<HttpCheck, 
         headers: headers(&key("headers"), &check.headers)?,
         status: StatusCode::from_u16(status).map_err(|e| Error::invalid(key("statuscode"), e))?,
         timeout: timeout(check.timeout),
-        pace: pace(check.interval, check.threshold),
+        schedule: schedule(check.interval, check.threshold),
     })
 }
 
@@ -169,7 +171,7 @@ fn tcp_check((index, check): (usize, &file::TcpChecker)) -> Result<TcpCheck, Err
     Ok(TcpCheck {
         addr: check.addr.clone(),
         timeout: timeout(check.timeout),
-        pace: pace(check.interval, check.threshold),
+        schedule: schedule(check.interval, check.threshold),
     })
 }
 
@@ -186,18 +188,18 @@ mod tests {
     #[test]
     fn the_storage_check_runs_only_where_it_is_enabled() {
         assert_eq!(health("{storagedriver: {interval: 1s}}").unwrap().storage, None);
-        let pace = health("{storagedriver: {enabled: true}}")
+        let schedule = health("{storagedriver: {enabled: true}}")
             .unwrap()
             .storage
             .unwrap();
-        assert_eq!((pace.interval, pace.threshold), (DEFAULT_INTERVAL, 1));
+        assert_eq!((schedule.interval, schedule.threshold), (DEFAULT_INTERVAL, 1));
     }
 
     #[test]
     fn checks_have_distributions_defaults() {
         let health =
             health("{file: [{file: /down}], http: [{uri: 'http://a/'}], tcp: [{addr: 'b:1'}]}").unwrap();
-        assert_eq!(health.files[0].pace.interval, DEFAULT_INTERVAL);
+        assert_eq!(health.files[0].schedule.interval, DEFAULT_INTERVAL);
         assert_eq!(health.http[0].status, StatusCode::OK);
         assert_eq!(health.tcp[0].timeout, DEFAULT_TIMEOUT);
     }
@@ -205,8 +207,8 @@ mod tests {
     #[test]
     fn an_interval_of_nanoseconds_does_not_keep_a_core_busy() {
         let health = health("{file: [{file: /down, interval: 10, threshold: 3}]}").unwrap();
-        assert_eq!(health.files[0].pace.interval, SHORTEST_INTERVAL);
-        assert_eq!(health.files[0].pace.threshold, 3);
+        assert_eq!(health.files[0].schedule.interval, SHORTEST_INTERVAL);
+        assert_eq!(health.files[0].schedule.threshold, 3);
     }
 
     #[test_case("{file: [{}]}" => "health.file[0].file: must be set")]

@@ -13,7 +13,7 @@ const DEFAULT_ADDR: &str = ":5000";
 /// Below the 30 s that Kubernetes leaves a Pod by default.
 const DEFAULT_DRAIN: Duration = Duration::from_secs(25);
 
-/// What says where a message ends (RFC 9112, 6 and 9).
+/// The headers that frame a message (RFC 9112, 6 and 9).
 const FRAMING: [HeaderName; 6] = [
     header::CONNECTION,
     header::CONTENT_LENGTH,
@@ -23,22 +23,22 @@ const FRAMING: [HeaderName; 6] = [
     header::UPGRADE,
 ];
 
-/// Where and how clients are served.
+/// The settings for serving clients.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Http {
-    /// Where clients connect.
+    /// The address that clients connect to.
     pub listen: Listen,
-    /// What stands before `/v2/` in every path; starts and ends with a slash.
+    /// The prefix of every path, before `/v2/`; starts and ends with a slash.
     pub prefix: String,
     /// Put into every answer.
     pub headers: HeaderMap,
     /// Serve TLS; `None`: plain HTTP.
     pub tls: Option<Tls>,
-    /// Whether HTTP/2 is offered.
+    /// `true` if the server offers HTTP/2.
     pub http2: bool,
-    /// How long requests in flight may take to end once no new connections are taken.
+    /// The time limit for requests in flight after the server stops accepting connections.
     pub drain_timeout: Duration,
-    /// How long new connections are still taken after SIGTERM, while `/readyz` says that none should come.
+    /// The time after SIGTERM in which the server accepts connections while `/readyz` reports not ready.
     pub lame_duck: Duration,
     /// The admin port; `None`: none.
     pub admin: Option<Admin>,
@@ -62,7 +62,7 @@ pub struct Tls {
     pub key: PathBuf,
     /// PEM files of the authorities whose certificates clients must have; empty: none is asked for.
     pub client_cas: Vec<PathBuf>,
-    /// Whether a client may come without a certificate all the same.
+    /// `true` if clients may connect without a certificate.
     pub client_optional: bool,
     /// TLS 1.3 only (else 1.2 too).
     pub only_tls13: bool,
@@ -73,7 +73,7 @@ pub struct Tls {
 pub struct Admin {
     /// `[host]:port`.
     pub addr: String,
-    /// Where Prometheus finds the metrics; `None`: nowhere.
+    /// The path of the metrics; `None`: no metrics.
     pub metrics_path: Option<String>,
 }
 
@@ -143,7 +143,7 @@ fn prefix(prefix: Option<&str>) -> Result<String, Error> {
     })
 }
 
-/// Headers for every answer. Where a body ends and a connection goes on is the server's to say.
+/// Returns the configured headers for every response. Only the server frames messages, so framing headers are refused.
 fn answers(configured: &BTreeMap<String, Vec<String>>) -> Result<HeaderMap, Error> {
     let map = headers("http.headers", configured)?;
     match map.keys().find(|name| FRAMING.contains(name)) {

@@ -1,4 +1,4 @@
-//! What is logged, and how (`log`).
+//! The settings of the log (`log`).
 
 use std::collections::BTreeMap;
 
@@ -18,11 +18,11 @@ pub struct Log {
     pub format: Format,
     /// Put into every line, with their types.
     pub fields: BTreeMap<String, Value>,
-    /// Whether each request gets a line.
+    /// `true` if each request gets a line.
     pub access: bool,
 }
 
-/// How important a line is, by Distribution's names.
+/// The severity of a line, by Distribution's names.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Level {

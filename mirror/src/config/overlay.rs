@@ -74,7 +74,7 @@ pub(crate) trait Overlay: DeserializeOwned {
     /// The values that the part takes, in words; empty for what has keys below it.
     const VALUES: &'static str = "";
 
-    /// What a key without a value (YAML's null) means; `None`: nothing.
+    /// Returns the value that YAML's null stands for; `None`: it has no meaning for this key.
     fn null() -> Option<Self> {
         None
     }
@@ -318,7 +318,7 @@ macro_rules! section {
 }
 pub(super) use section;
 
-/// Whether `head` is the key in upper case, or, where the environment has a name of its own, that.
+/// Returns `true` if `head` is the key in upper case, or one of its own names in the environment.
 pub(super) fn names(head: &str, key: &str, own: &[&str]) -> bool {
     match own.first() {
         Some(own) => head == *own,
@@ -326,7 +326,7 @@ pub(super) fn names(head: &str, key: &str, own: &[&str]) -> bool {
     }
 }
 
-/// Whether a field is as if it had not been written.
+/// Returns `true` if a field has its default value.
 pub(super) fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }

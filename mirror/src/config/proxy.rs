@@ -11,7 +11,7 @@ use url::Url;
 use super::duration::GoDuration;
 use super::overlay::Overlay;
 use super::{Error, Globs, MaxSize, file};
-use crate::credentials::Credential;
+use crate::credential::Credential;
 use crate::name::{Host, RepositoryName};
 
 const WEEK: Duration = Duration::from_hours(7 * 24);
@@ -22,7 +22,7 @@ const MONTH: Duration = Duration::from_hours(30 * 24);
 pub struct Proxy {
     /// At least one; the first is the default for requests that name none. No host twice.
     pub upstreams: Vec<Upstream>,
-    /// How long what they gave is kept.
+    /// The settings of the cache.
     pub cache: Cache,
     /// The directory that credentials come from (`proxy.credentialsdirectory`).
     pub credentials_directory: Option<PathBuf>,
@@ -37,11 +37,11 @@ pub struct Upstream {
     pub remote: Url,
     /// Put before every repository's name.
     pub repository_prefix: Option<RepositoryName>,
-    /// How its certificate is checked.
+    /// The verification of its certificate.
     pub tls: UpstreamTls,
     /// The HTTP proxy towards it, without user information; `None`: what the environment says.
     pub proxy_url: Option<Url>,
-    /// What else may get its credentials, or be redirected to.
+    /// Other hosts that may receive its credentials, or that it may redirect to.
     pub trust: Trust,
     /// Credentials may be sent in clear text although `remote` is `http://`.
     pub insecure_allow_http_credentials: bool,
@@ -54,14 +54,14 @@ pub struct Upstream {
 }
 
 impl Upstream {
-    /// Whether this repository may be asked for.
+    /// Returns `true` if clients may pull this repository.
     pub fn admits(&self, name: &RepositoryName) -> bool {
         (self.include.is_empty() || self.include.matches(name.as_str()))
             && !self.exclude.matches(name.as_str())
     }
 }
 
-/// How an upstream's certificate is checked.
+/// The verification of the certificate of an upstream.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct UpstreamTls {
     /// PEM file of further authorities.
@@ -98,18 +98,18 @@ impl Default for Trust {
     }
 }
 
-/// How long content is kept, and how fresh a tag has to be.
+/// The settings of the cache: retention, freshness, size.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Cache {
     /// Content that was not used, or was fetched, longer ago than this goes; `None`: never.
     pub ttl: Option<Duration>,
-    /// What `ttl` counts from.
+    /// The event that `ttl` counts from.
     pub ttl_from: TtlFrom,
-    /// How long a tag is served without asking upstream; zero: never.
+    /// The time for which a tag is fresh; zero: never.
     pub tag_ttl: Duration,
-    /// How long after its last validation a tag is served while upstream fails; zero: never.
+    /// The time after its last validation in which a tag is served while the upstream fails; zero: never.
     pub stale_if_error: Duration,
-    /// What the cache may take; `None`: all but 5% of the file system.
+    /// The limit for content; `None`: all but 5% of the file system.
     pub max_size: Option<MaxSize>,
     /// `host/name:tag` or `host/name@digest` that neither expire nor give way.
     pub pinned: Globs,
@@ -121,7 +121,7 @@ pub struct Cache {
     pub scrub_period: Option<Duration>,
 }
 
-/// What the time to live counts from.
+/// The event that the time to live counts from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum TtlFrom {
     /// The last time a client asked for it.

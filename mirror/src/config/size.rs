@@ -7,7 +7,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use super::overlay::Overlay;
 
-/// What the cache may take: `50Gi`, `2e9`, `90%`.
+/// The limit for the cache: `50Gi`, `2e9`, `90%`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MaxSize {
     /// So many bytes.

@@ -5,11 +5,11 @@ use std::path::Path;
 
 use ::http::HeaderMap;
 
-use super::health::Pace;
+use super::health::CheckSchedule;
 use super::http::{Listen, Tls};
 use super::log::Format;
 use super::{Cache, Config, Health, Http, Log, Proxy, Trust, UploadPurging, Upstream, file};
-use crate::credentials::Credential;
+use crate::credential::Credential;
 
 impl From<&Config> for file::File {
     /// A file that means the same, but for masked secrets.
@@ -127,10 +127,10 @@ fn headers(headers: &HeaderMap) -> BTreeMap<String, Vec<String>> {
 }
 
 fn health(health: &Health) -> file::Health {
-    let rhythm = |pace: &Pace| (Some(pace.interval.into()), Some(pace.threshold));
+    let rhythm = |schedule: &CheckSchedule| (Some(schedule.interval.into()), Some(schedule.threshold));
     let (interval, threshold) = health.storage.as_ref().map(rhythm).unwrap_or_default();
     let files = health.files.iter().map(|check| {
-        let (interval, threshold) = rhythm(&check.pace);
+        let (interval, threshold) = rhythm(&check.schedule);
         let file = text(&check.path);
         file::FileChecker {
             file,
@@ -139,7 +139,7 @@ fn health(health: &Health) -> file::Health {
         }
     });
     let tcp = health.tcp.iter().map(|check| {
-        let (interval, threshold) = rhythm(&check.pace);
+        let (interval, threshold) = rhythm(&check.schedule);
         let (addr, timeout) = (check.addr.clone(), Some(check.timeout.into()));
         file::TcpChecker {
             addr,
@@ -149,7 +149,7 @@ fn health(health: &Health) -> file::Health {
         }
     });
     let http = health.http.iter().map(|check| {
-        let (interval, threshold) = rhythm(&check.pace);
+        let (interval, threshold) = rhythm(&check.schedule);
         file::HttpChecker {
             uri: check.shown().into(),
             // They may hold credentials of what is checked.

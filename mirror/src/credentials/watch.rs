@@ -1,4 +1,4 @@
-//! Notices that the directory changed: by the kernel's word, and by looking now and then.
+//! Detects changes of the directory: through inotify, with polling as a fallback.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,13 +11,13 @@ use tracing::{info, warn};
 
 use super::Snapshot;
 
-/// The kernel's word does not come for every file system.
-const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// The polling interval, for file systems without inotify.
+const POLL_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Reads the directory whenever it may have changed, until it is dropped.
 #[derive(Debug)]
 pub struct Watch {
-    look: Arc<Notify>,
+    changed: Arc<Notify>,
     snapshots: watch::Receiver<Arc<Snapshot>>,
     task: JoinHandle<()>,
 }
@@ -25,25 +25,25 @@ pub struct Watch {
 impl Watch {
     /// Reads the directory and begins to watch it. It need not be there yet.
     pub async fn start(directory: &Path) -> Self {
-        let (look, directory) = (Arc::new(Notify::new()), directory.to_owned());
+        let (changed, directory) = (Arc::new(Notify::new()), directory.to_owned());
         let first = read(directory.clone(), 1).await;
         let (sender, snapshots) = watch::channel(Arc::new(first));
-        let task = tokio::spawn(follow(directory, look.clone(), sender));
+        let task = tokio::spawn(follow(directory, changed.clone(), sender));
         Self {
-            look,
+            changed,
             snapshots,
             task,
         }
     }
 
-    /// What the directory says, now and later.
+    /// Returns the snapshots of the directory: the current one, and each later one.
     pub fn snapshots(&self) -> watch::Receiver<Arc<Snapshot>> {
         self.snapshots.clone()
     }
 
-    /// Looks at once.
-    pub fn look(&self) {
-        self.look.notify_one();
+    /// Requests an immediate read of the directory.
+    pub fn reload(&self) {
+        self.changed.notify_one();
     }
 }
 
@@ -53,14 +53,14 @@ impl Drop for Watch {
     }
 }
 
-async fn follow(directory: PathBuf, look: Arc<Notify>, snapshots: watch::Sender<Arc<Snapshot>>) {
-    let mut told = listen(&directory, look.clone());
+async fn follow(directory: PathBuf, changed: Arc<Notify>, snapshots: watch::Sender<Arc<Snapshot>>) {
+    let mut watcher = watch_directory(&directory, changed.clone());
     let mut generation = 1;
     loop {
-        // Either is enough; a burst of events is one look.
-        let _ = tokio::time::timeout(LOOK_EVERY, look.notified()).await;
-        if told.is_none() {
-            told = listen(&directory, look.clone());
+        // Both trigger a read; a burst of events triggers one.
+        let _ = tokio::time::timeout(POLL_INTERVAL, changed.notified()).await;
+        if watcher.is_none() {
+            watcher = watch_directory(&directory, changed.clone());
         }
         let new = read(directory.clone(), generation).await;
         if new != **snapshots.borrow() {
@@ -76,15 +76,15 @@ async fn read(directory: PathBuf, generation: u64) -> Snapshot {
     let task = tokio::task::spawn_blocking(move || Snapshot::read(&directory, generation));
     match task.await {
         Ok(snapshot) => snapshot,
-        // Only where the runtime ends: nobody will look at it.
+        // Only when the runtime stops.
         Err(_) => Snapshot::unreadable(),
     }
 }
 
-/// The kernel's word on the directory, if it gives it.
-fn listen(directory: &Path, look: Arc<Notify>) -> Option<RecommendedWatcher> {
-    let tell = move |_| look.notify_one();
-    let mut watcher = notify::recommended_watcher(tell)
+/// Starts an inotify watch on the directory, if the kernel offers one.
+fn watch_directory(directory: &Path, changed: Arc<Notify>) -> Option<RecommendedWatcher> {
+    let notify = move |_| changed.notify_one();
+    let mut watcher = notify::recommended_watcher(notify)
         .inspect_err(|error| warn!(%error, "changes of the credentials directory are noticed late"))
         .ok()?;
     watcher.watch(directory, RecursiveMode::NonRecursive).ok()?;
@@ -151,7 +151,7 @@ mod tests {
         assert_eq!(snapshots.borrow().candidates, Err(Problem::Missing));
         fs::create_dir(&late).unwrap();
         publish(&late, 42);
-        watch.look();
+        watch.reload();
         version(&mut snapshots, 42).await;
     }
 

@@ -11,7 +11,7 @@ use tokio::task::spawn_blocking;
 use tracing::{debug, error, info, warn};
 
 use super::{Phase, Progress, Repositories, link, lock};
-use crate::block;
+use crate::block_reader;
 use crate::digest::Digest;
 use crate::metrics::FillResult;
 use crate::name::Repository;
@@ -278,7 +278,7 @@ fn split(batch: Vec<Result<Bytes, Error>>, skip: &mut u64) -> (Vec<Bytes>, Optio
     for item in batch {
         match item {
             Ok(mut chunk) => {
-                block::skip(&mut chunk, skip);
+                block_reader::skip(&mut chunk, skip);
                 chunks.push(chunk);
             }
             Err(error) => return (chunks, Some(error)),

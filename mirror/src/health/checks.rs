@@ -1,4 +1,4 @@
-//! What a check looks at.
+//! The checks: storage, files, URLs, ports.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -8,10 +8,10 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 
 use crate::config::Health;
-use crate::config::health::{HttpCheck, Pace, TcpCheck};
+use crate::config::health::{CheckSchedule, HttpCheck, TcpCheck};
 use crate::tls::{self, TrustedCertificates, describe};
 
-/// Something to look at.
+/// A check.
 pub(super) enum Check {
     Storage(PathBuf),
     File(PathBuf),
@@ -20,28 +20,31 @@ pub(super) enum Check {
 }
 
 /// All configured checks by name.
-pub(super) fn all(settings: &Health, root: &Path) -> Vec<(String, Check, Pace)> {
-    let storage = settings.storage.iter().map(|pace| {
+pub(super) fn all(settings: &Health, root: &Path) -> Vec<(String, Check, CheckSchedule)> {
+    let storage = settings.storage.iter().map(|schedule| {
         let check = Check::Storage(root.to_owned());
-        ("storage".to_owned(), check, *pace)
+        ("storage".to_owned(), check, *schedule)
     });
     let files = settings.files.iter().map(|check| {
         let name = format!("file {}", check.path.display());
-        (name, Check::File(check.path.clone()), check.pace)
+        (name, Check::File(check.path.clone()), check.schedule)
     });
     let http = settings.http.iter().map(|check| {
         let name = format!("http {}", check.shown());
-        (name, Check::Http(check.clone()), check.pace)
+        (name, Check::Http(check.clone()), check.schedule)
     });
     let tcp = settings.tcp.iter().map(|check| {
         let name = format!("tcp {}", check.addr);
-        (name, Check::Tcp(check.clone()), check.pace)
+        (name, Check::Tcp(check.clone()), check.schedule)
     });
     storage.chain(files).chain(http).chain(tcp).collect()
 }
 
 impl Check {
-    /// Looks once; says what is wrong.
+    /// Runs the check once.
+    ///
+    /// # Errors
+    /// The problem.
     pub(super) async fn run(&self) -> Result<(), String> {
         match self {
             Self::Storage(root) => {

@@ -15,7 +15,7 @@ use tracing_subscriber::registry::LookupSpan;
 use crate::config::Log;
 use crate::config::log::Format;
 
-/// How events become lines.
+/// The format of log lines.
 pub(super) struct Line {
     format: Format,
     fields: Vec<(String, Value)>,

@@ -34,7 +34,7 @@ macro_rules! label {
 }
 
 label! {
-    /// What was asked for.
+    /// The endpoint of a request.
     Kind {
         /// A manifest, by tag or digest.
         Manifest = "manifest",
@@ -42,7 +42,7 @@ label! {
         Blob = "blob",
         /// A repository's tags.
         Tags = "tags",
-        /// What refers to a manifest.
+        /// The referrers of a manifest.
         Referrers = "referrers",
         /// The catalog.
         Catalog = "catalog",
@@ -54,7 +54,7 @@ label! {
 }
 
 label! {
-    /// Where the answer came from.
+    /// The source of a response.
     Outcome {
         /// The cache, as fresh as it must be.
         Hit = "hit",
@@ -72,7 +72,7 @@ label! {
 }
 
 label! {
-    /// Where the bytes of a body came from.
+    /// The source of the bytes of a body.
     Source {
         /// The cache.
         Cache = "cache",
@@ -82,7 +82,7 @@ label! {
 }
 
 label! {
-    /// How a fill ended.
+    /// The result of a fill.
     FillResult {
         /// Verified and kept.
         Stored = "stored",
@@ -94,7 +94,7 @@ label! {
         NoRoom = "noroom",
         /// The cache is read-only.
         ReadOnly = "readonly",
-        /// Nobody waited, and it was not worth its room.
+        /// No client waited any more, and the content was not worth its space.
         Cancelled = "cancelled",
     }
 }
@@ -112,7 +112,7 @@ label! {
 }
 
 label! {
-    /// How asking for a token went.
+    /// The result of a token request.
     TokenResult {
         /// There is a new one.
         Fetched = "fetched",

@@ -12,7 +12,7 @@ use super::labels::{Kind, Outcome};
 const KINDS: usize = Kind::Other as usize + 1;
 const OUTCOMES: usize = Outcome::None as usize + 1;
 
-/// What an answer is counted in. A series begins with the first answer of its sort.
+/// The counters of one kind of response. The first response of its kind starts a series.
 #[derive(Clone, Debug)]
 pub(super) struct Answers {
     pub(super) count: Counter,
@@ -24,7 +24,7 @@ pub(super) struct Answers {
 pub(super) struct Usual([[OnceLock<Answers>; OUTCOMES]; KINDS]);
 
 impl Usual {
-    /// Where an answer of this sort is kept, if it is usual.
+    /// Returns the slot of a common kind of response.
     pub(super) fn place(
         &self,
         method: &Method,

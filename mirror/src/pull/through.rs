@@ -11,7 +11,7 @@ use futures::stream::{self, BoxStream};
 use futures::{Stream, StreamExt, TryStreamExt};
 
 use super::failure::{Failure, Kind};
-use crate::block;
+use crate::block_reader;
 use crate::digest::{Algorithm, Digest, Hasher};
 use crate::fill::{Cut, Fill, HELD_BACK, Phase};
 use crate::inflight::Inflight;
@@ -159,7 +159,7 @@ fn exactly(answer: BlobAnswer, part: Range<u64>) -> impl Stream<Item = Result<By
                     Err(Cut("upstream ended early".into()))
                 };
             };
-            block::skip(&mut chunk, &mut skip);
+            block_reader::skip(&mut chunk, &mut skip);
             chunk.truncate(usize::try_from(left).unwrap_or(usize::MAX));
             if !chunk.is_empty() {
                 let left = left - chunk.len() as u64;
@@ -175,7 +175,7 @@ where
 {
     body.scan(start, |skip, chunk| {
         let rest = chunk.map(|mut chunk| {
-            block::skip(&mut chunk, skip);
+            block_reader::skip(&mut chunk, skip);
             chunk
         });
         std::future::ready(Some(rest))

@@ -1,4 +1,4 @@
-//! What keeps a server from starting.
+//! Errors at the start of a server.
 
 use std::io;
 use std::path::PathBuf;
@@ -7,7 +7,7 @@ use crate::http::connection::tls::TlsError;
 use crate::store::OpenError;
 use crate::upstream::BuildError;
 
-/// What keeps a server from starting; each says what to do.
+/// An error that prevents the start of a server; its message names the action.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The serving certificate.
@@ -35,7 +35,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether a file that the configuration names is missing or malformed.
+    /// Returns `true` if a file that the configuration names is missing or malformed.
     pub fn is_reference(&self) -> bool {
         match self {
             Self::Tls(_) => true,
@@ -44,7 +44,7 @@ impl Error {
         }
     }
 
-    /// Whether the environment is to blame: a port that is taken, a directory that is in use or unwritable.
+    /// Returns `true` if the environment is the cause: a port in use, a directory that is locked or not writable.
     pub fn is_environment(&self) -> bool {
         matches!(self, Self::NoDirectory(_) | Self::Store(_) | Self::Listen { .. })
     }

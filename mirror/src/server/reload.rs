@@ -6,10 +6,10 @@ use std::sync::{Arc, MutexGuard, PoisonError};
 use tokio::sync::{Mutex, Notify, watch};
 use tracing::{error, info, warn};
 
-use super::running::Running;
-use super::upstreams::{self, Upstreams};
+use super::state::ServerState;
+use super::upstream_set::{self, UpstreamSet};
 use crate::config::{Cache, Config};
-use crate::files::Files;
+use crate::file_watch::FileWatch;
 use crate::http::Htpasswd;
 use crate::http::connection::tls::Certificates;
 use crate::pull::{Live, Pull};
@@ -20,13 +20,13 @@ use crate::upstream::{BuildError, Options};
 pub struct Reloader(Arc<Inner>);
 
 struct Inner {
-    running: Arc<Running>,
+    state: Arc<ServerState>,
     pull: Arc<Pull>,
     options: Options,
     cache: watch::Sender<Cache>,
     certificates: Option<Arc<Certificates>>,
     users: Option<Htpasswd>,
-    upstreams: Mutex<Upstreams>,
+    upstreams: Mutex<UpstreamSet>,
     /// A configuration whose files are not there yet, or are broken: it is tried again when they change.
     waiting: std::sync::Mutex<Option<Config>>,
     /// The files that the configuration names may be others now.
@@ -46,15 +46,15 @@ enum Refused {
 
 impl Reloader {
     pub(super) fn new(
-        running: Arc<Running>,
+        state: Arc<ServerState>,
         pull: Arc<Pull>,
         options: Options,
         (certificates, users): (Option<Arc<Certificates>>, Option<Htpasswd>),
-        upstreams: Upstreams,
+        upstreams: UpstreamSet,
     ) -> Self {
-        let cache = running.current().config.proxy.cache.clone();
+        let cache = state.current().config.proxy.cache.clone();
         Self(Arc::new(Inner {
-            running,
+            state,
             pull,
             options,
             cache: watch::Sender::new(cache),
@@ -73,8 +73,8 @@ impl Reloader {
 
     /// Takes another configuration. What is wrong with it, or needs a restart, goes to the log and `/status`.
     pub async fn reload(&self, config: Config) {
-        let old = self.0.running.current().config.clone();
-        for key in fixed(&old, &config) {
+        let old = self.0.state.current().config.clone();
+        for key in restart_keys(&old, &config) {
             warn!(key, "the change takes effect with the next start");
         }
         self.attempt(&old, config).await;
@@ -102,8 +102,8 @@ impl Reloader {
     pub fn refused(&self, error: &dyn std::error::Error) {
         *self.waiting() = None;
         error!(%error, "the new configuration is not taken, the old one stays");
-        self.0.running.metrics.reload(false);
-        self.0.running.current().error = error.to_string();
+        self.0.state.metrics.reload(false);
+        self.0.state.current().error = error.to_string();
     }
 
     async fn take(&self, old: &Config, new: &Config) -> Result<(), Refused> {
@@ -112,19 +112,19 @@ impl Reloader {
             return Err(Refused::DefaultUpstream(after.to_string()));
         }
         self.renew(new).await?;
-        let store = &self.0.running.store;
+        let store = &self.0.state.store;
         store.set_limits(new.proxy.cache.max_size);
         store.set_readonly(new.proxy.cache.readonly);
         self.0.cache.send_replace(new.proxy.cache.clone());
         Ok(())
     }
 
-    /// Makes anew what its settings or files say differently.
+    /// Rebuilds everything whose settings or files changed.
     async fn renew(&self, config: &Config) -> Result<(), BuildError> {
         let mut upstreams = self.0.upstreams.lock().await;
-        upstreams.become_of(&config.proxy, &self.0.options).await?;
-        upstreams.look();
-        self.0.running.current().standings = upstreams.standings().into();
+        upstreams.reconfigure(&config.proxy, &self.0.options).await?;
+        upstreams.reload_credentials();
+        self.0.state.current().handles = upstreams.handles().into();
         self.0.pull.reload(Live {
             upstreams: upstreams.origins(),
             cache: config.proxy.cache.clone(),
@@ -144,12 +144,12 @@ impl Reloader {
 
     fn taken(&self, new: Config) {
         *self.waiting() = None;
-        let mut current = self.0.running.current();
+        let mut current = self.0.state.current();
         current.config.log.level = new.log.level;
         current.config.proxy = new.proxy;
         current.config.version = new.version;
         current.error.clear();
-        self.0.running.metrics.reload(true);
+        self.0.state.metrics.reload(true);
         info!(version = %current.config.version, "the new configuration is in force");
     }
 
@@ -157,7 +157,7 @@ impl Reloader {
     pub(super) async fn follow_files(self) {
         loop {
             // Stamped before they are read once more, so that no change falls in between.
-            let mut files = Files::new(self.named());
+            let mut files = FileWatch::new(self.referenced_files());
             self.renew_files().await;
             loop {
                 tokio::select! {
@@ -170,14 +170,14 @@ impl Reloader {
     }
 
     /// Those of the configuration in force, and of the one that waits for its own.
-    fn named(&self) -> Vec<PathBuf> {
-        let mut paths = named(&self.0.running.current().config);
-        paths.extend(self.waiting().iter().flat_map(named));
+    fn referenced_files(&self) -> Vec<PathBuf> {
+        let mut paths = referenced_files(&self.0.state.current().config);
+        paths.extend(self.waiting().iter().flat_map(referenced_files));
         paths
     }
 
     async fn renew_files(&self) {
-        let config = self.0.running.current().config.clone();
+        let config = self.0.state.current().config.clone();
         let waiting = self.waiting().take();
         if let Some(waiting) = waiting {
             return self.attempt(&config, waiting).await;
@@ -189,16 +189,16 @@ impl Reloader {
 }
 
 /// Certificates, their keys, authorities of both sides, and the users.
-fn named(config: &Config) -> Vec<PathBuf> {
+fn referenced_files(config: &Config) -> Vec<PathBuf> {
     let tls = config.http.tls.iter();
     let own = tls.flat_map(|tls| [&tls.certificate, &tls.key].into_iter().chain(&tls.client_cas));
-    let theirs = upstreams::authorities(&config.proxy).map(PathBuf::from);
+    let theirs = upstream_set::ca_files(&config.proxy).map(PathBuf::from);
     let users = config.access.iter().map(|access| access.path.clone());
     own.cloned().chain(theirs).chain(users).collect()
 }
 
 /// The keys that differ and that only a start can take.
-fn fixed(old: &Config, new: &Config) -> Vec<&'static str> {
+fn restart_keys(old: &Config, new: &Config) -> Vec<&'static str> {
     let keys = [
         ("log.formatter", old.log.format != new.log.format),
         ("log.fields", old.log.fields != new.log.fields),
@@ -242,7 +242,7 @@ mod tests {
     #[test_case("health: {storagedriver: {enabled: true}}" => vec!["health"])]
     #[test_case("auth: {htpasswd: {realm: r, path: /p}}" => vec!["auth"])]
     fn what_only_a_start_can_take_is_named(yaml: &str) -> Vec<&'static str> {
-        fixed(&config(""), &config(yaml))
+        restart_keys(&config(""), &config(yaml))
     }
 
     #[test]
@@ -250,7 +250,7 @@ mod tests {
         let tls = "http: {tls: {certificate: /c, key: /k, clientcas: [/ca]}}";
         let config = config(&format!("{tls}, auth: {{htpasswd: {{realm: r, path: /u}}}}"));
         assert_eq!(
-            named(&config),
+            referenced_files(&config),
             [PathBuf::from("/c"), "/k".into(), "/ca".into(), "/u".into()]
         );
     }

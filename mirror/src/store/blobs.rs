@@ -11,7 +11,7 @@ use crate::digest::Digest;
 use crate::metrics::EvictionReason;
 use crate::name::{Host, Repository};
 use crate::store::durable::{self, on};
-use crate::store::hits::OpenBlob;
+use crate::store::hot_cache::OpenBlob;
 use crate::store::index::{Link, Op};
 use crate::store::{Blob, Error, Inner, StageError, Staged, Store, link};
 
@@ -19,7 +19,7 @@ use crate::store::{Blob, Error, Inner, StageError, Staged, Store, link};
 /// at most a thousand.
 const SMALL: usize = 16 * 1024;
 
-/// What there is of a blob that a repository is asked for.
+/// The result of looking up a blob for a repository.
 #[derive(Debug)]
 pub enum Found {
     /// The blob, by the repository's link.
@@ -48,7 +48,7 @@ impl Store {
     /// The same where memory tells, as its file is open.
     fn open_blob(&self, repository: &Repository, digest: &Digest) -> Option<Blob> {
         let inner = &self.inner;
-        inner.hits.blob(repository, digest, inner.clock.now())
+        inner.hot_cache.blob(repository, digest, inner.clock.now())
     }
 
     /// Returns the blob by the repository's link, else by that of another repository of the same upstream. Both are one
@@ -121,7 +121,7 @@ impl Store {
             .await
     }
 
-    /// Forgets content that could not be read. Whoever has it open may go on.
+    /// Drops content that could not be read. Readers that have it open continue.
     pub async fn drop_blob(&self, digest: &Digest) {
         let digest = digest.clone();
         let dropped = self
@@ -142,7 +142,7 @@ impl Inner {
         let Some((open, blob)) = self.find(&target)? else {
             return Ok(None);
         };
-        self.hits.link(repository, digest, &open, self.clock.now());
+        self.hot_cache.link(repository, digest, &open, self.clock.now());
         Ok(Some(blob))
     }
 
@@ -154,7 +154,7 @@ impl Inner {
 
     /// Content by digest: what is open, else from disk. Damage is dropped.
     fn find(&self, digest: &Digest) -> Result<Option<(Arc<OpenBlob>, Blob)>, Error> {
-        if let Some(open) = self.hits.open_blob(digest, self.clock.now()) {
+        if let Some(open) = self.hot_cache.open_blob(digest, self.clock.now()) {
             return Ok(Some(open));
         }
         let entry = self.index.get(digest)?;
@@ -186,7 +186,7 @@ impl Inner {
             let added = self.index.write(vec![Op::Discover { digest, size, now }])?;
             self.space.add(added.bytes, added.blobs);
         }
-        Ok((self.hits.opened(digest, &blob, now), blob))
+        Ok((self.hot_cache.opened(digest, &blob, now), blob))
     }
 
     fn is_sound_on_disk(&self, digest: &Digest) -> bool {
@@ -215,7 +215,7 @@ impl Inner {
         self.index
             .write(std::iter::once(admitted).chain(linked).chain(more).collect())?;
         // Who reads what is replaced keeps that file.
-        self.hits.forget(&digest);
+        self.hot_cache.forget(&digest);
         if let Some(before) = before {
             self.space.sub(before.size);
         }
@@ -229,11 +229,11 @@ impl Inner {
         };
         // It was verified already. What can't be read is a matter of the next hit.
         blob.bytes = read_small(&digest, &blob.file, size).unwrap_or_default();
-        let open = self.hits.opened(&digest, &blob, now);
+        let open = self.hot_cache.opened(&digest, &blob, now);
         for link in links {
             self.write_link(&digest, link)?;
             if let Link::Layer(repository, _) = link {
-                self.hits.link(repository, &digest, &open, now);
+                self.hot_cache.link(repository, &digest, &open, now);
             }
         }
         Ok(blob)

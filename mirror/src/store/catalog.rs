@@ -1,4 +1,4 @@
-//! What repositories are cached, read from the directories.
+//! The cached repositories, listed from the directories.
 
 use std::fs;
 use std::io::ErrorKind;

@@ -17,7 +17,7 @@ pub struct IoError {
     pub action: &'static str,
     /// The file or directory.
     pub path: PathBuf,
-    /// What the system said.
+    /// The error of the operating system.
     pub source: io::Error,
 }
 
@@ -40,8 +40,8 @@ pub(super) fn on(action: &'static str, path: &Path) -> impl FnOnce(io::Error) ->
     }
 }
 
-/// Opens a file for reading; `IsADirectory` for whatever else damage left in its place. Never waits, as it would for
-/// a pipe that nobody writes to.
+/// Opens a regular file for reading; `IsADirectory` for anything else that damage left in its place. Never blocks on a
+/// pipe without a writer.
 pub(super) fn open(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
     let flags = i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or_default();
@@ -78,11 +78,11 @@ pub(super) fn sync_dir(directory: &Path) -> Result<(), IoError> {
         .map_err(on("sync", directory))
 }
 
-/// How often something is tried that others may undo: empty directories go while entries are made in them.
+/// The number of attempts for steps that a concurrent prune of empty directories may undo.
 const TRIES: usize = 4;
 
-/// The directories that are ours: what stands in the way strictly below them is damage, and is replaced.
-/// Elsewhere (at the storage root, above it, beside them) it is somebody's, and an error.
+/// The directories that belong to this server: an obstacle strictly below them is damage, and is replaced. Elsewhere
+/// (at the storage root, above it, next to it) it may be user data; the operation fails instead of replacing it.
 #[derive(Debug)]
 pub(super) struct Ours(pub(super) Vec<PathBuf>);
 
@@ -168,7 +168,7 @@ pub(super) struct Scratch {
 }
 
 impl Scratch {
-    /// An empty scratch directory. Whoever calls this holds the root's lock, so leftovers are nobody's.
+    /// Creates an empty scratch directory. The caller holds the lock of the root, so leftovers have no owner.
     pub(super) fn sweep(directory: PathBuf, ours: Ours) -> Result<Self, IoError> {
         remove(&directory)?;
         // Not synced, as nothing in it outlives a crash.
@@ -187,7 +187,7 @@ impl Scratch {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create_new(true);
         let created = match options.open(&path) {
-            // Somebody cleared the root meanwhile.
+            // The root was cleared meanwhile.
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 fs::create_dir_all(&self.directory).and_then(|()| options.open(&path))
             }

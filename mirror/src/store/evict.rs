@@ -1,15 +1,15 @@
-//! What goes: by LRU where room is short, by age, by damage.
+//! Eviction: by least recent use for space, by age, by damage.
 
 use std::sync::MutexGuard;
 
 use crate::digest::Digest;
 use crate::metrics::EvictionReason;
 use crate::store::durable::{prune, remove};
-use crate::store::index::{Entry, Link, Op, Order};
-use crate::store::space::{Reservation, Short};
-use crate::store::{Error, Inner, IoError, StageError, hits, link};
+use crate::store::index::{IndexEntry, Link, Op, Order};
+use crate::store::space::{Reservation, Shortfall};
+use crate::store::{Error, Inner, IoError, StageError, hot_cache, link};
 
-/// How many candidates are looked at between two questions to the index.
+/// The number of candidates per query of the index.
 const BATCH: usize = 64;
 
 impl Inner {
@@ -17,17 +17,17 @@ impl Inner {
     pub(super) fn grow(&self, room: &mut Reservation, bytes: u64) -> Result<(), StageError> {
         match room.grow(bytes, 0) {
             Ok(()) => return Ok(()),
-            Err(Short::Never) => return Err(StageError::NoRoom),
-            Err(Short::Evict(_)) => {}
+            Err(Shortfall::Never) => return Err(StageError::NoRoom),
+            Err(Shortfall::Evict(_)) => {}
         }
-        // Asked again under the lock: another fill may have made the room meanwhile.
-        let _one = hits::lock(&self.evicting);
+        // Tried again under the lock: the previous holder may have freed space.
+        let _one = hot_cache::lock(&self.evicting);
         let mut displaced = 0;
         loop {
             match room.grow(bytes, displaced) {
                 Ok(()) => return Ok(()),
-                Err(Short::Never) => return Err(StageError::NoRoom),
-                Err(Short::Evict(short)) => match self.evict(short)? {
+                Err(Shortfall::Never) => return Err(StageError::NoRoom),
+                Err(Shortfall::Evict(short)) => match self.evict(short)? {
                     0 => return Err(StageError::NoRoom),
                     freed => displaced += freed,
                 },
@@ -35,7 +35,7 @@ impl Inner {
         }
     }
 
-    /// Does what needs room on the disk, a second time after evicting where the disk was full.
+    /// Runs an operation that needs space on the disk; evicts and tries once more if the disk is full.
     pub(super) fn with_room(
         &self,
         bytes: u64,
@@ -43,7 +43,7 @@ impl Inner {
     ) -> Result<(), StageError> {
         match work() {
             Err(error) if error.is_full() => {
-                let _one = hits::lock(&self.evicting);
+                let _one = hot_cache::lock(&self.evicting);
                 self.evict(bytes)?;
                 Ok(work()?)
             }
@@ -53,19 +53,19 @@ impl Inner {
 
     /// Brings the cache back under a limit that was lowered.
     pub(super) fn trim(&self) -> Result<(), Error> {
-        let _one = hits::lock(&self.evicting);
+        let _one = hot_cache::lock(&self.evicting);
         match self.space.excess() {
             0 => Ok(()),
             excess => self.evict(excess).map(|_| ()),
         }
     }
 
-    /// Removes what was not used for longest, nobody reads now and is not pinned. Returns the bytes freed.
+    /// Evicts the least recently used content that no client reads and that is not pinned. Returns the bytes freed.
     fn evict(&self, wanted: u64) -> Result<u64, Error> {
         if self.is_readonly() {
             return Ok(0);
         }
-        if let Err(error) = self.write_marks() {
+        if let Err(error) = self.write_recorded_uses() {
             // A full disk must not keep from making room on it; some uses are forgotten then.
             tracing::warn!(%error, "uses could not be written before evicting");
         }
@@ -73,7 +73,7 @@ impl Inner {
         while freed < wanted {
             let oldest = self.index.oldest(Order::Use, last.as_ref(), BATCH)?;
             for (_, digest) in &oldest {
-                if freed < wanted && !self.hits.is_read(digest) && !self.is_pinned(digest)? {
+                if freed < wanted && !self.hot_cache.is_read(digest) && !self.is_pinned(digest)? {
                     freed += self.remove(digest, EvictionReason::Room)?;
                 }
             }
@@ -86,13 +86,13 @@ impl Inner {
         Ok(freed)
     }
 
-    /// Removes what was used, or fetched, before `before` (ms since 1970), nobody reads now and is not pinned. Returns
-    /// how many pieces of content went.
+    /// Removes content that was last used, or fetched, before `before` (ms since 1970), that no client reads and that
+    /// is not pinned. Returns the number of removed pieces of content.
     pub(super) fn expire(&self, order: Order, before: i64) -> Result<u64, Error> {
         if self.is_readonly() {
             return Ok(0);
         }
-        self.write_marks()?;
+        self.write_recorded_uses()?;
         let (mut gone, mut last) = (0, None);
         loop {
             let oldest = self.index.oldest(order, last.as_ref(), BATCH)?;
@@ -100,7 +100,7 @@ impl Inner {
                 if *time >= before {
                     return Ok(gone);
                 }
-                if !self.hits.is_read(digest) && !self.is_pinned(digest)? {
+                if !self.hot_cache.is_read(digest) && !self.is_pinned(digest)? {
                     self.remove(digest, EvictionReason::Expired)?;
                     gone += 1;
                 }
@@ -120,8 +120,7 @@ impl Inner {
         Ok(removed.map_or(0, |entry| entry.size))
     }
 
-    /// Removes content unless it is sound by now: between finding damage and coming here, somebody may
-    /// have replaced it.
+    /// Removes content unless it is sound by now: another request may have replaced it since the damage was found.
     pub(super) fn remove_unless(
         &self,
         digest: &Digest,
@@ -136,13 +135,13 @@ impl Inner {
         Ok(())
     }
 
-    /// The same uncounted; the caller has the content's stripe. Returns what was known of it.
+    /// Removes content without counting it in the metrics; the caller holds its stripe. Returns its index entry.
     pub(super) fn remove_under(
         &self,
         _one: &MutexGuard<'_, ()>,
         digest: &Digest,
-    ) -> Result<Option<Entry>, Error> {
-        self.hits.forget(digest);
+    ) -> Result<Option<IndexEntry>, Error> {
+        self.hot_cache.forget(digest);
         let entry = self.index.get(digest)?;
         let links = self.index.links(digest)?;
         let data = self.layout.blob_data(digest);
@@ -175,7 +174,7 @@ impl Inner {
                 let current = self.layout.tag_current(repository, tag);
                 if link::read(&current)?.as_ref() == Some(digest) {
                     self.remove_file(&current)?;
-                    self.hits.drop_tag(repository, tag);
+                    self.hot_cache.drop_tag(repository, tag);
                     return Ok(Some(Op::Untag(repository.clone(), tag.clone())));
                 }
             }
@@ -192,8 +191,8 @@ impl Inner {
     }
 
     /// Hands what was only marked in memory to the index.
-    pub(super) fn write_marks(&self) -> Result<(), Error> {
-        let marks = self.hits.take_marks();
+    pub(super) fn write_recorded_uses(&self) -> Result<(), Error> {
+        let marks = self.hot_cache.take_recorded_uses();
         let used: Vec<_> = marks
             .iter()
             .filter_map(|mark| match mark {
@@ -202,7 +201,7 @@ impl Inner {
             })
             .collect();
         self.index.write(marks)?;
-        self.suspect(used)?;
+        self.queue_for_scrub(used)?;
         Ok(())
     }
 }

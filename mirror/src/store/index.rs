@@ -1,8 +1,8 @@
-//! What the files can't tell: when content was fetched, used, verified, what leads to it, and in which
-//! order it was used.
+//! Data that the files cannot hold: the times at which content was fetched, used and verified, the links to it, and the
+//! order of use.
 //!
-//! The files are the truth, and an entry always precedes its file, so a crash leaves entries without
-//! files (found and dropped when they are met) and never files without entries.
+//! The files are authoritative, and an entry always precedes its file: a crash leaves entries without files (dropped
+//! when a lookup finds them) and never files without entries.
 
 mod apply;
 mod query;
@@ -18,31 +18,31 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use redb::{Builder, Database, Durability, ReadTransaction, ReadableDatabase, StorageError};
 
 use crate::store::durable::{IoError, on};
-use crate::store::hits::lock;
+use crate::store::hot_cache::lock;
 pub(super) use apply::{Added, Op};
-pub(super) use query::{Entry, Order};
+pub(super) use query::{IndexEntry, Order};
 pub(super) use tables::Link;
 
-/// What the index may hold of itself in memory.
+/// The memory for cached pages of the index, in bytes.
 const CACHE: usize = 16 << 20;
 
 /// The index failed; it mends itself, by opening it again or by building a new one from the files.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("the index of the cache failed: {reason}")]
-pub struct Failure {
+pub struct IndexFailure {
     reason: String,
     full: bool,
     damaged: bool,
 }
 
-impl Failure {
+impl IndexFailure {
     /// True where room on the file system ran out.
     pub fn is_full(&self) -> bool {
         self.full
     }
 }
 
-type Outcome = Arc<OnceLock<Result<Added, Failure>>>;
+type Outcome = Arc<OnceLock<Result<Added, IndexFailure>>>;
 
 /// The index, which one process has open.
 #[derive(Debug)]
@@ -80,14 +80,14 @@ impl Index {
     }
 
     /// Writes; what several threads write at once becomes one transaction with one sync.
-    pub(super) fn write(&self, ops: Vec<Op>) -> Result<Added, Failure> {
+    pub(super) fn write(&self, ops: Vec<Op>) -> Result<Added, IndexFailure> {
         if ops.is_empty() {
             return Ok(Added::default());
         }
         let outcome = Outcome::default();
         lock(&self.queue).push((ops, outcome.clone()));
         let writer = lock(&self.writer);
-        // Whoever held the writer before may have taken ours along.
+        // The previous writer may have written this batch too.
         if outcome.get().is_none() {
             self.write_queue();
         }
@@ -114,12 +114,12 @@ impl Index {
             let own = result
                 .as_ref()
                 .map(|added| added.get(number).copied().unwrap_or_default());
-            // Set once: nobody else knows this outcome.
+            // Set once, by this writer only.
             let _ = outcome.set(own.map_err(Clone::clone));
         }
     }
 
-    fn commit(&self, batch: &[(Vec<Op>, Outcome)]) -> Result<Vec<Added>, Failure> {
+    fn commit(&self, batch: &[(Vec<Op>, Outcome)]) -> Result<Vec<Added>, IndexFailure> {
         let ops = || batch.iter().flat_map(|(ops, _)| ops);
         self.with(|database| {
             let mut transaction = database.begin_write()?;
@@ -142,18 +142,21 @@ impl Index {
         })
     }
 
-    fn read<T>(&self, query: impl FnOnce(ReadTransaction) -> Result<T, redb::Error>) -> Result<T, Failure> {
+    fn read<T>(
+        &self,
+        query: impl FnOnce(ReadTransaction) -> Result<T, redb::Error>,
+    ) -> Result<T, IndexFailure> {
         self.with(|database| query(database.begin_read()?))
     }
 
-    /// Runs against the database. A failure or a panic (a damaged page) closes it; it is opened again,
-    /// or begun anew, by the next call.
-    fn with<T>(&self, work: impl FnOnce(&Database) -> Result<T, redb::Error>) -> Result<T, Failure> {
+    /// Runs against the database. A failure or a panic (a damaged page) closes it; the next call opens it again, or
+    /// starts an empty one.
+    fn with<T>(&self, work: impl FnOnce(&Database) -> Result<T, redb::Error>) -> Result<T, IndexFailure> {
         let guard = self.database.read().unwrap_or_else(PoisonError::into_inner);
         let Some(database) = guard.as_ref() else {
             drop(guard);
             self.reopen();
-            return Err(Failure {
+            return Err(IndexFailure {
                 reason: "it was closed after a failure".to_owned(),
                 full: false,
                 damaged: false,
@@ -177,7 +180,7 @@ impl Index {
             .unwrap_or_else(PoisonError::into_inner)
             .take();
         if catch_unwind(AssertUnwindSafe(move || drop(closed))).is_err() || damaged {
-            // The next start, or call, begins anew.
+            // The next start, or call, creates an empty one.
             let _ = fs::remove_file(&self.path);
         }
         self.reopen();
@@ -191,7 +194,7 @@ impl Index {
     }
 }
 
-fn open_or_panic(path: &Path) -> Result<Database, Failure> {
+fn open_or_panic(path: &Path) -> Result<Database, IndexFailure> {
     let open = || -> Result<Database, redb::Error> {
         let database = Builder::new().set_cache_size(CACHE).create(path)?;
         tables::check(&database)?;
@@ -211,12 +214,12 @@ fn begin_anew(path: &Path) -> Result<Database, IoError> {
     open_or_panic(path).map_err(|failure| on("open", path)(std::io::Error::other(failure)))
 }
 
-fn describe(error: &redb::Error) -> Failure {
+fn describe(error: &redb::Error) -> IndexFailure {
     let kind = match error {
         redb::Error::Io(io) => Some(io.kind()),
         _ => None,
     };
-    Failure {
+    IndexFailure {
         reason: error.to_string(),
         full: matches!(kind, Some(ErrorKind::StorageFull | ErrorKind::QuotaExceeded)),
         damaged: matches!(kind, Some(ErrorKind::InvalidData | ErrorKind::UnexpectedEof))
@@ -224,8 +227,8 @@ fn describe(error: &redb::Error) -> Failure {
     }
 }
 
-fn panicked() -> Failure {
-    Failure {
+fn panicked() -> IndexFailure {
+    IndexFailure {
         reason: StorageError::Corrupted("a damaged page".to_owned()).to_string(),
         full: false,
         damaged: true,

@@ -12,7 +12,7 @@ use rustix::fs::{MemfdFlags, memfd_create};
 
 use super::durable::{IoError, on};
 use super::path::Layout;
-use super::scheduler_state::{self, Kind};
+use super::scheduler_state::{self, ContentKind};
 use crate::digest::Digest;
 use crate::name::{Reference, Repository};
 
@@ -60,7 +60,7 @@ fn files(layout: &Layout, repository: &Repository, reference: &str) -> Vec<PathB
     files
 }
 
-/// What is read is read again from what is written of it.
+/// Checks that a written state parses to the same entries.
 pub(crate) fn scheduler_state(data: &[u8]) {
     let mut first = BTreeMap::<Digest, i64>::new();
     let whole = scheduler_state::read_from(data, |digest, expires| _ = first.insert(digest, expires));
@@ -74,7 +74,7 @@ pub(crate) fn scheduler_state(data: &[u8]) {
         first.iter().try_for_each(|(digest, expires)| {
             let expires = Timestamp::from_millisecond(*expires).unwrap();
             writer
-                .entry(&name, digest, expires, Kind::Blob)
+                .entry(&name, digest, expires, ContentKind::Blob)
                 .map_err(on("write", path))
         })
     })

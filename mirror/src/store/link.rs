@@ -9,7 +9,7 @@ use crate::store::durable::{self, IoError, Scratch, on};
 /// The longest text that a link may hold: a SHA-512 digest and a line end.
 const LONGEST: u64 = "sha512:".len() as u64 + 128 + 1;
 
-/// What a link points to. `None` where there is no link, or a damaged one (empty, cut short, no file).
+/// Returns the digest that a link names; `None` if there is no link, or a damaged one (empty, truncated, not a file).
 pub(super) fn read(path: &Path) -> Result<Option<Digest>, IoError> {
     let mut text = String::new();
     match durable::open(path).and_then(|file| file.take(LONGEST).read_to_string(&mut text)) {
@@ -24,8 +24,8 @@ pub(super) fn read(path: &Path) -> Result<Option<Digest>, IoError> {
     }
 }
 
-/// What a link that is named by a digest points to. It may hold a digest of the other algorithm, for the
-/// same bytes; one that holds another digest of the same algorithm is damaged.
+/// Returns the digest that a link with a digest as its name holds. It may hold a digest of the other algorithm for the
+/// same bytes; another digest of the same algorithm is damage.
 pub(super) fn read_named(path: &Path, name: &Digest) -> Result<Option<Digest>, IoError> {
     let target = read(path)?;
     Ok(target.filter(|target| target == name || target.algorithm() != name.algorithm()))

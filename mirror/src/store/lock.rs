@@ -10,7 +10,7 @@ use crate::store::durable::{IoError, on};
 
 /// Why the root could not be locked.
 #[derive(Debug)]
-pub(super) enum Refused {
+pub(super) enum LockError {
     /// Another process holds it.
     Held,
     /// The lock file can't be made or locked.
@@ -18,17 +18,17 @@ pub(super) enum Refused {
 }
 
 /// Locks a file until the returned handle, or the process, is gone.
-pub(super) fn lock(path: &Path) -> Result<File, Refused> {
+pub(super) fn lock(path: &Path) -> Result<File, LockError> {
     let file = OpenOptions::new()
         .write(true)
         .create(true)
         .truncate(false)
         .open(path)
-        .map_err(|error| Refused::Io(on("open", path)(error)))?;
+        .map_err(|error| LockError::Io(on("open", path)(error)))?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(file),
-        Err(Errno::WOULDBLOCK) => Err(Refused::Held),
-        Err(error) => Err(Refused::Io(on("lock", path)(error.into()))),
+        Err(Errno::WOULDBLOCK) => Err(LockError::Held),
+        Err(error) => Err(LockError::Io(on("lock", path)(error.into()))),
     }
 }
 
@@ -41,7 +41,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("lock");
         let first = lock(&path).unwrap();
-        assert!(matches!(lock(&path), Err(Refused::Held)));
+        assert!(matches!(lock(&path), Err(LockError::Held)));
         drop(first);
         assert!(lock(&path).is_ok());
     }
@@ -50,6 +50,6 @@ mod tests {
     fn a_lock_that_cannot_be_made_names_its_path() {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("missing/lock");
-        assert!(matches!(lock(&path), Err(Refused::Io(error)) if error.path == path));
+        assert!(matches!(lock(&path), Err(LockError::Io(error)) if error.path == path));
     }
 }

@@ -18,7 +18,7 @@ impl Store {
         digest: &Digest,
     ) -> Result<Option<Manifest>, Error> {
         let now = self.inner.clock.now();
-        if let Some(manifest) = self.inner.hits.manifest(repository, digest, now) {
+        if let Some(manifest) = self.inner.hot_cache.manifest(repository, digest, now) {
             return Ok(Some(manifest));
         }
         let (repository, digest) = (repository.clone(), digest.clone());
@@ -60,7 +60,8 @@ impl Inner {
                 .to_owned(),
         };
         let manifest = Manifest { content, media_type };
-        self.hits.hold_manifest(repository, &manifest, self.clock.now());
+        self.hot_cache
+            .hold_manifest(repository, &manifest, self.clock.now());
         Ok(Some(manifest))
     }
 
@@ -85,7 +86,8 @@ impl Inner {
         let link = Link::Revision(repository.clone(), digest.clone());
         let media_type = Op::MediaType(digest.clone(), manifest.media_type.clone());
         self.admit(staged, &[link], vec![media_type])?;
-        self.hits.hold_manifest(repository, manifest, self.clock.now());
+        self.hot_cache
+            .hold_manifest(repository, manifest, self.clock.now());
         Ok(())
     }
 }

@@ -1,4 +1,4 @@
-//! Where things lie below the root: Distribution's filesystem layout, and `_mirror` beside it.
+//! The paths below the storage root: Distribution's filesystem layout, and `_mirror` next to it.
 
 use std::path::{Component, Path, PathBuf};
 
@@ -34,7 +34,7 @@ impl Layout {
         self.root.join("_mirror")
     }
 
-    /// Where whatever is in the way may be replaced.
+    /// Returns the directories in which obstacles may be replaced.
     pub(super) fn ours(&self) -> Ours {
         Ours(vec![self.own(), self.registry()])
     }
@@ -65,7 +65,7 @@ impl Layout {
         self.registry().join("repositories")
     }
 
-    /// Where the repositories of a host lie when it is not the default one.
+    /// Returns the directory of the repositories of a host other than the default one.
     pub(super) fn upstream(&self, host: &Host) -> PathBuf {
         self.repositories().join(UPSTREAMS).join(host.as_str())
     }
@@ -101,7 +101,7 @@ impl Layout {
         self.repository(repository).join("_manifests/tags")
     }
 
-    /// What a tag points to now.
+    /// Returns the path of the link that holds the current digest of a tag.
     pub(super) fn tag_current(&self, repository: &Repository, tag: &Tag) -> PathBuf {
         self.tags(repository).join(tag.as_str()).join("current/link")
     }

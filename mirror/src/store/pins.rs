@@ -6,11 +6,11 @@ use std::sync::Mutex;
 use crate::config::Globs;
 use crate::digest::Digest;
 use crate::manifest::Document;
-use crate::store::hits::lock;
+use crate::store::hot_cache::lock;
 use crate::store::index::Link;
 use crate::store::{Error, Inner, Store, durable, link};
 
-/// What is pinned, as far as it is known.
+/// The pinned content, as far as it is known.
 #[derive(Debug, Default)]
 pub(super) struct Pins(Mutex<State>);
 
@@ -27,7 +27,7 @@ impl Store {
     /// Sets what stays: patterns of `host/name:tag` and `host/name@digest`. What a pinned manifest names stays
     /// with it.
     pub fn set_pinned(&self, patterns: &Globs) {
-        let mut state = lock(&self.inner.upkeep.pins.0);
+        let mut state = lock(&self.inner.maintenance.pins.0);
         if state.patterns != *patterns {
             state.patterns = patterns.clone();
             state.stale = true;
@@ -38,7 +38,7 @@ impl Store {
 impl Inner {
     /// A link is about to be written or removed: what is pinned may be something else afterwards.
     pub(super) fn note_pin(&self, digest: &Digest, link: &Link) {
-        let mut state = lock(&self.upkeep.pins.0);
+        let mut state = lock(&self.maintenance.pins.0);
         let of_manifest = !matches!(link, Link::Layer(..));
         if !state.patterns.is_empty()
             && of_manifest
@@ -48,10 +48,10 @@ impl Inner {
         }
     }
 
-    /// Whether this content has to stay.
+    /// Returns `true` if this content must stay.
     pub(super) fn is_pinned(&self, digest: &Digest) -> Result<bool, Error> {
         let patterns = {
-            let mut state = lock(&self.upkeep.pins.0);
+            let mut state = lock(&self.maintenance.pins.0);
             if state.patterns.is_empty() {
                 return Ok(false);
             }
@@ -101,7 +101,8 @@ impl Inner {
         }
     }
 
-    /// What a manifest names; nothing where this is none. Only what can be a manifest by its size is read.
+    /// Returns the digests that a manifest names; none for other content. Reads only content whose size a manifest can
+    /// have.
     fn named_by(&self, digest: &Digest) -> Vec<Digest> {
         const MOST: u64 = 4 << 20;
         let path = self.layout.blob_data(digest);

@@ -1,5 +1,4 @@
-//! Learns from the files what the index does not know: after it was lost, after a directory was taken
-//! over, after another registry worked on it.
+//! Rebuilds the index from the files: after its loss, and after another registry used the directory.
 
 use std::path::Path;
 use std::sync::{Arc, Weak};
@@ -7,14 +6,14 @@ use std::sync::{Arc, Weak};
 use crate::digest::Digest;
 use crate::name::{Repository, Tag};
 use crate::store::catalog::{directories, each_repository};
-use crate::store::index::{Failure, Index, Link, Op, Order};
+use crate::store::index::{Index, IndexFailure, Link, Op, Order};
 use crate::store::path::{ALGORITHMS, Layout};
 use crate::store::{Error, Inner, link, scheduler_state};
 
 /// Changes that are written at once.
 const BATCH: usize = 4096;
 
-/// Fills the index in. It gives up silently when the store is closed; the next start goes on.
+/// Rebuilds the index. It gives up silently when the store is closed; the next start continues.
 pub(super) fn run(store: &Weak<Inner>) -> Result<(), Error> {
     let Some(inner) = store.upgrade() else {
         return Ok(());
@@ -148,7 +147,7 @@ fn named_links(base: &Path, found: &mut dyn FnMut(Digest, Digest) -> Result<(), 
 }
 
 impl Inner {
-    /// What only makes sense once all files are known.
+    /// Runs the steps that need an index of all files.
     fn finish_rebuild(&self) -> Result<(), Stop> {
         self.drop_entries_without_files()?;
         let seen = scheduler_state::fingerprint(&self.layout.scheduler_state());
@@ -207,7 +206,7 @@ impl Inner {
 
 /// Marks the index as incomplete where `scheduler-state.json` is not as we left it: another registry has
 /// worked here.
-pub(super) fn distrust_after_others(index: &Index, layout: &Layout) -> Result<(), Failure> {
+pub(super) fn distrust_after_others(index: &Index, layout: &Layout) -> Result<(), IndexFailure> {
     let now = scheduler_state::fingerprint(&layout.scheduler_state());
     if index.is_complete() && index.state_seen()? != now {
         index.write(vec![Op::Complete(false)])?;

@@ -21,9 +21,9 @@ use crate::store::durable::{IoError, on};
 /// would be held in memory.
 const ENTRY: u64 = 16 << 10;
 
-/// What an entry is for.
+/// The kind of content of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum ContentKind {
     Blob,
     Manifest,
 }
@@ -167,14 +167,14 @@ impl Writer<'_> {
         name: &RepositoryName,
         digest: &Digest,
         expires: Timestamp,
-        kind: Kind,
+        kind: ContentKind,
     ) -> std::io::Result<()> {
         let key = format!("{name}@{digest}");
         let item = Item {
             expiry_data: expires.to_string().into(),
             entry_type: match kind {
-                Kind::Blob => 0,
-                Kind::Manifest => 1,
+                ContentKind::Blob => 0,
+                ContentKind::Manifest => 1,
             },
             key: key.as_str().into(),
         };
@@ -245,7 +245,7 @@ mod tests {
         let (digest, expires) = (Digest::of(Algorithm::Sha512, b"x"), Timestamp::UNIX_EPOCH);
         write::<IoError>(File::create(&path).unwrap(), &path, |writer| {
             writer
-                .entry(&"a/b".parse().unwrap(), &digest, expires, Kind::Blob)
+                .entry(&"a/b".parse().unwrap(), &digest, expires, ContentKind::Blob)
                 .map_err(on("write", &path))
         })
         .unwrap();

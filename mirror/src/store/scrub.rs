@@ -1,4 +1,4 @@
-//! Scrubbing: what is used, and was not hashed for long, is read again in the background.
+//! Scrubbing: content that is used, and was not verified for long, is hashed again in the background.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -11,22 +11,22 @@ use rustix::io::{Errno, ReadWriteFlags, preadv2};
 use tokio_util::sync::CancellationToken;
 
 use crate::digest::{Digest, Hasher};
-use crate::store::hits::lock;
+use crate::store::hot_cache::lock;
 use crate::store::index::Op;
 use crate::store::{Error, Inner, Store, durable};
 
-/// What is remembered at most; the rest is found by its next use.
-const SUSPECTS: usize = 1024;
-/// Read at once.
+/// The maximum length of the queue; the next use queues the rest.
+const MAX_QUEUE: usize = 1024;
+/// The number of bytes per read.
 const CHUNK: usize = 1 << 20;
 /// The pause after each chunk: at most 32 MiB a second, which leaves the disk to clients.
 const PAUSE: Duration = Duration::from_millis(31);
 /// `RWF_DONTCACHE` (Linux 6.14): what was not in the page cache does not stay there.
 const UNCACHED: ReadWriteFlags = ReadWriteFlags::from_bits_retain(0x80);
 
-/// Content that should be hashed again.
+/// A queue of content that is due for hashing.
 #[derive(Debug, Default)]
-pub(super) struct Suspects(Mutex<State>);
+pub(super) struct ScrubQueue(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
@@ -34,7 +34,7 @@ struct State {
     waiting: HashSet<Digest>,
 }
 
-impl Suspects {
+impl ScrubQueue {
     fn state(&self) -> MutexGuard<'_, State> {
         lock(&self.0)
     }
@@ -47,21 +47,21 @@ impl Suspects {
 }
 
 impl Store {
-    /// Sets after which time content is hashed again when it is used; `None`: never. Content that was
-    /// taken over never was hashed, so its first use is enough.
+    /// Sets the age after which content is hashed again when it is used; `None`: never. Content of another registry was
+    /// never verified, so its first use suffices.
     pub fn set_scrub_period(&self, period: Option<Duration>) {
-        let mut state = self.inner.upkeep.suspects.state();
+        let mut state = self.inner.maintenance.scrub_queue.state();
         state.period = period;
         if period.is_none() {
             state.waiting.clear();
         }
     }
 
-    /// Hashes what [`flush`](Self::flush) found to be due, one at a time and slowly, and drops what is
-    /// damaged. Returns how many were.
+    /// Hashes the content that [`flush`](Self::flush) queued, one piece at a time and slowly, and drops what is
+    /// damaged. Returns the number of damaged pieces.
     pub async fn scrub(&self, shutdown: &CancellationToken) -> Result<u64, Error> {
         let mut damaged = 0;
-        while let Some(digest) = self.inner.upkeep.suspects.next() {
+        while let Some(digest) = self.inner.maintenance.scrub_queue.next() {
             let stop = shutdown.clone();
             damaged += u64::from(self.blocking(move |inner| inner.scrub(&digest, &stop)).await?);
         }
@@ -70,17 +70,17 @@ impl Store {
 }
 
 impl Inner {
-    /// Remembers which of what was used is due.
-    pub(super) fn suspect(&self, used: Vec<Digest>) -> Result<(), Error> {
-        let Some(period) = self.upkeep.suspects.state().period else {
+    /// Queues the used content that is due.
+    pub(super) fn queue_for_scrub(&self, used: Vec<Digest>) -> Result<(), Error> {
+        let Some(period) = self.maintenance.scrub_queue.state().period else {
             return Ok(());
         };
         let period = i64::try_from(period.as_millis()).unwrap_or(i64::MAX);
         let due = self.clock.now().as_millisecond().saturating_sub(period);
         for digest in used {
             if self.index.get(&digest)?.is_some_and(|entry| entry.verified < due) {
-                let mut state = self.upkeep.suspects.state();
-                if state.waiting.len() < SUSPECTS {
+                let mut state = self.maintenance.scrub_queue.state();
+                if state.waiting.len() < MAX_QUEUE {
                     state.waiting.insert(digest);
                 }
             }
@@ -88,7 +88,7 @@ impl Inner {
         Ok(())
     }
 
-    /// True where the content was damaged, and was dropped.
+    /// Hashes content and drops it if it is damaged. Returns `true` in that case.
     fn scrub(&self, digest: &Digest, stop: &CancellationToken) -> Result<bool, Error> {
         let path = self.layout.blob_data(digest);
         let Ok(file) = durable::open(&path) else {
@@ -111,7 +111,7 @@ impl Inner {
     }
 }
 
-/// The digest of a file; `None` where it was told to stop.
+/// Returns the digest of a file; `None` after a stop.
 fn hash(file: &File, digest: &Digest, stop: &CancellationToken) -> io::Result<Option<Digest>> {
     let (mut hasher, mut chunk, mut at) = (Hasher::new(digest.algorithm()), vec![0; CHUNK], 0);
     while !stop.is_cancelled() {

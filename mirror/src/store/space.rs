@@ -8,7 +8,7 @@ use rustix::fs::{StatVfs, statvfs};
 
 use crate::config::MaxSize;
 use crate::name::Host;
-use crate::store::hits::lock;
+use crate::store::hot_cache::lock;
 
 /// The share of the file system that stays free where there is no limit: a twentieth.
 const GUARD: u64 = 20;
@@ -18,7 +18,7 @@ const SPARE_FILES: u64 = 32;
 
 /// The account: what is stored, what is promised to unfinished files, and the limit.
 #[derive(Debug)]
-pub(super) struct Space {
+pub(super) struct DiskQuota {
     root: PathBuf,
     account: Mutex<Account>,
 }
@@ -40,7 +40,7 @@ struct Account {
 
 /// How much has to go before the room asked for is there.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Short {
+pub(super) enum Shortfall {
     /// So many bytes of the cache.
     Evict(u64),
     /// Nothing that goes would help.
@@ -50,7 +50,7 @@ pub(super) enum Short {
 /// The room of one unfinished file; given back on drop.
 #[derive(Debug)]
 pub(super) struct Reservation {
-    space: Arc<Space>,
+    space: Arc<DiskQuota>,
     origin: Host,
     /// Bytes that are promised.
     bytes: u64,
@@ -58,7 +58,7 @@ pub(super) struct Reservation {
     announced: u64,
 }
 
-impl Space {
+impl DiskQuota {
     pub(super) fn new(root: &Path, max_size: Option<MaxSize>) -> Arc<Self> {
         Arc::new(Self {
             root: root.to_owned(),
@@ -71,12 +71,12 @@ impl Space {
 
     /// Admits a file of `announced` bytes from an upstream, unless evicting everything would not make room for it. The
     /// reservation is empty: room is taken as bytes come, since an announcement is no more than a claim.
-    pub(super) fn admit(self: &Arc<Self>, origin: &Host, announced: u64) -> Result<Reservation, Short> {
+    pub(super) fn admit(self: &Arc<Self>, origin: &Host, announced: u64) -> Result<Reservation, Shortfall> {
         let mut account = lock(&self.account);
         let claimed = account.announced.get(origin).copied().unwrap_or_default();
         let claimed = claimed.saturating_add(announced);
-        if let Some(Short::Never) = self.short(&account, claimed, 0) {
-            return Err(Short::Never);
+        if let Some(Shortfall::Never) = self.short(&account, claimed, 0) {
+            return Err(Shortfall::Never);
         }
         account.announced.insert(origin.clone(), claimed);
         Ok(Reservation {
@@ -122,7 +122,7 @@ impl Space {
     }
 
     /// False while nobody knows all that is stored.
-    pub(super) fn is_paused(&self) -> bool {
+    pub(super) fn is_uncounted(&self) -> bool {
         lock(&self.account).paused
     }
 
@@ -141,14 +141,14 @@ impl Space {
     /// left behind do not count: evicting content would not remove them.
     pub(super) fn excess(&self) -> u64 {
         match self.short(&lock(&self.account), 0, 0) {
-            Some(Short::Evict(bytes)) => bytes,
+            Some(Shortfall::Evict(bytes)) => bytes,
             _ => 0,
         }
     }
 
     /// Whether there is no room for a single byte more, though all that is stored were given up.
     pub(super) fn is_full(&self) -> bool {
-        matches!(self.short(&lock(&self.account), 1, 0), Some(Short::Never))
+        matches!(self.short(&lock(&self.account), 1, 0), Some(Shortfall::Never))
     }
 
     fn file_system(&self) -> Option<StatVfs> {
@@ -157,7 +157,7 @@ impl Space {
 
     /// Returns what is short for `more` bytes, of which `displaced` were evicted for them already. Content does not give
     /// way to uploads that were left behind: new content displaces its own size at most.
-    fn short(&self, account: &Account, more: u64, displaced: u64) -> Option<Short> {
+    fn short(&self, account: &Account, more: u64, displaced: u64) -> Option<Shortfall> {
         let system = self.file_system();
         let limit = limit(account.max_size, system.as_ref()).filter(|_| !account.paused);
         let over = limit.map_or(0, |limit| {
@@ -173,15 +173,15 @@ impl Space {
         match over.max(missing) {
             0 => None,
             // Without a limit nothing is given up for the new: the cache stops growing.
-            bytes if limit.is_none() || bytes > account.stored => Some(Short::Never),
-            bytes => Some(Short::Evict(bytes)),
+            bytes if limit.is_none() || bytes > account.stored => Some(Shortfall::Never),
+            bytes => Some(Shortfall::Evict(bytes)),
         }
     }
 }
 
 impl Reservation {
     /// Takes more, for which `displaced` bytes were evicted already; or returns how much is short and changes nothing.
-    pub(super) fn grow(&mut self, bytes: u64, displaced: u64) -> Result<(), Short> {
+    pub(super) fn grow(&mut self, bytes: u64, displaced: u64) -> Result<(), Shortfall> {
         let space = self.space.clone();
         let mut account = lock(&space.account);
         if let Some(short) = space.short(&account, bytes, displaced) {

@@ -12,9 +12,9 @@ use crate::store::index::{Link, Op};
 use crate::store::{CachedTag, Error, Inner, StageError, Store, link};
 
 impl Store {
-    /// What a tag pointed to when upstream was last asked.
+    /// Returns the digest of a tag at its last validation.
     pub async fn tag(&self, repository: &Repository, tag: &Tag) -> Result<Option<CachedTag>, Error> {
-        if let Some(cached) = self.inner.hits.tag(repository, tag) {
+        if let Some(cached) = self.inner.hot_cache.tag(repository, tag) {
             return Ok(Some(cached));
         }
         let (repository, tag) = (repository.clone(), tag.clone());
@@ -29,7 +29,7 @@ impl Store {
         tag: &Tag,
         digest: &Digest,
     ) -> Result<(), StageError> {
-        let cached = self.inner.hits.tag(repository, tag);
+        let cached = self.inner.hot_cache.tag(repository, tag);
         if cached.is_some_and(|cached| cached.digest == *digest) {
             self.inner.confirm(repository, tag, digest);
             return Ok(());
@@ -61,7 +61,7 @@ impl Inner {
             validated: validated.unwrap_or(self.opened),
             proven: validated.is_some(),
         };
-        self.hits.hold_tag(repository, tag, cached.clone());
+        self.hot_cache.hold_tag(repository, tag, cached.clone());
         Ok(Some(cached))
     }
 
@@ -72,7 +72,7 @@ impl Inner {
         let _one = self.stripe(digest);
         let current = link::read(&self.layout.tag_current(repository, tag))?;
         if current.as_ref() != Some(digest) {
-            self.hits.drop_tag(repository, tag);
+            self.hot_cache.drop_tag(repository, tag);
             let now = self.clock.now().as_millisecond();
             let moved = Op::Tag(repository.clone(), tag.clone(), digest.clone(), now);
             self.index.write(vec![moved])?;
@@ -85,7 +85,7 @@ impl Inner {
     /// The tag has not moved: only memory has to know at once.
     fn confirm(&self, repository: &Repository, tag: &Tag, digest: &Digest) {
         let validated = self.clock.now();
-        self.hits.confirm(Op::Tag(
+        self.hot_cache.confirm(Op::Tag(
             repository.clone(),
             tag.clone(),
             digest.clone(),
@@ -96,7 +96,7 @@ impl Inner {
             validated,
             proven: true,
         };
-        self.hits.hold_tag(repository, tag, cached);
+        self.hot_cache.hold_tag(repository, tag, cached);
     }
 
     fn list_tags(&self, repository: &Repository) -> Result<Vec<String>, Error> {

@@ -29,7 +29,7 @@ impl Collector {
         let client = reqwest::Client::builder()
             .tls_backend_preconfigured(tls)
             .timeout(timeout(|name| env::var(name).ok()))
-            // Headers may hold a key for this collector, which is nobody else's.
+            // Headers may hold a key for this collector only.
             .redirect(redirect::Policy::none())
             .build()?;
         Ok(Self { client, runtime })

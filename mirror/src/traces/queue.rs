@@ -23,7 +23,7 @@ pub(super) struct Queue {
     account: Arc<Account>,
 }
 
-/// What became of the spans.
+/// The numbers of sent and of lost spans.
 #[derive(Debug, Default)]
 struct Account {
     waiting: AtomicUsize,

@@ -15,7 +15,7 @@ use super::token::{Token, TokenKey, Tokens};
 use super::trust::{Audience, Policy};
 use super::wire::Wire;
 use crate::clock::Clock;
-use crate::credentials::Credential;
+use crate::credential::Credential;
 
 const MOST_SCOPES: u64 = 10_000;
 /// The upstream, and the hosts that the configuration names.

@@ -16,7 +16,7 @@ use super::rest::Class;
 use super::token::Token;
 use super::trust::Audience;
 use super::wire::{Hop, Wire};
-use crate::credentials::Credential;
+use crate::credential::Credential;
 use crate::metrics::TokenResult;
 
 const MOST_TOKEN_ANSWER: usize = 1024 * 1024;

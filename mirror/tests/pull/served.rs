@@ -12,7 +12,7 @@ use mirror::http::connection::{self, ConnectionOptions, Listener};
 use mirror::http::{self, Settings};
 use mirror::metrics::Metrics;
 use mirror::pull::{Live, Origin, Pull};
-use mirror::store::{OpenError, Options, Store};
+use mirror::store::{OpenError, Store, StoreOptions};
 use mirror::upstream::{self, Upstream};
 use reqwest::{Client, RequestBuilder, Response};
 use tokio::net::TcpListener;
@@ -57,10 +57,10 @@ pub(crate) fn live(hubs: &[(&Hub, &str)], cache: Cache, clock: &Clock) -> Live {
             header: Duration::from_secs(5),
             ..upstream::Timeouts::default()
         };
-        let options = upstream::Options {
+        let options = upstream::StoreOptions {
             clock: clock.clone(),
             timeouts,
-            ..upstream::Options::default()
+            ..upstream::StoreOptions::default()
         };
         let client = Arc::new(Upstream::with_options(&settings, options).unwrap());
         Origin { settings, client }
@@ -118,7 +118,7 @@ impl Mirror {
         max_size: Option<u64>,
     ) -> Self {
         let metrics = Metrics::new();
-        let options = Options {
+        let options = StoreOptions {
             default_host: hubs[0].1.parse().unwrap(),
             // With a limit, so that it does not matter how full this machine's disk is.
             max_size: Some(MaxSize::Bytes(max_size.unwrap_or(1 << 30))),

@@ -150,7 +150,7 @@ async fn a_read_only_store_serves_and_takes_nothing() {
     let store = place.open().await;
     let digest = put(&store, &nginx(), b"layer").await;
     drop(store);
-    let options = Options {
+    let options = StoreOptions {
         readonly: true,
         ..place.options()
     };

@@ -111,7 +111,7 @@ async fn a_use_alone_rewrites_the_expiry_state_only_once_an_hour_and_at_the_end(
     let store = place.open().await;
     let digest = put(&store, &nginx(), b"layer").await;
     store.expire(Some(24 * HOUR), LastUse).await.unwrap();
-    store.keep_up().await;
+    store.flush_if_due().await;
     let state = || fs::read_to_string(place.path().join("scheduler-state.json")).unwrap();
     let use_it = async || {
         place.clock.advance(Duration::from_mins(2));
@@ -119,14 +119,14 @@ async fn a_use_alone_rewrites_the_expiry_state_only_once_an_hour_and_at_the_end(
     };
     let first = state();
     use_it().await;
-    store.keep_up().await;
+    store.flush_if_due().await;
     assert_eq!(state(), first);
     store.flush().await;
     let second = state();
     assert_ne!(second, first);
     place.clock.advance(HOUR);
     use_it().await;
-    store.keep_up().await;
+    store.flush_if_due().await;
     assert_ne!(state(), second);
 }
 

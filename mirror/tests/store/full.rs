@@ -11,7 +11,7 @@ const CHILD: &str = "full::child_on_a_small_file_system";
 #[ignore = "the child of the test below"]
 async fn child_on_a_small_file_system() {
     let Ok(root) = std::env::var(ROOT) else { return };
-    let options = Options {
+    let options = StoreOptions {
         max_size: Some(MaxSize::Bytes(1 << 40)),
         ..Place::new().options()
     };

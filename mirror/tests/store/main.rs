@@ -29,7 +29,7 @@ use mirror::config::MaxSize;
 use mirror::digest::{Algorithm, Digest, Hashed};
 use mirror::metrics::Metrics;
 use mirror::name::Repository;
-use mirror::store::{Blob, Manifest, OpenError, Options, StageError, Store};
+use mirror::store::{Blob, Manifest, OpenError, StageError, Store, StoreOptions};
 
 const IMAGE: &str = "application/vnd.oci.image.manifest.v1+json";
 const HOUR: Duration = Duration::from_hours(1);
@@ -63,8 +63,8 @@ impl Place {
         self.root.path()
     }
 
-    fn options(&self) -> Options {
-        Options {
+    fn options(&self) -> StoreOptions {
+        StoreOptions {
             default_host: "docker.io".parse().unwrap(),
             max_size: self.max_size,
             readonly: false,

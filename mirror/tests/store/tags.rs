@@ -94,7 +94,7 @@ async fn one_registrys_tags_are_never_served_as_anothers_when_the_default_change
     let tag = "latest".parse().unwrap();
     store.put_tag(&nginx(), &tag, &digest(b"hub")).await.unwrap();
     drop(store);
-    let options = Options {
+    let options = StoreOptions {
         default_host: "quay.io".parse().unwrap(),
         ..place.options()
     };

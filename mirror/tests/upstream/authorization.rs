@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::StatusCode;
 use mirror::clock::Clock;
-use mirror::credentials::Credential;
+use mirror::credential::Credential;
 use mirror::secret::Secret;
 use mirror::upstream::{Accept, Error, Options, Upstream};
 use test_case::test_case;

@@ -21,7 +21,7 @@ mod verdicts;
 use std::time::{Duration, Instant};
 
 use mirror::clock::Clock;
-use mirror::credentials::Credential;
+use mirror::credential::Credential;
 use mirror::name::{Reference, RepositoryName};
 use mirror::secret::Secret;
 use mirror::upstream::{Options, Timeouts, Upstream};

@@ -5,7 +5,8 @@ use std::io::Write as _;
 use http::StatusCode;
 use mirror::clock::Clock;
 use mirror::config;
-use mirror::credentials::{Credential, Verdict};
+use mirror::credential::Credential;
+use mirror::credentials::CredentialVerdict;
 use mirror::secret::Secret;
 use mirror::upstream::{Accept, Error, Upstream};
 use test_case::test_case;
@@ -483,13 +484,13 @@ async fn a_credential_that_was_not_shown_gets_no_verdict() {
     let verdict = two.upstream().verify(&basic("jane", "hunter2")).await;
     let named = |reason: &str| reason.contains("trust.redirects");
     assert!(
-        matches!(&verdict, Verdict::NoVerdict(reason) if named(reason)),
+        matches!(&verdict, CredentialVerdict::NoVerdict(reason) if named(reason)),
         "{verdict:?}"
     );
     *two.second.auth() = Auth::Basic("jane".into(), "hunter2".into());
     let verdict = two.upstream().verify(&basic("jane", "hunter2")).await;
     assert!(
-        matches!(&verdict, Verdict::NoVerdict(reason) if named(reason)),
+        matches!(&verdict, CredentialVerdict::NoVerdict(reason) if named(reason)),
         "{verdict:?}"
     );
 }

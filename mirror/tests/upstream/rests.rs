@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use mirror::clock::Clock;
-use mirror::credentials::Credential;
+use mirror::credential::Credential;
 use mirror::upstream::{Accept, Error, State, Upstream};
 
 use crate::hub::{Fault, Gate, Hub};

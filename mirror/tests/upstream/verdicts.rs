@@ -1,7 +1,8 @@
 //! What an upstream says to a credential before it is used.
 
 use mirror::clock::Clock;
-use mirror::credentials::{Credential, Verdict};
+use mirror::credential::Credential;
+use mirror::credentials::CredentialVerdict;
 use mirror::secret::Secret;
 use mirror::upstream::Upstream;
 
@@ -20,10 +21,13 @@ async fn a_password_is_taken_or_refused_by_the_registry() {
     let hub = Hub::start().await;
     *hub.auth() = Auth::Basic("jane".into(), "right".into());
     let upstream = upstream(&hub);
-    assert_eq!(upstream.verify(&basic("jane", "right")).await, Verdict::Accepted);
+    assert_eq!(
+        upstream.verify(&basic("jane", "right")).await,
+        CredentialVerdict::Accepted
+    );
     let refused = upstream.verify(&basic("jane", "hunter2")).await;
     assert!(
-        matches!(&refused, Verdict::Rejected(reason) if !reason.contains("hunter2")),
+        matches!(&refused, CredentialVerdict::Rejected(reason) if !reason.contains("hunter2")),
         "{refused:?}"
     );
 }
@@ -34,11 +38,14 @@ async fn a_password_is_taken_or_refused_by_the_token_server_and_tried_once() {
     let tokens = Tokens::at(&hub).only("jane", "right");
     *hub.auth() = Auth::Tokens(tokens);
     let upstream = upstream(&hub);
-    assert_eq!(upstream.verify(&basic("jane", "right")).await, Verdict::Accepted);
+    assert_eq!(
+        upstream.verify(&basic("jane", "right")).await,
+        CredentialVerdict::Accepted
+    );
     hub.forget();
     assert!(matches!(
         upstream.verify(&basic("jane", "wrong")).await,
-        Verdict::Rejected(_)
+        CredentialVerdict::Rejected(_)
     ));
     assert_eq!(hub.count("GET /token"), 1);
 }
@@ -49,15 +56,18 @@ async fn an_identity_token_is_taken_or_refused() {
     let tokens = Tokens::at(&hub).only_identity("right");
     *hub.auth() = Auth::Tokens(tokens);
     let upstream = upstream(&hub);
-    assert_eq!(upstream.verify(&identity("right")).await, Verdict::Accepted);
+    assert_eq!(
+        upstream.verify(&identity("right")).await,
+        CredentialVerdict::Accepted
+    );
     assert!(matches!(
         upstream.verify(&identity("wrong")).await,
-        Verdict::Rejected(_)
+        CredentialVerdict::Rejected(_)
     ));
     *hub.auth() = Auth::Basic("jane".into(), "right".into());
     assert!(matches!(
         upstream.verify(&identity("right")).await,
-        Verdict::Rejected(_)
+        CredentialVerdict::Rejected(_)
     ));
 }
 
@@ -70,12 +80,12 @@ async fn an_upstream_in_trouble_gives_no_verdict() {
     for fault in [Fault::status(503), Fault::limited(None), Fault::Reset] {
         hub.always("GET /token", fault);
         let verdict = upstream.verify(&basic("jane", "right")).await;
-        assert!(matches!(verdict, Verdict::NoVerdict(_)), "{verdict:?}");
+        assert!(matches!(verdict, CredentialVerdict::NoVerdict(_)), "{verdict:?}");
         hub.heal();
     }
     hub.stop();
     let verdict = upstream.verify(&basic("jane", "right")).await;
-    assert!(matches!(verdict, Verdict::NoVerdict(_)), "{verdict:?}");
+    assert!(matches!(verdict, CredentialVerdict::NoVerdict(_)), "{verdict:?}");
 }
 
 #[tokio::test]
@@ -86,7 +96,7 @@ async fn a_token_server_that_may_not_see_the_password_gives_no_verdict_about_it(
     *hub.auth() = Auth::Tokens(tokens);
     let verdict = upstream(&hub).verify(&basic("jane", "right")).await;
     assert!(
-        matches!(&verdict, Verdict::NoVerdict(reason) if reason.contains("trust.realms")),
+        matches!(&verdict, CredentialVerdict::NoVerdict(reason) if reason.contains("trust.realms")),
         "{verdict:?}"
     );
 }
@@ -99,9 +109,9 @@ async fn a_403_with_a_page_gives_no_verdict() {
     hub.once("GET /v2/", Fault::error(403, "DENIED"));
     let upstream = upstream(&hub);
     let verdict = upstream.verify(&basic("jane", "right")).await;
-    assert!(matches!(verdict, Verdict::NoVerdict(_)), "{verdict:?}");
+    assert!(matches!(verdict, CredentialVerdict::NoVerdict(_)), "{verdict:?}");
     let verdict = upstream.verify(&basic("jane", "right")).await;
-    assert!(matches!(verdict, Verdict::Rejected(_)), "{verdict:?}");
+    assert!(matches!(verdict, CredentialVerdict::Rejected(_)), "{verdict:?}");
 }
 
 #[tokio::test]
@@ -109,7 +119,7 @@ async fn nothing_needs_no_verdict() {
     let hub = Hub::start().await;
     assert_eq!(
         upstream(&hub).verify(&Credential::Anonymous).await,
-        Verdict::Accepted
+        CredentialVerdict::Accepted
     );
     assert_eq!(hub.count("*"), 0);
 }

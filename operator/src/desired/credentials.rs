@@ -7,7 +7,7 @@ use k8s_openapi::{
     jiff::{SignedDuration, Timestamp, Unit},
 };
 use kube::ResourceExt;
-use mirror::credentials::Credential;
+use mirror::credential::Credential;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 

@@ -6,7 +6,7 @@ use crds::status::UpstreamState;
 use mirror::{
     admin,
     config::host::canonical,
-    credentials::{Report as CredentialReport, State},
+    credentials::{CredentialState, Report as CredentialReport},
 };
 
 /// What an upstream's words may take in a status.
@@ -80,7 +80,7 @@ impl Server {
     /// Whether it uses this version of an upstream's credentials, and the upstream takes it.
     pub fn has_proven(&self, host: &str, version: u64) -> bool {
         self.credentials(host).is_some_and(|credentials| {
-            credentials.state == State::Active && credentials.version_loaded == Some(version)
+            credentials.state == CredentialState::Active && credentials.version_loaded == Some(version)
         })
     }
 }
@@ -112,7 +112,7 @@ impl From<admin::UpstreamStatus> for Upstream {
         let mut credentials = upstream.credentials;
         // What keeps an upstream from a verdict is worded differently each time, and would never rest.
         credentials.message = match credentials.state {
-            State::Pending => String::new(),
+            CredentialState::Pending => String::new(),
             _ => cut(credentials.message),
         };
         Self {
@@ -137,7 +137,7 @@ fn cut(mut text: String) -> String {
 mod tests {
     use super::*;
 
-    fn status(state: State, message: &str, uptime: u64) -> admin::Status {
+    fn status(state: CredentialState, message: &str, uptime: u64) -> admin::Status {
         let credentials = CredentialReport {
             state,
             version_loaded: Some(3),
@@ -158,14 +158,17 @@ mod tests {
 
     #[test]
     fn what_moves_by_itself_is_no_part_of_a_report() {
-        let one = Report::from(status(State::Pending, "429, for 37 s", 1));
-        assert_eq!(one, Report::from(status(State::Pending, "429, for 36 s", 2)));
+        let one = Report::from(status(CredentialState::Pending, "429, for 37 s", 1));
+        assert_eq!(
+            one,
+            Report::from(status(CredentialState::Pending, "429, for 36 s", 2))
+        );
         assert_eq!(one.upstream("quay.io").unwrap().state, UpstreamState::RateLimited);
     }
 
     #[test]
     fn words_of_an_upstream_are_bounded() {
-        let report = Report::from(status(State::Rejected, &"ä".repeat(5000), 1));
+        let report = Report::from(status(CredentialState::Rejected, &"ä".repeat(5000), 1));
         assert_eq!(report.upstreams[0].credentials.message.len(), WORDS);
     }
 
@@ -177,10 +180,10 @@ mod tests {
             address: IpAddr::from([127, 0, 0, 1]),
             answer: Answer::Given(status(state, "", 0).into()),
         };
-        assert!(server(State::Active).has_proven("quay.io", 3));
-        assert!(server(State::Active).has_proven("quay.io:443", 3));
-        assert!(!server(State::Active).has_proven("quay.io", 4));
-        assert!(!server(State::Pending).has_proven("quay.io", 3));
-        assert!(!server(State::Active).has_proven("docker.io", 3));
+        assert!(server(CredentialState::Active).has_proven("quay.io", 3));
+        assert!(server(CredentialState::Active).has_proven("quay.io:443", 3));
+        assert!(!server(CredentialState::Active).has_proven("quay.io", 4));
+        assert!(!server(CredentialState::Pending).has_proven("quay.io", 3));
+        assert!(!server(CredentialState::Active).has_proven("docker.io", 3));
     }
 }

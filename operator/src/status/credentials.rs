@@ -8,7 +8,7 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::{Condition, Time},
     jiff::Timestamp,
 };
-use mirror::credentials::State;
+use mirror::credentials::CredentialState;
 
 use super::{Outcome, conditions::Saying};
 use crate::{
@@ -137,7 +137,10 @@ impl Verdict {
             (credentials.version_seen == Some(version)).then(|| credentials.clone())
         };
         let reports: Vec<_> = servers.iter().filter_map(seen).collect();
-        if let Some(rejected) = reports.iter().find(|report| report.state == State::Rejected) {
+        if let Some(rejected) = reports
+            .iter()
+            .find(|report| report.state == CredentialState::Rejected)
+        {
             return Self::Rejected(rejected.message.clone());
         }
         if servers.iter().any(|server| server.answer == Answer::Unasked) {
@@ -145,8 +148,10 @@ impl Verdict {
         }
         let all = |state| reports.iter().all(|report| report.state == state);
         match loaded(host, version, servers) {
-            loaded if loaded == servers.len() && all(State::Active) => Self::Accepted,
-            _ if reports.len() == servers.len() && reports.iter().any(|r| r.state == State::Pending) => {
+            loaded if loaded == servers.len() && all(CredentialState::Active) => Self::Accepted,
+            _ if reports.len() == servers.len()
+                && reports.iter().any(|r| r.state == CredentialState::Pending) =>
+            {
                 Self::Unverified
             }
             loaded => Self::Loading(loaded, servers.len()),

@@ -1,7 +1,7 @@
 //! The credentials in a Secret.
 
 use crds::conditions::Reason;
-use mirror::{credentials::Credential, secret::Secret};
+use mirror::{credential::Credential, secret::Secret};
 use url::Url;
 
 use super::{bundle::keys, docker_config};

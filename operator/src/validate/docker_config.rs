@@ -6,7 +6,8 @@ use mirror::{
         Config,
         file::{File, Proxy, Upstream},
     },
-    credentials::{Credential, Entries, Entry},
+    credential::Credential,
+    credentials::{CredentialEntry, Entries},
 };
 use url::Url;
 
@@ -38,15 +39,15 @@ pub(super) fn entry(json: &str, remote: &Url, repository_prefix: Option<&str>) -
         .proxy
         .upstreams
         .first()
-        .map_or(Entry::Absent, |upstream| entries.of(upstream));
+        .map_or(CredentialEntry::Absent, |upstream| entries.find(upstream));
     match entry {
-        Entry::Given(credential) => Ok(credential),
-        Entry::Malformed(what) => Err(format!("the entry for {host}: {what}")),
-        Entry::Empty => Err(format!(
+        CredentialEntry::Given(credential) => Ok(credential),
+        CredentialEntry::Malformed(what) => Err(format!("the entry for {host}: {what}")),
+        CredentialEntry::Empty => Err(format!(
             "the entry for {host} has neither auth, nor username and password; docker login with a credsStore keeps them \
              elsewhere"
         )),
-        Entry::Absent => Err(format!(
+        CredentialEntry::Absent => Err(format!(
             "has no entry for {host}, where remoteURL leads; entries for others are not used"
         )),
     }

@@ -6,21 +6,21 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{Error, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::Present;
+use super::IgnoredKey;
 use crate::config::overlay::section;
 
 section! {
-    /// Who may pull; anybody, if there is no provider.
+    /// The access control for clients; without a provider, every client may pull.
     #[serde(remote = "Self")]
     Auth {
         /// The users of a file.
         "htpasswd" => htpasswd: Option<Htpasswd>,
         /// Tokens of a server of their own.
-        "token" => token: Present,
+        "token" => token: IgnoredKey,
         /// A check for development.
-        "silly" => silly: Present,
+        "silly" => silly: IgnoredKey,
         /// No check of clients.
-        "none" => none: Present,
+        "none" => none: IgnoredKey,
     }
 }
 

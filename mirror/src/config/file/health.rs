@@ -6,7 +6,7 @@ use crate::config::duration::GoDuration;
 use crate::config::overlay::section;
 
 section! {
-    /// What `/debug/health` looks at.
+    /// The health checks that `/debug/health` reports.
     Health {
         /// Files that must not exist.
         "file" ("FILECHECKERS") => files: Vec<FileChecker>,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::Present;
+use super::IgnoredKey;
 use crate::config::duration::GoDuration;
 use crate::config::overlay::section;
 
@@ -14,13 +14,13 @@ section! {
         /// The kind of address: `tcp` or `unix`.
         "net" => net: Option<String>,
         /// The URL in links of answers.
-        "host" => host: Present,
+        "host" => host: IgnoredKey,
         /// The start of every path, before `v2/`; slashes at its ends are added where they are missing.
         "prefix" => prefix: Option<String>,
         /// A secret that signs the state of uploads.
-        "secret" => secret: Present,
+        "secret" => secret: IgnoredKey,
         /// Makes links in answers relative.
-        "relativeurls" => relative_urls: Present,
+        "relativeurls" => relative_urls: IgnoredKey,
         /// The time that requests in flight have to end after SIGTERM.
         "draintimeout" => drain_timeout: Option<GoDuration>,
         /// The time after SIGTERM for which new connections are still taken, while `/readyz` answers 503.
@@ -34,7 +34,7 @@ section! {
         /// HTTP/2.
         "http2" => http2: Http2,
         /// HTTP/2 without TLS.
-        "h2c" => h2c: Present,
+        "h2c" => h2c: IgnoredKey,
     }
 }
 
@@ -52,9 +52,9 @@ section! {
         /// The oldest version of TLS: `tls1.2` or `tls1.3`.
         "minimumtls" => minimum_tls: Option<String>,
         /// The cipher suites of TLS 1.2.
-        "ciphersuites" => cipher_suites: Present,
+        "ciphersuites" => cipher_suites: IgnoredKey,
         /// Certificates of Let's Encrypt.
-        "letsencrypt" => lets_encrypt: Present,
+        "letsencrypt" => lets_encrypt: IgnoredKey,
     }
 }
 

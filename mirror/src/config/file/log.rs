@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use super::Present;
+use super::IgnoredKey;
 use crate::config::log::Level;
 use crate::config::overlay::section;
 
 section! {
-    /// How requests and events are logged.
+    /// The settings of the log.
     Log {
         /// A line for each request.
         "accesslog" => access_log: AccessLog,
@@ -20,9 +20,9 @@ section! {
         /// Fields that are put into every line.
         "fields" => fields: BTreeMap<String, Value>,
         /// Mails that are sent for lines of some levels.
-        "hooks" => hooks: Present,
+        "hooks" => hooks: IgnoredKey,
         /// The place in the source that a line comes from.
-        "reportcaller" => report_caller: Present,
+        "reportcaller" => report_caller: IgnoredKey,
     }
 }
 

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize, Serializer};
 
-use super::Present;
+use super::IgnoredKey;
 use crate::config::duration::GoDuration;
 use crate::config::overlay::{Overlay, section};
 use crate::config::proxy::TtlFrom;
@@ -23,7 +23,7 @@ section! {
         /// A prefix of every repository's name at the default upstream.
         "remotenamespace" => remote_namespace: Option<String>,
         /// A program that returns credentials.
-        "exec" => exec: Present,
+        "exec" => exec: IgnoredKey,
         /// The hosts that `remoteurl` may lead to.
         "trust" => trust: Trust,
         /// More upstreams; the first is the default one where there is no `remoteurl`.
@@ -62,7 +62,7 @@ section! {
 }
 
 section! {
-    /// How an upstream's certificate is checked.
+    /// The verification of the certificate of an upstream.
     UpstreamTls {
         /// The PEM file of further authorities; a relative path starts at `proxy.filesdirectory`.
         "cafile" => ca_file: Option<String>,
@@ -83,7 +83,7 @@ section! {
 }
 
 section! {
-    /// How long content is kept, and how fresh a tag has to be.
+    /// The settings of the cache: retention, freshness, size.
     Cache {
         /// The start of `proxy.ttl`.
         "ttlfrom" => ttl_from: Option<TtlFrom>,

@@ -6,13 +6,13 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{Error, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::Present;
+use super::IgnoredKey;
 use crate::config::duration::GoDuration;
 use crate::config::keys::NO_DRIVER;
 use crate::config::overlay::section;
 
 section! {
-    /// Where the cache lies. There is one driver, the file system.
+    /// The place of the cache. The only driver is the file system.
     #[serde(remote = "Self")]
     Storage {
         /// A directory.
@@ -20,31 +20,31 @@ section! {
         /// The care of the storage.
         "maintenance" => maintenance: Maintenance,
         /// A cache of blobs' descriptors.
-        "cache" => cache: Present,
+        "cache" => cache: IgnoredKey,
         /// The deletion of blobs and manifests by clients.
-        "delete" => delete: Present,
+        "delete" => delete: IgnoredKey,
         /// Redirects of clients to the storage.
-        "redirect" => redirect: Present,
+        "redirect" => redirect: IgnoredKey,
         /// The limit of look-ups of tags at once.
-        "tag" => tag: Present,
+        "tag" => tag: IgnoredKey,
         /// A storage in memory.
-        "inmemory" => inmemory: Present,
+        "inmemory" => inmemory: IgnoredKey,
         /// A storage in Azure.
-        "azure" => azure: Present,
+        "azure" => azure: IgnoredKey,
         /// A storage in Google Cloud.
-        "gcs" => gcs: Present,
+        "gcs" => gcs: IgnoredKey,
         /// A storage in S3.
-        "s3" => s3: Present,
+        "s3" => s3: IgnoredKey,
         /// A storage in S3, by another name.
-        "s3aws" => s3aws: Present,
+        "s3aws" => s3aws: IgnoredKey,
         /// A storage in S3, by an older driver.
-        "s3goamz" => s3goamz: Present,
+        "s3goamz" => s3goamz: IgnoredKey,
         /// A storage in Ceph.
-        "rados" => rados: Present,
+        "rados" => rados: IgnoredKey,
         /// A storage in Swift.
-        "swift" => swift: Present,
+        "swift" => swift: IgnoredKey,
         /// A storage in Alibaba Cloud.
-        "oss" => oss: Present,
+        "oss" => oss: IgnoredKey,
     }
 }
 
@@ -54,7 +54,7 @@ section! {
         /// The directory of the cache.
         "rootdirectory" => root_directory: Option<String>,
         /// The number of file operations at once.
-        "maxthreads" => max_threads: Present,
+        "maxthreads" => max_threads: IgnoredKey,
     }
 }
 

@@ -7,7 +7,7 @@ use url::Url;
 
 use super::{Trust, Upstream, UpstreamTls};
 use crate::config::{Error, Globs, file, host};
-use crate::credentials::Credential;
+use crate::credential::Credential;
 use crate::name::Host;
 
 /// All upstreams, the default one first.
@@ -32,7 +32,7 @@ pub(super) fn all(proxy: &file::Proxy) -> Result<Vec<Upstream>, Error> {
     }
 }
 
-/// Where a file is that the configuration names: an absolute path stays as it is.
+/// Returns the path of a file that the configuration names; absolute paths stay unchanged.
 fn in_directory(proxy: &file::Proxy, file: PathBuf) -> PathBuf {
     match proxy.files_directory.as_deref() {
         None | Some("") => file,

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use tracing::{error, info};
 
-use crate::files::Stamp;
+use crate::file_watch::FileStamp;
 
 /// The users of a file, followed: what it lists counts from the moment on that it is there.
 pub(super) struct Users {
@@ -18,7 +18,7 @@ pub(super) struct Users {
 
 /// A file as it was read.
 struct Held {
-    stamp: Option<Stamp>,
+    stamp: Option<FileStamp>,
     /// False where an edit could have left the same stamp: it is read again each time.
     settled: bool,
     list: Arc<List>,
@@ -42,7 +42,7 @@ impl Users {
     /// a change.
     pub(super) async fn now(self: &Arc<Self>) -> Arc<List> {
         let held = self.held.load();
-        if held.settled && held.stamp == Stamp::of(&self.path) {
+        if held.settled && held.stamp == FileStamp::read(&self.path) {
             return held.list.clone();
         }
         let users = Arc::clone(self);
@@ -69,9 +69,9 @@ impl Users {
 impl Held {
     /// Stamped before it is read: an edit in between differs from the stamp.
     fn read(path: &Path) -> Self {
-        let stamp = Stamp::of(path);
+        let stamp = FileStamp::read(path);
         Self {
-            settled: stamp.as_ref().is_none_or(Stamp::is_settled),
+            settled: stamp.as_ref().is_none_or(FileStamp::is_settled),
             stamp,
             list: Arc::new(list(path)),
         }

@@ -18,7 +18,7 @@ use rustix::fs::sendfile;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 
-use crate::block;
+use crate::block_reader;
 use crate::http::endpoints::StoredBlob;
 
 /// The largest part, in bytes. Between parts a body counts them, and checks that the page cache has the next one.
@@ -59,7 +59,7 @@ impl SendfileQueue {
             MAX_PART
         };
         let left = range.start..range.start + length;
-        if length < MIN_PART || !block::is_cached(file, &left) {
+        if length < MIN_PART || !block_reader::is_cached(file, &left) {
             return None;
         }
         let placeholder = PLACEHOLDER.slice(..usize::try_from(length).ok()?);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::block;
+use crate::block_reader;
 use crate::digest::Digest;
 use crate::fill::Cut;
 use crate::pull::Pull;
@@ -23,7 +23,7 @@ impl StoredBlob {
     /// Reads the first bytes of this range, at most a block. Drops the blob from the cache if that fails.
     pub(in crate::http) async fn read(&self, range: &Range<u64>) -> Result<Bytes, Cut> {
         let length = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
-        match block::read(&self.blob.file, range.start, length).await {
+        match block_reader::read(&self.blob.file, range.start, length).await {
             Ok(chunk) => Ok(chunk),
             Err(error) => {
                 self.pull.damaged(&self.digest, &error).await;

@@ -30,8 +30,7 @@ pub(in crate::store) enum Op {
     Tag(Repository, Tag, Digest, i64),
     /// A tag is gone.
     Untag(Repository, Tag),
-    /// When Distribution would have expired it. Changes nothing where the content is not there, or was fetched by
-    /// ourselves since a time.
+    /// The expiry that Distribution recorded. It has no effect if the content is absent, or if this server fetched it.
     Import {
         digest: Digest,
         expires: i64,
@@ -41,13 +40,13 @@ pub(in crate::store) enum Op {
     Resolve(Digest, i64),
     /// None of its times lies beyond this one: the clock was ahead then.
     NotAfter(Digest, i64),
-    /// Whether all files are known.
+    /// `true` if the index knows all files.
     Complete(bool),
-    /// What `scheduler-state.json` looks like now.
+    /// The fingerprint of `scheduler-state.json`.
     StateSeen(u64),
 }
 
-/// What [`Op::Discover`] added to the totals.
+/// The amounts that [`Op::Discover`] added to the totals.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(in crate::store) struct Added {
     pub(in crate::store) bytes: u64,
@@ -143,7 +142,7 @@ pub(super) fn apply(transaction: &WriteTransaction, ops: &[Op]) -> Result<Added,
     Ok(added)
 }
 
-/// What concerns names rather than content.
+/// Applies an operation on links or tags.
 fn apply_names(transaction: &WriteTransaction, op: &Op) -> Result<(), redb::Error> {
     match op {
         Op::MediaType(digest, media_type) => {

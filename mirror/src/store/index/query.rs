@@ -1,4 +1,4 @@
-//! What the index is asked.
+//! The queries of the index.
 
 use redb::{Range, ReadTransaction, ReadableTable, TableDefinition};
 
@@ -8,11 +8,11 @@ use crate::store::index::tables::{
     BLOBS, BY_FETCH, BY_USE, BYTES, COMPLETE, CONTENT, IMPORTED, LINKS, Link, MEDIA_TYPES, META, STATE_SEEN,
     TAGS, digest_of, key_of,
 };
-use crate::store::index::{Failure, Index};
+use crate::store::index::{Index, IndexFailure};
 
-/// What is known of a piece of content. Times are ms since 1970.
+/// The entry of a piece of content. Times are ms since 1970.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::store) struct Entry {
+pub(in crate::store) struct IndexEntry {
     pub(in crate::store) size: u64,
     pub(in crate::store) fetched: i64,
     pub(in crate::store) used: i64,
@@ -20,7 +20,7 @@ pub(in crate::store) struct Entry {
     pub(in crate::store) verified: i64,
 }
 
-/// Which time content is taken in the order of.
+/// The time by which content is ordered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::store) enum Order {
     Use,
@@ -36,7 +36,7 @@ impl Order {
     }
 }
 
-impl From<(u64, i64, i64, i64)> for Entry {
+impl From<(u64, i64, i64, i64)> for IndexEntry {
     fn from((size, fetched, used, verified): (u64, i64, i64, i64)) -> Self {
         Self {
             size,
@@ -48,14 +48,14 @@ impl From<(u64, i64, i64, i64)> for Entry {
 }
 
 impl Index {
-    pub(in crate::store) fn get(&self, digest: &Digest) -> Result<Option<Entry>, Failure> {
+    pub(in crate::store) fn get(&self, digest: &Digest) -> Result<Option<IndexEntry>, IndexFailure> {
         self.read(|transaction| {
             let found = transaction.open_table(CONTENT)?.get(&*key_of(digest))?;
             Ok(found.map(|found| found.value().into()))
         })
     }
 
-    pub(in crate::store) fn media_type(&self, digest: &Digest) -> Result<Option<String>, Failure> {
+    pub(in crate::store) fn media_type(&self, digest: &Digest) -> Result<Option<String>, IndexFailure> {
         self.read(|transaction| {
             let found = transaction.open_table(MEDIA_TYPES)?.get(&*key_of(digest))?;
             Ok(found.map(|found| found.value().to_owned()))
@@ -66,7 +66,7 @@ impl Index {
         &self,
         repository: &Repository,
         tag: &Tag,
-    ) -> Result<Option<(Digest, i64)>, Failure> {
+    ) -> Result<Option<(Digest, i64)>, IndexFailure> {
         self.read(|transaction| {
             let repository = repository.to_string();
             let key = (repository.as_str(), tag.as_str());
@@ -79,7 +79,7 @@ impl Index {
     }
 
     /// All that leads to this content.
-    pub(in crate::store) fn links(&self, digest: &Digest) -> Result<Vec<Link>, Failure> {
+    pub(in crate::store) fn links(&self, digest: &Digest) -> Result<Vec<Link>, IndexFailure> {
         self.read(|transaction| {
             let key = key_of(digest);
             let (first, last) = (*Link::KINDS.start(), *Link::KINDS.end());
@@ -100,7 +100,7 @@ impl Index {
         order: Order,
         from: Option<&(i64, Digest)>,
         most: usize,
-    ) -> Result<Vec<(i64, Digest)>, Failure> {
+    ) -> Result<Vec<(i64, Digest)>, IndexFailure> {
         self.read(|transaction| {
             let table = transaction.open_table(order.table())?;
             let key = from.map(|(time, digest)| (*time, key_of(digest)));
@@ -130,7 +130,7 @@ impl Index {
         order: Order,
         time: i64,
         most: usize,
-    ) -> Result<Vec<Digest>, Failure> {
+    ) -> Result<Vec<Digest>, IndexFailure> {
         self.read(|transaction| {
             let table = transaction.open_table(order.table())?;
             let beyond: (i64, &[u8]) = (time.saturating_add(1), &[]);
@@ -143,7 +143,7 @@ impl Index {
     }
 
     /// Up to `most` digests that have an expiry of Distribution's.
-    pub(in crate::store) fn imported(&self, most: usize) -> Result<Vec<(Digest, i64)>, Failure> {
+    pub(in crate::store) fn imported(&self, most: usize) -> Result<Vec<(Digest, i64)>, IndexFailure> {
         self.read(|transaction| {
             let mut found = Vec::new();
             for entry in transaction.open_table(IMPORTED)?.iter()?.take(most) {
@@ -155,16 +155,16 @@ impl Index {
     }
 
     /// Every link with the content that it leads to, in the digests' order.
-    pub(in crate::store) fn each_link<E: From<Failure>>(
+    pub(in crate::store) fn each_link<E: From<IndexFailure>>(
         &self,
-        mut visit: impl FnMut(&Digest, &Link, Entry) -> Result<(), E>,
+        mut visit: impl FnMut(&Digest, &Link, IndexEntry) -> Result<(), E>,
     ) -> Result<(), E> {
         self.read(|transaction| {
             let content = transaction.open_table(CONTENT)?;
             for link in transaction.open_table(LINKS)?.iter()? {
                 let link = link?.0;
                 let (key, kind, repository, name) = link.value();
-                let found = content.get(key)?.map(|found| Entry::from(found.value()));
+                let found = content.get(key)?.map(|found| IndexEntry::from(found.value()));
                 let link = Link::from_key(kind, repository, name);
                 if let (Some(entry), Some(link), Some(digest)) = (found, link, digest_of(key))
                     && let Err(error) = visit(&digest, &link, entry)
@@ -177,7 +177,7 @@ impl Index {
     }
 
     /// Bytes and pieces of content.
-    pub(in crate::store) fn totals(&self) -> Result<(u64, u64), Failure> {
+    pub(in crate::store) fn totals(&self) -> Result<(u64, u64), IndexFailure> {
         self.read(|transaction| Ok((meta(&transaction, BYTES)?, meta(&transaction, BLOBS)?)))
     }
 
@@ -187,8 +187,8 @@ impl Index {
             .is_ok_and(|complete| complete == 1)
     }
 
-    /// What `scheduler-state.json` looked like when we last had to do with it; 0 where we never had.
-    pub(in crate::store) fn state_seen(&self) -> Result<u64, Failure> {
+    /// Returns the fingerprint of `scheduler-state.json` when this server last read or wrote it; 0 if it never did.
+    pub(in crate::store) fn state_seen(&self) -> Result<u64, IndexFailure> {
         self.read(|transaction| meta(&transaction, STATE_SEEN))
     }
 }

@@ -27,7 +27,7 @@ pub(super) const BYTES: &str = "bytes";
 pub(super) const BLOBS: &str = "blobs";
 /// 1 once the index knows all the files.
 pub(super) const COMPLETE: &str = "complete";
-/// What `scheduler-state.json` looked like when we last wrote or read it.
+/// The fingerprint of `scheduler-state.json` when this server last read or wrote it.
 pub(super) const STATE_SEEN: &str = "scheduler state";
 const SCHEMA: &str = "schema";
 const SCHEMA_VERSION: u64 = 1;
@@ -55,7 +55,7 @@ pub(super) fn check(database: &Database) -> Result<(), redb::Error> {
     Ok(())
 }
 
-/// What leads to a piece of content.
+/// A link to a piece of content.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::store) enum Link {
     /// `_layers/…/link`; its name may differ from what it points to.

@@ -7,7 +7,7 @@ use crate::{config, server};
 
 /// Why a command ended.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Failure {
+pub(super) enum CliError {
     /// The configuration.
     #[error(transparent)]
     Config(#[from] config::Error),
@@ -22,7 +22,7 @@ pub(super) enum Failure {
     Io(#[from] io::Error),
 }
 
-impl Failure {
+impl CliError {
     /// The codes that every command shares.
     pub(super) fn code(&self) -> ExitCode {
         const INVALID: u8 = 2;

@@ -1,21 +1,21 @@
-//! What a server shares with its admin port and its reloads.
+//! The state that a server shares with its admin port and its reloads.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use super::upstreams::{Standing, Upstreams};
-use crate::admin::{CacheStatus, Status, Subject, UpstreamStatus};
+use super::upstream_set::{UpstreamHandle, UpstreamSet};
+use crate::admin::{AdminState, CacheStatus, Status, UpstreamStatus};
 use crate::config::Config;
-use crate::credentials::State;
+use crate::credentials::CredentialState;
 use crate::health::Health;
 use crate::http::Htpasswd;
 use crate::metrics::Metrics;
 use crate::store::Store;
 
 /// A server that runs, seen from beside.
-pub(super) struct Running {
+pub(super) struct ServerState {
     pub(super) store: Store,
     pub(super) metrics: Metrics,
     pub(super) health: Health,
@@ -25,24 +25,24 @@ pub(super) struct Running {
     current: Mutex<Current>,
 }
 
-/// What reloads replace.
+/// The part of the state that reloads replace.
 pub(super) struct Current {
     /// The configuration in force.
     pub(super) config: Config,
     /// Why the last one was not taken; empty if it was.
     pub(super) error: String,
-    /// How it stands with each upstream.
-    pub(super) standings: Arc<[Standing]>,
+    /// A handle for each upstream.
+    pub(super) handles: Arc<[UpstreamHandle]>,
 }
 
-impl Running {
+impl ServerState {
     pub(super) fn new(
         config: Config,
         store: Store,
         metrics: Metrics,
         health: Health,
         users: Option<Htpasswd>,
-        upstreams: &Upstreams,
+        upstreams: &UpstreamSet,
     ) -> Self {
         Self {
             store,
@@ -54,7 +54,7 @@ impl Running {
             current: Mutex::new(Current {
                 config,
                 error: String::new(),
-                standings: upstreams.standings().into(),
+                handles: upstreams.handles().into(),
             }),
         }
     }
@@ -78,12 +78,12 @@ impl Running {
         self.draining.load(Ordering::Relaxed)
     }
 
-    fn standings(&self) -> Arc<[Standing]> {
-        self.current().standings.clone()
+    fn handles(&self) -> Arc<[UpstreamHandle]> {
+        self.current().handles.clone()
     }
 }
 
-impl Subject for Running {
+impl AdminState for ServerState {
     /// Returns an error while the server stops, a configured health check fails (clients get 503 then), or the
     /// storage root cannot be read. An upstream that is down and a full disk are no errors: the cache still serves.
     fn ready(&self) -> Result<(), String> {
@@ -117,19 +117,20 @@ impl Subject for Running {
             .cache_limit_bytes
             .set(gauge(usage.limit.unwrap_or_default()));
         self.metrics.cache_blobs.set(gauge(usage.blobs));
-        for standing in self.standings().iter() {
-            let state = standing.credentials().state.as_str();
-            self.metrics.credential(&standing.host, state, &State::NAMES);
+        for handle in self.handles().iter() {
+            let state = handle.credentials().state.as_str();
+            self.metrics
+                .credential(&handle.host, state, &CredentialState::NAMES);
         }
         self.metrics.encode().unwrap_or_default()
     }
 
     fn status(&self) -> Status {
-        let upstream = |standing: &Standing| UpstreamStatus {
-            host: standing.host.to_string(),
-            state: standing.state().to_owned(),
-            rate_limit_remaining: standing.requests_left(),
-            credentials: standing.credentials(),
+        let upstream = |handle: &UpstreamHandle| UpstreamStatus {
+            host: handle.host.to_string(),
+            state: handle.state().to_owned(),
+            rate_limit_remaining: handle.requests_left(),
+            credentials: handle.credentials(),
         };
         let usage = self.store.usage();
         let current = self.current();
@@ -144,7 +145,7 @@ impl Subject for Running {
                 .and_then(Htpasswd::trouble)
                 .unwrap_or_default(),
             draining: self.is_draining(),
-            upstreams: current.standings.iter().map(upstream).collect(),
+            upstreams: current.handles.iter().map(upstream).collect(),
             cache: CacheStatus {
                 bytes: usage.bytes,
                 limit_bytes: usage.limit,

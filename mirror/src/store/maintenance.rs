@@ -1,4 +1,4 @@
-//! What happens beside requests: marks reach the disk, old content goes, the index learns.
+//! Maintenance in the background: recorded uses reach the disk, old content expires, the index is rebuilt.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -8,44 +8,44 @@ use jiff::Timestamp;
 
 use crate::config::TtlFrom;
 use crate::store::durable::on;
-use crate::store::hits::lock;
-use crate::store::index::{Entry, Link, Op, Order};
+use crate::store::hot_cache::lock;
+use crate::store::index::{IndexEntry, Link, Op, Order};
 use crate::store::pins::Pins;
-use crate::store::scheduler_state::{self, Kind};
-use crate::store::scrub::Suspects;
+use crate::store::scheduler_state::{self, ContentKind};
+use crate::store::scrub::ScrubQueue;
 use crate::store::{Error, Inner, Store, rebuild};
 
 /// Distribution's expiries are turned into ours in batches of this size.
 const BATCH: usize = 4096;
-/// Times this far ahead are nobody's mistake.
-const AHEAD_MS: i64 = 60_000;
+/// The tolerated clock skew into the future: 60 s.
+const MAX_SKEW_MS: i64 = 60_000;
 /// Writing the expiry state takes at most one part in so many of the time: less than a hundredth of a core.
 const SHARE: u32 = 120;
-/// How often it is written where content was only used.
-const FOR_USES: Duration = Duration::from_hours(1);
+/// The interval between two writes of the expiry state if content was only used.
+const USES_INTERVAL: Duration = Duration::from_hours(1);
 
 /// The state of the work beside requests.
 #[derive(Debug, Default)]
-pub(super) struct Upkeep {
-    learning: AtomicBool,
-    /// How long content is kept and from when on, as far as anybody said so.
+pub(super) struct Maintenance {
+    rebuilding: AtomicBool,
+    /// The time to live and the event that it counts from, once they are set.
     ttl: Mutex<Option<(Duration, TtlFrom)>>,
-    /// How the expiry state was last written.
+    /// The last write of the expiry state.
     written: Mutex<Option<Written>>,
-    pub(super) suspects: Suspects,
+    pub(super) scrub_queue: ScrubQueue,
     pub(super) pins: Pins,
 }
 
-/// How Distribution's expiry state was last written.
+/// A write of Distribution's expiry state.
 #[derive(Debug)]
 struct Written {
     what: State,
     when: Timestamp,
-    /// How long that took.
+    /// The duration of the write.
     took: Duration,
 }
 
-/// What the expiry state follows from.
+/// The input of the expiry state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct State {
     content: u64,
@@ -56,15 +56,15 @@ struct State {
 }
 
 impl Written {
-    /// Whether it is time to write again. A million entries take seconds: that is no work for every minute, least
-    /// of all where content was only used.
+    /// Returns `true` if the expiry state should be written again. A million entries take seconds, which is too much
+    /// for every minute, above all if content was only used.
     fn is_outdated(&self, now: State, at: Timestamp) -> bool {
         let pause = if (State {
             uses: self.what.uses,
             ..now
         }) == self.what
         {
-            self.took.saturating_mul(SHARE).max(FOR_USES)
+            self.took.saturating_mul(SHARE).max(USES_INTERVAL)
         } else {
             self.took.saturating_mul(SHARE)
         };
@@ -80,12 +80,12 @@ impl Store {
     }
 
     /// The same, to be called every minute: a large expiry state is written less often.
-    pub async fn keep_up(&self) {
+    pub async fn flush_if_due(&self) {
         self.write(Written::is_outdated).await;
     }
 
     async fn write(&self, outdated: fn(&Written, State, Timestamp) -> bool) {
-        learn_if_needed(&self.inner);
+        rebuild_if_needed(&self.inner);
         if let Err(error) = self.blocking(move |inner| inner.flush(outdated)).await {
             tracing::warn!(%error, "the cache's state could not be written; it is tried again");
         }
@@ -98,14 +98,14 @@ impl Store {
     /// all of its files.
     pub async fn expire(&self, ttl: Option<Duration>, from: TtlFrom) -> Result<u64, Error> {
         self.blocking(move |inner| {
-            *lock(&inner.upkeep.ttl) = ttl.map(|ttl| (ttl, from));
-            if inner.space.is_paused() {
+            *lock(&inner.maintenance.ttl) = ttl.map(|ttl| (ttl, from));
+            if inner.space.is_uncounted() {
                 return Ok(0);
             }
             inner.trim()?;
             let now = inner.clock.settled().as_millisecond();
-            if inner.clock.stands() {
-                inner.take_back_what_is_to_come(now)?;
+            if inner.clock.is_settled() {
+                inner.clamp_future_timestamps(now)?;
             }
             let Some(ttl) = ttl else { return Ok(0) };
             inner.resolve_imported(ttl)?;
@@ -121,14 +121,14 @@ impl Store {
 
     /// True once the store knows all of its files, which takes a moment after a take-over.
     pub fn is_settled(&self) -> bool {
-        !self.inner.space.is_paused()
+        !self.inner.space.is_uncounted()
     }
 }
 
 /// Starts to learn from the files, in the background, where the index does not know them all.
-pub(super) fn learn_if_needed(inner: &Arc<Inner>) {
+pub(super) fn rebuild_if_needed(inner: &Arc<Inner>) {
     let needed = !inner.is_readonly() && !inner.index.is_complete();
-    if !needed || inner.upkeep.learning.swap(true, Ordering::AcqRel) {
+    if !needed || inner.maintenance.rebuilding.swap(true, Ordering::AcqRel) {
         return;
     }
     inner.begin_count(true);
@@ -138,7 +138,7 @@ pub(super) fn learn_if_needed(inner: &Arc<Inner>) {
             tracing::warn!(%error, "the cache's index can't be rebuilt now; it is tried again");
         }
         if let Some(inner) = store.upgrade() {
-            inner.upkeep.learning.store(false, Ordering::Release);
+            inner.maintenance.rebuilding.store(false, Ordering::Release);
         }
     });
 }
@@ -151,9 +151,9 @@ impl Inner {
     }
 
     fn flush(&self, outdated: impl Fn(&Written, State, Timestamp) -> bool) -> Result<(), Error> {
-        self.write_marks()?;
-        let ttl = *lock(&self.upkeep.ttl);
-        let Some((ttl, from)) = ttl.filter(|_| !self.is_readonly() && !self.space.is_paused()) else {
+        self.write_recorded_uses()?;
+        let ttl = *lock(&self.maintenance.ttl);
+        let Some((ttl, from)) = ttl.filter(|_| !self.is_readonly() && !self.space.is_uncounted()) else {
             return Ok(());
         };
         // What was learned since the last round of expiry: Distribution's own times must not be lost in its state.
@@ -169,7 +169,7 @@ impl Inner {
             },
             self.clock.now(),
         );
-        let mut written = lock(&self.upkeep.written);
+        let mut written = lock(&self.maintenance.written);
         if written
             .as_ref()
             .is_some_and(|last| last.what == now || !outdated(last, now, at))
@@ -188,15 +188,15 @@ impl Inner {
     }
 
     /// Content that was fetched or used while the clock was ahead would stay for as long as it was wrong.
-    fn take_back_what_is_to_come(&self, now: i64) -> Result<(), Error> {
+    fn clamp_future_timestamps(&self, now: i64) -> Result<(), Error> {
         for order in [Order::Use, Order::Fetch] {
             loop {
-                let batch = self.index.beyond(order, now.saturating_add(AHEAD_MS), BATCH)?;
+                let batch = self.index.beyond(order, now.saturating_add(MAX_SKEW_MS), BATCH)?;
                 if batch.is_empty() {
                     break;
                 }
-                let take_back = |digest| Op::NotAfter(digest, now);
-                self.index.write(batch.into_iter().map(take_back).collect())?;
+                let clamp = |digest| Op::NotAfter(digest, now);
+                self.index.write(batch.into_iter().map(clamp).collect())?;
             }
         }
         Ok(())
@@ -222,8 +222,8 @@ impl Inner {
         scheduler_state::write::<Error>(file, &scratch.0, |writer| {
             self.index.each_link(|digest, link, entry| {
                 let (repository, kind) = match link {
-                    Link::Layer(repository, _) => (repository, Kind::Blob),
-                    Link::Revision(repository, _) => (repository, Kind::Manifest),
+                    Link::Layer(repository, _) => (repository, ContentKind::Blob),
+                    Link::Revision(repository, _) => (repository, ContentKind::Manifest),
                     Link::Tag(..) => return Ok(()),
                 };
                 if repository.host != *self.layout.default_host() {
@@ -241,7 +241,7 @@ impl Inner {
     }
 }
 
-fn expiry(entry: Entry, ttl: Duration, from: TtlFrom) -> Timestamp {
+fn expiry(entry: IndexEntry, ttl: Duration, from: TtlFrom) -> Timestamp {
     let since = match from {
         TtlFrom::LastUse => entry.used,
         TtlFrom::FirstFetch => entry.fetched,
@@ -257,7 +257,7 @@ mod tests {
     use crate::digest::{Algorithm, Digest};
     use crate::metrics::Metrics;
     use crate::name::Repository;
-    use crate::store::Options;
+    use crate::store::StoreOptions;
 
     const MILLION: u64 = 1_000_000;
     const ROUNDS: u64 = 60;
@@ -267,7 +267,7 @@ mod tests {
     }
 
     async fn open(root: &std::path::Path) -> Store {
-        let options = Options {
+        let options = StoreOptions {
             default_host: "docker.io".parse().unwrap(),
             max_size: Some(crate::config::MaxSize::Bytes(u64::MAX)),
             readonly: false,
@@ -349,12 +349,12 @@ mod tests {
         let week = Some(Duration::from_hours(168));
         let before = cpu();
         assert_eq!(store.expire(week, TtlFrom::LastUse).await.unwrap(), 0);
-        store.keep_up().await;
+        store.flush_if_due().await;
         eprintln!("first round, with the expiry state: {} ms of CPU", cpu() - before);
         let before = cpu();
         for _ in 0..ROUNDS {
             assert_eq!(store.expire(week, TtlFrom::LastUse).await.unwrap(), 0);
-            store.keep_up().await;
+            store.flush_if_due().await;
         }
         eprintln!(
             "a round, of which there is one a minute: {} ms of CPU",

@@ -1,4 +1,4 @@
-//! The upstreams that are asked, and what keeps them supplied with credentials.
+//! The upstreams that are asked, and what keeps them managed with credentials.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -7,62 +7,65 @@ use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::config::{self, Proxy};
-use crate::credentials::keeper::Keeper;
+use crate::credential::Credential;
+use crate::credentials::rotator::CredentialRotator;
 use crate::credentials::watch::Watch;
-use crate::credentials::{Credential, Kept, Pace, Report, Snapshot, Target, Verdict};
+use crate::credentials::{
+    CredentialSink, CredentialVerdict, Report, RetryIntervals, RotationState, Snapshot,
+};
 use crate::name::Host;
 use crate::pull::Origin;
 use crate::upstream::{self, BuildError, Options, Upstream};
 
 /// All upstreams of one configuration, the default one first.
 #[derive(Default)]
-pub(super) struct Upstreams {
-    all: Vec<Supplied>,
+pub(super) struct UpstreamSet {
+    all: Vec<ManagedUpstream>,
     directory: Option<(PathBuf, Watch)>,
     /// Stands in for the directory where there is none.
     no_directory: watch::Sender<Arc<Snapshot>>,
-    /// Whether upstreams must not be asked.
+    /// `true` if the server must not send requests to upstreams.
     offline: bool,
 }
 
-/// One upstream, and what keeps it supplied.
-struct Supplied {
-    made: Made,
-    kept: watch::Receiver<Kept>,
+/// One upstream, and what keeps it managed.
+struct ManagedUpstream {
+    built: BuiltClient,
+    rotation: watch::Receiver<RotationState>,
     /// None where no credential was ever configured.
-    keeper: Option<AbortOnDropHandle<()>>,
+    rotator: Option<AbortOnDropHandle<()>>,
 }
 
-/// The client of an upstream, and what it was made of.
+/// The client of an upstream, and what it was built of.
 #[derive(Clone)]
-struct Made {
+struct BuiltClient {
     settings: config::Upstream,
-    /// What its CA file held.
+    /// The content of its CA file.
     authorities: Option<Vec<u8>>,
     client: Arc<Upstream>,
 }
 
-/// How it stands with one upstream.
+/// A handle that reports the state of one upstream.
 #[derive(Clone)]
-pub(super) struct Standing {
+pub(super) struct UpstreamHandle {
     pub(super) host: Host,
     client: Arc<Upstream>,
-    kept: watch::Receiver<Kept>,
+    rotation: watch::Receiver<RotationState>,
 }
 
 /// Makes a client for each upstream.
-pub(super) fn try_all(proxy: &Proxy) -> Result<(), BuildError> {
+pub(super) fn validate_all(proxy: &Proxy) -> Result<(), BuildError> {
     let mut settings = proxy.upstreams.iter();
     settings.try_for_each(|settings| Upstream::with_options(settings, Options::default()).map(drop))
 }
 
-impl Upstreams {
+impl UpstreamSet {
     /// Becomes what the configuration says. What did not change keeps its client with connections and tokens,
     /// and every host the credential in use.
     ///
     /// # Errors
-    /// A client cannot be made; then everything stays as it was.
-    pub(super) async fn become_of(&mut self, proxy: &Proxy, options: &Options) -> Result<(), BuildError> {
+    /// A client cannot be built; then everything stays as it was.
+    pub(super) async fn reconfigure(&mut self, proxy: &Proxy, options: &Options) -> Result<(), BuildError> {
         let settings = proxy.upstreams.iter();
         let all = settings
             .map(|settings| self.make(settings, options))
@@ -77,99 +80,100 @@ impl Upstreams {
         let is_same = !moved && self.offline == proxy.cache.offline;
         self.offline = proxy.cache.offline;
         let mut before = std::mem::take(&mut self.all);
-        for made in all {
+        for built in all {
             let held = before
                 .iter()
-                .position(|old| old.made.settings.host == made.settings.host);
+                .position(|old| old.built.settings.host == built.settings.host);
             let held = held.map(|index| before.swap_remove(index));
-            let supplied = match held {
-                Some(held) if is_same && Arc::ptr_eq(&held.made.client, &made.client) => held,
-                held => self.supply(made, held),
+            let managed = match held {
+                Some(held) if is_same && Arc::ptr_eq(&held.built.client, &built.client) => held,
+                held => self.manage(built, held),
             };
-            self.all.push(supplied);
+            self.all.push(managed);
         }
         Ok(())
     }
 
-    /// The client that there is, if it would be made the same.
-    fn make(&self, settings: &config::Upstream, options: &Options) -> Result<Made, BuildError> {
+    /// The client that there is, if it would be built the same.
+    fn make(&self, settings: &config::Upstream, options: &Options) -> Result<BuiltClient, BuildError> {
         let authorities = settings
             .tls
             .ca_file
             .as_ref()
             .and_then(|path| std::fs::read(path).ok());
-        let same = |old: &&Supplied| old.made.settings == *settings && old.made.authorities == authorities;
+        let same =
+            |old: &&ManagedUpstream| old.built.settings == *settings && old.built.authorities == authorities;
         if let Some(old) = self.all.iter().find(same) {
-            return Ok(old.made.clone());
+            return Ok(old.built.clone());
         }
-        Ok(Made {
+        Ok(BuiltClient {
             client: Arc::new(Upstream::with_options(settings, options.clone())?),
             settings: settings.clone(),
             authorities,
         })
     }
 
-    fn supply(&self, made: Made, held: Option<Supplied>) -> Supplied {
-        let held = held.filter(|held| held.keeper.is_some());
-        let is_anonymous = made.settings.credential == Credential::Anonymous;
+    fn manage(&self, built: BuiltClient, held: Option<ManagedUpstream>) -> ManagedUpstream {
+        let held = held.filter(|held| held.rotator.is_some());
+        let is_anonymous = built.settings.credential == Credential::Anonymous;
         if self.directory.is_none() && is_anonymous && held.is_none() {
-            let (_, kept) = watch::channel(Kept::default());
-            return Supplied {
-                made,
-                kept,
-                keeper: None,
+            let (_, rotation) = watch::channel(RotationState::default());
+            return ManagedUpstream {
+                built,
+                rotation,
+                rotator: None,
             };
         }
-        let held = held.map(|held| held.kept.borrow().clone());
-        let (sender, kept) = watch::channel(held.unwrap_or_default());
+        let held = held.map(|held| held.rotation.borrow().clone());
+        let (sender, rotation) = watch::channel(held.unwrap_or_default());
         let snapshots = match &self.directory {
             Some((_, watch)) => watch.snapshots(),
             None => self.no_directory.subscribe(),
         };
-        let keeper = Keeper::new(
-            made.settings.clone(),
-            made.client.clone(),
-            Pace::default(),
+        let rotator = CredentialRotator::new(
+            built.settings.clone(),
+            built.client.clone(),
+            RetryIntervals::default(),
             sender,
         );
-        let task = tokio::spawn(keeper.offline(self.offline).run(snapshots));
-        Supplied {
-            made,
-            kept,
-            keeper: Some(AbortOnDropHandle::new(task)),
+        let task = tokio::spawn(rotator.offline(self.offline).run(snapshots));
+        ManagedUpstream {
+            built,
+            rotation,
+            rotator: Some(AbortOnDropHandle::new(task)),
         }
     }
 
-    /// What the pull path asks.
+    /// Returns the upstreams for the pull path.
     pub(super) fn origins(&self) -> Vec<Origin> {
-        let origin = |supplied: &Supplied| Origin {
-            settings: supplied.made.settings.clone(),
-            client: supplied.made.client.clone(),
+        let origin = |managed: &ManagedUpstream| Origin {
+            settings: managed.built.settings.clone(),
+            client: managed.built.client.clone(),
         };
         self.all.iter().map(origin).collect()
     }
 
-    /// How it stands with each.
-    pub(super) fn standings(&self) -> Vec<Standing> {
-        let standing = |supplied: &Supplied| Standing {
-            host: supplied.made.settings.host.clone(),
-            client: supplied.made.client.clone(),
-            kept: supplied.kept.clone(),
+    /// Returns a handle for each upstream.
+    pub(super) fn handles(&self) -> Vec<UpstreamHandle> {
+        let handle = |managed: &ManagedUpstream| UpstreamHandle {
+            host: managed.built.settings.host.clone(),
+            client: managed.built.client.clone(),
+            rotation: managed.rotation.clone(),
         };
-        self.all.iter().map(standing).collect()
+        self.all.iter().map(handle).collect()
     }
 
     /// Reads the credentials directory at once.
-    pub(super) fn look(&self) {
+    pub(super) fn reload_credentials(&self) {
         if let Some((_, watch)) = &self.directory {
-            watch.look();
+            watch.reload();
         }
     }
 }
 
-impl Standing {
+impl UpstreamHandle {
     pub(super) fn credentials(&self) -> Report {
-        self.kept.borrow().report.clone()
+        self.rotation.borrow().report.clone()
     }
 
     /// See [`Upstream::requests_left`].
@@ -188,8 +192,8 @@ impl Standing {
     }
 }
 
-impl Target for Upstream {
-    async fn verify(&self, candidate: &Credential) -> Verdict {
+impl CredentialSink for Upstream {
+    async fn verify(&self, candidate: &Credential) -> CredentialVerdict {
         Upstream::verify(self, candidate).await
     }
 
@@ -207,7 +211,7 @@ impl Target for Upstream {
 }
 
 /// The CA files of a configuration.
-pub(super) fn authorities(proxy: &Proxy) -> impl Iterator<Item = &Path> {
+pub(super) fn ca_files(proxy: &Proxy) -> impl Iterator<Item = &Path> {
     proxy
         .upstreams
         .iter()

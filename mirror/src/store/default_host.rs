@@ -1,4 +1,4 @@
-//! Whose the unprefixed repositories are, and what happens when the default upstream changes.
+//! The owner of the unprefixed repositories, and their migration when the default upstream changes.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -13,14 +13,14 @@ const DEFAULT_PORT: &str = ":443";
 
 /// Makes the unprefixed tree the default upstream's: the previous one's tree goes below its host, and the new one's comes
 /// up. Every step is one rename, and continues after a crash.
-pub(super) fn settle(layout: &Layout, scratch: &Scratch) -> Result<(), IoError> {
-    let places = Places::of(layout);
+pub(super) fn migrate_default_host(layout: &Layout, scratch: &Scratch) -> Result<(), IoError> {
+    let places = Places::new(layout);
     let new = layout.default_host();
     let owner = read(&places.owner)?;
     if let Some(plan) = read(&places.plan)? {
         // A move was cut off; it may have been towards a host that is not the default one any more.
-        places.go_on(layout, scratch, owner.as_ref(), &plan)?;
-        return settle(layout, scratch);
+        places.resume(layout, scratch, owner.as_ref(), &plan)?;
+        return migrate_default_host(layout, scratch);
     }
     drop_default_ports(&layout.repositories().join("_upstreams"), &scratch.ours)?;
     match owner {
@@ -32,7 +32,7 @@ pub(super) fn settle(layout: &Layout, scratch: &Scratch) -> Result<(), IoError> 
         Some(owner) => {
             tracing::info!(from = %owner, to = %new, "the default upstream changed: its repositories move");
             scratch.write(&places.plan, new.as_str().as_bytes())?;
-            places.go_on(layout, scratch, Some(&owner), new)
+            places.resume(layout, scratch, Some(&owner), new)
         }
     }
 }
@@ -47,7 +47,7 @@ struct Places {
 }
 
 impl Places {
-    fn of(layout: &Layout) -> Self {
+    fn new(layout: &Layout) -> Self {
         Self {
             owner: layout.own().join("owner"),
             plan: layout.own().join("owner-next"),
@@ -56,7 +56,7 @@ impl Places {
         }
     }
 
-    fn go_on(
+    fn resume(
         &self,
         layout: &Layout,
         scratch: &Scratch,
@@ -129,10 +129,10 @@ fn read(path: &Path) -> Result<Option<Host>, IoError> {
 mod tests {
     use super::*;
 
-    fn settle_on(root: &Path, host: &str) {
+    fn migrate_to(root: &Path, host: &str) {
         let layout = Layout::new(root, host.parse().unwrap());
         fs::create_dir_all(layout.own()).unwrap();
-        settle(&layout, &Scratch::sweep(layout.scratch(), layout.ours()).unwrap()).unwrap();
+        migrate_default_host(&layout, &Scratch::sweep(layout.scratch(), layout.ours()).unwrap()).unwrap();
     }
 
     fn repository(root: &Path, path: &str) -> PathBuf {
@@ -148,7 +148,7 @@ mod tests {
         ] {
             fs::create_dir_all(repository(root.path(), path)).unwrap();
         }
-        settle_on(root.path(), "a.example");
+        migrate_to(root.path(), "a.example");
         root
     }
 
@@ -169,7 +169,7 @@ mod tests {
     #[test]
     fn default_port_in_names_is_dropped() {
         let root = tempfile::tempdir().unwrap();
-        settle_on(root.path(), "a.example:443");
+        migrate_to(root.path(), "a.example:443");
         for path in [
             "nginx/_layers",
             "_upstreams/b.example:443/app/_layers",
@@ -179,7 +179,7 @@ mod tests {
             fs::create_dir_all(repository(root.path(), path)).unwrap();
         }
         for _restart in 0..2 {
-            settle_on(root.path(), "a.example");
+            migrate_to(root.path(), "a.example");
             for path in [
                 "nginx/_layers",
                 "_upstreams/b.example/app/_layers",
@@ -193,16 +193,16 @@ mod tests {
     #[test]
     fn the_same_owner_moves_nothing() {
         let root = filled();
-        settle_on(root.path(), "a.example");
+        migrate_to(root.path(), "a.example");
         assert!(repository(root.path(), "nginx/_layers").is_dir());
     }
 
     #[test]
     fn another_default_upstream_swaps_the_trees_and_back() {
         let root = filled();
-        settle_on(root.path(), "b.example");
+        migrate_to(root.path(), "b.example");
         assert_moved_to_b(root.path());
-        settle_on(root.path(), "a.example");
+        migrate_to(root.path(), "a.example");
         assert!(repository(root.path(), "nginx/_layers").is_dir());
         assert!(repository(root.path(), "_upstreams/b.example/app/_layers").is_dir());
         assert!(!root.path().join("_mirror/owner-next").exists());
@@ -211,7 +211,7 @@ mod tests {
     #[test]
     fn a_default_upstream_never_seen_starts_empty() {
         let root = filled();
-        settle_on(root.path(), "new.example");
+        migrate_to(root.path(), "new.example");
         assert!(repository(root.path(), "_upstreams/a.example/nginx/_layers").is_dir());
         assert!(!repository(root.path(), "nginx").exists());
     }
@@ -222,7 +222,7 @@ mod tests {
         fs::write(root.path().join("_mirror/owner"), "").unwrap();
         let layout = Layout::new(root.path(), "a.example".parse().unwrap());
         let scratch = Scratch::sweep(layout.scratch(), layout.ours()).unwrap();
-        let error = settle(&layout, &scratch).unwrap_err().to_string();
+        let error = migrate_default_host(&layout, &scratch).unwrap_err().to_string();
         assert!(error.contains("_mirror/owner"), "{error}");
     }
 
@@ -258,7 +258,7 @@ mod tests {
             if steps > 5 {
                 fs::rename(own(root, "owner-move/new"), repository(root, "")).unwrap();
             }
-            settle_on(root, "b.example");
+            migrate_to(root, "b.example");
             assert_moved_to_b(root);
         }
     }

@@ -10,15 +10,16 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
-use super::{Credential, Entry, Report, Snapshot, State, Target, Verdict};
+use super::{CredentialEntry, CredentialSink, CredentialState, CredentialVerdict, Report, Snapshot};
 use crate::config::Upstream;
+use crate::credential::Credential;
 
 /// Stands for the version of a last good credential.
 const LAST_GOOD: u64 = 0;
 
-/// How long to wait between trials of the same candidate; doubles each time.
+/// The delays between trials of the same candidate; each trial doubles the delay.
 #[derive(Clone, Copy, Debug)]
-pub struct Pace {
+pub struct RetryIntervals {
     /// After the first trial without a verdict.
     pub no_verdict: Duration,
     /// At most, without a verdict.
@@ -29,7 +30,7 @@ pub struct Pace {
     pub rejected_most: Duration,
 }
 
-impl Default for Pace {
+impl Default for RetryIntervals {
     fn default() -> Self {
         Self {
             no_verdict: Duration::from_secs(2),
@@ -40,21 +41,21 @@ impl Default for Pace {
     }
 }
 
-/// What the keeper holds: for `/status`, and for the keeper that follows it after a reload.
+/// What the rotator holds: for `/status`, and for the rotator that follows it after a reload.
 #[derive(Clone, Debug, Default)]
-pub struct Kept {
-    /// How it stands.
+pub struct RotationState {
+    /// The report for `/status`.
     pub report: Report,
-    /// What is in use; `None`: the upstream refuses for want of one.
+    /// The credential in use; `None`: the upstream rejects requests because there is none.
     pub active: Option<Credential>,
 }
 
 /// Keeps one upstream supplied.
-pub struct Keeper<T> {
+pub struct CredentialRotator<T> {
     upstream: Upstream,
     target: Arc<T>,
-    pace: Pace,
-    kept: watch::Sender<Kept>,
+    pace: RetryIntervals,
+    rotation: watch::Sender<RotationState>,
     trial: Option<Trial>,
     offline: bool,
     /// The last trial of a credential that was in doubt.
@@ -70,14 +71,19 @@ struct Trial {
     wait: Duration,
 }
 
-impl<T: Target> Keeper<T> {
-    /// A keeper that takes over what `kept` holds.
-    pub fn new(upstream: Upstream, target: Arc<T>, pace: Pace, kept: watch::Sender<Kept>) -> Self {
+impl<T: CredentialSink> CredentialRotator<T> {
+    /// A rotator that takes over what `rotation` holds.
+    pub fn new(
+        upstream: Upstream,
+        target: Arc<T>,
+        pace: RetryIntervals,
+        rotation: watch::Sender<RotationState>,
+    ) -> Self {
         Self {
             upstream,
             target,
             pace,
-            kept,
+            rotation,
             trial: None,
             offline: false,
             tried: None,
@@ -91,14 +97,14 @@ impl<T: Target> Keeper<T> {
         self
     }
 
-    /// Follows the directory until nobody reads it any more.
+    /// Follows the directory until the watch ends.
     pub async fn run(mut self, mut snapshots: watch::Receiver<Arc<Snapshot>>) {
         if let Some(active) = self.active() {
             self.target.use_credential(active, self.loaded());
         }
         loop {
             let snapshot = snapshots.borrow_and_update().clone();
-            self.adopt(&snapshot);
+            self.apply_snapshot(&snapshot);
             let target = self.target.clone();
             loop {
                 tokio::select! {
@@ -115,41 +121,44 @@ impl<T: Target> Keeper<T> {
 
     /// The credential in use. To ask anonymously is none: what comes first after it is a first one.
     fn active(&self) -> Option<Credential> {
-        let active = self.kept.borrow().active.clone();
+        let active = self.rotation.borrow().active.clone();
         active.filter(|active| *active != Credential::Anonymous)
     }
 
     fn loaded(&self) -> u64 {
-        self.kept.borrow().report.version_loaded.unwrap_or(LAST_GOOD)
+        self.rotation.borrow().report.version_loaded.unwrap_or(LAST_GOOD)
     }
 
     /// Takes note of what the directory says now.
-    fn adopt(&mut self, snapshot: &Snapshot) {
+    fn apply_snapshot(&mut self, snapshot: &Snapshot) {
         let (entry, problem) = match &snapshot.candidates {
-            Ok(entries) => (entries.of(&self.upstream), None),
-            Err(problem) => (Entry::Absent, Some(problem)),
+            Ok(entries) => (entries.find(&self.upstream), None),
+            Err(problem) => (CredentialEntry::Absent, Some(problem)),
         };
         let version = Some(snapshot.version).filter(|version| *version > 0);
-        self.kept.send_modify(|kept| kept.report.version_seen = version);
-        let last_good = match snapshot.last_good.of(&self.upstream) {
-            Entry::Given(credential) => Some(credential),
+        self.rotation
+            .send_modify(|rotation| rotation.report.version_seen = version);
+        let last_good = match snapshot.last_good.find(&self.upstream) {
+            CredentialEntry::Given(credential) => Some(credential),
             _ => None,
         };
         match (entry, problem) {
-            (Entry::Given(candidate), _) => self.propose(candidate, last_good.as_ref(), version),
-            (Entry::Malformed(reason), _) => self.want(State::Malformed, &reason, last_good),
-            (Entry::Empty, _) => {
+            (CredentialEntry::Given(candidate), _) => self.propose(candidate, last_good.as_ref(), version),
+            (CredentialEntry::Malformed(reason), _) => {
+                self.set_missing(CredentialState::Malformed, &reason, last_good)
+            }
+            (CredentialEntry::Empty, _) => {
                 let reason = format!("the entry of {} has no credential", self.upstream.host);
-                self.want(State::Missing, &reason, last_good);
+                self.set_missing(CredentialState::Missing, &reason, last_good);
             }
-            (Entry::Absent, Some(problem)) => {
+            (CredentialEntry::Absent, Some(problem)) => {
                 let state = match problem {
-                    super::Problem::Missing => State::Missing,
-                    _ => State::Malformed,
+                    super::Problem::Missing => CredentialState::Missing,
+                    _ => CredentialState::Malformed,
                 };
-                self.want(state, &problem.to_string(), last_good);
+                self.set_missing(state, &problem.to_string(), last_good);
             }
-            (Entry::Absent, None) => self.go_without(last_good, version),
+            (CredentialEntry::Absent, None) => self.go_without(last_good, version),
         }
     }
 
@@ -160,11 +169,12 @@ impl<T: Target> Keeper<T> {
             (None, None) => self.load(candidate.clone(), version),
             (Some(_), _) => {}
         }
-        let proven = last_good == Some(&candidate) || self.kept.borrow().report.state == State::Active;
+        let proven =
+            last_good == Some(&candidate) || self.rotation.borrow().report.state == CredentialState::Active;
         if proven && self.active().as_ref() == Some(&candidate) {
             self.trial = None;
             self.load(candidate, version);
-            self.report(State::Active, String::new());
+            self.report(CredentialState::Active, String::new());
         } else if self
             .trial
             .as_ref()
@@ -175,7 +185,7 @@ impl<T: Target> Keeper<T> {
             } else {
                 "the upstream has not answered yet"
             };
-            self.report(State::Pending, reason.to_owned());
+            self.report(CredentialState::Pending, reason.to_owned());
             self.trial = Some(Trial {
                 candidate,
                 proven: false,
@@ -189,7 +199,7 @@ impl<T: Target> Keeper<T> {
     /// the credential. At most one in a while, as refusals for repositories may be many.
     fn doubt(&mut self) {
         let (now, pause) = (Instant::now(), self.pace.rejected);
-        let is_active = self.kept.borrow().report.state == State::Active;
+        let is_active = self.rotation.borrow().report.state == CredentialState::Active;
         self.trial = self.active().filter(|_| is_active).map(|candidate| Trial {
             candidate,
             proven: true,
@@ -199,7 +209,7 @@ impl<T: Target> Keeper<T> {
     }
 
     /// There should be a candidate and there is none: what is in use stays, then the last good one.
-    fn want(&mut self, state: State, reason: &str, last_good: Option<Credential>) {
+    fn set_missing(&mut self, state: CredentialState, reason: &str, last_good: Option<Credential>) {
         self.trial = None;
         match (self.active(), last_good) {
             (Some(_), _) => {}
@@ -217,13 +227,13 @@ impl<T: Target> Keeper<T> {
     fn go_without(&mut self, last_good: Option<Credential>, version: Option<u64>) {
         if last_good.is_some() {
             let reason = format!("config.json has no entry for {} any more", self.upstream.host);
-            return self.want(State::Missing, &reason, last_good);
+            return self.set_missing(CredentialState::Missing, &reason, last_good);
         }
         match self.upstream.credential.clone() {
             Credential::Anonymous => {
                 self.trial = None;
                 self.load(Credential::Anonymous, version);
-                self.report(State::None, String::new());
+                self.report(CredentialState::None, String::new());
             }
             configured => self.propose(configured, None, version),
         }
@@ -232,35 +242,35 @@ impl<T: Target> Keeper<T> {
     /// Uses a credential. `version` is `None` for the last good one, whose version is unknown, and for the
     /// configuration's, which has none.
     fn load(&self, credential: Credential, version: Option<u64>) {
-        let held = self.kept.borrow().active.as_ref() == Some(&credential);
+        let held = self.rotation.borrow().active.as_ref() == Some(&credential);
         if !held {
             self.target
                 .use_credential(credential.clone(), version.unwrap_or(LAST_GOOD));
         }
-        self.kept.send_modify(|kept| {
-            kept.active = Some(credential);
-            kept.report.version_loaded = version;
+        self.rotation.send_modify(|rotation| {
+            rotation.active = Some(credential);
+            rotation.report.version_loaded = version;
         });
     }
 
     fn forget(&self) {
-        self.kept.send_modify(|kept| {
-            kept.active = None;
-            kept.report.version_loaded = None;
+        self.rotation.send_modify(|rotation| {
+            rotation.active = None;
+            rotation.report.version_loaded = None;
         });
     }
 
-    fn report(&self, state: State, message: String) {
-        self.kept.send_if_modified(|kept| {
-            let same = kept.report.state == state && kept.report.message == message;
-            kept.report.state = state;
-            kept.report.message = message;
+    fn report(&self, state: CredentialState, message: String) {
+        self.rotation.send_if_modified(|rotation| {
+            let same = rotation.report.state == state && rotation.report.message == message;
+            rotation.report.state = state;
+            rotation.report.message = message;
             !same
         });
     }
 
     /// The verdict on the candidate when its time has come; never, if there is none.
-    async fn verdict(target: &T, trial: &mut Option<Trial>) -> Verdict {
+    async fn verdict(target: &T, trial: &mut Option<Trial>) -> CredentialVerdict {
         let Some(trial) = trial else {
             return std::future::pending().await;
         };
@@ -270,20 +280,20 @@ impl<T: Target> Keeper<T> {
         target.verify(&trial.candidate).await
     }
 
-    fn judge(&mut self, verdict: Verdict) {
+    fn judge(&mut self, verdict: CredentialVerdict) {
         if self.trial.as_ref().is_some_and(|trial| trial.proven) {
             self.tried = Some(Instant::now());
         }
         let (state, message, first, most) = match verdict {
-            Verdict::Accepted => return self.accept(),
-            Verdict::Rejected(reason) => (
-                State::Rejected,
+            CredentialVerdict::Accepted => return self.accept(),
+            CredentialVerdict::Rejected(reason) => (
+                CredentialState::Rejected,
                 reason,
                 self.pace.rejected,
                 self.pace.rejected_most,
             ),
-            Verdict::NoVerdict(reason) => (
-                State::Pending,
+            CredentialVerdict::NoVerdict(reason) => (
+                CredentialState::Pending,
                 reason,
                 self.pace.no_verdict,
                 self.pace.no_verdict_most,
@@ -294,14 +304,14 @@ impl<T: Target> Keeper<T> {
         };
         trial.wait = (trial.wait * 2).clamp(first, most);
         trial.due = Instant::now() + trial.wait;
-        if trial.proven && state == State::Pending {
+        if trial.proven && state == CredentialState::Pending {
             return;
         }
-        let unproven = !trial.proven && self.kept.borrow().active.as_ref() == Some(&trial.candidate);
-        if state == State::Rejected && unproven {
+        let unproven = !trial.proven && self.rotation.borrow().active.as_ref() == Some(&trial.candidate);
+        if state == CredentialState::Rejected && unproven {
             self.forget();
         }
-        if state == State::Rejected && self.kept.borrow().active.is_none() {
+        if state == CredentialState::Rejected && self.rotation.borrow().active.is_none() {
             self.target
                 .refuse(format!("the upstream rejects the credential: {message}"));
         }
@@ -310,9 +320,9 @@ impl<T: Target> Keeper<T> {
 
     fn accept(&mut self) {
         if let Some(trial) = self.trial.take() {
-            let version = self.kept.borrow().report.version_seen;
+            let version = self.rotation.borrow().report.version_seen;
             self.load(trial.candidate, version);
-            self.report(State::Active, String::new());
+            self.report(CredentialState::Active, String::new());
         }
     }
 }

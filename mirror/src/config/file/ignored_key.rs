@@ -7,29 +7,29 @@ use crate::config::overlay::{Overlay, OverlayError};
 
 /// A part of the file that has no effect or is refused, so that only its presence counts. It is never written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Present(bool);
+pub struct IgnoredKey(bool);
 
-impl Present {
+impl IgnoredKey {
     /// Returns whether the key is there, with or without a value.
-    pub fn is_there(self) -> bool {
+    pub fn is_set(self) -> bool {
         self.0
     }
 }
 
-impl<'de> Deserialize<'de> for Present {
+impl<'de> Deserialize<'de> for IgnoredKey {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         IgnoredAny::deserialize(deserializer)?;
         Ok(Self(true))
     }
 }
 
-impl Serialize for Present {
+impl Serialize for IgnoredKey {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_unit()
     }
 }
 
-impl Overlay for Present {
+impl Overlay for IgnoredKey {
     fn null() -> Option<Self> {
         Some(Self(true))
     }

@@ -1,4 +1,4 @@
-//! Notices that files were replaced, be it by a rename, a link that was swapped, or an edit in place.
+//! Detects replaced files, after a rename, a swapped link or an edit in place.
 
 use std::fs::{self, Metadata};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -8,25 +8,26 @@ use std::time::{Duration, SystemTime};
 
 use tokio::time::sleep;
 
-/// Looked at this often: file systems differ in what they tell, and a look costs microseconds.
-const LOOK_EVERY: Duration = Duration::from_secs(2);
-/// Two edits that are closer than this may get the same times: file systems have ticks of up to 2 s.
+/// The interval between two checks: file systems differ in the events that they emit, and a check costs microseconds.
+const POLL_INTERVAL: Duration = Duration::from_secs(2);
+/// The coarsest timestamp granularity of file systems: two edits within it may leave equal times.
 const TICK: Duration = Duration::from_secs(2);
 
-/// What differs when a file was replaced: device, inode, size, and when its content and itself changed.
+/// The identity of a version of a file: device, inode, size, and the times of the last change of its content and its
+/// metadata.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Stamp {
+pub(crate) struct FileStamp {
     file: [u64; 3],
     times: [i64; 4],
 }
 
-impl Stamp {
-    /// The stamp of what a path leads to; `None` where that is nothing.
-    pub(crate) fn of(path: &Path) -> Option<Self> {
+impl FileStamp {
+    /// Returns the stamp of the file at a path, after links; `None` if there is none.
+    pub(crate) fn read(path: &Path) -> Option<Self> {
         fs::metadata(path).ok().as_ref().map(Self::from)
     }
 
-    /// False while one more edit could leave the same stamp: only the content tells then.
+    /// Returns `false` while one more edit could leave the same stamp, so that only the content shows a change.
     pub(crate) fn is_settled(&self) -> bool {
         let [mtime, _, ctime, _] = self.times.map(|time| u64::try_from(time).unwrap_or_default());
         let changed = SystemTime::UNIX_EPOCH + Duration::from_secs(mtime.max(ctime) + 1);
@@ -36,7 +37,7 @@ impl Stamp {
     }
 }
 
-impl From<&Metadata> for Stamp {
+impl From<&Metadata> for FileStamp {
     fn from(m: &Metadata) -> Self {
         Self {
             file: [m.dev(), m.ino(), m.size()],
@@ -45,46 +46,46 @@ impl From<&Metadata> for Stamp {
     }
 }
 
-/// A set of files, as they were when last looked at.
+/// A set of files with the stamps of the last check.
 #[derive(Debug, Default)]
-pub struct Files(Vec<File>);
+pub struct FileWatch(Vec<WatchedFile>);
 
 #[derive(Clone, Debug)]
-struct File {
+struct WatchedFile {
     path: PathBuf,
-    stamp: Option<Stamp>,
-    /// A hash of what it holds, where its stamp is too young to tell.
+    stamp: Option<FileStamp>,
+    /// A hash of the content, while the stamp is too recent to be conclusive.
     content: Option<u64>,
 }
 
-impl Files {
-    /// These files as they are now.
+impl FileWatch {
+    /// Records the current state of these files.
     pub fn new(paths: Vec<PathBuf>) -> Self {
-        let look = |path| {
-            let mut file = File {
+        let watch = |path| {
+            let mut file = WatchedFile {
                 path,
                 stamp: None,
                 content: None,
             };
-            file.look();
+            file.refresh();
             file
         };
-        Self(paths.into_iter().map(look).collect())
+        Self(paths.into_iter().map(watch).collect())
     }
 
-    /// Waits until one of them is another than before. Without any file that is never.
+    /// Waits until a file of the set changes. Never resolves for an empty set.
     pub async fn changed(&mut self) {
         loop {
-            sleep(LOOK_EVERY).await;
+            sleep(POLL_INTERVAL).await;
             let mut files = self.0.clone();
-            let looked = tokio::task::spawn_blocking(move || {
+            let checked = tokio::task::spawn_blocking(move || {
                 let mut changed = false;
                 for file in &mut files {
-                    changed |= file.look();
+                    changed |= file.refresh();
                 }
                 (files, changed)
             });
-            let Ok((files, changed)) = looked.await else {
+            let Ok((files, changed)) = checked.await else {
                 continue;
             };
             self.0 = files;
@@ -95,11 +96,11 @@ impl Files {
     }
 }
 
-impl File {
-    /// Looks again; true where it is another file, or holds something else.
-    fn look(&mut self) -> bool {
-        let stamp = Stamp::of(&self.path);
-        let settled = stamp.as_ref().is_none_or(Stamp::is_settled);
+impl WatchedFile {
+    /// Checks the file again; returns `true` if the file or its content changed.
+    fn refresh(&mut self) -> bool {
+        let stamp = FileStamp::read(&self.path);
+        let settled = stamp.as_ref().is_none_or(FileStamp::is_settled);
         let content = (!settled || self.content.is_some()).then(|| hash(&self.path));
         let same = stamp == self.stamp && (self.content.is_none() || content == self.content);
         self.stamp = stamp;
@@ -108,7 +109,8 @@ impl File {
     }
 }
 
-/// What can't be read counts as empty: that it can be read again changes its stamp.
+/// Returns the hash of the content of a file. An unreadable file counts as empty: its stamp changes when it becomes
+/// readable.
 fn hash(path: &Path) -> u64 {
     let mut hasher = DefaultHasher::new();
     fs::read(path).unwrap_or_default().hash(&mut hasher);
@@ -121,7 +123,7 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     async fn notices(path: &Path, change: impl FnOnce()) {
-        let mut files = Files::new(vec![path.to_owned()]);
+        let mut files = FileWatch::new(vec![path.to_owned()]);
         change();
         let changed = tokio::time::timeout(Duration::from_secs(20), files.changed()).await;
         assert!(changed.is_ok());
@@ -148,19 +150,19 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("file");
         fs::write(&path, "a").unwrap();
-        let mut file = Files::new(vec![path.clone()]).0.remove(0);
+        let mut file = FileWatch::new(vec![path.clone()]).0.remove(0);
         fs::write(&path, "b").unwrap();
         // As where both writes fell into one tick.
-        file.stamp = Stamp::of(&path);
-        assert!(file.look());
-        assert!(!file.look());
+        file.stamp = FileStamp::read(&path);
+        assert!(file.refresh());
+        assert!(!file.refresh());
     }
 
     #[tokio::test]
     async fn nothing_is_noticed_where_nothing_changed() {
         let directory = tempfile::tempdir().unwrap();
-        let mut files = Files::new(vec![directory.path().to_owned()]);
-        let changed = tokio::time::timeout(LOOK_EVERY + Duration::from_millis(200), files.changed()).await;
+        let mut files = FileWatch::new(vec![directory.path().to_owned()]);
+        let changed = tokio::time::timeout(POLL_INTERVAL + Duration::from_millis(200), files.changed()).await;
         assert!(changed.is_err());
     }
 }

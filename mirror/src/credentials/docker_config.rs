@@ -6,8 +6,8 @@ use base64::Engine as _;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use serde::Deserialize;
 
-use super::Credential;
 use crate::config::{Upstream, host};
+use crate::credential::Credential;
 use crate::secret::Secret;
 
 /// Some tools leave the padding off.
@@ -16,14 +16,14 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 
-/// What the file says to an upstream.
+/// The entry of a credentials file for an upstream.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Entry {
-    /// Nothing: there is no entry.
+pub enum CredentialEntry {
+    /// The file has no entry.
     Absent,
-    /// There is an entry without a credential: one should be there.
+    /// The entry has no credential: an administrator has to supply one.
     Empty,
-    /// What is there cannot be read; the reason, without any of it.
+    /// The entry is malformed; the reason contains no part of it.
     Malformed(String),
     /// A credential.
     Given(Credential),
@@ -33,9 +33,9 @@ pub enum Entry {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Entries {
     /// By registry, as `docker login` keeps them: any upstream that is asked there may use them.
-    Registries(BTreeMap<Key, Entry>),
+    Registries(BTreeMap<Key, CredentialEntry>),
     /// By upstream: an entry is for the one of that name, wherever it and others are asked.
-    Upstreams(BTreeMap<String, Entry>),
+    Upstreams(BTreeMap<String, CredentialEntry>),
 }
 
 impl Default for Entries {
@@ -58,14 +58,14 @@ struct Raw {
     keyed_by: KeyedBy,
 }
 
-/// What the keys of a file are.
+/// The meaning of the keys of a file.
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 enum KeyedBy {
-    /// Where credentials may be shown.
+    /// The registry that may receive the credential.
     #[default]
     Registry,
-    /// Which upstream may show them.
+    /// The upstream that may use the credential.
     UpstreamHost,
 }
 
@@ -98,17 +98,17 @@ impl Entries {
     }
 
     /// The entry for an upstream.
-    pub fn of(&self, upstream: &Upstream) -> Entry {
+    pub fn find(&self, upstream: &Upstream) -> CredentialEntry {
         let entry = match self {
             Self::Registries(entries) => by_registry(entries, upstream),
             Self::Upstreams(entries) => entries.get(upstream.host.as_str()).cloned(),
         };
-        entry.unwrap_or(Entry::Absent)
+        entry.unwrap_or(CredentialEntry::Absent)
     }
 }
 
 /// By the upstream's name or the host it is asked at, the most specific path first.
-fn by_registry(entries: &BTreeMap<Key, Entry>, upstream: &Upstream) -> Option<Entry> {
+fn by_registry(entries: &BTreeMap<Key, CredentialEntry>, upstream: &Upstream) -> Option<CredentialEntry> {
     let prefix = upstream
         .repository_prefix
         .iter()
@@ -167,13 +167,13 @@ impl Key {
 }
 
 impl RawEntry {
-    fn read(self) -> Entry {
+    fn read(self) -> CredentialEntry {
         let set = |secret: Option<Secret>| {
             let line = secret.map(|secret| Secret::new(line(secret.expose())));
             line.filter(|line| !line.expose().is_empty())
         };
         let from_auth = match set(self.auth).map(|auth| decode(&auth)) {
-            Some(Err(reason)) => return Entry::Malformed(reason.to_owned()),
+            Some(Err(reason)) => return CredentialEntry::Malformed(reason.to_owned()),
             Some(Ok(pair)) => Some(pair),
             None => None,
         };
@@ -183,11 +183,15 @@ impl RawEntry {
         };
         let (username, token) = (line(&username).to_owned(), set(self.identitytoken));
         match (token, username.is_empty(), password) {
-            (Some(token), _, _) => Entry::Given(Credential::IdentityToken { username, token }),
-            (None, false, Some(password)) => Entry::Given(Credential::Basic { username, password }),
-            (None, true, None) => Entry::Empty,
-            (None, true, Some(_)) => Entry::Malformed("there is a password without a username".to_owned()),
-            (None, false, None) => Entry::Malformed("there is a username without a password".to_owned()),
+            (Some(token), _, _) => CredentialEntry::Given(Credential::IdentityToken { username, token }),
+            (None, false, Some(password)) => CredentialEntry::Given(Credential::Basic { username, password }),
+            (None, true, None) => CredentialEntry::Empty,
+            (None, true, Some(_)) => {
+                CredentialEntry::Malformed("there is a password without a username".to_owned())
+            }
+            (None, false, None) => {
+                CredentialEntry::Malformed("there is a username without a password".to_owned())
+            }
         }
     }
 }
@@ -221,8 +225,8 @@ mod tests {
         Config::new(&file).unwrap().proxy.upstreams.remove(0)
     }
 
-    fn basic(username: &str, password: &str) -> Entry {
-        Entry::Given(Credential::Basic {
+    fn basic(username: &str, password: &str) -> CredentialEntry {
+        CredentialEntry::Given(Credential::Basic {
             username: username.into(),
             password: Secret::new(password),
         })
@@ -236,11 +240,11 @@ mod tests {
         };
         let entries = keys
             .iter()
-            .map(|key| (Key::parse(key), Entry::Given(credential(key))));
+            .map(|key| (Key::parse(key), CredentialEntry::Given(credential(key))));
         let entries = Entries::Registries(entries.collect());
-        match entries.of(&upstream(yaml)) {
-            Entry::Given(Credential::Basic { username, .. }) => username,
-            Entry::Absent => "nobody".to_owned(),
+        match entries.find(&upstream(yaml)) {
+            CredentialEntry::Given(Credential::Basic { username, .. }) => username,
+            CredentialEntry::Absent => "nobody".to_owned(),
             other => format!("{other:?}"),
         }
     }
@@ -249,21 +253,21 @@ mod tests {
     #[test_case(r#"{"auth":"dTpwOnE"}"# => basic("u", "p:q"); "a colon in the password and no padding")]
     #[test_case(r#"{"username":"u","password":"p"}"# => basic("u", "p"))]
     #[test_case(r#"{"auth":"dTpw","username":"x","password":"y","email":"e"}"# => basic("u", "p"); "auth wins")]
-    #[test_case(r#"{"auth":"dTo=","identitytoken":"t"}"# => Entry::Given(Credential::IdentityToken {
+    #[test_case(r#"{"auth":"dTo=","identitytoken":"t"}"# => CredentialEntry::Given(Credential::IdentityToken {
         username: "u".into(), token: Secret::new("t") }))]
     #[test_case(r#"{"auth":"dTpwCg=="}"# => basic("u", "p"); "a line break that echo left at its end")]
     #[test_case(r#"{"auth":"dXNl\ncjpwYXNz\n"}"# => basic("user", "pass"); "lines of base64")]
     #[test_case(r#"{"username":"u\n","password":"p\r\n"}"# => basic("u", "p"); "line breaks at the ends")]
     #[test_case(r#"{"auth":"X2pzb25fa2V5OnsKfQo="}"# => basic("_json_key", "{\n}"); "a key file as a password")]
-    #[test_case("{}" => Entry::Empty)]
-    #[test_case(r#"{"auth":"","username":"","password":""}"# => Entry::Empty)]
-    #[test_case(r#"{"auth":"%%"}"# => Entry::Malformed("its auth is not base64".into()))]
-    #[test_case(r#"{"auth":"dXNlcg=="}"# => Entry::Malformed("its auth is not user:password in base64".into()))]
-    #[test_case(r#"{"password":"p"}"# => Entry::Malformed("there is a password without a username".into()))]
-    #[test_case(r#"{"username":"u"}"# => Entry::Malformed("there is a username without a password".into()))]
-    fn entries_are_read(entry: &str) -> Entry {
+    #[test_case("{}" => CredentialEntry::Empty)]
+    #[test_case(r#"{"auth":"","username":"","password":""}"# => CredentialEntry::Empty)]
+    #[test_case(r#"{"auth":"%%"}"# => CredentialEntry::Malformed("its auth is not base64".into()))]
+    #[test_case(r#"{"auth":"dXNlcg=="}"# => CredentialEntry::Malformed("its auth is not user:password in base64".into()))]
+    #[test_case(r#"{"password":"p"}"# => CredentialEntry::Malformed("there is a password without a username".into()))]
+    #[test_case(r#"{"username":"u"}"# => CredentialEntry::Malformed("there is a username without a password".into()))]
+    fn entries_are_read(entry: &str) -> CredentialEntry {
         let entries = Entries::parse(format!(r#"{{"auths":{{"quay.io":{entry}}}}}"#).as_bytes()).unwrap();
-        entries.of(&upstream("{host: quay.io}"))
+        entries.find(&upstream("{host: quay.io}"))
     }
 
     #[test_case("https://index.docker.io/v1/", "{host: docker.io}")]
@@ -320,7 +324,7 @@ mod tests {
             "quay.io":{"username":"ann","password":"p"},
             "index.docker.io":{"username":"bob","password":"q"}}}"#;
         let entries = Entries::parse(file.as_bytes()).unwrap();
-        let of = |yaml| entries.of(&upstream(yaml));
+        let of = |yaml| entries.find(&upstream(yaml));
         assert_eq!(
             of("{host: quay.io, remoteurl: 'https://proxy.corp'}"),
             basic("ann", "p")
@@ -328,11 +332,11 @@ mod tests {
         assert_eq!(of("{host: docker.io}"), basic("bob", "q"));
         assert_eq!(
             of("{host: quay-direct.example, remoteurl: 'https://quay.io'}"),
-            Entry::Absent
+            CredentialEntry::Absent
         );
         assert_eq!(
             of("{host: 'quay.io:80'}"),
-            Entry::Absent,
+            CredentialEntry::Absent,
             "another name of a port is another upstream"
         );
     }
@@ -358,7 +362,7 @@ mod tests {
             let _ = Entries::parse(&json);
             let entry = serde_json::json!({"auths": {key: {"auth": auth}}});
             let entries = Entries::parse(entry.to_string().as_bytes()).unwrap();
-            let _ = entries.of(&upstream("{host: quay.io}"));
+            let _ = entries.find(&upstream("{host: quay.io}"));
         }
     }
 }

@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{self, ErrorKind};
 use std::path::Path;
 
-use super::entries::Entries;
+use super::docker_config::Entries;
 
 /// The content of the directory at one time. The default is that of no directory, with version 0.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,7 +57,7 @@ impl Snapshot {
         }
     }
 
-    /// What cannot be looked at.
+    /// Returns the snapshot of a directory that cannot be read.
     pub(super) fn unreadable() -> Self {
         Self {
             candidates: Err(Problem::Unreadable("the server is stopping".to_owned())),

@@ -1,4 +1,4 @@
-//! Reads files in blocks: from the page cache at once, from the disk on a thread that may wait.
+//! Reads files in blocks: from the page cache at once, from the disk on a thread that may block.
 
 use std::fs::File;
 use std::io::{self, IoSliceMut};
@@ -9,20 +9,20 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 use rustix::io::{Errno, ReadWriteFlags, preadv2};
 
-/// What is read at a time: system calls cost little beside the copy, and a thousand slow clients still fit in memory.
+/// The size of a block, in bytes: a system call is cheap next to copying it, and a thousand slow clients fit in memory.
 pub(crate) const BLOCK: usize = 128 * 1024;
-/// The distance between the bytes that tell whether a range is cached: what the system reads ahead. Half of it costs a
-/// large hit three times as many system calls as sending it.
-const LOOK_EVERY: usize = 128 * 1024;
-/// Blocks kept for the next reads, so that neither the allocator nor fresh pages are paid for each one.
+/// The distance between the bytes that [`is_cached`] samples: the size of the kernel's read-ahead. Half of it would
+/// cost a large hit three times as many system calls as sending it.
+const SAMPLE_DISTANCE: usize = 128 * 1024;
+/// The number of spare blocks, which save an allocation and fresh pages for each read.
 const SPARE: usize = 64;
 
 static POOL: Mutex<Vec<Box<[u8]>>> = Mutex::new(Vec::new());
 
-/// Reads up to `length` bytes (at most [`BLOCK`]) at `offset`; fewer only where the file ends.
+/// Reads up to `length` bytes (at most [`BLOCK`]) at `offset`; fewer only at the end of the file.
 ///
 /// # Errors
-/// `UnexpectedEof` where the file has nothing at `offset`: the caller knows it should.
+/// `UnexpectedEof` if the file has no byte at `offset`.
 pub(crate) async fn read(file: &Arc<File>, offset: u64, length: usize) -> io::Result<Bytes> {
     let mut block = Block::with_length(length.min(BLOCK));
     block.filled = read_cached(file, block.wanted(), offset);
@@ -39,22 +39,23 @@ pub(crate) async fn read(file: &Arc<File>, offset: u64, length: usize) -> io::Re
     Ok(block.into_bytes())
 }
 
-/// True where this range seems to be in the page cache as a whole: looked at every few pages, as it comes and goes in
-/// larger parts than one. File systems that can't tell say no.
+/// Returns `true` if the page cache seems to hold the whole range. It samples a byte every few pages, because the
+/// kernel caches and evicts larger parts. File systems without `RWF_NOWAIT` report `false`.
 pub(crate) fn is_cached(file: &File, range: &Range<u64>) -> bool {
     let last = range.end.saturating_sub(1);
-    let mut looked_at = range.clone().step_by(LOOK_EVERY).chain([last]);
-    looked_at.all(|at| read_cached(file, &mut [0], at) == 1)
+    let mut sampled = range.clone().step_by(SAMPLE_DISTANCE).chain([last]);
+    sampled.all(|at| read_cached(file, &mut [0], at) == 1)
 }
 
-/// Takes off the front what is still to be skipped.
+/// Removes bytes from the front of a chunk until `left` bytes are skipped.
 pub(crate) fn skip(chunk: &mut Bytes, left: &mut u64) {
     let over = usize::try_from(*left).unwrap_or(usize::MAX).min(chunk.len());
     let _ = chunk.split_to(over);
     *left -= over as u64;
 }
 
-/// How much of the buffer the page cache could fill without waiting; file systems without this say none.
+/// Returns the number of bytes that the page cache could supply without waiting; 0 on file systems without
+/// `RWF_NOWAIT`.
 fn read_cached(file: &File, buffer: &mut [u8], offset: u64) -> usize {
     loop {
         match preadv2(
@@ -69,7 +70,7 @@ fn read_cached(file: &File, buffer: &mut [u8], offset: u64) -> usize {
     }
 }
 
-/// Memory of [`BLOCK`] bytes or fewer that goes back to the pool when its last reader is done.
+/// A buffer of [`BLOCK`] bytes or fewer. A full-sized one returns to the pool when its last reader drops it.
 struct Block {
     memory: Box<[u8]>,
     length: usize,

@@ -1,7 +1,7 @@
-//! What memory holds of the cache, so that a warm hit reads nothing but the content itself.
+//! The in-memory part of the cache, so that a warm hit reads only content from the disk.
 //!
-//! Everything here is bounded and can be lost: the files are the truth. Uses are only marked here; the
-//! index takes them in batches.
+//! Everything here is bounded and may be lost: the files are authoritative. Uses are only recorded here; the index
+//! takes them in batches.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -22,9 +22,9 @@ use crate::store::{Blob, CachedTag, Manifest};
 
 /// Manifests are kept up to this many bytes in all.
 const MANIFEST_BYTES: u64 = 32 << 20;
-/// Small blobs are held in memory for as long as their files are open, and looked at on the disk no more often than
-/// this: what memory holds is right whatever becomes of the file, so damage there can wait a moment to be found.
-const LOOK_MS: i64 = 20;
+/// The interval between two checks of the file of a small blob, whose bytes memory holds while the file is open. Those
+/// bytes stay right even if the file is damaged, so the check can wait.
+const CHECK_MS: i64 = 20;
 /// Tags are kept up to this number.
 const TAGS: u64 = 16 << 10;
 
@@ -35,49 +35,49 @@ pub(super) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// One piece of content as the caches refer to it.
 #[derive(Debug)]
-pub(super) struct Presence {
+pub(super) struct ContentHandle {
     digest: Digest,
     used_ms: AtomicI64,
-    marked: AtomicBool,
+    recorded: AtomicBool,
     gone: AtomicBool,
 }
 
 /// A blob whose file is open, until the blob goes: an open file keeps its room on the disk.
 #[derive(Debug)]
 pub(super) struct OpenBlob {
-    presence: Arc<Presence>,
+    handle: Arc<ContentHandle>,
     file: ArcSwapOption<File>,
     size: u64,
     bytes: Option<Bytes>,
-    looked_ms: AtomicI64,
+    checked_ms: AtomicI64,
 }
 
 #[derive(Debug)]
 struct HeldManifest {
-    presence: Arc<Presence>,
+    handle: Arc<ContentHandle>,
     manifest: Manifest,
 }
 
-/// What is alive of a digest, without keeping it alive.
+/// Weak references to the in-memory state of a digest.
 #[derive(Debug)]
 struct Known {
-    presence: Weak<Presence>,
+    handle: Weak<ContentHandle>,
     open: Weak<OpenBlob>,
     file: Weak<File>,
 }
 
 /// The caches of the hit path.
 #[derive(Debug)]
-pub(super) struct Hits {
+pub(super) struct HotCache {
     blobs: Cache<(Repository, Digest), Arc<OpenBlob>>,
     manifests: Cache<(Repository, Digest), Arc<HeldManifest>>,
     tags: Cache<(Repository, Tag), CachedTag>,
     known: Mutex<HashMap<Digest, Known>>,
-    marked: Mutex<Vec<Arc<Presence>>>,
+    recorded: Mutex<Vec<Arc<ContentHandle>>>,
     confirmed: Mutex<HashMap<(Repository, Tag), Op>>,
 }
 
-impl Hits {
+impl HotCache {
     pub(super) fn new() -> Self {
         Self {
             blobs: Cache::new(open_files()),
@@ -89,7 +89,7 @@ impl Hits {
                 .build(),
             tags: Cache::new(TAGS),
             known: Mutex::default(),
-            marked: Mutex::default(),
+            recorded: Mutex::default(),
             confirmed: Mutex::default(),
         }
     }
@@ -98,36 +98,36 @@ impl Hits {
     pub(super) fn blob(&self, repository: &Repository, digest: &Digest, now: Timestamp) -> Option<Blob> {
         let key = (repository.clone(), digest.clone());
         let open = self.blobs.get(&key)?;
-        let Some(blob) = open.sound(now) else {
+        let Some(blob) = open.checked(now) else {
             self.blobs.invalidate(&key);
             return None;
         };
-        self.mark(&open.presence, now);
+        self.record_use(&open.handle, now);
         Some(blob)
     }
 
     /// A blob that is open for any repository.
     pub(super) fn open_blob(&self, digest: &Digest, now: Timestamp) -> Option<(Arc<OpenBlob>, Blob)> {
         let open = lock(&self.known).get(digest)?.open.upgrade()?;
-        let blob = open.sound(now)?;
+        let blob = open.checked(now)?;
         Some((open, blob))
     }
 
     /// Takes a blob's opened file in, and counts its use.
     pub(super) fn opened(&self, digest: &Digest, blob: &Blob, now: Timestamp) -> Arc<OpenBlob> {
-        let presence = self.presence(digest);
-        self.mark(&presence, now);
+        let handle = self.handle(digest);
+        self.record_use(&handle, now);
         let open = Arc::new(OpenBlob {
-            presence: presence.clone(),
+            handle: handle.clone(),
             file: ArcSwapOption::new(Some(blob.file.clone())),
             size: blob.size,
             bytes: blob.bytes.clone(),
-            looked_ms: AtomicI64::new(now.as_millisecond()),
+            checked_ms: AtomicI64::new(now.as_millisecond()),
         });
         lock(&self.known).insert(
             digest.clone(),
             Known {
-                presence: Arc::downgrade(&presence),
+                handle: Arc::downgrade(&handle),
                 open: Arc::downgrade(&open),
                 file: Arc::downgrade(&blob.file),
             },
@@ -143,7 +143,7 @@ impl Hits {
         open: &Arc<OpenBlob>,
         now: Timestamp,
     ) {
-        self.mark(&open.presence, now);
+        self.record_use(&open.handle, now);
         self.blobs
             .insert((repository.clone(), digest.clone()), open.clone());
     }
@@ -155,18 +155,18 @@ impl Hits {
         now: Timestamp,
     ) -> Option<Manifest> {
         let held = self.manifests.get(&(repository.clone(), digest.clone()))?;
-        if held.presence.gone.load(Ordering::Acquire) {
+        if held.handle.gone.load(Ordering::Acquire) {
             return None;
         }
-        self.mark(&held.presence, now);
+        self.record_use(&held.handle, now);
         Some(held.manifest.clone())
     }
 
     pub(super) fn hold_manifest(&self, repository: &Repository, manifest: &Manifest, now: Timestamp) {
-        let presence = self.presence(manifest.digest());
-        self.mark(&presence, now);
+        let handle = self.handle(manifest.digest());
+        self.record_use(&handle, now);
         let held = Arc::new(HeldManifest {
-            presence,
+            handle,
             manifest: manifest.clone(),
         });
         self.manifests
@@ -194,20 +194,20 @@ impl Hits {
         }
     }
 
-    /// Nothing in memory leads to this content any more. Who has it open may go on reading.
+    /// Removes this content from memory. Readers that have it open continue.
     pub(super) fn forget(&self, digest: &Digest) {
         let Some(known) = lock(&self.known).remove(digest) else {
             return;
         };
-        if let Some(presence) = known.presence.upgrade() {
-            presence.gone.store(true, Ordering::Release);
+        if let Some(handle) = known.handle.upgrade() {
+            handle.gone.store(true, Ordering::Release);
         }
         if let Some(open) = known.open.upgrade() {
             open.file.store(None);
         }
     }
 
-    /// True while somebody reads this content.
+    /// Returns `true` while a client reads this content.
     pub(super) fn is_read(&self, digest: &Digest) -> bool {
         lock(&self.known).get(digest).is_some_and(|known| {
             let ours = usize::from(known.open.strong_count() > 0);
@@ -215,70 +215,70 @@ impl Hits {
         })
     }
 
-    /// What happened since the last call, and nothing of it twice.
-    pub(super) fn take_marks(&self) -> Vec<Op> {
-        lock(&self.known).retain(|_, known| known.presence.strong_count() + known.file.strong_count() > 0);
-        let used = std::mem::take(&mut *lock(&self.marked))
+    /// Takes the uses and confirmations recorded since the last call.
+    pub(super) fn take_recorded_uses(&self) -> Vec<Op> {
+        lock(&self.known).retain(|_, known| known.handle.strong_count() + known.file.strong_count() > 0);
+        let used = std::mem::take(&mut *lock(&self.recorded))
             .into_iter()
-            .map(|presence| {
-                presence.marked.store(false, Ordering::Release);
-                Op::Use(presence.digest.clone(), presence.used_ms.load(Ordering::Acquire))
+            .map(|handle| {
+                handle.recorded.store(false, Ordering::Release);
+                Op::Use(handle.digest.clone(), handle.used_ms.load(Ordering::Acquire))
             });
         let confirmed = std::mem::take(&mut *lock(&self.confirmed));
         used.chain(confirmed.into_values()).collect()
     }
 
-    fn presence(&self, digest: &Digest) -> Arc<Presence> {
+    fn handle(&self, digest: &Digest) -> Arc<ContentHandle> {
         let mut known = lock(&self.known);
-        if let Some(presence) = known.get(digest).and_then(|known| known.presence.upgrade()) {
-            return presence;
+        if let Some(handle) = known.get(digest).and_then(|known| known.handle.upgrade()) {
+            return handle;
         }
-        let presence = Arc::new(Presence {
+        let handle = Arc::new(ContentHandle {
             digest: digest.clone(),
             used_ms: AtomicI64::new(0),
-            marked: AtomicBool::new(false),
+            recorded: AtomicBool::new(false),
             gone: AtomicBool::new(false),
         });
         let entry = known.entry(digest.clone()).or_insert_with(|| Known {
-            presence: Weak::new(),
+            handle: Weak::new(),
             open: Weak::new(),
             file: Weak::new(),
         });
-        entry.presence = Arc::downgrade(&presence);
-        presence
+        entry.handle = Arc::downgrade(&handle);
+        handle
     }
 
     /// One lock per content and flush; every further use is two atomic writes.
-    fn mark(&self, presence: &Arc<Presence>, now: Timestamp) {
-        presence.used_ms.store(now.as_millisecond(), Ordering::Release);
-        if !presence.marked.swap(true, Ordering::AcqRel) {
-            lock(&self.marked).push(presence.clone());
+    fn record_use(&self, handle: &Arc<ContentHandle>, now: Timestamp) {
+        handle.used_ms.store(now.as_millisecond(), Ordering::Release);
+        if !handle.recorded.swap(true, Ordering::AcqRel) {
+            lock(&self.recorded).push(handle.clone());
         }
     }
 }
 
 impl OpenBlob {
     /// The blob, after one `fstat`: not truncated, not grown, not removed behind our back.
-    fn sound(&self, now: Timestamp) -> Option<Blob> {
+    fn checked(&self, now: Timestamp) -> Option<Blob> {
         let file = self.file.load_full()?;
-        if !self.was_looked_at(now) {
+        if !self.is_recently_checked(now) {
             let found = file.metadata().ok()?;
             if found.len() != self.size || found.nlink() == 0 {
                 return None;
             }
-            self.looked_ms.store(now.as_millisecond(), Ordering::Relaxed);
+            self.checked_ms.store(now.as_millisecond(), Ordering::Relaxed);
         }
-        (!self.presence.gone.load(Ordering::Acquire)).then(|| Blob {
+        (!self.handle.gone.load(Ordering::Acquire)).then(|| Blob {
             file,
             size: self.size,
             bytes: self.bytes.clone(),
         })
     }
 
-    /// Whether the file was there a moment ago, which is good enough for what is in memory.
-    fn was_looked_at(&self, now: Timestamp) -> bool {
-        let ago = now.as_millisecond() - self.looked_ms.load(Ordering::Relaxed);
-        self.bytes.is_some() && (0..LOOK_MS).contains(&ago)
+    /// Returns `true` if the file was checked within [`CHECK_MS`], which suffices for bytes in memory.
+    fn is_recently_checked(&self, now: Timestamp) -> bool {
+        let ago = now.as_millisecond() - self.checked_ms.load(Ordering::Relaxed);
+        self.bytes.is_some() && (0..CHECK_MS).contains(&ago)
     }
 }
 
