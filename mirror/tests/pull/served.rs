@@ -57,10 +57,10 @@ pub(crate) fn live(hubs: &[(&Hub, &str)], cache: Cache, clock: &Clock) -> Live {
             header: Duration::from_secs(5),
             ..upstream::Timeouts::default()
         };
-        let options = upstream::StoreOptions {
+        let options = upstream::Options {
             clock: clock.clone(),
             timeouts,
-            ..upstream::StoreOptions::default()
+            ..upstream::Options::default()
         };
         let client = Arc::new(Upstream::with_options(&settings, options).unwrap());
         Origin { settings, client }
