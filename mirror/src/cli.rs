@@ -17,6 +17,7 @@ use clap_complete::Shell;
 use tokio::runtime::Runtime;
 
 use crate::config::{self, Config, Notice, file::File, reference};
+use crate::http::connection::BLOCKING_GRACE;
 use crate::server;
 use error::CliError;
 
@@ -129,7 +130,12 @@ pub fn main(cli: Cli) -> ExitCode {
 
 fn run(command: Command) -> Result<(), CliError> {
     match command {
-        Command::Serve(configuration) => Runtime::new()?.block_on(serve::serve(configuration)),
+        Command::Serve(configuration) => {
+            let runtime = Runtime::new()?;
+            let served = runtime.block_on(serve::serve(configuration));
+            runtime.shutdown_timeout(BLOCKING_GRACE);
+            served
+        }
         Command::Check {
             explain: Some(name), ..
         } => explain(&name),

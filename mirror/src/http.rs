@@ -23,7 +23,7 @@ use tracing::Instrument;
 
 use access_log::Record;
 pub use access_log::RecordedBody;
-pub use auth::{Htpasswd, trouble_with_users};
+pub use auth::{Htpasswd, MAX_BCRYPT_COST, check_htpasswd};
 use connection::SendfileQueue;
 use endpoints::{blobs, manifests, referrers, tags};
 use error::RegistryError;
@@ -68,6 +68,7 @@ struct RequestContext<'a> {
     app: &'a App,
     method: &'a Method,
     headers: &'a HeaderMap,
+    peer: &'a Peer,
     query: &'a str,
     /// `true` if the client can detect a truncated body without Content-Length (HTTP/1.1 chunked, HTTP/2); HTTP/1.0
     /// cannot.
@@ -87,7 +88,7 @@ struct EndpointResponse {
 /// The remote peer of a connection.
 #[derive(Clone)]
 pub struct Peer {
-    /// The address, for the log.
+    /// `address:port`, or `unix`.
     name: Arc<str>,
     /// The queue of parts that the kernel sends, if the connection supports sendfile.
     sendfile: Option<SendfileQueue>,
@@ -133,6 +134,7 @@ impl Service {
             app: &app,
             method: &request.method,
             headers: &request.headers,
+            peer,
             query: request.uri.query().unwrap_or_default(),
             detects_truncation: request.version >= http::Version::HTTP_11,
             sendfile: peer
@@ -192,7 +194,9 @@ async fn dispatch(
     if let Some(access) = &context.app.settings.access
         && *route != Route::Root
     {
-        access.admit(context.headers, user).await?;
+        access
+            .admit(context.headers, &context.peer.name, user)
+            .await?;
     }
     if !matches!(*context.method, Method::GET | Method::HEAD) || *route == Route::Upload {
         return Err(reject_write(route));

@@ -37,7 +37,7 @@ use crate::store::{Manifest, Store};
 use crate::upstream::{Accept, Upstream};
 
 use absent::Absent;
-use flight::Flights;
+pub(crate) use flight::Flights;
 
 /// How long a client waits where there is a copy, and no doubt yet that upstream answers.
 const PATIENCE: Duration = Duration::from_millis(1_500);

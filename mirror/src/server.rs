@@ -59,13 +59,15 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
 /// Checks the files that a configuration names, as a start does, and returns what deserves attention.
 ///
 /// # Errors
-/// The first that is missing or malformed, but for an htpasswd file: without it no client is let in, which is safe, and
-/// the file may come later.
+/// The first file that is missing or malformed, but for a missing htpasswd file: without it no client is let in, which
+/// is safe, and the file may come later. A running server leaves out an htpasswd line that is an error here.
 pub fn check(config: &Config) -> Result<Vec<Notice>, Error> {
     certificates(config)?;
     upstream_set::validate_all(&config.proxy)?;
-    let users = config.access.as_ref();
-    let trouble = users.and_then(|access| http::trouble_with_users(&access.path));
+    let Some(access) = &config.access else {
+        return Ok(Vec::new());
+    };
+    let trouble = http::check_htpasswd(&access.path).map_err(Error::Users)?;
     let notice = trouble.map(|message| Notice {
         key: "auth.htpasswd.path".to_owned(),
         message,

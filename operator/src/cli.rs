@@ -107,7 +107,12 @@ fn run(command: Command) -> Result<(), Failure> {
     mirror::tls::provider();
     match command {
         Command::Operator(args) => Runtime::new()?.block_on(operator::run(args)),
-        Command::Local(args) => Runtime::new()?.block_on(local::run(args)),
+        Command::Local(args) => {
+            let runtime = Runtime::new()?;
+            let served = runtime.block_on(local::run(args));
+            runtime.shutdown_timeout(mirror::http::connection::BLOCKING_GRACE);
+            served
+        }
         Command::Render(args) => Runtime::new()?.block_on(render::run(args)),
         Command::Doctor(args) => Runtime::new()?.block_on(doctor::run(args)),
         Command::Crd { output } => {

@@ -1,111 +1,98 @@
-//! Who may pull: `auth.htpasswd`, bcrypt entries only, as Distribution has it.
+//! Logins of clients: `auth.htpasswd`, bcrypt entries only, as Distribution has it.
 
+mod check;
+mod queue;
 mod users;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use http::{HeaderMap, HeaderValue, header};
-use moka::future::Cache;
-use tokio::sync::Semaphore;
 
 use super::error::RegistryError;
-use crate::digest::{Algorithm, Digest};
+use check::{Checks, Login, Verdict};
 use users::Users;
 
-/// How long an accepted login is believed: bcrypt costs tens of milliseconds of CPU on purpose.
-const BELIEVED: Duration = Duration::from_mins(1);
-const REMEMBERED: u64 = 10_000;
-/// A hash to compare unknown users' passwords with, so that they take as long as known ones.
-const NOBODY: &str = "$2y$10$CwTycUXWue0Thq9StjUM0uJ8.Ln6PrmVYhSEV1gJOtMdCxJ.9p7Jm";
+pub use users::MAX_COST as MAX_BCRYPT_COST;
 
-/// Logins that an htpasswd file lists; clones are of one. Without the file nobody is let in.
+/// Logins that an htpasswd file lists; clones are of one. Without the file no client is let in.
 #[derive(Clone)]
 pub struct Htpasswd {
     users: Arc<Users>,
     challenge: HeaderValue,
-    /// Logins with the line that they were compared with: a line that changed or went lets nobody in.
-    accepted: Cache<Digest, ()>,
-    /// Checks under way: no more than the machine has cores, or guesses would take the threads that disks need.
-    checks: Arc<Semaphore>,
+    checks: Arc<Checks>,
 }
 
-/// Why nobody can log in with this file; `None` if somebody can.
-pub fn trouble_with_users(path: &Path) -> Option<String> {
-    users::list(path).err()
+/// Returns the reason why no client can log in with this file; `None` if a client can.
+///
+/// # Errors
+/// The message about a line whose cost is too high: a server leaves its user out.
+pub fn check_htpasswd(path: &Path) -> Result<Option<String>, String> {
+    let list = users::list(path);
+    users::too_costly(path, &list).map_or(Ok(list.err()), Err)
 }
 
 impl Htpasswd {
-    /// Logins of this file; `realm` is what clients show.
+    /// Returns the logins of this file; `realm` is what clients show.
     pub fn new(path: PathBuf, realm: &str) -> Self {
         let plain = realm.replace(['"', '\\'], "'");
         let challenge = HeaderValue::try_from(format!("Basic realm=\"{plain}\""))
             .unwrap_or(HeaderValue::from_static("Basic realm=\"mirror\""));
-        let accepted = Cache::builder()
-            .max_capacity(REMEMBERED)
-            .time_to_live(BELIEVED)
-            .build();
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let checks = Arc::new(Semaphore::new(cores));
         Self {
             users: Arc::new(Users::new(path)),
             challenge,
-            accepted,
-            checks,
+            checks: Arc::new(Checks::new()),
         }
     }
 
-    /// Looks at the file, so that the log tells of a change before somebody comes. Blocks.
+    /// Reads the file, so that the log has a change before the next login. Blocks.
     pub fn look(&self) {
         self.users.read_again();
     }
 
-    /// Why nobody can log in; `None` if somebody can.
+    /// Returns the reason why no user, or not every user, can log in.
     pub fn trouble(&self) -> Option<String> {
         self.users.trouble()
     }
 
-    /// Lets a request pass that comes with a listed login, and names its user where the file lists it: another name may
-    /// be a password in the wrong place.
+    /// Lets a request of `client` (`address:port`) pass that has a listed login. Sets `user` to its user name where the
+    /// file lists it: another name may be a password in the wrong place.
     pub(super) async fn admit(
         &self,
         headers: &HeaderMap,
+        client: &Arc<str>,
         user: &mut Option<Box<str>>,
     ) -> Result<(), RegistryError> {
         let challenge = || self.challenge.clone();
         let shown = headers.get(header::AUTHORIZATION);
         let shown = shown.ok_or_else(|| RegistryError::no_login(challenge()))?;
-        let (name, password) = login(shown).ok_or_else(|| RegistryError::wrong_login(challenge()))?;
-        let users = self.users.now().await;
-        let listed = users.as_ref().as_ref().ok().and_then(|users| users.get(&name));
-        let hash = listed.map_or(NOBODY, String::as_str).to_owned();
-        let key = Digest::of(Algorithm::Sha256, format!("{hash}:{name}:{password}").as_bytes());
-        *user = listed.map(|_| name.into());
-        if self.accepted.get(&key).await.is_some() {
-            return Ok(());
-        }
-        let known = listed.is_some();
-        let _turn = self.checks.acquire().await;
-        let right = tokio::task::spawn_blocking(move || bcrypt::verify(password, &hash).unwrap_or(false));
-        if !(right.await.unwrap_or(false) && known) {
+        let login = login(shown).ok_or_else(|| RegistryError::wrong_login(challenge()))?;
+        let list = self.users.now().await;
+        let Ok(users) = list.as_ref() else {
             return Err(RegistryError::wrong_login(challenge()));
+        };
+        *user = users.get(&login.name).map(|_| login.name.as_str().into());
+        match self.checks.check(login, users, client).await {
+            Verdict::Right => Ok(()),
+            Verdict::Wrong => Err(RegistryError::wrong_login(challenge())),
+            Verdict::Busy => Err(RegistryError::too_many_logins()),
         }
-        self.accepted.insert(key, ()).await;
-        Ok(())
     }
 }
 
-fn login(value: &HeaderValue) -> Option<(String, String)> {
+fn login(value: &HeaderValue) -> Option<Login> {
     let (scheme, encoded) = value.to_str().ok()?.split_once(' ')?;
     let decoded = scheme
         .eq_ignore_ascii_case("basic")
         .then(|| STANDARD.decode(encoded.trim()).ok())??;
     let text = String::from_utf8(decoded).ok()?;
-    text.split_once(':')
-        .map(|(user, password)| (user.to_owned(), password.to_owned()))
+    let (name, password) = text.split_once(':')?;
+    Some(Login {
+        name: name.to_owned(),
+        password: password.to_owned(),
+    })
 }
 
 #[cfg(test)]
@@ -119,6 +106,10 @@ mod tests {
         headers
     }
 
+    fn client() -> Arc<str> {
+        Arc::from("192.0.2.1:1")
+    }
+
     #[tokio::test]
     async fn only_listed_logins_pass() {
         let dir = tempfile::tempdir().unwrap();
@@ -128,27 +119,47 @@ mod tests {
         let access = Htpasswd::new(path.clone(), "test");
         let mut user = None;
         for _ in 0..2 {
-            assert!(access.admit(&basic("alice", "right"), &mut user).await.is_ok());
+            assert!(
+                access
+                    .admit(&basic("alice", "right"), &client(), &mut user)
+                    .await
+                    .is_ok()
+            );
             assert_eq!(user.take().as_deref(), Some("alice"));
         }
         for (user, password) in [("alice", "wrong"), ("bob", "right"), ("plain", "right"), ("", "")] {
             let mut named = None;
-            let refused = access.admit(&basic(user, password), &mut named).await;
+            let refused = access.admit(&basic(user, password), &client(), &mut named).await;
             assert!(refused.is_err(), "{user}");
             assert_eq!(named.as_deref(), (user == "alice").then_some("alice"));
         }
-        assert!(access.admit(&HeaderMap::new(), &mut user).await.is_err());
+        assert!(
+            access
+                .admit(&HeaderMap::new(), &client(), &mut user)
+                .await
+                .is_err()
+        );
         // Who was let in before is not for longer than the line stands there.
         let hash = bcrypt::hash("other", 4).unwrap();
         std::fs::write(&path, format!("alice:{hash}\n")).unwrap();
-        assert!(access.admit(&basic("alice", "right"), &mut user).await.is_err());
-        assert!(access.admit(&basic("alice", "other"), &mut user).await.is_ok());
+        assert!(
+            access
+                .admit(&basic("alice", "right"), &client(), &mut user)
+                .await
+                .is_err()
+        );
+        assert!(
+            access
+                .admit(&basic("alice", "other"), &client(), &mut user)
+                .await
+                .is_ok()
+        );
     }
 
     #[tokio::test]
     async fn without_its_file_nobody_passes() {
         let access = Htpasswd::new("/nonexistent/htpasswd".into(), "test");
-        let admitted = access.admit(&basic("alice", "right"), &mut None).await;
+        let admitted = access.admit(&basic("alice", "right"), &client(), &mut None).await;
         assert!(admitted.is_err());
     }
 }

@@ -42,6 +42,10 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// The pause after an error of accept that closing connections may end (too many open files).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// The time that a runtime should leave to blocking work at its end: a disk that hangs, or a password check, must not
+/// keep the process.
+pub const BLOCKING_GRACE: Duration = Duration::from_secs(2);
+
 /// A socket that clients connect to.
 pub enum Listener {
     /// A TCP port.

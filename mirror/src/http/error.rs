@@ -121,6 +121,16 @@ impl RegistryError {
         Self::unauthorized(message, challenge)
     }
 
+    /// Returns a 429 for a login that finds too many others in the queue for a password check.
+    pub(super) fn too_many_logins() -> Self {
+        let message = "too many logins wait for their password check: try again later";
+        Self {
+            class: "logins",
+            ..Self::new(StatusCode::TOO_MANY_REQUESTS, "TOOMANYREQUESTS", message)
+        }
+        .retry_after(Duration::from_secs(2))
+    }
+
     fn unauthorized(message: &str, challenge: HeaderValue) -> Self {
         Self::new(StatusCode::UNAUTHORIZED, "UNAUTHORIZED", message).with(header::WWW_AUTHENTICATE, challenge)
     }

@@ -16,6 +16,9 @@ pub enum Error {
     /// An upstream's certificate authorities or addresses.
     #[error(transparent)]
     Upstream(#[from] BuildError),
+    /// A line of the htpasswd file.
+    #[error("{0} (auth.htpasswd.path)")]
+    Users(String),
     /// There is something else where the cache should be.
     #[error("the storage root {} (storage.filesystem.rootdirectory) is not a directory", .0.display())]
     NoDirectory(PathBuf),
@@ -38,7 +41,7 @@ impl Error {
     /// Returns `true` if a file that the configuration names is missing or malformed.
     pub fn is_reference(&self) -> bool {
         match self {
-            Self::Tls(_) => true,
+            Self::Tls(_) | Self::Users(_) => true,
             Self::Upstream(error) => !matches!(error, BuildError::Client { .. }),
             _ => false,
         }

@@ -15,6 +15,7 @@ mod crowd;
 mod full;
 mod herd;
 mod hostile;
+mod logins;
 mod rebind;
 mod server;
 mod traces;

@@ -200,7 +200,7 @@ impl Server {
 }
 
 impl Head {
-    async fn read(mut stream: TcpStream) -> io::Result<Self> {
+    pub(crate) async fn read(mut stream: TcpStream) -> io::Result<Self> {
         let mut early = Vec::new();
         loop {
             if let Some(end) = early.windows(4).position(|part| part == b"\r\n\r\n") {

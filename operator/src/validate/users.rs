@@ -1,6 +1,8 @@
 //! Who may pull: an htpasswd file.
 
+use bcrypt::HashParts;
 use crds::{RegistryMirror, access::AccessMode, conditions::Reason};
+use mirror::http::MAX_BCRYPT_COST;
 
 use super::{Rejection, bundle};
 use crate::dereference::{Reference, References};
@@ -58,12 +60,22 @@ fn check(file: &[u8]) -> Result<(), String> {
         return Err("lists no user; htpasswd -nB NAME prints a line for one".to_owned());
     }
     for (index, line) in users {
-        let hash = line.split_once(':').filter(|(name, _)| !name.is_empty());
-        if hash.is_none_or(|(_, hash)| hash.parse::<bcrypt::HashParts>().is_err()) {
-            return Err(format!(
-                "line {} is not a user name, a colon and a bcrypt hash; htpasswd -nB NAME prints one",
-                index + 1
-            ));
+        let number = index + 1;
+        let cost = line.split_once(':').filter(|(name, _)| !name.is_empty());
+        let cost = cost.and_then(|(_, hash)| hash.parse::<HashParts>().ok());
+        match cost.map(|parts| parts.get_cost()) {
+            Some(..=MAX_BCRYPT_COST) => {}
+            Some(cost) => {
+                return Err(format!(
+                    "line {number} has a bcrypt hash of cost {cost}, and the highest cost is {MAX_BCRYPT_COST}; \
+                     htpasswd -nB -C 10 NAME prints a line for its user"
+                ));
+            }
+            None => {
+                return Err(format!(
+                    "line {number} is not a user name, a colon and a bcrypt hash; htpasswd -nB NAME prints one"
+                ));
+            }
         }
     }
     Ok(())
@@ -91,6 +103,20 @@ mod tests {
             check(format!("ann:{HASH}\r\n\r\nbob:{HASH}\r\n").as_bytes()),
             Ok(())
         );
+    }
+
+    #[test]
+    fn bcrypt_cost_above_the_highest_is_refused() {
+        let line = |cost| format!("ann:{HASH}\nbob:{}\n", HASH.replace("$10$", cost));
+        assert_eq!(check(line("$14$").as_bytes()), Ok(()));
+        for cost in ["$15$", "$31$"] {
+            let error = check(line(cost).as_bytes()).unwrap_err();
+            assert!(
+                error.contains("line 2") && error.contains("highest cost is 14"),
+                "{error}"
+            );
+            assert!(!error.contains("CwTy"), "{error}");
+        }
     }
 
     #[test_case("", "lists no user"; "an empty file")]

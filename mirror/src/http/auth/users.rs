@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use bcrypt::HashParts;
 use tracing::{error, info};
 
 use crate::file_watch::FileStamp;
@@ -24,14 +25,75 @@ struct Held {
     list: Arc<List>,
 }
 
-/// Bcrypt hashes by user, or why there is none: then nobody is let in.
-pub(super) type List = Result<HashMap<String, String>, String>;
+/// The users, or the reason why there are none: then no client is let in.
+pub(super) type List = Result<Listed, String>;
+
+/// The highest cost of a bcrypt hash in an htpasswd file: each step doubles the time, and a hash of cost 14 takes about a second. A hash of
+/// cost 31 takes days, and cannot be interrupted.
+pub const MAX_COST: u32 = 14;
+/// bcrypt has no lower cost.
+const MIN_COST: u32 = 4;
+
+/// The bcrypt entries of a file.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Listed {
+    users: HashMap<String, Entry>,
+    /// The first line that is left out for its cost: its number and its cost.
+    too_costly: Option<(usize, u32)>,
+}
+
+/// A user's line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Entry {
+    pub(super) hash: Box<str>,
+    pub(super) cost: u32,
+}
+
+impl Listed {
+    /// Returns the bcrypt entries in `text`; as with Distribution, the last line of a user counts. A line above
+    /// [`MAX_COST`] lists no user.
+    pub(super) fn parse(text: &str) -> Self {
+        let mut listed = Self::default();
+        let lines = text.lines().map(str::trim).zip(1..);
+        for (line, number) in lines.filter(|(line, _)| !line.starts_with('#')) {
+            let Some((user, hash)) = line.split_once(':') else {
+                continue;
+            };
+            match hash.parse::<HashParts>().map(|parts| parts.get_cost()) {
+                Ok(cost @ MIN_COST..=MAX_COST) => {
+                    let hash = hash.into();
+                    listed.users.insert(user.to_owned(), Entry { hash, cost });
+                }
+                Ok(cost) if cost > MAX_COST => {
+                    listed.users.remove(user);
+                    listed.too_costly.get_or_insert((number, cost));
+                }
+                _ => {}
+            }
+        }
+        listed
+    }
+
+    /// Returns the entry of a user.
+    pub(super) fn get(&self, name: &str) -> Option<&Entry> {
+        self.users.get(name)
+    }
+
+    /// Returns the highest cost in the file.
+    pub(super) fn highest_cost(&self) -> u32 {
+        self.users
+            .values()
+            .map(|entry| entry.cost)
+            .max()
+            .unwrap_or(MIN_COST)
+    }
+}
 
 impl Users {
     /// Reads the file; a log line says so where nobody can log in.
     pub(super) fn new(path: PathBuf) -> Self {
         let held = Held::read(&path);
-        tell(&path, &Ok(HashMap::new()), &held.list);
+        log_change(&path, &Ok(Listed::default()), &held.list);
         Self {
             path,
             held: ArcSwap::from_pointee(held),
@@ -55,14 +117,13 @@ impl Users {
         let held = Held::read(&self.path);
         let list = held.list.clone();
         let before = self.held.swap(Arc::new(held));
-        tell(&self.path, &before.list, &list);
+        log_change(&self.path, &before.list, &list);
         list
     }
 
-    /// Why nobody can log in; `None` if somebody can.
+    /// Returns the reason why no user, or not every user, can log in.
     pub(super) fn trouble(&self) -> Option<String> {
-        let list = self.held.load().list.clone();
-        list.as_ref().as_ref().err().cloned()
+        trouble(&self.path, &self.held.load().list)
     }
 }
 
@@ -78,10 +139,10 @@ impl Held {
     }
 }
 
-/// The bcrypt entries of a file; as with Distribution, the last line of a user counts.
+/// Reads the bcrypt entries of a file.
 ///
 /// # Errors
-/// Why nobody can log in, with the path.
+/// The reason why no user can log in, with the path.
 pub(super) fn list(path: &Path) -> List {
     let read = || {
         if !fs::metadata(path)?.is_file() {
@@ -93,37 +154,65 @@ pub(super) fn list(path: &Path) -> List {
         let path = path.display();
         format!("cannot read the htpasswd file {path}: {error}; nobody is let in until it is there")
     })?;
-    let users: HashMap<_, _> = String::from_utf8_lossy(&bytes)
-        .lines()
-        .map(str::trim)
-        .filter(|line| !line.starts_with('#'))
-        .filter_map(|line| line.split_once(':'))
-        .filter(|(_, hash)| hash.starts_with("$2"))
-        .map(|(user, hash)| (user.to_owned(), hash.to_owned()))
-        .collect();
-    if users.is_empty() {
+    let listed = Listed::parse(&String::from_utf8_lossy(&bytes));
+    if listed.users.is_empty() && listed.too_costly.is_none() {
         let path = path.display();
         return Err(format!(
             "the htpasswd file {path} lists no user with a bcrypt hash, so nobody is let in; htpasswd -nB NAME prints a line for one"
         ));
     }
-    Ok(users)
+    Ok(listed)
 }
 
-/// Says what changed for those who want to log in.
-fn tell(path: &Path, before: &List, now: &List) {
-    match (before, now) {
-        (before, Err(trouble)) if before.as_ref().err() != Some(trouble) => {
-            error!(key = "auth.htpasswd.path", "{trouble}");
+/// Returns the message about a line that is left out for its cost.
+pub(super) fn too_costly(path: &Path, list: &List) -> Option<String> {
+    let (line, cost) = list.as_ref().ok()?.too_costly?;
+    let path = path.display();
+    Some(format!(
+        "line {line} of the htpasswd file {path} has a bcrypt hash of cost {cost}, and the highest cost is {MAX_COST}: its user is not let in; htpasswd -nB -C 10 NAME prints a line for one"
+    ))
+}
+
+/// Returns the reason why no user, or not every user, can log in.
+fn trouble(path: &Path, list: &List) -> Option<String> {
+    let failed = list.as_ref().err().cloned();
+    failed.or_else(|| too_costly(path, list))
+}
+
+/// Logs a change of the list.
+fn log_change(path: &Path, before: &List, now: &List) {
+    match trouble(path, now) {
+        Some(message) if trouble(path, before).as_ref() != Some(&message) => {
+            error!(key = "auth.htpasswd.path", "{message}");
         }
-        (Err(_), Ok(users)) => info!(path = %path.display(), users = users.len(), "users can log in"),
         _ => {}
+    }
+    if let (Err(_), Ok(listed)) = (before, now) {
+        info!(path = %path.display(), users = listed.users.len(), "users can log in");
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Salt and hash of a bcrypt line.
+    const SALTED: &str = "CwTycUXWue0Thq9StjUM0uJ8.Ln6PrmVYhSEV1gJOtMdCxJ.9p7Jm";
+
+    /// A line above the highest cost lists nobody, also where the user had one before; other users are listed.
+    #[test]
+    fn line_of_too_high_cost_lists_no_user() {
+        let line = |user: &str, cost: u32| format!("{user}:$2y${cost}${SALTED}\n");
+        let lines = [line("a", 10), line("b", 14), line("a", 15), line("c", 31)];
+        let (_directory, path) = file(&lines.concat());
+        let users = Users::new(path.clone());
+        let listed = list(&path).unwrap();
+        assert_eq!(listed.users.keys().collect::<Vec<_>>(), ["b"]);
+        let message = users.trouble().unwrap();
+        for part in ["line 3", "cost 15", "highest cost is 14", path.to_str().unwrap()] {
+            assert!(message.contains(part), "{message}");
+        }
+    }
 
     fn file(text: &str) -> (tempfile::TempDir, PathBuf) {
         let directory = tempfile::tempdir().unwrap();
@@ -134,9 +223,13 @@ mod tests {
 
     #[test]
     fn the_last_bcrypt_line_of_a_user_counts_and_comments_do_not() {
-        let (_directory, path) = file("# a: comment\na:$2y$05$x\n#b:$2y$05$x\nc:{SHA}x\na:$2y$05$z\n");
-        let expected = HashMap::from([("a".to_owned(), "$2y$05$z".to_owned())]);
-        assert_eq!(list(&path), Ok(expected));
+        let text = format!(
+            "# a: comment\na:$2y$05${SALTED}\n#b:$2y$05${SALTED}\nc:{{SHA}}x\nd:$2y$05$x\na:$2y$06${SALTED}\n"
+        );
+        let (_directory, path) = file(&text);
+        let listed = list(&path).unwrap();
+        assert_eq!(listed.users.keys().collect::<Vec<_>>(), ["a"]);
+        assert_eq!(listed.highest_cost(), 6);
     }
 
     #[test]
@@ -150,12 +243,12 @@ mod tests {
 
     #[tokio::test]
     async fn an_edit_within_one_tick_of_the_file_system_counts_for_the_next_request() {
-        let (_directory, path) = file("a:$2y$05$x\n");
+        let (_directory, path) = file(&format!("a:$2y$05${SALTED}\n"));
         let users = Arc::new(Users::new(path.clone()));
         for name in ["b", "c", "d"] {
-            fs::write(&path, format!("{name}:$2y$05$x\n")).unwrap();
+            fs::write(&path, format!("{name}:$2y$05${SALTED}\n")).unwrap();
             let now = users.now().await;
-            assert!(now.as_ref().as_ref().unwrap().contains_key(name), "{name}");
+            assert!(now.as_ref().as_ref().unwrap().get(name).is_some(), "{name}");
         }
         fs::remove_file(&path).unwrap();
         assert!(users.now().await.is_err());

@@ -11,6 +11,8 @@ use tokio::runtime::Builder;
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tracing::warn;
 
+use super::BLOCKING_GRACE;
+
 type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// The workers: one for each processor. They end when this is dropped, and close the connections that they serve.
@@ -46,7 +48,7 @@ impl Workers {
         let _ = worker.tasks.send(Box::pin(task));
     }
 
-    /// Closes the remaining connections, and waits for their writes to the disk.
+    /// Closes the remaining connections, and waits for their writes to the disk, for [`BLOCKING_GRACE`].
     pub(super) async fn stop(self) {
         let handles: Vec<_> = self.all.into_iter().map(|worker| worker.handle).collect();
         let join = move || handles.into_iter().for_each(|handle| drop(handle.join()));
@@ -61,7 +63,10 @@ impl Worker {
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let handle = thread::Builder::new()
             .name("connections".to_owned())
-            .spawn(move || runtime.block_on(drive(received)))?;
+            .spawn(move || {
+                runtime.block_on(drive(received));
+                runtime.shutdown_timeout(BLOCKING_GRACE);
+            })?;
         Ok(Self { tasks, handle })
     }
 }

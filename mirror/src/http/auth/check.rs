@@ -1,0 +1,239 @@
+//! Password checks: which ones are remembered, and what each costs.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use moka::sync::Cache;
+
+use super::queue::LoginQueue;
+use super::users::{Entry, Listed};
+use crate::digest::{Algorithm, Digest, Hasher};
+use crate::pull::Flights;
+use crate::tls;
+
+/// The lifetime of a remembered login that was right: bcrypt costs tens of milliseconds of CPU on purpose.
+const ACCEPTED: Duration = Duration::from_mins(1);
+/// The lifetime of a remembered login that was wrong.
+const REFUSED: Duration = Duration::from_secs(10);
+/// Remembered logins of each kind; wrong ones never displace right ones.
+const MAX_REMEMBERED: u64 = 10_000;
+/// Salt and hash of a bcrypt line that no user has.
+const DUMMY: &str = "CwTycUXWue0Thq9StjUM0uJ8.Ln6PrmVYhSEV1gJOtMdCxJ.9p7Jm";
+
+/// The result of a password check.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// User name and password are those of a listed user.
+    Right,
+    /// They are not.
+    Wrong,
+    /// Too many logins wait for their check.
+    Busy,
+}
+
+/// A user name and a password as a client sent them.
+pub(super) struct Login {
+    pub(super) name: String,
+    pub(super) password: String,
+}
+
+/// The password checks of a server.
+pub(super) struct Checks {
+    /// A hash that has absorbed a random key: what it makes of a login is of no use outside of this process.
+    keyed: Hasher,
+    accepted: Cache<Digest, ()>,
+    refused: Cache<Digest, ()>,
+    queue: LoginQueue,
+    running: Flights<Digest, Verdict>,
+}
+
+impl Checks {
+    /// Returns checks that remember nothing yet.
+    pub(super) fn new() -> Self {
+        let mut key = [0; 64];
+        let keyed = tls::provider().secure_random.fill(&mut key).is_ok();
+        // Without a secret key nothing is remembered.
+        let remembered = if keyed { MAX_REMEMBERED } else { 0 };
+        let cache = |lifetime| {
+            let builder = Cache::builder().max_capacity(remembered);
+            builder.time_to_live(lifetime).build()
+        };
+        let mut hasher = Hasher::new(Algorithm::Sha256);
+        hasher.update(&key);
+        Self {
+            keyed: hasher,
+            accepted: cache(ACCEPTED),
+            refused: cache(REFUSED),
+            queue: LoginQueue::new(),
+            running: Flights::default(),
+        }
+    }
+
+    /// Checks a login of `client` (`address:port`). Concurrent checks of one login are one, and a check continues
+    /// without its client: a client that closes its connection gains no further check by that.
+    pub(super) async fn check(self: &Arc<Self>, login: Login, users: &Listed, client: &Arc<str>) -> Verdict {
+        let task = Task::new(login, users);
+        let key = self.key(&task);
+        if self.accepted.contains_key(&key) {
+            return Verdict::Right;
+        }
+        if self.refused.contains_key(&key) {
+            return Verdict::Wrong;
+        }
+        let (checks, client) = (Arc::clone(self), Arc::clone(client));
+        let run = || checks.run(key.clone(), task, client);
+        let (waiting, _) = self.running.join(&key, run);
+        waiting.await.unwrap_or(Verdict::Busy)
+    }
+
+    async fn run(self: Arc<Self>, key: Digest, task: Task, client: Arc<str>) -> Verdict {
+        let Some(permit) = self.queue.admit(&client).await else {
+            return Verdict::Busy;
+        };
+        let checked = tokio::task::spawn_blocking(move || {
+            // Held until the hash ends, whatever becomes of the request.
+            let _permit = permit;
+            if task.is_right() {
+                self.accepted.insert(key, ());
+                Verdict::Right
+            } else {
+                self.refused.insert(key, ());
+                Verdict::Wrong
+            }
+        });
+        checked.await.unwrap_or(Verdict::Busy)
+    }
+
+    /// Returns the name that a login is remembered by: a digest with a random key. The hash in the users' file is part
+    /// of it, so an edited line is another login.
+    fn key(&self, task: &Task) -> Digest {
+        let mut hasher = self.keyed.clone();
+        for part in [&task.hash, ":", &task.login.name, ":", &task.login.password] {
+            hasher.update(part.as_bytes());
+        }
+        hasher.finish()
+    }
+}
+
+/// One password check.
+struct Task {
+    login: Login,
+    /// The user's line, or a dummy where the user is unknown.
+    hash: Box<str>,
+    is_known: bool,
+    cost: u32,
+    highest_cost: u32,
+}
+
+impl Task {
+    fn new(login: Login, users: &Listed) -> Self {
+        let (entry, highest_cost) = (users.get(&login.name), users.highest_cost());
+        let (hash, cost) = match entry {
+            Some(Entry { hash, cost }) => (hash.clone(), *cost),
+            None => (dummy(highest_cost), highest_cost),
+        };
+        Self {
+            login,
+            hash,
+            is_known: entry.is_some(),
+            cost,
+            highest_cost,
+        }
+    }
+
+    /// Compares the password. A wrong login takes as long as the costliest line of the file, whether its user is
+    /// unknown, or known with a line of lower cost: costs are powers of two, and 2^c + 2^c + 2^(c+1) + ... + 2^(h-1) is
+    /// 2^h.
+    fn is_right(&self) -> bool {
+        let is_right = bcrypt::verify(&self.login.password, &self.hash).unwrap_or(false) && self.is_known;
+        if !is_right {
+            for cost in self.cost..self.highest_cost {
+                // The result is that of nobody.
+                let _ = bcrypt::verify(&self.login.password, &dummy(cost));
+            }
+        }
+        is_right
+    }
+}
+
+fn dummy(cost: u32) -> Box<str> {
+    format!("$2y${cost:02}${DUMMY}").into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Instant;
+
+    fn listed(lines: &[(&str, u32)]) -> Listed {
+        let line = |(name, cost): &(&str, u32)| format!("{name}:{}\n", bcrypt::hash("right", *cost).unwrap());
+        Listed::parse(&lines.iter().map(line).collect::<String>())
+    }
+
+    fn login(name: &str, password: &str) -> Login {
+        Login {
+            name: name.to_owned(),
+            password: password.to_owned(),
+        }
+    }
+
+    /// Returns the time that wrong logins of a user take, of several tries the shortest.
+    fn refusal_time(users: &Listed, name: &str) -> Duration {
+        let once = |_| {
+            let task = Task::new(login(name, "wrong"), users);
+            let begin = Instant::now();
+            assert!(!task.is_right());
+            begin.elapsed()
+        };
+        (0..5).map(once).min().unwrap()
+    }
+
+    /// Response times do not name users: an unknown user, one of low cost and one of high cost take as long.
+    #[test]
+    fn wrong_logins_take_as_long_for_every_user() {
+        let users = listed(&[("low", 4), ("high", 8)]);
+        let times = ["low", "high", "unknown"].map(|name| refusal_time(&users, name));
+        let (least, most) = (times.iter().min().unwrap(), times.iter().max().unwrap());
+        assert!(*most < 2 * *least, "{times:?}");
+    }
+
+    /// The dummy is a line that can be compared with: otherwise the comparison would end at once.
+    #[test]
+    fn dummy_is_a_bcrypt_line_of_each_cost() {
+        for cost in 4..6 {
+            assert_eq!(bcrypt::verify("anything", &dummy(cost)).ok(), Some(false));
+        }
+    }
+
+    #[tokio::test]
+    async fn refused_login_is_remembered_and_named_by_no_password() {
+        let (checks, users) = (Arc::new(Checks::new()), listed(&[("ann", 4)]));
+        let client = Arc::from("192.0.2.1:1");
+        for _ in 0..2 {
+            let verdict = checks.check(login("ann", "wrong"), &users, &client).await;
+            assert_eq!(verdict, Verdict::Wrong);
+        }
+        checks.refused.run_pending_tasks();
+        assert_eq!(checks.refused.entry_count(), 1);
+        // The same login has another name in another process.
+        let task = Task::new(login("ann", "wrong"), &users);
+        assert_ne!(checks.key(&task), Checks::new().key(&task));
+        let right = checks.check(login("ann", "right"), &users, &client).await;
+        assert_eq!(right, Verdict::Right);
+    }
+
+    /// Connections that close at once run no more checks than one that stays.
+    #[tokio::test]
+    async fn checks_of_clients_that_left_are_bounded() {
+        let (checks, users) = (Arc::new(Checks::new()), listed(&[("ann", 4)]));
+        let client = Arc::from("192.0.2.1:1");
+        for number in 0..200 {
+            let password = number.to_string();
+            let check = checks.check(login("ann", &password), &users, &client);
+            // Polled once, and dropped.
+            drop(futures::future::select(Box::pin(check), std::future::ready(())).await);
+        }
+        let busy = checks.check(login("ann", "last"), &users, &client).await;
+        assert_eq!(busy, Verdict::Busy);
+    }
+}
