@@ -194,9 +194,7 @@ async fn dispatch(
     if let Some(access) = &context.app.settings.access
         && *route != Route::Root
     {
-        access
-            .admit(context.headers, &context.peer.name, user)
-            .await?;
+        access.admit(context.headers, &context.peer.name, user).await?;
     }
     if !matches!(*context.method, Method::GET | Method::HEAD) || *route == Route::Upload {
         return Err(reject_write(route));

@@ -1,5 +1,6 @@
 //! The server as a whole: it opens the cache, makes the upstreams, listens, and ends in order.
 
+mod descriptors;
 mod error;
 mod listen;
 mod reload;
@@ -83,6 +84,7 @@ impl Server {
     /// A file that the configuration names is missing or malformed, the cache is in use or cannot be written,
     /// or an address is taken.
     pub async fn start(config: Config) -> Result<Self, Error> {
+        descriptors::raise_limit();
         let (clock, metrics, tasks) = (Clock::system(), Metrics::new(), CancellationToken::new());
         let certificates = certificates(&config)?.map(Arc::new);
         // The addresses first: who starts a second server on them learns that before the cache is touched.
@@ -117,6 +119,7 @@ impl Server {
             tls: certificates.clone(),
             http2: config.http.http2,
             drain: config.http.drain_timeout,
+            max_connections: descriptors::max_connections(config.http.max_connections),
         };
         let lame_duck = config.http.lame_duck;
         let state = Arc::new(ServerState::new(

@@ -1,5 +1,6 @@
 //! Connections to the admin port: none is kept for long without a question.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use axum::Router;
@@ -7,6 +8,7 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
@@ -15,15 +17,27 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// After an accept error that closing connections may mend (too many open files).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Answers until `end`.
+/// The most connections at once: a flood of them must not take the descriptors that clients are served with.
+const MAX_CONNECTIONS: usize = 64;
+
+/// Answers until `end`. Beyond 64 connections the oldest is closed.
 pub async fn serve(listener: TcpListener, service: Router, end: CancellationToken) {
+    let mut open = VecDeque::new();
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             () = end.cancelled() => return,
         };
         match accepted {
-            Ok((stream, _)) => drop(tokio::spawn(answer(stream, service.clone()))),
+            Ok((stream, _)) => {
+                open.retain(|connection: &AbortHandle| !connection.is_finished());
+                if open.len() >= MAX_CONNECTIONS
+                    && let Some(oldest) = open.pop_front()
+                {
+                    oldest.abort();
+                }
+                open.push_back(tokio::spawn(answer(stream, service.clone())).abort_handle());
+            }
             Err(error) => {
                 warn!(%error, "a connection to the admin port could not be accepted");
                 tokio::time::sleep(ACCEPT_PAUSE).await;

@@ -40,6 +40,8 @@ pub struct Http {
     pub drain_timeout: Duration,
     /// The time after SIGTERM in which the server accepts connections while `/readyz` reports not ready.
     pub lame_duck: Duration,
+    /// The most client connections at once; `None`: by the limit of open files.
+    pub max_connections: Option<usize>,
     /// The admin port; `None`: none.
     pub admin: Option<Admin>,
 }
@@ -92,6 +94,7 @@ impl Http {
                 .lame_duck
                 .and_then(super::duration::GoDuration::positive)
                 .unwrap_or_default(),
+            max_connections: max_connections(http.max_connections)?,
             admin: admin(&http.debug)?,
         })
     }
@@ -109,6 +112,13 @@ fn listen(http: &file::Http) -> Result<Listen, Error> {
         )),
         (Some("unix"), Some(path)) => Ok(Listen::Unix(path.into())),
         (Some(_), _) => Err(Error::invalid("http.net", "expected tcp or unix")),
+    }
+}
+
+fn max_connections(number: Option<u32>) -> Result<Option<usize>, Error> {
+    match number {
+        Some(0) => Err(Error::invalid("http.maxconnections", "must be at least 1")),
+        number => Ok(number.and_then(|number| usize::try_from(number).ok())),
     }
 }
 
@@ -290,6 +300,13 @@ mod tests {
         assert_eq!(headers.get_all("x-a").iter().collect::<Vec<_>>(), ["b", "c"]);
     }
 
+    #[test_case("{}" => None)]
+    #[test_case("{maxconnections: 500}" => Some(500))]
+    fn connections_are_bounded_as_configured(yaml: &str) -> Option<usize> {
+        http(yaml).unwrap().max_connections
+    }
+
+    #[test_case("{maxconnections: 0}" => "http.maxconnections: must be at least 1")]
     #[test_case("{addr: localhost}" => "http.addr: expected host:port or :port, got \"localhost\"")]
     #[test_case("{addr: ':70000'}" => "http.addr: expected host:port or :port, got \":70000\"")]
     #[test_case("{net: unix}" => "http.addr: must be the path of a socket as http.net is unix")]

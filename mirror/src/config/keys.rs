@@ -69,6 +69,7 @@ const RELATIONS: &[(&str, Relation)] = &[
     ("http.relativeurls", Ignored(RELATIVE)),
     ("http.draintimeout", Same("without it Distribution ends at once")),
     ("http.lameduck", Extension),
+    ("http.maxconnections", Extension),
     ("http.tls.certificate", Same("read again when the file changes")),
     ("http.tls.key", Same("read again when the file changes")),
     ("http.tls.clientcas", Same("read again when the files change")),

@@ -84,6 +84,7 @@ fn http(http: &Http) -> file::Http {
         prefix: Some(http.prefix.clone()),
         drain_timeout: Some(http.drain_timeout.into()),
         lame_duck: Some(http.lame_duck.into()),
+        max_connections: http.max_connections.and_then(|max| u32::try_from(max).ok()),
         tls: http.tls.as_ref().map(tls).unwrap_or_default(),
         headers: headers(&http.headers),
         debug: admin.map_or_else(file::Debug::default, |admin| file::Debug {
@@ -251,6 +252,7 @@ http:
   prefix: /m/
   draintimeout: 90s
   lameduck: 7s
+  maxconnections: 500
   tls: {certificate: /c, key: /k, clientcas: [/ca], minimumtls: tls1.3}
   headers: {x-a: [b, c]}
   debug: {addr: ':5001', prometheus: {path: /m}}

@@ -1,5 +1,6 @@
 //! Connections: accepts, limits, serves and drains them.
 
+mod limit;
 mod sendfile;
 mod timeouts;
 pub mod tls;
@@ -8,7 +9,7 @@ mod workers;
 
 use std::convert::Infallible;
 use std::io;
-use std::net;
+use std::net::{self, IpAddr};
 use std::os::unix;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -26,11 +27,12 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
 use super::{Peer, Service};
+use limit::{ConnectionLimit, Place};
 pub(super) use sendfile::SendfileQueue;
 use sendfile::SendfileStream;
 use timeouts::{ConnectionTimeouts, LIMITS};
 use tls::Certificates;
-use tracked_io::{ConnectionProgress, ConnectionState, TrackedBody, TrackedIo};
+use tracked_io::{ConnectionState, TrackedBody, TrackedIo};
 use workers::Workers;
 
 const MAX_HEADERS: usize = 100;
@@ -45,6 +47,9 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// The time that a runtime should leave to blocking work at its end: a disk that hangs, or a password check, must not
 /// keep the process.
 pub const BLOCKING_GRACE: Duration = Duration::from_secs(2);
+
+/// The time that an idle connection has to end if it has to make room, because a request may be on its way.
+const EVICTION_GRACE: Duration = Duration::from_secs(1);
 
 /// A socket that clients connect to.
 pub enum Listener {
@@ -63,6 +68,8 @@ pub struct ConnectionOptions {
     pub http2: bool,
     /// The time limit for requests in flight after the shutdown began.
     pub drain: Duration,
+    /// The most connections at once.
+    pub max_connections: usize,
 }
 
 /// Serves until `shutdown`, then waits for requests in flight.
@@ -73,6 +80,7 @@ pub async fn serve(
     shutdown: CancellationToken,
 ) {
     let connections = TaskTracker::new();
+    let limit = ConnectionLimit::new(options.max_connections);
     // TLS is CPU work that the shared runtime balances between threads.
     let mut workers = options.tls.is_none().then(Workers::start);
     loop {
@@ -82,7 +90,11 @@ pub async fn serve(
         };
         match accepted {
             Ok(accepted) => {
-                let serving = accepted.serve(service.clone(), options.clone(), shutdown.clone());
+                let place = tokio::select! {
+                    place = limit.enter(accepted.address(), &shutdown) => place,
+                    () = shutdown.cancelled() => break,
+                };
+                let serving = accepted.serve(service.clone(), options.clone(), place);
                 let serving = connections.track_future(serving);
                 match &mut workers {
                     Some(workers) => workers.spawn(serving),
@@ -146,10 +158,18 @@ impl Listener {
 
 impl Accepted {
     /// Serves the connection on the worker that calls this.
-    async fn serve(self, service: Service, options: ConnectionOptions, shutdown: CancellationToken) {
+    async fn serve(self, service: Service, options: ConnectionOptions, place: Place) {
         match self.connection() {
-            Ok(connection) => connection.serve(service, options, shutdown).await,
+            Ok(connection) => connection.serve(service, options, &place).await,
             Err(error) => debug!(%error, "cannot set up a connection"),
+        }
+    }
+
+    /// Returns the address of the client; `None` for a unix socket.
+    fn address(&self) -> Option<IpAddr> {
+        match self {
+            Self::Tcp(_, peer) => Some(peer.ip().to_canonical()),
+            Self::Unix(_) => None,
         }
     }
 
@@ -200,15 +220,15 @@ impl Socket {
 
 impl Connection {
     /// Serves the connection to its end. Idle connections stay small: each stage allocates its state when it starts.
-    async fn serve(self, service: Service, options: ConnectionOptions, shutdown: CancellationToken) {
+    async fn serve(self, service: Service, options: ConnectionOptions, place: &Place) {
         let accepted = Instant::now();
         let opened = tokio::select! {
             biased;
             opened = tokio::time::timeout(LIMITS.header, self.open(options)) => opened,
-            () = shutdown.cancelled() => return,
+            () = place.closing.cancelled() => return,
         };
         if let Ok(Some(opened)) = opened
-            && let Err(error) = opened.drive(service, accepted, shutdown).await
+            && let Err(error) = opened.drive(service, accepted, place).await
         {
             debug!(%error, "a connection failed");
         }
@@ -247,9 +267,9 @@ impl Opened {
         self,
         service: Service,
         accepted: Instant,
-        shutdown: CancellationToken,
-    ) -> impl Future<Output = ConnectionResult> {
-        let (peer, progress) = (self.peer, Arc::<ConnectionProgress>::default());
+        place: &Place,
+    ) -> impl Future<Output = ConnectionResult> + use<> {
+        let (peer, progress) = (self.peer, Arc::clone(&place.progress));
         let (stream, timeouts) = (
             TrackedIo {
                 stream: self.stream,
@@ -270,15 +290,16 @@ impl Opened {
         let connection = builder(self.http2)
             .serve_connection(TokioIo::new(stream), answer)
             .into_owned();
-        drive_to_end(Box::pin(connection), timeouts, shutdown)
+        drive_to_end(Box::pin(connection), timeouts, place.closing.clone())
     }
 }
 
-/// Drives a connection to its end. After a shutdown or an idle timeout, active requests end first.
+/// Drives a connection to its end. After a shutdown or an idle timeout, active requests end first; a connection that has to
+/// make room has [`EVICTION_GRACE`].
 async fn drive_to_end<C>(
     mut connection: Pin<Box<C>>,
     mut timeouts: ConnectionTimeouts,
-    shutdown: CancellationToken,
+    closing: CancellationToken,
 ) -> ConnectionResult
 where
     C: GracefulConnection<Error = Box<dyn std::error::Error + Send + Sync>>,
@@ -288,8 +309,15 @@ where
         tokio::select! {
             biased;
             ended = &mut connection => return ended,
-            () = shutdown.cancelled(), if !ending => if timeouts.is_reading_request() {
-                return Ok(());
+            () = closing.cancelled(), if !ending => {
+                if timeouts.is_reading_request() {
+                    return Ok(());
+                }
+                if timeouts.is_evicted() {
+                    connection.as_mut().graceful_shutdown();
+                    let ended = tokio::time::timeout(EVICTION_GRACE, connection);
+                    return Box::pin(ended).await.unwrap_or(Ok(()));
+                }
             },
             state = timeouts.expired() => if ending || state != ConnectionState::Idle {
                 return Ok(());
@@ -344,6 +372,7 @@ mod tests {
     use tokio::io::AsyncWriteExt;
 
     use super::timeouts::ConnectionLimits;
+    use super::tracked_io::ConnectionProgress;
     use super::*;
 
     #[tokio::test]

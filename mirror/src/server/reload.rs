@@ -215,6 +215,10 @@ fn restart_keys(old: &Config, new: &Config) -> Vec<&'static str> {
             old.http.drain_timeout != new.http.drain_timeout,
         ),
         ("http.lameduck", old.http.lame_duck != new.http.lame_duck),
+        (
+            "http.maxconnections",
+            old.http.max_connections != new.http.max_connections,
+        ),
         ("http.debug", old.http.admin != new.http.admin),
         ("health", old.health != new.health),
         ("auth", old.access != new.access),

@@ -12,6 +12,7 @@ mod small_disk;
 
 mod crash;
 mod crowd;
+mod descriptors;
 mod full;
 mod herd;
 mod hostile;

@@ -66,6 +66,17 @@ impl Server {
         Self::run(command).await
     }
 
+    /// Mirrors `hub` in a process that may open so many files, also after it raised its limit.
+    pub(crate) async fn start_with_files(files: u32, root: &Path, hub: &Hub) -> Self {
+        let mut command = std::process::Command::new("sh");
+        let script = format!("ulimit -n {files}; exec \"$0\" serve \"$1\"");
+        command
+            .args(["-c", &script, MIRROR])
+            .arg(configured(root, hub, ""));
+        command.env_clear().env("PATH", "/usr/bin:/bin");
+        Self::run(command).await
+    }
+
     /// Mirrors `hub` with a file system of its own as root, of that size.
     pub(crate) async fn start_on_small_disk(
         how: &str,

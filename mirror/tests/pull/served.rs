@@ -156,6 +156,7 @@ impl Mirror {
                 tls: None,
                 http2: true,
                 drain: Duration::from_secs(1),
+                max_connections: 1000,
             },
         );
         tokio::spawn(connection::serve(

@@ -61,6 +61,11 @@ impl ConnectionTimeouts {
         self.progress.state() == ConnectionState::ReadingRequest
     }
 
+    /// Returns `true` if the connection has to make room for another one.
+    pub(super) fn is_evicted(&self) -> bool {
+        self.progress.is_evicted()
+    }
+
     /// Waits until the client exceeds a limit, and returns the state in which it did.
     pub(super) async fn expired(&mut self) -> ConnectionState {
         std::future::poll_fn(|cx| self.poll_expired(cx)).await

@@ -1,6 +1,7 @@
 //! A client's stream and the bodies sent to it, which record how far the connection got.
 //!
-//! [`super::timeouts`] reads these counters. They are relaxed atomics, because the same task writes and reads them.
+//! [`super::timeouts`] reads these counters. They are relaxed atomics, because the same task writes and reads them;
+//! [`super::limit`] reads them from another thread, and needs no order among them.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -49,6 +50,8 @@ pub(super) struct ConnectionProgress {
     blocked: AtomicBool,
     /// The number of writes that the client took.
     writes: AtomicU32,
+    /// `true` if the connection has to make room for another one.
+    evicted: AtomicBool,
 }
 
 impl ConnectionProgress {
@@ -88,6 +91,16 @@ impl ConnectionProgress {
     pub(super) fn steps(&self) -> u32 {
         let count = |counter: &AtomicU32| counter.load(Ordering::Relaxed);
         count(&self.requests).wrapping_add(count(&self.writes))
+    }
+
+    /// Marks the connection as one that has to make room for another one.
+    pub(super) fn evict(&self) {
+        self.evicted.store(true, Ordering::Relaxed);
+    }
+
+    /// Returns `true` if the connection has to make room for another one.
+    pub(super) fn is_evicted(&self) -> bool {
+        self.evicted.load(Ordering::Relaxed)
     }
 
     fn record_read(&self, bytes: &[u8]) {
