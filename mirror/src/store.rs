@@ -16,6 +16,7 @@ mod link;
 mod lock;
 mod maintenance;
 mod manifests;
+mod no_links;
 mod path;
 mod pins;
 mod rebuild;
@@ -27,8 +28,9 @@ mod tags;
 mod uploads;
 
 use std::collections::hash_map::DefaultHasher;
-use std::fs::File;
+use std::fs::{self, File};
 use std::hash::{Hash, Hasher};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -43,7 +45,7 @@ use crate::metrics::Metrics;
 use crate::name::Host;
 pub use blobs::Found;
 pub use durable::IoError;
-use durable::Scratch;
+use durable::{Scratch, on};
 use hot_cache::HotCache;
 use index::Index;
 pub use index::IndexFailure;
@@ -281,8 +283,10 @@ impl Inner {
             root: root.to_owned(),
             source,
         };
+        let root = &real_root(root).map_err(unwritable)?;
         let layout = Layout::new(root, options.default_host);
         let ours = layout.ours();
+        layout.refuse_links().map_err(unwritable)?;
         ours.create_dir_all(&layout.own()).map_err(unwritable)?;
         let lock = lock::lock(&layout.own().join("lock")).map_err(|refused| match refused {
             lock::LockError::Held => OpenError::Locked(root.to_owned()),
@@ -323,5 +327,18 @@ impl Inner {
         #[expect(clippy::cast_possible_truncation, reason = "any bits do")]
         let number = hasher.finish() as usize % STRIPES;
         hot_cache::lock(&self.stripes[number])
+    }
+}
+
+/// Returns the root without links, which only its own path may have; it is made where it is missing.
+fn real_root(root: &Path) -> Result<PathBuf, IoError> {
+    match fs::canonicalize(root) {
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            fs::create_dir_all(root).map_err(on("make", root))?;
+            let real = fs::canonicalize(root).map_err(on("find", root))?;
+            durable::sync_dir(real.parent().unwrap_or(&real))?;
+            Ok(real)
+        }
+        found => found.map_err(on("find", root)),
     }
 }

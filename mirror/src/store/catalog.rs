@@ -1,11 +1,10 @@
 //! The cached repositories, listed from the directories.
 
-use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use crate::name::Repository;
-use crate::store::durable::{IoError, on};
+use crate::store::durable::{self, IoError, on};
 use crate::store::path::Layout;
 use crate::store::{Error, Inner, Store};
 
@@ -69,7 +68,7 @@ fn visit(directory: &Path, found: &mut Visit<'_>) -> Result<(), IoError> {
 
 /// The directories in a directory; none where it is missing.
 pub(super) fn directories(directory: &Path) -> Result<Vec<PathBuf>, IoError> {
-    let entries = match fs::read_dir(directory) {
+    let entries = match durable::list(directory) {
         Ok(entries) => entries,
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
             return Ok(Vec::new());

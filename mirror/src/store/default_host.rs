@@ -1,15 +1,16 @@
 //! The owner of the unprefixed repositories, and their migration when the default upstream changes.
 
-use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use crate::name::Host;
-use crate::store::durable::{IoError, Ours, Scratch, on, remove, sync_dir};
+use crate::name::{Host, InvalidName};
+use crate::store::durable::{self, IoError, Ours, Scratch, on, remove, sync_dir};
 use crate::store::path::Layout;
 
 /// The port that no name of a host has any more, as `reg:443` and `reg` are one registry.
 const DEFAULT_PORT: &str = ":443";
+/// The longest file that holds the name of a host.
+const LONGEST: u64 = 1024;
 
 /// Makes the unprefixed tree the default upstream's: the previous one's tree goes below its host, and the new one's comes
 /// up. Every step is one rename, and continues after a crash.
@@ -85,7 +86,7 @@ impl Places {
 
 /// Renames the trees of hosts that an earlier version kept with the default port in their names.
 fn drop_default_ports(upstreams: &Path, ours: &Ours) -> Result<(), IoError> {
-    let entries = match fs::read_dir(upstreams) {
+    let entries = match durable::list(upstreams) {
         Ok(entries) => entries,
         Err(error) if is_absent(&error) => return Ok(()),
         Err(error) => return Err(on("read", upstreams)(error)),
@@ -114,10 +115,15 @@ fn step(ours: &Ours, from: &Path, to: &Path) -> Result<(), IoError> {
     from.parent().map_or(Ok(()), sync_dir)
 }
 
+/// Parses the name of a host in a file.
+pub(super) fn parse(bytes: &[u8]) -> Result<Host, InvalidName> {
+    String::from_utf8_lossy(bytes).trim().parse()
+}
+
 fn read(path: &Path) -> Result<Option<Host>, IoError> {
-    match fs::read_to_string(path) {
-        // Guessing would serve one registry's tags as another's.
-        Ok(text) => text.trim().parse().map(Some).map_err(|error| {
+    match durable::read(path, LONGEST) {
+        // A guess would serve the tags of one registry as those of another.
+        Ok(bytes) => parse(&bytes).map(Some).map_err(|error| {
             on("find a registry host in", path)(std::io::Error::new(ErrorKind::InvalidData, error))
         }),
         Err(error) if is_absent(&error) => Ok(None),
@@ -128,6 +134,7 @@ fn read(path: &Path) -> Result<Option<Host>, IoError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
     fn migrate_to(root: &Path, host: &str) {
         let layout = Layout::new(root, host.parse().unwrap());

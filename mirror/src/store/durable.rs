@@ -1,13 +1,14 @@
 //! Writes that a power cut can't take back or leave in halves.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::OFlags;
 use rustix::io::Errno;
+
+use crate::store::no_links;
 
 /// A file operation that failed, and on what.
 #[derive(Debug, thiserror::Error)]
@@ -40,40 +41,43 @@ pub(super) fn on(action: &'static str, path: &Path) -> impl FnOnce(io::Error) ->
     }
 }
 
-/// Opens a regular file for reading; `IsADirectory` for anything else that damage left in its place. Never blocks on a
-/// pipe without a writer.
+/// Opens a regular file for reading.
+///
+/// # Errors
+/// `IsADirectory` for anything else in its place (a FIFO, a device, a socket), `NotADirectory` for a link in its path.
 pub(super) fn open(path: &Path) -> io::Result<File> {
-    let mut options = OpenOptions::new();
-    let flags = i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or_default();
-    let opened = options.read(true).custom_flags(flags).open(path);
     let no_file = || io::Error::from(ErrorKind::IsADirectory);
-    match opened {
+    match no_links::open(path, OFlags::RDONLY) {
         Ok(file) if file.metadata()?.is_file() => Ok(file),
         Ok(_) => Err(no_file()),
-        // A socket, or links in a circle.
-        Err(error) => match Errno::from_io_error(&error) {
-            Some(Errno::NXIO | Errno::LOOP) => Err(no_file()),
-            _ => Err(error),
-        },
+        // A socket.
+        Err(error) if Errno::from_io_error(&error) == Some(Errno::NXIO) => Err(no_file()),
+        Err(error) => Err(error),
     }
 }
 
-/// All of a file, opened as [`open`] does.
-pub(super) fn read(path: &Path) -> io::Result<Vec<u8>> {
+/// Reads a file of at most `most` bytes, opened as [`open`] does.
+///
+/// # Errors
+/// `InvalidData` for a longer one.
+pub(super) fn read(path: &Path, most: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    open(path)?.read_to_end(&mut bytes)?;
+    open(path)?.take(most.saturating_add(1)).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > most {
+        return Err(io::Error::new(ErrorKind::InvalidData, "the file is too long"));
+    }
     Ok(bytes)
+}
+
+/// Lists a directory; a link in its path is `NotADirectory`.
+pub(super) fn list(directory: &Path) -> io::Result<fs::ReadDir> {
+    no_links::open_directory(directory)?;
+    fs::read_dir(directory)
 }
 
 /// Makes what was renamed into, made in or removed from a directory durable.
 pub(super) fn sync_dir(directory: &Path) -> Result<(), IoError> {
-    // That of a relative path of one name.
-    let directory = if directory.as_os_str().is_empty() {
-        Path::new(".")
-    } else {
-        directory
-    };
-    File::open(directory)
+    no_links::open_directory(directory)
         .and_then(|opened| opened.sync_all())
         .map_err(on("sync", directory))
 }
@@ -96,11 +100,11 @@ impl Ours {
     pub(super) fn create_dir_all(&self, directory: &Path) -> Result<(), IoError> {
         let mut tries = 0..TRIES;
         loop {
-            let Err(error) = fs::create_dir(directory) else {
+            let Err(error) = no_links::entry(directory).and_then(|entry| entry.make_directory()) else {
                 return directory.parent().map_or(Ok(()), sync_dir);
             };
             match (error.kind(), directory.parent()) {
-                (ErrorKind::AlreadyExists, _) if directory.is_dir() => return Ok(()),
+                (ErrorKind::AlreadyExists, _) if no_links::open_directory(directory).is_ok() => return Ok(()),
                 _ if tries.next().is_none() => return Err(on("make", directory)(error)),
                 // Damage: a file where a directory has to be.
                 (ErrorKind::AlreadyExists, _) if self.covers(directory) => {
@@ -120,8 +124,13 @@ impl Ours {
         self.create_dir_all(directory)?;
         let mut tries = 0..TRIES;
         loop {
-            let Err(error) = fs::rename(from, to) else {
-                return sync_dir(directory);
+            let moved = no_links::entry(to).and_then(|to| {
+                no_links::entry(from)?.rename(&to)?;
+                Ok(to.directory)
+            });
+            let error = match moved {
+                Ok(directory) => return directory.sync_all().map_err(on("sync", to)),
+                Err(error) => error,
             };
             match error.kind() {
                 _ if tries.next().is_none() => return Err(on("rename to", to)(error)),
@@ -136,12 +145,12 @@ impl Ours {
     }
 }
 
-/// Removes a file, or whatever damage left in its place. True where something was there.
+/// Removes a file, or whatever damage left in its place. Returns `true` if something was there.
 pub(super) fn remove(path: &Path) -> Result<bool, IoError> {
-    match fs::remove_file(path) {
+    match no_links::entry(path).and_then(|entry| entry.remove()) {
         Ok(()) => Ok(true),
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(false),
-        Err(_) if path.is_dir() => fs::remove_dir_all(path)
+        Err(_) if no_links::open_directory(path).is_ok() => fs::remove_dir_all(path)
             .map(|()| true)
             .map_err(on("remove", path)),
         Err(error) => Err(on("remove", path)(error)),
@@ -151,7 +160,8 @@ pub(super) fn remove(path: &Path) -> Result<bool, IoError> {
 /// Removes a directory and those above it that are empty, up to and without `stop`.
 pub(super) fn prune(directory: &Path, stop: &Path) {
     let mut here = directory;
-    while here != stop && here.starts_with(stop) && fs::remove_dir(here).is_ok() {
+    let remove = |path| no_links::entry(path).and_then(|entry| entry.remove_directory());
+    while here != stop && here.starts_with(stop) && remove(here).is_ok() {
         match here.parent() {
             Some(parent) => here = parent,
             None => return,
@@ -171,8 +181,7 @@ impl Scratch {
     /// Creates an empty scratch directory. The caller holds the lock of the root, so leftovers have no owner.
     pub(super) fn sweep(directory: PathBuf, ours: Ours) -> Result<Self, IoError> {
         remove(&directory)?;
-        // Not synced, as nothing in it outlives a crash.
-        fs::create_dir_all(&directory).map_err(on("make", &directory))?;
+        ours.create_dir_all(&directory)?;
         Ok(Self {
             directory,
             ours,
@@ -184,12 +193,12 @@ impl Scratch {
     pub(super) fn create(&self) -> Result<(File, Unfinished), IoError> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let path = self.directory.join(number.to_string());
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).create_new(true);
-        let created = match options.open(&path) {
+        let create = || no_links::open(&path, OFlags::RDWR | OFlags::CREATE | OFlags::EXCL);
+        let created = match create() {
             // The root was cleared meanwhile.
             Err(error) if error.kind() == ErrorKind::NotFound => {
-                fs::create_dir_all(&self.directory).and_then(|()| options.open(&path))
+                self.ours.create_dir_all(&self.directory)?;
+                create()
             }
             created => created,
         };
@@ -213,7 +222,7 @@ pub(super) struct Unfinished(pub(super) PathBuf);
 impl Drop for Unfinished {
     fn drop(&mut self) {
         // Gone already once it was renamed; what can't be removed is swept at the next start.
-        let _ = fs::remove_file(&self.0);
+        let _ = remove(&self.0);
     }
 }
 

@@ -8,17 +8,22 @@ mod apply;
 mod query;
 mod tables;
 
-use std::fs;
+use std::fs::File;
 use std::io::ErrorKind;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 
-use redb::{Builder, Database, Durability, ReadTransaction, ReadableDatabase, StorageError};
+use redb::{
+    Builder, Database, Durability, ReadTransaction, ReadableDatabase, StorageError, backends::FileBackend,
+};
+use rustix::fs::OFlags;
 
-use crate::store::durable::{IoError, on};
+use crate::store::blobs::is_damage;
+use crate::store::durable::{IoError, on, remove};
 use crate::store::hot_cache::lock;
+use crate::store::no_links;
 pub(super) use apply::{Added, Op};
 pub(super) use query::{IndexEntry, Order};
 pub(super) use tables::Link;
@@ -181,7 +186,7 @@ impl Index {
             .take();
         if catch_unwind(AssertUnwindSafe(move || drop(closed))).is_err() || damaged {
             // The next start, or call, creates an empty one.
-            let _ = fs::remove_file(&self.path);
+            let _ = remove(&self.path);
         }
         self.reopen();
     }
@@ -196,7 +201,8 @@ impl Index {
 
 fn open_or_panic(path: &Path) -> Result<Database, IndexFailure> {
     let open = || -> Result<Database, redb::Error> {
-        let database = Builder::new().set_cache_size(CACHE).create(path)?;
+        let file = FileBackend::new(open_file(path)?)?;
+        let database = Builder::new().set_cache_size(CACHE).create_with_backend(file)?;
         tables::check(&database)?;
         Ok(database)
     };
@@ -206,11 +212,25 @@ fn open_or_panic(path: &Path) -> Result<Database, IndexFailure> {
     }
 }
 
-fn begin_anew(path: &Path) -> Result<Database, IoError> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != ErrorKind::NotFound => return Err(on("remove", path)(error)),
-        _ => {}
+/// Opens the file of the index; anything else in its place is damage.
+fn open_file(path: &Path) -> std::io::Result<File> {
+    let file = no_links::open(path, OFlags::RDWR | OFlags::CREATE);
+    let damage = || {
+        std::io::Error::new(
+            ErrorKind::InvalidData,
+            "something else is in the place of the file",
+        )
+    };
+    match file {
+        Ok(file) if file.metadata()?.is_file() => Ok(file),
+        Ok(_) => Err(damage()),
+        Err(error) if is_damage(&error) => Err(damage()),
+        Err(error) => Err(error),
     }
+}
+
+fn begin_anew(path: &Path) -> Result<Database, IoError> {
+    remove(path)?;
     open_or_panic(path).map_err(|failure| on("open", path)(std::io::Error::other(failure)))
 }
 
@@ -238,6 +258,8 @@ fn panicked() -> IndexFailure {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
+
     use crate::digest::{Algorithm, Digest};
     use crate::name::Repository;
 

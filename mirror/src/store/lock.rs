@@ -1,12 +1,13 @@
 //! One process per root.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::path::Path;
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, OFlags, flock};
 use rustix::io::Errno;
 
-use crate::store::durable::{IoError, on};
+use crate::store::durable::{IoError, on, remove};
+use crate::store::no_links;
 
 /// Why the root could not be locked.
 #[derive(Debug)]
@@ -19,17 +20,30 @@ pub(super) enum LockError {
 
 /// Locks a file until the returned handle, or the process, is gone.
 pub(super) fn lock(path: &Path) -> Result<File, LockError> {
-    let file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(path)
-        .map_err(|error| LockError::Io(on("open", path)(error)))?;
+    let file = open(path).map_err(LockError::Io)?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(file),
         Err(Errno::WOULDBLOCK) => Err(LockError::Held),
         Err(error) => Err(LockError::Io(on("lock", path)(error.into()))),
     }
+}
+
+/// Opens the lock file; whatever damage left in its place is replaced.
+fn open(path: &Path) -> Result<File, IoError> {
+    let open = || no_links::open(path, OFlags::WRONLY | OFlags::CREATE);
+    match open() {
+        Ok(file) if file.metadata().is_ok_and(|found| found.is_file()) => return Ok(file),
+        Ok(_) => {}
+        // A link, a directory, a FIFO or a socket.
+        Err(error)
+            if matches!(
+                Errno::from_io_error(&error),
+                Some(Errno::NOTDIR | Errno::ISDIR | Errno::NXIO)
+            ) => {}
+        Err(error) => return Err(on("open", path)(error)),
+    }
+    remove(path)?;
+    open().map_err(on("open", path))
 }
 
 #[cfg(test)]

@@ -1,5 +1,7 @@
 //! Manifests: hashed whenever they come from disk, then held in memory.
 
+use std::io::ErrorKind;
+
 use crate::digest::{Digest, Hashed};
 use crate::manifest::Document;
 use crate::name::Repository;
@@ -7,6 +9,9 @@ use crate::store::blobs::is_damage;
 use crate::store::durable::{self, on};
 use crate::store::index::{Link, Op};
 use crate::store::{Error, Inner, Manifest, StageError, Staged, Store, link};
+
+/// The longest manifest, in bytes; a longer one is never stored.
+pub(super) const MAX_MANIFEST: u64 = 4 << 20;
 
 impl Store {
     /// The manifest, if this repository has a link to it. Counts as a use.
@@ -68,9 +73,9 @@ impl Inner {
     /// Content that has the digest which it is named by.
     fn read_whole(&self, digest: &Digest) -> Result<Option<Hashed>, Error> {
         let path = self.layout.blob_data(digest);
-        match durable::read(&path) {
+        match durable::read(&path, MAX_MANIFEST) {
             Ok(bytes) => Ok(Hashed::checked(digest, bytes.into()).ok()),
-            Err(error) if is_damage(&error) => Ok(None),
+            Err(error) if is_damage(&error) || error.kind() == ErrorKind::InvalidData => Ok(None),
             Err(error) => Err(on("read", &path)(error).into()),
         }
     }

@@ -4,7 +4,7 @@ use std::path::{Component, Path, PathBuf};
 
 use crate::digest::{Algorithm, Digest};
 use crate::name::{Host, Repository, Tag};
-use crate::store::durable::Ours;
+use crate::store::durable::{IoError, Ours, on};
 
 /// The directory that holds other upstreams' repositories; no repository's name may start with `_`.
 const UPSTREAMS: &str = "_upstreams";
@@ -37,6 +37,24 @@ impl Layout {
     /// Returns the directories in which obstacles may be replaced.
     pub(super) fn ours(&self) -> Ours {
         Ours(vec![self.own(), self.registry()])
+    }
+
+    /// Refuses a link where a directory must be that is not replaced as damage: the cache would be elsewhere.
+    ///
+    /// # Errors
+    /// The link.
+    pub(super) fn refuse_links(&self) -> Result<(), IoError> {
+        let registry = self.registry();
+        let parts = registry.ancestors().take_while(|path| *path != self.root);
+        for path in parts.chain([&*self.own()]) {
+            if path.is_symlink() {
+                let link = std::io::Error::other(
+                    "it is a symbolic link: put the whole root there, or mount a directory in its place",
+                );
+                return Err(on("use", path)(link));
+            }
+        }
+        Ok(())
     }
 
     /// Unfinished files, on the same file system as what they become.

@@ -8,6 +8,7 @@ use crate::digest::Digest;
 use crate::manifest::Document;
 use crate::store::hot_cache::lock;
 use crate::store::index::Link;
+use crate::store::manifests::MAX_MANIFEST;
 use crate::store::{Error, Inner, Store, durable, link};
 
 /// The pinned content, as far as it is known.
@@ -104,13 +105,8 @@ impl Inner {
     /// Returns the digests that a manifest names; none for other content. Reads only content whose size a manifest can
     /// have.
     fn named_by(&self, digest: &Digest) -> Vec<Digest> {
-        const MOST: u64 = 4 << 20;
         let path = self.layout.blob_data(digest);
-        let small = path.metadata().is_ok_and(|found| found.len() <= MOST);
-        let bytes = small
-            .then(|| durable::read(&path).ok())
-            .flatten()
-            .unwrap_or_default();
+        let bytes = durable::read(&path, MAX_MANIFEST).unwrap_or_default();
         let document = Document::read(&bytes).unwrap_or_default();
         document.named().cloned().collect()
     }

@@ -8,7 +8,7 @@ use crate::name::{Repository, Tag};
 use crate::store::catalog::{directories, each_repository};
 use crate::store::index::{Index, IndexFailure, Link, Op, Order};
 use crate::store::path::{ALGORITHMS, Layout};
-use crate::store::{Error, Inner, link, scheduler_state};
+use crate::store::{Error, Inner, link, no_links, scheduler_state};
 
 /// Changes that are written at once.
 const BATCH: usize = 4096;
@@ -79,7 +79,7 @@ fn each_blob(layout: &Layout, now: i64, learn: &mut Learn<'_>) -> Result<(), Sto
         for prefix in directories(&layout.blobs().join(algorithm.as_str()))? {
             for directory in directories(&prefix)? {
                 let data = directory.join("data");
-                let found = data.metadata().ok().filter(std::fs::Metadata::is_file);
+                let found = no_links::file_metadata(&data).ok();
                 if let (Some(digest), Some(found)) = (layout.digest_at(&data), found) {
                     learn.push(Op::Discover {
                         digest,
@@ -163,8 +163,9 @@ impl Inner {
             let batch = self.index.oldest(Order::Fetch, last.as_ref(), BATCH)?;
             for (_, digest) in &batch {
                 let data = self.layout.blob_data(digest);
-                if !data.exists() {
-                    self.remove_unless(digest, || data.exists())?;
+                let exists = || no_links::file_metadata(&data).is_ok();
+                if !exists() {
+                    self.remove_unless(digest, exists)?;
                 }
             }
             match batch.into_iter().next_back() {

@@ -3,7 +3,7 @@
 //! A JSON object from `name@digest` to [`Item`]. Read and written entry by entry, as it may be large.
 
 use std::cell::Cell;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, BufReader, BufWriter, ErrorKind, Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -15,7 +15,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
 use crate::name::RepositoryName;
-use crate::store::durable::{IoError, on};
+use crate::store::durable::{self, IoError, on};
+use crate::store::no_links;
 
 /// The most that an entry may take. Names have at most 255 characters: what is longer is none of Distribution's, and
 /// would be held in memory.
@@ -39,7 +40,7 @@ struct Item<'a> {
 
 /// Tells whether the file changed; 0 where there is none.
 pub(super) fn fingerprint(path: &Path) -> u64 {
-    fs::metadata(path).map_or(0, |found| {
+    no_links::file_metadata(path).map_or(0, |found| {
         let times = [found.mtime().unsigned_abs(), found.mtime_nsec().unsigned_abs()];
         [found.ino(), found.len(), times[0], times[1]]
             .into_iter()
@@ -50,13 +51,11 @@ pub(super) fn fingerprint(path: &Path) -> u64 {
 
 /// Calls for every entry that names a digest, with its expiry in ms since 1970. No file: no entries.
 pub(super) fn read(path: &Path, found: impl FnMut(Digest, i64)) -> Result<(), IoError> {
-    let file = match fs::metadata(path) {
-        Ok(found) if !found.is_file() => Err(io::Error::other("it is not a file")),
-        Ok(_) => File::open(path),
+    let file = match durable::open(path) {
+        Ok(file) => file,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-        Err(error) => Err(error),
+        Err(error) => return Err(on("open", path)(error)),
     };
-    let file = file.map_err(on("open", path))?;
     read_from(BufReader::new(file), found).map_err(on("read", path))
 }
 
@@ -185,6 +184,8 @@ impl Writer<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
+
     use crate::digest::Algorithm;
 
     fn read_text(text: &str) -> Result<Vec<(Digest, i64)>, IoError> {

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use crate::digest::{Digest, Hasher};
 use crate::store::hot_cache::lock;
 use crate::store::index::Op;
-use crate::store::{Error, Inner, Store, durable};
+use crate::store::{Error, Inner, Store, durable, no_links};
 
 /// The maximum length of the queue; the next use queues the rest.
 const MAX_QUEUE: usize = 1024;
@@ -106,7 +106,7 @@ impl Inner {
         }
         let inode = |found: std::fs::Metadata| found.ino();
         let read = file.metadata().map(inode).ok();
-        self.remove_unless(digest, || path.metadata().map(inode).ok() != read)?;
+        self.remove_unless(digest, || no_links::file_metadata(&path).map(inode).ok() != read)?;
         Ok(true)
     }
 }

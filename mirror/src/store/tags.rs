@@ -1,13 +1,12 @@
 //! Tags: links that move, and when upstream last confirmed them.
 
-use std::fs;
 use std::io::ErrorKind;
 
 use jiff::Timestamp;
 
 use crate::digest::Digest;
 use crate::name::{Repository, Tag};
-use crate::store::durable::on;
+use crate::store::durable::{self, on};
 use crate::store::index::{Link, Op};
 use crate::store::{CachedTag, Error, Inner, StageError, Store, link};
 
@@ -101,7 +100,7 @@ impl Inner {
 
     fn list_tags(&self, repository: &Repository) -> Result<Vec<String>, Error> {
         let directory = self.layout.tags(repository);
-        let entries = match fs::read_dir(&directory) {
+        let entries = match durable::list(&directory) {
             Ok(entries) => entries,
             Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
                 return Ok(Vec::new());

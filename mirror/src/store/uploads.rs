@@ -2,7 +2,7 @@
 //! repository. They count against the limit until they are removed.
 
 use std::fs;
-use std::io::{ErrorKind, Read};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -100,12 +100,14 @@ fn is_upload(directory: &Path) -> bool {
 /// Returns the time in `startedat`; where there is none, the time of the last change.
 fn started(upload: &Path, content: &Content) -> Timestamp {
     let path = upload.join("startedat");
-    let is_file = fs::symlink_metadata(&path).is_ok_and(|found| found.is_file());
-    let opened = is_file.then(|| durable::open(&path).ok()).flatten();
-    let mut text = String::new();
-    let read = opened.and_then(|file| file.take(LONGEST_TIME).read_to_string(&mut text).ok());
-    let written = read.and_then(|_| text.trim().parse().ok());
+    let read = durable::read(&path, LONGEST_TIME).ok();
+    let written = read.as_deref().and_then(parse_started);
     written.unwrap_or(content.changed)
+}
+
+/// Returns the time that `startedat` holds.
+pub(super) fn parse_started(text: &[u8]) -> Option<Timestamp> {
+    std::str::from_utf8(text).ok()?.trim().parse().ok()
 }
 
 /// The files of a directory and below. Links are not followed.
@@ -129,9 +131,11 @@ impl Content {
     }
 
     fn add(&mut self, directory: &Path, open: &mut Vec<PathBuf>) -> Result<(), IoError> {
-        let entries = match fs::read_dir(directory) {
+        let entries = match durable::list(directory) {
             Ok(entries) => entries,
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+                return Ok(());
+            }
             Err(error) => return Err(on("list", directory)(error)),
         };
         for entry in entries {
