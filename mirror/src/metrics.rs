@@ -104,7 +104,7 @@ impl Metrics {
     fn registry(&self) -> Registry {
         let mut r = Registry::with_prefix("registry_mirror");
         r.register("requests", "Requests answered", self.requests.clone());
-        r.register("request_seconds", "Time to the end of the answer", self.seconds.clone());
+        r.register("request_duration_seconds", "Time to the end of the response", self.seconds.clone());
         r.register("requests_active", "Requests being answered", self.requests_active.clone());
         r.register("served_bytes", "Bytes of bodies sent to clients, by where they came from", self.bytes.clone());
         r.register("fills", "Downloads into the cache that ended", self.fills.clone());
@@ -223,7 +223,7 @@ mod tests {
         let text = metrics.encode().unwrap();
         let line = r#"registry_mirror_requests_total{method="GET",kind="blob",code="200",outcome="hit"} 1"#;
         assert!(text.contains(line), "{text}");
-        let line = r#"registry_mirror_request_seconds_bucket{le="0.005",kind="blob",outcome="hit"} 1"#;
+        let line = r#"registry_mirror_request_duration_seconds_bucket{le="0.005",kind="blob",outcome="hit"} 1"#;
         assert!(text.contains(line), "{text}");
     }
 

@@ -181,7 +181,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// Annotates an object, all at once. That it is gone is no error.
+    /// Sets annotations of an object, and removes those without a value, in one request. A missing object is no error.
     ///
     /// # Errors
     /// Those of the API server.
@@ -190,7 +190,7 @@ impl Cluster {
         kind: Kind,
         namespace: &str,
         name: &str,
-        annotations: &[(&str, &str)],
+        annotations: &[(&str, Option<&str>)],
     ) -> kube::Result<()> {
         let annotations: BTreeMap<_, _> = annotations.iter().copied().collect();
         let patch = json!({"metadata": {"annotations": annotations}});

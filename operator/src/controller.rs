@@ -209,7 +209,7 @@ impl Context {
                 self.written.remove(&stored.uid().unwrap_or_default());
                 self.retries.forget(stored);
                 self.pace.forget(&stored.uid().unwrap_or_default());
-                self.metrics.held_up(&stored.uid().unwrap_or_default(), false);
+                self.metrics.apply_rejected(&stored.uid().unwrap_or_default(), false);
             }
             Event::InitDone => self.listed.done(&()),
             Event::Init => {}
@@ -314,7 +314,7 @@ async fn pursue(stored: &Stored, context: &Context) -> Result<Action, Error> {
         *why = context.lasting(stored, error);
     }
     let uid = stored.uid().unwrap_or_default();
-    context.metrics.held_up(&uid, outcome.held_up().is_some());
+    context.metrics.apply_rejected(&uid, outcome.rejection_message().is_some());
     let told = tell(mirror, context, &outcome).await;
     match failure {
         Some(failure) => Err(failure),

@@ -58,8 +58,8 @@ pub struct Metrics {
     duration: Histogram,
     conditions: Family<ConditionLabels, Gauge>,
     upgrades: Family<UpgradeLabels, Gauge>,
-    held_up: Gauge,
-    uids_held_up: Mutex<HashSet<String>>,
+    apply_rejected: Gauge,
+    rejected_uids: Mutex<HashSet<String>>,
     mirrors: Mutex<Vec<Store<Stored>>>,
 }
 
@@ -86,11 +86,11 @@ impl Default for Metrics {
             "Mirrors by the state of each condition, and the reason for it",
             conditions.clone(),
         );
-        let held_up = Gauge::default();
+        let apply_rejected = Gauge::default();
         registry.register(
-            "held_up",
-            "Mirrors of which the API server goes on refusing an object",
-            held_up.clone(),
+            "apply_rejected",
+            "Mirrors with an object that the API server keeps rejecting",
+            apply_rejected.clone(),
         );
         let upgrades = Family::default();
         registry.register(
@@ -105,8 +105,8 @@ impl Default for Metrics {
             duration,
             conditions,
             upgrades,
-            held_up,
-            uids_held_up: Mutex::default(),
+            apply_rejected,
+            rejected_uids: Mutex::default(),
             mirrors: Mutex::default(),
         }
     }
@@ -143,9 +143,9 @@ impl Metrics {
     }
 
     /// Whether the cluster goes on refusing an object of the mirror with this UID.
-    pub fn held_up(&self, uid: &str, is_held_up: bool) {
-        let mut uids = self.uids_held_up.lock().unwrap_or_else(PoisonError::into_inner);
-        if is_held_up {
+    pub fn apply_rejected(&self, uid: &str, is_rejected: bool) {
+        let mut uids = self.rejected_uids.lock().unwrap_or_else(PoisonError::into_inner);
+        if is_rejected {
             uids.insert(uid.to_owned());
         } else {
             uids.remove(uid);
@@ -166,16 +166,16 @@ impl Metrics {
     /// Never in practice: a `String` takes what is written to it.
     pub fn render(&self) -> Result<String, fmt::Error> {
         let stores = self.mirrors.lock().unwrap_or_else(PoisonError::into_inner);
-        let held_up = self.uids_held_up.lock().unwrap_or_else(PoisonError::into_inner);
+        let apply_rejected = self.rejected_uids.lock().unwrap_or_else(PoisonError::into_inner);
         self.conditions.clear();
-        self.held_up.set(0);
+        self.apply_rejected.set(0);
         for mirror in stores.iter().flat_map(Store::state) {
             for labels in conditions(&mirror) {
                 self.conditions.get_or_create(&labels).inc();
             }
             // One that was deleted while it was looked at may be among them still.
-            if mirror.uid().is_some_and(|uid| held_up.contains(&uid)) {
-                self.held_up.inc();
+            if mirror.uid().is_some_and(|uid| apply_rejected.contains(&uid)) {
+                self.apply_rejected.inc();
             }
         }
         let mut text = String::new();
@@ -214,7 +214,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_mirror_is_held_up_once_until_it_no_longer_is() {
+    fn rejected_mirror_is_counted_once() {
         let metrics = Metrics::default();
         let mut mirrors = Writer::default();
         metrics.count(mirrors.as_reader());
@@ -226,17 +226,17 @@ mod tests {
         }
         let told = |number| {
             let text = metrics.render().unwrap();
-            let line = format!("registry_mirror_operator_held_up {number}");
+            let line = format!("registry_mirror_operator_apply_rejected {number}");
             assert!(text.lines().any(|told| told == line), "{text}");
         };
         told(0);
         for uid in ["a", "b", "a"] {
-            metrics.held_up(uid, true);
+            metrics.apply_rejected(uid, true);
         }
         told(2);
-        metrics.held_up("a", false);
-        metrics.held_up("c", false);
-        metrics.held_up("deleted", true);
+        metrics.apply_rejected("a", false);
+        metrics.apply_rejected("c", false);
+        metrics.apply_rejected("deleted", true);
         told(1);
     }
 

@@ -109,7 +109,7 @@ impl Outcome {
     }
 
     /// What the cluster does not let be applied, in its words, once that does not pass.
-    pub fn held_up(&self) -> Option<&str> {
+    pub fn rejection_message(&self) -> Option<&str> {
         match self {
             Self::Failed(why) => why.as_deref(),
             Self::Acted(acted) => acted.applied.forbidden.as_deref(),

@@ -157,13 +157,13 @@ async fn what_the_operator_is_told_follows_from_the_values() {
                 "--server-image=registry-mirror:0.1.0",
                 "--log-level=info",
                 "--log-format=json",
-                "--upgrades-at-a-time=3",
-                "--upgrade-patience=10m",
+                "--upgrade-max-concurrent=3",
+                "--upgrade-progress-deadline=10m",
             ],
         ),
         (
-            vec!["--set=upgrades.atATime=20,upgrades.patience=1h30m"],
-            vec!["--upgrades-at-a-time=20", "--upgrade-patience=1h30m"],
+            vec!["--set=upgrades.maxConcurrent=20,upgrades.progressDeadline=1h30m"],
+            vec!["--upgrade-max-concurrent=20", "--upgrade-progress-deadline=1h30m"],
         ),
         (
             vec!["--set=image.repository=r.example/m,image.tag=v2"],
@@ -252,13 +252,25 @@ async fn wrong_values_are_refused_by_name() {
             "/admissionPolicies/enabled",
         ),
         ("--set=logLevel=loud", "/logLevel"),
-        ("--set=upgrades.atATime=0", "/upgrades/atATime"),
-        ("--set=upgrades.patience=soon", "/upgrades/patience"),
+        ("--set=upgrades.maxConcurrent=0", "/upgrades/maxConcurrent"),
+        ("--set=upgrades.progressDeadline=soon", "/upgrades/progressDeadline"),
         ("--set=podLabels.a=1", "/podLabels/a"),
         ("--set=replicas=-1", "/replicas"),
         ("--set=fullnameOverride=A", "/fullnameOverride"),
         ("--set=podMonitor=null", "podMonitor"),
         ("--set=serviceAccount.create=false", "serviceAccount.name"),
+    ] {
+        let refused = helm.template(&[flag]).await.unwrap_err();
+        assert!(refused.contains(expected), "{flag}: {refused}");
+    }
+}
+
+#[tokio::test]
+async fn renamed_value_is_refused_with_its_new_name() {
+    let helm = Helm::offline().await;
+    for (flag, expected) in [
+        ("--set=upgrades.atATime=3", "upgrades.atATime is now upgrades.maxConcurrent"),
+        ("--set=upgrades.patience=10m", "upgrades.patience is now upgrades.progressDeadline"),
     ] {
         let refused = helm.template(&[flag]).await.unwrap_err();
         assert!(refused.contains(expected), "{flag}: {refused}");

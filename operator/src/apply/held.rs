@@ -5,9 +5,6 @@ use serde_json::{Value, json};
 
 use crate::desired::names;
 
-/// What was noted of the Pods when they were applied.
-const NOTES: [&str; 2] = [names::APPLIED, names::RENDERED];
-
 /// The manifest with the live object's Pods, and with what was noted of them.
 ///
 /// The template may have fields that others set. Who set them owns them still, and they stay when the operator's own
@@ -19,8 +16,12 @@ pub(super) fn with_pods_of(live: &DynamicObject, mut manifest: Value) -> Value {
         metadata.remove("creationTimestamp");
     }
     manifest["spec"]["template"] = template;
-    for note in NOTES {
-        let value = live.annotations().get(note);
+    let (applied, source) = (names::APPLIED, names::POD_TEMPLATE_SOURCE);
+    let annotations = live.annotations();
+    for (note, value) in [
+        (applied, annotations.get(applied)),
+        (source.current, source.get(annotations)),
+    ] {
         match (value, manifest["metadata"]["annotations"].as_object_mut()) {
             (Some(value), Some(annotations)) => annotations.insert(note.to_owned(), json!(value)),
             (None, Some(annotations)) => annotations.remove(note),
@@ -34,6 +35,19 @@ pub(super) fn with_pods_of(live: &DynamicObject, mut manifest: Value) -> Value {
 mod tests {
     use super::*;
 
+    /// Written by its former name, the source of the Pods is kept under the current one; the apply removes the former one.
+    #[test]
+    fn template_source_keeps_its_value_when_renamed() {
+        let former = names::POD_TEMPLATE_SOURCE.former;
+        let live: DynamicObject = serde_json::from_value(json!({
+            "metadata": {"name": "hub", "annotations": {former: "old"}}, "spec": {"template": {}},
+        }))
+        .unwrap();
+        let kept = with_pods_of(&live, json!({"metadata": {"annotations": {}}, "spec": {}}));
+        let annotations = json!({names::POD_TEMPLATE_SOURCE.current: "old"});
+        assert_eq!(kept["metadata"]["annotations"], annotations);
+    }
+
     #[test]
     fn only_the_pods_stay_as_they_are() {
         let live: DynamicObject = serde_json::from_value(json!({
@@ -42,7 +56,7 @@ mod tests {
         }))
         .unwrap();
         let wanted = json!({
-            "metadata": {"name": "hub", "annotations": {names::RELOAD: "2", names::RENDERED: "new"}},
+            "metadata": {"name": "hub", "annotations": {names::RELOAD: "2", names::POD_TEMPLATE_SOURCE.current: "new"}},
             "spec": {"replicas": 2, "template": {"spec": {"image": "new"}}},
         });
         assert_eq!(

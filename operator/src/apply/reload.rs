@@ -50,7 +50,12 @@ impl Target<'_> {
 
     async fn tell_pod(&self, name: String, reload: &str, times: u32, now: Timestamp) -> Result<(), Error> {
         let told = format!("{times} {now}");
-        let annotations = [(names::RELOAD, reload), (names::TOLD, told.as_str())];
+        let names::Renamed { current, former } = names::RELOAD_NOTIFIED;
+        let annotations = [
+            (names::RELOAD, Some(reload)),
+            (current, Some(told.as_str())),
+            (former, None),
+        ];
         let told = self
             .cluster
             .annotate(Kind::Pod, &self.namespace, &name, &annotations)
@@ -65,7 +70,7 @@ fn times(pod: &DynamicObject, reload: &str, marked: bool, late: bool, now: Times
     if annotations.get(names::RELOAD).map(String::as_str) != Some(reload) {
         return (!marked || late).then_some(1);
     }
-    let (times, at) = annotations.get(names::TOLD)?.split_once(' ')?;
+    let (times, at) = names::RELOAD_NOTIFIED.get(annotations)?.split_once(' ')?;
     let (times, at): (u32, Timestamp) = (times.parse().ok()?, at.parse().ok()?);
     let wait = AGAIN_AFTER * 2_u32.checked_pow(times.checked_sub(1)?)?;
     let over = now.duration_since(at).unsigned_abs() >= wait;
@@ -107,7 +112,7 @@ mod tests {
     #[test_case("nonsense", true => None; "someone else's words")]
     fn a_pod_that_was_told(told: &str, late: bool) -> Option<u32> {
         times(
-            &pod(&[(names::RELOAD, "new"), (names::TOLD, told)]),
+            &pod(&[(names::RELOAD, "new"), (names::RELOAD_NOTIFIED.former, told)]),
             "new",
             true,
             late,

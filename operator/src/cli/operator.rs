@@ -58,12 +58,12 @@ pub(super) struct Args {
     /// How often every mirror is looked at though nothing seems to have happened, such as `15m`
     #[arg(long, env = "RESYNC", default_value_t = controller::RESYNC.into(), value_parser = above_zero, value_name = "DURATION")]
     resync: GoDuration,
-    /// How many mirrors take up what a new version of the operator brings, such as a new server image, at a time
-    #[arg(long, env = "UPGRADES_AT_A_TIME", default_value_t = NonZero::new(Limits::default().at_a_time).unwrap_or(NonZero::<usize>::MIN), value_name = "MIRRORS")]
-    upgrades_at_a_time: NonZero<usize>,
-    /// How long one may take to be ready again, such as `90s`, before the others have to wait for it
-    #[arg(long, env = "UPGRADE_PATIENCE", default_value_t = Limits::default().patience.into(), value_parser = above_zero, value_name = "DURATION")]
-    upgrade_patience: GoDuration,
+    /// Maximum number of mirrors that roll out a new version of the operator, such as a new server image, at the same time
+    #[arg(long, env = "UPGRADE_MAX_CONCURRENT", default_value_t = NonZero::new(Limits::default().at_a_time).unwrap_or(NonZero::<usize>::MIN), value_name = "MIRRORS")]
+    upgrade_max_concurrent: NonZero<usize>,
+    /// Time in which a mirror has to become ready with a new version, such as `90s`: after it, the upgrade pauses
+    #[arg(long, env = "UPGRADE_PROGRESS_DEADLINE", default_value_t = Limits::default().patience.into(), value_parser = above_zero, value_name = "DURATION")]
+    upgrade_progress_deadline: GoDuration,
     /// How much is logged
     #[arg(long, env = "LOG_LEVEL", default_value = "info")]
     log_level: Level,
@@ -140,9 +140,9 @@ fn options(args: Args, name: String) -> Options {
         },
         resync: args.resync.positive().unwrap_or(controller::RESYNC),
         upgrades: Limits {
-            at_a_time: args.upgrades_at_a_time.get(),
+            at_a_time: args.upgrade_max_concurrent.get(),
             patience: args
-                .upgrade_patience
+                .upgrade_progress_deadline
                 .positive()
                 .unwrap_or(Limits::default().patience),
         },

@@ -205,7 +205,7 @@ fn claim_templates(set: &StatefulSet) -> Option<Vec<PersistentVolumeClaim>> {
 
 /// What was noted of how the Pods of a workload were rendered, if it can be read.
 fn rendered(metadata: &ObjectMeta) -> Option<Rendered> {
-    let note = metadata.annotations.as_ref()?.get(names::RENDERED)?;
+    let note = names::POD_TEMPLATE_SOURCE.get(metadata.annotations.as_ref()?)?;
     serde_json::from_str(note).ok()
 }
 

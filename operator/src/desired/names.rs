@@ -19,22 +19,43 @@ pub const CACHE_OF: &str = "registrymirror.io/cache-of";
 pub const APPLIED: &str = "registrymirror.io/applied";
 /// On Pods, so that their kubelet looks at their volumes at once, and on the workload once all were told.
 pub const RELOAD: &str = "registrymirror.io/reload";
-/// On Pods: how often their kubelet was told of one change, and when it was told last.
-pub const TOLD: &str = "registrymirror.io/told";
+/// On Pods: the number of notifications of one change, and the time of the last one.
+pub const RELOAD_NOTIFIED: Renamed = Renamed {
+    current: "registrymirror.io/reload-notified",
+    former: "registrymirror.io/told",
+};
 /// On the `ConfigMap` with the configuration: the SHA-256 by which servers name it.
 pub const CONFIGURATION: &str = "registrymirror.io/configuration";
 /// The same of the last good one.
 pub const LAST_GOOD: &str = "registrymirror.io/last-good-configuration";
 /// On the credentials Secret: how often a last good entry replaced another.
 pub const REPLACED: &str = "registrymirror.io/credentials-replaced";
-/// On the workload: how its Pods were rendered.
-pub const RENDERED: &str = "registrymirror.io/rendered";
+/// On the workload: the source of its Pod template.
+pub const POD_TEMPLATE_SOURCE: Renamed = Renamed {
+    current: "registrymirror.io/pod-template-source",
+    former: "registrymirror.io/rendered",
+};
 /// On the Pod template: the upstream that clients get who name none. Servers take another one only when they start.
 pub const FIRST_UPSTREAM: &str = "registrymirror.io/first-upstream";
 /// On the credentials Secret: where each entry came from and may be sent to.
 pub const ORIGINS: &str = "registrymirror.io/credential-origins";
 /// On the credentials Secret: when each upstream's last good entry was last replaced.
 pub const ROTATED: &str = "registrymirror.io/credentials-rotated";
+
+/// An annotation with a former name. The operator reads both and writes the current one, which removes the former one.
+pub struct Renamed {
+    /// The name that is written.
+    pub current: &'static str,
+    /// The name that an earlier version of the operator wrote.
+    pub former: &'static str,
+}
+
+impl Renamed {
+    /// Returns the value, under the current name if there is one.
+    pub fn get<'a>(&self, annotations: &'a BTreeMap<String, String>) -> Option<&'a String> {
+        annotations.get(self.current).or_else(|| annotations.get(self.former))
+    }
+}
 
 /// The `ConfigMap` with the server's configuration.
 pub fn config(mirror: &str) -> String {
@@ -152,6 +173,18 @@ pub fn kept(mirror: &RegistryMirror, name: String) -> ObjectMeta {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn annotation_is_read_by_both_names() {
+        let value = |names: &[&str]| {
+            let all = names.iter().map(|name| ((*name).to_owned(), (*name).to_owned()));
+            RELOAD_NOTIFIED.get(&all.collect()).cloned()
+        };
+        let Renamed { current, former } = RELOAD_NOTIFIED;
+        assert_eq!(value(&[former]).as_deref(), Some(former));
+        assert_eq!(value(&[former, current]).as_deref(), Some(current));
+        assert_eq!(value(&[]), None);
+    }
 
     #[test]
     fn a_claims_name_gives_its_ordinal_back() {

@@ -32,5 +32,5 @@ pub(super) fn of(
 
 /// Notes it on the workload.
 pub(super) fn note(rendered: &Rendered, workload: &mut Child) {
-    workload.manifest["metadata"]["annotations"][names::RENDERED] = json!(json!(rendered).to_string());
+    workload.manifest["metadata"]["annotations"][names::POD_TEMPLATE_SOURCE.current] = json!(json!(rendered).to_string());
 }

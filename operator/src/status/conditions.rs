@@ -201,7 +201,7 @@ fn accepted(outcome: &Outcome) -> Option<Saying> {
 fn available(outcome: &Outcome, observed: &Observed) -> Saying {
     let kind = ConditionType::Available;
     let Some(workload) = &observed.workload else {
-        let message = match outcome.held_up() {
+        let message = match outcome.rejection_message() {
             Some(why) => format!("no server was started yet: {why}; it is tried again"),
             None => "no server was started yet".to_owned(),
         };
@@ -266,7 +266,7 @@ fn ready(conditions: &[Condition], before: &[Condition], outcome: &Outcome, obse
         // Nobody reaches servers without a Service, which may be what was refused.
         .or_else(|| {
             find(ConditionType::Progressing)
-                .filter(|_| observed.service.is_none() && outcome.held_up().is_some())
+                .filter(|_| observed.service.is_none() && outcome.rejection_message().is_some())
         })
         .or_else(|| {
             find(ConditionType::CredentialsValid)

@@ -13,7 +13,7 @@ use crate::{
 pub(super) fn condition(outcome: &Outcome, observed: &Observed, before: &[Condition]) -> Option<Saying> {
     let kind = ConditionType::Progressing;
     let going = |message: String| Some(Saying::new(kind, Truth::True, Reason::RollingOut, message));
-    if let Some(why) = outcome.held_up() {
+    if let Some(why) = outcome.rejection_message() {
         return going(format!(
             "not everything could be applied: {why}; it is tried again"
         ));

@@ -139,7 +139,7 @@ async fn an_alert_tells_of_each_condition_that_an_admin_has_to_mend_and_names_wh
     assert!(
         expressions
             .iter()
-            .any(|expression| expression.contains("_held_up"))
+            .any(|expression| expression.contains("_apply_rejected"))
     );
     assert!(
         expressions

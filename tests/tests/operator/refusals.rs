@@ -54,15 +54,15 @@ async fn a_quota_that_keeps_a_child_from_being_made_is_told_in_the_conditions_an
         assert!(message.contains("quota"), "{message}");
     }
     bench.until_accepted("hub").await;
-    let held_up = |number| {
-        let line = format!("registry_mirror_operator_held_up {number}");
+    let rejected = |number| {
+        let line = format!("registry_mirror_operator_apply_rejected {number}");
         bench.metrics().lines().any(|told| told == line).then_some(())
     };
-    soon("a mirror that counts as held up", async || held_up(1)).await;
+    soon("a mirror with a rejected object", async || rejected(1)).await;
     bench.mirror("other", ephemeral()).await;
-    soon("another one", async || held_up(2)).await;
+    soon("another one", async || rejected(2)).await;
     bench.delete::<RegistryMirror>("other").await;
-    soon("what is deleted no longer counted", async || held_up(1)).await;
+    soon("what is deleted no longer counted", async || rejected(1)).await;
     bench.delete::<ResourceQuota>("no-more").await;
     bench
         .until("hub-credentials", "the Secret", |secret: &Secret| {
@@ -75,5 +75,5 @@ async fn a_quota_that_keeps_a_child_from_being_made_is_told_in_the_conditions_an
             (!message.contains("refuses")).then_some(())
         })
         .await;
-    soon("none held up", async || held_up(0)).await;
+    soon("no mirror with a rejected object", async || rejected(0)).await;
 }
