@@ -223,7 +223,8 @@ mod tests {
         let text = metrics.encode().unwrap();
         let line = r#"registry_mirror_requests_total{method="GET",kind="blob",code="200",outcome="hit"} 1"#;
         assert!(text.contains(line), "{text}");
-        let line = r#"registry_mirror_request_duration_seconds_bucket{le="0.005",kind="blob",outcome="hit"} 1"#;
+        let line =
+            r#"registry_mirror_request_duration_seconds_bucket{le="0.005",kind="blob",outcome="hit"} 1"#;
         assert!(text.contains(line), "{text}");
     }
 

@@ -1,4 +1,4 @@
-//! Step four: make the cluster hold what is desired, writing only where it does not.
+//! Applies the desired objects: writes only those that differ from the cluster.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -12,149 +12,155 @@ use tokio::time::Instant;
 use crate::{
     cluster::{
         Cluster,
-        children::fingerprint,
-        contest::{Held, Wish},
+        cache::fingerprint,
+        write_backoff::{BackoffReason, DesiredState},
     },
-    desired::{Child, Desired, names},
+    desired::{Child, Desired},
     kind::Kind,
+    mirror_key::ObjectKey,
+    names,
     observed::Observed,
     validate::Rejection,
 };
 
 mod adopt;
 mod claims;
-pub mod compare;
+pub mod diff;
 mod error;
-pub mod guard;
-mod held;
-mod reload;
-mod tried;
+mod frozen_template;
+mod notify_pods;
+pub mod ownership;
+mod results;
 
 pub use adopt::adopt;
-pub use error::Error;
-use error::{is_refusal, refused};
-pub use reload::AGAIN_AFTER;
-use tried::Tried;
+pub use error::ApplyError;
+use error::{classify, is_rejection};
+pub use notify_pods::NOTIFY_AGAIN;
+use results::ApplyResults;
 
-/// What the API server would not take of a mirror.
+/// The objects of a mirror that the API server rejected.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Applied {
-    /// What it said against claims, by name. They keep nothing else from being applied: servers with a smaller volume
-    /// serve.
+    /// The rejected PVCs, by name. They stop no other object: servers with a smaller volume serve.
     pub refused_claims: BTreeMap<String, RefusedClaim>,
-    /// What it said against other objects as such, by validation: the spec asks for what can't be.
+    /// The rejection of other objects by validation: the spec asks for invalid objects.
     pub refused: Option<Rejection>,
-    /// What policies, webhooks and quotas said against other objects, in one sentence.
+    /// The rejection of other objects by policies, webhooks and quotas, in one sentence.
     pub forbidden: Option<String>,
 }
 
 impl Applied {
-    /// Whether all is applied but for claims.
+    /// Returns whether all objects but PVCs are applied.
     pub fn is_whole(&self) -> bool {
         self.refused.is_none() && self.forbidden.is_none()
     }
 }
 
-/// Why a claim is not as it should be.
+/// The rejection of a PVC.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RefusedClaim {
     /// `ResizeUnsupported`, `ClaimPending` or `RetentionPolicyNotApplied`.
     pub reason: Reason,
-    /// In the API server's words.
+    /// The message of the API server.
     pub message: String,
 }
 
-/// Applies all objects of a mirror, tells its Pods of what they can reload, and deletes what is no longer asked for.
+/// Applies all objects of a mirror, notifies its Pods of files to reload, and deletes objects of an earlier spec.
 ///
-/// Each is tried, also where one before it was refused or failed, but for these: where the key of the mirror's own
-/// authority is not kept, nothing is handed out that it signed, as the next look would draw another one; and the workload
-/// waits for what its Pods mount, as one that starts without it, or with what was before, might not serve.
+/// A rejected object does not stop the others, with two exceptions. Without the Secret of the mirror's CA, no certificate of
+/// that CA is written, because the next reconcile would create another CA. The workload waits for the objects that its Pods
+/// mount.
 ///
 /// # Errors
-/// What may be mended by another try; what was applied stays. Every write can be repeated.
-pub async fn all(
+/// Failures that a retry may fix. Applied objects stay; every write can be repeated.
+pub async fn apply(
     mirror: &RegistryMirror,
     desired: &Desired,
     observed: &Observed,
     cluster: &Cluster,
-) -> Result<Applied, Error> {
-    let target = Target::new(mirror, cluster);
-    let found = target.find(desired).await?;
-    let (mut tried, mut applied) = (Tried::default(), Applied::default());
-    if target.configure(desired, &found, &mut tried).await?
-        && target
-            .apply_claims(desired, &found, &mut applied, &mut tried)
+) -> Result<Applied, ApplyError> {
+    let applier = Applier::new(mirror, cluster);
+    let owned = applier.find_owned(desired).await?;
+    let (mut results, mut applied) = (ApplyResults::default(), Applied::default());
+    if applier.apply_configuration(desired, &owned, &mut results).await?
+        && applier
+            .apply_claims(desired, &owned, &mut applied, &mut results)
             .await
     {
-        target.tell_pods(desired, observed).await?;
-        if tried.note(target.apply_workload(desired, &found).await) {
+        applier.notify_pods(desired, observed).await?;
+        if results.record(applier.apply_workload(desired, &owned).await) {
             for (kind, name) in desired.superseded(&mirror.name_any()) {
-                target.prune(kind, &name).await?;
+                applier.prune(kind, &name).await?;
             }
         }
     }
-    tried.end(&mut applied)?;
+    results.finish(&mut applied)?;
     Ok(applied)
 }
 
-/// Makes the Service that clients know, and nothing else, once every name was looked at.
+/// Applies the Service for clients only, after the check of all names.
 ///
 /// # Errors
-/// Those of [`all`].
-pub async fn service(mirror: &RegistryMirror, desired: &Desired, cluster: &Cluster) -> Result<(), Error> {
-    let target = Target::new(mirror, cluster);
-    let found = target.find(desired).await?;
+/// Those of [`apply`].
+pub async fn apply_service(
+    mirror: &RegistryMirror,
+    desired: &Desired,
+    cluster: &Cluster,
+) -> Result<(), ApplyError> {
+    let applier = Applier::new(mirror, cluster);
+    let owned = applier.find_owned(desired).await?;
     let name = mirror.name_any();
     let services = desired
         .children()
         .filter(|child| child.kind == Kind::Service && child.name == name);
     for service in services {
-        let done = target.apply(service, &found).await;
-        done.map_err(|error| target.explain(service, &found, error))?;
+        let done = applier.apply(service, &owned).await;
+        done.map_err(|error| applier.explain(service, &owned, error))?;
     }
     Ok(())
 }
 
-/// Applies these, where they are there and the mirror's: nothing is made.
+/// Applies those of these objects that exist and belong to the mirror. Creates none.
 ///
 /// # Errors
-/// Those of [`all`].
-pub async fn those_there(
+/// Those of [`apply`].
+pub async fn apply_existing(
     mirror: &RegistryMirror,
     children: &[Child],
     cluster: &Cluster,
-) -> Result<(), Error> {
-    let target = Target::new(mirror, cluster);
+) -> Result<(), ApplyError> {
+    let applier = Applier::new(mirror, cluster);
     let uid = |child: &Child| {
-        let live = cluster.children.get(child.kind, &target.namespace, &child.name)?;
-        let ours = guard::is_ours(mirror, &live.metadata) && live.metadata.deletion_timestamp.is_none();
-        Some((key(child), live.uid().filter(|_| ours)?))
+        let live = cluster.cache.get(child.kind, &applier.namespace, &child.name)?;
+        let is_owned =
+            ownership::is_controlled_by(mirror, &live.metadata) && live.metadata.deletion_timestamp.is_none();
+        Some((key(child), live.uid().filter(|_| is_owned)?))
     };
-    let found: Found = children.iter().filter_map(uid).collect();
-    // One after the other, as the key of an authority has to be kept before anything is shown that it signed.
-    for child in children.iter().filter(|child| found.contains_key(&key(child))) {
-        target.apply(child, &found).await?;
+    let owned: OwnedUids = children.iter().filter_map(uid).collect();
+    // In their order: the key of a CA is stored before any certificate of that CA is published.
+    for child in children.iter().filter(|child| owned.contains_key(&key(child))) {
+        applier.apply(child, &owned).await?;
     }
     Ok(())
 }
 
-/// The UIDs of the objects that were there and are the mirror's.
-type Found = BTreeMap<Key, String>;
-/// An object of a mirror, by its kind and name.
-pub type Key = (Kind, String);
+/// The UIDs of existing objects that belong to the mirror.
+type OwnedUids = BTreeMap<ChildKey, String>;
+/// The kind and the name of an object of a mirror.
+pub type ChildKey = (Kind, String);
 
-fn key(child: &Child) -> Key {
+fn key(child: &Child) -> ChildKey {
     (child.kind, child.name.clone())
 }
 
-/// Where one mirror's objects go.
-struct Target<'a> {
+/// Applies the objects of one mirror.
+struct Applier<'a> {
     mirror: &'a RegistryMirror,
     namespace: String,
     cluster: &'a Cluster,
 }
 
-impl<'a> Target<'a> {
+impl<'a> Applier<'a> {
     fn new(mirror: &'a RegistryMirror, cluster: &'a Cluster) -> Self {
         Self {
             mirror,
@@ -164,50 +170,55 @@ impl<'a> Target<'a> {
     }
 }
 
-impl Target<'_> {
-    /// Applies what comes before claims and workload; whether all is there that Pods mount.
-    async fn configure(&self, desired: &Desired, found: &Found, tried: &mut Tried) -> Result<bool, Error> {
+impl Applier<'_> {
+    /// Applies the objects that come before PVCs and workload. Returns whether all objects that Pods mount exist.
+    async fn apply_configuration(
+        &self,
+        desired: &Desired,
+        owned: &OwnedUids,
+        results: &mut ApplyResults,
+    ) -> Result<bool, ApplyError> {
         let mirror = self.mirror.name_any();
-        let authority = names::authority_key(&mirror);
+        let ca_key = names::ca_key(&mirror);
         let (first, others): (Vec<_>, Vec<_>) = desired
             .configuration
             .iter()
-            .partition(|child| child.kind == Kind::Secret && child.name == authority);
+            .partition(|child| child.kind == Kind::Secret && child.name == ca_key);
         for child in first {
-            match self.apply(child, found).await {
-                Err(error @ Error::Contested { .. }) => _ = tried.note(Err(error)),
+            match self.apply(child, owned).await {
+                Err(error @ ApplyError::Conflict { .. }) => _ = results.record(Err(error)),
                 done => done?,
             }
         }
         let done = join_all(others.iter().map(|child| async {
-            let done = self.apply(child, found).await;
-            done.map_err(|error| self.explain(child, found, error))
+            let done = self.apply(child, owned).await;
+            done.map_err(|error| self.explain(child, owned, error))
         }));
         let done = done.await;
         let mounted = names::mounted(&mirror);
-        let mut there = true;
+        let mut all_exist = true;
         for (child, done) in others.iter().zip(done) {
-            let noted = tried.note(done);
-            there &= noted || !mounted.contains(&(child.kind, child.name.clone()));
+            let exists = results.record(done);
+            all_exist &= exists || !mounted.contains(&(child.kind, child.name.clone()));
         }
-        Ok(there)
+        Ok(all_exist)
     }
 
-    /// Gives a refusal of the address of the Service that clients know its own reason where the Service was deleted: the
-    /// operator requests the address that nodes hold, and the spec may be correct.
-    fn explain(&self, child: &Child, found: &Found, error: Error) -> Error {
+    /// Explains the rejection of the address of a deleted Service: the operator requests the address that nodes hold, and
+    /// the spec may be valid.
+    fn explain(&self, child: &Child, owned: &OwnedUids, error: ApplyError) -> ApplyError {
         let status = self.mirror.status.as_ref();
         let endpoint = status.and_then(|status| status.endpoint.as_ref());
         let is_lost = child.kind == Kind::Service
             && child.name == self.mirror.name_any()
-            && !found.contains_key(&key(child));
+            && !owned.contains_key(&key(child));
         match (error, endpoint.filter(|_| is_lost)) {
-            (Error::Rejected(rejection), Some(endpoint)) if is_about_address(&rejection) => {
-                Error::Rejected(Rejection {
+            (ApplyError::Rejected(rejection), Some(endpoint)) if is_about_address(&rejection) => {
+                ApplyError::Rejected(Rejection {
                     reason: Reason::AddressTaken,
                     message: format!(
-                        "Service {} was deleted and can't be made again at {}, which nodes pull through: {}; free the address or \
-                     node port, or set another one in spec.service and give nodes the new files",
+                        "deleted Service {} not created again at {}, which nodes pull through: {}; free the address or node \
+                         port, or set another one in spec.service and give nodes the new files",
                         child.name, endpoint.url, rejection.message
                     ),
                 })
@@ -216,135 +227,147 @@ impl Target<'_> {
         }
     }
 
-    /// Looks at every name before anything is written: half a mirror is of no use to anyone.
-    async fn find(&self, desired: &Desired) -> Result<Found, Error> {
+    /// Returns the UIDs of existing objects. Checks all names before the first write, because a part of a mirror is useless.
+    async fn find_owned(&self, desired: &Desired) -> Result<OwnedUids, ApplyError> {
         let found = desired.children().map(|child| async {
             let uid = self.find_one(child.kind, &child.name).await?;
-            Ok::<_, Error>(uid.map(|uid| (key(child), uid)))
+            Ok::<_, ApplyError>(uid.map(|uid| (key(child), uid)))
         });
         Ok(try_join_all(found).await?.into_iter().flatten().collect())
     }
 
-    /// The UID of an object that is the mirror's, if there is one.
-    async fn find_one(&self, kind: Kind, name: &str) -> Result<Option<String>, Error> {
-        let Some(live) = self.cluster.children.get(kind, &self.namespace, name) else {
-            // Not the operator's by its label; but maybe the label was taken off, or the name is someone else's.
-            return self.look(kind, name).await;
+    /// Returns the UID of an object of the mirror, if it exists.
+    async fn find_one(&self, kind: Kind, name: &str) -> Result<Option<String>, ApplyError> {
+        let Some(live) = self.cluster.cache.get(kind, &self.namespace, name) else {
+            // The cache holds objects with the operator's label only: the label may be missing, or the owner be another.
+            return self.find_uncached(kind, name).await;
         };
-        guard::check(self.mirror, kind, &live.metadata)?;
+        ownership::check(self.mirror, kind, &live.metadata)?;
         Ok(live.uid())
     }
 
-    /// Applies one object if it is not as it should be.
-    async fn apply(&self, child: &Child, found: &Found) -> Result<(), Error> {
-        self.apply_manifest(child, seal(child), found).await
+    /// Applies one object if it differs.
+    async fn apply(&self, child: &Child, owned: &OwnedUids) -> Result<(), ApplyError> {
+        self.apply_manifest(child, with_applied_hash(child), owned).await
     }
 
-    /// Applies the workload, whose Pods stay as they are where it is held.
-    async fn apply_workload(&self, desired: &Desired, found: &Found) -> Result<(), Error> {
+    /// Applies the workload. If its rollout is queued, its Pod template stays.
+    async fn apply_workload(&self, desired: &Desired, owned: &OwnedUids) -> Result<(), ApplyError> {
         let workload = &desired.workload;
         let live = self
             .cluster
-            .children
+            .cache
             .get(workload.kind, &self.namespace, &workload.name);
         let manifest = match live.filter(|_| desired.is_held) {
-            Some(live) => held::with_pods_of(&live, workload.manifest.clone()),
-            None => seal(workload),
+            Some(live) => frozen_template::keep_live_template(&live, workload.manifest.clone()),
+            None => with_applied_hash(workload),
         };
-        self.apply_manifest(workload, manifest, found).await
+        self.apply_manifest(workload, manifest, owned).await
     }
 
-    async fn apply_manifest(&self, child: &Child, manifest: Value, found: &Found) -> Result<(), Error> {
+    async fn apply_manifest(
+        &self,
+        child: &Child,
+        manifest: Value,
+        owned: &OwnedUids,
+    ) -> Result<(), ApplyError> {
         let (kind, name) = (child.kind, child.name.as_str());
-        let live = self.cluster.children.get(kind, &self.namespace, name);
+        let live = self.cluster.cache.get(kind, &self.namespace, name);
         if live
             .as_ref()
             .is_some_and(|live| is_applied(kind, live, &manifest))
         {
             return Ok(());
         }
-        // Since its name was looked at, an owner may have been taken off: by whoever deletes the mirror and keeps its
-        // objects. Put back, it would have the object deleted.
+        // A user who deletes the mirror and keeps its objects may have removed the owner since the first check. With the
+        // owner back, the object would be deleted.
         if let Some(live) = &live {
-            guard::check(self.mirror, kind, &live.metadata)?;
+            ownership::check(self.mirror, kind, &live.metadata)?;
         }
-        let applied = self.write(child, &manifest, live.as_deref(), found).await?;
+        let applied = self.write(child, &manifest, live.as_deref(), owned).await?;
         tracing::info!(%kind, name, "applied");
         if is_applied(kind, &applied, &manifest) {
             return Ok(());
         }
-        Err(Error::Altered {
+        Err(ApplyError::Altered {
             kind,
             name: name.to_owned(),
         })
     }
 
-    /// Unless the last writes to the object came to nothing: then ever later.
+    /// Writes an object, unless its last writes were undone or rejected: then with back-off.
     async fn write(
         &self,
         child: &Child,
         manifest: &Value,
         live: Option<&DynamicObject>,
-        found: &Found,
-    ) -> Result<Arc<DynamicObject>, Error> {
+        owned: &OwnedUids,
+    ) -> Result<Arc<DynamicObject>, ApplyError> {
         let (kind, name) = (child.kind, child.name.as_str());
-        let (contests, object) = (
-            &self.cluster.contests,
-            (kind, self.namespace.clone(), name.to_owned()),
-        );
-        let wish = Wish {
-            digest: Sha256::digest(manifest.to_string()).into(),
-            version: live.and_then(ResourceExt::resource_version),
+        let write_backoff = &self.cluster.write_backoff;
+        let object = ObjectKey {
+            kind,
+            namespace: self.namespace.clone(),
+            name: name.to_owned(),
         };
-        match contests.held(&object, &wish, Instant::now()) {
-            Some(Held::Contested(after)) => {
+        let state = DesiredState {
+            manifest_hash: Sha256::digest(manifest.to_string()).into(),
+            resource_version: live.and_then(ResourceExt::resource_version),
+        };
+        match write_backoff.check(&object, &state, Instant::now()) {
+            Some(BackoffReason::Conflict(after)) => {
                 let name = name.to_owned();
-                return Err(Error::Contested { kind, name, after });
+                return Err(ApplyError::Conflict { kind, name, after });
             }
-            Some(Held::Refused(status)) => return Err(refused(kind, name, kube::Error::Api(status))),
+            Some(BackoffReason::Rejected(status)) => {
+                return Err(classify(kind, name, kube::Error::Api(status)));
+            }
             None => {}
         }
-        let uid = found.get(&key(child)).map(String::as_str);
+        let uid = owned.get(&key(child)).map(String::as_str);
         let applied = self
             .cluster
             .apply(kind, &self.namespace, manifest.clone(), uid)
             .await;
         match &applied {
-            Ok(_) => contests.wrote(object, wish, Instant::now()),
+            Ok(_) => write_backoff.record_write(object, state, Instant::now()),
             Err(kube::Error::Api(status))
-                if is_refusal(status) || status.code == 403 && kind == Kind::PersistentVolumeClaim =>
+                if is_rejection(status) || status.code == 403 && kind == Kind::PersistentVolumeClaim =>
             {
-                contests.refused(object, wish, Instant::now(), status.clone());
+                write_backoff.record_rejection(object, state, Instant::now(), status.clone());
             }
             Err(_) => {}
         }
         if uid.is_none() && applied.is_err() {
-            // An admission policy refuses a write to an object of someone else, which was made since the look.
-            self.look(kind, name).await?;
+            // An admission policy rejects a write to another user's object, which was created since the check.
+            self.find_uncached(kind, name).await?;
         }
-        applied.map_err(|source| refused(kind, name, source))
+        applied.map_err(|source| classify(kind, name, source))
     }
 
-    /// The UID of an object that is the mirror's although it does not look like it.
-    async fn look(&self, kind: Kind, name: &str) -> Result<Option<String>, Error> {
-        let found = self.cluster.look(kind, &self.namespace, name).await;
-        let Some(metadata) = found.map_err(|source| Error::cluster("looking at", kind, name, source))? else {
+    /// Returns the UID of an object of the mirror that lacks the operator's label.
+    async fn find_uncached(&self, kind: Kind, name: &str) -> Result<Option<String>, ApplyError> {
+        let found = self.cluster.get_metadata(kind, &self.namespace, name).await;
+        let found = found.map_err(|source| ApplyError::cluster("read", kind, name, source))?;
+        let Some(metadata) = found else {
             return Ok(None);
         };
-        guard::check(self.mirror, kind, &metadata)?;
+        ownership::check(self.mirror, kind, &metadata)?;
         Ok(metadata.uid)
     }
 
     /// Deletes an object of an earlier spec.
-    async fn prune(&self, kind: Kind, name: &str) -> Result<(), Error> {
-        let Some(live) = self.cluster.children.get(kind, &self.namespace, name) else {
+    async fn prune(&self, kind: Kind, name: &str) -> Result<(), ApplyError> {
+        let Some(live) = self.cluster.cache.get(kind, &self.namespace, name) else {
             return Ok(());
         };
-        if live.metadata.deletion_timestamp.is_some() || !guard::is_ours(self.mirror, &live.metadata) {
+        if live.metadata.deletion_timestamp.is_some()
+            || !ownership::is_controlled_by(self.mirror, &live.metadata)
+        {
             return Ok(());
         }
         let deleted = self.cluster.delete(kind, &self.namespace, &live).await;
-        deleted.map_err(|source| Error::cluster("deleting", kind, name, source))?;
+        deleted.map_err(|source| ApplyError::cluster("deleted", kind, name, source))?;
         tracing::info!(%kind, name, "deleted: the spec no longer asks for it");
         Ok(())
     }
@@ -356,12 +379,12 @@ fn is_about_address(rejection: &Rejection) -> bool {
     fields.iter().any(|field| rejection.message.contains(field))
 }
 
-/// The manifest with its own hash: a field that a later one leaves out could not be noticed otherwise.
-fn seal(child: &Child) -> Value {
+/// Returns the manifest with its hash as an annotation, by which a removed field is noticed.
+fn with_applied_hash(child: &Child) -> Value {
     let mut hashed = child.manifest.clone();
     if child.kind == Kind::Secret {
-        // A hash of a password in an annotation would let anyone who sees it try passwords. Values are compared by
-        // themselves; here only the keys count.
+        // The hash of a password would let every reader of the annotation try passwords. Values are compared apart; here
+        // only the keys count.
         blank(&mut hashed);
     }
     let hash = hex::encode(&Sha256::digest(hashed.to_string())[..16]);
@@ -382,14 +405,14 @@ fn is_applied(kind: Kind, live: &DynamicObject, manifest: &Value) -> bool {
     };
     let mut manifest = manifest.clone();
     if let Some(fields) = manifest.as_object_mut() {
-        // What comes in a list does not say of itself what it is.
+        // Objects of a list have neither.
         fields.remove("apiVersion");
         fields.remove("kind");
     }
     if kind == Kind::Secret {
         fingerprint(&mut manifest);
     }
-    compare::contains(&live, &manifest)
+    diff::contains(&live, &manifest)
 }
 
 #[cfg(test)]
@@ -408,7 +431,7 @@ mod tests {
     }
 
     fn hash(child: &Child) -> String {
-        seal(child)["metadata"]["annotations"][names::APPLIED]
+        with_applied_hash(child)["metadata"]["annotations"][names::APPLIED]
             .as_str()
             .unwrap()
             .to_owned()
@@ -424,12 +447,12 @@ mod tests {
     }
 
     #[test]
-    fn a_secrets_values_are_not_in_its_hash() {
+    fn secret_values_do_not_change_the_hash() {
         assert_eq!(hash(&secret("YQ==")), hash(&secret("Yg==")));
     }
 
     #[test]
-    fn a_field_that_is_left_out_changes_the_hash() {
+    fn removed_field_changes_the_hash() {
         let child = |manifest| Child {
             kind: Kind::Service,
             name: "s".to_owned(),
@@ -441,26 +464,35 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_with_another_value_is_not_as_it_should_be() {
+    fn secret_with_another_value_is_not_applied() {
         let live = |value| {
-            let mut object: DynamicObject = serde_json::from_value(seal(&secret(value))).unwrap();
+            let mut object: DynamicObject =
+                serde_json::from_value(with_applied_hash(&secret(value))).unwrap();
             fingerprint(&mut object.data);
             object
         };
-        assert!(is_applied(Kind::Secret, &live("YQ=="), &seal(&secret("YQ=="))));
-        assert!(!is_applied(Kind::Secret, &live("Yg=="), &seal(&secret("YQ=="))));
+        assert!(is_applied(
+            Kind::Secret,
+            &live("YQ=="),
+            &with_applied_hash(&secret("YQ=="))
+        ));
+        assert!(!is_applied(
+            Kind::Secret,
+            &live("Yg=="),
+            &with_applied_hash(&secret("YQ=="))
+        ));
     }
 
     #[test]
-    fn an_object_out_of_a_list_is_as_it_should_be_without_its_kind() {
+    fn listed_object_without_kind_is_applied() {
         let manifest = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "s"}});
         let child = Child {
             kind: Kind::Service,
             name: "s".to_owned(),
             manifest,
         };
-        let mut live: DynamicObject = serde_json::from_value(seal(&child)).unwrap();
+        let mut live: DynamicObject = serde_json::from_value(with_applied_hash(&child)).unwrap();
         live.types = None;
-        assert!(is_applied(Kind::Service, &live, &seal(&child)));
+        assert!(is_applied(Kind::Service, &live, &with_applied_hash(&child)));
     }
 }

@@ -67,19 +67,19 @@ pub struct Cli {
 #[expect(clippy::doc_markdown, reason = "these comments are what --help prints")]
 enum Command {
     /// Look after the mirrors of a cluster, until SIGTERM
-    Operator(operator::Args),
+    Operator(operator::OperatorArgs),
     /// Serve a mirror on this machine, without a cluster, until SIGTERM
-    Local(local::Args),
+    Local(local::LocalArgs),
     /// Print every object that the operator would apply for a mirror
-    Render(render::Args),
+    Render(render::RenderArgs),
     /// Check a cluster and its mirrors, and say what to do
-    Doctor(doctor::Args),
+    Doctor(doctor::DoctorArgs),
     /// Print the CustomResourceDefinition of RegistryMirror
     #[command(after_help = CRD_EXAMPLES)]
     Crd {
         /// How to print it
         #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
-        output: print::Format,
+        output: print::OutputFormat,
     },
     /// Print a script that completes commands in a shell
     #[command(after_help = COMPLETION_EXAMPLES)]

@@ -1,4 +1,4 @@
-//! The API server, as the operator uses it: watched copies to read from, one field manager to write with.
+//! Access to the API server: a watched cache to read from, and one field manager to write with.
 
 use crds::RegistryMirror;
 use k8s_openapi::{
@@ -19,30 +19,31 @@ use crate::{
     kind::Kind,
 };
 
-pub mod children;
-pub mod contest;
-mod follow;
-pub mod listed;
+pub mod cache;
 pub mod observe;
-pub mod watch;
+pub mod reference_index;
+pub mod sync_gate;
+pub mod triggers;
+mod watch_backoff;
+pub mod write_backoff;
 
-use children::Children;
-use contest::Contests;
+use cache::ObjectCache;
+use write_backoff::WriteBackoff;
 
-/// Who owns the fields that the operator sets.
+/// The field manager of the fields that the operator applies.
 pub const FIELD_MANAGER: &str = "registry-mirror";
 
-/// What the operator may see.
+/// The namespaces that an operator watches.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Scope {
     /// Every namespace.
     Cluster,
-    /// One.
+    /// One namespace.
     Namespace(String),
 }
 
 impl Scope {
-    /// Whether a namespace belongs to it.
+    /// Returns whether a namespace belongs to the scope.
     pub fn covers(&self, namespace: &str) -> bool {
         match self {
             Self::Cluster => true,
@@ -50,7 +51,7 @@ impl Scope {
         }
     }
 
-    /// The objects of one type in this scope.
+    /// Returns the API of a type in the scope.
     pub fn api<K>(&self, client: Client) -> Api<K>
     where
         K: Resource<Scope = NamespaceResourceScope>,
@@ -62,7 +63,7 @@ impl Scope {
         }
     }
 
-    /// The objects of one kind in this scope.
+    /// Returns the API of a kind in the scope.
     pub fn children(&self, client: Client, kind: Kind) -> Api<DynamicObject> {
         match self {
             Self::Cluster => Api::all_with(client, &kind.resource()),
@@ -71,35 +72,40 @@ impl Scope {
     }
 }
 
-/// A connection, and what was seen through it.
+/// A connection to the API server, with the cache of what it has shown.
 pub struct Cluster {
     client: Client,
-    /// The watched copies of every mirror's objects.
-    pub children: Arc<Children>,
-    /// What others keep changing.
-    pub contests: Contests,
+    /// The cache of every mirror's objects.
+    pub cache: Arc<ObjectCache>,
+    /// The delays of writes that other field managers undo or the API server rejects.
+    pub write_backoff: WriteBackoff,
 }
 
 impl Cluster {
-    /// A connection whose copies someone else keeps up to date.
-    pub fn new(client: Client, children: Arc<Children>) -> Self {
+    /// Creates a connection whose cache the caller updates.
+    pub fn new(client: Client, cache: Arc<ObjectCache>) -> Self {
         Self {
             client,
-            children,
-            contests: Contests::default(),
+            cache,
+            write_backoff: WriteBackoff::default(),
         }
     }
 
-    /// The connection.
+    /// Returns the client.
     pub fn client(&self) -> Client {
         self.client.clone()
     }
 
-    /// Metadata of whatever has a name, be it the operator's or not: names that are not watched are looked at here.
+    /// Returns the metadata of an object, also of one that is not watched; `None` if it does not exist.
     ///
     /// # Errors
-    /// Those of the API server; an object that is not there is none.
-    pub async fn look(&self, kind: Kind, namespace: &str, name: &str) -> kube::Result<Option<ObjectMeta>> {
+    /// Those of the API server.
+    pub async fn get_metadata(
+        &self,
+        kind: Kind,
+        namespace: &str,
+        name: &str,
+    ) -> kube::Result<Option<ObjectMeta>> {
         Ok(self
             .api(kind, namespace)
             .get_metadata_opt(name)
@@ -107,9 +113,9 @@ impl Cluster {
             .map(|object| object.metadata))
     }
 
-    /// Applies a manifest. With `uid` it is the object that was looked at, or nothing, and its fields are taken back
-    /// from whoever changed them; without, nothing may be there. No apply can ask for that, so that what somebody made
-    /// since it was looked for gets its old form back at once.
+    /// Applies a manifest. With `uid`, to the object with this UID, and forced: other field managers lose the fields. Without,
+    /// the object must not exist. An apply has no such precondition, so an object that a user created in the meantime gets
+    /// its form back at once.
     ///
     /// # Errors
     /// Those of the API server.
@@ -131,37 +137,37 @@ impl Cluster {
             .to_owned();
         let api = self.api(kind, namespace);
         let object = api.patch(&name, &params, &Patch::Apply(&manifest)).await?;
-        if uid.is_none() && was_there(&object) {
-            // Who applies nothing takes back what nobody else has set as well.
+        if uid.is_none() && existed_before(&object) {
+            // An apply of no fields removes those that only this manager has set.
             let nothing = json!({
                 "apiVersion": manifest["apiVersion"], "kind": manifest["kind"],
                 "metadata": {"name": name, "uid": object.uid()},
             });
             api.patch(&name, &params, &Patch::Apply(&nothing)).await?;
-            return Err(there_first());
+            return Err(created_concurrently());
         }
-        Ok(self.children.wrote(kind, object))
+        Ok(self.cache.record_write(kind, object))
     }
 
-    /// Returns whether a mirror is there and not about to be deleted, as the API server has it now.
+    /// Returns whether a mirror exists in the API server and is not being deleted.
     ///
     /// # Errors
     /// Those of the API server.
-    pub async fn lives(&self, mirror: &RegistryMirror) -> kube::Result<bool> {
+    pub async fn exists(&self, mirror: &RegistryMirror) -> kube::Result<bool> {
         let namespace = mirror.namespace().unwrap_or_default();
         let api = Api::<RegistryMirror>::namespaced(self.client(), &namespace);
-        // A list of one: the operator has no right to `get` mirrors.
+        // A list of one object: the operator has no permission to `get` mirrors.
         let named = ListParams::default().fields(&format!("metadata.name={}", mirror.name_any()));
         let found = api.list_metadata(&named).await?;
         let mut same = found.iter().filter(|stored| stored.uid() == mirror.uid());
         Ok(same.any(|stored| stored.metadata.deletion_timestamp.is_none()))
     }
 
-    /// Replaces the owner references of the object that was read, and nothing else of it. Applies can't: they leave the
-    /// references of other managers, and those that the operator did not apply itself.
+    /// Replaces the owner references of an object. An apply can't: it keeps the references of other managers, and those
+    /// that the operator did not apply itself.
     ///
     /// # Errors
-    /// Those of the API server; 409 where the object is another by now.
+    /// Those of the API server; 409 if the object has changed since it was read.
     pub async fn set_owners(
         &self,
         kind: Kind,
@@ -177,7 +183,7 @@ impl Cluster {
         let patched = api
             .patch(name.unwrap_or_default(), &by_operator(), &patch)
             .await?;
-        self.children.wrote(kind, patched);
+        self.cache.record_write(kind, patched);
         Ok(())
     }
 
@@ -194,14 +200,14 @@ impl Cluster {
     ) -> kube::Result<()> {
         let annotations: BTreeMap<_, _> = annotations.iter().copied().collect();
         let patch = json!({"metadata": {"annotations": annotations}});
-        gone_is_fine(
+        ignore_not_found(
             self.api(kind, namespace)
                 .patch_metadata(name, &by_operator(), &Patch::Merge(&patch))
                 .await,
         )
     }
 
-    /// Deletes the object that was looked at, and no other of its name.
+    /// Deletes an object, by its UID. A missing object is no error.
     ///
     /// # Errors
     /// Those of the API server.
@@ -214,7 +220,7 @@ impl Cluster {
             preconditions: Some(preconditions),
             ..DeleteParams::background()
         };
-        gone_is_fine(
+        ignore_not_found(
             self.api(kind, namespace)
                 .delete(&object.name_any(), &params)
                 .await,
@@ -257,23 +263,23 @@ fn by_operator() -> PatchParams {
     }
 }
 
-/// Whether an object that was to be made was there: whatever is made has one manager, who sets all its fields.
-fn was_there(object: &DynamicObject) -> bool {
+/// Returns whether an object existed before the operator applied it: a new object has one field manager.
+fn existed_before(object: &DynamicObject) -> bool {
     let mut managers = object.managed_fields().iter();
     managers.any(|entry| entry.manager.as_deref() != Some(FIELD_MANAGER))
 }
 
-/// Another look finds whose it is.
-fn there_first() -> kube::Error {
-    let message = "somebody else has made an object of this name at the same moment";
+/// Returns the conflict with a user who created the object at the same time. The retry checks its owner.
+fn created_concurrently() -> kube::Error {
+    let message = "another client created an object of this name at the same time";
     kube::Error::Api(Status::failure(message, "Conflict").with_code(409).boxed())
 }
 
-/// The words about an answer that can't be read may repeat a value of it, its position does not.
+/// Removes the text of a parse error, which may quote a value of a Secret, but not its position.
 fn without_values(error: kube::Error) -> kube::Error {
     match error {
         kube::Error::SerdeError(error) => kube::Error::SerdeError(serde_json::Error::custom(format!(
-            "not what was asked for (line {} column {})",
+            "malformed response (line {} column {})",
             error.line(),
             error.column()
         ))),
@@ -281,7 +287,7 @@ fn without_values(error: kube::Error) -> kube::Error {
     }
 }
 
-fn gone_is_fine<T>(result: kube::Result<T>) -> kube::Result<()> {
+fn ignore_not_found<T>(result: kube::Result<T>) -> kube::Result<()> {
     match result {
         Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
         result => result.map(|_| ()),
@@ -295,13 +301,13 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_secret_that_can_not_be_read_is_not_quoted() {
+    async fn malformed_secret_is_not_quoted() {
         let answer = json!({"kind": "Secret", "metadata": {"name": "hub"}, "data": "hunter2"}).to_string();
         let service = tower::service_fn(move |_| {
             let body = kube::client::Body::from(answer.clone().into_bytes());
             std::future::ready(Ok::<_, Infallible>(http::Response::new(body)))
         });
-        let cluster = Cluster::new(Client::new(service, "mirrors"), Children::new().0);
+        let cluster = Cluster::new(Client::new(service, "mirrors"), ObjectCache::new().0);
         let error = cluster.read("mirrors", &Reference::secret("hub")).await;
         let error = error.err().map(|error| format!("{error} {error:?}")).unwrap();
         assert!(

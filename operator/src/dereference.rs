@@ -14,7 +14,7 @@ use crds::{
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::ResourceExt;
 
-use crate::{desired::names, kind::Kind};
+use crate::{kind::Kind, names};
 
 /// An object, in the mirror's namespace, that a spec points to. It may or may not be there.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -130,12 +130,12 @@ pub trait Reader {
 pub struct References {
     found: BTreeMap<Reference, Contents>,
     /// The credentials Secret as it stands: its version goes on from there, and what can't be read anew stays in it.
-    pub handed_out: Option<Contents>,
+    pub credentials: Option<Contents>,
     /// The Secret with files as it stands, where the mirror serves TLS: servers keep the certificate that they have
     /// where there is no other.
     pub files: Option<Contents>,
     /// The Secret with the mirror's own authority as it stands, where it has one.
-    pub authority: Option<Contents>,
+    pub ca: Option<Contents>,
 }
 
 impl References {
@@ -163,7 +163,7 @@ pub fn bundles(mirror: &RegistryMirror) -> impl Iterator<Item = &CaBundleReferen
 }
 
 /// Returns every object that a spec refers to, existing or not.
-pub fn of(mirror: &RegistryMirror) -> BTreeSet<Reference> {
+pub fn references(mirror: &RegistryMirror) -> BTreeSet<Reference> {
     let upstreams = &mirror.spec.upstreams;
     let credentials = upstreams
         .iter()
@@ -185,20 +185,20 @@ pub fn of(mirror: &RegistryMirror) -> BTreeSet<Reference> {
 pub async fn read<R: Reader>(mirror: &RegistryMirror, reader: &R) -> Result<References, R::Error> {
     let namespace = mirror.namespace().unwrap_or_default();
     let mut references = References::default();
-    for reference in of(mirror) {
+    for reference in self::references(mirror) {
         if let Some(contents) = reader.read(&namespace, &reference).await? {
             references.found.insert(reference, contents);
         }
     }
     let own = Reference::secret(&names::credentials(&mirror.name_any()));
-    references.handed_out = reader.read(&namespace, &own).await?;
+    references.credentials = reader.read(&namespace, &own).await?;
     if mirror.spec.tls.mode != TlsMode::Disabled {
         let own = Reference::secret(&names::files(&mirror.name_any()));
         references.files = reader.read(&namespace, &own).await?;
     }
     if mirror.spec.tls.mode == TlsMode::SelfSigned {
-        let own = Reference::secret(&names::authority_key(&mirror.name_any()));
-        references.authority = reader.read(&namespace, &own).await?;
+        let own = Reference::secret(&names::ca_key(&mirror.name_any()));
+        references.ca = reader.read(&namespace, &own).await?;
     }
     Ok(references)
 }

@@ -10,7 +10,8 @@ use sha2::{Digest, Sha256};
 use crate::{
     dereference::{Contents, References},
     kind::Kind,
-    observed::{Observed, Rendered, Server},
+    names,
+    observed::{Observed, PodTemplateSource, Server},
     validate::{Accepted, Rejection, Serving},
 };
 
@@ -21,16 +22,15 @@ mod credentials;
 mod disruption;
 pub mod files;
 mod hosts;
-pub mod names;
 mod pod;
-mod rendered;
 mod service;
 mod service_account;
 mod storage;
+mod template_source;
 mod workload;
 
 pub use child::Child;
-pub use credentials::HandedOut;
+pub use credentials::IssuedCredentials;
 pub use hosts::files as files_for_nodes;
 /// Where servers tell their state.
 pub const ADMIN_PORT: u16 = workload::ADMIN_PORT.number;
@@ -76,7 +76,7 @@ pub struct Desired {
     /// What runs the Pods: applied last, so that no Pod waits for something to mount.
     pub workload: Child,
     /// What is noted of it.
-    pub rendered: Rendered,
+    pub template_source: PodTemplateSource,
     /// Its Pods go on as they were rendered before, as this mirror's turn has not come.
     pub is_held: bool,
     /// A mark of everything that running Pods reload. While the workload does not carry it, Pods are told.
@@ -86,7 +86,7 @@ pub struct Desired {
     /// The SHA-256 of its file, by which servers name it.
     pub configuration_version: String,
     /// What the servers are handed to show to upstreams.
-    pub handed_out: HandedOut,
+    pub issued: IssuedCredentials,
 }
 
 impl Desired {
@@ -99,12 +99,12 @@ impl Desired {
     }
 
     /// Whether a server has yet to read what it is handed.
-    pub fn is_news_to(&self, server: &Server) -> bool {
+    pub fn needs_reload(&self, server: &Server) -> bool {
         let Some(report) = server.report() else {
             return false;
         };
-        let older = |seen: Option<u64>| seen != Some(self.handed_out.version);
-        let mut hosts = self.handed_out.hosts();
+        let older = |seen: Option<u64>| seen != Some(self.issued.version);
+        let mut hosts = self.issued.hosts();
         report.configuration != self.configuration_version && report.configuration_error.is_empty()
             || hosts.any(|host| {
                 report
@@ -114,9 +114,9 @@ impl Desired {
     }
 
     /// Notes that the workload takes up a new version from now on, or no longer does.
-    pub fn upgrades(&mut self, since: Option<Timestamp>) {
-        self.rendered.upgraded = since;
-        rendered::note(&self.rendered, &mut self.workload);
+    pub fn set_upgraded(&mut self, since: Option<Timestamp>) {
+        self.template_source.upgraded = since;
+        template_source::annotate(&self.template_source, &mut self.workload);
     }
 
     /// The objects of an earlier spec that this one does not ask for. Claims never are.
@@ -149,62 +149,62 @@ pub fn objects(
     let kept = live.filter(|live| release.keeps_configuration && live.is_as_written());
     let yaml = kept.map_or_else(|| config.to_yaml(), |kept| kept.yaml.clone());
     let configuration_version = hex::encode(Sha256::digest(&yaml));
-    let handed_out = HandedOut::new(accepted, references.handed_out.as_ref(), observed);
-    let reload = reload(accepted, &yaml, &handed_out);
+    let issued = IssuedCredentials::new(accepted, references.credentials.as_ref(), observed);
+    let reload = reload(accepted, &yaml, &issued);
     let mut configuration = vec![
         config::object(accepted, &yaml, &configuration_version, observed),
-        handed_out.object(accepted),
+        issued.object(accepted),
     ];
     configuration.extend(files::object(accepted));
-    configuration.extend(files::authority_key(accepted.mirror, accepted.authority.as_ref()));
+    configuration.extend(files::ca_key(accepted.mirror, accepted.ca.as_ref()));
     configuration.push(service_account::object(accepted.mirror));
     configuration.push(service::clients(accepted.mirror, observed));
     configuration.push(service::headless(accepted.mirror));
-    configuration.extend(files::authority(accepted.mirror, accepted.serving.as_ref()));
+    configuration.extend(files::ca_bundle(accepted.mirror, accepted.serving.as_ref()));
     configuration.extend(hosts::object(accepted, observed));
     configuration.extend(disruption::object(accepted.mirror));
     let mut workload = workload::object(accepted, observed, release, &reload);
-    let rendered = rendered::of(accepted.mirror, &workload, release, observed);
-    rendered::note(&rendered, &mut workload);
+    let source = template_source::compute(accepted.mirror, &workload, release, observed);
+    template_source::annotate(&source, &mut workload);
     Ok(Desired {
         configuration,
         claims: storage::claims(accepted, observed),
         workload,
-        rendered,
+        template_source: source,
         is_held: false,
         reload,
         configuration_version,
         config,
-        handed_out,
+        issued,
     })
 }
 
 /// What a mirror holds of its certificate, renewed, and nothing else changed: for one whose spec is not acted on.
 pub fn renewed(
     mirror: &RegistryMirror,
-    handed_out: &Contents,
+    files: &Contents,
     published: Option<BTreeMap<String, String>>,
     serving: &Serving,
-    authority: Option<&BTreeMap<String, Vec<u8>>>,
+    ca: Option<&BTreeMap<String, Vec<u8>>>,
 ) -> Vec<Child> {
     let published = published.and_then(|published| hosts::renewed(mirror, published, serving));
-    files::authority_key(mirror, authority)
+    files::ca_key(mirror, ca)
         .into_iter()
-        .chain([files::renewed(mirror, handed_out, serving)])
-        .chain(files::authority(mirror, Some(serving)))
+        .chain([files::renewed(mirror, files, serving)])
+        .chain(files::ca_bundle(mirror, Some(serving)))
         .chain(published)
         .collect()
 }
 
 /// Moves with everything that a server reads anew, by its version where it is secret.
-fn reload(accepted: &Accepted<'_>, yaml: &str, handed_out: &HandedOut) -> String {
+fn reload(accepted: &Accepted<'_>, yaml: &str, issued: &IssuedCredentials) -> String {
     let mut hash = Sha256::new();
     hash.update(accepted.mirror.uid().unwrap_or_default());
     hash.update(yaml);
-    hash.update(handed_out.version.to_be_bytes());
-    if handed_out.replaced > 0 {
+    hash.update(issued.version.to_be_bytes());
+    if issued.replaced > 0 {
         // A server that starts again begins with the last good ones: not with those that are no longer good.
-        hash.update(handed_out.replaced.to_be_bytes());
+        hash.update(issued.replaced.to_be_bytes());
     }
     for bundle in accepted
         .upstreams

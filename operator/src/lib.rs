@@ -1,32 +1,31 @@
 //! The operator of `RegistryMirror` resources.
 //!
-//! A reconcile is a pipeline of modules, none of which reaches back: [`dereference`] reads what a spec points to,
-//! [`validate`] decides whether it can be acted on, [`issue`] makes its own certificates where it has any, [`desired`] works out the objects, [`apply`] writes what is not
-//! there yet, [`status`] says what came of it. [`controller`] wires them to the API server; [`cli`] also runs the same
-//! pipeline without one.
+//! A reconcile is a pipeline of modules, each of which imports only earlier ones: [`dereference`] reads the objects that a spec
+//! names, [`validate`] accepts or rejects the spec, [`certificates`] issues the mirror's own certificates, [`desired`] computes
+//! the objects, [`rollout`] limits how many mirrors change at the same time, [`apply`] writes the objects that differ, and
+//! [`status`] reports the result. [`controller`] connects them to the API server; [`cli`] also runs the pipeline on files.
 
+pub mod admin_server;
 pub mod apply;
+pub mod backoff;
+pub mod certificates;
 pub mod cli;
 pub mod cluster;
 pub mod controller;
 pub mod dereference;
 pub mod desired;
-pub mod health;
-pub mod index;
-pub mod issue;
 pub mod kind;
 pub mod lease;
 pub mod metrics;
+pub mod mirror_key;
+pub mod names;
 pub mod observed;
 pub mod owners;
-pub mod pace;
 mod quantity;
-pub mod replicas;
-pub mod retry;
-pub mod rights;
-pub mod risks;
+pub mod rbac;
+pub mod replica_poller;
+pub mod rollout;
 pub mod run;
-pub mod stages;
 pub mod status;
-mod unparsable;
 pub mod validate;
+pub mod warnings;

@@ -1,14 +1,10 @@
 //! What the operator tells Prometheus.
 
-use std::{
-    collections::HashSet,
-    fmt,
-    sync::{Mutex, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashSet, fmt, time::Duration};
 
 use crds::conditions::{ConditionType, Reason};
 use kube::{ResourceExt, runtime::reflector::Store};
+use parking_lot::Mutex;
 use prometheus_client::{
     encoding::{EncodeLabelSet, text},
     metrics::{
@@ -20,7 +16,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use crate::cluster::watch::Stored;
+use crate::cluster::triggers::StoredMirror;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ConditionLabels {
@@ -60,7 +56,7 @@ pub struct Metrics {
     upgrades: Family<UpgradeLabels, Gauge>,
     apply_rejected: Gauge,
     rejected_uids: Mutex<HashSet<String>>,
-    mirrors: Mutex<Vec<Store<Stored>>>,
+    mirrors: Mutex<Vec<Store<StoredMirror>>>,
 }
 
 impl Default for Metrics {
@@ -114,7 +110,7 @@ impl Default for Metrics {
 
 impl Metrics {
     /// Has errors of these classes told from zero on: no rate can be seen of what is first told as 1.
-    pub fn may_fail_by(&self, classes: &[&'static str]) {
+    pub fn initialize_errors(&self, classes: &[&'static str]) {
         for class in classes {
             drop(self.errors.get_or_create(&ErrorLabels { class }));
         }
@@ -144,7 +140,7 @@ impl Metrics {
 
     /// Whether the cluster goes on refusing an object of the mirror with this UID.
     pub fn apply_rejected(&self, uid: &str, is_rejected: bool) {
-        let mut uids = self.rejected_uids.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut uids = self.rejected_uids.lock();
         if is_rejected {
             uids.insert(uid.to_owned());
         } else {
@@ -153,11 +149,8 @@ impl Metrics {
     }
 
     /// Has these mirrors counted by condition.
-    pub fn count(&self, mirrors: Store<Stored>) {
-        self.mirrors
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(mirrors);
+    pub fn add_mirrors(&self, mirrors: Store<StoredMirror>) {
+        self.mirrors.lock().push(mirrors);
     }
 
     /// All of them in the text format.
@@ -165,8 +158,8 @@ impl Metrics {
     /// # Errors
     /// Never in practice: a `String` takes what is written to it.
     pub fn render(&self) -> Result<String, fmt::Error> {
-        let stores = self.mirrors.lock().unwrap_or_else(PoisonError::into_inner);
-        let apply_rejected = self.rejected_uids.lock().unwrap_or_else(PoisonError::into_inner);
+        let stores = self.mirrors.lock();
+        let apply_rejected = self.rejected_uids.lock();
         self.conditions.clear();
         self.apply_rejected.set(0);
         for mirror in stores.iter().flat_map(Store::state) {
@@ -185,7 +178,7 @@ impl Metrics {
 }
 
 /// Those of its status; of one that can't be read, what its status says where that can be written.
-fn conditions(mirror: &Stored) -> Vec<ConditionLabels> {
+fn conditions(mirror: &StoredMirror) -> Vec<ConditionLabels> {
     let Ok(mirror) = &mirror.0 else {
         return vec![ConditionLabels {
             condition: ConditionType::Accepted.to_string(),
@@ -217,7 +210,7 @@ mod tests {
     fn rejected_mirror_is_counted_once() {
         let metrics = Metrics::default();
         let mut mirrors = Writer::default();
-        metrics.count(mirrors.as_reader());
+        metrics.add_mirrors(mirrors.as_reader());
         for uid in ["a", "b", "c"] {
             let spec = json!({"upstreams": [{"host": "quay.io"}], "storage": {"type": "Ephemeral"}});
             let mut mirror = RegistryMirror::new(uid, serde_json::from_value(spec).unwrap());
@@ -259,7 +252,7 @@ mod tests {
     #[test]
     fn what_may_go_wrong_is_told_before_it_does() {
         let metrics = Metrics::default();
-        metrics.may_fail_by(&["apply", "read"]);
+        metrics.initialize_errors(&["apply", "read"]);
         metrics.reconciled(Duration::from_millis(5), Some("read"));
         let text = metrics.render().unwrap();
         for series in ["{class=\"apply\"} 0", "{class=\"read\"} 1"] {

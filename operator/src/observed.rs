@@ -1,4 +1,4 @@
-//! What the cluster holds of a mirror, as far as the operator acts on it or tells of it.
+//! The observed state of a mirror's objects and servers.
 
 use std::net::IpAddr;
 
@@ -12,44 +12,44 @@ use k8s_openapi::{
 use crate::quantity::amount;
 
 mod configuration;
-mod life;
-mod rendered;
 mod server;
+mod template_source;
+mod validity;
 
 pub use configuration::{Configuration, Text};
-pub use life::Life;
-pub use rendered::Rendered;
-pub use server::{Answer, Report, Server};
+pub use server::{PollResult, Server, ServerReport, UpstreamReport};
+pub use template_source::PodTemplateSource;
+pub use validity::Validity;
 
-/// A mirror's objects as they were last seen.
+/// The last observed state of a mirror.
 #[derive(Clone, Debug, Default)]
 pub struct Observed {
-    /// What runs the Pods.
+    /// The workload that runs the Pods.
     pub workload: Option<Workload>,
-    /// Where the Service is, once the cluster gave it an address.
+    /// The address of the Service, once the cluster gave it one.
     pub service: Option<ServiceAddress>,
     /// The numbers that the cluster gave the Service.
     pub allocation: Allocation,
     /// Every address and name that the cluster gave the Service: of either family, and of load balancers.
     pub service_names: Vec<String>,
-    /// The servers' configuration as it stands.
+    /// The servers' configuration in its `ConfigMap`.
     pub configuration: Option<Configuration>,
-    /// The claims that the operator made.
+    /// The PVCs that the operator created.
     pub claims: Vec<Claim>,
-    /// The claim that an admin is to make, where the spec names one.
+    /// The PVC that an admin creates, if the spec names one.
     pub existing_claim: Option<ExistingClaim>,
-    /// The Pods that run servers, and what these say of themselves.
+    /// The Pods that run servers, with the reports of the servers.
     pub servers: Vec<Server>,
-    /// How long the certificate is good that servers were handed; looked at only where nothing else says it.
-    pub certificate: Option<Life>,
-    /// When they were observed.
+    /// The validity of the certificate that servers have; read only if the outcome of the reconcile has none.
+    pub certificate: Option<Validity>,
+    /// The time of the observation.
     pub at: Timestamp,
-    /// The `StatefulSet`'s claim templates, as they were created.
+    /// The claim templates of the existing `StatefulSet`.
     pub claim_templates: Option<Vec<PersistentVolumeClaim>>,
 }
 
 impl Observed {
-    /// Every claim that there is.
+    /// Returns every PVC.
     pub fn all_claims(&self) -> impl Iterator<Item = &Claim> {
         let existing = self.existing_claim.as_ref();
         self.claims
@@ -57,7 +57,7 @@ impl Observed {
             .chain(existing.and_then(|existing| existing.claim.as_ref()))
     }
 
-    /// Whether every server runs with a configuration, by its SHA-256, and there is one.
+    /// Returns whether there is a server and every server runs with a configuration, by its SHA-256.
     pub fn all_run_with(&self, configuration: &str) -> bool {
         let runs = |server: &Server| {
             let report = server.report();
@@ -66,12 +66,14 @@ impl Observed {
         !self.servers.is_empty() && self.servers.iter().all(runs)
     }
 
-    /// A server was not asked yet: what it was known to say stands until it is.
-    pub fn has_unasked(&self) -> bool {
-        self.servers.iter().any(|server| server.answer == Answer::Unasked)
+    /// Returns whether a server was not polled yet: its last known state counts until then.
+    pub fn has_unpolled(&self) -> bool {
+        self.servers
+            .iter()
+            .any(|server| server.poll == PollResult::NotPolled)
     }
 
-    /// The claim that an admin is to make has no volume, or is not there.
+    /// Returns whether the PVC that an admin creates is missing or has no volume.
     pub fn lacks_claim(&self) -> bool {
         self.existing_claim
             .as_ref()
@@ -79,17 +81,17 @@ impl Observed {
     }
 }
 
-/// The numbers that a cluster gave a Service, which clients outside of it may hold.
+/// The addresses and the node port that the API server allocated to a Service, which clients may hold.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Allocation {
-    /// Its addresses in the cluster, at most one of each family.
+    /// The cluster IPs, at most one of each family.
     pub cluster_ips: Vec<String>,
-    /// Its port on every node.
+    /// The port on every node.
     pub node_port: Option<i32>,
 }
 
 impl Allocation {
-    /// Returns the numbers of a Service as it is.
+    /// Returns the allocation of a live Service.
     pub fn from_service(service: &Service) -> Self {
         let Some(spec) = &service.spec else {
             return Self::default();
@@ -101,8 +103,8 @@ impl Allocation {
         }
     }
 
-    /// Returns the numbers that a status recorded. A status of an earlier version has the URL alone.
-    pub fn recorded(endpoint: &Endpoint) -> Self {
+    /// Returns the allocation that a status records. A status of an earlier version has the URL alone.
+    pub fn from_status(endpoint: &Endpoint) -> Self {
         let authority = endpoint
             .url
             .split_once("://")
@@ -120,18 +122,18 @@ impl Allocation {
     }
 }
 
-/// Where clients reach the servers.
+/// The address at which clients reach the servers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServiceAddress {
-    /// The cluster's address.
+    /// The cluster IP.
     pub ip: String,
-    /// Its port for pulls.
+    /// The port for pulls.
     pub port: i32,
 }
 
 impl ServiceAddress {
-    /// As it is, not as the spec wants it: what is paused or rejected is not applied.
-    pub fn of(service: Service) -> Option<Self> {
+    /// Returns the address of the live Service. The spec may differ while it is paused or rejected.
+    pub fn from_service(service: Service) -> Option<Self> {
         let spec = service.spec?;
         Some(Self {
             ip: spec.cluster_ip.filter(|ip| !ip.is_empty())?,
@@ -139,7 +141,7 @@ impl ServiceAddress {
         })
     }
 
-    /// `IP:PORT`.
+    /// Returns `IP:PORT`.
     pub fn authority(&self) -> String {
         if self.ip.contains(':') {
             format!("[{}]:{}", self.ip, self.port)
@@ -148,106 +150,106 @@ impl ServiceAddress {
         }
     }
 
-    /// Where clients pull from.
+    /// Returns the URL that clients pull from.
     pub fn url(&self, tls: TlsMode) -> String {
         let scheme = if tls == TlsMode::Disabled { "http" } else { "https" };
         format!("{scheme}://{}", self.authority())
     }
 }
 
-/// A claim that the operator does not make.
+/// A PVC that the operator does not create.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ExistingClaim {
-    /// Its name.
+    /// The name.
     pub name: String,
-    /// What is there of that name.
+    /// The PVC, if it exists.
     pub claim: Option<Claim>,
 }
 
-/// What a workload's status says.
+/// The state of a workload.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Workload {
-    /// Its status is about its present spec.
+    /// The status is about the current spec.
     pub current: bool,
-    /// Pods that its spec asks for.
+    /// The number of Pods in the spec.
     pub wanted: i32,
-    /// Pods there are.
+    /// The number of existing Pods.
     pub replicas: i32,
-    /// Pods that are ready.
+    /// The number of ready Pods.
     pub ready: i32,
-    /// Pods that have the present template.
+    /// The number of Pods with the current template.
     pub updated: i32,
-    /// Why Pods can't be made: a quota or admission.
+    /// The message of a rejection of Pods, e.g. by a quota.
     pub obstacle: Option<String>,
-    /// How its Pods were rendered.
-    pub rendered: Option<Rendered>,
+    /// The source of the Pod template.
+    pub template_source: Option<PodTemplateSource>,
 }
 
 impl Workload {
-    /// Every Pod runs what the spec asks for, and there is none too many.
-    pub fn rolled_out(&self) -> bool {
+    /// Returns whether exactly the Pods of the spec exist, are current and ready.
+    pub fn is_rolled_out(&self) -> bool {
         self.current
             && self.updated == self.wanted
             && self.replicas == self.wanted
             && self.ready == self.wanted
     }
 
-    /// It was given what a new version of the operator brought.
+    /// Returns whether the workload was admitted to the rollout of a new version.
     pub fn is_upgraded(&self) -> bool {
         self.upgraded().is_some()
     }
 
-    /// Since when.
+    /// Returns the time of that admission.
     pub fn upgraded(&self) -> Option<Timestamp> {
-        self.rendered.as_ref()?.upgraded
+        self.template_source.as_ref()?.upgraded
     }
 }
 
-/// A claim's state.
+/// The state of a PVC.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Claim {
-    /// Its name.
+    /// The name.
     pub name: String,
-    /// The replica that it is for.
+    /// The ordinal of its replica.
     pub ordinal: u32,
-    /// It has a volume.
+    /// The PVC has a volume.
     pub bound: bool,
-    /// What is asked for.
+    /// The requested size.
     pub requested: Option<Quantity>,
-    /// What it has.
+    /// The size of the volume.
     pub capacity: Option<Quantity>,
-    /// It is deleted with the mirror, by its owner references.
+    /// The PVC is deleted with the mirror, by its owner references.
     pub goes_with_mirror: bool,
-    /// How far its growth is, where more is asked for than it has.
+    /// The state of its growth, if it requests more than it has.
     pub growth: Growth,
 }
 
-/// How far a claim's growth is, by the conditions of who grows it: the storage driver, then the node.
+/// The state of a PVC's growth, from the conditions that the storage driver and the node set.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Growth {
-    /// Nobody has said anything yet.
+    /// No condition is set yet.
     #[default]
-    Asked,
-    /// The volume is being grown.
+    Requested,
+    /// The storage driver grows the volume.
     Volume,
-    /// The volume has grown; the file system on it is the node's to grow.
+    /// The volume has grown; the node grows the file system.
     FileSystem,
-    /// It fails, is tried again, and this was said last.
+    /// The growth fails with this message and is retried.
     Failing(String),
-    /// It will not be tried again.
+    /// The growth fails with this message for good.
     Infeasible(String),
 }
 
 impl Claim {
-    /// More is asked for than there is.
+    /// Returns whether the PVC requests more than it has.
     pub fn is_growing(&self) -> bool {
         self.requested
             .as_ref()
-            .is_some_and(|requested| self.is_more_than_there_is(requested))
+            .is_some_and(|requested| self.exceeds_capacity(requested))
     }
 
-    /// Whether a size is above what the claim has: such a one may be asked for, also instead of a larger one.
-    pub fn is_more_than_there_is(&self, size: &Quantity) -> bool {
+    /// Returns whether a size is above the capacity: only such a size may be requested, also in place of a larger one.
+    pub fn exceeds_capacity(&self, size: &Quantity) -> bool {
         let capacity = self.capacity.as_ref().and_then(|capacity| amount(&capacity.0));
         amount(&size.0)
             .zip(capacity)
@@ -260,10 +262,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn recorded_url_gives_address_back() {
+    fn allocation_is_read_from_the_url() {
         let recorded = |url: &str| {
             let endpoint = serde_json::from_value(serde_json::json!({ "url": url })).unwrap();
-            Allocation::recorded(&endpoint).cluster_ips.pop()
+            Allocation::from_status(&endpoint).cluster_ips.pop()
         };
         assert_eq!(recorded("http://10.96.0.7:5000").as_deref(), Some("10.96.0.7"));
         assert_eq!(recorded("https://[fd00::7]:80").as_deref(), Some("fd00::7"));
@@ -272,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_is_a_url_for_either_family() {
+    fn url_brackets_ipv6_addresses() {
         let url = |ip: &str, port| {
             let ip = ip.to_owned();
             ServiceAddress { ip, port }.url(TlsMode::Disabled)

@@ -11,12 +11,12 @@ use mirror::clock::Clock;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    admin_server::Health,
+    certificates::CertificateLifetimes,
     cluster::Scope,
     controller::{self, Controller, Settings},
     desired::Release,
-    health::Health,
-    issue::Terms,
-    stages::{Limits, Stages},
+    rollout::{Rollout, RolloutConfig},
 };
 
 /// What the operator looks after, and what it brings along.
@@ -29,13 +29,13 @@ pub struct Options {
     /// What a release has fixed.
     pub release: Release,
     /// For how long the certificates are good that it issues.
-    pub terms: Terms,
+    pub lifetimes: CertificateLifetimes,
     /// What it takes for the time.
     pub clock: Clock,
     /// How often every mirror is looked at though nothing seems to have happened.
     pub resync: Duration,
     /// How mirrors take up a new release.
-    pub upgrades: Limits,
+    pub upgrades: RolloutConfig,
 }
 
 impl Default for Options {
@@ -45,10 +45,10 @@ impl Default for Options {
             name: String::new(),
             namespaces: Vec::new(),
             release: Release::default(),
-            terms: Terms::default(),
+            lifetimes: CertificateLifetimes::default(),
             clock: Clock::default(),
             resync: controller::RESYNC,
-            upgrades: Limits::default(),
+            upgrades: RolloutConfig::default(),
         }
     }
 }
@@ -57,20 +57,20 @@ impl Default for Options {
 pub async fn run(client: Client, options: Options, health: Health, shutdown: CancellationToken) {
     let recorder = Recorder::new(client.clone(), Reporter::from("registry-mirror"));
     let scopes = scopes(&options.namespaces);
-    let parts = Stages::in_parts(&scopes, options.upgrades, &health.metrics);
+    let rollouts = Rollout::per_scope(&scopes, options.upgrades, &health.metrics);
     let controllers: Vec<_> = scopes
         .iter()
-        .zip(parts)
-        .map(|(scope, part)| {
+        .zip(rollouts)
+        .map(|(scope, rollout)| {
             let settings = Settings {
                 name: options.name.clone(),
                 release: options.release.clone(),
-                terms: options.terms,
+                lifetimes: options.lifetimes,
                 clock: options.clock.clone(),
                 resync: options.resync,
             };
             let (recorder, metrics) = (recorder.clone(), health.metrics.clone());
-            Controller::new(&client, scope, settings, recorder, metrics, part)
+            Controller::new(&client, scope, settings, recorder, metrics, rollout)
         })
         .collect();
     let synced = join_all(controllers.iter().map(Controller::synced));

@@ -11,7 +11,8 @@ use kube::ResourceExt;
 
 use crate::{
     apply::Applied,
-    desired::{Desired, names},
+    desired::Desired,
+    names,
     observed::{Claim, Observed},
     quantity::amount,
     validate::{Accepted, Rejection},
@@ -26,7 +27,7 @@ mod storage;
 mod upstreams;
 pub mod write;
 
-pub use certificate::{Certificate, until_news};
+pub use certificate::{CertificateStatus, next_validity_change};
 pub use credentials::{UpstreamCredentials, Verdict};
 
 /// What the status has room for.
@@ -51,7 +52,7 @@ pub struct Acted {
     /// Of the upstreams that have credentials, in the spec's order.
     pub credentials: Vec<UpstreamCredentials>,
     /// What clients are shown, where they are served over TLS.
-    pub certificate: Option<Certificate>,
+    pub certificate: Option<CertificateStatus>,
     /// What became of the claims.
     pub applied: Applied,
     /// The version of the servers' configuration.
@@ -59,9 +60,9 @@ pub struct Acted {
     /// How far the mirror is with a new version of the operator.
     pub upgrade: Upgrade,
     /// A server has yet to read what it is handed.
-    pub is_news: bool,
+    pub needs_reload: bool,
     /// Servers were handed other credentials than the last status tells of.
-    pub is_new: bool,
+    pub has_new_credentials: bool,
 }
 
 /// How far a mirror is with what a new version of the operator brought.
@@ -83,7 +84,7 @@ impl Acted {
         let told: Vec<_> = told
             .filter_map(|u| Some((u.host.as_str(), u.credentials.as_ref()?)))
             .collect();
-        let credentials = credentials::of(accepted, desired, observed);
+        let credentials = credentials::upstream_credentials(accepted, desired, observed);
         let same = |now: &UpstreamCredentials| {
             let mut told = told.iter();
             told.any(|(host, told)| {
@@ -91,20 +92,20 @@ impl Acted {
             })
         };
         Self {
-            is_new: !credentials.iter().all(same),
+            has_new_credentials: !credentials.iter().all(same),
             credentials,
-            certificate: accepted.serving.as_ref().map(Certificate::new),
+            certificate: accepted.serving.as_ref().map(CertificateStatus::new),
             applied,
             configuration: desired.configuration_version.clone(),
             upgrade: Upgrade::Fine,
-            is_news: observed.servers.iter().any(|server| desired.is_news_to(server)),
+            needs_reload: observed.servers.iter().any(|server| desired.needs_reload(server)),
         }
     }
 }
 
 impl Outcome {
     /// Whether servers were handed all that they should have.
-    pub fn is_handed_out(&self) -> bool {
+    pub fn is_fully_applied(&self) -> bool {
         matches!(self, Self::Acted(acted) if acted.applied.is_whole())
     }
 
@@ -118,8 +119,14 @@ impl Outcome {
     }
 
     /// Whether a server has yet to read what it is handed.
-    pub fn is_news_to_some(&self) -> bool {
-        matches!(self, Self::Acted(Acted { is_news: true, .. }))
+    pub fn is_reload_pending(&self) -> bool {
+        matches!(
+            self,
+            Self::Acted(Acted {
+                needs_reload: true,
+                ..
+            })
+        )
     }
 }
 
@@ -134,7 +141,7 @@ pub fn is_pending(status: &RegistryMirrorStatus) -> bool {
 }
 
 /// The status that a mirror should have. Pure; what is not known stays as it was.
-pub fn of(
+pub fn compute(
     mirror: &RegistryMirror,
     before: &RegistryMirrorStatus,
     outcome: &Outcome,
@@ -157,7 +164,7 @@ pub fn of(
         upstreams: upstream_statuses(mirror, before, outcome, observed),
         storage: capacity(observed.all_claims()),
         server_version: server_version(before, observed),
-        conditions: conditions::of(mirror, generation, &before.conditions, outcome, observed, now),
+        conditions: conditions::compute(mirror, generation, &before.conditions, outcome, observed, now),
     }
 }
 
@@ -170,9 +177,9 @@ fn selector(mirror: &str) -> String {
 }
 
 /// Whether there is a `ConfigMap` with what clients have to trust.
-fn has_authority(before: &RegistryMirrorStatus, outcome: &Outcome) -> bool {
+fn has_ca(before: &RegistryMirrorStatus, outcome: &Outcome) -> bool {
     match outcome {
-        Outcome::Acted(acted) => acted.certificate.as_ref().is_some_and(|c| c.has_authority),
+        Outcome::Acted(acted) => acted.certificate.as_ref().is_some_and(|c| c.has_ca),
         Outcome::Paused | Outcome::Rejected(_) | Outcome::Failed(_) => {
             let before = before.endpoint.as_ref();
             before.is_some_and(|endpoint| endpoint.ca_config_map.is_some())
@@ -195,7 +202,7 @@ fn endpoint(
         url: service.url(mirror.spec.tls.mode),
         cluster_ips: observed.allocation.cluster_ips.clone(),
         node_port: observed.allocation.node_port,
-        ca_config_map: has_authority(before, outcome).then(|| names::authority(&mirror.name_any())),
+        ca_config_map: has_ca(before, outcome).then(|| names::ca_bundle(&mirror.name_any())),
         hosts_config_map: publishes.then(|| names::hosts(&mirror.name_any())),
     })
 }
@@ -212,7 +219,7 @@ fn upstream_statuses(
         UpstreamStatus {
             host: upstream.host.clone(),
             state: match known {
-                Some(known) if observed.has_unasked() => known.state,
+                Some(known) if observed.has_unpolled() => known.state,
                 _ => upstreams::state(&upstream.host, observed),
             },
             credentials: match outcome {

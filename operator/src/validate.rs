@@ -12,7 +12,7 @@ use url::{Host, Url};
 
 use crate::{
     dereference::{Reference, References},
-    desired::names,
+    names,
 };
 
 pub mod bundle;
@@ -39,7 +39,7 @@ pub struct Accepted<'a> {
     /// What clients are shown; `None`: plain HTTP, or nothing was issued yet.
     pub serving: Option<Serving>,
     /// The mirror's own authority, as it is kept, once it issued what clients are shown.
-    pub authority: Option<BTreeMap<String, Vec<u8>>>,
+    pub ca: Option<BTreeMap<String, Vec<u8>>>,
     /// The certificates of the CAs that sign clients' certificates, in PEM; `None`: clients need none.
     pub client_ca: Option<Vec<u8>>,
     /// Who may pull, as an htpasswd file; `None`: anyone.
@@ -126,16 +126,16 @@ pub fn accept<'a>(mirror: &'a RegistryMirror, references: &References) -> Result
         .enumerate()
         .map(|(index, spec)| upstream(mirror, spec, references).map_err(|error| at(index, error)))
         .collect::<Result<Vec<_>, _>>()?;
-    let max_size = size::of_cache(&mirror.spec.cache, &volume)?;
+    let max_size = size::cache_limit(&mirror.spec.cache, &volume)?;
     Ok(Accepted {
         mirror,
         upstreams,
         volume,
         max_size,
-        serving: serving::of(mirror, references)?,
-        authority: None,
-        client_ca: bundle::of_clients(mirror, references)?,
-        users: users::of(mirror, references)?,
+        serving: serving::resolve(mirror, references)?,
+        ca: None,
+        client_ca: bundle::resolve_client_ca(mirror, references)?,
+        users: users::resolve(mirror, references)?,
     })
 }
 
@@ -179,7 +179,7 @@ fn upstream<'a>(
     };
     Ok(Upstream {
         spec,
-        bundle: bundle::of(spec, references)?,
+        bundle: bundle::resolve(spec, references)?,
         credentials,
         remote,
     })
@@ -191,7 +191,7 @@ fn not_our_own(mirror: &RegistryMirror, secret: &str) -> Result<(), Rejection> {
     let own = [
         names::credentials(&mirror),
         names::files(&mirror),
-        names::authority_key(&mirror),
+        names::ca_key(&mirror),
     ];
     if own.iter().any(|own| own == secret) {
         return Err(Rejection::invalid(format!(

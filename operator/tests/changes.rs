@@ -15,9 +15,10 @@ use crds::RegistryMirror;
 use futures::executor::block_on;
 use k8s_openapi::api::core::v1::Secret;
 use operator::{
+    certificates::{self, CertificateLifetimes},
     dereference::{self, Contents, Reader, Reference},
-    desired::{self, Child, Desired, Release, names},
-    issue::{self, Terms},
+    desired::{self, Child, Desired, Release},
+    names,
     observed::{Observed, ServiceAddress},
     validate,
 };
@@ -489,10 +490,17 @@ fn desired(mirror: &RegistryMirror, shelf: &Shelf, handed_out: Option<Contents>)
         ..Observed::default()
     };
     let mut references = block_on(dereference::read(mirror, shelf)).unwrap();
-    references.handed_out = handed_out;
+    references.credentials = handed_out;
     let mut accepted = validate::accept(mirror, &references).unwrap();
-    let names = issue::names(mirror, &observed);
-    issue::certificates(&mut accepted, &references, &names, observed.at, &Terms::default()).unwrap();
+    let names = certificates::subject_names(mirror, &observed);
+    certificates::ensure(
+        &mut accepted,
+        &references,
+        &names,
+        observed.at,
+        &CertificateLifetimes::default(),
+    )
+    .unwrap();
     desired::objects(&accepted, &references, &observed, &Release::default()).unwrap()
 }
 

@@ -9,11 +9,12 @@ use futures::executor::block_on;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use mirror::credentials::{CredentialEntry, Entries};
 use operator::{
+    certificates::{self, CertificateLifetimes},
     dereference::{self, Contents, Reader, Reference, References},
-    desired::{self, Child, Desired, Release, names},
-    issue::{self, Terms},
+    desired::{self, Child, Desired, Release},
     kind::Kind,
-    observed::{Answer, Claim, Configuration, Observed, Report, Server, ServiceAddress, Text},
+    names,
+    observed::{Claim, Configuration, Observed, PollResult, Server, ServerReport, ServiceAddress, Text},
     validate,
 };
 use serde_json::Value;
@@ -117,8 +118,15 @@ fn references(mirror: &RegistryMirror, shelf: &Shelf) -> References {
 fn desired(mirror: &RegistryMirror, shelf: &Shelf, observed: &Observed) -> Desired {
     let references = references(mirror, shelf);
     let mut accepted = validate::accept(mirror, &references).unwrap();
-    let names = issue::names(mirror, observed);
-    issue::certificates(&mut accepted, &references, &names, observed.at, &Terms::default()).unwrap();
+    let names = certificates::subject_names(mirror, observed);
+    certificates::ensure(
+        &mut accepted,
+        &references,
+        &names,
+        observed.at,
+        &CertificateLifetimes::default(),
+    )
+    .unwrap();
     let release = Release {
         server_image: "registry-mirror:test".to_owned(),
         ..Release::default()
@@ -144,7 +152,9 @@ fn documents(desired: &Desired) -> Vec<Value> {
                 *value = String::from_utf8(bytes).unwrap().into();
             }
         }
-        if let Some(note) = manifest.pointer_mut("/metadata/annotations/registrymirror.io~1rendered") {
+        if let Some(note) =
+            manifest.pointer_mut("/metadata/annotations/registrymirror.io~1pod-template-source")
+        {
             // It moves with what is shown anyway.
             let mut rendered: Value = serde_json::from_str(note.as_str().unwrap()).unwrap();
             rendered["template"] = "HASH".into();
@@ -730,7 +740,7 @@ fn an_upstreams_password_is_shown_by_no_other_that_is_asked_at_a_host_of_its_nam
     let desired = desired(&mirror, &shelf(), &Observed::default());
     let config = mirror::config::Config::new(&desired.config).unwrap();
     assert_eq!(
-        shown(&config, &desired.handed_out.files()["config.json"]),
+        shown(&config, &desired.issued.files()["config.json"]),
         ["docker.io", "ghcr.io", "quay.io"]
     );
 }
@@ -799,15 +809,15 @@ fn the_server_reads_the_configuration_that_is_written_for_it() {
 }
 
 fn with_configuration(current: &Text, last_good: Option<&Text>, server: Option<&str>) -> Observed {
-    let report = |version: &str| Report {
+    let report = |version: &str| ServerReport {
         configuration: version.to_owned(),
-        ..Report::default()
+        ..ServerReport::default()
     };
     let server = server.map(|version| Server {
         pod: "hub-0".to_owned(),
         uid: "u".to_owned(),
         address: [127, 0, 0, 2].into(),
-        answer: Answer::Given(report(version)),
+        poll: PollResult::Report(report(version)),
     });
     Observed {
         configuration: Some(Configuration {

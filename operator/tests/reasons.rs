@@ -11,8 +11,8 @@ use k8s_openapi::jiff::Timestamp;
 use mirror::admin::{CacheStatus, Status, UpstreamStatus};
 use mirror::credentials::Report;
 use operator::apply::{Applied, RefusedClaim};
-use operator::observed::{Answer, Claim, Life, Observed, Server, Workload};
-use operator::status::{self, Acted, Certificate, Outcome, Upgrade, UpstreamCredentials, Verdict};
+use operator::observed::{Claim, Observed, PollResult, Server, Validity, Workload};
+use operator::status::{self, Acted, CertificateStatus, Outcome, Upgrade, UpstreamCredentials, Verdict};
 use operator::validate::Rejection;
 use operator::validate::credentials::Problem;
 use serde_json::json;
@@ -36,7 +36,7 @@ impl Case {
         });
         let mirror: RegistryMirror = serde_json::from_value(document).unwrap();
         let before = RegistryMirrorStatus::default();
-        status::of(
+        status::compute(
             &mirror,
             &before,
             &self.outcome,
@@ -71,7 +71,7 @@ fn workload(wanted: i32, ready: i32) -> Observed {
         ready,
         updated: wanted,
         obstacle: None,
-        rendered: None,
+        template_source: None,
     };
     Observed {
         workload: Some(workload),
@@ -130,15 +130,15 @@ fn reporting(state: &str, full: bool) -> Case {
         },
         ..Status::default()
     };
-    answering(Answer::Given(report.into()))
+    answering(PollResult::Report(report.into()))
 }
 
-fn answering(answer: Answer) -> Case {
+fn answering(poll: PollResult) -> Case {
     let server = Server {
         pod: "hub-0".to_owned(),
         uid: "p".to_owned(),
         address: IpAddr::from([127, 0, 0, 2]),
-        answer,
+        poll,
     };
     let mut case = serving();
     case.observed.servers = vec![server];
@@ -175,13 +175,13 @@ fn refused(reason: Reason) -> Case {
 
 /// A certificate that ends so many seconds after the time of these statuses.
 fn certificate(expires: i64, problem: Option<Reason>) -> Case {
-    let certificate = Certificate {
-        life: Life {
-            starts: expires - 60,
-            ends: expires,
+    let certificate = CertificateStatus {
+        validity: Validity {
+            not_before: expires - 60,
+            not_after: expires,
         },
         changes: expires,
-        has_authority: false,
+        has_ca: false,
         problem: problem.map(|reason| Problem {
             reason,
             message: String::new(),
@@ -461,15 +461,15 @@ fn a_rejection_moves_readiness_only_where_nothing_serves(good: bool) -> String {
 }
 
 /// A server that has another configuration than the mirror's, which is of no version here.
-#[test_case(Answer::Silent => "RollingOut"; "no answer")]
-#[test_case(Answer::Given(report("old", "")) => "RollingOut"; "another configuration")]
-#[test_case(Answer::Given(report("old", "line 3: no such key")) => "RollingOut"; "a refused configuration")]
-#[test_case(Answer::Given(report("", "")) => "RolledOut"; "this configuration")]
-fn a_change_goes_on_until_every_replica_reports_it(answer: Answer) -> String {
+#[test_case(PollResult::Unresponsive => "RollingOut"; "no answer")]
+#[test_case(PollResult::Report(report("old", "")) => "RollingOut"; "another configuration")]
+#[test_case(PollResult::Report(report("old", "line 3: no such key")) => "RollingOut"; "a refused configuration")]
+#[test_case(PollResult::Report(report("", "")) => "RolledOut"; "this configuration")]
+fn a_change_goes_on_until_every_replica_reports_it(answer: PollResult) -> String {
     answering(answer).of(Kind::Progressing).unwrap().1
 }
 
-fn report(configuration: &str, error: &str) -> operator::observed::Report {
+fn report(configuration: &str, error: &str) -> operator::observed::ServerReport {
     Status {
         configuration_version: configuration.to_owned(),
         configuration_error: error.to_owned(),
@@ -488,8 +488,8 @@ fn what_a_server_said_stands_until_it_was_asked() {
     let mirror: RegistryMirror = serde_json::from_value(document).unwrap();
     let case = reporting("Reachable", false);
     let before = case.told();
-    let restarted = answering(Answer::Unasked);
-    let after = status::of(
+    let restarted = answering(PollResult::NotPolled);
+    let after = status::compute(
         &mirror,
         &before,
         &restarted.outcome,

@@ -38,7 +38,7 @@ fn serving() -> Observed {
         ready: 1,
         updated: 1,
         obstacle: None,
-        rendered: None,
+        template_source: None,
     };
     Observed {
         workload: Some(workload),
@@ -77,7 +77,7 @@ fn at(second: i64) -> Timestamp {
 }
 
 fn status(spec: Value, outcome: &Outcome, observed: &Observed) -> RegistryMirrorStatus {
-    status::of(
+    status::compute(
         &mirror(spec),
         &RegistryMirrorStatus::default(),
         outcome,
@@ -177,7 +177,7 @@ fn what_keeps_pods_from_being_made_is_told() {
     let workload = Workload {
         wanted: 1,
         obstacle: Some("exceeded quota: small".to_owned()),
-        rendered: None,
+        template_source: None,
         ..Workload::default()
     };
     let status = status(
@@ -194,10 +194,10 @@ fn what_keeps_pods_from_being_made_is_told() {
     );
 }
 
-#[test_case(Workload { current: false, wanted: 1, replicas: 1, ready: 1, updated: 1, obstacle: None, rendered: None } => "True/RollingOut"; "the workload's controller has not looked yet")]
-#[test_case(Workload { current: true, wanted: 2, replicas: 2, ready: 2, updated: 1, obstacle: None, rendered: None } => "True/RollingOut"; "an old Pod")]
-#[test_case(Workload { current: true, wanted: 1, replicas: 2, ready: 1, updated: 1, obstacle: None, rendered: None } => "True/RollingOut"; "a Pod too many")]
-#[test_case(Workload { current: true, wanted: 2, replicas: 2, ready: 2, updated: 2, obstacle: None, rendered: None } => "False/RolledOut"; "all new and ready")]
+#[test_case(Workload { current: false, wanted: 1, replicas: 1, ready: 1, updated: 1, obstacle: None, template_source: None } => "True/RollingOut"; "the workload's controller has not looked yet")]
+#[test_case(Workload { current: true, wanted: 2, replicas: 2, ready: 2, updated: 1, obstacle: None, template_source: None } => "True/RollingOut"; "an old Pod")]
+#[test_case(Workload { current: true, wanted: 1, replicas: 2, ready: 1, updated: 1, obstacle: None, template_source: None } => "True/RollingOut"; "a Pod too many")]
+#[test_case(Workload { current: true, wanted: 2, replicas: 2, ready: 2, updated: 2, obstacle: None, template_source: None } => "False/RolledOut"; "all new and ready")]
 fn progress(workload: Workload) -> String {
     let observed = Observed {
         workload: Some(workload),
@@ -318,8 +318,8 @@ fn a_claim_that_may_not_grow_is_told_and_pulls_go_on() {
 fn a_transition_moves_its_time_and_nothing_else_does() {
     let mirror = mirror(ephemeral());
     let before = RegistryMirrorStatus::default();
-    let first = status::of(&mirror, &before, &acted(vec![]), &serving(), at(100));
-    let same = status::of(&mirror, &first, &acted(vec![]), &serving(), at(200));
+    let first = status::compute(&mirror, &before, &acted(vec![]), &serving(), at(100));
+    let same = status::compute(&mirror, &first, &acted(vec![]), &serving(), at(200));
     assert_eq!(same, first, "so that nothing is written");
     let workload = Workload {
         wanted: 1,
@@ -329,7 +329,7 @@ fn a_transition_moves_its_time_and_nothing_else_does() {
         workload: Some(workload),
         ..serving()
     };
-    let next = status::of(&mirror, &first, &acted(vec![]), &down, at(300));
+    let next = status::compute(&mirror, &first, &acted(vec![]), &down, at(300));
     let time = |kind| find(&next, kind).unwrap().last_transition_time.0.as_second();
     assert_eq!(
         (time(ConditionType::Available), time(ConditionType::Accepted)),
@@ -406,7 +406,7 @@ fn a_failure_to_apply_tells_what_is_there_and_claims_nothing_of_the_new_spec() {
         }),
         ..serving()
     };
-    let after = status::of(&newer, &before, &Outcome::Failed(None), &down, at(200));
+    let after = status::compute(&newer, &before, &Outcome::Failed(None), &down, at(200));
     assert_eq!(
         told(&after, ConditionType::Accepted).unwrap(),
         "True/SpecAccepted"
@@ -480,7 +480,7 @@ fn a_pause_leaves_what_was_said_before() {
     let before = status(ephemeral(), &acted(vec![problem]), &serving());
     let mut spec = ephemeral();
     spec["paused"] = json!(true);
-    let paused = status::of(&mirror(spec), &before, &Outcome::Paused, &serving(), at(200));
+    let paused = status::compute(&mirror(spec), &before, &Outcome::Paused, &serving(), at(200));
     assert_eq!(told(&paused, ConditionType::Paused).unwrap(), "True/PausedBySpec");
     assert_eq!(
         told(&paused, ConditionType::Accepted).unwrap(),
@@ -502,7 +502,7 @@ fn what_somebody_else_wrote_into_the_status_is_not_kept() {
     for condition in &mut before.conditions {
         (condition.status, condition.reason) = ("False".to_owned(), "Mine".to_owned());
     }
-    let paused = status::of(&mirror(spec), &before, &Outcome::Paused, &serving(), at(200));
+    let paused = status::compute(&mirror(spec), &before, &Outcome::Paused, &serving(), at(200));
     assert_eq!(told(&paused, ConditionType::Accepted), None);
     assert_eq!(ready(&paused), "True/Serving");
 }

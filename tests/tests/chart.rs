@@ -253,7 +253,10 @@ async fn wrong_values_are_refused_by_name() {
         ),
         ("--set=logLevel=loud", "/logLevel"),
         ("--set=upgrades.maxConcurrent=0", "/upgrades/maxConcurrent"),
-        ("--set=upgrades.progressDeadline=soon", "/upgrades/progressDeadline"),
+        (
+            "--set=upgrades.progressDeadline=soon",
+            "/upgrades/progressDeadline",
+        ),
         ("--set=podLabels.a=1", "/podLabels/a"),
         ("--set=replicas=-1", "/replicas"),
         ("--set=fullnameOverride=A", "/fullnameOverride"),
@@ -269,8 +272,14 @@ async fn wrong_values_are_refused_by_name() {
 async fn renamed_value_is_refused_with_its_new_name() {
     let helm = Helm::offline().await;
     for (flag, expected) in [
-        ("--set=upgrades.atATime=3", "upgrades.atATime is now upgrades.maxConcurrent"),
-        ("--set=upgrades.patience=10m", "upgrades.patience is now upgrades.progressDeadline"),
+        (
+            "--set=upgrades.atATime=3",
+            "upgrades.atATime is now upgrades.maxConcurrent",
+        ),
+        (
+            "--set=upgrades.patience=10m",
+            "upgrades.patience is now upgrades.progressDeadline",
+        ),
     ] {
         let refused = helm.template(&[flag]).await.unwrap_err();
         assert!(refused.contains(expected), "{flag}: {refused}");

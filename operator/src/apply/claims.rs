@@ -1,29 +1,40 @@
-//! Claims: their owners first, then their size.
+//! Applies PVCs: their owners first, then their size.
 
-use crds::conditions::Reason;
+use crds::{
+    RegistryMirror,
+    conditions::Reason,
+    storage::{RetentionPolicy, Volume},
+};
 
-use super::{Applied, Error, Found, RefusedClaim, Target, Tried, guard, key};
+use super::{
+    Applied, Applier, ApplyError, ApplyResults, OwnedUids, RefusedClaim, adopt::OwnerChange, key, ownership,
+};
 use crate::{
     desired::{Child, Desired},
     owners,
 };
 
-impl Target<'_> {
-    /// Applies the claims; returns whether the workload may follow. Where one could not be asked for, the workload must
-    /// not make its own.
+/// Returns whether the PVCs of a mirror are deleted with it.
+pub(super) fn is_owner(mirror: &RegistryMirror) -> bool {
+    let volume = mirror.spec.storage.volume();
+    matches!(volume, Some(Volume::Claims { claim, .. }) if claim.retention_policy == RetentionPolicy::Delete)
+}
+
+impl Applier<'_> {
+    /// Applies the PVCs. Returns whether the workload may follow: it must not create a PVC that could not be requested.
     pub(super) async fn apply_claims(
         &self,
         desired: &Desired,
-        found: &Found,
+        owned: &OwnedUids,
         applied: &mut Applied,
-        tried: &mut Tried,
+        results: &mut ApplyResults,
     ) -> bool {
         for claim in &desired.claims {
-            match self.apply_claim(claim, found).await {
+            match self.apply_claim(claim, owned).await {
                 Ok(None) => {}
                 Ok(Some(refused)) => _ = applied.refused_claims.insert(claim.name.clone(), refused),
                 Err(error) => {
-                    if !tried.note(Err(error)) {
+                    if !results.record(Err(error)) {
                         return false;
                     }
                 }
@@ -32,66 +43,75 @@ impl Target<'_> {
         true
     }
 
-    /// Applies one claim; returns the API server's refusal, if there is one. The owners come first and by themselves, so
-    /// that a growth which is refused does not keep a cache that is to be kept from being safe.
-    async fn apply_claim(&self, claim: &Child, found: &Found) -> Result<Option<RefusedClaim>, Error> {
-        let is_owned = claim.manifest.pointer("/metadata/ownerReferences").is_some();
-        if let Err(error) = self.own_claim(claim, is_owned).await {
+    /// Applies one PVC, and returns its rejection. The owners come first and apart, so that the retention policy takes
+    /// effect although a growth is rejected.
+    async fn apply_claim(
+        &self,
+        claim: &Child,
+        owned: &OwnedUids,
+    ) -> Result<Option<RefusedClaim>, ApplyError> {
+        let is_owned = is_owner(self.mirror);
+        if let Err(error) = self.set_claim_owner(claim, is_owned).await {
             return refused_owners(error, is_owned).map(Some);
         }
-        match self.apply(claim, found).await {
+        match self.apply(claim, owned).await {
             Ok(()) => Ok(None),
-            Err(error) => refused_claim(error, found.contains_key(&key(claim))).map(Some),
+            Err(error) => refused_claim(error, owned.contains_key(&key(claim))).map(Some),
         }
     }
 
-    /// Has a claim go with the mirror, or stay when it goes.
-    async fn own_claim(&self, claim: &Child, is_owned: bool) -> Result<(), Error> {
+    async fn set_claim_owner(&self, claim: &Child, is_owned: bool) -> Result<(), ApplyError> {
         let (kind, name) = (claim.kind, claim.name.as_str());
-        let Some(live) = self.cluster.children.get(kind, &self.namespace, name) else {
+        let Some(live) = self.cluster.cache.get(kind, &self.namespace, name) else {
             return Ok(());
         };
         if owners::wanted(self.mirror, &live.metadata, is_owned).is_some() {
-            let may = |metadata: &_| guard::check(self.mirror, kind, metadata).map_err(Error::from);
-            self.set_owners(kind, name, is_owned, may).await?;
+            let check = |metadata: &_| {
+                ownership::check(self.mirror, kind, metadata)?;
+                Ok(OwnerChange::Allowed)
+            };
+            self.set_owners(kind, name, is_owned, check).await?;
         }
         Ok(())
     }
 }
 
-/// Returns the refusal of a change of owners; the error where a retry may succeed.
-fn refused_owners(error: Error, is_owned: bool) -> Result<RefusedClaim, Error> {
+/// Returns the rejection of a change of owners, or the error if a retry may succeed.
+fn refused_owners(error: ApplyError, is_owned: bool) -> Result<RefusedClaim, ApplyError> {
     let consequence = if is_owned {
-        "the claim would stay when the mirror is deleted (retentionPolicy Delete)"
+        "the PVC would stay when the mirror is deleted (retentionPolicy Delete)"
     } else {
-        "the claim would still be deleted with the mirror (retentionPolicy Retain)"
+        "the PVC would still be deleted with the mirror (retentionPolicy Retain)"
     };
-    refusal(error, |_| {
+    rejection(error, |_| {
         Some((
             Reason::RetentionPolicyNotApplied,
-            format!("{consequence}, as its owner references can't be changed: "),
+            format!("owner references not changed, so that {consequence}: "),
         ))
     })
 }
 
-/// A claim that is there was refused its growth, one that is not there was refused by a quota or a policy.
-fn refused_claim(error: Error, is_there: bool) -> Result<RefusedClaim, Error> {
-    refusal(error, |code| match code {
-        403 if is_there => Some((Reason::ResizeUnsupported, String::new())),
+/// Returns the rejection of a PVC: of its growth if it exists, else by a quota or a policy.
+fn refused_claim(error: ApplyError, exists: bool) -> Result<RefusedClaim, ApplyError> {
+    rejection(error, |code| match code {
+        403 if exists => Some((Reason::ResizeUnsupported, String::new())),
         403 | 422 => Some((Reason::ClaimPending, String::new())),
         _ => None,
     })
 }
 
-/// Returns the refusal in the API server's words after those that `of` has for its code; the error where it is none.
-fn refusal(error: Error, of: impl FnOnce(u16) -> Option<(Reason, String)>) -> Result<RefusedClaim, Error> {
-    let Some(status) = error.refusal() else {
+/// Returns the rejection with the reason and the prefix that `of` has for its status code, or the error.
+fn rejection(
+    error: ApplyError,
+    of: impl FnOnce(u16) -> Option<(Reason, String)>,
+) -> Result<RefusedClaim, ApplyError> {
+    let Some(status) = error.rejection() else {
         return Err(error);
     };
     match of(status.code) {
-        Some((reason, words)) => Ok(RefusedClaim {
+        Some((reason, prefix)) => Ok(RefusedClaim {
             reason,
-            message: words + &status.message,
+            message: prefix + &status.message,
         }),
         None => Err(error),
     }
@@ -105,22 +125,22 @@ mod tests {
     use super::*;
     use crate::kind::Kind;
 
-    fn answer(code: u16) -> Error {
+    fn answer(code: u16) -> ApplyError {
         let status = Status {
             code,
             message: "no".to_owned(),
             ..Status::default()
         };
         let source = kube::Error::Api(Box::new(status));
-        Error::cluster("applying", Kind::PersistentVolumeClaim, "cache-hub-0", source)
+        ApplyError::cluster("applied", Kind::PersistentVolumeClaim, "cache-hub-0", source)
     }
 
     #[test_case(403, true => Some(Reason::ResizeUnsupported); "growth that the class does not allow")]
     #[test_case(403, false => Some(Reason::ClaimPending); "quota")]
     #[test_case(422, true => Some(Reason::ClaimPending); "validation")]
     #[test_case(500, true => None; "failure that passes")]
-    fn refused_claim_reason(code: u16, is_there: bool) -> Option<Reason> {
-        refused_claim(answer(code), is_there)
+    fn refused_claim_reason(code: u16, exists: bool) -> Option<Reason> {
+        refused_claim(answer(code), exists)
             .ok()
             .map(|refused| refused.reason)
     }
@@ -130,7 +150,7 @@ mod tests {
     fn refused_owners_reason(code: u16) -> Option<Reason> {
         let refused = refused_owners(answer(code), false).ok()?;
         assert!(
-            refused.message.ends_with("can't be changed: no"),
+            refused.message.ends_with("(retentionPolicy Retain): no"),
             "{}",
             refused.message
         );

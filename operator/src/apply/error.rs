@@ -1,4 +1,4 @@
-//! Why an object is not as it should be.
+//! The failures of an apply.
 
 use std::time::Duration;
 
@@ -6,71 +6,85 @@ use kube::core::Status;
 
 use crate::{kind::Kind, validate::Rejection};
 
-/// Why not everything could be applied.
+/// A failure to apply an object.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// What the user has to mend.
+pub enum ApplyError {
+    /// The user has to correct the spec.
     #[error(transparent)]
     Rejected(#[from] Rejection),
-    /// What a retry may mend.
-    #[error("{verb} {kind} {name}: {source}")]
+    /// A retry may succeed.
+    #[error("{}: {source}", self.what())]
     Cluster {
-        /// What was tried.
-        verb: &'static str,
-        /// On what.
+        /// The operation that failed, as a past participle.
+        operation: &'static str,
+        /// The object's kind.
         kind: Kind,
-        /// Of which name.
+        /// The object's name.
         name: String,
-        /// What the API server said.
+        /// The error of the request.
         source: Box<kube::Error>,
     },
-    /// What whoever rules the cluster has to mend: a policy, a webhook or a quota says no.
-    #[error("the API server refuses {kind} {name}: {message}")]
+    /// A policy, a webhook or a quota rejects the object: a cluster admin has to allow it.
+    #[error("{kind} {name} rejected by the API server: {message}")]
     Forbidden {
-        /// Of what.
+        /// The object's kind.
         kind: Kind,
-        /// Of which name.
+        /// The object's name.
         name: String,
-        /// In the API server's words.
+        /// The message of the API server.
         message: String,
     },
-    /// Admission gave something else back than what was applied.
+    /// Admission changed the object.
     #[error(
-        "{kind} {name} was changed on its way into the cluster; an admission webhook or policy sets a field of it"
+        "{kind} {name} altered by an admission webhook or policy, which sets a field that the operator applies: exclude the \
+         object from it"
     )]
     Altered {
-        /// Of what.
+        /// The object's kind.
         kind: Kind,
-        /// Of which name.
+        /// The object's name.
         name: String,
     },
-    /// Someone else keeps changing back what was applied.
+    /// Another field manager keeps changing fields that the operator applies.
     #[error(
-        "{kind} {name} does not stay as it is applied, as someone else keeps changing it; it is left alone for {} s. \
-         Who, says kubectl get {kind} {name} -o yaml --show-managed-fields",
+        "{kind} {name} not kept as applied: another field manager keeps changing it, and the operator retries in {} s; kubectl \
+         get {kind} {name} -o yaml --show-managed-fields names the manager",
         after.as_secs().max(1)
     )]
-    Contested {
-        /// Of what.
+    Conflict {
+        /// The object's kind.
         kind: Kind,
-        /// Of which name.
+        /// The object's name.
         name: String,
-        /// When to try again.
+        /// The delay of the retry.
         after: Duration,
     },
 }
 
-impl Error {
-    /// When to try again, where that is known.
-    pub fn after(&self) -> Option<Duration> {
+impl ApplyError {
+    /// Returns the delay of the retry, if the failure determines it.
+    pub fn retry_after(&self) -> Option<Duration> {
         match self {
-            Self::Contested { after, .. } => Some(*after),
+            Self::Conflict { after, .. } => Some(*after),
             _ => None,
         }
     }
 
-    /// Returns the API server's answer where it refused the request by a permission, a policy or validation.
-    pub(super) fn refusal(&self) -> Option<&Status> {
+    /// Returns the failed operation and its object, without the cause.
+    pub fn what(&self) -> String {
+        match self {
+            Self::Cluster {
+                operation,
+                kind,
+                name,
+                ..
+            } => format!("{kind} {name} not {operation}"),
+            other => other.to_string(),
+        }
+    }
+
+    /// Returns the response of the API server if a permission, a policy or validation rejected the request.
+    pub(super) fn rejection(&self) -> Option<&Status> {
         let Self::Cluster { source, .. } = self else {
             return None;
         };
@@ -80,9 +94,9 @@ impl Error {
         }
     }
 
-    pub(super) fn cluster(verb: &'static str, kind: Kind, name: &str, source: kube::Error) -> Self {
+    pub(super) fn cluster(operation: &'static str, kind: Kind, name: &str, source: kube::Error) -> Self {
         Self::Cluster {
-            verb,
+            operation,
             kind,
             name: name.to_owned(),
             source: Box::new(source),
@@ -90,47 +104,47 @@ impl Error {
     }
 }
 
-/// Tells what the user, or who rules the cluster, has to mend from what passes.
-pub(super) fn refused(kind: Kind, name: &str, source: kube::Error) -> Error {
+/// Classifies a failed apply by the person that has to act: the user, a cluster admin, or nobody.
+pub(super) fn classify(kind: Kind, name: &str, source: kube::Error) -> ApplyError {
     match source {
         kube::Error::Api(status) if is_forbidden(&status) && kind != Kind::PersistentVolumeClaim => {
-            Error::Forbidden {
+            ApplyError::Forbidden {
                 kind,
                 name: name.to_owned(),
                 message: status.message,
             }
         }
-        // Claims have reasons of their own.
-        kube::Error::Api(status) if is_refusal(&status) && kind != Kind::PersistentVolumeClaim => {
+        // PVCs have reasons of their own.
+        kube::Error::Api(status) if is_rejection(&status) && kind != Kind::PersistentVolumeClaim => {
             Rejection::invalid(format!(
-                "the API server refuses {kind} {name}: {}",
+                "{kind} {name} rejected by the API server: {}",
                 status.message
             ))
             .into()
         }
-        source => Error::cluster("applying", kind, name, source),
+        source => ApplyError::cluster("applied", kind, name, source),
     }
 }
 
-/// Whether the object was refused for what it is: by validation, a policy, a webhook or a quota. A 403 is also a matter
-/// of the operator's own rights, or of a namespace that is about to go, which nobody but its message tells.
-pub(super) fn is_refusal(status: &Status) -> bool {
-    let rights = status.message.contains(" is forbidden: User ");
-    let ending = status.message.contains("because it is being terminated");
-    // One key twice in a list is an internal error, and so is a quantity that is none.
+/// Returns whether validation, a policy, a webhook or a quota rejected the object. A 403 also has other causes, which only
+/// the message distinguishes: a missing permission of the operator, and a terminating namespace.
+pub(super) fn is_rejection(status: &Status) -> bool {
+    let is_permission = status.message.contains(" is forbidden: User ");
+    let is_terminating = status.message.contains("because it is being terminated");
+    // The API server answers a duplicate key in a list and an invalid quantity with an internal error.
     let internal = [
         "failed to create typed patch object",
         "failed to convert new object",
     ];
-    let untyped = status.code == 500 && internal.iter().any(|words| status.message.starts_with(words));
-    untyped || status.code == 422 || status.code == 403 && !rights && !ending
+    let is_invalid = status.code == 500 && internal.iter().any(|start| status.message.starts_with(start));
+    is_invalid || status.code == 422 || status.code == 403 && !is_permission && !is_terminating
 }
 
-/// Whether what refuses it are the cluster's rules, not those of the API: the spec may be well as it is. A policy may
-/// answer as validation does.
+/// Returns whether the rules of the cluster reject the object, and not those of the API: the spec may be valid. A policy may
+/// answer with the status code of validation.
 fn is_forbidden(status: &Status) -> bool {
-    let ruled = [" is forbidden: ", " denied the request"];
-    is_refusal(status) && (status.code == 403 || ruled.iter().any(|words| status.message.contains(words)))
+    let policy = [" is forbidden: ", " denied the request"];
+    is_rejection(status) && (status.code == 403 || policy.iter().any(|part| status.message.contains(part)))
 }
 
 #[cfg(test)]
@@ -149,38 +163,38 @@ mod tests {
     #[test_case(500, "failed to convert new object (m/hub; apps/v1, Kind=Deployment) to proper version: quantities must match" => true; "a quantity")]
     #[test_case(500, "failed calling webhook" => false; "a webhook that is away")]
     #[test_case(409, "conflict" => false)]
-    fn an_object_is_refused_for_what_it_is(code: u16, message: &str) -> bool {
-        is_refusal(&Status {
+    fn rejection_is_no_transient_failure(code: u16, message: &str) -> bool {
+        is_rejection(&Status {
             code,
             message: message.to_owned(),
             ..Status::default()
         })
     }
 
-    fn answer(code: u16, message: &str) -> Error {
+    fn answer(code: u16, message: &str) -> ApplyError {
         let (code, message) = (code, message.to_owned());
         let status = Status {
             code,
             message,
             ..Status::default()
         };
-        refused(Kind::Deployment, "hub", kube::Error::Api(Box::new(status)))
+        classify(Kind::Deployment, "hub", kube::Error::Api(Box::new(status)))
     }
 
     #[test_case(422, "configmaps \"x\" is forbidden: ValidatingAdmissionPolicy 'p' with binding 'b' denied request: no"; "a policy")]
     #[test_case(403, "admission webhook \"w.example\" denied the request: no"; "a webhook")]
     #[test_case(403, "secrets \"x\" is forbidden: exceeded quota: q, requested: count/secrets=1"; "a quota")]
-    fn what_the_clusters_rules_refuse_is_no_fault_of_the_spec(code: u16, message: &str) {
-        assert!(matches!(answer(code, message), Error::Forbidden { .. }));
+    fn policy_rejection_is_no_fault_of_the_spec(code: u16, message: &str) {
+        assert!(matches!(answer(code, message), ApplyError::Forbidden { .. }));
     }
 
     #[test]
-    fn a_list_with_one_key_twice_is_for_the_user_to_mend() {
+    fn duplicate_list_key_is_a_fault_of_the_spec() {
         let twice = answer(
             500,
             "failed to create typed patch object (…): .spec: duplicate entries for key",
         );
-        assert!(matches!(twice, Error::Rejected(rejection) if rejection.reason == Reason::InvalidSpec));
-        assert!(matches!(answer(500, "etcd is gone"), Error::Cluster { .. }));
+        assert!(matches!(twice, ApplyError::Rejected(rejection) if rejection.reason == Reason::InvalidSpec));
+        assert!(matches!(answer(500, "etcd is gone"), ApplyError::Cluster { .. }));
     }
 }

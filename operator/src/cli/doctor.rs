@@ -14,8 +14,8 @@ mod endpoint;
 mod evictions;
 mod installation;
 mod mirrors;
+mod permissions;
 mod report;
-mod rights;
 
 use report::{Finding, Output, Report};
 
@@ -38,7 +38,7 @@ Exit codes, of the first that applies; warnings do not count:
 /// What to look at.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
-pub(super) struct Args {
+pub(super) struct DoctorArgs {
     /// Look at the mirrors of this namespace. Absent: that of the context
     #[arg(short, long, value_name = "NAMESPACE", conflicts_with = "all_namespaces")]
     namespace: Option<String>,
@@ -59,7 +59,7 @@ pub(super) struct Args {
 ///
 /// # Errors
 /// What is to be mended, by its class.
-pub(super) async fn run(args: Args) -> Result<(), Failure> {
+pub(super) async fn run(args: DoctorArgs) -> Result<(), Failure> {
     let findings = examine(&args).await.unwrap_or_else(|finding| vec![finding]);
     let report = Report::new(findings);
     report.print(args.output, &mut io::stdout().lock())?;
@@ -67,7 +67,7 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
 }
 
 /// All that was found, or the one thing that keeps anything else from being looked at.
-async fn examine(args: &Args) -> Result<Vec<Finding>, Finding> {
+async fn examine(args: &DoctorArgs) -> Result<Vec<Finding>, Finding> {
     let config = args.connection.config().await?;
     let client = Client::try_from(config.clone()).map_err(|error| connection::unknown(&error))?;
     let address = config.cluster_url.to_string();
@@ -86,7 +86,7 @@ async fn examine(args: &Args) -> Result<Vec<Finding>, Finding> {
         Scope::Namespace(namespace) => vec![namespace.clone()],
     };
     let given = args.connection.user.is_some();
-    findings.extend(rights::check(&config, given, &installations, &namespaces).await);
+    findings.extend(permissions::check(&config, given, &installations, &namespaces).await);
     if !args.skip_mirrors {
         findings.extend(mirrors::check(&client, &scope, &installations).await);
     }
@@ -94,18 +94,18 @@ async fn examine(args: &Args) -> Result<Vec<Finding>, Finding> {
 }
 
 /// An error in the API server's words or, where it did not answer, with all that led to it.
-fn words(error: &kube::Error) -> String {
+fn error_message(error: &kube::Error) -> String {
     if let kube::Error::Api(status) = error {
         return status.message.clone();
     }
-    let mut told = error.to_string();
+    let mut message = error.to_string();
     let mut source = error.source();
     while let Some(error) = source {
         let text = error.to_string();
-        if !told.contains(&text) {
-            told = format!("{told}: {text}");
+        if !message.contains(&text) {
+            message = format!("{message}: {text}");
         }
         source = error.source();
     }
-    told
+    message
 }

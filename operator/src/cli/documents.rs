@@ -23,7 +23,7 @@ use crate::{
 /// Where documents come from.
 #[derive(Debug, clap::Args)]
 #[expect(clippy::doc_markdown, reason = "these comments are what --help prints")]
-pub(super) struct Files {
+pub(super) struct FileArgs {
     /// A file with RegistryMirror, Secret and ConfigMap documents, a directory of such files (.yaml, .yml, .json), or -
     /// for stdin; may be repeated
     #[arg(short = 'f', long = "filename", required = true, value_name = "FILE")]
@@ -56,7 +56,7 @@ impl fmt::Display for Origin<'_> {
     }
 }
 
-impl Files {
+impl FileArgs {
     /// With the files of directories in their place.
     fn expanded(&self) -> Result<Vec<PathBuf>, Failure> {
         let all = self.files.iter().map(|path| {
@@ -315,7 +315,7 @@ spec: {upstreams: [{host: quay.io}], storage: {type: Ephemeral}}
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("mirror.yaml");
         fs::write(&file, yaml).unwrap();
-        Files { files: vec![file] }.read(None).map_err(|failure| {
+        FileArgs { files: vec![file] }.read(None).map_err(|failure| {
             assert_eq!(
                 format!("{:?}", failure.code()),
                 format!("{:?}", std::process::ExitCode::from(2))

@@ -4,7 +4,7 @@ use std::{io, process::ExitCode};
 
 use crds::conditions::Reason;
 
-use crate::{issue, validate::Rejection};
+use crate::{certificates::CertificateError, validate::Rejection};
 
 /// Why a command ended.
 #[derive(Debug, thiserror::Error)]
@@ -52,8 +52,8 @@ impl From<Rejection> for Failure {
     }
 }
 
-impl From<issue::Error> for Failure {
-    fn from(error: issue::Error) -> Self {
+impl From<CertificateError> for Failure {
+    fn from(error: CertificateError) -> Self {
         Self::Other(io::Error::other(error))
     }
 }

@@ -19,14 +19,14 @@ use tempfile::TempDir;
 
 use super::{
     Failure,
-    documents::{Documents, Files},
+    documents::{Documents, FileArgs},
     kubelet,
     operator::stop_on_signal,
 };
 use crate::{
+    certificates::{self, CertificateLifetimes},
     dereference::{self, References},
     desired::{self, Desired, Release},
-    issue::{self, Terms},
     observed::Observed,
     validate::{self, Accepted, Serving, bundle, serving, users},
 };
@@ -44,9 +44,9 @@ Examples:
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 #[expect(clippy::doc_markdown, reason = "these comments are what --help prints")]
-pub(super) struct Args {
+pub(super) struct LocalArgs {
     #[command(flatten)]
-    files: Files,
+    files: FileArgs,
     /// Which mirror, where the files hold several
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
@@ -66,7 +66,7 @@ pub(super) struct Args {
 }
 
 /// Serves until it is told to stop.
-pub(super) async fn run(args: Args) -> Result<(), Failure> {
+pub(super) async fn run(args: LocalArgs) -> Result<(), Failure> {
     let documents = args.files.read(None)?;
     let mirror = choose(&documents, args.name.as_deref())?;
     let Ok(references) = dereference::read(mirror, &documents).await;
@@ -88,7 +88,7 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
     // There is no other log in this process. What waits of it is written at the end.
     let _log = logging::start(&config.log, traces.as_ref());
     // Before there is a port that somebody waits for.
-    if accepted.authority.is_some() {
+    if accepted.ca.is_some() {
         publish(&args, &accepted)?;
     }
     let server = Server::start(config).await?;
@@ -99,25 +99,22 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Own certificates are for this machine, and good for as long as this process may run: their keys are only here.
+/// Issues certificates for this machine. Their keys stay in this process, so they last as long as the CA.
 fn certify(accepted: &mut Accepted<'_>, references: &References) -> Result<(), Failure> {
     let names = ["localhost", "127.0.0.1", "::1"].map(str::to_owned).into();
-    let terms = Terms::default();
-    let terms = Terms {
-        serving: terms.authority,
-        ..terms
+    let lifetimes = CertificateLifetimes::default();
+    let lifetimes = CertificateLifetimes {
+        serving: lifetimes.ca,
+        ..lifetimes
     };
-    Ok(issue::certificates(
-        accepted,
-        references,
-        &names,
-        Timestamp::now(),
-        &terms,
+    let now = Timestamp::now();
+    Ok(certificates::ensure(
+        accepted, references, &names, now, &lifetimes,
     )?)
 }
 
 /// Writes what clients have to trust where they find it. That is beside the cache, which is to blame if it can't be made.
-fn publish(args: &Args, accepted: &Accepted<'_>) -> Result<(), Failure> {
+fn publish(args: &LocalArgs, accepted: &Accepted<'_>) -> Result<(), Failure> {
     let cache = cache(args, accepted)?;
     fs::create_dir_all(&cache).map_err(|error| {
         Failure::Environment(format!(
@@ -132,7 +129,7 @@ fn publish(args: &Args, accepted: &Accepted<'_>) -> Result<(), Failure> {
     let certificates = accepted
         .serving
         .as_ref()
-        .and_then(Serving::authority)
+        .and_then(Serving::ca_text)
         .unwrap_or_default();
     let made = path.parent().map_or(Ok(()), fs::create_dir_all);
     made.and_then(|()| fs::write(&path, certificates))
@@ -143,14 +140,14 @@ fn publish(args: &Args, accepted: &Accepted<'_>) -> Result<(), Failure> {
     Ok(())
 }
 
-fn beside_cache(args: &Args, accepted: &Accepted<'_>) -> Result<PathBuf, Failure> {
+fn beside_cache(args: &LocalArgs, accepted: &Accepted<'_>) -> Result<PathBuf, Failure> {
     let cache = cache(args, accepted)?;
     let mut beside = cache.components().as_path().as_os_str().to_owned();
     beside.push(".ca.crt");
     Ok(beside.into())
 }
 
-fn cache(args: &Args, accepted: &Accepted<'_>) -> Result<PathBuf, Failure> {
+fn cache(args: &LocalArgs, accepted: &Accepted<'_>) -> Result<PathBuf, Failure> {
     match &args.cache_dir {
         Some(directory) => Ok(directory.clone()),
         None => default_cache(&accepted.mirror.name_any()),
@@ -180,10 +177,15 @@ fn choose<'a>(documents: &'a Documents, name: Option<&str>) -> Result<&'a Regist
 }
 
 /// The rendered configuration, with what a Pod has in its environment.
-fn file(args: &Args, accepted: &Accepted<'_>, desired: Desired, private: &TempDir) -> Result<File, Failure> {
+fn file(
+    args: &LocalArgs,
+    accepted: &Accepted<'_>,
+    desired: Desired,
+    private: &TempDir,
+) -> Result<File, Failure> {
     let Desired {
         config: mut file,
-        handed_out,
+        issued,
         ..
     } = desired;
     let spec = &accepted.mirror.spec;
@@ -192,7 +194,7 @@ fn file(args: &Args, accepted: &Accepted<'_>, desired: Desired, private: &TempDi
         .port
         .map_or_else(|| spec.service.port.to_string(), |port| port.to_string());
     let (credentials, certificates) = (private.path().join("credentials"), private.path().join("files"));
-    kubelet::mount(&credentials, &handed_out.files())?;
+    kubelet::mount(&credentials, &issued.files())?;
     kubelet::mount(&certificates, &desired::files::all(accepted))?;
     file.http.addr = Some(format!("127.0.0.1:{port}"));
     file.http.debug.addr = args.admin_port.map(|port| format!("127.0.0.1:{port}"));
@@ -203,7 +205,7 @@ fn file(args: &Args, accepted: &Accepted<'_>, desired: Desired, private: &TempDi
     file.proxy.credentials_directory = Some(text(&credentials)?);
     file.proxy.files_directory = Some(text(&certificates)?);
     if accepted.serving.is_some() {
-        let [certificate, key, _] = serving::OWN;
+        let [certificate, key, _] = serving::FILES;
         file.http.tls.certificate = Some(text(&certificates.join(certificate))?);
         file.http.tls.key = Some(text(&certificates.join(key))?);
         if accepted.client_ca.is_some() {

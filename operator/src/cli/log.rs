@@ -25,7 +25,7 @@ pub(super) enum Level {
 
 /// How log lines are written.
 #[derive(Clone, Copy, Debug, ValueEnum)]
-pub(super) enum Format {
+pub(super) enum LogFormat {
     /// One JSON object a line.
     Json,
     /// For people.
@@ -33,15 +33,15 @@ pub(super) enum Format {
 }
 
 /// Sends the events of this process to stderr. Text has ANSI colours on a terminal only.
-pub(super) fn start(level: Level, format: Format) {
+pub(super) fn start(level: Level, format: LogFormat) {
     let lines = tracing_subscriber::fmt::layer()
         .with_writer(io::stderr)
         .with_ansi(has_colours(io::stderr().is_terminal(), |name| env::var_os(name)));
     let registry = tracing_subscriber::registry().with(filter(level));
     // Fails only where a log is there already, as in tests.
     let _ = match format {
-        Format::Json => registry.with(lines.json().flatten_event(true)).try_init(),
-        Format::Text => registry.with(lines).try_init(),
+        LogFormat::Json => registry.with(lines.json().flatten_event(true)).try_init(),
+        LogFormat::Text => registry.with(lines).try_init(),
     };
 }
 

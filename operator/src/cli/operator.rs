@@ -13,20 +13,20 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Failure,
-    log::{self, Format, Level},
+    log::{self, Level, LogFormat},
 };
 use crate::{
+    admin_server::{self, Health},
     controller,
     desired::{Platform, Release},
-    health::{self, Health},
     lease::{Fence, Lease, Lost},
+    rollout::RolloutConfig,
     run::{self, Options},
-    stages::Limits,
 };
 
 /// What the operator is told.
 #[derive(Debug, clap::Args)]
-pub(super) struct Args {
+pub(super) struct OperatorArgs {
     /// Look after mirrors in this namespace only; may be repeated. Absent: in all namespaces
     #[arg(
         long = "watch-namespace",
@@ -59,21 +59,21 @@ pub(super) struct Args {
     #[arg(long, env = "RESYNC", default_value_t = controller::RESYNC.into(), value_parser = above_zero, value_name = "DURATION")]
     resync: GoDuration,
     /// Maximum number of mirrors that roll out a new version of the operator, such as a new server image, at the same time
-    #[arg(long, env = "UPGRADE_MAX_CONCURRENT", default_value_t = NonZero::new(Limits::default().at_a_time).unwrap_or(NonZero::<usize>::MIN), value_name = "MIRRORS")]
+    #[arg(long, env = "UPGRADE_MAX_CONCURRENT", default_value_t = NonZero::new(RolloutConfig::default().max_concurrent).unwrap_or(NonZero::<usize>::MIN), value_name = "MIRRORS")]
     upgrade_max_concurrent: NonZero<usize>,
     /// Time in which a mirror has to become ready with a new version, such as `90s`: after it, the upgrade pauses
-    #[arg(long, env = "UPGRADE_PROGRESS_DEADLINE", default_value_t = Limits::default().patience.into(), value_parser = above_zero, value_name = "DURATION")]
+    #[arg(long, env = "UPGRADE_PROGRESS_DEADLINE", default_value_t = RolloutConfig::default().progress_deadline.into(), value_parser = above_zero, value_name = "DURATION")]
     upgrade_progress_deadline: GoDuration,
     /// How much is logged
     #[arg(long, env = "LOG_LEVEL", default_value = "info")]
     log_level: Level,
     /// How log lines are written
     #[arg(long, env = "LOG_FORMAT", default_value = "json")]
-    log_format: Format,
+    log_format: LogFormat,
 }
 
 /// Looks after mirrors until SIGTERM or SIGINT, whenever no other operator does.
-pub(super) async fn run(args: Args) -> Result<(), Failure> {
+pub(super) async fn run(args: OperatorArgs) -> Result<(), Failure> {
     log::start(args.log_level, args.log_format);
     let shutdown = stop_on_signal()?;
     let listener = listen(&args.listen).await?;
@@ -84,7 +84,7 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
     let name = format!("{namespace}/{}", args.lease_name);
     let lease = lease(&args.lease_name, &namespace, &config, &fence)?;
     let client = fence.client(config).map_err(|error| no_cluster(&error))?;
-    let serving = tokio::spawn(health::serve(listener, health.clone(), shutdown.clone()));
+    let serving = tokio::spawn(admin_server::serve(listener, health.clone(), shutdown.clone()));
     // Whoever stands by is ready: a roll-out goes on with it, and ends the one that leads.
     health.set_ready();
     let lost = match shutdown.run_until_cancelled(lease.acquire()).await {
@@ -128,7 +128,7 @@ fn lease(name: &str, namespace: &str, config: &Config, fence: &Fence) -> Result<
     Ok(Lease::new(client, namespace, name, identity, fence.clone()))
 }
 
-fn options(args: Args, name: String) -> Options {
+fn options(args: OperatorArgs, name: String) -> Options {
     let namespaces = args.namespaces.into_iter();
     Options {
         name,
@@ -139,12 +139,12 @@ fn options(args: Args, name: String) -> Options {
             ..Release::default()
         },
         resync: args.resync.positive().unwrap_or(controller::RESYNC),
-        upgrades: Limits {
-            at_a_time: args.upgrade_max_concurrent.get(),
-            patience: args
+        upgrades: RolloutConfig {
+            max_concurrent: args.upgrade_max_concurrent.get(),
+            progress_deadline: args
                 .upgrade_progress_deadline
                 .positive()
-                .unwrap_or(Limits::default().patience),
+                .unwrap_or(RolloutConfig::default().progress_deadline),
         },
         ..Options::default()
     }

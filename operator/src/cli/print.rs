@@ -9,7 +9,7 @@ use super::Failure;
 
 /// In what form.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub(super) enum Format {
+pub(super) enum OutputFormat {
     /// A document an object
     #[default]
     Yaml,
@@ -21,17 +21,17 @@ pub(super) enum Format {
 ///
 /// # Errors
 /// Those of stdout.
-pub(super) fn objects(objects: &[Value], format: Format) -> Result<(), Failure> {
+pub(super) fn objects(objects: &[Value], format: OutputFormat) -> Result<(), Failure> {
     let mut stdout = io::stdout().lock();
     match (format, objects) {
-        (Format::Yaml, _) => {
+        (OutputFormat::Yaml, _) => {
             for object in objects {
                 let yaml = serde_saphyr::to_string(object).map_err(io::Error::other)?;
                 writeln!(stdout, "---\n{}", yaml.trim_end())?;
             }
         }
-        (Format::Json, [object]) => writeln!(stdout, "{object:#}")?,
-        (Format::Json, _) => {
+        (OutputFormat::Json, [object]) => writeln!(stdout, "{object:#}")?,
+        (OutputFormat::Json, _) => {
             let list = json!({"apiVersion": "v1", "kind": "List", "items": objects});
             writeln!(stdout, "{list:#}")?;
         }

@@ -12,17 +12,18 @@ use serde_json::Value;
 
 use super::{
     Failure,
-    documents::{DEFAULT_NAMESPACE, Documents, Files},
+    documents::{DEFAULT_NAMESPACE, Documents, FileArgs},
     placeholders::Placeholders,
-    print::{self, Format},
+    print::{self, OutputFormat},
 };
 use crate::{
+    certificates::{self, CertificateLifetimes},
     dereference::{self, Reader, Reference, References},
-    desired::{self, Child, Platform, Release, names},
-    issue::{self, Terms},
+    desired::{self, Child, Platform, Release},
     kind::Kind,
+    names,
     observed::{Observed, ServiceAddress},
-    risks, validate,
+    validate, warnings,
 };
 
 const EXAMPLES: &str = "\
@@ -46,9 +47,9 @@ const PLACEHOLDER: &str = "(placeholder: the files do not hold the value)";
 /// The arguments of `render`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
-pub(super) struct Args {
+pub(super) struct RenderArgs {
     #[command(flatten)]
-    files: Files,
+    files: FileArgs,
     /// The namespace of mirrors that name none. Absent: the objects name none either
     #[arg(short, long, value_name = "NAMESPACE")]
     namespace: Option<String>,
@@ -66,11 +67,11 @@ pub(super) struct Args {
     platform: Platform,
     /// How to print them
     #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
-    output: Format,
+    output: OutputFormat,
 }
 
 /// Prints every object of every mirror, and warns of missing references and of risks.
-pub(super) async fn run(args: Args) -> Result<(), Failure> {
+pub(super) async fn run(args: RenderArgs) -> Result<(), Failure> {
     let documents = args.files.read(args.namespace.as_deref())?;
     let mut manifests = Vec::new();
     for mirror in &documents.mirrors {
@@ -86,7 +87,11 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
 }
 
 /// Returns the objects of a mirror as they are printed.
-async fn objects(args: &Args, given: &RegistryMirror, documents: &Documents) -> Result<Vec<Value>, Failure> {
+async fn objects(
+    args: &RenderArgs,
+    given: &RegistryMirror,
+    documents: &Documents,
+) -> Result<Vec<Value>, Failure> {
     let mut mirror = given.clone();
     mirror
         .metadata
@@ -99,7 +104,8 @@ async fn objects(args: &Args, given: &RegistryMirror, documents: &Documents) -> 
     }
     let Ok(references) = dereference::read(&mirror, documents).await;
     let missing = missing(&mirror, &references);
-    let placeholders = Placeholders::new(&mirror, documents, &missing).map_err(issue::Error::from)?;
+    let placeholders =
+        Placeholders::new(&mirror, documents, &missing).map_err(certificates::CertificateError::from)?;
     let has_placeholders = placeholders.references().next().is_some();
     let desired = if args.strict {
         desired(args, &mirror, documents).await?
@@ -127,7 +133,11 @@ async fn objects(args: &Args, given: &RegistryMirror, documents: &Documents) -> 
 }
 
 /// Returns what the operator would apply, and warns of what the spec allows to go wrong.
-async fn desired<R>(args: &Args, mirror: &RegistryMirror, reader: &R) -> Result<desired::Desired, Failure>
+async fn desired<R>(
+    args: &RenderArgs,
+    mirror: &RegistryMirror,
+    reader: &R,
+) -> Result<desired::Desired, Failure>
 where
     R: Reader<Error = std::convert::Infallible>,
 {
@@ -144,20 +154,20 @@ where
         }
         warn(problem)?;
     }
-    for risk in risks::of(mirror, &release.server_image) {
+    for risk in warnings::find(mirror, &release.server_image) {
         let (field, message, advice) = (&risk.field, &risk.message, risk.advice);
         warn(format_args!("{field}: {message}; {advice}"))?;
     }
     let observed = observed(mirror);
-    let names = issue::names(mirror, &observed);
-    let (now, terms) = (Timestamp::now(), Terms::default());
-    issue::certificates(&mut accepted, &references, &names, now, &terms)?;
+    let names = certificates::subject_names(mirror, &observed);
+    let (now, terms) = (Timestamp::now(), CertificateLifetimes::default());
+    certificates::ensure(&mut accepted, &references, &names, now, &terms)?;
     Ok(desired::objects(&accepted, &references, &observed, &release)?)
 }
 
 /// Returns whether values of objects, such as the names in a certificate, have the namespace in them.
 fn names_namespace(mirror: &RegistryMirror) -> bool {
-    issue::is_wanted(mirror) || mirror.spec.observability.otlp_endpoint.is_some()
+    certificates::is_self_signed(mirror) || mirror.spec.observability.otlp_endpoint.is_some()
 }
 
 fn warn(message: impl fmt::Display) -> io::Result<()> {
@@ -166,7 +176,7 @@ fn warn(message: impl fmt::Display) -> io::Result<()> {
 
 /// Returns the references of a mirror to objects that no file holds.
 fn missing(mirror: &RegistryMirror, references: &References) -> Vec<Reference> {
-    let mut all = dereference::of(mirror);
+    let mut all = dereference::references(mirror);
     all.retain(|reference| references.get(reference).is_none());
     all.into_iter().collect()
 }

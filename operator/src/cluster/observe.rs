@@ -1,4 +1,4 @@
-//! What the watched copies say of one mirror.
+//! Reads the state of one mirror from the cache.
 
 use crds::{RegistryMirror, storage::Volume};
 use k8s_openapi::api::{
@@ -17,25 +17,27 @@ use serde::de::DeserializeOwned;
 
 use std::{collections::BTreeSet, net::IpAddr};
 
-use super::{Cluster, children::Children};
+use super::{Cluster, cache::ObjectCache};
 use crate::{
-    desired::{config, names},
+    desired::config,
     kind::Kind,
+    mirror_key::MirrorKey,
+    names,
     observed::{
-        Allocation, Answer, Claim, Configuration, ExistingClaim, Growth, Observed, Rendered, Server,
-        ServiceAddress, Text, Workload,
+        Allocation, Claim, Configuration, ExistingClaim, Growth, Observed, PodTemplateSource, PollResult,
+        Server, ServiceAddress, Text, Workload,
     },
     owners,
 };
 
 impl Cluster {
-    /// The present state of a mirror's objects. Only a claim that an admin made has to be asked for.
+    /// Returns the state of a mirror's objects. Only a PVC that an admin creates takes a request.
     ///
     /// # Errors
     /// Those of the API server.
     pub async fn observe(&self, mirror: &RegistryMirror) -> kube::Result<Observed> {
         let namespace = mirror.namespace().unwrap_or_default();
-        let mut observed = self.children.observe(mirror);
+        let mut observed = self.cache.observe(mirror);
         if let Some(Volume::ExistingClaim { name }) = mirror.spec.storage.volume() {
             let claims = Api::<PersistentVolumeClaim>::namespaced(self.client(), &namespace);
             observed.existing_claim = Some(ExistingClaim {
@@ -47,8 +49,8 @@ impl Cluster {
     }
 }
 
-impl Children {
-    /// What the copies say of a mirror.
+impl ObjectCache {
+    /// Returns the cached state of a mirror.
     pub fn observe(&self, mirror: &RegistryMirror) -> Observed {
         let (name, namespace) = (mirror.name_any(), mirror.namespace().unwrap_or_default());
         let stateful_set = self.typed::<StatefulSet>(mirror, Kind::StatefulSet);
@@ -57,13 +59,13 @@ impl Children {
         Observed {
             service_names: service.as_ref().map(service_names).unwrap_or_default(),
             allocation: service.as_ref().map(Allocation::from_service).unwrap_or_default(),
-            service: service.and_then(ServiceAddress::of),
+            service: service.and_then(ServiceAddress::from_service),
             configuration: self.configuration(mirror),
             claims: self.claims(mirror),
             claim_templates: stateful_set.as_ref().and_then(claim_templates),
             workload: stateful_set
-                .map(of_stateful_set)
-                .or_else(|| deployment.map(of_deployment)),
+                .map(from_stateful_set)
+                .or_else(|| deployment.map(from_deployment)),
             servers: self.servers(&namespace, &name),
             at: Timestamp::now(),
             existing_claim: None,
@@ -71,8 +73,7 @@ impl Children {
         }
     }
 
-    /// The Pods of a mirror that run, in the order of their names, and are not about to end. Nothing is known yet of
-    /// what they say.
+    /// Returns the running Pods of a mirror that are not terminating, by name. They are not polled yet.
     pub fn servers(&self, namespace: &str, mirror: &str) -> Vec<Server> {
         let pods = self.of_mirror(Kind::Pod, namespace, mirror);
         let mut servers: Vec<_> = pods.iter().filter_map(|pod| server(&parse(pod)?)).collect();
@@ -80,19 +81,21 @@ impl Children {
         servers
     }
 
-    /// The mirrors that had taken up a new version, and are not ready again, with the time since when.
-    pub fn rolling(&self) -> Vec<((String, String), Timestamp)> {
+    /// Returns the mirrors that roll out a new version, with the time of their admission.
+    pub fn rolling(&self) -> Vec<(MirrorKey, Timestamp)> {
         let sets = self.every(Kind::StatefulSet);
-        let sets = sets.filter_map(|set| Some((key(&set), of_stateful_set(parse(&set)?))));
+        let sets =
+            sets.filter_map(|set| Some((MirrorKey::from_object(&*set), from_stateful_set(parse(&set)?))));
         let deployments = self.every(Kind::Deployment);
-        let deployments = deployments.filter_map(|set| Some((key(&set), of_deployment(parse(&set)?))));
+        let deployments = deployments
+            .filter_map(|set| Some((MirrorKey::from_object(&*set), from_deployment(parse(&set)?))));
         sets.chain(deployments)
-            .filter(|(_, workload)| !workload.rolled_out())
+            .filter(|(_, workload)| !workload.is_rolled_out())
             .filter_map(|(key, workload)| Some((key, workload.upgraded()?)))
             .collect()
     }
 
-    /// The claims of a mirror, in the order of its replicas: the same are told the same way each time.
+    /// Returns the PVCs of a mirror in the order of its replicas, so that messages are stable.
     fn claims(&self, mirror: &RegistryMirror) -> Vec<Claim> {
         let (name, namespace) = (mirror.name_any(), mirror.namespace().unwrap_or_default());
         let objects = self.of_mirror(Kind::PersistentVolumeClaim, &namespace, &name);
@@ -124,7 +127,7 @@ impl Children {
         })
     }
 
-    /// The object of the mirror's own name, if it is the mirror's.
+    /// Returns the object with the mirror's name, if the mirror owns it.
     fn typed<K: DeserializeOwned>(&self, mirror: &RegistryMirror, kind: Kind) -> Option<K> {
         self.owned(mirror, kind, &mirror.name_any())
     }
@@ -139,11 +142,6 @@ impl Children {
     }
 }
 
-/// A workload's mirror has its name.
-fn key(workload: &DynamicObject) -> (String, String) {
-    (workload.namespace().unwrap_or_default(), workload.name_any())
-}
-
 fn server(pod: &Pod) -> Option<Server> {
     let status = pod.status.as_ref()?;
     if pod.metadata.deletion_timestamp.is_some() || status.phase.as_deref() != Some("Running") {
@@ -153,7 +151,7 @@ fn server(pod: &Pod) -> Option<Server> {
         pod: pod.name_any(),
         uid: pod.uid()?,
         address: status.pod_ip.as_ref()?.parse::<IpAddr>().ok()?,
-        answer: Answer::Unasked,
+        poll: PollResult::NotPolled,
     })
 }
 
@@ -177,7 +175,7 @@ fn service_names(service: &Service) -> Vec<String> {
     names.into_iter().collect()
 }
 
-/// The templates without what the API server adds, so that they are what was applied.
+/// Returns the claim templates as they were applied, without the defaults of the API server.
 fn claim_templates(set: &StatefulSet) -> Option<Vec<PersistentVolumeClaim>> {
     let templates = set.spec.as_ref()?.volume_claim_templates.as_ref()?;
     let bare = |template: &PersistentVolumeClaim| {
@@ -203,16 +201,16 @@ fn claim_templates(set: &StatefulSet) -> Option<Vec<PersistentVolumeClaim>> {
     (!templates.is_empty()).then(|| templates.iter().map(bare).collect())
 }
 
-/// What was noted of how the Pods of a workload were rendered, if it can be read.
-fn rendered(metadata: &ObjectMeta) -> Option<Rendered> {
-    let note = names::POD_TEMPLATE_SOURCE.get(metadata.annotations.as_ref()?)?;
-    serde_json::from_str(note).ok()
+/// Returns the source of a workload's Pod template, if its annotation can be parsed.
+fn template_source(metadata: &ObjectMeta) -> Option<PodTemplateSource> {
+    let source = names::POD_TEMPLATE_SOURCE.get(metadata.annotations.as_ref()?)?;
+    serde_json::from_str(source).ok()
 }
 
-fn of_stateful_set(set: StatefulSet) -> Workload {
+fn from_stateful_set(set: StatefulSet) -> Workload {
     let status = set.status.unwrap_or_default();
     Workload {
-        rendered: rendered(&set.metadata),
+        template_source: template_source(&set.metadata),
         current: status.observed_generation >= set.metadata.generation,
         wanted: set.spec.and_then(|spec| spec.replicas).unwrap_or(1),
         replicas: status.replicas,
@@ -222,14 +220,14 @@ fn of_stateful_set(set: StatefulSet) -> Workload {
     }
 }
 
-fn of_deployment(deployment: Deployment) -> Workload {
+fn from_deployment(deployment: Deployment) -> Workload {
     let status = deployment.status.unwrap_or_default();
     let conditions = status.conditions.unwrap_or_default();
     let failure = conditions
         .into_iter()
         .find(|c| c.type_ == "ReplicaFailure" && c.status == "True");
     Workload {
-        rendered: rendered(&deployment.metadata),
+        template_source: template_source(&deployment.metadata),
         current: status.observed_generation >= deployment.metadata.generation,
         wanted: deployment.spec.and_then(|spec| spec.replicas).unwrap_or(1),
         replicas: status.replicas.unwrap_or(0),
@@ -259,23 +257,24 @@ fn claim(claim: PersistentVolumeClaim, ordinal: u32) -> Claim {
 
 fn growth(status: &PersistentVolumeClaimStatus) -> Growth {
     let conditions = status.conditions.iter().flatten();
-    let told = |kinds: &[&str]| {
-        let mut told = conditions
+    let message = |kinds: &[&str]| {
+        let mut found = conditions
             .clone()
-            .filter(|told| told.status == "True" && kinds.contains(&told.type_.as_str()));
-        told.next()
-            .map(|told| told.message.clone().unwrap_or_else(|| told.type_.clone()))
+            .filter(|found| found.status == "True" && kinds.contains(&found.type_.as_str()));
+        found
+            .next()
+            .map(|found| found.message.clone().unwrap_or_else(|| found.type_.clone()))
     };
     let state = status.allocated_resource_statuses.as_ref();
     let state = state.and_then(|states| states.get("storage").map(String::as_str));
-    let failure = told(&["ControllerResizeError", "NodeResizeError"]);
+    let failure = message(&["ControllerResizeError", "NodeResizeError"]);
     match (state, failure) {
         (Some(state @ ("ControllerResizeInfeasible" | "NodeResizeInfeasible")), failure) => {
             Growth::Infeasible(failure.unwrap_or_else(|| state.to_owned()))
         }
         (_, Some(failure)) => Growth::Failing(failure),
-        _ if told(&["FileSystemResizePending"]).is_some() => Growth::FileSystem,
-        _ if told(&["Resizing"]).is_some() => Growth::Volume,
-        _ => Growth::Asked,
+        _ if message(&["FileSystemResizePending"]).is_some() => Growth::FileSystem,
+        _ if message(&["Resizing"]).is_some() => Growth::Volume,
+        _ => Growth::Requested,
     }
 }

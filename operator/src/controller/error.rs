@@ -1,38 +1,38 @@
-//! Why a mirror has to be tried again, and what is told of it.
+//! The failures of a reconcile that are retried.
 
 use std::time::Duration;
 
 use super::RECONCILE_TIMEOUT;
-use crate::{apply, issue};
+use crate::{apply::ApplyError, certificates::CertificateError};
 
-/// Answers of an API server that is busy, or was asked for what someone else has just changed.
-const PASSES: [u16; 4] = [409, 429, 503, 504];
+/// Status codes of transient failures: a conflict, or an API server under load.
+const TRANSIENT: [u16; 4] = [409, 429, 503, 504];
 
-/// Why a mirror has to be tried again.
+/// A failure of a reconcile that is retried.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// Something could not be read.
-    #[error("reading what the spec refers to: {0}")]
+pub enum ReconcileError {
+    /// An object could not be read.
+    #[error("objects that the spec refers to not read: {0}")]
     Read(#[source] kube::Error),
-    /// Something could not be applied.
+    /// An object could not be applied.
     #[error(transparent)]
-    Apply(#[from] apply::Error),
-    /// Its own certificates could not be made.
+    Apply(#[from] ApplyError),
+    /// The mirror's own certificates could not be issued.
     #[error(transparent)]
-    Issue(#[from] issue::Error),
+    Certificate(#[from] CertificateError),
     /// The status could not be written.
-    #[error("writing the status: {0}")]
+    #[error("status not written: {0}")]
     Status(#[source] kube::Error),
-    /// The API server took too long.
-    #[error("not done after {} s", RECONCILE_TIMEOUT.as_secs())]
+    /// The reconcile took too long.
+    #[error("reconcile not finished within {} s", RECONCILE_TIMEOUT.as_secs())]
     Timeout,
-    /// A defect of the operator; other mirrors are not concerned.
-    #[error("the operator failed: {0}")]
+    /// The reconcile panicked: a defect of the operator that concerns no other mirror.
+    #[error("reconcile panicked, a defect of the operator: {0}")]
     Panicked(#[source] tokio::task::JoinError),
 }
 
-impl Error {
-    /// Every class that there is.
+impl ReconcileError {
+    /// All classes.
     pub const CLASSES: [&str; 8] = [
         "read",
         "altered",
@@ -44,47 +44,42 @@ impl Error {
         "panic",
     ];
 
-    /// Its class, one of [`Self::CLASSES`], for metrics.
+    /// Returns the class for metrics, one of [`Self::CLASSES`].
     pub fn class(&self) -> &'static str {
         match self {
             Self::Read(_) => "read",
-            Self::Apply(apply::Error::Altered { .. }) => "altered",
-            Self::Apply(apply::Error::Contested { .. }) => "contested",
+            Self::Apply(ApplyError::Altered { .. }) => "altered",
+            Self::Apply(ApplyError::Conflict { .. }) => "contested",
             Self::Apply(_) => "apply",
-            Self::Issue(_) => "issue",
+            Self::Certificate(_) => "issue",
             Self::Status(_) => "status",
             Self::Timeout => "timeout",
             Self::Panicked(_) => "panic",
         }
     }
 
-    /// In words that stay the same each time, where the API server said no; conflicts and time-outs are not shown.
-    pub(super) fn told(&self) -> Option<String> {
+    /// Returns the message for the status, which is the same on each retry; `None` for transient failures.
+    pub(super) fn status_message(&self) -> Option<String> {
         let (what, source) = match self {
-            Self::Read(source) => ("reading what the spec refers to".to_owned(), source),
-            Self::Apply(apply::Error::Cluster {
-                verb,
-                kind,
-                name,
-                source,
-            }) => (format!("{verb} {kind} {name}"), source.as_ref()),
-            Self::Apply(apply::Error::Altered { .. } | apply::Error::Forbidden { .. }) => {
+            Self::Read(source) => ("objects that the spec refers to not read".to_owned(), source),
+            Self::Apply(error @ ApplyError::Cluster { source, .. }) => (error.what(), source.as_ref()),
+            Self::Apply(ApplyError::Altered { .. } | ApplyError::Forbidden { .. }) => {
                 return Some(self.to_string());
             }
             _ => return None,
         };
         match source {
-            kube::Error::Api(status) if !PASSES.contains(&status.code) => {
+            kube::Error::Api(status) if !TRANSIENT.contains(&status.code) => {
                 Some(format!("{what}: {}", status.message))
             }
             _ => None,
         }
     }
 
-    /// When to try again, where that is known.
-    pub(super) fn after(&self) -> Option<Duration> {
+    /// Returns the delay of the retry, if the failure determines it.
+    pub(super) fn retry_after(&self) -> Option<Duration> {
         match self {
-            Self::Apply(error) => error.after(),
+            Self::Apply(error) => error.retry_after(),
             _ => None,
         }
     }
@@ -96,23 +91,23 @@ mod tests {
     use crate::kind::Kind;
 
     #[test]
-    fn each_class_is_one_that_is_told_from_the_start() {
+    fn class_of_each_error_is_listed() {
         let (kind, name) = (Kind::Service, "x".to_owned());
         let source = || kube::Error::LinesCodecMaxLineLengthExceeded;
         let after = Duration::ZERO;
         let errors = [
-            Error::Read(source()),
-            Error::Apply(apply::Error::Contested {
+            ReconcileError::Read(source()),
+            ReconcileError::Apply(ApplyError::Conflict {
                 kind,
                 name: name.clone(),
                 after,
             }),
-            Error::Apply(apply::Error::Altered { kind, name }),
-            Error::Status(source()),
-            Error::Timeout,
+            ReconcileError::Apply(ApplyError::Altered { kind, name }),
+            ReconcileError::Status(source()),
+            ReconcileError::Timeout,
         ];
         for error in errors {
-            assert!(Error::CLASSES.contains(&error.class()), "{error}");
+            assert!(ReconcileError::CLASSES.contains(&error.class()), "{error}");
         }
     }
 }

@@ -4,11 +4,7 @@
 //! no two installations do. An operator that finds another's name writes nothing of the mirror but a condition. It takes
 //! the mirror once the other's Lease has not been renewed for [`ABANDONED`].
 
-use std::{
-    collections::HashMap,
-    sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashMap, time::Duration};
 
 use crds::{
     RegistryMirror,
@@ -21,11 +17,12 @@ use k8s_openapi::{
     jiff::{Timestamp, Unit},
 };
 use kube::{Api, Client, Resource, ResourceExt, runtime::reflector::Store};
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::{Context, Error};
+use super::{Context, ReconcileError};
 use crate::{
-    cluster::watch::Stored,
+    cluster::triggers::StoredMirror,
     status::{events, write},
 };
 
@@ -64,7 +61,7 @@ pub(super) enum Manager {
 ///
 /// # Errors
 /// Those of the API server.
-pub(super) async fn find(mirror: &RegistryMirror, context: &Context) -> Result<Manager, Error> {
+pub(super) async fn find(mirror: &RegistryMirror, context: &Context) -> Result<Manager, ReconcileError> {
     let own = &context.settings.name;
     if own.is_empty() {
         return Ok(Manager::This);
@@ -104,7 +101,7 @@ pub(super) async fn find(mirror: &RegistryMirror, context: &Context) -> Result<M
                 "status.managedBy not recorded: the CRD is older than the operator; upgrade the CRD"
             );
         }
-        Err(error) => return Err(Error::Status(error)),
+        Err(error) => return Err(ReconcileError::Status(error)),
     }
     if conflict(mirror).is_some() {
         withdraw(mirror, context).await?;
@@ -126,9 +123,9 @@ pub(super) async fn stand_by(
     other: &str,
     has_lease_access: bool,
     context: &Context,
-) -> Result<(), Error> {
+) -> Result<(), ReconcileError> {
     let message = conflict_message(mirror, other, &context.settings.name, has_lease_access);
-    if conflict(mirror).is_some_and(|condition| says_the_same(&condition.message, &message)) {
+    if conflict(mirror).is_some_and(|condition| is_same_report(&condition.message, &message)) {
         return Ok(());
     }
     if !has_lease_access {
@@ -151,9 +148,9 @@ pub(super) async fn stand_by(
     let conditions = [condition];
     write::stand_by(context.cluster.client(), mirror, &conditions)
         .await
-        .map_err(Error::Status)?;
-    let story = events::transitions(&[], &conditions);
-    events::publish(&context.recorder, &mirror.object_ref(&()), &story).await;
+        .map_err(ReconcileError::Status)?;
+    let transitions = events::transitions(&[], &conditions);
+    events::publish(&context.recorder, &mirror.object_ref(&()), &transitions).await;
     Ok(())
 }
 
@@ -177,7 +174,7 @@ fn conflict_message(mirror: &RegistryMirror, other: &str, own: &str, has_lease_a
 }
 
 /// Returns whether a condition need not be written: it has the message, or a third operator reports the same manager.
-fn says_the_same(present: &str, message: &str) -> bool {
+fn is_same_report(present: &str, message: &str) -> bool {
     let (manager, rest) = message.split_once("; ").unwrap_or_default();
     let (own, _) = rest.split_once(',').unwrap_or_default();
     present == message
@@ -185,7 +182,7 @@ fn says_the_same(present: &str, message: &str) -> bool {
 }
 
 /// Drops the conditions of mirrors that other operators manage: this one is about to stop.
-pub(super) async fn withdraw_all(mirrors: &Store<Stored>, context: &Context) {
+pub(super) async fn withdraw_all(mirrors: &Store<StoredMirror>, context: &Context) {
     let own = &context.settings.name;
     let is_theirs = |mirror: &RegistryMirror| {
         let managed_by = mirror
@@ -205,9 +202,9 @@ pub(super) async fn withdraw_all(mirrors: &Store<Stored>, context: &Context) {
         .await;
 }
 
-async fn withdraw(mirror: &RegistryMirror, context: &Context) -> Result<(), Error> {
+async fn withdraw(mirror: &RegistryMirror, context: &Context) -> Result<(), ReconcileError> {
     let done = write::stand_by(context.cluster.client(), mirror, &[]).await;
-    done.map_err(Error::Status)
+    done.map_err(ReconcileError::Status)
 }
 
 /// Returns the condition of an operator that stands by.
@@ -263,7 +260,7 @@ impl Leases {
             return LeaseState::Abandoned;
         };
         let now = Instant::now();
-        let last = self.lock().get(operator).cloned();
+        let last = self.0.lock().get(operator).cloned();
         if let Some(last) = last.filter(|last| now.duration_since(last.at) < FRESH) {
             return LeaseState::after(now.duration_since(last.since));
         }
@@ -274,7 +271,7 @@ impl Leases {
             Ok(lease) => self.record(operator, lease.and_then(|lease| lease.resource_version()), now),
             Err(error) => {
                 tracing::debug!(operator, %error, "the Lease of another operator can't be read");
-                self.lock().remove(operator);
+                self.0.lock().remove(operator);
                 match error {
                     kube::Error::Api(status) if status.code == 403 => LeaseState::Forbidden,
                     _ => LeaseState::Held,
@@ -285,7 +282,7 @@ impl Leases {
 
     /// Records a Lease that was read, and returns its state.
     fn record(&self, operator: &str, version: Option<String>, now: Instant) -> LeaseState {
-        let mut leases = self.lock();
+        let mut leases = self.0.lock();
         leases.retain(|_, read| now.duration_since(read.at) < FORGOTTEN);
         let same = leases.get(operator).filter(|last| last.version == version);
         let since = same.map_or(now, |last| last.since);
@@ -298,10 +295,6 @@ impl Leases {
             },
         );
         LeaseState::after(now.duration_since(since))
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, LastSeen>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -346,10 +339,10 @@ mod tests {
     #[test]
     fn conflict_message_is_written_once() {
         let (first, second) = (message("new/op", true), message("new/op-2", false));
-        assert!(says_the_same(&first, &first));
-        assert!(says_the_same(&first, &second) && says_the_same(&second, &first));
-        assert!(!says_the_same(&first, &message("new/op", false)));
-        assert!(!says_the_same(&first.replace("old/op", "third/op"), &first));
+        assert!(is_same_report(&first, &first));
+        assert!(is_same_report(&first, &second) && is_same_report(&second, &first));
+        assert!(!is_same_report(&first, &message("new/op", false)));
+        assert!(!is_same_report(&first.replace("old/op", "third/op"), &first));
     }
 
     #[test]
@@ -373,6 +366,6 @@ mod tests {
         let (leases, begin) = (Leases::default(), Instant::now());
         leases.record("a/b", None, begin);
         leases.record("c/d", None, begin + FORGOTTEN);
-        assert_eq!(leases.lock().len(), 1);
+        assert_eq!(leases.0.lock().len(), 1);
     }
 }

@@ -20,7 +20,8 @@ use mirror::config::{
     log::Level,
 };
 
-use super::{child::Child, names};
+use super::child::Child;
+use crate::names;
 use crate::{
     kind::Kind,
     observed::{Observed, Text},

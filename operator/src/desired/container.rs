@@ -136,7 +136,7 @@ fn served(accepted: &Accepted<'_>) -> Vec<(String, String)> {
     let file = |variable: &str, file: &str| (format!("REGISTRY_{variable}"), format!("{FILES}/{file}"));
     let mut variables = Vec::new();
     if accepted.serving.is_some() {
-        let [certificate, key, _] = serving::OWN;
+        let [certificate, key, _] = serving::FILES;
         variables.push(file("HTTP_TLS_CERTIFICATE", certificate));
         variables.push(file("HTTP_TLS_KEY", key));
         let minimum = accepted.mirror.spec.tls.minimum_version;

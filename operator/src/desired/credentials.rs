@@ -11,13 +11,11 @@ use mirror::credential::Credential;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
-use super::{
-    child::{Child, data},
-    names,
-};
+use super::child::{Child, data};
 use crate::{
     dereference::Contents,
     kind::Kind,
+    names,
     observed::Observed,
     validate::{Accepted, Credentials},
 };
@@ -30,7 +28,7 @@ const LAST_GOOD: &str = "last-good.json";
 const VERSION: &str = "version";
 
 /// What the servers are handed.
-pub struct HandedOut {
+pub struct IssuedCredentials {
     /// The candidate: a dockerconfigjson, keyed by upstream host. An upstream whose credentials are not known has an
     /// entry without any, so that it is never asked anonymously instead.
     candidate: Vec<u8>,
@@ -47,7 +45,7 @@ pub struct HandedOut {
     origins: String,
 }
 
-impl HandedOut {
+impl IssuedCredentials {
     /// Goes on from what the servers have, if they have something. What all of them say that its upstream takes is
     /// the last good one from now on, entry by entry.
     pub(super) fn new(accepted: &Accepted<'_>, before: Option<&Contents>, observed: &Observed) -> Self {
@@ -82,7 +80,7 @@ impl HandedOut {
         let candidate = document(&entries);
         Self {
             hosts: entries.keys().cloned().collect(),
-            version: before.next_version(&candidate, told(accepted)),
+            version: before.next_version(&candidate, reported_version(accepted)),
             candidate,
             last_good: (!last_good.is_empty()).then(|| document(&last_good)),
             kept,
@@ -134,7 +132,7 @@ impl HandedOut {
 }
 
 /// The latest version that the status tells of: servers may have it although the Secret is gone.
-fn told(accepted: &Accepted<'_>) -> u64 {
+fn reported_version(accepted: &Accepted<'_>) -> u64 {
     let status = accepted.mirror.status.iter();
     let versions = status
         .flat_map(|status| &status.upstreams)

@@ -7,8 +7,9 @@ use k8s_openapi::{
 };
 use kube::ResourceExt;
 
-use super::{child::Child, names};
+use super::child::Child;
 use crate::kind::Kind;
+use crate::names;
 
 /// A server that is not ready serves nothing: its eviction costs nothing, and without this policy a node on which no
 /// replica is ready could not be drained.

@@ -7,13 +7,11 @@ use crds::RegistryMirror;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::ResourceExt;
 
-use super::{
-    child::{Child, data},
-    names,
-};
+use super::child::{Child, data};
 use crate::{
     dereference::Contents,
     kind::Kind,
+    names,
     validate::{
         Accepted, bundle,
         serving::{self, Serving},
@@ -23,12 +21,12 @@ use crate::{
 
 /// The serving certificate's, by name.
 fn serving(serving: &Serving) -> impl Iterator<Item = (String, Vec<u8>)> {
-    let [certificate, key, authority] = serving::OWN.map(str::to_owned);
+    let [certificate, key, authority] = serving::FILES.map(str::to_owned);
     let own = [
         (certificate, serving.certificate.clone()),
         (key, serving.key.clone()),
     ];
-    let authority = serving.authority.clone().map(|pem| (authority, pem));
+    let authority = serving.ca.clone().map(|pem| (authority, pem));
     own.into_iter().chain(authority)
 }
 
@@ -61,8 +59,8 @@ pub(super) fn object(accepted: &Accepted<'_>) -> Option<Child> {
 }
 
 /// The Secret as it is, with another certificate.
-pub(super) fn renewed(mirror: &RegistryMirror, handed_out: &Contents, renewed: &Serving) -> Child {
-    let mut files = handed_out.data.clone();
+pub(super) fn renewed(mirror: &RegistryMirror, present: &Contents, renewed: &Serving) -> Child {
+    let mut files = present.data.clone();
     files.extend(serving(renewed));
     secret(mirror, names::files(&mirror.name_any()), files)
 }
@@ -77,22 +75,22 @@ fn secret(mirror: &RegistryMirror, name: String, files: BTreeMap<String, Vec<u8>
 }
 
 /// The Secret with the mirror's own authority, if it has one: for the operator alone.
-pub(super) fn authority_key(
+pub(super) fn ca_key(
     mirror: &RegistryMirror,
     authority: Option<&BTreeMap<String, Vec<u8>>>,
 ) -> Option<Child> {
-    let name = names::authority_key(&mirror.name_any());
+    let name = names::ca_key(&mirror.name_any());
     Some(secret(mirror, name, authority?.clone()))
 }
 
 /// What clients have to trust, for them to read: a `ConfigMap`, where the certificate's Secret says it or it is the
 /// mirror's own.
-pub(super) fn authority(mirror: &RegistryMirror, serving: Option<&Serving>) -> Option<Child> {
-    let pem = serving.and_then(Serving::authority)?;
-    let name = names::authority(&mirror.name_any());
+pub(super) fn ca_bundle(mirror: &RegistryMirror, serving: Option<&Serving>) -> Option<Child> {
+    let pem = serving.and_then(Serving::ca_text)?;
+    let name = names::ca_bundle(&mirror.name_any());
     let map = ConfigMap {
         metadata: names::owned(mirror, name.clone()),
-        data: Some(BTreeMap::from([(names::AUTHORITY.to_owned(), pem)])),
+        data: Some(BTreeMap::from([(names::CA_BUNDLE_KEY.to_owned(), pem)])),
         ..ConfigMap::default()
     };
     Some(Child::new(Kind::ConfigMap, name, &map))

@@ -11,7 +11,8 @@ use k8s_openapi::api::core::v1::ConfigMap;
 use kube::ResourceExt;
 use serde_json::json;
 
-use super::{child::Child, names};
+use super::child::Child;
+use crate::names;
 use crate::{
     kind::Kind,
     observed::{Observed, ServiceAddress},
@@ -28,7 +29,7 @@ pub(super) fn object(accepted: &Accepted<'_>, observed: &Observed) -> Option<Chi
         return None;
     }
     let service = observed.service.as_ref()?;
-    let certificate = accepted.serving.as_ref().and_then(Serving::authority);
+    let certificate = accepted.serving.as_ref().and_then(Serving::ca_text);
     Some(map(mirror, files(mirror, service, certificate)))
 }
 
@@ -38,7 +39,7 @@ pub(super) fn renewed(
     mut published: BTreeMap<String, String>,
     serving: &Serving,
 ) -> Option<Child> {
-    *published.get_mut(names::AUTHORITY)? = serving.authority()?;
+    *published.get_mut(names::CA_BUNDLE_KEY)? = serving.ca_text()?;
     Some(map(mirror, published))
 }
 
@@ -96,7 +97,7 @@ pub fn files(
         .collect();
     files.insert("registries.yaml".to_owned(), registries_yaml(&hosts, service));
     let certificate = service.certificate.clone();
-    files.extend(certificate.map(|pem| (names::AUTHORITY.to_owned(), pem)));
+    files.extend(certificate.map(|pem| (names::CA_BUNDLE_KEY.to_owned(), pem)));
     let registries_conf = registries_conf(&hosts, service, wanted.fallback);
     files.extend(registries_conf.map(|file| ("registries.conf".to_owned(), file)));
     files.extend(daemon_json(&hosts, service, wanted.fallback).map(|file| ("daemon.json".to_owned(), file)));

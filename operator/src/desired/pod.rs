@@ -12,7 +12,8 @@ use k8s_openapi::{
 };
 use kube::ResourceExt;
 
-use super::{config, container, names, storage};
+use super::{config, container, storage};
+use crate::names;
 use crate::{
     desired::{Platform, Release},
     validate::Accepted,

@@ -12,7 +12,8 @@ use k8s_openapi::{
 };
 use kube::ResourceExt;
 
-use super::{child::Child, names, workload};
+use super::{child::Child, workload};
+use crate::names;
 use crate::{
     kind::Kind,
     observed::{Allocation, Observed},
@@ -72,7 +73,7 @@ fn lost(mirror: &RegistryMirror, observed: &Observed) -> Allocation {
     let Some(endpoint) = status.filter(|_| observed.service.is_none()) else {
         return Allocation::default();
     };
-    let mut lost = Allocation::recorded(endpoint);
+    let mut lost = Allocation::from_status(endpoint);
     if wanted.cluster_ip.is_some() {
         lost.cluster_ips.clear();
     }

@@ -4,8 +4,9 @@ use crds::RegistryMirror;
 use k8s_openapi::api::core::v1::ServiceAccount;
 use kube::ResourceExt;
 
-use super::{child::Child, names};
+use super::child::Child;
 use crate::kind::Kind;
+use crate::names;
 
 /// A `ServiceAccount` without a token.
 pub(super) fn object(mirror: &RegistryMirror) -> Child {

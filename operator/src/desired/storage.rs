@@ -12,7 +12,8 @@ use k8s_openapi::{
 };
 use kube::ResourceExt;
 
-use super::{child::Child, names};
+use super::child::Child;
+use crate::names;
 use crate::{
     kind::Kind,
     observed::{Claim, Observed},
@@ -48,9 +49,7 @@ fn at_least<'a>(size: &'a Quantity, there: Option<&'a Claim>) -> &'a Quantity {
     };
     let more = |requested: &&Quantity| amount(&requested.0) > amount(&size.0);
     let keeps = claim.requested.as_ref().filter(more);
-    keeps
-        .filter(|_| !claim.is_more_than_there_is(size))
-        .unwrap_or(size)
+    keeps.filter(|_| !claim.exceeds_capacity(size)).unwrap_or(size)
 }
 
 fn one(accepted: &Accepted<'_>, ordinal: u32, size: &Quantity, claim: &ClaimStorage) -> Child {

@@ -16,7 +16,8 @@ use k8s_openapi::{
 };
 use kube::ResourceExt;
 
-use super::{child::Child, names, pod, storage};
+use super::{child::Child, pod, storage};
+use crate::names;
 use crate::{desired::Release, kind::Kind, observed::Observed, validate::Accepted};
 
 /// A port of the server.

@@ -1,32 +1,32 @@
-//! The configuration as servers can read it now.
+//! The servers' configuration as stored in its `ConfigMap`.
 
 use sha2::{Digest, Sha256};
 
-/// What the `ConfigMap` holds.
+/// The files of the `ConfigMap`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Configuration {
-    /// The servers' file.
+    /// The servers' configuration file.
     pub current: Text,
-    /// What an older server starts with that can't read it.
+    /// The configuration that older servers start with, if they can't parse the current one.
     pub last_good: Option<Text>,
 }
 
-/// A file of it.
+/// A configuration file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Text {
-    /// As it stands there.
+    /// The content.
     pub yaml: String,
-    /// The version of what the operator wrote: someone may have changed it since.
+    /// The version that the operator wrote: a user may have changed the content since.
     pub written: Option<String>,
 }
 
 impl Text {
-    /// The SHA-256 in hexadecimal, by which servers name it.
+    /// Returns the SHA-256 in hexadecimal, by which servers report the configuration.
     pub fn version(&self) -> String {
         hex::encode(Sha256::digest(&self.yaml))
     }
 
-    /// Nobody has changed it.
+    /// Returns whether the content is as the operator wrote it.
     pub fn is_as_written(&self) -> bool {
         self.written.as_ref() == Some(&self.version())
     }

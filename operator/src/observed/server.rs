@@ -1,4 +1,4 @@
-//! A Pod that runs a server, and what the server last said of itself.
+//! The Pods that run servers, with their last reports.
 
 use std::net::IpAddr;
 
@@ -9,75 +9,75 @@ use mirror::{
     credentials::{CredentialState, Report as CredentialReport},
 };
 
-/// What an upstream's words may take in a status.
-const WORDS: usize = 256;
+/// The maximum length of a text from a server, in bytes.
+const MAX_TEXT: usize = 256;
 
 /// A Pod that runs a server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Server {
-    /// The Pod's name.
+    /// The name of the Pod.
     pub pod: String,
-    /// The Pod's own identity: another Pod of this name has said nothing yet.
+    /// The UID of the Pod: another Pod of this name has no report yet.
     pub uid: String,
-    /// Where it can be asked.
+    /// The IP address of the Pod.
     pub address: IpAddr,
-    /// What it said.
-    pub answer: Answer,
+    /// The result of polling it.
+    pub poll: PollResult,
 }
 
-/// What a server said.
+/// The result of polling a server.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum Answer {
-    /// It was not asked yet: what was known before stands.
+pub enum PollResult {
+    /// The server was not polled yet: its last known state counts.
     #[default]
-    Unasked,
-    /// It was asked several times and gave no answer.
-    Silent,
-    /// This.
-    Given(Report),
+    NotPolled,
+    /// The server did not answer several times in a row.
+    Unresponsive,
+    /// The server reported this.
+    Report(ServerReport),
 }
 
-/// What a server says of itself, without what moves by itself.
+/// The report of a server, without values that change all the time.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Report {
-    /// The server's version.
+pub struct ServerReport {
+    /// The version of the server.
     pub version: String,
-    /// The configuration in force: the SHA-256 of the file, in hexadecimal.
+    /// The SHA-256 of the configuration in force, in hexadecimal.
     pub configuration: String,
-    /// Why a later one was not taken; empty if it was.
+    /// The error of a later configuration that the server did not load; empty if there is none.
     pub configuration_error: String,
-    /// Its upstreams.
-    pub upstreams: Vec<Upstream>,
-    /// Nothing can be stored.
+    /// The upstreams.
+    pub upstreams: Vec<UpstreamReport>,
+    /// The server can store no more content.
     pub full: bool,
 }
 
-/// What a server says of one of its upstreams.
+/// The report of a server on one of its upstreams.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Upstream {
-    /// Its name.
+pub struct UpstreamReport {
+    /// The host.
     pub host: String,
-    /// Whether it answers.
+    /// The reachability.
     pub state: UpstreamState,
-    /// How it stands with its credentials.
+    /// The state of its credentials.
     pub credentials: CredentialReport,
 }
 
 impl Server {
-    /// What it said, if it said anything.
-    pub fn report(&self) -> Option<&Report> {
-        match &self.answer {
-            Answer::Given(report) => Some(report),
-            Answer::Unasked | Answer::Silent => None,
+    /// Returns the report, if there is one.
+    pub fn report(&self) -> Option<&ServerReport> {
+        match &self.poll {
+            PollResult::Report(report) => Some(report),
+            PollResult::NotPolled | PollResult::Unresponsive => None,
         }
     }
 
-    /// What it said of an upstream's credentials.
+    /// Returns the report on an upstream's credentials.
     pub fn credentials(&self, host: &str) -> Option<&CredentialReport> {
         Some(&self.report()?.upstream(host)?.credentials)
     }
 
-    /// Whether it uses this version of an upstream's credentials, and the upstream takes it.
+    /// Returns whether the server uses this version of an upstream's credentials and the upstream accepts them.
     pub fn has_proven(&self, host: &str, version: u64) -> bool {
         self.credentials(host).is_some_and(|credentials| {
             credentials.state == CredentialState::Active && credentials.version_loaded == Some(version)
@@ -85,9 +85,9 @@ impl Server {
     }
 }
 
-impl Report {
+impl ServerReport {
     /// Returns the report on the upstream that a spec calls `host`. The server reports its canonical name.
-    pub fn upstream(&self, host: &str) -> Option<&Upstream> {
+    pub fn upstream(&self, host: &str) -> Option<&UpstreamReport> {
         let host = canonical(host).ok()?;
         self.upstreams
             .iter()
@@ -95,22 +95,22 @@ impl Report {
     }
 }
 
-impl From<admin::Status> for Report {
+impl From<admin::Status> for ServerReport {
     fn from(status: admin::Status) -> Self {
         Self {
             version: cut(status.version),
             configuration: cut(status.configuration_version),
             configuration_error: cut(status.configuration_error),
-            upstreams: status.upstreams.into_iter().map(Upstream::from).collect(),
+            upstreams: status.upstreams.into_iter().map(UpstreamReport::from).collect(),
             full: status.cache.full,
         }
     }
 }
 
-impl From<admin::UpstreamStatus> for Upstream {
+impl From<admin::UpstreamStatus> for UpstreamReport {
     fn from(upstream: admin::UpstreamStatus) -> Self {
         let mut credentials = upstream.credentials;
-        // What keeps an upstream from a verdict is worded differently each time, and would never rest.
+        // The message of a pending state changes all the time.
         credentials.message = match credentials.state {
             CredentialState::Pending => String::new(),
             _ => cut(credentials.message),
@@ -129,7 +129,7 @@ impl From<admin::UpstreamStatus> for Upstream {
 }
 
 fn cut(mut text: String) -> String {
-    text.truncate(text.floor_char_boundary(WORDS));
+    text.truncate(text.floor_char_boundary(MAX_TEXT));
     text
 }
 
@@ -157,28 +157,28 @@ mod tests {
     }
 
     #[test]
-    fn what_moves_by_itself_is_no_part_of_a_report() {
-        let one = Report::from(status(CredentialState::Pending, "429, for 37 s", 1));
+    fn report_has_no_changing_values() {
+        let one = ServerReport::from(status(CredentialState::Pending, "429, for 37 s", 1));
         assert_eq!(
             one,
-            Report::from(status(CredentialState::Pending, "429, for 36 s", 2))
+            ServerReport::from(status(CredentialState::Pending, "429, for 36 s", 2))
         );
         assert_eq!(one.upstream("quay.io").unwrap().state, UpstreamState::RateLimited);
     }
 
     #[test]
-    fn words_of_an_upstream_are_bounded() {
-        let report = Report::from(status(CredentialState::Rejected, &"ä".repeat(5000), 1));
-        assert_eq!(report.upstreams[0].credentials.message.len(), WORDS);
+    fn text_of_an_upstream_is_bounded() {
+        let report = ServerReport::from(status(CredentialState::Rejected, &"ä".repeat(5000), 1));
+        assert_eq!(report.upstreams[0].credentials.message.len(), MAX_TEXT);
     }
 
     #[test]
-    fn only_a_version_that_the_upstream_took_is_proven() {
+    fn only_an_accepted_version_is_proven() {
         let server = |state| Server {
             pod: "hub-0".to_owned(),
             uid: "u".to_owned(),
             address: IpAddr::from([127, 0, 0, 1]),
-            answer: Answer::Given(status(state, "", 0).into()),
+            poll: PollResult::Report(status(state, "", 0).into()),
         };
         assert!(server(CredentialState::Active).has_proven("quay.io", 3));
         assert!(server(CredentialState::Active).has_proven("quay.io:443", 3));

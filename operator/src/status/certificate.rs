@@ -5,96 +5,112 @@ use std::time::Duration;
 use crds::conditions::{ConditionType, Reason, Truth};
 use k8s_openapi::jiff::Timestamp;
 
-use super::{Outcome, conditions::Saying};
+use super::{Outcome, conditions::ConditionUpdate};
 use crate::{
-    observed::{Life, Observed},
+    observed::{Observed, Validity},
     validate::{Serving, credentials::Problem},
 };
 
 /// The certificate, never its key.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Certificate {
+pub struct CertificateStatus {
     /// From when to when it is good.
-    pub life: Life,
+    pub validity: Validity,
     /// When there is something to do or to tell about it, in seconds since 1970.
     pub changes: i64,
     /// Its authority is published.
-    pub has_authority: bool,
+    pub has_ca: bool,
     /// Why it is the one that servers had before.
     pub problem: Option<Problem>,
 }
 
-impl Certificate {
+impl CertificateStatus {
     /// Of what servers are handed.
     pub fn new(serving: &Serving) -> Self {
         Self {
-            life: serving.life,
+            validity: serving.validity,
             changes: serving.changes,
-            has_authority: serving.authority.is_some(),
+            has_ca: serving.ca.is_some(),
             problem: serving.problem.clone(),
         }
     }
 
     /// How long there is nothing to do or to tell about it; `None` where there never is.
-    pub fn rest(&self, now: Timestamp) -> Option<Duration> {
-        let Life { starts, ends } = self.life;
-        rest([self.changes, starts, self.life.late(), ends], now)
+    pub fn next_change(&self, now: Timestamp) -> Option<Duration> {
+        let Validity {
+            not_before,
+            not_after,
+        } = self.validity;
+        next(
+            [self.changes, not_before, self.validity.expiring_from(), not_after],
+            now,
+        )
     }
 }
 
 /// How long there is nothing to tell about the certificate that servers were handed.
-pub fn until_news(life: Life, now: Timestamp) -> Option<Duration> {
-    rest([life.starts, life.late(), life.ends], now)
+pub fn next_validity_change(validity: Validity, now: Timestamp) -> Option<Duration> {
+    next(
+        [validity.not_before, validity.expiring_from(), validity.not_after],
+        now,
+    )
 }
 
 /// Until the first of these times that is to come.
-fn rest<const N: usize>(times: [i64; N], now: Timestamp) -> Option<Duration> {
+fn next<const N: usize>(times: [i64; N], now: Timestamp) -> Option<Duration> {
     let left = times.map(|time| time.saturating_sub(now.as_second()));
     let next = left.into_iter().filter(|seconds| *seconds > 0).min()?;
     u64::try_from(next).ok().map(Duration::from_secs)
 }
 
-pub(super) fn condition(outcome: &Outcome, observed: &Observed, now: Timestamp) -> Option<Saying> {
-    let saying = |truth, reason, message| Some(Saying::new(ConditionType::TLSReady, truth, reason, message));
+pub(super) fn condition(outcome: &Outcome, observed: &Observed, now: Timestamp) -> Option<ConditionUpdate> {
+    let saying = |truth, reason, message| {
+        Some(ConditionUpdate::new(
+            ConditionType::TLSReady,
+            truth,
+            reason,
+            message,
+        ))
+    };
     let certificate = match outcome {
         Outcome::Acted(acted) => acted.certificate.as_ref()?,
         Outcome::Rejected(rejection) if is_about_it(rejection.reason) => {
             return saying(Truth::False, rejection.reason, rejection.message.clone());
         }
         Outcome::Paused | Outcome::Failed(_) | Outcome::Rejected(_) => {
-            return Some(of_life(observed.certificate?, now, way_out(outcome)));
+            return Some(of_validity(observed.certificate?, now, way_out(outcome)));
         }
     };
     // What was handed out, where something of it may have been refused.
-    let life = observed.certificate.unwrap_or(certificate.life);
+    let validity = observed.certificate.unwrap_or(certificate.validity);
     if let Some(problem) = &certificate.problem {
         let message = format!("{}; the previous certificate serves on", problem.message);
         return saying(Truth::False, problem.reason, message);
     }
-    Some(of_life(life, now, way_out(outcome)))
+    Some(of_validity(validity, now, way_out(outcome)))
 }
 
-fn of_life(life: Life, now: Timestamp, way_out: &str) -> Saying {
-    let end = Timestamp::from_second(life.ends).unwrap_or(Timestamp::MAX);
+fn of_validity(validity: Validity, now: Timestamp, way_out: &str) -> ConditionUpdate {
+    let end = Timestamp::from_second(validity.not_after).unwrap_or(Timestamp::MAX);
     let second = now.as_second();
-    let (truth, reason, message) = if life.ends <= second {
+    let (truth, reason, message) = if validity.not_after <= second {
         let message = format!("the certificate ended at {end}: {way_out}");
         (Truth::False, Reason::Expired, message)
-    } else if life.starts > second {
-        let start = Timestamp::from_second(life.starts).unwrap_or(Timestamp::MAX);
+    } else if validity.not_before > second {
+        let start = Timestamp::from_second(validity.not_before).unwrap_or(Timestamp::MAX);
         let message = format!(
             "the certificate is valid from {start} on only: put one into its Secret that is valid now, or see whether \
              the clock of whoever issued it is right"
         );
         (Truth::False, Reason::NotYetValid, message)
-    } else if life.late() <= second {
+    } else if validity.expiring_from() <= second {
         let message = format!("the certificate was not renewed and ends at {end}: {way_out}");
         (Truth::True, Reason::Expiring, message)
     } else {
         let message = format!("the certificate is valid until {end}");
         (Truth::True, Reason::CertificateReady, message)
     };
-    Saying::new(ConditionType::TLSReady, truth, reason, message)
+    ConditionUpdate::new(ConditionType::TLSReady, truth, reason, message)
 }
 
 /// What to do about a certificate that ends.
@@ -135,13 +151,13 @@ mod tests {
             message: "why".to_owned(),
         });
         let acted = Acted {
-            certificate: Some(Certificate {
-                life: Life {
-                    starts: expires - 60,
-                    ends: expires,
+            certificate: Some(CertificateStatus {
+                validity: Validity {
+                    not_before: expires - 60,
+                    not_after: expires,
                 },
                 changes: expires,
-                has_authority: false,
+                has_ca: false,
                 problem,
             }),
             ..Acted::default()
@@ -159,13 +175,16 @@ mod tests {
     #[test_case(900, 900 => None; "long ago")]
     fn a_certificate_can_be_left_alone_for(changes: i64, ends: i64) -> Option<u64> {
         let starts = ends - 60;
-        let certificate = Certificate {
-            life: Life { starts, ends },
+        let certificate = CertificateStatus {
+            validity: Validity {
+                not_before: starts,
+                not_after: ends,
+            },
             changes,
-            has_authority: false,
+            has_ca: false,
             problem: None,
         };
-        let rest = certificate.rest(Timestamp::from_second(1000).unwrap());
+        let rest = certificate.next_change(Timestamp::from_second(1000).unwrap());
         rest.map(|rest| rest.as_secs())
     }
 
@@ -213,9 +232,9 @@ mod tests {
     #[test_case(&Outcome::Failed(None), 1010 => (Reason::Expiring, false))]
     fn what_serves_is_told_of_where_the_spec_is_not_acted_on(outcome: &Outcome, ends: i64) -> (Reason, bool) {
         let observed = Observed {
-            certificate: Some(Life {
-                starts: ends - 60,
-                ends,
+            certificate: Some(Validity {
+                not_before: ends - 60,
+                not_after: ends,
             }),
             ..Observed::default()
         };

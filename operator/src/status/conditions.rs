@@ -13,14 +13,14 @@ use super::{Acted, Outcome, UpstreamCredentials, certificate, credentials, progr
 use crate::{apply::Applied, observed::Observed, validate::Rejection};
 
 /// What is said of one condition.
-pub(super) struct Saying {
+pub(super) struct ConditionUpdate {
     pub(super) kind: ConditionType,
     pub(super) truth: Truth,
     pub(super) reason: Reason,
     pub(super) message: String,
 }
 
-impl Saying {
+impl ConditionUpdate {
     pub(super) fn new(kind: ConditionType, truth: Truth, reason: Reason, message: impl Into<String>) -> Self {
         debug_assert!(
             said().any(|said| said == (kind, truth, reason)),
@@ -37,7 +37,7 @@ impl Saying {
 
 /// All conditions that apply, in the order in which they are documented. One that says the same as before keeps the
 /// time of its last transition. `generation` is that of the spec which they are about.
-pub fn of(
+pub fn compute(
     mirror: &RegistryMirror,
     generation: Option<i64>,
     before: &[Condition],
@@ -86,7 +86,7 @@ pub fn unreadable(
         now,
     };
     let said = [ConditionType::Accepted, ConditionType::Ready].map(|kind| {
-        context.condition(&Saying::new(
+        context.condition(&ConditionUpdate::new(
             kind,
             Truth::False,
             rejection.reason,
@@ -126,17 +126,17 @@ fn kept<'a>(
         Outcome::Rejected(_) => vec![ConditionType::CredentialsValid, ConditionType::TLSReady],
         Outcome::Acted(_) => vec![ConditionType::CredentialsValid],
     };
-    if observed.has_unasked() {
+    if observed.has_unpolled() {
         kept.extend([ConditionType::Progressing, ConditionType::UpstreamReachable]);
     }
     before
         .iter()
         .filter(move |condition| kept.iter().any(|kind| kind.as_str() == condition.type_))
-        .filter(|condition| is_ours(condition))
+        .filter(|condition| is_known(condition))
         .cloned()
 }
 
-fn is_ours(condition: &Condition) -> bool {
+fn is_known(condition: &Condition) -> bool {
     let Condition {
         type_,
         status,
@@ -153,7 +153,7 @@ struct Context<'a> {
 }
 
 impl Context<'_> {
-    fn condition(&self, saying: &Saying) -> Condition {
+    fn condition(&self, saying: &ConditionUpdate) -> Condition {
         let status = saying.truth.as_str();
         let before = self
             .before
@@ -173,7 +173,7 @@ impl Context<'_> {
     }
 }
 
-fn accepted(outcome: &Outcome) -> Option<Saying> {
+fn accepted(outcome: &Outcome) -> Option<ConditionUpdate> {
     match outcome {
         Outcome::Paused | Outcome::Failed(_) => None,
         Outcome::Rejected(rejection)
@@ -183,13 +183,13 @@ fn accepted(outcome: &Outcome) -> Option<Saying> {
                 ..
             },
             ..
-        }) => Some(Saying::new(
+        }) => Some(ConditionUpdate::new(
             ConditionType::Accepted,
             Truth::False,
             certificate::as_reference(rejection.reason),
             rejection.message.clone(),
         )),
-        Outcome::Acted(_) => Some(Saying::new(
+        Outcome::Acted(_) => Some(ConditionUpdate::new(
             ConditionType::Accepted,
             Truth::True,
             Reason::SpecAccepted,
@@ -198,17 +198,17 @@ fn accepted(outcome: &Outcome) -> Option<Saying> {
     }
 }
 
-fn available(outcome: &Outcome, observed: &Observed) -> Saying {
+fn available(outcome: &Outcome, observed: &Observed) -> ConditionUpdate {
     let kind = ConditionType::Available;
     let Some(workload) = &observed.workload else {
         let message = match outcome.rejection_message() {
             Some(why) => format!("no server was started yet: {why}; it is tried again"),
             None => "no server was started yet".to_owned(),
         };
-        return Saying::new(kind, Truth::False, Reason::NoReadyReplicas, message);
+        return ConditionUpdate::new(kind, Truth::False, Reason::NoReadyReplicas, message);
     };
     if workload.ready > 0 {
-        return Saying::new(
+        return ConditionUpdate::new(
             kind,
             Truth::True,
             Reason::ReplicasReady,
@@ -216,7 +216,7 @@ fn available(outcome: &Outcome, observed: &Observed) -> Saying {
         );
     }
     if workload.wanted == 0 {
-        return Saying::new(
+        return ConditionUpdate::new(
             kind,
             Truth::False,
             Reason::ScaledToZero,
@@ -235,12 +235,12 @@ fn available(outcome: &Outcome, observed: &Observed) -> Saying {
             workload.wanted
         ),
     });
-    Saying::new(kind, Truth::False, Reason::NoReadyReplicas, message)
+    ConditionUpdate::new(kind, Truth::False, Reason::NoReadyReplicas, message)
 }
 
-fn paused(mirror: &RegistryMirror) -> Option<Saying> {
+fn paused(mirror: &RegistryMirror) -> Option<ConditionUpdate> {
     mirror.spec.paused.then(|| {
-        Saying::new(
+        ConditionUpdate::new(
             ConditionType::Paused,
             Truth::True,
             Reason::PausedBySpec,
@@ -250,7 +250,12 @@ fn paused(mirror: &RegistryMirror) -> Option<Saying> {
 }
 
 /// The sum of the others: the first of them that stands in the way is its reason.
-fn ready(conditions: &[Condition], before: &[Condition], outcome: &Outcome, observed: &Observed) -> Saying {
+fn ready(
+    conditions: &[Condition],
+    before: &[Condition],
+    outcome: &Outcome,
+    observed: &Observed,
+) -> ConditionUpdate {
     let find = |kind: ConditionType| {
         conditions
             .iter()
@@ -275,8 +280,10 @@ fn ready(conditions: &[Condition], before: &[Condition], outcome: &Outcome, obse
         });
     let kind = ConditionType::Ready;
     match obstacle.and_then(|obstacle| Some((obstacle, reason(&obstacle.reason)?))) {
-        None => Saying::new(kind, Truth::True, Reason::Serving, "pulls are served"),
-        Some((obstacle, reason)) => Saying::new(kind, Truth::False, reason, obstacle.message.clone()),
+        None => ConditionUpdate::new(kind, Truth::True, Reason::Serving, "pulls are served"),
+        Some((obstacle, reason)) => {
+            ConditionUpdate::new(kind, Truth::False, reason, obstacle.message.clone())
+        }
     }
 }
 

@@ -10,10 +10,10 @@ use k8s_openapi::{
 };
 use mirror::credentials::CredentialState;
 
-use super::{Outcome, conditions::Saying};
+use super::{Outcome, conditions::ConditionUpdate};
 use crate::{
-    desired::{Desired, HandedOut},
-    observed::{Answer, Observed, Server},
+    desired::{Desired, IssuedCredentials},
+    observed::{Observed, PollResult, Server},
     validate::{Accepted, credentials::Problem},
 };
 
@@ -58,17 +58,17 @@ impl UpstreamCredentials {
         host: &str,
         secret: &str,
         problem: Option<Problem>,
-        handed_out: &HandedOut,
+        issued: &IssuedCredentials,
         servers: &[Server],
     ) -> Self {
         Self {
             host: host.to_owned(),
             secret: secret.to_owned(),
-            version: handed_out.version,
+            version: issued.version,
             problem,
-            kept: handed_out.kept.iter().any(|kept| kept == host),
-            verdict: Verdict::of(host, handed_out.version, servers),
-            rotated: handed_out.rotated.get(host).copied(),
+            kept: issued.kept.iter().any(|kept| kept == host),
+            verdict: Verdict::from_reports(host, issued.version, servers),
+            rotated: issued.rotated.get(host).copied(),
         }
     }
 
@@ -78,7 +78,7 @@ impl UpstreamCredentials {
         self.rotated.is_none() && (self.problem.is_some() && !self.kept || rejected)
     }
 
-    fn saying(&self) -> (Truth, Reason, String) {
+    fn update(&self) -> (Truth, Reason, String) {
         let Self { host, secret, .. } = self;
         let meanwhile = if self.is_stuck() {
             "pulls of what is not cached are refused"
@@ -128,7 +128,7 @@ impl UpstreamCredentials {
 }
 
 impl Verdict {
-    fn of(host: &str, version: u64, servers: &[Server]) -> Self {
+    fn from_reports(host: &str, version: u64, servers: &[Server]) -> Self {
         if servers.is_empty() {
             return Self::NoServer;
         }
@@ -143,7 +143,7 @@ impl Verdict {
         {
             return Self::Rejected(rejected.message.clone());
         }
-        if servers.iter().any(|server| server.answer == Answer::Unasked) {
+        if servers.iter().any(|server| server.poll == PollResult::NotPolled) {
             return Self::Unasked;
         }
         let all = |state| reports.iter().all(|report| report.state == state);
@@ -170,7 +170,7 @@ fn loaded(host: &str, version: u64, servers: &[Server]) -> usize {
 }
 
 /// The credentials that an accepted spec led to, in its order.
-pub(super) fn of(
+pub(super) fn upstream_credentials(
     accepted: &Accepted<'_>,
     desired: &Desired,
     observed: &Observed,
@@ -185,7 +185,7 @@ pub(super) fn of(
             host,
             credentials.secret,
             problem,
-            &desired.handed_out,
+            &desired.issued,
             &observed.servers,
         )
     })
@@ -204,7 +204,7 @@ pub(super) fn status(
     CredentialsStatus {
         secret: now.secret.clone(),
         version,
-        loaded_replicas: match (observed.has_unasked(), before) {
+        loaded_replicas: match (observed.has_unpolled(), before) {
             (true, Some(before)) => before.loaded_replicas,
             _ => i32::try_from(loaded).ok(),
         },
@@ -213,29 +213,33 @@ pub(super) fn status(
 }
 
 /// `CredentialsValid`: the worst that is to be said of any upstream, with all that is as bad.
-pub(super) fn condition(outcome: &Outcome, observed: &Observed, before: &[Condition]) -> Option<Saying> {
+pub(super) fn condition(
+    outcome: &Outcome,
+    observed: &Observed,
+    before: &[Condition],
+) -> Option<ConditionUpdate> {
     let kind = ConditionType::CredentialsValid;
     let Outcome::Acted(acted) = outcome else {
         return None;
     };
     let told = before.iter().any(|before| before.type_ == kind.as_str());
-    let sayings: Vec<_> = acted
+    let updates: Vec<_> = acted
         .credentials
         .iter()
-        .map(UpstreamCredentials::saying)
+        .map(UpstreamCredentials::update)
         .collect();
-    let any = |truth| sayings.iter().any(|(said, ..)| *said == truth);
-    if !any(Truth::False) && observed.has_unasked() && told && !acted.is_new {
+    let any = |truth| updates.iter().any(|(said, ..)| *said == truth);
+    if !any(Truth::False) && observed.has_unpolled() && told && !acted.has_new_credentials {
         return None;
     }
     let worst = [Truth::False, Truth::Unknown, Truth::True]
         .into_iter()
         .find(|truth| any(*truth))?;
-    let mut worst_of = sayings.iter().filter(|(truth, ..)| *truth == worst);
+    let mut worst_of = updates.iter().filter(|(truth, ..)| *truth == worst);
     let reason = worst_of
         .clone()
         .map(|(_, reason, _)| *reason)
         .min_by_key(|reason| *reason != Reason::Loading)?;
     let messages: Vec<_> = worst_of.by_ref().map(|(.., message)| message.as_str()).collect();
-    Some(Saying::new(kind, worst, reason, messages.join(". ")))
+    Some(ConditionUpdate::new(kind, worst, reason, messages.join(". ")))
 }

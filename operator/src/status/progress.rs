@@ -3,16 +3,27 @@
 use crds::conditions::{ConditionType, Reason, Truth};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
-use super::{Acted, Outcome, Upgrade, conditions::Saying};
+use super::{Acted, Outcome, Upgrade, conditions::ConditionUpdate};
 use crate::{
     desired::ADMIN_PORT,
-    observed::{Answer, Observed, Server},
+    observed::{Observed, PollResult, Server},
 };
 
 /// Whether a change is on its way.
-pub(super) fn condition(outcome: &Outcome, observed: &Observed, before: &[Condition]) -> Option<Saying> {
+pub(super) fn condition(
+    outcome: &Outcome,
+    observed: &Observed,
+    before: &[Condition],
+) -> Option<ConditionUpdate> {
     let kind = ConditionType::Progressing;
-    let going = |message: String| Some(Saying::new(kind, Truth::True, Reason::RollingOut, message));
+    let going = |message: String| {
+        Some(ConditionUpdate::new(
+            kind,
+            Truth::True,
+            Reason::RollingOut,
+            message,
+        ))
+    };
     if let Some(why) = outcome.rejection_message() {
         return going(format!(
             "not everything could be applied: {why}; it is tried again"
@@ -26,17 +37,17 @@ pub(super) fn condition(outcome: &Outcome, observed: &Observed, before: &[Condit
         };
     };
     if let Outcome::Acted(Acted { upgrade, .. }) = outcome
-        && let Some(stands) = standing(upgrade, workload.rolled_out())
+        && let Some(stands) = standing(upgrade, workload.is_rolled_out())
     {
         return Some(stands);
     }
-    if !workload.rolled_out() {
+    if !workload.is_rolled_out() {
         return going(format!(
             "{} of {} replicas run what the spec asks for",
             workload.updated, workload.wanted
         ));
     }
-    if observed.has_unasked() && before.iter().any(|before| before.type_ == kind.as_str()) {
+    if observed.has_unpolled() && before.iter().any(|before| before.type_ == kind.as_str()) {
         return None;
     }
     if let Outcome::Acted(Acted { configuration, .. }) = outcome
@@ -44,7 +55,7 @@ pub(super) fn condition(outcome: &Outcome, observed: &Observed, before: &[Condit
     {
         return going(waiting);
     }
-    Some(Saying::new(
+    Some(ConditionUpdate::new(
         kind,
         Truth::False,
         Reason::RolledOut,
@@ -53,7 +64,7 @@ pub(super) fn condition(outcome: &Outcome, observed: &Observed, before: &[Condit
 }
 
 /// What is said of a mirror that a new version of the operator does not reach for now.
-fn standing(upgrade: &Upgrade, rolled_out: bool) -> Option<Saying> {
+fn standing(upgrade: &Upgrade, rolled_out: bool) -> Option<ConditionUpdate> {
     let (reason, message) = match upgrade {
         Upgrade::Waiting(obstacle) if rolled_out => (
             Reason::UpgradeWaiting,
@@ -70,7 +81,7 @@ fn standing(upgrade: &Upgrade, rolled_out: bool) -> Option<Saying> {
         ),
         _ => return None,
     };
-    Some(Saying::new(
+    Some(ConditionUpdate::new(
         ConditionType::Progressing,
         Truth::False,
         reason,
@@ -80,17 +91,17 @@ fn standing(upgrade: &Upgrade, rolled_out: bool) -> Option<Saying> {
 
 /// The first server that is not known to have the configuration.
 fn lacking(configuration: &str, servers: &[Server]) -> Option<String> {
-    servers.iter().find_map(|server| match &server.answer {
-        Answer::Given(report) if report.configuration == configuration => None,
-        Answer::Given(report) if !report.configuration_error.is_empty() => Some(format!(
+    servers.iter().find_map(|server| match &server.poll {
+        PollResult::Report(report) if report.configuration == configuration => None,
+        PollResult::Report(report) if !report.configuration_error.is_empty() => Some(format!(
             "replica {} goes on with its previous configuration: {}",
             server.pod, report.configuration_error
         )),
-        Answer::Given(_) => Some(format!("replica {} has not read its new configuration yet", server.pod)),
-        Answer::Silent => Some(format!(
+        PollResult::Report(_) => Some(format!("replica {} has not read its new configuration yet", server.pod)),
+        PollResult::Unresponsive => Some(format!(
             "replica {} does not answer the operator at {}, port {ADMIN_PORT}; does a NetworkPolicy stand in between?",
             server.pod, server.address
         )),
-        Answer::Unasked => Some(format!("replica {} has not been asked yet", server.pod)),
+        PollResult::NotPolled => Some(format!("replica {} has not been asked yet", server.pod)),
     })
 }

@@ -6,14 +6,18 @@ use crds::{
     storage::{RetentionPolicy, Volume},
 };
 
-use super::{Acted, Outcome, conditions::Saying};
+use super::{Acted, Outcome, conditions::ConditionUpdate};
 use crate::{
     apply::Applied,
     observed::{Claim, ExistingClaim, Growth, Observed},
 };
 
 /// The worst first; nothing is said of a mirror without a claim whose servers have room.
-pub(super) fn condition(mirror: &RegistryMirror, outcome: &Outcome, observed: &Observed) -> Option<Saying> {
+pub(super) fn condition(
+    mirror: &RegistryMirror,
+    outcome: &Outcome,
+    observed: &Observed,
+) -> Option<ConditionUpdate> {
     refused(outcome)
         .or_else(|| not_kept(mirror, observed))
         .or_else(|| infeasible(observed))
@@ -24,12 +28,12 @@ pub(super) fn condition(mirror: &RegistryMirror, outcome: &Outcome, observed: &O
         .or_else(|| ready(observed))
 }
 
-fn not_ready(reason: Reason, message: String) -> Saying {
-    Saying::new(ConditionType::StorageReady, Truth::False, reason, message)
+fn not_ready(reason: Reason, message: String) -> ConditionUpdate {
+    ConditionUpdate::new(ConditionType::StorageReady, Truth::False, reason, message)
 }
 
 /// In the API server's words.
-fn refused(outcome: &Outcome) -> Option<Saying> {
+fn refused(outcome: &Outcome) -> Option<ConditionUpdate> {
     let Outcome::Acted(Acted {
         applied: Applied { refused_claims, .. },
         ..
@@ -45,7 +49,7 @@ fn refused(outcome: &Outcome) -> Option<Saying> {
 }
 
 /// Returns the warning that a claim which is to be kept would be deleted with the mirror.
-fn not_kept(mirror: &RegistryMirror, observed: &Observed) -> Option<Saying> {
+fn not_kept(mirror: &RegistryMirror, observed: &Observed) -> Option<ConditionUpdate> {
     let Some(Volume::Claims { claim, .. }) = mirror.spec.storage.volume() else {
         return None;
     };
@@ -60,7 +64,7 @@ fn not_kept(mirror: &RegistryMirror, observed: &Observed) -> Option<Saying> {
     Some(not_ready(Reason::RetentionPolicyNotApplied, message))
 }
 
-fn missing(observed: &Observed) -> Option<Saying> {
+fn missing(observed: &Observed) -> Option<ConditionUpdate> {
     match &observed.existing_claim {
         Some(ExistingClaim { name, claim: None }) => Some(not_ready(
             Reason::ClaimPending,
@@ -71,7 +75,7 @@ fn missing(observed: &Observed) -> Option<Saying> {
 }
 
 /// A claim that scaling in left behind is waited for by no replica.
-fn pending(mirror: &RegistryMirror, observed: &Observed) -> Option<Saying> {
+fn pending(mirror: &RegistryMirror, observed: &Observed) -> Option<ConditionUpdate> {
     let replicas = u32::try_from(mirror.spec.replicas).unwrap_or(0);
     let existing = observed.existing_claim.is_some();
     let mut waited_for = observed
@@ -82,8 +86,8 @@ fn pending(mirror: &RegistryMirror, observed: &Observed) -> Option<Saying> {
     Some(not_ready(Reason::ClaimPending, message))
 }
 
-fn full(observed: &Observed) -> Option<Saying> {
-    let full = |report: &crate::observed::Report| report.full;
+fn full(observed: &Observed) -> Option<ConditionUpdate> {
+    let full = |report: &crate::observed::ServerReport| report.full;
     let mut servers = observed.servers.iter();
     let server = servers.find(|server| server.report().is_some_and(full))?;
     let message = format!(
@@ -94,7 +98,7 @@ fn full(observed: &Observed) -> Option<Saying> {
     Some(not_ready(Reason::Full, message))
 }
 
-fn infeasible(observed: &Observed) -> Option<Saying> {
+fn infeasible(observed: &Observed) -> Option<ConditionUpdate> {
     growths(observed).find_map(|claim| match &claim.growth {
         Growth::Infeasible(why) => Some(not_ready(
             Reason::ResizeUnsupported,
@@ -104,16 +108,16 @@ fn infeasible(observed: &Observed) -> Option<Saying> {
     })
 }
 
-fn growing(observed: &Observed) -> Option<Saying> {
+fn growing(observed: &Observed) -> Option<ConditionUpdate> {
     let claim = growths(observed).next()?;
     let stage = match &claim.growth {
-        Growth::Asked => "its storage driver has not begun".to_owned(),
+        Growth::Requested => "its storage driver has not begun".to_owned(),
         Growth::Volume => "its volume is being grown".to_owned(),
         Growth::FileSystem => "its volume has grown, and the node is to grow the file system".to_owned(),
         Growth::Failing(why) => format!("it fails, and is tried again: {why}; {}", way_back(claim)),
         Growth::Infeasible(why) => why.clone(),
     };
-    Some(Saying::new(
+    Some(ConditionUpdate::new(
         ConditionType::StorageReady,
         Truth::True,
         Reason::Resizing,
@@ -139,9 +143,9 @@ fn size(quantity: Option<&k8s_openapi::apimachinery::pkg::api::resource::Quantit
     quantity.map_or("", |quantity| quantity.0.as_str())
 }
 
-fn ready(observed: &Observed) -> Option<Saying> {
+fn ready(observed: &Observed) -> Option<ConditionUpdate> {
     observed.all_claims().next()?;
-    Some(Saying::new(
+    Some(ConditionUpdate::new(
         ConditionType::StorageReady,
         Truth::True,
         Reason::VolumeReady,

@@ -6,7 +6,7 @@ use crds::{
     status::UpstreamState,
 };
 
-use super::conditions::Saying;
+use super::conditions::ConditionUpdate;
 use crate::observed::Observed;
 
 /// The worst that any server says of an upstream.
@@ -28,8 +28,8 @@ fn weight(state: UpstreamState) -> u8 {
 }
 
 /// `UpstreamReachable`; nothing is said while no server has asked an upstream anything, or was not asked itself.
-pub(super) fn condition(mirror: &RegistryMirror, observed: &Observed) -> Option<Saying> {
-    if observed.has_unasked() {
+pub(super) fn condition(mirror: &RegistryMirror, observed: &Observed) -> Option<ConditionUpdate> {
+    if observed.has_unpolled() {
         return None;
     }
     let kind = ConditionType::UpstreamReachable;
@@ -49,15 +49,25 @@ pub(super) fn condition(mirror: &RegistryMirror, observed: &Observed) -> Option<
     };
     if let Some(hosts) = of(UpstreamState::Unreachable) {
         let message = format!("no answer from {hosts}; what is cached is served");
-        return Some(Saying::new(kind, Truth::False, Reason::Unreachable, message));
+        return Some(ConditionUpdate::new(
+            kind,
+            Truth::False,
+            Reason::Unreachable,
+            message,
+        ));
     }
     if let Some(hosts) = of(UpstreamState::RateLimited) {
         let message =
             format!("{hosts} was asked too often; what is cached is served, and it is asked again later");
-        return Some(Saying::new(kind, Truth::False, Reason::RateLimited, message));
+        return Some(ConditionUpdate::new(
+            kind,
+            Truth::False,
+            Reason::RateLimited,
+            message,
+        ));
     }
     let hosts = of(UpstreamState::Reachable)?;
-    Some(Saying::new(
+    Some(ConditionUpdate::new(
         kind,
         Truth::True,
         Reason::Reachable,

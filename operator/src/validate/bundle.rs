@@ -21,7 +21,7 @@ pub struct Bundle {
 /// # Errors
 /// `ReferenceNotFound` and `ReferenceMalformed`: a server that starts without its authorities could not reach upstream
 /// and would not say why.
-pub fn of(upstream: &crds::Upstream, references: &References) -> Result<Option<Bundle>, Rejection> {
+pub fn resolve(upstream: &crds::Upstream, references: &References) -> Result<Option<Bundle>, Rejection> {
     let Some(reference) = upstream.tls.as_ref().and_then(|tls| tls.ca_bundle_ref.as_ref()) else {
         return Ok(None);
     };
@@ -39,7 +39,10 @@ pub const CLIENT_CA: &str = "client-ca.crt";
 ///
 /// # Errors
 /// `ReferenceNotFound` and `ReferenceMalformed`: a missing CA never opens the mirror, and servers keep the one they have.
-pub fn of_clients(mirror: &RegistryMirror, references: &References) -> Result<Option<Vec<u8>>, Rejection> {
+pub fn resolve_client_ca(
+    mirror: &RegistryMirror,
+    references: &References,
+) -> Result<Option<Vec<u8>>, Rejection> {
     let Some(reference) = &mirror.spec.tls.client_ca_ref else {
         return Ok(None);
     };

@@ -8,8 +8,8 @@ use x509_parser::parse_x509_certificate;
 use super::{Rejection, bundle, credentials::Problem};
 use crate::{
     dereference::{Contents, Reference, References},
-    desired::names,
-    observed::Life,
+    names,
+    observed::Validity,
 };
 
 /// The key of the certificate chain in a Secret of type `kubernetes.io/tls`.
@@ -19,7 +19,7 @@ pub(crate) const KEY: &str = "tls.key";
 /// What clients have to trust, where cert-manager puts it.
 const AUTHORITY: &str = "ca.crt";
 /// The same three in the servers' directory.
-pub const OWN: [&str; 3] = ["serving.crt", "serving.key", "serving-ca.crt"];
+pub const FILES: [&str; 3] = ["serving.crt", "serving.key", "serving-ca.crt"];
 
 /// A certificate to serve with. Has no `Debug`: it holds a private key.
 pub struct Serving {
@@ -28,9 +28,9 @@ pub struct Serving {
     /// Its key, in PEM.
     pub key: Vec<u8>,
     /// What clients have to trust, in PEM, where the Secret says it.
-    pub authority: Option<Vec<u8>>,
+    pub ca: Option<Vec<u8>>,
     /// From when to when it is good.
-    pub life: Life,
+    pub validity: Validity,
     /// When there is something to do or to tell about it, in seconds since 1970.
     pub changes: i64,
     /// Why it is what servers had before, and not what the Secret holds.
@@ -39,8 +39,8 @@ pub struct Serving {
 
 impl Serving {
     /// What clients have to trust, as text: PEM that was read is text.
-    pub fn authority(&self) -> Option<String> {
-        String::from_utf8(self.authority.clone()?).ok()
+    pub fn ca_text(&self) -> Option<String> {
+        String::from_utf8(self.ca.clone()?).ok()
     }
 }
 
@@ -49,7 +49,7 @@ impl Serving {
 /// # Errors
 /// `SecretNotFound` and `Malformed`, where there was none before: a server is not started without its certificate,
 /// and never serves in clear text in its place.
-pub fn of(mirror: &RegistryMirror, references: &References) -> Result<Option<Serving>, Rejection> {
+pub fn resolve(mirror: &RegistryMirror, references: &References) -> Result<Option<Serving>, Rejection> {
     let name = match (mirror.spec.tls.mode, &mirror.spec.tls.secret_name) {
         // Its own certificates come later, from what it held before.
         (TlsMode::Disabled | TlsMode::SelfSigned, _) => return Ok(None),
@@ -67,7 +67,7 @@ pub fn of(mirror: &RegistryMirror, references: &References) -> Result<Option<Ser
     let kept = references
         .files
         .as_ref()
-        .and_then(|files| parse(&own, files, OWN).ok());
+        .and_then(|files| parse(&own, files, FILES).ok());
     match kept {
         Some(kept) => Ok(Some(Serving {
             problem: Some(problem),
@@ -84,7 +84,7 @@ pub fn of(mirror: &RegistryMirror, references: &References) -> Result<Option<Ser
 ///
 /// # Errors
 /// What is wrong with it.
-pub fn of_secret(name: &str, contents: &Contents) -> Result<Serving, Problem> {
+pub fn from_secret(name: &str, contents: &Contents) -> Result<Serving, Problem> {
     parse(name, contents, [CERTIFICATE, KEY, AUTHORITY])
 }
 
@@ -95,12 +95,12 @@ fn read(name: &str, contents: Option<&Contents>) -> Result<Serving, Problem> {
             "there is no Secret {name} in this namespace; create it with {CERTIFICATE} and {KEY}"
         ),
     })?;
-    of_secret(name, contents)
+    from_secret(name, contents)
 }
 
 /// The certificate that servers were handed, by their own Secret.
-pub fn handed_out(files: &Contents) -> Option<Life> {
-    parse("", files, OWN).ok().map(|serving| serving.life)
+pub fn served_validity(files: &Contents) -> Option<Validity> {
+    parse("", files, FILES).ok().map(|serving| serving.validity)
 }
 
 /// Never a value of the Secret in a message.
@@ -115,7 +115,7 @@ fn parse(name: &str, contents: &Contents, keys: [&str; 3]) -> Result<Serving, Pr
         value.ok_or_else(|| malformed(format!("has no {key}; it has {}", bundle::keys(&contents.data))))
     };
     let (chain, private) = (get(certificate)?, get(key)?);
-    let life = check(&chain, &private).map_err(malformed)?;
+    let validity = check(&chain, &private).map_err(malformed)?;
     let authority = contents.get(authority).filter(|pem| !pem.is_empty());
     // It is published: of a file that holds a private key, too, its certificates only.
     let authority = authority
@@ -125,26 +125,26 @@ fn parse(name: &str, contents: &Contents, keys: [&str; 3]) -> Result<Serving, Pr
     Ok(Serving {
         certificate: chain,
         key: private,
-        authority,
-        life,
-        changes: life.ends,
+        ca: authority,
+        validity,
+        changes: validity.not_after,
         problem: None,
     })
 }
 
 /// Returns the validity of a server's certificate, if the server can load it with its key.
-pub(crate) fn check(chain: &[u8], key: &[u8]) -> Result<Life, String> {
+pub(crate) fn check(chain: &[u8], key: &[u8]) -> Result<Validity, String> {
     let chain = tls::pem::certificates(chain).map_err(|reason| format!("the certificate chain: {reason}"))?;
     let first = chain.first().ok_or("the certificate chain is empty")?;
     let (_, leaf) =
         parse_x509_certificate(first).map_err(|_| "the first certificate can't be read".to_owned())?;
     let validity = leaf.validity();
-    let life = Life {
-        starts: validity.not_before.timestamp(),
-        ends: validity.not_after.timestamp(),
+    let validity = Validity {
+        not_before: validity.not_before.timestamp(),
+        not_after: validity.not_after.timestamp(),
     };
     tls::pem::pair(chain, tls::pem::private_key(key)?)?;
-    Ok(life)
+    Ok(validity)
 }
 
 #[cfg(test)]
@@ -166,7 +166,7 @@ mod tests {
     #[test]
     fn a_certificate_with_its_key_is_taken_and_its_end_known() {
         let (certificate, key) = pair();
-        assert!(check(certificate.as_bytes(), key.as_bytes()).unwrap().ends > 0);
+        assert!(check(certificate.as_bytes(), key.as_bytes()).unwrap().not_after > 0);
     }
 
     #[test_case(&rcgen::PKCS_ECDSA_P256_SHA256)]

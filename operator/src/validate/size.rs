@@ -13,7 +13,7 @@ const PERCENT: u8 = 90;
 ///
 /// # Errors
 /// A quantity that is none.
-pub fn of_cache(cache: &Cache, volume: &Volume<'_>) -> Result<MaxSize, Rejection> {
+pub fn cache_limit(cache: &Cache, volume: &Volume<'_>) -> Result<MaxSize, Rejection> {
     let size = match (&cache.max_size, volume) {
         (Some(size), _) => return Ok(MaxSize::Bytes(bytes("cache.maxSize", size)?)),
         (None, Volume::ExistingClaim { .. }) => return Ok(MaxSize::Percent(PERCENT)),
@@ -44,7 +44,7 @@ mod tests {
 
     fn limit(max_size: Option<&str>, volume: &Volume<'_>) -> Result<MaxSize, Rejection> {
         let max_size = max_size.map(|size| Quantity(size.to_owned()));
-        of_cache(
+        cache_limit(
             &Cache {
                 max_size,
                 ..Cache::default()

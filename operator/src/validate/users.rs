@@ -15,7 +15,7 @@ pub const FILE: &str = "htpasswd";
 /// # Errors
 /// `ReferenceNotFound` and `ReferenceMalformed`: what is missing never opens the mirror, and servers keep what they
 /// have.
-pub fn of(mirror: &RegistryMirror, references: &References) -> Result<Option<Vec<u8>>, Rejection> {
+pub fn resolve(mirror: &RegistryMirror, references: &References) -> Result<Option<Vec<u8>>, Rejection> {
     if mirror.spec.access.mode == AccessMode::Anonymous {
         return Ok(None);
     }

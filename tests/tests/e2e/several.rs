@@ -110,7 +110,8 @@ async fn day_two_stops_an_upgrade_of_three_mirrors_at_the_first_that_fails_witho
         "three mirrors upgraded to no image",
         Duration::ZERO,
         async |day| {
-            let values = format!("--set=mirrorImage={missing},upgrades.maxConcurrent=1,upgrades.progressDeadline=15s");
+            let values =
+                format!("--set=mirrorImage={missing},upgrades.maxConcurrent=1,upgrades.progressDeadline=15s");
             day.cluster.upgrade(&values).await;
             day.cluster
                 .until_progressing(["UpgradeFailed", "UpgradeWaiting"], [1, 2])

@@ -278,7 +278,7 @@ async fn refused_adoption_is_a_name_conflict_with_its_cause() {
     let reported = bench
         .until_condition("hub", ConditionType::Accepted, "False", Reason::NameConflict)
         .await;
-    let cause = "refuses to let the operator adopt ServiceAccount hub: ";
+    let cause = "ServiceAccount hub not adopted, rejected by the API server: ";
     assert!(reported.message.contains(cause), "{}", reported.message);
     let map = bench.get::<ConfigMap>("hub-config").await.unwrap();
     let deployment = bench.get::<Deployment>("hub").await.unwrap();

@@ -11,10 +11,10 @@ use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::api::{DeleteParams, Patch, PatchParams};
 use kube::{Api, Resource, ResourceExt};
+use operator::admin_server::Health;
 use operator::desired::Release;
-use operator::health::Health;
+use operator::rollout::RolloutConfig;
 use operator::run::{self, Options};
-use operator::stages::Limits;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -115,7 +115,7 @@ impl Bench {
     }
 
     /// One that brings another image along.
-    pub(crate) async fn start_operator_with(&mut self, server_image: &str, upgrades: Limits) {
+    pub(crate) async fn start_operator_with(&mut self, server_image: &str, upgrades: RolloutConfig) {
         let before = (
             self.options.upgrades,
             std::mem::replace(&mut self.server_image, server_image.to_owned()),

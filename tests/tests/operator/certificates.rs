@@ -13,7 +13,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::ResourceExt;
 use kube::api::{ListParams, Patch, PatchParams};
 use mirror::clock::Clock;
-use operator::issue::Terms;
+use operator::certificates::CertificateLifetimes;
 use operator::run::Options;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
@@ -170,8 +170,8 @@ async fn authority_and_certificate_are_renewed_while_clients_connect_and_none_fa
     let clock = Clock::behind(15 * HOUR);
     bench.options = Options {
         clock: clock.clone(),
-        terms: Terms {
-            authority: 20 * HOUR,
+        lifetimes: CertificateLifetimes {
+            ca: 20 * HOUR,
             serving: Duration::from_mins(72),
         },
         ..Options::default()

@@ -9,8 +9,8 @@ use futures::future::join_all;
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Secret, Service};
 use kube::api::{DynamicObject, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt};
-use operator::desired::names;
 use operator::kind::Kind;
+use operator::names;
 use serde_json::{Value, json};
 use testbed::faults::Faults;
 
@@ -29,7 +29,7 @@ async fn a_users_secret_with_a_childs_name_is_left_alone() {
     assert!(
         refused
             .message
-            .starts_with("Secret hub-credentials is there already"),
+            .starts_with("Secret hub-credentials exists already"),
         "{}",
         refused.message
     );
@@ -129,7 +129,7 @@ async fn a_spec_that_the_api_server_refuses_a_child_for_is_not_accepted_until_it
         .until_condition("hub", ConditionType::Ready, "False", Reason::InvalidSpec)
         .await;
     assert!(
-        refused.message.contains("refuses Service hub"),
+        refused.message.contains("Service hub rejected by"),
         "{}",
         refused.message
     );
@@ -143,7 +143,7 @@ async fn a_spec_that_the_api_server_refuses_a_child_for_is_not_accepted_until_it
         .until_condition("hub", ConditionType::Accepted, "False", Reason::InvalidSpec)
         .await;
     assert!(
-        refused.message.contains("refuses Deployment hub") && refused.message.contains("quantities"),
+        refused.message.contains("Deployment hub rejected by") && refused.message.contains("quantities"),
         "{}",
         refused.message
     );
@@ -252,7 +252,7 @@ async fn an_object_of_a_user_with_the_name_of_any_child_is_never_changed_nor_del
         let refused = bench
             .until_condition(mirror, ConditionType::Accepted, "False", Reason::NameConflict)
             .await;
-        let words = format!("{kind} {name} is there already");
+        let words = format!("{kind} {name} exists already");
         assert!(refused.message.starts_with(&words), "{}", refused.message);
     }
     for (mirror, ..) in &cases {
@@ -285,7 +285,7 @@ async fn comes_second(kind: Kind, name: &str) {
     let refused = bench
         .until_condition("hub", ConditionType::Accepted, "False", Reason::NameConflict)
         .await;
-    let words = format!("{kind} {name} is there already");
+    let words = format!("{kind} {name} exists already");
     assert!(refused.message.starts_with(&words), "{}", refused.message);
     let after = api.get(name).await.unwrap();
     assert_eq!(lasting(&after), lasting(&before), "{kind} {name}");

@@ -184,7 +184,7 @@ async fn object_without_owner_is_adopted_by_its_marks_only() {
     let reported = bench
         .until_condition("hub", ConditionType::Accepted, "False", Reason::NameConflict)
         .await;
-    let words = "Secret hub-credentials is there already";
+    let words = "Secret hub-credentials exists already";
     assert!(reported.message.starts_with(words), "{}", reported.message);
     let secret = bench.get::<Secret>("hub-credentials").await.unwrap();
     assert!(secret.owner_references().is_empty());

@@ -106,7 +106,7 @@ where
 
 /// Waits until a mirror's condition names an object that is refused.
 async fn until_told(bench: &Bench, kind: ConditionType, object: &str) {
-    let words = format!("refuses {object}");
+    let words = format!("{object} rejected by");
     bench
         .until("hub", "word of it", |mirror: &crds::RegistryMirror| {
             condition(mirror, kind)?.message.contains(&words).then_some(())

@@ -29,7 +29,11 @@ async fn servers_that_no_service_leads_to_do_not_make_a_mirror_ready() {
     let told = bench
         .until_condition("hub", ConditionType::Ready, "False", Reason::RollingOut)
         .await;
-    assert!(told.message.contains("refuses Service hub: "), "{}", told.message);
+    assert!(
+        told.message.contains("Service hub rejected by the API server: "),
+        "{}",
+        told.message
+    );
     bench.delete::<ResourceQuota>("no-more").await;
     bench
         .until_condition("hub", ConditionType::Ready, "True", Reason::Serving)
@@ -45,7 +49,7 @@ async fn a_quota_that_keeps_a_child_from_being_made_is_told_in_the_conditions_an
         move |mirror: &RegistryMirror| {
             let message = condition(mirror, kind)?.message.clone();
             message
-                .contains("refuses Secret hub-credentials: ")
+                .contains("Secret hub-credentials rejected by the API server: ")
                 .then_some(message)
         }
     };
@@ -72,7 +76,7 @@ async fn a_quota_that_keeps_a_child_from_being_made_is_told_in_the_conditions_an
     bench
         .until("hub", "a status without the quota", |mirror: &RegistryMirror| {
             let message = &condition(mirror, ConditionType::Progressing)?.message;
-            (!message.contains("refuses")).then_some(())
+            (!message.contains("rejected by the API server")).then_some(())
         })
         .await;
     soon("no mirror with a rejected object", async || rejected(0)).await;

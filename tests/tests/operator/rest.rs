@@ -134,7 +134,7 @@ async fn somebody_who_keeps_editing_is_answered_ever_later_and_repaired_once_it_
         let events = events.list(&ListParams::default()).await.unwrap();
         events.iter().any(|event| {
             let note = event.note.as_deref().unwrap_or_default();
-            note.contains("ConfigMap hub-config does not stay as it is applied")
+            note.contains("ConfigMap hub-config not kept as applied")
         })
     };
     while edits < 50 || !told().await {
@@ -324,7 +324,7 @@ async fn accepted(bench: &Bench, spec: &str, mut object: Value) {
     let applied = applied.unwrap_or_else(|error| panic!("{spec}: {kind} {name}: {error}"));
     let live = serde_json::to_value(&applied).unwrap();
     assert!(
-        operator::apply::compare::contains(&live, &object),
+        operator::apply::diff::contains(&live, &object),
         "{spec}: {kind} {name}: {live:#} lacks {object:#}"
     );
     if let Some(mut template) = template {

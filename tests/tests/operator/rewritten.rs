@@ -92,7 +92,7 @@ async fn what_a_policy_rewrites_without_end_is_told_steadily_and_mended_when_it_
     .await;
     bench.delete::<ConfigMap>("hub-config").await;
     bench.mirror("hub", ephemeral()).await;
-    let words = "ConfigMap hub-config was changed on its way into the cluster";
+    let words = "ConfigMap hub-config altered by an admission webhook or policy";
     bench
         .until("hub", "what is rewritten", |mirror: &RegistryMirror| {
             let told = &condition(mirror, ConditionType::Progressing)?.message;

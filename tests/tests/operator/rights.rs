@@ -8,7 +8,7 @@ use k8s_openapi::api::authorization::v1::{
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
 use kube::api::{ListParams, PostParams};
 use kube::{Api, Client};
-use operator::rights::{LEASE_CREATION, ON_MIRRORS, ON_THE_LEASE, Rule};
+use operator::rbac::{LEASE_CREATION, ON_MIRRORS, ON_THE_LEASE, Rule};
 use serde_json::{Value, json};
 use testbed::control_plane::skip_on_existing_cluster;
 

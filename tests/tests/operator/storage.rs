@@ -340,7 +340,7 @@ async fn the_retention_policy_decides_at_any_time_whether_claims_go_with_the_mir
     assert!(
         refused
             .message
-            .starts_with("PersistentVolumeClaim cache-hub-1 is there already"),
+            .starts_with("PersistentVolumeClaim cache-hub-1 exists already"),
         "{}",
         refused.message
     );

@@ -10,7 +10,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, Pod};
 use k8s_openapi::api::events::v1::Event;
 use kube::ResourceExt;
 use kube::api::ListParams;
-use operator::stages::Limits;
+use operator::rollout::RolloutConfig;
 use serde_json::json;
 use testbed::FakeKubelet;
 use testbed::fake_kubelet::{Image, Options};
@@ -23,10 +23,10 @@ const NEXT: &str = "registry-mirror:next";
 const BROKEN: &str = "registry-mirror:broken";
 const MIRRORS: [&str; 5] = ["a", "b", "c", "d", "e"];
 
-fn limits(at_a_time: usize, patience: u64) -> Limits {
-    Limits {
-        at_a_time,
-        patience: Duration::from_secs(patience),
+fn config(max_concurrent: usize, progress_deadline: u64) -> RolloutConfig {
+    RolloutConfig {
+        max_concurrent,
+        progress_deadline: Duration::from_secs(progress_deadline),
     }
 }
 
@@ -93,7 +93,7 @@ async fn given(bench: &Bench, wanted: &str) -> Vec<String> {
 async fn a_new_image_is_given_to_so_many_mirrors_at_a_time_until_all_have_it() {
     let (mut bench, _kubelet) = serving("staged").await;
     bench.stop_operator().await;
-    bench.start_operator_with(NEXT, limits(2, 600)).await;
+    bench.start_operator_with(NEXT, config(2, 600)).await;
     let most = Cell::new(0);
     let api = bench.api::<Deployment>();
     soon("the new image in all mirrors", async || {
@@ -114,7 +114,7 @@ async fn a_new_image_is_given_to_so_many_mirrors_at_a_time_until_all_have_it() {
     // Who looks again finds nothing to do.
     bench.stop_operator().await;
     let mark = bench.mark().await;
-    bench.start_operator_with(NEXT, limits(2, 600)).await;
+    bench.start_operator_with(NEXT, config(2, 600)).await;
     soon("a look at every mirror", async || {
         (bench.reconciles() >= MIRRORS.len() as u64).then_some(())
     })
@@ -126,7 +126,7 @@ async fn a_new_image_is_given_to_so_many_mirrors_at_a_time_until_all_have_it() {
 async fn an_image_that_does_not_run_stops_at_the_first_mirrors_and_a_good_one_goes_on() {
     let (mut bench, _kubelet) = serving("broken").await;
     bench.stop_operator().await;
-    bench.start_operator_with(BROKEN, limits(2, 5)).await;
+    bench.start_operator_with(BROKEN, config(2, 5)).await;
     let failed = soon("two mirrors that failed", async || {
         let mirrors = bench
             .api::<RegistryMirror>()
@@ -163,7 +163,7 @@ async fn an_image_that_does_not_run_stops_at_the_first_mirrors_and_a_good_one_go
             .await;
         let paused = |mirror: &RegistryMirror| {
             let message = &condition(mirror, ConditionType::Progressing)?.message;
-            message.contains("the upgrade is paused, as ").then_some(())
+            message.contains("the rollout is paused, because ").then_some(())
         };
         bench.until(mirror, "word of the pause", paused).await;
         let ready = bench.get::<RegistryMirror>(mirror).await.unwrap();
@@ -201,7 +201,7 @@ async fn an_image_that_does_not_run_stops_at_the_first_mirrors_and_a_good_one_go
 
     // An operator that starts now knows of the pause.
     bench.stop_operator().await;
-    bench.start_operator_with(BROKEN, limits(2, 5)).await;
+    bench.start_operator_with(BROKEN, config(2, 5)).await;
     soon("a look at every mirror", async || {
         (bench.reconciles() >= MIRRORS.len() as u64).then_some(())
     })
@@ -210,7 +210,7 @@ async fn an_image_that_does_not_run_stops_at_the_first_mirrors_and_a_good_one_go
 
     // Another image: those that failed get it first, and when they are well the others follow.
     bench.stop_operator().await;
-    bench.start_operator_with(NEXT, limits(2, 600)).await;
+    bench.start_operator_with(NEXT, config(2, 600)).await;
     soon("a good image in all mirrors", async || {
         (given(&bench, NEXT).await.len() == MIRRORS.len()).then_some(())
     })
@@ -227,7 +227,7 @@ async fn going_back_to_the_image_before_mends_those_that_failed_and_rolls_no_oth
         .map(template_generation)
         .collect();
     bench.stop_operator().await;
-    bench.start_operator_with(BROKEN, limits(1, 600)).await;
+    bench.start_operator_with(BROKEN, config(1, 600)).await;
     let broken = soon("one mirror with the broken image", async || {
         given(&bench, BROKEN).await.pop()
     })
@@ -255,7 +255,7 @@ fn template_generation(deployment: &Deployment) -> (String, Option<i64>) {
 async fn a_mirror_that_waits_is_kept_as_it_should_be_all_the_same() {
     let (mut bench, _kubelet) = serving("kept").await;
     bench.stop_operator().await;
-    bench.start_operator_with(BROKEN, limits(1, 600)).await;
+    bench.start_operator_with(BROKEN, config(1, 600)).await;
     let (waiting, message) = soon("a mirror that waits", async || {
         let mirrors = bench
             .api::<RegistryMirror>()
@@ -271,7 +271,7 @@ async fn a_mirror_that_waits_is_kept_as_it_should_be_all_the_same() {
     })
     .await;
     assert!(
-        message.ends_with("it is given to one mirror at a time"),
+        message.ends_with("at most 1 mirror rolls out at the same time"),
         "{message}"
     );
     // One more: with none that is ready it would wait no longer.

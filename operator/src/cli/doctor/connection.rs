@@ -9,8 +9,8 @@ use kube::{
 };
 
 use super::{
+    error_message,
     report::{Check, Class, Finding},
-    words,
 };
 
 /// Kubernetes 1.x that the operator is tested with: the oldest and the newest.
@@ -105,7 +105,7 @@ pub(super) async fn check(client: &Client, address: &str) -> Result<Finding, Fin
             Ok(Finding::warning(Check::ApiServer, address, message))
         }
         Err(error) => {
-            let message = format!("does not answer: {}", words(&error));
+            let message = format!("does not answer: {}", error_message(&error));
             Err(Finding::problem(Check::ApiServer, Class::Cluster, address, message).advice(
                 "is it the right cluster (kubectl config current-context, --context, --kubeconfig), and is there a way to \
                  it (VPN, firewall, proxy)?",

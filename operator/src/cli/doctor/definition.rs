@@ -11,8 +11,8 @@ use kube::{
 use serde_json::Value;
 
 use super::{
+    error_message,
     report::{Check, Class, Finding},
-    words,
 };
 use crds::RegistryMirror;
 
@@ -44,7 +44,7 @@ fn missing(name: &str) -> Finding {
 }
 
 fn unknown(name: &str, error: &kube::Error) -> Finding {
-    let message = format!("can't be looked at: {}", words(error));
+    let message = format!("can't be looked at: {}", error_message(error));
     Finding::problem(Check::Definition, Class::Cluster, name, message)
         .advice("try again once the API server is well")
 }

@@ -10,10 +10,10 @@ use rustls::pki_types::{CertificateDer, pem::PemObject};
 use tokio::time::timeout;
 
 use super::{
+    error_message,
     report::{Check, Class, Finding},
-    words,
 };
-use crate::desired::names;
+use crate::names;
 
 /// A mirror that is near answers at once.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -23,13 +23,13 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 const REGISTRY: (&str, &str) = ("docker-distribution-api-version", "registry/2.0");
 
 /// What answered.
-struct Answer {
+struct EndpointResponse {
     code: StatusCode,
     /// It said that it is a registry: an address of the cluster's may lead to something else from here.
     is_registry: bool,
 }
 
-impl Answer {
+impl EndpointResponse {
     fn is_good(&self) -> bool {
         self.is_registry && matches!(self.code, StatusCode::OK | StatusCode::UNAUTHORIZED)
     }
@@ -55,7 +55,7 @@ pub(super) async fn check(client: &Client, subject: &str, mirror: &RegistryMirro
     )
 }
 
-fn answered(subject: &str, url: &str, answer: &Answer) -> Finding {
+fn answered(subject: &str, url: &str, answer: &EndpointResponse) -> Finding {
     match answer.code {
         StatusCode::OK => Finding::ok(Check::Endpoint, subject, format!("{url} answers")),
         StatusCode::UNAUTHORIZED => Finding::ok(
@@ -76,7 +76,7 @@ fn not_from_here(
     subject: &str,
     url: &str,
     directly: &str,
-    through_api_server: Result<Answer, String>,
+    through_api_server: Result<EndpointResponse, String>,
 ) -> Finding {
     let message = match through_api_server {
         Ok(answer) if answer.is_good() => {
@@ -94,7 +94,11 @@ fn not_from_here(
         .advice("it is for nodes to reach: curl it on one of them")
 }
 
-async fn asked(client: &Client, mirror: &RegistryMirror, endpoint: &Endpoint) -> Result<Answer, String> {
+async fn asked(
+    client: &Client,
+    mirror: &RegistryMirror,
+    endpoint: &Endpoint,
+) -> Result<EndpointResponse, String> {
     let url: Uri = endpoint.url.parse().map_err(|error| format!("no URL: {error}"))?;
     let mut config = Config::new(url);
     config.connect_timeout = Some(CONNECT_TIMEOUT);
@@ -102,17 +106,17 @@ async fn asked(client: &Client, mirror: &RegistryMirror, endpoint: &Endpoint) ->
     if let Some(map) = &endpoint.ca_config_map {
         config.root_cert = Some(authority(client, mirror, map).await?);
     }
-    let anonymous = Client::try_from(config).map_err(|error| words(&error))?;
+    let anonymous = Client::try_from(config).map_err(|error| error_message(&error))?;
     answer(&anonymous, "/v2/").await
 }
 
 /// What clients have to trust.
 async fn authority(client: &Client, mirror: &RegistryMirror, map: &str) -> Result<Vec<Vec<u8>>, String> {
     let maps: Api<ConfigMap> = Api::namespaced(client.clone(), &mirror.namespace().unwrap_or_default());
-    let map = maps.get(map).await.map_err(|error| words(&error))?;
+    let map = maps.get(map).await.map_err(|error| error_message(&error))?;
     let pem = map
         .data
-        .and_then(|mut data| data.remove(names::AUTHORITY))
+        .and_then(|mut data| data.remove(names::CA_BUNDLE_KEY))
         .unwrap_or_default();
     CertificateDer::pem_slice_iter(pem.as_bytes())
         .map(|certificate| certificate.map(|der| der.to_vec()))
@@ -120,7 +124,10 @@ async fn authority(client: &Client, mirror: &RegistryMirror, map: &str) -> Resul
         .map_err(|error| format!("its authority can't be read: {error}"))
 }
 
-async fn through_the_api_server(client: &Client, mirror: &RegistryMirror) -> Result<Answer, String> {
+async fn through_the_api_server(
+    client: &Client,
+    mirror: &RegistryMirror,
+) -> Result<EndpointResponse, String> {
     let (namespace, name) = (mirror.namespace().unwrap_or_default(), mirror.name_any());
     let is_plain = mirror.spec.tls.mode == TlsMode::Disabled;
     let scheme = if is_plain { "http" } else { "https" };
@@ -129,19 +136,19 @@ async fn through_the_api_server(client: &Client, mirror: &RegistryMirror) -> Res
     answer(client, &path).await
 }
 
-async fn answer(client: &Client, path: &str) -> Result<Answer, String> {
+async fn answer(client: &Client, path: &str) -> Result<EndpointResponse, String> {
     let request = Request::get(path)
         .body(Body::empty())
         .map_err(|error| error.to_string())?;
     match timeout(ANSWER_TIMEOUT, client.send(request)).await {
         Ok(Ok(response)) => {
             let said = response.headers().get(REGISTRY.0);
-            Ok(Answer {
+            Ok(EndpointResponse {
                 code: response.status(),
                 is_registry: said.is_some_and(|said| said == REGISTRY.1),
             })
         }
-        Ok(Err(error)) => Err(words(&error)),
+        Ok(Err(error)) => Err(error_message(&error)),
         Err(_) => Err(format!("no answer within {} s", ANSWER_TIMEOUT.as_secs())),
     }
 }

@@ -9,10 +9,10 @@ use kube::{
 };
 
 use super::{
+    error_message,
     report::{Check, Finding},
-    words,
 };
-use crate::desired::names;
+use crate::names;
 
 /// Looks at every budget of the mirror's namespace that is about its Pods.
 pub(super) async fn check(client: &Client, subject: &str, mirror: &RegistryMirror) -> Vec<Finding> {
@@ -23,7 +23,7 @@ pub(super) async fn check(client: &Client, subject: &str, mirror: &RegistryMirro
         // Who may not see budgets may still see the rest.
         Err(kube::Error::Api(status)) if status.code == 403 => Vec::new(),
         Err(error) => {
-            let message = format!("PodDisruptionBudgets can't be listed: {}", words(&error));
+            let message = format!("PodDisruptionBudgets can't be listed: {}", error_message(&error));
             vec![Finding::warning(Check::Risk, subject, message)]
         }
     }

@@ -5,8 +5,8 @@ use k8s_openapi::api::apps::v1::Deployment;
 use kube::{Api, Client, ResourceExt, api::ListParams};
 
 use super::{
+    error_message,
     report::{Check, Class, Finding},
-    words,
 };
 
 /// The chart's labels.
@@ -81,7 +81,7 @@ pub(super) async fn find(client: &Client, namespace: &str) -> (Vec<Installation>
             .map(|deployment| (installation(deployment), finding(deployment)))
             .unzip(),
         Err(error) => {
-            let why = format!("Deployments can't be listed: {}", words(&error));
+            let why = format!("Deployments can't be listed: {}", error_message(&error));
             (Vec::new(), vec![not_found(&why)])
         }
     }

@@ -6,16 +6,16 @@ use k8s_openapi::api::core::v1::{ConfigMap, Service};
 use kube::{Api, Client, ResourceExt, api::ListParams, core::DeserializeGuard};
 
 use super::{
-    conditions, endpoint, evictions,
+    conditions, endpoint, error_message, evictions,
     installation::Installation,
     report::{Check, Class, Finding},
-    words,
 };
 use crate::{
     cluster::Scope,
-    desired::{self, Release, names},
+    desired::{self, Release},
+    names,
     observed::ServiceAddress,
-    risks,
+    warnings,
 };
 
 /// How many mirrors are looked at, at a time.
@@ -30,7 +30,7 @@ pub(super) async fn check(client: &Client, scope: &Scope, installations: &[Insta
         // The definition's own finding says it.
         Err(kube::Error::Api(status)) if status.code == 404 => return Vec::new(),
         Err(error) => {
-            let message = format!("RegistryMirrors can't be listed: {}", words(&error));
+            let message = format!("RegistryMirrors can't be listed: {}", error_message(&error));
             return vec![
                 Finding::problem(Check::Mirror, Class::Cluster, place(scope), message)
                     .advice("ask for a namespace whose mirrors you may view (-n)"),
@@ -55,10 +55,10 @@ fn place(scope: &Scope) -> &str {
     }
 }
 
-type Stored = DeserializeGuard<RegistryMirror>;
+type StoredMirror = DeserializeGuard<RegistryMirror>;
 
-async fn list(client: &Client, scope: &Scope) -> kube::Result<Vec<Stored>> {
-    let api = scope.api::<Stored>(client.clone());
+async fn list(client: &Client, scope: &Scope) -> kube::Result<Vec<StoredMirror>> {
+    let api = scope.api::<StoredMirror>(client.clone());
     let mut params = ListParams::default().limit(PAGE);
     let mut all = Vec::new();
     loop {
@@ -71,7 +71,7 @@ async fn list(client: &Client, scope: &Scope) -> kube::Result<Vec<Stored>> {
     }
 }
 
-async fn of_stored(client: &Client, stored: Stored, installations: &[Installation]) -> Vec<Finding> {
+async fn of_stored(client: &Client, stored: StoredMirror, installations: &[Installation]) -> Vec<Finding> {
     match stored.0 {
         Ok(mirror) => of_mirror(client, &mirror, installations).await,
         Err(invalid) => {
@@ -105,7 +105,7 @@ async fn of_mirror(client: &Client, mirror: &RegistryMirror, installations: &[In
     findings.extend(evictions::check(client, &subject, mirror).await);
     let image = operator.and_then(|operator| operator.server_image.clone());
     let image = image.unwrap_or_else(|| Release::default().server_image);
-    findings.extend(risks::of(mirror, &image).into_iter().map(|risk| {
+    findings.extend(warnings::find(mirror, &image).into_iter().map(|risk| {
         let message = format!("{}: {}", risk.field, risk.message);
         Finding::warning(Check::Risk, &subject, message)
             .reason(risk.id)
@@ -124,7 +124,7 @@ async fn nodes(client: &Client, subject: &str, mirror: &RegistryMirror) -> Optio
     let maps: Api<ConfigMap> = Api::namespaced(client.clone(), &namespace);
     let services: Api<Service> = Api::namespaced(client.clone(), &namespace);
     let unknown = |what: &str, error: &kube::Error| {
-        let message = format!("{what} can't be looked at: {}", words(error));
+        let message = format!("{what} can't be looked at: {}", error_message(error));
         Some(Finding::warning(Check::Nodes, subject, message))
     };
     let published = match maps.get_opt(&map).await {
@@ -139,10 +139,10 @@ async fn nodes(client: &Client, subject: &str, mirror: &RegistryMirror) -> Optio
         Err(error) => return unknown(&format!("ConfigMap {map}"), &error),
     };
     let service = match services.get_opt(&name).await {
-        Ok(service) => service.and_then(ServiceAddress::of),
+        Ok(service) => service.and_then(ServiceAddress::from_service),
         Err(error) => return unknown(&format!("Service {name}"), &error),
     };
-    let authority = published.get(names::AUTHORITY).cloned();
+    let authority = published.get(names::CA_BUNDLE_KEY).cloned();
     let wanted = desired::files_for_nodes(mirror, &service?, authority);
     let stale: Vec<_> = wanted
         .iter()

@@ -62,7 +62,7 @@ impl Check {
 /// How it stands with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub(super) enum Verdict {
+pub(super) enum Severity {
     /// As it should be.
     Ok,
     /// Worth a look; does not count for the exit code.
@@ -71,7 +71,7 @@ pub(super) enum Verdict {
     Problem,
 }
 
-impl Verdict {
+impl Severity {
     fn name(self) -> &'static str {
         match self {
             Self::Ok => "ok",
@@ -100,7 +100,7 @@ pub(super) struct Finding {
     check: Check,
     /// An object or an address.
     subject: String,
-    result: Verdict,
+    result: Severity,
     /// A name that does not change, where there is one: a condition's reason or a risk's.
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
@@ -112,7 +112,7 @@ pub(super) struct Finding {
 }
 
 impl Finding {
-    fn new(check: Check, subject: impl fmt::Display, result: Verdict, message: impl fmt::Display) -> Self {
+    fn new(check: Check, subject: impl fmt::Display, result: Severity, message: impl fmt::Display) -> Self {
         Self {
             check,
             subject: subject.to_string(),
@@ -125,11 +125,11 @@ impl Finding {
     }
 
     pub(super) fn ok(check: Check, subject: impl fmt::Display, message: impl fmt::Display) -> Self {
-        Self::new(check, subject, Verdict::Ok, message)
+        Self::new(check, subject, Severity::Ok, message)
     }
 
     pub(super) fn warning(check: Check, subject: impl fmt::Display, message: impl fmt::Display) -> Self {
-        Self::new(check, subject, Verdict::Warning, message)
+        Self::new(check, subject, Severity::Warning, message)
     }
 
     pub(super) fn problem(
@@ -140,7 +140,7 @@ impl Finding {
     ) -> Self {
         Self {
             class,
-            ..Self::new(check, subject, Verdict::Problem, message)
+            ..Self::new(check, subject, Severity::Problem, message)
         }
     }
 
@@ -184,8 +184,8 @@ impl Report {
         };
         let mut report = Self {
             version: env!("CARGO_PKG_VERSION"),
-            problems: count(Verdict::Problem),
-            warnings: count(Verdict::Warning),
+            problems: count(Severity::Problem),
+            warnings: count(Severity::Warning),
             exit_code: 0,
             findings,
         };
@@ -198,7 +198,7 @@ impl Report {
         let problems = self
             .findings
             .iter()
-            .filter(|finding| finding.result == Verdict::Problem);
+            .filter(|finding| finding.result == Severity::Problem);
         let class = problems.map(|finding| finding.class).max()?;
         let message = format!("doctor found {}", counted(self.problems, "problem"));
         Some(match class {

@@ -1,0 +1,55 @@
+//! The certificate that a mirror's servers present.
+
+use std::collections::BTreeSet;
+
+use super::{SecretData, authority::CertificateAuthority, rotation::LeafState, x509::ParsedCertificate};
+use crate::{observed::Validity, validate::serving};
+
+/// A serving certificate. Has no `Debug`: it holds a private key.
+pub(super) struct Leaf {
+    pub(super) certificate: ParsedCertificate,
+    /// In PEM.
+    pub(super) key: Vec<u8>,
+}
+
+impl Leaf {
+    /// Loads the certificate that was issued to servers, if it can be used.
+    pub(super) fn load(files: &SecretData) -> Option<Self> {
+        let [certificate, key, _] = serving::FILES;
+        let (chain, key) = (files.get(certificate)?, files.get(key)?);
+        serving::check(chain, key).ok()?;
+        Some(Self {
+            certificate: ParsedCertificate::parse_all(chain).next()?,
+            key: key.clone(),
+        })
+    }
+
+    pub(super) fn validity(&self) -> Validity {
+        self.certificate.validity
+    }
+
+    pub(super) fn issuer(&self) -> &[u8] {
+        &self.certificate.issuer
+    }
+
+    /// Returns the state that decides on a renewal.
+    pub(super) fn state(&self, names: &BTreeSet<String>, is_trusted: impl Fn(&[u8]) -> bool) -> LeafState {
+        LeafState {
+            validity: self.validity(),
+            is_trusted: is_trusted(&self.certificate.issuer),
+            names_match: self.certificate.names == *names,
+        }
+    }
+
+    /// Returns the chain in PEM: the certificate and, while the previous CA is valid, the cross certificate by it.
+    pub(super) fn chain(&self, ca: &CertificateAuthority, now: i64) -> String {
+        let cross = ca.cross().filter(|cross| {
+            cross.validity.not_after > now && self.certificate.issuer == ca.certificate().subject
+        });
+        [Some(&self.certificate), cross]
+            .into_iter()
+            .flatten()
+            .map(ParsedCertificate::to_pem)
+            .collect()
+    }
+}

@@ -1,0 +1,328 @@
+//! What a spec allows to go wrong though nothing is wrong with it: `render` and `doctor` warn of the same.
+
+use std::net::Ipv6Addr;
+
+use crds::{
+    RegistryMirror, Upstream,
+    access::AccessMode,
+    node_configuration::{Fallback, NodeConfigurationMode},
+    service::ServiceType,
+    storage::StorageType,
+    tls::TlsMode,
+};
+use serde::Serialize;
+use url::{Host, Url};
+
+use crate::validate::is_in_clear_text;
+
+/// The registry of images whose name has none.
+const DOCKER_HUB: &str = "docker.io";
+
+/// One thing that may go wrong.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Warning {
+    /// Its name, which never changes: what machines go by.
+    pub id: &'static str,
+    /// The field of the spec that takes it.
+    pub field: String,
+    /// What may happen.
+    pub message: String,
+    /// What to do, if it is not wanted.
+    pub advice: &'static str,
+}
+
+impl Warning {
+    fn new(
+        id: &'static str,
+        field: impl Into<String>,
+        message: impl Into<String>,
+        advice: &'static str,
+    ) -> Self {
+        Self {
+            id,
+            field: field.into(),
+            message: message.into(),
+            advice,
+        }
+    }
+}
+
+/// The warnings that a mirror takes whose servers run `server_image` where its spec names no other.
+pub fn find(mirror: &RegistryMirror, server_image: &str) -> Vec<Warning> {
+    let upstreams = mirror.spec.upstreams.iter().enumerate();
+    let mut warnings: Vec<_> = upstreams
+        .flat_map(|(index, upstream)| of_upstream(upstream, &format!("spec.upstreams[{index}]")))
+        .collect();
+    warnings.extend(
+        [
+            own_image(mirror, server_image),
+            open_credentials(mirror),
+            open_to_the_world(mirror),
+            passwords_in_clear_text(mirror),
+            single_replica(mirror),
+            nothing_to_serve(mirror),
+            address_for_newer_nodes(mirror),
+        ]
+        .into_iter()
+        .flatten(),
+    );
+    warnings
+}
+
+fn of_upstream(upstream: &Upstream, field: &str) -> impl Iterator<Item = Warning> + use<> {
+    let host = &upstream.host;
+    let in_clear_text = upstream.credentials_secret_ref.is_some()
+        && upstream.insecure_allow_http_credentials
+        && Url::parse(&upstream.effective_remote_url()).is_ok_and(|remote| is_in_clear_text(&remote));
+    let unchecked = upstream.tls.as_ref().is_some_and(|tls| tls.insecure_skip_verify);
+    let credentials = in_clear_text.then(|| {
+        Warning::new(
+            "credentials-over-http",
+            format!("{field}.insecureAllowHTTPCredentials"),
+            format!("whoever is between the servers and {host} reads its credentials"),
+            "use an https:// remoteURL",
+        )
+    });
+    let certificate = unchecked.then(|| {
+        Warning::new(
+            "certificate-not-checked",
+            format!("{field}.tls.insecureSkipVerify"),
+            format!(
+                "whoever is between the servers and {host} can answer in its name, and reads its credentials"
+            ),
+            "name the authority that signed its certificate in tls.caBundleRef",
+        )
+    });
+    credentials.into_iter().chain(certificate)
+}
+
+/// Nodes that may ask nobody but the mirror can't get the image that the mirror itself needs to start.
+fn own_image(mirror: &RegistryMirror, server_image: &str) -> Option<Warning> {
+    let nodes = &mirror.spec.node_configuration;
+    let image = mirror.spec.pod.image.as_deref().unwrap_or(server_image);
+    let registry = registry_of(image);
+    let through_itself = mirror
+        .spec
+        .upstreams
+        .iter()
+        .any(|upstream| upstream.host == registry);
+    let is_at_risk =
+        nodes.mode == NodeConfigurationMode::Publish && nodes.fallback == Fallback::Never && through_itself;
+    is_at_risk.then(|| {
+        Warning::new(
+            "own-image-through-itself",
+            "spec.nodeConfiguration.fallback",
+            format!(
+                "the mirror's own image {image} comes from {registry}, and with fallback Never nodes ask only the mirror \
+                 for that: one that is down can't be started on a node that has not got the image"
+            ),
+            "set fallback to Allow, or pod.image to an image of a registry that this mirror is not for",
+        )
+    })
+}
+
+/// The registry of an image as container runtimes read it: a first component that looks like a host.
+fn registry_of(image: &str) -> &str {
+    let looks_like_a_host = |first: &&str| first.contains(['.', ':']) || *first == "localhost";
+    let first = image.split_once('/').map(|(first, _)| first);
+    first.filter(looks_like_a_host).unwrap_or(DOCKER_HUB)
+}
+
+fn has_credentials(mirror: &RegistryMirror) -> bool {
+    let mut upstreams = mirror.spec.upstreams.iter();
+    upstreams.any(|upstream| upstream.credentials_secret_ref.is_some())
+}
+
+/// Returns whether clients need neither a password nor a certificate.
+fn is_anonymous(mirror: &RegistryMirror) -> bool {
+    mirror.spec.access.mode == AccessMode::Anonymous && mirror.spec.tls.client_ca_ref.is_none()
+}
+
+fn open_credentials(mirror: &RegistryMirror) -> Option<Warning> {
+    (is_anonymous(mirror) && has_credentials(mirror)).then(|| {
+        Warning::new(
+            "anonymous-access-with-credentials",
+            "spec.access.mode",
+            "whoever reaches the mirror pulls everything that its credentials may pull",
+            "set access.mode to Basic, or let only nodes reach the Service (NetworkPolicy)",
+        )
+    })
+}
+
+fn open_to_the_world(mirror: &RegistryMirror) -> Option<Warning> {
+    let outside = mirror.spec.service.r#type != ServiceType::ClusterIP;
+    (outside && is_anonymous(mirror)).then(|| {
+        Warning::new(
+            "anonymous-access-from-outside",
+            "spec.service.type",
+            "the mirror can be reached from outside of the cluster, and serves anyone",
+            "set access.mode to Basic and tls, or service.type to ClusterIP",
+        )
+    })
+}
+
+fn passwords_in_clear_text(mirror: &RegistryMirror) -> Option<Warning> {
+    let spec = &mirror.spec;
+    (spec.access.mode == AccessMode::Basic && spec.tls.mode == TlsMode::Disabled).then(|| {
+        Warning::new(
+            "passwords-over-http",
+            "spec.tls.mode",
+            "clients send their passwords over http, where anyone on the way can read them",
+            "give the mirror a certificate (tls)",
+        )
+    })
+}
+
+fn single_replica(mirror: &RegistryMirror) -> Option<Warning> {
+    if mirror.spec.replicas != 1 {
+        return None;
+    }
+    let (message, advice) = match mirror.spec.node_configuration.fallback {
+        Fallback::Allow => (
+            "while its only server is replaced, by a roll-out or with its node, nodes pull from the registries \
+             themselves; no disruption budget protects it",
+            "set replicas to 2 or more",
+        ),
+        Fallback::Never => (
+            "while its only server is replaced, by a roll-out or with its node, nodes can't pull at all; no disruption \
+             budget protects it",
+            "set replicas to 2 or more, or nodeConfiguration.fallback to Allow",
+        ),
+    };
+    Some(Warning::new("single-replica", "spec.replicas", message, advice))
+}
+
+fn nothing_to_serve(mirror: &RegistryMirror) -> Option<Warning> {
+    let spec = &mirror.spec;
+    (spec.cache.offline && spec.storage.r#type == StorageType::Ephemeral).then(|| {
+        Warning::new(
+            "offline-with-ephemeral-storage",
+            "spec.cache.offline",
+            "a new Pod begins with an empty cache, and offline it may ask nobody: it has nothing to serve",
+            "use storage.type PersistentVolumeClaim, or set cache.offline to false",
+        )
+    })
+}
+
+/// Returns the risk of an IPv6 address in the files for nodes, which not every container runtime reads.
+fn address_for_newer_nodes(mirror: &RegistryMirror) -> Option<Warning> {
+    let nodes = &mirror.spec.node_configuration;
+    if nodes.mode == NodeConfigurationMode::None || !has_ipv6_address(mirror) {
+        return None;
+    }
+    let message = match nodes.fallback {
+        Fallback::Allow => {
+            "nodes have the mirror's IPv6 address, which containerd 1.7, CRI-O and podman can't read in their files: \
+             they pull from the registries themselves"
+        }
+        Fallback::Never => {
+            "nodes have the mirror's IPv6 address, which CRI-O and podman can't read in their files: they can't pull \
+             from the mirror's registries at all"
+        }
+    };
+    let field = "spec.nodeConfiguration";
+    let advice = "use nodes with containerd 2.0 or later, or an IPv4 address for the Service";
+    Some(Warning::new("ipv6-address-for-nodes", field, message, advice))
+}
+
+/// Returns whether the Service has an IPv6 address or, before it has one, is to have one.
+fn has_ipv6_address(mirror: &RegistryMirror) -> bool {
+    let endpoint = mirror.status.as_ref().and_then(|status| status.endpoint.as_ref());
+    let live = endpoint.and_then(|endpoint| Url::parse(&endpoint.url).ok());
+    let wanted = || mirror.spec.service.cluster_ip.as_deref();
+    live.map_or_else(
+        || wanted().is_some_and(|ip| ip.parse::<Ipv6Addr>().is_ok()),
+        |url| matches!(url.host(), Some(Host::Ipv6(_))),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+    use test_case::test_case;
+
+    use super::*;
+
+    const IMAGE: &str = "ghcr.io/example/registry-mirror:1";
+
+    fn mirror(change: &Value) -> RegistryMirror {
+        let mut spec =
+            json!({"upstreams": [{"host": "quay.io"}], "storage": {"type": "Ephemeral"}, "replicas": 2});
+        for (key, value) in change.as_object().unwrap() {
+            spec[key] = value.clone();
+        }
+        RegistryMirror::new("hub", serde_json::from_value(spec).unwrap())
+    }
+
+    fn ids(change: &Value) -> Vec<&'static str> {
+        find(&mirror(change), IMAGE)
+            .into_iter()
+            .map(|risk| risk.id)
+            .collect()
+    }
+
+    #[test_case(&json!({}) => Vec::<&str>::new(); "none")]
+    #[test_case(&json!({"replicas": 0}) => Vec::<&str>::new(); "nobody is served on purpose")]
+    #[test_case(&json!({"replicas": 1}) => vec!["single-replica"])]
+    #[test_case(&json!({"upstreams": [{"host": "ghcr.io"}], "nodeConfiguration": {"fallback": "Never"}})
+        => vec!["own-image-through-itself"])]
+    #[test_case(&json!({"upstreams": [{"host": "ghcr.io"}], "nodeConfiguration": {"fallback": "Allow"}})
+        => Vec::<&str>::new(); "nodes fall back")]
+    #[test_case(&json!({"upstreams": [{"host": "ghcr.io"}], "nodeConfiguration": {"fallback": "Never", "mode": "None"}})
+        => Vec::<&str>::new(); "nothing is published")]
+    #[test_case(&json!({"nodeConfiguration": {"fallback": "Never"}}) => Vec::<&str>::new(); "the image comes from elsewhere")]
+    #[test_case(&json!({"upstreams": [{"host": "docker.io"}], "nodeConfiguration": {"fallback": "Never"}, "pod": {"image": "me/mirror"}})
+        => vec!["own-image-through-itself"]; "an image without a host is Docker Hub's")]
+    #[test_case(&json!({"upstreams": [{"host": "quay.io", "credentialsSecretRef": {"name": "s"}}]})
+        => vec!["anonymous-access-with-credentials"])]
+    #[test_case(&json!({"upstreams": [{"host": "a", "remoteURL": "http://a", "insecureAllowHTTPCredentials": true, "credentialsSecretRef": {"name": "s"}}], "access": {"mode": "Basic"}, "tls": {"mode": "Secret"}})
+        => vec!["credentials-over-http"])]
+    #[test_case(&json!({"upstreams": [{"host": "a", "remoteURL": "http://[::1]:80", "insecureAllowHTTPCredentials": true, "credentialsSecretRef": {"name": "s"}}], "access": {"mode": "Basic"}, "tls": {"mode": "Secret"}})
+        => Vec::<&str>::new(); "loopback")]
+    #[test_case(&json!({"upstreams": [{"host": "a", "tls": {"insecureSkipVerify": true}}]}) => vec!["certificate-not-checked"])]
+    #[test_case(&json!({"access": {"mode": "Basic"}}) => vec!["passwords-over-http"])]
+    #[test_case(&json!({"service": {"type": "NodePort"}}) => vec!["anonymous-access-from-outside"])]
+    #[test_case(&json!({"service": {"clusterIP": "2001:db8::1"}}) => vec!["ipv6-address-for-nodes"])]
+    #[test_case(&json!({"service": {"clusterIP": "2001:db8::1"}, "nodeConfiguration": {"fallback": "Never"}})
+        => vec!["ipv6-address-for-nodes"]; "IPv6 without fallback")]
+    #[test_case(&json!({"service": {"clusterIP": "2001:db8::1"}, "nodeConfiguration": {"mode": "None"}})
+        => Vec::<&str>::new(); "IPv6 without files for nodes")]
+    #[test_case(&json!({"service": {"clusterIP": "10.96.0.7"}}) => Vec::<&str>::new(); "IPv4")]
+    #[test_case(&json!({"service": {"type": "NodePort"}, "tls": {"mode": "SelfSigned", "clientCARef": {"kind": "Secret", "name": "ca"}}})
+        => Vec::<&str>::new(); "clients need a certificate")]
+    #[test_case(&json!({"cache": {"offline": true}}) => vec!["offline-with-ephemeral-storage"])]
+    fn each_risk_is_told_where_it_is_taken(change: &Value) -> Vec<&'static str> {
+        ids(change)
+    }
+
+    #[test]
+    fn a_risk_names_its_field_and_what_to_do() {
+        let change =
+            json!({"upstreams": [{"host": "a"}, {"host": "b", "tls": {"insecureSkipVerify": true}}]});
+        let risk = find(&mirror(&change), IMAGE).remove(0);
+        assert_eq!(risk.field, "spec.upstreams[1].tls.insecureSkipVerify");
+        assert!(
+            risk.message.contains("between the servers and b"),
+            "{}",
+            risk.message
+        );
+        assert!(risk.advice.contains("caBundleRef"));
+    }
+
+    #[test]
+    fn ipv6_endpoint_in_status_is_a_risk() {
+        let mut mirror = mirror(&json!({}));
+        let status = json!({"endpoint": {"url": "http://[2001:db8::1]:5000"}});
+        mirror.status = Some(serde_json::from_value(status).unwrap());
+        assert_eq!(find(&mirror, IMAGE)[0].id, "ipv6-address-for-nodes");
+    }
+
+    #[test]
+    fn a_single_replica_that_nodes_depend_on_is_told_as_such() {
+        let warnings = find(
+            &mirror(&json!({"replicas": 1, "nodeConfiguration": {"fallback": "Never"}})),
+            IMAGE,
+        );
+        assert!(warnings[0].message.contains("can't pull at all"), "{warnings:?}");
+    }
+}

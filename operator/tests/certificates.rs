@@ -1,0 +1,283 @@
+//! Certificates of a mirror's own, over years, as clients see them that verify what they are shown.
+#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use crds::RegistryMirror;
+use k8s_openapi::jiff::Timestamp;
+use operator::{
+    certificates::{self, CertificateLifetimes},
+    dereference::{Contents, References},
+    desired,
+    observed::Observed,
+    validate::{self, Serving},
+};
+use rustls::{
+    RootCertStore,
+    client::{WebPkiServerVerifier, danger::ServerCertVerifier},
+    crypto::aws_lc_rs,
+    pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject},
+};
+use serde_json::json;
+use test_case::test_case;
+
+const DAY: i64 = 24 * 3600;
+/// When time begins here.
+const START: i64 = 1_700_000_000;
+
+fn mirror() -> RegistryMirror {
+    let object = json!({
+        "metadata": {"name": "hub", "namespace": "mirrors"},
+        "spec": {
+            "upstreams": [{"host": "docker.io"}],
+            "storage": {"type": "Ephemeral"},
+            "tls": {"mode": "SelfSigned"},
+        },
+    });
+    serde_json::from_value(object).unwrap()
+}
+
+/// A cluster's Secrets, and the Service's address.
+struct World {
+    held: References,
+    address: &'static str,
+}
+
+impl World {
+    fn new() -> Self {
+        Self {
+            held: References::default(),
+            address: "10.96.0.7",
+        }
+    }
+
+    /// What clients are shown once the operator has looked at that time.
+    fn at(&mut self, now: i64) -> Serving {
+        let mirror = mirror();
+        let observed = Observed {
+            at: Timestamp::from_second(START + now).unwrap(),
+            service_names: vec![self.address.to_owned()],
+            ..Observed::default()
+        };
+        let mut accepted = validate::accept(&mirror, &self.held).unwrap();
+        let names = certificates::subject_names(&mirror, &observed);
+        certificates::ensure(
+            &mut accepted,
+            &self.held,
+            &names,
+            observed.at,
+            &CertificateLifetimes::default(),
+        )
+        .unwrap();
+        let contents = |data| {
+            Some(Contents {
+                data,
+                ..Contents::default()
+            })
+        };
+        self.held.files = contents(desired::files::all(&accepted));
+        self.held.ca = contents(accepted.ca.unwrap());
+        accepted.serving.unwrap()
+    }
+
+    fn kept(&self) -> &BTreeMap<String, Vec<u8>> {
+        &self.held.ca.as_ref().unwrap().data
+    }
+}
+
+/// Whether a client that trusts these authorities accepts what it is shown, for each of these names.
+fn accepts(bundle: &[u8], shown: &Serving, names: &[&str], now: i64) -> bool {
+    let mut roots = RootCertStore::empty();
+    for authority in CertificateDer::pem_slice_iter(bundle) {
+        roots.add(authority.unwrap()).unwrap();
+    }
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider)
+        .build()
+        .unwrap();
+    let chain: Vec<_> = CertificateDer::pem_slice_iter(&shown.certificate)
+        .collect::<Result<_, _>>()
+        .unwrap();
+    let now = UnixTime::since_unix_epoch(Duration::from_secs((START + now).unsigned_abs()));
+    names.iter().all(|name| {
+        let name = ServerName::try_from(*name).unwrap();
+        verifier
+            .verify_server_cert(&chain[0], &chain[1..], &name, &[], now)
+            .is_ok()
+    })
+}
+
+fn bundle(shown: &Serving) -> Vec<u8> {
+    shown.ca.clone().unwrap()
+}
+
+const NAMES: [&str; 8] = [
+    "hub",
+    "hub.mirrors",
+    "hub.mirrors.svc",
+    "hub.mirrors.svc.cluster.local",
+    "hub-headless.mirrors.svc",
+    "hub-headless.mirrors.svc.cluster.local",
+    "hub-0.hub-headless.mirrors.svc.cluster.local",
+    "10.96.0.7",
+];
+
+#[test]
+fn a_certificate_is_for_the_services_names_and_its_address() {
+    let mut world = World::new();
+    let shown = world.at(0);
+    assert!(accepts(&bundle(&shown), &shown, &NAMES, 0));
+    assert!(!accepts(&bundle(&shown), &shown, &["other.mirrors.svc"], 0));
+    assert!(!accepts(&bundle(&shown), &shown, &["10.96.0.8"], 0));
+}
+
+#[test_case(0; "at once")]
+#[test_case(59 * DAY; "just before it is renewed")]
+fn nothing_is_made_anew_while_it_is_good(later: i64) {
+    let mut world = World::new();
+    let first = world.at(0);
+    let kept = world.kept().clone();
+    let second = world.at(later);
+    assert!(first.certificate == second.certificate && first.key == second.key);
+    assert!(bundle(&first) == bundle(&second) && kept == *world.kept());
+}
+
+#[test]
+fn whoever_trusts_what_was_published_within_a_year_never_fails() {
+    let (mut world, mut now) = (World::new(), 0);
+    let (mut published, mut bundles) = (Vec::new(), 0);
+    while now < 3650 * DAY {
+        let shown = world.at(now);
+        if published.last().is_none_or(|(_, last)| *last != bundle(&shown)) {
+            bundles += 1;
+        }
+        published.push((now, bundle(&shown)));
+        for (since, bundle) in &published {
+            if now - since <= 364 * DAY {
+                let until = (shown.changes - START).min(since + 364 * DAY) - 1;
+                for at in [now, until.max(now)] {
+                    assert!(
+                        accepts(bundle, &shown, &NAMES, at),
+                        "after {} days",
+                        (at - since) / DAY
+                    );
+                }
+            }
+        }
+        let next = shown.changes - START;
+        assert!(next > now, "a look that leads to nothing is taken again at once");
+        now = next;
+    }
+    assert!(bundles >= 10, "{bundles} bundles in ten years");
+}
+
+#[test]
+fn an_authority_is_published_half_a_year_before_it_signs() {
+    let mut world = World::new();
+    let first = world.at(0);
+    let announced = world.at(365 * DAY);
+    let authorities = |shown: &Serving| CertificateDer::pem_slice_iter(&bundle(shown)).count();
+    assert_eq!((authorities(&first), authorities(&announced)), (1, 2));
+    assert!(accepts(&bundle(&first), &announced, &NAMES, 365 * DAY));
+    let signs = world.at(548 * DAY + 60 * DAY);
+    assert_ne!(signs.certificate, announced.certificate);
+    let chain = CertificateDer::pem_slice_iter(&signs.certificate).count();
+    assert_eq!(chain, 2, "with what leads to the authority before");
+    let now = 608 * DAY;
+    assert!(accepts(&bundle(&first), &signs, &NAMES, now), "told nothing");
+    let after = world.at(731 * DAY);
+    assert_eq!(
+        authorities(&after),
+        2,
+        "the first has ended, the third is announced later"
+    );
+    assert!(accepts(&bundle(&announced), &after, &NAMES, 731 * DAY));
+}
+
+#[test]
+fn another_address_gets_another_certificate_of_the_same_authority() {
+    let mut world = World::new();
+    let first = world.at(0);
+    world.address = "fd00::7";
+    let second = world.at(1);
+    assert!(accepts(
+        &bundle(&first),
+        &second,
+        &["hub.mirrors.svc", "fd00::7"],
+        1
+    ));
+    assert!(!accepts(&bundle(&first), &second, &["10.96.0.7"], 1));
+    assert!(bundle(&first) == bundle(&second));
+}
+
+#[test]
+fn an_address_that_is_written_in_another_way_is_the_same() {
+    let mut world = World {
+        address: "2001:DB8:0:0::0007",
+        ..World::new()
+    };
+    let first = world.at(0);
+    assert_eq!(world.at(60).certificate, first.certificate);
+}
+
+#[test]
+fn a_lost_authority_is_replaced_while_what_it_signed_serves_on() {
+    let mut world = World::new();
+    let first = world.at(0);
+    world.held.ca = None;
+    let second = world.at(DAY);
+    assert!(first.certificate == second.certificate, "no client notices");
+    let renewed = world.at(61 * DAY);
+    assert!(
+        accepts(&bundle(&second), &renewed, &NAMES, 61 * DAY),
+        "clients had two months"
+    );
+}
+
+#[test]
+fn a_lost_certificate_is_issued_again_by_the_same_authority() {
+    let mut world = World::new();
+    let first = world.at(0);
+    world.held.files = None;
+    let second = world.at(DAY);
+    assert!(first.certificate != second.certificate);
+    assert!(accepts(&bundle(&first), &second, &NAMES, DAY));
+}
+
+#[test_case(&[("tls.key", "hello")]; "no key")]
+#[test_case(&[("tls.crt", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")]; "no certificate")]
+#[test_case(&[("tls.crt", ""), ("tls.key", ""), ("ca.crt", "")]; "nothing")]
+fn what_can_not_be_used_is_made_anew(changes: &[(&str, &str)]) {
+    let mut world = World::new();
+    world.at(0);
+    let data = &mut world.held.ca.as_mut().unwrap().data;
+    for (key, value) in changes {
+        data.insert((*key).to_owned(), value.as_bytes().to_vec());
+    }
+    world.held.files = None;
+    let shown = world.at(DAY);
+    assert!(accepts(&bundle(&shown), &shown, &NAMES, DAY));
+    let again = world.at(DAY);
+    assert!(again.certificate == shown.certificate, "once");
+}
+
+#[test]
+fn a_certificate_of_others_is_neither_served_nor_published() {
+    let mut world = World::new();
+    let (certificate, key) = (
+        include_bytes!("specs/serving.pem").to_vec(),
+        include_bytes!("specs/serving-key.pem").to_vec(),
+    );
+    let authority = include_bytes!("specs/authority.pem").to_vec();
+    world.held.files = Some(Contents {
+        data: BTreeMap::from([
+            ("serving.crt".to_owned(), certificate.clone()),
+            ("serving.key".to_owned(), key),
+            ("serving-ca.crt".to_owned(), authority),
+        ]),
+        ..Contents::default()
+    });
+    let shown = world.at(0);
+    assert!(shown.certificate != certificate);
+    assert_eq!(CertificateDer::pem_slice_iter(&bundle(&shown)).count(), 1);
+}
