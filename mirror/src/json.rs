@@ -107,13 +107,19 @@ pub(crate) trait ListEntry: Sized {
     fn from_json(json: Self::Json) -> Option<Self>;
 }
 
+/// The most entries of a list that are kept: tags of a page, descriptors of a manifest.
+pub(crate) const MAX_ENTRIES: usize = 10_000;
+
 /// A list; entries of no use are dropped as they are read, so they take no memory, however many there are.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) enum JsonList<T> {
     /// `null`, or no such member.
     #[default]
     Absent,
+    /// At most [`MAX_ENTRIES`].
     Entries(Vec<T>),
+    /// More entries than that, of which none is kept.
+    TooMany,
     /// A value of another type.
     Other,
 }
@@ -123,8 +129,13 @@ impl<T> JsonList<T> {
     pub(crate) fn entries(self) -> Vec<T> {
         match self {
             Self::Entries(entries) => entries,
-            Self::Absent | Self::Other => Vec::new(),
+            Self::Absent | Self::TooMany | Self::Other => Vec::new(),
         }
+    }
+
+    /// Returns true for more than [`MAX_ENTRIES`].
+    pub(crate) fn is_too_long(&self) -> bool {
+        matches!(self, Self::TooMany)
     }
 }
 
@@ -191,6 +202,11 @@ impl<T: ListEntry> Value for JsonList<T> {
         let mut entries = Vec::new();
         while let Some(json) = list.next_element()? {
             entries.extend(T::from_json(json));
+            if entries.len() > MAX_ENTRIES {
+                drop(entries);
+                while list.next_element::<IgnoredAny>()?.is_some() {}
+                return Ok(Self::TooMany);
+            }
         }
         Ok(Self::Entries(entries))
     }
@@ -355,6 +371,16 @@ mod tests {
         assert_eq!(words.entries(), ["a", "e"]);
         assert_eq!(sample(r#"{"words":{}}"#).unwrap().words, JsonList::Other);
         assert_eq!(sample(r#"{"words":null}"#).unwrap().words, JsonList::Absent);
+    }
+
+    #[test]
+    fn list_of_too_many_entries_is_dropped() {
+        let list = |count: usize| format!(r#"{{"words":[{}1],"name":"a"}}"#, r#""x","#.repeat(count));
+        let entries = sample(&list(MAX_ENTRIES)).unwrap().words.entries();
+        assert_eq!(entries.len(), MAX_ENTRIES);
+        let read = sample(&list(MAX_ENTRIES + 5)).unwrap();
+        assert!(read.words.is_too_long() && read.words.entries().is_empty());
+        assert_eq!(read.name.text().as_deref(), Some("a"));
     }
 
     #[test_case("2", Some(2))]

@@ -12,6 +12,8 @@ use crate::json::{self, JsonList, ListEntry, Members, Object, Scalar};
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const IMAGE: &str = "application/vnd.oci.image.manifest.v1+json";
 const DOCKER: &str = "application/vnd.docker.distribution.manifest.v2+json";
+/// The most bytes of a media type (RFC 6838, 4.2).
+pub(crate) const MAX_MEDIA_TYPE: usize = 255;
 /// The types that upstreams are asked for, and that are believed where only the manifest itself says so.
 pub(crate) const KNOWN_TYPES: [&str; 5] = [
     INDEX,
@@ -34,6 +36,8 @@ pub struct Document {
     manifests: Vec<Descriptor>,
     /// Configuration, layers, or what else it names at the registry.
     blobs: Vec<Descriptor>,
+    /// A list of it is too long, and was left out.
+    has_too_many: bool,
 }
 
 /// A descriptor (image-spec, "Content Descriptors").
@@ -59,6 +63,11 @@ impl Document {
         let said = |known: &&str| self.media_type.as_deref() == Some(*known);
         let own = KNOWN_TYPES.into_iter().find(said);
         own.or(self.shape).unwrap_or(IMAGE)
+    }
+
+    /// Returns true where it names more content than a manifest may, in one list more than 10,000 descriptors.
+    pub fn has_too_many(&self) -> bool {
+        self.has_too_many
     }
 
     /// The blobs that it names.
@@ -125,7 +134,7 @@ impl DescriptorFields {
         Some(Descriptor {
             digest: self.digest.text()?.parse().ok()?,
             size: self.size.integer(),
-            elsewhere: !self.urls.entries().is_empty(),
+            elsewhere: self.urls.is_too_long() || !self.urls.entries().is_empty(),
         })
     }
 }
@@ -154,14 +163,19 @@ impl From<Fields> for Document {
         let config = fields.config.0.unwrap_or_default();
         let docker = matches!(&config.media_type, Scalar::Text(text) if text.contains(".docker."));
         let shape = match &fields.manifests {
-            JsonList::Entries(_) | JsonList::Other => INDEX,
+            JsonList::Entries(_) | JsonList::TooMany | JsonList::Other => INDEX,
             JsonList::Absent if docker => DOCKER,
             JsonList::Absent => IMAGE,
         };
+        let lists = [&fields.manifests, &fields.layers, &fields.blobs];
+        let has_too_many = lists.into_iter().any(JsonList::is_too_long);
         let lists = [fields.layers, fields.blobs].map(JsonList::entries);
         Self {
             schema_version: fields.schema_version.integer(),
-            media_type: fields.media_type.text(),
+            media_type: fields
+                .media_type
+                .text()
+                .filter(|text| text.len() <= MAX_MEDIA_TYPE),
             shape: Some(shape),
             manifests: fields.manifests.entries(),
             blobs: config
@@ -169,6 +183,7 @@ impl From<Fields> for Document {
                 .into_iter()
                 .chain(lists.into_iter().flatten())
                 .collect(),
+            has_too_many,
         }
     }
 }
@@ -177,6 +192,7 @@ impl From<Fields> for Document {
 mod tests {
     use super::*;
     use crate::digest::Algorithm;
+    use crate::json::MAX_ENTRIES;
     use proptest::prelude::*;
     use test_case::test_case;
 
@@ -228,6 +244,21 @@ mod tests {
     fn what_it_names_may_be_unreadable(text: &str) {
         let document = Document::read(text.as_bytes()).unwrap();
         assert_eq!((document.schema_version, document.named().count()), (Some(2), 0));
+    }
+
+    #[test_case("manifests"; "of an index")]
+    #[test_case("layers"; "of an image")]
+    #[test_case("blobs"; "of an artifact")]
+    fn list_of_too_many_descriptors_is_marked(name: &str) {
+        let descriptor = format!(r#"{{"digest":"{}"}}"#, Digest::of(Algorithm::Sha256, b"x"));
+        let manifest = |count: usize| {
+            let list = vec![descriptor.as_str(); count].join(",");
+            Document::read(format!(r#"{{"schemaVersion":2,"{name}":[1,{{}},{list}]}}"#).as_bytes()).unwrap()
+        };
+        let most = manifest(MAX_ENTRIES);
+        assert_eq!((most.has_too_many(), most.named().count()), (false, MAX_ENTRIES));
+        let more = manifest(MAX_ENTRIES + 1);
+        assert_eq!((more.has_too_many(), more.named().count()), (true, 0));
     }
 
     #[test_case(r#"{"schemaVersion":2.0}"#; "a fraction of zero")]

@@ -1,6 +1,6 @@
 //! The registries that are asked for what the cache has not.
 //!
-//! A question goes `manifests`, `lists` or `blobs` → `exchange` (authorization by `access`, `token_server`, `token`
+//! A question goes `manifests`, `tags`, `referrers` or `blobs` → `exchange` (authorization by `access`, `token_server`, `token`
 //! and `challenge`; rests; redirects) → `wire` (one request, whether upstream is there at all) →
 //! `clients`. `redirect`, `trust` and `address` decide where it may lead, and with which authorization.
 
@@ -17,13 +17,16 @@ mod exchange;
 mod health;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod invariants;
-mod lists;
+mod json_body;
+mod link;
 mod manifests;
 mod options;
 mod pace;
 mod redirect;
+mod referrers;
 mod rest;
 mod span;
+mod tags;
 mod token;
 mod token_server;
 mod trust;
@@ -40,15 +43,17 @@ use url::Url;
 pub use accept::Accept;
 pub use blobs::{BlobAnswer, BlobBody};
 pub use error::{BuildError, Error};
-pub use lists::ListAnswer;
+pub(crate) use json_body::MAX_SMALL;
 pub use manifests::{MOST_MANIFEST, ManifestAnswer, ManifestHead};
 pub use options::{Limits, Options, Timeouts};
 pub(crate) use pace::is_enough;
+pub use tags::ListAnswer;
 
 use access::Access;
 use address::Guard;
 use clients::Clients;
 use health::{Contact, Health};
+use json_body::MAX_LARGE_DOCUMENTS;
 use rest::Class;
 use trust::Policy;
 use wire::Wire;
@@ -123,6 +128,7 @@ impl Upstream {
                 health: Health::default(),
                 guard,
                 clients,
+                large_documents: Arc::new(Semaphore::new(MAX_LARGE_DOCUMENTS)),
             }),
             prefix: config.repository_prefix.clone(),
             access: ArcSwap::from_pointee(own),

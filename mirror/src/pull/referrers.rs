@@ -5,7 +5,6 @@ use std::sync::Arc;
 use bytes::Bytes;
 use jiff::Timestamp;
 use moka::sync::Cache;
-use serde_json::Value;
 
 use super::failure::{Failure, Kind};
 use super::flight::Waiting;
@@ -13,7 +12,8 @@ use super::{Pull, Served, unreadable};
 use crate::digest::Digest;
 use crate::metrics::Outcome;
 use crate::name::{Repository, Tag};
-use crate::upstream::Error;
+use crate::raw_index::with_artifact_type;
+use crate::upstream::{Error, MAX_SMALL};
 
 /// Lists are kept in memory up to this many bytes in all.
 const CAPACITY: u64 = 16 << 20;
@@ -143,29 +143,20 @@ fn absent(message: String) -> Failure {
     }
 }
 
-/// The index with the manifests of one artifact type only.
-pub(crate) fn of_type(index: &Bytes, artifact_type: &str) -> Option<Bytes> {
-    let mut index: Value = serde_json::from_slice(index).ok()?;
-    let manifests = index.get_mut("manifests")?.as_array_mut()?;
-    manifests.retain(|manifest| manifest.get("artifactType").and_then(Value::as_str) == Some(artifact_type));
-    Some(index.to_string().into())
+/// Returns the index with the manifests of one artifact type only; `None` where it is no index.
+pub(crate) async fn of_type(index: &Bytes, artifact_type: &str) -> Option<Bytes> {
+    if index.len() <= MAX_SMALL {
+        return with_artifact_type(index, artifact_type);
+    }
+    let (index, artifact_type) = (index.clone(), artifact_type.to_owned());
+    let filter = move || with_artifact_type(&index, &artifact_type);
+    tokio::task::spawn_blocking(filter).await.ok()?
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::digest::Algorithm;
-
-    #[test]
-    fn only_manifests_of_the_type_remain() {
-        let index = Bytes::from_static(
-            br#"{"schemaVersion":2,"manifests":[{"digest":"a","artifactType":"x"},{"digest":"b","artifactType":"y"},{"digest":"c"}]}"#,
-        );
-        let filtered: Value = serde_json::from_slice(&of_type(&index, "y").unwrap()).unwrap();
-        assert_eq!(filtered["manifests"].as_array().unwrap().len(), 1);
-        assert_eq!(filtered["manifests"][0]["digest"], "b");
-        assert_eq!(filtered["schemaVersion"], 2);
-    }
 
     #[test]
     fn the_fallback_tag_has_64_characters_of_the_digest() {

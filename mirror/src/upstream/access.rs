@@ -1,6 +1,7 @@
 //! One credential, and everything that belongs to it alone: tokens, rests, what was learned by it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
@@ -17,9 +18,15 @@ use super::wire::Wire;
 use crate::clock::Clock;
 use crate::credential::Credential;
 
-const MOST_SCOPES: u64 = 10_000;
-/// The upstream, and the hosts that the configuration names.
-const MOST_AUDIENCES: u64 = 100;
+/// The most bytes of scopes that registries asked for, keys among them.
+pub(crate) const MAX_SCOPES: u64 = 1 << 20;
+/// The most registries whose last challenge is kept: the upstream, and the hosts that the configuration names or that
+/// redirects lead to.
+pub(crate) const MAX_CHALLENGES: u64 = 100;
+/// The time for which a challenge or a scope is kept without use.
+const KEPT_UNUSED: Duration = Duration::from_hours(24);
+/// The bytes that an entry takes besides its texts.
+const ENTRY: usize = 256;
 
 /// A credential and its state; the credential is `Anonymous` for audiences that may not see any.
 pub(super) struct Access {
@@ -60,8 +67,15 @@ impl Access {
             policy,
             rests: Rests::new(clock.clone()),
             tokens: Tokens::new(clock),
-            learned: Cache::new(MOST_AUDIENCES),
-            scopes: Cache::new(MOST_SCOPES),
+            learned: Cache::builder()
+                .max_capacity(MAX_CHALLENGES)
+                .time_to_idle(KEPT_UNUSED)
+                .build(),
+            scopes: Cache::builder()
+                .max_capacity(MAX_SCOPES)
+                .weigher(scope_weight)
+                .time_to_idle(KEPT_UNUSED)
+                .build(),
         }
     }
 
@@ -76,28 +90,27 @@ impl Access {
         }
     }
 
-    /// Returns what to show to a server at first, by what it asked for before. A token server that cannot be
-    /// reached is forgotten: the registry may have another one by now, or none.
+    /// Returns what to show to a server at first, by what it asked for before. A challenge that cannot be met is
+    /// forgotten, whatever the failure: the registry may have another token server by now, or none.
     pub(super) async fn show(
         &self,
         wire: &Arc<Wire>,
         audience: &Audience,
         repository: Option<&str>,
-    ) -> Result<Shown, Error> {
+    ) -> Shown {
         let Some(challenge) = self.learned.get(audience) else {
-            return Ok(Shown::Nothing);
+            return Shown::Nothing;
         };
-        let resting = self.rests.left(Class::Token).is_some();
         let met = self.respond_to(wire, audience, challenge, repository, &Shown::Nothing);
-        match met.await {
+        // A token server that hangs must leave time for the registry: clients give up after 30 s.
+        match tokio::time::timeout(wire.timeouts.connect, met).await {
+            Ok(Ok(shown)) => shown,
             // It was another repository that asked for it: whether this one does is upstream's to say.
-            Err(Error::Denied { .. }) => Ok(Shown::Nothing),
-            Err(error @ Error::RateLimited { .. }) if resting => Err(error),
-            Err(_) => {
+            Ok(Err(Error::Denied { .. })) => Shown::Nothing,
+            Ok(Err(_)) | Err(_) => {
                 self.learned.invalidate(audience);
-                Ok(Shown::Nothing)
+                Shown::Nothing
             }
-            met => met,
         }
     }
 
@@ -162,9 +175,10 @@ impl Access {
         let fetch = async move { Box::pin(self.fetch(wire, audience, asked)).await };
         let key = TokenKey {
             audience: audience.clone(),
-            bearer,
+            scope: bearer.scope.take(),
         };
-        self.tokens.get(key, spent, fetch).await.map(Shown::Token)
+        let token = self.tokens.get(key, bearer, spent, fetch).await;
+        token.map(Shown::Token)
     }
 
     fn basic(&self, audience: &Audience, before: &Shown) -> Result<Shown, Error> {
@@ -252,6 +266,12 @@ impl Access {
             withheld,
         }
     }
+}
+
+/// Returns the bytes that a scope takes with its key.
+fn scope_weight((audience, repository): &(Audience, String), scope: &String) -> u32 {
+    let texts = audience.url.as_str().len() + repository.len() + scope.len();
+    u32::try_from(ENTRY + texts).unwrap_or(u32::MAX)
 }
 
 /// Returns the scope that a pull needs (distribution, "Token Scope Documentation").

@@ -256,7 +256,10 @@ impl Upstream {
         let mut question = self.about_blob(Method::GET, name, digest);
         question.follow = follow;
         question.headers.insert(RANGE, range(0, Some(1)));
-        let Held { answer, .. } = self.ask(access, &question).await?;
+        let Held {
+            answer,
+            permit: _permit,
+        } = self.ask(access, &question).await?;
         match answer.status().as_u16() {
             200 => answer.blob_size(),
             206 => Ok(Part::read(answer.headers()).and_then(|part| part.total)),

@@ -7,6 +7,12 @@ mod grammar;
 
 use grammar::Words;
 
+/// The most bytes of a challenge, and so of each of its parameters; those of Docker Hub have about 150.
+pub(crate) const MAX_CHALLENGE: usize = 2 * 1024;
+/// The most bytes of a header line with challenges, and the most lines, that are read.
+const MAX_LINE: usize = 8 * 1024;
+const MAX_LINES: usize = 16;
+
 /// The best of the challenges that we can answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Challenge {
@@ -25,15 +31,15 @@ pub(super) struct Bearer {
 }
 
 impl Challenge {
-    /// Reads all challenges of all headers; Bearer goes before Basic, unknown schemes are skipped.
+    /// Reads all challenges of all headers; Bearer goes before Basic. Skips unknown schemes, and challenges that are
+    /// larger than [`MAX_CHALLENGE`]: the server would keep what they name.
     pub(super) fn read(headers: &HeaderMap) -> Option<Self> {
         let mut basic = false;
-        for header in headers
-            .get_all(WWW_AUTHENTICATE)
-            .iter()
-            .map(HeaderValue::as_bytes)
-        {
-            for words in grammar::challenges(header) {
+        let lines = headers.get_all(WWW_AUTHENTICATE).iter().take(MAX_LINES);
+        let lines = lines.map(HeaderValue::as_bytes);
+        for line in lines.filter(|line| line.len() <= MAX_LINE) {
+            let challenges = grammar::challenges(line).into_iter();
+            for words in challenges.filter(|words| words.size() <= MAX_CHALLENGE) {
                 if let Some(bearer) = Bearer::read(&words) {
                     return Some(Self::Bearer(bearer));
                 }
@@ -58,11 +64,20 @@ impl Bearer {
         };
         let realm: Url = parameter("realm")?.parse().ok()?;
         let plain = realm.username().is_empty() && realm.password().is_none();
-        (matches!(realm.scheme(), "http" | "https") && plain).then(|| Self {
+        let bearer = Self {
             realm,
             service: parameter("service"),
             scope: parameter("scope"),
-        })
+        };
+        let is_usable = matches!(bearer.realm.scheme(), "http" | "https") && plain;
+        // A URL may be longer than its text: the parser encodes what is not ASCII.
+        (is_usable && bearer.size() <= MAX_CHALLENGE).then_some(bearer)
+    }
+
+    /// Returns the bytes that its parameters take.
+    pub(super) fn size(&self) -> usize {
+        let length = |text: &Option<String>| text.as_ref().map_or(0, String::len);
+        self.realm.as_str().len() + length(&self.service) + length(&self.scope)
     }
 }
 
@@ -198,6 +213,38 @@ mod tests {
             read(&[r#"Bearer realm="https://u:p@a.example/t""#, "basic"]),
             Some(Challenge::Basic)
         );
+    }
+
+    /// Whatever parameter holds the bytes, and also where the challenge is one of several.
+    #[test]
+    fn challenge_above_2_kib_is_skipped() {
+        let realm = r#"realm="https://a.example/t""#;
+        let with = |name: &str, length: usize| format!("Bearer {realm},{name}=\"{}\"", "x".repeat(length));
+        assert!(read(&[&with("service", 1900)]).is_some());
+        for name in ["service", "scope", "error_description"] {
+            assert_eq!(read(&[&with(name, MAX_CHALLENGE)]), None, "{name}");
+            let basic = format!("{}, Basic realm=\"x\"", with(name, MAX_CHALLENGE));
+            assert_eq!(read(&[&basic]), Some(Challenge::Basic), "{name}");
+        }
+        let path = "x".repeat(MAX_CHALLENGE);
+        assert_eq!(
+            read(&[&format!("Bearer realm=\"https://a.example/{path}\"")]),
+            None
+        );
+        let many = format!("Bearer {realm}{}", r#",x="y""#.repeat(1200));
+        assert_eq!(read(&[&many]), None);
+        // Three bytes each once they are encoded.
+        let encoded = format!("Bearer realm=\"https://a.example/{}\"", "\u{fc}".repeat(500));
+        assert_eq!(read_bytes(encoded.as_bytes()), None);
+    }
+
+    #[test]
+    fn long_and_many_header_lines_are_skipped() {
+        let bearer = r#"Bearer realm="https://a.example/t""#;
+        let long = format!("Negotiate {}", "x".repeat(MAX_LINE));
+        assert!(read(&[&long, bearer]).is_some());
+        assert_eq!(read(&[&format!("{long}, {bearer}")]), None);
+        assert_eq!(read(&[&["Negotiate"; MAX_LINES][..], &[bearer]].concat()), None);
     }
 
     #[test]

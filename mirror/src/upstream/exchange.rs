@@ -139,10 +139,8 @@ impl Upstream {
     async fn authorize(&self, access: &Access, party: &Party<'_>, hop: &mut Hop) -> Result<Response, Error> {
         let (mut shown, mut tries) = (Shown::Nothing, 2);
         if party.server == ServerKind::Upstream {
-            (shown, tries) = (
-                access.show(&self.wire, party.audience, party.repository).await?,
-                1,
-            );
+            shown = access.show(&self.wire, party.audience, party.repository).await;
+            tries = 1;
         }
         // Others are shown nothing at first: a signed URL may not come with an authorization. The token that they get
         // then may be of an earlier request and have ended: there is a second try.

@@ -6,7 +6,7 @@ use http::HeaderMap;
 use url::Url;
 
 use super::challenge::Challenge;
-use super::lists::next_page;
+use super::link::next_page;
 
 /// A token is asked for at a web address that names no user.
 pub(crate) fn challenge(headers: &HeaderMap) {
@@ -27,7 +27,9 @@ pub(crate) fn challenge(headers: &HeaderMap) {
 
 /// The next page differs from this one by its query alone.
 pub(crate) fn link(headers: &HeaderMap) {
-    let Some(query) = next_page(headers) else { return };
+    let Ok(Some(query)) = next_page(headers) else {
+        return;
+    };
     assert!(
         !query.is_empty() && !query.contains(['#', '\r', '\n']),
         "{query:?}"

@@ -6,11 +6,11 @@ use http::{HeaderMap, Method};
 
 use super::Upstream;
 use super::accept::Accept;
-use super::answer::Answer;
 use super::error::Error;
 use super::exchange::{Lane, Question};
 use super::rest::Class;
 use crate::digest::{Algorithm, Digest, Hashed};
+use crate::json::MAX_ENTRIES;
 use crate::manifest::Document;
 use crate::name::{Reference, RepositoryName};
 
@@ -70,14 +70,25 @@ impl Upstream {
             return Err(self.fault(&access, held.answer).await);
         }
         let (media_type, header) = (held.answer.media_type(), digest_of(held.answer.headers()));
-        let bytes = self.take_document(held.answer).await?;
-        let document = Document::read(&bytes).ok_or_else(|| no_object(media_type.clone()))?;
-        let content = verified(bytes, header.as_ref(), reference)?;
-        Ok(ManifestAnswer {
-            content,
-            document,
-            media_type,
-        })
+        let (body, reference) = (
+            held.answer.read(&self.wire, MOST_MANIFEST).await?,
+            reference.clone(),
+        );
+        let manifest = move |bytes: Bytes| {
+            let document = Document::read(&bytes).ok_or_else(|| no_object(media_type.clone()))?;
+            if document.has_too_many() {
+                return Err(Error::malformed(format!(
+                    "a manifest of more than {MAX_ENTRIES} descriptors"
+                )));
+            }
+            let content = verified(bytes, header.as_ref(), &reference)?;
+            Ok(ManifestAnswer {
+                content,
+                document,
+                media_type,
+            })
+        };
+        body.parse(manifest).await
     }
 
     /// Returns a manifest's digest, type and size, without counting as a pull where upstream counts them. All are
@@ -142,11 +153,6 @@ impl Upstream {
             repository: Some(name),
             follow: true,
         }
-    }
-
-    /// Reads a document of a manifest's size.
-    pub(super) async fn take_document(&self, answer: Answer) -> Result<Bytes, Error> {
-        answer.read(MOST_MANIFEST, self.wire.timeouts.body).await
     }
 }
 

@@ -8,6 +8,10 @@ use url::Url;
 use super::bare;
 use super::wire::Hop;
 
+/// The most bytes of a Location: signed URLs of storages have up to 4 KiB.
+pub(crate) const MAX_LOCATION: usize = 16 * 1024;
+/// The most bytes of a host's name (RFC 1035, 2.3.4).
+const MAX_HOST: usize = 253;
 /// More hops than any registry needs.
 pub(super) const MOST_HOPS: usize = 8;
 
@@ -16,6 +20,8 @@ pub(super) const MOST_HOPS: usize = 8;
 pub(super) enum Refused {
     #[error("a redirect without a readable Location")]
     Unreadable,
+    #[error("a redirect to a URL of more than {MAX_LOCATION} bytes, or to a host of more than {MAX_HOST}")]
+    TooLong,
     #[error("a redirect from https to http")]
     Downgrade,
     #[error("a redirect to something else than http or https")]
@@ -36,7 +42,13 @@ pub(super) fn target(from: &Url, headers: &HeaderMap) -> Result<Url, Refused> {
         .get(LOCATION)
         .and_then(|value| std::str::from_utf8(value.as_bytes()).ok())
         .ok_or(Refused::Unreadable)?;
+    if text.len() > MAX_LOCATION {
+        return Err(Refused::TooLong);
+    }
     let to = from.join(text).map_err(|_| Refused::Unreadable)?;
+    if to.host_str().unwrap_or_default().len() > MAX_HOST {
+        return Err(Refused::TooLong);
+    }
     match (from.scheme(), to.scheme()) {
         (_, "https") | ("http", "http") => {}
         ("https", "http") => return Err(Refused::Downgrade),
@@ -109,6 +121,18 @@ mod tests {
     #[test_case("https://cdn.example/sha256:00" => None; "a storage")]
     fn the_repository_of(url: &str) -> Option<String> {
         repository(&url.parse().unwrap()).map(str::to_owned)
+    }
+
+    /// The server keeps hosts that a redirect names, with what they ask for.
+    #[test]
+    fn long_location_or_host_is_refused() {
+        let from = "https://r.example/".parse().unwrap();
+        let go = |location: String| target(&from, &to(&location)).map(drop);
+        assert_eq!(go(format!("https://cdn.example/?{}", "x".repeat(8000))), Ok(()));
+        let long = format!("https://cdn.example/?{}", "x".repeat(MAX_LOCATION));
+        assert_eq!(go(long), Err(Refused::TooLong));
+        let host = "abcdefghi.".repeat(26);
+        assert_eq!(go(format!("https://{host}example/")), Err(Refused::TooLong));
     }
 
     #[test]

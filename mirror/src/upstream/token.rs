@@ -2,10 +2,11 @@
 
 use std::future::Future;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http::HeaderValue;
 use jiff::Timestamp;
+use moka::Expiry;
 use moka::future::Cache;
 use serde::de::MapAccess;
 
@@ -23,8 +24,13 @@ const MOST_MARGIN: Duration = Duration::from_secs(30);
 /// A password that was refused is not tried again at once: accounts get locked.
 const DENIED_FOR: Duration = Duration::from_secs(10);
 const FAILED_FOR: Duration = Duration::from_secs(1);
-/// Repositories in use at a time are far fewer.
-const MOST_TOKENS: u64 = 10_000;
+/// The most bytes of a token; those of known registries have up to 6 KiB.
+pub(crate) const MAX_TOKEN: usize = 16 * 1024;
+/// The most bytes of the tokens of one credential, keys and failures among them. An upstream has two such caches: one
+/// for its credential, and one for the registries that its redirects lead to.
+pub(crate) const MAX_TOKENS: u64 = 4 << 20;
+/// The bytes that an entry takes besides its texts: what its parts and the cache's own records have.
+const ENTRY: usize = 512;
 
 /// A token, as the header that shows it.
 #[derive(Debug, PartialEq, Eq)]
@@ -60,8 +66,12 @@ impl Token {
         let reply = json::read_first::<Object<Reply>>(body).and_then(|reply| reply.0);
         let reply = reply.ok_or_else(unusable)?;
         let text = reply.token.text().or_else(|| reply.access_token.text());
-        let mut header = HeaderValue::try_from(format!("Bearer {}", text.ok_or_else(unusable)?))
-            .map_err(|_| unusable())?;
+        let text = text.ok_or_else(unusable)?;
+        if text.len() > MAX_TOKEN {
+            let what = format!("the token server's token is larger than {MAX_TOKEN} bytes");
+            return Err(Error::unavailable(what));
+        }
+        let mut header = HeaderValue::try_from(format!("Bearer {text}")).map_err(|_| unusable())?;
         header.set_sensitive(true);
         let life = match reply.expires_in.number().filter(|seconds| *seconds > 0.0) {
             Some(seconds) => Duration::try_from_secs_f64(seconds).unwrap_or(MOST_LIFE),
@@ -76,11 +86,12 @@ impl Token {
     }
 }
 
-/// The registry that a token is for, and the token server's terms: two registries never share one.
+/// The registry that a token is for, and its scope: two registries never share one. The token server is no part of
+/// it, so a registry that names another one in each challenge makes no entries, but replaces them.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct TokenKey {
     pub(super) audience: Audience,
-    pub(super) bearer: Bearer,
+    pub(super) scope: Option<String>,
 }
 
 /// The tokens of one credential.
@@ -89,40 +100,79 @@ pub(super) struct Tokens {
     known: Cache<TokenKey, Outcome>,
 }
 
-/// Failures are kept too, for a moment: those that waited for the same request share them.
+/// The answer of a token server, kept for as long as it is good. Failures are kept too, for a moment: those that
+/// waited for the same request share them.
 #[derive(Clone)]
 struct Outcome {
+    /// The token server: realm and service, without a scope.
+    server: Bearer,
     result: Result<Arc<Token>, Error>,
     from: Timestamp,
     lasts: Duration,
 }
 
+/// Returns the bytes that an entry takes.
+fn weight(key: &TokenKey, outcome: &Outcome) -> u32 {
+    let result = match &outcome.result {
+        Ok(token) => token.header.len(),
+        Err(error) => error.to_string().len(),
+    };
+    let scope = key.scope.as_ref().map_or(0, String::len);
+    let texts = key.audience.url.as_str().len() + scope + outcome.server.size() + result;
+    u32::try_from(ENTRY + texts).unwrap_or(u32::MAX)
+}
+
+/// The rule that an entry goes when its token ends, also where no request asks for it again.
+struct WithToken;
+
+impl Expiry<TokenKey, Outcome> for WithToken {
+    fn expire_after_create(&self, _: &TokenKey, outcome: &Outcome, _: Instant) -> Option<Duration> {
+        Some(outcome.lasts)
+    }
+
+    fn expire_after_update(
+        &self,
+        _: &TokenKey,
+        outcome: &Outcome,
+        _: Instant,
+        _: Option<Duration>,
+    ) -> Option<Duration> {
+        Some(outcome.lasts)
+    }
+}
+
 impl Tokens {
     pub(super) fn new(clock: Clock) -> Self {
-        let known = Cache::new(MOST_TOKENS);
+        let known = Cache::builder().max_capacity(MAX_TOKENS).weigher(weight);
+        let known = known.expire_after(WithToken).build();
         Self { clock, known }
     }
 
-    /// The token for a challenge; fetched if there is none that lasts, or only the `spent` one.
+    /// Returns the token of a token server; fetches it if there is none that lasts, only the `spent` one, or one of
+    /// another token server.
     pub(super) async fn get(
         &self,
         key: TokenKey,
+        server: Bearer,
         spent: Option<&Arc<Token>>,
         fetch: impl Future<Output = Result<Token, Error>>,
     ) -> Result<Arc<Token>, Error> {
+        let wanted = server.clone();
         let outdated = |outcome: &Outcome| {
             let is_spent = |token: &Arc<Token>| spent.is_some_and(|spent| Arc::ptr_eq(token, spent));
-            self.clock.is_over(outcome.from, outcome.lasts) || outcome.result.as_ref().is_ok_and(is_spent)
+            self.clock.is_over(outcome.from, outcome.lasts)
+                || outcome.server != wanted
+                || outcome.result.as_ref().is_ok_and(is_spent)
         };
         let entry = self.known.entry(key);
         entry
-            .or_insert_with_if(self.outcome(fetch), outdated)
+            .or_insert_with_if(self.outcome(server, fetch), outdated)
             .await
             .into_value()
             .result
     }
 
-    async fn outcome(&self, fetch: impl Future<Output = Result<Token, Error>>) -> Outcome {
+    async fn outcome(&self, server: Bearer, fetch: impl Future<Output = Result<Token, Error>>) -> Outcome {
         let asked = self.clock.now();
         let result = fetch.await.map(Arc::new);
         let lasts = match &result {
@@ -133,7 +183,12 @@ impl Tokens {
         // A token's life starts at the server's clock, at the latest when it answered: count from the
         // question. A failure counts from its end.
         let from = if result.is_ok() { asked } else { self.clock.now() };
-        Outcome { result, from, lasts }
+        Outcome {
+            server,
+            result,
+            from,
+            lasts,
+        }
     }
 }
 
@@ -145,16 +200,26 @@ mod tests {
     use test_case::test_case;
 
     fn key() -> TokenKey {
-        let bearer = Bearer {
-            realm: "https://auth.example/token".parse().unwrap(),
-            service: None,
-            scope: Some("repository:a:pull".into()),
-        };
+        key_of("repository:a:pull")
+    }
+
+    fn key_of(scope: &str) -> TokenKey {
         let audience = Audience {
             url: "https://r.example/".parse().unwrap(),
             trusted: true,
         };
-        TokenKey { audience, bearer }
+        TokenKey {
+            audience,
+            scope: Some(scope.into()),
+        }
+    }
+
+    fn token_server(service: &str) -> Bearer {
+        Bearer {
+            realm: "https://auth.example/token".parse().unwrap(),
+            service: Some(service.into()),
+            scope: None,
+        }
     }
 
     struct Server {
@@ -177,7 +242,7 @@ mod tests {
                 tokio::task::yield_now().await;
                 Token::read(answer.as_bytes())
             };
-            self.tokens.get(key(), spent, fetch).await
+            self.tokens.get(key(), token_server("a"), spent, fetch).await
         }
 
         fn asked(&self) -> usize {
@@ -244,13 +309,14 @@ mod tests {
             tokio::task::yield_now().await;
             Err(Error::denied(401, "no"))
         };
-        let all = (0..100).map(|_| server.tokens.get(key(), None, refuse()));
+        let get = || server.tokens.get(key(), token_server("a"), None, refuse());
+        let all = (0..100).map(|_| get());
         assert!(futures::future::join_all(all).await.iter().all(Result::is_err));
         server.clock.advance(Duration::from_secs(9));
-        assert!(server.tokens.get(key(), None, refuse()).await.is_err());
+        assert!(get().await.is_err());
         assert_eq!(server.asked(), 1);
         server.clock.advance(Duration::from_secs(2));
-        assert!(server.tokens.get(key(), None, refuse()).await.is_err());
+        assert!(get().await.is_err());
         assert_eq!(server.asked(), 2);
     }
 
@@ -278,6 +344,61 @@ mod tests {
             (&HeaderValue::from_static("Bearer new"), 2)
         );
         assert!(Arc::ptr_eq(&one, &other));
+    }
+
+    #[test]
+    fn token_above_16_kib_is_refused() {
+        let read = |field: &str, length: usize| {
+            Token::read(format!("{{\"{field}\":\"{}\"}}", "x".repeat(length)).as_bytes())
+        };
+        for field in ["token", "access_token"] {
+            assert!(read(field, MAX_TOKEN).is_ok());
+            let error = read(field, MAX_TOKEN + 1).unwrap_err();
+            assert!(error.to_string().contains("larger than 16384 bytes"), "{error}");
+        }
+    }
+
+    /// A registry that names another service in each challenge gets a new token for each, and keeps none of the others.
+    #[tokio::test]
+    async fn second_token_server_replaces_the_first() {
+        let tokens = Tokens::new(Clock::system());
+        for index in 0..200 {
+            let fetch = async { Token::read(br#"{"token":"t","expires_in":300}"#) };
+            let server = token_server(&format!("service-{index}"));
+            tokens.get(key(), server, None, fetch).await.unwrap();
+        }
+        tokens.known.run_pending_tasks().await;
+        assert_eq!(tokens.known.entry_count(), 1);
+    }
+
+    /// Keys count: each entry here is a short token, or a failure, under a long scope.
+    #[tokio::test]
+    async fn tokens_and_their_keys_are_bounded_in_bytes() {
+        let (tokens, long) = (Tokens::new(Clock::system()), "x".repeat(2000));
+        let weight = async |tokens: &Tokens| {
+            tokens.known.run_pending_tasks().await;
+            tokens.known.weighted_size()
+        };
+        for index in 0..4000 {
+            let answer = if index % 2 == 0 { r#"{"token":"t"}"# } else { "" };
+            let key = key_of(&format!("{index}{long}"));
+            let fetch = async { Token::read(answer.as_bytes()) };
+            let _ = tokens.get(key, token_server("a"), None, fetch).await;
+        }
+        let kept = weight(&tokens).await;
+        assert!(kept > MAX_TOKENS / 2 && kept <= MAX_TOKENS, "{kept}");
+        assert!(tokens.known.entry_count() < 2000);
+    }
+
+    #[tokio::test]
+    async fn entry_expires_with_its_token() {
+        let tokens = Tokens::new(Clock::system());
+        let fetch = async { Token::read(br#"{"token":"t","expires_in":0.004}"#) };
+        tokens.get(key(), token_server("a"), None, fetch).await.unwrap();
+        while tokens.known.entry_count() > 0 || tokens.known.contains_key(&key()) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            tokens.known.run_pending_tasks().await;
+        }
     }
 
     #[test_case(r#"{"token":"old","token":"t","expires_in":300}"#; "a name twice")]

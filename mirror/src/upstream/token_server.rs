@@ -19,7 +19,8 @@ use super::wire::{Hop, Wire};
 use crate::credential::Credential;
 use crate::metrics::TokenResult;
 
-const MOST_TOKEN_ANSWER: usize = 1024 * 1024;
+/// The most bytes of a token server's answer: it may hold its token twice, and a refresh token.
+pub(crate) const MAX_TOKEN_ANSWER: usize = 64 * 1024;
 
 impl Access {
     /// Asks the token server that a registry names; with the credential where it may see it, else
@@ -83,7 +84,8 @@ impl Access {
         let status = answer.status();
         if status.is_success() {
             self.rests.succeeded(Class::Token);
-            return Token::read(&answer.read(MOST_TOKEN_ANSWER, wire.timeouts.body).await?);
+            let body = answer.read(wire, MAX_TOKEN_ANSWER).await?;
+            return body.parse(|bytes| Token::read(&bytes)).await;
         }
         match status.as_u16() {
             // OAuth2 refuses a grant with 400 (RFC 6749, 5.2).

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use http::{HeaderMap, Method};
 use reqwest::{Client, Response};
+use tokio::sync::Semaphore;
 use tracing::Instrument;
 use url::Url;
 
@@ -27,6 +28,8 @@ pub(super) struct Wire {
     pub(super) health: Health,
     pub(super) guard: Arc<Guard>,
     pub(super) clients: Clients,
+    /// The places of large documents (see [`LargePermit`](super::json_body::LargePermit)).
+    pub(super) large_documents: Arc<Semaphore>,
 }
 
 /// A request as it is sent.

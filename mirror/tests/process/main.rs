@@ -10,6 +10,7 @@ mod hub;
 #[path = "../fixtures/small_disk.rs"]
 mod small_disk;
 
+mod bounds;
 mod crash;
 mod crowd;
 mod descriptors;

@@ -375,6 +375,12 @@ async fn a_token_server_that_limits_rests_without_resting_the_registry() {
 #[test_case(Fault::html(200); "with a page")]
 #[test_case(Fault::error(401, "UNAUTHORIZED"); "with a denial")]
 #[test_case(Fault::limited(None); "with a rate limit")]
+#[test_case(Fault::status(500); "with 500")]
+#[test_case(Fault::Cut(3); "cut")]
+#[test_case(Fault::Stall(3); "stalled")]
+#[test_case(Fault::Body("{\"token\":".into()); "with broken JSON")]
+#[test_case(Fault::Body(vec![b' '; 1 << 20].into()); "with too many bytes")]
+#[test_case(Fault::redirect("http://169.254.169.254/"); "with a redirect into a private network")]
 #[tokio::test]
 async fn a_token_server_that_is_gone_is_forgotten(fault: Fault) {
     let hub = with_tokens(|mut tokens| {
@@ -404,6 +410,67 @@ async fn a_token_server_that_is_gone_is_forgotten(fault: Fault) {
         hub.seen("GET manifests").pop().unwrap().header("authorization"),
         Some("Bearer elsewhere")
     );
+}
+
+/// The token server never worked: its certificate is not trusted.
+#[tokio::test]
+async fn token_server_with_bad_tls_is_forgotten() {
+    let (hub, token_server) = (with_tokens(|tokens| tokens).await, Hub::start_tls().await);
+    hub.auth().tokens().realm = format!("{}token", token_server.url());
+    let upstream = upstream(&hub);
+    for _ in 0..2 {
+        let error = pull(&upstream).await.unwrap_err();
+        assert!(matches!(error, Error::Unavailable { .. }), "{error:?}");
+    }
+    *hub.auth() = Auth::Anyone;
+    pull(&upstream).await.unwrap();
+}
+
+/// The rest of a token server is none of a registry that asks for no token any more.
+#[tokio::test]
+async fn resting_token_server_leaves_open_registry() {
+    let hub = with_tokens(|tokens| tokens).await;
+    hub.always("GET /token", Fault::limited(Some("3600")));
+    let upstream = upstream(&hub);
+    for _ in 0..2 {
+        let error = pull(&upstream).await.unwrap_err();
+        assert!(matches!(error, Error::RateLimited { .. }), "{error:?}");
+    }
+    *hub.auth() = Auth::Anyone;
+    pull(&upstream).await.unwrap();
+    assert_eq!(hub.count("GET /token"), 1);
+}
+
+/// A registry that names another token server in each challenge still gets the right token for each request.
+#[tokio::test]
+async fn services_that_alternate_are_each_asked() {
+    let hub = with_tokens(|tokens| tokens).await;
+    let upstream = upstream(&hub);
+    for service in ["a", "b", "a", "b"] {
+        hub.auth().tokens().service = service.into();
+        hub.auth().tokens().revoke();
+        pull(&upstream).await.unwrap();
+        assert!(
+            hub.seen("GET /token")
+                .pop()
+                .unwrap()
+                .query
+                .starts_with(&format!("service={service}&"))
+        );
+    }
+}
+
+#[tokio::test]
+async fn token_above_16_kib_is_not_used() {
+    let hub = with_tokens(|tokens| tokens).await;
+    let token = format!("{{\"token\":\"{}\"}}", "t".repeat(17 * 1024));
+    hub.always(
+        "GET /token",
+        Fault::Answer(StatusCode::OK, Vec::new(), token.into()),
+    );
+    let error = pull(&upstream(&hub)).await.unwrap_err();
+    assert!(error.to_string().contains("larger than 16384 bytes"), "{error}");
+    assert_eq!(hub.count("GET manifests"), 1);
 }
 
 /// Go's client, which Distribution and containerd use, decompresses such an answer unseen.

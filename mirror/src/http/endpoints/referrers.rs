@@ -22,7 +22,10 @@ pub(in crate::http) async fn get(
     let repository = context.repository(name)?;
     let served = context.app.pull.referrers(&repository, &digest).await?;
     let filter = form_urlencoded::parse(context.query.as_bytes()).find(|(key, _)| key == "artifactType");
-    let filtered = filter.and_then(|(_, artifact_type)| pull::of_type(&served.value, &artifact_type));
+    let filtered = match filter {
+        Some((_, artifact_type)) => pull::of_type(&served.value, &artifact_type).await,
+        None => None,
+    };
     let mut response = Response::new(Body::empty());
     let headers = response.headers_mut();
     let index = HeaderValue::from_static("application/vnd.oci.image.index.v1+json");

@@ -8,6 +8,17 @@ pub(super) struct Words {
     pub(super) parameters: Vec<(String, String)>,
 }
 
+impl Words {
+    /// Returns the bytes of its scheme and of all its parameters.
+    pub(super) fn size(&self) -> usize {
+        let parameters = self
+            .parameters
+            .iter()
+            .map(|(name, value)| name.len() + value.len());
+        self.scheme.len() + parameters.sum::<usize>()
+    }
+}
+
 /// All challenges of a header up to its first mistake, that of the mistake with the parameters before it, as clients
 /// read them: what follows a mistake can't be told apart.
 pub(super) fn challenges(header: &[u8]) -> Vec<Words> {

@@ -1,0 +1,396 @@
+//! An index of manifests in its own text (image-spec, "Image Index"), joined from pages and filtered without a tree of
+//! its values: what the server does not know passes as the registry wrote it.
+
+use std::fmt;
+
+use bytes::Bytes;
+use serde::Deserialize;
+use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde_json::value::RawValue;
+
+use crate::json::{self, MAX_ENTRIES, Members, Object, Scalar};
+
+/// The most members of an index; the specification has seven.
+const MAX_MEMBERS: usize = 100;
+
+/// The parts of an index.
+#[derive(Debug, Default)]
+pub(crate) struct RawIndex<'a> {
+    /// All members but `manifests`.
+    members: Vec<(String, &'a RawValue)>,
+    manifests: List<'a>,
+}
+
+/// The list of an index.
+#[derive(Debug, Default)]
+enum List<'a> {
+    /// `null`, or no such member.
+    #[default]
+    Absent,
+    Entries {
+        descriptors: Vec<&'a RawValue>,
+        /// Entries that are no objects were left out.
+        has_others: bool,
+    },
+    /// More than [`MAX_ENTRIES`].
+    TooMany,
+    /// A value of another type.
+    Other,
+}
+
+/// The reason for which a document is no list of manifests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Unfit {
+    #[error("no JSON object")]
+    NoObject,
+    #[error("broken JSON, or an object of more than {MAX_MEMBERS} members")]
+    Broken,
+    #[error("another object than an index")]
+    NoIndex,
+    #[error("an index whose manifests are no list")]
+    NoList,
+    #[error("an index of more than {MAX_ENTRIES} descriptors")]
+    TooMany,
+    #[error("an index of more than {0} bytes")]
+    TooLarge(usize),
+}
+
+impl<'a> RawIndex<'a> {
+    /// Reads an index. One without `manifests` is an empty list; entries that are no objects are left out.
+    pub(crate) fn read(bytes: &'a [u8]) -> Result<Self, Unfit> {
+        if !bytes.trim_ascii_start().starts_with(b"{") {
+            return Err(Unfit::NoObject);
+        }
+        let index: Self = serde_json::from_slice(bytes).map_err(|_| Unfit::Broken)?;
+        match index.manifests {
+            List::Entries { .. } => Ok(index),
+            List::Absent if index.is_typed() => Ok(index),
+            List::Absent => Err(Unfit::NoIndex),
+            List::TooMany => Err(Unfit::TooMany),
+            List::Other => Err(Unfit::NoList),
+        }
+    }
+
+    /// Returns true if an object without manifests is an index all the same, by its type or else by its version.
+    fn is_typed(&self) -> bool {
+        let member = |name: &str| self.members.iter().rfind(|(known, _)| known == name);
+        let media_type = member("mediaType").map(|(_, value)| json::read(value.get().as_bytes()));
+        match media_type {
+            Some(Some(Scalar::Text(text))) => text.contains("index") || text.contains("manifest.list"),
+            _ => member("schemaVersion").is_some(),
+        }
+    }
+
+    fn descriptors(&self) -> &[&'a RawValue] {
+        match &self.manifests {
+            List::Entries { descriptors, .. } => descriptors,
+            _ => &[],
+        }
+    }
+
+    /// Returns true if the text of the index can be passed on as it is.
+    fn is_clean(&self) -> bool {
+        matches!(
+            self.manifests,
+            List::Entries {
+                has_others: false,
+                ..
+            }
+        )
+    }
+}
+
+/// An index that is joined from pages, or from some descriptors of another one.
+#[derive(Debug, Default)]
+pub(crate) struct JoinedIndex {
+    /// The first page, where it can be passed on as it is.
+    whole: Option<Bytes>,
+    pages: usize,
+    /// The members of the first page but `manifests`, each with a comma.
+    members: String,
+    /// The descriptors, with commas between them.
+    list: String,
+    count: usize,
+}
+
+impl JoinedIndex {
+    /// Adds a page to an index of at most `limit` bytes.
+    pub(crate) fn add(&mut self, page: &Bytes, limit: usize) -> Result<(), Unfit> {
+        let index = RawIndex::read(page)?;
+        self.pages += 1;
+        self.whole = (self.pages == 1 && index.is_clean()).then(|| page.clone());
+        if self.pages == 1 {
+            self.add_members(&index);
+        }
+        for descriptor in index.descriptors() {
+            self.push(descriptor, limit)?;
+        }
+        Ok(())
+    }
+
+    fn add_members(&mut self, index: &RawIndex<'_>) {
+        for (name, value) in &index.members {
+            // Never fails for a string.
+            let name = serde_json::to_string(name).unwrap_or_default();
+            self.members.extend([&name, ":", value.get(), ","]);
+        }
+    }
+
+    fn push(&mut self, descriptor: &RawValue, limit: usize) -> Result<(), Unfit> {
+        let text = descriptor.get();
+        if self.count == MAX_ENTRIES {
+            return Err(Unfit::TooMany);
+        }
+        if self.len() + text.len() > limit {
+            return Err(Unfit::TooLarge(limit));
+        }
+        if self.count > 0 {
+            self.list.push(',');
+        }
+        self.list.push_str(text);
+        self.count += 1;
+        Ok(())
+    }
+
+    /// Returns its length in bytes.
+    pub(crate) fn len(&self) -> usize {
+        self.members.len() + self.list.len() + r#"{"manifests":[],}"#.len()
+    }
+
+    /// Returns the index.
+    pub(crate) fn into_bytes(self) -> Bytes {
+        let Self { members, list, .. } = self;
+        let joined = || format!("{{{members}\"manifests\":[{list}]}}").into();
+        self.whole.unwrap_or_else(joined)
+    }
+}
+
+/// Returns the index with the manifests of one artifact type only; `None` where it is no index.
+pub(crate) fn with_artifact_type(index: &[u8], artifact_type: &str) -> Option<Bytes> {
+    let index = RawIndex::read(index).ok()?;
+    let mut filtered = JoinedIndex::default();
+    filtered.add_members(&index);
+    for descriptor in index.descriptors() {
+        let fields: Object<ArtifactType> = json::read(descriptor.get().as_bytes())?;
+        let is_wanted = |fields: ArtifactType| fields.0 == Scalar::Text(artifact_type.to_owned());
+        if fields.0.is_some_and(is_wanted) {
+            filtered.push(descriptor, usize::MAX).ok()?;
+        }
+    }
+    Some(filtered.into_bytes())
+}
+
+/// `artifactType` of a descriptor.
+#[derive(Default)]
+struct ArtifactType(Scalar);
+
+impl Members for ArtifactType {
+    fn read<'de, A: MapAccess<'de>>(&mut self, name: &str, values: &mut A) -> Result<(), A::Error> {
+        match name {
+            "artifacttype" => json::assign(&mut self.0, values),
+            _ => json::skip(values),
+        }
+    }
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for RawIndex<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Reader;
+
+        impl<'de> Visitor<'de> for Reader {
+            type Value = RawIndex<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut object: A) -> Result<RawIndex<'de>, A::Error> {
+                let mut index = RawIndex::default();
+                while let Some(name) = object.next_key::<String>()? {
+                    if !name.eq_ignore_ascii_case("manifests") {
+                        index.members.push((name, object.next_value()?));
+                    } else if let list @ (List::Entries { .. } | List::TooMany | List::Other) =
+                        object.next_value()?
+                    {
+                        index.manifests = list;
+                    }
+                    if index.members.len() > MAX_MEMBERS {
+                        return Err(A::Error::custom("too many members"));
+                    }
+                }
+                Ok(index)
+            }
+        }
+
+        deserializer.deserialize_map(Reader)
+    }
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for List<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(ListReader)
+    }
+}
+
+struct ListReader;
+
+impl<'de> Visitor<'de> for ListReader {
+    type Value = List<'de>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list")
+    }
+
+    fn visit_unit<E>(self) -> Result<List<'de>, E> {
+        Ok(List::Absent)
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<List<'de>, E> {
+        Ok(List::Other)
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<List<'de>, E> {
+        Ok(List::Other)
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<List<'de>, E> {
+        Ok(List::Other)
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<List<'de>, E> {
+        Ok(List::Other)
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<List<'de>, E> {
+        Ok(List::Other)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut object: A) -> Result<List<'de>, A::Error> {
+        while object.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+        Ok(List::Other)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<List<'de>, A::Error> {
+        let (mut descriptors, mut has_others) = (Vec::new(), false);
+        while let Some(entry) = list.next_element::<&'de RawValue>()? {
+            if !entry.get().starts_with('{') {
+                has_others = true;
+            } else if descriptors.len() < MAX_ENTRIES {
+                descriptors.push(entry);
+            } else {
+                while list.next_element::<IgnoredAny>()?.is_some() {}
+                return Ok(List::TooMany);
+            }
+        }
+        Ok(List::Entries {
+            descriptors,
+            has_others,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+    use test_case::test_case;
+
+    const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+    const LIMIT: usize = 4 << 20;
+
+    fn joined(pages: &[&str]) -> Result<String, Unfit> {
+        let mut joined = JoinedIndex::default();
+        for page in pages {
+            joined.add(&Bytes::copy_from_slice(page.as_bytes()), LIMIT)?;
+        }
+        Ok(String::from_utf8(joined.into_bytes().to_vec()).unwrap())
+    }
+
+    fn parsed(pages: &[&str]) -> Value {
+        serde_json::from_str(&joined(pages).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn pages_are_joined_and_nothing_else_changed() {
+        let one = r#"{"schemaVersion":2,"x\"y":{"a":[1.50]},"manifests":[{"digest":"a"},{"digest":"c"}]}"#;
+        let other = r#"{"schemaVersion":3,"manifests":[ {"digest":"b"} ]}"#;
+        let wanted = r#"{"schemaVersion":2,"x\"y":{"a":[1.50]},"manifests":[{"digest":"a"},{"digest":"c"},{"digest":"b"}]}"#;
+        assert_eq!(joined(&[one, other]).unwrap(), wanted);
+        assert_eq!(joined(&[one, "{}"]), Err(Unfit::NoIndex));
+    }
+
+    #[test]
+    fn a_clean_index_comes_as_it_was_sent() {
+        let sent = r#"{ "Manifests": [ {"digest":"a"} ] , "x":1 }"#;
+        assert_eq!(joined(&[sent]).unwrap(), sent);
+        let odd = r#"{"x":1,"manifests":[{"digest":"a"},null,1,["b"],"c",{}]}"#;
+        assert_eq!(
+            joined(&[odd]).unwrap(),
+            r#"{"x":1,"manifests":[{"digest":"a"},{}]}"#
+        );
+    }
+
+    #[test]
+    fn an_index_without_manifests_is_an_empty_list() {
+        for manifests in [
+            "",
+            r#","manifests":null"#,
+            r#","manifests":[]"#,
+            r#","manifests":[null,1]"#,
+        ] {
+            for own in [
+                r#""schemaVersion":2"#.to_owned(),
+                format!(r#""mediaType":"{INDEX}""#),
+            ] {
+                let read = parsed(&[&format!("{{{own}{manifests}}}")]);
+                assert_eq!(read["manifests"], json!([]), "{own}{manifests}");
+            }
+        }
+    }
+
+    #[test_case("<html>" => Unfit::NoObject; "a page")]
+    #[test_case("" => Unfit::NoObject; "nothing")]
+    #[test_case("[]" => Unfit::NoObject; "a list")]
+    #[test_case("{}" => Unfit::NoIndex; "an empty object")]
+    #[test_case(r#"{"message":"ok"}"# => Unfit::NoIndex; "other JSON")]
+    #[test_case(r#"{"mediaType":"application/vnd.oci.image.manifest.v1+json","schemaVersion":2}"# => Unfit::NoIndex; "an image")]
+    #[test_case(r#"{"manifests":[{"digest":"a"}"# => Unfit::Broken; "cut")]
+    #[test_case(r#"{"manifests":[{"digest":"a"}]} x"# => Unfit::Broken; "more after it")]
+    #[test_case(r#"{"manifests":{"a":[1]}}"# => Unfit::NoList; "an object")]
+    #[test_case(r#"{"manifests":"x"}"# => Unfit::NoList; "text")]
+    fn other_documents_are_no_index(text: &str) -> Unfit {
+        joined(&[text]).unwrap_err()
+    }
+
+    #[test]
+    fn members_descriptors_and_bytes_are_bounded() {
+        let index = |count: usize| format!(r#"{{"manifests":[{}{{}}]}}"#, "{},".repeat(count - 1));
+        assert!(joined(&[&index(MAX_ENTRIES)]).is_ok());
+        assert_eq!(joined(&[&index(MAX_ENTRIES + 1)]), Err(Unfit::TooMany));
+        let half = index(MAX_ENTRIES / 2 + 1);
+        assert_eq!(joined(&[&half, &half]), Err(Unfit::TooMany));
+        let large = format!(r#"{{"manifests":[{{"x":"{}"}}]}}"#, "x".repeat(3 << 20));
+        assert_eq!(joined(&[&large, &large]), Err(Unfit::TooLarge(LIMIT)));
+        let members = format!(r#"{{{}"manifests":[]}}"#, r#""a":1,"#.repeat(MAX_MEMBERS + 1));
+        assert_eq!(joined(&[&members]), Err(Unfit::Broken));
+        // Entries that are dropped take no memory, however many there are.
+        assert!(joined(&[&format!(r#"{{"manifests":[{}1]}}"#, "1,".repeat(50_000))]).is_ok());
+    }
+
+    #[test]
+    fn only_manifests_of_the_type_remain() {
+        let index = r#"{"schemaVersion":2,"manifests":[{"digest":"a","artifactType":"x"},{"digest":"b","artifactType":"y"},{"digest":"c"},{"artifactType":["y"]}]}"#;
+        let filtered = with_artifact_type(index.as_bytes(), "y").unwrap();
+        let wanted = r#"{"schemaVersion":2,"manifests":[{"digest":"b","artifactType":"y"}]}"#;
+        assert_eq!(filtered, wanted);
+        assert_eq!(with_artifact_type(b"[]", "y"), None);
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_the_reader_panic(bytes: Vec<u8>, text in "\\{[\\[\\]{}\",:a-z0-9.-]{0,60}") {
+            let _ = (RawIndex::read(&bytes).is_ok(), joined(&[&text, &text]));
+        }
+    }
+}

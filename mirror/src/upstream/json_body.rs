@@ -1,0 +1,128 @@
+//! The JSON that an upstream sends, in bounded memory: one size limit for each kind, few large ones at a time, and no
+//! work of more than a moment on the threads that serve clients.
+
+use std::io::Read;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use flate2::read::MultiGzDecoder;
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::answer::Answer;
+use super::error::{Error, describe};
+use super::wire::Wire;
+
+/// The most bytes of a document that is small: it is parsed where it was read, which takes less than a millisecond.
+pub(crate) const MAX_SMALL: usize = 64 * 1024;
+/// The most large documents of one upstream that are in memory at a time, from their first 64 KiB until they are parsed.
+pub(crate) const MAX_LARGE_DOCUMENTS: usize = 4;
+/// The first bytes of what gzip compressed (RFC 1952, 2.3.1); no document in JSON begins with them.
+const GZIP: [u8; 2] = [0x1f, 0x8b];
+
+/// A place among the large documents of an upstream; empty until one is needed. Clones are the same place.
+#[derive(Clone, Default)]
+pub(super) struct LargePermit(Option<Arc<OwnedSemaphorePermit>>);
+
+impl LargePermit {
+    /// Waits for a place, unless it is one already.
+    pub(super) async fn take(&mut self, wire: &Wire) -> Result<(), Error> {
+        if self.0.is_none() {
+            let permit = wire.large_documents.clone().acquire_owned().await;
+            let permit = permit.map_err(|_| Error::unavailable("it is in use no more"))?;
+            self.0 = Some(Arc::new(permit));
+        }
+        Ok(())
+    }
+}
+
+/// A document as it came, and its place while it is large.
+pub(super) struct JsonBody {
+    bytes: Bytes,
+    limit: usize,
+    place: LargePermit,
+}
+
+impl Answer {
+    /// Reads a document of at most `limit` bytes.
+    pub(super) async fn read(self, wire: &Wire, limit: usize) -> Result<JsonBody, Error> {
+        self.read_into(wire, limit, &mut LargePermit::default()).await
+    }
+
+    /// Reads a document of at most `limit` bytes; takes a place for it where it is large, and there is none yet.
+    pub(super) async fn read_into(
+        self,
+        wire: &Wire,
+        limit: usize,
+        place: &mut LargePermit,
+    ) -> Result<JsonBody, Error> {
+        if self.length().is_some_and(|length| length > limit as u64) {
+            return Err(too_large(limit));
+        }
+        let within = wire.timeouts.body;
+        let mut response = self.response;
+        let read = async {
+            let mut body = BytesMut::new();
+            while let Some(chunk) = response
+                .chunk()
+                .await
+                .map_err(|e| Error::unavailable(describe(e)))?
+            {
+                if chunk.len() > limit - body.len() {
+                    return Err(too_large(limit));
+                }
+                body.extend_from_slice(&chunk);
+                if body.len() > MAX_SMALL || body.starts_with(&GZIP) {
+                    place.take(wire).await?;
+                }
+            }
+            let (bytes, place) = (body.freeze(), place.clone());
+            Ok(JsonBody { bytes, limit, place })
+        };
+        tokio::time::timeout(within, read).await.unwrap_or_else(|_| {
+            Err(Error::unavailable(format!(
+                "the body took longer than {} s",
+                within.as_secs()
+            )))
+        })
+    }
+}
+
+impl JsonBody {
+    /// Decompresses the document where a server compressed it unasked, and parses it; a large one on a thread that may
+    /// be busy, and it keeps its place until then, also where nobody waits any more.
+    pub(super) async fn parse<T: Send + 'static>(
+        self,
+        parse: impl FnOnce(Bytes) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let Self { bytes, limit, place } = self;
+        if place.0.is_none() {
+            return parse(bytes);
+        }
+        let work = move || {
+            let parsed = decompressed(bytes, limit).and_then(parse);
+            drop(place);
+            parsed
+        };
+        let parsed = tokio::task::spawn_blocking(work).await;
+        parsed.unwrap_or_else(|_| Err(Error::unavailable("reading its answer was given up")))
+    }
+}
+
+/// Returns the error for a document above its limit.
+pub(super) fn too_large(limit: usize) -> Error {
+    Error::malformed(format!("it is larger than {limit} bytes"))
+}
+
+/// Returns a document as it was before gzip; the bytes tell, as labels are not to be relied on.
+fn decompressed(bytes: Bytes, limit: usize) -> Result<Bytes, Error> {
+    if !bytes.starts_with(&GZIP) {
+        return Ok(bytes);
+    }
+    let mut document = Vec::new();
+    let mut reader = MultiGzDecoder::new(&bytes[..]).take(limit as u64 + 1);
+    match reader.read_to_end(&mut document) {
+        Ok(length) if length > limit => Err(too_large(limit)),
+        Ok(_) => Ok(document.into()),
+        Err(_) => Err(Error::malformed("it is compressed, and cannot be decompressed")),
+    }
+}

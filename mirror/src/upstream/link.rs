@@ -1,0 +1,105 @@
+//! The link to the next page of a list (RFC 8288).
+
+use http::{HeaderMap, header::LINK};
+
+use super::error::Error;
+use crate::query;
+
+/// The most bytes of the query of a next page; tokens of known registries have up to 1 KiB.
+pub(crate) const MAX_NEXT: usize = 2 * 1024;
+
+/// Returns the query of the next page, encoded again and without `ns`, which names an upstream to clients. What kept
+/// libraries there are for this breaks at a comma inside a URL and at a query without `=`.
+///
+/// # Errors
+/// The query is longer than [`MAX_NEXT`]: without it the list would seem to be whole.
+pub(super) fn next_page(headers: &HeaderMap) -> Result<Option<String>, Error> {
+    let values = headers
+        .get_all(LINK)
+        .iter()
+        .filter_map(|value| value.to_str().ok());
+    let next = values.flat_map(links).find(|(_, parameters)| is_next(parameters));
+    let Some((_, query)) = next.and_then(|(target, _)| target.split_once('?')) else {
+        return Ok(None);
+    };
+    let query = query.split('#').next().unwrap_or_default();
+    let too_long = || {
+        Error::malformed(format!(
+            "a link to the next page whose query is longer than {MAX_NEXT} bytes"
+        ))
+    };
+    if query.len() > MAX_NEXT {
+        return Err(too_long());
+    }
+    let query = query::encoded_without(query, "ns");
+    match query.len() {
+        0 => Ok(None),
+        1..=MAX_NEXT => Ok(Some(query)),
+        _ => Err(too_long()),
+    }
+}
+
+/// Returns the targets of a Link header, each with the text of its parameters.
+fn links(mut rest: &str) -> impl Iterator<Item = (&str, &str)> {
+    std::iter::from_fn(move || {
+        let (target, after) = rest.split_once('<')?.1.split_once('>')?;
+        let end = after.find('<').unwrap_or(after.len());
+        let (parameters, next) = after.split_at(end);
+        rest = next;
+        Some((target, parameters))
+    })
+}
+
+fn is_next(parameters: &str) -> bool {
+    parameters.split([';', ',']).any(|parameter| {
+        parameter.split_once('=').is_some_and(|(key, value)| {
+            let mut relations = value.trim().trim_matches('"').split_ascii_whitespace();
+            key.trim().eq_ignore_ascii_case("rel") && relations.any(|r| r.eq_ignore_ascii_case("next"))
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use test_case::test_case;
+
+    fn next(link: &str) -> Option<String> {
+        next_page(&HeaderMap::from_iter([(LINK, link.parse().unwrap())])).unwrap()
+    }
+
+    #[test_case(r#"</v2/a/tags/list?n=2&last=b>; rel="next""# => Some("n=2&last=b".to_owned()))]
+    #[test_case("<https://r.example/v2/a/tags/list?last=b,c&x>; rel=next" => Some("last=b%2Cc&x".to_owned()); "absolute, with a comma")]
+    #[test_case(r#"</p?a=1>; rel="prev", </p?a=2>; title="t"; rel="last next""# => Some("a=2".to_owned()); "the second")]
+    #[test_case(r#"</p?a=1>; rel="prev""# => None; "none")]
+    #[test_case(r#"</p>; rel="next""# => None; "no query")]
+    #[test_case("nonsense" => None; "nonsense")]
+    fn the_next_page_is_asked_for_by(link: &str) -> Option<String> {
+        next(link)
+    }
+
+    /// Clients would ask another upstream, or read a second link.
+    #[test_case(r#"</p?ns=evil.example&last=a&%6es=evil.example>; rel="next""#, "last=a"; "ns")]
+    #[test_case(r#"</p?last=a"; rel="next", x>; rel="next", </evil?b=1>; rel="next""#, "last=a%22%3B%20rel%3D%22next%22%2C%20x"; "another link")]
+    #[test_case(r#"</p?last=a%3E%0d%0a>; rel="next""#, "last=a%3E%0D%0A"; "encoded line breaks")]
+    fn query_of_a_link_is_encoded_again(link: &str, expected: &str) {
+        assert_eq!(next(link).as_deref(), Some(expected));
+    }
+
+    #[test]
+    fn long_query_of_a_link_is_an_error() {
+        for (text, length) in [("x", MAX_NEXT), ("%", MAX_NEXT / 2)] {
+            let link = format!("</p?a={}>; rel=next", text.repeat(length));
+            let headers = HeaderMap::from_iter([(LINK, link.parse().unwrap())]);
+            assert!(next_page(&headers).is_err(), "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_link_makes_the_parser_panic(link in "[ -~]{0,100}") {
+            let _ = next(&link);
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! Referrers (distribution-spec, "Listing Referrers").
+
+use bytes::Bytes;
+use url::Url;
+
+use super::Upstream;
+use super::error::Error;
+use super::json_body::{LargePermit, MAX_SMALL};
+use super::link::next_page;
+use super::manifests::MOST_MANIFEST;
+use super::tags::about_list;
+use crate::digest::Digest;
+use crate::name::RepositoryName;
+use crate::raw_index::{JoinedIndex, Unfit};
+
+/// The most pages of one list.
+const MAX_PAGES: usize = 64;
+
+impl Upstream {
+    /// Returns all manifests that refer to a manifest, unfiltered: an index, all pages in one. `None` where the registry
+    /// has no referrers API, whatever it answers in its place.
+    ///
+    /// # Errors
+    /// As [`Error`] says; [`Error::Malformed`] also for more than 10,000 descriptors, 4 MiB or 64 pages.
+    pub async fn referrers(&self, name: &RepositoryName, digest: &Digest) -> Result<Option<Bytes>, Error> {
+        let name = self.name(name);
+        let first = self.wire.url(&format!("{name}/referrers/{digest}"));
+        let (mut joined, mut place) = (JoinedIndex::default(), LargePermit::default());
+        let mut url = first.clone();
+        for page in 0..MAX_PAGES {
+            let read = match self.referrers_page(&name, url, joined, &mut place).await {
+                Err(Error::NotFound { .. }) if page > 0 => None,
+                read => read?,
+            };
+            let Some((so_far, next)) = read else {
+                // A part would hide signatures.
+                let missing = || Error::malformed("referrers of which a page is missing");
+                return if page == 0 { Ok(None) } else { Err(missing()) };
+            };
+            let Some(query) = next else {
+                return Ok(Some(so_far.into_bytes()));
+            };
+            if so_far.len() > MAX_SMALL {
+                place.take(&self.wire).await?;
+            }
+            joined = so_far;
+            url = first.clone();
+            url.set_query(Some(&query));
+        }
+        Err(Error::malformed(format!(
+            "referrers on more than {MAX_PAGES} pages"
+        )))
+    }
+
+    /// Reads a page into an index. Returns the index and the query of the next page; `None` where the answer is that of a
+    /// registry without the API.
+    async fn referrers_page(
+        &self,
+        name: &str,
+        url: Url,
+        joined: JoinedIndex,
+        place: &mut LargePermit,
+    ) -> Result<Option<(JoinedIndex, Option<String>)>, Error> {
+        let access = self.access();
+        let held = self.ask(&access, &about_list(name, url)).await?;
+        match held.answer.status().as_u16() {
+            200..=399 => {
+                let next = next_page(held.answer.headers())?;
+                let page = held.answer.read_into(&self.wire, MOST_MANIFEST, place).await?;
+                let joined = page.parse(move |page| add(joined, &page)).await?;
+                Ok(joined.map(|joined| (joined, next)))
+            }
+            // These say something of the request or its time, and nothing of the API.
+            401 | 403 | 407 | 408 | 425 => Err(self.fault(&access, held.answer).await),
+            400..=499 => match self.fault(&access, held.answer).await {
+                found @ Error::NotFound { .. } => Err(found),
+                _ => Ok(None),
+            },
+            501 => Ok(None),
+            _ => Err(self.fault(&access, held.answer).await),
+        }
+    }
+}
+
+/// Adds a page; `None` where it is none.
+pub(super) fn add(mut joined: JoinedIndex, page: &Bytes) -> Result<Option<JoinedIndex>, Error> {
+    match joined.add(page, MOST_MANIFEST) {
+        Ok(()) => Ok(Some(joined)),
+        Err(Unfit::NoObject | Unfit::NoIndex) => Ok(None),
+        Err(unfit) => Err(Error::malformed(format!("a list of referrers that is {unfit}"))),
+    }
+}
