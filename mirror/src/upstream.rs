@@ -15,6 +15,7 @@ mod error;
 mod error_body;
 mod exchange;
 mod health;
+mod host_cooldown;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod invariants;
 mod json_body;
@@ -50,9 +51,10 @@ pub(crate) use pace::is_enough;
 pub use tags::ListAnswer;
 
 use access::Access;
-use address::Guard;
+use address::AddressPolicy;
 use clients::Clients;
 use health::{Contact, Health};
+use host_cooldown::HostCooldowns;
 use json_body::MAX_LARGE_DOCUMENTS;
 use rest::Class;
 use trust::Policy;
@@ -114,8 +116,9 @@ impl Upstream {
         let remote = bare(&config.remote);
         let trust = &config.trust;
         let trusted = trust.redirects.iter().chain(&trust.realms).map(String::as_str);
-        let guard = Guard::new(&remote, trust.key, trusted);
-        let clients = Clients::new(config, &options.timeouts, &guard)?;
+        let verifies = !config.tls.insecure_skip_verify;
+        let addresses = AddressPolicy::new(&remote, verifies, trust.key, trusted);
+        let clients = Clients::new(config, &options.timeouts, &addresses)?;
         let policy = Policy::new(remote.clone(), config);
         let access = |credential| Access::new(Ok(credential), policy.clone(), options.clock.clone());
         let (own, strangers) = (access(config.credential.clone()), access(Credential::Anonymous));
@@ -126,7 +129,8 @@ impl Upstream {
                 timeouts: options.timeouts,
                 metrics: options.metrics,
                 health: Health::default(),
-                guard,
+                addresses,
+                cooldowns: HostCooldowns::new(options.clock.clone()),
                 clients,
                 large_documents: Arc::new(Semaphore::new(MAX_LARGE_DOCUMENTS)),
             }),

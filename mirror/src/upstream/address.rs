@@ -1,19 +1,22 @@
-//! Where on the network an upstream's answers may lead: not into private networks that the
-//! upstream is no part of, or any registry could have the mirror ask the neighbours for it.
+//! The part of the network that an upstream's answers may lead to: no private network that the upstream is no part of,
+//! or any registry could have the mirror ask the neighbours for it.
+//!
+//! A name proves nothing, as its owner chooses its addresses. An address is the upstream's own where `remoteURL` names
+//! it, or once TLS succeeded with it for the upstream's name.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use ipnet::IpNet;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use url::{Host, Url};
 
-use super::trust::HostPattern;
+use super::trust::{HostPattern, is_loopback};
 
 /// A kind of address that is not for everyone, or none of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Place {
+pub(super) enum AddressScope {
     Public = 0,
     Loopback = 1,
     LinkLocal = 2,
@@ -24,7 +27,7 @@ pub(super) enum Place {
     Special = 16,
 }
 
-impl Place {
+impl AddressScope {
     /// The place of an address, or of the IPv4 address that it stands for.
     pub(super) fn of(ip: IpAddr) -> Self {
         match ip {
@@ -69,23 +72,28 @@ fn embedded(ip: Ipv6Addr) -> Option<Ipv4Addr> {
     }
 }
 
-/// Decides which addresses may be connected to.
+/// The rule for the addresses that an upstream's requests may go to.
 #[derive(Debug)]
-pub(super) struct Guard {
-    /// The upstream's own host, as URLs write it.
-    home: String,
+pub(super) struct AddressPolicy {
+    remote: Url,
+    /// TLS proves the upstream's name: its certificate is verified.
+    verifies: bool,
     names: Vec<HostPattern>,
     networks: Vec<IpNet>,
     /// The key of the configuration that can allow more.
     key: &'static str,
-    /// The places that the upstream itself was seen at.
-    seen: AtomicU8,
+    /// The scopes of addresses that are the upstream's own.
+    own: AtomicU8,
+    /// The upstream's name resolved to a public address, though nothing proves the name.
+    was_public: AtomicBool,
 }
 
-impl Guard {
-    /// Returns a guard for the upstream at `remote`; `trusted` are names, addresses and CIDRs, of the lists below `key`.
+impl AddressPolicy {
+    /// Returns the policy for the upstream at `remote`, whose certificate is verified or not; `trusted` are names,
+    /// addresses and CIDRs, of the lists below `key`.
     pub(super) fn new<'a>(
         remote: &Url,
+        verifies: bool,
         key: &'static str,
         trusted: impl Iterator<Item = &'a str>,
     ) -> Arc<Self> {
@@ -97,54 +105,99 @@ impl Guard {
                 Err(_) => names.push(HostPattern::new(entry)),
             }
         }
-        let guard = Self {
-            home: remote.host_str().unwrap_or_default().to_owned(),
+        // The name `localhost` is as good as its address (RFC 6761, 6.3).
+        let named = literal(remote).map(AddressScope::of);
+        let named = named.or_else(|| is_loopback(remote).then_some(AddressScope::Loopback));
+        Arc::new(Self {
+            remote: remote.clone(),
+            verifies,
             names,
             networks,
             key,
-            seen: AtomicU8::new(0),
-        };
-        if let Some(ip) = literal(remote) {
-            guard.see(ip);
+            own: AtomicU8::new(named.map_or(0, |scope| scope as u8)),
+            was_public: AtomicBool::new(false),
+        })
+    }
+
+    /// Returns true if the configuration chose the server of a URL, or TLS proves that it is the upstream.
+    pub(super) fn is_upstream(&self, url: &Url) -> bool {
+        url.origin() == self.remote.origin() || self.is_verified(url)
+    }
+
+    /// Returns true if a connection to a URL succeeds only with a certificate of the upstream's name.
+    pub(super) fn is_verified(&self, url: &Url) -> bool {
+        self.verifies && url.scheme() == "https" && url.host() == self.remote.host()
+    }
+
+    /// Notes that TLS succeeded with this address for the upstream's name. The machine itself, and what is only on its
+    /// link, stay out of reach: no certificate makes them a registry's network.
+    pub(super) fn prove(&self, ip: IpAddr) {
+        match AddressScope::of(ip) {
+            AddressScope::Public | AddressScope::Loopback | AddressScope::LinkLocal => {}
+            scope => _ = self.own.fetch_or(scope as u8, Ordering::Relaxed),
         }
-        Arc::new(guard)
     }
 
-    fn see(&self, ip: IpAddr) {
-        self.seen.fetch_or(Place::of(ip) as u8, Ordering::Relaxed);
-    }
-
-    /// Whether a connection to this address of this host may be made.
-    pub(super) fn admits(&self, host: &str, ip: IpAddr) -> bool {
-        let place = Place::of(ip);
-        place == Place::Public
-            || host == self.home
-            || self.seen.load(Ordering::Relaxed) & place as u8 != 0
+    /// Returns true if a connection to this address of this host may be made, wherever a server led.
+    fn admits(&self, host: &str, ip: IpAddr) -> bool {
+        let scope = AddressScope::of(ip);
+        scope == AddressScope::Public
+            || self.own.load(Ordering::Relaxed) & scope as u8 != 0
             || self.networks.iter().any(|network| network.contains(&ip))
-            || self.names.iter().any(|name| name.matches_host(host))
+            || self.trusts(host)
     }
 
-    /// Whether a URL that names its address itself may be asked; names are checked as they resolve.
+    /// Returns true if the upstream's own name may be at this address. What TLS does not prove must not change from a
+    /// public network to a private one.
+    fn admits_upstream(&self, ip: IpAddr) -> bool {
+        let is_near = matches!(
+            AddressScope::of(ip),
+            AddressScope::Loopback | AddressScope::LinkLocal
+        );
+        let is_proven = self.remote.scheme() == "https" && self.verifies;
+        !is_near && (is_proven || !self.was_public.load(Ordering::Relaxed))
+    }
+
+    fn trusts(&self, host: &str) -> bool {
+        self.names.iter().any(|name| name.matches_host(host))
+    }
+
+    /// Returns true if a URL that names its address itself may be asked; names are checked as they resolve.
     pub(super) fn admits_literal(&self, url: &Url) -> bool {
         literal(url).is_none_or(|ip| self.admits(url.host_str().unwrap_or_default(), ip))
     }
 
-    /// Returns the refusal to connect to a host.
-    pub(super) fn refuse(&self, host: &str) -> Refused {
-        let (host, key) = (host.to_owned(), self.key);
-        Refused { host, key }
+    /// Returns true if a proxy may be asked for a URL. The proxy resolves the name, so names that only a private network
+    /// has are refused, unless they are the upstream's or trusted.
+    pub(super) fn admits_proxied(&self, url: &Url) -> bool {
+        let Some(Host::Domain(name)) = url.host() else {
+            return true;
+        };
+        url.host() == self.remote.host() || !is_internal(name) || self.trusts(name)
     }
 
-    fn filter(&self, host: &str, found: impl Iterator<Item = SocketAddr>) -> Result<Addrs, Refused> {
-        let mut admitted = Vec::new();
-        for address in found {
-            if host == self.home {
-                self.see(address.ip());
-            }
-            if self.admits(host, address.ip()) {
-                admitted.push(address);
-            }
+    /// Returns the refusal to connect to a host.
+    pub(super) fn refuse(&self, host: &str) -> AddressRefused {
+        let (host, key) = (host.to_owned(), self.key);
+        AddressRefused { host, key }
+    }
+
+    fn filter(
+        &self,
+        host: &str,
+        to_upstream: bool,
+        found: impl Iterator<Item = SocketAddr>,
+    ) -> Result<Addrs, AddressRefused> {
+        let found: Vec<_> = found.collect();
+        let is_own_name = to_upstream && self.remote.host_str() == Some(host);
+        let is_public = |address: &SocketAddr| AddressScope::of(address.ip()) == AddressScope::Public;
+        if is_own_name && found.iter().any(is_public) {
+            self.was_public.store(true, Ordering::Relaxed);
         }
+        let is_admitted = |address: &SocketAddr| {
+            self.admits(host, address.ip()) || (is_own_name && self.admits_upstream(address.ip()))
+        };
+        let admitted: Vec<_> = found.into_iter().filter(is_admitted).collect();
         if admitted.is_empty() {
             return Err(self.refuse(host));
         }
@@ -152,8 +205,8 @@ impl Guard {
     }
 }
 
-/// The address that a URL names, whatever notation it was written in.
-fn literal(url: &Url) -> Option<IpAddr> {
+/// Returns the address that a URL names, whatever notation it was written in.
+pub(super) fn literal(url: &Url) -> Option<IpAddr> {
     match url.host()? {
         Host::Ipv4(ip) => Some(ip.into()),
         Host::Ipv6(ip) => Some(ip.into()),
@@ -161,23 +214,55 @@ fn literal(url: &Url) -> Option<IpAddr> {
     }
 }
 
-/// A name that leads to where the upstream may not lead.
+/// The last labels of names that no public name server knows: RFC 6761, 6762 and 8375, ICANN's list of names that are
+/// never delegated, and the names of clusters and clouds.
+const INTERNAL: [&str; 11] = [
+    "local",
+    "localhost",
+    "localdomain",
+    "internal",
+    "intranet",
+    "private",
+    "corp",
+    "home",
+    "lan",
+    "svc",
+    "arpa",
+];
+
+/// Returns true for a name that only a private network has: of one label, or below a domain of such names.
+fn is_internal(name: &str) -> bool {
+    let name = name.trim_end_matches('.');
+    match name.rsplit_once('.') {
+        Some((_, last)) => INTERNAL.contains(&last),
+        None => true,
+    }
+}
+
+/// A host that leads to where the upstream may not lead.
 #[derive(Debug, thiserror::Error)]
-#[error("{host} is inside a private network that the upstream is no part of; {key}.redirects can allow it")]
-pub(super) struct Refused {
+#[error(
+    "{host} is inside a private network that the upstream is no part of, or on this machine or its link; \
+     {key}.redirects can allow it"
+)]
+pub(super) struct AddressRefused {
     host: String,
     key: &'static str,
 }
 
-/// Resolves as the system does, and leaves out what the guard refuses.
-pub(super) struct GuardedResolver(pub(super) Arc<Guard>);
+/// A resolver that asks the system, and leaves out what the policy refuses.
+pub(super) struct PolicyResolver {
+    pub(super) policy: Arc<AddressPolicy>,
+    /// Resolves for requests to the upstream itself (see [`AddressPolicy::is_upstream`]).
+    pub(super) to_upstream: bool,
+}
 
-impl Resolve for GuardedResolver {
+impl Resolve for PolicyResolver {
     fn resolve(&self, name: Name) -> Resolving {
-        let guard = self.0.clone();
+        let (policy, to_upstream) = (self.policy.clone(), self.to_upstream);
         Box::pin(async move {
             let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
-            Ok(guard.filter(name.as_str(), found)?)
+            Ok(policy.filter(name.as_str(), to_upstream, found)?)
         })
     }
 }
@@ -188,35 +273,39 @@ mod tests {
     use proptest::prelude::*;
     use test_case::test_case;
 
-    fn guard(remote: &str, trusted: &[&str]) -> Arc<Guard> {
-        Guard::new(&remote.parse().unwrap(), "trust", trusted.iter().copied())
+    fn policy(remote: &str, trusted: &[&str]) -> Arc<AddressPolicy> {
+        AddressPolicy::new(&remote.parse().unwrap(), true, "trust", trusted.iter().copied())
     }
 
-    #[test_case("8.8.8.8" => Place::Public)]
-    #[test_case("127.8.0.1" => Place::Loopback)]
-    #[test_case("0.0.0.0" => Place::Loopback)]
-    #[test_case("10.1.2.3" => Place::Private)]
-    #[test_case("172.31.0.1" => Place::Private)]
-    #[test_case("172.32.0.1" => Place::Public)]
-    #[test_case("192.168.0.1" => Place::Private)]
-    #[test_case("169.254.169.254" => Place::LinkLocal)]
-    #[test_case("100.100.100.200" => Place::Shared)]
-    #[test_case("100.128.0.1" => Place::Public)]
-    #[test_case("224.0.0.1" => Place::Special)]
-    #[test_case("255.255.255.255" => Place::Special)]
-    #[test_case("::1" => Place::Loopback)]
-    #[test_case("::" => Place::Loopback)]
-    #[test_case("fe80::1" => Place::LinkLocal)]
-    #[test_case("fd00:ec2::254" => Place::Private)]
-    #[test_case("2606:4700::1" => Place::Public)]
-    #[test_case("::ffff:169.254.169.254" => Place::LinkLocal; "mapped")]
-    #[test_case("::127.0.0.1" => Place::Loopback; "compatible")]
-    #[test_case("64:ff9b::a9fe:a9fe" => Place::LinkLocal; "nat64")]
-    #[test_case("64:ff9b::808:808" => Place::Public; "nat64 of a public address")]
-    #[test_case("64:ff9b:1::808:808" => Place::Private; "nat64 for local use")]
-    #[test_case("2002:7f00:1::" => Place::Loopback; "6to4")]
-    fn places(ip: &str) -> Place {
-        Place::of(ip.parse().unwrap())
+    fn at(address: &str) -> impl Iterator<Item = SocketAddr> {
+        std::iter::once(SocketAddr::new(address.parse().unwrap(), 0))
+    }
+
+    #[test_case("8.8.8.8" => AddressScope::Public)]
+    #[test_case("127.8.0.1" => AddressScope::Loopback)]
+    #[test_case("0.0.0.0" => AddressScope::Loopback)]
+    #[test_case("10.1.2.3" => AddressScope::Private)]
+    #[test_case("172.31.0.1" => AddressScope::Private)]
+    #[test_case("172.32.0.1" => AddressScope::Public)]
+    #[test_case("192.168.0.1" => AddressScope::Private)]
+    #[test_case("169.254.169.254" => AddressScope::LinkLocal)]
+    #[test_case("100.100.100.200" => AddressScope::Shared)]
+    #[test_case("100.128.0.1" => AddressScope::Public)]
+    #[test_case("224.0.0.1" => AddressScope::Special)]
+    #[test_case("255.255.255.255" => AddressScope::Special)]
+    #[test_case("::1" => AddressScope::Loopback)]
+    #[test_case("::" => AddressScope::Loopback)]
+    #[test_case("fe80::1" => AddressScope::LinkLocal)]
+    #[test_case("fd00:ec2::254" => AddressScope::Private)]
+    #[test_case("2606:4700::1" => AddressScope::Public)]
+    #[test_case("::ffff:169.254.169.254" => AddressScope::LinkLocal; "mapped")]
+    #[test_case("::127.0.0.1" => AddressScope::Loopback; "compatible")]
+    #[test_case("64:ff9b::a9fe:a9fe" => AddressScope::LinkLocal; "nat64")]
+    #[test_case("64:ff9b::808:808" => AddressScope::Public; "nat64 of a public address")]
+    #[test_case("64:ff9b:1::808:808" => AddressScope::Private; "nat64 for local use")]
+    #[test_case("2002:7f00:1::" => AddressScope::Loopback; "6to4")]
+    fn places(ip: &str) -> AddressScope {
+        AddressScope::of(ip.parse().unwrap())
     }
 
     #[test_case("http://8.8.8.8/" => true; "public")]
@@ -228,46 +317,128 @@ mod tests {
     #[test_case("http://10.2.0.1/" => false; "beside the trusted network")]
     #[test_case("http://192.168.7.7/" => true; "the trusted address")]
     fn literal_addresses_are_checked_in_every_notation(url: &str) -> bool {
-        guard("https://registry.example", &["10.1.0.0/16", "192.168.7.7"])
+        policy("https://registry.example", &["10.1.0.0/16", "192.168.7.7"])
             .admits_literal(&url.parse().unwrap())
     }
 
+    #[test_case("http://127.0.0.1:5000"; "by its address")]
+    #[test_case("http://localhost:5000"; "by localhost")]
+    #[test_case("http://registry.localhost"; "below localhost")]
+    fn an_upstream_on_the_loopback_may_lead_there_but_not_to_the_metadata_service(remote: &str) {
+        let policy = policy(remote, &[]);
+        assert!(policy.admits_literal(&"http://127.0.0.2:9000/".parse().unwrap()));
+        assert!(policy.filter("store.test", false, at("127.0.0.1")).is_ok());
+        assert!(!policy.admits_literal(&"http://169.254.169.254/".parse().unwrap()));
+        assert!(policy.filter("localhost", true, at("169.254.169.254")).is_err());
+    }
+
+    /// The owner of a name chooses its addresses, so that only TLS proves them.
     #[test]
-    fn an_upstream_on_the_loopback_may_lead_there_but_not_to_the_metadata_service() {
-        let guard = guard("http://127.0.0.1:5000", &[]);
-        assert!(guard.admits_literal(&"http://127.0.0.2:9000/".parse().unwrap()));
-        assert!(!guard.admits_literal(&"http://169.254.169.254/".parse().unwrap()));
+    fn private_network_opens_once_tls_proved_the_name() {
+        let policy = policy("https://registry.corp", &[]);
+        let leads = |address: &str| policy.filter("store.corp", false, at(address)).is_ok();
+        assert!(policy.filter("registry.corp", true, at("10.0.0.7")).is_ok());
+        assert!(!leads("10.0.0.7"), "a name that resolves");
+        policy.prove("10.0.0.7".parse().unwrap());
+        assert!(leads("10.0.0.8") && policy.admits_literal(&"http://10.0.0.9/".parse().unwrap()));
+        for near in ["127.0.0.1", "169.254.169.254", "fe80::1"] {
+            policy.prove(near.parse().unwrap());
+            assert!(!leads(near), "{near}");
+        }
+    }
+
+    #[test_case("https://registry.test/x", true; "the upstream")]
+    #[test_case("https://registry.test:8443/x", true; "another port with a certificate")]
+    #[test_case("http://registry.test/x", false; "clear text")]
+    #[test_case("https://other.test/x", false; "another name")]
+    fn only_tls_proves_the_upstream(url: &str, expected: bool) {
+        let url = url.parse().unwrap();
+        assert_eq!(policy("https://registry.test", &[]).is_upstream(&url), expected);
+        let remote = "https://registry.test".parse().unwrap();
+        let unverified = AddressPolicy::new(&remote, false, "trust", std::iter::empty());
+        assert!(!unverified.is_verified(&url));
+    }
+
+    /// Where a server leads elsewhere at the upstream's name, no address of it is trusted.
+    #[test]
+    fn own_name_by_another_way_is_any_name() {
+        let policy = policy("https://registry.test", &[]);
+        for private in ["10.0.0.7", "169.254.169.254", "127.0.0.1", "100.64.0.1"] {
+            assert!(
+                policy.filter("registry.test", false, at(private)).is_err(),
+                "{private}"
+            );
+        }
+        assert!(policy.filter("registry.test", false, at("8.8.8.8")).is_ok());
     }
 
     #[test]
-    fn a_private_network_opens_once_the_upstreams_own_name_resolved_into_it() {
-        let guard = guard("https://registry.corp", &[]);
-        let inside = || std::iter::once("10.0.0.7:0".parse().unwrap());
-        assert!(guard.filter("store.corp", inside()).is_err());
-        assert!(guard.filter("registry.corp", inside()).is_ok());
-        assert_eq!(guard.filter("store.corp", inside()).unwrap().count(), 1);
+    fn own_name_is_never_on_this_machine_or_its_link() {
+        for remote in ["https://registry.test", "http://registry.test"] {
+            let strict = policy(remote, &[]);
+            for near in ["127.0.0.1", "::1", "169.254.169.254", "fe80::1"] {
+                assert!(strict.filter("registry.test", true, at(near)).is_err(), "{near}");
+            }
+            let trusting = policy(remote, &["registry.test"]);
+            assert!(trusting.filter("registry.test", true, at("127.0.0.1")).is_ok());
+        }
+    }
+
+    /// Nothing proves a name over http: it must not move from a public address into a private network.
+    #[test]
+    fn public_name_over_http_never_becomes_private() {
+        let policy = policy("http://registry.test", &[]);
+        assert!(policy.filter("registry.test", true, at("10.0.0.7")).is_ok());
+        let both = || at("10.0.0.7").chain(at("8.8.8.8"));
+        let left: Vec<_> = policy.filter("registry.test", true, both()).unwrap().collect();
+        assert_eq!(left, ["8.8.8.8:0".parse().unwrap()]);
+        assert!(policy.filter("registry.test", true, at("10.0.0.7")).is_err());
+        assert!(policy.filter("store.test", false, at("10.0.0.7")).is_err());
     }
 
     #[test]
     fn of_a_names_addresses_only_the_admitted_are_left() {
-        let both = ["127.0.0.1:0", "8.8.8.8:0"].map(|a| a.parse().unwrap());
-        let left = guard("https://registry.example", &[])
-            .filter("cdn.example", both.into_iter())
+        let left = policy("https://registry.example", &[])
+            .filter("cdn.example", false, at("127.0.0.1").chain(at("8.8.8.8")))
             .unwrap();
         assert_eq!(left.collect::<Vec<_>>(), ["8.8.8.8:0".parse().unwrap()]);
     }
 
     #[test]
     fn a_trusted_name_may_be_anywhere() {
-        let guard = guard("https://registry.example", &["*.store.corp"]);
-        assert!(guard.admits("s3.store.corp", "10.0.0.1".parse().unwrap()));
-        assert!(!guard.admits("s3.other.corp", "10.0.0.1".parse().unwrap()));
+        let policy = policy("https://registry.example", &["*.store.corp"]);
+        assert!(policy.admits("s3.store.corp", "10.0.0.1".parse().unwrap()));
+        assert!(!policy.admits("s3.other.corp", "10.0.0.1".parse().unwrap()));
+    }
+
+    #[test_case("minio", false; "one label")]
+    #[test_case("minio.", false; "one label and the root")]
+    #[test_case("localhost", false)]
+    #[test_case("a.localhost", false)]
+    #[test_case("printer.local", false)]
+    #[test_case("metadata.google.internal", false)]
+    #[test_case("METADATA.Google.Internal.", false; "capitals and the root")]
+    #[test_case("minio.storage.svc", false)]
+    #[test_case("kubernetes.default.svc.cluster.local", false)]
+    #[test_case("router.home.arpa", false)]
+    #[test_case("nas.lan", false)]
+    #[test_case("cdn.example.com", true; "a public name")]
+    #[test_case("local.example.com", true; "a label within a public name")]
+    #[test_case("harbor.corp", true; "the upstream")]
+    #[test_case("s3.store.corp", true; "trusted")]
+    fn proxy_is_asked_for_no_internal_name(host: &str, expected: bool) {
+        let policy = policy("https://harbor.corp", &["*.store.corp"]);
+        let url = format!("https://{host}/x").parse().unwrap();
+        assert_eq!(policy.admits_proxied(&url), expected);
     }
 
     #[tokio::test]
     async fn a_name_is_checked_as_it_resolves() {
         let resolve = |trusted: &'static [&str]| {
-            let resolver = GuardedResolver(guard("https://registry.example", trusted));
+            let resolver = PolicyResolver {
+                policy: policy("https://registry.example", trusted),
+                to_upstream: false,
+            };
             resolver.resolve("localhost".parse().unwrap())
         };
         let refused = resolve(&[]).await.err().unwrap();
@@ -280,10 +451,10 @@ mod tests {
         #[test]
         fn no_way_to_write_an_ipv4_address_changes_its_place(bits: u32) {
             let ip = Ipv4Addr::from(bits);
-            let place = Place::of(ip.into());
-            prop_assert_eq!(Place::of(ip.to_ipv6_mapped().into()), place);
+            let place = AddressScope::of(ip.into());
+            prop_assert_eq!(AddressScope::of(ip.to_ipv6_mapped().into()), place);
             let nat64 = u128::from(Ipv6Addr::new(0x64, 0xff9b, 0, 0, 0, 0, 0, 0)) | u128::from(bits);
-            prop_assert_eq!(Place::of(Ipv6Addr::from(nat64).into()), place);
+            prop_assert_eq!(AddressScope::of(Ipv6Addr::from(nat64).into()), place);
         }
     }
 }

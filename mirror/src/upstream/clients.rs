@@ -10,7 +10,7 @@ use hyper_util::client::proxy::matcher::Matcher;
 use reqwest::{Client, ClientBuilder, Proxy, redirect};
 use url::Url;
 
-use super::address::{Guard, GuardedResolver};
+use super::address::{AddressPolicy, PolicyResolver, literal};
 use super::error::{BuildError, describe};
 use super::options::Timeouts;
 use super::rest::Class;
@@ -30,12 +30,27 @@ const KEPT_IDLE: Duration = Duration::from_secs(45);
 const MOST_HEADERS: usize = 5000;
 const MOST_HEADER_BYTES: u32 = 300 * 1024;
 
-/// The clients of one upstream, chosen by the kind of request and by whether an HTTP proxy carries it.
+/// The clients of one upstream, chosen by the kind of request and by its route.
 pub(super) struct Clients {
+    policy: Arc<AddressPolicy>,
+    /// For the upstream itself, where its URL has a name; addresses are checked before.
+    upstream: Option<Pair>,
+    /// For wherever servers lead.
     direct: Pair,
     /// No address check here: the proxy resolves the names, and its own address is the operator's choice.
     proxied: Option<Pair>,
     proxies: Matcher,
+}
+
+/// The way of a request to its server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Route {
+    /// To the upstream itself.
+    Upstream,
+    /// To another server, or to one that has no name.
+    Direct,
+    /// Through an HTTP proxy.
+    Proxied,
 }
 
 struct Pair {
@@ -49,7 +64,7 @@ impl Clients {
     pub(super) fn new(
         config: &config::Upstream,
         timeouts: &Timeouts,
-        guard: &Arc<Guard>,
+        policy: &Arc<AddressPolicy>,
     ) -> Result<Self, BuildError> {
         let failed = |what| BuildError::Client {
             host: config.host.to_string(),
@@ -73,12 +88,15 @@ impl Clients {
             builder.tls_backend_preconfigured(if allow_http2 { http2.clone() } else { http1.clone() })
         };
         let build = || -> reqwest::Result<Self> {
-            let direct = |http2| {
-                base(http2)
-                    .no_proxy()
-                    .dns_resolver(GuardedResolver(guard.clone()))
+            let direct = |to_upstream| {
+                let policy = policy.clone();
+                let resolver = Arc::new(PolicyResolver { policy, to_upstream });
+                let builder = |http2| base(http2).no_proxy().dns_resolver(resolver.clone());
+                Pair::new(timeouts.idle, builder)
             };
-            let direct = Pair::new(timeouts.idle, direct)?;
+            let has_name = literal(&config.remote).is_none();
+            let upstream = has_name.then(|| direct(true)).transpose()?;
+            let direct = direct(false)?;
             let (matcher, proxied) = match &config.proxy_url {
                 Some(url) => {
                     let proxy = Proxy::all(url.clone())?;
@@ -93,6 +111,8 @@ impl Clients {
                 ),
             };
             Ok(Self {
+                policy: policy.clone(),
+                upstream,
                 direct,
                 proxied,
                 proxies: matcher,
@@ -101,13 +121,27 @@ impl Clients {
         build().map_err(|error| failed(describe(error)))
     }
 
-    /// The client for a request.
-    pub(super) fn of(&self, class: Class, url: &Url) -> &Client {
+    /// Returns the route of a request to this URL.
+    pub(super) fn route(&self, url: &Url) -> Route {
         let uri = url.as_str().parse::<http::Uri>().ok();
-        let pair = match &self.proxied {
-            Some(pair) if uri.is_some_and(|uri| self.proxies.intercept(&uri).is_some()) => pair,
-            _ => &self.direct,
+        let is_proxied = uri.is_some_and(|uri| self.proxies.intercept(&uri).is_some());
+        if self.proxied.is_some() && is_proxied {
+            Route::Proxied
+        } else if self.upstream.is_some() && self.policy.is_upstream(url) {
+            Route::Upstream
+        } else {
+            Route::Direct
+        }
+    }
+
+    /// Returns the client for a request.
+    pub(super) fn of(&self, class: Class, route: Route) -> &Client {
+        let pair = match route {
+            Route::Upstream => self.upstream.as_ref(),
+            Route::Proxied => self.proxied.as_ref(),
+            Route::Direct => None,
         };
+        let pair = pair.unwrap_or(&self.direct);
         match class {
             Class::Blob => &pair.blobs,
             Class::Manifest | Class::Head | Class::Token | Class::List => &pair.api,

@@ -110,6 +110,9 @@ impl Upstream {
                 audience: &audience,
                 repository: named.as_deref().or(question.repository),
             };
+            if !self.wire.is_registry(&hop.url, audience.trusted) {
+                self.wire.cooldowns.admit(&hop.url)?;
+            }
             let response = self.authorize(access, &party, &mut hop).await?;
             let Some(next) = question.redirect(&hop.url, &response)? else {
                 let answer = Answer {
@@ -117,7 +120,7 @@ impl Upstream {
                     server: party.server,
                     shown: hop.headers.remove(AUTHORIZATION),
                 };
-                self.note(access, question.class, &answer)?;
+                self.note(access, question.class, audience.trusted, &answer)?;
                 return Ok(answer);
             };
             audience = self.policy.audience(&audience, &next);
@@ -211,17 +214,23 @@ impl Upstream {
         }
     }
 
-    /// Records what the answer says about the rate of requests.
-    fn note(&self, access: &Access, class: Class, answer: &Answer) -> Result<(), Error> {
+    /// Records what the answer says about the rate of requests. Of a host that is not the registry, only a 429 counts,
+    /// and for that host alone.
+    fn note(&self, access: &Access, class: Class, trusted: bool, answer: &Answer) -> Result<(), Error> {
+        let (url, headers) = (answer.response.url(), answer.headers());
+        let is_registry = self.wire.is_registry(url, trusted);
         if answer.status() == StatusCode::TOO_MANY_REQUESTS {
-            let retry_after = access.rests.limited(class, answer.headers());
+            if !is_registry {
+                return Err(self.wire.cooldowns.start(url, headers));
+            }
+            let retry_after = access.rests.limited(class, headers);
             return Err(Error::RateLimited { retry_after });
         }
-        if let Some(left) = requests_left(answer.headers()) {
+        if let Some(left) = requests_left(headers).filter(|_| is_registry) {
             self.wire.metrics.rate_limit_remaining(&self.wire.host, left);
             access.rests.note_left(left);
             if left < 1 {
-                access.rests.limited(Class::Manifest, answer.headers());
+                access.rests.limited(Class::Manifest, headers);
             }
         }
         if answer.status().is_success() || answer.status().is_redirection() {

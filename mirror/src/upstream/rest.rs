@@ -128,8 +128,8 @@ fn remaining(until: Timestamp, now: Timestamp) -> Duration {
     Duration::try_from(until.duration_since(now)).unwrap_or_default()
 }
 
-/// `Retry-After`: seconds or a date (RFC 9110, 10.2.3); at least a second.
-fn asked_for(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
+/// Returns the time of `Retry-After`, seconds or a date (RFC 9110, 10.2.3): from a second to an hour.
+pub(super) fn asked_for(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
     let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
     let asked = if let Ok(seconds) = text.parse::<u64>() {
         Duration::from_secs(seconds)

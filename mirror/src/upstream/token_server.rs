@@ -31,11 +31,16 @@ impl Access {
         audience: &Audience,
         bearer: Bearer,
     ) -> Result<Token, Error> {
-        self.admit(Class::Token)?;
+        // The token server of another registry rests alone.
+        if wire.is_registry(&audience.url, audience.trusted) {
+            self.admit(Class::Token)?;
+        } else {
+            wire.cooldowns.admit(&bearer.realm)?;
+        }
         let hop = self.token_request(audience, &bearer)?;
         let fetched = async {
             let answer = self.ask_token_server(wire, hop).await?;
-            self.token(wire, audience, answer).await
+            self.token(wire, audience, &bearer.realm, answer).await
         };
         let fetched = fetched.await;
         let result = match &fetched {
@@ -80,7 +85,13 @@ impl Access {
         )))
     }
 
-    async fn token(&self, wire: &Wire, audience: &Audience, answer: Answer) -> Result<Token, Error> {
+    async fn token(
+        &self,
+        wire: &Wire,
+        audience: &Audience,
+        realm: &Url,
+        answer: Answer,
+    ) -> Result<Token, Error> {
         let status = answer.status();
         if status.is_success() {
             self.rests.succeeded(Class::Token);
@@ -93,6 +104,9 @@ impl Access {
                 let words = answer.error_body(wire, self).await.message();
                 let text = format!("the token server gave no token: {words}");
                 Err(self.denied(audience, code, text))
+            }
+            429 if !wire.is_registry(&audience.url, audience.trusted) => {
+                Err(wire.cooldowns.start(realm, answer.headers()))
             }
             429 => Err(Error::RateLimited {
                 retry_after: self.rests.limited(Class::Token, answer.headers()),

@@ -160,7 +160,7 @@ fn registrable(url: &Url) -> Option<&[u8]> {
 }
 
 /// Returns true for a URL of this very machine, where no other machine sees clear text.
-fn is_loopback(url: &Url) -> bool {
+pub(super) fn is_loopback(url: &Url) -> bool {
     match url.host() {
         Some(Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
         Some(Host::Ipv4(ip)) => ip.is_loopback(),

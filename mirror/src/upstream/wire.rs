@@ -2,16 +2,18 @@
 
 use std::sync::Arc;
 
-use http::{HeaderMap, Method};
+use http::header::TRANSFER_ENCODING;
+use http::{HeaderMap, HeaderValue, Method};
 use reqwest::{Client, Response};
 use tokio::sync::Semaphore;
 use tracing::Instrument;
 use url::Url;
 
-use super::address::Guard;
-use super::clients::Clients;
+use super::address::AddressPolicy;
+use super::clients::{Clients, Route};
 use super::error::{Error, Failure, describe};
 use super::health::{Contact, Health};
+use super::host_cooldown::HostCooldowns;
 use super::options::Timeouts;
 use super::rest::Class;
 use super::span;
@@ -26,7 +28,9 @@ pub(super) struct Wire {
     pub(super) timeouts: Timeouts,
     pub(super) metrics: Metrics,
     pub(super) health: Health,
-    pub(super) guard: Arc<Guard>,
+    pub(super) addresses: Arc<AddressPolicy>,
+    /// Hosts other than the registry that answered 429.
+    pub(super) cooldowns: HostCooldowns,
     pub(super) clients: Clients,
     /// The places of large documents (see [`LargePermit`](super::json_body::LargePermit)).
     pub(super) large_documents: Arc<Semaphore>,
@@ -69,12 +73,26 @@ impl Wire {
         url
     }
 
+    /// Returns true for the registry itself: a redirect on its host leads to no other server where it keeps the trust
+    /// in it.
+    pub(super) fn is_registry(&self, url: &Url, trusted: bool) -> bool {
+        self.is_home(url) || (trusted && url.host() == self.remote.host())
+    }
+
+    /// Fails for a URL that may not be asked.
+    fn admit(&self, url: &Url) -> Result<(), Error> {
+        let addresses = &self.addresses;
+        let is_proxied = || self.clients.route(url) == Route::Proxied;
+        if addresses.admits_literal(url) && (addresses.admits_proxied(url) || !is_proxied()) {
+            return Ok(());
+        }
+        let refused = addresses.refuse(url.host_str().unwrap_or_default());
+        Err(Error::unavailable(refused.to_string()))
+    }
+
     /// Sends a request and waits for the answer's header.
     pub(super) async fn send(self: &Arc<Self>, hop: &Hop) -> Result<Response, Error> {
-        if !self.guard.admits_literal(&hop.url) {
-            let refused = self.guard.refuse(hop.url.host_str().unwrap_or_default());
-            return Err(Error::unavailable(refused.to_string()));
-        }
+        self.admit(&hop.url)?;
         let mut sent = self.attempt(hop).await;
         if let Err((Failure::Cut, _)) = sent {
             // Most likely a kept connection that the other side closed just now.
@@ -87,6 +105,8 @@ impl Wire {
                 if home {
                     self.health.set(Contact::Up);
                 }
+                self.prove_address(&response);
+                check_framing(&response)?;
                 Ok(response)
             }
             Err((failure, what)) => {
@@ -96,6 +116,15 @@ impl Wire {
                 }
                 Err(Error::unavailable(what))
             }
+        }
+    }
+
+    /// Notes the address of the upstream where TLS proved its name.
+    fn prove_address(&self, response: &Response) {
+        let url = response.url();
+        let is_proven = self.addresses.is_verified(url) && self.clients.route(url) == Route::Upstream;
+        if let Some(address) = response.remote_addr().filter(|_| is_proven) {
+            self.addresses.prove(address.ip());
         }
     }
 
@@ -111,7 +140,7 @@ impl Wire {
     }
 
     async fn timed(self: &Arc<Self>, hop: &Hop) -> Result<Response, (Failure, String)> {
-        let client = self.clients.of(hop.class, &hop.url);
+        let client = self.clients.of(hop.class, self.clients.route(&hop.url));
         let answer = self.start(client, hop);
         let mut answer = std::pin::pin!(tokio::time::timeout(self.timeouts.header, answer));
         let timed = if let Ok(timed) = tokio::time::timeout(self.timeouts.suspect, &mut answer).await {
@@ -151,11 +180,25 @@ impl Wire {
     /// Whether the upstream answers anything at all.
     pub(super) async fn probe(&self) -> Result<(), String> {
         let hop = Hop::get(Class::List, self.url(""));
-        let client = self.clients.of(hop.class, &hop.url);
+        let client = self.clients.of(hop.class, self.clients.route(&hop.url));
         match tokio::time::timeout(self.timeouts.probe, self.start(client, &hop)).await {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(error)) => Err(describe(error)),
             Err(_) => Err(format!("no answer within {} s", self.timeouts.probe.as_secs())),
         }
+    }
+}
+
+/// Fails where an answer has another transfer coding than a single `chunked` (RFC 9112, 6.1). The HTTP client looks at
+/// the last one alone, and a proxy on the way may look at another.
+fn check_framing(response: &Response) -> Result<(), Error> {
+    let mut codings = response.headers().get_all(TRANSFER_ENCODING).iter();
+    let is_chunked = |coding: &HeaderValue| coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked");
+    match (codings.next(), codings.next()) {
+        (None, _) => Ok(()),
+        (Some(only), None) if is_chunked(only) => Ok(()),
+        _ => Err(Error::malformed(
+            "its Transfer-Encoding is another than a single chunked",
+        )),
     }
 }

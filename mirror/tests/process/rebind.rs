@@ -5,12 +5,14 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 
+use mirror::clock::Clock;
+use mirror::upstream::{Error, Upstream};
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::task::{AbortHandle, JoinSet};
 
 use crate::bytes;
-use crate::hub::Hub;
+use crate::hub::{Fault, Hub};
 use crate::server::Server;
 
 /// Set for the part of the test that runs within that network.
@@ -18,9 +20,13 @@ const WITHIN: &str = "REGISTRY_MIRROR_TEST_WITHIN";
 /// Addresses for documentation (RFC 5737), which stand for public ones here.
 const REGISTRY: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 7);
 const STORAGE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 8);
+/// Addresses of a private network, and the one of clouds' metadata services.
+const INSIDE: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 7);
+const DEEP_INSIDE: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 8);
+const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 /// Sets the network up, and has the name server asked for every name.
-const SETUP: &str =
-    "set -e; ip link set lo up; for a in 203.0.113.7 203.0.113.8; do ip addr add $a/32 dev lo; done
+const SETUP: &str = "set -e; ip link set lo up
+    for a in 203.0.113.7 203.0.113.8 10.9.0.7 10.9.0.8 169.254.169.254; do ip addr add $a/32 dev lo; done
     echo 'nameserver 127.0.0.1' > \"$0/resolv.conf\"; echo 'hosts: dns' > \"$0/nsswitch.conf\"
     for f in resolv.conf nsswitch.conf; do
         [ ! -e /etc/$f ] || mount --bind \"$0/$f\" \"$(readlink -f /etc/$f)\"
@@ -46,13 +52,24 @@ fn namespaces() -> Option<&'static str> {
 
 #[test]
 fn a_name_that_rebinds_to_a_private_address_leads_nowhere() {
+    run_within("rebind::within_a_network_of_its_own");
+}
+
+/// The owner of a registry's name chooses its addresses, so that a private one among them opens no private network.
+#[test]
+fn own_private_address_opens_nothing_without_tls() {
+    run_within("rebind::own_name_within_a_network_of_its_own");
+}
+
+/// Runs another test of this program in a network of its own.
+fn run_within(test: &str) {
     let Some(how) = namespaces() else { return };
     let home = tempfile::tempdir().unwrap();
     let within = Command::new("/usr/bin/unshare")
         .args([how, "/bin/sh", "-c", SETUP])
         .arg(home.path())
         .arg(std::env::current_exe().unwrap())
-        .args(["rebind::within_a_network_of_its_own", "--exact", "--ignored"])
+        .args([test, "--exact", "--ignored"])
         .env(WITHIN, "1")
         .output()
         .unwrap();
@@ -119,6 +136,91 @@ async fn within_a_network_of_its_own() {
     // Of several addresses those that may be asked are.
     assert!(pull(&[here, good]).await);
     assert!(pull(&[good]).await);
+}
+
+/// A registry and the names that it has in that network.
+struct Registry {
+    hub: Hub,
+    names: Names,
+}
+
+impl Registry {
+    /// Pulls with a new client, after the registry got this redirect to give, if there is one.
+    async fn pull(&self, remote: &str, trusted: &[&str], redirect: Option<String>) -> Result<(), Error> {
+        let mut config = self.hub.config();
+        config.remote = remote.parse().unwrap();
+        config.trust.redirects = trusted.iter().map(ToString::to_string).collect();
+        let upstream = Upstream::new(&config, Clock::system()).unwrap();
+        let (app, tag) = ("library/app".parse().unwrap(), "v1".parse().unwrap());
+        // The first answer proves the address, where TLS does.
+        upstream.manifest(&app, &tag).await?;
+        let Some(to) = redirect else { return Ok(()) };
+        self.hub.once("GET manifests", Fault::redirect(&to));
+        let pulled = upstream.manifest(&app, &tag).await.map(drop);
+        self.hub.heal();
+        pulled
+    }
+}
+
+fn assert_refused(pulled: Result<(), Error>) {
+    let error = pulled.unwrap_err().to_string();
+    assert!(error.contains("private network"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "run by the test above, within namespaces"]
+async fn own_name_within_a_network_of_its_own() {
+    if std::env::var_os(WITHIN).is_none() {
+        return;
+    }
+    let names = Names::serve().await;
+    for hub in [Hub::start().await, Hub::start_tls().await] {
+        let is_tls = hub.ca_file().is_some();
+        hub.push_image("library/app", "v1", &[b"layer"]);
+        let (scheme, port) = (hub.url().scheme().to_owned(), hub.url().port().unwrap());
+        let remote = format!("{scheme}://registry.test:{port}");
+        let mut open = Vec::new();
+        for address in [REGISTRY, DEEP_INSIDE, METADATA] {
+            open.push(Passage::open(address, port).await);
+        }
+        let registry = Registry {
+            hub,
+            names: Names(names.0.clone()),
+        };
+        let to = |host: &str| Some(format!("{scheme}://{host}:{port}/v2/library/app/manifests/v1"));
+        registry.names.set("inside.test", &[DEEP_INSIDE.into()]);
+        // A public registry, whose name has a private address, too.
+        registry
+            .names
+            .set("registry.test", &[REGISTRY.into(), INSIDE.into()]);
+        for host in ["inside.test", "10.9.0.8"] {
+            assert_refused(registry.pull(&remote, &[], to(host)).await);
+        }
+        registry
+            .pull(&remote, &["inside.test"], to("inside.test"))
+            .await
+            .unwrap();
+        // A private registry: TLS proves it, and clear text does not.
+        open.push(Passage::open(INSIDE, port).await);
+        registry.names.set("registry.test", &[INSIDE.into()]);
+        registry.pull(&remote, &[], to("registry.test")).await.unwrap();
+        let pulled = registry.pull(&remote, &[], to("inside.test")).await;
+        if is_tls {
+            pulled.unwrap()
+        } else {
+            assert_refused(pulled)
+        }
+        // Its own name at another port, where nothing proves it.
+        if !is_tls {
+            let other = registry.hub.storage_url().port().unwrap();
+            let to = Some(format!("http://registry.test:{other}/x"));
+            assert_refused(registry.pull(&remote, &[], to).await);
+        }
+        // The metadata service has no name that is a registry's.
+        registry.names.set("registry.test", &[METADATA.into()]);
+        assert_refused(registry.pull(&remote, &[], None).await);
+        registry.pull(&remote, &["169.254.169.254"], None).await.unwrap();
+    }
 }
 
 /// A public address behind which there is what listens on a port of this machine.

@@ -86,6 +86,30 @@ async fn many_and_long_headers_are_read(count: usize, length: usize) {
     assert_eq!(got.media_type.as_deref(), Some(KIND));
 }
 
+/// Of several transfer codings the HTTP client looks at the last one alone.
+#[test_case("Transfer-Encoding: identity\r\nTransfer-Encoding: chunked\r\n"; "two lines")]
+#[test_case("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n"; "chunked twice")]
+#[test_case("Transfer-Encoding: gzip, chunked\r\n"; "two in a line")]
+#[test_case("Transfer-Encoding: identity\r\n"; "identity")]
+#[test_case("Transfer-Encoding: xchunked\r\nContent-Length: LEN\r\n"; "unknown, and a length")]
+#[test_case("Transfer-Encoding: chunked;a=b\r\n"; "with a parameter")]
+#[test_case("Transfer-Encoding:\r\n"; "empty")]
+#[tokio::test]
+async fn other_transfer_coding_than_chunked_is_refused(lines: &str) {
+    let chunks = format!("{:x}\r\n{BODY}\r\n0\r\n\r\n", BODY.len());
+    let error = pull(&head(lines), &chunks).await.unwrap_err();
+    assert!(error.to_string().contains("Transfer-Encoding"), "{error:?}");
+}
+
+#[test_case("Transfer-Encoding: chunked\r\n"; "chunked")]
+#[test_case("transfer-encoding:  Chunked \r\n"; "in another case with space")]
+#[tokio::test]
+async fn single_chunked_is_read(lines: &str) {
+    let chunks = format!("{:x}\r\n{BODY}\r\n0\r\n\r\n", BODY.len());
+    let got = pull(&head(lines), &chunks).await.unwrap();
+    assert_eq!(got.content.bytes(), BODY.as_bytes());
+}
+
 /// Nothing is kept of headers without an end.
 #[test_case(6_000, 10; "too many")]
 #[test_case(1, 2_000_000; "too long")]

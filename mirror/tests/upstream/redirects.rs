@@ -3,6 +3,8 @@
 use mirror::clock::Clock;
 use mirror::upstream::{Error, Upstream};
 
+use test_case::test_case;
+
 use crate::hub::{Auth, Fault, Hub, Tokens};
 use crate::{basic, name, tag, upstream, upstream_as};
 
@@ -119,6 +121,51 @@ async fn an_http_proxy_gets_the_requests_and_literal_addresses_are_checked_all_t
         Fault::redirect("http://127.0.0.1:1/v2/library/app/manifests/v1"),
     );
     pull(&upstream).await.unwrap();
+}
+
+/// A proxy resolves names where the server cannot check their addresses.
+#[test_case("http://minio:9000/"; "one label")]
+#[test_case("http://metadata.google.internal/"; "a name of a cloud")]
+#[test_case("http://minio.storage.svc/"; "a Service")]
+#[test_case("http://minio.storage.svc.cluster.local/"; "a Service with its domain")]
+#[test_case("http://localhost:1/"; "localhost")]
+#[test_case("http://192.168.0.1/"; "a private address")]
+#[tokio::test]
+async fn proxy_is_asked_for_no_internal_redirect(target: &str) {
+    let hub = start().await;
+    let mut config = hub.config();
+    config.remote = "http://registry.example".parse().unwrap();
+    config.proxy_url = Some(hub.url());
+    let strict = Upstream::new(&config, Clock::system()).unwrap();
+    let redirect = || {
+        let to = format!("{target}v2/library/app/manifests/v1");
+        hub.once("GET manifests", Fault::redirect(&to));
+    };
+    redirect();
+    let error = pull(&strict).await.unwrap_err();
+    assert!(error.to_string().contains("trust.redirects"), "{error}");
+    assert_eq!(hub.count("GET manifests"), 1);
+    let host = url::Url::parse(target).unwrap().host_str().unwrap().to_owned();
+    config.trust.redirects = vec![host];
+    redirect();
+    pull(&Upstream::new(&config, Clock::system()).unwrap())
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn proxy_is_asked_for_no_internal_token_server() {
+    let hub = start().await;
+    let tokens = Tokens::at(&hub);
+    *hub.auth() = Auth::Tokens(tokens);
+    hub.auth().tokens().realm = "http://metadata.google.internal/token".into();
+    let mut config = hub.config();
+    config.remote = "http://registry.example".parse().unwrap();
+    config.proxy_url = Some(hub.url());
+    let upstream = Upstream::new(&config, Clock::system()).unwrap();
+    let error = pull(&upstream).await.unwrap_err();
+    assert!(error.to_string().contains("private network"), "{error}");
+    assert_eq!(hub.count("GET /token"), 0);
 }
 
 #[tokio::test]

@@ -5,8 +5,9 @@ use std::time::Duration;
 use mirror::clock::Clock;
 use mirror::credential::Credential;
 use mirror::upstream::{Accept, Error, State, Upstream};
+use test_case::test_case;
 
-use crate::hub::{Fault, Gate, Hub};
+use crate::hub::{Auth, Fault, Gate, Hub, Tokens};
 use crate::{name, tag};
 
 async fn start() -> (Hub, Clock, Upstream) {
@@ -140,6 +141,68 @@ async fn nothing_left_rests_manifests_only_and_before_any_429() {
         .unwrap();
     hub.heal();
     clock.advance(Duration::from_secs(11));
+    pull(&upstream).await.unwrap();
+}
+
+/// The storage that signed URLs lead to is not the registry: its 429 stops requests to it alone, for a minute at most.
+#[tokio::test]
+async fn storage_that_limits_cools_down_alone() {
+    let (hub, clock, upstream) = start().await;
+    let (app, digest) = (name("library/app"), hub.push_blob("library/app", b"layer"));
+    let blob = async || upstream.blob(&app, &digest, 0, None).await.map(drop);
+    hub.redirect_blobs(true);
+    hub.once("GET signed", Fault::limited(Some("3600")));
+    assert_eq!(seconds(blob().await), 60);
+    assert!(seconds(blob().await) > 50);
+    assert_eq!(hub.count("GET signed"), 1);
+    assert_eq!(upstream.state(), State::Reachable);
+    pull(&upstream).await.unwrap();
+    hub.redirect_blobs(false);
+    blob().await.unwrap();
+    hub.redirect_blobs(true);
+    clock.advance(Duration::from_secs(61));
+    blob().await.unwrap();
+}
+
+#[tokio::test]
+async fn rate_limit_of_a_storage_is_not_the_registrys() {
+    let (hub, _, upstream) = start().await;
+    let digest = hub.push_blob("library/app", b"layer");
+    hub.redirect_blobs(true);
+    hub.always("GET signed", Fault::Header("ratelimit-remaining", "0".into()));
+    for _ in 0..2 {
+        upstream
+            .blob(&name("library/app"), &digest, 0, None)
+            .await
+            .unwrap();
+        pull(&upstream).await.unwrap();
+    }
+    assert_eq!(upstream.requests_left(), None);
+}
+
+/// So is another registry, and its token server: neither keeps the tokens of others waiting.
+#[test_case("GET manifests"; "the registry")]
+#[test_case("GET /token"; "its token server")]
+#[tokio::test]
+async fn another_registry_that_limits_cools_down_alone(limited: &str) {
+    let (hub, clock, upstream) = start().await;
+    let (one, other) = (Hub::start().await, Hub::start().await);
+    for registry in [&one, &other] {
+        registry.push_image("library/app", "v1", &[b"layer"]);
+        let tokens = Tokens::at(registry);
+        *registry.auth() = Auth::Tokens(tokens);
+    }
+    one.once(limited, Fault::limited(Some("3600")));
+    hub.once("GET manifests", Fault::Forward(307, one.url()));
+    assert_eq!(seconds(pull(&upstream).await), 60);
+    hub.once("GET manifests", Fault::Forward(307, other.url()));
+    pull(&upstream).await.unwrap();
+    let tokens = Tokens::at(&hub);
+    *hub.auth() = Auth::Tokens(tokens);
+    pull(&upstream).await.unwrap();
+    clock.advance(Duration::from_secs(61));
+    *hub.auth() = Auth::Anyone;
+    hub.once("GET manifests", Fault::Forward(307, one.url()));
     pull(&upstream).await.unwrap();
 }
 
