@@ -59,9 +59,24 @@ pub fn challenge(data: &[u8]) {
     upstream::invariants::challenge(&headers(&header::WWW_AUTHENTICATE, data));
 }
 
-/// `Link`, a header a line: the next page is asked for at the same place as this one.
+/// `Link`, a header a line: the next page is asked for at the same place as this one, and clients read one link.
 pub fn link(data: &[u8]) {
     upstream::invariants::link(&headers(&header::LINK, data));
+}
+
+/// The answer of a token server: a token is short, ends, and is never printed.
+pub fn token_answer(data: &[u8]) {
+    upstream::invariants::token_answer(data);
+}
+
+/// A list of tags: there are few, and each is a tag.
+pub fn tag_list(data: &[u8]) {
+    upstream::invariants::tag_list(data);
+}
+
+/// Pages of referrers with a zero byte between them: joined and filtered they hold what the pages held.
+pub fn referrers(data: &[u8]) {
+    upstream::invariants::referrers(data);
 }
 
 /// A configuration file, then, each after a zero byte, variables: what is accepted is written in a way that means the
@@ -150,8 +165,11 @@ mod tests {
     #[test_case("link", crate::fuzzing::link)]
     #[test_case("manifest", crate::fuzzing::manifest)]
     #[test_case("range", crate::fuzzing::range)]
+    #[test_case("referrers", crate::fuzzing::referrers)]
     #[test_case("request", crate::fuzzing::request)]
     #[test_case("scheduler_state", crate::fuzzing::scheduler_state)]
+    #[test_case("tag_list", crate::fuzzing::tag_list)]
+    #[test_case("token_answer", crate::fuzzing::token_answer)]
     fn holds_for_every_seed(target: &str, hold: fn(&[u8])) {
         let seeds = Path::new(env!("CARGO_MANIFEST_DIR"))
             .join("../fuzz/seeds")

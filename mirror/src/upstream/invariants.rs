@@ -2,11 +2,19 @@
 
 #![expect(clippy::unwrap_used, reason = "what does not hold ends the fuzzer")]
 
-use http::HeaderMap;
-use url::Url;
+use bytes::Bytes;
+use http::{HeaderMap, header::LINK};
+use serde_json::Value;
+use url::{Url, form_urlencoded};
 
 use super::challenge::Challenge;
-use super::link::next_page;
+use super::link::{MAX_NEXT, next_page};
+use super::referrers::add;
+use super::tags::read_tags;
+use super::token::{MAX_LIFE, MAX_TOKEN, Token};
+use crate::json::MAX_ENTRIES;
+use crate::name::Tag;
+use crate::raw_index::{JoinedIndex, with_artifact_type};
 
 /// A token is asked for at a web address that names no user.
 pub(crate) fn challenge(headers: &HeaderMap) {
@@ -25,15 +33,25 @@ pub(crate) fn challenge(headers: &HeaderMap) {
     );
 }
 
-/// The next page differs from this one by its query alone.
+/// The next page differs from this one by its query alone, which names no upstream and is one link to clients.
 pub(crate) fn link(headers: &HeaderMap) {
     let Ok(Some(query)) = next_page(headers) else {
         return;
     };
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~%+=&".contains(&byte);
     assert!(
-        !query.is_empty() && !query.contains(['#', '\r', '\n']),
+        (1..=MAX_NEXT).contains(&query.len()) && query.bytes().all(is_plain),
         "{query:?}"
     );
+    assert!(
+        form_urlencoded::parse(query.as_bytes()).all(|(key, _)| key != "ns"),
+        "{query:?}"
+    );
+    let sent = format!("</v2/a/tags/list?{query}>; rel=\"next\"")
+        .parse()
+        .unwrap();
+    let read = next_page(&HeaderMap::from_iter([(LINK, sent)])).unwrap();
+    assert_eq!(read.as_deref(), Some(&*query));
     let first: Url = "https://registry.example/v2/library/app/tags/list"
         .parse()
         .unwrap();
@@ -43,4 +61,56 @@ pub(crate) fn link(headers: &HeaderMap) {
         (next.origin(), next.path(), next.fragment()),
         (first.origin(), first.path(), None)
     );
+}
+
+/// A token is short, ends within a day, and is never printed.
+pub(crate) fn token_answer(body: &[u8]) {
+    let Ok(token) = Token::read(body) else { return };
+    assert!(token.header.len() <= "Bearer ".len() + MAX_TOKEN && token.header.is_sensitive());
+    assert!(token.life <= MAX_LIFE);
+}
+
+/// A list has few tags, and each is one.
+pub(crate) fn tag_list(body: &[u8]) {
+    let Ok(Some(tags)) = read_tags(body) else { return };
+    assert!(tags.len() <= MAX_ENTRIES);
+    for tag in tags {
+        assert_eq!(tag.parse::<Tag>().unwrap().as_str(), tag);
+    }
+}
+
+/// Pages, each after a zero byte, are joined into one index: its manifests are the objects of the pages' lists, and a
+/// filter leaves some of them.
+pub(crate) fn referrers(data: &[u8]) {
+    let (mut joined, mut whole) = (JoinedIndex::default(), Vec::new());
+    for page in data.split(|byte| *byte == 0) {
+        let Ok(Some(more)) = add(joined, &Bytes::copy_from_slice(page)) else {
+            return;
+        };
+        joined = more;
+        whole.extend(descriptors(page));
+    }
+    let index = joined.into_bytes();
+    assert_eq!(descriptors(&index), whole);
+    let Some(filtered) = with_artifact_type(&index, "a") else {
+        return;
+    };
+    let filtered = descriptors(&filtered);
+    assert!(filtered.iter().all(|one| whole.contains(one)));
+}
+
+/// Returns the objects of the last list of manifests.
+fn descriptors(index: &[u8]) -> Vec<Value> {
+    let Ok(Value::Object(members)) = serde_json::from_slice(index) else {
+        return Vec::new();
+    };
+    let mut lists = members
+        .into_iter()
+        .filter(|(name, _)| name.eq_ignore_ascii_case("manifests"));
+    // Names that differ in their case have no order here.
+    let (list, None) = (lists.next(), lists.next()) else {
+        return Vec::new();
+    };
+    let list = list.and_then(|(_, list)| list.as_array().cloned());
+    list.into_iter().flatten().filter(Value::is_object).collect()
 }

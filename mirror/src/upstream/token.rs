@@ -18,7 +18,7 @@ use crate::json::{self, Members, Object, Scalar};
 
 /// What a token lives where its server does not say (distribution, "Token Response Fields").
 const DEFAULT_LIFE: Duration = Duration::from_mins(1);
-const MOST_LIFE: Duration = Duration::from_hours(24);
+pub(super) const MAX_LIFE: Duration = Duration::from_hours(24);
 /// A token is renewed this long before its end, or in the last quarter of a shorter life.
 const MOST_MARGIN: Duration = Duration::from_secs(30);
 /// A password that was refused is not tried again at once: accounts get locked.
@@ -36,7 +36,7 @@ const ENTRY: usize = 512;
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Token {
     pub(super) header: HeaderValue,
-    life: Duration,
+    pub(super) life: Duration,
 }
 
 /// The answer of a token server (RFC 6749, 5.1; distribution, "Token Response Fields"); servers disagree on the first
@@ -74,10 +74,10 @@ impl Token {
         let mut header = HeaderValue::try_from(format!("Bearer {text}")).map_err(|_| unusable())?;
         header.set_sensitive(true);
         let life = match reply.expires_in.number().filter(|seconds| *seconds > 0.0) {
-            Some(seconds) => Duration::try_from_secs_f64(seconds).unwrap_or(MOST_LIFE),
+            Some(seconds) => Duration::try_from_secs_f64(seconds).unwrap_or(MAX_LIFE),
             None => DEFAULT_LIFE,
         };
-        let life = life.min(MOST_LIFE);
+        let life = life.min(MAX_LIFE);
         Ok(Self { header, life })
     }
 
@@ -430,7 +430,7 @@ mod tests {
         fn no_life_makes_the_reader_panic(seconds: f64) {
             let body = serde_json::json!({ "token": "t", "expires_in": seconds }).to_string();
             if let Ok(token) = Token::read(body.as_bytes()) {
-                prop_assert!(token.usable_for() <= MOST_LIFE);
+                prop_assert!(token.usable_for() <= MAX_LIFE);
             }
         }
     }
