@@ -1,12 +1,14 @@
 //! Manifests, tags and referrers, and what becomes of odd answers.
 
+use std::time::Duration;
+
 use http::header::ACCEPT;
 use http::{HeaderMap, StatusCode};
 use mirror::digest::{Algorithm, Digest};
 use mirror::upstream::{Accept, Error, State, Upstream};
 use test_case::test_case;
 
-use crate::hub::{Fault, Hub};
+use crate::hub::{Fault, Gate, Hub};
 use crate::{name, tag, upstream};
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -227,6 +229,95 @@ async fn tags_pass_the_query_on_and_name_the_next_page() {
     assert_eq!(page.next, None);
     assert_eq!(hub.seen("GET tags/list")[0].query, "n=2");
     assert_eq!(hub.seen("GET tags/list")[1].query, "last=v2&n=2");
+}
+
+/// Older registries send all tags at once unless a request asks for pages.
+#[tokio::test]
+async fn too_long_a_list_of_tags_is_asked_for_in_pages() {
+    let hub = Hub::start().await;
+    hub.push_image("library/app", "v1", &[b"layer"]);
+    let upstream = upstream(&hub);
+    let long = format!("{{\"tags\":[{}\"z\"]}}", "\"a\",".repeat(10_000));
+    let large = format!("{{\"tags\":[{}\"z\"]}}", "1,".repeat(3 << 20));
+    for list in [long, large] {
+        hub.forget();
+        hub.once("GET tags/list", Fault::Body(list.clone().into()));
+        let page = upstream
+            .tags(&name("library/app"), "last=a&n=99999")
+            .await
+            .unwrap();
+        assert_eq!(page.tags, ["v1"]);
+        let asked: Vec<_> = hub
+            .seen("GET tags/list")
+            .iter()
+            .map(|seen| seen.query.clone())
+            .collect();
+        assert_eq!(asked, ["last=a&n=99999", "last=a&n=1000"]);
+        hub.always("GET tags/list", Fault::Body(list.into()));
+        let got = upstream.tags(&name("library/app"), "").await;
+        assert!(
+            matches!(&got, Err(Error::Malformed { what }) if what.contains("10000 tags")),
+            "{got:?}"
+        );
+        hub.heal();
+    }
+}
+
+#[tokio::test]
+async fn too_long_a_manifest_is_refused() {
+    let hub = Hub::start().await;
+    let descriptor = format!(r#"{{"digest":"sha256:{}"}}"#, "0".repeat(64));
+    for list in ["layers", "manifests"] {
+        let manifest = format!(
+            r#"{{"schemaVersion":2,"{list}":[{}]}}"#,
+            vec![descriptor.as_str(); 10_001].join(",")
+        );
+        hub.push_manifest("library/app", Some("v1"), MANIFEST, manifest);
+        let got = upstream(&hub).manifest(&name("library/app"), &tag("v1")).await;
+        assert!(
+            matches!(&got, Err(Error::Malformed { what }) if what.contains("10000 descriptors")),
+            "{list}"
+        );
+    }
+}
+
+/// Four documents that stall hold up others of their size, and nothing else.
+#[tokio::test]
+async fn stalled_large_documents_hold_up_no_small_one() {
+    let hub = Hub::start().await;
+    let large = format!(r#"{{"schemaVersion":2,"x":"{}"}}"#, "x".repeat(200_000));
+    for index in 0..5 {
+        hub.push_manifest("library/large", Some(&format!("v{index}")), MANIFEST, &large);
+    }
+    hub.push_image("library/app", "v1", &[b"layer"]);
+    let (upstream, gate) = (upstream(&hub), Gate::shut());
+    for _ in 0..4 {
+        hub.once("GET large", Fault::Wait(100_000, gate.clone()));
+    }
+    let stalled = (0..4).map(|index| {
+        let (upstream, reference) = (&upstream, tag(&format!("v{index}")));
+        async move {
+            upstream
+                .manifest(&name("library/large"), &reference)
+                .await
+                .map(drop)
+        }
+    });
+    let others = async {
+        while hub.sent("GET large") < 4 * 100_000 {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        upstream.manifest(&name("library/app"), &tag("v1")).await.unwrap();
+        let (large, app) = (name("library/large"), tag("v4"));
+        let waits = upstream.manifest(&large, &app);
+        tokio::time::timeout(Duration::from_millis(300), waits)
+            .await
+            .unwrap_err();
+        gate.open();
+        upstream.manifest(&large, &app).await.unwrap();
+    };
+    let (stalled, ()) = tokio::join!(futures::future::join_all(stalled), others);
+    assert!(stalled.iter().all(Result::is_ok), "{stalled:?}");
 }
 
 #[tokio::test]
