@@ -35,6 +35,7 @@ use crate::health::Health;
 use crate::metrics::{Metrics, Outcome};
 use crate::name::Repository;
 use crate::pull::{NoChoice, Pull};
+use crate::transfer_coding;
 
 const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
 const NAMESPACE: HeaderName = HeaderName::from_static("oci-namespace");
@@ -165,6 +166,9 @@ fn refuse(app: &App, request: &Parts) -> Option<RegistryError> {
     let hosts = request.headers.get_all(header::HOST).iter().count();
     if request.version == http::Version::HTTP_11 && hosts != 1 {
         return Some(RegistryError::no_single_host());
+    }
+    if !transfer_coding::is_supported(&request.headers) {
+        return Some(RegistryError::unsupported_transfer_coding());
     }
     let failing = app.settings.health.is_failing();
     failing.then(RegistryError::unhealthy)

@@ -32,4 +32,5 @@ pub mod server;
 pub mod store;
 pub mod tls;
 pub mod traces;
+mod transfer_coding;
 pub mod upstream;

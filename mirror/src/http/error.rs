@@ -90,6 +90,14 @@ impl RegistryError {
         Self::new(StatusCode::BAD_REQUEST, "UNSUPPORTED", message)
     }
 
+    /// Returns a 400 for a request with another transfer coding than a single `chunked`. It ends the connection, because
+    /// the bytes after the header may mean another request to another server.
+    pub(crate) fn unsupported_transfer_coding() -> Self {
+        let message = "a request has no Transfer-Encoding, or a single chunked";
+        let error = Self::new(StatusCode::BAD_REQUEST, "UNSUPPORTED", message);
+        error.with(header::CONNECTION, HeaderValue::from_static("close"))
+    }
+
     /// Returns a 400 for a malformed digest.
     pub(crate) fn digest_invalid(message: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "DIGEST_INVALID", message)

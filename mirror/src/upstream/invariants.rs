@@ -4,6 +4,7 @@
 
 use bytes::Bytes;
 use http::{HeaderMap, header::LINK};
+use serde::de::MapAccess;
 use serde_json::Value;
 use url::{Url, form_urlencoded};
 
@@ -12,7 +13,7 @@ use super::link::{MAX_NEXT, next_page};
 use super::referrers::add;
 use super::tags::read_tags;
 use super::token::{MAX_LIFE, MAX_TOKEN, Token};
-use crate::json::MAX_ENTRIES;
+use crate::json::{self, JsonList, ListEntry, MAX_ENTRIES, Members, Object};
 use crate::name::Tag;
 use crate::raw_index::{JoinedIndex, with_artifact_type};
 
@@ -87,30 +88,44 @@ pub(crate) fn referrers(data: &[u8]) {
         let Ok(Some(more)) = add(joined, &Bytes::copy_from_slice(page)) else {
             return;
         };
+        let Some(descriptors) = descriptors(page) else {
+            return;
+        };
         joined = more;
-        whole.extend(descriptors(page));
+        whole.extend(descriptors);
     }
     let index = joined.into_bytes();
-    assert_eq!(descriptors(&index), whole);
-    let Some(filtered) = with_artifact_type(&index, "a") else {
-        return;
-    };
-    let filtered = descriptors(&filtered);
+    let filtered = with_artifact_type(&index, "a").unwrap();
+    assert_eq!(descriptors(&index), Some(whole.clone()));
+    let filtered = descriptors(&filtered).unwrap();
     assert!(filtered.iter().all(|one| whole.contains(one)));
 }
 
-/// Returns the objects of the last list of manifests.
-fn descriptors(index: &[u8]) -> Vec<Value> {
-    let Ok(Value::Object(members)) = serde_json::from_slice(index) else {
-        return Vec::new();
-    };
-    let mut lists = members
-        .into_iter()
-        .filter(|(name, _)| name.eq_ignore_ascii_case("manifests"));
-    // Names that differ in their case have no order here.
-    let (list, None) = (lists.next(), lists.next()) else {
-        return Vec::new();
-    };
-    let list = list.and_then(|(_, list)| list.as_array().cloned());
-    list.into_iter().flatten().filter(Value::is_object).collect()
+/// An index as a tree of values, which takes memory.
+#[derive(Default)]
+struct Tree {
+    manifests: JsonList<Value>,
+}
+
+impl Members for Tree {
+    fn read<'de, A: MapAccess<'de>>(&mut self, name: &str, values: &mut A) -> Result<(), A::Error> {
+        match name {
+            "manifests" => json::assign(&mut self.manifests, values),
+            _ => json::skip(values),
+        }
+    }
+}
+
+impl ListEntry for Value {
+    type Json = Self;
+
+    fn from_json(json: Self) -> Option<Self> {
+        json.is_object().then_some(json)
+    }
+}
+
+/// Returns the manifests of an index; `None` where the tree cannot be made, such as of numbers beyond its range.
+fn descriptors(index: &[u8]) -> Option<Vec<Value>> {
+    let tree = json::read::<Object<Tree>>(index)?.0?;
+    Some(tree.manifests.entries())
 }

@@ -2,8 +2,7 @@
 
 use std::sync::Arc;
 
-use http::header::TRANSFER_ENCODING;
-use http::{HeaderMap, HeaderValue, Method};
+use http::{HeaderMap, Method};
 use reqwest::{Client, Response};
 use tokio::sync::Semaphore;
 use tracing::Instrument;
@@ -19,6 +18,7 @@ use super::rest::Class;
 use super::span;
 use crate::metrics::Metrics;
 use crate::name::Host;
+use crate::transfer_coding;
 
 /// The connections to one upstream and to where it leads.
 pub(super) struct Wire {
@@ -106,7 +106,9 @@ impl Wire {
                     self.health.set(Contact::Up);
                 }
                 self.prove_address(&response);
-                check_framing(&response)?;
+                if !transfer_coding::is_supported(response.headers()) {
+                    return Err(Error::malformed("its Transfer-Encoding is not a single chunked"));
+                }
                 Ok(response)
             }
             Err((failure, what)) => {
@@ -186,19 +188,5 @@ impl Wire {
             Ok(Err(error)) => Err(describe(error)),
             Err(_) => Err(format!("no answer within {} s", self.timeouts.probe.as_secs())),
         }
-    }
-}
-
-/// Fails where an answer has another transfer coding than a single `chunked` (RFC 9112, 6.1). The HTTP client looks at
-/// the last one alone, and a proxy on the way may look at another.
-fn check_framing(response: &Response) -> Result<(), Error> {
-    let mut codings = response.headers().get_all(TRANSFER_ENCODING).iter();
-    let is_chunked = |coding: &HeaderValue| coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked");
-    match (codings.next(), codings.next()) {
-        (None, _) => Ok(()),
-        (Some(only), None) if is_chunked(only) => Ok(()),
-        _ => Err(Error::malformed(
-            "its Transfer-Encoding is another than a single chunked",
-        )),
     }
 }

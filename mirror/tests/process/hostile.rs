@@ -22,6 +22,8 @@ async fn pair() -> (Hub, tempfile::TempDir, Server) {
 #[test_case("Content-Length: +0\r\n\r\n"; "a signed length")]
 #[test_case("Transfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n"; "chunks that are not last")]
 #[test_case("Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n"; "an unknown coding")]
+#[test_case("Transfer-Encoding: identity\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"; "identity and chunks in two lines")]
+#[test_case("Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n"; "another coding before chunks")]
 #[test_case("Transfer-Encoding : chunked\r\n\r\n0\r\n\r\n"; "a space before the colon")]
 #[test_case("X: a\r\n Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n"; "a folded line")]
 #[test_case("Transfer-Encoding: chunked\r\n\r\nzz\r\n\r\n"; "a chunk size that is no number")]

@@ -26,6 +26,22 @@ async fn tags_come_from_upstream_page_by_page() {
     assert_eq!(body_of(second).await["tags"], json!(["c"]));
 }
 
+/// Clients would follow it to another upstream, or read a second link.
+#[tokio::test]
+async fn link_of_upstream_is_encoded_again() {
+    let hub = Hub::start().await;
+    hub.push_image("library/app", "a", &[b"a"]);
+    let link = r#"</v2/app/tags/list?ns=evil.example&%6es=x&last=a"b>; rel="next", </evil>; rel="next""#;
+    hub.always("GET tags", Fault::Header("link", link.to_owned()));
+    let mirror = Mirror::of(&hub).await;
+    for (query, ns) in [("", ""), ("?ns=docker.io", "&ns=docker.io")] {
+        let answer = mirror.get(&format!("/v2/app/tags/list{query}")).await;
+        assert_eq!(answer.headers().get_all("link").iter().count(), 1);
+        let expected = format!("</v2/app/tags/list?last=a%22b{ns}>; rel=\"next\"");
+        assert_eq!(header(&answer, "link"), expected);
+    }
+}
+
 #[tokio::test]
 async fn while_upstream_fails_the_cached_tags_are_listed() {
     let hub = Hub::start().await;
