@@ -14,8 +14,8 @@ struct Row {
 
 fn rows(document: &str) -> Vec<Row> {
     let section = document
-        .split("\n## ")
-        .find(|section| section.starts_with("Bounds"));
+        .split("\n#")
+        .find(|section| section.starts_with("## Values from upstreams"));
     let lines = section.unwrap().lines().filter(|line| line.starts_with('|'));
     let cells = lines.skip(2).map(|line| {
         let cells = line.trim_matches('|').split('|');
