@@ -4,9 +4,10 @@ use std::fs::File;
 use std::io::{self, IoSliceMut};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use rustix::io::{Errno, ReadWriteFlags, preadv2};
 
 /// The size of a block, in bytes: a system call is cheap next to copying it, and a thousand slow clients fit in memory.
@@ -138,7 +139,7 @@ impl Drop for Block {
 }
 
 fn pool<T>(with: impl FnOnce(&mut Vec<Box<[u8]>>) -> T) -> T {
-    with(&mut POOL.lock().unwrap_or_else(PoisonError::into_inner))
+    with(&mut POOL.lock())
 }
 
 #[cfg(test)]

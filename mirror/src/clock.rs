@@ -1,10 +1,11 @@
 //! The time of day, which tests can move.
 
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
+use parking_lot::Mutex;
 
 /// The tolerated backward step: 2 s.
 const TOLERANCE: SignedDuration = SignedDuration::from_secs(2);
@@ -76,7 +77,7 @@ impl Clock {
         let steady = i64::try_from(STEADY.elapsed().as_millis()).unwrap_or(i64::MAX / 4);
         let steady = steady.saturating_add(self.passed_ms.load(Ordering::Relaxed));
         let offset = self.now().as_millisecond().saturating_sub(steady);
-        let mut trusted = self.trusted.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut trusted = self.trusted.lock();
         let trusted = trusted.get_or_insert(Trusted {
             offset,
             seen: offset,

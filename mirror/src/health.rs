@@ -5,9 +5,10 @@ mod checks;
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
+use parking_lot::Mutex;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -53,7 +54,7 @@ impl Health {
 
     /// Returns the checks that fail, by name, with the reason.
     pub fn failing(&self) -> BTreeMap<String, String> {
-        let failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
+        let failing = self.failing.lock();
         let failing = failing.values().cloned();
         failing.map(|check| (check.name, check.reason)).collect()
     }
@@ -86,7 +87,7 @@ impl Health {
 
     /// Records the result of a check, and logs it where the check starts or stops failing.
     fn record(&self, position: usize, name: &str, failure: Option<String>) {
-        let mut failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut failing = self.failing.lock();
         match failure {
             Some(reason) => {
                 if !failing.contains_key(&position) {

@@ -1,4 +1,4 @@
-//! The server as a whole: it opens the cache, makes the upstreams, listens, and ends in order.
+//! The server: opens the cache, builds the upstreams, listens, and stops in order.
 
 mod descriptors;
 mod error;
@@ -44,24 +44,24 @@ pub struct Server {
     lame_duck: Duration,
     state: Arc<ServerState>,
     reloader: Reloader,
-    /// Ends what runs beside the listeners.
+    /// Stops the background tasks.
     tasks: CancellationToken,
 }
 
-/// Serves until `shutdown`, then lets requests in flight end.
+/// Serves until `shutdown`, then waits for requests in flight.
 ///
 /// # Errors
-/// What keeps it from starting.
+/// The reason why the server cannot start.
 pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Error> {
     Server::start(config).await?.run(shutdown).await;
     Ok(())
 }
 
-/// Checks the files that a configuration names, as a start does, and returns what deserves attention.
+/// Checks the files that a configuration names, as a start does, and returns notices.
 ///
 /// # Errors
-/// The first file that is missing or malformed, but for a missing htpasswd file: without it no client is let in, which
-/// is safe, and the file may come later. A running server leaves out an htpasswd line that is an error here.
+/// The first file that is missing or malformed. A missing htpasswd file is only a notice: without it no client is let in,
+/// which is safe, and the file may appear later. A running server skips an htpasswd line that is an error here.
 pub fn check(config: &Config) -> Result<Vec<Notice>, Error> {
     certificates(config)?;
     upstream_set::validate_all(&config.proxy)?;
@@ -87,7 +87,7 @@ impl Server {
         descriptors::raise_limit();
         let (clock, metrics, tasks) = (Clock::system(), Metrics::new(), CancellationToken::new());
         let certificates = certificates(&config)?.map(Arc::new);
-        // The addresses first: who starts a second server on them learns that before the cache is touched.
+        // The addresses first, so that a second server on the same address fails before it touches the cache.
         let (listener, address) = listen::clients(&config.http.listen).await?;
         let admin = listen::admin(config.http.admin.as_ref()).await?;
         let mut upstreams = UpstreamSet::default();
@@ -96,7 +96,7 @@ impl Server {
             metrics: metrics.clone(),
             ..Options::default()
         };
-        // Side by side: the one waits for the disk, the other reads the system's authorities.
+        // In parallel: the store waits for the disk, the upstreams read the CAs of the system.
         let (store, made) = tokio::join!(
             open(&config, &clock, &metrics),
             upstreams.reconfigure(&config.proxy, &options)
@@ -155,7 +155,7 @@ impl Server {
         listener.local_addr().ok().map(|address| address.to_string())
     }
 
-    /// Takes new configurations while the server runs.
+    /// Returns a handle that applies new configurations at run time.
     pub fn reloader(&self) -> Reloader {
         self.reloader.clone()
     }
@@ -184,13 +184,14 @@ impl Server {
         let closing = CancellationToken::new();
         tokio::spawn(leave(shutdown, self.state, self.lame_duck, closing.clone()));
         info!(address = %self.address, admin, "serving");
-        // In a task, as the thread that waits here is none of the runtime's: each connection would cost two switches more.
+        // In a task, because the main thread is not a runtime worker: each connection would cost two more thread
+        // switches.
         let serving = connection::serve(self.listener, self.service, self.connections, closing);
         if let Err(error) = tokio::spawn(serving).await {
             error!(%error, "serving ended");
         }
         tasks.cancel();
-        // It writes what the store holds in memory last. It ended or it failed: both are its end.
+        // The expiry task writes the in-memory state of the store last. An error of it was logged.
         let _ = expiry.await;
         info!("stopped");
     }
@@ -216,7 +217,7 @@ fn certificates(config: &Config) -> Result<Option<Certificates>, Error> {
 }
 
 async fn open(config: &Config, clock: &Clock, metrics: &Metrics) -> Result<Store, Error> {
-    // Below its root the store mends what is damaged. A root that is a file is no damage, but a mistake.
+    // Below its root the store repairs damage. A file as the root is no damage, but a mistake.
     if std::fs::metadata(&config.root).is_ok_and(|root| !root.is_dir()) {
         return Err(Error::NoDirectory(config.root.clone()));
     }

@@ -1,4 +1,4 @@
-//! What ends a command, and the exit code that says so.
+//! Errors that end a command, with their exit codes.
 
 use std::io;
 use std::process::ExitCode;
@@ -14,7 +14,7 @@ pub(super) enum CliError {
     /// The key that is to be explained.
     #[error(transparent)]
     Key(#[from] config::reference::KeyError),
-    /// What it names, or the environment.
+    /// A file that the configuration names, or the environment.
     #[error(transparent)]
     Server(#[from] server::Error),
     /// Anything else.

@@ -13,7 +13,7 @@ use super::{Error, file};
 const DEFAULT_INTERVAL: Duration = Duration::from_secs(10);
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Stands for what is not shown.
+/// The replacement of a secret.
 pub(super) const MASK: &str = "********";
 
 /// A bare number counts nanoseconds, which is seldom meant and never sensible.
@@ -22,7 +22,7 @@ const SHORTEST_INTERVAL: Duration = Duration::from_millis(100);
 /// The checks; each runs at its interval.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Health {
-    /// The cache directory can be read.
+    /// The check that the cache directory is readable.
     pub storage: Option<CheckSchedule>,
     /// Files that must not exist.
     pub files: Vec<FileCheck>,
@@ -35,7 +35,7 @@ pub struct Health {
 /// The schedule of a health check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CheckSchedule {
-    /// From one run to the next.
+    /// The time from one run to the next.
     pub interval: Duration,
     /// Failures in a row before the check counts as failed; at least 1.
     pub threshold: u32,
@@ -53,13 +53,13 @@ pub struct FileCheck {
 /// A URL that must answer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct HttpCheck {
-    /// Asked with HEAD.
+    /// The URL, requested with HEAD.
     pub uri: Url,
-    /// Sent along.
+    /// The headers of the request.
     pub headers: HeaderMap,
     /// The expected status.
     pub status: StatusCode,
-    /// Within this time.
+    /// The time limit.
     pub timeout: Duration,
     /// The schedule.
     pub schedule: CheckSchedule,
@@ -70,14 +70,14 @@ pub struct HttpCheck {
 pub struct TcpCheck {
     /// `host:port`.
     pub addr: String,
-    /// Within this time.
+    /// The time limit.
     pub timeout: Duration,
     /// The schedule.
     pub schedule: CheckSchedule,
 }
 
 impl HttpCheck {
-    /// The URL for people to read: a password and a query may be secrets of what is checked.
+    /// Returns the URL with password and query masked, because they may be secrets.
     pub fn shown(&self) -> Url {
         let mut shown = self.uri.clone();
         if shown.password().is_some() {

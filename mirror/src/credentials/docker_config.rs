@@ -1,4 +1,4 @@
-//! `config.json` as `docker login` writes it, and which of its entries belongs to an upstream.
+//! `config.json` as `docker login` writes it, and the lookup of the entry for an upstream.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use crate::config::{Upstream, host};
 use crate::credential::Credential;
 use crate::secret::Secret;
 
-/// Some tools leave the padding off.
+/// Base64 with optional padding, which some tools omit.
 const BASE64: GeneralPurpose = GeneralPurpose::new(
     &base64::alphabet::STANDARD,
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
@@ -32,9 +32,9 @@ pub enum CredentialEntry {
 /// The entries of one file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Entries {
-    /// By registry, as `docker login` keeps them: any upstream that is asked there may use them.
+    /// By registry, as `docker login` writes them: each upstream at that registry may use the entry.
     Registries(BTreeMap<Key, CredentialEntry>),
-    /// By upstream: an entry is for the one of that name, wherever it and others are asked.
+    /// By upstream: only the upstream of that name may use the entry, at any address.
     Upstreams(BTreeMap<String, CredentialEntry>),
 }
 
@@ -78,10 +78,10 @@ struct RawEntry {
 }
 
 impl Entries {
-    /// Reads a file.
+    /// Parses a file.
     ///
     /// # Errors
-    /// Why it is no such file, without any of its values.
+    /// The problem of the file, without any of its values.
     pub fn parse(json: &[u8]) -> Result<Self, String> {
         let raw: Raw = serde_json::from_slice(json).map_err(|e| describe(&e))?;
         let entries = raw.auths.into_iter().map(|(key, entry)| (key, entry.read()));
@@ -97,7 +97,7 @@ impl Entries {
         })
     }
 
-    /// The entry for an upstream.
+    /// Returns the entry for an upstream.
     pub fn find(&self, upstream: &Upstream) -> CredentialEntry {
         let entry = match self {
             Self::Registries(entries) => by_registry(entries, upstream),
@@ -107,7 +107,7 @@ impl Entries {
     }
 }
 
-/// By the upstream's name or the host it is asked at, the most specific path first.
+/// Returns the entry for the name of the upstream or for its host, the most specific path first.
 fn by_registry(entries: &BTreeMap<Key, CredentialEntry>, upstream: &Upstream) -> Option<CredentialEntry> {
     let prefix = upstream
         .repository_prefix
@@ -140,7 +140,7 @@ fn is_prefix(key: &[String], path: &[&str]) -> bool {
     key.len() <= path.len() && key.iter().zip(path).all(|(a, b)| a == b)
 }
 
-/// `serde_json`'s words may repeat a value, its position does not.
+/// Describes a parse error by its position: the message of `serde_json` may contain a value.
 fn describe(error: &serde_json::Error) -> String {
     format!(
         "not a docker configuration with \"auths\" (line {} column {})",
@@ -150,7 +150,8 @@ fn describe(error: &serde_json::Error) -> String {
 }
 
 impl Key {
-    /// Without scheme, default port, and the `/v1/` or `/v2/` that older tools write; Docker Hub by one name.
+    /// Parses a key: removes the scheme, the default port, and the `/v1/` or `/v2/` that older tools write; Docker Hub
+    /// has one name.
     fn parse(text: &str) -> Self {
         let bare = text.split_once("://").map_or(text, |(_, rest)| rest);
         let mut parts = bare.split('/');
@@ -196,12 +197,12 @@ impl RawEntry {
     }
 }
 
-/// Without the line break that editors and shells leave at the end; some tools fill up with zeros.
+/// Removes the line break that editors and shells append, and the zeros with which some tools pad.
 fn line(text: &str) -> &str {
     text.trim_end_matches(['\0', '\r', '\n'])
 }
 
-/// `user:password` in base64, which some tools break into lines; passwords may hold colons.
+/// Decodes `user:password` in base64, which some tools break into lines; passwords may contain colons.
 fn decode(auth: &Secret) -> Result<(String, Secret), &'static str> {
     let lines: String = auth.expose().split_whitespace().collect();
     let bytes = BASE64.decode(lines).map_err(|_| "its auth is not base64")?;

@@ -1,8 +1,8 @@
-//! Keeps one upstream supplied with a credential that works: the directory's, else that of the configuration.
+//! Rotates the credential of an upstream: that of the directory, or else that of the configuration.
 //!
-//! A candidate is tried before it replaces what is in use. Nothing in use and nothing known to be good: the
-//! candidate is used at once and tried all the same. A rejected one is tried again, ever more seldom (bad
-//! passwords lock accounts), as registries learn of new passwords late.
+//! The rotator tries a candidate at the upstream before it replaces the credential in use. Without a credential in use
+//! or a last good one, it uses the candidate at once and tries it nevertheless. It retries a rejected candidate at
+//! growing intervals, because bad passwords lock accounts, and registries learn of new passwords late.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,19 +14,19 @@ use super::{CredentialEntry, CredentialSink, CredentialState, CredentialVerdict,
 use crate::config::Upstream;
 use crate::credential::Credential;
 
-/// Stands for the version of a last good credential.
+/// The version of a last good credential.
 const LAST_GOOD: u64 = 0;
 
 /// The delays between trials of the same candidate; each trial doubles the delay.
 #[derive(Clone, Copy, Debug)]
 pub struct RetryIntervals {
-    /// After the first trial without a verdict.
+    /// The delay after the first trial without a verdict.
     pub no_verdict: Duration,
-    /// At most, without a verdict.
+    /// The maximum delay without a verdict.
     pub no_verdict_most: Duration,
-    /// After the first rejection.
+    /// The delay after the first rejection.
     pub rejected: Duration,
-    /// At most, after rejections.
+    /// The maximum delay after rejections.
     pub rejected_most: Duration,
 }
 
@@ -41,7 +41,7 @@ impl Default for RetryIntervals {
     }
 }
 
-/// What the rotator holds: for `/status`, and for the rotator that follows it after a reload.
+/// The state of a rotation: for `/status`, and for the next rotator after a reload.
 #[derive(Clone, Debug, Default)]
 pub struct RotationState {
     /// The report for `/status`.
@@ -50,7 +50,7 @@ pub struct RotationState {
     pub active: Option<Credential>,
 }
 
-/// Keeps one upstream supplied.
+/// A rotator of the credential of one upstream.
 pub struct CredentialRotator<T> {
     upstream: Upstream,
     target: Arc<T>,
@@ -58,21 +58,21 @@ pub struct CredentialRotator<T> {
     rotation: watch::Sender<RotationState>,
     trial: Option<Trial>,
     offline: bool,
-    /// The last trial of a credential that was in doubt.
+    /// The time of the last trial of a credential in use.
     tried: Option<Instant>,
 }
 
-/// A candidate that the upstream has yet to accept.
+/// A candidate that the upstream has not accepted yet.
 struct Trial {
     candidate: Credential,
-    /// It is in use, and was accepted before: a rejection is reported and takes nothing away.
+    /// `true` for a credential in use that was accepted before: a rejection is reported and does not end its use.
     proven: bool,
     due: Instant,
     wait: Duration,
 }
 
 impl<T: CredentialSink> CredentialRotator<T> {
-    /// A rotator that takes over what `rotation` holds.
+    /// Creates a rotator that continues from the state in `rotation`.
     pub fn new(
         upstream: Upstream,
         target: Arc<T>,
@@ -90,7 +90,7 @@ impl<T: CredentialSink> CredentialRotator<T> {
         }
     }
 
-    /// Sets whether upstreams must not be asked, so that no candidate is tried (`proxy.cache.offline`).
+    /// Sets offline operation, in which no candidate is tried (`proxy.cache.offline`).
     #[must_use]
     pub fn offline(mut self, offline: bool) -> Self {
         self.offline = offline;
@@ -119,7 +119,7 @@ impl<T: CredentialSink> CredentialRotator<T> {
         }
     }
 
-    /// The credential in use. To ask anonymously is none: what comes first after it is a first one.
+    /// Returns the credential in use. Anonymous access counts as none: the next credential is a first one.
     fn active(&self) -> Option<Credential> {
         let active = self.rotation.borrow().active.clone();
         active.filter(|active| *active != Credential::Anonymous)
@@ -129,7 +129,7 @@ impl<T: CredentialSink> CredentialRotator<T> {
         self.rotation.borrow().report.version_loaded.unwrap_or(LAST_GOOD)
     }
 
-    /// Takes note of what the directory says now.
+    /// Applies the content of the directory.
     fn apply_snapshot(&mut self, snapshot: &Snapshot) {
         let (entry, problem) = match &snapshot.candidates {
             Ok(entries) => (entries.find(&self.upstream), None),
@@ -162,7 +162,7 @@ impl<T: CredentialSink> CredentialRotator<T> {
         }
     }
 
-    /// A candidate: nothing to do if it is in use, else to be tried.
+    /// Starts a trial of a candidate, unless it is in use already.
     fn propose(&mut self, candidate: Credential, last_good: Option<&Credential>, version: Option<u64>) {
         match (self.active(), last_good) {
             (None, Some(last_good)) => self.load(last_good.clone(), None),
@@ -195,8 +195,8 @@ impl<T: CredentialSink> CredentialRotator<T> {
         }
     }
 
-    /// Tries the credential in use again, as the upstream refused a request: only a trial tells whether that was for
-    /// the credential. At most one in a while, as refusals for repositories may be many.
+    /// Tries the credential in use again after the upstream refused a request: only a trial shows if the credential is
+    /// the cause. Trials are rate-limited, because refusals for repositories may be many.
     fn doubt(&mut self) {
         let (now, pause) = (Instant::now(), self.pace.rejected);
         let is_active = self.rotation.borrow().report.state == CredentialState::Active;
@@ -208,7 +208,7 @@ impl<T: CredentialSink> CredentialRotator<T> {
         });
     }
 
-    /// There should be a candidate and there is none: what is in use stays, then the last good one.
+    /// Handles a missing candidate: keeps the credential in use, or else loads the last good one.
     fn set_missing(&mut self, state: CredentialState, reason: &str, last_good: Option<Credential>) {
         self.trial = None;
         match (self.active(), last_good) {
@@ -222,8 +222,7 @@ impl<T: CredentialSink> CredentialRotator<T> {
         self.report(state, reason.to_owned());
     }
 
-    /// Uses the configuration's credential, as the directory has none for this upstream: it is tried as the directory's
-    /// are.
+    /// Uses the credential of the configuration if the directory has none for this upstream, after a trial.
     fn go_without(&mut self, last_good: Option<Credential>, version: Option<u64>) {
         if last_good.is_some() {
             let reason = format!("config.json has no entry for {} any more", self.upstream.host);
@@ -239,8 +238,8 @@ impl<T: CredentialSink> CredentialRotator<T> {
         }
     }
 
-    /// Uses a credential. `version` is `None` for the last good one, whose version is unknown, and for the
-    /// configuration's, which has none.
+    /// Loads a credential. `version` is `None` for the last good one, whose version is unknown, and for that of the
+    /// configuration.
     fn load(&self, credential: Credential, version: Option<u64>) {
         let held = self.rotation.borrow().active.as_ref() == Some(&credential);
         if !held {
@@ -269,13 +268,13 @@ impl<T: CredentialSink> CredentialRotator<T> {
         });
     }
 
-    /// The verdict on the candidate when its time has come; never, if there is none.
+    /// Waits for the next trial and returns its verdict; never resolves without a candidate.
     async fn verdict(target: &T, trial: &mut Option<Trial>) -> CredentialVerdict {
         let Some(trial) = trial else {
             return std::future::pending().await;
         };
         sleep_until(trial.due).await;
-        // A trial that a change of the directory cuts short counts as one.
+        // A trial that a change of the directory interrupts counts as one.
         trial.due = Instant::now() + trial.wait.max(Duration::from_secs(1));
         target.verify(&trial.candidate).await
     }

@@ -1,4 +1,4 @@
-//! The directory, read as one.
+//! Snapshots of the credentials directory.
 
 use std::fs;
 use std::io::{self, ErrorKind};
@@ -6,14 +6,14 @@ use std::path::Path;
 
 use super::docker_config::Entries;
 
-/// The content of the directory at one time. The default is that of no directory, with version 0.
+/// A snapshot of the directory. The default is that of no directory, with version 0.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Snapshot {
     /// `config.json`.
     pub candidates: Result<Entries, Problem>,
-    /// `last-good.json`; what cannot be read is as if it was not there.
+    /// `last-good.json`; an unreadable file counts as a missing one.
     pub last_good: Entries,
-    /// `version`, or how often the directory changed while this process ran; 0 without a directory.
+    /// `version`, or the number of changes that this process saw; 0 without a directory.
     pub version: u64,
 }
 
@@ -27,25 +27,25 @@ impl Default for Snapshot {
     }
 }
 
-/// Why there are no candidates.
+/// The reason why there are no candidates.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Problem {
     /// There is no `config.json`.
     #[error("there is no config.json in the credentials directory")]
     Missing,
-    /// It cannot be read.
+    /// `config.json` cannot be read.
     #[error("config.json cannot be read: {0}")]
     Unreadable(String),
-    /// It is no such file.
+    /// `config.json` is malformed.
     #[error("config.json is {0}")]
     Malformed(String),
 }
 
 impl Snapshot {
-    /// Reads the directory. `generation` stands in for a `version` that is not there.
+    /// Reads the directory. `generation` replaces a missing `version`.
     pub(super) fn read(directory: &Path, generation: u64) -> Self {
-        // kubelet swaps the link `..data`: what it leads to now is read as a whole, not half before and half
-        // after a swap. One more look if a swap took the old files away meanwhile.
+        // kubelet swaps the link `..data`: its target is read as a whole, and read once more if a swap removed it
+        // meanwhile.
         let current = || directory.join("..data").canonicalize().ok();
         let before = current();
         let read = Self::read_files(before.as_deref().unwrap_or(directory), generation);

@@ -14,7 +14,7 @@ use super::Snapshot;
 /// The polling interval, for file systems without inotify.
 const POLL_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Reads the directory whenever it may have changed, until it is dropped.
+/// A watch that reads the directory after each change, until it is dropped.
 #[derive(Debug)]
 pub struct Watch {
     changed: Arc<Notify>,
@@ -23,7 +23,7 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Reads the directory and begins to watch it. It need not be there yet.
+    /// Reads the directory and starts to watch it. The directory may appear later.
     pub async fn start(directory: &Path) -> Self {
         let (changed, directory) = (Arc::new(Notify::new()), directory.to_owned());
         let first = read(directory.clone(), 1).await;

@@ -1,10 +1,11 @@
 //! Failed requests in the log: a line for each, and one with a count for many that are alike.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::HeaderValue;
+use parking_lot::Mutex;
 use tokio::time::Instant;
 use tracing::Level;
 
@@ -81,7 +82,7 @@ impl FailureLog {
     }
 
     fn count(&self, kind: &Kind, now: Instant) -> Verdict {
-        let mut windows = self.lock();
+        let mut windows = self.0.lock();
         if windows.len() >= KINDS {
             windows.retain(|_, window| window.ends > now || window.count > LINES);
         }
@@ -107,12 +108,8 @@ impl FailureLog {
 
     /// Ends a window and returns how many failures in it had no line.
     fn take(&self, kind: &Kind) -> u64 {
-        let window = self.lock().remove(kind);
+        let window = self.0.lock().remove(kind);
         window.map_or(0, |window| window.count.saturating_sub(LINES))
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<Kind, Window>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -193,8 +190,8 @@ mod tests {
         for number in 0..3 * KINDS {
             failures.count(&kind(number), now);
         }
-        assert_eq!(failures.lock().len(), KINDS);
+        assert_eq!(failures.0.lock().len(), KINDS);
         assert_eq!(failures.count(&kind(9 * KINDS), now + WINDOW), Verdict::Line);
-        assert_eq!(failures.lock().len(), 1);
+        assert_eq!(failures.0.lock().len(), 1);
     }
 }

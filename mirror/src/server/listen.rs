@@ -1,4 +1,4 @@
-//! Addresses become listeners.
+//! Listening addresses.
 
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::FileTypeExt;
@@ -10,7 +10,7 @@ use super::Error;
 use crate::config::http::{Admin, Listen};
 use crate::http::connection::Listener;
 
-/// The listener for clients, and its address.
+/// Opens the listener for clients; returns it with its address.
 pub(super) async fn clients(listen: &Listen) -> Result<(Listener, String), Error> {
     let failed = |address: &str, source| Error::Listen {
         key: "http.addr",
@@ -31,7 +31,7 @@ pub(super) async fn clients(listen: &Listen) -> Result<(Listener, String), Error
     }
 }
 
-/// The admin port's listener and the path of its counters, if there is to be one.
+/// Opens the listener of the admin port, if it is configured; returns it with the path of its metrics.
 pub(super) async fn admin(admin: Option<&Admin>) -> Result<Option<(TcpListener, Option<String>)>, Error> {
     let Some(admin) = admin else {
         return Ok(None);
@@ -46,7 +46,8 @@ pub(super) async fn admin(admin: Option<&Admin>) -> Result<Option<(TcpListener, 
     }
 }
 
-/// No host means every address: both families in one socket, or IPv4 alone where there is no IPv6.
+/// Binds a TCP address. An address without a host means all addresses: both families in one socket, or IPv4 alone
+/// without IPv6.
 async fn tcp(address: &str) -> io::Result<TcpListener> {
     let Some(port) = address.strip_prefix(':') else {
         return TcpListener::bind(address).await;
@@ -59,7 +60,7 @@ async fn tcp(address: &str) -> io::Result<TcpListener> {
     }
 }
 
-/// A socket that a server before left behind is replaced; one that answers is in use.
+/// Binds a unix socket. Replaces the socket of a previous server; one that accepts connections is in use.
 async fn unix(path: &Path) -> io::Result<UnixListener> {
     match UnixListener::bind(path) {
         Err(error) if error.kind() == ErrorKind::AddrInUse && is_left_behind(path).await => {

@@ -1,7 +1,7 @@
-//! A new configuration while the server runs: what can be taken is taken at once, the rest is named.
+//! Reloads of the configuration: applies changes that need no restart, and names the others.
 
 use std::path::PathBuf;
-use std::sync::{Arc, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use tokio::sync::{Mutex, Notify, watch};
 use tracing::{error, info, warn};
@@ -15,7 +15,7 @@ use crate::http::connection::tls::Certificates;
 use crate::pull::{Live, Pull};
 use crate::upstream::{BuildError, Options};
 
-/// Takes new configurations; clones are of one server.
+/// A handle that applies new configurations; clones share the server.
 #[derive(Clone)]
 pub struct Reloader(Arc<Inner>);
 
@@ -27,13 +27,13 @@ struct Inner {
     certificates: Option<Arc<Certificates>>,
     users: Option<Htpasswd>,
     upstreams: Mutex<UpstreamSet>,
-    /// A configuration whose files are not there yet, or are broken: it is tried again when they change.
-    waiting: std::sync::Mutex<Option<Config>>,
-    /// The files that the configuration names may be others now.
+    /// A configuration whose files are missing or broken; a change of them triggers another attempt.
+    waiting: parking_lot::Mutex<Option<Config>>,
+    /// Notified when the configuration may name other files.
     renamed: Notify,
 }
 
-/// Why a configuration is not taken.
+/// The reason why a configuration is refused.
 #[derive(Debug, thiserror::Error)]
 enum Refused {
     #[error(
@@ -61,17 +61,17 @@ impl Reloader {
             certificates,
             users,
             upstreams: Mutex::new(upstreams),
-            waiting: std::sync::Mutex::default(),
+            waiting: parking_lot::Mutex::default(),
             renamed: Notify::new(),
         }))
     }
 
-    /// The cache's settings as they change.
+    /// Returns the settings of the cache, and each change of them.
     pub(super) fn cache(&self) -> watch::Receiver<Cache> {
         self.0.cache.subscribe()
     }
 
-    /// Takes another configuration. What is wrong with it, or needs a restart, goes to the log and `/status`.
+    /// Applies another configuration. Errors, and keys that need a restart, go to the log and `/status`.
     pub async fn reload(&self, config: Config) {
         let old = self.0.state.current().config.clone();
         for key in restart_keys(&old, &config) {
@@ -87,20 +87,15 @@ impl Reloader {
             Err(refused) => {
                 self.refused(&refused);
                 if matches!(refused, Refused::Upstream(_)) {
-                    *self.waiting() = Some(config);
+                    *self.0.waiting.lock() = Some(config);
                 }
             }
         }
     }
 
-    fn waiting(&self) -> MutexGuard<'_, Option<Config>> {
-        // Nothing is done under this lock that could leave it half done.
-        self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// A configuration that could not even be read: the old one stays.
+    /// Records a configuration that could not be read; the previous one stays in use.
     pub fn refused(&self, error: &dyn std::error::Error) {
-        *self.waiting() = None;
+        *self.0.waiting.lock() = None;
         error!(%error, "the new configuration is not taken, the old one stays");
         self.0.state.metrics.reload(false);
         self.0.state.current().error = error.to_string();
@@ -130,11 +125,11 @@ impl Reloader {
             cache: config.proxy.cache.clone(),
         });
         if let Some(users) = self.0.users.clone() {
-            // What it finds, it tells.
+            // The reload logs its result itself.
             let _ = tokio::task::spawn_blocking(move || users.look()).await;
         }
         if let Some(certificates) = &self.0.certificates {
-            // A renewal that is half written comes again.
+            // An incomplete renewal triggers another reload when it completes.
             if let Err(error) = certificates.reload() {
                 warn!(%error, "the old certificate stays in use");
             }
@@ -143,7 +138,7 @@ impl Reloader {
     }
 
     fn taken(&self, new: Config) {
-        *self.waiting() = None;
+        *self.0.waiting.lock() = None;
         let mut current = self.0.state.current();
         current.config.log.level = new.log.level;
         current.config.proxy = new.proxy;
@@ -153,10 +148,10 @@ impl Reloader {
         info!(version = %current.config.version, "the new configuration is in force");
     }
 
-    /// Follows the files that the configuration names, for as long as it is asked.
+    /// Watches the files that the configuration names, and reloads them after a change.
     pub(super) async fn follow_files(self) {
         loop {
-            // Stamped before they are read once more, so that no change falls in between.
+            // Stamps are taken before the files are read, so that no change is missed.
             let mut files = FileWatch::new(self.referenced_files());
             self.renew_files().await;
             loop {
@@ -169,16 +164,16 @@ impl Reloader {
         }
     }
 
-    /// Those of the configuration in force, and of the one that waits for its own.
+    /// Returns the files of the configuration in use, and of the one that waits for its files.
     fn referenced_files(&self) -> Vec<PathBuf> {
         let mut paths = referenced_files(&self.0.state.current().config);
-        paths.extend(self.waiting().iter().flat_map(referenced_files));
+        paths.extend(self.0.waiting.lock().iter().flat_map(referenced_files));
         paths
     }
 
     async fn renew_files(&self) {
         let config = self.0.state.current().config.clone();
-        let waiting = self.waiting().take();
+        let waiting = self.0.waiting.lock().take();
         if let Some(waiting) = waiting {
             return self.attempt(&config, waiting).await;
         }
@@ -188,7 +183,7 @@ impl Reloader {
     }
 }
 
-/// Certificates, their keys, authorities of both sides, and the users.
+/// Returns the certificates, keys, CA files and the htpasswd file of a configuration.
 fn referenced_files(config: &Config) -> Vec<PathBuf> {
     let tls = config.http.tls.iter();
     let own = tls.flat_map(|tls| [&tls.certificate, &tls.key].into_iter().chain(&tls.client_cas));
@@ -197,7 +192,7 @@ fn referenced_files(config: &Config) -> Vec<PathBuf> {
     own.cloned().chain(theirs).chain(users).collect()
 }
 
-/// The keys that differ and that only a start can take.
+/// Returns the keys that differ and need a restart.
 fn restart_keys(old: &Config, new: &Config) -> Vec<&'static str> {
     let keys = [
         ("log.formatter", old.log.format != new.log.format),

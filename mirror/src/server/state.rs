@@ -1,9 +1,11 @@
 //! The state that a server shares with its admin port and its reloads.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
+
+use parking_lot::{Mutex, MutexGuard};
 
 use super::upstream_set::{UpstreamHandle, UpstreamSet};
 use crate::admin::{AdminState, CacheStatus, Status, UpstreamStatus};
@@ -14,7 +16,7 @@ use crate::http::Htpasswd;
 use crate::metrics::Metrics;
 use crate::store::Store;
 
-/// A server that runs, seen from beside.
+/// The shared state of a running server.
 pub(super) struct ServerState {
     pub(super) store: Store,
     pub(super) metrics: Metrics,
@@ -27,9 +29,9 @@ pub(super) struct ServerState {
 
 /// The part of the state that reloads replace.
 pub(super) struct Current {
-    /// The configuration in force.
+    /// The configuration in use.
     pub(super) config: Config,
-    /// Why the last one was not taken; empty if it was.
+    /// The reason why the last configuration was refused; empty if it was applied.
     pub(super) error: String,
     /// A handle for each upstream.
     pub(super) handles: Arc<[UpstreamHandle]>,
@@ -60,16 +62,15 @@ impl ServerState {
     }
 
     pub(super) fn current(&self) -> MutexGuard<'_, Current> {
-        // Nothing is done under this lock that could leave it half done.
-        self.current.lock().unwrap_or_else(PoisonError::into_inner)
+        self.current.lock()
     }
 
-    /// Returns whether the cache is served as it is, without changes.
+    /// Returns `true` if the cache is read-only.
     pub(super) fn readonly(&self) -> bool {
         self.current().config.proxy.cache.readonly
     }
 
-    /// No new clients should come from now on.
+    /// Reports not ready from now on.
     pub(super) fn drain(&self) {
         self.draining.store(true, Ordering::Relaxed);
     }

@@ -1,4 +1,4 @@
-//! The upstreams that are asked, and what keeps them managed with credentials.
+//! The upstreams of the server, each with its credential rotator.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,26 +17,26 @@ use crate::name::Host;
 use crate::pull::Origin;
 use crate::upstream::{self, BuildError, Options, Upstream};
 
-/// All upstreams of one configuration, the default one first.
+/// The upstreams of a configuration, the default one first.
 #[derive(Default)]
 pub(super) struct UpstreamSet {
     all: Vec<ManagedUpstream>,
     directory: Option<(PathBuf, Watch)>,
-    /// Stands in for the directory where there is none.
+    /// The source of snapshots if there is no directory.
     no_directory: watch::Sender<Arc<Snapshot>>,
     /// `true` if the server must not send requests to upstreams.
     offline: bool,
 }
 
-/// One upstream, and what keeps it managed.
+/// An upstream with its rotator.
 struct ManagedUpstream {
     built: BuiltClient,
     rotation: watch::Receiver<RotationState>,
-    /// None where no credential was ever configured.
+    /// `None` if no credential was ever configured.
     rotator: Option<AbortOnDropHandle<()>>,
 }
 
-/// The client of an upstream, and what it was built of.
+/// The client of an upstream, and the settings that it was built from.
 #[derive(Clone)]
 struct BuiltClient {
     settings: config::Upstream,
@@ -53,18 +53,18 @@ pub(super) struct UpstreamHandle {
     rotation: watch::Receiver<RotationState>,
 }
 
-/// Makes a client for each upstream.
+/// Builds a client for each upstream, to validate the settings.
 pub(super) fn validate_all(proxy: &Proxy) -> Result<(), BuildError> {
     let mut settings = proxy.upstreams.iter();
     settings.try_for_each(|settings| Upstream::with_options(settings, Options::default()).map(drop))
 }
 
 impl UpstreamSet {
-    /// Becomes what the configuration says. What did not change keeps its client with connections and tokens,
-    /// and every host the credential in use.
+    /// Applies a configuration. An unchanged upstream keeps its client with connections and tokens, and every host
+    /// keeps the credential in use.
     ///
     /// # Errors
-    /// A client cannot be built; then everything stays as it was.
+    /// A client cannot be built; then nothing changes.
     pub(super) async fn reconfigure(&mut self, proxy: &Proxy, options: &Options) -> Result<(), BuildError> {
         let settings = proxy.upstreams.iter();
         let all = settings
@@ -94,7 +94,7 @@ impl UpstreamSet {
         Ok(())
     }
 
-    /// The client that there is, if it would be built the same.
+    /// Returns the existing client if its settings did not change, else a new one.
     fn make(&self, settings: &config::Upstream, options: &Options) -> Result<BuiltClient, BuildError> {
         let authorities = settings
             .tls
@@ -163,7 +163,7 @@ impl UpstreamSet {
         self.all.iter().map(handle).collect()
     }
 
-    /// Reads the credentials directory at once.
+    /// Reads the credentials directory immediately.
     pub(super) fn reload_credentials(&self) {
         if let Some((_, watch)) = &self.directory {
             watch.reload();
@@ -181,7 +181,7 @@ impl UpstreamHandle {
         self.client.requests_left()
     }
 
-    /// As `/status` names it.
+    /// Returns the state as `/status` names it.
     pub(super) fn state(&self) -> &'static str {
         match self.client.state() {
             upstream::State::Reachable => "Reachable",
@@ -210,7 +210,7 @@ impl CredentialSink for Upstream {
     }
 }
 
-/// The CA files of a configuration.
+/// Returns the CA files of a configuration.
 pub(super) fn ca_files(proxy: &Proxy) -> impl Iterator<Item = &Path> {
     proxy
         .upstreams

@@ -1,4 +1,4 @@
-//! Blobs: found through a repository's link, admitted whole.
+//! Blobs: found through the link of a repository, admitted as a whole.
 
 use std::fs::{File, Metadata};
 use std::io::ErrorKind;
@@ -33,9 +33,9 @@ pub enum Found {
 }
 
 impl Store {
-    /// The blob, if this repository has a link to it. Counts as a use.
+    /// Returns the blob if this repository has a link to it, and counts the use.
     ///
-    /// Damage that shows (a wrong length, a directory in its place) drops it and is a miss.
+    /// Visible damage (a wrong length, a directory in its place) drops the blob, and is a miss.
     pub async fn blob(&self, repository: &Repository, digest: &Digest) -> Result<Option<Blob>, Error> {
         if let Some(blob) = self.open_blob(repository, digest) {
             return Ok(Some(blob));
@@ -45,7 +45,7 @@ impl Store {
             .await
     }
 
-    /// The same where memory tells, as its file is open.
+    /// Returns a linked blob whose file is open.
     fn open_blob(&self, repository: &Repository, digest: &Digest) -> Option<Blob> {
         let inner = &self.inner;
         inner.hot_cache.blob(repository, digest, inner.clock.now())

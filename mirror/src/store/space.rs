@@ -34,16 +34,16 @@ struct Account {
     /// Bytes of uploads that another registry left behind: they take room, and evicting gives none of it back.
     uploads: u64,
     max_size: Option<MaxSize>,
-    /// While the index is incomplete nobody knows what is stored: only the free space counts.
+    /// `true` while the index is incomplete and the stored bytes are unknown: only free space counts then.
     paused: bool,
 }
 
-/// How much has to go before the room asked for is there.
+/// The bytes that must be evicted before a reservation succeeds.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Shortfall {
-    /// So many bytes of the cache.
+    /// This many bytes of the cache.
     Evict(u64),
-    /// Nothing that goes would help.
+    /// Evicting cannot free enough space.
     Never,
 }
 
@@ -87,14 +87,14 @@ impl DiskQuota {
         })
     }
 
-    /// Content was found that nobody had counted.
+    /// Adds content that was not counted before.
     pub(super) fn add(&self, bytes: u64, blobs: u64) {
         let mut account = lock(&self.account);
         account.stored = account.stored.saturating_add(bytes);
         account.blobs = account.blobs.saturating_add(blobs);
     }
 
-    /// Content was removed.
+    /// Subtracts removed content.
     pub(super) fn sub(&self, bytes: u64) {
         let mut account = lock(&self.account);
         account.stored = account.stored.saturating_sub(bytes);
@@ -116,12 +116,12 @@ impl DiskQuota {
         lock(&self.account).uploads = bytes;
     }
 
-    /// All that is stored is counted now.
+    /// Marks all stored content as counted.
     pub(super) fn resume(&self) {
         lock(&self.account).paused = false;
     }
 
-    /// False while nobody knows all that is stored.
+    /// Returns `true` while the stored bytes are unknown.
     pub(super) fn is_uncounted(&self) -> bool {
         lock(&self.account).paused
     }
@@ -146,7 +146,7 @@ impl DiskQuota {
         }
     }
 
-    /// Whether there is no room for a single byte more, though all that is stored were given up.
+    /// Returns `true` if not a single byte fits, even after evicting everything.
     pub(super) fn is_full(&self) -> bool {
         matches!(self.short(&lock(&self.account), 1, 0), Some(Shortfall::Never))
     }
@@ -209,7 +209,7 @@ impl Reservation {
         self.bytes
     }
 
-    /// What was promised is stored now, and took so many bytes.
+    /// Turns the reservation into stored content of this many bytes.
     pub(super) fn keep(mut self, bytes: u64) {
         let mut account = lock(&self.space.account);
         account.promised = account.promised.saturating_sub(self.bytes);
@@ -240,8 +240,8 @@ fn limit(max_size: Option<MaxSize>, system: Option<&StatVfs>) -> Option<u64> {
     }
 }
 
-/// How many bytes the disk lacks if `more` were taken, a share for others left free where it is guarded. Room that
-/// unfinished files have been promised is allocated already, so the file system counts it.
+/// Returns the number of bytes that the disk lacks for `more`, with a share left free for others if it is guarded.
+/// Space that unfinished files reserved is allocated already, so the file system counts it.
 fn missing(system: &StatVfs, guarded: bool, more: u64) -> u64 {
     let total = system.f_blocks.saturating_mul(system.f_frsize);
     let free = system.f_bavail.saturating_mul(system.f_frsize);

@@ -26,7 +26,7 @@ pub struct Mismatch {
     pub expected: Digest,
     /// The digest of what came.
     pub found: Digest,
-    /// How many bytes came.
+    /// The number of bytes received.
     pub size: u64,
 }
 
@@ -96,7 +96,7 @@ impl Staged {
         self.file.clone()
     }
 
-    /// How many bytes there are.
+    /// Returns the number of bytes written.
     pub fn written(&self) -> u64 {
         self.written
     }

@@ -1,16 +1,16 @@
-//! Keys whose value is not read.
+//! Keys whose value the server does not read.
 
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::config::overlay::{Overlay, OverlayError};
 
-/// A part of the file that has no effect or is refused, so that only its presence counts. It is never written.
+/// A key that has no effect or is refused, so that only its presence counts. The server never writes it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct IgnoredKey(bool);
 
 impl IgnoredKey {
-    /// Returns whether the key is there, with or without a value.
+    /// Returns `true` if the key is present, with or without a value.
     pub fn is_set(self) -> bool {
         self.0
     }

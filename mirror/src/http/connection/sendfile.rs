@@ -10,10 +10,11 @@ use std::fs::File;
 use std::io::{self, ErrorKind, IoSlice};
 use std::ops::Range;
 use std::pin::Pin;
-use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, LazyLock};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use rustix::fs::sendfile;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
@@ -63,7 +64,7 @@ impl SendfileQueue {
             return None;
         }
         let placeholder = PLACEHOLDER.slice(..usize::try_from(length).ok()?);
-        self.lock().push_back(FilePart {
+        self.0.lock().push_back(FilePart {
             file: Arc::clone(file),
             left,
             stored: stored.cloned(),
@@ -71,14 +72,9 @@ impl SendfileQueue {
         Some(placeholder)
     }
 
-    fn lock(&self) -> MutexGuard<'_, VecDeque<FilePart>> {
-        // Nothing is done under this lock that could leave the queue half done.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Sends the bytes of the first part that the socket takes. `expected` is the remaining length of its placeholder.
     fn send(&self, stream: &TcpStream, expected: usize) -> io::Result<usize> {
-        let mut parts = self.lock();
+        let mut parts = self.0.lock();
         let is_expected = |part: &&mut FilePart| part.left.end - part.left.start == expected as u64;
         let Some(part) = parts.front_mut().filter(is_expected) else {
             return Err(io::Error::new(
@@ -102,7 +98,7 @@ impl SendfileQueue {
 
     /// Drops the first part after a failure, and reads it: that shows if the file is damaged, or the socket failed.
     fn on_failure(&self) {
-        let failed = self.lock().pop_front();
+        let failed = self.0.lock().pop_front();
         if let Some(FilePart {
             left,
             stored: Some(stored),
