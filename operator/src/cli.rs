@@ -15,6 +15,7 @@ mod failure;
 mod kubelet;
 mod local;
 mod log;
+mod node_config;
 mod operator;
 mod placeholders;
 mod print;
@@ -72,6 +73,8 @@ enum Command {
     Local(local::LocalArgs),
     /// Print every object that the operator would apply for a mirror
     Render(render::RenderArgs),
+    /// Write files for the container runtimes of nodes
+    NodeConfig(node_config::NodeConfigArgs),
     /// Check a cluster and its mirrors, and say what to do
     Doctor(doctor::DoctorArgs),
     /// Print the CustomResourceDefinition of RegistryMirror
@@ -114,6 +117,7 @@ fn run(command: Command) -> Result<(), Failure> {
             served
         }
         Command::Render(args) => Runtime::new()?.block_on(render::run(args)),
+        Command::NodeConfig(args) => Runtime::new()?.block_on(node_config::run(args)),
         Command::Doctor(args) => Runtime::new()?.block_on(doctor::run(args)),
         Command::Crd { output } => {
             let definition = serde_json::to_value(crds::crd()).map_err(io::Error::other)?;

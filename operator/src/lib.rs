@@ -19,6 +19,7 @@ pub mod lease;
 pub mod metrics;
 pub mod mirror_key;
 pub mod names;
+pub mod node_config;
 pub mod observed;
 pub mod owners;
 mod quantity;

@@ -284,6 +284,7 @@ fn completion_knows_the_commands() {
 #[test_case(&["local"], &["--filename", "--cache-dir", "--port", "Examples:"])]
 #[test_case(&["render"], &["--output", "--namespace", "--strict", "--show-secrets", "Examples:"])]
 #[test_case(&["crd"], &["--output", "Examples:"])]
+#[test_case(&["node-config"], &["--runtime", "openshift-idms", "--endpoint", "--force", "Examples:"])]
 #[test_case(&["completion"], &["fish", "Examples:"])]
 #[test_case(&["doctor"], &["--all-namespaces", "--as-group", "--output", "Examples:", "Exit codes"])]
 #[test_case(&[], &["Examples:", "Exit codes:", "registry-mirror local -f"])]

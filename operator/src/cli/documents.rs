@@ -35,6 +35,8 @@ pub(super) struct FileArgs {
 pub(super) struct Documents {
     /// The mirrors, as the API server would accept them.
     pub(super) mirrors: Vec<RegistryMirror>,
+    /// The addresses of mirrors that run, by namespace and name: `status.endpoint.url`.
+    urls: BTreeMap<(Option<String>, String), String>,
     /// The namespace of the command line.
     namespace: Option<String>,
     /// Namespaces, where a document names one, and contents.
@@ -136,11 +138,23 @@ fn text(file: &Path) -> Result<String, Failure> {
     read.map_err(|error| unreadable(file, &error))
 }
 
+/// Returns the namespace, if the mirror names one, and the name.
+fn id(mirror: &RegistryMirror) -> (Option<String>, String) {
+    (mirror.namespace(), mirror.name_any())
+}
+
 impl Documents {
+    /// Returns `status.endpoint.url` of a mirror. The mirror itself is as the API server would create it: without status.
+    pub(super) fn url(&self, mirror: &RegistryMirror) -> Option<&str> {
+        self.urls.get(&id(mirror)).map(String::as_str)
+    }
+
     fn add(&mut self, document: &Value, origin: &Origin<'_>) -> Result<(), Failure> {
         match document.get("kind").and_then(Value::as_str) {
             Some("RegistryMirror") => {
                 let mirror = self.in_namespace(mirror(document, origin)?, origin)?;
+                let url = document.pointer("/status/endpoint/url").and_then(Value::as_str);
+                self.urls.extend(url.map(|url| (id(&mirror), url.to_owned())));
                 self.add_mirror(mirror, origin)?;
             }
             // As `kubectl get -o yaml` prints several objects.
@@ -202,7 +216,6 @@ impl Documents {
     }
 
     fn add_mirror(&mut self, mirror: RegistryMirror, origin: &Origin<'_>) -> Result<(), Failure> {
-        let id = |mirror: &RegistryMirror| (mirror.namespace(), mirror.name_any());
         if self.mirrors.iter().any(|other| id(other) == id(&mirror)) {
             return Err(twice(&format!("RegistryMirror {}", mirror.name_any()), origin));
         }

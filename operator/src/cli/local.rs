@@ -154,7 +154,10 @@ fn cache(args: &LocalArgs, accepted: &Accepted<'_>) -> Result<PathBuf, Failure> 
     }
 }
 
-fn choose<'a>(documents: &'a Documents, name: Option<&str>) -> Result<&'a RegistryMirror, Failure> {
+pub(super) fn choose<'a>(
+    documents: &'a Documents,
+    name: Option<&str>,
+) -> Result<&'a RegistryMirror, Failure> {
     let mirrors = &documents.mirrors;
     let names = || {
         mirrors

@@ -74,7 +74,7 @@ fn read(reference: &CaBundleReference, references: &References) -> Result<Vec<u8
 
 /// Returns the certificates of a CA bundle in PEM, without anything else that it holds. What the server loads is accepted:
 /// whether a certificate is the right one shows when the server connects to the upstream.
-pub(super) fn certificates(pem: &[u8]) -> Result<Vec<u8>, String> {
+pub(crate) fn certificates(pem: &[u8]) -> Result<Vec<u8>, String> {
     let mut text = String::new();
     let config = EncodeConfig::new().set_line_ending(LineEnding::LF);
     for certificate in TrustedCertificates::empty().add_pem(pem)? {

@@ -5,6 +5,7 @@ use std::fs;
 
 use crds::RegistryMirror;
 use operator::desired::files_for_nodes;
+use operator::node_config::{self, Marker, NodeEndpoint, NodeRoot, Runtime};
 use operator::observed::ServiceAddress;
 use rcgen::{CertificateParams, KeyPair};
 use serde::Deserialize;
@@ -43,20 +44,33 @@ struct Host {
 
 /// Returns the files for nodes of a mirror at this address.
 fn files(ip: &str, fallback: &str, certificate: Option<String>) -> BTreeMap<String, String> {
-    let mode = if certificate.is_some() {
-        "SelfSigned"
-    } else {
-        "Disabled"
-    };
+    let mirror = resource(fallback, certificate.is_some());
+    let ip = ip.to_owned();
+    files_for_nodes(&mirror, &ServiceAddress { ip, port: 5000 }, certificate)
+}
+
+fn resource(fallback: &str, has_certificate: bool) -> RegistryMirror {
+    let mode = if has_certificate { "SelfSigned" } else { "Disabled" };
     let spec = json!({
         "upstreams": UPSTREAMS.map(|(host, _)| json!({"host": host})),
         "storage": {"type": "Ephemeral"},
         "tls": {"mode": mode},
         "nodeConfiguration": {"fallback": fallback},
     });
-    let mirror = RegistryMirror::new("hub", serde_json::from_value(spec).unwrap());
-    let ip = ip.to_owned();
-    files_for_nodes(&mirror, &ServiceAddress { ip, port: 5000 }, certificate)
+    RegistryMirror::new("hub", serde_json::from_value(spec).unwrap())
+}
+
+/// Writes the files of `registry-mirror node-config` below a directory.
+fn write_files(root: &Scratch, runtime: Runtime, fallback: &str, url: &str) {
+    let certificates = url.starts_with("https").then(certificate);
+    let endpoint = NodeEndpoint::parse(url, certificates).unwrap();
+    let mirror = resource(fallback, endpoint.certificates.is_some());
+    let made = node_config::files(runtime, &mirror, &endpoint).unwrap();
+    let root = NodeRoot::open(root.path()).unwrap();
+    for file in made.files {
+        let file = Marker::COMMAND.add(file, "mirrors/hub");
+        root.write(&file.path, file.text.as_bytes(), false).unwrap();
+    }
 }
 
 /// Runs a reader and returns what it prints.
@@ -205,4 +219,41 @@ async fn registries_conf_without_fallback_asks_no_registry() {
     for image in ["docker.io/library/alpine:3", "quay.io/a/b:1", own] {
         assert!(sources(&self::files(IPV6, "Never", None), image).await.is_empty());
     }
+}
+
+/// With the marker at the start of each file, the certificates among them.
+#[tokio::test]
+async fn containerd_reads_the_files_of_the_command() {
+    for (fallback, url) in [
+        ("Allow", "http://10.96.0.7:5000"),
+        ("Allow", "https://10.96.0.7:5000"),
+        ("Never", "https://10.96.0.7:5000"),
+    ] {
+        let root = Scratch::new("readers").unwrap();
+        write_files(&root, Runtime::Containerd, fallback, url);
+        let certs = root.path().join("etc/containerd/certs.d");
+        let expected = mirror(url, url.starts_with("https"));
+        for reader in CONTAINERD_1.into_iter().chain([CONTAINERD_2]) {
+            for (host, registry_url) in UPSTREAMS {
+                let read = read(reader, [certs.to_str().unwrap(), host]).await;
+                let asked: Vec<Host> = serde_json::from_value(read).unwrap();
+                assert_eq!(asked[0], expected, "{reader} {host}");
+                let falls_back = asked.last() == Some(&registry(registry_url));
+                assert_eq!(falls_back, fallback == "Allow", "{reader} {host}: {asked:?}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn registries_conf_of_the_command_asks_the_mirror() {
+    let root = Scratch::new("readers").unwrap();
+    write_files(&root, Runtime::Crio, "Allow", "https://10.96.0.7:5000");
+    let directory = root.path().join("etc/containers/registries.conf.d");
+    let file = directory.join("50-registry-mirror-hub.conf");
+    let image = "quay.io/a/b:1";
+    let read = read("registries-conf", [file.to_str().unwrap(), image]).await;
+    assert_eq!(read[0]["image"], "10.96.0.7:5000/quay.io/a/b:1");
+    assert_eq!(read[0]["insecure"], false);
+    assert_eq!(read[1]["image"], image);
 }

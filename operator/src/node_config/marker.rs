@@ -1,0 +1,30 @@
+//! The first line of each file on a node, by which a program recognizes the files that it wrote.
+
+use std::path::Path;
+
+use super::NodeFile;
+
+/// The start of a first line, which names the program that wrote the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Marker(&'static str);
+
+impl Marker {
+    /// The marker of `registry-mirror node-config`.
+    pub const COMMAND: Self = Self("# Written by registry-mirror node-config");
+
+    /// Adds the marker to a file for the mirror `id`. A file in JSON stays as it is: JSON has no comments.
+    #[must_use]
+    pub fn add(self, file: NodeFile, id: &str) -> NodeFile {
+        let extension = Path::new(&file.path).extension();
+        if extension.is_some_and(|extension| extension == "json") {
+            return file;
+        }
+        let text = format!("{} for {id}. Changes are lost.\n{}", self.0, file.text);
+        NodeFile { text, ..file }
+    }
+
+    /// Returns whether a file begins with the marker.
+    pub fn is_in(self, content: &[u8]) -> bool {
+        content.starts_with(self.0.as_bytes())
+    }
+}
