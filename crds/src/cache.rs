@@ -37,6 +37,11 @@ pub struct Cache {
     #[schemars(schema_with = "schema::duration", extend("default" = "168h"))]
     pub stale_if_error: Duration,
 
+    /// Go on serving what is cached although upstream refuses it (401 or 403), for as long as while upstream fails. By
+    /// default a refusal ends that.
+    #[serde(default)]
+    pub stale_if_denied: bool,
+
     /// How much is kept, such as `40Gi`; beyond it what was used least recently goes first. Default: 90 % of the
     /// storage's size, of its sizeLimit, or of the existing claim's file system.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -63,6 +68,7 @@ impl Default for Cache {
             ttl_from: TtlFrom::default(),
             tag_ttl: five_minutes(),
             stale_if_error: one_week(),
+            stale_if_denied: false,
             max_size: None,
             pinned: Vec::new(),
             offline: false,

@@ -1,6 +1,7 @@
 //! A fill: one blob on its way from upstream to the disk, read by any number of clients as it grows.
 
 mod job;
+mod places;
 
 use std::fs::File;
 use std::ops::Range;
@@ -18,6 +19,7 @@ use crate::store::{StageError, Store};
 use crate::upstream::{BlobAnswer, Upstream};
 
 pub(crate) use job::Job;
+pub(crate) use places::{NoPlace, PlaceLimits, Places, Turn};
 
 /// The end of every answer is held back until the digest of the whole has been checked: this many bytes.
 pub(crate) const HELD_BACK: u64 = 256 * 1024;

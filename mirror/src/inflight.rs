@@ -10,31 +10,39 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tracing::{Instrument, info_span};
 
+use crate::client_address::ClientAddress;
 use crate::clock::Clock;
 use crate::digest::Digest;
-use crate::fill::{self, Fill};
+use crate::fill::{self, Fill, NoPlace, PlaceLimits, Places, Turn};
 use crate::metrics::{FillResult, Metrics};
 use crate::name::{Host, Repository};
 use crate::store::Store;
 use crate::traces::{TARGET, detached};
 use crate::upstream::Upstream;
 
-/// Fills under way; more are refused. How many run at once is each upstream's own limit, so that a slow one holds up
-/// nobody else.
-const ADMITTED: usize = 1_024;
+/// The places of fills. Of the downloads that an upstream has at a time (see `upstream::Limits`), one client has three
+/// quarters at most.
+const FILLS: PlaceLimits = PlaceLimits {
+    total: 2_048,
+    upstream: 512,
+    client: 1_024,
+    share: 256,
+    running: 96,
+    wait: Duration::from_secs(10),
+};
 /// How long a digest is refused after a first mismatch; doubles with each further one.
 const FIRST_REFUSAL: Duration = Duration::from_secs(2);
 const LONGEST_REFUSAL: Duration = Duration::from_mins(5);
-/// Digests whose refusals, or sizes, are remembered.
-const REFUSALS: usize = 10_000;
+/// The digests of an upstream whose refusals, or sizes, are remembered.
+const REMEMBERED: usize = 10_000;
 
-/// Why no fill was started.
+/// The reason for which no fill was started.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum NotNow {
-    /// Upstream's bytes did not match the digest; ask again after this time.
-    Refused(Duration),
+pub(crate) enum FillRejected {
+    /// Upstream's bytes did not match the digest; clients may ask again after this time.
+    Cooldown(Duration),
     /// Too many fills.
-    Full,
+    TooManyInFlight(NoPlace),
 }
 
 /// A blob at one upstream.
@@ -45,6 +53,7 @@ pub(crate) struct Inflight {
     store: Store,
     clock: Clock,
     metrics: Metrics,
+    places: Arc<Places>,
     state: Mutex<State>,
 }
 
@@ -55,6 +64,12 @@ struct State {
     /// The bytes that had come of blobs when the room for them ran out: such a fill starts with more room than that, or
     /// its blob passes by the cache.
     too_large: HashMap<Key, u64>,
+}
+
+impl State {
+    fn joinable(&self, key: &Key) -> Option<Arc<Fill>> {
+        self.fills.get(key).filter(|fill| !fill.has_failed()).cloned()
+    }
 }
 
 struct Refusal {
@@ -68,6 +83,7 @@ impl Inflight {
             store,
             clock,
             metrics,
+            places: Places::new(FILLS),
             state: Mutex::default(),
         }
     }
@@ -85,41 +101,65 @@ impl Inflight {
         (!over).then(|| refusal.length.saturating_sub(self.clock.since(refusal.since)))
     }
 
-    /// Joins the fill of this blob from this upstream (true), or starts it.
-    pub(crate) fn join_or_start(
+    /// Joins the fill of this blob from this upstream (true), or starts it in a turn of this client's. A fill that can be
+    /// joined has its turn: no client waits for another client's.
+    pub(crate) async fn join_or_start(
         self: &Arc<Self>,
         upstream: &Arc<Upstream>,
         repository: &Repository,
         digest: &Digest,
-    ) -> Result<(Arc<Fill>, bool), NotNow> {
+        client: ClientAddress,
+    ) -> Result<(Arc<Fill>, bool), FillRejected> {
         let key = key(repository, digest);
-        if let Some(left) = self.refused(&key) {
-            return Err(NotNow::Refused(left));
+        if let Some(fill) = self.join(&key)? {
+            return Ok((fill, true));
         }
+        let turn = self.places.turn(&repository.host, client).await;
+        let turn = turn.map_err(FillRejected::TooManyInFlight)?;
+        // Another client may have started it meanwhile, and it may have ended.
+        if let Some(fill) = self.join(&key)? {
+            return Ok((fill, true));
+        }
+        Ok(self.start(turn, key, upstream, repository))
+    }
+
+    fn join(&self, key: &Key) -> Result<Option<Arc<Fill>>, FillRejected> {
+        match self.refused(key) {
+            Some(left) => Err(FillRejected::Cooldown(left)),
+            None => Ok(self.lock().joinable(key)),
+        }
+    }
+
+    fn start(
+        self: &Arc<Self>,
+        turn: Turn,
+        key: Key,
+        upstream: &Arc<Upstream>,
+        repository: &Repository,
+    ) -> (Arc<Fill>, bool) {
         let mut state = self.lock();
-        if let Some(fill) = state.fills.get(&key).filter(|fill| !fill.has_failed()) {
-            return Ok((Arc::clone(fill), true));
+        if let Some(fill) = state.joinable(&key) {
+            return (fill, true);
         }
-        if state.fills.len() >= ADMITTED {
-            return Err(NotNow::Full);
-        }
+        let digest = &key.1;
         let least = state.too_large.get(&key).copied().unwrap_or_default();
         let (fill, job) = fill::prepare(digest, repository, upstream, &self.store, least);
         state.fills.insert(key.clone(), Arc::clone(&fill));
         drop(state);
+        let span = info_span!(target: TARGET, parent: None, "fill", registry_mirror.digest = %digest);
         let ended = Ended {
             inflight: Arc::clone(self),
             key,
             fill: Arc::clone(&fill),
         };
-        let span = info_span!(target: TARGET, parent: None, "fill", registry_mirror.digest = %digest);
         let run = async move {
+            let _turn = turn;
             ended.inflight.metrics.fills_active.inc();
             Box::pin(job.run(|result| ended.note(result))).await;
             ended.inflight.metrics.fills_active.dec();
         };
         tokio::spawn(run.instrument(detached(span)));
-        Ok((fill, false))
+        (fill, false)
     }
 
     /// Refuses a blob of which this repository's upstream sent wrong bytes. Several clients may see the same wrong bytes:
@@ -133,9 +173,7 @@ impl Inflight {
             return;
         }
         let (mut state, since) = (self.lock(), self.clock.now());
-        if state.refusals.len() >= REFUSALS {
-            state.refusals.clear();
-        }
+        make_room(&mut state.refusals, &key.0);
         let last = state.refusals.get(key).map(|refusal| refusal.length);
         let length = last.map_or(FIRST_REFUSAL, |last| (last * 2).min(LONGEST_REFUSAL));
         state.refusals.insert(key.clone(), Refusal { length, since });
@@ -150,15 +188,20 @@ impl Inflight {
     /// Records that there was no room for more than `written` bytes of a blob.
     fn remember_size(&self, key: &Key, written: u64) {
         let mut state = self.lock();
-        if state.too_large.len() >= REFUSALS {
-            state.too_large.clear();
-        }
+        make_room(&mut state.too_large, &key.0);
         let least = state.too_large.entry(key.clone()).or_default();
         *least = written.max(*least).max(1);
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Forgets all of an upstream if there is too much of it: another upstream's entries stay.
+fn make_room<V>(entries: &mut HashMap<Key, V>, host: &Host) {
+    if entries.len() >= REMEMBERED && entries.keys().filter(|key| key.0 == *host).count() >= REMEMBERED {
+        entries.retain(|key, _| key.0 != *host);
     }
 }
 
@@ -198,5 +241,24 @@ impl Drop for Ended {
         {
             state.fills.remove(&self.key);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::digest::Algorithm;
+
+    #[test]
+    fn too_many_entries_of_one_upstream_cost_no_other_its_own() {
+        let digest = |number: usize| Digest::of(Algorithm::Sha256, &number.to_le_bytes());
+        let [bad, good]: [Host; 2] = ["bad.test", "good.test"].map(|host| host.parse().unwrap());
+        let mut entries = HashMap::from([((good.clone(), digest(0)), ())]);
+        for number in 0..=REMEMBERED {
+            make_room(&mut entries, &bad);
+            entries.insert((bad.clone(), digest(number)), ());
+        }
+        assert_eq!(entries.len(), 2);
+        assert!(entries.contains_key(&(good, digest(0))));
     }
 }

@@ -5,6 +5,7 @@
 pub mod admin;
 mod block_reader;
 pub mod cli;
+mod client_address;
 pub mod clock;
 pub mod config;
 pub mod credential;

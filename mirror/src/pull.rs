@@ -10,7 +10,9 @@ pub(crate) mod invariants;
 mod list;
 mod manifest;
 mod media;
+mod per_upstream;
 mod referrers;
+mod refusals;
 mod sizes;
 mod through;
 
@@ -24,23 +26,48 @@ pub(crate) use blob::Source;
 pub(crate) use choice::NoChoice;
 pub(crate) use failure::{Cause, Failure, Kind};
 pub(crate) use list::{Page, Window};
+pub(crate) use manifest::Client;
 pub(crate) use referrers::of_type;
 pub(crate) use through::Through;
 
+use crate::client_address::ClientAddress;
 use crate::clock::Clock;
 use crate::config::{self, Cache};
 use crate::digest::Digest;
+use crate::fill::{PlaceLimits, Places, Turn};
 use crate::inflight::Inflight;
 use crate::metrics::{Metrics, Outcome};
-use crate::name::{Host, Reference, Repository};
+use crate::name::{Host, Reference, Repository, Tag};
 use crate::store::{Manifest, Store};
 use crate::upstream::{Accept, Upstream};
 
 use absent::Absent;
 pub(crate) use flight::Flights;
+use refusals::Refusals;
 
 /// How long a client waits where there is a copy, and no doubt yet that upstream answers.
 const PATIENCE: Duration = Duration::from_millis(1_500);
+
+/// The places of requests other than downloads. Of those that an upstream has at a time (see `upstream::Limits`), one
+/// client has three quarters at most.
+const REQUESTS: PlaceLimits = PlaceLimits {
+    total: 4_096,
+    upstream: 2_048,
+    client: 2_048,
+    share: 1_024,
+    running: 48,
+    wait: Duration::from_secs(10),
+};
+
+/// The places of downloads that pass by the cache, likewise.
+const PASS_THROUGH: PlaceLimits = PlaceLimits {
+    total: 4_096,
+    upstream: 2_048,
+    client: 2_048,
+    share: 1_024,
+    running: 192,
+    wait: Duration::from_secs(25),
+};
 
 /// One upstream: what was configured, and the client that asks it.
 pub struct Origin {
@@ -62,6 +89,12 @@ impl Live {
     fn hosts(&self) -> impl Iterator<Item = choice::Candidate<'_>> + Clone {
         let upstreams = self.upstreams.iter().map(|origin| &origin.settings);
         upstreams.map(|upstream| (&upstream.host, upstream.remote.scheme()))
+    }
+
+    /// Returns whether the settings let clients pull from this repository.
+    fn admits(&self, repository: &Repository) -> bool {
+        let origin = self.of(&repository.host);
+        origin.is_some_and(|origin| origin.settings.admits(&repository.name))
     }
 
     fn of(&self, host: &Host) -> Option<&Origin> {
@@ -87,7 +120,10 @@ pub struct Pull {
     live: ArcSwap<Live>,
     manifests: ManifestFlights,
     inflight: Arc<Inflight>,
+    requests: Arc<Places>,
+    passing: Arc<Places>,
     absent: Absent,
+    refusals: Refusals,
     referrers: referrers::Known,
     asked_referrers: Flights<(Repository, Digest), referrers::Asked>,
     sizes: sizes::Named,
@@ -102,7 +138,10 @@ impl Pull {
             clock,
             live: ArcSwap::from_pointee(live),
             manifests: Flights::default(),
+            requests: Places::new(REQUESTS),
+            passing: Places::new(PASS_THROUGH),
             absent: Absent::default(),
+            refusals: Refusals::default(),
             referrers: referrers::Known::default(),
             asked_referrers: Flights::default(),
             sizes: sizes::Named::default(),
@@ -111,6 +150,10 @@ impl Pull {
 
     /// Takes new upstreams and settings. What is under way ends by the old ones.
     pub fn reload(&self, live: Live) {
+        let is_configured = |host: &Host| live.of(host).is_some();
+        self.referrers.retain(is_configured);
+        self.refusals.retain(is_configured);
+        self.sizes.retain(is_configured);
         self.live.store(Arc::new(live));
         self.absent.clear();
     }
@@ -129,10 +172,7 @@ impl Pull {
     pub(crate) fn choose(&self, ns: Option<&str>, path: &str) -> Result<Repository, NoChoice> {
         let live = self.live.load();
         let repository = choice::choose(&live.hosts(), ns, path)?;
-        if live
-            .of(&repository.host)
-            .is_some_and(|origin| origin.settings.admits(&repository.name))
-        {
+        if live.admits(&repository) {
             return Ok(repository);
         }
         Err(NoChoice::KeptOut(repository))
@@ -144,6 +184,40 @@ impl Pull {
             Ok(upstream) if upstream.is_doubted() => Duration::ZERO,
             _ => PATIENCE,
         }
+    }
+
+    /// Returns whether upstream refused something of this repository last: none of it is served without upstream's yes
+    /// then, unless the settings say otherwise.
+    fn is_refused(&self, repository: &Repository) -> bool {
+        self.refusals.has_repository(repository) && self.heeds_refusals()
+    }
+
+    fn heeds_refusals(&self) -> bool {
+        let live = self.live.load();
+        !live.cache.stale_if_denied && !live.cache.offline
+    }
+
+    /// Remembers what upstream said to a request for content of a repository, for a tag if there is one. `generation` is
+    /// that of the credential when the request began: what is said to one that was replaced since is no refusal.
+    fn heed<T>(
+        &self,
+        (upstream, generation): (&Upstream, u64),
+        repository: &Repository,
+        tag: Option<&Tag>,
+        said: &Result<T, Failure>,
+    ) {
+        match said {
+            Ok(_) => self.refusals.remove(repository, tag),
+            Err(failure) if failure.is_refusal() && generation == upstream.credential_generation() => {
+                self.refusals.insert(repository, tag);
+            }
+            Err(_) => {}
+        }
+    }
+
+    /// Waits for a turn of a client's to ask the repository's registry.
+    async fn turn(&self, repository: &Repository, client: ClientAddress) -> Result<Turn, Failure> {
+        Ok(self.requests.turn(&repository.host, client).await?)
     }
 
     /// The client for this repository's registry.

@@ -187,6 +187,12 @@ fn cases() -> Vec<Case> {
             json!({"cache": {"pinned": ["docker.io/library/*:*"]}}),
         ),
         case(
+            "spec.cache.staleIfDenied",
+            "",
+            json!({}),
+            json!({"cache": {"staleIfDenied": true}}),
+        ),
+        case(
             "spec.cache.staleIfError",
             "",
             json!({}),

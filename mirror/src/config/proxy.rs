@@ -109,6 +109,8 @@ pub struct Cache {
     pub tag_ttl: Duration,
     /// The time after its last validation in which a tag is served while the upstream fails; zero: never.
     pub stale_if_error: Duration,
+    /// Content that upstream refuses (401 or 403) is served as while the upstream fails.
+    pub stale_if_denied: bool,
     /// The limit for content; `None`: all but 5% of the file system.
     pub max_size: Option<MaxSize>,
     /// `host/name:tag` or `host/name@digest` that neither expire nor give way.
@@ -156,6 +158,7 @@ impl Cache {
             stale_if_error: cache
                 .stale_if_error
                 .map_or(WEEK, |stale| stale.positive().unwrap_or_default()),
+            stale_if_denied: cache.stale_if_denied,
             max_size: cache.max_size,
             pinned: Globs::new(&cache.pinned).map_err(|e| Error::invalid("proxy.cache.pinned", e))?,
             offline: cache.offline,
@@ -188,6 +191,7 @@ mod tests {
         assert_eq!(cache.ttl_from, TtlFrom::FirstFetch);
         assert_eq!(cache.tag_ttl, Duration::ZERO);
         assert_eq!(cache.stale_if_error, WEEK);
+        assert!(!cache.stale_if_denied);
         assert_eq!(cache.max_size, None);
         assert_eq!(cache.scrub_period, Some(MONTH));
     }
@@ -205,13 +209,14 @@ mod tests {
     fn the_extension_sets_all_of_the_cache() {
         let cache = cache(
             "cache: {ttlfrom: LastUse, tagttl: 5m, staleiferror: 0, maxsize: 90%, scrubperiod: 0, \
-             offline: true, readonly: true, pinned: ['docker.io/library/*:*']}",
+             staleifdenied: true, offline: true, readonly: true, pinned: ['docker.io/library/*:*']}",
         );
         assert_eq!(cache.ttl_from, TtlFrom::LastUse);
         assert_eq!(cache.tag_ttl, Duration::from_mins(5));
         assert_eq!(cache.stale_if_error, Duration::ZERO);
         assert_eq!(cache.max_size, Some(MaxSize::Percent(90)));
         assert_eq!(cache.scrub_period, None);
+        assert!(cache.stale_if_denied);
         assert!(cache.offline && cache.readonly && cache.pinned.matches("docker.io/library/nginx:1"));
     }
 

@@ -211,6 +211,7 @@ fn cache(cache: &Cache) -> file::Cache {
         ttl_from: Some(cache.ttl_from),
         tag_ttl: Some(cache.tag_ttl.into()),
         stale_if_error: Some(cache.stale_if_error.into()),
+        stale_if_denied: cache.stale_if_denied,
         max_size: cache.max_size,
         pinned: cache.pinned.patterns().to_vec(),
         offline: cache.offline,
@@ -270,7 +271,7 @@ proxy:
   trust: {realms: [sso.example], redirects: [10.0.0.0/8]}
   ttl: 0
   credentialsdirectory: /credentials
-  cache: {ttlfrom: LastUse, tagttl: 5m, staleiferror: 0, maxsize: 50Gi, pinned: ['a/b:*'], readonly: true, scrubperiod: 0}
+  cache: {ttlfrom: LastUse, tagttl: 5m, staleiferror: 0, staleifdenied: true, maxsize: 50Gi, pinned: ['a/b:*'], readonly: true, scrubperiod: 0}
   upstreams:
   - host: quay.io
     remoteurl: http://quay.example

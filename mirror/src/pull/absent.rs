@@ -5,27 +5,28 @@ use std::time::Duration;
 use moka::sync::Cache;
 
 use super::failure::{Failure, Kind};
+use super::per_upstream::PerUpstream;
 use crate::name::Repository;
 
 /// How long "not there" is believed.
 const REMEMBERED: Duration = Duration::from_secs(5);
-/// How many are remembered at most.
+/// The most answers of an upstream that are remembered.
 const CAPACITY: u64 = 10_000;
 
 /// Repository, kind, reference, and the version of the credential that asked.
 type Key = (Repository, Kind, String, u64);
 
 /// The negative cache.
-pub(super) struct Absent(Cache<Key, Failure>);
+pub(super) struct Absent(PerUpstream<Key, Failure>);
 
 impl Default for Absent {
     fn default() -> Self {
-        Self(
+        Self(PerUpstream::new(|| {
             Cache::builder()
                 .max_capacity(CAPACITY)
                 .time_to_live(REMEMBERED)
-                .build(),
-        )
+                .build()
+        }))
     }
 }
 
@@ -39,6 +40,7 @@ impl Absent {
         version: u64,
     ) -> Option<Failure> {
         self.0
+            .of(&repository.host)
             .get(&(repository.clone(), kind, reference.to_owned(), version))
     }
 
@@ -52,7 +54,7 @@ impl Absent {
         failure: &Failure,
     ) {
         if failure.is_final() {
-            self.0.insert(
+            self.0.of(&repository.host).insert(
                 (repository.clone(), kind, reference.to_owned(), version),
                 failure.clone(),
             );
@@ -61,7 +63,7 @@ impl Absent {
 
     /// Forgets all.
     pub(super) fn clear(&self) {
-        self.0.invalidate_all();
+        self.0.retain(|_| false);
     }
 }
 

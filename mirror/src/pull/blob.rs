@@ -9,9 +9,10 @@ use tracing::error;
 use super::failure::{Failure, Kind};
 use super::through::{self, Asked, Through};
 use super::{Pull, Served, unreadable};
+use crate::client_address::ClientAddress;
 use crate::digest::Digest;
 use crate::fill::{self, Fill, Phase};
-use crate::inflight::NotNow;
+use crate::inflight::FillRejected;
 use crate::metrics::Outcome;
 use crate::name::Repository;
 use crate::range::Wanted;
@@ -32,12 +33,13 @@ pub(crate) enum Source {
 }
 
 impl Pull {
-    /// The blob, for a request that wants these parts of it.
+    /// Returns the blob, for a request from this peer that wants these parts of it.
     pub(crate) async fn blob(
         &self,
         repository: &Repository,
         digest: &Digest,
         wanted: &Wanted,
+        peer: &str,
     ) -> Result<Served<Source>, Failure> {
         let hit = |blob| Served {
             value: Source::Stored(blob),
@@ -45,11 +47,14 @@ impl Pull {
         };
         // What follows a miss is boxed, as each hit would make room for it.
         match unreadable(self.store.find(repository, digest).await.map(Some)) {
-            Some(Found::Linked(blob)) => Ok(hit(blob)),
-            Some(Found::Unlinked(blob)) => Box::pin(self.kept_for_another(repository, digest, blob))
+            Some(Found::Linked(blob)) if !self.is_refused(repository) => Ok(hit(blob)),
+            Some(Found::Linked(blob)) => Box::pin(self.permitted_again(repository, digest, blob, peer))
                 .await
                 .map(hit),
-            Some(Found::Missing) | None => Box::pin(self.missed(repository, digest, wanted)).await,
+            Some(Found::Unlinked(blob)) => Box::pin(self.kept_for_another(repository, digest, blob, peer))
+                .await
+                .map(hit),
+            Some(Found::Missing) | None => Box::pin(self.missed(repository, digest, wanted, peer)).await,
         }
     }
 
@@ -58,11 +63,13 @@ impl Pull {
         repository: &Repository,
         digest: &Digest,
         wanted: &Wanted,
+        peer: &str,
     ) -> Result<Served<Source>, Failure> {
-        let asked = Asked::new(self.origin(repository)?, repository, digest);
+        let asked = self.about(repository, digest, peer)?;
         self.known_absent(&asked)?;
         let (fill, joined) = self.fill(&asked).await?;
         let value = self.read_from(fill, wanted, &asked).await;
+        self.heed((&asked.upstream, asked.generation), repository, None, &value);
         if let (Err(failure), false) = (&value, joined) {
             self.note(&asked, failure);
         }
@@ -73,25 +80,30 @@ impl Pull {
         })
     }
 
-    /// The blob's size, without downloading it; `None` where it is there and nobody tells.
+    /// Returns the blob's size, without downloading it; `None` if upstream has the blob and does not say its size.
     pub(crate) async fn blob_size(
         &self,
         repository: &Repository,
         digest: &Digest,
+        peer: &str,
     ) -> Result<Served<Option<u64>>, Failure> {
         if let Some(blob) = unreadable(self.store.blob(repository, digest).await) {
+            if self.is_refused(repository) {
+                Box::pin(self.permitted_again(repository, digest, blob.clone(), peer)).await?;
+            }
             return Ok(Served {
                 value: Some(blob.size),
                 outcome: Outcome::Hit,
             });
         }
-        Box::pin(self.size_of_missed(repository, digest)).await
+        Box::pin(self.size_of_missed(repository, digest, peer)).await
     }
 
     async fn size_of_missed(
         &self,
         repository: &Repository,
         digest: &Digest,
+        peer: &str,
     ) -> Result<Served<Option<u64>>, Failure> {
         let fill = self.inflight.get(repository, digest);
         let fill = fill.filter(|fill| fill.is_for(repository) && !fill.has_failed());
@@ -105,17 +117,22 @@ impl Pull {
             value: Some(value),
             outcome: Outcome::Hit,
         };
-        let asked = Asked::new(self.origin(repository)?, repository, digest);
+        let asked = self.about(repository, digest, peer)?;
         self.known_absent(&asked)?;
-        if let Some(size) = self.sizes.of(repository, digest) {
+        if let Some(size) = self.sizes.of(repository, digest)
+            && !self.is_refused(repository)
+        {
             return Ok(hit(size));
         }
         // A fill may have ended since the cache was read.
         if let Some(blob) = unreadable(self.store.blob(repository, digest).await) {
             return Ok(hit(blob.size));
         }
-        let told = asked.upstream.blob_size(&repository.name, digest).await;
-        let value = match told.map_err(|error| self.failed(&asked, &error))? {
+        let _turn = self.turn(repository, asked.client).await?;
+        let said = asked.upstream.blob_size(&repository.name, digest).await;
+        let said = said.map_err(|error| self.failed(&asked, &error));
+        self.heed((&asked.upstream, asked.generation), repository, None, &said);
+        let value = match said? {
             Some(size) => Some(size),
             // Upstream permitted it: what it sent for another repository has the size.
             None => match self.store.find(repository, digest).await {
@@ -150,11 +167,17 @@ impl Pull {
         let part = progress.size.and_then(|size| wanted.single(size));
         match (&progress.phase, part) {
             (Phase::Failed(failure), _) => Err(failure.clone()),
-            (Phase::NoRoom, part) => Ok(Source::Through(self.past_the_cache(asked, &fill, part).await?)),
+            (Phase::NoRoom, part) => {
+                let turn = self.passing.turn(&asked.repository.host, asked.client).await?;
+                let through = self.past_the_cache(asked, &fill, part).await?;
+                Ok(Source::Through(through.holding(turn)))
+            }
             (Phase::Filling, Some(part)) if part.start > progress.written.saturating_add(AHEAD) => {
                 let size = progress.size.unwrap_or(part.end);
+                let turn = self.passing.turn(&asked.repository.host, asked.client).await?;
                 let through = through::ahead(asked, &fill, size, part).await;
-                Ok(through.map_or(Source::Filling(fill), Source::Through))
+                let held = through.map(|through| Source::Through(through.holding(turn)));
+                Ok(held.unwrap_or(Source::Filling(fill)))
             }
             _ => Ok(Source::Filling(fill)),
         }
@@ -185,6 +208,7 @@ impl Pull {
         repository: &Repository,
         digest: &Digest,
         blob: Blob,
+        peer: &str,
     ) -> Result<Blob, Failure> {
         let fill = self.inflight.get(repository, digest);
         if fill.is_some_and(|fill| fill.is_verified_for(repository)) {
@@ -194,17 +218,29 @@ impl Pull {
         if let Some(blob) = unreadable(self.store.blob(repository, digest).await) {
             return Ok(blob);
         }
-        let asked = Asked::new(self.origin(repository)?, repository, digest);
+        let blob = self.permitted_again(repository, digest, blob, peer).await?;
+        fill::link(&self.store, repository, digest).await;
+        Ok(blob)
+    }
+
+    /// Returns content once upstream has permitted it.
+    async fn permitted_again(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        blob: Blob,
+        peer: &str,
+    ) -> Result<Blob, Failure> {
+        let asked = self.about(repository, digest, peer)?;
         self.known_absent(&asked)?;
         self.permitted(&asked).await?;
-        fill::link(&self.store, repository, digest).await;
         Ok(blob)
     }
 
     /// Joins the fill of this blob (true) or starts it; one that runs for others is joined after upstream's yes
     /// only, and its failure is not ours.
     async fn fill(&self, asked: &Asked<'_>) -> Result<(Arc<Fill>, bool), Failure> {
-        let (fill, joined) = self.join_or_start(asked)?;
+        let (fill, joined) = self.join_or_start(asked).await?;
         if fill.is_for(asked.repository) {
             return Ok((fill, joined));
         }
@@ -213,34 +249,55 @@ impl Pull {
             fill::link(&self.store, asked.repository, asked.digest).await;
         }
         match fill.begun().await.phase {
-            Phase::Failed(_) => self.join_or_start(asked),
+            Phase::Failed(_) => self.join_or_start(asked).await,
             _ => Ok((fill, joined)),
         }
     }
 
-    fn join_or_start(&self, asked: &Asked<'_>) -> Result<(Arc<Fill>, bool), Failure> {
-        match self
-            .inflight
-            .join_or_start(&asked.upstream, asked.repository, asked.digest)
-        {
+    async fn join_or_start(&self, asked: &Asked<'_>) -> Result<(Arc<Fill>, bool), Failure> {
+        let Asked {
+            upstream,
+            repository,
+            digest,
+            client,
+            ..
+        } = asked;
+        let started = self.inflight.join_or_start(upstream, repository, digest, *client);
+        match started.await {
             Ok(started) => Ok(started),
-            Err(NotNow::Refused(retry_after)) => {
+            Err(FillRejected::Cooldown(retry_after)) => {
                 let cause = "upstream sent wrong bytes for this digest; it is asked again later".into();
                 Err(Failure::Unavailable { cause, retry_after })
             }
-            Err(NotNow::Full) => Err(Failure::unavailable("too many blobs are being fetched already")),
+            Err(FillRejected::TooManyInFlight(no_place)) => Err(no_place.into()),
         }
     }
 
+    /// Returns what a peer asks for, and the upstream to ask.
+    fn about<'a>(
+        &self,
+        repository: &'a Repository,
+        digest: &'a Digest,
+        peer: &str,
+    ) -> Result<Asked<'a>, Failure> {
+        let upstream = self.origin(repository)?;
+        let client = ClientAddress::of_peer(peer);
+        Ok(Asked::new(upstream, repository, digest, client))
+    }
+
     async fn permitted(&self, asked: &Asked<'_>) -> Result<(), Failure> {
-        match asked
-            .upstream
-            .blob_head(&asked.repository.name, asked.digest)
-            .await
-        {
-            Ok(_) => Ok(()),
-            Err(error) => Err(self.failed(asked, &error)),
-        }
+        let _turn = self.turn(asked.repository, asked.client).await?;
+        let Asked {
+            upstream,
+            repository,
+            digest,
+            generation,
+            ..
+        } = asked;
+        let head = upstream.blob_head(&repository.name, digest).await;
+        let head = head.map_err(|error| self.failed(asked, &error));
+        self.heed((upstream, *generation), repository, None, &head);
+        head.map(drop)
     }
 
     fn failed(&self, asked: &Asked<'_>, error: &upstream::Error) -> Failure {

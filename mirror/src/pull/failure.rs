@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
+use crate::fill::NoPlace;
 use crate::upstream::Error;
 
 /// How long clients are told to wait where upstream said nothing about it.
@@ -84,6 +85,12 @@ impl From<&'static str> for Cause {
     }
 }
 
+impl From<NoPlace> for Failure {
+    fn from(no_place: NoPlace) -> Self {
+        Self::unavailable(no_place.to_string())
+    }
+}
+
 impl Failure {
     /// Returns the table's right-hand column.
     pub(crate) fn of(error: &Error, kind: Kind) -> Self {
@@ -128,6 +135,11 @@ impl Failure {
         Self::NotFound { code, cause }
     }
 
+    /// Returns whether a registry refuses what was asked for: access was revoked, or never given.
+    pub(crate) fn is_refusal(&self) -> bool {
+        matches!(self, Self::Denied { cause: Cause::Upstream(error) } if error.is_refusal())
+    }
+
     /// Whether upstream's word settles the matter: a stale copy must not be served against it.
     pub(crate) fn is_final(&self) -> bool {
         matches!(self, Self::NotFound { .. })
@@ -167,6 +179,7 @@ mod tests {
             status: 401,
             message: "no".into(),
             withheld: false,
+            lasting: true,
         });
         assert!(matches!(denied, Failure::Denied { .. }));
     }

@@ -32,6 +32,12 @@ where
     K: Clone + Eq + Hash + Send + 'static,
     V: Clone + Send + Sync + 'static,
 {
+    /// Joins the fetch of `key` if it is under way.
+    pub(crate) fn get(&self, key: &K) -> Option<Waiting<V>> {
+        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        running.get(key).cloned()
+    }
+
     /// Joins the fetch of `key`, or starts it. It runs in a task of its own: waiters may leave, it does not end.
     /// The second value tells whether it was running already.
     pub(crate) fn join<F>(&self, key: &K, fetch: impl FnOnce() -> F) -> (Waiting<V>, bool)

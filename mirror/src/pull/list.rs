@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::failure::{Failure, Kind};
 use super::{Pull, Served, unreadable};
+use crate::client_address::ClientAddress;
 use crate::metrics::Outcome;
 use crate::name::Repository;
 
@@ -32,6 +33,7 @@ impl Pull {
         repository: &Repository,
         query: &str,
         window: &Window,
+        peer: &str,
     ) -> Result<Served<Page>, Failure> {
         if window.n == Some(0) {
             return Ok(Served {
@@ -46,8 +48,8 @@ impl Pull {
                 outcome: Outcome::Hit,
             });
         }
-        let asked = self.ask_tags(repository, query, window);
-        if cached.is_empty() {
+        let asked = self.ask_tags(repository, query, window, peer);
+        if cached.is_empty() || self.is_refused(repository) {
             return Ok(Served {
                 value: asked.await?,
                 outcome: Outcome::Miss,
@@ -58,7 +60,7 @@ impl Pull {
                 value,
                 outcome: Outcome::Miss,
             }),
-            Ok(Err(failure)) if failure.is_final() => Err(failure),
+            Ok(Err(failure)) if failure.is_final() || self.is_refused(repository) => Err(failure),
             _ => Ok(Served {
                 value: window.of(cached),
                 outcome: Outcome::Stale,
@@ -66,13 +68,20 @@ impl Pull {
         }
     }
 
-    async fn ask_tags(&self, repository: &Repository, query: &str, window: &Window) -> Result<Page, Failure> {
+    async fn ask_tags(
+        &self,
+        repository: &Repository,
+        query: &str,
+        window: &Window,
+        peer: &str,
+    ) -> Result<Page, Failure> {
         let told = |error| Failure::of(&error, Kind::Tags);
-        let answer = self
-            .origin(repository)?
-            .tags(&repository.name, query)
-            .await
-            .map_err(told)?;
+        let upstream = self.origin(repository)?;
+        let _turn = self.turn(repository, ClientAddress::of_peer(peer)).await?;
+        let generation = upstream.credential_generation();
+        let answer = upstream.tags(&repository.name, query).await.map_err(told);
+        self.heed((&upstream, generation), repository, None, &answer);
+        let answer = answer?;
         let page = Page {
             names: answer.tags,
             next: answer.next,
@@ -80,9 +89,11 @@ impl Pull {
         Ok(window.where_ignored(page))
     }
 
-    /// The repositories in the cache.
+    /// Returns the repositories in the cache that clients may pull.
     pub(crate) async fn catalog(&self, window: &Window) -> Page {
-        window.of(unreadable(self.store.repositories().await.map(Some)).unwrap_or_default())
+        let live = self.live();
+        let listed = self.store.repositories(move |repository| live.admits(repository));
+        window.of(unreadable(listed.await.map(Some)).unwrap_or_default())
     }
 }
 

@@ -8,61 +8,78 @@ use tracing::{debug, warn};
 use super::failure::{Failure, Kind};
 use super::media::{self, Verdict};
 use super::{Pull, Served, unreadable};
+use crate::client_address::ClientAddress;
 use crate::digest::Digest;
+use crate::fill::Turn;
 use crate::metrics::Outcome;
 use crate::name::{Reference, Repository, Tag};
 use crate::store::{CachedTag, Manifest, StageError};
 use crate::upstream::{Accept, Upstream};
 
+/// What a client asks with.
+#[derive(Clone, Copy)]
+pub(crate) struct Client<'a> {
+    /// The headers of its request.
+    pub(crate) headers: &'a HeaderMap,
+    /// The address of its connection.
+    pub(crate) peer: &'a str,
+}
+
 type Answer = Result<Served<Manifest>, Failure>;
 type Fetched = Result<(Manifest, Outcome), Failure>;
 
 impl Pull {
-    /// Returns the manifest that a reference names; `headers` are the client's.
+    /// Returns the manifest that a reference names.
     pub(crate) async fn manifest(
         self: &Arc<Self>,
         repository: &Repository,
         reference: &Reference,
-        headers: &HeaderMap,
+        client: Client<'_>,
     ) -> Answer {
         match reference {
-            Reference::Digest(digest) => self.manifest_by_digest(repository, digest, headers).await,
-            Reference::Tag(tag) => self.manifest_by_tag(repository, tag, headers).await,
+            Reference::Digest(digest) => self.manifest_by_digest(repository, digest, client).await,
+            Reference::Tag(tag) => self.manifest_by_tag(repository, tag, client).await,
         }
     }
 
-    /// Returns the copy where there is one: a digest's content can't change, so upstream is never asked about it again.
+    /// Returns the copy if there is one: a digest's content can't change, so upstream is asked about it again only after it
+    /// refused something of the repository.
     async fn manifest_by_digest(
         self: &Arc<Self>,
         repository: &Repository,
         digest: &Digest,
-        headers: &HeaderMap,
+        client: Client<'_>,
     ) -> Answer {
-        if let Some(value) = unreadable(self.store.manifest(repository, digest).await) {
-            return Ok(Served {
-                value,
-                outcome: Outcome::Hit,
-            });
-        }
+        let copy = match unreadable(self.store.manifest(repository, digest).await) {
+            Some(value) if !self.is_refused(repository) => {
+                return Ok(Served {
+                    value,
+                    outcome: Outcome::Hit,
+                });
+            }
+            copy => copy,
+        };
         // Boxed, as each hit would make room for it.
         let reference = Reference::Digest(digest.clone());
-        Box::pin(self.fetch_manifest(repository, &reference, headers, None)).await
+        let copy = copy.map(|copy| (digest.clone(), copy));
+        Box::pin(self.fetch_manifest(repository, &reference, client, copy)).await
     }
 
     async fn manifest_by_tag(
         self: &Arc<Self>,
         repository: &Repository,
         tag: &Tag,
-        headers: &HeaderMap,
+        client: Client<'_>,
     ) -> Answer {
         let Some((known, copy)) = self.copy_of(repository, tag).await else {
             let reference = Reference::Tag(tag.clone());
-            return Box::pin(self.fetch_manifest(repository, &reference, headers, None)).await;
+            return Box::pin(self.fetch_manifest(repository, &reference, client, None)).await;
         };
         let live = self.live();
         let cache = &live.cache;
         let age = self.clock.since(known.validated);
-        let fresh = known.proven && !self.clock.is_over(known.validated, cache.tag_ttl);
+        let is_refused = self.is_refused(repository);
+        let fresh = known.proven && !is_refused && !self.clock.is_over(known.validated, cache.tag_ttl);
         if fresh || cache.offline {
             return Ok(Served {
                 value: copy,
@@ -71,17 +88,17 @@ impl Pull {
         }
         let reference = Reference::Tag(tag.clone());
         let copied = Some((known.digest, copy.clone()));
-        let asked = Box::pin(self.fetch_manifest(repository, &reference, headers, copied));
-        if age
-            >= cache
-                .ttl
-                .map_or(cache.stale_if_error, |ttl| ttl.min(cache.stale_if_error))
-        {
+        let asked = Box::pin(self.fetch_manifest(repository, &reference, client, copied));
+        let longest = cache
+            .ttl
+            .map_or(cache.stale_if_error, |ttl| ttl.min(cache.stale_if_error));
+        let is_refused = || self.refusals.has_tag(repository, tag) && self.heeds_refusals();
+        if age >= longest || is_refused() {
             return asked.await;
         }
         let failure = match tokio::time::timeout(self.patience(repository), asked).await {
             Ok(Ok(served)) => return Ok(served),
-            Ok(Err(failure)) if failure.is_final() => return Err(failure),
+            Ok(Err(failure)) if failure.is_final() || is_refused() => return Err(failure),
             Ok(Err(failure)) => failure,
             Err(_) => Failure::unavailable("no answer in time"),
         };
@@ -105,11 +122,11 @@ impl Pull {
         self: &Arc<Self>,
         repository: &Repository,
         reference: &Reference,
-        headers: &HeaderMap,
+        client: Client<'_>,
         known: Option<(Digest, Manifest)>,
     ) -> Answer {
         let upstream = self.origin(repository)?;
-        let accept = Accept::of_client(headers);
+        let accept = Accept::of_client(client.headers);
         let (text, version) = (
             format!("{reference} {}", accept.key()),
             upstream.credential_generation(),
@@ -118,17 +135,31 @@ impl Pull {
             return Err(failure);
         }
         let key = (repository.clone(), reference.clone(), accept);
-        let (waiting, joined) = self.manifests.join(&key, || {
+        let fetch = |turn: Turn| {
             let (pull, (repository, reference, accept)) = (Arc::clone(self), key.clone());
             async move {
+                let _turn = turn;
                 let fetched = pull.ask(&upstream, &repository, &reference, accept, known).await;
+                let tag = match &reference {
+                    Reference::Tag(tag) => Some(tag),
+                    Reference::Digest(_) => None,
+                };
+                pull.heed((&upstream, version), &repository, tag, &fetched);
                 if let Err(failure) = &fetched {
                     pull.absent
                         .note(&repository, Kind::Manifest, &text, version, failure);
                 }
                 fetched
             }
-        });
+        };
+        let (waiting, joined) = match self.manifests.get(&key) {
+            Some(waiting) => (waiting, true),
+            None => {
+                let address = ClientAddress::of_peer(client.peer);
+                let turn = self.turn(repository, address).await?;
+                self.manifests.join(&key, || fetch(turn))
+            }
+        };
         let fetched = waiting
             .await
             .unwrap_or_else(|| Err(Failure::unavailable("the fetch was given up")));

@@ -8,47 +8,64 @@ use moka::sync::Cache;
 
 use super::failure::{Failure, Kind};
 use super::flight::Waiting;
+use super::per_upstream::PerUpstream;
 use super::{Pull, Served, unreadable};
+use crate::client_address::ClientAddress;
 use crate::digest::Digest;
 use crate::metrics::Outcome;
-use crate::name::{Repository, Tag};
+use crate::name::{Host, Repository, Tag};
 use crate::raw_index::with_artifact_type;
 use crate::upstream::{Error, MAX_SMALL};
 
-/// Lists are kept in memory up to this many bytes in all.
-const CAPACITY: u64 = 16 << 20;
+/// The lists of an upstream are kept in memory up to this number of bytes.
+const CAPACITY: u64 = 8 << 20;
 
 /// Upstream's answer; `None` where it has no referrers API.
 pub(super) type Asked = Result<Option<Bytes>, Error>;
 
 /// The lists of upstream, whole: the client's filter is applied to what is kept.
-pub(super) struct Known(Cache<(Repository, Digest), (Bytes, Timestamp)>);
+pub(super) struct Known(PerUpstream<(Repository, Digest), (Bytes, Timestamp)>);
 
 impl Default for Known {
     fn default() -> Self {
-        let weight = |_: &_, list: &(Bytes, Timestamp)| u32::try_from(list.0.len() + 256).unwrap_or(u32::MAX);
-        Self(Cache::builder().max_capacity(CAPACITY).weigher(weight).build())
+        Self(PerUpstream::new(|| {
+            Cache::builder()
+                .max_capacity(CAPACITY)
+                .weigher(|_, (list, _): &(Bytes, Timestamp)| {
+                    u32::try_from(list.len() + 256).unwrap_or(u32::MAX)
+                })
+                .build()
+        }))
+    }
+}
+
+impl Known {
+    /// Forgets the lists of other upstreams than these.
+    pub(super) fn retain(&self, is_kept: impl Fn(&Host) -> bool) {
+        self.0.retain(is_kept);
     }
 }
 
 impl Pull {
-    /// The index of what refers to `digest`, unfiltered.
+    /// Returns the index of what refers to `digest`, unfiltered.
     pub(crate) async fn referrers(
         self: &Arc<Self>,
         repository: &Repository,
         digest: &Digest,
+        peer: &str,
     ) -> Result<Served<Bytes>, Failure> {
         let cache = self.live().cache.clone();
         let key = (repository.clone(), digest.clone());
-        let known = self.referrers.0.get(&key).map(|(list, then)| {
+        let known = self.referrers.0.of(&key.0.host).get(&key).map(|(list, then)| {
             (
                 list,
                 self.clock.since(then),
                 self.clock.is_over(then, cache.tag_ttl),
             )
         });
+        let is_refused = self.is_refused(repository);
         if let Some((value, _, over)) = &known
-            && (!over || cache.offline)
+            && (!(*over || is_refused) || cache.offline)
         {
             return Ok(Served {
                 value: value.clone(),
@@ -61,19 +78,29 @@ impl Pull {
         let longest = cache
             .ttl
             .map_or(cache.stale_if_error, |ttl| ttl.min(cache.stale_if_error));
-        let Some((stale, ..)) = known.filter(|(_, age, _)| *age < longest) else {
-            let (asked, joined) = self.ask_referrers(&key);
+        let client = ClientAddress::of_peer(peer);
+        let Some((stale, ..)) = known.filter(|(_, age, _)| *age < longest && !is_refused) else {
+            let (asked, joined) = self.ask_referrers(&key, client).await?;
             let value = listed(asked.await.unwrap_or_else(given_up))?;
             let outcome = if joined { Outcome::Coalesced } else { Outcome::Miss };
             return Ok(Served { value, outcome });
         };
-        let asked = self.ask_referrers(&key).0;
+        let asked = async {
+            match self.ask_referrers(&key, client).await {
+                Ok((asked, _)) => asked.await,
+                Err(_) => None,
+            }
+        };
         match tokio::time::timeout(self.patience(repository), asked).await {
             Ok(Some(Ok(Some(value)))) => Ok(Served {
                 value,
                 outcome: Outcome::Miss,
             }),
-            Ok(Some(Err(error @ Error::NotFound { .. }))) => Err(Failure::of(&error, Kind::Manifest)),
+            Ok(Some(Err(error)))
+                if matches!(error, Error::NotFound { .. }) || self.is_refused(repository) =>
+            {
+                Err(Failure::of(&error, Kind::Manifest))
+            }
             // The API was there before, so what says that it is not is no word of the registry's.
             _ => Ok(Served {
                 value: stale,
@@ -82,21 +109,35 @@ impl Pull {
         }
     }
 
-    /// Asks upstream, once for all who want the same; true where that was under way already.
-    fn ask_referrers(self: &Arc<Self>, key: &(Repository, Digest)) -> (Waiting<Asked>, bool) {
-        self.asked_referrers.join(key, || {
+    /// Asks upstream, once for all clients that want the same; true if that was under way already.
+    async fn ask_referrers(
+        self: &Arc<Self>,
+        key: &(Repository, Digest),
+        client: ClientAddress,
+    ) -> Result<(Waiting<Asked>, bool), Failure> {
+        if let Some(asked) = self.asked_referrers.get(key) {
+            return Ok((asked, true));
+        }
+        let turn = self.turn(&key.0, client).await?;
+        Ok(self.asked_referrers.join(key, || {
             let (pull, key) = (Arc::clone(self), key.clone());
             async move {
+                let _turn = turn;
                 let upstream = pull.origin(&key.0).map_err(|failure| Error::Unavailable {
                     what: failure.to_string(),
                 })?;
-                let list = upstream.referrers(&key.0.name, &key.1).await?;
+                let generation = upstream.credential_generation();
+                let list = upstream.referrers(&key.0.name, &key.1).await;
+                let said = list.as_ref().map_err(|error| Failure::of(error, Kind::Manifest));
+                pull.heed((&upstream, generation), &key.0, None, &said);
+                let list = list?;
                 if let Some(list) = &list {
-                    pull.referrers.0.insert(key, (list.clone(), pull.clock.now()));
+                    let known = pull.referrers.0.of(&key.0.host);
+                    known.insert(key, (list.clone(), pull.clock.now()));
                 }
                 Ok(list)
             }
-        })
+        }))
     }
 
     /// Offline there may still be the tag that clients fall back to (distribution-spec, "Referrers Tag Schema").

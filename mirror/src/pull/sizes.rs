@@ -2,35 +2,43 @@
 
 use moka::sync::Cache;
 
+use super::per_upstream::PerUpstream;
 use crate::digest::Digest;
 use crate::manifest::Document;
-use crate::name::Repository;
+use crate::name::{Host, Repository};
 
-/// Sizes that are remembered at most.
-const CAPACITY: u64 = 100_000;
+/// The most sizes of an upstream's blobs that are remembered.
+const CAPACITY: u64 = 25_000;
 
 /// What manifests that were fetched say of their blobs.
-pub(super) struct Named(Cache<(Repository, Digest), u64>);
+pub(super) struct Named(PerUpstream<(Repository, Digest), u64>);
 
 impl Default for Named {
     fn default() -> Self {
-        Self(Cache::new(CAPACITY))
+        Self(PerUpstream::new(|| Cache::new(CAPACITY)))
     }
 }
 
 impl Named {
+    /// Forgets what other upstreams than these sent.
+    pub(super) fn retain(&self, is_kept: impl Fn(&Host) -> bool) {
+        self.0.retain(is_kept);
+    }
+
     /// Remembers what a manifest says of its blobs. What lies elsewhere by its `urls` may not be at the registry.
     pub(super) fn note(&self, repository: &Repository, manifest: &Document) {
+        let sizes = self.0.of(&repository.host);
         for blob in manifest.blobs().iter().filter(|blob| !blob.elsewhere) {
             if let Some(size) = blob.size {
-                self.0.insert((repository.clone(), blob.digest.clone()), size);
+                sizes.insert((repository.clone(), blob.digest.clone()), size);
             }
         }
     }
 
     /// The size of this blob by a manifest of the same repository.
     pub(super) fn of(&self, repository: &Repository, digest: &Digest) -> Option<u64> {
-        self.0.get(&(repository.clone(), digest.clone()))
+        let sizes = self.0.of(&repository.host);
+        sizes.get(&(repository.clone(), digest.clone()))
     }
 }
 

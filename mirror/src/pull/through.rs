@@ -12,8 +12,9 @@ use futures::{Stream, StreamExt, TryStreamExt};
 
 use super::failure::{Failure, Kind};
 use crate::block_reader;
+use crate::client_address::ClientAddress;
 use crate::digest::{Algorithm, Digest, Hasher};
-use crate::fill::{Cut, Fill, HELD_BACK, Phase};
+use crate::fill::{Cut, Fill, HELD_BACK, Phase, Turn};
 use crate::inflight::Inflight;
 use crate::name::Repository;
 use crate::upstream::{BlobAnswer, Error, Upstream};
@@ -25,6 +26,8 @@ pub(crate) struct Asked<'a> {
     pub(crate) digest: &'a Digest,
     /// The credential that was in use when the request came: what upstream says is said to that one.
     pub(crate) generation: u64,
+    /// The client whose request it is.
+    pub(crate) client: ClientAddress,
 }
 
 /// An answer that passes by the cache.
@@ -38,13 +41,19 @@ pub(crate) struct Through {
 }
 
 impl<'a> Asked<'a> {
-    pub(crate) fn new(upstream: Arc<Upstream>, repository: &'a Repository, digest: &'a Digest) -> Self {
+    pub(crate) fn new(
+        upstream: Arc<Upstream>,
+        repository: &'a Repository,
+        digest: &'a Digest,
+        client: ClientAddress,
+    ) -> Self {
         let generation = upstream.credential_generation();
         Self {
             upstream,
             repository,
             digest,
             generation,
+            client,
         }
     }
 
@@ -52,6 +61,19 @@ impl<'a> Asked<'a> {
         self.upstream
             .blob_past_the_cache(&self.repository.name, self.digest, from, until)
             .await
+    }
+}
+
+impl Through {
+    /// Returns the answer with a body that keeps the turn of its client until its end.
+    pub(super) fn holding(self, turn: Turn) -> Self {
+        let held = self.body.inspect(move |_| {
+            let _ = &turn;
+        });
+        Self {
+            body: held.boxed(),
+            ..self
+        }
     }
 }
 

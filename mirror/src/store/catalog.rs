@@ -9,16 +9,24 @@ use crate::store::path::Layout;
 use crate::store::{Error, Inner, Store};
 
 impl Store {
-    /// The repositories cached, sorted; those of other upstreams than the default one as `host/name`.
-    pub async fn repositories(&self) -> Result<Vec<String>, Error> {
-        self.blocking(Inner::list_repositories).await
+    /// Returns the names of the repositories cached that `is_listed`, sorted; those of other upstreams than the default
+    /// one as `host/name`.
+    pub async fn repositories(
+        &self,
+        is_listed: impl Fn(&Repository) -> bool + Send + 'static,
+    ) -> Result<Vec<String>, Error> {
+        self.blocking(move |inner| inner.list_repositories(is_listed))
+            .await
     }
 }
 
 impl Inner {
-    fn list_repositories(&self) -> Result<Vec<String>, Error> {
+    fn list_repositories(&self, is_listed: impl Fn(&Repository) -> bool) -> Result<Vec<String>, Error> {
         let mut names = Vec::new();
         each_repository(&self.layout, &mut |repository| {
+            if !is_listed(&repository) {
+                return;
+            }
             names.push(if repository.host == *self.layout.default_host() {
                 repository.name.to_string()
             } else {

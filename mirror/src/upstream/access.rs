@@ -82,7 +82,7 @@ impl Access {
     /// Fails while there is no usable credential, or the class rests.
     pub(super) fn admit(&self, class: Class) -> Result<(), Error> {
         if let Err(reason) = &self.credential {
-            return Err(Error::denied(403, reason));
+            return Err(Error::no_credential(reason));
         }
         match self.rests.left(class) {
             Some(retry_after) => Err(Error::RateLimited { retry_after }),
@@ -264,6 +264,7 @@ impl Access {
             status,
             message: message.join("; "),
             withheld,
+            lasting: true,
         }
     }
 }

@@ -29,6 +29,9 @@ pub enum Error {
         message: String,
         /// A credential is configured, and the server did not see it.
         withheld: bool,
+        /// False for a page, as of a firewall, and where the answer names a time after which to ask again: neither is a
+        /// registry's refusal.
+        lasting: bool,
     },
     /// Too many requests; until the time is over, nothing of this class is asked.
     #[error("upstream limits the rate of requests; asked again in {} s", retry_after.as_secs_f64().ceil())]
@@ -65,6 +68,29 @@ impl Error {
             status,
             message,
             withheld: false,
+            lasting: true,
+        }
+    }
+
+    /// Returns whether a registry refuses what was asked for, having seen the credential that is configured.
+    pub fn is_refusal(&self) -> bool {
+        matches!(
+            self,
+            Self::Denied {
+                withheld: false,
+                lasting: true,
+                ..
+            }
+        )
+    }
+
+    /// Returns the denial of a request that was not sent, as there is no usable credential.
+    pub(super) fn no_credential(reason: &str) -> Self {
+        Self::Denied {
+            status: 403,
+            message: reason.to_owned(),
+            withheld: true,
+            lasting: true,
         }
     }
 }

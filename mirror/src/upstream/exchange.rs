@@ -1,6 +1,6 @@
 //! A question to the registry, through authorization, redirects and rests to its answer.
 
-use http::header::AUTHORIZATION;
+use http::header::{AUTHORIZATION, RETRY_AFTER};
 use http::{HeaderMap, Method, StatusCode};
 use reqwest::Response;
 use tokio::sync::OwnedSemaphorePermit;
@@ -254,8 +254,13 @@ impl Upstream {
             404 | 410 => answer.error_body(&self.wire, access).await.not_found(),
             code @ (401 | 403) if judges => {
                 let audience = answer.audience();
+                let passes = answer.is_page() || answer.headers().contains_key(RETRY_AFTER);
                 let body = answer.error_body(&self.wire, access).await;
-                access.denied(&audience, code, body.message())
+                let mut denied = access.denied(&audience, code, body.message());
+                if let Error::Denied { lasting, .. } = &mut denied {
+                    *lasting = !passes;
+                }
+                denied
             }
             code if server == ServerKind::Upstream => Error::unavailable(format!("it answered {code}")),
             code => {

@@ -1,5 +1,7 @@
 //! The isolation of upstreams from each other: what one sends, or does not send, changes nothing for another's clients.
 
+mod matrix;
+
 use std::time::{Duration, Instant};
 
 use http::StatusCode;
@@ -191,4 +193,64 @@ async fn lying_length_evicts_nothing(fault: &Fault) {
         let hit = mirror.get(path).await;
         assert_eq!(header(&hit, "x-cache"), "HIT");
     }
+}
+
+/// A client that asks for more blobs than it has places for, at an upstream that drips.
+async fn flood(hub: &Hub, mirror: &Mirror, host: &str) {
+    const BLOBS: usize = 1_100;
+    hub.always("GET flood/app/blobs", Fault::Drops(Duration::from_secs(1)));
+    let digests: Vec<_> = (0..BLOBS)
+        .map(|number| hub.push_blob("flood/app", number.to_string().repeat(500)))
+        .collect();
+    for batch in digests.chunks(100) {
+        let requests = batch.iter().map(|digest| {
+            let path = format!("/v2/{host}/flood/app/blobs/{digest}");
+            // Its fill goes on without the client.
+            tokio::time::timeout(Duration::from_millis(100), mirror.request("GET", &path).send())
+        });
+        futures::future::join_all(requests).await;
+    }
+}
+
+fn client_at(address: [u8; 4]) -> reqwest::Client {
+    let client = reqwest::Client::builder().no_proxy().timeout(AT_ONCE);
+    client
+        .local_address(std::net::IpAddr::from(address))
+        .build()
+        .unwrap()
+}
+
+/// 1,100 blobs at an upstream that drips take some of its places and turns, and none of another upstream's.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn flood_at_one_upstream_leaves_others_unharmed() {
+    let hubs = Neighbours::new().await;
+    flood(&hubs.bad, &hubs.mirror, "bad.test").await;
+    assert!((1..=96).contains(&hubs.bad.count("GET flood/app/blobs")));
+    hubs.pull_from_good().await;
+    let more = hubs.bad.push_blob("flood/app", b"one more");
+    let refused = hubs
+        .mirror
+        .get(&format!("/v2/bad.test/flood/app/blobs/{more}"))
+        .await;
+    assert_eq!(refused.status(), 503);
+    assert!(refused.headers().contains_key("retry-after"));
+}
+
+/// Clients at other addresses have places and turns at the upstream that one floods.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn flood_of_one_client_leaves_turns_to_others() {
+    let hubs = Neighbours::new().await;
+    flood(&hubs.bad, &hubs.mirror, "bad.test").await;
+    // The flooding client waits for its turn to get what the other one asks for.
+    let mut waiting = tokio::spawn(hubs.mirror.request("GET", &hubs.path("bad.test")).send());
+    let waited = tokio::time::timeout(Duration::from_millis(100), &mut waiting).await;
+    assert!(waited.is_err(), "it got a turn");
+    let other = client_at([127, 0, 0, 2]);
+    for host in ["bad.test", "good.test"] {
+        let url = format!("{}{}", hubs.mirror.url, hubs.path(host));
+        let answer = other.get(url).send().await.unwrap();
+        assert_eq!(answer.status(), 200, "{host}");
+        assert!(answer.bytes().await.unwrap() == hubs.data, "other bytes");
+    }
+    waiting.abort();
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use crate::hub::{Fault, Gate, Hub};
-use crate::served::{Mirror, header, json as body_of};
+use crate::served::{Mirror, cache, header, json as body_of};
 
 #[tokio::test]
 async fn tags_come_from_upstream_page_by_page() {
@@ -139,4 +139,32 @@ async fn many_who_ask_for_referrers_at_once_cost_one_request() {
     let (answers, ()) = tokio::join!(futures::future::join_all((0..20).map(|_| ask())), open);
     assert!(answers.iter().all(|(status, _)| *status == 200), "{answers:?}");
     assert_eq!(hub.count("GET referrers"), 1);
+}
+
+/// The catalog names no repository that clients may not pull: kept out by patterns, or of an upstream that is gone.
+#[tokio::test]
+async fn catalog_lists_only_what_clients_may_pull() {
+    let (hub, quay, gone) = (Hub::start().await, Hub::start().await, Hub::start().await);
+    let hubs = [(&hub, "docker.io"), (&quay, "quay.io"), (&gone, "gone.test")];
+    let mirror = Mirror::with(&hubs, cache(), None).await;
+    for (hub, host, name) in [
+        (&hub, "docker.io", "team/open"),
+        (&hub, "docker.io", "team/secret"),
+        (&quay, "quay.io", "team/app"),
+        (&quay, "quay.io", "other/app"),
+        (&gone, "gone.test", "team/app"),
+    ] {
+        hub.push_image(name, "1", &[b"layer"]);
+        let pulled = mirror.get(&format!("/v2/{host}/{name}/manifests/1")).await;
+        assert_eq!(pulled.status(), 200, "{host}/{name}");
+    }
+    let globs = |pattern: &str| mirror::config::Globs::new(&[pattern.to_owned()]).unwrap();
+    let mut live = crate::served::live(&hubs[..2], cache(), &mirror.clock);
+    live.upstreams[0].settings.exclude = globs("**/secret");
+    live.upstreams[1].settings.include = globs("team/**");
+    mirror.pull.reload(live);
+    let listed = body_of(mirror.get("/v2/_catalog").await).await;
+    assert_eq!(listed["repositories"], json!(["quay.io/team/app", "team/open"]));
+    let page = body_of(mirror.get("/v2/_catalog?n=1&last=quay.io/team/app").await).await;
+    assert_eq!(page["repositories"], json!(["team/open"]));
 }

@@ -24,6 +24,7 @@ mod lists;
 mod manifests;
 mod offline;
 mod refusals;
+mod revoked;
 mod sequences;
 mod served;
 mod table;

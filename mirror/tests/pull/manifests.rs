@@ -58,7 +58,7 @@ async fn where_head_is_refused_a_tag_that_moved_is_fetched(status: u16) {
 #[test_case(&Fault::status(500); "500")]
 #[test_case(&Fault::limited(None); "429")]
 #[test_case(&Fault::html(404); "a 404 that no registry wrote")]
-#[test_case(&Fault::status(403); "403")]
+#[test_case(&Fault::html(403); "a 403 that no registry wrote")]
 #[test_case(&Fault::Reset; "the connection ends")]
 #[test_case(&Fault::Hang; "no answer")]
 #[tokio::test]

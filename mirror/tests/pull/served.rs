@@ -40,6 +40,7 @@ pub(crate) fn cache() -> Cache {
         ttl_from: TtlFrom::LastUse,
         tag_ttl: Duration::from_mins(5),
         stale_if_error: Duration::from_hours(1),
+        stale_if_denied: false,
         max_size: None,
         pinned: mirror::config::Globs::default(),
         offline: false,

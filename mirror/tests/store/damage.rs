@@ -243,7 +243,7 @@ async fn a_dropped_blob_stays_readable_where_it_is_open_and_leaves_no_link() {
     assert_eq!(read(&open), b"layer");
     assert_eq!(get(&store, &nginx(), &digest).await, None);
     assert_eq!(place.tree(), BTreeMap::new());
-    assert_eq!(store.repositories().await.unwrap(), Vec::<String>::new());
+    assert_eq!(store.repositories(|_| true).await.unwrap(), Vec::<String>::new());
 }
 
 /// A place whose blob lost a bit but not its length, and nobody remembers that it was verified.

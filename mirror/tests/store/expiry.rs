@@ -87,6 +87,7 @@ async fn the_task_expires_at_once_and_again_when_the_ttl_changes_and_flushes_at_
         ttl_from: LastUse,
         tag_ttl: Duration::ZERO,
         stale_if_error: Duration::ZERO,
+        stale_if_denied: false,
         max_size: None,
         pinned: mirror::config::Globs::default(),
         offline: false,

@@ -83,7 +83,7 @@ async fn tags_and_repositories_are_listed_sorted() {
         store.tags(&repository("quay.io", "org/app")).await.unwrap(),
         Vec::<String>::new()
     );
-    let repositories = store.repositories().await.unwrap();
+    let repositories = store.repositories(|_| true).await.unwrap();
     assert_eq!(repositories, ["a", "a/b/c", "library/nginx", "quay.io/org/app"]);
 }
 

@@ -77,6 +77,7 @@ fn written(accepted: &Accepted<'_>) -> File {
                 }),
                 tag_ttl: Some(duration(spec.cache.tag_ttl)),
                 stale_if_error: Some(duration(spec.cache.stale_if_error)),
+                stale_if_denied: spec.cache.stale_if_denied,
                 max_size: Some(accepted.max_size),
                 pinned: spec.cache.pinned.clone(),
                 offline: spec.cache.offline,

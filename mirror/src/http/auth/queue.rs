@@ -5,11 +5,12 @@
 //! one address therefore delays a login from another address by one check, not by the whole flood.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::client_address::ClientAddress;
 
 /// Logins of one client address that wait at once.
 const MAX_PER_ADDRESS: usize = 16;
@@ -19,11 +20,6 @@ const MAX_WAITING: usize = 256;
 const MAX_ADDRESSES: usize = 1024;
 /// The longest wait in the queue; clients give up after 30 s.
 const MAX_WAIT: Duration = Duration::from_secs(10);
-
-/// A client address as the queue counts it; `None` is a client of a unix socket.
-///
-/// An IPv6 client may choose any address of its /64 network, so the network is what counts.
-type Address = Option<IpAddr>;
 
 /// The right to run one password check; the check ends when it is dropped.
 pub(super) type Permit = OwnedSemaphorePermit;
@@ -38,7 +34,7 @@ pub(super) struct LoginQueue {
 #[derive(Default)]
 struct Waiting {
     total: usize,
-    by_address: HashMap<Address, Entry>,
+    by_address: HashMap<ClientAddress, Entry>,
 }
 
 /// The waiting logins of one client address.
@@ -62,7 +58,7 @@ impl LoginQueue {
     /// Waits for a turn of `client` (`address:port`, or another name that stands for no address). Returns `None` where
     /// too many logins wait, or the turn does not come within ten seconds.
     pub(super) async fn admit(&self, client: &str) -> Option<Permit> {
-        let place = self.enter(address(client))?;
+        let place = self.enter(ClientAddress::of_peer(client))?;
         let turn = async {
             let _head = place.head.acquire().await.ok()?;
             Arc::clone(&self.running).acquire_owned().await.ok()
@@ -70,7 +66,7 @@ impl LoginQueue {
         tokio::time::timeout(self.max_wait, turn).await.ok().flatten()
     }
 
-    fn enter(&self, address: Address) -> Option<Place<'_>> {
+    fn enter(&self, address: ClientAddress) -> Option<Place<'_>> {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         let (total, addresses) = (waiting.total, waiting.by_address.len());
         let has_room = match waiting.by_address.get(&address) {
@@ -97,7 +93,7 @@ impl LoginQueue {
 /// A place in the queue, given up when it is dropped.
 struct Place<'q> {
     queue: &'q LoginQueue,
-    address: Address,
+    address: ClientAddress,
     head: Arc<Semaphore>,
 }
 
@@ -114,21 +110,9 @@ impl Drop for Place<'_> {
     }
 }
 
-fn address(client: &str) -> Address {
-    let ip = client.parse::<SocketAddr>().ok()?.ip().to_canonical();
-    Some(match ip {
-        IpAddr::V6(ip) => {
-            let network = ip.to_bits() & !u128::from(u64::MAX);
-            IpAddr::V6(Ipv6Addr::from_bits(network))
-        }
-        IpAddr::V4(_) => ip,
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use test_case::test_case;
 
     fn queue(at_once: usize) -> LoginQueue {
         LoginQueue {
@@ -141,16 +125,6 @@ mod tests {
     fn is_empty(queue: &LoginQueue) -> bool {
         let waiting = queue.waiting.lock().unwrap();
         waiting.total == 0 && waiting.by_address.is_empty()
-    }
-
-    #[test_case("192.0.2.1:80", "192.0.2.1:81" => true; "ports of one address")]
-    #[test_case("192.0.2.1:80", "[::ffff:192.0.2.1]:80" => true; "one address as IPv4 and IPv6")]
-    #[test_case("[2001:db8::1]:80", "[2001:db8::2]:80" => true; "addresses of one network")]
-    #[test_case("[2001:db8:0:1::1]:80", "[2001:db8:0:2::1]:80" => false; "addresses of two networks")]
-    #[test_case("192.0.2.1:80", "192.0.2.2:80" => false; "two addresses")]
-    #[test_case("unix", "unix" => true; "clients of a unix socket")]
-    fn addresses_are_grouped_by_network(one: &str, other: &str) -> bool {
-        address(one) == address(other)
     }
 
     /// A flood from one address delays a login from another address by one check.
@@ -190,16 +164,16 @@ mod tests {
     async fn login_beyond_the_bounds_is_refused() {
         let queue = queue(1);
         let places: Vec<_> = (0..MAX_PER_ADDRESS)
-            .map(|_| queue.enter(address("192.0.2.1:1")).unwrap())
+            .map(|_| queue.enter(ClientAddress::of_peer("192.0.2.1:1")).unwrap())
             .collect();
         assert!(queue.admit("192.0.2.1:2").await.is_none());
         let mut others = Vec::new();
         for number in 0..MAX_ADDRESSES - 1 {
             let [.., high, low] = number.to_be_bytes();
-            let place = queue.enter(Some(IpAddr::from([10, 0, high, low])));
+            let place = queue.enter(ClientAddress::of_peer(&format!("10.0.{high}.{low}:1")));
             others.push(place.unwrap());
         }
-        assert!(queue.enter(address("192.0.2.2:1")).is_none());
+        assert!(queue.enter(ClientAddress::of_peer("192.0.2.2:1")).is_none());
         drop((places, others));
         assert!(is_empty(&queue));
     }

@@ -37,7 +37,11 @@ pub(in crate::http) async fn get(
         HeaderValue::from_static("application/octet-stream"),
     );
     if context.method == Method::HEAD || response.status() == StatusCode::NOT_MODIFIED {
-        let served = context.app.pull.blob_size(&repository, &digest).await?;
+        let served = context
+            .app
+            .pull
+            .blob_size(&repository, &digest, &context.peer.name)
+            .await?;
         match served.value {
             Some(size) => _ = response.headers_mut().insert(header::CONTENT_LENGTH, size.into()),
             // A body of unknown length, so that the response has no Content-Length.
@@ -46,7 +50,11 @@ pub(in crate::http) async fn get(
         return Ok(EndpointResponse::new(response, served.outcome, repository));
     }
     let wanted = Wanted::of(context.headers, &etag);
-    let Served { value, mut outcome } = context.app.pull.blob(&repository, &digest, &wanted).await?;
+    let Served { value, mut outcome } = context
+        .app
+        .pull
+        .blob(&repository, &digest, &wanted, &context.peer.name)
+        .await?;
     match value {
         Source::Stored(blob) => {
             let (size, pull) = (blob.size, Arc::clone(&context.app.pull));

@@ -6,6 +6,7 @@ use http::{HeaderValue, StatusCode, header};
 use crate::http::error::RegistryError;
 use crate::http::{EndpointResponse, RequestContext, headers};
 use crate::name::{InvalidName, Reference};
+use crate::pull::Client;
 
 /// Returns a manifest, or its headers.
 pub(in crate::http) async fn get(
@@ -15,11 +16,11 @@ pub(in crate::http) async fn get(
 ) -> Result<EndpointResponse, RegistryError> {
     let reference = parse(reference)?;
     let repository = context.repository(name)?;
-    let served = context
-        .app
-        .pull
-        .manifest(&repository, &reference, context.headers)
-        .await?;
+    let client = Client {
+        headers: context.headers,
+        peer: &context.peer.name,
+    };
+    let served = context.app.pull.manifest(&repository, &reference, client).await?;
     let manifest = served.value;
     let etag = headers::etag(manifest.digest());
     let mut response = headers::response(context.headers, &etag);

@@ -20,7 +20,11 @@ pub(in crate::http) async fn get(
 ) -> Result<EndpointResponse, RegistryError> {
     let digest = blobs::parse(digest)?;
     let repository = context.repository(name)?;
-    let served = context.app.pull.referrers(&repository, &digest).await?;
+    let served = context
+        .app
+        .pull
+        .referrers(&repository, &digest, &context.peer.name)
+        .await?;
     let filter = form_urlencoded::parse(context.query.as_bytes()).find(|(key, _)| key == "artifactType");
     let filtered = match filter {
         Some((_, artifact_type)) => pull::of_type(&served.value, &artifact_type).await,

@@ -35,7 +35,12 @@ pub(in crate::http) async fn list(
     let served = context
         .app
         .pull
-        .tags(&repository, &query::without(context.query, "ns"), &window)
+        .tags(
+            &repository,
+            &query::without(context.query, "ns"),
+            &window,
+            &context.peer.name,
+        )
         .await?;
     let path = format!("{}/v2/{name}/tags/list", context.app.settings.prefix);
     let response = paged(

@@ -1,0 +1,38 @@
+//! The address that a client is counted by.
+
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+
+/// The address by which the requests of a client are counted: an IPv4 address, the /64 network of an IPv6 address, or
+/// `None` for all clients without one (unix sockets).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct ClientAddress(Option<IpAddr>);
+
+impl ClientAddress {
+    /// Returns the address of the peer of a connection, `IP:PORT`.
+    pub(crate) fn of_peer(peer: &str) -> Self {
+        let address = peer.parse::<SocketAddr>().ok();
+        Self(address.map(|address| match address.ip().to_canonical() {
+            IpAddr::V6(address) => {
+                let network = address.to_bits() & !u128::from(u64::MAX);
+                Ipv6Addr::from_bits(network).into()
+            }
+            address @ IpAddr::V4(_) => address,
+        }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use test_case::test_case;
+
+    #[test_case("192.0.2.1:80", "192.0.2.1:81" => true; "ports of one address")]
+    #[test_case("192.0.2.1:80", "[::ffff:192.0.2.1]:80" => true; "one address as IPv4 and IPv6")]
+    #[test_case("[2001:db8::1]:80", "[2001:db8::2]:80" => true; "addresses of one network")]
+    #[test_case("[2001:db8:0:1::1]:80", "[2001:db8:0:2::1]:80" => false; "addresses of two networks")]
+    #[test_case("192.0.2.1:80", "192.0.2.2:80" => false; "two addresses")]
+    #[test_case("unix", "unix" => true; "clients of a unix socket")]
+    fn addresses_are_grouped_by_network(one: &str, other: &str) -> bool {
+        ClientAddress::of_peer(one) == ClientAddress::of_peer(other)
+    }
+}

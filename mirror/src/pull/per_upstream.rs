@@ -1,0 +1,64 @@
+//! Caches of one kind, one for each upstream: what one upstream makes the server remember displaces nothing of another.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::sync::{PoisonError, RwLock};
+
+use moka::sync::Cache;
+
+use crate::name::Host;
+
+/// Caches of one kind by upstream, each with its own bound.
+pub(super) struct PerUpstream<K, V> {
+    build: fn() -> Cache<K, V>,
+    caches: RwLock<HashMap<Host, Cache<K, V>>>,
+}
+
+impl<K, V> PerUpstream<K, V>
+where
+    K: Eq + Hash + Send + Sync + 'static,
+    V: Clone + Send + Sync + 'static,
+{
+    /// No cache; `build` makes each one when it is first used.
+    pub(super) fn new(build: fn() -> Cache<K, V>) -> Self {
+        let caches = RwLock::default();
+        Self { build, caches }
+    }
+
+    /// Returns the cache of an upstream.
+    pub(super) fn of(&self, host: &Host) -> Cache<K, V> {
+        let caches = self.caches.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(cache) = caches.get(host) {
+            return cache.clone();
+        }
+        drop(caches);
+        let mut caches = self.caches.write().unwrap_or_else(PoisonError::into_inner);
+        caches.entry(host.clone()).or_insert_with(self.build).clone()
+    }
+
+    /// Keeps only the caches of these upstreams.
+    pub(super) fn retain(&self, is_kept: impl Fn(&Host) -> bool) {
+        let mut caches = self.caches.write().unwrap_or_else(PoisonError::into_inner);
+        caches.retain(|host, _| is_kept(host));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flood_of_one_upstream_displaces_nothing_of_another() {
+        let caches = PerUpstream::<u32, ()>::new(|| Cache::new(10));
+        let [bad, good]: [Host; 2] = ["bad.test", "good.test"].map(|host| host.parse().unwrap());
+        caches.of(&good).insert(0, ());
+        for number in 0..1_000 {
+            caches.of(&bad).insert(number, ());
+        }
+        caches.of(&bad).run_pending_tasks();
+        assert!(caches.of(&bad).entry_count() <= 10);
+        assert!(caches.of(&good).contains_key(&0));
+        caches.retain(|host| *host == bad);
+        assert!(!caches.of(&good).contains_key(&0), "it is gone");
+    }
+}
