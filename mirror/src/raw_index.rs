@@ -40,7 +40,7 @@ enum List<'a> {
 
 /// The reason for which a document is no list of manifests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum Unfit {
+pub(crate) enum IndexError {
     #[error("no JSON object")]
     NoObject,
     #[error("broken JSON, or an object of more than {MAX_MEMBERS} members")]
@@ -57,17 +57,17 @@ pub(crate) enum Unfit {
 
 impl<'a> RawIndex<'a> {
     /// Reads an index. One without `manifests` is an empty list; entries that are no objects are left out.
-    pub(crate) fn read(bytes: &'a [u8]) -> Result<Self, Unfit> {
+    pub(crate) fn read(bytes: &'a [u8]) -> Result<Self, IndexError> {
         if !bytes.trim_ascii_start().starts_with(b"{") {
-            return Err(Unfit::NoObject);
+            return Err(IndexError::NoObject);
         }
-        let index: Self = serde_json::from_slice(bytes).map_err(|_| Unfit::Broken)?;
+        let index: Self = serde_json::from_slice(bytes).map_err(|_| IndexError::Broken)?;
         match index.manifests {
             List::Entries { .. } => Ok(index),
             List::Absent if index.is_typed() => Ok(index),
-            List::Absent => Err(Unfit::NoIndex),
-            List::TooMany => Err(Unfit::TooMany),
-            List::Other => Err(Unfit::NoList),
+            List::Absent => Err(IndexError::NoIndex),
+            List::TooMany => Err(IndexError::TooMany),
+            List::Other => Err(IndexError::NoList),
         }
     }
 
@@ -115,7 +115,7 @@ pub(crate) struct JoinedIndex {
 
 impl JoinedIndex {
     /// Adds a page to an index of at most `limit` bytes.
-    pub(crate) fn add(&mut self, page: &Bytes, limit: usize) -> Result<(), Unfit> {
+    pub(crate) fn add(&mut self, page: &Bytes, limit: usize) -> Result<(), IndexError> {
         let index = RawIndex::read(page)?;
         self.pages += 1;
         self.whole = (self.pages == 1 && index.is_clean()).then(|| page.clone());
@@ -136,13 +136,13 @@ impl JoinedIndex {
         }
     }
 
-    fn push(&mut self, descriptor: &RawValue, limit: usize) -> Result<(), Unfit> {
+    fn push(&mut self, descriptor: &RawValue, limit: usize) -> Result<(), IndexError> {
         let text = descriptor.get();
         if self.count == MAX_ENTRIES {
-            return Err(Unfit::TooMany);
+            return Err(IndexError::TooMany);
         }
         if self.len() + text.len() > limit {
-            return Err(Unfit::TooLarge(limit));
+            return Err(IndexError::TooLarge(limit));
         }
         if self.count > 0 {
             self.list.push(',');
@@ -299,7 +299,7 @@ mod tests {
     const INDEX: &str = "application/vnd.oci.image.index.v1+json";
     const LIMIT: usize = 4 << 20;
 
-    fn joined(pages: &[&str]) -> Result<String, Unfit> {
+    fn joined(pages: &[&str]) -> Result<String, IndexError> {
         let mut joined = JoinedIndex::default();
         for page in pages {
             joined.add(&Bytes::copy_from_slice(page.as_bytes()), LIMIT)?;
@@ -317,7 +317,7 @@ mod tests {
         let other = r#"{"schemaVersion":3,"manifests":[ {"digest":"b"} ]}"#;
         let wanted = r#"{"schemaVersion":2,"x\"y":{"a":[1.50]},"manifests":[{"digest":"a"},{"digest":"c"},{"digest":"b"}]}"#;
         assert_eq!(joined(&[one, other]).unwrap(), wanted);
-        assert_eq!(joined(&[one, "{}"]), Err(Unfit::NoIndex));
+        assert_eq!(joined(&[one, "{}"]), Err(IndexError::NoIndex));
     }
 
     #[test]
@@ -349,17 +349,17 @@ mod tests {
         }
     }
 
-    #[test_case("<html>" => Unfit::NoObject; "a page")]
-    #[test_case("" => Unfit::NoObject; "nothing")]
-    #[test_case("[]" => Unfit::NoObject; "a list")]
-    #[test_case("{}" => Unfit::NoIndex; "an empty object")]
-    #[test_case(r#"{"message":"ok"}"# => Unfit::NoIndex; "other JSON")]
-    #[test_case(r#"{"mediaType":"application/vnd.oci.image.manifest.v1+json","schemaVersion":2}"# => Unfit::NoIndex; "an image")]
-    #[test_case(r#"{"manifests":[{"digest":"a"}"# => Unfit::Broken; "cut")]
-    #[test_case(r#"{"manifests":[{"digest":"a"}]} x"# => Unfit::Broken; "more after it")]
-    #[test_case(r#"{"manifests":{"a":[1]}}"# => Unfit::NoList; "an object")]
-    #[test_case(r#"{"manifests":"x"}"# => Unfit::NoList; "text")]
-    fn other_documents_are_no_index(text: &str) -> Unfit {
+    #[test_case("<html>" => IndexError::NoObject; "a page")]
+    #[test_case("" => IndexError::NoObject; "nothing")]
+    #[test_case("[]" => IndexError::NoObject; "a list")]
+    #[test_case("{}" => IndexError::NoIndex; "an empty object")]
+    #[test_case(r#"{"message":"ok"}"# => IndexError::NoIndex; "other JSON")]
+    #[test_case(r#"{"mediaType":"application/vnd.oci.image.manifest.v1+json","schemaVersion":2}"# => IndexError::NoIndex; "an image")]
+    #[test_case(r#"{"manifests":[{"digest":"a"}"# => IndexError::Broken; "cut")]
+    #[test_case(r#"{"manifests":[{"digest":"a"}]} x"# => IndexError::Broken; "more after it")]
+    #[test_case(r#"{"manifests":{"a":[1]}}"# => IndexError::NoList; "an object")]
+    #[test_case(r#"{"manifests":"x"}"# => IndexError::NoList; "text")]
+    fn other_documents_are_no_index(text: &str) -> IndexError {
         joined(&[text]).unwrap_err()
     }
 
@@ -367,13 +367,13 @@ mod tests {
     fn members_descriptors_and_bytes_are_bounded() {
         let index = |count: usize| format!(r#"{{"manifests":[{}{{}}]}}"#, "{},".repeat(count - 1));
         assert!(joined(&[&index(MAX_ENTRIES)]).is_ok());
-        assert_eq!(joined(&[&index(MAX_ENTRIES + 1)]), Err(Unfit::TooMany));
+        assert_eq!(joined(&[&index(MAX_ENTRIES + 1)]), Err(IndexError::TooMany));
         let half = index(MAX_ENTRIES / 2 + 1);
-        assert_eq!(joined(&[&half, &half]), Err(Unfit::TooMany));
+        assert_eq!(joined(&[&half, &half]), Err(IndexError::TooMany));
         let large = format!(r#"{{"manifests":[{{"x":"{}"}}]}}"#, "x".repeat(3 << 20));
-        assert_eq!(joined(&[&large, &large]), Err(Unfit::TooLarge(LIMIT)));
+        assert_eq!(joined(&[&large, &large]), Err(IndexError::TooLarge(LIMIT)));
         let members = format!(r#"{{{}"manifests":[]}}"#, r#""a":1,"#.repeat(MAX_MEMBERS + 1));
-        assert_eq!(joined(&[&members]), Err(Unfit::Broken));
+        assert_eq!(joined(&[&members]), Err(IndexError::Broken));
         // Entries that are dropped take no memory, however many there are.
         assert!(joined(&[&format!(r#"{{"manifests":[{}1]}}"#, "1,".repeat(50_000))]).is_ok());
     }

@@ -73,7 +73,7 @@ impl Access {
                 .build(),
             scopes: Cache::builder()
                 .max_capacity(MAX_SCOPES)
-                .weigher(scope_weight)
+                .weigher(|key, scope: &String| scope_weight(key, scope))
                 .time_to_idle(KEPT_UNUSED)
                 .build(),
         }
@@ -270,7 +270,7 @@ impl Access {
 }
 
 /// Returns the bytes that a scope takes with its key.
-fn scope_weight((audience, repository): &(Audience, String), scope: &String) -> u32 {
+fn scope_weight((audience, repository): &(Audience, String), scope: &str) -> u32 {
     let texts = audience.url.as_str().len() + repository.len() + scope.len();
     u32::try_from(ENTRY + texts).unwrap_or(u32::MAX)
 }

@@ -106,15 +106,15 @@ impl AddressPolicy {
             }
         }
         // The name `localhost` is as good as its address (RFC 6761, 6.3).
-        let named = literal(remote).map(AddressScope::of);
-        let named = named.or_else(|| is_loopback(remote).then_some(AddressScope::Loopback));
+        let own = literal(remote).map(AddressScope::of);
+        let own = own.or_else(|| is_loopback(remote).then_some(AddressScope::Loopback));
         Arc::new(Self {
             remote: remote.clone(),
             verifies,
             names,
             networks,
             key,
-            own: AtomicU8::new(named.map_or(0, |scope| scope as u8)),
+            own: AtomicU8::new(own.map_or(0, |scope| scope as u8)),
             was_public: AtomicBool::new(false),
         })
     }

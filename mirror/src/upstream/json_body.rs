@@ -55,7 +55,9 @@ impl Answer {
         limit: usize,
         place: &mut LargePermit,
     ) -> Result<JsonBody, Error> {
-        if self.length().is_some_and(|length| length > limit as u64) {
+        let announced = self.length().unwrap_or_default();
+        let announced = usize::try_from(announced).unwrap_or(usize::MAX);
+        if announced > limit {
             return Err(too_large(limit));
         }
         let within = wire.timeouts.body;
@@ -73,6 +75,8 @@ impl Answer {
                 body.extend_from_slice(&chunk);
                 if body.len() > MAX_SMALL || body.starts_with(&GZIP) {
                     place.take(wire).await?;
+                    // Exactly, as caches keep the bytes: growing would make room for twice as many.
+                    body.reserve(announced.saturating_sub(body.len()));
                 }
             }
             let (bytes, place) = (body.freeze(), place.clone());

@@ -11,7 +11,7 @@ use super::manifests::MOST_MANIFEST;
 use super::tags::about_list;
 use crate::digest::Digest;
 use crate::name::RepositoryName;
-use crate::raw_index::{JoinedIndex, Unfit};
+use crate::raw_index::{IndexError, JoinedIndex};
 
 /// The most pages of one list.
 const MAX_PAGES: usize = 64;
@@ -86,7 +86,7 @@ impl Upstream {
 pub(super) fn add(mut joined: JoinedIndex, page: &Bytes) -> Result<Option<JoinedIndex>, Error> {
     match joined.add(page, MOST_MANIFEST) {
         Ok(()) => Ok(Some(joined)),
-        Err(Unfit::NoObject | Unfit::NoIndex) => Ok(None),
+        Err(IndexError::NoObject | IndexError::NoIndex) => Ok(None),
         Err(unfit) => Err(Error::malformed(format!("a list of referrers that is {unfit}"))),
     }
 }

@@ -13,7 +13,7 @@ use crate::hub::{Fault, Hub};
 use crate::server::Server;
 
 /// The most that memory may grow by while four large documents are read at once.
-const MOST: u64 = 80 << 20;
+const MOST: u64 = 64 << 20;
 
 fn answer(status: u16, headers: Vec<(&'static str, String)>, body: impl Into<Bytes>) -> Fault {
     Fault::Answer(StatusCode::from_u16(status).unwrap(), headers, body.into())

@@ -206,9 +206,9 @@ async fn own_name_within_a_network_of_its_own() {
         registry.pull(&remote, &[], to("registry.test")).await.unwrap();
         let pulled = registry.pull(&remote, &[], to("inside.test")).await;
         if is_tls {
-            pulled.unwrap()
+            pulled.unwrap();
         } else {
-            assert_refused(pulled)
+            assert_refused(pulled);
         }
         // Its own name at another port, where nothing proves it.
         if !is_tls {
