@@ -4,6 +4,7 @@ use std::sync::MutexGuard;
 
 use crate::digest::Digest;
 use crate::metrics::EvictionReason;
+use crate::name::Host;
 use crate::store::durable::{prune, remove};
 use crate::store::index::{IndexEntry, Link, Op, Order};
 use crate::store::space::{Reservation, Shortfall};
@@ -11,8 +12,20 @@ use crate::store::{Error, Inner, IoError, StageError, hot_cache, link};
 
 /// The number of candidates per query of the index.
 const BATCH: usize = 64;
+/// The most pieces of content that an announcement has visited.
+const MAX_VISITED: u64 = 4_096;
 
 impl Inner {
+    /// Admits a file of `announced` bytes from an upstream, unless it could not fit though all went that may go.
+    pub(super) fn admit_file(&self, origin: &Host, announced: u64) -> Result<Reservation, StageError> {
+        let admitted = self.space.admit(origin, announced);
+        let (room, short) = admitted.map_err(|_| StageError::NoRoom)?;
+        if short > 0 && !self.can_free(short)? {
+            return Err(StageError::NoRoom);
+        }
+        Ok(room)
+    }
+
     /// Takes more room for an unfinished file, and evicts until there is some.
     pub(super) fn grow(&self, room: &mut Reservation, bytes: u64) -> Result<(), StageError> {
         match room.grow(bytes, 0) {
@@ -62,28 +75,48 @@ impl Inner {
 
     /// Evicts the least recently used content that no client reads and that is not pinned. Returns the bytes freed.
     fn evict(&self, wanted: u64) -> Result<u64, Error> {
-        if self.is_readonly() {
+        if wanted == 0 || self.is_readonly() {
             return Ok(0);
         }
         if let Err(error) = self.write_recorded_uses() {
             // A full disk must not keep from making room on it; some uses are forgotten then.
             tracing::warn!(%error, "uses could not be written before evicting");
         }
-        let (mut freed, mut last) = (0, None);
-        while freed < wanted {
+        let mut freed = 0;
+        self.visit_evictable(|digest| {
+            freed += self.remove(digest, EvictionReason::Room)?;
+            Ok(freed < wanted)
+        })?;
+        tracing::debug!(freed, wanted, "evicted");
+        Ok(freed)
+    }
+
+    /// Returns whether so many bytes of content may go, as far as the first [`MAX_VISITED`] pieces show; nothing goes.
+    fn can_free(&self, wanted: u64) -> Result<bool, Error> {
+        let (mut found, mut visited) = (0, 0);
+        self.visit_evictable(|digest| {
+            found += self.index.get(digest)?.map_or(0, |entry| entry.size);
+            visited += 1;
+            Ok(found < wanted && visited < MAX_VISITED)
+        })?;
+        Ok(found >= wanted || visited >= MAX_VISITED)
+    }
+
+    /// Visits content that is neither read now nor pinned, the least recently used first, until a visit returns false.
+    fn visit_evictable(&self, mut visit: impl FnMut(&Digest) -> Result<bool, Error>) -> Result<(), Error> {
+        let mut last = None;
+        loop {
             let oldest = self.index.oldest(Order::Use, last.as_ref(), BATCH)?;
             for (_, digest) in &oldest {
-                if freed < wanted && !self.hot_cache.is_read(digest) && !self.is_pinned(digest)? {
-                    freed += self.remove(digest, EvictionReason::Room)?;
+                if !self.hot_cache.is_read(digest) && !self.is_pinned(digest)? && !visit(digest)? {
+                    return Ok(());
                 }
             }
             match oldest.into_iter().next_back() {
                 Some(newest) => last = Some(newest),
-                None => break,
+                None => return Ok(()),
             }
         }
-        tracing::debug!(freed, wanted, "evicted");
-        Ok(freed)
     }
 
     /// Removes content that was last used, or fetched, before `before` (ms since 1970), that no client reads and that

@@ -70,21 +70,29 @@ impl DiskQuota {
     }
 
     /// Admits a file of `announced` bytes from an upstream, unless evicting everything would not make room for it. The
-    /// reservation is empty: room is taken as bytes come, since an announcement is no more than a claim.
-    pub(super) fn admit(self: &Arc<Self>, origin: &Host, announced: u64) -> Result<Reservation, Shortfall> {
+    /// reservation is empty: room is taken as bytes come, since an announcement is no more than a claim. The second value
+    /// is the number of bytes that would have to go for it.
+    pub(super) fn admit(
+        self: &Arc<Self>,
+        origin: &Host,
+        announced: u64,
+    ) -> Result<(Reservation, u64), Shortfall> {
         let mut account = lock(&self.account);
         let claimed = account.announced.get(origin).copied().unwrap_or_default();
         let claimed = claimed.saturating_add(announced);
-        if let Some(Shortfall::Never) = self.short(&account, claimed, 0) {
-            return Err(Shortfall::Never);
-        }
+        let short = match self.short(&account, claimed, 0) {
+            Some(Shortfall::Never) => return Err(Shortfall::Never),
+            Some(Shortfall::Evict(short)) => short,
+            None => 0,
+        };
         account.announced.insert(origin.clone(), claimed);
-        Ok(Reservation {
+        let room = Reservation {
             space: self.clone(),
             origin: origin.clone(),
             bytes: 0,
             announced,
-        })
+        };
+        Ok((room, short))
     }
 
     /// Adds content that was not counted before.

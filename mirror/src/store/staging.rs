@@ -59,8 +59,7 @@ impl Staged {
             return Err(StageError::ReadOnly);
         }
         let announced = size.unwrap_or(least.saturating_add(FIRST_STEP));
-        let room = inner.space.admit(origin, announced);
-        let room = room.map_err(|_| StageError::NoRoom)?;
+        let room = inner.admit_file(origin, announced)?;
         let (file, scratch) = inner.scratch.create()?;
         let mut staged = Self {
             expected: expected.clone(),

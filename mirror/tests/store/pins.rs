@@ -92,3 +92,19 @@ async fn what_is_pinned_does_not_give_way_and_no_room_is_said() {
     assert!(matches!(refused, Err(StageError::NoRoom)), "{refused:?}");
     assert!(get(&store, &nginx(), &pinned).await.is_some());
 }
+
+/// A blob that pinned content leaves no room for is refused before its first byte, and nothing else goes for it.
+#[tokio::test]
+async fn blob_that_pins_leave_no_room_for_is_refused_at_once() {
+    let place = Place::limited(10_000);
+    let store = place.open().await;
+    let pinned = put(&store, &nginx(), &bytes(0, 6_000)).await;
+    store.set_pinned(&globs(&[&format!("docker.io/library/nginx@{pinned}")]));
+    let other = put(&store, &nginx(), &bytes(1, 3_000)).await;
+    let large = digest(b"large");
+    let refused = store.stage(&nginx().host, &large, Some(5_000)).await.unwrap_err();
+    assert!(matches!(refused, StageError::NoRoom), "{refused:?}");
+    assert!(get(&store, &nginx(), &other).await.is_some());
+    put(&store, &nginx(), &bytes(2, 4_000)).await;
+    assert_eq!(get(&store, &nginx(), &other).await, None);
+}
