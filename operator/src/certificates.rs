@@ -1,8 +1,8 @@
 //! The certificates that the operator issues for mirrors with `tls.mode: SelfSigned`.
 //!
-//! A mirror has a CA, valid for two years, and a serving certificate of it, valid for 90 days. At half of its lifetime the CA
-//! gets a successor. Clients trust the successor at once; it signs a quarter of a lifetime later. The previous CA also signs
-//! the successor's key, so that a client without the new bundle verifies certificates until the previous CA ends.
+//! A mirror has a CA, valid for three years, and a serving certificate of it, valid for 90 days. In the first third of its
+//! lifetime clients learn to trust the CA, in the second it signs, and in the last clients still trust it. So the next CA is
+//! created a year before it signs, and a client with a bundle of the last year verifies every certificate.
 //!
 //! Validities and the time alone decide on each step. The operator generates keys only for what it creates and keeps valid
 //! files byte by byte, so that a reconcile without a due step writes nothing.
@@ -46,7 +46,7 @@ pub struct CertificateLifetimes {
 impl Default for CertificateLifetimes {
     fn default() -> Self {
         Self {
-            ca: Duration::from_hours(2 * 365 * 24),
+            ca: Duration::from_hours(3 * 365 * 24),
             serving: Duration::from_hours(90 * 24),
         }
     }
@@ -168,7 +168,7 @@ fn issue(
     );
     let bundle = state.bundle(&ca);
     let serving = Serving {
-        certificate: leaf.chain(&ca, now).into_bytes(),
+        certificate: leaf.to_pem().into_bytes(),
         key: leaf.key.clone(),
         ca: Some(bundle.clone().into_bytes()),
         validity: leaf.validity(),
@@ -194,7 +194,7 @@ fn rotate(
         current = match (step, current) {
             (CaRotation::Keep, Some(current)) => return Ok(current),
             (CaRotation::Stage, Some(current)) => {
-                state.next = Some(current.create_next(&state.owner, now, lifetimes)?);
+                state.next = Some(CertificateAuthority::create(&state.owner, now, lifetimes)?);
                 Some(current)
             }
             (CaRotation::Promote, current) => {

@@ -172,26 +172,25 @@ fn whoever_trusts_what_was_published_within_a_year_never_fails() {
 }
 
 #[test]
-fn an_authority_is_published_half_a_year_before_it_signs() {
+fn next_ca_is_published_a_year_before_it_signs() {
     let mut world = World::new();
     let first = world.at(0);
     let announced = world.at(365 * DAY);
     let authorities = |shown: &Serving| CertificateDer::pem_slice_iter(&bundle(shown)).count();
     assert_eq!((authorities(&first), authorities(&announced)), (1, 2));
     assert!(accepts(&bundle(&first), &announced, &NAMES, 365 * DAY));
-    let signs = world.at(548 * DAY + 60 * DAY);
+    let signs = world.at(730 * DAY + 60 * DAY);
     assert_ne!(signs.certificate, announced.certificate);
-    let chain = CertificateDer::pem_slice_iter(&signs.certificate).count();
-    assert_eq!(chain, 2, "with what leads to the authority before");
-    let now = 608 * DAY;
-    assert!(accepts(&bundle(&first), &signs, &NAMES, now), "told nothing");
-    let after = world.at(731 * DAY);
-    assert_eq!(
-        authorities(&after),
-        2,
-        "the first has ended, the third is announced later"
+    assert_eq!(CertificateDer::pem_slice_iter(&signs.certificate).count(), 1);
+    assert_eq!(authorities(&signs), 3, "the previous, the current and the next");
+    let now = 790 * DAY;
+    assert!(accepts(&bundle(&announced), &signs, &NAMES, now));
+    assert!(
+        !accepts(&bundle(&first), &signs, &NAMES, now),
+        "a copy of two years"
     );
-    assert!(accepts(&bundle(&announced), &after, &NAMES, 731 * DAY));
+    let after = world.at(1096 * DAY);
+    assert_eq!(authorities(&after), 2, "the first has ended");
 }
 
 #[test]

@@ -43,12 +43,10 @@ pub(super) struct CertificateAuthority {
     certificate: ParsedCertificate,
     /// In PEM.
     key: Vec<u8>,
-    /// The cross certificate: the same key, signed by the previous CA, for clients that trust only that one.
-    cross: Option<ParsedCertificate>,
 }
 
 impl CertificateAuthority {
-    /// Creates a CA without a predecessor.
+    /// Creates a CA.
     pub(super) fn create(
         owner: &Owner,
         now: i64,
@@ -59,49 +57,23 @@ impl CertificateAuthority {
         Ok(Self {
             certificate: parse(certificate.der())?,
             key: key.serialize_pem().into_bytes(),
-            cross: None,
-        })
-    }
-
-    /// Creates the next CA, with a cross certificate by this one.
-    pub(super) fn create_next(
-        &self,
-        owner: &Owner,
-        now: i64,
-        lifetimes: &CertificateLifetimes,
-    ) -> Result<Self, CertificateError> {
-        let mut params = ca_params(owner, now, lifetimes);
-        let key = KeyPair::generate()?;
-        let certificate = params.self_signed(&key)?;
-        let end = Validity::starting(now, seconds(lifetimes.ca)).not_after;
-        params.not_after = time(self.validity().not_after.min(end));
-        params.use_authority_key_identifier_extension = true;
-        let cross = params.signed_by(&key, &self.issuer()?)?;
-        Ok(Self {
-            certificate: parse(certificate.der())?,
-            key: key.serialize_pem().into_bytes(),
-            cross: Some(parse(cross.der())?),
         })
     }
 
     /// Loads a CA from these keys of a Secret, if it can be used.
-    pub(super) fn load(data: &SecretData, [certificate, key, cross]: [&str; 3]) -> Option<Self> {
+    pub(super) fn load(data: &SecretData, [certificate, key]: [&str; 2]) -> Option<Self> {
         let (pem, key) = (data.get(certificate)?, data.get(key)?);
         serving::check(pem, key).ok()?;
-        let first = |pem: &[u8]| ParsedCertificate::parse_all(pem).next();
         Some(Self {
-            certificate: first(pem)?,
+            certificate: ParsedCertificate::parse_all(pem).next()?,
             key: key.clone(),
-            cross: data.get(cross).and_then(|pem| first(pem)),
         })
     }
 
     /// Writes the CA to these keys of a Secret.
-    pub(super) fn write(&self, [certificate, key, cross]: [&str; 3], data: &mut SecretData) {
+    pub(super) fn write(&self, [certificate, key]: [&str; 2], data: &mut SecretData) {
         data.insert(certificate.to_owned(), self.certificate.to_pem().into_bytes());
         data.insert(key.to_owned(), self.key.clone());
-        let own = self.cross.as_ref().map(|cross| cross.to_pem().into_bytes());
-        data.extend(own.map(|pem| (cross.to_owned(), pem)));
     }
 
     pub(super) fn validity(&self) -> Validity {
@@ -110,10 +82,6 @@ impl CertificateAuthority {
 
     pub(super) fn certificate(&self) -> &ParsedCertificate {
         &self.certificate
-    }
-
-    pub(super) fn cross(&self) -> Option<&ParsedCertificate> {
-        self.cross.as_ref()
     }
 
     /// Drops the private key and returns the certificate, which clients trust until it ends.
@@ -166,8 +134,8 @@ fn ca_params(owner: &Owner, now: i64, lifetimes: &CertificateLifetimes) -> Certi
     name.push(DnType::OrganizationName, ORGANIZATION);
     name.push(DnType::OrganizationalUnitName, owner.namespace.as_str());
     name.push(DnType::CommonName, format!("{}{number}", owner.name_prefix()));
-    // A path length of 1: it signs serving certificates and the cross certificate of the next CA.
-    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(1));
+    // A path length of 0: it signs serving certificates only.
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![
         KeyUsagePurpose::KeyCertSign,
         KeyUsagePurpose::CrlSign,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{SecretData, authority::CertificateAuthority, rotation::LeafState, x509::ParsedCertificate};
+use super::{SecretData, rotation::LeafState, x509::ParsedCertificate};
 use crate::{observed::Validity, validate::serving};
 
 /// A serving certificate. Has no `Debug`: it holds a private key.
@@ -41,15 +41,8 @@ impl Leaf {
         }
     }
 
-    /// Returns the chain in PEM: the certificate and, while the previous CA is valid, the cross certificate by it.
-    pub(super) fn chain(&self, ca: &CertificateAuthority, now: i64) -> String {
-        let cross = ca.cross().filter(|cross| {
-            cross.validity.not_after > now && self.certificate.issuer == ca.certificate().subject
-        });
-        [Some(&self.certificate), cross]
-            .into_iter()
-            .flatten()
-            .map(ParsedCertificate::to_pem)
-            .collect()
+    /// Returns the certificate in PEM.
+    pub(super) fn to_pem(&self) -> String {
+        self.certificate.to_pem()
     }
 }

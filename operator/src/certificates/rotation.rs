@@ -24,8 +24,9 @@ impl Validity {
         self.not_after.saturating_sub(self.issued_at()) / divisor
     }
 
-    fn half_life(self) -> i64 {
-        self.not_after - self.fraction(2)
+    /// Returns the end of the first third of the lifetime.
+    fn first_third(self) -> i64 {
+        self.issued_at().saturating_add(self.fraction(3))
     }
 
     /// Returns the time of renewal: two thirds of the lifetime.
@@ -62,17 +63,17 @@ pub(super) fn due_step(
     match (current.filter(is_valid), next.filter(is_valid)) {
         (None, None) => CaRotation::Create,
         (None, Some(_)) => CaRotation::Promote,
-        (Some(current), None) if now >= current.half_life() => CaRotation::Stage,
+        (Some(current), None) if now >= current.first_third() => CaRotation::Stage,
         (Some(current), Some(next)) if now >= promotion_time(current, next, lifetimes) => CaRotation::Promote,
         (Some(_), _) => CaRotation::Keep,
     }
 }
 
-/// Returns the time at which the next CA is promoted: after a quarter of its lifetime, in which clients learn to trust it,
-/// and at the latest when a certificate of the current CA would outlive that CA.
+/// Returns the time at which the next CA is promoted: after a third of its lifetime, in which clients learn to trust it, and
+/// at the latest when a certificate of the current CA would outlive that CA.
 fn promotion_time(current: Validity, next: Validity, lifetimes: &CertificateLifetimes) -> i64 {
-    let is_known = next.issued_at().saturating_add(next.fraction(4));
-    is_known.min(current.not_after.saturating_sub(seconds(lifetimes.serving)))
+    next.first_third()
+        .min(current.not_after.saturating_sub(seconds(lifetimes.serving)))
 }
 
 /// The state of a serving certificate.
@@ -98,7 +99,7 @@ pub(super) fn next_change(
     retired: impl Iterator<Item = i64>,
     lifetimes: &CertificateLifetimes,
 ) -> i64 {
-    let step = next.map_or(current.half_life(), |next| {
+    let step = next.map_or(current.first_third(), |next| {
         promotion_time(current, next, lifetimes)
     });
     retired.fold(step.min(leaf.renewal_time()), i64::min)
@@ -116,26 +117,26 @@ mod tests {
 
     use super::*;
 
-    /// Lifetimes of 80 and 10, both without skew.
+    /// Lifetimes of 90 and 10, both without skew.
     const LIFETIMES: CertificateLifetimes = CertificateLifetimes {
-        ca: Duration::from_secs(80),
+        ca: Duration::from_secs(90),
         serving: Duration::from_secs(10),
     };
 
     fn made_at(now: i64) -> Validity {
-        Validity::starting(now, 80)
+        Validity::starting(now, 90)
     }
 
     #[test_case(None, None, 0 => CaRotation::Create; "there is none")]
-    #[test_case(Some(0), None, 39 => CaRotation::Keep; "young")]
-    #[test_case(Some(0), None, 40 => CaRotation::Stage; "at half of its lifetime")]
-    #[test_case(Some(0), Some(40), 59 => CaRotation::Keep; "clients learn of the next CA")]
-    #[test_case(Some(0), Some(40), 60 => CaRotation::Promote; "clients had a quarter of its lifetime")]
-    #[test_case(Some(0), Some(66), 69 => CaRotation::Keep; "staged late")]
-    #[test_case(Some(0), Some(66), 70 => CaRotation::Promote; "its certificates would outlive it")]
-    #[test_case(Some(0), None, 79 => CaRotation::Stage; "no reconcile until its last day")]
-    #[test_case(Some(0), None, 80 => CaRotation::Create; "no reconcile until it had ended")]
-    #[test_case(Some(0), Some(40), 80 => CaRotation::Promote; "ended with a successor")]
+    #[test_case(Some(0), None, 29 => CaRotation::Keep; "young")]
+    #[test_case(Some(0), None, 30 => CaRotation::Stage; "after a third of its lifetime")]
+    #[test_case(Some(0), Some(30), 59 => CaRotation::Keep; "clients learn of the next CA")]
+    #[test_case(Some(0), Some(30), 60 => CaRotation::Promote; "clients had a third of its lifetime")]
+    #[test_case(Some(0), Some(66), 79 => CaRotation::Keep; "staged late")]
+    #[test_case(Some(0), Some(66), 80 => CaRotation::Promote; "its certificates would outlive it")]
+    #[test_case(Some(0), None, 89 => CaRotation::Stage; "no reconcile until its last day")]
+    #[test_case(Some(0), None, 90 => CaRotation::Create; "no reconcile until it had ended")]
+    #[test_case(Some(0), Some(40), 90 => CaRotation::Promote; "ended with a successor")]
     #[test_case(None, Some(40), 41 => CaRotation::Promote; "its key was lost")]
     #[test_case(Some(40), None, 0 => CaRotation::Keep; "a clock that went back")]
     #[test_case(Some(0), Some(40), 200 => CaRotation::Create; "both ended")]
@@ -162,8 +163,8 @@ mod tests {
     }
 
     #[test_case(0, None, 5, &[] => 12; "the certificate")]
-    #[test_case(0, None, 38, &[] => 40; "a staged CA")]
-    #[test_case(0, Some(40), 58, &[] => 60; "a promotion")]
+    #[test_case(0, None, 28, &[] => 30; "a staged CA")]
+    #[test_case(0, Some(30), 58, &[] => 60; "a promotion")]
     #[test_case(60, None, 79, &[82] => 82; "a CA that ends")]
     fn next_change_is_the_earliest(current: i64, next: Option<i64>, leaf: i64, others: &[i64]) -> i64 {
         let leaf = Validity::starting(leaf, 10);
@@ -176,8 +177,8 @@ mod tests {
         )
     }
 
-    /// Over ten years, with a reconcile at each change, there is always a certificate, and clients had half a year to trust
-    /// its CA.
+    /// Over ten years, with a reconcile at each change, there is always a certificate, and clients had a year to trust its
+    /// CA.
     #[test]
     fn rotation_over_ten_years_never_expires() {
         const DAY: i64 = 24 * 3600;
@@ -188,14 +189,16 @@ mod tests {
         let mut signer = current;
         let (mut staged, mut steps) = (i64::MIN, 0);
         while now < 3650 * DAY {
-            match due_step(Some(current), next, now, &lifetimes) {
-                CaRotation::Stage => (next, staged) = (Some(Validity::starting(now, ca)), now),
-                CaRotation::Promote => {
-                    assert!(now - staged >= 180 * DAY, "clients had half a year");
-                    current = next.take().unwrap();
+            loop {
+                match due_step(Some(current), next, now, &lifetimes) {
+                    CaRotation::Stage => (next, staged) = (Some(Validity::starting(now, ca)), now),
+                    CaRotation::Promote => {
+                        assert!(now - staged >= 365 * DAY, "clients had a year");
+                        current = next.take().unwrap();
+                    }
+                    CaRotation::Keep => break,
+                    CaRotation::Create => panic!("at {now} there is no CA"),
                 }
-                CaRotation::Keep => {}
-                CaRotation::Create => panic!("at {now} there is no CA"),
             }
             if now >= leaf.renewal_time() {
                 (leaf, signer) = (Validity::starting(now, serving), current);

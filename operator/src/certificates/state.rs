@@ -15,10 +15,10 @@ use crate::{
     validate::serving,
 };
 
-/// The keys of the CA that signs: its certificate, its private key, and its cross certificate by the previous CA.
-const CURRENT: [&str; 3] = ["tls.crt", "tls.key", "cross.crt"];
+/// The keys of the CA that signs: its certificate and its private key.
+const CURRENT: [&str; 2] = ["tls.crt", "tls.key"];
 /// The keys of the CA that clients trust already and that signs next.
-const NEXT: [&str; 3] = ["next.crt", "next.key", "next-cross.crt"];
+const NEXT: [&str; 2] = ["next.crt", "next.key"];
 /// The key of all CA certificates that clients trust.
 const TRUSTED: &str = "ca.crt";
 
