@@ -181,7 +181,7 @@ impl Pull {
     /// How long a client waits for upstream's word where there is a copy.
     fn patience(&self, repository: &Repository) -> Duration {
         match self.origin(repository) {
-            Ok(upstream) if upstream.is_doubted() => Duration::ZERO,
+            Ok(upstream) if upstream.is_probing() => Duration::ZERO,
             _ => PATIENCE,
         }
     }

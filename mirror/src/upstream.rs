@@ -1,38 +1,29 @@
-//! The registries that are asked for what the cache has not.
+//! Clients of upstream registries.
 //!
-//! A question goes `manifests`, `tags`, `referrers` or `blobs` → `exchange` (authorization by `access`, `token_server`, `token`
-//! and `challenge`; rests; redirects) → `wire` (one request, whether upstream is there at all) →
-//! `clients`. `redirect`, `trust` and `address` decide where it may lead, and with which authorization.
+//! A request goes from `manifests`, `tags`, `referrers` or `blobs` through `request` (authorization, rate limits,
+//! redirects) to `transport` (one HTTP exchange, reachability, addresses). `auth` holds the credential with its tokens,
+//! and decides which servers may receive it.
 
 mod accept;
-mod access;
-mod address;
-mod answer;
+mod auth;
 mod blobs;
-mod challenge;
-mod clients;
 mod error;
 mod error_body;
-mod exchange;
-mod health;
 mod host_cooldown;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod invariants;
 mod json_body;
 mod link;
 mod manifests;
+mod min_throughput;
 mod options;
-mod pace;
-mod redirect;
+mod rate_limit;
 mod referrers;
-mod rest;
-mod span;
+mod request;
+mod response;
 mod tags;
-mod token;
-mod token_server;
-mod trust;
+mod transport;
 mod verify;
-mod wire;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -45,61 +36,61 @@ pub use accept::Accept;
 pub use blobs::{BlobAnswer, BlobBody};
 pub use error::{BuildError, Error};
 pub(crate) use json_body::MAX_SMALL;
-pub use manifests::{MOST_MANIFEST, ManifestAnswer, ManifestHead};
+pub use manifests::{MAX_MANIFEST, ManifestAnswer, ManifestHead};
+pub(crate) use min_throughput::meets_minimum;
 pub use options::{Limits, Options, Timeouts};
-pub(crate) use pace::is_enough;
 pub use tags::ListAnswer;
 
-use access::Access;
-use address::AddressPolicy;
-use clients::Clients;
-use health::{Contact, Health};
+use auth::Authorizer;
+use auth::trust::Policy;
 use host_cooldown::HostCooldowns;
 use json_body::MAX_LARGE_DOCUMENTS;
-use rest::Class;
-use trust::Policy;
-use wire::Wire;
+use rate_limit::RequestClass;
+use transport::Transport;
+use transport::address_policy::AddressPolicy;
+use transport::clients::Clients;
+use transport::reachability::{Reachability, ReachabilityState};
 
 use crate::clock::Clock;
 use crate::config;
 use crate::credential::Credential;
 use crate::name::{Host, RepositoryName};
 
-/// One upstream registry.
+/// The client of an upstream registry.
 pub struct Upstream {
-    wire: Arc<Wire>,
+    transport: Arc<Transport>,
     prefix: Option<RepositoryName>,
     policy: Policy,
     clock: Clock,
-    access: ArcSwap<Access>,
-    /// For registries that redirects lead to and that may not see the credential: this one holds none.
-    strangers: Access,
+    authorizer: ArcSwap<Authorizer>,
+    /// The authorizer without a credential, for registries that redirects lead to and that may not receive it.
+    anonymous: Authorizer,
     credential: AtomicU64,
-    /// Notified where the upstream refuses a request for want of a better credential.
+    /// Notified when the upstream refuses a request for want of a better credential.
     refused: Notify,
     blobs: Arc<Semaphore>,
     passing: Arc<Semaphore>,
     others: Arc<Semaphore>,
 }
 
-/// What is known about an upstream.
+/// The state of an upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
-    /// It answered last.
+pub enum UpstreamState {
+    /// The upstream answered the last request.
     Reachable,
-    /// It is down; requests fail at once until a probe finds it back.
+    /// The upstream is down: requests fail at once until a probe succeeds.
     Unreachable,
-    /// It wants to be left alone for a while, at least with some requests.
+    /// The upstream limits the rate of at least one class of requests.
     RateLimited,
-    /// Nothing was asked yet.
+    /// No request was sent yet.
     Unknown,
 }
 
 impl Upstream {
-    /// An upstream with default options.
+    /// Creates a client with default options.
     ///
     /// # Errors
-    /// If its CA file can't be used.
+    /// The CA file cannot be used.
     pub fn new(config: &config::Upstream, clock: Clock) -> Result<Self, BuildError> {
         let options = Options {
             clock,
@@ -108,10 +99,10 @@ impl Upstream {
         Self::with_options(config, options)
     }
 
-    /// An upstream.
+    /// Creates a client.
     ///
     /// # Errors
-    /// If its CA file can't be used.
+    /// The CA file cannot be used.
     pub fn with_options(config: &config::Upstream, options: Options) -> Result<Self, BuildError> {
         let remote = bare(&config.remote);
         let trust = &config.trust;
@@ -120,23 +111,26 @@ impl Upstream {
         let addresses = AddressPolicy::new(&remote, verifies, trust.key, trusted);
         let clients = Clients::new(config, &options.timeouts, &addresses)?;
         let policy = Policy::new(remote.clone(), config);
-        let access = |credential| Access::new(Ok(credential), policy.clone(), options.clock.clone());
-        let (own, strangers) = (access(config.credential.clone()), access(Credential::Anonymous));
+        let authorizer = |credential| Authorizer::new(Ok(credential), policy.clone(), options.clock.clone());
+        let (own, anonymous) = (
+            authorizer(config.credential.clone()),
+            authorizer(Credential::Anonymous),
+        );
         Ok(Self {
-            wire: Arc::new(Wire {
+            transport: Arc::new(Transport {
                 host: config.host.clone(),
                 remote,
                 timeouts: options.timeouts,
                 metrics: options.metrics,
-                health: Health::default(),
+                reachability: ReachabilityState::default(),
                 addresses,
                 cooldowns: HostCooldowns::new(options.clock.clone()),
                 clients,
                 large_documents: Arc::new(Semaphore::new(MAX_LARGE_DOCUMENTS)),
             }),
             prefix: config.repository_prefix.clone(),
-            access: ArcSwap::from_pointee(own),
-            strangers,
+            authorizer: ArcSwap::from_pointee(own),
+            anonymous,
             policy,
             clock: options.clock,
             credential: AtomicU64::default(),
@@ -147,30 +141,30 @@ impl Upstream {
         })
     }
 
-    /// Its name as clients write it.
+    /// Returns the name of the upstream as clients write it.
     pub fn host(&self) -> &Host {
-        &self.wire.host
+        &self.transport.host
     }
 
-    /// Shows this credential from now on; tokens and rests of the one before are forgotten.
+    /// Uses this credential from now on; tokens and cooldowns of the previous one are forgotten.
     pub fn use_credential(&self, credential: Credential, version: u64) {
         tracing::info!(host = %self.host(), version, "credential in use");
         self.change(Ok(credential));
     }
 
-    /// Asks nothing from now on: there is no usable credential, and to go on without would hide that.
+    /// Rejects all requests: without a usable credential, anonymous requests would hide the misconfiguration.
     pub fn refuse(&self, reason: String) {
         tracing::warn!(host = %self.host(), reason, "no usable credential");
         self.change(Err(reason));
     }
 
     fn change(&self, credential: Result<Credential, String>) {
-        let access = Access::new(credential, self.policy.clone(), self.clock.clone());
-        self.access.store(Arc::new(access));
+        let authorizer = Authorizer::new(credential, self.policy.clone(), self.clock.clone());
+        self.authorizer.store(Arc::new(authorizer));
         self.credential.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Tells the credential in use from those before it, so that what was said to one is not taken for the other.
+    /// Returns the generation of the credential in use, so that a response to a previous one is not attributed to it.
     pub fn credential_generation(&self) -> u64 {
         self.credential.load(Ordering::Relaxed)
     }
@@ -180,33 +174,34 @@ impl Upstream {
         self.refused.notified().await;
     }
 
-    /// What is known about it.
-    pub fn state(&self) -> State {
-        let access = self.access();
-        let limited = |class| access.rests.left(class).is_some();
-        match self.wire.health.contact() {
-            Contact::Down { .. } => State::Unreachable,
-            _ if Class::ALL.into_iter().any(limited) => State::RateLimited,
-            Contact::Up => State::Reachable,
-            Contact::None => State::Unknown,
+    /// Returns the state of the upstream.
+    pub fn state(&self) -> UpstreamState {
+        let authorizer = self.authorizer();
+        let limited = |class| authorizer.rate_limits.cooldown(class).is_some();
+        match self.transport.reachability.observed() {
+            Reachability::Down { .. } => UpstreamState::Unreachable,
+            _ if RequestClass::ALL.into_iter().any(limited) => UpstreamState::RateLimited,
+            Reachability::Up => UpstreamState::Reachable,
+            Reachability::Unknown => UpstreamState::Unknown,
         }
     }
 
-    /// Whether a request to it failed or hangs, and nothing was heard since: who has a copy need not wait.
-    pub fn is_doubted(&self) -> bool {
-        self.wire.health.is_doubted()
+    /// Returns `true` if a request failed or hangs and no response arrived since; callers with a cached copy should not
+    /// wait.
+    pub fn is_probing(&self) -> bool {
+        self.transport.reachability.is_probing()
     }
 
-    /// What it last said is left of its rate limit for the credential in use.
-    pub fn requests_left(&self) -> Option<i64> {
-        self.access().rests.requests_left()
+    /// Returns the remaining requests of the rate limit for the credential in use, as last reported.
+    pub fn remaining_requests(&self) -> Option<i64> {
+        self.authorizer().rate_limits.remaining_requests()
     }
 
-    fn access(&self) -> Arc<Access> {
-        self.access.load_full()
+    fn authorizer(&self) -> Arc<Authorizer> {
+        self.authorizer.load_full()
     }
 
-    /// A repository's name at the upstream.
+    /// Returns the name of a repository at the upstream.
     fn name(&self, name: &RepositoryName) -> String {
         match &self.prefix {
             Some(prefix) => format!("{prefix}/{name}"),
@@ -215,7 +210,7 @@ impl Upstream {
     }
 }
 
-/// The URL without what would be sent along with every request.
+/// Returns the URL without user, query and fragment, which would go with every request.
 fn bare(remote: &Url) -> Url {
     let mut bare = remote.clone();
     bare.set_query(None);

@@ -17,7 +17,7 @@ use crate::metrics::FillResult;
 use crate::name::Repository;
 use crate::pull::{Failure, Kind};
 use crate::store::{self, Found, StageError, Staged, Store};
-use crate::upstream::{BlobAnswer, Error, Upstream, is_enough};
+use crate::upstream::{BlobAnswer, Error, Upstream, meets_minimum};
 
 /// Attempts in a row that bring nothing, or drops, before a fill is given up.
 const FRUITLESS: u32 = 5;
@@ -164,7 +164,7 @@ impl Job {
             if whole {
                 return verify(staged);
             }
-            fruitless = if is_enough(staged.written() - before, began.elapsed()) {
+            fruitless = if meets_minimum(staged.written() - before, began.elapsed()) {
                 0
             } else {
                 fruitless + 1

@@ -130,7 +130,7 @@ impl AdminState for ServerState {
         let upstream = |handle: &UpstreamHandle| UpstreamStatus {
             host: handle.host.to_string(),
             state: handle.state().to_owned(),
-            rate_limit_remaining: handle.requests_left(),
+            rate_limit_remaining: handle.remaining_requests(),
             credentials: handle.credentials(),
         };
         let usage = self.store.usage();

@@ -176,18 +176,18 @@ impl UpstreamHandle {
         self.rotation.borrow().report.clone()
     }
 
-    /// See [`Upstream::requests_left`].
-    pub(super) fn requests_left(&self) -> Option<i64> {
-        self.client.requests_left()
+    /// See [`Upstream::remaining_requests`].
+    pub(super) fn remaining_requests(&self) -> Option<i64> {
+        self.client.remaining_requests()
     }
 
     /// Returns the state as `/status` names it.
     pub(super) fn state(&self) -> &'static str {
         match self.client.state() {
-            upstream::State::Reachable => "Reachable",
-            upstream::State::Unreachable => "Unreachable",
-            upstream::State::RateLimited => "RateLimited",
-            upstream::State::Unknown => "Unknown",
+            upstream::UpstreamState::Reachable => "Reachable",
+            upstream::UpstreamState::Unreachable => "Unreachable",
+            upstream::UpstreamState::RateLimited => "RateLimited",
+            upstream::UpstreamState::Unknown => "Unknown",
         }
     }
 }

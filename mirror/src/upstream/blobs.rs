@@ -14,20 +14,20 @@ use http::{HeaderMap, HeaderValue, Method};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::Upstream;
-use super::access::Access;
-use super::answer::Answer;
+use super::auth::Authorizer;
 use super::error::Error;
-use super::exchange::{Held, Lane, Question};
-use super::pace::chunks;
-use super::redirect;
-use super::rest::Class;
+use super::min_throughput::chunks;
+use super::rate_limit::RequestClass;
+use super::request::{PermittedResponse, RequestPool, UpstreamRequest};
+use super::response::UpstreamResponse;
+use super::transport::redirect;
 use crate::digest::Digest;
 use crate::name::RepositoryName;
 
-/// A blob, or a part of it, on its way.
+/// A blob, or a part of it, whose body has not arrived yet.
 #[derive(Debug)]
 pub struct BlobAnswer {
-    /// Where the body starts within the blob: 0 where upstream sent the whole although a part was asked for.
+    /// The offset of the body within the blob: 0 if the upstream ignored the requested range.
     pub start: u64,
     /// The size of the whole blob, if upstream said so.
     pub total: Option<u64>,
@@ -35,10 +35,10 @@ pub struct BlobAnswer {
     pub body: BlobBody,
 }
 
-/// A blob's bytes as they come. Ends with an error if they end early or stop coming.
+/// The bytes of a blob as they arrive. The stream ends with an error if they end early or stall.
 pub struct BlobBody {
     chunks: BoxStream<'static, Result<Bytes, Error>>,
-    /// What has to come yet, if upstream said so.
+    /// The number of missing bytes, if it is known.
     left: Option<u64>,
     done: bool,
     /// The place among the downloads that may run.
@@ -74,12 +74,12 @@ impl Stream for BlobBody {
 }
 
 impl BlobBody {
-    fn new(held: Held, length: Option<u64>, idle: Duration) -> Self {
+    fn new(permitted: PermittedResponse, length: Option<u64>, idle: Duration) -> Self {
         Self {
-            chunks: chunks(held.answer.response, idle).boxed(),
+            chunks: chunks(permitted.answer.response, idle).boxed(),
             left: length,
             done: false,
-            permit: held.permit,
+            permit: permitted.permit,
         }
     }
 
@@ -147,7 +147,7 @@ impl Upstream {
         from: u64,
         until: Option<u64>,
     ) -> Result<BlobAnswer, Error> {
-        self.fetch(Lane::Fill, name, digest, from..until.unwrap_or(u64::MAX))
+        self.fetch(RequestPool::Fill, name, digest, from..until.unwrap_or(u64::MAX))
             .await
     }
 
@@ -162,8 +162,13 @@ impl Upstream {
         from: u64,
         until: Option<u64>,
     ) -> Result<BlobAnswer, Error> {
-        self.fetch(Lane::Past, name, digest, from..until.unwrap_or(u64::MAX))
-            .await
+        self.fetch(
+            RequestPool::PassThrough,
+            name,
+            digest,
+            from..until.unwrap_or(u64::MAX),
+        )
+        .await
     }
 
     /// An answer that was for the cache, for one client now: it gives its place to the next that is.
@@ -171,65 +176,65 @@ impl Upstream {
     /// # Errors
     /// [`Error::Unavailable`] where too many pass by the cache already.
     pub async fn past_the_cache(&self, mut answer: BlobAnswer) -> Result<BlobAnswer, Error> {
-        answer.body.permit = self.permit(Lane::Past).await?;
+        answer.body.permit = self.acquire_permit(RequestPool::PassThrough).await?;
         Ok(answer)
     }
 
     async fn fetch(
         &self,
-        lane: Lane,
+        pool: RequestPool,
         name: &RepositoryName,
         digest: &Digest,
         wanted: Range<u64>,
     ) -> Result<BlobAnswer, Error> {
-        let access = self.access();
+        let authorizer = self.authorizer();
         let name = self.name(name);
         let from = wanted.start;
         let until = Some(wanted.end).filter(|until| *until < u64::MAX);
-        let mut question = self.about_blob(Method::GET, &name, digest);
-        question.lane = lane;
+        let mut request = self.about_blob(Method::GET, &name, digest);
+        request.pool = pool;
         if from > 0 || until.is_some() {
-            question.headers.insert(RANGE, range(from, until));
+            request.headers.insert(RANGE, range(from, until));
         }
-        let mut held = self.ask(&access, &question).await?;
-        if held.answer.status() == 416 && !is_beyond(held.answer.headers(), from) {
+        let mut permitted = self.send(&authorizer, &request).await?;
+        if permitted.answer.status() == 416 && !is_beyond(permitted.answer.headers(), from) {
             // It serves no parts, and says so the wrong way.
-            drop(held);
-            question.headers.remove(RANGE);
-            held = self.ask(&access, &question).await?;
+            drop(permitted);
+            request.headers.remove(RANGE);
+            permitted = self.send(&authorizer, &request).await?;
         }
-        let idle = self.wire.timeouts.idle;
-        match held.answer.status().as_u16() {
-            200 => Ok(whole(held, idle)),
-            206 if question.headers.contains_key(RANGE) => part(held, from, idle),
+        let idle = self.transport.timeouts.idle;
+        match permitted.answer.status().as_u16() {
+            200 => Ok(whole(permitted, idle)),
+            206 if request.headers.contains_key(RANGE) => part(permitted, from, idle),
             416 => Err(Error::malformed(format!("it has no byte {from} of this blob"))),
-            _ => Err(self.fault(&access, held.answer).await),
+            _ => Err(self.into_error(&authorizer, permitted.answer).await),
         }
     }
 
-    /// Whether this repository may have this blob; its size, if upstream says so without a redirect.
+    /// Checks that this repository has this blob; returns its size if the upstream reports it without a redirect.
     ///
     /// # Errors
-    /// As [`Error`] says.
+    /// See [`Error`].
     pub async fn blob_head(&self, name: &RepositoryName, digest: &Digest) -> Result<Option<u64>, Error> {
-        let access = self.access();
+        let authorizer = self.authorizer();
         let name = self.name(name);
-        let mut question = self.about_blob(Method::HEAD, &name, digest);
-        question.follow = false;
-        match self.ask(&access, &question).await {
-            Ok(Held { answer, .. }) => match answer.status().as_u16() {
+        let mut request = self.about_blob(Method::HEAD, &name, digest);
+        request.follow = false;
+        match self.send(&authorizer, &request).await {
+            Ok(PermittedResponse { answer, .. }) => match answer.status().as_u16() {
                 200 => return answer.blob_size(),
                 201..=299 => return Ok(None),
-                300..=399 if redirect::leads_on(&answer.response) => return Ok(None),
+                300..=399 if redirect::is_redirect(&answer.response) => return Ok(None),
                 // Nothing more comes than the header, and some registries refuse a HEAD of what they give: a GET tells.
-                404 | 410 if answer.is_marked() => return Err(self.fault(&access, answer).await),
+                404 | 410 if answer.is_marked() => return Err(self.into_error(&authorizer, answer).await),
                 300..=499 | 501 => {}
-                _ => return Err(self.fault(&access, answer).await),
+                _ => return Err(self.into_error(&authorizer, answer).await),
             },
             Err(Error::Denied { .. }) => {}
             Err(error) => return Err(error),
         }
-        self.first_byte(&access, &name, digest, false).await
+        self.first_byte(&authorizer, &name, digest, false).await
     }
 
     /// A blob's size, if upstream or where it redirects to says so. Downloads a byte at most: signed
@@ -242,24 +247,24 @@ impl Upstream {
             return Ok(Some(size));
         }
         let name = self.name(name);
-        self.first_byte(&self.access(), &name, digest, true).await
+        self.first_byte(&self.authorizer(), &name, digest, true).await
     }
 
-    /// What the answer to a GET of a blob's first byte says about its size. The body is not read.
+    /// Requests the first byte of a blob and returns the size that the response reports; does not read the body.
     async fn first_byte(
         &self,
-        access: &Access,
+        authorizer: &Authorizer,
         name: &str,
         digest: &Digest,
         follow: bool,
     ) -> Result<Option<u64>, Error> {
-        let mut question = self.about_blob(Method::GET, name, digest);
-        question.follow = follow;
-        question.headers.insert(RANGE, range(0, Some(1)));
-        let Held {
+        let mut request = self.about_blob(Method::GET, name, digest);
+        request.follow = follow;
+        request.headers.insert(RANGE, range(0, Some(1)));
+        let PermittedResponse {
             answer,
             permit: _permit,
-        } = self.ask(access, &question).await?;
+        } = self.send(authorizer, &request).await?;
         match answer.status().as_u16() {
             200 => answer.blob_size(),
             206 => Ok(Part::read(answer.headers()).and_then(|part| part.total)),
@@ -268,30 +273,30 @@ impl Upstream {
             // No part is served there: the header of the whole tells, and its body is not read.
             416 if follow => {
                 drop(answer);
-                question.headers.remove(RANGE);
-                let Held { answer, .. } = self.ask(access, &question).await?;
+                request.headers.remove(RANGE);
+                let PermittedResponse { answer, .. } = self.send(authorizer, &request).await?;
                 match answer.status().as_u16() {
                     200 => answer.blob_size(),
-                    _ => Err(self.fault(access, answer).await),
+                    _ => Err(self.into_error(authorizer, answer).await),
                 }
             }
             200..=299 | 416 => Ok(None),
-            300..=399 if !follow && redirect::leads_on(&answer.response) => Ok(None),
-            _ => Err(self.fault(access, answer).await),
+            300..=399 if !follow && redirect::is_redirect(&answer.response) => Ok(None),
+            _ => Err(self.into_error(authorizer, answer).await),
         }
     }
 
-    fn about_blob<'a>(&self, method: Method, name: &'a str, digest: &Digest) -> Question<'a> {
-        let (class, lane) = if method == Method::HEAD {
-            (Class::Head, Lane::Other)
+    fn about_blob<'a>(&self, method: Method, name: &'a str, digest: &Digest) -> UpstreamRequest<'a> {
+        let (class, pool) = if method == Method::HEAD {
+            (RequestClass::Head, RequestPool::Other)
         } else {
-            (Class::Blob, Lane::Fill)
+            (RequestClass::Blob, RequestPool::Fill)
         };
-        Question {
+        UpstreamRequest {
             class,
-            lane,
+            pool,
             method,
-            url: self.wire.url(&format!("{name}/blobs/{digest}")),
+            url: self.transport.url(&format!("{name}/blobs/{digest}")),
             headers: HeaderMap::new(),
             repository: Some(name),
             follow: true,
@@ -299,25 +304,25 @@ impl Upstream {
     }
 }
 
-fn whole(held: Held, idle: Duration) -> BlobAnswer {
-    let total = held.answer.length();
+fn whole(permitted: PermittedResponse, idle: Duration) -> BlobAnswer {
+    let total = permitted.answer.length();
     BlobAnswer {
         start: 0,
         total,
-        body: BlobBody::new(held, total, idle),
+        body: BlobBody::new(permitted, total, idle),
     }
 }
 
-fn part(held: Held, from: u64, idle: Duration) -> Result<BlobAnswer, Error> {
-    let part = checked_part(&held.answer, from)?;
+fn part(permitted: PermittedResponse, from: u64, idle: Duration) -> Result<BlobAnswer, Error> {
+    let part = checked_part(&permitted.answer, from)?;
     Ok(BlobAnswer {
         start: part.first,
         total: part.total,
-        body: BlobBody::new(held, Some(part.length()), idle),
+        body: BlobBody::new(permitted, Some(part.length()), idle),
     })
 }
 
-fn checked_part(answer: &Answer, from: u64) -> Result<Part, Error> {
+fn checked_part(answer: &UpstreamResponse, from: u64) -> Result<Part, Error> {
     let part = Part::read(answer.headers())
         .ok_or_else(|| Error::malformed("a part of a blob without a valid Content-Range"))?;
     if part.first != from {
@@ -334,7 +339,7 @@ fn checked_part(answer: &Answer, from: u64) -> Result<Part, Error> {
     Ok(part)
 }
 
-/// Whether a 416 says that the content ends before `from`.
+/// Returns `true` if a 416 reports that the content ends before `from`.
 fn is_beyond(headers: &HeaderMap, from: u64) -> bool {
     let size = content_range(headers).and_then(|(_, total)| number(total));
     size.is_some_and(|size| size <= from)

@@ -1,9 +1,9 @@
-//! What can go wrong with an upstream, told apart by what the mirror does about it.
+//! Errors of upstreams, distinguished by the reaction of the server.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::redirect::Refused;
+use super::transport::redirect::Refused;
 pub(super) use crate::tls::describe;
 
 /// An upstream gave no usable answer. No variant holds a credential, a token or a URL's query.
@@ -25,7 +25,7 @@ pub enum Error {
     Denied {
         /// The status that said so.
         status: u16,
-        /// What to do about it.
+        /// The problem and the action.
         message: String,
         /// A credential is configured, and the server did not see it.
         withheld: bool,
@@ -36,19 +36,19 @@ pub enum Error {
     /// Too many requests; until the time is over, nothing of this class is asked.
     #[error("upstream limits the rate of requests; asked again in {} s", retry_after.as_secs_f64().ceil())]
     RateLimited {
-        /// How long to wait.
+        /// The time to wait.
         retry_after: Duration,
     },
     /// No answer, or one that says that upstream is in trouble.
     #[error("upstream is unavailable: {what}")]
     Unavailable {
-        /// What happened.
+        /// The problem.
         what: String,
     },
     /// An answer that can't be what was asked for.
     #[error("upstream answered with something else than was asked for: {what}")]
     Malformed {
-        /// What is wrong with it.
+        /// The problem.
         what: String,
     },
 }
@@ -130,7 +130,7 @@ pub enum BuildError {
     },
 }
 
-/// What kind of failure kept a request from being answered.
+/// The kind of failure of a request without a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Failure {
     Timeout,
@@ -148,7 +148,7 @@ impl Failure {
         }
     }
 
-    pub(super) fn of(error: &reqwest::Error) -> Self {
+    pub(super) fn from_reqwest(error: &reqwest::Error) -> Self {
         if error.is_timeout() {
             Self::Timeout
         } else if error.is_connect() || error.is_dns() {

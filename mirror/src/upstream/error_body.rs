@@ -1,4 +1,4 @@
-//! The words of a registry or a token server about an error, and whether a registry wrote them.
+//! Error bodies of registries and token servers.
 
 use http::StatusCode;
 use serde::de::MapAccess;
@@ -6,7 +6,7 @@ use serde::de::MapAccess;
 use super::error::Error;
 use crate::json::{self, JsonList, ListEntry, Members, Object, Scalar};
 
-/// The most characters of the words that are passed on.
+/// The maximum length of a message in characters.
 const MAX_SHOWN: usize = 200;
 /// The codes of the distribution-spec ("Error Codes") that say that content is not there.
 const UNKNOWN_CODES: [&str; 3] = ["MANIFEST_UNKNOWN", "BLOB_UNKNOWN", "NAME_UNKNOWN"];
@@ -16,12 +16,12 @@ const UNKNOWN_CODES: [&str; 3] = ["MANIFEST_UNKNOWN", "BLOB_UNKNOWN", "NAME_UNKN
 pub(super) struct ErrorBody {
     status: StatusCode,
     from_registry: bool,
-    words: Words,
+    text: ErrorText,
 }
 
 /// A code and a message, each in one printable line; empty where there is none.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Words {
+struct ErrorText {
     code: String,
     message: String,
 }
@@ -79,10 +79,10 @@ impl ErrorEntry {
         UNKNOWN_CODES.iter().any(|known| known.eq_ignore_ascii_case(code))
     }
 
-    /// Scrubs the words before they are cut: half of a secret is secret, too.
-    fn words(self, scrub: impl Fn(&str) -> String) -> Words {
+    /// Removes secrets before truncation, because half of a secret is a secret too.
+    fn into_text(self, scrub: impl Fn(&str) -> String) -> ErrorText {
         let shown = |value: Scalar| one_line(&scrub(&value.text().unwrap_or_default()));
-        Words {
+        ErrorText {
             code: shown(self.code),
             message: shown(self.message),
         }
@@ -102,24 +102,24 @@ impl ErrorBody {
         let is_object = fields.is_some();
         let Fields { errors, error } = fields.unwrap_or_default();
         let from_registry = marked || matches!(errors, JsonList::Entries(_));
-        let words = match best_of(errors.entries()) {
-            Some(entry) => entry.words(scrub),
-            None if is_object => error.words(scrub),
-            None => Words {
+        let text = match best_of(errors.entries()) {
+            Some(entry) => entry.into_text(scrub),
+            None if is_object => error.into_text(scrub),
+            None => ErrorText {
                 message: one_line(&scrub(&plain_text(media_type, body))),
-                ..Words::default()
+                ..ErrorText::default()
             },
         };
         Self {
             status,
             from_registry,
-            words,
+            text,
         }
     }
 
     /// Returns the code and the message, else the status.
     pub(super) fn message(&self) -> String {
-        let Words { code, message } = &self.words;
+        let ErrorText { code, message } = &self.text;
         let text = match (code.is_empty(), message.is_empty()) {
             (true, true) => self.status.to_string(),
             (true, false) => message.clone(),
@@ -135,7 +135,7 @@ impl ErrorBody {
             return Error::StrangeNotFound;
         }
         Error::NotFound {
-            code: self.words.code.to_ascii_uppercase(),
+            code: self.text.code.to_ascii_uppercase(),
             message: self.message(),
         }
     }

@@ -9,7 +9,7 @@ use moka::sync::Cache;
 use url::Url;
 
 use super::error::Error;
-use super::rest::asked_for;
+use super::rate_limit::parse_retry_after;
 use crate::clock::Clock;
 
 /// The longest cooldown of such a host, whatever it asks for.
@@ -39,7 +39,7 @@ impl HostCooldowns {
     /// Starts a cooldown after a 429 with these headers. Returns its error, which says how long it lasts.
     pub(super) fn start(&self, url: &Url, headers: &HeaderMap) -> Error {
         let now = self.clock.now();
-        let length = asked_for(headers, now)
+        let length = parse_retry_after(headers, now)
             .unwrap_or(DEFAULT_COOLDOWN)
             .min(MAX_COOLDOWN);
         self.hosts.insert(key(url), (now, length));

@@ -8,11 +8,11 @@ use serde::de::MapAccess;
 use serde_json::Value;
 use url::{Url, form_urlencoded};
 
-use super::challenge::Challenge;
+use super::auth::challenge::Challenge;
+use super::auth::token::{MAX_LIFE, MAX_TOKEN, Token};
 use super::link::{MAX_NEXT, next_page};
 use super::referrers::add;
 use super::tags::read_tags;
-use super::token::{MAX_LIFE, MAX_TOKEN, Token};
 use crate::json::{self, JsonList, ListEntry, MAX_ENTRIES, Members, Object};
 use crate::name::Tag;
 use crate::raw_index::{JoinedIndex, with_artifact_type};

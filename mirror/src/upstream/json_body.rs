@@ -8,9 +8,9 @@ use bytes::{Bytes, BytesMut};
 use flate2::read::MultiGzDecoder;
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::answer::Answer;
 use super::error::{Error, describe};
-use super::wire::Wire;
+use super::response::UpstreamResponse;
+use super::transport::Transport;
 
 /// The most bytes of a document that is small: it is parsed where it was read, which takes less than a millisecond.
 pub(crate) const MAX_SMALL: usize = 64 * 1024;
@@ -25,9 +25,9 @@ pub(super) struct LargePermit(Option<Arc<OwnedSemaphorePermit>>);
 
 impl LargePermit {
     /// Waits for a place, unless it is one already.
-    pub(super) async fn take(&mut self, wire: &Wire) -> Result<(), Error> {
+    pub(super) async fn take(&mut self, transport: &Transport) -> Result<(), Error> {
         if self.0.is_none() {
-            let permit = wire.large_documents.clone().acquire_owned().await;
+            let permit = transport.large_documents.clone().acquire_owned().await;
             let permit = permit.map_err(|_| Error::unavailable("it is in use no more"))?;
             self.0 = Some(Arc::new(permit));
         }
@@ -42,16 +42,17 @@ pub(super) struct JsonBody {
     place: LargePermit,
 }
 
-impl Answer {
+impl UpstreamResponse {
     /// Reads a document of at most `limit` bytes.
-    pub(super) async fn read(self, wire: &Wire, limit: usize) -> Result<JsonBody, Error> {
-        self.read_into(wire, limit, &mut LargePermit::default()).await
+    pub(super) async fn read(self, transport: &Transport, limit: usize) -> Result<JsonBody, Error> {
+        self.read_into(transport, limit, &mut LargePermit::default())
+            .await
     }
 
     /// Reads a document of at most `limit` bytes; takes a place for it where it is large, and there is none yet.
     pub(super) async fn read_into(
         self,
-        wire: &Wire,
+        transport: &Transport,
         limit: usize,
         place: &mut LargePermit,
     ) -> Result<JsonBody, Error> {
@@ -60,7 +61,7 @@ impl Answer {
         if announced > limit {
             return Err(too_large(limit));
         }
-        let within = wire.timeouts.body;
+        let within = transport.timeouts.body;
         let mut response = self.response;
         let read = async {
             let mut body = BytesMut::new();
@@ -74,7 +75,7 @@ impl Answer {
                 }
                 body.extend_from_slice(&chunk);
                 if body.len() > MAX_SMALL || body.starts_with(&GZIP) {
-                    place.take(wire).await?;
+                    place.take(transport).await?;
                     // Exactly, as caches keep the bytes: growing would make room for twice as many.
                     body.reserve(announced.saturating_sub(body.len()));
                 }

@@ -7,28 +7,28 @@ use http::{HeaderMap, Method};
 use super::Upstream;
 use super::accept::Accept;
 use super::error::Error;
-use super::exchange::{Lane, Question};
-use super::rest::Class;
+use super::rate_limit::RequestClass;
+use super::request::{RequestPool, UpstreamRequest};
 use crate::digest::{Algorithm, Digest, Hashed};
 use crate::json::MAX_ENTRIES;
 use crate::manifest::Document;
 use crate::name::{Reference, RepositoryName};
 
 /// The most that a manifest may be (distribution-spec, "Pushing Manifests").
-pub const MOST_MANIFEST: usize = 4 * 1024 * 1024;
+pub const MAX_MANIFEST: usize = 4 * 1024 * 1024;
 
 /// A manifest as upstream has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ManifestAnswer {
-    /// At most [`MOST_MANIFEST`] bytes; of the asked digest, if one was asked for, and of the one in upstream's header.
+    /// At most [`MAX_MANIFEST`] bytes; of the asked digest, if one was asked for, and of the one in upstream's header.
     pub content: Hashed,
-    /// What the bytes say.
+    /// The parsed document.
     pub document: Document,
     /// `Content-Type` without parameters, in lower case.
     pub media_type: Option<String>,
 }
 
-/// What a HEAD of a manifest says; all `None` where the registry knows no HEAD, or refuses it.
+/// The headers of a HEAD of a manifest; all `None` if the registry does not support HEAD.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ManifestHead {
     /// `Docker-Content-Digest`.
@@ -62,16 +62,19 @@ impl Upstream {
         reference: &Reference,
         accept: &Accept,
     ) -> Result<ManifestAnswer, Error> {
-        let access = self.access();
+        let authorizer = self.authorizer();
         let name = self.name(name);
-        let question = self.about_manifest(Method::GET, &name, reference, accept);
-        let held = self.ask(&access, &question).await?;
-        if held.answer.status() != 200 {
-            return Err(self.fault(&access, held.answer).await);
+        let request = self.about_manifest(Method::GET, &name, reference, accept);
+        let permitted = self.send(&authorizer, &request).await?;
+        if permitted.answer.status() != 200 {
+            return Err(self.into_error(&authorizer, permitted.answer).await);
         }
-        let (media_type, header) = (held.answer.media_type(), digest_of(held.answer.headers()));
+        let (media_type, header) = (
+            permitted.answer.media_type(),
+            digest_of(permitted.answer.headers()),
+        );
         let (body, reference) = (
-            held.answer.read(&self.wire, MOST_MANIFEST).await?,
+            permitted.answer.read(&self.transport, MAX_MANIFEST).await?,
             reference.clone(),
         );
         let manifest = move |bytes: Bytes| {
@@ -102,24 +105,26 @@ impl Upstream {
         reference: &Reference,
         accept: &Accept,
     ) -> Result<ManifestHead, Error> {
-        let access = self.access();
+        let authorizer = self.authorizer();
         let full = self.name(name);
-        let question = self.about_manifest(Method::HEAD, &full, reference, accept);
-        let held = match self.ask(&access, &question).await {
+        let request = self.about_manifest(Method::HEAD, &full, reference, accept);
+        let permitted = match self.send(&authorizer, &request).await {
             // Some registries refuse a HEAD of what they give.
             Err(Error::Denied { .. }) => return Ok(ManifestHead::default()),
-            held => held?,
+            permitted => permitted?,
         };
-        match held.answer.status().as_u16() {
+        match permitted.answer.status().as_u16() {
             200 => Ok(ManifestHead {
-                digest: digest_of(held.answer.headers()),
-                media_type: held.answer.media_type(),
-                size: held.answer.length(),
+                digest: digest_of(permitted.answer.headers()),
+                media_type: permitted.answer.media_type(),
+                size: permitted.answer.length(),
             }),
-            404 | 410 if held.answer.is_marked() => Err(self.fault(&access, held.answer).await),
+            404 | 410 if permitted.answer.is_marked() => {
+                Err(self.into_error(&authorizer, permitted.answer).await)
+            }
             // Without a body nothing tells whether a registry or an ingress knows nothing: a GET does.
             404 | 410 => {
-                drop(held);
+                drop(permitted);
                 let answer = self.manifest_as(name, reference, accept).await?;
                 Ok(ManifestHead {
                     size: Some(answer.content.bytes().len() as u64),
@@ -128,7 +133,7 @@ impl Upstream {
                 })
             }
             400..=499 | 501 => Ok(ManifestHead::default()),
-            _ => Err(self.fault(&access, held.answer).await),
+            _ => Err(self.into_error(&authorizer, permitted.answer).await),
         }
     }
 
@@ -138,17 +143,17 @@ impl Upstream {
         name: &'a str,
         reference: &Reference,
         accept: &Accept,
-    ) -> Question<'a> {
+    ) -> UpstreamRequest<'a> {
         let class = if method == Method::HEAD {
-            Class::Head
+            RequestClass::Head
         } else {
-            Class::Manifest
+            RequestClass::Manifest
         };
-        Question {
+        UpstreamRequest {
             class,
-            lane: Lane::Other,
+            pool: RequestPool::Other,
             method,
-            url: self.wire.url(&format!("{name}/manifests/{reference}")),
+            url: self.transport.url(&format!("{name}/manifests/{reference}")),
             headers: HeaderMap::from_iter([(ACCEPT, accept.header())]),
             repository: Some(name),
             follow: true,
@@ -156,8 +161,8 @@ impl Upstream {
     }
 }
 
-/// What upstream sent, hashed, where neither the request nor upstream's own header says that it is something else.
-/// Hashed twice only where these two are of different algorithms.
+/// Hashes the bytes, and checks them against the requested digest and the header of the upstream. Bytes are hashed
+/// twice only for digests of different algorithms.
 fn verified(bytes: Bytes, header: Option<&Digest>, reference: &Reference) -> Result<Hashed, Error> {
     let asked = match reference {
         Reference::Digest(digest) => Some(digest),

@@ -1,41 +1,41 @@
-//! What an upstream is run with beside its configuration.
+//! The options of an upstream besides its configuration.
 
 use std::time::Duration;
 
 use crate::clock::Clock;
 use crate::metrics::Metrics;
 
-/// What an upstream is run with beside its configuration.
+/// The options of an upstream besides its configuration.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
-    /// What rests and tokens are timed by.
+    /// The clock for cooldowns and tokens.
     pub clock: Clock,
-    /// Where answers are counted.
+    /// The counters of responses.
     pub metrics: Metrics,
-    /// How long is waited for what.
+    /// Timeouts for upstream requests.
     pub timeouts: Timeouts,
-    /// How much is asked at a time.
+    /// Concurrency limits.
     pub limits: Limits,
 }
 
-/// How long is waited for what.
+/// Timeouts for upstream requests.
 #[derive(Clone, Debug)]
 pub struct Timeouts {
-    /// For a connection, name look-up and TLS included.
+    /// For connecting, with name resolution and TLS.
     pub connect: Duration,
-    /// For an answer's header.
+    /// For the header of a response.
     pub header: Duration,
-    /// For the next bytes of a body, and for more than drops of it.
+    /// For the next bytes of a body, and for a minimum throughput.
     pub idle: Duration,
-    /// For the whole of a body that is read into memory.
+    /// For a whole body that is read into memory.
     pub body: Duration,
-    /// For one of the requests that run (see [`Limits`]) to end.
+    /// For a free place among concurrent requests (see [`Limits`]).
     pub queue: Duration,
-    /// The same where a client waits that got no header yet: they give up after 30 s.
+    /// For a free place if a client waits that got no header yet: clients give up after 30 s.
     pub patience: Duration,
-    /// After this long without an answer a probe asks whether the upstream is there at all.
+    /// The time without a response after which a probe starts.
     pub suspect: Duration,
-    /// For the answer to a probe.
+    /// For the response to a probe.
     pub probe: Duration,
     /// The first pause between probes of an upstream that is down; doubles up to `probe_most`.
     pub probe_first: Duration,
@@ -60,7 +60,7 @@ impl Default for Timeouts {
     }
 }
 
-/// How much one upstream is asked at a time.
+/// Concurrency limits of one upstream.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// Blobs being downloaded into the cache.

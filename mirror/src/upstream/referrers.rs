@@ -7,7 +7,7 @@ use super::Upstream;
 use super::error::Error;
 use super::json_body::{LargePermit, MAX_SMALL};
 use super::link::next_page;
-use super::manifests::MOST_MANIFEST;
+use super::manifests::MAX_MANIFEST;
 use super::tags::about_list;
 use crate::digest::Digest;
 use crate::name::RepositoryName;
@@ -24,7 +24,7 @@ impl Upstream {
     /// As [`Error`] says; [`Error::Malformed`] also for more than 10,000 descriptors, 4 MiB or 64 pages.
     pub async fn referrers(&self, name: &RepositoryName, digest: &Digest) -> Result<Option<Bytes>, Error> {
         let name = self.name(name);
-        let first = self.wire.url(&format!("{name}/referrers/{digest}"));
+        let first = self.transport.url(&format!("{name}/referrers/{digest}"));
         let (mut joined, mut place) = (JoinedIndex::default(), LargePermit::default());
         let mut url = first.clone();
         for page in 0..MAX_PAGES {
@@ -41,7 +41,7 @@ impl Upstream {
                 return Ok(Some(so_far.into_bytes()));
             };
             if so_far.len() > MAX_SMALL {
-                place.take(&self.wire).await?;
+                place.take(&self.transport).await?;
             }
             joined = so_far;
             url = first.clone();
@@ -61,30 +61,33 @@ impl Upstream {
         joined: JoinedIndex,
         place: &mut LargePermit,
     ) -> Result<Option<(JoinedIndex, Option<String>)>, Error> {
-        let access = self.access();
-        let held = self.ask(&access, &about_list(name, url)).await?;
-        match held.answer.status().as_u16() {
+        let authorizer = self.authorizer();
+        let permitted = self.send(&authorizer, &about_list(name, url)).await?;
+        match permitted.answer.status().as_u16() {
             200..=399 => {
-                let next = next_page(held.answer.headers())?;
-                let page = held.answer.read_into(&self.wire, MOST_MANIFEST, place).await?;
+                let next = next_page(permitted.answer.headers())?;
+                let page = permitted
+                    .answer
+                    .read_into(&self.transport, MAX_MANIFEST, place)
+                    .await?;
                 let joined = page.parse(move |page| add(joined, &page)).await?;
                 Ok(joined.map(|joined| (joined, next)))
             }
             // These say something of the request or its time, and nothing of the API.
-            401 | 403 | 407 | 408 | 425 => Err(self.fault(&access, held.answer).await),
-            400..=499 => match self.fault(&access, held.answer).await {
+            401 | 403 | 407 | 408 | 425 => Err(self.into_error(&authorizer, permitted.answer).await),
+            400..=499 => match self.into_error(&authorizer, permitted.answer).await {
                 found @ Error::NotFound { .. } => Err(found),
                 _ => Ok(None),
             },
             501 => Ok(None),
-            _ => Err(self.fault(&access, held.answer).await),
+            _ => Err(self.into_error(&authorizer, permitted.answer).await),
         }
     }
 }
 
 /// Adds a page; `None` where it is none.
 pub(super) fn add(mut joined: JoinedIndex, page: &Bytes) -> Result<Option<JoinedIndex>, Error> {
-    match joined.add(page, MOST_MANIFEST) {
+    match joined.add(page, MAX_MANIFEST) {
         Ok(()) => Ok(Some(joined)),
         Err(IndexError::NoObject | IndexError::NoIndex) => Ok(None),
         Err(unfit) => Err(Error::malformed(format!("a list of referrers that is {unfit}"))),

@@ -7,10 +7,10 @@ use url::Url;
 
 use super::Upstream;
 use super::error::Error;
-use super::exchange::{Lane, Question};
 use super::json_body::too_large;
 use super::link::next_page;
-use super::rest::Class;
+use super::rate_limit::RequestClass;
+use super::request::{RequestPool, UpstreamRequest};
 use crate::json::{self, JsonList, ListEntry, MAX_ENTRIES, Members, Object, Scalar};
 use crate::name::{RepositoryName, Tag};
 use crate::query;
@@ -74,15 +74,15 @@ impl Upstream {
 
     /// Returns a page; `None` where it is too large.
     async fn tags_page(&self, name: &str, query: &str) -> Result<Option<ListAnswer>, Error> {
-        let mut url = self.wire.url(&format!("{name}/tags/list"));
+        let mut url = self.transport.url(&format!("{name}/tags/list"));
         url.set_query((!query.is_empty()).then_some(query));
-        let access = self.access();
-        let held = self.ask(&access, &about_list(name, url)).await?;
-        if held.answer.status() != 200 {
-            return Err(self.fault(&access, held.answer).await);
+        let authorizer = self.authorizer();
+        let permitted = self.send(&authorizer, &about_list(name, url)).await?;
+        if permitted.answer.status() != 200 {
+            return Err(self.into_error(&authorizer, permitted.answer).await);
         }
-        let next = next_page(held.answer.headers())?;
-        let body = match held.answer.read(&self.wire, MAX_TAG_LIST).await {
+        let next = next_page(permitted.answer.headers())?;
+        let body = match permitted.answer.read(&self.transport, MAX_TAG_LIST).await {
             Ok(body) => body.parse(|bytes| read_tags(&bytes)).await,
             Err(error) => Err(error),
         };
@@ -95,11 +95,11 @@ impl Upstream {
 }
 
 /// Returns the request for a list.
-pub(super) fn about_list(name: &str, url: Url) -> Question<'_> {
+pub(super) fn about_list(name: &str, url: Url) -> UpstreamRequest<'_> {
     const TYPES: &str = "application/vnd.oci.image.index.v1+json, application/json, */*";
-    Question {
-        class: Class::List,
-        lane: Lane::Other,
+    UpstreamRequest {
+        class: RequestClass::List,
+        pool: RequestPool::Other,
         method: Method::GET,
         url,
         headers: HeaderMap::from_iter([(ACCEPT, HeaderValue::from_static(TYPES))]),

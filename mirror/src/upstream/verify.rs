@@ -3,33 +3,33 @@
 use http::{HeaderMap, Method};
 
 use super::Upstream;
-use super::access::Access;
+use super::auth::Authorizer;
 use super::error::Error;
-use super::exchange::{Lane, Question};
-use super::rest::Class;
+use super::rate_limit::RequestClass;
+use super::request::{RequestPool, UpstreamRequest};
 use crate::credential::Credential;
 use crate::credentials::CredentialVerdict;
 
 impl Upstream {
-    /// Shows a credential to the upstream as a login does; the one in use stays in use.
+    /// Tries a credential at the upstream as a login does; the one in use stays in use.
     pub async fn verify(&self, candidate: &Credential) -> CredentialVerdict {
         if *candidate == Credential::Anonymous {
             return CredentialVerdict::Accepted;
         }
-        let access = Access::new(Ok(candidate.clone()), self.policy.clone(), self.clock.clone());
-        let question = Question {
-            class: Class::List,
-            lane: Lane::Other,
+        let authorizer = Authorizer::new(Ok(candidate.clone()), self.policy.clone(), self.clock.clone());
+        let request = UpstreamRequest {
+            class: RequestClass::List,
+            pool: RequestPool::Other,
             method: Method::GET,
-            url: self.wire.url(""),
+            url: self.transport.url(""),
             headers: HeaderMap::new(),
             repository: None,
             follow: true,
         };
-        let answer = self.converse(&access, &question).await;
+        let answer = self.send_authorized(&authorizer, &request).await;
         match answer {
             Ok(answer) => match answer.status().as_u16() {
-                200..=299 => match access.kept_back(&answer.audience()) {
+                200..=299 => match authorizer.withheld_credentials_hint(&answer.audience()) {
                     Some(reason) => CredentialVerdict::NoVerdict(reason),
                     None => CredentialVerdict::Accepted,
                 },
@@ -37,7 +37,7 @@ impl Upstream {
                     "upstream answered 403 with a page (text/html), as a firewall does and no registry"
                         .to_owned(),
                 ),
-                401 | 403 => verdict(&self.fault(&access, answer).await),
+                401 | 403 => verdict(&self.into_error(&authorizer, answer).await),
                 code => CredentialVerdict::NoVerdict(format!("upstream answered {code}")),
             },
             Err(error) => verdict(&error),

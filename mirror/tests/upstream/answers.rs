@@ -5,7 +5,7 @@ use std::time::Duration;
 use http::header::ACCEPT;
 use http::{HeaderMap, StatusCode};
 use mirror::digest::{Algorithm, Digest};
-use mirror::upstream::{Accept, Error, State, Upstream};
+use mirror::upstream::{Accept, Error, Upstream, UpstreamState};
 use test_case::test_case;
 
 use crate::hub::{Fault, Gate, Hub};
@@ -35,7 +35,7 @@ async fn a_manifest_comes_byte_for_byte_with_type_and_digest_by_tag_and_by_diges
     );
     let agent = format!("registry-mirror/{}", env!("CARGO_PKG_VERSION"));
     assert_eq!(seen.header("user-agent"), Some(agent.as_str()));
-    assert_eq!(upstream.state(), State::Reachable);
+    assert_eq!(upstream.state(), UpstreamState::Reachable);
 }
 
 #[tokio::test]

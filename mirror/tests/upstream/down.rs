@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use mirror::clock::Clock;
-use mirror::upstream::{Error, State, Upstream};
+use mirror::upstream::{Error, Upstream, UpstreamState};
 
 use crate::hub::{Fault, Hub};
 use crate::{eventually, impatient, name, tag};
@@ -25,13 +25,13 @@ async fn start() -> (Hub, Upstream) {
 #[tokio::test]
 async fn a_closed_port_is_known_after_one_request_and_its_return_noticed_without_any() {
     let (mut hub, upstream) = start().await;
-    assert_eq!(upstream.state(), State::Unknown);
+    assert_eq!(upstream.state(), UpstreamState::Unknown);
     pull(&upstream).await.unwrap();
     hub.stop();
     assert!(matches!(pull(&upstream).await, Err(Error::Unavailable { .. })));
-    eventually("down", || upstream.state() == State::Unreachable).await;
+    eventually("down", || upstream.state() == UpstreamState::Unreachable).await;
     hub.restart().await;
-    eventually("up again", || upstream.state() == State::Reachable).await;
+    eventually("up again", || upstream.state() == UpstreamState::Reachable).await;
     pull(&upstream).await.unwrap();
 }
 
@@ -41,7 +41,7 @@ async fn while_upstream_hangs_requests_soon_fail_at_once() {
     hub.always("*", Fault::Hang);
     let error = pull(&upstream).await.unwrap_err();
     assert!(matches!(error, Error::Unavailable { .. }), "{error:?}");
-    eventually("down", || upstream.state() == State::Unreachable).await;
+    eventually("down", || upstream.state() == UpstreamState::Unreachable).await;
     let asked = hub.count("GET manifests");
     let start = Instant::now();
     for _ in 0..100 {
@@ -50,7 +50,7 @@ async fn while_upstream_hangs_requests_soon_fail_at_once() {
     assert!(start.elapsed() < Duration::from_millis(300));
     assert_eq!(hub.count("GET manifests"), asked);
     hub.heal();
-    eventually("up again", || upstream.state() == State::Reachable).await;
+    eventually("up again", || upstream.state() == UpstreamState::Reachable).await;
 }
 
 #[tokio::test]
@@ -59,7 +59,7 @@ async fn a_hang_is_noticed_although_the_client_left_before_any_time_out() {
     hub.always("*", Fault::Hang);
     let left = tokio::time::timeout(Duration::from_millis(150), pull(&upstream)).await;
     assert!(left.is_err());
-    eventually("down", || upstream.state() == State::Unreachable).await;
+    eventually("down", || upstream.state() == UpstreamState::Unreachable).await;
 }
 
 #[tokio::test]
@@ -68,7 +68,7 @@ async fn one_slow_manifest_does_not_make_the_upstream_down() {
     hub.once("GET manifests", Fault::Hang);
     assert!(matches!(pull(&upstream).await, Err(Error::Unavailable { .. })));
     pull(&upstream).await.unwrap();
-    assert_eq!(upstream.state(), State::Reachable);
+    assert_eq!(upstream.state(), UpstreamState::Reachable);
 }
 
 #[tokio::test]

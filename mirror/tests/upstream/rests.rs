@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use mirror::clock::Clock;
 use mirror::credential::Credential;
-use mirror::upstream::{Accept, Error, State, Upstream};
+use mirror::upstream::{Accept, Error, Upstream, UpstreamState};
 use test_case::test_case;
 
 use crate::hub::{Auth, Fault, Gate, Hub, Tokens};
@@ -42,10 +42,10 @@ async fn retry_after_is_waited_for_without_asking() {
     clock.advance(Duration::from_secs(20));
     assert!((9..=10).contains(&seconds(pull(&upstream).await)));
     assert_eq!(hub.count("GET manifests"), 1);
-    assert_eq!(upstream.state(), State::RateLimited);
+    assert_eq!(upstream.state(), UpstreamState::RateLimited);
     clock.advance(Duration::from_secs(11));
     pull(&upstream).await.unwrap();
-    assert_eq!(upstream.state(), State::Reachable);
+    assert_eq!(upstream.state(), UpstreamState::Reachable);
 }
 
 #[tokio::test]
@@ -127,12 +127,12 @@ async fn nothing_left_rests_manifests_only_and_before_any_429() {
         "HEAD manifests",
         Fault::Header("ratelimit-remaining", "0;w=21600".into()),
     );
-    assert_eq!(upstream.requests_left(), None);
+    assert_eq!(upstream.remaining_requests(), None);
     upstream
         .manifest_head(&name("library/app"), &tag("v1"), &Accept::default())
         .await
         .unwrap();
-    assert_eq!(upstream.requests_left(), Some(0));
+    assert_eq!(upstream.remaining_requests(), Some(0));
     assert_eq!(seconds(pull(&upstream).await), 10);
     assert_eq!(hub.count("GET manifests"), 0);
     upstream
@@ -155,7 +155,7 @@ async fn storage_that_limits_cools_down_alone() {
     assert_eq!(seconds(blob().await), 60);
     assert!(seconds(blob().await) > 50);
     assert_eq!(hub.count("GET signed"), 1);
-    assert_eq!(upstream.state(), State::Reachable);
+    assert_eq!(upstream.state(), UpstreamState::Reachable);
     pull(&upstream).await.unwrap();
     hub.redirect_blobs(false);
     blob().await.unwrap();
@@ -177,7 +177,7 @@ async fn rate_limit_of_a_storage_is_not_the_registrys() {
             .unwrap();
         pull(&upstream).await.unwrap();
     }
-    assert_eq!(upstream.requests_left(), None);
+    assert_eq!(upstream.remaining_requests(), None);
 }
 
 /// So is another registry, and its token server: neither keeps the tokens of others waiting.

@@ -1,4 +1,10 @@
-//! One credential, and everything that belongs to it alone: tokens, rests, what was learned by it.
+//! Authorization: a credential with its tokens, its cooldowns, and the challenges that servers sent for it.
+
+pub(super) mod challenge;
+mod challenge_parser;
+pub(super) mod token;
+mod token_request;
+pub(super) mod trust;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,14 +15,14 @@ use http::{HeaderMap, HeaderValue, header::AUTHORIZATION};
 use moka::sync::Cache;
 use url::form_urlencoded::byte_serialize;
 
-use super::challenge::Challenge;
 use super::error::Error;
-use super::rest::{Class, Rests};
-use super::token::{Token, TokenKey, Tokens};
-use super::trust::{Audience, Policy};
-use super::wire::Wire;
+use super::rate_limit::{Cooldowns, RequestClass};
+use super::transport::Transport;
 use crate::clock::Clock;
 use crate::credential::Credential;
+use challenge::Challenge;
+use token::{Token, TokenKey, Tokens};
+use trust::{Audience, Policy};
 
 /// The most bytes of scopes that registries asked for, keys among them.
 pub(crate) const MAX_SCOPES: u64 = 1 << 20;
@@ -28,28 +34,28 @@ const KEPT_UNUSED: Duration = Duration::from_hours(24);
 /// The bytes that an entry takes besides its texts.
 const ENTRY: usize = 256;
 
-/// A credential and its state; the credential is `Anonymous` for audiences that may not see any.
-pub(super) struct Access {
+/// An authorizer for one credential, which is `Anonymous` for audiences that may not receive any.
+pub(super) struct Authorizer {
     /// The credential, or the reason for having none.
     pub(super) credential: Result<Credential, String>,
     pub(super) policy: Policy,
-    pub(super) rests: Rests,
+    pub(super) rate_limits: Cooldowns,
     tokens: Tokens,
-    /// The last challenge of each audience, without its scope: spares the next request its own 401.
+    /// The last challenge of each audience, without its scope, which saves the next request a 401.
     learned: Cache<Audience, Challenge>,
-    /// Scopes that registries asked for, where they are not the usual ones.
+    /// The scopes that registries asked for, if they are not the usual ones.
     scopes: Cache<(Audience, String), String>,
 }
 
-/// The part of the credential that a request shows.
+/// The authorization that a request carries.
 #[derive(Clone, Debug)]
-pub(super) enum Shown {
+pub(super) enum Authorization {
     Nothing,
     Basic(HeaderValue),
     Token(Arc<Token>),
 }
 
-impl Shown {
+impl Authorization {
     pub(super) fn add_to(&self, headers: &mut HeaderMap) {
         let value = match self {
             Self::Nothing => return,
@@ -60,12 +66,12 @@ impl Shown {
     }
 }
 
-impl Access {
+impl Authorizer {
     pub(super) fn new(credential: Result<Credential, String>, policy: Policy, clock: Clock) -> Self {
         Self {
             credential,
             policy,
-            rests: Rests::new(clock.clone()),
+            rate_limits: Cooldowns::new(clock.clone()),
             tokens: Tokens::new(clock),
             learned: Cache::builder()
                 .max_capacity(MAX_CHALLENGES)
@@ -79,62 +85,71 @@ impl Access {
         }
     }
 
-    /// Fails while there is no usable credential, or the class rests.
-    pub(super) fn admit(&self, class: Class) -> Result<(), Error> {
+    /// Fails while there is no usable credential, or the class cools down.
+    pub(super) fn admit(&self, class: RequestClass) -> Result<(), Error> {
         if let Err(reason) = &self.credential {
             return Err(Error::no_credential(reason));
         }
-        match self.rests.left(class) {
+        match self.rate_limits.cooldown(class) {
             Some(retry_after) => Err(Error::RateLimited { retry_after }),
             None => Ok(()),
         }
     }
 
-    /// Returns what to show to a server at first, by what it asked for before. A challenge that cannot be met is
-    /// forgotten, whatever the failure: the registry may have another token server by now, or none.
-    pub(super) async fn show(
+    /// Returns the authorization for the first request to a server, by its last challenge. A token server that fails is
+    /// forgotten: the registry may have another one by now, or none.
+    pub(super) async fn initial_authorization(
         &self,
-        wire: &Arc<Wire>,
+        transport: &Arc<Transport>,
         audience: &Audience,
         repository: Option<&str>,
-    ) -> Shown {
+    ) -> Authorization {
         let Some(challenge) = self.learned.get(audience) else {
-            return Shown::Nothing;
+            return Authorization::Nothing;
         };
-        let met = self.respond_to(wire, audience, challenge, repository, &Shown::Nothing);
+        let met = self.respond_to(
+            transport,
+            audience,
+            challenge,
+            repository,
+            &Authorization::Nothing,
+        );
         // A token server that hangs must leave time for the registry: clients give up after 30 s.
-        match tokio::time::timeout(wire.timeouts.connect, met).await {
+        match tokio::time::timeout(transport.timeouts.connect, met).await {
             Ok(Ok(shown)) => shown,
-            // It was another repository that asked for it: whether this one does is upstream's to say.
-            Ok(Err(Error::Denied { .. })) => Shown::Nothing,
+            // Another repository required it; only the upstream knows if this one does.
+            Ok(Err(Error::Denied { .. })) => Authorization::Nothing,
             Ok(Err(_)) | Err(_) => {
                 self.learned.invalidate(audience);
-                Shown::Nothing
+                Authorization::Nothing
             }
         }
     }
 
-    /// Returns what to show after a 401; an error where nothing better is at hand.
-    pub(super) async fn answer(
+    /// Returns the authorization that answers a 401.
+    ///
+    /// # Errors
+    /// No better authorization is available.
+    pub(super) async fn answer_challenge(
         &self,
-        wire: &Arc<Wire>,
+        transport: &Arc<Transport>,
         audience: &Audience,
         headers: &HeaderMap,
         repository: Option<&str>,
-        shown: &Shown,
-    ) -> Result<Shown, Error> {
+        shown: &Authorization,
+    ) -> Result<Authorization, Error> {
         let challenge = match (Challenge::read(headers), shown) {
             (Some(challenge), _) => {
                 self.learn(audience, &challenge, repository);
                 Some(challenge)
             }
-            // Some registries say only that a token ended.
-            (None, Shown::Token(_)) => self.learned.get(audience),
-            (None, Shown::Nothing | Shown::Basic(_)) => None,
+            // Some registries report only that a token expired.
+            (None, Authorization::Token(_)) => self.learned.get(audience),
+            (None, Authorization::Nothing | Authorization::Basic(_)) => None,
         };
         let unknown = || Error::denied(401, "it asks for no kind of authorization known here");
         let challenge = challenge.ok_or_else(unknown)?;
-        self.respond_to(wire, audience, challenge, repository, shown)
+        self.respond_to(transport, audience, challenge, repository, shown)
             .await
     }
 
@@ -152,12 +167,12 @@ impl Access {
 
     async fn respond_to(
         &self,
-        wire: &Arc<Wire>,
+        transport: &Arc<Transport>,
         audience: &Audience,
         challenge: Challenge,
         repository: Option<&str>,
-        before: &Shown,
-    ) -> Result<Shown, Error> {
+        before: &Authorization,
+    ) -> Result<Authorization, Error> {
         let mut bearer = match challenge {
             Challenge::Basic => return self.basic(audience, before),
             Challenge::Bearer(bearer) => bearer,
@@ -167,28 +182,28 @@ impl Access {
             bearer.scope = Some(special.unwrap_or_else(|| usual_scope(repository)));
         }
         let spent = match before {
-            Shown::Token(token) => Some(token),
-            Shown::Nothing | Shown::Basic(_) => None,
+            Authorization::Token(token) => Some(token),
+            Authorization::Nothing | Authorization::Basic(_) => None,
         };
         let asked = bearer.clone();
-        // Seldom needed, and large.
-        let fetch = async move { Box::pin(self.fetch(wire, audience, asked)).await };
+        // Boxed, because it is rare and large.
+        let fetch = async move { Box::pin(self.fetch(transport, audience, asked)).await };
         let key = TokenKey {
             audience: audience.clone(),
             scope: bearer.scope.take(),
         };
         let token = self.tokens.get(key, bearer, spent, fetch).await;
-        token.map(Shown::Token)
+        token.map(Authorization::Token)
     }
 
-    fn basic(&self, audience: &Audience, before: &Shown) -> Result<Shown, Error> {
+    fn basic(&self, audience: &Audience, before: &Authorization) -> Result<Authorization, Error> {
         let denied = |message: &str| Err(Error::denied(401, message));
         match (&self.credential, before) {
             _ if !audience.trusted => denied("it asks for user and password"),
-            (_, Shown::Basic(_)) => denied("user or password are refused"),
+            (_, Authorization::Basic(_)) => denied("user or password are refused"),
             (Ok(Credential::Basic { username, password }), _) => {
                 if self.policy.may_send_to(&audience.url) {
-                    basic_header(username, password.expose()).map(Shown::Basic)
+                    basic_header(username, password.expose()).map(Authorization::Basic)
                 } else {
                     denied("credentials are not sent in clear text; use https or allow it for this upstream")
                 }
@@ -200,8 +215,9 @@ impl Access {
         }
     }
 
-    /// Returns a stranger's denial with its origin, and what to do where it may see the credential.
-    pub(super) fn of_stranger(&self, audience: &Audience, error: Error) -> Error {
+    /// Returns the denial of a host without the credential, with its origin, and the key that lets it receive the
+    /// credential.
+    pub(super) fn foreign_denial(&self, audience: &Audience, error: Error) -> Error {
         let Error::Denied { status, message, .. } = error else {
             return error;
         };
@@ -213,9 +229,9 @@ impl Access {
         )
     }
 
-    /// Returns the reason why the server at `audience` or its token server does not see the credential, and the key that
-    /// allows it; `None` if it does, or there is no credential.
-    pub(super) fn kept_back(&self, audience: &Audience) -> Option<String> {
+    /// Returns the reason why the server at `audience` or its token server does not receive the credential, and the key
+    /// that allows it; `None` if it does, or without a credential.
+    pub(super) fn withheld_credentials_hint(&self, audience: &Audience) -> Option<String> {
         let is_configured = |credential: &Credential| *credential != Credential::Anonymous;
         if !self.credential.as_ref().is_ok_and(is_configured) {
             return None;
@@ -236,7 +252,7 @@ impl Access {
         ))
     }
 
-    /// Returns a server's words without the secrets that it was shown, in each form in which it was shown them.
+    /// Removes secrets from a text of a server, in each form in which the server received them.
     pub(super) fn scrub(&self, words: &str, shown: Option<&HeaderValue>) -> String {
         let own = match &self.credential {
             Ok(Credential::Basic { password, .. }) => password.expose(),
@@ -244,7 +260,7 @@ impl Access {
             _ => "",
         };
         let encoded: String = byte_serialize(own.as_bytes()).collect();
-        // What follows `Basic` or `Bearer`.
+        // The part after `Basic` or `Bearer`.
         let sent = shown
             .and_then(|value| value.to_str().ok())
             .and_then(|value| value.split_once(' '))
@@ -255,9 +271,9 @@ impl Access {
         secrets.fold(words.to_owned(), |text, secret| text.replace(secret, "[secret]"))
     }
 
-    /// Returns the denial of the server at `audience`, with the key that may help where that one did not see the credential.
+    /// Returns the denial of the server at `audience`, with the key that lets it receive the credential.
     pub(super) fn denied(&self, audience: &Audience, status: u16, message: String) -> Error {
-        let hint = self.kept_back(audience);
+        let hint = self.withheld_credentials_hint(audience);
         let withheld = hint.is_some();
         let message = [Some(message), hint].into_iter().flatten().collect::<Vec<_>>();
         Error::Denied {

@@ -6,13 +6,13 @@ use crate::config;
 
 /// `host`, `host:port`, or `*.domain` for the names below a domain.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct HostPattern {
+pub(in crate::upstream) struct HostPattern {
     name: String,
     port: Option<u16>,
 }
 
 impl HostPattern {
-    pub(super) fn new(text: &str) -> Self {
+    pub(in crate::upstream) fn new(text: &str) -> Self {
         let text = text.trim().to_ascii_lowercase();
         match text.rsplit_once(':') {
             // An address in brackets has colons that start no port.
@@ -27,7 +27,7 @@ impl HostPattern {
         }
     }
 
-    pub(super) fn matches_host(&self, host: &str) -> bool {
+    pub(in crate::upstream) fn matches_host(&self, host: &str) -> bool {
         match self.name.strip_prefix('*') {
             Some(domain) => host.len() > domain.len() && domain.starts_with('.') && host.ends_with(domain),
             None => host == self.name,
@@ -42,7 +42,7 @@ impl HostPattern {
 
 /// The rule for showing the credentials of one upstream.
 #[derive(Clone)]
-pub(super) struct Policy {
+pub(in crate::upstream) struct Policy {
     remote: Url,
     /// Hosts of token servers that the configuration names.
     realms: Vec<HostPattern>,
@@ -51,12 +51,12 @@ pub(super) struct Policy {
     /// Credentials may go in clear text.
     clear_text: bool,
     /// The key of the configuration that has both lists.
-    pub(super) key: &'static str,
+    pub(in crate::upstream) key: &'static str,
 }
 
 impl Policy {
     /// Returns the policy for an upstream at `remote`.
-    pub(super) fn new(remote: Url, config: &config::Upstream) -> Self {
+    pub(in crate::upstream) fn new(remote: Url, config: &config::Upstream) -> Self {
         let patterns = |entries: &[String]| entries.iter().map(|entry| HostPattern::new(entry)).collect();
         let realms: Vec<_> = patterns(&config.trust.realms);
         let named = [patterns(&config.trust.redirects), realms.clone()].concat();
@@ -70,13 +70,13 @@ impl Policy {
     }
 
     /// Returns the audience of a request that no redirect has led elsewhere.
-    pub(super) fn home(&self) -> Audience {
+    pub(in crate::upstream) fn home(&self) -> Audience {
         Audience::new(&self.remote, true)
     }
 
     /// Returns the audience that a redirect from `before` to `url` leads to. Trust that a chain of redirects lost does not
     /// come back, though it ends at the upstream: a stranger chose that URL.
-    pub(super) fn audience(&self, before: &Audience, url: &Url) -> Audience {
+    pub(in crate::upstream) fn audience(&self, before: &Audience, url: &Url) -> Audience {
         let home = url.origin() == self.remote.origin();
         Audience::new(
             url,
@@ -86,7 +86,7 @@ impl Policy {
 
     /// Returns true if a secret for the token server at `start` may be shown at `url`, where that one redirects to. A host
     /// that only redirects of the upstream may lead to is no token server, and may be a storage.
-    pub(super) fn keeps(&self, start: &Url, url: &Url) -> bool {
+    pub(in crate::upstream) fn keeps(&self, start: &Url, url: &Url) -> bool {
         self.keeps_at(start, url, &self.realms)
     }
 
@@ -100,29 +100,29 @@ impl Policy {
     }
 
     /// Returns true if the token server at `realm` may see the credentials for this audience.
-    pub(super) fn opens(&self, audience: &Audience, realm: &Url) -> bool {
+    pub(in crate::upstream) fn opens(&self, audience: &Audience, realm: &Url) -> bool {
         may_see_credentials(&audience.url, realm, &self.realms) && self.may_send_to(realm)
     }
 
     /// Returns true if credentials may be sent over such a connection.
-    pub(super) fn may_send_to(&self, url: &Url) -> bool {
+    pub(in crate::upstream) fn may_send_to(&self, url: &Url) -> bool {
         url.scheme() == "https" || self.clear_text || is_loopback(url)
     }
 }
 
 /// A registry, or a storage, that a request has reached.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Audience {
+pub(in crate::upstream) struct Audience {
     /// Scheme, host and port only.
-    pub(super) url: Url,
+    pub(in crate::upstream) url: Url,
     /// The credentials may be shown there.
-    pub(super) trusted: bool,
+    pub(in crate::upstream) trusted: bool,
 }
 
 impl Audience {
     /// Returns the audience at the origin of `url`.
-    pub(super) fn new(url: &Url, trusted: bool) -> Self {
-        let mut url = super::bare(url);
+    pub(in crate::upstream) fn new(url: &Url, trusted: bool) -> Self {
+        let mut url = crate::upstream::bare(url);
         url.set_path("/");
         Self { url, trusted }
     }
@@ -160,7 +160,7 @@ fn registrable(url: &Url) -> Option<&[u8]> {
 }
 
 /// Returns true for a URL of this very machine, where no other machine sees clear text.
-pub(super) fn is_loopback(url: &Url) -> bool {
+pub(in crate::upstream) fn is_loopback(url: &Url) -> bool {
     match url.host() {
         Some(Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
         Some(Host::Ipv4(ip)) => ip.is_loopback(),

@@ -1,23 +1,23 @@
-//! Where a redirect leads, if it may be followed, and the request that is sent there.
+//! Redirects: their targets, and the requests that follow them.
 
 use http::header::{AUTHORIZATION, LOCATION, REFERER};
 use http::{HeaderMap, HeaderValue};
 use reqwest::Response;
 use url::Url;
 
-use super::bare;
-use super::wire::Hop;
+use crate::upstream::bare;
+use crate::upstream::transport::HttpRequest;
 
 /// The most bytes of a Location: signed URLs of storages have up to 4 KiB.
 pub(crate) const MAX_LOCATION: usize = 16 * 1024;
 /// The most bytes of a host's name (RFC 1035, 2.3.4).
 const MAX_HOST: usize = 253;
-/// More hops than any registry needs.
-pub(super) const MOST_HOPS: usize = 8;
+/// The maximum number of requests, more than any registry needs.
+pub(in crate::upstream) const MAX_HOPS: usize = 8;
 
-/// Why a redirect is not followed.
+/// The reason why a redirect is not followed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Refused {
+pub(in crate::upstream) enum Refused {
     #[error("a redirect without a readable Location")]
     Unreadable,
     #[error("a redirect to a URL of more than {MAX_LOCATION} bytes, or to a host of more than {MAX_HOST}")]
@@ -31,13 +31,13 @@ pub(super) enum Refused {
 }
 
 /// Returns true if an answer asks to send the same request elsewhere. Without a Location it is an answer like any other.
-pub(super) fn leads_on(answer: &Response) -> bool {
+pub(in crate::upstream) fn is_redirect(answer: &Response) -> bool {
     let asks = matches!(answer.status().as_u16(), 301 | 302 | 303 | 307 | 308);
     asks && answer.headers().contains_key(LOCATION)
 }
 
 /// Returns the URL that an answer from `from` with these headers leads to.
-pub(super) fn target(from: &Url, headers: &HeaderMap) -> Result<Url, Refused> {
+pub(in crate::upstream) fn target(from: &Url, headers: &HeaderMap) -> Result<Url, Refused> {
     let text = headers
         .get(LOCATION)
         .and_then(|value| std::str::from_utf8(value.as_bytes()).ok())
@@ -64,7 +64,7 @@ pub(super) fn target(from: &Url, headers: &HeaderMap) -> Result<Url, Refused> {
 /// Turns a request into the one that a redirect to `to` asks for: without Authorization, which is for the next place to
 /// ask for, and with the Referer of Go's net/http, some storages want it. Its query is left out, as it may be a
 /// signature.
-pub(super) fn advance(hop: &mut Hop, to: Url) {
+pub(in crate::upstream) fn advance(hop: &mut HttpRequest, to: Url) {
     hop.headers.remove(AUTHORIZATION);
     // A URL is printable ASCII.
     if let Ok(referer) = HeaderValue::try_from(String::from(bare(&hop.url))) {
@@ -75,7 +75,7 @@ pub(super) fn advance(hop: &mut Hop, to: Url) {
 
 /// Returns the repository that a URL of a registry's API names (distribution-spec, "Endpoints"); `None` for URLs that
 /// are of no registry, such as a storage's.
-pub(super) fn repository(url: &Url) -> Option<&str> {
+pub(in crate::upstream) fn repository(url: &Url) -> Option<&str> {
     let (_, path) = url.path().split_once("/v2/")?;
     let mut parts = path.rsplitn(3, '/');
     let (_reference, kind, name) = (parts.next()?, parts.next()?, parts.next()?);
@@ -83,8 +83,8 @@ pub(super) fn repository(url: &Url) -> Option<&str> {
     (known && !name.is_empty()).then_some(name)
 }
 
-/// Whether a URL is of a registry's API.
-pub(super) fn is_api(url: &Url) -> bool {
+/// Returns `true` for a URL of the API of a registry.
+pub(in crate::upstream) fn is_api(url: &Url) -> bool {
     let path = url.path();
     path.ends_with("/v2/") || path.ends_with("/v2") || repository(url).is_some()
 }
@@ -138,7 +138,7 @@ mod tests {
     #[test]
     fn a_redirected_request_names_where_it_comes_from() {
         let from = "https://jane:secret@r.example/v2/a/blobs/b?sig=secret#secret";
-        let mut hop = Hop::get(crate::upstream::Class::Blob, from.parse().unwrap());
+        let mut hop = HttpRequest::get(crate::upstream::RequestClass::Blob, from.parse().unwrap());
         hop.headers
             .insert(AUTHORIZATION, HeaderValue::from_static("Basic secret"));
         advance(&mut hop, "https://cdn.example/x?sig=1".parse().unwrap());

@@ -1,4 +1,10 @@
-//! One request to one address, and its answer: no authorization, no redirects, no judgement.
+//! Transport: one request to one address, without authorization and redirects.
+
+pub(super) mod address_policy;
+pub(super) mod clients;
+pub(super) mod reachability;
+pub(super) mod redirect;
+pub(super) mod span;
 
 use std::sync::Arc;
 
@@ -8,26 +14,25 @@ use tokio::sync::Semaphore;
 use tracing::Instrument;
 use url::Url;
 
-use super::address::AddressPolicy;
-use super::clients::{Clients, Route};
 use super::error::{Error, Failure, describe};
-use super::health::{Contact, Health};
 use super::host_cooldown::HostCooldowns;
 use super::options::Timeouts;
-use super::rest::Class;
-use super::span;
+use super::rate_limit::RequestClass;
 use crate::metrics::Metrics;
 use crate::name::Host;
 use crate::transfer_coding;
+use address_policy::AddressPolicy;
+use clients::{Clients, Route};
+use reachability::{Reachability, ReachabilityState};
 
-/// The connections to one upstream and to where it leads.
-pub(super) struct Wire {
+/// The connections to one upstream and to the hosts that it names.
+pub(super) struct Transport {
     pub(super) host: Host,
     /// Without user information, query and fragment; the path ends without a slash.
     pub(super) remote: Url,
     pub(super) timeouts: Timeouts,
     pub(super) metrics: Metrics,
-    pub(super) health: Health,
+    pub(super) reachability: ReachabilityState,
     pub(super) addresses: Arc<AddressPolicy>,
     /// Hosts other than the registry that answered 429.
     pub(super) cooldowns: HostCooldowns,
@@ -36,10 +41,10 @@ pub(super) struct Wire {
     pub(super) large_documents: Arc<Semaphore>,
 }
 
-/// A request as it is sent.
+/// An HTTP request.
 #[derive(Clone)]
-pub(super) struct Hop {
-    pub(super) class: Class,
+pub(super) struct HttpRequest {
+    pub(super) class: RequestClass,
     pub(super) method: Method,
     pub(super) url: Url,
     pub(super) headers: HeaderMap,
@@ -47,9 +52,9 @@ pub(super) struct Hop {
     pub(super) form: Option<String>,
 }
 
-impl Hop {
-    /// A plain GET.
-    pub(super) fn get(class: Class, url: Url) -> Self {
+impl HttpRequest {
+    /// Creates a GET without headers.
+    pub(super) fn get(class: RequestClass, url: Url) -> Self {
         Self {
             class,
             method: Method::GET,
@@ -60,13 +65,13 @@ impl Hop {
     }
 }
 
-impl Wire {
-    /// Whether a URL is of the upstream itself.
-    pub(super) fn is_home(&self, url: &Url) -> bool {
+impl Transport {
+    /// Returns `true` for a URL with the origin of the registry.
+    pub(super) fn is_registry_origin(&self, url: &Url) -> bool {
         url.origin() == self.remote.origin()
     }
 
-    /// A URL below the upstream's `/v2/`; `rest` consists of checked names.
+    /// Returns a URL below `/v2/` of the upstream; `rest` consists of validated names.
     pub(super) fn url(&self, rest: &str) -> Url {
         let mut url = self.remote.clone();
         url.set_path(&format!("{}/v2/{rest}", self.remote.path().trim_end_matches('/')));
@@ -76,7 +81,7 @@ impl Wire {
     /// Returns true for the registry itself: a redirect on its host leads to no other server where it keeps the trust
     /// in it.
     pub(super) fn is_registry(&self, url: &Url, trusted: bool) -> bool {
-        self.is_home(url) || (trusted && url.host() == self.remote.host())
+        self.is_registry_origin(url) || (trusted && url.host() == self.remote.host())
     }
 
     /// Fails for a URL that may not be asked.
@@ -90,20 +95,20 @@ impl Wire {
         Err(Error::unavailable(refused.to_string()))
     }
 
-    /// Sends a request and waits for the answer's header.
-    pub(super) async fn send(self: &Arc<Self>, hop: &Hop) -> Result<Response, Error> {
+    /// Sends a request and waits for the header of the response.
+    pub(super) async fn send(self: &Arc<Self>, hop: &HttpRequest) -> Result<Response, Error> {
         self.admit(&hop.url)?;
         let mut sent = self.attempt(hop).await;
         if let Err((Failure::Cut, _)) = sent {
-            // Most likely a kept connection that the other side closed just now.
+            // Probably a pooled connection that the server just closed.
             sent = self.attempt(hop).await;
         }
-        let home = self.is_home(&hop.url);
+        let home = self.is_registry_origin(&hop.url);
         match sent {
             Ok(response) => {
                 self.metrics.upstream_answer(&self.host, response.status());
                 if home {
-                    self.health.set(Contact::Up);
+                    self.reachability.set(Reachability::Up);
                 }
                 self.prove_address(&response);
                 if !transfer_coding::is_supported(response.headers()) {
@@ -114,7 +119,7 @@ impl Wire {
             Err((failure, what)) => {
                 self.metrics.upstream_failure(&self.host, failure.as_str());
                 if home {
-                    self.suspect();
+                    self.start_probe();
                 }
                 Err(Error::unavailable(what))
             }
@@ -130,7 +135,7 @@ impl Wire {
         }
     }
 
-    async fn attempt(self: &Arc<Self>, hop: &Hop) -> Result<Response, (Failure, String)> {
+    async fn attempt(self: &Arc<Self>, hop: &HttpRequest) -> Result<Response, (Failure, String)> {
         let span = span::begin(&self.host, hop);
         let answer = self.timed(hop).instrument(span.clone()).await;
         let said = answer
@@ -141,22 +146,25 @@ impl Wire {
         answer
     }
 
-    async fn timed(self: &Arc<Self>, hop: &Hop) -> Result<Response, (Failure, String)> {
-        let client = self.clients.of(hop.class, self.clients.route(&hop.url));
+    async fn timed(self: &Arc<Self>, hop: &HttpRequest) -> Result<Response, (Failure, String)> {
+        let client = self.clients.get(hop.class, self.clients.route(&hop.url));
         let answer = self.start(client, hop);
         let mut answer = std::pin::pin!(tokio::time::timeout(self.timeouts.header, answer));
         let timed = if let Ok(timed) = tokio::time::timeout(self.timeouts.suspect, &mut answer).await {
             timed
         } else {
-            if self.is_home(&hop.url) {
-                self.suspect();
+            if self.is_registry_origin(&hop.url) {
+                self.start_probe();
             }
             answer.await
         };
         let place = hop.url.host_str().unwrap_or_default();
         match timed {
             Ok(Ok(response)) => Ok(response),
-            Ok(Err(error)) => Err((Failure::of(&error), format!("{place}: {}", describe(error)))),
+            Ok(Err(error)) => Err((
+                Failure::from_reqwest(&error),
+                format!("{place}: {}", describe(error)),
+            )),
             Err(_) => {
                 let seconds = self.timeouts.header.as_secs();
                 Err((
@@ -167,7 +175,7 @@ impl Wire {
         }
     }
 
-    async fn start(&self, client: &Client, hop: &Hop) -> reqwest::Result<Response> {
+    async fn start(&self, client: &Client, hop: &HttpRequest) -> reqwest::Result<Response> {
         let mut request = client
             .request(hop.method.clone(), hop.url.clone())
             .headers(hop.headers.clone());
@@ -179,10 +187,10 @@ impl Wire {
         request.send().await
     }
 
-    /// Whether the upstream answers anything at all.
+    /// Sends a probe; any response counts as success.
     pub(super) async fn probe(&self) -> Result<(), String> {
-        let hop = Hop::get(Class::List, self.url(""));
-        let client = self.clients.of(hop.class, self.clients.route(&hop.url));
+        let hop = HttpRequest::get(RequestClass::List, self.url(""));
+        let client = self.clients.get(hop.class, self.clients.route(&hop.url));
         match tokio::time::timeout(self.timeouts.probe, self.start(client, &hop)).await {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(error)) => Err(describe(error)),

@@ -7,40 +7,40 @@ use http::{Method, StatusCode};
 use url::Url;
 use url::form_urlencoded::Serializer;
 
-use super::access::{Access, Shown, basic_header};
-use super::answer::{Answer, ServerKind};
-use super::challenge::Bearer;
-use super::error::Error;
-use super::redirect::{self, MOST_HOPS};
-use super::rest::Class;
-use super::token::Token;
-use super::trust::Audience;
-use super::wire::{Hop, Wire};
 use crate::credential::Credential;
 use crate::metrics::TokenResult;
+use crate::upstream::auth::challenge::Bearer;
+use crate::upstream::auth::token::Token;
+use crate::upstream::auth::trust::Audience;
+use crate::upstream::auth::{Authorization, Authorizer, basic_header};
+use crate::upstream::error::Error;
+use crate::upstream::rate_limit::RequestClass;
+use crate::upstream::response::{ServerKind, UpstreamResponse};
+use crate::upstream::transport::redirect::{self, MAX_HOPS};
+use crate::upstream::transport::{HttpRequest, Transport};
 
 /// The most bytes of a token server's answer: it may hold its token twice, and a refresh token.
 pub(crate) const MAX_TOKEN_ANSWER: usize = 64 * 1024;
 
-impl Access {
+impl Authorizer {
     /// Asks the token server that a registry names; with the credential where it may see it, else
     /// anonymously.
-    pub(super) async fn fetch(
+    pub(in crate::upstream) async fn fetch(
         &self,
-        wire: &Arc<Wire>,
+        transport: &Arc<Transport>,
         audience: &Audience,
         bearer: Bearer,
     ) -> Result<Token, Error> {
         // The token server of another registry rests alone.
-        if wire.is_registry(&audience.url, audience.trusted) {
-            self.admit(Class::Token)?;
+        if transport.is_registry(&audience.url, audience.trusted) {
+            self.admit(RequestClass::Token)?;
         } else {
-            wire.cooldowns.admit(&bearer.realm)?;
+            transport.cooldowns.admit(&bearer.realm)?;
         }
         let hop = self.token_request(audience, &bearer)?;
         let fetched = async {
-            let answer = self.ask_token_server(wire, hop).await?;
-            self.token(wire, audience, &bearer.realm, answer).await
+            let answer = self.ask_token_server(transport, hop).await?;
+            self.token(transport, audience, &bearer.realm, answer).await
         };
         let fetched = fetched.await;
         let result = match &fetched {
@@ -48,22 +48,26 @@ impl Access {
             Err(Error::Denied { .. }) => TokenResult::Refused,
             Err(_) => TokenResult::Failed,
         };
-        wire.metrics.token(&wire.host, result);
+        transport.metrics.token(&transport.host, result);
         fetched
     }
 
     /// Sends a request and follows redirects. The credential goes along only to where [`Policy::keeps`] lets it; a form,
     /// which holds a secret, is sent again only there, and only where the status asks for that.
     ///
-    /// [`Policy::keeps`]: super::trust::Policy::keeps
-    async fn ask_token_server(&self, wire: &Arc<Wire>, mut hop: Hop) -> Result<Answer, Error> {
+    /// [`Policy::keeps`]: crate::upstream::auth::trust::Policy::keeps
+    async fn ask_token_server(
+        &self,
+        transport: &Arc<Transport>,
+        mut hop: HttpRequest,
+    ) -> Result<UpstreamResponse, Error> {
         let start = hop.url.clone();
-        for _ in 0..MOST_HOPS {
-            let response = wire.send(&hop).await?;
-            if !redirect::leads_on(&response) {
-                return Ok(Answer {
+        for _ in 0..MAX_HOPS {
+            let response = transport.send(&hop).await?;
+            if !redirect::is_redirect(&response) {
+                return Ok(UpstreamResponse {
                     response,
-                    shown: hop.headers.remove(AUTHORIZATION),
+                    authorization: hop.headers.remove(AUTHORIZATION),
                     server: ServerKind::Upstream,
                 });
             }
@@ -81,35 +85,37 @@ impl Access {
             }
         }
         Err(Error::unavailable(format!(
-            "the token server made more than {MOST_HOPS} redirects"
+            "the token server made more than {MAX_HOPS} redirects"
         )))
     }
 
     async fn token(
         &self,
-        wire: &Wire,
+        transport: &Transport,
         audience: &Audience,
         realm: &Url,
-        answer: Answer,
+        answer: UpstreamResponse,
     ) -> Result<Token, Error> {
         let status = answer.status();
         if status.is_success() {
-            self.rests.succeeded(Class::Token);
-            let body = answer.read(wire, MAX_TOKEN_ANSWER).await?;
+            self.rate_limits.end_cooldown(RequestClass::Token);
+            let body = answer.read(transport, MAX_TOKEN_ANSWER).await?;
             return body.parse(|bytes| Token::read(&bytes)).await;
         }
         match status.as_u16() {
             // OAuth2 refuses a grant with 400 (RFC 6749, 5.2).
             code @ (400 | 401 | 403) => {
-                let words = answer.error_body(wire, self).await.message();
+                let words = answer.error_body(transport, self).await.message();
                 let text = format!("the token server gave no token: {words}");
                 Err(self.denied(audience, code, text))
             }
-            429 if !wire.is_registry(&audience.url, audience.trusted) => {
-                Err(wire.cooldowns.start(realm, answer.headers()))
+            429 if !transport.is_registry(&audience.url, audience.trusted) => {
+                Err(transport.cooldowns.start(realm, answer.headers()))
             }
             429 => Err(Error::RateLimited {
-                retry_after: self.rests.limited(Class::Token, answer.headers()),
+                retry_after: self
+                    .rate_limits
+                    .start_cooldown(RequestClass::Token, answer.headers()),
             }),
             code => Err(Error::unavailable(format!("the token server answered {code}"))),
         }
@@ -122,8 +128,8 @@ impl Access {
         }
     }
 
-    fn token_request(&self, audience: &Audience, bearer: &Bearer) -> Result<Hop, Error> {
-        let mut hop = Hop::get(Class::Token, bearer.realm.clone());
+    fn token_request(&self, audience: &Audience, bearer: &Bearer) -> Result<HttpRequest, Error> {
+        let mut hop = HttpRequest::get(RequestClass::Token, bearer.realm.clone());
         let credential = self.shown_to(audience, &bearer.realm);
         let scopes = bearer.scope.as_deref().unwrap_or_default();
         if let Credential::IdentityToken { token, .. } = credential {
@@ -149,7 +155,7 @@ impl Access {
             }
         }
         if let Credential::Basic { username, password } = credential {
-            Shown::Basic(basic_header(username, password.expose())?).add_to(&mut hop.headers);
+            Authorization::Basic(basic_header(username, password.expose())?).add_to(&mut hop.headers);
         }
         Ok(hop)
     }

@@ -5,14 +5,14 @@ use tracing::field::Empty;
 use tracing::{Span, info_span};
 use url::Url;
 
-use super::error::Failure;
-use super::wire::Hop;
 use crate::name::Host;
 use crate::traces::TARGET;
+use crate::upstream::error::Failure;
+use crate::upstream::transport::HttpRequest;
 
 /// Begins with the request. The trace goes no further: which pulls belong together is nothing that a registry,
 /// or where it redirects to, has to know.
-pub(super) fn begin(upstream: &Host, hop: &Hop) -> Span {
+pub(in crate::upstream) fn begin(upstream: &Host, hop: &HttpRequest) -> Span {
     info_span!(
         target: TARGET,
         "upstream",
@@ -31,7 +31,7 @@ pub(super) fn begin(upstream: &Host, hop: &Hop) -> Span {
 }
 
 /// There is the header of an answer, or none will come.
-pub(super) fn end(span: &Span, answer: Result<StatusCode, Failure>) {
+pub(in crate::upstream) fn end(span: &Span, answer: Result<StatusCode, Failure>) {
     match answer {
         Ok(status) => {
             span.record("http.response.status_code", i64::from(status.as_u16()));
@@ -51,7 +51,7 @@ pub(super) fn end(span: &Span, answer: Result<StatusCode, Failure>) {
 
 /// Without what may be a secret: user information, and the query, in which signed URLs have theirs.
 fn shown(url: &Url) -> String {
-    let mut shown = super::bare(url);
+    let mut shown = crate::upstream::bare(url);
     if url.query().is_some() {
         shown.set_query(Some("REDACTED"));
     }

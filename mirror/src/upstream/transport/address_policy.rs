@@ -12,11 +12,11 @@ use ipnet::IpNet;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use url::{Host, Url};
 
-use super::trust::{HostPattern, is_loopback};
+use crate::upstream::auth::trust::{HostPattern, is_loopback};
 
-/// A kind of address that is not for everyone, or none of them.
+/// The scope of an IP address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum AddressScope {
+pub(in crate::upstream) enum AddressScope {
     Public = 0,
     Loopback = 1,
     LinkLocal = 2,
@@ -28,15 +28,15 @@ pub(super) enum AddressScope {
 }
 
 impl AddressScope {
-    /// The place of an address, or of the IPv4 address that it stands for.
-    pub(super) fn of(ip: IpAddr) -> Self {
+    /// Returns the scope of an address, or of the IPv4 address that it embeds.
+    pub(in crate::upstream) fn from_ip(ip: IpAddr) -> Self {
         match ip {
-            IpAddr::V4(ip) => Self::of_v4(ip),
-            IpAddr::V6(ip) => embedded(ip).map_or_else(|| Self::of_v6(ip), Self::of_v4),
+            IpAddr::V4(ip) => Self::from_v4(ip),
+            IpAddr::V6(ip) => embedded(ip).map_or_else(|| Self::from_v6(ip), Self::from_v4),
         }
     }
 
-    fn of_v4(ip: Ipv4Addr) -> Self {
+    fn from_v4(ip: Ipv4Addr) -> Self {
         match ip.octets() {
             // Linux connects 0.0.0.0 to the loopback.
             [127 | 0, ..] => Self::Loopback,
@@ -48,7 +48,7 @@ impl AddressScope {
         }
     }
 
-    fn of_v6(ip: Ipv6Addr) -> Self {
+    fn from_v6(ip: Ipv6Addr) -> Self {
         match ip.segments() {
             [0, 0, 0, 0, 0, 0, 0, 0 | 1] => Self::Loopback,
             [0xfe80..=0xfebf, ..] => Self::LinkLocal,
@@ -60,7 +60,7 @@ impl AddressScope {
     }
 }
 
-/// The IPv4 address inside a mapped, compatible, NAT64 (RFC 6052) or 6to4 (RFC 3056) address.
+/// Returns the IPv4 address inside a mapped, compatible, NAT64 (RFC 6052) or 6to4 (RFC 3056) address.
 fn embedded(ip: Ipv6Addr) -> Option<Ipv4Addr> {
     let v4 = |high: u16, low: u16| Some(Ipv4Addr::from(u32::from(high) << 16 | u32::from(low)));
     match ip.segments() {
@@ -74,7 +74,7 @@ fn embedded(ip: Ipv6Addr) -> Option<Ipv4Addr> {
 
 /// The rule for the addresses that an upstream's requests may go to.
 #[derive(Debug)]
-pub(super) struct AddressPolicy {
+pub(in crate::upstream) struct AddressPolicy {
     remote: Url,
     /// TLS proves the upstream's name: its certificate is verified.
     verifies: bool,
@@ -91,7 +91,7 @@ pub(super) struct AddressPolicy {
 impl AddressPolicy {
     /// Returns the policy for the upstream at `remote`, whose certificate is verified or not; `trusted` are names,
     /// addresses and CIDRs, of the lists below `key`.
-    pub(super) fn new<'a>(
+    pub(in crate::upstream) fn new<'a>(
         remote: &Url,
         verifies: bool,
         key: &'static str,
@@ -106,7 +106,7 @@ impl AddressPolicy {
             }
         }
         // The name `localhost` is as good as its address (RFC 6761, 6.3).
-        let own = literal(remote).map(AddressScope::of);
+        let own = literal(remote).map(AddressScope::from_ip);
         let own = own.or_else(|| is_loopback(remote).then_some(AddressScope::Loopback));
         Arc::new(Self {
             remote: remote.clone(),
@@ -120,19 +120,19 @@ impl AddressPolicy {
     }
 
     /// Returns true if the configuration chose the server of a URL, or TLS proves that it is the upstream.
-    pub(super) fn is_upstream(&self, url: &Url) -> bool {
+    pub(in crate::upstream) fn is_upstream(&self, url: &Url) -> bool {
         url.origin() == self.remote.origin() || self.is_verified(url)
     }
 
     /// Returns true if a connection to a URL succeeds only with a certificate of the upstream's name.
-    pub(super) fn is_verified(&self, url: &Url) -> bool {
+    pub(in crate::upstream) fn is_verified(&self, url: &Url) -> bool {
         self.verifies && url.scheme() == "https" && url.host() == self.remote.host()
     }
 
     /// Notes that TLS succeeded with this address for the upstream's name. The machine itself, and what is only on its
     /// link, stay out of reach: no certificate makes them a registry's network.
-    pub(super) fn prove(&self, ip: IpAddr) {
-        match AddressScope::of(ip) {
+    pub(in crate::upstream) fn prove(&self, ip: IpAddr) {
+        match AddressScope::from_ip(ip) {
             AddressScope::Public | AddressScope::Loopback | AddressScope::LinkLocal => {}
             scope => _ = self.own.fetch_or(scope as u8, Ordering::Relaxed),
         }
@@ -140,7 +140,7 @@ impl AddressPolicy {
 
     /// Returns true if a connection to this address of this host may be made, wherever a server led.
     fn admits(&self, host: &str, ip: IpAddr) -> bool {
-        let scope = AddressScope::of(ip);
+        let scope = AddressScope::from_ip(ip);
         scope == AddressScope::Public
             || self.own.load(Ordering::Relaxed) & scope as u8 != 0
             || self.networks.iter().any(|network| network.contains(&ip))
@@ -151,7 +151,7 @@ impl AddressPolicy {
     /// public network to a private one.
     fn admits_upstream(&self, ip: IpAddr) -> bool {
         let is_near = matches!(
-            AddressScope::of(ip),
+            AddressScope::from_ip(ip),
             AddressScope::Loopback | AddressScope::LinkLocal
         );
         let is_proven = self.remote.scheme() == "https" && self.verifies;
@@ -163,13 +163,13 @@ impl AddressPolicy {
     }
 
     /// Returns true if a URL that names its address itself may be asked; names are checked as they resolve.
-    pub(super) fn admits_literal(&self, url: &Url) -> bool {
+    pub(in crate::upstream) fn admits_literal(&self, url: &Url) -> bool {
         literal(url).is_none_or(|ip| self.admits(url.host_str().unwrap_or_default(), ip))
     }
 
     /// Returns true if a proxy may be asked for a URL. The proxy resolves the name, so names that only a private network
     /// has are refused, unless they are the upstream's or trusted.
-    pub(super) fn admits_proxied(&self, url: &Url) -> bool {
+    pub(in crate::upstream) fn admits_proxied(&self, url: &Url) -> bool {
         let Some(Host::Domain(name)) = url.host() else {
             return true;
         };
@@ -177,7 +177,7 @@ impl AddressPolicy {
     }
 
     /// Returns the refusal to connect to a host.
-    pub(super) fn refuse(&self, host: &str) -> AddressRefused {
+    pub(in crate::upstream) fn refuse(&self, host: &str) -> AddressRefused {
         let (host, key) = (host.to_owned(), self.key);
         AddressRefused { host, key }
     }
@@ -190,7 +190,7 @@ impl AddressPolicy {
     ) -> Result<Addrs, AddressRefused> {
         let found: Vec<_> = found.collect();
         let is_own_name = to_upstream && self.remote.host_str() == Some(host);
-        let is_public = |address: &SocketAddr| AddressScope::of(address.ip()) == AddressScope::Public;
+        let is_public = |address: &SocketAddr| AddressScope::from_ip(address.ip()) == AddressScope::Public;
         if is_own_name && found.iter().any(is_public) {
             self.was_public.store(true, Ordering::Relaxed);
         }
@@ -206,7 +206,7 @@ impl AddressPolicy {
 }
 
 /// Returns the address that a URL names, whatever notation it was written in.
-pub(super) fn literal(url: &Url) -> Option<IpAddr> {
+pub(in crate::upstream) fn literal(url: &Url) -> Option<IpAddr> {
     match url.host()? {
         Host::Ipv4(ip) => Some(ip.into()),
         Host::Ipv6(ip) => Some(ip.into()),
@@ -245,16 +245,16 @@ fn is_internal(name: &str) -> bool {
     "{host} is inside a private network that the upstream is no part of, or on this machine or its link; \
      {key}.redirects can allow it"
 )]
-pub(super) struct AddressRefused {
+pub(in crate::upstream) struct AddressRefused {
     host: String,
     key: &'static str,
 }
 
 /// A resolver that asks the system, and leaves out what the policy refuses.
-pub(super) struct PolicyResolver {
-    pub(super) policy: Arc<AddressPolicy>,
+pub(in crate::upstream) struct PolicyResolver {
+    pub(in crate::upstream) policy: Arc<AddressPolicy>,
     /// Resolves for requests to the upstream itself (see [`AddressPolicy::is_upstream`]).
-    pub(super) to_upstream: bool,
+    pub(in crate::upstream) to_upstream: bool,
 }
 
 impl Resolve for PolicyResolver {
@@ -305,7 +305,7 @@ mod tests {
     #[test_case("64:ff9b:1::808:808" => AddressScope::Private; "nat64 for local use")]
     #[test_case("2002:7f00:1::" => AddressScope::Loopback; "6to4")]
     fn places(ip: &str) -> AddressScope {
-        AddressScope::of(ip.parse().unwrap())
+        AddressScope::from_ip(ip.parse().unwrap())
     }
 
     #[test_case("http://8.8.8.8/" => true; "public")]
@@ -451,10 +451,10 @@ mod tests {
         #[test]
         fn no_way_to_write_an_ipv4_address_changes_its_place(bits: u32) {
             let ip = Ipv4Addr::from(bits);
-            let place = AddressScope::of(ip.into());
-            prop_assert_eq!(AddressScope::of(ip.to_ipv6_mapped().into()), place);
+            let place = AddressScope::from_ip(ip.into());
+            prop_assert_eq!(AddressScope::from_ip(ip.to_ipv6_mapped().into()), place);
             let nat64 = u128::from(Ipv6Addr::new(0x64, 0xff9b, 0, 0, 0, 0, 0, 0)) | u128::from(bits);
-            prop_assert_eq!(AddressScope::of(Ipv6Addr::from(nat64).into()), place);
+            prop_assert_eq!(AddressScope::from_ip(Ipv6Addr::from(nat64).into()), place);
         }
     }
 }

@@ -1,42 +1,42 @@
-//! An answer of an upstream, before its body is read.
+//! Responses of an upstream before their bodies are read.
 
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderValue, StatusCode};
 use reqwest::Response;
 
-use super::access::Access;
+use super::auth::Authorizer;
+use super::auth::trust::Audience;
 use super::error::Error;
 use super::error_body::ErrorBody;
-use super::trust::Audience;
-use super::wire::Wire;
+use super::transport::Transport;
 use crate::manifest::MAX_MEDIA_TYPE;
 
 /// The most bytes of an error's body that are read.
 pub(crate) const MAX_ERROR_BODY: usize = 64 * 1024;
 const API_VERSION: &str = "docker-distribution-api-version";
 
-/// An answer's header has come; its body has not.
-pub(super) struct Answer {
+/// A response whose header arrived.
+pub(super) struct UpstreamResponse {
     pub(super) response: Response,
-    /// The `Authorization` that it was asked with.
-    pub(super) shown: Option<HeaderValue>,
+    /// The `Authorization` of the request.
+    pub(super) authorization: Option<HeaderValue>,
     pub(super) server: ServerKind,
 }
 
-/// The kind of server that an answer came from.
+/// The kind of server that sent a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ServerKind {
-    /// The upstream, or a host that may see its credentials.
+    /// The upstream, or a host that may receive its credential.
     Upstream,
-    /// The API of another registry, which redirects led to.
+    /// The API of another registry that redirects lead to.
     Registry,
-    /// A storage, or anything else that redirects led to.
+    /// A storage, or another host that redirects lead to.
     Elsewhere,
 }
 
-impl Answer {
-    /// Returns the audience that answered.
+impl UpstreamResponse {
+    /// Returns the audience that sent the response.
     pub(super) fn audience(&self) -> Audience {
         Audience::new(self.response.url(), self.server == ServerKind::Upstream)
     }
@@ -84,21 +84,21 @@ impl Answer {
         self.media_type().as_deref() == Some("text/html")
     }
 
-    /// Tells whether the header names the registry API, as Distribution's does in every answer.
+    /// Returns `true` if the header names the registry API, as Distribution does in every response.
     pub(super) fn is_marked(&self) -> bool {
         self.headers().contains_key(API_VERSION)
     }
 
     /// Reads the body of an error, without the secrets that a careless server might repeat.
-    pub(super) async fn error_body(self, wire: &Wire, access: &Access) -> ErrorBody {
+    pub(super) async fn error_body(self, transport: &Transport, authorizer: &Authorizer) -> ErrorBody {
         let (status, marked, media_type) = (self.status(), self.is_marked(), self.media_type());
-        let shown = self.shown.clone();
-        let body = match self.read(wire, MAX_ERROR_BODY).await {
+        let shown = self.authorization.clone();
+        let body = match self.read(transport, MAX_ERROR_BODY).await {
             Ok(body) => body.parse(Ok).await.unwrap_or_default(),
             Err(_) => Bytes::new(),
         };
         ErrorBody::read(status, marked, media_type.as_deref(), &body, |text| {
-            access.scrub(text, shown.as_ref())
+            authorizer.scrub(text, shown.as_ref())
         })
     }
 }

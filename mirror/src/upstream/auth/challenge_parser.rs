@@ -1,14 +1,14 @@
 //! The grammar of challenges (RFC 9110, sections 11.2 and 11.6.1).
 
-/// A challenge's words.
+/// A challenge with its scheme and parameters.
 #[derive(Debug, Default)]
-pub(super) struct Words {
+pub(super) struct RawChallenge {
     pub(super) scheme: String,
-    /// By name, in their order; no backslash is left that stands before what it keeps.
+    /// The parameters in order, without the backslashes of quoted pairs.
     pub(super) parameters: Vec<(String, String)>,
 }
 
-impl Words {
+impl RawChallenge {
     /// Returns the bytes of its scheme and of all its parameters.
     pub(super) fn size(&self) -> usize {
         let parameters = self
@@ -19,26 +19,26 @@ impl Words {
     }
 }
 
-/// All challenges of a header up to its first mistake, that of the mistake with the parameters before it, as clients
-/// read them: what follows a mistake can't be told apart.
-pub(super) fn challenges(header: &[u8]) -> Vec<Words> {
-    let (mut rest, mut found) = (Rest(header), Vec::<Words>::new());
-    while rest.element(&mut found).is_some() {
+/// Parses the challenges of a header up to its first error, including that of the error with the parameters before it,
+/// as clients do: text after an error is ambiguous.
+pub(super) fn parse_challenges(header: &[u8]) -> Vec<RawChallenge> {
+    let (mut parser, mut found) = (Parser(header), Vec::<RawChallenge>::new());
+    while parser.element(&mut found).is_some() {
         // A comma has to part it from the next one.
-        rest.space();
-        if rest.0.first().is_some_and(|byte| *byte != b',') {
+        parser.space();
+        if parser.0.first().is_some_and(|byte| *byte != b',') {
             break;
         }
     }
     found
 }
 
-/// What is not read yet.
-struct Rest<'a>(&'a [u8]);
+/// A parser with the remaining input.
+struct Parser<'a>(&'a [u8]);
 
-impl<'a> Rest<'a> {
-    /// One element of the list: a parameter of the last challenge, or a scheme with what follows it up to a comma.
-    fn element(&mut self, found: &mut Vec<Words>) -> Option<()> {
+impl<'a> Parser<'a> {
+    /// Parses one element of the list: a parameter of the last challenge, or a scheme with its first parameter.
+    fn element(&mut self, found: &mut Vec<RawChallenge>) -> Option<()> {
         self.while_(|byte| matches!(byte, b' ' | b'\t' | b','));
         let name = self.token()?;
         if self.equals() {
@@ -46,7 +46,7 @@ impl<'a> Rest<'a> {
             found.last_mut()?.parameters.push((name, value));
             return Some(());
         }
-        found.push(Words {
+        found.push(RawChallenge {
             scheme: name,
             parameters: Vec::new(),
         });
@@ -75,7 +75,7 @@ impl<'a> Rest<'a> {
         (!token.is_empty()).then(|| String::from_utf8_lossy(token).into_owned())
     }
 
-    /// Whether there is a sign of equality, which may have space around it; space is skipped in any case.
+    /// Skips `=` with optional space around it; returns `false`, after skipping space, if there is none.
     fn equals(&mut self) -> bool {
         self.space();
         let Some((b'=', rest)) = self.0.split_first() else {
@@ -86,9 +86,9 @@ impl<'a> Rest<'a> {
         true
     }
 
-    /// Credentials in one word, to the end of the element: of no scheme that is answered.
+    /// Skips a token68 to the end of the element; no supported scheme has one.
     fn token68(&mut self) -> bool {
-        let mut ahead = Rest(self.0);
+        let mut ahead = Parser(self.0);
         let word = ahead.while_(|byte| byte.is_ascii_alphanumeric() || b"-._~+/".contains(&byte));
         ahead.while_(|byte| byte == b'=');
         ahead.space();
@@ -99,7 +99,7 @@ impl<'a> Rest<'a> {
         whole
     }
 
-    /// A token or a quoted string.
+    /// Parses a token or a quoted string.
     fn value(&mut self) -> Option<String> {
         let Some((b'"', mut rest)) = self.0.split_first() else {
             return self.token();

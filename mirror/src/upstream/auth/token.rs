@@ -1,4 +1,4 @@
-//! Tokens: one request for however many wait, renewed before they end.
+//! Tokens: one request for all that wait, renewed before they expire.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -10,17 +10,17 @@ use moka::Expiry;
 use moka::future::Cache;
 use serde::de::MapAccess;
 
-use super::challenge::Bearer;
-use super::error::Error;
-use super::trust::Audience;
 use crate::clock::Clock;
 use crate::json::{self, Members, Object, Scalar};
+use crate::upstream::auth::challenge::Bearer;
+use crate::upstream::auth::trust::Audience;
+use crate::upstream::error::Error;
 
-/// What a token lives where its server does not say (distribution, "Token Response Fields").
+/// The lifetime of a token without `expires_in` (distribution, "Token Response Fields").
 const DEFAULT_LIFE: Duration = Duration::from_mins(1);
-pub(super) const MAX_LIFE: Duration = Duration::from_hours(24);
+pub(in crate::upstream) const MAX_LIFE: Duration = Duration::from_hours(24);
 /// A token is renewed this long before its end, or in the last quarter of a shorter life.
-const MOST_MARGIN: Duration = Duration::from_secs(30);
+const MAX_MARGIN: Duration = Duration::from_secs(30);
 /// A password that was refused is not tried again at once: accounts get locked.
 const DENIED_FOR: Duration = Duration::from_secs(10);
 const FAILED_FOR: Duration = Duration::from_secs(1);
@@ -34,9 +34,9 @@ const ENTRY: usize = 512;
 
 /// A token, as the header that shows it.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Token {
-    pub(super) header: HeaderValue,
-    pub(super) life: Duration,
+pub(in crate::upstream) struct Token {
+    pub(in crate::upstream) header: HeaderValue,
+    pub(in crate::upstream) life: Duration,
 }
 
 /// The answer of a token server (RFC 6749, 5.1; distribution, "Token Response Fields"); servers disagree on the first
@@ -61,7 +61,7 @@ impl Members for Reply {
 
 impl Token {
     /// Reads a token server's answer. A life that is not above zero says nothing.
-    pub(super) fn read(body: &[u8]) -> Result<Self, Error> {
+    pub(in crate::upstream) fn read(body: &[u8]) -> Result<Self, Error> {
         let unusable = || Error::unavailable("the token server's answer holds no usable token");
         let reply = json::read_first::<Object<Reply>>(body).and_then(|reply| reply.0);
         let reply = reply.ok_or_else(unusable)?;
@@ -82,20 +82,20 @@ impl Token {
     }
 
     fn usable_for(&self) -> Duration {
-        self.life.saturating_sub((self.life / 4).min(MOST_MARGIN))
+        self.life.saturating_sub((self.life / 4).min(MAX_MARGIN))
     }
 }
 
 /// The registry that a token is for, and its scope: two registries never share one. The token server is no part of
 /// it, so a registry that names another one in each challenge makes no entries, but replaces them.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) struct TokenKey {
-    pub(super) audience: Audience,
-    pub(super) scope: Option<String>,
+pub(in crate::upstream) struct TokenKey {
+    pub(in crate::upstream) audience: Audience,
+    pub(in crate::upstream) scope: Option<String>,
 }
 
 /// The tokens of one credential.
-pub(super) struct Tokens {
+pub(in crate::upstream) struct Tokens {
     clock: Clock,
     known: Cache<TokenKey, Outcome>,
 }
@@ -142,7 +142,7 @@ impl Expiry<TokenKey, Outcome> for WithToken {
 }
 
 impl Tokens {
-    pub(super) fn new(clock: Clock) -> Self {
+    pub(in crate::upstream) fn new(clock: Clock) -> Self {
         let known = Cache::builder().max_capacity(MAX_TOKENS).weigher(weight);
         let known = known.expire_after(WithToken).build();
         Self { clock, known }
@@ -150,7 +150,7 @@ impl Tokens {
 
     /// Returns the token of a token server; fetches it if there is none that lasts, only the `spent` one, or one of
     /// another token server.
-    pub(super) async fn get(
+    pub(in crate::upstream) async fn get(
         &self,
         key: TokenKey,
         server: Bearer,

@@ -1,11 +1,9 @@
-//! What an upstream's 401 asks for (RFC 9110, 11.6.1; distribution's token authentication).
+//! Challenges of a 401 (RFC 9110, 11.6.1; distribution, "Token Authentication Specification").
 
 use http::{HeaderMap, HeaderValue, header::WWW_AUTHENTICATE};
 use url::Url;
 
-mod grammar;
-
-use grammar::Words;
+use super::challenge_parser::{self, RawChallenge};
 
 /// The most bytes of a challenge, and so of each of its parameters; those of Docker Hub have about 150.
 pub(crate) const MAX_CHALLENGE: usize = 2 * 1024;
@@ -13,37 +11,36 @@ pub(crate) const MAX_CHALLENGE: usize = 2 * 1024;
 const MAX_LINE: usize = 8 * 1024;
 const MAX_LINES: usize = 16;
 
-/// The best of the challenges that we can answer.
+/// The best of the supported challenges.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Challenge {
+pub(in crate::upstream) enum Challenge {
     /// A token of a token server.
     Bearer(Bearer),
     /// The credentials themselves.
     Basic,
 }
 
-/// Where a token is to be had.
+/// The token server, and the scope of the token.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Bearer {
-    pub(super) realm: Url,
-    pub(super) service: Option<String>,
-    pub(super) scope: Option<String>,
+pub(in crate::upstream) struct Bearer {
+    pub(in crate::upstream) realm: Url,
+    pub(in crate::upstream) service: Option<String>,
+    pub(in crate::upstream) scope: Option<String>,
 }
 
 impl Challenge {
-    /// Reads all challenges of all headers; Bearer goes before Basic. Skips unknown schemes, and challenges that are
-    /// larger than [`MAX_CHALLENGE`]: the server would keep what they name.
-    pub(super) fn read(headers: &HeaderMap) -> Option<Self> {
+    /// Reads the challenges of all headers; prefers Bearer to Basic, and skips unknown schemes.
+    pub(in crate::upstream) fn read(headers: &HeaderMap) -> Option<Self> {
         let mut basic = false;
         let lines = headers.get_all(WWW_AUTHENTICATE).iter().take(MAX_LINES);
         let lines = lines.map(HeaderValue::as_bytes);
         for line in lines.filter(|line| line.len() <= MAX_LINE) {
-            let challenges = grammar::challenges(line).into_iter();
-            for words in challenges.filter(|words| words.size() <= MAX_CHALLENGE) {
-                if let Some(bearer) = Bearer::read(&words) {
+            let challenges = challenge_parser::parse_challenges(line).into_iter();
+            for raw in challenges.filter(|raw| raw.size() <= MAX_CHALLENGE) {
+                if let Some(bearer) = Bearer::read(&raw) {
                     return Some(Self::Bearer(bearer));
                 }
-                basic |= words.scheme.eq_ignore_ascii_case("Basic");
+                basic |= raw.scheme.eq_ignore_ascii_case("Basic");
             }
         }
         basic.then_some(Self::Basic)
@@ -51,12 +48,12 @@ impl Challenge {
 }
 
 impl Bearer {
-    fn read(words: &Words) -> Option<Self> {
-        if !words.scheme.eq_ignore_ascii_case("Bearer") {
+    fn read(raw: &RawChallenge) -> Option<Self> {
+        if !raw.scheme.eq_ignore_ascii_case("Bearer") {
             return None;
         }
         let parameter = |name: &str| {
-            let mut parameters = words.parameters.iter();
+            let mut parameters = raw.parameters.iter();
             let found = parameters.find(|(key, _)| key.eq_ignore_ascii_case(name));
             found
                 .map(|(_, value)| value.clone())
@@ -75,7 +72,7 @@ impl Bearer {
     }
 
     /// Returns the bytes that its parameters take.
-    pub(super) fn size(&self) -> usize {
+    pub(in crate::upstream) fn size(&self) -> usize {
         let length = |text: &Option<String>| text.as_ref().map_or(0, String::len);
         self.realm.as_str().len() + length(&self.service) + length(&self.scope)
     }

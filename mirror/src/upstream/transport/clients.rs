@@ -10,12 +10,12 @@ use hyper_util::client::proxy::matcher::Matcher;
 use reqwest::{Client, ClientBuilder, Proxy, redirect};
 use url::Url;
 
-use super::address::{AddressPolicy, PolicyResolver, literal};
-use super::error::{BuildError, describe};
-use super::options::Timeouts;
-use super::rest::Class;
 use crate::config;
 use crate::tls::{self, TrustedCertificates};
+use crate::upstream::error::{BuildError, describe};
+use crate::upstream::options::Timeouts;
+use crate::upstream::rate_limit::RequestClass;
+use crate::upstream::transport::address_policy::{AddressPolicy, PolicyResolver, literal};
 
 const USER_AGENT: &str = concat!("registry-mirror/", env!("CARGO_PKG_VERSION"));
 
@@ -27,11 +27,11 @@ const KEPT_IDLE: Duration = Duration::from_secs(45);
 
 /// The headers of an answer that curl reads, too: so many, and so many bytes of them. Over HTTP/1.1 hyper's buffer, of
 /// 400 KiB, bounds the bytes.
-const MOST_HEADERS: usize = 5000;
-const MOST_HEADER_BYTES: u32 = 300 * 1024;
+const MAX_HEADERS: usize = 5000;
+const MAX_HEADER_BYTES: u32 = 300 * 1024;
 
 /// The clients of one upstream, chosen by the kind of request and by its route.
-pub(super) struct Clients {
+pub(in crate::upstream) struct Clients {
     policy: Arc<AddressPolicy>,
     /// For the upstream itself, where its URL has a name; addresses are checked before.
     upstream: Option<Pair>,
@@ -44,7 +44,7 @@ pub(super) struct Clients {
 
 /// The way of a request to its server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Route {
+pub(in crate::upstream) enum Route {
     /// To the upstream itself.
     Upstream,
     /// To another server, or to one that has no name.
@@ -61,7 +61,7 @@ struct Pair {
 }
 
 impl Clients {
-    pub(super) fn new(
+    pub(in crate::upstream) fn new(
         config: &config::Upstream,
         timeouts: &Timeouts,
         policy: &Arc<AddressPolicy>,
@@ -122,7 +122,7 @@ impl Clients {
     }
 
     /// Returns the route of a request to this URL.
-    pub(super) fn route(&self, url: &Url) -> Route {
+    pub(in crate::upstream) fn route(&self, url: &Url) -> Route {
         let uri = url.as_str().parse::<http::Uri>().ok();
         let is_proxied = uri.is_some_and(|uri| self.proxies.intercept(&uri).is_some());
         if self.proxied.is_some() && is_proxied {
@@ -135,7 +135,7 @@ impl Clients {
     }
 
     /// Returns the client for a request.
-    pub(super) fn of(&self, class: Class, route: Route) -> &Client {
+    pub(in crate::upstream) fn get(&self, class: RequestClass, route: Route) -> &Client {
         let pair = match route {
             Route::Upstream => self.upstream.as_ref(),
             Route::Proxied => self.proxied.as_ref(),
@@ -143,8 +143,10 @@ impl Clients {
         };
         let pair = pair.unwrap_or(&self.direct);
         match class {
-            Class::Blob => &pair.blobs,
-            Class::Manifest | Class::Head | Class::Token | Class::List => &pair.api,
+            RequestClass::Blob => &pair.blobs,
+            RequestClass::Manifest | RequestClass::Head | RequestClass::Token | RequestClass::List => {
+                &pair.api
+            }
         }
     }
 }
@@ -166,11 +168,11 @@ fn lenient() -> ClientBuilder {
         .http1_allow_obsolete_multiline_headers_in_responses(true)
         .http1_allow_spaces_after_header_name_in_responses(true)
         .http1_ignore_invalid_headers_in_responses(true)
-        .http1_max_headers(MOST_HEADERS)
-        .http2_max_header_list_size(MOST_HEADER_BYTES)
+        .http1_max_headers(MAX_HEADERS)
+        .http2_max_header_list_size(MAX_HEADER_BYTES)
 }
 
-/// Whether the environment names a proxy.
+/// Returns `true` if the environment names a proxy.
 fn from_environment() -> bool {
     ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"]
         .iter()
