@@ -3,21 +3,38 @@
 //! The names of members match in any letter case. The last of two members with one name counts. `null` is absence. A
 //! value of another type than expected is absent too, so a label that nobody needs never hides the content beside it.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::marker::PhantomData;
 
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
+/// The most bytes of a document in which bytes that are not UTF-8 are replaced: each replacement takes three bytes. Of a
+/// larger document only members that no reader knows may have such bytes.
+const MAX_REPLACED: usize = 64 * 1024;
+
 /// Reads a document; `None` where the bytes are not JSON, or where anything but white space follows it.
 pub(crate) fn read<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
-    serde_json::from_str(&String::from_utf8_lossy(bytes)).ok()
+    match text(bytes) {
+        Some(text) => serde_json::from_str(&text).ok(),
+        None => serde_json::from_slice(bytes).ok(),
+    }
+}
+
+fn text(bytes: &[u8]) -> Option<Cow<'_, str>> {
+    match str::from_utf8(bytes) {
+        Ok(text) => Some(text.into()),
+        Err(_) => (bytes.len() <= MAX_REPLACED).then(|| String::from_utf8_lossy(bytes)),
+    }
 }
 
 /// Reads the document at the start of `bytes`, as Go's `Decoder` does: clients read token answers and lists with it.
 pub(crate) fn read_first<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
-    let text = String::from_utf8_lossy(bytes);
-    T::deserialize(&mut serde_json::Deserializer::from_str(&text)).ok()
+    match text(bytes) {
+        Some(text) => T::deserialize(&mut serde_json::Deserializer::from_str(&text)).ok(),
+        None => T::deserialize(&mut serde_json::Deserializer::from_slice(bytes)).ok(),
+    }
 }
 
 /// A value that is not a list or an object.
@@ -399,6 +416,27 @@ mod tests {
     fn text_that_is_not_utf_8_is_read_with_replacements() {
         let value: Scalar = read(b"\"nicht verf\xfcgbar\"").unwrap();
         assert_eq!(value.text().as_deref(), Some("nicht verf\u{fffd}gbar"));
+    }
+
+    /// Replacing would take three times the memory.
+    #[test]
+    fn large_text_that_is_not_utf_8_is_read_where_it_is_unknown() {
+        let sample = |member: &str| {
+            let end = format!("\"],\"{member}\":\"");
+            let document = [
+                br#"{"other":[""#,
+                &[0xff; MAX_REPLACED][..],
+                end.as_bytes(),
+                b"\xff\"}",
+            ]
+            .concat();
+            (
+                read::<Object<Sample>>(&document),
+                read_first::<Object<Sample>>(&document),
+            )
+        };
+        assert!(matches!(sample("else"), (Some(_), Some(_))));
+        assert_eq!(sample("name"), (None, None));
     }
 
     #[test]

@@ -19,10 +19,13 @@ fn answer(status: u16, headers: Vec<(&'static str, String)>, body: impl Into<Byt
     Fault::Answer(StatusCode::from_u16(status).unwrap(), headers, body.into())
 }
 
-/// JSON of about `size` bytes with a list of this entry.
+/// JSON of about `size` bytes with a list of this entry; `~` becomes a byte that is not UTF-8.
 fn list(name: &str, entry: &str, size: usize) -> Bytes {
     let entries = format!("{entry},").repeat(size / (entry.len() + 1));
-    format!(r#"{{"schemaVersion":2,"{name}":[{entries}{entry}]}}"#).into()
+    let text = format!(r#"{{"schemaVersion":2,"{name}":[{entries}{entry}]}}"#);
+    // No text has this byte.
+    let byte = |byte| if byte == b'~' { 0xff } else { byte };
+    text.into_bytes().into_iter().map(byte).collect()
 }
 
 /// Each refusal names another service, and its token server sends a token as large as may be, or a larger one; every
@@ -64,6 +67,9 @@ async fn hostile_tokens_take_little_memory() {
 #[test_case("manifests", "manifests", "{}"; "manifests of an index")]
 #[test_case("manifests", "layers", r#"{"digest":"sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"}"#; "layers that are right")]
 #[test_case("manifests", "x", "[]"; "a member that nothing knows")]
+#[test_case("manifests", "x", r#""~~~~~~~~""#; "a manifest that is not UTF-8")]
+#[test_case("referrers", "x", r#""~~~~~~~~""#; "referrers that are not UTF-8")]
+#[test_case("tags", "x", r#""~~~~~~~~""#; "tags that are not UTF-8")]
 #[test_case("tags", "tags", r#""a""#; "tags")]
 #[test_case("tags", "tags", "1"; "entries that are no tags")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

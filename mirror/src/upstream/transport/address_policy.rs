@@ -19,6 +19,7 @@ use crate::upstream::auth::trust::{HostPattern, is_loopback};
 pub(in crate::upstream) enum AddressScope {
     Public = 0,
     Loopback = 1,
+    /// Also the services of clouds for their own machines (metadata, credentials), wherever their address is.
     LinkLocal = 2,
     Private = 4,
     /// 100.64/10 (RFC 6598), which clouds use for their own services.
@@ -40,7 +41,8 @@ impl AddressScope {
         match ip.octets() {
             // Linux connects 0.0.0.0 to the loopback.
             [127 | 0, ..] => Self::Loopback,
-            [169, 254, ..] => Self::LinkLocal,
+            // The last two are Alibaba Cloud's metadata service and Azure's WireServer.
+            [169, 254, ..] | [100, 100, 100, 200] | [168, 63, 129, 16] => Self::LinkLocal,
             [100, 64..=127, ..] => Self::Shared,
             [192, 0, 0, _] | [198, 18 | 19, ..] | [224..=255, ..] => Self::Special,
             _ if ip.is_private() => Self::Private,
@@ -51,7 +53,10 @@ impl AddressScope {
     fn from_v6(ip: Ipv6Addr) -> Self {
         match ip.segments() {
             [0, 0, 0, 0, 0, 0, 0, 0 | 1] => Self::Loopback,
-            [0xfe80..=0xfebf, ..] => Self::LinkLocal,
+            // The last two are the metadata services of Amazon EC2 and Google Cloud.
+            [0xfe80..=0xfebf, ..]
+            | [0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254]
+            | [0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254] => Self::LinkLocal,
             // Unique local, the older site local, and the NAT64 prefix for local use (RFC 8215).
             [0xfc00..=0xfdff | 0xfec0..=0xfeff, ..] | [0x64, 0xff9b, 1, ..] => Self::Private,
             [0xff00..=0xffff, ..] => Self::Special,
@@ -289,14 +294,18 @@ mod tests {
     #[test_case("172.32.0.1" => AddressScope::Public)]
     #[test_case("192.168.0.1" => AddressScope::Private)]
     #[test_case("169.254.169.254" => AddressScope::LinkLocal)]
-    #[test_case("100.100.100.200" => AddressScope::Shared)]
+    #[test_case("100.100.100.201" => AddressScope::Shared)]
+    #[test_case("100.100.100.200" => AddressScope::LinkLocal; "metadata of Alibaba Cloud")]
+    #[test_case("168.63.129.16" => AddressScope::LinkLocal; "WireServer of Azure")]
     #[test_case("100.128.0.1" => AddressScope::Public)]
     #[test_case("224.0.0.1" => AddressScope::Special)]
     #[test_case("255.255.255.255" => AddressScope::Special)]
     #[test_case("::1" => AddressScope::Loopback)]
     #[test_case("::" => AddressScope::Loopback)]
     #[test_case("fe80::1" => AddressScope::LinkLocal)]
-    #[test_case("fd00:ec2::254" => AddressScope::Private)]
+    #[test_case("fd00:ec2::253" => AddressScope::Private)]
+    #[test_case("fd00:ec2::254" => AddressScope::LinkLocal; "metadata of Amazon EC2")]
+    #[test_case("fd20:ce::254" => AddressScope::LinkLocal; "metadata of Google Cloud")]
     #[test_case("2606:4700::1" => AddressScope::Public)]
     #[test_case("::ffff:169.254.169.254" => AddressScope::LinkLocal; "mapped")]
     #[test_case("::127.0.0.1" => AddressScope::Loopback; "compatible")]
