@@ -65,6 +65,8 @@ names! {
         SpecAccepted,
         /// Accepted is False: the spec contradicts itself, or what stands in a stored object can't be read.
         InvalidSpec,
+        /// Accepted is False: the operator's policy does not allow what the spec asks for.
+        NotAllowed,
         /// Accepted is False: a name that the mirror needs is taken by an object that is not the mirror's.
         NameConflict,
         /// Accepted is False: the Service was deleted, and another object has its address or node port.
@@ -154,6 +156,7 @@ pub const SAID: &[(ConditionType, Truth, &[Reason])] = &[
         Truth::False,
         &[
             Reason::InvalidSpec,
+            Reason::NotAllowed,
             Reason::NameConflict,
             Reason::AddressTaken,
             Reason::ReferenceNotFound,
@@ -176,6 +179,7 @@ pub const SAID: &[(ConditionType, Truth, &[Reason])] = &[
         Truth::False,
         &[
             Reason::InvalidSpec,
+            Reason::NotAllowed,
             Reason::NameConflict,
             Reason::AddressTaken,
             Reason::ReferenceNotFound,

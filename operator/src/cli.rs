@@ -18,6 +18,7 @@ mod log;
 mod node_config;
 mod operator;
 mod placeholders;
+mod policy;
 mod print;
 mod render;
 

@@ -248,8 +248,17 @@ async fn run_pipeline(mirror: &RegistryMirror, context: &Context) -> Result<Acte
     // 1. Dereference: read the objects that the spec names.
     let references = dereference::read(mirror, cluster).await;
     let references = references.map_err(ReconcileError::Read)?;
-    // 2. Validate: accept the spec with these objects, or reject it with a reason.
+    // 2. Validate: accept the spec with these objects and by the operator's policy, or reject it with a reason.
     let mut accepted = validate::accept(mirror, &references).map_err(ApplyError::from)?;
+    let existing = cluster
+        .existing_claim(mirror)
+        .await
+        .map_err(ReconcileError::Read)?;
+    let allowed = context
+        .settings
+        .policy
+        .check(mirror, &release.server_image, existing.as_ref());
+    allowed.map_err(ApplyError::from)?;
     // 3. Certificates: issue or keep the mirror's own, if the spec asks for them.
     let observed = ensure_certificates(&mut accepted, &references, context).await?;
     // 4. Desired: compute the objects of a release.

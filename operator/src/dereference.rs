@@ -54,6 +54,8 @@ impl fmt::Display for Reference {
 pub struct Contents {
     /// A Secret's type.
     pub r#type: Option<String>,
+    /// The operator made it for a mirror, by its label or its controller.
+    pub is_operators: bool,
     /// Its annotations.
     pub annotations: BTreeMap<String, String>,
     /// Its keys.
@@ -85,6 +87,7 @@ impl From<Secret> for Contents {
                 .map(|(key, value)| (key, value.into_bytes())),
         );
         Self {
+            is_operators: names::is_operators(&secret.metadata),
             r#type: secret.type_,
             annotations: secret.metadata.annotations.unwrap_or_default(),
             data,
@@ -105,6 +108,7 @@ impl From<ConfigMap> for Contents {
             .flatten()
             .map(|(key, value)| (key, value.into_bytes()));
         Self {
+            is_operators: names::is_operators(&map.metadata),
             r#type: None,
             annotations: map.metadata.annotations.unwrap_or_default(),
             data: binary.chain(text).collect(),
@@ -185,7 +189,10 @@ pub fn references(mirror: &RegistryMirror) -> BTreeSet<Reference> {
 pub async fn read<R: Reader>(mirror: &RegistryMirror, reader: &R) -> Result<References, R::Error> {
     let namespace = mirror.namespace().unwrap_or_default();
     let mut references = References::default();
-    for reference in self::references(mirror) {
+    // Of a Secret for pulling the image only its owner matters: it is not copied, and a change of it means nothing.
+    let pull_secrets = mirror.spec.pod.image_pull_secrets.iter();
+    let pull_secrets = pull_secrets.map(|secret| Reference::secret(&secret.name));
+    for reference in self::references(mirror).into_iter().chain(pull_secrets) {
         if let Some(contents) = reader.read(&namespace, &reference).await? {
             references.found.insert(reference, contents);
         }

@@ -22,6 +22,7 @@ pub mod names;
 pub mod node_config;
 pub mod observed;
 pub mod owners;
+pub mod policy;
 mod quantity;
 pub mod rbac;
 pub mod replica_poller;

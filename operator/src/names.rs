@@ -15,6 +15,8 @@ pub const INSTANCE: &str = "app.kubernetes.io/instance";
 /// On a claim: the mirror whose cache it holds. It stays when the mirror goes, and only it lets a mirror of that name
 /// take the claim up again.
 pub const CACHE_OF: &str = "registrymirror.io/cache-of";
+/// On a PVC that a user made: the name of the mirror that may use it, or `*` for every mirror of its namespace.
+pub const ALLOW_MIRROR: &str = "registrymirror.io/allow-mirror";
 /// On a child: the hash of what was applied last, as a field that is no longer wanted can't be seen otherwise.
 pub const APPLIED: &str = "registrymirror.io/applied";
 /// On Pods, so that their kubelet looks at their volumes at once, and on the workload once all were told.
@@ -152,6 +154,14 @@ pub fn labels(mirror: &str) -> BTreeMap<String, String> {
     let mut labels = selector(mirror);
     labels.insert(MANAGED_BY.0.to_owned(), MANAGED_BY.1.to_owned());
     labels
+}
+
+/// Returns if the operator made an object for a mirror: it has the operator's label, or a `RegistryMirror` controls it.
+pub fn is_operators(object: &ObjectMeta) -> bool {
+    let mut labels = object.labels.iter().flatten();
+    let mut owners = object.owner_references.iter().flatten();
+    labels.any(|(key, value)| (key.as_str(), value.as_str()) == MANAGED_BY)
+        || owners.any(|owner| owner.controller == Some(true) && owner.kind == "RegistryMirror")
 }
 
 /// Metadata of a child that goes with the mirror.

@@ -164,6 +164,8 @@ pub struct ExistingClaim {
     pub name: String,
     /// The PVC, if it exists.
     pub claim: Option<Claim>,
+    /// The value of its annotation that allows a mirror to use it.
+    pub allowed_mirror: Option<String>,
 }
 
 /// The state of a workload.

@@ -16,6 +16,7 @@ use crate::{
     cluster::Scope,
     controller::{self, Controller, Settings},
     desired::Release,
+    policy::Policy,
     rollout::{Rollout, RolloutConfig},
 };
 
@@ -36,6 +37,8 @@ pub struct Options {
     pub resync: Duration,
     /// How mirrors take up a new release.
     pub upgrades: RolloutConfig,
+    /// The limits of specs.
+    pub policy: Policy,
 }
 
 impl Default for Options {
@@ -49,6 +52,7 @@ impl Default for Options {
             clock: Clock::default(),
             resync: controller::RESYNC,
             upgrades: RolloutConfig::default(),
+            policy: Policy::default(),
         }
     }
 }
@@ -68,6 +72,7 @@ pub async fn run(client: Client, options: Options, health: Health, shutdown: Can
                 lifetimes: options.lifetimes,
                 clock: options.clock.clone(),
                 resync: options.resync,
+                policy: options.policy.clone(),
             };
             let (recorder, metrics) = (recorder.clone(), health.metrics.clone());
             Controller::new(&client, scope, settings, recorder, metrics, rollout)

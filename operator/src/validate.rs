@@ -87,6 +87,21 @@ pub struct Rejection {
     pub message: String,
 }
 
+impl References {
+    /// Refuses a Secret that the operator made for a mirror, whichever: it is no input of a spec.
+    fn not_the_operators(&self, secret: &str) -> Result<(), Rejection> {
+        match self.get(&Reference::secret(secret)) {
+            Some(contents) if contents.is_operators => Err(Rejection {
+                reason: Reason::NotAllowed,
+                message: format!(
+                    "Secret {secret:?} belongs to the operator, which made it for a mirror: refer to another Secret"
+                ),
+            }),
+            _ => Ok(()),
+        }
+    }
+}
+
 impl Rejection {
     pub(crate) fn invalid(message: String) -> Self {
         Self {
@@ -119,6 +134,10 @@ pub fn accept<'a>(mirror: &'a RegistryMirror, references: &References) -> Result
         )
     })?;
     not_too_many(mirror.spec.replicas)?;
+    for (index, secret) in mirror.spec.pod.image_pull_secrets.iter().enumerate() {
+        not_the_operators(mirror, &secret.name, references)
+            .map_err(|rejection| rejection.below(&format!("spec.pod.imagePullSecrets[{index}].name")))?;
+    }
     let upstreams = mirror
         .spec
         .upstreams
@@ -165,7 +184,7 @@ fn upstream<'a>(
     let credentials = match &spec.credentials_secret_ref {
         None => None,
         Some(secret) => {
-            not_our_own(mirror, &secret.name)
+            not_the_operators(mirror, &secret.name, references)
                 .map_err(|rejection| rejection.below("credentialsSecretRef.name"))?;
             not_in_clear_text(spec, &remote)?;
             let contents = references.get(&Reference::secret(&secret.name));
@@ -185,8 +204,14 @@ fn upstream<'a>(
     })
 }
 
-/// The operator would read what it wrote, and write it again.
-fn not_our_own(mirror: &RegistryMirror, secret: &str) -> Result<(), Rejection> {
+/// Refuses a Secret that the operator makes: the operator would read what it wrote, and write it again. A Secret of another
+/// mirror holds a CA's key or credentials that its users may not have.
+fn not_the_operators(
+    mirror: &RegistryMirror,
+    secret: &str,
+    references: &References,
+) -> Result<(), Rejection> {
+    references.not_the_operators(secret)?;
     let mirror = mirror.name_any();
     let own = [
         names::credentials(&mirror),

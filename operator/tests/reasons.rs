@@ -233,6 +233,12 @@ fn table() -> Vec<(Kind, Truth, Reason, Case)> {
         (
             Kind::Accepted,
             Truth::False,
+            Reason::NotAllowed,
+            rejected(Reason::NotAllowed),
+        ),
+        (
+            Kind::Accepted,
+            Truth::False,
             Reason::AddressTaken,
             rejected(Reason::AddressTaken),
         ),
@@ -405,6 +411,7 @@ fn obstacles() -> Vec<(Reason, Case)> {
     vec![
         (Reason::InvalidSpec, rejected(Reason::InvalidSpec)),
         (Reason::NameConflict, rejected(Reason::NameConflict)),
+        (Reason::NotAllowed, rejected(Reason::NotAllowed)),
         (Reason::AddressTaken, rejected(Reason::AddressTaken)),
         (Reason::ReferenceNotFound, rejected(Reason::ReferenceNotFound)),
         (Reason::ReferenceMalformed, rejected(Reason::ReferenceMalformed)),

@@ -367,6 +367,7 @@ fn a_claim_that_the_admin_has_yet_to_make_is_named() {
         existing_claim: Some(ExistingClaim {
             name: "disk".to_owned(),
             claim,
+            ..ExistingClaim::default()
         }),
         ..serving()
     };

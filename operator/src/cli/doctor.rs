@@ -15,6 +15,7 @@ mod evictions;
 mod installation;
 mod mirrors;
 mod permissions;
+mod policy;
 mod report;
 
 use report::{Finding, Output, Report};
@@ -87,6 +88,10 @@ async fn examine(args: &DoctorArgs) -> Result<Vec<Finding>, Finding> {
     };
     let given = args.connection.user.is_some();
     findings.extend(permissions::check(&config, given, &installations, &namespaces).await);
+    // --as names the user that the report is about, and not the operator.
+    if !given {
+        findings.extend(policy::check(&config, &installations).await);
+    }
     if !args.skip_mirrors {
         findings.extend(mirrors::check(&client, &scope, &installations).await);
     }

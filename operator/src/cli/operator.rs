@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Failure,
     log::{self, Level, LogFormat},
+    policy::PolicyArgs,
 };
 use crate::{
     admin_server::{self, Health},
@@ -64,6 +65,8 @@ pub(super) struct OperatorArgs {
     /// Time in which a mirror has to become ready with a new version, such as `90s`: after it, the upgrade pauses
     #[arg(long, env = "UPGRADE_PROGRESS_DEADLINE", default_value_t = RolloutConfig::default().progress_deadline.into(), value_parser = above_zero, value_name = "DURATION")]
     upgrade_progress_deadline: GoDuration,
+    #[command(flatten)]
+    policy: PolicyArgs,
     /// How much is logged
     #[arg(long, env = "LOG_LEVEL", default_value = "info")]
     log_level: Level,
@@ -84,11 +87,12 @@ pub(super) async fn run(args: OperatorArgs) -> Result<(), Failure> {
     let name = format!("{namespace}/{}", args.lease_name);
     let lease = lease(&args.lease_name, &namespace, &config, &fence)?;
     let client = fence.client(config).map_err(|error| no_cluster(&error))?;
+    let options = options(args, name)?;
     let serving = tokio::spawn(admin_server::serve(listener, health.clone(), shutdown.clone()));
     // Whoever stands by is ready: a roll-out goes on with it, and ends the one that leads.
     health.set_ready();
     let lost = match shutdown.run_until_cancelled(lease.acquire()).await {
-        Some(held) => lead(&lease, held, client, options(args, name), health, &shutdown).await,
+        Some(held) => lead(&lease, held, client, options, health, &shutdown).await,
         None => None,
     };
     shutdown.cancel();
@@ -128,9 +132,9 @@ fn lease(name: &str, namespace: &str, config: &Config, fence: &Fence) -> Result<
     Ok(Lease::new(client, namespace, name, identity, fence.clone()))
 }
 
-fn options(args: OperatorArgs, name: String) -> Options {
+fn options(args: OperatorArgs, name: String) -> Result<Options, Failure> {
     let namespaces = args.namespaces.into_iter();
-    Options {
+    Ok(Options {
         name,
         namespaces: namespaces.filter(|namespace| !namespace.is_empty()).collect(),
         release: Release {
@@ -146,8 +150,9 @@ fn options(args: OperatorArgs, name: String) -> Options {
                 .positive()
                 .unwrap_or(RolloutConfig::default().progress_deadline),
         },
+        policy: args.policy.policy()?,
         ..Options::default()
-    }
+    })
 }
 
 fn above_zero(text: &str) -> Result<GoDuration, String> {

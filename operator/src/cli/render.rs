@@ -23,6 +23,7 @@ use crate::{
     kind::Kind,
     names,
     observed::{Observed, ServiceAddress},
+    policy::Policy,
     validate, warnings,
 };
 
@@ -153,6 +154,11 @@ where
             return Err(Failure::Reference(problem));
         }
         warn(problem)?;
+    }
+    if let Err(refused) = Policy::default().check(mirror, &release.server_image, None) {
+        warn(format_args!(
+            "an operator with the default policy refuses the mirror: {refused}"
+        ))?;
     }
     for risk in warnings::find(mirror, &release.server_image) {
         let (field, message, advice) = (&risk.field, &risk.message, risk.advice);

@@ -36,16 +36,29 @@ impl Cluster {
     /// # Errors
     /// Those of the API server.
     pub async fn observe(&self, mirror: &RegistryMirror) -> kube::Result<Observed> {
+        Ok(Observed {
+            existing_claim: self.existing_claim(mirror).await?,
+            ..self.cache.observe(mirror)
+        })
+    }
+
+    /// Reads the PVC that a user made and a spec names, if it names one.
+    ///
+    /// # Errors
+    /// Those of the API server; a PVC that does not exist is none.
+    pub async fn existing_claim(&self, mirror: &RegistryMirror) -> kube::Result<Option<ExistingClaim>> {
+        let Some(Volume::ExistingClaim { name }) = mirror.spec.storage.volume() else {
+            return Ok(None);
+        };
         let namespace = mirror.namespace().unwrap_or_default();
-        let mut observed = self.cache.observe(mirror);
-        if let Some(Volume::ExistingClaim { name }) = mirror.spec.storage.volume() {
-            let claims = Api::<PersistentVolumeClaim>::namespaced(self.client(), &namespace);
-            observed.existing_claim = Some(ExistingClaim {
-                name: name.to_owned(),
-                claim: claims.get_opt(name).await?.map(|claim| self::claim(claim, 0)),
-            });
-        }
-        Ok(observed)
+        let claims = Api::<PersistentVolumeClaim>::namespaced(self.client(), &namespace);
+        let live = claims.get_opt(name).await?;
+        let annotations = live.as_ref().map(ResourceExt::annotations);
+        Ok(Some(ExistingClaim {
+            name: name.to_owned(),
+            allowed_mirror: annotations.and_then(|all| all.get(names::ALLOW_MIRROR).cloned()),
+            claim: live.map(|claim| self::claim(claim, 0)),
+        }))
     }
 }
 

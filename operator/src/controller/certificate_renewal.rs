@@ -79,6 +79,7 @@ async fn renewal_from_secret(
         return Ok(None);
     };
     let contents = read_secret(mirror, name, context).await?;
+    let contents = contents.filter(|contents| !contents.is_operators);
     let latest = contents.and_then(|contents| serving::from_secret(name, &contents).ok());
     let newer = latest.filter(|latest| latest.validity.not_after > served.not_after);
     Ok(newer.map(|newer| (newer, None)))

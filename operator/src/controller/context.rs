@@ -21,6 +21,7 @@ use crate::{
     metrics::Metrics,
     mirror_key::MirrorKey,
     observed::Observed,
+    policy::Policy,
     replica_poller::ReplicaPoller,
     rollout::RolloutHandle,
     status::{events, write::Written},
@@ -39,6 +40,8 @@ pub struct Settings {
     pub clock: Clock,
     /// The resync period: the operator reconciles every mirror at least this often.
     pub resync: Duration,
+    /// The limits of specs.
+    pub policy: Policy,
 }
 
 /// The state that all reconciles of a scope share.

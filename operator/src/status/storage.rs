@@ -66,7 +66,9 @@ fn not_kept(mirror: &RegistryMirror, observed: &Observed) -> Option<ConditionUpd
 
 fn missing(observed: &Observed) -> Option<ConditionUpdate> {
     match &observed.existing_claim {
-        Some(ExistingClaim { name, claim: None }) => Some(not_ready(
+        Some(ExistingClaim {
+            name, claim: None, ..
+        }) => Some(not_ready(
             Reason::ClaimPending,
             format!("there is no claim {name}: create it, or correct the name"),
         )),

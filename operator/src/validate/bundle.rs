@@ -5,7 +5,10 @@ use mirror::tls::TrustedCertificates;
 use pem::{EncodeConfig, LineEnding, Pem};
 
 use super::Rejection;
-use crate::dereference::{Reference, References};
+use crate::{
+    dereference::{Reference, References},
+    kind::Kind,
+};
 
 /// Certificates that were read and checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,6 +55,9 @@ pub fn resolve_client_ca(
 
 fn read(reference: &CaBundleReference, references: &References) -> Result<Vec<u8>, Rejection> {
     let target = Reference::from(reference);
+    if target.kind == Kind::Secret {
+        references.not_the_operators(&target.name)?;
+    }
     let key = &reference.key;
     let contents = references.get(&target).ok_or_else(|| Rejection {
         reason: Reason::ReferenceNotFound,
@@ -63,12 +69,9 @@ fn read(reference: &CaBundleReference, references: &References) -> Result<Vec<u8
         reason: Reason::ReferenceMalformed,
         message,
     };
-    let pem = contents.get(key).ok_or_else(|| {
-        malformed(format!(
-            "{target} has no key {key}; it has {}",
-            keys(&contents.data)
-        ))
-    })?;
+    let pem = contents
+        .get(key)
+        .ok_or_else(|| malformed(format!("{target} has no key {key}: add it, or correct the key")))?;
     certificates(pem).map_err(|what| malformed(format!("{target}, key {key}: {what}")))
 }
 
@@ -96,14 +99,6 @@ fn file_name(host: &str) -> String {
         })
         .collect();
     format!("ca-{host}.crt")
-}
-
-/// The keys of an object, for a message.
-pub(crate) fn keys<V>(data: &std::collections::BTreeMap<String, V>) -> String {
-    if data.is_empty() {
-        return "no keys at all".to_owned();
-    }
-    data.keys().map(String::as_str).collect::<Vec<_>>().join(", ")
 }
 
 #[cfg(test)]

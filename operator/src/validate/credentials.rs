@@ -4,7 +4,7 @@ use crds::conditions::Reason;
 use mirror::{credential::Credential, secret::Secret};
 use url::Url;
 
-use super::{bundle::keys, docker_config};
+use super::docker_config;
 use crate::dereference::Contents;
 
 const DOCKER_CONFIG_TYPE: &str = "kubernetes.io/dockerconfigjson";
@@ -79,9 +79,10 @@ fn parse(contents: &Contents, remote: &Url, repository_prefix: Option<&str>) -> 
             token: Secret::new(line(contents, "token")?),
         }),
         "Opaque" => user_and_password(contents),
-        other => Err(format!(
-            "type {other} is none that credentials are read from; use {DOCKER_CONFIG_TYPE}, {BASIC_AUTH_TYPE}, or \
-             Opaque with username and password, or token"
+        // A user who may not read the Secret learns no more of its type.
+        _ => Err(format!(
+            "its type is none that credentials are read from: use {DOCKER_CONFIG_TYPE}, {BASIC_AUTH_TYPE}, or Opaque with \
+             username and password, or token"
         )),
     }
 }
@@ -95,7 +96,7 @@ fn fitting(credential: Credential) -> Result<Credential, String> {
     };
     if length > LONGEST {
         return Err(format!(
-            "what it holds for this upstream is {length} bytes long; {LONGEST} are the most that are taken"
+            "what it holds for this upstream is longer than {LONGEST} bytes: shorten it"
         ));
     }
     Ok(credential)
@@ -132,7 +133,7 @@ fn value<'a>(contents: &'a Contents, key: &str) -> Result<&'a str, String> {
 fn text<'a>(contents: &'a Contents, key: &str) -> Result<&'a str, String> {
     let value = contents
         .get(key)
-        .ok_or_else(|| format!("has no key {key}; it has {}", keys(&contents.data)))?;
+        .ok_or_else(|| format!("has no key {key}: add it"))?;
     std::str::from_utf8(value).map_err(|_| format!("key {key} is not UTF-8 text; some shells write UTF-16"))
 }
 
@@ -232,7 +233,7 @@ mod tests {
         let problem = of(1024 * 1024).unwrap_err();
         assert_eq!(
             problem.message,
-            "Secret hub: what it holds for this upstream is 1048579 bytes long; 16384 are the most that are taken"
+            "Secret hub: what it holds for this upstream is longer than 16384 bytes: shorten it"
         );
     }
 
@@ -267,23 +268,23 @@ mod tests {
         assert!(problem.message.contains("no Secret hub"), "{}", problem.message);
     }
 
-    #[test_case("Opaque", &[("user", "ann")] => "Secret hub: has no key username; it has user")]
-    #[test_case("Opaque", &[] => "Secret hub: has no key username; it has no keys at all")]
+    #[test_case("Opaque", &[("user", "ann")] => "Secret hub: has no key username: add it")]
+    #[test_case("Opaque", &[] => "Secret hub: has no key username: add it")]
     #[test_case("Opaque", &[("username", "a"), ("password", "")] => "Secret hub: key password is empty")]
     #[test_case("Opaque", &[("username", "a\nb"), ("password", "x")]
         => "Secret hub: key username holds a line break or another control character")]
-    #[test_case(BASIC_AUTH_TYPE, &[("username", "ann")] => "Secret hub: has no key password; it has username")]
+    #[test_case(BASIC_AUTH_TYPE, &[("username", "ann")] => "Secret hub: has no key password: add it")]
     #[test_case("Opaque", &[("username", "a"), ("password", "x"), ("token", "\n")] => "Secret hub: key token is empty")]
-    #[test_case("kubernetes.io/dockercfg", &[(".dockercfg", "{}")] => "Secret hub: type kubernetes.io/dockercfg is none \
-        that credentials are read from; use kubernetes.io/dockerconfigjson, kubernetes.io/basic-auth, or Opaque with \
-        username and password, or token")]
+    #[test_case("kubernetes.io/dockercfg", &[(".dockercfg", "{}")] => "Secret hub: its type is none that \
+        credentials are read from: use kubernetes.io/dockerconfigjson, kubernetes.io/basic-auth, or Opaque with username \
+        and password, or token")]
     #[test_case(DOCKER_CONFIG_TYPE, &[(DOCKER_CONFIG_KEY, r#"{"auths":{"docker.io":{}},"credsStore":"hunter2"}"#)]
         => "Secret hub: the entry for registry-1.docker.io has neither auth, nor username and password; docker login \
             with a credsStore keeps them elsewhere")]
     #[test_case(DOCKER_CONFIG_TYPE, &[(DOCKER_CONFIG_KEY, r#"{"credHelpers":{"docker.io":"hunter2"}}"#)]
         => "Secret hub: not a docker configuration with \"auths\" (line 1 column 39)")]
-    #[test_case(DOCKER_CONFIG_TYPE, &[("config", "{}")] => "Secret hub: has no key .dockerconfigjson; it has config")]
-    fn a_malformed_secret_is_described_by_its_keys(r#type: &str, data: &[(&str, &str)]) -> String {
+    #[test_case(DOCKER_CONFIG_TYPE, &[("config", "{}")] => "Secret hub: has no key .dockerconfigjson: add it")]
+    fn malformed_secret_is_described_by_what_it_lacks(r#type: &str, data: &[(&str, &str)]) -> String {
         let problem = found(Some(&contents(r#type, data))).unwrap_err();
         assert_eq!(problem.reason, Reason::SecretMalformed);
         problem.message

@@ -58,7 +58,7 @@ pub fn resolve(mirror: &RegistryMirror, references: &References) -> Result<Optio
             return Err(Rejection::invalid("spec.tls.secretName is missing".to_owned()));
         }
     };
-    super::not_our_own(mirror, name).map_err(|rejection| rejection.below("spec.tls"))?;
+    super::not_the_operators(mirror, name, references).map_err(|rejection| rejection.below("spec.tls"))?;
     let problem = match read(name, references.get(&Reference::secret(name))) {
         Ok(serving) => return Ok(Some(serving)),
         Err(problem) => problem,
@@ -112,7 +112,7 @@ fn parse(name: &str, contents: &Contents, keys: [&str; 3]) -> Result<Serving, Pr
     let [certificate, key, authority] = keys;
     let get = |key: &str| {
         let value = contents.get(key).map(<[u8]>::to_vec);
-        value.ok_or_else(|| malformed(format!("has no {key}; it has {}", bundle::keys(&contents.data))))
+        value.ok_or_else(|| malformed(format!("has no key {key}: add it")))
     };
     let (chain, private) = (get(certificate)?, get(key)?);
     let validity = check(&chain, &private).map_err(malformed)?;

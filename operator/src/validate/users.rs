@@ -4,7 +4,7 @@ use bcrypt::HashParts;
 use crds::{RegistryMirror, access::AccessMode, conditions::Reason};
 use mirror::http::MAX_BCRYPT_COST;
 
-use super::{Rejection, bundle};
+use super::Rejection;
 use crate::dereference::{Reference, References};
 
 /// The file's name in the servers' directory.
@@ -25,7 +25,7 @@ pub fn resolve(mirror: &RegistryMirror, references: &References) -> Result<Optio
             "spec.access.htpasswdSecretRef is missing".to_owned(),
         ));
     };
-    super::not_our_own(mirror, &reference.name).map_err(at)?;
+    super::not_the_operators(mirror, &reference.name, references).map_err(at)?;
     let (name, key) = (&reference.name, &reference.key);
     let contents = references.get(&Reference::secret(name)).ok_or_else(|| {
         at(Rejection {
@@ -41,8 +41,7 @@ pub fn resolve(mirror: &RegistryMirror, references: &References) -> Result<Optio
     };
     let file = contents.get(key).ok_or_else(|| {
         malformed(format!(
-            "Secret {name} has no key {key}; it has {}",
-            bundle::keys(&contents.data)
+            "Secret {name} has no key {key}: add it, or correct spec.access.htpasswdSecretRef.key"
         ))
     })?;
     check(file).map_err(|what| malformed(format!("Secret {name}, key {key}: {what}")))?;

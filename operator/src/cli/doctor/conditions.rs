@@ -99,7 +99,7 @@ fn is_one_of(reason: &str, reasons: &[Reason]) -> bool {
 }
 
 fn class(reason: &str) -> Class {
-    const SPEC: [Reason; 2] = [Reason::InvalidSpec, Reason::NameConflict];
+    const SPEC: [Reason; 3] = [Reason::InvalidSpec, Reason::NotAllowed, Reason::NameConflict];
     const REFERENCE: [Reason; 9] = [
         Reason::ReferenceNotFound,
         Reason::ReferenceMalformed,
@@ -176,6 +176,7 @@ fn advice(reason: &str) -> Option<&'static str> {
         Reason::ManagedByAnother => "uninstall one of the two operators, or give each its own namespaces",
         Reason::PausedBySpec => "set spec.paused to false when you are done",
         Reason::InvalidSpec => "correct the spec; what was applied before serves on",
+        Reason::NotAllowed => "change the spec, or let an administrator of the operator change its policy",
         _ => return None,
     })
 }

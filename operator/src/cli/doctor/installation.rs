@@ -4,6 +4,8 @@ use crds::conditions::Reason;
 use k8s_openapi::api::apps::v1::Deployment;
 use kube::{Api, Client, ResourceExt, api::ListParams};
 
+use crate::{cli::policy, policy::Policy};
+
 use super::{
     error_message,
     report::{Check, Class, Finding},
@@ -16,7 +18,7 @@ const VERSION: &str = "app.kubernetes.io/version";
 pub(super) const LEASE: &str = "registry-mirror";
 
 /// What an operator was told.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Installation {
     /// Where it is.
     pub(super) namespace: String,
@@ -30,6 +32,8 @@ pub(super) struct Installation {
     pub(super) server_image: Option<String>,
     /// The namespaces that it looks after; none means all.
     pub(super) namespaces: Vec<String>,
+    /// The limits that it sets to specs; `None` if this version can't read them.
+    pub(super) policy: Option<Policy>,
 }
 
 impl Installation {
@@ -128,6 +132,7 @@ fn installation(deployment: &Deployment) -> Installation {
         account: account.unwrap_or_else(|| "default".to_owned()),
         server_image: values_of("--server-image=").pop(),
         namespaces: values_of("--watch-namespace="),
+        policy: policy::of_arguments(&arguments),
     }
 }
 

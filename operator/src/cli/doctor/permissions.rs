@@ -89,7 +89,7 @@ pub(super) async fn check(
     found
 }
 
-fn as_account(config: &Config, user: &str, namespace: &str) -> kube::Result<Client> {
+pub(super) fn as_account(config: &Config, user: &str, namespace: &str) -> kube::Result<Client> {
     let groups = [
         "system:serviceaccounts".to_owned(),
         format!("system:serviceaccounts:{namespace}"),
@@ -98,7 +98,7 @@ fn as_account(config: &Config, user: &str, namespace: &str) -> kube::Result<Clie
     Client::try_from(connection::in_the_name_of(config.clone(), user, &groups))
 }
 
-async fn whoami(client: &Client) -> kube::Result<String> {
+pub(super) async fn whoami(client: &Client) -> kube::Result<String> {
     let api: Api<SelfSubjectReview> = Api::all(client.clone());
     let review = api
         .create(&PostParams::default(), &SelfSubjectReview::default())

@@ -34,6 +34,8 @@ pub(super) enum Check {
     Operator,
     /// What it may do.
     Rights,
+    /// The limits of what specs may ask for, and of what it may write.
+    Policy,
     /// What a mirror's status says.
     Mirror,
     /// Whether a mirror answers.
@@ -51,6 +53,7 @@ impl Check {
             Self::Definition => "definition",
             Self::Operator => "operator",
             Self::Rights => "rights",
+            Self::Policy => "policy",
             Self::Mirror => "mirror",
             Self::Endpoint => "endpoint",
             Self::Nodes => "nodes",
