@@ -16,7 +16,8 @@ use crate::{names::kubernetes_names, rules, schema};
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Pod {
-    /// The server's image. Absent: the one that was released with the operator.
+    /// The server's image. Absent: the image that was released with the operator. The operator's policy allows the
+    /// repository of that image, and those that an administrator adds.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 512))]
     #[x_kube(validation = Rule::new("self.matches('^[^[:space:]]+$')").message("must be an image reference, without spaces"))]

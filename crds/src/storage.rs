@@ -110,8 +110,9 @@ pub struct ClaimStorage {
     #[schemars(schema_with = "schema::quantity")]
     pub size: Option<Quantity>,
 
-    /// Name of a claim in the mirror's namespace that is there already; at most one replica then. It is never
-    /// changed or deleted. Can't be changed. Either this or size.
+    /// Name of an existing PersistentVolumeClaim in the mirror's namespace; at most one replica then. By the operator's
+    /// policy it needs the annotation `registrymirror.io/allow-mirror`: the mirror's name, or `*`. It is never changed or
+    /// deleted. Can't be changed. Either this or size.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 253))]
     #[x_kube(validation = rules::object_name())]

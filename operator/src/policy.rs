@@ -15,7 +15,7 @@ mod looseness;
 mod patterns;
 mod pod_security;
 
-pub use patterns::Patterns;
+pub use patterns::PatternList;
 
 /// Keys of Pod annotations that no controller acts on in a way that matters to others. `*` is every key without a prefix.
 const ANNOTATIONS: &[&str] = &[
@@ -46,7 +46,7 @@ const NAMED: usize = 3;
 
 /// The PVCs of users that a mirror may use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
-pub enum ExistingClaims {
+pub enum ExistingClaimMode {
     /// Those with the annotation registrymirror.io/allow-mirror
     #[default]
     Annotated,
@@ -68,21 +68,21 @@ pub enum PodSecurity {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Policy {
     /// Images of `spec.pod.image`, next to those of the repository that the operator's own image for mirrors is from.
-    pub images: Patterns,
+    pub images: PatternList,
     /// Names of priority classes.
-    pub priority_classes: Patterns,
+    pub priority_classes: PatternList,
     /// Keys of Pod annotations.
-    pub annotations: Patterns,
+    pub annotations: PatternList,
     /// Keys of Pod labels.
-    pub labels: Patterns,
+    pub labels: PatternList,
     /// Keys of taints that Pods may tolerate.
-    pub tolerations: Patterns,
+    pub tolerations: PatternList,
     /// The most replicas of a mirror.
     pub max_replicas: u32,
     /// The largest volume of a replica.
     pub max_storage: Quantity,
     /// The PVCs of users that mirrors may use.
-    pub existing_claims: ExistingClaims,
+    pub existing_claims: ExistingClaimMode,
     /// The security contexts that a spec may have.
     pub pod_security: PodSecurity,
 }
@@ -90,14 +90,14 @@ pub struct Policy {
 impl Default for Policy {
     fn default() -> Self {
         Self {
-            images: Patterns::default(),
-            priority_classes: Patterns::default(),
-            annotations: Patterns::of(ANNOTATIONS),
-            labels: Patterns::of(LABELS),
-            tolerations: Patterns::of(TOLERATIONS),
+            images: PatternList::default(),
+            priority_classes: PatternList::default(),
+            annotations: PatternList::of(ANNOTATIONS),
+            labels: PatternList::of(LABELS),
+            tolerations: PatternList::of(TOLERATIONS),
             max_replicas: MAX_REPLICAS,
             max_storage: Quantity(MAX_STORAGE.to_owned()),
-            existing_claims: ExistingClaims::default(),
+            existing_claims: ExistingClaimMode::default(),
             pod_security: PodSecurity::default(),
         }
     }
@@ -169,7 +169,7 @@ impl Policy {
     /// `NotAllowed` without the annotation. `ReferenceNotFound` without the PVC: a Pod that waits for its name would
     /// mount whatever gets that name, before the operator reads its annotations.
     fn claim(&self, mirror: &RegistryMirror, existing: &ExistingClaim) -> Result<(), Rejection> {
-        if self.existing_claims == ExistingClaims::Any {
+        if self.existing_claims == ExistingClaimMode::Any {
             return Ok(());
         }
         let (claim, name) = (&existing.name, mirror.name_any());
@@ -323,7 +323,7 @@ fn repository_of(image: &str) -> &str {
 fn beyond<'a>(
     what: &str,
     keys: impl Iterator<Item = &'a str>,
-    allowed: &Patterns,
+    allowed: &PatternList,
     (field, value): (&'static str, &'static str),
 ) -> Option<Violation> {
     let mut keys: Vec<_> = keys

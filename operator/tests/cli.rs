@@ -302,7 +302,7 @@ fn help_says_what_there_is(command: &[&str], expected: &[&str]) {
 #[test_case(&MIRROR.replace("Ephemeral", "Ephemeral, colour: red"), &["local", "-f", "mirror.yaml"], 2, "spec.storage.colour"; "an unknown field")]
 #[test_case(&MIRROR.replace("https://127", "ftp://127"), &["local", "-f", "mirror.yaml"], 2, "spec.upstreams[0].remoteURL"; "a spec that admission refuses")]
 #[test_case(MIRROR, &["local", "-f", "mirror.yaml"], 3, "spec.upstreams[0].credentialsSecretRef: there is no Secret quay"; "a missing Secret")]
-#[test_case(&format!("{MIRROR}{}", SECRET.replace("username", "user")), &["local", "-f", "mirror.yaml"], 3, "Secret quay: has no key username; it has password, user"; "a Secret with the wrong keys")]
+#[test_case(&format!("{MIRROR}{}", SECRET.replace("username", "user")), &["local", "-f", "mirror.yaml"], 3, "Secret quay: has no key username: add it"; "a Secret with the wrong keys")]
 #[test_case(&format!("{MIRROR}{SECRET}"), &["local", "-f", "mirror.yaml", "--cache-dir", "/proc/no", "--port", "0"], 4, "/proc/no"; "a cache directory that can't be written")]
 #[test_case(&format!("{}{SECRET}", MIRROR.replace("spec:", "spec:\n  tls: {mode: SelfSigned}")), &["local", "-f", "mirror.yaml", "--cache-dir", "/proc/no", "--port", "0"], 4, "/proc/no: "; "the same with an authority that would lie beside it")]
 #[test_case(&format!("{MIRROR}{SECRET}"), &["local", "-f", "mirror.yaml", "--name", "other"], 2, "there is no mirror other; there is hub"; "a mirror that is not in the file")]

@@ -345,7 +345,7 @@ fn without_a_certificate_or_users_no_mirror_is_opened() {
     let certificate = wrong("serving", &[("tls.crt", CERTIFICATE)]);
     let (told, message) = rejected(&spec("tls-secret"), &certificate);
     assert_eq!(told, Reason::Malformed);
-    assert!(message.contains("has no tls.key; it has tls.crt"), "{message}");
+    assert!(message.contains("has no key tls.key: add it"), "{message}");
 }
 
 #[test]

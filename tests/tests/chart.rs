@@ -178,6 +178,17 @@ async fn what_the_operator_is_told_follows_from_the_values() {
             vec!["--watch-namespace=a", "--watch-namespace=b"],
         ),
         (
+            vec![
+                "--set=policy.images={r.example/*,q.example/m:1},policy.maxReplicas=3,policy.podLabels=null",
+            ],
+            vec![
+                "--allowed-image=r.example/*",
+                "--allowed-image=q.example/m:1",
+                "--max-replicas=3",
+                "--allowed-pod-label=",
+            ],
+        ),
+        (
             vec!["--set=logLevel=debug,logFormat=text"],
             vec!["--log-level=debug", "--log-format=text"],
         ),
@@ -258,6 +269,12 @@ async fn wrong_values_are_refused_by_name() {
             "/upgrades/progressDeadline",
         ),
         ("--set=podLabels.a=1", "/podLabels/a"),
+        ("--set=policy.maxReplicas=-1", "/policy/maxReplicas"),
+        ("--set=policy.maxStorage=much", "/policy/maxStorage"),
+        ("--set=policy.existingClaims=all", "/policy/existingClaims"),
+        ("--set=policy.podSecurity=restricted", "/policy/podSecurity"),
+        ("--set-json=policy.images=[\"a b\"]", "/policy/images/0"),
+        ("--set=policy.image=a", "image"),
         ("--set=replicas=-1", "/replicas"),
         ("--set=fullnameOverride=A", "/fullnameOverride"),
         ("--set=podMonitor=null", "podMonitor"),

@@ -77,6 +77,8 @@ mod serving;
 mod storage;
 #[path = "operator/strangers.rs"]
 mod strangers;
+#[path = "operator/tenancy.rs"]
+mod tenancy;
 #[path = "operator/unparsable.rs"]
 mod unparsable;
 #[path = "operator/upgrades.rs"]

@@ -5,7 +5,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 use super::Failure;
 use crate::{
-    policy::{ExistingClaims, Patterns, PodSecurity, Policy},
+    policy::{ExistingClaimMode, PatternList, PodSecurity, Policy},
     quantity::amount,
 };
 
@@ -69,7 +69,7 @@ pub(super) struct PolicyArgs {
         default_value_t,
         value_name = "WHICH"
     )]
-    existing_claims: ExistingClaims,
+    existing_claims: ExistingClaimMode,
     /// Security contexts that a spec may have
     #[arg(
         long,
@@ -109,7 +109,7 @@ impl PolicyArgs {
                 .into_iter()
                 .filter(|pattern| !pattern.is_empty())
                 .collect();
-            Patterns::new(&some).map_err(|error| Failure::Invalid(error.to_string()))
+            PatternList::new(&some).map_err(|error| Failure::Invalid(error.to_string()))
         };
         Ok(Policy {
             images: patterns(self.images)?,
@@ -135,7 +135,7 @@ pub(super) fn of_arguments(arguments: &[String]) -> Option<Policy> {
 }
 
 fn pattern(text: &str) -> Result<String, String> {
-    let compiled = Patterns::new(&[text.to_owned()]);
+    let compiled = PatternList::new(&[text.to_owned()]);
     compiled
         .map(|_| text.to_owned())
         .map_err(|error| error.to_string())
@@ -185,7 +185,7 @@ mod tests {
         ]);
         let changed = changed.unwrap();
         assert_eq!((changed.max_replicas, changed.max_storage.0.as_str()), (3, "1Gi"));
-        assert_eq!(changed.existing_claims, ExistingClaims::Any);
+        assert_eq!(changed.existing_claims, ExistingClaimMode::Any);
         assert_eq!(changed.pod_security, PodSecurity::Any);
     }
 

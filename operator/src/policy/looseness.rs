@@ -1,6 +1,6 @@
 //! The limits of a policy that are looser than the default ones.
 
-use super::{ExistingClaims, Patterns, PodSecurity, Policy};
+use super::{ExistingClaimMode, PatternList, PodSecurity, Policy};
 use crate::quantity::amount;
 
 impl Policy {
@@ -26,7 +26,7 @@ impl Policy {
         let limits = [
             more_replicas.then(|| ("maxReplicas", self.max_replicas.to_string())),
             more_storage.then(|| ("maxStorage", self.max_storage.0.clone())),
-            (self.existing_claims == ExistingClaims::Any).then(|| ("existingClaims", "any".to_owned())),
+            (self.existing_claims == ExistingClaimMode::Any).then(|| ("existingClaims", "any".to_owned())),
             (self.pod_security == PodSecurity::Any).then(|| ("podSecurity", "any".to_owned())),
         ];
         lists.chain(limits.into_iter().flatten()).collect()
@@ -34,7 +34,7 @@ impl Policy {
 }
 
 /// Returns the patterns that the default does not have.
-fn added(patterns: &Patterns, default: &Patterns) -> Option<String> {
+fn added(patterns: &PatternList, default: &PatternList) -> Option<String> {
     let mut added = patterns.as_written().to_vec();
     added.retain(|pattern| !default.as_written().contains(pattern));
     (!added.is_empty()).then(|| added.join(", "))
@@ -49,8 +49,8 @@ mod tests {
     #[test]
     fn default_and_stricter_policies_are_not_looser() {
         let stricter = Policy {
-            annotations: Patterns::default(),
-            labels: Patterns::of(&["team"]),
+            annotations: PatternList::default(),
+            labels: PatternList::of(&["team"]),
             max_replicas: 1,
             max_storage: Quantity("1Gi".to_owned()),
             ..Policy::default()
@@ -63,11 +63,11 @@ mod tests {
     #[test]
     fn looser_limits_are_named_by_value() {
         let looser = Policy {
-            images: Patterns::of(&["**"]),
-            labels: Patterns::of(&["team", "app"]),
+            images: PatternList::of(&["**"]),
+            labels: PatternList::of(&["team", "app"]),
             max_replicas: 51,
             max_storage: Quantity("3Ti".to_owned()),
-            existing_claims: ExistingClaims::Any,
+            existing_claims: ExistingClaimMode::Any,
             pod_security: PodSecurity::Any,
             ..Policy::default()
         };

@@ -1,14 +1,14 @@
-//! Patterns of names.
+//! PatternList of names.
 
 use std::fmt;
 
 use mirror::config::{Globs, globs::InvalidGlob};
 
-/// Patterns of names, in which `*` stays between two `/` and `**` does not.
+/// PatternList of names, in which `*` stays between two `/` and `**` does not.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Patterns(Globs);
+pub struct PatternList(Globs);
 
-impl Patterns {
+impl PatternList {
     /// Compiles patterns.
     ///
     /// # Errors
@@ -38,7 +38,7 @@ impl Patterns {
     }
 }
 
-impl fmt::Display for Patterns {
+impl fmt::Display for PatternList {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.as_written() {
             [] => f.write_str("none"),

@@ -76,7 +76,7 @@ fn default_policy_refuses(change: Value, field: &str) {
 /// An administrator can allow all that the default refuses.
 #[test]
 fn open_policy_allows_everything() {
-    let all = || Patterns::of(&["**"]);
+    let all = || PatternList::of(&["**"]);
     let policy = Policy {
         images: all(),
         priority_classes: all(),
@@ -85,7 +85,7 @@ fn open_policy_allows_everything() {
         tolerations: all(),
         max_replicas: 1000,
         max_storage: Quantity("7Ei".to_owned()),
-        existing_claims: ExistingClaims::Any,
+        existing_claims: ExistingClaimMode::Any,
         pod_security: PodSecurity::Any,
     };
     let spec = json!({
@@ -112,7 +112,7 @@ fn open_policy_allows_everything() {
 #[test_case("quay.io/team/*", "evil.io/quay.io/team/x:1", false; "another host")]
 fn image_pattern(pattern: &str, image: &str, expected: bool) {
     let policy = Policy {
-        images: Patterns::of(&[pattern]),
+        images: PatternList::of(&[pattern]),
         ..Policy::default()
     };
     assert_eq!(refused(&policy, &pod("image", json!(image))).is_none(), expected);

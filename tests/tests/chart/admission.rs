@@ -3,6 +3,7 @@
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::Api;
 use kube::api::PostParams;
+use operator::policy::{ExistingClaimMode, PodSecurity, Policy};
 use serde_json::json;
 use testbed::control_plane::{client_from, skip_on_existing_cluster};
 use testbed::wait;
@@ -46,7 +47,53 @@ async fn admission_policies_follow_from_values() {
     }
 }
 
-/// Returns if the ServiceAccount of the operator may create an object of a type.
+/// The operator without flags has the same policy as with the chart's values.
+#[tokio::test]
+async fn default_values_are_the_operators_default_policy() {
+    let helm = Helm::offline().await;
+    let objects = helm.template(&[]).await.unwrap();
+    let container = &named(&objects, "Deployment")[0]["spec"]["template"]["spec"]["containers"][0];
+    let arguments = container["args"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter_map(|argument| argument.as_str());
+    let of = |flag: &str| -> Vec<String> {
+        let values = arguments
+            .clone()
+            .filter_map(|argument| argument.strip_prefix(flag));
+        values
+            .filter(|value| !value.is_empty())
+            .map(str::to_owned)
+            .collect()
+    };
+    let policy = Policy::default();
+    for (flag, patterns) in [
+        ("--allowed-image=", &policy.images),
+        ("--allowed-priority-class=", &policy.priority_classes),
+        ("--allowed-pod-annotation=", &policy.annotations),
+        ("--allowed-pod-label=", &policy.labels),
+        ("--allowed-toleration=", &policy.tolerations),
+    ] {
+        assert_eq!(of(flag), patterns.as_written(), "{flag}");
+        assert!(
+            arguments.clone().any(|argument| argument.starts_with(flag)),
+            "{flag} is given"
+        );
+    }
+    assert_eq!(of("--max-replicas="), [policy.max_replicas.to_string()]);
+    assert_eq!(of("--max-storage="), [policy.max_storage.0]);
+    assert_eq!(
+        (policy.existing_claims, policy.pod_security),
+        (ExistingClaimMode::Annotated, PodSecurity::Baseline)
+    );
+    assert_eq!(
+        [of("--existing-claims="), of("--pod-security=")].concat(),
+        ["annotated", "baseline"]
+    );
+}
+
+/// Returns the message of the admission policy that refuses to create an object, if one does.
 async fn is_refused<K>(api: &Api<K>, object: serde_json::Value) -> Option<String>
 where
     K: kube::Resource + Clone + serde::Serialize + serde::de::DeserializeOwned + std::fmt::Debug,
@@ -90,7 +137,7 @@ async fn installed_policies_bind_the_operators_account() {
     assert_eq!(
         is_refused(&admin, map.clone()).await,
         None,
-        "nobody else is bound"
+        "only the operator is bound"
     );
 
     cluster

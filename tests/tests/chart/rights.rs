@@ -14,6 +14,7 @@ use operator::rbac::{BY_ADMISSION, LEASE_CREATION, ON_MIRRORS, ON_THE_LEASE, Rul
 use operator::run::{self, Options};
 use serde_json::{Value, json};
 use testbed::audit::Event;
+use testbed::binaries::workspace;
 use testbed::control_plane::{client_from, skip_on_existing_cluster};
 use testbed::pki::Authority;
 use testbed::wait;
@@ -285,4 +286,24 @@ async fn make_bundle(cluster: &Cluster) {
     bundle.metadata.name = Some("ca".to_owned());
     let maps = Api::<ConfigMap>::namespaced(cluster.client.clone(), NAMESPACE);
     maps.create(&PostParams::default(), &bundle).await.unwrap();
+}
+
+/// docs/security.md has a reason for each permission that the chart grants.
+#[test]
+fn every_permission_is_documented_with_a_reason() {
+    let page = std::fs::read_to_string(workspace().join("docs/security.md")).unwrap();
+    let section = page.split("## What the operator may do").nth(1).unwrap();
+    let section = section.split("\n## ").next().unwrap();
+    let mut documented = BTreeSet::new();
+    for row in section.lines().filter(|line| line.starts_with("| `")) {
+        let cells: Vec<_> = row.split('|').map(str::trim).collect();
+        let (resources, verbs, reason) = (cells[1], cells[2], cells[3]);
+        assert!(reason.split(' ').count() >= 5, "{row}");
+        for resource in resources.split(", ").map(|resource| resource.trim_matches('`')) {
+            documented.extend(verbs.split(", ").map(|verb| format!("{verb} {resource}")));
+        }
+    }
+    let granted = [ON_MIRRORS, ON_THE_LEASE, LEASE_CREATION].concat();
+    let granted: BTreeSet<_> = granted.iter().flat_map(of_rule).collect();
+    assert_eq!(documented, granted);
 }

@@ -135,9 +135,7 @@ async fn a_secret_with_the_wrong_keys_is_described_and_what_was_handed_out_stays
         )
         .await;
     assert!(
-        malformed
-            .message
-            .contains("has no key username; it has pass, user"),
+        malformed.message.contains("has no key username: add it"),
         "{}",
         malformed.message
     );

@@ -353,7 +353,7 @@ async fn a_second_server_on_one_cache_ends_with_a_clear_word_and_is_never_ready(
     let bench = Bench::start("second").await;
     let kubelet = kubelet(&bench).await;
     let claim = json!({
-        "metadata": {"name": "shared"},
+        "metadata": {"name": "shared", "annotations": {"registrymirror.io/allow-mirror": "*"}},
         "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "16Mi"}}},
     });
     bench.apply::<Claim>(claim).await;

@@ -7,10 +7,10 @@ use kube::{
 };
 
 use super::{
+    error_message,
     installation::Installation,
     permissions,
     report::{Check, Finding},
-    words,
 };
 
 /// The beginning of what the chart's admission policies answer.
@@ -103,7 +103,10 @@ fn verdict(subject: &str, namespace: &str, refusal: Option<kube::Error>) -> Find
                 .advice("the chart installs the policies with admissionPolicies.enabled=true")
         }
         Some(error) => {
-            let message = format!("its admission policies can't be checked: {}", words(&error));
+            let message = format!(
+                "its admission policies can't be checked: {}",
+                error_message(&error)
+            );
             Finding::warning(Check::Policy, subject, message).advice(
                 "run doctor as a user who may impersonate the operator's ServiceAccount, or use helm test",
             )
@@ -117,7 +120,7 @@ mod tests {
     use test_case::test_case;
 
     use super::*;
-    use crate::policy::{ExistingClaims, Policy};
+    use crate::policy::{ExistingClaimMode, Policy};
 
     fn printed(findings: &[Finding]) -> Vec<String> {
         let line = |finding: &Finding| {
@@ -135,7 +138,7 @@ mod tests {
             ..Installation::default()
         };
         let looser = Policy {
-            existing_claims: ExistingClaims::Any,
+            existing_claims: ExistingClaimMode::Any,
             ..Policy::default()
         };
         assert_eq!(
