@@ -8,7 +8,9 @@ use serde_json::json;
 use testbed::FakeKubelet;
 use testbed::control_plane::skip_on_existing_cluster;
 use testbed::fake_kubelet::{Image, Options};
+use testbed::wait;
 
+use crate::SOON;
 use crate::cluster::Cluster;
 
 const TEST: &[&str] = &["test", "rm", "--namespace=operators", "--timeout=2m"];
@@ -43,6 +45,9 @@ async fn helm_test_tells_whether_operator_definition_and_rights_are_there() {
     for expected in [
         "operator    operators/rm-registry-mirror",
         "has all ",
+        "limits specs at least as the default policy does",
+        "manages mirrors in every namespace",
+        "admission policies let it write only objects of mirrors",
         "no problems",
     ] {
         assert!(told.contains(expected), "{told}");
@@ -90,7 +95,33 @@ async fn helm_test_passes_where_the_operator_has_one_namespace_only() {
     cluster.helm.run(TEST).await.unwrap();
     let told = said(&cluster, &kubelet).await;
     assert!(
-        told.contains("rights that the operator needs in mirrors"),
+        told.contains("rights that the operator needs in mirrors")
+            && told.contains("admission policies let it write only objects of mirrors"),
         "{told}"
     );
+    assert!(!told.contains("in every namespace"), "{told}");
+
+    // What is looser than the default is a warning, and no failure.
+    let flags = [
+        "--set=watchNamespaces={mirrors},admissionPolicies.enabled=false",
+        "--set=policy.images={**},policy.existingClaims=any",
+        "--wait",
+        "--timeout=2m",
+    ];
+    cluster.install(&flags).await.unwrap();
+    let reported = wait::until("a report of what is looser", SOON, async || {
+        cluster.helm.run(TEST).await.unwrap();
+        let report = said(&cluster, &kubelet).await;
+        report
+            .contains("no admission policy keeps it from")
+            .then_some(report)
+    });
+    let reported = reported.await.unwrap();
+    for looser in [
+        "policy.images is looser",
+        "policy.existingClaims is looser",
+        "no problems",
+    ] {
+        assert!(reported.contains(looser), "{reported}");
+    }
 }

@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use testbed::faults::Faults;
 
 use crate::bench::{Bench, belongs_to, ephemeral, text, with_claims};
+use crate::{process, rights};
 
 #[tokio::test]
 async fn a_users_secret_with_a_childs_name_is_left_alone() {
@@ -265,10 +266,16 @@ async fn an_object_of_a_user_with_the_name_of_any_child_is_never_changed_nor_del
     }
 }
 
-/// An operator whose next write of this object comes after somebody else's.
-async fn comes_second(kind: Kind, name: &str) {
+/// Runs an operator whose next write of this object comes after another user's. Without the admission policies, the operator
+/// itself takes its fields back.
+async fn comes_second(kind: Kind, name: &str, has_policies: bool) {
     let mut bench = Bench::idle("between").await;
     bench.may_be_denied = true;
+    if !has_policies {
+        bench.user = format!("unbound-{}", bench.user);
+        let subject = json!({"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": bench.user});
+        rights::grant(&bench, "unbound", subject, &bench.client().await, process::LEASE).await;
+    }
     let faults = Faults::default();
     let client = faults.client(bench.config().await).unwrap();
     bench.start_operator_through(client);
@@ -302,7 +309,8 @@ async fn an_object_of_a_user_that_comes_between_look_and_write_is_not_changed() 
         (Kind::StatefulSet, "hub"),
         (Kind::PodDisruptionBudget, "hub"),
     ];
-    join_all(cases.map(|(kind, name)| comes_second(kind, name))).await;
+    join_all(cases.map(|(kind, name)| comes_second(kind, name, true))).await;
+    join_all(cases.map(|(kind, name)| comes_second(kind, name, false))).await;
 }
 
 #[tokio::test]
