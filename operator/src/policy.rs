@@ -92,9 +92,9 @@ impl Default for Policy {
         Self {
             images: PatternList::default(),
             priority_classes: PatternList::default(),
-            annotations: PatternList::of(ANNOTATIONS),
-            labels: PatternList::of(LABELS),
-            tolerations: PatternList::of(TOLERATIONS),
+            annotations: PatternList::from_constants(ANNOTATIONS),
+            labels: PatternList::from_constants(LABELS),
+            tolerations: PatternList::from_constants(TOLERATIONS),
             max_replicas: MAX_REPLICAS,
             max_storage: Quantity(MAX_STORAGE.to_owned()),
             existing_claims: ExistingClaimMode::default(),
@@ -107,9 +107,9 @@ impl Default for Policy {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Violation {
     field: &'static str,
-    /// What it asks for.
+    /// The value that the spec asks for.
     asked: String,
-    /// What the policy allows.
+    /// The values that the policy allows.
     allowed: String,
     /// The value of the chart that sets the limit.
     value: &'static str,

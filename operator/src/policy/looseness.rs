@@ -50,7 +50,7 @@ mod tests {
     fn default_and_stricter_policies_are_not_looser() {
         let stricter = Policy {
             annotations: PatternList::default(),
-            labels: PatternList::of(&["team"]),
+            labels: PatternList::from_constants(&["team"]),
             max_replicas: 1,
             max_storage: Quantity("1Gi".to_owned()),
             ..Policy::default()
@@ -63,8 +63,8 @@ mod tests {
     #[test]
     fn looser_limits_are_named_by_value() {
         let looser = Policy {
-            images: PatternList::of(&["**"]),
-            labels: PatternList::of(&["team", "app"]),
+            images: PatternList::from_constants(&["**"]),
+            labels: PatternList::from_constants(&["team", "app"]),
             max_replicas: 51,
             max_storage: Quantity("3Ti".to_owned()),
             existing_claims: ExistingClaimMode::Any,

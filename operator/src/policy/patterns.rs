@@ -22,7 +22,7 @@ impl PatternList {
         clippy::expect_used,
         reason = "the patterns are constants, and a test compiles them"
     )]
-    pub(super) fn of(patterns: &[&str]) -> Self {
+    pub(super) fn from_constants(patterns: &[&str]) -> Self {
         let patterns: Vec<_> = patterns.iter().map(|pattern| (*pattern).to_owned()).collect();
         Self::new(&patterns).expect("a constant pattern compiles")
     }

@@ -76,7 +76,7 @@ fn default_policy_refuses(change: Value, field: &str) {
 /// An administrator can allow all that the default refuses.
 #[test]
 fn open_policy_allows_everything() {
-    let all = || PatternList::of(&["**"]);
+    let all = || PatternList::from_constants(&["**"]);
     let policy = Policy {
         images: all(),
         priority_classes: all(),
@@ -112,7 +112,7 @@ fn open_policy_allows_everything() {
 #[test_case("quay.io/team/*", "evil.io/quay.io/team/x:1", false; "another host")]
 fn image_pattern(pattern: &str, image: &str, expected: bool) {
     let policy = Policy {
-        images: PatternList::of(&[pattern]),
+        images: PatternList::from_constants(&[pattern]),
         ..Policy::default()
     };
     assert_eq!(refused(&policy, &pod("image", json!(image))).is_none(), expected);
