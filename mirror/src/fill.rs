@@ -1,33 +1,35 @@
 //! A fill: one blob on its way from upstream to the disk, read by any number of clients as it grows.
 
-mod job;
+pub(crate) mod inflight;
 mod places;
+mod task;
 
 use std::fs::File;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use tokio::sync::watch;
 use tracing::warn;
 
 use crate::block_reader;
 use crate::digest::Digest;
 use crate::name::Repository;
-use crate::pull::Failure;
+use crate::pull_error::PullError;
 use crate::store::{StageError, Store};
 use crate::upstream::{BlobAnswer, Upstream};
 
-pub(crate) use job::Job;
 pub(crate) use places::{NoPlace, PlaceLimits, Places, Turn};
+pub(crate) use task::FillTask;
 
-/// The end of every answer is held back until the digest of the whole has been checked: this many bytes.
+/// The number of bytes at the end of a blob that are held back until the digest of the whole is verified.
 pub(crate) const HELD_BACK: u64 = 256 * 1024;
 
-/// How far a fill is.
+/// The progress of a fill.
 #[derive(Clone, Debug)]
 pub(crate) struct Progress {
-    /// What happens now.
+    /// The phase.
     pub(crate) phase: Phase,
     /// Bytes that can be read from the file.
     pub(crate) written: u64,
@@ -35,27 +37,27 @@ pub(crate) struct Progress {
     pub(crate) size: Option<u64>,
 }
 
-/// The stages of a fill, in order.
+/// The phases of a fill, in order.
 #[derive(Clone, Debug)]
 pub(crate) enum Phase {
-    /// Upstream has not answered yet.
+    /// The upstream has not answered yet.
     Asking,
-    /// Bytes come in.
+    /// Bytes arrive.
     Filling,
-    /// All is there and the digest matches; being made durable, or durable already.
+    /// All bytes arrived and the digest matches; the store commits the blob, or has done so.
     Verified,
-    /// There is no room to keep it, or the cache is read-only: everybody fetches for themselves.
+    /// The cache has no space, or is read-only: each client fetches for itself.
     NoRoom,
-    /// It ended without success.
-    Failed(Failure),
+    /// The fill failed.
+    Failed(PullError),
 }
 
-/// Bytes that were promised do not come: the connection to the client has to end short.
+/// A truncated response: announced bytes do not arrive, so the server must close the connection early.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("the answer was cut: {0}")]
 pub(crate) struct Cut(pub(crate) String);
 
-/// A fill as its readers see it.
+/// A fill as its readers use it.
 pub(crate) struct Fill {
     progress: watch::Receiver<Progress>,
     file: Arc<OnceLock<Arc<File>>>,
@@ -78,7 +80,7 @@ pub(crate) fn prepare(
     upstream: &Arc<Upstream>,
     store: &Store,
     least: u64,
-) -> (Arc<Fill>, Job) {
+) -> (Arc<Fill>, FillTask) {
     let start = Progress {
         phase: Phase::Asking,
         written: 0,
@@ -94,7 +96,7 @@ pub(crate) fn prepare(
         })),
         unused: Arc::default(),
     };
-    let job = Job {
+    let task = FillTask {
         digest: digest.clone(),
         repository: repository.clone(),
         upstream: Arc::clone(upstream),
@@ -105,7 +107,7 @@ pub(crate) fn prepare(
         repositories: Arc::clone(&fill.repositories),
         unused: Arc::clone(&fill.unused),
     };
-    (Arc::new(fill), job)
+    (Arc::new(fill), task)
 }
 
 impl Repositories {
@@ -119,7 +121,7 @@ impl Repositories {
 }
 
 impl Progress {
-    /// Where reading has to stop for now.
+    /// Returns the offset up to which bytes may be read now.
     fn readable(&self) -> u64 {
         match (&self.phase, self.size) {
             (Phase::Verified, _) => self.written,
@@ -128,7 +130,7 @@ impl Progress {
         }
     }
 
-    /// Whether a reader at this position has read all there is.
+    /// Returns `true` if a reader at this position has read the whole blob.
     pub(crate) fn is_whole(&self, position: u64) -> bool {
         matches!(self.phase, Phase::Verified) && position == self.written
     }
@@ -141,7 +143,7 @@ impl Progress {
 impl Fill {
     /// Has the job link the blob to a further repository, which upstream permitted; false where it ended before that.
     pub(crate) fn also_for(&self, repository: &Repository) -> bool {
-        let mut repositories = lock(&self.repositories);
+        let mut repositories = self.repositories.lock();
         if !repositories.closed && !repositories.all.contains(repository) {
             repositories.all.push(repository.clone());
         }
@@ -150,7 +152,7 @@ impl Fill {
 
     /// Returns whether the blob is being fetched for this repository: upstream permitted it, or will, or won't.
     pub(crate) fn is_for(&self, repository: &Repository) -> bool {
-        lock(&self.repositories).all.contains(repository)
+        self.repositories.lock().all.contains(repository)
     }
 
     /// Returns whether this repository may have the blob, which is there and right, though its link may not be there yet.
@@ -158,22 +160,24 @@ impl Fill {
         self.is_for(repository) && matches!(self.progress.borrow().phase, Phase::Verified)
     }
 
-    /// Upstream's answer, where there was no room for it: the first reader streams it, the others ask again.
+    /// Takes the response of the upstream that had no space in the cache: the first reader streams it, the others send
+    /// their own requests.
     pub(crate) fn take_answer(&self) -> Option<BlobAnswer> {
-        lock(&self.unused).take()
+        self.unused.lock().take()
     }
 
-    /// Whether it ended without the blob.
+    /// Returns `true` if the fill failed.
     pub(crate) fn has_failed(&self) -> bool {
         matches!(self.progress.borrow().phase, Phase::Failed(_))
     }
 
-    /// How far it is now.
+    /// Returns the current progress.
     pub(crate) fn progress(&self) -> Progress {
         self.progress.borrow().clone()
     }
 
-    /// Waits until an answer can begin: upstream answered, and a blob that fits in what is held back is verified.
+    /// Waits until a response can start: the upstream answered, and a blob that fits into the held-back part is
+    /// verified.
     pub(crate) async fn begun(&self) -> Progress {
         self.wait(|progress| match progress.phase {
             Phase::Asking => false,
@@ -185,18 +189,18 @@ impl Fill {
         .await
     }
 
-    /// Waits for the end: all is there and right, or nothing more will come.
+    /// Waits for the end of the fill.
     pub(crate) async fn ended(&self) -> Progress {
         self.wait(Progress::has_ended).await
     }
 
-    /// Reads at the start of `range`, as soon as there is something: at most a block, never beyond the range.
+    /// Reads the first bytes of `range` once they are readable: at most a block, never beyond the range.
     pub(crate) async fn read(&self, range: &Range<u64>) -> Result<Bytes, Cut> {
         let (file, there) = self.there(range).await?;
         read(file, &there).await
     }
 
-    /// What there is at the start of `range`, as soon as there is something, and the file that has it.
+    /// Waits until the start of `range` is readable. Returns the readable part, and its file.
     pub(crate) async fn there(&self, range: &Range<u64>) -> Result<(&Arc<File>, Range<u64>), Cut> {
         let progress = self.wait(|p| p.readable() > range.start || p.has_ended()).await;
         let end = progress.readable().min(range.end);
@@ -227,11 +231,7 @@ pub(crate) async fn link(store: &Store, repository: &Repository, digest: &Digest
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// A block, at most, of what is there.
+/// Reads at most a block of a readable range.
 pub(crate) async fn read(file: &Arc<File>, there: &Range<u64>) -> Result<Bytes, Cut> {
     let length = usize::try_from(there.end - there.start).unwrap_or(usize::MAX);
     block_reader::read(file, there.start, length)
@@ -239,13 +239,13 @@ pub(crate) async fn read(file: &Arc<File>, there: &Range<u64>) -> Result<Bytes, 
         .map_err(|error| Cut(error.to_string()))
 }
 
-/// The job is gone without a word: whatever phase it was in, nothing more will come.
+/// Returns the final progress of a task that ended without reporting.
 fn given_up(last: Progress) -> Progress {
     if last.has_ended() {
         return last;
     }
     Progress {
-        phase: Phase::Failed(Failure::unavailable("the fetch was given up")),
+        phase: Phase::Failed(PullError::unavailable("the fetch was given up")),
         ..last
     }
 }

@@ -41,7 +41,7 @@ pub fn range(data: &[u8]) {
     let (size, Ok(range)) = (u64::from_le_bytes(*size), HeaderValue::from_bytes(range)) else {
         return;
     };
-    let wanted = Wanted::of(&HeaderMap::from_iter([(header::RANGE, range)]), "\"etag\"");
+    let wanted = Wanted::parse(&HeaderMap::from_iter([(header::RANGE, range)]), "\"etag\"");
     let single = wanted.single(size);
     let Resolved::Parts(parts) = wanted.resolve(size) else {
         assert_eq!(single, None);

@@ -34,7 +34,7 @@ use crate::digest::Digest;
 use crate::health::Health;
 use crate::metrics::{Metrics, Outcome};
 use crate::name::Repository;
-use crate::pull::{NoChoice, Pull};
+use crate::pull::{Pull, UpstreamSelectionError};
 use crate::transfer_coding;
 
 const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
@@ -331,9 +331,9 @@ impl RequestContext<'_> {
     fn repository(&self, name: &str) -> Result<Repository, RegistryError> {
         self.app
             .pull
-            .choose(self.registry().as_deref(), name)
+            .select_repository(self.registry().as_deref(), name)
             .map_err(|error| match error {
-                NoChoice::InvalidName(_) => RegistryError::name_invalid(error.to_string()),
+                UpstreamSelectionError::InvalidName(_) => RegistryError::name_invalid(error.to_string()),
                 _ => RegistryError::name_unknown(error.to_string()),
             })
     }

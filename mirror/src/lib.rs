@@ -18,13 +18,14 @@ mod fill;
 pub mod fuzzing;
 pub mod health;
 pub mod http;
-mod inflight;
+
 mod json;
 pub mod logging;
 pub mod manifest;
 pub mod metrics;
 pub mod name;
 pub mod pull;
+mod pull_error;
 mod query;
 pub mod range;
 mod raw_index;

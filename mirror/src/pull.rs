@@ -1,20 +1,20 @@
-//! What is answered from the cache, what is fetched, and what is served stale: the policy of a pull-through.
+//! The policy of a pull-through cache: hit, miss, revalidate, or serve stale.
 
-mod absent;
 mod blob;
-mod choice;
-mod failure;
-mod flight;
+mod negative_cache;
+mod select_upstream;
+
+mod blob_sizes;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod invariants;
-mod list;
 mod manifest;
-mod media;
+mod media_type;
+mod passthrough;
 mod per_upstream;
 mod referrers;
 mod refusals;
-mod sizes;
-mod through;
+mod single_flight;
+mod tags;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,30 +23,31 @@ use arc_swap::ArcSwap;
 use tracing::warn;
 
 pub(crate) use blob::Source;
-pub(crate) use choice::NoChoice;
-pub(crate) use failure::{Cause, Failure, Kind};
-pub(crate) use list::{Page, Window};
+pub(crate) use select_upstream::UpstreamSelectionError;
+
 pub(crate) use manifest::Client;
+pub(crate) use passthrough::PassThrough;
 pub(crate) use referrers::of_type;
-pub(crate) use through::Through;
+pub(crate) use tags::{Page, Window};
 
 use crate::client_address::ClientAddress;
 use crate::clock::Clock;
 use crate::config::{self, Cache};
 use crate::digest::Digest;
+use crate::fill::inflight::Inflight;
 use crate::fill::{PlaceLimits, Places, Turn};
-use crate::inflight::Inflight;
 use crate::metrics::{Metrics, Outcome};
 use crate::name::{Host, Reference, Repository, Tag};
+use crate::pull_error::PullError;
 use crate::store::{Manifest, Store};
 use crate::upstream::{Accept, Upstream};
 
-use absent::Absent;
-pub(crate) use flight::Flights;
+use negative_cache::NegativeCache;
 use refusals::Refusals;
+pub(crate) use single_flight::SingleFlight;
 
-/// How long a client waits where there is a copy, and no doubt yet that upstream answers.
-const PATIENCE: Duration = Duration::from_millis(1_500);
+/// Maximum revalidation wait before a cached copy is served stale: 1.5 s.
+const MAX_REVALIDATION_WAIT: Duration = Duration::from_millis(1_500);
 
 /// The places of requests other than downloads. Of those that an upstream has at a time (see `upstream::Limits`), one
 /// client has three quarters at most.
@@ -69,120 +70,150 @@ const PASS_THROUGH: PlaceLimits = PlaceLimits {
     wait: Duration::from_secs(25),
 };
 
-/// One upstream: what was configured, and the client that asks it.
+/// An upstream with its settings and its client.
 pub struct Origin {
-    /// As configured.
+    /// The settings.
     pub settings: config::Upstream,
-    /// Asks it.
+    /// The client.
     pub client: Arc<Upstream>,
 }
 
-/// What a reload replaces as a whole.
+/// The state that a reload replaces as a whole.
 pub struct Live {
     /// The closed set of registries; the first is the default.
     pub upstreams: Vec<Origin>,
-    /// How long things are kept and how fresh they must be.
+    /// The settings of the cache.
     pub cache: Cache,
 }
 
 impl Live {
-    fn hosts(&self) -> impl Iterator<Item = choice::Candidate<'_>> + Clone {
+    fn hosts(&self) -> impl Iterator<Item = select_upstream::Candidate<'_>> + Clone {
         let upstreams = self.upstreams.iter().map(|origin| &origin.settings);
         upstreams.map(|upstream| (&upstream.host, upstream.remote.scheme()))
     }
 
     /// Returns whether the settings let clients pull from this repository.
     fn admits(&self, repository: &Repository) -> bool {
-        let origin = self.of(&repository.host);
+        let origin = self.origin_of(&repository.host);
         origin.is_some_and(|origin| origin.settings.admits(&repository.name))
     }
 
-    fn of(&self, host: &Host) -> Option<&Origin> {
+    fn origin_of(&self, host: &Host) -> Option<&Origin> {
         self.upstreams.iter().find(|origin| origin.settings.host == *host)
     }
 }
 
-/// Something served, and how it came about.
+/// A result with the outcome for headers and metrics.
 #[derive(Clone, Debug)]
 pub(crate) struct Served<T> {
     pub(crate) value: T,
     pub(crate) outcome: Outcome,
 }
 
+impl<T> Served<T> {
+    /// Returns content from the cache.
+    pub(crate) fn hit(value: T) -> Self {
+        let outcome = Outcome::Hit;
+        Self { value, outcome }
+    }
+
+    /// Returns content that this request fetched.
+    pub(crate) fn miss(value: T) -> Self {
+        let outcome = Outcome::Miss;
+        Self { value, outcome }
+    }
+
+    /// Returns content from the cache that the upstream could not confirm.
+    pub(crate) fn stale(value: T) -> Self {
+        let outcome = Outcome::Stale;
+        Self { value, outcome }
+    }
+
+    /// Returns content that another request fetched.
+    pub(crate) fn coalesced(value: T) -> Self {
+        let outcome = Outcome::Coalesced;
+        Self { value, outcome }
+    }
+}
+
 /// The fetches of manifests under way, by what their clients accept too; the outcome tells whether upstream has the
 /// copy of this mirror.
-type ManifestFlights = Flights<(Repository, Reference, Accept), Result<(Manifest, Outcome), Failure>>;
+type ManifestFetches = SingleFlight<(Repository, Reference, Accept), Result<(Manifest, Outcome), PullError>>;
 
 /// The pull path. Shared by all requests.
 pub struct Pull {
     store: Store,
     clock: Clock,
     live: ArcSwap<Live>,
-    manifests: ManifestFlights,
+    manifests: ManifestFetches,
     inflight: Arc<Inflight>,
     requests: Arc<Places>,
     passing: Arc<Places>,
-    absent: Absent,
+    negative_cache: NegativeCache,
     refusals: Refusals,
     referrers: referrers::Known,
-    asked_referrers: Flights<(Repository, Digest), referrers::Asked>,
-    sizes: sizes::Named,
+    referrers_fetches: SingleFlight<(Repository, Digest), referrers::ReferrersAnswer>,
+    sizes: blob_sizes::BlobSizes,
 }
 
 impl Pull {
-    /// A pull path over this store.
+    /// Creates a pull path on top of a store.
     pub fn new(store: Store, live: Live, clock: Clock, metrics: &Metrics) -> Arc<Self> {
         Arc::new(Self {
             inflight: Arc::new(Inflight::new(store.clone(), clock.clone(), metrics.clone())),
             store,
             clock,
             live: ArcSwap::from_pointee(live),
-            manifests: Flights::default(),
+            manifests: SingleFlight::default(),
             requests: Places::new(REQUESTS),
             passing: Places::new(PASS_THROUGH),
-            absent: Absent::default(),
+            negative_cache: NegativeCache::default(),
             refusals: Refusals::default(),
             referrers: referrers::Known::default(),
-            asked_referrers: Flights::default(),
-            sizes: sizes::Named::default(),
+            referrers_fetches: SingleFlight::default(),
+            sizes: blob_sizes::BlobSizes::default(),
         })
     }
 
-    /// Takes new upstreams and settings. What is under way ends by the old ones.
+    /// Replaces upstreams and settings. Requests in flight end with the previous ones.
     pub fn reload(&self, live: Live) {
-        let is_configured = |host: &Host| live.of(host).is_some();
+        let is_configured = |host: &Host| live.origin_of(host).is_some();
         self.referrers.retain(is_configured);
         self.refusals.retain(is_configured);
         self.sizes.retain(is_configured);
         self.live.store(Arc::new(live));
-        self.absent.clear();
+        self.negative_cache.clear();
     }
 
-    /// The upstreams and settings in force.
+    /// Returns the current upstreams and settings.
     pub fn live(&self) -> Arc<Live> {
         self.live.load_full()
     }
 
     /// Returns the configured registry that a client means by this name.
     pub(crate) fn host(&self, name: &str) -> Option<Host> {
-        choice::find(&self.live.load().hosts(), name).cloned()
+        select_upstream::find(&self.live.load().hosts(), name).cloned()
     }
 
     /// Returns the repository that a request is for.
-    pub(crate) fn choose(&self, ns: Option<&str>, path: &str) -> Result<Repository, NoChoice> {
+    pub(crate) fn select_repository(
+        &self,
+        ns: Option<&str>,
+        path: &str,
+    ) -> Result<Repository, UpstreamSelectionError> {
         let live = self.live.load();
-        let repository = choice::choose(&live.hosts(), ns, path)?;
+        let repository = select_upstream::select_repository(&live.hosts(), ns, path)?;
         if live.admits(&repository) {
             return Ok(repository);
         }
-        Err(NoChoice::KeptOut(repository))
+        Err(UpstreamSelectionError::Excluded(repository))
     }
 
-    /// How long a client waits for upstream's word where there is a copy.
-    fn patience(&self, repository: &Repository) -> Duration {
+    /// Returns the revalidation wait for a client of this repository; zero while the upstream is probed.
+    fn revalidation_wait(&self, repository: &Repository) -> Duration {
         match self.origin(repository) {
             Ok(upstream) if upstream.is_probing() => Duration::ZERO,
-            _ => PATIENCE,
+            _ => MAX_REVALIDATION_WAIT,
         }
     }
 
@@ -204,7 +235,7 @@ impl Pull {
         (upstream, generation): (&Upstream, u64),
         repository: &Repository,
         tag: Option<&Tag>,
-        said: &Result<T, Failure>,
+        said: &Result<T, PullError>,
     ) {
         match said {
             Ok(_) => self.refusals.remove(repository, tag),
@@ -216,20 +247,20 @@ impl Pull {
     }
 
     /// Waits for a turn of a client's to ask the repository's registry.
-    async fn turn(&self, repository: &Repository, client: ClientAddress) -> Result<Turn, Failure> {
+    async fn turn(&self, repository: &Repository, client: ClientAddress) -> Result<Turn, PullError> {
         Ok(self.requests.turn(&repository.host, client).await?)
     }
 
-    /// The client for this repository's registry.
-    fn origin(&self, repository: &Repository) -> Result<Arc<Upstream>, Failure> {
+    /// Returns the client for the registry of a repository.
+    fn origin(&self, repository: &Repository) -> Result<Arc<Upstream>, PullError> {
         let live = self.live.load();
         if live.cache.offline {
-            return Err(Failure::unavailable(
+            return Err(PullError::unavailable(
                 "this mirror is offline (cache.offline), and has no copy of this",
             ));
         }
-        let Some(origin) = live.of(&repository.host) else {
-            return Err(Failure::unavailable(format!(
+        let Some(origin) = live.origin_of(&repository.host) else {
+            return Err(PullError::unavailable(format!(
                 "{} is no upstream any more",
                 repository.host
             )));
@@ -238,7 +269,7 @@ impl Pull {
     }
 }
 
-/// The cache could not be read: that is a miss, and the admin's to know.
+/// Logs an error of the cache and treats it as a miss.
 fn unreadable<T>(result: Result<Option<T>, crate::store::Error>) -> Option<T> {
     result.unwrap_or_else(|error| {
         warn!(%error, "the cache can't be read; asking upstream instead");

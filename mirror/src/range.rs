@@ -31,7 +31,7 @@ pub enum Resolved {
 
 impl Wanted {
     /// Reads `Range` and `If-Range`. What is malformed, in another unit or excessive counts as not sent.
-    pub fn of(headers: &HeaderMap, etag: impl AsRef<[u8]>) -> Self {
+    pub fn parse(headers: &HeaderMap, etag: impl AsRef<[u8]>) -> Self {
         let mut values = headers.get_all(header::RANGE).iter();
         let (Some(value), None) = (values.next(), values.next()) else {
             return Self::Whole;
@@ -107,7 +107,7 @@ mod tests {
     fn wanted(range: &str) -> Wanted {
         let mut headers = HeaderMap::new();
         headers.insert(header::RANGE, range.parse().unwrap());
-        Wanted::of(&headers, "\"e\"")
+        Wanted::parse(&headers, "\"e\"")
     }
 
     fn parts(of: &[Range<u64>]) -> Resolved {
@@ -155,9 +155,9 @@ mod tests {
         let mut headers = HeaderMap::new();
         headers.insert(header::RANGE, "bytes=0-1".parse().unwrap());
         headers.insert(header::IF_RANGE, "\"other\"".parse().unwrap());
-        assert_eq!(Wanted::of(&headers, "\"e\""), Wanted::Whole);
+        assert_eq!(Wanted::parse(&headers, "\"e\""), Wanted::Whole);
         headers.insert(header::IF_RANGE, "\"e\"".parse().unwrap());
-        assert_eq!(Wanted::of(&headers, "\"e\"").resolve(10), parts(&[0..2]));
+        assert_eq!(Wanted::parse(&headers, "\"e\"").resolve(10), parts(&[0..2]));
     }
 
     proptest! {
@@ -177,7 +177,7 @@ mod tests {
             if let Ok(value) = text.parse() {
                 headers.insert(header::RANGE, value);
             }
-            let _ = Wanted::of(&headers, "\"e\"").resolve(7);
+            let _ = Wanted::parse(&headers, "\"e\"").resolve(7);
         }
     }
 }

@@ -51,7 +51,7 @@ const OPERATIONS: [Operation<Place>; 9] = [
     Operation {
         name: "parse and resolve a range",
         run: |place| {
-            black_box(Wanted::of(black_box(place.part.headers()), "\"e\"").resolve(4096));
+            black_box(Wanted::parse(black_box(place.part.headers()), "\"e\"").resolve(4096));
         },
     },
     Operation {

@@ -14,6 +14,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::client_address::ClientAddress;
 use crate::name::Host;
+use crate::pull_error::PullError;
 
 /// The most places of one kind.
 #[derive(Clone, Copy, Debug)]
@@ -158,6 +159,12 @@ fn give_back<K: Eq + Hash>(counts: &mut HashMap<K, usize>, key: &K) {
         if *count == 0 {
             counts.remove(key);
         }
+    }
+}
+
+impl From<NoPlace> for PullError {
+    fn from(no_place: NoPlace) -> Self {
+        Self::unavailable(no_place.to_string())
     }
 }
 

@@ -9,7 +9,7 @@ use serde_json::json;
 use tracing::Level;
 
 use crate::name::Host;
-use crate::pull::{Cause, Failure};
+use crate::pull_error::{Cause, PullError};
 
 /// The class of requests without a login.
 const NO_LOGIN: &str = "no_login";
@@ -165,18 +165,18 @@ impl RegistryError {
     }
 }
 
-impl From<Failure> for RegistryError {
-    fn from(failure: Failure) -> Self {
+impl From<PullError> for RegistryError {
+    fn from(failure: PullError) -> Self {
         match failure {
-            Failure::NotFound { code, cause } => Self::from_cause(StatusCode::NOT_FOUND, code, &cause),
-            Failure::Denied { cause } => Self::from_cause(StatusCode::FORBIDDEN, "DENIED", &cause),
-            Failure::TooManyRequests { cause, retry_after } => {
+            PullError::NotFound { code, cause } => Self::from_cause(StatusCode::NOT_FOUND, code, &cause),
+            PullError::Denied { cause } => Self::from_cause(StatusCode::FORBIDDEN, "DENIED", &cause),
+            PullError::TooManyRequests { cause, retry_after } => {
                 Self::from_cause(StatusCode::TOO_MANY_REQUESTS, "TOOMANYREQUESTS", &cause)
                     .retry_after(retry_after)
             }
             // The closed list of the specification has one code for "try again later". Clients that check only the
             // code would take MANIFEST_UNKNOWN for "has no signature".
-            Failure::Unavailable { cause, retry_after } => {
+            PullError::Unavailable { cause, retry_after } => {
                 Self::from_cause(StatusCode::SERVICE_UNAVAILABLE, "TOOMANYREQUESTS", &cause)
                     .retry_after(retry_after)
             }

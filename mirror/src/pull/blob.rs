@@ -6,30 +6,30 @@ use std::sync::Arc;
 
 use tracing::error;
 
-use super::failure::{Failure, Kind};
-use super::through::{self, Asked, Through};
+use super::passthrough::{self, BlobRequest, PassThrough};
 use super::{Pull, Served, unreadable};
 use crate::client_address::ClientAddress;
 use crate::digest::Digest;
+use crate::fill::inflight::FillRejected;
 use crate::fill::{self, Fill, Phase};
-use crate::inflight::FillRejected;
 use crate::metrics::Outcome;
 use crate::name::Repository;
+use crate::pull_error::{PullError, RequestedContent};
 use crate::range::Wanted;
 use crate::store::{Blob, Found};
 use crate::upstream;
 
-/// A range that starts further ahead of the fill than this is fetched on its own.
+/// The distance ahead of the fill, in bytes, beyond which a range gets its own request.
 const AHEAD: u64 = 8 * 1024 * 1024;
 
-/// Where a blob's bytes come from.
+/// The source of the bytes of a blob.
 pub(crate) enum Source {
     /// The cache.
     Stored(Blob),
-    /// A fill, as far as it is; what is not there yet is waited for.
+    /// A fill; readers wait for bytes that have not arrived.
     Filling(Arc<Fill>),
-    /// An upstream answer of this request's own.
-    Through(Through),
+    /// A response of the upstream for this request only.
+    PassThrough(PassThrough),
 }
 
 impl Pull {
@@ -40,11 +40,8 @@ impl Pull {
         digest: &Digest,
         wanted: &Wanted,
         peer: &str,
-    ) -> Result<Served<Source>, Failure> {
-        let hit = |blob| Served {
-            value: Source::Stored(blob),
-            outcome: Outcome::Hit,
-        };
+    ) -> Result<Served<Source>, PullError> {
+        let hit = |blob| Served::hit(Source::Stored(blob));
         // What follows a miss is boxed, as each hit would make room for it.
         match unreadable(self.store.find(repository, digest).await.map(Some)) {
             Some(Found::Linked(blob)) if !self.is_refused(repository) => Ok(hit(blob)),
@@ -64,14 +61,14 @@ impl Pull {
         digest: &Digest,
         wanted: &Wanted,
         peer: &str,
-    ) -> Result<Served<Source>, Failure> {
-        let asked = self.about(repository, digest, peer)?;
-        self.known_absent(&asked)?;
-        let (fill, joined) = self.fill(&asked).await?;
-        let value = self.read_from(fill, wanted, &asked).await;
-        self.heed((&asked.upstream, asked.generation), repository, None, &value);
+    ) -> Result<Served<Source>, PullError> {
+        let request = self.about(repository, digest, peer)?;
+        self.known_absent(&request)?;
+        let (fill, joined) = self.fill(&request).await?;
+        let value = self.read_from(fill, wanted, &request).await;
+        self.heed((&request.upstream, request.generation), repository, None, &value);
         if let (Err(failure), false) = (&value, joined) {
-            self.note(&asked, failure);
+            self.remember_absence(&request, failure);
         }
         let outcome = if joined { Outcome::Coalesced } else { Outcome::Miss };
         Ok(Served {
@@ -86,15 +83,12 @@ impl Pull {
         repository: &Repository,
         digest: &Digest,
         peer: &str,
-    ) -> Result<Served<Option<u64>>, Failure> {
+    ) -> Result<Served<Option<u64>>, PullError> {
         if let Some(blob) = unreadable(self.store.blob(repository, digest).await) {
             if self.is_refused(repository) {
                 Box::pin(self.permitted_again(repository, digest, blob.clone(), peer)).await?;
             }
-            return Ok(Served {
-                value: Some(blob.size),
-                outcome: Outcome::Hit,
-            });
+            return Ok(Served::hit(Some(blob.size)));
         }
         Box::pin(self.size_of_missed(repository, digest, peer)).await
     }
@@ -104,22 +98,16 @@ impl Pull {
         repository: &Repository,
         digest: &Digest,
         peer: &str,
-    ) -> Result<Served<Option<u64>>, Failure> {
+    ) -> Result<Served<Option<u64>>, PullError> {
         let fill = self.inflight.get(repository, digest);
         let fill = fill.filter(|fill| fill.is_for(repository) && !fill.has_failed());
         if let Some(value @ Some(_)) = fill.map(|fill| fill.progress().size) {
-            return Ok(Served {
-                value,
-                outcome: Outcome::Coalesced,
-            });
+            return Ok(Served::coalesced(value));
         }
-        let hit = |value| Served {
-            value: Some(value),
-            outcome: Outcome::Hit,
-        };
-        let asked = self.about(repository, digest, peer)?;
-        self.known_absent(&asked)?;
-        if let Some(size) = self.sizes.of(repository, digest)
+        let hit = |value| Served::hit(Some(value));
+        let request = self.about(repository, digest, peer)?;
+        self.known_absent(&request)?;
+        if let Some(size) = self.sizes.get(repository, digest)
             && !self.is_refused(repository)
         {
             return Ok(hit(size));
@@ -128,10 +116,10 @@ impl Pull {
         if let Some(blob) = unreadable(self.store.blob(repository, digest).await) {
             return Ok(hit(blob.size));
         }
-        let _turn = self.turn(repository, asked.client).await?;
-        let said = asked.upstream.blob_size(&repository.name, digest).await;
-        let said = said.map_err(|error| self.failed(&asked, &error));
-        self.heed((&asked.upstream, asked.generation), repository, None, &said);
+        let _turn = self.turn(repository, request.client).await?;
+        let said = request.upstream.blob_size(&repository.name, digest).await;
+        let said = said.map_err(|error| self.failed(&request, &error));
+        self.heed((&request.upstream, request.generation), repository, None, &said);
         let value = match said? {
             Some(size) => Some(size),
             // Upstream permitted it: what it sent for another repository has the size.
@@ -144,7 +132,7 @@ impl Pull {
         Ok(Served { value, outcome })
     }
 
-    /// Content that can't be read any more goes; the next request fetches it again.
+    /// Drops damaged content; the next request fetches it again.
     pub(crate) async fn damaged(&self, digest: &Digest, error: &io::Error) {
         error!(%digest, %error, "cached content can't be read; it is dropped");
         self.store.drop_blob(digest).await;
@@ -154,8 +142,8 @@ impl Pull {
         &self,
         fill: Arc<Fill>,
         wanted: &Wanted,
-        asked: &Asked<'_>,
-    ) -> Result<Source, Failure> {
+        request: &BlobRequest<'_>,
+    ) -> Result<Source, PullError> {
         let mut progress = fill.begun().await;
         if matches!(progress.phase, Phase::Filling)
             && progress.size.is_some_and(|size| wanted.is_beyond(size))
@@ -168,35 +156,41 @@ impl Pull {
         match (&progress.phase, part) {
             (Phase::Failed(failure), _) => Err(failure.clone()),
             (Phase::NoRoom, part) => {
-                let turn = self.passing.turn(&asked.repository.host, asked.client).await?;
-                let through = self.past_the_cache(asked, &fill, part).await?;
-                Ok(Source::Through(through.holding(turn)))
+                let turn = self
+                    .passing
+                    .turn(&request.repository.host, request.client)
+                    .await?;
+                let through = self.past_the_cache(request, &fill, part).await?;
+                Ok(Source::PassThrough(through.holding(turn)))
             }
             (Phase::Filling, Some(part)) if part.start > progress.written.saturating_add(AHEAD) => {
                 let size = progress.size.unwrap_or(part.end);
-                let turn = self.passing.turn(&asked.repository.host, asked.client).await?;
-                let through = through::ahead(asked, &fill, size, part).await;
-                let held = through.map(|through| Source::Through(through.holding(turn)));
+                let turn = self
+                    .passing
+                    .turn(&request.repository.host, request.client)
+                    .await?;
+                let through = passthrough::ahead(request, &fill, size, part).await;
+                let held = through.map(|through| Source::PassThrough(through.holding(turn)));
                 Ok(held.unwrap_or(Source::Filling(fill)))
             }
             _ => Ok(Source::Filling(fill)),
         }
     }
 
-    /// Nothing can be kept: the client streams an upstream answer of its own, held back alike.
+    /// Streams a response of the upstream to the client only, with the same verification.
     async fn past_the_cache(
         &self,
-        asked: &Asked<'_>,
+        request: &BlobRequest<'_>,
         fill: &Fill,
         part: Option<Range<u64>>,
-    ) -> Result<Through, Failure> {
+    ) -> Result<PassThrough, PullError> {
         match (part, fill.progress().size) {
             (Some(part), Some(size)) if part.end < size => {
-                let size = self.sizes.of(asked.repository, asked.digest).unwrap_or(size);
-                through::closed(asked, size, part).await
+                let size = self.sizes.get(request.repository, request.digest).unwrap_or(size);
+                passthrough::closed(request, size, part).await
             }
             (part, _) => {
-                through::to_the_end(asked, fill.take_answer(), Arc::clone(&self.inflight), part).await
+                passthrough::to_the_end(request, fill.take_answer(), Arc::clone(&self.inflight), part).await
             }
         }
     }
@@ -209,7 +203,7 @@ impl Pull {
         digest: &Digest,
         blob: Blob,
         peer: &str,
-    ) -> Result<Blob, Failure> {
+    ) -> Result<Blob, PullError> {
         let fill = self.inflight.get(repository, digest);
         if fill.is_some_and(|fill| fill.is_verified_for(repository)) {
             return Ok(blob);
@@ -230,44 +224,44 @@ impl Pull {
         digest: &Digest,
         blob: Blob,
         peer: &str,
-    ) -> Result<Blob, Failure> {
-        let asked = self.about(repository, digest, peer)?;
-        self.known_absent(&asked)?;
-        self.permitted(&asked).await?;
+    ) -> Result<Blob, PullError> {
+        let request = self.about(repository, digest, peer)?;
+        self.known_absent(&request)?;
+        self.permitted(&request).await?;
         Ok(blob)
     }
 
-    /// Joins the fill of this blob (true) or starts it; one that runs for others is joined after upstream's yes
-    /// only, and its failure is not ours.
-    async fn fill(&self, asked: &Asked<'_>) -> Result<(Arc<Fill>, bool), Failure> {
-        let (fill, joined) = self.join_or_start(asked).await?;
-        if fill.is_for(asked.repository) {
+    /// Joins the fill of this blob (true) or starts it. A fill for other repositories requires an authorization by the
+    /// upstream, and its failure is not shared.
+    async fn fill(&self, request: &BlobRequest<'_>) -> Result<(Arc<Fill>, bool), PullError> {
+        let (fill, joined) = self.join_or_start(request).await?;
+        if fill.is_for(request.repository) {
             return Ok((fill, joined));
         }
-        self.permitted(asked).await?;
-        if !fill.also_for(asked.repository) {
-            fill::link(&self.store, asked.repository, asked.digest).await;
+        self.permitted(request).await?;
+        if !fill.also_for(request.repository) {
+            fill::link(&self.store, request.repository, request.digest).await;
         }
         match fill.begun().await.phase {
-            Phase::Failed(_) => self.join_or_start(asked).await,
+            Phase::Failed(_) => self.join_or_start(request).await,
             _ => Ok((fill, joined)),
         }
     }
 
-    async fn join_or_start(&self, asked: &Asked<'_>) -> Result<(Arc<Fill>, bool), Failure> {
-        let Asked {
+    async fn join_or_start(&self, request: &BlobRequest<'_>) -> Result<(Arc<Fill>, bool), PullError> {
+        let BlobRequest {
             upstream,
             repository,
             digest,
             client,
             ..
-        } = asked;
+        } = request;
         let started = self.inflight.join_or_start(upstream, repository, digest, *client);
         match started.await {
             Ok(started) => Ok(started),
             Err(FillRejected::Cooldown(retry_after)) => {
                 let cause = "upstream sent wrong bytes for this digest; it is asked again later".into();
-                Err(Failure::Unavailable { cause, retry_after })
+                Err(PullError::Unavailable { cause, retry_after })
             }
             Err(FillRejected::TooManyInFlight(no_place)) => Err(no_place.into()),
         }
@@ -279,53 +273,58 @@ impl Pull {
         repository: &'a Repository,
         digest: &'a Digest,
         peer: &str,
-    ) -> Result<Asked<'a>, Failure> {
+    ) -> Result<BlobRequest<'a>, PullError> {
         let upstream = self.origin(repository)?;
         let client = ClientAddress::of_peer(peer);
-        Ok(Asked::new(upstream, repository, digest, client))
+        Ok(BlobRequest::new(upstream, repository, digest, client))
     }
 
-    async fn permitted(&self, asked: &Asked<'_>) -> Result<(), Failure> {
-        let _turn = self.turn(asked.repository, asked.client).await?;
-        let Asked {
+    async fn permitted(&self, request: &BlobRequest<'_>) -> Result<(), PullError> {
+        let _turn = self.turn(request.repository, request.client).await?;
+        let BlobRequest {
             upstream,
             repository,
             digest,
             generation,
             ..
-        } = asked;
+        } = request;
         let head = upstream.blob_head(&repository.name, digest).await;
-        let head = head.map_err(|error| self.failed(asked, &error));
+        let head = head.map_err(|error| self.failed(request, &error));
         self.heed((upstream, *generation), repository, None, &head);
         head.map(drop)
     }
 
-    fn failed(&self, asked: &Asked<'_>, error: &upstream::Error) -> Failure {
-        let failure = Failure::of(error, Kind::Blob);
-        self.note(asked, &failure);
+    fn failed(&self, request: &BlobRequest<'_>, error: &upstream::Error) -> PullError {
+        let failure = PullError::from_upstream(error, RequestedContent::Blob);
+        self.remember_absence(request, &failure);
         failure
     }
 
-    fn note(&self, asked: &Asked<'_>, failure: &Failure) {
-        let Asked {
+    fn remember_absence(&self, request: &BlobRequest<'_>, failure: &PullError) {
+        let BlobRequest {
             repository,
             digest,
             generation,
             ..
-        } = asked;
-        self.absent
-            .note(repository, Kind::Blob, digest.as_str(), *generation, failure);
+        } = request;
+        self.negative_cache.insert(
+            repository,
+            RequestedContent::Blob,
+            digest.as_str(),
+            *generation,
+            failure,
+        );
     }
 
-    fn known_absent(&self, asked: &Asked<'_>) -> Result<(), Failure> {
-        let Asked {
+    fn known_absent(&self, request: &BlobRequest<'_>) -> Result<(), PullError> {
+        let BlobRequest {
             repository,
             digest,
             generation,
             ..
-        } = asked;
-        self.absent
-            .get(repository, Kind::Blob, digest.as_str(), *generation)
+        } = request;
+        self.negative_cache
+            .get(repository, RequestedContent::Blob, digest.as_str(), *generation)
             .map_or(Ok(()), Err)
     }
 }

@@ -4,13 +4,13 @@
 
 use std::sync::LazyLock;
 
-use super::media::{Verdict, judge};
-use super::sizes::Named;
+use super::blob_sizes::BlobSizes;
+use super::media_type::{MediaTypeVerdict, judge};
 use crate::digest::{Algorithm, Digest};
 use crate::manifest::Document;
 use crate::name::Repository;
 
-static NAMED: LazyLock<Named> = LazyLock::new(Named::default);
+static NAMED: LazyLock<BlobSizes> = LazyLock::new(BlobSizes::default);
 
 /// A manifest is JSON, and what it is called does not depend on who looks.
 pub(crate) fn manifest(content_type: Option<&str>, bytes: &[u8]) {
@@ -21,7 +21,7 @@ pub(crate) fn manifest(content_type: Option<&str>, bytes: &[u8]) {
     assert!(by_shape.starts_with("application/vnd."), "{by_shape}");
     let verdict = judge(&document, content_type);
     assert_eq!(judge(&document, content_type), verdict);
-    let Ok(Verdict::Manifest(media_type)) = verdict else {
+    let Ok(MediaTypeVerdict::Manifest(media_type)) = verdict else {
         return;
     };
     assert!(bytes.trim_ascii().starts_with(b"{") && bytes.trim_ascii().ends_with(b"}"));
@@ -30,10 +30,10 @@ pub(crate) fn manifest(content_type: Option<&str>, bytes: &[u8]) {
         host: "docker.io".parse().unwrap(),
         name: "library/app".parse().unwrap(),
     };
-    NAMED.note(&repository, &document);
+    NAMED.record(&repository, &document);
     let other = Digest::of(Algorithm::Sha256, bytes);
     assert_eq!(
-        NAMED.of(&repository, &other),
+        NAMED.get(&repository, &other),
         None,
         "a manifest can't name itself"
     );

@@ -5,14 +5,14 @@ use std::sync::Arc;
 use http::HeaderMap;
 use tracing::{debug, warn};
 
-use super::failure::{Failure, Kind};
-use super::media::{self, Verdict};
+use super::media_type::{self, MediaTypeVerdict};
 use super::{Pull, Served, unreadable};
 use crate::client_address::ClientAddress;
 use crate::digest::Digest;
 use crate::fill::Turn;
 use crate::metrics::Outcome;
 use crate::name::{Reference, Repository, Tag};
+use crate::pull_error::{PullError, RequestedContent};
 use crate::store::{CachedTag, Manifest, StageError};
 use crate::upstream::{Accept, Upstream};
 
@@ -25,8 +25,8 @@ pub(crate) struct Client<'a> {
     pub(crate) peer: &'a str,
 }
 
-type Answer = Result<Served<Manifest>, Failure>;
-type Fetched = Result<(Manifest, Outcome), Failure>;
+type Answer = Result<Served<Manifest>, PullError>;
+type Fetched = Result<(Manifest, Outcome), PullError>;
 
 impl Pull {
     /// Returns the manifest that a reference names.
@@ -52,10 +52,7 @@ impl Pull {
     ) -> Answer {
         let copy = match unreadable(self.store.manifest(repository, digest).await) {
             Some(value) if !self.is_refused(repository) => {
-                return Ok(Served {
-                    value,
-                    outcome: Outcome::Hit,
-                });
+                return Ok(Served::hit(value));
             }
             copy => copy,
         };
@@ -81,10 +78,7 @@ impl Pull {
         let is_refused = self.is_refused(repository);
         let fresh = known.proven && !is_refused && !self.clock.is_over(known.validated, cache.tag_ttl);
         if fresh || cache.offline {
-            return Ok(Served {
-                value: copy,
-                outcome: Outcome::Hit,
-            });
+            return Ok(Served::hit(copy));
         }
         let reference = Reference::Tag(tag.clone());
         let copied = Some((known.digest, copy.clone()));
@@ -96,17 +90,14 @@ impl Pull {
         if age >= longest || is_refused() {
             return asked.await;
         }
-        let failure = match tokio::time::timeout(self.patience(repository), asked).await {
+        let failure = match tokio::time::timeout(self.revalidation_wait(repository), asked).await {
             Ok(Ok(served)) => return Ok(served),
             Ok(Err(failure)) if failure.is_final() || is_refused() => return Err(failure),
             Ok(Err(failure)) => failure,
-            Err(_) => Failure::unavailable("no answer in time"),
+            Err(_) => PullError::unavailable("no answer in time"),
         };
         debug!(%repository, %tag, ?failure, "serving a stale tag");
-        Ok(Served {
-            value: copy,
-            outcome: Outcome::Stale,
-        })
+        Ok(Served::stale(copy))
     }
 
     /// A tag's digest with its manifest, where both are there.
@@ -131,7 +122,10 @@ impl Pull {
             format!("{reference} {}", accept.key()),
             upstream.credential_generation(),
         );
-        if let Some(failure) = self.absent.get(repository, Kind::Manifest, &text, version) {
+        if let Some(failure) = self
+            .negative_cache
+            .get(repository, RequestedContent::Manifest, &text, version)
+        {
             return Err(failure);
         }
         let key = (repository.clone(), reference.clone(), accept);
@@ -146,8 +140,13 @@ impl Pull {
                 };
                 pull.heed((&upstream, version), &repository, tag, &fetched);
                 if let Err(failure) = &fetched {
-                    pull.absent
-                        .note(&repository, Kind::Manifest, &text, version, failure);
+                    pull.negative_cache.insert(
+                        &repository,
+                        RequestedContent::Manifest,
+                        &text,
+                        version,
+                        failure,
+                    );
                 }
                 fetched
             }
@@ -162,7 +161,7 @@ impl Pull {
         };
         let fetched = waiting
             .await
-            .unwrap_or_else(|| Err(Failure::unavailable("the fetch was given up")));
+            .unwrap_or_else(|| Err(PullError::unavailable("the fetch was given up")));
         let (value, outcome) = fetched?;
         let outcome = if joined && outcome == Outcome::Miss {
             Outcome::Coalesced
@@ -189,7 +188,7 @@ impl Pull {
         let head = upstream
             .manifest_head(&repository.name, reference, &accept)
             .await
-            .map_err(|error| Failure::of(&error, Kind::Manifest))?;
+            .map_err(|error| PullError::from_upstream(&error, RequestedContent::Manifest))?;
         match head.digest {
             Some(same) if same == digest => {
                 self.keep_tag(repository, reference, &digest).await;
@@ -202,7 +201,7 @@ impl Pull {
                     // The tag is there: that what it names is not says nothing about the tag.
                     .map_err(|failure| {
                         if failure.is_final() {
-                            Failure::unavailable(format!("upstream says {moved}, and does not have it"))
+                            PullError::unavailable(format!("upstream says {moved}, and does not have it"))
                         } else {
                             failure
                         }
@@ -239,17 +238,17 @@ impl Pull {
         reference: &Reference,
         accept: &Accept,
     ) -> Fetched {
-        let told = |error| Failure::of(&error, Kind::Manifest);
+        let told = |error| PullError::from_upstream(&error, RequestedContent::Manifest);
         let answer = upstream
             .manifest_as(&repository.name, reference, accept)
             .await
             .map_err(told)?;
-        let judged = media::judge(&answer.document, answer.media_type.as_deref());
+        let judged = media_type::judge(&answer.document, answer.media_type.as_deref());
         let media_type = match judged.map_err(told)? {
-            Verdict::Manifest(media_type) => media_type,
-            Verdict::Schema1 => return Err(Failure::schema1()),
+            MediaTypeVerdict::Manifest(media_type) => media_type,
+            MediaTypeVerdict::Schema1 => return Err(PullError::schema1()),
         };
-        self.sizes.note(repository, &answer.document);
+        self.sizes.record(repository, &answer.document);
         let manifest = Manifest {
             content: answer.content,
             media_type,

@@ -26,7 +26,7 @@ where
     }
 
     /// Returns the cache of an upstream.
-    pub(super) fn of(&self, host: &Host) -> Cache<K, V> {
+    pub(super) fn cache(&self, host: &Host) -> Cache<K, V> {
         let caches = self.caches.read().unwrap_or_else(PoisonError::into_inner);
         if let Some(cache) = caches.get(host) {
             return cache.clone();
@@ -51,14 +51,14 @@ mod tests {
     fn flood_of_one_upstream_displaces_nothing_of_another() {
         let caches = PerUpstream::<u32, ()>::new(|| Cache::new(10));
         let [bad, good]: [Host; 2] = ["bad.test", "good.test"].map(|host| host.parse().unwrap());
-        caches.of(&good).insert(0, ());
+        caches.cache(&good).insert(0, ());
         for number in 0..1_000 {
-            caches.of(&bad).insert(number, ());
+            caches.cache(&bad).insert(number, ());
         }
-        caches.of(&bad).run_pending_tasks();
-        assert!(caches.of(&bad).entry_count() <= 10);
-        assert!(caches.of(&good).contains_key(&0));
+        caches.cache(&bad).run_pending_tasks();
+        assert!(caches.cache(&bad).entry_count() <= 10);
+        assert!(caches.cache(&good).contains_key(&0));
         caches.retain(|host| *host == bad);
-        assert!(!caches.of(&good).contains_key(&0), "it is gone");
+        assert!(!caches.cache(&good).contains_key(&0), "it is gone");
     }
 }

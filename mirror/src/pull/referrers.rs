@@ -1,4 +1,4 @@
-//! What refers to a manifest (distribution-spec, "Listing Referrers"): fresh for as long as a tag is.
+//! Referrers of a manifest (distribution-spec, "Listing Referrers"), fresh for as long as a tag.
 
 use std::sync::Arc;
 
@@ -6,24 +6,24 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use moka::sync::Cache;
 
-use super::failure::{Failure, Kind};
-use super::flight::Waiting;
 use super::per_upstream::PerUpstream;
+use super::single_flight::Waiting;
 use super::{Pull, Served, unreadable};
 use crate::client_address::ClientAddress;
 use crate::digest::Digest;
 use crate::metrics::Outcome;
 use crate::name::{Host, Repository, Tag};
+use crate::pull_error::{PullError, RequestedContent};
 use crate::raw_index::with_artifact_type;
 use crate::upstream::{Error, MAX_SMALL};
 
 /// The lists of an upstream are kept in memory up to this number of bytes.
 const CAPACITY: u64 = 8 << 20;
 
-/// Upstream's answer; `None` where it has no referrers API.
-pub(super) type Asked = Result<Option<Bytes>, Error>;
+/// The response of the upstream; `None` if it has no referrers API.
+pub(super) type ReferrersAnswer = Result<Option<Bytes>, Error>;
 
-/// The lists of upstream, whole: the client's filter is applied to what is kept.
+/// A cache of unfiltered lists.
 pub(super) struct Known(PerUpstream<(Repository, Digest), (Bytes, Timestamp)>);
 
 impl Default for Known {
@@ -53,10 +53,10 @@ impl Pull {
         repository: &Repository,
         digest: &Digest,
         peer: &str,
-    ) -> Result<Served<Bytes>, Failure> {
+    ) -> Result<Served<Bytes>, PullError> {
         let cache = self.live().cache.clone();
         let key = (repository.clone(), digest.clone());
-        let known = self.referrers.0.of(&key.0.host).get(&key).map(|(list, then)| {
+        let known = self.referrers.0.cache(&key.0.host).get(&key).map(|(list, then)| {
             (
                 list,
                 self.clock.since(then),
@@ -67,10 +67,7 @@ impl Pull {
         if let Some((value, _, over)) = &known
             && (!(*over || is_refused) || cache.offline)
         {
-            return Ok(Served {
-                value: value.clone(),
-                outcome: Outcome::Hit,
-            });
+            return Ok(Served::hit(value.clone()));
         }
         if cache.offline {
             return self.fallback_tag(repository, digest).await;
@@ -91,21 +88,15 @@ impl Pull {
                 Err(_) => None,
             }
         };
-        match tokio::time::timeout(self.patience(repository), asked).await {
-            Ok(Some(Ok(Some(value)))) => Ok(Served {
-                value,
-                outcome: Outcome::Miss,
-            }),
+        match tokio::time::timeout(self.revalidation_wait(repository), asked).await {
+            Ok(Some(Ok(Some(value)))) => Ok(Served::miss(value)),
             Ok(Some(Err(error)))
                 if matches!(error, Error::NotFound { .. }) || self.is_refused(repository) =>
             {
-                Err(Failure::of(&error, Kind::Manifest))
+                Err(PullError::from_upstream(&error, RequestedContent::Manifest))
             }
             // The API was there before, so what says that it is not is no word of the registry's.
-            _ => Ok(Served {
-                value: stale,
-                outcome: Outcome::Stale,
-            }),
+            _ => Ok(Served::stale(stale)),
         }
     }
 
@@ -114,12 +105,12 @@ impl Pull {
         self: &Arc<Self>,
         key: &(Repository, Digest),
         client: ClientAddress,
-    ) -> Result<(Waiting<Asked>, bool), Failure> {
-        if let Some(asked) = self.asked_referrers.get(key) {
+    ) -> Result<(Waiting<ReferrersAnswer>, bool), PullError> {
+        if let Some(asked) = self.referrers_fetches.get(key) {
             return Ok((asked, true));
         }
         let turn = self.turn(&key.0, client).await?;
-        Ok(self.asked_referrers.join(key, || {
+        Ok(self.referrers_fetches.join(key, || {
             let (pull, key) = (Arc::clone(self), key.clone());
             async move {
                 let _turn = turn;
@@ -128,11 +119,13 @@ impl Pull {
                 })?;
                 let generation = upstream.credential_generation();
                 let list = upstream.referrers(&key.0.name, &key.1).await;
-                let said = list.as_ref().map_err(|error| Failure::of(error, Kind::Manifest));
+                let said = list
+                    .as_ref()
+                    .map_err(|error| PullError::from_upstream(error, RequestedContent::Manifest));
                 pull.heed((&upstream, generation), &key.0, None, &said);
                 let list = list?;
                 if let Some(list) = &list {
-                    let known = pull.referrers.0.of(&key.0.host);
+                    let known = pull.referrers.0.cache(&key.0.host);
                     known.insert(key, (list.clone(), pull.clock.now()));
                 }
                 Ok(list)
@@ -141,15 +134,16 @@ impl Pull {
     }
 
     /// Offline there may still be the tag that clients fall back to (distribution-spec, "Referrers Tag Schema").
-    async fn fallback_tag(&self, repository: &Repository, digest: &Digest) -> Result<Served<Bytes>, Failure> {
-        let none = || absent("this mirror is offline and has no list of referrers".into());
+    async fn fallback_tag(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<Served<Bytes>, PullError> {
+        let none = || negative_cache("this mirror is offline and has no list of referrers".into());
         let tag: Tag = referrers_tag(digest).parse().map_err(|_| none())?;
         let known = unreadable(self.store.tag(repository, &tag).await).ok_or_else(none)?;
         let manifest = unreadable(self.store.manifest(repository, &known.digest).await).ok_or_else(none)?;
-        Ok(Served {
-            value: manifest.bytes().clone(),
-            outcome: Outcome::Hit,
-        })
+        Ok(Served::hit(manifest.bytes().clone()))
     }
 }
 
@@ -160,25 +154,25 @@ fn referrers_tag(digest: &Digest) -> String {
 }
 
 /// Returns the list, or 404 where upstream has no referrers API, so that clients take the fallback tag.
-fn listed(asked: Asked) -> Result<Bytes, Failure> {
+fn listed(asked: ReferrersAnswer) -> Result<Bytes, PullError> {
     match asked {
         Ok(Some(list)) => Ok(list),
-        Ok(None) => Err(absent(
+        Ok(None) => Err(negative_cache(
             "upstream has no referrers API: use the referrers tag schema of the distribution-spec".into(),
         )),
-        Err(error) => Err(Failure::of(&error, Kind::Manifest)),
+        Err(error) => Err(PullError::from_upstream(&error, RequestedContent::Manifest)),
     }
 }
 
 /// Returns the answer of a task that ended without one.
-fn given_up() -> Asked {
+fn given_up() -> ReferrersAnswer {
     Err(Error::Unavailable {
         what: "the fetch was given up".into(),
     })
 }
 
-fn absent(message: String) -> Failure {
-    Failure::NotFound {
+fn negative_cache(message: String) -> PullError {
+    PullError::NotFound {
         code: "MANIFEST_UNKNOWN",
         cause: message.into(),
     }

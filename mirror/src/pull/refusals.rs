@@ -31,7 +31,7 @@ impl Default for Refusals {
 impl Refusals {
     /// Returns whether upstream refused something of this repository last.
     pub(super) fn has_repository(&self, repository: &Repository) -> bool {
-        self.any.load(Ordering::Relaxed) && self.repositories.of(&repository.host).contains_key(repository)
+        self.any.load(Ordering::Relaxed) && self.repositories.cache(&repository.host).contains_key(repository)
     }
 
     /// Returns whether upstream refused this tag last.
@@ -39,7 +39,7 @@ impl Refusals {
         self.any.load(Ordering::Relaxed)
             && self
                 .tags
-                .of(&repository.host)
+                .cache(&repository.host)
                 .contains_key(&(repository.clone(), tag.clone()))
     }
 
@@ -47,9 +47,9 @@ impl Refusals {
     pub(super) fn insert(&self, repository: &Repository, tag: Option<&Tag>) {
         self.any.store(true, Ordering::Relaxed);
         let host = &repository.host;
-        self.repositories.of(host).insert(repository.clone(), ());
+        self.repositories.cache(host).insert(repository.clone(), ());
         if let Some(tag) = tag {
-            let tags = self.tags.of(host);
+            let tags = self.tags.cache(host);
             tags.insert((repository.clone(), tag.clone()), ());
         }
     }
@@ -60,9 +60,9 @@ impl Refusals {
             return;
         }
         let host = &repository.host;
-        self.repositories.of(host).invalidate(repository);
+        self.repositories.cache(host).invalidate(repository);
         if let Some(tag) = tag {
-            let tags = self.tags.of(host);
+            let tags = self.tags.cache(host);
             tags.invalidate(&(repository.clone(), tag.clone()));
         }
     }

@@ -8,7 +8,7 @@ use moka::sync::Cache;
 use super::queue::LoginQueue;
 use super::users::{Entry, Listed};
 use crate::digest::{Algorithm, Digest, Hasher};
-use crate::pull::Flights;
+use crate::pull::SingleFlight;
 use crate::tls;
 
 /// The lifetime of a remembered login that was right: bcrypt costs tens of milliseconds of CPU on purpose.
@@ -44,7 +44,7 @@ pub(super) struct Checks {
     accepted: Cache<Digest, ()>,
     refused: Cache<Digest, ()>,
     queue: LoginQueue,
-    running: Flights<Digest, Verdict>,
+    running: SingleFlight<Digest, Verdict>,
 }
 
 impl Checks {
@@ -65,7 +65,7 @@ impl Checks {
             accepted: cache(ACCEPTED),
             refused: cache(REFUSED),
             queue: LoginQueue::new(),
-            running: Flights::default(),
+            running: SingleFlight::default(),
         }
     }
 

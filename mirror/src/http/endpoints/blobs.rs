@@ -16,7 +16,8 @@ use crate::fill::{Fill, Phase};
 use crate::http::error::RegistryError;
 use crate::http::{EndpointResponse, RequestContext, headers};
 use crate::metrics::Outcome;
-use crate::pull::{Failure, Served, Source, Through};
+use crate::pull::{PassThrough, Served, Source};
+use crate::pull_error::PullError;
 use crate::range::{Resolved, Wanted};
 
 /// Returns a blob, parts of it, or its headers.
@@ -49,7 +50,7 @@ pub(in crate::http) async fn get(
         }
         return Ok(EndpointResponse::new(response, served.outcome, repository));
     }
-    let wanted = Wanted::of(context.headers, &etag);
+    let wanted = Wanted::parse(context.headers, &etag);
     let Served { value, mut outcome } = context
         .app
         .pull
@@ -72,12 +73,12 @@ pub(in crate::http) async fn get(
             ),
             None => *response.body_mut() = body::whole_fill(fill),
         },
-        Source::Through(through) => {
-            if through.size.is_none() && !context.detects_truncation {
+        Source::PassThrough(passed) => {
+            if passed.size.is_none() && !context.detects_truncation {
                 return Err(RegistryError::needs_chunks());
             }
             outcome = Outcome::PassThrough;
-            pass(&mut response, through);
+            send_passed(&mut response, passed);
         }
     }
     Ok(EndpointResponse {
@@ -87,7 +88,7 @@ pub(in crate::http) async fn get(
 }
 
 /// Returns the size of a fill; waits for it if the client could not detect a truncated body without Content-Length.
-async fn size_of(context: &RequestContext<'_>, fill: &Fill) -> Result<Option<u64>, Failure> {
+async fn size_of(context: &RequestContext<'_>, fill: &Fill) -> Result<Option<u64>, PullError> {
     let mut progress = fill.progress();
     if progress.size.is_none() && !context.detects_truncation {
         progress = fill.ended().await;
@@ -138,15 +139,16 @@ fn send(response: &mut Response, reader: BlobReader, size: u64, wanted: &Wanted)
     }
 }
 
-fn pass(response: &mut Response, through: Through) {
-    match (&through.part, through.size) {
+/// Puts a pass-through response into the response.
+fn send_passed(response: &mut Response, passed: PassThrough) {
+    match (&passed.part, passed.size) {
         (Some(part), size) => partial(response, part, size),
         (None, Some(size)) => {
             response.headers_mut().insert(header::CONTENT_LENGTH, size.into());
         }
         (None, None) => {}
     }
-    *response.body_mut() = Body::from_stream(through.body);
+    *response.body_mut() = Body::from_stream(passed.body);
 }
 
 fn partial(response: &mut Response, part: &std::ops::Range<u64>, size: Option<u64>) {

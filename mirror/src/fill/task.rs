@@ -1,32 +1,33 @@
-//! The task behind a fill: asks, writes, resumes, verifies, commits.
+//! The task behind a fill: requests, writes, resumes, verifies, commits.
 
 use std::fs::File;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::StreamExt;
+use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 use tracing::{debug, error, info, warn};
 
-use super::{Phase, Progress, Repositories, link, lock};
+use super::{Phase, Progress, Repositories, link};
 use crate::block_reader;
 use crate::digest::Digest;
 use crate::metrics::FillResult;
 use crate::name::Repository;
-use crate::pull::{Failure, Kind};
+use crate::pull_error::{PullError, RequestedContent};
 use crate::store::{self, Found, StageError, Staged, Store};
 use crate::upstream::{BlobAnswer, Error, Upstream, meets_minimum};
 
-/// Attempts in a row that bring nothing, or drops, before a fill is given up.
-const FRUITLESS: u32 = 5;
+/// The number of consecutive attempts without progress after which a fill fails.
+const MAX_STALLED_ATTEMPTS: u32 = 5;
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// Chunks that are ready together are written together.
 const READY: usize = 64;
 
-/// One fill's work.
-pub(crate) struct Job {
+/// A task that runs one fill.
+pub(crate) struct FillTask {
     pub(super) digest: Digest,
     pub(super) repository: Repository,
     pub(super) upstream: Arc<Upstream>,
@@ -39,32 +40,32 @@ pub(crate) struct Job {
     pub(super) unused: Arc<Mutex<Option<BlobAnswer>>>,
 }
 
-/// What stops a fill.
+/// The reason why a fill stops.
 enum Stop {
     Upstream(Error),
     Stage(StageError),
     Mismatch(String),
 }
 
-impl Job {
-    /// Runs to the end, whoever is waiting. `note` hears how a download ended.
-    pub(crate) async fn run(self, note: impl FnOnce(FillResult)) {
+impl FillTask {
+    /// Runs to the end, even if all clients leave. `on_end` receives the result of a download.
+    pub(crate) async fn run(self, on_end: impl FnOnce(FillResult)) {
         if self.found().await {
             self.link_late_comers(vec![self.repository.clone()]).await;
             return;
         }
         match self.fetch().await {
-            Ok(staged) => note(self.commit(staged).await),
+            Ok(staged) => on_end(self.commit(staged).await),
             Err(stop) => {
-                let (phase, result) = self.told(stop);
-                // Before the readers hear of it, so that whoever comes back is refused where it has to be.
-                note(result);
+                let (phase, result) = self.classify(stop);
+                // Before the readers are notified, so that a client that retries is refused if necessary.
+                on_end(result);
                 self.progress.send_modify(|progress| progress.phase = phase);
             }
         }
     }
 
-    /// Another fill may have ended between the reader's look into the cache and this one's start.
+    /// Uses the blob of a fill that ended between the lookup in the cache and the start of this one.
     async fn found(&self) -> bool {
         let blob = match self.store.find(&self.repository, &self.digest).await {
             Ok(Found::Linked(blob)) => blob,
@@ -83,7 +84,7 @@ impl Job {
         true
     }
 
-    /// What that one fetched for another repository needs upstream's yes, but no second download.
+    /// Asks the upstream to authorize content of another repository; this requires no second download.
     async fn is_permitted(&self) -> bool {
         let (repository, digest) = (&self.repository, &self.digest);
         if self.upstream.blob_head(&repository.name, digest).await.is_err() {
@@ -93,8 +94,8 @@ impl Job {
         true
     }
 
-    fn told(&self, stop: Stop) -> (Phase, FillResult) {
-        let failed = |message: String| Phase::Failed(Failure::unavailable(message));
+    fn classify(&self, stop: Stop) -> (Phase, FillResult) {
+        let failed = |message: String| Phase::Failed(PullError::unavailable(message));
         let (repository, digest) = (&self.repository, &self.digest);
         match stop {
             Stop::Stage(StageError::ReadOnly) => (Phase::NoRoom, FillResult::ReadOnly),
@@ -110,7 +111,10 @@ impl Job {
             }
             Stop::Upstream(error) => {
                 debug!(%repository, %digest, %error, "a blob could not be fetched");
-                (Phase::Failed(Failure::of(&error, Kind::Blob)), FillResult::Failed)
+                (
+                    Phase::Failed(PullError::from_upstream(&error, RequestedContent::Blob)),
+                    FillResult::Failed,
+                )
             }
             Stop::Mismatch(what) => {
                 warn!(%repository, %digest, what, "upstream sent wrong bytes; nothing of them is kept");
@@ -126,7 +130,7 @@ impl Job {
         self.progress.borrow().written
     }
 
-    /// Brings all bytes to the disk and checks them.
+    /// Downloads all bytes and verifies them.
     async fn fetch(&self) -> Result<Staged, Stop> {
         let answer = self.ask(0).await.map_err(Stop::Upstream)?;
         let size = answer.total;
@@ -136,7 +140,7 @@ impl Job {
             Ok(staged) => staged,
             Err(error) => {
                 self.progress.send_modify(|progress| progress.size = size);
-                *lock(&self.unused) = Some(answer);
+                *self.unused.lock() = Some(answer);
                 return Err(Stop::Stage(error));
             }
         };
@@ -149,12 +153,12 @@ impl Job {
             };
         });
         let mut source = Ok(answer);
-        let (mut fruitless, mut began) = (0, Instant::now());
+        let (mut stalled, mut began) = (0, Instant::now());
         loop {
             let before = staged.written();
             let trouble = match source {
                 Ok(answer) => {
-                    let (back, trouble) = self.pour(staged, answer, size).await?;
+                    let (back, trouble) = self.write_response(staged, answer, size).await?;
                     staged = back;
                     trouble
                 }
@@ -164,18 +168,18 @@ impl Job {
             if whole {
                 return verify(staged);
             }
-            fruitless = if meets_minimum(staged.written() - before, began.elapsed()) {
+            stalled = if meets_minimum(staged.written() - before, began.elapsed()) {
                 0
             } else {
-                fruitless + 1
+                stalled + 1
             };
-            if fruitless >= FRUITLESS {
+            if stalled >= MAX_STALLED_ATTEMPTS {
                 return Err(Stop::Upstream(
                     trouble.unwrap_or_else(|| ended_early(staged.written())),
                 ));
             }
             debug!(digest = %self.digest, at = staged.written(), ?trouble, "upstream broke off; going on from there");
-            tokio::time::sleep(FIRST_PAUSE * 2_u32.pow(fruitless)).await;
+            tokio::time::sleep(FIRST_PAUSE * 2_u32.pow(stalled)).await;
             began = Instant::now();
             // At the registry again: the address that it redirected to may have expired.
             source = self.ask(staged.written()).await;
@@ -188,8 +192,8 @@ impl Job {
             .await
     }
 
-    /// Writes one answer's bytes until it ends or breaks off (the error returned beside the file).
-    async fn pour(
+    /// Writes the bytes of one response until it ends or fails; returns the error with the file.
+    async fn write_response(
         &self,
         mut staged: Staged,
         answer: BlobAnswer,
@@ -216,7 +220,7 @@ impl Job {
         Ok((staged, None))
     }
 
-    /// Writes on a thread that may wait. The readers hear of it there, a switch of threads earlier than from here.
+    /// Writes on a thread that may block. Notifies the readers there, a thread switch earlier than from here.
     async fn append(&self, mut staged: Staged, chunks: Vec<Bytes>) -> Result<Staged, StageError> {
         let progress = self.progress.clone();
         let write = move || {
@@ -227,13 +231,13 @@ impl Job {
         spawn_blocking(write).await.map_err(store::Error::from)?
     }
 
-    /// Lets the readers finish, then makes the blob durable.
+    /// Lets the readers finish, then commits the blob.
     async fn commit(self, staged: Staged) -> FillResult {
         self.progress.send_modify(|progress| {
             progress.phase = Phase::Verified;
             progress.size = Some(progress.written);
         });
-        let repositories = lock(&self.repositories).all.clone();
+        let repositories = self.repositories.lock().all.clone();
         match staged.commit(&repositories).await {
             Ok(_) => {
                 info!(repository = %self.repository, digest = %self.digest, bytes = self.written(), "a blob was cached");
@@ -250,7 +254,7 @@ impl Job {
     /// Links the blob to the repositories that joined while it was committed, until there is none without a link.
     async fn link_late_comers(&self, mut linked: Vec<Repository>) {
         loop {
-            let late = lock(&self.repositories).without(&linked);
+            let late = self.repositories.lock().without(&linked);
             if late.is_empty() {
                 return;
             }
@@ -272,7 +276,7 @@ fn ended_early(at: u64) -> Error {
     }
 }
 
-/// The chunks before the first error, less what is to be skipped.
+/// Returns the chunks before the first error, without the bytes to skip.
 fn split(batch: Vec<Result<Bytes, Error>>, skip: &mut u64) -> (Vec<Bytes>, Option<Error>) {
     let mut chunks = Vec::with_capacity(batch.len());
     for item in batch {

@@ -1,25 +1,26 @@
-//! Single flight: however many ask for one thing at once, it is fetched once.
+//! Single flight: concurrent requests for one key share one fetch.
 
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use futures::FutureExt;
 use futures::future::{BoxFuture, Shared};
+use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use tracing::{Instrument, info_span};
 
 use crate::traces::{TARGET, detached};
 
-/// A fetch that many wait for; `None` where it ended without a result (its task was torn down).
+/// A shared fetch; `None` if its task was stopped.
 pub(crate) type Waiting<V> = Shared<BoxFuture<'static, Option<V>>>;
 
-/// The fetches under way, by what they fetch.
-pub(crate) struct Flights<K, V> {
+/// The running fetches by key.
+pub(crate) struct SingleFlight<K, V> {
     running: Arc<Mutex<HashMap<K, Waiting<V>>>>,
 }
 
-impl<K, V> Default for Flights<K, V> {
+impl<K, V> Default for SingleFlight<K, V> {
     fn default() -> Self {
         Self {
             running: Arc::default(),
@@ -27,14 +28,14 @@ impl<K, V> Default for Flights<K, V> {
     }
 }
 
-impl<K, V> Flights<K, V>
+impl<K, V> SingleFlight<K, V>
 where
     K: Clone + Eq + Hash + Send + 'static,
     V: Clone + Send + Sync + 'static,
 {
     /// Joins the fetch of `key` if it is under way.
     pub(crate) fn get(&self, key: &K) -> Option<Waiting<V>> {
-        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let running = self.running.lock();
         running.get(key).cloned()
     }
 
@@ -44,14 +45,14 @@ where
     where
         F: Future<Output = V> + Send + 'static,
     {
-        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut running = self.running.lock();
         if let Some(waiting) = running.get(key) {
             return (waiting.clone(), true);
         }
         let (done, result) = oneshot::channel();
         let waiting = result.map(Result::ok).boxed().shared();
         running.insert(key.clone(), waiting.clone());
-        let landing = Landing {
+        let guard = RemoveOnDrop {
             key: key.clone(),
             running: Arc::clone(&self.running),
         };
@@ -59,8 +60,8 @@ where
         let span = info_span!(target: TARGET, parent: None, "fetch");
         let run = async move {
             let value = fetch.await;
-            // Gone from the map first, so that whoever asks after the answer starts anew.
-            drop(landing);
+            // Removed from the map first, so that a later request starts a new fetch.
+            drop(guard);
             let _ = done.send(value);
         };
         tokio::spawn(run.instrument(detached(span)));
@@ -69,17 +70,14 @@ where
 }
 
 /// Takes the flight off the map however its task ends.
-struct Landing<K: Eq + Hash, V> {
+struct RemoveOnDrop<K: Eq + Hash, V> {
     key: K,
     running: Arc<Mutex<HashMap<K, Waiting<V>>>>,
 }
 
-impl<K: Eq + Hash, V> Drop for Landing<K, V> {
+impl<K: Eq + Hash, V> Drop for RemoveOnDrop<K, V> {
     fn drop(&mut self) {
-        self.running
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&self.key);
+        self.running.lock().remove(&self.key);
     }
 }
 
@@ -90,7 +88,10 @@ mod tests {
 
     #[tokio::test]
     async fn a_hundred_waiters_cost_one_fetch() {
-        let (flights, fetched) = (Flights::<u8, usize>::default(), Arc::new(AtomicUsize::new(0)));
+        let (flights, fetched) = (
+            SingleFlight::<u8, usize>::default(),
+            Arc::new(AtomicUsize::new(0)),
+        );
         let gate = Arc::new(tokio::sync::Notify::new());
         let waiters: Vec<_> = (0..100)
             .map(|_| {
@@ -114,11 +115,11 @@ mod tests {
 
     #[tokio::test]
     async fn a_fetch_goes_on_without_its_waiters_and_the_next_one_starts_anew() {
-        let flights = Flights::<u8, u8>::default();
-        let (landed, mut landing) = tokio::sync::mpsc::channel(1);
+        let flights = SingleFlight::<u8, u8>::default();
+        let (landed, mut guard) = tokio::sync::mpsc::channel(1);
         drop(flights.join(&1, || async move { landed.send(()).await.map_or(0, |()| 1) }));
-        landing.recv().await.unwrap();
-        while flights.running.lock().unwrap().contains_key(&1) {
+        guard.recv().await.unwrap();
+        while flights.running.lock().contains_key(&1) {
             tokio::task::yield_now().await;
         }
         let (waiting, joined) = flights.join(&1, || async { 2 });
@@ -128,7 +129,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_fetch_that_panics_leaves_nothing_behind() {
-        let flights = Flights::<u8, u8>::default();
+        let flights = SingleFlight::<u8, u8>::default();
         let (waiting, _) = flights.join(&1, || async { panic!("on purpose") });
         assert_eq!(waiting.await, None);
         assert_eq!(flights.join(&1, || async { 3 }).0.await, Some(3));

@@ -1,17 +1,16 @@
-//! The answer table: what a client gets when upstream does not give what was asked for and nothing is cached.
+//! Errors of pulls: the response if the upstream does not send the content and the cache has none.
 
 use std::borrow::Cow;
 use std::time::Duration;
 
-use crate::fill::NoPlace;
 use crate::upstream::Error;
 
-/// How long clients are told to wait where upstream said nothing about it.
+/// The `Retry-After` for errors without a time of their own.
 const RETRY_AFTER: Duration = Duration::from_secs(10);
 
-/// What was asked for: it decides the specification's code for "not there".
+/// The kind of requested content, which decides the code of the specification for missing content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Kind {
+pub(crate) enum RequestedContent {
     /// A manifest, by tag or digest.
     Manifest,
     /// A blob.
@@ -20,7 +19,7 @@ pub(crate) enum Kind {
     Tags,
 }
 
-impl Kind {
+impl RequestedContent {
     fn unknown(self) -> &'static str {
         match self {
             Self::Manifest => "MANIFEST_UNKNOWN",
@@ -30,19 +29,19 @@ impl Kind {
     }
 }
 
-/// An answer without the content asked for; `http` turns it into a response and a line in the log.
+/// A response without the requested content; `http` turns it into a response and a log line.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum Failure {
-    /// 404: upstream says that it has no such thing.
+pub(crate) enum PullError {
+    /// 404: the upstream has no such content.
     #[error("{cause}")]
     NotFound { code: &'static str, cause: Cause },
-    /// 403: upstream refuses. Never its 401: clients would hand their secrets to us.
+    /// 403: the upstream refuses. Never its 401, or clients would send their secrets to this server.
     #[error("{cause}")]
     Denied { cause: Cause },
     /// 429.
     #[error("{cause}")]
     TooManyRequests { cause: Cause, retry_after: Duration },
-    /// 503: nothing can be said about the content now.
+    /// 503: the state of the content is unknown.
     #[error("{cause}")]
     Unavailable { cause: Cause, retry_after: Duration },
 }
@@ -50,16 +49,16 @@ pub(crate) enum Failure {
 /// The cause of a failure. No variant holds a credential, a token or a URL's query.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Cause {
-    /// Upstream gave no usable answer.
+    /// The upstream sent no usable response.
     #[error(transparent)]
     Upstream(#[from] Error),
-    /// The mirror did not ask, or could not use the answer.
+    /// The server sent no request, or could not use the response.
     #[error("{0}")]
     Mirror(Cow<'static, str>),
 }
 
 impl Cause {
-    /// Returns a word for all causes that differ in their details only.
+    /// Returns a word for all causes that differ only in details.
     pub(crate) fn class(&self) -> &'static str {
         match self {
             Self::Upstream(Error::NotFound { .. }) => "not_found",
@@ -85,15 +84,9 @@ impl From<&'static str> for Cause {
     }
 }
 
-impl From<NoPlace> for Failure {
-    fn from(no_place: NoPlace) -> Self {
-        Self::unavailable(no_place.to_string())
-    }
-}
-
-impl Failure {
-    /// Returns the table's right-hand column.
-    pub(crate) fn of(error: &Error, kind: Kind) -> Self {
+impl PullError {
+    /// Maps an upstream error to the client response (docs/mirror.md, "Towards upstream").
+    pub(crate) fn from_upstream(error: &Error, kind: RequestedContent) -> Self {
         let cause = Cause::Upstream(error.clone());
         match error {
             Error::NotFound { code, .. } => Self::not_found(kind, code, cause),
@@ -126,7 +119,7 @@ impl Failure {
         }
     }
 
-    fn not_found(kind: Kind, code: &str, cause: Cause) -> Self {
+    fn not_found(kind: RequestedContent, code: &str, cause: Cause) -> Self {
         let code = if code == "NAME_UNKNOWN" {
             "NAME_UNKNOWN"
         } else {
@@ -140,7 +133,7 @@ impl Failure {
         matches!(self, Self::Denied { cause: Cause::Upstream(error) } if error.is_refusal())
     }
 
-    /// Whether upstream's word settles the matter: a stale copy must not be served against it.
+    /// Returns `true` if the error is authoritative, so that no stale copy may be served.
     pub(crate) fn is_final(&self) -> bool {
         matches!(self, Self::NotFound { .. })
     }
@@ -150,8 +143,8 @@ impl Failure {
 mod tests {
     use super::*;
 
-    fn of(error: &Error) -> Failure {
-        Failure::of(error, Kind::Blob)
+    fn of(error: &Error) -> PullError {
+        PullError::from_upstream(error, RequestedContent::Blob)
     }
 
     #[test]
@@ -163,14 +156,14 @@ mod tests {
         assert!(
             matches!(
                 &told,
-                Failure::NotFound {
+                PullError::NotFound {
                     code: "BLOB_UNKNOWN",
                     ..
                 }
             ) && told.is_final()
         );
         let html = of(&Error::StrangeNotFound);
-        assert!(matches!(&html, Failure::Unavailable { .. }) && !html.is_final());
+        assert!(matches!(&html, PullError::Unavailable { .. }) && !html.is_final());
     }
 
     #[test]
@@ -181,14 +174,14 @@ mod tests {
             withheld: false,
             lasting: true,
         });
-        assert!(matches!(denied, Failure::Denied { .. }));
+        assert!(matches!(denied, PullError::Denied { .. }));
     }
 
     #[test]
     fn a_rest_is_passed_on_with_its_length() {
         let wait = Duration::from_secs(7);
         let limited = of(&Error::RateLimited { retry_after: wait });
-        assert!(matches!(limited, Failure::TooManyRequests { retry_after, .. } if retry_after == wait));
+        assert!(matches!(limited, PullError::TooManyRequests { retry_after, .. } if retry_after == wait));
     }
 
     #[test]
@@ -197,7 +190,7 @@ mod tests {
             Error::Unavailable { what: "x".into() },
             Error::Malformed { what: "x".into() },
         ] {
-            assert!(matches!(of(&error), Failure::Unavailable { .. }));
+            assert!(matches!(of(&error), PullError::Unavailable { .. }));
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What a manifest is, by its own words: the check that keeps error pages out of the cache.
+//! Detection of the media type of a manifest, which keeps error pages out of the cache.
 
 use http::HeaderValue;
 
@@ -7,17 +7,17 @@ use crate::upstream::Error;
 
 const SCHEMA1: &str = "application/vnd.docker.distribution.manifest.v1+";
 
-/// A manifest's media type, or why it is not served.
+/// The media type of a manifest, or the reason why it is not served.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Verdict {
+pub(crate) enum MediaTypeVerdict {
     /// A manifest of this media type.
     Manifest(String),
     /// Docker schema 1.
     Schema1,
 }
 
-/// Judges what upstream calls a manifest of type `content_type`.
-pub(crate) fn judge(manifest: &Document, content_type: Option<&str>) -> Result<Verdict, Error> {
+/// Determines the media type of a document that the upstream sent as `content_type`.
+pub(crate) fn judge(manifest: &Document, content_type: Option<&str>) -> Result<MediaTypeVerdict, Error> {
     // RFC 9110, section 8.3: parameters may follow, which say nothing here.
     let declared = content_type.map(|text| text.split(';').next().unwrap_or(text).trim().to_owned());
     let version = manifest.schema_version;
@@ -26,13 +26,13 @@ pub(crate) fn judge(manifest: &Document, content_type: Option<&str>) -> Result<V
         .as_ref()
         .filter(|text| HeaderValue::from_str(text).is_ok());
     if version == Some(1) || declared.as_deref().is_some_and(|text| text.starts_with(SCHEMA1)) {
-        return Ok(Verdict::Schema1);
+        return Ok(MediaTypeVerdict::Schema1);
     }
     if let Some(said) = declared.filter(|text| is_manifest(text)).or_else(|| own.cloned()) {
-        return Ok(Verdict::Manifest(said));
+        return Ok(MediaTypeVerdict::Manifest(said));
     }
     match version {
-        Some(2) => Ok(Verdict::Manifest(manifest.kind().to_owned())),
+        Some(2) => Ok(MediaTypeVerdict::Manifest(manifest.kind().to_owned())),
         _ => Err(no_manifest(content_type)),
     }
 }
@@ -60,7 +60,7 @@ mod tests {
 
     fn media_type(body: &str, content_type: Option<&str>) -> Option<String> {
         match judge(&Document::read(body.as_bytes()).unwrap(), content_type) {
-            Ok(Verdict::Manifest(media_type)) => Some(media_type),
+            Ok(MediaTypeVerdict::Manifest(media_type)) => Some(media_type),
             _ => None,
         }
     }
@@ -86,6 +86,6 @@ mod tests {
     #[test_case("{}", Some("application/vnd.docker.distribution.manifest.v1+prettyjws"); "by its type")]
     fn schema1(body: &str, content_type: Option<&str>) {
         let document = Document::read(body.as_bytes()).unwrap();
-        assert_eq!(judge(&document, content_type), Ok(Verdict::Schema1));
+        assert_eq!(judge(&document, content_type), Ok(MediaTypeVerdict::Schema1));
     }
 }

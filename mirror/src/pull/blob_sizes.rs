@@ -1,4 +1,4 @@
-//! Sizes of blobs that manifests name: a HEAD needs no more, and no question to upstream.
+//! Sizes of blobs from manifests: a HEAD needs no request to the upstream.
 
 use moka::sync::Cache;
 
@@ -10,24 +10,24 @@ use crate::name::{Host, Repository};
 /// The most sizes of an upstream's blobs that are remembered.
 const CAPACITY: u64 = 25_000;
 
-/// What manifests that were fetched say of their blobs.
-pub(super) struct Named(PerUpstream<(Repository, Digest), u64>);
+/// A cache of the sizes of blobs that fetched manifests name.
+pub(super) struct BlobSizes(PerUpstream<(Repository, Digest), u64>);
 
-impl Default for Named {
+impl Default for BlobSizes {
     fn default() -> Self {
         Self(PerUpstream::new(|| Cache::new(CAPACITY)))
     }
 }
 
-impl Named {
+impl BlobSizes {
     /// Forgets what other upstreams than these sent.
     pub(super) fn retain(&self, is_kept: impl Fn(&Host) -> bool) {
         self.0.retain(is_kept);
     }
 
-    /// Remembers what a manifest says of its blobs. What lies elsewhere by its `urls` may not be at the registry.
-    pub(super) fn note(&self, repository: &Repository, manifest: &Document) {
-        let sizes = self.0.of(&repository.host);
+    /// Records the sizes that a manifest names. Blobs with `urls` may not be at the registry.
+    pub(super) fn record(&self, repository: &Repository, manifest: &Document) {
+        let sizes = self.0.cache(&repository.host);
         for blob in manifest.blobs().iter().filter(|blob| !blob.elsewhere) {
             if let Some(size) = blob.size {
                 sizes.insert((repository.clone(), blob.digest.clone()), size);
@@ -35,9 +35,9 @@ impl Named {
         }
     }
 
-    /// The size of this blob by a manifest of the same repository.
-    pub(super) fn of(&self, repository: &Repository, digest: &Digest) -> Option<u64> {
-        let sizes = self.0.of(&repository.host);
+    /// Returns the size of a blob that a manifest of the same repository names.
+    pub(super) fn get(&self, repository: &Repository, digest: &Digest) -> Option<u64> {
+        let sizes = self.0.cache(&repository.host);
         sizes.get(&(repository.clone(), digest.clone()))
     }
 }
@@ -49,7 +49,7 @@ mod tests {
 
     #[test]
     fn sizes_are_known_by_repository_but_for_what_lies_elsewhere() {
-        let (sizes, digest) = (Named::default(), |text: &[u8]| {
+        let (sizes, digest) = (BlobSizes::default(), |text: &[u8]| {
             Digest::of(Algorithm::Sha256, text)
         });
         let repository = |name: &str| Repository {
@@ -61,9 +61,9 @@ mod tests {
             digest(b"config"),
             digest(b"layer"),
         );
-        sizes.note(&repository("x"), &Document::read(manifest.as_bytes()).unwrap());
-        assert_eq!(sizes.of(&repository("x"), &digest(b"config")), Some(7));
-        assert_eq!(sizes.of(&repository("x"), &digest(b"layer")), None);
-        assert_eq!(sizes.of(&repository("y"), &digest(b"config")), None);
+        sizes.record(&repository("x"), &Document::read(manifest.as_bytes()).unwrap());
+        assert_eq!(sizes.get(&repository("x"), &digest(b"config")), Some(7));
+        assert_eq!(sizes.get(&repository("x"), &digest(b"layer")), None);
+        assert_eq!(sizes.get(&repository("y"), &digest(b"config")), None);
     }
 }

@@ -1,6 +1,6 @@
-//! Past the cache: a request's own upstream answer, for content that has no room or that a fill has not reached.
+//! Pass-through responses, for content that has no space in the cache or that a fill has not reached.
 //!
-//! What reaches the blob's end is held back until the digest is known to match, as with a fill.
+//! The end of the blob is held back until the digest is verified, as in a fill.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -10,28 +10,28 @@ use bytes::{Bytes, BytesMut};
 use futures::stream::{self, BoxStream};
 use futures::{Stream, StreamExt, TryStreamExt};
 
-use super::failure::{Failure, Kind};
 use crate::block_reader;
 use crate::client_address::ClientAddress;
 use crate::digest::{Algorithm, Digest, Hasher};
+use crate::fill::inflight::Inflight;
 use crate::fill::{Cut, Fill, HELD_BACK, Phase, Turn};
-use crate::inflight::Inflight;
 use crate::name::Repository;
+use crate::pull_error::{PullError, RequestedContent};
 use crate::upstream::{BlobAnswer, Error, Upstream};
 
-/// What a request asked for, and where.
-pub(crate) struct Asked<'a> {
+/// A request for a blob, with its upstream.
+pub(crate) struct BlobRequest<'a> {
     pub(crate) upstream: Arc<Upstream>,
     pub(crate) repository: &'a Repository,
     pub(crate) digest: &'a Digest,
-    /// The credential that was in use when the request came: what upstream says is said to that one.
+    /// The generation of the credential when the request arrived, to which the response applies.
     pub(crate) generation: u64,
     /// The client whose request it is.
     pub(crate) client: ClientAddress,
 }
 
-/// An answer that passes by the cache.
-pub(crate) struct Through {
+/// A pass-through response.
+pub(crate) struct PassThrough {
     /// The blob's size, where upstream told it.
     pub(crate) size: Option<u64>,
     /// The range that the body is; `None`: the whole.
@@ -40,7 +40,7 @@ pub(crate) struct Through {
     pub(crate) body: BoxStream<'static, Result<Bytes, Cut>>,
 }
 
-impl<'a> Asked<'a> {
+impl<'a> BlobRequest<'a> {
     pub(crate) fn new(
         upstream: Arc<Upstream>,
         repository: &'a Repository,
@@ -64,7 +64,7 @@ impl<'a> Asked<'a> {
     }
 }
 
-impl Through {
+impl PassThrough {
     /// Returns the answer with a body that keeps the turn of its client until its end.
     pub(super) fn holding(self, turn: Turn) -> Self {
         let held = self.body.inspect(move |_| {
@@ -77,15 +77,15 @@ impl Through {
     }
 }
 
-/// A range that the fill has not reached; `None` where upstream gives no such part: the fill will come to it.
+/// Requests a range that the fill has not reached; `None` if the upstream does not serve it: the fill will reach it.
 pub(crate) async fn ahead(
-    asked: &Asked<'_>,
+    request: &BlobRequest<'_>,
     fill: &Arc<Fill>,
     size: u64,
     part: Range<u64>,
-) -> Option<Through> {
+) -> Option<PassThrough> {
     let open = part.end == size;
-    let answer = asked.ask(part.start, (!open).then_some(part.end)).await.ok()?;
+    let answer = request.ask(part.start, (!open).then_some(part.end)).await.ok()?;
     if answer.start != part.start || answer.total.is_some_and(|total| total != size) {
         return None;
     }
@@ -95,7 +95,7 @@ pub(crate) async fn ahead(
     } else {
         body.boxed()
     };
-    Some(Through {
+    Some(PassThrough {
         size: Some(size),
         part: Some(part),
         body,
@@ -103,16 +103,20 @@ pub(crate) async fn ahead(
 }
 
 /// Returns a range that ends before the blob does; its client verifies the whole once it has it.
-pub(crate) async fn closed(asked: &Asked<'_>, size: u64, part: Range<u64>) -> Result<Through, Failure> {
-    let answer = asked.ask(part.start, Some(part.end)).await;
-    let answer = answer.map_err(|error| Failure::of(&error, Kind::Blob))?;
+pub(crate) async fn closed(
+    request: &BlobRequest<'_>,
+    size: u64,
+    part: Range<u64>,
+) -> Result<PassThrough, PullError> {
+    let answer = request.ask(part.start, Some(part.end)).await;
+    let answer = answer.map_err(|error| PullError::from_upstream(&error, RequestedContent::Blob))?;
     // A part of something else, such as of the blob as a server compressed it: nothing here is checked by a digest.
     if let Some(total) = answer.total.filter(|total| *total != size) {
         let what = format!("upstream has a part of {total} bytes where the blob is of {size} bytes");
-        return Err(Failure::unavailable(what));
+        return Err(PullError::unavailable(what));
     }
     let body = exactly(answer, part.clone()).boxed();
-    Ok(Through {
+    Ok(PassThrough {
         size: Some(size),
         part: Some(part),
         body,
@@ -121,27 +125,27 @@ pub(crate) async fn closed(asked: &Asked<'_>, size: u64, part: Range<u64>) -> Re
 
 /// A blob up to its end, from its start or from within. Only the whole can be verified, so the whole is fetched.
 pub(crate) async fn to_the_end(
-    asked: &Asked<'_>,
+    request: &BlobRequest<'_>,
     ready: Option<BlobAnswer>,
     inflight: Arc<Inflight>,
     part: Option<Range<u64>>,
-) -> Result<Through, Failure> {
+) -> Result<PassThrough, PullError> {
     let answer = match ready {
-        Some(answer) => asked.upstream.past_the_cache(answer).await,
-        None => asked.ask(0, None).await,
+        Some(answer) => request.upstream.past_the_cache(answer).await,
+        None => request.ask(0, None).await,
     };
-    let answer = answer.map_err(|error| Failure::of(&error, Kind::Blob))?;
+    let answer = answer.map_err(|error| PullError::from_upstream(&error, RequestedContent::Blob))?;
     let size = answer.total;
     let whole = checked(
         exactly(answer, 0..size.unwrap_or(u64::MAX)),
-        asked.repository.clone(),
-        asked.digest.clone(),
+        request.repository.clone(),
+        request.digest.clone(),
         inflight,
     );
     let start = part.as_ref().map_or(0, |part| part.start);
     let body = skipping(held_back(whole), start);
     if size.is_none_or(|size| size > HELD_BACK) {
-        return Ok(Through {
+        return Ok(PassThrough {
             size,
             part,
             body: body.boxed(),
@@ -150,9 +154,9 @@ pub(crate) async fn to_the_end(
     let collected: BytesMut = body
         .try_collect()
         .await
-        .map_err(|cut| Failure::unavailable(cut.to_string()))?;
+        .map_err(|cut| PullError::unavailable(cut.to_string()))?;
     let body = stream::once(async { Ok(collected.freeze()) }).boxed();
-    Ok(Through { size, part, body })
+    Ok(PassThrough { size, part, body })
 }
 
 /// The bytes of `part` out of an answer that may start before it and go on after it.

@@ -4,10 +4,11 @@
 //! of another. Verified content alone is shared, by the store.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use parking_lot::Mutex;
 use tracing::{Instrument, info_span};
 
 use crate::client_address::ClientAddress;
@@ -30,7 +31,7 @@ const FILLS: PlaceLimits = PlaceLimits {
     running: 96,
     wait: Duration::from_secs(10),
 };
-/// How long a digest is refused after a first mismatch; doubles with each further one.
+/// The cooldown of a digest after its first mismatch; doubles with each further one.
 const FIRST_REFUSAL: Duration = Duration::from_secs(2);
 const LONGEST_REFUSAL: Duration = Duration::from_mins(5);
 /// The digests of an upstream whose refusals, or sizes, are remembered.
@@ -90,12 +91,12 @@ impl Inflight {
 
     /// Returns the fill of this blob from the repository's upstream that is under way.
     pub(crate) fn get(&self, repository: &Repository, digest: &Digest) -> Option<Arc<Fill>> {
-        self.lock().fills.get(&key(repository, digest)).cloned()
+        self.state.lock().fills.get(&key(repository, digest)).cloned()
     }
 
     /// Returns the time for which this blob of this upstream is still refused.
     fn refused(&self, key: &Key) -> Option<Duration> {
-        let state = self.lock();
+        let state = self.state.lock();
         let refusal = state.refusals.get(key)?;
         let over = self.clock.is_over(refusal.since, refusal.length);
         (!over).then(|| refusal.length.saturating_sub(self.clock.since(refusal.since)))
@@ -126,7 +127,7 @@ impl Inflight {
     fn join(&self, key: &Key) -> Result<Option<Arc<Fill>>, FillRejected> {
         match self.refused(key) {
             Some(left) => Err(FillRejected::Cooldown(left)),
-            None => Ok(self.lock().joinable(key)),
+            None => Ok(self.state.lock().joinable(key)),
         }
     }
 
@@ -137,13 +138,13 @@ impl Inflight {
         upstream: &Arc<Upstream>,
         repository: &Repository,
     ) -> (Arc<Fill>, bool) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         if let Some(fill) = state.joinable(&key) {
             return (fill, true);
         }
         let digest = &key.1;
         let least = state.too_large.get(&key).copied().unwrap_or_default();
-        let (fill, job) = fill::prepare(digest, repository, upstream, &self.store, least);
+        let (fill, task) = fill::prepare(digest, repository, upstream, &self.store, least);
         state.fills.insert(key.clone(), Arc::clone(&fill));
         drop(state);
         let span = info_span!(target: TARGET, parent: None, "fill", registry_mirror.digest = %digest);
@@ -155,7 +156,7 @@ impl Inflight {
         let run = async move {
             let _turn = turn;
             ended.inflight.metrics.fills_active.inc();
-            Box::pin(job.run(|result| ended.note(result))).await;
+            Box::pin(task.run(|result| ended.on_fill_end(result))).await;
             ended.inflight.metrics.fills_active.dec();
         };
         tokio::spawn(run.instrument(detached(span)));
@@ -172,7 +173,7 @@ impl Inflight {
         if self.refused(key).is_some() {
             return;
         }
-        let (mut state, since) = (self.lock(), self.clock.now());
+        let (mut state, since) = (self.state.lock(), self.clock.now());
         make_room(&mut state.refusals, &key.0);
         let last = state.refusals.get(key).map(|refusal| refusal.length);
         let length = last.map_or(FIRST_REFUSAL, |last| (last * 2).min(LONGEST_REFUSAL));
@@ -180,21 +181,17 @@ impl Inflight {
     }
 
     fn forgive(&self, key: &Key) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         state.refusals.remove(key);
         state.too_large.remove(key);
     }
 
     /// Records that there was no room for more than `written` bytes of a blob.
     fn remember_size(&self, key: &Key, written: u64) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         make_room(&mut state.too_large, &key.0);
         let least = state.too_large.entry(key.clone()).or_default();
         *least = written.max(*least).max(1);
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -217,7 +214,7 @@ struct Ended {
 }
 
 impl Ended {
-    fn note(&self, result: FillResult) {
+    fn on_fill_end(&self, result: FillResult) {
         match result {
             FillResult::Stored => self.inflight.forgive(&self.key),
             FillResult::Mismatch => self.inflight.refuse_key(&self.key),
@@ -232,7 +229,7 @@ impl Ended {
 
 impl Drop for Ended {
     fn drop(&mut self) {
-        let mut state = self.inflight.lock();
+        let mut state = self.inflight.state.lock();
         // One that failed may have been followed by another already.
         if state
             .fills

@@ -2,11 +2,10 @@
 
 use std::sync::Arc;
 
-use super::failure::{Failure, Kind};
 use super::{Pull, Served, unreadable};
 use crate::client_address::ClientAddress;
-use crate::metrics::Outcome;
 use crate::name::Repository;
+use crate::pull_error::{PullError, RequestedContent};
 
 /// One page of names.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -17,7 +16,7 @@ pub(crate) struct Page {
     pub(crate) next: Option<String>,
 }
 
-/// What part of a list is wanted.
+/// The requested part of a list.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Window {
     /// At most so many names.
@@ -34,37 +33,22 @@ impl Pull {
         query: &str,
         window: &Window,
         peer: &str,
-    ) -> Result<Served<Page>, Failure> {
+    ) -> Result<Served<Page>, PullError> {
         if window.n == Some(0) {
-            return Ok(Served {
-                value: Page::default(),
-                outcome: Outcome::Hit,
-            });
+            return Ok(Served::hit(Page::default()));
         }
         let cached = unreadable(self.store.tags(repository).await.map(Some)).unwrap_or_default();
         if self.live().cache.offline && !cached.is_empty() {
-            return Ok(Served {
-                value: window.of(cached),
-                outcome: Outcome::Hit,
-            });
+            return Ok(Served::hit(window.page(cached)));
         }
         let asked = self.ask_tags(repository, query, window, peer);
         if cached.is_empty() || self.is_refused(repository) {
-            return Ok(Served {
-                value: asked.await?,
-                outcome: Outcome::Miss,
-            });
+            return Ok(Served::miss(asked.await?));
         }
-        match tokio::time::timeout(self.patience(repository), asked).await {
-            Ok(Ok(value)) => Ok(Served {
-                value,
-                outcome: Outcome::Miss,
-            }),
+        match tokio::time::timeout(self.revalidation_wait(repository), asked).await {
+            Ok(Ok(value)) => Ok(Served::miss(value)),
             Ok(Err(failure)) if failure.is_final() || self.is_refused(repository) => Err(failure),
-            _ => Ok(Served {
-                value: window.of(cached),
-                outcome: Outcome::Stale,
-            }),
+            _ => Ok(Served::stale(window.page(cached))),
         }
     }
 
@@ -74,8 +58,8 @@ impl Pull {
         query: &str,
         window: &Window,
         peer: &str,
-    ) -> Result<Page, Failure> {
-        let told = |error| Failure::of(&error, Kind::Tags);
+    ) -> Result<Page, PullError> {
+        let told = |error| PullError::from_upstream(&error, RequestedContent::Tags);
         let upstream = self.origin(repository)?;
         let _turn = self.turn(repository, ClientAddress::of_peer(peer)).await?;
         let generation = upstream.credential_generation();
@@ -93,7 +77,7 @@ impl Pull {
     pub(crate) async fn catalog(&self, window: &Window) -> Page {
         let live = self.live();
         let listed = self.store.repositories(move |repository| live.admits(repository));
-        window.of(unreadable(listed.await.map(Some)).unwrap_or_default())
+        window.page(unreadable(listed.await.map(Some)).unwrap_or_default())
     }
 }
 
@@ -108,11 +92,11 @@ impl Window {
         }
         let mut names = page.names;
         names.sort_unstable();
-        self.of(names)
+        self.page(names)
     }
 
     /// This part of a sorted list.
-    fn of(&self, sorted: Vec<String>) -> Page {
+    fn page(&self, sorted: Vec<String>) -> Page {
         let after = |name: &String| self.last.as_ref().is_none_or(|last| name > last);
         let mut names: Vec<String> = sorted.into_iter().filter(after).collect();
         let Some(n) = self.n.filter(|n| *n < names.len()) else {
@@ -149,7 +133,7 @@ mod tests {
             n,
             last: last.map(Into::into),
         };
-        let page = window.of(names(&["a", "b", "c"]));
+        let page = window.page(names(&["a", "b", "c"]));
         assert_eq!(
             page,
             Page {

@@ -1,4 +1,4 @@
-//! Which upstream a request is for, and the repository's name there.
+//! Selection of the upstream and the repository of a request.
 
 use crate::config::host;
 use crate::name::{Host, Repository, RepositoryName};
@@ -6,24 +6,24 @@ use crate::name::{Host, Repository, RepositoryName};
 /// Docker Hub as clients name it, whose one-component names mean `library/NAME`.
 const DOCKER_HUB: &str = "docker.io";
 
-/// Why a request belongs to no repository of ours.
+/// The reason why a request has no repository.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum NoChoice {
+pub(crate) enum UpstreamSelectionError {
     /// `?ns=` names a registry that is not configured.
     #[error("this mirror has no upstream {0:?}: add it to its upstreams, or pull from the registry itself")]
     UnknownHost(String),
-    /// The path leads to one configured registry, `?ns=` to another.
+    /// The path names one configured registry, `?ns=` another one.
     #[error("the name begins with {prefix} but ?ns= names {ns}: one request can't be for both")]
-    TwoHosts {
+    ConflictingHosts {
         /// The registry in the path.
         prefix: String,
         /// The registry in the query.
         ns: String,
     },
-    /// The settings keep it out.
+    /// The settings exclude the repository.
     #[error("{0} is kept out by the include and exclude patterns of this mirror")]
-    KeptOut(Repository),
-    /// No repository name.
+    Excluded(Repository),
+    /// The name is malformed.
     #[error("{0:?} is not a repository name: lower-case path components, at most 255 characters in all")]
     InvalidName(String),
 }
@@ -46,22 +46,22 @@ pub(crate) fn find<'h>(
 }
 
 /// Chooses among the configured `hosts`, of which the first is the default.
-pub(crate) fn choose<'h>(
+pub(crate) fn select_repository<'h>(
     hosts: &(impl Iterator<Item = Candidate<'h>> + Clone),
     ns: Option<&str>,
     path: &str,
-) -> Result<Repository, NoChoice> {
+) -> Result<Repository, UpstreamSelectionError> {
     let find = |name: &str| find(hosts, name);
     let (first, rest) = path.split_once('/').unwrap_or((path, ""));
     let prefix = if rest.is_empty() { None } else { find(first) };
-    let invalid = || NoChoice::InvalidName(shortened(path));
+    let invalid = || UpstreamSelectionError::InvalidName(shortened(path));
     let (host, name) = match ns {
         Some(ns) => {
-            let host = find(ns).ok_or_else(|| NoChoice::UnknownHost(shortened(ns)))?;
+            let host = find(ns).ok_or_else(|| UpstreamSelectionError::UnknownHost(shortened(ns)))?;
             match prefix {
                 Some(prefix) if prefix == host => (host, rest),
                 Some(prefix) => {
-                    return Err(NoChoice::TwoHosts {
+                    return Err(UpstreamSelectionError::ConflictingHosts {
                         prefix: prefix.to_string(),
                         ns: host.to_string(),
                     });
@@ -86,7 +86,7 @@ pub(crate) fn choose<'h>(
     })
 }
 
-/// Messages repeat what clients sent, within limits.
+/// Truncates a text of a client for a message.
 fn shortened(text: &str) -> String {
     text.chars().take(80).collect()
 }
@@ -103,7 +103,7 @@ mod tests {
             .to_vec()
     }
 
-    fn chosen(ns: Option<&str>, path: &str) -> Result<Repository, NoChoice> {
+    fn chosen(ns: Option<&str>, path: &str) -> Result<Repository, UpstreamSelectionError> {
         let (hosts, scheme) = (hosts(), |host: &Host| {
             if host.as_str() == "plain.test" {
                 "http"
@@ -111,7 +111,7 @@ mod tests {
                 "https"
             }
         });
-        choose(&hosts.iter().map(|host| (host, scheme(host))), ns, path)
+        select_repository(&hosts.iter().map(|host| (host, scheme(host))), ns, path)
     }
 
     #[test_case(None, "nginx", "docker.io/library/nginx"; "the default upstream, library added")]
@@ -138,17 +138,23 @@ mod tests {
         let refused = |ns, path| chosen(ns, path).unwrap_err();
         assert_eq!(
             refused(Some("gcr.io"), "a"),
-            NoChoice::UnknownHost("gcr.io".into())
+            UpstreamSelectionError::UnknownHost("gcr.io".into())
         );
         assert!(matches!(
             refused(Some("quay.io"), "docker.io/library/a"),
-            NoChoice::TwoHosts { .. }
+            UpstreamSelectionError::ConflictingHosts { .. }
         ));
-        assert!(matches!(refused(None, "UPPER"), NoChoice::InvalidName(_)));
-        assert!(matches!(refused(None, ""), NoChoice::InvalidName(_)));
+        assert!(matches!(
+            refused(None, "UPPER"),
+            UpstreamSelectionError::InvalidName(_)
+        ));
+        assert!(matches!(
+            refused(None, ""),
+            UpstreamSelectionError::InvalidName(_)
+        ));
         assert!(matches!(
             refused(None, &"a/".repeat(200)),
-            NoChoice::InvalidName(_)
+            UpstreamSelectionError::InvalidName(_)
         ));
     }
 
