@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_that_is_set_is_trusted_after_an_hour_and_at_once_where_it_is_set_back() {
+    fn clock_set_ahead_is_trusted_after_hour_set_back_at_once() {
         let (clock, year, hour) = (
             Clock::system(),
             Duration::from_hours(8_760),

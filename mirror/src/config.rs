@@ -108,7 +108,7 @@ fn read(path: &Path) -> Result<(File, String), Error> {
         source,
     };
     let yaml = fs::read_to_string(path).map_err(unreadable)?;
-    let file = File::parse(&yaml).map_err(|error| error.of(path))?;
+    let file = File::parse(&yaml).map_err(|error| error.in_file(path))?;
     let version = Digest::of(Algorithm::Sha256, yaml.as_bytes());
     Ok((file, version.hex().to_owned()))
 }

@@ -33,7 +33,7 @@ pub(crate) struct Progress {
     pub(crate) phase: Phase,
     /// Bytes that can be read from the file.
     pub(crate) written: u64,
-    /// The blob's size, where upstream told it.
+    /// The size of the blob, if the upstream announced it.
     pub(crate) size: Option<u64>,
 }
 

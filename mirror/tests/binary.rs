@@ -80,7 +80,7 @@ proxy: {remoteurl: 'http://127.0.0.1:9', ttl: 1h}
     3,
     "no.crt"
 )]
-fn what_is_wrong_with_a_configuration_ends_check_and_serve_alike(yaml: &str, code: i32, message: &str) {
+fn invalid_configuration_ends_check_and_serve(yaml: &str, code: i32, message: &str) {
     let home = Home::new("");
     home.write("config.yml", &format!("{yaml}\n"));
     for command in ["check", "serve"] {
@@ -92,7 +92,7 @@ fn what_is_wrong_with_a_configuration_ends_check_and_serve_alike(yaml: &str, cod
 }
 
 #[test]
-fn users_that_are_not_there_are_a_notice_that_says_nobody_is_let_in() {
+fn missing_htpasswd_file_is_a_notice() {
     let home = Home::new("");
     let auth = "auth: {htpasswd: {realm: r, path: HOME/no}}";
     home.write(
@@ -160,7 +160,7 @@ fn completion_knows_the_commands() {
 }
 
 #[test]
-fn check_prints_what_is_meant_with_secrets_masked_and_notices_apart() {
+fn check_prints_configuration_with_masked_secrets() {
     let home =
         Home::new("{proxy: {remoteurl: 'https://quay.io', username: u, password: hunter2}, redis: {}}");
     let (code, stdout, stderr) = home.ends(&["check", "config.yml"]);
@@ -393,7 +393,7 @@ fn a_second_server_on_one_cache_ends_at_once() {
 }
 
 #[test]
-fn sighup_takes_a_new_configuration_and_names_what_needs_a_restart() {
+fn sighup_reloads_and_names_keys_that_need_restart() {
     let home = Home::new("");
     let mut server = Served::start(&home);
     let (_, admin) = addresses(&mut server);
@@ -418,7 +418,7 @@ fn a_broken_configuration_leaves_the_old_one_in_force() {
 }
 
 #[test]
-fn a_configuration_that_this_version_does_not_know_is_left_for_the_last_good_one_beside_it() {
+fn unknown_configuration_falls_back_to_last_good_one() {
     let home = Home::new("");
     home.write("last-good.yml", SERVED);
     home.write("config.yml", &format!("{SERVED}future: {{key: 1}}\n"));

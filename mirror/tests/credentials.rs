@@ -214,7 +214,7 @@ async fn a_first_candidate_that_is_rejected_leaves_nothing_in_use() {
 }
 
 #[tokio::test]
-async fn a_rejected_candidate_is_tried_again_and_used_once_it_is_accepted() {
+async fn rejected_candidate_is_retried_until_accepted() {
     let mut scene = scene(
         snapshot("ann", "", 1),
         &[no(), no(), CredentialVerdict::Accepted],
@@ -263,7 +263,7 @@ async fn a_change_is_tried_and_swapped() {
 }
 
 #[tokio::test]
-async fn a_version_that_moves_for_another_upstream_is_reported_without_a_trial() {
+async fn version_change_of_other_upstream_needs_no_trial() {
     let mut scene = scene(
         snapshot("ann", "", 1),
         &[CredentialVerdict::Accepted],
@@ -323,7 +323,7 @@ async fn an_upstream_without_an_entry_is_asked_anonymously() {
 }
 
 #[tokio::test]
-async fn a_first_credential_after_anonymous_requests_is_not_followed_by_them_when_it_is_bad() {
+async fn bad_first_credential_never_falls_back_to_anonymous() {
     for (candidate, state, reason) in [
         (
             "ann",

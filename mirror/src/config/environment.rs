@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn the_shorter_name_replaces_the_map_before_the_longer_one_fills_it() {
+    fn shorter_variable_replaces_map_before_longer_one() {
         let old = "auth: {token: {realm: r}}\nstorage: {s3: {bucket: b}}";
         let variables = [
             ("REGISTRY_AUTH_HTPASSWD_PATH", "/users"),
@@ -156,7 +156,7 @@ mod tests {
     #[test_case("REGISTRY_PROXY", "hunter2")]
     #[test_case("REGISTRY_PROXY_UPSTREAMS_7_HOST", "hunter2")]
     #[test_case("REGISTRY_PROXY_USERNAME", "hunter2: 'unclosed")]
-    fn a_value_that_does_not_fit_names_the_variable_and_not_the_value(name: &str, value: &str) {
+    fn invalid_value_error_names_variable_only(name: &str, value: &str) {
         let message = applied("", &[(name, value)]).unwrap_err().to_string();
         assert!(
             message.contains(name) && !message.contains("hunter2"),

@@ -97,7 +97,7 @@ impl Error {
     }
 
     /// The same error, naming the file.
-    pub(super) fn of(self, path: &Path) -> Self {
+    pub(super) fn in_file(self, path: &Path) -> Self {
         match self {
             Self::Syntax { place, reason, .. } => Self::Syntax {
                 file: format!("{} ", path.display()),

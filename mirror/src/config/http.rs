@@ -271,7 +271,7 @@ mod tests {
 
     #[test_case("{}" => Duration::ZERO)]
     #[test_case("{lameduck: 7s}" => Duration::from_secs(7))]
-    fn new_connections_are_refused_at_once_unless_they_are_to_be_taken_for_a_while(yaml: &str) -> Duration {
+    fn lame_duck_follows_configuration(yaml: &str) -> Duration {
         http(yaml).unwrap().lame_duck
     }
 

@@ -320,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn entries_that_are_keyed_by_upstream_go_to_no_other_that_is_asked_there() {
+    fn entry_keyed_by_upstream_is_for_no_other() {
         let file = r#"{"keyedBy":"upstreamHost","auths":{
             "quay.io":{"username":"ann","password":"p"},
             "index.docker.io":{"username":"bob","password":"q"}}}"#;

@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn json_has_distributions_names_our_fields_and_the_configured_ones() {
+    fn json_line_has_distribution_names_and_configured_fields() {
         let line = lines(Format::Json, || {
             tracing::warn!(bytes = 7, outcome = %"hit", "a \"message\"\nof two lines");
         });

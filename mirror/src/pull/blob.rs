@@ -148,7 +148,7 @@ impl Pull {
         if matches!(progress.phase, Phase::Filling)
             && progress.size.is_some_and(|size| wanted.is_beyond(size))
         {
-            // Until the digest matched, the size is only what upstream says. A client that goes on where it was
+            // Until the digest matched, the size is only what upstream says. A client that continues where it was
             // cut would take a wrong end for the blob's.
             progress = fill.ended().await;
         }

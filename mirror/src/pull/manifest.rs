@@ -16,7 +16,7 @@ use crate::pull_error::{PullError, RequestedContent};
 use crate::store::{CachedTag, Manifest, StageError};
 use crate::upstream::{Accept, Upstream};
 
-/// What a client asks with.
+/// The part of a request that selects a manifest.
 #[derive(Clone, Copy)]
 pub(crate) struct Client<'a> {
     /// The headers of its request.
@@ -238,13 +238,13 @@ impl Pull {
         reference: &Reference,
         accept: &Accept,
     ) -> Fetched {
-        let told = |error| PullError::from_upstream(&error, RequestedContent::Manifest);
+        let failed = |error| PullError::from_upstream(&error, RequestedContent::Manifest);
         let answer = upstream
             .manifest_as(&repository.name, reference, accept)
             .await
-            .map_err(told)?;
+            .map_err(failed)?;
         let judged = media_type::judge(&answer.document, answer.media_type.as_deref());
-        let media_type = match judged.map_err(told)? {
+        let media_type = match judged.map_err(failed)? {
             MediaTypeVerdict::Manifest(media_type) => media_type,
             MediaTypeVerdict::Schema1 => return Err(PullError::schema1()),
         };

@@ -73,7 +73,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_final_answers_are_remembered_and_only_for_the_credential_that_got_them() {
+    fn negative_cache_keeps_final_errors_by_credential() {
         let (negative_cache, repository) = (
             NegativeCache::default(),
             Repository {

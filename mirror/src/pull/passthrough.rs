@@ -32,7 +32,7 @@ pub(crate) struct BlobRequest<'a> {
 
 /// A pass-through response.
 pub(crate) struct PassThrough {
-    /// The blob's size, where upstream told it.
+    /// The size of the blob, if the upstream announced it.
     pub(crate) size: Option<u64>,
     /// The range that the body is; `None`: the whole.
     pub(crate) part: Option<Range<u64>>,
@@ -159,7 +159,7 @@ pub(crate) async fn to_the_end(
     Ok(PassThrough { size, part, body })
 }
 
-/// The bytes of `part` out of an answer that may start before it and go on after it.
+/// Returns the bytes of `part` from a response that may start before it and end after it.
 /// `part.end` is `u64::MAX` where the size is unknown; else an answer that ends before it is cut.
 fn exactly(answer: BlobAnswer, part: Range<u64>) -> impl Stream<Item = Result<Bytes, Cut>> + Send + 'static {
     let state = (

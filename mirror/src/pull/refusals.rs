@@ -10,7 +10,7 @@ use crate::name::{Host, Repository, Tag};
 /// The most refusals of an upstream that are remembered, of tags and of repositories each.
 const CAPACITY: u64 = 10_000;
 
-/// What upstreams refused since they last permitted it. A restart forgets all of it, and asks for tags as before.
+/// The content that upstreams refused and did not permit since. A restart forgets it, and revalidates tags as before.
 pub(super) struct Refusals {
     /// False until the first refusal, so that a hit costs no look-up.
     any: AtomicBool,

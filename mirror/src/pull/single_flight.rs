@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_fetch_goes_on_without_its_waiters_and_the_next_one_starts_anew() {
+    async fn fetch_continues_without_waiters_next_starts_new() {
         let flights = SingleFlight::<u8, u8>::default();
         let (landed, mut guard) = tokio::sync::mpsc::channel(1);
         drop(flights.join(&1, || async move { landed.send(()).await.map_or(0, |()| 1) }));

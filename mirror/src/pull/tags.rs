@@ -59,11 +59,11 @@ impl Pull {
         window: &Window,
         peer: &str,
     ) -> Result<Page, PullError> {
-        let told = |error| PullError::from_upstream(&error, RequestedContent::Tags);
+        let failed = |error| PullError::from_upstream(&error, RequestedContent::Tags);
         let upstream = self.origin(repository)?;
         let _turn = self.turn(repository, ClientAddress::of_peer(peer)).await?;
         let generation = upstream.credential_generation();
-        let answer = upstream.tags(&repository.name, query).await.map_err(told);
+        let answer = upstream.tags(&repository.name, query).await.map_err(failed);
         self.heed((&upstream, generation), repository, None, &answer);
         let answer = answer?;
         let page = Page {

@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_in_the_way_outside_of_our_directories_stays_and_is_an_error() {
+    fn obstacle_outside_own_directories_is_an_error() {
         let root = tempfile::tempdir().unwrap();
         let ours = Ours(vec![root.path().join("ours")]);
         let from = root.path().join("from");
@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn pruning_stops_at_what_is_not_empty_and_at_the_given_directory() {
+    fn prune_stops_at_non_empty_and_given_directory() {
         let root = tempfile::tempdir().unwrap();
         fs::create_dir_all(root.path().join("a/b/c")).unwrap();
         fs::write(root.path().join("a/keep"), "").unwrap();

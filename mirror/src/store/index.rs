@@ -71,7 +71,7 @@ impl Index {
             }
             Err(failure) => {
                 tracing::warn!(%failure, "the cache's index is damaged and is rebuilt from the files");
-                begin_anew(path)?
+                create_database(path)?
             }
         };
         Ok(Self {
@@ -229,7 +229,7 @@ fn open_file(path: &Path) -> std::io::Result<File> {
     }
 }
 
-fn begin_anew(path: &Path) -> Result<Database, IoError> {
+fn create_database(path: &Path) -> Result<Database, IoError> {
     remove(path)?;
     open_or_panic(path).map_err(|failure| on("open", path)(std::io::Error::other(failure)))
 }

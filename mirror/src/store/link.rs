@@ -65,7 +65,7 @@ mod tests {
     }
 
     #[test]
-    fn a_named_link_leads_to_its_own_digest_or_to_one_of_another_algorithm() {
+    fn named_link_holds_own_digest_or_other_algorithm() {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("link");
         let name = Digest::of(Algorithm::Sha256, b"x");

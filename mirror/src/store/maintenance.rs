@@ -324,7 +324,7 @@ mod tests {
     /// Figures: `cargo test --profile count -p mirror --lib a_million -- --ignored --nocapture`.
     #[tokio::test]
     #[ignore = "minutes: writes an index of a million entries"]
-    async fn a_million_blobs_are_there_at_once_and_looked_through_every_minute() {
+    async fn a_million_blobs_open_at_once_and_expire_cheaply() {
         let root = tempfile::tempdir().unwrap();
         let repository = Repository {
             host: "docker.io".parse().unwrap(),

@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_cut_short_is_an_error_and_a_missing_one_is_empty() {
+    fn truncated_state_is_an_error_missing_one_is_empty() {
         assert!(read_text(r#"{"a":{"#).is_err());
         assert!(read(Path::new("/nonexistent/state"), |_, _| ()).is_ok());
     }

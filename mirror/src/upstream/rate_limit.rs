@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn without_retry_after_the_rest_doubles_up_to_five_minutes_and_starts_anew_after_a_success() {
+    fn cooldown_doubles_to_limit_and_resets_after_success() {
         let clock = Clock::system();
         let rate_limits = Cooldowns::new(clock.clone());
         for expected in [10, 20, 40, 80, 160, 300, 300] {
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn a_success_that_was_under_way_neither_ends_a_rest_nor_its_doubling() {
+    fn success_sent_before_429_keeps_cooldown() {
         let clock = Clock::system();
         let rate_limits = Cooldowns::new(clock.clone());
         assert_eq!(seconds(&rate_limits, &HeaderMap::new()), 10);

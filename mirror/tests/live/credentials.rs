@@ -55,7 +55,7 @@ async fn begin(hub: &Hub) -> Served {
 }
 
 #[tokio::test]
-async fn a_rejected_candidate_leaves_the_last_good_one_in_use_and_status_says_so() {
+async fn rejected_candidate_keeps_last_good_one() {
     let hub = Hub::start().await;
     let served = begin(&hub).await;
     rotate(&served, 2, "nobody");
@@ -70,7 +70,7 @@ async fn a_rejected_candidate_leaves_the_last_good_one_in_use_and_status_says_so
 }
 
 #[tokio::test]
-async fn a_candidate_waits_while_upstream_is_gone_and_is_used_once_it_is_back() {
+async fn candidate_waits_until_upstream_is_back() {
     let mut hub = Hub::start().await;
     let served = begin(&hub).await;
     admit(&hub, "user-1");
@@ -187,7 +187,7 @@ async fn offline_no_credential_is_tried() {
 
 /// Old and new overlap for one rotation; every fifth one is a mistake.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_a_thousand_pulls_none_fails_while_credentials_rotate_fifty_times() {
+async fn no_pull_fails_during_fifty_rotations() {
     let hub = Arc::new(Hub::start().await);
     let served = Arc::new(begin(&hub).await);
     let (done, pulls, rotated) = (AtomicBool::new(false), AtomicUsize::new(0), AtomicU64::new(0));

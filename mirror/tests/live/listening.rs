@@ -212,7 +212,7 @@ async fn walk(served: &Served, path: &str, field: &str) -> (Vec<String>, usize) 
 }
 
 #[tokio::test]
-async fn catalog_and_tags_go_from_page_to_page_behind_a_prefix_also_when_upstream_is_gone() {
+async fn catalog_and_tags_paginate_behind_prefix() {
     let mut hub = Hub::start().await;
     let upstream = format!("upstreams: [{{host: registry.test, remoteurl: '{}'}}]", hub.url());
     let yaml = format!("proxy: {{{upstream}, cache: {{maxsize: 1Gi}}}}");
@@ -240,7 +240,7 @@ async fn catalog_and_tags_go_from_page_to_page_behind_a_prefix_also_when_upstrea
 }
 
 #[tokio::test]
-async fn a_port_a_page_and_the_storage_take_it_out_of_service_after_their_threshold_and_back() {
+async fn failing_health_checks_end_service_after_threshold() {
     let (hub, mut watched) = (Hub::start().await, Hub::start().await);
     let (page, port) = (watched.url().join("v2/").unwrap(), watched.url().port().unwrap());
     let often = "interval: 100ms, threshold: 3";
@@ -328,7 +328,7 @@ async fn half_way(hub: &Hub, served: &Served, gate: &Gate) -> (reqwest::Response
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn on_sigterm_a_fill_with_a_client_goes_on_to_its_end_and_no_new_client_comes() {
+async fn sigterm_completes_fill_and_refuses_new_clients() {
     let (hub, gate) = (Hub::start().await, Gate::shut());
     let mut served = Home::new().serve(", draintimeout: 1m", &proxy(&hub), &[]).await;
     let (answer, rest) = half_way(&hub, &served, &gate).await;
@@ -342,7 +342,7 @@ async fn on_sigterm_a_fill_with_a_client_goes_on_to_its_end_and_no_new_client_co
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_lame_duck_says_that_it_is_not_ready_and_answers_new_clients_until_its_time_is_over() {
+async fn lame_duck_serves_while_not_ready() {
     let hub = Hub::start().await;
     let mut served = Home::new().serve(", lameduck: 2s", &proxy(&hub), &[]).await;
     let url = format!("http://{}/v2/", served.address);
@@ -354,7 +354,7 @@ async fn a_lame_duck_says_that_it_is_not_ready_and_answers_new_clients_until_its
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_fill_that_outlasts_the_drain_time_is_cut_and_leaves_nothing() {
+async fn fill_beyond_drain_time_is_truncated() {
     let (hub, gate) = (Hub::start().await, Gate::shut());
     let mut served = Home::new()
         .serve(", draintimeout: 300ms", &proxy(&hub), &[])

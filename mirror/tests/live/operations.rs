@@ -13,7 +13,7 @@ fn proxy(hub: &Hub) -> String {
 }
 
 #[tokio::test]
-async fn a_health_check_that_fails_answers_503_to_clients_and_names_itself_to_admins() {
+async fn failing_health_check_is_503_and_named_to_admins() {
     let hub = Hub::start().await;
     let health = "health: {file: [{file: HOME/down, interval: 10ms, threshold: 2}]}";
     let served = Home::new()
@@ -79,7 +79,7 @@ async fn failing_check_is_logged_once_and_not_ready() {
 }
 
 #[tokio::test]
-async fn configured_headers_are_in_every_answer_and_the_prefix_before_every_path() {
+async fn headers_and_prefix_apply_to_every_response() {
     let hub = Hub::start().await;
     hub.push_image("app", "v1", &[b"layer"]);
     let http = ", prefix: /mirror/, headers: {X-Frame-Options: [deny], Content-Type: [text/html]}";
@@ -127,7 +127,7 @@ async fn a_read_only_cache_serves_and_keeps_nothing() {
 }
 
 #[tokio::test]
-async fn a_cache_that_becomes_read_only_serves_what_it_has_and_asks_no_more_of_upstream_than_before() {
+async fn read_only_cache_serves_without_extra_requests() {
     let hub = Hub::start().await;
     hub.push_image("app", "v1", &[b"layer"]);
     let yaml = format!("proxy: {{remoteurl: '{}', cache: {{tagttl: 1h}}}}", hub.url());
@@ -239,7 +239,7 @@ fn client_identity() -> (Identity, String) {
 }
 
 #[tokio::test]
-async fn only_clients_of_the_named_authorities_are_served_and_those_change_without_a_restart() {
+async fn client_cas_are_enforced_and_reloaded() {
     crate::served::client();
     let (hub, home) = (Hub::start().await, Home::new());
     let own = renew(&home);
@@ -259,7 +259,7 @@ async fn only_clients_of_the_named_authorities_are_served_and_those_change_witho
 }
 
 #[tokio::test]
-async fn an_edit_of_the_htpasswd_file_counts_at_once_also_for_those_who_were_let_in() {
+async fn htpasswd_edit_counts_at_once() {
     let (hub, home) = (Hub::start().await, Home::new());
     let listed = |user: &str| format!("{user}:{}\n", bcrypt::hash("secret", 4).unwrap());
     home.write("users", &listed("jane"));
@@ -305,7 +305,7 @@ async fn without_its_htpasswd_file_nobody_is_let_in_until_it_is_there() {
 }
 
 #[tokio::test]
-async fn on_sighup_the_cache_settings_change_for_what_is_cached_already() {
+async fn sighup_applies_cache_settings_to_cached_content() {
     let hub = Hub::start().await;
     hub.push_image("app", "v1", &[b"layer"]);
     let mut served = Home::new().serve("", &proxy(&hub), &[]).await;
@@ -360,7 +360,7 @@ async fn the_access_log_tells_whole_answers_from_those_that_were_cut() {
 }
 
 #[tokio::test]
-async fn a_configuration_that_names_a_ca_file_is_taken_once_the_file_comes() {
+async fn configuration_waits_for_its_ca_file() {
     let (near, far, home) = (Hub::start().await, Hub::start_tls().await, Home::new());
     let digest = far.push_blob("app", b"bytes");
     let yaml = |far: &str| {

@@ -67,7 +67,7 @@ async fn pass(client: TcpStream, seen: Arc<Mutex<Vec<String>>>) -> Option<()> {
 }
 
 #[tokio::test]
-async fn an_upstreams_proxyurl_is_a_tunnel_to_it_and_no_other_upstream_uses_it() {
+async fn proxyurl_tunnels_to_its_upstream_only() {
     let (far, near, proxy) = (Hub::start_tls().await, Hub::start().await, Proxy::start().await);
     let digest = far.push_blob("app", b"bytes");
     near.push_blob("app", b"bytes");
@@ -96,7 +96,7 @@ async fn an_upstreams_proxyurl_is_a_tunnel_to_it_and_no_other_upstream_uses_it()
 }
 
 #[tokio::test]
-async fn the_environments_proxies_are_used_but_for_what_no_proxy_names() {
+async fn environment_proxies_respect_no_proxy() {
     let (hub, proxy) = (Hub::start().await, Proxy::start().await);
     let digest = hub.push_blob("app", b"bytes");
     let yaml = format!("proxy: {{remoteurl: '{}', cache: {{maxsize: 1Gi}}}}", hub.url());
@@ -112,7 +112,7 @@ async fn the_environments_proxies_are_used_but_for_what_no_proxy_names() {
 }
 
 #[tokio::test]
-async fn https_all_and_lower_case_proxies_of_the_environment_are_used_too() {
+async fn all_proxy_variables_are_used() {
     let (plain, sealed) = (Hub::start().await, Hub::start_tls().await);
     let digest = plain.push_blob("app", b"bytes");
     sealed.push_blob("app", b"bytes");

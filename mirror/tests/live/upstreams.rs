@@ -46,7 +46,7 @@ async fn a_hundred_cold_clients_cost_one_token_a_repository() {
 }
 
 #[tokio::test]
-async fn an_identity_token_from_the_credentials_directory_opens_the_upstream() {
+async fn identity_token_from_directory_is_used() {
     let hub = Hub::start().await;
     hub.push_image("library/app", "v1", &[b"layer"]);
     let tokens = Tokens::at(&hub).only_identity("refresh-me");
@@ -145,7 +145,7 @@ async fn where_head_is_401_and_get_works_everything_is_served() {
 }
 
 #[tokio::test]
-async fn signed_urls_that_end_in_mid_blob_are_asked_for_anew_and_see_no_token() {
+async fn expired_signed_urls_are_renewed_without_token() {
     let hub = Hub::start().await;
     let data: Vec<u8> = (0..4 * MIB).map(|n| u8::try_from(n % 251).unwrap()).collect();
     let digest = hub.push_blob("app", &data);

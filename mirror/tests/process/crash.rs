@@ -135,12 +135,12 @@ async fn rounds(rounds: u64, seed: u64) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn kill_9_in_fills_and_expiries_leaves_nothing_partial_and_pulls_go_on() {
+async fn kill_9_in_fills_and_expiry_leaves_nothing_partial() {
     rounds(20, 1).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "the same 200 times: about a minute and a half"]
-async fn kill_9_two_hundred_times_leaves_nothing_partial_and_pulls_go_on() {
+async fn two_hundred_kills_leave_nothing_partial() {
     rounds(200, 2).await;
 }

@@ -104,7 +104,7 @@ pub(crate) async fn asks(stream: &mut TcpStream) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_was_answered_may_be_idle_for_longer_than_the_next_header_may_take() {
+async fn idle_connection_outlives_unfinished_header() {
     let hub = Hub::start().await;
     let home = tempfile::tempdir().unwrap();
     let server = Server::start(&home.path().join("cache"), &hub, "").await;
@@ -174,7 +174,7 @@ async fn who_sends_no_header_or_a_header_by_drops_is_dropped(port: fn(&Server) -
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_does_not_read_the_log_holds_up_neither_a_request_nor_the_end() {
+async fn unread_log_delays_neither_request_nor_stop() {
     let hub = Hub::start().await;
     let home = tempfile::tempdir().unwrap();
     let (server, _unread) = Server::start_unread(&home.path().join("cache"), &hub).await;

@@ -20,7 +20,7 @@ async fn body(address: &str, path: &str) -> (u16, Option<Vec<u8>>) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_disk_that_fills_up_in_mid_blob_evicts_then_cuts_and_counts_and_then_passes_the_blob_by() {
+async fn disk_full_mid_blob_evicts_then_passes_through() {
     let Some(how) = small_disk::namespace() else {
         return;
     };
@@ -72,7 +72,7 @@ async fn a_disk_that_fills_up_in_mid_blob_evicts_then_cuts_and_counts_and_then_p
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_disk_that_has_no_more_files_evicts_as_one_that_has_no_more_room() {
+async fn disk_without_inodes_evicts() {
     let Some(how) = small_disk::namespace() else {
         return;
     };

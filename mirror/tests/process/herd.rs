@@ -55,12 +55,12 @@ async fn sixty_four_cold_clients_cost_one_download_and_little_memory() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "16 GiB through one process: about a minute"]
-async fn sixty_four_cold_clients_of_256_mib_cost_one_download_and_little_memory() {
+async fn herd_of_large_blob_costs_one_download_and_little_memory() {
     herd(256 * MIB).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_joins_half_way_gets_a_first_byte_at_once_and_what_all_left_is_kept() {
+async fn late_joiner_reads_at_once_abandoned_fill_completes() {
     let hub = Hub::start().await;
     let digest = hub.push_blob("library/app", bytes(2, 8 * MIB));
     let gate = Gate::shut();
@@ -89,7 +89,7 @@ async fn who_joins_half_way_gets_a_first_byte_at_once_and_what_all_left_is_kept(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_hundred_clients_of_a_blob_that_has_no_room_all_get_it_by_a_request_of_their_own() {
+async fn herd_without_cache_space_passes_through() {
     let hub = Hub::start().await;
     let digest = hub.push_blob("library/app", bytes(2, 600 * 1024));
     let home = tempfile::tempdir().unwrap();

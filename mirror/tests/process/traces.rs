@@ -131,7 +131,7 @@ fn traceparent() -> String {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_request_and_its_questions_upstream_are_in_the_clients_trace_and_nothing_secret_is() {
+async fn request_and_upstream_spans_share_trace_without_secrets() {
     let (hub, (collector, endpoint)) = (Hub::start().await, Collector::start(false).await);
     hub.redirect_blobs(true);
     let digest = hub.push_blob("library/app", b"a layer");
@@ -214,7 +214,7 @@ async fn failures_are_told_as_errors_and_refusals_are_not() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_environment_names_the_service_the_headers_and_the_sampler() {
+async fn environment_configures_traces() {
     let (hub, (collector, endpoint)) = (Hub::start().await, Collector::start(false).await);
     let environment = [
         ("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint.as_str()),
@@ -269,7 +269,7 @@ async fn ask(server: &Server, times: usize) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_collector_that_hangs_holds_up_no_request_no_memory_and_no_end() {
+async fn hanging_collector_delays_nothing() {
     let (hub, (collector, endpoint)) = (Hub::start().await, Collector::start(true).await);
     let (_home, server) = traced(&hub, &[("OTEL_EXPORTER_OTLP_ENDPOINT", &endpoint), AT_ONCE]).await;
     ask(&server, 3_000).await;

@@ -111,7 +111,7 @@ async fn a_broken_connection_is_resumed_where_it_broke(at: usize) {
 #[test_case(&Fault::IgnoreRange; "ignored")]
 #[test_case(&Fault::refuse_range(); "refused")]
 #[tokio::test]
-async fn where_ranges_are_not_served_a_broken_blob_starts_over_unnoticed(second: &Fault) {
+async fn broken_blob_restarts_without_range_support(second: &Fault) {
     let hub = Hub::start().await;
     let data = pattern(MIB);
     let digest = hub.push_blob("library/app", &data);
@@ -132,7 +132,7 @@ async fn a_stalled_upstream_is_left_and_resumed() {
 }
 
 #[tokio::test]
-async fn an_upstream_that_never_gets_on_is_given_up_and_the_client_cut_short() {
+async fn stalled_upstream_ends_fill_and_truncates_client() {
     let hub = Hub::start().await;
     let digest = hub.push_blob("library/app", pattern(2 * MIB));
     hub.once("GET blobs", Fault::Cut(MIB));
@@ -198,7 +198,7 @@ async fn what_does_not_fit_passes_uncached(size: usize) {
 }
 
 #[tokio::test]
-async fn content_of_one_repository_needs_upstreams_yes_for_another_but_no_second_download() {
+async fn cross_repository_blob_needs_permission_no_download() {
     let hub = Hub::start().await;
     let data = pattern(1000);
     let digest = hub.push_blob("library/app", &data);
@@ -289,7 +289,7 @@ async fn fill_failure_of_other_upstream_is_not_shared() {
 }
 
 #[tokio::test]
-async fn head_of_a_blob_whose_length_is_not_told_says_none_until_it_is_cached() {
+async fn head_of_blob_without_length_omits_it_until_cached() {
     let hub = Hub::start().await;
     let digest = hub.push_blob("library/app", pattern(1000));
     hub.push_blob("library/other", pattern(1000));
@@ -326,7 +326,7 @@ async fn head_of_a_blob_that_is_redirected_tells_its_size() {
 }
 
 #[tokio::test]
-async fn head_of_a_blob_that_a_manifest_of_its_repository_names_asks_upstream_nothing() {
+async fn head_of_blob_named_by_manifest_asks_no_upstream() {
     let hub = Hub::start().await;
     let data = pattern(1000);
     let (_, layers) = hub.push_image("library/app", "1", &[&data]);
@@ -349,7 +349,7 @@ async fn head_of_a_blob_that_a_manifest_of_its_repository_names_asks_upstream_no
 }
 
 #[tokio::test]
-async fn a_signed_url_that_ends_in_mid_blob_is_asked_for_anew_at_the_registry() {
+async fn expired_signed_url_is_renewed_mid_blob() {
     let hub = Hub::start().await;
     let data = pattern(4 * MIB);
     let digest = hub.push_blob("library/app", &data);
@@ -398,7 +398,7 @@ async fn a_look_ahead_that_fails_waits_for_the_fill() {
 }
 
 #[tokio::test]
-async fn parts_that_overlap_to_more_than_the_whole_are_answered_with_it_and_so_is_a_part_of_nothing() {
+async fn overlapping_or_empty_ranges_get_whole_blob() {
     let hub = Hub::start().await;
     let (data, nothing) = (pattern(1000), hub.push_blob("library/app", b""));
     let digest = hub.push_blob("library/app", &data);

@@ -76,7 +76,7 @@ async fn what_the_patterns_keep_out_is_404_though_it_is_cached() {
 }
 
 #[tokio::test]
-async fn an_error_says_for_which_registry_it_is_where_the_client_named_one_of_ours() {
+async fn error_names_requested_registry() {
     let (hub, quay) = (Hub::start().await, Hub::start().await);
     let mirror = Mirror::with(&[(&hub, "docker.io"), (&quay, "quay.io")], cache(), None).await;
     for (path, host) in [

@@ -7,7 +7,7 @@ use crate::served::Mirror;
 const MIB: usize = 1024 * 1024;
 
 #[tokio::test]
-async fn a_cold_blob_costs_one_question_on_a_kept_connection_and_is_passed_on_as_it_comes() {
+async fn cold_blob_costs_one_request_and_streams() {
     let hub = Hub::start().await;
     *hub.auth() = Auth::Tokens(Tokens::at(&hub));
     let before = hub.push_blob("library/app", pattern(MIB));

@@ -8,7 +8,7 @@ use crate::pattern;
 use crate::served::Mirror;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn sixty_four_cold_clients_cost_one_full_download_and_all_get_the_right_bytes() {
+async fn herd_costs_one_download() {
     let hub = Hub::start().await;
     let data = pattern(16 * 1024 * 1024);
     let digest = hub.push_blob("library/app", &data);
@@ -30,7 +30,7 @@ async fn sixty_four_cold_clients_cost_one_full_download_and_all_get_the_right_by
 
 /// The second repository asks at every moment of the first one's download, its end above all.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn two_repositories_that_ask_for_one_blob_at_once_cost_one_download() {
+async fn two_repositories_share_one_download() {
     let hub = Hub::start().await;
     let mirror = Mirror::of(&hub).await;
     for round in 0..200_u64 {

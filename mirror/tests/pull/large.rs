@@ -82,7 +82,7 @@ async fn requests_sent_at_once_are_answered_in_turn_byte_for_byte() {
 }
 
 #[tokio::test]
-async fn a_file_that_shrinks_while_it_is_sent_cuts_the_answer_and_heals() {
+async fn file_shrinking_mid_response_truncates_then_heals() {
     let data = pattern(48 * MIB);
     let (_hub, mirror, digest, path) = cached(&data).await;
     let mut stream = TcpStream::connect(mirror.url.trim_start_matches("http://"))

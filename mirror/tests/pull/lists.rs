@@ -65,7 +65,7 @@ async fn the_catalog_lists_what_is_cached() {
 }
 
 #[tokio::test]
-async fn referrers_are_asked_for_once_while_fresh_filtered_here_and_served_stale() {
+async fn referrers_are_cached_filtered_and_served_stale() {
     let hub = Hub::start().await;
     let (digest, _) = hub.push_image("library/app", "a", &[b"a"]);
     let index =

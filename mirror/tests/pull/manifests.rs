@@ -10,7 +10,7 @@ use crate::served::{Mirror, cache, header};
 const PATH: &str = "/v2/app/manifests/1";
 
 #[tokio::test]
-async fn a_tag_is_asked_for_once_while_it_is_fresh_and_by_head_once_it_is_not() {
+async fn fresh_tag_asks_no_upstream_stale_one_sends_head() {
     let hub = Hub::start().await;
     let (digest, _) = hub.push_image("library/app", "1", &[b"layer"]);
     let mirror = Mirror::of(&hub).await;
@@ -62,7 +62,7 @@ async fn where_head_is_refused_a_tag_that_moved_is_fetched(status: u16) {
 #[test_case(&Fault::Reset; "the connection ends")]
 #[test_case(&Fault::Hang; "no answer")]
 #[tokio::test]
-async fn while_upstream_fails_the_last_known_answer_is_served_within_two_seconds(fault: &Fault) {
+async fn failing_upstream_serves_stale_within_two_seconds(fault: &Fault) {
     let hub = Hub::start().await;
     let (digest, _) = hub.push_image("library/app", "1", &[b"layer"]);
     let mirror = Mirror::of(&hub).await;
@@ -81,7 +81,7 @@ async fn while_upstream_fails_the_last_known_answer_is_served_within_two_seconds
 }
 
 #[tokio::test]
-async fn while_it_is_in_doubt_that_upstream_answers_nobody_waits_who_has_a_copy() {
+async fn probed_upstream_serves_copy_without_wait() {
     let hub = Hub::start().await;
     for tag in ["1", "2"] {
         hub.push_image("library/app", tag, &[b"layer"]);
@@ -113,7 +113,7 @@ async fn stale_ends_with_staleiferror() {
 }
 
 #[tokio::test]
-async fn a_tag_that_is_gone_upstream_is_gone_here_but_its_digest_is_served() {
+async fn deleted_tag_is_404_but_its_digest_is_served() {
     let hub = Hub::start().await;
     let (digest, _) = hub.push_image("library/app", "1", &[b"layer"]);
     let mirror = Mirror::of(&hub).await;
@@ -159,7 +159,7 @@ async fn a_wrong_manifest_is_neither_served_nor_kept(fault: &Fault) {
 }
 
 #[tokio::test]
-async fn a_head_that_names_what_is_not_there_leaves_the_last_known_answer() {
+async fn head_naming_missing_manifest_serves_last_copy() {
     let hub = Hub::start().await;
     let (digest, _) = hub.push_image("library/app", "1", &[b"layer"]);
     let mirror = Mirror::of(&hub).await;
@@ -253,7 +253,7 @@ async fn head_tells_the_length_that_get_has() {
 }
 
 #[tokio::test]
-async fn a_clock_that_is_set_back_keeps_no_tag_fresh_for_as_long_as_it_was_wrong() {
+async fn clock_set_back_keeps_no_tag_fresh() {
     let hub = Hub::start().await;
     hub.push_image("library/app", "1", &[b"layer"]);
     let mirror = Mirror::of(&hub).await;

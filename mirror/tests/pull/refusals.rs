@@ -79,11 +79,7 @@ async fn changes_are_405_and_upstream_is_not_asked(method: &str, path: &str) {
 #[test_case("DELETE", "/v2/app/blobs/sha256:abc", 400; "a delete by a broken digest")]
 #[test_case("PUT", "/v2/app/manifests/.INVALID", 404; "a push under a tag that can't be")]
 #[tokio::test]
-async fn changes_of_what_cannot_be_named_are_mistakes_before_they_are_refused(
-    method: &str,
-    path: &str,
-    status: u16,
-) {
+async fn write_to_malformed_reference_is_400_before_405(method: &str, path: &str, status: u16) {
     let hub = Hub::start().await;
     let mirror = Mirror::of(&hub).await;
     let answer = mirror.request(method, path).send().await.unwrap();

@@ -140,7 +140,7 @@ async fn sequence(seed: u64, steps: usize) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_sequence_of_requests_faults_damage_and_restarts_spoils_the_cache() {
+async fn random_fault_sequence_never_spoils_cache() {
     for seed in 0..8 {
         sequence(seed, 40).await;
     }
@@ -148,7 +148,7 @@ async fn no_sequence_of_requests_faults_damage_and_restarts_spoils_the_cache() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "the same for 200 sequences: a few minutes"]
-async fn no_long_sequence_of_requests_faults_damage_and_restarts_spoils_the_cache() {
+async fn long_fault_sequence_never_spoils_cache() {
     for seed in 100..300 {
         sequence(seed, 100).await;
     }

@@ -134,7 +134,7 @@ async fn got(mirror: &Mirror, path: &str) -> (u16, String, Option<u64>) {
 }
 
 #[tokio::test]
-async fn the_answer_table_holds_row_by_row_with_a_tag_a_digest_and_nothing_cached() {
+async fn upstream_answers_map_to_client_answers_row_by_row() {
     futures::future::join_all(rows().into_iter().map(holds)).await;
 }
 

@@ -61,11 +61,7 @@ async fn a_large_wrong_blob_is_cut_before_what_is_held_back(room: Option<u64>) {
 #[test_case(true, Some(1000), 503; "right bytes, passing uncached")]
 #[test_case(false, None, 503; "wrong bytes")]
 #[tokio::test]
-async fn a_client_that_sees_no_cut_gets_the_whole_with_its_length_or_an_error(
-    right: bool,
-    room: Option<u64>,
-    status: u16,
-) {
+async fn http10_client_gets_length_or_error(right: bool, room: Option<u64>, status: u16) {
     let hub = Hub::start().await;
     let digest = hub.push_blob("library/app", pattern(LARGE));
     if !right {
@@ -83,7 +79,7 @@ async fn a_client_that_sees_no_cut_gets_the_whole_with_its_length_or_an_error(
 }
 
 #[tokio::test]
-async fn a_part_ahead_of_a_fill_that_differs_from_it_is_cut_before_its_end() {
+async fn range_that_differs_from_fill_is_truncated() {
     let hub = Hub::start().await;
     let data = pattern(16 * LARGE);
     let digest = hub.push_blob("library/app", &data);
@@ -100,7 +96,7 @@ async fn a_part_ahead_of_a_fill_that_differs_from_it_is_cut_before_its_end() {
 }
 
 #[tokio::test]
-async fn a_range_beyond_what_upstream_wrongly_calls_the_size_is_no_416() {
+async fn range_beyond_wrong_upstream_size_is_no_416() {
     let hub = Hub::start().await;
     let digest = hub.push_blob("library/app", pattern(LARGE));
     hub.once("GET blobs", Fault::Body(pattern(LARGE / 2).into()));
@@ -112,7 +108,7 @@ async fn a_range_beyond_what_upstream_wrongly_calls_the_size_is_no_416() {
 }
 
 #[tokio::test]
-async fn after_wrong_bytes_the_digest_is_refused_for_a_while_ranges_included_and_then_heals() {
+async fn wrong_bytes_start_cooldown_of_digest() {
     let hub = Hub::start().await;
     let data = pattern(LARGE);
     let digest = hub.push_blob("library/app", &data);

@@ -5,7 +5,7 @@ use mirror::store::Found;
 use mirror::store::OpenError;
 
 #[tokio::test]
-async fn a_committed_blob_is_served_to_the_repositories_it_was_fetched_for() {
+async fn committed_blob_is_linked_to_its_repositories() {
     let place = Place::new();
     let store = place.open().await;
     let digest = put(&store, &nginx(), b"layer").await;
@@ -15,7 +15,7 @@ async fn a_committed_blob_is_served_to_the_repositories_it_was_fetched_for() {
 }
 
 #[tokio::test]
-async fn content_of_one_repository_is_linked_into_another_without_a_copy() {
+async fn content_is_linked_into_other_repository() {
     let place = Place::new();
     let store = place.open().await;
     let digest = put(&store, &nginx(), b"layer").await;
@@ -41,7 +41,7 @@ async fn content_that_is_not_there_gets_no_link() {
 }
 
 #[tokio::test]
-async fn what_is_staged_is_read_while_it_grows_and_leaves_nothing_when_dropped() {
+async fn staged_blob_is_readable_and_leaves_nothing() {
     let place = Place::new();
     let store = place.open().await;
     let mut staged = store
@@ -217,7 +217,7 @@ async fn a_blob_of_unknown_size_takes_no_more_room_than_it_has_bytes() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn whatever_happens_at_once_answers_are_right_and_the_account_matches_the_files() {
+async fn concurrent_operations_keep_quota_exact() {
     let place = Place::limited(40_000);
     let store = place.open().await;
     let mut workers = tokio::task::JoinSet::new();

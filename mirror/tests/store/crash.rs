@@ -73,7 +73,7 @@ fn assert_whole(place: &Place) -> u64 {
 }
 
 #[tokio::test]
-async fn kill_9_at_any_instant_leaves_whole_content_only_and_no_scratch() {
+async fn kill_9_leaves_whole_content_and_no_scratch() {
     let place = Place::limited(LIMIT);
     let blobs = || files(&place.v2().join("blobs")).len();
     let mut delay = Duration::from_millis(1);

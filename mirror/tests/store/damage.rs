@@ -154,7 +154,7 @@ async fn a_link_of_one_digest_may_lead_to_content_of_another() {
 }
 
 #[tokio::test]
-async fn a_link_to_another_digest_of_its_algorithm_is_a_miss_and_is_replaced() {
+async fn link_to_other_digest_is_a_miss_and_replaced() {
     let place = Place::new();
     let store = place.open().await;
     let (asked, other) = (
@@ -184,7 +184,7 @@ fn lead_astray(place: &Place, named: &Digest, target: &Digest) {
 #[test_case(Algorithm::Sha256; "of its algorithm")]
 #[test_case(Algorithm::Sha512; "of another algorithm")]
 #[tokio::test]
-async fn a_revision_that_leads_to_another_manifest_is_a_miss_and_leaves_that_one(algorithm: Algorithm) {
+async fn revision_of_other_manifest_is_a_miss(algorithm: Algorithm) {
     let place = Place::new();
     let other = manifest("{\"other\":1}");
     let asked = Digest::of(algorithm, b"{}");
@@ -201,7 +201,7 @@ async fn a_revision_that_leads_to_another_manifest_is_a_miss_and_leaves_that_one
 }
 
 #[tokio::test]
-async fn a_revision_of_one_algorithm_may_lead_to_the_same_manifest_by_another() {
+async fn revision_may_hold_digest_of_other_algorithm() {
     let place = Place::new();
     let stored = manifest("{}");
     let asked = Digest::of(Algorithm::Sha512, b"{}");
@@ -213,7 +213,7 @@ async fn a_revision_of_one_algorithm_may_lead_to_the_same_manifest_by_another() 
 }
 
 #[tokio::test]
-async fn a_file_where_the_root_or_what_leads_to_it_should_be_is_kept_and_is_an_error() {
+async fn file_in_place_of_root_is_kept_and_an_error() {
     let place = Place::new();
     let file = place.path().join("file");
     fs::write(&file, "somebody's").unwrap();
@@ -224,7 +224,7 @@ async fn a_file_where_the_root_or_what_leads_to_it_should_be_is_kept_and_is_an_e
 }
 
 #[tokio::test]
-async fn a_file_beside_our_directories_is_kept_and_nothing_can_be_stored() {
+async fn file_in_place_of_docker_directory_is_kept() {
     let place = Place::new();
     let file = place.path().join("docker");
     fs::write(&file, "somebody's").unwrap();
@@ -234,7 +234,7 @@ async fn a_file_beside_our_directories_is_kept_and_nothing_can_be_stored() {
 }
 
 #[tokio::test]
-async fn a_dropped_blob_stays_readable_where_it_is_open_and_leaves_no_link() {
+async fn dropped_blob_stays_readable_while_open() {
     let place = Place::new();
     let store = place.open().await;
     let digest = put(&store, &nginx(), b"layer").await;
@@ -273,7 +273,7 @@ async fn taken_over_with_a_flipped_bit() -> (Place, Digest) {
 }
 
 #[tokio::test]
-async fn a_flipped_bit_in_content_never_verified_is_found_after_its_first_use() {
+async fn flipped_bit_is_found_after_first_use() {
     let (place, digest) = taken_over_with_a_flipped_bit().await;
     let store = place.open().await;
     store.set_scrub_period(Some(720 * HOUR));
@@ -285,7 +285,7 @@ async fn a_flipped_bit_in_content_never_verified_is_found_after_its_first_use() 
 }
 
 #[tokio::test]
-async fn content_is_hashed_again_once_a_period_and_only_when_it_is_used() {
+async fn used_content_is_scrubbed_once_a_period() {
     let place = Place::new();
     let store = place.open().await;
     store.set_scrub_period(Some(720 * HOUR));

@@ -156,7 +156,7 @@ fn filled_by_distribution(image: &Image, upstream: &Registry) -> Place {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_we_wrote_is_served_by_distribution_as_its_own_and_as_its_cache() {
+async fn distribution_serves_our_cache() {
     let (image, place) = (Image::new(), Place::new());
     image.store(&place).await;
     let origin = Registry::start(place.path(), None);
@@ -167,7 +167,7 @@ async fn what_we_wrote_is_served_by_distribution_as_its_own_and_as_its_cache() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_cache_that_distribution_filled_is_served_and_expires_when_it_would_have() {
+async fn distribution_cache_is_served_and_expires_in_time() {
     let (image, origin) = (Image::new(), Place::new());
     image.store(&origin).await;
     let upstream = Registry::start(origin.path(), None);

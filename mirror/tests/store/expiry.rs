@@ -77,7 +77,7 @@ async fn an_open_download_finishes_and_the_content_goes_afterwards() {
 }
 
 #[tokio::test]
-async fn the_task_expires_at_once_and_again_when_the_ttl_changes_and_flushes_at_the_end() {
+async fn expiry_runs_at_once_after_changes_and_flushes() {
     let place = Place::new();
     let store = place.open().await;
     let digest = put(&store, &nginx(), b"layer").await;
@@ -107,7 +107,7 @@ async fn the_task_expires_at_once_and_again_when_the_ttl_changes_and_flushes_at_
 }
 
 #[tokio::test]
-async fn a_use_alone_rewrites_the_expiry_state_only_once_an_hour_and_at_the_end() {
+async fn use_alone_rewrites_expiry_state_hourly() {
     let place = Place::new();
     let store = place.open().await;
     let digest = put(&store, &nginx(), b"layer").await;
@@ -132,7 +132,7 @@ async fn a_use_alone_rewrites_the_expiry_state_only_once_an_hour_and_at_the_end(
 }
 
 #[tokio::test]
-async fn counted_from_the_first_fetch_a_use_never_rewrites_the_expiry_state() {
+async fn use_never_rewrites_expiry_state_from_first_fetch() {
     let place = Place::new();
     let store = place.open().await;
     let digest = put(&store, &nginx(), b"layer").await;
@@ -147,7 +147,7 @@ async fn counted_from_the_first_fetch_a_use_never_rewrites_the_expiry_state() {
 }
 
 #[tokio::test]
-async fn a_clock_that_is_years_ahead_for_a_while_costs_no_content_and_keeps_none_for_years() {
+async fn clock_years_ahead_neither_drops_nor_keeps_content() {
     let (year, week) = (8_760 * HOUR, 168 * HOUR);
     let place = Place::new();
     let store = place.open().await;
@@ -172,7 +172,7 @@ async fn a_clock_that_is_years_ahead_for_a_while_costs_no_content_and_keeps_none
 }
 
 #[tokio::test]
-async fn a_clock_that_goes_on_where_it_was_set_to_is_believed_after_an_hour() {
+async fn clock_set_ahead_expires_content_after_an_hour() {
     let place = Place::new();
     let store = place.open().await;
     put(&store, &nginx(), b"layer").await;

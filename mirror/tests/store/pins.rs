@@ -19,7 +19,7 @@ async fn image(store: &Store, layer: &[u8]) -> (Digest, Digest, Digest) {
 }
 
 #[tokio::test]
-async fn a_pinned_tag_keeps_its_index_its_image_and_its_layers_from_expiring() {
+async fn pinned_tag_keeps_index_image_and_layers() {
     let place = Place::new();
     let store = place.open().await;
     let (layer, image, index) = image(&store, b"kept").await;

@@ -43,7 +43,7 @@ async fn everything_survives_a_restart() {
 }
 
 #[tokio::test]
-async fn a_lost_index_is_rebuilt_from_the_files_with_ages_from_now_and_links_that_still_go() {
+async fn lost_index_is_rebuilt_from_files() {
     let place = Place::new();
     let (layer, manifest) = filled(&place).await;
     place.clock.advance(2 * HOUR);

@@ -88,7 +88,7 @@ async fn tags_and_repositories_are_listed_sorted() {
 }
 
 #[tokio::test]
-async fn one_registrys_tags_are_never_served_as_anothers_when_the_default_changes() {
+async fn changed_default_never_mixes_tags() {
     let place = Place::new();
     let store = place.open().await;
     let tag = "latest".parse().unwrap();

@@ -68,7 +68,7 @@ async fn pulled_while_it_learns(others: usize, index_is_there: bool) {
 }
 
 #[tokio::test]
-async fn what_is_pulled_right_after_a_take_over_keeps_the_expiry_that_it_had() {
+async fn content_pulled_after_adoption_keeps_expiry() {
     for index_is_there in [false, true] {
         pulled_while_it_learns(50_000, index_is_there).await;
     }
@@ -83,7 +83,7 @@ async fn a_million_entries_of_an_expiry_state_hold_up_no_answer() {
 }
 
 #[tokio::test]
-async fn what_is_fetched_while_it_learns_does_not_expire_by_the_state_of_before() {
+async fn content_fetched_during_rebuild_has_new_expiry() {
     let place = Place::new();
     let gone = digest(b"gone");
     write_state(&place, 50_000, &[&gone], Timestamp::now() - HOUR);

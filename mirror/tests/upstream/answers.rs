@@ -14,7 +14,7 @@ use crate::{name, tag, upstream};
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 
 #[tokio::test]
-async fn a_manifest_comes_byte_for_byte_with_type_and_digest_by_tag_and_by_digest() {
+async fn manifest_is_identical_by_tag_and_by_digest() {
     let hub = Hub::start().await;
     let (digest, _) = hub.push_image("library/app", "v1", &[b"layer"]);
     let upstream = upstream(&hub);
@@ -59,7 +59,7 @@ async fn a_head_gives_digest_type_and_size_without_a_get() {
 #[test_case(406)]
 #[test_case(501)]
 #[tokio::test]
-async fn a_registry_that_knows_no_head_says_nothing_and_is_not_failing(status: u16) {
+async fn registry_without_head_is_not_failing(status: u16) {
     let hub = Hub::start().await;
     hub.push_image("library/app", "v1", &[b"layer"]);
     hub.always("HEAD manifests", Fault::status(status));
@@ -71,7 +71,7 @@ async fn a_registry_that_knows_no_head_says_nothing_and_is_not_failing(status: u
 }
 
 #[tokio::test]
-async fn a_head_that_finds_nothing_is_told_from_an_ingress_page_by_a_get() {
+async fn head_404_is_checked_by_get_against_ingress_page() {
     let hub = Hub::start().await;
     hub.push_image("library/app", "v1", &[b"layer"]);
     let upstream = upstream(&hub);
@@ -203,7 +203,7 @@ async fn a_large_manifest_without_a_length_is_given_up_at_the_limit() {
 }
 
 #[tokio::test]
-async fn a_kept_connection_that_upstream_closed_costs_one_retry_and_no_error() {
+async fn closed_pooled_connection_costs_one_retry() {
     let hub = Hub::start().await;
     hub.push_image("library/app", "v1", &[b"layer"]);
     let upstream = upstream(&hub);

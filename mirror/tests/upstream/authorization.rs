@@ -56,7 +56,7 @@ async fn user_and_password_are_shown_once_asked_for_and_then_at_once() {
 #[test_case("Basic realm=\"hub\""; "asks for a password")]
 #[test_case("Bearer realm=\"REALM\",service=\"hub\""; "asks for a token that nobody gets")]
 #[tokio::test]
-async fn what_one_repository_asks_for_keeps_nobody_from_another_that_is_open(challenge: &str) {
+async fn challenge_of_one_repository_spares_open_one(challenge: &str) {
     let hub = Hub::start().await;
     hub.push_image("library/app", "v1", &[b"layer"]);
     let realm = format!("{}token", hub.url());
@@ -71,7 +71,7 @@ async fn what_one_repository_asks_for_keeps_nobody_from_another_that_is_open(cha
 }
 
 #[tokio::test]
-async fn a_wrong_password_is_sent_once_a_request_and_denied_without_being_repeated_in_words() {
+async fn wrong_password_is_sent_once_and_never_shown() {
     let hub = Hub::start().await;
     *hub.auth() = Auth::Basic("jane".into(), "right".into());
     let upstream = upstream_as(&hub, basic("jane", "hunter2"));
@@ -102,7 +102,7 @@ async fn a_refused_password_has_the_words_of_upstream() {
 }
 
 #[tokio::test]
-async fn a_hundred_requests_cost_one_token_and_one_refusal_each_at_most() {
+async fn hundred_requests_share_one_token() {
     let hub = with_tokens(|tokens| tokens.only("jane", "hunter2")).await;
     let upstream = upstream_as(&hub, basic("jane", "hunter2"));
     let all = (0..100).map(|_| pull(&upstream));
@@ -157,7 +157,7 @@ async fn the_scope_has_the_name_that_the_upstream_knows() {
 }
 
 #[tokio::test]
-async fn access_token_is_as_good_and_a_token_is_renewed_before_its_end() {
+async fn access_token_is_accepted_and_renewed_in_time() {
     let hub = with_tokens(|mut tokens| {
         (tokens.field, tokens.expires_in) = ("access_token", None);
         tokens
@@ -193,7 +193,7 @@ async fn a_revoked_token_costs_one_retry_with_a_new_one() {
 }
 
 #[tokio::test]
-async fn a_revoked_token_is_replaced_also_where_the_refusal_names_no_challenge() {
+async fn revoked_token_is_replaced_without_challenge() {
     let hub = with_tokens(|tokens| tokens).await;
     let upstream = upstream(&hub);
     pull(&upstream).await.unwrap();
@@ -216,7 +216,7 @@ async fn a_401_after_a_fresh_token_is_final() {
 }
 
 #[tokio::test]
-async fn a_refused_password_is_shown_to_the_token_server_once_for_many() {
+async fn refused_password_reaches_token_server_once() {
     let hub = with_tokens(|tokens| tokens.only("jane", "right")).await;
     let upstream = upstream_as(&hub, basic("jane", "hunter2"));
     let all = (0..50).map(|_| pull(&upstream));
@@ -242,7 +242,7 @@ async fn a_password_that_the_token_server_repeats_is_not_passed_on() {
 #[test_case(403; "where it denies")]
 #[test_case(404; "where it has nothing")]
 #[tokio::test]
-async fn what_a_registry_repeats_of_what_it_was_shown_is_not_passed_on(status: u16) {
+async fn secret_in_error_body_is_not_passed_on(status: u16) {
     for (hub, secret) in [
         (
             with_tokens(|tokens| tokens.only("jane", "hunter2")).await,
@@ -318,7 +318,7 @@ fn elsewhere(hub: &Hub) -> String {
 }
 
 #[tokio::test]
-async fn a_token_server_elsewhere_is_asked_anonymously_and_the_denial_says_how_to_trust_it() {
+async fn foreign_token_server_gets_no_credential_hint_names_key() {
     let hub = with_tokens(|tokens| tokens.only("jane", "hunter2")).await;
     let realm = elsewhere(&hub);
     hub.auth().tokens().realm = realm;
@@ -349,7 +349,7 @@ async fn a_new_credential_forgets_the_tokens_of_the_one_before() {
 }
 
 #[tokio::test]
-async fn a_token_server_that_limits_rests_without_resting_the_registry() {
+async fn token_server_429_does_not_suspend_registry() {
     let hub = with_tokens(|tokens| tokens).await;
     hub.always("GET /token", Fault::limited(Some("7")));
     let clock = Clock::system();

@@ -150,7 +150,7 @@ async fn a_reader_that_pauses_longer_than_bodies_may_is_not_cut() {
 }
 
 #[tokio::test]
-async fn a_signed_url_is_followed_without_the_token_and_never_named_in_an_error() {
+async fn signed_url_gets_no_token_and_is_never_shown() {
     let hub = Hub::start().await;
     let data = pattern(1000);
     let digest = hub.push_blob("library/app", &data);
@@ -194,7 +194,7 @@ async fn a_signed_url_that_ended_says_nothing_about_the_credential() {
 }
 
 #[tokio::test]
-async fn a_yes_is_a_head_with_its_size_or_a_redirect_that_is_not_followed() {
+async fn blob_head_accepts_size_or_redirect() {
     let hub = Hub::start().await;
     let digest = hub.push_blob("library/app", pattern(1000));
     let upstream = upstream(&hub);
@@ -290,7 +290,7 @@ async fn behind_a_redirect_one_byte_tells_the_size() {
 }
 
 #[tokio::test]
-async fn behind_a_redirect_that_serves_no_parts_the_length_is_the_size_and_the_body_is_not_read() {
+async fn size_behind_redirect_is_length_without_body() {
     let hub = Hub::start().await;
     let length = 64 * 1024 * 1024;
     let digest = hub.push_blob("library/app", vec![0; length]);
@@ -311,7 +311,7 @@ async fn an_empty_blob_behind_a_redirect_has_size_zero() {
 }
 
 #[tokio::test]
-async fn a_storage_that_refuses_parts_with_a_bare_416_tells_the_size_all_the_same() {
+async fn bare_416_of_storage_still_gives_size() {
     let hub = Hub::start().await;
     let (length, refused) = (64 * 1024 * 1024, Fault::refuse_range());
     let empty = hub.push_blob("library/app", b"");
@@ -328,7 +328,7 @@ async fn a_storage_that_refuses_parts_with_a_bare_416_tells_the_size_all_the_sam
 }
 
 #[tokio::test]
-async fn a_size_that_is_told_nowhere_is_unknown_and_one_refused_is_an_error() {
+async fn size_is_unknown_if_never_sent_error_if_refused() {
     let hub = Hub::start().await;
     let digest = hub.push_blob("library/app", pattern(1000));
     hub.redirect_blobs(true);
@@ -345,7 +345,7 @@ async fn a_size_that_is_told_nowhere_is_unknown_and_one_refused_is_an_error() {
 }
 
 #[tokio::test]
-async fn a_blob_that_the_repository_has_not_is_a_no_with_the_registrys_words() {
+async fn missing_blob_is_not_found_with_registry_code() {
     let hub = Hub::start().await;
     hub.push_blob("library/app", b"mine");
     let digest = hub.push_blob("library/other", b"others");
@@ -354,7 +354,7 @@ async fn a_blob_that_the_repository_has_not_is_a_no_with_the_registrys_words() {
 }
 
 #[tokio::test]
-async fn an_upstream_full_of_trickling_downloads_is_unavailable_after_the_queue_and_others_go_on() {
+async fn full_download_pool_fails_after_queue_time() {
     let (slow, other) = (Hub::start().await, Hub::start().await);
     let data = pattern(1000);
     let digest = slow.push_blob("library/app", &data);
@@ -381,7 +381,7 @@ async fn an_upstream_full_of_trickling_downloads_is_unavailable_after_the_queue_
 }
 
 #[tokio::test]
-async fn no_more_downloads_run_at_a_time_than_the_limit_and_the_rest_wait() {
+async fn downloads_beyond_limit_wait() {
     let hub = Hub::start().await;
     let digest = hub.push_blob("library/app", pattern(1000));
     let mut options = impatient(Clock::system());
@@ -397,7 +397,7 @@ async fn no_more_downloads_run_at_a_time_than_the_limit_and_the_rest_wait() {
 }
 
 #[tokio::test]
-async fn what_passes_by_the_cache_waits_for_its_own_kind_and_holds_up_nothing_on_its_way_into_it() {
+async fn pass_through_pool_is_separate_from_fills() {
     let hub = Hub::start().await;
     let digest = hub.push_blob("library/app", pattern(1000));
     let mut options = impatient(Clock::system());

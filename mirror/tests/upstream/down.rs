@@ -23,7 +23,7 @@ async fn start() -> (Hub, Upstream) {
 }
 
 #[tokio::test]
-async fn a_closed_port_is_known_after_one_request_and_its_return_noticed_without_any() {
+async fn closed_port_is_detected_and_recovery_is_probed() {
     let (mut hub, upstream) = start().await;
     assert_eq!(upstream.state(), UpstreamState::Unknown);
     pull(&upstream).await.unwrap();
@@ -54,7 +54,7 @@ async fn while_upstream_hangs_requests_soon_fail_at_once() {
 }
 
 #[tokio::test]
-async fn a_hang_is_noticed_although_the_client_left_before_any_time_out() {
+async fn hang_is_detected_after_client_left() {
     let (hub, upstream) = start().await;
     hub.always("*", Fault::Hang);
     let left = tokio::time::timeout(Duration::from_millis(150), pull(&upstream)).await;

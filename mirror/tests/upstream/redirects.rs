@@ -100,7 +100,7 @@ async fn an_upstream_that_is_here_may_lead_to_here_by_another_name() {
 }
 
 #[tokio::test]
-async fn an_http_proxy_gets_the_requests_and_literal_addresses_are_checked_all_the_same() {
+async fn http_proxy_is_used_and_literal_addresses_checked() {
     let hub = start().await;
     let mut config = hub.config();
     config.remote = "http://registry.example".parse().unwrap();

@@ -33,7 +33,7 @@ async fn a_password_is_taken_or_refused_by_the_registry() {
 }
 
 #[tokio::test]
-async fn a_password_is_taken_or_refused_by_the_token_server_and_tried_once() {
+async fn trial_of_password_asks_token_server_once() {
     let hub = Hub::start().await;
     let tokens = Tokens::at(&hub).only("jane", "right");
     *hub.auth() = Auth::Tokens(tokens);
@@ -89,7 +89,7 @@ async fn an_upstream_in_trouble_gives_no_verdict() {
 }
 
 #[tokio::test]
-async fn a_token_server_that_may_not_see_the_password_gives_no_verdict_about_it() {
+async fn untrusted_token_server_gives_no_verdict() {
     let hub = Hub::start().await;
     let mut tokens = Tokens::at(&hub);
     tokens.realm = format!("http://localhost:{}/token", hub.url().port().unwrap());

@@ -248,7 +248,9 @@ fn public_types(text: &str) -> Vec<String> {
             .position(|word| ["struct", "enum", "trait", "type"].contains(word));
         let name = item.and_then(|at| words.get(at + 1));
         let is_declaration = !line.contains("fn ") && !line.contains(" use ");
-        names.extend(name.filter(|_| is_declaration).map(|name| (*name).to_owned()));
+        // A macro names its type by a parameter.
+        let name = name.filter(|name| is_declaration && !name.is_empty());
+        names.extend(name.map(|name| (*name).to_owned()));
     }
     names
 }

@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_edit_within_one_tick_of_the_file_system_counts_for_the_next_request() {
+    async fn edit_within_file_system_tick_counts_at_once() {
         let (_directory, path) = file(&format!("a:$2y$05${SALTED}\n"));
         let users = Arc::new(Users::new(path.clone()));
         for name in ["b", "c", "d"] {

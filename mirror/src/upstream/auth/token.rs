@@ -302,7 +302,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_failure_is_shared_and_a_refused_password_not_tried_again_for_ten_seconds() {
+    async fn token_failure_is_shared_denial_lasts_ten_seconds() {
         let server = Server::new();
         let refuse = || async {
             server.asked.fetch_add(1, Ordering::SeqCst);

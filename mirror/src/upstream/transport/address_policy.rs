@@ -333,7 +333,7 @@ mod tests {
     #[test_case("http://127.0.0.1:5000"; "by its address")]
     #[test_case("http://localhost:5000"; "by localhost")]
     #[test_case("http://registry.localhost"; "below localhost")]
-    fn an_upstream_on_the_loopback_may_lead_there_but_not_to_the_metadata_service(remote: &str) {
+    fn loopback_upstream_reaches_loopback_not_metadata_service(remote: &str) {
         let policy = policy(remote, &[]);
         assert!(policy.admits_literal(&"http://127.0.0.2:9000/".parse().unwrap()));
         assert!(policy.filter("store.test", false, at("127.0.0.1")).is_ok());
