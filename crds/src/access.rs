@@ -1,4 +1,4 @@
-//! Who may pull.
+//! Access control for pulls.
 
 use kube::KubeSchema;
 use schemars::JsonSchema;
@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::rules;
 
-/// Who may pull.
+/// Access control for pulls.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
@@ -20,7 +20,7 @@ use crate::rules;
         .reason(Reason::FieldValueForbidden)
 )]
 pub struct Access {
-    /// `Anonymous` (whoever reaches the mirror) or `Basic` (a user name and password of the htpasswd file).
+    /// `Anonymous` (every client that reaches the mirror) or `Basic` (a user name and password of the htpasswd file).
     #[serde(default)]
     pub mode: AccessMode,
 
@@ -29,10 +29,10 @@ pub struct Access {
     pub htpasswd_secret_ref: Option<HtpasswdReference>,
 }
 
-/// Who may pull.
+/// The access mode of a mirror.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum AccessMode {
-    /// Whoever reaches the mirror.
+    /// Every client that reaches the mirror.
     #[default]
     Anonymous,
     /// Users of an htpasswd file.

@@ -1,4 +1,4 @@
-//! What is kept and for how long.
+//! The retention and the limits of cached content.
 
 use std::time;
 
@@ -9,12 +9,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::{rules, schema};
 
-/// What is kept, for how long, and how much of it.
+/// The retention and the limits of cached content.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Cache {
-    /// How long unused content stays, such as `30m` or `168h`. `0s`: never expires. A change applies to what is
-    /// already cached, too.
+    /// The time for which unused content is kept, such as `30m` or `168h`. `0s`: it never expires. A change also
+    /// applies to content that is already cached.
     #[serde(default = "one_week")]
     #[x_kube(validation = rules::duration())]
     #[schemars(schema_with = "schema::duration", extend("default" = "168h"))]
@@ -24,33 +24,33 @@ pub struct Cache {
     #[serde(default)]
     pub ttl_from: TtlFrom,
 
-    /// How long a tag is served without asking upstream whether it moved. `0s`: asks every time.
+    /// The time for which a tag is served without a revalidation at the upstream. `0s`: every request revalidates it.
     #[serde(default = "five_minutes", rename = "tagTTL")]
     #[x_kube(validation = rules::duration())]
     #[schemars(schema_with = "schema::duration", extend("default" = "5m"))]
     pub tag_ttl: Duration,
 
-    /// How long after it was last known to be current a tag may still be served while upstream fails, never beyond
-    /// ttl. `0s`: not at all.
+    /// The time after the last successful revalidation for which a tag may be served while the upstream fails, never
+    /// beyond ttl. `0s`: not at all.
     #[serde(default = "one_week")]
     #[x_kube(validation = rules::duration())]
     #[schemars(schema_with = "schema::duration", extend("default" = "168h"))]
     pub stale_if_error: Duration,
 
-    /// Go on serving what is cached although upstream refuses it (401 or 403), for as long as while upstream fails. By
-    /// default a refusal ends that.
+    /// Serves cached content although the upstream refuses it (401 or 403), for as long as while the upstream fails.
+    /// Default: a refusal ends the serving.
     #[serde(default)]
     pub stale_if_denied: bool,
 
-    /// How much is kept, such as `40Gi`; beyond it what was used least recently goes first. Default: 90 % of the
-    /// storage's size, of its sizeLimit, or of the existing claim's file system.
+    /// The maximum size of the cache, such as `40Gi`; beyond it the least recently used content is evicted. Default: 90
+    /// % of the size of the storage, of its sizeLimit, or of the file system of the existing PersistentVolumeClaim.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = rules::quantity())]
     #[schemars(schema_with = "schema::quantity")]
     pub max_size: Option<Quantity>,
 
-    /// What neither expires nor gives way to newer content: `host/name:tag` or `host/name@digest`, where `*` stays
-    /// within a path component and `**` crosses them, as in `docker.io/library/*:*`.
+    /// Content that is neither expired nor evicted: `host/name:tag` or `host/name@digest`, where `*` stays within a
+    /// path component and `**` crosses them, as in `docker.io/library/*:*`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64), inner(length(max = 512)))]
     #[x_kube(validation = rules::image_globs())]

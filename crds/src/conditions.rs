@@ -1,4 +1,4 @@
-//! The names that conditions and their reasons have, so that nobody spells one twice, and which of them go together.
+//! The names of conditions and reasons, each defined once, and the combinations that occur.
 
 use std::fmt;
 
@@ -14,7 +14,7 @@ macro_rules! names {
             /// Every one.
             pub const ALL: &[Self] = &[$(Self::$variant),*];
 
-            /// As it stands in the status.
+            /// Returns the name in the status.
             pub fn as_str(self) -> &'static str {
                 match self {
                     $(Self::$variant => stringify!($variant),)*
@@ -33,7 +33,8 @@ macro_rules! names {
 names! {
     /// A condition's `type`.
     ConditionType {
-        /// The sum: accepted, available, and neither storage nor credentials stand in the way.
+        /// The summary: the spec is accepted, a server is available, and storage, certificate and credentials allow
+        /// pulls.
         Ready,
         /// The spec can be acted on.
         Accepted,
@@ -59,11 +60,11 @@ names! {
 names! {
     /// A condition's `reason`.
     Reason {
-        /// Ready: nothing stands in the way.
+        /// Ready: pulls are served.
         Serving,
         /// Accepted: the spec is acted on.
         SpecAccepted,
-        /// Accepted is False: the spec contradicts itself, or what stands in a stored object can't be read.
+        /// Accepted is False: the spec contradicts itself, or the stored object is malformed.
         InvalidSpec,
         /// Accepted is False: the operator's policy does not allow what the spec asks for.
         NotAllowed,
@@ -148,7 +149,7 @@ names! {
     }
 }
 
-/// What can be said of each condition, and with which reasons: nothing else is ever written.
+/// The statuses of each condition, with their reasons. The operator writes no other combination.
 pub const SAID: &[(ConditionType, Truth, &[Reason])] = &[
     (ConditionType::Ready, Truth::True, &[Reason::Serving]),
     (
@@ -265,7 +266,7 @@ pub const SAID: &[(ConditionType, Truth, &[Reason])] = &[
     ),
 ];
 
-/// Each condition with each status and reason that it can have.
+/// Returns each condition with each status and reason that it can have.
 pub fn said() -> impl Iterator<Item = (ConditionType, Truth, Reason)> {
     let each = |(kind, truth, reasons): &'static (ConditionType, Truth, &[Reason])| {
         reasons.iter().map(|reason| (*kind, *truth, *reason))
@@ -278,7 +279,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_condition_and_reason_is_said_of_something_and_nothing_twice() {
+    fn conditions_and_reasons_occur_once_at_least() {
         let all: Vec<_> = said().collect();
         for kind in ConditionType::ALL {
             assert!(all.iter().any(|said| said.0 == *kind), "{kind}");
@@ -291,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn reasons_have_the_form_that_the_api_server_asks_of_conditions() {
+    fn reasons_have_the_form_of_the_api_conventions() {
         for reason in Reason::ALL {
             let name = reason.as_str();
             assert!(name.starts_with(|c: char| c.is_ascii_uppercase()), "{name}");

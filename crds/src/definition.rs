@@ -10,8 +10,8 @@ use crate::RegistryMirror;
 /// The longest name a mirror may have, as its children's names are longer.
 pub const MAX_NAME_LENGTH: i64 = 40;
 
-/// The definition to install. What [`RegistryMirror::crd`] derives is not complete: the rule for names is added here,
-/// and `null` is not a value of any field, so that the API server drops it and defaults apply.
+/// Returns the CRD. The derived [`RegistryMirror::crd`] is incomplete: this function adds the rule for names and
+/// removes `null` from the values of fields.
 pub fn crd() -> CustomResourceDefinition {
     let mut crd = RegistryMirror::crd();
     for version in &mut crd.spec.versions {
@@ -29,10 +29,10 @@ pub fn crd() -> CustomResourceDefinition {
     crd
 }
 
-/// The definition as YAML, with a head that says where it comes from.
+/// Returns the CRD as YAML, with a header that names its source.
 ///
 /// # Errors
-/// None in practice: every value in it has a form in YAML.
+/// None in practice: every value has a form in YAML.
 pub fn yaml() -> Result<String, serde_saphyr::ser::Error> {
     Ok(format!(
         "# Generated from the types in crds/src; a test fails where they differ.\n{}",
@@ -40,8 +40,8 @@ pub fn yaml() -> Result<String, serde_saphyr::ser::Error> {
     ))
 }
 
-/// The API server refuses CEL rules about the name, so it is constrained here: DNS labels that start with a letter, as
-/// Services carry them.
+/// Returns the schema of the metadata. The API server rejects CEL rules about the name, so the schema constrains it:
+/// DNS labels that start with a letter, as for Services.
 fn metadata() -> JSONSchemaProps {
     let name = JSONSchemaProps {
         type_: Some("string".to_owned()),

@@ -1,9 +1,8 @@
-//! The `RegistryMirror` API: the types that the operator works with, and the only source of the
-//! `CustomResourceDefinition`.
+//! The `RegistryMirror` API: the types that the operator uses, and the only source of the `CustomResourceDefinition`.
 //!
-//! Every field is documented for the admin who writes it, as these comments become the descriptions that
-//! `kubectl explain` prints. Defaults stand in the schema and in serde alike, so that an object reads the same
-//! whether it came through an API server or from a file.
+//! Every field is documented for the admin who writes it, because these comments become the descriptions that `kubectl
+//! explain` prints. The schema and serde have the same defaults, so that an object reads the same from an API server
+//! and from a file.
 #![expect(
     unreachable_pub,
     reason = "kube's KubeSchema repeats each type inside a function"
@@ -14,6 +13,7 @@
 )]
 
 pub mod access;
+mod advice;
 pub mod cache;
 pub mod conditions;
 pub mod definition;

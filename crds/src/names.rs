@@ -1,10 +1,10 @@
-//! How Kubernetes spells what we have as enums.
+//! The Kubernetes names of enum variants.
 
 /// Gives enums whose variants are called as Kubernetes calls them that spelling.
 macro_rules! kubernetes_names {
     ($($name:ident { $($variant:ident),* $(,)? })*) => {$(
         impl $name {
-            /// The value as Kubernetes spells it.
+            /// Returns the name in the Kubernetes API.
             pub fn as_str(self) -> &'static str {
                 match self {
                     $(Self::$variant => stringify!($variant),)*

@@ -1,4 +1,4 @@
-//! How nodes are told to pull through the mirror.
+//! The configuration of nodes to pull through the mirror.
 
 use std::time;
 
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{rules, schema};
 
-/// How nodes are told to pull through the mirror: files for their container runtimes, in a `ConfigMap`.
+/// The configuration of nodes to pull through the mirror: files for their container runtimes, in a `ConfigMap`.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct NodeConfiguration {
@@ -16,11 +16,12 @@ pub struct NodeConfiguration {
     #[serde(default)]
     pub mode: NodeConfigurationMode,
 
-    /// What nodes do when the mirror does not answer: `Allow` (they ask the registry itself) or `Never`.
+    /// The behavior of nodes while the mirror does not respond: `Allow` (they pull from the registry itself) or
+    /// `Never`.
     #[serde(default)]
     pub fallback: Fallback,
 
-    /// How long containerd waits for a connection to the mirror.
+    /// The time for which containerd waits for a connection to the mirror.
     #[serde(default = "two_seconds")]
     #[x_kube(validation = rules::duration())]
     #[schemars(schema_with = "schema::duration", extend("default" = "2s"))]
@@ -41,7 +42,7 @@ fn two_seconds() -> Duration {
     time::Duration::from_secs(2).into()
 }
 
-/// Whether files for nodes are published.
+/// The publication of files for nodes.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum NodeConfigurationMode {
     /// In a `ConfigMap`.
@@ -51,7 +52,7 @@ pub enum NodeConfigurationMode {
     None,
 }
 
-/// What nodes do when the mirror does not answer.
+/// The behavior of nodes while the mirror does not respond.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Fallback {
     /// They ask the registry itself.

@@ -1,4 +1,4 @@
-//! What the mirror tells about itself.
+//! The mirror's logs and traces.
 
 use kube::KubeSchema;
 use schemars::JsonSchema;
@@ -30,13 +30,13 @@ pub struct Observability {
     pub otlp_endpoint: Option<String>,
 }
 
-/// How much is logged.
+/// The log level.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
 pub enum LogLevel {
-    /// What needs someone to act.
+    /// Failures that need an action.
     Error,
-    /// What may need it soon.
+    /// Conditions that may need an action soon.
     Warn,
     /// One line a request, and what changes.
     #[default]
@@ -55,7 +55,7 @@ pub enum AccessLog {
     Disabled,
 }
 
-/// How log lines are written.
+/// The format of log lines.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {

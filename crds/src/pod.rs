@@ -1,4 +1,4 @@
-//! How the mirror's Pods run.
+//! Settings of the mirror's Pods.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{names::kubernetes_names, rules, schema};
 
-/// How the mirror's Pods run. What is here goes into the Pod template as it is.
+/// Settings of the mirror's Pods. They go into the Pod template unchanged.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Pod {
@@ -23,7 +23,7 @@ pub struct Pod {
     #[x_kube(validation = Rule::new("self.matches('^[^[:space:]]+$')").message("must be an image reference, without spaces"))]
     pub image: Option<String>,
 
-    /// When a node pulls the server's image.
+    /// The pull policy of the server's image.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image_pull_policy: Option<ImagePullPolicy>,
 
@@ -33,7 +33,7 @@ pub struct Pod {
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub image_pull_secrets: Vec<LocalObjectReference>,
 
-    /// What the server's container may use. Absent: the operator's defaults.
+    /// The resource requests and limits of the server's container. Absent: the operator's defaults.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub resources: Option<ResourceRequirements>,
 
@@ -62,11 +62,11 @@ pub struct Pod {
     #[schemars(length(max = 64))]
     pub tolerations: Vec<Toleration>,
 
-    /// Which nodes and which neighbours the Pods prefer or need.
+    /// The affinity of the Pods to nodes and other Pods.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub affinity: Option<Affinity>,
 
-    /// How the Pods are spread. Absent: over nodes, where there are several replicas.
+    /// The topology spread constraints of the Pods. Absent: several replicas are spread over nodes.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["topologyKey".into(), "whenUnsatisfiable".into()]))]
@@ -92,13 +92,13 @@ pub struct Pod {
     pub labels: BTreeMap<String, String>,
 }
 
-/// When a node pulls the server's image: `Always`, `IfNotPresent` or `Never`. Absent: Kubernetes' default for the
+/// The pull policy of the server's image: `Always`, `IfNotPresent` or `Never`. Absent: Kubernetes' default for the
 /// image's tag.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ImagePullPolicy {
     /// Every time that a container starts.
     Always,
-    /// Where it is not there.
+    /// A node pulls the image if it does not have it.
     IfNotPresent,
     /// Never.
     Never,

@@ -1,11 +1,11 @@
-//! Rules that several fields share, as CEL, so that the API server and offline validation hold the same ones.
+//! CEL rules that several fields share. The API server and offline validation evaluate the same rules.
 //!
-//! A pattern stands in a rule and not in the schema's `pattern`, since only a rule has a message of its own. What
-//! must be below some size for the cost budget of the API server has its `maxLength` where it is declared.
+//! A pattern is part of a rule and not of the schema, because only a rule has a message. Values that the cost budget of
+//! the API server limits have their `maxLength` at their declaration.
 
 use kube::core::{Reason, Rule};
 
-/// The labels that select a mirror's Pods; they never change, so nobody else may set them.
+/// The labels that select a mirror's Pods. They never change, and a spec can't set them.
 pub const SELECTOR_LABELS: [&str; 4] = [
     "app.kubernetes.io/name",
     "app.kubernetes.io/instance",
@@ -28,50 +28,50 @@ const LABEL_KEY: &str =
     r"^([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$";
 const LABEL_VALUE: &str = "^([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?$";
 
-/// A CEL call that says whether `subject` matches `pattern`.
+/// Returns a CEL expression: `subject` matches `pattern`.
 fn matches(subject: &str, pattern: &str) -> String {
     format!("{subject}.matches('{}')", pattern.replace('\\', r"\\"))
 }
 
-/// A CEL expression that says whether what stands in brackets, if anything does, is an address.
+/// Returns a CEL expression: the text in brackets, if there is any, is an IP address.
 fn has_address(subject: &str) -> String {
     format!(
         "(!{subject}.contains('[') || isIP({subject}.substring({subject}.indexOf('[') + 1, {subject}.indexOf(']'))))"
     )
 }
 
-/// A CEL call that says whether `subject` matches `pattern`, in which a host may be an address in brackets.
+/// Returns a CEL expression: `subject` matches `pattern`, and a host in brackets is an address.
 fn matches_host(subject: &str, pattern: &str) -> String {
     format!("{} && {}", matches(subject, pattern), has_address(subject))
 }
 
-/// The pattern of a URL with nothing but scheme, host, port and path.
+/// Returns the pattern of a URL of scheme, host, port and path.
 fn url() -> String {
     format!(r"^https?://{ANY_HOST}(:{PORT})?(/[A-Za-z0-9._~%-]+)*/?$")
 }
 
-/// A registry's name as it stands in image names.
+/// Returns the rule of a registry's name in image names.
 pub(crate) fn host() -> Rule {
     Rule::new(matches_host("self", &format!("^{LOWER_HOST}(:{PORT})?$"))).message(
         "must be a registry's host name in lower case, with an optional port, such as docker.io or registry.example.com:5000: no scheme, no path",
     )
 }
 
-/// Where a registry is.
+/// Returns the rule of the URL of a registry.
 pub(crate) fn remote_url() -> Rule {
     Rule::new(matches_host("self", &url())).message(
         "must be http:// or https://, a host, and optionally a port and a path, such as https://registry.example.com:5000/v2-proxy: no user name, query or fragment",
     )
 }
 
-/// Where traces go.
+/// Returns the rule of the URL of a trace collector.
 pub(crate) fn collector_url() -> Rule {
     Rule::new(matches_host("self", &url())).message(
         "must be http:// or https://, a host, and optionally a port and a path, such as http://collector.monitoring:4318: no user name, query or fragment",
     )
 }
 
-/// An HTTP proxy.
+/// Returns the rule of the URL of an HTTP proxy.
 pub(crate) fn proxy_url() -> Rule {
     Rule::new(matches_host("self", &format!(r"^https?://{ANY_HOST}(:{PORT})?/?$"))).message(
         "must be http:// or https://, a host and optionally a port, such as http://proxy.example.com:3128: no user name, no path",
@@ -111,44 +111,44 @@ pub(crate) fn hosts_or_networks() -> Rule {
         .message("must be host names in lower case, or networks such as 10.0.0.0/8 or fd00::/8")
 }
 
-/// Whether a `remoteURL` is on this machine, where nobody else can read what is sent.
+/// Returns a CEL expression: a `remoteURL` is on this machine, so that requests cross no network.
 pub(crate) fn is_loopback(subject: &str) -> String {
     matches(subject, LOOPBACK_URL)
 }
 
-/// The part of a repository's name that an upstream wants put before it.
+/// Returns the rule of the prefix that an upstream requires in repository names.
 pub(crate) fn repository_prefix() -> Rule {
     let component = "[a-z0-9]+(([.]|_|__|-+)[a-z0-9]+)*";
     Rule::new(matches("self", &format!("^{component}(/{component})*$")))
         .message("must be the beginning of a repository's name in lower case, such as dockerhub-proxy or cache/hub: no slash at either end")
 }
 
-/// The name of another object.
+/// Returns the rule of the name of an object.
 pub(crate) fn object_name() -> Rule {
     Rule::new(matches("self", r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$")).message(
         "must be an object's name: lower-case letters, digits, '-' and '.', with a letter or digit at either end",
     )
 }
 
-/// A key of a Secret or ConfigMap.
+/// Returns the rule of a key of a Secret or ConfigMap.
 pub(crate) fn data_key() -> Rule {
     Rule::new(matches("self", "^[-._A-Za-z0-9]+$"))
         .message("must be a key of a Secret or ConfigMap: letters, digits, '-', '_' and '.'")
 }
 
-/// A duration that is not negative.
+/// Returns the rule of a duration that is not negative.
 pub(crate) fn duration() -> Rule {
     Rule::new(matches("self", DURATION))
         .message("must be a duration such as 30s, 5m or 168h, at most 99999h, and not negative")
 }
 
-/// The name of an HTTP header (RFC 9110, 5.1), without the few characters that no header uses.
+/// Returns the rule of the name of an HTTP header (RFC 9110, 5.1), without characters that no header uses.
 pub(crate) fn header_name() -> Rule {
     Rule::new(matches("self", "^[A-Za-z0-9!#$%&*+.^_|~-]+$"))
         .message("must be the name of an HTTP header, such as X-Frame-Options: letters, digits and '-'")
 }
 
-/// The headers that only the server can set (RFC 9112, 6 and 9).
+/// Returns the rule against headers that only the server sets (RFC 9112, 6 and 9).
 pub(crate) fn not_framing() -> Rule {
     let framing =
         "(?i)^(connection|content-length|keep-alive|proxy-connection|te|trailer|transfer-encoding|upgrade)$";
@@ -157,13 +157,13 @@ pub(crate) fn not_framing() -> Rule {
         .reason(Reason::FieldValueForbidden)
 }
 
-/// The value of an HTTP header (RFC 9110, 5.5).
+/// Returns the rule of the value of an HTTP header (RFC 9110, 5.5).
 pub(crate) fn header_value() -> Rule {
     Rule::new(matches("self", "^[!-~]([ -~]*[!-~])?$"))
         .message("must be printable ASCII, without spaces at either end")
 }
 
-/// A size in bytes. Less than this is a unit that was forgotten, more can't be counted.
+/// Returns the rule of a size in bytes. A smaller value lacks its unit, a larger one can't be counted.
 pub(crate) fn quantity() -> Rule {
     Rule::new(format!(
         "{} && !quantity(self).isLessThan(quantity('1Mi')) && quantity(self).isLessThan(quantity('7168Pi'))",
@@ -172,19 +172,19 @@ pub(crate) fn quantity() -> Rule {
     .message("must be a size of at least 1Mi, and below 7Ei, such as 500Mi, 50Gi or 1.5Ti")
 }
 
-/// Whether a string is a quantity that `quantity()` reads without an error, for rules that compare two of them: those
-/// run also where a field's own rule has failed.
+/// Returns a CEL expression: `quantity()` parses a string without an error. Rules that compare two quantities need it,
+/// because they run even if the rule of a field has failed.
 pub(crate) fn is_quantity(subject: &str) -> String {
     matches(subject, QUANTITY)
 }
 
-/// Label names and values.
+/// Returns the rule of labels.
 pub(crate) fn labels() -> Rule {
     Rule::new(format!("self.all(k, {} && {})", matches("k", LABEL_KEY), matches("self[k]", LABEL_VALUE)))
         .message("must be label names such as example.com/team, with values of at most 63 letters, digits, '-', '_' and '.'")
 }
 
-/// Annotation names.
+/// Returns the rule of the names of annotations.
 pub(crate) fn annotations() -> Rule {
     Rule::new(format!("self.all(k, {})", matches("k", LABEL_KEY)))
         .message("must be annotation names such as example.com/team")
@@ -318,7 +318,7 @@ mod tests {
     #[test_case("5GB", false; "a unit that Kubernetes does not have")]
     #[test_case("1e1000", false; "an exponent")]
     #[test_case("lots", false; "a word")]
-    fn a_quantity_is_a_size_of_a_mebibyte_at_least(value: &str, accepted: bool) {
+    fn quantity_is_at_least_a_mebibyte(value: &str, accepted: bool) {
         assert_eq!(holds(&quantity(), value), accepted);
     }
 

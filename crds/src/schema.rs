@@ -2,12 +2,13 @@
 
 use schemars::{Schema, SchemaGenerator, json_schema};
 
-/// A quantity. Always a string: the API server's `quantity()` fails on the integers that it also accepts elsewhere.
+/// Returns the schema of a quantity. It is always a string: `quantity()` of the API server fails on integers, which it
+/// accepts elsewhere.
 pub(crate) fn quantity(_: &mut SchemaGenerator) -> Schema {
     json_schema!({"type": "string", "maxLength": 32})
 }
 
-/// A duration in Go's syntax.
+/// Returns the schema of a duration in Go's syntax.
 pub(crate) fn duration(_: &mut SchemaGenerator) -> Schema {
     json_schema!({"type": "string", "maxLength": 32})
 }

@@ -60,16 +60,16 @@ pub struct Service {
     #[x_kube(validation = rules::annotations(), validation = rules::not_ours())]
     pub annotations: BTreeMap<String, String>,
 
-    /// Which load balancer implementation serves it. With type LoadBalancer. Can't be changed once set.
+    /// The load balancer class of the Service. With type LoadBalancer. Immutable once set.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 316))]
     pub load_balancer_class: Option<String>,
 
-    /// How many IP families the Service has.
+    /// The number of IP families of the Service.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ip_family_policy: Option<IpFamilyPolicy>,
 
-    /// Where traffic from outside goes.
+    /// The destination of traffic from outside.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub external_traffic_policy: Option<ExternalTrafficPolicy>,
 }
@@ -93,7 +93,7 @@ fn registry_port() -> i32 {
     5000
 }
 
-/// How a Service is reached.
+/// The type of a Service.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ServiceType {
     /// From nodes and Pods.
@@ -105,8 +105,8 @@ pub enum ServiceType {
     LoadBalancer,
 }
 
-/// How many IP families the Service has: `SingleStack`, `PreferDualStack` or `RequireDualStack`. Absent: as the
-/// cluster has it.
+/// The number of IP families of the Service: `SingleStack`, `PreferDualStack` or `RequireDualStack`. Absent: the
+/// default of the cluster.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
 pub enum IpFamilyPolicy {
     /// One.
@@ -117,8 +117,8 @@ pub enum IpFamilyPolicy {
     RequireDualStack,
 }
 
-/// Where traffic from outside goes: `Cluster` (to any Pod) or `Local` (only to Pods on the node that was reached, which
-/// keeps the client's address). With type NodePort or LoadBalancer.
+/// The destination of traffic from outside: `Cluster` (any Pod) or `Local` (only Pods on the node that received it,
+/// which keeps the client's address). With type NodePort or LoadBalancer.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ExternalTrafficPolicy {
     /// To any Pod.

@@ -11,11 +11,10 @@ use crate::{
     Upstream, rules,
 };
 
-/// How many servers a mirror may have: each has claims, Pods and a cache of its own, which the operator looks after one
-/// by one.
+/// The maximum number of servers of a mirror. The operator manages PersistentVolumeClaims, Pods and a cache for each.
 pub const MAX_REPLICAS: i32 = 1000;
 
-/// What an admin asks for.
+/// The admin's specification of a mirror.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[kube(
     group = "registrymirror.io",
@@ -74,8 +73,8 @@ pub const MAX_REPLICAS: i32 = 1000;
     validation = cache_within_ephemeral_volume()
 )]
 pub struct RegistryMirrorSpec {
-    /// Leave everything that belongs to this mirror as it is: spec changes are not acted on until this is false
-    /// again. The mirror itself goes on serving.
+    /// Pauses the operator for this mirror: it applies no change until this is false again. The servers continue to
+    /// serve.
     #[serde(default)]
     pub paused: bool,
 
@@ -84,15 +83,16 @@ pub struct RegistryMirrorSpec {
     #[x_kube(merge_strategy = ListMerge::Map(vec!["host".into()]))]
     pub upstreams: Vec<Upstream>,
 
-    /// What is kept, for how long, and how much of it.
+    /// The retention and the limits of cached content.
     #[serde(default)]
     #[schemars(extend("default" = {}))]
     pub cache: Cache,
 
-    /// Where cached content lives.
+    /// The storage of the cache.
     pub storage: Storage,
 
-    /// How many servers run; 0 stops them and keeps claims and their content. Each replica has a cache of its own.
+    /// The number of servers; 0 stops them and keeps PersistentVolumeClaims and their content. Each replica has a cache
+    /// of its own.
     #[serde(default = "one")]
     #[schemars(range(min = 0, max = MAX_REPLICAS))]
     pub replicas: i32,
@@ -103,12 +103,12 @@ pub struct RegistryMirrorSpec {
     #[schemars(extend("default" = {}))]
     pub service: Service,
 
-    /// Whether clients are served over TLS, and with which certificate.
+    /// TLS for clients.
     #[serde(default)]
     #[schemars(extend("default" = {"mode": "Disabled"}))]
     pub tls: Tls,
 
-    /// Who may pull.
+    /// Access control for pulls.
     #[serde(default)]
     #[schemars(extend("default" = {"mode": "Anonymous"}))]
     pub access: Access,
@@ -120,12 +120,12 @@ pub struct RegistryMirrorSpec {
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub response_headers: Vec<ResponseHeader>,
 
-    /// How nodes are told to pull through the mirror.
+    /// The configuration of nodes to pull through the mirror.
     #[serde(default)]
     #[schemars(extend("default" = {}))]
     pub node_configuration: NodeConfiguration,
 
-    /// How the mirror's Pods run.
+    /// Settings of the mirror's Pods.
     #[serde(default)]
     #[schemars(extend("default" = {}))]
     pub pod: Pod,
@@ -155,8 +155,8 @@ fn one() -> i32 {
     1
 }
 
-/// A claim can't shrink. A size that was never bound can still be taken back, and a claim that was bound to a larger
-/// volume than was asked for makes no later edit fail.
+/// Returns the rule that PersistentVolumeClaims do not shrink. A size that was never bound can still be reduced, and a
+/// PersistentVolumeClaim that was bound to a larger volume than requested does not limit the size.
 fn no_shrinking() -> Rule {
     let is_claim = |object: &str| {
         format!(
@@ -205,7 +205,7 @@ fn no_other_address() -> Rule {
     .field_path(".spec.service.clusterIP")
 }
 
-/// What the operator makes can't be what it reads.
+/// Returns the rule that a spec names no object that the operator creates.
 fn no_child_as_reference() -> Rule {
     // A comparison with the mirror's name, not a concatenation, which costs as if that name had no end.
     let is_child = |secret: &str, suffix: &str| {
@@ -237,7 +237,8 @@ fn no_child_as_reference() -> Rule {
     .reason(Reason::FieldValueForbidden)
 }
 
-/// The node evicts a Pod whose emptyDir outgrows its limit.
+/// Returns the rule that the cache is smaller than the volume: the kubelet evicts a Pod whose emptyDir exceeds its
+/// limit.
 fn cache_within_ephemeral_volume() -> Rule {
     let limit = "(has(self.storage.ephemeral) ? self.storage.ephemeral.sizeLimit : '10Gi')";
     Rule::new(format!(

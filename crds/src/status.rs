@@ -1,4 +1,4 @@
-//! What the operator reports back.
+//! The status that the operator reports.
 
 use k8s_openapi::apimachinery::pkg::{
     api::resource::Quantity,
@@ -23,11 +23,11 @@ pub struct RegistryMirrorStatus {
     #[schemars(length(max = 512))]
     pub managed_by: Option<String>,
 
-    /// How many Pods there are.
+    /// The number of Pods.
     #[serde(default)]
     pub replicas: i32,
 
-    /// How many of them are ready.
+    /// The number of ready Pods.
     #[serde(default)]
     pub ready_replicas: i32,
 
@@ -36,7 +36,7 @@ pub struct RegistryMirrorStatus {
     #[schemars(length(max = 1024))]
     pub selector: Option<String>,
 
-    /// Where to pull from.
+    /// The address that clients pull from.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub endpoint: Option<Endpoint>,
 
@@ -46,7 +46,7 @@ pub struct RegistryMirrorStatus {
     #[x_kube(merge_strategy = ListMerge::Map(vec!["host".into()]))]
     pub upstreams: Vec<UpstreamStatus>,
 
-    /// What was bound.
+    /// The storage that is bound.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub storage: Option<StorageStatus>,
 
@@ -63,7 +63,7 @@ pub struct RegistryMirrorStatus {
     pub conditions: Vec<Condition>,
 }
 
-/// Where to pull from.
+/// The address that clients pull from.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Endpoint {
@@ -83,7 +83,7 @@ pub struct Endpoint {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub node_port: Option<i32>,
 
-    /// The ConfigMap with the authorities (`ca.crt`) of the mirror's certificate, where clients need to be told.
+    /// The ConfigMap with the CA certificates (`ca.crt`) of the mirror's certificate, if clients need them.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 253))]
     pub ca_config_map: Option<String>,
@@ -111,7 +111,7 @@ pub struct UpstreamStatus {
     pub credentials: Option<CredentialsStatus>,
 }
 
-/// What is known of an upstream.
+/// The state of an upstream.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum UpstreamState {
     /// It answered.
@@ -136,16 +136,16 @@ pub struct CredentialsStatus {
     /// A counter that moves whenever their bytes change.
     pub version: i64,
 
-    /// How many replicas use this version.
+    /// The number of replicas that use this version.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub loaded_replicas: Option<i32>,
 
-    /// When all replicas had last taken up a new version.
+    /// The time at which the last replica loaded the current version.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_rotation_time: Option<Time>,
 }
 
-/// What was bound.
+/// The storage of a mirror.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct StorageStatus {

@@ -1,4 +1,4 @@
-//! Where cached content lives.
+//! The storage of the cache.
 
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::KubeSchema;
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{rules, schema};
 
-/// Where cached content lives: a union that `type` decides.
+/// The storage of the cache: a union with the discriminator `type`.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
@@ -41,7 +41,7 @@ pub struct Storage {
 }
 
 impl Storage {
-    /// The one volume that the union describes, or `None` where it describes none, which admission refuses.
+    /// Returns the volume of the union; `None` for an invalid union, which admission rejects.
     pub fn volume(&self) -> Option<Volume<'_>> {
         match self.r#type {
             StorageType::Ephemeral => Some(Volume::Ephemeral(self.ephemeral.clone().unwrap_or_default())),
@@ -57,12 +57,12 @@ impl Storage {
     }
 }
 
-/// What `Storage` comes down to.
+/// The effective volume of a `Storage`.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Volume<'a> {
     /// Claims that the operator makes, one a replica.
     Claims {
-        /// How large each is.
+        /// The size of each.
         size: &'a Quantity,
         /// Class and retention.
         claim: &'a ClaimStorage,
@@ -76,7 +76,7 @@ pub enum Volume<'a> {
     Ephemeral(EphemeralStorage),
 }
 
-/// What holds the cache.
+/// The type of storage.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum StorageType {
     /// A claim for each replica.
@@ -103,8 +103,8 @@ pub enum StorageType {
         .field_path(".storageClassName")
 )]
 pub struct ClaimStorage {
-    /// How large each replica's claim is, such as `50Gi`. It can grow where the storage class allows it; it can't
-    /// shrink below what was bound. Either this or existingClaim.
+    /// The size of each replica's PersistentVolumeClaim, such as `50Gi`. It can grow if the storage class allows it; it
+    /// can't shrink below the bound size. Either this or existingClaim.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = rules::quantity())]
     #[schemars(schema_with = "schema::quantity")]
@@ -124,7 +124,7 @@ pub struct ClaimStorage {
     #[x_kube(validation = rules::object_name())]
     pub storage_class_name: Option<String>,
 
-    /// What becomes of the claims that were made when the mirror is deleted: `Delete` or `Retain`. Scaling in never
+    /// The retention of PersistentVolumeClaims when the mirror is deleted: `Delete` or `Retain`. Scaling in never
     /// deletes one.
     #[serde(default)]
     pub retention_policy: RetentionPolicy,
@@ -138,7 +138,7 @@ fn unchanged(field: &str) -> String {
     )
 }
 
-/// What becomes of claims when their mirror is deleted.
+/// The retention of PersistentVolumeClaims when their mirror is deleted.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum RetentionPolicy {
     /// They are deleted, too.
@@ -152,7 +152,8 @@ pub enum RetentionPolicy {
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct EphemeralStorage {
-    /// How much of the node's disk a replica may take. The cache stays below it, as the Pod is evicted beyond it.
+    /// The maximum space on the node's disk for a replica. The cache stays below it, because the kubelet evicts a Pod
+    /// that exceeds it.
     #[serde(default = "ten_gibibytes")]
     #[x_kube(validation = rules::quantity())]
     #[schemars(schema_with = "schema::quantity", extend("default" = "10Gi"))]
@@ -204,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn an_ephemeral_volume_has_its_default_limit_also_where_it_is_left_out() {
+    fn omitted_ephemeral_volume_has_its_default() {
         for value in [
             json!({"type": "Ephemeral"}),
             json!({"type": "Ephemeral", "ephemeral": {}}),

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{rules, upstream::CaBundleReference};
 
-/// Whether clients are served over TLS, and with which certificate.
+/// TLS for clients.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
@@ -61,7 +61,7 @@ pub enum TlsVersion {
     VersionTLS13,
 }
 
-/// Where the serving certificate comes from.
+/// The source of the serving certificate.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum TlsMode {
     /// There is none: plain HTTP.

@@ -23,8 +23,8 @@ pub struct Upstream {
     #[x_kube(validation = rules::host())]
     pub host: String,
 
-    /// Where the registry is: `http://` or `https://`, host, optional port and path; no user name, query or
-    /// fragment. Default: `https://` and the host, for docker.io `https://registry-1.docker.io`.
+    /// The URL of the registry: `http://` or `https://`, host, optional port and path; no user name, query or fragment.
+    /// Default: `https://` and the host, for docker.io `https://registry-1.docker.io`.
     #[serde(rename = "remoteURL", skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024))]
     #[x_kube(validation = rules::remote_url())]
@@ -41,12 +41,12 @@ pub struct Upstream {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub credentials_secret_ref: Option<SecretReference>,
 
-    /// Send the credentials although remoteURL is `http://`, where anyone on the way can read them. Not needed for
+    /// Sends the credentials although remoteURL is `http://`, which exposes them on the network. Not needed for
     /// loopback addresses.
     #[serde(default, rename = "insecureAllowHTTPCredentials")]
     pub insecure_allow_http_credentials: bool,
 
-    /// How the upstream's certificate is checked. Absent: against the system's roots.
+    /// The verification of the upstream's certificate. Absent: against the system's CA certificates.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls: Option<UpstreamTls>,
 
@@ -57,7 +57,7 @@ pub struct Upstream {
     #[x_kube(validation = rules::proxy_url())]
     pub proxy_url: Option<String>,
 
-    /// What else may get this upstream's credentials, or be redirected to.
+    /// The additional hosts that may get this upstream's credentials or be redirected to.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trust: Option<Trust>,
 
@@ -77,7 +77,7 @@ pub struct Upstream {
 }
 
 impl Upstream {
-    /// Where this registry is: `remoteURL`, or what it defaults to.
+    /// Returns the URL of the registry: `remoteURL` or its default.
     pub fn effective_remote_url(&self) -> String {
         match (&self.remote_url, self.host.as_str()) {
             (Some(url), _) => url.clone(),
@@ -105,7 +105,7 @@ fn no_tls_without_https() -> Rule {
         .reason(Reason::FieldValueForbidden)
 }
 
-/// Hosts beside an upstream's own.
+/// The hosts that a user trusts in addition to an upstream's own.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Trust {
@@ -135,7 +135,7 @@ pub struct SecretReference {
     pub name: String,
 }
 
-/// How an upstream's certificate is checked.
+/// The verification of an upstream's certificate.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
@@ -149,8 +149,8 @@ pub struct UpstreamTls {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ca_bundle_ref: Option<CaBundleReference>,
 
-    /// Accept any certificate. Whoever is on the way can then read the credentials and answer in the upstream's
-    /// name, except for content that is asked for by digest.
+    /// Accepts any certificate. An attacker on the network can then read the credentials and impersonate the upstream,
+    /// except for content that clients request by digest.
     #[serde(default)]
     pub insecure_skip_verify: bool,
 }
@@ -178,7 +178,7 @@ fn ca_crt() -> String {
     "ca.crt".to_owned()
 }
 
-/// What kind of object holds certificates.
+/// The kind of an object with CA certificates.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum CaBundleKind {
     /// A `ConfigMap`.

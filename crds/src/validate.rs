@@ -27,7 +27,7 @@ use crate::{RegistryMirror, crd};
 pub struct Violation {
     /// Where: `spec.upstreams[0].remoteURL`; empty for the document itself.
     pub path: String,
-    /// What is wrong, and what to do.
+    /// The fault and the correction.
     pub message: String,
     /// The schema is violated in a way that makes rules pointless.
     blocking: bool,
@@ -65,7 +65,7 @@ impl fmt::Display for Violation {
 pub struct Violations(Vec<Violation>);
 
 impl Violations {
-    /// One by one.
+    /// Returns the violations one by one.
     pub fn iter(&self) -> impl Iterator<Item = &Violation> {
         self.0.iter()
     }
@@ -133,7 +133,7 @@ fn refuse(violations: Vec<Violation>) -> Result<(), Violations> {
     }
 }
 
-/// What a request's path says on the wire, a document has to say itself.
+/// Checks the fields that a request has in its path and a document has to contain itself.
 fn identity(document: &Value) -> Vec<Violation> {
     let Some(object) = document.as_object() else {
         return vec![Violation::new(
@@ -160,13 +160,12 @@ fn identity(document: &Value) -> Vec<Violation> {
     violations
 }
 
-/// The document as the API server would store it on creation, if it accepts it: what is null is dropped, what is absent
-/// has its default.
+/// Returns the document as the API server stores it on creation: without null values, and with defaults.
 pub fn completed(document: &Value) -> Value {
     complete(document, None)
 }
 
-/// The object as it would be stored: a status is never the writer's, what is null is absent, and defaults are there.
+/// Returns the object as the API server stores it: with the stored status, without null values, and with defaults.
 fn complete(document: &Value, stored: Option<&Value>) -> Value {
     let mut object = document.clone();
     if let Some(fields) = object.as_object_mut() {

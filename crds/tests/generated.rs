@@ -30,13 +30,13 @@ fn up_to_date(path: &str, content: &str) -> io::Result<()> {
 }
 
 #[test]
-fn the_committed_definition_is_what_the_types_say() {
+fn committed_crd_matches_the_types() {
     up_to_date("crds/registrymirrors.yaml", &crds::definition::yaml().unwrap()).unwrap();
 }
 
 /// A row for each condition, and a column for each status.
 #[test]
-fn the_documented_conditions_have_the_statuses_and_reasons_that_are_said() {
+fn documented_conditions_match_the_table() {
     let page = fs::read_to_string(workspace("docs/api.md")).unwrap();
     let (_, table) = page.split_once("\n## Conditions\n").expect("the chapter");
     let (table, _) = table.split_once("\n## ").expect("its end");
@@ -59,7 +59,7 @@ fn the_documented_conditions_have_the_statuses_and_reasons_that_are_said() {
 }
 
 #[test]
-fn the_documented_fields_are_what_the_types_say() {
+fn documented_fields_match_the_types() {
     let definition = serde_json::to_value(crds::crd()).unwrap();
     let tables = fields::markdown(&definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"]);
     let page = fs::read_to_string(workspace("docs/api.md")).unwrap();
@@ -70,5 +70,21 @@ fn the_documented_fields_are_what_the_types_say() {
         .split_once("<!-- /generated -->")
         .expect("a mark where they end");
     let page = format!("{before}<!-- generated -->\n{tables}<!-- /generated -->{after}");
+    up_to_date("docs/api.md", &page).unwrap();
+}
+
+/// A row for each reason with an action.
+#[test]
+fn documented_actions_match_the_table() {
+    let rows = Reason::ALL.iter().filter_map(|reason| {
+        let advice = reason.advice()?;
+        Some(format!("| `{reason}` | {advice} |\n"))
+    });
+    let table: String = rows.collect();
+    let page = fs::read_to_string(workspace("docs/api.md")).unwrap();
+    let (before, rest) = page.split_once("<!-- actions -->\n").expect("a mark");
+    let (_, after) = rest.split_once("<!-- /actions -->").expect("its end");
+    let table = format!("| Reason | Action |\n|---|---|\n{table}");
+    let page = format!("{before}<!-- actions -->\n{table}<!-- /actions -->{after}");
     up_to_date("docs/api.md", &page).unwrap();
 }

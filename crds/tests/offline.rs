@@ -42,7 +42,7 @@ fn none_differs(differences: impl Iterator<Item = (String, Option<String>)>) {
 }
 
 #[test]
-fn what_is_accepted_becomes_a_mirror() {
+fn accepted_document_becomes_a_mirror() {
     none_differs(Table::read().unwrap().accepted.iter().map(|case| {
         (
             case.name.clone(),
@@ -52,7 +52,7 @@ fn what_is_accepted_becomes_a_mirror() {
 }
 
 #[test]
-fn what_is_refused_is_refused_at_its_field_with_advice() {
+fn violation_names_field_and_correction() {
     let table = Table::read().unwrap();
     assert!(table.refused.len() >= 40);
     none_differs(table.refused.iter().map(|case| {
@@ -64,7 +64,7 @@ fn what_is_refused_is_refused_at_its_field_with_advice() {
 }
 
 #[test]
-fn changes_are_judged_against_what_is_stored() {
+fn change_is_validated_against_the_stored_object() {
     none_differs(Table::read().unwrap().changes.iter().map(|case| {
         let mut stored = case.stored("mirror");
         if let Some(status) = &case.status {
@@ -76,7 +76,7 @@ fn changes_are_judged_against_what_is_stored() {
 }
 
 #[test]
-fn a_document_that_is_no_mirror_says_what_one_is() {
+fn other_document_is_refused_with_the_expected_kind() {
     let said = |document| validate::created(&document).unwrap_err().to_string();
     assert!(said(json!([1])).contains("a mapping with apiVersion, kind, metadata and spec"));
     let secret = said(json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "a"}}));
@@ -114,7 +114,7 @@ fn serde_and_the_schema_have_the_same_defaults() {
 }
 
 #[test]
-fn a_mirror_that_is_written_back_is_accepted_and_the_same() {
+fn serialized_mirror_is_accepted_unchanged() {
     for case in Table::read().unwrap().accepted {
         let mirror = validate::created(&case.document()).unwrap();
         let again = validate::created(&serde_json::to_value(&mirror).unwrap());

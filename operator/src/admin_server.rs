@@ -1,4 +1,4 @@
-//! What a kubelet and Prometheus ask.
+//! The HTTP server for probes and metrics.
 
 use std::{
     io,
@@ -14,22 +14,22 @@ use tokio_util::sync::CancellationToken;
 
 use crate::metrics::Metrics;
 
-/// What the endpoints tell.
+/// The state that the endpoints report.
 #[derive(Clone, Default)]
 pub struct Health {
     ready: Arc<AtomicBool>,
-    /// Shown at `/metrics`.
+    /// The metrics at `/metrics`.
     pub metrics: Arc<Metrics>,
 }
 
 impl Health {
-    /// Every watch has listed once: from now on mirrors are looked after.
+    /// Reports that every watch has listed once, so that mirrors are reconciled.
     pub fn set_ready(&self) {
         self.ready.store(true, Ordering::Relaxed);
     }
 }
 
-/// `GET /livez`, `/readyz` and `/metrics`.
+/// Returns the router of `GET /livez`, `/readyz` and `/metrics`.
 pub fn router(health: Health) -> Router {
     Router::new()
         .route("/livez", get(|| async { "ok" }))
@@ -53,7 +53,7 @@ async fn metrics(State(health): State<Health>) -> Result<String, StatusCode> {
         .map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)
 }
 
-/// Answers until it is told to stop.
+/// Serves until `shutdown`.
 ///
 /// # Errors
 /// Those of the listener.

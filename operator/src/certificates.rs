@@ -58,14 +58,14 @@ impl Default for CertificateLifetimes {
 pub struct CertificateError(#[from] rcgen::Error);
 
 /// The content of a Secret, by key.
-pub type SecretData = BTreeMap<String, Vec<u8>>;
+pub type SecretFiles = BTreeMap<String, Vec<u8>>;
 
 /// The certificates of a mirror.
 pub struct IssuedCertificates {
     /// The certificate that servers present.
     pub serving: Serving,
     /// The content of the Secret with the CA, for the operator alone.
-    pub ca: SecretData,
+    pub ca: SecretFiles,
 }
 
 /// Returns whether the operator issues a mirror's certificates.

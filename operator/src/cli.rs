@@ -81,7 +81,7 @@ enum Command {
     /// Print the CustomResourceDefinition of RegistryMirror
     #[command(after_help = CRD_EXAMPLES)]
     Crd {
-        /// How to print it
+        /// The format of the output
         #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
         output: print::OutputFormat,
     },
@@ -93,14 +93,14 @@ enum Command {
     },
 }
 
-/// Runs the command that the arguments of this process ask for, and says on stderr what went wrong.
+/// Runs the command in the arguments of this process, and prints a failure to stderr.
 pub fn main() -> ExitCode {
     match run(Cli::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
-        // Whoever reads has read enough, as `head` has.
+        // The reader has closed the pipe, as `head` does.
         Err(Failure::Other(error)) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(failure) => {
-            // Nobody is left to tell if stderr is closed.
+            // Nothing can be reported if stderr is closed.
             let _ = writeln!(io::stderr(), "registry-mirror: {failure}");
             failure.code()
         }

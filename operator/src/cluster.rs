@@ -12,7 +12,7 @@ use kube::{
 };
 use serde::de::{DeserializeOwned, Error as _};
 use serde_json::{Value, json};
-use std::{collections::BTreeMap, fmt::Debug, sync::Arc};
+use std::{collections::BTreeMap, error::Error, fmt::Debug, sync::Arc};
 
 use crate::{
     dereference::{Contents, Reader, Reference},
@@ -285,6 +285,23 @@ fn without_values(error: kube::Error) -> kube::Error {
         ))),
         error => error,
     }
+}
+
+/// Returns the message of the API server or, if it did not respond, the error with its sources.
+pub fn error_message(error: &kube::Error) -> String {
+    if let kube::Error::Api(status) = error {
+        return status.message.clone();
+    }
+    let mut message = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let text = error.to_string();
+        if !message.contains(&text) {
+            message = format!("{message}: {text}");
+        }
+        source = error.source();
+    }
+    message
 }
 
 fn ignore_not_found<T>(result: kube::Result<T>) -> kube::Result<()> {

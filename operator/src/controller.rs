@@ -23,7 +23,7 @@ use crate::{
     cluster::{
         Cluster, Scope,
         cache::ObjectCache,
-        triggers::{self, RelistNotifier, StoredMirror, Trigger},
+        triggers::{self, RelistTrigger, StoredMirror, Trigger},
     },
     dereference::{self, References},
     desired::{self, Release},
@@ -87,7 +87,7 @@ impl Controller {
         let events = Arc::clone(&context);
         context.metrics.add_mirrors(mirrors.clone());
         context.metrics.initialize_errors(&ReconcileError::CLASSES);
-        let (relist, all) = RelistNotifier::new(mirrors.clone());
+        let (relist, all) = RelistTrigger::new(mirrors.clone());
         let triggers = stream::select_all([
             triggers::mirrors(client, scope, writer, move |event| events.on_mirror_event(event)).boxed(),
             triggers::children(client, scope, &relist, &cache, writers).boxed(),
@@ -161,8 +161,9 @@ async fn reconcile(stored: Arc<StoredMirror>, context: Arc<Context>) -> Result<A
     if let Err(delay) = context.rate_limiter.admit(&uid, started) {
         return Ok(Action::requeue(delay));
     }
+    // A field `name` would occur twice in JSON, because the span itself has one.
     let MirrorKey { namespace, name } = MirrorKey::from_object(&*stored);
-    let span = tracing::info_span!("reconcile", namespace, name);
+    let span = tracing::info_span!("reconcile", namespace, mirror = name);
     let result = timeout(
         RECONCILE_TIMEOUT,
         reconcile_inner(&stored, &context).instrument(span),

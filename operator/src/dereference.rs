@@ -1,4 +1,4 @@
-//! Step one: read what the spec points to.
+//! Reads the objects that a spec names.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,7 +16,7 @@ use kube::ResourceExt;
 
 use crate::{kind::Kind, names};
 
-/// An object, in the mirror's namespace, that a spec points to. It may or may not be there.
+/// A reference of a spec to an object in its namespace, existing or not.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Reference {
     /// `ConfigMap` or `Secret`.
@@ -26,7 +26,7 @@ pub struct Reference {
 }
 
 impl Reference {
-    /// A Secret.
+    /// Returns the reference to a Secret.
     pub fn secret(name: &str) -> Self {
         Self {
             kind: Kind::Secret,
@@ -34,7 +34,7 @@ impl Reference {
         }
     }
 
-    /// A `ConfigMap`.
+    /// Returns the reference to a `ConfigMap`.
     pub fn config_map(name: &str) -> Self {
         Self {
             kind: Kind::ConfigMap,
@@ -49,21 +49,21 @@ impl fmt::Display for Reference {
     }
 }
 
-/// What a Secret or `ConfigMap` holds. Has no `Debug`, so that no value of it ends up in a log.
+/// The content of a Secret or `ConfigMap`. Has no `Debug`, so that no value gets into a log.
 #[derive(Clone, Default)]
 pub struct Contents {
-    /// A Secret's type.
+    /// The type of a Secret.
     pub r#type: Option<String>,
-    /// The operator made it for a mirror, by its label or its controller.
+    /// The object is one that the operator created for a mirror, by its label or its controller.
     pub is_operators: bool,
-    /// Its annotations.
+    /// The annotations.
     pub annotations: BTreeMap<String, String>,
-    /// Its keys.
+    /// The values, by key.
     pub data: BTreeMap<String, Vec<u8>>,
 }
 
 impl Contents {
-    /// A key's value, without the byte order mark that some editors put before a text.
+    /// Returns the value of a key, without the byte order mark that some editors write.
     pub fn get(&self, key: &str) -> Option<&[u8]> {
         let value = self.data.get(key)?.as_slice();
         Some(value.strip_prefix("\u{feff}".as_bytes()).unwrap_or(value))
@@ -116,9 +116,9 @@ impl From<ConfigMap> for Contents {
     }
 }
 
-/// Where references are read from: a cluster, or files.
+/// A source of objects: a cluster or files.
 pub trait Reader {
-    /// Why reading failed. An object that is not there is no failure.
+    /// The error of a failed read. A missing object is no error.
     type Error;
 
     /// Reads one object of a namespace.
@@ -129,21 +129,20 @@ pub trait Reader {
     ) -> impl Future<Output = Result<Option<Contents>, Self::Error>> + Send;
 }
 
-/// What was found.
+/// The objects that a spec names, as far as they exist.
 #[derive(Clone, Default)]
 pub struct References {
     found: BTreeMap<Reference, Contents>,
-    /// The credentials Secret as it stands: its version goes on from there, and what can't be read anew stays in it.
+    /// The credentials Secret of the mirror: its version is continued, and entries that can't be read again stay.
     pub credentials: Option<Contents>,
-    /// The Secret with files as it stands, where the mirror serves TLS: servers keep the certificate that they have
-    /// where there is no other.
+    /// The files Secret of a mirror that serves TLS: servers keep its certificate if there is no other.
     pub files: Option<Contents>,
-    /// The Secret with the mirror's own authority as it stands, where it has one.
+    /// The Secret with the CA of the mirror, if it has one.
     pub ca: Option<Contents>,
 }
 
 impl References {
-    /// What a reference leads to, if anything.
+    /// Returns the object of a reference, if it exists.
     pub fn get(&self, reference: &Reference) -> Option<&Contents> {
         self.found.get(reference)
     }

@@ -1,4 +1,4 @@
-//! Step three: what the cluster should hold. Pure: a spec in, objects out.
+//! Computes the desired objects. Pure: a spec in, objects out.
 
 use std::collections::BTreeMap;
 
@@ -32,21 +32,21 @@ mod workload;
 pub use child::Child;
 pub use credentials::IssuedCredentials;
 pub use hosts::files as files_for_nodes;
-/// Where servers tell their state.
+/// The port of the servers' admin endpoints.
 pub const ADMIN_PORT: u16 = workload::ADMIN_PORT.number;
 
-/// What a release of the operator brings along.
+/// The settings of a release of the operator.
 #[derive(Clone, Debug)]
 pub struct Release {
-    /// The server's image, where a spec names none.
+    /// The server image of specs that name none.
     pub server_image: String,
-    /// Servers keep the configuration that they have: it may be of an older version, and know less.
+    /// Keeps the stored configuration of servers, which may be of an older version.
     pub keeps_configuration: bool,
     /// The kind of cluster.
     pub platform: Platform,
 }
 
-/// A kind of cluster, as far as its defaults for Pods differ.
+/// A kind of cluster with other defaults for Pods.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Platform {
     /// Pods have a fixed user and group
@@ -67,30 +67,30 @@ impl Default for Release {
     }
 }
 
-/// All objects of a mirror.
+/// The desired objects of a mirror.
 pub struct Desired {
-    /// What the Pods mount, and their Services: applied first.
+    /// The objects that Pods mount, and the Services: applied first.
     pub configuration: Vec<Child>,
-    /// The claims, one a replica: applied before the workload, whose claim template would make smaller or older ones.
+    /// The PVCs, one a replica: applied before the workload, whose claim template would create smaller or older ones.
     pub claims: Vec<Child>,
-    /// What runs the Pods: applied last, so that no Pod waits for something to mount.
+    /// The workload: applied last, so that its Pods can mount everything.
     pub workload: Child,
-    /// What is noted of it.
+    /// The source of its Pod template.
     pub template_source: PodTemplateSource,
-    /// Its Pods go on as they were rendered before, as this mirror's turn has not come.
+    /// The rollout is queued: the Pod template stays.
     pub is_held: bool,
-    /// A mark of everything that running Pods reload. While the workload does not carry it, Pods are told.
+    /// A hash of all files that running Pods reload. Pods are notified until the workload carries it.
     pub reload: String,
-    /// The server's configuration.
+    /// The configuration of the servers.
     pub config: mirror::config::file::File,
-    /// The SHA-256 of its file, by which servers name it.
+    /// The SHA-256 of the configuration file, by which servers report it.
     pub configuration_version: String,
-    /// What the servers are handed to show to upstreams.
+    /// The credentials that are issued to the servers.
     pub issued: IssuedCredentials,
 }
 
 impl Desired {
-    /// Every object, in the order in which they are applied.
+    /// Returns every object in the order of application.
     pub fn children(&self) -> impl Iterator<Item = &Child> {
         self.configuration
             .iter()
@@ -98,7 +98,7 @@ impl Desired {
             .chain([&self.workload])
     }
 
-    /// Whether a server has yet to read what it is handed.
+    /// Returns whether a server has not read its issued files yet.
     pub fn needs_reload(&self, server: &Server) -> bool {
         let Some(report) = server.report() else {
             return false;
@@ -113,13 +113,13 @@ impl Desired {
             })
     }
 
-    /// Notes that the workload takes up a new version from now on, or no longer does.
+    /// Sets or removes the time of the admission to a rollout.
     pub fn set_upgraded(&mut self, since: Option<Timestamp>) {
         self.template_source.upgraded = since;
         template_source::annotate(&self.template_source, &mut self.workload);
     }
 
-    /// The objects of an earlier spec that this one does not ask for. Claims never are.
+    /// Returns the objects of earlier specs that this one does not ask for. PVCs are never among them.
     pub fn superseded(&self, mirror: &str) -> Vec<(Kind, String)> {
         let wanted: Vec<_> = self
             .children()
@@ -132,12 +132,12 @@ impl Desired {
     }
 }
 
-/// Works out the objects of a mirror.
+/// Computes the objects of a mirror.
 ///
-/// `references` says what its servers were handed before, `observed` which claims there are.
+/// `references` holds the issued files, `observed` the existing PVCs.
 ///
 /// # Errors
-/// `InvalidSpec`: the servers would refuse the configuration that the spec comes to.
+/// `InvalidSpec`: the servers would refuse the configuration of the spec.
 pub fn objects(
     accepted: &Accepted<'_>,
     references: &References,
@@ -179,7 +179,7 @@ pub fn objects(
     })
 }
 
-/// What a mirror holds of its certificate, renewed, and nothing else changed: for one whose spec is not acted on.
+/// Returns the objects with a certificate, with a renewed one and no other change, for a mirror whose spec is rejected.
 pub fn renewed(
     mirror: &RegistryMirror,
     files: &Contents,
@@ -196,7 +196,7 @@ pub fn renewed(
         .collect()
 }
 
-/// Moves with everything that a server reads anew, by its version where it is secret.
+/// Returns a hash of all files that a server reloads, with the version in place of secret values.
 fn reload(accepted: &Accepted<'_>, yaml: &str, issued: &IssuedCredentials) -> String {
     let mut hash = Sha256::new();
     hash.update(accepted.mirror.uid().unwrap_or_default());

@@ -1,4 +1,4 @@
-//! The kinds of objects that a mirror is made of.
+//! The kinds of objects of a mirror.
 
 use k8s_openapi::api::{
     apps::v1::{Deployment, StatefulSet},
@@ -8,26 +8,26 @@ use k8s_openapi::api::{
 use kube::core::ApiResource;
 use std::fmt;
 
-/// One of them.
+/// A kind of object of a mirror.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
-    /// Configuration.
+    /// The configuration of servers, and files for nodes and clients.
     ConfigMap,
     /// Credentials and certificates.
     Secret,
-    /// What the Pods run as.
+    /// The identity of the Pods.
     ServiceAccount,
-    /// Storage that outlives a Pod.
+    /// A volume that outlives a Pod.
     PersistentVolumeClaim,
     /// The stable address.
     Service,
-    /// How many servers an eviction may take at a time.
+    /// The limit of concurrent evictions.
     PodDisruptionBudget,
-    /// Servers with storage of their own.
+    /// The workload of servers with PVCs.
     StatefulSet,
-    /// Servers without.
+    /// The workload of servers without PVCs.
     Deployment,
-    /// One server. Made by the workload's controller; the operator only watches it and wakes its kubelet.
+    /// One server. The workload's controller creates it; the operator watches it and annotates it.
     Pod,
 }
 
@@ -45,7 +45,7 @@ impl Kind {
         Self::Pod,
     ];
 
-    /// How the API server names it.
+    /// Returns the API resource.
     pub fn resource(self) -> ApiResource {
         match self {
             Self::ConfigMap => ApiResource::erase::<ConfigMap>(&()),
@@ -60,7 +60,7 @@ impl Kind {
         }
     }
 
-    /// Whether it runs Pods, and so has to wait for what they mount.
+    /// Returns whether the kind runs Pods, and so waits for the objects that they mount.
     pub fn is_workload(self) -> bool {
         matches!(self, Self::StatefulSet | Self::Deployment)
     }

@@ -1,14 +1,11 @@
-//! One operator at a time: who holds the Lease writes.
+//! Leader election by a Lease: only its holder writes.
 //!
-//! Every write to the Lease is a PUT of the version that was read, so that of two only one succeeds. Times are measured
-//! by this machine's own monotonic clock, from before a request is sent; what other clocks wrote is compared for
-//! equality only. A holder that was stopped and goes on, or can't renew in time, starts no write any more: its
-//! [`Fence`] is closed before anyone else may take the Lease.
+//! Every write to the Lease is a PUT with the version that was read, so that of two only one succeeds. The monotonic
+//! clock of this machine measures times, from before a request is sent; timestamps of other clocks are compared for
+//! equality only. A holder that was suspended or can't renew in time starts no write any more: its [`Fence`] closes
+//! before another operator may take the Lease.
 
-use std::{
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use k8s_openapi::{
     api::coordination::v1::{Lease as Object, LeaseSpec},
@@ -20,46 +17,47 @@ use kube::{
     api::{ObjectMeta, PostParams},
     client::{Body, ClientBuilder},
 };
+use parking_lot::Mutex;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tower::{BoxError, filter::FilterLayer};
 
-/// How long others wait after they saw the holder's last sign of life.
+/// The time after the last renewal after which others take the Lease.
 pub const DURATION: Duration = Duration::from_secs(15);
-/// How long the holder goes on after it sent its last sign of life.
+/// The time after its last renewal for which the holder writes.
 pub const DEADLINE: Duration = Duration::from_secs(10);
-/// How often the holder renews, and others look.
+/// The interval of renewals, and of checks by others.
 pub const RETRY: Duration = Duration::from_secs(2);
-/// How long one request may take.
-const PATIENCE: Duration = Duration::from_secs(4);
+/// The time limit of a request.
+const TIMEOUT: Duration = Duration::from_secs(4);
 
-/// Until when writes may start.
+/// The time until which writes may start.
 #[derive(Clone, Debug, Default)]
 pub struct Fence(Arc<Mutex<Option<Instant>>>);
 
-/// A write that came too late.
+/// The error of a write without the Lease.
 #[derive(Debug, thiserror::Error)]
-#[error("this operator does not hold the lease; the one that does will see to it")]
+#[error("write refused: this operator does not hold the lease, and the holder will repeat it")]
 pub struct Closed;
 
 impl Fence {
     fn open_until(&self, end: Instant) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(end);
+        *self.0.lock() = Some(end);
     }
 
     fn close(&self) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.0.lock() = None;
     }
 
-    /// Whether a write may start now.
+    /// Returns whether a write may start now.
     pub fn is_open(&self) -> bool {
-        let end = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let end = *self.0.lock();
         end.is_some_and(|end| Instant::now() < end)
     }
 
-    /// A connection through which nothing is written unless this is open.
+    /// Creates a client that sends writes only while the fence is open.
     ///
     /// # Errors
-    /// The configuration can't be used, such as for a certificate that is none.
+    /// The configuration is invalid, e.g. for a malformed certificate.
     pub fn client(&self, config: Config) -> kube::Result<Client> {
         let fence = self.clone();
         let guard = FilterLayer::new(move |request: http::Request<Body>| -> Result<_, BoxError> {
@@ -73,7 +71,7 @@ impl Fence {
     }
 }
 
-/// A Lease that this process wants.
+/// The election of one process.
 pub struct Lease {
     api: Api<Object>,
     name: String,
@@ -81,35 +79,35 @@ pub struct Lease {
     fence: Fence,
 }
 
-/// It was held, and is not any more.
+/// The loss of a Lease.
 #[derive(Debug, thiserror::Error)]
 pub enum Lost {
-    /// Someone else has it.
-    #[error("the lease {lease} was taken by {holder}")]
+    /// Another operator holds the Lease.
+    #[error("lease {lease} lost to {holder}")]
     Taken {
-        /// Its name.
+        /// The name of the Lease.
         lease: String,
-        /// By whom.
+        /// The identity of the holder.
         holder: String,
     },
-    /// It could not be renewed in time.
-    #[error("the lease {lease} could not be renewed within {} s: {why}", DEADLINE.as_secs())]
+    /// The Lease was not renewed in time.
+    #[error("lease {lease} not renewed within {} s: {why}", DEADLINE.as_secs())]
     Late {
-        /// Its name.
+        /// The name of the Lease.
         lease: String,
-        /// What the last attempt came to.
+        /// The error of the last attempt.
         why: String,
     },
 }
 
-/// What another holder was last seen to write, and since when it stands.
-struct Sign {
+/// The last observed version of another holder's Lease, and the time since which it is unchanged.
+struct Observation {
     version: Option<String>,
     since: Instant,
 }
 
 impl Lease {
-    /// A Lease in a namespace, for a holder whose identity no other process shares.
+    /// Creates an election for a Lease in a namespace. No other process has the same identity.
     pub fn new(client: Client, namespace: &str, name: &str, identity: String, fence: Fence) -> Self {
         Self {
             api: Api::namespaced(client, namespace),
@@ -119,61 +117,61 @@ impl Lease {
         }
     }
 
-    /// Waits until the Lease is this process's.
+    /// Waits until this process holds the Lease.
     pub async fn acquire(&self) -> Object {
-        let mut sign = None;
-        let mut told = None;
+        let mut observation = None;
+        let mut is_logged = false;
         loop {
             let sent = Instant::now();
-            match timeout(PATIENCE, self.try_acquire(&mut sign)).await {
+            match timeout(TIMEOUT, self.try_acquire(&mut observation)).await {
                 Ok(Ok(Some(held))) => {
                     self.fence.open_until(sent + DEADLINE);
                     tracing::info!(lease = self.name, identity = self.identity, "leading");
                     return held;
                 }
                 Ok(Ok(None)) => {
-                    if told.replace(()).is_none() {
-                        tracing::info!(lease = self.name, "another operator leads; standing by");
+                    if !std::mem::replace(&mut is_logged, true) {
+                        tracing::info!(lease = self.name, "another operator leads, on standby");
                     }
                 }
                 Ok(Err(error)) => {
-                    tracing::warn!(lease = self.name, %error, "can't take the lease; trying again");
+                    tracing::warn!(lease = self.name, %error, "lease not acquired, retrying");
                 }
-                Err(_) => tracing::warn!(lease = self.name, "no answer about the lease; trying again"),
+                Err(_) => tracing::warn!(lease = self.name, "lease not acquired: no response, retrying"),
             }
             sleep(RETRY).await;
         }
     }
 
-    async fn try_acquire(&self, sign: &mut Option<Sign>) -> kube::Result<Option<Object>> {
+    async fn try_acquire(&self, observation: &mut Option<Observation>) -> kube::Result<Option<Object>> {
         let Some(live) = self.api.get_opt(&self.name).await? else {
             let created = self.api.create(&PostParams::default(), &self.claim(None)).await;
-            return lost_the_race(created);
+            return none_on_conflict(created);
         };
         let version = live.metadata.resource_version.clone();
         let now = Instant::now();
-        let seen = match sign.take() {
+        let seen = match observation.take() {
             Some(seen) if seen.version == version => seen,
-            _ => Sign { version, since: now },
+            _ => Observation { version, since: now },
         };
-        let over = now.duration_since(seen.since) >= lasts(&live);
-        *sign = Some(seen);
+        let over = now.duration_since(seen.since) >= duration(&live);
+        *observation = Some(seen);
         match holder(&live) {
             Some(holder) if holder != self.identity && !over => Ok(None),
             _ => {
                 let claim = self.claim(Some(&live));
-                lost_the_race(self.api.replace(&self.name, &PostParams::default(), &claim).await)
+                none_on_conflict(self.api.replace(&self.name, &PostParams::default(), &claim).await)
             }
         }
     }
 
-    /// Renews the Lease for as long as it can be held.
+    /// Renews the Lease until it is lost.
     pub async fn keep(&self, mut held: Object) -> Lost {
         let mut end = Instant::now() + DEADLINE;
-        let mut why = "no answer".to_owned();
+        let mut why = "no response".to_owned();
         loop {
             let sent = Instant::now();
-            match timeout_at(end.min(sent + PATIENCE), self.renew(&held)).await {
+            match timeout_at(end.min(sent + TIMEOUT), self.renew(&held)).await {
                 Ok(Ok(Renewal::Held(renewed))) => {
                     held = *renewed;
                     end = sent + DEADLINE;
@@ -187,7 +185,7 @@ impl Lease {
                     };
                 }
                 Ok(Err(error)) => why = error.to_string(),
-                Err(_) => "no answer".clone_into(&mut why),
+                Err(_) => "no response".clone_into(&mut why),
             }
             if Instant::now() + RETRY >= end {
                 tokio::time::sleep_until(end).await;
@@ -210,13 +208,13 @@ impl Lease {
             .await
         {
             Ok(renewed) => Ok(Renewal::Held(Box::new(renewed))),
-            Err(kube::Error::Api(answer)) if answer.is_conflict() => self.look_again().await,
+            Err(kube::Error::Api(answer)) if answer.is_conflict() => self.check_holder().await,
             Err(error) => Err(error),
         }
     }
 
-    /// Someone wrote in between: it may have been this process, whose answer was lost.
-    async fn look_again(&self) -> kube::Result<Renewal> {
+    /// Checks the holder after a conflict, which may be a write of this process with a lost response.
+    async fn check_holder(&self) -> kube::Result<Renewal> {
         let live = self.api.get(&self.name).await?;
         let holder = holder(&live).unwrap_or_default().to_owned();
         if holder != self.identity {
@@ -230,7 +228,7 @@ impl Lease {
         Ok(Renewal::Held(Box::new(renewed)))
     }
 
-    /// Lets others take the Lease at once. To be called when nothing is written any more.
+    /// Releases the Lease, for others to take it at once. Call it after the last write.
     pub async fn release(&self) {
         self.fence.close();
         let released = async {
@@ -244,14 +242,14 @@ impl Lease {
             let replaced = self.api.replace(&self.name, &PostParams::default(), &live).await;
             replaced.map(|_| ())
         };
-        match timeout(PATIENCE, released).await {
-            Ok(Ok(())) => tracing::info!(lease = self.name, "the lease is free"),
-            Ok(Err(error)) => tracing::warn!(lease = self.name, %error, "the lease could not be set free"),
-            Err(_) => tracing::warn!(lease = self.name, "the lease could not be set free in time"),
+        match timeout(TIMEOUT, released).await {
+            Ok(Ok(())) => tracing::info!(lease = self.name, "released the lease"),
+            Ok(Err(error)) => tracing::warn!(lease = self.name, %error, "lease not released"),
+            Err(_) => tracing::warn!(lease = self.name, "lease not released in time"),
         }
     }
 
-    /// The Lease as this process's.
+    /// Returns the Lease with this process as holder.
     fn claim(&self, live: Option<&Object>) -> Object {
         let mut object = live.cloned().unwrap_or_else(|| Object {
             metadata: ObjectMeta {
@@ -287,17 +285,17 @@ fn holder(lease: &Object) -> Option<&str> {
     holder.filter(|holder| !holder.is_empty())
 }
 
-/// As long as its holder asked for, and never less than ours would go on.
-fn lasts(lease: &Object) -> Duration {
+/// Returns the duration of a Lease, and at least ours.
+fn duration(lease: &Object) -> Duration {
     let seconds = lease.spec.as_ref().and_then(|spec| spec.lease_duration_seconds);
-    let asked = seconds
+    let requested = seconds
         .and_then(|seconds| u64::try_from(seconds).ok())
         .map(Duration::from_secs);
-    asked.unwrap_or(DURATION).max(DURATION)
+    requested.unwrap_or(DURATION).max(DURATION)
 }
 
-/// Of several that write at once one wins, and the others wait.
-fn lost_the_race(written: kube::Result<Object>) -> kube::Result<Option<Object>> {
+/// Returns `None` for a write that lost against another one.
+fn none_on_conflict(written: kube::Result<Object>) -> kube::Result<Option<Object>> {
     match written {
         Ok(held) => Ok(Some(held)),
         Err(kube::Error::Api(answer)) if answer.is_conflict() || answer.is_already_exists() => Ok(None),
@@ -310,7 +308,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_fence_is_closed_until_it_is_opened_and_after_its_time() {
+    fn fence_is_open_only_until_its_time() {
         let fence = Fence::default();
         assert!(!fence.is_open());
         fence.open_until(Instant::now() + DEADLINE);
@@ -331,7 +329,7 @@ mod tests {
             }),
             ..Object::default()
         };
-        assert!(lasts(&short) > DEADLINE + PATIENCE);
+        assert!(duration(&short) > DEADLINE + TIMEOUT);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! What the operator tells Prometheus.
+//! The Prometheus metrics of the operator.
 
 use std::{collections::HashSet, fmt, time::Duration};
 
@@ -35,18 +35,18 @@ struct UpgradeLabels {
     state: &'static str,
 }
 
-/// How many mirrors are where on their way to a new version.
+/// The numbers of mirrors in a rollout.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Upgrades {
-    /// They wait for their turn.
+    /// Mirrors that wait for admission.
     pub waiting: usize,
-    /// They take it up.
+    /// Mirrors that roll out.
     pub rolling: usize,
-    /// They have not become ready with it in time.
+    /// Mirrors that missed the progress deadline.
     pub failed: usize,
 }
 
-/// The operator's metrics.
+/// The metrics of the operator.
 pub struct Metrics {
     registry: Registry,
     reconciles: Counter,
@@ -66,15 +66,15 @@ impl Default for Metrics {
         let duration = Histogram::new(exponential_buckets(0.001, 4.0, 9));
         let conditions = Family::default();
         let mut registry = Registry::with_prefix("registry_mirror_operator");
-        registry.register("reconciles", "Looks at a mirror", reconciles.clone());
+        registry.register("reconciles", "Reconciles of mirrors", reconciles.clone());
         registry.register(
             "reconcile_errors",
-            "Looks at a mirror that have to be repeated",
+            "Reconciles that failed and are retried",
             errors.clone(),
         );
         registry.register(
             "reconcile_duration_seconds",
-            "How long a look at a mirror takes",
+            "Duration of reconciles",
             duration.clone(),
         );
         registry.register(
@@ -91,7 +91,7 @@ impl Default for Metrics {
         let upgrades = Family::default();
         registry.register(
             "upgrades",
-            "Mirrors that take up a new version of the operator, or are to, by how far they are",
+            "Mirrors in the rollout of a new version of the operator, by state",
             upgrades.clone(),
         );
         Self {
@@ -109,14 +109,14 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// Has errors of these classes told from zero on: no rate can be seen of what is first told as 1.
+    /// Initializes the counters of these classes with 0, so that `rate()` sees the first error.
     pub fn initialize_errors(&self, classes: &[&'static str]) {
         for class in classes {
             drop(self.errors.get_or_create(&ErrorLabels { class }));
         }
     }
 
-    /// Counts a reconcile.
+    /// Counts a reconcile, its duration and the class of its error.
     pub fn reconciled(&self, took: Duration, error: Option<&'static str>) {
         self.reconciles.inc();
         self.duration.observe(took.as_secs_f64());
@@ -125,7 +125,7 @@ impl Metrics {
         }
     }
 
-    /// Tells how far mirrors are with a new version.
+    /// Sets the numbers of mirrors in a rollout.
     pub fn upgrades(&self, upgrades: &Upgrades) {
         let states = [
             ("waiting", upgrades.waiting),
@@ -138,7 +138,7 @@ impl Metrics {
         }
     }
 
-    /// Whether the cluster goes on refusing an object of the mirror with this UID.
+    /// Records whether the API server keeps rejecting an object of the mirror with this UID.
     pub fn apply_rejected(&self, uid: &str, is_rejected: bool) {
         let mut uids = self.rejected_uids.lock();
         if is_rejected {
@@ -148,15 +148,15 @@ impl Metrics {
         }
     }
 
-    /// Has these mirrors counted by condition.
+    /// Adds mirrors that are counted by condition.
     pub fn add_mirrors(&self, mirrors: Store<StoredMirror>) {
         self.mirrors.lock().push(mirrors);
     }
 
-    /// All of them in the text format.
+    /// Renders all metrics in the text format.
     ///
     /// # Errors
-    /// Never in practice: a `String` takes what is written to it.
+    /// None in practice: a `String` accepts every write.
     pub fn render(&self) -> Result<String, fmt::Error> {
         let stores = self.mirrors.lock();
         let apply_rejected = self.rejected_uids.lock();
@@ -166,7 +166,7 @@ impl Metrics {
             for labels in conditions(&mirror) {
                 self.conditions.get_or_create(&labels).inc();
             }
-            // One that was deleted while it was looked at may be among them still.
+            // A mirror that was deleted during its reconcile may still be recorded.
             if mirror.uid().is_some_and(|uid| apply_rejected.contains(&uid)) {
                 self.apply_rejected.inc();
             }
@@ -177,7 +177,7 @@ impl Metrics {
     }
 }
 
-/// Those of its status; of one that can't be read, what its status says where that can be written.
+/// Returns the conditions of a status. For a mirror that can't be parsed, those that its status would have.
 fn conditions(mirror: &StoredMirror) -> Vec<ConditionLabels> {
     let Ok(mirror) = &mirror.0 else {
         return vec![ConditionLabels {
@@ -217,24 +217,24 @@ mod tests {
             mirror.metadata.uid = Some(uid.to_owned());
             mirrors.apply_watcher_event(&Event::Apply(DeserializeGuard(Ok(mirror))));
         }
-        let told = |number| {
+        let reported = |number| {
             let text = metrics.render().unwrap();
             let line = format!("registry_mirror_operator_apply_rejected {number}");
-            assert!(text.lines().any(|told| told == line), "{text}");
+            assert!(text.lines().any(|reported| reported == line), "{text}");
         };
-        told(0);
+        reported(0);
         for uid in ["a", "b", "a"] {
             metrics.apply_rejected(uid, true);
         }
-        told(2);
+        reported(2);
         metrics.apply_rejected("a", false);
         metrics.apply_rejected("c", false);
         metrics.apply_rejected("deleted", true);
-        told(1);
+        reported(1);
     }
 
     #[test]
-    fn what_was_counted_is_told() {
+    fn reconciles_and_errors_are_counted() {
         let metrics = Metrics::default();
         metrics.reconciled(Duration::from_millis(5), None);
         metrics.reconciled(Duration::from_millis(5), Some("apply"));
@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn what_may_go_wrong_is_told_before_it_does() {
+    fn error_classes_start_at_zero() {
         let metrics = Metrics::default();
         metrics.initialize_errors(&["apply", "read"]);
         metrics.reconciled(Duration::from_millis(5), Some("read"));

@@ -8,51 +8,52 @@ use kube::{Resource, ResourceExt};
 
 use crate::kind::Kind;
 
-/// Says that an object is the operator's: it watches nothing else of these kinds.
+/// The label of the operator's objects. It watches no others of these kinds.
 pub const MANAGED_BY: (&str, &str) = ("app.kubernetes.io/managed-by", "registry-mirror");
-/// Says whose an object is, by the mirror's name.
+/// The label with the name of the mirror.
 pub const INSTANCE: &str = "app.kubernetes.io/instance";
-/// On a claim: the mirror whose cache it holds. It stays when the mirror goes, and only it lets a mirror of that name
-/// take the claim up again.
+/// On PVCs: the mirror whose cache it holds. The label outlives the mirror, and only it lets a mirror of that name
+/// adopt the PVC.
 pub const CACHE_OF: &str = "registrymirror.io/cache-of";
-/// On a PVC that a user made: the name of the mirror that may use it, or `*` for every mirror of its namespace.
+/// On PVCs of users: the name of the mirror that may use it, or `*` for every mirror of its namespace.
 pub const ALLOW_MIRROR: &str = "registrymirror.io/allow-mirror";
-/// On a child: the hash of what was applied last, as a field that is no longer wanted can't be seen otherwise.
+/// On all objects: the hash of the last applied manifest, by which a removed field is noticed.
 pub const APPLIED: &str = "registrymirror.io/applied";
-/// On Pods, so that their kubelet looks at their volumes at once, and on the workload once all were told.
+/// On Pods: a value that changes with each reload, so that the kubelet syncs their volumes at once. On the workload:
+/// the value that all Pods have.
 pub const RELOAD: &str = "registrymirror.io/reload";
 /// On Pods: the number of notifications of one change, and the time of the last one.
-pub const RELOAD_NOTIFIED: Renamed = Renamed {
+pub const RELOAD_NOTIFIED: Annotation = Annotation {
     current: "registrymirror.io/reload-notified",
     former: "registrymirror.io/told",
 };
-/// On the `ConfigMap` with the configuration: the SHA-256 by which servers name it.
+/// On the `ConfigMap` with the configuration: its SHA-256, by which servers report it.
 pub const CONFIGURATION: &str = "registrymirror.io/configuration";
-/// The same of the last good one.
+/// On the same object: the SHA-256 of the last good configuration.
 pub const LAST_GOOD: &str = "registrymirror.io/last-good-configuration";
-/// On the credentials Secret: how often a last good entry replaced another.
+/// On the credentials Secret: the number of last good entries that were replaced.
 pub const REPLACED: &str = "registrymirror.io/credentials-replaced";
 /// On the workload: the source of its Pod template.
-pub const POD_TEMPLATE_SOURCE: Renamed = Renamed {
+pub const POD_TEMPLATE_SOURCE: Annotation = Annotation {
     current: "registrymirror.io/pod-template-source",
     former: "registrymirror.io/rendered",
 };
-/// On the Pod template: the upstream that clients get who name none. Servers take another one only when they start.
+/// On the Pod template: the upstream of requests that name none. Servers read it at their start only.
 pub const FIRST_UPSTREAM: &str = "registrymirror.io/first-upstream";
-/// On the credentials Secret: where each entry came from and may be sent to.
+/// On the credentials Secret: the Secret and the destination of each entry.
 pub const ORIGINS: &str = "registrymirror.io/credential-origins";
-/// On the credentials Secret: when each upstream's last good entry was last replaced.
+/// On the credentials Secret: the time of each upstream's last rotation.
 pub const ROTATED: &str = "registrymirror.io/credentials-rotated";
 
 /// An annotation with a former name. The operator reads both and writes the current one, which removes the former one.
-pub struct Renamed {
+pub struct Annotation {
     /// The name that is written.
     pub current: &'static str,
     /// The name that an earlier version of the operator wrote.
     pub former: &'static str,
 }
 
-impl Renamed {
+impl Annotation {
     /// Returns the value, under the current name if there is one.
     pub fn get<'a>(&self, annotations: &'a BTreeMap<String, String>) -> Option<&'a String> {
         annotations
@@ -61,50 +62,50 @@ impl Renamed {
     }
 }
 
-/// The `ConfigMap` with the server's configuration.
+/// Returns the name of the `ConfigMap` with the servers' configuration.
 pub fn config(mirror: &str) -> String {
     format!("{mirror}-config")
 }
 
-/// The Secret with the upstreams' credentials.
+/// Returns the name of the Secret with the upstreams' credentials.
 pub fn credentials(mirror: &str) -> String {
     format!("{mirror}-credentials")
 }
 
-/// The Secret with certificates.
+/// Returns the name of the Secret with certificates and users.
 pub fn files(mirror: &str) -> String {
     format!("{mirror}-files")
 }
 
-/// The Service that gives each Pod a name.
+/// Returns the name of the Service with a DNS name for each Pod.
 pub fn headless(mirror: &str) -> String {
     format!("{mirror}-headless")
 }
 
-/// The key with what clients have to trust.
+/// The key of the CA certificates that clients trust.
 pub const CA_BUNDLE_KEY: &str = "ca.crt";
 
-/// The `ConfigMap` with what clients have to trust.
+/// Returns the name of the `ConfigMap` with the CA certificates that clients trust.
 pub fn ca_bundle(mirror: &str) -> String {
     format!("{mirror}-ca")
 }
 
-/// The Secret with the mirror's own authority. No Pod mounts it.
+/// Returns the name of the Secret with the CA of the mirror. No Pod mounts it.
 pub fn ca_key(mirror: &str) -> String {
     format!("{mirror}-ca-key")
 }
 
-/// The `ConfigMap` with files for nodes.
+/// Returns the name of the `ConfigMap` with files for nodes.
 pub fn hosts(mirror: &str) -> String {
     format!("{mirror}-hosts")
 }
 
-/// The claim of one replica, as a `StatefulSet` with a claim template `cache` names it.
+/// Returns the name of the PVC of a replica, as a `StatefulSet` with a claim template `cache` names it.
 pub fn claim(mirror: &str, ordinal: u32) -> String {
     format!("cache-{mirror}-{ordinal}")
 }
 
-/// Which replica's claim a name is.
+/// Returns the ordinal of the replica that a PVC belongs to.
 pub fn claim_ordinal(mirror: &str, claim: &str) -> Option<u32> {
     claim
         .strip_prefix("cache-")?
@@ -115,8 +116,8 @@ pub fn claim_ordinal(mirror: &str, claim: &str) -> Option<u32> {
         .filter(|ordinal| self::claim(mirror, *ordinal) == claim)
 }
 
-/// Every object that one spec of this mirror asks for and another may not: what is not asked for any more is looked
-/// for here. Claims stay, workloads are of one kind for life, and Services and the account are always asked for.
+/// Returns every object that only some specs of a mirror ask for. PVCs stay, a workload never changes its kind, and
+/// every spec asks for Services and the ServiceAccount.
 pub fn every(mirror: &str) -> Vec<(Kind, String)> {
     vec![
         (Kind::ConfigMap, config(mirror)),
@@ -129,7 +130,7 @@ pub fn every(mirror: &str) -> Vec<(Kind, String)> {
     ]
 }
 
-/// What its Pods mount, or run as.
+/// Returns the objects that its Pods mount, and their ServiceAccount.
 pub fn mounted(mirror: &str) -> [(Kind, String); 4] {
     [
         (Kind::ConfigMap, config(mirror)),
@@ -139,8 +140,8 @@ pub fn mounted(mirror: &str) -> [(Kind, String); 4] {
     ]
 }
 
-/// What selects a mirror's Pods. Never changes: a workload's selector can't be changed, and old and new Pods have to
-/// answer to the same Service while a new version rolls out.
+/// Returns the labels that select a mirror's Pods. They never change: the selector of a workload is immutable, and one
+/// Service selects old and new Pods during a rollout.
 pub fn selector(mirror: &str) -> BTreeMap<String, String> {
     BTreeMap::from([
         ("app.kubernetes.io/name".to_owned(), "registry-mirror".to_owned()),
@@ -149,14 +150,14 @@ pub fn selector(mirror: &str) -> BTreeMap<String, String> {
     ])
 }
 
-/// The labels of every object.
+/// Returns the labels of every object.
 pub fn labels(mirror: &str) -> BTreeMap<String, String> {
     let mut labels = selector(mirror);
     labels.insert(MANAGED_BY.0.to_owned(), MANAGED_BY.1.to_owned());
     labels
 }
 
-/// Returns if the operator made an object for a mirror: it has the operator's label, or a `RegistryMirror` controls it.
+/// Returns whether the operator created an object for a mirror: it has the operator's label, or a `RegistryMirror` controls it.
 pub fn is_operators(object: &ObjectMeta) -> bool {
     let mut labels = object.labels.iter().flatten();
     let mut owners = object.owner_references.iter().flatten();
@@ -164,7 +165,7 @@ pub fn is_operators(object: &ObjectMeta) -> bool {
         || owners.any(|owner| owner.controller == Some(true) && owner.kind == "RegistryMirror")
 }
 
-/// Metadata of a child that goes with the mirror.
+/// Returns the metadata of an object that is deleted with the mirror.
 pub fn owned(mirror: &RegistryMirror, name: String) -> ObjectMeta {
     ObjectMeta {
         owner_references: mirror.controller_owner_ref(&()).map(|owner| vec![owner]),
@@ -172,7 +173,7 @@ pub fn owned(mirror: &RegistryMirror, name: String) -> ObjectMeta {
     }
 }
 
-/// Metadata of an object that stays when the mirror goes.
+/// Returns the metadata of an object that outlives the mirror.
 pub fn kept(mirror: &RegistryMirror, name: String) -> ObjectMeta {
     ObjectMeta {
         name: Some(name),
@@ -192,7 +193,7 @@ mod tests {
             let all = names.iter().map(|name| ((*name).to_owned(), (*name).to_owned()));
             RELOAD_NOTIFIED.get(&all.collect()).cloned()
         };
-        let Renamed { current, former } = RELOAD_NOTIFIED;
+        let Annotation { current, former } = RELOAD_NOTIFIED;
         assert_eq!(value(&[former]).as_deref(), Some(former));
         assert_eq!(value(&[former, current]).as_deref(), Some(current));
         assert_eq!(value(&[]), None);
@@ -204,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn a_claim_of_a_longer_named_mirror_is_not_taken_for_ours() {
+    fn pvc_of_a_longer_mirror_name_is_not_matched() {
         assert_eq!(claim_ordinal("hub", &claim("hub-0", 1)), None);
         assert_eq!(claim_ordinal("hub-0", &claim("hub", 0)), None);
         assert_eq!(claim_ordinal("hub", "cache-hub-x"), None);
@@ -212,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn the_selector_is_what_was_released() {
+    fn selector_never_changes() {
         let selector = selector("hub");
         assert_eq!(
             selector

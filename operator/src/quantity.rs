@@ -1,20 +1,20 @@
-//! Kubernetes quantities, to be compared. As floating point: whatever somebody writes into an object is a number then,
-//! and no product of it overflows.
+//! Compares Kubernetes quantities as floating point numbers, so that every valid text is a number and no product
+//! overflows.
 
 use kube_quantity::ParsedQuantity;
 
-/// How much it is, in units of its own (bytes, cores); `None` for what is no quantity.
+/// Returns the value in base units (bytes, cores); `None` for an invalid quantity.
 pub(crate) fn amount(text: &str) -> Option<f64> {
     let parsed = ParsedQuantity::try_from(text).ok()?;
     parsed.to_bytes_f64().filter(|amount| amount.is_finite())
 }
 
-/// Whether both are the same, in whatever form: `1Gi` and `1024Mi`, `0.5` and `500m`.
+/// Returns whether two quantities are equal in any notation: `1Gi` and `1024Mi`, `0.5` and `500m`.
 pub(crate) fn is_same(one: &str, other: &str) -> bool {
     let (Some(one), Some(other)) = (amount(one), amount(other)) else {
         return false;
     };
-    // What a multiplication by 0.001 rounds.
+    // The rounding error of a multiplication by 0.001.
     (one - other).abs() <= one.abs() * 4.0 * f64::EPSILON
 }
 

@@ -1,14 +1,14 @@
-//! What the operator may do on an API server: what it asks for, the chart grants, and `doctor` checks. A test holds the
-//! chart to it, and the operator's requests.
+//! The RBAC permissions of the operator: its requests need them, the chart grants them, and `doctor` checks them. A
+//! test compares all three.
 
-/// Verbs on resources of one API group, as a rule of a Role has them.
+/// The verbs on resources of one API group, as in a rule of a Role.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rule {
     /// The API group; empty for the core.
     pub group: &'static str,
     /// Plurals, with a subresource after a slash.
     pub resources: &'static [&'static str],
-    /// What is done with them.
+    /// The verbs.
     pub verbs: &'static [&'static str],
 }
 

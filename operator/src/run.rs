@@ -1,4 +1,4 @@
-//! The operator as a whole: a controller for each scope, until it is told to stop.
+//! Runs the operator: a controller for each scope.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -20,29 +20,29 @@ use crate::{
     rollout::{Rollout, RolloutConfig},
 };
 
-/// What the operator looks after, and what it brings along.
+/// The options of the operator.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Its name among other operators, that of its Lease as `NAMESPACE/NAME`; empty: there are no others.
+    /// The name of the operator, that of its Lease as `NAMESPACE/NAME`; empty: it is the only operator.
     pub name: String,
-    /// The namespaces whose mirrors it looks after; none means all.
+    /// The namespaces of reconciled mirrors; empty: all.
     pub namespaces: Vec<String>,
-    /// What a release has fixed.
+    /// The release of the operator.
     pub release: Release,
-    /// For how long the certificates are good that it issues.
+    /// The lifetimes of issued certificates.
     pub lifetimes: CertificateLifetimes,
-    /// What it takes for the time.
+    /// The clock, replaceable in tests.
     pub clock: Clock,
-    /// How often every mirror is looked at though nothing seems to have happened.
+    /// The resync period: the operator reconciles every mirror at least this often.
     pub resync: Duration,
-    /// How mirrors take up a new release.
+    /// The limits of rollouts.
     pub upgrades: RolloutConfig,
     /// The limits of specs.
     pub policy: Policy,
 }
 
 impl Default for Options {
-    /// All namespaces, this release, a quarter of an hour.
+    /// Returns the options for all namespaces with the defaults of this release.
     fn default() -> Self {
         Self {
             name: String::new(),
@@ -57,7 +57,7 @@ impl Default for Options {
     }
 }
 
-/// Looks after mirrors until it is told to stop; then lets what is running end.
+/// Reconciles mirrors until `shutdown`, then lets running reconciles end.
 pub async fn run(client: Client, options: Options, health: Health, shutdown: CancellationToken) {
     let recorder = Recorder::new(client.clone(), Reporter::from("registry-mirror"));
     let scopes = scopes(&options.namespaces);
@@ -81,7 +81,7 @@ pub async fn run(client: Client, options: Options, health: Health, shutdown: Can
     let synced = join_all(controllers.iter().map(Controller::synced));
     let ready = async move {
         synced.await;
-        tracing::info!("every watch has listed; mirrors are looked after");
+        tracing::info!("every watch has listed; the operator reconciles mirrors");
         health.set_ready();
     };
     let ready = tokio::spawn(shutdown.clone().run_until_cancelled_owned(ready));

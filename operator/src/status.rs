@@ -1,4 +1,4 @@
-//! Step five: say what was found and done.
+//! Computes the status.
 
 use crds::{
     RegistryMirror, RegistryMirrorStatus,
@@ -30,65 +30,65 @@ pub mod write;
 pub use certificate::{CertificateStatus, next_validity_change};
 pub use credentials::{UpstreamCredentials, Verdict};
 
-/// What the status has room for.
+/// The maximum length of the server version in the status.
 const SERVER_VERSION_CHARS: usize = 128;
 
-/// What a reconcile came to.
+/// The outcome of a reconcile.
 #[derive(Clone, Debug)]
 pub enum Outcome {
-    /// Nothing was looked at.
+    /// The spec is paused.
     Paused,
-    /// The spec can't be acted on.
+    /// The spec was rejected.
     Rejected(Rejection),
-    /// The cluster did not let it be acted on, or not wholly; it is tried again. Why, once that does not pass.
+    /// The apply failed and is retried. The message of a failure that persists.
     Failed(Option<String>),
-    /// It was acted on.
+    /// The spec was applied, with the exceptions in `applied`.
     Acted(Acted),
 }
 
-/// What was done.
+/// The result of an applied spec.
 #[derive(Clone, Debug, Default)]
 pub struct Acted {
-    /// Of the upstreams that have credentials, in the spec's order.
+    /// The credentials of upstreams, in the order of the spec.
     pub credentials: Vec<UpstreamCredentials>,
-    /// What clients are shown, where they are served over TLS.
+    /// The serving certificate, if clients are served over TLS.
     pub certificate: Option<CertificateStatus>,
-    /// What became of the claims.
+    /// The objects that the API server rejected.
     pub applied: Applied,
-    /// The version of the servers' configuration.
+    /// The SHA-256 of the servers' configuration.
     pub configuration: String,
-    /// How far the mirror is with a new version of the operator.
+    /// The state of the rollout of a new version.
     pub upgrade: Upgrade,
-    /// A server has yet to read what it is handed.
+    /// A server has not read its issued files yet.
     pub needs_reload: bool,
-    /// Servers were handed other credentials than the last status tells of.
+    /// The servers have other credentials than the last status reports.
     pub has_new_credentials: bool,
 }
 
-/// How far a mirror is with what a new version of the operator brought.
+/// The state of a mirror in the rollout of a new version.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Upgrade {
-    /// It has it, or is about to.
+    /// The mirror has the version, or rolls it out.
     #[default]
     Fine,
-    /// It waits for its turn, for this.
+    /// The mirror waits for admission, for this reason.
     Waiting(String),
-    /// It has not become ready with it in so many seconds.
+    /// The mirror did not become ready within this number of seconds.
     Failed(u64),
 }
 
 impl Acted {
-    /// What an accepted spec led to.
+    /// Returns the result of an accepted spec.
     pub fn new(accepted: &Accepted<'_>, desired: &Desired, observed: &Observed, applied: Applied) -> Self {
-        let told = accepted.mirror.status.iter().flat_map(|status| &status.upstreams);
-        let told: Vec<_> = told
+        let reported = accepted.mirror.status.iter().flat_map(|status| &status.upstreams);
+        let reported: Vec<_> = reported
             .filter_map(|u| Some((u.host.as_str(), u.credentials.as_ref()?)))
             .collect();
         let credentials = credentials::upstream_credentials(accepted, desired, observed);
         let same = |now: &UpstreamCredentials| {
-            let mut told = told.iter();
-            told.any(|(host, told)| {
-                *host == now.host && told.secret == now.secret && told.version == version(now)
+            let mut reported = reported.iter();
+            reported.any(|(host, before)| {
+                *host == now.host && before.secret == now.secret && before.version == version(now)
             })
         };
         Self {
@@ -104,12 +104,12 @@ impl Acted {
 }
 
 impl Outcome {
-    /// Whether servers were handed all that they should have.
+    /// Returns whether all files are issued to servers.
     pub fn is_fully_applied(&self) -> bool {
         matches!(self, Self::Acted(acted) if acted.applied.is_whole())
     }
 
-    /// What the cluster does not let be applied, in its words, once that does not pass.
+    /// Returns the message of the API server's persistent rejection, if there is one.
     pub fn rejection_message(&self) -> Option<&str> {
         match self {
             Self::Failed(why) => why.as_deref(),
@@ -118,7 +118,7 @@ impl Outcome {
         }
     }
 
-    /// Whether a server has yet to read what it is handed.
+    /// Returns whether a server has not read its issued files yet.
     pub fn is_reload_pending(&self) -> bool {
         matches!(
             self,
@@ -130,7 +130,7 @@ impl Outcome {
     }
 }
 
-/// Whether something is on its way to servers, or upstreams' answer to it is.
+/// Returns whether a change is pending in servers, or an upstream's verdict on it.
 pub fn is_pending(status: &RegistryMirrorStatus) -> bool {
     let pending = |kind: ConditionType, truth: Truth| {
         let mut conditions = status.conditions.iter();
@@ -140,7 +140,7 @@ pub fn is_pending(status: &RegistryMirrorStatus) -> bool {
         || pending(ConditionType::CredentialsValid, Truth::Unknown)
 }
 
-/// The status that a mirror should have. Pure; what is not known stays as it was.
+/// Computes the status. Pure; unknown values stay as they were.
 pub fn compute(
     mirror: &RegistryMirror,
     before: &RegistryMirrorStatus,
@@ -150,7 +150,7 @@ pub fn compute(
 ) -> RegistryMirrorStatus {
     let workload = observed.workload.as_ref();
     let generation = match outcome {
-        // What is there is not what is asked for now.
+        // The objects are those of the previous generation.
         Outcome::Failed(_) => before.observed_generation,
         Outcome::Paused | Outcome::Rejected(_) | Outcome::Acted(_) => mirror.metadata.generation,
     };
@@ -176,7 +176,7 @@ fn selector(mirror: &str) -> String {
         .join(",")
 }
 
-/// Whether there is a `ConfigMap` with what clients have to trust.
+/// Returns whether there is a `ConfigMap` with CA certificates for clients.
 fn has_ca(before: &RegistryMirrorStatus, outcome: &Outcome) -> bool {
     match outcome {
         Outcome::Acted(acted) => acted.certificate.as_ref().is_some_and(|c| c.has_ca),
@@ -187,7 +187,7 @@ fn has_ca(before: &RegistryMirrorStatus, outcome: &Outcome) -> bool {
     }
 }
 
-/// Returns where to pull from. Without a Service it stays: nodes hold it, and the Service is made again with it.
+/// Returns the endpoint. Without a Service it stays: nodes use it, and the Service is created again with it.
 fn endpoint(
     mirror: &RegistryMirror,
     before: &RegistryMirrorStatus,
@@ -215,7 +215,7 @@ fn upstream_statuses(
 ) -> Vec<UpstreamStatus> {
     let of = |upstream: &crds::Upstream| {
         let known = before.upstreams.iter().find(|known| known.host == upstream.host);
-        let told = known.and_then(|known| known.credentials.as_ref());
+        let reported = known.and_then(|known| known.credentials.as_ref());
         UpstreamStatus {
             host: upstream.host.clone(),
             state: match known {
@@ -226,9 +226,9 @@ fn upstream_statuses(
                 Outcome::Acted(acted) => {
                     let mut all = acted.credentials.iter();
                     let now = all.find(|credentials| credentials.host == upstream.host);
-                    now.map(|now| credentials::status(now, observed, told))
+                    now.map(|now| credentials::status(now, observed, reported))
                 }
-                Outcome::Paused | Outcome::Rejected(_) | Outcome::Failed(_) => told.cloned(),
+                Outcome::Paused | Outcome::Rejected(_) | Outcome::Failed(_) => reported.cloned(),
             },
         }
     };
@@ -239,7 +239,7 @@ fn version(credentials: &UpstreamCredentials) -> i64 {
     i64::try_from(credentials.version).unwrap_or(i64::MAX)
 }
 
-/// What all servers run; while they differ, what they ran before.
+/// Returns the version of all servers; while they differ, the previous one.
 fn server_version(before: &RegistryMirrorStatus, observed: &Observed) -> Option<String> {
     let mut versions = observed
         .servers
@@ -252,7 +252,7 @@ fn server_version(before: &RegistryMirrorStatus, observed: &Observed) -> Option<
     }
 }
 
-/// The smallest: what can be relied on.
+/// Returns the smallest capacity, which every replica has.
 fn capacity<'a>(claims: impl Iterator<Item = &'a Claim>) -> Option<StorageStatus> {
     let capacities = claims
         .filter(|claim| claim.bound)
@@ -290,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn the_selector_is_what_an_autoscaler_can_parse() {
+    fn selector_is_a_label_query() {
         assert_eq!(
             selector("hub"),
             "app.kubernetes.io/component=mirror,app.kubernetes.io/instance=hub,app.kubernetes.io/name=registry-mirror"

@@ -1,7 +1,7 @@
-//! Step two: decide whether the spec, with what it points to, can be acted on.
+//! Accepts or rejects a spec with the objects that it names.
 //!
-//! What admission checks is not checked again, but for what would send a password in clear text or to the wrong host, or
-//! wear the operator out: a stored object may be older than the rule that would refuse it.
+//! Rules of the API server are checked again only where a spec could send a password in clear text or to the wrong
+//! host, or overload the operator: a stored object may be older than the rule.
 
 use std::collections::BTreeMap;
 
@@ -26,34 +26,34 @@ pub use bundle::Bundle;
 pub use credentials::Credentials;
 pub use serving::Serving;
 
-/// A spec that can be acted on, with everything that it needs.
+/// An accepted spec with the objects that it needs.
 pub struct Accepted<'a> {
-    /// Whose spec it is.
+    /// The mirror.
     pub mirror: &'a RegistryMirror,
-    /// In the spec's order.
+    /// The upstreams, in the order of the spec.
     pub upstreams: Vec<Upstream<'a>>,
-    /// Where the cache lives.
+    /// The volume of the cache.
     pub volume: Volume<'a>,
-    /// What it may take.
+    /// The maximum size of the cache.
     pub max_size: MaxSize,
-    /// What clients are shown; `None`: plain HTTP, or nothing was issued yet.
+    /// The serving certificate; `None`: plain HTTP, or not issued yet.
     pub serving: Option<Serving>,
-    /// The mirror's own authority, as it is kept, once it issued what clients are shown.
+    /// The content of the CA Secret, once the CA has issued the serving certificate.
     pub ca: Option<BTreeMap<String, Vec<u8>>>,
-    /// The certificates of the CAs that sign clients' certificates, in PEM; `None`: clients need none.
+    /// The CA certificates of clients' certificates, in PEM; `None`: clients need no certificate.
     pub client_ca: Option<Vec<u8>>,
-    /// Who may pull, as an htpasswd file; `None`: anyone.
+    /// The htpasswd file; `None`: clients need no password.
     pub users: Option<Vec<u8>>,
 }
 
 impl Accepted<'_> {
-    /// Whether servers need files beside their configuration and credentials.
+    /// Returns whether servers need files in addition to configuration and credentials.
     pub fn has_files(&self) -> bool {
         let bundle = self.upstreams.iter().any(|upstream| upstream.bundle.is_some());
         bundle || self.serving.is_some() || self.client_ca.is_some() || self.users.is_some()
     }
 
-    /// What is wrong with the Secrets of its upstreams, for a terminal.
+    /// Returns the faults of the upstreams' Secrets, for a terminal.
     pub fn credential_problems(&self) -> impl Iterator<Item = String> {
         self.upstreams.iter().enumerate().filter_map(|(index, upstream)| {
             let problem = upstream.credentials.as_ref()?.found.as_ref().err()?;
@@ -65,25 +65,25 @@ impl Accepted<'_> {
     }
 }
 
-/// An upstream and what its references led to.
+/// An upstream with the objects that it names.
 pub struct Upstream<'a> {
-    /// As the spec has it.
+    /// The upstream in the spec.
     pub spec: &'a crds::Upstream,
-    /// Where it is.
+    /// The URL of the registry.
     pub remote: Url,
-    /// Its authorities' certificates.
+    /// The CA certificates.
     pub bundle: Option<Bundle>,
-    /// What it is asked with; `None`: nothing.
+    /// The credentials; `None`: the upstream is asked anonymously.
     pub credentials: Option<Credentials<'a>>,
 }
 
-/// Why a spec can't be acted on, for the status.
+/// The rejection of a spec, for the status.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct Rejection {
-    /// Its class.
+    /// The reason.
     pub reason: Reason,
-    /// What is wrong, where, and what to do.
+    /// The object, the cause and the action.
     pub message: String,
 }
 
@@ -110,7 +110,7 @@ impl Rejection {
         }
     }
 
-    /// With the field that it is about.
+    /// Adds the field to the message.
     fn below(self, field: &str) -> Self {
         Self {
             message: format!("{field}: {}", self.message),
@@ -119,13 +119,13 @@ impl Rejection {
     }
 }
 
-/// Checks a spec and what it points to.
+/// Accepts or rejects a spec.
 ///
-/// Credentials that are missing or malformed are no reason to reject it: the cache serves without them, and
-/// [`Credentials`] says what is wrong with them.
+/// Missing or malformed credentials are no rejection: the cache serves without them, and [`Credentials`] has their
+/// fault.
 ///
 /// # Errors
-/// What the user has to mend; nothing is changed until then.
+/// A fault that the user has to correct; nothing is changed until then.
 pub fn accept<'a>(mirror: &'a RegistryMirror, references: &References) -> Result<Accepted<'a>, Rejection> {
     let volume = mirror.spec.storage.volume().ok_or_else(|| {
         Rejection::invalid(
@@ -158,13 +158,14 @@ pub fn accept<'a>(mirror: &'a RegistryMirror, references: &References) -> Result
     })
 }
 
-/// A claim is worked out for each: an object that is older than the bound must not take all of the operator's memory.
+/// Rejects too many replicas: a stored object may be older than the limit, and each replica takes memory of the
+/// operator.
 fn not_too_many(replicas: i32) -> Result<(), Rejection> {
     if replicas <= MAX_REPLICAS {
         return Ok(());
     }
     Err(Rejection::invalid(format!(
-        "spec.replicas: {replicas} are too many; ask for at most {MAX_REPLICAS}"
+        "spec.replicas: {replicas} exceeds the maximum of {MAX_REPLICAS}: set it lower"
     )))
 }
 
@@ -204,8 +205,8 @@ fn upstream<'a>(
     })
 }
 
-/// Refuses a Secret that the operator makes: the operator would read what it wrote, and write it again. A Secret of another
-/// mirror holds a CA's key or credentials that its users may not have.
+/// Rejects a Secret of the operator, which it would read and write in a circle. A Secret of another mirror contains a CA's
+/// key or credentials that its users may not have.
 fn not_the_operators(
     mirror: &RegistryMirror,
     secret: &str,
@@ -220,8 +221,7 @@ fn not_the_operators(
     ];
     if own.iter().any(|own| own == secret) {
         return Err(Rejection::invalid(format!(
-            "{secret} is the name of a Secret that the operator makes for this mirror; \
-             refer to another one"
+            "Secret {secret} is one that the operator creates for this mirror: name another one"
         )));
     }
     Ok(())
@@ -232,12 +232,12 @@ fn not_in_clear_text(spec: &crds::Upstream, remote: &Url) -> Result<(), Rejectio
         return Ok(());
     }
     Err(Rejection::invalid(format!(
-        "credentialsSecretRef: {remote} is not https, so that the credentials could be read on the way; use https, or \
-         set insecureAllowHTTPCredentials to true"
+        "credentialsSecretRef: {remote} is not https, and credentials could be read on the network: use https, or set \
+         insecureAllowHTTPCredentials to true"
     )))
 }
 
-/// Whether what is sent there can be read on the way. To loopback addresses nothing crosses a network.
+/// Returns whether requests can be read on the network. Requests to loopback addresses cross none.
 pub(crate) fn is_in_clear_text(remote: &Url) -> bool {
     remote.scheme() != "https" && !is_loopback(remote)
 }

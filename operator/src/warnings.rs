@@ -1,4 +1,4 @@
-//! What a spec allows to go wrong though nothing is wrong with it: `render` and `doctor` warn of the same.
+//! The warnings of `render` and `doctor` about valid specs.
 
 use std::net::Ipv6Addr;
 
@@ -18,16 +18,16 @@ use crate::validate::is_in_clear_text;
 /// The registry of images whose name has none.
 const DOCKER_HUB: &str = "docker.io";
 
-/// One thing that may go wrong.
+/// A warning about a valid spec.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Warning {
-    /// Its name, which never changes: what machines go by.
+    /// The stable identifier for programs.
     pub id: &'static str,
-    /// The field of the spec that takes it.
+    /// The field of the spec.
     pub field: String,
-    /// What may happen.
+    /// The consequence.
     pub message: String,
-    /// What to do, if it is not wanted.
+    /// The correction.
     pub advice: &'static str,
 }
 
@@ -47,7 +47,7 @@ impl Warning {
     }
 }
 
-/// The warnings that a mirror takes whose servers run `server_image` where its spec names no other.
+/// Returns the warnings about a mirror whose servers run `server_image` if its spec names no other image.
 pub fn find(mirror: &RegistryMirror, server_image: &str) -> Vec<Warning> {
     let upstreams = mirror.spec.upstreams.iter().enumerate();
     let mut warnings: Vec<_> = upstreams
@@ -79,7 +79,7 @@ fn of_upstream(upstream: &Upstream, field: &str) -> impl Iterator<Item = Warning
         Warning::new(
             "credentials-over-http",
             format!("{field}.insecureAllowHTTPCredentials"),
-            format!("whoever is between the servers and {host} reads its credentials"),
+            format!("an attacker between the servers and {host} reads its credentials"),
             "use an https:// remoteURL",
         )
     });
@@ -88,7 +88,7 @@ fn of_upstream(upstream: &Upstream, field: &str) -> impl Iterator<Item = Warning
             "certificate-not-checked",
             format!("{field}.tls.insecureSkipVerify"),
             format!(
-                "whoever is between the servers and {host} can answer in its name, and reads its credentials"
+                "an attacker between the servers and {host} can impersonate it, and reads its credentials"
             ),
             "name the authority that signed its certificate in tls.caBundleRef",
         )
@@ -96,7 +96,7 @@ fn of_upstream(upstream: &Upstream, field: &str) -> impl Iterator<Item = Warning
     credentials.into_iter().chain(certificate)
 }
 
-/// Nodes that may ask nobody but the mirror can't get the image that the mirror itself needs to start.
+/// Returns the warning that nodes without fallback can't pull the image of the mirror itself.
 fn own_image(mirror: &RegistryMirror, server_image: &str) -> Option<Warning> {
     let nodes = &mirror.spec.node_configuration;
     let image = mirror.spec.pod.image.as_deref().unwrap_or(server_image);
@@ -121,7 +121,7 @@ fn own_image(mirror: &RegistryMirror, server_image: &str) -> Option<Warning> {
     })
 }
 
-/// The registry of an image as container runtimes read it: a first component that looks like a host.
+/// Returns the registry of an image, as container runtimes parse it: a first component that looks like a host.
 fn registry_of(image: &str) -> &str {
     let looks_like_a_host = |first: &&str| first.contains(['.', ':']) || *first == "localhost";
     let first = image.split_once('/').map(|(first, _)| first);
@@ -143,7 +143,7 @@ fn open_credentials(mirror: &RegistryMirror) -> Option<Warning> {
         Warning::new(
             "anonymous-access-with-credentials",
             "spec.access.mode",
-            "whoever reaches the mirror pulls everything that its credentials may pull",
+            "every client that reaches the mirror pulls everything that its credentials may pull",
             "set access.mode to Basic, or let only nodes reach the Service (NetworkPolicy)",
         )
     })
@@ -198,7 +198,7 @@ fn nothing_to_serve(mirror: &RegistryMirror) -> Option<Warning> {
         Warning::new(
             "offline-with-ephemeral-storage",
             "spec.cache.offline",
-            "a new Pod begins with an empty cache, and offline it may ask nobody: it has nothing to serve",
+            "a new Pod has an empty cache, and offline it asks no upstream: it has nothing to serve",
             "use storage.type PersistentVolumeClaim, or set cache.offline to false",
         )
     })
@@ -225,7 +225,7 @@ fn address_for_newer_nodes(mirror: &RegistryMirror) -> Option<Warning> {
     Some(Warning::new("ipv6-address-for-nodes", field, message, advice))
 }
 
-/// Returns whether the Service has an IPv6 address or, before it has one, is to have one.
+/// Returns whether the Service has an IPv6 address, or requests one before it has one.
 fn has_ipv6_address(mirror: &RegistryMirror) -> bool {
     let endpoint = mirror.status.as_ref().and_then(|status| status.endpoint.as_ref());
     let live = endpoint.and_then(|endpoint| Url::parse(&endpoint.url).ok());
@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test_case(&json!({}) => Vec::<&str>::new(); "none")]
-    #[test_case(&json!({"replicas": 0}) => Vec::<&str>::new(); "nobody is served on purpose")]
+    #[test_case(&json!({"replicas": 0}) => Vec::<&str>::new(); "scaled to zero")]
     #[test_case(&json!({"replicas": 1}) => vec!["single-replica"])]
     #[test_case(&json!({"upstreams": [{"host": "ghcr.io"}], "nodeConfiguration": {"fallback": "Never"}})
         => vec!["own-image-through-itself"])]
@@ -291,12 +291,12 @@ mod tests {
     #[test_case(&json!({"service": {"type": "NodePort"}, "tls": {"mode": "SelfSigned", "clientCARef": {"kind": "Secret", "name": "ca"}}})
         => Vec::<&str>::new(); "clients need a certificate")]
     #[test_case(&json!({"cache": {"offline": true}}) => vec!["offline-with-ephemeral-storage"])]
-    fn each_risk_is_told_where_it_is_taken(change: &Value) -> Vec<&'static str> {
+    fn warning_for_spec(change: &Value) -> Vec<&'static str> {
         ids(change)
     }
 
     #[test]
-    fn a_risk_names_its_field_and_what_to_do() {
+    fn warning_names_field_and_action() {
         let change =
             json!({"upstreams": [{"host": "a"}, {"host": "b", "tls": {"insecureSkipVerify": true}}]});
         let risk = find(&mirror(&change), IMAGE).remove(0);
@@ -318,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn a_single_replica_that_nodes_depend_on_is_told_as_such() {
+    fn single_replica_without_fallback_warns_more() {
         let warnings = find(
             &mirror(&json!({"replicas": 1, "nodeConfiguration": {"fallback": "Never"}})),
             IMAGE,

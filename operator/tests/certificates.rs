@@ -123,7 +123,7 @@ const NAMES: [&str; 8] = [
 ];
 
 #[test]
-fn a_certificate_is_for_the_services_names_and_its_address() {
+fn certificate_names_services_and_address() {
     let mut world = World::new();
     let shown = world.at(0);
     assert!(accepts(&bundle(&shown), &shown, &NAMES, 0));
@@ -133,7 +133,7 @@ fn a_certificate_is_for_the_services_names_and_its_address() {
 
 #[test_case(0; "at once")]
 #[test_case(59 * DAY; "just before it is renewed")]
-fn nothing_is_made_anew_while_it_is_good(later: i64) {
+fn valid_certificates_are_kept(later: i64) {
     let mut world = World::new();
     let first = world.at(0);
     let kept = world.kept().clone();
@@ -143,7 +143,7 @@ fn nothing_is_made_anew_while_it_is_good(later: i64) {
 }
 
 #[test]
-fn whoever_trusts_what_was_published_within_a_year_never_fails() {
+fn bundle_of_the_last_year_always_verifies() {
     let (mut world, mut now) = (World::new(), 0);
     let (mut published, mut bundles) = (Vec::new(), 0);
     while now < 3650 * DAY {
@@ -194,7 +194,7 @@ fn next_ca_is_published_a_year_before_it_signs() {
 }
 
 #[test]
-fn another_address_gets_another_certificate_of_the_same_authority() {
+fn new_address_gets_a_certificate_of_the_same_ca() {
     let mut world = World::new();
     let first = world.at(0);
     world.address = "fd00::7";
@@ -210,7 +210,7 @@ fn another_address_gets_another_certificate_of_the_same_authority() {
 }
 
 #[test]
-fn an_address_that_is_written_in_another_way_is_the_same() {
+fn address_is_compared_in_canonical_form() {
     let mut world = World {
         address: "2001:DB8:0:0::0007",
         ..World::new()
@@ -220,7 +220,7 @@ fn an_address_that_is_written_in_another_way_is_the_same() {
 }
 
 #[test]
-fn a_lost_authority_is_replaced_while_what_it_signed_serves_on() {
+fn lost_ca_is_replaced_while_its_certificate_serves() {
     let mut world = World::new();
     let first = world.at(0);
     world.held.ca = None;
@@ -234,7 +234,7 @@ fn a_lost_authority_is_replaced_while_what_it_signed_serves_on() {
 }
 
 #[test]
-fn a_lost_certificate_is_issued_again_by_the_same_authority() {
+fn lost_certificate_is_issued_by_the_same_ca() {
     let mut world = World::new();
     let first = world.at(0);
     world.held.files = None;
@@ -246,7 +246,7 @@ fn a_lost_certificate_is_issued_again_by_the_same_authority() {
 #[test_case(&[("tls.key", "hello")]; "no key")]
 #[test_case(&[("tls.crt", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")]; "no certificate")]
 #[test_case(&[("tls.crt", ""), ("tls.key", ""), ("ca.crt", "")]; "nothing")]
-fn what_can_not_be_used_is_made_anew(changes: &[(&str, &str)]) {
+fn unusable_ca_is_replaced(changes: &[(&str, &str)]) {
     let mut world = World::new();
     world.at(0);
     let data = &mut world.held.ca.as_mut().unwrap().data;
@@ -261,7 +261,7 @@ fn what_can_not_be_used_is_made_anew(changes: &[(&str, &str)]) {
 }
 
 #[test]
-fn a_certificate_of_others_is_neither_served_nor_published() {
+fn foreign_certificate_is_neither_served_nor_published() {
     let mut world = World::new();
     let (certificate, key) = (
         include_bytes!("specs/serving.pem").to_vec(),

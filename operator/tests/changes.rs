@@ -563,7 +563,7 @@ fn changed(old: &Desired, new: &Desired) -> BTreeSet<String> {
 }
 
 #[test]
-fn the_documented_effect_of_every_change_is_what_the_code_does() {
+fn documented_effects_of_changes_match() {
     let shelf = shelf();
     let mut table = "| field | a change is |\n|---|---|\n".to_owned();
     for case in cases() {
@@ -595,8 +595,8 @@ fn every_field_of_the_spec_is_in_the_table() {
     let schema = &definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"];
     let mut fields = BTreeSet::new();
     leaves(schema, "spec", &mut fields);
-    let told: BTreeSet<_> = cases().iter().map(|case| case.field.to_owned()).collect();
-    assert_eq!(fields, told);
+    let reported: BTreeSet<_> = cases().iter().map(|case| case.field.to_owned()).collect();
+    assert_eq!(fields, reported);
 }
 
 /// Below `spec.pod` are Kubernetes' own types.

@@ -1,6 +1,9 @@
 //! The binary from outside: what it prints, what it says of bad input, and its exit codes.
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
+#[path = "messages/golden.rs"]
+mod golden;
+
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
@@ -136,7 +139,7 @@ fn render_has_placeholders_for_missing_references() {
     let output = run(REFERRING, &["render", "-f", "mirror.yaml", "--show-secrets"]);
     let rendered = documents(&output);
     for reference in ["ConfigMap roots", "Secret shared", "Secret serving"] {
-        let warning = format!("warning: {reference} is not in the files: its values are placeholders");
+        let warning = format!("warning: {reference} not found in the files, its values are placeholders");
         assert!(stderr(&output).contains(&warning), "{}", stderr(&output));
     }
     let files = |object: &&Value| object["kind"] == "Secret" && object["metadata"]["name"] == "hub-files";
@@ -188,15 +191,15 @@ fn render_refuses_a_mirror_of_another_namespace() {
 }
 
 #[test]
-fn render_warns_of_a_secret_that_is_not_there_and_goes_on() {
+fn render_warns_of_a_missing_secret() {
     let output = run(MIRROR, &["render", "-f", "mirror.yaml"]);
     assert_eq!(documents(&output).len(), 6);
-    let warning = "warning: spec.upstreams[0].credentialsSecretRef: there is no Secret quay";
+    let warning = "warning: spec.upstreams[0].credentialsSecretRef: Secret quay not found";
     assert!(stderr(&output).contains(warning), "{}", stderr(&output));
 }
 
 #[test]
-fn render_warns_of_risks_with_their_field_and_what_to_do() {
+fn render_warnings_name_field_and_action() {
     let spec = MIRROR.replace("spec:", "spec:\n  nodeConfiguration: {fallback: Never}");
     let image = ["--server-image", "quay.io/example/registry-mirror:1"];
     let output = run(&spec, &[&["render", "-f", "mirror.yaml"], &image[..]].concat());
@@ -205,7 +208,7 @@ fn render_warns_of_risks_with_their_field_and_what_to_do() {
     for expected in [
         "warning: spec.nodeConfiguration.fallback: the mirror's own image quay.io/example/registry-mirror:1",
         "; set fallback to Allow",
-        "warning: spec.access.mode: whoever reaches the mirror",
+        "warning: spec.access.mode: every client that reaches the mirror",
         "warning: spec.replicas: while its only server is replaced",
     ] {
         assert!(warnings.contains(expected), "{warnings}");
@@ -213,7 +216,7 @@ fn render_warns_of_risks_with_their_field_and_what_to_do() {
 }
 
 #[test]
-fn render_reads_a_directory_and_prints_one_list_for_machines() {
+fn render_prints_a_directory_as_one_list() {
     let directory = tempfile::tempdir().unwrap();
     for (name, text) in [("b.yaml", MIRROR), ("a.yml", SECRET), ("README.md", "a: [")] {
         std::fs::write(directory.path().join(name), text).unwrap();
@@ -225,17 +228,13 @@ fn render_reads_a_directory_and_prints_one_list_for_machines() {
     assert_eq!(list["kind"], "List");
     let items = list["items"].as_array().unwrap();
     assert!(kinds(items).contains(&"Deployment"), "{list}");
-    assert!(
-        !stderr(&output).contains("there is no Secret"),
-        "{}",
-        stderr(&output)
-    );
+    assert!(!stderr(&output).contains("not found"), "{}", stderr(&output));
     let crd: Value = serde_json::from_slice(&run("", &["crd", "-o", "json"]).stdout).unwrap();
     assert_eq!(crd["kind"], "CustomResourceDefinition");
 }
 
 #[test]
-fn a_doctor_without_a_cluster_says_so_in_the_form_that_is_asked_for() {
+fn doctor_without_cluster_reports_in_the_format() {
     let directory = tempfile::tempdir().unwrap();
     let missing = ["doctor", "-o", "json", "--kubeconfig", "missing"];
     let output = command(directory.path(), &missing).output().unwrap();
@@ -244,7 +243,7 @@ fn a_doctor_without_a_cluster_says_so_in_the_form_that_is_asked_for() {
     let finding = &report["findings"][0];
     assert_eq!(finding["check"], "api-server");
     let message = finding["message"].as_str().unwrap();
-    assert!(message.contains("can't tell which cluster"), "{message}");
+    assert!(message.contains("no cluster configured"), "{message}");
 }
 
 #[test]
@@ -258,7 +257,7 @@ fn crd_prints_the_definition() {
 }
 
 #[test]
-fn who_has_read_enough_is_no_failure() {
+fn closed_pipe_is_no_failure() {
     let directory = tempfile::tempdir().unwrap();
     let mut crd = command(directory.path(), &["crd"])
         .stdout(Stdio::piped())
@@ -288,7 +287,7 @@ fn completion_knows_the_commands() {
 #[test_case(&["completion"], &["fish", "Examples:"])]
 #[test_case(&["doctor"], &["--all-namespaces", "--as-group", "--output", "Examples:", "Exit codes"])]
 #[test_case(&[], &["Examples:", "Exit codes:", "registry-mirror local -f"])]
-fn help_says_what_there_is(command: &[&str], expected: &[&str]) {
+fn help_lists_options_and_examples(command: &[&str], expected: &[&str]) {
     let help = run("", &[command, &["--help"]].concat());
     let text = String::from_utf8(help.stdout).unwrap();
     assert!(expected.iter().all(|word| text.contains(word)), "{text}");
@@ -296,16 +295,16 @@ fn help_says_what_there_is(command: &[&str], expected: &[&str]) {
 
 #[test_case("a: [", &["render", "-f", "mirror.yaml"], 2, "mirror.yaml: "; "malformed YAML")]
 #[test_case("kind: a\nkind: b", &["render", "-f", "mirror.yaml"], 2, "mirror.yaml: duplicate mapping key `kind` is not allowed here at line 2"; "a key that is there twice")]
-#[test_case("kind: ConfigMap\nmetadata: {name: a}", &["render", "-f", "."], 2, "there is no RegistryMirror in it"; "a directory without a mirror")]
-#[test_case(MIRROR, &["render", "-f", "other.yaml"], 2, "other.yaml: can't be read"; "a file that is not there")]
+#[test_case("kind: ConfigMap\nmetadata: {name: a}", &["render", "-f", "."], 2, "no RegistryMirror found"; "a directory without a mirror")]
+#[test_case(MIRROR, &["render", "-f", "other.yaml"], 2, "other.yaml: not readable"; "a file that is not there")]
 #[test_case(MIRROR, &["render", "--file", "mirror.yaml"], 2, "--file"; "an unknown argument")]
 #[test_case(&MIRROR.replace("Ephemeral", "Ephemeral, colour: red"), &["local", "-f", "mirror.yaml"], 2, "spec.storage.colour"; "an unknown field")]
 #[test_case(&MIRROR.replace("https://127", "ftp://127"), &["local", "-f", "mirror.yaml"], 2, "spec.upstreams[0].remoteURL"; "a spec that admission refuses")]
-#[test_case(MIRROR, &["local", "-f", "mirror.yaml"], 3, "spec.upstreams[0].credentialsSecretRef: there is no Secret quay"; "a missing Secret")]
+#[test_case(MIRROR, &["local", "-f", "mirror.yaml"], 3, "spec.upstreams[0].credentialsSecretRef: Secret quay not found"; "a missing Secret")]
 #[test_case(&format!("{MIRROR}{}", SECRET.replace("username", "user")), &["local", "-f", "mirror.yaml"], 3, "Secret quay: has no key username: add it"; "a Secret with the wrong keys")]
 #[test_case(&format!("{MIRROR}{SECRET}"), &["local", "-f", "mirror.yaml", "--cache-dir", "/proc/no", "--port", "0"], 4, "/proc/no"; "a cache directory that can't be written")]
 #[test_case(&format!("{}{SECRET}", MIRROR.replace("spec:", "spec:\n  tls: {mode: SelfSigned}")), &["local", "-f", "mirror.yaml", "--cache-dir", "/proc/no", "--port", "0"], 4, "/proc/no: "; "the same with an authority that would lie beside it")]
-#[test_case(&format!("{MIRROR}{SECRET}"), &["local", "-f", "mirror.yaml", "--name", "other"], 2, "there is no mirror other; there is hub"; "a mirror that is not in the file")]
+#[test_case(&format!("{MIRROR}{SECRET}"), &["local", "-f", "mirror.yaml", "--name", "other"], 2, "mirror other not found: choose one of hub"; "a mirror that is not in the file")]
 #[test_case("", &["operator", "--listen", "nowhere.invalid:1"], 4, "--listen"; "an address that is none")]
 fn bad_input_gets_one_message_and_its_exit_code(yaml: &str, args: &[&str], code: i32, expected: &str) {
     let output = run(yaml, args);
@@ -316,6 +315,37 @@ fn bad_input_gets_one_message_and_its_exit_code(yaml: &str, args: &[&str], code:
         !message.contains("panicked") && !message.contains("hunter2"),
         "{message}"
     );
+}
+
+/// Each message names the object, the cause and the action.
+#[test]
+fn command_messages_match_the_golden_file() {
+    let wrong_key = format!("{MIRROR}{}", SECRET.replace("username", "user"));
+    let tls = MIRROR.replace("spec:", "spec:\n  tls: {mode: SelfSigned}");
+    let (both, tls) = (format!("{MIRROR}{SECRET}"), format!("{tls}{SECRET}"));
+    let ftp = MIRROR.replace("https://127", "ftp://127");
+    let cache = ["--cache-dir", "/proc/no", "--port", "0"];
+    let local = ["local", "-f", "mirror.yaml"];
+    let runs = [
+        ("kind: a\nkind: b", vec!["render", "-f", "mirror.yaml"]),
+        ("kind: ConfigMap\nmetadata: {name: a}", vec!["render", "-f", "."]),
+        ("metadata: {name: a}", vec!["render", "-f", "."]),
+        (MIRROR, vec!["render", "-f", "other.yaml"]),
+        (ftp.as_str(), local.to_vec()),
+        (MIRROR, local.to_vec()),
+        (wrong_key.as_str(), local.to_vec()),
+        (both.as_str(), [&local[..], &cache].concat()),
+        (tls.as_str(), [&local[..], &cache].concat()),
+        (both.as_str(), [&local[..], &["--name", "other"]].concat()),
+    ];
+    let mut text = String::new();
+    for (yaml, args) in runs {
+        let messages = stderr(&run(yaml, &args));
+        // Not the log, which has times.
+        let lines = messages.lines().filter(|line| !line.starts_with('{'));
+        text.extend(lines.flat_map(|line| [line, "\n"]));
+    }
+    golden::assert_golden("commands.txt", &text);
 }
 
 #[test]
@@ -423,7 +453,7 @@ impl Drop for Running {
 #[test_case(rustix::process::Signal::TERM; "asked to end")]
 #[test_case(rustix::process::Signal::HUP; "its terminal is closed")]
 #[test_case(rustix::process::Signal::QUIT; "quit from the keyboard")]
-fn local_serves_until_it_is_told_to_stop_and_leaves_no_password_behind(signal: rustix::process::Signal) {
+fn local_serves_until_a_signal_and_removes_passwords(signal: rustix::process::Signal) {
     let directory = tempfile::tempdir().unwrap();
     let private = directory.path().join("tmp");
     fs::create_dir(&private).unwrap();

@@ -246,7 +246,7 @@ fn hosts(mirror: &RegistryMirror, service: ServiceAddress) -> BTreeMap<String, S
 }
 
 #[test]
-fn nodes_get_a_file_for_each_registry_by_ip_of_either_family() {
+fn node_files_have_the_ip_of_either_family() {
     let mut mirror = spec("minimal");
     mirror.spec.upstreams[0].host = "registry.example.com:5000".to_owned();
     let service = ServiceAddress {
@@ -279,7 +279,7 @@ fn the_shortest_dial_timeout_is_not_none() {
 }
 
 #[test]
-fn nodes_get_no_files_before_there_is_an_address_or_where_none_are_wanted() {
+fn node_files_need_an_address_and_mode_publish() {
     let mut mirror = spec("minimal");
     let has = |mirror: &RegistryMirror, observed: &Observed| {
         let desired = desired(mirror, &shelf(), observed);
@@ -332,24 +332,24 @@ fn without_a_certificate_or_users_no_mirror_is_opened() {
         ("tls-secret", Reason::SecretNotFound),
         ("basic-access", Reason::ReferenceNotFound),
     ] {
-        let (told, message) = rejected(&spec(name), &Shelf::default());
-        assert_eq!(told, reason, "{message}");
+        let (reported, message) = rejected(&spec(name), &Shelf::default());
+        assert_eq!(reported, reason, "{message}");
     }
     let wrong = |secret: &str, data: &[(&str, &str)]| {
         Shelf::default().with(Reference::secret(secret), "Opaque", data)
     };
     let users = wrong("users", &[("htpasswd", "ann:hunter2")]);
-    let (told, message) = rejected(&spec("basic-access"), &users);
-    assert_eq!(told, Reason::ReferenceMalformed);
+    let (reported, message) = rejected(&spec("basic-access"), &users);
+    assert_eq!(reported, Reason::ReferenceMalformed);
     assert!(!message.contains("hunter2"), "{message}");
     let certificate = wrong("serving", &[("tls.crt", CERTIFICATE)]);
-    let (told, message) = rejected(&spec("tls-secret"), &certificate);
-    assert_eq!(told, Reason::Malformed);
+    let (reported, message) = rejected(&spec("tls-secret"), &certificate);
+    assert_eq!(reported, Reason::Malformed);
     assert!(message.contains("has no key tls.key: add it"), "{message}");
 }
 
 #[test]
-fn of_what_clients_are_to_trust_only_certificates_are_published() {
+fn ca_bundle_has_certificates_only() {
     let key = include_str!("specs/serving-key.pem");
     let secret = [
         ("tls.crt", include_str!("specs/serving.pem")),
@@ -387,7 +387,7 @@ fn a_certificate_whose_secret_went_is_served_on() {
 }
 
 #[test]
-fn nodes_of_a_mirror_with_tls_get_its_address_and_authority() {
+fn node_files_with_tls_have_address_and_ca() {
     let mirror = spec("tls-secret");
     let service = ServiceAddress {
         ip: "10.96.0.7".to_owned(),
@@ -460,7 +460,7 @@ fn the_version_of_credentials_moves_only_with_their_bytes() {
 }
 
 #[test]
-fn the_version_of_credentials_goes_on_when_their_secret_was_deleted() {
+fn credentials_version_continues_after_deletion() {
     let mut mirror = spec("credentials");
     let upstream = serde_json::json!({
         "host": "docker.io", "state": "Unknown", "credentials": {"secret": "docker", "version": 7},
@@ -472,7 +472,7 @@ fn the_version_of_credentials_goes_on_when_their_secret_was_deleted() {
 }
 
 #[test]
-fn a_secret_that_is_gone_leaves_its_credentials_in_use() {
+fn deleted_secret_leaves_its_credentials_in_use() {
     let mirror = spec("credentials");
     let first = first_hand_out(&mirror);
     let mut gone = shelf();
@@ -496,7 +496,7 @@ fn kept_credentials_go_to_no_other_address() {
 }
 
 #[test]
-fn what_upstream_took_last_stays_when_another_secret_is_named_for_it() {
+fn last_good_stays_when_another_secret_is_named() {
     let mut mirror = spec("credentials");
     let mut first = first_hand_out(&mirror);
     let good = r#"{"auths":{"ghcr.io":{"username":"bob","password":"old"}}}"#;
@@ -519,7 +519,7 @@ fn what_upstream_took_last_stays_when_another_secret_is_named_for_it() {
 }
 
 #[test]
-fn what_upstream_took_last_is_handed_on() {
+fn proven_entry_becomes_last_good() {
     let mirror = spec("credentials");
     let mut first = first_hand_out(&mirror);
     let good = r#"{"auths":{"ghcr.io":{"username":"bob","password":"old"}}}"#;
@@ -532,7 +532,7 @@ fn what_upstream_took_last_is_handed_on() {
 }
 
 #[test]
-fn every_object_that_a_spec_can_drop_is_among_those_that_are_looked_for() {
+fn every_optional_object_is_pruned() {
     for name in [
         "minimal",
         "ephemeral",
@@ -551,7 +551,7 @@ fn every_object_that_a_spec_can_drop_is_among_those_that_are_looked_for() {
 }
 
 #[test]
-fn the_certificates_are_dropped_with_the_last_reference_to_them() {
+fn ca_files_are_dropped_with_the_last_reference() {
     let without = desired(&spec("ephemeral"), &shelf(), &at_an_address());
     let superseded = without.superseded("hub");
     assert_eq!(
@@ -621,7 +621,7 @@ fn a_claim_grows_and_never_shrinks() {
 }
 
 #[test]
-fn a_wish_that_was_not_granted_is_taken_back_to_above_what_there_is_only() {
+fn failed_resize_is_reduced_above_capacity_only() {
     let asked_back = |capacity: &str| {
         let wish = Claim {
             capacity: Some(Quantity(capacity.to_owned())),
@@ -641,12 +641,12 @@ fn a_wish_that_was_not_granted_is_taken_back_to_above_what_there_is_only() {
 }
 
 #[test]
-fn more_replicas_than_can_be_looked_after_are_refused_before_anything_is_worked_out_for_them() {
+fn too_many_replicas_are_refused_first() {
     let mut mirror = spec("minimal");
     mirror.spec.replicas = i32::MAX;
     let (reason, message) = rejected(&mirror, &shelf());
     assert_eq!(reason, crds::conditions::Reason::InvalidSpec);
-    assert!(message.contains("at most 1000"), "{message}");
+    assert!(message.contains("the maximum of 1000"), "{message}");
 }
 
 #[test]
@@ -676,7 +676,7 @@ fn scaling_does_not_roll_the_replica_that_runs() {
 }
 
 #[test]
-fn what_can_be_reloaded_rolls_nothing() {
+fn reloadable_change_keeps_the_template() {
     let mut mirror = spec("credentials");
     let workload = |mirror: &RegistryMirror| desired(mirror, &shelf(), &Observed::default());
     let before = workload(&mirror);
@@ -686,11 +686,11 @@ fn what_can_be_reloaded_rolls_nothing() {
     mirror.spec.upstreams[0].credentials_secret_ref = None;
     let after = workload(&mirror);
     assert_eq!(before.workload.manifest["spec"], after.workload.manifest["spec"]);
-    assert_ne!(before.reload, after.reload, "but Pods are told");
+    assert_ne!(before.reload, after.reload, "but Pods are notified");
 }
 
 #[test]
-fn another_first_upstream_rolls_the_pods_as_servers_do_not_reload_it() {
+fn new_first_upstream_changes_the_template() {
     let mut mirror = spec("credentials");
     let template = |mirror: &RegistryMirror| {
         desired(mirror, &shelf(), &Observed::default()).workload.manifest["spec"]["template"].clone()
@@ -730,7 +730,7 @@ fn shown(config: &mirror::config::Config, json: &[u8]) -> Vec<String> {
 }
 
 #[test]
-fn an_upstreams_password_is_shown_by_no_other_that_is_asked_at_a_host_of_its_name() {
+fn password_is_sent_by_its_own_upstream_only() {
     let mut mirror = spec("credentials");
     let mut direct = mirror.spec.upstreams[3].clone();
     direct.host = "ghcr-direct.example".to_owned();
@@ -746,7 +746,7 @@ fn an_upstreams_password_is_shown_by_no_other_that_is_asked_at_a_host_of_its_nam
 }
 
 #[test]
-fn a_label_of_the_spec_can_not_take_a_pod_out_of_its_service() {
+fn spec_label_does_not_override_the_selector() {
     let mut mirror = spec("ephemeral");
     mirror
         .spec
@@ -759,7 +759,7 @@ fn a_label_of_the_spec_can_not_take_a_pod_out_of_its_service() {
 }
 
 #[test]
-fn the_server_reads_the_configuration_that_is_written_for_it() {
+fn server_parses_the_rendered_configuration() {
     let mut tiny = spec("minimal");
     let claim = tiny.spec.storage.persistent_volume_claim.as_mut().unwrap();
     claim.size = Some(Quantity("50".to_owned()));
@@ -850,7 +850,7 @@ fn last_good(observed: &Observed) -> Option<String> {
 }
 
 #[test]
-fn what_servers_ran_with_stands_beside_what_they_may_not_know() {
+fn last_good_configuration_is_kept_next_to_new() {
     let (old, older) = (text("old: 1"), text("older: 1"));
     let good = |observed: &Observed| last_good(observed);
     let version = old.version();
@@ -873,7 +873,7 @@ fn what_servers_ran_with_stands_beside_what_they_may_not_know() {
 }
 
 #[test]
-fn what_someone_else_wrote_is_never_the_last_good_configuration() {
+fn foreign_configuration_is_never_last_good() {
     let (old, edited) = (
         text("old: 1"),
         Text {
@@ -887,7 +887,7 @@ fn what_someone_else_wrote_is_never_the_last_good_configuration() {
 }
 
 #[test]
-fn a_mirror_that_waits_for_its_turn_keeps_the_configuration_of_its_servers() {
+fn queued_mirror_keeps_its_configuration() {
     let mirror = spec("minimal");
     let references = references(&mirror, &shelf());
     let accepted = validate::accept(&mirror, &references).unwrap();

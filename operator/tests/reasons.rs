@@ -1,6 +1,9 @@
 //! Every status and reason that a condition can have, and what leads to it.
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
+#[path = "messages/golden.rs"]
+mod golden;
+
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
@@ -26,7 +29,7 @@ struct Case {
 }
 
 impl Case {
-    fn told(&self) -> RegistryMirrorStatus {
+    fn status(&self) -> RegistryMirrorStatus {
         let document = json!({
             "apiVersion": "registrymirror.io/v1alpha1", "kind": "RegistryMirror",
             "metadata": {"name": "hub", "namespace": "mirrors", "uid": "u", "generation": 3},
@@ -47,7 +50,7 @@ impl Case {
 
     /// Status and reason of a condition.
     fn of(&self, kind: Kind) -> Option<(String, String)> {
-        let conditions = self.told().conditions;
+        let conditions = self.status().conditions;
         let found = conditions
             .into_iter()
             .find(|condition| condition.type_ == kind.as_str());
@@ -87,7 +90,7 @@ fn with(wanted: i32, ready: i32) -> Case {
 }
 
 fn rejected(reason: Reason) -> Case {
-    let message = String::new();
+    let message = "MESSAGE".to_owned();
     Case {
         outcome: Outcome::Rejected(Rejection { reason, message }),
         ..serving()
@@ -101,7 +104,7 @@ fn credentials(problem: Option<Reason>, verdict: Verdict, good: bool) -> Case {
         version: 4,
         problem: problem.map(|reason| Problem {
             reason,
-            message: String::new(),
+            message: "MESSAGE".to_owned(),
         }),
         kept: false,
         verdict,
@@ -159,7 +162,7 @@ fn claim(bound: bool, requested: &str) -> Case {
 }
 
 fn refused(reason: Reason) -> Case {
-    let message = String::new();
+    let message = "MESSAGE".to_owned();
     let refused_claims = BTreeMap::from([("cache-hub-0".to_owned(), RefusedClaim { reason, message })]);
     Case {
         outcome: Outcome::Acted(Acted {
@@ -184,7 +187,7 @@ fn certificate(expires: i64, problem: Option<Reason>) -> Case {
         has_ca: false,
         problem: problem.map(|reason| Problem {
             reason,
-            message: String::new(),
+            message: "MESSAGE".to_owned(),
         }),
     };
     Case {
@@ -432,7 +435,7 @@ fn obstacles() -> Vec<(Reason, Case)> {
 }
 
 #[test]
-fn every_status_and_reason_of_every_condition_is_led_to() {
+fn every_condition_and_reason_is_reached() {
     let obstacles = obstacles().into_iter();
     let obstacles = obstacles.map(|(reason, case)| (Kind::Ready, Truth::False, reason, case));
     let mut reached = Vec::new();
@@ -447,8 +450,20 @@ fn every_status_and_reason_of_every_condition_is_led_to() {
     assert!(missing.is_empty(), "nothing here leads to {missing:?}");
 }
 
+/// Each message names the object, the cause and, for a fault, the action.
 #[test]
-fn neither_upstreams_nor_a_full_disk_move_readiness() {
+fn condition_messages_match_the_golden_file() {
+    let lines = table().into_iter().map(|(kind, truth, reason, case)| {
+        let conditions = case.status().conditions;
+        let mut found = conditions.iter().filter(|one| one.type_ == kind.as_str());
+        let message = found.next().map_or("", |condition| condition.message.as_str());
+        format!("{kind}={truth}/{reason}: {message}\n")
+    });
+    golden::assert_golden("conditions.txt", &lines.collect::<String>());
+}
+
+#[test]
+fn upstreams_and_full_disk_keep_readiness() {
     for case in [
         reporting("Unreachable", false),
         reporting("RateLimited", false),
@@ -462,7 +477,7 @@ fn neither_upstreams_nor_a_full_disk_move_readiness() {
 
 #[test_case(true => "Serving"; "the last good ones serve")]
 #[test_case(false => "UpstreamRejected"; "there are none")]
-fn a_rejection_moves_readiness_only_where_nothing_serves(good: bool) -> String {
+fn rejection_without_last_good_is_not_ready(good: bool) -> String {
     let bad = Verdict::Rejected("401".to_owned());
     credentials(None, bad, good).of(Kind::Ready).unwrap().1
 }
@@ -472,7 +487,7 @@ fn a_rejection_moves_readiness_only_where_nothing_serves(good: bool) -> String {
 #[test_case(PollResult::Report(report("old", "")) => "RollingOut"; "another configuration")]
 #[test_case(PollResult::Report(report("old", "line 3: no such key")) => "RollingOut"; "a refused configuration")]
 #[test_case(PollResult::Report(report("", "")) => "RolledOut"; "this configuration")]
-fn a_change_goes_on_until_every_replica_reports_it(answer: PollResult) -> String {
+fn change_is_pending_until_every_replica_reports_it(answer: PollResult) -> String {
     answering(answer).of(Kind::Progressing).unwrap().1
 }
 
@@ -486,7 +501,7 @@ fn report(configuration: &str, error: &str) -> operator::observed::ServerReport 
 }
 
 #[test]
-fn what_a_server_said_stands_until_it_was_asked() {
+fn last_report_counts_until_the_next_poll() {
     let document = json!({
         "apiVersion": "registrymirror.io/v1alpha1", "kind": "RegistryMirror",
         "metadata": {"name": "hub", "namespace": "mirrors", "uid": "u", "generation": 3},
@@ -494,7 +509,7 @@ fn what_a_server_said_stands_until_it_was_asked() {
     });
     let mirror: RegistryMirror = serde_json::from_value(document).unwrap();
     let case = reporting("Reachable", false);
-    let before = case.told();
+    let before = case.status();
     let restarted = answering(PollResult::NotPolled);
     let after = status::compute(
         &mirror,

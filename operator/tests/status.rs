@@ -94,12 +94,12 @@ fn find(status: &RegistryMirrorStatus, kind: ConditionType) -> Option<&Condition
 }
 
 /// A condition as `STATUS/REASON`.
-fn told(status: &RegistryMirrorStatus, kind: ConditionType) -> Option<String> {
+fn reported(status: &RegistryMirrorStatus, kind: ConditionType) -> Option<String> {
     find(status, kind).map(|condition| format!("{}/{}", condition.status, condition.reason))
 }
 
 fn ready(status: &RegistryMirrorStatus) -> String {
-    told(status, ConditionType::Ready).unwrap()
+    reported(status, ConditionType::Ready).unwrap()
 }
 
 #[test]
@@ -133,13 +133,13 @@ fn a_rejected_spec_is_not_ready_and_says_why() {
     };
     let status = status(ephemeral(), &Outcome::Rejected(rejection), &serving());
     assert_eq!(
-        told(&status, ConditionType::Accepted).unwrap(),
+        reported(&status, ConditionType::Accepted).unwrap(),
         "False/ReferenceNotFound"
     );
     assert_eq!(ready(&status), "False/ReferenceNotFound");
     assert_eq!(find(&status, ConditionType::Ready).unwrap().message, "no bundle");
     assert_eq!(
-        told(&status, ConditionType::Available).unwrap(),
+        reported(&status, ConditionType::Available).unwrap(),
         "True/ReplicasReady",
         "what runs goes on"
     );
@@ -158,7 +158,7 @@ fn availability(workload: Option<(i32, i32)>) -> String {
         ready,
         ..Workload::default()
     });
-    told(
+    reported(
         &status(
             spec,
             &acted(vec![]),
@@ -173,7 +173,7 @@ fn availability(workload: Option<(i32, i32)>) -> String {
 }
 
 #[test]
-fn what_keeps_pods_from_being_made_is_told() {
+fn cause_of_missing_pods_is_reported() {
     let workload = Workload {
         wanted: 1,
         obstacle: Some("exceeded quota: small".to_owned()),
@@ -203,7 +203,7 @@ fn progress(workload: Workload) -> String {
         workload: Some(workload),
         ..serving()
     };
-    told(
+    reported(
         &status(ephemeral(), &acted(vec![]), &observed),
         ConditionType::Progressing,
     )
@@ -217,16 +217,16 @@ fn progress(workload: Workload) -> String {
 fn credentials_and_readiness(problem: Option<Reason>, kept: bool) -> (String, String) {
     let status = status(ephemeral(), &acted(vec![credentials(problem, kept)]), &serving());
     (
-        told(&status, ConditionType::CredentialsValid).unwrap(),
+        reported(&status, ConditionType::CredentialsValid).unwrap(),
         ready(&status),
     )
 }
 
 #[test]
-fn an_upstreams_credentials_are_told_by_secret_and_version() {
+fn credentials_are_reported_by_secret_and_version() {
     let status = status(ephemeral(), &acted(vec![credentials(None, false)]), &serving());
-    let told = status.upstreams[0].credentials.as_ref().unwrap();
-    assert_eq!((told.secret.as_str(), told.version), ("quay", 4));
+    let reported = status.upstreams[0].credentials.as_ref().unwrap();
+    assert_eq!((reported.secret.as_str(), reported.version), ("quay", 4));
 }
 
 fn claim(bound: bool, requested: &str, capacity: Option<&str>) -> Claim {
@@ -263,13 +263,13 @@ fn storage_and_readiness(claim: Claim) -> (String, String) {
         },
     );
     (
-        told(&status, ConditionType::StorageReady).unwrap(),
+        reported(&status, ConditionType::StorageReady).unwrap(),
         ready(&status),
     )
 }
 
 #[test]
-fn a_claim_that_scaling_in_left_without_a_volume_is_not_waited_for() {
+fn pvc_left_by_scaling_in_is_not_awaited() {
     let left = Claim {
         name: "cache-hub-1".to_owned(),
         ordinal: 1,
@@ -289,7 +289,7 @@ fn a_claim_that_scaling_in_left_without_a_volume_is_not_waited_for() {
 }
 
 #[test]
-fn a_claim_that_may_not_grow_is_told_and_pulls_go_on() {
+fn refused_resize_is_reported_and_pulls_continue() {
     let refused = RefusedClaim {
         reason: Reason::ResizeUnsupported,
         message: "only dynamically provisioned".to_owned(),
@@ -308,7 +308,7 @@ fn a_claim_that_may_not_grow_is_told_and_pulls_go_on() {
     };
     let status = status(ephemeral(), &outcome, &observed);
     assert_eq!(
-        told(&status, ConditionType::StorageReady).unwrap(),
+        reported(&status, ConditionType::StorageReady).unwrap(),
         "False/ResizeUnsupported"
     );
     assert_eq!(ready(&status), "True/Serving");
@@ -338,7 +338,7 @@ fn a_transition_moves_its_time_and_nothing_else_does() {
 }
 
 #[test]
-fn the_endpoint_and_the_scale_are_told_as_they_are() {
+fn endpoint_and_scale_are_reported_as_observed() {
     let mut spec = ephemeral();
     spec["paused"] = json!(true);
     spec["service"] = json!({"port": 80});
@@ -355,14 +355,14 @@ fn the_endpoint_and_the_scale_are_told_as_they_are() {
     let status = status(spec, &Outcome::Paused, &observed);
     assert_eq!(status.endpoint.as_ref().unwrap().url, "http://10.0.0.9:5000");
     assert_eq!(
-        told(&status, ConditionType::Available).unwrap(),
+        reported(&status, ConditionType::Available).unwrap(),
         "False/NoReadyReplicas",
         "the pause keeps the workload from being scaled to zero"
     );
 }
 
 #[test]
-fn a_claim_that_the_admin_has_yet_to_make_is_named() {
+fn missing_existing_pvc_is_named() {
     let existing = |claim| Observed {
         existing_claim: Some(ExistingClaim {
             name: "disk".to_owned(),
@@ -378,7 +378,7 @@ fn a_claim_that_the_admin_has_yet_to_make_is_named() {
         ("False", "ClaimPending")
     );
     assert!(
-        storage.message.starts_with("there is no claim disk: create it"),
+        storage.message.starts_with("PVC disk not found: create it"),
         "{}",
         storage.message
     );
@@ -389,13 +389,13 @@ fn a_claim_that_the_admin_has_yet_to_make_is_named() {
         &existing(Some(claim(true, "1Gi", Some("1Gi")))),
     );
     assert_eq!(
-        told(&bound, ConditionType::StorageReady).unwrap(),
+        reported(&bound, ConditionType::StorageReady).unwrap(),
         "True/VolumeReady"
     );
 }
 
 #[test]
-fn a_failure_to_apply_tells_what_is_there_and_claims_nothing_of_the_new_spec() {
+fn failed_apply_keeps_the_observed_generation() {
     let before = status(ephemeral(), &acted(vec![credentials(None, false)]), &serving());
     let mut newer = mirror(ephemeral());
     newer.metadata.generation = Some(4);
@@ -409,7 +409,7 @@ fn a_failure_to_apply_tells_what_is_there_and_claims_nothing_of_the_new_spec() {
     };
     let after = status::compute(&newer, &before, &Outcome::Failed(None), &down, at(200));
     assert_eq!(
-        told(&after, ConditionType::Accepted).unwrap(),
+        reported(&after, ConditionType::Accepted).unwrap(),
         "True/SpecAccepted"
     );
     assert_eq!(ready(&after), "False/NoReadyReplicas");
@@ -424,19 +424,19 @@ fn a_failure_to_apply_tells_what_is_there_and_claims_nothing_of_the_new_spec() {
 }
 
 #[test]
-fn of_a_mirror_that_is_not_begun_nothing_is_on_its_way() {
+fn rejected_new_mirror_is_not_progressing() {
     let rejected = Outcome::Rejected(Rejection {
         reason: Reason::InvalidSpec,
         message: "no".to_owned(),
     });
     for outcome in [rejected, Outcome::Paused] {
         let status = status(ephemeral(), &outcome, &Observed::default());
-        assert_eq!(told(&status, ConditionType::Progressing), None);
+        assert_eq!(reported(&status, ConditionType::Progressing), None);
     }
 }
 
 #[test]
-fn a_failure_that_lasts_is_told_with_what_it_keeps_from_serving() {
+fn persistent_failure_is_reported_in_conditions() {
     let failed = Outcome::Failed(Some("applying Secret hub-credentials: exceeded quota".to_owned()));
     let message = |status: &RegistryMirrorStatus, kind| find(status, kind).unwrap().message.clone();
     let new = status(ephemeral(), &failed, &Observed::default());
@@ -446,12 +446,12 @@ fn a_failure_that_lasts_is_told_with_what_it_keeps_from_serving() {
         ConditionType::Available,
         ConditionType::Progressing,
     ] {
-        assert!(message(&new, kind).contains("exceeded quota; it is tried again"));
+        assert!(message(&new, kind).contains("exceeded quota; the operator retries"));
     }
     let running = status(ephemeral(), &failed, &serving());
     assert_eq!(ready(&running), "True/Serving");
     assert_eq!(
-        told(&running, ConditionType::Progressing).unwrap(),
+        reported(&running, ConditionType::Progressing).unwrap(),
         "True/RollingOut"
     );
     assert!(message(&running, ConditionType::Progressing).contains("exceeded quota"));
@@ -459,7 +459,7 @@ fn a_failure_that_lasts_is_told_with_what_it_keeps_from_serving() {
 
 #[test_case(true => ("True/Serving".to_owned(), true); "a later change of it was refused")]
 #[test_case(false => ("False/RollingOut".to_owned(), false); "it was never made")]
-fn servers_are_ready_only_where_a_service_leads_to_them(is_there: bool) -> (String, bool) {
+fn readiness_needs_a_service(is_there: bool) -> (String, bool) {
     let refused = Outcome::Acted(Acted {
         applied: Applied {
             forbidden: Some("the API server refuses Service hub: exceeded quota".to_owned()),
@@ -476,19 +476,22 @@ fn servers_are_ready_only_where_a_service_leads_to_them(is_there: bool) -> (Stri
 }
 
 #[test]
-fn a_pause_leaves_what_was_said_before() {
+fn pause_keeps_earlier_conditions() {
     let problem = credentials(Some(Reason::SecretNotFound), false);
     let before = status(ephemeral(), &acted(vec![problem]), &serving());
     let mut spec = ephemeral();
     spec["paused"] = json!(true);
     let paused = status::compute(&mirror(spec), &before, &Outcome::Paused, &serving(), at(200));
-    assert_eq!(told(&paused, ConditionType::Paused).unwrap(), "True/PausedBySpec");
     assert_eq!(
-        told(&paused, ConditionType::Accepted).unwrap(),
+        reported(&paused, ConditionType::Paused).unwrap(),
+        "True/PausedBySpec"
+    );
+    assert_eq!(
+        reported(&paused, ConditionType::Accepted).unwrap(),
         "True/SpecAccepted"
     );
     assert_eq!(
-        told(&paused, ConditionType::CredentialsValid).unwrap(),
+        reported(&paused, ConditionType::CredentialsValid).unwrap(),
         "False/SecretNotFound"
     );
     assert_eq!(ready(&paused), "False/SecretNotFound");
@@ -496,7 +499,7 @@ fn a_pause_leaves_what_was_said_before() {
 }
 
 #[test]
-fn what_somebody_else_wrote_into_the_status_is_not_kept() {
+fn foreign_condition_is_dropped() {
     let mut spec = ephemeral();
     spec["paused"] = json!(true);
     let mut before = status(ephemeral(), &acted(vec![]), &serving());
@@ -504,12 +507,12 @@ fn what_somebody_else_wrote_into_the_status_is_not_kept() {
         (condition.status, condition.reason) = ("False".to_owned(), "Mine".to_owned());
     }
     let paused = status::compute(&mirror(spec), &before, &Outcome::Paused, &serving(), at(200));
-    assert_eq!(told(&paused, ConditionType::Accepted), None);
+    assert_eq!(reported(&paused, ConditionType::Accepted), None);
     assert_eq!(ready(&paused), "True/Serving");
 }
 
 #[test]
-fn what_can_not_be_read_changes_two_conditions() {
+fn unreadable_mirror_changes_two_conditions() {
     let before = status(ephemeral(), &acted(vec![]), &serving()).conditions;
     let rejection = Rejection {
         reason: Reason::InvalidSpec,

@@ -52,7 +52,7 @@ mod tests {
     }
 
     #[test]
-    fn defaults_reach_into_an_object_that_is_itself_a_default() {
+    fn defaults_apply_inside_defaults() {
         let schema = json!({"properties": {"cache": {
             "default": {}, "properties": {"ttl": {"type": "string", "default": "168h"}},
         }}});
@@ -60,7 +60,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_null_is_absent_and_then_defaulted() {
+    fn null_is_replaced_by_the_default() {
         let schema = json!({"properties": {"size": {"type": "string"}, "replicas": {"default": 1}}});
         assert_eq!(
             completed(&schema, json!({"size": null, "replicas": null})),
@@ -69,7 +69,7 @@ mod tests {
     }
 
     #[test]
-    fn items_of_lists_and_values_of_maps_are_completed_but_none_is_made_up() {
+    fn list_items_are_completed_not_invented() {
         let item = json!({"properties": {"key": {"default": "ca.crt"}}});
         let schema = json!({"properties": {"list": {"items": item}, "map": {"additionalProperties": item}}});
         assert_eq!(

@@ -1,4 +1,4 @@
-//! Step 4: lists whose items are told apart by a key.
+//! Step 4: lists with a key for each item.
 
 use serde_json::{Map, Value};
 
@@ -42,7 +42,7 @@ fn keys(schema: &Value) -> Vec<&str> {
     keys.into_iter().flatten().filter_map(Value::as_str).collect()
 }
 
-/// Each key that occurs more than once is reported once, where it occurs for the second time.
+/// Reports each key that occurs more than once, at its second occurrence.
 fn compare(keys: &[&str], path: &str, values: &[Value], violations: &mut Vec<Violation>) {
     let mut seen: Vec<Map<String, Value>> = Vec::new();
     for (index, value) in values.iter().enumerate() {
@@ -65,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_that_occurs_again_is_reported_once_where_it_does() {
+    fn duplicate_key_is_reported_once() {
         let schema = json!({"properties": {"upstreams": {
             "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["host"],
             "items": {"properties": {"host": {"type": "string"}}},

@@ -17,7 +17,7 @@ pub(super) fn compile(root: &Value) -> Result<Validator, Box<ValidationError<'st
     jsonschema::draft7::new(&translate(root)).map_err(Box::new)
 }
 
-/// The keywords that mean the same in both, and the others in terms of those. Kubernetes' own are left to later steps.
+/// Translates a schema of Kubernetes into JSON Schema. Later steps check the extensions of Kubernetes.
 fn translate(schema: &Value) -> Value {
     let Some(fields) = schema.as_object() else {
         return schema.clone();
@@ -54,7 +54,7 @@ fn values(properties: &Value) -> Value {
         .into()
 }
 
-/// What violates the schema, in the API server's words.
+/// Returns the violations of the schema, in the words of the API server.
 pub(super) fn violations(validator: &Validator, object: &Value) -> Vec<Violation> {
     validator
         .iter_errors(object)
@@ -94,7 +94,7 @@ fn violation(error: &ValidationError<'_>) -> Violation {
     }
 }
 
-/// What does not keep rules from being tried.
+/// Returns the message of a violation after which CEL rules are still evaluated.
 fn shortfall(kind: &ValidationErrorKind, error: &ValidationError<'_>) -> String {
     match kind {
         ValidationErrorKind::MinLength { limit } => format!("should be at least {limit} chars long"),
@@ -108,7 +108,7 @@ fn shortfall(kind: &ValidationErrorKind, error: &ValidationError<'_>) -> String 
     }
 }
 
-/// A bound without the fraction that the definition's type for numbers gives every one.
+/// Formats a limit without the fraction that the type of the CRD adds.
 fn plain(limit: &Value) -> String {
     limit
         .as_f64()
@@ -131,7 +131,7 @@ fn list(options: &Value) -> String {
     options.map(Value::to_string).collect::<Vec<_>>().join(", ")
 }
 
-/// A JSON pointer in the form that Kubernetes gives paths.
+/// Formats a JSON pointer as a path of Kubernetes.
 fn path(location: &Location) -> String {
     location
         .segments()

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-/// The schema of one field of an object: a declared one, or that of a map's values.
+/// Returns the schema of a field of an object: a declared one, or that of the values of a map.
 pub(super) fn field<'a>(schema: &'a Value, name: &str) -> Option<&'a Value> {
     let declared = schema
         .get("properties")
@@ -14,12 +14,12 @@ pub(super) fn field<'a>(schema: &'a Value, name: &str) -> Option<&'a Value> {
     })
 }
 
-/// The schema of an array's items.
+/// Returns the schema of an array's items.
 pub(super) fn items(schema: &Value) -> Option<&Value> {
     schema.get("items")
 }
 
-/// A path with one more field.
+/// Appends a field to a path.
 pub(super) fn child(path: &str, name: &str) -> String {
     if path.is_empty() {
         name.to_owned()
@@ -28,7 +28,7 @@ pub(super) fn child(path: &str, name: &str) -> String {
     }
 }
 
-/// A path with an index.
+/// Appends an index to a path.
 pub(super) fn index(path: &str, index: usize) -> String {
     format!("{path}[{index}]")
 }

@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::{Violation, structure};
 
-/// Every field that the schema does not know.
+/// Returns the fields that the schema does not have.
 pub(super) fn fields(root: &Value, document: &Value) -> Vec<Violation> {
     let mut violations = Vec::new();
     let Some(object) = document.as_object() else {
@@ -21,7 +21,7 @@ pub(super) fn fields(root: &Value, document: &Value) -> Vec<Violation> {
     violations
 }
 
-/// The schema says nothing of metadata but the name: its fields are those of its type.
+/// Checks the fields of the metadata with their type, because the schema has only the name.
 fn metadata(metadata: &Value, violations: &mut Vec<Violation>) {
     match serde_json::from_value::<ObjectMeta>(metadata.clone()).and_then(serde_json::to_value) {
         Ok(known) => violations.extend(

@@ -86,7 +86,7 @@ mod tests {
     #[test_case(r#"{"limits": {"cpu": "1"}}"#, r#"{"limits": {"cpu": "2"}}"# ; "another quantity")]
     #[test_case(r#"{"limits": {"cpu": "1"}}"#, r#"{"limits": {}}"# ; "a missing quantity")]
     #[test_case(r#"{"label": "1000m"}"#, r#"{"label": "1"}"# ; "a text that only looks like a quantity")]
-    #[test_case(r#"["a"]"#, r#"["a", "b"]"# ; "arguments that somebody added")]
+    #[test_case(r#"["a"]"#, r#"["a", "b"]"# ; "added arguments")]
     #[test_case(r#"[{"name": "a"}]"#, r#"[{"name": "b"}]"# ; "a missing element")]
     fn has_to_be_applied(desired: &str, live: &str) {
         assert!(!compared(live, desired));

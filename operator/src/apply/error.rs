@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use kube::core::Status;
 
-use crate::{kind::Kind, validate::Rejection};
+use crate::{cluster::error_message, kind::Kind, validate::Rejection};
 
 /// A failure to apply an object.
 #[derive(Debug, thiserror::Error)]
@@ -13,7 +13,7 @@ pub enum ApplyError {
     #[error(transparent)]
     Rejected(#[from] Rejection),
     /// A retry may succeed.
-    #[error("{}: {source}", self.what())]
+    #[error("{}: {}", self.what(), error_message(source))]
     Cluster {
         /// The operation that failed, as a past participle.
         operation: &'static str,
@@ -104,7 +104,7 @@ impl ApplyError {
     }
 }
 
-/// Classifies a failed apply by the person that has to act: the user, a cluster admin, or nobody.
+/// Classifies a failed apply: the user, a cluster admin, or a retry fixes it.
 pub(super) fn classify(kind: Kind, name: &str, source: kube::Error) -> ApplyError {
     match source {
         kube::Error::Api(status) if is_forbidden(&status) && kind != Kind::PersistentVolumeClaim => {

@@ -53,7 +53,7 @@ impl Applier<'_> {
         now: Timestamp,
     ) -> Result<(), ApplyError> {
         let notified = format!("{count} {now}");
-        let names::Renamed { current, former } = names::RELOAD_NOTIFIED;
+        let names::Annotation { current, former } = names::RELOAD_NOTIFIED;
         let annotations = [
             (names::RELOAD, Some(reload)),
             (current, Some(notified.as_str())),

@@ -11,12 +11,12 @@ use rustls::pki_types::CertificateDer;
 use time::OffsetDateTime;
 
 use super::{
-    CertificateError, CertificateLifetimes, SecretData, leaf::Leaf, rotation::seconds,
-    x509::ParsedCertificate,
+    CertificateError, CertificateLifetimes, SecretFiles, leaf::Leaf, rotation::seconds,
+    x509::StoredCertificate,
 };
 use crate::{observed::Validity, validate::serving};
 
-/// The organization in the name of every CA, which tells them from CAs of other programs.
+/// The organization in the name of every CA, which distinguishes them from CAs of other programs.
 const ORGANIZATION: &str = "registry-mirror";
 
 /// The mirror that owns CAs.
@@ -27,7 +27,7 @@ pub(super) struct Owner {
 
 impl Owner {
     /// Returns whether a CA is the mirror's.
-    pub(super) fn has_issued(&self, ca: &ParsedCertificate) -> bool {
+    pub(super) fn has_issued(&self, ca: &StoredCertificate) -> bool {
         let [organization, unit, name] = &ca.owner;
         let number = name.strip_prefix(&self.name_prefix());
         organization == ORGANIZATION && *unit == self.namespace && number.is_some()
@@ -40,7 +40,7 @@ impl Owner {
 
 /// A CA that can sign. Has no `Debug`: it holds a private key.
 pub(super) struct CertificateAuthority {
-    certificate: ParsedCertificate,
+    certificate: StoredCertificate,
     /// In PEM.
     key: Vec<u8>,
 }
@@ -61,17 +61,17 @@ impl CertificateAuthority {
     }
 
     /// Loads a CA from these keys of a Secret, if it can be used.
-    pub(super) fn load(data: &SecretData, [certificate, key]: [&str; 2]) -> Option<Self> {
+    pub(super) fn load(data: &SecretFiles, [certificate, key]: [&str; 2]) -> Option<Self> {
         let (pem, key) = (data.get(certificate)?, data.get(key)?);
         serving::check(pem, key).ok()?;
         Some(Self {
-            certificate: ParsedCertificate::parse_all(pem).next()?,
+            certificate: StoredCertificate::parse_all(pem).next()?,
             key: key.clone(),
         })
     }
 
     /// Writes the CA to these keys of a Secret.
-    pub(super) fn write(&self, [certificate, key]: [&str; 2], data: &mut SecretData) {
+    pub(super) fn write(&self, [certificate, key]: [&str; 2], data: &mut SecretFiles) {
         data.insert(certificate.to_owned(), self.certificate.to_pem().into_bytes());
         data.insert(key.to_owned(), self.key.clone());
     }
@@ -80,12 +80,12 @@ impl CertificateAuthority {
         self.certificate.validity
     }
 
-    pub(super) fn certificate(&self) -> &ParsedCertificate {
+    pub(super) fn certificate(&self) -> &StoredCertificate {
         &self.certificate
     }
 
     /// Drops the private key and returns the certificate, which clients trust until it ends.
-    pub(super) fn retire(self) -> ParsedCertificate {
+    pub(super) fn retire(self) -> StoredCertificate {
         self.certificate
     }
 
@@ -144,8 +144,8 @@ fn ca_params(owner: &Owner, now: i64, lifetimes: &CertificateLifetimes) -> Certi
     params
 }
 
-fn parse(der: &[u8]) -> Result<ParsedCertificate, CertificateError> {
-    ParsedCertificate::parse(der).ok_or(CertificateError(rcgen::Error::CouldNotParseCertificate))
+fn parse(der: &[u8]) -> Result<StoredCertificate, CertificateError> {
+    StoredCertificate::parse(der).ok_or(CertificateError(rcgen::Error::CouldNotParseCertificate))
 }
 
 fn time(seconds: i64) -> OffsetDateTime {

@@ -2,24 +2,24 @@
 
 use std::collections::BTreeSet;
 
-use super::{SecretData, rotation::LeafState, x509::ParsedCertificate};
+use super::{SecretFiles, rotation::LeafState, x509::StoredCertificate};
 use crate::{observed::Validity, validate::serving};
 
 /// A serving certificate. Has no `Debug`: it holds a private key.
 pub(super) struct Leaf {
-    pub(super) certificate: ParsedCertificate,
+    pub(super) certificate: StoredCertificate,
     /// In PEM.
     pub(super) key: Vec<u8>,
 }
 
 impl Leaf {
     /// Loads the certificate that was issued to servers, if it can be used.
-    pub(super) fn load(files: &SecretData) -> Option<Self> {
+    pub(super) fn load(files: &SecretFiles) -> Option<Self> {
         let [certificate, key, _] = serving::FILES;
         let (chain, key) = (files.get(certificate)?, files.get(key)?);
         serving::check(chain, key).ok()?;
         Some(Self {
-            certificate: ParsedCertificate::parse_all(chain).next()?,
+            certificate: StoredCertificate::parse_all(chain).next()?,
             key: key.clone(),
         })
     }

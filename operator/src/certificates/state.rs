@@ -4,10 +4,10 @@ use crds::RegistryMirror;
 use kube::ResourceExt;
 
 use super::{
-    SecretData,
+    SecretFiles,
     authority::{CertificateAuthority, Owner},
     leaf::Leaf,
-    x509::ParsedCertificate,
+    x509::StoredCertificate,
 };
 use crate::{
     dereference::{Contents, References},
@@ -28,7 +28,7 @@ pub(super) struct CaState {
     pub(super) current: Option<CertificateAuthority>,
     pub(super) next: Option<CertificateAuthority>,
     /// CAs that sign no more and that clients may still trust.
-    pub(super) retired: Vec<ParsedCertificate>,
+    pub(super) retired: Vec<StoredCertificate>,
     pub(super) leaf: Option<Leaf>,
 }
 
@@ -48,8 +48,8 @@ impl CaState {
         let trusted = bundles
             .into_iter()
             .flatten()
-            .flat_map(|pem| ParsedCertificate::parse_all(pem));
-        let is_usable = |ca: &ParsedCertificate| owner.has_issued(ca) && ca.validity.not_after > now;
+            .flat_map(|pem| StoredCertificate::parse_all(pem));
+        let is_usable = |ca: &StoredCertificate| owner.has_issued(ca) && ca.validity.not_after > now;
         let retired = trusted.filter(is_usable).collect();
         let own = |keys| CertificateAuthority::load(&stored, keys).filter(|ca| is_usable(ca.certificate()));
         Self {
@@ -88,11 +88,11 @@ impl CaState {
     pub(super) fn bundle(&self, current: &CertificateAuthority) -> String {
         self.trusted(current)
             .into_iter()
-            .map(ParsedCertificate::to_pem)
+            .map(StoredCertificate::to_pem)
             .collect()
     }
 
-    fn trusted<'a>(&'a self, current: &'a CertificateAuthority) -> Vec<&'a ParsedCertificate> {
+    fn trusted<'a>(&'a self, current: &'a CertificateAuthority) -> Vec<&'a StoredCertificate> {
         let mut others: Vec<_> = self
             .retired
             .iter()
@@ -105,8 +105,8 @@ impl CaState {
     }
 
     /// Returns the content of the CA Secret.
-    pub(super) fn to_secret(&self, current: &CertificateAuthority, bundle: String) -> SecretData {
-        let mut data = SecretData::from([(TRUSTED.to_owned(), bundle.into_bytes())]);
+    pub(super) fn to_secret(&self, current: &CertificateAuthority, bundle: String) -> SecretFiles {
+        let mut data = SecretFiles::from([(TRUSTED.to_owned(), bundle.into_bytes())]);
         current.write(CURRENT, &mut data);
         if let Some(next) = &self.next {
             next.write(NEXT, &mut data);

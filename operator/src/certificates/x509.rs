@@ -10,9 +10,9 @@ use x509_parser::{
 
 use crate::observed::Validity;
 
-/// A certificate.
+/// A certificate of a mirror's Secret.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct ParsedCertificate {
+pub(super) struct StoredCertificate {
     pub(super) der: Vec<u8>,
     pub(super) validity: Validity,
     /// The names and addresses in `subjectAltName`.
@@ -25,7 +25,7 @@ pub(super) struct ParsedCertificate {
     pub(super) owner: [String; 3],
 }
 
-impl ParsedCertificate {
+impl StoredCertificate {
     /// Parses a certificate in DER.
     pub(super) fn parse(der: &[u8]) -> Option<Self> {
         let (_, parsed) = parse_x509_certificate(der).ok()?;

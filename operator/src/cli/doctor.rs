@@ -1,11 +1,11 @@
 //! `registry-mirror doctor`.
 
-use std::{error::Error, io};
+use std::io;
 
 use kube::Client;
 
 use super::Failure;
-use crate::cluster::Scope;
+use crate::cluster::{Scope, error_message};
 
 mod conditions;
 mod connection;
@@ -36,30 +36,30 @@ Exit codes, of the first that applies; warnings do not count:
   1  anything else is wrong
   0  nothing is wrong";
 
-/// What to look at.
+/// The arguments of `doctor`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct DoctorArgs {
-    /// Look at the mirrors of this namespace. Absent: that of the context
+    /// Check the mirrors of this namespace. Absent: that of the context
     #[arg(short, long, value_name = "NAMESPACE", conflicts_with = "all_namespaces")]
     namespace: Option<String>,
-    /// Look at the mirrors of every namespace
+    /// Check the mirrors of every namespace
     #[arg(short = 'A', long)]
     all_namespaces: bool,
-    /// Look at the cluster and the operator only
+    /// Check the cluster and the operator only
     #[arg(long)]
     skip_mirrors: bool,
-    /// How to print what was found
+    /// The format of the output
     #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
     output: Output,
     #[command(flatten)]
     connection: connection::Connection,
 }
 
-/// Looks at everything that a mirror needs, changes nothing, and says what to do.
+/// Checks everything that a mirror needs, changes nothing, and prints what to do.
 ///
 /// # Errors
-/// What is to be mended, by its class.
+/// The most severe problem, by its class.
 pub(super) async fn run(args: DoctorArgs) -> Result<(), Failure> {
     let findings = examine(&args).await.unwrap_or_else(|finding| vec![finding]);
     let report = Report::new(findings);
@@ -67,7 +67,7 @@ pub(super) async fn run(args: DoctorArgs) -> Result<(), Failure> {
     report.failure().map_or(Ok(()), Err)
 }
 
-/// All that was found, or the one thing that keeps anything else from being looked at.
+/// Returns all findings, or the one that makes other checks impossible.
 async fn examine(args: &DoctorArgs) -> Result<Vec<Finding>, Finding> {
     let config = args.connection.config().await?;
     let client = Client::try_from(config.clone()).map_err(|error| connection::unknown(&error))?;
@@ -96,21 +96,4 @@ async fn examine(args: &DoctorArgs) -> Result<Vec<Finding>, Finding> {
         findings.extend(mirrors::check(&client, &scope, &installations).await);
     }
     Ok(findings)
-}
-
-/// An error in the API server's words or, where it did not answer, with all that led to it.
-fn error_message(error: &kube::Error) -> String {
-    if let kube::Error::Api(status) = error {
-        return status.message.clone();
-    }
-    let mut message = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        let text = error.to_string();
-        if !message.contains(&text) {
-            message = format!("{message}: {text}");
-        }
-        source = error.source();
-    }
-    message
 }

@@ -1,4 +1,4 @@
-//! Mirrors, Secrets and `ConfigMap`s from files, in place of a cluster.
+//! Reads mirrors, Secrets and `ConfigMap`s from files, in place of a cluster.
 
 use std::{
     collections::BTreeMap,
@@ -20,7 +20,7 @@ use crate::{
     kind::Kind,
 };
 
-/// Where documents come from.
+/// The files with documents.
 #[derive(Debug, clap::Args)]
 #[expect(clippy::doc_markdown, reason = "these comments are what --help prints")]
 pub(super) struct FileArgs {
@@ -30,23 +30,23 @@ pub(super) struct FileArgs {
     files: Vec<PathBuf>,
 }
 
-/// What the files hold.
+/// The documents of all files.
 #[derive(Default)]
 pub(super) struct Documents {
-    /// The mirrors, as the API server would accept them.
+    /// The mirrors, with the defaults of the API server.
     pub(super) mirrors: Vec<RegistryMirror>,
     /// The addresses of mirrors that run, by namespace and name: `status.endpoint.url`.
     urls: BTreeMap<(Option<String>, String), String>,
-    /// The namespace of the command line.
+    /// The namespace in the command line.
     namespace: Option<String>,
-    /// Namespaces, where a document names one, and contents.
+    /// The content of objects, with the namespace if the document names one.
     objects: BTreeMap<Reference, Vec<(Option<String>, Contents)>>,
 }
 
 /// The namespace of a mirror that names none.
 pub(super) const DEFAULT_NAMESPACE: &str = "default";
 
-/// One document, for messages.
+/// The position of a document, for messages.
 struct Origin<'a> {
     file: &'a Path,
     number: usize,
@@ -59,7 +59,7 @@ impl fmt::Display for Origin<'_> {
 }
 
 impl FileArgs {
-    /// With the files of directories in their place.
+    /// Replaces directories by their files.
     fn expanded(&self) -> Result<Vec<PathBuf>, Failure> {
         let all = self.files.iter().map(|path| {
             if !path.is_dir() {
@@ -105,14 +105,14 @@ impl FileArgs {
                 .collect::<Vec<_>>()
                 .join(", ");
             return Err(Failure::Invalid(format!(
-                "{files}: there is no RegistryMirror in it"
+                "{files}: no RegistryMirror found: add the file of one with -f"
             )));
         }
         Ok(documents)
     }
 }
 
-/// The files of a directory that may hold documents, by name; not those of directories in it.
+/// Returns the files of a directory that may contain documents, by name, without subdirectories.
 fn files_of(directory: &Path) -> io::Result<Vec<PathBuf>> {
     let entries = fs::read_dir(directory)?.map(|entry| Ok(entry?.path()));
     let mut files = entries.collect::<io::Result<Vec<_>>>()?;
@@ -125,7 +125,7 @@ fn files_of(directory: &Path) -> io::Result<Vec<PathBuf>> {
 }
 
 fn unreadable(path: &Path, error: &io::Error) -> Failure {
-    Failure::Invalid(format!("{}: can't be read: {error}", path.display()))
+    Failure::Invalid(format!("{}: not readable: {error}", path.display()))
 }
 
 fn text(file: &Path) -> Result<String, Failure> {
@@ -184,13 +184,11 @@ impl Documents {
                     origin,
                 )?;
             }
-            // Files that people apply hold more than what counts here.
+            // Files may contain other objects.
             Some(_) => {}
             None if document.is_null() => {}
             None => {
-                return Err(Failure::Invalid(format!(
-                    "{origin}: kind is missing; it says what a document is"
-                )));
+                return Err(Failure::Invalid(format!("{origin}: kind is missing: add it")));
             }
         }
         Ok(())
@@ -240,11 +238,9 @@ impl Documents {
     }
 }
 
-/// A cluster holds one object of a name: which one is meant can't be told.
+/// Returns the failure of two documents with one name.
 fn twice(what: &str, origin: &Origin<'_>) -> Failure {
-    Failure::Invalid(format!(
-        "{origin}: {what} is there for the second time; leave one of them out"
-    ))
+    Failure::Invalid(format!("{origin}: {what} occurs twice: remove one of them"))
 }
 
 fn mirror(document: &Value, origin: &Origin<'_>) -> Result<RegistryMirror, Failure> {
@@ -264,7 +260,7 @@ fn mirror(document: &Value, origin: &Origin<'_>) -> Result<RegistryMirror, Failu
     })
 }
 
-/// Checked ahead of the types, whose errors would repeat the value.
+/// Checks that the values are texts. The errors of the typed parser would repeat a value.
 fn all_text(document: &Value, fields: &[&str], origin: &Origin<'_>) -> Result<(), Failure> {
     for field in fields {
         for (key, value) in document
@@ -275,7 +271,7 @@ fn all_text(document: &Value, fields: &[&str], origin: &Origin<'_>) -> Result<()
         {
             if !value.is_string() {
                 return Err(Failure::Invalid(format!(
-                    "{origin}: {field}.{key} must be a text; put it in quotes"
+                    "{origin}: {field}.{key} is not a text: put it in quotes"
                 )));
             }
         }
@@ -287,7 +283,7 @@ fn parse<K: serde::de::DeserializeOwned>(document: &Value, origin: &Origin<'_>) 
     serde_json::from_value(document.clone()).map_err(|_| {
         let kind = document.get("kind").and_then(Value::as_str).unwrap_or_default();
         Failure::Invalid(format!(
-            "{origin}: is not a {kind}; data is base64, and stringData plain text"
+            "{origin}: not a valid {kind}: data is base64, and stringData plain text"
         ))
     })
 }
@@ -363,7 +359,7 @@ spec: {upstreams: [{host: quay.io}], storage: {type: Ephemeral}}
     }
 
     #[test]
-    fn what_is_of_no_concern_is_passed_over() {
+    fn unknown_kind_is_ignored() {
         assert_eq!(
             read(&format!("{MIRROR}---\nkind: Namespace\nmetadata: {{name: n}}"))
                 .unwrap()
@@ -374,7 +370,7 @@ spec: {upstreams: [{host: quay.io}], storage: {type: Ephemeral}}
     }
 
     #[test]
-    fn what_kubectl_prints_of_several_objects_is_read() {
+    fn kubectl_list_is_read() {
         let mirror: Value = serde_saphyr::from_str(MIRROR).unwrap();
         let secret = json!({"kind": "Secret", "metadata": {"name": "s"}, "data": {"a": "YQ=="}});
         let list = json!({"apiVersion": "v1", "kind": "List", "items": [mirror, secret]});
@@ -384,19 +380,19 @@ spec: {upstreams: [{host: quay.io}], storage: {type: Ephemeral}}
     }
 
     #[test]
-    fn a_byte_order_mark_and_windows_lines_are_no_mistake() {
+    fn byte_order_mark_and_crlf_are_accepted() {
         let windows = format!("\u{feff}{}", MIRROR.trim_start().replace('\n', "\r\n"));
         assert_eq!(read(&windows).unwrap().mirrors.len(), 1);
     }
 
-    #[test_case(&format!("{MIRROR}---{MIRROR}"), "document 2: RegistryMirror hub is there for the second time"; "a mirror twice")]
-    #[test_case("kind: Secret\nmetadata: {name: s}\n---\nkind: Secret\nmetadata: {name: s}\nstringData: {password: hunter2}", "document 2: Secret s is there for the second time"; "a Secret twice")]
+    #[test_case(&format!("{MIRROR}---{MIRROR}"), "document 2: RegistryMirror hub occurs twice"; "a mirror twice")]
+    #[test_case("kind: Secret\nmetadata: {name: s}\n---\nkind: Secret\nmetadata: {name: s}\nstringData: {password: hunter2}", "document 2: Secret s occurs twice"; "a Secret twice")]
     #[test_case("a: [", "mirror.yaml: "; "no YAML")]
     #[test_case("a: 1", "document 1: kind is missing"; "no object")]
-    #[test_case("kind: Secret\nmetadata: {name: s}", "there is no RegistryMirror in it"; "no mirror")]
+    #[test_case("kind: Secret\nmetadata: {name: s}", "no RegistryMirror found"; "no mirror")]
     #[test_case(&MIRROR.replace("Ephemeral}", "Ephemeral, kind: x}"), "spec.storage"; "an unknown field")]
     #[test_case(&MIRROR.replace("Ephemeral", "Tape"), "spec.storage.type"; "a value that does not exist")]
-    #[test_case("kind: Secret\nstringData: {password: 1234}", "stringData.password must be a text"; "a number")]
+    #[test_case("kind: Secret\nstringData: {password: 1234}", "stringData.password is not a text"; "a number")]
     #[test_case("kind: Secret\ndata: {password: hunter2!}", "data is base64"; "no base64")]
     fn bad_input_is_named_and_nothing_secret_shown(yaml: &str, expected: &str) {
         let error = read(yaml).err().unwrap();

@@ -1,4 +1,4 @@
-//! What ends a command, and the exit code that says so.
+//! The failures of commands and their exit codes.
 
 use std::{io, process::ExitCode};
 
@@ -6,30 +6,30 @@ use crds::conditions::Reason;
 
 use crate::{certificates::CertificateError, validate::Rejection};
 
-/// Why a command ended.
+/// The failure of a command.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Failure {
-    /// Arguments, YAML, spec or configuration.
+    /// Invalid arguments, YAML, spec or configuration.
     #[error("{0}")]
     Invalid(String),
-    /// Something that a spec refers to is missing or malformed.
+    /// A missing or malformed object that a spec names.
     #[error("{0}")]
     Reference(String),
-    /// A port, a directory, a cluster.
+    /// A fault of the environment: a port, a directory, a cluster.
     #[error("{0}")]
     Environment(String),
-    /// Anything else.
+    /// Another failure.
     #[error(transparent)]
     Other(#[from] io::Error),
 }
 
 impl Failure {
-    /// The codes that every command shares.
+    /// Returns the exit code, which all commands share.
     pub(super) fn code(&self) -> ExitCode {
         ExitCode::from(self.number())
     }
 
-    /// The same as a number.
+    /// Returns the exit code as a number.
     pub(super) fn number(&self) -> u8 {
         match self {
             Self::Invalid(_) => 2,

@@ -14,7 +14,7 @@ use tempfile::TempDir;
 const PRIVATE_DIRECTORY: u32 = 0o700;
 const PRIVATE_FILE: u32 = 0o600;
 
-/// A private directory that goes when it is dropped.
+/// Creates a private directory, which is removed when it is dropped.
 pub(super) fn private_directory() -> io::Result<TempDir> {
     tempfile::Builder::new()
         .prefix("registry-mirror-")

@@ -40,21 +40,21 @@ Examples:
   registry-mirror local -f mirror.yaml -f secret.yaml --cache-dir /srv/cache --admin-port 5001
       With credentials, a cache elsewhere, and /metrics on 127.0.0.1:5001";
 
-/// What to serve, and where.
+/// The arguments of `local`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 #[expect(clippy::doc_markdown, reason = "these comments are what --help prints")]
 pub(super) struct LocalArgs {
     #[command(flatten)]
     files: FileArgs,
-    /// Which mirror, where the files hold several
+    /// The mirror, if the files contain several
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
-    /// Where the cache is kept [default: registry-mirror/NAME in the user's cache directory]
+    /// The cache directory [default: registry-mirror/NAME in the user's cache directory]
     #[arg(long, value_name = "DIRECTORY")]
     cache_dir: Option<PathBuf>,
-    /// With tls.mode SelfSigned: where the authority is written that clients have to trust
-    /// [default: beside the cache, with .ca.crt behind its name]
+    /// With tls.mode SelfSigned: the file for the CA certificates that clients trust [default: next to the cache
+    /// directory, with the suffix .ca.crt]
     #[arg(long, value_name = "FILE")]
     ca_file: Option<PathBuf>,
     /// The port on 127.0.0.1; 0 takes a free one [default: spec.service.port]
@@ -65,13 +65,13 @@ pub(super) struct LocalArgs {
     admin_port: Option<u16>,
 }
 
-/// Serves until it is told to stop.
+/// Serves until a signal.
 pub(super) async fn run(args: LocalArgs) -> Result<(), Failure> {
     let documents = args.files.read(None)?;
     let mirror = choose(&documents, args.name.as_deref())?;
     let Ok(references) = dereference::read(mirror, &documents).await;
     let mut accepted = validate::accept(mirror, &references)?;
-    // A cluster has a status to say so and an admin who mends it while the cache serves; here someone is looking.
+    // In a cluster the status reports a fault while the cache serves; here the user waits for the result.
     if let Some(problem) = accepted.credential_problems().next() {
         return Err(Failure::Reference(problem));
     }
@@ -80,14 +80,14 @@ pub(super) async fn run(args: LocalArgs) -> Result<(), Failure> {
     // Before anything secret is written: only a process that is asked to end can clean up.
     let shutdown = stop_on_signal()?;
     let private = kubelet::private_directory()
-        .map_err(|error| Failure::Environment(format!("can't make a directory for credentials: {error}")))?;
+        .map_err(|error| Failure::Environment(format!("directory for credentials not created: {error}")))?;
     let file = file(&args, &accepted, desired, &private)?;
     let config = Config::new(&file).map_err(|error| Failure::Invalid(error.to_string()))?;
     // The spec's collector is one that Pods reach.
     let traces = Traces::from_environment().map_err(|error| Failure::Environment(error.to_string()))?;
-    // There is no other log in this process. What waits of it is written at the end.
+    // The process has no other log. It is flushed at the end.
     let _log = logging::start(&config.log, traces.as_ref());
-    // Before there is a port that somebody waits for.
+    // Before the port opens, for which clients may wait.
     if accepted.ca.is_some() {
         publish(&args, &accepted)?;
     }
@@ -113,12 +113,13 @@ fn certify(accepted: &mut Accepted<'_>, references: &References) -> Result<(), F
     )?)
 }
 
-/// Writes what clients have to trust where they find it. That is beside the cache, which is to blame if it can't be made.
+/// Writes the CA certificates that clients trust. The default path is next to the cache directory, which may not be
+/// writable.
 fn publish(args: &LocalArgs, accepted: &Accepted<'_>) -> Result<(), Failure> {
     let cache = cache(args, accepted)?;
     fs::create_dir_all(&cache).map_err(|error| {
         Failure::Environment(format!(
-            "{}: can't be made: {error}; set --cache-dir",
+            "{}: not created: {error}; set --cache-dir",
             cache.display()
         ))
     })?;
@@ -134,9 +135,9 @@ fn publish(args: &LocalArgs, accepted: &Accepted<'_>) -> Result<(), Failure> {
     let made = path.parent().map_or(Ok(()), fs::create_dir_all);
     made.and_then(|()| fs::write(&path, certificates))
         .map_err(|error| {
-            Failure::Environment(format!("can't write {}: {error}; set --ca-file", path.display()))
+            Failure::Environment(format!("{} not written: {error}; set --ca-file", path.display()))
         })?;
-    tracing::info!(target: "mirror::local", file = %path.display(), "clients have to trust the authority in this file, until the next start");
+    tracing::info!(target: "mirror::local", file = %path.display(), "clients have to trust the CA in this file until the next start");
     Ok(())
 }
 
@@ -169,17 +170,17 @@ pub(super) fn choose<'a>(
     match (name, mirrors.as_slice()) {
         (None, [mirror]) => Ok(mirror),
         (None, _) => Err(Failure::Invalid(format!(
-            "there are several mirrors: choose one of {} with --name",
+            "several mirrors found: choose one of {} with --name",
             names()
         ))),
         (Some(name), mirrors) => mirrors
             .iter()
             .find(|mirror| mirror.name_any() == name)
-            .ok_or_else(|| Failure::Invalid(format!("there is no mirror {name}; there is {}", names()))),
+            .ok_or_else(|| Failure::Invalid(format!("mirror {name} not found: choose one of {}", names()))),
     }
 }
 
-/// The rendered configuration, with what a Pod has in its environment.
+/// Returns the rendered configuration, with the values that a Pod has in its environment.
 fn file(
     args: &LocalArgs,
     accepted: &Accepted<'_>,
@@ -225,9 +226,8 @@ fn file(
 }
 
 fn default_cache(mirror: &str) -> Result<PathBuf, Failure> {
-    let base = etcetera::choose_base_strategy().map_err(|error| {
-        Failure::Environment(format!("there is no cache directory: {error}; set --cache-dir"))
-    })?;
+    let base = etcetera::choose_base_strategy()
+        .map_err(|error| Failure::Environment(format!("no cache directory: {error}; set --cache-dir")))?;
     Ok(base.cache_dir().join("registry-mirror").join(mirror))
 }
 

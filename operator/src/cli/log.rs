@@ -1,4 +1,4 @@
-//! The operator's own log.
+//! The log of the operator.
 
 use std::{
     env,
@@ -10,20 +10,20 @@ use clap::ValueEnum;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::{filter::Targets, layer::SubscriberExt, util::SubscriberInitExt};
 
-/// How much is logged.
+/// The log level.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(super) enum Level {
-    /// What needs someone to act.
+    /// Failures that need an action.
     Error,
-    /// What may need it soon.
+    /// Conditions that may need an action soon.
     Warn,
-    /// What is changed.
+    /// Changes.
     Info,
     /// Every decision.
     Debug,
 }
 
-/// How log lines are written.
+/// The format of log lines.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(super) enum LogFormat {
     /// One JSON object a line.
@@ -38,9 +38,11 @@ pub(super) fn start(level: Level, format: LogFormat) {
         .with_writer(io::stderr)
         .with_ansi(has_colours(io::stderr().is_terminal(), |name| env::var_os(name)));
     let registry = tracing_subscriber::registry().with(filter(level));
-    // Fails only where a log is there already, as in tests.
+    // Fails only if a log is installed already, as in tests.
     let _ = match format {
-        LogFormat::Json => registry.with(lines.json().flatten_event(true)).try_init(),
+        LogFormat::Json => registry
+            .with(lines.json().flatten_event(true).with_span_list(false))
+            .try_init(),
         LogFormat::Text => registry.with(lines).try_init(),
     };
 }
@@ -53,7 +55,7 @@ fn has_colours(is_terminal: bool, variable: impl Fn(&str) -> Option<OsString>) -
     is_terminal && !no_color && !is_dumb
 }
 
-/// Our own events by the level; of other crates only what is at least a warning, unless less is wanted.
+/// Returns the filter: events of the operator at the level, and warnings of other crates at most.
 fn filter(level: Level) -> Targets {
     let level = match level {
         Level::Error => LevelFilter::ERROR,
@@ -64,7 +66,7 @@ fn filter(level: Level) -> Targets {
     let others = level.min(LevelFilter::WARN);
     Targets::new()
         .with_default(others)
-        // What a watch is refused, the operator tells itself, once.
+        // The operator logs failures of watches itself, once.
         .with_target("kube_runtime::watcher", LevelFilter::ERROR)
         // It warns of an answer that can't be read with all of the answer: a Secret's values, if it is one.
         .with_target("kube_client::client", LevelFilter::ERROR)
@@ -87,7 +89,7 @@ mod tests {
     #[test_case(Level::Debug, "kube_client::client", Of::WARN => false; "an answer in full")]
     #[test_case(Level::Debug, "kube_client::client::builder", Of::ERROR => true; "a request that failed")]
     #[test_case(Level::Debug, "kube_client::client::tls", Of::WARN => true; "authorities that can't be read")]
-    fn what_is_logged(level: Level, target: &str, of: Of) -> bool {
+    fn targets_are_filtered_by_level(level: Level, target: &str, of: Of) -> bool {
         filter(level).would_enable(target, &of)
     }
 

@@ -25,7 +25,7 @@ use crate::{
     run::{self, Options},
 };
 
-/// What the operator is told.
+/// The arguments of `operator`.
 #[derive(Debug, clap::Args)]
 pub(super) struct OperatorArgs {
     /// Look after mirrors in this namespace only; may be repeated. Absent: in all namespaces
@@ -42,10 +42,10 @@ pub(super) struct OperatorArgs {
     /// The kind of cluster: on openshift, Pods of mirrors have the user and groups that it assigns
     #[arg(long, env = "PLATFORM", value_enum, default_value_t, value_name = "PLATFORM")]
     platform: Platform,
-    /// Where /livez, /readyz and /metrics are: `host:port`, or `:port` for every address
+    /// The address of /livez, /readyz and /metrics: `host:port`, or `:port` for all addresses
     #[arg(long, env = "LISTEN", default_value = ":8080", value_name = "ADDRESS")]
     listen: String,
-    /// Where the Lease is that lets one operator at a time work. Absent: the Pod's namespace, or the kubeconfig's
+    /// The namespace of the Lease that elects one working operator. Absent: the Pod's namespace, or the kubeconfig's
     #[arg(long, env = "LEASE_NAMESPACE", value_name = "NAMESPACE")]
     lease_namespace: Option<String>,
     /// The Lease's name: operators for different namespaces need different ones
@@ -56,7 +56,7 @@ pub(super) struct OperatorArgs {
         value_name = "NAME"
     )]
     lease_name: String,
-    /// How often every mirror is looked at though nothing seems to have happened, such as `15m`
+    /// Resync period: reconcile every mirror at least this often, such as `15m`
     #[arg(long, env = "RESYNC", default_value_t = controller::RESYNC.into(), value_parser = above_zero, value_name = "DURATION")]
     resync: GoDuration,
     /// Maximum number of mirrors that roll out a new version of the operator, such as a new server image, at the same time
@@ -67,15 +67,15 @@ pub(super) struct OperatorArgs {
     upgrade_progress_deadline: GoDuration,
     #[command(flatten)]
     policy: PolicyArgs,
-    /// How much is logged
+    /// The log level
     #[arg(long, env = "LOG_LEVEL", default_value = "info")]
     log_level: Level,
-    /// How log lines are written
+    /// The format of log lines
     #[arg(long, env = "LOG_FORMAT", default_value = "json")]
     log_format: LogFormat,
 }
 
-/// Looks after mirrors until SIGTERM or SIGINT, whenever no other operator does.
+/// Reconciles mirrors until SIGTERM or SIGINT, while it holds the Lease.
 pub(super) async fn run(args: OperatorArgs) -> Result<(), Failure> {
     log::start(args.log_level, args.log_format);
     let shutdown = stop_on_signal()?;
@@ -89,7 +89,7 @@ pub(super) async fn run(args: OperatorArgs) -> Result<(), Failure> {
     let client = fence.client(config).map_err(|error| no_cluster(&error))?;
     let options = options(args, name)?;
     let serving = tokio::spawn(admin_server::serve(listener, health.clone(), shutdown.clone()));
-    // Whoever stands by is ready: a roll-out goes on with it, and ends the one that leads.
+    // A standby operator is ready: a rollout continues with it and ends the leader.
     health.set_ready();
     let lost = match shutdown.run_until_cancelled(lease.acquire()).await {
         Some(held) => lead(&lease, held, client, options, health, &shutdown).await,
@@ -101,7 +101,7 @@ pub(super) async fn run(args: OperatorArgs) -> Result<(), Failure> {
     lost.map_or(Ok(()), |lost| Err(Failure::Environment(lost.to_string())))
 }
 
-/// Works until it is told to stop, or may not go on.
+/// Works until `shutdown` or the loss of the Lease.
 async fn lead(
     lease: &Lease,
     held: Object,
@@ -112,7 +112,7 @@ async fn lead(
 ) -> Option<Lost> {
     let working = run::run(client, options, health, shutdown.clone());
     tokio::select! {
-        // What is under way is cut: it could not be ended by a write.
+        // Running reconciles are cancelled: their writes would be refused.
         lost = lease.keep(held) => {
             tracing::error!(%lost, "stopping");
             Some(lost)
@@ -126,7 +126,7 @@ async fn lead(
 
 fn lease(name: &str, namespace: &str, config: &Config, fence: &Fence) -> Result<Lease, Failure> {
     let client = Client::try_from(config.clone()).map_err(|error| no_cluster(&error))?;
-    // A Pod's name, for people; the rest tells processes apart.
+    // The name of the Pod for people; the random part distinguishes processes.
     let host = std::env::var("HOSTNAME").unwrap_or_else(|_| "operator".to_owned());
     let identity = format!("{host}_{:016x}", rand::random::<u64>());
     Ok(Lease::new(client, namespace, name, identity, fence.clone()))
@@ -163,14 +163,14 @@ fn above_zero(text: &str) -> Result<GoDuration, String> {
 
 fn no_cluster(error: &dyn std::error::Error) -> Failure {
     Failure::Environment(format!(
-        "can't tell which cluster to work with: {error}; set KUBECONFIG, or run in a Pod with a ServiceAccount"
+        "no cluster configured: {error}; set KUBECONFIG, or run in a Pod with a ServiceAccount"
     ))
 }
 
 async fn listen(address: &str) -> Result<TcpListener, Failure> {
     let refused = |error: io::Error| {
         Failure::Environment(format!(
-            "can't listen on {address} (--listen): {error}; stop what uses it, or set another"
+            "not listening on {address} (--listen): {error}; stop the process that uses it, or set another address"
         ))
     };
     match address.strip_prefix(':') {
@@ -187,8 +187,7 @@ async fn listen(address: &str) -> Result<TcpListener, Failure> {
     .map_err(refused)
 }
 
-/// Cancelled by the first signal that would end the process: SIGTERM and SIGINT, SIGHUP of a terminal that is closed,
-/// and SIGQUIT.
+/// Returns a token that the first SIGTERM, SIGINT, SIGQUIT or SIGHUP cancels.
 pub(super) fn stop_on_signal() -> Result<CancellationToken, Failure> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let (mut hangup, mut quit) = (signal(SignalKind::hangup())?, signal(SignalKind::quit())?);
@@ -201,7 +200,7 @@ pub(super) fn stop_on_signal() -> Result<CancellationToken, Failure> {
             _ = hangup.recv() => {}
             _ = quit.recv() => {}
         }
-        tracing::info!("stopping: what is running may end");
+        tracing::info!("stopping once running reconciles end");
         stop.cancel();
     });
     Ok(shutdown)

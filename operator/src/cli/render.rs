@@ -66,7 +66,7 @@ pub(super) struct RenderArgs {
     /// The kind of cluster, as the operator has it
     #[arg(long, value_enum, default_value_t, value_name = "PLATFORM")]
     platform: Platform,
-    /// How to print them
+    /// The format of the output
     #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
     output: OutputFormat,
 }
@@ -81,7 +81,7 @@ pub(super) async fn run(args: RenderArgs) -> Result<(), Failure> {
     if !args.show_secrets && manifests.iter().any(is_secret) {
         writeln!(
             io::stderr(),
-            "registry-mirror: the values of Secrets are masked, and kubectl apply refuses them; --show-secrets prints them"
+            "registry-mirror: values of Secrets are masked, and kubectl apply refuses them; --show-secrets prints them"
         )?;
     }
     print::objects(&manifests, args.output)
@@ -100,7 +100,7 @@ async fn objects(
         .get_or_insert_with(|| DEFAULT_NAMESPACE.to_owned());
     if given.metadata.namespace.is_none() && names_namespace(&mirror) {
         warn(
-            "metadata.namespace: there is none, and certificates and traces name default; name one with --namespace",
+            "metadata.namespace is missing, and certificates and traces name default: set one with --namespace",
         )?;
     }
     let Ok(references) = dereference::read(&mirror, documents).await;
@@ -113,7 +113,7 @@ async fn objects(
     } else {
         for reference in placeholders.references() {
             warn(format_args!(
-                "{reference} is not in the files: its values are placeholders; add its file with -f"
+                "{reference} not found in the files, its values are placeholders: add its file with -f"
             ))?;
         }
         desired(args, &mirror, &placeholders).await?

@@ -73,9 +73,9 @@ where
 /// Triggers all mirrors when an interrupted watch has listed again, because objects that were deleted in the meantime are in no
 /// event.
 #[derive(Clone)]
-pub struct RelistNotifier(UnboundedSender<()>);
+pub struct RelistTrigger(UnboundedSender<()>);
 
-impl RelistNotifier {
+impl RelistTrigger {
     /// Creates a notifier, and the stream of its triggers.
     pub fn new(mirrors: Store<StoredMirror>) -> (Self, impl Stream<Item = Trigger> + Send + use<>) {
         let (sender, receiver) = unbounded();
@@ -107,7 +107,7 @@ impl RelistNotifier {
 pub fn children(
     client: &Client,
     scope: &Scope,
-    relisted: &RelistNotifier,
+    relisted: &RelistTrigger,
     cache: &Arc<ObjectCache>,
     writers: Vec<(Kind, Writer<DynamicObject>)>,
 ) -> impl Stream<Item = Trigger> + Send + use<> {
@@ -162,7 +162,7 @@ fn mirror_of_claim(claim: &DynamicObject) -> Option<ObjectRef<StoredMirror>> {
 pub fn references(
     client: &Client,
     scope: &Scope,
-    relisted: &RelistNotifier,
+    relisted: &RelistTrigger,
     index: &Arc<ReferenceIndex>,
 ) -> impl Stream<Item = Trigger> + Send + use<> {
     // Helm keeps each release in a Secret, up to a megabyte of it.
@@ -183,7 +183,7 @@ fn metadata<K>(
     client: &Client,
     scope: &Scope,
     config: watcher::Config,
-    relisted: &RelistNotifier,
+    relisted: &RelistTrigger,
     index: &Arc<ReferenceIndex>,
     reference: fn(&str) -> Reference,
 ) -> impl Stream<Item = Trigger> + Send + use<K>
@@ -230,7 +230,7 @@ mod tests {
 
     #[test]
     fn relist_triggers_every_mirror_first_list_none() {
-        let (relisted, triggers) = RelistNotifier::new(mirrors(&["a", "b"]));
+        let (relisted, triggers) = RelistTrigger::new(mirrors(&["a", "b"]));
         let mut triggers = Box::pin(triggers);
         let mut watch = relisted.watch::<Secret>();
         watch(&Event::InitDone);

@@ -9,7 +9,7 @@ use kube::ResourceExt;
 use super::{Context, ReconcileError};
 use crate::{
     apply,
-    certificates::{self, SecretData},
+    certificates::{self, SecretFiles},
     dereference::{Contents, Reader, Reference, References},
     desired,
     kind::Kind,
@@ -51,7 +51,7 @@ pub(super) async fn served_validity(mirror: &RegistryMirror, context: &Context) 
 }
 
 /// A serving certificate, and the content of the CA Secret if the operator issued it.
-type Renewed = (Serving, Option<SecretData>);
+type Renewed = (Serving, Option<SecretFiles>);
 
 fn own_renewal(
     mirror: &RegistryMirror,

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::RECONCILE_TIMEOUT;
-use crate::{apply::ApplyError, certificates::CertificateError};
+use crate::{apply::ApplyError, certificates::CertificateError, cluster::error_message};
 
 /// Status codes of transient failures: a conflict, or an API server under load.
 const TRANSIENT: [u16; 4] = [409, 429, 503, 504];
@@ -12,7 +12,7 @@ const TRANSIENT: [u16; 4] = [409, 429, 503, 504];
 #[derive(Debug, thiserror::Error)]
 pub enum ReconcileError {
     /// An object could not be read.
-    #[error("objects that the spec refers to not read: {0}")]
+    #[error("objects that the spec names not read: {}", error_message(.0))]
     Read(#[source] kube::Error),
     /// An object could not be applied.
     #[error(transparent)]
@@ -21,7 +21,7 @@ pub enum ReconcileError {
     #[error(transparent)]
     Certificate(#[from] CertificateError),
     /// The status could not be written.
-    #[error("status not written: {0}")]
+    #[error("status not written: {}", error_message(.0))]
     Status(#[source] kube::Error),
     /// The reconcile took too long.
     #[error("reconcile not finished within {} s", RECONCILE_TIMEOUT.as_secs())]
@@ -61,7 +61,7 @@ impl ReconcileError {
     /// Returns the message for the status, which is the same on each retry; `None` for transient failures.
     pub(super) fn status_message(&self) -> Option<String> {
         let (what, source) = match self {
-            Self::Read(source) => ("objects that the spec refers to not read".to_owned(), source),
+            Self::Read(source) => ("objects that the spec names not read".to_owned(), source),
             Self::Apply(error @ ApplyError::Cluster { source, .. }) => (error.what(), source.as_ref()),
             Self::Apply(ApplyError::Altered { .. } | ApplyError::Forbidden { .. }) => {
                 return Some(self.to_string());

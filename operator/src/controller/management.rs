@@ -28,7 +28,7 @@ use crate::{
 
 /// The time after which another operator's mirrors are taken if its Lease stays as it is: four Lease durations.
 pub const ABANDONED: Duration = Duration::from_mins(1);
-/// The interval at which an operator that stands by checks.
+/// The interval at which a standby operator checks.
 pub(super) const CHECK: Duration = Duration::from_secs(10);
 /// The delay before a claim is tried again after a conflict: the watch has seen the other write by then.
 pub(super) const AGAIN: Duration = Duration::from_secs(1);
@@ -50,7 +50,7 @@ pub(super) enum Manager {
     Other {
         /// The name of its Lease, `NAMESPACE/NAME`.
         name: String,
-        /// Whether this operator may read that Lease.
+        /// This operator may read that Lease.
         has_lease_access: bool,
     },
     /// Another user wrote the status at the same moment.
@@ -79,7 +79,7 @@ pub(super) async fn find(mirror: &RegistryMirror, context: &Context) -> Result<M
             LeaseState::Abandoned => tracing::warn!(
                 other = name,
                 mirror = mirror.name_any(),
-                "another operator is gone; taking its mirror"
+                "another operator is gone, adopting its mirror"
             ),
             state => {
                 let has_lease_access = state != LeaseState::Forbidden;
@@ -196,7 +196,7 @@ pub(super) async fn withdraw_all(mirrors: &Store<StoredMirror>, context: &Contex
     stream::iter(theirs.collect::<Vec<_>>())
         .for_each_concurrent(AT_A_TIME, async |mirror| {
             if let Err(error) = withdraw(&mirror, context).await {
-                tracing::warn!(%error, mirror = mirror.name_any(), "the condition of a conflict stays");
+                tracing::warn!(%error, mirror = mirror.name_any(), "condition OperatorConflict not removed");
             }
         })
         .await;
@@ -207,7 +207,7 @@ async fn withdraw(mirror: &RegistryMirror, context: &Context) -> Result<(), Reco
     done.map_err(ReconcileError::Status)
 }
 
-/// Returns the condition of an operator that stands by.
+/// Returns the condition of a standby operator.
 fn conflict(mirror: &RegistryMirror) -> Option<&Condition> {
     let mut conditions = mirror.status.as_ref()?.conditions.iter();
     conditions.find(|condition| condition.type_ == ConditionType::OperatorConflict.as_str())
@@ -270,7 +270,7 @@ impl Leases {
         {
             Ok(lease) => self.record(operator, lease.and_then(|lease| lease.resource_version()), now),
             Err(error) => {
-                tracing::debug!(operator, %error, "the Lease of another operator can't be read");
+                tracing::debug!(operator, %error, "Lease of another operator not readable");
                 self.0.lock().remove(operator);
                 match error {
                     kube::Error::Api(status) if status.code == 403 => LeaseState::Forbidden,

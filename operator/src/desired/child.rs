@@ -1,4 +1,4 @@
-//! An object that the operator applies, whatever its kind.
+//! A desired object of any kind.
 
 use k8s_openapi::ByteString;
 use serde::Serialize;
@@ -8,22 +8,19 @@ use std::fmt;
 
 use crate::kind::Kind;
 
-/// An object as it should be: what is in the manifest is the operator's, what is not is anyone's.
+/// A desired object. The operator owns the fields of its manifest and no others.
 #[derive(Clone, PartialEq)]
 pub struct Child {
-    /// Its kind.
+    /// The kind.
     pub kind: Kind,
-    /// Its name, in the mirror's namespace.
+    /// The name, in the mirror's namespace.
     pub name: String,
-    /// What is applied.
+    /// The manifest that is applied.
     pub manifest: Value,
 }
 
 impl Child {
-    /// Takes a typed object.
-    ///
-    /// # Panics
-    /// Never for the types of an API, whose keys are texts.
+    /// Serializes a typed object.
     pub fn new<K: Serialize>(kind: Kind, name: String, object: &K) -> Self {
         #[expect(clippy::expect_used, reason = "the API's types have string keys only")]
         let manifest = serde_json::to_value(object).expect("an API object serialises");
@@ -31,14 +28,14 @@ impl Child {
     }
 }
 
-/// Never the manifest: it may be a Secret's.
+/// Omits the manifest, which may be a Secret's.
 impl fmt::Debug for Child {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {}", self.kind, self.name)
     }
 }
 
-/// A Secret's `data`.
+/// Returns the `data` of a Secret.
 pub(super) fn data(entries: impl IntoIterator<Item = (String, Vec<u8>)>) -> BTreeMap<String, ByteString> {
     entries
         .into_iter()

@@ -1,7 +1,7 @@
-//! The server's configuration, written from the server's own types: a field that it lacks does not compile.
+//! Renders the configuration of the servers from their own types: a missing field does not compile.
 //!
-//! Directories, addresses and the log's format are not in it: they stand in the Pod template, as they can't be
-//! reloaded. Certificates of authorities are named by file, without their directory.
+//! Directories, addresses and the log's format are part of the Pod template, because servers can't reload them. CA
+//! certificates are named by file, without their directory.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -28,21 +28,20 @@ use crate::{
     validate::{self, Accepted, Rejection},
 };
 
-/// The file's name.
+/// The name of the file.
 pub const FILE: &str = "config.yml";
-/// A Pod that is to end says that it is not ready, and goes on accepting connections for so long: its two readiness
-/// probes, the EndpointSlice and every kube-proxy come after it. Where it is the only one, a connection is then refused
-/// at once; one that is led to an address which is gone is answered by nobody.
+/// The time for which a terminating Pod accepts connections after it has become unready: two readiness probes, the
+/// EndpointSlice and every kube-proxy follow in this time. A client of a removed address gets no response at all.
 pub(super) const LEAVING_SECONDS: i64 = 7;
 const LEAVING: Duration = Duration::from_secs(LEAVING_SECONDS.unsigned_abs());
-/// How long requests in flight may take when a Pod ends.
+/// The time in which a terminating Pod ends its requests.
 pub(super) const DRAIN_SECONDS: i64 = 30;
 const DRAIN: Duration = Duration::from_secs(DRAIN_SECONDS.unsigned_abs());
 
-/// What the server is configured with.
+/// Returns the configuration.
 ///
 /// # Errors
-/// `InvalidSpec`, in the words of the server that would refuse it.
+/// `InvalidSpec`, with the message of the server that would refuse it.
 pub fn file(accepted: &Accepted<'_>) -> Result<File, Rejection> {
     let file = written(accepted);
     let mut whole = file.clone();
@@ -50,7 +49,7 @@ pub fn file(accepted: &Accepted<'_>) -> Result<File, Rejection> {
     match Config::new(&whole) {
         Ok(_) => Ok(file),
         Err(error) => Err(Rejection::invalid(format!(
-            "spec: the servers would refuse their configuration: {error}"
+            "spec: configuration rejected by the servers: {error}"
         ))),
     }
 }
@@ -123,7 +122,7 @@ fn level(level: LogLevel) -> Level {
     }
 }
 
-/// Sets what servers take at their start only, and Pods have in their environment.
+/// Sets the values that servers read at their start only, which Pods have in their environment.
 pub fn take_at_start(mirror: &RegistryMirror, file: &mut File) {
     let spec = &mirror.spec;
     file.log.formatter = Some(formatter(spec.observability.log_format).to_owned());
@@ -155,7 +154,7 @@ pub(super) fn minimum_tls(version: TlsVersion) -> &'static str {
     }
 }
 
-/// What the server calls a format.
+/// Returns the server's name of a log format.
 pub fn formatter(format: LogFormat) -> &'static str {
     match format {
         LogFormat::Json => "json",
@@ -167,8 +166,8 @@ fn duration(duration: kube::core::Duration) -> GoDuration {
     Duration::from(duration).into()
 }
 
-/// The `ConfigMap` that holds it, beside the one that servers ran with before: an older server that can't read the new one
-/// starts with that.
+/// Returns the `ConfigMap` with the configuration and the previous one, with which older servers start if they can't
+/// parse the new one.
 pub(super) fn object(accepted: &Accepted<'_>, yaml: &str, version: &str, observed: &Observed) -> Child {
     let name = names::config(&accepted.mirror.name_any());
     let mut annotations = BTreeMap::from([(names::CONFIGURATION.to_owned(), version.to_owned())]);
@@ -188,7 +187,8 @@ pub(super) fn object(accepted: &Accepted<'_>, yaml: &str, version: &str, observe
     Child::new(Kind::ConfigMap, name, &map)
 }
 
-/// What stands there, once all servers run with it; until then what was good before it. Nothing that someone else wrote.
+/// Returns the stored configuration once all servers run with it, and the last good one until then. Ignores
+/// configurations that another user wrote.
 fn last_good<'a>(yaml: &str, observed: &'a Observed) -> Option<&'a Text> {
     let live = observed.configuration.as_ref()?;
     let current = &live.current;

@@ -29,7 +29,7 @@ const FILES: &str = "/etc/registry-mirror/files";
 /// The cache.
 const CACHE: &str = "/var/lib/registry";
 
-/// The server.
+/// Renders the container of the server.
 pub(super) fn server(accepted: &Accepted<'_>, wanted: &Pod, release: &Release) -> Container {
     let port = |port: workload::Port| ContainerPort {
         name: Some(port.name.to_owned()),
@@ -55,14 +55,14 @@ pub(super) fn server(accepted: &Accepted<'_>, wanted: &Pod, release: &Release) -
         // A large index takes a while to open; nothing else may take that long.
         startup_probe: Some(probe("/livez", 1, 120)),
         liveness_probe: Some(probe("/livez", 10, 3)),
-        // Soon: while it ends, it is led to until this is known.
+        // Short, because load balancers route to a terminating Pod until it fails.
         readiness_probe: Some(probe("/readyz", 1, 2)),
         security_context: Some(container_security(wanted.container_security_context.clone())),
         ..Container::default()
     }
 }
 
-/// Where this Pod listens and keeps its files. None of it is in the configuration that is reloaded.
+/// Returns the addresses and directories of the Pod. None is part of the configuration that servers reload.
 fn environment(accepted: &Accepted<'_>) -> Vec<EnvVar> {
     let address = |port: workload::Port| format!(":{}", port.number);
     let format = config::formatter(accepted.mirror.spec.observability.log_format);
@@ -100,7 +100,7 @@ fn environment(accepted: &Accepted<'_>) -> Vec<EnvVar> {
         .collect()
 }
 
-/// Where traces go, and as whose.
+/// Returns the trace collector and the name of the service.
 fn traced(accepted: &Accepted<'_>) -> Vec<(String, String)> {
     let mirror = accepted.mirror;
     let Some(endpoint) = &mirror.spec.observability.otlp_endpoint else {
@@ -131,7 +131,7 @@ fn answered(mirror: &RegistryMirror) -> Vec<(String, String)> {
     variables
 }
 
-/// Where the certificate and the users are.
+/// Returns the files of the certificate and the users.
 fn served(accepted: &Accepted<'_>) -> Vec<(String, String)> {
     let file = |variable: &str, file: &str| (format!("REGISTRY_{variable}"), format!("{FILES}/{file}"));
     let mut variables = Vec::new();
@@ -171,7 +171,7 @@ fn mounts() -> Vec<VolumeMount> {
     ]
 }
 
-/// Enough for a busy mirror: content goes from upstream to disk and client without being held in memory.
+/// Returns the default resources, enough for a busy mirror: content is streamed from the upstream to disk and client.
 fn default_resources() -> ResourceRequirements {
     let amounts = |cpu: &str, memory: &str| {
         Some(BTreeMap::from([

@@ -1,4 +1,4 @@
-//! The Secret with what upstreams are asked with.
+//! Renders the Secret with the credentials of upstreams.
 
 use std::collections::BTreeMap;
 
@@ -20,34 +20,34 @@ use crate::{
     validate::{Accepted, Credentials},
 };
 
-/// The candidate: what the server is to use once upstream took it.
+/// The key of the candidate, which servers use once the upstream has accepted it.
 const CANDIDATE: &str = "config.json";
-/// What upstream took last.
+/// The key of the last good credentials.
 const LAST_GOOD: &str = "last-good.json";
-/// Counts the candidates.
+/// The key of the candidate's version.
 const VERSION: &str = "version";
 
-/// What the servers are handed.
+/// The credentials that are issued to servers.
 pub struct IssuedCredentials {
-    /// The candidate: a dockerconfigjson, keyed by upstream host. An upstream whose credentials are not known has an
-    /// entry without any, so that it is never asked anonymously instead.
+    /// The candidate: a dockerconfigjson, keyed by upstream host. An upstream with unknown credentials has an entry
+    /// without any, so that servers never ask it anonymously.
     candidate: Vec<u8>,
     last_good: Option<Vec<u8>>,
-    /// Moves when the candidate does.
+    /// The version, which changes with the candidate.
     pub version: u64,
     hosts: Vec<String>,
-    /// Upstreams, by host, that still have what an earlier Secret held although the present one can't be read.
+    /// The hosts of upstreams that keep the credentials of an earlier Secret, because the current one can't be read.
     pub kept: Vec<String>,
-    /// When each upstream's last good entry was last replaced.
+    /// The time of each upstream's last rotation.
     pub rotated: BTreeMap<String, Timestamp>,
-    /// Counts the last good entries that replaced others.
+    /// The number of last good entries that replaced others.
     pub replaced: u64,
     origins: String,
 }
 
 impl IssuedCredentials {
-    /// Goes on from what the servers have, if they have something. What all of them say that its upstream takes is
-    /// the last good one from now on, entry by entry.
+    /// Continues from the stored credentials. An entry becomes the last good one once all servers report that its
+    /// upstream accepts it.
     pub(super) fn new(accepted: &Accepted<'_>, before: Option<&Contents>, observed: &Observed) -> Self {
         let before = Before::new(before);
         let (mut entries, mut last_good) = (Map::new(), Map::new());
@@ -90,12 +90,12 @@ impl IssuedCredentials {
         }
     }
 
-    /// The upstreams that have an entry.
+    /// Returns the upstreams with an entry.
     pub fn hosts(&self) -> impl Iterator<Item = &str> {
         self.hosts.iter().map(String::as_str)
     }
 
-    /// The files of the credentials directory.
+    /// Returns the files of the credentials directory.
     pub fn files(&self) -> BTreeMap<String, Vec<u8>> {
         let version = self.version.to_string().into_bytes();
         let last_good = self
@@ -131,7 +131,7 @@ impl IssuedCredentials {
     }
 }
 
-/// The latest version that the status tells of: servers may have it although the Secret is gone.
+/// Returns the latest version in the status: servers may have it although the Secret is gone.
 fn reported_version(accepted: &Accepted<'_>) -> u64 {
     let status = accepted.mirror.status.iter();
     let versions = status
@@ -159,14 +159,15 @@ fn entry(credential: &Credential) -> Value {
     }
 }
 
-/// Says that an entry is for the upstream of that host only: another one may be asked at that host, too.
+/// Returns a document whose entries are for upstreams of these hosts only: another upstream may be asked at the same
+/// host.
 fn document(entries: &Map<String, Value>) -> Vec<u8> {
     json!({ "auths": entries, "keyedBy": "upstreamHost" })
         .to_string()
         .into_bytes()
 }
 
-/// What the Secret holds now.
+/// The stored credentials.
 struct Before<'a> {
     contents: Option<&'a Contents>,
     origins: BTreeMap<String, String>,
@@ -191,20 +192,20 @@ impl<'a> Before<'a> {
             .ok()
     }
 
-    /// Whether every server uses what the Secret holds for an upstream, and the upstream takes it. Where there is no
-    /// server nothing is proven.
+    /// Returns whether every server uses the stored credentials of an upstream and the upstream accepts them. Without
+    /// servers, nothing is proven.
     fn is_proven(&self, host: &str, observed: &Observed) -> bool {
         let servers = &observed.servers;
         self.version()
             .is_some_and(|version| !servers.is_empty() && servers.iter().all(|s| s.has_proven(host, version)))
     }
 
-    /// When the last good entry was last replaced; long ago where nobody noted it.
+    /// Returns the time of the last rotation; the epoch if none is recorded.
     fn rotated(&self, host: &str) -> Timestamp {
         self.rotated.get(host).copied().unwrap_or(Timestamp::UNIX_EPOCH)
     }
 
-    /// An upstream's candidate, if it came from the same Secret and goes to the same place.
+    /// Returns the candidate of an upstream, if it has the same Secret and destination.
     fn candidate(&self, host: &str, origin: &str) -> Option<Value> {
         let came_from = self.origins.get(host)?;
         (came_from == origin)
@@ -212,7 +213,8 @@ impl<'a> Before<'a> {
             .flatten()
     }
 
-    /// What an upstream took last, if it goes to the same place: another Secret for it has yet to be proven.
+    /// Returns the last good entry of an upstream, if it has the same destination: another Secret for it is not proven
+    /// yet.
     fn last_good(&self, host: &str, origin: &str) -> Option<Value> {
         let came_from = self.origins.get(host)?;
         (place(came_from) == place(origin))
@@ -220,7 +222,7 @@ impl<'a> Before<'a> {
             .flatten()
     }
 
-    /// An upstream's entry, if there is one with something in it.
+    /// Returns the entry of an upstream, if it is not empty.
     fn entry(&self, file: &str, host: &str) -> Option<Value> {
         let document: Value = serde_json::from_slice(self.contents?.data.get(file)?).ok()?;
         let entry = document.get("auths")?.get(host)?;
@@ -230,39 +232,41 @@ impl<'a> Before<'a> {
             .then(|| entry.clone())
     }
 
-    /// Never goes back, though the Secret was deleted or its version changed: servers would take the new one for old.
-    fn next_version(&self, candidate: &[u8], told: u64) -> u64 {
+    /// Returns the version of a candidate. It never decreases, even if the Secret was deleted: servers would ignore a
+    /// lower version.
+    fn next_version(&self, candidate: &[u8], reported: u64) -> u64 {
         let file = |name| Some(self.contents?.data.get(name)?.as_slice());
         match self.version() {
-            Some(version) if version >= told && file(CANDIDATE) == Some(candidate) => version,
-            version => version.unwrap_or(0_u64).max(told).saturating_add(1),
+            Some(version) if version >= reported && file(CANDIDATE) == Some(candidate) => version,
+            version => version.unwrap_or(0_u64).max(reported).saturating_add(1),
         }
     }
 }
 
-/// Where the credentials of an origin go: what follows the Secret's name, which has no spaces.
+/// Returns the destination in an origin, after the name of the Secret, which has no spaces.
 fn place(origin: &str) -> Option<&str> {
     Some(origin.split_once(' ')?.1)
 }
 
-/// In whole seconds, as a status has it, and never the same twice: by it a replacement is noticed.
+/// Returns the time of a rotation: now in whole seconds, as a status has it, and at least a second after the previous
+/// one.
 fn later(before: Timestamp, now: Timestamp) -> Timestamp {
     let next = before.checked_add(SignedDuration::from_secs(1));
     whole_seconds(now).max(next.unwrap_or(before))
 }
 
-/// As Kubernetes writes times.
+/// Rounds a time to whole seconds, as Kubernetes does.
 fn whole_seconds(at: Timestamp) -> Timestamp {
     at.round(Unit::Second).unwrap_or(at)
 }
 
-/// A number in an annotation; zero if there is none that can be read.
+/// Returns the number in an annotation, or zero.
 fn counted(contents: Option<&Contents>, name: &str) -> u64 {
     let text = contents.and_then(|contents| contents.annotations.get(name));
     text.and_then(|text| text.parse().ok()).unwrap_or(0)
 }
 
-/// A JSON object in an annotation; empty if there is none that can be read.
+/// Returns the JSON object in an annotation, or an empty one.
 fn annotation<T: DeserializeOwned>(contents: Option<&Contents>, name: &str) -> BTreeMap<String, T> {
     let text = contents.and_then(|contents| contents.annotations.get(name));
     text.and_then(|text| serde_json::from_str(text).ok())

@@ -1,5 +1,4 @@
-//! The Secret with the files that the servers need, certificates and users, checked and copied from where the admin
-//! keeps them.
+//! Renders the files that servers need: certificates and users, checked and copied from the objects of the admin.
 
 use std::collections::BTreeMap;
 
@@ -19,7 +18,7 @@ use crate::{
     },
 };
 
-/// The serving certificate's, by name.
+/// Returns the files of the serving certificate, by name.
 fn serving(serving: &Serving) -> impl Iterator<Item = (String, Vec<u8>)> {
     let [certificate, key, authority] = serving::FILES.map(str::to_owned);
     let own = [
@@ -30,7 +29,7 @@ fn serving(serving: &Serving) -> impl Iterator<Item = (String, Vec<u8>)> {
     own.into_iter().chain(authority)
 }
 
-/// The files, by name.
+/// Returns all files, by name.
 pub fn all(accepted: &Accepted<'_>) -> BTreeMap<String, Vec<u8>> {
     let bundles = accepted
         .upstreams
@@ -50,7 +49,7 @@ pub fn all(accepted: &Accepted<'_>) -> BTreeMap<String, Vec<u8>> {
     files
 }
 
-/// The Secret, if there is anything to hold.
+/// Returns the Secret, if there are files.
 pub(super) fn object(accepted: &Accepted<'_>) -> Option<Child> {
     let name = names::files(&accepted.mirror.name_any());
     accepted
@@ -58,7 +57,7 @@ pub(super) fn object(accepted: &Accepted<'_>) -> Option<Child> {
         .then(|| secret(accepted.mirror, name, all(accepted)))
 }
 
-/// The Secret as it is, with another certificate.
+/// Returns the Secret with another certificate.
 pub(super) fn renewed(mirror: &RegistryMirror, present: &Contents, renewed: &Serving) -> Child {
     let mut files = present.data.clone();
     files.extend(serving(renewed));
@@ -74,7 +73,7 @@ fn secret(mirror: &RegistryMirror, name: String, files: BTreeMap<String, Vec<u8>
     Child::new(Kind::Secret, name, &secret)
 }
 
-/// The Secret with the mirror's own authority, if it has one: for the operator alone.
+/// Returns the Secret with the CA of the mirror, if it has one.
 pub(super) fn ca_key(
     mirror: &RegistryMirror,
     authority: Option<&BTreeMap<String, Vec<u8>>>,
@@ -83,8 +82,8 @@ pub(super) fn ca_key(
     Some(secret(mirror, name, authority?.clone()))
 }
 
-/// What clients have to trust, for them to read: a `ConfigMap`, where the certificate's Secret says it or it is the
-/// mirror's own.
+/// Returns the `ConfigMap` with the CA certificates that clients trust, if the Secret of the certificate has them or
+/// the operator issued it.
 pub(super) fn ca_bundle(mirror: &RegistryMirror, serving: Option<&Serving>) -> Option<Child> {
     let pem = serving.and_then(Serving::ca_text)?;
     let name = names::ca_bundle(&mirror.name_any());

@@ -15,7 +15,7 @@ use crate::{
     validate::{Accepted, Serving},
 };
 
-/// The `ConfigMap`, once the Service has an address.
+/// Returns the `ConfigMap`, once the Service has an address.
 pub(super) fn object(accepted: &Accepted<'_>, observed: &Observed) -> Option<Child> {
     let mirror = accepted.mirror;
     if mirror.spec.node_configuration.mode == NodeConfigurationMode::None {
@@ -26,7 +26,7 @@ pub(super) fn object(accepted: &Accepted<'_>, observed: &Observed) -> Option<Chi
     Some(map(mirror, files(mirror, service, certificate)))
 }
 
-/// The `ConfigMap` as it is, with other authorities to trust; `None` where it has none.
+/// Returns the `ConfigMap` with other CA certificates; `None` if it has none.
 pub(super) fn renewed(
     mirror: &RegistryMirror,
     mut published: BTreeMap<String, String>,

@@ -1,4 +1,4 @@
-//! The Pod template. Only what the server can't reload stands in it, as any change to it rolls the Pods.
+//! Renders the Pod template. It has only values that servers can't reload, because each change of it replaces the Pods.
 
 use std::collections::BTreeMap;
 
@@ -20,11 +20,11 @@ use crate::{
 };
 
 /// A user that no image has: files of the cache belong to its group.
-const NOBODY: i64 = 65532;
-/// What is left to the server, once it has drained, to write its index.
+const UNPRIVILEGED: i64 = 65532;
+/// The time for the server to write its index after it has drained.
 const AFTER_DRAIN_SECONDS: i64 = 15;
 
-/// The template of every Pod.
+/// Renders the Pod template.
 pub(super) fn template(accepted: &Accepted<'_>, release: &Release) -> PodTemplateSpec {
     let mirror = accepted.mirror;
     let wanted = &mirror.spec.pod;
@@ -98,7 +98,8 @@ fn volumes(accepted: &Accepted<'_>) -> Vec<Volume> {
     volumes
 }
 
-/// With one replica, too, where it means nothing: it must not roll that replica when a second one comes.
+/// Returns the topology spread constraints. A single replica has them as well, so that a second one does not change the
+/// template.
 fn spread(mirror: &RegistryMirror, wanted: &Pod) -> Vec<TopologySpreadConstraint> {
     if !wanted.topology_spread_constraints.is_empty() {
         return wanted.topology_spread_constraints.clone();
@@ -120,9 +121,9 @@ fn spread(mirror: &RegistryMirror, wanted: &Pod) -> Vec<TopologySpreadConstraint
 fn pod_security(wanted: Option<PodSecurityContext>, platform: Platform) -> PodSecurityContext {
     let fixed = || match platform {
         Platform::Kubernetes => PodSecurityContext {
-            run_as_user: Some(NOBODY),
-            run_as_group: Some(NOBODY),
-            fs_group: Some(NOBODY),
+            run_as_user: Some(UNPRIVILEGED),
+            run_as_group: Some(UNPRIVILEGED),
+            fs_group: Some(UNPRIVILEGED),
             ..PodSecurityContext::default()
         },
         Platform::OpenShift => PodSecurityContext::default(),

@@ -86,7 +86,7 @@ fn lost(mirror: &RegistryMirror, observed: &Observed) -> Allocation {
     lost
 }
 
-/// The Service that names each Pod, ready or not, with the admin port that the other one does not show.
+/// Renders the Service with a DNS name for each Pod, ready or not, and with the admin port.
 pub(super) fn headless(mirror: &RegistryMirror) -> Child {
     let name = names::headless(&mirror.name_any());
     let service = Service {

@@ -1,4 +1,4 @@
-//! What the Pods run as: nobody, as far as the cluster is concerned.
+//! Renders the ServiceAccount of the Pods, which has no permissions.
 
 use crds::RegistryMirror;
 use k8s_openapi::api::core::v1::ServiceAccount;
@@ -8,7 +8,7 @@ use super::child::Child;
 use crate::kind::Kind;
 use crate::names;
 
-/// A `ServiceAccount` without a token.
+/// Returns a `ServiceAccount` without a token.
 pub(super) fn object(mirror: &RegistryMirror) -> Child {
     let name = mirror.name_any();
     let account = ServiceAccount {

@@ -1,4 +1,4 @@
-//! Where a replica's cache lives.
+//! Renders the storage of the caches.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -21,11 +21,10 @@ use crate::{
     validate::Accepted,
 };
 
-/// The name of the volume, and of the claim template: it is part of each claim's name.
+/// The name of the volume and of the claim template, part of the name of each PVC.
 pub(super) const VOLUME: &str = "cache";
 
-/// The claims of the replicas that are wanted, and of those that were: scaling in keeps a claim, and it has to follow
-/// the retention policy all the same.
+/// Returns the PVCs of wanted and of former replicas: scaling in keeps a PVC, which still follows the retention policy.
 pub(super) fn claims(accepted: &Accepted<'_>, observed: &Observed) -> Vec<Child> {
     let Volume::Claims { size, claim } = &accepted.volume else {
         return Vec::new();
@@ -41,8 +40,8 @@ pub(super) fn claims(accepted: &Accepted<'_>, observed: &Observed) -> Vec<Child>
     ordinals.into_iter().map(one).collect()
 }
 
-/// A volume can't shrink: a claim that has more than is asked for keeps it. What was asked for by mistake and is not
-/// there yet can be taken back, if to more than there is.
+/// Returns the size that a PVC requests. A volume can't shrink: a PVC with more than the spec asks for keeps it. A
+/// growth that has not happened yet can be reduced to any size above the capacity.
 fn at_least<'a>(size: &'a Quantity, there: Option<&'a Claim>) -> &'a Quantity {
     let Some(claim) = there.filter(|claim| claim.bound) else {
         return size;
@@ -71,8 +70,8 @@ fn one(accepted: &Accepted<'_>, ordinal: u32, size: &Quantity, claim: &ClaimStor
     Child::new(Kind::PersistentVolumeClaim, name, &object)
 }
 
-/// The `StatefulSet`'s claim template. The API server lets nobody change it, so it stays as it was created; the claims
-/// that the operator makes ahead of the Pods are what counts.
+/// Returns the claim template of the `StatefulSet`. It is immutable, so it stays as created; the operator creates the
+/// PVCs before the Pods.
 pub(super) fn claim_templates(
     accepted: &Accepted<'_>,
     observed: &Observed,
@@ -97,7 +96,7 @@ pub(super) fn claim_templates(
     }])
 }
 
-/// The Pod's volume, unless the claim template provides it.
+/// Returns the Pod's volume, unless the claim template provides it.
 pub(super) fn pod_volume(volume: &Volume<'_>) -> Option<PodVolume> {
     let mut pod_volume = PodVolume {
         name: VOLUME.to_owned(),

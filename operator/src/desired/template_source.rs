@@ -1,4 +1,4 @@
-//! The note of how a workload's Pods are rendered.
+//! Computes the source of a Pod template.
 
 use crds::RegistryMirror;
 use serde_json::json;
@@ -10,7 +10,7 @@ use crate::{
     observed::{Observed, PodTemplateSource},
 };
 
-/// Of a workload that is to be applied. That the same Pods took up a new version stands.
+/// Returns the source of a desired workload. The time of an admission stays while the template is the same.
 pub(super) fn compute(
     mirror: &RegistryMirror,
     workload: &Child,
@@ -33,7 +33,7 @@ pub(super) fn compute(
     }
 }
 
-/// Notes it on the workload.
+/// Annotates the workload with the source.
 pub(super) fn annotate(source: &PodTemplateSource, workload: &mut Child) {
     workload.manifest["metadata"]["annotations"][names::POD_TEMPLATE_SOURCE.current] =
         json!(json!(source).to_string());

@@ -1,4 +1,4 @@
-//! What runs the servers.
+//! Renders the workload that runs the servers.
 
 use crds::{
     RegistryMirror,
@@ -27,23 +27,23 @@ pub(super) struct Port {
     pub(super) number: u16,
 }
 
-/// Where the server serves pulls.
+/// The port for pulls.
 pub(super) const REGISTRY_PORT: Port = Port {
     name: "registry",
     number: 5000,
 };
-/// Where it tells its state.
+/// The port of the admin endpoints.
 pub(super) const ADMIN_PORT: Port = Port {
     name: "admin",
     number: 5001,
 };
 
-/// A roll-out that stands still is worth a look long before Kubernetes' 600 s.
+/// The progress deadline of the workload, below Kubernetes' default of 600 s.
 const PROGRESS_DEADLINE_SECONDS: i32 = 300;
-/// Enough to go back a few times; each costs the API server an object.
+/// The number of revisions that are kept; each is an object in the API server.
 const REVISIONS_KEPT: i32 = 3;
 
-/// The workload. The storage type decides its kind, for life.
+/// Returns the workload. The storage type determines its kind, which never changes.
 pub(super) fn object(accepted: &Accepted<'_>, observed: &Observed, release: &Release, reload: &str) -> Child {
     let name = accepted.mirror.name_any();
     match accepted.mirror.spec.storage.r#type {
@@ -105,7 +105,7 @@ fn deployment(accepted: &Accepted<'_>, release: &Release, reload: &str) -> Deplo
             selector: selector(mirror),
             strategy: Some(DeploymentStrategy {
                 type_: Some("RollingUpdate".to_owned()),
-                // A new server first: pulls go on, though with an empty cache.
+                // The new server starts first, so that pulls continue, with an empty cache.
                 rolling_update: Some(RollingUpdateDeployment {
                     max_surge: Some(IntOrString::Int(1)),
                     max_unavailable: Some(IntOrString::Int(0)),
@@ -120,8 +120,8 @@ fn deployment(accepted: &Accepted<'_>, release: &Release, reload: &str) -> Deplo
     }
 }
 
-/// The reload mark is in the workload's own metadata, not in its Pod template: it records which change the Pods were
-/// told of, and rolls nothing.
+/// Returns the metadata. The reload annotation is not part of the Pod template: it records the change that Pods were
+/// notified of, and replaces no Pod.
 fn metadata(mirror: &RegistryMirror, reload: &str) -> ObjectMeta {
     let mut metadata = names::owned(mirror, mirror.name_any());
     metadata

@@ -1,4 +1,4 @@
-//! `TLSReady`: the certificate that clients are shown.
+//! The condition `TLSReady`.
 
 use std::time::Duration;
 
@@ -11,21 +11,21 @@ use crate::{
     validate::{Serving, credentials::Problem},
 };
 
-/// The certificate, never its key.
+/// The state of the serving certificate, without its key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CertificateStatus {
-    /// From when to when it is good.
+    /// The validity.
     pub validity: Validity,
-    /// When there is something to do or to tell about it, in seconds since 1970.
+    /// The time of the next action or report, in seconds since 1970.
     pub changes: i64,
-    /// Its authority is published.
+    /// Its CA certificates are published.
     pub has_ca: bool,
-    /// Why it is the one that servers had before.
+    /// The fault of the Secret, if servers keep the previous certificate.
     pub problem: Option<Problem>,
 }
 
 impl CertificateStatus {
-    /// Of what servers are handed.
+    /// Returns the state of a serving certificate.
     pub fn new(serving: &Serving) -> Self {
         Self {
             validity: serving.validity,
@@ -35,7 +35,7 @@ impl CertificateStatus {
         }
     }
 
-    /// How long there is nothing to do or to tell about it; `None` where there never is.
+    /// Returns the time to the next action or report; `None` if there is none.
     pub fn next_change(&self, now: Timestamp) -> Option<Duration> {
         let Validity {
             not_before,
@@ -48,7 +48,7 @@ impl CertificateStatus {
     }
 }
 
-/// How long there is nothing to tell about the certificate that servers were handed.
+/// Returns the time to the next report on the certificate that servers have.
 pub fn next_validity_change(validity: Validity, now: Timestamp) -> Option<Duration> {
     next(
         [validity.not_before, validity.expiring_from(), validity.not_after],
@@ -56,7 +56,7 @@ pub fn next_validity_change(validity: Validity, now: Timestamp) -> Option<Durati
     )
 }
 
-/// Until the first of these times that is to come.
+/// Returns the time until the next of these times.
 fn next<const N: usize>(times: [i64; N], now: Timestamp) -> Option<Duration> {
     let left = times.map(|time| time.saturating_sub(now.as_second()));
     let next = left.into_iter().filter(|seconds| *seconds > 0).min()?;
@@ -78,58 +78,59 @@ pub(super) fn condition(outcome: &Outcome, observed: &Observed, now: Timestamp) 
             return saying(Truth::False, rejection.reason, rejection.message.clone());
         }
         Outcome::Paused | Outcome::Failed(_) | Outcome::Rejected(_) => {
-            return Some(of_validity(observed.certificate?, now, way_out(outcome)));
+            return Some(of_validity(observed.certificate?, now, action(outcome)));
         }
     };
-    // What was handed out, where something of it may have been refused.
+    // The served certificate may be an older one, if the API server rejected a write.
     let validity = observed.certificate.unwrap_or(certificate.validity);
     if let Some(problem) = &certificate.problem {
-        let message = format!("{}; the previous certificate serves on", problem.message);
+        let message = format!("{}; the previous certificate stays in use", problem.message);
         return saying(Truth::False, problem.reason, message);
     }
-    Some(of_validity(validity, now, way_out(outcome)))
+    Some(of_validity(validity, now, action(outcome)))
 }
 
-fn of_validity(validity: Validity, now: Timestamp, way_out: &str) -> ConditionUpdate {
+fn of_validity(validity: Validity, now: Timestamp, action: &str) -> ConditionUpdate {
     let end = Timestamp::from_second(validity.not_after).unwrap_or(Timestamp::MAX);
     let second = now.as_second();
     let (truth, reason, message) = if validity.not_after <= second {
-        let message = format!("the certificate ended at {end}: {way_out}");
+        let message = format!("certificate expired at {end}: {action}");
         (Truth::False, Reason::Expired, message)
     } else if validity.not_before > second {
         let start = Timestamp::from_second(validity.not_before).unwrap_or(Timestamp::MAX);
         let message = format!(
-            "the certificate is valid from {start} on only: put one into its Secret that is valid now, or see whether \
-             the clock of whoever issued it is right"
+            "certificate not valid before {start}: store one in its Secret that is valid now, or check the clock of its issuer"
         );
         (Truth::False, Reason::NotYetValid, message)
     } else if validity.expiring_from() <= second {
-        let message = format!("the certificate was not renewed and ends at {end}: {way_out}");
+        let message = format!("certificate not renewed, expires at {end}: {action}");
         (Truth::True, Reason::Expiring, message)
     } else {
-        let message = format!("the certificate is valid until {end}");
+        let message = format!("certificate valid until {end}");
         (Truth::True, Reason::CertificateReady, message)
     };
     ConditionUpdate::new(ConditionType::TLSReady, truth, reason, message)
 }
 
-/// What to do about a certificate that ends.
-fn way_out(outcome: &Outcome) -> &'static str {
+/// Returns the action for a certificate that expires.
+fn action(outcome: &Outcome) -> &'static str {
     match outcome {
-        Outcome::Paused => "a paused mirror's is not renewed; set spec.paused to false",
-        Outcome::Acted(_) => "put a new one into its Secret, or see why what should do so does not",
+        Outcome::Paused => {
+            "set spec.paused to false, because the operator renews no certificate of a paused mirror"
+        }
+        Outcome::Acted(_) => "store a new one in its Secret, or check its renewal (cert-manager)",
         Outcome::Rejected(_) | Outcome::Failed(_) => {
-            "see what Accepted and events say, and put a new one into its Secret if it has one"
+            "correct the fault in the condition Accepted, and store a new one in its Secret if it has one"
         }
     }
 }
 
-/// Only a certificate's rejection has these: of credentials, none is one.
+/// Returns whether a rejection is about the certificate. Credentials are never rejected with these reasons.
 fn is_about_it(reason: Reason) -> bool {
     matches!(reason, Reason::SecretNotFound | Reason::Malformed)
 }
 
-/// What `Accepted` says of it: its reasons are about references of any kind.
+/// Returns the reason in `Accepted`, which covers references of any kind.
 pub(super) fn as_reference(reason: Reason) -> Reason {
     match reason {
         Reason::SecretNotFound => Reason::ReferenceNotFound,
@@ -171,7 +172,7 @@ mod tests {
     #[test_case(1020, 1020 => Some(10); "until its last sixth")]
     #[test_case(900, 1006 => Some(6); "until it ends")]
     #[test_case(1090, 1065 => Some(5); "until it begins")]
-    #[test_case(1000, 1000 => None; "it ended, and was told")]
+    #[test_case(1000, 1000 => None; "it ended, and was reported")]
     #[test_case(900, 900 => None; "long ago")]
     fn a_certificate_can_be_left_alone_for(changes: i64, ends: i64) -> Option<u64> {
         let starts = ends - 60;
@@ -202,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_with_the_secret_is_told_while_the_previous_one_serves() {
+    fn faulty_secret_is_reported_while_previous_serves() {
         assert_eq!(
             said(1001, Some(Reason::Malformed)),
             (Truth::False, Reason::Malformed)
@@ -210,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn plain_http_says_nothing_and_a_missing_secret_is_also_a_missing_reference() {
+    fn plain_http_has_no_condition_missing_secret_has() {
         let now = Timestamp::UNIX_EPOCH;
         let observed = Observed::default();
         assert!(condition(&Outcome::Acted(Acted::default()), &observed, now).is_none());
@@ -230,7 +231,7 @@ mod tests {
     #[test_case(&Outcome::Paused, 1010 => (Reason::Expiring, true))]
     #[test_case(&Outcome::Paused, 1000 => (Reason::Expired, true))]
     #[test_case(&Outcome::Failed(None), 1010 => (Reason::Expiring, false))]
-    fn what_serves_is_told_of_where_the_spec_is_not_acted_on(outcome: &Outcome, ends: i64) -> (Reason, bool) {
+    fn served_certificate_is_reported_without_apply(outcome: &Outcome, ends: i64) -> (Reason, bool) {
         let observed = Observed {
             certificate: Some(Validity {
                 not_before: ends - 60,

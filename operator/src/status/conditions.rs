@@ -1,4 +1,4 @@
-//! The conditions.
+//! Computes the conditions.
 
 use crds::{
     RegistryMirror,
@@ -12,7 +12,7 @@ use k8s_openapi::{
 use super::{Acted, Outcome, UpstreamCredentials, certificate, credentials, progress, storage, upstreams};
 use crate::{apply::Applied, observed::Observed, validate::Rejection};
 
-/// What is said of one condition.
+/// The new state of a condition.
 pub(super) struct ConditionUpdate {
     pub(super) kind: ConditionType,
     pub(super) truth: Truth,
@@ -35,8 +35,8 @@ impl ConditionUpdate {
     }
 }
 
-/// All conditions that apply, in the order in which they are documented. One that says the same as before keeps the
-/// time of its last transition. `generation` is that of the spec which they are about.
+/// Returns all conditions that apply, in the documented order. A condition with an unchanged status keeps its
+/// transition time. `generation` is that of the described spec.
 pub fn compute(
     mirror: &RegistryMirror,
     generation: Option<i64>,
@@ -73,7 +73,7 @@ pub fn compute(
     sorted(conditions)
 }
 
-/// The conditions of a mirror of which nothing can be read but its metadata: all stay as they were, but for two.
+/// Returns the conditions of a mirror that can't be parsed: all but two stay.
 pub fn unreadable(
     generation: Option<i64>,
     before: &[Condition],
@@ -109,8 +109,8 @@ fn sorted(mut conditions: Vec<Condition>) -> Vec<Condition> {
     conditions
 }
 
-/// What the outcome says nothing of stays as it was, and what only servers know while one was not asked yet; but not
-/// what somebody else wrote there.
+/// Returns the previous conditions that the outcome says nothing about, and those that only servers know while one is
+/// not polled yet. Conditions of other writers are dropped.
 fn kept<'a>(
     outcome: &Outcome,
     observed: &Observed,
@@ -193,7 +193,7 @@ fn accepted(outcome: &Outcome) -> Option<ConditionUpdate> {
             ConditionType::Accepted,
             Truth::True,
             Reason::SpecAccepted,
-            "the spec and all that it refers to can be acted on",
+            "the spec and all objects that it names are valid",
         )),
     }
 }
@@ -202,8 +202,8 @@ fn available(outcome: &Outcome, observed: &Observed) -> ConditionUpdate {
     let kind = ConditionType::Available;
     let Some(workload) = &observed.workload else {
         let message = match outcome.rejection_message() {
-            Some(why) => format!("no server was started yet: {why}; it is tried again"),
-            None => "no server was started yet".to_owned(),
+            Some(why) => format!("no server started yet: {why}; the operator retries"),
+            None => "no server started yet".to_owned(),
         };
         return ConditionUpdate::new(kind, Truth::False, Reason::NoReadyReplicas, message);
     };
@@ -220,22 +220,30 @@ fn available(outcome: &Outcome, observed: &Observed) -> ConditionUpdate {
             kind,
             Truth::False,
             Reason::ScaledToZero,
-            "no replica is asked for",
+            "spec.replicas is 0: no server runs",
         );
     }
     let message = workload.obstacle.clone().unwrap_or_else(|| match workload.replicas {
-        // Of a StatefulSet only events say it.
+        // A StatefulSet reports the cause in events only.
         0 => format!(
-            "none of {} replicas is ready, as no Pod was made yet; the events of the StatefulSet or Deployment of this \
-             name say what keeps them from being made, such as a quota",
+            "0 of {} replicas are ready, no Pod created yet: the events of the StatefulSet or Deployment of this name have the \
+             cause, such as a quota",
             workload.wanted
         ),
-        _ => format!(
-            "none of {} replicas is ready; see kubectl describe pod for what they wait for",
-            workload.wanted
+        _ => with_advice(
+            format!("0 of {} replicas are ready", workload.wanted),
+            Reason::NoReadyReplicas,
         ),
     });
     ConditionUpdate::new(kind, Truth::False, Reason::NoReadyReplicas, message)
+}
+
+/// Returns a message with the advice for its reason.
+pub(super) fn with_advice(message: String, reason: Reason) -> String {
+    match reason.advice() {
+        Some(advice) => format!("{message}: {advice}"),
+        None => message,
+    }
 }
 
 fn paused(mirror: &RegistryMirror) -> Option<ConditionUpdate> {
@@ -244,12 +252,12 @@ fn paused(mirror: &RegistryMirror) -> Option<ConditionUpdate> {
             ConditionType::Paused,
             Truth::True,
             Reason::PausedBySpec,
-            "nothing of this mirror is changed until spec.paused is false again",
+            "the operator applies no change to this mirror: set spec.paused to false to continue",
         )
     })
 }
 
-/// The sum of the others: the first of them that stands in the way is its reason.
+/// Returns the summary of the other conditions: its reason is that of the first that prevents pulls.
 fn ready(
     conditions: &[Condition],
     before: &[Condition],
@@ -268,7 +276,7 @@ fn ready(
         .or_else(|| find(ConditionType::StorageReady).filter(is_false).filter(bound))
         .or_else(|| find(ConditionType::TLSReady).filter(is_false))
         .or_else(|| find(ConditionType::Available).filter(is_false))
-        // Nobody reaches servers without a Service, which may be what was refused.
+        // Clients can't reach servers without a Service, which the API server may have rejected.
         .or_else(|| {
             find(ConditionType::Progressing)
                 .filter(|_| observed.service.is_none() && outcome.rejection_message().is_some())
@@ -276,7 +284,7 @@ fn ready(
         .or_else(|| {
             find(ConditionType::CredentialsValid)
                 .filter(is_false)
-                .filter(|c| stands_in_the_way(c, before, outcome))
+                .filter(|c| prevents_pulls(c, before, outcome))
         });
     let kind = ConditionType::Ready;
     match obstacle.and_then(|obstacle| Some((obstacle, reason(&obstacle.reason)?))) {
@@ -291,8 +299,9 @@ fn reason(name: &str) -> Option<Reason> {
     Reason::ALL.iter().copied().find(|reason| reason.as_str() == name)
 }
 
-/// Unless what upstreams took before serves on. Where Secrets were not looked at, as it was.
-fn stands_in_the_way(credentials: &Condition, before: &[Condition], outcome: &Outcome) -> bool {
+/// Returns whether rejected credentials prevent pulls, which the last good ones do not. If Secrets were not read, the
+/// previous decision stays.
+fn prevents_pulls(credentials: &Condition, before: &[Condition], outcome: &Outcome) -> bool {
     match outcome {
         Outcome::Acted(acted) => acted.credentials.iter().any(UpstreamCredentials::is_stuck),
         Outcome::Paused | Outcome::Rejected(_) | Outcome::Failed(_) => before

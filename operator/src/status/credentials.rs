@@ -1,4 +1,4 @@
-//! What is said of credentials, never a value of them: what their Secrets hold, and what upstreams say to them.
+//! Reports on credentials, without any value of them: the content of their Secrets, and the verdict of upstreams.
 
 use crds::{
     conditions::{ConditionType, Reason, Truth},
@@ -17,35 +17,35 @@ use crate::{
     validate::{Accepted, credentials::Problem},
 };
 
-/// An upstream's credentials.
+/// The state of an upstream's credentials.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UpstreamCredentials {
-    /// The upstream.
+    /// The host of the upstream.
     pub host: String,
-    /// The Secret that they come from.
+    /// The Secret.
     pub secret: String,
-    /// The version that servers were handed.
+    /// The issued version.
     pub version: u64,
-    /// What is wrong with the Secret.
+    /// The fault of the Secret.
     pub problem: Option<Problem>,
-    /// Servers still have what it held before.
+    /// Servers have the credentials of an earlier Secret.
     pub kept: bool,
-    /// What the servers came to.
+    /// The verdict.
     pub verdict: Verdict,
-    /// When the last good ones were last replaced, if there are any.
+    /// The time of the last rotation, if there are last good credentials.
     pub rotated: Option<Timestamp>,
 }
 
-/// What servers and, through them, an upstream say to a version.
+/// The verdict of the servers and the upstream on a version.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// No server runs.
     NoServer,
-    /// A server was not asked yet.
+    /// A server was not polled yet.
     Unasked,
-    /// So many of so many servers use it; the others have not read it, or do not answer.
+    /// This number of this number of servers use it; the others have not read it, or do not respond.
     Loading(usize, usize),
-    /// The upstream refuses it, in these words.
+    /// The upstream rejects it with this message.
     Rejected(String),
     /// The upstream gives no verdict.
     Unverified,
@@ -72,7 +72,7 @@ impl UpstreamCredentials {
         }
     }
 
-    /// Nothing that upstream took serves: what is not cached can't be pulled.
+    /// Returns whether no accepted credentials are in use: content that is not cached can't be pulled.
     pub fn is_stuck(&self) -> bool {
         let rejected = matches!(self.verdict, Verdict::Rejected(_));
         self.rotated.is_none() && (self.problem.is_some() && !self.kept || rejected)
@@ -81,9 +81,9 @@ impl UpstreamCredentials {
     fn update(&self) -> (Truth, Reason, String) {
         let Self { host, secret, .. } = self;
         let meanwhile = if self.is_stuck() {
-            "pulls of what is not cached are refused"
+            "pulls of content that is not cached fail"
         } else {
-            "the previous credentials serve on"
+            "the previous credentials stay in use"
         };
         if let Some(problem) = &self.problem {
             let message = format!("{host}: {}; until then {meanwhile}", problem.message);
@@ -94,8 +94,8 @@ impl UpstreamCredentials {
                 Truth::False,
                 Reason::UpstreamRejected,
                 format!(
-                    "{host}: the upstream refuses the credentials of Secret {secret}: {answer}; correct the Secret, until \
-                     then {meanwhile}"
+                    "{host}: credentials of Secret {secret} rejected by the upstream: {answer}; correct the Secret, until then \
+                     {meanwhile}"
                 ),
             ),
             Verdict::Loading(loaded, servers) => (
@@ -107,8 +107,8 @@ impl UpstreamCredentials {
                 Truth::Unknown,
                 Reason::Unverified,
                 format!(
-                    "{host}: the upstream gives no verdict on the credentials of Secret {secret}, as when it is down or \
-                     limits requests; it is asked again"
+                    "{host}: credentials of Secret {secret} not verified, because the upstream is down or limits requests; \
+                     servers retry"
                 ),
             ),
             Verdict::NoServer | Verdict::Unasked => (
@@ -120,7 +120,7 @@ impl UpstreamCredentials {
                 Truth::True,
                 Reason::CredentialsAccepted,
                 format!(
-                    "{host}: all replicas use the credentials of Secret {secret}, and the upstream takes them"
+                    "{host}: all replicas use the credentials of Secret {secret}, and the upstream accepts them"
                 ),
             ),
         }
@@ -159,7 +159,7 @@ impl Verdict {
     }
 }
 
-/// How many servers use a version.
+/// Returns the number of servers that use a version.
 fn loaded(host: &str, version: u64, servers: &[Server]) -> usize {
     let uses = |server: &&Server| {
         server
@@ -169,7 +169,7 @@ fn loaded(host: &str, version: u64, servers: &[Server]) -> usize {
     servers.iter().filter(uses).count()
 }
 
-/// The credentials that an accepted spec led to, in its order.
+/// Returns the credentials of an accepted spec, in its order.
 pub(super) fn upstream_credentials(
     accepted: &Accepted<'_>,
     desired: &Desired,
@@ -192,7 +192,7 @@ pub(super) fn upstream_credentials(
     .collect()
 }
 
-/// What the status says of an upstream's.
+/// Returns the status of an upstream's credentials.
 pub(super) fn status(
     now: &UpstreamCredentials,
     observed: &Observed,
@@ -212,7 +212,7 @@ pub(super) fn status(
     }
 }
 
-/// `CredentialsValid`: the worst that is to be said of any upstream, with all that is as bad.
+/// Returns `CredentialsValid`: the worst state of any upstream, with the messages of all in that state.
 pub(super) fn condition(
     outcome: &Outcome,
     observed: &Observed,
@@ -222,14 +222,14 @@ pub(super) fn condition(
     let Outcome::Acted(acted) = outcome else {
         return None;
     };
-    let told = before.iter().any(|before| before.type_ == kind.as_str());
+    let is_reported = before.iter().any(|before| before.type_ == kind.as_str());
     let updates: Vec<_> = acted
         .credentials
         .iter()
         .map(UpstreamCredentials::update)
         .collect();
     let any = |truth| updates.iter().any(|(said, ..)| *said == truth);
-    if !any(Truth::False) && observed.has_unpolled() && told && !acted.has_new_credentials {
+    if !any(Truth::False) && observed.has_unpolled() && is_reported && !acted.has_new_credentials {
         return None;
     }
     let worst = [Truth::False, Truth::Unknown, Truth::True]

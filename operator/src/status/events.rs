@@ -1,4 +1,4 @@
-//! Events: the story of a mirror, one for each transition.
+//! The events of a mirror, one for each transition.
 
 use crds::{
     conditions::{ConditionType, Reason},
@@ -9,19 +9,19 @@ use kube::runtime::events::{Event, EventType, Recorder};
 
 use crate::kind::Kind;
 
-/// All servers use new credentials.
+/// The reason of an event: all servers use new credentials.
 const ROTATED: &str = "CredentialsRotated";
-/// An object without an owner became the mirror's.
+/// The reason of an event: the mirror adopted an object.
 const ADOPTED: &str = "Adopted";
-/// What a note may have at most.
+/// The maximum length of a note, in bytes.
 const NOTE_BYTES: usize = 1000;
-/// What an action may have at most.
+/// The maximum length of an action, in bytes.
 const ACTION_BYTES: usize = 128;
 
-/// The events that a change of conditions is worth.
+/// Returns the events of changed conditions.
 ///
-/// A condition that is there for the first time is news only if it is bad news: each new mirror would tell of all it
-/// is not suffering from.
+/// A condition without a previous state has an event only if it reports a fault, else each new mirror would have one
+/// for each healthy aspect.
 pub fn transitions(before: &[Condition], now: &[Condition]) -> Vec<Event> {
     now.iter()
         .filter(
@@ -48,8 +48,7 @@ fn event(condition: &Condition) -> Event {
     }
 }
 
-/// The events of credentials that were replaced: all servers use the new ones. That there are any for the first time
-/// is told by the condition.
+/// Returns the events of rotations: all servers use the new credentials. The first credentials have a condition only.
 pub fn rotations(before: &[UpstreamStatus], now: &[UpstreamStatus]) -> Vec<Event> {
     let rotated = |now: &UpstreamStatus| {
         let credentials = now.credentials.as_ref()?;
@@ -75,9 +74,8 @@ pub fn rotations(before: &[UpstreamStatus], now: &[UpstreamStatus]) -> Vec<Event
 
 /// Returns the event for an object that the mirror has adopted.
 pub fn adoption(kind: Kind, name: &str) -> Event {
-    let note = format!(
-        "{kind} {name} carries this mirror's labels and had no owner: it is this mirror's from now on"
-    );
+    let note =
+        format!("{kind} {name} has this mirror's labels and had no owner: the mirror owns it from now on");
     Event {
         type_: EventType::Normal,
         reason: ADOPTED.to_owned(),
@@ -88,7 +86,7 @@ pub fn adoption(kind: Kind, name: &str) -> Event {
     }
 }
 
-/// The event for what failed several times in a row.
+/// Returns the event for a failure that persists.
 pub fn failure(error: &dyn std::error::Error) -> Event {
     Event {
         type_: EventType::Warning,
@@ -115,11 +113,11 @@ fn cut(text: &str, bytes: usize) -> String {
     text[..text.floor_char_boundary(bytes)].to_owned()
 }
 
-/// Publishes events. One that is lost changes nothing: the status has it all.
+/// Publishes events. A lost event changes nothing: the status has the same information.
 pub async fn publish(recorder: &Recorder, mirror: &ObjectReference, events: &[Event]) {
     for event in events {
         if let Err(error) = recorder.publish(event, mirror).await {
-            tracing::warn!(reason = event.reason, %error, "an event could not be published");
+            tracing::warn!(reason = event.reason, %error, "event not published");
         }
     }
 }
@@ -149,13 +147,13 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_told_twice() {
+    fn unchanged_condition_has_no_event() {
         let now = [condition(ConditionType::Ready, "True", Reason::Serving)];
         assert!(reasons(&now, &now).is_empty());
     }
 
     #[test]
-    fn a_new_mirror_tells_bad_news_only() {
+    fn new_mirror_has_events_for_faults_only() {
         let now = [
             condition(ConditionType::Accepted, "True", Reason::SpecAccepted),
             condition(ConditionType::Available, "False", Reason::NoReadyReplicas),
@@ -164,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn a_transition_is_told_as_what_it_is() {
+    fn transition_has_an_event_of_its_type() {
         let before = [condition(ConditionType::Ready, "False", Reason::NoReadyReplicas)];
         let now = [condition(ConditionType::Ready, "True", Reason::Serving)];
         let good = transitions(&before, &now);
@@ -180,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn a_note_is_no_longer_than_the_api_server_takes() {
+    fn note_is_cut_to_the_maximum() {
         let note = transitions(
             &[],
             &[condition(ConditionType::Accepted, "False", Reason::InvalidSpec)],

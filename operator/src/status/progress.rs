@@ -1,15 +1,18 @@
-//! Whether a change is on its way to the servers.
+//! The condition `Progressing`: a change reaches the servers.
 
 use crds::conditions::{ConditionType, Reason, Truth};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
-use super::{Acted, Outcome, Upgrade, conditions::ConditionUpdate};
+use super::{
+    Acted, Outcome, Upgrade,
+    conditions::{ConditionUpdate, with_advice},
+};
 use crate::{
     desired::ADMIN_PORT,
     observed::{Observed, PollResult, Server},
 };
 
-/// Whether a change is on its way.
+/// Returns `Progressing`.
 pub(super) fn condition(
     outcome: &Outcome,
     observed: &Observed,
@@ -25,25 +28,23 @@ pub(super) fn condition(
         ))
     };
     if let Some(why) = outcome.rejection_message() {
-        return going(format!(
-            "not everything could be applied: {why}; it is tried again"
-        ));
+        return going(format!("not all objects applied: {why}; the operator retries"));
     }
     let Some(workload) = &observed.workload else {
         return match outcome {
-            // Nothing is on its way.
+            // No change is pending.
             Outcome::Paused | Outcome::Rejected(_) => None,
-            Outcome::Acted(_) | Outcome::Failed(_) => going("the servers are being set up".to_owned()),
+            Outcome::Acted(_) | Outcome::Failed(_) => going("servers are being created".to_owned()),
         };
     };
     if let Outcome::Acted(Acted { upgrade, .. }) = outcome
-        && let Some(stands) = standing(upgrade, workload.is_rolled_out())
+        && let Some(update) = rollout(upgrade, workload.is_rolled_out())
     {
-        return Some(stands);
+        return Some(update);
     }
     if !workload.is_rolled_out() {
         return going(format!(
-            "{} of {} replicas run what the spec asks for",
+            "{} of {} replicas run the current spec",
             workload.updated, workload.wanted
         ));
     }
@@ -59,24 +60,26 @@ pub(super) fn condition(
         kind,
         Truth::False,
         Reason::RolledOut,
-        "every replica runs what the spec asks for",
+        "all replicas run the current spec",
     ))
 }
 
-/// What is said of a mirror that a new version of the operator does not reach for now.
-fn standing(upgrade: &Upgrade, rolled_out: bool) -> Option<ConditionUpdate> {
+/// Returns the condition of a mirror whose rollout waits or has failed.
+fn rollout(upgrade: &Upgrade, rolled_out: bool) -> Option<ConditionUpdate> {
     let (reason, message) = match upgrade {
         Upgrade::Waiting(obstacle) if rolled_out => (
             Reason::UpgradeWaiting,
             format!(
-                "every replica runs what it did; what the operator's new version brings waits: {obstacle}"
+                "all replicas run the previous version; the new version of the operator waits: {obstacle}"
             ),
         ),
         Upgrade::Failed(seconds) if !rolled_out => (
             Reason::UpgradeFailed,
-            format!(
-                "not ready {seconds} s after it was given what the operator's new version brings; other mirrors wait \
-                 until it is, or the operator is told of another server image"
+            with_advice(
+                format!(
+                    "not ready {seconds} s after the rollout of the operator's new version, and the rollout is paused"
+                ),
+                Reason::UpgradeFailed,
             ),
         ),
         _ => return None,
@@ -89,19 +92,19 @@ fn standing(upgrade: &Upgrade, rolled_out: bool) -> Option<ConditionUpdate> {
     ))
 }
 
-/// The first server that is not known to have the configuration.
+/// Returns the message about the first server that does not have the configuration.
 fn lacking(configuration: &str, servers: &[Server]) -> Option<String> {
     servers.iter().find_map(|server| match &server.poll {
         PollResult::Report(report) if report.configuration == configuration => None,
         PollResult::Report(report) if !report.configuration_error.is_empty() => Some(format!(
-            "replica {} goes on with its previous configuration: {}",
+            "replica {} keeps its previous configuration: {}",
             server.pod, report.configuration_error
         )),
-        PollResult::Report(_) => Some(format!("replica {} has not read its new configuration yet", server.pod)),
+        PollResult::Report(_) => Some(format!("replica {} has not loaded its new configuration yet", server.pod)),
         PollResult::Unresponsive => Some(format!(
-            "replica {} does not answer the operator at {}, port {ADMIN_PORT}; does a NetworkPolicy stand in between?",
+            "replica {} does not respond to the operator at {}, port {ADMIN_PORT}: check that no NetworkPolicy blocks it",
             server.pod, server.address
         )),
-        PollResult::NotPolled => Some(format!("replica {} has not been asked yet", server.pod)),
+        PollResult::NotPolled => Some(format!("replica {} was not polled yet", server.pod)),
     })
 }

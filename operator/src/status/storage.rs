@@ -1,4 +1,4 @@
-//! `StorageReady`: whether claims have their volumes, and these have room.
+//! The condition `StorageReady`: PVCs have their volumes, and these have room.
 
 use crds::{
     RegistryMirror,
@@ -6,13 +6,16 @@ use crds::{
     storage::{RetentionPolicy, Volume},
 };
 
-use super::{Acted, Outcome, conditions::ConditionUpdate};
+use super::{
+    Acted, Outcome,
+    conditions::{ConditionUpdate, with_advice},
+};
 use crate::{
     apply::Applied,
     observed::{Claim, ExistingClaim, Growth, Observed},
 };
 
-/// The worst first; nothing is said of a mirror without a claim whose servers have room.
+/// Returns `StorageReady` with the worst state; `None` for a mirror without PVCs whose servers have room.
 pub(super) fn condition(
     mirror: &RegistryMirror,
     outcome: &Outcome,
@@ -32,7 +35,7 @@ fn not_ready(reason: Reason, message: String) -> ConditionUpdate {
     ConditionUpdate::new(ConditionType::StorageReady, Truth::False, reason, message)
 }
 
-/// In the API server's words.
+/// Returns the rejection of a PVC, with the message of the API server.
 fn refused(outcome: &Outcome) -> Option<ConditionUpdate> {
     let Outcome::Acted(Acted {
         applied: Applied { refused_claims, .. },
@@ -44,7 +47,7 @@ fn refused(outcome: &Outcome) -> Option<ConditionUpdate> {
     let (name, refused) = refused_claims.first_key_value()?;
     Some(not_ready(
         refused.reason,
-        format!("claim {name}: {}", refused.message),
+        format!("PVC {name}: {}", refused.message),
     ))
 }
 
@@ -58,8 +61,8 @@ fn not_kept(mirror: &RegistryMirror, observed: &Observed) -> Option<ConditionUpd
     }
     let Claim { name, .. } = observed.claims.iter().find(|claim| claim.goes_with_mirror)?;
     let message = format!(
-        "claim {name}: it would still be deleted with the mirror (retentionPolicy Retain), as its owner references are not \
-         changed yet: do not delete the mirror before they are"
+        "PVC {name} would still be deleted with the mirror (retentionPolicy Retain), its owner references are not changed yet: \
+         do not delete the mirror before they are"
     );
     Some(not_ready(Reason::RetentionPolicyNotApplied, message))
 }
@@ -70,13 +73,15 @@ fn missing(observed: &Observed) -> Option<ConditionUpdate> {
             name, claim: None, ..
         }) => Some(not_ready(
             Reason::ClaimPending,
-            format!("there is no claim {name}: create it, or correct the name"),
+            format!(
+                "PVC {name} not found: create it, or correct spec.storage.persistentVolumeClaim.existingClaim"
+            ),
         )),
         _ => None,
     }
 }
 
-/// A claim that scaling in left behind is waited for by no replica.
+/// Returns the state of a PVC without a volume. A PVC that scaling in left is not awaited.
 fn pending(mirror: &RegistryMirror, observed: &Observed) -> Option<ConditionUpdate> {
     let replicas = u32::try_from(mirror.spec.replicas).unwrap_or(0);
     let existing = observed.existing_claim.is_some();
@@ -84,7 +89,7 @@ fn pending(mirror: &RegistryMirror, observed: &Observed) -> Option<ConditionUpda
         .all_claims()
         .filter(|claim| existing || claim.ordinal < replicas);
     let Claim { name, .. } = waited_for.find(|claim| !claim.bound)?;
-    let message = format!("claim {name} has no volume yet; see kubectl describe pvc {name}");
+    let message = format!("PVC {name} has no volume yet: kubectl describe pvc {name} has the cause");
     Some(not_ready(Reason::ClaimPending, message))
 }
 
@@ -93,18 +98,17 @@ fn full(observed: &Observed) -> Option<ConditionUpdate> {
     let mut servers = observed.servers.iter();
     let server = servers.find(|server| server.report().is_some_and(full))?;
     let message = format!(
-        "replica {} can store nothing more, though all that may go were evicted; pulls go on without the cache: \
-         give the volume room, or pin less",
+        "replica {} can store no content even after eviction, and pulls continue without the cache",
         server.pod
     );
-    Some(not_ready(Reason::Full, message))
+    Some(not_ready(Reason::Full, with_advice(message, Reason::Full)))
 }
 
 fn infeasible(observed: &Observed) -> Option<ConditionUpdate> {
     growths(observed).find_map(|claim| match &claim.growth {
         Growth::Infeasible(why) => Some(not_ready(
             Reason::ResizeUnsupported,
-            format!("claim {} will not grow: {why}; {}", claim.name, way_back(claim)),
+            format!("PVC {} not resized: {why}; {}", claim.name, cancellation(claim)),
         )),
         _ => None,
     })
@@ -113,10 +117,10 @@ fn infeasible(observed: &Observed) -> Option<ConditionUpdate> {
 fn growing(observed: &Observed) -> Option<ConditionUpdate> {
     let claim = growths(observed).next()?;
     let stage = match &claim.growth {
-        Growth::Requested => "its storage driver has not begun".to_owned(),
-        Growth::Volume => "its volume is being grown".to_owned(),
-        Growth::FileSystem => "its volume has grown, and the node is to grow the file system".to_owned(),
-        Growth::Failing(why) => format!("it fails, and is tried again: {why}; {}", way_back(claim)),
+        Growth::Requested => "waiting for the storage driver".to_owned(),
+        Growth::Volume => "the storage driver grows the volume".to_owned(),
+        Growth::FileSystem => "the volume has grown, and the node grows the file system".to_owned(),
+        Growth::Failing(why) => format!("retried after a failure: {why}; {}", cancellation(claim)),
         Growth::Infeasible(why) => why.clone(),
     };
     Some(ConditionUpdate::new(
@@ -124,7 +128,7 @@ fn growing(observed: &Observed) -> Option<ConditionUpdate> {
         Truth::True,
         Reason::Resizing,
         format!(
-            "claim {} grows to {}: {stage}",
+            "PVC {} resizes to {}: {stage}",
             claim.name,
             size(claim.requested.as_ref())
         ),
@@ -135,10 +139,10 @@ fn growths(observed: &Observed) -> impl Iterator<Item = &Claim> {
     observed.all_claims().filter(|claim| claim.is_growing())
 }
 
-/// The API server takes a smaller wish back only if it is above what there is.
-fn way_back(claim: &Claim) -> String {
+/// Returns the correction of a resize that fails: the API server accepts a smaller size only above the capacity.
+fn cancellation(claim: &Claim) -> String {
     let capacity = size(claim.capacity.as_ref());
-    format!("to take the wish back, ask for less, but for more than {capacity}")
+    format!("to cancel the resize, set a size above the current capacity of {capacity}")
 }
 
 fn size(quantity: Option<&k8s_openapi::apimachinery::pkg::api::resource::Quantity>) -> &str {
@@ -151,6 +155,6 @@ fn ready(observed: &Observed) -> Option<ConditionUpdate> {
         ConditionType::StorageReady,
         Truth::True,
         Reason::VolumeReady,
-        "every claim has its volume",
+        "every PVC has its volume",
     ))
 }

@@ -1,4 +1,4 @@
-//! Whether upstreams answer, as their servers find.
+//! The condition `UpstreamReachable`, from the reports of servers.
 
 use crds::{
     RegistryMirror,
@@ -6,10 +6,10 @@ use crds::{
     status::UpstreamState,
 };
 
-use super::conditions::ConditionUpdate;
+use super::conditions::{ConditionUpdate, with_advice};
 use crate::observed::Observed;
 
-/// The worst that any server says of an upstream.
+/// Returns the worst state that any server reports of an upstream.
 pub(super) fn state(host: &str, observed: &Observed) -> UpstreamState {
     let states = observed
         .servers
@@ -27,7 +27,7 @@ fn weight(state: UpstreamState) -> u8 {
     }
 }
 
-/// `UpstreamReachable`; nothing is said while no server has asked an upstream anything, or was not asked itself.
+/// Returns `UpstreamReachable`; `None` until each server was polled and one has asked an upstream.
 pub(super) fn condition(mirror: &RegistryMirror, observed: &Observed) -> Option<ConditionUpdate> {
     if observed.has_unpolled() {
         return None;
@@ -48,7 +48,8 @@ pub(super) fn condition(mirror: &RegistryMirror, observed: &Observed) -> Option<
         (!hosts.is_empty()).then(|| hosts.join(", "))
     };
     if let Some(hosts) = of(UpstreamState::Unreachable) {
-        let message = format!("no answer from {hosts}; what is cached is served");
+        let message = format!("no response from {hosts}, cached content is served");
+        let message = with_advice(message, Reason::Unreachable);
         return Some(ConditionUpdate::new(
             kind,
             Truth::False,
@@ -57,8 +58,8 @@ pub(super) fn condition(mirror: &RegistryMirror, observed: &Observed) -> Option<
         ));
     }
     if let Some(hosts) = of(UpstreamState::RateLimited) {
-        let message =
-            format!("{hosts} was asked too often; what is cached is served, and it is asked again later");
+        let message = format!("{hosts} limits requests, cached content is served and servers retry later");
+        let message = with_advice(message, Reason::RateLimited);
         return Some(ConditionUpdate::new(
             kind,
             Truth::False,
@@ -71,6 +72,6 @@ pub(super) fn condition(mirror: &RegistryMirror, observed: &Observed) -> Option<
         kind,
         Truth::True,
         Reason::Reachable,
-        format!("{hosts} answers"),
+        format!("{hosts} responds"),
     ))
 }

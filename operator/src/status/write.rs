@@ -1,9 +1,6 @@
-//! Writes the status, if it says something new.
+//! Writes the status if it differs.
 
-use std::{
-    collections::HashMap,
-    sync::{Mutex, PoisonError},
-};
+use std::collections::HashMap;
 
 use crds::{RegistryMirror, RegistryMirrorStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
@@ -11,23 +8,24 @@ use kube::{
     Api, Client, Resource, ResourceExt,
     api::{Patch, PatchParams},
 };
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use crate::cluster::FIELD_MANAGER;
 
-/// The field manager of an operator that another one keeps from managing a mirror.
+/// The field manager of a standby operator.
 const STANDS_BY: &str = "registry-mirror-stands-by";
 
-/// The statuses that were written a moment ago: the watched copy of a mirror may not have them yet, or have something of
-/// somebody else's beside them, which no write takes away.
+/// The statuses that were written a short time ago: the watched mirror may lack them, or have fields of other managers
+/// that no write removes.
 #[derive(Default)]
 pub struct Written(Mutex<HashMap<String, (u64, RegistryMirrorStatus)>>);
 
 impl Written {
-    /// A mirror's status as it is now.
+    /// Returns the current status of a mirror.
     pub fn latest(&self, mirror: &RegistryMirror) -> RegistryMirrorStatus {
         let uid = mirror.uid().unwrap_or_default();
-        let mut written = self.lock();
+        let mut written = self.0.lock();
         let now = version(mirror);
         let differs = |status| mirror.status.as_ref() != Some(status);
         match written.get(&uid) {
@@ -41,11 +39,7 @@ impl Written {
 
     /// Forgets a mirror.
     pub fn remove(&self, uid: &str) {
-        self.lock().remove(uid);
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, (u64, RegistryMirrorStatus)>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().remove(uid);
     }
 }
 
@@ -56,7 +50,7 @@ fn version(mirror: &RegistryMirror) -> u64 {
         .unwrap_or(0)
 }
 
-/// Writes a status. The mirror being gone is no error.
+/// Writes a status. A missing mirror is no error.
 ///
 /// # Errors
 /// Those of the API server.
@@ -71,7 +65,7 @@ pub async fn write(
     apply(client, written, mirror, same, status).await.map(|_| ())
 }
 
-/// Writes a status if nothing of the mirror has changed since it was read; returns whether it did.
+/// Writes a status if the mirror has not changed since it was read. Returns whether it did.
 ///
 /// # Errors
 /// Those of the API server.
@@ -95,12 +89,12 @@ async fn apply(
     let answer = patch(client, FIELD_MANAGER, mirror, metadata, json!(status)).await?;
     if let Some(answer) = &answer {
         let entry = (version(answer), status.clone());
-        written.lock().insert(mirror.uid().unwrap_or_default(), entry);
+        written.0.lock().insert(mirror.uid().unwrap_or_default(), entry);
     }
     Ok(answer.is_some())
 }
 
-/// Writes the conditions of an operator that another one keeps from managing the mirror, and nothing of the other's.
+/// Writes the conditions of a standby operator, and no field of the managing one.
 ///
 /// # Errors
 /// Those of the API server.
@@ -110,7 +104,7 @@ pub async fn stand_by(client: Client, mirror: &RegistryMirror, conditions: &[Con
     patch(client, STANDS_BY, mirror, same, status).await.map(|_| ())
 }
 
-/// Returns the mirror as it is then; `None` where it is gone or another.
+/// Returns the patched mirror; `None` if it is gone or another one.
 async fn patch(
     client: Client,
     manager: &str,

@@ -1,4 +1,4 @@
-//! Certificates of an upstream's authorities.
+//! Reads CA certificates.
 
 use crds::{RegistryMirror, conditions::Reason, upstream::CaBundleReference};
 use mirror::tls::TrustedCertificates;
@@ -10,20 +10,20 @@ use crate::{
     kind::Kind,
 };
 
-/// Certificates that were read and checked.
+/// Parsed and checked CA certificates.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Bundle {
-    /// The file's name in the server's directory of certificates.
+    /// The name of the file in the certificate directory of servers.
     pub file: String,
-    /// The certificates, and nothing else that the admin's file holds.
+    /// The certificates, without anything else in the admin's file.
     pub pem: Vec<u8>,
 }
 
-/// The bundle that an upstream refers to, if it refers to one.
+/// Returns the bundle that an upstream names, if it names one.
 ///
 /// # Errors
-/// `ReferenceNotFound` and `ReferenceMalformed`: a server that starts without its authorities could not reach upstream
-/// and would not say why.
+/// `ReferenceNotFound` and `ReferenceMalformed`: a server without the CA certificates could not connect to the
+/// upstream, and would not say why.
 pub fn resolve(upstream: &crds::Upstream, references: &References) -> Result<Option<Bundle>, Rejection> {
     let Some(reference) = upstream.tls.as_ref().and_then(|tls| tls.ca_bundle_ref.as_ref()) else {
         return Ok(None);
@@ -62,7 +62,7 @@ fn read(reference: &CaBundleReference, references: &References) -> Result<Vec<u8
     let contents = references.get(&target).ok_or_else(|| Rejection {
         reason: Reason::ReferenceNotFound,
         message: format!(
-            "there is no {target} in this namespace; create it with the key {key}, or correct the name"
+            "{target} not found in this namespace: create it with the key {key}, or correct the name"
         ),
     })?;
     let malformed = |message: String| Rejection {
@@ -86,7 +86,7 @@ pub(crate) fn certificates(pem: &[u8]) -> Result<Vec<u8>, String> {
     Ok(text.into_bytes())
 }
 
-/// A key of a Secret: letters, digits, `-`, `_` and `.`, so that a port's colon, or an IPv6 address', can't stay.
+/// Returns the file name for a host. A key of a Secret may contain letters, digits, `-`, `_` and `.`, and no colon.
 fn file_name(host: &str) -> String {
     let host: String = host
         .chars()
@@ -118,14 +118,14 @@ mod tests {
     #[test_case("docker.io", "ca-docker.io.crt")]
     #[test_case("registry.example.com:5000", "ca-registry.example.com_5000.crt")]
     #[test_case("[::1]:5000", "ca-___1__5000.crt")]
-    fn a_host_gives_a_file_name_that_a_secret_can_have(host: &str, file: &str) {
+    fn host_gives_a_valid_secret_key(host: &str, file: &str) {
         assert_eq!(file_name(host), file);
     }
 
     #[test_case("-----BEGIN PRIVATE KEY----- aHVudGVyMg== -----END PRIVATE KEY-----\n"; "a key on one line")]
     #[test_case("-----BEGIN aHVudGVyMg==-----\nAAAA\n"; "a section without an end")]
     #[test_case("-----BEGIN CERTIFICATE-----\naHVudGVyMg==%%\n-----END CERTIFICATE-----\n"; "no base64")]
-    fn what_is_no_pem_is_refused_without_a_byte_of_it(pem: &str) {
+    fn malformed_pem_is_refused_without_its_content(pem: &str) {
         let error = certificates(pem.as_bytes()).unwrap_err();
         let bytes = format!("{:?}", b"aHVudGVyMg==");
         let bytes = bytes.trim_matches(['[', ']']);
@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn of_a_file_with_more_in_it_certificates_only_are_handed_out() {
+    fn only_certificates_of_a_file_are_copied() {
         let (certificate, key) = pair();
         let windows = certificate.replace('\n', "\r\n");
         let file = format!("# roots\n{windows}junk\n{key}{certificate}");
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_certificate_is_refused_by_name() {
+    fn file_without_certificate_is_refused() {
         assert!(certificates(b"").unwrap_err().contains("holds no certificate"));
         assert!(
             certificates(b"hello")

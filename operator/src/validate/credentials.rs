@@ -1,4 +1,4 @@
-//! The credentials in a Secret.
+//! Reads the credentials in a Secret.
 
 use crds::conditions::Reason;
 use mirror::{credential::Credential, secret::Secret};
@@ -11,31 +11,31 @@ const DOCKER_CONFIG_TYPE: &str = "kubernetes.io/dockerconfigjson";
 const DOCKER_CONFIG_KEY: &str = ".dockerconfigjson";
 const BASIC_AUTH_TYPE: &str = "kubernetes.io/basic-auth";
 
-/// More than registries' tokens have, and than servers take in a header.
+/// The maximum length of a credential: above the tokens of registries and the header limit of servers.
 const LONGEST: usize = 16 * 1024;
 
-/// What an upstream is to be asked with, or why that can't be known.
+/// The credentials of an upstream, or the fault of their Secret.
 pub struct Credentials<'a> {
-    /// The Secret's name.
+    /// The name of the Secret.
     pub secret: &'a str,
-    /// From which Secret to which address: credentials that were handed out for another origin are not used on when
-    /// the Secret can't be read any more.
+    /// The Secret and the destination: issued credentials of another origin are dropped when the Secret can't be read
+    /// any more.
     pub origin: String,
-    /// What the Secret holds.
+    /// The content of the Secret.
     pub found: Result<Credential, Problem>,
 }
 
-/// Why a Secret gives no credentials. Names keys, never a value.
+/// The fault of a Secret. Names keys, never a value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
     /// `SecretNotFound` or `SecretMalformed`.
     pub reason: Reason,
-    /// What is wrong and what to do.
+    /// The object, the cause and the action.
     pub message: String,
 }
 
 impl<'a> Credentials<'a> {
-    /// Takes the credentials for one upstream out of a Secret.
+    /// Reads the credentials for one upstream from a Secret.
     pub(super) fn read(
         secret: &'a str,
         contents: Option<&Contents>,
@@ -46,7 +46,7 @@ impl<'a> Credentials<'a> {
             None => Err(Problem {
                 reason: Reason::SecretNotFound,
                 message: format!(
-                    "there is no Secret {secret} in this namespace; create it, or correct the name"
+                    "Secret {secret} not found in this namespace: create it, or correct the name"
                 ),
             }),
             Some(contents) => parse(contents, remote, repository_prefix)
@@ -79,15 +79,15 @@ fn parse(contents: &Contents, remote: &Url, repository_prefix: Option<&str>) -> 
             token: Secret::new(line(contents, "token")?),
         }),
         "Opaque" => user_and_password(contents),
-        // A user who may not read the Secret learns no more of its type.
+        // A user without permission for the Secret learns no more of its type.
         _ => Err(format!(
-            "its type is none that credentials are read from: use {DOCKER_CONFIG_TYPE}, {BASIC_AUTH_TYPE}, or Opaque with \
-             username and password, or token"
+            "type not supported: use {DOCKER_CONFIG_TYPE}, {BASIC_AUTH_TYPE}, or Opaque with username and password, or \
+             token"
         )),
     }
 }
 
-/// What is too long for one Secret with those of all upstreams, twice, would keep all of them from being handed out.
+/// Rejects a credential that is too long: with those of all upstreams, twice, it would not fit into one Secret.
 fn fitting(credential: Credential) -> Result<Credential, String> {
     let length = match &credential {
         Credential::Anonymous => 0,
@@ -96,7 +96,7 @@ fn fitting(credential: Credential) -> Result<Credential, String> {
     };
     if length > LONGEST {
         return Err(format!(
-            "what it holds for this upstream is longer than {LONGEST} bytes: shorten it"
+            "credential for this upstream is longer than {LONGEST} bytes: use a shorter one"
         ));
     }
     Ok(credential)
@@ -105,23 +105,23 @@ fn fitting(credential: Credential) -> Result<Credential, String> {
 fn user_and_password(contents: &Contents) -> Result<Credential, String> {
     Ok(Credential::Basic {
         username: line(contents, "username")?,
-        // Of several lines where it is a key file, as some registries want it.
+        // A key file, which some registries use as a password, has several lines.
         password: Secret::new(value(contents, "password")?),
     })
 }
 
-/// A value of one line.
+/// Returns a value of one line.
 fn line(contents: &Contents, key: &str) -> Result<String, String> {
     let value = value(contents, key)?;
     if value.contains(char::is_control) {
         return Err(format!(
-            "key {key} holds a line break or another control character"
+            "key {key} contains a line break or another control character: remove it"
         ));
     }
     Ok(value.to_owned())
 }
 
-/// A value without the line break that editors and shells leave at its end.
+/// Returns a value without the line break that editors and shells append.
 fn value<'a>(contents: &'a Contents, key: &str) -> Result<&'a str, String> {
     let value = text(contents, key)?.trim_end_matches(['\r', '\n']);
     if value.is_empty() {
@@ -134,7 +134,8 @@ fn text<'a>(contents: &'a Contents, key: &str) -> Result<&'a str, String> {
     let value = contents
         .get(key)
         .ok_or_else(|| format!("has no key {key}: add it"))?;
-    std::str::from_utf8(value).map_err(|_| format!("key {key} is not UTF-8 text; some shells write UTF-16"))
+    std::str::from_utf8(value)
+        .map_err(|_| format!("key {key} is not UTF-8 text: encode it again (some shells write UTF-16)"))
 }
 
 #[cfg(test)]
@@ -189,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_break_at_the_end_is_not_part_of_a_password() {
+    fn trailing_line_break_is_removed() {
         let secret = contents("Opaque", &[("username", "ann\n"), ("password", "pw\r\n")]);
         assert_eq!(found(Some(&secret)), Ok(basic("ann", "pw")));
     }
@@ -207,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn a_byte_order_mark_is_not_part_of_a_user_name() {
+    fn byte_order_mark_is_removed() {
         let secret = contents(
             "Opaque",
             &[("username", "\u{feff}ann"), ("password", "\u{feff}pw\n")],
@@ -216,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn the_entry_of_the_remotes_host_is_taken_from_a_docker_configuration() {
+    fn docker_config_entry_matches_the_remote() {
         let config = r#"{"auths":{"https://index.docker.io/v1/":{"username":"ann","password":"pw"}}}"#;
         let secret = contents(DOCKER_CONFIG_TYPE, &[(DOCKER_CONFIG_KEY, config)]);
         assert_eq!(found(Some(&secret)), Ok(basic("ann", "pw")));
@@ -233,18 +234,18 @@ mod tests {
         let problem = of(1024 * 1024).unwrap_err();
         assert_eq!(
             problem.message,
-            "Secret hub: what it holds for this upstream is longer than 16384 bytes: shorten it"
+            "Secret hub: credential for this upstream is longer than 16384 bytes: use a shorter one"
         );
     }
 
     #[test]
-    fn bytes_that_are_no_text_are_told_by_their_key() {
+    fn binary_value_is_reported_by_key() {
         let mut secret = contents("Opaque", &[("username", "ann")]);
         secret.data.insert("password".to_owned(), vec![0xff, 0xfe, b'p']);
         let problem = found(Some(&secret)).unwrap_err();
         assert_eq!(
             problem.message,
-            "Secret hub: key password is not UTF-8 text; some shells write UTF-16"
+            "Secret hub: key password is not UTF-8 text: encode it again (some shells write UTF-16)"
         );
     }
 
@@ -265,19 +266,22 @@ mod tests {
     fn a_missing_secret_is_named() {
         let problem = found(None).unwrap_err();
         assert_eq!(problem.reason, Reason::SecretNotFound);
-        assert!(problem.message.contains("no Secret hub"), "{}", problem.message);
+        assert!(
+            problem.message.contains("Secret hub not found"),
+            "{}",
+            problem.message
+        );
     }
 
     #[test_case("Opaque", &[("user", "ann")] => "Secret hub: has no key username: add it")]
     #[test_case("Opaque", &[] => "Secret hub: has no key username: add it")]
     #[test_case("Opaque", &[("username", "a"), ("password", "")] => "Secret hub: key password is empty")]
     #[test_case("Opaque", &[("username", "a\nb"), ("password", "x")]
-        => "Secret hub: key username holds a line break or another control character")]
+        => "Secret hub: key username contains a line break or another control character: remove it")]
     #[test_case(BASIC_AUTH_TYPE, &[("username", "ann")] => "Secret hub: has no key password: add it")]
     #[test_case("Opaque", &[("username", "a"), ("password", "x"), ("token", "\n")] => "Secret hub: key token is empty")]
-    #[test_case("kubernetes.io/dockercfg", &[(".dockercfg", "{}")] => "Secret hub: its type is none that \
-        credentials are read from: use kubernetes.io/dockerconfigjson, kubernetes.io/basic-auth, or Opaque with username \
-        and password, or token")]
+    #[test_case("kubernetes.io/dockercfg", &[(".dockercfg", "{}")] => "Secret hub: type not supported: use \
+        kubernetes.io/dockerconfigjson, kubernetes.io/basic-auth, or Opaque with username and password, or token")]
     #[test_case(DOCKER_CONFIG_TYPE, &[(DOCKER_CONFIG_KEY, r#"{"auths":{"docker.io":{}},"credsStore":"hunter2"}"#)]
         => "Secret hub: the entry for registry-1.docker.io has neither auth, nor username and password; docker login \
             with a credsStore keeps them elsewhere")]

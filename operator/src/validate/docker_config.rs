@@ -48,7 +48,7 @@ pub(super) fn entry(json: &str, remote: &Url, repository_prefix: Option<&str>) -
              elsewhere"
         )),
         CredentialEntry::Absent => Err(format!(
-            "has no entry for {host}, where remoteURL leads; entries for others are not used"
+            "has no entry for {host}, the host of remoteURL: add one, because entries for other hosts are not used"
         )),
     }
 }
@@ -139,13 +139,13 @@ mod tests {
     )]
     #[test_case(r#"{"auths":{}}"#, "has no entry for quay.io")]
     #[test_case("hunter2", "not a docker configuration")]
-    fn what_is_wrong_is_said_without_a_value(json: &str, expected: &str) {
+    fn fault_is_reported_without_values(json: &str, expected: &str) {
         let error = user(json, "https://quay.io").unwrap_err();
         assert!(error.contains(expected) && !error.contains("hunter2"), "{error}");
     }
 
     #[test]
-    fn the_name_that_clients_use_is_not_where_a_password_goes() {
+    fn entry_for_the_client_host_is_not_used() {
         let json = config(&["docker.io"]);
         assert!(user(&json, "https://mirror.example.com").is_err());
     }

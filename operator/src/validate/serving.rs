@@ -1,4 +1,4 @@
-//! The certificate that the servers show to clients.
+//! Reads the serving certificate.
 
 use crds::{RegistryMirror, conditions::Reason, tls::TlsMode};
 use kube::ResourceExt;
@@ -16,46 +16,48 @@ use crate::{
 pub(crate) const CERTIFICATE: &str = "tls.crt";
 /// The key of the private key in such a Secret.
 pub(crate) const KEY: &str = "tls.key";
-/// What clients have to trust, where cert-manager puts it.
+/// The key of the CA certificates that clients trust, as cert-manager writes it.
 const AUTHORITY: &str = "ca.crt";
-/// The same three in the servers' directory.
+/// The files of certificate, key and CA certificates in the directory of servers.
 pub const FILES: [&str; 3] = ["serving.crt", "serving.key", "serving-ca.crt"];
 
-/// A certificate to serve with. Has no `Debug`: it holds a private key.
+/// A serving certificate. Has no `Debug`: it holds a private key.
 pub struct Serving {
     /// The chain, in PEM.
     pub certificate: Vec<u8>,
     /// Its key, in PEM.
     pub key: Vec<u8>,
-    /// What clients have to trust, in PEM, where the Secret says it.
+    /// The CA certificates that clients trust, in PEM, if the Secret has them.
     pub ca: Option<Vec<u8>>,
-    /// From when to when it is good.
+    /// The validity.
     pub validity: Validity,
-    /// When there is something to do or to tell about it, in seconds since 1970.
+    /// The time of the next action or report, in seconds since 1970.
     pub changes: i64,
-    /// Why it is what servers had before, and not what the Secret holds.
+    /// The fault of the Secret, if servers keep the previous certificate.
     pub problem: Option<Problem>,
 }
 
 impl Serving {
-    /// What clients have to trust, as text: PEM that was read is text.
+    /// Returns the CA certificates that clients trust, as text.
     pub fn ca_text(&self) -> Option<String> {
         String::from_utf8(self.ca.clone()?).ok()
     }
 }
 
-/// The certificate that the spec asks for. Where its Secret has none, servers keep the one they have.
+/// Returns the certificate of the Secret that the spec names. If it has none, servers keep the present one.
 ///
 /// # Errors
-/// `SecretNotFound` and `Malformed`, where there was none before: a server is not started without its certificate,
-/// and never serves in clear text in its place.
+/// `SecretNotFound` and `Malformed`, if there is no present one: a server never starts without its certificate and never
+/// serves clear text in its place.
 pub fn resolve(mirror: &RegistryMirror, references: &References) -> Result<Option<Serving>, Rejection> {
     let name = match (mirror.spec.tls.mode, &mirror.spec.tls.secret_name) {
-        // Its own certificates come later, from what it held before.
+        // The operator issues its own certificates in a later step.
         (TlsMode::Disabled | TlsMode::SelfSigned, _) => return Ok(None),
         (TlsMode::Secret, Some(name)) => name,
         (TlsMode::Secret, None) => {
-            return Err(Rejection::invalid("spec.tls.secretName is missing".to_owned()));
+            return Err(Rejection::invalid(
+                "spec.tls.secretName is missing: name the Secret of the certificate".to_owned(),
+            ));
         }
     };
     super::not_the_operators(mirror, name, references).map_err(|rejection| rejection.below("spec.tls"))?;
@@ -80,10 +82,10 @@ pub fn resolve(mirror: &RegistryMirror, references: &References) -> Result<Optio
     }
 }
 
-/// What a Secret of an admin holds.
+/// Reads the certificate in an admin's Secret.
 ///
 /// # Errors
-/// What is wrong with it.
+/// The fault of the Secret.
 pub fn from_secret(name: &str, contents: &Contents) -> Result<Serving, Problem> {
     parse(name, contents, [CERTIFICATE, KEY, AUTHORITY])
 }
@@ -91,19 +93,17 @@ pub fn from_secret(name: &str, contents: &Contents) -> Result<Serving, Problem> 
 fn read(name: &str, contents: Option<&Contents>) -> Result<Serving, Problem> {
     let contents = contents.ok_or_else(|| Problem {
         reason: Reason::SecretNotFound,
-        message: format!(
-            "there is no Secret {name} in this namespace; create it with {CERTIFICATE} and {KEY}"
-        ),
+        message: format!("Secret {name} not found in this namespace: create it with {CERTIFICATE} and {KEY}"),
     })?;
     from_secret(name, contents)
 }
 
-/// The certificate that servers were handed, by their own Secret.
+/// Returns the validity of the certificate that servers have.
 pub fn served_validity(files: &Contents) -> Option<Validity> {
     parse("", files, FILES).ok().map(|serving| serving.validity)
 }
 
-/// Never a value of the Secret in a message.
+/// Parses a certificate. Messages never contain a value of the Secret.
 fn parse(name: &str, contents: &Contents, keys: [&str; 3]) -> Result<Serving, Problem> {
     let malformed = |what: String| Problem {
         reason: Reason::Malformed,
@@ -137,7 +137,7 @@ pub(crate) fn check(chain: &[u8], key: &[u8]) -> Result<Validity, String> {
     let chain = tls::pem::certificates(chain).map_err(|reason| format!("the certificate chain: {reason}"))?;
     let first = chain.first().ok_or("the certificate chain is empty")?;
     let (_, leaf) =
-        parse_x509_certificate(first).map_err(|_| "the first certificate can't be read".to_owned())?;
+        parse_x509_certificate(first).map_err(|_| "the first certificate is malformed".to_owned())?;
     let validity = leaf.validity();
     let validity = Validity {
         not_before: validity.not_before.timestamp(),
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn a_certificate_with_its_key_is_taken_and_its_end_known() {
+    fn pair_is_accepted_with_its_validity() {
         let (certificate, key) = pair();
         assert!(check(certificate.as_bytes(), key.as_bytes()).unwrap().not_after > 0);
     }
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_belong_together_is_refused_without_a_byte_of_it() {
+    fn mismatched_pair_is_refused_without_its_content() {
         let ((certificate, key), (_, other)) = (pair(), pair());
         let cut = &key[..key.len() / 2];
         for (certificate, key) in [
@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn a_chain_that_begins_with_another_certificate_is_told_as_that() {
+    fn chain_with_a_wrong_start_is_refused() {
         let ((certificate, key), (above, _)) = (pair(), pair());
         let chain = |parts: [&str; 2]| check(parts.concat().as_bytes(), key.as_bytes());
         assert!(chain([&certificate, &above]).is_ok());
@@ -217,13 +217,13 @@ mod tests {
     #[test_case("-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-256-CBC,00\n\nAAAA\n-----END RSA \
         PRIVATE KEY-----\n", "the private key is encrypted"; "as OpenSSL had it")]
     #[test_case("hunter2", "holds no private key in PEM"; "no PEM")]
-    fn what_is_wrong_with_a_key_is_said_without_a_byte_of_it(key: &str, expected: &str) {
+    fn unusable_key_is_reported_without_its_content(key: &str, expected: &str) {
         let error = check(pair().0.as_bytes(), key.as_bytes()).unwrap_err();
         assert!(error.contains(expected) && !error.contains("hunter2"), "{error}");
     }
 
     #[test]
-    fn line_ends_of_windows_and_text_around_are_no_part_of_a_pair() {
+    fn crlf_and_text_around_pem_are_ignored() {
         let (certificate, key) = pair();
         let crlf = |pem: &str| format!("Bag Attributes\r\n{}\r\n", pem.replace('\n', "\r\n"));
         assert!(check(crlf(&certificate).as_bytes(), crlf(&key).as_bytes()).is_ok());

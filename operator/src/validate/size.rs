@@ -1,4 +1,4 @@
-//! How much a cache may take.
+//! Computes the limit of a cache.
 
 use crds::{Cache, storage::Volume};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
@@ -6,13 +6,13 @@ use mirror::config::MaxSize;
 
 use super::Rejection;
 
-/// What is left of a volume for what is being fetched, the index and the file system itself.
+/// The share of a volume for the cache, in percent. Fills, the index and the file system take the rest.
 const PERCENT: u8 = 90;
 
-/// The cache's limit: bytes, or with an existing claim, whose size is not known here, a share of its file system.
+/// Returns the limit of a cache: bytes or, for an existing PVC of unknown size, a share of its file system.
 ///
 /// # Errors
-/// A quantity that is none.
+/// An invalid quantity.
 pub fn cache_limit(cache: &Cache, volume: &Volume<'_>) -> Result<MaxSize, Rejection> {
     let size = match (&cache.max_size, volume) {
         (Some(size), _) => return Ok(MaxSize::Bytes(bytes("cache.maxSize", size)?)),
@@ -29,7 +29,7 @@ fn bytes(path: &str, quantity: &Quantity) -> Result<u64, Rejection> {
     match quantity.0.parse() {
         Ok(MaxSize::Bytes(bytes)) => Ok(bytes),
         Ok(MaxSize::Percent(_)) | Err(_) => Err(Rejection::invalid(format!(
-            "spec.{path}: {} is not a size; write one such as 50Gi",
+            "spec.{path}: {} is not a size: write one such as 50Gi",
             quantity.0
         ))),
     }
@@ -54,7 +54,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_limit_a_tenth_of_the_volume_stays_free() {
+    fn default_limit_leaves_a_tenth_of_the_volume() {
         let size = Quantity("10Gi".to_owned());
         let claims = Volume::Claims {
             size: &size,
@@ -109,11 +109,11 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_quantity_is_named_with_its_path() {
+    fn invalid_quantity_is_named_with_its_path() {
         let error = limit(Some("much"), &Volume::ExistingClaim { name: "mine" }).unwrap_err();
         assert_eq!(
             error.message,
-            "spec.cache.maxSize: much is not a size; write one such as 50Gi"
+            "spec.cache.maxSize: much is not a size: write one such as 50Gi"
         );
     }
 }

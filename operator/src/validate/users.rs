@@ -1,4 +1,4 @@
-//! Who may pull: an htpasswd file.
+//! Reads the htpasswd file.
 
 use bcrypt::HashParts;
 use crds::{RegistryMirror, access::AccessMode, conditions::Reason};
@@ -7,14 +7,14 @@ use mirror::http::MAX_BCRYPT_COST;
 use super::Rejection;
 use crate::dereference::{Reference, References};
 
-/// The file's name in the servers' directory.
+/// The name of the file in the servers' directory.
 pub const FILE: &str = "htpasswd";
 
-/// The users' file, if only users may pull.
+/// Returns the htpasswd file, if clients need a password.
 ///
 /// # Errors
-/// `ReferenceNotFound` and `ReferenceMalformed`: what is missing never opens the mirror, and servers keep what they
-/// have.
+/// `ReferenceNotFound` and `ReferenceMalformed`: a missing file never opens the mirror, and servers keep the present
+/// one.
 pub fn resolve(mirror: &RegistryMirror, references: &References) -> Result<Option<Vec<u8>>, Rejection> {
     if mirror.spec.access.mode == AccessMode::Anonymous {
         return Ok(None);
@@ -22,7 +22,7 @@ pub fn resolve(mirror: &RegistryMirror, references: &References) -> Result<Optio
     let at = |rejection: Rejection| rejection.below("spec.access.htpasswdSecretRef");
     let Some(reference) = &mirror.spec.access.htpasswd_secret_ref else {
         return Err(Rejection::invalid(
-            "spec.access.htpasswdSecretRef is missing".to_owned(),
+            "spec.access.htpasswdSecretRef is missing: name the Secret of the htpasswd file".to_owned(),
         ));
     };
     super::not_the_operators(mirror, &reference.name, references).map_err(at)?;
@@ -30,7 +30,7 @@ pub fn resolve(mirror: &RegistryMirror, references: &References) -> Result<Optio
     let contents = references.get(&Reference::secret(name)).ok_or_else(|| {
         at(Rejection {
             reason: Reason::ReferenceNotFound,
-            message: format!("there is no Secret {name} in this namespace; create it with the key {key}"),
+            message: format!("Secret {name} not found in this namespace: create it with the key {key}"),
         })
     })?;
     let malformed = |message: String| {
@@ -48,7 +48,7 @@ pub fn resolve(mirror: &RegistryMirror, references: &References) -> Result<Optio
     Ok(Some(file.to_vec()))
 }
 
-/// Names lines by their numbers: what is in them may be a password in the wrong place.
+/// Checks each line. Messages contain line numbers only, because a line may be a password.
 fn check(file: &[u8]) -> Result<(), String> {
     let text = std::str::from_utf8(file).map_err(|_| "is not UTF-8".to_owned())?;
     let lines = text.lines().map(str::trim).enumerate();
@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn line_ends_of_windows_are_no_part_of_a_hash() {
+    fn crlf_is_not_part_of_a_hash() {
         assert_eq!(
             check(format!("ann:{HASH}\r\n\r\nbob:{HASH}\r\n").as_bytes()),
             Ok(())
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test_case("", "lists no user"; "an empty file")]
-    #[test_case("# nobody\n", "lists no user"; "comments only")]
+    #[test_case("# none\n", "lists no user"; "comments only")]
     #[test_case("ann:hunter2\n", "line 1"; "a password in clear text")]
     #[test_case("ann:{SHA}hunter2\n", "line 1"; "another hash")]
     #[test_case("\nhunter2\n", "line 2"; "no colon")]

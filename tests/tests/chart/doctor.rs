@@ -95,7 +95,7 @@ async fn helm_test_passes_where_the_operator_has_one_namespace_only() {
     cluster.helm.run(TEST).await.unwrap();
     let told = said(&cluster, &kubelet).await;
     assert!(
-        told.contains("rights that the operator needs in mirrors")
+        told.contains("permissions that the operator needs in mirrors")
             && told.contains("admission policies let it write only objects of mirrors"),
         "{told}"
     );

@@ -385,7 +385,7 @@ async fn certificates_of_a_mirror_whose_spec_is_rejected_are_renewed_and_nothing
         .until_condition("hub", ConditionType::TLSReady, "True", Reason::CertificateReady)
         .await;
     assert!(
-        told.message.starts_with("the certificate is valid until"),
+        told.message.starts_with("certificate valid until"),
         "{}",
         told.message
     );

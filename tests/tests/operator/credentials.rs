@@ -82,7 +82,7 @@ async fn a_missing_secret_is_a_condition_and_its_creation_is_noticed() {
         )
         .await;
     assert!(
-        missing.message.contains("quay.io: there is no Secret quay"),
+        missing.message.contains("quay.io: Secret quay not found"),
         "{}",
         missing.message
     );
@@ -140,7 +140,7 @@ async fn a_secret_with_the_wrong_keys_is_described_and_what_was_handed_out_stays
         malformed.message
     );
     assert!(
-        malformed.message.contains("the previous credentials serve on"),
+        malformed.message.contains("the previous credentials stay in use"),
         "{}",
         malformed.message
     );
@@ -187,7 +187,7 @@ async fn a_missing_bundle_of_certificates_stops_the_spec_until_it_is_there() {
     assert!(
         missing
             .message
-            .starts_with("spec.upstreams[0].tls.caBundleRef: there is no ConfigMap roots"),
+            .starts_with("spec.upstreams[0].tls.caBundleRef: ConfigMap roots not found"),
         "{}",
         missing.message
     );

@@ -80,7 +80,9 @@ async fn a_certificate_is_served_renewed_without_a_restart_and_kept_when_its_sec
         .await;
     assert!(
         malformed.message.contains("Secret serving: ")
-            && malformed.message.contains("the previous certificate serves on"),
+            && malformed
+                .message
+                .contains("the previous certificate stays in use"),
         "{}",
         malformed.message
     );

@@ -262,7 +262,10 @@ async fn a_rejected_password_leaves_the_last_good_one_and_freezes_no_other_upstr
         message.contains("a.example: ") && message.contains("Secret a: "),
         "{message}"
     );
-    assert!(message.contains("the previous credentials serve on"), "{message}");
+    assert!(
+        message.contains("the previous credentials stay in use"),
+        "{message}"
+    );
     stage.opaque("b", "u2").await;
     soon("b's new last good credentials", async || {
         let last_good = stage.last_good().await;
@@ -343,7 +346,7 @@ async fn without_a_first_credential_pods_run_and_misses_are_refused_with_the_rea
         .await;
     let message = stage.until("False", Reason::UpstreamRejected).await;
     assert!(
-        message.contains("pulls of what is not cached are refused"),
+        message.contains("pulls of content that is not cached fail"),
         "{message}"
     );
     refused("reject").await;
@@ -374,7 +377,7 @@ async fn a_rotation_survives_deletion_haste_and_an_operator_or_upstream_that_is_
     // Deleted and made again.
     stage.bench.delete::<Secret>("a").await;
     let message = stage.until("False", Reason::SecretNotFound).await;
-    assert!(message.contains("there is no Secret a"), "{message}");
+    assert!(message.contains("Secret a not found"), "{message}");
     // Of another type, and immutable: such a one is changed in the same way.
     let immutable = json!({
         "metadata": {"name": "a"},
@@ -471,7 +474,7 @@ async fn another_secret_for_an_upstream_takes_over_once_it_is_proven_and_pods_he
     // Not there yet, then wrong: what was proven serves on.
     stage.mirror(1, &[("a", "b")]).await;
     let message = stage.until("False", Reason::SecretNotFound).await;
-    assert!(message.contains("there is no Secret b"), "{message}");
+    assert!(message.contains("Secret b not found"), "{message}");
     assert!(stage.last_good().await.contains("\"u0\""));
     stage
         .secret("b", "Opaque", "u1", &format!("{CANARY}-wrong"))

@@ -107,11 +107,11 @@ async fn claims_grow_as_their_driver_says_and_no_pod_is_replaced() {
         &bench,
         "True",
         Reason::Resizing,
-        "grows to 32Mi: its storage driver has not begun",
+        "resizes to 32Mi: waiting for the storage driver",
     )
     .await;
     for (kind, words) in [
-        ("Resizing", "its volume is being grown"),
+        ("Resizing", "the storage driver grows the volume"),
         ("ControllerResizeError", "ControllerResizeError: said the driver"),
         ("FileSystemResizePending", "the node is to grow the file system"),
     ] {

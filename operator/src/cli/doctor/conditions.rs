@@ -1,4 +1,4 @@
-//! A mirror's conditions in words.
+//! Explains the conditions of a mirror.
 
 use crds::{
     RegistryMirror,
@@ -8,21 +8,23 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
 use super::report::{Check, Class, Finding};
 
-/// What a mirror's status comes to.
+/// Returns the findings of a status.
 pub(super) fn findings(subject: &str, mirror: &RegistryMirror) -> Vec<Finding> {
     let status = mirror.status.clone().unwrap_or_default();
     if status.conditions.is_empty() {
-        let message = "has no status: no operator has looked at it";
-        return vec![Finding::problem(Check::Mirror, Class::Cluster, subject, message).advice(
-            "see that an operator runs, and that the namespace is one of its watchNamespaces, if it has any",
-        )];
+        let message = "has no status: no operator reconciles it";
+        return vec![
+            Finding::problem(Check::Mirror, Class::Cluster, subject, message).advice(
+                "check that an operator runs, and that its watchNamespaces, if set, include the namespace",
+            ),
+        ];
     }
     let mut findings = Vec::new();
     if status.observed_generation < mirror.metadata.generation {
-        let message = "was changed since the operator last acted on it";
+        let message = "was changed after the last reconcile";
         findings.push(
             Finding::warning(Check::Mirror, subject, message)
-                .advice("if it stays so, the operator's log and the events of the mirror say why"),
+                .advice("if this persists, the operator's log and the events of the mirror have the cause"),
         );
     }
     let is = |condition: &&Condition, kind: ConditionType| condition.type_ == kind.as_str();
@@ -38,14 +40,14 @@ pub(super) fn findings(subject: &str, mirror: &RegistryMirror) -> Vec<Finding> {
             let message = format!("is ready: {some} of {all} replicas serve at {endpoint}");
             findings.push(Finding::ok(Check::Mirror, subject, message));
         }
-        // What stands in the way of Ready has been told.
+        // Another finding has the cause.
         Some(ready) if findings.is_empty() => findings.extend(finding(subject, ready)),
         _ => {}
     }
     findings
 }
 
-/// What is worth telling of one condition.
+/// Returns the finding of one condition, if it is worth one.
 fn finding(subject: &str, condition: &Condition) -> Option<Finding> {
     let text = format!("{}: {}", in_words(condition), condition.message);
     let finding = match (condition.type_.as_str(), condition.status.as_str()) {
@@ -69,28 +71,32 @@ fn finding(subject: &str, condition: &Condition) -> Option<Finding> {
         _ => Finding::problem(Check::Mirror, class(&condition.reason), subject, text),
     };
     let finding = finding.reason(&condition.reason);
-    Some(match advice(&condition.reason) {
-        Some(advice) => finding.advice(advice),
-        None => finding,
-    })
+    let reason = Reason::ALL.iter().find(|one| one.as_str() == condition.reason);
+    let advice = reason.and_then(|reason| reason.advice());
+    Some(
+        match advice.filter(|advice| !condition.message.contains(advice)) {
+            Some(advice) => finding.advice(advice),
+            None => finding,
+        },
+    )
 }
 
 fn in_words(condition: &Condition) -> &'static str {
     match (condition.type_.as_str(), condition.status.as_str()) {
         ("Ready", _) => "is not ready",
-        ("Accepted", _) => "can't be acted on",
-        ("Available", _) => "serves nothing",
-        ("Progressing", "True") => "a change is on its way",
-        ("Progressing", _) => "a change does not arrive",
-        ("CredentialsValid", "Unknown") => "credentials are not proven yet",
-        ("CredentialsValid", _) => "credentials are not good",
-        ("UpstreamReachable", _) => "upstream does not answer",
-        ("StorageReady", _) => "storage is not as it should be",
-        ("TLSReady", "True") => "the certificate is about to end",
-        ("TLSReady", _) => "there is no good certificate",
+        ("Accepted", _) => "spec is rejected",
+        ("Available", _) => "no server is ready",
+        ("Progressing", "True") => "a change is in progress",
+        ("Progressing", _) => "a change is stuck",
+        ("CredentialsValid", "Unknown") => "credentials are not verified yet",
+        ("CredentialsValid", _) => "credentials are not usable",
+        ("UpstreamReachable", _) => "an upstream does not respond",
+        ("StorageReady", _) => "storage has a fault",
+        ("TLSReady", "True") => "the certificate expires soon",
+        ("TLSReady", _) => "there is no valid certificate",
         ("Paused", _) => "is paused",
         ("OperatorConflict", _) => "two operators cover its namespace",
-        _ => "is not as it should be",
+        _ => "has a fault",
     }
 }
 
@@ -132,55 +138,6 @@ fn class(reason: &str) -> Class {
     }
 }
 
-/// What to do about a reason, where its message does not say it.
-fn advice(reason: &str) -> Option<&'static str> {
-    let reason = Reason::ALL.iter().find(|one| one.as_str() == reason)?;
-    Some(match reason {
-        Reason::SecretNotFound => "create the Secret, or correct its name: servers take it up by themselves",
-        Reason::SecretMalformed | Reason::Malformed | Reason::ReferenceMalformed => {
-            "correct what the message names: servers take it up by themselves"
-        }
-        Reason::ReferenceNotFound => "create what the message names, or correct the spec",
-        Reason::UpstreamRejected => {
-            "correct the Secret; until then the last good credentials serve on, if there are any"
-        }
-        Reason::UpgradeWaiting => "nothing, unless it waits for a mirror that failed: see to that one",
-        Reason::UpgradeFailed => {
-            "kubectl describe pod says why; or go back: mirrorImage of the chart, or helm rollback"
-        }
-        Reason::Unverified => "the upstream is down or limits requests: it is asked again",
-        Reason::Loading => "if it stays so: may the operator reach port 5001 of the Pods (NetworkPolicy)?",
-        Reason::NoReadyReplicas => "kubectl describe pod and kubectl logs say what the servers wait for",
-        Reason::ClaimPending => {
-            "kubectl describe pvc says what the claim waits for: a storage class, a quota, a node"
-        }
-        Reason::ResizeUnsupported => "use a storage class with allowVolumeExpansion, or set the size back",
-        Reason::RetentionPolicyNotApplied => {
-            "do not delete the mirror before this is gone; the operator needs the right to delete PersistentVolumeClaims"
-        }
-        Reason::AddressTaken => {
-            "free the address or node port, or set another one in spec.service.clusterIP or spec.service.nodePort"
-        }
-        Reason::Full => "give the volume room, or pin less; pulls go on without the cache",
-        Reason::Unreachable => {
-            "see to the network, proxyURL, and whether the registry is up; what is cached is served"
-        }
-        Reason::RateLimited => "give the upstream credentials, or others; what is cached is served",
-        Reason::Expired => "renew the certificate: servers take it up by themselves",
-        Reason::NotYetValid => {
-            "put a certificate into the Secret that is valid now: servers take it up by themselves"
-        }
-        Reason::Expiring => {
-            "renew it, or see why what should do so does not: cert-manager, spec.paused, Accepted"
-        }
-        Reason::ManagedByAnother => "uninstall one of the two operators, or give each its own namespaces",
-        Reason::PausedBySpec => "set spec.paused to false when you are done",
-        Reason::InvalidSpec => "correct the spec; what was applied before serves on",
-        Reason::NotAllowed => "change the spec, or let an administrator of the operator change its policy",
-        _ => return None,
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::{Value, json};
@@ -188,7 +145,7 @@ mod tests {
 
     use super::*;
 
-    fn told(conditions: &Value) -> Vec<Value> {
+    fn reported(conditions: &Value) -> Vec<Value> {
         let mirror: RegistryMirror = serde_json::from_value(json!({
             "apiVersion": "registrymirror.io/v1alpha1",
             "kind": "RegistryMirror",
@@ -210,15 +167,15 @@ mod tests {
     }
 
     #[test]
-    fn a_mirror_that_is_well_is_told_in_one_line() {
-        let told = told(&json!([
+    fn healthy_mirror_has_one_finding() {
+        let reported = reported(&json!([
             condition("Ready", "True", "Serving"),
             condition("Accepted", "True", "SpecAccepted"),
             condition("Progressing", "False", "RolledOut"),
         ]));
-        assert_eq!(told.len(), 1);
+        assert_eq!(reported.len(), 1);
         assert!(
-            told[0]["message"]
+            reported[0]["message"]
                 .as_str()
                 .unwrap()
                 .starts_with("is ready: 1 of 1 replicas")
@@ -226,18 +183,18 @@ mod tests {
     }
 
     #[test]
-    fn a_mirror_that_nobody_looked_at_is_a_problem() {
-        assert_eq!(told(&json!([]))[0]["result"], "problem");
+    fn mirror_without_status_is_a_problem() {
+        assert_eq!(reported(&json!([]))[0]["result"], "problem");
     }
 
     #[test]
-    fn what_stands_in_the_way_is_told_once() {
-        let told = told(&json!([
+    fn cause_of_not_ready_is_reported_once() {
+        let reported = reported(&json!([
             condition("Ready", "False", "ClaimPending"),
             condition("StorageReady", "False", "ClaimPending"),
         ]));
-        assert_eq!(told.len(), 1);
-        assert!(told[0]["advice"].as_str().unwrap().contains("describe pvc"));
+        assert_eq!(reported.len(), 1);
+        assert!(reported[0]["advice"].as_str().unwrap().contains("describe pvc"));
     }
 
     #[test_case("CredentialsValid", "False", "UpstreamRejected" => "problem")]
@@ -250,30 +207,8 @@ mod tests {
     #[test_case("TLSReady", "True", "Expiring" => "warning")]
     #[test_case("TLSReady", "False", "Expired" => "problem")]
     fn a_condition_is(kind: &str, status: &str, reason: &str) -> String {
-        let told = told(&json!([condition(kind, status, reason)]));
-        assert_eq!(told[0]["reason"], reason);
-        told[0]["result"].as_str().unwrap().to_owned()
-    }
-
-    #[test]
-    fn every_reason_that_is_bad_news_has_advice_or_a_message_that_is_one() {
-        let good_or_told = [
-            Reason::Serving,
-            Reason::SpecAccepted,
-            Reason::ReplicasReady,
-            Reason::RolledOut,
-            Reason::RollingOut,
-            Reason::CredentialsAccepted,
-            Reason::Reachable,
-            Reason::VolumeReady,
-            Reason::Resizing,
-            Reason::CertificateReady,
-            Reason::ScaledToZero,
-            Reason::NameConflict,
-        ];
-        for reason in Reason::ALL {
-            let has_advice = advice(reason.as_str()).is_some();
-            assert_eq!(has_advice, !good_or_told.contains(reason), "{reason}");
-        }
+        let reported = reported(&json!([condition(kind, status, reason)]));
+        assert_eq!(reported[0]["reason"], reason);
+        reported[0]["result"].as_str().unwrap().to_owned()
     }
 }

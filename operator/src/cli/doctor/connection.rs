@@ -1,4 +1,4 @@
-//! Which cluster is asked, in whose name, and whether it answers.
+//! Connects to the API server of a cluster, and checks its response.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -20,7 +20,7 @@ const NEWEST: u32 = 36;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Which cluster.
+/// The arguments that select a cluster.
 #[derive(Debug, clap::Args)]
 pub(super) struct Connection {
     /// The kubeconfig. Absent: KUBECONFIG, ~/.kube/config, or the ServiceAccount of the Pod that this runs in
@@ -38,10 +38,10 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    /// Of what is asked for.
+    /// Returns the configuration of the selected cluster.
     ///
     /// # Errors
-    /// What was found where there is no such cluster.
+    /// The finding that there is no such cluster.
     pub(super) async fn config(&self) -> Result<Config, Finding> {
         let options = KubeConfigOptions {
             context: self.context.clone(),
@@ -61,7 +61,7 @@ impl Connection {
         };
         config.connect_timeout = Some(CONNECT_TIMEOUT);
         config.read_timeout = Some(ANSWER_TIMEOUT);
-        // Whoever asks a doctor wants an answer, not the third attempt at one.
+        // A user waits for the result: no retries.
         config.default_retry = false;
         if let Some(user) = &self.user {
             config = in_the_name_of(config, user, &self.groups);
@@ -70,14 +70,14 @@ impl Connection {
     }
 }
 
-/// No cluster can be asked.
+/// Returns the finding that no cluster is configured.
 pub(super) fn unknown(error: &dyn std::error::Error) -> Finding {
-    let message = format!("can't tell which cluster to look at: {error}");
+    let message = format!("no cluster configured: {error}");
     Finding::problem(Check::ApiServer, Class::Cluster, "kubeconfig", message)
         .advice("set --kubeconfig or KUBECONFIG, choose a --context that is in it, or run in a Pod with a ServiceAccount")
 }
 
-/// The same cluster, asked by someone else.
+/// Returns the configuration with another user.
 pub(super) fn in_the_name_of(mut config: Config, user: &str, groups: &[String]) -> Config {
     config.auth_info.impersonate = Some(user.to_owned());
     config.auth_info.impersonate_groups = (!groups.is_empty()).then(|| groups.to_vec());
@@ -92,20 +92,20 @@ pub(super) async fn check(client: &Client, address: &str) -> Result<Finding, Fin
     match client.apiserver_version().await {
         Ok(info) => Ok(version(address, &info)),
         Err(kube::Error::Api(status)) if status.code == 401 => {
-            let message = "does not take the credentials of the kubeconfig";
+            let message = "rejects the credentials of the kubeconfig";
             Err(
                 Finding::problem(Check::ApiServer, Class::Cluster, address, message).advice(
                     "log in again, or choose another context (kubectl config get-contexts, --context)",
                 ),
             )
         }
-        // Whoever may not ask for the version may still ask for the rest.
+        // A user without permission for the version may have others.
         Err(kube::Error::Api(status)) if status.is_forbidden() => {
-            let message = format!("does not tell its version: {}", status.message);
+            let message = format!("version not readable: {}", status.message);
             Ok(Finding::warning(Check::ApiServer, address, message))
         }
         Err(error) => {
-            let message = format!("does not answer: {}", error_message(&error));
+            let message = format!("no response: {}", error_message(&error));
             Err(Finding::problem(Check::ApiServer, Class::Cluster, address, message).advice(
                 "is it the right cluster (kubectl config current-context, --context, --kubeconfig), and is there a way to \
                  it (VPN, firewall, proxy)?",
@@ -123,19 +123,19 @@ fn version(address: &str, info: &Info) -> Finding {
         .parse::<u32>();
     match (info.major.as_str(), minor) {
         ("1", Ok(minor)) if minor < OLDEST => {
-            let message = format!("{known} is older than the oldest that is supported, 1.{OLDEST}");
+            let message = format!("{known} is older than 1.{OLDEST}, the oldest supported version");
             Finding::problem(Check::ApiServer, Class::Cluster, address, message)
-                .advice("upgrade the cluster: older API servers drop or refuse fields that the operator sets")
+                .advice("upgrade the cluster: older API servers drop or reject fields that the operator sets")
         }
         ("1", Ok(minor)) if minor > NEWEST => {
-            let message = format!("{known} is newer than what this version was tested with, 1.{NEWEST}");
+            let message = format!("{known} is newer than 1.{NEWEST}, the newest tested version");
             Finding::warning(Check::ApiServer, address, message)
         }
         ("1", Ok(_)) => Finding::ok(Check::ApiServer, address, known),
         _ => Finding::warning(
             Check::ApiServer,
             address,
-            format!("{known} is of no version that is known here"),
+            format!("{known} has an unknown version"),
         ),
     }
 }

@@ -1,4 +1,4 @@
-//! Whether the cluster knows the kind as this program does.
+//! Compares the CRD of the cluster with the one of this program.
 
 use std::collections::BTreeMap;
 
@@ -16,12 +16,12 @@ use super::{
 };
 use crds::RegistryMirror;
 
-/// How many fields a message names.
+/// The maximum number of fields in a message.
 const NAMED: usize = 5;
 const ADVICE: &str = "registry-mirror crd | kubectl apply --server-side --force-conflicts -f -, or helm upgrade with \
                       crds.enabled=true";
 
-/// Looks at the definition; where that is not allowed, at what the API server tells everyone of the kind.
+/// Checks the CRD or, without permission to read it, the schema that the API server publishes.
 pub(super) async fn check(client: &Client) -> Finding {
     let name = RegistryMirror::crd_name();
     let definitions: Api<CustomResourceDefinition> = Api::all(client.clone());
@@ -30,7 +30,7 @@ pub(super) async fn check(client: &Client) -> Finding {
         Ok(Some(live)) if !is_crd_established().matches_object(Some(&live)) => {
             let message = "is installed, but not served yet";
             Finding::problem(Check::Definition, Class::Cluster, name, message)
-                .advice(format!("kubectl describe crd {name} says what it waits for"))
+                .advice(format!("kubectl describe crd {name} has the cause"))
         }
         Ok(Some(live)) => compared(name, &schema_of(&live), &schema_of(&crds::crd())),
         Err(kube::Error::Api(status)) if status.is_forbidden() => published(client, name).await,
@@ -44,12 +44,12 @@ fn missing(name: &str) -> Finding {
 }
 
 fn unknown(name: &str, error: &kube::Error) -> Finding {
-    let message = format!("can't be looked at: {}", error_message(error));
+    let message = format!("not readable: {}", error_message(error));
     Finding::problem(Check::Definition, Class::Cluster, name, message)
-        .advice("try again once the API server is well")
+        .advice("try again once the API server works")
 }
 
-/// The fields that the API server publishes, without the rules about them.
+/// Compares the fields that the API server publishes, which have no rules.
 async fn published(client: &Client, name: &str) -> Finding {
     let path = format!("/openapi/v3/apis/{}", RegistryMirror::api_version(&()));
     let document = async {
@@ -76,9 +76,8 @@ async fn published(client: &Client, name: &str) -> Finding {
     let own = schema_of(&crds::crd());
     match theirs {
         None => missing(name),
-        Some(theirs) => differences(name, &fields(theirs), &fields(&own)).unwrap_or_else(|| {
-            Finding::ok(Check::Definition, name, "has the fields that this version knows")
-        }),
+        Some(theirs) => differences(name, &fields(theirs), &fields(&own))
+            .unwrap_or_else(|| Finding::ok(Check::Definition, name, "has the fields of this version")),
     }
 }
 
@@ -87,10 +86,10 @@ fn compared(name: &str, theirs: &Value, own: &Value) -> Finding {
         return finding;
     }
     if bare(theirs) != bare(own) {
-        let message = "has the fields of this version, but checks them by other rules";
+        let message = "has the fields of this version with other rules";
         return Finding::problem(Check::Definition, Class::Cluster, name, message).advice(ADVICE);
     }
-    Finding::ok(Check::Definition, name, "is that of this version")
+    Finding::ok(Check::Definition, name, "matches this version")
 }
 
 fn differences(
@@ -109,14 +108,14 @@ fn differences(
         .map(|(path, _)| path.as_str())
         .collect();
     if !altered.is_empty() {
-        let message = format!("is of another version: of another type is {}", listed(&altered));
+        let message = format!("is of another version: other type of {}", listed(&altered));
         return Some(Finding::problem(Check::Definition, Class::Cluster, name, message).advice(ADVICE));
     }
     let newer = missing_in(own, theirs);
     (!newer.is_empty()).then(|| {
         let message = format!("is newer than this version: it also has {}", listed(&newer));
         Finding::warning(Check::Definition, name, message)
-            .advice("use the registry-mirror of the version that runs in the cluster")
+            .advice("use the registry-mirror of the version that the cluster runs")
     })
 }
 
@@ -133,7 +132,7 @@ fn listed(paths: &[&str]) -> String {
     }
 }
 
-/// The schema of the version that this program speaks; null if it is not served.
+/// Returns the schema of this program's API version; null if it is not served.
 fn schema_of(definition: &CustomResourceDefinition) -> Value {
     let mut versions = definition.spec.versions.iter();
     let version = versions.find(|version| version.name == RegistryMirror::version(&()) && version.served);
@@ -143,7 +142,7 @@ fn schema_of(definition: &CustomResourceDefinition) -> Value {
         .unwrap_or_default()
 }
 
-/// Every field of spec and status, with its type.
+/// Returns every field of spec and status, with its type.
 fn fields(schema: &Value) -> BTreeMap<String, String> {
     let mut found = BTreeMap::new();
     for part in ["spec", "status"] {
@@ -163,7 +162,7 @@ fn collect(schema: &Value, path: &str, found: &mut BTreeMap<String, String>) {
     }
 }
 
-/// The schema without what explains it.
+/// Returns the schema without descriptions.
 fn bare(schema: &Value) -> Value {
     match schema {
         Value::Object(fields) => {
@@ -184,7 +183,7 @@ mod tests {
         schema_of(&crds::crd())
     }
 
-    fn told(theirs: &Value) -> String {
+    fn reported(theirs: &Value) -> String {
         serde_json::to_string(&compared("d", theirs, &own())).unwrap()
     }
 
@@ -192,31 +191,31 @@ mod tests {
     fn an_equal_definition_is_fine_whatever_it_explains() {
         let mut theirs = own();
         theirs["properties"]["spec"]["description"] = "in other words".into();
-        assert!(told(&theirs).contains(r#""result":"ok""#));
+        assert!(reported(&theirs).contains(r#""result":"ok""#));
     }
 
     #[test]
-    fn what_an_older_definition_lacks_is_named() {
+    fn older_crd_missing_fields_are_named() {
         let mut theirs = own();
         let spec = theirs["properties"]["spec"]["properties"]
             .as_object_mut()
             .unwrap();
         spec.remove("paused");
-        let told = told(&theirs);
+        let reported = reported(&theirs);
         assert!(
-            told.contains("older") && told.contains("has no spec.paused\""),
-            "{told}"
+            reported.contains("older") && reported.contains("has no spec.paused\""),
+            "{reported}"
         );
     }
 
     #[test]
-    fn what_a_newer_definition_has_is_no_problem() {
+    fn newer_crd_is_a_warning() {
         let mut theirs = own();
         theirs["properties"]["spec"]["properties"]["colour"] = serde_json::json!({"type": "string"});
-        let told = told(&theirs);
+        let reported = reported(&theirs);
         assert!(
-            told.contains("warning") && told.contains("also has spec.colour"),
-            "{told}"
+            reported.contains("warning") && reported.contains("also has spec.colour"),
+            "{reported}"
         );
     }
 
@@ -224,6 +223,6 @@ mod tests {
     fn other_rules_are_noticed() {
         let mut theirs = own();
         theirs["properties"]["spec"]["properties"]["replicas"]["maximum"] = 3.into();
-        assert!(told(&theirs).contains("by other rules"));
+        assert!(reported(&theirs).contains("with other rules"));
     }
 }

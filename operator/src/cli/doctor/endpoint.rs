@@ -1,4 +1,4 @@
-//! Whether a mirror answers: from here, and else from the API server.
+//! Checks the endpoint of a mirror, from this machine and else through the API server.
 
 use std::time::Duration;
 
@@ -19,10 +19,10 @@ use crate::names;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What a registry says that it is (distribution-spec, "Determining Support", and registries before it).
+/// The header by which a registry identifies itself (distribution-spec, "Determining Support", and earlier registries).
 const REGISTRY: (&str, &str) = ("docker-distribution-api-version", "registry/2.0");
 
-/// What answered.
+/// The response of an endpoint.
 struct EndpointResponse {
     code: StatusCode,
     /// It said that it is a registry: an address of the cluster's may lead to something else from here.
@@ -44,7 +44,7 @@ pub(super) async fn check(client: &Client, subject: &str, mirror: &RegistryMirro
     let url = &endpoint.url;
     let directly = match asked(client, mirror, endpoint).await {
         Ok(answer) if answer.is_registry => return answered(subject, url, &answer),
-        Ok(answer) => format!("what answers there is no registry, {}", answer.code),
+        Ok(answer) => format!("the server there is no registry, {}", answer.code),
         Err(error) => error,
     };
     not_from_here(
@@ -57,21 +57,21 @@ pub(super) async fn check(client: &Client, subject: &str, mirror: &RegistryMirro
 
 fn answered(subject: &str, url: &str, answer: &EndpointResponse) -> Finding {
     match answer.code {
-        StatusCode::OK => Finding::ok(Check::Endpoint, subject, format!("{url} answers")),
+        StatusCode::OK => Finding::ok(Check::Endpoint, subject, format!("{url} responds")),
         StatusCode::UNAUTHORIZED => Finding::ok(
             Check::Endpoint,
             subject,
-            format!("{url} answers, and asks for a password"),
+            format!("{url} responds and requires a password"),
         ),
         code => {
-            let message = format!("{url}/v2/ answers with {code}");
+            let message = format!("{url}/v2/ responds with {code}");
             Finding::problem(Check::Endpoint, Class::Other, subject, message)
-                .advice("kubectl logs of the mirror's Pods say what they were asked, and why they answer so")
+                .advice("kubectl logs of the mirror's Pods have the requests and the cause")
         }
     }
 }
 
-/// That this machine can't reach an address of the cluster's says little about the mirror.
+/// Returns the finding about an address that this machine can't reach, which says little about the mirror.
 fn not_from_here(
     subject: &str,
     url: &str,
@@ -80,18 +80,17 @@ fn not_from_here(
 ) -> Finding {
     let message = match through_api_server {
         Ok(answer) if answer.is_good() => {
-            format!("{url} can't be reached from here ({directly}), but the API server reaches the mirror")
+            format!("{url} not reachable from here ({directly}), but reachable from the API server")
         }
         Ok(answer) => format!(
-            "{url} can't be reached from here ({directly}), and through the API server the answer is {}",
+            "{url} not reachable from here ({directly}), and the response through the API server is {}",
             answer.code
         ),
         Err(error) => format!(
-            "{url} can't be reached from here ({directly}), nor could the API server be asked to try: {error}"
+            "{url} not reachable from here ({directly}), and not checked through the API server: {error}"
         ),
     };
-    Finding::warning(Check::Endpoint, subject, message)
-        .advice("it is for nodes to reach: curl it on one of them")
+    Finding::warning(Check::Endpoint, subject, message).advice("curl it on a node: nodes have to reach it")
 }
 
 async fn asked(
@@ -110,7 +109,7 @@ async fn asked(
     answer(&anonymous, "/v2/").await
 }
 
-/// What clients have to trust.
+/// Returns the CA certificates that clients trust.
 async fn authority(client: &Client, mirror: &RegistryMirror, map: &str) -> Result<Vec<Vec<u8>>, String> {
     let maps: Api<ConfigMap> = Api::namespaced(client.clone(), &mirror.namespace().unwrap_or_default());
     let map = maps.get(map).await.map_err(|error| error_message(&error))?;
@@ -121,7 +120,7 @@ async fn authority(client: &Client, mirror: &RegistryMirror, map: &str) -> Resul
     CertificateDer::pem_slice_iter(pem.as_bytes())
         .map(|certificate| certificate.map(|der| der.to_vec()))
         .collect::<Result<_, _>>()
-        .map_err(|error| format!("its authority can't be read: {error}"))
+        .map_err(|error| format!("its CA certificates are not readable: {error}"))
 }
 
 async fn through_the_api_server(
@@ -149,6 +148,6 @@ async fn answer(client: &Client, path: &str) -> Result<EndpointResponse, String>
             })
         }
         Ok(Err(error)) => Err(error_message(&error)),
-        Err(_) => Err(format!("no answer within {} s", ANSWER_TIMEOUT.as_secs())),
+        Err(_) => Err(format!("no response within {} s", ANSWER_TIMEOUT.as_secs())),
     }
 }

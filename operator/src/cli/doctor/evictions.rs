@@ -1,4 +1,4 @@
-//! Whether a mirror's Pods can ever be evicted: a node that can't be drained is found out at the worst time.
+//! Checks that the Pods of a mirror can be evicted, so that nodes can be drained.
 
 use crds::RegistryMirror;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
@@ -14,22 +14,22 @@ use super::{
 };
 use crate::names;
 
-/// Looks at every budget of the mirror's namespace that is about its Pods.
+/// Checks every PodDisruptionBudget that selects the mirror's Pods.
 pub(super) async fn check(client: &Client, subject: &str, mirror: &RegistryMirror) -> Vec<Finding> {
     let namespace = mirror.namespace().unwrap_or_default();
     let budgets: Api<PodDisruptionBudget> = Api::namespaced(client.clone(), &namespace);
     match budgets.list(&ListParams::default()).await {
-        Ok(budgets) => of(subject, mirror, &budgets.items),
-        // Who may not see budgets may still see the rest.
+        Ok(budgets) => findings(subject, mirror, &budgets.items),
+        // A user without permission for budgets may have others.
         Err(kube::Error::Api(status)) if status.code == 403 => Vec::new(),
         Err(error) => {
-            let message = format!("PodDisruptionBudgets can't be listed: {}", error_message(&error));
+            let message = format!("PodDisruptionBudgets not listed: {}", error_message(&error));
             vec![Finding::warning(Check::Risk, subject, message)]
         }
     }
 }
 
-fn of(subject: &str, mirror: &RegistryMirror, budgets: &[PodDisruptionBudget]) -> Vec<Finding> {
+fn findings(subject: &str, mirror: &RegistryMirror, budgets: &[PodDisruptionBudget]) -> Vec<Finding> {
     let mut labels = mirror.spec.pod.labels.clone();
     labels.extend(names::labels(&mirror.name_any()));
     let about_it = |budget: &&PodDisruptionBudget| {
@@ -42,7 +42,7 @@ fn of(subject: &str, mirror: &RegistryMirror, budgets: &[PodDisruptionBudget]) -
     blocking.map(|budget| finding(subject, budget)).collect()
 }
 
-/// Whether it lets none go even when all are well.
+/// Returns whether a budget allows no eviction although all Pods are healthy.
 fn blocks(budget: &PodDisruptionBudget) -> bool {
     budget
         .status
@@ -52,13 +52,14 @@ fn blocks(budget: &PodDisruptionBudget) -> bool {
 
 fn finding(subject: &str, budget: &PodDisruptionBudget) -> Finding {
     let message = format!(
-        "PodDisruptionBudget {} asks for all of its Pods at any time: none is ever evicted, and a node that has one can't \
-         be drained",
+        "PodDisruptionBudget {} allows no eviction of the mirror's Pods, and a node with one can't be drained",
         budget.name_any()
     );
     Finding::warning(Check::Risk, subject, message)
         .reason("evictions-blocked")
-        .advice("delete it, or let it have maxUnavailable 1: the operator makes one of its own for more than one replica")
+        .advice(
+            "delete it, or set maxUnavailable to 1: the operator creates its own for more than one replica",
+        )
 }
 
 #[cfg(test)]
@@ -84,7 +85,7 @@ mod tests {
     #[test_case(&json!({"app.kubernetes.io/instance": "other"}), 2, 2 => 0; "it is about another mirror")]
     #[test_case(&json!({"team": "a"}), 1, 1 => 1; "by a label of the spec")]
     #[test_case(&json!({}), 3, 3 => 1; "it is about every Pod")]
-    fn a_budget_that_lets_no_pod_go_is_told(labels: &Value, desired: i32, expected: i32) -> usize {
+    fn budget_without_evictions_is_reported(labels: &Value, desired: i32, expected: i32) -> usize {
         let budget = serde_json::from_value(json!({
             "metadata": {"name": "strict"},
             "spec": {"selector": {"matchLabels": labels}},
@@ -94,6 +95,6 @@ mod tests {
             },
         }))
         .unwrap();
-        of("mirrors/hub", &mirror(), &[budget]).len()
+        findings("mirrors/hub", &mirror(), &[budget]).len()
     }
 }

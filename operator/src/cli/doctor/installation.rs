@@ -17,14 +17,14 @@ const VERSION: &str = "app.kubernetes.io/version";
 /// The default of `--lease-name`.
 pub(super) const LEASE: &str = "registry-mirror";
 
-/// What an operator was told.
+/// An installed operator.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Installation {
-    /// Where it is.
+    /// The namespace.
     pub(super) namespace: String,
     /// Its Deployment.
     pub(super) name: String,
-    /// What it runs as.
+    /// The ServiceAccount.
     pub(super) account: String,
     /// Its Lease, `NAMESPACE/NAME`, which is its name among operators.
     pub(super) lease: String,
@@ -37,7 +37,7 @@ pub(super) struct Installation {
 }
 
 impl Installation {
-    /// Whether it looks after a namespace.
+    /// Returns whether the operator covers a namespace.
     pub(super) fn covers(&self, namespace: &str) -> bool {
         self.namespaces.is_empty() || self.namespaces.iter().any(|covered| covered == namespace)
     }
@@ -169,7 +169,7 @@ fn finding(deployment: &Deployment) -> Finding {
         .unwrap_or(1);
     let status = deployment.status.clone().unwrap_or_default();
     if wanted == 0 {
-        let message = "is scaled to zero: mirrors serve on, but nobody looks after them";
+        let message = "is scaled to zero: mirrors serve, but no operator reconciles them";
         return Finding::problem(Check::Operator, Class::Cluster, subject, message).advice(format!(
             "kubectl scale deployment/{name} --namespace {namespace} --replicas=1"
         ));
@@ -182,7 +182,7 @@ fn finding(deployment: &Deployment) -> Finding {
             said.unwrap_or_else(|| "no Pod runs yet".to_owned())
         );
         return Finding::problem(Check::Operator, Class::Cluster, subject, message).advice(format!(
-            "kubectl describe pod --namespace {namespace} -l {SELECTOR}, and kubectl logs, say why"
+            "kubectl describe pod --namespace {namespace} -l {SELECTOR}, and kubectl logs, have the cause"
         ));
     }
     match deployment.labels().get(VERSION) {
@@ -192,7 +192,7 @@ fn finding(deployment: &Deployment) -> Finding {
                 env!("CARGO_PKG_VERSION")
             );
             Finding::warning(Check::Operator, subject, message)
-                .advice("what is said here of definition and files holds for this version")
+                .advice("findings about the CRD and the files hold for this version")
         }
         _ => Finding::ok(Check::Operator, subject, "is ready"),
     }
@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_operator_was_told_is_read_from_its_arguments() {
+    fn installation_is_read_from_arguments() {
         let found = installation(&deployment(1, 1, "1"));
         assert_eq!(found.server_image.as_deref(), Some("r.example/m:1"));
         assert_eq!((found.account.as_str(), found.namespaces.len()), ("rm", 2));
@@ -264,11 +264,11 @@ mod tests {
 
     #[test]
     fn an_operator_that_does_not_work_is_a_problem() {
-        let told = |deployment| serde_json::to_string(&finding(&deployment)).unwrap();
+        let reported = |deployment| serde_json::to_string(&finding(&deployment)).unwrap();
         let version = env!("CARGO_PKG_VERSION");
-        assert!(told(deployment(0, 0, version)).contains("scaled to zero"));
-        assert!(told(deployment(1, 0, version)).contains("no Pod runs yet"));
-        assert!(told(deployment(1, 1, version)).contains(r#""result":"ok""#));
-        assert!(told(deployment(1, 1, "9.9")).contains(r#""result":"warning""#));
+        assert!(reported(deployment(0, 0, version)).contains("scaled to zero"));
+        assert!(reported(deployment(1, 0, version)).contains("no Pod runs yet"));
+        assert!(reported(deployment(1, 1, version)).contains(r#""result":"ok""#));
+        assert!(reported(deployment(1, 1, "9.9")).contains(r#""result":"warning""#));
     }
 }

@@ -18,22 +18,22 @@ use crate::{
     warnings,
 };
 
-/// How many mirrors are looked at, at a time.
+/// The maximum number of mirrors that are checked at the same time.
 const AT_A_TIME: usize = 8;
-/// How many are asked for at a time.
+/// The number of mirrors in a page of a list.
 const PAGE: u32 = 500;
 
-/// Looks at every mirror of a scope.
+/// Checks every mirror of a scope.
 pub(super) async fn check(client: &Client, scope: &Scope, installations: &[Installation]) -> Vec<Finding> {
     let mirrors = match list(client, scope).await {
         Ok(mirrors) => mirrors,
         // The definition's own finding says it.
         Err(kube::Error::Api(status)) if status.code == 404 => return Vec::new(),
         Err(error) => {
-            let message = format!("RegistryMirrors can't be listed: {}", error_message(&error));
+            let message = format!("RegistryMirrors not listed: {}", error_message(&error));
             return vec![
                 Finding::problem(Check::Mirror, Class::Cluster, place(scope), message)
-                    .advice("ask for a namespace whose mirrors you may view (-n)"),
+                    .advice("choose a namespace whose mirrors you may view (-n)"),
             ];
         }
     };
@@ -41,7 +41,7 @@ pub(super) async fn check(client: &Client, scope: &Scope, installations: &[Insta
         return vec![Finding::ok(
             Check::Mirror,
             place(scope),
-            "there is no RegistryMirror",
+            "no RegistryMirror found",
         )];
     }
     let findings = stream::iter(mirrors).map(|mirror| of_stored(client, mirror, installations));
@@ -78,10 +78,10 @@ async fn of_stored(client: &Client, stored: StoredMirror, installations: &[Insta
             let metadata = &invalid.metadata;
             let part = |part: &Option<String>| part.clone().unwrap_or_default();
             let subject = format!("{}/{}", part(&metadata.namespace), part(&metadata.name));
-            let message = format!("the stored object can't be read: {}", invalid.error);
+            let message = format!("stored object not readable: {}", invalid.error);
             vec![
                 Finding::problem(Check::Mirror, Class::Spec, subject, message)
-                    .advice("apply it again in the form of the present version"),
+                    .advice("apply it again in the form of the installed version"),
             ]
         }
     }
@@ -93,7 +93,7 @@ async fn of_mirror(client: &Client, mirror: &RegistryMirror, installations: &[In
     let mut findings = Vec::new();
     let operator = installations.iter().find(|operator| operator.covers(&namespace));
     if operator.is_none() && !installations.is_empty() {
-        let message = "no operator that was found looks after its namespace";
+        let message = "no operator covers its namespace";
         findings.push(
             Finding::problem(Check::Mirror, Class::Cluster, &subject, message)
                 .advice("add the namespace to watchNamespaces of the chart"),
@@ -114,7 +114,7 @@ async fn of_mirror(client: &Client, mirror: &RegistryMirror, installations: &[In
     findings
 }
 
-/// Whether the files for nodes are there, and what this version makes of the spec and the Service's address.
+/// Checks that the files for nodes exist and match the spec and the address of the Service.
 async fn nodes(client: &Client, subject: &str, mirror: &RegistryMirror) -> Option<Finding> {
     if mirror.spec.node_configuration.mode == NodeConfigurationMode::None {
         return None;
@@ -124,16 +124,16 @@ async fn nodes(client: &Client, subject: &str, mirror: &RegistryMirror) -> Optio
     let maps: Api<ConfigMap> = Api::namespaced(client.clone(), &namespace);
     let services: Api<Service> = Api::namespaced(client.clone(), &namespace);
     let unknown = |what: &str, error: &kube::Error| {
-        let message = format!("{what} can't be looked at: {}", error_message(error));
+        let message = format!("{what} not readable: {}", error_message(error));
         Some(Finding::warning(Check::Nodes, subject, message))
     };
     let published = match maps.get_opt(&map).await {
         Ok(Some(published)) => published.data.unwrap_or_default(),
         Ok(None) => {
-            let message = format!("there is no ConfigMap {map} with files for nodes");
+            let message = format!("ConfigMap {map} with files for nodes not found");
             let finding = Finding::problem(Check::Nodes, Class::Other, subject, message);
             return Some(
-                finding.advice("the operator makes it once the mirror is accepted and has an address"),
+                finding.advice("the operator creates it once the mirror is accepted and has an address"),
             );
         }
         Err(error) => return unknown(&format!("ConfigMap {map}"), &error),
@@ -154,12 +154,11 @@ async fn nodes(client: &Client, subject: &str, mirror: &RegistryMirror) -> Optio
         return Some(Finding::ok(Check::Nodes, subject, message));
     }
     let message = format!(
-        "ConfigMap {map} is not what spec and address come to: {}",
+        "ConfigMap {map} does not match spec and address: {}",
         stale.join(", ")
     );
     Some(
-        Finding::problem(Check::Nodes, Class::Other, subject, message).advice(
-            "the operator mends it, if it is of this version and runs; give nodes the files again then",
-        ),
+        Finding::problem(Check::Nodes, Class::Other, subject, message)
+            .advice("an operator of this version corrects it; give nodes the files again afterwards"),
     )
 }

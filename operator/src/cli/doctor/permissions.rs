@@ -1,4 +1,4 @@
-//! Whether the operator may do what it has to, as the API server decides it.
+//! Checks the RBAC permissions of the operator with the API server.
 
 use std::collections::BTreeMap;
 
@@ -16,15 +16,15 @@ use super::{
 };
 use crate::rbac::{LEASE_CREATION, ON_MIRRORS, ON_THE_LEASE, Rule};
 
-/// How many questions are asked at a time.
+/// The maximum number of access reviews at the same time.
 const AT_A_TIME: usize = 8;
 
-/// Whose rights are looked at, and where.
-struct Asked {
+/// The user whose permissions are checked.
+struct Checked {
     client: Client,
     /// A name for messages.
     who: String,
-    /// Where mirrors are; empty: everywhere.
+    /// The namespaces of mirrors; empty: all.
     namespaces: Vec<String>,
     /// The Lease, as namespace and name.
     lease: (String, String),
@@ -52,7 +52,7 @@ pub(super) async fn check(
                 (config.default_namespace.clone(), installation::LEASE.to_owned()),
             ),
         };
-        return findings(&Asked {
+        return findings(&Checked {
             client,
             who,
             namespaces,
@@ -74,7 +74,7 @@ pub(super) async fn check(
             Ok(client) => {
                 let (namespaces, lease) = (operator.namespaces.clone(), operator.lease_parts());
                 found.extend(
-                    findings(&Asked {
+                    findings(&Checked {
                         client,
                         who,
                         namespaces,
@@ -108,17 +108,17 @@ pub(super) async fn whoami(client: &Client) -> kube::Result<String> {
 }
 
 fn failed(who: &str, error: &kube::Error) -> Finding {
-    let message = format!("can't be asked for: {}", error_message(error));
+    let message = format!("not checked: {}", error_message(error));
     Finding::problem(Check::Rights, Class::Cluster, who, message)
-        .advice("try again once the API server is well")
+        .advice("try again once the API server works")
 }
 
-async fn findings(asked: &Asked) -> Vec<Finding> {
-    let questions = questions(asked);
+async fn findings(checked: &Checked) -> Vec<Finding> {
+    let questions = questions(checked);
     let number = questions.len();
     let denied = stream::iter(questions)
         .map(|question| async move {
-            let allowed = allowed(&asked.client, &question).await?;
+            let allowed = allowed(&checked.client, &question).await?;
             Ok::<_, kube::Error>((!allowed).then_some(question))
         })
         .buffered(AT_A_TIME)
@@ -128,19 +128,19 @@ async fn findings(asked: &Asked) -> Vec<Finding> {
     match denied {
         Ok(denied) if denied.is_empty() => {
             let message = format!(
-                "has all {number} rights that the operator needs {}",
-                scope(&asked.namespaces)
+                "has all {number} permissions that the operator needs {}",
+                scope(&checked.namespaces)
             );
-            vec![Finding::ok(Check::Rights, &asked.who, message)]
+            vec![Finding::ok(Check::Rights, &checked.who, message)]
         }
-        Ok(denied) => denials(&asked.who, &denied),
+        Ok(denied) => denials(&checked.who, &denied),
         Err(kube::Error::Api(status)) if status.is_forbidden() => {
-            let message = format!("can't be asked for: {}", status.message);
-            vec![Finding::warning(Check::Rights, &asked.who, message).advice(
-                "ask as someone who may impersonate the operator's ServiceAccount, or use helm test, which asks as it",
+            let message = format!("not checked: {}", status.message);
+            vec![Finding::warning(Check::Rights, &checked.who, message).advice(
+                "run it as a user that may impersonate the operator's ServiceAccount, or run helm test",
             )]
         }
-        Err(error) => vec![failed(&asked.who, &error)],
+        Err(error) => vec![failed(&checked.who, &error)],
     }
 }
 
@@ -151,18 +151,18 @@ fn scope(namespaces: &[String]) -> String {
     }
 }
 
-fn questions(asked: &Asked) -> Vec<ResourceAttributes> {
+fn questions(checked: &Checked) -> Vec<ResourceAttributes> {
     let mut questions = Vec::new();
     let everywhere = [String::new()];
-    let namespaces = if asked.namespaces.is_empty() {
+    let namespaces = if checked.namespaces.is_empty() {
         &everywhere[..]
     } else {
-        &asked.namespaces
+        &checked.namespaces
     };
     for namespace in namespaces {
         questions.extend(ON_MIRRORS.iter().flat_map(|rule| of_rule(rule, namespace)));
     }
-    let (home, lease) = &asked.lease;
+    let (home, lease) = &checked.lease;
     let named = ON_THE_LEASE.iter().flat_map(|rule| of_rule(rule, home));
     questions.extend(named.map(|question| ResourceAttributes {
         name: Some(lease.clone()),
@@ -172,7 +172,7 @@ fn questions(asked: &Asked) -> Vec<ResourceAttributes> {
     questions
 }
 
-/// An empty namespace means all of them.
+/// Returns the access reviews of a rule in a namespace; an empty one means all.
 fn of_rule<'a>(rule: &'a Rule, namespace: &'a str) -> impl Iterator<Item = ResourceAttributes> {
     rule.resources.iter().flat_map(move |resource| {
         let (resource, subresource) = match resource.split_once('/') {
@@ -203,7 +203,7 @@ async fn allowed(client: &Client, question: &ResourceAttributes) -> kube::Result
     Ok(answer.status.is_some_and(|status| status.allowed))
 }
 
-/// One for each resource, with the verbs.
+/// Returns a finding for each resource, with the denied verbs.
 fn denials(who: &str, denied: &[ResourceAttributes]) -> Vec<Finding> {
     let mut verbs = BTreeMap::<(String, String), Vec<&str>>::new();
     for question in denied {
@@ -226,7 +226,7 @@ fn denials(who: &str, denied: &[ResourceAttributes]) -> Vec<Finding> {
         .collect()
 }
 
-/// As kubectl names it.
+/// Returns the name of a resource in the form of kubectl.
 fn resource(question: &ResourceAttributes) -> String {
     let part = |part: &Option<String>| part.clone().unwrap_or_default();
     let (group, mut name) = (part(&question.group), part(&question.resource));
@@ -244,14 +244,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_denied_is_told_by_resource_and_verb() {
+    fn denied_verbs_are_grouped_by_resource() {
         let rule = Rule {
             group: "apps",
             resources: &["deployments/scale"],
             verbs: &["get", "patch"],
         };
         let denied: Vec<_> = of_rule(&rule, "a").chain(of_rule(&rule, "")).collect();
-        let told: Vec<_> = denials("ann", &denied)
+        let reported: Vec<_> = denials("ann", &denied)
             .iter()
             .map(|finding| {
                 serde_json::to_value(finding).unwrap()["message"]
@@ -261,7 +261,7 @@ mod tests {
             })
             .collect();
         assert_eq!(
-            told,
+            reported,
             [
                 "may not get, patch deployments.apps/scale in every namespace",
                 "may not get, patch deployments.apps/scale in a"

@@ -1,4 +1,4 @@
-//! What was found, for people and for machines.
+//! The report of findings, for people and for programs.
 
 use std::{
     fmt,
@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use crate::cli::Failure;
 
-/// How a report is printed.
+/// The format of a report.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub(super) enum Output {
     /// For people
@@ -22,27 +22,27 @@ pub(super) enum Output {
     Yaml,
 }
 
-/// What was looked at.
+/// The subject of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum Check {
-    /// Whether it answers, and its version.
+    /// The API server and its version.
     ApiServer,
     /// The kind `RegistryMirror`.
     Definition,
     /// The operator's Deployment.
     Operator,
-    /// What it may do.
+    /// The RBAC permissions of the operator.
     Rights,
-    /// The limits of what specs may ask for, and of what it may write.
+    /// The policies for specs and for the operator's writes.
     Policy,
-    /// What a mirror's status says.
+    /// The status of a mirror.
     Mirror,
-    /// Whether a mirror answers.
+    /// The endpoint of a mirror.
     Endpoint,
     /// The files that it publishes for nodes.
     Nodes,
-    /// What its spec allows to go wrong.
+    /// A warning about a valid spec.
     Risk,
 }
 
@@ -62,7 +62,7 @@ impl Check {
     }
 }
 
-/// How it stands with it.
+/// The severity of a finding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Severity {
@@ -70,7 +70,7 @@ pub(super) enum Severity {
     Ok,
     /// Worth a look; does not count for the exit code.
     Warning,
-    /// To be mended.
+    /// A problem that has to be fixed.
     Problem,
 }
 
@@ -84,12 +84,12 @@ impl Severity {
     }
 }
 
-/// What kind of thing is to be mended, least pressing first: the exit codes that every command shares.
+/// The class of a problem in ascending severity, with the exit codes that all commands share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Class {
     /// Anything else.
     Other,
-    /// What a spec refers to.
+    /// An object that a spec names.
     Reference,
     /// A spec.
     Spec,
@@ -97,7 +97,7 @@ pub(super) enum Class {
     Cluster,
 }
 
-/// One thing that was looked at.
+/// The finding of a check.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Finding {
     check: Check,
@@ -147,7 +147,7 @@ impl Finding {
         }
     }
 
-    /// What to do about it.
+    /// Adds the action.
     pub(super) fn advice(self, advice: impl fmt::Display) -> Self {
         Self {
             advice: Some(advice.to_string()),
@@ -164,7 +164,7 @@ impl Finding {
     }
 }
 
-/// All that was looked at.
+/// The report of all findings.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Report {
@@ -172,7 +172,7 @@ pub(super) struct Report {
     version: &'static str,
     problems: usize,
     warnings: usize,
-    /// What the process ends with.
+    /// The exit code of the process.
     exit_code: u8,
     findings: Vec<Finding>,
 }
@@ -196,7 +196,7 @@ impl Report {
         report
     }
 
-    /// Why the command fails, if there is something to be mended.
+    /// Returns the failure of the command, if there is a problem.
     pub(super) fn failure(&self) -> Option<Failure> {
         let problems = self
             .findings
@@ -277,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn the_exit_code_is_that_of_the_most_pressing_problem() {
+    fn exit_code_is_of_the_most_severe_class() {
         let warning = Finding::warning(Check::Risk, "a/hub", "may be");
         assert_eq!(code(vec![warning]), 0);
         assert_eq!(code(vec![problem(Class::Other)]), 1);
@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn people_read_a_line_a_finding_and_what_to_do_below() {
+    fn table_has_a_line_per_finding_and_advice() {
         insta::assert_snapshot!(printed(Output::Table), @r"
         RESULT   CHECK       SUBJECT           MESSAGE
         ok       api-server  https://10.0.0.1  is well
