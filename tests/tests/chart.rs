@@ -301,6 +301,9 @@ async fn renamed_value_is_refused_with_its_new_name() {
         let refused = helm.template(&[flag]).await.unwrap_err();
         assert!(refused.contains(expected), "{flag}: {refused}");
     }
+    // As the message advises.
+    let removed = "--set=upgrades.atATime=null,upgrades.patience=null";
+    helm.template(&[removed]).await.unwrap();
 }
 
 fn mirror(name: &str, storage: &Value) -> RegistryMirror {

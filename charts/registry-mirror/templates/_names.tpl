@@ -78,12 +78,12 @@ true
 {{- end -}}
 {{- end -}}
 
-{{/* Fails on values by their former names: (list PATH VALUES (dict OLD NEW)). */}}
+{{/* Fails on values by their former names, but null: (list PATH VALUES (dict OLD NEW)). */}}
 {{- define "registry-mirror.refuseRenamed" -}}
 {{- $path := index . 0 -}}
 {{- $values := index . 1 -}}
 {{- range $old, $new := index . 2 -}}
-{{- if hasKey $values $old -}}
+{{- if not (kindIs "invalid" (index $values $old)) -}}
 {{- printf "%s.%s is now %s.%s: set the new name and remove the old one from your values; --set %s.%s=null removes one that Helm reuses" $path $old $path $new $path $old | fail -}}
 {{- end -}}
 {{- end -}}
