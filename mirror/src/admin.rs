@@ -26,17 +26,17 @@ pub trait AdminState: Send + Sync + 'static {
     /// The reason why not.
     fn ready(&self) -> Result<(), String>;
 
-    /// The configured checks that fail, by name, with the reason.
+    /// Returns the configured checks that fail, by name, with the reason.
     fn unhealthy(&self) -> BTreeMap<String, String>;
 
-    /// The counters in the `OpenMetrics` text format.
+    /// Returns the counters in the `OpenMetrics` text format.
     fn metrics(&self) -> String;
 
-    /// All there is to know, but for counters and secrets.
+    /// Returns the status report, without counters and secrets.
     fn status(&self) -> Status;
 }
 
-/// The service. `metrics` is the path of the counters, if they are to be seen at all.
+/// Creates the service. `metrics` is the path of the counters; `None`: no counters.
 pub fn service<S: AdminState>(subject: Arc<S>, metrics: Option<&str>) -> Router {
     let mut router = Router::new()
         .route("/livez", get(async || "ok\n"))
@@ -57,7 +57,7 @@ async fn ready<S: AdminState>(State(subject): State<Arc<S>>) -> Response {
     }
 }
 
-/// As Distribution answers: 503 with what fails, else 200 and an empty object.
+/// Answers as Distribution does: 503 with the checks that fail, else 200 with an empty object.
 async fn health<S: AdminState>(State(subject): State<Arc<S>>) -> Response {
     let failing = subject.unhealthy();
     let code = if failing.is_empty() {

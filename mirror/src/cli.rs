@@ -89,7 +89,8 @@ impl Configuration {
         config::load(self.path.as_deref(), env::vars_os().filter_map(text))
     }
 
-    /// To start with: where the file is none that this version takes, the last good one beside it, with what is wrong.
+    /// Loads the configuration for a start. If this version does not know the file, loads the last good one next to it,
+    /// and reports the error.
     fn load_to_start(&self) -> Result<Started, config::Error> {
         match self.load() {
             Ok((config, notices)) => Ok((config, notices, None)),
@@ -110,7 +111,7 @@ impl Configuration {
 type Started = (Config, Vec<Notice>, Option<config::Error>);
 
 impl Cli {
-    /// The arguments of this process; ends it with help or a message where they are none.
+    /// Parses the arguments of this process; exits with help or an error if there is no command.
     pub fn read() -> Self {
         Self::parse()
     }

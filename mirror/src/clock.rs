@@ -38,12 +38,12 @@ struct Trusted {
 }
 
 impl Clock {
-    /// The system's clock.
+    /// Returns a clock that follows the system.
     pub fn system() -> Self {
         Self::default()
     }
 
-    /// A clock that is behind the system's.
+    /// Returns a clock that is behind the system.
     pub fn behind(by: Duration) -> Self {
         let clock = Self::default();
         let by = i64::try_from(by.as_millis()).unwrap_or(i64::MAX / 4);
@@ -51,7 +51,7 @@ impl Clock {
         clock
     }
 
-    /// The time now, to the millisecond.
+    /// Returns the current time in milliseconds.
     pub fn now(&self) -> Timestamp {
         let ms = Timestamp::now()
             .as_millisecond()

@@ -17,7 +17,7 @@ pub enum Algorithm {
 }
 
 impl Algorithm {
-    /// The name before the colon.
+    /// Returns the name before the colon.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Sha256 => "sha256",
@@ -46,24 +46,24 @@ pub struct Digest {
 pub struct InvalidDigest;
 
 impl Digest {
-    /// The digest of these bytes.
+    /// Hashes these bytes.
     pub fn of(algorithm: Algorithm, bytes: &[u8]) -> Self {
         let mut hasher = Hasher::new(algorithm);
         hasher.update(bytes);
         hasher.finish()
     }
 
-    /// The hash function.
+    /// Returns the hash function.
     pub fn algorithm(&self) -> Algorithm {
         self.algorithm
     }
 
-    /// The part after the colon.
+    /// Returns the part after the colon.
     pub fn hex(&self) -> &str {
         &self.text[self.algorithm.as_str().len() + 1..]
     }
 
-    /// The whole, as in `Docker-Content-Digest`.
+    /// Returns the whole digest, as in `Docker-Content-Digest`.
     pub fn as_str(&self) -> &str {
         &self.text
     }
@@ -83,10 +83,10 @@ impl Hashed {
         Self { digest, bytes }
     }
 
-    /// These bytes, if they have this digest.
+    /// Hashes bytes and compares their digest with the expected one.
     ///
     /// # Errors
-    /// With the digest that they have.
+    /// The actual digest, if it differs.
     pub fn checked(digest: &Digest, bytes: Bytes) -> Result<Self, Digest> {
         let hashed = Self::of(digest.algorithm(), bytes);
         if hashed.digest == *digest {
@@ -101,7 +101,7 @@ impl Hashed {
         &self.digest
     }
 
-    /// The bytes.
+    /// Returns the bytes.
     pub fn bytes(&self) -> &Bytes {
         &self.bytes
     }
@@ -151,7 +151,7 @@ enum State {
 }
 
 impl Hasher {
-    /// A hasher that has seen nothing.
+    /// Creates a hasher.
     pub fn new(algorithm: Algorithm) -> Self {
         Self(match algorithm {
             Algorithm::Sha256 => State::Sha256(Sha256::new()),
@@ -167,7 +167,7 @@ impl Hasher {
         }
     }
 
-    /// The digest of all bytes taken.
+    /// Returns the digest of all bytes.
     pub fn finish(self) -> Digest {
         let (algorithm, hex) = match self.0 {
             State::Sha256(h) => (Algorithm::Sha256, hex::encode(h.finalize())),

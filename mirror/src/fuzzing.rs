@@ -25,15 +25,14 @@ use crate::{http, pull, store, upstream};
 /// A secret that no generated credential contains by chance.
 const SECRET: &str = "correct-horse-battery-staple";
 
-/// Path and query of a request: one route, the same one for whatever is the same path, and never a file outside of
-/// the root.
+/// Checks the target of a request: equal paths have one route, and no path leaves the root.
 pub fn request(data: &[u8]) {
     if let Some((name, reference)) = http::invariants::request(data) {
         store::invariants::paths(&name, &reference);
     }
 }
 
-/// `Range`, after eight bytes of a size: parts lie within the size, and there are few.
+/// Checks `Range`, after eight bytes of a size: parts are within the size, and few.
 pub fn range(data: &[u8]) {
     let Some((size, range)) = data.split_first_chunk() else {
         return;
@@ -59,17 +58,17 @@ pub fn challenge(data: &[u8]) {
     upstream::invariants::challenge(&headers(&header::WWW_AUTHENTICATE, data));
 }
 
-/// `Link`, a header a line: the next page is asked for at the same place as this one, and clients read one link.
+/// Checks `Link`, a header a line: the next page is at the same place as this one, and clients read one link.
 pub fn link(data: &[u8]) {
     upstream::invariants::link(&headers(&header::LINK, data));
 }
 
-/// The answer of a token server: a token is short, ends, and is never printed.
+/// Checks the response of a token server: a token is short, expires, and is never printed.
 pub fn token_answer(data: &[u8]) {
     upstream::invariants::token_answer(data);
 }
 
-/// A list of tags: there are few, and each is a tag.
+/// Checks a list of tags: it is bounded, and each entry is a tag.
 pub fn tag_list(data: &[u8]) {
     upstream::invariants::tag_list(data);
 }
@@ -79,8 +78,8 @@ pub fn referrers(data: &[u8]) {
     upstream::invariants::referrers(data);
 }
 
-/// A configuration file, then, each after a zero byte, variables: what is accepted is written in a way that means the
-/// same.
+/// Checks a configuration file, followed by variables, each after a zero byte: an accepted configuration is written
+/// with the same meaning.
 pub fn configuration(data: &[u8]) {
     let Ok(text) = str::from_utf8(data) else { return };
     let mut parts = text.split('\0');
@@ -99,7 +98,7 @@ pub fn configuration(data: &[u8]) {
     assert_eq!(File::from(&again).to_yaml(), written);
 }
 
-/// A credentials file: no secret shows, whatever is wrong with the file.
+/// Checks a credentials file: no secret is shown, for any error of the file.
 pub fn credentials(data: &[u8]) {
     // The document as it is, and with secrets that are known.
     show_nothing(data, None);
@@ -134,7 +133,7 @@ fn show_nothing(document: &[u8], unless_in: Option<&[u8]>) {
     }
 }
 
-/// A line with a content type, then a manifest: what is served has a media type that a header can carry.
+/// Checks a manifest after a line with its content type: a header can carry the media type of a served manifest.
 pub fn manifest(data: &[u8]) {
     let mut parts = data.splitn(2, |byte| *byte == b'\n');
     let (kind, body) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
@@ -142,7 +141,7 @@ pub fn manifest(data: &[u8]) {
     pull::invariants::manifest(kind.as_ref().and_then(|kind| kind.to_str().ok()), body);
 }
 
-/// `scheduler-state.json`: what is read of it is read again from what is written.
+/// Checks `scheduler-state.json`: a parsed state is written and parsed to the same entries.
 pub fn scheduler_state(data: &[u8]) {
     store::invariants::scheduler_state(data);
 }

@@ -63,8 +63,8 @@ impl LevelHandle {
     }
 }
 
-/// Our own events by the level; of other crates only what is at least a warning, unless less is wanted.
-/// Lines that tell of requests have a switch of their own.
+/// Returns the filter of events: those of this server by the configured level, those of other crates from warnings on,
+/// unless the level is higher. Access log lines have a switch of their own.
 fn filter(log: &Log) -> Targets {
     let level = match log.level {
         Level::Error => LevelFilter::ERROR,

@@ -58,7 +58,7 @@ impl Document {
         json::read::<Object<Fields>>(bytes)?.0.map(Self::from)
     }
 
-    /// Its type by its own word, else by its shape.
+    /// Returns the declared type, or else the type that the shape implies.
     pub fn kind(&self) -> &'static str {
         let said = |known: &&str| self.media_type.as_deref() == Some(*known);
         let own = KNOWN_TYPES.into_iter().find(said);
@@ -70,12 +70,12 @@ impl Document {
         self.has_too_many
     }
 
-    /// The blobs that it names.
+    /// Returns the blobs that the manifest names.
     pub fn blobs(&self) -> &[Descriptor] {
         &self.blobs
     }
 
-    /// All that it names, manifests among it.
+    /// Returns all digests that the manifest names, including manifests.
     pub fn named(&self) -> impl Iterator<Item = &Digest> {
         self.manifests
             .iter()

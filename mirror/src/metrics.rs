@@ -121,7 +121,7 @@ impl Metrics {
         r
     }
 
-    /// A request was answered to its end (or its client left).
+    /// Counts a request when it ended, or its client left.
     pub fn request(&self, method: &Method, kind: Kind, code: StatusCode, outcome: Outcome, took: Duration) {
         let find = || Answers {
             count: self
@@ -139,7 +139,7 @@ impl Metrics {
         }
     }
 
-    /// Bytes of a body went to a client.
+    /// Counts bytes of a body that a client received.
     pub fn served(&self, source: Source, bytes: u64) {
         match source {
             Source::Cache => self.from_cache.inc_by(bytes),
@@ -147,26 +147,26 @@ impl Metrics {
         };
     }
 
-    /// A fill ended.
+    /// Counts a fill that ended.
     pub fn fill(&self, result: FillResult) {
         self.fills.get_or_create(&FillLabels { result }).inc();
     }
 
-    /// A blob left the cache.
+    /// Counts blobs that left the cache.
     pub fn evicted(&self, reason: EvictionReason, blobs: u64) {
         self.evictions
             .get_or_create(&EvictionLabels { reason })
             .inc_by(blobs);
     }
 
-    /// An upstream answered with this status.
+    /// Counts a response of an upstream.
     pub fn upstream_answer(&self, host: &Host, code: StatusCode) {
         self.upstream
             .get_or_create(&UpstreamLabels::answer(host, code))
             .inc();
     }
 
-    /// An upstream did not answer: `timeout`, `connect`, `tls`, `cut`.
+    /// Counts a failed request to an upstream: `timeout`, `connect`, `tls`, `cut`.
     pub fn upstream_failure(&self, host: &Host, what: &'static str) {
         self.upstream
             .get_or_create(&UpstreamLabels::failure(host, what))
@@ -178,17 +178,17 @@ impl Metrics {
         self.rate_limit.get_or_create(&HostLabels::new(host)).set(left);
     }
 
-    /// A token was asked for.
+    /// Counts a token request.
     pub fn token(&self, host: &Host, result: TokenResult) {
         self.tokens.get_or_create(&TokenLabels::new(host, result)).inc();
     }
 
-    /// A configuration was loaded while running, or refused.
+    /// Counts a reload, accepted or refused.
     pub fn reload(&self, accepted: bool) {
         self.reloads.get_or_create(&ReloadLabels::new(accepted)).inc();
     }
 
-    /// The state that an upstream's credential is in now, one of `states`.
+    /// Sets the state of an upstream's credential, one of `states`.
     pub fn credential(&self, host: &Host, now: &'static str, states: &[&'static str]) {
         for state in states {
             let labels = CredentialLabels::new(host, state);
@@ -198,7 +198,7 @@ impl Metrics {
         }
     }
 
-    /// Everything, in the `OpenMetrics` text format.
+    /// Encodes all metrics in the `OpenMetrics` text format.
     ///
     /// # Errors
     /// Only if a formatter fails, which writing to a `String` does not.

@@ -29,7 +29,7 @@ macro_rules! name {
         pub struct $type(Arc<str>);
 
         impl $type {
-            /// The name as it was written.
+            /// Returns the name as it was written.
             pub fn as_str(&self) -> &str {
                 &self.0
             }

@@ -52,7 +52,8 @@ impl Wanted {
         }
     }
 
-    /// The one range that is wanted, of a representation of this size; `None` where it is the whole, or several.
+    /// Returns the single requested range of a representation of this size; `None` for the whole, or for several
+    /// ranges.
     pub fn single(&self, size: u64) -> Option<Range<u64>> {
         match self.resolve(size) {
             Resolved::Parts(parts) => <[_; 1]>::try_from(parts).ok().map(|[part]| part),

@@ -15,7 +15,7 @@ impl Secret {
         Self(value.into())
     }
 
-    /// The value, for the one place that sends it to where it belongs.
+    /// Returns the value, for the one place that sends it.
     pub fn expose(&self) -> &str {
         &self.0
     }

@@ -90,7 +90,7 @@ pub struct Blob {
 /// A manifest, byte for byte.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Manifest {
-    /// The bytes as they came, with what they hash to.
+    /// The bytes with their digest.
     pub content: Hashed,
     /// The `Content-Type` that upstream gave it.
     pub media_type: String,
@@ -102,7 +102,7 @@ impl Manifest {
         self.content.digest()
     }
 
-    /// The bytes as they came.
+    /// Returns the bytes as they came.
     pub fn bytes(&self) -> &Bytes {
         self.content.bytes()
     }
@@ -320,7 +320,7 @@ impl Inner {
         self.readonly.load(Ordering::Relaxed)
     }
 
-    /// Held while a piece of content, or what leads to it, changes.
+    /// Locks the stripe of a digest, for changes of its content or its links.
     fn stripe(&self, digest: &Digest) -> MutexGuard<'_, ()> {
         let mut hasher = DefaultHasher::new();
         digest.hash(&mut hasher);

@@ -122,8 +122,8 @@ fn resource() -> Resource {
     }
 }
 
-/// A span of work that may outlive the request that began it: in the request's trace, but no part of its time.
-/// `span` has to be made without a parent.
+/// Returns a span of work that may outlive its request: part of the trace of the request, but not of its time. `span`
+/// must be created without a parent.
 pub(crate) fn detached(span: Span) -> Span {
     if !span.is_disabled() {
         // Fails only for spans that began already.

@@ -23,7 +23,7 @@ pub(super) enum CliError {
 }
 
 impl CliError {
-    /// The codes that every command shares.
+    /// Returns the exit code, which all commands share.
     pub(super) fn code(&self) -> ExitCode {
         const INVALID: u8 = 2;
         const REFERENCE: u8 = 3;

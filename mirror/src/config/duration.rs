@@ -26,7 +26,7 @@ pub struct GoDuration(SignedDuration);
 pub struct InvalidDuration;
 
 impl GoDuration {
-    /// The duration, if it is above zero.
+    /// Returns the duration if it is above zero.
     pub fn positive(self) -> Option<Duration> {
         self.0.is_positive().then(|| self.0.unsigned_abs())
     }

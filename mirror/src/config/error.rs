@@ -83,7 +83,7 @@ impl Error {
         }
     }
 
-    /// The parser's error at the key it had come to.
+    /// Returns the error of the parser at the key that it reached.
     pub(super) fn syntax(key: &str, error: &serde_saphyr::Error) -> Self {
         let line = error.location().map(|l| format!("line {}", l.line()));
         // A question mark is what the path has where the key itself could not be read.
@@ -96,7 +96,7 @@ impl Error {
         }
     }
 
-    /// The same error, naming the file.
+    /// Adds the path of the file to the error.
     pub(super) fn in_file(self, path: &Path) -> Self {
         match self {
             Self::Syntax { place, reason, .. } => Self::Syntax {
@@ -109,7 +109,7 @@ impl Error {
     }
 }
 
-/// The parser's words without its own location, and ours where it speaks to programmers.
+/// Returns the message of the parser without its location, replaced if it addresses programmers.
 pub(super) fn reason(error: &serde_saphyr::Error) -> String {
     use serde_saphyr::Error as Yaml;
     match error.without_snippet() {

@@ -48,7 +48,7 @@ impl Globs {
         self.patterns.is_empty()
     }
 
-    /// The patterns as they were written.
+    /// Returns the patterns as they were written.
     pub fn patterns(&self) -> &[String] {
         &self.patterns
     }
@@ -60,7 +60,7 @@ impl PartialEq for Globs {
     }
 }
 
-/// The regular expression that matches what the pattern does.
+/// Returns the regular expression that is equivalent to the pattern.
 fn expression(pattern: &str) -> Result<String, InvalidGlob> {
     let components: Vec<_> = pattern
         .split('/')

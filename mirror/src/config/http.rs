@@ -219,7 +219,8 @@ fn admin(debug: &file::Debug) -> Result<Option<Admin>, Error> {
     }))
 }
 
-/// The admin port has paths of its own, and its router reads some characters as patterns.
+/// Validates the path of the metrics: the admin port has other paths, and its router treats some characters as
+/// patterns.
 fn metrics_path(path: &str) -> Result<(), &'static str> {
     if !path.starts_with('/') {
         return Err("must start with a slash");

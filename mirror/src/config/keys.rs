@@ -151,7 +151,7 @@ fn old_tls(file: &File) -> Option<Notice> {
     })
 }
 
-/// Distribution sends passwords to `http://` upstreams, and so does this server, with a notice.
+/// Returns a notice for passwords over `http://`, which Distribution and this server send.
 fn password_in_clear(file: &File) -> Option<Notice> {
     let remote = file.proxy.remote_url.as_deref().unwrap_or_default();
     let clear = remote.starts_with("http://") && file.proxy.username.is_some();

@@ -35,7 +35,7 @@ pub(crate) struct FileKey {
 }
 
 impl FileKey {
-    /// The file as a whole.
+    /// Returns the empty file.
     pub(crate) fn root() -> Self {
         Self {
             path: String::new(),
@@ -79,7 +79,7 @@ pub(crate) trait Overlay: DeserializeOwned {
         None
     }
 
-    /// A new one to descend into; `None` for what has nothing below it.
+    /// Returns a new value to descend into; `None` for a value without keys.
     fn fresh() -> Option<Self> {
         None
     }

@@ -58,7 +58,7 @@ impl FromStr for MaxSize {
     }
 }
 
-/// The product rounded up, as Kubernetes does; `None` for what is no number or too large.
+/// Returns the product, rounded up as Kubernetes does; `None` if it is too large, or the number is malformed.
 fn bytes(number: &str, factor: u64) -> Option<u64> {
     if let Ok(whole) = number.parse::<u64>() {
         return whole.checked_mul(factor);

@@ -12,7 +12,7 @@ use super::{Cache, Config, Health, Http, Log, Proxy, Trust, UploadPurging, Upstr
 use crate::credential::Credential;
 
 impl From<&Config> for file::File {
-    /// A file that means the same, but for masked secrets.
+    /// Returns a file with the same meaning, except for masked secrets.
     fn from(config: &Config) -> Self {
         Self {
             log: log(&config.log),

@@ -19,7 +19,7 @@ pub(super) enum Check {
     Tcp(TcpCheck),
 }
 
-/// All configured checks by name.
+/// Returns all configured checks with their names.
 pub(super) fn all(settings: &Health, root: &Path) -> Vec<(String, Check, CheckSchedule)> {
     let storage = settings.storage.iter().map(|schedule| {
         let check = Check::Storage(root.to_owned());

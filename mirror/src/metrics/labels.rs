@@ -17,7 +17,7 @@ macro_rules! label {
         }
 
         impl $type {
-            /// The label's value.
+            /// Returns the value of the label.
             pub fn as_str(self) -> &'static str {
                 match self {
                     $(Self::$variant => $text,)+

@@ -134,7 +134,7 @@ impl Store {
 }
 
 impl Inner {
-    /// Content by link, from disk.
+    /// Opens content through a link, from the disk.
     fn linked(&self, repository: &Repository, digest: &Digest) -> Result<Option<Blob>, Error> {
         let Some(target) = link::read_named(&self.layout.layer_link(repository, digest), digest)? else {
             return Ok(None);
@@ -152,7 +152,7 @@ impl Inner {
         Ok(links.iter().any(|link| link.repository().host == *host))
     }
 
-    /// Content by digest: what is open, else from disk. Damage is dropped.
+    /// Returns content by its digest: an open blob, or else from the disk. Drops damaged content.
     fn find(&self, digest: &Digest) -> Result<Option<(Arc<OpenBlob>, Blob)>, Error> {
         if let Some(open) = self.hot_cache.open_blob(digest, self.clock.now()) {
             return Ok(Some(open));
@@ -261,10 +261,10 @@ impl Inner {
     }
 }
 
-/// All of a small blob, `None` of a larger one.
+/// Reads a small blob; `None` for a larger one.
 ///
 /// # Errors
-/// It can't be read, or is not what its digest names.
+/// The blob cannot be read, or does not match its digest.
 fn read_small(digest: &Digest, file: &File, size: u64) -> std::io::Result<Option<Bytes>> {
     let Some(length) = usize::try_from(size).ok().filter(|length| *length <= SMALL) else {
         return Ok(None);
@@ -277,13 +277,13 @@ fn read_small(digest: &Digest, file: &File, size: u64) -> std::io::Result<Option
     Ok(Some(bytes.into()))
 }
 
-/// True where nothing but the hash could still be wrong.
+/// Returns `true` if only the hash could still be wrong.
 fn is_sound(digest: &Digest, found: &Metadata, expected: Option<u64>) -> bool {
     let plausible = found.len() > 0 || *digest == Digest::of(digest.algorithm(), b"");
     found.is_file() && plausible && expected.is_none_or(|size| size == found.len())
 }
 
-/// True where the file is not there, or not a file.
+/// Returns `true` if the file is missing, or not a regular file.
 pub(super) fn is_damage(error: &std::io::Error) -> bool {
     matches!(
         error.kind(),

@@ -33,7 +33,7 @@ pub(super) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// One piece of content as the caches refer to it.
+/// A handle of one piece of content, shared by the caches.
 #[derive(Debug)]
 pub(super) struct ContentHandle {
     digest: Digest,
@@ -42,7 +42,7 @@ pub(super) struct ContentHandle {
     gone: AtomicBool,
 }
 
-/// A blob whose file is open, until the blob goes: an open file keeps its room on the disk.
+/// A blob whose file is open until the blob is removed, because an open file keeps its space on the disk.
 #[derive(Debug)]
 pub(super) struct OpenBlob {
     handle: Arc<ContentHandle>,
@@ -94,7 +94,7 @@ impl HotCache {
         }
     }
 
-    /// A blob that is open for this repository and undamaged as far as its metadata tells.
+    /// Returns a blob that is open for this repository and undamaged according to its metadata.
     pub(super) fn blob(&self, repository: &Repository, digest: &Digest, now: Timestamp) -> Option<Blob> {
         let key = (repository.clone(), digest.clone());
         let open = self.blobs.get(&key)?;
@@ -106,14 +106,14 @@ impl HotCache {
         Some(blob)
     }
 
-    /// A blob that is open for any repository.
+    /// Returns a blob that is open for any repository.
     pub(super) fn open_blob(&self, digest: &Digest, now: Timestamp) -> Option<(Arc<OpenBlob>, Blob)> {
         let open = lock(&self.known).get(digest)?.open.upgrade()?;
         let blob = open.checked(now)?;
         Some((open, blob))
     }
 
-    /// Takes a blob's opened file in, and counts its use.
+    /// Adds an opened blob, and counts its use.
     pub(super) fn opened(&self, digest: &Digest, blob: &Blob, now: Timestamp) -> Arc<OpenBlob> {
         let handle = self.handle(digest);
         self.record_use(&handle, now);
@@ -135,7 +135,7 @@ impl HotCache {
         open
     }
 
-    /// Remembers that a repository's link leads to this blob, and counts the use.
+    /// Records that the link of a repository names this blob, and counts the use.
     pub(super) fn link(
         &self,
         repository: &Repository,
@@ -187,7 +187,7 @@ impl HotCache {
         self.tags.invalidate(&key);
     }
 
-    /// Remembers that upstream confirmed a tag, until the index takes it.
+    /// Records that the upstream confirmed a tag, until the index takes it.
     pub(super) fn confirm(&self, confirmed: Op) {
         if let Op::Tag(repository, tag, ..) = &confirmed {
             lock(&self.confirmed).insert((repository.clone(), tag.clone()), confirmed);
@@ -248,7 +248,7 @@ impl HotCache {
         handle
     }
 
-    /// One lock per content and flush; every further use is two atomic writes.
+    /// Records a use: one lock per content and flush; every further use costs two atomic writes.
     fn record_use(&self, handle: &Arc<ContentHandle>, now: Timestamp) {
         handle.used_ms.store(now.as_millisecond(), Ordering::Release);
         if !handle.recorded.swap(true, Ordering::AcqRel) {
@@ -258,7 +258,7 @@ impl HotCache {
 }
 
 impl OpenBlob {
-    /// The blob, after one `fstat`: not truncated, not grown, not removed behind our back.
+    /// Returns the blob after one `fstat`, unless the file was truncated, extended or removed.
     fn checked(&self, now: Timestamp) -> Option<Blob> {
         let file = self.file.load_full()?;
         if !self.is_recently_checked(now) {
@@ -282,7 +282,7 @@ impl OpenBlob {
     }
 }
 
-/// A quarter of what the process may open, as connections need the rest.
+/// Returns a quarter of the descriptor limit of the process, because connections need the rest.
 fn open_files() -> u64 {
     getrlimit(Resource::Nofile)
         .current

@@ -24,7 +24,7 @@ const SHARE: u32 = 120;
 /// The interval between two writes of the expiry state if content was only used.
 const USES_INTERVAL: Duration = Duration::from_hours(1);
 
-/// The state of the work beside requests.
+/// The state of the background work.
 #[derive(Debug, Default)]
 pub(super) struct Maintenance {
     rebuilding: AtomicBool,
@@ -73,13 +73,13 @@ impl Written {
 }
 
 impl Store {
-    /// Writes what was only marked in memory, and Distribution's expiry state for the default upstream
-    /// where it changed. To be called before exit.
+    /// Writes the uses recorded in memory, and the expiry state of Distribution for the default upstream if it changed.
+    /// Call it before exit.
     pub async fn flush(&self) {
         self.write(|_, _, _| true).await;
     }
 
-    /// The same, to be called every minute: a large expiry state is written less often.
+    /// Flushes like [`Store::flush`], but rewrites a large expiry state less often; for calls every minute.
     pub async fn flush_if_due(&self) {
         self.write(Written::is_outdated).await;
     }
@@ -119,13 +119,13 @@ impl Store {
         .await
     }
 
-    /// True once the store knows all of its files, which takes a moment after a take-over.
+    /// Returns `true` once the store knows all of its files, which takes a moment after it adopted a directory.
     pub fn is_settled(&self) -> bool {
         !self.inner.space.is_uncounted()
     }
 }
 
-/// Starts to learn from the files, in the background, where the index does not know them all.
+/// Starts a rebuild of the index in the background, if it does not know all files.
 pub(super) fn rebuild_if_needed(inner: &Arc<Inner>) {
     let needed = !inner.is_readonly() && !inner.index.is_complete();
     if !needed || inner.maintenance.rebuilding.swap(true, Ordering::AcqRel) {
@@ -144,7 +144,7 @@ pub(super) fn rebuild_if_needed(inner: &Arc<Inner>) {
 }
 
 impl Inner {
-    /// Begins to count from what the index knows; `paused` where that is not all.
+    /// Initializes the quota from the index; `paused` if the index is incomplete.
     pub(super) fn begin_count(&self, paused: bool) {
         let (bytes, blobs) = self.index.totals().unwrap_or_default();
         self.space.begin(bytes, blobs, paused);
@@ -187,7 +187,7 @@ impl Inner {
         Ok(())
     }
 
-    /// Content that was fetched or used while the clock was ahead would stay for as long as it was wrong.
+    /// Moves times in the future to now: content with such a time would stay for as long as the clock was wrong.
     fn clamp_future_timestamps(&self, now: i64) -> Result<(), Error> {
         for order in [Order::Use, Order::Fetch] {
             loop {
@@ -202,7 +202,7 @@ impl Inner {
         Ok(())
     }
 
-    /// A fetch that Distribution counts from is `ttl` before its expiry, whatever its `ttl` was.
+    /// Computes the time of fetch of content whose expiry Distribution recorded: `ttl` before it.
     fn resolve_imported(&self, ttl: Duration) -> Result<(), Error> {
         let ttl = i64::try_from(ttl.as_millis()).unwrap_or(i64::MAX);
         loop {
@@ -215,7 +215,7 @@ impl Inner {
         }
     }
 
-    /// Written whole and renamed.
+    /// Writes the expiry state of Distribution to a scratch file and renames it.
     fn write_scheduler_state(&self, ttl: Duration, from: TtlFrom) -> Result<(), Error> {
         let path = self.layout.scheduler_state();
         let (file, scratch) = self.scratch.create()?;

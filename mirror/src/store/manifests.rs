@@ -14,9 +14,9 @@ use crate::store::{Error, Inner, Manifest, StageError, Staged, Store, link};
 pub(super) const MAX_MANIFEST: u64 = 4 << 20;
 
 impl Store {
-    /// The manifest, if this repository has a link to it. Counts as a use.
+    /// Returns the manifest if this repository has a link to it, and counts the use.
     ///
-    /// One whose bytes no longer match its digest is dropped and is a miss.
+    /// A manifest that no longer matches its digest is dropped, and is a miss.
     pub async fn manifest(
         &self,
         repository: &Repository,
@@ -70,7 +70,7 @@ impl Inner {
         Ok(Some(manifest))
     }
 
-    /// Content that has the digest which it is named by.
+    /// Reads content that matches its digest.
     fn read_whole(&self, digest: &Digest) -> Result<Option<Hashed>, Error> {
         let path = self.layout.blob_data(digest);
         match durable::read(&path, MAX_MANIFEST) {

@@ -90,7 +90,7 @@ impl Staged {
         Ok(staged)
     }
 
-    /// The file, for reading what is [`written`](Self::written) by position while more is appended.
+    /// Returns the file; its first [`written`](Self::written) bytes may be read while more are appended.
     pub fn file(&self) -> Arc<File> {
         self.file.clone()
     }
@@ -186,7 +186,7 @@ impl Staged {
         self.allocate(from, self.room.bytes() - from)
     }
 
-    /// Full disks are found out here rather than in mid-blob. The length stays what is written.
+    /// Allocates space ahead, so that a full disk shows here and not in mid-blob. The length of the file is unchanged.
     fn allocate(&self, from: u64, bytes: u64) -> Result<(), StageError> {
         if bytes == 0 {
             return Ok(());

@@ -64,7 +64,7 @@ async fn send(client: reqwest::Client, request: reqwest::Request) -> reqwest::Re
     Ok(answer)
 }
 
-/// For one batch with all its attempts, in milliseconds.
+/// Returns the time limit for a batch with all its attempts, in milliseconds.
 fn timeout(variable: impl Fn(&str) -> Option<String>) -> Duration {
     [OTEL_EXPORTER_OTLP_TRACES_TIMEOUT, OTEL_EXPORTER_OTLP_TIMEOUT]
         .into_iter()

@@ -10,7 +10,7 @@ use crate::config::{Error, Globs, file, host};
 use crate::credential::Credential;
 use crate::name::Host;
 
-/// All upstreams, the default one first.
+/// Returns all upstreams, the default one first.
 pub(super) fn all(proxy: &file::Proxy) -> Result<Vec<Upstream>, Error> {
     let mut upstreams: Vec<_> = plain(proxy)?.into_iter().collect();
     for (index, upstream) in proxy.upstreams.iter().enumerate() {
@@ -40,7 +40,7 @@ fn in_directory(proxy: &file::Proxy, file: PathBuf) -> PathBuf {
     }
 }
 
-/// Distribution's one upstream.
+/// Returns the upstream of `proxy.remoteurl`, the only one that Distribution has.
 fn plain(proxy: &file::Proxy) -> Result<Option<Upstream>, Error> {
     let credential = credential(proxy)?;
     let Some(url) = proxy.remote_url.as_deref().filter(|url| !url.is_empty()) else {

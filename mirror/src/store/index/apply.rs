@@ -54,12 +54,12 @@ pub(in crate::store) struct Added {
 }
 
 impl Op {
-    /// True where a file may exist only once this is on the disk.
+    /// Returns `true` if a file may exist only after this operation is on the disk.
     pub(super) fn must_last(&self) -> bool {
         !matches!(self, Self::Remove(_) | Self::Untag(..) | Self::MediaType(..))
     }
 
-    /// True where Distribution's expiry state has to follow, whatever its times count from.
+    /// Returns `true` if the expiry state of Distribution has to follow.
     pub(super) fn moves_expiry(&self) -> bool {
         matches!(
             self,

@@ -78,7 +78,7 @@ impl Index {
         })
     }
 
-    /// All that leads to this content.
+    /// Returns all links to this content.
     pub(in crate::store) fn links(&self, digest: &Digest) -> Result<Vec<Link>, IndexFailure> {
         self.read(|transaction| {
             let key = key_of(digest);
@@ -94,7 +94,7 @@ impl Index {
         })
     }
 
-    /// Up to `most` pieces of content from the oldest on, after `from` (not with it).
+    /// Returns up to `most` pieces of content in ascending order of time, after `from` (exclusive).
     pub(in crate::store) fn oldest(
         &self,
         order: Order,
@@ -124,7 +124,7 @@ impl Index {
         })
     }
 
-    /// Up to `most` pieces of content whose time lies beyond this one.
+    /// Returns up to `most` pieces of content whose time is later than this one.
     pub(in crate::store) fn beyond(
         &self,
         order: Order,
@@ -142,7 +142,7 @@ impl Index {
         })
     }
 
-    /// Up to `most` digests that have an expiry of Distribution's.
+    /// Returns up to `most` digests with an expiry of Distribution.
     pub(in crate::store) fn imported(&self, most: usize) -> Result<Vec<(Digest, i64)>, IndexFailure> {
         self.read(|transaction| {
             let mut found = Vec::new();
@@ -154,7 +154,7 @@ impl Index {
         })
     }
 
-    /// Every link with the content that it leads to, in the digests' order.
+    /// Visits every link with its content, in the order of digests.
     pub(in crate::store) fn each_link<E: From<IndexFailure>>(
         &self,
         mut visit: impl FnMut(&Digest, &Link, IndexEntry) -> Result<(), E>,
@@ -176,12 +176,12 @@ impl Index {
         })?
     }
 
-    /// Bytes and pieces of content.
+    /// Returns the number of bytes and of pieces of content.
     pub(in crate::store) fn totals(&self) -> Result<(u64, u64), IndexFailure> {
         self.read(|transaction| Ok((meta(&transaction, BYTES)?, meta(&transaction, BLOBS)?)))
     }
 
-    /// True once all files are known.
+    /// Returns `true` once all files are known.
     pub(in crate::store) fn is_complete(&self) -> bool {
         self.read(|transaction| meta(&transaction, COMPLETE))
             .is_ok_and(|complete| complete == 1)

@@ -103,7 +103,7 @@ impl Link {
     }
 }
 
-/// `host/name`, whatever place on disk the repository has now.
+/// Parses `host/name`, which does not depend on the place on the disk.
 fn repository_of(key: &str) -> Option<Repository> {
     let (host, name) = key.split_once('/')?;
     Some(Repository {
