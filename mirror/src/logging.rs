@@ -1,5 +1,6 @@
 //! The log: one line an event on stderr, JSON or text, with Distribution's names for time, level and message.
 
+mod escape;
 mod line;
 
 use tracing::level_filters::LevelFilter;

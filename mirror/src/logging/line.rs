@@ -1,6 +1,6 @@
 //! One event, one line.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 
 use jiff::Timestamp;
 use serde::{Serialize, Serializer};
@@ -12,6 +12,7 @@ use tracing_subscriber::fmt::FormatFields;
 use tracing_subscriber::fmt::format::{FormatEvent, Writer};
 use tracing_subscriber::registry::LookupSpan;
 
+use super::escape::{self, FieldText};
 use crate::config::Log;
 use crate::config::log::Format;
 
@@ -127,11 +128,14 @@ impl Serialize for Logstash<'_> {
 
 impl Visit for Fields {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        self.put(field.name(), format!("{value:?}"));
+        let mut text = FieldText::default();
+        // A value whose formatting fails is written as far as it came.
+        let _ = write!(text, "{value:?}");
+        self.put(field.name(), text.finish());
     }
 
     fn record_str(&mut self, field: &Field, value: &str) {
-        self.put(field.name(), value);
+        self.put(field.name(), escape::text(value));
     }
 
     fn record_bool(&mut self, field: &Field, value: bool) {
@@ -235,6 +239,21 @@ mod tests {
         assert_eq!((&line["bytes"], &line["service"]), (&7.into(), &"mirror".into()));
         assert!(line["@timestamp"].as_str().unwrap().parse::<Timestamp>().is_ok());
         assert!(line.get("time").is_none() && line.get("msg").is_none(), "{line}");
+    }
+
+    /// No character of a client or an upstream changes how a line is shown, in any format, nor how long it gets.
+    #[test]
+    fn hidden_characters_and_long_fields_are_harmless() {
+        let agent = format!("\u{202e}\u{1b}[2J{}", "x".repeat(42_000));
+        for format in [Format::Json, Format::Logstash, Format::Text] {
+            let line = lines(format, || {
+                tracing::info!(target: "access", agent = %agent, user = agent.as_str(), "{agent}");
+            });
+            assert_eq!(line.lines().count(), 1);
+            assert!(!line.contains(['\u{202e}', '\u{1b}']), "{line}");
+            assert!(line.contains("u{202e}") && line.contains("bytes cut)"), "{line}");
+            assert!(line.len() < 4_000, "{}", line.len());
+        }
     }
 
     #[test]
