@@ -146,6 +146,11 @@ pub fn scheduler_state(data: &[u8]) {
     store::invariants::scheduler_state(data);
 }
 
+/// A small file of the cache directory, after a byte that says which one: what is taken means the same once it is written.
+pub fn cache_file(data: &[u8]) {
+    store::invariants::cache_file(data);
+}
+
 fn headers(name: &header::HeaderName, data: &[u8]) -> HeaderMap {
     let values = data
         .split(|byte| *byte == b'\n')
@@ -158,6 +163,7 @@ mod tests {
     use std::{fs, path::Path};
     use test_case::test_case;
 
+    #[test_case("cache_file", crate::fuzzing::cache_file)]
     #[test_case("challenge", crate::fuzzing::challenge)]
     #[test_case("configuration", crate::fuzzing::configuration)]
     #[test_case("credentials", crate::fuzzing::credentials)]

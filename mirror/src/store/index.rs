@@ -27,6 +27,8 @@ use crate::store::no_links;
 pub(super) use apply::{Added, Op};
 pub(super) use query::{IndexEntry, Order};
 pub(super) use tables::Link;
+#[cfg(any(test, fuzzing))]
+pub(super) use tables::{digest_of, key_of};
 
 /// The memory for cached pages of the index, in bytes.
 const CACHE: usize = 16 << 20;

@@ -13,6 +13,7 @@ use rustix::fs::{MemfdFlags, memfd_create};
 use super::durable::{IoError, on};
 use super::path::Layout;
 use super::scheduler_state::{self, ContentKind};
+use super::{default_host, index, link, uploads};
 use crate::digest::Digest;
 use crate::name::{Reference, Repository};
 
@@ -58,6 +59,58 @@ fn files(layout: &Layout, repository: &Repository, reference: &str) -> Vec<PathB
         Err(_) => {}
     }
     files
+}
+
+/// Checks the small files of a cache directory, after a byte that says which one it is: what is taken from it is written in
+/// a way that means the same, and names nothing outside of the root.
+pub(crate) fn cache_file(data: &[u8]) {
+    let Some((kind, bytes)) = data.split_first() else {
+        return;
+    };
+    match kind % 4 {
+        0 => {
+            if let Some(digest) = link::parse(bytes) {
+                assert_eq!(link::parse(digest.as_str().as_bytes()), Some(digest.clone()));
+                assert_eq!(index::digest_of(&index::key_of(&digest)), Some(digest));
+            }
+        }
+        1 => {
+            if let Ok(host) = default_host::parse(bytes) {
+                assert_eq!(default_host::parse(host.as_str().as_bytes()).as_ref(), Ok(&host));
+                paths(host.as_str(), "latest");
+                let layout = Layout::new(Path::new("/r"), "docker.io".parse().unwrap());
+                assert_eq!(
+                    layout.upstream(&host).parent(),
+                    Some(&*layout.repositories().join("_upstreams"))
+                );
+            }
+        }
+        2 => {
+            if let Some(started) = uploads::parse_started(bytes) {
+                assert_eq!(
+                    uploads::parse_started(started.to_string().as_bytes()),
+                    Some(started)
+                );
+            }
+        }
+        _ => index_row(bytes),
+    }
+}
+
+/// Checks a row of the index: its key and its link read back.
+fn index_row(bytes: &[u8]) {
+    let mut parts = bytes.splitn(3, |byte| *byte == 0);
+    let mut part = || std::str::from_utf8(parts.next().unwrap_or_default()).unwrap_or_default();
+    let (repository, name) = (part(), part());
+    for kind in 0..=3 {
+        if let Some(link) = index::Link::from_key(kind, repository, name) {
+            let again = index::Link::from_key(link.kind(), &link.repository().to_string(), link.name());
+            assert_eq!(again, Some(link));
+        }
+    }
+    if let Some(digest) = index::digest_of(bytes) {
+        assert_eq!(index::key_of(&digest), bytes);
+    }
 }
 
 /// Checks that a written state parses to the same entries.

@@ -1,6 +1,6 @@
 //! Links: files that hold the digest of what they point to.
 
-use std::io::{ErrorKind, Read};
+use std::io::ErrorKind;
 use std::path::Path;
 
 use crate::digest::Digest;
@@ -11,9 +11,8 @@ const LONGEST: u64 = "sha512:".len() as u64 + 128 + 1;
 
 /// Returns the digest that a link names; `None` if there is no link, or a damaged one (empty, truncated, not a file).
 pub(super) fn read(path: &Path) -> Result<Option<Digest>, IoError> {
-    let mut text = String::new();
-    match durable::open(path).and_then(|file| file.take(LONGEST).read_to_string(&mut text)) {
-        Ok(_) => Ok(text.trim_end().parse().ok()),
+    match durable::read(path, LONGEST) {
+        Ok(bytes) => Ok(parse(&bytes)),
         Err(error) => match error.kind() {
             ErrorKind::NotFound
             | ErrorKind::NotADirectory
@@ -22,6 +21,11 @@ pub(super) fn read(path: &Path) -> Result<Option<Digest>, IoError> {
             _ => Err(on("read", path)(error)),
         },
     }
+}
+
+/// Parses the content of a link.
+pub(super) fn parse(bytes: &[u8]) -> Option<Digest> {
+    std::str::from_utf8(bytes).ok()?.trim_end().parse().ok()
 }
 
 /// Returns the digest that a link with a digest as its name holds. It may hold a digest of the other algorithm for the

@@ -69,7 +69,7 @@ pub(in crate::store) enum Link {
 impl Link {
     pub(super) const KINDS: std::ops::RangeInclusive<u8> = 0..=2;
 
-    pub(super) fn kind(&self) -> u8 {
+    pub(in crate::store) fn kind(&self) -> u8 {
         match self {
             Self::Layer(..) => 0,
             Self::Revision(..) => 1,
@@ -85,14 +85,14 @@ impl Link {
         }
     }
 
-    pub(super) fn name(&self) -> &str {
+    pub(in crate::store) fn name(&self) -> &str {
         match self {
             Self::Layer(_, name) | Self::Revision(_, name) => name.as_str(),
             Self::Tag(_, tag) => tag.as_str(),
         }
     }
 
-    pub(super) fn from_key(kind: u8, repository: &str, name: &str) -> Option<Self> {
+    pub(in crate::store) fn from_key(kind: u8, repository: &str, name: &str) -> Option<Self> {
         let repository = repository_of(repository)?;
         match kind {
             0 => Some(Self::Layer(repository, name.parse().ok()?)),
@@ -113,7 +113,7 @@ fn repository_of(key: &str) -> Option<Repository> {
 }
 
 /// An algorithm's number and the raw hash: half of what the text takes.
-pub(super) fn key_of(digest: &Digest) -> Vec<u8> {
+pub(in crate::store) fn key_of(digest: &Digest) -> Vec<u8> {
     let mut key = vec![match digest.algorithm() {
         Algorithm::Sha256 => 0,
         Algorithm::Sha512 => 1,
@@ -122,7 +122,7 @@ pub(super) fn key_of(digest: &Digest) -> Vec<u8> {
     key
 }
 
-pub(super) fn digest_of(key: &[u8]) -> Option<Digest> {
+pub(in crate::store) fn digest_of(key: &[u8]) -> Option<Digest> {
     let (number, hash) = key.split_first()?;
     let algorithm = match number {
         0 => Algorithm::Sha256,
