@@ -12,7 +12,7 @@ use base64::engine::general_purpose::STANDARD;
 use http::{HeaderMap, HeaderValue, header};
 
 use super::error::RegistryError;
-use check::{Checks, Login, Verdict};
+use check::{Login, LoginVerdict, PasswordChecks};
 use users::Users;
 
 pub use users::MAX_COST as MAX_BCRYPT_COST;
@@ -22,7 +22,7 @@ pub use users::MAX_COST as MAX_BCRYPT_COST;
 pub struct Htpasswd {
     users: Arc<Users>,
     challenge: HeaderValue,
-    checks: Arc<Checks>,
+    checks: Arc<PasswordChecks>,
 }
 
 /// Returns the reason why no client can log in with this file; `None` if a client can.
@@ -43,7 +43,7 @@ impl Htpasswd {
         Self {
             users: Arc::new(Users::new(path)),
             challenge,
-            checks: Arc::new(Checks::new()),
+            checks: Arc::new(PasswordChecks::new()),
         }
     }
 
@@ -75,9 +75,9 @@ impl Htpasswd {
         };
         *user = users.get(&login.name).map(|_| login.name.as_str().into());
         match self.checks.check(login, users, client).await {
-            Verdict::Right => Ok(()),
-            Verdict::Wrong => Err(RegistryError::wrong_login(challenge())),
-            Verdict::Busy => Err(RegistryError::too_many_logins()),
+            LoginVerdict::Right => Ok(()),
+            LoginVerdict::Wrong => Err(RegistryError::wrong_login(challenge())),
+            LoginVerdict::Busy => Err(RegistryError::too_many_logins()),
         }
     }
 }
@@ -139,7 +139,7 @@ mod tests {
                 .await
                 .is_err()
         );
-        // Who was let in before is not for longer than the line stands there.
+        // A login that was accepted before ends with its line.
         let hash = bcrypt::hash("other", 4).unwrap();
         std::fs::write(&path, format!("alice:{hash}\n")).unwrap();
         assert!(

@@ -27,7 +27,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
 use super::{Peer, Service};
-use limit::{ConnectionLimit, Place};
+use limit::{ConnectionLimit, ConnectionSlot};
 pub(super) use sendfile::SendfileQueue;
 use sendfile::SendfileStream;
 use timeouts::{ConnectionTimeouts, LIMITS};
@@ -90,11 +90,11 @@ pub async fn serve(
         };
         match accepted {
             Ok(accepted) => {
-                let place = tokio::select! {
-                    place = limit.enter(accepted.address(), &shutdown) => place,
+                let slot = tokio::select! {
+                    slot = limit.enter(accepted.address(), &shutdown) => slot,
                     () = shutdown.cancelled() => break,
                 };
-                let serving = accepted.serve(service.clone(), options.clone(), place);
+                let serving = accepted.serve(service.clone(), options.clone(), slot);
                 let serving = connections.track_future(serving);
                 match &mut workers {
                     Some(workers) => workers.spawn(serving),
@@ -158,9 +158,9 @@ impl Listener {
 
 impl Accepted {
     /// Serves the connection on the worker that calls this.
-    async fn serve(self, service: Service, options: ConnectionOptions, place: Place) {
+    async fn serve(self, service: Service, options: ConnectionOptions, slot: ConnectionSlot) {
         match self.connection() {
-            Ok(connection) => connection.serve(service, options, &place).await,
+            Ok(connection) => connection.serve(service, options, &slot).await,
             Err(error) => debug!(%error, "cannot set up a connection"),
         }
     }
@@ -220,15 +220,15 @@ impl Socket {
 
 impl Connection {
     /// Serves the connection to its end. Idle connections stay small: each stage allocates its state when it starts.
-    async fn serve(self, service: Service, options: ConnectionOptions, place: &Place) {
+    async fn serve(self, service: Service, options: ConnectionOptions, slot: &ConnectionSlot) {
         let accepted = Instant::now();
         let opened = tokio::select! {
             biased;
             opened = tokio::time::timeout(LIMITS.header, self.open(options)) => opened,
-            () = place.closing.cancelled() => return,
+            () = slot.closing.cancelled() => return,
         };
         if let Ok(Some(opened)) = opened
-            && let Err(error) = opened.drive(service, accepted, place).await
+            && let Err(error) = opened.drive(service, accepted, slot).await
         {
             debug!(%error, "a connection failed");
         }
@@ -267,9 +267,9 @@ impl Opened {
         self,
         service: Service,
         accepted: Instant,
-        place: &Place,
+        slot: &ConnectionSlot,
     ) -> impl Future<Output = ConnectionResult> + use<> {
-        let (peer, progress) = (self.peer, Arc::clone(&place.progress));
+        let (peer, progress) = (self.peer, Arc::clone(&slot.progress));
         let (stream, timeouts) = (
             TrackedIo {
                 stream: self.stream,
@@ -290,7 +290,7 @@ impl Opened {
         let connection = builder(self.http2)
             .serve_connection(TokioIo::new(stream), answer)
             .into_owned();
-        drive_to_end(Box::pin(connection), timeouts, place.closing.clone())
+        drive_to_end(Box::pin(connection), timeouts, slot.closing.clone())
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use moka::sync::Cache;
 
 use super::queue::LoginQueue;
-use super::users::{Entry, Listed};
+use super::users::{HtpasswdEntry, HtpasswdUsers};
 use crate::digest::{Algorithm, Digest, Hasher};
 use crate::pull::SingleFlight;
 use crate::tls;
@@ -22,7 +22,7 @@ const DUMMY: &str = "CwTycUXWue0Thq9StjUM0uJ8.Ln6PrmVYhSEV1gJOtMdCxJ.9p7Jm";
 
 /// The result of a password check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(super) enum LoginVerdict {
     /// User name and password are those of a listed user.
     Right,
     /// They are not.
@@ -38,16 +38,16 @@ pub(super) struct Login {
 }
 
 /// The password checks of a server.
-pub(super) struct Checks {
+pub(super) struct PasswordChecks {
     /// A hash that has absorbed a random key: what it makes of a login is of no use outside of this process.
     keyed: Hasher,
     accepted: Cache<Digest, ()>,
     refused: Cache<Digest, ()>,
     queue: LoginQueue,
-    running: SingleFlight<Digest, Verdict>,
+    running: SingleFlight<Digest, LoginVerdict>,
 }
 
-impl Checks {
+impl PasswordChecks {
     /// Returns checks that remember nothing yet.
     pub(super) fn new() -> Self {
         let mut key = [0; 64];
@@ -69,44 +69,49 @@ impl Checks {
         }
     }
 
-    /// Checks a login of `client` (`address:port`). Concurrent checks of one login are one, and a check continues
+    /// PasswordChecks a login of `client` (`address:port`). Concurrent checks of one login are one, and a check continues
     /// without its client: a client that closes its connection gains no further check by that.
-    pub(super) async fn check(self: &Arc<Self>, login: Login, users: &Listed, client: &Arc<str>) -> Verdict {
-        let task = Task::new(login, users);
+    pub(super) async fn check(
+        self: &Arc<Self>,
+        login: Login,
+        users: &HtpasswdUsers,
+        client: &Arc<str>,
+    ) -> LoginVerdict {
+        let task = PasswordCheck::new(login, users);
         let key = self.key(&task);
         if self.accepted.contains_key(&key) {
-            return Verdict::Right;
+            return LoginVerdict::Right;
         }
         if self.refused.contains_key(&key) {
-            return Verdict::Wrong;
+            return LoginVerdict::Wrong;
         }
         let (checks, client) = (Arc::clone(self), Arc::clone(client));
         let run = || checks.run(key.clone(), task, client);
         let (waiting, _) = self.running.join(&key, run);
-        waiting.await.unwrap_or(Verdict::Busy)
+        waiting.await.unwrap_or(LoginVerdict::Busy)
     }
 
-    async fn run(self: Arc<Self>, key: Digest, task: Task, client: Arc<str>) -> Verdict {
+    async fn run(self: Arc<Self>, key: Digest, task: PasswordCheck, client: Arc<str>) -> LoginVerdict {
         let Some(permit) = self.queue.admit(&client).await else {
-            return Verdict::Busy;
+            return LoginVerdict::Busy;
         };
         let checked = tokio::task::spawn_blocking(move || {
             // Held until the hash ends, whatever becomes of the request.
             let _permit = permit;
             if task.is_right() {
                 self.accepted.insert(key, ());
-                Verdict::Right
+                LoginVerdict::Right
             } else {
                 self.refused.insert(key, ());
-                Verdict::Wrong
+                LoginVerdict::Wrong
             }
         });
-        checked.await.unwrap_or(Verdict::Busy)
+        checked.await.unwrap_or(LoginVerdict::Busy)
     }
 
     /// Returns the name that a login is remembered by: a digest with a random key. The hash in the users' file is part
     /// of it, so an edited line is another login.
-    fn key(&self, task: &Task) -> Digest {
+    fn key(&self, task: &PasswordCheck) -> Digest {
         let mut hasher = self.keyed.clone();
         for part in [&task.hash, ":", &task.login.name, ":", &task.login.password] {
             hasher.update(part.as_bytes());
@@ -116,7 +121,7 @@ impl Checks {
 }
 
 /// One password check.
-struct Task {
+struct PasswordCheck {
     login: Login,
     /// The user's line, or a dummy where the user is unknown.
     hash: Box<str>,
@@ -125,11 +130,11 @@ struct Task {
     highest_cost: u32,
 }
 
-impl Task {
-    fn new(login: Login, users: &Listed) -> Self {
+impl PasswordCheck {
+    fn new(login: Login, users: &HtpasswdUsers) -> Self {
         let (entry, highest_cost) = (users.get(&login.name), users.highest_cost());
         let (hash, cost) = match entry {
-            Some(Entry { hash, cost }) => (hash.clone(), *cost),
+            Some(HtpasswdEntry { hash, cost }) => (hash.clone(), *cost),
             None => (dummy(highest_cost), highest_cost),
         };
         Self {
@@ -148,7 +153,7 @@ impl Task {
         let is_right = bcrypt::verify(&self.login.password, &self.hash).unwrap_or(false) && self.is_known;
         if !is_right {
             for cost in self.cost..self.highest_cost {
-                // The result is that of nobody.
+                // No user has this hash: only its time counts.
                 let _ = bcrypt::verify(&self.login.password, &dummy(cost));
             }
         }
@@ -165,9 +170,9 @@ mod tests {
     use super::*;
     use std::time::Instant;
 
-    fn listed(lines: &[(&str, u32)]) -> Listed {
+    fn listed(lines: &[(&str, u32)]) -> HtpasswdUsers {
         let line = |(name, cost): &(&str, u32)| format!("{name}:{}\n", bcrypt::hash("right", *cost).unwrap());
-        Listed::parse(&lines.iter().map(line).collect::<String>())
+        HtpasswdUsers::parse(&lines.iter().map(line).collect::<String>())
     }
 
     fn login(name: &str, password: &str) -> Login {
@@ -178,9 +183,9 @@ mod tests {
     }
 
     /// Returns the time that wrong logins of a user take, of several tries the shortest.
-    fn refusal_time(users: &Listed, name: &str) -> Duration {
+    fn refusal_time(users: &HtpasswdUsers, name: &str) -> Duration {
         let once = |_| {
-            let task = Task::new(login(name, "wrong"), users);
+            let task = PasswordCheck::new(login(name, "wrong"), users);
             let begin = Instant::now();
             assert!(!task.is_right());
             begin.elapsed()
@@ -207,25 +212,25 @@ mod tests {
 
     #[tokio::test]
     async fn refused_login_is_remembered_and_named_by_no_password() {
-        let (checks, users) = (Arc::new(Checks::new()), listed(&[("ann", 4)]));
+        let (checks, users) = (Arc::new(PasswordChecks::new()), listed(&[("ann", 4)]));
         let client = Arc::from("192.0.2.1:1");
         for _ in 0..2 {
             let verdict = checks.check(login("ann", "wrong"), &users, &client).await;
-            assert_eq!(verdict, Verdict::Wrong);
+            assert_eq!(verdict, LoginVerdict::Wrong);
         }
         checks.refused.run_pending_tasks();
         assert_eq!(checks.refused.entry_count(), 1);
         // The same login has another name in another process.
-        let task = Task::new(login("ann", "wrong"), &users);
-        assert_ne!(checks.key(&task), Checks::new().key(&task));
+        let task = PasswordCheck::new(login("ann", "wrong"), &users);
+        assert_ne!(checks.key(&task), PasswordChecks::new().key(&task));
         let right = checks.check(login("ann", "right"), &users, &client).await;
-        assert_eq!(right, Verdict::Right);
+        assert_eq!(right, LoginVerdict::Right);
     }
 
     /// Connections that close at once run no more checks than one that stays.
     #[tokio::test]
     async fn checks_of_clients_that_left_are_bounded() {
-        let (checks, users) = (Arc::new(Checks::new()), listed(&[("ann", 4)]));
+        let (checks, users) = (Arc::new(PasswordChecks::new()), listed(&[("ann", 4)]));
         let client = Arc::from("192.0.2.1:1");
         for number in 0..200 {
             let password = number.to_string();
@@ -234,6 +239,6 @@ mod tests {
             drop(futures::future::select(Box::pin(check), std::future::ready(())).await);
         }
         let busy = checks.check(login("ann", "last"), &users, &client).await;
-        assert_eq!(busy, Verdict::Busy);
+        assert_eq!(busy, LoginVerdict::Busy);
     }
 }

@@ -22,23 +22,23 @@ const MAX_ADDRESSES: usize = 1024;
 const MAX_WAIT: Duration = Duration::from_secs(10);
 
 /// The right to run one password check; the check ends when it is dropped.
-pub(super) type Permit = OwnedSemaphorePermit;
+pub(super) type CheckPermit = OwnedSemaphorePermit;
 
 /// A queue of logins that wait for a password check.
 pub(super) struct LoginQueue {
     running: Arc<Semaphore>,
     max_wait: Duration,
-    waiting: Mutex<Waiting>,
+    waiting: Mutex<WaitingLogins>,
 }
 
 #[derive(Default)]
-struct Waiting {
+struct WaitingLogins {
     total: usize,
-    by_address: HashMap<ClientAddress, Entry>,
+    by_address: HashMap<ClientAddress, AddressQueue>,
 }
 
 /// The waiting logins of one client address.
-struct Entry {
+struct AddressQueue {
     count: usize,
     /// Held by the login that is in the common queue.
     head: Arc<Semaphore>,
@@ -57,7 +57,7 @@ impl LoginQueue {
 
     /// Waits for a turn of `client` (`address:port`, or another name that stands for no address). Returns `None` where
     /// too many logins wait, or the turn does not come within ten seconds.
-    pub(super) async fn admit(&self, client: &str) -> Option<Permit> {
+    pub(super) async fn admit(&self, client: &str) -> Option<CheckPermit> {
         let place = self.enter(ClientAddress::of_peer(client))?;
         let turn = async {
             let _head = place.head.acquire().await.ok()?;
@@ -66,7 +66,7 @@ impl LoginQueue {
         tokio::time::timeout(self.max_wait, turn).await.ok().flatten()
     }
 
-    fn enter(&self, address: ClientAddress) -> Option<Place<'_>> {
+    fn enter(&self, address: ClientAddress) -> Option<QueuePlace<'_>> {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         let (total, addresses) = (waiting.total, waiting.by_address.len());
         let has_room = match waiting.by_address.get(&address) {
@@ -77,12 +77,12 @@ impl LoginQueue {
             return None;
         }
         waiting.total += 1;
-        let entry = waiting.by_address.entry(address).or_insert_with(|| Entry {
+        let entry = waiting.by_address.entry(address).or_insert_with(|| AddressQueue {
             count: 0,
             head: Arc::new(Semaphore::new(1)),
         });
         entry.count += 1;
-        Some(Place {
+        Some(QueuePlace {
             queue: self,
             address,
             head: Arc::clone(&entry.head),
@@ -91,13 +91,13 @@ impl LoginQueue {
 }
 
 /// A place in the queue, given up when it is dropped.
-struct Place<'q> {
+struct QueuePlace<'q> {
     queue: &'q LoginQueue,
     address: ClientAddress,
     head: Arc<Semaphore>,
 }
 
-impl Drop for Place<'_> {
+impl Drop for QueuePlace<'_> {
     fn drop(&mut self) {
         let mut waiting = self.queue.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         waiting.total -= 1;

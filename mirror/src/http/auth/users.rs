@@ -26,7 +26,7 @@ struct Held {
 }
 
 /// The users, or the reason why there are none: then no client is let in.
-pub(super) type List = Result<Listed, String>;
+pub(super) type List = Result<HtpasswdUsers, String>;
 
 /// The highest cost of a bcrypt hash in an htpasswd file: each step doubles the time, and a hash of cost 14 takes about a second. A hash of
 /// cost 31 takes days, and cannot be interrupted.
@@ -36,20 +36,20 @@ const MIN_COST: u32 = 4;
 
 /// The bcrypt entries of a file.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Listed {
-    users: HashMap<String, Entry>,
+pub(super) struct HtpasswdUsers {
+    users: HashMap<String, HtpasswdEntry>,
     /// The first line that is left out for its cost: its number and its cost.
     too_costly: Option<(usize, u32)>,
 }
 
 /// A user's line.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Entry {
+pub(super) struct HtpasswdEntry {
     pub(super) hash: Box<str>,
     pub(super) cost: u32,
 }
 
-impl Listed {
+impl HtpasswdUsers {
     /// Returns the bcrypt entries in `text`; as with Distribution, the last line of a user counts. A line above
     /// [`MAX_COST`] lists no user.
     pub(super) fn parse(text: &str) -> Self {
@@ -62,7 +62,7 @@ impl Listed {
             match hash.parse::<HashParts>().map(|parts| parts.get_cost()) {
                 Ok(cost @ MIN_COST..=MAX_COST) => {
                     let hash = hash.into();
-                    listed.users.insert(user.to_owned(), Entry { hash, cost });
+                    listed.users.insert(user.to_owned(), HtpasswdEntry { hash, cost });
                 }
                 Ok(cost) if cost > MAX_COST => {
                     listed.users.remove(user);
@@ -75,7 +75,7 @@ impl Listed {
     }
 
     /// Returns the entry of a user.
-    pub(super) fn get(&self, name: &str) -> Option<&Entry> {
+    pub(super) fn get(&self, name: &str) -> Option<&HtpasswdEntry> {
         self.users.get(name)
     }
 
@@ -90,18 +90,17 @@ impl Listed {
 }
 
 impl Users {
-    /// Reads the file; a log line says so where nobody can log in.
+    /// Reads the file, and logs an error if no user can log in.
     pub(super) fn new(path: PathBuf) -> Self {
         let held = Held::read(&path);
-        log_change(&path, &Ok(Listed::default()), &held.list);
+        log_change(&path, &Ok(HtpasswdUsers::default()), &held.list);
         Self {
             path,
             held: ArcSwap::from_pointee(held),
         }
     }
 
-    /// The users now. One `stat` of a local file at most times; read on a thread that may wait where that tells of
-    /// a change.
+    /// Returns the current users: usually after one `stat` of a local file; a changed file is read on a blocking thread.
     pub(super) async fn now(self: &Arc<Self>) -> Arc<List> {
         let held = self.held.load();
         if held.settled && held.stamp == FileStamp::read(&self.path) {
@@ -154,7 +153,7 @@ pub(super) fn list(path: &Path) -> List {
         let path = path.display();
         format!("cannot read the htpasswd file {path}: {error}; nobody is let in until it is there")
     })?;
-    let listed = Listed::parse(&String::from_utf8_lossy(&bytes));
+    let listed = HtpasswdUsers::parse(&String::from_utf8_lossy(&bytes));
     if listed.users.is_empty() && listed.too_costly.is_none() {
         let path = path.display();
         return Err(format!(
@@ -199,7 +198,7 @@ mod tests {
     /// Salt and hash of a bcrypt line.
     const SALTED: &str = "CwTycUXWue0Thq9StjUM0uJ8.Ln6PrmVYhSEV1gJOtMdCxJ.9p7Jm";
 
-    /// A line above the highest cost lists nobody, also where the user had one before; other users are listed.
+    /// A line above the highest cost lists no user, also where the user had one before; other users are listed.
     #[test]
     fn line_of_too_high_cost_lists_no_user() {
         let line = |user: &str, cost: u32| format!("{user}:$2y${cost}${SALTED}\n");

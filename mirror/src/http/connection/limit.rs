@@ -25,20 +25,20 @@ const BATCH: usize = 64;
 /// The bound on client connections of a listener.
 pub(super) struct ConnectionLimit {
     max: usize,
-    open: Mutex<Open>,
+    open: Mutex<OpenConnections>,
     freed: Notify,
 }
 
 /// The connections that are open, the oldest first.
 #[derive(Default)]
-struct Open {
+struct OpenConnections {
     next: u64,
-    by_number: BTreeMap<u64, Entry>,
+    by_number: BTreeMap<u64, OpenConnection>,
     by_address: HashMap<Option<IpAddr>, usize>,
 }
 
 /// An open connection.
-struct Entry {
+struct OpenConnection {
     /// The address of the client; `None` for clients of a unix socket.
     address: Option<IpAddr>,
     progress: Arc<ConnectionProgress>,
@@ -49,7 +49,7 @@ struct Entry {
 }
 
 /// The place of one connection, given up when it is dropped.
-pub(super) struct Place {
+pub(super) struct ConnectionSlot {
     limit: Arc<ConnectionLimit>,
     number: u64,
     /// The progress of the connection.
@@ -74,7 +74,7 @@ impl ConnectionLimit {
         self: &Arc<Self>,
         address: Option<IpAddr>,
         shutdown: &CancellationToken,
-    ) -> Place {
+    ) -> ConnectionSlot {
         loop {
             if let Some(place) = self.try_enter(address, shutdown) {
                 return place;
@@ -84,21 +84,25 @@ impl ConnectionLimit {
         }
     }
 
-    fn try_enter(self: &Arc<Self>, address: Option<IpAddr>, shutdown: &CancellationToken) -> Option<Place> {
+    fn try_enter(
+        self: &Arc<Self>,
+        address: Option<IpAddr>,
+        shutdown: &CancellationToken,
+    ) -> Option<ConnectionSlot> {
         let mut open = self.open();
         if open.by_number.len() >= self.max {
             open.close_idle((self.max / BATCH).max(1), Instant::now());
             return None;
         }
         let (progress, closing) = (Arc::<ConnectionProgress>::default(), shutdown.child_token());
-        let number = open.add(Entry {
+        let number = open.add(OpenConnection {
             address,
             progress: Arc::clone(&progress),
             seen: (progress.state(), progress.steps()),
             since: Instant::now(),
             closing: closing.clone(),
         });
-        Some(Place {
+        Some(ConnectionSlot {
             limit: Arc::clone(self),
             number,
             progress,
@@ -106,20 +110,20 @@ impl ConnectionLimit {
         })
     }
 
-    fn open(&self) -> MutexGuard<'_, Open> {
+    fn open(&self) -> MutexGuard<'_, OpenConnections> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Drop for Place {
+impl Drop for ConnectionSlot {
     fn drop(&mut self) {
         self.limit.open().remove(self.number);
         self.limit.freed.notify_one();
     }
 }
 
-impl Open {
-    fn add(&mut self, entry: Entry) -> u64 {
+impl OpenConnections {
+    fn add(&mut self, entry: OpenConnection) -> u64 {
         let number = self.next;
         self.next += 1;
         *self.by_address.entry(entry.address).or_default() += 1;
@@ -128,7 +132,7 @@ impl Open {
     }
 
     fn remove(&mut self, number: u64) {
-        let Some(Entry { address, .. }) = self.by_number.remove(&number) else {
+        let Some(OpenConnection { address, .. }) = self.by_number.remove(&number) else {
             return;
         };
         if let Some(count) = self.by_address.get_mut(&address) {
@@ -165,7 +169,7 @@ impl Open {
     }
 }
 
-impl Entry {
+impl OpenConnection {
     /// Returns whether the connection made progress since the last search; `None` where it is not idle.
     fn idle(&mut self, now: Instant) -> Option<bool> {
         let seen = (self.progress.state(), self.progress.steps());
@@ -189,11 +193,11 @@ mod tests {
     const CROWDED: Option<IpAddr> = Some(IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1)));
     const OTHER: Option<IpAddr> = Some(IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 2)));
 
-    fn enter(limit: &Arc<ConnectionLimit>, address: Option<IpAddr>) -> Option<Place> {
+    fn enter(limit: &Arc<ConnectionLimit>, address: Option<IpAddr>) -> Option<ConnectionSlot> {
         limit.try_enter(address, &CancellationToken::new())
     }
 
-    fn is_closing(place: &Place) -> bool {
+    fn is_closing(place: &ConnectionSlot) -> bool {
         place.closing.is_cancelled()
     }
 
