@@ -132,6 +132,7 @@ pub fn main(cli: Cli) -> ExitCode {
 fn run(command: Command) -> Result<(), CliError> {
     match command {
         Command::Serve(configuration) => {
+            server::restrict_new_files();
             let runtime = Runtime::new()?;
             let served = runtime.block_on(serve::serve(configuration));
             runtime.shutdown_timeout(BLOCKING_GRACE);

@@ -5,6 +5,7 @@ mod error;
 mod listen;
 mod reload;
 mod state;
+mod umask;
 mod upstream_set;
 
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use tracing::{error, info};
 
 pub use error::Error;
 pub use reload::Reloader;
+pub use umask::restrict_new_files;
 
 use crate::clock::Clock;
 use crate::config::http::Tls;

@@ -3,6 +3,7 @@
 //! The layout is that of CNCF Distribution, so either program can use the directory of the other; files of this server
 //! only are in `_mirror` next to it. Content becomes visible complete or not at all.
 
+mod adopt;
 mod blobs;
 mod catalog;
 mod default_host;
@@ -158,6 +159,9 @@ pub enum Error {
     /// The system refused.
     #[error(transparent)]
     Io(#[from] IoError),
+    /// The content was found on the disk, and was not hashed yet.
+    #[error("content {0} is still being verified")]
+    Unverified(Digest),
     /// The index failed, and is mending.
     #[error(transparent)]
     Index(#[from] IndexFailure),
@@ -322,12 +326,17 @@ impl Inner {
 
     /// Locks the stripe of a digest, for changes of its content or its links.
     fn stripe(&self, digest: &Digest) -> MutexGuard<'_, ()> {
-        let mut hasher = DefaultHasher::new();
-        digest.hash(&mut hasher);
-        #[expect(clippy::cast_possible_truncation, reason = "any bits do")]
-        let number = hasher.finish() as usize % STRIPES;
-        hot_cache::lock(&self.stripes[number])
+        hot_cache::lock(&self.stripes[stripe_of(digest)])
     }
+}
+
+/// Returns the number of a digest among [`STRIPES`].
+fn stripe_of(digest: &Digest) -> usize {
+    let mut hasher = DefaultHasher::new();
+    digest.hash(&mut hasher);
+    #[expect(clippy::cast_possible_truncation, reason = "any bits do")]
+    let number = hasher.finish() as usize % STRIPES;
+    number
 }
 
 /// Returns the root without links, which only its own path may have; it is made where it is missing.

@@ -112,6 +112,7 @@ fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Operator(args) => Runtime::new()?.block_on(operator::run(args)),
         Command::Local(args) => {
+            mirror::server::restrict_new_files();
             let runtime = Runtime::new()?;
             let served = runtime.block_on(local::run(args));
             runtime.shutdown_timeout(mirror::http::connection::BLOCKING_GRACE);

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 
-use super::Error;
+use super::{Error, umask};
 use crate::config::http::{Admin, Listen};
 use crate::http::connection::Listener;
 
@@ -60,15 +60,17 @@ async fn tcp(address: &str) -> io::Result<TcpListener> {
     }
 }
 
-/// Binds a unix socket. Replaces the socket of a previous server; one that accepts connections is in use.
+/// Binds a socket in the file system. A socket that an ended server left is replaced; one that answers is in use.
 async fn unix(path: &Path) -> io::Result<UnixListener> {
-    match UnixListener::bind(path) {
+    let bound = match UnixListener::bind(path) {
         Err(error) if error.kind() == ErrorKind::AddrInUse && is_left_behind(path).await => {
             std::fs::remove_file(path)?;
             UnixListener::bind(path)
         }
         bound => bound,
-    }
+    }?;
+    umask::open_socket_to_clients(path)?;
+    Ok(bound)
 }
 
 async fn is_left_behind(path: &Path) -> bool {

@@ -41,7 +41,7 @@ impl Store {
             return Ok(Some(blob));
         }
         let (repository, digest) = (repository.clone(), digest.clone());
-        self.blocking(move |inner| inner.linked(&repository, &digest))
+        self.verified(move |inner| inner.linked(&repository, &digest))
             .await
     }
 
@@ -58,11 +58,12 @@ impl Store {
             return Ok(Found::Linked(blob));
         }
         let (repository, digest) = (repository.clone(), digest.clone());
-        self.blocking(move |inner| {
-            let linked = inner.linked(&repository, &digest);
-            if let Ok(Some(blob)) = linked {
-                return Ok(Found::Linked(blob));
-            }
+        self.verified(move |inner| {
+            let linked = match inner.linked(&repository, &digest) {
+                Ok(Some(blob)) => return Ok(Found::Linked(blob)),
+                Err(Error::Unverified(target)) => return Err(Error::Unverified(target)),
+                linked => linked,
+            };
             if !inner.has_link_of(&repository.host, &digest)? {
                 return linked.map(|_| Found::Missing);
             }
@@ -153,6 +154,9 @@ impl Inner {
     }
 
     /// Returns content by its digest: an open blob, or else from the disk. Drops damaged content.
+    ///
+    /// # Errors
+    /// [`Error::Unverified`] for content that was found on the disk, and is too large to be hashed whenever it is opened.
     fn find(&self, digest: &Digest) -> Result<Option<(Arc<OpenBlob>, Blob)>, Error> {
         if let Some(open) = self.hot_cache.open_blob(digest, self.clock.now()) {
             return Ok(Some(open));
@@ -166,8 +170,15 @@ impl Inner {
                     && let Ok(bytes) = read_small(digest, &file, found.len())
                 {
                     let (file, size) = (Arc::new(file), found.len());
+                    if entry.is_none() {
+                        self.discover(digest, size)?;
+                    }
+                    if bytes.is_none() && entry.is_none_or(|entry| entry.verified == 0) {
+                        return Err(Error::Unverified(digest.clone()));
+                    }
                     let blob = Blob { file, size, bytes };
-                    return Ok(Some(self.take_in(digest, blob, entry.is_none())?));
+                    let open = self.hot_cache.opened(digest, &blob, self.clock.now());
+                    return Ok(Some((open, blob)));
                 }
             }
             Err(error) if !is_damage(&error) => return Err(on("open", &path)(error).into()),
@@ -179,14 +190,12 @@ impl Inner {
         Ok(None)
     }
 
-    fn take_in(&self, digest: &Digest, blob: Blob, unknown: bool) -> Result<(Arc<OpenBlob>, Blob), Error> {
-        let (now, size) = (self.clock.now(), blob.size);
-        if unknown {
-            let (digest, now) = (digest.clone(), now.as_millisecond());
-            let added = self.index.write(vec![Op::Discover { digest, size, now }])?;
-            self.space.add(added.bytes, added.blobs);
-        }
-        Ok((self.hot_cache.opened(digest, &blob, now), blob))
+    /// Counts content that the index does not know.
+    fn discover(&self, digest: &Digest, size: u64) -> Result<(), Error> {
+        let (digest, now) = (digest.clone(), self.clock.now().as_millisecond());
+        let added = self.index.write(vec![Op::Discover { digest, size, now }])?;
+        self.space.add(added.bytes, added.blobs);
+        Ok(())
     }
 
     fn is_sound_on_disk(&self, digest: &Digest) -> bool {

@@ -58,20 +58,24 @@ type Visit<'a> = dyn FnMut(&Path, &[PathBuf]) -> Result<(), IoError> + 'a;
 /// Calls for every directory that is a repository or the start of a name of one. Links are not followed.
 pub(super) fn each_directory(layout: &Layout, found: &mut Visit<'_>) -> Result<(), IoError> {
     let base = layout.repositories();
-    visit(&base, found)?;
+    visit(layout, &base, found)?;
     for host in directories(&base.join("_upstreams"))? {
-        visit(&host, found)?;
+        visit(layout, &host, found)?;
     }
     Ok(())
 }
 
-fn visit(directory: &Path, found: &mut Visit<'_>) -> Result<(), IoError> {
+/// Visits a directory and those below it that can be the start of a repository's name: a name's length bounds their depth.
+fn visit(layout: &Layout, directory: &Path, found: &mut Visit<'_>) -> Result<(), IoError> {
     let (own, below): (Vec<_>, Vec<_>) = directories(directory)?.into_iter().partition(|path| {
         path.file_name()
             .is_some_and(|name| name.as_encoded_bytes().starts_with(b"_"))
     });
     found(directory, &own)?;
-    below.iter().try_for_each(|path| visit(path, found))
+    below
+        .iter()
+        .filter(|path| layout.repository_at(path).is_some())
+        .try_for_each(|path| visit(layout, path, found))
 }
 
 /// The directories in a directory; none where it is missing.

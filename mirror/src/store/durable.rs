@@ -44,7 +44,7 @@ pub(super) fn on(action: &'static str, path: &Path) -> impl FnOnce(io::Error) ->
 /// Opens a regular file for reading.
 ///
 /// # Errors
-/// `IsADirectory` for anything else in its place (a FIFO, a device, a socket), `NotADirectory` for a link in its path.
+/// `IsADirectory` for anything else in its place (a FIFO, a device, a socket, a link).
 pub(super) fn open(path: &Path) -> io::Result<File> {
     let no_file = || io::Error::from(ErrorKind::IsADirectory);
     match no_links::open(path, OFlags::RDONLY) {

@@ -1,11 +1,12 @@
 //! Opens files and directories without following a symbolic link at any part of a path.
 //!
 //! The storage root itself may be a link: the store resolves it once. A link below the root leads out of the cache, to
-//! files that are nobody's content or must not be written.
+//! files that are no content and must not be written.
 
 use std::fs::{File, Metadata};
 use std::io::{self, ErrorKind};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -16,7 +17,7 @@ use rustix::io::Errno;
 static HAS_OPENAT2: AtomicBool = AtomicBool::new(true);
 
 /// A directory, and the name of an entry in it.
-pub(super) struct Entry<'p> {
+pub(super) struct DirectoryEntry<'p> {
     pub(super) directory: File,
     pub(super) name: &'p Path,
 }
@@ -24,7 +25,8 @@ pub(super) struct Entry<'p> {
 /// Opens a path, with mode 0666 where it is created. Waits for nothing: a FIFO without a writer opens at once.
 ///
 /// # Errors
-/// `NotADirectory` where a part of the path is a link.
+/// For a link in the path `NotADirectory` where a directory is opened, else `IsADirectory`: something else is in the place
+/// of the file.
 pub(super) fn open(path: &Path, flags: OFlags) -> io::Result<File> {
     let mut flags = flags | OFlags::CLOEXEC;
     // With `PATH` nothing is opened that could be waited for, and the kernel refuses the flags.
@@ -38,7 +40,8 @@ pub(super) fn open(path: &Path, flags: OFlags) -> io::Result<File> {
     };
     match opened {
         Ok(file) => Ok(file.into()),
-        Err(Errno::LOOP) => Err(Errno::NOTDIR.into()),
+        Err(Errno::LOOP) if flags.contains(OFlags::DIRECTORY) => Err(Errno::NOTDIR.into()),
+        Err(Errno::LOOP) => Err(Errno::ISDIR.into()),
         Err(error) => Err(error.into()),
     }
 }
@@ -55,9 +58,9 @@ pub(super) fn open_directory(path: &Path) -> io::Result<File> {
 }
 
 /// Opens the directory that a path lies in.
-pub(super) fn entry(path: &Path) -> io::Result<Entry<'_>> {
+pub(super) fn entry(path: &Path) -> io::Result<DirectoryEntry<'_>> {
     match (path.parent(), path.file_name()) {
-        (Some(parent), Some(name)) => Ok(Entry {
+        (Some(parent), Some(name)) => Ok(DirectoryEntry {
             directory: open_directory(parent)?,
             name: Path::new(name),
         }),
@@ -78,7 +81,14 @@ pub(super) fn file_metadata(path: &Path) -> io::Result<Metadata> {
     }
 }
 
-impl Entry<'_> {
+/// Returns whether a path is that of an open file.
+pub(super) fn is_same_file(path: &Path, file: &File) -> bool {
+    let number = |found: Metadata| (found.dev(), found.ino());
+    let (there, open) = (file_metadata(path).map(number), file.metadata().map(number));
+    matches!((there, open), (Ok(there), Ok(open)) if there == open)
+}
+
+impl DirectoryEntry<'_> {
     /// Makes a directory.
     pub(super) fn make_directory(&self) -> io::Result<()> {
         Ok(rustix::fs::mkdirat(
@@ -107,7 +117,7 @@ impl Entry<'_> {
     }
 
     /// Moves this entry to another place; a file or link there is replaced.
-    pub(super) fn rename(&self, to: &Entry<'_>) -> io::Result<()> {
+    pub(super) fn rename(&self, to: &DirectoryEntry<'_>) -> io::Result<()> {
         let (from_name, to_name) = (self.name, to.name);
         Ok(rustix::fs::renameat(
             &self.directory,
@@ -125,7 +135,7 @@ fn openat2(path: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
             HAS_OPENAT2.store(false, Ordering::Relaxed);
             walk(path, flags)
         }
-        // Of a seccomp profile that does not know the call, or of the file: the other way tells.
+        // A seccomp profile without the call, or the file itself, may be the cause: the walk finds out.
         Err(Errno::PERM) => walk(path, flags),
         opened => opened,
     }

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::fs::File;
 use std::io::{self, IoSliceMut};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::FileExt;
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -47,8 +47,8 @@ impl ScrubQueue {
 }
 
 impl Store {
-    /// Sets the age after which content is hashed again when it is used; `None`: never. Content of another registry was
-    /// never verified, so its first use suffices.
+    /// Sets the age after which content is hashed again when it is used; `None`: never. Content that
+    /// another registry left is hashed before its first use.
     pub fn set_scrub_period(&self, period: Option<Duration>) {
         let mut state = self.inner.maintenance.scrub_queue.state();
         state.period = period;
@@ -94,7 +94,7 @@ impl Inner {
         let Ok(file) = durable::open(&path) else {
             return Ok(false);
         };
-        match hash(&file, digest, stop) {
+        match hash(&file, digest, HashSpeed::Slow, || stop.is_cancelled()) {
             Ok(None) => return Ok(false),
             Ok(Some(found)) if found == *digest => {
                 let now = self.clock.now().as_millisecond();
@@ -104,24 +104,41 @@ impl Inner {
             Ok(Some(_)) => tracing::warn!(%digest, "damaged content dropped: it has another digest"),
             Err(error) => tracing::warn!(%digest, %error, "damaged content dropped: it can't be read"),
         }
-        let inode = |found: std::fs::Metadata| found.ino();
-        let read = file.metadata().map(inode).ok();
-        self.remove_unless(digest, || no_links::file_metadata(&path).map(inode).ok() != read)?;
+        self.remove_unless(digest, || !no_links::is_same_file(&path, &file))?;
         Ok(true)
     }
 }
 
-/// Returns the digest of a file; `None` after a stop.
-fn hash(file: &File, digest: &Digest, stop: &CancellationToken) -> io::Result<Option<Digest>> {
+/// The speed of a hash.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum HashSpeed {
+    /// A client waits; what is read stays in the page cache, as it is served next.
+    Full,
+    /// Clients go first: at most 32 MiB a second.
+    Slow,
+}
+
+/// Returns the digest of a file, by the algorithm of `digest`; `None` once `is_stopped` is `true`.
+pub(super) fn hash(
+    file: &File,
+    digest: &Digest,
+    pace: HashSpeed,
+    is_stopped: impl Fn() -> bool,
+) -> io::Result<Option<Digest>> {
     let (mut hasher, mut chunk, mut at) = (Hasher::new(digest.algorithm()), vec![0; CHUNK], 0);
-    while !stop.is_cancelled() {
-        let read = read_uncached(file, &mut chunk, at)?;
+    while !is_stopped() {
+        let read = match pace {
+            HashSpeed::Full => file.read_at(&mut chunk, at)?,
+            HashSpeed::Slow => read_uncached(file, &mut chunk, at)?,
+        };
         if read == 0 {
             return Ok(Some(hasher.finish()));
         }
         hasher.update(chunk.get(..read).unwrap_or_default());
         at += read as u64;
-        std::thread::sleep(PAUSE);
+        if pace == HashSpeed::Slow {
+            std::thread::sleep(PAUSE);
+        }
     }
     Ok(None)
 }

@@ -149,6 +149,50 @@ async fn no_path_leads_out_of_the_cache_or_upstream() {
     assert_eq!(server.get("/v2/", "").await.unwrap().status, 200);
 }
 
+/// Returns the files and directories below a directory that other users may open, or their group may change.
+fn open_to_others(directory: &std::path::Path) -> Vec<std::path::PathBuf> {
+    use std::os::unix::fs::PermissionsExt;
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        let metadata = path.symlink_metadata().unwrap();
+        if metadata.is_dir() {
+            found.extend(open_to_others(&path));
+        }
+        if metadata.permissions().mode() & 0o027 != 0 {
+            found.push(path);
+        }
+    }
+    found
+}
+
+/// Files of the cache may belong to private images.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn other_users_cannot_read_the_cache() {
+    let (hub, home, server) = pair().await;
+    hub.push_image("library/app", "1", &[b"layer"]);
+    let manifest = server.get("/v2/library/app/manifests/1", "").await.unwrap();
+    assert_eq!(manifest.status, 200);
+    assert_eq!(server.end().await.code(), Some(0));
+    assert_eq!(
+        open_to_others(&home.path().join("cache")),
+        Vec::<std::path::PathBuf>::new()
+    );
+}
+
+/// The umask of the cache closes no socket to clients that the given umask admits.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn socket_has_the_mode_of_the_given_umask() {
+    use std::os::unix::fs::PermissionsExt;
+    let (hub, home) = (Hub::start().await, tempfile::tempdir().unwrap());
+    let (socket, root) = (home.path().join("m.sock"), home.path().join("cache"));
+    let server = Server::start_on_socket("007", &socket, &root, &hub).await;
+    let mode = std::fs::metadata(&socket).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o770, "{mode:o}");
+    assert_eq!(server.end().await.code(), Some(0));
+    assert_eq!(open_to_others(&root), Vec::<std::path::PathBuf>::new());
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_garbage_ends_the_server() {
     let (_hub, _home, server) = pair().await;

@@ -77,6 +77,20 @@ impl Server {
         Self::run(command).await
     }
 
+    /// Mirrors `hub` on a socket in the file system, in a process that is started with this umask.
+    pub(crate) async fn start_on_socket(umask: &str, socket: &Path, root: &Path, hub: &Hub) -> Self {
+        let mut command = std::process::Command::new("sh");
+        let script = format!("umask {umask}; exec \"$0\" serve \"$1\"");
+        command
+            .args(["-c", &script, MIRROR])
+            .arg(configured(root, hub, ""));
+        command.env_clear().env("PATH", "/usr/bin:/bin");
+        command
+            .env("REGISTRY_HTTP_NET", "unix")
+            .env("REGISTRY_HTTP_ADDR", socket);
+        Self::run(command).await
+    }
+
     /// Mirrors `hub` with a file system of its own as root, of that size.
     pub(crate) async fn start_on_small_disk(
         how: &str,

@@ -47,6 +47,27 @@ fn node(path: &Path, kind: FileType) {
     mknodat(CWD, path, kind, Mode::RUSR | Mode::WUSR, 0).unwrap();
 }
 
+/// A link to a device that never ends.
+fn zero(path: &Path) {
+    fs::remove_file(path).unwrap();
+    symlink("/dev/zero", path).unwrap();
+}
+
+/// A link to a file of the host, of the length and with the bytes that are wanted.
+fn host_file(path: &Path) {
+    let elsewhere = path.with_file_name("elsewhere");
+    fs::rename(path, &elsewhere).unwrap();
+    symlink(elsewhere, path).unwrap();
+}
+
+/// A link in the place of the directory, to one with the wanted file.
+fn linked_directory(path: &Path) {
+    let directory = path.parent().unwrap();
+    let elsewhere = directory.with_extension("elsewhere");
+    fs::rename(directory, &elsewhere).unwrap();
+    symlink(elsewhere, directory).unwrap();
+}
+
 fn circle(path: &Path) {
     fs::remove_file(path).unwrap();
     symlink(path, path).unwrap();
@@ -67,6 +88,7 @@ fn parent_is_a_file(data: &Path) {
 #[test_case(socket; "a socket in its place")]
 #[test_case(circle; "a link to itself in its place")]
 #[test_case(parent_is_a_file; "a file in its directorys place")]
+#[test_case(zero; "a link to an endless device in its place")]
 #[tokio::test]
 async fn a_damaged_blob_is_a_miss_and_is_replaced(damage: fn(&Path)) {
     for restart in [false, true] {
@@ -88,11 +110,28 @@ async fn a_damaged_blob_is_a_miss_and_is_replaced(damage: fn(&Path)) {
     }
 }
 
+/// Files of the host are no content, though a link in the cache leads to the right bytes.
+#[test_case(host_file; "a link to another file in its place")]
+#[test_case(linked_directory; "a link in its directorys place")]
+#[tokio::test]
+async fn linked_content_is_a_miss_and_is_replaced(damage: fn(&Path)) {
+    let place = Place::new();
+    let digest = put(&place.open().await, &nginx(), b"layer").await;
+    damage(&place.data(&digest));
+    let store = place.open().await;
+    assert_eq!(get(&store, &nginx(), &digest).await, None);
+    put(&store, &nginx(), b"layer").await;
+    assert_eq!(get(&store, &nginx(), &digest).await.unwrap(), b"layer");
+    assert!(fs::symlink_metadata(place.data(&digest)).unwrap().is_file());
+}
+
 fn flip(data: &Path) {
     fs::write(data, "{|").unwrap();
 }
 
 #[test_case(flip; "a flipped bit")]
+#[test_case(zero; "a link to an endless device in its place")]
+#[test_case(host_file; "a link to another file in its place")]
 #[test_case(pipe; "a pipe in its place")]
 #[tokio::test]
 async fn a_damaged_manifest_is_a_miss_and_is_replaced(damage: fn(&Path)) {
@@ -118,6 +157,9 @@ fn cut_short(link: &Path) {
 
 #[test_case(empty; "empty")]
 #[test_case(cut_short; "cut short")]
+#[test_case(zero; "a link to an endless device in its place")]
+#[test_case(host_file; "a link to another file in its place")]
+#[test_case(linked_directory; "a link in its directorys place")]
 #[test_case(directory; "a directory in its place")]
 #[test_case(pipe; "a pipe in its place")]
 #[test_case(socket; "a socket in its place")]
@@ -272,16 +314,44 @@ async fn taken_over_with_a_flipped_bit() -> (Place, Digest) {
     (place, digest)
 }
 
+/// Content that was found on the disk is hashed before its first byte is served, by its link and without one.
 #[tokio::test]
-async fn flipped_bit_is_found_after_first_use() {
+async fn unverified_content_with_a_flipped_bit_is_never_served() {
     let (place, digest) = taken_over_with_a_flipped_bit().await;
     let store = place.open().await;
-    store.set_scrub_period(Some(720 * HOUR));
-    assert!(get(&store, &nginx(), &digest).await.is_some());
-    store.flush().await;
-    let stop = tokio_util::sync::CancellationToken::new();
-    assert_eq!(store.scrub(&stop).await.unwrap(), 1);
     assert_eq!(get(&store, &nginx(), &digest).await, None);
+    assert!(!place.data(&digest).exists());
+    let (place, digest) = taken_over_with_a_flipped_bit().await;
+    let store = place.open().await;
+    let found = store
+        .find(&repository("docker.io", "library/other"), &digest)
+        .await;
+    assert!(matches!(found, Ok(Found::Missing)), "{found:?}");
+    assert!(!place.data(&digest).exists());
+}
+
+/// Requests for one blob that was found on the disk wait for one hash, and the next start needs none.
+#[tokio::test]
+async fn unverified_content_is_hashed_once() {
+    let place = Place::new();
+    let layer = bytes(7, 20_000);
+    let store = place.open().await;
+    let digest = put(&store, &nginx(), &layer).await;
+    drop(store);
+    fs::remove_file(place.path().join("_mirror/index.redb")).unwrap();
+    let store = place.open().await;
+    let app = nginx();
+    let gets = (0..8).map(|_| get(&store, &app, &digest));
+    for found in futures::future::join_all(gets).await {
+        assert_eq!(found.unwrap(), layer);
+    }
+    drop(store);
+    // Nobody would find out that it was changed since, but for a second hash.
+    let mut changed = layer.clone();
+    changed[0] ^= 1;
+    fs::write(place.data(&digest), &changed).unwrap();
+    let store = place.open().await;
+    assert_eq!(get(&store, &nginx(), &digest).await.unwrap(), changed);
 }
 
 #[tokio::test]
@@ -351,4 +421,118 @@ async fn a_file_in_the_place_of_scratch_is_replaced() {
     fs::write(&scratch, "").unwrap();
     let store = place.open().await;
     put(&store, &nginx(), b"layer").await;
+}
+
+/// A FIFO, a link or a directory in the place of each of the store's own files holds up nothing, and nothing is written
+/// through a link.
+#[test_case(pipe; "a pipe in its place")]
+#[test_case(zero; "a link to an endless device in its place")]
+#[test_case(directory; "a directory in its place")]
+#[tokio::test]
+async fn own_files_of_another_kind_are_replaced(damage: fn(&Path)) {
+    for file in ["lock", "index.redb"] {
+        let place = Place::new();
+        let store = place.open().await;
+        let digest = put(&store, &nginx(), b"layer").await;
+        drop(store);
+        let path = place.path().join("_mirror").join(file);
+        damage(&path);
+        let store = place.open().await;
+        assert_eq!(get(&store, &nginx(), &digest).await.unwrap(), b"layer", "{file}");
+        assert!(fs::symlink_metadata(&path).unwrap().is_file(), "{file}");
+    }
+}
+
+/// What says whose the repositories are, and when content expires, is never guessed, nor waited for.
+#[test_case(pipe; "a pipe in its place")]
+#[test_case(zero; "a link to an endless device in its place")]
+#[tokio::test]
+async fn state_files_of_another_kind_hold_up_nothing(damage: fn(&Path)) {
+    let place = Place::new();
+    let store = place.open().await;
+    let digest = put(&store, &nginx(), b"layer").await;
+    drop(store);
+    let state = place.path().join("scheduler-state.json");
+    fs::write(&state, "{}").unwrap();
+    damage(&state);
+    let store = place.open().await;
+    assert_eq!(get(&store, &nginx(), &digest).await.unwrap(), b"layer");
+    drop(store);
+    damage(&place.path().join("_mirror/owner"));
+    let refused = Store::open(place.path(), place.options())
+        .await
+        .err()
+        .unwrap()
+        .to_string();
+    assert!(refused.contains("_mirror/owner"), "{refused}");
+}
+
+/// The root itself may be a link; a link in the place of a directory that is not replaced as damage is an error.
+#[tokio::test]
+async fn root_may_be_a_link_and_nothing_else_that_is_kept() {
+    let place = Place::new();
+    let (root, elsewhere) = (place.path().join("root"), place.path().join("real"));
+    fs::create_dir(&elsewhere).unwrap();
+    symlink("real", &root).unwrap();
+    let store = Store::open(&root, place.options()).await.unwrap();
+    let digest = put(&store, &nginx(), b"layer").await;
+    assert_eq!(get(&store, &nginx(), &digest).await.unwrap(), b"layer");
+    assert!(elsewhere.join("docker").is_dir());
+    for directory in ["docker", "docker/registry", "docker/registry/v2", "_mirror"] {
+        let place = Place::new();
+        let (link, target) = (place.path().join(directory), place.path().join("target"));
+        fs::create_dir_all(link.parent().unwrap()).unwrap();
+        fs::create_dir(&target).unwrap();
+        symlink(&target, &link).unwrap();
+        let refused = Store::open(place.path(), place.options())
+            .await
+            .err()
+            .unwrap()
+            .to_string();
+        assert!(
+            refused.contains("symbolic link") && refused.contains(directory),
+            "{refused}"
+        );
+        assert_eq!(fs::read_dir(target).unwrap().count(), 0);
+    }
+}
+
+/// Nothing is written or removed through a link in the place of a repository's or an algorithm's directory.
+#[tokio::test]
+async fn nothing_is_written_through_a_link() {
+    let place = Place::new();
+    let target = place.path().join("target");
+    fs::create_dir_all(target.join("precious")).unwrap();
+    for directory in [
+        "blobs/sha256",
+        "repositories/library",
+        "repositories/library/nginx/_layers",
+    ] {
+        let link = place.v2().join(directory);
+        let _ = fs::remove_dir_all(&link);
+        fs::create_dir_all(link.parent().unwrap()).unwrap();
+        symlink(&target, &link).unwrap();
+        let store = place.open().await;
+        let digest = put(&store, &nginx(), b"layer").await;
+        assert_eq!(get(&store, &nginx(), &digest).await.unwrap(), b"layer");
+        store.drop_blob(&digest).await;
+        drop(store);
+        assert_eq!(fs::read_dir(&target).unwrap().count(), 1, "{directory}");
+    }
+}
+
+/// Directories that are deeper than any repository's name are not walked: neither the stack nor a path has room for them.
+#[tokio::test]
+async fn endless_directories_hold_up_no_start() {
+    let place = Place::new();
+    let mut deep = place.v2().join("repositories");
+    fs::create_dir_all(&deep).unwrap();
+    for _ in 0..1_500 {
+        deep.push("a");
+        fs::create_dir(&deep).unwrap();
+    }
+    let store = place.open().await;
+    let digest = put(&store, &nginx(), b"layer").await;
+    assert_eq!(store.repositories().await.unwrap(), ["library/nginx"]);
+    assert_eq!(get(&store, &nginx(), &digest).await.unwrap(), b"layer");
 }

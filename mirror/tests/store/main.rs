@@ -29,7 +29,7 @@ use mirror::config::MaxSize;
 use mirror::digest::{Algorithm, Digest, Hashed};
 use mirror::metrics::Metrics;
 use mirror::name::Repository;
-use mirror::store::{Blob, Manifest, OpenError, StageError, Store, StoreOptions};
+use mirror::store::{Blob, Found, Manifest, OpenError, StageError, Store, StoreOptions};
 
 const IMAGE: &str = "application/vnd.oci.image.manifest.v1+json";
 const HOUR: Duration = Duration::from_hours(1);

@@ -1,0 +1,82 @@
+//! Content that was found on the disk: hashed before its first byte is served.
+//!
+//! Another registry may have left it, or any process that can write to the directory. Small blobs and manifests are hashed
+//! whenever they are read; a larger blob is hashed once, and the index remembers that.
+
+use std::sync::Arc;
+
+use tokio::sync::Mutex;
+
+use crate::digest::Digest;
+use crate::store::index::Op;
+use crate::store::scrub::{self, HashSpeed};
+use crate::store::{Error, Inner, Store, durable, no_links, stripe_of};
+
+/// Blobs that are hashed at once; requests for one blob wait for one hash.
+const AT_ONCE: usize = 4;
+/// The tries for a blob that is replaced, or whose index is rebuilt, while it is hashed.
+const TRIES: usize = 3;
+
+/// The locks under which content is adopted.
+#[derive(Debug, Default)]
+pub(super) struct Adoptions([Arc<Mutex<()>>; AT_ONCE]);
+
+impl Store {
+    /// Looks for content on the disk; what was never verified is verified first.
+    pub(super) async fn verified<T: Send + 'static>(
+        &self,
+        look: impl Fn(&Inner) -> Result<T, Error> + Clone + Send + 'static,
+    ) -> Result<T, Error> {
+        for _ in 1..TRIES {
+            match self.blocking(look.clone()).await {
+                Err(Error::Unverified(digest)) => self.adopt(digest).await?,
+                found => return found,
+            }
+        }
+        self.blocking(look).await
+    }
+
+    /// Verifies content, or removes it. Continues without its client: its result is not lost, and a client that comes
+    /// and goes starts no second hash.
+    async fn adopt(&self, digest: Digest) -> Result<(), Error> {
+        let adoptions = &self.inner.maintenance.adoptions.0;
+        let lock = Arc::clone(&adoptions[stripe_of(&digest) % AT_ONCE]);
+        let lock = lock.lock_owned().await;
+        self.blocking(move |inner| {
+            let _lock = lock;
+            inner.adopt(&digest)
+        })
+        .await
+    }
+}
+
+impl Inner {
+    /// Returns whether content is known to have the digest that it is named by.
+    pub(super) fn is_verified(&self, digest: &Digest) -> Result<bool, Error> {
+        Ok(self.index.get(digest)?.is_some_and(|entry| entry.verified > 0))
+    }
+
+    fn adopt(&self, digest: &Digest) -> Result<(), Error> {
+        let path = self.layout.blob_data(digest);
+        if self.is_verified(digest)? {
+            return Ok(());
+        }
+        // What is not there, or no file, is a miss for the caller.
+        let Ok(file) = durable::open(&path) else {
+            return Ok(());
+        };
+        match scrub::hash(&file, digest, HashSpeed::Full, || false) {
+            Ok(Some(found)) if found == *digest => {
+                let now = self.clock.now().as_millisecond();
+                self.index.write(vec![Op::Verified(digest.clone(), now)])?;
+                Ok(())
+            }
+            found => {
+                let reason = found.err().map(|error| error.to_string());
+                tracing::warn!(%digest, reason, "content that was found on the disk is removed: its bytes have another digest, or cannot be read");
+                let is_replaced = || !no_links::is_same_file(&path, &file);
+                self.remove_unless(digest, is_replaced)
+            }
+        }
+    }
+}
