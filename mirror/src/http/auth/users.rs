@@ -38,6 +38,7 @@ const MIN_COST: u32 = 4;
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct HtpasswdUsers {
     users: HashMap<String, HtpasswdEntry>,
+    highest_cost: u32,
     /// The first line that is left out for its cost: its number and its cost.
     too_costly: Option<(usize, u32)>,
 }
@@ -71,6 +72,8 @@ impl HtpasswdUsers {
                 _ => {}
             }
         }
+        let costs = listed.users.values().map(|entry| entry.cost);
+        listed.highest_cost = costs.max().unwrap_or(MIN_COST);
         listed
     }
 
@@ -81,11 +84,7 @@ impl HtpasswdUsers {
 
     /// Returns the highest cost in the file.
     pub(super) fn highest_cost(&self) -> u32 {
-        self.users
-            .values()
-            .map(|entry| entry.cost)
-            .max()
-            .unwrap_or(MIN_COST)
+        self.highest_cost
     }
 }
 
