@@ -4,14 +4,18 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 /// The address by which the requests of a client are counted: an IPv4 address, the /64 network of an IPv6 address, or
 /// `None` for all clients without one (unix sockets).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct ClientAddress(Option<IpAddr>);
 
 impl ClientAddress {
     /// Returns the address of the peer of a connection, `IP:PORT`.
     pub(crate) fn of_peer(peer: &str) -> Self {
-        let address = peer.parse::<SocketAddr>().ok();
-        Self(address.map(|address| match address.ip().to_canonical() {
+        Self::of_ip(peer.parse().ok().map(|address: SocketAddr| address.ip()))
+    }
+
+    /// Returns the address of a client; `None` is a client of a unix socket.
+    pub(crate) fn of_ip(ip: Option<IpAddr>) -> Self {
+        Self(ip.map(|ip| match ip.to_canonical() {
             IpAddr::V6(address) => {
                 let network = address.to_bits() & !u128::from(u64::MAX);
                 Ipv6Addr::from_bits(network).into()

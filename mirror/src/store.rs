@@ -3,12 +3,12 @@
 //! The layout is that of CNCF Distribution, so either program can use the directory of the other; files of this server
 //! only are in `_mirror` next to it. Content becomes visible complete or not at all.
 
-mod adopt;
 mod blobs;
 mod catalog;
 mod default_host;
 mod durable;
 mod evict;
+mod first_use;
 mod hot_cache;
 mod index;
 #[cfg(any(test, fuzzing))]

@@ -9,7 +9,7 @@ mod workers;
 
 use std::convert::Infallible;
 use std::io;
-use std::net::{self, IpAddr};
+use std::net;
 use std::os::unix;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -27,6 +27,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
 use super::{Peer, Service};
+use crate::client_address::ClientAddress;
 use limit::{ConnectionLimit, ConnectionSlot};
 pub(super) use sendfile::SendfileQueue;
 use sendfile::SendfileStream;
@@ -165,12 +166,11 @@ impl Accepted {
         }
     }
 
-    /// Returns the address of the client; `None` for a unix socket.
-    fn address(&self) -> Option<IpAddr> {
-        match self {
-            Self::Tcp(_, peer) => Some(peer.ip().to_canonical()),
+    fn address(&self) -> ClientAddress {
+        ClientAddress::of_ip(match self {
+            Self::Tcp(_, peer) => Some(peer.ip()),
             Self::Unix(_) => None,
-        }
+        })
     }
 
     fn connection(self) -> io::Result<Connection> {

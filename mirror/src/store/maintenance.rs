@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 
 use crate::config::TtlFrom;
-use crate::store::adopt::Adoptions;
 use crate::store::durable::on;
+use crate::store::first_use::FirstUseVerifications;
 use crate::store::hot_cache::lock;
 use crate::store::index::{IndexEntry, Link, Op, Order};
 use crate::store::pins::Pins;
@@ -34,7 +34,7 @@ pub(super) struct Maintenance {
     /// The last write of the expiry state.
     written: Mutex<Option<Written>>,
     pub(super) scrub_queue: ScrubQueue,
-    pub(super) adoptions: Adoptions,
+    pub(super) first_use: FirstUseVerifications,
     pub(super) pins: Pins,
 }
 

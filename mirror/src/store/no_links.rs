@@ -17,7 +17,7 @@ use rustix::io::Errno;
 static HAS_OPENAT2: AtomicBool = AtomicBool::new(true);
 
 /// A directory, and the name of an entry in it.
-pub(super) struct DirectoryEntry<'p> {
+pub(super) struct PathEntry<'p> {
     pub(super) directory: File,
     pub(super) name: &'p Path,
 }
@@ -58,9 +58,9 @@ pub(super) fn open_directory(path: &Path) -> io::Result<File> {
 }
 
 /// Opens the directory that a path lies in.
-pub(super) fn entry(path: &Path) -> io::Result<DirectoryEntry<'_>> {
+pub(super) fn entry(path: &Path) -> io::Result<PathEntry<'_>> {
     match (path.parent(), path.file_name()) {
-        (Some(parent), Some(name)) => Ok(DirectoryEntry {
+        (Some(parent), Some(name)) => Ok(PathEntry {
             directory: open_directory(parent)?,
             name: Path::new(name),
         }),
@@ -88,7 +88,7 @@ pub(super) fn is_same_file(path: &Path, file: &File) -> bool {
     matches!((there, open), (Ok(there), Ok(open)) if there == open)
 }
 
-impl DirectoryEntry<'_> {
+impl PathEntry<'_> {
     /// Makes a directory.
     pub(super) fn make_directory(&self) -> io::Result<()> {
         Ok(rustix::fs::mkdirat(
@@ -117,7 +117,7 @@ impl DirectoryEntry<'_> {
     }
 
     /// Moves this entry to another place; a file or link there is replaced.
-    pub(super) fn rename(&self, to: &DirectoryEntry<'_>) -> io::Result<()> {
+    pub(super) fn rename(&self, to: &PathEntry<'_>) -> io::Result<()> {
         let (from_name, to_name) = (self.name, to.name);
         Ok(rustix::fs::renameat(
             &self.directory,

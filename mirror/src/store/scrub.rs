@@ -94,7 +94,7 @@ impl Inner {
         let Ok(file) = durable::open(&path) else {
             return Ok(false);
         };
-        match hash(&file, digest, HashSpeed::Slow, || stop.is_cancelled()) {
+        match hash(&file, digest, ScrubRate::Slow, || stop.is_cancelled()) {
             Ok(None) => return Ok(false),
             Ok(Some(found)) if found == *digest => {
                 let now = self.clock.now().as_millisecond();
@@ -111,7 +111,7 @@ impl Inner {
 
 /// The speed of a hash.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum HashSpeed {
+pub(super) enum ScrubRate {
     /// A client waits; what is read stays in the page cache, as it is served next.
     Full,
     /// Clients go first: at most 32 MiB a second.
@@ -122,21 +122,21 @@ pub(super) enum HashSpeed {
 pub(super) fn hash(
     file: &File,
     digest: &Digest,
-    pace: HashSpeed,
+    pace: ScrubRate,
     is_stopped: impl Fn() -> bool,
 ) -> io::Result<Option<Digest>> {
     let (mut hasher, mut chunk, mut at) = (Hasher::new(digest.algorithm()), vec![0; CHUNK], 0);
     while !is_stopped() {
         let read = match pace {
-            HashSpeed::Full => file.read_at(&mut chunk, at)?,
-            HashSpeed::Slow => read_uncached(file, &mut chunk, at)?,
+            ScrubRate::Full => file.read_at(&mut chunk, at)?,
+            ScrubRate::Slow => read_uncached(file, &mut chunk, at)?,
         };
         if read == 0 {
             return Ok(Some(hasher.finish()));
         }
         hasher.update(chunk.get(..read).unwrap_or_default());
         at += read as u64;
-        if pace == HashSpeed::Slow {
+        if pace == ScrubRate::Slow {
             std::thread::sleep(PAUSE);
         }
     }

@@ -21,9 +21,6 @@ const MAX_ADDRESSES: usize = 1024;
 /// The longest wait in the queue; clients give up after 30 s.
 const MAX_WAIT: Duration = Duration::from_secs(10);
 
-/// The right to run one password check; the check ends when it is dropped.
-pub(super) type CheckPermit = OwnedSemaphorePermit;
-
 /// A queue of logins that wait for a password check.
 pub(super) struct LoginQueue {
     running: Arc<Semaphore>,
@@ -56,8 +53,8 @@ impl LoginQueue {
     }
 
     /// Waits for a turn of `client` (`address:port`, or another name that stands for no address). Returns `None` where
-    /// too many logins wait, or the turn does not come within ten seconds.
-    pub(super) async fn admit(&self, client: &str) -> Option<CheckPermit> {
+    /// too many logins wait, or the turn does not come within ten seconds. The permit is held while the check runs.
+    pub(super) async fn admit(&self, client: &str) -> Option<OwnedSemaphorePermit> {
         let place = self.enter(ClientAddress::of_peer(client))?;
         let turn = async {
             let _head = place.head.acquire().await.ok()?;

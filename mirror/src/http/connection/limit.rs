@@ -5,7 +5,6 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
-use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -14,6 +13,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::tracked_io::{ConnectionProgress, ConnectionState};
+use crate::client_address::ClientAddress;
 
 /// The time without progress after which a client that takes nothing of an answer counts as idle.
 const STALLED: Duration = Duration::from_secs(10);
@@ -34,13 +34,12 @@ pub(super) struct ConnectionLimit {
 struct OpenConnections {
     next: u64,
     by_number: BTreeMap<u64, OpenConnection>,
-    by_address: HashMap<Option<IpAddr>, usize>,
+    by_address: HashMap<ClientAddress, usize>,
 }
 
 /// An open connection.
 struct OpenConnection {
-    /// The address of the client; `None` for clients of a unix socket.
-    address: Option<IpAddr>,
+    address: ClientAddress,
     progress: Arc<ConnectionProgress>,
     /// The progress that the last search found, and when it was first found.
     seen: (ConnectionState, u32),
@@ -72,7 +71,7 @@ impl ConnectionLimit {
     /// waits where none is idle. The place's token is a child of `shutdown`.
     pub(super) async fn enter(
         self: &Arc<Self>,
-        address: Option<IpAddr>,
+        address: ClientAddress,
         shutdown: &CancellationToken,
     ) -> ConnectionSlot {
         loop {
@@ -86,7 +85,7 @@ impl ConnectionLimit {
 
     fn try_enter(
         self: &Arc<Self>,
-        address: Option<IpAddr>,
+        address: ClientAddress,
         shutdown: &CancellationToken,
     ) -> Option<ConnectionSlot> {
         let mut open = self.open();
@@ -190,11 +189,11 @@ mod tests {
     use super::*;
     use http::Version;
 
-    const CROWDED: Option<IpAddr> = Some(IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1)));
-    const OTHER: Option<IpAddr> = Some(IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 2)));
+    const CROWDED: &str = "192.0.2.1:1";
+    const OTHER: &str = "192.0.2.2:1";
 
-    fn enter(limit: &Arc<ConnectionLimit>, address: Option<IpAddr>) -> Option<ConnectionSlot> {
-        limit.try_enter(address, &CancellationToken::new())
+    fn enter(limit: &Arc<ConnectionLimit>, peer: &str) -> Option<ConnectionSlot> {
+        limit.try_enter(ClientAddress::of_peer(peer), &CancellationToken::new())
     }
 
     fn is_closing(place: &ConnectionSlot) -> bool {
@@ -246,7 +245,7 @@ mod tests {
         let limit = ConnectionLimit::new(1);
         let place = enter(&limit, CROWDED).unwrap();
         let shutdown = CancellationToken::new();
-        let waiting = limit.enter(OTHER, &shutdown);
+        let waiting = limit.enter(ClientAddress::of_peer(OTHER), &shutdown);
         let leaving = async {
             place.closing.cancelled().await;
             drop(place);

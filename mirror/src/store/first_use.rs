@@ -9,7 +9,7 @@ use tokio::sync::Mutex;
 
 use crate::digest::Digest;
 use crate::store::index::Op;
-use crate::store::scrub::{self, HashSpeed};
+use crate::store::scrub::{self, ScrubRate};
 use crate::store::{Error, Inner, Store, durable, no_links, stripe_of};
 
 /// Blobs that are hashed at once; requests for one blob wait for one hash.
@@ -17,9 +17,9 @@ const AT_ONCE: usize = 4;
 /// The tries for a blob that is replaced, or whose index is rebuilt, while it is hashed.
 const TRIES: usize = 3;
 
-/// The locks under which content is adopted.
+/// The locks under which content is verified before its first use.
 #[derive(Debug, Default)]
-pub(super) struct Adoptions([Arc<Mutex<()>>; AT_ONCE]);
+pub(super) struct FirstUseVerifications([Arc<Mutex<()>>; AT_ONCE]);
 
 impl Store {
     /// Looks for content on the disk; what was never verified is verified first.
@@ -29,7 +29,7 @@ impl Store {
     ) -> Result<T, Error> {
         for _ in 1..TRIES {
             match self.blocking(look.clone()).await {
-                Err(Error::Unverified(digest)) => self.adopt(digest).await?,
+                Err(Error::Unverified(digest)) => self.verify_first_use(digest).await?,
                 found => return found,
             }
         }
@@ -38,36 +38,35 @@ impl Store {
 
     /// Verifies content, or removes it. Continues without its client: its result is not lost, and a client that comes
     /// and goes starts no second hash.
-    async fn adopt(&self, digest: Digest) -> Result<(), Error> {
-        let adoptions = &self.inner.maintenance.adoptions.0;
-        let lock = Arc::clone(&adoptions[stripe_of(&digest) % AT_ONCE]);
+    async fn verify_first_use(&self, digest: Digest) -> Result<(), Error> {
+        let first_use = &self.inner.maintenance.first_use.0;
+        let lock = Arc::clone(&first_use[stripe_of(&digest) % AT_ONCE]);
         let lock = lock.lock_owned().await;
         self.blocking(move |inner| {
             let _lock = lock;
-            inner.adopt(&digest)
+            inner.verify_found(&digest)
         })
         .await
     }
 }
 
 impl Inner {
-    /// Returns whether content is known to have the digest that it is named by.
-    pub(super) fn is_verified(&self, digest: &Digest) -> Result<bool, Error> {
-        Ok(self.index.get(digest)?.is_some_and(|entry| entry.verified > 0))
-    }
-
-    fn adopt(&self, digest: &Digest) -> Result<(), Error> {
+    fn verify_found(&self, digest: &Digest) -> Result<(), Error> {
         let path = self.layout.blob_data(digest);
-        if self.is_verified(digest)? {
-            return Ok(());
-        }
+        let entry = self.index.get(digest)?;
         // What is not there, or no file, is a miss for the caller.
-        let Ok(file) = durable::open(&path) else {
+        let (Some(entry), Ok(file)) = (entry.filter(|entry| entry.verified == 0), durable::open(&path))
+        else {
             return Ok(());
         };
-        match scrub::hash(&file, digest, HashSpeed::Full, || false) {
+        match scrub::hash(&file, digest, ScrubRate::Full, || false) {
             Ok(Some(found)) if found == *digest => {
-                let now = self.clock.now().as_millisecond();
+                // Never the time of its fetch: content with both at once counts as fetched by this server.
+                let now = self
+                    .clock
+                    .now()
+                    .as_millisecond()
+                    .max(entry.fetched.saturating_add(1));
                 self.index.write(vec![Op::Verified(digest.clone(), now)])?;
                 Ok(())
             }
