@@ -9,7 +9,7 @@ pub(crate) struct ClientAddress(Option<IpAddr>);
 
 impl ClientAddress {
     /// Returns the address of the peer of a connection, `IP:PORT`.
-    pub(crate) fn of_peer(peer: &str) -> Self {
+    pub(crate) fn from_peer(peer: &str) -> Self {
         Self::of_ip(peer.parse().ok().map(|address: SocketAddr| address.ip()))
     }
 
@@ -37,6 +37,6 @@ mod tests {
     #[test_case("192.0.2.1:80", "192.0.2.2:80" => false; "two addresses")]
     #[test_case("unix", "unix" => true; "clients of a unix socket")]
     fn addresses_are_grouped_by_network(one: &str, other: &str) -> bool {
-        ClientAddress::of_peer(one) == ClientAddress::of_peer(other)
+        ClientAddress::from_peer(one) == ClientAddress::from_peer(other)
     }
 }

@@ -20,7 +20,7 @@ use crate::pull_error::PullError;
 use crate::store::{StageError, Store};
 use crate::upstream::{BlobAnswer, Upstream};
 
-pub(crate) use places::{NoPlace, PlaceLimits, Places, Turn};
+pub(crate) use places::{NoPlace, PlaceLimits, RequestPlaces, Turn};
 pub(crate) use task::FillTask;
 
 /// The number of bytes at the end of a blob that are held back until the digest of the whole is verified.

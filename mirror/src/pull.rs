@@ -25,7 +25,7 @@ use tracing::warn;
 pub(crate) use blob::Source;
 pub(crate) use select_upstream::UpstreamSelectionError;
 
-pub(crate) use manifest::Client;
+pub(crate) use manifest::ClientRequest;
 pub(crate) use passthrough::PassThrough;
 pub(crate) use referrers::of_type;
 pub(crate) use tags::{Page, Window};
@@ -35,7 +35,7 @@ use crate::clock::Clock;
 use crate::config::{self, Cache};
 use crate::digest::Digest;
 use crate::fill::inflight::Inflight;
-use crate::fill::{PlaceLimits, Places, Turn};
+use crate::fill::{PlaceLimits, RequestPlaces, Turn};
 use crate::metrics::{Metrics, Outcome};
 use crate::name::{Host, Reference, Repository, Tag};
 use crate::pull_error::PullError;
@@ -147,8 +147,8 @@ pub struct Pull {
     live: ArcSwap<Live>,
     manifests: ManifestFetches,
     inflight: Arc<Inflight>,
-    requests: Arc<Places>,
-    passing: Arc<Places>,
+    requests: Arc<RequestPlaces>,
+    passing: Arc<RequestPlaces>,
     negative_cache: NegativeCache,
     refusals: Refusals,
     referrers: referrers::Known,
@@ -165,8 +165,8 @@ impl Pull {
             clock,
             live: ArcSwap::from_pointee(live),
             manifests: SingleFlight::default(),
-            requests: Places::new(REQUESTS),
-            passing: Places::new(PASS_THROUGH),
+            requests: RequestPlaces::new(REQUESTS),
+            passing: RequestPlaces::new(PASS_THROUGH),
             negative_cache: NegativeCache::default(),
             refusals: Refusals::default(),
             referrers: referrers::Known::default(),
@@ -220,17 +220,17 @@ impl Pull {
     /// Returns whether upstream refused something of this repository last: none of it is served without upstream's yes
     /// then, unless the settings say otherwise.
     fn is_refused(&self, repository: &Repository) -> bool {
-        self.refusals.has_repository(repository) && self.heeds_refusals()
+        self.refusals.has_repository(repository) && self.honors_refusals()
     }
 
-    fn heeds_refusals(&self) -> bool {
+    fn honors_refusals(&self) -> bool {
         let live = self.live.load();
         !live.cache.stale_if_denied && !live.cache.offline
     }
 
     /// Remembers what upstream said to a request for content of a repository, for a tag if there is one. `generation` is
     /// that of the credential when the request began: what is said to one that was replaced since is no refusal.
-    fn heed<T>(
+    fn record_verdict<T>(
         &self,
         (upstream, generation): (&Upstream, u64),
         repository: &Repository,

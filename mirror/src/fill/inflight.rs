@@ -14,7 +14,7 @@ use tracing::{Instrument, info_span};
 use crate::client_address::ClientAddress;
 use crate::clock::Clock;
 use crate::digest::Digest;
-use crate::fill::{self, Fill, NoPlace, PlaceLimits, Places, Turn};
+use crate::fill::{self, Fill, NoPlace, PlaceLimits, RequestPlaces, Turn};
 use crate::metrics::{FillResult, Metrics};
 use crate::name::{Host, Repository};
 use crate::store::Store;
@@ -54,7 +54,7 @@ pub(crate) struct Inflight {
     store: Store,
     clock: Clock,
     metrics: Metrics,
-    places: Arc<Places>,
+    places: Arc<RequestPlaces>,
     state: Mutex<State>,
 }
 
@@ -84,7 +84,7 @@ impl Inflight {
             store,
             clock,
             metrics,
-            places: Places::new(FILLS),
+            places: RequestPlaces::new(FILLS),
             state: Mutex::default(),
         }
     }

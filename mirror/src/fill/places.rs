@@ -34,7 +34,7 @@ pub(crate) struct PlaceLimits {
 }
 
 /// The places of one kind of request.
-pub(crate) struct Places {
+pub(crate) struct RequestPlaces {
     limits: PlaceLimits,
     taken: Mutex<Taken>,
 }
@@ -55,7 +55,7 @@ struct Share {
 
 /// A place that is taken; given back on drop.
 struct RequestPlace {
-    places: Arc<Places>,
+    places: Arc<RequestPlaces>,
     key: (Host, ClientAddress),
     turns: Arc<Semaphore>,
 }
@@ -72,7 +72,7 @@ pub(crate) struct Turn {
 #[error("too many requests are under way for this client or upstream")]
 pub(crate) struct NoPlace;
 
-impl Places {
+impl RequestPlaces {
     /// No place is taken.
     pub(crate) fn new(limits: PlaceLimits) -> Arc<Self> {
         let taken = Mutex::default();
@@ -186,14 +186,14 @@ mod tests {
     }
 
     /// Takes places until there is none.
-    fn exhaust(places: &Arc<Places>, at: &str, client: &str) -> Vec<RequestPlace> {
-        let client = ClientAddress::of_peer(client);
+    fn exhaust(places: &Arc<RequestPlaces>, at: &str, client: &str) -> Vec<RequestPlace> {
+        let client = ClientAddress::from_peer(client);
         std::iter::from_fn(|| places.take(&host(at), client).ok()).collect()
     }
 
     #[test]
     fn places_are_bounded_by_client_upstream_and_in_all() {
-        let places = Places::new(LIMITS);
+        let places = RequestPlaces::new(LIMITS);
         let count = |at, client| exhaust(&places, at, client).len();
         let first = exhaust(&places, "a.test", "10.0.0.1:1");
         assert_eq!(first.len(), 3, "a client's share of an upstream");
@@ -215,8 +215,8 @@ mod tests {
 
     #[tokio::test]
     async fn turns_are_bounded_for_each_client_of_an_upstream() {
-        let (places, at) = (Places::new(LIMITS), host("a.test"));
-        let [one, other] = ["10.0.0.1:1", "10.0.0.2:1"].map(ClientAddress::of_peer);
+        let (places, at) = (RequestPlaces::new(LIMITS), host("a.test"));
+        let [one, other] = ["10.0.0.1:1", "10.0.0.2:1"].map(ClientAddress::from_peer);
         let first = places.turn(&at, one).await.unwrap();
         let _second = places.turn(&at, one).await.unwrap();
         assert!(places.turn(&at, one).await.is_err(), "it waited in vain");

@@ -62,11 +62,11 @@ impl Pull {
         wanted: &Wanted,
         peer: &str,
     ) -> Result<Served<Source>, PullError> {
-        let request = self.about(repository, digest, peer)?;
+        let request = self.prepare(repository, digest, peer)?;
         self.known_absent(&request)?;
         let (fill, joined) = self.fill(&request).await?;
         let value = self.read_from(fill, wanted, &request).await;
-        self.heed((&request.upstream, request.generation), repository, None, &value);
+        self.record_verdict((&request.upstream, request.generation), repository, None, &value);
         if let (Err(failure), false) = (&value, joined) {
             self.remember_absence(&request, failure);
         }
@@ -105,7 +105,7 @@ impl Pull {
             return Ok(Served::coalesced(value));
         }
         let hit = |value| Served::hit(Some(value));
-        let request = self.about(repository, digest, peer)?;
+        let request = self.prepare(repository, digest, peer)?;
         self.known_absent(&request)?;
         if let Some(size) = self.sizes.get(repository, digest)
             && !self.is_refused(repository)
@@ -119,7 +119,7 @@ impl Pull {
         let _turn = self.turn(repository, request.client).await?;
         let said = request.upstream.blob_size(&repository.name, digest).await;
         let said = said.map_err(|error| self.failed(&request, &error));
-        self.heed((&request.upstream, request.generation), repository, None, &said);
+        self.record_verdict((&request.upstream, request.generation), repository, None, &said);
         let value = match said? {
             Some(size) => Some(size),
             // Upstream permitted it: what it sent for another repository has the size.
@@ -225,7 +225,7 @@ impl Pull {
         blob: Blob,
         peer: &str,
     ) -> Result<Blob, PullError> {
-        let request = self.about(repository, digest, peer)?;
+        let request = self.prepare(repository, digest, peer)?;
         self.known_absent(&request)?;
         self.permitted(&request).await?;
         Ok(blob)
@@ -268,14 +268,14 @@ impl Pull {
     }
 
     /// Returns what a peer asks for, and the upstream to ask.
-    fn about<'a>(
+    fn prepare<'a>(
         &self,
         repository: &'a Repository,
         digest: &'a Digest,
         peer: &str,
     ) -> Result<BlobRequest<'a>, PullError> {
         let upstream = self.origin(repository)?;
-        let client = ClientAddress::of_peer(peer);
+        let client = ClientAddress::from_peer(peer);
         Ok(BlobRequest::new(upstream, repository, digest, client))
     }
 
@@ -290,7 +290,7 @@ impl Pull {
         } = request;
         let head = upstream.blob_head(&repository.name, digest).await;
         let head = head.map_err(|error| self.failed(request, &error));
-        self.heed((upstream, *generation), repository, None, &head);
+        self.record_verdict((upstream, *generation), repository, None, &head);
         head.map(drop)
     }
 

@@ -18,7 +18,7 @@ use crate::upstream::{Accept, Upstream};
 
 /// The part of a request that selects a manifest.
 #[derive(Clone, Copy)]
-pub(crate) struct Client<'a> {
+pub(crate) struct ClientRequest<'a> {
     /// The headers of its request.
     pub(crate) headers: &'a HeaderMap,
     /// The address of its connection.
@@ -34,7 +34,7 @@ impl Pull {
         self: &Arc<Self>,
         repository: &Repository,
         reference: &Reference,
-        client: Client<'_>,
+        client: ClientRequest<'_>,
     ) -> Answer {
         match reference {
             Reference::Digest(digest) => self.manifest_by_digest(repository, digest, client).await,
@@ -48,7 +48,7 @@ impl Pull {
         self: &Arc<Self>,
         repository: &Repository,
         digest: &Digest,
-        client: Client<'_>,
+        client: ClientRequest<'_>,
     ) -> Answer {
         let copy = match unreadable(self.store.manifest(repository, digest).await) {
             Some(value) if !self.is_refused(repository) => {
@@ -66,7 +66,7 @@ impl Pull {
         self: &Arc<Self>,
         repository: &Repository,
         tag: &Tag,
-        client: Client<'_>,
+        client: ClientRequest<'_>,
     ) -> Answer {
         let Some((known, copy)) = self.copy_of(repository, tag).await else {
             let reference = Reference::Tag(tag.clone());
@@ -86,7 +86,7 @@ impl Pull {
         let longest = cache
             .ttl
             .map_or(cache.stale_if_error, |ttl| ttl.min(cache.stale_if_error));
-        let is_refused = || self.refusals.has_tag(repository, tag) && self.heeds_refusals();
+        let is_refused = || self.refusals.has_tag(repository, tag) && self.honors_refusals();
         if age >= longest || is_refused() {
             return asked.await;
         }
@@ -113,7 +113,7 @@ impl Pull {
         self: &Arc<Self>,
         repository: &Repository,
         reference: &Reference,
-        client: Client<'_>,
+        client: ClientRequest<'_>,
         known: Option<(Digest, Manifest)>,
     ) -> Answer {
         let upstream = self.origin(repository)?;
@@ -138,7 +138,7 @@ impl Pull {
                     Reference::Tag(tag) => Some(tag),
                     Reference::Digest(_) => None,
                 };
-                pull.heed((&upstream, version), &repository, tag, &fetched);
+                pull.record_verdict((&upstream, version), &repository, tag, &fetched);
                 if let Err(failure) = &fetched {
                     pull.negative_cache.insert(
                         &repository,
@@ -154,7 +154,7 @@ impl Pull {
         let (waiting, joined) = match self.manifests.get(&key) {
             Some(waiting) => (waiting, true),
             None => {
-                let address = ClientAddress::of_peer(client.peer);
+                let address = ClientAddress::from_peer(client.peer);
                 let turn = self.turn(repository, address).await?;
                 self.manifests.join(&key, || fetch(turn))
             }

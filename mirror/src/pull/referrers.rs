@@ -75,7 +75,7 @@ impl Pull {
         let longest = cache
             .ttl
             .map_or(cache.stale_if_error, |ttl| ttl.min(cache.stale_if_error));
-        let client = ClientAddress::of_peer(peer);
+        let client = ClientAddress::from_peer(peer);
         let Some((stale, ..)) = known.filter(|(_, age, _)| *age < longest && !is_refused) else {
             let (asked, joined) = self.ask_referrers(&key, client).await?;
             let value = listed(asked.await.unwrap_or_else(given_up))?;
@@ -122,7 +122,7 @@ impl Pull {
                 let said = list
                     .as_ref()
                     .map_err(|error| PullError::from_upstream(error, RequestedContent::Manifest));
-                pull.heed((&upstream, generation), &key.0, None, &said);
+                pull.record_verdict((&upstream, generation), &key.0, None, &said);
                 let list = list?;
                 if let Some(list) = &list {
                     let known = pull.referrers.0.cache(&key.0.host);

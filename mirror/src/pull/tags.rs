@@ -61,10 +61,10 @@ impl Pull {
     ) -> Result<Page, PullError> {
         let failed = |error| PullError::from_upstream(&error, RequestedContent::Tags);
         let upstream = self.origin(repository)?;
-        let _turn = self.turn(repository, ClientAddress::of_peer(peer)).await?;
+        let _turn = self.turn(repository, ClientAddress::from_peer(peer)).await?;
         let generation = upstream.credential_generation();
         let answer = upstream.tags(&repository.name, query).await.map_err(failed);
-        self.heed((&upstream, generation), repository, None, &answer);
+        self.record_verdict((&upstream, generation), repository, None, &answer);
         let answer = answer?;
         let page = Page {
             names: answer.tags,

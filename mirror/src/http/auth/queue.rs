@@ -55,7 +55,7 @@ impl LoginQueue {
     /// Waits for a turn of `client` (`address:port`, or another name that stands for no address). Returns `None` where
     /// too many logins wait, or the turn does not come within ten seconds. The permit is held while the check runs.
     pub(super) async fn admit(&self, client: &str) -> Option<OwnedSemaphorePermit> {
-        let place = self.enter(ClientAddress::of_peer(client))?;
+        let place = self.enter(ClientAddress::from_peer(client))?;
         let turn = async {
             let _head = place.head.acquire().await.ok()?;
             Arc::clone(&self.running).acquire_owned().await.ok()
@@ -161,16 +161,16 @@ mod tests {
     async fn login_beyond_the_bounds_is_refused() {
         let queue = queue(1);
         let places: Vec<_> = (0..MAX_PER_ADDRESS)
-            .map(|_| queue.enter(ClientAddress::of_peer("192.0.2.1:1")).unwrap())
+            .map(|_| queue.enter(ClientAddress::from_peer("192.0.2.1:1")).unwrap())
             .collect();
         assert!(queue.admit("192.0.2.1:2").await.is_none());
         let mut others = Vec::new();
         for number in 0..MAX_ADDRESSES - 1 {
             let [.., high, low] = number.to_be_bytes();
-            let place = queue.enter(ClientAddress::of_peer(&format!("10.0.{high}.{low}:1")));
+            let place = queue.enter(ClientAddress::from_peer(&format!("10.0.{high}.{low}:1")));
             others.push(place.unwrap());
         }
-        assert!(queue.enter(ClientAddress::of_peer("192.0.2.2:1")).is_none());
+        assert!(queue.enter(ClientAddress::from_peer("192.0.2.2:1")).is_none());
         drop((places, others));
         assert!(is_empty(&queue));
     }

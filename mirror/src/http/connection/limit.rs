@@ -193,7 +193,7 @@ mod tests {
     const OTHER: &str = "192.0.2.2:1";
 
     fn enter(limit: &Arc<ConnectionLimit>, peer: &str) -> Option<ConnectionSlot> {
-        limit.try_enter(ClientAddress::of_peer(peer), &CancellationToken::new())
+        limit.try_enter(ClientAddress::from_peer(peer), &CancellationToken::new())
     }
 
     fn is_closing(place: &ConnectionSlot) -> bool {
@@ -245,7 +245,7 @@ mod tests {
         let limit = ConnectionLimit::new(1);
         let place = enter(&limit, CROWDED).unwrap();
         let shutdown = CancellationToken::new();
-        let waiting = limit.enter(ClientAddress::of_peer(OTHER), &shutdown);
+        let waiting = limit.enter(ClientAddress::from_peer(OTHER), &shutdown);
         let leaving = async {
             place.closing.cancelled().await;
             drop(place);

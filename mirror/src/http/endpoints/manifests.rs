@@ -6,7 +6,7 @@ use http::{HeaderValue, StatusCode, header};
 use crate::http::error::RegistryError;
 use crate::http::{EndpointResponse, RequestContext, headers};
 use crate::name::{InvalidName, Reference};
-use crate::pull::Client;
+use crate::pull::ClientRequest;
 
 /// Returns a manifest, or its headers.
 pub(in crate::http) async fn get(
@@ -16,7 +16,7 @@ pub(in crate::http) async fn get(
 ) -> Result<EndpointResponse, RegistryError> {
     let reference = parse(reference)?;
     let repository = context.repository(name)?;
-    let client = Client {
+    let client = ClientRequest {
         headers: context.headers,
         peer: &context.peer.name,
     };
