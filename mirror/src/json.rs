@@ -425,7 +425,7 @@ mod tests {
             let end = format!("\"],\"{member}\":\"");
             let document = [
                 br#"{"other":[""#,
-                &[0xff; MAX_REPLACED][..],
+                &vec![0xff; MAX_REPLACED],
                 end.as_bytes(),
                 b"\xff\"}",
             ]
