@@ -420,7 +420,7 @@ mod tests {
 
     /// Replacing would take three times the memory.
     #[test]
-    fn large_text_that_is_not_utf_8_is_read_where_it_is_unknown() {
+    fn large_invalid_utf_8_is_read_in_unknown_members() {
         let sample = |member: &str| {
             let end = format!("\"],\"{member}\":\"");
             let document = [

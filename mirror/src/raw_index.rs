@@ -18,12 +18,12 @@ const MAX_MEMBERS: usize = 100;
 pub(crate) struct RawIndex<'a> {
     /// All members but `manifests`.
     members: Vec<(String, &'a RawValue)>,
-    manifests: List<'a>,
+    manifests: RawList<'a>,
 }
 
 /// The list of an index.
 #[derive(Debug, Default)]
-enum List<'a> {
+enum RawList<'a> {
     /// `null`, or no such member.
     #[default]
     Absent,
@@ -63,11 +63,11 @@ impl<'a> RawIndex<'a> {
         }
         let index: Self = serde_json::from_slice(bytes).map_err(|_| IndexError::Broken)?;
         match index.manifests {
-            List::Entries { .. } => Ok(index),
-            List::Absent if index.is_typed() => Ok(index),
-            List::Absent => Err(IndexError::NoIndex),
-            List::TooMany => Err(IndexError::TooMany),
-            List::Other => Err(IndexError::NoList),
+            RawList::Entries { .. } => Ok(index),
+            RawList::Absent if index.is_typed() => Ok(index),
+            RawList::Absent => Err(IndexError::NoIndex),
+            RawList::TooMany => Err(IndexError::TooMany),
+            RawList::Other => Err(IndexError::NoList),
         }
     }
 
@@ -83,7 +83,7 @@ impl<'a> RawIndex<'a> {
 
     fn descriptors(&self) -> &[&'a RawValue] {
         match &self.manifests {
-            List::Entries { descriptors, .. } => descriptors,
+            RawList::Entries { descriptors, .. } => descriptors,
             _ => &[],
         }
     }
@@ -92,7 +92,7 @@ impl<'a> RawIndex<'a> {
     fn is_clean(&self) -> bool {
         matches!(
             self.manifests,
-            List::Entries {
+            RawList::Entries {
                 has_others: false,
                 ..
             }
@@ -102,7 +102,7 @@ impl<'a> RawIndex<'a> {
 
 /// An index that is joined from pages, or from some descriptors of another one.
 #[derive(Debug, Default)]
-pub(crate) struct JoinedIndex {
+pub(crate) struct ReferrerIndex {
     /// The first page, where it can be passed on as it is.
     whole: Option<Bytes>,
     pages: usize,
@@ -113,7 +113,7 @@ pub(crate) struct JoinedIndex {
     count: usize,
 }
 
-impl JoinedIndex {
+impl ReferrerIndex {
     /// Adds a page to an index of at most `limit` bytes.
     pub(crate) fn add(&mut self, page: &Bytes, limit: usize) -> Result<(), IndexError> {
         let index = RawIndex::read(page)?;
@@ -168,7 +168,7 @@ impl JoinedIndex {
 /// Returns the index with the manifests of one artifact type only; `None` where it is no index.
 pub(crate) fn with_artifact_type(index: &[u8], artifact_type: &str) -> Option<Bytes> {
     let index = RawIndex::read(index).ok()?;
-    let mut filtered = JoinedIndex::default();
+    let mut filtered = ReferrerIndex::default();
     filtered.add_members(&index);
     for descriptor in index.descriptors() {
         let fields: Object<ArtifactType> = json::read(descriptor.get().as_bytes())?;
@@ -209,7 +209,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for RawIndex<'a> {
                 while let Some(name) = object.next_key::<String>()? {
                     if !name.eq_ignore_ascii_case("manifests") {
                         index.members.push((name, object.next_value()?));
-                    } else if let list @ (List::Entries { .. } | List::TooMany | List::Other) =
+                    } else if let list @ (RawList::Entries { .. } | RawList::TooMany | RawList::Other) =
                         object.next_value()?
                     {
                         index.manifests = list;
@@ -226,51 +226,51 @@ impl<'de: 'a, 'a> Deserialize<'de> for RawIndex<'a> {
     }
 }
 
-impl<'de: 'a, 'a> Deserialize<'de> for List<'a> {
+impl<'de: 'a, 'a> Deserialize<'de> for RawList<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(ListReader)
+        deserializer.deserialize_any(RawListReader)
     }
 }
 
-struct ListReader;
+struct RawListReader;
 
-impl<'de> Visitor<'de> for ListReader {
-    type Value = List<'de>;
+impl<'de> Visitor<'de> for RawListReader {
+    type Value = RawList<'de>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a list")
     }
 
-    fn visit_unit<E>(self) -> Result<List<'de>, E> {
-        Ok(List::Absent)
+    fn visit_unit<E>(self) -> Result<RawList<'de>, E> {
+        Ok(RawList::Absent)
     }
 
-    fn visit_bool<E>(self, _: bool) -> Result<List<'de>, E> {
-        Ok(List::Other)
+    fn visit_bool<E>(self, _: bool) -> Result<RawList<'de>, E> {
+        Ok(RawList::Other)
     }
 
-    fn visit_u64<E>(self, _: u64) -> Result<List<'de>, E> {
-        Ok(List::Other)
+    fn visit_u64<E>(self, _: u64) -> Result<RawList<'de>, E> {
+        Ok(RawList::Other)
     }
 
-    fn visit_i64<E>(self, _: i64) -> Result<List<'de>, E> {
-        Ok(List::Other)
+    fn visit_i64<E>(self, _: i64) -> Result<RawList<'de>, E> {
+        Ok(RawList::Other)
     }
 
-    fn visit_f64<E>(self, _: f64) -> Result<List<'de>, E> {
-        Ok(List::Other)
+    fn visit_f64<E>(self, _: f64) -> Result<RawList<'de>, E> {
+        Ok(RawList::Other)
     }
 
-    fn visit_str<E>(self, _: &str) -> Result<List<'de>, E> {
-        Ok(List::Other)
+    fn visit_str<E>(self, _: &str) -> Result<RawList<'de>, E> {
+        Ok(RawList::Other)
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut object: A) -> Result<List<'de>, A::Error> {
+    fn visit_map<A: MapAccess<'de>>(self, mut object: A) -> Result<RawList<'de>, A::Error> {
         while object.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
-        Ok(List::Other)
+        Ok(RawList::Other)
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<List<'de>, A::Error> {
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<RawList<'de>, A::Error> {
         let (mut descriptors, mut has_others) = (Vec::new(), false);
         while let Some(entry) = list.next_element::<&'de RawValue>()? {
             if !entry.get().starts_with('{') {
@@ -279,10 +279,10 @@ impl<'de> Visitor<'de> for ListReader {
                 descriptors.push(entry);
             } else {
                 while list.next_element::<IgnoredAny>()?.is_some() {}
-                return Ok(List::TooMany);
+                return Ok(RawList::TooMany);
             }
         }
-        Ok(List::Entries {
+        Ok(RawList::Entries {
             descriptors,
             has_others,
         })
@@ -300,7 +300,7 @@ mod tests {
     const LIMIT: usize = 4 << 20;
 
     fn joined(pages: &[&str]) -> Result<String, IndexError> {
-        let mut joined = JoinedIndex::default();
+        let mut joined = ReferrerIndex::default();
         for page in pages {
             joined.add(&Bytes::copy_from_slice(page.as_bytes()), LIMIT)?;
         }

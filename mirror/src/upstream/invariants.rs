@@ -15,7 +15,7 @@ use super::referrers::add;
 use super::tags::read_tags;
 use crate::json::{self, JsonList, ListEntry, MAX_ENTRIES, Members, Object};
 use crate::name::Tag;
-use crate::raw_index::{JoinedIndex, with_artifact_type};
+use crate::raw_index::{ReferrerIndex, with_artifact_type};
 
 /// A token is asked for at a web address that names no user.
 pub(crate) fn challenge(headers: &HeaderMap) {
@@ -83,7 +83,7 @@ pub(crate) fn tag_list(body: &[u8]) {
 /// Pages, each after a zero byte, are joined into one index: its manifests are the objects of the pages' lists, and a
 /// filter leaves some of them.
 pub(crate) fn referrers(data: &[u8]) {
-    let (mut joined, mut whole) = (JoinedIndex::default(), Vec::new());
+    let (mut joined, mut whole) = (ReferrerIndex::default(), Vec::new());
     for page in data.split(|byte| *byte == 0) {
         let Ok(Some(more)) = add(joined, &Bytes::copy_from_slice(page)) else {
             return;

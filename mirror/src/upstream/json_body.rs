@@ -21,9 +21,9 @@ const GZIP: [u8; 2] = [0x1f, 0x8b];
 
 /// A place among the large documents of an upstream; empty until one is needed. Clones are the same place.
 #[derive(Clone, Default)]
-pub(super) struct LargePermit(Option<Arc<OwnedSemaphorePermit>>);
+pub(super) struct DocumentPlace(Option<Arc<OwnedSemaphorePermit>>);
 
-impl LargePermit {
+impl DocumentPlace {
     /// Waits for a place, unless it is one already.
     pub(super) async fn take(&mut self, transport: &Transport) -> Result<(), Error> {
         if self.0.is_none() {
@@ -39,13 +39,13 @@ impl LargePermit {
 pub(super) struct JsonBody {
     bytes: Bytes,
     limit: usize,
-    place: LargePermit,
+    place: DocumentPlace,
 }
 
 impl UpstreamResponse {
     /// Reads a document of at most `limit` bytes.
     pub(super) async fn read(self, transport: &Transport, limit: usize) -> Result<JsonBody, Error> {
-        self.read_into(transport, limit, &mut LargePermit::default())
+        self.read_into(transport, limit, &mut DocumentPlace::default())
             .await
     }
 
@@ -54,7 +54,7 @@ impl UpstreamResponse {
         self,
         transport: &Transport,
         limit: usize,
-        place: &mut LargePermit,
+        place: &mut DocumentPlace,
     ) -> Result<JsonBody, Error> {
         let announced = self.length().unwrap_or_default();
         let announced = usize::try_from(announced).unwrap_or(usize::MAX);

@@ -5,13 +5,13 @@ use url::Url;
 
 use super::Upstream;
 use super::error::Error;
-use super::json_body::{LargePermit, MAX_SMALL};
+use super::json_body::{DocumentPlace, MAX_SMALL};
 use super::link::next_page;
 use super::manifests::MAX_MANIFEST;
 use super::tags::about_list;
 use crate::digest::Digest;
 use crate::name::RepositoryName;
-use crate::raw_index::{IndexError, JoinedIndex};
+use crate::raw_index::{IndexError, ReferrerIndex};
 
 /// The most pages of one list.
 const MAX_PAGES: usize = 64;
@@ -25,7 +25,7 @@ impl Upstream {
     pub async fn referrers(&self, name: &RepositoryName, digest: &Digest) -> Result<Option<Bytes>, Error> {
         let name = self.name(name);
         let first = self.transport.url(&format!("{name}/referrers/{digest}"));
-        let (mut joined, mut place) = (JoinedIndex::default(), LargePermit::default());
+        let (mut joined, mut place) = (ReferrerIndex::default(), DocumentPlace::default());
         let mut url = first.clone();
         for page in 0..MAX_PAGES {
             let read = match self.referrers_page(&name, url, joined, &mut place).await {
@@ -58,9 +58,9 @@ impl Upstream {
         &self,
         name: &str,
         url: Url,
-        joined: JoinedIndex,
-        place: &mut LargePermit,
-    ) -> Result<Option<(JoinedIndex, Option<String>)>, Error> {
+        joined: ReferrerIndex,
+        place: &mut DocumentPlace,
+    ) -> Result<Option<(ReferrerIndex, Option<String>)>, Error> {
         let authorizer = self.authorizer();
         let permitted = self.send(&authorizer, &about_list(name, url)).await?;
         match permitted.answer.status().as_u16() {
@@ -86,7 +86,7 @@ impl Upstream {
 }
 
 /// Adds a page; `None` where it is none.
-pub(super) fn add(mut joined: JoinedIndex, page: &Bytes) -> Result<Option<JoinedIndex>, Error> {
+pub(super) fn add(mut joined: ReferrerIndex, page: &Bytes) -> Result<Option<ReferrerIndex>, Error> {
     match joined.add(page, MAX_MANIFEST) {
         Ok(()) => Ok(Some(joined)),
         Err(IndexError::NoObject | IndexError::NoIndex) => Ok(None),

@@ -22,7 +22,7 @@ use crate::metrics::Metrics;
 use crate::name::Host;
 use crate::transfer_coding;
 use address_policy::AddressPolicy;
-use clients::{Clients, Route};
+use clients::{ClientRoute, Clients};
 use reachability::{Reachability, ReachabilityState};
 
 /// The connections to one upstream and to the hosts that it names.
@@ -37,7 +37,7 @@ pub(super) struct Transport {
     /// Hosts other than the registry that answered 429.
     pub(super) cooldowns: HostCooldowns,
     pub(super) clients: Clients,
-    /// The places of large documents (see [`LargePermit`](super::json_body::LargePermit)).
+    /// The places of large documents (see [`DocumentPlace`](super::json_body::DocumentPlace)).
     pub(super) large_documents: Arc<Semaphore>,
 }
 
@@ -87,7 +87,7 @@ impl Transport {
     /// Fails for a URL that may not be asked.
     fn admit(&self, url: &Url) -> Result<(), Error> {
         let addresses = &self.addresses;
-        let is_proxied = || self.clients.route(url) == Route::Proxied;
+        let is_proxied = || self.clients.route(url) == ClientRoute::Proxied;
         if addresses.admits_literal(url) && (addresses.admits_proxied(url) || !is_proxied()) {
             return Ok(());
         }
@@ -129,7 +129,7 @@ impl Transport {
     /// Notes the address of the upstream where TLS proved its name.
     fn prove_address(&self, response: &Response) {
         let url = response.url();
-        let is_proven = self.addresses.is_verified(url) && self.clients.route(url) == Route::Upstream;
+        let is_proven = self.addresses.is_verified(url) && self.clients.route(url) == ClientRoute::Upstream;
         if let Some(address) = response.remote_addr().filter(|_| is_proven) {
             self.addresses.prove(address.ip());
         }

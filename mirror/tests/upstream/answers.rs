@@ -233,7 +233,7 @@ async fn tags_pass_the_query_on_and_name_the_next_page() {
 
 /// Older registries send all tags at once unless a request asks for pages.
 #[tokio::test]
-async fn too_long_a_list_of_tags_is_asked_for_in_pages() {
+async fn long_tag_list_is_requested_in_pages() {
     let hub = Hub::start().await;
     hub.push_image("library/app", "v1", &[b"layer"]);
     let upstream = upstream(&hub);
@@ -264,7 +264,7 @@ async fn too_long_a_list_of_tags_is_asked_for_in_pages() {
 }
 
 #[tokio::test]
-async fn too_long_a_manifest_is_refused() {
+async fn manifest_of_too_many_descriptors_is_refused() {
     let hub = Hub::start().await;
     let descriptor = format!(r#"{{"digest":"sha256:{}"}}"#, "0".repeat(64));
     for list in ["layers", "manifests"] {
@@ -283,7 +283,7 @@ async fn too_long_a_manifest_is_refused() {
 
 /// Four documents that stall hold up others of their size, and nothing else.
 #[tokio::test]
-async fn stalled_large_documents_hold_up_no_small_one() {
+async fn stalled_large_documents_delay_no_small_one() {
     let hub = Hub::start().await;
     let large = format!(r#"{{"schemaVersion":2,"x":"{}"}}"#, "x".repeat(200_000));
     for index in 0..5 {

@@ -44,7 +44,7 @@ pub(in crate::upstream) struct Clients {
 
 /// The way of a request to its server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::upstream) enum Route {
+pub(in crate::upstream) enum ClientRoute {
     /// To the upstream itself.
     Upstream,
     /// To another server, or to one that has no name.
@@ -122,24 +122,24 @@ impl Clients {
     }
 
     /// Returns the route of a request to this URL.
-    pub(in crate::upstream) fn route(&self, url: &Url) -> Route {
+    pub(in crate::upstream) fn route(&self, url: &Url) -> ClientRoute {
         let uri = url.as_str().parse::<http::Uri>().ok();
         let is_proxied = uri.is_some_and(|uri| self.proxies.intercept(&uri).is_some());
         if self.proxied.is_some() && is_proxied {
-            Route::Proxied
+            ClientRoute::Proxied
         } else if self.upstream.is_some() && self.policy.is_upstream(url) {
-            Route::Upstream
+            ClientRoute::Upstream
         } else {
-            Route::Direct
+            ClientRoute::Direct
         }
     }
 
     /// Returns the client for a request.
-    pub(in crate::upstream) fn get(&self, class: RequestClass, route: Route) -> &Client {
+    pub(in crate::upstream) fn get(&self, class: RequestClass, route: ClientRoute) -> &Client {
         let pair = match route {
-            Route::Upstream => self.upstream.as_ref(),
-            Route::Proxied => self.proxied.as_ref(),
-            Route::Direct => None,
+            ClientRoute::Upstream => self.upstream.as_ref(),
+            ClientRoute::Proxied => self.proxied.as_ref(),
+            ClientRoute::Direct => None,
         };
         let pair = pair.unwrap_or(&self.direct);
         match class {
