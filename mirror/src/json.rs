@@ -423,13 +423,9 @@ mod tests {
     fn large_invalid_utf_8_is_read_in_unknown_members() {
         let sample = |member: &str| {
             let end = format!("\"],\"{member}\":\"");
-            let document = [
-                br#"{"other":[""#,
-                &vec![0xff; MAX_REPLACED],
-                end.as_bytes(),
-                b"\xff\"}",
-            ]
-            .concat();
+            let mut document = br#"{"other":[""#.to_vec();
+            document.resize(document.len() + MAX_REPLACED, 0xff);
+            document.extend([end.as_bytes(), b"\xff\"}"].concat());
             (
                 read::<Object<Sample>>(&document),
                 read_first::<Object<Sample>>(&document),
