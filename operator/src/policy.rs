@@ -1,7 +1,7 @@
 //! The operator's policy: the limits of what a spec may ask for, set by the administrator of the operator. A user who may
-//! create a RegistryMirror, and no Pod, gets by it no more than a mirror.
+//! create a `RegistryMirror`, and no Pod, gets by it no more than a mirror.
 //!
-//! The policy is pure: a spec, and the PersistentVolumeClaim (PVC) of a user that it names, in; a rejection out.
+//! The policy is pure: a spec, and the `PersistentVolumeClaim` (PVC) of a user that it names, in; a rejection out.
 
 use std::fmt;
 
@@ -24,7 +24,7 @@ const ANNOTATIONS: &[&str] = &[
     "kubectl.kubernetes.io/*",
     "cluster-autoscaler.kubernetes.io/safe-to-evict",
 ];
-/// Keys of Pod labels by which people, and neither Services nor NetworkPolicies, usually select.
+/// Keys of Pod labels that serve people: Services and network policies usually select Pods by others.
 const LABELS: &[&str] = &[
     "team",
     "owner",

@@ -11,6 +11,7 @@ use crate::{
 
 /// The limits of specs. In patterns, `*` stays between two slashes and `**` does not; an empty pattern matches nothing.
 #[derive(Clone, Debug, clap::Args)]
+#[expect(clippy::doc_markdown, reason = "these comments are what --help prints")]
 pub(super) struct PolicyArgs {
     /// Images that spec.pod.image may name, next to those of the repository of --server-image: patterns of a repository,
     /// or with tag or digest; may be repeated

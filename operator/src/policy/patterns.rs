@@ -1,10 +1,10 @@
-//! PatternList of names.
+//! Patterns of names.
 
 use std::fmt;
 
 use mirror::config::{Globs, globs::InvalidGlob};
 
-/// PatternList of names, in which `*` stays between two `/` and `**` does not.
+/// A list of patterns of names, in which `*` stays between two `/` and `**` does not.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct PatternList(Globs);
 

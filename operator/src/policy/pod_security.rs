@@ -5,7 +5,7 @@
 use crds::Pod;
 use k8s_openapi::api::core::v1::{AppArmorProfile, SELinuxOptions, SeccompProfile, Sysctl};
 
-/// SELinux types that confine a container.
+/// Types of `SELinux` that confine a container.
 const SELINUX_TYPES: &[&str] = &[
     "",
     "container_t",
@@ -78,6 +78,8 @@ fn sysctls(sysctls: &[Sysctl]) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    #![expect(clippy::needless_pass_by_value, reason = "the tables read better")]
+
     use serde_json::{Value, json};
     use test_case::test_case;
 

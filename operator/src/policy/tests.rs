@@ -1,4 +1,5 @@
 //! Specs that ask for more than the policy allows.
+#![expect(clippy::needless_pass_by_value, reason = "the tables read better")]
 
 use crds::RegistryMirrorSpec;
 use serde_json::{Value, json};

@@ -18,7 +18,7 @@ use crate::bench::{Bench, ephemeral, soon, with_claims};
 const FILE: &str = include_str!("../../../charts/registry-mirror/files/admission-policies.yaml");
 /// The beginning of the names of the policies in tests.
 pub(crate) const PREFIX: &str = "operator-under-test";
-/// The callers that are operators: users of benches, and the ServiceAccounts of operators that are processes. Leases have
+/// The callers that are operators: users of benches, and the `ServiceAccount`s of operators that are processes. Leases have
 /// names of their own in tests.
 const OPERATORS: &str = "request.userInfo.username.startsWith('operator-of-') \
     || (request.userInfo.username.startsWith('system:serviceaccount:') \

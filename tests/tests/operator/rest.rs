@@ -12,6 +12,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::api::{DynamicObject, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt};
 use operator::kind::Kind;
+use operator::policy::{ExistingClaimMode, PatternList, PodSecurity, Policy};
 use serde_json::{Value, json};
 use testbed::control_plane::skip_on_existing_cluster;
 
@@ -349,12 +350,30 @@ async fn accepted(bench: &Bench, spec: &str, mut object: Value) {
     }
 }
 
+/// Returns a policy that allows every spec.
+fn open_policy() -> Policy {
+    let every = || PatternList::new(&["**".to_owned()]).unwrap();
+    Policy {
+        images: every(),
+        priority_classes: every(),
+        annotations: every(),
+        labels: every(),
+        tolerations: every(),
+        existing_claims: ExistingClaimMode::Any,
+        pod_security: PodSecurity::Any,
+        ..Policy::default()
+    }
+}
+
 #[tokio::test]
 async fn every_golden_spec_is_applied_once_and_then_left_alone() {
     if skip_on_existing_cluster("every_golden_spec_is_applied_once_and_then_left_alone") {
         return;
     }
-    let mut bench = Bench::start("golden").await;
+    let mut bench = Bench::idle("golden").await;
+    // Together they have every field, and one of them a PVC that does not exist.
+    bench.options.policy = open_policy();
+    bench.start_operator().await;
     let authority = fs::read_to_string(
         Path::new(env!("CARGO_MANIFEST_DIR")).join("../operator/tests/specs/authority.pem"),
     );

@@ -1,4 +1,4 @@
-//! Users who may create RegistryMirrors and nothing else: what they can't have by them.
+//! Users who may create `RegistryMirror`s and nothing else: what they can't have by them.
 
 use crds::RegistryMirror;
 use crds::conditions::{ConditionType, Reason};
