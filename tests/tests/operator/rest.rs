@@ -445,7 +445,7 @@ async fn quiet(bench: &Bench) {
                 crate::bench::condition(mirror, ConditionType::Progressing).map(|told| told.message.clone());
             replicas == mirror.spec.replicas
                 && told.is_some_and(|told| {
-                    told.starts_with(&format!("{replicas} of")) || told.starts_with("every")
+                    told.starts_with(&format!("{replicas} of")) || told.starts_with("all replicas")
                 })
         });
         told.then_some(())
