@@ -259,7 +259,7 @@ async fn a_rejected_password_leaves_the_last_good_one_and_freezes_no_other_upstr
         .await;
     let message = stage.until("False", Reason::UpstreamRejected).await;
     assert!(
-        message.contains("a.example: ") && message.contains("Secret a: "),
+        message.contains("a.example: ") && message.contains("Secret a rejected"),
         "{message}"
     );
     assert!(
@@ -414,7 +414,7 @@ async fn a_rotation_survives_deletion_haste_and_an_operator_or_upstream_that_is_
     stage.opaque("a", "u5").await;
     let message = stage.until("Unknown", Reason::Unverified).await;
     assert!(
-        message.contains("a.example: the upstream gives no verdict"),
+        message.contains("a.example: credentials of Secret a not verified"),
         "{message}"
     );
     assert!(!stage.last_good().await.contains("\"u5\""));

@@ -113,7 +113,7 @@ async fn claims_grow_as_their_driver_says_and_no_pod_is_replaced() {
     for (kind, words) in [
         ("Resizing", "the storage driver grows the volume"),
         ("ControllerResizeError", "ControllerResizeError: said the driver"),
-        ("FileSystemResizePending", "the node is to grow the file system"),
+        ("FileSystemResizePending", "the node grows the file system"),
     ] {
         say(&bench, "cache-hub-0", json!({"conditions": stage(kind)})).await;
         until_storage(&bench, "True", Reason::Resizing, words).await;
@@ -143,7 +143,8 @@ async fn a_size_is_taken_back_while_there_is_no_more_and_never_shrinks_below_wha
     say(&bench, "cache-hub-0", infeasible).await;
     let told = until_storage(&bench, "False", Reason::ResizeUnsupported, "said the driver").await;
     assert!(
-        told.message.contains("ask for less, but for more than 16Mi"),
+        told.message
+            .contains("set a size above the current capacity of 16Mi"),
         "{}",
         told.message
     );
