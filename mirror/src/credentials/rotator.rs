@@ -145,7 +145,7 @@ impl<T: CredentialSink> CredentialRotator<T> {
         match (entry, problem) {
             (CredentialEntry::Given(candidate), _) => self.propose(candidate, last_good.as_ref(), version),
             (CredentialEntry::Malformed(reason), _) => {
-                self.set_missing(CredentialState::Malformed, &reason, last_good)
+                self.set_missing(CredentialState::Malformed, &reason, last_good);
             }
             (CredentialEntry::Empty, _) => {
                 let reason = format!("the entry of {} has no credential", self.upstream.host);

@@ -151,13 +151,12 @@ impl Pull {
                 fetched
             }
         };
-        let (waiting, joined) = match self.manifests.get(&key) {
-            Some(waiting) => (waiting, true),
-            None => {
-                let address = ClientAddress::from_peer(client.peer);
-                let turn = self.turn(repository, address).await?;
-                self.manifests.join(&key, || fetch(turn))
-            }
+        let (waiting, joined) = if let Some(waiting) = self.manifests.get(&key) {
+            (waiting, true)
+        } else {
+            let address = ClientAddress::from_peer(client.peer);
+            let turn = self.turn(repository, address).await?;
+            self.manifests.join(&key, || fetch(turn))
         };
         let fetched = waiting
             .await

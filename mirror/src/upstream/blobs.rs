@@ -208,7 +208,7 @@ impl Upstream {
             200 => Ok(whole(permitted, idle)),
             206 if request.headers.contains_key(RANGE) => part(permitted, from, idle),
             416 => Err(Error::malformed(format!("it has no byte {from} of this blob"))),
-            _ => Err(self.into_error(&authorizer, permitted.answer).await),
+            _ => Err(self.response_error(&authorizer, permitted.answer).await),
         }
     }
 
@@ -227,9 +227,11 @@ impl Upstream {
                 201..=299 => return Ok(None),
                 300..=399 if redirect::is_redirect(&answer.response) => return Ok(None),
                 // Nothing more comes than the header, and some registries refuse a HEAD of what they give: a GET tells.
-                404 | 410 if answer.is_marked() => return Err(self.into_error(&authorizer, answer).await),
+                404 | 410 if answer.is_marked() => {
+                    return Err(self.response_error(&authorizer, answer).await);
+                }
                 300..=499 | 501 => {}
-                _ => return Err(self.into_error(&authorizer, answer).await),
+                _ => return Err(self.response_error(&authorizer, answer).await),
             },
             Err(Error::Denied { .. }) => {}
             Err(error) => return Err(error),
@@ -277,12 +279,12 @@ impl Upstream {
                 let PermittedResponse { answer, .. } = self.send(authorizer, &request).await?;
                 match answer.status().as_u16() {
                     200 => answer.blob_size(),
-                    _ => Err(self.into_error(authorizer, answer).await),
+                    _ => Err(self.response_error(authorizer, answer).await),
                 }
             }
             200..=299 | 416 => Ok(None),
             300..=399 if !follow && redirect::is_redirect(&answer.response) => Ok(None),
-            _ => Err(self.into_error(authorizer, answer).await),
+            _ => Err(self.response_error(authorizer, answer).await),
         }
     }
 

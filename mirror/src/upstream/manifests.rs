@@ -67,7 +67,7 @@ impl Upstream {
         let request = self.about_manifest(Method::GET, &name, reference, accept);
         let permitted = self.send(&authorizer, &request).await?;
         if permitted.answer.status() != 200 {
-            return Err(self.into_error(&authorizer, permitted.answer).await);
+            return Err(self.response_error(&authorizer, permitted.answer).await);
         }
         let (media_type, header) = (
             permitted.answer.media_type(),
@@ -120,7 +120,7 @@ impl Upstream {
                 size: permitted.answer.length(),
             }),
             404 | 410 if permitted.answer.is_marked() => {
-                Err(self.into_error(&authorizer, permitted.answer).await)
+                Err(self.response_error(&authorizer, permitted.answer).await)
             }
             // Without a body nothing tells whether a registry or an ingress knows nothing: a GET does.
             404 | 410 => {
@@ -133,7 +133,7 @@ impl Upstream {
                 })
             }
             400..=499 | 501 => Ok(ManifestHead::default()),
-            _ => Err(self.into_error(&authorizer, permitted.answer).await),
+            _ => Err(self.response_error(&authorizer, permitted.answer).await),
         }
     }
 

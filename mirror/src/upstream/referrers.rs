@@ -74,13 +74,13 @@ impl Upstream {
                 Ok(joined.map(|joined| (joined, next)))
             }
             // These say something of the request or its time, and nothing of the API.
-            401 | 403 | 407 | 408 | 425 => Err(self.into_error(&authorizer, permitted.answer).await),
-            400..=499 => match self.into_error(&authorizer, permitted.answer).await {
+            401 | 403 | 407 | 408 | 425 => Err(self.response_error(&authorizer, permitted.answer).await),
+            400..=499 => match self.response_error(&authorizer, permitted.answer).await {
                 found @ Error::NotFound { .. } => Err(found),
                 _ => Ok(None),
             },
             501 => Ok(None),
-            _ => Err(self.into_error(&authorizer, permitted.answer).await),
+            _ => Err(self.response_error(&authorizer, permitted.answer).await),
         }
     }
 }

@@ -78,7 +78,7 @@ pub(super) struct PermittedResponse {
 }
 
 impl Upstream {
-    /// Sends a request. The caller judges any status but 401 and 429 (see [`Upstream::into_error`]).
+    /// Sends a request. The caller judges any status but 401 and 429 (see [`Upstream::response_error`]).
     pub(super) async fn send(
         &self,
         authorizer: &Authorizer,
@@ -269,7 +269,7 @@ impl Upstream {
     }
 
     /// Turns a response of unexpected status into an error.
-    pub(super) async fn into_error(&self, authorizer: &Authorizer, answer: UpstreamResponse) -> Error {
+    pub(super) async fn response_error(&self, authorizer: &Authorizer, answer: UpstreamResponse) -> Error {
         let (status, server) = (answer.status(), answer.server);
         let judges = match server {
             ServerKind::Upstream => true,

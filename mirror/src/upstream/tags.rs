@@ -79,7 +79,7 @@ impl Upstream {
         let authorizer = self.authorizer();
         let permitted = self.send(&authorizer, &about_list(name, url)).await?;
         if permitted.answer.status() != 200 {
-            return Err(self.into_error(&authorizer, permitted.answer).await);
+            return Err(self.response_error(&authorizer, permitted.answer).await);
         }
         let next = next_page(permitted.answer.headers())?;
         let body = match permitted.answer.read(&self.transport, MAX_TAG_LIST).await {

@@ -37,7 +37,7 @@ impl Upstream {
                     "upstream answered 403 with a page (text/html), as a firewall does and no registry"
                         .to_owned(),
                 ),
-                401 | 403 => verdict(&self.into_error(&authorizer, answer).await),
+                401 | 403 => verdict(&self.response_error(&authorizer, answer).await),
                 code => CredentialVerdict::NoVerdict(format!("upstream answered {code}")),
             },
             Err(error) => verdict(&error),
