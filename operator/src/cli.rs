@@ -7,8 +7,9 @@ use std::{
 
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
-use tokio::runtime::Runtime;
+use tokio::runtime::{Builder, Runtime};
 
+mod agent;
 mod doctor;
 mod documents;
 mod failure;
@@ -76,6 +77,8 @@ enum Command {
     Render(render::RenderArgs),
     /// Write files for the container runtimes of nodes
     NodeConfig(node_config::NodeConfigArgs),
+    /// Configure the container runtime of this node for mirrors, until SIGTERM
+    Agent(agent::AgentArgs),
     /// Check a cluster and its mirrors, and say what to do
     Doctor(doctor::DoctorArgs),
     /// Print the CustomResourceDefinition of RegistryMirror
@@ -120,6 +123,11 @@ fn run(command: Command) -> Result<(), Failure> {
         }
         Command::Render(args) => Runtime::new()?.block_on(render::run(args)),
         Command::NodeConfig(args) => Runtime::new()?.block_on(node_config::run(args)),
+        // One thread: the agent waits most of the time.
+        Command::Agent(args) => Builder::new_current_thread()
+            .enable_all()
+            .build()?
+            .block_on(agent::run(args)),
         Command::Doctor(args) => Runtime::new()?.block_on(doctor::run(args)),
         Command::Crd { output } => {
             let definition = serde_json::to_value(crds::crd()).map_err(io::Error::other)?;

@@ -27,6 +27,8 @@ pub mod triggers;
 mod watch_backoff;
 pub mod write_backoff;
 
+pub(crate) use watch_backoff::follow;
+
 use cache::ObjectCache;
 use write_backoff::WriteBackoff;
 

@@ -6,6 +6,7 @@
 //! [`status`] reports the result. [`controller`] connects them to the API server; [`cli`] also runs the pipeline on files.
 
 pub mod admin_server;
+pub mod agent;
 pub mod apply;
 pub mod backoff;
 pub mod certificates;

@@ -125,6 +125,12 @@ pub fn published(mirror: &RegistryMirror, endpoint: &NodeEndpoint) -> BTreeMap<S
     files
 }
 
+/// Returns the text of containerd's `hosts.toml`, the same for each registry of the mirror. `ca_file` is the path of the
+/// CA certificates, relative to the file.
+pub fn hosts_toml(mirror: &RegistryMirror, endpoint: &NodeEndpoint, ca_file: &str) -> String {
+    containerd::hosts_toml(&Source::new(mirror, endpoint), ca_file)
+}
+
 /// Returns the files for one runtime at their paths on a node.
 ///
 /// # Errors

@@ -283,6 +283,7 @@ fn completion_knows_the_commands() {
 #[test_case(&["local"], &["--filename", "--cache-dir", "--port", "Examples:"])]
 #[test_case(&["render"], &["--output", "--namespace", "--strict", "--show-secrets", "Examples:"])]
 #[test_case(&["crd"], &["--output", "Examples:"])]
+#[test_case(&["agent"], &["--namespace", "--root", "--certs-dir", "--cleanup", "Examples:"])]
 #[test_case(&["node-config"], &["--runtime", "openshift-idms", "--endpoint", "--force", "Examples:"])]
 #[test_case(&["completion"], &["fish", "Examples:"])]
 #[test_case(&["doctor"], &["--all-namespaces", "--as-group", "--output", "Examples:", "Exit codes"])]
@@ -305,6 +306,9 @@ fn help_lists_options_and_examples(command: &[&str], expected: &[&str]) {
 #[test_case(&format!("{MIRROR}{SECRET}"), &["local", "-f", "mirror.yaml", "--cache-dir", "/proc/no", "--port", "0"], 4, "/proc/no"; "a cache directory that can't be written")]
 #[test_case(&format!("{}{SECRET}", MIRROR.replace("spec:", "spec:\n  tls: {mode: SelfSigned}")), &["local", "-f", "mirror.yaml", "--cache-dir", "/proc/no", "--port", "0"], 4, "/proc/no: "; "the same with an authority that would lie beside it")]
 #[test_case(&format!("{MIRROR}{SECRET}"), &["local", "-f", "mirror.yaml", "--name", "other"], 2, "mirror other not found: choose one of hub"; "a mirror that is not in the file")]
+#[test_case("", &["agent"], 2, "--namespace"; "an agent that trusts no namespace")]
+#[test_case("", &["agent", "--namespace="], 2, "at least one namespace"; "an empty namespace")]
+#[test_case("", &["agent", "--cleanup", "--root", "none"], 4, "--root none: "; "a root that does not exist")]
 #[test_case("", &["operator", "--listen", "nowhere.invalid:1"], 4, "--listen"; "an address that is none")]
 fn bad_input_gets_one_message_and_its_exit_code(yaml: &str, args: &[&str], code: i32, expected: &str) {
     let output = run(yaml, args);

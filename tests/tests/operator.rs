@@ -7,6 +7,8 @@
 
 #[path = "operator/admission.rs"]
 mod admission;
+#[path = "operator/agent.rs"]
+mod agent;
 #[path = "operator/autoscaling.rs"]
 mod autoscaling;
 #[path = "operator/backup.rs"]

@@ -161,13 +161,13 @@ fn above_zero(text: &str) -> Result<GoDuration, String> {
     positive.ok_or_else(|| "must be above zero".to_owned())
 }
 
-fn no_cluster(error: &dyn std::error::Error) -> Failure {
+pub(super) fn no_cluster(error: &dyn std::error::Error) -> Failure {
     Failure::Environment(format!(
         "no cluster configured: {error}; set KUBECONFIG, or run in a Pod with a ServiceAccount"
     ))
 }
 
-async fn listen(address: &str) -> Result<TcpListener, Failure> {
+pub(super) async fn listen(address: &str) -> Result<TcpListener, Failure> {
     let refused = |error: io::Error| {
         Failure::Environment(format!(
             "not listening on {address} (--listen): {error}; stop the process that uses it, or set another address"

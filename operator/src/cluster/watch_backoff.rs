@@ -14,7 +14,7 @@ use kube::{
 use serde::de::DeserializeOwned;
 
 /// Watches an API. Failed watches are retried after half a minute at most and logged under `kind`; they are no items.
-pub(super) fn follow<K>(
+pub(crate) fn follow<K>(
     kind: String,
     api: Api<K>,
     config: watcher::Config,
@@ -27,7 +27,7 @@ where
         let is_changed = failing.update(event.is_err());
         match &event {
             Err(error) if is_changed => {
-                tracing::warn!(kind, %error, "watch failed; the operator retries it until it succeeds");
+                tracing::warn!(kind, %error, "watch failed; it is retried until it succeeds");
             }
             Ok(_) if is_changed => tracing::info!(kind, "watch works again"),
             _ => {}

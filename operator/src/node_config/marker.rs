@@ -12,6 +12,9 @@ impl Marker {
     /// The marker of `registry-mirror node-config`.
     pub const COMMAND: Self = Self("# Written by registry-mirror node-config");
 
+    /// The marker of `registry-mirror agent`.
+    pub const AGENT: Self = Self("# Written by registry-mirror agent");
+
     /// Adds the marker to a file for the mirror `id`. A file in JSON stays as it is: JSON has no comments.
     #[must_use]
     pub fn add(self, file: NodeFile, id: &str) -> NodeFile {

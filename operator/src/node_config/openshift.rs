@@ -1,4 +1,4 @@
-//! OpenShift: an `ImageDigestMirrorSet` and an `ImageTagMirrorSet`, from which the machine configuration operator writes
+//! `OpenShift`: an `ImageDigestMirrorSet` and an `ImageTagMirrorSet`, from which the machine configuration operator writes
 //! `registries.conf` on every node.
 
 use crds::node_configuration::Fallback;
@@ -53,7 +53,7 @@ fn mirrors(source: &Source<'_>, notes: &mut Vec<String>) -> Vec<Value> {
     for (index, host) in source.hosts.iter().enumerate() {
         match containers::place(source, host, index == 0) {
             Some(place) => {
-                mirrors.push(json!({"source": host, "mirrors": [place], "mirrorSourcePolicy": policy}))
+                mirrors.push(json!({"source": host, "mirrors": [place], "mirrorSourcePolicy": policy}));
             }
             None => notes.push(format!(
                 "the mirror can't be named for {host} in image names: nodes pull from it directly"

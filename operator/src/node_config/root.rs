@@ -80,6 +80,63 @@ impl NodeRoot {
         Ok(fs::fsync(&directory)?)
     }
 
+    /// Removes a file, if it exists.
+    ///
+    /// # Errors
+    /// Those of [`NodeRoot::read`]. A link is removed itself.
+    pub fn remove(&self, path: &str) -> io::Result<()> {
+        let Some((directory, name)) = absent_as_none(self.parent(path, false))? else {
+            return Ok(());
+        };
+        absent_as_none(fs::unlinkat(&directory, name, AtFlags::empty()))?;
+        Ok(())
+    }
+
+    /// Creates a directory and its parents, and returns whether the directory did not exist.
+    ///
+    /// # Errors
+    /// Those of [`NodeRoot::read`].
+    pub fn create_directory(&self, path: &str) -> io::Result<bool> {
+        let (parent, name) = self.parent(path, true)?;
+        match fs::mkdirat(&parent, name, Mode::from_raw_mode(0o755)) {
+            Ok(()) => Ok(true),
+            Err(Errno::EXIST) => {
+                fs::openat(&parent, name, DIRECTORY, Mode::empty())?;
+                Ok(false)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Removes a directory that is empty.
+    ///
+    /// # Errors
+    /// The directory is not empty, or can't be removed.
+    pub fn remove_directory(&self, path: &str) -> io::Result<()> {
+        let (parent, name) = self.parent(path, false)?;
+        Ok(fs::unlinkat(&parent, name, AtFlags::REMOVEDIR)?)
+    }
+
+    /// Returns the names in a directory, or `None` if the directory does not exist. Names that are not UTF-8 are left out.
+    ///
+    /// # Errors
+    /// Those of [`NodeRoot::read`].
+    pub fn names(&self, path: &str) -> io::Result<Option<Vec<String>>> {
+        let Some((parent, name)) = absent_as_none(self.parent(path, false))? else {
+            return Ok(None);
+        };
+        let Some(directory) = absent_as_none(fs::openat(&parent, name, DIRECTORY, Mode::empty()))? else {
+            return Ok(None);
+        };
+        let mut names = Vec::new();
+        for entry in fs::Dir::read_from(&directory)? {
+            let name = entry?.file_name().to_str().map(str::to_owned);
+            names.extend(name.ok().filter(|name| is_name(name)));
+        }
+        names.sort();
+        Ok(Some(names))
+    }
+
     /// Opens the directory of a file, and returns it with the name of the file.
     fn parent<'a>(&self, path: &'a str, create: bool) -> io::Result<(OwnedFd, &'a str)> {
         let mut names: Vec<_> = path.split('/').collect();

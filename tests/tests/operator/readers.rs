@@ -5,7 +5,7 @@ use std::fs;
 
 use crds::RegistryMirror;
 use operator::desired::files_for_nodes;
-use operator::node_config::{self, Marker, NodeEndpoint, NodeRoot, Runtime};
+use operator::node_config::{self, Marker, NodeEndpoint, NodeFile, NodeRoot, Runtime};
 use operator::observed::ServiceAddress;
 use rcgen::{CertificateParams, KeyPair};
 use serde::Deserialize;
@@ -256,4 +256,24 @@ async fn registries_conf_of_the_command_asks_the_mirror() {
     assert_eq!(read[0]["image"], "10.96.0.7:5000/quay.io/a/b:1");
     assert_eq!(read[0]["insecure"], false);
     assert_eq!(read[1]["image"], image);
+}
+
+/// The agent names the CA certificates differently, and marks both files.
+#[tokio::test]
+async fn containerd_reads_the_files_of_the_agent() {
+    let url = "https://10.96.0.7:5000";
+    let scratch = Scratch::new("readers").unwrap();
+    let root = NodeRoot::open(scratch.path()).unwrap();
+    let endpoint = NodeEndpoint::parse(url, Some(certificate())).unwrap();
+    let hosts_toml = node_config::hosts_toml(&resource("Allow", true), &endpoint, "registry-mirror.pem");
+    for (name, text) in [("registry-mirror.pem", certificate()), ("hosts.toml", hosts_toml)] {
+        let path = format!("docker.io/{name}");
+        let file = Marker::AGENT.add(NodeFile { path, text }, "mirrors/hub");
+        root.write(&file.path, file.text.as_bytes(), false).unwrap();
+    }
+    for reader in CONTAINERD_1.into_iter().chain([CONTAINERD_2]) {
+        let read = read(reader, [scratch.path().to_str().unwrap(), "docker.io"]).await;
+        let asked: Vec<Host> = serde_json::from_value(read).unwrap();
+        assert_eq!(asked, [mirror(url, true), registry(UPSTREAMS[0].1)], "{reader}");
+    }
 }

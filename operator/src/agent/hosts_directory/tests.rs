@@ -1,0 +1,170 @@
+use std::{fs, os::unix::fs::symlink, path::Path};
+
+use tempfile::TempDir;
+use test_case::test_case;
+
+use super::*;
+
+const CERTS: &str = "etc/containerd/certs.d";
+
+fn files(text: &str) -> HostFiles {
+    HostFiles {
+        mirror: "mirrors/hub".to_owned(),
+        hosts_toml: text.to_owned(),
+        certificates: Some("PEM\n".to_owned()),
+    }
+}
+
+fn root() -> (TempDir, NodeRoot) {
+    let directory = tempfile::tempdir().unwrap();
+    let root = NodeRoot::open(directory.path()).unwrap();
+    (directory, root)
+}
+
+/// Returns every entry below a directory with its content, sorted.
+fn tree(directory: &Path) -> Vec<(String, String)> {
+    let mut entries = Vec::new();
+    for entry in fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.display().to_string();
+        if path.is_symlink() {
+            entries.push((name, fs::read_link(&path).unwrap().display().to_string()));
+        } else if path.is_dir() {
+            entries.push((name, String::new()));
+            entries.extend(tree(&path));
+        } else {
+            entries.push((name, fs::read_to_string(&path).unwrap()));
+        }
+    }
+    entries.sort();
+    entries
+}
+
+#[test]
+fn written_files_are_removed_byte_for_byte() {
+    let (directory, root) = root();
+    let foreign = directory.path().join(CERTS).join("quay.io");
+    fs::create_dir_all(&foreign).unwrap();
+    fs::write(foreign.join("hosts.toml"), "server = \"https://quay.io\"\n").unwrap();
+    fs::create_dir(directory.path().join(CERTS).join("empty.example")).unwrap();
+    let before = tree(directory.path());
+    let hosts = HostsDirectory::new(&root, CERTS);
+    for host in [
+        "docker.io",
+        "registry.example:5000",
+        "empty.example",
+        "[2001:db8::1]:5000",
+    ] {
+        hosts.write(host, &files("a")).unwrap();
+        assert!(hosts.has(host));
+    }
+    assert!(hosts.clear().is_empty());
+    assert_eq!(tree(directory.path()), before);
+}
+
+#[test]
+fn directory_that_the_agent_created_is_removed() {
+    let (directory, root) = root();
+    fs::create_dir_all(directory.path().join("etc/containerd")).unwrap();
+    let before = tree(directory.path());
+    let hosts = HostsDirectory::new(&root, CERTS);
+    hosts.write("docker.io", &files("a")).unwrap();
+    assert!(hosts.clear().is_empty());
+    assert_eq!(tree(directory.path()), before);
+}
+
+#[test]
+fn unchanged_files_are_not_written_again() {
+    let (directory, root) = root();
+    let hosts = HostsDirectory::new(&root, CERTS);
+    hosts.write("docker.io", &files("a")).unwrap();
+    let file = directory.path().join(CERTS).join("docker.io/hosts.toml");
+    let first = fs::metadata(&file).unwrap().modified().unwrap();
+    hosts.write("docker.io", &files("a")).unwrap();
+    assert_eq!(fs::metadata(&file).unwrap().modified().unwrap(), first);
+    hosts.write("docker.io", &files("b")).unwrap();
+    assert!(fs::read_to_string(file).unwrap().ends_with("\nb"));
+}
+
+#[test]
+fn hosts_that_are_not_kept_are_removed() {
+    let (directory, root) = root();
+    let hosts = HostsDirectory::new(&root, CERTS);
+    for host in ["docker.io", "quay.io"] {
+        hosts.write(host, &files("a")).unwrap();
+    }
+    assert!(hosts.remove_others(&BTreeSet::from(["quay.io"])).is_empty());
+    assert!(hosts.has("quay.io") && !hosts.has("docker.io"));
+    assert!(!directory.path().join(CERTS).join("docker.io").exists());
+}
+
+/// Files that decide about a host, by which another program would lose its configuration.
+#[test_case("docker.io/hosts.toml"; "foreign hosts.toml")]
+#[test_case("docker.io/registry-mirror.pem"; "foreign certificates")]
+#[test_case("docker.io/ca.crt"; "CA for Docker")]
+#[test_case("docker.io/client.cert"; "client certificate for Docker")]
+#[test_case("docker.io/hosts.toml/a"; "directory in place of a file")]
+fn files_of_others_are_a_conflict(path: &str) {
+    let (directory, root) = root();
+    let path = directory.path().join(CERTS).join(path);
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(&path, "theirs").unwrap();
+    let before = tree(directory.path());
+    let hosts = HostsDirectory::new(&root, CERTS);
+    let error = hosts.write("docker.io", &files("a")).unwrap_err();
+    assert!(matches!(error, WriteError::Conflict(_)), "{error}");
+    assert!(hosts.clear().is_empty());
+    assert_eq!(tree(directory.path()), before);
+}
+
+#[test]
+fn preferred_directory_of_a_port_is_a_conflict() {
+    let (directory, root) = root();
+    fs::create_dir_all(directory.path().join(CERTS).join("a.example_5000_")).unwrap();
+    let error = HostsDirectory::new(&root, CERTS).write("a.example:5000", &files("a"));
+    assert!(matches!(error, Err(WriteError::Conflict(_))), "{error:?}");
+}
+
+/// A link at each place: the directory of a host, its files, and the directory itself.
+#[test]
+fn links_are_neither_followed_nor_removed() {
+    for link in [
+        "docker.io",
+        "docker.io/hosts.toml",
+        "docker.io/registry-mirror.pem",
+        "",
+    ] {
+        let (directory, root) = root();
+        let elsewhere = tempfile::tempdir().unwrap();
+        fs::write(
+            elsewhere.path().join("hosts.toml"),
+            "# Written by registry-mirror agent",
+        )
+        .unwrap();
+        let path = directory.path().join(CERTS).join(link);
+        let path = Path::new(path.to_str().unwrap().trim_end_matches('/')).to_owned();
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        let target = if link.contains('/') {
+            elsewhere.path().join("hosts.toml")
+        } else {
+            elsewhere.path().to_owned()
+        };
+        symlink(&target, &path).unwrap();
+        let before = (tree(directory.path()), tree(elsewhere.path()));
+        let hosts = HostsDirectory::new(&root, CERTS);
+        assert!(hosts.write("docker.io", &files("a")).is_err(), "{link}");
+        hosts.clear();
+        assert_eq!((tree(directory.path()), tree(elsewhere.path())), before, "{link}");
+    }
+}
+
+#[test]
+fn marker_in_a_foreign_directory_leaves_other_files() {
+    let (directory, root) = root();
+    let hosts = HostsDirectory::new(&root, CERTS);
+    hosts.write("docker.io", &files("a")).unwrap();
+    let theirs = directory.path().join(CERTS).join("docker.io/notes.txt");
+    fs::write(&theirs, "theirs").unwrap();
+    hosts.remove("docker.io").unwrap();
+    assert!(theirs.exists() && !hosts.has("docker.io"));
+}

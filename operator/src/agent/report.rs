@@ -1,0 +1,144 @@
+//! The report of a node, as JSON on the agent's port.
+
+use std::{collections::BTreeMap, io, sync::Arc};
+
+use axum::{Json, Router, extract::State, http::StatusCode, routing::get};
+use k8s_openapi::jiff::Timestamp;
+use parking_lot::Mutex;
+use serde::Serialize;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use super::detect::{Detection, RuntimeKind};
+use crate::mirror_key::MirrorKey;
+
+/// The state of a mirror on a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub enum NodeState {
+    /// The node pulls through the mirror.
+    Configured,
+    /// The mirror does not answer, and the node pulls from the registries.
+    Bypassed,
+    /// containerd is not configured to read `hosts.toml`.
+    ConfigPathMissing,
+    /// containerd's configuration names mirrors itself.
+    InlineMirrors,
+    /// A file of another program, or another mirror, is in the way.
+    Conflict,
+    /// The directory can't be changed.
+    ReadOnly,
+    /// The runtime reads no `hosts.toml`.
+    Unsupported,
+}
+
+/// The report of a node.
+#[derive(Clone, Debug, Serialize)]
+pub struct NodeReport {
+    /// The version of the agent.
+    pub version: &'static str,
+    /// The name of the node.
+    pub node: String,
+    /// The container runtime.
+    pub runtime: RuntimeKind,
+    /// The directory of the runtime for `HOST/hosts.toml`.
+    pub directory: Option<String>,
+    /// Each mirror.
+    pub mirrors: Vec<MirrorReport>,
+}
+
+/// The state of one mirror on a node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct MirrorReport {
+    /// The namespace of the mirror.
+    pub namespace: String,
+    /// The name of the mirror.
+    pub name: String,
+    /// The state.
+    pub state: NodeState,
+    /// The time at which the state began.
+    pub since: Timestamp,
+    /// The cause and the action, empty for `Configured`.
+    pub message: String,
+}
+
+/// Collects the report and logs changes.
+#[derive(Clone)]
+pub(super) struct Reporter {
+    node: Arc<str>,
+    report: Arc<Mutex<Option<NodeReport>>>,
+}
+
+impl Reporter {
+    pub(super) fn new(node: String) -> Self {
+        Self {
+            node: node.into(),
+            report: Arc::default(),
+        }
+    }
+
+    /// Replaces the report. The time of a state stays while the state does.
+    pub(super) fn update(&self, detection: &Detection, states: Vec<(MirrorKey, NodeState, String)>) {
+        let mut report = self.report.lock();
+        let previous = report.take().map(|report| report.mirrors).unwrap_or_default();
+        let previous: BTreeMap<_, _> = previous
+            .into_iter()
+            .map(|mirror| ((mirror.namespace, mirror.name), (mirror.state, mirror.since)))
+            .collect();
+        let mirrors = states.into_iter().map(|(mirror, state, message)| {
+            let before = previous.get(&(mirror.namespace.clone(), mirror.name.clone()));
+            let since = before.filter(|before| before.0 == state).map(|before| before.1);
+            if since.is_none() {
+                tracing::info!(%mirror, ?state, message, "state of a mirror on this node changed");
+            }
+            MirrorReport {
+                namespace: mirror.namespace,
+                name: mirror.name,
+                state,
+                since: since.unwrap_or_else(Timestamp::now),
+                message,
+            }
+        });
+        *report = Some(NodeReport {
+            version: env!("CARGO_PKG_VERSION"),
+            node: self.node.to_string(),
+            runtime: detection.runtime,
+            directory: detection.directory.as_ref().ok().map(|path| format!("/{path}")),
+            mirrors: mirrors.collect(),
+        });
+    }
+
+    pub(super) fn current(&self) -> Option<NodeReport> {
+        self.report.lock().clone()
+    }
+}
+
+/// Serves `/livez`, `/readyz` and `/status` until `shutdown`.
+pub(super) async fn serve(
+    listener: TcpListener,
+    reporter: Reporter,
+    shutdown: CancellationToken,
+) -> io::Result<()> {
+    let router = Router::new()
+        .route("/livez", get(|| async { "ok" }))
+        .route("/readyz", get(ready))
+        .route("/status", get(status))
+        .with_state(reporter);
+    axum::serve(listener, router)
+        .with_graceful_shutdown(shutdown.cancelled_owned())
+        .await
+}
+
+async fn ready(State(reporter): State<Reporter>) -> (StatusCode, &'static str) {
+    if reporter.current().is_some() {
+        (StatusCode::OK, "ok")
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, "mirrors are not listed yet")
+    }
+}
+
+async fn status(State(reporter): State<Reporter>) -> Result<Json<NodeReport>, StatusCode> {
+    reporter
+        .current()
+        .map(Json)
+        .ok_or(StatusCode::SERVICE_UNAVAILABLE)
+}

@@ -1,0 +1,263 @@
+use std::{
+    fs,
+    path::PathBuf,
+    sync::atomic::{AtomicU16, Ordering},
+};
+
+use axum::{Router, http::StatusCode};
+use serde_json::json;
+use tempfile::TempDir;
+use tokio::task::JoinHandle;
+
+use super::*;
+
+const CONFIG: &str = "version = 3\n[plugins.'io.containerd.cri.v1.images'.registry]\nconfig_path = '/etc/containerd/certs.d'\n";
+const CERTS: &str = "etc/containerd/certs.d";
+
+/// A mirror that answers `/v2/` with a status.
+struct FakeMirror {
+    url: String,
+    status: Arc<AtomicU16>,
+    task: JoinHandle<()>,
+}
+
+impl FakeMirror {
+    async fn start(status: u16) -> Self {
+        let status = Arc::new(AtomicU16::new(status));
+        let current = Arc::clone(&status);
+        let answer = move || async move { StatusCode::from_u16(current.load(Ordering::Relaxed)).unwrap() };
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let router = Router::new().fallback(answer);
+        let task = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+        Self { url, status, task }
+    }
+}
+
+impl Drop for FakeMirror {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// An agent on a node whose root is a temporary directory.
+struct Bench {
+    agent: NodeAgent,
+    directory: TempDir,
+}
+
+impl Bench {
+    fn new(config: &str) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        fs::create_dir_all(directory.path().join(CERTS)).unwrap();
+        fs::write(directory.path().join("etc/containerd/config.toml"), config).unwrap();
+        let agent = Self::agent(&directory);
+        Self { agent, directory }
+    }
+
+    fn agent(directory: &TempDir) -> NodeAgent {
+        NodeAgent {
+            root: NodeRoot::open(directory.path()).unwrap(),
+            certs_dir: None,
+            mirrors: BTreeMap::new(),
+            reporter: Reporter::new("node-1".to_owned()),
+        }
+    }
+
+    fn hosts(&self, host: &str) -> PathBuf {
+        self.directory.path().join(CERTS).join(host).join("hosts.toml")
+    }
+
+    /// Probes and updates the files this number of times.
+    async fn turns(&mut self, targets: &TargetSet, count: usize) {
+        for _ in 0..count {
+            self.agent.update(targets, true).await;
+        }
+    }
+
+    fn states(&self) -> Vec<NodeState> {
+        let report = self.agent.reporter.current().unwrap();
+        report.mirrors.iter().map(|mirror| mirror.state).collect()
+    }
+}
+
+/// Returns targets with names, URLs and hosts.
+fn targets(mirrors: &[(&str, &str, &str)], fallback: &str) -> TargetSet {
+    let targets = mirrors.iter().map(|(name, url, host)| {
+        let mirror = serde_json::from_value(json!({
+            "apiVersion": "registrymirror.io/v1alpha1", "kind": "RegistryMirror",
+            "metadata": {"name": name, "namespace": "mirrors"},
+            "spec": {
+                "upstreams": [{"host": host}], "storage": {"type": "Ephemeral"},
+                "nodeConfiguration": {"fallback": fallback},
+            },
+            "status": {"endpoint": {"url": url}},
+        }));
+        let key = MirrorKey {
+            namespace: "mirrors".to_owned(),
+            name: (*name).to_owned(),
+        };
+        let target = Target::new(&key, &mirror.unwrap(), None).unwrap();
+        (key, Arc::new(target))
+    });
+    Arc::new(targets.collect())
+}
+
+#[tokio::test]
+async fn file_appears_after_the_first_answer() {
+    mirror::tls::provider();
+    let mut bench = Bench::new(CONFIG);
+    let hub = FakeMirror::start(503).await;
+    let targets = targets(&[("hub", &hub.url, "docker.io")], "Allow");
+    bench.turns(&targets, 3).await;
+    assert!(!bench.hosts("docker.io").exists());
+    assert_eq!(bench.states(), [NodeState::Bypassed]);
+    hub.status.store(404, Ordering::Relaxed);
+    bench.turns(&targets, 1).await;
+    assert!(!bench.hosts("docker.io").exists());
+    hub.status.store(401, Ordering::Relaxed);
+    bench.turns(&targets, 1).await;
+    let text = fs::read_to_string(bench.hosts("docker.io")).unwrap();
+    assert!(text.contains(&format!("[host.\"{}\"]", hub.url)), "{text}");
+    assert_eq!(bench.states(), [NodeState::Configured]);
+}
+
+#[tokio::test]
+async fn dead_mirror_is_bypassed_until_it_is_back() {
+    mirror::tls::provider();
+    let mut bench = Bench::new(CONFIG);
+    let hub = FakeMirror::start(200).await;
+    let targets = targets(&[("hub", &hub.url, "docker.io")], "Allow");
+    bench.turns(&targets, 1).await;
+    hub.status.store(502, Ordering::Relaxed);
+    bench.turns(&targets, 1).await;
+    assert!(bench.hosts("docker.io").exists());
+    bench.turns(&targets, 1).await;
+    assert!(!bench.hosts("docker.io").exists());
+    assert_eq!(bench.states(), [NodeState::Bypassed]);
+    hub.status.store(200, Ordering::Relaxed);
+    bench.turns(&targets, 2).await;
+    assert!(!bench.hosts("docker.io").exists());
+    bench.turns(&targets, 1).await;
+    assert!(bench.hosts("docker.io").exists());
+}
+
+#[tokio::test]
+async fn entry_without_fallback_stays() {
+    mirror::tls::provider();
+    let mut bench = Bench::new(CONFIG);
+    let hub = FakeMirror::start(200).await;
+    let targets = targets(&[("hub", &hub.url, "docker.io")], "Never");
+    bench.turns(&targets, 1).await;
+    drop(hub);
+    bench.turns(&targets, 4).await;
+    assert!(bench.hosts("docker.io").exists());
+    assert_eq!(bench.states(), [NodeState::Configured]);
+}
+
+#[tokio::test]
+async fn deleted_mirror_leaves_no_file() {
+    mirror::tls::provider();
+    let mut bench = Bench::new(CONFIG);
+    let hub = FakeMirror::start(200).await;
+    let two = targets(
+        &[("a", &hub.url, "docker.io"), ("b", &hub.url, "quay.io")],
+        "Allow",
+    );
+    bench.turns(&two, 1).await;
+    assert!(bench.hosts("docker.io").exists() && bench.hosts("quay.io").exists());
+    bench
+        .turns(&targets(&[("b", &hub.url, "quay.io")], "Allow"), 1)
+        .await;
+    assert!(!bench.hosts("docker.io").parent().unwrap().exists());
+    assert!(bench.hosts("quay.io").exists());
+}
+
+/// A restart must not take a file away that works.
+#[tokio::test]
+async fn restarted_agent_keeps_files_for_a_failed_probe() {
+    mirror::tls::provider();
+    let mut bench = Bench::new(CONFIG);
+    let hub = FakeMirror::start(200).await;
+    let targets = targets(&[("hub", &hub.url, "docker.io")], "Allow");
+    bench.turns(&targets, 1).await;
+    bench.agent = Bench::agent(&bench.directory);
+    hub.status.store(500, Ordering::Relaxed);
+    bench.turns(&targets, 1).await;
+    assert!(bench.hosts("docker.io").exists());
+    bench.turns(&targets, 1).await;
+    assert!(!bench.hosts("docker.io").exists());
+}
+
+#[tokio::test]
+async fn second_mirror_of_a_host_is_a_conflict() {
+    mirror::tls::provider();
+    let mut bench = Bench::new(CONFIG);
+    let (one, two) = (FakeMirror::start(200).await, FakeMirror::start(200).await);
+    let both = targets(
+        &[("a", &one.url, "docker.io"), ("b", &two.url, "docker.io")],
+        "Allow",
+    );
+    bench.turns(&both, 1).await;
+    assert_eq!(bench.states(), [NodeState::Configured, NodeState::Conflict]);
+    assert!(
+        fs::read_to_string(bench.hosts("docker.io"))
+            .unwrap()
+            .contains(&one.url)
+    );
+    // The second one serves the host while the first one is down.
+    one.status.store(500, Ordering::Relaxed);
+    bench.turns(&both, 2).await;
+    assert_eq!(bench.states(), [NodeState::Bypassed, NodeState::Configured]);
+    assert!(
+        fs::read_to_string(bench.hosts("docker.io"))
+            .unwrap()
+            .contains(&two.url)
+    );
+}
+
+#[tokio::test]
+async fn foreign_file_is_reported_and_kept() {
+    mirror::tls::provider();
+    let mut bench = Bench::new(CONFIG);
+    let hub = FakeMirror::start(200).await;
+    fs::create_dir(bench.hosts("docker.io").parent().unwrap()).unwrap();
+    fs::write(bench.hosts("docker.io"), "theirs").unwrap();
+    bench
+        .turns(&targets(&[("hub", &hub.url, "docker.io")], "Allow"), 2)
+        .await;
+    assert_eq!(bench.states(), [NodeState::Conflict]);
+    let message = bench.agent.reporter.current().unwrap().mirrors[0].message.clone();
+    assert!(
+        message.contains("/etc/containerd/certs.d/docker.io/hosts.toml"),
+        "{message}"
+    );
+    assert_eq!(fs::read_to_string(bench.hosts("docker.io")).unwrap(), "theirs");
+}
+
+#[tokio::test]
+async fn missing_config_path_is_reported_until_it_is_there() {
+    mirror::tls::provider();
+    let mut bench = Bench::new("version = 3\n");
+    let hub = FakeMirror::start(200).await;
+    let targets = targets(&[("hub", &hub.url, "docker.io")], "Allow");
+    bench.turns(&targets, 1).await;
+    assert_eq!(bench.states(), [NodeState::ConfigPathMissing]);
+    assert!(!bench.hosts("docker.io").exists());
+    fs::write(bench.directory.path().join("etc/containerd/config.toml"), CONFIG).unwrap();
+    bench.turns(&targets, 1).await;
+    assert_eq!(bench.states(), [NodeState::Configured]);
+}
+
+#[tokio::test]
+async fn clean_up_leaves_the_node_as_it_was() {
+    mirror::tls::provider();
+    let mut bench = Bench::new(CONFIG);
+    let hub = FakeMirror::start(200).await;
+    bench
+        .turns(&targets(&[("hub", &hub.url, "docker.io")], "Allow"), 1)
+        .await;
+    assert!(clean_up(bench.directory.path(), None).unwrap().is_empty());
+    let left = fs::read_dir(bench.directory.path().join(CERTS)).unwrap();
+    assert_eq!(left.count(), 0);
+}

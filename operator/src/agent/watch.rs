@@ -1,0 +1,244 @@
+//! The mirrors of the namespaces that a node trusts, as the API server shows them.
+
+use std::{collections::BTreeMap, fmt::Debug, sync::Arc};
+
+use crds::{
+    RegistryMirror,
+    conditions::ConditionType,
+    node_configuration::{Fallback, NodeConfigurationMode},
+};
+use futures::{Stream, StreamExt, stream};
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::{
+    Api, Client, ResourceExt,
+    api::{ApiResource, DynamicObject},
+    runtime::watcher::{self, Event},
+};
+use mirror::config::host::canonical;
+use tokio::sync::watch::Sender;
+
+use super::hosts_directory::{CA_FILE, HostFiles};
+use crate::{
+    cluster::follow,
+    mirror_key::MirrorKey,
+    names::{self, CA_BUNDLE_KEY},
+    node_config::{self, NodeEndpoint},
+    validate::bundle,
+};
+
+/// Every mirror that nodes are to pull through.
+pub(super) type TargetSet = Arc<BTreeMap<MirrorKey, Arc<Target>>>;
+
+/// A mirror that nodes are to pull through.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Target {
+    /// `http://HOST:PORT` or `https://HOST:PORT`.
+    pub(super) url: String,
+    /// The registry hosts, each the name of a directory.
+    pub(super) hosts: Vec<String>,
+    /// The files, the same for each host.
+    pub(super) files: HostFiles,
+    /// Nodes pull from nowhere else: `fallback: Never`.
+    pub(super) is_only_source: bool,
+}
+
+/// Objects of one type, by namespace.
+#[derive(Default)]
+struct Store<T>(BTreeMap<String, Listing<T>>);
+
+/// The objects of one namespace.
+struct Listing<T> {
+    current: BTreeMap<String, T>,
+    /// The objects of a list that is not complete yet.
+    incoming: BTreeMap<String, T>,
+    is_synced: bool,
+}
+
+/// A change of an object that the agent reads.
+enum Change {
+    Mirror(Event<DynamicObject>),
+    ConfigMap(Event<ConfigMap>),
+}
+
+/// Watches the mirrors and the `ConfigMap`s of the operator in these namespaces, and sends the targets after each change.
+pub(super) async fn run(client: Client, namespaces: Vec<String>, sender: Sender<Option<TargetSet>>) {
+    let changes = namespaces.iter().map(|namespace| changes(&client, namespace));
+    let mut changes = stream::select_all(changes);
+    let mut mirrors = Store::<RegistryMirror>::new(&namespaces);
+    let mut bundles = Store::<String>::new(&namespaces);
+    while let Some((namespace, change)) = changes.next().await {
+        match change {
+            Change::Mirror(event) => mirrors.apply(&namespace, event, parse),
+            Change::ConfigMap(event) => bundles.apply(&namespace, event, bundle_of),
+        }
+        if mirrors.is_synced() && bundles.is_synced() {
+            let previous = sender.borrow().clone().unwrap_or_default();
+            let current = targets(&mirrors, &bundles, &previous);
+            sender.send_if_modified(|sent| {
+                let is_changed = sent.as_ref() != Some(&current);
+                *sent = Some(current);
+                is_changed
+            });
+        }
+    }
+}
+
+fn changes(client: &Client, namespace: &str) -> impl Stream<Item = (String, Change)> + Send + use<> {
+    // Undecoded: one mirror that this version can't read must not hide the others.
+    let resource = ApiResource::erase::<RegistryMirror>(&());
+    let mirrors = Api::<DynamicObject>::namespaced_with(client.clone(), namespace, &resource);
+    let maps = Api::<ConfigMap>::namespaced(client.clone(), namespace);
+    let (key, value) = names::MANAGED_BY;
+    let ours = watcher::Config::default().labels(&format!("{key}={value}"));
+    let mirrors = follow("RegistryMirror".to_owned(), mirrors, watcher::Config::default());
+    let maps = follow("ConfigMap".to_owned(), maps, ours);
+    let changes = stream::select(
+        mirrors
+            .filter_map(async |event| event.ok().map(Change::Mirror))
+            .boxed(),
+        maps.filter_map(async |event| event.ok().map(Change::ConfigMap))
+            .boxed(),
+    );
+    let namespace = namespace.to_owned();
+    changes.map(move |change| (namespace.clone(), change))
+}
+
+fn parse(object: DynamicObject) -> Option<RegistryMirror> {
+    serde_json::from_value(serde_json::to_value(object).ok()?).ok()
+}
+
+/// Returns the CA certificates of a `ConfigMap` for nodes.
+fn bundle_of(map: ConfigMap) -> Option<String> {
+    map.data?.remove(CA_BUNDLE_KEY)
+}
+
+impl<T> Store<T> {
+    fn new(namespaces: &[String]) -> Self {
+        let listing = || Listing {
+            current: BTreeMap::new(),
+            incoming: BTreeMap::new(),
+            is_synced: false,
+        };
+        Self(
+            namespaces
+                .iter()
+                .map(|namespace| (namespace.clone(), listing()))
+                .collect(),
+        )
+    }
+
+    fn is_synced(&self) -> bool {
+        self.0.values().all(|listing| listing.is_synced)
+    }
+
+    fn get(&self, namespace: &str, name: &str) -> Option<&T> {
+        self.0.get(namespace)?.current.get(name)
+    }
+
+    /// Applies an event. An object of which `convert` makes nothing counts as deleted.
+    fn apply<K: ResourceExt + Debug>(
+        &mut self,
+        namespace: &str,
+        event: Event<K>,
+        convert: impl Fn(K) -> Option<T>,
+    ) {
+        let Some(listing) = self.0.get_mut(namespace) else {
+            return;
+        };
+        match event {
+            Event::Init => listing.incoming.clear(),
+            Event::InitApply(object) => {
+                let name = object.name_any();
+                listing
+                    .incoming
+                    .extend(convert(object).map(|value| (name, value)));
+            }
+            Event::InitDone => {
+                listing.current = std::mem::take(&mut listing.incoming);
+                listing.is_synced = true;
+            }
+            Event::Apply(object) => {
+                let name = object.name_any();
+                listing.current.remove(&name);
+                listing.current.extend(convert(object).map(|value| (name, value)));
+            }
+            Event::Delete(object) => {
+                listing.current.remove(&object.name_any());
+            }
+        }
+    }
+}
+
+/// Returns the target of each mirror. A mirror whose spec the operator rejected, or has not read yet, keeps its previous
+/// target: its servers run with the previous spec, too, and a policy may forbid the new one.
+fn targets(mirrors: &Store<RegistryMirror>, bundles: &Store<String>, previous: &TargetSet) -> TargetSet {
+    let listed = mirrors.0.iter().flat_map(|(namespace, listing)| {
+        let mirrors = listing.current.iter();
+        mirrors.map(move |(name, mirror)| (namespace, name, mirror))
+    });
+    let targets = listed.filter_map(|(namespace, name, mirror)| {
+        let bundle = bundles.get(namespace, &names::hosts(name));
+        let key = MirrorKey {
+            namespace: namespace.clone(),
+            name: name.clone(),
+        };
+        let target = if is_accepted(mirror) {
+            Arc::new(Target::new(&key, mirror, bundle.map(String::as_str))?)
+        } else {
+            Arc::clone(previous.get(&key)?)
+        };
+        Some((key, target))
+    });
+    Arc::new(targets.collect())
+}
+
+impl Target {
+    /// Returns the target of a mirror, unless nodes are not to use it, or its address or its CA is not known yet.
+    ///
+    /// Of the `ConfigMap` only certificates count: a user who may change it can't redirect nodes.
+    pub(super) fn new(key: &MirrorKey, mirror: &RegistryMirror, bundle: Option<&str>) -> Option<Self> {
+        let wanted = &mirror.spec.node_configuration;
+        if wanted.mode == NodeConfigurationMode::None || mirror.metadata.deletion_timestamp.is_some() {
+            return None;
+        }
+        let published = mirror.status.as_ref()?.endpoint.as_ref()?;
+        let mut endpoint = NodeEndpoint::parse(&published.url, None).ok()?;
+        if endpoint.url.starts_with("https://") {
+            let certificates = bundle.and_then(|pem| bundle::certificates(pem.as_bytes()).ok());
+            endpoint.certificates = certificates.and_then(|pem| String::from_utf8(pem).ok());
+            if endpoint.certificates.is_none() && published.ca_config_map.is_some() {
+                return None;
+            }
+        }
+        let hosts = mirror.spec.upstreams.iter().map(|upstream| upstream.host.clone());
+        let files = HostFiles {
+            mirror: key.to_string(),
+            hosts_toml: node_config::hosts_toml(mirror, &endpoint, CA_FILE),
+            certificates: endpoint.certificates,
+        };
+        Some(Self {
+            url: endpoint.url,
+            hosts: hosts.filter(|host| is_directory_name(host)).collect(),
+            files,
+            is_only_source: wanted.fallback == Fallback::Never,
+        })
+    }
+}
+
+/// Returns whether the operator accepted the current spec.
+fn is_accepted(mirror: &RegistryMirror) -> bool {
+    let generation = mirror.metadata.generation;
+    let conditions = mirror.status.iter().flat_map(|status| &status.conditions);
+    conditions
+        .filter(|condition| condition.type_ == ConditionType::Accepted.as_str())
+        .any(|condition| condition.status == "True" && condition.observed_generation == generation)
+}
+
+/// Returns whether a host can be the name of a directory: the API server checks it, and the agent doesn't rely on that.
+fn is_directory_name(host: &str) -> bool {
+    let is_plain = !host.starts_with(['.', '_', '-']) && !host.contains(['/', '\\', '\0']);
+    is_plain && host.len() <= 253 && canonical(host).is_ok()
+}
+
+#[cfg(test)]
+mod tests;
