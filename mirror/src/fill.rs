@@ -141,7 +141,8 @@ impl Progress {
 }
 
 impl Fill {
-    /// Has the job link the blob to a further repository, which upstream permitted; false where it ended before that.
+    /// Adds a repository that the upstream authorized to those that the task links; returns `false` if the task has
+    /// ended.
     pub(crate) fn also_for(&self, repository: &Repository) -> bool {
         let mut repositories = self.repositories.lock();
         if !repositories.closed && !repositories.all.contains(repository) {

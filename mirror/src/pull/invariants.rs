@@ -12,7 +12,7 @@ use crate::name::Repository;
 
 static NAMED: LazyLock<BlobSizes> = LazyLock::new(BlobSizes::default);
 
-/// A manifest is JSON, and what it is called does not depend on who looks.
+/// Checks that a manifest is JSON, and that its media type does not depend on the reader.
 pub(crate) fn manifest(content_type: Option<&str>, bytes: &[u8]) {
     let Some(document) = Document::read(bytes) else {
         return;

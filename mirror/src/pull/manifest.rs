@@ -100,7 +100,7 @@ impl Pull {
         Ok(Served::stale(copy))
     }
 
-    /// A tag's digest with its manifest, where both are there.
+    /// Returns the digest of a cached tag with its manifest, if both are cached.
     async fn copy_of(&self, repository: &Repository, tag: &Tag) -> Option<(CachedTag, Manifest)> {
         let known = unreadable(self.store.tag(repository, tag).await)?;
         let manifest = unreadable(self.store.manifest(repository, &known.digest).await)?;

@@ -37,7 +37,7 @@ pub(crate) fn judge(manifest: &Document, content_type: Option<&str>) -> Result<M
     }
 }
 
-/// `application/json` and the like are what static file servers say; the manifest knows better.
+/// Returns `true` for the media type of a manifest; static file servers send others, such as `application/json`.
 fn is_manifest(media_type: &str) -> bool {
     media_type.starts_with("application/vnd.") && media_type.ends_with("json")
 }

@@ -123,7 +123,8 @@ pub(crate) async fn closed(
     })
 }
 
-/// A blob up to its end, from its start or from within. Only the whole can be verified, so the whole is fetched.
+/// Streams a blob to its end, from its start or from within. Only the whole can be verified, so the upstream sends the
+/// whole.
 pub(crate) async fn to_the_end(
     request: &BlobRequest<'_>,
     ready: Option<BlobAnswer>,
@@ -257,7 +258,7 @@ where
     })
 }
 
-/// The digest of this part of a fill, once that has ended well.
+/// Returns the digest of a part of a fill that ended successfully.
 async fn verified(fill: &Fill, mut part: Range<u64>) -> Result<Digest, Cut> {
     let Phase::Verified = fill.ended().await.phase else {
         return Err(Cut("the blob could not be verified".into()));

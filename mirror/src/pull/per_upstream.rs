@@ -19,7 +19,7 @@ where
     K: Eq + Hash + Send + Sync + 'static,
     V: Clone + Send + Sync + 'static,
 {
-    /// No cache; `build` makes each one when it is first used.
+    /// Creates an empty set; `build` creates each cache when it is first used.
     pub(super) fn new(build: fn() -> Cache<K, V>) -> Self {
         let caches = RwLock::default();
         Self { build, caches }

@@ -133,13 +133,13 @@ impl Pull {
         }))
     }
 
-    /// Offline there may still be the tag that clients fall back to (distribution-spec, "Referrers Tag Schema").
+    /// Returns the index of the fallback tag (distribution-spec, "Referrers Tag Schema") while offline.
     async fn fallback_tag(
         &self,
         repository: &Repository,
         digest: &Digest,
     ) -> Result<Served<Bytes>, PullError> {
-        let none = || negative_cache("this mirror is offline and has no list of referrers".into());
+        let none = || no_referrers("this mirror is offline and has no list of referrers".into());
         let tag: Tag = referrers_tag(digest).parse().map_err(|_| none())?;
         let known = unreadable(self.store.tag(repository, &tag).await).ok_or_else(none)?;
         let manifest = unreadable(self.store.manifest(repository, &known.digest).await).ok_or_else(none)?;
@@ -147,7 +147,8 @@ impl Pull {
     }
 }
 
-/// The schema cuts the digest's hex after 64 characters: the tag of a sha512 digest names only half of it.
+/// Returns the fallback tag of a digest. The schema truncates the hash to 64 characters, so the tag of a sha512 digest
+/// names half of it.
 fn referrers_tag(digest: &Digest) -> String {
     let hex = digest.hex();
     format!("{}-{}", digest.algorithm().as_str(), hex.get(..64).unwrap_or(hex))
@@ -157,7 +158,7 @@ fn referrers_tag(digest: &Digest) -> String {
 fn listed(asked: ReferrersAnswer) -> Result<Bytes, PullError> {
     match asked {
         Ok(Some(list)) => Ok(list),
-        Ok(None) => Err(negative_cache(
+        Ok(None) => Err(no_referrers(
             "upstream has no referrers API: use the referrers tag schema of the distribution-spec".into(),
         )),
         Err(error) => Err(PullError::from_upstream(&error, RequestedContent::Manifest)),
@@ -171,7 +172,7 @@ fn given_up() -> ReferrersAnswer {
     })
 }
 
-fn negative_cache(message: String) -> PullError {
+fn no_referrers(message: String) -> PullError {
     PullError::NotFound {
         code: "MANIFEST_UNKNOWN",
         cause: message.into(),

@@ -116,9 +116,9 @@ mod tests {
     #[tokio::test]
     async fn fetch_continues_without_waiters_next_starts_new() {
         let flights = SingleFlight::<u8, u8>::default();
-        let (landed, mut guard) = tokio::sync::mpsc::channel(1);
+        let (landed, mut received) = tokio::sync::mpsc::channel(1);
         drop(flights.join(&1, || async move { landed.send(()).await.map_or(0, |()| 1) }));
-        guard.recv().await.unwrap();
+        received.recv().await.unwrap();
         while flights.running.lock().contains_key(&1) {
             tokio::task::yield_now().await;
         }

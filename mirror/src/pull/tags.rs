@@ -26,7 +26,7 @@ pub(crate) struct Window {
 }
 
 impl Pull {
-    /// A repository's tags by upstream's word; while it fails, those in the cache.
+    /// Returns the tags of a repository from the upstream, or the cached ones while it fails.
     pub(crate) async fn tags(
         self: &Arc<Self>,
         repository: &Repository,
@@ -82,7 +82,7 @@ impl Pull {
 }
 
 impl Window {
-    /// Older registries send all tags, in no order, whatever was asked for: then the page is made here.
+    /// Cuts the page out of a full list: older registries ignore the query and send all tags unsorted.
     fn where_ignored(&self, page: Page) -> Page {
         let too_many = self.n.is_some_and(|n| page.names.len() > n);
         let too_early = self.last.as_ref().is_some_and(|last| page.names.contains(last));
@@ -95,7 +95,7 @@ impl Window {
         self.page(names)
     }
 
-    /// This part of a sorted list.
+    /// Returns this page of a sorted list.
     fn page(&self, sorted: Vec<String>) -> Page {
         let after = |name: &String| self.last.as_ref().is_none_or(|last| name > last);
         let mut names: Vec<String> = sorted.into_iter().filter(after).collect();

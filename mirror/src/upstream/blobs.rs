@@ -136,10 +136,10 @@ fn number(text: &str) -> Option<u64> {
 }
 
 impl Upstream {
-    /// A blob from `from` on, up to and without `until`, for the cache. `from` 0 without `until` is a plain GET.
+    /// Requests a blob from `from` up to `until` (exclusive) for the cache. `from` 0 without `until` is a plain GET.
     ///
     /// # Errors
-    /// As [`Error`] says; [`Error::Malformed`] also for a part that does not start at `from`.
+    /// See [`Error`]; [`Error::Malformed`] also for a part that does not start at `from`.
     pub async fn blob(
         &self,
         name: &RepositoryName,
@@ -151,10 +151,10 @@ impl Upstream {
             .await
     }
 
-    /// The same, for one client and past the cache.
+    /// Requests a blob like [`Self::blob`], but for one client and past the cache.
     ///
     /// # Errors
-    /// As [`Self::blob`].
+    /// See [`Self::blob`].
     pub async fn blob_past_the_cache(
         &self,
         name: &RepositoryName,
@@ -171,10 +171,10 @@ impl Upstream {
         .await
     }
 
-    /// An answer that was for the cache, for one client now: it gives its place to the next that is.
+    /// Moves a response from the pool of fills to that of pass-through, so that the next fill can start.
     ///
     /// # Errors
-    /// [`Error::Unavailable`] where too many pass by the cache already.
+    /// [`Error::Unavailable`] if too many clients use pass-through already.
     pub async fn past_the_cache(&self, mut answer: BlobAnswer) -> Result<BlobAnswer, Error> {
         answer.body.permit = self.acquire_permit(RequestPool::PassThrough).await?;
         Ok(answer)
@@ -239,11 +239,11 @@ impl Upstream {
         self.first_byte(&authorizer, &name, digest, false).await
     }
 
-    /// A blob's size, if upstream or where it redirects to says so. Downloads a byte at most: signed
-    /// URLs are for one method, so the way to the storage is a GET.
+    /// Returns the size of a blob, if the upstream or the target of its redirect reports it. Downloads at most a byte:
+    /// signed URLs are for one method, so the storage gets a GET.
     ///
     /// # Errors
-    /// As [`Error`] says.
+    /// See [`Error`].
     pub async fn blob_size(&self, name: &RepositoryName, digest: &Digest) -> Result<Option<u64>, Error> {
         if let Some(size) = self.blob_head(name, digest).await? {
             return Ok(Some(size));

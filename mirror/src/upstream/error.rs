@@ -139,7 +139,7 @@ pub(super) enum Failure {
 }
 
 impl Failure {
-    /// The metric's label.
+    /// Returns the label for metrics.
     pub(super) fn as_str(self) -> &'static str {
         match self {
             Self::Timeout => "timeout",

@@ -17,7 +17,7 @@ use crate::json::{self, JsonList, ListEntry, MAX_ENTRIES, Members, Object};
 use crate::name::Tag;
 use crate::raw_index::{ReferrerIndex, with_artifact_type};
 
-/// A token is asked for at a web address that names no user.
+/// Checks that token requests go only to a web address without a user.
 pub(crate) fn challenge(headers: &HeaderMap) {
     let Some(Challenge::Bearer(bearer)) = Challenge::read(headers) else {
         return;
@@ -34,7 +34,8 @@ pub(crate) fn challenge(headers: &HeaderMap) {
     );
 }
 
-/// The next page differs from this one by its query alone, which names no upstream and is one link to clients.
+/// Checks that the next page differs from this one only in its query, which names no upstream and is one link for
+/// clients.
 pub(crate) fn link(headers: &HeaderMap) {
     let Ok(Some(query)) = next_page(headers) else {
         return;
@@ -64,14 +65,14 @@ pub(crate) fn link(headers: &HeaderMap) {
     );
 }
 
-/// A token is short, ends within a day, and is never printed.
+/// Checks that a token is short, expires within a day, and is never printed.
 pub(crate) fn token_answer(body: &[u8]) {
     let Ok(token) = Token::read(body) else { return };
     assert!(token.header.len() <= "Bearer ".len() + MAX_TOKEN && token.header.is_sensitive());
     assert!(token.life <= MAX_LIFE);
 }
 
-/// A list has few tags, and each is one.
+/// Checks that a list is bounded, and that each entry is a tag.
 pub(crate) fn tag_list(body: &[u8]) {
     let Ok(Some(tags)) = read_tags(body) else { return };
     assert!(tags.len() <= MAX_ENTRIES);

@@ -184,7 +184,7 @@ fn verified(bytes: Bytes, header: Option<&Digest>, reference: &Reference) -> Res
     }
 }
 
-/// A login page is not cached as a tag.
+/// Returns the error for a document that is no JSON object, such as a login page.
 fn no_object(media_type: Option<String>) -> Error {
     let kind = media_type.unwrap_or_else(|| "no type".to_owned());
     Error::malformed(format!("no JSON object where a manifest was asked for ({kind})"))

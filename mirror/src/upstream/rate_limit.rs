@@ -88,31 +88,31 @@ impl Cooldowns {
 
     /// Returns the remaining cooldown of a class.
     pub(super) fn cooldown(&self, class: RequestClass) -> Option<Duration> {
-        let (begun, until) = self.with(class, |rest| rest.span)?;
+        let (begun, until) = self.with(class, |cooldown| cooldown.span)?;
         let length = Duration::try_from(until.duration_since(begun)).ok()?;
         (!self.clock.is_over(begun, length)).then(|| remaining(until, self.clock.now()))
     }
 
     /// Starts a cooldown after a 429, and returns its length.
     pub(super) fn start_cooldown(&self, class: RequestClass, headers: &HeaderMap) -> Duration {
-        let (now, resting) = (self.clock.now(), self.cooldown(class));
+        let (now, in_force) = (self.clock.now(), self.cooldown(class));
         let asked = parse_retry_after(headers, now);
-        self.with(class, |rest| {
-            let pause = match (asked, resting) {
+        self.with(class, |cooldown| {
+            let pause = match (asked, in_force) {
                 (Some(asked), _) => asked,
                 // Concurrent requests count as one.
                 (None, Some(left)) => return left,
                 (None, None) => {
                     let pause = FIRST_DELAY
-                        .saturating_mul(1 << rest.doublings.min(5))
+                        .saturating_mul(1 << cooldown.doublings.min(5))
                         .min(MAX_DELAY);
-                    rest.doublings = rest.doublings.saturating_add(1);
+                    cooldown.doublings = cooldown.doublings.saturating_add(1);
                     pause
                 }
             };
-            let pause = resting.map_or(pause, |left| left.max(pause));
+            let pause = in_force.map_or(pause, |left| left.max(pause));
             let until = now.checked_add(pause).unwrap_or(Timestamp::MAX);
-            rest.span = Some((now, until));
+            cooldown.span = Some((now, until));
             remaining(until, now)
         })
     }
@@ -121,7 +121,7 @@ impl Cooldowns {
     /// the 429.
     pub(super) fn end_cooldown(&self, class: RequestClass) {
         if self.cooldown(class).is_none() {
-            self.with(class, |rest| *rest = Cooldown::default());
+            self.with(class, |cooldown| *cooldown = Cooldown::default());
         }
     }
 }
@@ -194,14 +194,14 @@ mod tests {
 
     #[test]
     fn retry_after_is_seconds_or_a_date_within_bounds() {
-        let rest = |value: &str| seconds(&Cooldowns::new(Clock::system()), &retry_after(value));
-        assert_eq!(rest("42"), 42);
-        assert_eq!(rest("0"), 1);
-        assert_eq!(rest("99999999"), 3600);
-        assert_eq!(rest("soon"), 10);
+        let cooldown = |value: &str| seconds(&Cooldowns::new(Clock::system()), &retry_after(value));
+        assert_eq!(cooldown("42"), 42);
+        assert_eq!(cooldown("0"), 1);
+        assert_eq!(cooldown("99999999"), 3600);
+        assert_eq!(cooldown("soon"), 10);
         let date = httpdate::fmt_http_date(std::time::SystemTime::now() + Duration::from_secs(100));
-        assert!((98..=101).contains(&rest(&date)), "{date}");
-        assert_eq!(rest("Sun, 06 Nov 1994 08:49:37 GMT"), 1);
+        assert!((98..=101).contains(&cooldown(&date)), "{date}");
+        assert_eq!(cooldown("Sun, 06 Nov 1994 08:49:37 GMT"), 1);
     }
 
     #[test]

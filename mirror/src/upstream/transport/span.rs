@@ -30,7 +30,7 @@ pub(in crate::upstream) fn begin(upstream: &Host, hop: &HttpRequest) -> Span {
     )
 }
 
-/// There is the header of an answer, or none will come.
+/// Completes the span when the header of the response arrived, or the request failed.
 pub(in crate::upstream) fn end(span: &Span, answer: Result<StatusCode, Failure>) {
     match answer {
         Ok(status) => {
@@ -49,7 +49,7 @@ pub(in crate::upstream) fn end(span: &Span, answer: Result<StatusCode, Failure>)
     }
 }
 
-/// Without what may be a secret: user information, and the query, in which signed URLs have theirs.
+/// Returns the URL without user and query, which may be secret.
 fn shown(url: &Url) -> String {
     let mut shown = crate::upstream::bare(url);
     if url.query().is_some() {
