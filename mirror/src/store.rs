@@ -33,8 +33,8 @@ use std::fs::{self, File};
 use std::hash::{Hash, Hasher};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -51,6 +51,7 @@ use hot_cache::HotCache;
 use index::Index;
 pub use index::IndexFailure;
 use maintenance::Maintenance;
+use parking_lot::{Mutex, MutexGuard};
 use path::Layout;
 use space::DiskQuota;
 pub use staging::{Mismatch, Staged};
@@ -326,7 +327,7 @@ impl Inner {
 
     /// Locks the stripe of a digest, for changes of its content or its links.
     fn stripe(&self, digest: &Digest) -> MutexGuard<'_, ()> {
-        hot_cache::lock(&self.stripes[stripe_of(digest)])
+        self.stripes[stripe_of(digest)].lock()
     }
 }
 

@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -15,6 +15,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use crate::client_address::ClientAddress;
 use crate::name::Host;
 use crate::pull_error::PullError;
+use parking_lot::{Mutex, MutexGuard};
 
 /// The most places of one kind.
 #[derive(Clone, Copy, Debug)]
@@ -109,7 +110,7 @@ impl RequestPlaces {
     }
 
     fn lock(&self) -> MutexGuard<'_, Taken> {
-        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+        self.taken.lock()
     }
 }
 

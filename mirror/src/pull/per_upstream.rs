@@ -2,11 +2,11 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::sync::{PoisonError, RwLock};
 
 use moka::sync::Cache;
 
 use crate::name::Host;
+use parking_lot::RwLock;
 
 /// Caches of one kind by upstream, each with its own bound.
 pub(super) struct PerUpstream<K, V> {
@@ -27,18 +27,18 @@ where
 
     /// Returns the cache of an upstream.
     pub(super) fn cache(&self, host: &Host) -> Cache<K, V> {
-        let caches = self.caches.read().unwrap_or_else(PoisonError::into_inner);
+        let caches = self.caches.read();
         if let Some(cache) = caches.get(host) {
             return cache.clone();
         }
         drop(caches);
-        let mut caches = self.caches.write().unwrap_or_else(PoisonError::into_inner);
+        let mut caches = self.caches.write();
         caches.entry(host.clone()).or_insert_with(self.build).clone()
     }
 
     /// Keeps only the caches of these upstreams.
     pub(super) fn retain(&self, is_kept: impl Fn(&Host) -> bool) {
-        let mut caches = self.caches.write().unwrap_or_else(PoisonError::into_inner);
+        let mut caches = self.caches.write();
         caches.retain(|host, _| is_kept(host));
     }
 }

@@ -1,7 +1,5 @@
 //! Eviction: by least recent use for space, by age, by damage.
 
-use std::sync::MutexGuard;
-
 use crate::digest::Digest;
 use crate::metrics::EvictionReason;
 use crate::name::Host;
@@ -9,6 +7,7 @@ use crate::store::durable::{prune, remove};
 use crate::store::index::{IndexEntry, Link, Op, Order};
 use crate::store::space::{Reservation, Shortfall};
 use crate::store::{Error, Inner, IoError, StageError, hot_cache, link};
+use parking_lot::MutexGuard;
 
 /// The number of candidates per query of the index.
 const BATCH: usize = 64;
@@ -34,7 +33,7 @@ impl Inner {
             Err(Shortfall::Evict(_)) => {}
         }
         // Tried again under the lock: the previous holder may have freed space.
-        let _one = hot_cache::lock(&self.evicting);
+        let _one = self.evicting.lock();
         let mut displaced = 0;
         loop {
             match room.grow(bytes, displaced) {
@@ -56,7 +55,7 @@ impl Inner {
     ) -> Result<(), StageError> {
         match work() {
             Err(error) if error.is_full() => {
-                let _one = hot_cache::lock(&self.evicting);
+                let _one = self.evicting.lock();
                 self.evict(bytes)?;
                 Ok(work()?)
             }
@@ -66,7 +65,7 @@ impl Inner {
 
     /// Brings the cache back under a limit that was lowered.
     pub(super) fn trim(&self) -> Result<(), Error> {
-        let _one = hot_cache::lock(&self.evicting);
+        let _one = self.evicting.lock();
         match self.space.excess() {
             0 => Ok(()),
             excess => self.evict(excess).map(|_| ()),

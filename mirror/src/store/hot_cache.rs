@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
@@ -19,6 +19,7 @@ use crate::digest::Digest;
 use crate::name::{Repository, Tag};
 use crate::store::index::Op;
 use crate::store::{Blob, CachedTag, Manifest};
+use parking_lot::Mutex;
 
 /// Manifests are kept up to this many bytes in all.
 const MANIFEST_BYTES: u64 = 32 << 20;
@@ -27,11 +28,6 @@ const MANIFEST_BYTES: u64 = 32 << 20;
 const CHECK_MS: i64 = 20;
 /// Tags are kept up to this number.
 const TAGS: u64 = 16 << 10;
-
-/// Locks a mutex whose state is valid at every instant, so that a panic elsewhere can't spoil it.
-pub(super) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// A handle of one piece of content, shared by the caches.
 #[derive(Debug)]
@@ -108,7 +104,7 @@ impl HotCache {
 
     /// Returns a blob that is open for any repository.
     pub(super) fn open_blob(&self, digest: &Digest, now: Timestamp) -> Option<(Arc<OpenBlob>, Blob)> {
-        let open = lock(&self.known).get(digest)?.open.upgrade()?;
+        let open = self.known.lock().get(digest)?.open.upgrade()?;
         let blob = open.checked(now)?;
         Some((open, blob))
     }
@@ -124,7 +120,7 @@ impl HotCache {
             bytes: blob.bytes.clone(),
             checked_ms: AtomicI64::new(now.as_millisecond()),
         });
-        lock(&self.known).insert(
+        self.known.lock().insert(
             digest.clone(),
             Known {
                 handle: Arc::downgrade(&handle),
@@ -183,20 +179,22 @@ impl HotCache {
 
     pub(super) fn drop_tag(&self, repository: &Repository, tag: &Tag) {
         let key = (repository.clone(), tag.clone());
-        lock(&self.confirmed).remove(&key);
+        self.confirmed.lock().remove(&key);
         self.tags.invalidate(&key);
     }
 
     /// Records that the upstream confirmed a tag, until the index takes it.
     pub(super) fn confirm(&self, confirmed: Op) {
         if let Op::Tag(repository, tag, ..) = &confirmed {
-            lock(&self.confirmed).insert((repository.clone(), tag.clone()), confirmed);
+            self.confirmed
+                .lock()
+                .insert((repository.clone(), tag.clone()), confirmed);
         }
     }
 
     /// Removes this content from memory. Readers that have it open continue.
     pub(super) fn forget(&self, digest: &Digest) {
-        let Some(known) = lock(&self.known).remove(digest) else {
+        let Some(known) = self.known.lock().remove(digest) else {
             return;
         };
         if let Some(handle) = known.handle.upgrade() {
@@ -209,7 +207,7 @@ impl HotCache {
 
     /// Returns `true` while a client reads this content.
     pub(super) fn is_read(&self, digest: &Digest) -> bool {
-        lock(&self.known).get(digest).is_some_and(|known| {
+        self.known.lock().get(digest).is_some_and(|known| {
             let ours = usize::from(known.open.strong_count() > 0);
             known.file.strong_count() > ours
         })
@@ -217,19 +215,21 @@ impl HotCache {
 
     /// Takes the uses and confirmations recorded since the last call.
     pub(super) fn take_recorded_uses(&self) -> Vec<Op> {
-        lock(&self.known).retain(|_, known| known.handle.strong_count() + known.file.strong_count() > 0);
-        let used = std::mem::take(&mut *lock(&self.recorded))
+        self.known
+            .lock()
+            .retain(|_, known| known.handle.strong_count() + known.file.strong_count() > 0);
+        let used = std::mem::take(&mut *self.recorded.lock())
             .into_iter()
             .map(|handle| {
                 handle.recorded.store(false, Ordering::Release);
                 Op::Use(handle.digest.clone(), handle.used_ms.load(Ordering::Acquire))
             });
-        let confirmed = std::mem::take(&mut *lock(&self.confirmed));
+        let confirmed = std::mem::take(&mut *self.confirmed.lock());
         used.chain(confirmed.into_values()).collect()
     }
 
     fn handle(&self, digest: &Digest) -> Arc<ContentHandle> {
-        let mut known = lock(&self.known);
+        let mut known = self.known.lock();
         if let Some(handle) = known.get(digest).and_then(|known| known.handle.upgrade()) {
             return handle;
         }
@@ -252,7 +252,7 @@ impl HotCache {
     fn record_use(&self, handle: &Arc<ContentHandle>, now: Timestamp) {
         handle.used_ms.store(now.as_millisecond(), Ordering::Release);
         if !handle.recorded.swap(true, Ordering::AcqRel) {
-            lock(&self.recorded).push(handle.clone());
+            self.recorded.lock().push(handle.clone());
         }
     }
 }

@@ -13,7 +13,7 @@ use std::io::ErrorKind;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock};
 
 use redb::{
     Builder, Database, Durability, ReadTransaction, ReadableDatabase, StorageError, backends::FileBackend,
@@ -22,9 +22,9 @@ use rustix::fs::OFlags;
 
 use crate::store::blobs::is_damage;
 use crate::store::durable::{IoError, on, remove};
-use crate::store::hot_cache::lock;
 use crate::store::no_links;
 pub(super) use apply::{Added, Op};
+use parking_lot::{Mutex, RwLock};
 pub(super) use query::{IndexEntry, Order};
 pub(super) use tables::Link;
 #[cfg(any(test, fuzzing))]
@@ -92,8 +92,8 @@ impl Index {
             return Ok(Added::default());
         }
         let outcome = Outcome::default();
-        lock(&self.queue).push((ops, outcome.clone()));
-        let writer = lock(&self.writer);
+        self.queue.lock().push((ops, outcome.clone()));
+        let writer = self.writer.lock();
         // The previous writer may have written this batch too.
         if outcome.get().is_none() {
             self.write_queue();
@@ -111,7 +111,7 @@ impl Index {
     }
 
     fn write_queue(&self) {
-        let batch = std::mem::take(&mut *lock(&self.queue));
+        let batch = std::mem::take(&mut *self.queue.lock());
         let result = self.commit(&batch).or_else(|failure| {
             // It was opened again by now; and where the disk was full, content may just have gone.
             tracing::debug!(%failure, "a change of the index is tried again");
@@ -159,7 +159,7 @@ impl Index {
     /// Runs against the database. A failure or a panic (a damaged page) closes it; the next call opens it again, or
     /// starts an empty one.
     fn with<T>(&self, work: impl FnOnce(&Database) -> Result<T, redb::Error>) -> Result<T, IndexFailure> {
-        let guard = self.database.read().unwrap_or_else(PoisonError::into_inner);
+        let guard = self.database.read();
         let Some(database) = guard.as_ref() else {
             drop(guard);
             self.reopen();
@@ -181,11 +181,7 @@ impl Index {
     }
 
     fn close(&self, damaged: bool) {
-        let closed = self
-            .database
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
+        let closed = self.database.write().take();
         if catch_unwind(AssertUnwindSafe(move || drop(closed))).is_err() || damaged {
             // The next start, or call, creates an empty one.
             let _ = remove(&self.path);
@@ -194,7 +190,7 @@ impl Index {
     }
 
     fn reopen(&self) {
-        let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
+        let mut database = self.database.write();
         if database.is_none() {
             *database = open_or_panic(&self.path).ok();
         }

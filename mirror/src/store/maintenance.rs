@@ -1,7 +1,7 @@
 //! Maintenance in the background: recorded uses reach the disk, old content expires, the index is rebuilt.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
@@ -9,12 +9,12 @@ use jiff::Timestamp;
 use crate::config::TtlFrom;
 use crate::store::durable::on;
 use crate::store::first_use::FirstUseVerifications;
-use crate::store::hot_cache::lock;
 use crate::store::index::{IndexEntry, Link, Op, Order};
 use crate::store::pins::Pins;
 use crate::store::scheduler_state::{self, ContentKind};
 use crate::store::scrub::ScrubQueue;
 use crate::store::{Error, Inner, Store, rebuild};
+use parking_lot::Mutex;
 
 /// Distribution's expiries are turned into ours in batches of this size.
 const BATCH: usize = 4096;
@@ -100,7 +100,7 @@ impl Store {
     /// all of its files.
     pub async fn expire(&self, ttl: Option<Duration>, from: TtlFrom) -> Result<u64, Error> {
         self.blocking(move |inner| {
-            *lock(&inner.maintenance.ttl) = ttl.map(|ttl| (ttl, from));
+            *inner.maintenance.ttl.lock() = ttl.map(|ttl| (ttl, from));
             if inner.space.is_uncounted() {
                 return Ok(0);
             }
@@ -154,7 +154,7 @@ impl Inner {
 
     fn flush(&self, outdated: impl Fn(&Written, State, Timestamp) -> bool) -> Result<(), Error> {
         self.write_recorded_uses()?;
-        let ttl = *lock(&self.maintenance.ttl);
+        let ttl = *self.maintenance.ttl.lock();
         let Some((ttl, from)) = ttl.filter(|_| !self.is_readonly() && !self.space.is_uncounted()) else {
             return Ok(());
         };
@@ -171,7 +171,7 @@ impl Inner {
             },
             self.clock.now(),
         );
-        let mut written = lock(&self.maintenance.written);
+        let mut written = self.maintenance.written.lock();
         if written
             .as_ref()
             .is_some_and(|last| last.what == now || !outdated(last, now, at))

@@ -1,15 +1,14 @@
 //! Pins: content that neither expires nor gives way, and everything that it is made of.
 
 use std::collections::HashSet;
-use std::sync::Mutex;
 
 use crate::config::Globs;
 use crate::digest::Digest;
 use crate::manifest::Document;
-use crate::store::hot_cache::lock;
 use crate::store::index::Link;
 use crate::store::manifests::MAX_MANIFEST;
 use crate::store::{Error, Inner, Store, durable, link};
+use parking_lot::Mutex;
 
 /// The pinned content, as far as it is known.
 #[derive(Debug, Default)]
@@ -28,7 +27,7 @@ impl Store {
     /// Sets what stays: patterns of `host/name:tag` and `host/name@digest`. What a pinned manifest names stays
     /// with it.
     pub fn set_pinned(&self, patterns: &Globs) {
-        let mut state = lock(&self.inner.maintenance.pins.0);
+        let mut state = self.inner.maintenance.pins.0.lock();
         if state.patterns != *patterns {
             state.patterns = patterns.clone();
             state.stale = true;
@@ -39,7 +38,7 @@ impl Store {
 impl Inner {
     /// A link is about to be written or removed: what is pinned may be something else afterwards.
     pub(super) fn note_pin(&self, digest: &Digest, link: &Link) {
-        let mut state = lock(&self.maintenance.pins.0);
+        let mut state = self.maintenance.pins.0.lock();
         let of_manifest = !matches!(link, Link::Layer(..));
         if !state.patterns.is_empty()
             && of_manifest
@@ -52,7 +51,7 @@ impl Inner {
     /// Returns `true` if this content must stay.
     pub(super) fn is_pinned(&self, digest: &Digest) -> Result<bool, Error> {
         let patterns = {
-            let mut state = lock(&self.maintenance.pins.0);
+            let mut state = self.maintenance.pins.0.lock();
             if state.patterns.is_empty() {
                 return Ok(false);
             }

@@ -4,16 +4,15 @@ use std::collections::HashSet;
 use std::fs::File;
 use std::io::{self, IoSliceMut};
 use std::os::unix::fs::FileExt;
-use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use rustix::io::{Errno, ReadWriteFlags, preadv2};
 use tokio_util::sync::CancellationToken;
 
 use crate::digest::{Digest, Hasher};
-use crate::store::hot_cache::lock;
 use crate::store::index::Op;
 use crate::store::{Error, Inner, Store, durable, no_links};
+use parking_lot::{Mutex, MutexGuard};
 
 /// The maximum length of the queue; the next use queues the rest.
 const MAX_QUEUE: usize = 1024;
@@ -36,7 +35,7 @@ struct State {
 
 impl ScrubQueue {
     fn state(&self) -> MutexGuard<'_, State> {
-        lock(&self.0)
+        self.0.lock()
     }
 
     fn next(&self) -> Option<Digest> {

@@ -2,13 +2,13 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use rustix::fs::{StatVfs, statvfs};
 
 use crate::config::MaxSize;
 use crate::name::Host;
-use crate::store::hot_cache::lock;
+use parking_lot::Mutex;
 
 /// The share of the file system that stays free where there is no limit: a twentieth.
 const GUARD: u64 = 20;
@@ -77,7 +77,7 @@ impl DiskQuota {
         origin: &Host,
         announced: u64,
     ) -> Result<(Reservation, u64), Shortfall> {
-        let mut account = lock(&self.account);
+        let mut account = self.account.lock();
         let claimed = account.announced.get(origin).copied().unwrap_or_default();
         let claimed = claimed.saturating_add(announced);
         let short = match self.short(&account, claimed, 0) {
@@ -97,46 +97,46 @@ impl DiskQuota {
 
     /// Adds content that was not counted before.
     pub(super) fn add(&self, bytes: u64, blobs: u64) {
-        let mut account = lock(&self.account);
+        let mut account = self.account.lock();
         account.stored = account.stored.saturating_add(bytes);
         account.blobs = account.blobs.saturating_add(blobs);
     }
 
     /// Subtracts removed content.
     pub(super) fn sub(&self, bytes: u64) {
-        let mut account = lock(&self.account);
+        let mut account = self.account.lock();
         account.stored = account.stored.saturating_sub(bytes);
         account.blobs = account.blobs.saturating_sub(1);
     }
 
     pub(super) fn set_max_size(&self, max_size: Option<MaxSize>) {
-        lock(&self.account).max_size = max_size;
+        self.account.lock().max_size = max_size;
     }
 
     /// Begins with what the index counts; `paused` while that is not all.
     pub(super) fn begin(&self, stored: u64, blobs: u64, paused: bool) {
-        let mut account = lock(&self.account);
+        let mut account = self.account.lock();
         (account.stored, account.blobs, account.paused) = (stored, blobs, paused);
     }
 
     /// Sets the bytes of uploads that were left behind.
     pub(super) fn set_uploads(&self, bytes: u64) {
-        lock(&self.account).uploads = bytes;
+        self.account.lock().uploads = bytes;
     }
 
     /// Marks all stored content as counted.
     pub(super) fn resume(&self) {
-        lock(&self.account).paused = false;
+        self.account.lock().paused = false;
     }
 
     /// Returns `true` while the stored bytes are unknown.
     pub(super) fn is_uncounted(&self) -> bool {
-        lock(&self.account).paused
+        self.account.lock().paused
     }
 
     /// Returns the bytes that are taken, the number of blobs, and the limit in bytes.
     pub(super) fn usage(&self) -> (u64, u64, Option<u64>) {
-        let account = lock(&self.account);
+        let account = self.account.lock();
         let limit = limit(account.max_size, self.file_system().as_ref());
         (
             account.stored.saturating_add(account.uploads),
@@ -148,7 +148,7 @@ impl DiskQuota {
     /// Returns the bytes by which content is over the limit now, as after a reload that lowered it. Uploads that were
     /// left behind do not count: evicting content would not remove them.
     pub(super) fn excess(&self) -> u64 {
-        match self.short(&lock(&self.account), 0, 0) {
+        match self.short(&self.account.lock(), 0, 0) {
             Some(Shortfall::Evict(bytes)) => bytes,
             _ => 0,
         }
@@ -156,7 +156,7 @@ impl DiskQuota {
 
     /// Returns `true` if not a single byte fits, even after evicting everything.
     pub(super) fn is_full(&self) -> bool {
-        matches!(self.short(&lock(&self.account), 1, 0), Some(Shortfall::Never))
+        matches!(self.short(&self.account.lock(), 1, 0), Some(Shortfall::Never))
     }
 
     fn file_system(&self) -> Option<StatVfs> {
@@ -191,7 +191,7 @@ impl Reservation {
     /// Takes more, for which `displaced` bytes were evicted already; or returns how much is short and changes nothing.
     pub(super) fn grow(&mut self, bytes: u64, displaced: u64) -> Result<(), Shortfall> {
         let space = self.space.clone();
-        let mut account = lock(&space.account);
+        let mut account = space.account.lock();
         if let Some(short) = space.short(&account, bytes, displaced) {
             return Err(short);
         }
@@ -219,7 +219,7 @@ impl Reservation {
 
     /// Turns the reservation into stored content of this many bytes.
     pub(super) fn keep(mut self, bytes: u64) {
-        let mut account = lock(&self.space.account);
+        let mut account = self.space.account.lock();
         account.promised = account.promised.saturating_sub(self.bytes);
         account.stored = account.stored.saturating_add(bytes);
         account.blobs += 1;
@@ -231,7 +231,7 @@ impl Reservation {
 impl Drop for Reservation {
     fn drop(&mut self) {
         let space = self.space.clone();
-        let mut account = lock(&space.account);
+        let mut account = space.account.lock();
         account.promised = account.promised.saturating_sub(self.bytes);
         self.retract(&mut account, u64::MAX);
     }

@@ -5,12 +5,13 @@
 //! one address therefore delays a login from another address by one check, not by the whole flood.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::client_address::ClientAddress;
+use parking_lot::Mutex;
 
 /// Logins of one client address that wait at once.
 const MAX_PER_ADDRESS: usize = 16;
@@ -64,7 +65,7 @@ impl LoginQueue {
     }
 
     fn enter(&self, address: ClientAddress) -> Option<QueuePlace<'_>> {
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut waiting = self.waiting.lock();
         let (total, addresses) = (waiting.total, waiting.by_address.len());
         let has_room = match waiting.by_address.get(&address) {
             Some(entry) => entry.count < MAX_PER_ADDRESS && total < MAX_WAITING,
@@ -96,7 +97,7 @@ struct QueuePlace<'q> {
 
 impl Drop for QueuePlace<'_> {
     fn drop(&mut self) {
-        let mut waiting = self.queue.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut waiting = self.queue.waiting.lock();
         waiting.total -= 1;
         if let Some(entry) = waiting.by_address.get_mut(&self.address) {
             entry.count -= 1;
@@ -120,7 +121,7 @@ mod tests {
     }
 
     fn is_empty(queue: &LoginQueue) -> bool {
-        let waiting = queue.waiting.lock().unwrap();
+        let waiting = queue.waiting.lock();
         waiting.total == 0 && waiting.by_address.is_empty()
     }
 
@@ -138,15 +139,15 @@ mod tests {
             let (queue, order) = (Arc::clone(&queue), Arc::clone(&order));
             logins.spawn(async move {
                 let _permit = queue.admit(client).await.unwrap();
-                order.lock().unwrap().push(client);
+                order.lock().push(client);
             });
         }
-        while queue.waiting.lock().unwrap().total <= MAX_PER_ADDRESS {
+        while queue.waiting.lock().total <= MAX_PER_ADDRESS {
             tokio::task::yield_now().await;
         }
         drop(running);
         logins.join_all().await;
-        let order = order.lock().unwrap();
+        let order = order.lock();
         let place = order.iter().position(|client| *client == "192.0.2.2:1");
         assert!(
             place.is_some_and(|place| place <= 1),

@@ -5,7 +5,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::tracked_io::{ConnectionProgress, ConnectionState};
 use crate::client_address::ClientAddress;
+use parking_lot::{Mutex, MutexGuard};
 
 /// The time without progress after which a client that takes nothing of an answer counts as idle.
 const STALLED: Duration = Duration::from_secs(10);
@@ -110,7 +111,7 @@ impl ConnectionLimit {
     }
 
     fn open(&self) -> MutexGuard<'_, OpenConnections> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+        self.open.lock()
     }
 }
 
