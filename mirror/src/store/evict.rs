@@ -6,7 +6,7 @@ use crate::name::Host;
 use crate::store::durable::{prune, remove};
 use crate::store::index::{IndexEntry, Link, Op, Order};
 use crate::store::space::{Reservation, Shortfall};
-use crate::store::{Error, Inner, IoError, StageError, hot_cache, link};
+use crate::store::{Error, Inner, IoError, StageError, link};
 use parking_lot::MutexGuard;
 
 /// The number of candidates per query of the index.
