@@ -81,18 +81,18 @@ pub async fn apply(
     observed: &Observed,
     cluster: &Cluster,
 ) -> Result<Applied, ApplyError> {
-    let applier = Applier::new(mirror, cluster);
-    let owned = applier.find_owned(desired).await?;
+    let target = Applier::new(mirror, cluster);
+    let owned = target.find_owned(desired).await?;
     let (mut results, mut applied) = (ApplyResults::default(), Applied::default());
-    if applier.apply_configuration(desired, &owned, &mut results).await?
-        && applier
+    if target.apply_configuration(desired, &owned, &mut results).await?
+        && target
             .apply_claims(desired, &owned, &mut applied, &mut results)
             .await
     {
-        applier.notify_pods(desired, observed).await?;
-        if results.record(applier.apply_workload(desired, &owned).await) {
+        target.notify_pods(desired, observed).await?;
+        if results.record(target.apply_workload(desired, &owned).await) {
             for (kind, name) in desired.superseded(&mirror.name_any()) {
-                applier.prune(kind, &name).await?;
+                target.prune(kind, &name).await?;
             }
         }
     }

@@ -46,13 +46,13 @@ fn with_backoff<K: Send>(
 ) -> impl Stream<Item = watcher::Result<Event<K>>> + Send {
     let mut has_init = false;
     let events = events.flat_map(move |event| {
-        let had_init = std::mem::take(&mut has_init);
+        let is_held_back = std::mem::take(&mut has_init);
         let ready = match event {
             Ok(Event::Init) => {
                 has_init = true;
                 [None, None]
             }
-            Ok(event) => [had_init.then_some(Ok(Event::Init)), Some(Ok(event))],
+            Ok(event) => [is_held_back.then_some(Ok(Event::Init)), Some(Ok(event))],
             Err(error) => [None, Some(Err(error))],
         };
         stream::iter(ready.into_iter().flatten())

@@ -21,6 +21,9 @@ pub struct Child {
 
 impl Child {
     /// Serializes a typed object.
+    ///
+    /// # Panics
+    /// Never: the types of the API have text keys only.
     pub fn new<K: Serialize>(kind: Kind, name: String, object: &K) -> Self {
         #[expect(clippy::expect_used, reason = "the API's types have string keys only")]
         let manifest = serde_json::to_value(object).expect("an API object serialises");

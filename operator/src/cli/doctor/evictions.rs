@@ -14,7 +14,7 @@ use super::{
 };
 use crate::names;
 
-/// Checks every PodDisruptionBudget that selects the mirror's Pods.
+/// Checks every `PodDisruptionBudget` that selects the mirror's Pods.
 pub(super) async fn check(client: &Client, subject: &str, mirror: &RegistryMirror) -> Vec<Finding> {
     let namespace = mirror.namespace().unwrap_or_default();
     let budgets: Api<PodDisruptionBudget> = Api::namespaced(client.clone(), &namespace);
