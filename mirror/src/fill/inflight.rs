@@ -250,10 +250,10 @@ mod tests {
     fn too_many_entries_of_one_upstream_cost_no_other_its_own() {
         let digest = |number: usize| Digest::of(Algorithm::Sha256, &number.to_le_bytes());
         let [bad, good]: [Host; 2] = ["bad.test", "good.test"].map(|host| host.parse().unwrap());
-        let mut entries = HashMap::from([((good.clone(), digest(0)), ())]);
+        let mut entries = HashMap::from([((good.clone(), digest(0)), 0_u8)]);
         for number in 0..=REMEMBERED {
             make_room(&mut entries, &bad);
-            entries.insert((bad.clone(), digest(number)), ());
+            entries.insert((bad.clone(), digest(number)), 0);
         }
         assert_eq!(entries.len(), 2);
         assert!(entries.contains_key(&(good, digest(0))));

@@ -67,8 +67,7 @@ fn is_plain(value: &str) -> bool {
 /// line feeds stay, as JSON escapes them.
 fn is_hidden(character: char) -> bool {
     match character {
-        '\t' | '\n' => false,
-        ' '..='~' => false,
+        '\t' | '\n' | ' '..='~' => false,
         '\u{2028}' | '\u{2029}' => true,
         character => character.is_control() || is_format(character),
     }

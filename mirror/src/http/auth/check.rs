@@ -69,7 +69,7 @@ impl PasswordChecks {
         }
     }
 
-    /// PasswordChecks a login of `client` (`address:port`). Concurrent checks of one login are one, and a check continues
+    /// Checks a login of `client` (`address:port`). Concurrent checks of one login are one, and a check continues
     /// without its client: a client that closes its connection gains no further check by that.
     pub(super) async fn check(
         self: &Arc<Self>,
