@@ -300,8 +300,9 @@ mod tests {
         }
     }
 
+    /// A condition type and a reason print as the status shows them.
     #[test]
-    fn a_name_prints_as_it_stands_in_the_status() {
+    fn names_print_as_in_status() {
         assert_eq!(ConditionType::CredentialsValid.to_string(), "CredentialsValid");
         assert_eq!(Reason::NameConflict.to_string(), "NameConflict");
     }

@@ -267,6 +267,7 @@ mod tests {
         assert_eq!(holds(&host(), value), accepted);
     }
 
+    /// The rule accepts a remote URL of a scheme, a host, a port and a path, and refuses any other.
     #[test_case("https://registry-1.docker.io", true)]
     #[test_case("http://10.0.0.1:5000/", true)]
     #[test_case("https://harbor.example.com/proxy/hub", true)]
@@ -279,10 +280,11 @@ mod tests {
     #[test_case("https://example.com/#here", false; "a fragment")]
     #[test_case("https://example.com:99999", false; "a port that does not exist")]
     #[test_case("https://exa mple.com", false; "a space")]
-    fn a_remote_url_is_scheme_host_port_and_path(value: &str, accepted: bool) {
+    fn remote_url_has_scheme_host_port_path(value: &str, accepted: bool) {
         assert_eq!(holds(&remote_url(), value), accepted);
     }
 
+    /// The rule accepts the durations that Go parses, and refuses all others.
     #[test_case("0", true)]
     #[test_case("0s", true)]
     #[test_case("168h", true)]
@@ -295,7 +297,7 @@ mod tests {
     #[test_case("", false; "empty")]
     #[test_case("999999h", false; "beyond what Go can count")]
     #[test_case("1h 5m", false; "a space")]
-    fn a_duration_is_one_that_go_reads(value: &str, accepted: bool) {
+    fn duration_rule_accepts_go_durations(value: &str, accepted: bool) {
         assert_eq!(holds(&duration(), value), accepted);
         if accepted {
             assert!(value.parse::<kube::core::Duration>().is_ok());
@@ -322,13 +324,14 @@ mod tests {
         assert_eq!(holds(&quantity(), value), accepted);
     }
 
+    /// The rule accepts what can begin the name of a repository.
     #[test_case("dockerhub-proxy", true)]
     #[test_case("cache/hub", true)]
     #[test_case("/cache", false; "a slash before")]
     #[test_case("cache/", false; "a slash behind")]
     #[test_case("Cache", false; "upper case")]
     #[test_case("a//b", false; "an empty component")]
-    fn a_repository_prefix_begins_a_repositorys_name(value: &str, accepted: bool) {
+    fn repository_prefix_rule_accepts_name_starts(value: &str, accepted: bool) {
         assert_eq!(holds(&repository_prefix(), value), accepted);
     }
 }

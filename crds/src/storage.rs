@@ -183,8 +183,9 @@ mod tests {
         serde_json::from_value(value).unwrap()
     }
 
+    /// A size in the storage means that the operator creates `PersistentVolumeClaims`.
     #[test]
-    fn a_size_means_claims_that_are_made() {
+    fn storage_size_creates_pvcs() {
         let storage =
             storage(json!({"type": "PersistentVolumeClaim", "persistentVolumeClaim": {"size": "5Gi"}}));
         let Some(Volume::Claims { size, claim }) = storage.volume() else {
@@ -196,8 +197,9 @@ mod tests {
         );
     }
 
+    /// The storage uses an existing PersistentVolumeClaim by its name.
     #[test]
-    fn an_existing_claim_is_taken_by_its_name() {
+    fn storage_existing_pvc_is_used_by_name() {
         let storage = storage(
             json!({"type": "PersistentVolumeClaim", "persistentVolumeClaim": {"existingClaim": "a"}}),
         );
@@ -217,10 +219,11 @@ mod tests {
         }
     }
 
+    /// A union that admission refuses gives no volume.
     #[test_case(json!({"type": "PersistentVolumeClaim"}); "no claim")]
     #[test_case(json!({"type": "PersistentVolumeClaim", "persistentVolumeClaim": {}}); "an empty claim")]
     #[test_case(json!({"type": "PersistentVolumeClaim", "persistentVolumeClaim": {"size": "1", "existingClaim": "a"}}); "both")]
-    fn a_union_that_admission_refuses_is_no_volume(value: Value) {
+    fn invalid_storage_union_is_no_volume(value: Value) {
         assert_eq!(storage(value).volume(), None);
     }
 }

@@ -194,11 +194,12 @@ mod tests {
 
     use super::*;
 
+    /// The default of the remote URL.
     #[test_case(json!({"host": "ghcr.io"}), "https://ghcr.io"; "the host")]
     #[test_case(json!({"host": "example.com:5000"}), "https://example.com:5000"; "the host with its port")]
     #[test_case(json!({"host": "docker.io"}), "https://registry-1.docker.io"; "where Docker Hub is")]
     #[test_case(json!({"host": "docker.io", "remoteURL": "http://a/b"}), "http://a/b"; "what was set")]
-    fn a_remote_url_defaults_to(upstream: serde_json::Value, expected: &str) {
+    fn default_remote_url(upstream: serde_json::Value, expected: &str) {
         let upstream: Upstream = serde_json::from_value(upstream).unwrap();
         assert_eq!(upstream.effective_remote_url(), expected);
     }

@@ -86,15 +86,17 @@ fn other_document_is_refused_with_the_expected_kind() {
     );
 }
 
+/// Validation drops a status that a document contains.
 #[test]
-fn a_status_in_a_document_is_not_the_writers() {
+fn status_in_document_is_dropped() {
     let mut document = Table::read().unwrap().accepted[0].document();
     document["status"] = json!({"replicas": "many"});
     assert_eq!(validate::created(&document).unwrap().status, None);
 }
 
+/// Serde and the schema fill in the same defaults.
 #[test]
-fn serde_and_the_schema_have_the_same_defaults() {
+fn serde_and_schema_have_equal_defaults() {
     let read = |document: Value| serde_json::from_value::<RegistryMirror>(document);
     let mut compared = 0;
     for case in Table::read().unwrap().accepted {
@@ -113,6 +115,7 @@ fn serde_and_the_schema_have_the_same_defaults() {
     assert!(compared > 10);
 }
 
+/// A mirror that is serialized and validated again is accepted and is the same.
 #[test]
 fn serialized_mirror_is_accepted_unchanged() {
     for case in Table::read().unwrap().accepted {

@@ -123,8 +123,9 @@ mod tests {
         Fake(Err("draining".to_owned()))
     }
 
+    /// The liveness endpoint succeeds while the readiness endpoint fails.
     #[tokio::test]
-    async fn it_is_alive_even_when_it_is_not_ready() {
+    async fn livez_passes_while_not_ready() {
         assert_eq!(get(bad(), None, "/livez").await.0, 200);
         assert_eq!(get(bad(), None, "/readyz").await, (503, "draining\n".to_owned()));
         assert_eq!(get(Fake(Ok(())), None, "/readyz").await.0, 200);
@@ -140,8 +141,9 @@ mod tests {
         assert_eq!((code, body.as_str()), (503, r#"{"storage":"draining"}"#));
     }
 
+    /// The metrics are served at the configured path, and nowhere if none is configured.
     #[tokio::test]
-    async fn metrics_are_where_they_were_configured_or_nowhere() {
+    async fn metrics_are_served_at_configured_path() {
         assert_eq!(get(bad(), Some("/m"), "/m").await, (200, "# EOF\n".to_owned()));
         assert_eq!(get(bad(), None, "/metrics").await.0, 404);
     }

@@ -147,8 +147,9 @@ mod tests {
     use super::*;
     use std::io::Write;
 
+    /// The reader returns blocks up to the end of the file, and fails after it.
     #[tokio::test]
-    async fn reads_blocks_up_to_the_end_and_no_further() {
+    async fn blocks_are_read_up_to_the_end() {
         let mut file = tempfile::tempfile().unwrap();
         let content: Vec<u8> = (0..BLOCK + 100).map(|i| u8::try_from(i % 251).unwrap()).collect();
         file.write_all(&content).unwrap();
@@ -160,8 +161,9 @@ mod tests {
         assert_eq!(past.kind(), io::ErrorKind::UnexpectedEof);
     }
 
+    /// A block that is used again contains nothing of its earlier content.
     #[tokio::test]
-    async fn a_block_that_is_used_again_shows_nothing_of_its_past() {
+    async fn reused_block_shows_no_old_content() {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(&vec![1; BLOCK]).unwrap();
         let file = Arc::new(file);

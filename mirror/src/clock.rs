@@ -136,8 +136,9 @@ fn milliseconds(duration: Duration) -> i64 {
 mod tests {
     use super::*;
 
+    /// A duration is over in time, and at once if the clock is set back.
     #[test]
-    fn what_lasts_is_over_in_time_and_where_the_clock_is_set_back() {
+    fn duration_ends_in_time_or_on_clock_reset() {
         let (clock, hour) = (Clock::system(), Duration::from_hours(1));
         let begun = clock.now();
         assert!(!clock.is_over(begun, hour));
@@ -173,8 +174,9 @@ mod tests {
         assert!(clock.since(clock.settled()) < TOLERANCE.unsigned_abs());
     }
 
+    /// A clock that is adjusted by seconds, or that advances, is trusted.
     #[test]
-    fn a_clock_that_is_nudged_or_moves_on_is_trusted() {
+    fn nudged_clock_is_trusted() {
         let clock = Clock::system();
         clock.settled();
         for _ in 0..100 {
@@ -185,8 +187,9 @@ mod tests {
         assert!(clock.is_settled());
     }
 
+    /// An advanced clock gives the later time to all its clones.
     #[test]
-    fn an_advanced_clock_tells_the_later_time_to_all_its_clones() {
+    fn advanced_clock_advances_its_clones() {
         let clock = Clock::system();
         let (before, other) = (clock.now(), clock.clone());
         clock.advance(Duration::from_hours(1));

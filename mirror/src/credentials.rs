@@ -97,8 +97,9 @@ pub struct Report {
 mod tests {
     use super::*;
 
+    /// Every state of a credential has its name in the metrics.
     #[test]
-    fn every_state_has_its_name_in_the_metrics() {
+    fn credential_states_have_metric_names() {
         for (state, name) in [
             (CredentialState::None, "none"),
             (CredentialState::Active, "active"),

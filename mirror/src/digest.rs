@@ -197,16 +197,18 @@ mod tests {
     }
 
     proptest! {
+        /// A digest that is computed parses back to the same digest.
         #[test]
-        fn a_computed_digest_reads_back_the_same(bytes: Vec<u8>, long: bool) {
+        fn computed_digest_parses_back(bytes: Vec<u8>, long: bool) {
             let algorithm = if long { Algorithm::Sha512 } else { Algorithm::Sha256 };
             let digest = Digest::of(algorithm, &bytes);
             prop_assert_eq!(digest.to_string().parse::<Digest>().unwrap(), digest.clone());
             prop_assert_eq!(format!("{}:{}", algorithm.as_str(), digest.hex()), digest.as_str());
         }
 
+        /// Bytes are accepted under their own digest only, and the error gives the digest found.
         #[test]
-        fn bytes_are_taken_by_their_own_digest_only(bytes: Vec<u8>, other: Vec<u8>) {
+        fn bytes_are_accepted_by_own_digest_only(bytes: Vec<u8>, other: Vec<u8>) {
             let digest = Digest::of(Algorithm::Sha512, &bytes);
             let taken = Hashed::checked(&digest, bytes.clone().into()).unwrap();
             prop_assert_eq!((taken.digest(), &taken.bytes()[..]), (&digest, &bytes[..]));

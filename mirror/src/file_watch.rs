@@ -129,8 +129,9 @@ mod tests {
         assert!(changed.is_ok());
     }
 
+    /// The watch notices an edited file, a swapped link and a removed file.
     #[tokio::test]
-    async fn an_edit_a_swapped_link_and_a_removal_are_noticed() {
+    async fn edit_link_swap_and_removal_are_noticed() {
         let directory = tempfile::tempdir().unwrap();
         let (one, two) = (directory.path().join("1"), directory.path().join("2"));
         let (link, swap) = (directory.path().join("link"), directory.path().join("swap"));
@@ -145,8 +146,9 @@ mod tests {
         );
     }
 
+    /// The watch notices, once, an edit that leaves the time stamp of the file as it was.
     #[test]
-    fn an_edit_within_one_tick_of_the_file_system_is_noticed_once() {
+    fn edit_within_one_tick_is_noticed_once() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("file");
         fs::write(&path, "a").unwrap();
@@ -158,8 +160,9 @@ mod tests {
         assert!(!file.refresh());
     }
 
+    /// The watch gives no notice while nothing changes.
     #[tokio::test]
-    async fn nothing_is_noticed_where_nothing_changed() {
+    async fn unchanged_files_give_no_notice() {
         let directory = tempfile::tempdir().unwrap();
         let mut files = FileWatch::new(vec![directory.path().to_owned()]);
         let changed = tokio::time::timeout(POLL_INTERVAL + Duration::from_millis(200), files.changed()).await;

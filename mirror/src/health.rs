@@ -128,8 +128,9 @@ mod tests {
         assert!(in_time.is_ok(), "{:?}", health.failing());
     }
 
+    /// The server is unhealthy while the configured file exists.
     #[tokio::test]
-    async fn a_file_takes_it_out_of_service_and_back() {
+    async fn health_file_takes_server_out_of_service() {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("down");
         let stop = CancellationToken::new();
@@ -150,8 +151,9 @@ mod tests {
         stop.cancel();
     }
 
+    /// The health report names the ports and pages that do not respond.
     #[tokio::test]
-    async fn ports_and_pages_that_do_not_answer_are_named() {
+    async fn unresponsive_checks_are_named() {
         let free = std::net::TcpListener::bind("127.0.0.1:0")
             .unwrap()
             .local_addr()
@@ -183,7 +185,7 @@ mod tests {
 
     /// One of two checks whose names differ in a masked secret only fails, the other passes.
     #[test]
-    fn checks_of_one_name_count_apart() {
+    fn same_named_checks_count_apart() {
         let health = Health::default();
         for (position, failure) in [(0, Some("down".to_owned())), (1, None)] {
             health.record(position, "http http://a/?********", failure);
@@ -192,8 +194,9 @@ mod tests {
         assert!(health.is_failing());
     }
 
+    /// The health check notices that the root of the storage is missing.
     #[tokio::test]
-    async fn a_storage_root_that_goes_away_is_noticed() {
+    async fn missing_storage_root_is_noticed() {
         let root = tempfile::tempdir().unwrap();
         let stop = CancellationToken::new();
         let settings = config::Health {

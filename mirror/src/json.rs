@@ -369,6 +369,7 @@ mod tests {
         read::<Object<Sample>>(text.as_bytes())?.0
     }
 
+    /// A member of an object is found as Go finds it: in any letter case, and the last of several.
     #[test_case(r#"{"name":"a"}"#, Some("a"))]
     #[test_case(r#"{"NAME":"a"}"#, Some("a"); "letter case")]
     #[test_case(r#"{"name":"a","name":"b"}"#, Some("b"); "the last of two")]
@@ -376,12 +377,13 @@ mod tests {
     #[test_case(r#"{"name":[{"a":[1]}],"other":{"name":"c"}}"#, None; "another type")]
     #[test_case(r#"{"name":""}"#, None; "no text")]
     #[test_case(r#"{"namename name name name":1,"n\u0061me":"a"}"#, Some("a"); "an escape")]
-    fn a_member_is_read_as_go_reads_it(text: &str, expected: Option<&str>) {
+    fn json_member_is_read_as_in_go(text: &str, expected: Option<&str>) {
         assert_eq!(sample(text).unwrap().name.text().as_deref(), expected);
     }
 
+    /// Entries that are not usable are dropped.
     #[test]
-    fn entries_of_no_use_are_dropped() {
+    fn unusable_entries_are_dropped() {
         let words = sample(r#"{"words":["a",null,1,"",["b"],{"c":"d"},"e"]}"#)
             .unwrap()
             .words;
@@ -412,8 +414,9 @@ mod tests {
         assert_eq!(read::<Scalar>(text.as_bytes()).unwrap().integer(), expected);
     }
 
+    /// Text that is not UTF-8 is read with replacement characters.
     #[test]
-    fn text_that_is_not_utf_8_is_read_with_replacements() {
+    fn non_utf8_text_is_replaced() {
         let value: Scalar = read(b"\"nicht verf\xfcgbar\"").unwrap();
         assert_eq!(value.text().as_deref(), Some("nicht verf\u{fffd}gbar"));
     }
@@ -435,8 +438,9 @@ mod tests {
         assert_eq!(sample("name"), (None, None));
     }
 
+    /// From a stream the reader takes the first document only; a single document allows nothing after it.
     #[test]
-    fn only_the_first_document_counts_where_a_stream_is_read() {
+    fn json_stream_reads_first_document_only() {
         assert_eq!(read_first::<Scalar>(b"1 {} x").unwrap(), Scalar::Integer(1));
         assert_eq!(read::<Scalar>(b"1 {} x"), None);
         assert_eq!(read_first::<Scalar>(b""), None);

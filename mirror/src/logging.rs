@@ -111,8 +111,9 @@ mod tests {
         filter(&log(level, true)).would_enable(target, &of)
     }
 
+    /// The lines of the access log have a switch of their own.
     #[test]
-    fn lines_of_requests_have_their_own_switch() {
+    fn access_lines_have_their_own_switch() {
         assert!(filter(&log(Level::Error, true)).would_enable(ACCESS, &Of::INFO));
         assert!(!filter(&log(Level::Debug, false)).would_enable(ACCESS, &Of::INFO));
     }

@@ -196,6 +196,7 @@ mod tests {
     use proptest::prelude::*;
     use test_case::test_case;
 
+    /// The media type is inferred from the shape of a manifest that lacks it.
     #[test_case(r#"{"mediaType":"application/vnd.docker.distribution.manifest.v2+json"}"#, DOCKER; "as it says")]
     #[test_case(r#"{"manifests":[]}"#, INDEX; "an index by its shape")]
     #[test_case(r#"{"layers":[]}"#, IMAGE; "an image by its shape")]
@@ -203,20 +204,22 @@ mod tests {
     #[test_case(r#"{"config":{"mediaType":"application/vnd.docker.container.image.v1+json"}}"#, DOCKER; "a docker image by its shape")]
     #[test_case(r#"{"manifests":{"not":"a list"}}"#, INDEX; "an index that can't be read")]
     #[test_case(r#"{"manifests":null,"layers":[]}"#, IMAGE; "an image with no manifests")]
-    fn a_lost_media_type_is_found_again(text: &str, expected: &str) {
+    fn missing_media_type_is_inferred(text: &str, expected: &str) {
         assert_eq!(Document::read(text.as_bytes()).unwrap().kind(), expected);
     }
 
+    /// JSON that is not an object is no manifest.
     #[test_case("")]
     #[test_case("<html>")]
     #[test_case("[2, null, null, null, null, null]"; "fields in order")]
     #[test_case("{\"schemaVersion\":2"; "cut short")]
-    fn what_is_no_object_is_no_manifest(text: &str) {
+    fn non_object_is_no_manifest(text: &str) {
         assert_eq!(Document::read(text.as_bytes()), None);
     }
 
+    /// The reader keeps the references of a manifest and leaves out all else.
     #[test]
-    fn what_it_names_is_read_and_the_rest_left_out() {
+    fn manifest_reads_only_what_it_references() {
         let digest = |text: &str| Digest::of(Algorithm::Sha256, text.as_bytes());
         let text = format!(
             r#"{{"schemaVersion":2,"config":{{"digest":"{}","size":7,"urls":[]}},"annotations":{{"a":[1]}},
@@ -238,10 +241,11 @@ mod tests {
         assert_eq!(told, [(Some(7), false), (Some(9), true), (None, false)]);
     }
 
+    /// A manifest with references that cannot be read is still a manifest.
     #[test_case(r#"{"schemaVersion":2,"layers":"none"}"#)]
     #[test_case(r#"{"schemaVersion":2,"layers":[{"size":-1}]}"#)]
     #[test_case(r#"{"schemaVersion":2,"config":[],"layers":null}"#)]
-    fn what_it_names_may_be_unreadable(text: &str) {
+    fn unreadable_references_are_dropped(text: &str) {
         let document = Document::read(text.as_bytes()).unwrap();
         assert_eq!((document.schema_version, document.named().count()), (Some(2), 0));
     }
@@ -261,12 +265,13 @@ mod tests {
         assert_eq!((more.has_too_many(), more.named().count()), (true, 0));
     }
 
+    /// The schema version is read from a text, a fraction of zero or a repeated name.
     #[test_case(r#"{"schemaVersion":2.0}"#; "a fraction of zero")]
     #[test_case(r#"{"schemaVersion":"2"}"#; "text")]
     #[test_case(r#"{"schemaVersion":1,"schemaVersion":2}"#; "a name twice")]
     #[test_case(r#"{"SchemaVersion":2,"mediaType":null}"#; "another letter case")]
     #[test_case(r#"{"schemaVersion":2,"mediaType":[],"annotations":{"a":1,"a":2}}"#; "another type")]
-    fn a_version_is_read_as_it_is_meant(text: &str) {
+    fn schema_version_is_read_leniently(text: &str) {
         let document = Document::read(text.as_bytes()).unwrap();
         assert_eq!((document.schema_version, document.media_type), (Some(2), None));
     }

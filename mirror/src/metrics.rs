@@ -213,8 +213,9 @@ impl Metrics {
 mod tests {
     use super::*;
 
+    /// A request is counted by code and outcome, and its time is kept.
     #[test]
-    fn a_request_is_counted_by_code_and_outcome_and_its_time_kept() {
+    fn request_is_counted_with_its_time() {
         let metrics = Metrics::new();
         let took = Duration::from_millis(3);
         metrics
@@ -228,8 +229,9 @@ mod tests {
         assert!(text.contains(line), "{text}");
     }
 
+    /// Methods that clients invent cannot create new series.
     #[test]
-    fn methods_of_clients_cannot_make_new_series() {
+    fn unknown_methods_share_one_series() {
         let metrics = Metrics::new();
         for method in ["BREW", "STEEP"] {
             let method = method.parse().unwrap();
@@ -246,8 +248,9 @@ mod tests {
         assert_eq!(metrics.encode().unwrap().matches("requests_total{").count(), 1);
     }
 
+    /// Exactly one state of a credential is set in the metrics.
     #[test]
-    fn exactly_one_state_of_a_credential_is_set() {
+    fn one_credential_state_is_set() {
         let (metrics, host) = (Metrics::new(), "docker.io".parse().unwrap());
         metrics.credential(&host, "pending", &["active", "pending"]);
         metrics.credential(&host, "active", &["active", "pending"]);
@@ -256,8 +259,9 @@ mod tests {
         assert!(text.contains(r#"{host="docker.io",state="pending"} 0"#), "{text}");
     }
 
+    /// Every counter is exported under the prefix.
     #[test]
-    fn every_counter_is_exported_under_the_prefix() {
+    fn counters_are_exported_with_prefix() {
         let (metrics, host) = (Metrics::new(), "quay.io".parse().unwrap());
         metrics.served(Source::Cache, 10);
         metrics.fill(FillResult::Stored);

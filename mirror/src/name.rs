@@ -157,8 +157,9 @@ mod tests {
         text.parse::<Host>().is_ok()
     }
 
+    /// A reference that parses as a digest is one; any other is a tag or invalid.
     #[test]
-    fn a_reference_is_a_digest_where_it_reads_as_one() {
+    fn digest_like_reference_is_a_digest() {
         let digest = format!("sha256:{}", "0".repeat(64));
         assert!(matches!(digest.parse(), Ok(Reference::Digest(_))));
         assert!(matches!("latest".parse(), Ok(Reference::Tag(_))));

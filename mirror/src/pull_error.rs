@@ -147,8 +147,9 @@ mod tests {
         PullError::from_upstream(error, RequestedContent::Blob)
     }
 
+    /// Only a 404 with a registry's error body becomes a 404 for the client.
     #[test]
-    fn only_a_registrys_own_404_is_a_404() {
+    fn only_registry_404_is_a_404() {
         let told = of(&Error::NotFound {
             code: "BLOB_UNKNOWN".into(),
             message: "no".into(),
@@ -166,8 +167,9 @@ mod tests {
         assert!(matches!(&html, PullError::Unavailable { .. }) && !html.is_final());
     }
 
+    /// A 401 or a 403 of the upstream becomes a 403 for the client.
     #[test]
-    fn upstreams_401_and_403_are_a_403() {
+    fn upstream_401_and_403_become_403() {
         let denied = of(&Error::Denied {
             status: 401,
             message: "no".into(),
@@ -177,8 +179,9 @@ mod tests {
         assert!(matches!(denied, PullError::Denied { .. }));
     }
 
+    /// A rate limit of the upstream is passed on with its delay.
     #[test]
-    fn a_rest_is_passed_on_with_its_length() {
+    fn rate_limit_is_passed_on_with_retry_after() {
         let wait = Duration::from_secs(7);
         let limited = of(&Error::RateLimited { retry_after: wait });
         assert!(matches!(limited, PullError::TooManyRequests { retry_after, .. } if retry_after == wait));

@@ -140,19 +140,22 @@ mod tests {
         assert_eq!(wanted(range).resolve(100), Resolved::Whole);
     }
 
+    /// Any range of empty content is the whole.
     #[test]
-    fn of_nothing_any_range_is_the_whole() {
+    fn range_of_empty_content_is_whole() {
         assert_eq!(wanted("bytes=0-").resolve(0), Resolved::Whole);
     }
 
+    /// Ranges that add up to more than the whole are the whole.
     #[test_case("bytes=0-,0-"; "the whole twice")]
     #[test_case("bytes=0-59,40-99"; "more than the whole")]
-    fn more_than_the_whole_is_the_whole(range: &str) {
+    fn oversized_ranges_are_the_whole(range: &str) {
         assert_eq!(wanted(range).resolve(100), Resolved::Whole);
     }
 
+    /// An `If-Range` that differs from the entity tag requests the whole.
     #[test]
-    fn an_if_range_that_differs_asks_for_the_whole() {
+    fn differing_if_range_requests_the_whole() {
         let mut headers = HeaderMap::new();
         headers.insert(header::RANGE, "bytes=0-1".parse().unwrap());
         headers.insert(header::IF_RANGE, "\"other\"".parse().unwrap());

@@ -331,8 +331,9 @@ mod tests {
         );
     }
 
+    /// An index without manifests is an empty list.
     #[test]
-    fn an_index_without_manifests_is_an_empty_list() {
+    fn index_without_manifests_is_empty() {
         for manifests in [
             "",
             r#","manifests":null"#,

@@ -137,13 +137,14 @@ mod tests {
     use super::*;
     use test_case::test_case;
 
+    /// The OTEL variables of the environment decide if the server exports traces.
     #[test_case(&[] => false; "nothing set")]
     #[test_case(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "")] => false; "set to nothing")]
     #[test_case(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c:4318")] => true; "a collector")]
     #[test_case(&[("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://c:4318/v1/traces")] => true; "a collector of traces")]
     #[test_case(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c:4318"), ("OTEL_SDK_DISABLED", "true")] => false; "disabled")]
     #[test_case(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c:4318"), ("OTEL_TRACES_EXPORTER", "none")] => false; "no exporter")]
-    fn the_environment_says_whether_there_are_traces(set: &[(&str, &str)]) -> bool {
+    fn environment_enables_traces(set: &[(&str, &str)]) -> bool {
         is_wanted(|name| {
             let found = set.iter().find(|(known, _)| *known == name);
             found.map(|(_, value)| (*value).to_owned())

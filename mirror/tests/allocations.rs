@@ -12,12 +12,13 @@ use test_case::test_case;
 /// Enough for what happens now and then (a cache puts itself in order) not to count.
 const TIMES: u64 = 200;
 
+/// A hit allocates memory at most as often as its bound.
 #[test_case(|place| &place.blob => matches 0..=14; "of a blob")]
 #[test_case(|place| &place.part => matches 0..=20; "of a part of a blob")]
 #[test_case(|place| &place.head => matches 0..=12; "of a HEAD")]
 #[test_case(|place| &place.manifest => matches 0..=16; "of a manifest by digest")]
 #[test_case(|place| &place.tag => matches 0..=16; "of a manifest by tag")]
-fn a_hit_allocates_within_its_bound(asked: fn(&Place) -> &Request<()>) -> u64 {
+fn hit_allocates_within_bound(asked: fn(&Place) -> &Request<()>) -> u64 {
     // Spans that nobody takes: else what other crates ask of `tracing` turns them into records of the `log` crate. It
     // fails where a test beside this one was first.
     let _ = tracing::subscriber::set_global_default(tracing::subscriber::NoSubscriber::new());

@@ -109,8 +109,9 @@ fn missing_htpasswd_file_is_a_notice() {
     assert!(stderr.contains("nobody is let in until it is there"), "{stderr}");
 }
 
+/// The error for a missing configuration file names the file.
 #[test]
-fn a_configuration_that_is_not_there_is_named() {
+fn missing_configuration_file_is_named() {
     let (code, _, stderr) = Home::new("").ends(&["serve", "nowhere.yml"]);
     assert_eq!(code, 3);
     assert_eq!(stderr.lines().count(), 1);
@@ -120,15 +121,17 @@ fn a_configuration_that_is_not_there_is_named() {
     );
 }
 
+/// Invalid arguments end with the exit code for invalid input.
 #[test_case(&["serv"])]
 #[test_case(&["serve", "a", "b"])]
 #[test_case(&[])]
-fn arguments_that_make_no_sense_are_invalid_input(arguments: &[&str]) {
+fn invalid_arguments_are_invalid_input(arguments: &[&str]) {
     assert_eq!(Home::new("").ends(arguments).0, 2);
 }
 
+/// The help shows examples and the exit codes.
 #[test]
-fn help_shows_examples_and_the_exit_codes() {
+fn help_shows_examples_and_exit_codes() {
     let (code, help, _) = Home::new("").ends(&["--help"]);
     assert_eq!(code, 0);
     for part in [
@@ -140,8 +143,9 @@ fn help_shows_examples_and_the_exit_codes() {
     }
 }
 
+/// The server prints its version.
 #[test]
-fn the_version_is_told() {
+fn version_is_printed() {
     let (code, version, _) = Home::new("").ends(&["--version"]);
     assert_eq!(
         (code, version),
@@ -149,8 +153,9 @@ fn the_version_is_told() {
     );
 }
 
+/// The completion lists the commands.
 #[test]
-fn completion_knows_the_commands() {
+fn completion_lists_the_commands() {
     let (code, script, _) = Home::new("").ends(&["completion", "bash"]);
     assert!(code == 0 && script.contains("completion") && script.contains("check"));
     assert!(
@@ -191,8 +196,9 @@ fn check_explains_keys(arguments: &[&str], parts: &[&str]) {
     assert!(parts.iter().all(|part| stdout.contains(part)), "{stdout}");
 }
 
+/// An unknown key for `--explain` is invalid input, and the error suggests a key.
 #[test]
-fn unknown_key_to_explain_is_invalid_input() {
+fn explain_unknown_key_is_invalid_input() {
     let (code, stdout, stderr) = Home::new("").ends(&["check", "--explain", "proxy.tll"]);
     assert_eq!((code, stdout.as_str()), (2, ""));
     assert!(
@@ -203,7 +209,7 @@ fn unknown_key_to_explain_is_invalid_input() {
 
 /// A key that Distribution honours in another way is a notice of `check`, and no line of a server's log.
 #[test]
-fn check_prints_where_keys_differ_from_distribution() {
+fn check_prints_differences_from_distribution() {
     let home = Home::new(
         "{proxy: {remoteurl: 'https://quay.io'}, http: {debug: {addr: ':1', prometheus: {enabled: true}}}, \
          storage: {maintenance: {readonly: {enabled: true}}}}",
@@ -218,8 +224,9 @@ fn check_prints_where_keys_differ_from_distribution() {
     }
 }
 
+/// Environment variables override the file, and may name it.
 #[test]
-fn variables_go_over_the_file_and_may_name_it() {
+fn variables_override_and_name_the_file() {
     let home = Home::new("proxy: {remoteurl: 'https://quay.io'}");
     let mut command = home.mirror(&["check"]);
     command
@@ -238,8 +245,9 @@ fn variables_go_over_the_file_and_may_name_it() {
     assert!(stderr.contains("REGISTRY_SERVICE_PORT"), "{stderr}");
 }
 
+/// A port that is in use ends the server with the exit code for the environment.
 #[test]
-fn a_port_that_is_taken_is_the_environments_fault() {
+fn taken_port_is_an_environment_error() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
     let home = Home::new("");
@@ -252,8 +260,9 @@ fn a_port_that_is_taken_is_the_environments_fault() {
     );
 }
 
+/// A cache that is no directory ends the server with the exit code for the environment.
 #[test]
-fn a_cache_that_is_no_directory_is_the_environments_fault() {
+fn cache_file_is_an_environment_error() {
     let home = Home::new("");
     home.write("config.yml", SERVED);
     home.write("cache", "a file");
@@ -364,8 +373,9 @@ fn addresses(server: &mut Served) -> (String, String) {
     (text("address"), text("admin"))
 }
 
+/// The server serves until SIGTERM, and ends with exit code 0.
 #[test]
-fn it_serves_until_sigterm_and_ends_with_zero() {
+fn server_ends_with_zero_on_sigterm() {
     let home = Home::new("");
     let mut server = Served::start(&home);
     let (address, admin) = addresses(&mut server);
@@ -382,8 +392,9 @@ fn it_serves_until_sigterm_and_ends_with_zero() {
     assert_eq!(server.end(), Some(0));
 }
 
+/// A second server on the same cache ends at once.
 #[test]
-fn a_second_server_on_one_cache_ends_at_once() {
+fn second_server_on_one_cache_ends() {
     let home = Home::new("");
     let mut first = Served::start(&home);
     addresses(&mut first);
@@ -404,8 +415,9 @@ fn sighup_reloads_and_names_keys_that_need_restart() {
     assert!(get(&admin, "/status").contains(&version));
 }
 
+/// A broken configuration leaves the old one in force, and the status and metrics report it.
 #[test]
-fn a_broken_configuration_leaves_the_old_one_in_force() {
+fn broken_configuration_keeps_the_old() {
     let home = Home::new("");
     let mut server = Served::start(&home);
     let (address, admin) = addresses(&mut server);
@@ -434,8 +446,9 @@ fn unknown_configuration_falls_back_to_last_good_one() {
     assert!(!get(&admin, "/status").contains("future"));
 }
 
+/// A last good configuration that is invalid too changes nothing: the start fails with the first error.
 #[test]
-fn a_last_good_configuration_that_is_none_changes_nothing() {
+fn invalid_last_good_config_is_not_used() {
     let home = Home::new("future: {key: 1}");
     home.write("last-good.yml", "also: {unknown: 1}");
     let (code, _, stderr) = home.ends(&["serve", "config.yml"]);
@@ -443,8 +456,9 @@ fn a_last_good_configuration_that_is_none_changes_nothing() {
     assert!(stderr.contains("future"), "{stderr}");
 }
 
+/// The server notices an edit of its configuration without a signal.
 #[test]
-fn an_edit_of_the_file_is_noticed_without_a_signal() {
+fn config_edit_is_noticed_without_signal() {
     let home = Home::new("");
     let mut server = Served::start(&home);
     addresses(&mut server);

@@ -46,8 +46,9 @@ fn refused(yaml: &str) -> String {
         .replace(&path.display().to_string(), "config.yml")
 }
 
+/// A configuration of `remoteurl` alone is sufficient.
 #[test]
-fn a_remoteurl_is_all_that_is_needed() {
+fn remoteurl_alone_is_sufficient() {
     let (config, notices) = load("plain.yml");
     assert_eq!(config.proxy.upstreams[0].host.as_str(), "docker.io");
     assert_eq!(config.root, Path::new("/var/lib/registry"));
@@ -62,15 +63,17 @@ fn the_environment_alone_is_enough() {
     assert_eq!(config.proxy.upstreams[0].host.as_str(), "quay.io");
 }
 
+/// Every key of Distribution's reference is known.
 #[test_case("reference-2.8.yml", 17)]
 #[test_case("reference-3.yml", 8)]
-fn every_key_of_distributions_reference_is_known(name: &str, without_effect: usize) {
+fn distribution_reference_keys_are_known(name: &str, without_effect: usize) {
     let (_, notices) = load(name);
     assert_eq!(notices.len(), without_effect, "{notices:?}");
 }
 
+/// The example sample loads with its users and its health check.
 #[test]
-fn the_example_sample_starts_with_users_and_a_health_check() {
+fn example_sample_has_users_and_health_check() {
     let (config, notices) = load("example.yml");
     assert_eq!(config.root, Path::new("/srv/cache"));
     assert_eq!(config.access.unwrap().path, Path::new("/etc/mirror/users"));
@@ -79,8 +82,9 @@ fn the_example_sample_starts_with_users_and_a_health_check() {
     assert_eq!(notices, ["storage.cache", "storage.tag"]);
 }
 
+/// The development sample loads with its admin port.
 #[test]
-fn the_development_sample_starts_with_an_admin_port() {
+fn development_sample_has_admin_port() {
     let (config, notices) = load("development.yml");
     let admin = config.http.admin.unwrap();
     assert_eq!(
@@ -94,8 +98,9 @@ fn the_development_sample_starts_with_an_admin_port() {
     assert_eq!(notices.len(), 13, "{notices:?}");
 }
 
+/// The cache sample loads with its credential and its time to live.
 #[test]
-fn the_cache_sample_starts_with_its_credential_and_time_to_live() {
+fn cache_sample_has_credential_and_ttl() {
     let (config, notices) = load("cache.yml");
     assert_eq!(config.proxy.cache.ttl, Some(Duration::from_hours(72)));
     let credential = Credential::Basic {
@@ -137,13 +142,15 @@ fn variables_override_a_sample() {
     assert!(keys(notices).contains(&"REGISTRY_PORT".to_owned()));
 }
 
+/// The error for a configuration file that does not exist names its path.
 #[test]
-fn a_file_that_is_not_there_is_named() {
+fn missing_config_error_names_path() {
     let error = config::load(Some(Path::new("/nowhere/config.yml")), std::iter::empty()).unwrap_err();
     assert!(matches!(&error, Error::Unreadable { .. }));
     assert!(error.to_string().contains("/nowhere/config.yml"), "{error}");
 }
 
+/// Errors of a configuration name the key and the line.
 #[test_case("version: 0.1\nproxy:\n  remoturl: x\n" => "config.yml line 3: proxy.remoturl: unknown key; known here: \
     remoteurl, username, password, ttl, remotenamespace, exec, trust, upstreams, cache, credentialsdirectory, \
     filesdirectory")]
@@ -169,22 +176,24 @@ fn a_file_that_is_not_there_is_named() {
 #[test_case("a: b\n---\nc: d\n" => "config.yml line 1: a: unknown key; known here: version, log, loglevel, storage, auth, \
     middleware, reporting, http, notifications, redis, health, catalog, proxy, compatibility, validation, policy")]
 #[test_case("{}" => "proxy.remoteurl: must be set to the registry to mirror, https://registry-1.docker.io for one")]
-fn mistakes_are_named_by_key_and_line(yaml: &str) -> String {
+fn config_mistakes_name_key_and_line(yaml: &str) -> String {
     refused(yaml)
 }
 
+/// The error for a file that is no YAML names the file.
 #[test_case("proxy: [" ; "unclosed list")]
 #[test_case("\u{0}" ; "nul")]
 #[test_case("a: b: c" ; "two colons")]
 #[test_case("&a [*a]" ; "an anchor in itself")]
 #[test_case("\tproxy: x" ; "tab")]
-fn what_is_no_yaml_is_an_error_that_names_the_file(yaml: &str) {
+fn invalid_yaml_error_names_the_file(yaml: &str) {
     let message = refused(yaml);
     assert!(message.starts_with("config.yml"), "{message}");
 }
 
+/// Sections without a value count as absent.
 #[test]
-fn sections_without_a_value_are_as_if_absent() {
+fn empty_sections_count_as_absent() {
     let yaml = "log:\nstorage:\n  filesystem:\nhttp:\n  tls:\n  headers:\nauth:\nhealth:\nredis:\nproxy:\n  cache:\n";
     let mut file = config::file::File::parse(yaml).unwrap();
     file.proxy.remote_url = Some("https://a".into());

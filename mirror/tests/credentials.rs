@@ -143,8 +143,9 @@ fn down() -> CredentialVerdict {
     CredentialVerdict::NoVerdict("connection refused".into())
 }
 
+/// A first candidate is used at once, and the upstream confirms it later.
 #[tokio::test]
-async fn a_first_candidate_is_used_at_once_and_then_proven() {
+async fn first_candidate_is_used_then_proven() {
     let mut scene = scene(
         snapshot("ann", "", 1),
         &[down(), CredentialVerdict::Accepted],
@@ -163,7 +164,7 @@ fn eve() -> Credential {
 
 /// It has no version; a directory without an entry for the upstream changes nothing.
 #[tokio::test]
-async fn configured_credential_is_tried_as_the_directorys_are() {
+async fn configured_credential_is_tried_like_directorys() {
     let verdicts = [down(), CredentialVerdict::Accepted];
     let mut alone = configured(eve(), Arc::default(), &verdicts, RotationState::default());
     alone.becomes(CredentialState::Active, None).await;
@@ -176,8 +177,9 @@ async fn configured_credential_is_tried_as_the_directorys_are() {
     }
 }
 
+/// A configured credential that the upstream rejects leaves no credential in use.
 #[tokio::test]
-async fn rejected_configured_credential_leaves_nothing_in_use() {
+async fn rejected_configured_credential_is_not_used() {
     let mut scene = configured(eve(), Arc::default(), &[no()], RotationState::default());
     scene.becomes(CredentialState::Rejected, None).await;
     assert_eq!(
@@ -188,7 +190,7 @@ async fn rejected_configured_credential_leaves_nothing_in_use() {
 
 /// A credential that was accepted stays in use; the state tells of the rejection, and of its end.
 #[tokio::test]
-async fn revoked_credential_is_reported_and_stays_in_use() {
+async fn revoked_credential_is_reported_and_kept() {
     let verdicts = [
         CredentialVerdict::Accepted,
         down(),
@@ -203,8 +205,9 @@ async fn revoked_credential_is_reported_and_stays_in_use() {
     assert_eq!(scene.shown(), ["ann 1"]);
 }
 
+/// A first candidate that the upstream rejects leaves no credential in use.
 #[tokio::test]
-async fn a_first_candidate_that_is_rejected_leaves_nothing_in_use() {
+async fn rejected_first_candidate_is_not_used() {
     let mut scene = scene(snapshot("ann", "", 1), &[no()], RotationState::default());
     scene.becomes(CredentialState::Rejected, None).await;
     assert_eq!(
@@ -213,6 +216,7 @@ async fn a_first_candidate_that_is_rejected_leaves_nothing_in_use() {
     );
 }
 
+/// A rejected candidate is tried again, and used once the upstream accepts it.
 #[tokio::test]
 async fn rejected_candidate_is_retried_until_accepted() {
     let mut scene = scene(
@@ -224,8 +228,9 @@ async fn rejected_candidate_is_retried_until_accepted() {
     assert_eq!(scene.shown().last().unwrap(), "ann 1");
 }
 
+/// The last good credential serves until the upstream accepts the candidate.
 #[tokio::test]
-async fn the_last_good_one_serves_until_the_candidate_is_accepted() {
+async fn last_good_serves_until_candidate_is_accepted() {
     let mut scene = scene(
         snapshot("bob", "ann", 2),
         &[down(), CredentialVerdict::Accepted],
@@ -235,15 +240,17 @@ async fn the_last_good_one_serves_until_the_candidate_is_accepted() {
     assert_eq!(scene.shown(), ["ann 0", "bob 2"]);
 }
 
+/// A rejected candidate never replaces the last good credential.
 #[tokio::test]
-async fn a_rejected_candidate_never_replaces_the_last_good_one() {
+async fn rejected_candidate_keeps_last_good() {
     let mut scene = scene(snapshot("bob", "ann", 2), &[no()], RotationState::default());
     scene.becomes(CredentialState::Rejected, None).await;
     assert_eq!(scene.shown(), ["ann 0"]);
 }
 
+/// A candidate that equals the last good credential needs no trial.
 #[tokio::test]
-async fn a_candidate_that_is_the_last_good_one_needs_no_trial() {
+async fn candidate_equal_to_last_good_needs_no_trial() {
     let mut scene = scene(snapshot("ann", "ann", 3), &[], RotationState::default());
     scene.becomes(CredentialState::Active, Some(3)).await;
     assert_eq!(*scene.upstream.tried.lock().unwrap(), Vec::<String>::new());
@@ -275,8 +282,9 @@ async fn version_change_of_other_upstream_needs_no_trial() {
     assert_eq!(*scene.upstream.tried.lock().unwrap(), ["ann"]);
 }
 
+/// A file that breaks or disappears leaves the credential in use.
 #[tokio::test]
-async fn a_file_that_breaks_or_goes_leaves_what_is_in_use() {
+async fn missing_or_broken_file_keeps_credential() {
     let mut scene = scene(
         snapshot("ann", "", 1),
         &[CredentialVerdict::Accepted],
@@ -294,8 +302,9 @@ async fn a_file_that_breaks_or_goes_leaves_what_is_in_use() {
     assert_eq!(scene.shown(), ["ann 1"]);
 }
 
+/// Without a usable credential the upstream refuses requests with the reason.
 #[tokio::test]
-async fn without_any_usable_one_the_upstream_refuses_with_the_reason() {
+async fn no_usable_credential_refuses_with_reason() {
     for (candidate, state, reason) in [
         ("malformed", CredentialState::Malformed, "config.json is broken"),
         ("missing", CredentialState::Missing, "there is no config.json"),
@@ -315,8 +324,9 @@ async fn without_any_usable_one_the_upstream_refuses_with_the_reason() {
     }
 }
 
+/// An upstream without an entry is requested anonymously.
 #[tokio::test]
-async fn an_upstream_without_an_entry_is_asked_anonymously() {
+async fn upstream_without_entry_is_anonymous() {
     let mut scene = scene(snapshot("", "", 1), &[], RotationState::default());
     scene.becomes(CredentialState::None, Some(1)).await;
     assert_eq!(scene.shown(), ["Anonymous 1"]);
@@ -344,15 +354,17 @@ async fn bad_first_credential_never_falls_back_to_anonymous() {
     }
 }
 
+/// An entry that is removed leaves the last good credential in use.
 #[tokio::test]
-async fn an_entry_that_goes_leaves_the_last_good_one() {
+async fn removed_entry_keeps_last_good() {
     let mut scene = scene(snapshot("", "ann", 1), &[], RotationState::default());
     scene.becomes(CredentialState::Missing, None).await;
     assert_eq!(scene.shown(), ["ann 0"]);
 }
 
+/// A keeper that follows another one continues with its credential.
 #[tokio::test]
-async fn a_keeper_that_follows_another_goes_on_with_its_credential() {
+async fn successor_keeper_keeps_active_credential() {
     let ann = Credential::Basic {
         username: "ann".into(),
         password: Secret::new("p"),

@@ -81,8 +81,9 @@ mod tests {
         (status, String::from_utf8(body.to_vec()).unwrap())
     }
 
+    /// The operator is alive ahead of being ready.
     #[tokio::test]
-    async fn it_is_alive_before_it_is_ready() {
+    async fn operator_is_alive_until_ready() {
         let health = Health::default();
         assert_eq!(get(&health, "/livez").await.0, StatusCode::OK);
         assert_eq!(get(&health, "/readyz").await.0, StatusCode::SERVICE_UNAVAILABLE);

@@ -391,6 +391,7 @@ mod tests {
         assert_eq!(hash(&secret("YQ==")), hash(&secret("Yg==")));
     }
 
+    /// A field that is removed changes the hash.
     #[test]
     fn removed_field_changes_the_hash() {
         let child = |manifest| Child {
@@ -423,6 +424,7 @@ mod tests {
         ));
     }
 
+    /// An object from a list, which has no kind, counts as applied.
     #[test]
     fn listed_object_without_kind_is_applied() {
         let manifest = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "s"}});

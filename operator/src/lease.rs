@@ -320,8 +320,9 @@ mod tests {
         assert!(!fence.is_open());
     }
 
+    /// A waiting operator waits for longer than a holder continues.
     #[test]
-    fn others_wait_longer_than_a_holder_goes_on() {
+    fn lease_outlasts_the_holders_deadline() {
         let short = Object {
             spec: Some(LeaseSpec {
                 lease_duration_seconds: Some(1),

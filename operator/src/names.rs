@@ -199,8 +199,9 @@ mod tests {
         assert_eq!(value(&[]), None);
     }
 
+    /// The name of a PersistentVolumeClaim gives its ordinal.
     #[test]
-    fn a_claims_name_gives_its_ordinal_back() {
+    fn pvc_name_gives_its_ordinal() {
         assert_eq!(claim_ordinal("hub", &claim("hub", 12)), Some(12));
     }
 

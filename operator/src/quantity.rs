@@ -24,6 +24,7 @@ mod tests {
 
     use super::*;
 
+    /// Two quantities in different notations are equal.
     #[test_case("1Gi", "1024Mi" => true)]
     #[test_case("1.5Ti", "1536Gi" => true)]
     #[test_case("700m", "0.7" => true)]
@@ -31,7 +32,7 @@ mod tests {
     #[test_case("1G", "1Gi" => false)]
     #[test_case("9999999999999999999999E", "1m" => false; "what no integer holds")]
     #[test_case("lots", "lots" => false; "what is none")]
-    fn two_quantities_are_the_same(one: &str, other: &str) -> bool {
+    fn quantities_are_equal(one: &str, other: &str) -> bool {
         is_same(one, other)
     }
 }

@@ -312,6 +312,7 @@ mod tests {
         assert!(state.update(report("1")), "and responsive at its first report");
     }
 
+    /// A pending change is polled often, and less often after a while.
     #[tokio::test]
     async fn pending_change_is_polled_often() {
         let mut state = state();

@@ -107,14 +107,16 @@ fn scopes(namespaces: &[String]) -> Vec<Scope> {
 mod tests {
     use super::*;
 
+    /// Without a namespace the operator watches the whole cluster.
     #[test]
-    fn without_a_namespace_all_are_looked_after() {
+    fn no_namespace_means_the_whole_cluster() {
         assert_eq!(scopes(&[]), [Scope::Cluster]);
         assert_eq!(scopes(&["a".to_owned()]), [Scope::Namespace("a".to_owned())]);
     }
 
+    /// A namespace that is named twice has one controller.
     #[test]
-    fn a_namespace_that_is_named_twice_has_one_controller() {
+    fn duplicate_namespace_has_one_controller() {
         let twice = ["b", "a", "b"].map(str::to_owned);
         assert_eq!(scopes(&twice), ["a", "b"].map(|n| Scope::Namespace(n.to_owned())));
     }

@@ -276,8 +276,9 @@ mod tests {
         }
     }
 
+    /// The capacity is that of the smallest bound PersistentVolumeClaim.
     #[test]
-    fn the_capacity_is_the_smallest_of_the_bound_claims() {
+    fn capacity_is_the_smallest_bound_pvc() {
         let pending = Claim {
             bound: false,
             ..claim("1Gi")

@@ -589,8 +589,9 @@ fn documented_effects_of_changes_match() {
     }
 }
 
+/// The table of effects has every field of the spec.
 #[test]
-fn every_field_of_the_spec_is_in_the_table() {
+fn effects_table_has_every_spec_field() {
     let definition = serde_json::to_value(crds::crd()).unwrap();
     let schema = &definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"];
     let mut fields = BTreeSet::new();
@@ -619,7 +620,7 @@ fn leaves(schema: &Value, path: &str, fields: &mut BTreeSet<String>) {
 
 /// The mark of a reload is a workload's own: it must not count as a change of it.
 #[test]
-fn nothing_changes_where_nothing_is_changed() {
+fn unchanged_spec_changes_nothing() {
     let shelf = shelf();
     let mirror: RegistryMirror = crds::validate::created(&document(&json!({}))).unwrap();
     let (one, two) = (desired(&mirror, &shelf, None), desired(&mirror, &shelf, None));

@@ -65,8 +65,9 @@ fn kinds(documents: &[Value]) -> Vec<&str> {
         .collect()
 }
 
+/// `render` prints every object that the operator would apply.
 #[test]
-fn render_prints_every_object_that_would_be_applied() {
+fn render_prints_every_applied_object() {
     let rendered = documents(&run(
         &format!("{MIRROR}{SECRET}"),
         &["render", "-f", "mirror.yaml"],
@@ -178,8 +179,9 @@ fn render_prints_every_example() {
     }
 }
 
+/// `render` refuses a mirror of a different namespace.
 #[test]
-fn render_refuses_a_mirror_of_another_namespace() {
+fn render_refuses_other_namespace() {
     let yaml = MIRROR.replace("name: hub}", "name: hub, namespace: other}");
     let output = run(&yaml, &["render", "-f", "mirror.yaml", "-n", "mirrors"]);
     assert_eq!(output.status.code(), Some(2));
@@ -246,8 +248,9 @@ fn doctor_without_cluster_reports_in_the_format() {
     assert!(message.contains("no cluster configured"), "{message}");
 }
 
+/// `crd` prints the `CustomResourceDefinition`.
 #[test]
-fn crd_prints_the_definition() {
+fn crd_prints_the_crd() {
     let printed = documents(&run("", &["crd"]));
     assert_eq!(kinds(&printed), ["CustomResourceDefinition"]);
     assert_eq!(
@@ -273,8 +276,9 @@ fn closed_pipe_is_no_failure() {
     );
 }
 
+/// The completion lists the commands.
 #[test]
-fn completion_knows_the_commands() {
+fn completion_lists_the_commands() {
     let output = run("", &["completion", "bash"]);
     assert!(String::from_utf8(output.stdout).unwrap().contains("render"));
 }
@@ -294,6 +298,7 @@ fn help_lists_options_and_examples(command: &[&str], expected: &[&str]) {
     assert!(expected.iter().all(|word| text.contains(word)), "{text}");
 }
 
+/// Invalid input gets one message and its exit code.
 #[test_case("a: [", &["render", "-f", "mirror.yaml"], 2, "mirror.yaml: "; "malformed YAML")]
 #[test_case("kind: a\nkind: b", &["render", "-f", "mirror.yaml"], 2, "mirror.yaml: duplicate mapping key `kind` is not allowed here at line 2"; "a key that is there twice")]
 #[test_case("kind: ConfigMap\nmetadata: {name: a}", &["render", "-f", "."], 2, "no RegistryMirror found"; "a directory without a mirror")]
@@ -310,7 +315,7 @@ fn help_lists_options_and_examples(command: &[&str], expected: &[&str]) {
 #[test_case("", &["agent", "--namespace="], 2, "at least one namespace"; "an empty namespace")]
 #[test_case("", &["agent", "--cleanup", "--root", "none"], 4, "--root none: "; "a root that does not exist")]
 #[test_case("", &["operator", "--listen", "nowhere.invalid:1"], 4, "--listen"; "an address that is none")]
-fn bad_input_gets_one_message_and_its_exit_code(yaml: &str, args: &[&str], code: i32, expected: &str) {
+fn invalid_input_gets_one_message_and_exit_code(yaml: &str, args: &[&str], code: i32, expected: &str) {
     let output = run(yaml, args);
     let message = stderr(&output);
     assert_eq!(output.status.code(), Some(code), "{message}");
@@ -352,8 +357,9 @@ fn command_messages_match_the_golden_file() {
     golden::assert_golden("commands.txt", &text);
 }
 
+/// `local` names the port that is in use.
 #[test]
-fn a_port_that_is_taken_is_named() {
+fn local_names_the_taken_port() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port().to_string();
     let output = run(
@@ -372,8 +378,9 @@ fn a_port_that_is_taken_is_named() {
     assert!(stderr(&output).contains(&port), "{}", stderr(&output));
 }
 
+/// The error of an operator without a cluster names `KUBECONFIG`.
 #[test]
-fn an_operator_without_a_cluster_says_so() {
+fn operator_without_cluster_names_kubeconfig() {
     let directory = tempfile::tempdir().unwrap();
     let output = command(directory.path(), &["operator", "--listen", "127.0.0.1:0"])
         .env("KUBECONFIG", directory.path().join("none"))
@@ -386,7 +393,7 @@ fn an_operator_without_a_cluster_says_so() {
 
 /// A log in a file or a pipe is read by programs: no escape sequences.
 #[test]
-fn operator_text_log_in_a_pipe_has_no_escapes() {
+fn piped_operator_log_has_no_escapes() {
     let directory = tempfile::tempdir().unwrap();
     // A port that was free a moment ago.
     let server = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
@@ -411,8 +418,9 @@ fn operator_text_log_in_a_pipe_has_no_escapes() {
     assert!(!line.contains('\u{1b}'), "{line:?}");
 }
 
+/// The text log of `local` has no escape sequences in a pipe.
 #[test]
-fn local_text_log_in_a_pipe_has_no_escapes() {
+fn piped_local_log_has_no_escapes() {
     let directory = tempfile::tempdir().unwrap();
     let text = MIRROR.replace("spec:", "spec:\n  observability: {logFormat: text}");
     fs::write(directory.path().join("mirror.yaml"), format!("{text}{SECRET}")).unwrap();
@@ -433,8 +441,9 @@ fn local_text_log_in_a_pipe_has_no_escapes() {
     panic!("the log ended before the server served");
 }
 
+/// The table of `doctor` has no escape sequences in a pipe.
 #[test]
-fn doctor_table_in_a_pipe_has_no_escapes() {
+fn piped_doctor_table_has_no_escapes() {
     let output = run("", &["doctor", "--kubeconfig", "missing"]);
     let table = String::from_utf8(output.stdout.clone()).unwrap();
     assert!(table.contains("PROBLEM"), "{table}");
@@ -487,9 +496,10 @@ fn local_serves_until_a_signal_and_removes_passwords(signal: rustix::process::Si
     assert_eq!(fs::read_dir(&private).unwrap().count(), 0);
 }
 
+/// A period that is zero or does not parse is refused.
 #[test_case("0s", "must be above zero"; "never")]
 #[test_case("often", "invalid value 'often'"; "no duration")]
-fn a_period_that_is_none_is_refused(period: &str, why: &str) {
+fn invalid_period_is_refused(period: &str, why: &str) {
     let output = run(MIRROR, &["operator", "--resync", period]);
     assert_eq!(output.status.code(), Some(2));
     assert!(stderr(&output).contains(why), "{}", stderr(&output));

@@ -225,8 +225,9 @@ fn without_keys(document: &mut Value) {
     }
 }
 
+/// The objects of a mirror with certificates of the operator's own CA.
 #[test]
-fn certificates_of_its_own() {
+fn self_signed_tls_objects() {
     let mut documents = documents(&desired(&spec("tls-self-signed"), &shelf(), &at_an_address()));
     documents.iter_mut().for_each(without_keys);
     insta::assert_yaml_snapshot!("tls-self-signed", documents);
@@ -266,8 +267,9 @@ fn node_files_have_the_ip_of_either_family() {
     );
 }
 
+/// The shortest dial timeout is rounded up to a millisecond.
 #[test]
-fn the_shortest_dial_timeout_is_not_none() {
+fn shortest_dial_timeout_is_above_zero() {
     let mut mirror = spec("minimal");
     mirror.spec.node_configuration.dial_timeout = std::time::Duration::from_nanos(1).into();
     let service = ServiceAddress {
@@ -293,7 +295,7 @@ fn node_files_need_an_address_and_mode_publish() {
 
 /// The rules of the API are no weaker than the server's, which would not start.
 #[test]
-fn servers_take_every_header_that_the_api_accepts() {
+fn servers_accept_every_valid_header() {
     let ascii = || (0..=0x7f_u8).map(char::from);
     let mut headers = Vec::new();
     for character in ascii() {
@@ -325,8 +327,9 @@ fn rejected(mirror: &RegistryMirror, shelf: &Shelf) -> (crds::conditions::Reason
     (rejection.reason, rejection.message)
 }
 
+/// A mirror without its certificate or its users is not started.
 #[test]
-fn without_a_certificate_or_users_no_mirror_is_opened() {
+fn missing_certificate_or_users_block_the_mirror() {
     use crds::conditions::Reason;
     for (name, reason) in [
         ("tls-secret", Reason::SecretNotFound),
@@ -369,8 +372,9 @@ fn ca_bundle_has_certificates_only() {
     );
 }
 
+/// A certificate is still served after its Secret was deleted.
 #[test]
-fn a_certificate_whose_secret_went_is_served_on() {
+fn certificate_of_deleted_secret_stays_served() {
     let mirror = spec("tls-secret");
     let first = desired(&mirror, &shelf(), &at_an_address());
     let files = child(&first, Kind::Secret, "hub-files");
@@ -407,8 +411,9 @@ fn node_files_with_tls_have_address_and_ca() {
     assert!(files["registries.conf"].contains("insecure = false"));
 }
 
+/// Only a mirror with several replicas has a `PodDisruptionBudget`.
 #[test]
-fn a_disruption_budget_is_there_with_several_replicas_only() {
+fn disruption_budget_needs_several_replicas() {
     let mut mirror = spec("minimal");
     for (replicas, expected) in [(0, false), (1, false), (2, true)] {
         mirror.spec.replicas = replicas;
@@ -442,8 +447,9 @@ fn first_hand_out(mirror: &RegistryMirror) -> Child {
     )
 }
 
+/// The version of credentials changes only with their content.
 #[test]
-fn the_version_of_credentials_moves_only_with_their_bytes() {
+fn credentials_version_follows_content() {
     let mirror = spec("credentials");
     let first = first_hand_out(&mirror);
     assert_eq!(data(&first)["version"], "1");
@@ -459,6 +465,7 @@ fn the_version_of_credentials_moves_only_with_their_bytes() {
     assert!(data(&rotated)["config.json"].contains(r#""password":"new""#));
 }
 
+/// The version of credentials continues after their Secret was deleted.
 #[test]
 fn credentials_version_continues_after_deletion() {
     let mut mirror = spec("credentials");
@@ -480,8 +487,9 @@ fn deleted_secret_leaves_its_credentials_in_use() {
     assert!(hand_out(&mirror, &first, gone) == first);
 }
 
+/// Kept credentials are not used for a different address.
 #[test]
-fn kept_credentials_go_to_no_other_address() {
+fn kept_credentials_are_not_moved_to_other_address() {
     let mut mirror = spec("credentials");
     let first = first_hand_out(&mirror);
     let mut gone = shelf();
@@ -589,8 +597,9 @@ fn claim_sizes(desired: &Desired) -> Vec<(String, String)> {
         .collect()
 }
 
+/// Scaling in keeps the `PersistentVolumeClaims`.
 #[test]
-fn scaling_in_keeps_the_claims() {
+fn scaling_in_keeps_the_pvcs() {
     let observed = Observed {
         claims: vec![claim(0, "50Gi"), claim(1, "50Gi")],
         ..Observed::default()
@@ -600,8 +609,9 @@ fn scaling_in_keeps_the_claims() {
     assert_eq!(names, ["cache-hub-0", "cache-hub-1"]);
 }
 
+/// A PersistentVolumeClaim grows and never shrinks.
 #[test]
-fn a_claim_grows_and_never_shrinks() {
+fn pvc_grows_and_never_shrinks() {
     let observed = Observed {
         claims: vec![claim(0, "20Gi")],
         ..Observed::default()
@@ -640,6 +650,7 @@ fn failed_resize_is_reduced_above_capacity_only() {
     assert_eq!(asked_back("50Gi"), "500Gi", "the API server would refuse it");
 }
 
+/// Too many replicas are refused ahead of any work for them.
 #[test]
 fn too_many_replicas_are_refused_first() {
     let mut mirror = spec("minimal");
@@ -649,8 +660,9 @@ fn too_many_replicas_are_refused_first() {
     assert!(message.contains("the maximum of 1000"), "{message}");
 }
 
+/// The volume claim template stays as it was created.
 #[test]
-fn the_claim_template_stays_as_it_was_created() {
+fn pvc_template_stays_as_created() {
     let mut mirror = spec("minimal");
     let first = desired(&mirror, &shelf(), &Observed::default());
     let template = |desired: &Desired| desired.workload.manifest["spec"]["volumeClaimTemplates"].clone();
@@ -664,8 +676,9 @@ fn the_claim_template_stays_as_it_was_created() {
     assert_eq!(claim_sizes(&grown)[0].1, "99Gi");
 }
 
+/// Scaling does not restart the pod that runs.
 #[test]
-fn scaling_does_not_roll_the_replica_that_runs() {
+fn scaling_does_not_restart_pods() {
     let mut mirror = spec("minimal");
     let template = |mirror: &RegistryMirror| {
         desired(mirror, &shelf(), &Observed::default()).workload.manifest["spec"]["template"].clone()
@@ -704,8 +717,9 @@ fn new_first_upstream_changes_the_template() {
     assert_ne!(template(&mirror), before);
 }
 
+/// A spec that the server would refuse is rejected.
 #[test]
-fn a_spec_that_the_server_would_refuse_is_rejected() {
+fn spec_invalid_for_server_is_rejected() {
     let mut mirror = spec("ephemeral");
     let mut again = mirror.spec.upstreams[0].clone();
     mirror.spec.upstreams[0].host = "docker.io".to_owned();

@@ -462,6 +462,7 @@ fn condition_messages_match_the_golden_file() {
     golden::assert_golden("conditions.txt", &lines.collect::<String>());
 }
 
+/// Neither upstreams nor a full disk change the readiness.
 #[test]
 fn upstreams_and_full_disk_keep_readiness() {
     for case in [

@@ -102,8 +102,9 @@ fn ready(status: &RegistryMirrorStatus) -> String {
     reported(status, ConditionType::Ready).unwrap()
 }
 
+/// A mirror that serves has the conditions that say so.
 #[test]
-fn a_mirror_that_serves_says_so() {
+fn serving_mirror_is_ready() {
     let status = status(ephemeral(), &acted(vec![]), &serving());
     let conditions: Vec<_> = status
         .conditions
@@ -125,8 +126,9 @@ fn a_mirror_that_serves_says_so() {
     assert_eq!((status.replicas, status.ready_replicas), (1, 1));
 }
 
+/// A mirror with a rejected spec is not ready and has the reason.
 #[test]
-fn a_rejected_spec_is_not_ready_and_says_why() {
+fn rejected_spec_is_not_ready_with_reason() {
     let rejection = Rejection {
         reason: Reason::ReferenceNotFound,
         message: "no bundle".to_owned(),
@@ -314,8 +316,9 @@ fn refused_resize_is_reported_and_pulls_continue() {
     assert_eq!(ready(&status), "True/Serving");
 }
 
+/// The transition time changes only with the status.
 #[test]
-fn a_transition_moves_its_time_and_nothing_else_does() {
+fn transition_time_changes_only_with_status() {
     let mirror = mirror(ephemeral());
     let before = RegistryMirrorStatus::default();
     let first = status::compute(&mirror, &before, &acted(vec![]), &serving(), at(100));
@@ -361,6 +364,7 @@ fn endpoint_and_scale_are_reported_as_observed() {
     );
 }
 
+/// An existing PersistentVolumeClaim that is missing is named.
 #[test]
 fn missing_existing_pvc_is_named() {
     let existing = |claim| Observed {
@@ -475,6 +479,7 @@ fn readiness_needs_a_service(is_there: bool) -> (String, bool) {
     (ready(&status), status.endpoint.is_some())
 }
 
+/// A pause keeps the conditions that were reported earlier.
 #[test]
 fn pause_keeps_earlier_conditions() {
     let problem = credentials(Some(Reason::SecretNotFound), false);

@@ -204,8 +204,9 @@ mod tests {
     const PATCH: &str = r#"{"kind":"Event","stage":"ResponseComplete","requestURI":"/api/v1/namespaces/a/configmaps/c?fieldManager=m","verb":"patch","stageTimestamp":"2026-01-01T00:00:00.000000Z","user":{"username":"admin"},"impersonatedUser":{"username":"operator"},"objectRef":{"resource":"configmaps","namespace":"a","name":"c","apiVersion":"v1"},"responseStatus":{"metadata":{},"code":200}}"#;
     const GET: &str = r#"{"kind":"Event","stage":"ResponseComplete","requestURI":"/readyz","verb":"get","stageTimestamp":"2026-01-01T00:00:00.000000Z","user":{"username":"admin"},"responseStatus":{"metadata":{},"code":200}}"#;
 
+    /// The audit log lists writes by user and namespace since a mark.
     #[test]
-    fn writes_are_told_by_user_and_namespace_from_a_mark_on() {
+    fn audit_filters_writes_by_user_and_namespace() {
         let scratch = Scratch::new("audit").unwrap();
         let half = &PATCH[..40];
         let audit = Audit::new(
@@ -229,8 +230,9 @@ mod tests {
         assert_eq!(audit.writes(after_get, "operator", "b").unwrap().len(), 0);
     }
 
+    /// The audit log separates denials by RBAC from refusals by a quota.
     #[test]
-    fn what_a_user_has_no_right_to_is_told_from_what_a_quota_refuses() {
+    fn audit_separates_rbac_denials_from_quota() {
         let line = |user: &str, decision: &str| {
             format!(
                 r#"{{"stage":"ResponseComplete","requestURI":"/api/v1/pods","verb":"list","stageTimestamp":"2026-01-01T00:00:00.000000Z","user":{{"username":"admin"}},"impersonatedUser":{{"username":"{user}"}},"responseStatus":{{"code":403}},"annotations":{{"authorization.k8s.io/decision":"{decision}"}}}}"#

@@ -110,8 +110,9 @@ mod tests {
     use super::*;
     use crate::scratch::Scratch;
 
+    /// The same description gives the same image, and a different seed a different one.
     #[test]
-    fn the_same_description_gives_the_same_image_and_another_seed_another() {
+    fn image_is_determined_by_its_seed() {
         let scratch = Scratch::new("image").unwrap();
         let digest = |name: &str, seed| {
             let layout = Random::new(seed, &[1000, 10])
@@ -123,8 +124,9 @@ mod tests {
         assert_ne!(digest("c", 2), digest("a", 1));
     }
 
+    /// Every layer of every platform is a blob of its own.
     #[test]
-    fn every_layer_of_every_platform_is_a_blob_of_its_own() {
+    fn every_layer_is_a_blob_of_its_own() {
         let scratch = Scratch::new("image").unwrap();
         Random::new(7, &[100, 100, 100])
             .write(scratch.path(), "1")
@@ -134,8 +136,9 @@ mod tests {
         assert_eq!(blobs.count(), 2 * (3 + 1 + 1) + 1);
     }
 
+    /// An image of files starts as the Dockerfile defines.
     #[test]
-    fn an_image_of_files_starts_as_the_dockerfile_says() {
+    fn image_of_files_starts_like_the_dockerfile() {
         let scratch = Scratch::new("image").unwrap();
         let program = File {
             source: scratch.write("program", "#!").unwrap(),
@@ -164,8 +167,9 @@ mod tests {
         assert_eq!(config["Entrypoint"].to_string(), says("ENTRYPOINT"));
     }
 
+    /// An image of files can be packed with its name.
     #[test]
-    fn an_image_of_files_can_be_packed_with_its_name() {
+    fn image_of_files_can_be_packed() {
         let scratch = Scratch::new("image").unwrap();
         let source = scratch.write("program", "#!").unwrap();
         let file = File {

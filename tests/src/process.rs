@@ -154,8 +154,9 @@ mod tests {
         Path::new(&format!("/proc/{id}")).exists()
     }
 
+    /// A daemon logs both outputs and reports its exit code.
     #[tokio::test]
-    async fn a_daemon_logs_both_outputs_and_tells_how_it_ended() {
+    async fn daemon_logs_outputs_and_exit_code() {
         let scratch = Scratch::new("process").unwrap();
         let mut shell = command("sh");
         shell.args(["-c", "echo out; echo err >&2; exit 3"]);
@@ -168,8 +169,9 @@ mod tests {
         assert_eq!(daemon.exited().and_then(|s| s.code()), Some(3));
     }
 
+    /// The end of a daemon reports the signal that ended it.
     #[tokio::test]
-    async fn a_daemon_asked_to_end_is_seen_to_end_by_that_signal() {
+    async fn daemon_end_reports_the_signal() {
         let scratch = Scratch::new("process").unwrap();
         let mut sleep = command("sleep");
         sleep.arg("1000");
@@ -178,8 +180,9 @@ mod tests {
         assert_eq!(daemon.ended().await.unwrap().signal(), Some(15));
     }
 
+    /// A daemon outlives the thread that started it, and is killed on drop.
     #[test]
-    fn a_daemon_outlives_the_thread_that_started_it_and_is_killed_on_drop() {
+    fn daemon_outlives_its_thread_until_drop() {
         let scratch = Scratch::new("process").unwrap();
         let log = scratch.path().join("log");
         let mut daemon = thread::spawn(move || {

@@ -81,8 +81,9 @@ impl Drop for Scratch {
 mod tests {
     use super::*;
 
+    /// A scratch directory is removed with its content on drop.
     #[test]
-    fn is_removed_with_its_content_on_drop() {
+    fn scratch_is_removed_on_drop() {
         let scratch = Scratch::new("scratch").unwrap();
         let file = scratch.write("file", "content").unwrap();
         let path = scratch.path().to_owned();

@@ -52,8 +52,9 @@ mod tests {
         assert_eq!(answer.unwrap(), 3);
     }
 
+    /// The error of a timeout names what did not happen.
     #[tokio::test]
-    async fn says_what_did_not_happen() {
+    async fn timeout_error_names_the_wait() {
         let error = until::<(), _, _>("dawn", Duration::from_millis(20), || async { None })
             .await
             .unwrap_err();

@@ -138,9 +138,10 @@ fn none_differs(differences: &[String]) {
     assert!(differences.is_empty(), "{}", differences.join("\n\n"));
 }
 
+/// The API server has the requested version.
 #[tokio::test]
-async fn the_api_server_is_of_the_version_that_was_asked_for() {
-    if skip_on_existing_cluster("the_api_server_is_of_the_version_that_was_asked_for") {
+async fn api_server_has_requested_version() {
+    if skip_on_existing_cluster("api_server_has_requested_version") {
         return;
     }
     let client = ControlPlane::shared().await.client().await;
@@ -149,8 +150,9 @@ async fn the_api_server_is_of_the_version_that_was_asked_for() {
     assert!(running.starts_with(&wanted), "{running}");
 }
 
+/// A refused document is refused alike with and without an API server.
 #[tokio::test]
-async fn what_is_refused_is_refused_alike_with_and_without_an_api_server() {
+async fn refusals_match_the_api_server() {
     let control_plane = ControlPlane::shared().await;
     let (client, namespace) = (
         control_plane.client().await,
@@ -167,8 +169,9 @@ async fn what_is_refused_is_refused_alike_with_and_without_an_api_server() {
     none_differs(&differences);
 }
 
+/// Specs with one or two mutations are judged alike with and without an API server.
 #[tokio::test]
-async fn specs_with_something_else_in_one_or_two_places_are_judged_alike() {
+async fn mutated_specs_match_the_api_server() {
     let control_plane = ControlPlane::shared().await;
     let (client, namespace) = (
         control_plane.client().await,
@@ -193,8 +196,9 @@ async fn specs_with_something_else_in_one_or_two_places_are_judged_alike() {
     none_differs(&differences);
 }
 
+/// An accepted document gets the same defaults with and without an API server.
 #[tokio::test]
-async fn what_is_accepted_gets_the_same_defaults_with_and_without_an_api_server() {
+async fn defaults_match_the_api_server() {
     let control_plane = ControlPlane::shared().await;
     let (client, namespace) = (
         control_plane.client().await,
@@ -221,8 +225,9 @@ async fn what_is_accepted_gets_the_same_defaults_with_and_without_an_api_server(
     }
 }
 
+/// Changes are judged alike with and without an API server.
 #[tokio::test]
-async fn changes_are_judged_alike_with_and_without_an_api_server() {
+async fn changes_match_the_api_server() {
     let control_plane = ControlPlane::shared().await;
     let (client, namespace) = (
         control_plane.client().await,
@@ -256,8 +261,9 @@ async fn changes_are_judged_alike_with_and_without_an_api_server() {
     none_differs(&differences);
 }
 
+/// The API server accepts a status with a volume that is larger than the request.
 #[tokio::test]
-async fn a_status_is_written_although_the_volume_is_larger_than_was_asked_for() {
+async fn status_accepts_larger_volume_than_requested() {
     let control_plane = ControlPlane::shared().await;
     let (client, namespace) = (
         control_plane.client().await,

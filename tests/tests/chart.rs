@@ -36,8 +36,9 @@ fn named<'a>(objects: &'a [Value], kind: &str) -> Vec<&'a Value> {
     objects.iter().filter(|object| object["kind"] == kind).collect()
 }
 
+/// `helm lint` reports nothing.
 #[tokio::test]
-async fn helm_finds_nothing_to_improve() {
+async fn helm_lint_reports_nothing() {
     let helm = Helm::offline().await;
     helm.run(&["lint", "--strict", "CHART"]).await.unwrap();
 }
@@ -120,8 +121,9 @@ const SHAPES: [(&[&str], &[&str]); 8] = [
     ),
 ];
 
+/// The values decide which objects the chart renders.
 #[tokio::test]
-async fn values_decide_which_objects_there_are() {
+async fn values_select_rendered_objects() {
     let helm = Helm::offline().await;
     for (flags, expected) in SHAPES {
         let objects = helm.template(flags).await.unwrap();
@@ -147,8 +149,9 @@ async fn values_decide_which_objects_there_are() {
     }
 }
 
+/// The values of the chart set the arguments of the operator.
 #[tokio::test]
-async fn what_the_operator_is_told_follows_from_the_values() {
+async fn values_set_the_operators_arguments() {
     let helm = Helm::offline().await;
     for (flags, expected) in [
         (
@@ -207,8 +210,9 @@ async fn what_the_operator_is_told_follows_from_the_values() {
     }
 }
 
+/// The digest of an image overrides its tag.
 #[tokio::test]
-async fn a_digest_wins_over_a_tag() {
+async fn digest_overrides_tag() {
     let helm = Helm::offline().await;
     let digest = format!("sha256:{}", "0".repeat(64));
     let objects = helm
@@ -219,8 +223,9 @@ async fn a_digest_wins_over_a_tag() {
     assert_eq!(container["image"], format!("registry-mirror@{digest}"));
 }
 
+/// With named namespaces no permission of the operator reaches beyond them.
 #[tokio::test]
-async fn without_every_namespace_no_right_of_the_operator_reaches_beyond_those_that_are_named() {
+async fn named_namespaces_limit_rbac_permissions() {
     let helm = Helm::offline().await;
     let objects = helm.template(&["--set=watchNamespaces={a}"]).await.unwrap();
     assert!(named(&objects, "ClusterRoleBinding").is_empty());
@@ -233,8 +238,9 @@ async fn without_every_namespace_no_right_of_the_operator_reaches_beyond_those_t
     assert_eq!(roles[0]["metadata"]["namespace"], "a");
 }
 
+/// No RBAC rule grants a wildcard.
 #[tokio::test]
-async fn no_rule_grants_everything_of_a_kind() {
+async fn no_rule_grants_a_wildcard() {
     let helm = Helm::offline().await;
     for object in helm.template(&[]).await.unwrap() {
         let rules = object["rules"].as_array().into_iter().flatten();
@@ -311,9 +317,10 @@ fn mirror(name: &str, storage: &Value) -> RegistryMirror {
     RegistryMirror::new(name, serde_json::from_value(spec).unwrap())
 }
 
+/// The operator's pod is admitted under the restricted Pod Security Standard.
 #[tokio::test]
-async fn the_operators_pod_is_admitted_under_the_restricted_standard() {
-    if skip_on_existing_cluster("the_operators_pod_is_admitted_under_the_restricted_standard") {
+async fn operator_pod_meets_restricted_standard() {
+    if skip_on_existing_cluster("operator_pod_meets_restricted_standard") {
         return;
     }
     let cluster = Cluster::start().await;

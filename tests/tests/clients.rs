@@ -119,8 +119,9 @@ fn configuration(upstream: &Upstream, scratch: &Path) -> config::Config {
         .0
 }
 
+/// Skopeo pulls all platforms behind a token server, and the second pull costs no blob.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn skopeo_pulls_all_platforms_behind_a_token_server_and_the_second_pull_costs_no_blob() {
+async fn skopeo_pulls_all_platforms_with_tokens() {
     let pair = Pair::start(Access::Bearer(LIMIT)).await;
     for directory in ["first", "second"] {
         let pulled = pair.scratch.path().join(directory);
@@ -141,8 +142,9 @@ async fn skopeo_pulls_all_platforms_behind_a_token_server_and_the_second_pull_co
     assert_eq!(pair.upstream.counts().blob_bytes, 0);
 }
 
+/// Crane resolves, lists and pulls, also while the upstream is down.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn crane_resolves_lists_and_pulls_and_goes_on_when_upstream_is_down() {
+async fn crane_pulls_also_while_upstream_is_down() {
     let mut pair = Pair::start(Access::Basic).await;
     let image = format!("{}/{NAME}", pair.address);
     assert_eq!(
@@ -206,8 +208,9 @@ async fn filled(scratch: &Scratch) -> Upstream {
     upstream
 }
 
+/// `local` serves users over TLS, and writes the CA for them.
 #[tokio::test]
-async fn local_serves_users_over_tls_with_an_authority_that_it_writes_for_them() {
+async fn local_serves_over_tls_with_its_own_ca() {
     let scratch = Scratch::new("local").expect("a directory");
     let upstream = filled(&scratch).await;
     let (_local, address) = local(&scratch, &example("basic-access.yaml", &upstream)).await;

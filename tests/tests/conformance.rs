@@ -169,20 +169,22 @@ fn nothing_is_lost(outcome: &Outcome) {
     assert!(outcome.lost.is_empty(), "{:#?}", outcome.lost);
 }
 
+/// Each requirement that Distribution 2 meets is met through the mirror, cold and warm.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_that_holds_at_debians_registry_is_lost_cold_or_warm() {
+async fn conformance_to_distribution_2_is_kept() {
     nothing_is_lost(&tried(Kind::Distribution2).await);
 }
 
+/// Each requirement that Distribution 3 meets is met through the mirror, cold and warm.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_that_holds_at_distribution_3_is_lost_cold_or_warm() {
+async fn conformance_to_distribution_3_is_kept() {
     nothing_is_lost(&tried(Kind::Distribution3).await);
 }
 
 /// The one registry of the three that knows referrers: through a mirror of it each requirement holds for something,
 /// or it would be shown of nothing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_that_holds_at_olareg_is_lost_and_each_requirement_holds_there() {
+async fn conformance_to_olareg_is_kept_and_complete() {
     let outcome = tried(Kind::Olareg).await;
     nothing_is_lost(&outcome);
     let holds = |requirement: &Requirement| {

@@ -192,17 +192,20 @@ async fn loses_nothing(kind: Kind, at_least: usize) {
     running.await.expect("it ends");
 }
 
+/// The conformance suite passes through the mirror all that olareg, which passes all of it, passes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_conformance_suite_loses_nothing_of_a_registry_that_passes_all_of_it() {
+async fn conformance_suite_passes_like_olareg() {
     loses_nothing(Kind::Olareg, 250).await;
 }
 
+/// The conformance suite passes through the mirror all that Distribution 2 passes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_conformance_suite_loses_nothing_of_distribution_2() {
+async fn conformance_suite_passes_like_distribution_2() {
     loses_nothing(Kind::Distribution2, 150).await;
 }
 
+/// The conformance suite passes through the mirror all that Distribution 3 passes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_conformance_suite_loses_nothing_of_distribution_3() {
+async fn conformance_suite_passes_like_distribution_3() {
     loses_nothing(Kind::Distribution3, 150).await;
 }

@@ -33,16 +33,18 @@ async fn demo(way: &str) -> String {
     text(&output.stdout)
 }
 
+/// Without a cluster the demonstration pulls an image cold, warm and with its registry down.
 #[tokio::test]
-async fn without_a_cluster_an_image_is_pulled_cold_warm_and_without_its_registry() {
+async fn demo_without_cluster_pulls_cold_warm_and_stale() {
     let shown = demo("local").await;
     for outcome in ["MISS 11", "HIT 11", "STALE 1, HIT 10"] {
         assert!(shown.contains(outcome), "{shown}");
     }
 }
 
+/// On a control plane the chart and a spec make a mirror that serves, and that leaves nothing behind.
 #[tokio::test]
-async fn on_a_control_plane_the_chart_and_a_spec_make_a_mirror_that_serves_and_goes_without_a_trace() {
+async fn demo_on_control_plane_serves_and_cleans_up() {
     if testbed::control_plane::skip_on_existing_cluster("the demonstration on a control plane") {
         return;
     }

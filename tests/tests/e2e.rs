@@ -40,9 +40,10 @@ fn ephemeral() -> Value {
     json!({"storage": {"type": "Ephemeral"}})
 }
 
+/// A node pulls through a mirror that the operator deployed.
 #[tokio::test]
 #[ignore = "needs root, an image and a node's programs: make e2e"]
-async fn a_node_pulls_through_a_mirror_that_the_operator_deployed() {
+async fn node_pulls_through_a_deployed_mirror() {
     let (cluster, registry) = Cluster::with_chart_and_registry().await;
     for tag in ["1", "2", "3"] {
         registry.push(&cluster.node, tag).await;
@@ -148,9 +149,10 @@ async fn start_pods(cluster: &Cluster, registry: &Registry, done: &Cell<bool>) -
     number
 }
 
+/// Passwords change while pods pull, and a wrong one changes nothing.
 #[tokio::test]
 #[ignore = "needs root, an image and a node's programs: make e2e"]
-async fn passwords_change_while_pods_pull_and_a_wrong_one_changes_nothing() {
+async fn password_rotation_fails_no_pull() {
     let (cluster, registry) = Cluster::with_chart_and_registry().await;
     cluster.mirror(ephemeral()).await;
     // So that a pull that fails is not made up for by another way.

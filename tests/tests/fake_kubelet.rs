@@ -195,8 +195,9 @@ fn address(pod: &Pod) -> String {
     pod.status.clone().unwrap().pod_ip.unwrap()
 }
 
+/// A Deployment becomes ready, and a change of its Secret arrives without a restart.
 #[tokio::test]
-async fn a_deployment_gets_ready_and_its_secret_changes_without_a_restart() {
+async fn deployment_applies_secret_change_without_restart() {
     // No round of its own comes within the test: the annotation has the Secret read.
     let bed = Bed::new("deployment", Duration::from_hours(1)).await;
     deploy_registry(&bed).await;
@@ -228,8 +229,9 @@ async fn a_deployment_gets_ready_and_its_secret_changes_without_a_restart() {
     }
 }
 
+/// A pod that is deleted ends, and a deleted claim leaves no volume.
 #[tokio::test]
-async fn what_is_deleted_ends_and_leaves_no_volume() {
+async fn deleted_pod_ends_and_leaves_no_volume() {
     let bed = Bed::new("deletion", Duration::from_secs(1)).await;
     deploy_registry(&bed).await;
     let pods = ready_pods(&bed).await;
@@ -268,8 +270,9 @@ async fn what_is_deleted_ends_and_leaves_no_volume() {
     assert!(!Path::new(&path).exists());
 }
 
+/// A container that fails is restarted with a back-off.
 #[tokio::test]
-async fn a_container_that_fails_is_restarted_with_back_off() {
+async fn failing_container_restarts_with_backoff() {
     let bed = Bed::new("crash", Duration::from_secs(1)).await;
     let failing = json!({"name": "c", "image": SHELL, "args": ["-c", "echo ran; exit 3"]});
     bed.create_pod("p", failing, "Always").await;
@@ -284,8 +287,9 @@ async fn a_container_that_fails_is_restarted_with_back_off() {
     assert!(bed.log(&pod).starts_with("ran\nran\n"));
 }
 
+/// A container that fails its liveness probe is restarted.
 #[tokio::test]
-async fn a_container_that_is_not_live_is_restarted() {
+async fn container_failing_liveness_is_restarted() {
     let bed = Bed::new("liveness", Duration::from_secs(1)).await;
     let silent = json!({
         "name": "c", "image": SHELL, "args": ["-c", "exec sleep 1000"],
@@ -307,8 +311,9 @@ async fn a_container_that_is_not_live_is_restarted() {
     assert_eq!((last.exit_code, last.signal), (143, Some(15)));
 }
 
+/// A pod that exits with zero has succeeded, and any other has failed.
 #[tokio::test]
-async fn a_pod_that_ends_well_has_succeeded_and_one_that_does_not_has_failed() {
+async fn ended_pod_succeeds_or_fails() {
     let bed = Bed::new("ends", Duration::from_secs(1)).await;
     let shell = |script: &str| json!({"name": "c", "image": SHELL, "args": ["-c", script]});
     bed.create_pod("good", shell("exit 0"), "Never").await;
@@ -329,8 +334,9 @@ async fn a_pod_that_ends_well_has_succeeded_and_one_that_does_not_has_failed() {
     bed.gone(pods, "good").await;
 }
 
+/// A pod authenticates to the API server as its service account.
 #[tokio::test]
-async fn a_pod_speaks_to_the_api_server_as_its_service_account() {
+async fn pod_authenticates_as_its_service_account() {
     let bed = Bed::new("account", Duration::from_secs(1)).await;
     let whoami = json!({"name": "c", "image": KUBECTL, "args": ["auth", "whoami", "-o", "json"]});
     bed.create_pod("p", whoami, "Never").await;
@@ -346,8 +352,9 @@ async fn a_pod_speaks_to_the_api_server_as_its_service_account() {
     );
 }
 
+/// A pod waits for a missing Secret until it exists.
 #[tokio::test]
-async fn what_is_missing_keeps_a_pod_waiting_until_it_comes() {
+async fn pod_waits_for_missing_secret() {
     let bed = Bed::new("missing", Duration::from_secs(1)).await;
     let shell = json!({
         "name": "c", "image": SHELL, "args": ["-c", "cat /s/key"], "volumeMounts": [{"name": "s", "mountPath": "/s"}],
@@ -366,8 +373,9 @@ async fn what_is_missing_keeps_a_pod_waiting_until_it_comes() {
     assert_eq!(bed.log(&pod), "here");
 }
 
+/// The kubelet does not pull an image that it does not have.
 #[tokio::test]
-async fn an_image_that_it_does_not_have_is_not_pulled() {
+async fn unknown_image_is_not_pulled() {
     let bed = Bed::new("image", Duration::from_secs(1)).await;
     bed.create_pod(
         "p",

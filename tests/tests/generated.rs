@@ -26,16 +26,18 @@ fn assert_up_to_date(path: &str, content: &str) {
     assert!(read(path) == content, "{path} is out of date: run make generate");
 }
 
+/// The chart contains the `CustomResourceDefinition` unchanged.
 #[test]
-fn the_chart_brings_the_definition_as_it_is() {
+fn chart_contains_the_crd_unchanged() {
     assert_up_to_date(
         &format!("{CHART}/files/registrymirrors.yaml"),
         &read("crds/registrymirrors.yaml"),
     );
 }
 
+/// The README of the chart lists every value.
 #[test]
-fn the_charts_readme_tells_every_value() {
+fn chart_readme_lists_every_value() {
     let schema: Value = serde_json::from_str(&chart("values.schema.json")).unwrap();
     let values: Value = serde_saphyr::from_str(&chart("values.yaml")).unwrap();
     let readme = chart("README.md");
@@ -71,8 +73,9 @@ fn chart_and_programs_have_one_version() {
     assert_eq!(chart["appVersion"], env!("CARGO_PKG_VERSION"));
 }
 
+/// The annotations for Artifact Hub match the `CustomResourceDefinition`.
 #[test]
-fn what_artifact_hub_is_told_of_the_definition_is_so() {
+fn artifact_hub_annotations_match_the_crd() {
     let yaml = |text: &str| serde_saphyr::from_str::<Value>(text).unwrap();
     let told = yaml(&chart("Chart.yaml"));
     let annotation = |name: &str| {

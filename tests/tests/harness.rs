@@ -25,8 +25,9 @@ fn config_map(name: &str) -> ConfigMap {
     }
 }
 
+/// A shared control plane gives each test a namespace of its own.
 #[tokio::test]
-async fn a_shared_control_plane_gives_each_test_a_namespace_of_its_own() {
+async fn shared_control_plane_gives_own_namespaces() {
     let control_plane = ControlPlane::shared().await;
     let (a, b) = tokio::join!(control_plane.namespace("same"), control_plane.namespace("same"));
     assert_ne!(a.name(), b.name());
@@ -38,9 +39,10 @@ async fn a_shared_control_plane_gives_each_test_a_namespace_of_its_own() {
     }
 }
 
+/// The audit log attributes a write to its user.
 #[tokio::test]
-async fn the_audit_log_counts_a_write_to_the_user_who_made_it() {
-    if skip_on_existing_cluster("the_audit_log_counts_a_write_to_the_user_who_made_it") {
+async fn audit_log_attributes_writes_to_users() {
+    if skip_on_existing_cluster("audit_log_attributes_writes_to_users") {
         return;
     }
     let control_plane = ControlPlane::shared().await;
@@ -68,8 +70,9 @@ async fn the_audit_log_counts_a_write_to_the_user_who_made_it() {
     assert_eq!(audit.writes(mark, "admin", namespace.name()).unwrap().len(), 0);
 }
 
+/// A service account has only the permissions that it was granted.
 #[tokio::test]
-async fn a_service_account_may_do_nothing_that_it_was_not_given() {
+async fn service_account_has_granted_permissions_only() {
     let control_plane = ControlPlane::shared().await;
     let namespace = control_plane.namespace("rights").await;
     let account = ServiceAccount {
@@ -97,8 +100,9 @@ async fn a_service_account_may_do_nothing_that_it_was_not_given() {
     assert!(status.message.contains(&who), "{}", status.message);
 }
 
+/// Controllers create the pods of a Deployment and delete them with it.
 #[tokio::test]
-async fn controllers_make_the_pods_of_a_deployment_and_collect_them_with_it() {
+async fn controllers_create_and_collect_pods() {
     let control_plane = ControlPlane::shared().await;
     let namespace = control_plane.namespace("controllers").await;
     let deployment: Deployment = serde_json::from_value(json!({
@@ -136,9 +140,10 @@ async fn controllers_make_the_pods_of_a_deployment_and_collect_them_with_it() {
     count(0).await.unwrap();
 }
 
+/// A separate API server can be killed and restarts with its objects.
 #[tokio::test]
-async fn an_api_server_of_ones_own_can_be_killed_and_comes_back_with_its_objects() {
-    if skip_on_existing_cluster("an_api_server_of_ones_own_can_be_killed_and_comes_back_with_its_objects") {
+async fn killed_api_server_restarts_with_objects() {
+    if skip_on_existing_cluster("killed_api_server_restarts_with_objects") {
         return;
     }
     let control_plane = ControlPlane::start(Options::bare()).await.unwrap();

@@ -25,9 +25,10 @@ async fn output_of_pod(node: &Node, name: &str, image: &str, arguments: &[&str])
         .unwrap_or_else(|error| panic!("{error}"))
 }
 
+/// A node runs pods from an imported image, and from a registry that `hosts.toml` names.
 #[tokio::test]
 #[ignore = "needs root, and builds a node's programs for some minutes where they are missing"]
-async fn a_node_runs_pods_from_an_imported_image_and_from_a_registry_that_hosts_toml_names() {
+async fn node_runs_imported_and_hosts_toml_images() {
     assert!(Node::is_possible(), "a node needs root");
     let node = Node::up("rmir-node-test", "").await.unwrap();
     let scratch = Scratch::new("node-test").unwrap();

@@ -163,13 +163,15 @@ async fn there_and_back(version: u8) {
     stop(theirs).await;
 }
 
+/// A cache of Distribution 2 is adopted, and can be used by Distribution again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_cache_of_distribution_2_is_taken_over_and_given_back() {
+async fn distribution_2_cache_is_adopted_and_returned() {
     there_and_back(2).await;
 }
 
+/// A cache of Distribution 3 is adopted, and can be used by Distribution again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_cache_of_distribution_3_is_taken_over_and_given_back() {
+async fn distribution_3_cache_is_adopted_and_returned() {
     there_and_back(3).await;
 }
 
@@ -219,7 +221,7 @@ async fn starts(sample: &Path) -> Result<u16, String> {
 /// Every configuration file that both versions publish, and Debian's. Where one names users, their file is not there
 /// on a fresh machine (Debian's path is a directory): the server starts, and lets nobody in.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_sample_of_distributions_starts_us_unchanged_or_is_refused_by_name() {
+async fn distribution_samples_start_or_are_refused() {
     testbed::install_crypto_provider();
     let (of_2, of_3) = (sources(2).await, sources(3).await);
     let docker = |name: &str| of_2.join("contrib/docker-integration").join(name);
@@ -249,8 +251,9 @@ async fn every_sample_of_distributions_starts_us_unchanged_or_is_refused_by_name
     }
 }
 
+/// Keys that would change what is safe, or served, are refused by name.
 #[tokio::test]
-async fn what_would_change_what_is_safe_or_served_stays_refused_by_name() {
+async fn unsafe_keys_are_refused_by_name() {
     let scratch = Scratch::new("refused").expect("a directory");
     for (section, key) in [
         ("middleware: {registry: [{name: x}]}", "middleware"),

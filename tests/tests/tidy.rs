@@ -21,7 +21,7 @@ const FUNCTION_LINES: usize = 60;
 
 /// A new arrow is a decision: `make generate` draws it, and whoever reads the change sees it.
 #[test]
-fn modules_use_each_other_as_it_is_drawn() {
+fn module_imports_match_the_drawing() {
     for krate in ["mirror", "operator"] {
         let drawing = workspace().join(format!("tests/tests/tidy/{krate}.txt"));
         let found = imports::drawing(&workspace().join(krate).join("src"));
@@ -36,8 +36,9 @@ fn modules_use_each_other_as_it_is_drawn() {
     }
 }
 
+/// The mirror does not depend on Kubernetes.
 #[test]
-fn the_mirror_knows_nothing_of_kubernetes() {
+fn mirror_does_not_depend_on_kubernetes() {
     let manifest = read(&workspace().join("mirror/Cargo.toml"));
     for dependency in ["kube", "k8s-openapi", "crds"] {
         let named = manifest
@@ -47,8 +48,9 @@ fn the_mirror_knows_nothing_of_kubernetes() {
     }
 }
 
+/// No production file is longer than the limit.
 #[test]
-fn no_production_file_is_too_long_to_read() {
+fn production_files_are_short() {
     let long: Vec<_> = rust_files()
         .filter(|path| is_production(path))
         .map(|path| (production(&read(&path)).lines().count(), path))
@@ -57,8 +59,9 @@ fn no_production_file_is_too_long_to_read() {
     assert!(long.is_empty(), "{long:?}");
 }
 
+/// No production function is longer than the limit.
 #[test]
-fn no_production_function_is_too_long_to_keep_in_mind() {
+fn production_functions_are_short() {
     let long: Vec<_> = rust_files()
         .filter(|path| is_production(path))
         .flat_map(|path| {
@@ -73,8 +76,9 @@ fn no_production_function_is_too_long_to_keep_in_mind() {
     assert!(long.is_empty(), "{long:?}");
 }
 
+/// No file has a name without meaning.
 #[test]
-fn files_are_named_for_what_they_hold() {
+fn files_are_named_for_their_content() {
     for path in rust_files() {
         let stem = path
             .file_stem()
@@ -89,8 +93,9 @@ fn files_are_named_for_what_they_hold() {
     }
 }
 
+/// No file contains a note of work to do, or a path of a machine.
 #[test]
-fn nothing_is_left_to_do_and_no_machine_is_named() {
+fn no_todo_and_no_machine_path_is_left() {
     // In two halves, so as not to find themselves.
     let words = [
         concat!("TO", "DO"),
@@ -107,8 +112,9 @@ fn nothing_is_left_to_do_and_no_machine_is_named() {
     }
 }
 
+/// Every relative link of the documentation resolves.
 #[test]
-fn every_link_of_the_documentation_leads_somewhere() {
+fn documentation_links_resolve() {
     let mut broken = Vec::new();
     for path in files().filter(|path| path.extension().is_some_and(|extension| extension == "md")) {
         for link in sources::links(&read(&path)) {
@@ -125,7 +131,7 @@ fn every_link_of_the_documentation_leads_somewhere() {
 /// docs/mirror.md is a table of promises, docs/conformance.md one of a specification's requirements, each with the test
 /// that shows it.
 #[test]
-fn every_promise_names_a_test_that_exists() {
+fn promises_name_existing_tests() {
     let sources: String = rust_files().map(|path| read(&path)).collect();
     for (document, least) in [("docs/mirror.md", 100), ("docs/conformance.md", 35)] {
         let named = shown_by(&read(&workspace().join(document)));
@@ -138,8 +144,9 @@ fn every_promise_names_a_test_that_exists() {
     }
 }
 
+/// Every requirement that is checked is in the table of docs/conformance.md.
 #[test]
-fn every_requirement_that_is_checked_is_in_the_table() {
+fn checked_requirements_are_documented() {
     let named = shown_by(&read(&workspace().join("docs/conformance.md")));
     let lists = rust_files().filter(|path| path.components().any(|part| part.as_os_str() == "conformance"));
     let checked: Vec<String> = lists

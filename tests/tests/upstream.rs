@@ -33,8 +33,9 @@ async fn assert_pulls(upstream: &Upstream, image: &Layout, scratch: &Scratch) {
     );
 }
 
+/// An image is returned as it was pushed, and its requests are counted once.
 #[tokio::test]
-async fn an_image_comes_back_as_it_was_pushed_and_is_counted_once() {
+async fn image_is_returned_unchanged_and_counted_once() {
     let scratch = Scratch::new("upstream-test").unwrap();
     let (upstream, image) = filled(Options::default(), &scratch).await;
     assert_eq!(upstream.counts().requests(), 0);
@@ -74,8 +75,9 @@ async fn basic_access_follows_its_users() {
     assert_ne!(status("two").await, 401);
 }
 
+/// Bearer access issues tokens to its users only.
 #[tokio::test]
-async fn bearer_access_gives_tokens_to_its_users_only() {
+async fn bearer_access_issues_tokens_to_users_only() {
     let scratch = Scratch::new("upstream-test").unwrap();
     let access = Access::Bearer(Duration::from_mins(5));
     let (mut upstream, image) = filled(Options::protected(access, USER), &scratch).await;
@@ -92,8 +94,9 @@ async fn bearer_access_gives_tokens_to_its_users_only() {
     assert_eq!((status("one").await, status("two").await), (401, 200));
 }
 
+/// TLS serves the given certificate.
 #[tokio::test]
-async fn tls_is_served_with_the_certificate_given() {
+async fn tls_serves_the_given_certificate() {
     let scratch = Scratch::new("upstream-test").unwrap();
     let authority = Authority::new("test").unwrap();
     let options = Options::default().tls(authority.serving(&["127.0.0.1"]).unwrap());
@@ -112,8 +115,9 @@ async fn tls_is_served_with_the_certificate_given() {
     assert_eq!(answer.status(), 200);
 }
 
+/// An upstream that is down refuses connections until it is back.
 #[tokio::test]
-async fn an_upstream_that_is_down_refuses_connections_until_it_comes_back() {
+async fn stopped_upstream_refuses_connections() {
     let scratch = Scratch::new("upstream-test").unwrap();
     let (mut upstream, image) = filled(Options::default(), &scratch).await;
     let url = format!("{}/v2/", upstream.url());

@@ -64,6 +64,7 @@ mod tests {
 
     use super::*;
 
+    /// A key that occurs several times in a list is reported once, at its first repetition.
     #[test]
     fn duplicate_key_is_reported_once() {
         let schema = json!({"properties": {"upstreams": {

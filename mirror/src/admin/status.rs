@@ -64,8 +64,9 @@ mod tests {
     use super::*;
     use crate::credentials::CredentialState;
 
+    /// The status document has the field names that operators read.
     #[test]
-    fn the_document_has_the_names_that_operators_read() {
+    fn status_document_has_operator_field_names() {
         let status = Status {
             version: "1.2.3".into(),
             uptime_seconds: 5,

@@ -134,8 +134,9 @@ mod tests {
     }
 
     proptest! {
+        /// A value that is written parses back to the same value.
         #[test]
-        fn what_is_written_reads_back_the_same(nanoseconds: i64) {
+        fn written_value_parses_back(nanoseconds: i64) {
             let duration = GoDuration(SignedDuration::from_nanos(nanoseconds));
             prop_assert_eq!(duration.to_string().parse(), Ok(duration));
         }

@@ -50,6 +50,7 @@ mod tests {
         Ok((file, notices))
     }
 
+    /// An environment variable has the same effect as its YAML.
     #[test_case("PROXY_REMOTEURL", "https://quay.io", "proxy: {remoteurl: 'https://quay.io'}")]
     #[test_case("PROXY_USERNAME", "12345", "proxy: {username: '12345'}"; "a number as text")]
     #[test_case("PROXY_TTL", "48h", "proxy: {ttl: 48h}")]
@@ -113,7 +114,7 @@ mod tests {
         "auth: {htpasswd: {realm: basic-realm}}"
     )]
     #[test_case("REDIS_ADDR", "localhost:6379", "redis: {}")]
-    fn a_variable_means_what_the_yaml_means(name: &str, value: &str, yaml: &str) {
+    fn variable_equals_its_yaml(name: &str, value: &str, yaml: &str) {
         let (file, notices) = applied("", &[(&format!("REGISTRY_{name}"), value)]).unwrap();
         assert_eq!(file, File::parse(yaml).unwrap());
         assert_eq!(notices, []);
@@ -133,20 +134,22 @@ mod tests {
         assert_eq!(file, File::parse(new).unwrap());
     }
 
+    /// A variable whose name matches no key gives a notice, and no error.
     #[test_case("REGISTRY_PORT_5000_TCP_ADDR"; "as Kubernetes names a Service")]
     #[test_case("REGISTRY_SERVICE_HOST")]
     #[test_case("REGISTRY_HEALTH_FILE_0_FILE"; "the YAML key in place of the field's name")]
     #[test_case("REGISTRY_proxy_remoteurl"; "lower case")]
     #[test_case("REGISTRY_")]
-    fn a_name_that_leads_nowhere_is_only_a_notice(name: &str) {
+    fn unknown_variable_gives_a_notice(name: &str) {
         let (file, notices) = applied("", &[(name, "tcp://10.0.0.1:5000")]).unwrap();
         assert_eq!(file, File::default());
         assert_eq!(notices.len(), 1);
         assert!(notices[0].to_string().contains(name), "{}", notices[0]);
     }
 
+    /// Variables without the prefix give no notice.
     #[test]
-    fn other_variables_are_nothing_to_us() {
+    fn unrelated_variables_are_ignored() {
         let (_, notices) = applied("", &[("HOME", "/"), (CONFIGURATION_PATH, "/config.yml")]).unwrap();
         assert_eq!(notices, []);
     }
@@ -165,8 +168,9 @@ mod tests {
     }
 
     proptest! {
+        /// No name and no value of a variable makes the parser panic.
         #[test]
-        fn no_variable_makes_it_panic(name in "[A-Z0-9_]{0,40}", value: String) {
+        fn any_variable_does_not_panic(name in "[A-Z0-9_]{0,40}", value: String) {
             let _ = applied("", &[(&format!("REGISTRY_{name}"), &value)]);
         }
     }

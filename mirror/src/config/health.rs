@@ -185,8 +185,9 @@ mod tests {
         Health::new(&File::parse(&format!("health: {yaml}"))?.health)
     }
 
+    /// The storage check runs only if it is enabled.
     #[test]
-    fn the_storage_check_runs_only_where_it_is_enabled() {
+    fn storage_check_requires_enabled() {
         assert_eq!(health("{storagedriver: {interval: 1s}}").unwrap().storage, None);
         let schedule = health("{storagedriver: {enabled: true}}")
             .unwrap()
@@ -204,18 +205,20 @@ mod tests {
         assert_eq!(health.tcp[0].timeout, DEFAULT_TIMEOUT);
     }
 
+    /// An interval of nanoseconds is raised to the shortest interval, which keeps no core busy.
     #[test]
-    fn an_interval_of_nanoseconds_does_not_keep_a_core_busy() {
+    fn nanosecond_interval_has_a_minimum() {
         let health = health("{file: [{file: /down, interval: 10, threshold: 3}]}").unwrap();
         assert_eq!(health.files[0].schedule.interval, SHORTEST_INTERVAL);
         assert_eq!(health.files[0].schedule.threshold, 3);
     }
 
+    /// The error for an invalid value names its key.
     #[test_case("{file: [{}]}" => "health.file[0].file: must be set")]
     #[test_case("{http: [{uri: a}]}" => "health.http[0].uri: relative URL without a base")]
     #[test_case("{http: [{uri: 'http://a', statuscode: 7}]}" => "health.http[0].statuscode: invalid status code")]
     #[test_case("{tcp: [{addr: a}]}" => "health.tcp[0].addr: expected host:port")]
-    fn what_makes_no_sense_is_named(yaml: &str) -> String {
+    fn invalid_value_error_names_key(yaml: &str) -> String {
         health(yaml).unwrap_err().to_string()
     }
 }

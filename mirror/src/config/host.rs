@@ -58,6 +58,7 @@ mod tests {
     use super::*;
     use test_case::test_case;
 
+    /// All names of Docker Hub become one, and a host is written in one way.
     #[test_case("docker.io" => "docker.io")]
     #[test_case("index.docker.io" => "docker.io")]
     #[test_case("Registry-1.Docker.IO" => "docker.io")]
@@ -69,10 +70,11 @@ mod tests {
     #[test_case("[2001:db8::1]:443" => "[2001:db8::1]")]
     #[test_case("[2001:db8::443]" => "[2001:db8::443]")]
     #[test_case("registry.example:80" => "registry.example:80"; "asked over https")]
-    fn names_become_one(text: &str) -> String {
+    fn docker_hub_names_are_canonical(text: &str) -> String {
         canonical(text).unwrap().to_string()
     }
 
+    /// A host matches the spellings that clients use for it.
     #[test_case("docker.io", "docker.io", "https" => true)]
     #[test_case("Index.Docker.io", "docker.io", "https" => true)]
     #[test_case("registry-1.docker.io:443", "docker.io", "https" => true)]
@@ -85,12 +87,13 @@ mod tests {
     #[test_case("a.test:80", "a.test", "https" => false; "no default port of https")]
     #[test_case("[::1]:443", "[::1]", "https" => true)]
     #[test_case(":443", "docker.io", "https" => false; "a port alone")]
-    fn clients_write_a_name_in_several_ways(text: &str, host: &str, scheme: &str) -> bool {
+    fn host_matches_client_spellings(text: &str, host: &str, scheme: &str) -> bool {
         is_name_of(text, &host.parse().unwrap(), scheme)
     }
 
+    /// Docker Hub is requested at registry-1.docker.io, any other host at its own name.
     #[test]
-    fn docker_hub_is_asked_at_its_registry() {
+    fn docker_hub_default_remote_is_registry_1() {
         let remote = |name: &str| default_remote(&name.parse().unwrap());
         assert_eq!(remote("docker.io"), "https://registry-1.docker.io");
         assert_eq!(remote("quay.io"), "https://quay.io");

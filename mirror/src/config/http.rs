@@ -260,8 +260,9 @@ mod tests {
         http(yaml).unwrap().prefix
     }
 
+    /// The default drain timeout is below the grace period of Kubernetes.
     #[test]
-    fn drain_is_below_what_kubernetes_waits_unless_it_is_set() {
+    fn drain_timeout_defaults_below_kubernetes() {
         assert_eq!(http("{}").unwrap().drain_timeout, Duration::from_secs(25));
         assert_eq!(
             http("{draintimeout: 60s}").unwrap().drain_timeout,
@@ -276,8 +277,9 @@ mod tests {
         http(yaml).unwrap().lame_duck
     }
 
+    /// The admin port serves metrics unless they are turned off.
     #[test]
-    fn the_admin_port_opens_with_metrics_unless_they_are_turned_off() {
+    fn admin_port_serves_metrics_by_default() {
         let admin = |yaml| http(yaml).unwrap().admin;
         assert_eq!(admin("{}"), None);
         let on = admin("{debug: {addr: ':5001'}}").unwrap();
@@ -286,8 +288,9 @@ mod tests {
         assert_eq!(off.metrics_path, None);
     }
 
+    /// The TLS section sets the minimum version and the client CAs.
     #[test]
-    fn tls_has_its_versions_and_client_authorities() {
+    fn tls_reads_versions_and_client_cas() {
         let yaml = "{tls: {certificate: /c, key: /k, clientcas: [/ca], minimumtls: tls1.3, \
                     clientauth: verify-client-cert-if-given}}";
         let tls = http(yaml).unwrap().tls.unwrap();
@@ -295,8 +298,9 @@ mod tests {
         assert_eq!(tls.client_cas, [PathBuf::from("/ca")]);
     }
 
+    /// A configured header keeps all its values.
     #[test]
-    fn all_values_of_a_header_are_kept() {
+    fn header_values_are_all_kept() {
         let headers = http("{headers: {X-A: [b, c]}}").unwrap().headers;
         assert_eq!(headers.get_all("x-a").iter().collect::<Vec<_>>(), ["b", "c"]);
     }
@@ -307,6 +311,7 @@ mod tests {
         http(yaml).unwrap().max_connections
     }
 
+    /// The error for an invalid value names its key.
     #[test_case("{maxconnections: 0}" => "http.maxconnections: must be at least 1")]
     #[test_case("{addr: localhost}" => "http.addr: expected host:port or :port, got \"localhost\"")]
     #[test_case("{addr: ':70000'}" => "http.addr: expected host:port or :port, got \":70000\"")]
@@ -321,7 +326,7 @@ mod tests {
     #[test_case("{debug: {addr: ':1', prometheus: {path: '/{a'}}}" => "http.debug.prometheus.path: must be a plain path, without any of {}:*")]
     #[test_case("{prefix: '/a?b/'}" => "http.prefix: expected a path like /registry/ of letters, digits, -._~")]
     #[test_case("{debug: {addr: '5001'}}" => "http.debug.addr: expected host:port or :port, got \"5001\"")]
-    fn what_makes_no_sense_is_named(yaml: &str) -> String {
+    fn invalid_value_error_names_key(yaml: &str) -> String {
         http(yaml).unwrap_err().to_string()
     }
 }

@@ -201,6 +201,7 @@ mod tests {
     use crate::config::reference;
     use test_case::test_case;
 
+    /// A key without effect gives exactly one notice.
     #[test_case("http: {secret: s}", "http.secret")]
     #[test_case("http: {host: 'https://a'}", "http.host")]
     #[test_case("http: {relativeurls: true}", "http.relativeurls")]
@@ -233,19 +234,20 @@ mod tests {
     #[test_case("validation: {disabled: true}", "validation")]
     #[test_case("policy: {repository: {classes: [image]}}", "policy")]
     #[test_case("proxy: {remoteurl: 'http://a', username: u}", "proxy.remoteurl")]
-    fn keys_without_effect_give_exactly_one_notice(yaml: &str, key: &str) {
+    fn ineffective_key_gives_one_notice(yaml: &str, key: &str) {
         let file = File::parse(yaml).unwrap();
         let notices: Vec<_> = notices(&file).map(|n| n.key).collect();
         assert_eq!(notices, [key]);
         assert!(refuse(&file).is_ok());
     }
 
+    /// Keys that the server cannot ignore are refused, with their names.
     #[test_case("middleware: {storage: [{name: cloudfront}]}", "middleware")]
     #[test_case("auth: {token: {realm: r}}", "auth.token")]
     #[test_case("auth: {silly: {realm: r}}", "auth.silly")]
     #[test_case("http: {tls: {letsencrypt: {email: e}}}", "http.tls.letsencrypt")]
     #[test_case("proxy: {exec: {command: c}}", "proxy.exec")]
-    fn keys_that_cannot_be_ignored_are_refused_by_name(yaml: &str, key: &str) {
+    fn unsupported_keys_are_refused_by_name(yaml: &str, key: &str) {
         let file = File::parse(yaml).unwrap();
         let message = refuse(&file).unwrap_err().to_string();
         assert!(
@@ -274,8 +276,9 @@ mod tests {
         key.to_owned()
     }
 
+    /// A configuration with supported keys only gives no notice.
     #[test]
-    fn a_file_of_our_own_gives_no_notice() {
+    fn mirror_config_gives_no_notice() {
         let file = File::parse("proxy: {remoteurl: 'https://a', username: u, password: p}").unwrap();
         assert_eq!(notices(&file).count(), 0);
     }
@@ -307,7 +310,7 @@ mod tests {
 
     /// What Distribution's reference does not name is an extension; what it names is none.
     #[test]
-    fn extensions_are_what_distribution_does_not_know() {
+    fn extensions_are_unknown_to_distribution() {
         let samples = ["reference-2.8", "reference-3"].map(|name| {
             let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/samples");
             let yaml = std::fs::read_to_string(format!("{directory}/{name}.yml")).unwrap();
@@ -335,8 +338,9 @@ mod tests {
         format!("| key | meaning | default | in Distribution |\n|---|---|---|---|\n{rows}")
     }
 
+    /// The documentation contains every key in its class.
     #[test]
-    fn the_documentation_has_every_key_in_its_class() {
+    fn documentation_lists_every_key() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/mirror.md");
         let text = std::fs::read_to_string(path).unwrap();
         let (before, rest) = text.split_once("<!-- keys -->\n").unwrap();

@@ -122,9 +122,10 @@ mod tests {
         assert_eq!(fields["canary"], true);
     }
 
+    /// An unknown level or format in the log section is an error.
     #[test_case("log: {level: loud}" => "line 1: log.level: not a level: expected error, warn, info or debug")]
     #[test_case("log: {formatter: xml}" => "log.formatter: expected text, json or logstash")]
-    fn what_nobody_knows_is_an_error(yaml: &str) -> String {
+    fn invalid_log_value_is_an_error(yaml: &str) -> String {
         log(yaml).unwrap_err().to_string()
     }
 }

@@ -356,8 +356,9 @@ mod tests {
         Ok(part)
     }
 
+    /// The overlay sets each value at the place that its path names.
     #[test]
-    fn values_land_where_their_path_leads() {
+    fn overlay_values_follow_their_path() {
         let part = put(&[
             ("PARTS_0_WORD", "a"),
             ("PARTS_1_PARTS_0_WORD", "b"),
@@ -369,21 +370,24 @@ mod tests {
         assert_eq!(part.files["x"], 7);
     }
 
+    /// The overlay replaces a whole section by the YAML that is set for it.
     #[test]
-    fn a_whole_section_is_replaced_by_its_yaml() {
+    fn overlay_yaml_replaces_a_section() {
         let part = put(&[("WORD", "old"), ("PARTS", "[{word: a}, {}]"), ("WORD", "~")]).unwrap();
         assert_eq!((part.parts.len(), part.word), (2, None));
     }
 
+    /// The overlay finds keys of maps in any letter case.
     #[test]
-    fn keys_of_maps_are_found_whatever_their_case() {
+    fn overlay_map_keys_ignore_case() {
         let mut map = BTreeMap::from([("X-Thing".to_owned(), String::new())]);
         map.overlay(&["X-THING"], "new").unwrap();
         assert_eq!(map, BTreeMap::from([("X-Thing".to_owned(), "new".to_owned())]));
     }
 
+    /// A gap in a list and a path that leads to no key are errors.
     #[test]
-    fn a_gap_in_a_list_and_a_path_to_nowhere_are_errors() {
+    fn overlay_list_gaps_and_unknown_paths_fail() {
         let gap = put(&[("PARTS_1_WORD", "a")]).unwrap_err();
         assert!(
             matches!(&gap, OverlayError::Invalid(why) if why.contains("next new one would be 0")),
@@ -395,8 +399,9 @@ mod tests {
         }
     }
 
+    /// The error for a value that does not fit does not contain the value.
     #[test]
-    fn a_value_that_does_not_fit_is_not_repeated_in_the_error() {
+    fn overlay_error_hides_value() {
         let error = put(&[("WORD", "[hunter2]")]).unwrap_err();
         assert!(
             matches!(&error, OverlayError::Invalid(why) if !why.contains("hunter2")),

@@ -184,8 +184,9 @@ mod tests {
             .cache
     }
 
+    /// Without the extension the cache behaves as the one of Distribution.
     #[test]
-    fn without_our_extension_the_cache_behaves_as_distributions() {
+    fn cache_defaults_are_distributions() {
         let cache = cache("");
         assert_eq!(cache.ttl, Some(WEEK));
         assert_eq!(cache.ttl_from, TtlFrom::FirstFetch);
@@ -205,8 +206,9 @@ mod tests {
         cache(yaml).ttl
     }
 
+    /// The extension sets every option of the cache.
     #[test]
-    fn the_extension_sets_all_of_the_cache() {
+    fn cache_extension_sets_every_option() {
         let cache = cache(
             "cache: {ttlfrom: LastUse, tagttl: 5m, staleiferror: 0, maxsize: 90%, scrubperiod: 0, \
              staleifdenied: true, offline: true, readonly: true, pinned: ['docker.io/library/*:*']}",
@@ -220,17 +222,20 @@ mod tests {
         assert!(cache.offline && cache.readonly && cache.pinned.matches("docker.io/library/nginx:1"));
     }
 
+    /// The error for an invalid value names its key.
     #[test_case("{remoteurl: 'https://a', cache: {pinned: ['a[']}}", "proxy.cache.pinned")]
     #[test_case("{remoteurl: 'https://a', cache: {maxsize: 90m}}", "not a size")]
     #[test_case("{remoteurl: 'https://a', cache: {ttlfrom: Never}}", "LastUse, FirstFetch")]
     #[test_case("{remoteurl: 'https://a', ttl: forever}", "not a duration")]
-    fn what_makes_no_sense_is_named(yaml: &str, part: &str) {
+    fn invalid_value_error_names_key(yaml: &str, part: &str) {
         let message = proxy(yaml).unwrap_err().to_string();
         assert!(message.contains(part), "{message}");
     }
 
+    /// An exclude pattern overrides the include patterns, and without include patterns every repository is
+    /// admitted.
     #[test]
-    fn exclude_wins_over_include_and_no_include_admits_all() {
+    fn exclude_overrides_include() {
         let admits = |yaml: &str, name: &str| {
             let yaml = format!("{{upstreams: [{{host: a.example, {yaml}}}]}}");
             proxy(&yaml).unwrap().upstreams[0].admits(&name.parse().unwrap())

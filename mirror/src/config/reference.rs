@@ -268,6 +268,7 @@ mod tests {
         found.into_iter().map(|entry| entry.key).collect()
     }
 
+    /// A name in any letter case, or of a variable, maps to its keys.
     #[test_case("http.addr" => vec!["http.addr"])]
     #[test_case("HTTP.Addr" => vec!["http.addr"]; "in another case")]
     #[test_case("REGISTRY_HTTP_ADDR" => vec!["http.addr"]; "a variable")]
@@ -283,7 +284,7 @@ mod tests {
     #[test_case("redis.pool.maxidle" => vec!["redis"]; "below a key without effect")]
     #[test_case("storage.s3.bucket" => vec!["storage.s3"]; "below a key that is refused")]
     #[test_case("REGISTRY_STORAGE_RADOS_POOLNAME" => vec!["storage.rados"]; "a variable of one that is refused")]
-    fn names_lead_to_their_keys(name: &str) -> Vec<String> {
+    fn names_map_to_their_keys(name: &str) -> Vec<String> {
         keys(name)
     }
 
@@ -328,8 +329,9 @@ mod tests {
         find(name).unwrap().remove(0).default
     }
 
+    /// Every key has a meaning, and its name and its variable map to it.
     #[test]
-    fn all_keys_have_a_meaning_and_lead_to_themselves() {
+    fn keys_have_a_meaning_and_map_to_themselves() {
         for entry in all() {
             assert!(
                 entry.meaning.len() > 10 && entry.meaning.ends_with('.'),
@@ -341,8 +343,9 @@ mod tests {
     }
 
     proptest! {
+        /// No name and no path makes the lookup panic.
         #[test]
-        fn no_name_makes_it_panic(name: String, path in "(REGISTRY_)?[a-z.\\[\\]0-9_]{0,40}") {
+        fn any_name_does_not_panic(name: String, path in "(REGISTRY_)?[a-z.\\[\\]0-9_]{0,40}") {
             let _ = (find(&name), find(&path));
         }
     }

@@ -140,8 +140,9 @@ mod tests {
     }
 
     proptest! {
+        /// A value that is written parses back to the same value.
         #[test]
-        fn what_is_written_reads_back_the_same(bytes in 1..u64::MAX) {
+        fn written_value_parses_back(bytes in 1..u64::MAX) {
             let size = MaxSize::Bytes(bytes);
             prop_assert_eq!(size.to_string().parse(), Ok(size));
         }

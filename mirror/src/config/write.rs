@@ -288,8 +288,9 @@ proxy:
         Config::new(&File::parse(yaml).unwrap()).unwrap()
     }
 
+    /// A configuration that is written parses back to the same configuration.
     #[test]
-    fn what_is_written_means_the_same() {
+    fn written_config_means_the_same() {
         for yaml in [EVERYTHING, "proxy: {remoteurl: 'https://registry-1.docker.io'}"] {
             let config = config(yaml);
             let written = File::from(&config).to_yaml();

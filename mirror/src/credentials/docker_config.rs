@@ -271,6 +271,7 @@ mod tests {
         entries.find(&upstream("{host: quay.io}"))
     }
 
+    /// A key of the file matches its upstream in every spelling.
     #[test_case("https://index.docker.io/v1/", "{host: docker.io}")]
     #[test_case("docker.io", "{host: docker.io}")]
     #[test_case("registry-1.docker.io", "{host: docker.io}")]
@@ -286,20 +287,22 @@ mod tests {
         "r.example/api/team",
         "{host: r.example, remoteurl: 'https://r.example/api', repositoryprefix: team}"
     )]
-    fn a_key_finds_its_upstream(key: &str, yaml: &str) {
+    fn key_matches_its_upstream(key: &str, yaml: &str) {
         assert_eq!(user(&[key], yaml), key);
     }
 
+    /// A key of a different registry gives no credential.
     #[test_case("quay.io.evil.example", "{host: quay.io}")]
     #[test_case("quay.io:8443", "{host: quay.io}")]
     #[test_case("r.example/team", "{host: r.example}"; "a path of only some repositories")]
     #[test_case("r.example/tea", "{host: r.example, repositoryprefix: team}"; "half a component")]
-    fn a_key_of_another_registry_gives_nothing(key: &str, yaml: &str) {
+    fn key_of_other_registry_is_not_used(key: &str, yaml: &str) {
         assert_eq!(user(&[key], yaml), "nobody");
     }
 
+    /// The key with the most specific path wins, and a key by name wins over one by address.
     #[test]
-    fn the_most_specific_path_wins_and_the_name_over_the_address() {
+    fn most_specific_key_wins() {
         let keys = [
             "r.example",
             "r.example/team",
@@ -342,6 +345,7 @@ mod tests {
         );
     }
 
+    /// The error for a file that is no Docker configuration contains nothing of it.
     #[test_case("")]
     #[test_case(r#"{"keyedBy": "hunter2", "auths": {}}"#; "keys of another kind")]
     #[test_case("{}")]
@@ -349,7 +353,7 @@ mod tests {
     #[test_case(r#"{"auths": {"quay.io": "hunter2"}}"#)]
     #[test_case(r#"{"auths": {"quay.io": {"auth": ["hunter2"]}}}"#)]
     #[test_case(r#"{"auths": {"quay.io": {"auth": "hunter2"}"#; "cut short")]
-    fn what_is_no_such_file_is_an_error_that_shows_nothing_of_it(json: &str) {
+    fn invalid_file_error_hides_content(json: &str) {
         let error = Entries::parse(json.as_bytes()).unwrap_err();
         assert!(
             error.starts_with("not a docker configuration") && !error.contains("hunter2"),
@@ -358,8 +362,9 @@ mod tests {
     }
 
     proptest! {
+        /// No content of the file makes the parser panic.
         #[test]
-        fn no_file_makes_it_panic(json: Vec<u8>, key: String, auth: String) {
+        fn any_credentials_file_does_not_panic(json: Vec<u8>, key: String, auth: String) {
             let _ = Entries::parse(&json);
             let entry = serde_json::json!({"auths": {key: {"auth": auth}}});
             let entries = Entries::parse(entry.to_string().as_bytes()).unwrap();

@@ -92,8 +92,9 @@ mod tests {
 
     const ENTRY: &str = r#"{"auths":{"quay.io":{"auth":"dTpw"}}}"#;
 
+    /// All three files of the directory are read.
     #[test]
-    fn all_three_files_are_read() {
+    fn credentials_files_are_all_read() {
         let directory = tempfile::tempdir().unwrap();
         fs::write(directory.path().join("config.json"), ENTRY).unwrap();
         fs::write(directory.path().join("last-good.json"), ENTRY).unwrap();
@@ -103,15 +104,17 @@ mod tests {
         assert_eq!(snapshot.candidates.unwrap(), snapshot.last_good);
     }
 
+    /// A directory that does not exist is reported as missing, with the version that the caller counts.
     #[test]
-    fn what_is_not_there_is_missing_and_the_generation_counts() {
+    fn absent_directory_is_missing() {
         let snapshot = Snapshot::read(Path::new("/nowhere"), 3);
         assert_eq!(snapshot.candidates, Err(Problem::Missing));
         assert_eq!((snapshot.last_good, snapshot.version), (Entries::default(), 3));
     }
 
+    /// A candidate file that does not parse leaves the last good entries in place.
     #[test]
-    fn a_broken_candidate_leaves_the_last_good_one() {
+    fn broken_candidate_keeps_last_good() {
         let directory = tempfile::tempdir().unwrap();
         fs::write(directory.path().join("config.json"), "{").unwrap();
         fs::write(directory.path().join("last-good.json"), ENTRY).unwrap();

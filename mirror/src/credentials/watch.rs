@@ -126,8 +126,9 @@ mod tests {
         snapshot.clone()
     }
 
+    /// The watch reads every swap of the directory, and never a mixture of two.
     #[tokio::test]
-    async fn every_swap_of_the_directory_is_seen_whole() {
+    async fn directory_swap_is_read_whole() {
         let root = tempfile::tempdir().unwrap();
         publish(root.path(), 10);
         let watch = Watch::start(root.path()).await;
@@ -142,8 +143,9 @@ mod tests {
         }
     }
 
+    /// The watch finds a directory that is created after the start.
     #[tokio::test]
-    async fn a_directory_that_comes_later_is_found() {
+    async fn late_directory_is_found() {
         let root = tempfile::tempdir().unwrap();
         let late = root.path().join("late");
         let watch = Watch::start(&late).await;

@@ -302,8 +302,9 @@ fn verify(mut staged: Staged) -> Result<Staged, Stop> {
 mod tests {
     use super::*;
 
+    /// The bytes that a blob has already are skipped, also across chunks.
     #[test]
-    fn what_is_there_already_is_skipped_across_chunks() {
+    fn present_bytes_are_skipped_across_chunks() {
         let mut skip = 5;
         let batch = vec![
             Ok(Bytes::from_static(b"abc")),
@@ -314,8 +315,9 @@ mod tests {
         assert_eq!((chunks.concat(), trouble, skip), (b"fgh".to_vec(), None, 0));
     }
 
+    /// The chunks that arrive ahead of an error are kept.
     #[test]
-    fn what_came_before_an_error_is_kept() {
+    fn chunks_ahead_of_an_error_are_kept() {
         let error = ended_early(3);
         let batch = vec![
             Ok(Bytes::from_static(b"abc")),

@@ -110,8 +110,9 @@ mod tests {
         Arc::from("192.0.2.1:1")
     }
 
+    /// Only listed users with their passwords are admitted.
     #[tokio::test]
-    async fn only_listed_logins_pass() {
+    async fn only_listed_users_are_admitted() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("htpasswd");
         let hash = bcrypt::hash("right", 4).unwrap();
@@ -156,8 +157,9 @@ mod tests {
         );
     }
 
+    /// Without its htpasswd file the server admits no user.
     #[tokio::test]
-    async fn without_its_file_nobody_passes() {
+    async fn missing_htpasswd_admits_no_user() {
         let access = Htpasswd::new("/nonexistent/htpasswd".into(), "test");
         let admitted = access.admit(&basic("alice", "right"), &client(), &mut None).await;
         assert!(admitted.is_err());

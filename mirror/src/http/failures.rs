@@ -156,8 +156,9 @@ mod tests {
         }
     }
 
+    /// After some lines, failures of one kind are counted and not logged.
     #[test]
-    fn alike_failures_are_counted_after_some_lines() {
+    fn similar_failures_are_counted_after_lines() {
         let (failures, now) = (FailureLog::default(), Instant::now());
         for _ in 0..LINES {
             assert_eq!(failures.count(&kind(1), now), Verdict::Line);
@@ -174,8 +175,9 @@ mod tests {
         assert_eq!(failures.count(&kind(1), now), Verdict::Line);
     }
 
+    /// A window in which no failure was counted ends by itself.
     #[test]
-    fn window_without_a_count_ends_by_itself() {
+    fn failure_window_without_count_ends() {
         let (failures, now) = (FailureLog::default(), Instant::now());
         for round in 0..3 {
             for _ in 0..LINES {

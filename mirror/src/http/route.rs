@@ -216,8 +216,9 @@ mod tests {
         assert_eq!(Route::parse(path, ""), *expected);
     }
 
+    /// The router requires the configured prefix and removes it.
     #[test]
-    fn a_prefix_is_taken_off_and_required() {
+    fn route_prefix_is_required_and_removed() {
         assert_eq!(Route::parse("/cache/v2/", "/cache"), Route::Base);
         assert_eq!(Route::parse("/v2/", "/cache"), Route::Unknown);
         assert_eq!(Route::parse("/", "/cache"), Route::Root);
@@ -254,8 +255,9 @@ mod tests {
     }
 
     proptest! {
+        /// A clean path stays as it is and cannot lead to a different host.
         #[test]
-        fn clean_path_is_clean_and_of_this_host(path in "[/.a%\\\\-]{0,20}") {
+        fn clean_path_is_idempotent_and_local(path in "[/.a%\\\\-]{0,20}") {
             if let Some(found) = clean(&path, "") {
                 prop_assert!(found.starts_with('/') && !found.starts_with("//") && !found.contains('\\'), "{}", found);
                 prop_assert_eq!(clean(&found, ""), None);
@@ -267,8 +269,9 @@ mod tests {
             let _ = Route::parse(&path, "");
         }
 
+        /// Every valid name and tag come back from their path.
         #[test]
-        fn every_valid_name_and_tag_come_back(name in "[a-z0-9]{1,9}(/(tags|list|blobs|manifests|[a-z0-9]{1,9})){0,4}", tag in "[A-Za-z0-9_][A-Za-z0-9._-]{0,20}") {
+        fn valid_name_and_tag_round_trip(name in "[a-z0-9]{1,9}(/(tags|list|blobs|manifests|[a-z0-9]{1,9})){0,4}", tag in "[A-Za-z0-9_][A-Za-z0-9._-]{0,20}") {
             let path = format!("/v2/{name}/manifests/{tag}");
             prop_assert_eq!(Route::parse(&path, ""), Route::Manifest { name: name.into(), reference: tag.into() });
         }

@@ -112,6 +112,7 @@ mod tests {
         name(method(asked).0, &Route::parse(path, ""), "")
     }
 
+    /// The span shows the address of the client without its port.
     #[test_case("10.0.0.7:5123" => "10.0.0.7")]
     #[test_case("[::1]:5123" => "::1")]
     #[test_case("unix" => "unix")]

@@ -224,7 +224,7 @@ mod tests {
 
     /// The names are those of Logstash's event format: `@timestamp`, `@version`, `message`, `level`, `type`.
     #[test]
-    fn logstash_lines_have_its_names() {
+    fn logstash_line_has_its_names() {
         let line = lines(Format::Logstash, || tracing::warn!(bytes = 7, "done"));
         assert_eq!(line.lines().count(), 1, "{line}");
         let line: Value = serde_json::from_str(&line).unwrap();
@@ -256,8 +256,9 @@ mod tests {
         }
     }
 
+    /// A text line quotes the characters that would break it.
     #[test]
-    fn text_quotes_what_would_break_the_line() {
+    fn text_line_quotes_special_characters() {
         let line = lines(Format::Text, || {
             tracing::info!(path = "/a b\nc=d", code = 200, "done");
         });

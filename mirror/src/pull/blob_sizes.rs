@@ -47,8 +47,9 @@ mod tests {
     use super::*;
     use crate::digest::Algorithm;
 
+    /// The sizes that a manifest gives are known in its repository, except those of foreign layers.
     #[test]
-    fn sizes_are_known_by_repository_but_for_what_lies_elsewhere() {
+    fn blob_sizes_are_known_by_repository() {
         let (sizes, digest) = (BlobSizes::default(), |text: &[u8]| {
             Digest::of(Algorithm::Sha256, text)
         });

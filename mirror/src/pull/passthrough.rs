@@ -319,14 +319,16 @@ mod tests {
         }
     }
 
+    /// A body that ends well passes whole.
     #[tokio::test]
-    async fn a_body_that_ends_well_passes_whole() {
+    async fn complete_body_passes_whole() {
         assert_eq!(passed(held_back(chunks(16, None))).await, (1024 * 1024, true));
         assert_eq!(passed(held_back(chunks(1, None))).await, (64 * 1024, true));
     }
 
+    /// A body that ends with an error lacks the bytes that were held back.
     #[tokio::test]
-    async fn a_body_that_ends_badly_lacks_its_end() {
+    async fn failed_body_lacks_its_end() {
         let (bytes, whole) = passed(held_back(chunks(16, Some(Cut("bad".into()))))).await;
         assert_eq!((bytes, whole), (1024 * 1024 - HELD_BACK, false));
         assert_eq!(
@@ -335,8 +337,9 @@ mod tests {
         );
     }
 
+    /// A start within the first chunk skips the bytes ahead of it.
     #[tokio::test]
-    async fn a_start_within_skips_what_lies_before() {
+    async fn body_start_offset_is_skipped() {
         assert_eq!(
             passed(skipping(chunks(2, None), 100_000)).await,
             (131_072 - 100_000, true)

@@ -194,8 +194,9 @@ mod tests {
     use super::*;
     use crate::digest::Algorithm;
 
+    /// The fallback tag of referrers has 64 characters of the digest.
     #[test]
-    fn the_fallback_tag_has_64_characters_of_the_digest() {
+    fn fallback_tag_has_64_digest_characters() {
         for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
             let digest = Digest::of(algorithm, b"subject");
             let tag = referrers_tag(&digest);

@@ -133,8 +133,9 @@ mod tests {
         assert_eq!(chosen(ns, path).unwrap().to_string(), expected);
     }
 
+    /// A request that names no upstream, two upstreams or an invalid repository is refused.
     #[test]
-    fn refuses_what_belongs_to_no_upstream() {
+    fn unknown_upstream_is_refused() {
         let refused = |ns, path| chosen(ns, path).unwrap_err();
         assert_eq!(
             refused(Some("gcr.io"), "a"),

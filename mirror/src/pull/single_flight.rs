@@ -86,8 +86,9 @@ mod tests {
     use super::*;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
+    /// One hundred waiters cost one fetch.
     #[tokio::test]
-    async fn a_hundred_waiters_cost_one_fetch() {
+    async fn hundred_waiters_share_one_fetch() {
         let (flights, fetched) = (
             SingleFlight::<u8, usize>::default(),
             Arc::new(AtomicUsize::new(0)),
@@ -127,8 +128,9 @@ mod tests {
         assert_eq!(waiting.await, Some(2));
     }
 
+    /// A fetch that panics leaves no entry, so that the next one runs.
     #[tokio::test]
-    async fn a_fetch_that_panics_leaves_nothing_behind() {
+    async fn panicked_fetch_leaves_nothing() {
         let flights = SingleFlight::<u8, u8>::default();
         let (waiting, _) = flights.join(&1, || async { panic!("on purpose") });
         assert_eq!(waiting.await, None);

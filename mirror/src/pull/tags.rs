@@ -143,13 +143,14 @@ mod tests {
         );
     }
 
+    /// The mirror applies a page window that the upstream ignored.
     #[test_case(Some(2), None, &["b", "c", "a"], &["a", "b"], Some("last=b&n=2"); "more than asked for")]
     #[test_case(Some(2), Some("a"), &["b", "c", "a"], &["b", "c"], None; "from the start")]
     #[test_case(None, Some("a"), &["b", "c", "a"], &["b", "c"], None; "from the start without a number")]
     #[test_case(None, None, &["b", "c", "a"], &["a", "b", "c"], None; "in no order")]
     #[test_case(None, None, &["a", "B", "c"], &["a", "B", "c"], None; "in an order of its own")]
     #[test_case(Some(2), Some("a"), &["c"], &["c"], None; "as asked for")]
-    fn a_window_that_upstream_ignored_is_made_here(
+    fn ignored_window_is_applied_locally(
         n: Option<usize>,
         last: Option<&str>,
         sent: &[&str],
@@ -171,8 +172,9 @@ mod tests {
         assert_eq!(window.where_ignored(sent), made);
     }
 
+    /// A page with a link is passed on as the upstream sent it.
     #[test]
-    fn a_page_with_a_link_is_upstreams() {
+    fn page_with_link_is_kept() {
         let sent = Page {
             names: names(&["b", "a"]),
             next: Some("last=a".into()),

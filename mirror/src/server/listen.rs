@@ -94,8 +94,9 @@ mod tests {
         );
     }
 
+    /// The error for a port that is in use names the address and the key.
     #[tokio::test]
-    async fn a_port_that_is_taken_is_named_with_its_key() {
+    async fn taken_port_error_names_its_key() {
         let (_listener, address) = clients(&Listen::Tcp("127.0.0.1:0".into())).await.unwrap();
         let error = clients(&Listen::Tcp(address.clone())).await.err().unwrap();
         assert!(
@@ -105,8 +106,9 @@ mod tests {
         assert!(error.is_environment());
     }
 
+    /// A stale socket file is replaced, but not one that is in use.
     #[tokio::test]
-    async fn a_socket_left_behind_is_replaced_but_not_one_in_use() {
+    async fn stale_socket_is_replaced() {
         let directory = tempfile::tempdir().unwrap();
         let listen = Listen::Unix(directory.path().join("mirror.sock"));
         let (first, _) = clients(&listen).await.unwrap();
@@ -115,8 +117,9 @@ mod tests {
         assert!(clients(&listen).await.is_ok());
     }
 
+    /// A file at the socket's path that is no socket stays, and is an error.
     #[tokio::test]
-    async fn a_file_that_is_no_socket_is_left_alone() {
+    async fn non_socket_file_is_kept() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("notes");
         std::fs::write(&path, "keep").unwrap();

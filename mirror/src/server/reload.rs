@@ -233,6 +233,7 @@ mod tests {
         Config::new(&File::parse(&yaml).unwrap()).unwrap()
     }
 
+    /// A reload names the settings that only a restart can apply.
     #[test_case("" => Vec::<&str>::new())]
     #[test_case("log: {level: debug}" => Vec::<&str>::new(); "the level is taken")]
     #[test_case("log: {formatter: json}" => vec!["log.formatter"])]
@@ -240,12 +241,13 @@ mod tests {
     #[test_case("storage: {filesystem: {rootdirectory: /x}}" => vec!["storage.filesystem.rootdirectory"])]
     #[test_case("health: {storagedriver: {enabled: true}}" => vec!["health"])]
     #[test_case("auth: {htpasswd: {realm: r, path: /p}}" => vec!["auth"])]
-    fn what_only_a_start_can_take_is_named(yaml: &str) -> Vec<&'static str> {
+    fn restart_only_settings_are_named(yaml: &str) -> Vec<&'static str> {
         restart_keys(&config(""), &config(yaml))
     }
 
+    /// The reload watches all files that can be renewed.
     #[test]
-    fn all_files_that_can_be_renewed_are_followed() {
+    fn renewable_files_are_watched() {
         let tls = "http: {tls: {certificate: /c, key: /k, clientcas: [/ca]}}";
         let config = config(&format!("{tls}, auth: {{htpasswd: {{realm: r, path: /u}}}}"));
         assert_eq!(

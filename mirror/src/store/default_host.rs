@@ -197,15 +197,17 @@ mod tests {
         }
     }
 
+    /// The same default upstream moves no tree.
     #[test]
-    fn the_same_owner_moves_nothing() {
+    fn same_default_upstream_moves_nothing() {
         let root = filled();
         migrate_to(root.path(), "a.example");
         assert!(repository(root.path(), "nginx/_layers").is_dir());
     }
 
+    /// A change of the default upstream swaps the trees of the repositories, and a second change swaps them back.
     #[test]
-    fn another_default_upstream_swaps_the_trees_and_back() {
+    fn new_default_upstream_swaps_trees_and_back() {
         let root = filled();
         migrate_to(root.path(), "b.example");
         assert_moved_to_b(root.path());
@@ -215,16 +217,18 @@ mod tests {
         assert!(!root.path().join("_mirror/owner-next").exists());
     }
 
+    /// A default upstream without stored repositories starts empty.
     #[test]
-    fn a_default_upstream_never_seen_starts_empty() {
+    fn unknown_default_upstream_starts_empty() {
         let root = filled();
         migrate_to(root.path(), "new.example");
         assert!(repository(root.path(), "_upstreams/a.example/nginx/_layers").is_dir());
         assert!(!repository(root.path(), "nginx").exists());
     }
 
+    /// The error for a damaged owner file names the file.
     #[test]
-    fn a_damaged_owner_is_an_error_that_names_the_file() {
+    fn damaged_owner_error_names_the_file() {
         let root = filled();
         fs::write(root.path().join("_mirror/owner"), "").unwrap();
         let layout = Layout::new(root.path(), "a.example".parse().unwrap());
@@ -233,8 +237,9 @@ mod tests {
         assert!(error.contains("_mirror/owner"), "{error}");
     }
 
+    /// A move that was interrupted after any step resumes.
     #[test]
-    fn a_move_cut_off_after_any_step_goes_on() {
+    fn interrupted_move_resumes_at_any_step() {
         let own = |root: &Path, path: &str| root.join("_mirror").join(path);
         for steps in 0..=6 {
             let root = filled();

@@ -234,8 +234,9 @@ mod tests {
         Scratch::sweep(root.join("scratch"), Ours(vec![root.to_owned()])).unwrap()
     }
 
+    /// A write creates its directories and leaves nothing in the scratch directory.
     #[test]
-    fn a_write_makes_its_directories_and_leaves_no_scratch() {
+    fn write_creates_directories_and_no_leftovers() {
         let root = tempfile::tempdir().unwrap();
         let to = root.path().join("a/b/c");
         scratch(root.path()).write(&to, b"x").unwrap();
@@ -243,8 +244,9 @@ mod tests {
         assert_eq!(fs::read_dir(root.path().join("scratch")).unwrap().count(), 0);
     }
 
+    /// A write replaces a directory, or a file, that is in its way.
     #[test]
-    fn a_write_replaces_a_directory_and_a_file_in_the_way() {
+    fn write_replaces_file_or_directory_in_place() {
         let root = tempfile::tempdir().unwrap();
         let to = root.path().join("a/b");
         fs::create_dir_all(to.join("deep")).unwrap();
@@ -297,8 +299,9 @@ mod tests {
         assert!(root.path().exists() && !root.path().join("a").exists());
     }
 
+    /// Removing returns true if a file or directory was there.
     #[test]
-    fn removing_tells_whether_something_was_there() {
+    fn remove_reports_presence() {
         let root = tempfile::tempdir().unwrap();
         fs::create_dir_all(root.path().join("d/e")).unwrap();
         assert!(remove(&root.path().join("d")).unwrap());

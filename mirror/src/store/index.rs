@@ -279,8 +279,9 @@ mod tests {
         index
     }
 
+    /// The index keeps what was written when the process is killed.
     #[test]
-    fn what_is_written_survives_a_kill() {
+    fn written_index_survives_a_kill() {
         let root = tempfile::tempdir().unwrap();
         let index = filled(&root.path().join("index"), 1000);
         index.write(vec![Op::Remove(digest(0))]).unwrap();
@@ -296,8 +297,9 @@ mod tests {
         assert_eq!(again.get(&digest(7)).unwrap().unwrap().used, 7);
     }
 
+    /// The index returns the oldest entries in order, page by page.
     #[test]
-    fn the_oldest_come_in_order_page_by_page() {
+    fn oldest_entries_come_in_order_by_page() {
         let root = tempfile::tempdir().unwrap();
         let index = filled(&root.path().join("index"), 10);
         index
@@ -323,8 +325,9 @@ mod tests {
         assert_eq!(index.totals().unwrap(), (10, 1));
     }
 
+    /// The index removes the links of content with it, and no other link.
     #[test]
-    fn what_leads_to_content_goes_with_it_and_nothing_else_does() {
+    fn links_are_removed_with_their_content() {
         let root = tempfile::tempdir().unwrap();
         let index = filled(&root.path().join("index"), 2);
         let repository = Repository {
@@ -346,8 +349,9 @@ mod tests {
         assert_eq!(index.links(&digest(1)).unwrap(), links);
     }
 
+    /// Each of several concurrent writers sees its own change.
     #[test]
-    fn writers_at_once_all_get_their_own_outcome() {
+    fn concurrent_writers_get_their_outcome() {
         let root = tempfile::tempdir().unwrap();
         let index = filled(&root.path().join("index"), 0);
         std::thread::scope(|scope| {
@@ -367,8 +371,9 @@ mod tests {
         assert_eq!(index.totals().unwrap(), (80, 8));
     }
 
+    /// Opening an index that is in use fails and leaves it unchanged.
     #[test]
-    fn an_index_that_somebody_has_open_is_an_error_and_stays() {
+    fn index_in_use_is_an_error_and_stays() {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("index");
         let index = filled(&path, 1);

@@ -61,8 +61,9 @@ mod tests {
         assert_eq!(read(&path).unwrap(), None);
     }
 
+    /// A missing link, or a directory in its place, points to nothing.
     #[test]
-    fn a_missing_link_and_a_directory_point_to_nothing() {
+    fn missing_link_points_to_nothing() {
         let root = tempfile::tempdir().unwrap();
         assert_eq!(read(&root.path().join("link")).unwrap(), None);
         assert_eq!(read(root.path()).unwrap(), None);
@@ -83,8 +84,9 @@ mod tests {
         }
     }
 
+    /// A link reads back, and an equal link is not written again.
     #[test]
-    fn a_link_reads_back_and_is_written_once() {
+    fn link_reads_back_and_is_written_once() {
         let root = tempfile::tempdir().unwrap();
         let scratch = Scratch::sweep(root.path().join("scratch"), Ours(vec![])).unwrap();
         let (path, digest) = (root.path().join("a/link"), Digest::of(Algorithm::Sha512, b"x"));

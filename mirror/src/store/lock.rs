@@ -50,8 +50,9 @@ fn open(path: &Path) -> Result<File, IoError> {
 mod tests {
     use super::*;
 
+    /// A second lock is refused until the first is released.
     #[test]
-    fn the_second_one_is_refused_until_the_first_lets_go() {
+    fn second_lock_is_refused_until_release() {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("lock");
         let first = lock(&path).unwrap();
@@ -60,8 +61,9 @@ mod tests {
         assert!(lock(&path).is_ok());
     }
 
+    /// The error for a lock that cannot be created names its path.
     #[test]
-    fn a_lock_that_cannot_be_made_names_its_path() {
+    fn impossible_lock_names_its_path() {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("missing/lock");
         assert!(matches!(lock(&path), Err(LockError::Io(error)) if error.path == path));

@@ -302,7 +302,7 @@ mod tests {
     /// `scripts/bench --million` names a directory for it, and starts the program there.
     #[tokio::test]
     #[ignore = "a minute: make bench-million"]
-    async fn a_million_blobs_are_made() {
+    async fn million_blobs_are_made() {
         let root = std::env::var_os("MILLION").expect("MILLION names the directory");
         let repository = Repository {
             host: "docker.io".parse().unwrap(),
@@ -323,7 +323,7 @@ mod tests {
         ticks * 1000 / rustix::param::clock_ticks_per_second()
     }
 
-    /// Figures: `cargo test --profile count -p mirror --lib a_million -- --ignored --nocapture`.
+    /// Figures: `cargo test --profile count -p mirror --lib million_blobs -- --ignored --nocapture`.
     #[tokio::test]
     #[ignore = "minutes: writes an index of a million entries"]
     async fn a_million_blobs_open_at_once_and_expire_cheaply() {

@@ -184,8 +184,9 @@ mod tests {
         }
     }
 
+    /// The repositories of the default upstream have the paths of Distribution.
     #[test]
-    fn the_default_upstream_has_distributions_own_paths() {
+    fn default_upstream_has_distributions_paths() {
         let digest = Digest::of(Algorithm::Sha256, b"");
         let hex = digest.hex();
         let nginx = repository("docker.io", "library/nginx");
@@ -208,14 +209,16 @@ mod tests {
         assert_eq!(found.map(|path| path.to_str().unwrap().to_owned()), expected);
     }
 
+    /// The repositories of other upstreams are stored below the host's name.
     #[test]
-    fn another_upstreams_repositories_lie_below_its_host() {
+    fn other_upstreams_are_stored_below_their_host() {
         let path = layout().repository(&repository("quay.io:443", "a/b"));
         assert!(path.ends_with("repositories/_upstreams/quay.io:443/a/b"));
     }
 
+    /// A path that belongs to no repository gives none.
     #[test]
-    fn paths_that_are_no_repository_have_none() {
+    fn paths_without_repository_have_none() {
         for path in ["_upstreams", "_upstreams/quay.io", "a/_layers", "", "../x", "A"] {
             let path = layout().repositories().join(path);
             assert_eq!(layout().repository_at(&path), None, "{path:?}");
@@ -227,8 +230,9 @@ mod tests {
     }
 
     proptest! {
+        /// Every repository reads back from its path.
         #[test]
-        fn every_repository_reads_back_from_its_path(name in names(), host in "[a-z]{1,9}(\\.[a-z]{2,5})?(:[0-9]{2,5})?") {
+        fn repository_reads_back_from_its_path(name in names(), host in "[a-z]{1,9}(\\.[a-z]{2,5})?(:[0-9]{2,5})?") {
             for host in [host.as_str(), "docker.io"] {
                 let it = repository(host, &name);
                 prop_assert_eq!(layout().repository_at(&layout().repository(&it)), Some(it));
@@ -243,14 +247,16 @@ mod tests {
             prop_assert_eq!(layout().repository(&here) == layout().repository(&other), a == b);
         }
 
+        /// Every digest reads back from its path.
         #[test]
-        fn every_digest_reads_back_from_its_path(bytes: Vec<u8>, long: bool) {
+        fn digest_reads_back_from_its_path(bytes: Vec<u8>, long: bool) {
             let digest = Digest::of(ALGORITHMS[usize::from(long)], &bytes);
             prop_assert_eq!(layout().digest_at(&layout().blob_data(&digest)), Some(digest));
         }
 
+        /// No name gives a path outside of the root.
         #[test]
-        fn nothing_leaves_the_root(name in names(), tag in "[A-Za-z0-9_][A-Za-z0-9._-]{0,127}") {
+        fn paths_stay_below_the_root(name in names(), tag in "[A-Za-z0-9_][A-Za-z0-9._-]{0,127}") {
             let it = repository("quay.io", &name);
             let path = layout().tag_current(&it, &tag.parse().unwrap());
             prop_assert!(path.starts_with(layout().repositories()));

@@ -197,8 +197,9 @@ mod tests {
         Ok(found)
     }
 
+    /// The reader parses the scheduler state that Distribution writes.
     #[test]
-    fn what_distribution_writes_is_read() {
+    fn distributions_scheduler_state_is_read() {
         let digest = Digest::of(Algorithm::Sha256, b"");
         let text = format!(
             r#"{{"library/a@{digest}":{{"Key":"library/a@{digest}","ExpiryData":"2026-11-30T03:00:00.5+02:00","EntryType":1}}}}"#
@@ -207,15 +208,17 @@ mod tests {
         assert_eq!(read_text(&text).unwrap(), [(digest, expires.as_millisecond())]);
     }
 
+    /// Entries that do not parse are left out.
     #[test]
-    fn entries_that_make_no_sense_are_left_out() {
+    fn invalid_entries_are_left_out() {
         let digest = Digest::of(Algorithm::Sha256, b"");
         let text = format!(r#"{{"a":{{}},"b@{digest}":7,"c@{digest}":{{"ExpiryData":"soon"}},"@":[1]}}"#);
         assert_eq!(read_text(&text).unwrap(), []);
     }
 
+    /// An entry without an end is an error and takes bounded memory.
     #[test]
-    fn no_entry_takes_more_memory_than_one_may() {
+    fn entry_memory_is_bounded() {
         let digest = Digest::of(Algorithm::Sha256, b"");
         let good = format!(r#"{{"a@{digest}":{{"ExpiryData":"2026-11-30T01:00:00Z"}},"#);
         for endless in [
@@ -239,8 +242,9 @@ mod tests {
         assert!(read(Path::new("/nonexistent/state"), |_, _| ()).is_ok());
     }
 
+    /// The scheduler state that is written reads back.
     #[test]
-    fn what_is_written_reads_back() {
+    fn written_scheduler_state_reads_back() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("state");
         let (digest, expires) = (Digest::of(Algorithm::Sha512, b"x"), Timestamp::UNIX_EPOCH);

@@ -77,11 +77,12 @@ mod tests {
     use super::*;
     use test_case::test_case;
 
+    /// The timeout for the export of a batch.
     #[test_case(&[] => Duration::from_secs(10); "the default")]
     #[test_case(&[(OTEL_EXPORTER_OTLP_TIMEOUT, "250")] => Duration::from_millis(250); "for all signals")]
     #[test_case(&[(OTEL_EXPORTER_OTLP_TIMEOUT, "250"), (OTEL_EXPORTER_OTLP_TRACES_TIMEOUT, "1000")] => Duration::from_secs(1); "for traces")]
     #[test_case(&[(OTEL_EXPORTER_OTLP_TIMEOUT, "soon")] => Duration::from_secs(10); "no number")]
-    fn how_long_a_batch_may_take(set: &[(&str, &str)]) -> Duration {
+    fn batch_timeout(set: &[(&str, &str)]) -> Duration {
         timeout(|name| {
             let found = set.iter().find(|(known, _)| *known == name);
             found.map(|(_, value)| (*value).to_owned())

@@ -114,8 +114,9 @@ mod tests {
         assert_eq!(accept(values).0.join(","), expected);
     }
 
+    /// The Accept header lists the known types, then those that the client named, then any.
     #[test]
-    fn header_has_known_types_then_named_then_any() {
+    fn accept_lists_known_then_named_then_any() {
         let header = accept(&[ORAS]).header();
         let types: Vec<_> = header.to_str().unwrap().split(", ").collect();
         assert_eq!(types[..KNOWN_TYPES.len()], KNOWN_TYPES);

@@ -216,7 +216,7 @@ mod tests {
     #[test_case(r#"{"errors":[null,7,[],"x",{},{"code":404,"message":"m"}]}"# => "m"; "odd entries")]
     #[test_case(r#"{"errors":[]}"# => "404 Not Found"; "no entry")]
     #[test_case(r#"{"Errors":[{"Code":"A"}],"errors":[{"code":"B"}]}"# => "B"; "two lists")]
-    fn a_list_of_errors_makes_a_404_final(text: &str) -> String {
+    fn error_list_makes_404_final(text: &str) -> String {
         let body = body(Some("application/json"), text);
         assert!(matches!(body.not_found(), Error::NotFound { .. }));
         body.message()
@@ -231,20 +231,22 @@ mod tests {
     #[test_case("<html><body>404</body></html>" => "404 Not Found"; "a page")]
     #[test_case("404 page not found" => "404 page not found"; "text")]
     #[test_case("" => "404 Not Found"; "nothing")]
-    fn a_404_without_a_list_is_not_final(text: &str) -> String {
+    fn unlisted_404_is_not_final(text: &str) -> String {
         let body = body(None, text);
         assert_eq!(body.not_found(), Error::StrangeNotFound);
         body.message()
     }
 
+    /// A 404 that is marked as the registry's is final, with any body.
     #[test]
-    fn a_marked_404_is_final_whatever_its_body() {
+    fn marked_404_is_final_with_any_body() {
         for text in ["", "<html>", "{}"] {
             let body = ErrorBody::read(StatusCode::GONE, true, None, text.as_bytes(), str::to_owned);
             assert!(matches!(body.not_found(), Error::NotFound { message, .. } if message == "410 Gone"));
         }
     }
 
+    /// The message of an upstream's error is one printable line.
     #[test_case(Some("text/plain"), "Your token\r\nhas  expired." => "Your token has expired."; "text")]
     #[test_case(Some("text/html"), "Sign in" => "404 Not Found"; "a page without a tag")]
     #[test_case(Some("application/octet-stream"), "abc" => "404 Not Found"; "bytes")]
@@ -256,12 +258,13 @@ mod tests {
     #[test_case(None, "https://a.example/x,https://u:p@b.example/y?sig=s" => "https://a.example/x,https://b.example/y"; "two urls in one word")]
     #[test_case(None, "at /x?X-Amz-Signature=s why?" => "at /x why?"; "a url without a host")]
     #[test_case(None, "https://h.example?sig=s" => "https://h.example"; "a url without a path")]
-    fn words_are_one_printable_line(media_type: Option<&str>, text: &str) -> String {
+    fn error_message_is_one_printable_line(media_type: Option<&str>, text: &str) -> String {
         body(media_type, text).message()
     }
 
+    /// A secret at the point where the message is cut is scrubbed whole.
     #[test]
-    fn a_secret_at_the_cut_is_scrubbed_whole() {
+    fn secret_at_the_cut_is_scrubbed() {
         let text = format!("{} secret", "x".repeat(MAX_SHOWN - 3));
         let scrub = |text: &str| text.replace("secret", "[secret]");
         let body = ErrorBody::read(StatusCode::FORBIDDEN, false, None, text.as_bytes(), scrub);
@@ -269,8 +272,9 @@ mod tests {
     }
 
     proptest! {
+        /// No body makes the message long or unprintable.
         #[test]
-        fn no_body_makes_the_words_long_or_unprintable(bytes: Vec<u8>, code: String, message: String) {
+        fn any_error_body_gives_short_message(bytes: Vec<u8>, code: String, message: String) {
             let listed = serde_json::json!({ "errors": [{ "code": code, "message": message }] }).to_string();
             for bytes in [&bytes[..], listed.as_bytes(), message.as_bytes()] {
                 let read = ErrorBody::read(StatusCode::FORBIDDEN, false, None, bytes, str::to_owned);

@@ -69,13 +69,14 @@ mod tests {
         next_page(&HeaderMap::from_iter([(LINK, link.parse().unwrap())])).unwrap()
     }
 
+    /// The next page is requested with the query of the link.
     #[test_case(r#"</v2/a/tags/list?n=2&last=b>; rel="next""# => Some("n=2&last=b".to_owned()))]
     #[test_case("<https://r.example/v2/a/tags/list?last=b,c&x>; rel=next" => Some("last=b%2Cc&x".to_owned()); "absolute, with a comma")]
     #[test_case(r#"</p?a=1>; rel="prev", </p?a=2>; title="t"; rel="last next""# => Some("a=2".to_owned()); "the second")]
     #[test_case(r#"</p?a=1>; rel="prev""# => None; "none")]
     #[test_case(r#"</p>; rel="next""# => None; "no query")]
     #[test_case("nonsense" => None; "nonsense")]
-    fn the_next_page_is_asked_for_by(link: &str) -> Option<String> {
+    fn next_page_is_requested_by(link: &str) -> Option<String> {
         next(link)
     }
 

@@ -206,8 +206,9 @@ mod tests {
         verified(Bytes::from_static(b"{}"), header, reference).map(|content| content.digest().clone())
     }
 
+    /// A digest header that does not match the content is refused.
     #[test]
-    fn a_header_that_lies_is_refused() {
+    fn wrong_digest_header_is_refused() {
         let tag = "latest".parse().unwrap();
         let (lie, truth) = (of(Algorithm::Sha256, "other"), of(Algorithm::Sha256, "{}"));
         assert!(matches!(taken(Some(&lie), &tag), Err(Error::Malformed { .. })));
@@ -217,8 +218,9 @@ mod tests {
         assert_eq!(taken(Some(&long), &tag), Ok(long));
     }
 
+    /// Content is named by the digest algorithm that the client requested.
     #[test]
-    fn content_is_named_by_the_algorithm_that_was_asked_for() {
+    fn content_is_named_by_requested_algorithm() {
         let (asked, also) = (of(Algorithm::Sha512, "{}"), of(Algorithm::Sha256, "{}"));
         let reference = Reference::Digest(asked.clone());
         assert_eq!(taken(Some(&also), &reference), Ok(asked.clone()));

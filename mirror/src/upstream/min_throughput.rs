@@ -84,8 +84,9 @@ mod tests {
             .all(|(bytes, seconds)| throughput.is_fast_enough(*bytes, Duration::from_secs(*seconds)))
     }
 
+    /// An upstream that sends a byte now and then is below the minimum throughput.
     #[test]
-    fn a_byte_now_and_then_does_not_keep_up() {
+    fn occasional_bytes_are_too_slow() {
         assert!(!is_fast_enough(&[(1, 29), (1, 29)]));
         assert!(!is_fast_enough(&[(1, 1); 30]));
         assert!(
@@ -94,15 +95,17 @@ mod tests {
         );
     }
 
+    /// A slow link, a link that stalls and a slow reader keep the minimum throughput.
     #[test]
-    fn a_slow_link_one_that_stalls_and_a_slow_reader_do() {
+    fn slow_links_and_slow_readers_keep_up() {
         assert!(is_fast_enough(&[(1024, 1); 300]));
         assert!(is_fast_enough(&[(1, 29), (100_000, 1)].repeat(10)));
         assert!(is_fast_enough(&[(1, 300); 10]));
     }
 
+    /// A short wait requires the bytes of one second.
     #[test]
-    fn a_short_time_has_to_bring_a_seconds_bytes() {
+    fn short_wait_requires_one_seconds_bytes() {
         assert!(!meets_minimum(1, Duration::from_millis(1)));
         assert!(meets_minimum(1024, Duration::from_millis(1)));
     }

@@ -185,15 +185,17 @@ mod tests {
         assert_eq!(seconds(&rate_limits, &HeaderMap::new()), 20);
     }
 
+    /// Rate limits of requests that were sent together do not double the back-off.
     #[test]
-    fn answers_to_requests_sent_together_double_nothing() {
+    fn concurrent_rate_limits_double_once() {
         let rate_limits = Cooldowns::new(Clock::system());
         assert_eq!(seconds(&rate_limits, &HeaderMap::new()), 10);
         assert_eq!(seconds(&rate_limits, &HeaderMap::new()), 10);
     }
 
+    /// `Retry-After` is a number of seconds or a date, and is limited on both sides.
     #[test]
-    fn retry_after_is_seconds_or_a_date_within_bounds() {
+    fn retry_after_is_seconds_or_date_in_bounds() {
         let cooldown = |value: &str| seconds(&Cooldowns::new(Clock::system()), &retry_after(value));
         assert_eq!(cooldown("42"), 42);
         assert_eq!(cooldown("0"), 1);
@@ -204,8 +206,9 @@ mod tests {
         assert_eq!(cooldown("Sun, 06 Nov 1994 08:49:37 GMT"), 1);
     }
 
+    /// A back-off ends at once if the clock, which was ahead, is set back.
     #[test]
-    fn a_rest_does_not_last_for_as_long_as_the_clock_was_wrong() {
+    fn backoff_does_not_outlast_a_wrong_clock() {
         let clock = Clock::system();
         clock.advance(Duration::from_hours(1_000));
         let rate_limits = Cooldowns::new(clock.clone());
@@ -215,16 +218,18 @@ mod tests {
         assert_eq!(rate_limits.cooldown(RequestClass::Blob), None);
     }
 
+    /// Each class of requests backs off separately.
     #[test]
-    fn classes_rest_apart() {
+    fn classes_back_off_separately() {
         let rate_limits = Cooldowns::new(Clock::system());
         rate_limits.start_cooldown(RequestClass::Manifest, &HeaderMap::new());
         assert!(rate_limits.cooldown(RequestClass::Manifest).is_some());
         assert_eq!(rate_limits.cooldown(RequestClass::Head), None);
     }
 
+    /// The remaining rate limit is read with and without its window.
     #[test]
-    fn the_rate_limit_left_is_read_with_and_without_its_window() {
+    fn remaining_rate_limit_is_read() {
         let left = |value: &str| {
             remaining_requests(&HeaderMap::from_iter([(
                 "ratelimit-remaining".parse().unwrap(),
@@ -237,8 +242,9 @@ mod tests {
     }
 
     proptest! {
+        /// No `Retry-After` causes an endless back-off or a panic.
         #[test]
-        fn no_retry_after_makes_a_rest_endless_or_panics(value in "[ -~]{0,40}") {
+        fn any_retry_after_gives_bounded_backoff(value in "[ -~]{0,40}") {
             let rate_limits = Cooldowns::new(Clock::system());
             prop_assert!(rate_limits.start_cooldown(RequestClass::Blob, &retry_after(&value)) <= MAX_RETRY_AFTER);
         }

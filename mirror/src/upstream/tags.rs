@@ -127,11 +127,12 @@ mod tests {
     use super::*;
     use test_case::test_case;
 
+    /// A list keeps the tags that can be read.
     #[test_case(r#"{"name":"a","tags":null}"#, &[]; "null")]
     #[test_case(r#"{"name":"a"}"#, &[]; "no tags")]
     #[test_case(r#"{"tags":["a",null,7,1.5,true,["b"],{"c":"d"},"","-e","f g","h"]}"#, &["a", "h"]; "odd entries")]
     #[test_case("{\"Tags\":[\"a\"]}\n{}", &["a"]; "as go reads it")]
-    fn a_list_has_the_tags_that_can_be_read(text: &str, expected: &[&str]) {
+    fn list_keeps_readable_tags(text: &str, expected: &[&str]) {
         assert_eq!(read_tags(text.as_bytes()).unwrap().unwrap(), expected);
     }
 

@@ -40,7 +40,7 @@ fn all<'a>(answer: &'a Response, name: &str) -> Vec<&'a str> {
 
 /// A browser sends no credentials in a preflight, and needs the configured headers in the answer to it.
 #[tokio::test]
-async fn preflight_needs_no_login_and_has_the_headers() {
+async fn preflight_needs_no_login_and_has_headers() {
     let hub = Hub::start().await;
     let served = served(&hub).await;
     for path in [
@@ -74,7 +74,7 @@ async fn preflight_needs_no_login_and_has_the_headers() {
 
 /// The server's own `Cache-Control` stays for content by digest, as with Distribution; else the configured one counts.
 #[tokio::test]
-async fn configured_cache_control_is_for_what_may_change() {
+async fn configured_cache_control_is_for_mutable_content() {
     let hub = Hub::start().await;
     let (manifest, layers) = hub.push_image("app", "1", &[b"layer"]);
     let served = served(&hub).await;
@@ -92,7 +92,7 @@ async fn configured_cache_control_is_for_what_may_change() {
 
 /// A redirect to the clean path stays below the prefix, and comes before the login.
 #[tokio::test]
-async fn redirect_to_the_clean_path_keeps_the_prefix() {
+async fn redirect_to_clean_path_keeps_prefix() {
     let hub = Hub::start().await;
     let served = served(&hub).await;
     let answer = ask(&served, "GET", "/mirror//v2//app/tags/list?n=1", false).await;

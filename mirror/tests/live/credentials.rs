@@ -147,8 +147,9 @@ async fn rejected_configured_credential_is_reported() {
     assert_eq!(served.get("/v2/app/manifests/v1").await.0, 200);
 }
 
+/// If the upstream is down at the start, the credential is pending until it is back.
 #[tokio::test]
-async fn upstream_down_at_start_leaves_the_credential_pending() {
+async fn upstream_down_at_start_is_pending() {
     let mut hub = Hub::start().await;
     let yaml = configured(&hub, "right");
     hub.stop();

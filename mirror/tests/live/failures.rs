@@ -140,7 +140,7 @@ async fn refused_request_is_explained_in_log_and_body() {
 
 /// After some lines failures of one kind are counted, and one line tells how many there were.
 #[tokio::test]
-async fn alike_failures_end_in_one_line_with_their_count() {
+async fn similar_failures_share_one_counted_line() {
     let hub = Hub::start().await;
     hub.always("* manifests", Fault::status(500));
     let mut served = Home::new().serve("", &proxy(&hub), &[]).await;
@@ -161,7 +161,7 @@ async fn alike_failures_end_in_one_line_with_their_count() {
 
 /// An answer that is cut after its header is explained by the line alone.
 #[tokio::test]
-async fn cut_answer_is_explained_in_the_log() {
+async fn cut_response_is_explained_in_log() {
     let hub = Hub::start().await;
     let digest = hub.push_blob("app", vec![7; 2 << 20]);
     hub.always("GET blobs", Fault::Corrupt);
@@ -184,7 +184,7 @@ async fn cut_answer_is_explained_in_the_log() {
 
 /// The user is in the lines of its requests; a name that is no user's may be a secret and is in none.
 #[tokio::test]
-async fn user_is_in_the_lines_of_its_requests() {
+async fn request_lines_name_the_user() {
     let (hub, home) = (Hub::start().await, Home::new());
     home.write("users", &format!("jane:{}\n", bcrypt::hash("secret", 4).unwrap()));
     let rest = format!(
@@ -227,7 +227,7 @@ async fn user_is_in_the_lines_of_its_requests() {
 
 /// What a registry repeats of a credential is neither in the log nor in the error's body.
 #[tokio::test]
-async fn reason_has_no_secret_that_upstream_repeats() {
+async fn upstream_reason_has_no_secret() {
     let hub = Hub::start().await;
     *hub.auth() = Auth::Basic("jane".into(), "hunter2".into());
     let words = "amFuZTpodW50ZXIy and hunter2 at https://cdn.test/?sig=hunter2";

@@ -42,8 +42,9 @@ async fn curl_pulls_over_a_unix_socket() {
     }
 }
 
+/// A client that reads the end of a response late still receives all of it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_takes_the_end_of_an_answer_late_gets_it_all_the_same() {
+async fn slow_reader_gets_the_end_of_a_response() {
     let hub = Hub::start().await;
     // More than the socket takes: its end waits in the server for the client.
     let data: Vec<u8> = (0..300_000_u32).map(|n| u8::try_from(n % 251).unwrap()).collect();
@@ -95,7 +96,7 @@ fn is_written_as_in_go(line: &str) -> bool {
 
 /// Clients that compare field names as text know those of Distribution.
 #[tokio::test]
-async fn http1_field_names_are_written_as_in_go() {
+async fn http1_header_names_have_go_case() {
     let (hub, home) = (Hub::start().await, Home::new());
     let digest = hub.push_blob("app", vec![7; 2 * MIB]);
     hub.push_image("app", "v1", &[b"layer"]);
@@ -432,7 +433,7 @@ async fn minimum_tls_version_is_required(setting: &str, expected: &[(&str, bool)
 
 /// A client's certificate that is itself in `http.tls.clientcas` needs no issuer, and may be self-signed with `CA:TRUE`.
 #[tokio::test]
-async fn listed_client_certificate_is_let_in() {
+async fn listed_client_certificate_is_admitted() {
     let (hub, openssl) = (Hub::start().await, Openssl::new());
     openssl.issued("-newkey rsa:2048", "sha256", "extendedKeyUsage=clientAuth");
     openssl.run("req -x509 -newkey rsa:2048 -nodes -keyout own.key -out own.crt -subj /CN=client");
@@ -453,7 +454,7 @@ async fn listed_client_certificate_is_let_in() {
 
 /// A health check trusts the CAs of the system, and a certificate that is itself among them.
 #[tokio::test]
-async fn health_check_over_https_trusts_listed_certificate() {
+async fn https_health_check_trusts_listed_certificate() {
     let openssl = Openssl::new();
     let own = openssl.self_signed(&format!("-newkey rsa:2048 -addext {LOCAL}"));
     let other = Openssl::new();

@@ -41,7 +41,7 @@ async fn failing_health_check_is_503_and_named_to_admins() {
 /// The log has one line when a check starts to fail, none while it fails (a reload included), and one when it passes
 /// again; in between the server is alive and not ready.
 #[tokio::test]
-async fn failing_check_is_logged_once_and_not_ready() {
+async fn failing_check_is_logged_once_and_unready() {
     let hub = Hub::start().await;
     let health = "health: {file: [{file: HOME/down, interval: 10ms, threshold: 2}]}";
     let yaml = format!("{}\n{health}", proxy(&hub));
@@ -99,8 +99,9 @@ async fn headers_and_prefix_apply_to_every_response() {
     }
 }
 
+/// A read-only cache serves and stores nothing.
 #[tokio::test]
-async fn a_read_only_cache_serves_and_keeps_nothing() {
+async fn read_only_cache_stores_nothing() {
     let hub = Hub::start().await;
     let digest = hub.push_blob("app", b"bytes");
     hub.push_image("app", "v1", &[b"layer"]);
@@ -126,6 +127,7 @@ async fn a_read_only_cache_serves_and_keeps_nothing() {
     assert!(!log.contains("WARN"), "what was asked for is no trouble: {log}");
 }
 
+/// A cache that becomes read-only serves its content and sends no additional upstream requests.
 #[tokio::test]
 async fn read_only_cache_serves_without_extra_requests() {
     let hub = Hub::start().await;
@@ -146,7 +148,7 @@ async fn read_only_cache_serves_without_extra_requests() {
 
 /// A configuration of Distribution in maintenance still makes a cache: only clients are refused changes.
 #[tokio::test]
-async fn maintenance_readonly_goes_on_caching() {
+async fn maintenance_readonly_still_caches() {
     let hub = Hub::start().await;
     let digest = hub.push_blob("app", b"bytes");
     let environment = [("REGISTRY_STORAGE_MAINTENANCE_READONLY_ENABLED", "true")];
@@ -164,7 +166,7 @@ async fn maintenance_readonly_goes_on_caching() {
 
 /// `proxy.cache.readonly` changes with a reload, in both directions.
 #[tokio::test]
-async fn cache_becomes_read_only_and_writable_again_on_reload() {
+async fn readonly_changes_on_reload() {
     let hub = Hub::start().await;
     let digests = [b"a", b"b"].map(|data| hub.push_blob("app", data));
     let yaml = proxy(&hub);
@@ -208,8 +210,9 @@ async fn answers(served: &Served, trusted: &Certificate, identity: Option<Identi
         .is_ok_and(|answer| answer.status() == 200)
 }
 
+/// The server serves a renewed certificate without a restart.
 #[tokio::test]
-async fn a_renewed_certificate_is_served_without_a_restart() {
+async fn renewed_certificate_needs_no_restart() {
     crate::served::client();
     let (hub, home) = (Hub::start().await, Home::new());
     let first = renew(&home);
@@ -284,8 +287,9 @@ async fn htpasswd_edit_counts_at_once() {
     }
 }
 
+/// Without its htpasswd file the server admits no user until the file exists.
 #[tokio::test]
-async fn without_its_htpasswd_file_nobody_is_let_in_until_it_is_there() {
+async fn missing_htpasswd_admits_no_user_until_created() {
     let (hub, home) = (Hub::start().await, Home::new());
     let auth = "auth: {htpasswd: {realm: mirror, path: HOME/users}}";
     let mut served = home.serve("", &format!("{}\n{auth}", proxy(&hub)), &[]).await;
@@ -304,6 +308,7 @@ async fn without_its_htpasswd_file_nobody_is_let_in_until_it_is_there() {
     served.line("users can log in").await;
 }
 
+/// On SIGHUP new cache settings apply to content that is cached already.
 #[tokio::test]
 async fn sighup_applies_cache_settings_to_cached_content() {
     let hub = Hub::start().await;
@@ -323,8 +328,9 @@ async fn sighup_applies_cache_settings_to_cached_content() {
     assert_eq!(hub.count("HEAD manifests"), 1);
 }
 
+/// The access log distinguishes whole responses from those that were cut.
 #[tokio::test]
-async fn the_access_log_tells_whole_answers_from_those_that_were_cut() {
+async fn access_log_marks_cut_responses() {
     let hub = Hub::start().await;
     let (small, large) = (
         hub.push_blob("app", b"small"),
@@ -395,8 +401,9 @@ async fn configuration_waits_for_its_ca_file() {
     .await;
 }
 
+/// A large hit over TLS arrives byte for byte.
 #[tokio::test]
-async fn a_large_hit_over_tls_comes_byte_for_byte() {
+async fn large_tls_hit_is_byte_identical() {
     crate::served::client();
     let (hub, home) = (Hub::start().await, Home::new());
     let data: Vec<u8> = (0..3_000_001_u32).map(|i| (i % 251).to_le_bytes()[0]).collect();

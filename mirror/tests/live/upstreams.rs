@@ -22,8 +22,9 @@ async fn before(hub: &Hub) -> Served {
     served
 }
 
+/// One hundred cold clients cost one token for each repository.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_hundred_cold_clients_cost_one_token_a_repository() {
+async fn hundred_cold_clients_cost_one_token_each() {
     let hub = Hub::start().await;
     for repository in ["one", "two"] {
         for number in 0..50 {
@@ -88,8 +89,9 @@ fn unauthorized(challenge: Option<String>) -> Fault {
     )
 }
 
+/// The mirror answers a Bearer challenge that follows others in one header.
 #[tokio::test]
-async fn a_bearer_challenge_behind_others_in_one_header_is_answered() {
+async fn bearer_among_other_challenges_is_answered() {
     let hub = Hub::start().await;
     hub.push_image("app", "v1", &[b"layer"]);
     let tokens = Tokens::at(&hub);
@@ -104,8 +106,9 @@ async fn a_bearer_challenge_behind_others_in_one_header_is_answered() {
     assert_eq!((hub.count("GET /token"), hub.count("GET app/manifests")), (1, 2));
 }
 
+/// A 401 without a challenge becomes a 403, which does not ask the client for a login.
 #[tokio::test]
-async fn a_401_without_a_challenge_is_a_denial_that_asks_for_nothing() {
+async fn unchallenged_401_becomes_403() {
     let hub = Hub::start().await;
     hub.always("* /v2/", unauthorized(None));
     let served = before(&hub).await;
@@ -122,8 +125,9 @@ async fn a_401_without_a_challenge_is_a_denial_that_asks_for_nothing() {
     }
 }
 
+/// If HEAD requests fail with 401 and GET requests succeed, everything is served.
 #[tokio::test]
-async fn where_head_is_401_and_get_works_everything_is_served() {
+async fn failing_head_falls_back_to_get() {
     let hub = Hub::start().await;
     let (_, layers) = hub.push_image("app", "v1", &[b"layer"]);
     hub.push_blob("other", b"layer");
@@ -174,7 +178,7 @@ async fn expired_signed_urls_are_renewed_without_token() {
 #[test_case("trust: {realms: [localhost]},", &[], 200; "by the file")]
 #[test_case("", &[("REGISTRY_PROXY_TRUST_REALMS_0", "localhost")], 200; "by the environment")]
 #[tokio::test]
-async fn trust_opens_the_realm_of_distributions_upstream(
+async fn trust_admits_realm_of_distributions_upstream(
     trust: &str,
     environment: &[(&str, &str)],
     status: u16,

@@ -77,13 +77,15 @@ fn says_nothing(stream: &TcpStream) -> bool {
     read.is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
 }
 
+/// Ten thousand idle connections use little memory.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn ten_thousand_idle_connections_take_little_memory() {
+async fn ten_thousand_idle_connections_use_little_memory() {
     idle(10_000, b"GET /v2/ HTTP/1.1\r\nhost: m\r\n\r\n").await;
 }
 
+/// Ten thousand connections without a request use little memory.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn ten_thousand_connections_that_ask_nothing_take_little_memory() {
+async fn ten_thousand_silent_connections_use_little_memory() {
     idle(10_000, b"").await;
 }
 
@@ -134,10 +136,11 @@ async fn idle_connection_outlives_unfinished_header() {
     assert_eq!(asks(&mut idle).await, "", "the server ended");
 }
 
+/// A client that sends no header, or a header drop by drop, is disconnected.
 #[test_case(|server| &server.address; "the registry's port")]
 #[test_case(|server| &server.admin; "the admin port")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_sends_no_header_or_a_header_by_drops_is_dropped(port: fn(&Server) -> &String) {
+async fn silent_or_slow_header_is_disconnected(port: fn(&Server) -> &String) {
     let hub = Hub::start().await;
     let home = tempfile::tempdir().unwrap();
     let server = Server::start(&home.path().join("cache"), &hub, "").await;

@@ -19,6 +19,7 @@ async fn body(address: &str, path: &str) -> (u16, Option<Vec<u8>>) {
     (status, answer.bytes().await.ok().map(Vec::from))
 }
 
+/// A disk that fills up within a blob causes evictions, then a counted cut, and then pass-through responses.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn disk_full_mid_blob_evicts_then_passes_through() {
     let Some(how) = small_disk::namespace() else {

@@ -42,12 +42,13 @@ async fn no_request_is_smuggled(headers: &str) {
     assert_eq!(hub.count("* hidden"), 0, "the hidden request was taken");
 }
 
+/// Bytes that are no request are answered with 400.
 #[test_case("GET /v2/ HTTP/1.1\r\nConnection: close\r\n\r\n"; "no host")]
 #[test_case("GET /v2/ HTTP/1.1\r\nHost: a\r\nHost: b\r\nConnection: close\r\n\r\n"; "two hosts")]
 #[test_case("GET  /v2/ HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"; "two spaces")]
 #[test_case("GET /v2/ HTTP/9.9\r\nHost: a\r\nConnection: close\r\n\r\n"; "an unknown version")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_no_request_is_400(request: &str) {
+async fn invalid_request_is_400(request: &str) {
     let (_hub, _home, server) = pair().await;
     let answer = server.exchange(request).await;
     assert!(
@@ -56,8 +57,9 @@ async fn what_is_no_request_is_400(request: &str) {
     );
 }
 
+/// A request in absolute form reaches no other server.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_absolute_form_names_no_other_server() {
+async fn absolute_form_reaches_no_other_server() {
     let (hub, _home, server) = pair().await;
     let (manifest, _) = hub.push_image("library/app", "1", &[b"layer"]);
     let request = "GET http://elsewhere.example/v2/library/app/manifests/1 HTTP/1.1\r\nHost: m\r\nConnection: close\r\n\r\n";
@@ -129,8 +131,9 @@ fn leads_to_clean_path(answer: &str) -> bool {
         })
 }
 
+/// No path leads out of the cache or of the upstream.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_path_leads_out_of_the_cache_or_upstream() {
+async fn no_path_escapes_the_cache_or_upstream() {
     let (hub, home, server) = pair().await;
     std::fs::write(home.path().join("secret"), "the secret").unwrap();
     for path in PATHS {

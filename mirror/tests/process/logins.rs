@@ -13,7 +13,7 @@ use crate::server::{Head, Server};
 
 /// The address of a client that guesses.
 const ATTACKER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
-const INNOCENT: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 1);
+const INNOCENT: Ipv4Addr = Ipv4Addr::LOCALHOST;
 
 /// Starts a server whose users have the password "right" and these bcrypt costs.
 async fn server_with_users(home: &tempfile::TempDir, hub: &Hub, users: &[(&str, u32)]) -> Server {

@@ -50,9 +50,10 @@ fn namespaces() -> Option<&'static str> {
     how
 }
 
+/// A name that rebinds to a private address is not requested.
 #[test]
-fn a_name_that_rebinds_to_a_private_address_leads_nowhere() {
-    run_within("rebind::within_a_network_of_its_own");
+fn rebound_name_reaches_no_private_address() {
+    run_within("rebind::rebound_names_in_own_network");
 }
 
 /// The owner of a registry's name chooses its addresses, so that a private one among them opens no private network.
@@ -81,9 +82,10 @@ fn run_within(test: &str) {
     );
 }
 
+/// The part of `rebound_name_reaches_no_private_address` that runs in a network namespace.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "run by the test above, within namespaces"]
-async fn within_a_network_of_its_own() {
+async fn rebound_names_in_own_network() {
     if std::env::var_os(WITHIN).is_none() {
         return;
     }

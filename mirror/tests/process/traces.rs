@@ -190,8 +190,9 @@ async fn request_and_upstream_spans_share_trace_without_secrets() {
     }
 }
 
+/// The spans of failures have the error status, and those of refusals do not.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn failures_are_told_as_errors_and_refusals_are_not() {
+async fn failed_spans_are_errors_and_refusals_are_not() {
     let (hub, (collector, endpoint)) = (Hub::start().await, Collector::start(false).await);
     hub.always("* broken", Fault::status(500));
     let (_home, server) = traced(&hub, &[("OTEL_EXPORTER_OTLP_ENDPOINT", &endpoint), AT_ONCE]).await;
@@ -242,8 +243,9 @@ async fn environment_configures_traces() {
     assert_eq!(collector.requests.lock().unwrap()[0].0["x-key"], "abc");
 }
 
+/// The server sends the queued spans at its shutdown.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_waits_is_sent_before_the_end() {
+async fn queued_spans_are_sent_at_shutdown() {
     let (hub, (collector, endpoint)) = (Hub::start().await, Collector::start(false).await);
     let seldom = ("OTEL_BSP_SCHEDULE_DELAY", "3600000");
     let (_home, server) = traced(&hub, &[("OTEL_EXPORTER_OTLP_ENDPOINT", &endpoint), seldom]).await;
@@ -268,6 +270,7 @@ async fn ask(server: &Server, times: usize) {
     }
 }
 
+/// A collector that hangs delays no request and no shutdown, and costs no memory.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hanging_collector_delays_nothing() {
     let (hub, (collector, endpoint)) = (Hub::start().await, Collector::start(true).await);
@@ -286,8 +289,9 @@ async fn hanging_collector_delays_nothing() {
     assert!(server.end().await.success());
 }
 
+/// The server finds a collector that starts later.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_collector_that_comes_late_is_found() {
+async fn late_collector_is_found() {
     let hub = Hub::start().await;
     let place = TcpListener::bind("127.0.0.1:0")
         .await

@@ -37,12 +37,13 @@ fn blob(number: usize) -> Vec<u8> {
     bytes
 }
 
+/// At any point where the upstream closes early, the client receives each byte once.
 #[test_case(&[]; "then it is resumed")]
 #[test_case(&[Fault::IgnoreRange]; "then the whole comes again")]
 #[test_case(&[Fault::refuse_range()]; "then no range is served")]
 #[test_case(&[Fault::Cut(1000), Fault::status(500), Fault::Reset]; "then it goes on breaking")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn wherever_upstream_breaks_off_each_byte_comes_once(then: &[Fault]) {
+async fn interrupted_fill_delivers_each_byte_once(then: &[Fault]) {
     let hub = Hub::start().await;
     let mirror = Mirror::of(&hub).await;
     join_all(positions().into_iter().enumerate().map(|(number, at)| {
@@ -81,6 +82,7 @@ fn part(content_range: &str, length: usize) -> Fault {
     Fault::Answer(StatusCode::PARTIAL_CONTENT, headers, vec![0; length].into())
 }
 
+/// A resumed response that does not fit is never appended.
 #[test_case(&part("bytes 300000-600000/600001", 300_001); "another total")]
 #[test_case(&part("bytes 299999-599999/600000", 300_001); "a start before the one asked for")]
 #[test_case(&part("bytes 300001-599999/600000", 299_999); "a start after the one asked for")]
@@ -92,7 +94,7 @@ fn part(content_range: &str, length: usize) -> Fault {
 #[test_case(&Fault::status(200); "an empty 200")]
 #[test_case(&Fault::html(200); "a page")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_resumption_that_does_not_fit_is_never_stitched_on(answer: &Fault) {
+async fn mismatched_resumption_is_not_appended(answer: &Fault) {
     let hub = Hub::start().await;
     let data = pattern(SIZE);
     let digest = hub.push_blob("library/app", &data);

@@ -15,8 +15,9 @@ fn path(digest: &Digest) -> String {
     format!("/v2/app/blobs/{digest}")
 }
 
+/// A blob is fetched once, and served whole and in parts.
 #[tokio::test]
-async fn a_blob_is_fetched_once_and_served_whole_and_in_parts() {
+async fn blob_is_fetched_once_and_served_in_parts() {
     let hub = Hub::start().await;
     let data = pattern(MIB);
     let digest = hub.push_blob("library/app", &data);
@@ -36,8 +37,9 @@ async fn a_blob_is_fetched_once_and_served_whole_and_in_parts() {
     assert_eq!(hub.count("GET blobs"), 1);
 }
 
+/// Several ranges are served as a multipart body of the announced length.
 #[tokio::test]
-async fn several_ranges_come_as_multipart_of_the_announced_length() {
+async fn multiple_ranges_are_multipart_with_length() {
     let hub = Hub::start().await;
     let digest = hub.push_blob("library/app", pattern(1000));
     let mirror = Mirror::of(&hub).await;
@@ -56,8 +58,9 @@ async fn several_ranges_come_as_multipart_of_the_announced_length() {
     }
 }
 
+/// A range beyond the end is answered with 416, and a HEAD request ignores ranges.
 #[tokio::test]
-async fn a_range_beyond_the_end_is_416_and_head_ignores_ranges() {
+async fn range_beyond_end_is_416_except_for_head() {
     let hub = Hub::start().await;
     let digest = hub.push_blob("library/app", pattern(1000));
     let mirror = Mirror::of(&hub).await;
@@ -79,8 +82,9 @@ async fn a_range_beyond_the_end_is_416_and_head_ignores_ranges() {
     );
 }
 
+/// The HEAD request of a cold blob downloads nothing.
 #[tokio::test]
-async fn head_of_a_cold_blob_downloads_nothing() {
+async fn head_of_cold_blob_downloads_nothing() {
     let hub = Hub::start().await;
     let digest = hub.push_blob("library/app", pattern(1000));
     let mirror = Mirror::of(&hub).await;
@@ -92,11 +96,12 @@ async fn head_of_a_cold_blob_downloads_nothing() {
     assert_eq!((hub.count("GET blobs"), mirror.store.usage().blobs), (0, 0));
 }
 
+/// A broken upstream connection is resumed at the offset where it broke.
 #[test_case(MIB / 4; "at a quarter")]
 #[test_case(MIB / 2; "half-way")]
 #[test_case(MIB - 1; "before the last byte")]
 #[tokio::test]
-async fn a_broken_connection_is_resumed_where_it_broke(at: usize) {
+async fn broken_connection_resumes_at_its_offset(at: usize) {
     let hub = Hub::start().await;
     let data = pattern(MIB);
     let digest = hub.push_blob("library/app", &data);
@@ -121,8 +126,9 @@ async fn broken_blob_restarts_without_range_support(second: &Fault) {
     assert_eq!(mirror.fetch(&path(&digest)).await, (200, Some(data.into())));
 }
 
+/// A stalled upstream connection is closed, and the fill resumes.
 #[tokio::test]
-async fn a_stalled_upstream_is_left_and_resumed() {
+async fn stalled_upstream_is_closed_and_resumed() {
     let hub = Hub::start().await;
     let data = pattern(MIB);
     let digest = hub.push_blob("library/app", &data);
@@ -143,10 +149,11 @@ async fn stalled_upstream_ends_fill_and_truncates_client() {
     assert_eq!(mirror.store.usage().blobs, 0);
 }
 
+/// A range far ahead of the fill does not wait for it.
 #[test_case("bytes=15728640-", 15 * MIB..16 * MIB; "up to the end, once the whole is verified")]
 #[test_case("bytes=12582912-12583911", 12 * MIB..12 * MIB + 1000; "closed, at once")]
 #[tokio::test]
-async fn a_range_far_ahead_of_the_fill_does_not_wait_for_it(range: &str, part: std::ops::Range<usize>) {
+async fn range_far_ahead_does_not_wait_for_fill(range: &str, part: std::ops::Range<usize>) {
     let hub = Hub::start().await;
     let data = pattern(16 * MIB);
     let digest = hub.push_blob("library/app", &data);
@@ -174,10 +181,11 @@ async fn a_range_far_ahead_of_the_fill_does_not_wait_for_it(range: &str, part: s
     );
 }
 
+/// A blob that does not fit into the cache passes through.
 #[test_case(100_000; "small")]
 #[test_case(2 * MIB; "large")]
 #[tokio::test]
-async fn what_does_not_fit_passes_uncached(size: usize) {
+async fn oversized_blob_passes_through(size: usize) {
     let hub = Hub::start().await;
     let data = pattern(size);
     let digest = hub.push_blob("library/app", &data);
@@ -218,8 +226,9 @@ async fn cross_repository_blob_needs_permission_no_download() {
     assert_eq!(hub.seen("GET blobs").iter().filter(whole).count(), 1);
 }
 
+/// A fill that all clients left is kept.
 #[tokio::test]
-async fn a_fill_that_everybody_left_is_kept() {
+async fn abandoned_fill_is_kept() {
     let hub = Hub::start().await;
     let data = pattern(4 * MIB);
     let digest = hub.push_blob("library/app", &data);
@@ -236,8 +245,9 @@ async fn a_fill_that_everybody_left_is_kept() {
     assert_eq!(hub.count("GET blobs"), 1);
 }
 
+/// A client that joins a fill halfway receives its first byte at once.
 #[tokio::test]
-async fn a_client_that_joins_half_way_gets_its_first_byte_at_once() {
+async fn joining_client_gets_first_byte_at_once() {
     let hub = Hub::start().await;
     let data = pattern(4 * MIB);
     let digest = hub.push_blob("library/app", &data);
@@ -312,8 +322,9 @@ async fn head_of_blob_without_length_omits_it_until_cached() {
     assert_eq!(head().await, (200, "1000".to_owned()));
 }
 
+/// The HEAD of a blob that the upstream redirects has its size.
 #[tokio::test]
-async fn head_of_a_blob_that_is_redirected_tells_its_size() {
+async fn head_of_redirected_blob_has_its_size() {
     let hub = Hub::start().await;
     let digest = hub.push_blob("library/app", pattern(1000));
     hub.redirect_blobs(true);
@@ -373,8 +384,9 @@ async fn expired_signed_url_is_renewed_mid_blob() {
     );
 }
 
+/// A range request ahead of the fill that fails waits for the fill.
 #[tokio::test]
-async fn a_look_ahead_that_fails_waits_for_the_fill() {
+async fn failed_range_request_waits_for_fill() {
     let hub = Hub::start().await;
     let data = pattern(16 * MIB);
     let digest = hub.push_blob("library/app", &data);

@@ -19,7 +19,7 @@ fn cached_as(answer: &Response) -> (u16, &str, Vec<&str>) {
 
 /// Whole, in parts, by HEAD and as 304, cold and cached: content by digest may be kept for a year.
 #[tokio::test]
-async fn content_by_digest_may_be_kept_for_a_year() {
+async fn digest_responses_are_cacheable_for_a_year() {
     let hub = Hub::start().await;
     let (manifest, _) = hub.push_image("library/app", "1", &[b"layer"]);
     let blob = hub.push_blob("library/app", pattern(1000));
@@ -57,7 +57,7 @@ async fn content_by_digest_may_be_kept_for_a_year() {
 
 /// Tags, lists and the base are to be asked for again, fresh, stale and as 304.
 #[tokio::test]
-async fn answers_that_may_change_are_no_cache() {
+async fn mutable_responses_are_no_cache() {
     let hub = Hub::start().await;
     let (manifest, _) = hub.push_image("library/app", "1", &[b"layer"]);
     let mirror = Mirror::of(&hub).await;
@@ -92,7 +92,7 @@ async fn answers_that_may_change_are_no_cache() {
 
 /// No cache between keeps a failure for longer than it lasts.
 #[tokio::test]
-async fn errors_are_not_to_be_stored() {
+async fn errors_are_not_cacheable() {
     let hub = Hub::start().await;
     let mirror = Mirror::of(&hub).await;
     let absent = format!("/v2/app/blobs/sha256:{}", "0".repeat(64));

@@ -6,6 +6,7 @@ use test_case::test_case;
 use crate::hub::Hub;
 use crate::served::{Mirror, cache, header, live};
 
+/// A request reaches the upstream that it names.
 #[test_case("/v2/app/manifests/1", "docker.io"; "the default, with library")]
 #[test_case("/v2/library/app/manifests/1?ns=docker.io", "docker.io"; "by ns")]
 #[test_case("/v2/org/app/manifests/1?ns=quay.io", "quay.io"; "another by ns")]
@@ -18,7 +19,7 @@ use crate::served::{Mirror, cache, header, live};
 #[test_case("/v2/org/app/manifests/1?ns=quay.io:80", "quay.io"; "with the port of http")]
 #[test_case("/v2/quay.io:443/org/app/manifests/1?ns=quay.io", "quay.io"; "a port in the path")]
 #[tokio::test]
-async fn a_request_reaches_the_upstream_that_it_names(path: &str, host: &str) {
+async fn request_reaches_named_upstream(path: &str, host: &str) {
     let (hub, quay) = (Hub::start().await, Hub::start().await);
     hub.push_image("library/app", "1", &[b"layer"]);
     quay.push_image("org/app", "1", &[b"layer"]);
@@ -31,19 +32,21 @@ async fn a_request_reaches_the_upstream_that_it_names(path: &str, host: &str) {
     assert_eq!(hub.count("GET ") + quay.count("GET "), 1);
 }
 
+/// A request for no configured upstream is answered with 404, and no upstream receives a request.
 #[test_case("/v2/app/manifests/1?ns=gcr.io"; "a host that is not configured")]
 #[test_case("/v2/app/manifests/1?ns=docker.io:5000"; "another port of a host")]
 #[test_case("/v2/quay.io/app/manifests/1?ns=docker.io"; "two hosts")]
 #[tokio::test]
-async fn a_request_for_nobody_is_404_and_nobody_is_asked(path: &str) {
+async fn unknown_upstream_is_404_without_requests(path: &str) {
     let (hub, quay) = (Hub::start().await, Hub::start().await);
     let mirror = Mirror::with(&[(&hub, "docker.io"), (&quay, "quay.io")], cache(), None).await;
     assert_eq!(mirror.get(path).await.status(), 404);
     assert_eq!(hub.count("* ") + quay.count("* "), 0);
 }
 
+/// The tags of one upstream are never served for a different one.
 #[tokio::test]
-async fn tags_of_one_registry_are_never_served_as_anothers() {
+async fn tags_of_upstreams_are_not_mixed() {
     let (hub, quay) = (Hub::start().await, Hub::start().await);
     hub.push_image("org/app", "1", &[b"hub"]);
     quay.push_image("org/app", "1", &[b"quay"]);
@@ -53,8 +56,9 @@ async fn tags_of_one_registry_are_never_served_as_anothers() {
     assert_ne!(header(&ours, "etag"), header(&theirs, "etag"));
 }
 
+/// A repository that the patterns exclude is answered with 404 although it is cached.
 #[tokio::test]
-async fn what_the_patterns_keep_out_is_404_though_it_is_cached() {
+async fn excluded_repository_is_404_though_cached() {
     let hub = Hub::start().await;
     let (digest, _) = hub.push_image("evil/app", "1", &[b"layer"]);
     let mirror = Mirror::of(&hub).await;

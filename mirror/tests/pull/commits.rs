@@ -34,7 +34,7 @@ async fn has(mirror: &Mirror, path: &str, data: &[u8]) {
 #[test_case(2 * MIB, "app"; "large")]
 #[test_case(2 * MIB, "docker.io/app"; "by path")]
 #[tokio::test]
-async fn blob_asked_again_during_its_commit_costs_no_question(size: usize, name: &str) {
+async fn blob_during_commit_costs_no_request(size: usize, name: &str) {
     let hub = Hub::start().await;
     let mirror = Mirror::of(&hub).await;
     for number in 0..20 {
@@ -59,7 +59,7 @@ async fn blob_asked_again_during_its_commit_costs_no_question(size: usize, name:
 
 /// Each of the repositories that shared a fill has its own link in the end.
 #[tokio::test]
-async fn repositories_that_share_a_fill_each_get_a_link() {
+async fn repositories_sharing_a_fill_each_get_a_link() {
     let hub = Hub::start().await;
     let mirror = Mirror::of(&hub).await;
     for number in 0..20 {
@@ -95,7 +95,7 @@ async fn repositories_that_share_a_fill_each_get_a_link() {
 
 /// A manifest that was just answered by its tag is there by its digest.
 #[tokio::test]
-async fn manifest_asked_again_by_digest_costs_no_question() {
+async fn manifest_by_digest_after_tag_costs_no_request() {
     let hub = Hub::start().await;
     let mirror = Mirror::of(&hub).await;
     for number in 0..20_u8 {
@@ -114,7 +114,7 @@ async fn manifest_asked_again_by_digest_costs_no_question() {
 
 /// Where nothing is kept, a blob is fetched again each time it is asked for, and no request fails.
 #[tokio::test]
-async fn blob_without_room_asked_again_at_once_comes_again() {
+async fn uncached_blob_is_fetched_for_each_request() {
     let hub = Hub::start().await;
     let data = pattern(100_000);
     let digest = hub.push_blob("library/app", &data);

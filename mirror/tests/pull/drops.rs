@@ -9,8 +9,9 @@ use crate::served::Mirror;
 /// Shorter than the second after which a body has stopped.
 const PAUSE: Duration = Duration::from_millis(200);
 
+/// A body that arrives drop by drop is closed and resumed.
 #[tokio::test]
-async fn a_body_that_comes_by_drops_is_left_and_resumed() {
+async fn dripping_body_is_closed_and_resumed() {
     let hub = Hub::start().await;
     let data = pattern(600_000);
     let digest = hub.push_blob("library/app", &data);
@@ -26,8 +27,9 @@ async fn a_body_that_comes_by_drops_is_left_and_resumed() {
     );
 }
 
+/// The mirror gives up an upstream that sends only drops.
 #[tokio::test]
-async fn an_upstream_that_sends_drops_only_is_given_up() {
+async fn dripping_upstream_is_given_up() {
     let hub = Hub::start().await;
     let digest = hub.push_blob("library/app", pattern(1000));
     hub.always("GET blobs", Fault::Drops(PAUSE));
@@ -38,8 +40,9 @@ async fn an_upstream_that_sends_drops_only_is_given_up() {
     assert_eq!(mirror.store.usage().blobs, 0);
 }
 
+/// The mirror gives up an upstream that closes the connection after each byte.
 #[tokio::test]
-async fn an_upstream_that_breaks_off_after_each_byte_is_given_up() {
+async fn upstream_closing_after_each_byte_is_given_up() {
     let hub = Hub::start().await;
     let digest = hub.push_blob("library/app", pattern(1000));
     hub.always("GET blobs", Fault::Cut(1));

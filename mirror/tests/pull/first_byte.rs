@@ -6,6 +6,7 @@ use crate::served::Mirror;
 
 const MIB: usize = 1024 * 1024;
 
+/// A cold blob costs one request on a kept connection, and is streamed to the client.
 #[tokio::test]
 async fn cold_blob_costs_one_request_and_streams() {
     let hub = Hub::start().await;

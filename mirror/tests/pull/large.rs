@@ -30,10 +30,11 @@ async fn got(request: RequestBuilder) -> Vec<u8> {
     answer.bytes().await.unwrap().to_vec()
 }
 
+/// A large hit arrives byte for byte, whole and in parts.
 #[test_case(Client::builder(); "HTTP/1")]
 #[test_case(Client::builder().http2_prior_knowledge(); "HTTP/2")]
 #[tokio::test]
-async fn a_large_hit_comes_byte_for_byte_whole_and_in_parts(client: reqwest::ClientBuilder) {
+async fn large_hit_is_byte_identical_with_ranges(client: reqwest::ClientBuilder) {
     // Neither whole pages nor whole pieces.
     let data = pattern(5 * MIB + 70_001);
     let (_hub, mirror, _, path) = cached(&data).await;
@@ -56,8 +57,9 @@ async fn a_large_hit_comes_byte_for_byte_whole_and_in_parts(client: reqwest::Cli
     assert!(found, "other bytes in several parts");
 }
 
+/// Pipelined requests are answered in order, byte for byte.
 #[tokio::test]
-async fn requests_sent_at_once_are_answered_in_turn_byte_for_byte() {
+async fn pipelined_requests_are_answered_in_order() {
     let data = pattern(2 * MIB + 1);
     let (_hub, mirror, _, path) = cached(&data).await;
     let mut stream = TcpStream::connect(mirror.url.trim_start_matches("http://"))

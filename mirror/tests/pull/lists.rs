@@ -7,8 +7,9 @@ use serde_json::json;
 use crate::hub::{Fault, Gate, Hub};
 use crate::served::{Mirror, cache, header, json as body_of};
 
+/// The list of tags comes from the upstream page by page.
 #[tokio::test]
-async fn tags_come_from_upstream_page_by_page() {
+async fn tags_are_paged_from_upstream() {
     let hub = Hub::start().await;
     for tag in ["a", "b", "c"] {
         hub.push_image("library/app", tag, &[tag.as_bytes()]);
@@ -42,8 +43,9 @@ async fn link_of_upstream_is_encoded_again() {
     }
 }
 
+/// The cached tags are listed while the upstream fails.
 #[tokio::test]
-async fn while_upstream_fails_the_cached_tags_are_listed() {
+async fn cached_tags_are_listed_while_upstream_fails() {
     let hub = Hub::start().await;
     hub.push_image("library/app", "a", &[b"a"]);
     let mirror = Mirror::of(&hub).await;
@@ -54,8 +56,9 @@ async fn while_upstream_fails_the_cached_tags_are_listed() {
     assert_eq!(body_of(answer).await["tags"], json!(["a"]));
 }
 
+/// The catalog lists the repositories that are cached.
 #[tokio::test]
-async fn the_catalog_lists_what_is_cached() {
+async fn catalog_lists_cached_repositories() {
     let hub = Hub::start().await;
     hub.push_image("library/app", "a", &[b"a"]);
     let mirror = Mirror::of(&hub).await;
@@ -64,6 +67,7 @@ async fn the_catalog_lists_what_is_cached() {
     assert_eq!(catalog, json!({"repositories": ["library/app"]}));
 }
 
+/// Referrers are requested once while fresh, filtered by the mirror, and served stale.
 #[tokio::test]
 async fn referrers_are_cached_filtered_and_served_stale() {
     let hub = Hub::start().await;
@@ -93,8 +97,9 @@ async fn referrers_are_cached_filtered_and_served_stale() {
     assert_eq!(header(&mirror.get(&path).await, "x-cache"), "STALE");
 }
 
+/// The error page of an ingress does not hide referrers that are cached.
 #[tokio::test]
-async fn an_ingress_page_does_not_hide_referrers_that_are_known() {
+async fn ingress_page_keeps_known_referrers() {
     let hub = Hub::start().await;
     let (digest, _) = hub.push_image("library/app", "a", &[b"a"]);
     let index = json!({"schemaVersion": 2, "manifests": [{"artifactType": "x/sig"}]});
@@ -118,8 +123,9 @@ async fn an_ingress_page_does_not_hide_referrers_that_are_known() {
     );
 }
 
+/// Concurrent requests for referrers cost one upstream request.
 #[tokio::test]
-async fn many_who_ask_for_referrers_at_once_cost_one_request() {
+async fn concurrent_referrers_cost_one_request() {
     let hub = Hub::start().await;
     let (digest, _) = hub.push_image("library/app", "a", &[b"a"]);
     let gate = Gate::shut();

@@ -25,8 +25,9 @@ async fn fresh_tag_asks_no_upstream_stale_one_sends_head() {
     assert_eq!((hub.count("GET manifests"), hub.count("HEAD manifests")), (1, 1));
 }
 
+/// A tag that moved is fetched again, by its digest.
 #[tokio::test]
-async fn a_tag_that_moved_is_fetched_anew_by_digest() {
+async fn moved_tag_is_fetched_by_digest() {
     let hub = Hub::start().await;
     hub.push_image("library/app", "1", &[b"old"]);
     let mirror = Mirror::of(&hub).await;
@@ -38,11 +39,12 @@ async fn a_tag_that_moved_is_fetched_anew_by_digest() {
     assert_eq!(hub.count(&format!("GET manifests/{moved}")), 1);
 }
 
+/// A tag that moved is fetched although the upstream refuses HEAD requests.
 #[test_case(401)]
 #[test_case(403)]
 #[test_case(405)]
 #[tokio::test]
-async fn where_head_is_refused_a_tag_that_moved_is_fetched(status: u16) {
+async fn moved_tag_is_fetched_though_head_fails(status: u16) {
     let hub = Hub::start().await;
     hub.push_image("library/app", "1", &[b"old"]);
     hub.always("HEAD manifests", Fault::status(status));
@@ -127,8 +129,9 @@ async fn deleted_tag_is_404_but_its_digest_is_served() {
     );
 }
 
+/// A cached manifest is never revalidated by its digest.
 #[tokio::test]
-async fn a_digest_is_never_asked_about_again() {
+async fn cached_digest_is_never_revalidated() {
     let hub = Hub::start().await;
     let (digest, _) = hub.push_image("library/app", "1", &[b"layer"]);
     let mirror = Mirror::of(&hub).await;
@@ -139,12 +142,13 @@ async fn a_digest_is_never_asked_about_again() {
     assert_eq!(hub.count("* manifests"), 1);
 }
 
+/// A wrong manifest is neither served nor stored.
 #[test_case(&Fault::html(200); "a page with 200")]
 #[test_case(&Fault::Corrupt; "a flipped bit")]
 #[test_case(&Fault::Cut(10); "cut short")]
 #[test_case(&Fault::Header("docker-content-digest", format!("sha256:{}", "0".repeat(64))); "a digest that lies")]
 #[tokio::test]
-async fn a_wrong_manifest_is_neither_served_nor_kept(fault: &Fault) {
+async fn wrong_manifest_is_neither_served_nor_stored(fault: &Fault) {
     let hub = Hub::start().await;
     let (digest, _) = hub.push_image("library/app", "1", &[b"layer"]);
     let mirror = Mirror::of(&hub).await;
@@ -179,8 +183,9 @@ async fn head_naming_missing_manifest_serves_last_copy() {
     assert_eq!(header(&mirror.get(PATH).await, "x-cache"), "HIT");
 }
 
+/// One hundred clients of a cold tag cost one upstream request.
 #[tokio::test]
-async fn a_hundred_clients_of_a_cold_tag_cost_one_request() {
+async fn hundred_clients_of_cold_tag_cost_one_request() {
     let hub = Hub::start().await;
     hub.push_image("library/app", "1", &[b"layer"]);
     let (mirror, gate) = (Mirror::of(&hub).await, Gate::shut());
@@ -197,8 +202,9 @@ async fn a_hundred_clients_of_a_cold_tag_cost_one_request() {
     assert_eq!(hub.count("GET manifests"), 1);
 }
 
+/// Without `tagttl` every request for a tag is revalidated upstream.
 #[tokio::test]
-async fn without_tagttl_every_request_for_a_tag_asks_upstream() {
+async fn zero_tagttl_revalidates_every_tag_request() {
     let hub = Hub::start().await;
     hub.push_image("library/app", "1", &[b"layer"]);
     let mut cache = cache();
@@ -210,8 +216,9 @@ async fn without_tagttl_every_request_for_a_tag_asks_upstream() {
     assert_eq!((hub.count("GET manifests"), hub.count("HEAD manifests")), (1, 2));
 }
 
+/// A client that has the manifest receives 304.
 #[tokio::test]
-async fn a_client_that_has_it_gets_304() {
+async fn matching_etag_is_304() {
     let hub = Hub::start().await;
     let (digest, _) = hub.push_image("library/app", "1", &[b"layer"]);
     let mirror = Mirror::of(&hub).await;
@@ -223,8 +230,9 @@ async fn a_client_that_has_it_gets_304() {
     assert_eq!(header(&answer, "docker-content-digest"), digest.as_str());
 }
 
+/// A manifest of schema 1 is refused with the reason.
 #[tokio::test]
-async fn schema_1_is_refused_with_the_reason() {
+async fn schema1_is_refused_with_reason() {
     let hub = Hub::start().await;
     let kind = "application/vnd.docker.distribution.manifest.v1+prettyjws";
     hub.push_manifest("library/app", Some("1"), kind, r#"{"schemaVersion":1}"#);
@@ -237,8 +245,9 @@ async fn schema_1_is_refused_with_the_reason() {
     );
 }
 
+/// The response to HEAD has the length that GET has.
 #[tokio::test]
-async fn head_tells_the_length_that_get_has() {
+async fn head_has_the_length_of_get() {
     let hub = Hub::start().await;
     hub.push_image("library/app", "1", &[b"layer"]);
     let mirror = Mirror::of(&hub).await;
@@ -252,6 +261,7 @@ async fn head_tells_the_length_that_get_has() {
     assert_eq!(header(&told, "content-length"), header(&base, "content-length"));
 }
 
+/// After the clock is set back a tag does not stay fresh for as long as the clock was wrong.
 #[tokio::test]
 async fn clock_set_back_keeps_no_tag_fresh() {
     let hub = Hub::start().await;

@@ -7,8 +7,9 @@ use crate::served::{Mirror, cache, header, json, live};
 
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 
+/// An offline mirror serves what is cached and sends no upstream request.
 #[tokio::test]
-async fn offline_it_serves_what_it_has_and_asks_nobody() {
+async fn offline_serves_cache_without_requests() {
     let hub = Hub::start().await;
     let (manifest, layers) = hub.push_image("library/app", "1", &[b"layer"]);
     let fallback = format!("sha256-{}", manifest.hex());

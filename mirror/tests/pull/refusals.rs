@@ -6,6 +6,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use crate::hub::{Fault, Hub};
 use crate::served::{Mirror, cache, header, json as body_of, live};
 
+/// With nothing cached, each failure of the upstream has the response of the table.
 #[test_case(&Fault::error(404, "MANIFEST_UNKNOWN"), 404, "MANIFEST_UNKNOWN"; "a registry's 404")]
 #[test_case(&Fault::html(404), 503, "TOOMANYREQUESTS"; "any other 404")]
 #[test_case(&Fault::status(401), 403, "DENIED"; "401 becomes 403")]
@@ -14,7 +15,7 @@ use crate::served::{Mirror, cache, header, json as body_of, live};
 #[test_case(&Fault::status(500), 503, "TOOMANYREQUESTS"; "500")]
 #[test_case(&Fault::Reset, 503, "TOOMANYREQUESTS"; "a reset")]
 #[tokio::test]
-async fn with_nothing_cached_the_answer_table_holds(fault: &Fault, status: u16, code: &str) {
+async fn uncached_failures_match_the_table(fault: &Fault, status: u16, code: &str) {
     let hub = Hub::start().await;
     hub.always("* manifests", fault.clone());
     let mirror = Mirror::of(&hub).await;
@@ -29,8 +30,9 @@ async fn with_nothing_cached_the_answer_table_holds(fault: &Fault, status: u16, 
     assert_eq!(body["errors"][0]["code"], code);
 }
 
+/// The `Retry-After` of the upstream is passed on.
 #[tokio::test]
-async fn an_upstreams_retry_after_is_passed_on() {
+async fn upstream_retry_after_is_passed_on() {
     let hub = Hub::start().await;
     hub.always("* manifests", Fault::limited(Some("7")));
     let answer = Mirror::of(&hub).await.get("/v2/app/manifests/1").await;
@@ -38,8 +40,9 @@ async fn an_upstreams_retry_after_is_passed_on() {
     assert!((1..=7).contains(&wait), "{wait}");
 }
 
+/// Content that does not exist is requested once in a burst.
 #[tokio::test]
-async fn what_is_not_there_is_asked_for_once_in_a_burst() {
+async fn missing_content_is_requested_once_in_a_burst() {
     let hub = Hub::start().await;
     let mirror = Mirror::of(&hub).await;
     for _ in 0..5 {
@@ -48,8 +51,9 @@ async fn what_is_not_there_is_asked_for_once_in_a_burst() {
     assert_eq!(hub.count("* manifests"), 1);
 }
 
+/// A reload clears the negative cache.
 #[tokio::test]
-async fn a_reload_forgets_what_was_not_there() {
+async fn reload_clears_the_negative_cache() {
     let hub = Hub::start().await;
     let mirror = Mirror::of(&hub).await;
     assert_eq!(mirror.get("/v2/app/manifests/1").await.status(), 404);
@@ -60,11 +64,12 @@ async fn a_reload_forgets_what_was_not_there() {
     assert_eq!(mirror.get("/v2/app/manifests/1").await.status(), 200);
 }
 
+/// Requests for changes are answered with 405, and no upstream receives one.
 #[test_case("POST", "/v2/app/blobs/uploads/"; "an upload")]
 #[test_case("PUT", "/v2/app/manifests/1"; "a push")]
 #[test_case("DELETE", "/v2/app/manifests/1"; "a delete")]
 #[tokio::test]
-async fn changes_are_405_and_upstream_is_not_asked(method: &str, path: &str) {
+async fn changes_are_405_without_upstream_requests(method: &str, path: &str) {
     let hub = Hub::start().await;
     let mirror = Mirror::of(&hub).await;
     let answer = mirror.request(method, path).send().await.unwrap();
@@ -87,6 +92,7 @@ async fn write_to_malformed_reference_is_400_before_405(method: &str, path: &str
     assert_eq!(hub.count("* "), 0);
 }
 
+/// An invalid request is refused without an upstream request.
 #[test_case("/v2/app/blobs/sha256:abc", 400; "a broken digest")]
 #[test_case("/v2/app/manifests/sha256:abc", 400; "a broken digest of a manifest")]
 #[test_case("/v2/app/manifests/.INVALID", 404; "a tag that can't be")]
@@ -96,14 +102,15 @@ async fn write_to_malformed_reference_is_400_before_405(method: &str, path: &str
 #[test_case("/v2/..%2f..%2fetc/manifests/1", 400; "an encoded path that leads out")]
 #[test_case("/v2/app/tags/list?n=x", 400; "a page size that is no number")]
 #[tokio::test]
-async fn bad_requests_are_refused_without_asking_upstream(path: &str, status: u16) {
+async fn invalid_request_sends_no_upstream_request(path: &str, status: u16) {
     let hub = Hub::start().await;
     assert_eq!(Mirror::of(&hub).await.get(path).await.status(), status);
     assert_eq!(hub.count("* "), 0);
 }
 
+/// The base path says that the server is a registry.
 #[tokio::test]
-async fn the_base_says_that_this_is_a_registry() {
+async fn base_path_identifies_a_registry() {
     let hub = Hub::start().await;
     let mirror = Mirror::of(&hub).await;
     for path in ["/", "/v2", "/v2/"] {
@@ -123,7 +130,7 @@ async fn the_base_says_that_this_is_a_registry() {
 #[test_case("GET", "/v2/app/tags/list/", "/v2/app/tags/list"; "a slash at the end")]
 #[test_case("GET", "//evil.example/v2/", "/evil.example/v2/"; "never to another host")]
 #[tokio::test]
-async fn unclean_path_is_redirected_to_the_clean_one(method: &str, path: &str, location: &str) {
+async fn unclean_path_is_redirected(method: &str, path: &str, location: &str) {
     let hub = Hub::start().await;
     let mirror = Mirror::of(&hub).await;
     let address = mirror.url.strip_prefix("http://").unwrap();

@@ -63,7 +63,7 @@ async fn code_of(mirror: &Mirror, method: &str, path: &str) -> (u16, String) {
 #[test_case(&marked(404, "404 page not found"); "text with the header of the api")]
 #[test_case(&marked(410, ""); "nothing with the header of the api")]
 #[tokio::test]
-async fn gone_content_is_404_whatever_the_registry_calls_it(says: &Fault) {
+async fn gone_content_is_404_for_any_error_code(says: &Fault) {
     let hub = Hub::start().await;
     let (digest, _) = hub.push_image("library/app", "1", &[b"layer"]);
     let mirror = Mirror::of(&hub).await;
@@ -96,7 +96,7 @@ async fn gone_content_is_404_whatever_the_registry_calls_it(says: &Fault) {
 #[test_case(&errors(404, r#"{"message":"no Route matched"}"#); "json without errors")]
 #[test_case(&errors(404, r#"{"errors":"none"}"#); "errors without a list")]
 #[tokio::test]
-async fn a_404_of_an_ingress_leaves_copies_in_use(says: &Fault) {
+async fn ingress_404_keeps_cached_content(says: &Fault) {
     let hub = Hub::start().await;
     hub.push_image("library/app", "1", &[b"layer"]);
     let mirror = Mirror::of(&hub).await;
@@ -130,7 +130,7 @@ async fn a_404_of_an_ingress_leaves_copies_in_use(says: &Fault) {
 #[test_case(&Fault::status(415); "415")]
 #[test_case(&Fault::status(501); "501")]
 #[tokio::test]
-async fn without_the_referrers_api_clients_get_404(says: &Fault) {
+async fn missing_referrers_api_is_404(says: &Fault) {
     let hub = Hub::start().await;
     let (digest, _) = hub.push_image("library/app", "1", &[b"layer"]);
     let fallback = format!("sha256-{}", digest.hex());
@@ -152,8 +152,9 @@ async fn without_the_referrers_api_clients_get_404(says: &Fault) {
     assert_eq!(listed.status(), 200);
 }
 
+/// A referrers API that redirects to a page is absent.
 #[tokio::test]
-async fn an_api_reached_by_a_redirect_to_a_page_is_absent() {
+async fn referrers_redirected_to_a_page_are_absent() {
     let hub = Hub::start().await;
     let (digest, _) = hub.push_image("library/app", "1", &[b"layer"]);
     hub.always("GET referrers", Fault::redirect("/login"));
@@ -174,7 +175,7 @@ async fn an_api_reached_by_a_redirect_to_a_page_is_absent() {
 #[test_case(&answer(200, INDEX, r#"{"schemaVersion":2,"manifests":[{"#), 503; "a broken index")]
 #[test_case(&Fault::Cut(10), 503; "a cut")]
 #[tokio::test]
-async fn upstream_in_trouble_is_not_an_absent_referrers_api(says: &Fault, status: u16) {
+async fn upstream_failure_is_no_absent_referrers_api(says: &Fault, status: u16) {
     let hub = Hub::start().await;
     let (digest, _) = hub.push_image("library/app", "1", &[b"layer"]);
     hub.always("GET referrers", says.clone());
@@ -183,11 +184,12 @@ async fn upstream_in_trouble_is_not_an_absent_referrers_api(says: &Fault, status
     assert_eq!(mirror.get(&path).await.status(), status);
 }
 
+/// A referrers index without descriptors is an empty list.
 #[test_case(r#"{"schemaVersion":2,"manifests":null}"#; "null")]
 #[test_case(r#"{"mediaType":"application/vnd.oci.image.index.v1+json"}"#; "absent")]
 #[test_case(r#"{"schemaVersion":2,"manifests":[null,"x"]}"#; "no descriptor")]
 #[tokio::test]
-async fn an_index_without_descriptors_is_an_empty_list(index: &'static str) {
+async fn referrers_without_descriptors_are_empty(index: &'static str) {
     let hub = Hub::start().await;
     let (digest, _) = hub.push_image("library/app", "1", &[b"layer"]);
     hub.always("GET referrers", answer(200, INDEX, index));
@@ -207,8 +209,9 @@ async fn an_index_without_descriptors_is_an_empty_list(index: &'static str) {
     assert_eq!(hub.count("GET referrers"), 1);
 }
 
+/// A referrers API that is gone for longer than the stale period is answered with 404.
 #[tokio::test]
-async fn an_api_that_is_gone_for_long_is_404() {
+async fn referrers_api_gone_for_long_is_404() {
     let hub = Hub::start().await;
     let (digest, _) = hub.push_image("library/app", "1", &[b"layer"]);
     let mirror = Mirror::of(&hub).await;
@@ -237,6 +240,7 @@ async fn odd_entries_hide_no_tags() {
     assert_eq!(tags["tags"], json!([]));
 }
 
+/// A `Content-Encoding` that is only a label changes nothing.
 #[test_case("gzip")]
 #[test_case("x-gzip")]
 #[test_case("aws-chunked")]
@@ -244,7 +248,7 @@ async fn odd_entries_hide_no_tags() {
 #[test_case(""; "empty")]
 #[test_case("identity, identity"; "twice")]
 #[tokio::test]
-async fn a_coding_that_is_only_a_label_hides_nothing(label: &str) {
+async fn false_content_encoding_hides_nothing(label: &str) {
     let hub = Hub::start().await;
     let layer = pattern(600_000);
     let (digest, layers) = hub.push_image("library/app", "1", &[&layer]);
@@ -270,7 +274,7 @@ async fn a_coding_that_is_only_a_label_hides_nothing(label: &str) {
 
 /// The digest is of the blob, so a blob that really is compressed is another one, whatever its label says.
 #[tokio::test]
-async fn a_blob_that_is_compressed_is_never_completed() {
+async fn compressed_blob_is_never_completed() {
     let hub = Hub::start().await;
     let layer = pattern(600_000);
     let digest = hub.push_blob("library/app", &layer);
@@ -287,7 +291,7 @@ async fn a_blob_that_is_compressed_is_never_completed() {
 
 /// The cache has no room, and no digest is checked: the size that the manifest names tells.
 #[tokio::test]
-async fn a_part_of_a_compressed_blob_is_refused() {
+async fn range_of_compressed_blob_is_refused() {
     let hub = Hub::start().await;
     let layer = pattern(600_000);
     let (_, layers) = hub.push_image("library/app", "1", &[&layer]);
@@ -307,7 +311,7 @@ async fn a_part_of_a_compressed_blob_is_refused() {
 #[test_case(303)]
 #[test_case(307)]
 #[tokio::test]
-async fn a_blob_behind_a_page_is_unavailable(status: u16) {
+async fn redirect_page_makes_blob_unavailable(status: u16) {
     let hub = Hub::start().await;
     let digest = hub.push_blob("library/app", b"layer");
     let blob = format!("/v2/app/blobs/{digest}");
@@ -331,7 +335,7 @@ async fn a_blob_behind_a_page_is_unavailable(status: u16) {
 #[test_case(r#"{"schemaVersion":1,"schemaVersion":2,"manifests":[]}"#; "a name twice")]
 #[test_case(r#"{"SchemaVersion":2,"manifests":[null,{"digest":7}]}"#; "odd entries")]
 #[tokio::test]
-async fn an_oddly_written_manifest_is_served_as_it_is(manifest: &str) {
+async fn oddly_written_manifest_is_served_unchanged(manifest: &str) {
     let hub = Hub::start().await;
     hub.push_manifest("library/app", Some("1"), "application/json", manifest);
     let mirror = Mirror::of(&hub).await;
@@ -346,8 +350,9 @@ async fn an_oddly_written_manifest_is_served_as_it_is(manifest: &str) {
     }
 }
 
+/// The Accept types of a client reach the upstream with each request.
 #[tokio::test]
-async fn client_types_reach_upstream_for_each_request() {
+async fn client_accept_types_reach_upstream() {
     let hub = Hub::start().await;
     hub.push_manifest("library/app", Some("1"), ORAS, r#"{"mediaType":"x"}"#);
     let mirror = Mirror::of(&hub).await;
@@ -380,8 +385,9 @@ async fn client_types_reach_upstream_for_each_request() {
     );
 }
 
+/// Clients that accept different types share no upstream request.
 #[tokio::test]
-async fn clients_of_different_types_share_no_request() {
+async fn different_accept_types_share_no_request() {
     let hub = Hub::start().await;
     hub.push_manifest("library/app", Some("1"), ORAS, r#"{"mediaType":"x"}"#);
     let (mirror, gate) = (Mirror::of(&hub).await, Gate::shut());
@@ -407,7 +413,7 @@ async fn clients_of_different_types_share_no_request() {
 #[test_case(&answer(401, "text/plain", "token\r\nexpired"), "token expired"; "401 without a challenge")]
 #[test_case(&Fault::html(403), "403 Forbidden"; "a page has no words")]
 #[tokio::test]
-async fn a_denial_has_the_words_of_upstream(says: &Fault, words: &str) {
+async fn denial_has_upstreams_message(says: &Fault, words: &str) {
     let hub = Hub::start().await;
     let digest = hub.push_blob("library/app", b"layer");
     hub.always("* /v2/", says.clone());

@@ -19,12 +19,13 @@ fn path(digest: &Digest) -> String {
     format!("/v2/app/blobs/{digest}")
 }
 
+/// A small wrong blob fails ahead of its response header, with 503.
 #[test_case(&Fault::Corrupt; "a flipped bit")]
 #[test_case(&Fault::html(200); "a page with 200")]
 #[test_case(&Fault::Body(Bytes::from(pattern(SMALL - 1))); "a short body")]
 #[test_case(&Fault::Body(Bytes::from(pattern(SMALL + 1))); "a long body")]
 #[tokio::test]
-async fn a_small_wrong_blob_fails_before_its_header(fault: &Fault) {
+async fn small_wrong_blob_is_503(fault: &Fault) {
     let hub = Hub::start().await;
     let digest = hub.push_blob("library/app", pattern(SMALL));
     hub.always("GET blobs", fault.clone());
@@ -34,10 +35,11 @@ async fn a_small_wrong_blob_fails_before_its_header(fault: &Fault) {
     assert_eq!(mirror.store.usage().blobs, 0);
 }
 
+/// A large wrong blob is cut ahead of the bytes that are held back.
 #[test_case(None; "kept")]
 #[test_case(Some(1000); "passing uncached")]
 #[tokio::test]
-async fn a_large_wrong_blob_is_cut_before_what_is_held_back(room: Option<u64>) {
+async fn large_wrong_blob_is_cut_short(room: Option<u64>) {
     let hub = Hub::start().await;
     let digest = hub.push_blob("library/app", pattern(LARGE));
     hub.once("GET blobs", Fault::Corrupt);

@@ -32,8 +32,9 @@ async fn content_is_linked_into_other_repository() {
     assert_eq!(store.usage().blobs, 1);
 }
 
+/// Content that does not exist gets no link.
 #[tokio::test]
-async fn content_that_is_not_there_gets_no_link() {
+async fn missing_content_gets_no_link() {
     let place = Place::new();
     let store = place.open().await;
     store.link_blob(&nginx(), &digest(b"gone")).await.unwrap();
@@ -71,8 +72,9 @@ async fn wrong_bytes_are_never_committed() {
     assert_eq!((place.tree(), place.scratch()), (BTreeMap::new(), 0));
 }
 
+/// A blob that is longer or shorter than announced is refused.
 #[tokio::test]
-async fn a_blob_longer_or_shorter_than_announced_is_refused() {
+async fn blob_of_wrong_length_is_refused() {
     let place = Place::new();
     let store = place.open().await;
     let mut long = store
@@ -91,8 +93,9 @@ async fn a_blob_longer_or_shorter_than_announced_is_refused() {
     assert!(short.verify().is_err());
 }
 
+/// Blobs with a SHA-512 digest and empty blobs are stored as any other.
 #[tokio::test]
-async fn sha512_and_empty_blobs_are_content_like_any_other() {
+async fn sha512_and_empty_blobs_are_stored() {
     let place = Place::new();
     let store = place.open().await;
     let empty = put(&store, &nginx(), b"").await;
@@ -106,8 +109,9 @@ async fn sha512_and_empty_blobs_are_content_like_any_other() {
     assert_eq!(get(&store, &nginx(), &long).await.unwrap(), b"x");
 }
 
+/// A manifest keeps its bytes and its media type over a restart.
 #[tokio::test]
-async fn a_manifest_keeps_its_bytes_and_its_media_type_over_a_restart() {
+async fn manifest_survives_restart_with_media_type() {
     let place = Place::new();
     let manifest = Manifest {
         media_type: "application/vnd.example+json".to_owned(),
@@ -125,8 +129,9 @@ async fn a_manifest_keeps_its_bytes_and_its_media_type_over_a_restart() {
     assert_eq!(store.manifest(&other, manifest.digest()).await.unwrap(), None);
 }
 
+/// The error for a second store on the same root names the root.
 #[tokio::test]
-async fn a_second_store_on_one_root_is_refused_by_name() {
+async fn second_store_on_root_is_refused() {
     let place = Place::new();
     let _store = place.open().await;
     let error = Store::open(place.path(), place.options()).await.unwrap_err();
@@ -134,8 +139,9 @@ async fn a_second_store_on_one_root_is_refused_by_name() {
     assert!(error.to_string().contains(place.path().to_str().unwrap()));
 }
 
+/// The error for a root that cannot be created names the root.
 #[tokio::test]
-async fn a_root_that_cannot_be_made_is_refused_by_name() {
+async fn unwritable_root_is_named() {
     let place = Place::new();
     fs::write(place.path().join("file"), "").unwrap();
     let root = Path::new("/proc/nothing");
@@ -144,8 +150,9 @@ async fn a_root_that_cannot_be_made_is_refused_by_name() {
     assert!(error.to_string().contains("/proc/nothing"), "{error}");
 }
 
+/// A read-only store serves its content and accepts no more.
 #[tokio::test]
-async fn a_read_only_store_serves_and_takes_nothing() {
+async fn read_only_store_accepts_nothing() {
     let place = Place::new();
     let store = place.open().await;
     let digest = put(&store, &nginx(), b"layer").await;
@@ -160,8 +167,9 @@ async fn a_read_only_store_serves_and_takes_nothing() {
     assert!(matches!(error, StageError::ReadOnly));
 }
 
+/// A warm hit writes nothing to the disk.
 #[tokio::test]
-async fn a_warm_hit_writes_nothing_to_disk() {
+async fn warm_hit_writes_nothing() {
     let place = Place::new();
     let store = place.open().await;
     let digest = put(&store, &nginx(), b"layer").await;
@@ -203,8 +211,9 @@ async fn without_hits_a_flush_writes_nothing() {
     assert_eq!(written(), before);
 }
 
+/// A blob of unknown size uses no more disk space than it has bytes.
 #[tokio::test]
-async fn a_blob_of_unknown_size_takes_no_more_room_than_it_has_bytes() {
+async fn blob_of_unknown_size_wastes_no_space() {
     use std::os::unix::fs::MetadataExt;
     let place = Place::new();
     let store = place.open().await;

@@ -10,7 +10,7 @@ const LIMIT: u64 = 256 << 10;
 /// What the child stores, forever: blobs, manifests and tags, over the limit so that it evicts too.
 #[tokio::test]
 #[ignore = "the child of the test below"]
-async fn child_that_stores_until_it_is_killed() {
+async fn child_stores_until_killed() {
     let Ok(root) = std::env::var(ROOT) else { return };
     let place = Place::limited(LIMIT);
     let store = Store::open(Path::new(&root), place.options()).await.unwrap();
@@ -35,11 +35,7 @@ impl Drop for Killed {
 
 fn start_child(root: &Path) -> Killed {
     let child = Command::new(std::env::current_exe().unwrap())
-        .args([
-            "--ignored",
-            "--exact",
-            "crash::child_that_stores_until_it_is_killed",
-        ])
+        .args(["--ignored", "--exact", "crash::child_stores_until_killed"])
         .env(ROOT, root)
         .stdout(Stdio::null())
         .stderr(Stdio::null())

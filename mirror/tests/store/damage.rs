@@ -79,6 +79,7 @@ fn parent_is_a_file(data: &Path) {
     fs::write(parent, "").unwrap();
 }
 
+/// A damaged blob is a miss, and the next fill replaces it.
 #[test_case(truncate; "truncated")]
 #[test_case(empty; "emptied")]
 #[test_case(lengthen; "lengthened")]
@@ -90,7 +91,7 @@ fn parent_is_a_file(data: &Path) {
 #[test_case(parent_is_a_file; "a file in its directorys place")]
 #[test_case(zero; "a link to an endless device in its place")]
 #[tokio::test]
-async fn a_damaged_blob_is_a_miss_and_is_replaced(damage: fn(&Path)) {
+async fn damaged_blob_is_a_miss_and_replaced(damage: fn(&Path)) {
     for restart in [false, true] {
         let place = Place::new();
         let mut store = place.open().await;
@@ -129,12 +130,13 @@ fn flip(data: &Path) {
     fs::write(data, "{|").unwrap();
 }
 
+/// A damaged manifest is a miss, and the next fetch replaces it.
 #[test_case(flip; "a flipped bit")]
 #[test_case(zero; "a link to an endless device in its place")]
 #[test_case(host_file; "a link to another file in its place")]
 #[test_case(pipe; "a pipe in its place")]
 #[tokio::test]
-async fn a_damaged_manifest_is_a_miss_and_is_replaced(damage: fn(&Path)) {
+async fn damaged_manifest_is_a_miss_and_replaced(damage: fn(&Path)) {
     let place = Place::new();
     let manifest = manifest("{}");
     let store = place.open().await;
@@ -155,6 +157,7 @@ fn cut_short(link: &Path) {
     fs::write(link, "sha256:00").unwrap();
 }
 
+/// A damaged link is a miss, and the next fill replaces it.
 #[test_case(empty; "empty")]
 #[test_case(cut_short; "cut short")]
 #[test_case(zero; "a link to an endless device in its place")]
@@ -165,7 +168,7 @@ fn cut_short(link: &Path) {
 #[test_case(socket; "a socket in its place")]
 #[test_case(circle; "a link to itself in its place")]
 #[tokio::test]
-async fn a_damaged_link_is_a_miss_and_is_replaced(damage: fn(&Path)) {
+async fn damaged_link_is_a_miss_and_replaced(damage: fn(&Path)) {
     let place = Place::new();
     let store = place.open().await;
     let digest = put(&store, &nginx(), b"layer").await;
@@ -180,8 +183,9 @@ async fn a_damaged_link_is_a_miss_and_is_replaced(damage: fn(&Path)) {
     assert_eq!(get(&store, &nginx(), &digest).await.unwrap(), b"layer");
 }
 
+/// A link of one digest may point to content by a digest of a different algorithm.
 #[tokio::test]
-async fn a_link_of_one_digest_may_lead_to_content_of_another() {
+async fn link_may_point_to_other_algorithm() {
     let place = Place::new();
     let store = place.open().await;
     let content = put(&store, &nginx(), b"layer").await;
@@ -265,6 +269,7 @@ async fn file_in_place_of_root_is_kept_and_an_error() {
     }
 }
 
+/// A file in the place of the `docker` directory is kept, and nothing can be stored.
 #[tokio::test]
 async fn file_in_place_of_docker_directory_is_kept() {
     let place = Place::new();
@@ -275,6 +280,7 @@ async fn file_in_place_of_docker_directory_is_kept() {
     assert_eq!(fs::read(&file).unwrap(), b"somebody's");
 }
 
+/// A dropped blob stays readable while it is open, and leaves no link.
 #[tokio::test]
 async fn dropped_blob_stays_readable_while_open() {
     let place = Place::new();
@@ -290,7 +296,7 @@ async fn dropped_blob_stays_readable_while_open() {
 
 /// A place whose blob lost a bit but not its length, and nobody remembers that it was verified.
 #[tokio::test]
-async fn a_flipped_bit_in_a_small_blob_is_a_miss() {
+async fn flipped_bit_in_small_blob_is_a_miss() {
     let place = Place::new();
     let store = place.open().await;
     let digest = put(&store, &nginx(), b"layer").await;
@@ -377,8 +383,9 @@ async fn used_content_is_scrubbed_once_a_period() {
     assert_eq!(store.scrub(&stop).await.unwrap(), 1);
 }
 
+/// Content that is sound stays, and counts as verified.
 #[tokio::test]
-async fn sound_content_stays_and_counts_as_verified() {
+async fn sound_content_counts_as_verified() {
     let place = Place::new();
     let store = place.open().await;
     store.set_scrub_period(Some(HOUR));
@@ -394,8 +401,9 @@ async fn sound_content_stays_and_counts_as_verified() {
     assert_eq!(store.scrub(&stop).await.unwrap(), 0, "just verified");
 }
 
+/// A root that is cleared while the store is open is filled again.
 #[tokio::test]
-async fn a_root_that_is_cleared_meanwhile_is_filled_again() {
+async fn cleared_root_is_filled_again() {
     let place = Place::new();
     let store = place.open().await;
     let digest = put(&store, &nginx(), b"layer").await;
@@ -412,8 +420,9 @@ async fn a_root_that_is_cleared_meanwhile_is_filled_again() {
     assert_eq!(store.usage().bytes, 5);
 }
 
+/// A file in the place of the scratch directory is replaced.
 #[tokio::test]
-async fn a_file_in_the_place_of_scratch_is_replaced() {
+async fn file_in_place_of_scratch_is_replaced() {
     let place = Place::new();
     drop(place.open().await);
     let scratch = place.path().join("_mirror/scratch");

@@ -203,8 +203,9 @@ async fn distribution_cache_is_served_and_expires_in_time() {
     );
 }
 
+/// The mirror and Distribution write the same files with the same bytes.
 #[tokio::test(flavor = "multi_thread")]
-async fn both_write_the_same_files_with_the_same_bytes() {
+async fn cache_files_equal_distributions() {
     let (image, origin) = (Image::new(), Place::new());
     image.store(&origin).await;
     let upstream = Registry::start(origin.path(), None);
@@ -212,8 +213,9 @@ async fn both_write_the_same_files_with_the_same_bytes() {
     assert_eq!(origin.tree(), theirs.tree());
 }
 
+/// Distribution continues with the expiry state that the mirror wrote.
 #[tokio::test(flavor = "multi_thread")]
-async fn distribution_goes_on_with_our_expiry_state() {
+async fn distribution_reads_written_expiry_state() {
     let (image, origin) = (Image::new(), Place::new());
     image.store(&origin).await;
     let upstream = Registry::start(origin.path(), None);

@@ -3,8 +3,9 @@
 use super::*;
 use mirror::config::TtlFrom::{FirstFetch, LastUse};
 
+/// Unused content expires with its links and tags.
 #[tokio::test]
-async fn unused_content_goes_with_its_links_and_tags() {
+async fn unused_content_expires_with_links_and_tags() {
     let place = Place::new();
     let store = place.open().await;
     let other = repository("quay.io", "org/app");
@@ -23,8 +24,9 @@ async fn unused_content_goes_with_its_links_and_tags() {
     assert_eq!((store.usage().bytes, store.usage().blobs), (0, 0));
 }
 
+/// A use renews content only if the TTL counts from the last use.
 #[tokio::test]
-async fn a_use_renews_by_last_use_only() {
+async fn use_renews_only_with_last_use() {
     for (from, stays) in [(LastUse, true), (FirstFetch, false)] {
         let place = Place::new();
         let store = place.open().await;
@@ -51,8 +53,9 @@ async fn ages_survive_a_restart() {
     assert!(get(&store, &nginx(), &new).await.is_some());
 }
 
+/// A shorter TTL applies to cached content, and no TTL keeps everything.
 #[tokio::test]
-async fn a_shortened_ttl_applies_to_what_is_cached_and_none_keeps_all() {
+async fn shortened_ttl_applies_to_cached_content() {
     let place = Place::new();
     let store = place.open().await;
     let digest = put(&store, &nginx(), b"layer").await;
@@ -63,8 +66,9 @@ async fn a_shortened_ttl_applies_to_what_is_cached_and_none_keeps_all() {
     assert_eq!(get(&store, &nginx(), &digest).await, None);
 }
 
+/// An open download runs to its end, and its content expires afterwards.
 #[tokio::test]
-async fn an_open_download_finishes_and_the_content_goes_afterwards() {
+async fn open_download_delays_expiry() {
     let place = Place::new();
     let store = place.open().await;
     let digest = put(&store, &nginx(), b"layer").await;

@@ -43,8 +43,9 @@ async fn child_on_a_small_file_system() {
     );
 }
 
+/// A full disk causes evictions, then refusals, and the store continues to serve.
 #[test]
-fn a_full_disk_evicts_and_then_refuses_and_serves_on() {
+fn full_disk_evicts_then_refuses_and_serves() {
     let Some(how) = small_disk::namespace() else {
         return;
     };

@@ -10,8 +10,9 @@ fn stored(place: &Place) -> u64 {
     blobs.values().map(|bytes| bytes.len() as u64).sum()
 }
 
+/// The content that was used longest ago is evicted first.
 #[tokio::test]
-async fn what_was_used_longest_ago_goes_first() {
+async fn least_recently_used_is_evicted_first() {
     let place = Place::limited(3 * KIB);
     let store = place.open().await;
     let mut digests = Vec::new();
@@ -30,8 +31,9 @@ async fn what_was_used_longest_ago_goes_first() {
     assert!(get(&store, &nginx(), &digests[2]).await.is_some());
 }
 
+/// The order of use survives a restart.
 #[tokio::test]
-async fn the_order_of_use_survives_a_restart() {
+async fn order_of_use_survives_restart() {
     let place = Place::limited(2 * KIB);
     let store = place.open().await;
     let first = put(&store, &nginx(), &bytes(0, 1024)).await;
@@ -47,8 +49,9 @@ async fn the_order_of_use_survives_a_restart() {
     assert!(get(&store, &nginx(), &second).await.is_none());
 }
 
+/// Space is reserved once, and released when the blob is dropped.
 #[tokio::test]
-async fn room_is_promised_once_and_given_back() {
+async fn space_is_reserved_once_and_released() {
     let place = Place::limited(10 * KIB);
     let store = place.open().await;
     let mut staged = Vec::new();
@@ -74,8 +77,9 @@ async fn room_is_promised_once_and_given_back() {
     );
 }
 
+/// A blob that is larger than the limit evicts nothing.
 #[tokio::test]
-async fn a_blob_larger_than_the_limit_evicts_nothing() {
+async fn blob_above_limit_evicts_nothing() {
     let place = Place::limited(2 * KIB);
     let store = place.open().await;
     let kept = put(&store, &nginx(), &bytes(0, 1024)).await;
@@ -87,8 +91,9 @@ async fn a_blob_larger_than_the_limit_evicts_nothing() {
     assert!(get(&store, &nginx(), &kept).await.is_some());
 }
 
+/// Content that is open is not evicted.
 #[tokio::test]
-async fn what_somebody_reads_is_not_evicted() {
+async fn open_content_is_not_evicted() {
     let place = Place::limited(2 * KIB);
     let store = place.open().await;
     let reading = put(&store, &nginx(), &bytes(0, 1024)).await;
@@ -104,8 +109,9 @@ async fn what_somebody_reads_is_not_evicted() {
     assert!(get(&store, &nginx(), &reading).await.is_none());
 }
 
+/// Concurrent fills never exceed the limit.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn many_fills_at_once_never_exceed_the_limit() {
+async fn concurrent_fills_never_exceed_the_limit() {
     let limit = 64 * KIB;
     let place = Place::limited(limit);
     let store = place.open().await;
@@ -130,8 +136,9 @@ async fn many_fills_at_once_never_exceed_the_limit() {
     assert_eq!(place.scratch(), 0);
 }
 
+/// A lowered limit applies to cached content.
 #[tokio::test]
-async fn a_lowered_limit_takes_effect_on_what_is_cached() {
+async fn lowered_limit_applies_to_cached_content() {
     let place = Place::limited(4 * KIB);
     let store = place.open().await;
     for seed in 0..4 {
@@ -146,8 +153,9 @@ async fn a_lowered_limit_takes_effect_on_what_is_cached() {
     assert_eq!(store.usage().limit, Some(2 * KIB));
 }
 
+/// A limit in percent is a share of the file system.
 #[tokio::test]
-async fn a_percentage_is_one_of_the_file_system() {
+async fn percentage_limit_is_of_the_file_system() {
     let place = Place {
         max_size: Some(MaxSize::Percent(50)),
         ..Place::new()
@@ -158,8 +166,9 @@ async fn a_percentage_is_one_of_the_file_system() {
     assert!(store.usage().limit.unwrap().abs_diff(half) < 1000);
 }
 
+/// A blob of unknown size reserves space while it grows.
 #[tokio::test]
-async fn a_blob_of_unknown_size_reserves_as_it_grows() {
+async fn blob_of_unknown_size_reserves_as_it_grows() {
     let place = Place::limited(20 << 20);
     let store = place.open().await;
     let kept = put(&store, &nginx(), &bytes(0, 2 << 20)).await;
@@ -173,8 +182,9 @@ async fn a_blob_of_unknown_size_reserves_as_it_grows() {
     assert!(get(&store, &nginx(), &kept).await.is_none(), "both do not fit");
 }
 
+/// The metrics count evictions by their reason.
 #[tokio::test]
-async fn what_leaves_the_cache_is_counted_by_reason() {
+async fn evictions_are_counted_by_reason() {
     let place = Place::limited(2 * KIB);
     let store = place.open().await;
     for seed in 0..4 {

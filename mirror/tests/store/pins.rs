@@ -18,6 +18,7 @@ async fn image(store: &Store, layer: &[u8]) -> (Digest, Digest, Digest) {
     (layer, image.digest().clone(), index.digest().clone())
 }
 
+/// A pinned tag keeps its index, its image and its layers from expiry.
 #[tokio::test]
 async fn pinned_tag_keeps_index_image_and_layers() {
     let place = Place::new();
@@ -40,8 +41,9 @@ async fn pinned_tag_keeps_index_image_and_layers() {
     assert_eq!(store.expire(Some(HOUR), FirstFetch).await.unwrap(), 3);
 }
 
+/// A pin by digest keeps a manifest or a blob.
 #[tokio::test]
-async fn a_pin_by_digest_holds_a_manifest_or_a_blob() {
+async fn pin_by_digest_keeps_manifest_or_blob() {
     let place = Place::new();
     let store = place.open().await;
     let (layer, image, _) = image(&store, b"by manifest").await;
@@ -58,8 +60,9 @@ async fn a_pin_by_digest_holds_a_manifest_or_a_blob() {
     assert!(get(&store, &nginx(), &blob).await.is_some());
 }
 
+/// A pinned tag that moved keeps its new target and releases the old one.
 #[tokio::test]
-async fn a_tag_that_moved_keeps_what_it_points_to_now() {
+async fn moved_pinned_tag_keeps_its_new_target() {
     let place = Place::new();
     let store = place.open().await;
     store.set_pinned(&globs(&["docker.io/**/nginx:latest"]));
@@ -76,8 +79,9 @@ async fn a_tag_that_moved_keeps_what_it_points_to_now() {
     assert!(get(&store, &nginx(), &new).await.is_some());
 }
 
+/// Pinned content is not evicted, and the store reports that it has no space.
 #[tokio::test]
-async fn what_is_pinned_does_not_give_way_and_no_room_is_said() {
+async fn pinned_content_is_not_evicted() {
     let place = Place::limited(2048);
     let store = place.open().await;
     let pinned = put(&store, &nginx(), &bytes(0, 1024)).await;

@@ -42,6 +42,7 @@ async fn everything_survives_a_restart() {
     assert_eq!((usage.blobs, usage.bytes), (2, 5 + manifest.bytes().len() as u64));
 }
 
+/// A lost index is rebuilt from the files, with ages from then on and with their links.
 #[tokio::test]
 async fn lost_index_is_rebuilt_from_files() {
     let place = Place::new();
@@ -69,8 +70,9 @@ async fn a_damaged_index_is_rebuilt() {
     }
 }
 
+/// An index with damaged pages costs no content.
 #[tokio::test]
-async fn an_index_with_damaged_pages_costs_no_content() {
+async fn damaged_index_pages_cost_no_content() {
     let place = Place::new();
     let (layer, manifest) = filled(&place).await;
     let path = place.path().join("_mirror/index.redb");
@@ -94,8 +96,9 @@ async fn an_index_with_damaged_pages_costs_no_content() {
     assert_serves(&store, &layer, &manifest).await;
 }
 
+/// The leftovers of unfinished blobs are removed at the start.
 #[tokio::test]
-async fn leftovers_of_unfinished_blobs_are_swept_at_start() {
+async fn unfinished_blobs_are_swept_at_start() {
     let place = Place::new();
     let store = place.open().await;
     let staged = store.stage(&nginx().host, &digest(b"x"), Some(1)).await.unwrap();
@@ -108,8 +111,9 @@ async fn leftovers_of_unfinished_blobs_are_swept_at_start() {
     assert_eq!(copy.scratch(), 0);
 }
 
+/// Content expires at the times in the scheduler state of Distribution.
 #[tokio::test]
-async fn expiry_goes_on_where_distributions_stood() {
+async fn expiry_continues_from_distributions_state() {
     let place = Place::new();
     let (layer, manifest) = filled(&place).await;
     fs::remove_dir_all(place.path().join("_mirror")).unwrap();
@@ -137,8 +141,9 @@ async fn expiry_goes_on_where_distributions_stood() {
     assert_eq!(store.expire(Some(week), FirstFetch).await.unwrap(), 1);
 }
 
+/// Changes that a different registry made while the store was closed are read from the files.
 #[tokio::test]
-async fn what_another_registry_did_meanwhile_is_learnt_from_the_files() {
+async fn offline_changes_are_read_from_files() {
     let place = Place::new();
     let (layer, manifest) = filled(&place).await;
     fs::remove_file(place.data(&layer)).unwrap();

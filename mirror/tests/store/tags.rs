@@ -2,8 +2,9 @@
 
 use super::*;
 
+/// A tag keeps its digest and the time of its last validation.
 #[tokio::test]
-async fn a_tag_remembers_its_digest_and_when_it_was_validated() {
+async fn tag_keeps_digest_and_validation_time() {
     let place = Place::new();
     let store = place.open().await;
     let (tag, digest) = ("latest".parse().unwrap(), digest(b"{}"));
@@ -15,8 +16,9 @@ async fn a_tag_remembers_its_digest_and_when_it_was_validated() {
     assert!(place.clock.since(cached.validated) >= HOUR);
 }
 
+/// A validation survives a restart and rewrites no link.
 #[tokio::test]
-async fn a_validation_survives_a_restart_and_rewrites_no_link() {
+async fn validation_survives_restart_without_link_write() {
     let place = Place::new();
     let store = place.open().await;
     let (tag, digest) = ("latest".parse().unwrap(), digest(b"{}"));
@@ -34,8 +36,9 @@ async fn a_validation_survives_a_restart_and_rewrites_no_link() {
     assert_eq!(fs::metadata(&link).unwrap().modified().unwrap(), written);
 }
 
+/// A moved tag is proven after a restart without a flush.
 #[tokio::test]
-async fn a_moved_tag_is_proven_after_a_restart_without_a_flush() {
+async fn moved_tag_is_proven_after_restart_unflushed() {
     let place = Place::new();
     let store = place.open().await;
     let tag = "latest".parse().unwrap();
@@ -47,8 +50,9 @@ async fn a_moved_tag_is_proven_after_a_restart_without_a_flush() {
     assert_eq!((cached.digest, cached.proven), (digest(b"2"), true));
 }
 
+/// A tag that was never validated is known but not proven.
 #[tokio::test]
-async fn a_tag_that_nobody_validated_is_known_but_not_proven() {
+async fn unvalidated_tag_is_not_proven() {
     let place = Place::new();
     let link = place
         .v2()

@@ -74,9 +74,10 @@ async fn content_pulled_after_adoption_keeps_expiry() {
     }
 }
 
+/// A million entries of an expiry state delay no response.
 #[tokio::test]
 #[ignore = "writes half a gigabyte; cargo test --release -p mirror --test store -- --ignored --nocapture million"]
-async fn a_million_entries_of_an_expiry_state_hold_up_no_answer() {
+async fn million_expiry_entries_delay_no_response() {
     for index_is_there in [false, true] {
         pulled_while_it_learns(1_000_000, index_is_there).await;
     }
@@ -94,8 +95,9 @@ async fn content_fetched_during_rebuild_has_new_expiry() {
     assert!(get(&store, &nginx(), &gone).await.is_some());
 }
 
+/// An expiry state that is no file, or no JSON, costs no content.
 #[tokio::test]
-async fn an_expiry_state_that_is_no_file_or_no_json_costs_no_content() {
+async fn unreadable_expiry_state_costs_no_content() {
     for damage in [None, Some("[1]"), Some("{\"a\":"), Some("")] {
         let place = Place::new();
         let store = place.open().await;

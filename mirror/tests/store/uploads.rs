@@ -31,8 +31,9 @@ fn eight_days_ago() -> Timestamp {
     Timestamp::now() - Duration::from_hours(8 * 24)
 }
 
+/// Old uploads are removed, and new ones are kept and counted.
 #[tokio::test]
-async fn old_uploads_are_removed_and_new_ones_counted() {
+async fn old_uploads_are_removed_and_new_kept() {
     let place = Place::new();
     let layer = put(&place.open().await, &nginx(), b"layer").await;
     let old = [
@@ -95,7 +96,7 @@ async fn dry_run_and_disabled_purging_remove_nothing() {
 
 /// What is no upload stays, and links lead nowhere.
 #[tokio::test]
-async fn only_uploads_are_removed_and_links_not_followed() {
+async fn purging_removes_uploads_only_follows_no_links() {
     let (place, elsewhere) = (Place::new(), tempfile::tempdir().unwrap());
     let outside = elsewhere.path().join(OLD);
     fs::create_dir_all(&outside).unwrap();
@@ -150,7 +151,7 @@ async fn uploads_count_against_the_limit() {
 
 /// The server's task sweeps at its start, and again at each interval.
 #[tokio::test]
-async fn sweeps_happen_at_start_and_at_each_interval() {
+async fn uploads_are_swept_at_start_and_interval() {
     let place = Place::new();
     let first = upload(&place, "library/nginx", OLD, Some(eight_days_ago()));
     let store = place.open().await;

@@ -38,8 +38,9 @@ async fn manifest_is_identical_by_tag_and_by_digest() {
     assert_eq!(upstream.state(), UpstreamState::Reachable);
 }
 
+/// A HEAD request returns digest, type and size without a GET request.
 #[tokio::test]
-async fn a_head_gives_digest_type_and_size_without_a_get() {
+async fn head_has_digest_type_and_size() {
     let hub = Hub::start().await;
     let (digest, _) = hub.push_image("library/app", "v1", &[b"layer"]);
     let head = upstream(&hub)
@@ -54,6 +55,7 @@ async fn a_head_gives_digest_type_and_size_without_a_get() {
     assert_eq!(hub.count("GET manifests"), 0);
 }
 
+/// A registry that does not support HEAD gives no information, and does not count as failing.
 #[test_case(400)]
 #[test_case(405)]
 #[test_case(406)]
@@ -86,8 +88,9 @@ async fn head_404_is_checked_by_get_against_ingress_page() {
     assert_eq!(strange.unwrap_err(), Error::StrangeNotFound);
 }
 
+/// The repository prefix comes ahead of the name, and the path of the remote ahead of `/v2/`.
 #[tokio::test]
-async fn the_prefix_goes_before_the_name_and_the_path_before_v2() {
+async fn prefix_and_base_path_are_in_requests() {
     let hub = Hub::start().await;
     hub.push_image("proxy/library/app", "v1", &[b"layer"]);
     let mut config = hub.config();
@@ -114,7 +117,7 @@ fn marked(status: u16, body: &'static str) -> Fault {
 #[test_case(404)]
 #[test_case(410)]
 #[tokio::test]
-async fn a_marked_404_to_a_head_is_final(status: u16) {
+async fn marked_404_of_head_is_final(status: u16) {
     let hub = Hub::start().await;
     let digest = hub.push_blob("library/app", b"layer");
     hub.always("HEAD /v2/", marked(status, ""));
@@ -138,6 +141,7 @@ enum Becomes {
     Malformed,
 }
 
+/// The result that an odd response of an upstream becomes.
 #[test_case(Fault::error(404, "MANIFEST_UNKNOWN") => Becomes::NotFound; "a registrys 404")]
 #[test_case(Fault::error(404, "NAME_UNKNOWN") => Becomes::NotFound; "a registrys 404 for the name")]
 #[test_case(Fault::error(404, "TAG_EXPIRED") => Becomes::NotFound; "a registrys 404 with a code of its own")]
@@ -163,7 +167,7 @@ enum Becomes {
 #[test_case(Fault::Length(1000) => Becomes::Unavailable; "shorter than announced")]
 #[test_case(Fault::Reset => Becomes::Unavailable; "no answer")]
 #[tokio::test]
-async fn an_odd_answer(fault: Fault) -> Becomes {
+async fn odd_response_becomes(fault: Fault) -> Becomes {
     let hub = Hub::start().await;
     hub.push_image("library/app", "v1", &[b"layer"]);
     hub.always("GET manifests", fault);
@@ -181,8 +185,9 @@ async fn an_odd_answer(fault: Fault) -> Becomes {
     }
 }
 
+/// A manifest by digest that is a different one is refused.
 #[tokio::test]
-async fn a_manifest_by_digest_that_is_another_one_is_refused() {
+async fn wrong_manifest_by_digest_is_refused() {
     let hub = Hub::start().await;
     let (digest, _) = hub.push_image("library/app", "v1", &[b"layer"]);
     hub.always("GET manifests", Fault::Body("{\"schemaVersion\":2}".into()));
@@ -192,8 +197,9 @@ async fn a_manifest_by_digest_that_is_another_one_is_refused() {
     assert!(matches!(got, Err(Error::Malformed { .. })), "{got:?}");
 }
 
+/// A large manifest without a length is given up at the limit.
 #[tokio::test]
-async fn a_large_manifest_without_a_length_is_given_up_at_the_limit() {
+async fn large_manifest_without_length_is_limited() {
     let hub = Hub::start().await;
     hub.push_image("library/app", "v1", &[b"layer"]);
     hub.always("GET manifests", Fault::Body(vec![b' '; 64 << 20].into()));
@@ -212,8 +218,9 @@ async fn closed_pooled_connection_costs_one_retry() {
     upstream.manifest(&name("library/app"), &tag("v1")).await.unwrap();
 }
 
+/// The query of a tag list is passed on, and the response names the next page.
 #[tokio::test]
-async fn tags_pass_the_query_on_and_name_the_next_page() {
+async fn tags_pass_query_and_return_next_page() {
     let hub = Hub::start().await;
     for version in ["v1", "v2", "v3"] {
         hub.push_image("library/app", version, &[b"layer"]);
@@ -353,7 +360,7 @@ async fn referrers_come_whole_from_all_pages() {
 #[test_case(Fault::error(404, "NOT_FOUND"); "404")]
 #[test_case(Fault::status(501); "501")]
 #[tokio::test]
-async fn referrers_of_which_a_page_is_missing_are_malformed(fault: Fault) {
+async fn incomplete_referrers_are_malformed(fault: Fault) {
     let hub = Hub::start().await;
     let (subject, _) = hub.push_image("library/app", "v1", &[b"layer"]);
     let link = vec![("link", r#"</x?page=2>; rel="next""#.to_owned())];
@@ -364,8 +371,9 @@ async fn referrers_of_which_a_page_is_missing_are_malformed(fault: Fault) {
     assert!(matches!(got, Err(Error::Malformed { .. })), "{got:?}");
 }
 
+/// The Accept header lists known types, then those of the client, then any.
 #[tokio::test]
-async fn accept_has_known_types_then_client_types_then_any() {
+async fn accept_has_known_then_client_types_then_any() {
     let hub = Hub::start().await;
     hub.push_image("library/app", "v1", &[b"layer"]);
     let headers = HeaderMap::from_iter([(ACCEPT, "application/vnd.x+json, text/html".parse().unwrap())]);
@@ -391,8 +399,9 @@ async fn accept_has_known_types_then_client_types_then_any() {
     }
 }
 
+/// Without a usable credential the upstream receives no request.
 #[tokio::test]
-async fn without_a_usable_credential_nothing_is_asked() {
+async fn unusable_credential_sends_no_request() {
     let hub = Hub::start().await;
     hub.push_image("library/app", "v1", &[b"layer"]);
     let upstream = upstream(&hub);

@@ -29,16 +29,18 @@ async fn pull(upstream: &Upstream) -> Result<(), Error> {
         .map(drop)
 }
 
+/// A registry that does not challenge a request receives no credentials.
 #[tokio::test]
-async fn nothing_is_shown_where_nothing_is_asked_for() {
+async fn unchallenged_request_sends_no_credentials() {
     let hub = Hub::start().await;
     hub.push_image("library/app", "v1", &[b"layer"]);
     pull(&upstream_as(&hub, basic("jane", "hunter2"))).await.unwrap();
     assert_eq!(hub.seen("GET manifests")[0].authorization(), "");
 }
 
+/// User and password are sent after a challenge, and then with each request.
 #[tokio::test]
-async fn user_and_password_are_shown_once_asked_for_and_then_at_once() {
+async fn password_is_sent_once_challenged() {
     let hub = Hub::start().await;
     hub.push_image("library/app", "v1", &[b"layer"]);
     *hub.auth() = Auth::Basic("jane".into(), "hunter2".into());
@@ -83,7 +85,7 @@ async fn wrong_password_is_sent_once_and_never_shown() {
 
 /// A refused password is explained each time, also once it is known that the registry asks for one.
 #[tokio::test]
-async fn a_refused_password_has_the_words_of_upstream() {
+async fn refused_password_error_has_upstreams_message() {
     let hub = Hub::start().await;
     let challenge = vec![("www-authenticate", "Basic realm=\"hub\"".to_owned())];
     let words = "Your authorization token has expired.";
@@ -116,8 +118,9 @@ async fn hundred_requests_share_one_token() {
     assert_eq!(hub.count("*"), 1);
 }
 
+/// A second repository needs a token of its own, but no refusal.
 #[tokio::test]
-async fn another_repository_needs_its_own_token_but_no_refusal() {
+async fn each_repository_needs_its_own_token() {
     let hub = with_tokens(|tokens| tokens).await;
     let upstream = upstream(&hub);
     pull(&upstream).await.unwrap();
@@ -129,8 +132,9 @@ async fn another_repository_needs_its_own_token_but_no_refusal() {
     assert_eq!((hub.count("GET /token"), hub.count("GET manifests")), (1, 1));
 }
 
+/// The scope is that of the challenge, and is remembered.
 #[tokio::test]
-async fn the_scope_is_the_challenges_and_remembered() {
+async fn challenge_scope_is_remembered() {
     let scope = Some("registry:{name}:read".to_owned());
     let hub = with_tokens(|mut tokens| {
         tokens.scope = scope;
@@ -144,8 +148,9 @@ async fn the_scope_is_the_challenges_and_remembered() {
     assert_eq!(hub.count("*"), 1);
 }
 
+/// The scope has the name under which the upstream knows the repository.
 #[tokio::test]
-async fn the_scope_has_the_name_that_the_upstream_knows() {
+async fn scope_has_upstreams_repository_name() {
     let hub = with_tokens(|tokens| tokens).await;
     hub.push_image("proxy/library/app", "v1", &[b"layer"]);
     let mut config = hub.config();
@@ -182,8 +187,9 @@ async fn access_token_is_accepted_and_renewed_in_time() {
     );
 }
 
+/// A revoked token costs one retry with a new one.
 #[tokio::test]
-async fn a_revoked_token_costs_one_retry_with_a_new_one() {
+async fn revoked_token_costs_one_retry() {
     let hub = with_tokens(|tokens| tokens).await;
     let upstream = upstream(&hub);
     pull(&upstream).await.unwrap();
@@ -202,8 +208,9 @@ async fn revoked_token_is_replaced_without_challenge() {
     assert_eq!(hub.count("GET /token"), 2);
 }
 
+/// A 401 after a fresh token is final.
 #[tokio::test]
-async fn a_401_after_a_fresh_token_is_final() {
+async fn refusal_of_fresh_token_is_final() {
     let closed = vec!["library/app".to_owned()];
     let hub = with_tokens(|mut tokens| {
         tokens.closed = closed;
@@ -229,8 +236,9 @@ async fn refused_password_reaches_token_server_once() {
     assert_eq!(hub.count("GET /token"), 1);
 }
 
+/// A password that the token server repeats is not passed on.
 #[tokio::test]
-async fn a_password_that_the_token_server_repeats_is_not_passed_on() {
+async fn password_repeated_by_token_server_is_hidden() {
     let hub = with_tokens(|tokens| tokens).await;
     hub.always("GET /token", Fault::error(401, "hunter2 is wrong"));
     let error = pull(&upstream_as(&hub, basic("jane", "hunter2")))
@@ -268,8 +276,9 @@ async fn secret_in_error_body_is_not_passed_on(status: u16) {
     }
 }
 
+/// An identity token is sent with POST and is never in a URL.
 #[tokio::test]
-async fn an_identity_token_is_posted_and_never_put_into_a_url() {
+async fn identity_token_is_posted_not_in_url() {
     let hub = with_tokens(|tokens| tokens.only_identity("refresh-me")).await;
     let credential = Credential::IdentityToken {
         username: "jane".into(),
@@ -286,8 +295,9 @@ async fn an_identity_token_is_posted_and_never_put_into_a_url() {
     assert_eq!(post.query, "");
 }
 
+/// The POST of an identity token follows no redirect to a different origin.
 #[tokio::test]
-async fn a_posted_identity_token_follows_no_redirect() {
+async fn posted_identity_token_follows_no_redirect() {
     let hub = with_tokens(|tokens| tokens.only_identity("refresh-me")).await;
     hub.always("POST /token", Fault::redirect(hub.storage_url().as_str()));
     let credential = Credential::IdentityToken {
@@ -299,8 +309,9 @@ async fn a_posted_identity_token_follows_no_redirect() {
     assert!(hub.seen("*").iter().all(|seen| !seen.storage));
 }
 
+/// A token request that is redirected to a different origin has no password there.
 #[tokio::test]
-async fn a_token_request_redirected_elsewhere_shows_no_password_there() {
+async fn redirected_token_request_has_no_password() {
     let hub = with_tokens(|tokens| tokens).await;
     hub.once(
         "GET /token",
@@ -337,8 +348,9 @@ async fn foreign_token_server_gets_no_credential_hint_names_key() {
     assert_eq!(hub.seen("GET /token")[0].authorization(), "Basic");
 }
 
+/// A new credential drops the tokens of the previous one.
 #[tokio::test]
-async fn a_new_credential_forgets_the_tokens_of_the_one_before() {
+async fn new_credential_drops_old_tokens() {
     let hub = with_tokens(|tokens| tokens.only("jane", "hunter2")).await;
     let upstream = upstream_as(&hub, basic("jane", "wrong"));
     assert!(pull(&upstream).await.is_err());
@@ -382,7 +394,7 @@ async fn token_server_429_does_not_suspend_registry() {
 #[test_case(Fault::Body(vec![b' '; 1 << 20].into()); "with too many bytes")]
 #[test_case(Fault::redirect("http://169.254.169.254/"); "with a redirect into a private network")]
 #[tokio::test]
-async fn a_token_server_that_is_gone_is_forgotten(fault: Fault) {
+async fn unresponsive_token_server_is_dropped(fault: Fault) {
     let hub = with_tokens(|mut tokens| {
         tokens.expires_in = Some(60);
         tokens
@@ -484,15 +496,17 @@ async fn a_compressed_token_answer_is_read(label: &str) {
     pull(&upstream(&hub)).await.unwrap();
 }
 
+/// A plain token response that is labelled as gzip is read.
 #[tokio::test]
-async fn a_plain_token_answer_labelled_gzip_is_read() {
+async fn plain_token_response_labelled_gzip_is_read() {
     let hub = with_tokens(|tokens| tokens).await;
     hub.always("GET /token", Fault::Gzip);
     pull(&upstream(&hub)).await.unwrap();
 }
 
+/// A token response that decompresses to many megabytes is given up.
 #[tokio::test]
-async fn a_compressed_bomb_for_a_token_is_given_up() {
+async fn compressed_token_bomb_is_given_up() {
     let hub = with_tokens(|tokens| tokens).await;
     hub.always("GET /token", Fault::Compress("gzip".into()));
     hub.auth().tokens().padding = 20 << 20;
@@ -500,8 +514,9 @@ async fn a_compressed_bomb_for_a_token_is_given_up() {
     assert!(matches!(error, Error::Malformed { .. }), "{error:?}");
 }
 
+/// The compressed message of a denial is read.
 #[tokio::test]
-async fn compressed_words_of_a_denial_are_read() {
+async fn compressed_denial_message_is_read() {
     let hub = with_tokens(|tokens| tokens.only("jane", "right")).await;
     hub.always("GET /token", Fault::Compress("gzip".into()));
     let error = pull(&upstream_as(&hub, basic("jane", "wrong")))
@@ -533,8 +548,9 @@ async fn every_request_asks_for_identity() {
     }
 }
 
+/// A token server that sends a page counts as a failure of the upstream.
 #[tokio::test]
-async fn a_token_server_that_talks_nonsense_is_upstreams_failure() {
+async fn invalid_token_response_is_unavailable() {
     let hub = with_tokens(|tokens| tokens).await;
     hub.always("GET /token", Fault::html(200));
     let error = pull(&upstream(&hub)).await.unwrap_err();

@@ -19,8 +19,9 @@ fn pattern(length: usize) -> Vec<u8> {
     (0..length).map(|i| u8::try_from(i % 251).unwrap()).collect()
 }
 
+/// A whole blob is a plain GET request without a range.
 #[tokio::test]
-async fn a_whole_blob_is_a_plain_get() {
+async fn whole_blob_is_a_plain_get() {
     let hub = Hub::start().await;
     let data = pattern(300_000);
     let digest = hub.push_blob("library/app", &data);
@@ -33,12 +34,13 @@ async fn a_whole_blob_is_a_plain_get() {
     assert_eq!(hub.seen("GET blobs")[0].range(), None);
 }
 
+/// A part of a blob is requested by its range.
 #[test_case(10, None, "bytes=10-" ; "to the end")]
 #[test_case(10, Some(20), "bytes=10-19" ; "up to a byte")]
 #[test_case(0, Some(20), "bytes=0-19" ; "from the start")]
 #[test_case(990, Some(5000), "bytes=990-4999" ; "beyond the end")]
 #[tokio::test]
-async fn a_part_is_asked_for_by_its_range(from: u64, until: Option<u64>, range: &str) {
+async fn blob_part_is_requested_by_range(from: u64, until: Option<u64>, range: &str) {
     let hub = Hub::start().await;
     let data = pattern(1000);
     let digest = hub.push_blob("library/app", &data);
@@ -55,10 +57,11 @@ async fn a_part_is_asked_for_by_its_range(from: u64, until: Option<u64>, range: 
     assert_eq!(hub.seen("GET blobs")[0].range(), Some(range));
 }
 
+/// If the upstream serves no ranges the whole blob comes from its start.
 #[test_case(Fault::IgnoreRange ; "ignored")]
 #[test_case(Fault::refuse_range() ; "refused")]
 #[tokio::test]
-async fn where_parts_are_not_served_the_whole_comes_from_its_start(fault: Fault) {
+async fn unsupported_range_returns_whole_blob(fault: Fault) {
     let hub = Hub::start().await;
     let data = pattern(1000);
     let digest = hub.push_blob("library/app", &data);
@@ -71,8 +74,9 @@ async fn where_parts_are_not_served_the_whole_comes_from_its_start(fault: Fault)
     assert_eq!(bytes(answer).await.unwrap(), data);
 }
 
+/// A range beyond the end of a blob is an error at once.
 #[tokio::test]
-async fn a_part_beyond_the_end_is_an_error_at_once() {
+async fn range_beyond_end_is_an_error() {
     let hub = Hub::start().await;
     let digest = hub.push_blob("library/app", pattern(1000));
     let got = upstream(&hub)
@@ -82,13 +86,14 @@ async fn a_part_beyond_the_end_is_an_error_at_once() {
     assert_eq!(hub.count("GET blobs"), 1);
 }
 
+/// A part whose `Content-Range` is wrong is refused.
 #[test_case(Fault::Header("content-range", "bytes 501-999/1000".into()) ; "another start")]
 #[test_case(Fault::Header("content-range", "bytes 500-1000/1000".into()) ; "beyond its own total")]
 #[test_case(Fault::Header("content-range", "bytes 500-998/1000".into()) ; "not the length of the body")]
 #[test_case(Fault::Header("content-range", "pages 500-999/1000".into()) ; "another unit")]
 #[test_case(Fault::Header("content-range", String::new()) ; "empty")]
 #[tokio::test]
-async fn a_part_that_lies_about_itself_is_refused(fault: Fault) {
+async fn part_with_wrong_range_is_refused(fault: Fault) {
     let hub = Hub::start().await;
     let digest = hub.push_blob("library/app", pattern(1000));
     hub.always("GET blobs", fault);
@@ -98,11 +103,12 @@ async fn a_part_that_lies_about_itself_is_refused(fault: Fault) {
     assert!(matches!(got, Err(Error::Malformed { .. })), "{got:?}");
 }
 
+/// A body that ends early returns its bytes and then an error.
 #[test_case(Fault::Cut(600_000) ; "cut")]
 #[test_case(Fault::Length(2_000_000) ; "shorter than announced")]
 #[test_case(Fault::Stall(600_000) ; "stalled")]
 #[tokio::test]
-async fn a_body_that_ends_early_ends_with_an_error_after_what_came(fault: Fault) {
+async fn truncated_body_ends_with_an_error(fault: Fault) {
     let hub = Hub::start().await;
     let digest = hub.push_blob("library/app", pattern(1_000_000));
     hub.always("GET blobs", fault);
@@ -123,8 +129,9 @@ async fn a_body_that_ends_early_ends_with_an_error_after_what_came(fault: Fault)
     assert_eq!(answer.body.try_next().await, Ok(None), "the error comes once");
 }
 
+/// A reader that pauses for longer than the idle timeout is not cut.
 #[tokio::test]
-async fn a_reader_that_pauses_longer_than_bodies_may_is_not_cut() {
+async fn paused_reader_is_not_cut() {
     let hub = Hub::start().await;
     let data = pattern(1_000_000);
     let digest = hub.push_blob("library/app", &data);
@@ -173,8 +180,9 @@ async fn signed_url_gets_no_token_and_is_never_shown() {
     assert!(!format!("{error:?}").contains("sig="), "{error:?}");
 }
 
+/// The refusal of a signed URL does not affect the credential.
 #[tokio::test]
-async fn a_signed_url_that_ended_says_nothing_about_the_credential() {
+async fn expired_signed_url_does_not_reject_credential() {
     let hub = Hub::start().await;
     let digest = hub.push_blob("library/app", pattern(1000));
     hub.redirect_blobs(true);
@@ -207,8 +215,9 @@ async fn blob_head_accepts_size_or_redirect() {
     assert_eq!((hub.count("GET"), hub.count("* /signed")), (0, 0));
 }
 
+/// A page in response to a HEAD or a range request is neither a blob nor a size.
 #[tokio::test]
-async fn a_page_is_no_yes_and_no_size() {
+async fn page_is_no_blob_and_no_size() {
     let hub = Hub::start().await;
     let digest = hub.push_blob("library/app", pattern(1000));
     let upstream = upstream(&hub);
@@ -225,12 +234,13 @@ async fn a_page_is_no_yes_and_no_size() {
     assert!(matches!(no, Err(Error::Malformed { .. })), "{no:?}");
 }
 
+/// If HEAD is refused, a request for one byte decides.
 #[test_case(401 ; "unauthorized")]
 #[test_case(403 ; "forbidden")]
 #[test_case(400 ; "a bad request")]
 #[test_case(405 ; "not allowed")]
 #[tokio::test]
-async fn where_a_head_is_refused_one_byte_tells(status: u16) {
+async fn refused_head_is_replaced_by_one_byte(status: u16) {
     let hub = Hub::start().await;
     let digest = hub.push_blob("library/app", pattern(1000));
     hub.always("HEAD blobs", Fault::status(status));
@@ -247,8 +257,9 @@ async fn where_a_head_is_refused_one_byte_tells(status: u16) {
     assert!(matches!(no, Err(Error::Denied { status: 403, .. })), "{no:?}");
 }
 
+/// An empty blob exists although it has no first byte.
 #[tokio::test]
-async fn an_empty_blob_has_a_yes_although_it_has_no_first_byte() {
+async fn empty_blob_exists_without_first_byte() {
     let hub = Hub::start().await;
     let digest = hub.push_blob("library/app", b"");
     hub.always("HEAD blobs", Fault::status(405));
@@ -264,8 +275,9 @@ async fn an_empty_blob_has_a_yes_although_it_has_no_first_byte() {
     assert_eq!(bytes(answer).await.unwrap(), b"");
 }
 
+/// HEAD alone gives the size of a blob if nothing redirects.
 #[tokio::test]
-async fn a_size_is_told_by_a_head_alone_where_nothing_redirects() {
+async fn size_comes_from_head_without_redirect() {
     let hub = Hub::start().await;
     let digest = hub.push_blob("library/app", pattern(1000));
     let size = upstream(&hub).blob_size(&name("library/app"), &digest).await;
@@ -273,8 +285,9 @@ async fn a_size_is_told_by_a_head_alone_where_nothing_redirects() {
     assert_eq!((hub.count("HEAD blobs"), hub.count("GET")), (1, 0));
 }
 
+/// Behind a redirect one byte gives the size.
 #[tokio::test]
-async fn behind_a_redirect_one_byte_tells_the_size() {
+async fn redirected_blob_size_costs_one_byte() {
     let hub = Hub::start().await;
     let digest = hub.push_blob("library/app", pattern(300_000));
     hub.redirect_blobs(true);
@@ -301,8 +314,9 @@ async fn size_behind_redirect_is_length_without_body() {
     assert!(hub.sent("GET /signed") < length as u64);
 }
 
+/// An empty blob behind a redirect has size zero.
 #[tokio::test]
-async fn an_empty_blob_behind_a_redirect_has_size_zero() {
+async fn redirected_empty_blob_has_size_zero() {
     let hub = Hub::start().await;
     let digest = hub.push_blob("library/app", b"");
     hub.redirect_blobs(true);

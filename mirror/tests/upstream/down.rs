@@ -35,8 +35,9 @@ async fn closed_port_is_detected_and_recovery_is_probed() {
     pull(&upstream).await.unwrap();
 }
 
+/// While the upstream hangs requests soon fail at once.
 #[tokio::test]
-async fn while_upstream_hangs_requests_soon_fail_at_once() {
+async fn hanging_upstream_fails_requests_fast() {
     let (hub, upstream) = start().await;
     hub.always("*", Fault::Hang);
     let error = pull(&upstream).await.unwrap_err();
@@ -62,8 +63,9 @@ async fn hang_is_detected_after_client_left() {
     eventually("down", || upstream.state() == UpstreamState::Unreachable).await;
 }
 
+/// One slow manifest does not count as an outage of the upstream.
 #[tokio::test]
-async fn one_slow_manifest_does_not_make_the_upstream_down() {
+async fn one_slow_manifest_is_no_outage() {
     let (hub, upstream) = start().await;
     hub.once("GET manifests", Fault::Hang);
     assert!(matches!(pull(&upstream).await, Err(Error::Unavailable { .. })));
@@ -71,16 +73,18 @@ async fn one_slow_manifest_does_not_make_the_upstream_down() {
     assert_eq!(upstream.state(), UpstreamState::Reachable);
 }
 
+/// Errors of a server that responds do not stop requests.
 #[tokio::test]
-async fn errors_of_a_server_that_answers_are_no_reason_to_stop_asking() {
+async fn server_errors_do_not_stop_requests() {
     let (hub, upstream) = start().await;
     hub.once("GET manifests", Fault::status(502));
     assert!(matches!(pull(&upstream).await, Err(Error::Unavailable { .. })));
     pull(&upstream).await.unwrap();
 }
 
+/// The error for a name that does not resolve contains it.
 #[tokio::test]
-async fn a_name_that_does_not_resolve_is_a_failure_that_names_it() {
+async fn unresolvable_name_is_in_the_error() {
     let hub = Hub::start().await;
     let mut config = hub.config();
     config.remote = "http://registry.invalid".parse().unwrap();

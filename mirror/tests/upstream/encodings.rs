@@ -34,7 +34,7 @@ fn compressed(status: u16, body: &[u8]) -> Fault {
 #[test_case(""; "empty")]
 #[test_case("identity, identity"; "twice")]
 #[tokio::test]
-async fn a_label_of_unchanged_bytes_is_ignored(label: &str) {
+async fn encoding_label_of_plain_bytes_is_ignored(label: &str) {
     let hub = Hub::start().await;
     let (digest, layers) = hub.push_image("library/app", "v1", &[b"layer"]);
     hub.always("*", Fault::Header("content-encoding", label.to_owned()));

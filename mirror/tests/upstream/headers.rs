@@ -41,6 +41,7 @@ fn head(lines: &str) -> String {
     format!("HTTP/1.1 200 OK\r\n{}\r\n", lines.replace("LEN", &length))
 }
 
+/// An odd header is read as clients read it.
 #[test_case("Content-Length: LEN\r\nContent-Type: application/vnd.oci\r\n .image.index.v1+json; a=b\r\n", "application/vnd.oci .image.index.v1+json"; "folded inside its value")]
 #[test_case("X-Folded: a\r\n b\r\n\tc\r\nContent-Length: LEN\r\nContent-Type: application/vnd.oci.image.index.v1+json\r\n", KIND; "folded twice, with a space and with a tab")]
 #[test_case("Content-Type:\r\n application/vnd.oci.image.index.v1+json\r\nContent-Length: LEN\r\n", KIND; "folded before its value")]
@@ -51,12 +52,13 @@ fn head(lines: &str) -> String {
 #[test_case("Content-Length: LEN\r\nServer: Z\u{fc}rich\r\nContent-Type: application/vnd.oci.image.index.v1+json\r\n", KIND; "a value that is not ASCII")]
 #[test_case("Content-Length: LEN\r\nContent-Length: LEN\r\nContent-Type: application/vnd.oci.image.index.v1+json\r\n", KIND; "the same length twice")]
 #[tokio::test]
-async fn an_odd_header_is_read_as_clients_read_it(lines: &str, kind: &str) {
+async fn odd_header_is_read_as_clients_do(lines: &str, kind: &str) {
     let got = pull(&head(lines), BODY).await.unwrap();
     assert_eq!(got.content.bytes(), BODY.as_bytes());
     assert_eq!(got.media_type.as_deref(), Some(kind));
 }
 
+/// An odd status line is read as clients read it.
 #[test_case("HTTP/1.1 200\r\n"; "no reason")]
 #[test_case("HTTP/1.1 200 \r\n"; "an empty reason")]
 #[test_case("HTTP/1.1 200 Tr\u{e8}s bien\r\n"; "a reason that is not ASCII")]
@@ -64,7 +66,7 @@ async fn an_odd_header_is_read_as_clients_read_it(lines: &str, kind: &str) {
 #[test_case("\r\nHTTP/1.1 200 OK\r\n"; "an empty line before it")]
 #[test_case("HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\nHTTP/1.1 200 OK\r\n"; "an interim answer before it")]
 #[tokio::test]
-async fn an_odd_status_line_is_read_as_clients_read_it(line: &str) {
+async fn odd_status_line_is_read_as_clients_do(line: &str) {
     let head = format!("{line}Content-Length: {}\r\n\r\n", BODY.len());
     let got = pull(&head, BODY).await.unwrap();
     assert_eq!(got.content.bytes(), BODY.as_bytes());

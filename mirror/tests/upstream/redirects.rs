@@ -21,8 +21,9 @@ async fn start() -> Hub {
     hub
 }
 
+/// A redirect within the registry keeps its authorization.
 #[tokio::test]
-async fn a_redirect_within_the_registry_keeps_its_authorization() {
+async fn redirect_within_registry_keeps_authorization() {
     let hub = start().await;
     *hub.auth() = Auth::Basic("jane".into(), "hunter2".into());
     let upstream = upstream_as(&hub, basic("jane", "hunter2"));
@@ -35,8 +36,9 @@ async fn a_redirect_within_the_registry_keeps_its_authorization() {
     assert_eq!(hub.seen("GET manifests").last().unwrap().authorization(), "Basic");
 }
 
+/// A different origin sees no authorization, nor does a redirect back from it.
 #[tokio::test]
-async fn another_origin_sees_no_authorization_nor_does_a_way_back() {
+async fn other_origin_sees_no_authorization() {
     let hub = start().await;
     let tokens = Tokens::at(&hub);
     *hub.auth() = Auth::Tokens(tokens);
@@ -60,8 +62,9 @@ async fn another_origin_sees_no_authorization_nor_does_a_way_back() {
     assert_eq!(seen[2], (false, String::new()));
 }
 
+/// A loop of redirects ends with an error.
 #[tokio::test]
-async fn a_loop_ends() {
+async fn redirect_loop_ends() {
     let hub = start().await;
     hub.always("GET manifests", Fault::redirect("/v2/library/app/manifests/v1"));
     let error = pull(&upstream(&hub)).await.unwrap_err();
@@ -69,8 +72,9 @@ async fn a_loop_ends() {
     assert!(hub.count("GET manifests") < 20);
 }
 
+/// No redirect reaches the metadata service or a private network.
 #[tokio::test]
-async fn nothing_leads_to_the_metadata_service() {
+async fn no_redirect_reaches_metadata_service() {
     let hub = start().await;
     for target in [
         "http://169.254.169.254/latest/meta-data",
@@ -85,8 +89,9 @@ async fn nothing_leads_to_the_metadata_service() {
     }
 }
 
+/// An upstream on this machine may redirect to this machine by a different name.
 #[tokio::test]
-async fn an_upstream_that_is_here_may_lead_to_here_by_another_name() {
+async fn local_upstream_may_redirect_locally() {
     let hub = start().await;
     let digest = hub.push_blob("library/app", b"layer");
     hub.redirect_blobs_to(&format!(
@@ -168,8 +173,9 @@ async fn proxy_is_asked_for_no_internal_token_server() {
     assert_eq!(hub.count("GET /token"), 0);
 }
 
+/// Credentials are not sent over plain HTTP unless the configuration allows it.
 #[tokio::test]
-async fn credentials_are_not_sent_in_clear_text_unless_allowed() {
+async fn plain_http_sends_no_credentials_unless_allowed() {
     let hub = start().await;
     *hub.auth() = Auth::Basic("jane".into(), "hunter2".into());
     let mut config = hub.config();

@@ -81,13 +81,14 @@ async fn pull(upstream: &Upstream) -> Result<(), Error> {
         .map(drop)
 }
 
+/// The registry that a redirect names receives an anonymous token.
 #[test_case(301)]
 #[test_case(302)]
 #[test_case(303)]
 #[test_case(307)]
 #[test_case(308)]
 #[tokio::test]
-async fn another_registry_gets_an_anonymous_token(status: u16) {
+async fn redirect_target_gets_anonymous_token(status: u16) {
     let two = Two::of(Hub::start().await, Hub::start().await, status);
     two.with_tokens(|tokens| tokens);
     let digest = two.second.push_blob("library/app", b"blob");
@@ -117,7 +118,7 @@ async fn another_registry_gets_an_anonymous_token(status: u16) {
 
 /// The second registry names the first one's token server, with the same service and scope.
 #[tokio::test]
-async fn tokens_of_two_registries_are_never_mixed() {
+async fn tokens_of_registries_are_not_mixed() {
     let two = Two::start().await;
     let mut tokens = Tokens::at(&two.first).only("jane", "hunter2");
     tokens.anonymous = true;
@@ -146,8 +147,9 @@ async fn tokens_of_two_registries_are_never_mixed() {
     assert_ne!(first.header("authorization"), second.header("authorization"));
 }
 
+/// The token for a registry behind a redirect is for the repository there.
 #[tokio::test]
-async fn another_registrys_token_is_for_its_own_repository() {
+async fn redirected_token_is_for_its_own_repository() {
     let two = Two::start().await;
     two.second.push_image("copies/app", "v1", &[b"layer"]);
     two.with_tokens(|mut tokens| {
@@ -162,8 +164,9 @@ async fn another_registrys_token_is_for_its_own_repository() {
     assert!(query.contains("repository%3Acopies%2Fapp%3Apull"), "{query}");
 }
 
+/// A password that a different registry requires is denied.
 #[tokio::test]
-async fn a_password_that_another_registry_wants_is_denied() {
+async fn password_challenge_of_other_registry_is_denied() {
     let two = Two::start().await;
     *two.second.auth() = Auth::Basic("jane".into(), "hunter2".into());
     let error = two.pull().await.unwrap_err();
@@ -173,8 +176,9 @@ async fn a_password_that_another_registry_wants_is_denied() {
     assert_eq!(two.shown(), [""]);
 }
 
+/// A token that only users receive is denied.
 #[tokio::test]
-async fn a_token_that_only_users_get_is_denied() {
+async fn users_only_token_is_denied() {
     let two = Two::start().await;
     two.with_tokens(|tokens| tokens.only("jane", "hunter2"));
     let error = two.pull().await.unwrap_err();
@@ -183,10 +187,11 @@ async fn a_token_that_only_users_get_is_denied() {
     assert!(two.shown().iter().all(String::is_empty), "{:?}", two.shown());
 }
 
+/// A registry that the trust settings name receives the credentials.
 #[test_case(&["localhost"], &[]; "for redirects")]
 #[test_case(&[], &["localhost"]; "for tokens")]
 #[tokio::test]
-async fn a_registry_that_trust_names_gets_the_credentials(redirects: &[&str], realms: &[&str]) {
+async fn trusted_registry_gets_the_credentials(redirects: &[&str], realms: &[&str]) {
     let mut two = Two::start().await;
     two.redirect_by_name();
     let list = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
@@ -212,7 +217,7 @@ async fn a_registry_that_trust_names_gets_the_credentials(redirects: &[&str], re
 #[test_case(307)]
 #[test_case(308)]
 #[tokio::test]
-async fn http_to_https_on_one_host_keeps_the_credentials(status: u16) {
+async fn http_to_https_same_host_keeps_credentials(status: u16) {
     let two = Two::of(Hub::start().await, Hub::start_tls().await, status);
     *two.second.auth() = Auth::Basic("jane".into(), "hunter2".into());
     two.pull().await.unwrap();
@@ -231,8 +236,9 @@ async fn http_to_https_on_one_host_keeps_the_credentials(status: u16) {
     );
 }
 
+/// A redirect from HTTP to HTTPS on a different host keeps no credentials.
 #[tokio::test]
-async fn http_to_https_on_another_host_keeps_nothing() {
+async fn http_to_https_other_host_drops_credentials() {
     let two = Two::of(Hub::start().await, Hub::start_tls().await, 307);
     two.redirect_by_name();
     *two.second.auth() = Auth::Basic("jane".into(), "hunter2".into());
@@ -241,8 +247,9 @@ async fn http_to_https_on_another_host_keeps_nothing() {
     assert_eq!(two.shown(), [""]);
 }
 
+/// A different port of the same host is a different registry.
 #[tokio::test]
-async fn another_port_of_one_host_is_another_registry() {
+async fn other_port_is_another_registry() {
     let mut two = Two::of(Hub::start_tls().await, Hub::start_tls().await, 307);
     let mut both = tempfile::NamedTempFile::new().unwrap();
     for hub in [&two.first, &two.second] {
@@ -258,7 +265,7 @@ async fn another_port_of_one_host_is_another_registry() {
 
 /// The third registry is one that may see the credentials; a stranger must not choose what is asked there.
 #[tokio::test]
-async fn a_chain_through_a_stranger_stays_anonymous() {
+async fn chain_through_stranger_is_anonymous() {
     let (mut two, third) = (Two::start().await, Hub::start().await);
     third.push_image("library/app", "v1", &[b"layer"]);
     *third.auth() = Auth::Basic("jane".into(), "hunter2".into());
@@ -275,8 +282,9 @@ async fn a_chain_through_a_stranger_stays_anonymous() {
     two.pull().await.unwrap();
 }
 
+/// A chain of redirects through untrusted registries gets the tokens of the last.
 #[tokio::test]
-async fn a_chain_of_strangers_gets_tokens_of_the_last() {
+async fn chain_of_strangers_gets_tokens_of_the_last() {
     let (two, third) = (Two::start().await, Hub::start().await);
     third.push_image("library/app", "v1", &[b"layer"]);
     *third.auth() = Auth::Tokens(Tokens::at(&third));
@@ -288,8 +296,9 @@ async fn a_chain_of_strangers_gets_tokens_of_the_last() {
     );
 }
 
+/// An untrusted registry cannot redirect to private content.
 #[tokio::test]
-async fn a_stranger_cannot_lead_back_to_what_is_private() {
+async fn stranger_cannot_redirect_to_private_content() {
     let two = Two::start().await;
     two.first.push_image("library/private", "v1", &[b"layer"]);
     let tokens = Tokens::at(&two.first).only("jane", "hunter2");
@@ -314,8 +323,9 @@ async fn a_stranger_cannot_lead_back_to_what_is_private() {
     assert_eq!(asked.authorization(), "");
 }
 
+/// A revoked token of a registry behind a redirect is replaced.
 #[tokio::test]
-async fn a_revoked_token_of_another_registry_is_replaced() {
+async fn revoked_token_of_other_registry_is_replaced() {
     let two = Two::start().await;
     two.with_tokens(|tokens| tokens);
     let upstream = two.upstream();
@@ -327,7 +337,7 @@ async fn a_revoked_token_of_another_registry_is_replaced() {
 
 /// What one registry refused says nothing about the next denial.
 #[tokio::test]
-async fn a_denial_names_no_registry_of_other_requests() {
+async fn denial_does_not_name_earlier_registries() {
     let two = Two::start().await;
     two.with_tokens(|tokens| tokens);
     let upstream = two.upstream();
@@ -345,7 +355,7 @@ async fn a_denial_names_no_registry_of_other_requests() {
 
 /// A host that redirects of the upstream may lead to is no token server.
 #[tokio::test]
-async fn a_token_server_leads_no_password_to_a_storage() {
+async fn token_server_redirect_sends_no_password() {
     let mut two = Two::start().await;
     two.first.heal();
     two.first.push_image("library/app", "v1", &[b"layer"]);
@@ -363,7 +373,7 @@ async fn a_token_server_leads_no_password_to_a_storage() {
 #[test_case(401, Some("Basic realm=\"storage\""); "with a challenge for a password")]
 #[test_case(401, Some("Bearer realm=\"REALM\""); "with a challenge for a token")]
 #[tokio::test]
-async fn a_storage_that_trust_names_gets_no_credential(status: u16, challenge: Option<&str>) {
+async fn trusted_storage_gets_no_credential(status: u16, challenge: Option<&str>) {
     let hub = Hub::start().await;
     let digest = hub.push_blob("library/app", b"blob");
     let mut storage = hub.storage_url();
@@ -388,8 +398,9 @@ async fn a_storage_that_trust_names_gets_no_credential(status: u16, challenge: O
     assert!(hub.seen("*").iter().all(|seen| seen.authorization().is_empty()));
 }
 
+/// The 404 of the registry behind a redirect is final.
 #[tokio::test]
-async fn another_registrys_404_is_final() {
+async fn redirected_404_is_final() {
     let two = Two::start().await;
     let (upstream, other) = (two.upstream(), name("library/other"));
     let missing = upstream.manifest(&other, &tag("v1")).await;
@@ -405,7 +416,7 @@ async fn another_registrys_404_is_final() {
 #[test_case(Some("Bearer realm=\"REALM\""); "with a challenge for a token that is refused")]
 #[test_case(Some("Bearer authorization_uri=\"https://login.example\""); "with a challenge that names no realm")]
 #[tokio::test]
-async fn a_401_of_a_storage_says_nothing_about_the_credential(challenge: Option<&str>) {
+async fn storage_401_does_not_reject_credential(challenge: Option<&str>) {
     let hub = Hub::start().await;
     let digest = hub.push_blob("library/app", b"blob");
     hub.redirect_blobs(true);
@@ -429,8 +440,9 @@ async fn a_401_of_a_storage_says_nothing_about_the_credential(challenge: Option<
     assert!(hub.seen("*").iter().all(|seen| seen.authorization().is_empty()));
 }
 
+/// A token server that redirects to HTTPS keeps the password.
 #[tokio::test]
-async fn a_token_server_that_becomes_https_keeps_the_password() {
+async fn token_server_upgrade_to_https_keeps_password() {
     let (hub, sealed) = (Hub::start().await, Hub::start_tls().await);
     hub.push_image("library/app", "v1", &[b"layer"]);
     let tokens = Tokens::at(&hub).only("jane", "hunter2");
@@ -449,13 +461,14 @@ async fn a_token_server_that_becomes_https_keeps_the_password() {
     );
 }
 
+/// An identity token is posted again only to the same host.
 #[test_case(301, false; "moved permanently")]
 #[test_case(302, false; "found")]
 #[test_case(303, false; "see other")]
 #[test_case(307, true; "temporary")]
 #[test_case(308, true; "permanent")]
 #[tokio::test]
-async fn an_identity_token_is_posted_again_only_on_one_host(status: u16, again: bool) {
+async fn identity_token_is_reposted_on_same_host_only(status: u16, again: bool) {
     let (hub, sealed, other) = (Hub::start().await, Hub::start_tls().await, Hub::start().await);
     let tokens = Tokens::at(&hub).only_identity("refresh-me");
     *hub.auth() = Auth::Tokens(tokens);
@@ -475,8 +488,9 @@ async fn an_identity_token_is_posted_again_only_on_one_host(status: u16, again: 
     assert_eq!(other.count("*"), 0);
 }
 
+/// A credential that was not sent gets no verdict.
 #[tokio::test]
-async fn a_credential_that_was_not_shown_gets_no_verdict() {
+async fn unsent_credential_gets_no_verdict() {
     let two = Two::start().await;
     two.with_tokens(|tokens| tokens);
     two.first
@@ -495,8 +509,9 @@ async fn a_credential_that_was_not_shown_gets_no_verdict() {
     );
 }
 
+/// A redirected request has a `Referer`.
 #[tokio::test]
-async fn a_redirected_request_names_its_referer() {
+async fn redirected_request_has_referer() {
     let (two, third) = (Two::start().await, Hub::start().await);
     third.push_image("library/app", "v1", &[b"layer"]);
     two.second.always("* library/", Fault::Forward(302, third.url()));

@@ -34,8 +34,9 @@ fn seconds(result: Result<(), Error>) -> u64 {
     }
 }
 
+/// During `Retry-After` the upstream receives no request.
 #[tokio::test]
-async fn retry_after_is_waited_for_without_asking() {
+async fn retry_after_sends_no_request() {
     let (hub, clock, upstream) = start().await;
     hub.once("GET manifests", Fault::limited(Some("30")));
     assert_eq!(seconds(pull(&upstream).await), 30);
@@ -48,8 +49,9 @@ async fn retry_after_is_waited_for_without_asking() {
     assert_eq!(upstream.state(), UpstreamState::Reachable);
 }
 
+/// Without `Retry-After` the back-off doubles.
 #[tokio::test]
-async fn without_retry_after_the_rest_doubles() {
+async fn backoff_doubles_without_retry_after() {
     let (hub, clock, upstream) = start().await;
     for expected in [10, 20, 40] {
         hub.once("GET manifests", Fault::limited(None));
@@ -58,8 +60,9 @@ async fn without_retry_after_the_rest_doubles() {
     }
 }
 
+/// A response to a request that was in flight does not end a back-off.
 #[tokio::test]
-async fn an_answer_that_was_under_way_does_not_end_a_rest() {
+async fn concurrent_response_keeps_backoff() {
     let (hub, clock, upstream) = start().await;
     let gate = Gate::shut();
     hub.once("GET manifests", Fault::Hold(gate.clone()));
@@ -82,8 +85,9 @@ async fn an_answer_that_was_under_way_does_not_end_a_rest() {
     assert_eq!(seconds(pull(&upstream).await), 20);
 }
 
+/// Only a success resets the back-off.
 #[tokio::test]
-async fn only_a_success_makes_the_next_rest_a_short_one() {
+async fn only_success_resets_backoff() {
     let (hub, clock, upstream) = start().await;
     let limited = async || {
         hub.once("GET manifests", Fault::limited(None));
@@ -104,8 +108,9 @@ async fn only_a_success_makes_the_next_rest_a_short_one() {
     assert_eq!(limited().await, 10);
 }
 
+/// HEAD requests and blobs continue while manifests back off.
 #[tokio::test]
-async fn heads_and_blobs_go_on_while_manifests_rest() {
+async fn heads_and_blobs_continue_during_manifest_backoff() {
     let (hub, _, upstream) = start().await;
     let digest = hub.push_blob("library/app", b"layer");
     hub.always("GET manifests", Fault::limited(None));
@@ -120,8 +125,9 @@ async fn heads_and_blobs_go_on_while_manifests_rest() {
         .unwrap();
 }
 
+/// An exhausted rate limit delays manifests only, and ahead of any 429.
 #[tokio::test]
-async fn nothing_left_rests_manifests_only_and_before_any_429() {
+async fn exhausted_limit_delays_manifests_only() {
     let (hub, clock, upstream) = start().await;
     hub.always(
         "HEAD manifests",
@@ -206,8 +212,9 @@ async fn another_registry_that_limits_cools_down_alone(limited: &str) {
     pull(&upstream).await.unwrap();
 }
 
+/// A back-off belongs to its credential, and a new credential starts without one.
 #[tokio::test]
-async fn rests_are_the_credentials_own() {
+async fn backoff_belongs_to_the_credential() {
     let (hub, _, upstream) = start().await;
     hub.once("GET manifests", Fault::limited(Some("300")));
     assert!(pull(&upstream).await.is_err());

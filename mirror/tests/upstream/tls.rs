@@ -32,8 +32,9 @@ async fn unknown_ca_is_refused_unless_added_or_skipped() {
     pull(&config).await.unwrap();
 }
 
+/// A redirect from HTTPS to HTTP is refused.
 #[tokio::test]
-async fn https_never_leads_to_http() {
+async fn https_redirect_to_http_is_refused() {
     let (hub, plain) = (Hub::start_tls().await, Hub::start().await);
     hub.push_image("library/app", "v1", &[b"layer"]);
     plain.push_image("library/app", "v1", &[b"layer"]);
@@ -44,8 +45,9 @@ async fn https_never_leads_to_http() {
     assert_eq!(plain.count("*"), 0);
 }
 
+/// The error for a CA file that cannot be used names it.
 #[tokio::test]
-async fn a_ca_file_that_cannot_be_used_is_named() {
+async fn unusable_ca_file_is_named() {
     let hub = Hub::start().await;
     let mut config = hub.config();
     config.tls.ca_file = Some("/nonexistent/ca.pem".into());
@@ -78,7 +80,7 @@ async fn pull_from(chain: &str, key: &str, ca: &str) -> Result<(), Error> {
 
 /// The command of Distribution's documentation makes a certificate with `CA:TRUE` for the server.
 #[tokio::test]
-async fn self_signed_server_certificate_as_ca_file_is_trusted() {
+async fn self_signed_server_certificate_as_ca_is_trusted() {
     let own = Openssl::new().self_signed(&format!("-newkey rsa:4096 -sha256 -addext {LOCAL}"));
     let hub = Hub::start_tls_with(&own.chain, &own.key, &own.ca).await;
     hub.push_image("library/app", "v1", &[b"layer"]);
@@ -97,7 +99,7 @@ async fn self_signed_server_certificate_as_ca_file_is_trusted() {
 #[test_case("basicConstraints=CA:TRUE"; "with the rights of a CA")]
 #[test_case("extendedKeyUsage=clientAuth,anyExtendedKeyUsage"; "for any purpose")]
 #[tokio::test]
-async fn servers_own_certificate_as_ca_file_is_trusted(extension: &str) {
+async fn leaf_certificate_as_ca_file_is_trusted(extension: &str) {
     let issued = Openssl::new().issued("-newkey rsa:2048", "sha256", &format!("{LOCAL}\n{extension}"));
     pull_from(&issued.chain, &issued.key, &issued.chain)
         .await
@@ -129,7 +131,7 @@ async fn ca_certificate_of_trusted_ca_is_trusted(key: &str, digest: &str) {
 #[test_case(""; "without basic constraints")]
 #[test_case("basicConstraints=CA:FALSE"; "no CA")]
 #[tokio::test]
-async fn servers_own_certificate_in_ca_file_issues_nothing(extension: &str) {
+async fn leaf_in_ca_file_issues_nothing(extension: &str) {
     let openssl = Openssl::new();
     let leaf = openssl.issued("-newkey rsa:2048", "sha256", &format!("{LOCAL}\n{extension}"));
     openssl.run("req -new -newkey rsa:2048 -nodes -keyout other.key -out other.csr -subj /CN=other");

@@ -16,8 +16,9 @@ fn identity(token: &str) -> Credential {
     }
 }
 
+/// The registry accepts or rejects a password.
 #[tokio::test]
-async fn a_password_is_taken_or_refused_by_the_registry() {
+async fn registry_accepts_or_rejects_password() {
     let hub = Hub::start().await;
     *hub.auth() = Auth::Basic("jane".into(), "right".into());
     let upstream = upstream(&hub);
@@ -50,8 +51,9 @@ async fn trial_of_password_asks_token_server_once() {
     assert_eq!(hub.count("GET /token"), 1);
 }
 
+/// An identity token is accepted or rejected.
 #[tokio::test]
-async fn an_identity_token_is_taken_or_refused() {
+async fn identity_token_is_accepted_or_rejected() {
     let hub = Hub::start().await;
     let tokens = Tokens::at(&hub).only_identity("right");
     *hub.auth() = Auth::Tokens(tokens);
@@ -71,8 +73,9 @@ async fn an_identity_token_is_taken_or_refused() {
     ));
 }
 
+/// A failing upstream gives no verdict.
 #[tokio::test]
-async fn an_upstream_in_trouble_gives_no_verdict() {
+async fn failing_upstream_gives_no_verdict() {
     let mut hub = Hub::start().await;
     let tokens = Tokens::at(&hub).only("jane", "right");
     *hub.auth() = Auth::Tokens(tokens);
@@ -88,6 +91,7 @@ async fn an_upstream_in_trouble_gives_no_verdict() {
     assert!(matches!(verdict, CredentialVerdict::NoVerdict(_)), "{verdict:?}");
 }
 
+/// A token server that must not see the password gives no verdict about it.
 #[tokio::test]
 async fn untrusted_token_server_gives_no_verdict() {
     let hub = Hub::start().await;
@@ -103,7 +107,7 @@ async fn untrusted_token_server_gives_no_verdict() {
 
 /// A firewall or a captive portal blocks every request, whatever the credential is.
 #[tokio::test]
-async fn a_403_with_a_page_gives_no_verdict() {
+async fn page_with_403_gives_no_verdict() {
     let hub = Hub::start().await;
     hub.once("GET /v2/", Fault::html(403));
     hub.once("GET /v2/", Fault::error(403, "DENIED"));
@@ -114,8 +118,9 @@ async fn a_403_with_a_page_gives_no_verdict() {
     assert!(matches!(verdict, CredentialVerdict::Rejected(_)), "{verdict:?}");
 }
 
+/// Anonymous access needs no verdict.
 #[tokio::test]
-async fn nothing_needs_no_verdict() {
+async fn anonymous_access_needs_no_verdict() {
     let hub = Hub::start().await;
     assert_eq!(
         upstream(&hub).verify(&Credential::Anonymous).await,

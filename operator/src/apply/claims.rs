@@ -135,11 +135,12 @@ mod tests {
         ApplyError::cluster("applied", Kind::PersistentVolumeClaim, "cache-hub-0", source)
     }
 
+    /// A refused write of a PersistentVolumeClaim maps to a reason.
     #[test_case(403, true => Some(Reason::ResizeUnsupported); "growth that the class does not allow")]
     #[test_case(403, false => Some(Reason::ClaimPending); "quota")]
     #[test_case(422, true => Some(Reason::ClaimPending); "validation")]
     #[test_case(500, true => None; "failure that passes")]
-    fn refused_claim_reason(code: u16, exists: bool) -> Option<Reason> {
+    fn refused_pvc_reason(code: u16, exists: bool) -> Option<Reason> {
         refused_claim(answer(code), exists)
             .ok()
             .map(|refused| refused.reason)

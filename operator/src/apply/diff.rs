@@ -70,16 +70,18 @@ mod tests {
         contains(&parse(live), &parse(desired))
     }
 
+    /// An object whose desired fields are equal needs no write.
     #[test_case(r#"{"a": 1}"#, r#"{"a": 1, "b": 2}"# ; "a field of others")]
     #[test_case(r#"{"limits": {"cpu": "1000m"}}"#, r#"{"limits": {"cpu": "1"}}"# ; "a quantity in canonical form")]
     #[test_case(r#"{"sizeLimit": "1024Mi"}"#, r#"{"sizeLimit": "1Gi"}"# ; "a single quantity")]
     #[test_case(r#"{"replicas": 0, "flag": false, "list": [], "map": {}}"#, "{}" ; "zero values left out")]
     #[test_case(r#"[{"name": "b"}]"#, r#"[{"name": "a"}, {"name": "b", "x": 1}]"# ; "an injected element")]
     #[test_case(r#"{"emptyDir": {}}"#, r#"{"emptyDir": {}}"# ; "an empty object that means something")]
-    fn is_as_it_should_be(desired: &str, live: &str) {
+    fn equal_fields_need_no_apply(desired: &str, live: &str) {
         assert!(compared(live, desired));
     }
 
+    /// An object with different fields needs a write.
     #[test_case(r#"{"a": 1}"#, r#"{"a": 2}"# ; "a changed value")]
     #[test_case(r#"{"a": 1}"#, "{}" ; "a missing value")]
     #[test_case(r#"{"replicas": 0}"#, r#"{"replicas": 1}"# ; "a zero that is not zero")]
@@ -88,7 +90,7 @@ mod tests {
     #[test_case(r#"{"label": "1000m"}"#, r#"{"label": "1"}"# ; "a text that only looks like a quantity")]
     #[test_case(r#"["a"]"#, r#"["a", "b"]"# ; "added arguments")]
     #[test_case(r#"[{"name": "a"}]"#, r#"[{"name": "b"}]"# ; "a missing element")]
-    fn has_to_be_applied(desired: &str, live: &str) {
+    fn different_fields_need_apply(desired: &str, live: &str) {
         assert!(!compared(live, desired));
     }
 }

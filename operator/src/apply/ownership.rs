@@ -142,7 +142,7 @@ mod tests {
 
     /// Users copy labels from one object to another; the annotation is a trace of the operator's own writes.
     #[test]
-    fn orphan_without_one_mark_is_a_users() {
+    fn orphan_without_annotation_is_a_users() {
         let mut orphan = ObjectMeta {
             labels: Some(names::labels("hub")),
             annotations: Some([(names::APPLIED.to_owned(), String::new())].into()),

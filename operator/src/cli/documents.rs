@@ -350,8 +350,9 @@ spec: {upstreams: [{host: quay.io}], storage: {type: Ephemeral}}
         );
     }
 
+    /// A reference does not find an object of a different namespace.
     #[test]
-    fn an_object_of_another_namespace_is_not_there() {
+    fn object_of_other_namespace_is_missing() {
         let map = "kind: ConfigMap\nmetadata: {name: c, namespace: other}\ndata: {a: a}";
         let documents = read(&format!("{MIRROR}---\n{map}")).unwrap();
         assert!(contents(&documents, "default", &Reference::config_map("c")).is_none());
@@ -369,6 +370,7 @@ spec: {upstreams: [{host: quay.io}], storage: {type: Ephemeral}}
         );
     }
 
+    /// A list as kubectl prints it is read.
     #[test]
     fn kubectl_list_is_read() {
         let mirror: Value = serde_saphyr::from_str(MIRROR).unwrap();
@@ -379,12 +381,14 @@ spec: {upstreams: [{host: quay.io}], storage: {type: Ephemeral}}
         assert!(contents(&documents, "default", &Reference::secret("s")).is_some());
     }
 
+    /// A byte order mark and the line ends of Windows are accepted.
     #[test]
     fn byte_order_mark_and_crlf_are_accepted() {
         let windows = format!("\u{feff}{}", MIRROR.trim_start().replace('\n', "\r\n"));
         assert_eq!(read(&windows).unwrap().mirrors.len(), 1);
     }
 
+    /// The error for an invalid document names it and contains no secret.
     #[test_case(&format!("{MIRROR}---{MIRROR}"), "document 2: RegistryMirror hub occurs twice"; "a mirror twice")]
     #[test_case("kind: Secret\nmetadata: {name: s}\n---\nkind: Secret\nmetadata: {name: s}\nstringData: {password: hunter2}", "document 2: Secret s occurs twice"; "a Secret twice")]
     #[test_case("a: [", "mirror.yaml: "; "no YAML")]
@@ -394,7 +398,7 @@ spec: {upstreams: [{host: quay.io}], storage: {type: Ephemeral}}
     #[test_case(&MIRROR.replace("Ephemeral", "Tape"), "spec.storage.type"; "a value that does not exist")]
     #[test_case("kind: Secret\nstringData: {password: 1234}", "stringData.password is not a text"; "a number")]
     #[test_case("kind: Secret\ndata: {password: hunter2!}", "data is base64"; "no base64")]
-    fn bad_input_is_named_and_nothing_secret_shown(yaml: &str, expected: &str) {
+    fn invalid_documents_are_named_without_secrets(yaml: &str, expected: &str) {
         let error = read(yaml).err().unwrap();
         assert!(error.contains(expected), "{error}");
         assert!(!error.contains("1234") && !error.contains("hunter2"), "{error}");

@@ -43,8 +43,9 @@ pub(super) fn mount(directory: &Path, files: &BTreeMap<String, Vec<u8>>) -> io::
 mod tests {
     use super::*;
 
+    /// Mounted files are private and readable through the link.
     #[test]
-    fn files_are_private_and_read_through_the_link() {
+    fn mounted_files_are_private_and_linked() {
         let directory = private_directory().unwrap();
         mount(
             &directory.path().join("secret"),

@@ -93,13 +93,14 @@ mod tests {
         filter(level).would_enable(target, &of)
     }
 
+    /// The log has colours only on a terminal.
     #[test_case(true, &[] => true; "a terminal")]
     #[test_case(false, &[] => false; "a pipe")]
     #[test_case(true, &[("NO_COLOR", "1")] => false; "colours are not wanted")]
     #[test_case(true, &[("NO_COLOR", "")] => true; "an empty variable")]
     #[test_case(true, &[("TERM", "dumb")] => false; "a terminal without colours")]
     #[test_case(true, &[("TERM", "xterm")] => true; "a terminal with colours")]
-    fn colours_are_for_terminals(is_terminal: bool, variables: &[(&str, &str)]) -> bool {
+    fn colours_need_a_terminal(is_terminal: bool, variables: &[(&str, &str)]) -> bool {
         let variable = |name: &str| {
             let mut variables = variables.iter();
             variables

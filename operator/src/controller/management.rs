@@ -302,8 +302,9 @@ impl Leases {
 mod tests {
     use super::*;
 
+    /// A Lease counts as abandoned once it was not renewed for the whole period.
     #[test]
-    fn lease_is_abandoned_once_it_stands_still() {
+    fn stopped_lease_is_abandoned() {
         let (leases, begin) = (Leases::default(), Instant::now());
         let record = |version: Option<&str>, after: Duration| {
             let version = version.map(ToOwned::to_owned);
@@ -323,8 +324,9 @@ mod tests {
         conflict_message(&mirror, "old/op", own, has_lease_access)
     }
 
+    /// The message for a Lease that is not readable has the command for the user.
     #[test]
-    fn unreadable_lease_is_reported_with_the_command() {
+    fn unreadable_lease_error_has_the_command() {
         assert!(!message("new/op", true).contains("kubectl"));
         let message = message("new/op", false);
         assert!(message.contains("may not read the Lease of old/op"), "{message}");
@@ -345,8 +347,9 @@ mod tests {
         assert!(!is_same_report(&first.replace("old/op", "third/op"), &first));
     }
 
+    /// The error for a status field that the installed `CustomResourceDefinition` lacks is recognized.
     #[test]
-    fn status_field_of_a_newer_crd_is_recognized() {
+    fn newer_status_field_error_is_recognized() {
         let answer = |message: &str| {
             let (code, message) = (500, message.to_owned());
             kube::Error::Api(Box::new(kube::core::Status {
@@ -361,8 +364,9 @@ mod tests {
         assert!(!is_undeclared(&answer("failed calling webhook")));
     }
 
+    /// The record of a Lease that no mirror needs is removed.
     #[test]
-    fn lease_that_no_mirror_asks_for_is_forgotten() {
+    fn unused_lease_is_removed() {
         let (leases, begin) = (Leases::default(), Instant::now());
         leases.record("a/b", None, begin);
         leases.record("c/d", None, begin + FORGOTTEN);

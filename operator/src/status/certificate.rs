@@ -168,13 +168,14 @@ mod tests {
         (saying.truth, saying.reason)
     }
 
+    /// The time after which a certificate needs the next reconcile.
     #[test_case(1010, 1020 => Some(10); "until it is renewed")]
     #[test_case(1020, 1020 => Some(10); "until its last sixth")]
     #[test_case(900, 1006 => Some(6); "until it ends")]
     #[test_case(1090, 1065 => Some(5); "until it begins")]
     #[test_case(1000, 1000 => None; "it ended, and was reported")]
     #[test_case(900, 900 => None; "long ago")]
-    fn a_certificate_can_be_left_alone_for(changes: i64, ends: i64) -> Option<u64> {
+    fn certificate_requeue_time(changes: i64, ends: i64) -> Option<u64> {
         let starts = ends - 60;
         let certificate = CertificateStatus {
             validity: Validity {
@@ -189,15 +190,17 @@ mod tests {
         rest.map(|rest| rest.as_secs())
     }
 
+    /// A certificate is ready until it expires.
     #[test]
-    fn a_certificate_is_ready_until_it_ends() {
+    fn certificate_is_ready_until_expiry() {
         assert_eq!(said(1011, None), (Truth::True, Reason::CertificateReady));
         assert_eq!(said(1010, None), (Truth::True, Reason::Expiring));
         assert_eq!(said(1000, None), (Truth::False, Reason::Expired));
     }
 
+    /// A certificate is not ready ahead of its validity.
     #[test]
-    fn a_certificate_is_not_ready_before_it_begins() {
+    fn future_certificate_is_not_ready() {
         assert_eq!(said(1061, None), (Truth::False, Reason::NotYetValid));
         assert_eq!(said(1060, None), (Truth::True, Reason::CertificateReady));
     }

@@ -143,16 +143,18 @@ mod tests {
         assert_eq!(String::from_utf8(handed_out).unwrap(), lines.repeat(2));
     }
 
+    /// Certificates without a line break between them are refused.
     #[test]
-    fn certificates_that_run_together_are_not_lost_in_silence() {
+    fn joined_certificates_are_refused() {
         let (certificate, _) = pair();
         let file = format!("{}{certificate}", certificate.trim_end());
         let error = certificates(file.as_bytes()).unwrap_err();
         assert!(error.contains("put a line break between"), "{error}");
     }
 
+    /// A bundle of a thousand CAs is accepted.
     #[test]
-    fn a_file_of_a_thousand_authorities_is_taken() {
+    fn bundle_of_a_thousand_cas_is_accepted() {
         let (certificate, _) = pair();
         let handed_out = certificates(certificate.repeat(1000).as_bytes()).unwrap();
         assert_eq!(CertificateDer::pem_slice_iter(&handed_out).count(), 1000);

@@ -173,9 +173,10 @@ mod tests {
         }
     }
 
+    /// A user and a password are read from the Secret.
     #[test_case(BASIC_AUTH_TYPE)]
     #[test_case("Opaque")]
-    fn a_user_and_a_password_are_read(r#type: &str) {
+    fn basic_auth_secret_is_read(r#type: &str) {
         let secret = contents(r#type, &[("username", "ann"), ("password", "p:w d")]);
         assert_eq!(found(Some(&secret)), Ok(basic("ann", "p:w d")));
     }
@@ -195,8 +196,9 @@ mod tests {
         assert_eq!(found(Some(&secret)), Ok(basic("ann", "pw")));
     }
 
+    /// A key file is a password of several lines.
     #[test]
-    fn a_key_file_is_a_password_of_several_lines() {
+    fn key_file_is_a_multiline_password() {
         let secret = contents(
             "Opaque",
             &[("username", "_json_key"), ("password", "{\n  \"type\": 1\n}\n")],
@@ -223,9 +225,10 @@ mod tests {
         assert_eq!(found(Some(&secret)), Ok(basic("ann", "pw")));
     }
 
+    /// A value of a megabyte is no credential.
     #[test_case("Opaque", "token")]
     #[test_case("Opaque", "password")]
-    fn a_megabyte_is_no_credential(r#type: &str, key: &str) {
+    fn megabyte_value_is_no_credential(r#type: &str, key: &str) {
         let of = |length: usize| {
             let value = "x".repeat(length);
             found(Some(&contents(r#type, &[("username", "ann"), (key, &value)])))
@@ -249,8 +252,9 @@ mod tests {
         );
     }
 
+    /// A token overrides a password.
     #[test]
-    fn a_token_goes_before_a_password() {
+    fn token_overrides_password() {
         let secret = contents(
             "Opaque",
             &[("username", "ann"), ("password", "pw"), ("token", "t\n")],

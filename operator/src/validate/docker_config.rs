@@ -79,6 +79,7 @@ mod tests {
         format!(r#"{{"auths": {{{}}}}}"#, entries.collect::<Vec<_>>().join(","))
     }
 
+    /// A key of the Docker configuration matches its host in every spelling.
     #[test_case("https://index.docker.io/v1/", "https://registry-1.docker.io")]
     #[test_case("docker.io", "https://registry-1.docker.io")]
     #[test_case("registry-1.docker.io", "https://registry-1.docker.io/")]
@@ -86,16 +87,17 @@ mod tests {
     #[test_case("quay.io:443", "https://quay.io")]
     #[test_case("http://quay.io:80/v2/", "http://quay.io")]
     #[test_case("registry.example.com:5000", "https://registry.example.com:5000/path")]
-    fn a_key_fits_its_host(key: &str, remote: &str) {
+    fn docker_config_key_matches_host(key: &str, remote: &str) {
         assert_eq!(user(&config(&[key]), remote).unwrap(), key);
     }
 
+    /// A password is used for no different host.
     #[test_case("quay.io", "https://ghcr.io")]
     #[test_case("quay.io", "https://evil.quay.io")]
     #[test_case("quay.io:5000", "https://quay.io")]
     #[test_case("quay.io/org", "https://quay.io")]
     #[test_case("quay.io/org", "https://quay.io/organisation")]
-    fn a_password_goes_to_no_other_host(key: &str, remote: &str) {
+    fn docker_config_password_is_for_its_host_only(key: &str, remote: &str) {
         assert!(
             user(&config(&[key]), remote)
                 .unwrap_err()
@@ -114,8 +116,9 @@ mod tests {
         assert_eq!(user(&config, "https://quay.io/other").unwrap(), "quay.io");
     }
 
+    /// The field `auth` is the base64 of user and password.
     #[test]
-    fn auth_is_the_base64_of_user_and_password() {
+    fn auth_is_base64_of_user_and_password() {
         let json = r#"{"auths":{"quay.io":{"auth":"YW5uOmE6Yg=="}}}"#;
         let credential = entry(json, &Url::parse("https://quay.io").unwrap(), None).unwrap();
         let expected = Credential::Basic {
@@ -125,8 +128,9 @@ mod tests {
         assert_eq!(credential, expected);
     }
 
+    /// An identity token overrides a password.
     #[test]
-    fn an_identity_token_wins_over_a_password() {
+    fn identity_token_overrides_password() {
         let json = r#"{"auths":{"quay.io":{"auth":"PHRva2VuPjo=","identitytoken":"t"}}}"#;
         let credential = entry(json, &Url::parse("https://quay.io").unwrap(), None).unwrap();
         assert!(matches!(credential, Credential::IdentityToken { token, .. } if token.expose() == "t"));

@@ -169,12 +169,13 @@ mod tests {
         assert!(check(certificate.as_bytes(), key.as_bytes()).unwrap().not_after > 0);
     }
 
+    /// Every usual kind of key is accepted.
     #[test_case(&rcgen::PKCS_ECDSA_P256_SHA256)]
     #[test_case(&rcgen::PKCS_ECDSA_P384_SHA384)]
     #[test_case(&rcgen::PKCS_ECDSA_P521_SHA512)]
     #[test_case(&rcgen::PKCS_ED25519)]
     #[test_case(&rcgen::PKCS_RSA_SHA512)]
-    fn every_usual_kind_of_key_is_accepted(algorithm: &'static rcgen::SignatureAlgorithm) {
+    fn usual_kinds_of_keys_are_accepted(algorithm: &'static rcgen::SignatureAlgorithm) {
         let key = KeyPair::generate_for(algorithm).unwrap();
         let params = CertificateParams::new(vec!["hub".to_owned()]).unwrap();
         let certificate = params.self_signed(&key).unwrap().pem();
@@ -222,6 +223,7 @@ mod tests {
         assert!(error.contains(expected) && !error.contains("hunter2"), "{error}");
     }
 
+    /// The line ends of Windows and text around PEM are ignored.
     #[test]
     fn crlf_and_text_around_pem_are_ignored() {
         let (certificate, key) = pair();

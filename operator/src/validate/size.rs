@@ -67,10 +67,11 @@ mod tests {
         );
     }
 
+    /// The cache limit that a volume of the size has.
     #[test_case("1.5Ti" => Some(1_484_340_697_440); "a half")]
     #[test_case("0.5Gi" => Some(483_183_810); "less than one")]
     #[test_case("999999999999Pi" => None; "more than can be counted")]
-    fn a_volume_of_this_size_leaves_the_cache(size: &str) -> Option<u64> {
+    fn cache_limit_of_volume_size(size: &str) -> Option<u64> {
         let size = Quantity(size.to_owned());
         let claim = ClaimStorage::default();
         let limit = limit(
@@ -86,16 +87,18 @@ mod tests {
         }
     }
 
+    /// The server itself determines the size of an existing PersistentVolumeClaim.
     #[test]
-    fn an_existing_claims_size_is_left_to_the_server() {
+    fn existing_pvc_leaves_size_to_server() {
         assert_eq!(
             limit(None, &Volume::ExistingClaim { name: "mine" }).unwrap(),
             MaxSize::Percent(90)
         );
     }
 
+    /// A limit of the spec overrides the default.
     #[test]
-    fn a_limit_of_the_spec_wins() {
+    fn spec_limit_overrides_default() {
         let volume = Volume::ExistingClaim { name: "mine" };
         assert_eq!(limit(Some("1Gi"), &volume).unwrap(), MaxSize::Bytes(1 << 30));
         assert_eq!(

@@ -88,8 +88,9 @@ mod tests {
 
     const HASH: &str = "$2y$10$CwTycUXWue0Thq9StjUM0uJ8.Ln6PrmVYhSEV1gJOtMdCxJ.9p7Jm";
 
+    /// Users with bcrypt hashes are accepted.
     #[test]
-    fn users_with_bcrypt_hashes_are_taken() {
+    fn bcrypt_users_are_accepted() {
         assert_eq!(
             check(format!("# people\n\nann:{HASH}\nbob:{HASH}\n").as_bytes()),
             Ok(())
@@ -118,13 +119,14 @@ mod tests {
         }
     }
 
+    /// Any other file is refused, and the error contains nothing of it.
     #[test_case("", "lists no user"; "an empty file")]
     #[test_case("# none\n", "lists no user"; "comments only")]
     #[test_case("ann:hunter2\n", "line 1"; "a password in clear text")]
     #[test_case("ann:{SHA}hunter2\n", "line 1"; "another hash")]
     #[test_case("\nhunter2\n", "line 2"; "no colon")]
     #[test_case("\u{0}hunter2", "line 1"; "a zero")]
-    fn anything_else_is_refused_without_a_byte_of_it(file: &str, expected: &str) {
+    fn other_htpasswd_is_refused_without_content(file: &str, expected: &str) {
         let error = check(file.as_bytes()).unwrap_err();
         assert!(error.contains(expected) && !error.contains("hunter2"), "{error}");
     }

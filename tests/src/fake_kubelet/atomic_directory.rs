@@ -109,8 +109,9 @@ mod tests {
         names
     }
 
+    /// An update swaps all files at once and leaves no other.
     #[test]
-    fn an_update_swaps_all_files_at_once_and_leaves_no_other() {
+    fn update_swaps_all_files_at_once() {
         let scratch = Scratch::new("atomic").unwrap();
         let directory = scratch.path().join("volume");
         write(&directory, &files(&[("a", "1"), ("b", "1"), ("d/x", "1")]), 0o640).unwrap();
@@ -128,8 +129,9 @@ mod tests {
         assert!(!directory.join(first).exists());
     }
 
+    /// Files that did not change are not swapped.
     #[test]
-    fn nothing_is_swapped_where_nothing_changed() {
+    fn unchanged_files_are_not_swapped() {
         let scratch = Scratch::new("atomic").unwrap();
         let same = files(&[("a", "1"), ("d/x", "2")]);
         write(scratch.path(), &same, 0o644).unwrap();

@@ -305,8 +305,9 @@ fn refuse_unsupported(container: &Container) -> Result<(), Problem> {
 mod tests {
     use super::*;
 
+    /// A container restarts according to the policy of its pod.
     #[test]
-    fn a_container_runs_again_as_its_pods_policy_says() {
+    fn container_restarts_by_pod_policy() {
         let ended = |code| Ended {
             code,
             signal: None,

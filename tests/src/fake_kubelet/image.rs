@@ -73,8 +73,9 @@ impl FromStr for NamedImage {
 mod tests {
     use super::*;
 
+    /// A program is found by its path and by its name.
     #[test]
-    fn a_program_is_found_by_its_path_and_by_its_name() {
+    fn program_is_found_by_path_and_name() {
         let image = Image::new("/bin/a", "/host/a").with("/b", "/host/b");
         for (word, host) in [
             ("/bin/a", Some("/host/a")),
@@ -87,8 +88,9 @@ mod tests {
         }
     }
 
+    /// A command line gives an image with its programs.
     #[test]
-    fn a_command_line_gives_an_image_with_its_programs() {
+    fn command_line_gives_image_with_programs() {
         let parsed: NamedImage = "r.test/x:1,/a=/host/a,/b=/host/b".parse().unwrap();
         assert_eq!(parsed.reference, "r.test/x:1");
         assert_eq!(parsed.image, Image::new("/a", "/host/a").with("/b", "/host/b"));

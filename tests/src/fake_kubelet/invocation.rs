@@ -201,8 +201,9 @@ fn expand(text: &str, variables: &BTreeMap<String, String>) -> String {
 mod tests {
     use super::*;
 
+    /// References to variables are expanded as Kubernetes expands them.
     #[test]
-    fn references_are_expanded_as_kubernetes_does() {
+    fn variable_references_are_expanded() {
         let variables = BTreeMap::from([
             ("A".to_owned(), "1".to_owned()),
             ("B".to_owned(), "$(A)".to_owned()),
@@ -219,8 +220,9 @@ mod tests {
         }
     }
 
+    /// A command replaces the entry point, and arguments follow either.
     #[test]
-    fn a_command_replaces_the_entrypoint_and_arguments_follow_either() {
+    fn command_replaces_the_entrypoint() {
         let mut container = Container {
             args: Some(vec!["$(A)".to_owned()]),
             ..Container::default()

@@ -69,8 +69,9 @@ mod tests {
 
     const POD: Ipv4Addr = Ipv4Addr::new(127, 1, 2, 3);
 
+    /// Mount paths become directories only at the start of a path.
     #[test]
-    fn mount_paths_become_directories_only_where_a_path_begins_with_them() {
+    fn mount_paths_become_directories_at_path_start() {
         let mounts = Mounts::new(vec![
             ("/etc/mirror".to_owned(), "/host/config".into()),
             ("/etc/mirror/keys".to_owned(), "/host/keys".into()),
@@ -89,8 +90,9 @@ mod tests {
         }
     }
 
+    /// A wildcard listen address becomes the address of the pod.
     #[test]
-    fn listening_on_all_addresses_becomes_listening_on_the_pods() {
+    fn wildcard_listen_address_becomes_the_pods() {
         for (text, wanted) in [
             (":5000", "127.1.2.3:5000"),
             ("0.0.0.0:5000", "127.1.2.3:5000"),

@@ -148,8 +148,9 @@ mod tests {
     use super::*;
     use serde_json::json;
 
+    /// Fields of the pod are found by their paths.
     #[test]
-    fn fields_of_the_pod_are_found_by_their_paths() {
+    fn pod_fields_are_found_by_path() {
         let pod: Pod = serde_json::from_value(json!({
             "metadata": {"name": "p", "namespace": "n", "labels": {"a.b/c": "label"}},
             "spec": {"containers": [], "nodeName": "node"}
@@ -169,8 +170,9 @@ mod tests {
         assert!(field(&pod, address, "spec.hostname").is_err());
     }
 
+    /// Items rename keys and leave out all others.
     #[test]
-    fn items_rename_keys_and_leave_the_rest_out() {
+    fn items_select_and_rename_keys() {
         let files = Files::from([("a".to_owned(), vec![1]), ("b".to_owned(), vec![2])]);
         let item = |key: &str| KeyToPath {
             key: key.to_owned(),

@@ -169,8 +169,9 @@ mod tests {
         }
     }
 
+    /// The phase of a pod follows its containers and the restart policy.
     #[test]
-    fn the_phase_follows_the_containers_and_the_restart_policy() {
+    fn phase_follows_containers_and_restart_policy() {
         let creating = Snapshot::creating(String::new());
         for (states, policy, wanted) in [
             (
@@ -201,8 +202,9 @@ mod tests {
         }
     }
 
+    /// A condition keeps its transition time until it changes.
     #[test]
-    fn a_condition_keeps_its_time_until_it_changes() {
+    fn condition_keeps_time_until_change() {
         let mut conditions = Conditions::default();
         let first = conditions.set("Ready", false);
         conditions.0[0].2 = Timestamp::UNIX_EPOCH;

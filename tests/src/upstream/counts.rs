@@ -83,8 +83,9 @@ impl Counts {
 mod tests {
     use super::*;
 
+    /// Requests are classified by their paths.
     #[test]
-    fn requests_are_told_apart_by_their_paths() {
+    fn requests_are_classified_by_path() {
         for (path, kind) in [
             ("/v2/", Kind::Other),
             ("/v2/a/b/manifests/latest", Kind::Manifest),

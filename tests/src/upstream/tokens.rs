@@ -118,8 +118,9 @@ mod tests {
         HeaderMap::from_iter([(AUTHORIZATION, value.parse().unwrap())])
     }
 
+    /// A token is valid for its repository until it expires.
     #[test]
-    fn a_token_is_good_for_its_repository_until_it_expires() {
+    fn token_is_valid_for_its_repository_until_expiry() {
         let user = ("u".to_owned(), "p".to_owned());
         let tokens = Tokens::new(Duration::from_mins(1), &[user]);
         let scope = scope("/v2/a/b/manifests/1");
@@ -139,8 +140,9 @@ mod tests {
         assert!(!tokens.admit(&bearer, &scope));
     }
 
+    /// An unknown user gets no token.
     #[test]
-    fn nobody_unknown_gets_a_token() {
+    fn unknown_user_gets_no_token() {
         let tokens = Tokens::new(Duration::from_mins(1), &[("u".to_owned(), "p".to_owned())]);
         let wrong = authorization(&format!("Basic {}", BASE64_STANDARD.encode("u:q")));
         assert!(tokens.issue(&wrong, "").is_none());

@@ -31,9 +31,10 @@ async fn said(cluster: &Cluster, kubelet: &FakeKubelet) -> String {
     std::fs::read_to_string(kubelet.log(&pod.uid().unwrap(), "doctor")).unwrap()
 }
 
+/// `helm test` checks the operator, the `CustomResourceDefinition` and the RBAC permissions.
 #[tokio::test]
-async fn helm_test_tells_whether_operator_definition_and_rights_are_there() {
-    if skip_on_existing_cluster("helm_test_tells_whether_operator_definition_and_rights_are_there") {
+async fn helm_test_checks_operator_crd_and_permissions() {
+    if skip_on_existing_cluster("helm_test_checks_operator_crd_and_permissions") {
         return;
     }
     let cluster = Cluster::with_controllers().await;
@@ -82,9 +83,10 @@ async fn helm_test_tells_whether_operator_definition_and_rights_are_there() {
     );
 }
 
+/// `helm test` passes if the operator has one namespace only.
 #[tokio::test]
-async fn helm_test_passes_where_the_operator_has_one_namespace_only() {
-    if skip_on_existing_cluster("helm_test_passes_where_the_operator_has_one_namespace_only") {
+async fn helm_test_passes_with_one_namespace() {
+    if skip_on_existing_cluster("helm_test_passes_with_one_namespace") {
         return;
     }
     let cluster = Cluster::with_controllers().await;

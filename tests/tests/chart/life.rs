@@ -26,9 +26,10 @@ async fn make_mirror(mirrors: &Api<RegistryMirror>) -> RegistryMirror {
     .unwrap()
 }
 
+/// Uninstalling keeps the `CustomResourceDefinition` and its mirrors, and nothing else.
 #[tokio::test]
-async fn uninstalling_keeps_the_definition_and_its_mirrors_and_nothing_else() {
-    if skip_on_existing_cluster("uninstalling_keeps_the_definition_and_its_mirrors_and_nothing_else") {
+async fn uninstall_keeps_only_crd_and_mirrors() {
+    if skip_on_existing_cluster("uninstall_keeps_only_crd_and_mirrors") {
         return;
     }
     let cluster = Cluster::start().await;
@@ -78,9 +79,10 @@ async fn uninstalling_keeps_the_definition_and_its_mirrors_and_nothing_else() {
 /// The release in a namespace of its own.
 const RELEASE: [&str; 2] = ["rm", "--namespace=operators"];
 
+/// Upgrading the previous chart keeps values and mirrors, and installs the new `CustomResourceDefinition`.
 #[tokio::test]
-async fn upgrading_the_previous_chart_keeps_values_and_mirrors_and_brings_the_new_definition() {
-    if skip_on_existing_cluster("upgrading_the_previous_chart") {
+async fn chart_upgrade_keeps_values_and_mirrors() {
+    if skip_on_existing_cluster("chart_upgrade_keeps_values_and_mirrors") {
         return;
     }
     let cluster = Cluster::start().await;
@@ -156,9 +158,10 @@ async fn left_behind(cluster: &Cluster) -> Vec<String> {
     .concat()
 }
 
+/// Uninstalling deletes the `CustomResourceDefinition` if the values do not keep it.
 #[tokio::test]
-async fn uninstalling_deletes_a_definition_that_is_not_to_be_kept() {
-    if skip_on_existing_cluster("uninstalling_deletes_a_definition_that_is_not_to_be_kept") {
+async fn uninstall_deletes_crd_if_not_kept() {
+    if skip_on_existing_cluster("uninstall_deletes_crd_if_not_kept") {
         return;
     }
     let cluster = Cluster::start().await;

@@ -30,8 +30,9 @@ pub(crate) const MONITORED: [&[&str]; 2] = [
 /// The API of the Prometheus operator, which a cluster may lack.
 const MONITORING: &str = "monitoring.coreos.com/v1";
 
+/// The objects of the Prometheus operator are off by default, and render without its definitions.
 #[tokio::test]
-async fn what_needs_the_prometheus_operator_is_off_and_renders_without_its_definitions() {
+async fn prometheus_objects_are_off_by_default() {
     let helm = Helm::offline().await;
     let needs_it = |object: &&Value| object["apiVersion"] == MONITORING;
     let by_default = helm.template(&[]).await.unwrap();
@@ -45,8 +46,9 @@ async fn what_needs_the_prometheus_operator_is_off_and_renders_without_its_defin
     assert_eq!(kinds, ["PodMonitor", "PodMonitor", "PrometheusRule"]);
 }
 
+/// One `PodMonitor` covers every mirror in the scope of the operator.
 #[tokio::test]
-async fn one_pod_monitor_covers_every_mirror_of_the_scope() {
+async fn pod_monitor_covers_every_mirror_in_scope() {
     let helm = Helm::offline().await;
     for (scope, selector) in [
         ("--set=podMonitor.interval=1m", r#"{"any":true}"#),
@@ -70,8 +72,9 @@ async fn one_pod_monitor_covers_every_mirror_of_the_scope() {
     }
 }
 
+/// Prometheus parses every alert and panel, and each uses metrics that exist.
 #[tokio::test]
-async fn prometheus_reads_every_alert_and_panel_and_they_ask_for_metrics_that_exist() {
+async fn prometheus_parses_alerts_and_panels() {
     let helm = Helm::offline().await;
     let objects = helm.template(&[EVERYTHING, MONITORED[1]].concat()).await.unwrap();
     let groups = prometheus::groups(&objects);
@@ -109,8 +112,9 @@ fn asked_of<'a>(expressions: &'a [String], label: &'a str) -> impl Iterator<Item
     })
 }
 
+/// An alert fires for each condition that an administrator has to fix, and its expressions use existing series.
 #[tokio::test]
-async fn an_alert_tells_of_each_condition_that_an_admin_has_to_mend_and_names_what_there_is() {
+async fn alerts_cover_conditions_for_admins() {
     let helm = Helm::offline().await;
     let objects = helm
         .template(&["--set=prometheusRule.enabled=true"])
@@ -148,8 +152,9 @@ async fn an_alert_tells_of_each_condition_that_an_admin_has_to_mend_and_names_wh
     );
 }
 
+/// Prometheus refuses an alert that does not parse.
 #[tokio::test]
-async fn prometheus_refuses_an_alert_that_would_not_parse() {
+async fn prometheus_refuses_invalid_alerts() {
     let helm = Helm::offline().await;
     for wrong in [
         json!({"alert": "Mine", "expr": "sum("}),

@@ -29,16 +29,18 @@ const NAMESPACE: &str = "mirrors";
 /// What tells a Pod of what it can reload.
 const RELOAD: &str = "registrymirror.io/reload";
 
+/// The API server refuses the operator nothing with the permissions of every namespace.
 #[tokio::test]
-async fn the_operator_is_refused_nothing_with_the_rights_of_every_namespace() {
-    if !skip_on_existing_cluster("the_operator_is_refused_nothing_with_the_rights_of_every_namespace") {
+async fn operator_is_refused_nothing_cluster_wide() {
+    if !skip_on_existing_cluster("operator_is_refused_nothing_cluster_wide") {
         the_operator_is_refused_nothing(&[]).await;
     }
 }
 
+/// The API server refuses the operator nothing with the permissions of one namespace.
 #[tokio::test]
-async fn the_operator_is_refused_nothing_with_the_rights_of_one_namespace() {
-    if !skip_on_existing_cluster("the_operator_is_refused_nothing_with_the_rights_of_one_namespace") {
+async fn operator_is_refused_nothing_in_one_namespace() {
+    if !skip_on_existing_cluster("operator_is_refused_nothing_in_one_namespace") {
         the_operator_is_refused_nothing(&[NAMESPACE]).await;
     }
 }
@@ -136,8 +138,9 @@ fn rules(role: &Value) -> BTreeSet<String> {
         .collect()
 }
 
+/// The chart grants exactly the permissions that the operator needs.
 #[tokio::test]
-async fn the_chart_grants_what_the_operator_asks_for_and_nothing_else() {
+async fn chart_grants_exactly_the_needed_permissions() {
     let helm = Helm::offline().await;
     let objects = helm.template(&[]).await.unwrap();
     let of = |name: &str| {

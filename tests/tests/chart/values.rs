@@ -31,8 +31,9 @@ fn operators_pod(objects: &[Value]) -> &Value {
     &named(objects, "Deployment")[0]["spec"]["template"]["spec"]
 }
 
+/// Environment, volumes and spread constraints reach the operator's pod.
 #[tokio::test]
-async fn environment_volumes_and_spread_reach_the_operators_pod() {
+async fn environment_volumes_and_spread_reach_operator_pod() {
     let helm = Helm::offline().await;
     let objects = helm.template(EVERYTHING).await.unwrap();
     let pod = operators_pod(&objects);
@@ -46,8 +47,9 @@ async fn environment_volumes_and_spread_reach_the_operators_pod() {
     assert_eq!(budget["selector"]["matchLabels"], *selected);
 }
 
+/// The labels of users are added to those of the chart and never replace them.
 #[tokio::test]
-async fn labels_of_the_users_come_beside_the_charts_and_never_in_their_place() {
+async fn user_labels_never_replace_the_charts() {
     let helm = Helm::offline().await;
     let own = "app\\.kubernetes\\.io/name=mine";
     let mut flags = EVERYTHING.to_vec();
@@ -72,8 +74,9 @@ async fn labels_of_the_users_come_beside_the_charts_and_never_in_their_place() {
     }
 }
 
+/// Every object has the common labels and is in the configured namespace.
 #[tokio::test]
-async fn every_object_has_the_labels_for_all_and_is_in_the_namespace_for_all() {
+async fn objects_have_common_labels_and_namespace() {
     let helm = Helm::offline().await;
     let flags = [
         "--set=namespaceOverride=elsewhere,commonLabels.team=ours,commonLabels.app\\.kubernetes\\.io/name=mine",
@@ -100,8 +103,9 @@ async fn every_object_has_the_labels_for_all_and_is_in_the_namespace_for_all() {
     assert!(told.contains(&json!("--lease-namespace=elsewhere")), "{told:?}");
 }
 
+/// Each value reaches the field that it names.
 #[tokio::test]
-async fn values_reach_the_place_that_is_meant_by_them() {
+async fn values_reach_their_fields() {
     let helm = Helm::offline().await;
     let objects = helm.template(EVERYTHING).await.unwrap();
     let of = |kind: &str, path: &str| {
@@ -178,8 +182,9 @@ async fn values_reach_the_place_that_is_meant_by_them() {
     );
 }
 
+/// The `PodDisruptionBudget` uses `maxUnavailable` or `minAvailable`.
 #[tokio::test]
-async fn a_budget_says_how_many_may_be_away_or_how_many_must_be_there() {
+async fn budget_uses_max_unavailable_or_min_available() {
     let helm = Helm::offline().await;
     for (flag, expected) in [
         ("a=b", json!({"maxUnavailable": 1})),
@@ -209,7 +214,7 @@ async fn a_budget_says_how_many_may_be_away_or_how_many_must_be_there() {
 
 /// `OpenShift` assigns users and groups to Pods, and refuses fixed ones.
 #[tokio::test]
-async fn openshift_pods_have_no_fixed_user_or_group() {
+async fn openshift_pods_have_no_fixed_user() {
     let helm = Helm::offline().await;
     let api = "--api-versions=security.openshift.io/v1";
     for (flags, is_openshift) in [
@@ -239,8 +244,9 @@ async fn openshift_pods_have_no_fixed_user_or_group() {
     }
 }
 
+/// Helm renders an extra object that is given as text.
 #[tokio::test]
-async fn an_object_given_as_text_is_rendered_by_helm() {
+async fn text_object_is_rendered_by_helm() {
     let helm = Helm::offline().await;
     let text = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: \"{{ .Release.Name }}-mine\"}\n";
     let flag = format!("--set-json=extraObjects={}", json!([text]));
@@ -248,15 +254,17 @@ async fn an_object_given_as_text_is_rendered_by_helm() {
     assert_eq!(named(&objects, "ConfigMap")[0]["metadata"]["name"], "rm-mine");
 }
 
+/// A name override replaces the chart's name in every name.
 #[tokio::test]
-async fn another_name_stands_for_the_charts_in_every_name() {
+async fn name_override_replaces_the_charts_name() {
     let helm = Helm::offline().await;
     let objects = helm.template(&["--set=nameOverride=mirrors"]).await.unwrap();
     assert_eq!(named(&objects, "Deployment")[0]["metadata"]["name"], "rm-mirrors");
 }
 
+/// The values set the replicas, the user and the name of the operator.
 #[tokio::test]
-async fn values_say_as_whom_and_how_often_the_operator_runs_and_how_it_is_called() {
+async fn values_set_replicas_user_and_name() {
     let helm = Helm::offline().await;
     let flags = [
         "--set=replicas=2,fullnameOverride=mirrors-op,podSecurityContext.runAsUser=null",
@@ -281,8 +289,9 @@ async fn values_say_as_whom_and_how_often_the_operator_runs_and_how_it_is_called
     assert!(told.contains(&json!("--lease-name=mirrors-op")), "{told:?}");
 }
 
+/// The values set the period and the timeout of the probes.
 #[tokio::test]
-async fn values_say_how_often_and_how_patiently_the_operator_is_probed() {
+async fn values_set_probe_timing() {
     let helm = Helm::offline().await;
     let flags = ["--set=livenessProbe.periodSeconds=20,readinessProbe.timeoutSeconds=3"];
     let objects = helm.template(&flags).await.unwrap();
@@ -301,8 +310,9 @@ async fn values_say_how_often_and_how_patiently_the_operator_is_probed() {
     );
 }
 
+/// Invalid values of optional features are refused by their names.
 #[tokio::test]
-async fn wrong_values_of_what_is_off_by_default_are_refused_by_name() {
+async fn invalid_optional_values_are_refused_by_name() {
     let helm = Helm::offline().await;
     for (flag, expected) in [
         ("--set=podMonitor.interval=often", "/podMonitor/interval"),
@@ -356,9 +366,10 @@ async fn wrong_values_of_what_is_off_by_default_are_refused_by_name() {
     }
 }
 
+/// The API server accepts every object of every variant of the values, to the last field.
 #[tokio::test]
-async fn an_api_server_takes_every_object_of_every_shape_to_the_last_field() {
-    if skip_on_existing_cluster("an_api_server_takes_every_object_of_every_shape_to_the_last_field") {
+async fn api_server_accepts_every_rendered_object() {
+    if skip_on_existing_cluster("api_server_accepts_every_rendered_object") {
         return;
     }
     let cluster = Cluster::start().await;

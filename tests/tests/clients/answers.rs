@@ -126,8 +126,9 @@ async fn holds(row: Row, layout: &Layout, containerd: Option<&Containerd>) {
     }
 }
 
+/// Every client reports the error, and is not asked for credentials of upstreams.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_client_says_what_is_wrong_and_is_asked_for_no_credentials_of_upstreams() {
+async fn clients_report_errors_and_send_no_credentials() {
     let scratch = Scratch::new("answers").expect("a directory");
     let image = Random {
         platforms: vec![testbed::image::native_platform()],
@@ -145,7 +146,7 @@ async fn every_client_says_what_is_wrong_and_is_asked_for_no_credentials_of_upst
 
 /// What each says where somebody pushes: where to, instead.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_push_fails_with_words_that_say_where_to_push() {
+async fn push_fails_with_advice() {
     let scratch = Scratch::new("push").expect("a directory");
     let layout = Random::new(32, &[1000]).write(&scratch.path().join("made"), "1");
     let layout = layout.expect("an image");

@@ -97,18 +97,21 @@ async fn artifacts_are_found_and_fetched(kind: Kind) {
     assert_eq!(signed.same(&of, "org/app:1").await, "the sbom");
 }
 
+/// Regctl lists, filters and gets artifacts by the referrers API.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn regctl_lists_filters_and_gets_artifacts_by_the_referrers_api() {
+async fn regctl_finds_artifacts_by_referrers_api() {
     artifacts_are_found_and_fetched(Kind::Olareg).await;
 }
 
+/// Regctl lists, filters and gets artifacts by the fallback tag.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn regctl_lists_filters_and_gets_artifacts_by_the_fallback_tag() {
+async fn regctl_finds_artifacts_by_fallback_tag() {
     artifacts_are_found_and_fetched(Kind::Distribution2).await;
 }
 
+/// Regctl reads tags, manifests and blobs, and copies an image with its artifacts.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn regctl_reads_tags_manifests_and_blobs_and_copies_an_image_with_its_artifacts() {
+async fn regctl_copies_image_with_artifacts() {
     let signed = Signed::start(Kind::Olareg).await;
     assert_eq!(signed.same(&["tag", "ls"], "org/app").await, "1");
     assert_eq!(

@@ -126,8 +126,9 @@ fn layer(layout: &Layout) -> String {
     )
 }
 
+/// Containerd pulls by `hosts.toml`, with and without `override_path`, and resumes a pull that was cut.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn containerd_pulls_by_hosts_toml_with_and_without_override_path_and_resumes_what_is_cut() {
+async fn containerd_pulls_by_hosts_toml_and_resumes() {
     let Some(containerd) = Containerd::start().await else {
         return;
     };
@@ -172,8 +173,9 @@ async fn containerd_pulls_by_hosts_toml_with_and_without_override_path_and_resum
     tap.saw_no_credentials().expect("no credentials");
 }
 
+/// Containerd never keeps wrong bytes, and pulls once the upstream is right again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn containerd_never_keeps_wrong_bytes_and_pulls_once_upstream_is_right_again() {
+async fn containerd_rejects_wrong_bytes_then_recovers() {
     let Some(containerd) = Containerd::start().await else {
         return;
     };

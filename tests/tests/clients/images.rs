@@ -36,8 +36,9 @@ fn blobs(layout: &Path) -> Vec<String> {
     names
 }
 
+/// Skopeo copies all platforms of an image with zstd layers, and lists its tags.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn skopeo_copies_all_platforms_of_an_image_with_zstd_layers_and_lists_its_tags() {
+async fn skopeo_copies_zstd_image_and_lists_tags() {
     let scratch = Scratch::new("zstd").expect("a directory");
     let registry = Registry::start(Kind::Distribution3).await.expect("a registry");
     let mirror = Mirror::of(&registry.url).await;
@@ -78,8 +79,9 @@ async fn skopeo_copies_all_platforms_of_an_image_with_zstd_layers_and_lists_its_
     assert!(tags.contains("\"zstd\""), "{tags}");
 }
 
+/// Crane reads, pulls, validates and copies an image byte for byte.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn crane_reads_pulls_validates_and_copies_an_image_byte_for_byte() {
+async fn crane_copies_an_image_byte_for_byte() {
     let scratch = Scratch::new("crane").expect("a directory");
     let registry = Registry::start(Kind::Distribution2).await.expect("a registry");
     let target = Registry::start(Kind::Olareg).await.expect("a registry");
@@ -138,8 +140,9 @@ pub(crate) fn registries_conf(host: &str, upstream: &Upstream, mirror: &Mirror) 
     )
 }
 
+/// Skopeo pulls through the mirror of its `registries.conf`, and from the upstream if the mirror is down.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn skopeo_pulls_through_the_mirror_of_its_registries_conf_and_goes_upstream_when_that_is_down() {
+async fn skopeo_uses_registries_conf_and_falls_back() {
     let scratch = Scratch::new("registries-conf").expect("a directory");
     let upstream = Upstream::start(Options::default()).await.expect("an upstream");
     let layout = made(&scratch, 13);
@@ -178,8 +181,9 @@ async fn skopeo_pulls_through_the_mirror_of_its_registries_conf_and_goes_upstrea
     assert!(pull("without").await.blob_bytes > 400_000);
 }
 
+/// Curl gets several ranges in parts, and too many as the whole.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn curl_gets_several_ranges_in_parts_and_too_many_as_the_whole() {
+async fn curl_gets_multiple_ranges_or_the_whole() {
     let scratch = Scratch::new("curl").expect("a directory");
     let upstream = Upstream::start(Options::default()).await.expect("an upstream");
     let layout = made(&scratch, 14);

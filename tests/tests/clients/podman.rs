@@ -15,8 +15,9 @@ async fn podman(home: &Path, conf: &Path, arguments: &[&str]) -> Ran {
     run(podman::command(home, conf).args(arguments)).await
 }
 
+/// Podman pulls through the mirror of its `registries.conf`, and from the upstream if the mirror is down.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn podman_pulls_through_the_mirror_of_its_registries_conf_and_goes_upstream_when_that_is_down() {
+async fn podman_uses_registries_conf_and_falls_back() {
     if !podman::is_possible() {
         return;
     }

@@ -191,9 +191,10 @@ impl Cluster {
     }
 }
 
+/// No operation stops pulls for longer than documented.
 #[tokio::test]
 #[ignore = "needs root, an image and a node's programs, and some minutes: make e2e-day2"]
-async fn day_two_never_stops_pulls_for_longer_than_stated() {
+async fn day_two_operations_keep_pull_downtime_bounded() {
     let mut day = Day::begin(ephemeral()).await;
     let blob = day.registry.push_blob(&day.cluster.node, MEBIBYTES).await;
     day.during(
@@ -326,9 +327,10 @@ impl Cluster {
     }
 }
 
+/// The renewal of a certificate fails no pull.
 #[tokio::test]
 #[ignore = "needs root, an image and a node's programs, and some minutes: make e2e-day2"]
-async fn day_two_renews_a_certificate_without_a_failed_pull() {
+async fn day_two_certificate_renewal_fails_no_pull() {
     let (cluster, registry) = Cluster::with_chart_and_registry().await;
     let authority = Authority::new("of the mirror").unwrap();
     let trusted = cluster.trusted();
@@ -375,9 +377,10 @@ impl Cluster {
     }
 }
 
+/// A full volume grows without a failed pull, and the pod is restarted.
 #[tokio::test]
 #[ignore = "needs root, an image and a node's programs, and some minutes: make e2e-day2"]
-async fn day_two_fills_a_volume_and_grows_it_without_a_failed_pull_and_rolls_its_pod() {
+async fn day_two_full_volume_grows_without_failed_pull() {
     let (cluster, registry) = Cluster::with_chart_and_registry().await;
     cluster.provide_volume(SMALL).await;
     let mut day = Day::with(cluster, registry, on_a_claim(SMALL)).await;

@@ -96,9 +96,10 @@ impl Cluster {
     }
 }
 
+/// An upgrade of three mirrors stops at the first that fails, and no pull fails.
 #[tokio::test]
 #[ignore = "needs root, an image and a node's programs, and some minutes: make e2e-day2"]
-async fn day_two_stops_an_upgrade_of_three_mirrors_at_the_first_that_fails_without_a_failed_pull() {
+async fn day_two_failed_upgrade_stops_at_first_mirror() {
     let mut day = Day::begin(ephemeral()).await;
     for name in OTHERS {
         let address = day.cluster.another_mirror(name).await;
@@ -143,9 +144,10 @@ fn on_claims() -> Value {
         "persistentVolumeClaim": {"size": "64Mi", "storageClassName": CLASS}}})
 }
 
+/// Each of three replicas has a PersistentVolumeClaim that it fills.
 #[tokio::test]
 #[ignore = "needs root, an image and a node's programs, and some minutes: make e2e-day2"]
-async fn day_two_gives_each_of_three_replicas_a_claim_that_it_fills() {
+async fn day_two_each_replica_fills_its_own_pvc() {
     let (cluster, registry): (_, Registry) = Cluster::with_chart_and_registry().await;
     cluster.provide_volumes(3).await;
     let mut day = Day::with(cluster, registry, on_claims()).await;

@@ -115,9 +115,10 @@ async fn until_replicas(bench: &Bench, replicas: i32) {
         .await;
 }
 
+/// An autoscaler scales a mirror by its pods, up and down.
 #[tokio::test]
-async fn an_autoscaler_scales_a_mirror_by_its_pods_and_back() {
-    if skip_on_existing_cluster("an_autoscaler_scales_a_mirror_by_its_pods_and_back") {
+async fn autoscaler_scales_mirror_up_and_down() {
+    if skip_on_existing_cluster("autoscaler_scales_mirror_up_and_down") {
         return;
     }
     let bench = Bench::start("autoscaling").await;

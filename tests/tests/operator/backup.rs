@@ -157,7 +157,7 @@ async fn names_of_adopted(bench: &Bench) -> Vec<String> {
 
 /// All objects come before their mirrors: each is adopted, and no Pod is replaced.
 #[tokio::test]
-async fn restored_objects_are_adopted_without_a_restart() {
+async fn restored_objects_are_adopted_without_restart() {
     let bench = Bench::start("restored").await;
     let _kubelet = kubelet(&bench).await;
     for (name, spec) in specs() {
@@ -247,7 +247,7 @@ async fn restore_in_any_order_converges() {
 
 /// Of a claim the mirror that it was made for is marked, whatever else is restored; a namespace may have another name.
 #[tokio::test]
-async fn claims_restored_alone_into_another_namespace_are_adopted() {
+async fn pvcs_restored_to_other_namespace_are_adopted() {
     let before = Bench::start("moved-from").await;
     before.mirror("hub", with_claims("16Mi")).await;
     before.until_accepted("hub").await;
@@ -263,8 +263,8 @@ async fn claims_restored_alone_into_another_namespace_are_adopted() {
 
 /// An object that the operator may not adopt is reported with the cause, and all other objects are adopted.
 #[tokio::test]
-async fn refused_adoption_is_a_name_conflict_with_its_cause() {
-    if skip_on_existing_cluster("refused_adoption_is_a_name_conflict_with_its_cause") {
+async fn refused_adoption_is_a_name_conflict() {
+    if skip_on_existing_cluster("refused_adoption_is_a_name_conflict") {
         return;
     }
     let bench = Bench::start("unadopted").await;
@@ -312,7 +312,7 @@ async fn object_without_all_marks_is_not_adopted() {
 
 /// The key of a CA can't be made again: a mirror that asks for none neither adopts nor deletes it.
 #[tokio::test]
-async fn ca_key_of_a_backup_outlives_a_mirror_without_tls() {
+async fn backup_ca_key_survives_mirror_without_tls() {
     let bench = Bench::start("kept-key").await;
     let mut spec = ephemeral();
     spec["tls"] = json!({"mode": "SelfSigned"});

@@ -309,8 +309,9 @@ async fn malformed_authorities_are_described(stage: &Stage, certificate: &str) {
     );
 }
 
+/// No value of a Secret appears in the log, an event, the status, a metric or an object.
 #[tokio::test]
-async fn no_value_of_a_secret_is_told_by_log_event_status_metric_or_object() {
+async fn secret_values_appear_nowhere() {
     let mut stage = Stage::set().await;
     let good = json!({"username": format!("{CANARY}-user"), "password": format!("{CANARY}-good")});
     let authority = Authority::new("canary").unwrap();

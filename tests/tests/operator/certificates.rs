@@ -97,8 +97,9 @@ fn registry(pod: &Pod) -> SocketAddr {
     format!("{}:5000", address(pod)).parse().unwrap()
 }
 
+/// Images are pulled over TLS by name, cluster IP and load balancer, and no pod mounts the key of the CA.
 #[tokio::test]
-async fn images_are_pulled_over_tls_by_name_cluster_ip_and_load_balancer_and_nothing_mounts_the_authority() {
+async fn tls_pulls_work_by_every_address() {
     let bench = Bench::start("own").await;
     let _kubelet = kubelet(&bench).await;
     let upstream = Upstream::start(upstream::Options::default()).await.unwrap();
@@ -165,7 +166,7 @@ async fn images_are_pulled_over_tls_by_name_cluster_ip_and_load_balancer_and_not
 /// Moves the operator's clock over two thirds of a CA's life. Clients keep the real time, in which every certificate that
 /// servers present has to be valid, and verify with the bundle that was published before the next CA signed.
 #[tokio::test]
-async fn authority_and_certificate_are_renewed_while_clients_connect_and_none_fails() {
+async fn tls_renewal_fails_no_connection() {
     let mut bench = Bench::idle("renewal").await;
     let clock = Clock::behind(15 * HOUR);
     bench.options = Options {
@@ -259,9 +260,10 @@ async fn look_at(bench: &Bench, clock: &Clock, later: Duration) {
     bench.merge::<ConfigMap>("hub-ca", looked).await;
 }
 
+/// An operator that starts again keeps the CA and the certificate.
 #[tokio::test]
-async fn an_operator_that_starts_again_keeps_authority_and_certificate() {
-    if skip_on_existing_cluster("an_operator_that_starts_again_keeps_authority_and_certificate") {
+async fn operator_restart_keeps_ca_and_certificate() {
+    if skip_on_existing_cluster("operator_restart_keeps_ca_and_certificate") {
         return;
     }
     let mut bench = Bench::start("kept").await;
@@ -283,8 +285,9 @@ async fn an_operator_that_starts_again_keeps_authority_and_certificate() {
     assert_eq!(now.message, status.message);
 }
 
+/// A user's Secret with the name of the CA's is not changed, and nothing is created.
 #[tokio::test]
-async fn a_users_secret_with_the_authoritys_name_is_left_alone_and_nothing_is_made() {
+async fn users_ca_secret_blocks_the_mirror() {
     let bench = Bench::start("authority").await;
     let before = bench.secret("hub-ca-key", json!({"tls.key": "mine"})).await;
     bench.mirror("hub", self_signed()).await;
@@ -301,8 +304,9 @@ async fn a_users_secret_with_the_authoritys_name_is_left_alone_and_nothing_is_ma
     assert_eq!(after.resource_version(), before.resource_version());
 }
 
+/// The begin and the end of a certificate's validity are reported in time.
 #[tokio::test]
-async fn the_beginning_and_the_end_of_a_secrets_certificate_are_told_when_they_come() {
+async fn certificate_validity_is_reported_in_time() {
     let mut bench = Bench::idle("end").await;
     let clock = Clock::system();
     bench.options.clock = clock.clone();
@@ -362,8 +366,9 @@ async fn versions(bench: &Bench) -> [Option<String>; 3] {
     ]
 }
 
+/// The certificates of a mirror with a rejected spec are renewed, and nothing else changes.
 #[tokio::test]
-async fn certificates_of_a_mirror_whose_spec_is_rejected_are_renewed_and_nothing_else_is_touched() {
+async fn rejected_spec_still_renews_certificates() {
     let (bench, clock) = with_own_certificate("rejected-own").await;
     let mut spec = self_signed();
     spec["upstreams"][0]["tls"] = json!({"caBundleRef": {"kind": "ConfigMap", "name": "nowhere"}});
@@ -405,11 +410,10 @@ async fn certificates_of_a_mirror_whose_spec_is_rejected_are_renewed_and_nothing
     assert!(refused.message.contains("nowhere"), "{}", refused.message);
 }
 
+/// The expiry of a paused mirror's certificate is reported in time, and it is renewed after the pause.
 #[tokio::test]
-async fn a_paused_mirrors_certificate_is_told_of_in_time_and_renewed_once_it_is_no_longer_paused() {
-    if skip_on_existing_cluster(
-        "a_paused_mirrors_certificate_is_told_of_in_time_and_renewed_once_it_is_no_longer_paused",
-    ) {
+async fn paused_mirror_certificate_is_reported_then_renewed() {
+    if skip_on_existing_cluster("paused_mirror_certificate_is_reported_then_renewed") {
         return;
     }
     let (bench, clock) = with_own_certificate("paused-own").await;
@@ -471,8 +475,9 @@ fn pair(clock: &Clock, from_now: Duration, life: Duration) -> Value {
     json!({"tls.crt": certificate.pem(), "tls.key": key.serialize_pem(), "ca.crt": certificate.pem()})
 }
 
+/// A Secret's new certificate reaches the servers of a rejected spec ahead of the old one's end.
 #[tokio::test]
-async fn a_secrets_new_certificate_reaches_servers_of_a_rejected_spec_before_the_old_one_ends() {
+async fn secret_renewal_reaches_servers_of_rejected_spec() {
     let mut bench = Bench::idle("rejected-secret").await;
     let clock = Clock::system();
     bench.options.clock = clock.clone();

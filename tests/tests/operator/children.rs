@@ -10,8 +10,9 @@ use serde_json::json;
 
 use crate::bench::{Bench, belongs_to, ephemeral, soon, text, with_claims};
 
+/// A mirror gets all its objects and owns them.
 #[tokio::test]
-async fn a_mirror_gets_all_its_objects_and_they_belong_to_it() {
+async fn mirror_owns_all_its_objects() {
     let bench = Bench::start("create").await;
     let mirror = bench.mirror("hub", with_claims("1Gi")).await;
     let status = bench.until_accepted("hub").await;
@@ -56,8 +57,9 @@ async fn a_mirror_gets_all_its_objects_and_they_belong_to_it() {
     assert!(pending.message.contains("cache-hub-0"), "{}", pending.message);
 }
 
+/// An ephemeral mirror runs as a Deployment.
 #[tokio::test]
-async fn an_ephemeral_mirror_runs_as_a_deployment() {
+async fn ephemeral_mirror_is_a_deployment() {
     let bench = Bench::start("ephemeral").await;
     let mirror = bench.mirror("hub", ephemeral()).await;
     bench.until_accepted("hub").await;
@@ -76,8 +78,9 @@ async fn an_ephemeral_mirror_runs_as_a_deployment() {
     );
 }
 
+/// A setting that servers reload reaches the pods without a rollout.
 #[tokio::test]
-async fn a_setting_that_can_be_reloaded_reaches_the_pods_without_a_roll_out() {
+async fn reloadable_setting_reaches_pods_without_rollout() {
     let bench = Bench::start("reload").await;
     let mut spec = ephemeral();
     bench.mirror("hub", spec.clone()).await;
@@ -108,8 +111,9 @@ async fn a_setting_that_can_be_reloaded_reaches_the_pods_without_a_roll_out() {
     assert_eq!(after.spec.unwrap().template, before.spec.unwrap().template);
 }
 
+/// A setting that servers do not reload rolls the pods.
 #[tokio::test]
-async fn a_setting_that_can_not_be_reloaded_rolls_the_pods() {
+async fn static_setting_rolls_the_pods() {
     let bench = Bench::start("roll").await;
     let mut spec = ephemeral();
     bench.mirror("hub", spec.clone()).await;
@@ -132,8 +136,9 @@ async fn a_setting_that_can_not_be_reloaded_rolls_the_pods() {
         .await;
 }
 
+/// A field that the spec drops is removed from the objects.
 #[tokio::test]
-async fn a_field_that_the_spec_drops_is_dropped_from_the_objects() {
+async fn removed_spec_field_is_removed_from_objects() {
     let bench = Bench::start("drop").await;
     let mut spec = ephemeral();
     spec["pod"] = json!({"nodeSelector": {"disk": "ssd"}});
@@ -165,8 +170,9 @@ async fn a_field_that_the_spec_drops_is_dropped_from_the_objects() {
         .await;
 }
 
+/// An object that a user deletes is created again.
 #[tokio::test]
-async fn an_object_that_somebody_deletes_is_made_again() {
+async fn deleted_object_is_recreated() {
     let bench = Bench::start("deleted").await;
     bench.mirror("hub", ephemeral()).await;
     bench.until_accepted("hub").await;
@@ -183,8 +189,9 @@ async fn an_object_that_somebody_deletes_is_made_again() {
         .await;
 }
 
+/// An object that a user edits is repaired, and keeps the fields of others.
 #[tokio::test]
-async fn an_object_that_somebody_edits_is_repaired_and_keeps_what_others_add() {
+async fn edited_object_is_repaired_keeping_additions() {
     let bench = Bench::start("edited").await;
     let mirror = bench.mirror("hub", ephemeral()).await;
     bench.until_accepted("hub").await;
@@ -222,8 +229,9 @@ async fn an_object_that_somebody_edits_is_repaired_and_keeps_what_others_add() {
     assert!(belongs_to(&labelled.await, &mirror));
 }
 
+/// Nothing of a paused mirror changes.
 #[tokio::test]
-async fn nothing_of_a_paused_mirror_is_touched() {
+async fn paused_mirror_is_not_changed() {
     let mut bench = Bench::start("paused").await;
     let mut spec = ephemeral();
     bench.mirror("hub", spec.clone()).await;
@@ -265,8 +273,9 @@ async fn nothing_of_a_paused_mirror_is_touched() {
         .await;
 }
 
+/// A mirror that is deleted takes its objects with it.
 #[tokio::test]
-async fn a_deleted_mirror_takes_its_objects_along() {
+async fn deleted_mirror_deletes_its_objects() {
     let bench = Bench::start("delete").await;
     bench.mirror("hub", with_claims("1Gi")).await;
     bench.until_accepted("hub").await;
@@ -289,8 +298,9 @@ async fn a_deleted_mirror_takes_its_objects_along() {
     .await;
 }
 
+/// A retained PersistentVolumeClaim outlives its mirror, and the next mirror adopts it.
 #[tokio::test]
-async fn a_retained_claim_outlives_its_mirror_and_is_taken_up_by_the_next() {
+async fn retained_pvc_is_adopted_by_the_next_mirror() {
     let bench = Bench::start("retain").await;
     let mut spec = with_claims("1Gi");
     spec["storage"]["persistentVolumeClaim"]["retentionPolicy"] = json!("Retain");
@@ -310,8 +320,9 @@ async fn a_retained_claim_outlives_its_mirror_and_is_taken_up_by_the_next() {
     assert_eq!(adopted.await.uid(), claim.uid());
 }
 
+/// Scaling creates `PersistentVolumeClaims` and never deletes them.
 #[tokio::test]
-async fn scaling_makes_claims_and_never_deletes_them() {
+async fn scaling_creates_and_never_deletes_pvcs() {
     let bench = Bench::start("scale").await;
     let mut spec = with_claims("1Gi");
     spec["replicas"] = json!(2);

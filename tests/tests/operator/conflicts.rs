@@ -17,8 +17,9 @@ use testbed::faults::Faults;
 use crate::bench::{Bench, belongs_to, ephemeral, text, with_claims};
 use crate::{process, rights};
 
+/// A user's Secret with the name of a child is not changed.
 #[tokio::test]
-async fn a_users_secret_with_a_childs_name_is_left_alone() {
+async fn users_secret_with_child_name_is_kept() {
     let bench = Bench::idle("conflict").await;
     let before = bench.secret("hub-credentials", json!({"password": "mine"})).await;
     let mut bench = bench;
@@ -58,8 +59,9 @@ async fn a_users_secret_with_a_childs_name_is_left_alone() {
     assert_eq!(text(&made, "version").as_deref(), Some("1"));
 }
 
+/// A user's object with the operator's label is not changed.
 #[tokio::test]
-async fn a_users_object_that_wears_the_operators_label_is_left_alone() {
+async fn users_object_with_operator_label_is_kept() {
     let bench = Bench::start("label").await;
     let labels =
         json!({"app.kubernetes.io/managed-by": "registry-mirror", "registrymirror.io/cache-of": "other"});
@@ -91,8 +93,9 @@ async fn a_users_object_that_wears_the_operators_label_is_left_alone() {
     assert_eq!(spec, claim.spec);
 }
 
+/// Mirrors whose names extend each other do not write each other's objects.
 #[tokio::test]
-async fn mirrors_whose_names_extend_each_other_do_not_take_each_others_objects() {
+async fn mirrors_with_extending_names_do_not_conflict() {
     let bench = Bench::start("names").await;
     let short = bench.mirror("hub", ephemeral()).await;
     bench.until_accepted("hub").await;
@@ -114,8 +117,9 @@ async fn mirrors_whose_names_extend_each_other_do_not_take_each_others_objects()
     assert!(crate::bench::belongs_to(&service, &short));
 }
 
+/// A spec whose child the API server refuses is not accepted until it is corrected.
 #[tokio::test]
-async fn a_spec_that_the_api_server_refuses_a_child_for_is_not_accepted_until_it_is_corrected() {
+async fn refused_child_makes_spec_unaccepted() {
     let bench = Bench::start("refused").await;
     let with_address = |address: &str| {
         let mut spec: Value = ephemeral();
@@ -225,8 +229,9 @@ fn lasting(object: &DynamicObject) -> Value {
     value
 }
 
+/// A user's object with the name of any child is never changed or deleted.
 #[tokio::test]
-async fn an_object_of_a_user_with_the_name_of_any_child_is_never_changed_nor_deleted() {
+async fn users_object_with_any_child_name_is_kept() {
     let bench = Bench::start("every-name").await;
     let file = |name: &str| {
         let specs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../operator/tests/specs");
@@ -298,8 +303,9 @@ async fn comes_second(kind: Kind, name: &str, has_policies: bool) {
     assert_eq!(lasting(&after), lasting(&before), "{kind} {name}");
 }
 
+/// A user's object that is created between read and write is not changed.
 #[tokio::test]
-async fn an_object_of_a_user_that_comes_between_look_and_write_is_not_changed() {
+async fn users_object_created_in_between_is_kept() {
     let cases = [
         (Kind::Secret, "hub-credentials"),
         (Kind::ConfigMap, "hub-config"),
@@ -313,8 +319,9 @@ async fn an_object_of_a_user_that_comes_between_look_and_write_is_not_changed() 
     join_all(cases.map(|(kind, name)| comes_second(kind, name, false))).await;
 }
 
+/// Mirrors that are named like the children of others coexist with them and outlive them.
 #[tokio::test]
-async fn mirrors_named_like_others_children_live_beside_them_and_outlive_them() {
+async fn mirrors_named_like_children_coexist() {
     let bench = Bench::start("extend").await;
     let names = [
         "a",

@@ -13,8 +13,9 @@ use serde_json::json;
 
 use crate::bench::{Bench, soon, text, with_credentials};
 
+/// A changed Secret reaches the pods within seconds, without a rollout.
 #[tokio::test]
-async fn a_changed_secret_reaches_the_pods_within_seconds_and_rolls_nothing() {
+async fn changed_secret_reaches_pods_without_rollout() {
     let bench = Bench::start("rotate").await;
     bench
         .secret("quay", json!({"username": "ann", "password": "old"}))
@@ -69,8 +70,9 @@ async fn a_changed_secret_reaches_the_pods_within_seconds_and_rolls_nothing() {
     );
 }
 
+/// A missing Secret is a condition, and its creation is noticed.
 #[tokio::test]
-async fn a_missing_secret_is_a_condition_and_its_creation_is_noticed() {
+async fn missing_secret_is_a_condition_until_created() {
     let bench = Bench::start("missing").await;
     bench.mirror("hub", with_credentials("quay")).await;
     let missing = bench
@@ -114,8 +116,9 @@ async fn a_missing_secret_is_a_condition_and_its_creation_is_noticed() {
     .await;
 }
 
+/// A Secret with wrong keys is described, and the issued credentials stay.
 #[tokio::test]
-async fn a_secret_with_the_wrong_keys_is_described_and_what_was_handed_out_stays() {
+async fn malformed_secret_keeps_issued_credentials() {
     let bench = Bench::start("malformed").await;
     bench
         .secret("quay", json!({"username": "ann", "password": "canary-7f3a"}))
@@ -151,8 +154,9 @@ async fn a_secret_with_the_wrong_keys_is_described_and_what_was_handed_out_stays
     assert!(!serde_json::to_string(&mirror).unwrap().contains("canary-7f3a"));
 }
 
+/// Several mirrors can share a Secret.
 #[tokio::test]
-async fn one_secret_serves_several_mirrors() {
+async fn secret_is_shared_by_several_mirrors() {
     let bench = Bench::start("shared").await;
     bench
         .secret("quay", json!({"username": "ann", "password": "old"}))
@@ -173,8 +177,9 @@ async fn one_secret_serves_several_mirrors() {
     }
 }
 
+/// A missing bundle of certificates blocks the spec until it exists.
 #[tokio::test]
-async fn a_missing_bundle_of_certificates_stops_the_spec_until_it_is_there() {
+async fn missing_ca_bundle_blocks_the_spec() {
     let bench = Bench::start("bundle").await;
     let spec = json!({
         "upstreams": [{"host": "quay.io", "tls": {"caBundleRef": {"kind": "ConfigMap", "name": "roots"}}}],

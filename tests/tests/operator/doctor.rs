@@ -79,8 +79,9 @@ async fn on(bench: &Bench, arguments: &[&str]) -> Told {
     .await
 }
 
+/// Of a healthy cluster `doctor` reports that, and the risks.
 #[tokio::test]
-async fn of_a_cluster_that_is_well_doctor_tells_so_and_of_what_may_go_wrong() {
+async fn doctor_reports_healthy_cluster_and_risks() {
     let bench = Bench::start("well").await;
     let _kubelet = kubelet(&bench).await;
     bench.mirror("hub", ephemeral()).await;
@@ -144,8 +145,9 @@ async fn of_a_cluster_that_is_well_doctor_tells_so_and_of_what_may_go_wrong() {
     assert!(table.stdout.contains("no problems, "), "{}", table.stdout);
 }
 
+/// `doctor` names by verb and resource what the operator is not allowed.
 #[tokio::test]
-async fn what_the_operator_may_not_do_is_named_by_verb_and_resource() {
+async fn doctor_names_missing_permissions() {
     let bench = Bench::idle("rights").await;
     let told = on(&bench, &["--as", "ann"]).await;
     assert_eq!(told.code, 4, "{}", told.stdout);
@@ -171,7 +173,7 @@ async fn what_the_operator_may_not_do_is_named_by_verb_and_resource() {
 
 /// A user that may only see the mirrors of a namespace learns what there is to see, and no problem is made up.
 #[tokio::test]
-async fn doctor_of_a_user_with_few_rights_warns_once() {
+async fn doctor_with_few_permissions_warns_once() {
     let bench = Bench::start("few-rights").await;
     let _kubelet = kubelet(&bench).await;
     bench.mirror("hub", ephemeral()).await;
@@ -216,8 +218,9 @@ async fn doctor_of_a_user_with_few_rights_warns_once() {
     );
 }
 
+/// `doctor` reports a missing Secret by its name, with the exit code of references.
 #[tokio::test]
-async fn a_secret_that_is_missing_is_told_with_its_name_and_the_exit_code_of_references() {
+async fn doctor_reports_missing_secret_by_name() {
     let bench = Bench::start("secretless").await;
     let _kubelet = kubelet(&bench).await;
     bench.mirror("hub", with_credentials("quay")).await;
@@ -240,8 +243,9 @@ async fn a_secret_that_is_missing_is_told_with_its_name_and_the_exit_code_of_ref
     assert!(told.stdout.contains("anonymous-access-with-credentials"));
 }
 
+/// `doctor` reports a mirror that no operator reconciles as a problem.
 #[tokio::test]
-async fn a_mirror_that_nobody_looks_after_is_a_problem() {
+async fn doctor_reports_unreconciled_mirror() {
     let bench = Bench::idle("lonely").await;
     bench.mirror("hub", ephemeral()).await;
     let told = on(&bench, &[]).await;
@@ -269,8 +273,9 @@ fn answering(status: &'static str, headers: &'static str) -> String {
     url
 }
 
+/// `doctor` probes the mirror at its address.
 #[tokio::test]
-async fn whether_a_mirror_answers_at_its_address_is_tried() {
+async fn doctor_probes_the_mirrors_address() {
     const REGISTRY: &str = "docker-distribution-api-version: registry/2.0\r\n";
     let bench = Bench::idle("answers").await;
     bench.mirror("hub", ephemeral()).await;
@@ -304,8 +309,9 @@ async fn whether_a_mirror_answers_at_its_address_is_tried() {
     }
 }
 
+/// `doctor` names the files for nodes that are not current.
 #[tokio::test]
-async fn files_for_nodes_that_are_not_current_are_named() {
+async fn doctor_names_outdated_node_files() {
     let mut bench = Bench::start("stale").await;
     bench.mirror("hub", ephemeral()).await;
     bench
@@ -322,9 +328,10 @@ async fn files_for_nodes_that_are_not_current_are_named() {
     );
 }
 
+/// `doctor` reports a `CustomResourceDefinition` that is missing or old, with the remedy.
 #[tokio::test]
-async fn a_definition_that_is_missing_or_old_is_told_with_the_way_out() {
-    if skip_on_existing_cluster("a_definition_that_is_missing_or_old_is_told_with_the_way_out") {
+async fn doctor_reports_missing_or_old_crd() {
+    if skip_on_existing_cluster("doctor_reports_missing_or_old_crd") {
         return;
     }
     let control_plane = ControlPlane::start(Options::bare()).await.unwrap();
@@ -366,8 +373,9 @@ async fn a_definition_that_is_missing_or_old_is_told_with_the_way_out() {
     );
 }
 
+/// `doctor` reports an API server that does not respond, with advice.
 #[tokio::test]
-async fn an_api_server_that_does_not_answer_is_told_with_what_to_try() {
+async fn doctor_reports_unresponsive_api_server() {
     let scratch = Scratch::new("nowhere").unwrap();
     // A port that was free a moment ago.
     let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
@@ -396,8 +404,9 @@ async fn an_api_server_that_does_not_answer_is_told_with_what_to_try() {
     assert!(told.stdout.contains("other"), "{}", told.stdout);
 }
 
+/// `doctor` reports a `PodDisruptionBudget` that allows no eviction.
 #[tokio::test]
-async fn a_budget_that_lets_no_pod_be_evicted_is_told() {
+async fn doctor_reports_blocking_disruption_budget() {
     let bench = Bench::start("budget").await;
     let _kubelet = kubelet(&bench).await;
     bench.mirror("hub", ephemeral()).await;

@@ -33,8 +33,9 @@ async fn issue(bench: &Bench, certificate: &Value) {
     bench.secret(secret, pair).await;
 }
 
+/// Every example is accepted, and those with TLS publish the certificates for clients to trust.
 #[tokio::test]
-async fn every_example_is_accepted_and_those_with_tls_publish_what_clients_have_to_trust() {
+async fn examples_are_accepted_and_publish_tls_cas() {
     let bench = Bench::start("examples").await;
     let mut mirrors = Vec::new();
     for document in examples() {

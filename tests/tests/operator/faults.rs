@@ -151,11 +151,10 @@ async fn settled(bench: &Bench, generation: i64, replicas: i32) {
     bench.until_nothing_is_written().await;
 }
 
+/// An operator that is killed between any two writes leaves what the next one completes.
 #[tokio::test]
-async fn an_operator_killed_between_any_two_writes_leaves_what_the_next_one_completes() {
-    if skip_on_existing_cluster(
-        "an_operator_killed_between_any_two_writes_leaves_what_the_next_one_completes",
-    ) {
+async fn operator_killed_between_writes_is_completed() {
+    if skip_on_existing_cluster("operator_killed_between_writes_is_completed") {
         return;
     }
     let mut undisturbed = Life::begin("prefix").await;
@@ -192,8 +191,9 @@ async fn an_operator_killed_between_any_two_writes_leaves_what_the_next_one_comp
     stream::iter(lives).buffer_unordered(4).collect::<Vec<()>>().await;
 }
 
+/// Changes are noticed that happen while watches are cut and their history is gone.
 #[tokio::test]
-async fn what_happens_while_watches_are_cut_and_history_is_gone_is_noticed() {
+async fn changes_during_watch_gaps_are_noticed() {
     let mut bench = Bench::idle("gone").await;
     let faults = Faults::default();
     let config = bench.config().await;
@@ -235,9 +235,8 @@ async fn what_happens_while_watches_are_cut_and_history_is_gone_is_noticed() {
 /// An API server of the test's own, which is let down in several ways; an operator in this process, which has no Lease
 /// to lose.
 #[tokio::test]
-async fn an_api_server_or_etcd_that_is_away_for_a_while_costs_nothing_but_the_while() {
-    if skip_on_existing_cluster("an_api_server_or_etcd_that_is_away_for_a_while_costs_nothing_but_the_while")
-    {
+async fn api_server_outage_costs_only_its_duration() {
+    if skip_on_existing_cluster("api_server_outage_costs_only_its_duration") {
         return;
     }
     let control_plane: &'static ControlPlane =

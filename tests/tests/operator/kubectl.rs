@@ -33,7 +33,7 @@ async fn kubectl(bench: &Bench, arguments: &[&str]) -> String {
 
 /// What `render` prints goes into the namespace that kubectl chooses, but for Secrets whose values are masked.
 #[tokio::test]
-async fn rendered_objects_apply_unless_secrets_are_masked() {
+async fn rendered_objects_apply_unless_masked() {
     let bench = Bench::idle("rendered").await;
     let scratch = Scratch::new("rendered").unwrap();
     let example = workspace().join("examples/docker-hub.yaml");
@@ -60,8 +60,9 @@ fn table(text: &str) -> Vec<Vec<&str>> {
         .collect()
 }
 
+/// Kubectl waits for a mirror, lists, describes and scales it.
 #[tokio::test]
-async fn a_mirror_is_waited_for_listed_described_and_scaled() {
+async fn kubectl_waits_lists_describes_and_scales() {
     let bench = Bench::start("kubectl").await;
     let _kubelet = kubelet(&bench).await;
     bench.mirror("hub", with_claims("16Mi")).await;

@@ -34,9 +34,10 @@ async fn until_made(bench: &Bench, mirror: &str) {
         .await;
 }
 
+/// A paused leader is replaced in time, and writes nothing once it continues.
 #[tokio::test]
-async fn a_paused_leader_is_replaced_in_time_and_writes_nothing_when_it_goes_on() {
-    if skip_on_existing_cluster("a_paused_leader_is_replaced_in_time_and_writes_nothing_when_it_goes_on") {
+async fn paused_leader_is_replaced_and_writes_nothing() {
+    if skip_on_existing_cluster("paused_leader_is_replaced_and_writes_nothing") {
         return;
     }
     let bench = Bench::idle("lease").await;
@@ -73,8 +74,9 @@ async fn a_paused_leader_is_replaced_in_time_and_writes_nothing_when_it_goes_on(
     );
 }
 
+/// A leader that is stopped releases its Lease at once.
 #[tokio::test]
-async fn a_leader_that_is_told_to_stop_hands_over_at_once() {
+async fn stopped_leader_releases_its_lease_at_once() {
     let bench = Bench::idle("handover").await;
     let scratch = Scratch::new("handover").unwrap();
     let mut first = Process::start(&bench, scratch.path(), "first", &[]).await;

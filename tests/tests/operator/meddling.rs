@@ -27,11 +27,10 @@ fn held_by_somebody(held: bool) -> Value {
     json!({"metadata": {"finalizers": finalizers}})
 }
 
+/// A child whose deletion hangs costs no write, and is created again once it is gone.
 #[tokio::test]
-async fn a_child_whose_deletion_hangs_costs_no_write_and_is_made_anew_when_it_is_gone() {
-    if skip_on_existing_cluster(
-        "a_child_whose_deletion_hangs_costs_no_write_and_is_made_anew_when_it_is_gone",
-    ) {
+async fn hanging_child_deletion_costs_no_write() {
+    if skip_on_existing_cluster("hanging_child_deletion_costs_no_write") {
         return;
     }
     let mut bench = Bench::idle("hanging").await;
@@ -77,9 +76,10 @@ async fn a_child_whose_deletion_hangs_costs_no_write_and_is_made_anew_when_it_is
     bench.until_nothing_is_written().await;
 }
 
+/// A mirror whose deletion hangs is not changed, and its end deletes all its objects.
 #[tokio::test]
-async fn a_mirror_whose_deletion_hangs_is_left_alone_and_its_end_takes_all_along() {
-    if skip_on_existing_cluster("a_mirror_whose_deletion_hangs_is_left_alone_and_its_end_takes_all_along") {
+async fn mirror_with_hanging_deletion_is_not_changed() {
+    if skip_on_existing_cluster("mirror_with_hanging_deletion_is_not_changed") {
         return;
     }
     let mut bench = Bench::start("ending").await;
@@ -106,11 +106,10 @@ async fn a_mirror_whose_deletion_hangs_is_left_alone_and_its_end_takes_all_along
     bench.until_gone::<Secret>("hub-credentials").await;
 }
 
+/// A mirror that is deleted in any way while it changes leaves only orphans that were requested.
 #[tokio::test]
-async fn a_mirror_deleted_in_any_way_while_it_changes_leaves_nothing_but_what_was_asked_to_stay() {
-    if skip_on_existing_cluster(
-        "a_mirror_deleted_in_any_way_while_it_changes_leaves_nothing_but_what_was_asked_to_stay",
-    ) {
+async fn changing_mirror_is_deleted_completely() {
+    if skip_on_existing_cluster("changing_mirror_is_deleted_completely") {
         return;
     }
     let bench = Bench::start("cascades").await;
@@ -162,7 +161,7 @@ async fn a_mirror_deleted_in_any_way_while_it_changes_leaves_nothing_but_what_wa
 
 /// An object without an owner is the mirror's by its marks; without these it is a user's.
 #[tokio::test]
-async fn object_without_owner_is_adopted_by_its_marks_only() {
+async fn unowned_object_is_adopted_by_marks_only() {
     let mut bench = Bench::start("disowned").await;
     let mirror = bench.mirror("hub", ephemeral()).await;
     bench.until_accepted("hub").await;
@@ -194,7 +193,7 @@ async fn object_without_owner_is_adopted_by_its_marks_only() {
 
 /// With its owner back, an object that a mirror left behind would be deleted with the mirror.
 #[tokio::test]
-async fn object_orphaned_while_a_reconcile_runs_is_not_taken_back() {
+async fn orphan_made_during_reconcile_is_not_adopted() {
     let mut bench = Bench::idle("let-go").await;
     let faults = Faults::default();
     bench.start_operator_through(faults.client(bench.config().await).unwrap());
@@ -225,8 +224,9 @@ async fn object_orphaned_while_a_reconcile_runs_is_not_taken_back() {
     assert!(deployment.metadata.deletion_timestamp.is_none());
 }
 
+/// A PersistentVolumeClaim that is deleted while its pod runs is created again once the pod is gone.
 #[tokio::test]
-async fn a_claim_deleted_while_its_pod_runs_is_made_anew_once_the_pod_goes() {
+async fn lost_pvc_is_recreated_after_its_pod() {
     let bench = Bench::start("lost-claim").await;
     let _kubelet = kubelet(&bench).await;
     bench.mirror("hub", with_claims("1Gi")).await;
@@ -260,9 +260,10 @@ async fn a_claim_deleted_while_its_pod_runs_is_made_anew_once_the_pod_goes() {
         .await;
 }
 
+/// A terminating namespace removes a mirror with a bounded number of writes.
 #[tokio::test]
-async fn a_namespace_that_ends_takes_a_mirror_along_without_a_quarrel() {
-    if skip_on_existing_cluster("a_namespace_that_ends_takes_a_mirror_along_without_a_quarrel") {
+async fn terminating_namespace_removes_mirror_quietly() {
+    if skip_on_existing_cluster("terminating_namespace_removes_mirror_quietly") {
         return;
     }
     let mut bench = Bench::idle("last-days").await;
@@ -294,8 +295,9 @@ async fn a_namespace_that_ends_takes_a_mirror_along_without_a_quarrel() {
     assert!(writes.len() < 100, "{} writes: {writes:#?}", writes.len());
 }
 
+/// The message of a `LimitRange` that prevents pods is reported.
 #[tokio::test]
-async fn pods_that_a_limit_keeps_from_being_made_are_told_of_in_its_words() {
+async fn limit_range_refusal_of_pods_is_reported() {
     let bench = Bench::idle("limits").await;
     let limit = json!({
         "metadata": {"name": "small"},

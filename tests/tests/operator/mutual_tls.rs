@@ -59,8 +59,9 @@ fn spec() -> Value {
     spec
 }
 
+/// A client CA is enforced, and rotated without a restart.
 #[tokio::test]
-async fn client_ca_is_enforced_and_rotated_without_restart() {
+async fn client_ca_rotates_without_restart() {
     let bench = Bench::start("mutual").await;
     let _kubelet = kubelet(&bench).await;
     let [ca, first, second] = ["ca", "first", "second"].map(|name| Authority::new(name).unwrap());

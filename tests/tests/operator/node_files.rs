@@ -215,8 +215,9 @@ async fn mirrored(bench: &Bench, mut spec: Value) -> Upstream {
     upstream
 }
 
+/// Containerd, Skopeo and Podman pull through the mirror by the published files.
 #[tokio::test]
-async fn containerd_skopeo_and_podman_pull_through_the_mirror_by_the_files_that_are_published() {
+async fn published_files_work_for_node_clients() {
     let bench = Bench::start("node-files").await;
     let _kubelet = kubelet(&bench).await;
     let scratch = Scratch::new("node-files").unwrap();
@@ -232,7 +233,7 @@ async fn containerd_skopeo_and_podman_pull_through_the_mirror_by_the_files_that_
 
 /// The same over TLS, by the mirror's own authority: what nodes are to trust is in the files.
 #[tokio::test]
-async fn containerd_skopeo_and_podman_pull_over_tls_by_the_files_and_the_authority_that_are_published() {
+async fn published_files_work_over_tls_for_node_clients() {
     let bench = Bench::start("node-files-tls").await;
     let _kubelet = kubelet(&bench).await;
     let scratch = Scratch::new("node-files-tls").unwrap();

@@ -72,7 +72,7 @@ async fn until_serving(bench: &Bench) -> PodSecurityContext {
 
 /// A mirror that asks for no user gets Pods on a cluster that refuses fixed ones.
 #[tokio::test]
-async fn empty_security_context_is_admitted_by_restricted_policy() {
+async fn empty_security_context_meets_restricted_policy() {
     let bench = Bench::start("restricted").await;
     let _kubelet = kubelet(&bench).await;
     let _policy = restrict(&bench).await;
@@ -93,7 +93,7 @@ async fn empty_security_context_is_admitted_by_restricted_policy() {
 
 /// An operator that knows the platform needs nothing in the spec, also for volumes that are claimed.
 #[tokio::test]
-async fn openshift_pods_are_admitted_by_restricted_policy() {
+async fn openshift_pods_meet_restricted_policy() {
     for (name, spec) in [("assigned", ephemeral()), ("assigned-claims", with_claims("1Gi"))] {
         let mut bench = Bench::idle(name).await;
         bench.options = Options {

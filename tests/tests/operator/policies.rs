@@ -137,8 +137,9 @@ async fn until_labelled(bench: &Bench, wanted: &str) {
         .await;
 }
 
+/// The refusal of a policy is reported by name, and all other objects are applied.
 #[tokio::test]
-async fn what_a_policy_refuses_keeps_no_other_object_from_being_applied_and_is_told_by_name() {
+async fn policy_refusal_blocks_no_other_object() {
     let bench = Bench::start("refusals").await;
     let maps = Policy::refuse(&bench, ("", "v1", "configmaps"), &["hub-hosts"], "Forbidden").await;
     let budgets = ("policy", "v1", "poddisruptionbudgets");
@@ -188,8 +189,9 @@ async fn what_a_policy_refuses_keeps_no_other_object_from_being_applied_and_is_t
         .await;
 }
 
+/// A workload waits for the objects that its pods mount.
 #[tokio::test]
-async fn a_workload_waits_for_what_its_pods_mount() {
+async fn workload_waits_for_mounted_objects() {
     let bench = Bench::start("mounted").await;
     bench.mirror("hub", labelled("a", "1m")).await;
     bench.until_accepted("hub").await;
@@ -225,8 +227,9 @@ async fn a_workload_waits_for_what_its_pods_mount() {
     bench.until_accepted("hub").await;
 }
 
+/// If the key of the CA cannot be stored, no certificate that it signed is issued.
 #[tokio::test]
-async fn where_an_authoritys_key_is_not_kept_nothing_is_handed_out_that_it_signed() {
+async fn unstored_ca_key_issues_no_certificate() {
     let bench = Bench::start("authority-key").await;
     let policy = Policy::refuse(&bench, ("", "v1", "secrets"), &["hub-ca-key"], "Forbidden").await;
     until_refused::<Secret>(&bench, "hub-ca-key", true).await;

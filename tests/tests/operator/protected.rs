@@ -39,8 +39,9 @@ fn users(password: &str) -> Value {
     json!({"htpasswd": format!("ann:{}\n", bcrypt::hash(password, 4).unwrap())})
 }
 
+/// A certificate is served, renewed without a restart, and kept if its Secret is deleted.
 #[tokio::test]
-async fn a_certificate_is_served_renewed_without_a_restart_and_kept_when_its_secret_goes() {
+async fn certificate_renews_and_survives_secret_deletion() {
     let bench = Bench::start("tls").await;
     let _kubelet = kubelet(&bench).await;
     let mut spec = ephemeral();
@@ -103,8 +104,9 @@ async fn a_certificate_is_served_renewed_without_a_restart_and_kept_when_its_sec
     assert_eq!((after.uid(), restarts(&after)), (before.uid(), 0));
 }
 
+/// Only users pull, and a malformed file admits no user.
 #[tokio::test]
-async fn only_users_pull_and_a_malformed_file_opens_nothing() {
+async fn only_listed_users_pull() {
     let bench = Bench::start("users").await;
     let _kubelet = kubelet(&bench).await;
     let authority = Authority::new("users").unwrap();

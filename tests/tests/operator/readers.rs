@@ -152,8 +152,9 @@ async fn containerd_with_fallback_asks_mirror_then_registry() {
     }
 }
 
+/// Containerd without a fallback requests only the mirror.
 #[tokio::test]
-async fn containerd_without_fallback_asks_the_mirror_only() {
+async fn containerd_without_fallback_asks_mirror_only() {
     let (plain, tls) = (None, Some(certificate()));
     for (ip, certificate, url) in [
         (IPV4, &plain, "http://10.96.0.7:5000"),
@@ -175,7 +176,7 @@ async fn containerd_without_fallback_asks_the_mirror_only() {
 
 /// What docs/operations.md says of containerd 1.7, and what `render` and `doctor` warn of.
 #[tokio::test]
-async fn containerd_2_reads_an_ipv6_mirror_with_fallback() {
+async fn containerd_2_reads_ipv6_mirror_with_fallback() {
     let files = files(IPV6, "Allow", None);
     assert!(files["docker.io.hosts.toml"].contains("containerd 2.0"));
     for (host, url) in UPSTREAMS {

@@ -62,8 +62,9 @@ async fn is_ready(bench: &Bench) -> bool {
         == "True"
 }
 
+/// Credentials that a replica has not read are loading, and the readiness does not change.
 #[tokio::test]
-async fn credentials_that_a_replica_has_not_read_are_loading_and_readiness_does_not_move() {
+async fn unread_credentials_are_loading_and_ready() {
     let bench = Bench::start("loading").await;
     let kubelet = kubelet(&bench).await;
     let mut upstream = upstream().await;
@@ -96,8 +97,9 @@ async fn credentials_that_a_replica_has_not_read_are_loading_and_readiness_does_
         .await;
 }
 
+/// An upstream that limits requests is reported, and the readiness does not change.
 #[tokio::test]
-async fn an_upstream_that_limits_requests_is_told_of_and_moves_no_readiness() {
+async fn rate_limited_upstream_is_reported_and_ready() {
     let bench = Bench::start("limited").await;
     let _kubelet = kubelet(&bench).await;
     let upstream = upstream().await;
@@ -162,13 +164,12 @@ fn has_namespaces() -> bool {
     probe.output().is_ok_and(|output| output.status.success())
 }
 
+/// A full disk is reported, and pulls continue.
 #[tokio::test]
-async fn a_disk_that_is_full_is_told_of_and_pulls_go_on() {
+async fn full_disk_is_reported_while_pulls_continue() {
     if !has_namespaces() {
         assert!(std::env::var("CI").as_deref() != Ok("true"), "no mount namespace");
-        eprintln!(
-            "SKIPPED a_disk_that_is_full_is_told_of_and_pulls_go_on: no mount namespace can be had here"
-        );
+        eprintln!("SKIPPED full_disk_is_reported_while_pulls_continue: no mount namespace can be had here");
         return;
     }
     let bench = Bench::start("full").await;
@@ -188,8 +189,9 @@ async fn a_disk_that_is_full_is_told_of_and_pulls_go_on() {
     assert!(is_ready(&bench).await);
 }
 
+/// A malformed certificate is reported until it is fixed.
 #[tokio::test]
-async fn a_certificate_that_is_none_is_told_of_until_it_is_one() {
+async fn malformed_certificate_is_reported_until_fixed() {
     let bench = Bench::start("malformed-tls").await;
     bench
         .secret(
@@ -272,8 +274,9 @@ fn waited_for(source: &str) -> Vec<(ConditionType, Truth, Reason)> {
     found
 }
 
+/// A test waits for every status and reason of every condition on a real API server.
 #[test]
-fn every_status_and_reason_of_every_condition_is_waited_for_on_a_real_api_server() {
+fn api_server_tests_cover_every_reason() {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/operator");
     let files = fs::read_dir(directory)
         .unwrap()

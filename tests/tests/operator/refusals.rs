@@ -17,8 +17,9 @@ async fn allow_none(bench: &Bench, resource: &str) {
     bench.until("no-more", "count", counted).await;
 }
 
+/// Servers to which no Service routes do not make a mirror ready.
 #[tokio::test]
-async fn servers_that_no_service_leads_to_do_not_make_a_mirror_ready() {
+async fn servers_without_service_make_no_mirror_ready() {
     let bench = Bench::start("no-service").await;
     let _kubelet = kubelet(&bench).await;
     allow_none(&bench, "services").await;
@@ -40,8 +41,9 @@ async fn servers_that_no_service_leads_to_do_not_make_a_mirror_ready() {
         .await;
 }
 
+/// A quota that refuses a child is reported in the conditions, and the child is created later.
 #[tokio::test]
-async fn a_quota_that_keeps_a_child_from_being_made_is_told_in_the_conditions_and_then_made_up_for() {
+async fn quota_refusal_is_reported_then_repaired() {
     let bench = Bench::start("quota").await;
     allow_none(&bench, "secrets").await;
     bench.mirror("hub", ephemeral()).await;

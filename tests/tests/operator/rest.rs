@@ -18,9 +18,10 @@ use testbed::control_plane::skip_on_existing_cluster;
 
 use crate::bench::{Bench, soon, with_claims, with_credentials};
 
+/// A second reconcile of unchanged mirrors writes nothing.
 #[tokio::test]
-async fn a_second_look_at_unchanged_mirrors_writes_nothing() {
-    if skip_on_existing_cluster("a_second_look_at_unchanged_mirrors_writes_nothing") {
+async fn second_reconcile_writes_nothing() {
+    if skip_on_existing_cluster("second_reconcile_writes_nothing") {
         return;
     }
     let mut bench = Bench::start("quiet").await;
@@ -52,9 +53,10 @@ async fn a_second_look_at_unchanged_mirrors_writes_nothing() {
     assert_eq!(bench.writes(mark), [""; 0]);
 }
 
+/// Ten resyncs of all mirrors write nothing, also if conditions are false.
 #[tokio::test]
-async fn ten_looks_at_everything_write_nothing_also_where_conditions_are_false() {
-    if skip_on_existing_cluster("ten_looks_at_everything_write_nothing_also_where_conditions_are_false") {
+async fn ten_resyncs_write_nothing() {
+    if skip_on_existing_cluster("ten_resyncs_write_nothing") {
         return;
     }
     let mut bench = Bench::idle("resync").await;
@@ -115,11 +117,10 @@ async fn ten_looks_at_everything_write_nothing_also_where_conditions_are_false()
     assert_eq!(bench.writes(mark), [""; 0]);
 }
 
+/// Repeated edits of a user are repaired with a growing back-off, and at the end.
 #[tokio::test]
-async fn somebody_who_keeps_editing_is_answered_ever_later_and_repaired_once_it_stops() {
-    if skip_on_existing_cluster(
-        "somebody_who_keeps_editing_is_answered_ever_later_and_repaired_once_it_stops",
-    ) {
+async fn repeated_edits_are_repaired_with_backoff() {
+    if skip_on_existing_cluster("repeated_edits_are_repaired_with_backoff") {
         return;
     }
     let bench = Bench::start("contest").await;
@@ -175,11 +176,10 @@ async fn somebody_who_keeps_editing_is_answered_ever_later_and_repaired_once_it_
     assert!(bench.reconciles() > looks);
 }
 
+/// A user who edits irrelevant fields without end costs a few reconciles a second and no write.
 #[tokio::test]
-async fn somebody_who_never_stops_editing_what_does_not_matter_costs_a_few_looks_a_second_and_no_write() {
-    if skip_on_existing_cluster(
-        "somebody_who_never_stops_editing_what_does_not_matter_costs_a_few_looks_a_second_and_no_write",
-    ) {
+async fn irrelevant_edits_cost_few_reconciles_no_write() {
+    if skip_on_existing_cluster("irrelevant_edits_cost_few_reconciles_no_write") {
         return;
     }
     let bench = Bench::start("hot-loop").await;
@@ -209,9 +209,10 @@ async fn somebody_who_never_stops_editing_what_does_not_matter_costs_a_few_looks
     );
 }
 
+/// A mirror of the sample spec takes twelve writes at most.
 #[tokio::test]
-async fn a_mirror_of_the_sample_spec_takes_no_more_than_twelve_writes() {
-    if skip_on_existing_cluster("a_mirror_of_the_sample_spec_takes_no_more_than_twelve_writes") {
+async fn sample_mirror_takes_twelve_writes_at_most() {
+    if skip_on_existing_cluster("sample_mirror_takes_twelve_writes_at_most") {
         return;
     }
     let bench = Bench::start("writes").await;
@@ -273,8 +274,9 @@ fn golden(name: &str) -> Vec<Value> {
     serde_saphyr::from_str(yaml).unwrap()
 }
 
+/// A restricted namespace accepts every golden set, and pods of every template.
 #[tokio::test]
-async fn a_restricted_namespace_takes_every_golden_set_and_pods_of_every_template() {
+async fn restricted_namespace_accepts_golden_objects() {
     let bench = Bench::idle("restricted").await;
     let namespaces: Api<k8s_openapi::api::core::v1::Namespace> = Api::all(bench.namespace.client());
     let labels = json!({"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "restricted"}}});
@@ -365,9 +367,10 @@ fn open_policy() -> Policy {
     }
 }
 
+/// Every golden spec is applied once and then causes no write.
 #[tokio::test]
-async fn every_golden_spec_is_applied_once_and_then_left_alone() {
-    if skip_on_existing_cluster("every_golden_spec_is_applied_once_and_then_left_alone") {
+async fn golden_specs_are_applied_once() {
+    if skip_on_existing_cluster("golden_specs_are_applied_once") {
         return;
     }
     let mut bench = Bench::idle("golden").await;

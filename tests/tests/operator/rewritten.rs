@@ -65,10 +65,10 @@ async fn rewriting(bench: &Bench) -> Option<[(ApiResource, String); 2]> {
     made.try_into().ok()
 }
 
+/// A policy that rewrites objects without end is reported steadily, and the objects are repaired after it.
 #[tokio::test]
-async fn what_a_policy_rewrites_without_end_is_told_steadily_and_mended_when_it_goes() {
-    if skip_on_existing_cluster("what_a_policy_rewrites_without_end_is_told_steadily_and_mended_when_it_goes")
-    {
+async fn rewriting_policy_is_reported_until_removed() {
+    if skip_on_existing_cluster("rewriting_policy_is_reported_until_removed") {
         return;
     }
     let bench = Bench::start("rewritten").await;
@@ -78,7 +78,7 @@ async fn what_a_policy_rewrites_without_end_is_told_steadily_and_mended_when_it_
             "no MutatingAdmissionPolicy"
         );
         eprintln!(
-            "SKIPPED what_a_policy_rewrites_without_end_is_told_steadily_and_mended_when_it_goes: this Kubernetes has \
+            "SKIPPED rewriting_policy_is_reported_until_removed: this Kubernetes has \
              no MutatingAdmissionPolicy"
         );
         return;

@@ -28,8 +28,8 @@ pub(crate) async fn grant(bench: &Bench, name: &str, subject: Value, client: &Cl
     bench
         .apply::<Role>(json!({"metadata": {"name": name}, "rules": rules}))
         .await;
-    let role = json!({"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": name});
-    let binding = json!({"metadata": {"name": name}, "roleRef": role, "subjects": [subject]});
+    let reference = json!({"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": name});
+    let binding = json!({"metadata": {"name": name}, "roleRef": reference, "subjects": [subject]});
     bench.apply::<RoleBinding>(binding).await;
 
     let reviews = Api::<SelfSubjectAccessReview>::all(client.clone());
@@ -53,9 +53,10 @@ pub(crate) async fn grant(bench: &Bench, name: &str, subject: Value, client: &Cl
     .await;
 }
 
+/// A test whose operator needs more permissions than the chart grants fails.
 #[tokio::test]
-async fn a_test_whose_operator_asks_for_more_than_the_chart_grants_fails() {
-    if skip_on_existing_cluster("a_test_whose_operator_asks_for_more_than_the_chart_grants_fails") {
+async fn excess_permissions_fail_the_test() {
+    if skip_on_existing_cluster("excess_permissions_fail_the_test") {
         return;
     }
     let bench = Bench::idle("rights").await;

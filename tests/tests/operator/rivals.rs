@@ -97,8 +97,8 @@ async fn start(bench: &Bench, scratch: &Scratch, name: &str, image: &str) -> Pro
 
 /// The second operator reports the first one and changes nothing, whatever happens to the mirror.
 #[tokio::test]
-async fn second_operator_stands_by_and_says_so() {
-    if skip_on_existing_cluster("second_operator_stands_by_and_says_so") {
+async fn second_operator_stands_by_and_reports_conflict() {
+    if skip_on_existing_cluster("second_operator_stands_by_and_reports_conflict") {
         return;
     }
     let rivals = Rivals::start("rivals").await;
@@ -145,7 +145,7 @@ async fn second_operator_stands_by_and_says_so() {
 
 /// Once the first operator is gone for good, the second one takes its mirrors.
 #[tokio::test]
-async fn second_operator_takes_over_once_first_is_gone() {
+async fn second_operator_takes_over_after_the_first() {
     let mut rivals = Rivals::start("takeover").await;
     rivals
         .bench

@@ -202,8 +202,9 @@ fn identities(pods: &[Pod]) -> Vec<(Option<String>, i32)> {
     pods.iter().map(|pod| (pod.uid(), restarts(pod))).collect()
 }
 
+/// Secrets of all kinds rotate without a failed pull or a restart.
 #[tokio::test]
-async fn secrets_of_all_kinds_rotate_without_a_failed_pull_or_a_restart() {
+async fn secrets_of_all_kinds_rotate_without_failed_pull() {
     let stage = Stage::set("kinds").await;
     let kinds = [
         ("a", "kubernetes.io/dockerconfigjson"),
@@ -245,8 +246,9 @@ async fn secrets_of_all_kinds_rotate_without_a_failed_pull_or_a_restart() {
     stage.nothing_leaked().await;
 }
 
+/// A rejected password leaves the last good one in use and does not affect other upstreams.
 #[tokio::test]
-async fn a_rejected_password_leaves_the_last_good_one_and_freezes_no_other_upstream() {
+async fn rejected_password_keeps_last_good_per_upstream() {
     let stage = Stage::set("rejected").await;
     stage.opaque("a", "u0").await;
     stage.opaque("b", "u0").await;
@@ -309,8 +311,9 @@ async fn a_rejected_password_leaves_the_last_good_one_and_freezes_no_other_upstr
     stage.nothing_leaked().await;
 }
 
+/// Without a first credential the pods run, and misses are refused with the reason.
 #[tokio::test]
-async fn without_a_first_credential_pods_run_and_misses_are_refused_with_the_reason() {
+async fn missing_first_credential_refuses_misses() {
     let stage = Stage::set("first").await;
     stage.mirror(1, &[("a", "a")]).await;
     stage.until("False", Reason::SecretNotFound).await;
@@ -365,8 +368,9 @@ async fn without_a_first_credential_pods_run_and_misses_are_refused_with_the_rea
     stage.nothing_leaked().await;
 }
 
+/// A rotation survives deletion, rapid changes, and an operator or upstream that is down.
 #[tokio::test]
-async fn a_rotation_survives_deletion_haste_and_an_operator_or_upstream_that_is_down() {
+async fn rotation_survives_deletion_and_outages() {
     let mut stage = Stage::set("survives").await;
     stage.opaque("a", "u0").await;
     stage.mirror(1, &[("a", "a")]).await;
@@ -427,8 +431,9 @@ async fn a_rotation_survives_deletion_haste_and_an_operator_or_upstream_that_is_
     stage.nothing_leaked().await;
 }
 
+/// An upstream that is down, or limits requests, is reported and does not change the readiness.
 #[tokio::test]
-async fn an_upstream_that_is_down_or_limits_requests_is_told_and_moves_no_readiness() {
+async fn failing_upstream_is_reported_and_ready() {
     let mut stage = Stage::set("reachable").await;
     stage.opaque("a", "u0").await;
     stage.mirror(1, &[("a", "a")]).await;
@@ -462,8 +467,9 @@ async fn an_upstream_that_is_down_or_limits_requests_is_told_and_moves_no_readin
     assert_eq!(ready.status, "True");
 }
 
+/// A different Secret for an upstream is used once it is proven, and the pods are notified.
 #[tokio::test]
-async fn another_secret_for_an_upstream_takes_over_once_it_is_proven_and_pods_hear_of_it() {
+async fn other_secret_is_used_once_proven() {
     let stage = Stage::set("another").await;
     stage.opaque("a", "u0").await;
     stage.mirror(1, &[("a", "a")]).await;
@@ -514,8 +520,9 @@ async fn reload_mark(stage: &Stage) -> Option<String> {
     pod.annotations().get("registrymirror.io/reload").cloned()
 }
 
+/// A server that starts again while the candidate is bad serves with the last good credential.
 #[tokio::test]
-async fn a_server_that_starts_again_while_the_candidate_is_bad_serves_with_the_last_good_one() {
+async fn restarted_server_uses_last_good_credential() {
     let stage = Stage::set("restarted").await;
     stage.opaque("a", "u0").await;
     stage.mirror(1, &[("a", "a")]).await;
@@ -558,8 +565,9 @@ fn server_of(pod: &Pod) -> rustix::process::Pid {
     server
 }
 
+/// An identity token rotates like a password.
 #[tokio::test]
-async fn an_identity_token_rotates_like_a_password() {
+async fn identity_token_rotates_like_a_password() {
     let stage = Stage::with("identity", Access::Bearer(Duration::from_secs(2))).await;
     let token = async |name: &str, token: &str| {
         let secret = json!({"metadata": {"name": name}, "type": "Opaque", "stringData": {"token": token}});
@@ -579,9 +587,10 @@ async fn an_identity_token_rotates_like_a_password() {
     stage.nothing_leaked().await;
 }
 
+/// A Secret that changes around a restart of the API server is applied.
 #[tokio::test]
-async fn a_secret_that_changes_around_a_restart_of_the_api_server_is_taken_up() {
-    if skip_on_existing_cluster("a_secret_that_changes_around_a_restart_of_the_api_server_is_taken_up") {
+async fn secret_change_during_api_restart_is_applied() {
+    if skip_on_existing_cluster("secret_change_during_api_restart_is_applied") {
         return;
     }
     let control_plane: &'static ControlPlane =

@@ -265,10 +265,11 @@ async fn refuse(bench: &Bench, config_map: &str) {
         .unwrap();
 }
 
+/// Many mirrors get their objects with few writes, and then with none.
 #[tokio::test]
 #[ignore = "minutes of work for figures: make bench-operator"]
-async fn many_mirrors_get_their_objects_with_few_writes_and_then_none() {
-    if skip_on_existing_cluster("many_mirrors_get_their_objects_with_few_writes_and_then_none") {
+async fn many_mirrors_need_few_writes_then_none() {
+    if skip_on_existing_cluster("many_mirrors_need_few_writes_then_none") {
         return;
     }
     let options = Options {

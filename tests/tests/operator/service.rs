@@ -42,7 +42,7 @@ async fn until_made_again(bench: &Bench, before: &Service) -> Service {
 
 /// With an operator that runs, and with one that starts later.
 #[tokio::test]
-async fn deleted_service_is_made_again_with_its_numbers() {
+async fn deleted_service_is_recreated_with_its_addresses() {
     let mut bench = Bench::start("service").await;
     for wanted in [
         json!({}),
@@ -71,7 +71,7 @@ async fn deleted_service_is_made_again_with_its_numbers() {
 
 /// The mirror waits for the address, as nodes would pull from the other Service, and takes another only when the spec asks for one.
 #[tokio::test]
-async fn taken_address_is_reported_and_taken_back_once_it_is_free() {
+async fn taken_address_is_reported_and_reclaimed() {
     let mut bench = Bench::start("taken").await;
     bench.mirror("hub", ephemeral()).await;
     bench.until_accepted("hub").await;
@@ -114,8 +114,9 @@ async fn taken_address_is_reported_and_taken_back_once_it_is_free() {
     assert_eq!(numbers(&after).0, [address]);
 }
 
+/// An address that a different Service holds is given up for one that the spec requests.
 #[tokio::test]
-async fn taken_address_is_given_up_for_another_that_is_asked_for() {
+async fn taken_address_is_released_on_request() {
     let mut bench = Bench::start("given-up").await;
     bench.mirror("hub", ephemeral()).await;
     bench.until_accepted("hub").await;

@@ -16,8 +16,9 @@ use testbed::upstream::{self, Access, Upstream};
 use crate::bench::{Bench, push_one, soon, with_claims};
 use crate::pods::{address, admin, kubelet, pods, restarts};
 
+/// A mirror with `PersistentVolumeClaims` becomes ready.
 #[tokio::test]
-async fn a_mirror_with_claims_becomes_ready() {
+async fn mirror_with_pvcs_becomes_ready() {
     let bench = Bench::start("ready").await;
     let _kubelet = kubelet(&bench).await;
     let mut spec = with_claims("16Mi");
@@ -49,8 +50,9 @@ async fn a_mirror_with_claims_becomes_ready() {
     assert_eq!(claims.items.len(), 2, "the operator's own, and no others");
 }
 
+/// A rotated password is loaded without a restart, and pulls continue.
 #[tokio::test]
-async fn a_rotated_password_is_loaded_without_a_restart_and_pulls_go_on() {
+async fn rotated_password_loads_without_restart() {
     let bench = Bench::start("loaded").await;
     let _kubelet = kubelet(&bench).await;
     let mut upstream = Upstream::start(upstream::Options::protected(Access::Basic, ("ann", "old")))
@@ -131,8 +133,9 @@ async fn asks_for(pod: &Pod, host: &str) -> StatusCode {
     reqwest::get(url).await.unwrap().status()
 }
 
+/// CA bundles are added and changed, and an upstream is removed ahead of them, without a restart.
 #[tokio::test]
-async fn ca_bundles_come_and_change_and_an_upstream_goes_before_them_without_a_restart() {
+async fn ca_bundles_change_without_restart() {
     let bench = Bench::start("bundles").await;
     let _kubelet = kubelet(&bench).await;
     let ((one, first), (two, second)) = (private("one").await, private("two").await);

@@ -94,8 +94,9 @@ async fn until_bound(bench: &Bench) {
         .await;
 }
 
+/// `PersistentVolumeClaims` grow as their driver allows, and no pod is replaced.
 #[tokio::test]
-async fn claims_grow_as_their_driver_says_and_no_pod_is_replaced() {
+async fn pvcs_grow_without_replacing_pods() {
     let bench = Bench::start("grow").await;
     let _kubelet = kubelet(&bench).await;
     bench.mirror("hub", with_claims("16Mi")).await;
@@ -128,8 +129,9 @@ async fn claims_grow_as_their_driver_says_and_no_pod_is_replaced() {
     assert_eq!(after.uid(), set.uid());
 }
 
+/// A resize can be cancelled while the capacity has not grown, and never shrinks below the capacity.
 #[tokio::test]
-async fn a_size_is_taken_back_while_there_is_no_more_and_never_shrinks_below_what_there_is() {
+async fn resize_is_cancelled_until_capacity_grows() {
     let bench = Bench::start("typo").await;
     let _kubelet = kubelet(&bench).await;
     bench.mirror("hub", with_claims("16Mi")).await;
@@ -175,8 +177,9 @@ async fn a_size_is_taken_back_while_there_is_no_more_and_never_shrinks_below_wha
     assert!(message.contains("claims can't shrink"), "{message}");
 }
 
+/// A PersistentVolumeClaim whose class does not support growth is reported, and the mirror serves.
 #[tokio::test]
-async fn a_claim_whose_class_cannot_grow_it_is_told_of_and_the_mirror_serves_on() {
+async fn unsupported_growth_is_reported_while_serving() {
     let bench = Bench::start("fixed").await;
     let _kubelet = kubelet(&bench).await;
     let class = class(&bench, "registrymirror.io/test-directory", false).await;
@@ -195,8 +198,9 @@ async fn a_claim_whose_class_cannot_grow_it_is_told_of_and_the_mirror_serves_on(
     until_storage(&bench, "True", Reason::VolumeReady, "").await;
 }
 
+/// An unbound PersistentVolumeClaim cannot grow, and its resize can be cancelled to any earlier size.
 #[tokio::test]
-async fn a_claim_without_a_volume_cannot_grow_and_a_size_is_taken_back_to_any_before() {
+async fn unbound_pvc_resize_can_be_cancelled() {
     let bench = Bench::start("unbound").await;
     let class = class(&bench, "registrymirror.io/nobody", true).await;
     bench.mirror("hub", of_class("16Gi", &class)).await;
@@ -264,8 +268,9 @@ async fn pull(pod: &Pod) -> (u16, String) {
     (response.status().as_u16(), cache.unwrap_or_default())
 }
 
+/// Replicas that are removed and added keep every PersistentVolumeClaim and its cache.
 #[tokio::test]
-async fn replicas_that_come_and_go_keep_every_claim_and_its_cache() {
+async fn scaling_keeps_every_pvc_and_its_cache() {
     let mut stage = Stage::set("replicas").await;
     let mut spec = with_claims("16Mi");
     spec["upstreams"] = json!([{"host": "registry.example", "remoteURL": stage.upstream.url()}]);
@@ -294,8 +299,9 @@ async fn replicas_that_come_and_go_keep_every_claim_and_its_cache() {
     assert_eq!(stage.claims().await, claims);
 }
 
+/// The retention policy decides at any time if `PersistentVolumeClaims` are deleted with the mirror.
 #[tokio::test]
-async fn the_retention_policy_decides_at_any_time_whether_claims_go_with_the_mirror() {
+async fn retention_policy_changes_at_any_time() {
     let bench = Bench::start("policy").await;
     let spec = |policy: &str, replicas: i32| {
         let mut spec = with_claims("1Gi");
@@ -349,8 +355,9 @@ async fn the_retention_policy_decides_at_any_time_whether_claims_go_with_the_mir
     assert_eq!(after.resource_version(), before.resource_version());
 }
 
+/// A second server on the same cache ends with a clear message and is never ready.
 #[tokio::test]
-async fn a_second_server_on_one_cache_ends_with_a_clear_word_and_is_never_ready() {
+async fn second_server_on_one_cache_is_never_ready() {
     let bench = Bench::start("second").await;
     let kubelet = kubelet(&bench).await;
     let claim = json!({
@@ -399,7 +406,7 @@ fn retained(policy: &str, size: &str) -> Value {
 
 /// A growth that the storage class refuses does not keep the claim from following the retention policy.
 #[tokio::test]
-async fn retention_policy_applies_though_growth_is_refused() {
+async fn retention_policy_applies_despite_refused_growth() {
     let bench = Bench::start("kept-fixed").await;
     let _kubelet = kubelet(&bench).await;
     let class = class(&bench, "registrymirror.io/test-directory", false).await;
@@ -423,8 +430,8 @@ async fn retention_policy_applies_though_growth_is_refused() {
 
 /// Without the permission that the admission plugin asks for, a claim that is to be kept is reported until it is safe.
 #[tokio::test]
-async fn claim_that_can_not_be_kept_is_reported() {
-    if skip_on_existing_cluster("claim_that_can_not_be_kept_is_reported") {
+async fn unretainable_pvc_is_reported() {
+    if skip_on_existing_cluster("unretainable_pvc_is_reported") {
         return;
     }
     let bench = Bench::start("unsafe").await;
@@ -465,8 +472,8 @@ async fn claim_that_can_not_be_kept_is_reported() {
 
 /// Without that permission, a claim that is to go with the mirror is reported, and the operator applies all else.
 #[tokio::test]
-async fn claim_that_can_not_be_owned_is_reported() {
-    if skip_on_existing_cluster("claim_that_can_not_be_owned_is_reported") {
+async fn unownable_pvc_is_reported() {
+    if skip_on_existing_cluster("unownable_pvc_is_reported") {
         return;
     }
     let bench = Bench::start("stays").await;
@@ -514,7 +521,7 @@ pub(crate) async fn forbid_deletion(bench: &Bench, resource: &str) -> Option<Vec
 
 /// kube-controller-manager may make a claim of the template after the garbage collector has deleted the operator's.
 #[tokio::test]
-async fn mirror_deleted_at_once_leaves_no_claim() {
+async fn quickly_deleted_mirror_leaves_no_pvc() {
     const TIMES: usize = 24;
     let bench = Bench::start("fleeting").await;
     let mirrors = bench.api::<RegistryMirror>();

@@ -14,9 +14,10 @@ use tokio::time::Instant;
 
 use crate::bench::{Bench, condition, ephemeral};
 
+/// A status that a user edits is corrected once.
 #[tokio::test]
-async fn a_status_that_somebody_else_writes_is_put_right_once() {
-    if skip_on_existing_cluster("a_status_that_somebody_else_writes_is_put_right_once") {
+async fn foreign_status_edit_is_corrected_once() {
+    if skip_on_existing_cluster("foreign_status_edit_is_corrected_once") {
         return;
     }
     let mut bench = Bench::idle("status").await;
@@ -66,7 +67,7 @@ async fn a_status_that_somebody_else_writes_is_put_right_once() {
 
 /// Its deletion in each manner, while an object of it is being written.
 #[tokio::test]
-async fn a_mirror_that_is_deleted_in_the_middle_of_a_look_leaves_nothing_behind() {
+async fn mirror_deleted_during_reconcile_leaves_nothing() {
     for params in [DeleteParams::background(), DeleteParams::foreground()] {
         let mut bench = Bench::idle("midst").await;
         let faults = Faults::default();
@@ -87,11 +88,10 @@ async fn a_mirror_that_is_deleted_in_the_middle_of_a_look_leaves_nothing_behind(
 
 const CHANGES: u32 = 100;
 
+/// A spec that changes twenty times a second is followed at a limited rate, and its last state is applied.
 #[tokio::test]
-async fn a_spec_that_changes_twenty_times_a_second_is_followed_and_its_last_state_stands() {
-    if skip_on_existing_cluster(
-        "a_spec_that_changes_twenty_times_a_second_is_followed_and_its_last_state_stands",
-    ) {
+async fn rapidly_changing_spec_is_followed() {
+    if skip_on_existing_cluster("rapidly_changing_spec_is_followed") {
         return;
     }
     let bench = Bench::start("haste").await;

@@ -58,9 +58,10 @@ async fn defined_as(
     (control_plane, definitions)
 }
 
+/// A stored object that does not parse is reported and delays no other mirror.
 #[tokio::test]
-async fn a_stored_object_that_does_not_parse_is_reported_and_delays_nobody() {
-    if skip_on_existing_cluster("a_stored_object_that_does_not_parse_is_reported_and_delays_nobody") {
+async fn unparsable_object_is_reported_and_delays_none() {
+    if skip_on_existing_cluster("unparsable_object_is_reported_and_delays_none") {
         return;
     }
     let (control_plane, _) = defined_as(&lenient()).await;
@@ -121,9 +122,10 @@ fn previous() -> CustomResourceDefinition {
     definition
 }
 
+/// An object of the previous `CustomResourceDefinition` is reconciled, and can be changed.
 #[tokio::test]
-async fn an_object_of_the_previous_definition_is_acted_on_and_can_be_changed() {
-    if skip_on_existing_cluster("an_object_of_the_previous_definition_is_acted_on_and_can_be_changed") {
+async fn object_of_previous_crd_is_reconciled() {
+    if skip_on_existing_cluster("object_of_previous_crd_is_reconciled") {
         return;
     }
     let (control_plane, definitions) = defined_as(&previous()).await;

@@ -89,8 +89,9 @@ async fn given(bench: &Bench, wanted: &str) -> Vec<String> {
     given.map(ResourceExt::name_any).collect()
 }
 
+/// A new image is rolled out to a limited number of mirrors at a time, until all have it.
 #[tokio::test]
-async fn a_new_image_is_given_to_so_many_mirrors_at_a_time_until_all_have_it() {
+async fn new_image_is_rolled_out_in_stages() {
     let (mut bench, _kubelet) = serving("staged").await;
     bench.stop_operator().await;
     bench.start_operator_with(NEXT, config(2, 600)).await;
@@ -122,8 +123,9 @@ async fn a_new_image_is_given_to_so_many_mirrors_at_a_time_until_all_have_it() {
     assert_eq!(bench.writes(mark), Vec::<String>::new());
 }
 
+/// An image that does not run stops at the first mirrors, and a good one continues the rollout.
 #[tokio::test]
-async fn an_image_that_does_not_run_stops_at_the_first_mirrors_and_a_good_one_goes_on() {
+async fn broken_image_stops_the_rollout() {
     let (mut bench, _kubelet) = serving("broken").await;
     bench.stop_operator().await;
     bench.start_operator_with(BROKEN, config(2, 5)).await;
@@ -218,8 +220,9 @@ async fn an_image_that_does_not_run_stops_at_the_first_mirrors_and_a_good_one_go
     until_all_rolled_out(&bench).await;
 }
 
+/// The rollback to the previous image repairs the mirrors that failed and restarts no other.
 #[tokio::test]
-async fn going_back_to_the_image_before_mends_those_that_failed_and_rolls_no_other() {
+async fn rollback_repairs_only_failed_mirrors() {
     let (mut bench, _kubelet) = serving("back").await;
     let before: Vec<_> = deployments(&bench)
         .await
@@ -251,8 +254,9 @@ fn template_generation(deployment: &Deployment) -> (String, Option<i64>) {
     (deployment.name_any(), deployment.metadata.generation)
 }
 
+/// A mirror that waits in the rollout is still repaired.
 #[tokio::test]
-async fn a_mirror_that_waits_is_kept_as_it_should_be_all_the_same() {
+async fn waiting_mirror_is_still_repaired() {
     let (mut bench, _kubelet) = serving("kept").await;
     bench.stop_operator().await;
     bench.start_operator_with(BROKEN, config(1, 600)).await;
@@ -291,8 +295,7 @@ async fn a_mirror_that_waits_is_kept_as_it_should_be_all_the_same() {
 /// An operator of a later version writes a key that the servers of before do not know; it has not given them another
 /// image yet, or that one does not run.
 #[tokio::test]
-async fn servers_of_before_go_on_and_start_with_the_last_good_configuration_where_they_do_not_know_the_new_one()
- {
+async fn old_servers_fall_back_to_last_good_config() {
     let mut bench = Bench::start("last-good").await;
     let _kubelet = kubelet(&bench).await;
     bench.mirror("a", ephemeral()).await;

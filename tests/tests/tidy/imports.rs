@@ -95,8 +95,9 @@ fn identifier(text: &str) -> Option<String> {
     (!name.is_empty() && name.chars().all(|c| !c.is_uppercase()) && name != "self").then_some(name)
 }
 
+/// Imports are found in paths, in groups and through `super`.
 #[test]
-fn names_are_found_in_paths_groups_and_from_below() {
+fn imports_are_found_in_all_forms() {
     let code = "use crate::{a::{b, c}, d,\n e::F};\ncrate::g::h();\nuse super::super::i;\nuse super::j;\nuse crate::K;";
     let found = names(code, 2);
     assert_eq!(found.into_iter().collect::<Vec<_>>(), ["a", "d", "e", "g", "i"]);

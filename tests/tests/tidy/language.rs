@@ -315,8 +315,9 @@ fn parse(limits: &str) -> BTreeMap<String, usize> {
     limits.lines().filter_map(line).collect()
 }
 
+/// Each counter counts the words of its sample.
 #[test]
-fn counters_find_what_they_count() {
+fn counters_count_their_samples() {
     let text = "/// What it is.\n/// Where it goes.\npub struct RateLimiter;\n//! Returns.\n    pub(super) fn told(&self) {}\n";
     assert_eq!(question_comments(text), 1);
     assert_eq!(retired_functions(text), 1);

@@ -82,8 +82,9 @@ pub(crate) fn links(markdown: &str) -> Vec<String> {
         .collect()
 }
 
+/// A function ends at its closing brace.
 #[test]
-fn a_function_ends_where_its_brace_does() {
+fn function_ends_at_its_brace() {
     let text = "impl A {\n    pub(super) async fn a(\n        b: u8,\n    ) -> u8 {\n        b\n    }\n\n    fn one(self) {}\n}\nfn b() {\n}\n";
     assert_eq!(functions(text), [("a".to_owned(), 5), ("b".to_owned(), 2)]);
 }

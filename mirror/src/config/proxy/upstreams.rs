@@ -174,26 +174,29 @@ mod tests {
         all(&File::parse(&format!("proxy: {yaml}"))?.proxy)
     }
 
+    /// A plain `remoteurl` defines the host of its upstream.
     #[test_case("https://registry-1.docker.io" => "docker.io at https://registry-1.docker.io/")]
     #[test_case("https://registry.example:5000/path" => "registry.example:5000 at https://registry.example:5000/path")]
     #[test_case("http://127.0.0.1:5000" => "127.0.0.1:5000 at http://127.0.0.1:5000/")]
     #[test_case("https://Quay.io:443/" => "quay.io at https://quay.io/")]
     #[test_case("http://[::1]:5000" => "[::1]:5000 at http://[::1]:5000/")]
-    fn a_plain_remoteurl_names_its_host(url: &str) -> String {
+    fn plain_remoteurl_names_its_host(url: &str) -> String {
         let upstream = upstreams(&format!("{{remoteurl: '{url}'}}")).unwrap().remove(0);
         format!("{} at {}", upstream.host, upstream.remote)
     }
 
+    /// An upstream is requested at its name unless `remoteurl` is set.
     #[test]
-    fn an_upstream_is_asked_at_its_name_unless_told_otherwise() {
+    fn upstream_remote_defaults_to_its_name() {
         let all =
             upstreams("{upstreams: [{host: docker.io}, {host: quay.io, remoteurl: 'http://q/p'}]}").unwrap();
         assert_eq!(all[0].remote.as_str(), "https://registry-1.docker.io/");
         assert_eq!(all[1].remote.as_str(), "http://q/p");
     }
 
+    /// The plain upstream is the default, and has the configured user and password.
     #[test]
-    fn the_plain_upstream_is_the_default_and_has_the_password() {
+    fn plain_upstream_is_default_with_password() {
         let yaml = "{remoteurl: 'http://a', username: u, password: 0123, remotenamespace: team, \
                     upstreams: [{host: quay.io}]}";
         let all = upstreams(yaml).unwrap();
@@ -210,8 +213,9 @@ mod tests {
         assert!(!all[1].insecure_allow_http_credentials);
     }
 
+    /// An empty user and password, as environments set them, mean anonymous access.
     #[test]
-    fn empty_users_as_in_environments_are_none() {
+    fn empty_user_means_anonymous() {
         let all = upstreams("{remoteurl: 'https://a', username: '', password: ''}").unwrap();
         assert_eq!(all[0].credential, Credential::Anonymous);
     }
@@ -234,15 +238,17 @@ mod tests {
         assert_eq!(all[1].trust, listed);
     }
 
+    /// The path of a CA file is relative to the directory of files.
     #[test_case("", "a.pem" => "a.pem"; "nowhere in particular")]
     #[test_case("filesdirectory: /files,", "a.pem" => "/files/a.pem"; "in the directory of files")]
     #[test_case("filesdirectory: /files,", "/b/a.pem" => "/b/a.pem"; "where it says itself")]
-    fn a_ca_file_lies(directory: &str, file: &str) -> String {
+    fn ca_file_path(directory: &str, file: &str) -> String {
         let yaml = format!("{{{directory} upstreams: [{{host: a.example, tls: {{cafile: {file}}}}}]}}");
         let upstream = upstreams(&yaml).unwrap().remove(0);
         upstream.tls.ca_file.unwrap().display().to_string()
     }
 
+    /// The error for an invalid upstream names its key and contains no secret.
     #[test_case("{}", "proxy.remoteurl: must be set")]
     #[test_case("{remoteurl: docker.io}", "proxy.remoteurl: expected http(s)://host[:port]")]
     #[test_case("{remoteurl: 'ftp://a'}", "proxy.remoteurl: expected http(s)://host[:port]")]
@@ -275,7 +281,7 @@ mod tests {
         "{upstreams: [{host: a, proxyurl: 'http://u:hunter2@p'}]}",
         "proxy.upstreams[0].proxyurl"
     )]
-    fn what_makes_no_sense_is_named_without_secrets(yaml: &str, part: &str) {
+    fn invalid_upstream_is_named_without_secrets(yaml: &str, part: &str) {
         let message = upstreams(yaml).unwrap_err().to_string();
         assert!(
             message.contains(part) && !message.contains("hunter2"),
@@ -284,8 +290,9 @@ mod tests {
     }
 
     proptest! {
+        /// No URL makes the parser panic.
         #[test]
-        fn no_url_makes_it_panic(url: String) {
+        fn any_url_does_not_panic(url: String) {
             let _ = remote("key", &url).map(|url| host_of(&url));
         }
     }

@@ -219,8 +219,9 @@ mod tests {
         (directory, path)
     }
 
+    /// The last bcrypt line of a user counts; comments and other hashes do not.
     #[test]
-    fn the_last_bcrypt_line_of_a_user_counts_and_comments_do_not() {
+    fn last_bcrypt_line_of_a_user_counts() {
         let text = format!(
             "# a: comment\na:$2y$05${SALTED}\n#b:$2y$05${SALTED}\nc:{{SHA}}x\nd:$2y$05$x\na:$2y$06${SALTED}\n"
         );
@@ -230,8 +231,9 @@ mod tests {
         assert_eq!(listed.highest_cost(), 6);
     }
 
+    /// The error for an htpasswd file that admits no user names the path and the cause.
     #[test]
-    fn why_nobody_can_log_in_is_said_with_the_path() {
+    fn unusable_htpasswd_error_names_path() {
         let (directory, path) = file("a:plain\n");
         let said = |path: &Path| list(path).unwrap_err();
         assert!(said(&path).contains("lists no user with a bcrypt hash"));

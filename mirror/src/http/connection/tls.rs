@@ -145,6 +145,7 @@ mod tests {
         assert!(!Arc::ptr_eq(&before, &certificates.current.load_full()));
     }
 
+    /// A key that does not belong to the certificate is refused.
     #[test]
     fn key_of_other_certificate_is_refused() {
         let directory = tempfile::tempdir().unwrap();

@@ -141,8 +141,9 @@ mod tests {
     use proptest::prelude::*;
 
     proptest! {
+        /// Digests and links read back from their keys in the index.
         #[test]
-        fn digests_and_links_read_back_from_their_keys(bytes: Vec<u8>, long: bool, name in "[a-z]{1,9}(/[a-z]{1,9})?") {
+        fn digests_and_links_read_back_from_keys(bytes: Vec<u8>, long: bool, name in "[a-z]{1,9}(/[a-z]{1,9})?") {
             let digest = Digest::of(ALGORITHMS[usize::from(long)], &bytes);
             prop_assert_eq!(digest_of(&key_of(&digest)), Some(digest.clone()));
             let repository = Repository { host: "[::1]:5000".parse().unwrap(), name: name.parse().unwrap() };

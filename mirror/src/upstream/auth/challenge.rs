@@ -118,8 +118,9 @@ mod tests {
         );
     }
 
+    /// A comma inside a scope does not end the parameter.
     #[test]
-    fn a_comma_in_a_scope_ends_no_parameter() {
+    fn comma_in_scope_ends_no_parameter() {
         let value = r#"bearer REALM="https://a.example/t", scope="repository:a:pull,push""#;
         assert_eq!(
             read(&[value]),
@@ -131,8 +132,9 @@ mod tests {
         );
     }
 
+    /// The parser finds a Bearer challenge after others, in one header or in several.
     #[test]
-    fn bearer_is_found_behind_others_in_one_header_and_in_several() {
+    fn bearer_is_found_after_other_challenges() {
         let wanted = Some(bearer("https://a.example/t", None, None));
         assert_eq!(
             read(&[r#"Basic realm="x", Bearer realm="https://a.example/t""#]),
@@ -148,8 +150,9 @@ mod tests {
         );
     }
 
+    /// The parser accepts every form of a challenge that the grammar allows.
     #[test]
-    fn whatever_the_grammar_allows_is_understood() {
+    fn valid_challenges_are_all_parsed() {
         let (service, scope) = (Some("registry.example"), Some("repository:a:pull"));
         let (plain, whole) = (
             Some(bearer("https://a.example/t", service, None)),
@@ -180,8 +183,9 @@ mod tests {
         assert_eq!(read_bytes(abroad.as_bytes()), plain);
     }
 
+    /// The part of a challenge that comes ahead of a mistake counts, as it does for clients.
     #[test]
-    fn what_comes_before_a_mistake_counts_as_it_does_for_clients() {
+    fn challenge_up_to_a_mistake_counts() {
         let wanted = Some(bearer("https://a.example/t", None, None));
         for mistake in [
             ";service=x",
@@ -198,8 +202,9 @@ mod tests {
         assert_eq!(read(&["Bearer realm=https://a.example/t"]), None);
     }
 
+    /// A Basic challenge is used if no Bearer challenge can be answered.
     #[test]
-    fn basic_is_taken_where_bearer_cannot_be_answered() {
+    fn basic_is_used_if_bearer_is_unusable() {
         assert_eq!(read(&[r#"Basic realm="x""#]), Some(Challenge::Basic));
         assert_eq!(read(&["Bearer", "Basic"]), Some(Challenge::Basic));
         assert_eq!(
@@ -244,8 +249,9 @@ mod tests {
         assert_eq!(read(&[&["Negotiate"; MAX_LINES][..], &[bearer]].concat()), None);
     }
 
+    /// Unknown schemes, or no header at all, are no challenge.
     #[test]
-    fn unknown_schemes_and_none_at_all_are_no_challenge() {
+    fn unknown_schemes_are_no_challenge() {
         assert_eq!(read(&[]), None);
         assert_eq!(read(&[r#"Digest realm="x", qop="auth""#]), None);
         assert_eq!(read(&[r#"Bearer realm="not a url""#]), None);
@@ -257,8 +263,9 @@ mod tests {
             let _ = read(&[&value]);
         }
 
+        /// No text in the form of a challenge makes the parser panic.
         #[test]
-        fn nothing_that_looks_like_a_challenge_does_either(value in r#"(Bearer|Basic|[a=,; "\\]|realm="){0,30}"#) {
+        fn any_challenge_text_does_not_panic(value in r#"(Bearer|Basic|[a=,; "\\]|realm="){0,30}"#) {
             let _ = read(&[&value]);
         }
     }

@@ -250,8 +250,9 @@ mod tests {
         }
     }
 
+    /// The token is read under both its names, and its lifetime defaults to 60 seconds.
     #[test]
-    fn both_names_of_the_token_are_read_and_sixty_seconds_assumed() {
+    fn token_names_and_default_lifetime_are_read() {
         for body in [
             r#"{"token":"t"}"#,
             r#"{"access_token":"t"}"#,
@@ -293,8 +294,9 @@ mod tests {
         assert!(!format!("{token:?}").contains("hunter2"));
     }
 
+    /// One hundred waiting requests cost one token request.
     #[tokio::test]
-    async fn a_hundred_that_wait_cost_one_request() {
+    async fn hundred_waiters_cost_one_token_request() {
         let server = Server::new();
         let all = (0..100).map(|_| server.get(None, r#"{"token":"t"}"#));
         assert!(futures::future::join_all(all).await.iter().all(Result::is_ok));
@@ -320,8 +322,9 @@ mod tests {
         assert_eq!(server.asked(), 2);
     }
 
+    /// A token is renewed ahead of its expiry.
     #[tokio::test]
-    async fn a_token_is_renewed_before_its_end() {
+    async fn token_is_renewed_ahead_of_expiry() {
         let server = Server::new();
         let answer = r#"{"token":"t","expires_in":300}"#;
         server.get(None, answer).await.unwrap();
@@ -333,8 +336,9 @@ mod tests {
         assert_eq!(server.asked(), 2);
     }
 
+    /// A spent token is replaced once for all requests that used it.
     #[tokio::test]
-    async fn a_spent_token_is_replaced_once_for_all_who_held_it() {
+    async fn spent_token_is_replaced_once_for_all() {
         let server = Server::new();
         let old = server.get(None, r#"{"token":"old"}"#).await.unwrap();
         let one = server.get(Some(&old), r#"{"token":"new"}"#).await.unwrap();
@@ -401,15 +405,17 @@ mod tests {
         }
     }
 
+    /// The token response is read as Go reads it.
     #[test_case(r#"{"token":"old","token":"t","expires_in":300}"#; "a name twice")]
     #[test_case(r#"{"Token":"t","issued_at":"yesterday"}"#; "another letter case")]
     #[test_case(r#"{"token":null,"access_token":"t"}"#; "null")]
     #[test_case(r#"{"token":["x"],"access_token":"t"}"#; "another type")]
     #[test_case("{\"token\":\"t\"}\n{\"token\":\"x\"} x"; "more after it")]
-    fn an_answer_is_read_as_go_reads_it(body: &str) {
+    fn token_response_is_read_as_in_go(body: &str) {
         assert_eq!(Token::read(body.as_bytes()).unwrap().header, "Bearer t");
     }
 
+    /// The lifetime of a token is read, or has its default.
     #[test_case("\"300\"", 270; "a number as text")]
     #[test_case("299.9", 269; "a fraction")]
     #[test_case("0", 45; "zero")]
@@ -419,15 +425,16 @@ mod tests {
     #[test_case("\"soon\"", 45; "text that says nothing")]
     #[test_case("null", 45)]
     #[test_case("[]", 45; "a list")]
-    fn a_life_is_read_or_assumed(life: &str, usable: u64) {
+    fn lifetime_is_read_or_default(life: &str, usable: u64) {
         let body = format!("{{\"token\":\"t\",\"expires_in\":{life}}}");
         let token = Token::read(body.as_bytes()).unwrap();
         assert_eq!(token.usable_for().as_secs(), usable);
     }
 
     proptest! {
+        /// No lifetime makes the reader panic.
         #[test]
-        fn no_life_makes_the_reader_panic(seconds: f64) {
+        fn any_lifetime_does_not_panic(seconds: f64) {
             let body = serde_json::json!({ "token": "t", "expires_in": seconds }).to_string();
             if let Ok(token) = Token::read(body.as_bytes()) {
                 prop_assert!(token.usable_for() <= MAX_LIFE);

@@ -174,6 +174,7 @@ mod tests {
     use super::*;
     use test_case::test_case;
 
+    /// The token servers that receive the credentials of an upstream.
     #[test_case("https://registry-1.docker.io", "https://auth.docker.io/token" => true; "registrable domain")]
     #[test_case("https://quay.io", "https://quay.io:8443/v2/auth" => true; "same host, other port")]
     #[test_case("https://registry.example.co.uk", "https://evil.co.uk/token" => false; "public suffix")]
@@ -192,7 +193,7 @@ mod tests {
     #[test_case("https://10.0.0.1", "https://port.corp/token" => false; "listed with another port")]
     #[test_case("https://10.0.0.1", "https://a.wild.corp/token" => true; "below a listed domain")]
     #[test_case("https://10.0.0.1", "https://wild.corp/token" => false; "the listed domain itself")]
-    fn credentials_go_to(upstream: &str, realm: &str) -> bool {
+    fn credentials_are_sent_to(upstream: &str, realm: &str) -> bool {
         let listed = ["sso.corp", "port.corp:8443", "*.wild.corp"].map(HostPattern::new);
         may_see_credentials(&upstream.parse().unwrap(), &realm.parse().unwrap(), &listed)
     }
@@ -225,8 +226,9 @@ mod tests {
         policy.audience(&policy.home(), &url.parse().unwrap()).trusted
     }
 
+    /// The trust that a redirect lost does not return with a later one.
     #[test]
-    fn trust_that_a_redirect_lost_does_not_come_back() {
+    fn trust_lost_by_redirect_stays_lost() {
         let policy = policy("https://r.corp");
         let away = policy.audience(&policy.home(), &"https://evil.corp/".parse().unwrap());
         for url in ["https://r.corp/", "https://other.corp/"] {
@@ -234,8 +236,9 @@ mod tests {
         }
     }
 
+    /// The colons of an IPv6 address in brackets are no port.
     #[test]
-    fn an_address_in_brackets_is_no_port() {
+    fn bracketed_address_is_no_port() {
         let pattern = HostPattern::new("[2001:db8::1]");
         assert!(pattern.matches(&"https://[2001:db8::1]:5000/".parse().unwrap()));
         assert_eq!(HostPattern::new("[2001:db8::1]:5000").port, Some(5000));

@@ -317,6 +317,7 @@ mod tests {
         AddressScope::from_ip(ip.parse().unwrap())
     }
 
+    /// The guard checks literal addresses in every notation.
     #[test_case("http://8.8.8.8/" => true; "public")]
     #[test_case("http://127.0.0.1/" => false; "loopback")]
     #[test_case("http://2130706433/" => false; "loopback as a number")]
@@ -325,7 +326,7 @@ mod tests {
     #[test_case("http://10.1.0.1/" => true; "inside the trusted network")]
     #[test_case("http://10.2.0.1/" => false; "beside the trusted network")]
     #[test_case("http://192.168.7.7/" => true; "the trusted address")]
-    fn literal_addresses_are_checked_in_every_notation(url: &str) -> bool {
+    fn literal_addresses_are_checked_in_any_notation(url: &str) -> bool {
         policy("https://registry.example", &["10.1.0.0/16", "192.168.7.7"])
             .admits_literal(&url.parse().unwrap())
     }
@@ -405,8 +406,9 @@ mod tests {
         assert!(policy.filter("store.test", false, at("10.0.0.7")).is_err());
     }
 
+    /// Of the addresses of a name only those that are admitted remain.
     #[test]
-    fn of_a_names_addresses_only_the_admitted_are_left() {
+    fn only_admitted_addresses_remain() {
         let left = policy("https://registry.example", &[])
             .filter("cdn.example", false, at("127.0.0.1").chain(at("8.8.8.8")))
             .unwrap();
@@ -441,8 +443,9 @@ mod tests {
         assert_eq!(policy.admits_proxied(&url), expected);
     }
 
+    /// The guard checks a name when it resolves, and admits trusted names and networks.
     #[tokio::test]
-    async fn a_name_is_checked_as_it_resolves() {
+    async fn name_is_checked_as_it_resolves() {
         let resolve = |trusted: &'static [&str]| {
             let resolver = PolicyResolver {
                 policy: policy("https://registry.example", trusted),
@@ -457,8 +460,9 @@ mod tests {
     }
 
     proptest! {
+        /// No notation of an IPv4 address changes the place that it belongs to.
         #[test]
-        fn no_way_to_write_an_ipv4_address_changes_its_place(bits: u32) {
+        fn ipv4_notation_does_not_change_its_place(bits: u32) {
             let ip = Ipv4Addr::from(bits);
             let place = AddressScope::from_ip(ip.into());
             prop_assert_eq!(AddressScope::from_ip(ip.to_ipv6_mapped().into()), place);

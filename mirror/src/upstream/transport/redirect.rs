@@ -95,6 +95,7 @@ mod tests {
     use proptest::prelude::*;
     use test_case::test_case;
 
+    /// The target of a redirect from an HTTPS upstream.
     #[test_case("https://cdn.example/x?sig=1" => Ok("https://cdn.example/x?sig=1".to_owned()); "another host")]
     #[test_case("/moved" => Ok("https://r.example/moved".to_owned()); "relative")]
     #[test_case("//cdn.example/x" => Ok("https://cdn.example/x".to_owned()); "without a scheme")]
@@ -103,7 +104,7 @@ mod tests {
     #[test_case("file:///etc/passwd" => Err(Refused::Scheme); "a file")]
     #[test_case("https://user:pw@cdn.example/x" => Err(Refused::UserInfo); "a user")]
     #[test_case("https://" => Err(Refused::Unreadable); "no host")]
-    fn from_an_encrypted_upstream(location: &str) -> Result<String, Refused> {
+    fn redirect_from_https_upstream(location: &str) -> Result<String, Refused> {
         let from = "https://r.example/v2/a/blobs/b".parse().unwrap();
         target(&from, &to(location)).map(String::from)
     }
@@ -112,6 +113,7 @@ mod tests {
         HeaderMap::from_iter([(LOCATION, HeaderValue::from_bytes(location.as_bytes()).unwrap())])
     }
 
+    /// The repository that a URL names.
     #[test_case("https://r.example/v2/library/app/manifests/v1" => Some("library/app".to_owned()); "a manifest")]
     #[test_case("https://r.example/v2/app/blobs/sha256:00" => Some("app".to_owned()); "a blob")]
     #[test_case("https://r.example/sub/v2/a/v2/b/tags/list?n=1" => Some("a/v2/b".to_owned()); "tags below a path")]
@@ -119,7 +121,7 @@ mod tests {
     #[test_case("https://r.example/v2/" => None; "the base")]
     #[test_case("https://cdn.example/registry-v2/docker/registry/v2/blobs/sha256/00/0011/data" => None; "Docker Hub's storage")]
     #[test_case("https://cdn.example/sha256:00" => None; "a storage")]
-    fn the_repository_of(url: &str) -> Option<String> {
+    fn repository_of_url(url: &str) -> Option<String> {
         repository(&url.parse().unwrap()).map(str::to_owned)
     }
 
@@ -135,8 +137,9 @@ mod tests {
         assert_eq!(go(format!("https://{host}example/")), Err(Refused::TooLong));
     }
 
+    /// A redirected request has a `Referer` without secrets, and no credentials.
     #[test]
-    fn a_redirected_request_names_where_it_comes_from() {
+    fn redirected_request_has_clean_referer() {
         let from = "https://jane:secret@r.example/v2/a/blobs/b?sig=secret#secret";
         let mut hop = HttpRequest::get(crate::upstream::RequestClass::Blob, from.parse().unwrap());
         hop.headers
@@ -150,16 +153,18 @@ mod tests {
         assert_eq!(hop.url.as_str(), "https://cdn.example/x?sig=1");
     }
 
+    /// A plain HTTP upstream may redirect to plain HTTP; a redirect without a location is refused.
     #[test]
-    fn clear_text_may_lead_to_clear_text_and_nothing_leads_nowhere() {
+    fn http_may_redirect_to_http() {
         let from = "http://r.example/".parse().unwrap();
         assert!(target(&from, &to("http://other.example/")).is_ok());
         assert_eq!(target(&from, &HeaderMap::new()), Err(Refused::Unreadable));
     }
 
     proptest! {
+        /// No location redirects from HTTPS to a different scheme.
         #[test]
-        fn no_location_leads_from_https_to_anything_else(location in "[ -~]{0,60}") {
+        fn https_never_redirects_to_other_schemes(location in "[ -~]{0,60}") {
             let from = "https://r.example/v2/".parse().unwrap();
             if let Ok(to) = target(&from, &to(&location)) {
                 prop_assert_eq!(to.scheme(), "https");

@@ -62,8 +62,9 @@ fn shown(url: &Url) -> String {
 mod tests {
     use super::*;
 
+    /// A span shows a URL without its secrets.
     #[test]
-    fn a_url_is_told_without_its_secrets() {
+    fn span_url_has_no_secrets() {
         let url = "https://user:secret@cdn.example:8443/a/b?X-Signature=secret#secret";
         assert_eq!(
             shown(&url.parse().unwrap()),

@@ -177,7 +177,7 @@ impl Scene {
             stream.write_all(text.as_bytes()).await.unwrap();
             self.traffic.spawn(async move {
                 let _open = stream;
-                std::future::pending().await
+                std::future::pending::<()>().await;
             });
         }
     }

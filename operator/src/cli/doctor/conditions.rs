@@ -197,6 +197,7 @@ mod tests {
         assert!(reported[0]["advice"].as_str().unwrap().contains("describe pvc"));
     }
 
+    /// The result that `doctor` gives to a condition.
     #[test_case("CredentialsValid", "False", "UpstreamRejected" => "problem")]
     #[test_case("CredentialsValid", "Unknown", "Loading" => "warning")]
     #[test_case("UpstreamReachable", "False", "RateLimited" => "warning")]
@@ -206,7 +207,7 @@ mod tests {
     #[test_case("Paused", "True", "PausedBySpec" => "warning")]
     #[test_case("TLSReady", "True", "Expiring" => "warning")]
     #[test_case("TLSReady", "False", "Expired" => "problem")]
-    fn a_condition_is(kind: &str, status: &str, reason: &str) -> String {
+    fn condition_result(kind: &str, status: &str, reason: &str) -> String {
         let reported = reported(&json!([condition(kind, status, reason)]));
         assert_eq!(reported[0]["reason"], reason);
         reported[0]["result"].as_str().unwrap().to_owned()

@@ -146,12 +146,13 @@ mod tests {
 
     use super::*;
 
+    /// The result that `doctor` gives to a version of Kubernetes.
     #[test_case("1", "33" => "ok"; "the oldest")]
     #[test_case("1", "36+" => "ok"; "the newest, of a provider")]
     #[test_case("1", "32" => "problem"; "too old")]
     #[test_case("1", "37" => "warning"; "not tested yet")]
     #[test_case("2", "0" => "warning"; "not known")]
-    fn a_version_is(major: &str, minor: &str) -> String {
+    fn version_result(major: &str, minor: &str) -> String {
         let info = Info {
             major: major.to_owned(),
             minor: minor.to_owned(),

@@ -187,8 +187,9 @@ mod tests {
         serde_json::to_string(&compared("d", theirs, &own())).unwrap()
     }
 
+    /// A `CustomResourceDefinition` with equal rules is fine with any descriptions.
     #[test]
-    fn an_equal_definition_is_fine_whatever_it_explains() {
+    fn equal_crd_with_other_descriptions_is_ok() {
         let mut theirs = own();
         theirs["properties"]["spec"]["description"] = "in other words".into();
         assert!(reported(&theirs).contains(r#""result":"ok""#));
@@ -208,6 +209,7 @@ mod tests {
         );
     }
 
+    /// A newer `CustomResourceDefinition` with more fields is a warning and no problem.
     #[test]
     fn newer_crd_is_a_warning() {
         let mut theirs = own();

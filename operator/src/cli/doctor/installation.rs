@@ -218,6 +218,7 @@ mod tests {
         .unwrap()
     }
 
+    /// The settings of the operator are read from the arguments of its Deployment.
     #[test]
     fn installation_is_read_from_arguments() {
         let found = installation(&deployment(1, 1, "1"));
@@ -262,8 +263,9 @@ mod tests {
         );
     }
 
+    /// An operator that does not run is a problem, and one of a different version a warning.
     #[test]
-    fn an_operator_that_does_not_work_is_a_problem() {
+    fn idle_operator_is_a_problem() {
         let reported = |deployment| serde_json::to_string(&finding(&deployment)).unwrap();
         let version = env!("CARGO_PKG_VERSION");
         assert!(reported(deployment(0, 0, version)).contains("scaled to zero"));

@@ -306,8 +306,9 @@ mod tests {
         ");
     }
 
+    /// JSON and YAML have the same content in a stable form.
     #[test]
-    fn machines_read_the_same_in_a_form_that_stays() {
+    fn json_and_yaml_have_the_same_stable_form() {
         insta::assert_snapshot!(printed(Output::Json), @r#"
         {
           "version": "0.1.0",

@@ -66,8 +66,9 @@ impl fmt::Display for Outcomes {
 mod tests {
     use super::*;
 
+    /// Responses are counted by outcome since a moment.
     #[test]
-    fn answers_are_counted_by_outcome_since_a_moment() {
+    fn outcomes_are_counted_since_a_moment() {
         let line = |kind: &str, outcome: &str, count| {
             format!("registry_mirror_requests_total{{kind=\"{kind}\",outcome=\"{outcome}\"}} {count}\n")
         };
