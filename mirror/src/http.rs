@@ -374,7 +374,7 @@ impl EndpointResponse {
         };
         headers.insert(X_CACHE, HeaderValue::from_static(cache));
         if self.outcome == Outcome::Stale {
-            let warning = "299 - \"upstream could not be context: this is the last known answer\"";
+            let warning = "299 - \"upstream could not be asked: this is the last known answer\"";
             headers.insert(header::WARNING, HeaderValue::from_static(warning));
         }
         if let Some(Ok(host)) = self

@@ -106,7 +106,10 @@ fn missing_htpasswd_file_is_a_notice() {
         stderr.contains("auth.htpasswd.path: cannot read the htpasswd file"),
         "{stderr}"
     );
-    assert!(stderr.contains("nobody is let in until it is there"), "{stderr}");
+    assert!(
+        stderr.contains("all logins are refused until it is there"),
+        "{stderr}"
+    );
 }
 
 /// The error for a missing configuration file names the file.

@@ -109,6 +109,13 @@ impl RequestPlaces {
         self.take(host, client)?.turn().await
     }
 
+    /// Returns whether a further request of the client at the upstream has to wait for its turn.
+    pub(crate) fn is_busy(&self, host: &Host, client: ClientAddress) -> bool {
+        let taken = self.lock();
+        let share = taken.shares.get(&(host.clone(), client));
+        share.is_some_and(|share| share.turns.available_permits() == 0)
+    }
+
     fn lock(&self) -> MutexGuard<'_, Taken> {
         self.taken.lock()
     }

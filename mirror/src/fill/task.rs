@@ -178,7 +178,7 @@ impl FillTask {
                     trouble.unwrap_or_else(|| ended_early(staged.written())),
                 ));
             }
-            debug!(digest = %self.digest, at = staged.written(), ?trouble, "upstream broke off; going on from there");
+            debug!(digest = %self.digest, at = staged.written(), ?trouble, "upstream closed early, resuming");
             tokio::time::sleep(FIRST_PAUSE * 2_u32.pow(stalled)).await;
             began = Instant::now();
             // At the registry again: the address that it redirected to may have expired.

@@ -313,7 +313,8 @@ where
                 if timeouts.is_reading_request() {
                     return Ok(());
                 }
-                if timeouts.is_evicted() {
+                // A request may have come since the connection was chosen: it ends like any other.
+                if timeouts.is_evicted() && !timeouts.is_processing() {
                     connection.as_mut().graceful_shutdown();
                     let ended = tokio::time::timeout(EVICTION_GRACE, connection);
                     return Box::pin(ended).await.unwrap_or(Ok(()));

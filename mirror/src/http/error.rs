@@ -93,7 +93,7 @@ impl RegistryError {
     /// Returns a 400 for a request with another transfer coding than a single `chunked`. It ends the connection, because
     /// the bytes after the header may mean another request to another server.
     pub(crate) fn unsupported_transfer_coding() -> Self {
-        let message = "a request has no Transfer-Encoding, or a single chunked";
+        let message = "the request has another Transfer-Encoding than a single chunked: send the body with chunked alone, or with Content-Length";
         let error = Self::new(StatusCode::BAD_REQUEST, "UNSUPPORTED", message);
         error.with(header::CONNECTION, HeaderValue::from_static("close"))
     }

@@ -156,6 +156,10 @@ impl Pull {
         match (&progress.phase, part) {
             (Phase::Failed(failure), _) => Err(failure.clone()),
             (Phase::NoRoom, part) => {
+                // The answer has a permit for fills, which other clients need while this one waits.
+                if self.passing.is_busy(&request.repository.host, request.client) {
+                    drop(fill.take_answer());
+                }
                 let turn = self
                     .passing
                     .turn(&request.repository.host, request.client)
@@ -279,6 +283,7 @@ impl Pull {
         Ok(BlobRequest::new(upstream, repository, digest, client))
     }
 
+    /// Asks upstream for permission, unless it refused this blob in the last seconds.
     async fn permitted(&self, request: &BlobRequest<'_>) -> Result<(), PullError> {
         let _turn = self.turn(request.repository, request.client).await?;
         let BlobRequest {
@@ -288,10 +293,18 @@ impl Pull {
             generation,
             ..
         } = request;
+        let key = ((*repository).clone(), (*digest).clone(), *generation);
+        if let Some(refusal) = self.refusals.of_blob(&key, &self.clock) {
+            return Err(refusal);
+        }
         let head = upstream.blob_head(&repository.name, digest).await;
         let head = head.map_err(|error| self.failed(request, &error));
         self.record_verdict((upstream, *generation), repository, None, &head);
-        head.map(drop)
+        head.map(drop).inspect_err(|failure| {
+            if failure.is_refusal() {
+                self.refusals.insert_blob(key, &self.clock, failure);
+            }
+        })
     }
 
     fn failed(&self, request: &BlobRequest<'_>, error: &upstream::Error) -> PullError {

@@ -272,27 +272,73 @@ async fn verified(fill: &Fill, mut part: Range<u64>) -> Result<Digest, Cut> {
     Ok(hasher.finish())
 }
 
+/// The size in bytes below which pieces are copied together: a piece of a network buffer keeps the whole buffer, so that an
+/// upstream that sends single bytes would take 8 KiB for each.
+const SMALL_PIECE: usize = 8 << 10;
+/// The size in bytes of pieces that are copied together.
+const JOINED_PIECE: usize = 64 << 10;
+
+/// The bytes that [`held_back`] keeps.
+#[derive(Default)]
+struct HeldBytes {
+    pieces: VecDeque<Bytes>,
+    /// Small pieces, behind the others.
+    joined: BytesMut,
+    bytes: u64,
+}
+
+impl HeldBytes {
+    fn push(&mut self, piece: Bytes) {
+        self.bytes += piece.len() as u64;
+        if piece.len() < SMALL_PIECE {
+            self.joined.extend_from_slice(&piece);
+            if self.joined.len() >= JOINED_PIECE {
+                self.flush();
+            }
+        } else {
+            self.flush();
+            self.pieces.push_back(piece);
+        }
+    }
+
+    fn flush(&mut self) {
+        if !self.joined.is_empty() {
+            self.pieces.push_back(self.joined.split().freeze());
+        }
+    }
+
+    /// Returns the first piece if at least `kept` bytes remain without it.
+    fn pop(&mut self, kept: u64) -> Option<Bytes> {
+        let length = self.pieces.front()?.len() as u64;
+        let remaining = self.bytes - length;
+        if remaining < kept {
+            return None;
+        }
+        self.bytes = remaining;
+        self.pieces.pop_front()
+    }
+}
+
 /// Keeps the last bytes until the body has ended without an error.
 fn held_back<S>(body: S) -> impl Stream<Item = Result<Bytes, Cut>> + Send
 where
     S: Stream<Item = Result<Bytes, Cut>> + Send + 'static,
 {
-    let state = (Box::pin(body), VecDeque::new(), 0_u64, false);
-    stream::try_unfold(state, |(mut body, mut queue, mut held, mut ended)| async move {
+    let state = (Box::pin(body), HeldBytes::default(), false);
+    stream::try_unfold(state, |(mut body, mut held, mut ended)| async move {
         loop {
-            let front = queue.front().map_or(0, |chunk: &Bytes| chunk.len() as u64);
-            if ended || held - front >= HELD_BACK {
-                let Some(chunk) = queue.pop_front() else {
-                    return Ok(None);
-                };
-                return Ok(Some((chunk, (body, queue, held - front, ended))));
+            let kept = if ended { 0 } else { HELD_BACK };
+            if let Some(piece) = held.pop(kept) {
+                return Ok(Some((piece, (body, held, ended))));
             }
-            match body.try_next().await? {
-                Some(chunk) => {
-                    held += chunk.len() as u64;
-                    queue.push_back(chunk);
-                }
-                None => ended = true,
+            if ended {
+                return Ok(None);
+            }
+            if let Some(piece) = body.try_next().await? {
+                held.push(piece);
+            } else {
+                held.flush();
+                ended = true;
             }
         }
     })
@@ -301,6 +347,19 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Single bytes are copied together, so that they do not keep the buffers that they came in.
+    #[test]
+    fn small_pieces_are_joined() {
+        let mut held = HeldBytes::default();
+        for _ in 0..HELD_BACK {
+            held.push(Bytes::from(vec![7; 64]).slice(..1));
+        }
+        held.flush();
+        assert_eq!(held.pieces.len() as u64, HELD_BACK / JOINED_PIECE as u64);
+        assert_eq!(held.pop(1), Some(Bytes::from(vec![7; JOINED_PIECE])));
+        assert_eq!(held.pop(HELD_BACK), None);
+    }
 
     fn chunks(count: usize, end: Option<Cut>) -> impl Stream<Item = Result<Bytes, Cut>> + Send + 'static {
         let chunk = Bytes::from(vec![7; 64 * 1024]);

@@ -1,14 +1,26 @@
 //! The refusals of upstreams: what they refused is not served from the cache without their yes.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use moka::sync::Cache;
 
-use super::per_upstream::PerUpstream;
-use crate::name::{Host, Repository, Tag};
+use jiff::Timestamp;
 
-/// The most refusals of an upstream that are remembered, of tags and of repositories each.
+use super::per_upstream::PerUpstream;
+use crate::clock::Clock;
+use crate::digest::Digest;
+use crate::name::{Host, Repository, Tag};
+use crate::pull_error::PullError;
+
+/// The most refusals of an upstream that are remembered, of tags, of repositories and of blobs each.
 const CAPACITY: u64 = 10_000;
+/// The time for which a refused blob is not asked for again: clients repeat requests in bursts, and a registry may lock an
+/// account whose password it rejects often.
+const ASKED_AGAIN: Duration = Duration::from_secs(5);
+
+/// A blob, and the generation of the credential that was refused.
+type BlobKey = (Repository, Digest, u64);
 
 /// The content that upstreams refused and did not permit since. A restart forgets it, and revalidates tags as before.
 pub(super) struct Refusals {
@@ -16,6 +28,7 @@ pub(super) struct Refusals {
     any: AtomicBool,
     repositories: PerUpstream<Repository, ()>,
     tags: PerUpstream<(Repository, Tag), ()>,
+    blobs: PerUpstream<BlobKey, (Timestamp, PullError)>,
 }
 
 impl Default for Refusals {
@@ -24,6 +37,12 @@ impl Default for Refusals {
             any: AtomicBool::new(false),
             repositories: PerUpstream::new(|| Cache::new(CAPACITY)),
             tags: PerUpstream::new(|| Cache::new(CAPACITY)),
+            blobs: PerUpstream::new(|| {
+                Cache::builder()
+                    .max_capacity(CAPACITY)
+                    .time_to_live(ASKED_AGAIN * 2)
+                    .build()
+            }),
         }
     }
 }
@@ -67,10 +86,26 @@ impl Refusals {
         }
     }
 
+    /// Returns the refusal of a blob in the last 5 s.
+    pub(super) fn of_blob(&self, key: &BlobKey, clock: &Clock) -> Option<PullError> {
+        if !self.any.load(Ordering::Relaxed) {
+            return None;
+        }
+        let (since, refusal) = self.blobs.cache(&key.0.host).get(key)?;
+        (!clock.is_over(since, ASKED_AGAIN)).then_some(refusal)
+    }
+
+    /// Remembers the refusal of a blob.
+    pub(super) fn insert_blob(&self, key: BlobKey, clock: &Clock, refusal: &PullError) {
+        let blobs = self.blobs.cache(&key.0.host);
+        blobs.insert(key, (clock.now(), refusal.clone()));
+    }
+
     /// Forgets the refusals of other upstreams than these.
     pub(super) fn retain(&self, is_kept: impl Fn(&Host) -> bool) {
         self.repositories.retain(&is_kept);
         self.tags.retain(&is_kept);
+        self.blobs.retain(&is_kept);
     }
 }
 

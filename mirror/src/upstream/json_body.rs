@@ -28,7 +28,8 @@ impl DocumentPlace {
     pub(super) async fn take(&mut self, transport: &Transport) -> Result<(), Error> {
         if self.0.is_none() {
             let permit = transport.large_documents.clone().acquire_owned().await;
-            let permit = permit.map_err(|_| Error::unavailable("it is in use no more"))?;
+            let permit =
+                permit.map_err(|_| Error::unavailable("the configuration of this upstream was replaced"))?;
             self.0 = Some(Arc::new(permit));
         }
         Ok(())

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use futures::Stream;
+use futures::{Stream, StreamExt};
 use reqwest::Response;
 
 use super::error::{Error, describe};
@@ -20,18 +20,19 @@ pub(crate) fn meets_minimum(bytes: u64, waited: Duration) -> bool {
 /// Returns the chunks of a body. Each must arrive within `idle`, and each period of `idle` must meet the minimum
 /// ([`meets_minimum`]). The time that a slow reader takes between chunks does not count.
 pub(super) fn chunks(response: Response, idle: Duration) -> impl Stream<Item = Result<Bytes, Error>> {
-    let state = (response, MinimumThroughput::over(idle));
-    futures::stream::try_unfold(state, move |(mut response, mut throughput)| async move {
+    // Without the header, which may be large, for as long as the body comes.
+    let state = (Box::pin(response.bytes_stream()), MinimumThroughput::over(idle));
+    futures::stream::try_unfold(state, move |(mut body, mut throughput)| async move {
         let (wanted, seconds) = (Instant::now(), idle.as_secs());
-        match tokio::time::timeout(idle, response.chunk()).await {
-            Ok(Ok(Some(chunk))) if throughput.is_fast_enough(chunk.len(), wanted.elapsed()) => {
-                Ok(Some((chunk, (response, throughput))))
+        match tokio::time::timeout(idle, body.next()).await {
+            Ok(Some(Ok(chunk))) if throughput.is_fast_enough(chunk.len(), wanted.elapsed()) => {
+                Ok(Some((chunk, (body, throughput))))
             }
-            Ok(Ok(Some(_))) => Err(Error::unavailable(format!(
+            Ok(Some(Ok(_))) => Err(Error::unavailable(format!(
                 "the body came by drops for {seconds} s"
             ))),
-            Ok(Ok(None)) => Ok(None),
-            Ok(Err(error)) => Err(Error::unavailable(describe(error))),
+            Ok(None) => Ok(None),
+            Ok(Some(Err(error))) => Err(Error::unavailable(describe(error))),
             Err(_) => Err(Error::unavailable(format!(
                 "the body stopped coming for {seconds} s"
             ))),

@@ -300,7 +300,10 @@ async fn missing_htpasswd_admits_no_user_until_created() {
     };
     assert_eq!(code(&served).await, 401);
     let error = served.status().await["usersError"].to_string();
-    assert!(error.contains("nobody is let in until it is there"), "{error}");
+    assert!(
+        error.contains("all logins are refused until it is there"),
+        "{error}"
+    );
     let line = format!("jane:{}\n", bcrypt::hash("secret", 4).unwrap());
     served.home.write("users", &line);
     assert_eq!(code(&served).await, 404);

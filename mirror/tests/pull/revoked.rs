@@ -71,6 +71,7 @@ async fn revoked_access_ends_stale_until_permitted(fault: Option<&Fault>) {
     *cached.hub.auth() = Auth::Anyone;
     cached.hub.heal();
     cached.hub.always("* /v2/", Fault::status(500));
+    cached.mirror.clock.advance(Duration::from_secs(6));
     cached.assert_all(503).await;
     cached.hub.heal();
     cached.hub.forget();
@@ -135,4 +136,22 @@ async fn refusal_is_of_one_repository() {
     cached.assert_all(403).await;
     let hit = cached.mirror.get(&other).await;
     assert_eq!((hit.status().as_u16(), header(&hit, "x-cache")), (200, "HIT"));
+}
+
+/// Clients that repeat a refused blob make no requests for some seconds: a registry may lock an account whose password it
+/// rejects often.
+#[tokio::test]
+async fn refused_blob_is_asked_for_once() {
+    let cached = Cached::with(cache()).await;
+    cached.hub.always("* /v2/", Fault::status(401));
+    cached.assert_all(403).await;
+    let requests = cached.hub.count("HEAD /blobs/");
+    for _ in 0..20 {
+        let answer = cached.mirror.get(&cached.paths[4]).await;
+        assert_eq!(answer.status(), 403);
+    }
+    assert_eq!(cached.hub.count("HEAD /blobs/"), requests);
+    cached.mirror.clock.advance(Duration::from_secs(6));
+    cached.mirror.get(&cached.paths[4]).await;
+    assert!(cached.hub.count("HEAD /blobs/") > requests);
 }

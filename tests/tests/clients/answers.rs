@@ -50,8 +50,8 @@ fn rows() -> Vec<Row> {
     vec![
         row("404", Says::error(404, "MANIFEST_UNKNOWN"), false, UNKNOWN),
         row("page", page(404), true, LATER),
-        row("401", Says::This(401, asks, String::new()), true, DENIED),
-        row("403", Says::error(403, "DENIED"), true, DENIED),
+        row("401", Says::This(401, asks, String::new()), false, DENIED),
+        row("403", Says::error(403, "DENIED"), false, DENIED),
         row(
             "429",
             Says::This(429, &[("retry-after", "1")], String::new()),

@@ -7,6 +7,7 @@ use moka::sync::Cache;
 
 use super::queue::LoginQueue;
 use super::users::{HtpasswdEntry, HtpasswdUsers};
+use crate::client_address::ClientAddress;
 use crate::digest::{Algorithm, Digest, Hasher};
 use crate::pull::SingleFlight;
 use crate::tls;
@@ -44,7 +45,8 @@ pub(super) struct PasswordChecks {
     accepted: Cache<Digest, ()>,
     refused: Cache<Digest, ()>,
     queue: LoginQueue,
-    running: SingleFlight<Digest, LoginVerdict>,
+    /// By client as well: a login that waits behind the guesses of one address delays the same login of no other.
+    running: SingleFlight<(Digest, ClientAddress), LoginVerdict>,
 }
 
 impl PasswordChecks {
@@ -69,8 +71,8 @@ impl PasswordChecks {
         }
     }
 
-    /// Checks a login of `client` (`address:port`). Concurrent checks of one login are one, and a check continues
-    /// without its client: a client that closes its connection gains no further check by that.
+    /// Checks a login of `client` (`address:port`). Concurrent checks of one login of one address are one, and a check
+    /// continues without its client: a client that closes its connection gains no further check by that.
     pub(super) async fn check(
         self: &Arc<Self>,
         login: Login,
@@ -85,9 +87,9 @@ impl PasswordChecks {
         if self.refused.contains_key(&key) {
             return LoginVerdict::Wrong;
         }
+        let by_client = (key.clone(), ClientAddress::from_peer(client));
         let (checks, client) = (Arc::clone(self), Arc::clone(client));
-        let run = || checks.run(key.clone(), task, client);
-        let (waiting, _) = self.running.join(&key, run);
+        let (waiting, _) = self.running.join(&by_client, || checks.run(key, task, client));
         waiting.await.unwrap_or(LoginVerdict::Busy)
     }
 
@@ -95,6 +97,10 @@ impl PasswordChecks {
         let Some(permit) = self.queue.admit(&client).await else {
             return LoginVerdict::Busy;
         };
+        // Another address may have logged in meanwhile.
+        if self.accepted.contains_key(&key) {
+            return LoginVerdict::Right;
+        }
         let checked = tokio::task::spawn_blocking(move || {
             // Held until the hash ends, whatever becomes of the request.
             let _permit = permit;

@@ -150,13 +150,13 @@ pub(super) fn list(path: &Path) -> List {
     };
     let bytes = read().map_err(|error| {
         let path = path.display();
-        format!("cannot read the htpasswd file {path}: {error}; nobody is let in until it is there")
+        format!("cannot read the htpasswd file {path}: {error}; all logins are refused until it is there")
     })?;
     let listed = HtpasswdUsers::parse(&String::from_utf8_lossy(&bytes));
     if listed.users.is_empty() && listed.too_costly.is_none() {
         let path = path.display();
         return Err(format!(
-            "the htpasswd file {path} lists no user with a bcrypt hash, so nobody is let in; htpasswd -nB NAME prints a line for one"
+            "the htpasswd file {path} lists no user with a bcrypt hash, so all logins are refused; htpasswd -nB NAME prints a line for one"
         ));
     }
     Ok(listed)

@@ -61,6 +61,11 @@ impl ConnectionTimeouts {
         self.progress.state() == ConnectionState::ReadingRequest
     }
 
+    /// Returns `true` while the server prepares a response.
+    pub(super) fn is_processing(&self) -> bool {
+        self.progress.state() == ConnectionState::Processing
+    }
+
     /// Returns `true` if the connection has to make room for another one.
     pub(super) fn is_evicted(&self) -> bool {
         self.progress.is_evicted()

@@ -4,12 +4,13 @@
 //! A name proves nothing, as its owner chooses its addresses. An address is the upstream's own where `remoteURL` names
 //! it, or once TLS succeeded with it for the upstream's name.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use ipnet::IpNet;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use tokio::sync::Semaphore;
 use url::{Host, Url};
 
 use crate::upstream::auth::trust::{HostPattern, is_loopback};
@@ -260,13 +261,23 @@ pub(in crate::upstream) struct PolicyResolver {
     pub(in crate::upstream) policy: Arc<AddressPolicy>,
     /// Resolves for requests to the upstream itself (see [`AddressPolicy::is_upstream`]).
     pub(in crate::upstream) to_upstream: bool,
+    /// Permits for look-ups: each takes a thread of those that read the disk.
+    pub(in crate::upstream) lookups: Arc<Semaphore>,
 }
 
 impl Resolve for PolicyResolver {
     fn resolve(&self, name: Name) -> Resolving {
         let (policy, to_upstream) = (self.policy.clone(), self.to_upstream);
+        let lookups = Arc::clone(&self.lookups);
         Box::pin(async move {
-            let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
+            let permit = lookups.acquire_owned().await?;
+            let host = name.as_str().to_owned();
+            let lookup = tokio::task::spawn_blocking(move || {
+                // Held until the look-up ends, which can outlast the request by half a minute.
+                let _permit = permit;
+                (host, 0).to_socket_addrs()
+            });
+            let found = lookup.await??;
             Ok(policy.filter(name.as_str(), to_upstream, found)?)
         })
     }
@@ -450,6 +461,7 @@ mod tests {
             let resolver = PolicyResolver {
                 policy: policy("https://registry.example", trusted),
                 to_upstream: false,
+                lookups: Arc::new(Semaphore::new(1)),
             };
             resolver.resolve("localhost".parse().unwrap())
         };

@@ -8,6 +8,7 @@ use http::header::ACCEPT_ENCODING;
 use http::{HeaderMap, HeaderValue};
 use hyper_util::client::proxy::matcher::Matcher;
 use reqwest::{Client, ClientBuilder, Proxy, redirect};
+use tokio::sync::Semaphore;
 use url::Url;
 
 use crate::config;
@@ -25,10 +26,14 @@ const IDENTITY: HeaderValue = HeaderValue::from_static("identity");
 /// Below what common load balancers keep idle connections for (60 s).
 const KEPT_IDLE: Duration = Duration::from_secs(45);
 
-/// The headers of an answer that curl reads, too: so many, and so many bytes of them. Over HTTP/1.1 hyper's buffer, of
-/// 400 KiB, bounds the bytes.
-const MAX_HEADERS: usize = 5000;
+/// The most header fields of a response; registries send some dozens. hyper prepares space for as many fields for each
+/// informational response (1xx), so that with a large number an upstream that sends those without end keeps a thread busy.
+const MAX_HEADERS: usize = 256;
+/// The most bytes of them over HTTP/2. Over HTTP/1.1 hyper's buffer, of 400 KiB, bounds the bytes.
 const MAX_HEADER_BYTES: u32 = 300 * 1024;
+
+/// The most names that are looked up at once, of an upstream's own and of other servers each.
+const MAX_LOOKUPS: usize = 8;
 
 /// The clients of one upstream, chosen by the kind of request and by its route.
 pub(in crate::upstream) struct Clients {
@@ -90,7 +95,11 @@ impl Clients {
         let build = || -> reqwest::Result<Self> {
             let direct = |to_upstream| {
                 let policy = policy.clone();
-                let resolver = Arc::new(PolicyResolver { policy, to_upstream });
+                let resolver = Arc::new(PolicyResolver {
+                    policy,
+                    to_upstream,
+                    lookups: Arc::new(Semaphore::new(MAX_LOOKUPS)),
+                });
                 let builder = |http2| base(http2).no_proxy().dns_resolver(resolver.clone());
                 Pair::new(timeouts.idle, builder)
             };
