@@ -230,14 +230,18 @@ async fn malformed_secrets_are_described(stage: &Stage) {
         (
             "Opaque",
             json!({"username": format!("{CANARY}\n{CANARY}"), "password": CANARY}),
-            "key username holds a line break",
+            "key username contains a line break",
         ),
         (
             "Opaque",
             json!({"token": format!("{CANARY}\u{7}")}),
-            "key token holds",
+            "key token contains",
         ),
-        ("Opaque", json!({"token": CANARY.repeat(10_000)}), "bytes long"),
+        (
+            "Opaque",
+            json!({"token": CANARY.repeat(10_000)}),
+            "longer than 16384 bytes",
+        ),
         (
             "kubernetes.io/basic-auth",
             json!({"username": CANARY}),
@@ -264,11 +268,7 @@ async fn malformed_secrets_are_described(stage: &Stage) {
             entry(r#"{"password": "CANARY"}"#),
             "a password without a username",
         ),
-        (
-            "example.com/other",
-            json!({"a": CANARY}),
-            "type example.com/other",
-        ),
+        ("example.com/other", json!({"a": CANARY}), "type not supported"),
     ] {
         stage.secret("a", kind, malformed).await;
         let told = |mirror: &RegistryMirror| {

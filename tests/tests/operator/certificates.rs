@@ -318,7 +318,7 @@ async fn certificate_validity_is_reported_in_time() {
     let early = bench
         .until_condition("hub", ConditionType::TLSReady, "False", Reason::NotYetValid)
         .await;
-    assert!(early.message.contains("from 2"), "{}", early.message);
+    assert!(early.message.contains("not valid before 2"), "{}", early.message);
     bench
         .until_condition("hub", ConditionType::Ready, "False", Reason::NotYetValid)
         .await;

@@ -72,7 +72,7 @@ async fn ephemeral_mirror_is_a_deployment() {
         .until_condition("hub", ConditionType::Ready, "False", Reason::NoReadyReplicas)
         .await;
     assert!(
-        status.message.contains("none of 1 replicas is ready"),
+        status.message.contains("0 of 1 replicas are ready"),
         "{}",
         status.message
     );

@@ -181,7 +181,7 @@ async fn full_disk_is_reported_while_pulls_continue() {
         .until_condition("hub", ConditionType::StorageReady, "False", Reason::Full)
         .await;
     assert!(
-        full.message.contains("can store nothing more") && full.message.contains("pulls go on"),
+        full.message.contains("can store no content") && full.message.contains("pulls continue"),
         "{}",
         full.message
     );

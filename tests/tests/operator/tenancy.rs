@@ -79,7 +79,9 @@ async fn spec_beyond_policy_is_rejected_and_serves_on() {
 
     // A mirror that never was accepted gets no object.
     bench.mirror("new", many).await;
-    rejected(&bench, "new", Reason::NotAllowed).await;
+    bench
+        .until_condition("new", ConditionType::Accepted, "False", Reason::NotAllowed)
+        .await;
     assert!(bench.get::<ConfigMap>("new-config").await.is_none());
     bench.mirror("hub", ephemeral()).await;
     bench.until_accepted("hub").await;

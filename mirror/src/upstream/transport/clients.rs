@@ -28,7 +28,7 @@ const KEPT_IDLE: Duration = Duration::from_secs(45);
 
 /// The most header fields of a response; registries send some dozens. hyper prepares space for as many fields for each
 /// informational response (1xx), so that with a large number an upstream that sends those without end keeps a thread busy.
-const MAX_HEADERS: usize = 256;
+const MAX_HEADERS: usize = 512;
 /// The most bytes of them over HTTP/2. Over HTTP/1.1 hyper's buffer, of 400 KiB, bounds the bytes.
 const MAX_HEADER_BYTES: u32 = 300 * 1024;
 
