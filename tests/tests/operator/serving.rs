@@ -207,7 +207,11 @@ async fn ca_bundles_change_without_restart() {
     let gone = bench
         .until_condition("hub", ConditionType::Accepted, "False", Reason::ReferenceNotFound)
         .await;
-    assert!(gone.message.contains("no ConfigMap one"), "{}", gone.message);
+    assert!(
+        gone.message.contains("ConfigMap one not found"),
+        "{}",
+        gone.message
+    );
     let nonsense = json!({"metadata": {"name": "one"}, "data": {"ca.crt": "none"}});
     bench.apply::<ConfigMap>(nonsense).await;
     bench
