@@ -256,13 +256,26 @@ pub(in crate::upstream) struct AddressRefused {
     key: &'static str,
 }
 
+/// The most names that are looked up at once, of an upstream's own and of other servers each.
+const MAX_LOOKUPS: usize = 8;
+
 /// A resolver that asks the system, and leaves out what the policy refuses.
 pub(in crate::upstream) struct PolicyResolver {
-    pub(in crate::upstream) policy: Arc<AddressPolicy>,
+    policy: Arc<AddressPolicy>,
     /// Resolves for requests to the upstream itself (see [`AddressPolicy::is_upstream`]).
-    pub(in crate::upstream) to_upstream: bool,
+    to_upstream: bool,
     /// Permits for look-ups: each takes a thread of those that read the disk.
-    pub(in crate::upstream) lookups: Arc<Semaphore>,
+    lookups: Arc<Semaphore>,
+}
+
+impl PolicyResolver {
+    pub(in crate::upstream) fn new(policy: Arc<AddressPolicy>, to_upstream: bool) -> Self {
+        Self {
+            policy,
+            to_upstream,
+            lookups: Arc::new(Semaphore::new(MAX_LOOKUPS)),
+        }
+    }
 }
 
 impl Resolve for PolicyResolver {
@@ -458,11 +471,7 @@ mod tests {
     #[tokio::test]
     async fn name_is_checked_as_it_resolves() {
         let resolve = |trusted: &'static [&str]| {
-            let resolver = PolicyResolver {
-                policy: policy("https://registry.example", trusted),
-                to_upstream: false,
-                lookups: Arc::new(Semaphore::new(1)),
-            };
+            let resolver = PolicyResolver::new(policy("https://registry.example", trusted), false);
             resolver.resolve("localhost".parse().unwrap())
         };
         let refused = resolve(&[]).await.err().unwrap();

@@ -8,7 +8,6 @@ use http::header::ACCEPT_ENCODING;
 use http::{HeaderMap, HeaderValue};
 use hyper_util::client::proxy::matcher::Matcher;
 use reqwest::{Client, ClientBuilder, Proxy, redirect};
-use tokio::sync::Semaphore;
 use url::Url;
 
 use crate::config;
@@ -31,9 +30,6 @@ const KEPT_IDLE: Duration = Duration::from_secs(45);
 const MAX_HEADERS: usize = 512;
 /// The most bytes of them over HTTP/2. Over HTTP/1.1 hyper's buffer, of 400 KiB, bounds the bytes.
 const MAX_HEADER_BYTES: u32 = 300 * 1024;
-
-/// The most names that are looked up at once, of an upstream's own and of other servers each.
-const MAX_LOOKUPS: usize = 8;
 
 /// The clients of one upstream, chosen by the kind of request and by its route.
 pub(in crate::upstream) struct Clients {
@@ -95,11 +91,7 @@ impl Clients {
         let build = || -> reqwest::Result<Self> {
             let direct = |to_upstream| {
                 let policy = policy.clone();
-                let resolver = Arc::new(PolicyResolver {
-                    policy,
-                    to_upstream,
-                    lookups: Arc::new(Semaphore::new(MAX_LOOKUPS)),
-                });
+                let resolver = Arc::new(PolicyResolver::new(policy, to_upstream));
                 let builder = |http2| base(http2).no_proxy().dns_resolver(resolver.clone());
                 Pair::new(timeouts.idle, builder)
             };
