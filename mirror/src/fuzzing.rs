@@ -101,7 +101,7 @@ pub fn configuration(data: &[u8]) {
 /// Checks a credentials file: no secret is shown, for any error of the file.
 pub fn credentials(data: &[u8]) {
     // The document as it is, and with secrets that are known.
-    show_nothing(data, None);
+    let before = shown(data);
     let Ok(mut document) = serde_json::from_slice::<Value>(data) else {
         return;
     };
@@ -119,17 +119,15 @@ pub fn credentials(data: &[u8]) {
             }
         }
     }
-    show_nothing(&serde_json::to_vec(&document).unwrap(), Some(data));
+    // The input itself can contain the secret elsewhere, for example in a host name: then nothing is learned.
+    let after = shown(&serde_json::to_vec(&document).unwrap());
+    assert!(before.contains(SECRET) || !after.contains(SECRET), "{after}");
 }
 
-fn show_nothing(document: &[u8], unless_in: Option<&[u8]>) {
-    let shown = match Entries::parse(document) {
+fn shown(document: &[u8]) -> String {
+    match Entries::parse(document) {
         Ok(entries) => format!("{entries:?}"),
         Err(error) => error,
-    };
-    let names_it = |text: &[u8]| text.windows(SECRET.len()).any(|part| part == SECRET.as_bytes());
-    if !unless_in.is_none_or(names_it) {
-        assert!(!names_it(shown.as_bytes()), "{shown}");
     }
 }
 
