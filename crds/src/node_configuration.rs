@@ -12,7 +12,8 @@ use crate::{rules, schema};
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct NodeConfiguration {
-    /// `Publish` (a ConfigMap named like the mirror with -hosts behind it) or `None`.
+    /// `Publish` (a ConfigMap named like the mirror with -hosts behind it), `Manage` (the ConfigMap, and node agents that
+    /// write the files) or `None`.
     #[serde(default)]
     pub mode: NodeConfigurationMode,
 
@@ -48,8 +49,17 @@ pub enum NodeConfigurationMode {
     /// In a `ConfigMap`.
     #[default]
     Publish,
+    /// In a `ConfigMap`, and on each node by its agent.
+    Manage,
     /// Not at all.
     None,
+}
+
+impl NodeConfigurationMode {
+    /// Returns whether a `ConfigMap` holds the files.
+    pub fn is_published(self) -> bool {
+        self != Self::None
+    }
 }
 
 /// The behavior of nodes while the mirror does not respond.

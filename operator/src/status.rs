@@ -3,7 +3,6 @@
 use crds::{
     RegistryMirror, RegistryMirrorStatus,
     conditions::{ConditionType, Truth},
-    node_configuration::NodeConfigurationMode,
     status::{Endpoint, StorageStatus, UpstreamStatus},
 };
 use k8s_openapi::{apimachinery::pkg::api::resource::Quantity, jiff::Timestamp};
@@ -197,7 +196,7 @@ fn endpoint(
     let Some(service) = &observed.service else {
         return before.endpoint.clone();
     };
-    let publishes = mirror.spec.node_configuration.mode == NodeConfigurationMode::Publish;
+    let publishes = mirror.spec.node_configuration.mode.is_published();
     Some(Endpoint {
         url: service.url(mirror.spec.tls.mode),
         cluster_ips: observed.allocation.cluster_ips.clone(),

@@ -3,12 +3,8 @@
 use std::net::Ipv6Addr;
 
 use crds::{
-    RegistryMirror, Upstream,
-    access::AccessMode,
-    node_configuration::{Fallback, NodeConfigurationMode},
-    service::ServiceType,
-    storage::StorageType,
-    tls::TlsMode,
+    RegistryMirror, Upstream, access::AccessMode, node_configuration::Fallback, service::ServiceType,
+    storage::StorageType, tls::TlsMode,
 };
 use serde::Serialize;
 use url::{Host, Url};
@@ -106,8 +102,7 @@ fn own_image(mirror: &RegistryMirror, server_image: &str) -> Option<Warning> {
         .upstreams
         .iter()
         .any(|upstream| upstream.host == registry);
-    let is_at_risk =
-        nodes.mode == NodeConfigurationMode::Publish && nodes.fallback == Fallback::Never && through_itself;
+    let is_at_risk = nodes.mode.is_published() && nodes.fallback == Fallback::Never && through_itself;
     is_at_risk.then(|| {
         Warning::new(
             "own-image-through-itself",
@@ -207,7 +202,7 @@ fn nothing_to_serve(mirror: &RegistryMirror) -> Option<Warning> {
 /// Returns the risk of an IPv6 address in the files for nodes, which not every container runtime reads.
 fn address_for_newer_nodes(mirror: &RegistryMirror) -> Option<Warning> {
     let nodes = &mirror.spec.node_configuration;
-    if nodes.mode == NodeConfigurationMode::None || !has_ipv6_address(mirror) {
+    if !nodes.mode.is_published() || !has_ipv6_address(mirror) {
         return None;
     }
     let message = match nodes.fallback {

@@ -89,7 +89,7 @@ fn targets(mirrors: &[(&str, &str, &str)], fallback: &str) -> TargetSet {
             "metadata": {"name": name, "namespace": "mirrors"},
             "spec": {
                 "upstreams": [{"host": host}], "storage": {"type": "Ephemeral"},
-                "nodeConfiguration": {"fallback": fallback},
+                "nodeConfiguration": {"mode": "Manage", "fallback": fallback},
             },
             "status": {"endpoint": {"url": url}},
         }));

@@ -26,7 +26,7 @@ use crate::{
     validate::bundle,
 };
 
-/// Every mirror that nodes are to pull through.
+/// Every mirror that agents manage.
 pub(super) type TargetSet = Arc<BTreeMap<MirrorKey, Arc<Target>>>;
 
 /// A mirror that nodes are to pull through.
@@ -193,12 +193,12 @@ fn targets(mirrors: &Store<RegistryMirror>, bundles: &Store<String>, previous: &
 }
 
 impl Target {
-    /// Returns the target of a mirror, unless nodes are not to use it, or its address or its CA is not known yet.
+    /// Returns the target of a mirror, unless agents do not manage it, or its address or its CA is not known yet.
     ///
     /// Of the `ConfigMap` only certificates count: a user who may change it can't redirect nodes.
     pub(super) fn new(key: &MirrorKey, mirror: &RegistryMirror, bundle: Option<&str>) -> Option<Self> {
         let wanted = &mirror.spec.node_configuration;
-        if wanted.mode == NodeConfigurationMode::None || mirror.metadata.deletion_timestamp.is_some() {
+        if wanted.mode != NodeConfigurationMode::Manage || mirror.metadata.deletion_timestamp.is_some() {
             return None;
         }
         let published = mirror.status.as_ref()?.endpoint.as_ref()?;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crds::{RegistryMirror, node_configuration::NodeConfigurationMode};
+use crds::RegistryMirror;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::ResourceExt;
 
@@ -18,7 +18,7 @@ use crate::{
 /// Returns the `ConfigMap`, once the Service has an address.
 pub(super) fn object(accepted: &Accepted<'_>, observed: &Observed) -> Option<Child> {
     let mirror = accepted.mirror;
-    if mirror.spec.node_configuration.mode == NodeConfigurationMode::None {
+    if !mirror.spec.node_configuration.mode.is_published() {
         return None;
     }
     let service = observed.service.as_ref()?;

@@ -139,6 +139,7 @@ async fn agent_configures_a_node_and_writes_no_object() {
 async fn ready_mirror(bench: &mut Bench, upstream: &Upstream) {
     let spec = json!({
         "upstreams": [{"host": "docker.io", "remoteURL": upstream.url()}], "storage": {"type": "Ephemeral"},
+        "nodeConfiguration": {"mode": "Manage"},
     });
     bench.mirror("hub", spec).await;
     bench

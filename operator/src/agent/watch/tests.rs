@@ -9,7 +9,10 @@ fn mirror(change: &Value) -> RegistryMirror {
     let mut object = json!({
         "apiVersion": "registrymirror.io/v1alpha1", "kind": "RegistryMirror",
         "metadata": {"name": "hub", "namespace": "mirrors"},
-        "spec": {"upstreams": [{"host": "docker.io"}], "storage": {"type": "Ephemeral"}},
+        "spec": {
+            "upstreams": [{"host": "docker.io"}], "storage": {"type": "Ephemeral"},
+            "nodeConfiguration": {"mode": "Manage"},
+        },
         "status": {"endpoint": {"url": "http://10.96.0.20:5000"}},
     });
     for (pointer, value) in change.as_object().unwrap() {
@@ -44,6 +47,8 @@ fn mirror_with_an_address_is_a_target() {
 }
 
 #[test_case(&json!({"/spec/nodeConfiguration": {"mode": "None"}}), None => false; "mode None")]
+#[test_case(&json!({"/spec/nodeConfiguration": {"mode": "Publish"}}), None => false; "mode Publish")]
+#[test_case(&json!({"/spec/nodeConfiguration": {}}), None => false; "no mode")]
 #[test_case(&json!({"/metadata/deletionTimestamp": "2026-01-01T00:00:00Z"}), None => false; "being deleted")]
 #[test_case(&json!({"/status/endpoint": null}), None => false; "no address")]
 #[test_case(&json!({"/status/endpoint": {"url": "http://10.0.0.1:5000/v2\"]\nserver = \"x"}}), None => false; "address that breaks out")]

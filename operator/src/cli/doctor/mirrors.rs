@@ -1,6 +1,6 @@
 //! The mirrors: what their status says, whether they answer, what nodes were given, what may go wrong.
 
-use crds::{RegistryMirror, node_configuration::NodeConfigurationMode};
+use crds::RegistryMirror;
 use futures::{StreamExt, stream};
 use k8s_openapi::api::core::v1::{ConfigMap, Service};
 use kube::{Api, Client, ResourceExt, api::ListParams, core::DeserializeGuard};
@@ -116,7 +116,7 @@ async fn of_mirror(client: &Client, mirror: &RegistryMirror, installations: &[In
 
 /// Checks that the files for nodes exist and match the spec and the address of the Service.
 async fn nodes(client: &Client, subject: &str, mirror: &RegistryMirror) -> Option<Finding> {
-    if mirror.spec.node_configuration.mode == NodeConfigurationMode::None {
+    if !mirror.spec.node_configuration.mode.is_published() {
         return None;
     }
     let (namespace, name) = (mirror.namespace().unwrap_or_default(), mirror.name_any());
