@@ -16,9 +16,10 @@ use tracing::warn;
 use crate::block_reader;
 use crate::digest::Digest;
 use crate::name::Repository;
+use crate::origins::Origins;
 use crate::pull_error::PullError;
 use crate::store::{StageError, Store};
-use crate::upstream::{BlobAnswer, Upstream};
+use crate::upstream::BlobAnswer;
 
 pub(crate) use places::{NoPlace, PlaceLimits, RequestPlaces, Turn};
 pub(crate) use task::FillTask;
@@ -77,7 +78,7 @@ struct Repositories {
 pub(crate) fn prepare(
     digest: &Digest,
     repository: &Repository,
-    upstream: &Arc<Upstream>,
+    origins: &Origins,
     store: &Store,
     least: u64,
 ) -> (Arc<Fill>, FillTask) {
@@ -99,7 +100,7 @@ pub(crate) fn prepare(
     let task = FillTask {
         digest: digest.clone(),
         repository: repository.clone(),
-        upstream: Arc::clone(upstream),
+        origins: origins.of_blob(&repository.name, digest),
         store: store.clone(),
         least,
         progress: sender,

@@ -1,6 +1,6 @@
 //! A pull-through OCI registry: one process, many upstreams, one cache.
 //!
-//! The way of a request, in the order of the modules: `http` → `pull` → `fill` → `upstream` and `store`.
+//! The way of a request, in the order of the modules: `http` → `pull` → `fill` → `origins` → `upstream`, and `store`.
 
 pub mod admin;
 mod block_reader;
@@ -24,6 +24,7 @@ pub mod logging;
 pub mod manifest;
 pub mod metrics;
 pub mod name;
+mod origins;
 pub mod pull;
 mod pull_error;
 mod query;

@@ -38,6 +38,7 @@ use crate::fill::inflight::Inflight;
 use crate::fill::{PlaceLimits, RequestPlaces, Turn};
 use crate::metrics::{Metrics, Outcome};
 use crate::name::{Host, Reference, Repository, Tag};
+use crate::origins::Origins;
 use crate::pull_error::PullError;
 use crate::store::{Manifest, Store};
 use crate::upstream::{Accept, Upstream};
@@ -211,8 +212,8 @@ impl Pull {
 
     /// Returns the revalidation wait for a client of this repository; zero while the upstream is probed.
     fn revalidation_wait(&self, repository: &Repository) -> Duration {
-        match self.origin(repository) {
-            Ok(upstream) if upstream.is_probing() => Duration::ZERO,
+        match self.origins(repository) {
+            Ok(origins) if origins.is_probing() => Duration::ZERO,
             _ => MAX_REVALIDATION_WAIT,
         }
     }
@@ -232,14 +233,14 @@ impl Pull {
     /// that of the credential when the request began: what is said to one that was replaced since is no refusal.
     fn record_verdict<T>(
         &self,
-        (upstream, generation): (&Upstream, u64),
+        (origins, generation): (&Origins, u64),
         repository: &Repository,
         tag: Option<&Tag>,
         said: &Result<T, PullError>,
     ) {
         match said {
             Ok(_) => self.refusals.remove(repository, tag),
-            Err(failure) if failure.is_refusal() && generation == upstream.credential_generation() => {
+            Err(failure) if failure.is_refusal() && generation == origins.credential_generation() => {
                 self.refusals.insert(repository, tag);
             }
             Err(_) => {}
@@ -251,8 +252,8 @@ impl Pull {
         Ok(self.requests.turn(&repository.host, client).await?)
     }
 
-    /// Returns the client for the registry of a repository.
-    fn origin(&self, repository: &Repository) -> Result<Arc<Upstream>, PullError> {
+    /// Returns the origins of a repository's content.
+    fn origins(&self, repository: &Repository) -> Result<Origins, PullError> {
         let live = self.live.load();
         if live.cache.offline {
             return Err(PullError::unavailable(
@@ -265,7 +266,7 @@ impl Pull {
                 repository.host
             )));
         };
-        Ok(Arc::clone(&origin.client))
+        Ok(Origins::new(Arc::clone(&origin.client)))
     }
 }
 

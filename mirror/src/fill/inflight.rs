@@ -17,9 +17,9 @@ use crate::digest::Digest;
 use crate::fill::{self, Fill, NoPlace, PlaceLimits, RequestPlaces, Turn};
 use crate::metrics::{FillResult, Metrics};
 use crate::name::{Host, Repository};
+use crate::origins::Origins;
 use crate::store::Store;
 use crate::traces::{TARGET, detached};
-use crate::upstream::Upstream;
 
 /// The places of fills. Of the downloads that an upstream has at a time (see `upstream::Limits`), one client has three
 /// quarters at most.
@@ -106,7 +106,7 @@ impl Inflight {
     /// joined has its turn: no client waits for another client's.
     pub(crate) async fn join_or_start(
         self: &Arc<Self>,
-        upstream: &Arc<Upstream>,
+        origins: &Origins,
         repository: &Repository,
         digest: &Digest,
         client: ClientAddress,
@@ -121,7 +121,7 @@ impl Inflight {
         if let Some(fill) = self.join(&key)? {
             return Ok((fill, true));
         }
-        Ok(self.start(turn, key, upstream, repository))
+        Ok(self.start(turn, key, origins, repository))
     }
 
     fn join(&self, key: &Key) -> Result<Option<Arc<Fill>>, FillRejected> {
@@ -135,7 +135,7 @@ impl Inflight {
         self: &Arc<Self>,
         turn: Turn,
         key: Key,
-        upstream: &Arc<Upstream>,
+        origins: &Origins,
         repository: &Repository,
     ) -> (Arc<Fill>, bool) {
         let mut state = self.state.lock();
@@ -144,7 +144,7 @@ impl Inflight {
         }
         let digest = &key.1;
         let least = state.too_large.get(&key).copied().unwrap_or_default();
-        let (fill, task) = fill::prepare(digest, repository, upstream, &self.store, least);
+        let (fill, task) = fill::prepare(digest, repository, origins, &self.store, least);
         state.fills.insert(key.clone(), Arc::clone(&fill));
         drop(state);
         let span = info_span!(target: TARGET, parent: None, "fill", registry_mirror.digest = %digest);

@@ -16,9 +16,10 @@ use crate::block_reader;
 use crate::digest::Digest;
 use crate::metrics::FillResult;
 use crate::name::Repository;
+use crate::origins::BlobOrigins;
 use crate::pull_error::{PullError, RequestedContent};
 use crate::store::{self, Found, StageError, Staged, Store};
-use crate::upstream::{BlobAnswer, Error, Upstream, meets_minimum};
+use crate::upstream::{BlobAnswer, Error, meets_minimum};
 
 /// The number of consecutive attempts without progress after which a fill fails.
 const MAX_STALLED_ATTEMPTS: u32 = 5;
@@ -30,7 +31,7 @@ const READY: usize = 64;
 pub(crate) struct FillTask {
     pub(super) digest: Digest,
     pub(super) repository: Repository,
-    pub(super) upstream: Arc<Upstream>,
+    pub(super) origins: BlobOrigins,
     pub(super) store: Store,
     /// The bytes that had come when the room ran out the last time, else 0.
     pub(super) least: u64,
@@ -49,7 +50,7 @@ enum Stop {
 
 impl FillTask {
     /// Runs to the end, even if all clients leave. `on_end` receives the result of a download.
-    pub(crate) async fn run(self, on_end: impl FnOnce(FillResult)) {
+    pub(crate) async fn run(mut self, on_end: impl FnOnce(FillResult)) {
         if self.found().await {
             self.link_late_comers(vec![self.repository.clone()]).await;
             return;
@@ -87,7 +88,7 @@ impl FillTask {
     /// Asks the upstream to authorize content of another repository; this requires no second download.
     async fn is_permitted(&self) -> bool {
         let (repository, digest) = (&self.repository, &self.digest);
-        if self.upstream.blob_head(&repository.name, digest).await.is_err() {
+        if self.origins.authorize().await.is_err() {
             return false;
         }
         link(&self.store, repository, digest).await;
@@ -131,8 +132,8 @@ impl FillTask {
     }
 
     /// Downloads all bytes and verifies them.
-    async fn fetch(&self) -> Result<Staged, Stop> {
-        let answer = self.ask(0).await.map_err(Stop::Upstream)?;
+    async fn fetch(&mut self) -> Result<Staged, Stop> {
+        let answer = self.origins.ask(0).await.map_err(Stop::Upstream)?;
         let size = answer.total;
         let origin = &self.repository.host;
         let staged = self.store.stage_again(origin, &self.digest, size, self.least);
@@ -182,14 +183,8 @@ impl FillTask {
             tokio::time::sleep(FIRST_PAUSE * 2_u32.pow(stalled)).await;
             began = Instant::now();
             // At the registry again: the address that it redirected to may have expired.
-            source = self.ask(staged.written()).await;
+            source = self.origins.ask(staged.written()).await;
         }
-    }
-
-    async fn ask(&self, from: u64) -> Result<BlobAnswer, Error> {
-        self.upstream
-            .blob(&self.repository.name, &self.digest, from, None)
-            .await
     }
 
     /// Writes the bytes of one response until it ends or fails; returns the error with the file.

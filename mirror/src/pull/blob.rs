@@ -66,7 +66,7 @@ impl Pull {
         self.known_absent(&request)?;
         let (fill, joined) = self.fill(&request).await?;
         let value = self.read_from(fill, wanted, &request).await;
-        self.record_verdict((&request.upstream, request.generation), repository, None, &value);
+        self.record_verdict((&request.origins, request.generation), repository, None, &value);
         if let (Err(failure), false) = (&value, joined) {
             self.remember_absence(&request, failure);
         }
@@ -117,9 +117,9 @@ impl Pull {
             return Ok(hit(blob.size));
         }
         let _turn = self.turn(repository, request.client).await?;
-        let said = request.upstream.blob_size(&repository.name, digest).await;
+        let said = request.origins.blob_size(&repository.name, digest).await;
         let said = said.map_err(|error| self.failed(&request, &error));
-        self.record_verdict((&request.upstream, request.generation), repository, None, &said);
+        self.record_verdict((&request.origins, request.generation), repository, None, &said);
         let value = match said? {
             Some(size) => Some(size),
             // Upstream permitted it: what it sent for another repository has the size.
@@ -254,13 +254,13 @@ impl Pull {
 
     async fn join_or_start(&self, request: &BlobRequest<'_>) -> Result<(Arc<Fill>, bool), PullError> {
         let BlobRequest {
-            upstream,
+            origins,
             repository,
             digest,
             client,
             ..
         } = request;
-        let started = self.inflight.join_or_start(upstream, repository, digest, *client);
+        let started = self.inflight.join_or_start(origins, repository, digest, *client);
         match started.await {
             Ok(started) => Ok(started),
             Err(FillRejected::Cooldown(retry_after)) => {
@@ -271,23 +271,23 @@ impl Pull {
         }
     }
 
-    /// Returns what a peer asks for, and the upstream to ask.
+    /// Returns the request of a client, with the origins to ask.
     fn prepare<'a>(
         &self,
         repository: &'a Repository,
         digest: &'a Digest,
         peer: &str,
     ) -> Result<BlobRequest<'a>, PullError> {
-        let upstream = self.origin(repository)?;
+        let origins = self.origins(repository)?;
         let client = ClientAddress::from_peer(peer);
-        Ok(BlobRequest::new(upstream, repository, digest, client))
+        Ok(BlobRequest::new(origins, repository, digest, client))
     }
 
     /// Asks upstream for permission, unless it refused this blob in the last seconds.
     async fn permitted(&self, request: &BlobRequest<'_>) -> Result<(), PullError> {
         let _turn = self.turn(request.repository, request.client).await?;
         let BlobRequest {
-            upstream,
+            origins,
             repository,
             digest,
             generation,
@@ -297,9 +297,9 @@ impl Pull {
         if let Some(refusal) = self.refusals.of_blob(&key, &self.clock) {
             return Err(refusal);
         }
-        let head = upstream.blob_head(&repository.name, digest).await;
+        let head = origins.blob_head(&repository.name, digest).await;
         let head = head.map_err(|error| self.failed(request, &error));
-        self.record_verdict((upstream, *generation), repository, None, &head);
+        self.record_verdict((origins, *generation), repository, None, &head);
         head.map(drop).inspect_err(|failure| {
             if failure.is_refusal() {
                 self.refusals.insert_blob(key, &self.clock, failure);

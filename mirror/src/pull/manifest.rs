@@ -12,9 +12,10 @@ use crate::digest::Digest;
 use crate::fill::Turn;
 use crate::metrics::Outcome;
 use crate::name::{Reference, Repository, Tag};
+use crate::origins::Origins;
 use crate::pull_error::{PullError, RequestedContent};
 use crate::store::{CachedTag, Manifest, StageError};
-use crate::upstream::{Accept, Upstream};
+use crate::upstream::Accept;
 
 /// The part of a request that selects a manifest.
 #[derive(Clone, Copy)]
@@ -116,11 +117,11 @@ impl Pull {
         client: ClientRequest<'_>,
         known: Option<(Digest, Manifest)>,
     ) -> Answer {
-        let upstream = self.origin(repository)?;
+        let origins = self.origins(repository)?;
         let accept = Accept::of_client(client.headers);
         let (text, version) = (
             format!("{reference} {}", accept.key()),
-            upstream.credential_generation(),
+            origins.credential_generation(),
         );
         if let Some(failure) = self
             .negative_cache
@@ -133,12 +134,12 @@ impl Pull {
             let (pull, (repository, reference, accept)) = (Arc::clone(self), key.clone());
             async move {
                 let _turn = turn;
-                let fetched = pull.ask(&upstream, &repository, &reference, accept, known).await;
+                let fetched = pull.ask(&origins, &repository, &reference, accept, known).await;
                 let tag = match &reference {
                     Reference::Tag(tag) => Some(tag),
                     Reference::Digest(_) => None,
                 };
-                pull.record_verdict((&upstream, version), &repository, tag, &fetched);
+                pull.record_verdict((&origins, version), &repository, tag, &fetched);
                 if let Err(failure) = &fetched {
                     pull.negative_cache.insert(
                         &repository,
@@ -172,7 +173,7 @@ impl Pull {
 
     async fn ask(
         &self,
-        upstream: &Upstream,
+        origins: &Origins,
         repository: &Repository,
         reference: &Reference,
         accept: Accept,
@@ -180,11 +181,11 @@ impl Pull {
     ) -> Fetched {
         let Some((digest, copy)) = known else {
             return self
-                .look_again_or_get(upstream, repository, reference, &accept)
+                .look_again_or_get(origins, repository, reference, &accept)
                 .await;
         };
         let accept = accept.with(&copy.media_type);
-        let head = upstream
+        let head = origins
             .manifest_head(&repository.name, reference, &accept)
             .await
             .map_err(|error| PullError::from_upstream(&error, RequestedContent::Manifest))?;
@@ -195,7 +196,7 @@ impl Pull {
             }
             Some(moved) => {
                 let fetched = self
-                    .get(upstream, repository, &Reference::Digest(moved.clone()), &accept)
+                    .get(origins, repository, &Reference::Digest(moved.clone()), &accept)
                     .await
                     // The tag is there: that what it names is not says nothing about the tag.
                     .map_err(|failure| {
@@ -209,14 +210,14 @@ impl Pull {
                 Ok(fetched)
             }
             // Some registries answer HEAD without a digest, or not at all.
-            None => self.get(upstream, repository, reference, &accept).await,
+            None => self.get(origins, repository, reference, &accept).await,
         }
     }
 
     /// Reads the cache again before it asks upstream: another fetch may have ended since the first read.
     async fn look_again_or_get(
         &self,
-        upstream: &Upstream,
+        origins: &Origins,
         repository: &Repository,
         reference: &Reference,
         accept: &Accept,
@@ -226,20 +227,20 @@ impl Pull {
         {
             return Ok((manifest, Outcome::Hit));
         }
-        self.get(upstream, repository, reference, accept).await
+        self.get(origins, repository, reference, accept).await
     }
 
     /// Fetches, checks and keeps a manifest.
     async fn get(
         &self,
-        upstream: &Upstream,
+        origins: &Origins,
         repository: &Repository,
         reference: &Reference,
         accept: &Accept,
     ) -> Fetched {
         let failed = |error| PullError::from_upstream(&error, RequestedContent::Manifest);
-        let answer = upstream
-            .manifest_as(&repository.name, reference, accept)
+        let answer = origins
+            .manifest(&repository.name, reference, accept)
             .await
             .map_err(failed)?;
         let judged = media_type::judge(&answer.document, answer.media_type.as_deref());

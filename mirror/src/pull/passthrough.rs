@@ -16,12 +16,13 @@ use crate::digest::{Algorithm, Digest, Hasher};
 use crate::fill::inflight::Inflight;
 use crate::fill::{Cut, Fill, HELD_BACK, Phase, Turn};
 use crate::name::Repository;
+use crate::origins::Origins;
 use crate::pull_error::{PullError, RequestedContent};
-use crate::upstream::{BlobAnswer, Error, Upstream};
+use crate::upstream::{BlobAnswer, Error};
 
-/// A request for a blob, with its upstream.
+/// A request for a blob, with its origins.
 pub(crate) struct BlobRequest<'a> {
-    pub(crate) upstream: Arc<Upstream>,
+    pub(crate) origins: Origins,
     pub(crate) repository: &'a Repository,
     pub(crate) digest: &'a Digest,
     /// The generation of the credential when the request arrived, to which the response applies.
@@ -42,14 +43,14 @@ pub(crate) struct PassThrough {
 
 impl<'a> BlobRequest<'a> {
     pub(crate) fn new(
-        upstream: Arc<Upstream>,
+        origins: Origins,
         repository: &'a Repository,
         digest: &'a Digest,
         client: ClientAddress,
     ) -> Self {
-        let generation = upstream.credential_generation();
+        let generation = origins.credential_generation();
         Self {
-            upstream,
+            origins,
             repository,
             digest,
             generation,
@@ -58,7 +59,7 @@ impl<'a> BlobRequest<'a> {
     }
 
     async fn ask(&self, from: u64, until: Option<u64>) -> Result<BlobAnswer, Error> {
-        self.upstream
+        self.origins
             .blob_past_the_cache(&self.repository.name, self.digest, from, until)
             .await
     }
@@ -132,7 +133,7 @@ pub(crate) async fn to_the_end(
     part: Option<Range<u64>>,
 ) -> Result<PassThrough, PullError> {
     let answer = match ready {
-        Some(answer) => request.upstream.past_the_cache(answer).await,
+        Some(answer) => request.origins.past_the_cache(answer).await,
         None => request.ask(0, None).await,
     };
     let answer = answer.map_err(|error| PullError::from_upstream(&error, RequestedContent::Blob))?;

@@ -114,15 +114,15 @@ impl Pull {
             let (pull, key) = (Arc::clone(self), key.clone());
             async move {
                 let _turn = turn;
-                let upstream = pull.origin(&key.0).map_err(|failure| Error::Unavailable {
+                let origins = pull.origins(&key.0).map_err(|failure| Error::Unavailable {
                     what: failure.to_string(),
                 })?;
-                let generation = upstream.credential_generation();
-                let list = upstream.referrers(&key.0.name, &key.1).await;
+                let generation = origins.credential_generation();
+                let list = origins.referrers(&key.0.name, &key.1).await;
                 let said = list
                     .as_ref()
                     .map_err(|error| PullError::from_upstream(error, RequestedContent::Manifest));
-                pull.record_verdict((&upstream, generation), &key.0, None, &said);
+                pull.record_verdict((&origins, generation), &key.0, None, &said);
                 let list = list?;
                 if let Some(list) = &list {
                     let known = pull.referrers.0.cache(&key.0.host);

@@ -60,11 +60,11 @@ impl Pull {
         peer: &str,
     ) -> Result<Page, PullError> {
         let failed = |error| PullError::from_upstream(&error, RequestedContent::Tags);
-        let upstream = self.origin(repository)?;
+        let origins = self.origins(repository)?;
         let _turn = self.turn(repository, ClientAddress::from_peer(peer)).await?;
-        let generation = upstream.credential_generation();
-        let answer = upstream.tags(&repository.name, query).await.map_err(failed);
-        self.record_verdict((&upstream, generation), repository, None, &answer);
+        let generation = origins.credential_generation();
+        let answer = origins.tags(&repository.name, query).await.map_err(failed);
+        self.record_verdict((&origins, generation), repository, None, &answer);
         let answer = answer?;
         let page = Page {
             names: answer.tags,
