@@ -21,6 +21,10 @@ e2e: ## image, chart and a mirror on a real node that pulls through it (root)
 e2e-day2: ## the same during a year's events of a cluster: how long pulls fail, printed and bounded (root)
 	@scripts/e2e day_two
 
+docs: ## the documentation site in target/site, its links checked
+	@scripts/docs
+	@cargo test --locked --quiet -p tests --test docs
+
 lint: ## formatting, clippy, unused dependencies, licences
 	@scripts/lint
 
@@ -73,4 +77,4 @@ install: ## build the programs and put them into PREFIX/bin (default: cargo's)
 	cargo install --locked --path mirror $(if $(PREFIX),--root $(PREFIX))
 	cargo install --locked --path operator $(if $(PREFIX),--root $(PREFIX))
 
-.PHONY: help demo demo-cluster test e2e e2e-day2 lint bench bench-quick bench-day bench-million bench-docs profile count fuzz coverage generate image cluster-up cluster-down install
+.PHONY: help demo demo-cluster test e2e e2e-day2 docs lint bench bench-quick bench-day bench-million bench-docs profile count fuzz coverage generate image cluster-up cluster-down install
