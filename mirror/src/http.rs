@@ -9,6 +9,7 @@ mod failures;
 mod headers;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod invariants;
+mod peer;
 pub mod route;
 mod span;
 
@@ -28,8 +29,10 @@ use connection::SendfileQueue;
 use endpoints::{blobs, manifests, referrers, tags};
 use error::RegistryError;
 use failures::{Failed, FailureLog, Kind};
+pub use peer::Peer;
 use route::Route;
 
+use crate::client_table::ClientTable;
 use crate::digest::Digest;
 use crate::health::Health;
 use crate::metrics::{Metrics, Outcome};
@@ -62,6 +65,7 @@ struct App {
     settings: Settings,
     metrics: Metrics,
     failures: FailureLog,
+    clients: ClientTable,
 }
 
 /// A request as the endpoints read it.
@@ -86,23 +90,6 @@ struct EndpointResponse {
     digest: Option<Digest>,
 }
 
-/// The remote peer of a connection.
-#[derive(Clone)]
-pub struct Peer {
-    /// `address:port`, or `unix`.
-    name: Arc<str>,
-    /// The queue of parts that the kernel sends, if the connection supports sendfile.
-    sendfile: Option<SendfileQueue>,
-}
-
-impl Peer {
-    /// Returns a peer whose connection does not support sendfile.
-    pub fn named(name: &str) -> Self {
-        let (name, sendfile) = (name.into(), None);
-        Self { name, sendfile }
-    }
-}
-
 /// The service that answers requests; clones share their state.
 ///
 /// Connections call it directly: a router and its boxed futures would cost each hit as much as finding the file.
@@ -118,11 +105,17 @@ pub fn service(pull: Arc<Pull>, settings: Settings, metrics: Metrics) -> Service
         settings,
         metrics,
         failures: FailureLog::default(),
+        clients: ClientTable::default(),
     });
     Service { app }
 }
 
 impl Service {
+    /// Returns the clients of all requests.
+    pub(crate) fn clients(&self) -> ClientTable {
+        self.app.clients.clone()
+    }
+
     /// Returns the response to a request; no endpoint reads a request body.
     pub async fn answer(self, request: Parts, peer: &Peer) -> http::Response<RecordedBody> {
         let app = self.app;
@@ -152,7 +145,12 @@ impl Service {
                 .or_else(|error| redirect(&request.uri, &app.settings.prefix).ok_or(error)),
         };
         let response = match result {
-            Ok(response) => response.with_origin(),
+            Ok(response) => {
+                if let Some(repository) = &response.repository {
+                    peer.record_pull(&app.clients, &repository.host);
+                }
+                response.with_origin()
+            }
             Err(error) => context.on_error(&route, error, &record),
         };
         let response = with_common_headers(response, &app.settings.headers, &record.id);

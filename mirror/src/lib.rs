@@ -6,6 +6,7 @@ pub mod admin;
 mod block_reader;
 pub mod cli;
 mod client_address;
+mod client_table;
 pub mod clock;
 pub mod config;
 pub mod credential;

@@ -124,14 +124,8 @@ impl Server {
             max_connections: descriptors::max_connections(config.http.max_connections),
         };
         let lame_duck = config.http.lame_duck;
-        let state = Arc::new(ServerState::new(
-            config,
-            store,
-            metrics,
-            health,
-            users.clone(),
-            &upstreams,
-        ));
+        let state = ServerState::new(config, store, metrics, health, users.clone(), &upstreams);
+        let state = Arc::new(state.with_clients(service.clients()));
         let admin = admin.map(|(listener, path)| (listener, admin::service(state.clone(), path.as_deref())));
         Ok(Self {
             listener,

@@ -1,5 +1,9 @@
 //! `/status`: what a server says of itself.
 
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::credentials::Report;
@@ -26,6 +30,27 @@ pub struct Status {
     pub upstreams: Vec<UpstreamStatus>,
     /// The cache.
     pub cache: CacheStatus,
+    /// The clients that pulled in the last 24 hours, by address.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub clients: Vec<ClientStatus>,
+}
+
+/// A client of a server.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ClientStatus {
+    /// The address of its connections.
+    pub address: IpAddr,
+    /// The time of its last pull from each upstream, to a minute.
+    pub last_pulls: BTreeMap<String, Timestamp>,
+}
+
+impl ClientStatus {
+    /// Returns the address with the time of its last pull from any upstream.
+    pub fn last_pull(&self) -> Option<(IpAddr, Timestamp)> {
+        let last = self.last_pulls.values().max()?;
+        Some((self.address, *last))
+    }
 }
 
 /// One upstream.

@@ -180,8 +180,8 @@ impl Accepted {
                 stream.set_nodelay(true)?;
                 let stream = SendfileStream::new(TcpStream::from_std(stream)?);
                 let peer = Peer {
-                    name: peer.to_string().into(),
                     sendfile: Some(stream.queue()),
+                    ..Peer::named(&peer.to_string())
                 };
                 Ok(Connection {
                     socket: Socket::Tcp(stream),

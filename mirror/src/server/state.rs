@@ -5,10 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use jiff::Timestamp;
 use parking_lot::{Mutex, MutexGuard};
 
 use super::upstream_set::{UpstreamHandle, UpstreamSet};
 use crate::admin::{AdminState, CacheStatus, Status, UpstreamStatus};
+use crate::client_table::ClientTable;
 use crate::config::Config;
 use crate::credentials::CredentialState;
 use crate::health::Health;
@@ -25,6 +27,7 @@ pub(super) struct ServerState {
     started: Instant,
     draining: AtomicBool,
     current: Mutex<Current>,
+    clients: ClientTable,
 }
 
 /// The part of the state that reloads replace.
@@ -58,7 +61,13 @@ impl ServerState {
                 error: String::new(),
                 handles: upstreams.handles().into(),
             }),
+            clients: ClientTable::default(),
         }
+    }
+
+    /// Reports these clients.
+    pub(super) fn with_clients(self, clients: ClientTable) -> Self {
+        Self { clients, ..self }
     }
 
     pub(super) fn current(&self) -> MutexGuard<'_, Current> {
@@ -153,6 +162,7 @@ impl AdminState for ServerState {
                 blobs: usage.blobs,
                 full: usage.full,
             },
+            clients: self.clients.report(Timestamp::now()),
         }
     }
 }

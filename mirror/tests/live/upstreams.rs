@@ -200,3 +200,38 @@ async fn trust_admits_realm_of_distributions_upstream(
     let body = String::from_utf8_lossy(&body).into_owned();
     assert_eq!(body.contains(hint), status == 403, "{body}");
 }
+
+/// `/status` has the address of a client that pulled with the time of its last pull from each upstream, and no client
+/// that only asked for something else.
+#[tokio::test]
+async fn status_lists_clients_with_their_last_pulls() {
+    let hub = Hub::start().await;
+    let (_, layers) = hub.push_image("app", "v1", &[b"layer"]);
+    let served = before(&hub).await;
+    let get = async |ip: &str, path: String| {
+        let client = reqwest::Client::builder()
+            .local_address(Some(ip.parse().unwrap()))
+            .build()
+            .unwrap();
+        let url = format!("http://{}{path}", served.address);
+        client.get(url).send().await.unwrap().status().as_u16()
+    };
+    assert_eq!(get("127.0.0.4", "/v2/".to_owned()).await, 200);
+    assert_eq!(get("127.0.0.4", "/v2/app/manifests/none".to_owned()).await, 404);
+    assert!(served.status().await.get("clients").is_none());
+    for ip in ["127.0.0.2", "127.0.0.3"] {
+        assert_eq!(get(ip, format!("/v2/app/blobs/{}", layers[0])).await, 200);
+    }
+    let status = served.status().await;
+    let clients = status["clients"].as_array().unwrap();
+    let addresses: Vec<_> = clients.iter().map(|client| client["address"].clone()).collect();
+    assert_eq!(addresses, ["127.0.0.2", "127.0.0.3"]);
+    for client in clients {
+        let pulls = client["lastPulls"].as_object().unwrap();
+        let last: jiff::Timestamp = pulls.values().next().unwrap().as_str().unwrap().parse().unwrap();
+        assert!(
+            pulls.len() == 1 && jiff::Timestamp::now().duration_since(last).as_secs() < 60,
+            "{client}"
+        );
+    }
+}

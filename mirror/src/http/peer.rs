@@ -1,0 +1,37 @@
+//! The remote peer of a connection.
+
+use std::sync::Arc;
+
+use super::connection::SendfileQueue;
+use crate::client_table::{ClientTable, ConnectionClient};
+use crate::name::Host;
+
+/// The remote peer of a connection.
+#[derive(Clone)]
+pub struct Peer {
+    /// `address:port`, or `unix`.
+    pub(super) name: Arc<str>,
+    /// The queue of parts that the kernel sends, if the connection supports sendfile.
+    pub(super) sendfile: Option<SendfileQueue>,
+    /// The client in the table of clients; `None` for unix sockets.
+    pub(super) client: Option<Arc<ConnectionClient>>,
+}
+
+impl Peer {
+    /// Returns a peer whose connection does not support sendfile.
+    pub fn named(name: &str) -> Self {
+        let client = name.parse().ok().map(ConnectionClient::new);
+        Self {
+            name: name.into(),
+            sendfile: None,
+            client: client.map(Arc::new),
+        }
+    }
+
+    /// Records that the client pulled from an upstream.
+    pub(super) fn record_pull(&self, clients: &ClientTable, upstream: &Host) {
+        if let Some(client) = &self.client {
+            clients.record(client, upstream);
+        }
+    }
+}
