@@ -84,6 +84,44 @@ const ADVICE: &[(Reason, &str)] = &[
         Reason::NotYetValid,
         "store a certificate in the Secret that is valid now; servers load it without a restart",
     ),
+    (
+        Reason::AgentAbsent,
+        "enable the node agent of the chart (nodeAgent.enabled), or set nodeConfiguration.mode to Publish and copy the \
+         files",
+    ),
+    (
+        Reason::AgentUnresponsive,
+        "check the Pods of the agent and that the operator can reach their port; agent and operator need the same version",
+    ),
+    (
+        Reason::NotManaged,
+        "add the mirror's namespace to those of the agent (nodeAgent.namespaces)",
+    ),
+    (
+        Reason::Conflict,
+        "remove the file that the agent reports, or the registry from the other mirror",
+    ),
+    (
+        Reason::ConfigPathMissing,
+        "set config_path = \"/etc/containerd/certs.d\" in containerd's configuration and restart containerd",
+    ),
+    (
+        Reason::InlineMirrors,
+        "move registry.mirrors and registry.configs of containerd's configuration into hosts.toml files, set config_path, \
+         and restart containerd",
+    ),
+    (
+        Reason::ReadOnly,
+        "mount the directory writable into the agent's Pod, or configure these nodes with registry-mirror node-config",
+    ),
+    (
+        Reason::Unsupported,
+        "configure these nodes with registry-mirror node-config, or exclude them from the agent's DaemonSet",
+    ),
+    (
+        Reason::Bypassed,
+        "check that the mirror answers at status.endpoint.url from these nodes; they return to it by themselves",
+    ),
     (Reason::PausedBySpec, "set spec.paused to false to continue"),
     (
         Reason::ManagedByAnother,
@@ -116,6 +154,7 @@ mod tests {
             Reason::CredentialsAccepted,
             Reason::Reachable,
             Reason::VolumeReady,
+            Reason::AllNodesConfigured,
             Reason::Resizing,
             Reason::CertificateReady,
             Reason::ScaledToZero,

@@ -50,6 +50,8 @@ names! {
         StorageReady,
         /// There is a certificate to serve with.
         TLSReady,
+        /// Each node with an agent pulls through the mirror. Not part of Ready.
+        NodesConfigured,
         /// Nothing is changed for now.
         Paused,
         /// Two operators cover the mirror's namespace.
@@ -130,6 +132,26 @@ names! {
         Expired,
         /// TLSReady is False: the certificate is not valid yet.
         NotYetValid,
+        /// NodesConfigured: the container runtime of each node has the files.
+        AllNodesConfigured,
+        /// NodesConfigured is False: no agent runs.
+        AgentAbsent,
+        /// NodesConfigured is False: a file of another program, or another mirror, decides about a registry on a node.
+        Conflict,
+        /// NodesConfigured is False: containerd is not configured to read the files.
+        ConfigPathMissing,
+        /// NodesConfigured is False: containerd's configuration names mirrors itself.
+        InlineMirrors,
+        /// NodesConfigured is False: an agent can't change the directory.
+        ReadOnly,
+        /// NodesConfigured is False: an agent can't configure the container runtime of a node.
+        Unsupported,
+        /// NodesConfigured is False: an agent does not manage the mirror.
+        NotManaged,
+        /// NodesConfigured is False: an agent does not answer the operator, or its report is not readable.
+        AgentUnresponsive,
+        /// NodesConfigured is False: the mirror does not answer on a node, which pulls from the registries.
+        Bypassed,
         /// Paused, as the spec asks.
         PausedBySpec,
         /// OperatorConflict: another operator manages the mirror, and the one that reports it changes nothing.
@@ -256,6 +278,26 @@ pub const SAID: &[(ConditionType, Truth, &[Reason])] = &[
             Reason::Malformed,
             Reason::Expired,
             Reason::NotYetValid,
+        ],
+    ),
+    (
+        ConditionType::NodesConfigured,
+        Truth::True,
+        &[Reason::AllNodesConfigured],
+    ),
+    (
+        ConditionType::NodesConfigured,
+        Truth::False,
+        &[
+            Reason::AgentAbsent,
+            Reason::Conflict,
+            Reason::ConfigPathMissing,
+            Reason::InlineMirrors,
+            Reason::ReadOnly,
+            Reason::Unsupported,
+            Reason::NotManaged,
+            Reason::AgentUnresponsive,
+            Reason::Bypassed,
         ],
     ),
     (ConditionType::Paused, Truth::True, &[Reason::PausedBySpec]),

@@ -50,13 +50,17 @@ pub struct RegistryMirrorStatus {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub storage: Option<StorageStatus>,
 
+    /// The nodes, with nodeConfiguration.mode Manage.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nodes: Option<NodesStatus>,
+
     /// The version of the servers that run.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 128))]
     pub server_version: Option<String>,
 
-    /// Ready, Accepted, Available, Progressing, CredentialsValid, UpstreamReachable, StorageReady, TLSReady, Paused,
-    /// OperatorConflict; one that does not apply is absent.
+    /// Ready, Accepted, Available, Progressing, CredentialsValid, UpstreamReachable, StorageReady, TLSReady, NodesConfigured,
+    /// Paused, OperatorConflict; one that does not apply is absent.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
@@ -143,6 +147,31 @@ pub struct CredentialsStatus {
     /// The time at which the last replica loaded the current version.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_rotation_time: Option<Time>,
+}
+
+/// The numbers of nodes, as their agents report.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct NodesStatus {
+    /// The nodes with an agent.
+    #[serde(default)]
+    pub total: i32,
+
+    /// The nodes whose container runtime has the files.
+    #[serde(default)]
+    pub configured: i32,
+
+    /// The nodes that pull from the registries, because the mirror does not answer there.
+    #[serde(default)]
+    pub bypassed: i32,
+
+    /// The nodes that can't be configured, or whose agent does not answer. The condition NodesConfigured names some.
+    #[serde(default)]
+    pub failing: i32,
+
+    /// The nodes that pulled through the mirror in the last 24 hours.
+    #[serde(default)]
+    pub pulling: i32,
 }
 
 /// The storage of a mirror.

@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{mirror_key::MirrorKey, node_config::NodeRoot};
 
+mod addresses;
 mod breaker;
 mod detect;
 mod hosts_directory;

@@ -29,6 +29,7 @@ use crate::{
     desired::{self, Release},
     metrics::Metrics,
     mirror_key::MirrorKey,
+    node_poller::NodePoller,
     observed::Observed,
     replica_poller::ReplicaPoller,
     rollout::ScopeRollout,
@@ -76,13 +77,23 @@ impl Controller {
         recorder: Recorder,
         metrics: Arc<Metrics>,
         rollout: ScopeRollout,
+        nodes: &Arc<NodePoller>,
     ) -> Self {
         let (cache, writers) = ObjectCache::new();
         let writer = Writer::default();
         let mirrors = writer.as_reader();
-        let (poller, reports) = ReplicaPoller::new(Arc::clone(&cache));
+        let (nodes, summaries) = nodes.handle();
+        let (poller, reports) = ReplicaPoller::new(Arc::clone(&cache), nodes.clone());
         let cluster = Cluster::new(client.clone(), Arc::clone(&cache));
-        let context = Context::new(cluster, recorder, settings, rollout.handle, poller, metrics);
+        let context = Context::new(
+            cluster,
+            recorder,
+            settings,
+            rollout.handle,
+            poller,
+            nodes,
+            metrics,
+        );
         let context = Arc::new(context);
         let events = Arc::clone(&context);
         context.metrics.add_mirrors(mirrors.clone());
@@ -94,6 +105,7 @@ impl Controller {
             triggers::references(client, scope, &relist, &context.references).boxed(),
             all.boxed(),
             reports.boxed(),
+            summaries.boxed(),
             rollout.wakeups,
         ]);
         Self {
@@ -318,6 +330,7 @@ async fn update_status(
     let status = status::compute(mirror, &before, outcome, &observed, observed.at);
     let is_pending = status::is_pending(&status) || outcome.is_reload_pending();
     context.poller.track(mirror, &observed, is_pending);
+    context.nodes.track(mirror);
     if status != before {
         let client = context.cluster.client();
         status::write::write(client, &context.written, mirror, &status)

@@ -12,11 +12,13 @@ use k8s_openapi::{
 use crate::quantity::amount;
 
 mod configuration;
+mod nodes;
 mod server;
 mod template_source;
 mod validity;
 
 pub use configuration::{Configuration, Text};
+pub use nodes::{FaultyNodes, NodeSummary};
 pub use server::{PollResult, Server, ServerReport, UpstreamReport};
 pub use template_source::PodTemplateSource;
 pub use validity::Validity;
@@ -40,6 +42,8 @@ pub struct Observed {
     pub existing_claim: Option<ExistingClaim>,
     /// The Pods that run servers, with the reports of the servers.
     pub servers: Vec<Server>,
+    /// The nodes, if agents manage the mirror and were polled.
+    pub nodes: Option<NodeSummary>,
     /// The validity of the certificate that servers have; read only if the outcome of the reconcile has none.
     pub certificate: Option<Validity>,
     /// The time of the observation.

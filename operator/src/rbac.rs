@@ -96,3 +96,10 @@ pub const LEASE_CREATION: &[Rule] = &[Rule {
     resources: &["leases"],
     verbs: &["create"],
 }];
+
+/// In the namespace of the node agents, if the operator polls them.
+pub const ON_AGENTS: &[Rule] = &[Rule {
+    group: "discovery.k8s.io",
+    resources: &["endpointslices"],
+    verbs: &["list", "watch"],
+}];

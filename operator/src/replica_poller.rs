@@ -8,24 +8,17 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
 use crds::RegistryMirror;
 use futures::{
     Stream, StreamExt,
     channel::mpsc::{UnboundedSender, unbounded},
     stream,
 };
-use http::{StatusCode, Uri};
-use http_body_util::{BodyExt, Empty, Limited};
-use hyper_util::{
-    client::legacy::{Client, connect::HttpConnector},
-    rt::TokioExecutor,
-};
 use mirror::admin::Status;
 use parking_lot::Mutex;
 use tokio::{
     sync::Semaphore,
-    time::{Instant, MissedTickBehavior, interval, timeout},
+    time::{Instant, MissedTickBehavior, interval},
 };
 
 use crate::{
@@ -36,15 +29,13 @@ use crate::{
     },
     desired::ADMIN_PORT,
     mirror_key::MirrorKey,
+    node_poller::NodePollerHandle,
     observed::{Observed, PollResult, Server, ServerReport},
+    status_client::StatusClient,
 };
 
 /// The interval at which due mirrors are looked up.
 const TICK: Duration = Duration::from_millis(250);
-/// The time limit of a request; a report has a few kilobytes.
-const TIMEOUT: Duration = Duration::from_secs(3);
-/// The maximum size of a report.
-const MAX_REPORT_BYTES: usize = 1 << 20;
 /// The maximum number of mirrors that are polled at the same time.
 const MAX_MIRRORS: usize = 32;
 /// The maximum number of replicas of a mirror that are polled at the same time.
@@ -63,7 +54,8 @@ const LONG: Duration = Duration::from_secs(30);
 /// Polls the replicas of all mirrors of a scope.
 pub struct ReplicaPoller {
     cache: Arc<ObjectCache>,
-    client: Client<HttpConnector, Empty<Bytes>>,
+    client: StatusClient,
+    nodes: NodePollerHandle,
     mirrors: Mutex<HashMap<MirrorKey, PollState>>,
     changed: UnboundedSender<MirrorKey>,
     permits: Arc<Semaphore>,
@@ -88,15 +80,15 @@ struct LastReport {
 
 impl ReplicaPoller {
     /// Creates a poller, and the stream of its triggers.
-    pub fn new(cache: Arc<ObjectCache>) -> (Arc<Self>, impl Stream<Item = Trigger> + Send + use<>) {
+    pub fn new(
+        cache: Arc<ObjectCache>,
+        nodes: NodePollerHandle,
+    ) -> (Arc<Self>, impl Stream<Item = Trigger> + Send + use<>) {
         let (changed, receiver) = unbounded();
-        let mut connector = HttpConnector::new();
-        connector.set_connect_timeout(Some(TIMEOUT));
         let poller = Self {
             cache,
-            client: Client::builder(TokioExecutor::new())
-                .pool_max_idle_per_host(0)
-                .build(connector),
+            client: StatusClient::default(),
+            nodes,
             mirrors: Mutex::default(),
             changed,
             permits: Arc::new(Semaphore::new(MAX_MIRRORS)),
@@ -173,12 +165,13 @@ impl ReplicaPoller {
 
     async fn poll(&self, mirror: MirrorKey) {
         let servers = self.cache.servers(&mirror.namespace, &mirror.name);
-        let reports = stream::iter(servers)
+        let reports: Vec<_> = stream::iter(servers)
             .map(|server| async move {
-                let report = self.report(&server).await;
-                (server.uid, report)
+                let status = self.status(&server).await;
+                (server.uid, status)
             })
             .buffer_unordered(MAX_REPLICAS)
+            .map(|(uid, status)| (uid, status.map(|status| self.record(&mirror, status))))
             .collect()
             .await;
         if let Some(state) = self.mirrors.lock().get_mut(&mirror)
@@ -190,27 +183,17 @@ impl ReplicaPoller {
     }
 
     /// Requests the report of a server; `None` if there is no valid one.
-    async fn report(&self, server: &Server) -> Option<ServerReport> {
+    async fn status(&self, server: &Server) -> Option<Status> {
         let address = SocketAddr::new(server.address, ADMIN_PORT);
-        let uri = Uri::builder()
-            .scheme("http")
-            .authority(address.to_string())
-            .path_and_query("/status");
-        let request = async {
-            let response = self.client.get(uri.build().ok()?).await.ok()?;
-            if response.status() != StatusCode::OK {
-                return None;
-            }
-            let body = Limited::new(response.into_body(), MAX_REPORT_BYTES)
-                .collect()
-                .await;
-            serde_json::from_slice::<Status>(&body.ok()?.to_bytes()).ok()
-        };
-        let status = timeout(TIMEOUT, request).await.ok().flatten();
-        if status.is_none() {
-            tracing::debug!(pod = server.pod, %address, "no response from the admin port");
-        }
-        status.map(ServerReport::from)
+        self.client.report(address).await
+    }
+
+    /// Passes the clients of a server on, and returns the part of its report that a reconcile reads.
+    fn record(&self, mirror: &MirrorKey, mut status: Status) -> ServerReport {
+        let clients = std::mem::take(&mut status.clients);
+        let last_pulls = clients.into_iter().filter_map(|client| client.last_pull());
+        self.nodes.add_clients(mirror, last_pulls);
+        status.into()
     }
 }
 

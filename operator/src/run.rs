@@ -8,7 +8,7 @@ use kube::{
     runtime::events::{Recorder, Reporter},
 };
 use mirror::clock::Clock;
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use crate::{
     admin_server::Health,
@@ -16,6 +16,7 @@ use crate::{
     cluster::Scope,
     controller::{self, Controller, Settings},
     desired::Release,
+    node_poller::{AgentService, NodePoller},
     policy::Policy,
     rollout::{Rollout, RolloutConfig},
 };
@@ -39,6 +40,8 @@ pub struct Options {
     pub upgrades: RolloutConfig,
     /// The limits of specs.
     pub policy: Policy,
+    /// The Service of the node agents, if there are any.
+    pub agent_service: Option<AgentService>,
 }
 
 impl Default for Options {
@@ -53,6 +56,7 @@ impl Default for Options {
             resync: controller::RESYNC,
             upgrades: RolloutConfig::default(),
             policy: Policy::default(),
+            agent_service: None,
         }
     }
 }
@@ -62,6 +66,7 @@ pub async fn run(client: Client, options: Options, health: Health, shutdown: Can
     let recorder = Recorder::new(client.clone(), Reporter::from("registry-mirror"));
     let scopes = scopes(&options.namespaces);
     let rollouts = Rollout::per_scope(&scopes, options.upgrades, &health.metrics);
+    let nodes = NodePoller::new(options.agent_service.clone());
     let controllers: Vec<_> = scopes
         .iter()
         .zip(rollouts)
@@ -75,10 +80,12 @@ pub async fn run(client: Client, options: Options, health: Health, shutdown: Can
                 policy: options.policy.clone(),
             };
             let (recorder, metrics) = (recorder.clone(), health.metrics.clone());
-            Controller::new(&client, scope, settings, recorder, metrics, rollout)
+            Controller::new(&client, scope, settings, recorder, metrics, rollout, &nodes)
         })
         .collect();
     let synced = join_all(controllers.iter().map(Controller::synced));
+    let polling = async move { nodes.run(client).await };
+    let _polling = AbortOnDropHandle::new(tokio::spawn(polling));
     let ready = async move {
         synced.await;
         tracing::info!("every watch has listed; the operator reconciles mirrors");

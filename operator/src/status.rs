@@ -21,6 +21,7 @@ mod certificate;
 pub mod conditions;
 mod credentials;
 pub mod events;
+mod nodes;
 mod progress;
 mod storage;
 mod upstreams;
@@ -162,6 +163,7 @@ pub fn compute(
         endpoint: endpoint(mirror, before, outcome, observed),
         upstreams: upstream_statuses(mirror, before, outcome, observed),
         storage: capacity(observed.all_claims()),
+        nodes: nodes::counts(mirror, before, observed),
         server_version: server_version(before, observed),
         conditions: conditions::compute(mirror, generation, &before.conditions, outcome, observed, now),
     }

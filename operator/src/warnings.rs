@@ -3,8 +3,12 @@
 use std::net::Ipv6Addr;
 
 use crds::{
-    RegistryMirror, Upstream, access::AccessMode, node_configuration::Fallback, service::ServiceType,
-    storage::StorageType, tls::TlsMode,
+    RegistryMirror, Upstream,
+    access::AccessMode,
+    node_configuration::{Fallback, NodeConfigurationMode},
+    service::ServiceType,
+    storage::StorageType,
+    tls::TlsMode,
 };
 use serde::Serialize;
 use url::{Host, Url};
@@ -52,6 +56,7 @@ pub fn find(mirror: &RegistryMirror, server_image: &str) -> Vec<Warning> {
     warnings.extend(
         [
             own_image(mirror, server_image),
+            agent_image(mirror, server_image),
             open_credentials(mirror),
             open_to_the_world(mirror),
             passwords_in_clear_text(mirror),
@@ -97,13 +102,8 @@ fn own_image(mirror: &RegistryMirror, server_image: &str) -> Option<Warning> {
     let nodes = &mirror.spec.node_configuration;
     let image = mirror.spec.pod.image.as_deref().unwrap_or(server_image);
     let registry = registry_of(image);
-    let through_itself = mirror
-        .spec
-        .upstreams
-        .iter()
-        .any(|upstream| upstream.host == registry);
-    let is_at_risk = nodes.mode.is_published() && nodes.fallback == Fallback::Never && through_itself;
-    is_at_risk.then(|| {
+    let is_at_risk = nodes.mode.is_published() && nodes.fallback == Fallback::Never;
+    (is_at_risk && has_upstream(mirror, registry)).then(|| {
         Warning::new(
             "own-image-through-itself",
             "spec.nodeConfiguration.fallback",
@@ -114,6 +114,31 @@ fn own_image(mirror: &RegistryMirror, server_image: &str) -> Option<Warning> {
             "set fallback to Allow, or pod.image to an image of a registry that this mirror is not for",
         )
     })
+}
+
+/// Returns the warning that nodes pull the image of their agent through the mirror. The image is that of the operator.
+fn agent_image(mirror: &RegistryMirror, server_image: &str) -> Option<Warning> {
+    let nodes = &mirror.spec.node_configuration;
+    let registry = registry_of(server_image);
+    if nodes.mode != NodeConfigurationMode::Manage || !has_upstream(mirror, registry) {
+        return None;
+    }
+    let consequence = match nodes.fallback {
+        Fallback::Allow => "a pull of it waits for nodeConfiguration.dialTimeout while the mirror is down",
+        Fallback::Never => "a node can't pull it while the mirror is down",
+    };
+    let message = format!(
+        "the image of the node agent {server_image} comes from {registry}, and nodes ask the mirror for it: no agent runs yet \
+         to bypass a mirror that is down, and {consequence}"
+    );
+    let advice = "preload the image on nodes, or use an image of a registry that this mirror is not for";
+    let field = "spec.nodeConfiguration.mode";
+    Some(Warning::new("agent-image-through-mirror", field, message, advice))
+}
+
+fn has_upstream(mirror: &RegistryMirror, registry: &str) -> bool {
+    let mut upstreams = mirror.spec.upstreams.iter();
+    upstreams.any(|upstream| upstream.host == registry)
 }
 
 /// Returns the registry of an image, as container runtimes parse it: a first component that looks like a host.
@@ -266,6 +291,9 @@ mod tests {
     #[test_case(&json!({"upstreams": [{"host": "ghcr.io"}], "nodeConfiguration": {"fallback": "Never", "mode": "None"}})
         => Vec::<&str>::new(); "nothing is published")]
     #[test_case(&json!({"nodeConfiguration": {"fallback": "Never"}}) => Vec::<&str>::new(); "the image comes from elsewhere")]
+    #[test_case(&json!({"upstreams": [{"host": "ghcr.io"}], "nodeConfiguration": {"mode": "Manage"}})
+        => vec!["agent-image-through-mirror"]; "agents pull their image through the mirror")]
+    #[test_case(&json!({"nodeConfiguration": {"mode": "Manage"}}) => Vec::<&str>::new(); "image of agents comes from elsewhere")]
     #[test_case(&json!({"upstreams": [{"host": "docker.io"}], "nodeConfiguration": {"fallback": "Never"}, "pod": {"image": "me/mirror"}})
         => vec!["own-image-through-itself"]; "an image without a host is Docker Hub's")]
     #[test_case(&json!({"upstreams": [{"host": "quay.io", "credentialsSecretRef": {"name": "s"}}]})

@@ -14,7 +14,7 @@ use k8s_openapi::jiff::Timestamp;
 use mirror::admin::{CacheStatus, Status, UpstreamStatus};
 use mirror::credentials::Report;
 use operator::apply::{Applied, RefusedClaim};
-use operator::observed::{Claim, Observed, PollResult, Server, Validity, Workload};
+use operator::observed::{Claim, NodeSummary, Observed, PollResult, Server, Validity, Workload};
 use operator::status::{self, Acted, CertificateStatus, Outcome, Upgrade, UpstreamCredentials, Verdict};
 use operator::validate::Rejection;
 use operator::validate::credentials::Problem;
@@ -400,8 +400,43 @@ fn table() -> Vec<(Kind, Truth, Reason, Case)> {
             Reason::NotYetValid,
             certificate(61, None),
         ),
+        (
+            Kind::NodesConfigured,
+            Truth::True,
+            Reason::AllNodesConfigured,
+            nodes(None),
+        ),
+        on_node(Reason::AgentAbsent),
+        on_node(Reason::Conflict),
+        on_node(Reason::ConfigPathMissing),
+        on_node(Reason::InlineMirrors),
+        on_node(Reason::ReadOnly),
+        on_node(Reason::Unsupported),
+        on_node(Reason::NotManaged),
+        on_node(Reason::AgentUnresponsive),
+        on_node(Reason::Bypassed),
         (Kind::Paused, Truth::True, Reason::PausedBySpec, paused),
     ]
+}
+
+/// One node of two has a fault; none exists if there is no agent.
+fn on_node(reason: Reason) -> (Kind, Truth, Reason, Case) {
+    (Kind::NodesConfigured, Truth::False, reason, nodes(Some(reason)))
+}
+
+fn nodes(fault: Option<Reason>) -> Case {
+    let mut summary = NodeSummary::default();
+    if fault != Some(Reason::AgentAbsent) {
+        summary.add("node-1", None);
+        summary.add("node-2", fault);
+    }
+    Case {
+        observed: Observed {
+            nodes: Some(summary),
+            ..workload(1, 1)
+        },
+        ..serving()
+    }
 }
 
 /// What keeps a mirror from being ready.

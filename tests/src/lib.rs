@@ -4,6 +4,7 @@
 pub mod audit;
 pub mod binaries;
 pub mod control_plane;
+pub mod fake_agent;
 pub mod fake_kubelet;
 pub mod faults;
 pub mod image;

@@ -43,6 +43,8 @@ mod meddling;
 mod mutual_tls;
 #[path = "operator/node_files.rs"]
 mod node_files;
+#[path = "operator/nodes.rs"]
+mod nodes;
 #[path = "operator/platform.rs"]
 mod platform;
 #[path = "operator/pods.rs"]

@@ -49,7 +49,7 @@ impl Place {
         let (blob, digest) = runtime.block_on(fill(&store, &repository));
         Self {
             service: service(&store),
-            peer: Peer::named("bench"),
+            peer: Peer::named("192.0.2.1:4000"),
             blob: request(Method::GET, &format!("blobs/{blob}"), None),
             part: request(Method::GET, &format!("blobs/{blob}"), Some("bytes=1000-1999")),
             head: request(Method::HEAD, &format!("blobs/{blob}"), None),

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 use crate::node_config::NodeRoot;
@@ -39,7 +39,7 @@ const INLINE: &str = "containerd's configuration has registry.mirrors or registr
     move them into /etc/containerd/certs.d/HOST/hosts.toml, set config_path, and restart containerd";
 
 /// A container runtime, as the agent tells them apart.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum RuntimeKind {
     /// containerd.
@@ -53,6 +53,7 @@ pub enum RuntimeKind {
     /// CRI-O.
     Crio,
     /// None that the agent knows.
+    #[serde(other)]
     Unknown,
 }
 

@@ -1,19 +1,23 @@
 //! The report of a node, as JSON on the agent's port.
 
-use std::{collections::BTreeMap, io, sync::Arc};
+use std::{collections::BTreeMap, io, net::IpAddr, sync::Arc};
 
 use axum::{Json, Router, extract::State, http::StatusCode, routing::get};
+use crds::conditions::Reason;
 use k8s_openapi::jiff::Timestamp;
 use parking_lot::Mutex;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use super::detect::{Detection, RuntimeKind};
+use super::{
+    addresses,
+    detect::{Detection, RuntimeKind},
+};
 use crate::mirror_key::MirrorKey;
 
 /// The state of a mirror on a node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum NodeState {
     /// The node pulls through the mirror.
     Configured,
@@ -29,25 +33,47 @@ pub enum NodeState {
     ReadOnly,
     /// The runtime reads no `hosts.toml`.
     Unsupported,
+    /// A state of another version of the agent.
+    #[serde(other)]
+    Unknown,
+}
+
+impl NodeState {
+    /// Returns the reason for which the node does not pull through the mirror.
+    pub fn fault(self) -> Option<Reason> {
+        match self {
+            Self::Configured => None,
+            Self::Bypassed => Some(Reason::Bypassed),
+            Self::ConfigPathMissing => Some(Reason::ConfigPathMissing),
+            Self::InlineMirrors => Some(Reason::InlineMirrors),
+            Self::Conflict => Some(Reason::Conflict),
+            Self::ReadOnly => Some(Reason::ReadOnly),
+            Self::Unsupported => Some(Reason::Unsupported),
+            Self::Unknown => Some(Reason::AgentUnresponsive),
+        }
+    }
 }
 
 /// The report of a node.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct NodeReport {
     /// The version of the agent.
-    pub version: &'static str,
+    pub version: String,
     /// The name of the node.
     pub node: String,
     /// The container runtime.
     pub runtime: RuntimeKind,
     /// The directory of the runtime for `HOST/hosts.toml`.
     pub directory: Option<String>,
+    /// The addresses that servers see of the node: those of its network interfaces, except loopback and link-local ones.
+    #[serde(default)]
+    pub addresses: Vec<IpAddr>,
     /// Each mirror.
     pub mirrors: Vec<MirrorReport>,
 }
 
 /// The state of one mirror on a node.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MirrorReport {
     /// The namespace of the mirror.
     pub namespace: String,
@@ -99,10 +125,11 @@ impl Reporter {
             }
         });
         *report = Some(NodeReport {
-            version: env!("CARGO_PKG_VERSION"),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
             node: self.node.to_string(),
             runtime: detection.runtime,
             directory: detection.directory.as_ref().ok().map(|path| format!("/{path}")),
+            addresses: Vec::new(),
             mirrors: mirrors.collect(),
         });
     }
@@ -137,8 +164,8 @@ async fn ready(State(reporter): State<Reporter>) -> (StatusCode, &'static str) {
 }
 
 async fn status(State(reporter): State<Reporter>) -> Result<Json<NodeReport>, StatusCode> {
-    reporter
-        .current()
-        .map(Json)
-        .ok_or(StatusCode::SERVICE_UNAVAILABLE)
+    let mut report = reporter.current().ok_or(StatusCode::SERVICE_UNAVAILABLE)?;
+    let addresses = tokio::task::spawn_blocking(addresses::read).await;
+    report.addresses = addresses.unwrap_or_default();
+    Ok(Json(report))
 }

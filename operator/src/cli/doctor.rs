@@ -14,6 +14,7 @@ mod endpoint;
 mod evictions;
 mod installation;
 mod mirrors;
+mod nodes;
 mod permissions;
 mod policy;
 mod report;
@@ -24,6 +25,8 @@ const EXAMPLES: &str = "\
 Examples:
   registry-mirror doctor -A
       Check the cluster of the kubeconfig and every mirror in it
+  registry-mirror doctor -n mirrors --nodes
+      List also the nodes that agents configure, and those that pulled nothing
   registry-mirror doctor -n mirrors -o json
       Check the mirrors of one namespace, for a machine
   registry-mirror doctor --as system:serviceaccount:registry-mirror:registry-mirror
@@ -46,6 +49,9 @@ pub(super) struct DoctorArgs {
     /// Check the mirrors of every namespace
     #[arg(short = 'A', long)]
     all_namespaces: bool,
+    /// List the nodes of mirrors with mode Manage, with the state of each mirror and its last pull
+    #[arg(long, conflicts_with = "skip_mirrors")]
+    nodes: bool,
     /// Check the cluster and the operator only
     #[arg(long)]
     skip_mirrors: bool,
@@ -94,6 +100,9 @@ async fn examine(args: &DoctorArgs) -> Result<Vec<Finding>, Finding> {
     }
     if !args.skip_mirrors {
         findings.extend(mirrors::check(&client, &scope, &installations).await);
+    }
+    if args.nodes {
+        findings.extend(nodes::check(&client, &scope).await);
     }
     Ok(findings)
 }

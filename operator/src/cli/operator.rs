@@ -21,6 +21,7 @@ use crate::{
     controller,
     desired::{Platform, Release},
     lease::{Fence, Lease, Lost},
+    node_poller::AgentService,
     rollout::RolloutConfig,
     run::{self, Options},
 };
@@ -65,6 +66,9 @@ pub(super) struct OperatorArgs {
     /// Time in which a mirror has to become ready with a new version, such as `90s`: after it, the upgrade pauses
     #[arg(long, env = "UPGRADE_PROGRESS_DEADLINE", default_value_t = RolloutConfig::default().progress_deadline.into(), value_parser = above_zero, value_name = "DURATION")]
     upgrade_progress_deadline: GoDuration,
+    /// The headless Service of the node agents, as NAMESPACE/NAME. Absent: no node has an agent
+    #[arg(long, env = "AGENT_SERVICE", value_name = "NAMESPACE/NAME")]
+    agent_service: Option<AgentService>,
     #[command(flatten)]
     policy: PolicyArgs,
     /// The log level
@@ -151,6 +155,7 @@ fn options(args: OperatorArgs, name: String) -> Result<Options, Failure> {
                 .unwrap_or(RolloutConfig::default().progress_deadline),
         },
         policy: args.policy.policy()?,
+        agent_service: args.agent_service,
         ..Options::default()
     })
 }

@@ -82,6 +82,7 @@ impl ObjectCache {
             servers: self.servers(&namespace, &name),
             at: Timestamp::now(),
             existing_claim: None,
+            nodes: None,
             certificate: None,
         }
     }

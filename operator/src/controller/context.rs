@@ -20,6 +20,7 @@ use crate::{
     desired::Release,
     metrics::Metrics,
     mirror_key::MirrorKey,
+    node_poller::NodePollerHandle,
     observed::Observed,
     policy::Policy,
     replica_poller::ReplicaPoller,
@@ -52,6 +53,7 @@ pub(super) struct Context {
     pub(super) rollout: RolloutHandle,
     pub(super) references: Arc<ReferenceIndex>,
     pub(super) poller: Arc<ReplicaPoller>,
+    pub(super) nodes: NodePollerHandle,
     pub(super) written: Written,
     pub(super) leases: Leases,
     pub(super) retries: Retries,
@@ -67,6 +69,7 @@ impl Context {
         settings: Settings,
         rollout: RolloutHandle,
         poller: Arc<ReplicaPoller>,
+        nodes: NodePollerHandle,
         metrics: Arc<Metrics>,
     ) -> Self {
         Self {
@@ -76,6 +79,7 @@ impl Context {
             rollout,
             references: Arc::default(),
             poller,
+            nodes,
             written: Written::default(),
             leases: Leases::default(),
             retries: Retries::default(),
@@ -103,6 +107,7 @@ impl Context {
         let (key, uid) = (MirrorKey::from_object(stored), stored.uid().unwrap_or_default());
         self.references.remove(&key);
         self.poller.forget(&key);
+        self.nodes.forget(&key);
         self.rollout.rollout().remove(&key, self.settings.clock.now());
         self.written.remove(&uid);
         self.retries.forget(stored);
@@ -119,6 +124,7 @@ impl Context {
         let mut observed = observed.map_err(ReconcileError::Read)?;
         observed.at = self.settings.clock.now();
         self.poller.fill_in(mirror, &mut observed);
+        observed.nodes = self.nodes.summary(mirror);
         Ok(observed)
     }
 

@@ -9,7 +9,9 @@ use k8s_openapi::{
     jiff::{Timestamp, Unit},
 };
 
-use super::{Acted, Outcome, UpstreamCredentials, certificate, credentials, progress, storage, upstreams};
+use super::{
+    Acted, Outcome, UpstreamCredentials, certificate, credentials, nodes, progress, storage, upstreams,
+};
 use crate::{apply::Applied, observed::Observed, validate::Rejection};
 
 /// The new state of a condition.
@@ -53,11 +55,12 @@ pub fn compute(
         upstreams::condition(mirror, observed),
         storage::condition(mirror, outcome, observed),
         certificate::condition(outcome, observed, now),
+        nodes::condition(observed.nodes.as_ref()),
         paused(mirror),
     ];
     let said: Vec<_> = parts.iter().flatten().map(|saying| saying.kind).collect();
-    let kept =
-        kept(outcome, observed, before).filter(|kept| said.iter().all(|kind| kind.as_str() != kept.type_));
+    let kept = kept(mirror, outcome, observed, before)
+        .filter(|kept| said.iter().all(|kind| kind.as_str() != kept.type_));
     let context = Context {
         generation,
         before,
@@ -109,9 +112,10 @@ fn sorted(mut conditions: Vec<Condition>) -> Vec<Condition> {
     conditions
 }
 
-/// Returns the previous conditions that the outcome says nothing about, and those that only servers know while one is
-/// not polled yet. Conditions of other writers are dropped.
+/// Returns the previous conditions that the outcome says nothing about, and those that only servers or agents know while one
+/// is not polled yet. Conditions of other writers are dropped.
 fn kept<'a>(
+    mirror: &RegistryMirror,
     outcome: &Outcome,
     observed: &Observed,
     before: &'a [Condition],
@@ -128,6 +132,9 @@ fn kept<'a>(
     };
     if observed.has_unpolled() {
         kept.extend([ConditionType::Progressing, ConditionType::UpstreamReachable]);
+    }
+    if nodes::is_unpolled(mirror, observed) {
+        kept.push(ConditionType::NodesConfigured);
     }
     before
         .iter()

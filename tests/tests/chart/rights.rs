@@ -10,7 +10,7 @@ use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt};
 use operator::admin_server::Health;
 use operator::lease::{Fence, Lease};
-use operator::rbac::{BY_ADMISSION, LEASE_CREATION, ON_MIRRORS, ON_THE_LEASE, Rule};
+use operator::rbac::{BY_ADMISSION, LEASE_CREATION, ON_AGENTS, ON_MIRRORS, ON_THE_LEASE, Rule};
 use operator::run::{self, Options};
 use serde_json::{Value, json};
 use testbed::audit::Event;
@@ -306,7 +306,7 @@ fn every_permission_is_documented_with_a_reason() {
             documented.extend(verbs.split(", ").map(|verb| format!("{verb} {resource}")));
         }
     }
-    let granted = [ON_MIRRORS, ON_THE_LEASE, LEASE_CREATION].concat();
+    let granted = [ON_MIRRORS, ON_THE_LEASE, LEASE_CREATION, ON_AGENTS].concat();
     let granted: BTreeSet<_> = granted.iter().flat_map(of_rule).collect();
     assert_eq!(documented, granted);
 }

@@ -23,14 +23,14 @@ use crate::bench::{Bench, ephemeral, soon, with_credentials};
 use crate::pods::kubelet;
 
 /// What a run came to.
-struct Told {
+pub(crate) struct Told {
     code: i32,
     stdout: String,
     stderr: String,
 }
 
 impl Told {
-    fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         serde_json::from_str(&self.stdout)
             .unwrap_or_else(|error| panic!("{error}: {} {}", self.stdout, self.stderr))
     }
@@ -70,7 +70,7 @@ async fn doctor(kubeconfig: &Path, arguments: &[&str]) -> Told {
     }
 }
 
-async fn on(bench: &Bench, arguments: &[&str]) -> Told {
+pub(crate) async fn on(bench: &Bench, arguments: &[&str]) -> Told {
     let scope = ["-n", bench.namespace.name(), "-o", "json"];
     doctor(
         bench.control_plane.kubeconfig(),

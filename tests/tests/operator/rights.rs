@@ -8,7 +8,7 @@ use k8s_openapi::api::authorization::v1::{
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
 use kube::api::{ListParams, PostParams};
 use kube::{Api, Client};
-use operator::rbac::{LEASE_CREATION, ON_MIRRORS, ON_THE_LEASE, Rule};
+use operator::rbac::{LEASE_CREATION, ON_AGENTS, ON_MIRRORS, ON_THE_LEASE, Rule};
 use serde_json::{Value, json};
 use testbed::control_plane::skip_on_existing_cluster;
 
@@ -32,14 +32,34 @@ pub(crate) async fn grant(bench: &Bench, name: &str, subject: Value, client: &Cl
     let binding = json!({"metadata": {"name": name}, "roleRef": reference, "subjects": [subject]});
     bench.apply::<RoleBinding>(binding).await;
 
+    until_allowed(bench, client, "registrymirror.io", "registrymirrors").await;
+}
+
+/// Lets the operator find agents in the bench's namespace.
+pub(crate) async fn grant_agents(bench: &Bench) {
+    let rule =
+        |rule: &Rule| json!({"apiGroups": [rule.group], "resources": rule.resources, "verbs": rule.verbs});
+    let rules: Vec<_> = ON_AGENTS.iter().map(rule).collect();
+    bench
+        .apply::<Role>(json!({"metadata": {"name": "agents"}, "rules": rules}))
+        .await;
+    let reference = json!({"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "agents"});
+    let subject = json!({"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": bench.user});
+    let binding = json!({"metadata": {"name": "agents"}, "roleRef": reference, "subjects": [subject]});
+    bench.apply::<RoleBinding>(binding).await;
+    until_allowed(bench, &bench.client().await, "discovery.k8s.io", "endpointslices").await;
+}
+
+/// Waits until the API server lets a client watch a resource.
+async fn until_allowed(bench: &Bench, client: &Client, group: &str, resource: &str) {
     let reviews = Api::<SelfSubjectAccessReview>::all(client.clone());
     let review = SelfSubjectAccessReview {
         spec: SelfSubjectAccessReviewSpec {
             resource_attributes: Some(ResourceAttributes {
                 namespace: Some(bench.namespace.name().to_owned()),
                 verb: Some("watch".to_owned()),
-                group: Some("registrymirror.io".to_owned()),
-                resource: Some("registrymirrors".to_owned()),
+                group: Some(group.to_owned()),
+                resource: Some(resource.to_owned()),
                 ..ResourceAttributes::default()
             }),
             ..SelfSubjectAccessReviewSpec::default()

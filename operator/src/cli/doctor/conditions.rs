@@ -64,7 +64,7 @@ fn finding(subject: &str, condition: &Condition) -> Option<Finding> {
             Finding::warning(Check::Mirror, subject, text)
         }
         // These never take a mirror out of service.
-        ("UpstreamReachable", _) => Finding::warning(Check::Mirror, subject, text),
+        ("UpstreamReachable" | "NodesConfigured", _) => Finding::warning(Check::Mirror, subject, text),
         _ if condition.reason == Reason::ScaledToZero.as_str() => {
             Finding::warning(Check::Mirror, subject, text)
         }
@@ -94,6 +94,7 @@ fn in_words(condition: &Condition) -> &'static str {
         ("StorageReady", _) => "storage has a fault",
         ("TLSReady", "True") => "the certificate expires soon",
         ("TLSReady", _) => "there is no valid certificate",
+        ("NodesConfigured", _) => "some nodes do not pull through it",
         ("Paused", _) => "is paused",
         ("OperatorConflict", _) => "two operators cover its namespace",
         _ => "has a fault",

@@ -4,7 +4,7 @@ use crds::conditions::Reason;
 use k8s_openapi::api::apps::v1::Deployment;
 use kube::{Api, Client, ResourceExt, api::ListParams};
 
-use crate::{cli::policy, policy::Policy};
+use crate::{cli::policy, node_poller::AgentService, policy::Policy};
 
 use super::{
     error_message,
@@ -32,6 +32,8 @@ pub(super) struct Installation {
     pub(super) server_image: Option<String>,
     /// The namespaces that it looks after; none means all.
     pub(super) namespaces: Vec<String>,
+    /// The Service of the node agents that it polls, if there are any.
+    pub(super) agents: Option<AgentService>,
     /// The limits that it sets to specs; `None` if this version can't read them.
     pub(super) policy: Option<Policy>,
 }
@@ -132,6 +134,9 @@ fn installation(deployment: &Deployment) -> Installation {
         account: account.unwrap_or_else(|| "default".to_owned()),
         server_image: values_of("--server-image=").pop(),
         namespaces: values_of("--watch-namespace="),
+        agents: values_of("--agent-service=")
+            .pop()
+            .and_then(|name| name.parse().ok()),
         policy: policy::of_arguments(&arguments),
     }
 }

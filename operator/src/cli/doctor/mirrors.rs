@@ -57,7 +57,8 @@ fn place(scope: &Scope) -> &str {
 
 type StoredMirror = DeserializeGuard<RegistryMirror>;
 
-async fn list(client: &Client, scope: &Scope) -> kube::Result<Vec<StoredMirror>> {
+/// Returns the mirrors of a scope.
+pub(super) async fn list(client: &Client, scope: &Scope) -> kube::Result<Vec<StoredMirror>> {
     let api = scope.api::<StoredMirror>(client.clone());
     let mut params = ListParams::default().limit(PAGE);
     let mut all = Vec::new();

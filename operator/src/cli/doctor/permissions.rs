@@ -14,7 +14,10 @@ use super::{
     installation::{self, Installation},
     report::{Check, Class, Finding},
 };
-use crate::rbac::{LEASE_CREATION, ON_MIRRORS, ON_THE_LEASE, Rule};
+use crate::{
+    node_poller::AgentService,
+    rbac::{LEASE_CREATION, ON_AGENTS, ON_MIRRORS, ON_THE_LEASE, Rule},
+};
 
 /// The maximum number of access reviews at the same time.
 const AT_A_TIME: usize = 8;
@@ -28,6 +31,8 @@ struct Checked {
     namespaces: Vec<String>,
     /// The Lease, as namespace and name.
     lease: (String, String),
+    /// The Service of the agents, if the operator polls them.
+    agents: Option<AgentService>,
 }
 
 /// Checks the RBAC permissions of each operator that was found, or those of the user that `--as` names. Without either
@@ -45,6 +50,7 @@ pub(super) async fn check(
     let us = whoami(&client).await;
     if given {
         let who = us.unwrap_or_else(|_| "the user of the kubeconfig".to_owned());
+        let agents = installations.first().and_then(|operator| operator.agents.clone());
         let (namespaces, lease) = match installations.first() {
             Some(operator) => (operator.namespaces.clone(), operator.lease_parts()),
             None => (
@@ -57,6 +63,7 @@ pub(super) async fn check(
             who,
             namespaces,
             lease,
+            agents,
         })
         .await;
     }
@@ -79,6 +86,7 @@ pub(super) async fn check(
                         who,
                         namespaces,
                         lease,
+                        agents: operator.agents.clone(),
                     })
                     .await,
                 );
@@ -169,6 +177,10 @@ fn questions(checked: &Checked) -> Vec<ResourceAttributes> {
         ..question
     }));
     questions.extend(LEASE_CREATION.iter().flat_map(|rule| of_rule(rule, home)));
+    if let Some(agents) = &checked.agents {
+        let rules = ON_AGENTS.iter();
+        questions.extend(rules.flat_map(|rule| of_rule(rule, &agents.namespace)));
+    }
     questions
 }
 
