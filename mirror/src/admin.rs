@@ -13,7 +13,7 @@ use axum::routing::get;
 use axum::{Json, Router};
 
 pub use connections::serve;
-pub use status::{CacheStatus, ClientStatus, Status, UpstreamStatus};
+pub use status::{CacheStatus, ClientStatus, PeerStatus, Status, UpstreamStatus};
 
 /// The media type of what Prometheus reads.
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";

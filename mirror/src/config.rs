@@ -15,6 +15,7 @@ pub mod http;
 mod keys;
 pub mod log;
 mod overlay;
+pub mod peers;
 pub mod proxy;
 pub mod reference;
 pub mod size;
@@ -30,6 +31,7 @@ pub use health::Health;
 pub use http::Http;
 pub use keys::Relation;
 pub use log::Log;
+pub use peers::PeerSettings;
 pub use proxy::{Cache, Proxy, Trust, TtlFrom, Upstream, UpstreamTls};
 pub use size::MaxSize;
 pub use storage::UploadPurging;
@@ -58,6 +60,8 @@ pub struct Config {
     pub health: Health,
     /// The users that may pull; `None`: every client.
     pub access: Option<Htpasswd>,
+    /// The other replicas of this mirror; `None`: the server acts alone.
+    pub peers: Option<PeerSettings>,
     /// The upstreams, and how long what they gave is kept.
     pub proxy: Proxy,
 }
@@ -128,6 +132,7 @@ impl Config {
             http: Http::new(&file.http)?,
             health: Health::new(&file.health)?,
             access: access(&file.auth)?,
+            peers: PeerSettings::new(&file.peers)?,
             proxy: Proxy::new(&file.proxy)?,
         })
     }

@@ -6,8 +6,9 @@ mod task;
 
 use std::fs::File;
 use std::ops::Range;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
+use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -16,7 +17,7 @@ use tracing::warn;
 use crate::block_reader;
 use crate::digest::Digest;
 use crate::name::Repository;
-use crate::origins::Origins;
+use crate::origins::{FillSource, Origins};
 use crate::pull_error::PullError;
 use crate::store::{StageError, Store};
 use crate::upstream::BlobAnswer;
@@ -61,9 +62,10 @@ pub(crate) struct Cut(pub(crate) String);
 /// A fill as its readers use it.
 pub(crate) struct Fill {
     progress: watch::Receiver<Progress>,
-    file: Arc<OnceLock<Arc<File>>>,
+    file: Arc<ArcSwapOption<File>>,
     repositories: Arc<Mutex<Repositories>>,
     unused: Arc<Mutex<Option<BlobAnswer>>>,
+    source: Arc<FillSource>,
 }
 
 /// The repositories that a fill links its blob to.
@@ -88,6 +90,7 @@ pub(crate) fn prepare(
         size: None,
     };
     let (sender, progress) = watch::channel(start);
+    let origins = origins.of_blob(&repository.name, digest);
     let fill = Fill {
         progress,
         file: Arc::default(),
@@ -96,11 +99,12 @@ pub(crate) fn prepare(
             closed: false,
         })),
         unused: Arc::default(),
+        source: origins.source(),
     };
     let task = FillTask {
         digest: digest.clone(),
         repository: repository.clone(),
-        origins: origins.of_blob(&repository.name, digest),
+        origins,
         store: store.clone(),
         least,
         progress: sender,
@@ -162,6 +166,22 @@ impl Fill {
         self.is_for(repository) && matches!(self.progress.borrow().phase, Phase::Verified)
     }
 
+    /// Returns whether the fill waits for no other replica, so that another replica may wait for it.
+    pub(crate) fn is_direct(&self) -> bool {
+        self.source.is_direct()
+    }
+
+    /// Returns whether the bytes come from another replica.
+    pub(crate) fn is_from_peer(&self) -> bool {
+        self.source.is_peer()
+    }
+
+    /// Returns whether bytes of the blob are there already.
+    pub(crate) fn has_bytes(&self) -> bool {
+        let progress = self.progress.borrow();
+        matches!(progress.phase, Phase::Filling | Phase::Verified) && progress.written > 0
+    }
+
     /// Takes the response of the upstream that had no space in the cache: the first reader streams it, the others send
     /// their own requests.
     pub(crate) fn take_answer(&self) -> Option<BlobAnswer> {
@@ -199,11 +219,11 @@ impl Fill {
     /// Reads the first bytes of `range` once they are readable: at most a block, never beyond the range.
     pub(crate) async fn read(&self, range: &Range<u64>) -> Result<Bytes, Cut> {
         let (file, there) = self.there(range).await?;
-        read(file, &there).await
+        read(&file, &there).await
     }
 
     /// Waits until the start of `range` is readable. Returns the readable part, and its file.
-    pub(crate) async fn there(&self, range: &Range<u64>) -> Result<(&Arc<File>, Range<u64>), Cut> {
+    pub(crate) async fn there(&self, range: &Range<u64>) -> Result<(Arc<File>, Range<u64>), Cut> {
         let progress = self.wait(|p| p.readable() > range.start || p.has_ended()).await;
         let end = progress.readable().min(range.end);
         if end <= range.start {
@@ -211,7 +231,7 @@ impl Fill {
         }
         let file = self
             .file
-            .get()
+            .load_full()
             .ok_or_else(|| Cut("the fill has no file".into()))?;
         Ok((file, range.start..end))
     }

@@ -3,6 +3,7 @@
 mod access_log;
 mod auth;
 pub mod connection;
+mod endpoint_response;
 mod endpoints;
 mod error;
 mod failures;
@@ -10,6 +11,7 @@ mod headers;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod invariants;
 mod peer;
+mod peer_port;
 pub mod route;
 mod span;
 
@@ -26,6 +28,7 @@ use access_log::Record;
 pub use access_log::RecordedBody;
 pub use auth::{Htpasswd, MAX_BCRYPT_COST, check_htpasswd};
 use connection::SendfileQueue;
+use endpoint_response::EndpointResponse;
 use endpoints::{blobs, manifests, referrers, tags};
 use error::RegistryError;
 use failures::{Failed, FailureLog, Kind};
@@ -33,16 +36,15 @@ pub use peer::Peer;
 use route::Route;
 
 use crate::client_table::ClientTable;
-use crate::digest::Digest;
 use crate::health::Health;
-use crate::metrics::{Metrics, Outcome};
+use crate::metrics::Metrics;
 use crate::name::Repository;
+use crate::peers::{Fleet, PEER_ERROR};
 use crate::pull::{Pull, UpstreamSelectionError};
 use crate::transfer_coding;
 
 const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
 const NAMESPACE: HeaderName = HeaderName::from_static("oci-namespace");
-const X_CACHE: HeaderName = HeaderName::from_static("x-cache");
 
 /// The settings of the registry API.
 pub struct Settings {
@@ -66,6 +68,8 @@ struct App {
     metrics: Metrics,
     failures: FailureLog,
     clients: ClientTable,
+    /// The other replicas, if this is the service of the peer port.
+    fleet: Option<Arc<Fleet>>,
 }
 
 /// A request as the endpoints read it.
@@ -81,15 +85,6 @@ struct RequestContext<'a> {
     sendfile: Option<&'a SendfileQueue>,
 }
 
-/// A response of an endpoint, with data for headers, log and metrics.
-struct EndpointResponse {
-    response: Response,
-    outcome: Outcome,
-    repository: Option<Repository>,
-    /// The digest of the blob in the body.
-    digest: Option<Digest>,
-}
-
 /// The service that answers requests; clones share their state.
 ///
 /// Connections call it directly: a router and its boxed futures would cost each hit as much as finding the file.
@@ -100,12 +95,27 @@ pub struct Service {
 
 /// Creates the service on top of a pull path.
 pub fn service(pull: Arc<Pull>, settings: Settings, metrics: Metrics) -> Service {
+    new_service(pull, settings, metrics, None)
+}
+
+/// Creates the service of the peer port, for the other replicas of this mirror alone.
+pub(crate) fn peer_service(
+    pull: Arc<Pull>,
+    settings: Settings,
+    metrics: Metrics,
+    fleet: Arc<Fleet>,
+) -> Service {
+    new_service(pull, settings, metrics, Some(fleet))
+}
+
+fn new_service(pull: Arc<Pull>, settings: Settings, metrics: Metrics, fleet: Option<Arc<Fleet>>) -> Service {
     let app = Arc::new(App {
         pull,
         settings,
         metrics,
         failures: FailureLog::default(),
         clients: ClientTable::default(),
+        fleet,
     });
     Service { app }
 }
@@ -119,6 +129,8 @@ impl Service {
     /// Returns the response to a request; no endpoint reads a request body.
     pub async fn answer(self, request: Parts, peer: &Peer) -> http::Response<RecordedBody> {
         let app = self.app;
+        let replica = app.fleet.is_some().then(|| peer_port::as_replica(peer));
+        let peer = replica.as_ref().unwrap_or(peer);
         let route = Route::parse(request.uri.path(), &app.settings.prefix);
         let span = span::begin(&request, &route, &app.settings, peer);
         let mut record = Record::begin(&app, route.kind(), &request)
@@ -138,7 +150,7 @@ impl Service {
         };
         let result = match refuse(&app, &request) {
             Some(error) => Err(error),
-            None => dispatch(&context, &route, &mut record.user)
+            None => dispatch(&context, &request, &route, &mut record.user)
                 .instrument(span)
                 .await
                 // Paths that are not clean always end in an error.
@@ -153,7 +165,12 @@ impl Service {
             }
             Err(error) => context.on_error(&route, error, &record),
         };
-        let response = with_common_headers(response, &app.settings.headers, &record.id);
+        let mut response = with_common_headers(response, &app.settings.headers, &record.id);
+        if let Some(fleet) = &app.fleet
+            && let Ok(authorization) = peer_port::admit(fleet, &request)
+        {
+            response = Box::pin(peer_port::sign(&authorization, &request, &route, response)).await;
+        }
         record.attach(response)
     }
 }
@@ -187,9 +204,16 @@ fn redirect(uri: &Uri, prefix: &str) -> Option<EndpointResponse> {
 /// Dispatches a request to the endpoint of its route.
 async fn dispatch(
     context: &RequestContext<'_>,
+    request: &Parts,
     route: &Route<'_>,
     user: &mut Option<Box<str>>,
 ) -> Result<EndpointResponse, RegistryError> {
+    if let Some(fleet) = &context.app.fleet {
+        peer_port::admit(fleet, request)?;
+        if let Some(hello) = peer_port::hello(fleet, request) {
+            return Ok(hello);
+        }
+    }
     if context.method == Method::OPTIONS {
         return Ok(EndpointResponse::plain(preflight()));
     }
@@ -280,6 +304,11 @@ fn default_cache_control(status: StatusCode) -> Option<HeaderValue> {
 }
 
 impl RequestContext<'_> {
+    /// Returns whether another replica of this mirror asks.
+    fn is_of_replica(&self) -> bool {
+        self.app.fleet.is_some()
+    }
+
     /// Returns the raw value of `?ns=`, in which containerd names the registry that the client requests.
     fn ns(&self) -> Option<&str> {
         let value = |pair: &'_ str| pair.strip_prefix("ns=").is_some_and(|ns| !ns.is_empty());
@@ -318,7 +347,11 @@ impl RequestContext<'_> {
             user: record.user.clone(),
             id: record.id.clone(),
         });
+        let passed_on = error.passed_on().filter(|_| self.is_of_replica());
         let mut response = error.into_response(upstream);
+        if let Some(error) = passed_on {
+            response.headers_mut().insert(PEER_ERROR, error);
+        }
         // Names the upstream that the client requested with `?ns=`, if it is configured.
         if let Some(Ok(host)) = named.map(|host| HeaderValue::from_str(host.as_str())) {
             response.headers_mut().insert(NAMESPACE, host);
@@ -340,48 +373,4 @@ impl RequestContext<'_> {
 /// Returns a text of a client, truncated for the log.
 fn shown(text: &str) -> String {
     text.chars().take(255).collect()
-}
-
-impl EndpointResponse {
-    fn new(response: Response, outcome: Outcome, repository: Repository) -> Self {
-        Self {
-            repository: Some(repository),
-            outcome,
-            ..Self::plain(response)
-        }
-    }
-
-    fn plain(response: Response) -> Self {
-        Self {
-            response,
-            outcome: Outcome::None,
-            repository: None,
-            digest: None,
-        }
-    }
-
-    /// Adds the headers that name the origin of the content.
-    fn with_origin(mut self) -> Self {
-        let headers = self.response.headers_mut();
-        let cache = match self.outcome {
-            Outcome::Hit => "HIT",
-            Outcome::Stale => "STALE",
-            Outcome::Coalesced => "COALESCED",
-            Outcome::Miss | Outcome::PassThrough => "MISS",
-            Outcome::None => return self,
-        };
-        headers.insert(X_CACHE, HeaderValue::from_static(cache));
-        if self.outcome == Outcome::Stale {
-            let warning = "299 - \"upstream could not be asked: this is the last known answer\"";
-            headers.insert(header::WARNING, HeaderValue::from_static(warning));
-        }
-        if let Some(Ok(host)) = self
-            .repository
-            .as_ref()
-            .map(|r| HeaderValue::from_str(r.host.as_str()))
-        {
-            headers.insert(NAMESPACE, host);
-        }
-        self
-    }
 }

@@ -26,6 +26,7 @@ pub mod manifest;
 pub mod metrics;
 pub mod name;
 mod origins;
+mod peers;
 pub mod pull;
 mod pull_error;
 mod query;

@@ -38,9 +38,10 @@ pub struct Metrics {
     requests: Family<RequestLabels, Counter>,
     seconds: Family<SecondsLabels, Histogram, fn() -> Histogram>,
     bytes: Family<SourceLabels, Counter>,
-    /// The two of them: every answer counts in one.
+    /// All of them: every answer counts in one.
     from_cache: Counter,
     from_upstream: Counter,
+    from_peer: Counter,
     fills: Family<FillLabels, Counter>,
     evictions: Family<EvictionLabels, Counter>,
     upstream: Family<UpstreamLabels, Counter>,
@@ -78,6 +79,7 @@ impl Metrics {
         let mut metrics = Self {
             from_cache: from(Source::Cache),
             from_upstream: from(Source::Upstream),
+            from_peer: from(Source::Peer),
             registry: Arc::default(),
             usual: Arc::default(),
             requests: Family::default(),
@@ -144,6 +146,7 @@ impl Metrics {
         match source {
             Source::Cache => self.from_cache.inc_by(bytes),
             Source::Upstream => self.from_upstream.inc_by(bytes),
+            Source::Peer => self.from_peer.inc_by(bytes),
         };
     }
 

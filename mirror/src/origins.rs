@@ -2,6 +2,10 @@
 //!
 //! The policy (`pull`) and the fills ask these and never a registry itself, so that a further origin is one step here and
 //! nothing in them. A hit asks no origin.
+//!
+//! The owner among the replicas comes first, the upstream last. An answer of the owner that says that the content is not
+//! there, or that the registry refuses or limits, counts like the upstream's own: so each of them is asked for once for
+//! all replicas. Any other failure of the owner leads to the upstream.
 
 mod blob;
 
@@ -9,27 +13,36 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-pub(crate) use blob::BlobOrigins;
+pub(crate) use blob::{BlobOrigins, FillSource};
 
 use crate::digest::Digest;
-use crate::name::{Reference, RepositoryName};
+use crate::name::{Reference, Repository, RepositoryName};
+use crate::peers::{Fleet, Shard};
 use crate::upstream::{Accept, BlobAnswer, Error, ListAnswer, ManifestAnswer, ManifestHead, Upstream};
 
 /// The origins of the content of one upstream.
 #[derive(Clone)]
 pub(crate) struct Origins {
     upstream: Arc<Upstream>,
+    /// The other replicas; `None` where there are none, and for a request of one of them.
+    fleet: Option<Arc<Fleet>>,
+    /// The other replicas, also for a request of one of them: it may not be forwarded to their fills.
+    holders: Option<Arc<Fleet>>,
 }
 
 impl Origins {
-    /// Returns the origins of the content of an upstream.
-    pub(crate) fn new(upstream: Arc<Upstream>) -> Self {
-        Self { upstream }
+    /// Returns the origins of the content of an upstream, for a client or for another replica.
+    pub(crate) fn new(upstream: Arc<Upstream>, fleet: Option<Arc<Fleet>>, is_for_replica: bool) -> Self {
+        Self {
+            upstream,
+            holders: fleet.clone(),
+            fleet: fleet.filter(|_| !is_for_replica),
+        }
     }
 
     /// Returns the origins of one blob, as a fill asks them.
     pub(crate) fn of_blob(&self, name: &RepositoryName, digest: &Digest) -> BlobOrigins {
-        BlobOrigins::new(self.clone(), name.clone(), digest.clone())
+        BlobOrigins::new(self.clone(), self.repository(name), digest.clone())
     }
 
     /// See [`Upstream::credential_generation`].
@@ -37,12 +50,15 @@ impl Origins {
         self.upstream.credential_generation()
     }
 
-    /// See [`Upstream::is_probing`].
-    pub(crate) fn is_probing(&self) -> bool {
-        self.upstream.is_probing()
+    /// Returns whether manifests and lists of a repository come from the upstream, without another replica.
+    pub(crate) fn is_direct(&self, name: &RepositoryName) -> bool {
+        let shard = || Shard::of_repository(&self.repository(name));
+        self.fleet
+            .as_ref()
+            .is_none_or(|fleet| fleet.owners(shard()).is_empty())
     }
 
-    /// Asks for a part of a blob, for one client and past the cache.
+    /// Asks the upstream for a part of a blob, for one client and past the cache.
     pub(crate) async fn blob_past_the_cache(
         &self,
         name: &RepositoryName,
@@ -64,6 +80,11 @@ impl Origins {
         name: &RepositoryName,
         digest: &Digest,
     ) -> Result<Option<u64>, Error> {
+        if let Some(fleet) = &self.fleet
+            && let Some(answer) = fleet.blob_head(&self.repository(name), digest).await
+        {
+            return answer;
+        }
         self.upstream.blob_head(name, digest).await
     }
 
@@ -73,6 +94,11 @@ impl Origins {
         name: &RepositoryName,
         digest: &Digest,
     ) -> Result<Option<u64>, Error> {
+        if let Some(fleet) = &self.fleet
+            && let Some(answer) = fleet.blob_head(&self.repository(name), digest).await
+        {
+            return answer;
+        }
         self.upstream.blob_size(name, digest).await
     }
 
@@ -83,6 +109,11 @@ impl Origins {
         reference: &Reference,
         accept: &Accept,
     ) -> Result<ManifestAnswer, Error> {
+        if let Some(fleet) = &self.fleet
+            && let Some(answer) = fleet.manifest(&self.repository(name), reference, accept).await
+        {
+            return answer;
+        }
         self.upstream.manifest_as(name, reference, accept).await
     }
 
@@ -93,11 +124,23 @@ impl Origins {
         reference: &Reference,
         accept: &Accept,
     ) -> Result<ManifestHead, Error> {
+        if let Some(fleet) = &self.fleet
+            && let Some(answer) = fleet
+                .manifest_head(&self.repository(name), reference, accept)
+                .await
+        {
+            return answer;
+        }
         self.upstream.manifest_head(name, reference, accept).await
     }
 
     /// Asks for a page of tags; see [`Upstream::tags`].
     pub(crate) async fn tags(&self, name: &RepositoryName, query: &str) -> Result<ListAnswer, Error> {
+        if let Some(fleet) = &self.fleet
+            && let Some(answer) = fleet.tags(&self.repository(name), query).await
+        {
+            return answer;
+        }
         self.upstream.tags(name, query).await
     }
 
@@ -107,6 +150,18 @@ impl Origins {
         name: &RepositoryName,
         digest: &Digest,
     ) -> Result<Option<Bytes>, Error> {
+        if let Some(fleet) = &self.fleet
+            && let Some(answer) = fleet.referrers(&self.repository(name), digest).await
+        {
+            return answer.map(Some);
+        }
         self.upstream.referrers(name, digest).await
+    }
+
+    fn repository(&self, name: &RepositoryName) -> Repository {
+        Repository {
+            host: self.upstream.host().clone(),
+            name: name.clone(),
+        }
     }
 }

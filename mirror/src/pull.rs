@@ -16,7 +16,7 @@ mod refusals;
 mod single_flight;
 mod tags;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -39,6 +39,7 @@ use crate::fill::{PlaceLimits, RequestPlaces, Turn};
 use crate::metrics::{Metrics, Outcome};
 use crate::name::{Host, Reference, Repository, Tag};
 use crate::origins::Origins;
+use crate::peers::Fleet;
 use crate::pull_error::PullError;
 use crate::store::{Manifest, Store};
 use crate::upstream::{Accept, Upstream};
@@ -137,9 +138,13 @@ impl<T> Served<T> {
     }
 }
 
+/// `true` for a fetch that asks no other replica. Other replicas wait for those alone.
+type IsDirect = bool;
+
 /// The fetches of manifests under way, by what their clients accept too; the outcome tells whether upstream has the
 /// copy of this mirror.
-type ManifestFetches = SingleFlight<(Repository, Reference, Accept), Result<(Manifest, Outcome), PullError>>;
+type ManifestFetches =
+    SingleFlight<(Repository, Reference, Accept, IsDirect), Result<(Manifest, Outcome), PullError>>;
 
 /// The pull path. Shared by all requests.
 pub struct Pull {
@@ -153,8 +158,9 @@ pub struct Pull {
     negative_cache: NegativeCache,
     refusals: Refusals,
     referrers: referrers::Known,
-    referrers_fetches: SingleFlight<(Repository, Digest), referrers::ReferrersAnswer>,
+    referrers_fetches: SingleFlight<(Repository, Digest, IsDirect), referrers::ReferrersAnswer>,
     sizes: blob_sizes::BlobSizes,
+    fleet: OnceLock<Arc<Fleet>>,
 }
 
 impl Pull {
@@ -173,7 +179,14 @@ impl Pull {
             referrers: referrers::Known::default(),
             referrers_fetches: SingleFlight::default(),
             sizes: blob_sizes::BlobSizes::default(),
+            fleet: OnceLock::new(),
         })
+    }
+
+    /// Asks the other replicas for content from now on.
+    pub(crate) fn join(&self, fleet: Arc<Fleet>) {
+        // A server joins once.
+        let _ = self.fleet.set(fleet);
     }
 
     /// Replaces upstreams and settings. Requests in flight end with the previous ones.
@@ -212,8 +225,8 @@ impl Pull {
 
     /// Returns the revalidation wait for a client of this repository; zero while the upstream is probed.
     fn revalidation_wait(&self, repository: &Repository) -> Duration {
-        match self.origins(repository) {
-            Ok(origins) if origins.is_probing() => Duration::ZERO,
+        match self.live.load().origin_of(&repository.host) {
+            Some(origin) if origin.client.is_probing() => Duration::ZERO,
             _ => MAX_REVALIDATION_WAIT,
         }
     }
@@ -253,7 +266,7 @@ impl Pull {
     }
 
     /// Returns the origins of a repository's content.
-    fn origins(&self, repository: &Repository) -> Result<Origins, PullError> {
+    fn origins(&self, repository: &Repository, client: ClientAddress) -> Result<Origins, PullError> {
         let live = self.live.load();
         if live.cache.offline {
             return Err(PullError::unavailable(
@@ -266,7 +279,8 @@ impl Pull {
                 repository.host
             )));
         };
-        Ok(Origins::new(Arc::clone(&origin.client)))
+        let (upstream, fleet) = (Arc::clone(&origin.client), self.fleet.get().cloned());
+        Ok(Origins::new(upstream, fleet, client.is_replica()))
     }
 }
 

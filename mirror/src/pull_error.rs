@@ -58,6 +58,14 @@ pub(crate) enum Cause {
 }
 
 impl Cause {
+    /// Returns the error of the upstream, if it is the cause.
+    pub(crate) fn upstream_error(&self) -> Option<&Error> {
+        match self {
+            Self::Upstream(error) => Some(error),
+            Self::Mirror(_) => None,
+        }
+    }
+
     /// Returns a word for all causes that differ only in details.
     pub(crate) fn class(&self) -> &'static str {
         match self {

@@ -3,6 +3,7 @@
 mod descriptors;
 mod error;
 mod listen;
+mod peer_port;
 mod reload;
 mod state;
 mod umask;
@@ -32,7 +33,8 @@ use crate::metrics::Metrics;
 use crate::pull::{Live, Pull};
 use crate::store::{self, Store};
 use crate::upstream::Options;
-use crate::{admin, expiry};
+use crate::{admin, expiry, peers};
+use peer_port::PeerPort;
 use state::ServerState;
 use upstream_set::UpstreamSet;
 
@@ -41,6 +43,7 @@ pub struct Server {
     listener: Listener,
     address: String,
     admin: Option<(TcpListener, Router)>,
+    peers: Option<PeerPort>,
     service: http::Service,
     connections: ConnectionOptions,
     lame_duck: Duration,
@@ -67,16 +70,22 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
 pub fn check(config: &Config) -> Result<Vec<Notice>, Error> {
     certificates(config)?;
     upstream_set::validate_all(&config.proxy)?;
-    let Some(access) = &config.access else {
-        return Ok(Vec::new());
-    };
-    let trouble = http::check_htpasswd(&access.path).map_err(Error::Users)?;
-    let notice = trouble.map(|message| Notice {
-        key: "auth.htpasswd.path".to_owned(),
+    let warning = |key: &str, message| Notice {
+        key: key.to_owned(),
         message,
         level: Level::Warn,
-    });
-    Ok(notice.into_iter().collect())
+    };
+    let mut notices = Vec::new();
+    if let Some(peers) = &config.peers
+        && let Err(error) = peers::read_secret(&peers.secret_file)
+    {
+        notices.push(warning("peers.secretfile", error.to_string()));
+    }
+    if let Some(access) = &config.access {
+        let trouble = http::check_htpasswd(&access.path).map_err(Error::Users)?;
+        notices.extend(trouble.map(|message| warning("auth.htpasswd.path", message)));
+    }
+    Ok(notices)
 }
 
 impl Server {
@@ -92,6 +101,7 @@ impl Server {
         // The addresses first, so that a second server on the same address fails before it touches the cache.
         let (listener, address) = listen::clients(&config.http.listen).await?;
         let admin = listen::admin(config.http.admin.as_ref()).await?;
+        let peers = PeerPort::listen(config.peers.as_ref()).await?;
         let mut upstreams = UpstreamSet::default();
         let options = Options {
             clock: clock.clone(),
@@ -109,7 +119,12 @@ impl Server {
             upstreams: upstreams.origins(),
             cache: config.proxy.cache.clone(),
         };
-        let pull = Pull::new(store.clone(), live, clock, &metrics);
+        let pull = Pull::new(store.clone(), live, clock.clone(), &metrics);
+        let peers = match peers {
+            Some(port) => Some(port.join(&config, &store, &pull, clock).await?),
+            None => None,
+        };
+        let fleet = peers.as_ref().and_then(PeerPort::fleet);
         let users = users(&config);
         let health = Health::start(&config.health, &config.root, &tasks);
         let service = http::service(
@@ -125,12 +140,13 @@ impl Server {
         };
         let lame_duck = config.http.lame_duck;
         let state = ServerState::new(config, store, metrics, health, users.clone(), &upstreams);
-        let state = Arc::new(state.with_clients(service.clients()));
+        let state = Arc::new(state.with_clients(service.clients()).with_fleet(fleet));
         let admin = admin.map(|(listener, path)| (listener, admin::service(state.clone(), path.as_deref())));
         Ok(Self {
             listener,
             address,
             admin,
+            peers,
             service,
             connections,
             lame_duck,
@@ -178,6 +194,9 @@ impl Server {
             tokio::spawn(admin::serve(listener, service, tasks.clone()));
         }
         let closing = CancellationToken::new();
+        let peers = self
+            .peers
+            .map(|port| port.serve(&self.connections, &closing, &tasks));
         tokio::spawn(leave(shutdown, self.state, self.lame_duck, closing.clone()));
         info!(address = %self.address, admin, "serving");
         // In a task, because the main thread is not a runtime worker: each connection would cost two more thread
@@ -185,6 +204,10 @@ impl Server {
         let serving = connection::serve(self.listener, self.service, self.connections, closing);
         if let Err(error) = tokio::spawn(serving).await {
             error!(%error, "serving ended");
+        }
+        if let Some(peers) = peers {
+            // A panic of it was logged.
+            let _ = peers.await;
         }
         tasks.cancel();
         // The expiry task writes the in-memory state of the store last. An error of it was logged.

@@ -260,6 +260,18 @@ impl Store {
         }
     }
 
+    /// Returns the id of this cache: `proposed`, unless it has one already. A cache that is read-only keeps none.
+    pub(crate) async fn instance_id(&self, proposed: String) -> String {
+        let used = proposed.clone();
+        let kept = self
+            .blocking(move |inner| inner.keep_instance_id(&proposed))
+            .await;
+        kept.unwrap_or_else(|error: Error| {
+            tracing::warn!(%error, "the id of the cache was not kept");
+            used
+        })
+    }
+
     /// Sets another limit; a lower one takes effect with what is stored next.
     pub fn set_limits(&self, max_size: Option<MaxSize>) {
         self.inner.space.set_max_size(max_size);
@@ -283,6 +295,22 @@ impl Store {
 }
 
 impl Inner {
+    fn keep_instance_id(&self, proposed: &str) -> Result<String, Error> {
+        let path = self.layout.instance_id();
+        let kept = durable::read(&path, 64)
+            .ok()
+            .and_then(|bytes| String::from_utf8(bytes).ok());
+        let is_id =
+            |text: &String| text.len() == proposed.len() && text.bytes().all(|b| b.is_ascii_hexdigit());
+        if let Some(kept) = kept.filter(is_id) {
+            return Ok(kept);
+        }
+        if !self.is_readonly() {
+            self.scratch.write(&path, proposed.as_bytes())?;
+        }
+        Ok(proposed.to_owned())
+    }
+
     fn open(root: &Path, options: StoreOptions) -> Result<Self, OpenError> {
         let unwritable = |source| OpenError::Unwritable {
             root: root.to_owned(),

@@ -33,6 +33,7 @@ use tokio::sync::{Notify, Semaphore};
 use url::Url;
 
 pub use accept::Accept;
+pub(crate) use blobs::BodyStream;
 pub use blobs::{BlobAnswer, BlobBody};
 pub use error::{BuildError, Error};
 pub(crate) use json_body::MAX_SMALL;

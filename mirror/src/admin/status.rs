@@ -28,6 +28,9 @@ pub struct Status {
     pub draining: bool,
     /// The upstreams, the default one first.
     pub upstreams: Vec<UpstreamStatus>,
+    /// The other replicas of the mirror.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub peers: Vec<PeerStatus>,
     /// The cache.
     pub cache: CacheStatus,
     /// The clients that pulled in the last 24 hours, by address.
@@ -51,6 +54,21 @@ impl ClientStatus {
         let last = self.last_pulls.values().max()?;
         Some((self.address, *last))
     }
+}
+
+/// Another replica of the mirror.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PeerStatus {
+    /// The address of its peer port.
+    pub address: String,
+    /// Its random id; empty until it answered.
+    pub id: String,
+    /// `serving`, or the reason why it is not asked: `unknown`, `starting`, `draining`, `suspect`, `unreachable`, `refused`, `incompatible`,
+    /// `otherUpstreams` or `excluded`.
+    pub state: String,
+    /// The time since which it has this state (RFC 3339).
+    pub since: String,
 }
 
 /// One upstream.

@@ -21,6 +21,7 @@ mod health;
 mod http;
 mod ignored_key;
 mod log;
+mod peers;
 mod proxy;
 mod storage;
 
@@ -31,6 +32,7 @@ pub use health::{FileChecker, Health, HttpChecker, StorageChecker, TcpChecker};
 pub use http::{Debug, Http, Http2, Prometheus, Tls};
 pub use ignored_key::IgnoredKey;
 pub use log::{AccessLog, Log};
+pub use peers::Peers;
 pub use proxy::{Cache, Masked, Proxy, Trust, Upstream, UpstreamTls};
 pub use storage::{Filesystem, Maintenance, ReadOnly, Storage, UploadPurging};
 
@@ -80,6 +82,8 @@ section! {
         "catalog" => catalog: IgnoredKey,
         /// The upstreams.
         "proxy" => proxy: Proxy,
+        /// The other replicas of this mirror.
+        "peers" => peers: Peers,
         /// The handling of schema 1 manifests.
         "compatibility" => compatibility: IgnoredKey,
         /// The validation of pushed manifests.

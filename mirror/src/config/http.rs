@@ -122,7 +122,7 @@ fn max_connections(number: Option<u32>) -> Result<Option<usize>, Error> {
     }
 }
 
-fn host_port(key: &str, addr: &str) -> Result<String, Error> {
+pub(super) fn host_port(key: &str, addr: &str) -> Result<String, Error> {
     let port = addr
         .rsplit_once(':')
         .and_then(|(_, port)| port.parse::<u16>().ok());

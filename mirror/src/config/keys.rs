@@ -97,6 +97,7 @@ const RELATIONS: &[(&str, Relation)] = &[
     ("proxy.cache", Extension),
     ("proxy.credentialsdirectory", Extension),
     ("proxy.filesdirectory", Extension),
+    ("peers", Extension),
     ("compatibility", Ignored("schema 1 manifests are not served")),
     ("validation", Ignored(NO_PUSH)),
     ("policy", Ignored(NO_PUSH)),

@@ -8,7 +8,7 @@ use ::http::HeaderMap;
 use super::health::CheckSchedule;
 use super::http::{Listen, Tls};
 use super::log::Format;
-use super::{Cache, Config, Health, Http, Log, Proxy, Trust, UploadPurging, Upstream, file};
+use super::{Cache, Config, Health, Http, Log, PeerSettings, Proxy, Trust, UploadPurging, Upstream, file};
 use crate::credential::Credential;
 
 impl From<&Config> for file::File {
@@ -36,9 +36,18 @@ impl From<&Config> for file::File {
             },
             http: http(&config.http),
             health: health(&config.health),
+            peers: config.peers.as_ref().map(peers).unwrap_or_default(),
             proxy: proxy(&config.proxy),
             ..Self::default()
         }
+    }
+}
+
+fn peers(peers: &PeerSettings) -> file::Peers {
+    file::Peers {
+        addr: Some(peers.addr.clone()),
+        addresses: peers.addresses.clone(),
+        secret_file: Some(text(&peers.secret_file)),
     }
 }
 
@@ -248,6 +257,7 @@ storage:
   filesystem: {rootdirectory: /cache}
   maintenance: {uploadpurging: {enabled: false, age: 1h, interval: 2h, dryrun: true}}
 auth: {htpasswd: {realm: r, path: /users}}
+peers: {addr: ':5002', addresses: ['a:5002'], secretfile: /s}
 http:
   addr: :443
   prefix: /m/

@@ -49,7 +49,11 @@ pub(crate) enum FillRejected {
 /// A blob at one upstream.
 type Key = (Host, Digest);
 
-/// All fills of this process: at most one for each blob and upstream.
+/// A blob at one upstream, and whether another replica asked for it.
+type FillKey = (Key, bool);
+
+/// All fills of this process: at most one for each blob and upstream, and a second one where this replica waits for an
+/// owner that takes this one for the owner.
 pub(crate) struct Inflight {
     store: Store,
     clock: Clock,
@@ -60,7 +64,7 @@ pub(crate) struct Inflight {
 
 #[derive(Default)]
 struct State {
-    fills: HashMap<Key, Arc<Fill>>,
+    fills: HashMap<FillKey, Arc<Fill>>,
     refusals: HashMap<Key, Refusal>,
     /// The bytes that had come of blobs when the room for them ran out: such a fill starts with more room than that, or
     /// its blob passes by the cache.
@@ -68,8 +72,14 @@ struct State {
 }
 
 impl State {
-    fn joinable(&self, key: &Key) -> Option<Arc<Fill>> {
-        self.fills.get(key).filter(|fill| !fill.has_failed()).cloned()
+    /// Returns the fill that a client may join, or another replica: that one joins no fill that waits for a replica.
+    fn joinable(&self, key: &FillKey) -> Option<Arc<Fill>> {
+        let (blob, is_for_replica) = key;
+        let find = |of_replica| self.fills.get(&(blob.clone(), of_replica));
+        let fill = find(false).filter(|fill| !is_for_replica || fill.is_direct());
+        fill.filter(|fill| !fill.has_failed())
+            .or_else(|| find(true).filter(|fill| !fill.has_failed()))
+            .cloned()
     }
 }
 
@@ -91,7 +101,9 @@ impl Inflight {
 
     /// Returns the fill of this blob from the repository's upstream that is under way.
     pub(crate) fn get(&self, repository: &Repository, digest: &Digest) -> Option<Arc<Fill>> {
-        self.state.lock().fills.get(&key(repository, digest)).cloned()
+        let state = self.state.lock();
+        let fill = |of_replica| state.fills.get(&(key(repository, digest), of_replica));
+        fill(false).or_else(|| fill(true)).cloned()
     }
 
     /// Returns the time for which this blob of this upstream is still refused.
@@ -111,7 +123,7 @@ impl Inflight {
         digest: &Digest,
         client: ClientAddress,
     ) -> Result<(Arc<Fill>, bool), FillRejected> {
-        let key = key(repository, digest);
+        let key = (key(repository, digest), client.is_replica());
         if let Some(fill) = self.join(&key)? {
             return Ok((fill, true));
         }
@@ -124,8 +136,8 @@ impl Inflight {
         Ok(self.start(turn, key, origins, repository))
     }
 
-    fn join(&self, key: &Key) -> Result<Option<Arc<Fill>>, FillRejected> {
-        match self.refused(key) {
+    fn join(&self, key: &FillKey) -> Result<Option<Arc<Fill>>, FillRejected> {
+        match self.refused(&key.0) {
             Some(left) => Err(FillRejected::Cooldown(left)),
             None => Ok(self.state.lock().joinable(key)),
         }
@@ -134,7 +146,7 @@ impl Inflight {
     fn start(
         self: &Arc<Self>,
         turn: Turn,
-        key: Key,
+        key: FillKey,
         origins: &Origins,
         repository: &Repository,
     ) -> (Arc<Fill>, bool) {
@@ -142,8 +154,8 @@ impl Inflight {
         if let Some(fill) = state.joinable(&key) {
             return (fill, true);
         }
-        let digest = &key.1;
-        let least = state.too_large.get(&key).copied().unwrap_or_default();
+        let digest = &key.0.1;
+        let least = state.too_large.get(&key.0).copied().unwrap_or_default();
         let (fill, task) = fill::prepare(digest, repository, origins, &self.store, least);
         state.fills.insert(key.clone(), Arc::clone(&fill));
         drop(state);
@@ -209,18 +221,18 @@ fn key(repository: &Repository, digest: &Digest) -> Key {
 /// The end of a fill: takes it off the list however its task ends.
 struct Ended {
     inflight: Arc<Inflight>,
-    key: Key,
+    key: FillKey,
     fill: Arc<Fill>,
 }
 
 impl Ended {
     fn on_fill_end(&self, result: FillResult) {
         match result {
-            FillResult::Stored => self.inflight.forgive(&self.key),
-            FillResult::Mismatch => self.inflight.refuse_key(&self.key),
+            FillResult::Stored => self.inflight.forgive(&self.key.0),
+            FillResult::Mismatch => self.inflight.refuse_key(&self.key.0),
             FillResult::NoRoom => self
                 .inflight
-                .remember_size(&self.key, self.fill.progress().written),
+                .remember_size(&self.key.0, self.fill.progress().written),
             _ => {}
         }
         self.inflight.metrics.fill(result);

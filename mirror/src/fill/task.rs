@@ -1,9 +1,10 @@
 //! The task behind a fill: requests, writes, resumes, verifies, commits.
 
 use std::fs::File;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use futures::StreamExt;
 use parking_lot::Mutex;
@@ -11,7 +12,7 @@ use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 use tracing::{debug, error, info, warn};
 
-use super::{Phase, Progress, Repositories, link};
+use super::{HELD_BACK, Phase, Progress, Repositories, link};
 use crate::block_reader;
 use crate::digest::Digest;
 use crate::metrics::FillResult;
@@ -36,7 +37,7 @@ pub(crate) struct FillTask {
     /// The bytes that had come when the room ran out the last time, else 0.
     pub(super) least: u64,
     pub(super) progress: watch::Sender<Progress>,
-    pub(super) file: Arc<OnceLock<Arc<File>>>,
+    pub(super) file: Arc<ArcSwapOption<File>>,
     pub(super) repositories: Arc<Mutex<Repositories>>,
     pub(super) unused: Arc<Mutex<Option<BlobAnswer>>>,
 }
@@ -55,7 +56,13 @@ impl FillTask {
             self.link_late_comers(vec![self.repository.clone()]).await;
             return;
         }
-        match self.fetch().await {
+        let mut fetched = self.fetch().await;
+        if let Err(Stop::Mismatch(what)) = &fetched
+            && self.origins.on_wrong_bytes()
+        {
+            fetched = self.fetch_again(what.clone()).await;
+        }
+        match fetched {
             Ok(staged) => on_end(self.commit(staged).await),
             Err(stop) => {
                 let (phase, result) = self.classify(stop);
@@ -66,6 +73,25 @@ impl FillTask {
         }
     }
 
+    /// Fetches a blob again of which a replica sent wrong bytes, unless a client may have some of them.
+    async fn fetch_again(&mut self, what: String) -> Result<Staged, Stop> {
+        let progress = self.progress.borrow().clone();
+        if progress.size.unwrap_or(u64::MAX) > HELD_BACK {
+            warn!(digest = %self.digest, what, "a replica sent wrong bytes; clients are cut before the end of them");
+            return Err(Stop::Upstream(Error::Unavailable {
+                what: "another replica of this mirror sent wrong bytes; it is not asked again".to_owned(),
+            }));
+        }
+        self.progress.send_modify(|progress| {
+            *progress = Progress {
+                phase: Phase::Asking,
+                written: 0,
+                size: None,
+            };
+        });
+        self.fetch().await
+    }
+
     /// Uses the blob of a fill that ended between the lookup in the cache and the start of this one.
     async fn found(&self) -> bool {
         let blob = match self.store.find(&self.repository, &self.digest).await {
@@ -73,7 +99,7 @@ impl FillTask {
             Ok(Found::Unlinked(blob)) if self.is_permitted().await => blob,
             _ => return false,
         };
-        let _ = self.file.set(blob.file);
+        self.file.store(Some(blob.file));
         let (written, size) = (blob.size, Some(blob.size));
         self.progress.send_modify(|progress| {
             *progress = Progress {
@@ -145,7 +171,7 @@ impl FillTask {
                 return Err(Stop::Stage(error));
             }
         };
-        let _ = self.file.set(staged.file());
+        self.file.store(Some(staged.file()));
         self.progress.send_modify(|progress| {
             *progress = Progress {
                 phase: Phase::Filling,

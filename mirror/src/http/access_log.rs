@@ -47,6 +47,7 @@ pub(super) struct Record {
     pub(super) user: Option<Box<str>>,
     repository: Option<Repository>,
     digest: Option<Digest>,
+    is_from_peer: bool,
     /// The id of the request, from the client or generated.
     pub(super) id: HeaderValue,
 }
@@ -77,6 +78,7 @@ impl Record {
             user: None,
             repository: None,
             digest: None,
+            is_from_peer: false,
             id: request_id(&parts.headers),
         }
     }
@@ -105,6 +107,7 @@ impl Record {
         self.outcome = response.outcome;
         self.length = length(&self.method, &response.response);
         (self.repository, self.digest) = (response.repository, response.digest);
+        self.is_from_peer = response.is_from_peer;
         response.response.map(|body| RecordedBody { body, record: self })
     }
 
@@ -135,6 +138,7 @@ impl Record {
     fn source(&self) -> Source {
         match self.outcome {
             Outcome::Hit | Outcome::Stale | Outcome::None => Source::Cache,
+            _ if self.is_from_peer => Source::Peer,
             Outcome::Miss | Outcome::Coalesced | Outcome::PassThrough => Source::Upstream,
         }
     }

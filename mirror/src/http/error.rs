@@ -9,6 +9,7 @@ use serde_json::json;
 use tracing::Level;
 
 use crate::name::Host;
+use crate::peers::encode_error;
 use crate::pull_error::{Cause, PullError};
 
 /// The class of requests without a login.
@@ -25,6 +26,8 @@ pub(crate) struct RegistryError {
     /// A word for all errors that differ in their messages' details only.
     pub(super) class: &'static str,
     header: Option<Box<(header::HeaderName, HeaderValue)>>,
+    /// The cause of a failed pull.
+    cause: Option<Box<Cause>>,
 }
 
 impl RegistryError {
@@ -35,6 +38,7 @@ impl RegistryError {
             message: message.into(),
             class: "request",
             header: None,
+            cause: None,
         }
     }
 
@@ -42,6 +46,7 @@ impl RegistryError {
         let class = cause.class();
         Self {
             class,
+            cause: Some(Box::new(cause.clone())),
             ..Self::new(status, code, cause.to_string())
         }
     }
@@ -51,11 +56,17 @@ impl RegistryError {
         &self.message
     }
 
+    /// Returns the header that passes the upstream's error on to another replica, if it counts for all of them.
+    pub(super) fn passed_on(&self) -> Option<HeaderValue> {
+        encode_error(self.cause.as_deref()?.upstream_error()?)
+    }
+
     /// Returns how important the failure is to the administrator. Each client of a mirror with users begins without a
     /// login, and tools ask for signatures that most images do not have.
     pub(super) fn level(&self) -> Level {
         match self.status {
             StatusCode::UNAUTHORIZED if self.class == NO_LOGIN => Level::DEBUG,
+            StatusCode::GATEWAY_TIMEOUT => Level::DEBUG,
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::TOO_MANY_REQUESTS => Level::WARN,
             status if status.is_server_error() => Level::WARN,
             _ => Level::INFO,
@@ -137,6 +148,21 @@ impl RegistryError {
             ..Self::new(StatusCode::TOO_MANY_REQUESTS, "TOOMANYREQUESTS", message)
         }
         .retry_after(Duration::from_secs(2))
+    }
+
+    /// Returns a 401 for a request to the peer port that no member of the fleet made.
+    pub(super) fn not_a_peer(message: String) -> Self {
+        let challenge = HeaderValue::from_static("Mirror");
+        Self {
+            class: "not_a_peer",
+            ..Self::unauthorized(&message, challenge)
+        }
+    }
+
+    /// Returns a 504 for a blob that another replica wants only if it is here (RFC 9111, 5.2.1.7).
+    pub(super) fn not_held() -> Self {
+        let message = "this replica does not have the blob";
+        Self::new(StatusCode::GATEWAY_TIMEOUT, "BLOB_UNKNOWN", message)
     }
 
     fn unauthorized(message: &str, challenge: HeaderValue) -> Self {

@@ -78,6 +78,8 @@ label! {
         Cache = "cache",
         /// Upstream.
         Upstream = "upstream",
+        /// Another replica of this mirror.
+        Peer = "peer",
     }
 }
 

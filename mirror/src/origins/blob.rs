@@ -1,36 +1,142 @@
 //! The origins of one blob, asked again from an offset after each break.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use super::Origins;
 use crate::digest::Digest;
-use crate::name::RepositoryName;
+use crate::name::Repository;
+use crate::peers::{Fleet, Member, PeerBlob, PeerBlobAnswer, Shard};
 use crate::upstream::{BlobAnswer, Error};
+
+/// The source of the bytes of a fill.
+#[derive(Debug, Default)]
+pub(crate) struct FillSource {
+    /// The fill waits for no owner among the replicas, so that a replica may wait for it.
+    is_direct: AtomicBool,
+    /// The last bytes came from a replica.
+    is_peer: AtomicBool,
+}
+
+impl FillSource {
+    /// Returns whether a fill waits for no owner among the replicas. It never does so again: two members that take each
+    /// other for the owner do not wait for each other.
+    pub(crate) fn is_direct(&self) -> bool {
+        self.is_direct.load(Ordering::Relaxed)
+    }
+
+    /// Returns whether the bytes come from another replica.
+    pub(crate) fn is_peer(&self) -> bool {
+        self.is_peer.load(Ordering::Relaxed)
+    }
+}
 
 /// The origins of one blob, as one fill asks them.
 pub(crate) struct BlobOrigins {
     origins: Origins,
-    name: RepositoryName,
+    repository: Repository,
     digest: Digest,
+    source: Arc<FillSource>,
+    /// The member that sent the last answer.
+    current: Option<Arc<Member>>,
+    /// The members that this fill asks no more.
+    left_out: Vec<Arc<Member>>,
+    /// The members that sent bytes.
+    senders: Vec<Arc<Member>>,
+    asked_holders: bool,
+    /// The upstream sent bytes, too.
+    asked_upstream: bool,
 }
 
 impl BlobOrigins {
-    pub(super) fn new(origins: Origins, name: RepositoryName, digest: Digest) -> Self {
+    pub(super) fn new(origins: Origins, repository: Repository, digest: Digest) -> Self {
+        let has_owner = |fleet: &Arc<Fleet>| !fleet.owners(Shard::of_blob(&digest)).is_empty();
+        let source = FillSource {
+            is_direct: AtomicBool::new(!origins.fleet.as_ref().is_some_and(has_owner)),
+            is_peer: AtomicBool::new(false),
+        };
         Self {
             origins,
-            name,
+            repository,
             digest,
+            source: Arc::new(source),
+            current: None,
+            left_out: Vec::new(),
+            senders: Vec::new(),
+            asked_holders: false,
+            asked_upstream: false,
         }
     }
 
+    /// Returns the source of the bytes.
+    pub(crate) fn source(&self) -> Arc<FillSource> {
+        Arc::clone(&self.source)
+    }
+
     /// Asks the first origin that has the blob for its bytes from `from` to the end. The answer may start before `from`.
+    /// The previous answer, if there was one, ended early.
     pub(crate) async fn ask(&mut self, from: u64) -> Result<BlobAnswer, Error> {
-        self.origins
-            .upstream
-            .blob(&self.name, &self.digest, from, None)
-            .await
+        if let Some(fleet) = self.origins.holders.clone() {
+            if let Some(broken) = self.current.take() {
+                fleet.on_break(&broken);
+                self.left_out.push(broken);
+            }
+            if let Some(answer) = self.ask_fleet(&fleet, from).await {
+                return answer;
+            }
+        }
+        self.source.is_peer.store(false, Ordering::Relaxed);
+        let name = &self.repository.name;
+        let answer = self.origins.upstream.blob(name, &self.digest, from, None).await;
+        self.asked_upstream |= answer.is_ok();
+        answer
+    }
+
+    async fn ask_fleet(&mut self, fleet: &Arc<Fleet>, from: u64) -> Option<Result<BlobAnswer, Error>> {
+        let (repository, digest) = (self.repository.clone(), self.digest.clone());
+        let blob = PeerBlob {
+            repository: &repository,
+            digest: &digest,
+            from,
+        };
+        if !self.source.is_direct() {
+            if let Some(found) = fleet.blob_of_owner(blob, &mut self.left_out).await {
+                return Some(found.map(|found| self.take(found)));
+            }
+            self.source.is_direct.store(true, Ordering::Relaxed);
+        }
+        if self.asked_holders {
+            return None;
+        }
+        self.asked_holders = true;
+        let found = fleet.blob_of_holder(blob, &self.left_out).await?;
+        Some(Ok(self.take(found)))
+    }
+
+    fn take(&mut self, found: PeerBlobAnswer) -> BlobAnswer {
+        self.source.is_peer.store(true, Ordering::Relaxed);
+        self.senders.push(Arc::clone(&found.member));
+        self.current = Some(found.member);
+        found.answer
+    }
+
+    /// Records that the bytes have another digest. Returns whether some came from other replicas, so that nothing is known
+    /// about the upstream. Replicas that sent all of them are not asked again for a while.
+    pub(crate) fn on_wrong_bytes(&mut self) -> bool {
+        let senders = std::mem::take(&mut self.senders);
+        let is_ambiguous = std::mem::take(&mut self.asked_upstream);
+        if let Some(fleet) = self.origins.holders.as_ref().filter(|_| !is_ambiguous) {
+            senders.iter().for_each(|member| fleet.on_wrong_bytes(member));
+        }
+        self.current = None;
+        let is_theirs = !senders.is_empty();
+        self.left_out.extend(senders);
+        is_theirs
     }
 
     /// Asks the upstream to authorize the blob for the repository; this requires no second download.
     pub(crate) async fn authorize(&self) -> Result<(), Error> {
-        self.origins.blob_head(&self.name, &self.digest).await.map(drop)
+        let name = &self.repository.name;
+        self.origins.blob_head(name, &self.digest).await.map(drop)
     }
 }

@@ -132,6 +132,19 @@ impl Pull {
         Ok(Served { value, outcome })
     }
 
+    /// Returns a blob that is in the cache, or on its way from the upstream, for another replica: no request follows.
+    pub(crate) async fn held_blob(&self, repository: &Repository, digest: &Digest) -> Option<Source> {
+        if self.is_refused(repository) {
+            return None;
+        }
+        if let Some(blob) = unreadable(self.store.blob(repository, digest).await) {
+            return Some(Source::Stored(blob));
+        }
+        let fill = self.inflight.get(repository, digest)?;
+        let is_usable = fill.is_direct() && fill.has_bytes() && fill.is_for(repository);
+        is_usable.then_some(Source::Filling(fill))
+    }
+
     /// Drops damaged content; the next request fetches it again.
     pub(crate) async fn damaged(&self, digest: &Digest, error: &io::Error) {
         error!(%digest, %error, "cached content can't be read; it is dropped");
@@ -167,7 +180,10 @@ impl Pull {
                 let through = self.past_the_cache(request, &fill, part).await?;
                 Ok(Source::PassThrough(through.holding(turn)))
             }
-            (Phase::Filling, Some(part)) if part.start > progress.written.saturating_add(AHEAD) => {
+            // A replica waits: its fill asks for the rest after a break, which this one receives anyway.
+            (Phase::Filling, Some(part))
+                if part.start > progress.written.saturating_add(AHEAD) && !request.client.is_replica() =>
+            {
                 let size = progress.size.unwrap_or(part.end);
                 let turn = self
                     .passing
@@ -278,8 +294,8 @@ impl Pull {
         digest: &'a Digest,
         peer: &str,
     ) -> Result<BlobRequest<'a>, PullError> {
-        let origins = self.origins(repository)?;
         let client = ClientAddress::from_peer(peer);
+        let origins = self.origins(repository, client)?;
         Ok(BlobRequest::new(origins, repository, digest, client))
     }
 

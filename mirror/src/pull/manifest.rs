@@ -1,6 +1,7 @@
 //! Manifests: by digest from the cache for good, by tag for as long as the tag is fresh.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::HeaderMap;
 use tracing::{debug, warn};
@@ -101,6 +102,12 @@ impl Pull {
         Ok(Served::stale(copy))
     }
 
+    /// Returns the time since the upstream last confirmed a tag; `None` for one that is not cached.
+    pub(crate) async fn tag_age(&self, repository: &Repository, tag: &Tag) -> Option<Duration> {
+        let known = unreadable(self.store.tag(repository, tag).await)?;
+        Some(self.clock.since(known.validated))
+    }
+
     /// Returns the digest of a cached tag with its manifest, if both are cached.
     async fn copy_of(&self, repository: &Repository, tag: &Tag) -> Option<(CachedTag, Manifest)> {
         let known = unreadable(self.store.tag(repository, tag).await)?;
@@ -117,7 +124,8 @@ impl Pull {
         client: ClientRequest<'_>,
         known: Option<(Digest, Manifest)>,
     ) -> Answer {
-        let origins = self.origins(repository)?;
+        let address = ClientAddress::from_peer(client.peer);
+        let origins = self.origins(repository, address)?;
         let accept = Accept::of_client(client.headers);
         let (text, version) = (
             format!("{reference} {}", accept.key()),
@@ -129,9 +137,10 @@ impl Pull {
         {
             return Err(failure);
         }
-        let key = (repository.clone(), reference.clone(), accept);
+        let is_direct = origins.is_direct(&repository.name);
+        let key = (repository.clone(), reference.clone(), accept, is_direct);
         let fetch = |turn: Turn| {
-            let (pull, (repository, reference, accept)) = (Arc::clone(self), key.clone());
+            let (pull, (repository, reference, accept, _)) = (Arc::clone(self), key.clone());
             async move {
                 let _turn = turn;
                 let fetched = pull.ask(&origins, &repository, &reference, accept, known).await;
@@ -155,7 +164,6 @@ impl Pull {
         let (waiting, joined) = if let Some(waiting) = self.manifests.get(&key) {
             (waiting, true)
         } else {
-            let address = ClientAddress::from_peer(client.peer);
             let turn = self.turn(repository, address).await?;
             self.manifests.join(&key, || fetch(turn))
         };
@@ -191,7 +199,7 @@ impl Pull {
             .map_err(|error| PullError::from_upstream(&error, RequestedContent::Manifest))?;
         match head.digest {
             Some(same) if same == digest => {
-                self.keep_tag(repository, reference, &digest).await;
+                self.keep_tag(repository, reference, &digest, head.age).await;
                 Ok((copy, Outcome::Hit))
             }
             Some(moved) => {
@@ -206,7 +214,7 @@ impl Pull {
                             failure
                         }
                     })?;
-                self.keep_tag(repository, reference, &moved).await;
+                self.keep_tag(repository, reference, &moved, head.age).await;
                 Ok(fetched)
             }
             // Some registries answer HEAD without a digest, or not at all.
@@ -248,22 +256,26 @@ impl Pull {
             MediaTypeVerdict::Manifest(media_type) => media_type,
             MediaTypeVerdict::Schema1 => return Err(PullError::schema1()),
         };
+        let age = answer.age;
         self.sizes.record(repository, &answer.document);
         let manifest = Manifest {
             content: answer.content,
             media_type,
         };
         match self.store.put_manifest(repository, &manifest).await {
-            Ok(()) => self.keep_tag(repository, reference, manifest.digest()).await,
+            Ok(()) => {
+                self.keep_tag(repository, reference, manifest.digest(), age).await;
+            }
             Err(StageError::ReadOnly) => {}
             Err(error) => warn!(%repository, %error, "a manifest is served without being kept"),
         }
         Ok((manifest, Outcome::Miss))
     }
 
-    async fn keep_tag(&self, repository: &Repository, reference: &Reference, digest: &Digest) {
+    /// Keeps a tag that the upstream confirmed `age` ago.
+    async fn keep_tag(&self, repository: &Repository, reference: &Reference, digest: &Digest, age: Duration) {
         let Reference::Tag(tag) = reference else { return };
-        match self.store.put_tag(repository, tag, digest).await {
+        match self.store.put_tag_of_age(repository, tag, digest, age).await {
             Ok(()) | Err(StageError::ReadOnly) => {}
             Err(error) => warn!(%repository, %tag, %error, "a tag is served without being kept"),
         }

@@ -106,17 +106,21 @@ impl Pull {
         key: &(Repository, Digest),
         client: ClientAddress,
     ) -> Result<(Waiting<ReferrersAnswer>, bool), PullError> {
-        if let Some(asked) = self.referrers_fetches.get(key) {
+        let is_direct = self.origins(&key.0, client)?.is_direct(&key.0.name);
+        let flight = (key.0.clone(), key.1.clone(), is_direct);
+        if let Some(asked) = self.referrers_fetches.get(&flight) {
             return Ok((asked, true));
         }
         let turn = self.turn(&key.0, client).await?;
-        Ok(self.referrers_fetches.join(key, || {
+        Ok(self.referrers_fetches.join(&flight, || {
             let (pull, key) = (Arc::clone(self), key.clone());
             async move {
                 let _turn = turn;
-                let origins = pull.origins(&key.0).map_err(|failure| Error::Unavailable {
-                    what: failure.to_string(),
-                })?;
+                let origins = pull
+                    .origins(&key.0, client)
+                    .map_err(|failure| Error::Unavailable {
+                        what: failure.to_string(),
+                    })?;
                 let generation = origins.credential_generation();
                 let list = origins.referrers(&key.0.name, &key.1).await;
                 let said = list

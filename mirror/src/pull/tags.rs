@@ -60,8 +60,9 @@ impl Pull {
         peer: &str,
     ) -> Result<Page, PullError> {
         let failed = |error| PullError::from_upstream(&error, RequestedContent::Tags);
-        let origins = self.origins(repository)?;
-        let _turn = self.turn(repository, ClientAddress::from_peer(peer)).await?;
+        let client = ClientAddress::from_peer(peer);
+        let origins = self.origins(repository, client)?;
+        let _turn = self.turn(repository, client).await?;
         let generation = origins.credential_generation();
         let answer = origins.tags(&repository.name, query).await.map_err(failed);
         self.record_verdict((&origins, generation), repository, None, &answer);

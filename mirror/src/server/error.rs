@@ -25,6 +25,9 @@ pub enum Error {
     /// The cache.
     #[error(transparent)]
     Store(#[from] OpenError),
+    /// The client of other replicas.
+    #[error("cannot set up the HTTP client for other replicas (peers): {0}")]
+    Peers(#[source] reqwest::Error),
     /// An address.
     #[error("cannot listen on {address} ({key}): {source}; stop what uses it, or set another one")]
     Listen {

@@ -46,6 +46,16 @@ pub(super) async fn admin(admin: Option<&Admin>) -> Result<Option<(TcpListener, 
     }
 }
 
+/// Opens the listener of the peer port.
+pub(super) async fn peers(address: &str) -> Result<Listener, Error> {
+    let listener = tcp(address).await.map_err(|source| Error::Listen {
+        key: "peers.addr",
+        address: address.to_owned(),
+        source,
+    })?;
+    Ok(Listener::Tcp(listener))
+}
+
 /// Binds a TCP address. An address without a host means all addresses: both families in one socket, or IPv4 alone
 /// without IPv6.
 async fn tcp(address: &str) -> io::Result<TcpListener> {

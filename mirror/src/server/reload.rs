@@ -120,6 +120,9 @@ impl Reloader {
         upstreams.reconfigure(&config.proxy, &self.0.options).await?;
         upstreams.reload_credentials();
         self.0.state.current().handles = upstreams.handles().into();
+        if let Some(fleet) = self.0.state.fleet() {
+            fleet.reload(&config.proxy);
+        }
         self.0.pull.reload(Live {
             upstreams: upstreams.origins(),
             cache: config.proxy.cache.clone(),
@@ -217,6 +220,7 @@ fn restart_keys(old: &Config, new: &Config) -> Vec<&'static str> {
         ("http.debug", old.http.admin != new.http.admin),
         ("health", old.health != new.health),
         ("auth", old.access != new.access),
+        ("peers", old.peers != new.peers),
     ];
     let differing = keys.into_iter().filter(|(_, differs)| *differs);
     differing.map(|(key, _)| key).collect()
@@ -240,6 +244,7 @@ mod tests {
     #[test_case("http: {addr: ':5001', prefix: /a/}" => vec!["http.addr", "http.prefix"])]
     #[test_case("storage: {filesystem: {rootdirectory: /x}}" => vec!["storage.filesystem.rootdirectory"])]
     #[test_case("health: {storagedriver: {enabled: true}}" => vec!["health"])]
+    #[test_case("peers: {addr: ':5002', secretfile: /s}" => vec!["peers"])]
     #[test_case("auth: {htpasswd: {realm: r, path: /p}}" => vec!["auth"])]
     fn restart_only_settings_are_named(yaml: &str) -> Vec<&'static str> {
         restart_keys(&config(""), &config(yaml))

@@ -9,13 +9,14 @@ use jiff::Timestamp;
 use parking_lot::{Mutex, MutexGuard};
 
 use super::upstream_set::{UpstreamHandle, UpstreamSet};
-use crate::admin::{AdminState, CacheStatus, Status, UpstreamStatus};
+use crate::admin::{AdminState, CacheStatus, PeerStatus, Status, UpstreamStatus};
 use crate::client_table::ClientTable;
 use crate::config::Config;
 use crate::credentials::CredentialState;
 use crate::health::Health;
 use crate::http::Htpasswd;
 use crate::metrics::Metrics;
+use crate::peers::Fleet;
 use crate::store::Store;
 
 /// The shared state of a running server.
@@ -24,6 +25,7 @@ pub(super) struct ServerState {
     pub(super) metrics: Metrics,
     pub(super) health: Health,
     users: Option<Htpasswd>,
+    fleet: Option<Arc<Fleet>>,
     started: Instant,
     draining: AtomicBool,
     current: Mutex<Current>,
@@ -54,6 +56,7 @@ impl ServerState {
             metrics,
             health,
             users,
+            fleet: None,
             started: Instant::now(),
             draining: AtomicBool::new(false),
             current: Mutex::new(Current {
@@ -70,6 +73,11 @@ impl ServerState {
         Self { clients, ..self }
     }
 
+    /// Returns the state of a server with other replicas.
+    pub(super) fn with_fleet(self, fleet: Option<Arc<Fleet>>) -> Self {
+        Self { fleet, ..self }
+    }
+
     pub(super) fn current(&self) -> MutexGuard<'_, Current> {
         self.current.lock()
     }
@@ -82,6 +90,14 @@ impl ServerState {
     /// Reports not ready from now on.
     pub(super) fn drain(&self) {
         self.draining.store(true, Ordering::Relaxed);
+        if let Some(fleet) = &self.fleet {
+            fleet.drain();
+        }
+    }
+
+    /// Returns the other replicas, if the configuration has any.
+    pub(super) fn fleet(&self) -> Option<&Arc<Fleet>> {
+        self.fleet.as_ref()
     }
 
     fn is_draining(&self) -> bool {
@@ -91,6 +107,18 @@ impl ServerState {
     fn handles(&self) -> Arc<[UpstreamHandle]> {
         self.current().handles.clone()
     }
+}
+
+/// Returns the state of each other replica.
+fn peers(fleet: &Fleet) -> Vec<PeerStatus> {
+    let members = fleet.report().into_iter();
+    let status = members.map(|member| PeerStatus {
+        address: member.address,
+        id: member.id,
+        state: member.state.to_owned(),
+        since: member.since.to_string(),
+    });
+    status.collect()
 }
 
 impl AdminState for ServerState {
@@ -156,6 +184,7 @@ impl AdminState for ServerState {
                 .unwrap_or_default(),
             draining: self.is_draining(),
             upstreams: current.handles.iter().map(upstream).collect(),
+            peers: self.fleet.as_deref().map(peers).unwrap_or_default(),
             cache: CacheStatus {
                 bytes: usage.bytes,
                 limit_bytes: usage.limit,

@@ -62,6 +62,11 @@ impl Layout {
         self.own().join("scratch")
     }
 
+    /// The random id of this cache.
+    pub(super) fn instance_id(&self) -> PathBuf {
+        self.own().join("id")
+    }
+
     pub(super) fn index(&self) -> PathBuf {
         self.own().join("index.redb")
     }

@@ -1,6 +1,7 @@
 //! Tags: links that move, and when upstream last confirmed them.
 
 use std::io::ErrorKind;
+use std::time::Duration;
 
 use jiff::Timestamp;
 
@@ -28,13 +29,26 @@ impl Store {
         tag: &Tag,
         digest: &Digest,
     ) -> Result<(), StageError> {
+        self.put_tag_of_age(repository, tag, digest, Duration::ZERO).await
+    }
+
+    /// Stores the digest of a tag that upstream confirmed `age` ago.
+    pub(crate) async fn put_tag_of_age(
+        &self,
+        repository: &Repository,
+        tag: &Tag,
+        digest: &Digest,
+        age: Duration,
+    ) -> Result<(), StageError> {
+        let validated = self.inner.clock.now();
+        let validated = validated.checked_sub(age).unwrap_or(validated);
         let cached = self.inner.hot_cache.tag(repository, tag);
         if cached.is_some_and(|cached| cached.digest == *digest) {
-            self.inner.confirm(repository, tag, digest);
+            self.inner.confirm(repository, tag, digest, validated);
             return Ok(());
         }
         let (repository, tag, digest) = (repository.clone(), tag.clone(), digest.clone());
-        self.blocking(move |inner| inner.save_tag(&repository, &tag, &digest))
+        self.blocking(move |inner| inner.save_tag(&repository, &tag, &digest, validated))
             .await
     }
 
@@ -64,7 +78,13 @@ impl Inner {
         Ok(Some(cached))
     }
 
-    fn save_tag(&self, repository: &Repository, tag: &Tag, digest: &Digest) -> Result<(), StageError> {
+    fn save_tag(
+        &self,
+        repository: &Repository,
+        tag: &Tag,
+        digest: &Digest,
+        validated: Timestamp,
+    ) -> Result<(), StageError> {
         if self.is_readonly() {
             return Err(StageError::ReadOnly);
         }
@@ -72,18 +92,17 @@ impl Inner {
         let current = link::read(&self.layout.tag_current(repository, tag))?;
         if current.as_ref() != Some(digest) {
             self.hot_cache.drop_tag(repository, tag);
-            let now = self.clock.now().as_millisecond();
-            let moved = Op::Tag(repository.clone(), tag.clone(), digest.clone(), now);
+            let at = validated.as_millisecond();
+            let moved = Op::Tag(repository.clone(), tag.clone(), digest.clone(), at);
             self.index.write(vec![moved])?;
             self.add_link(digest, &Link::Tag(repository.clone(), tag.clone()))?;
         }
-        self.confirm(repository, tag, digest);
+        self.confirm(repository, tag, digest, validated);
         Ok(())
     }
 
     /// The tag has not moved: only memory has to know at once.
-    fn confirm(&self, repository: &Repository, tag: &Tag, digest: &Digest) {
-        let validated = self.clock.now();
+    fn confirm(&self, repository: &Repository, tag: &Tag, digest: &Digest, validated: Timestamp) {
         self.hot_cache.confirm(Op::Tag(
             repository.clone(),
             tag.clone(),

@@ -62,7 +62,7 @@ impl Accept {
 
     /// Returns the header: the known types, the client's, and any other. The known types come first and in one order, so
     /// that an upstream with two forms of a manifest does not choose the one under a tag by the first client.
-    pub(super) fn header(&self) -> HeaderValue {
+    pub(crate) fn header(&self) -> HeaderValue {
         let named = self.0.iter().map(String::as_str);
         let types: Vec<_> = KNOWN_TYPES.into_iter().chain(named).chain(["*/*"]).collect();
         // Tokens of RFC 9110 only.

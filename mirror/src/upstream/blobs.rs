@@ -11,6 +11,7 @@ use futures::StreamExt;
 use futures::stream::BoxStream;
 use http::header::{CONTENT_RANGE, RANGE};
 use http::{HeaderMap, HeaderValue, Method};
+use reqwest::Response;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::Upstream;
@@ -35,9 +36,12 @@ pub struct BlobAnswer {
     pub body: BlobBody,
 }
 
+/// The chunks of a body.
+pub(crate) type BodyStream = BoxStream<'static, Result<Bytes, Error>>;
+
 /// The bytes of a blob as they arrive. The stream ends with an error if they end early or stall.
 pub struct BlobBody {
-    chunks: BoxStream<'static, Result<Bytes, Error>>,
+    chunks: BodyStream,
     /// The number of missing bytes, if it is known.
     left: Option<u64>,
     done: bool,
@@ -70,6 +74,36 @@ impl Stream for BlobBody {
         };
         self.done = !matches!(item, Ok(Some(_)));
         Poll::Ready(item.transpose())
+    }
+}
+
+impl BlobAnswer {
+    /// Returns the answer of a peer with 200 or 206 to a request from `from`; `guard` wraps its chunks, of which each has
+    /// to arrive within `idle`.
+    ///
+    /// # Errors
+    /// [`Error::Malformed`] for another part.
+    pub(crate) fn of_peer(
+        response: Response,
+        from: u64,
+        idle: Duration,
+        permit: OwnedSemaphorePermit,
+        guard: impl FnOnce(BodyStream) -> BodyStream,
+    ) -> Result<Self, Error> {
+        let part = (response.status() == 206).then(|| Part::read(response.headers()));
+        let length = response.content_length();
+        let (start, total, left) = match part {
+            None => (0, length, length),
+            Some(Some(part)) if part.first == from => (from, part.total, Some(part.length())),
+            Some(_) => return Err(Error::malformed("another part of the blob")),
+        };
+        let body = BlobBody {
+            chunks: guard(chunks(response, idle).boxed()),
+            left,
+            done: false,
+            permit,
+        };
+        Ok(Self { start, total, body })
     }
 }
 

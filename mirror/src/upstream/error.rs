@@ -3,11 +3,13 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::transport::redirect::Refused;
 pub(super) use crate::tls::describe;
 
 /// An upstream gave no usable answer. No variant holds a credential, a token or a URL's query.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum Error {
     /// A registry's own 404 or 410: there is no such thing.
     #[error("upstream has no such content: {message}")]

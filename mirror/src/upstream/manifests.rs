@@ -1,5 +1,7 @@
 //! Manifests (distribution-spec, "Pulling manifests").
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use http::header::ACCEPT;
 use http::{HeaderMap, Method};
@@ -26,6 +28,8 @@ pub struct ManifestAnswer {
     pub document: Document,
     /// `Content-Type` without parameters, in lower case.
     pub media_type: Option<String>,
+    /// The time since the upstream confirmed it; zero but for an answer of a peer.
+    pub age: Duration,
 }
 
 /// The headers of a HEAD of a manifest; all `None` if the registry does not support HEAD.
@@ -37,6 +41,34 @@ pub struct ManifestHead {
     pub media_type: Option<String>,
     /// `Content-Length`.
     pub size: Option<u64>,
+    /// The time since the upstream confirmed it; zero but for an answer of a peer.
+    pub age: Duration,
+}
+
+impl ManifestAnswer {
+    /// Checks the bytes of a manifest against the requested digest and the one of a header, and parses them.
+    ///
+    /// # Errors
+    /// [`Error::Malformed`].
+    pub(crate) fn parse(
+        bytes: Bytes,
+        media_type: Option<String>,
+        header: Option<&Digest>,
+        reference: &Reference,
+    ) -> Result<Self, Error> {
+        let document = Document::read(&bytes).ok_or_else(|| no_object(media_type.clone()))?;
+        if document.has_too_many() {
+            return Err(Error::malformed(format!(
+                "a manifest of more than {MAX_ENTRIES} descriptors"
+            )));
+        }
+        Ok(Self {
+            content: verified(bytes, header, reference)?,
+            document,
+            media_type,
+            age: Duration::ZERO,
+        })
+    }
 }
 
 impl Upstream {
@@ -77,21 +109,8 @@ impl Upstream {
             permitted.answer.read(&self.transport, MAX_MANIFEST).await?,
             reference.clone(),
         );
-        let manifest = move |bytes: Bytes| {
-            let document = Document::read(&bytes).ok_or_else(|| no_object(media_type.clone()))?;
-            if document.has_too_many() {
-                return Err(Error::malformed(format!(
-                    "a manifest of more than {MAX_ENTRIES} descriptors"
-                )));
-            }
-            let content = verified(bytes, header.as_ref(), &reference)?;
-            Ok(ManifestAnswer {
-                content,
-                document,
-                media_type,
-            })
-        };
-        body.parse(manifest).await
+        body.parse(move |bytes| ManifestAnswer::parse(bytes, media_type, header.as_ref(), &reference))
+            .await
     }
 
     /// Returns a manifest's digest, type and size, without counting as a pull where upstream counts them. All are
@@ -118,6 +137,7 @@ impl Upstream {
                 digest: digest_of(permitted.answer.headers()),
                 media_type: permitted.answer.media_type(),
                 size: permitted.answer.length(),
+                age: Duration::ZERO,
             }),
             404 | 410 if permitted.answer.is_marked() => {
                 Err(self.response_error(&authorizer, permitted.answer).await)
@@ -130,6 +150,7 @@ impl Upstream {
                     size: Some(answer.content.bytes().len() as u64),
                     digest: Some(answer.content.digest().clone()),
                     media_type: answer.media_type,
+                    age: Duration::ZERO,
                 })
             }
             400..=499 | 501 => Ok(ManifestHead::default()),

@@ -51,6 +51,18 @@ impl ListEntry for Tag {
     }
 }
 
+impl ListAnswer {
+    /// Parses a page that a peer answers with.
+    ///
+    /// # Errors
+    /// [`Error::Malformed`].
+    pub(crate) fn parse(headers: &HeaderMap, body: &[u8]) -> Result<Self, Error> {
+        let next = next_page(headers)?;
+        let tags = read_tags(body)?.ok_or_else(|| too_large(MAX_TAG_LIST))?;
+        Ok(Self { tags, next })
+    }
+}
+
 impl Upstream {
     /// Returns a page of a repository's tags; `query` is passed on as it is. A list that is too large is asked for again
     /// in pages of 1,000: older registries send all tags at once to clients that name no number.

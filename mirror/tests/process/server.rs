@@ -181,6 +181,21 @@ impl Server {
             .unwrap()
     }
 
+    /// Stops it as `kill -STOP` does: it answers nothing, and its connections stay.
+    pub(crate) fn stop(&self) {
+        self.signal(Signal::STOP);
+    }
+
+    /// Lets it run again.
+    pub(crate) fn go_on(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    fn signal(&self, signal: Signal) {
+        let id = self.process.id().unwrap().try_into().unwrap();
+        kill_process(Pid::from_raw(id).unwrap(), signal).unwrap();
+    }
+
     /// Kills it as `kill -9` does.
     pub(crate) async fn kill(mut self) {
         self.process.kill().await.unwrap();

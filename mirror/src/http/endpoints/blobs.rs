@@ -14,8 +14,9 @@ use super::stored_blob::StoredBlob;
 use crate::digest::Digest;
 use crate::fill::{Fill, Phase};
 use crate::http::error::RegistryError;
-use crate::http::{EndpointResponse, RequestContext, headers};
+use crate::http::{EndpointResponse, RequestContext, headers, peer_port};
 use crate::metrics::Outcome;
+use crate::name::Repository;
 use crate::pull::{PassThrough, Served, Source};
 use crate::pull_error::PullError;
 use crate::range::{Resolved, Wanted};
@@ -51,11 +52,8 @@ pub(in crate::http) async fn get(
         return Ok(EndpointResponse::new(response, served.outcome, repository));
     }
     let wanted = Wanted::parse(context.headers, &etag);
-    let Served { value, mut outcome } = context
-        .app
-        .pull
-        .blob(&repository, &digest, &wanted, &context.peer.name)
-        .await?;
+    let Served { value, mut outcome } = source(context, &repository, &digest, &wanted).await?;
+    let is_from_peer = matches!(&value, Source::Filling(fill) if fill.is_from_peer());
     match value {
         Source::Stored(blob) => {
             let (size, pull) = (blob.size, Arc::clone(&context.app.pull));
@@ -83,8 +81,24 @@ pub(in crate::http) async fn get(
     }
     Ok(EndpointResponse {
         digest: Some(digest),
+        is_from_peer,
         ..EndpointResponse::new(response, outcome, repository)
     })
+}
+
+/// Returns the source of a blob. Another replica may want only what is here.
+async fn source(
+    context: &RequestContext<'_>,
+    repository: &Repository,
+    digest: &Digest,
+    wanted: &Wanted,
+) -> Result<Served<Source>, RegistryError> {
+    let pull = &context.app.pull;
+    if context.is_of_replica() && peer_port::is_only_if_cached(context.headers) {
+        let held = pull.held_blob(repository, digest).await;
+        return held.map(Served::hit).ok_or_else(RegistryError::not_held);
+    }
+    Ok(pull.blob(repository, digest, wanted, &context.peer.name).await?)
 }
 
 /// Returns the size of a fill; waits for it if the client could not detect a truncated body without Content-Length.

@@ -34,10 +34,10 @@ impl BlobReader {
             }
             Self::Filling(fill, sendfile) => {
                 let (source, there) = fill.there(range).await?;
-                let push = |queue: &SendfileQueue| queue.push(source, &there, None);
+                let push = |queue: &SendfileQueue| queue.push(&source, &there, None);
                 match sendfile.as_ref().and_then(push) {
                     Some(placeholder) => Ok(placeholder),
-                    None => fill::read(source, &there).await,
+                    None => fill::read(&source, &there).await,
                 }
             }
         }

@@ -30,6 +30,12 @@ pub(in crate::http) async fn get(
     if let Reference::Digest(_) = reference {
         own.insert(header::CACHE_CONTROL, headers::IMMUTABLE);
     }
+    if let Reference::Tag(tag) = &reference
+        && context.is_of_replica()
+        && let Some(age) = context.app.pull.tag_age(&repository, tag).await
+    {
+        response.headers_mut().insert(header::AGE, age.as_secs().into());
+    }
     if response.status() == StatusCode::OK {
         *response.body_mut() = Body::from(manifest.bytes().clone());
     }

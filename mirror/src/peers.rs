@@ -1,0 +1,191 @@
+//! The other replicas of this mirror, as origins of content: each shard of it has one owner, which asks the upstream for
+//! all.
+//!
+//! Members find each other by a list of addresses and names, and say hello every 5 s. Members that disagree about an owner
+//! ask the upstream more often and serve nothing wrong: there is no lease, no consensus and no lock. A request of a member
+//! is never forwarded. Content is verified by its digest; other answers are signed with the secret of the mirror.
+
+mod answer;
+mod blob;
+mod hello;
+mod keys;
+mod member;
+mod membership;
+mod metadata;
+mod request;
+mod shard;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use arc_swap::ArcSwap;
+use http::HeaderValue;
+use tokio::sync::{Notify, Semaphore};
+use tokio_util::sync::CancellationToken;
+
+pub(crate) use answer::{ANSWER_SIGNATURE, PEER_ERROR, answer_text, encode_error};
+pub(crate) use blob::{PeerBlob, PeerBlobAnswer};
+pub(crate) use hello::HELLO_PATH;
+pub(crate) use keys::{AuthorizationError, MAX_KEYS, PeerAuthorization, read as read_secret};
+pub(crate) use member::{Member, MemberReport};
+pub(crate) use shard::Shard;
+
+use crate::clock::Clock;
+use crate::config::{PeerSettings, Proxy};
+use crate::digest::{Algorithm, Digest};
+use crate::file_watch::FileWatch;
+use hello::{Hello, HelloState};
+use keys::PeerKeys;
+
+/// The most requests to one peer at a time.
+pub(crate) const PER_PEER: usize = 128;
+/// The most large documents from peers that are in memory at a time.
+const LARGE_DOCUMENTS: usize = 8;
+
+/// The replicas of this mirror, as this one sees them.
+pub(crate) struct Fleet {
+    /// The random id of this member.
+    id: String,
+    clock: Clock,
+    keys: PeerKeys,
+    settings: PeerSettings,
+    client: reqwest::Client,
+    members: ArcSwap<Vec<Arc<Member>>>,
+    /// A hash of the upstreams: members with other ones are not asked.
+    upstreams: ArcSwap<String>,
+    is_serving: AtomicBool,
+    is_draining: AtomicBool,
+    documents: Arc<Semaphore>,
+    /// Notified when a member may be lost.
+    wake: Notify,
+}
+
+impl Fleet {
+    /// Creates the view of a member that knows no other yet.
+    ///
+    /// # Errors
+    /// The HTTP client cannot be built.
+    pub(crate) fn new(
+        settings: PeerSettings,
+        proxy: &Proxy,
+        id: String,
+        clock: Clock,
+    ) -> Result<Arc<Self>, reqwest::Error> {
+        let client = request::client()?;
+        Ok(Arc::new(Self {
+            id,
+            keys: PeerKeys::new(settings.secret_file.clone(), clock.clone()),
+            clock,
+            settings,
+            client,
+            members: ArcSwap::default(),
+            upstreams: ArcSwap::from_pointee(upstreams_hash(proxy)),
+            is_serving: AtomicBool::new(false),
+            is_draining: AtomicBool::new(false),
+            documents: Arc::new(Semaphore::new(LARGE_DOCUMENTS)),
+            wake: Notify::new(),
+        }))
+    }
+
+    /// Follows the other members and the secret file until `end`.
+    pub(crate) async fn run(self: Arc<Self>, end: CancellationToken) {
+        self.is_serving.store(true, Ordering::Relaxed);
+        let secret = async {
+            let mut file = FileWatch::new(vec![self.settings.secret_file.clone()]);
+            loop {
+                file.changed().await;
+                let fleet = Arc::clone(&self);
+                // A panic of it was logged.
+                let _ = tokio::task::spawn_blocking(move || fleet.keys.reload()).await;
+            }
+        };
+        tokio::select! {
+            () = end.cancelled() => {}
+            () = secret => {}
+            () = self.follow_members() => {}
+        }
+    }
+
+    /// Lets other members choose this one no more; it still answers.
+    pub(crate) fn drain(&self) {
+        self.is_draining.store(true, Ordering::Relaxed);
+    }
+
+    /// Uses the upstreams of a new configuration.
+    pub(crate) fn reload(&self, proxy: &Proxy) {
+        self.upstreams.store(Arc::new(upstreams_hash(proxy)));
+        self.wake.notify_one();
+    }
+
+    /// Checks the authorization of a request to the peer port.
+    pub(crate) fn admit(
+        &self,
+        authorization: Option<&HeaderValue>,
+        method: &str,
+        target: &str,
+    ) -> Result<PeerAuthorization, AuthorizationError> {
+        self.keys.verify(authorization, method, target)
+    }
+
+    /// Returns the answer to `GET /peer/v1/hello`.
+    pub(crate) fn hello(&self) -> String {
+        let state = if self.is_draining.load(Ordering::Relaxed) {
+            HelloState::Draining
+        } else if self.is_serving.load(Ordering::Relaxed) {
+            HelloState::Serving
+        } else {
+            HelloState::Starting
+        };
+        Hello::new(self.id.clone(), state, self.upstreams.load().to_string()).to_json()
+    }
+
+    /// Returns the other members, for `/status`.
+    pub(crate) fn report(&self) -> Vec<MemberReport> {
+        self.members.load().iter().map(|member| member.report()).collect()
+    }
+
+    /// Returns the members that own a shard before this one, the owner first; none where this member is the owner.
+    pub(crate) fn owners(&self, shard: Shard) -> Vec<Arc<Member>> {
+        let own = (!self.is_draining.load(Ordering::Relaxed)).then(|| shard.weight(&self.id));
+        let mut owners: Vec<_> = self
+            .members
+            .load()
+            .iter()
+            .filter_map(|member| Some((shard.weight(&member.id_if_serving()?), Arc::clone(member))))
+            .filter(|(weight, _)| own.as_ref().is_none_or(|own| weight > own))
+            .collect();
+        owners.sort_unstable_by(|(one, _), (other, _)| other.cmp(one));
+        owners.into_iter().map(|(_, member)| member).collect()
+    }
+
+    /// Returns all other members that answer, the next owner of a shard first: one may hold what a new owner lacks.
+    pub(crate) fn others(&self, shard: Shard) -> Vec<Arc<Member>> {
+        let mut others: Vec<_> = self
+            .members
+            .load()
+            .iter()
+            .filter_map(|member| Some((shard.weight(&member.id_if_answering()?), Arc::clone(member))))
+            .collect();
+        others.sort_unstable_by(|(one, _), (other, _)| other.cmp(one));
+        others.into_iter().map(|(_, member)| member).collect()
+    }
+}
+
+/// Returns a random id of 32 hexadecimal digits.
+pub(crate) fn random_id() -> String {
+    let mut bytes = [0_u8; 16];
+    // An error of the system's source of random numbers ends the process long before, in TLS.
+    let _ = aws_lc_rs::rand::fill(&mut bytes);
+    hex::encode(bytes)
+}
+
+/// Returns a hash of the names and addresses of all upstreams, the default one first.
+fn upstreams_hash(proxy: &Proxy) -> String {
+    let mut text = String::new();
+    for upstream in &proxy.upstreams {
+        let prefix = upstream.repository_prefix.as_ref().map(ToString::to_string);
+        let (host, remote) = (&upstream.host, upstream.remote.as_str());
+        text.push_str(&format!("{host} {remote} {}\n", prefix.unwrap_or_default()));
+    }
+    Digest::of(Algorithm::Sha256, text.as_bytes()).hex()[..16].to_owned()
+}

@@ -1,0 +1,227 @@
+//! One other member: its address, its state, and the requests to it.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use parking_lot::Mutex;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use super::PER_PEER;
+
+/// The time for which a member is not asked after a request to it failed.
+pub(super) const SUSPECTED: Duration = Duration::from_secs(5);
+/// The time for which a member is not asked after it sent wrong bytes.
+const EXCLUDED: Duration = Duration::from_mins(5);
+
+/// The state of a member as this one sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum MemberState {
+    /// It has not answered yet.
+    Unknown,
+    /// It answers no client yet.
+    Starting,
+    /// It is asked for the content that it owns.
+    Serving,
+    /// It ends once its requests have ended.
+    Draining,
+    /// A request to it failed: it is asked again after 5 s.
+    Suspect,
+    /// It does not answer.
+    Unreachable,
+    /// It has another secret, another clock, or is no member.
+    Refused,
+    /// It speaks another version of the protocol.
+    Incompatible,
+    /// It has other upstreams.
+    OtherUpstreams,
+    /// It sent wrong bytes: it is asked again after 5 min.
+    Excluded,
+}
+
+/// Another member, as `/status` reports it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct MemberReport {
+    /// `IP:port`.
+    pub(crate) address: String,
+    /// Its random id; empty until it answered.
+    pub(crate) id: String,
+    /// Its state.
+    pub(crate) state: &'static str,
+    /// The time since which it has this state.
+    pub(crate) since: Timestamp,
+}
+
+/// Another member.
+pub(crate) struct Member {
+    pub(super) address: SocketAddr,
+    /// The entry of the configuration that it was found by.
+    pub(super) entry: String,
+    pub(super) requests: Arc<Semaphore>,
+    facts: Mutex<Facts>,
+}
+
+struct Facts {
+    id: String,
+    state: MemberState,
+    since: Timestamp,
+    /// It is not asked before this time, whatever it says.
+    not_before: Option<Instant>,
+    /// Failures of hello in a row.
+    failures: u32,
+    /// Ends the requests to it.
+    lost: CancellationToken,
+}
+
+impl MemberState {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Starting => "starting",
+            Self::Serving => "serving",
+            Self::Draining => "draining",
+            Self::Suspect => "suspect",
+            Self::Unreachable => "unreachable",
+            Self::Refused => "refused",
+            Self::Incompatible => "incompatible",
+            Self::OtherUpstreams => "otherUpstreams",
+            Self::Excluded => "excluded",
+        }
+    }
+}
+
+impl Member {
+    pub(super) fn new(address: SocketAddr, entry: String, now: Timestamp) -> Self {
+        Self {
+            address,
+            entry,
+            requests: Arc::new(Semaphore::new(PER_PEER)),
+            facts: Mutex::new(Facts {
+                id: String::new(),
+                state: MemberState::Unknown,
+                since: now,
+                not_before: None,
+                failures: 0,
+                lost: CancellationToken::new(),
+            }),
+        }
+    }
+
+    /// Returns the id of a member that may be chosen as an owner.
+    pub(super) fn id_if_serving(&self) -> Option<String> {
+        let facts = self.facts.lock();
+        (facts.state == MemberState::Serving).then(|| facts.id.clone())
+    }
+
+    /// Returns the id of a member that answers, also while it drains.
+    pub(super) fn id_if_answering(&self) -> Option<String> {
+        let facts = self.facts.lock();
+        matches!(facts.state, MemberState::Serving | MemberState::Draining).then(|| facts.id.clone())
+    }
+
+    /// Returns the token that ends when the member is lost.
+    pub(super) fn lost(&self) -> CancellationToken {
+        self.facts.lock().lost.clone()
+    }
+
+    pub(super) fn report(&self) -> MemberReport {
+        let facts = self.facts.lock();
+        MemberReport {
+            address: self.address.to_string(),
+            id: facts.id.clone(),
+            state: facts.state.as_str(),
+            since: facts.since,
+        }
+    }
+
+    /// Records an answer to a hello, unless the member has to be left alone for a while yet.
+    pub(super) fn on_hello(&self, id: String, state: MemberState, now: Timestamp) {
+        let mut facts = self.facts.lock();
+        facts.failures = 0;
+        facts.id = id;
+        if facts.not_before.is_some_and(|time| Instant::now() < time) {
+            return;
+        }
+        facts.not_before = None;
+        facts.set(state, now);
+    }
+
+    /// Records that a hello failed. The first failure makes the member suspect; the second ends all requests to it.
+    pub(super) fn on_silence(&self, now: Timestamp) {
+        let mut facts = self.facts.lock();
+        facts.failures = facts.failures.saturating_add(1);
+        if facts.failures == 1 && facts.state != MemberState::Unknown {
+            facts.set(MemberState::Suspect, now);
+            return;
+        }
+        facts.set(MemberState::Unreachable, now);
+        std::mem::take(&mut facts.lost).cancel();
+    }
+
+    /// Leaves a member alone for 5 s after a request to it failed.
+    pub(super) fn suspect(&self, now: Timestamp) {
+        self.leave_alone(MemberState::Suspect, SUSPECTED, now);
+    }
+
+    /// Leaves a member alone for 5 min, as it sent wrong bytes.
+    pub(super) fn exclude(&self, now: Timestamp) {
+        self.leave_alone(MemberState::Excluded, EXCLUDED, now);
+    }
+
+    fn leave_alone(&self, state: MemberState, time: Duration, now: Timestamp) {
+        let mut facts = self.facts.lock();
+        let until = Instant::now() + time;
+        if facts.not_before.is_none_or(|time| time < until) {
+            facts.not_before = Some(until);
+            facts.set(state, now);
+        }
+    }
+}
+
+impl Facts {
+    fn set(&mut self, state: MemberState, now: Timestamp) {
+        if self.state != state {
+            self.state = state;
+            self.since = now;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn member() -> Member {
+        Member::new("127.0.0.1:1".parse().unwrap(), "a".into(), Timestamp::now())
+    }
+
+    /// A hello does not end the time for which a member is left alone.
+    #[test]
+    fn excluded_member_is_not_chosen_after_hello() {
+        let (member, now) = (member(), Timestamp::now());
+        member.on_hello("id".into(), MemberState::Serving, now);
+        assert_eq!(member.id_if_serving().as_deref(), Some("id"));
+        member.exclude(now);
+        member.on_hello("id".into(), MemberState::Serving, now);
+        assert_eq!(
+            (member.id_if_serving(), member.report().state),
+            (None, "excluded")
+        );
+    }
+
+    /// One failed hello makes a member suspect, the second ends the requests to it.
+    #[test]
+    fn second_silence_ends_requests() {
+        let (member, now) = (member(), Timestamp::now());
+        member.on_hello("id".into(), MemberState::Serving, now);
+        let lost = member.lost();
+        member.on_silence(now);
+        assert!(!lost.is_cancelled() && member.id_if_serving().is_none());
+        member.on_silence(now);
+        assert!(lost.is_cancelled() && !member.lost().is_cancelled());
+        member.on_hello("id".into(), MemberState::Serving, now);
+        assert!(member.id_if_serving().is_some());
+    }
+}

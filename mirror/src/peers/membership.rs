@@ -1,0 +1,126 @@
+//! Membership: names are resolved and members say hello every 5 s, and after a request failed.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::join_all;
+use tokio::time::{sleep, timeout};
+use tracing::{debug, info};
+
+use super::Fleet;
+use super::hello::{HELLO_PATH, Hello, HelloState, PROTOCOL};
+use super::member::{Member, MemberState};
+use super::request::{PeerError, PeerRequest};
+
+/// The time from one hello to the next.
+const INTERVAL: Duration = Duration::from_secs(5);
+/// The shortest time between two rounds.
+const SPACING: Duration = Duration::from_millis(250);
+/// The longest wait for the addresses of a name, and for a hello.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// The most members that one server follows.
+pub(crate) const MAX_MEMBERS: usize = 64;
+
+impl Fleet {
+    pub(super) async fn follow_members(&self) {
+        loop {
+            self.refresh().await;
+            sleep(SPACING).await;
+            tokio::select! {
+                () = sleep(INTERVAL) => {}
+                () = self.wake.notified() => {}
+            }
+        }
+    }
+
+    /// Finds the members and says hello to each.
+    async fn refresh(&self) {
+        let found = self.find().await;
+        let known = self.members.load_full();
+        let now = self.clock.now();
+        let members: Vec<_> = found
+            .into_iter()
+            .map(|(address, entry)| {
+                let same = known.iter().find(|member| member.address == address);
+                same.cloned()
+                    .unwrap_or_else(|| Arc::new(Member::new(address, entry, now)))
+            })
+            .collect();
+        let is_self = join_all(members.iter().map(|member| self.greet(member))).await;
+        let others = members.into_iter().zip(is_self).filter(|(_, is_self)| !is_self);
+        let others: Vec<_> = others.map(|(member, _)| member).collect();
+        if others.len() != known.len() {
+            info!(members = others.len(), "the number of other members changed");
+        }
+        self.members.store(Arc::new(others));
+    }
+
+    /// Returns the addresses of all members. An entry that cannot be resolved keeps the members that it had.
+    async fn find(&self) -> Vec<(SocketAddr, String)> {
+        let entries = self.settings.addresses.iter();
+        let resolved = join_all(entries.map(async |entry| {
+            let looked_up = timeout(PATIENCE, tokio::net::lookup_host(entry)).await;
+            let addresses = looked_up
+                .ok()
+                .and_then(Result::ok)
+                .map(Iterator::collect::<Vec<_>>);
+            (entry, addresses.unwrap_or_default())
+        }))
+        .await;
+        let known = self.members.load();
+        let mut found = Vec::new();
+        for (entry, mut addresses) in resolved {
+            if addresses.is_empty() {
+                debug!(entry, "no address: the members of this entry stay");
+                let of_entry = known.iter().filter(|member| member.entry == *entry);
+                addresses.extend(of_entry.map(|member| member.address));
+            }
+            for address in addresses {
+                if found.len() < MAX_MEMBERS && found.iter().all(|(other, _)| *other != address) {
+                    found.push((address, entry.clone()));
+                }
+            }
+        }
+        found
+    }
+
+    /// Says hello to a member. Returns `true` if this member itself answered.
+    async fn greet(&self, member: &Member) -> bool {
+        let request = PeerRequest::get(HELLO_PATH.to_owned());
+        let answer = timeout(PATIENCE, self.document(member, request)).await;
+        let now = self.clock.now();
+        match answer {
+            Ok(Ok(answer)) => match Hello::parse(&answer.body) {
+                Some(hello) if hello.id == self.id => return true,
+                Some(hello) => {
+                    let state = self.judge(&hello);
+                    member.on_hello(hello.id, state, now);
+                }
+                None => member.on_hello(String::new(), MemberState::Incompatible, now),
+            },
+            Ok(Err(PeerError::Unauthorized)) => {
+                member.on_hello(String::new(), MemberState::Refused, now);
+            }
+            Ok(Err(error)) => {
+                debug!(address = %member.address, %error, "a member does not answer");
+                member.on_silence(now);
+            }
+            Err(_) => {
+                member.on_silence(now);
+                self.wake.notify_one();
+            }
+        }
+        false
+    }
+
+    fn judge(&self, hello: &Hello) -> MemberState {
+        match hello.state {
+            _ if hello.protocol != PROTOCOL => MemberState::Incompatible,
+            _ if hello.upstreams != **self.upstreams.load() => MemberState::OtherUpstreams,
+            HelloState::Starting => MemberState::Starting,
+            HelloState::Serving => MemberState::Serving,
+            HelloState::Draining => MemberState::Draining,
+        }
+    }
+}

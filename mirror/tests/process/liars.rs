@@ -1,0 +1,221 @@
+//! Peers that have the secret and mean no good: they can deny, and never poison.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use aws_lc_rs::hmac;
+use axum::body::Body;
+use bytes::Bytes;
+use futures::stream;
+use http::{Request, Response, StatusCode, header};
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use mirror::digest::{Algorithm, Digest};
+use test_case::test_case;
+use tokio::net::TcpListener;
+
+use crate::fleet::{Replicas, SECRET, until_peers};
+use crate::hub::Hub;
+use crate::{MIB, bytes};
+
+/// The way in which a peer misbehaves once it is asked for a blob.
+#[derive(Clone, Copy, Debug)]
+enum Lie {
+    WrongBytes,
+    WrongSize,
+    Hang,
+    Drops,
+    Cut,
+    Unsigned404,
+    Garbage,
+    OldProtocol,
+    UnsignedHello,
+}
+
+/// Returns an id that owns the shard of a digest against any other id.
+fn owner_id(digest: &Digest) -> String {
+    let shard = u8::from_str_radix(&digest.hex()[..2], 16).unwrap();
+    let weight = |id: &str| {
+        let text = [id.as_bytes(), &[shard]].concat();
+        Digest::of(Algorithm::Sha256, &text).hex().to_owned()
+    };
+    let ids = (0_u32..).map(|number| format!("{number:032x}"));
+    ids.into_iter().find(|id| weight(id).starts_with("fff")).unwrap()
+}
+
+fn tag(text: &[u8]) -> String {
+    hex::encode(hmac::sign(
+        &hmac::Key::new(hmac::HMAC_SHA256, SECRET.as_bytes()),
+        text,
+    ))
+}
+
+/// Returns the signature of an answer with one header at most.
+fn signature(request: &Request<hyper::body::Incoming>, content_type: &str, body: &str) -> String {
+    let authorization = request.headers()[header::AUTHORIZATION].to_str().unwrap();
+    let answer = format!("GET 200\ncontent-type: {content_type}\n\n{body}");
+    tag(format!("answer {authorization}\n{answer}").as_bytes())
+}
+
+struct Liar {
+    lie: Lie,
+    id: String,
+    size: usize,
+    asked: AtomicUsize,
+}
+
+impl Liar {
+    fn hello(&self, request: &Request<hyper::body::Incoming>, upstreams: &str) -> Response<Body> {
+        let protocol = if matches!(self.lie, Lie::OldProtocol) {
+            0
+        } else {
+            1
+        };
+        let body = serde_json::json!({
+            "id": self.id, "version": "0", "protocol": protocol, "state": "serving", "upstreams": upstreams,
+        });
+        let (kind, body) = ("application/json", body.to_string());
+        let mut answer = Response::builder().header(header::CONTENT_TYPE, kind);
+        if !matches!(self.lie, Lie::UnsignedHello) {
+            answer = answer.header("mirror-signature", signature(request, kind, &body));
+        }
+        answer.body(Body::from(body)).unwrap()
+    }
+
+    async fn blob(&self) -> Response<Body> {
+        self.asked.fetch_add(1, Ordering::SeqCst);
+        let wrong = Bytes::from(bytes(99, self.size));
+        let sized = |length: usize| Response::builder().header(header::CONTENT_LENGTH, length);
+        match self.lie {
+            Lie::WrongBytes => Response::new(Body::from(wrong)),
+            Lie::WrongSize => Response::new(Body::from(wrong.slice(..self.size / 2))),
+            Lie::Hang => std::future::pending().await,
+            Lie::Drops => {
+                let drops = stream::unfold(0, |number| async move {
+                    tokio::time::sleep(Duration::from_millis(500)).await;
+                    Some((Ok::<_, Infallible>(Bytes::from_static(b"x")), number + 1))
+                });
+                sized(self.size).body(Body::from_stream(drops)).unwrap()
+            }
+            Lie::Cut => {
+                let part = Ok(wrong.slice(..1000));
+                let cut = Err(std::io::Error::other("cut"));
+                let body = Body::from_stream(stream::iter([part, cut]));
+                sized(self.size).body(body).unwrap()
+            }
+            Lie::Unsigned404 => {
+                let answer = Response::builder().status(StatusCode::NOT_FOUND);
+                let error = r#"{"NotFound":{"code":"BLOB_UNKNOWN","message":"no"}}"#;
+                let error = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, error);
+                answer.header("mirror-error", error).body(Body::empty()).unwrap()
+            }
+            _ => Response::builder()
+                .status(299)
+                .body(Body::from("garbage"))
+                .unwrap(),
+        }
+    }
+}
+
+/// Serves a liar at this address; `upstreams` is the hash that it says.
+fn serve(liar: Arc<Liar>, listener: TcpListener, upstreams: String) {
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let (liar, upstreams) = (Arc::clone(&liar), upstreams.clone());
+            let answer = service_fn(move |request: Request<hyper::body::Incoming>| {
+                let (liar, upstreams) = (Arc::clone(&liar), upstreams.clone());
+                async move {
+                    Ok::<_, Infallible>(match request.uri().path() {
+                        "/peer/v1/hello" => liar.hello(&request, &upstreams),
+                        path if path.contains("/blobs/") => liar.blob().await,
+                        _ => Response::builder().status(500).body(Body::empty()).unwrap(),
+                    })
+                }
+            });
+            let served =
+                hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), answer);
+            tokio::spawn(served);
+        }
+    });
+}
+
+/// Returns the hash of upstreams that a replica says.
+async fn upstreams_of(replicas: &Replicas) -> String {
+    let target = "/peer/v1/hello";
+    let value = crate::fleet::authorization(SECRET, "GET", target, crate::fleet::now());
+    let request =
+        format!("GET {target} HTTP/1.1\r\nhost: m\r\nconnection: close\r\nauthorization: {value}\r\n\r\n");
+    let head = crate::fleet::send(&replicas.peer_ports[0], &request).await;
+    let hello: serde_json::Value = serde_json::from_str(&head.body().await.unwrap()).unwrap();
+    hello["upstreams"].as_str().unwrap().to_owned()
+}
+
+/// Whatever a peer with the secret answers, a small blob is pulled at once, and wrong bytes reach no client.
+#[test_case(Lie::WrongBytes, "serving"; "wrong bytes")]
+#[test_case(Lie::WrongSize, "serving"; "wrong size")]
+#[test_case(Lie::Hang, "serving"; "hang")]
+#[test_case(Lie::Drops, "serving"; "drops")]
+#[test_case(Lie::Cut, "serving"; "cut")]
+#[test_case(Lie::Unsigned404, "serving"; "unsigned 404")]
+#[test_case(Lie::Garbage, "serving"; "garbage")]
+#[test_case(Lie::OldProtocol, "incompatible"; "old protocol")]
+#[test_case(Lie::UnsignedHello, "refused"; "unsigned hello")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lying_peer_fails_no_pull(lie: Lie, state: &str) {
+    let hub = Hub::start().await;
+    let data = bytes(7, 100 * 1024);
+    let digest = hub.push_blob("library/app", &data);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let stranger = listener.local_addr().unwrap().to_string();
+    let mut replicas = Replicas::planned(1, "", &[stranger]);
+    replicas.add(0, &hub).await;
+    let liar = Arc::new(Liar {
+        lie,
+        id: owner_id(&digest),
+        size: data.len(),
+        asked: AtomicUsize::new(0),
+    });
+    serve(Arc::clone(&liar), listener, upstreams_of(&replicas).await);
+    until_peers(replicas.get(0), state, 1).await;
+    let head = replicas
+        .get(0)
+        .get(&format!("/v2/library/app/blobs/{digest}"), "")
+        .await;
+    let head = head.unwrap();
+    assert_eq!(head.status, 200, "{}", head.text);
+    assert_eq!(head.digest().await.unwrap(), digest);
+    // A part that follows drops of a liar, and then the whole.
+    assert!(hub.count("GET blobs") <= 2);
+    let asked = liar.asked.load(Ordering::SeqCst);
+    assert_eq!(asked > 0, state == "serving", "asked {asked} times");
+}
+
+/// Clients of a large blob whose peer sends wrong bytes are cut, and the next request is served from the upstream.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn wrong_large_blob_is_cut_then_fetched_elsewhere() {
+    let hub = Hub::start().await;
+    let data = bytes(8, 2 * MIB);
+    let digest = hub.push_blob("library/app", &data);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let stranger = listener.local_addr().unwrap().to_string();
+    let mut replicas = Replicas::planned(1, "", &[stranger]);
+    replicas.add(0, &hub).await;
+    let liar = Arc::new(Liar {
+        lie: Lie::WrongBytes,
+        id: owner_id(&digest),
+        size: data.len(),
+        asked: AtomicUsize::new(0),
+    });
+    serve(liar, listener, upstreams_of(&replicas).await);
+    until_peers(replicas.get(0), "serving", 1).await;
+    let path = format!("/v2/library/app/blobs/{digest}");
+    let first = replicas.get(0).get(&path, "").await.unwrap();
+    assert!(first.digest().await.is_err(), "wrong bytes came to an end");
+    until_peers(replicas.get(0), "excluded", 1).await;
+    let second = replicas.get(0).get(&path, "").await.unwrap();
+    assert_eq!(second.status, 200, "{}", second.text);
+    assert_eq!(second.digest().await.unwrap(), digest);
+}
