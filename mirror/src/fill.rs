@@ -216,6 +216,12 @@ impl Fill {
         self.wait(Progress::has_ended).await
     }
 
+    /// Waits until the task has ended: a verified blob is committed and linked, or could not be kept.
+    pub(crate) async fn settled(&self) {
+        let mut progress = self.progress.clone();
+        while progress.changed().await.is_ok() {}
+    }
+
     /// Reads the first bytes of `range` once they are readable: at most a block, never beyond the range.
     pub(crate) async fn read(&self, range: &Range<u64>) -> Result<Bytes, Cut> {
         let (file, there) = self.there(range).await?;

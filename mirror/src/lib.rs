@@ -2,6 +2,7 @@
 //!
 //! The way of a request, in the order of the modules: `http` → `pull` → `fill` → `origins` → `upstream`, and `store`.
 
+pub mod actions;
 pub mod admin;
 mod block_reader;
 pub mod cli;

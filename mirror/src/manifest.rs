@@ -4,10 +4,14 @@
 //! The server passes bytes on unchanged; this parser only reads them. It refuses less than a strict parser would:
 //! registries hold manifests with fields that are missing, `null`, or of unknown types.
 
+mod platform;
+
 use serde::de::{IgnoredAny, MapAccess};
 
 use crate::digest::Digest;
 use crate::json::{self, JsonList, ListEntry, Members, Object, Scalar};
+
+pub use platform::{ImagePlatform, InvalidPlatform, PlatformManifest, platforms};
 
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const IMAGE: &str = "application/vnd.oci.image.manifest.v1+json";

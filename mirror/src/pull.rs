@@ -11,6 +11,7 @@ mod manifest;
 mod media_type;
 mod passthrough;
 mod per_upstream;
+mod prewarm;
 mod referrers;
 mod refusals;
 mod single_flight;
@@ -27,6 +28,8 @@ pub(crate) use select_upstream::UpstreamSelectionError;
 
 pub(crate) use manifest::ClientRequest;
 pub(crate) use passthrough::PassThrough;
+pub use prewarm::PrewarmEvent;
+pub(crate) use prewarm::{PlatformSelection, Prewarm, PrewarmError};
 pub(crate) use referrers::of_type;
 pub(crate) use tags::{Page, Window};
 
@@ -41,7 +44,7 @@ use crate::name::{Host, Reference, Repository, Tag};
 use crate::origins::Origins;
 use crate::peers::Fleet;
 use crate::pull_error::PullError;
-use crate::store::{Manifest, Store};
+use crate::store::{CachedImage, Manifest, PurgeTarget, Purged, StageError, Store};
 use crate::upstream::{Accept, Upstream};
 
 use negative_cache::NegativeCache;
@@ -202,6 +205,33 @@ impl Pull {
     /// Returns the current upstreams and settings.
     pub fn live(&self) -> Arc<Live> {
         self.live.load_full()
+    }
+
+    /// Removes content of a repository from the cache, and what is remembered of it: the next pull asks the upstream.
+    pub(crate) async fn purge(
+        &self,
+        repository: &Repository,
+        target: PurgeTarget,
+    ) -> Result<Purged, StageError> {
+        let purged = self.store.purge(repository, target).await?;
+        let is_other = |host: &Host| *host != repository.host;
+        self.referrers.retain(is_other);
+        self.sizes.retain(is_other);
+        self.negative_cache.clear();
+        Ok(purged)
+    }
+
+    /// Calls `visit` for each cached image that clients may pull and whose name contains `text`, until it returns
+    /// `false`.
+    pub(crate) async fn each_image(
+        self: &Arc<Self>,
+        text: String,
+        visit: impl FnMut(CachedImage) -> bool + Send + 'static,
+    ) -> Result<(), crate::store::Error> {
+        let live = self.live();
+        let is_listed =
+            move |repository: &Repository| live.admits(repository) && repository.to_string().contains(&text);
+        self.store.each_image(is_listed, visit).await
     }
 
     /// Returns the configured registry that a client means by this name.

@@ -44,6 +44,7 @@ pub struct Server {
     address: String,
     admin: Option<(TcpListener, Router)>,
     peers: Option<PeerPort>,
+    actions: Option<(TcpListener, Router)>,
     service: http::Service,
     connections: ConnectionOptions,
     lame_duck: Duration,
@@ -102,6 +103,7 @@ impl Server {
         let (listener, address) = listen::clients(&config.http.listen).await?;
         let admin = listen::admin(config.http.admin.as_ref()).await?;
         let peers = PeerPort::listen(config.peers.as_ref()).await?;
+        let actions = listen::actions(config.http.actions.as_deref()).await?;
         let mut upstreams = UpstreamSet::default();
         let options = Options {
             clock: clock.clone(),
@@ -142,11 +144,13 @@ impl Server {
         let state = ServerState::new(config, store, metrics, health, users.clone(), &upstreams);
         let state = Arc::new(state.with_clients(service.clients()).with_fleet(fleet));
         let admin = admin.map(|(listener, path)| (listener, admin::service(state.clone(), path.as_deref())));
+        let actions = actions.map(|listener| (listener, crate::actions::service(pull.clone())));
         Ok(Self {
             listener,
             address,
             admin,
             peers,
+            actions,
             service,
             connections,
             lame_duck,
@@ -167,6 +171,12 @@ impl Server {
         listener.local_addr().ok().map(|address| address.to_string())
     }
 
+    /// Returns the address of the listener of actions, if there is one.
+    pub fn actions_address(&self) -> Option<String> {
+        let (listener, _) = self.actions.as_ref()?;
+        listener.local_addr().ok().map(|address| address.to_string())
+    }
+
     /// Returns a handle that applies new configurations at run time.
     pub fn reloader(&self) -> Reloader {
         self.reloader.clone()
@@ -174,7 +184,7 @@ impl Server {
 
     /// Serves until `shutdown` and through the lame-duck time that follows, then waits for requests in flight.
     pub async fn run(self, shutdown: CancellationToken) {
-        let admin = self.admin_address();
+        let (admin, actions) = (self.admin_address(), self.actions_address());
         if self.state.readonly() {
             info!("the cache is read-only (proxy.cache.readonly): nothing is added, nothing expires");
         }
@@ -189,7 +199,7 @@ impl Server {
                 .clone()
                 .run_until_cancelled_owned(self.reloader.follow_files()),
         );
-        if let Some((listener, service)) = self.admin {
+        for (listener, service) in self.admin.into_iter().chain(self.actions) {
             // Until the end, so that probes see that the server is stopping.
             tokio::spawn(admin::serve(listener, service, tasks.clone()));
         }
@@ -198,7 +208,7 @@ impl Server {
             .peers
             .map(|port| port.serve(&self.connections, &closing, &tasks));
         tokio::spawn(leave(shutdown, self.state, self.lame_duck, closing.clone()));
-        info!(address = %self.address, admin, "serving");
+        info!(address = %self.address, admin, actions, "serving");
         // In a task, because the main thread is not a runtime worker: each connection would cost two more thread
         // switches.
         let serving = connection::serve(self.listener, self.service, self.connections, closing);

@@ -53,7 +53,7 @@ impl TrustedCertificates {
 
     /// Returns the CAs of the system (`SSL_CERT_FILE` and `SSL_CERT_DIR` are honoured). They are read once: to read
     /// hundreds of files for each upstream would take most of the start.
-    pub(crate) fn system() -> Arc<Self> {
+    pub fn system() -> Arc<Self> {
         static SYSTEM: LazyLock<Arc<TrustedCertificates>> = LazyLock::new(|| {
             let mut system = TrustedCertificates::empty();
             for certificate in rustls_native_certs::load_native_certs().certs {
@@ -104,10 +104,7 @@ impl TrustedCertificates {
 ///
 /// # Errors
 /// The provider of the process speaks no version of TLS.
-pub(crate) fn client_config(
-    trusted: Arc<TrustedCertificates>,
-    http2: bool,
-) -> Result<ClientConfig, rustls::Error> {
+pub fn client_config(trusted: Arc<TrustedCertificates>, http2: bool) -> Result<ClientConfig, rustls::Error> {
     let provider = provider();
     let verifier = ServerVerifier::new(trusted, provider.signature_verification_algorithms);
     let mut config = ClientConfig::builder_with_provider(provider)

@@ -29,7 +29,7 @@ use serde::{Deserialize, Serialize};
 
 pub use auth::{Auth, Htpasswd};
 pub use health::{FileChecker, Health, HttpChecker, StorageChecker, TcpChecker};
-pub use http::{Debug, Http, Http2, Prometheus, Tls};
+pub use http::{Actions, Debug, Http, Http2, Prometheus, Tls};
 pub use ignored_key::IgnoredKey;
 pub use log::{AccessLog, Log};
 pub use peers::Peers;

@@ -1,6 +1,7 @@
 //! The listener and the admin port (`http`).
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -44,6 +45,8 @@ pub struct Http {
     pub max_connections: Option<usize>,
     /// The admin port; `None`: none.
     pub admin: Option<Admin>,
+    /// The loopback address of the listener of actions; `None`: none.
+    pub actions: Option<String>,
 }
 
 /// The address of a listener.
@@ -96,6 +99,7 @@ impl Http {
                 .unwrap_or_default(),
             max_connections: max_connections(http.max_connections)?,
             admin: admin(&http.debug)?,
+            actions: actions(&http.actions)?,
         })
     }
 }
@@ -219,6 +223,21 @@ fn admin(debug: &file::Debug) -> Result<Option<Admin>, Error> {
     }))
 }
 
+/// Returns the address of the listener of actions. Any process that can connect to it may purge the cache, so it is
+/// bound to a loopback address.
+fn actions(actions: &file::Actions) -> Result<Option<String>, Error> {
+    let Some(addr) = actions.addr.as_deref().filter(|addr| !addr.is_empty()) else {
+        return Ok(None);
+    };
+    match addr.parse::<SocketAddr>() {
+        Ok(address) if address.ip().is_loopback() => Ok(Some(addr.to_owned())),
+        _ => Err(Error::invalid(
+            "http.actions.addr",
+            format!("expected a loopback address with a port, such as 127.0.0.1:5002, got {addr:?}"),
+        )),
+    }
+}
+
 /// Validates the path of the metrics: the admin port has other paths, and its router treats some characters as
 /// patterns.
 fn metrics_path(path: &str) -> Result<(), &'static str> {
@@ -298,6 +317,13 @@ mod tests {
         assert_eq!(tls.client_cas, [PathBuf::from("/ca")]);
     }
 
+    #[test_case("{}" => None)]
+    #[test_case("{actions: {addr: '127.0.0.1:5002'}}" => Some("127.0.0.1:5002".to_owned()))]
+    #[test_case("{actions: {addr: '[::1]:0'}}" => Some("[::1]:0".to_owned()))]
+    fn actions_listen_on_loopback_if_configured(yaml: &str) -> Option<String> {
+        http(yaml).unwrap().actions
+    }
+
     /// A configured header keeps all its values.
     #[test]
     fn header_values_are_all_kept() {
@@ -324,6 +350,10 @@ mod tests {
     #[test_case("{headers: {x-a: [b], Transfer-Encoding: [chunked]}}" => "http.headers.transfer-encoding: the server sets this itself: remove it")]
     #[test_case("{debug: {addr: ':1', prometheus: {path: /status}}}" => "http.debug.prometheus.path: is taken: choose another, such as /metrics")]
     #[test_case("{debug: {addr: ':1', prometheus: {path: '/{a'}}}" => "http.debug.prometheus.path: must be a plain path, without any of {}:*")]
+    #[test_case("{actions: {addr: ':5002'}}" => "http.actions.addr: expected a loopback address with a port, such as 127.0.0.1:5002, got \":5002\"")]
+    #[test_case("{actions: {addr: '0.0.0.0:5002'}}" => "http.actions.addr: expected a loopback address with a port, such as 127.0.0.1:5002, got \"0.0.0.0:5002\"")]
+    #[test_case("{actions: {addr: '10.0.0.1:5002'}}" => "http.actions.addr: expected a loopback address with a port, such as 127.0.0.1:5002, got \"10.0.0.1:5002\"")]
+    #[test_case("{actions: {addr: '[::]:5002'}}" => "http.actions.addr: expected a loopback address with a port, such as 127.0.0.1:5002, got \"[::]:5002\"")]
     #[test_case("{prefix: '/a?b/'}" => "http.prefix: expected a path like /registry/ of letters, digits, -._~")]
     #[test_case("{debug: {addr: '5001'}}" => "http.debug.addr: expected host:port or :port, got \"5001\"")]
     fn invalid_value_error_names_key(yaml: &str) -> String {

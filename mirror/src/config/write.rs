@@ -103,6 +103,9 @@ fn http(http: &Http) -> file::Http {
                 path: admin.metrics_path.clone(),
             },
         }),
+        actions: file::Actions {
+            addr: http.actions.clone(),
+        },
         http2: file::Http2 {
             disabled: !http.http2,
         },

@@ -43,12 +43,8 @@ impl EndpointResponse {
     /// Adds the headers that name the origin of the content.
     pub(super) fn with_origin(mut self) -> Self {
         let headers = self.response.headers_mut();
-        let cache = match self.outcome {
-            Outcome::Hit => "HIT",
-            Outcome::Stale => "STALE",
-            Outcome::Coalesced => "COALESCED",
-            Outcome::Miss | Outcome::PassThrough => "MISS",
-            Outcome::None => return self,
+        let Some(cache) = self.outcome.cache_status() else {
+            return self;
         };
         headers.insert(X_CACHE, HeaderValue::from_static(cache));
         if self.outcome == Outcome::Stale {

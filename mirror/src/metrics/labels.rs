@@ -110,6 +110,8 @@ label! {
         Room = "room",
         /// It was damaged.
         Damaged = "damaged",
+        /// An administrator purged it.
+        Purged = "purged",
     }
 }
 
@@ -122,6 +124,19 @@ label! {
         Refused = "refused",
         /// The token server failed.
         Failed = "failed",
+    }
+}
+
+impl Outcome {
+    /// Returns the value of `X-Cache`; `None` without content.
+    pub fn cache_status(self) -> Option<&'static str> {
+        match self {
+            Self::Hit => Some("HIT"),
+            Self::Stale => Some("STALE"),
+            Self::Coalesced => Some("COALESCED"),
+            Self::Miss | Self::PassThrough => Some("MISS"),
+            Self::None => None,
+        }
     }
 }
 

@@ -56,6 +56,21 @@ pub(super) async fn peers(address: &str) -> Result<Listener, Error> {
     Ok(Listener::Tcp(listener))
 }
 
+/// Opens the listener of actions, if it is configured.
+pub(super) async fn actions(address: Option<&str>) -> Result<Option<TcpListener>, Error> {
+    let Some(address) = address else {
+        return Ok(None);
+    };
+    match TcpListener::bind(address).await {
+        Ok(listener) => Ok(Some(listener)),
+        Err(source) => Err(Error::Listen {
+            key: "http.actions.addr",
+            address: address.to_owned(),
+            source,
+        }),
+    }
+}
+
 /// Binds a TCP address. An address without a host means all addresses: both families in one socket, or IPv4 alone
 /// without IPv6.
 async fn tcp(address: &str) -> io::Result<TcpListener> {

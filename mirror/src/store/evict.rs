@@ -192,7 +192,7 @@ impl Inner {
         Ok(entry)
     }
 
-    fn remove_link(&self, digest: &Digest, link: &Link) -> Result<Option<Op>, IoError> {
+    pub(super) fn remove_link(&self, digest: &Digest, link: &Link) -> Result<Option<Op>, IoError> {
         self.note_pin(digest, link);
         match link {
             Link::Layer(repository, name) => {

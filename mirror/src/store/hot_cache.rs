@@ -192,6 +192,13 @@ impl HotCache {
         }
     }
 
+    /// Removes the state that leads a repository to this content. Readers that have it open continue.
+    pub(super) fn unlink(&self, repository: &Repository, digest: &Digest) {
+        let key = (repository.clone(), digest.clone());
+        self.blobs.invalidate(&key);
+        self.manifests.invalidate(&key);
+    }
+
     /// Removes this content from memory. Readers that have it open continue.
     pub(super) fn forget(&self, digest: &Digest) {
         let Some(known) = self.known.lock().remove(digest) else {

@@ -103,7 +103,7 @@ impl Inner {
 
     /// Returns the digests that a manifest names; none for other content. Reads only content whose size a manifest can
     /// have.
-    fn named_by(&self, digest: &Digest) -> Vec<Digest> {
+    pub(super) fn named_by(&self, digest: &Digest) -> Vec<Digest> {
         let path = self.layout.blob_data(digest);
         let bytes = durable::read(&path, MAX_MANIFEST).unwrap_or_default();
         let document = Document::read(&bytes).unwrap_or_default();

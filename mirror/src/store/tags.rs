@@ -117,7 +117,7 @@ impl Inner {
         self.hot_cache.hold_tag(repository, tag, cached);
     }
 
-    fn list_tags(&self, repository: &Repository) -> Result<Vec<String>, Error> {
+    pub(super) fn list_tags(&self, repository: &Repository) -> Result<Vec<String>, Error> {
         let directory = self.layout.tags(repository);
         let entries = match durable::list(&directory) {
             Ok(entries) => entries,

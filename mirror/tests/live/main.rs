@@ -11,6 +11,7 @@ mod hub;
 #[path = "../fixtures/openssl.rs"]
 mod openssl;
 
+mod actions;
 mod browsers;
 mod credentials;
 mod failures;

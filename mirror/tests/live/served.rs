@@ -34,6 +34,15 @@ impl Home {
 
     /// Starts the server with these lines of configuration beside the usual ones.
     pub(crate) async fn serve(self, http: &str, rest: &str, environment: &[(&str, &str)]) -> Served {
+        self.start(http, rest, environment).await.0
+    }
+
+    /// Starts the server as [`Self::serve`] does, and returns the line of the log by which it serves.
+    pub(crate) async fn serve_with_line(self, http: &str, rest: &str) -> (Served, Value) {
+        self.start(http, rest, &[]).await
+    }
+
+    async fn start(self, http: &str, rest: &str, environment: &[(&str, &str)]) -> (Served, Value) {
         let yaml = format!(
             "version: 0.1\nlog: {{formatter: json}}\nstorage: {{filesystem: {{rootdirectory: HOME/cache}}}}\n\
              http: {{addr: '127.0.0.1:0', debug: {{addr: '127.0.0.1:0'}}{http}}}\n{rest}\n"
@@ -59,7 +68,7 @@ impl Home {
         let line = served.line("\"serving\"").await;
         let text = |name: &str| line[name].as_str().unwrap().to_owned();
         (served.address, served.admin) = (text("address"), text("admin"));
-        served
+        (served, line)
     }
 }
 

@@ -33,6 +33,8 @@ section! {
         "headers" => headers: BTreeMap<String, Vec<String>>,
         /// The admin port.
         "debug" => debug: Debug,
+        /// The listener of actions: images, purge, prewarm.
+        "actions" => actions: Actions,
         /// HTTP/2.
         "http2" => http2: Http2,
         /// HTTP/2 without TLS.
@@ -67,6 +69,14 @@ section! {
         "addr" => addr: Option<String>,
         /// Metrics on the admin port.
         "prometheus" => prometheus: Prometheus,
+    }
+}
+
+section! {
+    /// The listener of actions: images, purge, prewarm.
+    Actions {
+        /// The loopback address of the listener, such as `127.0.0.1:5002`; without it there is none.
+        "addr" => addr: Option<String>,
     }
 }
 

@@ -20,6 +20,8 @@ pub(in crate::store) enum Op {
     Discover { digest: Digest, size: u64, now: i64 },
     /// Something leads to it.
     Link(Digest, Link),
+    /// One link to it is gone.
+    Unlink(Digest, Link),
     /// It is gone, and what led to it.
     Remove(Digest),
     /// It was used.
@@ -56,7 +58,10 @@ pub(in crate::store) struct Added {
 impl Op {
     /// Returns `true` if a file may exist only after this operation is on the disk.
     pub(super) fn must_last(&self) -> bool {
-        !matches!(self, Self::Remove(_) | Self::Untag(..) | Self::MediaType(..))
+        !matches!(
+            self,
+            Self::Remove(_) | Self::Unlink(..) | Self::Untag(..) | Self::MediaType(..)
+        )
     }
 
     /// Returns `true` if the expiry state of Distribution has to follow.
@@ -66,6 +71,7 @@ impl Op {
             Self::Admit { .. }
                 | Self::Discover { .. }
                 | Self::Link(..)
+                | Self::Unlink(..)
                 | Self::Remove(_)
                 | Self::Resolve(..)
                 | Self::NotAfter(..)
@@ -154,6 +160,11 @@ fn apply_names(transaction: &WriteTransaction, op: &Op) -> Result<(), redb::Erro
             let (key, repository) = (key_of(digest), link.repository().to_string());
             let key = (&*key, link.kind(), repository.as_str(), link.name());
             transaction.open_table(LINKS)?.insert(key, ())?;
+        }
+        Op::Unlink(digest, link) => {
+            let (key, repository) = (key_of(digest), link.repository().to_string());
+            let key = (&*key, link.kind(), repository.as_str(), link.name());
+            transaction.open_table(LINKS)?.remove(key)?;
         }
         Op::Tag(repository, tag, digest, validated) => {
             let (repository, digest) = (repository.to_string(), key_of(digest));

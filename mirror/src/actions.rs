@@ -1,0 +1,263 @@
+//! The listener of actions: the cached images, purges, prewarming. It is bound to a loopback address, so that only
+//! processes of this machine, or the port-forward of a Pod, reach it (docs/adr/0039-actions.md).
+
+mod guard;
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use axum::body::{Body, Bytes};
+use axum::extract::{Query, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router, middleware};
+use futures::stream;
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc::{Receiver, channel};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tracing::{info, warn};
+
+use crate::manifest::ImagePlatform;
+use crate::name::{Reference, Repository};
+use crate::pull::{PlatformSelection, Prewarm, PrewarmError, PrewarmEvent, Pull};
+use crate::store::{CachedImage, PurgeTarget, StageError};
+
+/// The most requests for images or prewarmings at the same time.
+const MAX_AT_A_TIME: usize = 4;
+/// The most platforms of one prewarming.
+const MAX_PLATFORMS: usize = 16;
+/// The number of lines that wait for a slow reader.
+const WAITING_LINES: usize = 64;
+/// The media type of a sequence of lines with a JSON value each.
+const JSON_LINES: &str = "application/x-ndjson";
+
+/// A line of `GET /images`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ImageLine {
+    /// The repository with its registry, such as `docker.io/library/nginx`.
+    pub repository: String,
+    /// The tag; absent for an image that was pulled by digest only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tag: Option<String>,
+    /// The digest of the manifest.
+    pub digest: String,
+    /// The cached bytes. Images share layers.
+    pub bytes: u64,
+    /// The last use, in seconds since 1970.
+    pub last_used: i64,
+}
+
+/// The body of `POST /purge`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PurgeRequest {
+    /// The registry, as clients name it.
+    pub registry: String,
+    /// The repository in it.
+    pub repository: String,
+    /// A tag or digest; absent: the whole repository.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reference: Option<String>,
+}
+
+/// The response to `POST /purge`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PurgeResponse {
+    /// The repository.
+    pub repository: String,
+    /// The number of removed tags.
+    pub tags: u64,
+    /// The number of removed manifests.
+    pub manifests: u64,
+    /// The number of removed layers and configurations.
+    pub blobs: u64,
+    /// The bytes that became free.
+    pub bytes: u64,
+}
+
+/// The body of `POST /prewarm`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PrewarmRequest {
+    /// The registry, as clients name it.
+    pub registry: String,
+    /// The repository in it.
+    pub repository: String,
+    /// The tag or digest.
+    pub reference: String,
+    /// The platforms of an index; `all` is every platform. Empty: the platform of the server.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub platforms: Vec<String>,
+}
+
+/// The body of an error.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ActionFailure {
+    /// The reason.
+    pub message: String,
+}
+
+#[derive(Deserialize)]
+struct ImagesQuery {
+    #[serde(default)]
+    q: String,
+}
+
+#[derive(Clone)]
+struct ActionState {
+    pull: Arc<Pull>,
+    permits: Arc<Semaphore>,
+}
+
+/// Creates the service on top of a pull path.
+pub fn service(pull: Arc<Pull>) -> Router {
+    let permits = Arc::new(Semaphore::new(MAX_AT_A_TIME));
+    Router::new()
+        .route("/images", get(images))
+        .route("/purge", post(purge))
+        .route("/prewarm", post(prewarm))
+        .layer(middleware::from_fn(guard::check))
+        .with_state(ActionState { pull, permits })
+}
+
+fn failure(status: StatusCode, message: impl ToString) -> Response {
+    let message = message.to_string();
+    (status, Json(ActionFailure { message })).into_response()
+}
+
+impl ActionState {
+    fn permit(&self) -> Result<OwnedSemaphorePermit, Response> {
+        let permit = Arc::clone(&self.permits).try_acquire_owned();
+        permit.map_err(|_| {
+            let message = format!("{MAX_AT_A_TIME} actions are running: try again when one has ended");
+            failure(StatusCode::TOO_MANY_REQUESTS, message)
+        })
+    }
+
+    fn repository(&self, registry: &str, name: &str) -> Result<Repository, Response> {
+        let selected = self.pull.select_repository(Some(registry), name);
+        selected.map_err(|error| failure(StatusCode::NOT_FOUND, error))
+    }
+}
+
+/// Returns a response with a line for each value, until the sender is dropped.
+fn lines<T: Serialize + Send + 'static>(values: Receiver<T>) -> Response {
+    let lines = stream::unfold(values, |mut values| async {
+        let value = values.recv().await?;
+        let mut line = serde_json::to_vec(&value).unwrap_or_default();
+        line.push(b'\n');
+        Some((Ok::<_, Infallible>(Bytes::from(line)), values))
+    });
+    ([(header::CONTENT_TYPE, JSON_LINES)], Body::from_stream(lines)).into_response()
+}
+
+async fn images(
+    State(actions): State<ActionState>,
+    Query(query): Query<ImagesQuery>,
+) -> Result<Response, Response> {
+    let permit = actions.permit()?;
+    let (sender, receiver) = channel(WAITING_LINES);
+    tokio::spawn(async move {
+        let _permit = permit;
+        let visit = move |image: CachedImage| sender.blocking_send(ImageLine::from(image)).is_ok();
+        if let Err(error) = actions.pull.each_image(query.q, visit).await {
+            warn!(%error, "the cached images could not be listed");
+        }
+    });
+    Ok(lines(receiver))
+}
+
+async fn purge(
+    State(actions): State<ActionState>,
+    Json(request): Json<PurgeRequest>,
+) -> Result<Json<PurgeResponse>, Response> {
+    let repository = actions.repository(&request.registry, &request.repository)?;
+    let target = match request.reference.as_deref().map(str::parse) {
+        None => PurgeTarget::All,
+        Some(Ok(Reference::Tag(tag))) => PurgeTarget::Tag(tag),
+        Some(Ok(Reference::Digest(digest))) => PurgeTarget::Digest(digest),
+        Some(Err(error)) => return Err(failure(StatusCode::BAD_REQUEST, error)),
+    };
+    match actions.pull.purge(&repository, target).await {
+        Ok(purged) => {
+            let (tags, manifests, blobs, bytes) = (purged.tags, purged.manifests, purged.blobs, purged.bytes);
+            let reference = request.reference;
+            info!(%repository, reference, tags, manifests, blobs, bytes, "content purged by an action");
+            Ok(Json(PurgeResponse {
+                repository: repository.to_string(),
+                tags,
+                manifests,
+                blobs,
+                bytes,
+            }))
+        }
+        Err(error @ StageError::ReadOnly) => Err(failure(StatusCode::CONFLICT, error)),
+        Err(error) => Err(failure(StatusCode::INTERNAL_SERVER_ERROR, error)),
+    }
+}
+
+async fn prewarm(
+    State(actions): State<ActionState>,
+    Json(request): Json<PrewarmRequest>,
+) -> Result<Response, Response> {
+    let wanted = Prewarm {
+        repository: actions.repository(&request.registry, &request.repository)?,
+        reference: request
+            .reference
+            .parse()
+            .map_err(|error| failure(StatusCode::BAD_REQUEST, error))?,
+        platforms: selection(&request.platforms)?,
+    };
+    let permit = actions.permit()?;
+    let (sender, receiver) = channel(WAITING_LINES);
+    tokio::spawn(async move {
+        let _permit = permit;
+        let (repository, reference) = (wanted.repository.to_string(), wanted.reference.to_string());
+        match actions.pull.prewarm(&wanted, &sender).await {
+            Ok(()) => info!(repository, reference, "image prewarmed by an action"),
+            Err(PrewarmError::Ended) => info!(repository, reference, "prewarming ended by its caller"),
+            Err(error) => {
+                warn!(repository, reference, %error, "image not prewarmed");
+                let message = error.to_string();
+                // The caller may have ended the request.
+                let _ = sender.send(PrewarmEvent::Error { message }).await;
+            }
+        }
+    });
+    Ok(lines(receiver))
+}
+
+fn selection(platforms: &[String]) -> Result<PlatformSelection, Response> {
+    let invalid = |message: String| failure(StatusCode::BAD_REQUEST, message);
+    if platforms.len() > MAX_PLATFORMS {
+        return Err(invalid(format!("more than {MAX_PLATFORMS} platforms: use all")));
+    }
+    if platforms.iter().any(|platform| platform == "all") {
+        return Ok(PlatformSelection::All);
+    }
+    let parsed: Result<Vec<ImagePlatform>, _> = platforms.iter().map(|platform| platform.parse()).collect();
+    let parsed = parsed.map_err(|error| invalid(error.to_string()))?;
+    Ok(PlatformSelection::Some(if parsed.is_empty() {
+        vec![ImagePlatform::of_this_machine()]
+    } else {
+        parsed
+    }))
+}
+
+impl From<CachedImage> for ImageLine {
+    fn from(image: CachedImage) -> Self {
+        Self {
+            repository: image.repository.to_string(),
+            tag: match image.reference {
+                Reference::Tag(tag) => Some(tag.to_string()),
+                Reference::Digest(_) => None,
+            },
+            digest: image.digest.to_string(),
+            bytes: image.bytes,
+            last_used: image.used / 1000,
+        }
+    }
+}

@@ -1,0 +1,85 @@
+//! The cached images, listed from the directories.
+
+use std::collections::BTreeSet;
+
+use crate::digest::Digest;
+use crate::name::{Reference, Repository};
+use crate::store::catalog::each_repository;
+use crate::store::purge::RepositoryLinks;
+use crate::store::{Error, Inner, Store};
+
+/// An image of the cache.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CachedImage {
+    /// The repository.
+    pub repository: Repository,
+    /// The tag, or the digest of an image that was pulled without a tag.
+    pub reference: Reference,
+    /// The digest of the manifest.
+    pub digest: Digest,
+    /// The cached bytes of the image: manifests, configurations and layers. Images share layers.
+    pub bytes: u64,
+    /// The last use of the manifest, in ms since 1970.
+    pub used: i64,
+}
+
+impl Store {
+    /// Calls `visit` for each cached image of the repositories that `is_listed`, until it returns `false`. Memory holds
+    /// the links of one repository at a time.
+    pub async fn each_image(
+        &self,
+        is_listed: impl Fn(&Repository) -> bool + Send + 'static,
+        mut visit: impl FnMut(CachedImage) -> bool + Send + 'static,
+    ) -> Result<(), Error> {
+        self.blocking(move |inner| {
+            inner.write_recorded_uses()?;
+            let mut repositories = Vec::new();
+            each_repository(&inner.layout, &mut |repository| {
+                if is_listed(&repository) {
+                    repositories.push(repository);
+                }
+            })?;
+            repositories.sort_by_cached_key(ToString::to_string);
+            for repository in &repositories {
+                if !inner.images_of(repository)?.into_iter().all(&mut visit) {
+                    break;
+                }
+            }
+            Ok(())
+        })
+        .await
+    }
+}
+
+impl Inner {
+    /// Returns the images of a repository: tags first, then manifests that no tag and no index leads to.
+    fn images_of(&self, repository: &Repository) -> Result<Vec<CachedImage>, Error> {
+        let RepositoryLinks { tags, manifests, .. } = self.repository_links(repository)?;
+        let mut led_to: BTreeSet<_> = tags.iter().map(|(_, digest)| digest.clone()).collect();
+        led_to.extend(manifests.iter().flat_map(|digest| self.named_by(digest)));
+        let tagged = tags
+            .into_iter()
+            .map(|(tag, digest)| (Reference::Tag(tag), digest));
+        let others = manifests.into_iter().filter(|digest| !led_to.contains(digest));
+        let others = others.map(|digest| (Reference::Digest(digest.clone()), digest));
+        let mut images = Vec::new();
+        for (reference, digest) in tagged.chain(others) {
+            // A tag may point to a manifest that was evicted.
+            let Some(manifest) = self.index.get(&digest)? else {
+                continue;
+            };
+            let mut bytes = 0;
+            for part in self.content_of([&digest]) {
+                bytes += self.index.get(&part)?.map_or(0, |entry| entry.size);
+            }
+            images.push(CachedImage {
+                repository: repository.clone(),
+                reference,
+                digest,
+                bytes,
+                used: manifest.used,
+            });
+        }
+        Ok(images)
+    }
+}
