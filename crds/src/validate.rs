@@ -22,6 +22,9 @@ use serde_json::Value;
 
 use crate::{RegistryMirror, crd};
 
+/// The similarity from which a name is taken for a misspelt one; 1 is equality.
+const MIN_SIMILARITY: f64 = 0.6;
+
 /// Something that the API server would not accept.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Violation {
@@ -29,6 +32,8 @@ pub struct Violation {
     pub path: String,
     /// The fault and the correction.
     pub message: String,
+    /// A known field of a similar name.
+    pub similar: Option<String>,
     /// The schema is violated in a way that makes rules pointless.
     blocking: bool,
 }
@@ -38,6 +43,7 @@ impl Violation {
         Self {
             path: path.into(),
             message: message.into(),
+            similar: None,
             blocking: false,
         }
     }
@@ -55,6 +61,10 @@ impl fmt::Display for Violation {
         match self.path.as_str() {
             "" => f.write_str(&self.message),
             path => write!(f, "{path}: {}", self.message),
+        }?;
+        match &self.similar {
+            Some(similar) => write!(f, "; did you mean {similar}?"),
+            None => Ok(()),
         }
     }
 }
@@ -69,6 +79,18 @@ impl Violations {
     pub fn iter(&self) -> impl Iterator<Item = &Violation> {
         self.0.iter()
     }
+}
+
+/// Returns the candidate that a misspelt name most likely means, if there is one.
+pub fn closest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let lower = name.to_ascii_lowercase();
+    let rated = candidates.into_iter().map(|candidate| {
+        let similarity = strsim::normalized_damerau_levenshtein(&lower, &candidate.to_ascii_lowercase());
+        (similarity, candidate)
+    });
+    let best = rated.max_by(|(one, _), (other, _)| one.total_cmp(other));
+    best.filter(|(similarity, _)| *similarity >= MIN_SIMILARITY)
+        .map(|(_, candidate)| candidate)
 }
 
 /// Reads a document as the API server would on creation.

@@ -10,6 +10,7 @@ use clap_complete::Shell;
 use tokio::runtime::{Builder, Runtime};
 
 mod agent;
+mod connection;
 mod doctor;
 mod documents;
 mod failure;
@@ -19,11 +20,13 @@ mod log;
 mod node_config;
 mod operator;
 mod placeholders;
+mod plugin;
 mod policy;
 mod print;
 mod render;
 
 use failure::Failure;
+pub use plugin::{Plugin, plugin};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -98,13 +101,18 @@ enum Command {
 
 /// Runs the command in the arguments of this process, and prints a failure to stderr.
 pub fn main() -> ExitCode {
-    match run(Cli::parse().command) {
+    exit_code("registry-mirror", run(Cli::parse().command))
+}
+
+/// Returns the exit code of a command of a program, and prints its failure to stderr.
+fn exit_code(program: &str, result: Result<(), Failure>) -> ExitCode {
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         // The reader has closed the pipe, as `head` does.
         Err(Failure::Other(error)) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(failure) => {
             // Nothing can be reported if stderr is closed.
-            let _ = writeln!(io::stderr(), "registry-mirror: {failure}");
+            let _ = writeln!(io::stderr(), "{program}: {failure}");
             failure.code()
         }
     }

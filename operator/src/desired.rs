@@ -32,6 +32,10 @@ mod workload;
 pub use child::Child;
 pub use credentials::IssuedCredentials;
 pub use hosts::files as files_for_nodes;
+/// The port of the servers' listeners of actions, on the loopback address of each Pod.
+pub const ACTIONS_PORT: u16 = workload::ACTIONS_PORT;
+/// The port of the servers' registries in their Pods.
+pub const REGISTRY_PORT: u16 = workload::REGISTRY_PORT.number;
 /// The port of the servers' admin endpoints.
 pub const ADMIN_PORT: u16 = workload::ADMIN_PORT.number;
 

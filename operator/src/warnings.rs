@@ -70,11 +70,46 @@ pub fn find(mirror: &RegistryMirror, server_image: &str) -> Vec<Warning> {
     warnings
 }
 
+/// Registries whose names users misspell.
+const KNOWN_REGISTRIES: [&str; 7] = [
+    DOCKER_HUB,
+    "quay.io",
+    "ghcr.io",
+    "registry.k8s.io",
+    "mcr.microsoft.com",
+    "public.ecr.aws",
+    "registry.gitlab.com",
+];
+/// Names that are taken for those of registries.
+const MISTAKEN: [(&str, &str); 4] = [
+    ("docker.com", DOCKER_HUB),
+    ("hub.docker.com", DOCKER_HUB),
+    ("k8s.io", "registry.k8s.io"),
+    ("github.com", "ghcr.io"),
+];
+
+/// Returns the registry that a name most likely means, if it differs in one letter or is mistaken for it.
+fn misspelt_registry(host: &str) -> Option<&'static str> {
+    let mistaken = MISTAKEN.iter().find(|(name, _)| *name == host);
+    let is_close = |known: &&&str| strsim::damerau_levenshtein(host, known) == 1;
+    mistaken
+        .map(|(_, known)| *known)
+        .or_else(|| KNOWN_REGISTRIES.iter().find(is_close).copied())
+}
+
 fn of_upstream(upstream: &Upstream, field: &str) -> impl Iterator<Item = Warning> + use<> {
     let host = &upstream.host;
     let in_clear_text = upstream.credentials_secret_ref.is_some()
         && upstream.insecure_allow_http_credentials
         && Url::parse(&upstream.effective_remote_url()).is_ok_and(|remote| is_in_clear_text(&remote));
+    let misspelt = misspelt_registry(host).map(|known| {
+        Warning::new(
+            "registry-misspelt",
+            format!("{field}.host"),
+            format!("no widely known registry is named {host}; did you mean {known}?"),
+            "correct the host, unless it is a registry of yours",
+        )
+    });
     let unchecked = upstream.tls.as_ref().is_some_and(|tls| tls.insecure_skip_verify);
     let credentials = in_clear_text.then(|| {
         Warning::new(
@@ -94,7 +129,7 @@ fn of_upstream(upstream: &Upstream, field: &str) -> impl Iterator<Item = Warning
             "name the authority that signed its certificate in tls.caBundleRef",
         )
     });
-    credentials.into_iter().chain(certificate)
+    misspelt.into_iter().chain(credentials).chain(certificate)
 }
 
 /// Returns the warning that nodes without fallback can't pull the image of the mirror itself.

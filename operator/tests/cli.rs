@@ -357,6 +357,108 @@ fn command_messages_match_the_golden_file() {
     golden::assert_golden("commands.txt", &text);
 }
 
+/// Mistakes that are likely in a file, each with the full text of its message; all mistakes of a file are in one run.
+#[test]
+fn file_mistakes_match_the_golden_file() {
+    let hub = "apiVersion: registrymirror.io/v1alpha1\nkind: RegistryMirror\nmetadata: {name: hub}\nspec:\n  upstreams:\n  - host: docker.io\n  storage: {type: Ephemeral}\n";
+    let with = |from: &str, to: &str| hub.replace(from, to);
+    let secret = "---\nkind: Secret\nmetadata: {name: quay, namespace: other}\nstringData: {username: a, password: b}\n";
+    let credentials = "host: docker.io\n    credentialsSecretRef: {name: quay}";
+    let files = [
+        (
+            "a misspelt field",
+            with(
+                "host: docker.io",
+                "host: docker.io\n    remoteUrl: https://docker.io",
+            ),
+        ),
+        ("a misspelt section", with("storage:", "storag:")),
+        ("a misspelt registry", with("docker.io", "dokcer.io")),
+        (
+            "a website in place of a registry",
+            with("docker.io", "hub.docker.com"),
+        ),
+        ("a scheme in a host", with("docker.io", "https://docker.io")),
+        (
+            "a port in the path of a URL",
+            with(
+                "host: docker.io",
+                "host: a.example\n    remoteURL: https://a.example/:5000",
+            ),
+        ),
+        (
+            "a wrong scheme of a URL",
+            with(
+                "host: docker.io",
+                "host: a.example\n    remoteURL: a.example:5000",
+            ),
+        ),
+        (
+            "a duration in days",
+            with("storage:", "cache: {ttl: 7d}\n  storage:"),
+        ),
+        (
+            "a size in other units",
+            with("{type: Ephemeral}", "{type: Ephemeral, ephemeral: {size: 50GB}}"),
+        ),
+        ("a name with dots", with("name: hub", "name: hub.v1")),
+        ("a name with capitals", with("name: hub", "name: Hub")),
+        (
+            "a wrong kind",
+            with("kind: RegistryMirror", "kind: RegistryMirrors"),
+        ),
+        (
+            "another kind of the group",
+            with("kind: RegistryMirror", "kind: Mirror"),
+        ),
+        ("a wrong version", with("v1alpha1", "v1")),
+        ("no storage", with("  storage: {type: Ephemeral}\n", "")),
+        ("wrong indentation", with("  - host", " - host")),
+        ("a tab", with("  upstreams", "\tupstreams")),
+        (
+            "two mirrors",
+            format!("{hub}---\n{}", with("name: hub", "name: other")),
+        ),
+        (
+            "a Secret of another namespace",
+            format!("{}{secret}", with("host: docker.io", credentials)),
+        ),
+        ("a missing Secret", with("host: docker.io", credentials)),
+        (
+            "several mistakes",
+            format!(
+                "{}---\n{}---\nkind: a\n---\na: b\n",
+                with("storage:", "storag:"),
+                with("name: hub", "name: Hub").replace("Ephemeral", "Tape")
+            ),
+        ),
+    ];
+    let mut text = String::new();
+    for (mistake, yaml) in files {
+        let output = run(
+            &yaml,
+            &[
+                "local",
+                "-f",
+                "mirror.yaml",
+                "--cache-dir",
+                "/proc/no",
+                "--port",
+                "0",
+            ],
+        );
+        let rendered = run(&yaml, &["render", "-f", "mirror.yaml"]);
+        let messages = stderr(&output);
+        // Not the log, which has times.
+        let lines = messages.lines().filter(|line| !line.starts_with('{'));
+        let lines: String = lines.flat_map(|line| [line, "\n"]).collect();
+        let render = stderr(&rendered);
+        let render = if render == lines { "" } else { &render };
+        text.push_str(&format!("# {mistake}\n{lines}{render}\n"));
+    }
+    golden::assert_golden("mistakes.txt", &text);
+}
+
 /// `local` names the port that is in use.
 #[test]
 fn local_names_the_taken_port() {

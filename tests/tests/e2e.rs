@@ -12,6 +12,8 @@ mod logs;
 mod metrics;
 #[path = "e2e/mirror.rs"]
 mod mirror;
+#[path = "e2e/plugin.rs"]
+mod plugin;
 #[path = "e2e/pods.rs"]
 mod pods;
 #[path = "e2e/pulls.rs"]
@@ -76,6 +78,7 @@ async fn node_pulls_through_a_deployed_mirror() {
     assert!(logs.blobs("hit").len() > 1, "{:?}", logs.mirror);
 
     cluster.programs_tell_what_alerts_and_dashboard_ask_for().await;
+    cluster.plugin_reaches_pods_by_port_forward().await;
 
     registry.stop(&cluster.node).await;
     cluster.forget("second").await;

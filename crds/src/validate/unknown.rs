@@ -58,7 +58,15 @@ fn visit_field(schema: &Value, path: &str, name: &str, value: &Value, violations
     let path = structure::child(path, name);
     match structure::field(schema, name) {
         Some(schema) => visit(schema, &path, value, violations),
-        None => violations.push(unknown(path)),
+        None => {
+            let known = schema.get("properties").and_then(Value::as_object);
+            let known = known.into_iter().flat_map(|properties| properties.keys());
+            let similar = super::closest(name, known.map(String::as_str)).map(str::to_owned);
+            violations.push(Violation {
+                similar,
+                ..unknown(path)
+            });
+        }
     }
 }
 

@@ -1,14 +1,22 @@
 //! `registry-mirror doctor`.
 
-use std::io;
+use std::{
+    io::{self, Write},
+    time::{Duration, Instant},
+};
 
 use kube::Client;
+use mirror::config::duration::GoDuration;
 
-use super::Failure;
+use super::{
+    Failure,
+    connection::{self, NoCluster},
+    plugin::complete,
+};
 use crate::cluster::{Scope, error_message};
 
+mod api_server;
 mod conditions;
-mod connection;
 mod definition;
 mod endpoint;
 mod evictions;
@@ -27,6 +35,8 @@ Examples:
       Check the cluster of the kubeconfig and every mirror in it
   registry-mirror doctor -n mirrors --nodes
       List also the nodes that agents configure, and those that pulled nothing
+  registry-mirror doctor hub -n mirrors --wait
+      Wait until one mirror works, and say what is wrong until then
   registry-mirror doctor -n mirrors -o json
       Check the mirrors of one namespace, for a machine
   registry-mirror doctor --as system:serviceaccount:registry-mirror:registry-mirror
@@ -39,12 +49,18 @@ Exit codes, of the first that applies; warnings do not count:
   1  anything else is wrong
   0  nothing is wrong";
 
+/// The interval between two rounds of `--wait`.
+const ROUND: Duration = Duration::from_secs(2);
+
 /// The arguments of `doctor`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct DoctorArgs {
+    /// Check this mirror only
+    #[arg(conflicts_with_all = ["all_namespaces", "skip_mirrors"], add = complete::mirrors())]
+    name: Option<String>,
     /// Check the mirrors of this namespace. Absent: that of the context
-    #[arg(short, long, value_name = "NAMESPACE", conflicts_with = "all_namespaces")]
+    #[arg(short, long, value_name = "NAMESPACE", conflicts_with = "all_namespaces", add = complete::namespaces())]
     namespace: Option<String>,
     /// Check the mirrors of every namespace
     #[arg(short = 'A', long)]
@@ -55,6 +71,12 @@ pub(super) struct DoctorArgs {
     /// Check the cluster and the operator only
     #[arg(long)]
     skip_mirrors: bool,
+    /// Check again until nothing is wrong, and print what changes
+    #[arg(long)]
+    wait: bool,
+    /// The time after which --wait ends with what is still wrong
+    #[arg(long, value_name = "DURATION", default_value = "5m", requires = "wait")]
+    timeout: GoDuration,
     /// The format of the output
     #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
     output: Output,
@@ -67,18 +89,33 @@ pub(super) struct DoctorArgs {
 /// # Errors
 /// The most severe problem, by its class.
 pub(super) async fn run(args: DoctorArgs) -> Result<(), Failure> {
-    let findings = examine(&args).await.unwrap_or_else(|finding| vec![finding]);
-    let report = Report::new(findings);
+    let deadline = Instant::now() + args.timeout.positive().unwrap_or_default();
+    let mut before = Vec::new();
+    let report = loop {
+        let findings = examine(&args).await.unwrap_or_else(|finding| vec![finding]);
+        let report = Report::new(findings);
+        if !args.wait || report.failure().is_none() || Instant::now() >= deadline {
+            break report;
+        }
+        // To stderr: stdout has one report, at the end.
+        for problem in report.problems().filter(|problem| !before.contains(problem)) {
+            writeln!(io::stderr(), "waiting: {problem}")?;
+        }
+        before = report.problems().collect();
+        tokio::time::sleep(ROUND).await;
+    };
     report.print(args.output, &mut io::stdout().lock())?;
     report.failure().map_or(Ok(()), Err)
 }
 
 /// Returns all findings, or the one that makes other checks impossible.
 async fn examine(args: &DoctorArgs) -> Result<Vec<Finding>, Finding> {
-    let config = args.connection.config().await?;
-    let client = Client::try_from(config.clone()).map_err(|error| connection::unknown(&error))?;
+    let config = args.connection.config().await;
+    let config = config.map_err(|error| api_server::not_configured(&error))?;
+    let client = Client::try_from(config.clone())
+        .map_err(|error| api_server::not_configured(&NoCluster::from_error(&error)))?;
     let address = config.cluster_url.to_string();
-    let mut findings = vec![connection::check(&client, address.trim_end_matches('/')).await?];
+    let mut findings = vec![api_server::check(&client, address.trim_end_matches('/')).await?];
     findings.push(definition::check(&client).await);
     let (installations, found) = installation::find(&client, &config.default_namespace).await;
     findings.extend(found);
@@ -99,7 +136,8 @@ async fn examine(args: &DoctorArgs) -> Result<Vec<Finding>, Finding> {
         findings.extend(policy::check(&config, &installations).await);
     }
     if !args.skip_mirrors {
-        findings.extend(mirrors::check(&client, &scope, &installations).await);
+        let name = args.name.as_deref();
+        findings.extend(mirrors::check(&client, &scope, name, &installations).await);
     }
     if args.nodes {
         findings.extend(nodes::check(&client, &scope).await);

@@ -73,29 +73,27 @@ impl FileArgs {
     /// Reads all files. Mirrors that name no namespace get `namespace`.
     ///
     /// # Errors
-    /// The first document that is none, that an API server would refuse, or that names another namespace.
+    /// All documents that are none, that an API server would refuse, or that name another namespace.
     pub(super) fn read(&self, namespace: Option<&str>) -> Result<Documents, Failure> {
         let mut documents = Documents {
             namespace: namespace.map(str::to_owned),
             ..Documents::default()
         };
+        let mut mistakes = Vec::new();
         for file in &self.expanded()? {
-            let yaml = text(file)?;
-            let values: Vec<Value> = serde_saphyr::from_multiple(&yaml).map_err(|error| {
-                let said = error
-                    .without_snippet()
-                    .render_with_formatter(&UserMessageFormatter);
-                Failure::Invalid(format!("{}: {said}", file.display()))
-            })?;
-            for (index, value) in values.iter().enumerate() {
-                documents.add(
-                    value,
-                    &Origin {
-                        file,
-                        number: index + 1,
-                    },
-                )?;
+            match parsed(file) {
+                Ok(values) => {
+                    for (index, value) in values.iter().enumerate() {
+                        let number = index + 1;
+                        let added = documents.add(value, &Origin { file, number });
+                        mistakes.extend(added.err().map(|mistake| mistake.to_string()));
+                    }
+                }
+                Err(mistake) => mistakes.push(mistake.to_string()),
             }
+        }
+        if !mistakes.is_empty() {
+            return Err(Failure::Invalid(mistakes.join("\n")));
         }
         if documents.mirrors.is_empty() {
             let files = self
@@ -128,6 +126,31 @@ fn unreadable(path: &Path, error: &io::Error) -> Failure {
     Failure::Invalid(format!("{}: not readable: {error}", path.display()))
 }
 
+/// Returns the documents of a file.
+fn parsed(file: &Path) -> Result<Vec<Value>, Failure> {
+    let yaml = text(file)?;
+    serde_saphyr::from_multiple(&yaml).map_err(|error| {
+        let said = error
+            .without_snippet()
+            .render_with_formatter(&UserMessageFormatter);
+        Failure::Invalid(format!("{}: {said}", file.display()))
+    })
+}
+
+/// Returns the mistake of a document whose kind is a misspelt `RegistryMirror`, or another kind of its API group.
+fn misspelt_kind(document: &Value, kind: &str, origin: &Origin<'_>) -> Option<Failure> {
+    let version = document
+        .get("apiVersion")
+        .and_then(Value::as_str)
+        .unwrap_or_default();
+    let is_ours = version.starts_with("registrymirror.io/");
+    (is_ours || crds::validate::closest(kind, ["RegistryMirror"]).is_some()).then(|| {
+        Failure::Invalid(format!(
+            "{origin}: kind {kind} does not exist: did you mean RegistryMirror?"
+        ))
+    })
+}
+
 fn text(file: &Path) -> Result<String, Failure> {
     let mut text = String::new();
     let read = if file == Path::new("-") {
@@ -147,6 +170,19 @@ impl Documents {
     /// Returns `status.endpoint.url` of a mirror. The mirror itself is as the API server would create it: without status.
     pub(super) fn url(&self, mirror: &RegistryMirror) -> Option<&str> {
         self.urls.get(&id(mirror)).map(String::as_str)
+    }
+
+    /// Explains that the files have an object in another namespace than the mirror that refers to it.
+    pub(super) fn misplaced(&self, mirror: &RegistryMirror, reference: &Reference) -> Option<String> {
+        let namespace = mirror.namespace().unwrap_or_else(|| DEFAULT_NAMESPACE.to_owned());
+        let objects = self.objects.get(reference)?;
+        let mut elsewhere = objects.iter().filter_map(|(of, _)| of.as_deref());
+        let other = elsewhere.find(|other| *other != namespace)?;
+        Some(format!(
+            "{reference} is in namespace {other}, and RegistryMirror {} in namespace {namespace}, which has none of that \
+             name: a mirror reads its own namespace only; correct metadata.namespace of one of them",
+            mirror.name_any()
+        ))
     }
 
     fn add(&mut self, document: &Value, origin: &Origin<'_>) -> Result<(), Failure> {
@@ -185,7 +221,7 @@ impl Documents {
                 )?;
             }
             // Files may contain other objects.
-            Some(_) => {}
+            Some(kind) => misspelt_kind(document, kind, origin).map_or(Ok(()), Err)?,
             None if document.is_null() => {}
             None => {
                 return Err(Failure::Invalid(format!("{origin}: kind is missing: add it")));

@@ -40,6 +40,13 @@ impl Failure {
     }
 }
 
+impl Failure {
+    /// Returns the failure of an argument.
+    pub(super) fn invalid(error: impl std::fmt::Display) -> Self {
+        Self::Invalid(error.to_string())
+    }
+}
+
 impl From<Rejection> for Failure {
     fn from(rejection: Rejection) -> Self {
         match rejection.reason {

@@ -1,6 +1,10 @@
 //! `registry-mirror local`: the operator's pipeline without a cluster, and the server in this process.
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    io::{self, IsTerminal, Write},
+    path::{Path, PathBuf},
+};
 
 use crds::RegistryMirror;
 use etcetera::BaseStrategy;
@@ -63,6 +67,9 @@ pub(super) struct LocalArgs {
     /// A port on 127.0.0.1 for /livez, /readyz, /status and /metrics; 0 takes a free one [default: none]
     #[arg(long)]
     admin_port: Option<u16>,
+    /// A port on 127.0.0.1 for images, purge and prewarm of kubectl rmir; 0 takes a free one [default: none]
+    #[arg(long)]
+    actions_port: Option<u16>,
 }
 
 /// Serves until a signal.
@@ -70,6 +77,11 @@ pub(super) async fn run(args: LocalArgs) -> Result<(), Failure> {
     let documents = args.files.read(None)?;
     let mirror = choose(&documents, args.name.as_deref())?;
     let Ok(references) = dereference::read(mirror, &documents).await;
+    let missing = dereference::references(mirror).into_iter();
+    let mut missing = missing.filter(|reference| references.get(reference).is_none());
+    if let Some(misplaced) = missing.find_map(|reference| documents.misplaced(mirror, &reference)) {
+        return Err(Failure::Reference(misplaced));
+    }
     let mut accepted = validate::accept(mirror, &references)?;
     // In a cluster the status reports a fault while the cache serves; here the user waits for the result.
     if let Some(problem) = accepted.credential_problems().next() {
@@ -92,11 +104,67 @@ pub(super) async fn run(args: LocalArgs) -> Result<(), Failure> {
         publish(&args, &accepted)?;
     }
     let server = Server::start(config).await?;
+    if io::stderr().is_terminal() {
+        banner(&accepted, &server, &cache(&args, &accepted)?)?;
+    }
     server.run(shutdown).await;
     if let Some(traces) = traces {
         traces.end().await;
     }
     Ok(())
+}
+
+/// Prints what is served, and how to pull through it, for a user who started the server on a terminal.
+fn banner(accepted: &Accepted<'_>, server: &Server, cache: &Path) -> Result<(), Failure> {
+    let scheme = if accepted.serving.is_some() {
+        "https"
+    } else {
+        "http"
+    };
+    let address = server.address();
+    let spec = &accepted.mirror.spec;
+    let hosts: Vec<_> = spec
+        .upstreams
+        .iter()
+        .map(|upstream| upstream.host.as_str())
+        .collect();
+    let first = hosts.first().copied().unwrap_or_default();
+    let image = if first == "docker.io" {
+        "library/alpine"
+    } else {
+        "NAME:TAG"
+    };
+    let insecure = if scheme == "http" {
+        "--tls-verify=false "
+    } else {
+        ""
+    };
+    let mut text = format!(
+        "\nRegistryMirror {} serves {} on {scheme}://{address}\n  cache    {}\n",
+        accepted.mirror.name_any(),
+        hosts.join(", "),
+        cache.display()
+    );
+    if let Some(admin) = server.admin_address() {
+        text.push_str(&format!(
+            "  status   http://{admin}/status, http://{admin}/metrics\n"
+        ));
+    }
+    if let Some(actions) = server.actions_address() {
+        text.push_str(&format!(
+            "  images   kubectl rmir images --endpoint http://{actions}\n"
+        ));
+    }
+    text.push_str(&format!(
+        "  pull     skopeo inspect {insecure}docker://{address}/{image}\n           podman pull {insecure}{address}/{image}\n"
+    ));
+    for host in &hosts[1.min(hosts.len())..] {
+        text.push_str(&format!(
+            "           podman pull {insecure}{address}/{host}/NAME:TAG\n"
+        ));
+    }
+    text.push_str("  end      Ctrl+C\n\n");
+    Ok(io::stderr().write_all(text.as_bytes())?)
 }
 
 /// Issues certificates for this machine. Their keys stay in this process, so they last as long as the CA.
@@ -202,6 +270,7 @@ fn file(
     kubelet::mount(&certificates, &desired::files::all(accepted))?;
     file.http.addr = Some(format!("127.0.0.1:{port}"));
     file.http.debug.addr = args.admin_port.map(|port| format!("127.0.0.1:{port}"));
+    file.http.actions.addr = args.actions_port.map(|port| format!("127.0.0.1:{port}"));
     // No kube-proxy leads anybody here.
     file.http.lame_duck = None;
     desired::config::take_at_start(accepted.mirror, &mut file);
@@ -231,7 +300,7 @@ fn default_cache(mirror: &str) -> Result<PathBuf, Failure> {
     Ok(base.cache_dir().join("registry-mirror").join(mirror))
 }
 
-fn text(path: &std::path::Path) -> Result<String, Failure> {
+fn text(path: &Path) -> Result<String, Failure> {
     let text = path.to_str().map(str::to_owned);
     text.ok_or_else(|| {
         Failure::Environment(format!(

@@ -112,9 +112,12 @@ async fn objects(
         desired(args, &mirror, documents).await?
     } else {
         for reference in placeholders.references() {
-            warn(format_args!(
-                "{reference} not found in the files, its values are placeholders: add its file with -f"
-            ))?;
+            match documents.misplaced(&mirror, reference) {
+                Some(misplaced) => warn(misplaced)?,
+                None => warn(format_args!(
+                    "{reference} not found in the files, its values are placeholders: add its file with -f"
+                ))?,
+            }
         }
         desired(args, &mirror, &placeholders).await?
     };

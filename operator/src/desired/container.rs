@@ -73,6 +73,10 @@ fn environment(accepted: &Accepted<'_>) -> Vec<EnvVar> {
             address(workload::ADMIN_PORT),
         ),
         (
+            "REGISTRY_HTTP_ACTIONS_ADDR".to_owned(),
+            format!("127.0.0.1:{}", workload::ACTIONS_PORT),
+        ),
+        (
             "REGISTRY_HTTP_DEBUG_PROMETHEUS_ENABLED".to_owned(),
             "true".to_owned(),
         ),

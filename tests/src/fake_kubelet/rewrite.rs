@@ -47,7 +47,8 @@ fn is_of_path(c: char) -> bool {
     c.is_alphanumeric() || matches!(c, '/' | '.' | '-' | '_')
 }
 
-/// An address to listen on, whole or as the value of a `--flag=`, with the Pod's own in place of all.
+/// Returns an address to listen on, whole or as the value of a `--flag=`, with the Pod's own in place of all addresses
+/// and of its loopback address.
 fn listen_on(text: &str, address: Ipv4Addr) -> Option<String> {
     let (flag, value) = match text.split_once('=') {
         Some((flag, value)) if flag.starts_with('-') => (&text[..=flag.len()], value),
@@ -55,7 +56,7 @@ fn listen_on(text: &str, address: Ipv4Addr) -> Option<String> {
     };
     let (host, port) = value.rsplit_once(':')?;
     let port: u16 = port.parse().ok()?;
-    matches!(host, "" | "0.0.0.0" | "[::]").then(|| format!("{flag}{address}:{port}"))
+    matches!(host, "" | "0.0.0.0" | "[::]" | "127.0.0.1").then(|| format!("{flag}{address}:{port}"))
 }
 
 /// An argument or the value of a variable, as the process on this machine needs it.
@@ -98,7 +99,7 @@ mod tests {
             ("0.0.0.0:5000", "127.1.2.3:5000"),
             ("[::]:5000", "127.1.2.3:5000"),
             ("--addr=:80", "--addr=127.1.2.3:80"),
-            ("127.0.0.1:5000", "127.0.0.1:5000"),
+            ("127.0.0.1:5000", "127.1.2.3:5000"),
             (":port", ":port"),
             ("image:5000", "image:5000"),
             ("A=:80", "A=:80"),

@@ -23,9 +23,14 @@ const AT_A_TIME: usize = 8;
 /// The number of mirrors in a page of a list.
 const PAGE: u32 = 500;
 
-/// Checks every mirror of a scope.
-pub(super) async fn check(client: &Client, scope: &Scope, installations: &[Installation]) -> Vec<Finding> {
-    let mirrors = match list(client, scope).await {
+/// Checks every mirror of a scope, or the one of this name.
+pub(super) async fn check(
+    client: &Client,
+    scope: &Scope,
+    name: Option<&str>,
+    installations: &[Installation],
+) -> Vec<Finding> {
+    let mut mirrors = match list(client, scope).await {
         Ok(mirrors) => mirrors,
         // The definition's own finding says it.
         Err(kube::Error::Api(status)) if status.code == 404 => return Vec::new(),
@@ -37,6 +42,13 @@ pub(super) async fn check(client: &Client, scope: &Scope, installations: &[Insta
             ];
         }
     };
+    if let Some(name) = name {
+        let names: Vec<_> = mirrors.iter().map(ResourceExt::name_any).collect();
+        mirrors.retain(|mirror| mirror.name_any() == name);
+        if mirrors.is_empty() {
+            return vec![not_found(place(scope), name, &names)];
+        }
+    }
     if mirrors.is_empty() {
         return vec![Finding::ok(
             Check::Mirror,
@@ -46,6 +58,27 @@ pub(super) async fn check(client: &Client, scope: &Scope, installations: &[Insta
     }
     let findings = stream::iter(mirrors).map(|mirror| of_stored(client, mirror, installations));
     findings.buffered(AT_A_TIME).concat().await
+}
+
+/// Returns the finding that a namespace has no mirror of this name.
+fn not_found(namespace: &str, name: &str, names: &[String]) -> Finding {
+    let subject = format!("{namespace}/{name}");
+    let finding = Finding::problem(
+        Check::Mirror,
+        Class::Reference,
+        subject,
+        "RegistryMirror not found",
+    );
+    match crds::validate::closest(name, names.iter().map(String::as_str)) {
+        Some(closest) => finding.advice(format!("did you mean {closest}?")),
+        None if names.is_empty() => {
+            finding.advice("choose another namespace with -n (kubectl get rmir -A lists all)")
+        }
+        None => finding.advice(format!(
+            "choose one of {}, or another namespace with -n",
+            names.join(", ")
+        )),
+    }
 }
 
 fn place(scope: &Scope) -> &str {

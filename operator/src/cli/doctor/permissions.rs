@@ -10,11 +10,12 @@ use k8s_openapi::api::{
 use kube::{Api, Client, Config, api::PostParams};
 
 use super::{
-    connection, error_message,
+    error_message,
     installation::{self, Installation},
     report::{Check, Class, Finding},
 };
 use crate::{
+    cli::connection,
     node_poller::AgentService,
     rbac::{LEASE_CREATION, ON_AGENTS, ON_MIRRORS, ON_THE_LEASE, Rule},
 };

@@ -212,6 +212,15 @@ impl Report {
         })
     }
 
+    /// Returns the problems in a line each.
+    pub(super) fn problems(&self) -> impl Iterator<Item = String> {
+        let problems = self
+            .findings
+            .iter()
+            .filter(|finding| finding.result == Severity::Problem);
+        problems.map(|finding| format!("{}: {}", finding.subject, finding.message))
+    }
+
     pub(super) fn print(&self, output: Output, to: &mut impl Write) -> io::Result<()> {
         match output {
             Output::Table => self.table(to),

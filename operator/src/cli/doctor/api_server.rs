@@ -1,87 +1,21 @@
-//! Connects to the API server of a cluster, and checks its response.
-
-use std::{path::PathBuf, time::Duration};
+//! Checks the response and the version of the API server.
 
 use k8s_openapi::apimachinery::pkg::version::Info;
-use kube::{
-    Client, Config,
-    config::{KubeConfigOptions, Kubeconfig},
-};
+use kube::Client;
 
 use super::{
     error_message,
     report::{Check, Class, Finding},
 };
+use crate::cli::connection::NoCluster;
 
 /// Kubernetes 1.x that the operator is tested with: the oldest and the newest.
 const OLDEST: u32 = 33;
 const NEWEST: u32 = 36;
-/// A cluster that takes longer is not well.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
-
-/// The arguments that select a cluster.
-#[derive(Debug, clap::Args)]
-pub(super) struct Connection {
-    /// The kubeconfig. Absent: KUBECONFIG, ~/.kube/config, or the ServiceAccount of the Pod that this runs in
-    #[arg(long, value_name = "FILE")]
-    kubeconfig: Option<PathBuf>,
-    /// Its context. Absent: the current one
-    #[arg(long, value_name = "NAME")]
-    context: Option<String>,
-    /// Ask in the name of this user, such as system:serviceaccount:NAMESPACE:NAME
-    #[arg(long = "as", value_name = "USER")]
-    pub(super) user: Option<String>,
-    /// And of this group; may be repeated
-    #[arg(long = "as-group", value_name = "GROUP", requires = "user")]
-    groups: Vec<String>,
-}
-
-impl Connection {
-    /// Returns the configuration of the selected cluster.
-    ///
-    /// # Errors
-    /// The finding that there is no such cluster.
-    pub(super) async fn config(&self) -> Result<Config, Finding> {
-        let options = KubeConfigOptions {
-            context: self.context.clone(),
-            ..KubeConfigOptions::default()
-        };
-        let mut config = match (&self.kubeconfig, &self.context) {
-            (Some(file), _) => {
-                let kubeconfig = Kubeconfig::read_from(file).map_err(|error| unknown(&error))?;
-                let config = Config::from_custom_kubeconfig(kubeconfig, &options).await;
-                config.map_err(|error| unknown(&error))?
-            }
-            (None, Some(_)) => {
-                let config = Config::from_kubeconfig(&options).await;
-                config.map_err(|error| unknown(&error))?
-            }
-            (None, None) => Config::infer().await.map_err(|error| unknown(&error))?,
-        };
-        config.connect_timeout = Some(CONNECT_TIMEOUT);
-        config.read_timeout = Some(ANSWER_TIMEOUT);
-        // A user waits for the result: no retries.
-        config.default_retry = false;
-        if let Some(user) = &self.user {
-            config = in_the_name_of(config, user, &self.groups);
-        }
-        Ok(config)
-    }
-}
 
 /// Returns the finding that no cluster is configured.
-pub(super) fn unknown(error: &dyn std::error::Error) -> Finding {
-    let message = format!("no cluster configured: {error}");
-    Finding::problem(Check::ApiServer, Class::Cluster, "kubeconfig", message)
-        .advice("set --kubeconfig or KUBECONFIG, choose a --context that is in it, or run in a Pod with a ServiceAccount")
-}
-
-/// Returns the configuration with another user.
-pub(super) fn in_the_name_of(mut config: Config, user: &str, groups: &[String]) -> Config {
-    config.auth_info.impersonate = Some(user.to_owned());
-    config.auth_info.impersonate_groups = (!groups.is_empty()).then(|| groups.to_vec());
-    config
+pub(super) fn not_configured(error: &NoCluster) -> Finding {
+    Finding::problem(Check::ApiServer, Class::Cluster, "kubeconfig", &error.message).advice(&error.advice)
 }
 
 /// Asks for the version.

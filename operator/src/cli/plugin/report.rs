@@ -1,0 +1,191 @@
+//! `kubectl rmir report`: a bundle for whoever helps, without secrets.
+
+use std::{
+    fs::File,
+    io::{self, Write},
+    path::PathBuf,
+};
+
+use crds::RegistryMirror;
+use flate2::{Compression, write::GzEncoder};
+use k8s_openapi::api::{
+    core::v1::{ConfigMap, PersistentVolumeClaim, Service},
+    events::v1::Event,
+};
+use kube::{
+    Api, Resource, ResourceExt,
+    api::{ListParams, LogParams},
+};
+use serde::{Serialize, de::DeserializeOwned};
+
+use super::{
+    cluster::{MirrorArgs, NamespacedCluster, is_running},
+    redact::redact,
+    server, terminal,
+};
+use crate::{cli::Failure, cluster::error_message, names};
+
+const EXAMPLES: &str = "\
+Examples:
+  kubectl rmir report -n mirrors
+      Write registry-mirror-report-NAME.tar.gz into this directory
+  kubectl rmir report hub --out /tmp/hub.tar.gz
+      Elsewhere
+
+No Secret is read. User names, passwords and tokens in URLs, headers and logs are masked. Read the files before you
+send them: they have the names of your images, Pods and addresses.";
+
+/// The number of last lines of each log.
+const LOG_LINES: i64 = 2_000;
+/// The maximum number of objects of a kind.
+const MAX_OBJECTS: u32 = 500;
+
+/// The arguments of `report`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct ReportArgs {
+    /// The mirror [default: the only one of the namespace]
+    #[arg(conflicts_with = "mirror", add = super::complete::mirrors())]
+    name: Option<String>,
+    /// The file [default: registry-mirror-report-NAME.tar.gz]
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    #[command(flatten)]
+    on: MirrorArgs,
+}
+
+/// An archive of text files.
+struct Bundle {
+    archive: tar::Builder<GzEncoder<File>>,
+    files: usize,
+}
+
+/// Writes the bundle, and prints its path.
+///
+/// # Errors
+/// There is no such mirror, or the file can't be written. What can't be read becomes a file with the reason.
+pub(super) async fn run(args: ReportArgs) -> Result<(), Failure> {
+    let cluster = args.on.cluster.connect().await?;
+    let name = args.name.as_deref().or(args.on.mirror.as_deref());
+    let mirror = cluster.mirror(name).await?;
+    let name = mirror.name_any();
+    let default = || PathBuf::from(format!("registry-mirror-report-{name}.tar.gz"));
+    let path = args.out.unwrap_or_else(default);
+    let mut bundle = Bundle::create(&path).map_err(|error| {
+        Failure::Environment(format!("{} not written: {error}; set --out", path.display()))
+    })?;
+    collect(&cluster, &mirror, &mut bundle).await?;
+    let files = bundle.finish()?;
+    writeln!(io::stdout(), "{}", path.display())?;
+    terminal::note(&format!(
+        "{files} files, without secrets: read them before you send them"
+    ))
+}
+
+async fn collect(
+    cluster: &NamespacedCluster,
+    mirror: &RegistryMirror,
+    bundle: &mut Bundle,
+) -> Result<(), Failure> {
+    let name = mirror.name_any();
+    bundle.add("version.txt", env!("CARGO_PKG_VERSION"))?;
+    bundle.add_object("mirror.yaml", mirror)?;
+    let selector = format!("{}={name}", names::INSTANCE);
+    let of_mirror = ListParams::default().labels(&selector).limit(MAX_OBJECTS);
+    list::<ConfigMap>(cluster, &of_mirror, "configmaps.yaml", bundle).await?;
+    list::<Service>(cluster, &of_mirror, "services.yaml", bundle).await?;
+    list::<PersistentVolumeClaim>(cluster, &of_mirror, "persistentvolumeclaims.yaml", bundle).await?;
+    let events = ListParams::default().limit(MAX_OBJECTS);
+    list::<Event>(cluster, &events, "events.yaml", bundle).await?;
+    let pods = match cluster.pods(&name).await {
+        Ok(pods) => pods,
+        Err(error) => return bundle.add("pods.yaml", &format!("not readable: {error}")),
+    };
+    bundle.add_object("pods.yaml", &pods)?;
+    for pod in &pods {
+        let pod_name = pod.name_any();
+        bundle.add(&format!("logs/{pod_name}.log"), &log(cluster, &pod_name).await)?;
+        if is_running(pod) {
+            for path in ["status", "metrics"] {
+                bundle.add(
+                    &format!("{path}/{pod_name}.txt"),
+                    &admin(cluster, &pod_name, path).await,
+                )?;
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn list<K>(
+    cluster: &NamespacedCluster,
+    params: &ListParams,
+    file: &str,
+    bundle: &mut Bundle,
+) -> Result<(), Failure>
+where
+    K: Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
+        + Clone
+        + std::fmt::Debug
+        + DeserializeOwned
+        + Serialize,
+{
+    let api: Api<K> = Api::namespaced(cluster.client.clone(), &cluster.namespace);
+    match api.list(params).await {
+        Ok(objects) => bundle.add_object(file, &objects.items),
+        Err(error) => bundle.add(file, &format!("not readable: {}", error_message(&error))),
+    }
+}
+
+async fn log(cluster: &NamespacedCluster, pod: &str) -> String {
+    let params = LogParams {
+        tail_lines: Some(LOG_LINES),
+        ..LogParams::default()
+    };
+    let log = cluster.pod_api().logs(pod, &params).await;
+    log.unwrap_or_else(|error| format!("not readable: {}", error_message(&error)))
+}
+
+async fn admin(cluster: &NamespacedCluster, pod: &str, path: &str) -> String {
+    let admin = cluster.admin(pod);
+    let asked = async {
+        let response = admin.get(&format!("/{path}"), None).await?;
+        server::whole(&admin.name, response).await
+    };
+    match asked.await {
+        Ok(body) => String::from_utf8_lossy(&body).into_owned(),
+        Err(error) => format!("not readable: {error}"),
+    }
+}
+
+impl Bundle {
+    fn create(path: &std::path::Path) -> io::Result<Self> {
+        let encoder = GzEncoder::new(File::create(path)?, Compression::default());
+        Ok(Self {
+            archive: tar::Builder::new(encoder),
+            files: 0,
+        })
+    }
+
+    fn add_object(&mut self, name: &str, object: &impl Serialize) -> Result<(), Failure> {
+        let yaml = serde_saphyr::to_string(object).map_err(io::Error::other)?;
+        self.add(name, &yaml)
+    }
+
+    /// Adds a file, whose secrets are masked.
+    fn add(&mut self, name: &str, text: &str) -> Result<(), Failure> {
+        let text = redact(text);
+        let mut header = tar::Header::new_gnu();
+        header.set_size(text.len() as u64);
+        header.set_mode(0o600);
+        self.archive.append_data(&mut header, name, text.as_bytes())?;
+        self.files += 1;
+        Ok(())
+    }
+
+    /// Writes the end of the archive. Returns the number of files.
+    fn finish(self) -> io::Result<usize> {
+        self.archive.into_inner()?.finish()?.sync_all()?;
+        Ok(self.files)
+    }
+}
