@@ -134,12 +134,7 @@ impl Server {
             settings(&config, users.clone(), health.clone()),
             metrics.clone(),
         );
-        let connections = ConnectionOptions {
-            tls: certificates.clone(),
-            http2: config.http.http2,
-            drain: config.http.drain_timeout,
-            max_connections: descriptors::max_connections(config.http.max_connections),
-        };
+        let connections = connection_options(&config, certificates.clone());
         let lame_duck = config.http.lame_duck;
         let state = ServerState::new(config, store, metrics, health, users.clone(), &upstreams);
         let state = Arc::new(state.with_clients(service.clients()).with_fleet(fleet));
@@ -243,6 +238,15 @@ async fn leave(
 fn certificates(config: &Config) -> Result<Option<Certificates>, Error> {
     let load = |tls: &Tls| Certificates::load(tls.clone(), config.http.http2);
     Ok(config.http.tls.as_ref().map(load).transpose()?)
+}
+
+fn connection_options(config: &Config, tls: Option<Arc<Certificates>>) -> ConnectionOptions {
+    ConnectionOptions {
+        tls,
+        http2: config.http.http2,
+        drain: config.http.drain_timeout,
+        max_connections: descriptors::max_connections(config.http.max_connections),
+    }
 }
 
 async fn open(config: &Config, clock: &Clock, metrics: &Metrics) -> Result<Store, Error> {

@@ -282,7 +282,7 @@ fn lines(states: &[MirrorState]) -> String {
         vec![
             state.namespace.clone(),
             state.name.clone(),
-            if state.ready { "True" } else { "False" }.to_owned(),
+            truth(state.ready).to_owned(),
             state.reason.clone(),
             format!("{}/{}", state.replicas.ready, state.replicas.total),
             terminal::size(bytes),
@@ -294,40 +294,53 @@ fn lines(states: &[MirrorState]) -> String {
 
 /// Returns one mirror on a screen.
 fn screen(state: &MirrorState) -> String {
-    let ready = format!(
-        "{} ({}): {}",
-        if state.ready { "True" } else { "False" },
-        state.reason,
-        state.message
-    );
+    let mut text = facts(state);
+    let tables = [
+        conditions_table(state),
+        upstreams_table(state),
+        caches_table(state),
+    ];
+    for table in tables {
+        text.push('\n');
+        text.push_str(&table);
+    }
+    text
+}
+
+/// Returns the lines at the top of the screen.
+fn facts(state: &MirrorState) -> String {
+    let ready = format!("{} ({}): {}", truth(state.ready), state.reason, state.message);
+    let or = |value: &Option<String>, other: &str| value.clone().unwrap_or_else(|| other.to_owned());
     let facts = [
         ("Mirror", format!("{}/{}", state.namespace, state.name)),
         ("Ready", terminal::judged(&ready, state.ready)),
-        (
-            "Endpoint",
-            state.endpoint.clone().unwrap_or_else(|| "none yet".to_owned()),
-        ),
+        ("Endpoint", or(&state.endpoint, "none yet")),
         (
             "Replicas",
             format!("{} of {} ready", state.replicas.ready, state.replicas.total),
         ),
-        (
-            "Version",
-            state
-                .server_version
-                .clone()
-                .unwrap_or_else(|| "not reported yet".to_owned()),
-        ),
+        ("Version", or(&state.server_version, "not reported yet")),
         ("Certificate", state.certificate.clone()),
         ("Nodes", state.nodes.clone()),
     ];
-    let mut text = String::new();
-    for (name, value) in facts {
-        text.push_str(&format!("{} {value}\n", terminal::bold(&format!("{name:<12}"))));
-    }
-    let dash = || "-".to_owned();
-    let conditions = state.conditions.iter().map(|condition| {
-        let message = condition.message.split('\n').next().unwrap_or_default();
+    let line = |(name, value): (&str, String)| {
+        let name = terminal::bold(&format!("{name:<12}"));
+        format!("{name} {value}\n")
+    };
+    facts.map(line).concat()
+}
+
+fn truth(value: bool) -> &'static str {
+    if value { "True" } else { "False" }
+}
+
+fn dash() -> String {
+    "-".to_owned()
+}
+
+fn conditions_table(state: &MirrorState) -> String {
+    let rows = state.conditions.iter().map(|condition| {
+        let message = condition.message.lines().next().unwrap_or_default();
         vec![
             condition.r#type.clone(),
             condition.status.clone(),
@@ -335,36 +348,32 @@ fn screen(state: &MirrorState) -> String {
             message.to_owned(),
         ]
     });
-    let upstreams = state.upstreams.iter().map(|upstream| {
+    terminal::table(&["CONDITION", "STATUS", "REASON", "MESSAGE"], rows)
+}
+
+fn upstreams_table(state: &MirrorState) -> String {
+    let rows = state.upstreams.iter().map(|upstream| {
+        let left = upstream.rate_limit_remaining;
         vec![
             upstream.host.clone(),
             upstream.state.clone(),
             upstream.credentials.clone().unwrap_or_else(dash),
-            upstream
-                .rate_limit_remaining
-                .map_or_else(dash, |left| left.to_string()),
+            left.map_or_else(dash, |left| left.to_string()),
         ]
     });
-    let caches = state.cache.iter().map(|cache| {
+    terminal::table(&["UPSTREAM", "STATE", "CREDENTIALS", "RATE LIMIT LEFT"], rows)
+}
+
+fn caches_table(state: &MirrorState) -> String {
+    let rows = state.cache.iter().map(|cache| {
         vec![
             cache.pod.clone(),
-            if cache.ready { "True" } else { "False" }.to_owned(),
+            truth(cache.ready).to_owned(),
             cache.bytes.map_or_else(dash, terminal::size),
             cache.limit_bytes.map_or_else(dash, terminal::size),
             cache.blobs.map_or_else(dash, |blobs| blobs.to_string()),
             cache.error.clone().unwrap_or_default(),
         ]
     });
-    for table in [
-        terminal::table(&["CONDITION", "STATUS", "REASON", "MESSAGE"], conditions),
-        terminal::table(
-            &["UPSTREAM", "STATE", "CREDENTIALS", "RATE LIMIT LEFT"],
-            upstreams,
-        ),
-        terminal::table(&["POD", "READY", "CACHE", "LIMIT", "BLOBS", "ERROR"], caches),
-    ] {
-        text.push('\n');
-        text.push_str(&table);
-    }
-    text
+    terminal::table(&["POD", "READY", "CACHE", "LIMIT", "BLOBS", "ERROR"], rows)
 }
