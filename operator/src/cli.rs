@@ -2,6 +2,7 @@
 
 use std::{
     io::{self, Write},
+    path::PathBuf,
     process::ExitCode,
 };
 
@@ -91,6 +92,12 @@ enum Command {
         #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
         output: print::OutputFormat,
     },
+    /// Write the man pages
+    Man {
+        /// The directory for the pages, such as /usr/local/share/man/man1
+        #[arg(long, value_name = "DIRECTORY")]
+        out: PathBuf,
+    },
     /// Print a script that completes commands in a shell
     #[command(after_help = COMPLETION_EXAMPLES)]
     Completion {
@@ -141,6 +148,7 @@ fn run(command: Command) -> Result<(), Failure> {
             let definition = serde_json::to_value(crds::crd()).map_err(io::Error::other)?;
             print::objects(&[definition], output)
         }
+        Command::Man { out } => plugin::man_pages(Cli::command(), &out),
         Command::Completion { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "registry-mirror", &mut script);

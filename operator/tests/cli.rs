@@ -459,6 +459,22 @@ fn file_mistakes_match_the_golden_file() {
     golden::assert_golden("mistakes.txt", &text);
 }
 
+#[test]
+fn man_pages_have_every_command() {
+    let directory = tempfile::tempdir().unwrap();
+    let output = command(directory.path(), &["man", "--out", "."])
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    for page in [
+        "registry-mirror.1",
+        "registry-mirror-local.1",
+        "registry-mirror-doctor.1",
+    ] {
+        assert!(directory.path().join(page).is_file(), "{page}");
+    }
+}
+
 /// `local` names the port that is in use.
 #[test]
 fn local_names_the_taken_port() {
