@@ -18,10 +18,10 @@ use tokio::sync::mpsc::{Receiver, channel};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::{info, warn};
 
-use crate::manifest::ImagePlatform;
-use crate::name::{Reference, Repository};
-use crate::pull::{PlatformSelection, Prewarm, PrewarmError, PrewarmEvent, Pull};
-use crate::store::{CachedImage, PurgeTarget, StageError};
+use crate::manifest::{ImagePlatform, InvalidPlatform};
+use crate::name::{InvalidName, Reference, Repository};
+use crate::pull::{PlatformSelection, Prewarm, PrewarmError, PrewarmEvent, Pull, UpstreamSelectionError};
+use crate::store::{CachedImage, PurgeTarget, Purged, StageError};
 
 /// The most requests for images or prewarmings at the same time.
 const MAX_AT_A_TIME: usize = 4;
@@ -123,23 +123,51 @@ pub fn service(pull: Arc<Pull>) -> Router {
         .with_state(ActionState { pull, permits })
 }
 
-fn failure(status: StatusCode, message: impl ToString) -> Response {
-    let message = message.to_string();
-    (status, Json(ActionFailure { message })).into_response()
+/// The reason why an action does not run.
+#[derive(Debug, thiserror::Error)]
+enum ActionError {
+    /// Too many run.
+    #[error("{MAX_AT_A_TIME} actions are running: try again when one has ended")]
+    Busy,
+    /// The mirror has no such repository.
+    #[error(transparent)]
+    NoRepository(#[from] UpstreamSelectionError),
+    /// The tag or digest is neither.
+    #[error(transparent)]
+    Reference(#[from] InvalidName),
+    /// A platform is none.
+    #[error(transparent)]
+    Platform(#[from] InvalidPlatform),
+    /// Too many platforms.
+    #[error("more than {MAX_PLATFORMS} platforms: use all")]
+    TooManyPlatforms,
+    /// The store removes nothing.
+    #[error(transparent)]
+    Store(#[from] StageError),
+}
+
+impl IntoResponse for ActionError {
+    fn into_response(self) -> Response {
+        let status = match &self {
+            Self::Busy => StatusCode::TOO_MANY_REQUESTS,
+            Self::NoRepository(_) => StatusCode::NOT_FOUND,
+            Self::Reference(_) | Self::Platform(_) | Self::TooManyPlatforms => StatusCode::BAD_REQUEST,
+            Self::Store(StageError::ReadOnly) => StatusCode::CONFLICT,
+            Self::Store(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        let message = self.to_string();
+        (status, Json(ActionFailure { message })).into_response()
+    }
 }
 
 impl ActionState {
-    fn permit(&self) -> Result<OwnedSemaphorePermit, Response> {
+    fn permit(&self) -> Result<OwnedSemaphorePermit, ActionError> {
         let permit = Arc::clone(&self.permits).try_acquire_owned();
-        permit.map_err(|_| {
-            let message = format!("{MAX_AT_A_TIME} actions are running: try again when one has ended");
-            failure(StatusCode::TOO_MANY_REQUESTS, message)
-        })
+        permit.map_err(|_| ActionError::Busy)
     }
 
-    fn repository(&self, registry: &str, name: &str) -> Result<Repository, Response> {
-        let selected = self.pull.select_repository(Some(registry), name);
-        selected.map_err(|error| failure(StatusCode::NOT_FOUND, error))
+    fn repository(&self, registry: &str, name: &str) -> Result<Repository, ActionError> {
+        Ok(self.pull.select_repository(Some(registry), name)?)
     }
 }
 
@@ -157,7 +185,7 @@ fn lines<T: Serialize + Send + 'static>(values: Receiver<T>) -> Response {
 async fn images(
     State(actions): State<ActionState>,
     Query(query): Query<ImagesQuery>,
-) -> Result<Response, Response> {
+) -> Result<Response, ActionError> {
     let permit = actions.permit()?;
     let (sender, receiver) = channel(WAITING_LINES);
     tokio::spawn(async move {
@@ -173,42 +201,37 @@ async fn images(
 async fn purge(
     State(actions): State<ActionState>,
     Json(request): Json<PurgeRequest>,
-) -> Result<Json<PurgeResponse>, Response> {
+) -> Result<Json<PurgeResponse>, ActionError> {
     let repository = actions.repository(&request.registry, &request.repository)?;
-    let target = match request.reference.as_deref().map(str::parse) {
+    let target = match request.reference.as_deref().map(str::parse).transpose()? {
         None => PurgeTarget::All,
-        Some(Ok(Reference::Tag(tag))) => PurgeTarget::Tag(tag),
-        Some(Ok(Reference::Digest(digest))) => PurgeTarget::Digest(digest),
-        Some(Err(error)) => return Err(failure(StatusCode::BAD_REQUEST, error)),
+        Some(Reference::Tag(tag)) => PurgeTarget::Tag(tag),
+        Some(Reference::Digest(digest)) => PurgeTarget::Digest(digest),
     };
-    match actions.pull.purge(&repository, target).await {
-        Ok(purged) => {
-            let (tags, manifests, blobs, bytes) = (purged.tags, purged.manifests, purged.blobs, purged.bytes);
-            let reference = request.reference;
-            info!(%repository, reference, tags, manifests, blobs, bytes, "content purged by an action");
-            Ok(Json(PurgeResponse {
-                repository: repository.to_string(),
-                tags,
-                manifests,
-                blobs,
-                bytes,
-            }))
-        }
-        Err(error @ StageError::ReadOnly) => Err(failure(StatusCode::CONFLICT, error)),
-        Err(error) => Err(failure(StatusCode::INTERNAL_SERVER_ERROR, error)),
-    }
+    let Purged {
+        tags,
+        manifests,
+        blobs,
+        bytes,
+    } = actions.pull.purge(&repository, target).await?;
+    let reference = request.reference;
+    info!(%repository, reference, tags, manifests, blobs, bytes, "content purged by an action");
+    Ok(Json(PurgeResponse {
+        repository: repository.to_string(),
+        tags,
+        manifests,
+        blobs,
+        bytes,
+    }))
 }
 
 async fn prewarm(
     State(actions): State<ActionState>,
     Json(request): Json<PrewarmRequest>,
-) -> Result<Response, Response> {
+) -> Result<Response, ActionError> {
     let wanted = Prewarm {
         repository: actions.repository(&request.registry, &request.repository)?,
-        reference: request
-            .reference
-            .parse()
-            .map_err(|error| failure(StatusCode::BAD_REQUEST, error))?,
+        reference: request.reference.parse()?,
         platforms: selection(&request.platforms)?,
     };
     let permit = actions.permit()?;
@@ -230,16 +253,15 @@ async fn prewarm(
     Ok(lines(receiver))
 }
 
-fn selection(platforms: &[String]) -> Result<PlatformSelection, Response> {
-    let invalid = |message: String| failure(StatusCode::BAD_REQUEST, message);
+fn selection(platforms: &[String]) -> Result<PlatformSelection, ActionError> {
     if platforms.len() > MAX_PLATFORMS {
-        return Err(invalid(format!("more than {MAX_PLATFORMS} platforms: use all")));
+        return Err(ActionError::TooManyPlatforms);
     }
     if platforms.iter().any(|platform| platform == "all") {
         return Ok(PlatformSelection::All);
     }
-    let parsed: Result<Vec<ImagePlatform>, _> = platforms.iter().map(|platform| platform.parse()).collect();
-    let parsed = parsed.map_err(|error| invalid(error.to_string()))?;
+    let parsed = platforms.iter().map(|platform| platform.parse::<ImagePlatform>());
+    let parsed = parsed.collect::<Result<Vec<_>, _>>()?;
     Ok(PlatformSelection::Some(if parsed.is_empty() {
         vec![ImagePlatform::of_this_machine()]
     } else {

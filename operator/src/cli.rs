@@ -18,6 +18,7 @@ mod failure;
 mod kubelet;
 mod local;
 mod log;
+mod mistake;
 mod node_config;
 mod operator;
 mod placeholders;

@@ -106,7 +106,7 @@ fn of_upstream(upstream: &Upstream, field: &str) -> impl Iterator<Item = Warning
         Warning::new(
             "registry-misspelt",
             format!("{field}.host"),
-            format!("no widely known registry is named {host}; did you mean {known}?"),
+            format!("{host} is no widely known registry, but {known} is"),
             "correct the host, unless it is a registry of yours",
         )
     });

@@ -399,7 +399,10 @@ fn file_mistakes_match_the_golden_file() {
         ),
         (
             "a size in other units",
-            with("{type: Ephemeral}", "{type: Ephemeral, ephemeral: {size: 50GB}}"),
+            with(
+                "{type: Ephemeral}",
+                "{type: PersistentVolumeClaim, persistentVolumeClaim: {size: 50GB}}",
+            ),
         ),
         ("a name with dots", with("name: hub", "name: hub.v1")),
         ("a name with capitals", with("name: hub", "name: Hub")),

@@ -136,7 +136,7 @@ fn caches(output: &Output) -> Vec<String> {
 #[tokio::test]
 async fn pull_shows_misses_then_hits() {
     let hub = Hub::start().await;
-    hub.push_image("app", "v1", &[&[1; 500_000], b"two"]);
+    hub.push_image("app", "v1", &[&vec![1; 500_000], b"two"]);
     let local = Local::start(&hub).await;
     let first = local.pull("hub.test/app:v1", &["-o", "json"]).await;
     assert_eq!(caches(&first), vec!["MISS"; 4]);
@@ -213,7 +213,7 @@ async fn pull_takes_the_platform_of_an_index() {
 #[tokio::test]
 async fn prewarm_images_and_purge_change_the_cache() {
     let hub = Hub::start().await;
-    hub.push_image("app", "v1", &[&[1; 500_000], b"two"]);
+    hub.push_image("app", "v1", &[&vec![1; 500_000], b"two"]);
     let local = Local::start(&hub).await;
     let prewarmed = local.act(&["prewarm", "hub.test/app:v1"]).await;
     assert_eq!(prewarmed["prewarmed"][0]["blobs"], 3, "{prewarmed}");

@@ -154,7 +154,7 @@ async fn purge_of_read_only_cache_is_refused() {
 #[tokio::test]
 async fn prewarmed_image_is_a_hit() {
     let hub = Hub::start().await;
-    let (digest, layers) = hub.push_image("app", "v1", &[&[1; 300_000], b"two"]);
+    let (digest, layers) = hub.push_image("app", "v1", &[&vec![1; 300_000], b"two"]);
     let acting = Acting::start(&hub, "").await;
     let body = json!({"registry": "hub.test", "repository": "app", "reference": "v1"});
     let (code, text) = acting.post("/prewarm", body.clone()).await;

@@ -64,7 +64,7 @@ impl NoCluster {
             }
             cause = error.source();
         }
-        Self::new(format!("no cluster configured: {error}"), ADVICE)
+        Self::new(error.to_string(), ADVICE)
     }
 
     fn from_kubeconfig(error: &KubeconfigError) -> Self {
@@ -93,7 +93,7 @@ impl NoCluster {
                 format!("cluster {name:?} of the context not found in the kubeconfig"),
                 "choose another context with --context (kubectl config get-contexts lists all)",
             ),
-            error => Self::new(format!("no cluster configured: {error}"), ADVICE),
+            error => Self::new(format!("kubeconfig not usable: {error}"), ADVICE),
         }
     }
 }

@@ -14,7 +14,7 @@ use kube::ResourceExt;
 use serde_json::Value;
 use serde_saphyr::UserMessageFormatter;
 
-use super::Failure;
+use super::{Failure, mistake};
 use crate::{
     dereference::{Contents, Reader, Reference},
     kind::Kind,
@@ -133,7 +133,13 @@ fn parsed(file: &Path) -> Result<Vec<Value>, Failure> {
         let said = error
             .without_snippet()
             .render_with_formatter(&UserMessageFormatter);
-        Failure::Invalid(format!("{}: {said}", file.display()))
+        // A parser of YAML reports the column in which it noticed a wrong indentation.
+        let advice = if said.contains("block mapping") || said.contains("tabs") {
+            "; indent with spaces, and the keys of a map and the items of a list in one column each"
+        } else {
+            ""
+        };
+        Failure::Invalid(format!("{}: {said}{advice}", file.display()))
     })
 }
 
@@ -287,7 +293,10 @@ fn mirror(document: &Value, origin: &Origin<'_>) -> Result<RegistryMirror, Failu
             .unwrap_or("without a name");
         let lines: Vec<_> = violations
             .iter()
-            .map(|violation| format!("\n  {violation}"))
+            .map(|violation| match mistake::suggest(document, &violation.path) {
+                Some(suggestion) => format!("\n  {violation}; {suggestion}"),
+                None => format!("\n  {violation}"),
+            })
             .collect();
         Failure::Invalid(format!(
             "{origin}: RegistryMirror {name} is not valid:{}",

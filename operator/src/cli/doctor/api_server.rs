@@ -15,7 +15,8 @@ const NEWEST: u32 = 36;
 
 /// Returns the finding that no cluster is configured.
 pub(super) fn not_configured(error: &NoCluster) -> Finding {
-    Finding::problem(Check::ApiServer, Class::Cluster, "kubeconfig", &error.message).advice(&error.advice)
+    let message = format!("no cluster configured: {}", error.message);
+    Finding::problem(Check::ApiServer, Class::Cluster, "kubeconfig", message).advice(&error.advice)
 }
 
 /// Asks for the version.
