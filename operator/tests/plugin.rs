@@ -90,7 +90,7 @@ impl Local {
     }
 
     /// Runs an action with JSON as its output.
-    async fn act(&self, args: &[&str]) -> Value {
+    async fn run_action(&self, args: &[&str]) -> Value {
         let args = [args, &["--endpoint", &self.actions, "-o", "json"]].concat();
         let output = run(self.directory.path(), &args).await;
         assert!(output.status.success(), "{}", stderr(&output));
@@ -215,18 +215,18 @@ async fn prewarm_images_and_purge_change_the_cache() {
     let hub = Hub::start().await;
     hub.push_image("app", "v1", &[&vec![1; 500_000], b"two"]);
     let local = Local::start(&hub).await;
-    let prewarmed = local.act(&["prewarm", "hub.test/app:v1"]).await;
+    let prewarmed = local.run_action(&["prewarm", "hub.test/app:v1"]).await;
     assert_eq!(prewarmed["prewarmed"][0]["blobs"], 3, "{prewarmed}");
-    let images = local.act(&["images"]).await;
+    let images = local.run_action(&["images"]).await;
     assert_eq!(images["images"][0]["repository"], "hub.test/app", "{images}");
     let pulled = local.pull("hub.test/app:v1", &["-o", "json"]).await;
     assert_eq!(caches(&pulled), vec!["HIT"; 4]);
-    let purged = local.act(&["purge", "hub.test/app:v1"]).await;
+    let purged = local.run_action(&["purge", "hub.test/app:v1"]).await;
     assert_eq!(purged["purged"][0]["tags"], 1, "{purged}");
-    assert_eq!(local.act(&["images"]).await["images"], json!([]));
+    assert_eq!(local.run_action(&["images"]).await["images"], json!([]));
     let pulled = local.pull("hub.test/app:v1", &["-o", "json"]).await;
     assert_eq!(caches(&pulled), vec!["MISS"; 4]);
-    let purged = local.act(&["purge", "--repository", "hub.test/app"]).await;
+    let purged = local.run_action(&["purge", "--repository", "hub.test/app"]).await;
     assert_eq!(purged["purged"][0]["blobs"], 3, "{purged}");
 }
 
@@ -251,7 +251,10 @@ async fn failed_prewarm_leaves_other_images() {
         stderr(&output)
     );
     assert_eq!(
-        local.act(&["images"]).await["images"].as_array().unwrap().len(),
+        local.run_action(&["images"]).await["images"]
+            .as_array()
+            .unwrap()
+            .len(),
         1
     );
 }

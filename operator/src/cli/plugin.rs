@@ -68,7 +68,7 @@ pub struct Plugin {
     #[arg(long, value_enum, default_value_t, global = true, value_name = "WHEN")]
     color: terminal::Color,
     #[command(subcommand)]
-    command: Command,
+    command: PluginCommand,
 }
 
 /// The shells of `completion`.
@@ -84,7 +84,7 @@ enum CompletionShell {
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {
+enum PluginCommand {
     /// Show a mirror on one screen, or a line for each of several
     Status(status::StatusArgs),
     /// Check a cluster and its mirrors, and say what to do
@@ -99,7 +99,7 @@ enum Command {
     Prewarm(prewarm::PrewarmArgs),
     /// Print the logs of the servers
     Logs(logs::LogsArgs),
-    /// Write a bundle for whoever helps you, without secrets
+    /// Write a bundle for an issue, without secrets
     Report(report::ReportArgs),
     /// Write files for the container runtimes of nodes
     NodeConfig(node_config::NodeConfigArgs),
@@ -133,21 +133,21 @@ pub fn plugin() -> ExitCode {
     super::exit_code("kubectl rmir", run(command))
 }
 
-fn run(command: Command) -> Result<(), Failure> {
+fn run(command: PluginCommand) -> Result<(), Failure> {
     let block_on = Runtime::new()?;
     match command {
-        Command::Status(args) => block_on.block_on(status::run(args)),
-        Command::Doctor(args) => block_on.block_on(doctor::run(args)),
-        Command::Pull(args) => block_on.block_on(pull::run(args)),
-        Command::Images(args) => block_on.block_on(images::run(args)),
-        Command::Purge(args) => block_on.block_on(purge::run(args)),
-        Command::Prewarm(args) => block_on.block_on(prewarm::run(args)),
-        Command::Logs(args) => block_on.block_on(logs::run(args)),
-        Command::Report(args) => block_on.block_on(report::run(args)),
-        Command::NodeConfig(args) => block_on.block_on(node_config::run(args)),
-        Command::Completion { shell } => completion(shell),
-        Command::Man { out } => man_pages(Plugin::command(), &out),
-        Command::Complete { words } => complete::print_for_kubectl(words),
+        PluginCommand::Status(args) => block_on.block_on(status::run(args)),
+        PluginCommand::Doctor(args) => block_on.block_on(doctor::run(args)),
+        PluginCommand::Pull(args) => block_on.block_on(pull::run(args)),
+        PluginCommand::Images(args) => block_on.block_on(images::run(args)),
+        PluginCommand::Purge(args) => block_on.block_on(purge::run(args)),
+        PluginCommand::Prewarm(args) => block_on.block_on(prewarm::run(args)),
+        PluginCommand::Logs(args) => block_on.block_on(logs::run(args)),
+        PluginCommand::Report(args) => block_on.block_on(report::run(args)),
+        PluginCommand::NodeConfig(args) => block_on.block_on(node_config::run(args)),
+        PluginCommand::Completion { shell } => completion(shell),
+        PluginCommand::Man { out } => man_pages(Plugin::command(), &out),
+        PluginCommand::Complete { words } => complete::print_for_kubectl(words),
     }
 }
 

@@ -86,7 +86,7 @@ pub(super) async fn run(args: ImagesArgs) -> Result<(), Failure> {
     }
     match args.output {
         Format::Json => terminal::print_json(&serde_json::json!({ "images": images })),
-        Format::Table if images.is_empty() => terminal::note("no images are cached"),
+        Format::Table if images.is_empty() => terminal::print_note("no images are cached"),
         Format::Table => terminal::print(&to_text(&images, servers.len() > 1)),
     }
 }

@@ -115,7 +115,7 @@ struct Puller {
 pub(super) async fn run(args: PullArgs) -> Result<(), Failure> {
     let image: ImageName = args.image.parse().map_err(Failure::invalid)?;
     if image.reference.is_none() {
-        terminal::note(&format!(
+        terminal::print_note(&format!(
             "image {} has no tag: latest is pulled; name another as {image}:TAG",
             args.image
         ))?;

@@ -1,4 +1,4 @@
-//! `kubectl rmir report`: a bundle for whoever helps, without secrets.
+//! `kubectl rmir report`: a bundle for an issue, without secrets.
 
 use std::{
     fs::File,
@@ -55,7 +55,7 @@ pub(super) struct ReportArgs {
 }
 
 /// An archive of text files.
-struct Bundle {
+struct ReportBundle {
     archive: tar::Builder<GzEncoder<File>>,
     files: usize,
 }
@@ -71,13 +71,13 @@ pub(super) async fn run(args: ReportArgs) -> Result<(), Failure> {
     let name = mirror.name_any();
     let default = || PathBuf::from(format!("registry-mirror-report-{name}.tar.gz"));
     let path = args.out.unwrap_or_else(default);
-    let mut bundle = Bundle::create(&path).map_err(|error| {
+    let mut bundle = ReportBundle::create(&path).map_err(|error| {
         Failure::Environment(format!("{} not written: {error}; set --out", path.display()))
     })?;
     collect(&cluster, &mirror, &mut bundle).await?;
     let files = bundle.finish()?;
     writeln!(io::stdout(), "{}", path.display())?;
-    terminal::note(&format!(
+    terminal::print_note(&format!(
         "{files} files, without secrets: read them before you send them"
     ))
 }
@@ -85,7 +85,7 @@ pub(super) async fn run(args: ReportArgs) -> Result<(), Failure> {
 async fn collect(
     cluster: &NamespacedCluster,
     mirror: &RegistryMirror,
-    bundle: &mut Bundle,
+    bundle: &mut ReportBundle,
 ) -> Result<(), Failure> {
     let name = mirror.name_any();
     bundle.add("version.txt", env!("CARGO_PKG_VERSION"))?;
@@ -121,7 +121,7 @@ async fn list<K>(
     cluster: &NamespacedCluster,
     params: &ListParams,
     file: &str,
-    bundle: &mut Bundle,
+    bundle: &mut ReportBundle,
 ) -> Result<(), Failure>
 where
     K: Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
@@ -158,7 +158,7 @@ async fn admin(cluster: &NamespacedCluster, pod: &str, path: &str) -> String {
     }
 }
 
-impl Bundle {
+impl ReportBundle {
     fn create(path: &std::path::Path) -> io::Result<Self> {
         let encoder = GzEncoder::new(File::create(path)?, Compression::default());
         Ok(Self {

@@ -134,7 +134,7 @@ pub(super) async fn run(args: StatusArgs) -> Result<(), Failure> {
         (Format::Json, [state]) if !args.all_namespaces => terminal::print_json(state),
         (Format::Json, states) => terminal::print_json(&serde_json::json!({ "items": states })),
         (Format::Table, [state]) if !args.all_namespaces => terminal::print(&screen(state)),
-        (Format::Table, []) => terminal::note("no RegistryMirror found in any namespace"),
+        (Format::Table, []) => terminal::print_note("no RegistryMirror found in any namespace"),
         (Format::Table, states) => terminal::print(&lines(states)),
     }
 }

@@ -68,7 +68,7 @@ pub(super) fn print(text: &str) -> Result<(), Failure> {
 }
 
 /// Prints a remark to stderr.
-pub(super) fn note(text: &str) -> Result<(), Failure> {
+pub(super) fn print_note(text: &str) -> Result<(), Failure> {
     Ok(writeln!(anstream::stderr().lock(), "kubectl rmir: {text}")?)
 }
 
