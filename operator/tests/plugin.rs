@@ -140,8 +140,17 @@ async fn pull_shows_misses_then_hits() {
     let local = Local::start(&hub).await;
     let first = local.pull("hub.test/app:v1", &["-o", "json"]).await;
     assert_eq!(caches(&first), vec!["MISS"; 4]);
-    let again = local.pull("hub.test/app:v1", &["-o", "json"]).await;
-    assert_eq!(caches(&again), vec!["HIT"; 4]);
+    // Until a layer is committed, a pull joins its download.
+    let hits = async {
+        loop {
+            let again = caches(&local.pull("hub.test/app:v1", &["-o", "json"]).await);
+            assert_eq!(again.len(), 4);
+            if again.iter().all(|cache| cache == "HIT") {
+                return;
+            }
+        }
+    };
+    timeout(LIMIT, hits).await.unwrap();
     let text = stdout(&local.pull("hub.test/app:v1", &[]).await);
     assert!(text.contains("4 HIT, 0 MISS of 4 parts"), "{text}");
     assert!(text.starts_with("PART"), "{text}");

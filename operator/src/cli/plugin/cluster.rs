@@ -40,7 +40,7 @@ pub(super) struct MirrorArgs {
 }
 
 /// A namespace of a cluster.
-pub(super) struct NamespacedCluster {
+pub(super) struct ClusterClient {
     pub(super) client: Client,
     pub(super) namespace: String,
 }
@@ -50,16 +50,16 @@ impl ClusterArgs {
     ///
     /// # Errors
     /// There is no such cluster.
-    pub(super) async fn connect(&self) -> Result<NamespacedCluster, Failure> {
+    pub(super) async fn connect(&self) -> Result<ClusterClient, Failure> {
         let config = self.connection.config().await.map_err(Failure::from)?;
         let namespace = self.namespace.clone();
         let namespace = namespace.unwrap_or_else(|| config.default_namespace.clone());
         let client = Client::try_from(config).map_err(|error| Failure::Environment(error_message(&error)))?;
-        Ok(NamespacedCluster { client, namespace })
+        Ok(ClusterClient { client, namespace })
     }
 }
 
-impl NamespacedCluster {
+impl ClusterClient {
     /// Returns the mirrors of a scope, by namespace and name.
     ///
     /// # Errors
@@ -301,7 +301,7 @@ mod tests {
             let response = Response::builder().status(code).body(body).unwrap();
             std::future::ready(Ok::<_, Infallible>(response))
         });
-        let cluster = NamespacedCluster {
+        let cluster = ClusterClient {
             client: Client::new(service, "mirrors"),
             namespace: "mirrors".to_owned(),
         };

@@ -6,7 +6,7 @@ use futures::{AsyncBufReadExt, TryStreamExt, future::try_join_all};
 use kube::{ResourceExt, api::LogParams};
 use mirror::config::duration::GoDuration;
 
-use super::cluster::{MirrorArgs, NamespacedCluster};
+use super::cluster::{ClusterClient, MirrorArgs};
 use crate::{cli::Failure, cluster::error_message};
 
 const EXAMPLES: &str = "\
@@ -58,7 +58,7 @@ pub(super) async fn run(args: LogsArgs) -> Result<(), Failure> {
 }
 
 async fn print(
-    cluster: &NamespacedCluster,
+    cluster: &ClusterClient,
     pod: &str,
     params: &LogParams,
     has_prefix: bool,

@@ -19,7 +19,7 @@ use kube::{
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::{
-    cluster::{MirrorArgs, NamespacedCluster, is_running},
+    cluster::{ClusterClient, MirrorArgs, is_running},
     redact::redact,
     server, terminal,
 };
@@ -83,7 +83,7 @@ pub(super) async fn run(args: ReportArgs) -> Result<(), Failure> {
 }
 
 async fn collect(
-    cluster: &NamespacedCluster,
+    cluster: &ClusterClient,
     mirror: &RegistryMirror,
     bundle: &mut ReportBundle,
 ) -> Result<(), Failure> {
@@ -118,7 +118,7 @@ async fn collect(
 }
 
 async fn list<K>(
-    cluster: &NamespacedCluster,
+    cluster: &ClusterClient,
     params: &ListParams,
     file: &str,
     bundle: &mut ReportBundle,
@@ -137,7 +137,7 @@ where
     }
 }
 
-async fn log(cluster: &NamespacedCluster, pod: &str) -> String {
+async fn log(cluster: &ClusterClient, pod: &str) -> String {
     let params = LogParams {
         tail_lines: Some(LOG_LINES),
         ..LogParams::default()
@@ -146,7 +146,7 @@ async fn log(cluster: &NamespacedCluster, pod: &str) -> String {
     log.unwrap_or_else(|error| format!("not readable: {}", error_message(&error)))
 }
 
-async fn admin(cluster: &NamespacedCluster, pod: &str, path: &str) -> String {
+async fn admin(cluster: &ClusterClient, pod: &str, path: &str) -> String {
     let admin = cluster.admin(pod);
     let asked = async {
         let response = admin.get(&format!("/{path}"), None).await?;

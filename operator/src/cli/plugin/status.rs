@@ -11,7 +11,7 @@ use serde::Serialize;
 use tokio::time::timeout;
 
 use super::{
-    cluster::{ClusterArgs, NamespacedCluster, is_ready, is_running},
+    cluster::{ClusterArgs, ClusterClient, is_ready, is_running},
     server,
     terminal::{self, Format},
 };
@@ -139,9 +139,9 @@ pub(super) async fn run(args: StatusArgs) -> Result<(), Failure> {
     }
 }
 
-async fn state(cluster: &NamespacedCluster, mirror: &RegistryMirror) -> MirrorState {
+async fn state(cluster: &ClusterClient, mirror: &RegistryMirror) -> MirrorState {
     let namespace = mirror.namespace().unwrap_or_default();
-    let own = NamespacedCluster {
+    let own = ClusterClient {
         client: cluster.client.clone(),
         namespace: namespace.clone(),
     };
@@ -220,7 +220,7 @@ fn upstreams(mirror: &RegistryMirror, reports: &[Status]) -> Vec<UpstreamState> 
 }
 
 /// Returns the cache of each Pod, and the reports of the servers that answered.
-async fn reports(cluster: &NamespacedCluster, mirror: &str) -> (Vec<CacheState>, Vec<Status>) {
+async fn reports(cluster: &ClusterClient, mirror: &str) -> (Vec<CacheState>, Vec<Status>) {
     let pods = cluster.pods(mirror).await.unwrap_or_default();
     let asked = stream::iter(&pods).map(|pod| report(cluster, pod));
     let asked: Vec<_> = asked.buffered(AT_A_TIME).collect().await;
@@ -248,7 +248,7 @@ async fn reports(cluster: &NamespacedCluster, mirror: &str) -> (Vec<CacheState>,
     (caches, reports)
 }
 
-async fn report(cluster: &NamespacedCluster, pod: &Pod) -> Result<Status, Failure> {
+async fn report(cluster: &ClusterClient, pod: &Pod) -> Result<Status, Failure> {
     if !is_running(pod) {
         let phase = pod.status.as_ref().and_then(|status| status.phase.clone());
         return Err(Failure::Environment(format!(
