@@ -44,10 +44,7 @@ struct Local {
 impl Local {
     async fn start(hub: &Hub) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let spec = json!({"apiVersion": "registrymirror.io/v1alpha1", "kind": "RegistryMirror",
-            "metadata": {"name": "hub"}, "spec": {"storage": {"type": "Ephemeral"},
-            "upstreams": [{"host": "hub.test", "remoteURL": hub.url().as_str().trim_end_matches('/')}]}});
-        fs::write(directory.path().join("mirror.json"), spec.to_string()).unwrap();
+        fs::write(directory.path().join("mirror.json"), spec(hub)).unwrap();
         let mut process = Command::new(env!("CARGO_BIN_EXE_registry-mirror"))
             .args([
                 "local",
@@ -96,6 +93,14 @@ impl Local {
         assert!(output.status.success(), "{}", stderr(&output));
         serde_json::from_slice(&output.stdout).unwrap()
     }
+}
+
+/// Returns a mirror of a registry, as a file has it.
+fn spec(hub: &Hub) -> String {
+    json!({"apiVersion": "registrymirror.io/v1alpha1", "kind": "RegistryMirror",
+        "metadata": {"name": "hub"}, "spec": {"storage": {"type": "Ephemeral"},
+        "upstreams": [{"host": "hub.test", "remoteURL": hub.url().as_str().trim_end_matches('/')}]}})
+    .to_string()
 }
 
 /// Runs the plugin without a cluster.
@@ -303,6 +308,44 @@ async fn man_pages_are_written_for_each_command() {
         .collect();
     for page in ["kubectl-rmir.1", "kubectl-rmir-pull.1", "kubectl-rmir-purge.1"] {
         assert!(pages.iter().any(|found| found == page), "{pages:?}");
+    }
+}
+
+/// On a terminal, `local` says what it serves and how to pull through it; in a pipe it writes its log only.
+#[tokio::test]
+async fn local_on_terminal_says_how_to_pull() {
+    let hub = Hub::start().await;
+    let directory = tempfile::tempdir().unwrap();
+    fs::write(directory.path().join("mirror.json"), spec(&hub)).unwrap();
+    let local = format!(
+        "{} local -f mirror.json --cache-dir cache --port 0 --actions-port 0",
+        env!("CARGO_BIN_EXE_registry-mirror")
+    );
+    // A terminal of its own.
+    let mut terminal = Command::new("script")
+        .args(["-qefc", &local, "/dev/null"])
+        .current_dir(directory.path())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(terminal.stdout.take().unwrap()).lines();
+    let banner = async {
+        let mut text = String::new();
+        while !text.contains("Ctrl+C") {
+            text.push_str(&lines.next_line().await.unwrap().expect("the banner"));
+            text.push('\n');
+        }
+        text
+    };
+    let text = timeout(LIMIT, banner).await.unwrap();
+    for part in [
+        "RegistryMirror hub serves hub.test on http://127.0.0.1:",
+        "cache ",
+        "kubectl rmir images --endpoint",
+    ] {
+        assert!(text.contains(part), "{part}: {text}");
     }
 }
 

@@ -47,6 +47,8 @@ mod node_files;
 mod nodes;
 #[path = "operator/platform.rs"]
 mod platform;
+#[path = "operator/plugin.rs"]
+mod plugin;
 #[path = "operator/pods.rs"]
 mod pods;
 #[path = "operator/policies.rs"]

@@ -1,7 +1,13 @@
-//! The operator's own binary once more, as cargo tells tests where binaries of their own package are.
+//! The operator's own binaries once more, as cargo tells tests where binaries of their own package are: a link named
+//! `kubectl-rmir` is the plugin.
 
+use std::path::Path;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    operator::cli::main()
+    let program = std::env::args_os().next().unwrap_or_default();
+    match Path::new(&program).file_name() {
+        Some(name) if name == "kubectl-rmir" => operator::cli::plugin(),
+        _ => operator::cli::main(),
+    }
 }
