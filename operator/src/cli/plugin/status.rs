@@ -194,7 +194,13 @@ fn nodes(mirror: &RegistryMirror) -> String {
         (NodeConfigurationMode::None, _) => {
             "nodeConfiguration.mode is None: no files are published".to_owned()
         }
-        (_, Some(map)) => format!("files in ConfigMap {map}"),
+        (_, Some(map)) => match mirror.status.as_ref().and_then(|status| status.nodes) {
+            Some(nodes) => format!(
+                "{} of {} configured by agents, {} bypassed, {} failing",
+                nodes.configured, nodes.total, nodes.bypassed, nodes.failing
+            ),
+            None => format!("files in ConfigMap {map}"),
+        },
         (_, None) => "files not published yet".to_owned(),
     }
 }
