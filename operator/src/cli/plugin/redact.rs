@@ -16,7 +16,7 @@ static SECRETS: LazyLock<Vec<(Regex, &str)>> = LazyLock::new(|| {
         (r"(?i)\b(basic|bearer)(\s+)[A-Za-z0-9+/=._~-]{6,}", "${1}${2}***"),
         (r"\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*", MASK),
         (
-            r"(?i)([\w.-]*(?:password|passwd|secret[-_]?(?:access[-_]?)?key|token|api[-_]?key|signature|credential)[\w.-]*[\x22']?\s*[=:]\s*[\x22']?)([^\s\x22'&,;{}\[\]]+)",
+            r"(?i)([\w.-]*(?:password|passwd|secret[-_]?(?:access[-_]?)?key|token|api[-_]?key|signature|credential)[\w.-]*[\x22']?[ \t]*[=:][ \t]*[\x22']?)([^\s\x22'&,;{}\[\]]+)",
             "${1}***",
         ),
         (r"\$(?:2[aby]?|apr1|6|5)\$[A-Za-z0-9./$]{10,}", MASK),
@@ -29,10 +29,9 @@ static SECRETS: LazyLock<Vec<(Regex, &str)>> = LazyLock::new(|| {
 
 /// Returns the text with its secrets masked.
 pub(super) fn redact(text: &str) -> String {
-    let masked = SECRETS.iter().fold(text.to_owned(), |text, (pattern, mask)| {
+    SECRETS.iter().fold(text.to_owned(), |text, (pattern, mask)| {
         pattern.replace_all(&text, *mask).into_owned()
-    });
-    masked
+    })
 }
 
 #[cfg(test)]
@@ -48,6 +47,7 @@ mod tests {
     #[test_case("GET /x?X-Amz-Signature=abc123&y=1" => "GET /x?X-Amz-Signature=***&y=1"; "a signed URL")]
     #[test_case("ann:$2y$10$abcdefghijklmnopqrstuv" => "ann:***"; "a password hash")]
     #[test_case("-----BEGIN PRIVATE KEY-----\nMII\n-----END PRIVATE KEY-----\nx" => "***\nx"; "a key")]
+    #[test_case("credentialsSecretRef:\n  name: quay" => "credentialsSecretRef:\n  name: quay"; "the name of a Secret")]
     #[test_case("a line about quay.io/app:1 at 10.0.0.1" => "a line about quay.io/app:1 at 10.0.0.1"; "no secret")]
     fn secrets_are_masked(text: &str) -> String {
         redact(text)
