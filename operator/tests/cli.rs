@@ -457,7 +457,7 @@ fn file_mistakes_match_the_golden_file() {
         let lines: String = lines.flat_map(|line| [line, "\n"]).collect();
         let render = stderr(&rendered);
         let render = if render == lines { "" } else { &render };
-        text.push_str(&format!("# {mistake}\n{lines}{render}\n"));
+        text.extend(["# ", mistake, "\n", &lines, render, "\n"]);
     }
     golden::assert_golden("mistakes.txt", &text);
 }

@@ -31,7 +31,7 @@ use tokio::{
 use hub::Hub;
 
 /// The longest that a test waits for what has to happen.
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_mins(1);
 
 /// A `registry-mirror local` with a listener of actions; it ends when it is dropped.
 struct Local {

@@ -56,18 +56,16 @@ fn visit(schema: &Value, path: &str, value: &Value, violations: &mut Vec<Violati
 
 fn visit_field(schema: &Value, path: &str, name: &str, value: &Value, violations: &mut Vec<Violation>) {
     let path = structure::child(path, name);
-    match structure::field(schema, name) {
-        Some(schema) => visit(schema, &path, value, violations),
-        None => {
-            let known = schema.get("properties").and_then(Value::as_object);
-            let known = known.into_iter().flat_map(|properties| properties.keys());
-            let similar = super::closest(name, known.map(String::as_str)).map(str::to_owned);
-            violations.push(Violation {
-                similar,
-                ..unknown(path)
-            });
-        }
+    if let Some(schema) = structure::field(schema, name) {
+        return visit(schema, &path, value, violations);
     }
+    let known = schema.get("properties").and_then(Value::as_object);
+    let known = known.into_iter().flat_map(|properties| properties.keys());
+    let similar = super::closest(name, known.map(String::as_str)).map(str::to_owned);
+    violations.push(Violation {
+        similar,
+        ..unknown(path)
+    });
 }
 
 fn unknown(path: String) -> Violation {

@@ -233,7 +233,7 @@ fn actions(actions: &file::Actions) -> Result<Option<String>, Error> {
         Ok(address) if address.ip().is_loopback() => Ok(Some(addr.to_owned())),
         _ => Err(Error::invalid(
             "http.actions.addr",
-            format!("expected a loopback address with a port, such as 127.0.0.1:5002, got {addr:?}"),
+            format!("expected a loopback address with a port, such as 127.0.0.1:5003, got {addr:?}"),
         )),
     }
 }
@@ -318,7 +318,7 @@ mod tests {
     }
 
     #[test_case("{}" => None)]
-    #[test_case("{actions: {addr: '127.0.0.1:5002'}}" => Some("127.0.0.1:5002".to_owned()))]
+    #[test_case("{actions: {addr: '127.0.0.1:5003'}}" => Some("127.0.0.1:5003".to_owned()))]
     #[test_case("{actions: {addr: '[::1]:0'}}" => Some("[::1]:0".to_owned()))]
     fn actions_listen_on_loopback_if_configured(yaml: &str) -> Option<String> {
         http(yaml).unwrap().actions
@@ -350,10 +350,10 @@ mod tests {
     #[test_case("{headers: {x-a: [b], Transfer-Encoding: [chunked]}}" => "http.headers.transfer-encoding: the server sets this itself: remove it")]
     #[test_case("{debug: {addr: ':1', prometheus: {path: /status}}}" => "http.debug.prometheus.path: is taken: choose another, such as /metrics")]
     #[test_case("{debug: {addr: ':1', prometheus: {path: '/{a'}}}" => "http.debug.prometheus.path: must be a plain path, without any of {}:*")]
-    #[test_case("{actions: {addr: ':5002'}}" => "http.actions.addr: expected a loopback address with a port, such as 127.0.0.1:5002, got \":5002\"")]
-    #[test_case("{actions: {addr: '0.0.0.0:5002'}}" => "http.actions.addr: expected a loopback address with a port, such as 127.0.0.1:5002, got \"0.0.0.0:5002\"")]
-    #[test_case("{actions: {addr: '10.0.0.1:5002'}}" => "http.actions.addr: expected a loopback address with a port, such as 127.0.0.1:5002, got \"10.0.0.1:5002\"")]
-    #[test_case("{actions: {addr: '[::]:5002'}}" => "http.actions.addr: expected a loopback address with a port, such as 127.0.0.1:5002, got \"[::]:5002\"")]
+    #[test_case("{actions: {addr: ':5002'}}" => "http.actions.addr: expected a loopback address with a port, such as 127.0.0.1:5003, got \":5002\"")]
+    #[test_case("{actions: {addr: '0.0.0.0:5002'}}" => "http.actions.addr: expected a loopback address with a port, such as 127.0.0.1:5003, got \"0.0.0.0:5002\"")]
+    #[test_case("{actions: {addr: '10.0.0.1:5002'}}" => "http.actions.addr: expected a loopback address with a port, such as 127.0.0.1:5003, got \"10.0.0.1:5002\"")]
+    #[test_case("{actions: {addr: '[::]:5002'}}" => "http.actions.addr: expected a loopback address with a port, such as 127.0.0.1:5003, got \"[::]:5002\"")]
     #[test_case("{prefix: '/a?b/'}" => "http.prefix: expected a path like /registry/ of letters, digits, -._~")]
     #[test_case("{debug: {addr: '5001'}}" => "http.debug.addr: expected host:port or :port, got \"5001\"")]
     fn invalid_value_error_names_key(yaml: &str) -> String {

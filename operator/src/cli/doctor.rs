@@ -55,6 +55,10 @@ const ROUND: Duration = Duration::from_secs(2);
 /// The arguments of `doctor`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is an option of the command line"
+)]
 pub(super) struct DoctorArgs {
     /// Check this mirror only
     #[arg(conflicts_with_all = ["all_namespaces", "skip_mirrors"], add = complete::mirrors())]

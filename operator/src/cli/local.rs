@@ -139,31 +139,27 @@ fn banner(accepted: &Accepted<'_>, server: &Server, cache: &Path) -> Result<(), 
     } else {
         ""
     };
-    let mut text = format!(
-        "\nRegistryMirror {} serves {} on {scheme}://{address}\n  cache    {}\n",
-        accepted.mirror.name_any(),
-        hosts.join(", "),
-        cache.display()
-    );
-    if let Some(admin) = server.admin_address() {
-        text.push_str(&format!(
-            "  status   http://{admin}/status, http://{admin}/metrics\n"
-        ));
-    }
-    if let Some(actions) = server.actions_address() {
-        text.push_str(&format!(
-            "  images   kubectl rmir images --endpoint http://{actions}\n"
-        ));
-    }
-    text.push_str(&format!(
-        "  pull     skopeo inspect {insecure}docker://{address}/{image}\n           podman pull {insecure}{address}/{image}\n"
+    let mut lines = vec![
+        format!(
+            "\nRegistryMirror {} serves {} on {scheme}://{address}",
+            accepted.mirror.name_any(),
+            hosts.join(", ")
+        ),
+        format!("  cache    {}", cache.display()),
+    ];
+    let admin = server.admin_address();
+    lines.extend(admin.map(|admin| format!("  status   http://{admin}/status, http://{admin}/metrics")));
+    let actions = server.actions_address();
+    lines
+        .extend(actions.map(|actions| format!("  images   kubectl rmir images --endpoint http://{actions}")));
+    lines.push(format!(
+        "  pull     skopeo inspect {insecure}docker://{address}/{image}"
     ));
-    for host in &hosts[1.min(hosts.len())..] {
-        text.push_str(&format!(
-            "           podman pull {insecure}{address}/{host}/NAME:TAG\n"
-        ));
-    }
-    text.push_str("  end      Ctrl+C\n\n");
+    lines.push(format!("           podman pull {insecure}{address}/{image}"));
+    let others = hosts.iter().skip(1);
+    lines.extend(others.map(|host| format!("           podman pull {insecure}{address}/{host}/NAME:TAG")));
+    lines.push("  end      Ctrl+C\n\n".to_owned());
+    let text = lines.join("\n");
     Ok(io::stderr().write_all(text.as_bytes())?)
 }
 

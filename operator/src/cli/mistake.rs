@@ -24,7 +24,7 @@ pub(super) fn suggest(document: &Value, path: &str) -> Option<String> {
 /// Returns the JSON pointer (RFC 6901) of a path such as `spec.upstreams[0].host`.
 fn pointer(path: &str) -> String {
     let path = path.replace('[', ".").replace(']', "");
-    path.split('.').map(|part| format!("/{part}")).collect()
+    format!("/{}", path.replace('.', "/"))
 }
 
 fn name(name: &str) -> Option<String> {

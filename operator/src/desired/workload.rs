@@ -39,7 +39,7 @@ pub(super) const ADMIN_PORT: Port = Port {
 };
 
 /// The port of actions. It is no port of the container: only a port-forward reaches the loopback address of a Pod.
-pub(super) const ACTIONS_PORT: u16 = 5002;
+pub(super) const ACTIONS_PORT: u16 = 5003;
 
 /// The progress deadline of the workload, below Kubernetes' default of 600 s.
 const PROGRESS_DEADLINE_SECONDS: i32 = 300;

@@ -60,7 +60,7 @@ impl Cluster {
             path,
         ];
         let address = self.kubectl(&pods).await;
-        let url = format!("http://{address}:5002/images");
+        let url = format!("http://{address}:5003/images");
         assert!(
             self.node
                 .run(&["curl", "-sf", "--max-time", "5", &url])

@@ -75,7 +75,7 @@ section! {
 section! {
     /// The listener of actions: images, purge, prewarm.
     Actions {
-        /// The loopback address of the listener, such as `127.0.0.1:5002`; without it there is none.
+        /// The loopback address of the listener, such as `127.0.0.1:5003`; without it there is none.
         "addr" => addr: Option<String>,
     }
 }

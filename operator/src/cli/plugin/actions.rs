@@ -11,8 +11,9 @@ use crate::cli::Failure;
 
 /// The arguments that select servers.
 #[derive(Debug, clap::Args)]
+#[expect(clippy::doc_markdown, reason = "these comments are what --help prints")]
 pub(super) struct ActionArgs {
-    /// The listener of actions of a server without a cluster, such as http://127.0.0.1:5002 (http.actions.addr)
+    /// The listener of actions of a server without a cluster, such as http://127.0.0.1:5003 (http.actions.addr)
     /// [default: a port-forward to each Pod of the mirror]
     #[arg(long, value_name = "URL", conflicts_with_all = ["mirror", "pod"])]
     endpoint: Option<String>,

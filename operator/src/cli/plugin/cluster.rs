@@ -160,7 +160,7 @@ impl ClusterClient {
     }
 
     fn route(&self, pod: &str, port: u16) -> Route {
-        let (pods, pod) = (self.pod_api(), pod.to_owned());
+        let (pods, pod) = (Box::new(self.pod_api()), pod.to_owned());
         Route::Pod { pods, pod, port }
     }
 

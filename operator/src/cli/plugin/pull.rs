@@ -52,6 +52,7 @@ const ACCEPT: &str = "application/vnd.oci.image.index.v1+json, \
 /// The arguments of `pull`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
+#[expect(clippy::doc_markdown, reason = "these comments are what --help prints")]
 pub(super) struct PullArgs {
     /// The image, such as nginx:1.27 or quay.io/prometheus/prometheus:v3.0.0
     image: String,
@@ -132,7 +133,7 @@ pub(super) async fn run(args: PullArgs) -> Result<(), Failure> {
         bars: Bars::new(args.output == Format::Json),
         parts: Vec::new(),
     };
-    let pulled = puller.pull(&platform).await;
+    let result = puller.pull(&platform).await;
     let report = PullReport {
         image: puller.image.to_string(),
         server: puller.server.name,
@@ -144,7 +145,7 @@ pub(super) async fn run(args: PullArgs) -> Result<(), Failure> {
         Format::Json => terminal::print_json(&report)?,
         Format::Table => terminal::print(&report.to_text())?,
     }
-    pulled?;
+    result?;
     report.wrong_digests()
 }
 

@@ -37,7 +37,7 @@ pub(super) enum Route {
     /// A port of a Pod, by a port-forward.
     Pod {
         /// The Pods of the namespace.
-        pods: Api<Pod>,
+        pods: Box<Api<Pod>>,
         /// The name of the Pod.
         pod: String,
         /// The port. A port-forward enters at the loopback address of the Pod.
@@ -101,8 +101,8 @@ impl Route {
             Self::Pod { pods, pod, port } => {
                 let failed =
                     |reason: String| io::Error::other(format!("port-forward to Pod {pod}: {reason}"));
-                let forwarded = pods.portforward(pod, &[*port]).await;
-                let mut forwarder = forwarded.map_err(|error| failed(forward_failure(&error)))?;
+                let opened = pods.portforward(pod, &[*port]).await;
+                let mut forwarder = opened.map_err(|error| failed(forward_failure(&error)))?;
                 let stream = forwarder
                     .take_stream(*port)
                     .ok_or_else(|| failed("no stream".to_owned()))?;

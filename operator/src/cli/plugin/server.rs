@@ -19,7 +19,7 @@ use crate::cli::Failure;
 pub(super) type Body = hyper::body::Incoming;
 
 /// The time limit for the header of a response. A cold pull waits for the upstream.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(120);
+const ANSWER_TIMEOUT: Duration = Duration::from_mins(2);
 /// The maximum size of a body that is read as a whole: a manifest has 4 MiB at most.
 const MAX_BODY: usize = 8 << 20;
 

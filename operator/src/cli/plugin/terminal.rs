@@ -14,6 +14,7 @@ use crate::cli::Failure;
 
 /// The choice of `--color`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+#[expect(clippy::doc_markdown, reason = "these comments are what --help prints")]
 pub(super) enum Color {
     /// On a terminal, unless NO_COLOR is set
     #[default]
