@@ -28,6 +28,8 @@ use tokio::{
     time::timeout,
 };
 
+// The fixture needs it.
+use http_body as _;
 use hub::Hub;
 
 /// The longest that a test waits for what has to happen.
