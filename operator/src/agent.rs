@@ -7,7 +7,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
-    path::Path,
     sync::Arc,
     time::Duration,
 };
@@ -21,24 +20,32 @@ use crate::{mirror_key::MirrorKey, node_config::NodeRoot};
 
 mod addresses;
 mod breaker;
+mod cleanup;
+mod config_path;
 mod detect;
+mod drop_in_directory;
 mod hosts_directory;
 mod probe;
 mod report;
+mod runtime_files;
 mod watch;
 
+pub use cleanup::{CleanupError, clean_up, wait_for_nodes};
 pub use detect::RuntimeKind;
 pub use report::{MirrorReport, NodeReport, NodeState};
 
 use breaker::CircuitBreaker;
 use detect::{Detection, Obstacle};
-use hosts_directory::{HostsDirectory, WriteError};
 use probe::Probe;
 use report::Reporter;
+use runtime_files::{RuntimeFiles, WriteError};
 use watch::{Target, TargetSet};
 
 /// The interval of probes.
 const INTERVAL: Duration = Duration::from_secs(2);
+/// The time until the next probe while the last one of a mirror in use failed: a mirror that answers nothing is bypassed
+/// within 5 s, of which two probes take a second each.
+const RETRY: Duration = Duration::from_millis(500);
 /// The maximum number of mirrors that are probed at the same time.
 const MAX_PROBES: usize = 16;
 
@@ -51,13 +58,19 @@ pub struct AgentOptions {
     pub namespaces: Vec<String>,
     /// The directory with `HOST/hosts.toml`, below the root directory. Absent: detected.
     pub certs_dir: Option<String>,
+    /// The agent sets containerd's `config_path` where that is possible by a file of its own.
+    pub sets_config_path: bool,
+    /// The agent replaces files of other programs, and restores them.
+    pub keeps_foreign: bool,
 }
 
 /// The agent of one node.
 struct NodeAgent {
     root: NodeRoot,
-    certs_dir: Option<String>,
+    options: AgentOptions,
     mirrors: BTreeMap<MirrorKey, Tracked>,
+    /// The mirrors without a target, whose files stay.
+    held: BTreeSet<MirrorKey>,
     reporter: Reporter,
 }
 
@@ -79,35 +92,20 @@ pub async fn run(
     listener: TcpListener,
     shutdown: CancellationToken,
 ) -> io::Result<()> {
-    let reporter = Reporter::new(options.node);
+    let reporter = Reporter::new(options.node.clone());
     let (sender, targets) = tokio::sync::watch::channel(None);
-    let watching = tokio::spawn(watch::run(client, options.namespaces, sender));
+    let watching = tokio::spawn(watch::run(client, options.namespaces.clone(), sender));
     let serving = tokio::spawn(report::serve(listener, reporter.clone(), shutdown.clone()));
     let mut agent = NodeAgent {
         root,
-        certs_dir: options.certs_dir,
+        options,
         mirrors: BTreeMap::new(),
+        held: BTreeSet::new(),
         reporter,
     };
     shutdown.run_until_cancelled(agent.work(targets)).await;
     watching.abort();
     serving.await.map_err(io::Error::other)?
-}
-
-/// Removes every file that an agent wrote below a root directory.
-///
-/// # Errors
-/// A message for each file that can't be removed.
-pub fn clean_up(root: &Path, certs_dir: Option<&str>) -> io::Result<Vec<String>> {
-    let root = NodeRoot::open(root)?;
-    let detected = detect::detect(&root, certs_dir).directory.ok();
-    let known = detect::directories().map(str::to_owned);
-    let directories: BTreeSet<_> = known.chain(detected).collect();
-    let failed = directories.iter().flat_map(|path| {
-        let failed = HostsDirectory::new(&root, path).clear().into_values();
-        failed.map(|error| error.to_string())
-    });
-    Ok(failed.collect())
 }
 
 impl NodeAgent {
@@ -128,29 +126,52 @@ impl NodeAgent {
             if let Some(current) = current {
                 self.update(&current, is_due).await;
             }
+            if self.mirrors.values().any(|tracked| tracked.breaker.is_failing()) {
+                tick.reset_after(RETRY);
+            }
         }
     }
 
     async fn update(&mut self, targets: &TargetSet, is_due: bool) {
-        let detection = detect::detect(&self.root, self.certs_dir.as_deref());
+        let mut detection = detect::detect(&self.root, self.options.certs_dir.as_deref());
+        if self.options.sets_config_path && detection.runtime == RuntimeKind::Containerd {
+            detection = config_path::set(&self.root, detection);
+        }
         let added = self.track(targets, &detection);
         self.probe(|mirror| is_due || added.contains(mirror)).await;
-        let errors = match &detection.directory {
-            Ok(directory) => self.write(directory),
-            Err(_) => BTreeMap::new(),
+        let errors = match self.files(&detection) {
+            Some(files) => self.write(files.as_ref()),
+            None => BTreeMap::new(),
         };
         let states = self.mirrors.iter().map(|(mirror, tracked)| {
             let (state, message) = tracked.state(&detection, errors.get(mirror));
             (mirror.clone(), state, message)
         });
+        let states = states.chain(self.held_states(&detection));
         self.reporter.update(&detection, states.collect());
+    }
+
+    /// Returns the files of the node's runtime, unless they would have no effect.
+    fn files<'a>(&'a self, detection: &'a Detection) -> Option<Box<dyn RuntimeFiles + 'a>> {
+        let directory = detection.directory.as_ref().ok()?;
+        let keeps_foreign = self.options.keeps_foreign;
+        Some(runtime_files::open(
+            &self.root,
+            detection.runtime,
+            directory,
+            keeps_foreign,
+        ))
     }
 
     /// Tracks exactly these mirrors, and returns those that are new or changed.
     fn track(&mut self, targets: &TargetSet, detection: &Detection) -> BTreeSet<MirrorKey> {
-        self.mirrors.retain(|mirror, _| targets.contains_key(mirror));
+        self.mirrors
+            .retain(|mirror, _| targets.get(mirror).is_some_and(Option::is_some));
+        let held = targets.iter().filter(|(_, target)| target.is_none());
+        self.held = held.map(|(mirror, _)| mirror.clone()).collect();
         let mut added = BTreeSet::new();
         for (mirror, target) in targets.as_ref() {
+            let Some(target) = target else { continue };
             let tracked = self.mirrors.get(mirror);
             if tracked.is_some_and(|tracked| tracked.target == *target) {
                 continue;
@@ -170,14 +191,9 @@ impl NodeAgent {
 
     /// Returns a closed breaker if a previous run of the agent wrote the files of the mirror.
     fn initial(&self, target: &Target, detection: &Detection) -> CircuitBreaker {
-        let Ok(directory) = &detection.directory else {
-            return CircuitBreaker::New;
-        };
-        let directory = HostsDirectory::new(&self.root, directory);
-        if target.hosts.iter().any(|host| directory.has(host)) {
-            CircuitBreaker::closed()
-        } else {
-            CircuitBreaker::New
+        match self.files(detection) {
+            Some(files) if target.hosts.iter().any(|host| files.has(host)) => CircuitBreaker::closed(),
+            _ => CircuitBreaker::New,
         }
     }
 
@@ -194,8 +210,7 @@ impl NodeAgent {
     }
 
     /// Writes the files of mirrors that are in use, and removes the others. Returns the error of each mirror.
-    fn write(&self, directory: &str) -> BTreeMap<MirrorKey, WriteError> {
-        let directory = HostsDirectory::new(&self.root, directory);
+    fn write(&self, files: &dyn RuntimeFiles) -> BTreeMap<MirrorKey, WriteError> {
         let (mut errors, mut owners) = (BTreeMap::new(), BTreeMap::new());
         for (mirror, tracked) in &self.mirrors {
             for host in &tracked.target.hosts {
@@ -204,15 +219,37 @@ impl NodeAgent {
                     errors.insert(mirror.clone(), conflict);
                 } else if tracked.is_used() {
                     owners.insert(host.as_str(), mirror);
-                    let written = directory.write(host, &tracked.target.files);
+                    let written = files.write(host, &tracked.target.files);
                     errors.extend(written.err().map(|error| (mirror.clone(), error)));
                 }
             }
         }
-        for (host, error) in directory.remove_others(&owners.into_keys().collect()) {
+        let held = self.held.iter().map(MirrorKey::to_string).collect();
+        for (host, error) in files.remove_others(&owners.into_keys().collect(), &held) {
             tracing::warn!(host, %error, "files of a mirror remain");
         }
         errors
+    }
+
+    /// Returns the state of each mirror without a target, by the files that the node has of it.
+    fn held_states(&self, detection: &Detection) -> Vec<(MirrorKey, NodeState, String)> {
+        let files = self.files(detection).filter(|_| !self.held.is_empty());
+        let written = files.map(|files| files.mirrors()).unwrap_or_default();
+        let states = self.held.iter().map(|mirror| {
+            if let Some((state, message)) = detection.obstacle() {
+                return (mirror.clone(), state, message);
+            }
+            let (state, consequence) = if written.contains(&mirror.to_string()) {
+                (NodeState::Configured, "the files of the previous spec stay")
+            } else {
+                (NodeState::Bypassed, "the node has no files of it")
+            };
+            let message = format!(
+                "RegistryMirror {mirror} has no accepted spec with an address and a CA: {consequence}; see its conditions"
+            );
+            (mirror.clone(), state, message)
+        });
+        states.collect()
     }
 }
 
@@ -223,17 +260,35 @@ impl Tracked {
     }
 
     fn state(&self, detection: &Detection, error: Option<&WriteError>) -> (NodeState, String) {
-        match (&detection.directory, error) {
-            (Err(Obstacle::ConfigPathMissing(message)), _) => (NodeState::ConfigPathMissing, message.clone()),
-            (Err(Obstacle::InlineMirrors(message)), _) => (NodeState::InlineMirrors, message.clone()),
-            (Err(Obstacle::Unsupported(message)), _) => (NodeState::Unsupported, message.clone()),
-            (Ok(_), Some(error @ WriteError::Conflict(_))) => (NodeState::Conflict, error.to_string()),
-            (Ok(_), Some(error @ WriteError::ReadOnly(..))) => (NodeState::ReadOnly, error.to_string()),
-            (Ok(_), None) if self.is_used() => (NodeState::Configured, String::new()),
-            (Ok(_), None) => {
+        match (detection.obstacle(), error) {
+            (Some(obstacle), _) => obstacle,
+            (None, Some(error)) => (error.state(), error.to_string()),
+            (None, None) if self.is_used() => (NodeState::Configured, String::new()),
+            (None, None) => {
                 let message = format!("{}/v2/ does not answer on this node", self.target.url);
                 (NodeState::Bypassed, message)
             }
+        }
+    }
+}
+
+impl Detection {
+    /// Returns the state of every mirror if files have no effect.
+    fn obstacle(&self) -> Option<(NodeState, String)> {
+        match self.directory.as_ref().err()? {
+            Obstacle::ConfigPathMissing(message) => Some((NodeState::ConfigPathMissing, message.clone())),
+            Obstacle::InlineMirrors(message) => Some((NodeState::InlineMirrors, message.clone())),
+            Obstacle::Unsupported(message) => Some((NodeState::Unsupported, message.clone())),
+        }
+    }
+}
+
+impl WriteError {
+    fn state(&self) -> NodeState {
+        match self {
+            Self::Conflict(_) => NodeState::Conflict,
+            Self::ReadOnly(..) => NodeState::ReadOnly,
+            Self::Unsupported(_) => NodeState::Unsupported,
         }
     }
 }

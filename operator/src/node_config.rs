@@ -131,6 +131,12 @@ pub fn hosts_toml(mirror: &RegistryMirror, endpoint: &NodeEndpoint, ca_file: &st
     containerd::hosts_toml(&Source::new(mirror, endpoint), ca_file)
 }
 
+/// Returns the entry in `registries.conf` of each registry for which CRI-O can use the mirror, or that it has to block.
+pub fn registries_conf_entries(mirror: &RegistryMirror, endpoint: &NodeEndpoint) -> BTreeMap<String, String> {
+    let entries = containers::entries(&Source::new(mirror, endpoint)).into_iter();
+    entries.map(|(host, entry)| (host.to_owned(), entry)).collect()
+}
+
 /// Returns the files for one runtime at their paths on a node.
 ///
 /// # Errors

@@ -26,6 +26,11 @@ impl CircuitBreaker {
         matches!(self, Self::Closed(_))
     }
 
+    /// Returns whether the node uses the mirror although the last probe failed.
+    pub(super) fn is_failing(self) -> bool {
+        matches!(self, Self::Closed(failures) if failures > 0)
+    }
+
     /// Updates the state with the result of a probe.
     pub(super) fn record(&mut self, has_answered: bool) {
         *self = match (*self, has_answered) {

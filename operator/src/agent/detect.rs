@@ -12,7 +12,7 @@ const CONTAINERD: &str = "etc/containerd";
 /// The directory that containerd's documentation names.
 const DEFAULT_DIRECTORY: &str = "etc/containerd/certs.d";
 /// The directories of distributions that write containerd's configuration themselves, with `config_path`.
-const DISTRIBUTIONS: [(RuntimeKind, &str, &str); 3] = [
+const DISTRIBUTIONS: [(RuntimeKind, &str, &str); 2] = [
     (
         RuntimeKind::K3s,
         "var/lib/rancher/k3s/agent/etc/containerd",
@@ -23,10 +23,15 @@ const DISTRIBUTIONS: [(RuntimeKind, &str, &str); 3] = [
         "var/lib/rancher/rke2/agent/etc/containerd",
         "var/lib/rancher/rke2/agent/etc/containerd/certs.d",
     ),
-    (RuntimeKind::Talos, "etc/cri/conf.d", "etc/cri/conf.d/hosts"),
 ];
+/// The directory of containerd on Talos, which writes it from the machine configuration.
+const TALOS: &str = "etc/cri/conf.d";
+/// The directory of CRI-O's own configuration.
+const CRIO: &str = "etc/crio";
+/// The directory with the drop-ins of `registries.conf`.
+const DROP_INS: &str = "etc/containers/registries.conf.d";
 /// The plugins with the registry configuration, in containerd 2 and 1.
-const PLUGINS: [&str; 2] = ["io.containerd.cri.v1.images", "io.containerd.grpc.v1.cri"];
+pub(super) const PLUGINS: [&str; 2] = ["io.containerd.cri.v1.images", "io.containerd.grpc.v1.cri"];
 /// The maximum number of files that are read for imports.
 const MAX_FILES: usize = 64;
 
@@ -37,6 +42,12 @@ const ADVICE: &str = "containerd reads no hosts.toml: add config_path = \"/etc/c
     its default (2.2 and later), start the agent with --certs-dir /etc/containerd/certs.d";
 const INLINE: &str = "containerd's configuration has registry.mirrors or registry.configs, which exclude config_path: \
     move them into /etc/containerd/certs.d/HOST/hosts.toml, set config_path, and restart containerd";
+
+const RELOAD: &str = "CRI-O reads registries.conf.d only when it starts: add auto_reload_registries = true to \
+    [crio.image] of a file in /etc/crio/crio.conf.d (CRI-O 1.31 and later) and restart CRI-O, or use registry-mirror \
+    node-config --runtime crio";
+const MACHINE_CONFIGURATION: &str = "Talos writes the files of containerd from its machine configuration: use \
+    registry-mirror node-config --runtime talos, and talosctl patch machineconfig";
 
 /// A container runtime, as the agent tells them apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,6 +87,18 @@ pub(super) enum Obstacle {
     Unsupported(String),
 }
 
+impl Obstacle {
+    /// Returns the obstacle with a text before its message.
+    pub(super) fn with(self, text: &str) -> Self {
+        let add = |message| format!("{text}{message}");
+        match self {
+            Self::ConfigPathMissing(message) => Self::ConfigPathMissing(add(message)),
+            Self::InlineMirrors(message) => Self::InlineMirrors(add(message)),
+            Self::Unsupported(message) => Self::Unsupported(add(message)),
+        }
+    }
+}
+
 /// Detects the runtime. A directory that was given by the administrator needs no detection.
 pub(super) fn detect(root: &NodeRoot, given: Option<&str>) -> Detection {
     if let Some(directory) = given {
@@ -91,35 +114,67 @@ pub(super) fn detect(root: &NodeRoot, given: Option<&str>) -> Detection {
             return Detection { runtime, directory };
         }
     }
+    if exists(TALOS) {
+        return Detection {
+            runtime: RuntimeKind::Talos,
+            directory: Err(Obstacle::Unsupported(MACHINE_CONFIGURATION.to_owned())),
+        };
+    }
     if exists(CONTAINERD) {
         let directory = containerd(root);
         let runtime = RuntimeKind::Containerd;
         return Detection { runtime, directory };
     }
-    let (runtime, message) = if exists("etc/crio") {
-        let message = "CRI-O needs a reload after a change: use registry-mirror node-config --runtime crio";
-        (RuntimeKind::Crio, message)
-    } else {
-        let message =
-            "no configuration of containerd found: mount it below the root directory, or set --certs-dir";
-        (RuntimeKind::Unknown, message)
-    };
+    if exists(CRIO) {
+        let directory = crio(root);
+        let runtime = RuntimeKind::Crio;
+        return Detection { runtime, directory };
+    }
+    let message =
+        "no configuration of containerd found: mount it below the root directory, or set --certs-dir";
     Detection {
-        runtime,
+        runtime: RuntimeKind::Unknown,
         directory: Err(Obstacle::Unsupported(message.to_owned())),
     }
 }
 
 /// Returns every directory that a detection can have without a configuration file.
-pub(super) fn directories() -> impl Iterator<Item = &'static str> {
-    let distributions = DISTRIBUTIONS.iter().map(|(_, _, directory)| *directory);
-    distributions.chain([DEFAULT_DIRECTORY])
+pub(super) fn directories() -> impl Iterator<Item = (RuntimeKind, &'static str)> {
+    let distributions = DISTRIBUTIONS.iter();
+    let distributions = distributions.map(|(runtime, _, directory)| (*runtime, *directory));
+    distributions.chain([
+        (RuntimeKind::Containerd, DEFAULT_DIRECTORY),
+        (RuntimeKind::Crio, DROP_INS),
+    ])
 }
 
-/// Returns the first directory of containerd's `config_path`.
+/// Returns the directory with drop-ins, if CRI-O reads it after each change.
+fn crio(root: &NodeRoot) -> Result<String, Obstacle> {
+    let drop_ins = root.names(&format!("{CRIO}/crio.conf.d")).ok().flatten();
+    let drop_ins = drop_ins.into_iter().flatten().take(MAX_FILES);
+    let drop_ins = drop_ins.map(|name| format!("{CRIO}/crio.conf.d/{name}"));
+    let mut reloads = false;
+    for path in std::iter::once(format!("{CRIO}/crio.conf")).chain(drop_ins) {
+        let table = read(root, &path)?;
+        let image = table.get("crio").and_then(|crio| crio.get("image"));
+        let value = image.and_then(|image| image.get("auto_reload_registries"));
+        reloads = value.and_then(Value::as_bool).unwrap_or(reloads);
+    }
+    if reloads {
+        Ok(DROP_INS.to_owned())
+    } else {
+        Err(Obstacle::Unsupported(RELOAD.to_owned()))
+    }
+}
+
 fn containerd(root: &NodeRoot) -> Result<String, Obstacle> {
+    hosts_directory(&configurations(root)?)
+}
+
+/// Returns the first directory of containerd's `config_path` in these files.
+pub(super) fn hosts_directory(configurations: &[(String, Table)]) -> Result<String, Obstacle> {
     let (mut config_path, mut has_mirrors) = (None, false);
-    for table in configurations(root)? {
+    for (_, table) in configurations {
         let registries = PLUGINS.iter().filter_map(|plugin| {
             let plugin = table.get("plugins")?.get(plugin)?;
             plugin.get("registry")?.as_table()
@@ -144,55 +199,75 @@ fn containerd(root: &NodeRoot) -> Result<String, Obstacle> {
     }
 }
 
-/// Returns the main file and those that it imports, in the order in which they override each other.
-fn configurations(root: &NodeRoot) -> Result<Vec<Table>, Obstacle> {
+/// Returns the main file and those that it imports, with their paths, in the order in which they override each other.
+pub(super) fn configurations(root: &NodeRoot) -> Result<Vec<(String, Table)>, Obstacle> {
     let mut paths = VecDeque::from([format!("{CONTAINERD}/config.toml")]);
     let (mut seen, mut tables) = (Vec::new(), Vec::new());
     while let Some(path) = paths.pop_front() {
         if seen.contains(&path) || seen.len() == MAX_FILES {
             continue;
         }
-        let unreadable = |error: &dyn std::fmt::Display| {
-            Obstacle::Unsupported(format!(
-                "containerd's configuration /{path} can't be read: {error}"
-            ))
-        };
-        let content = root.read(&path).map_err(|error| unreadable(&error))?;
-        let text = String::from_utf8(content.unwrap_or_default()).map_err(|error| unreadable(&error))?;
-        let table: Table = text
-            .parse()
-            .map_err(|error: toml::de::Error| unreadable(&error.message()))?;
+        let table = read(root, &path)?;
         let imports = table.get("imports").and_then(Value::as_array);
         for import in imports.into_iter().flatten().filter_map(Value::as_str) {
             paths.extend(expand(root, &path, import));
         }
-        seen.push(path);
-        tables.push(table);
+        seen.push(path.clone());
+        tables.push((path, table));
     }
     Ok(tables)
 }
 
+/// Returns the content of a configuration file, empty if it does not exist.
+fn read(root: &NodeRoot, path: &str) -> Result<Table, Obstacle> {
+    let unreadable = |error: &dyn std::fmt::Display| {
+        Obstacle::Unsupported(format!(
+            "the runtime's configuration /{path} can't be read: {error}"
+        ))
+    };
+    let content = root.read(path).map_err(|error| unreadable(&error))?;
+    let text = String::from_utf8(content.unwrap_or_default()).map_err(|error| unreadable(&error))?;
+    text.parse()
+        .map_err(|error: toml::de::Error| unreadable(&error.message()))
+}
+
 /// Returns the files of an import, which may be relative to the importing file and have `*` in its last part.
 fn expand(root: &NodeRoot, parent: &str, import: &str) -> Vec<String> {
-    let path = match import.strip_prefix('/') {
-        Some(absolute) => absolute.to_owned(),
-        None => format!(
-            "{}/{import}",
-            parent.rsplit_once('/').map_or("", |(directory, _)| directory)
-        ),
-    };
-    let Some((directory, name)) = path.rsplit_once('/') else {
-        return vec![path];
-    };
-    let Some((start, end)) = name.split_once('*') else {
+    let path = absolute(parent, import);
+    let directory = path.rsplit_once('/').map(|(directory, _)| directory);
+    let Some(directory) = directory.filter(|_| path.contains('*')) else {
         return vec![path];
     };
     let names = root.names(directory).ok().flatten().unwrap_or_default();
-    let fits = |name: &String| {
-        name.len() >= start.len() + end.len() && name.starts_with(start) && name.ends_with(end)
+    let paths = names.into_iter().map(|name| format!("{directory}/{name}"));
+    paths.filter(|file| is_imported(&path, file)).collect()
+}
+
+/// Returns the path of an import below the root directory.
+fn absolute(parent: &str, import: &str) -> String {
+    let directory = parent.rsplit_once('/').map_or("", |(directory, _)| directory);
+    match import.strip_prefix('/') {
+        Some(absolute) => absolute.to_owned(),
+        None => format!("{directory}/{import}"),
+    }
+}
+
+/// Returns whether a path fits a pattern with at most one `*`, which stands for a part of a name.
+fn is_imported(pattern: &str, path: &str) -> bool {
+    let Some((start, end)) = pattern.split_once('*') else {
+        return pattern == path;
     };
-    let names = names.into_iter().filter(fits);
-    names.map(|name| format!("{directory}/{name}")).collect()
+    let part = path.strip_prefix(start).and_then(|path| path.strip_suffix(end));
+    part.is_some_and(|part| !part.contains('/'))
+}
+
+/// Returns whether a file would be read if it existed, by an import of one of these files.
+pub(super) fn has_import(configurations: &[(String, Table)], file: &str) -> bool {
+    configurations.iter().any(|(parent, table)| {
+        let imports = table.get("imports").and_then(Value::as_array);
+        let mut imports = imports.into_iter().flatten().filter_map(Value::as_str);
+        imports.any(|import| is_imported(&absolute(parent, import), file))
+    })
 }
 
 #[cfg(test)]
@@ -215,6 +290,7 @@ mod tests {
 
     const OLD: &str = "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".registry]\nconfig_path = \"/etc/containerd/certs.d\"\n";
     const NEW: &str = "version = 3\n[plugins.'io.containerd.cri.v1.images'.registry]\nconfig_path = '/etc/containerd/certs.d:/etc/docker/certs.d'\n";
+    const RELOADS: &str = "[crio.image]\nauto_reload_registries = true\n";
     const MIRRORS: &str = "[plugins.\"io.containerd.grpc.v1.cri\".registry.mirrors.\"docker.io\"]\nendpoint = [\"https://m\"]\n";
 
     #[test_case(&[("etc/containerd/config.toml", OLD)] => Some("etc/containerd/certs.d".to_owned()); "containerd 1")]
@@ -231,8 +307,13 @@ mod tests {
     #[test_case(&[("var/lib/rancher/rke2/agent/etc/containerd/config.toml", ""), ("etc/containerd/config.toml", OLD)]
         => Some("var/lib/rancher/rke2/agent/etc/containerd/certs.d".to_owned()); "RKE2")]
     #[test_case(&[("etc/cri/conf.d/20-customization.part", ""), ("etc/containerd/config.toml", "")]
-        => Some("etc/cri/conf.d/hosts".to_owned()); "Talos")]
+        => None; "Talos")]
     #[test_case(&[("etc/crio/crio.conf", "")] => None; "CRI-O")]
+    #[test_case(&[("etc/crio/crio.conf", RELOADS)] => Some("etc/containers/registries.conf.d".to_owned()); "CRI-O that reloads")]
+    #[test_case(&[("etc/crio/crio.conf.d/10.conf", RELOADS), ("etc/crio/crio.conf.d/20.conf", "[crio.image]\n")]
+        => Some("etc/containers/registries.conf.d".to_owned()); "CRI-O with drop-ins")]
+    #[test_case(&[("etc/crio/crio.conf", RELOADS), ("etc/crio/crio.conf.d/10.conf", "[crio.image]\nauto_reload_registries = false\n")]
+        => None; "CRI-O with a later drop-in")]
     fn runtime_has_a_directory_or_none(files: &[(&str, &str)]) -> Option<String> {
         detection(files).directory.ok()
     }

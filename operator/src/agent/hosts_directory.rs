@@ -5,67 +5,37 @@ use std::{
     io,
 };
 
-use rustix::io::Errno;
-
+use super::runtime_files::{HostFiles, RuntimeFiles, WriteError, create, remove_created, write_marked};
 use crate::node_config::{Marker, NodeFile, NodeRoot};
 
 /// The file with the CA certificates. containerd trusts each `*.crt` of a directory for the registry itself while there
 /// is no `hosts.toml`, and the mirror's CA must not be trusted for it.
 pub(super) const CA_FILE: &str = "registry-mirror.pem";
 const HOSTS: &str = "hosts.toml";
-/// The mark of a directory that the agent created, and removes again.
-const CREATED: &str = ".registry-mirror";
-
-/// The files of one registry host.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct HostFiles {
-    /// The mirror, as `NAMESPACE/NAME`.
-    pub(super) mirror: String,
-    pub(super) hosts_toml: String,
-    /// The CA certificates, in PEM.
-    pub(super) certificates: Option<String>,
-}
-
-/// A reason for which a file was not written.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum WriteError {
-    /// The file of another program is in the way.
-    #[error("{0}: remove it, or take the registry out of the mirror's upstreams")]
-    Conflict(String),
-    /// The directory can't be changed.
-    #[error("can't write {0}: {1}; mount the directory writable, or use registry-mirror node-config")]
-    ReadOnly(String, io::Error),
-}
+/// The file of another program, which the agent restores.
+const FOREIGN: &str = "hosts.toml.before";
 
 /// The directory with the files of each registry host.
 pub(super) struct HostsDirectory<'a> {
     root: &'a NodeRoot,
     path: &'a str,
+    /// A file of another program is replaced and kept.
+    keeps_foreign: bool,
 }
 
-impl<'a> HostsDirectory<'a> {
-    pub(super) fn new(root: &'a NodeRoot, path: &'a str) -> Self {
-        Self { root, path }
-    }
-
-    /// Returns whether the agent's file of a host is there.
-    pub(super) fn has(&self, host: &str) -> bool {
+impl RuntimeFiles for HostsDirectory<'_> {
+    fn has(&self, host: &str) -> bool {
         matches!(self.root.read(&self.file(host, HOSTS)), Ok(Some(text)) if Marker::AGENT.is_in(&text))
     }
 
-    /// Writes the files of a host, certificates first. Changes nothing if they are there.
-    pub(super) fn write(&self, host: &str, files: &HostFiles) -> Result<(), WriteError> {
+    fn write(&self, host: &str, files: &HostFiles) -> Result<(), WriteError> {
         let failed = |error| self.failed(host, error);
         self.find_conflict(host)
             .map_err(failed)?
             .map_or(Ok(()), |conflict| Err(WriteError::Conflict(conflict)))?;
-        if self.root.create_directory(self.path).map_err(failed)? {
-            self.mark(self.path).map_err(failed)?;
-        }
-        let directory = format!("{}/{host}", self.path);
-        if self.root.create_directory(&directory).map_err(failed)? {
-            self.mark(&directory).map_err(failed)?;
-        }
+        self.keep_foreign(host).map_err(failed)?;
+        create(self.root, self.path).map_err(failed)?;
+        create(self.root, &format!("{}/{host}", self.path)).map_err(failed)?;
         let certificates = files.certificates.clone();
         let certificates = certificates.map(|text| (CA_FILE, text));
         for (name, text) in certificates
@@ -73,16 +43,43 @@ impl<'a> HostsDirectory<'a> {
             .chain([(HOSTS, files.hosts_toml.clone())])
         {
             let path = self.file(host, name);
-            let file = Marker::AGENT.add(NodeFile { path, text }, &files.mirror);
-            let found = self.root.read(&file.path).map_err(failed)?;
-            if found.as_deref() != Some(file.text.as_bytes()) {
-                let replace = found.is_some();
-                self.root
-                    .write(&file.path, file.text.as_bytes(), replace)
-                    .map_err(failed)?;
-            }
+            write_marked(self.root, NodeFile { path, text }, &files.mirror).map_err(failed)?;
         }
         Ok(())
+    }
+
+    fn mirrors(&self) -> BTreeSet<String> {
+        let names = self.root.names(self.path).ok().flatten().unwrap_or_default();
+        names.iter().filter_map(|host| self.mirror(host)).collect()
+    }
+
+    fn remove_others(&self, kept: &BTreeSet<&str>, held: &BTreeSet<String>) -> BTreeMap<String, WriteError> {
+        let names = self.root.names(self.path).ok().flatten().unwrap_or_default();
+        let others = names.into_iter().filter(|name| {
+            let is_held = || self.mirror(name).is_some_and(|mirror| held.contains(&mirror));
+            !kept.contains(name.as_str()) && (held.is_empty() || !is_held())
+        });
+        let removed = others.map(|host| (self.remove(&host), host));
+        removed
+            .filter_map(|(removed, host)| Some((host, removed.err()?)))
+            .collect()
+    }
+
+    fn clear(&self) -> BTreeMap<String, WriteError> {
+        let failed = self.remove_others(&BTreeSet::new(), &BTreeSet::new());
+        // An error leaves an empty directory behind.
+        let _ = remove_created(self.root, self.path);
+        failed
+    }
+}
+
+impl<'a> HostsDirectory<'a> {
+    pub(super) fn new(root: &'a NodeRoot, path: &'a str, keeps_foreign: bool) -> Self {
+        Self {
+            root,
+            path,
+            keeps_foreign,
+        }
     }
 
     /// Removes the agent's files of a host, and the directory if the agent created it.
@@ -90,22 +87,19 @@ impl<'a> HostsDirectory<'a> {
         self.remove_files(host).map_err(|error| self.failed(host, error))
     }
 
-    /// Removes the agent's files of every host that is not among `kept`.
-    pub(super) fn remove_others(&self, kept: &BTreeSet<&str>) -> BTreeMap<String, WriteError> {
-        let names = self.root.names(self.path).ok().flatten().unwrap_or_default();
-        let others = names.into_iter().filter(|name| !kept.contains(name.as_str()));
-        let removed = others.map(|host| (self.remove(&host), host));
-        removed
-            .filter_map(|(removed, host)| Some((host, removed.err()?)))
-            .collect()
+    /// Gives the file of another program a second name, by which the agent restores it.
+    fn keep_foreign(&self, host: &str) -> io::Result<()> {
+        let path = self.file(host, HOSTS);
+        match self.root.read(&path)? {
+            Some(text) if !Marker::AGENT.is_in(&text) => self.root.link(&path, FOREIGN),
+            _ => Ok(()),
+        }
     }
 
-    /// Removes everything that the agent wrote.
-    pub(super) fn clear(&self) -> BTreeMap<String, WriteError> {
-        let failed = self.remove_others(&BTreeSet::new());
-        // An error leaves an empty directory behind.
-        let _ = self.remove_created(self.path);
-        failed
+    /// Returns the mirror of which the agent wrote the file of a host.
+    fn mirror(&self, host: &str) -> Option<String> {
+        let text = self.root.read(&self.file(host, HOSTS)).ok()??;
+        Marker::AGENT.id(&text).map(str::to_owned)
     }
 
     fn remove_files(&self, host: &str) -> io::Result<()> {
@@ -113,35 +107,31 @@ impl<'a> HostsDirectory<'a> {
         for name in [HOSTS, CA_FILE] {
             let path = self.file(host, name);
             match self.root.read(&path) {
-                Ok(Some(text)) if Marker::AGENT.is_in(&text) => self.root.remove(&path)?,
+                Ok(Some(text)) if Marker::AGENT.is_in(&text) => {
+                    let foreign = self.file(host, FOREIGN);
+                    if name == HOSTS && self.root.read(&foreign)?.is_some() {
+                        self.root.rename(&foreign, HOSTS)?;
+                    } else {
+                        self.root.remove(&path)?;
+                    }
+                }
                 // A file of another program, and an entry that is no directory.
                 Ok(_) | Err(_) => {}
             }
         }
-        self.remove_created(&format!("{}/{host}", self.path))
-    }
-
-    /// Removes a directory that the agent created, unless another program has files in it.
-    fn remove_created(&self, directory: &str) -> io::Result<()> {
-        let mark = format!("{directory}/{CREATED}");
-        let names = self.root.names(directory).ok().flatten().unwrap_or_default();
-        if names == [CREATED] && self.root.read(&mark).is_ok_and(|mark| mark.is_some()) {
-            self.root.remove(&mark)?;
-            self.root.remove_directory(directory)?;
-        }
-        Ok(())
+        remove_created(self.root, &format!("{}/{host}", self.path))
     }
 
     /// Returns the path of another program's file that decides about a host.
     fn find_conflict(&self, host: &str) -> io::Result<Option<String>> {
         for name in [HOSTS, CA_FILE] {
             let path = self.file(host, name);
-            if self
-                .root
-                .read(&path)?
-                .is_some_and(|text| !Marker::AGENT.is_in(&text))
-            {
-                return Ok(Some(format!("another program wrote /{path}")));
+            let found = self.root.read(&path)?;
+            let is_foreign = found.as_ref().is_some_and(|text| !Marker::AGENT.is_in(text));
+            if is_foreign && !(name == HOSTS && self.can_keep(host, found.as_deref())?) {
+                return Ok(Some(format!(
+                    "another program wrote /{path} (--keep-foreign-files replaces and keeps it)"
+                )));
             }
         }
         // containerd reads HOST_PORT_ before HOST:PORT.
@@ -164,8 +154,11 @@ impl<'a> HostsDirectory<'a> {
             .map(|name| format!("/{directory}/{name} would lose its effect")))
     }
 
-    fn mark(&self, directory: &str) -> io::Result<()> {
-        self.root.write(&format!("{directory}/{CREATED}"), b"", true)
+    /// Returns whether the agent may replace a file of another program: the name for it is free, or has the same content
+    /// since a process was killed between two steps.
+    fn can_keep(&self, host: &str, found: Option<&[u8]>) -> io::Result<bool> {
+        let kept = self.root.read(&self.file(host, FOREIGN))?;
+        Ok(self.keeps_foreign && (kept.is_none() || kept.as_deref() == found))
     }
 
     fn file(&self, host: &str, name: &str) -> String {
@@ -173,19 +166,7 @@ impl<'a> HostsDirectory<'a> {
     }
 
     fn failed(&self, host: &str, error: io::Error) -> WriteError {
-        let path = format!("/{}/{host}", self.path);
-        let is_link = error.raw_os_error() == Some(Errno::LOOP.raw_os_error());
-        if is_link
-            || matches!(
-                error.kind(),
-                io::ErrorKind::NotADirectory | io::ErrorKind::InvalidData
-            )
-        {
-            return WriteError::Conflict(format!(
-                "{path} is or has something else than directories and files"
-            ));
-        }
-        WriteError::ReadOnly(path, error)
+        WriteError::new(&format!("{}/{host}", self.path), error)
     }
 }
 

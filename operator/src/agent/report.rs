@@ -83,7 +83,7 @@ pub struct MirrorReport {
     pub state: NodeState,
     /// The time at which the state began.
     pub since: Timestamp,
-    /// The cause and the action, empty for `Configured`.
+    /// The cause and the action, empty if there is nothing to do.
     pub message: String,
 }
 

@@ -58,8 +58,15 @@ impl Bench {
     fn agent(directory: &TempDir) -> NodeAgent {
         NodeAgent {
             root: NodeRoot::open(directory.path()).unwrap(),
-            certs_dir: None,
+            options: AgentOptions {
+                node: "node-1".to_owned(),
+                namespaces: Vec::new(),
+                certs_dir: None,
+                sets_config_path: false,
+                keeps_foreign: false,
+            },
             mirrors: BTreeMap::new(),
+            held: BTreeSet::new(),
             reporter: Reporter::new("node-1".to_owned()),
         }
     }
@@ -98,7 +105,7 @@ fn targets(mirrors: &[(&str, &str, &str)], fallback: &str) -> TargetSet {
             name: (*name).to_owned(),
         };
         let target = Target::new(&key, &mirror.unwrap(), None).unwrap();
-        (key, Arc::new(target))
+        (key, Some(Arc::new(target)))
     });
     Arc::new(targets.collect())
 }
@@ -187,6 +194,31 @@ async fn restarted_agent_keeps_files_for_a_failed_probe() {
     assert!(bench.hosts("docker.io").exists());
     bench.turns(&targets, 1).await;
     assert!(!bench.hosts("docker.io").exists());
+}
+
+/// A mirror whose spec is rejected while an agent starts keeps the files of the previous spec.
+#[tokio::test]
+async fn restarted_agent_keeps_files_of_a_rejected_spec() {
+    mirror::tls::provider();
+    let mut bench = Bench::new(CONFIG);
+    let hub = FakeMirror::start(200).await;
+    let two = targets(
+        &[("a", &hub.url, "docker.io"), ("b", &hub.url, "quay.io")],
+        "Never",
+    );
+    bench.turns(&two, 1).await;
+    bench.agent = Bench::agent(&bench.directory);
+    let mut rejected = two.as_ref().clone();
+    for target in rejected.values_mut() {
+        *target = None;
+    }
+    bench.turns(&Arc::new(rejected.clone()), 3).await;
+    assert!(bench.hosts("docker.io").exists() && bench.hosts("quay.io").exists());
+    assert_eq!(bench.states(), [NodeState::Configured, NodeState::Configured]);
+    // One is deleted.
+    rejected.pop_first();
+    bench.turns(&Arc::new(rejected), 1).await;
+    assert!(!bench.hosts("docker.io").exists() && bench.hosts("quay.io").exists());
 }
 
 #[tokio::test]

@@ -17,7 +17,7 @@ use kube::{
 use mirror::config::host::canonical;
 use tokio::sync::watch::Sender;
 
-use super::hosts_directory::{CA_FILE, HostFiles};
+use super::{hosts_directory::CA_FILE, runtime_files::HostFiles};
 use crate::{
     cluster::follow,
     mirror_key::MirrorKey,
@@ -26,8 +26,12 @@ use crate::{
     validate::bundle,
 };
 
-/// Every mirror that agents manage.
-pub(super) type TargetSet = Arc<BTreeMap<MirrorKey, Arc<Target>>>;
+/// Every mirror that agents manage. A mirror without a target has no spec that nodes may follow: the files
+/// that a node has of it stay as they are.
+pub(super) type TargetSet = Arc<BTreeMap<MirrorKey, Option<Arc<Target>>>>;
+
+/// A mirror, or the error of a version of the API that this agent can't read.
+type StoredMirror = serde_json::Result<RegistryMirror>;
 
 /// A mirror that nodes are to pull through.
 #[derive(Debug, PartialEq, Eq)]
@@ -36,7 +40,7 @@ pub(super) struct Target {
     pub(super) url: String,
     /// The registry hosts, each the name of a directory.
     pub(super) hosts: Vec<String>,
-    /// The files, the same for each host.
+    /// The files for each host.
     pub(super) files: HostFiles,
     /// Nodes pull from nowhere else: `fallback: Never`.
     pub(super) is_only_source: bool,
@@ -64,11 +68,11 @@ enum Change {
 pub(super) async fn run(client: Client, namespaces: Vec<String>, sender: Sender<Option<TargetSet>>) {
     let changes = namespaces.iter().map(|namespace| changes(&client, namespace));
     let mut changes = stream::select_all(changes);
-    let mut mirrors = Store::<RegistryMirror>::new(&namespaces);
+    let mut mirrors = Store::<StoredMirror>::new(&namespaces);
     let mut bundles = Store::<String>::new(&namespaces);
     while let Some((namespace, change)) = changes.next().await {
         match change {
-            Change::Mirror(event) => mirrors.apply(&namespace, event, parse),
+            Change::Mirror(event) => mirrors.apply(&namespace, event, |object| Some(parse(object))),
             Change::ConfigMap(event) => bundles.apply(&namespace, event, bundle_of),
         }
         if mirrors.is_synced() && bundles.is_synced() {
@@ -103,8 +107,8 @@ fn changes(client: &Client, namespace: &str) -> impl Stream<Item = (String, Chan
     changes.map(move |change| (namespace.clone(), change))
 }
 
-fn parse(object: DynamicObject) -> Option<RegistryMirror> {
-    serde_json::from_value(serde_json::to_value(object).ok()?).ok()
+fn parse(object: DynamicObject) -> StoredMirror {
+    serde_json::to_value(object).and_then(serde_json::from_value)
 }
 
 /// Returns the CA certificates of a `ConfigMap` for nodes.
@@ -169,9 +173,10 @@ impl<T> Store<T> {
     }
 }
 
-/// Returns the target of each mirror. A mirror whose spec the operator rejected, or has not read yet, keeps its previous
-/// target: its servers run with the previous spec, too, and a policy may forbid the new one.
-fn targets(mirrors: &Store<RegistryMirror>, bundles: &Store<String>, previous: &TargetSet) -> TargetSet {
+/// Returns the target of each mirror that agents manage. A mirror whose spec the operator rejected, or has not read yet,
+/// keeps its previous target: its servers run with the previous spec, too, and a policy may forbid the new one. So does a
+/// mirror whose address or CA is not known.
+fn targets(mirrors: &Store<StoredMirror>, bundles: &Store<String>, previous: &TargetSet) -> TargetSet {
     let listed = mirrors.0.iter().flat_map(|(namespace, listing)| {
         let mirrors = listing.current.iter();
         mirrors.map(move |(name, mirror)| (namespace, name, mirror))
@@ -182,25 +187,23 @@ fn targets(mirrors: &Store<RegistryMirror>, bundles: &Store<String>, previous: &
             namespace: namespace.clone(),
             name: name.clone(),
         };
-        let target = if is_accepted(mirror) {
-            Arc::new(Target::new(&key, mirror, bundle.map(String::as_str))?)
-        } else {
-            Arc::clone(previous.get(&key)?)
+        let target = match mirror {
+            Ok(mirror) if !is_managed(mirror) => return None,
+            Ok(mirror) if is_accepted(mirror) => Target::new(&key, mirror, bundle.map(String::as_str)),
+            Ok(_) | Err(_) => None,
         };
+        let target = target.map(Arc::new);
+        let target = target.or_else(|| previous.get(&key).cloned().flatten());
         Some((key, target))
     });
     Arc::new(targets.collect())
 }
 
 impl Target {
-    /// Returns the target of a mirror, unless agents do not manage it, or its address or its CA is not known yet.
+    /// Returns the target of a mirror, unless its address or its CA is not known yet.
     ///
     /// Of the `ConfigMap` only certificates count: a user who may change it can't redirect nodes.
     pub(super) fn new(key: &MirrorKey, mirror: &RegistryMirror, bundle: Option<&str>) -> Option<Self> {
-        let wanted = &mirror.spec.node_configuration;
-        if wanted.mode != NodeConfigurationMode::Manage || mirror.metadata.deletion_timestamp.is_some() {
-            return None;
-        }
         let published = mirror.status.as_ref()?.endpoint.as_ref()?;
         let mut endpoint = NodeEndpoint::parse(&published.url, None).ok()?;
         if endpoint.url.starts_with("https://") {
@@ -213,16 +216,24 @@ impl Target {
         let hosts = mirror.spec.upstreams.iter().map(|upstream| upstream.host.clone());
         let files = HostFiles {
             mirror: key.to_string(),
+            authority: endpoint.authority.clone(),
             hosts_toml: node_config::hosts_toml(mirror, &endpoint, CA_FILE),
+            registries_conf: node_config::registries_conf_entries(mirror, &endpoint),
             certificates: endpoint.certificates,
         };
         Some(Self {
             url: endpoint.url,
             hosts: hosts.filter(|host| is_directory_name(host)).collect(),
             files,
-            is_only_source: wanted.fallback == Fallback::Never,
+            is_only_source: mirror.spec.node_configuration.fallback == Fallback::Never,
         })
     }
+}
+
+/// Returns whether agents write the files of a mirror.
+fn is_managed(mirror: &RegistryMirror) -> bool {
+    let mode = mirror.spec.node_configuration.mode;
+    mode == NodeConfigurationMode::Manage && mirror.metadata.deletion_timestamp.is_none()
 }
 
 /// Returns whether the operator accepted the current spec.
@@ -235,7 +246,7 @@ fn is_accepted(mirror: &RegistryMirror) -> bool {
 }
 
 /// Returns whether a host can be the name of a directory: the API server checks it, and the agent doesn't rely on that.
-fn is_directory_name(host: &str) -> bool {
+pub(super) fn is_directory_name(host: &str) -> bool {
     let is_plain = !host.starts_with(['.', '_', '-']) && !host.contains(['/', '\\', '\0']);
     is_plain && host.len() <= 253 && canonical(host).is_ok()
 }

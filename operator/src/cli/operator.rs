@@ -1,6 +1,6 @@
 //! `registry-mirror operator`.
 
-use std::{io, num::NonZero};
+use std::{io, net::Ipv6Addr, num::NonZero};
 
 use k8s_openapi::api::coordination::v1::Lease as Object;
 use kube::{Client, Config};
@@ -187,7 +187,13 @@ pub(super) async fn listen(address: &str) -> Result<TcpListener, Failure> {
             }
             bound => bound,
         },
-        None => TcpListener::bind(address).await,
+        // An IPv6 address also without brackets, as Kubernetes writes it into an environment variable.
+        None => match address.rsplit_once(':') {
+            Some((ip, port)) if ip.parse::<Ipv6Addr>().is_ok() => {
+                TcpListener::bind(format!("[{ip}]:{port}")).await
+            }
+            _ => TcpListener::bind(address).await,
+        },
     }
     .map_err(refused)
 }

@@ -41,20 +41,26 @@ fn unmirrored(source: &Source<'_>) -> Vec<String> {
 /// has its host. A registry for which they can't use the mirror has no entry with fallback `Allow`, and is blocked with
 /// `Never`.
 pub(super) fn registries_conf(source: &Source<'_>) -> Option<String> {
+    let file: String = entries(source).into_iter().map(|(_, entry)| entry).collect();
+    (!file.is_empty()).then_some(file)
+}
+
+/// Returns the entries of the drop-in with their registries.
+pub(super) fn entries<'a>(source: &Source<'a>) -> Vec<(&'a str, String)> {
     let entries = source.hosts.iter().enumerate().filter_map(|(index, host)| {
         let entry = format!("[[registry]]\nprefix = \"{host}\"\n");
         let itself = format!("location = \"{host}\"\n");
-        match (location(source, host, index == 0), source.fallback) {
+        let text = match (location(source, host, index == 0), source.fallback) {
             (Some(location), Fallback::Allow) => {
                 Some(format!("{entry}{itself}\n[[registry.mirror]]\n{location}\n"))
             }
             (Some(location), Fallback::Never) => Some(format!("{entry}{location}\n")),
             (None, Fallback::Allow) => None,
             (None, Fallback::Never) => Some(format!("{entry}{itself}blocked = true\n\n")),
-        }
+        };
+        Some((*host, text?))
     });
-    let file: String = entries.collect();
-    (!file.is_empty()).then_some(file)
+    entries.collect()
 }
 
 fn location(source: &Source<'_>, host: &str, is_default: bool) -> Option<String> {

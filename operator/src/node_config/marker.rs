@@ -4,6 +4,9 @@ use std::path::Path;
 
 use super::NodeFile;
 
+/// The end of a first line.
+const END: &str = ". Changes are lost.";
+
 /// The start of a first line, which names the program that wrote the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Marker(&'static str);
@@ -22,8 +25,15 @@ impl Marker {
         if extension.is_some_and(|extension| extension == "json") {
             return file;
         }
-        let text = format!("{} for {id}. Changes are lost.\n{}", self.0, file.text);
+        let text = format!("{} for {id}{END}\n{}", self.0, file.text);
         NodeFile { text, ..file }
+    }
+
+    /// Returns the `id` with which the marker was added to a file.
+    pub fn id(self, content: &[u8]) -> Option<&str> {
+        let line = content.split(|byte| *byte == b'\n').next()?;
+        let line = std::str::from_utf8(line).ok()?.strip_prefix(self.0)?;
+        line.strip_prefix(" for ")?.strip_suffix(END)
     }
 
     /// Returns whether a file begins with the marker.

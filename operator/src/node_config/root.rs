@@ -80,6 +80,30 @@ impl NodeRoot {
         Ok(fs::fsync(&directory)?)
     }
 
+    /// Gives a file a second name in its directory, unless it has that name.
+    ///
+    /// # Errors
+    /// Those of [`NodeRoot::read`], and `AlreadyExists` if another file has the name.
+    pub fn link(&self, path: &str, name: &str) -> io::Result<()> {
+        let (directory, from) = self.parent(path, false)?;
+        check_name(name)?;
+        match fs::linkat(&directory, from, &directory, name, AtFlags::empty()) {
+            Err(Errno::EXIST) if read_at(&directory, from)? == read_at(&directory, name)? => Ok(()),
+            linked => Ok(linked?),
+        }
+    }
+
+    /// Renames a file in its directory, in place of another one.
+    ///
+    /// # Errors
+    /// Those of [`NodeRoot::read`]. A link is renamed itself.
+    pub fn rename(&self, path: &str, name: &str) -> io::Result<()> {
+        let (directory, from) = self.parent(path, false)?;
+        check_name(name)?;
+        fs::renameat(&directory, from, &directory, name)?;
+        Ok(fs::fsync(&directory)?)
+    }
+
     /// Removes a file, if it exists.
     ///
     /// # Errors
@@ -156,6 +180,14 @@ impl NodeRoot {
 /// Returns whether a text is the name of one file in a directory.
 fn is_name(text: &str) -> bool {
     !matches!(text, "" | "." | "..") && text.len() <= MAX_NAME && !text.contains(['/', '\0'])
+}
+
+fn check_name(name: &str) -> io::Result<()> {
+    if is_name(name) {
+        return Ok(());
+    }
+    let message = format!("{name:?} is not the name of a file");
+    Err(io::Error::new(io::ErrorKind::InvalidInput, message))
 }
 
 fn open_directory(parent: &OwnedFd, name: &str, create: bool) -> io::Result<OwnedFd> {

@@ -10,7 +10,9 @@ const CERTS: &str = "etc/containerd/certs.d";
 fn files(text: &str) -> HostFiles {
     HostFiles {
         mirror: "mirrors/hub".to_owned(),
+        authority: "10.0.0.1:5000".to_owned(),
         hosts_toml: text.to_owned(),
+        registries_conf: BTreeMap::new(),
         certificates: Some("PEM\n".to_owned()),
     }
 }
@@ -48,7 +50,7 @@ fn written_files_are_removed_byte_for_byte() {
     fs::write(foreign.join("hosts.toml"), "server = \"https://quay.io\"\n").unwrap();
     fs::create_dir(directory.path().join(CERTS).join("empty.example")).unwrap();
     let before = tree(directory.path());
-    let hosts = HostsDirectory::new(&root, CERTS);
+    let hosts = HostsDirectory::new(&root, CERTS, false);
     for host in [
         "docker.io",
         "registry.example:5000",
@@ -67,7 +69,7 @@ fn directory_that_the_agent_created_is_removed() {
     let (directory, root) = root();
     fs::create_dir_all(directory.path().join("etc/containerd")).unwrap();
     let before = tree(directory.path());
-    let hosts = HostsDirectory::new(&root, CERTS);
+    let hosts = HostsDirectory::new(&root, CERTS, false);
     hosts.write("docker.io", &files("a")).unwrap();
     assert!(hosts.clear().is_empty());
     assert_eq!(tree(directory.path()), before);
@@ -76,7 +78,7 @@ fn directory_that_the_agent_created_is_removed() {
 #[test]
 fn unchanged_files_are_not_written_again() {
     let (directory, root) = root();
-    let hosts = HostsDirectory::new(&root, CERTS);
+    let hosts = HostsDirectory::new(&root, CERTS, false);
     hosts.write("docker.io", &files("a")).unwrap();
     let file = directory.path().join(CERTS).join("docker.io/hosts.toml");
     let first = fs::metadata(&file).unwrap().modified().unwrap();
@@ -89,11 +91,15 @@ fn unchanged_files_are_not_written_again() {
 #[test]
 fn hosts_that_are_not_kept_are_removed() {
     let (directory, root) = root();
-    let hosts = HostsDirectory::new(&root, CERTS);
+    let hosts = HostsDirectory::new(&root, CERTS, false);
     for host in ["docker.io", "quay.io"] {
         hosts.write(host, &files("a")).unwrap();
     }
-    assert!(hosts.remove_others(&BTreeSet::from(["quay.io"])).is_empty());
+    assert!(
+        hosts
+            .remove_others(&BTreeSet::from(["quay.io"]), &BTreeSet::new())
+            .is_empty()
+    );
     assert!(hosts.has("quay.io") && !hosts.has("docker.io"));
     assert!(!directory.path().join(CERTS).join("docker.io").exists());
 }
@@ -110,7 +116,7 @@ fn files_of_others_are_a_conflict(path: &str) {
     fs::create_dir_all(path.parent().unwrap()).unwrap();
     fs::write(&path, "theirs").unwrap();
     let before = tree(directory.path());
-    let hosts = HostsDirectory::new(&root, CERTS);
+    let hosts = HostsDirectory::new(&root, CERTS, false);
     let error = hosts.write("docker.io", &files("a")).unwrap_err();
     assert!(matches!(error, WriteError::Conflict(_)), "{error}");
     assert!(hosts.clear().is_empty());
@@ -121,7 +127,7 @@ fn files_of_others_are_a_conflict(path: &str) {
 fn preferred_directory_of_a_port_is_a_conflict() {
     let (directory, root) = root();
     fs::create_dir_all(directory.path().join(CERTS).join("a.example_5000_")).unwrap();
-    let error = HostsDirectory::new(&root, CERTS).write("a.example:5000", &files("a"));
+    let error = HostsDirectory::new(&root, CERTS, false).write("a.example:5000", &files("a"));
     assert!(matches!(error, Err(WriteError::Conflict(_))), "{error:?}");
 }
 
@@ -151,7 +157,7 @@ fn links_are_neither_followed_nor_removed() {
         };
         symlink(&target, &path).unwrap();
         let before = (tree(directory.path()), tree(elsewhere.path()));
-        let hosts = HostsDirectory::new(&root, CERTS);
+        let hosts = HostsDirectory::new(&root, CERTS, false);
         assert!(hosts.write("docker.io", &files("a")).is_err(), "{link}");
         hosts.clear();
         assert_eq!((tree(directory.path()), tree(elsewhere.path())), before, "{link}");
@@ -161,10 +167,51 @@ fn links_are_neither_followed_nor_removed() {
 #[test]
 fn marker_in_a_foreign_directory_leaves_other_files() {
     let (directory, root) = root();
-    let hosts = HostsDirectory::new(&root, CERTS);
+    let hosts = HostsDirectory::new(&root, CERTS, false);
     hosts.write("docker.io", &files("a")).unwrap();
     let theirs = directory.path().join(CERTS).join("docker.io/notes.txt");
     fs::write(&theirs, "theirs").unwrap();
     hosts.remove("docker.io").unwrap();
     assert!(theirs.exists() && !hosts.has("docker.io"));
+}
+
+/// The file of another program is back when the agent's is gone, also after a process that was killed.
+#[test_case(false; "written")]
+#[test_case(true; "written after a killed process")]
+fn foreign_file_is_kept_and_restored(is_killed: bool) {
+    let (directory, root) = root();
+    let host = directory.path().join(CERTS).join("docker.io");
+    fs::create_dir_all(&host).unwrap();
+    fs::write(host.join("hosts.toml"), "theirs\n").unwrap();
+    let before = tree(directory.path());
+    if is_killed {
+        fs::hard_link(host.join("hosts.toml"), host.join("hosts.toml.before")).unwrap();
+    }
+    let hosts = HostsDirectory::new(&root, CERTS, true);
+    for text in ["a", "b"] {
+        hosts.write("docker.io", &files(text)).unwrap();
+        assert!(hosts.has("docker.io"));
+        let kept = fs::read_to_string(host.join("hosts.toml.before")).unwrap();
+        assert_eq!(kept, "theirs\n");
+    }
+    // Without the option, too.
+    assert!(HostsDirectory::new(&root, CERTS, false).clear().is_empty());
+    assert_eq!(tree(directory.path()), before);
+}
+
+#[test]
+fn foreign_file_does_not_replace_a_kept_one() {
+    let (directory, root) = root();
+    let host = directory.path().join(CERTS).join("docker.io");
+    fs::create_dir_all(&host).unwrap();
+    fs::write(host.join("hosts.toml"), "new\n").unwrap();
+    fs::write(host.join("hosts.toml.before"), "old\n").unwrap();
+    let before = tree(directory.path());
+    let hosts = HostsDirectory::new(&root, CERTS, true);
+    assert!(matches!(
+        hosts.write("docker.io", &files("a")),
+        Err(WriteError::Conflict(_))
+    ));
+    assert!(hosts.clear().is_empty());
+    assert_eq!(tree(directory.path()), before);
 }

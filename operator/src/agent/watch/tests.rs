@@ -46,10 +46,6 @@ fn mirror_with_an_address_is_a_target() {
     );
 }
 
-#[test_case(&json!({"/spec/nodeConfiguration": {"mode": "None"}}), None => false; "mode None")]
-#[test_case(&json!({"/spec/nodeConfiguration": {"mode": "Publish"}}), None => false; "mode Publish")]
-#[test_case(&json!({"/spec/nodeConfiguration": {}}), None => false; "no mode")]
-#[test_case(&json!({"/metadata/deletionTimestamp": "2026-01-01T00:00:00Z"}), None => false; "being deleted")]
 #[test_case(&json!({"/status/endpoint": null}), None => false; "no address")]
 #[test_case(&json!({"/status/endpoint": {"url": "http://10.0.0.1:5000/v2\"]\nserver = \"x"}}), None => false; "address that breaks out")]
 #[test_case(&json!({"/status/endpoint": {"url": "https://10.0.0.1:5000", "caConfigMap": "hub-ca"}}), None => false; "no CA yet")]
@@ -168,10 +164,11 @@ fn spec_that_is_not_accepted_changes_no_target() {
     let bundles = Store::new(&namespaces);
     let mut mirrors = Store::new(&namespaces);
     let mut hosts = |previous: &TargetSet, object| {
-        mirrors.apply("mirrors", Event::Apply(object), parse);
+        mirrors.apply("mirrors", Event::Apply(object), |object| Some(parse(object)));
         let current = targets(&mirrors, &bundles, previous);
         let hosts = current
             .values()
+            .flatten()
             .flat_map(|target| target.hosts.clone())
             .collect::<Vec<_>>();
         (current, hosts)
@@ -186,4 +183,35 @@ fn spec_that_is_not_accepted_changes_no_target() {
     assert_eq!(rejected, ["quay.io"]);
     let (_, accepted) = hosts(&third, with_generation("docker.io", 2, "True", 2));
     assert_eq!(accepted, ["docker.io"]);
+}
+
+#[test_case(&json!({"/metadata/generation": 2}), false => (true, false); "spec that is not accepted")]
+#[test_case(&json!({"/status/endpoint": null}), false => (true, false); "no address")]
+#[test_case(&json!({"/spec/upstreams": 7}), false => (true, false); "spec of another version")]
+#[test_case(&json!({"/metadata/generation": 2}), true => (true, true); "previous target")]
+#[test_case(&json!({"/spec/nodeConfiguration": {"mode": "None"}}), true => (false, false); "mode None")]
+#[test_case(&json!({"/spec/nodeConfiguration": {"mode": "Publish"}}), true => (false, false); "mode Publish")]
+#[test_case(&json!({"/spec/nodeConfiguration": {}}), true => (false, false); "no mode")]
+#[test_case(&json!({"/metadata/deletionTimestamp": "2026-01-01T00:00:00Z"}), true => (false, false); "being deleted")]
+fn mirror_without_a_target_is_known_or_gone(change: &Value, has_previous: bool) -> (bool, bool) {
+    let namespaces = ["mirrors".to_owned()];
+    let bundles = Store::new(&namespaces);
+    let mut mirrors = Store::new(&namespaces);
+    let mut apply = |previous: &TargetSet, object: Value| {
+        let object = serde_json::from_value(object).unwrap();
+        mirrors.apply("mirrors", Event::Apply(object), |object| Some(parse(object)));
+        targets(&mirrors, &bundles, previous)
+    };
+    let mut object = serde_json::to_value(with_generation("docker.io", 1, "True", 1)).unwrap();
+    let mut previous = TargetSet::default();
+    if has_previous {
+        previous = apply(&previous, object.clone());
+    }
+    for (pointer, value) in change.as_object().unwrap() {
+        let (parent, key) = pointer.rsplit_once('/').unwrap();
+        object.pointer_mut(parent).unwrap()[key] = value.clone();
+    }
+    let current = apply(&previous, object);
+    let target = current.values().next();
+    (target.is_some(), target.is_some_and(Option::is_some))
 }

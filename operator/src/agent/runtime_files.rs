@@ -1,0 +1,126 @@
+//! The files by which a runtime pulls through mirrors, in the form of that runtime.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+};
+
+use rustix::io::Errno;
+
+use super::{detect::RuntimeKind, drop_in_directory::DropInDirectory, hosts_directory::HostsDirectory};
+use crate::node_config::{Marker, NodeFile, NodeRoot};
+
+/// The mark of a directory that the agent created, and removes again.
+pub(super) const CREATED: &str = ".registry-mirror";
+
+/// The files of a mirror, for each runtime.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct HostFiles {
+    /// The mirror, as `NAMESPACE/NAME`.
+    pub(super) mirror: String,
+    /// The address of the mirror, as `HOST:PORT`.
+    pub(super) authority: String,
+    /// The file for containerd, the same for each registry host.
+    pub(super) hosts_toml: String,
+    /// The file for CRI-O of each registry host.
+    pub(super) registries_conf: BTreeMap<String, String>,
+    /// The CA certificates, in PEM.
+    pub(super) certificates: Option<String>,
+}
+
+/// A reason for which a file was not written.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum WriteError {
+    /// The file of another program is in the way.
+    #[error("{0}: remove it, or take the registry out of the mirror's upstreams")]
+    Conflict(String),
+    /// The directory can't be changed.
+    #[error(
+        "can't write {0}: {1}; mount the directory writable; on Talos, Bottlerocket and other systems with a read-only \
+         root, use registry-mirror node-config --runtime"
+    )]
+    ReadOnly(String, #[source] io::Error),
+    /// The runtime can't use the mirror for a registry.
+    #[error("CRI-O can't use the mirror for {0}: an image name has no IPv6 address, and its path no port")]
+    Unsupported(String),
+}
+
+impl WriteError {
+    /// Returns the error of a file or directory at a path below the root directory.
+    pub(super) fn new(path: &str, error: io::Error) -> Self {
+        let is_link = error.raw_os_error() == Some(Errno::LOOP.raw_os_error());
+        let is_other = matches!(
+            error.kind(),
+            io::ErrorKind::NotADirectory | io::ErrorKind::InvalidData
+        );
+        if is_link || is_other {
+            return Self::Conflict(format!(
+                "/{path} is or has something else than directories and files"
+            ));
+        }
+        Self::ReadOnly(format!("/{path}"), error)
+    }
+}
+
+/// The files of all mirrors on a node, of which the agent changes its own only.
+pub(super) trait RuntimeFiles {
+    /// Returns whether the agent's file of a host is there.
+    fn has(&self, host: &str) -> bool;
+
+    /// Returns the mirrors that have files here, as `NAMESPACE/NAME`.
+    fn mirrors(&self) -> BTreeSet<String>;
+
+    /// Writes the files of a host, certificates first. Changes nothing if they are there.
+    fn write(&self, host: &str, files: &HostFiles) -> Result<(), WriteError>;
+
+    /// Removes the agent's files of every host that is not among `kept`, unless they are of a mirror among `held`.
+    fn remove_others(&self, kept: &BTreeSet<&str>, held: &BTreeSet<String>) -> BTreeMap<String, WriteError>;
+
+    /// Removes everything that the agent wrote.
+    fn clear(&self) -> BTreeMap<String, WriteError>;
+}
+
+/// Returns the files in a directory of a runtime. `keeps_foreign` replaces files of other programs and keeps them.
+pub(super) fn open<'a>(
+    root: &'a NodeRoot,
+    runtime: RuntimeKind,
+    path: &'a str,
+    keeps_foreign: bool,
+) -> Box<dyn RuntimeFiles + 'a> {
+    match runtime {
+        RuntimeKind::Crio => Box::new(DropInDirectory::new(root, path)),
+        _ => Box::new(HostsDirectory::new(root, path, keeps_foreign)),
+    }
+}
+
+/// Creates a directory with the mark by which [`remove_created`] recognizes it, unless it exists.
+pub(super) fn create(root: &NodeRoot, directory: &str) -> io::Result<()> {
+    if root.create_directory(directory)? {
+        root.write(&format!("{directory}/{CREATED}"), b"", true)?;
+    }
+    Ok(())
+}
+
+/// Removes a directory that the agent created, unless another program has files in it.
+pub(super) fn remove_created(root: &NodeRoot, directory: &str) -> io::Result<()> {
+    let mark = format!("{directory}/{CREATED}");
+    let names = root.names(directory).ok().flatten().unwrap_or_default();
+    if names == [CREATED] && root.read(&mark).is_ok_and(|mark| mark.is_some()) {
+        root.remove(&mark)?;
+        root.remove_directory(directory)?;
+    }
+    Ok(())
+}
+
+/// Writes a file with the agent's marker, unless it is up to date. Fails if a file appears that was not there.
+pub(super) fn write_marked(root: &NodeRoot, file: NodeFile, mirror: &str) -> io::Result<()> {
+    let file = Marker::AGENT.add(file, mirror);
+    let found = root.read(&file.path)?;
+    if found.as_deref() != Some(file.text.as_bytes()) {
+        root.write(&file.path, file.text.as_bytes(), found.is_some())?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;
