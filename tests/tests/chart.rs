@@ -3,6 +3,8 @@
 
 #[path = "chart/admission.rs"]
 mod admission;
+#[path = "chart/agent.rs"]
+mod agent;
 #[path = "chart/cluster.rs"]
 mod cluster;
 #[path = "chart/doctor.rs"]
@@ -44,7 +46,27 @@ async fn helm_lint_reports_nothing() {
 }
 
 /// Values that change which objects there are, and those objects next to the Deployment and the admission policies.
-const SHAPES: [(&[&str], &[&str]); 8] = [
+const SHAPES: [(&[&str], &[&str]); 9] = [
+    (
+        &["--set=crds.enabled=false,rbac.aggregate=false", agent::AGENT],
+        &[
+            "ClusterRole",
+            "ClusterRoleBinding",
+            "DaemonSet",
+            "Role",
+            "Role",
+            "Role",
+            "Role",
+            "RoleBinding",
+            "RoleBinding",
+            "RoleBinding",
+            "RoleBinding",
+            "Service",
+            "Service",
+            "ServiceAccount",
+            "ServiceAccount",
+        ],
+    ),
     (
         &[],
         &[

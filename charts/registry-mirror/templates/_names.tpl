@@ -88,3 +88,105 @@ true
 {{- end -}}
 {{- end -}}
 {{- end -}}
+
+{{/* The name of the node agent's objects. */}}
+{{- define "registry-mirror.agent" -}}
+{{- printf "%s-agent" (include "registry-mirror.fullname" . | trunc 49 | trimSuffix "-") -}}
+{{- end -}}
+
+{{- define "registry-mirror.agentSelector" -}}
+{{- merge (dict "app.kubernetes.io/component" "node-agent") (include "registry-mirror.selector" . | fromYaml) | toYaml -}}
+{{- end -}}
+
+{{- define "registry-mirror.agentLabels" -}}
+{{- merge (dict "app.kubernetes.io/component" "node-agent") (include "registry-mirror.labels" . | fromYaml) | toYaml -}}
+{{- end -}}
+
+{{/* The directories of a node's runtime: those that the agent writes, and read-only those with the configuration. */}}
+{{- define "registry-mirror.agentPaths" -}}
+{{- $agent := .Values.nodeAgent -}}
+{{- if $agent.certsDir -}}
+write: [{{ $agent.certsDir | quote }}]
+{{- else if eq $agent.runtime "crio" -}}
+read: [/etc/containers, /etc/crio]
+write: [/etc/containers/certs.d, /etc/containers/registries.conf.d]
+{{- else if eq $agent.runtime "containerd" -}}
+read: [/etc/containerd]
+write: [/etc/containerd/certs.d{{ if $agent.setConfigPath }}, /etc/containerd/conf.d{{ end }}]
+{{- else -}}
+write: [/var/lib/rancher/{{ $agent.runtime }}/agent/etc/containerd/certs.d]
+{{- end -}}
+{{- end -}}
+
+{{/* The parts of the Pod that the agent and its cleanup share. */}}
+{{- define "registry-mirror.agentPod" -}}
+{{- $agent := .Values.nodeAgent -}}
+{{- $paths := include "registry-mirror.agentPaths" . | fromYaml -}}
+enableServiceLinks: false
+# The mirror has to answer the node, not a Pod; and the agent works before the node's network plugin does.
+hostNetwork: true
+dnsPolicy: Default
+terminationGracePeriodSeconds: 10
+securityContext:
+  # The directories are root's.
+  runAsUser: 0
+  runAsGroup: 0
+  seccompProfile:
+    type: RuntimeDefault
+{{- with .Values.imagePullSecrets }}
+imagePullSecrets:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+volumes:
+{{- range $index, $path := $paths.read }}
+  - name: read-{{ $index }}
+    hostPath:
+      path: {{ $path }}
+      type: Directory
+{{- end }}
+{{- range $index, $path := $paths.write }}
+  - name: write-{{ $index }}
+    hostPath:
+      path: {{ $path | quote }}
+      type: DirectoryOrCreate
+{{- end }}
+{{- with $agent.nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $agent.tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $agent.affinity }}
+affinity:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $agent.priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- end -}}
+
+{{/* The parts of the container that the agent and its cleanup share. */}}
+{{- define "registry-mirror.agentContainer" -}}
+{{- $agent := .Values.nodeAgent -}}
+{{- $paths := include "registry-mirror.agentPaths" . | fromYaml -}}
+{{- with $agent.resources }}
+resources:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $agent.securityContext }}
+securityContext:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+volumeMounts:
+{{- range $index, $path := $paths.read }}
+  - name: read-{{ $index }}
+    mountPath: /host{{ $path }}
+    readOnly: true
+{{- end }}
+{{- range $index, $path := $paths.write }}
+  - name: write-{{ $index }}
+    mountPath: {{ printf "/host%s" $path | quote }}
+{{- end }}
+{{- end -}}

@@ -317,6 +317,11 @@ async fn invalid_optional_values_are_refused_by_name() {
     for (flag, expected) in [
         ("--set=podMonitor.interval=often", "/podMonitor/interval"),
         ("--set=podMonitor.enable=true", "enable"),
+        ("--set=nodeAgent.runtime=docker", "/nodeAgent/runtime"),
+        ("--set=nodeAgent.namespaces={A}", "/nodeAgent/namespaces/0"),
+        ("--set=nodeAgent.certsDir=certs.d", "/nodeAgent/certsDir"),
+        ("--set=nodeAgent.certsDir=/etc/../root", "/nodeAgent/certsDir"),
+        ("--set=nodeAgent.port=0", "/nodeAgent/port"),
         (
             "--set=podDisruptionBudget.maxUnavailable=-1",
             "/podDisruptionBudget/maxUnavailable",
