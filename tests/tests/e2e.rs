@@ -2,6 +2,8 @@
 //! pulls through it. Run by `make e2e`.
 #![expect(clippy::unwrap_used, reason = "a failure here is the test's")]
 
+#[path = "e2e/agent.rs"]
+mod agent;
 #[path = "e2e/cluster.rs"]
 mod cluster;
 #[path = "e2e/day_two.rs"]

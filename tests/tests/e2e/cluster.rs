@@ -22,6 +22,15 @@ impl Cluster {
     /// The node, which the tests of all processes share, one after the other; with a registry, and with the chart
     /// installed.
     pub(crate) async fn with_chart_and_registry() -> (Self, Registry) {
+        let (cluster, registry) = Self::with_registry().await;
+        cluster
+            .helm(&["install", "registry-mirror", "CHART", "--create-namespace"])
+            .await;
+        (cluster, registry)
+    }
+
+    /// The node with a registry, without the chart.
+    pub(crate) async fn with_registry() -> (Self, Registry) {
         assert!(Node::is_possible(), "a node needs root");
         let archive = std::env::var_os("E2E_IMAGE").map(PathBuf::from);
         let archive = archive.unwrap_or_else(|| workspace().join("target/image/registry-mirror.tar"));
@@ -34,11 +43,7 @@ impl Cluster {
         node.import(&archive).await.unwrap();
         let registry = Registry::start(&node).await;
         let scratch = Scratch::new("e2e").unwrap();
-        let cluster = Self { node, scratch };
-        cluster
-            .helm(&["install", "registry-mirror", "CHART", "--create-namespace"])
-            .await;
-        (cluster, registry)
+        (Self { node, scratch }, registry)
     }
 
     /// Output of a command that must not fail.

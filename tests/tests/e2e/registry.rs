@@ -14,6 +14,8 @@ pub(crate) const USER: (&str, &str) = ("puller", "only-for-this-test");
 /// Who pushes, at all times.
 const PUSHER: &str = "pushes";
 const PORT: u16 = 5001;
+/// Its name on the node itself: runtimes ask this one host without TLS.
+pub(crate) const LOCAL: &str = "localhost:5001";
 const SOON: Duration = Duration::from_secs(30);
 
 /// The name that goes with a password.
@@ -38,9 +40,8 @@ impl Registry {
         let users = scratch.path().join("htpasswd");
         let config = format!(
             "version: 0.1\nlog: {{level: info}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\n\
-             http: {{addr: '{}:{PORT}'}}\nauth: {{htpasswd: {{realm: e2e, path: {}}}}}\n",
+             http: {{addr: ':{PORT}'}}\nauth: {{htpasswd: {{realm: e2e, path: {}}}}}\n",
             scratch.path().join("content").display(),
-            node::ADDRESS,
             users.display()
         );
         scratch.write("config.yml", config).unwrap();
