@@ -22,7 +22,6 @@ pub mod size;
 mod storage;
 mod write;
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 pub use error::{Error, Notice};
@@ -37,6 +36,7 @@ pub use size::MaxSize;
 pub use storage::UploadPurging;
 
 use crate::digest::{Algorithm, Digest};
+use crate::file_read::{self, MAX_FILE};
 use file::File;
 
 /// A file of this name beside the configuration is the one before it, which a server starts with that does not take the
@@ -111,7 +111,7 @@ fn read(path: &Path) -> Result<(File, String), Error> {
         path: path.to_owned(),
         source,
     };
-    let yaml = fs::read_to_string(path).map_err(unreadable)?;
+    let yaml = file_read::read_text(path, MAX_FILE).map_err(unreadable)?;
     let file = File::parse(&yaml).map_err(|error| error.in_file(path))?;
     let version = Digest::of(Algorithm::Sha256, yaml.as_bytes());
     Ok((file, version.hex().to_owned()))

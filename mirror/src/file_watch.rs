@@ -1,51 +1,15 @@
 //! Detects replaced files, after a rename, a swapped link or an edit in place.
 
-use std::fs::{self, Metadata};
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use tokio::time::sleep;
 
+use crate::file_read::{self, FileStamp, MAX_FILE};
+
 /// The interval between two checks: file systems differ in the events that they emit, and a check costs microseconds.
 const POLL_INTERVAL: Duration = Duration::from_secs(2);
-/// The coarsest timestamp granularity of file systems: two edits within it may leave equal times.
-const TICK: Duration = Duration::from_secs(2);
-
-/// The identity of a version of a file: device, inode, size, and the times of the last change of its content and its
-/// metadata.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct FileStamp {
-    file: [u64; 3],
-    times: [i64; 4],
-}
-
-impl FileStamp {
-    /// Returns the stamp of the file at a path, after links; `None` if there is none.
-    pub(crate) fn read(path: &Path) -> Option<Self> {
-        fs::metadata(path).ok().as_ref().map(Self::from)
-    }
-
-    /// Returns `false` while one more edit could leave the same stamp, so that only the content shows a change.
-    pub(crate) fn is_settled(&self) -> bool {
-        let [mtime, _, ctime, _] = self.times.map(|time| u64::try_from(time).unwrap_or_default());
-        let changed = SystemTime::UNIX_EPOCH + Duration::from_secs(mtime.max(ctime) + 1);
-        SystemTime::now()
-            .duration_since(changed)
-            .is_ok_and(|age| age > TICK)
-    }
-}
-
-impl From<&Metadata> for FileStamp {
-    fn from(m: &Metadata) -> Self {
-        Self {
-            file: [m.dev(), m.ino(), m.size()],
-            times: [m.mtime(), m.mtime_nsec(), m.ctime(), m.ctime_nsec()],
-        }
-    }
-}
-
 /// A set of files with the stamps of the last check.
 #[derive(Debug, Default)]
 pub struct FileWatch(Vec<WatchedFile>);
@@ -59,7 +23,7 @@ struct WatchedFile {
 }
 
 impl FileWatch {
-    /// Records the current state of these files.
+    /// Records the current state of these files. Blocks.
     pub fn new(paths: Vec<PathBuf>) -> Self {
         let watch = |path| {
             let mut file = WatchedFile {
@@ -109,17 +73,20 @@ impl WatchedFile {
     }
 }
 
-/// Returns the hash of the content of a file. An unreadable file counts as empty: its stamp changes when it becomes
-/// readable.
+/// Returns the hash of the content of a file. A file that cannot be read counts as empty: its stamp changes when it
+/// becomes readable.
 fn hash(path: &Path) -> u64 {
     let mut hasher = DefaultHasher::new();
-    fs::read(path).unwrap_or_default().hash(&mut hasher);
+    file_read::read(path, MAX_FILE)
+        .unwrap_or_default()
+        .hash(&mut hasher);
     hasher.finish()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
     use std::os::unix::fs::symlink;
 
     async fn notices(path: &Path, change: impl FnOnce()) {

@@ -14,6 +14,7 @@ pub mod credential;
 pub mod credentials;
 pub mod digest;
 pub mod expiry;
+pub mod file_read;
 pub mod file_watch;
 mod fill;
 #[cfg(any(test, fuzzing))]

@@ -32,7 +32,7 @@ use crate::http::{self, Htpasswd};
 use crate::metrics::Metrics;
 use crate::pull::{Live, Pull};
 use crate::store::{self, Store};
-use crate::upstream::Options;
+use crate::upstream::{BuildError, Options};
 use crate::{admin, expiry, peers};
 use peer_port::PeerPort;
 use state::ServerState;
@@ -98,7 +98,7 @@ impl Server {
     pub async fn start(config: Config) -> Result<Self, Error> {
         descriptors::raise_limit();
         let (clock, metrics, tasks) = (Clock::system(), Metrics::new(), CancellationToken::new());
-        let certificates = certificates(&config)?.map(Arc::new);
+        let (config, certificates, users) = read_files(config).await?;
         // The addresses first, so that a second server on the same address fails before it touches the cache.
         let (listener, address) = listen::clients(&config.http.listen).await?;
         let admin = listen::admin(config.http.admin.as_ref()).await?;
@@ -127,7 +127,6 @@ impl Server {
             None => None,
         };
         let fleet = peers.as_ref().and_then(PeerPort::fleet);
-        let users = users(&config);
         let health = Health::start(&config.health, &config.root, &tasks);
         let service = http::service(
             pull.clone(),
@@ -233,6 +232,17 @@ async fn leave(
     state.drain();
     tokio::time::sleep(lame_duck).await;
     closing.cancel();
+}
+
+/// Reads the certificate and the htpasswd file, on a thread that may block.
+async fn read_files(config: Config) -> Result<(Config, Option<Arc<Certificates>>, Option<Htpasswd>), Error> {
+    let read = move || {
+        let certificates = certificates(&config)?.map(Arc::new);
+        let users = users(&config);
+        Ok((config, certificates, users))
+    };
+    let read = tokio::task::spawn_blocking(read).await;
+    read.unwrap_or(Err(Error::Upstream(BuildError::Stopping)))
 }
 
 fn certificates(config: &Config) -> Result<Option<Certificates>, Error> {

@@ -112,6 +112,35 @@ fn missing_htpasswd_file_is_a_notice() {
     );
 }
 
+/// A start with a FIFO, a device or a huge file in the place of one ends with a message, and waits for nothing.
+#[test_case("config.yml", "it is larger than 4 MiB", |path| fs::File::create(path).unwrap().set_len(600 << 20).unwrap(); "huge")]
+#[test_case("config.yml", "it is a FIFO", make_fifo; "the configuration")]
+#[test_case("ca.pem", "it is a FIFO", make_fifo; "a CA file")]
+#[test_case("tls.crt", "it is a FIFO", make_fifo; "a certificate")]
+#[test_case("ca.pem", "it is a device", |path| std::os::unix::fs::symlink("/dev/zero", path).unwrap(); "endless")]
+fn start_with_unreadable_file_ends(name: &str, message: &str, make: fn(&Path)) {
+    let home = Home::new("");
+    home.write(
+        "config.yml",
+        "{proxy: {upstreams: [{host: a.test, tls: {cafile: HOME/ca.pem}}]}, http: {tls: {certificate: HOME/tls.crt, key: HOME/tls.key}}}",
+    );
+    let issued = rcgen::generate_simple_self_signed(["a.test".to_owned()]).unwrap();
+    home.write("ca.pem", &issued.cert.pem());
+    home.write("tls.crt", &issued.cert.pem());
+    home.write("tls.key", &issued.signing_key.serialize_pem());
+    fs::remove_file(home.path(name)).unwrap();
+    make(&home.path(name));
+    for command in ["check", "serve"] {
+        let (ended, _, stderr) = home.ends(&[command, "config.yml"]);
+        assert_eq!(ended, 3, "{stderr}");
+        assert!(stderr.contains(name) && stderr.contains(message), "{stderr}");
+    }
+}
+
+fn make_fifo(path: &Path) {
+    rustix::fs::mkfifoat(rustix::fs::CWD, path, rustix::fs::Mode::RWXU).unwrap();
+}
+
 /// The error for a missing configuration file names the file.
 #[test]
 fn missing_configuration_file_is_named() {

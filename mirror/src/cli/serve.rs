@@ -6,9 +6,9 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use super::{CliError, Configuration};
-use crate::config::Notice;
+use super::{CliError, Configuration, Started};
 use crate::config::log::Level;
+use crate::config::{self, Notice};
 use crate::file_watch::FileWatch;
 use crate::logging::{self, LevelHandle};
 use crate::server::{Reloader, Server};
@@ -16,9 +16,8 @@ use crate::traces::Traces;
 
 /// Serves until SIGTERM or SIGINT.
 pub(super) async fn serve(configuration: Configuration) -> Result<(), CliError> {
-    // Stamped before it is read, so that no edit falls in between.
-    let files = FileWatch::new(configuration.path.iter().cloned().collect());
-    let (config, notices, refused) = configuration.load_to_start()?;
+    let (files, started) = read_to_start(configuration.clone()).await?;
+    let (config, notices, refused) = started?;
     let traces = Traces::from_environment();
     let (level, _rest) = logging::start(&config.log, traces.as_ref().ok().and_then(Option::as_ref))
         .map_err(io::Error::other)?;
@@ -28,19 +27,22 @@ pub(super) async fn serve(configuration: Configuration) -> Result<(), CliError> 
         None
     });
     log_notices(&notices);
-    let mut signals = Signals::new()?;
-    let server = Server::start(config).await?;
+    let (mut end, hangup) = (EndSignals::new()?, signal(SignalKind::hangup())?);
+    let server = tokio::select! {
+        server = Server::start(config) => server?,
+        // Also while a disk does not answer.
+        () = end.received() => return Ok(()),
+    };
     let reloader = server.reloader();
     if let Some(error) = refused {
         reloader.refused(&error);
     }
     let shutdown = CancellationToken::new();
-    let follow = follow(configuration, files, reloader, level, signals.hangup);
+    let follow = follow(configuration, files, reloader, level, hangup);
     let stop = shutdown.clone();
     tokio::spawn(async move {
         tokio::select! {
-            _ = signals.terminate.recv() => info!("SIGTERM: no new requests, those in flight may end"),
-            _ = signals.interrupt.recv() => info!("SIGINT: no new requests, those in flight may end"),
+            () = end.received() => {}
             () = follow => {}
         }
         stop.cancel();
@@ -52,19 +54,38 @@ pub(super) async fn serve(configuration: Configuration) -> Result<(), CliError> 
     Ok(())
 }
 
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-    hangup: Signal,
+/// Stamps and loads the configuration, on a thread that may block.
+async fn read_to_start(
+    configuration: Configuration,
+) -> io::Result<(FileWatch, Result<Started, config::Error>)> {
+    let read = move || {
+        // Stamped before it is read, so that no edit falls in between.
+        let files = FileWatch::new(configuration.path.iter().cloned().collect());
+        (files, configuration.load_to_start())
+    };
+    Ok(tokio::task::spawn_blocking(read).await?)
 }
 
-impl Signals {
+/// The signals that end the server.
+struct EndSignals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl EndSignals {
     fn new() -> io::Result<Self> {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
-            hangup: signal(SignalKind::hangup())?,
         })
+    }
+
+    /// Waits for one of the signals, and logs it.
+    async fn received(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => info!("SIGTERM: no new requests, those in flight may end"),
+            _ = self.interrupt.recv() => info!("SIGINT: no new requests, those in flight may end"),
+        }
     }
 }
 
@@ -90,12 +111,14 @@ async fn follow(
             _ = hangup.recv() => info!("SIGHUP: reading the configuration again"),
             () = files.changed() => info!("the configuration file changed"),
         }
-        match configuration.load() {
-            Ok((config, notices)) => {
+        let current = configuration.clone();
+        match tokio::task::spawn_blocking(move || current.load()).await {
+            Ok(Ok((config, notices))) => {
                 log_notices(&notices);
                 level.set(&config.log);
                 reloader.reload(config).await;
             }
+            Ok(Err(error)) => reloader.refused(&error),
             Err(error) => reloader.refused(&error),
         }
     }

@@ -1,10 +1,13 @@
 //! Snapshots of the credentials directory.
 
-use std::fs;
 use std::io::{self, ErrorKind};
 use std::path::Path;
 
 use super::docker_config::Entries;
+use crate::file_read::{self, MAX_FILE};
+
+/// The most bytes of the file with the version, which is a number.
+const MAX_VERSION: u64 = 1024;
 
 /// A snapshot of the directory. The default is that of no directory, with version 0.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,10 +70,11 @@ impl Snapshot {
     }
 
     fn read_files(directory: &Path, generation: u64) -> Self {
-        let version = fs::read_to_string(directory.join("version")).ok();
+        let read = |name| file_read::read(&directory.join(name), MAX_FILE);
+        let version = file_read::read_text(&directory.join("version"), MAX_VERSION).ok();
         Self {
-            candidates: candidates(fs::read(directory.join("config.json"))),
-            last_good: candidates(fs::read(directory.join("last-good.json"))).unwrap_or_default(),
+            candidates: candidates(read("config.json")),
+            last_good: candidates(read("last-good.json")).unwrap_or_default(),
             version: version
                 .and_then(|text| text.trim().parse().ok())
                 .unwrap_or(generation),
@@ -89,6 +93,7 @@ fn candidates(bytes: io::Result<Vec<u8>>) -> Result<Entries, Problem> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
     const ENTRY: &str = r#"{"auths":{"quay.io":{"auth":"dTpw"}}}"#;
 

@@ -45,7 +45,7 @@ impl Error {
     pub fn is_reference(&self) -> bool {
         match self {
             Self::Tls(_) | Self::Users(_) => true,
-            Self::Upstream(error) => !matches!(error, BuildError::Client { .. }),
+            Self::Upstream(error) => !matches!(error, BuildError::Client { .. } | BuildError::Stopping),
             _ => false,
         }
     }

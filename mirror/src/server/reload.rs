@@ -131,9 +131,10 @@ impl Reloader {
             // The reload logs its result itself.
             let _ = tokio::task::spawn_blocking(move || users.look()).await;
         }
-        if let Some(certificates) = &self.0.certificates {
+        if let Some(certificates) = self.0.certificates.clone() {
+            let reloaded = tokio::task::spawn_blocking(move || certificates.reload()).await;
             // An incomplete renewal triggers another reload when it completes.
-            if let Err(error) = certificates.reload() {
+            if let Ok(Err(error)) = reloaded {
                 warn!(%error, "the old certificate stays in use");
             }
         }
@@ -155,7 +156,11 @@ impl Reloader {
     pub(super) async fn follow_files(self) {
         loop {
             // Stamps are taken before the files are read, so that no change is missed.
-            let mut files = FileWatch::new(self.referenced_files());
+            let paths = self.referenced_files();
+            let Ok(mut files) = tokio::task::spawn_blocking(|| FileWatch::new(paths)).await else {
+                // The runtime stops.
+                return;
+            };
             self.renew_files().await;
             loop {
                 tokio::select! {

@@ -13,6 +13,7 @@ use crate::credentials::watch::Watch;
 use crate::credentials::{
     CredentialSink, CredentialVerdict, Report, RetryIntervals, RotationState, Snapshot,
 };
+use crate::file_read::{self, MAX_FILE};
 use crate::name::Host;
 use crate::pull::Origin;
 use crate::upstream::{self, BuildError, Options, Upstream};
@@ -59,6 +60,23 @@ pub(super) fn validate_all(proxy: &Proxy) -> Result<(), BuildError> {
     settings.try_for_each(|settings| Upstream::with_options(settings, Options::default()).map(drop))
 }
 
+impl BuiltClient {
+    /// Returns the existing client if neither its settings nor its CA file changed, else a new one. Blocks.
+    fn build(settings: &config::Upstream, options: &Options, before: &[Self]) -> Result<Self, BuildError> {
+        let ca_file = settings.tls.ca_file.as_deref();
+        let authorities = ca_file.and_then(|path| file_read::read(path, MAX_FILE).ok());
+        let same = |old: &&Self| old.settings == *settings && old.authorities == authorities;
+        if let Some(old) = before.iter().find(same) {
+            return Ok(old.clone());
+        }
+        Ok(Self {
+            client: Arc::new(Upstream::with_options(settings, options.clone())?),
+            settings: settings.clone(),
+            authorities,
+        })
+    }
+}
+
 impl UpstreamSet {
     /// Applies a configuration. An unchanged upstream keeps its client with connections and tokens, and every host
     /// keeps the credential in use.
@@ -66,10 +84,7 @@ impl UpstreamSet {
     /// # Errors
     /// A client cannot be built; then nothing changes.
     pub(super) async fn reconfigure(&mut self, proxy: &Proxy, options: &Options) -> Result<(), BuildError> {
-        let settings = proxy.upstreams.iter();
-        let all = settings
-            .map(|settings| self.make(settings, options))
-            .collect::<Result<Vec<_>, _>>()?;
+        let all = self.build_all(proxy, options).await?;
         let moved = self.directory.as_ref().map(|(path, _)| path) != proxy.credentials_directory.as_ref();
         if moved {
             self.directory = match &proxy.credentials_directory {
@@ -94,23 +109,18 @@ impl UpstreamSet {
         Ok(())
     }
 
-    /// Returns the existing client if its settings did not change, else a new one.
-    fn make(&self, settings: &config::Upstream, options: &Options) -> Result<BuiltClient, BuildError> {
-        let authorities = settings
-            .tls
-            .ca_file
-            .as_ref()
-            .and_then(|path| std::fs::read(path).ok());
-        let same =
-            |old: &&ManagedUpstream| old.built.settings == *settings && old.built.authorities == authorities;
-        if let Some(old) = self.all.iter().find(same) {
-            return Ok(old.built.clone());
-        }
-        Ok(BuiltClient {
-            client: Arc::new(Upstream::with_options(settings, options.clone())?),
-            settings: settings.clone(),
-            authorities,
-        })
+    /// Returns a client for each upstream. Works on a thread that may block, as clients read CA files.
+    async fn build_all(&self, proxy: &Proxy, options: &Options) -> Result<Vec<BuiltClient>, BuildError> {
+        let before: Vec<_> = self.all.iter().map(|old| old.built.clone()).collect();
+        let (settings, options) = (proxy.upstreams.clone(), options.clone());
+        let build = move || {
+            let settings = settings.iter();
+            settings
+                .map(|settings| BuiltClient::build(settings, &options, &before))
+                .collect()
+        };
+        let built = tokio::task::spawn_blocking(build).await;
+        built.unwrap_or_else(|_| Err(BuildError::Stopping))
     }
 
     fn manage(&self, built: BuiltClient, held: Option<ManagedUpstream>) -> ManagedUpstream {

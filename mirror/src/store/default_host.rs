@@ -127,7 +127,20 @@ fn read(path: &Path) -> Result<Option<Host>, IoError> {
             on("find a registry host in", path)(std::io::Error::new(ErrorKind::InvalidData, error))
         }),
         Err(error) if is_absent(&error) => Ok(None),
-        Err(error) => Err(on("read", path)(error)),
+        Err(error) => {
+            let kind = error.kind();
+            let reason = match kind {
+                ErrorKind::IsADirectory => "it is not a regular file".to_owned(),
+                ErrorKind::InvalidData => format!("it is larger than {LONGEST} bytes"),
+                _ => error.to_string(),
+            };
+            Err(on("read", path)(std::io::Error::new(
+                kind,
+                format!(
+                    "{reason}; write the host of the upstream into it that the repositories without a host are of"
+                ),
+            )))
+        }
     }
 }
 
@@ -195,6 +208,33 @@ mod tests {
                 assert!(repository(root.path(), path).is_dir(), "{path} is missing");
             }
         }
+    }
+
+    /// The error for an owner file of another kind names the file, the cause and the action.
+    #[test]
+    fn unreadable_owner_file_is_named() {
+        let root = tempfile::tempdir().unwrap();
+        let layout = Layout::new(root.path(), "a.example".parse().unwrap());
+        fs::create_dir_all(layout.own()).unwrap();
+        let owner = layout.own().join("owner");
+        let refusal = || {
+            let scratch = Scratch::sweep(layout.scratch(), layout.ours()).unwrap();
+            migrate_default_host(&layout, &scratch).unwrap_err().to_string()
+        };
+        let assert_named = |reason: &str| {
+            let text = refusal();
+            for part in [owner.to_str().unwrap(), reason, "write the host of the upstream"] {
+                assert!(text.contains(part), "{text}");
+            }
+        };
+        rustix::fs::mkfifoat(rustix::fs::CWD, &owner, rustix::fs::Mode::RWXU).unwrap();
+        assert_named("it is not a regular file");
+        fs::remove_file(&owner).unwrap();
+        fs::create_dir(&owner).unwrap();
+        assert_named("it is not a regular file");
+        fs::remove_dir(&owner).unwrap();
+        fs::write(&owner, "x".repeat(2000)).unwrap();
+        assert_named("it is larger than 1024 bytes");
     }
 
     /// The same default upstream moves no tree.

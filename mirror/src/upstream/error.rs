@@ -122,6 +122,9 @@ pub enum BuildError {
         /// The part of it that is malformed, and why.
         reason: String,
     },
+    /// The server stops, and builds no more clients.
+    #[error("the server is stopping")]
+    Stopping,
     /// The HTTP client refuses the settings.
     #[error("cannot set up the HTTP client for {host}: {what}")]
     Client {

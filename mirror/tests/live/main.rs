@@ -15,6 +15,7 @@ mod actions;
 mod browsers;
 mod credentials;
 mod failures;
+mod files;
 mod listening;
 mod operations;
 mod proxies;

@@ -3,14 +3,14 @@
 use std::{
     collections::BTreeMap,
     convert::Infallible,
-    fmt, fs,
-    io::{self, Read},
+    fmt, fs, io,
     path::{Path, PathBuf},
 };
 
 use crds::RegistryMirror;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::ResourceExt;
+use mirror::file_read;
 use serde_json::Value;
 use serde_saphyr::UserMessageFormatter;
 
@@ -19,6 +19,9 @@ use crate::{
     dereference::{Contents, Reader, Reference},
     kind::Kind,
 };
+
+/// The most bytes of a file with documents: `kubectl get -o yaml` prints many of a large cluster.
+const MAX_INPUT: u64 = 64 << 20;
 
 /// The files with documents.
 #[derive(Debug, clap::Args)]
@@ -158,11 +161,10 @@ fn misspelt_kind(document: &Value, kind: &str, origin: &Origin<'_>) -> Option<Fa
 }
 
 fn text(file: &Path) -> Result<String, Failure> {
-    let mut text = String::new();
     let read = if file == Path::new("-") {
-        io::stdin().read_to_string(&mut text).map(|_| text)
+        file_read::read_text_from(&mut io::stdin().lock(), MAX_INPUT)
     } else {
-        fs::read_to_string(file)
+        file_read::read_text(file, MAX_INPUT)
     };
     read.map_err(|error| unreadable(file, &error))
 }

@@ -8,6 +8,7 @@ use std::{
 
 use crds::{RegistryMirror, tls::TlsMode};
 use kube::ResourceExt;
+use mirror::file_read::{self, MAX_FILE};
 
 use super::{
     Failure,
@@ -142,7 +143,7 @@ fn address(
 }
 
 fn certificates_of_file(path: &Path) -> Result<String, Failure> {
-    let bytes = fs::read(path).map_err(|error| {
+    let bytes = file_read::read(path, MAX_FILE).map_err(|error| {
         Failure::Invalid(format!("--ca-file: {}: can't be read: {error}", path.display()))
     })?;
     certificates_of(&bytes)

@@ -1,7 +1,6 @@
 //! The users of an htpasswd file, as they are at the moment.
 
 use std::collections::HashMap;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -9,7 +8,7 @@ use arc_swap::ArcSwap;
 use bcrypt::HashParts;
 use tracing::{error, info};
 
-use crate::file_watch::FileStamp;
+use crate::file_read::{self, FileStamp, MAX_FILE};
 
 /// The users of a file, followed: what it lists counts from the moment on that it is there.
 pub(super) struct Users {
@@ -142,13 +141,7 @@ impl Held {
 /// # Errors
 /// The reason why no user can log in, with the path.
 pub(super) fn list(path: &Path) -> List {
-    let read = || {
-        if !fs::metadata(path)?.is_file() {
-            return Err(std::io::Error::other("it is not a file"));
-        }
-        fs::read(path)
-    };
-    let bytes = read().map_err(|error| {
+    let bytes = file_read::read(path, MAX_FILE).map_err(|error| {
         let path = path.display();
         format!("cannot read the htpasswd file {path}: {error}; all logins are refused until it is there")
     })?;
@@ -193,6 +186,7 @@ fn log_change(path: &Path, before: &List, now: &List) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
     /// Salt and hash of a bcrypt line.
     const SALTED: &str = "CwTycUXWue0Thq9StjUM0uJ8.Ln6PrmVYhSEV1gJOtMdCxJ.9p7Jm";
@@ -237,7 +231,7 @@ mod tests {
         let (directory, path) = file("a:plain\n");
         let said = |path: &Path| list(path).unwrap_err();
         assert!(said(&path).contains("lists no user with a bcrypt hash"));
-        assert!(said(directory.path()).contains("it is not a file"));
+        assert!(said(directory.path()).contains("it is a directory"));
         assert!(said(Path::new("/nonexistent/users")).contains("/nonexistent/users: No such file"));
     }
 

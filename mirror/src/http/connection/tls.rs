@@ -1,6 +1,5 @@
 //! The serving certificate, which the server reads again after a change; open connections keep the previous one.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -10,6 +9,7 @@ use rustls::sign::SingleCertAndKey;
 use tokio_rustls::TlsAcceptor;
 
 use crate::config::http::Tls;
+use crate::file_read::{self, MAX_FILE};
 use crate::tls::{self, ClientVerifier, TrustedCertificates};
 
 /// An error of the certificate files.
@@ -106,7 +106,7 @@ fn verifier(settings: &Tls) -> Result<Option<ClientVerifier>, TlsError> {
 
 /// Reads a PEM file. The reasons of the parser contain no byte of it, because it may be a private key.
 fn load<T>(path: &Path, parse: impl FnOnce(&[u8]) -> Result<T, String>) -> Result<T, TlsError> {
-    let pem = fs::read(path).map_err(|error| error.to_string());
+    let pem = file_read::read(path, MAX_FILE).map_err(|error| error.to_string());
     pem.and_then(|pem| parse(&pem)).map_err(|reason| TlsError::File {
         path: path.to_owned(),
         reason,
@@ -116,6 +116,7 @@ fn load<T>(path: &Path, parse: impl FnOnce(&[u8]) -> Result<T, String>) -> Resul
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
     fn files(directory: &std::path::Path) -> Tls {
         let issued = rcgen::generate_simple_self_signed(["mirror.test".into()]).unwrap();
