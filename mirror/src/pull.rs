@@ -1,6 +1,7 @@
 //! The policy of a pull-through cache: hit, miss, revalidate, or serve stale.
 
 mod blob;
+mod catalog;
 mod negative_cache;
 mod select_upstream;
 
@@ -74,6 +75,20 @@ const PASS_THROUGH: PlaceLimits = PlaceLimits {
     running: 192,
     wait: Duration::from_secs(25),
 };
+
+/// The places of lists of tags and repositories, from their requests until the client has them. A list takes up to
+/// 5 MiB.
+const LISTS: PlaceLimits = PlaceLimits {
+    total: 4_096,
+    upstream: 2_048,
+    client: 2_048,
+    share: 1_024,
+    running: 32,
+    wait: Duration::from_secs(10),
+};
+
+/// The turn of a client that gets a list, held until the client has it.
+pub(crate) type ListTurn = Turn;
 
 /// An upstream with its settings and its client.
 pub struct Origin {
@@ -164,6 +179,10 @@ pub struct Pull {
     referrers_fetches: SingleFlight<(Repository, Digest, IsDirect), referrers::ReferrersAnswer>,
     sizes: blob_sizes::BlobSizes,
     fleet: OnceLock<Arc<Fleet>>,
+    lists: Arc<RequestPlaces>,
+    catalog: catalog::Catalog,
+    /// The lists of cached tags that are being read from the disk.
+    tag_lists: SingleFlight<Repository, Arc<Vec<String>>>,
 }
 
 impl Pull {
@@ -183,6 +202,9 @@ impl Pull {
             referrers_fetches: SingleFlight::default(),
             sizes: blob_sizes::BlobSizes::default(),
             fleet: OnceLock::new(),
+            lists: RequestPlaces::new(LISTS),
+            catalog: catalog::Catalog::default(),
+            tag_lists: SingleFlight::default(),
         })
     }
 
@@ -200,6 +222,7 @@ impl Pull {
         self.sizes.retain(is_configured);
         self.live.store(Arc::new(live));
         self.negative_cache.clear();
+        self.catalog.forget();
     }
 
     /// Returns the current upstreams and settings.
@@ -293,6 +316,11 @@ impl Pull {
     /// Waits for a turn of a client's to ask the repository's registry.
     async fn turn(&self, repository: &Repository, client: ClientAddress) -> Result<Turn, PullError> {
         Ok(self.requests.turn(&repository.host, client).await?)
+    }
+
+    /// Waits for a turn of a client's to get a list of tags or repositories.
+    pub(crate) async fn list_turn(&self, host: &Host, peer: &str) -> Result<ListTurn, PullError> {
+        Ok(self.lists.turn(host, ClientAddress::from_peer(peer)).await?)
     }
 
     /// Returns the origins of a repository's content.

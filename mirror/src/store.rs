@@ -47,6 +47,7 @@ use crate::digest::{Digest, Hashed};
 use crate::metrics::Metrics;
 use crate::name::Host;
 pub use blobs::Found;
+pub use catalog::RepositoryList;
 pub use durable::IoError;
 use durable::{Scratch, on};
 use hot_cache::HotCache;

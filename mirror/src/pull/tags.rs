@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::{Pull, Served, unreadable};
 use crate::client_address::ClientAddress;
+use crate::json::MAX_ENTRIES;
 use crate::name::Repository;
 use crate::pull_error::{PullError, RequestedContent};
 
@@ -37,9 +38,9 @@ impl Pull {
         if window.n == Some(0) {
             return Ok(Served::hit(Page::default()));
         }
-        let cached = unreadable(self.store.tags(repository).await.map(Some)).unwrap_or_default();
+        let cached = self.cached_tags(repository).await;
         if self.live().cache.offline && !cached.is_empty() {
-            return Ok(Served::hit(window.page(cached)));
+            return Ok(Served::hit(window.page_of(cached.iter())));
         }
         let asked = self.ask_tags(repository, query, window, peer);
         if cached.is_empty() || self.is_refused(repository) {
@@ -48,7 +49,7 @@ impl Pull {
         match tokio::time::timeout(self.revalidation_wait(repository), asked).await {
             Ok(Ok(value)) => Ok(Served::miss(value)),
             Ok(Err(failure)) if failure.is_final() || self.is_refused(repository) => Err(failure),
-            _ => Ok(Served::stale(window.page(cached))),
+            _ => Ok(Served::stale(window.page_of(cached.iter()))),
         }
     }
 
@@ -74,11 +75,16 @@ impl Pull {
         Ok(window.where_ignored(page))
     }
 
-    /// Returns the repositories in the cache that clients may pull.
-    pub(crate) async fn catalog(&self, window: &Window) -> Page {
-        let live = self.live();
-        let listed = self.store.repositories(move |repository| live.admits(repository));
-        window.page(unreadable(listed.await.map(Some)).unwrap_or_default())
+    /// Returns the cached tags of a repository; one list for all clients that ask at a time.
+    async fn cached_tags(self: &Arc<Self>, repository: &Repository) -> Arc<Vec<String>> {
+        let (listed, _) = self.tag_lists.join(repository, || {
+            let (pull, repository) = (Arc::clone(self), repository.clone());
+            async move {
+                let listed = pull.store.tags(&repository).await.map(Some);
+                Arc::new(unreadable(listed).unwrap_or_default())
+            }
+        });
+        listed.await.unwrap_or_default()
     }
 }
 
@@ -93,17 +99,18 @@ impl Window {
         }
         let mut names = page.names;
         names.sort_unstable();
-        self.page(names)
+        self.page_of(names.iter())
     }
 
-    /// Returns this page of a sorted list.
-    fn page(&self, sorted: Vec<String>) -> Page {
-        let after = |name: &String| self.last.as_ref().is_none_or(|last| name > last);
-        let mut names: Vec<String> = sorted.into_iter().filter(after).collect();
-        let Some(n) = self.n.filter(|n| *n < names.len()) else {
+    /// Returns this page of a sorted list, of at most [`MAX_ENTRIES`] names.
+    pub(super) fn page_of<'n>(&self, sorted: impl Iterator<Item = &'n String>) -> Page {
+        let n = self.n.unwrap_or(MAX_ENTRIES).min(MAX_ENTRIES);
+        let after = |name: &&String| self.last.as_ref().is_none_or(|last| *name > last);
+        let mut sorted = sorted.filter(after).cloned();
+        let names: Vec<String> = sorted.by_ref().take(n).collect();
+        if sorted.next().is_none() {
             return Page { names, next: None };
-        };
-        names.truncate(n);
+        }
         let next = names.last().map(|last| {
             url::form_urlencoded::Serializer::new(String::new())
                 .append_pair("last", last)
@@ -134,7 +141,7 @@ mod tests {
             n,
             last: last.map(Into::into),
         };
-        let page = window.page(names(&["a", "b", "c"]));
+        let page = window.page_of(names(&["a", "b", "c"]).iter());
         assert_eq!(
             page,
             Page {

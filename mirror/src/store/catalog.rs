@@ -1,5 +1,6 @@
 //! The cached repositories, listed from the directories.
 
+use std::collections::BTreeSet;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
@@ -8,33 +9,73 @@ use crate::store::durable::{self, IoError, on};
 use crate::store::path::Layout;
 use crate::store::{Error, Inner, Store};
 
+/// The most bytes of names in a [`RepositoryList`]; more than a page of the longest names has.
+const MAX_LIST: usize = 8 << 20;
+
+/// The names of repositories, from some name on.
+#[derive(Debug, Default)]
+pub struct RepositoryList {
+    /// The names in lexical order; those of other upstreams than the default one as `host/name`.
+    pub names: BTreeSet<String>,
+    /// The bytes of the names.
+    bytes: usize,
+    /// `true` if more names follow, which would have taken more than [`MAX_LIST`].
+    pub is_cut: bool,
+}
+
 impl Store {
-    /// Returns the names of the repositories cached that `is_listed`, sorted; those of other upstreams than the default
-    /// one as `host/name`.
+    /// Returns the names of the cached repositories that `is_listed`, as far as they follow `after` and fit into a list.
     pub async fn repositories(
         &self,
+        after: Option<String>,
         is_listed: impl Fn(&Repository) -> bool + Send + 'static,
-    ) -> Result<Vec<String>, Error> {
-        self.blocking(move |inner| inner.list_repositories(is_listed))
+    ) -> Result<RepositoryList, Error> {
+        self.blocking(move |inner| inner.list_repositories(after.as_deref(), is_listed))
             .await
     }
 }
 
 impl Inner {
-    fn list_repositories(&self, is_listed: impl Fn(&Repository) -> bool) -> Result<Vec<String>, Error> {
-        let mut names = Vec::new();
+    fn list_repositories(
+        &self,
+        after: Option<&str>,
+        is_listed: impl Fn(&Repository) -> bool,
+    ) -> Result<RepositoryList, Error> {
+        let mut list = RepositoryList::default();
         each_repository(&self.layout, &mut |repository| {
             if !is_listed(&repository) {
                 return;
             }
-            names.push(if repository.host == *self.layout.default_host() {
+            let name = if repository.host == *self.layout.default_host() {
                 repository.name.to_string()
             } else {
                 repository.to_string()
-            });
+            };
+            if after.is_none_or(|after| name.as_str() > after) {
+                list.insert(name, MAX_LIST);
+            }
         })?;
-        names.sort_unstable();
-        Ok(names)
+        Ok(list)
+    }
+}
+
+impl RepositoryList {
+    /// Adds a name; the last ones go where the list would have more than `limit` bytes.
+    fn insert(&mut self, name: String, limit: usize) {
+        // A name behind one that went is left out too.
+        if self.is_cut && self.names.last().is_none_or(|last| name > *last) {
+            return;
+        }
+        self.bytes += name.len();
+        if !self.names.insert(name.clone()) {
+            self.bytes -= name.len();
+        }
+        while self.bytes > limit
+            && let Some(last) = self.names.pop_last()
+        {
+            self.bytes -= last.len();
+            self.is_cut = true;
+        }
     }
 }
 
@@ -95,4 +136,20 @@ pub(super) fn directories(directory: &Path) -> Result<Vec<PathBuf>, IoError> {
         }
     }
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A list above its bytes keeps the first names, whatever the order of the directories.
+    #[test]
+    fn long_list_keeps_the_first_names() {
+        let mut list = RepositoryList::default();
+        for name in ["ccc", "aaa", "bbb", "aaa", "d"] {
+            list.insert(name.to_owned(), 7);
+        }
+        let names: Vec<_> = list.names.iter().map(String::as_str).collect();
+        assert_eq!((names, list.bytes, list.is_cut), (vec!["aaa", "bbb"], 6, true));
+    }
 }

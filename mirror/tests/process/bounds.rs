@@ -28,6 +28,54 @@ fn list(name: &str, entry: &str, size: usize) -> Bytes {
     text.into_bytes().into_iter().map(byte).collect()
 }
 
+/// A catalog of 30,000 repositories, requested by 60 clients at once, is listed in pages; other requests do not wait, and
+/// memory stays small.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn large_catalog_is_paged_and_cheap_for_many() {
+    let (hub, home) = (Hub::start().await, tempfile::tempdir().unwrap());
+    let server = Server::start(&home.path().join("cache"), &hub, "").await;
+    let repositories = home.path().join("cache/docker/registry/v2/repositories");
+    for index in 0..30_000 {
+        let path = format!("team-{}/app-{index:05}/_layers", index % 300);
+        std::fs::create_dir_all(repositories.join(path)).unwrap();
+    }
+    let names = |body: String| {
+        let body: serde_json::Value = serde_json::from_str(&body).unwrap();
+        body["repositories"].as_array().unwrap().clone()
+    };
+    let before = server.memory();
+    let lists = join_all((0..60).map(|_| async {
+        let answer = server.get("/v2/_catalog", "").await.unwrap();
+        (answer.status, names(answer.body().await.unwrap()).len())
+    }));
+    let others = async {
+        let begun = Instant::now();
+        for _ in 0..20 {
+            assert_eq!(server.get("/v2/", "").await.unwrap().status, 200);
+        }
+        begun.elapsed()
+    };
+    let (lists, waited) = tokio::join!(lists, others);
+    assert!(lists.iter().all(|list| *list == (200, 10_000)), "{lists:?}");
+    let growth = server.memory().saturating_sub(before);
+    eprintln!("memory grew by {growth} bytes, 20 other requests took {waited:?}");
+    assert!(growth < MOST, "memory grew by {growth} bytes");
+    let (mut path, mut found) = ("/v2/_catalog".to_owned(), Vec::new());
+    loop {
+        let answer = server.get(&path, "").await.unwrap();
+        let next = answer
+            .header("link")
+            .map(|link| link[1..].split_once('>').unwrap().0.to_owned());
+        found.extend(names(answer.body().await.unwrap()));
+        match next {
+            Some(next) => path = next,
+            None => break,
+        }
+    }
+    assert_eq!(found.len(), 30_000);
+    assert!(found.is_sorted_by_key(|name| name.as_str().map(str::to_owned)));
+}
+
 /// Each refusal names another service, and its token server sends a token as large as may be, or a larger one; every
 /// second request is for another repository.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

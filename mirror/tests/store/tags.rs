@@ -87,7 +87,8 @@ async fn tags_and_repositories_are_listed_sorted() {
         store.tags(&repository("quay.io", "org/app")).await.unwrap(),
         Vec::<String>::new()
     );
-    let repositories = store.repositories(|_| true).await.unwrap();
+    let repositories = store.repositories(None, |_| true).await.unwrap().names;
+    let repositories: Vec<_> = repositories.into_iter().collect();
     assert_eq!(repositories, ["a", "a/b/c", "library/nginx", "quay.io/org/app"]);
 }
 

@@ -1,7 +1,8 @@
 //! `GET /v2/<name>/tags/list` (distribution-spec, "Listing Tags") and `GET /v2/_catalog`.
 
-use axum::Json;
-use axum::response::{IntoResponse, Response};
+use axum::body::Body;
+use axum::response::Response;
+use bytes::Bytes;
 use http::{HeaderValue, header};
 use serde::Serialize;
 use url::form_urlencoded;
@@ -9,7 +10,8 @@ use url::form_urlencoded;
 use crate::http::error::RegistryError;
 use crate::http::{EndpointResponse, RequestContext};
 use crate::metrics::Outcome;
-use crate::pull::{Page, Window};
+use crate::pull::{ListTurn, Page, Window};
+use crate::pull_error::PullError;
 use crate::query;
 
 /// The body of a list of tags.
@@ -32,6 +34,11 @@ pub(in crate::http) async fn list(
 ) -> Result<EndpointResponse, RegistryError> {
     let repository = context.repository(name)?;
     let window = window(context.query)?;
+    let turn = context
+        .app
+        .pull
+        .list_turn(&repository.host, &context.peer.name)
+        .await?;
     let served = context
         .app
         .pull
@@ -51,7 +58,8 @@ pub(in crate::http) async fn list(
         },
         &path,
         context.ns(),
-    );
+        turn,
+    )?;
     Ok(EndpointResponse::new(response, served.outcome, repository))
 }
 
@@ -59,7 +67,8 @@ pub(in crate::http) async fn list(
 pub(in crate::http) async fn catalog(
     context: &RequestContext<'_>,
 ) -> Result<EndpointResponse, RegistryError> {
-    let page = context.app.pull.catalog(&window(context.query)?).await;
+    let window = window(context.query)?;
+    let (page, turn) = context.app.pull.catalog(&window, &context.peer.name).await?;
     let path = format!("{}/v2/_catalog", context.app.settings.prefix);
     let response = paged(
         &page,
@@ -68,7 +77,8 @@ pub(in crate::http) async fn catalog(
         },
         &path,
         None,
-    );
+        turn,
+    )?;
     Ok(EndpointResponse {
         outcome: Outcome::Hit,
         ..EndpointResponse::plain(response)
@@ -93,15 +103,40 @@ fn bad_page_size(value: &str) -> RegistryError {
     RegistryError::new(http::StatusCode::BAD_REQUEST, "UNSUPPORTED", message)
 }
 
-fn paged(page: &Page, body: &impl Serialize, path: &str, ns: Option<&str>) -> Response {
-    let mut response = Json(body).into_response();
-    let Some(next) = &page.next else { return response };
+/// The JSON of a list, and the turn of its client until the last byte is sent.
+struct ListBody {
+    json: Vec<u8>,
+    _turn: ListTurn,
+}
+
+impl AsRef<[u8]> for ListBody {
+    fn as_ref(&self) -> &[u8] {
+        &self.json
+    }
+}
+
+/// Returns the response with a page, and the link to the next one.
+fn paged(
+    page: &Page,
+    body: &impl Serialize,
+    path: &str,
+    ns: Option<&str>,
+    turn: ListTurn,
+) -> Result<Response, RegistryError> {
+    let json = serde_json::to_vec(body).map_err(|error| PullError::unavailable(error.to_string()))?;
+    let body = Bytes::from_owner(ListBody { json, _turn: turn });
+    let mut response = Response::new(Body::from(body));
+    let json = HeaderValue::from_static("application/json");
+    response.headers_mut().insert(header::CONTENT_TYPE, json);
+    let Some(next) = &page.next else {
+        return Ok(response);
+    };
     let ns = ns.map(|ns| format!("&ns={}", query::encoded(ns)));
     let ns = ns.unwrap_or_default();
     if let Ok(link) = HeaderValue::try_from(format!("<{path}?{next}{ns}>; rel=\"next\"")) {
         response.headers_mut().insert(header::LINK, link);
     }
-    response
+    Ok(response)
 }
 
 #[cfg(test)]
