@@ -18,13 +18,14 @@ use url::form_urlencoded::byte_serialize;
 use super::error::Error;
 use super::rate_limit::{Cooldowns, RequestClass};
 use super::transport::Transport;
+use super::transport::budget::RequestBudget;
 use crate::clock::Clock;
 use crate::credential::Credential;
 use challenge::Challenge;
 use token::{Token, TokenKey, Tokens};
 use trust::{Audience, Policy};
 
-/// The most bytes of scopes that registries asked for, keys among them.
+/// The most bytes of challenges that are kept for single repositories, keys among them.
 pub(crate) const MAX_SCOPES: u64 = 1 << 20;
 /// The most registries whose last challenge is kept: the upstream, and the hosts that the configuration names or that
 /// redirects lead to.
@@ -43,9 +44,12 @@ pub(super) struct Authorizer {
     tokens: Tokens,
     /// The last challenge of each audience, without its scope, which saves the next request a 401.
     learned: Cache<Audience, Challenge>,
-    /// The scopes that registries asked for, if they are not the usual ones.
-    scopes: Cache<(Audience, String), String>,
+    /// The last challenges for repositories that have another token server than the last one, or not the usual scope.
+    special: Cache<(Audience, String), Challenge>,
 }
+
+/// The transport of a request, and the further requests that it may cause.
+pub(super) type Way<'a> = (&'a Arc<Transport>, &'a RequestBudget);
 
 /// The authorization that a request carries.
 #[derive(Clone, Debug)]
@@ -77,9 +81,9 @@ impl Authorizer {
                 .max_capacity(MAX_CHALLENGES)
                 .time_to_idle(KEPT_UNUSED)
                 .build(),
-            scopes: Cache::builder()
+            special: Cache::builder()
                 .max_capacity(MAX_SCOPES)
-                .weigher(|key, scope: &String| scope_weight(key, scope))
+                .weigher(special_weight)
                 .time_to_idle(KEPT_UNUSED)
                 .build(),
         }
@@ -100,27 +104,25 @@ impl Authorizer {
     /// forgotten: the registry may have another one by now, or none.
     pub(super) async fn initial_authorization(
         &self,
-        transport: &Arc<Transport>,
+        way: Way<'_>,
         audience: &Audience,
         repository: Option<&str>,
     ) -> Authorization {
-        let Some(challenge) = self.learned.get(audience) else {
+        let Some(challenge) = self.learned(audience, repository) else {
             return Authorization::Nothing;
         };
-        let met = self.respond_to(
-            transport,
-            audience,
-            challenge,
-            repository,
-            &Authorization::Nothing,
-        );
+        let met = self.respond_to(way, audience, challenge, repository, &Authorization::Nothing);
         // A token server that hangs must leave time for the registry: clients give up after 30 s.
-        match tokio::time::timeout(transport.timeouts.connect, met).await {
+        match tokio::time::timeout(way.0.timeouts.connect, met).await {
             Ok(Ok(shown)) => shown,
             // Another repository required it; only the upstream knows if this one does.
             Ok(Err(Error::Denied { .. })) => Authorization::Nothing,
             Ok(Err(_)) | Err(_) => {
                 self.learned.invalidate(audience);
+                if let Some(repository) = repository {
+                    self.special
+                        .invalidate(&(audience.clone(), repository.to_owned()));
+                }
                 Authorization::Nothing
             }
         }
@@ -132,7 +134,7 @@ impl Authorizer {
     /// No better authorization is available.
     pub(super) async fn answer_challenge(
         &self,
-        transport: &Arc<Transport>,
+        way: Way<'_>,
         audience: &Audience,
         headers: &HeaderMap,
         repository: Option<&str>,
@@ -144,30 +146,47 @@ impl Authorizer {
                 Some(challenge)
             }
             // Some registries report only that a token expired.
-            (None, Authorization::Token(_)) => self.learned.get(audience),
+            (None, Authorization::Token(_)) => self.learned(audience, repository),
             (None, Authorization::Nothing | Authorization::Basic(_)) => None,
         };
         let unknown = || Error::denied(401, "it asks for no kind of authorization known here");
         let challenge = challenge.ok_or_else(unknown)?;
-        self.respond_to(transport, audience, challenge, repository, shown)
-            .await
+        self.respond_to(way, audience, challenge, repository, shown).await
     }
 
+    /// Returns the last challenge for a repository: its own, else the last one of the server.
+    fn learned(&self, audience: &Audience, repository: Option<&str>) -> Option<Challenge> {
+        let special = repository.and_then(|repository| {
+            let key = (audience.clone(), repository.to_owned());
+            self.special.get(&key)
+        });
+        special.or_else(|| self.learned.get(audience))
+    }
+
+    /// Keeps a challenge; as one of its repository if its scope is not the usual one, or if the server sent another one
+    /// for another repository before.
     fn learn(&self, audience: &Audience, challenge: &Challenge, repository: Option<&str>) {
         let mut general = challenge.clone();
-        if let Challenge::Bearer(bearer) = &mut general
-            && let (Some(scope), Some(repository)) = (bearer.scope.take(), repository)
-            && scope != usual_scope(repository)
-        {
-            self.scopes
-                .insert((audience.clone(), repository.to_owned()), scope);
+        let scope = match &mut general {
+            Challenge::Bearer(bearer) => bearer.scope.take(),
+            Challenge::Basic => None,
+        };
+        if let Some(repository) = repository {
+            let key = (audience.clone(), repository.to_owned());
+            let has_own_scope = scope.is_some_and(|scope| scope != usual_scope(repository));
+            let last = self.learned.get(audience);
+            let is_other = last.is_some_and(|last| last != general);
+            if has_own_scope || is_other || self.special.contains_key(&key) {
+                let special = if has_own_scope { challenge } else { &general };
+                self.special.insert(key, special.clone());
+            }
         }
         self.learned.insert(audience.clone(), general);
     }
 
     async fn respond_to(
         &self,
-        transport: &Arc<Transport>,
+        way: Way<'_>,
         audience: &Audience,
         challenge: Challenge,
         repository: Option<&str>,
@@ -178,8 +197,12 @@ impl Authorizer {
             Challenge::Bearer(bearer) => bearer,
         };
         if let (None, Some(repository)) = (&bearer.scope, repository) {
-            let special = self.scopes.get(&(audience.clone(), repository.to_owned()));
-            bearer.scope = Some(special.unwrap_or_else(|| usual_scope(repository)));
+            let special = self.special.get(&(audience.clone(), repository.to_owned()));
+            let scope = match special {
+                Some(Challenge::Bearer(special)) => special.scope,
+                Some(Challenge::Basic) | None => None,
+            };
+            bearer.scope = Some(scope.unwrap_or_else(|| usual_scope(repository)));
         }
         let spent = match before {
             Authorization::Token(token) => Some(token),
@@ -187,7 +210,7 @@ impl Authorizer {
         };
         let asked = bearer.clone();
         // Boxed, because it is rare and large.
-        let fetch = async move { Box::pin(self.fetch(transport, audience, asked)).await };
+        let fetch = async move { Box::pin(self.fetch(way, audience, asked)).await };
         let key = TokenKey {
             audience: audience.clone(),
             scope: bearer.scope.take(),
@@ -285,9 +308,13 @@ impl Authorizer {
     }
 }
 
-/// Returns the bytes that a scope takes with its key.
-fn scope_weight((audience, repository): &(Audience, String), scope: &str) -> u32 {
-    let texts = audience.url.as_str().len() + repository.len() + scope.len();
+/// Returns the bytes that the challenge of a repository takes with its key.
+fn special_weight((audience, repository): &(Audience, String), challenge: &Challenge) -> u32 {
+    let challenge = match challenge {
+        Challenge::Bearer(bearer) => bearer.size(),
+        Challenge::Basic => 0,
+    };
+    let texts = audience.url.as_str().len() + repository.len() + challenge;
     u32::try_from(ENTRY + texts).unwrap_or(u32::MAX)
 }
 

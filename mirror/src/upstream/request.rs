@@ -14,6 +14,7 @@ use super::error::Error;
 use super::rate_limit::{RequestClass, remaining_requests};
 use super::response::{ServerKind, UpstreamResponse};
 use super::transport::HttpRequest;
+use super::transport::budget::RequestBudget;
 use super::transport::redirect::{self, MAX_HOPS};
 
 /// The pool of concurrent requests, separate for each kind so that pass-through clients cannot starve cache fills.
@@ -48,6 +49,7 @@ impl UpstreamRequest<'_> {
             url: self.url.clone(),
             headers: self.headers.clone(),
             form: None,
+            budget: RequestBudget::new(),
         }
     }
 
@@ -158,7 +160,7 @@ impl Upstream {
         let (mut shown, mut tries) = (Authorization::Nothing, 2);
         if target.server == ServerKind::Upstream {
             shown = authorizer
-                .initial_authorization(&self.transport, target.audience, target.repository)
+                .initial_authorization((&self.transport, &hop.budget), target.audience, target.repository)
                 .await;
             tries = 1;
         }
@@ -171,7 +173,8 @@ impl Upstream {
                 return Ok(response);
             }
             let headers = response.headers();
-            shown = match Box::pin(self.respond_to_challenge(authorizer, target, headers, &shown)).await? {
+            let answered = self.respond_to_challenge(authorizer, target, &hop.budget, headers, &shown);
+            shown = match Box::pin(answered).await? {
                 Some(better) => better,
                 None => return Ok(response),
             };
@@ -186,6 +189,7 @@ impl Upstream {
         &self,
         authorizer: &Authorizer,
         target: &RequestTarget<'_>,
+        budget: &RequestBudget,
         headers: &HeaderMap,
         before: &Authorization,
     ) -> Result<Option<Authorization>, Error> {
@@ -208,7 +212,7 @@ impl Upstream {
             ServerKind::Registry | ServerKind::Elsewhere => &self.anonymous,
         };
         let answered = answering
-            .answer_challenge(&self.transport, audience, headers, repository, before)
+            .answer_challenge((&self.transport, budget), audience, headers, repository, before)
             .await;
         match (target.server, answered) {
             // Probably a storage, and a signed URL that expired.

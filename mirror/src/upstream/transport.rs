@@ -1,7 +1,9 @@
 //! Transport: one request to one address, without authorization and redirects.
 
 pub(super) mod address_policy;
+pub(super) mod budget;
 pub(super) mod clients;
+mod kept_hosts;
 pub(super) mod reachability;
 pub(super) mod redirect;
 pub(super) mod span;
@@ -22,6 +24,7 @@ use crate::metrics::Metrics;
 use crate::name::Host;
 use crate::transfer_coding;
 use address_policy::AddressPolicy;
+use budget::RequestBudget;
 use clients::{ClientRoute, Clients};
 use reachability::{Reachability, ReachabilityState};
 
@@ -50,17 +53,19 @@ pub(super) struct HttpRequest {
     pub(super) headers: HeaderMap,
     /// A form.
     pub(super) form: Option<String>,
+    pub(super) budget: RequestBudget,
 }
 
 impl HttpRequest {
     /// Creates a GET without headers.
-    pub(super) fn get(class: RequestClass, url: Url) -> Self {
+    pub(super) fn get(class: RequestClass, url: Url, budget: RequestBudget) -> Self {
         Self {
             class,
             method: Method::GET,
             url,
             headers: HeaderMap::new(),
             form: None,
+            budget,
         }
     }
 }
@@ -98,8 +103,9 @@ impl Transport {
     /// Sends a request and waits for the header of the response.
     pub(super) async fn send(self: &Arc<Self>, hop: &HttpRequest) -> Result<Response, Error> {
         self.admit(&hop.url)?;
+        hop.budget.spend()?;
         let mut sent = self.attempt(hop).await;
-        if let Err((Failure::Cut, _)) = sent {
+        if matches!(sent, Err((Failure::Cut, _))) && hop.budget.spend().is_ok() {
             // Probably a pooled connection that the server just closed.
             sent = self.attempt(hop).await;
         }
@@ -147,7 +153,7 @@ impl Transport {
     }
 
     async fn timed(self: &Arc<Self>, hop: &HttpRequest) -> Result<Response, (Failure, String)> {
-        let client = self.clients.get(hop.class, self.clients.route(&hop.url));
+        let client = self.clients.get(hop.class, &hop.url);
         let answer = self.start(client, hop);
         let mut answer = std::pin::pin!(tokio::time::timeout(self.timeouts.header, answer));
         let timed = if let Ok(timed) = tokio::time::timeout(self.timeouts.suspect, &mut answer).await {
@@ -189,8 +195,8 @@ impl Transport {
 
     /// Sends a probe; any response counts as success.
     pub(super) async fn probe(&self) -> Result<(), String> {
-        let hop = HttpRequest::get(RequestClass::List, self.url(""));
-        let client = self.clients.get(hop.class, self.clients.route(&hop.url));
+        let hop = HttpRequest::get(RequestClass::List, self.url(""), RequestBudget::new());
+        let client = self.clients.get(hop.class, &hop.url);
         match tokio::time::timeout(self.timeouts.probe, self.start(client, &hop)).await {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(error)) => Err(describe(error)),

@@ -12,6 +12,7 @@ mod blobs;
 mod down;
 mod encodings;
 mod headers;
+mod named_hosts;
 mod redirects;
 mod registries;
 mod rests;

@@ -12,10 +12,11 @@ use crate::metrics::TokenResult;
 use crate::upstream::auth::challenge::Bearer;
 use crate::upstream::auth::token::Token;
 use crate::upstream::auth::trust::Audience;
-use crate::upstream::auth::{Authorization, Authorizer, basic_header};
+use crate::upstream::auth::{Authorization, Authorizer, Way, basic_header};
 use crate::upstream::error::Error;
 use crate::upstream::rate_limit::RequestClass;
 use crate::upstream::response::{ServerKind, UpstreamResponse};
+use crate::upstream::transport::budget::RequestBudget;
 use crate::upstream::transport::redirect::{self, MAX_HOPS};
 use crate::upstream::transport::{HttpRequest, Transport};
 
@@ -27,7 +28,7 @@ impl Authorizer {
     /// anonymously.
     pub(in crate::upstream) async fn fetch(
         &self,
-        transport: &Arc<Transport>,
+        (transport, budget): Way<'_>,
         audience: &Audience,
         bearer: Bearer,
     ) -> Result<Token, Error> {
@@ -37,7 +38,7 @@ impl Authorizer {
         } else {
             transport.cooldowns.admit(&bearer.realm)?;
         }
-        let hop = self.token_request(audience, &bearer)?;
+        let hop = self.token_request(audience, &bearer, budget)?;
         let fetched = async {
             let answer = self.ask_token_server(transport, hop).await?;
             self.token(transport, audience, &bearer.realm, answer).await
@@ -128,8 +129,13 @@ impl Authorizer {
         }
     }
 
-    fn token_request(&self, audience: &Audience, bearer: &Bearer) -> Result<HttpRequest, Error> {
-        let mut hop = HttpRequest::get(RequestClass::Token, bearer.realm.clone());
+    fn token_request(
+        &self,
+        audience: &Audience,
+        bearer: &Bearer,
+        budget: &RequestBudget,
+    ) -> Result<HttpRequest, Error> {
+        let mut hop = HttpRequest::get(RequestClass::Token, bearer.realm.clone(), budget.clone());
         let credential = self.shown_to(audience, &bearer.realm);
         let scopes = bearer.scope.as_deref().unwrap_or_default();
         if let Credential::IdentityToken { token, .. } = credential {

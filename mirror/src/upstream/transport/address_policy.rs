@@ -6,7 +6,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use ipnet::IpNet;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
@@ -78,6 +78,9 @@ fn embedded(ip: Ipv6Addr) -> Option<Ipv4Addr> {
     }
 }
 
+/// Marks that the upstream's name had a public address, which is no bit of [`AddressScope`].
+const PUBLIC: u8 = 128;
+
 /// The rule for the addresses that an upstream's requests may go to.
 #[derive(Debug)]
 pub(in crate::upstream) struct AddressPolicy {
@@ -90,8 +93,8 @@ pub(in crate::upstream) struct AddressPolicy {
     key: &'static str,
     /// The scopes of addresses that are the upstream's own.
     own: AtomicU8,
-    /// The upstream's name resolved to a public address, though nothing proves the name.
-    was_public: AtomicBool,
+    /// The scopes that the upstream's name had up to the look-up that first had a public address, which sets [`PUBLIC`].
+    named: AtomicU8,
 }
 
 impl AddressPolicy {
@@ -121,7 +124,7 @@ impl AddressPolicy {
             networks,
             key,
             own: AtomicU8::new(own.map_or(0, |scope| scope as u8)),
-            was_public: AtomicBool::new(false),
+            named: AtomicU8::new(0),
         })
     }
 
@@ -154,14 +157,25 @@ impl AddressPolicy {
     }
 
     /// Returns true if the upstream's own name may be at this address. What TLS does not prove must not change from a
-    /// public network to a private one.
+    /// public network to a private one that it had no address in before.
     fn admits_upstream(&self, ip: IpAddr) -> bool {
-        let is_near = matches!(
-            AddressScope::from_ip(ip),
-            AddressScope::Loopback | AddressScope::LinkLocal
-        );
+        let scope = AddressScope::from_ip(ip);
+        let is_near = matches!(scope, AddressScope::Loopback | AddressScope::LinkLocal);
         let is_proven = self.remote.scheme() == "https" && self.verifies;
-        !is_near && (is_proven || !self.was_public.load(Ordering::Relaxed))
+        let named = self.named.load(Ordering::Relaxed);
+        !is_near && (is_proven || named & PUBLIC == 0 || named & scope as u8 != 0)
+    }
+
+    /// Records the scopes of the upstream's name, unless it had a public address before.
+    fn record_own(&self, found: &[SocketAddr]) {
+        let scopes = found.iter().map(|address| AddressScope::from_ip(address.ip()));
+        let bits = scopes.fold(0, |bits, scope| match scope {
+            AddressScope::Public => bits | PUBLIC,
+            scope => bits | scope as u8,
+        });
+        let add = |named: u8| (named & PUBLIC == 0).then_some(named | bits);
+        // Nothing changes where it had a public address.
+        let _ = self.named.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
     }
 
     fn trusts(&self, host: &str) -> bool {
@@ -185,7 +199,7 @@ impl AddressPolicy {
     /// Returns the refusal to connect to a host.
     pub(in crate::upstream) fn refuse(&self, host: &str) -> AddressRefused {
         let (host, key) = (host.to_owned(), self.key);
-        AddressRefused { host, key }
+        AddressRefused::Private { host, key }
     }
 
     fn filter(
@@ -196,16 +210,21 @@ impl AddressPolicy {
     ) -> Result<Addrs, AddressRefused> {
         let found: Vec<_> = found.collect();
         let is_own_name = to_upstream && self.remote.host_str() == Some(host);
-        let is_public = |address: &SocketAddr| AddressScope::from_ip(address.ip()) == AddressScope::Public;
-        if is_own_name && found.iter().any(is_public) {
-            self.was_public.store(true, Ordering::Relaxed);
+        if is_own_name {
+            self.record_own(&found);
         }
         let is_admitted = |address: &SocketAddr| {
             self.admits(host, address.ip()) || (is_own_name && self.admits_upstream(address.ip()))
         };
         let admitted: Vec<_> = found.into_iter().filter(is_admitted).collect();
         if admitted.is_empty() {
-            return Err(self.refuse(host));
+            let (host, key) = (host.to_owned(), self.key);
+            let was_public = is_own_name && self.named.load(Ordering::Relaxed) & PUBLIC != 0;
+            return Err(if was_public {
+                AddressRefused::NoLongerPublic { host, key }
+            } else {
+                AddressRefused::Private { host, key }
+            });
         }
         Ok(Box::new(admitted.into_iter()))
     }
@@ -247,13 +266,17 @@ fn is_internal(name: &str) -> bool {
 
 /// A host that leads to where the upstream may not lead.
 #[derive(Debug, thiserror::Error)]
-#[error(
-    "{host} is inside a private network that the upstream is no part of, or on this machine or its link; \
-     {key}.redirects can allow it"
-)]
-pub(in crate::upstream) struct AddressRefused {
-    host: String,
-    key: &'static str,
+pub(in crate::upstream) enum AddressRefused {
+    #[error(
+        "{host} is inside a private network that the upstream is no part of, or on this machine or its link; \
+         {key}.redirects can allow it"
+    )]
+    Private { host: String, key: &'static str },
+    #[error(
+        "{host} moved from a public address into a private network, and without https nothing proves that it is the \
+         same registry; restart the server if that is right, or add the network to {key}.redirects"
+    )]
+    NoLongerPublic { host: String, key: &'static str },
 }
 
 /// The most names that are looked up at once, of an upstream's own and of other servers each.
@@ -422,11 +445,29 @@ mod tests {
     #[test]
     fn public_name_over_http_never_becomes_private() {
         let policy = policy("http://registry.test", &[]);
-        assert!(policy.filter("registry.test", true, at("10.0.0.7")).is_ok());
-        let both = || at("10.0.0.7").chain(at("8.8.8.8"));
-        let left: Vec<_> = policy.filter("registry.test", true, both()).unwrap().collect();
+        assert!(policy.filter("registry.test", true, at("8.8.8.8")).is_ok());
+        let both = at("10.0.0.7").chain(at("8.8.8.8"));
+        let left: Vec<_> = policy.filter("registry.test", true, both).unwrap().collect();
         assert_eq!(left, ["8.8.8.8:0".parse().unwrap()]);
-        assert!(policy.filter("registry.test", true, at("10.0.0.7")).is_err());
+        let refused = policy
+            .filter("registry.test", true, at("10.0.0.7"))
+            .err()
+            .unwrap();
+        assert!(refused.to_string().contains("restart the server"), "{refused}");
+        assert!(policy.filter("store.test", false, at("10.0.0.7")).is_err());
+    }
+
+    /// A name over http that has public and private addresses from the start keeps both, and opens nothing to redirects.
+    #[test]
+    fn name_with_both_kinds_over_http_keeps_both() {
+        let policy = policy("http://registry.test", &[]);
+        let both = || at("10.0.0.7").chain(at("8.8.8.8"));
+        for _ in 0..2 {
+            let left = policy.filter("registry.test", true, both()).unwrap();
+            assert_eq!(left.count(), 2);
+        }
+        assert!(policy.filter("registry.test", true, at("10.0.0.8")).is_ok());
+        assert!(policy.filter("registry.test", true, at("100.64.0.1")).is_err());
         assert!(policy.filter("store.test", false, at("10.0.0.7")).is_err());
     }
 

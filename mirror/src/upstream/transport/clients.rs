@@ -11,11 +11,13 @@ use reqwest::{Client, ClientBuilder, Proxy, redirect};
 use url::Url;
 
 use crate::config;
+use crate::file_read::{self, MAX_FILE};
 use crate::tls::{self, TrustedCertificates};
 use crate::upstream::error::{BuildError, describe};
 use crate::upstream::options::Timeouts;
 use crate::upstream::rate_limit::RequestClass;
 use crate::upstream::transport::address_policy::{AddressPolicy, PolicyResolver, literal};
+use crate::upstream::transport::kept_hosts::{KeptHosts, MAX_IDLE_CONNECTIONS};
 
 const USER_AGENT: &str = concat!("registry-mirror/", env!("CARGO_PKG_VERSION"));
 
@@ -41,6 +43,8 @@ pub(in crate::upstream) struct Clients {
     /// No address check here: the proxy resolves the names, and its own address is the operator's choice.
     proxied: Option<Pair>,
     proxies: Matcher,
+    /// Hosts other than the upstream whose connections are kept.
+    kept: KeptHosts,
 }
 
 /// The way of a request to its server.
@@ -59,6 +63,8 @@ struct Pair {
     /// HTTP/1.1: one TCP connection for each blob is faster than one for all. Without a read time-out,
     /// which would run while nobody wants the next bytes: bodies have their own.
     blobs: Client,
+    /// Clients that keep no connection after a request.
+    once: Option<Box<Pair>>,
 }
 
 impl Clients {
@@ -93,7 +99,11 @@ impl Clients {
                 let policy = policy.clone();
                 let resolver = Arc::new(PolicyResolver::new(policy, to_upstream));
                 let builder = |http2| base(http2).no_proxy().dns_resolver(resolver.clone());
-                Pair::new(timeouts.idle, builder)
+                if to_upstream {
+                    Pair::new(timeouts.idle, builder)
+                } else {
+                    Pair::to_named_hosts(timeouts.idle, builder)
+                }
             };
             let has_name = literal(&config.remote).is_none();
             let upstream = has_name.then(|| direct(true)).transpose()?;
@@ -101,13 +111,14 @@ impl Clients {
             let (matcher, proxied) = match &config.proxy_url {
                 Some(url) => {
                     let proxy = Proxy::all(url.clone())?;
-                    let pair = Pair::new(timeouts.idle, |http2| base(http2).no_proxy().proxy(proxy.clone()))?;
+                    let builder = |http2| base(http2).no_proxy().proxy(proxy.clone());
+                    let pair = Pair::to_named_hosts(timeouts.idle, builder)?;
                     (Matcher::builder().all(url.as_str()).build(), Some(pair))
                 }
                 None => (
                     Matcher::from_env(),
                     from_environment()
-                        .then(|| Pair::new(timeouts.idle, base))
+                        .then(|| Pair::to_named_hosts(timeouts.idle, base))
                         .transpose()?,
                 ),
             };
@@ -117,6 +128,7 @@ impl Clients {
                 direct,
                 proxied,
                 proxies: matcher,
+                kept: KeptHosts::default(),
             })
         };
         build().map_err(|error| failed(describe(error)))
@@ -135,14 +147,18 @@ impl Clients {
         }
     }
 
-    /// Returns the client for a request.
-    pub(in crate::upstream) fn get(&self, class: RequestClass, route: ClientRoute) -> &Client {
-        let pair = match route {
+    /// Returns the client for a request of a class to this URL.
+    pub(in crate::upstream) fn get(&self, class: RequestClass, url: &Url) -> &Client {
+        let pair = match self.route(url) {
             ClientRoute::Upstream => self.upstream.as_ref(),
             ClientRoute::Proxied => self.proxied.as_ref(),
             ClientRoute::Direct => None,
         };
         let pair = pair.unwrap_or(&self.direct);
+        let pair = match &pair.once {
+            Some(once) if !self.policy.is_upstream(url) && !self.kept.keeps(url, KEPT_IDLE) => once,
+            _ => pair,
+        };
         match class {
             RequestClass::Blob => &pair.blobs,
             RequestClass::Manifest | RequestClass::Head | RequestClass::Token | RequestClass::List => {
@@ -158,6 +174,16 @@ impl Pair {
         Ok(Self {
             api: base(true).read_timeout(idle).build()?,
             blobs: base(false).http1_only().build()?,
+            once: None,
+        })
+    }
+
+    /// Returns the clients for hosts that the upstream names: they keep few connections, or none after a request.
+    fn to_named_hosts(idle: Duration, base: impl Fn(bool) -> ClientBuilder) -> reqwest::Result<Self> {
+        let with = |most: usize| Self::new(idle, |http2| base(http2).pool_max_idle_per_host(most));
+        Ok(Self {
+            once: Some(Box::new(with(0)?)),
+            ..with(MAX_IDLE_CONNECTIONS)?
         })
     }
 }
@@ -190,7 +216,7 @@ fn trusted(ca_file: Option<&Path>) -> Result<Arc<TrustedCertificates>, BuildErro
 }
 
 fn add_ca_file(trusted: &mut TrustedCertificates, path: &Path) -> Result<(), BuildError> {
-    let pem = std::fs::read(path).map_err(|source| BuildError::CaUnreadable {
+    let pem = file_read::read(path, MAX_FILE).map_err(|source| BuildError::CaUnreadable {
         path: path.to_owned(),
         source,
     })?;

@@ -92,6 +92,7 @@ pub(in crate::upstream) fn is_api(url: &Url) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::upstream::transport::budget::RequestBudget;
     use proptest::prelude::*;
     use test_case::test_case;
 
@@ -141,7 +142,11 @@ mod tests {
     #[test]
     fn redirected_request_has_clean_referer() {
         let from = "https://jane:secret@r.example/v2/a/blobs/b?sig=secret#secret";
-        let mut hop = HttpRequest::get(crate::upstream::RequestClass::Blob, from.parse().unwrap());
+        let mut hop = HttpRequest::get(
+            crate::upstream::RequestClass::Blob,
+            from.parse().unwrap(),
+            RequestBudget::new(),
+        );
         hop.headers
             .insert(AUTHORIZATION, HeaderValue::from_static("Basic secret"));
         advance(&mut hop, "https://cdn.example/x?sig=1".parse().unwrap());
