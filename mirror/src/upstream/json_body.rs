@@ -3,10 +3,12 @@
 
 use std::io::Read;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use flate2::read::MultiGzDecoder;
 use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::error::{Error, describe};
 use super::response::UpstreamResponse;
@@ -24,15 +26,27 @@ const GZIP: [u8; 2] = [0x1f, 0x8b];
 pub(super) struct DocumentPlace(Option<Arc<OwnedSemaphorePermit>>);
 
 impl DocumentPlace {
-    /// Waits for a place, unless it is one already.
-    pub(super) async fn take(&mut self, transport: &Transport) -> Result<(), Error> {
-        if self.0.is_none() {
-            let permit = transport.large_documents.clone().acquire_owned().await;
-            let permit =
-                permit.map_err(|_| Error::unavailable("the configuration of this upstream was replaced"))?;
-            self.0 = Some(Arc::new(permit));
+    /// Waits for a place, unless it is one already; for no longer than a body may take. Returns the length of the wait.
+    pub(super) async fn take(&mut self, transport: &Transport) -> Result<Duration, Error> {
+        if self.0.is_some() {
+            return Ok(Duration::ZERO);
         }
-        Ok(())
+        let begun = Instant::now();
+        let permit = transport.large_documents.clone().acquire_owned();
+        match timeout(transport.timeouts.body, permit).await {
+            Ok(Ok(permit)) => self.0 = Some(Arc::new(permit)),
+            Ok(Err(_)) => {
+                return Err(Error::unavailable(
+                    "the configuration of this upstream was replaced",
+                ));
+            }
+            Err(_) => {
+                return Err(Error::unavailable(
+                    "too many large documents of it are being read",
+                ));
+            }
+        }
+        Ok(begun.elapsed())
     }
 }
 
@@ -63,33 +77,27 @@ impl UpstreamResponse {
             return Err(too_large(limit));
         }
         let within = transport.timeouts.body;
-        let mut response = self.response;
-        let read = async {
-            let mut body = BytesMut::new();
-            while let Some(chunk) = response
-                .chunk()
-                .await
-                .map_err(|e| Error::unavailable(describe(e)))?
-            {
-                if chunk.len() > limit - body.len() {
-                    return Err(too_large(limit));
-                }
-                body.extend_from_slice(&chunk);
-                if body.len() > MAX_SMALL || body.starts_with(&GZIP) {
-                    place.take(transport).await?;
-                    // Exactly, as caches keep the bytes: growing would make room for twice as many.
-                    body.reserve(announced.saturating_sub(body.len()));
-                }
+        let too_slow = |_| Error::unavailable(format!("the body took longer than {} s", within.as_secs()));
+        let (mut response, mut body) = (self.response, BytesMut::new());
+        let mut deadline = Instant::now() + within;
+        loop {
+            let chunk = timeout_at(deadline, response.chunk()).await.map_err(too_slow)?;
+            let Some(chunk) = chunk.map_err(|e| Error::unavailable(describe(e)))? else {
+                break;
+            };
+            if chunk.len() > limit - body.len() {
+                return Err(too_large(limit));
             }
-            let (bytes, place) = (body.freeze(), place.clone());
-            Ok(JsonBody { bytes, limit, place })
-        };
-        tokio::time::timeout(within, read).await.unwrap_or_else(|_| {
-            Err(Error::unavailable(format!(
-                "the body took longer than {} s",
-                within.as_secs()
-            )))
-        })
+            body.extend_from_slice(&chunk);
+            if body.len() > MAX_SMALL || body.starts_with(&GZIP) {
+                // The wait is none of this document's server: it does not count.
+                deadline += place.take(transport).await?;
+                // Exactly, as caches keep the bytes: growing would make room for twice as many.
+                body.reserve(announced.saturating_sub(body.len()));
+            }
+        }
+        let (bytes, place) = (body.freeze(), place.clone());
+        Ok(JsonBody { bytes, limit, place })
     }
 }
 

@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use http::header::ACCEPT;
 use http::{HeaderMap, StatusCode};
+use mirror::clock::Clock;
 use mirror::digest::{Algorithm, Digest};
 use mirror::upstream::{Accept, Error, Upstream, UpstreamState};
 use test_case::test_case;
 
 use crate::hub::{Fault, Gate, Hub};
-use crate::{name, tag, upstream};
+use crate::{impatient, name, tag, upstream};
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 
@@ -286,6 +287,52 @@ async fn manifest_of_too_many_descriptors_is_refused() {
             "{list}"
         );
     }
+}
+
+/// A large document waits for its place longer than its body may take, and is read.
+#[tokio::test]
+async fn wait_for_a_place_does_not_count_as_body_time() {
+    let hub = Hub::start().await;
+    let large = format!(r#"{{"schemaVersion":2,"x":"{}"}}"#, "x".repeat(200_000));
+    for index in 0..5 {
+        hub.push_manifest("library/large", Some(&format!("v{index}")), MANIFEST, &large);
+    }
+    let mut options = impatient(Clock::system());
+    options.timeouts.idle = Duration::from_secs(5);
+    options.timeouts.body = Duration::from_secs(2);
+    let upstream = Upstream::with_options(&hub.config(), options).unwrap();
+    let gates = [Gate::shut(), Gate::shut()];
+    for _ in 0..4 {
+        hub.once("GET large", Fault::Wait(100_000, gates[0].clone()));
+    }
+    let pull = async |index: usize| {
+        let reference = tag(&format!("v{index}"));
+        upstream
+            .manifest(&name("library/large"), &reference)
+            .await
+            .map(drop)
+    };
+    let sent = async |bytes: u64| {
+        while hub.sent("GET large") < bytes {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    let last = async {
+        sent(4 * 100_000).await;
+        hub.once("GET large", Fault::Wait(100_000, gates[1].clone()));
+        pull(4).await
+    };
+    let open = async {
+        sent(5 * 100_000).await;
+        // The fifth document waits for most of the time of a body, and its server takes as long again.
+        tokio::time::sleep(Duration::from_millis(1_200)).await;
+        gates[0].open();
+        tokio::time::sleep(Duration::from_millis(1_200)).await;
+        gates[1].open();
+    };
+    let (first, last, ()) = tokio::join!(futures::future::join_all((0..4).map(pull)), last, open);
+    assert!(first.iter().all(Result::is_ok), "{first:?}");
+    last.unwrap();
 }
 
 /// Four documents that stall hold up others of their size, and nothing else.
