@@ -2,7 +2,7 @@
 
 use std::fs::{File, Metadata};
 use std::io::ErrorKind;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -12,7 +12,7 @@ use crate::metrics::EvictionReason;
 use crate::name::{Host, Repository};
 use crate::store::durable::{self, on};
 use crate::store::hot_cache::OpenBlob;
-use crate::store::index::{Link, Op};
+use crate::store::index::{IndexEntry, Link, Op};
 use crate::store::{Blob, Error, Inner, StageError, Staged, Store, link};
 
 /// Blobs up to this length are held in memory while their files are open: configurations, and many a layer. There are
@@ -173,7 +173,7 @@ impl Inner {
                     if entry.is_none() {
                         self.discover(digest, size)?;
                     }
-                    if bytes.is_none() && entry.is_none_or(|entry| entry.verified == 0) {
+                    if bytes.is_none() && entry.is_none_or(|entry| is_unverified(&entry, &found)) {
                         return Err(Error::Unverified(digest.clone()));
                     }
                     let blob = Blob { file, size, bytes };
@@ -284,6 +284,16 @@ fn read_small(digest: &Digest, file: &File, size: u64) -> std::io::Result<Option
         return Err(ErrorKind::InvalidData.into());
     }
     Ok(Some(bytes.into()))
+}
+
+/// Returns `true` for content that was never hashed, or whose file was changed since.
+pub(super) fn is_unverified(entry: &IndexEntry, found: &Metadata) -> bool {
+    entry.verified == 0 || changed_ms(found) > entry.verified.max(entry.fetched)
+}
+
+/// Returns the time of the last change of a file's content, in ms since 1970.
+pub(super) fn changed_ms(found: &Metadata) -> i64 {
+    found.mtime() * 1000 + found.mtime_nsec() / 1_000_000
 }
 
 /// Returns `true` if only the hash could still be wrong.

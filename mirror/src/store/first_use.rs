@@ -1,13 +1,16 @@
 //! Content that was found on the disk: hashed before its first byte is served.
 //!
 //! Another registry may have left it, or any process that can write to the directory. Small blobs and manifests are hashed
-//! whenever they are read; a larger blob is hashed once, and the index remembers that.
+//! whenever they are read; a larger blob is hashed once, and the index remembers that. It is hashed again if its file was
+//! changed since, by its time of change: a program that sets that time back is found by the scrub.
 
 use std::sync::Arc;
 
 use tokio::sync::Mutex;
 
 use crate::digest::Digest;
+use crate::store::blobs::{changed_ms, is_unverified};
+use crate::store::durable::on;
 use crate::store::index::Op;
 use crate::store::scrub::{self, ScrubRate};
 use crate::store::{Error, Inner, Store, durable, no_links, stripe_of};
@@ -55,10 +58,13 @@ impl Inner {
         let path = self.layout.blob_data(digest);
         let entry = self.index.get(digest)?;
         // What is not there, or no file, is a miss for the caller.
-        let (Some(entry), Ok(file)) = (entry.filter(|entry| entry.verified == 0), durable::open(&path))
-        else {
+        let (Some(entry), Ok(file)) = (entry, durable::open(&path)) else {
             return Ok(());
         };
+        let metadata = file.metadata().map_err(on("inspect", &path))?;
+        if !is_unverified(&entry, &metadata) {
+            return Ok(());
+        }
         match scrub::hash(&file, digest, ScrubRate::Full, || false) {
             Ok(Some(found)) if found == *digest => {
                 // Never the time of its fetch: content with both at once counts as fetched by this server.
@@ -66,7 +72,9 @@ impl Inner {
                     .clock
                     .now()
                     .as_millisecond()
-                    .max(entry.fetched.saturating_add(1));
+                    .max(entry.fetched.saturating_add(1))
+                    // Also where the clock of the file system is ahead.
+                    .max(changed_ms(&metadata));
                 self.index.write(vec![Op::Verified(digest.clone(), now)])?;
                 Ok(())
             }

@@ -4,7 +4,7 @@
 //! takes them in batches.
 
 use std::collections::HashMap;
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Weak};
@@ -44,6 +44,8 @@ pub(super) struct OpenBlob {
     handle: Arc<ContentHandle>,
     file: ArcSwapOption<File>,
     size: u64,
+    /// The time of the last change of the content: seconds and nanoseconds.
+    changed: (i64, i64),
     bytes: Option<Bytes>,
     checked_ms: AtomicI64,
 }
@@ -117,6 +119,11 @@ impl HotCache {
             handle: handle.clone(),
             file: ArcSwapOption::new(Some(blob.file.clone())),
             size: blob.size,
+            changed: blob
+                .file
+                .metadata()
+                .map(|found| changed(&found))
+                .unwrap_or_default(),
             bytes: blob.bytes.clone(),
             checked_ms: AtomicI64::new(now.as_millisecond()),
         });
@@ -220,6 +227,16 @@ impl HotCache {
         })
     }
 
+    /// Returns `true` if this content was used since its uses were taken: the index has it as older than it is.
+    pub(super) fn has_recorded_use(&self, digest: &Digest) -> bool {
+        let handle = self
+            .known
+            .lock()
+            .get(digest)
+            .and_then(|known| known.handle.upgrade());
+        handle.is_some_and(|handle| handle.recorded.load(Ordering::Acquire))
+    }
+
     /// Takes the uses and confirmations recorded since the last call.
     pub(super) fn take_recorded_uses(&self) -> Vec<Op> {
         self.known
@@ -264,13 +281,17 @@ impl HotCache {
     }
 }
 
+fn changed(found: &Metadata) -> (i64, i64) {
+    (found.mtime(), found.mtime_nsec())
+}
+
 impl OpenBlob {
-    /// Returns the blob after one `fstat`, unless the file was truncated, extended or removed.
+    /// Returns the blob after one `fstat`, unless the file was written to or removed.
     fn checked(&self, now: Timestamp) -> Option<Blob> {
         let file = self.file.load_full()?;
         if !self.is_recently_checked(now) {
             let found = file.metadata().ok()?;
-            if found.len() != self.size || found.nlink() == 0 {
+            if found.len() != self.size || found.nlink() == 0 || changed(&found) != self.changed {
                 return None;
             }
             self.checked_ms.store(now.as_millisecond(), Ordering::Relaxed);

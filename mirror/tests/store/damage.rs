@@ -33,6 +33,12 @@ fn missing(data: &Path) {
     fs::remove_file(data).unwrap();
 }
 
+/// Returns the names of the repositories.
+async fn repositories(store: &Store) -> Vec<String> {
+    let listed = store.repositories(None, |_| true).await.unwrap();
+    listed.names.into_iter().collect()
+}
+
 /// What would keep whoever opens it waiting.
 fn pipe(path: &Path) {
     node(path, FileType::Fifo);
@@ -291,7 +297,52 @@ async fn dropped_blob_stays_readable_while_open() {
     assert_eq!(read(&open), b"layer");
     assert_eq!(get(&store, &nginx(), &digest).await, None);
     assert_eq!(place.tree(), BTreeMap::new());
-    assert_eq!(store.repositories(|_| true).await.unwrap(), Vec::<String>::new());
+    assert!(repositories(&store).await.is_empty());
+}
+
+/// A large blob that a program edits in place, without a change of its length, is a miss: while its file is open, and
+/// after a restart.
+#[tokio::test]
+async fn large_blob_edited_in_place_is_a_miss() {
+    for restarts in [false, true] {
+        let place = Place::new();
+        let store = place.open().await;
+        let digest = put(&store, &nginx(), &[b'x'; 100_000]).await;
+        assert!(get(&store, &nginx(), &digest).await.is_some());
+        let data = place.data(&digest);
+        let before = fs::metadata(&data).unwrap().modified().unwrap();
+        // Times of files have the granularity of the system's timer.
+        while fs::metadata(&data).unwrap().modified().unwrap() <= before + Duration::from_millis(2) {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+            let file = fs::OpenOptions::new().write(true).open(&data).unwrap();
+            std::os::unix::fs::FileExt::write_all_at(&file, b"y", 50_000).unwrap();
+        }
+        let store = if restarts {
+            drop(store);
+            place.open().await
+        } else {
+            store
+        };
+        assert_eq!(get(&store, &nginx(), &digest).await, None, "{restarts}");
+        assert!(!data.exists());
+    }
+}
+
+/// A file whose time of change moved while its bytes stayed is hashed once, and served.
+#[tokio::test]
+async fn touched_blob_is_hashed_and_served() {
+    let place = Place::new();
+    let store = place.open().await;
+    let digest = put(&store, &nginx(), &[b'x'; 100_000]).await;
+    let file = fs::File::options().write(true).open(place.data(&digest)).unwrap();
+    // As of a file system whose clock is ahead.
+    file.set_modified(std::time::SystemTime::now() + HOUR).unwrap();
+    for _ in 0..3 {
+        assert_eq!(
+            get(&store, &nginx(), &digest).await.as_deref(),
+            Some(&[b'x'; 100_000][..])
+        );
+    }
 }
 
 /// A place whose blob lost a bit but not its length, and nobody remembers that it was verified.
@@ -542,6 +593,6 @@ async fn endless_directories_hold_up_no_start() {
     }
     let store = place.open().await;
     let digest = put(&store, &nginx(), b"layer").await;
-    assert_eq!(store.repositories(|_| true).await.unwrap(), ["library/nginx"]);
+    assert_eq!(repositories(&store).await, ["library/nginx"]);
     assert_eq!(get(&store, &nginx(), &digest).await.unwrap(), b"layer");
 }
