@@ -48,7 +48,8 @@ pub(crate) enum Phase {
     Filling,
     /// All bytes arrived and the digest matches; the store commits the blob, or has done so.
     Verified,
-    /// The cache has no space, or is read-only: each client fetches for itself.
+    /// The cache has no space, or is read-only: each client fetches for itself, also the remainder of a blob that it has
+    /// a part of.
     NoRoom,
     /// The fill failed.
     Failed(PullError),
@@ -191,6 +192,11 @@ impl Fill {
     /// Returns `true` if the fill failed.
     pub(crate) fn has_failed(&self) -> bool {
         matches!(self.progress.borrow().phase, Phase::Failed(_))
+    }
+
+    /// Returns `true` if the cache had no room for the blob, or for the remainder of it.
+    pub(crate) fn ran_out_of_room(&self) -> bool {
+        matches!(self.progress.borrow().phase, Phase::NoRoom)
     }
 
     /// Returns the current progress.

@@ -128,13 +128,7 @@ impl FillTask {
             Stop::Stage(StageError::ReadOnly) => (Phase::NoRoom, FillResult::ReadOnly),
             Stop::Stage(error) => {
                 warn!(%repository, %digest, %error, "a blob could not be kept");
-                let nothing_yet = self.written() == 0;
-                let phase = if nothing_yet {
-                    Phase::NoRoom
-                } else {
-                    failed("the cache has no room".into())
-                };
-                (phase, FillResult::NoRoom)
+                (Phase::NoRoom, FillResult::NoRoom)
             }
             Stop::Upstream(error) => {
                 debug!(%repository, %digest, %error, "a blob could not be fetched");

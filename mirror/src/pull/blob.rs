@@ -197,6 +197,28 @@ impl Pull {
         }
     }
 
+    /// Returns a part of a blob from the upstream, for a client that has the bytes before it from a fill that ran out of
+    /// room.
+    pub(crate) async fn rest_past_the_cache(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        peer: &str,
+        fill: &Fill,
+        part: Range<u64>,
+    ) -> Result<PassThrough, PullError> {
+        let request = self.prepare(repository, digest, peer)?;
+        let turn = self.passing.turn(&repository.host, request.client).await?;
+        let size = fill.progress().size;
+        let through = self.past_the_cache(&request, fill, Some(part)).await?;
+        if size.is_some() && through.size != size {
+            return Err(PullError::unavailable(
+                "upstream announces another size of the blob than before",
+            ));
+        }
+        Ok(through.holding(turn))
+    }
+
     /// Streams a response of the upstream to the client only, with the same verification.
     async fn past_the_cache(
         &self,

@@ -253,3 +253,39 @@ async fn flood_of_one_client_leaves_turns_to_others() {
     }
     waiting.abort();
 }
+
+/// Two downloads that are admitted fit into the cache alone, not both. The client of the one that runs out of room gets
+/// the whole blob all the same: its remainder passes by the cache.
+#[test_case(false; "announced sizes")]
+#[test_case(true; "a size that nothing announces")]
+#[tokio::test]
+async fn download_out_of_room_passes_by_the_cache(is_unsized: bool) {
+    let (one, two) = (Hub::start().await, Hub::start().await);
+    let (first, second) = (pattern(3 * MIB), vec![7; 3 * MIB]);
+    let held = one.push_blob("org/app", &first);
+    let late = two.push_blob("org/app", &second);
+    let hubs = [(&one, "one.test"), (&two, "two.test")];
+    let mirror = Mirror::with(&hubs, cache(), Some(4 << 20)).await;
+    let gate = Gate::shut();
+    one.once("GET blobs", Fault::Wait(5 * MIB / 2, gate.clone()));
+    if is_unsized {
+        two.always("GET blobs", Fault::Unsized);
+    }
+    let path = |host: &str, digest: &Digest| format!("/v2/{host}/org/app/blobs/{digest}");
+    let first_path = path("one.test", &held);
+    let fetch_first = mirror.fetch(&first_path);
+    let fetch_second = async {
+        while one.sent("GET blobs") < 5 * (1 << 20) / 2 {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        // The store takes room as bytes come to it.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let fetched = mirror.fetch(&path("two.test", &late)).await;
+        gate.open();
+        fetched
+    };
+    let (fetched_first, fetched_second) = tokio::join!(fetch_first, fetch_second);
+    assert_eq!(fetched_second, (200, Some(second.into())));
+    assert_eq!(fetched_first, (200, Some(first.into())));
+    assert!(two.count("GET blobs") > 1, "a remainder passed by the cache");
+}

@@ -10,6 +10,7 @@ use futures::stream;
 use http::{HeaderValue, Method, StatusCode, header};
 
 use super::body::{self, BlobReader};
+use super::filling_blob::FillingBlob;
 use super::stored_blob::StoredBlob;
 use crate::digest::Digest;
 use crate::fill::{Fill, Phase};
@@ -62,15 +63,25 @@ pub(in crate::http) async fn get(
             let reader = BlobReader::Stored(stored, context.sendfile.cloned());
             send(&mut response, reader, size, &wanted);
         }
-        Source::Filling(fill) => match size_of(context, &fill).await? {
-            Some(size) => send(
-                &mut response,
-                BlobReader::Filling(fill, context.sendfile.cloned()),
-                size,
-                &wanted,
-            ),
-            None => *response.body_mut() = body::whole_fill(fill),
-        },
+        Source::Filling(fill) => {
+            let size = size_of(context, &fill).await?;
+            let filling = FillingBlob {
+                fill,
+                repository: repository.clone(),
+                digest: digest.clone(),
+                pull: Arc::clone(&context.app.pull),
+                peer: Arc::clone(&context.peer.name),
+            };
+            match size {
+                Some(size) => send(
+                    &mut response,
+                    BlobReader::Filling(filling, context.sendfile.cloned()),
+                    size,
+                    &wanted,
+                ),
+                None => *response.body_mut() = body::whole_fill(filling),
+            }
+        }
         Source::PassThrough(passed) => {
             if passed.size.is_none() && !context.detects_truncation {
                 return Err(RegistryError::needs_chunks());
@@ -109,6 +120,11 @@ async fn size_of(context: &RequestContext<'_>, fill: &Fill) -> Result<Option<u64
     }
     match progress.phase {
         Phase::Failed(failure) if !context.detects_truncation => Err(failure),
+        Phase::NoRoom if !context.detects_truncation && progress.size.is_none() => {
+            Err(PullError::unavailable(
+                "the cache has no room for the blob, and upstream does not announce its size",
+            ))
+        }
         _ => Ok(progress.size),
     }
 }

@@ -6,10 +6,11 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use bytes::Bytes;
-use futures::stream::{self, Stream, StreamExt};
+use futures::stream::{self, BoxStream, Stream, StreamExt};
 
+use super::filling_blob::FillingBlob;
 use super::stored_blob::StoredBlob;
-use crate::fill::{self, Cut, Fill};
+use crate::fill::{self, Cut};
 use crate::http::connection::SendfileQueue;
 
 /// A blob that a body reads.
@@ -18,7 +19,7 @@ pub(super) enum BlobReader {
     /// A stored blob, and the sendfile queue of the connection, if it has one.
     Stored(StoredBlob, Option<SendfileQueue>),
     /// A fill that still runs, and the sendfile queue of the connection, if it has one.
-    Filling(Arc<Fill>, Option<SendfileQueue>),
+    Filling(FillingBlob, Option<SendfileQueue>),
 }
 
 impl BlobReader {
@@ -32,14 +33,22 @@ impl BlobReader {
                     None => stored.read(range).await,
                 }
             }
-            Self::Filling(fill, sendfile) => {
-                let (source, there) = fill.there(range).await?;
+            Self::Filling(filling, sendfile) => {
+                let (source, there) = filling.fill.there(range).await?;
                 let push = |queue: &SendfileQueue| queue.push(&source, &there, None);
                 match sendfile.as_ref().and_then(push) {
                     Some(placeholder) => Ok(placeholder),
                     None => fill::read(&source, &there).await,
                 }
             }
+        }
+    }
+
+    /// Returns the bytes of a range from the upstream, if this is a fill that ran out of room.
+    async fn past_the_cache(&self, range: &Range<u64>) -> Result<Option<PassedBytes>, Cut> {
+        match self {
+            Self::Stored(..) => Ok(None),
+            Self::Filling(filling, _) => filling.past_the_cache(range).await,
         }
     }
 
@@ -62,28 +71,58 @@ pub(super) fn part(reader: BlobReader, range: Range<u64>) -> Body {
 }
 
 fn chunks(reader: BlobReader, range: Range<u64>) -> impl Stream<Item = Result<Bytes, Cut>> + Send + 'static {
-    stream::try_unfold((reader, range), |(reader, mut left)| async move {
+    let state = (ByteSource::Cache(reader), range);
+    stream::try_unfold(state, |(mut source, mut left)| async move {
         if left.is_empty() {
             return Ok(None);
         }
-        let chunk = reader.next(&left).await?;
+        let Some(chunk) = source.next(&left).await? else {
+            return Err(Cut("upstream ended early".into()));
+        };
         left.start += chunk.len() as u64;
-        Ok(Some((chunk, (reader, left))))
+        Ok(Some((chunk, (source, left))))
     })
 }
 
+/// Bytes that come from the upstream past the cache.
+type PassedBytes = BoxStream<'static, Result<Bytes, Cut>>;
+
+/// The source of the next bytes of a body: the cache, and the upstream once a fill ran out of room.
+enum ByteSource {
+    Cache(BlobReader),
+    Past(PassedBytes),
+}
+
+impl ByteSource {
+    /// Returns the next bytes of a range; `None` at the end of what the upstream sent.
+    async fn next(&mut self, range: &Range<u64>) -> Result<Option<Bytes>, Cut> {
+        if let Self::Cache(reader) = self {
+            let cut = match reader.next(range).await {
+                Ok(chunk) => return Ok(Some(chunk)),
+                Err(cut) => cut,
+            };
+            *self = Self::Past(reader.past_the_cache(range).await?.ok_or(cut)?);
+        }
+        match self {
+            Self::Past(bytes) => bytes.next().await.transpose(),
+            Self::Cache(_) => Ok(None),
+        }
+    }
+}
+
 /// Returns a body with all bytes of a fill whose size the upstream did not announce.
-pub(super) fn whole_fill(fill: Arc<Fill>) -> Body {
-    Body::from_stream(stream::try_unfold((fill, 0_u64), |(fill, at)| async move {
-        match fill.read(&(at..u64::MAX)).await {
-            Ok(chunk) => {
+pub(super) fn whole_fill(filling: FillingBlob) -> Body {
+    let fill = Arc::clone(&filling.fill);
+    let state = (ByteSource::Cache(BlobReader::Filling(filling, None)), fill, 0_u64);
+    Body::from_stream(stream::try_unfold(state, |(mut source, fill, at)| async move {
+        match source.next(&(at..u64::MAX)).await {
+            Ok(Some(chunk)) => {
                 let next = at + chunk.len() as u64;
-                Ok(Some((chunk, (fill, next))))
+                Ok(Some((chunk, (source, fill, next))))
             }
-            Err(cut) => match fill.progress() {
-                progress if progress.is_whole(at) => Ok(None),
-                _ => Err(cut),
-            },
+            Ok(None) => Ok(None),
+            Err(_) if fill.progress().is_whole(at) => Ok(None),
+            Err(cut) => Err(cut),
         }
     }))
 }
