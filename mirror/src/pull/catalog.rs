@@ -34,7 +34,8 @@ struct KeptList {
     /// The names are those after this one.
     after: Option<String>,
     reloads: u64,
-    until: Instant,
+    made: Instant,
+    kept: Duration,
 }
 
 impl Catalog {
@@ -45,10 +46,16 @@ impl Catalog {
 }
 
 impl KeptList {
-    /// Returns a page of the list, unless it is too old or lacks names of the page.
+    /// Returns `true` while the list is kept.
+    fn is_fresh(&self) -> bool {
+        self.made.elapsed() < self.kept
+    }
+
+    /// Returns a page of the list, unless it lacks names of the page, or a reload changed the repositories.
     fn page(&self, window: &Window, reloads: u64) -> Option<Page> {
-        let is_current = self.reloads == reloads && Instant::now() < self.until;
-        (is_current && self.after <= window.last).then_some(())?;
+        if self.reloads != reloads || self.after > window.last {
+            return None;
+        }
         let page = window.page_of(self.list.names.iter());
         (page.next.is_some() || !self.list.is_cut).then_some(page)
     }
@@ -65,7 +72,8 @@ impl Pull {
         let turn = self.list_turn(&host, peer).await?;
         let last = Arc::clone(&self.catalog.last).lock_owned().await;
         let reloads = self.catalog.reloads.load(Ordering::Acquire);
-        if let Some(page) = last.as_ref().and_then(|kept| kept.page(window, reloads)) {
+        let fresh = last.as_ref().filter(|kept| kept.is_fresh());
+        if let Some(page) = fresh.and_then(|kept| kept.page(window, reloads)) {
             return Ok((page, turn));
         }
         let (pull, window) = (Arc::clone(self), window.clone());
@@ -79,24 +87,33 @@ impl Pull {
 
     async fn walk(
         &self,
-        mut last: OwnedMutexGuard<Option<KeptList>>,
+        mut kept: OwnedMutexGuard<Option<KeptList>>,
         window: &Window,
         reloads: u64,
     ) -> Result<Page, PullError> {
-        *last = None;
+        *kept = None;
+        // A list from the start answers all pages. Only where it was cut, one from within is needed.
+        let mut list = self.list_after(None, reloads).await?;
+        if list.page(window, reloads).is_none() {
+            list = self.list_after(window.last.clone(), reloads).await?;
+        }
+        let page = window.page_of(list.list.names.iter());
+        *kept = Some(list);
+        Ok(page)
+    }
+
+    async fn list_after(&self, after: Option<String>, reloads: u64) -> Result<KeptList, PullError> {
         let (begun, live) = (Instant::now(), self.live());
         let is_listed = move |repository: &_| live.admits(repository);
-        let listed = self.store.repositories(window.last.clone(), is_listed).await;
+        let listed = self.store.repositories(after.clone(), is_listed).await;
         let list = listed.map_err(|error| PullError::unavailable(error.to_string()))?;
-        let page = window.page_of(list.names.iter());
-        let kept = (begun.elapsed() * KEPT_WALKS).min(MAX_KEPT);
-        *last = Some(KeptList {
+        Ok(KeptList {
             list,
-            after: window.last.clone(),
+            after,
             reloads,
-            until: Instant::now() + kept,
-        });
-        Ok(page)
+            made: Instant::now(),
+            kept: (begun.elapsed() * KEPT_WALKS).min(MAX_KEPT),
+        })
     }
 }
 
@@ -112,7 +129,8 @@ mod tests {
             list,
             after: after.map(Into::into),
             reloads: 1,
-            until: Instant::now() + Duration::from_secs(60),
+            made: Instant::now(),
+            kept: Duration::from_mins(1),
         }
     }
 
@@ -134,9 +152,9 @@ mod tests {
         assert_eq!(cut.page(&window(2, Some("c")), 1), None, "more names follow");
         assert_eq!(cut.page(&window(1, None), 1), None, "names come before");
         let old = KeptList {
-            until: Instant::now(),
+            kept: Duration::ZERO,
             ..whole
         };
-        assert_eq!(old.page(&window(2, None), 1), None, "too old");
+        assert!(cut.is_fresh() && !old.is_fresh());
     }
 }

@@ -119,8 +119,8 @@ impl UpstreamSet {
                 .map(|settings| BuiltClient::build(settings, &options, &before))
                 .collect()
         };
-        let built = tokio::task::spawn_blocking(build).await;
-        built.unwrap_or_else(|_| Err(BuildError::Stopping))
+        let clients = tokio::task::spawn_blocking(build).await;
+        clients.unwrap_or_else(|_| Err(BuildError::Stopping))
     }
 
     fn manage(&self, built: BuiltClient, held: Option<ManagedUpstream>) -> ManagedUpstream {

@@ -66,9 +66,9 @@ impl RepositoryList {
         if self.is_cut && self.names.last().is_none_or(|last| name > *last) {
             return;
         }
-        self.bytes += name.len();
-        if !self.names.insert(name.clone()) {
-            self.bytes -= name.len();
+        let length = name.len();
+        if self.names.insert(name) {
+            self.bytes += length;
         }
         while self.bytes > limit
             && let Some(last) = self.names.pop_last()
