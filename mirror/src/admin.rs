@@ -11,12 +11,16 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
+use tokio::sync::Semaphore;
 
 pub use connections::serve;
 pub use status::{CacheStatus, ClientStatus, PeerStatus, Status, UpstreamStatus};
 
 /// The media type of what Prometheus reads.
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// The most requests to the admin port that read the state of the disk at a time.
+const MAX_READERS: usize = 8;
 
 /// The state of a server that the admin port reports.
 pub trait AdminState: Send + Sync + 'static {
@@ -50,10 +54,28 @@ pub fn service<S: AdminState>(subject: Arc<S>, metrics: Option<&str>) -> Router 
     router.with_state(subject)
 }
 
+/// Reads the state on a thread that may block, since it asks the disk: a disk that hangs must not keep `/livez` from its
+/// answer. A few readers at a time, as probes come again and again.
+async fn read<S: AdminState, T: Send + 'static>(
+    subject: Arc<S>,
+    read: impl FnOnce(&S) -> T + Send + 'static,
+) -> Result<T, StatusCode> {
+    static READERS: Semaphore = Semaphore::const_new(MAX_READERS);
+    let stopping = StatusCode::SERVICE_UNAVAILABLE;
+    let permit = READERS.acquire().await.map_err(|_| stopping)?;
+    let work = move || {
+        // Until the disk answered, also where the client left.
+        let _permit = permit;
+        read(&subject)
+    };
+    tokio::task::spawn_blocking(work).await.map_err(|_| stopping)
+}
+
 async fn ready<S: AdminState>(State(subject): State<Arc<S>>) -> Response {
-    match subject.ready() {
-        Ok(()) => "ok\n".into_response(),
-        Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")).into_response(),
+    match read(subject, S::ready).await {
+        Ok(Ok(())) => "ok\n".into_response(),
+        Ok(Err(reason)) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")).into_response(),
+        Err(stopping) => stopping.into_response(),
     }
 }
 
@@ -69,11 +91,14 @@ async fn health<S: AdminState>(State(subject): State<Arc<S>>) -> Response {
 }
 
 async fn counters<S: AdminState>(State(subject): State<Arc<S>>) -> Response {
-    ([(header::CONTENT_TYPE, OPENMETRICS)], subject.metrics()).into_response()
+    match read(subject, S::metrics).await {
+        Ok(metrics) => ([(header::CONTENT_TYPE, OPENMETRICS)], metrics).into_response(),
+        Err(stopping) => stopping.into_response(),
+    }
 }
 
-async fn status<S: AdminState>(State(subject): State<Arc<S>>) -> Json<Status> {
-    Json(subject.status())
+async fn status<S: AdminState>(State(subject): State<Arc<S>>) -> Result<Json<Status>, StatusCode> {
+    read(subject, S::status).await.map(Json)
 }
 
 #[cfg(test)]
@@ -121,6 +146,42 @@ mod tests {
 
     fn bad() -> Fake {
         Fake(Err("draining".to_owned()))
+    }
+
+    /// A subject whose disk hangs until the test ends.
+    struct Hanging(std::sync::Mutex<std::sync::mpsc::Receiver<()>>);
+
+    impl AdminState for Hanging {
+        fn ready(&self) -> Result<(), String> {
+            let _ = self.0.lock().unwrap().recv();
+            Ok(())
+        }
+
+        fn unhealthy(&self) -> BTreeMap<String, String> {
+            BTreeMap::new()
+        }
+
+        fn metrics(&self) -> String {
+            String::new()
+        }
+
+        fn status(&self) -> Status {
+            Status::default()
+        }
+    }
+
+    /// The liveness endpoint answers while the disk hangs, on the thread that would wait for it.
+    #[tokio::test]
+    async fn livez_answers_while_the_disk_hangs() {
+        let (end, hangs) = std::sync::mpsc::channel();
+        let service = service(Arc::new(Hanging(hangs.into())), None);
+        let request = |path: &str| axum::http::Request::get(path).body(Body::empty()).unwrap();
+        let waits = tokio::spawn(service.clone().oneshot(request("/readyz")));
+        tokio::task::yield_now().await;
+        let alive = service.oneshot(request("/livez")).await.unwrap();
+        assert_eq!(alive.status(), StatusCode::OK);
+        drop(end);
+        assert_eq!(waits.await.unwrap().unwrap().status(), StatusCode::OK);
     }
 
     /// The liveness endpoint succeeds while the readiness endpoint fails.

@@ -2,7 +2,7 @@
 
 pub(super) mod blobs;
 mod body;
-mod filling_blob;
+mod fill_blob;
 pub(super) mod manifests;
 pub(super) mod referrers;
 mod stored_blob;

@@ -49,7 +49,7 @@ pub(super) struct Authorizer {
 }
 
 /// The transport of a request, and the further requests that it may cause.
-pub(super) type Way<'a> = (&'a Arc<Transport>, &'a RequestBudget);
+pub(super) type RequestTransport<'a> = (&'a Arc<Transport>, &'a RequestBudget);
 
 /// The authorization that a request carries.
 #[derive(Clone, Debug)]
@@ -104,7 +104,7 @@ impl Authorizer {
     /// forgotten: the registry may have another one by now, or none.
     pub(super) async fn initial_authorization(
         &self,
-        way: Way<'_>,
+        way: RequestTransport<'_>,
         audience: &Audience,
         repository: Option<&str>,
     ) -> Authorization {
@@ -134,7 +134,7 @@ impl Authorizer {
     /// No better authorization is available.
     pub(super) async fn answer_challenge(
         &self,
-        way: Way<'_>,
+        way: RequestTransport<'_>,
         audience: &Audience,
         headers: &HeaderMap,
         repository: Option<&str>,
@@ -186,7 +186,7 @@ impl Authorizer {
 
     async fn respond_to(
         &self,
-        way: Way<'_>,
+        way: RequestTransport<'_>,
         audience: &Audience,
         challenge: Challenge,
         repository: Option<&str>,

@@ -3,7 +3,7 @@
 pub(super) mod address_policy;
 pub(super) mod budget;
 pub(super) mod clients;
-mod kept_hosts;
+mod host_pool;
 pub(super) mod reachability;
 pub(super) mod redirect;
 pub(super) mod span;

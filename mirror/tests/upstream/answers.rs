@@ -291,7 +291,7 @@ async fn manifest_of_too_many_descriptors_is_refused() {
 
 /// A large document waits for its place longer than its body may take, and is read.
 #[tokio::test]
-async fn wait_for_a_place_does_not_count_as_body_time() {
+async fn place_wait_does_not_count_as_body_time() {
     let hub = Hub::start().await;
     let large = format!(r#"{{"schemaVersion":2,"x":"{}"}}"#, "x".repeat(200_000));
     for index in 0..5 {

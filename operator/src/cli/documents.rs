@@ -384,6 +384,20 @@ spec: {upstreams: [{host: quay.io}], storage: {type: Ephemeral}}
         block_on(documents.read(namespace, reference)).unwrap()
     }
 
+    /// A file of another kind, or a huge one, is invalid input: nothing waits for the writer of a FIFO.
+    #[test]
+    fn input_of_another_kind_is_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let [fifo, huge] = ["fifo.yaml", "huge.yaml"].map(|name| directory.path().join(name));
+        rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, rustix::fs::Mode::RWXU).unwrap();
+        fs::File::create(&huge).unwrap().set_len(1 << 40).unwrap();
+        for (file, reason) in [(fifo, "it is a FIFO"), (huge, "it is larger than 64 MiB")] {
+            let message = text(&file).unwrap_err().to_string();
+            let path = file.display().to_string();
+            assert!(message.contains(&path) && message.contains(reason), "{message}");
+        }
+    }
+
     #[test]
     fn secrets_are_read_in_both_forms() {
         let secret = "kind: Secret\nmetadata: {name: s}\ndata: {a: YQ==}\nstringData: {b: b}";

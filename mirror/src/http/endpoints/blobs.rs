@@ -10,7 +10,7 @@ use futures::stream;
 use http::{HeaderValue, Method, StatusCode, header};
 
 use super::body::{self, BlobReader};
-use super::filling_blob::FillingBlob;
+use super::fill_blob::FillBlob;
 use super::stored_blob::StoredBlob;
 use crate::digest::Digest;
 use crate::fill::{Fill, Phase};
@@ -65,7 +65,7 @@ pub(in crate::http) async fn get(
         }
         Source::Filling(fill) => {
             let size = size_of(context, &fill).await?;
-            let filling = FillingBlob {
+            let filling = FillBlob {
                 fill,
                 repository: repository.clone(),
                 digest: digest.clone(),

@@ -8,7 +8,7 @@ use axum::body::Body;
 use bytes::Bytes;
 use futures::stream::{self, BoxStream, Stream, StreamExt};
 
-use super::filling_blob::FillingBlob;
+use super::fill_blob::FillBlob;
 use super::stored_blob::StoredBlob;
 use crate::fill::{self, Cut};
 use crate::http::connection::SendfileQueue;
@@ -19,7 +19,7 @@ pub(super) enum BlobReader {
     /// A stored blob, and the sendfile queue of the connection, if it has one.
     Stored(StoredBlob, Option<SendfileQueue>),
     /// A fill that still runs, and the sendfile queue of the connection, if it has one.
-    Filling(FillingBlob, Option<SendfileQueue>),
+    Filling(FillBlob, Option<SendfileQueue>),
 }
 
 impl BlobReader {
@@ -111,7 +111,7 @@ impl ByteSource {
 }
 
 /// Returns a body with all bytes of a fill whose size the upstream did not announce.
-pub(super) fn whole_fill(filling: FillingBlob) -> Body {
+pub(super) fn whole_fill(filling: FillBlob) -> Body {
     let fill = Arc::clone(&filling.fill);
     let state = (ByteSource::Cache(BlobReader::Filling(filling, None)), fill, 0_u64);
     Body::from_stream(stream::try_unfold(state, |(mut source, fill, at)| async move {

@@ -12,7 +12,7 @@ use crate::metrics::TokenResult;
 use crate::upstream::auth::challenge::Bearer;
 use crate::upstream::auth::token::Token;
 use crate::upstream::auth::trust::Audience;
-use crate::upstream::auth::{Authorization, Authorizer, Way, basic_header};
+use crate::upstream::auth::{Authorization, Authorizer, RequestTransport, basic_header};
 use crate::upstream::error::Error;
 use crate::upstream::rate_limit::RequestClass;
 use crate::upstream::response::{ServerKind, UpstreamResponse};
@@ -28,7 +28,7 @@ impl Authorizer {
     /// anonymously.
     pub(in crate::upstream) async fn fetch(
         &self,
-        (transport, budget): Way<'_>,
+        (transport, budget): RequestTransport<'_>,
         audience: &Audience,
         bearer: Bearer,
     ) -> Result<Token, Error> {

@@ -17,7 +17,7 @@ use crate::upstream::error::{BuildError, describe};
 use crate::upstream::options::Timeouts;
 use crate::upstream::rate_limit::RequestClass;
 use crate::upstream::transport::address_policy::{AddressPolicy, PolicyResolver, literal};
-use crate::upstream::transport::kept_hosts::{KeptHosts, MAX_IDLE_CONNECTIONS};
+use crate::upstream::transport::host_pool::{HostPool, MAX_IDLE_CONNECTIONS};
 
 const USER_AGENT: &str = concat!("registry-mirror/", env!("CARGO_PKG_VERSION"));
 
@@ -44,7 +44,7 @@ pub(in crate::upstream) struct Clients {
     proxied: Option<Pair>,
     proxies: Matcher,
     /// Hosts other than the upstream whose connections are kept.
-    kept: KeptHosts,
+    kept: HostPool,
 }
 
 /// The way of a request to its server.
@@ -128,7 +128,7 @@ impl Clients {
                 direct,
                 proxied,
                 proxies: matcher,
-                kept: KeptHosts::default(),
+                kept: HostPool::default(),
             })
         };
         build().map_err(|error| failed(describe(error)))

@@ -13,7 +13,7 @@ use crate::pull::Pull;
 
 /// A fill, and what it takes to continue past the cache if room for the blob runs out.
 #[derive(Clone)]
-pub(super) struct FillingBlob {
+pub(super) struct FillBlob {
     pub(super) fill: Arc<Fill>,
     pub(super) repository: Repository,
     pub(super) digest: Digest,
@@ -22,7 +22,7 @@ pub(super) struct FillingBlob {
     pub(super) peer: Arc<str>,
 }
 
-impl FillingBlob {
+impl FillBlob {
     /// Returns the bytes of a range from the upstream, if the fill ran out of room; `None` after any other end.
     pub(super) async fn past_the_cache(
         &self,

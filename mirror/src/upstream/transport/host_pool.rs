@@ -14,9 +14,9 @@ pub(crate) const MAX_IDLE_CONNECTIONS: usize = 32;
 
 /// The hosts whose connections are kept, with their last use.
 #[derive(Default)]
-pub(in crate::upstream) struct KeptHosts(Mutex<HashMap<Origin, Instant>>);
+pub(in crate::upstream) struct HostPool(Mutex<HashMap<Origin, Instant>>);
 
-impl KeptHosts {
+impl HostPool {
     /// Returns whether the connection of a request to this URL is kept: the host has a place, or takes one whose host
     /// had no request for `idle`.
     pub(in crate::upstream) fn keeps(&self, url: &Url, idle: Duration) -> bool {
@@ -44,7 +44,7 @@ mod tests {
     /// Hosts beyond the places keep no connection, until a host with a place is idle.
     #[test]
     fn further_hosts_wait_for_an_idle_one() {
-        let (hosts, begun, idle) = (KeptHosts::default(), Instant::now(), Duration::from_secs(45));
+        let (hosts, begun, idle) = (HostPool::default(), Instant::now(), Duration::from_secs(45));
         let keeps = |number: usize, seconds: u64| {
             let url = format!("https://host-{number}.example/x").parse().unwrap();
             hosts.keeps_at(&url, idle, begun + Duration::from_secs(seconds))
