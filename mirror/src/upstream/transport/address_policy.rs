@@ -130,7 +130,12 @@ impl AddressPolicy {
 
     /// Returns true if the configuration chose the server of a URL, or TLS proves that it is the upstream.
     pub(in crate::upstream) fn is_upstream(&self, url: &Url) -> bool {
-        url.origin() == self.remote.origin() || self.is_verified(url)
+        self.is_origin(url) || self.is_verified(url)
+    }
+
+    /// Returns true if a URL has the scheme, host and port of the upstream.
+    pub(in crate::upstream) fn is_origin(&self, url: &Url) -> bool {
+        url.origin() == self.remote.origin()
     }
 
     /// Returns true if a connection to a URL succeeds only with a certificate of the upstream's name.

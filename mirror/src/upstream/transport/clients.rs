@@ -37,11 +37,11 @@ const MAX_HEADER_BYTES: u32 = 300 * 1024;
 pub(in crate::upstream) struct Clients {
     policy: Arc<AddressPolicy>,
     /// For the upstream itself, where its URL has a name; addresses are checked before.
-    upstream: Option<Pair>,
+    upstream: Option<RouteClients>,
     /// For wherever servers lead.
-    direct: Pair,
+    direct: RouteClients,
     /// No address check here: the proxy resolves the names, and its own address is the operator's choice.
-    proxied: Option<Pair>,
+    proxied: Option<RouteClients>,
     proxies: Matcher,
     /// Hosts other than the upstream whose connections are kept.
     kept: HostPool,
@@ -63,8 +63,12 @@ struct Pair {
     /// HTTP/1.1: one TCP connection for each blob is faster than one for all. Without a read time-out,
     /// which would run while nobody wants the next bytes: bodies have their own.
     blobs: Client,
-    /// Clients that keep no connection after a request.
-    once: Option<Box<Pair>>,
+}
+
+/// The clients of one route: those that keep idle connections, and those whose connections end with the response.
+struct RouteClients {
+    kept: Pair,
+    once: Pair,
 }
 
 impl Clients {
@@ -99,11 +103,13 @@ impl Clients {
                 let policy = policy.clone();
                 let resolver = Arc::new(PolicyResolver::new(policy, to_upstream));
                 let builder = |http2| base(http2).no_proxy().dns_resolver(resolver.clone());
-                if to_upstream {
-                    Pair::new(timeouts.idle, builder)
+                // Requests in flight bound those to the upstream.
+                let most = if to_upstream {
+                    usize::MAX
                 } else {
-                    Pair::to_named_hosts(timeouts.idle, builder)
-                }
+                    MAX_IDLE_CONNECTIONS
+                };
+                RouteClients::new(timeouts.idle, most, builder)
             };
             let has_name = literal(&config.remote).is_none();
             let upstream = has_name.then(|| direct(true)).transpose()?;
@@ -112,13 +118,13 @@ impl Clients {
                 Some(url) => {
                     let proxy = Proxy::all(url.clone())?;
                     let builder = |http2| base(http2).no_proxy().proxy(proxy.clone());
-                    let pair = Pair::to_named_hosts(timeouts.idle, builder)?;
+                    let pair = RouteClients::new(timeouts.idle, MAX_IDLE_CONNECTIONS, builder)?;
                     (Matcher::builder().all(url.as_str()).build(), Some(pair))
                 }
                 None => (
                     Matcher::from_env(),
                     from_environment()
-                        .then(|| Pair::to_named_hosts(timeouts.idle, base))
+                        .then(|| RouteClients::new(timeouts.idle, MAX_IDLE_CONNECTIONS, base))
                         .transpose()?,
                 ),
             };
@@ -149,16 +155,14 @@ impl Clients {
 
     /// Returns the client for a request of a class to this URL.
     pub(in crate::upstream) fn get(&self, class: RequestClass, url: &Url) -> &Client {
-        let pair = match self.route(url) {
+        let clients = match self.route(url) {
             ClientRoute::Upstream => self.upstream.as_ref(),
             ClientRoute::Proxied => self.proxied.as_ref(),
             ClientRoute::Direct => None,
         };
-        let pair = pair.unwrap_or(&self.direct);
-        let pair = match &pair.once {
-            Some(once) if !self.policy.is_upstream(url) && !self.kept.keeps(url, KEPT_IDLE) => once,
-            _ => pair,
-        };
+        let clients = clients.unwrap_or(&self.direct);
+        let is_kept = self.policy.is_origin(url) || self.kept.keeps(url, KEPT_IDLE);
+        let pair = if is_kept { &clients.kept } else { &clients.once };
         match class {
             RequestClass::Blob => &pair.blobs,
             RequestClass::Manifest | RequestClass::Head | RequestClass::Token | RequestClass::List => {
@@ -168,22 +172,23 @@ impl Clients {
     }
 }
 
+impl RouteClients {
+    /// Returns the clients, of which those that keep connections keep up to `most` idle ones to a host.
+    fn new(idle: Duration, most: usize, base: impl Fn(bool) -> ClientBuilder) -> reqwest::Result<Self> {
+        let with = |most: usize| Pair::new(idle, |http2| base(http2).pool_max_idle_per_host(most));
+        Ok(Self {
+            kept: with(most)?,
+            once: with(0)?,
+        })
+    }
+}
+
 impl Pair {
     /// Returns the clients; `base` is given whether HTTP/2 is allowed.
     fn new(idle: Duration, base: impl Fn(bool) -> ClientBuilder) -> reqwest::Result<Self> {
         Ok(Self {
             api: base(true).read_timeout(idle).build()?,
             blobs: base(false).http1_only().build()?,
-            once: None,
-        })
-    }
-
-    /// Returns the clients for hosts that the upstream names: they keep few connections, or none after a request.
-    fn to_named_hosts(idle: Duration, base: impl Fn(bool) -> ClientBuilder) -> reqwest::Result<Self> {
-        let with = |most: usize| Self::new(idle, |http2| base(http2).pool_max_idle_per_host(most));
-        Ok(Self {
-            once: Some(Box::new(with(0)?)),
-            ..with(MAX_IDLE_CONNECTIONS)?
         })
     }
 }
