@@ -23,7 +23,7 @@ const TICK: Duration = Duration::from_secs(2);
 enum Unsuitable {
     #[error("it is {0}, not a regular file")]
     Kind(&'static str),
-    #[error("it is larger than {} MiB, the limit for such a file", .0 >> 20)]
+    #[error("it is larger than {}, the limit for such a file", size(*.0))]
     TooLarge(u64),
     #[error("it changed while it was read; a new version has to be put in its place by a rename")]
     Changing,
@@ -122,6 +122,15 @@ fn read_bounded(reader: &mut impl Read, limit: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// Returns a number of bytes in the largest unit that it is a multiple of.
+fn size(bytes: u64) -> String {
+    match bytes {
+        bytes if bytes % (1 << 20) == 0 => format!("{} MiB", bytes >> 20),
+        bytes if bytes % (1 << 10) == 0 => format!("{} KiB", bytes >> 10),
+        bytes => format!("{bytes} bytes"),
+    }
+}
+
 /// Opens a regular file. The kind is checked before, because opening a device can have effects, and after, because
 /// another file may be in its place by then.
 fn open(path: &Path) -> io::Result<File> {
@@ -206,6 +215,8 @@ mod tests {
             refusal(&path),
             "it is larger than 4 MiB, the limit for such a file"
         );
+        let small = read(&path, 4096).unwrap_err().to_string();
+        assert_eq!(small, "it is larger than 4 KiB, the limit for such a file");
         let status = Path::new("/proc/self/status");
         assert!(read(status, MAX_FILE).unwrap().len() > 100);
         assert_eq!(read(status, 100).unwrap_err().kind(), ErrorKind::FileTooLarge);

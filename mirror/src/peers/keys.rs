@@ -1,6 +1,5 @@
 //! The keys that peers share: authorization of requests, and signatures of answers.
 
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,6 +9,7 @@ use aws_lc_rs::hmac;
 use http::HeaderValue;
 
 use crate::clock::Clock;
+use crate::file_read;
 use crate::secret::Secret;
 
 /// The scheme of `PeerAuthorization` between peers: `Mirror <time>.<HMAC-SHA256(secret, method path time)>`.
@@ -167,11 +167,7 @@ pub(crate) fn read(path: &Path) -> Result<Vec<Secret>, SecretFileError> {
         path: path.to_owned(),
         source,
     };
-    let mut text = String::new();
-    let file = std::fs::File::open(path).map_err(unreadable)?;
-    file.take(MAX_FILE)
-        .read_to_string(&mut text)
-        .map_err(unreadable)?;
+    let text = file_read::read_text(path, MAX_FILE).map_err(unreadable)?;
     let lines = text.lines().map(str::trim).filter(|line| line.len() >= MIN_KEY);
     let secrets: Vec<_> = lines.take(MAX_KEYS).map(Secret::new).collect();
     if secrets.is_empty() {

@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeSet,
-    fs,
     io::{self, Read},
     path::PathBuf,
     time::{Duration, Instant},
@@ -15,6 +14,7 @@ use indicatif::ProgressBar;
 use kube::ResourceExt;
 use mirror::{
     digest::{Algorithm, Digest, Hasher},
+    file_read::{self, MAX_FILE},
     manifest::{self, Descriptor, Document, ImagePlatform},
 };
 use serde::Serialize;
@@ -159,7 +159,8 @@ async fn server(args: &PullArgs) -> Result<MirrorServer, Failure> {
         None => None,
     };
     let server = if let Some(url) = &args.endpoint {
-        let ca = args.ca_file.as_ref().map(fs::read).transpose();
+        let read = |path| file_read::read(path, MAX_FILE);
+        let ca = args.ca_file.as_deref().map(read).transpose();
         let ca = ca.map_err(|error| Failure::Invalid(format!("--ca-file: not readable: {error}")))?;
         MirrorServer::at(url, ca.as_deref())?
     } else {
