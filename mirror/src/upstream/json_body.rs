@@ -103,7 +103,7 @@ impl UpstreamResponse {
 
 impl JsonBody {
     /// Decompresses the document where a server compressed it unasked, and parses it; a large one on a thread that may
-    /// be busy, and it keeps its place until then, also where nobody waits any more.
+    /// be busy, and it keeps its place until then, also if no request waits any more.
     pub(super) async fn parse<T: Send + 'static>(
         self,
         parse: impl FnOnce(Bytes) -> Result<T, Error> + Send + 'static,

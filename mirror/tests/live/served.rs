@@ -109,7 +109,7 @@ impl Served {
         tokio::time::timeout(LIMIT, read).await.expect("the end")
     }
 
-    /// Nobody looks at the log any more; it is read all the same, so that the server can go on writing.
+    /// Reads the log without use of it, so that the server can continue to write.
     pub(crate) fn forget_log(&mut self) {
         let mut log = self.log.take().unwrap();
         tokio::spawn(async move { while let Ok(Some(_)) = log.next_line().await {} });

@@ -61,7 +61,7 @@ pub(in crate::upstream) enum ClientRoute {
 struct Pair {
     api: Client,
     /// HTTP/1.1: one TCP connection for each blob is faster than one for all. Without a read time-out,
-    /// which would run while nobody wants the next bytes: bodies have their own.
+    /// which would run while no client wants the next bytes: bodies have their own.
     blobs: Client,
 }
 
@@ -114,26 +114,13 @@ impl Clients {
             let has_name = literal(&config.remote).is_none();
             let upstream = has_name.then(|| direct(true)).transpose()?;
             let direct = direct(false)?;
-            let (matcher, proxied) = match &config.proxy_url {
-                Some(url) => {
-                    let proxy = Proxy::all(url.clone())?;
-                    let builder = |http2| base(http2).no_proxy().proxy(proxy.clone());
-                    let pair = RouteClients::new(timeouts.idle, MAX_IDLE_CONNECTIONS, builder)?;
-                    (Matcher::builder().all(url.as_str()).build(), Some(pair))
-                }
-                None => (
-                    Matcher::from_env(),
-                    from_environment()
-                        .then(|| RouteClients::new(timeouts.idle, MAX_IDLE_CONNECTIONS, base))
-                        .transpose()?,
-                ),
-            };
+            let (proxies, proxied) = proxied(config.proxy_url.as_ref(), timeouts.idle, base)?;
             Ok(Self {
                 policy: policy.clone(),
                 upstream,
                 direct,
                 proxied,
-                proxies: matcher,
+                proxies,
                 kept: HostPool::default(),
             })
         };
@@ -202,6 +189,23 @@ fn lenient() -> ClientBuilder {
         .http1_ignore_invalid_headers_in_responses(true)
         .http1_max_headers(MAX_HEADERS)
         .http2_max_header_list_size(MAX_HEADER_BYTES)
+}
+
+/// Returns the rule for the requests that go through a proxy, and the clients for them: by the proxy of the configuration,
+/// else by those of the environment.
+fn proxied(
+    url: Option<&Url>,
+    idle: Duration,
+    base: impl Fn(bool) -> ClientBuilder,
+) -> reqwest::Result<(Matcher, Option<RouteClients>)> {
+    if let Some(url) = url {
+        let proxy = Proxy::all(url.clone())?;
+        let builder = |http2| base(http2).no_proxy().proxy(proxy.clone());
+        let clients = RouteClients::new(idle, MAX_IDLE_CONNECTIONS, builder)?;
+        return Ok((Matcher::builder().all(url.as_str()).build(), Some(clients)));
+    }
+    let clients = from_environment().then(|| RouteClients::new(idle, MAX_IDLE_CONNECTIONS, base));
+    Ok((Matcher::from_env(), clients.transpose()?))
 }
 
 /// Returns `true` if the environment names a proxy.
