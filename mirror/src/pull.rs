@@ -83,8 +83,8 @@ const LISTS: PlaceLimits = PlaceLimits {
     upstream: 2_048,
     client: 2_048,
     share: 1_024,
-    running: 32,
-    wait: Duration::from_secs(10),
+    running: 64,
+    wait: Duration::from_secs(25),
 };
 
 /// The turn of a client that gets a list, held until the client has it.
