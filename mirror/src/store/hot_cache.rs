@@ -227,16 +227,6 @@ impl HotCache {
         })
     }
 
-    /// Returns `true` if this content was used since its uses were taken: the index has it as older than it is.
-    pub(super) fn has_recorded_use(&self, digest: &Digest) -> bool {
-        let handle = self
-            .known
-            .lock()
-            .get(digest)
-            .and_then(|known| known.handle.upgrade());
-        handle.is_some_and(|handle| handle.recorded.load(Ordering::Acquire))
-    }
-
     /// Takes the uses and confirmations recorded since the last call.
     pub(super) fn take_recorded_uses(&self) -> Vec<Op> {
         self.known
