@@ -138,6 +138,45 @@ fn rules(role: &Value) -> BTreeSet<String> {
         .collect()
 }
 
+/// The rules of a table, in the form of [`rules`].
+fn wanted(table: &[Rule]) -> BTreeSet<String> {
+    let of_group = |rule: &Rule| -> Vec<String> {
+        let all = of_rule(rule).into_iter();
+        all.map(|right| format!("{right} of {}", rule.group)).collect()
+    };
+    table.iter().flat_map(of_group).collect()
+}
+
+/// With node agents, the operator knows their Service, and may read its `EndpointSlice`s in that namespace alone.
+#[tokio::test]
+async fn operator_finds_agents_by_their_service() {
+    let helm = Helm::offline().await;
+    let flags = [
+        "--set=nodeAgent.enabled=true",
+        "--set=nodeAgent.namespaces={mirrors}",
+    ];
+    let objects = helm.template(&flags).await.unwrap();
+    let slices = |object: &&Value| object["rules"].to_string().contains("endpointslices");
+    let granted: Vec<_> = objects.iter().filter(slices).collect();
+    assert_eq!(granted.len(), 1, "{granted:#?}");
+    assert_eq!(
+        (&granted[0]["kind"], &granted[0]["metadata"]["namespace"]),
+        (&json!("Role"), &json!("operators"))
+    );
+    assert_eq!(rules(granted[0]), wanted(ON_AGENTS));
+    let service = objects.iter().find(|object| {
+        object["kind"] == "Service"
+            && object["spec"]["selector"]["app.kubernetes.io/component"] == "node-agent"
+    });
+    let name = service.unwrap()["metadata"]["name"].as_str().unwrap();
+    let operator = objects.iter().find(|object| object["kind"] == "Deployment");
+    let arguments = &operator.unwrap()["spec"]["template"]["spec"]["containers"][0]["args"];
+    let argument = json!(format!("--agent-service=operators/{name}"));
+    assert!(arguments.as_array().unwrap().contains(&argument), "{arguments}");
+    let without = helm.template(&[]).await.unwrap();
+    assert!(!json!(without).to_string().contains("endpointslices"));
+}
+
 /// The chart grants exactly the permissions that the operator needs.
 #[tokio::test]
 async fn chart_grants_exactly_the_needed_permissions() {
@@ -148,13 +187,6 @@ async fn chart_grants_exactly_the_needed_permissions() {
             .iter()
             .find(|o| o["rules"].is_array() && o["metadata"]["name"] == name)
             .unwrap()
-    };
-    let wanted = |table: &[Rule]| -> BTreeSet<String> {
-        let of_group = |rule: &Rule| -> Vec<String> {
-            let all = of_rule(rule).into_iter();
-            all.map(|right| format!("{right} of {}", rule.group)).collect()
-        };
-        table.iter().flat_map(of_group).collect()
     };
     assert_eq!(rules(of("rm-registry-mirror")), wanted(ON_MIRRORS));
     let lease = of("rm-registry-mirror-lease");
