@@ -106,7 +106,7 @@ impl Server {
         Self::run(command).await
     }
 
-    /// The same where nobody reads what it logs once it serves: the pipe is as good as stalled while it is held.
+    /// The same without a reader of the log once the server serves: the pipe stalls while the log is held.
     pub(crate) async fn start_unread(root: &Path, hub: &Hub) -> (Self, Log) {
         let mut command = std::process::Command::new(MIRROR);
         command
@@ -118,7 +118,7 @@ impl Server {
     async fn run(command: std::process::Command) -> Self {
         let (server, mut log) = Self::launch(command).await;
         let said = Arc::clone(&server.log);
-        // What nobody reads any more would be lost after a while.
+        // Lines that stay in the pipe would stall the server after a while.
         tokio::spawn(async move {
             while let Ok(Some(line)) = log.next_line().await {
                 assert!(!line.contains("panicked"), "{line}");

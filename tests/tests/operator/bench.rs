@@ -153,7 +153,7 @@ impl Bench {
     pub(crate) fn kill_operator(&mut self) {
         let Running { task, shutdown, .. } = self.running.take().expect("an operator runs");
         task.abort();
-        // Nobody is left to hear it.
+        // The task that receives it has ended.
         drop(shutdown);
     }
 
