@@ -88,6 +88,17 @@ impl Local {
         run(self.directory.path(), &args).await
     }
 
+    /// Pulls until each part is a hit: until a layer is committed, a pull joins its download.
+    async fn until_hits(&self, image: &str) {
+        let hits = async {
+            while caches(&self.pull(image, &["-o", "json"]).await)
+                .iter()
+                .any(|cache| cache != "HIT")
+            {}
+        };
+        timeout(LIMIT, hits).await.unwrap();
+    }
+
     /// Runs an action with JSON as its output.
     async fn run_action(&self, args: &[&str]) -> Value {
         let args = [args, &["--endpoint", &self.actions, "-o", "json"]].concat();
@@ -147,17 +158,7 @@ async fn pull_shows_misses_then_hits() {
     let local = Local::start(&hub).await;
     let first = local.pull("hub.test/app:v1", &["-o", "json"]).await;
     assert_eq!(caches(&first), vec!["MISS"; 4]);
-    // Until a layer is committed, a pull joins its download.
-    let hits = async {
-        loop {
-            let again = caches(&local.pull("hub.test/app:v1", &["-o", "json"]).await);
-            assert_eq!(again.len(), 4);
-            if again.iter().all(|cache| cache == "HIT") {
-                return;
-            }
-        }
-    };
-    timeout(LIMIT, hits).await.unwrap();
+    local.until_hits("hub.test/app:v1").await;
     let text = stdout(&local.pull("hub.test/app:v1", &[]).await);
     assert!(text.contains("4 HIT, 0 MISS of 4 parts"), "{text}");
     assert!(text.starts_with("PART"), "{text}");
@@ -242,6 +243,7 @@ async fn prewarm_images_and_purge_change_the_cache() {
     assert_eq!(local.run_action(&["images"]).await["images"], json!([]));
     let pulled = local.pull("hub.test/app:v1", &["-o", "json"]).await;
     assert_eq!(caches(&pulled), vec!["MISS"; 4]);
+    local.until_hits("hub.test/app:v1").await;
     let purged = local.run_action(&["purge", "--repository", "hub.test/app"]).await;
     assert_eq!(purged["purged"][0]["blobs"], 3, "{purged}");
 }
