@@ -2,7 +2,7 @@
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
-    reason = "a test that can't go on fails"
+    reason = "a failure here is the test's"
 )]
 
 #[path = "messages/golden.rs"]
