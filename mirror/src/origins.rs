@@ -114,6 +114,13 @@ impl Origins {
         {
             return answer;
         }
+        if let Some(holders) = &self.holders
+            && let Some(answer) = holders
+                .manifest_of_holder(&self.repository(name), reference, accept)
+                .await
+        {
+            return Ok(answer);
+        }
         self.upstream.manifest_as(name, reference, accept).await
     }
 

@@ -31,7 +31,7 @@ pub(crate) use member::{Member, MemberReport};
 pub(crate) use shard::Shard;
 
 use crate::clock::Clock;
-use crate::config::{PeerSettings, Proxy};
+use crate::config::{PeerSettings, Proxy, Upstream};
 use crate::digest::{Algorithm, Digest};
 use crate::file_watch::FileWatch;
 use hello::{Hello, HelloState};
@@ -39,6 +39,8 @@ use keys::PeerKeys;
 
 /// The most requests to one peer at a time.
 pub(crate) const PER_PEER: usize = 128;
+/// The most members that are asked for what they hold.
+const MAX_HOLDERS: usize = 4;
 /// The most large documents from peers that are in memory at a time.
 const LARGE_DOCUMENTS: usize = 8;
 
@@ -181,11 +183,12 @@ pub(crate) fn random_id() -> String {
 
 /// Returns a hash of the names and addresses of all upstreams, the default one first.
 fn upstreams_hash(proxy: &Proxy) -> String {
-    let mut text = String::new();
-    for upstream in &proxy.upstreams {
+    let line = |upstream: &Upstream| {
         let prefix = upstream.repository_prefix.as_ref().map(ToString::to_string);
         let (host, remote) = (&upstream.host, upstream.remote.as_str());
-        text.push_str(&format!("{host} {remote} {}\n", prefix.unwrap_or_default()));
-    }
+        [host.as_str(), remote, &prefix.unwrap_or_default()].join(" ")
+    };
+    let lines: Vec<_> = proxy.upstreams.iter().map(line).collect();
+    let text = lines.join("\n");
     Digest::of(Algorithm::Sha256, text.as_bytes()).hex()[..16].to_owned()
 }

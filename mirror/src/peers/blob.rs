@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use futures::{StreamExt, stream};
-use http::header::{CACHE_CONTROL, RANGE};
+use http::header::RANGE;
 use http::{HeaderValue, StatusCode};
 use tokio_util::sync::CancellationToken;
 
@@ -11,15 +11,10 @@ use super::answer::{ANSWER_SIGNATURE, answer_text, decode_error};
 use super::member::Member;
 use super::metadata::target;
 use super::request::{IDLE, PeerAnswer, PeerError, PeerRequest};
-use super::{Fleet, Shard};
+use super::{Fleet, MAX_HOLDERS, Shard};
 use crate::digest::Digest;
 use crate::name::Repository;
 use crate::upstream::{BlobAnswer, BodyStream, Error};
-
-/// The most members that are asked for what they hold.
-const MAX_HOLDERS: usize = 4;
-/// The directive of a request that may not cause another (RFC 9111, 5.2.1.7).
-const ONLY_IF_CACHED: HeaderValue = HeaderValue::from_static("only-if-cached");
 
 /// One blob, as peers are asked for it.
 #[derive(Clone, Copy)]
@@ -89,9 +84,7 @@ impl Fleet {
             if without.iter().any(|other| Arc::ptr_eq(other, &member)) {
                 continue;
             }
-            let mut request = blob.request();
-            request.headers.insert(CACHE_CONTROL, ONLY_IF_CACHED);
-            match self.blob(&member, blob, request).await {
+            match self.blob(&member, blob, blob.request().only_if_cached()).await {
                 Ok(found) => return Some(found),
                 Err(error) => self.on_error(&member, &error),
             }

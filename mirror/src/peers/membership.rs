@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::future::join_all;
 use tokio::time::{sleep, timeout};
@@ -15,6 +15,10 @@ use super::request::{PeerError, PeerRequest};
 
 /// The time from one hello to the next.
 const INTERVAL: Duration = Duration::from_secs(5);
+/// The time from one hello to the next while the members probably start.
+const FIRST_INTERVAL: Duration = Duration::from_secs(1);
+/// The time for which they probably do.
+const STARTING: Duration = Duration::from_secs(30);
 /// The shortest time between two rounds.
 const SPACING: Duration = Duration::from_millis(250);
 /// The longest wait for the addresses of a name, and for a hello.
@@ -24,11 +28,14 @@ pub(crate) const MAX_MEMBERS: usize = 64;
 
 impl Fleet {
     pub(super) async fn follow_members(&self) {
+        let started = Instant::now();
         loop {
             self.refresh().await;
             sleep(SPACING).await;
+            let is_starting = started.elapsed() < STARTING;
+            let interval = if is_starting { FIRST_INTERVAL } else { INTERVAL };
             tokio::select! {
-                () = sleep(INTERVAL) => {}
+                () = sleep(interval) => {}
                 () = self.wake.notified() => {}
             }
         }

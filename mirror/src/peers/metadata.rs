@@ -7,7 +7,7 @@ use http::header::{AGE, CONTENT_LENGTH, CONTENT_TYPE};
 use http::{HeaderMap, StatusCode};
 
 use super::request::{PeerDocument, PeerError, PeerRequest};
-use super::{Fleet, Shard};
+use super::{Fleet, MAX_HOLDERS, Shard};
 use crate::digest::Digest;
 use crate::name::{Reference, Repository};
 use crate::query;
@@ -27,13 +27,33 @@ impl Fleet {
         let target = target(repository, &format!("manifests/{reference}"), "");
         let request = || PeerRequest::get(target.clone()).accept(accept.header());
         let found = self.ask_owner(Shard::of_repository(repository), request).await?;
-        let read = |found: PeerDocument| {
-            let media_type = text(&found.headers, &CONTENT_TYPE);
-            let answer = ManifestAnswer::parse(found.body, media_type, None, reference)?;
-            let age = age(&found.headers);
-            Ok(ManifestAnswer { age, ..answer })
-        };
-        usable(found.and_then(read))
+        usable(found.and_then(|found| manifest(found, reference)))
+    }
+
+    /// Asks the other members for a manifest that one of them has: a member that became the owner lacks what its
+    /// predecessor has. A tag may have moved since, so only digests are asked for.
+    pub(crate) async fn manifest_of_holder(
+        &self,
+        repository: &Repository,
+        reference: &Reference,
+        accept: &Accept,
+    ) -> Option<ManifestAnswer> {
+        if matches!(reference, Reference::Tag(_)) {
+            return None;
+        }
+        let target = target(repository, &format!("manifests/{reference}"), "");
+        let shard = Shard::of_repository(repository);
+        for member in self.others(shard).into_iter().take(MAX_HOLDERS) {
+            let request = PeerRequest::get(target.clone()).accept(accept.header());
+            match self.document(&member, request.only_if_cached()).await {
+                Ok(found) => match manifest(found, reference) {
+                    Ok(answer) => return Some(answer),
+                    Err(_) => self.on_wrong_bytes(&member),
+                },
+                Err(error) => self.on_error(&member, &error),
+            }
+        }
+        None
     }
 
     /// Asks the owner for the digest of a manifest.
@@ -46,14 +66,11 @@ impl Fleet {
         let target = target(repository, &format!("manifests/{reference}"), "");
         let request = || PeerRequest::head(target.clone()).accept(accept.header());
         let found = self.ask_owner(Shard::of_repository(repository), request).await?;
-        let read = |found: PeerDocument| {
-            let digest = found.headers.get("docker-content-digest");
-            ManifestHead {
-                digest: digest.and_then(|value| value.to_str().ok()?.parse().ok()),
-                media_type: text(&found.headers, &CONTENT_TYPE),
-                size: length(&found.headers),
-                age: age(&found.headers),
-            }
+        let read = |found: PeerDocument| ManifestHead {
+            digest: content_digest(&found.headers),
+            media_type: text(&found.headers, &CONTENT_TYPE),
+            size: length(&found.headers),
+            age: age(&found.headers),
         };
         Some(found.map(read))
     }
@@ -104,6 +121,19 @@ impl Fleet {
         }
         None
     }
+}
+
+/// Reads a manifest, and checks it against its digest.
+fn manifest(found: PeerDocument, reference: &Reference) -> Result<ManifestAnswer, Error> {
+    let media_type = text(&found.headers, &CONTENT_TYPE);
+    let header = content_digest(&found.headers);
+    let answer = ManifestAnswer::parse(found.body, media_type, header.as_ref(), reference)?;
+    let age = age(&found.headers);
+    Ok(ManifestAnswer { age, ..answer })
+}
+
+fn content_digest(headers: &HeaderMap) -> Option<Digest> {
+    headers.get("docker-content-digest")?.to_str().ok()?.parse().ok()
 }
 
 /// Drops an answer that cannot be used, so that the upstream is asked.

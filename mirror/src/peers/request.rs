@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
-use http::header::{ACCEPT, AUTHORIZATION};
+use http::header::{ACCEPT, AUTHORIZATION, CACHE_CONTROL};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use reqwest::{Client, Response, redirect};
 use tokio::sync::OwnedSemaphorePermit;
@@ -95,6 +95,13 @@ impl PeerRequest {
             method: Method::HEAD,
             ..Self::get(target)
         }
+    }
+
+    /// Returns the request as one that may not cause another (RFC 9111, 5.2.1.7).
+    pub(super) fn only_if_cached(mut self) -> Self {
+        let directive = HeaderValue::from_static("only-if-cached");
+        self.headers.insert(CACHE_CONTROL, directive);
+        self
     }
 
     pub(super) fn accept(mut self, accept: HeaderValue) -> Self {
@@ -209,6 +216,7 @@ impl Fleet {
         }
         match status {
             StatusCode::OK => Ok(PeerDocument { headers, body }),
+            StatusCode::GATEWAY_TIMEOUT => Err(PeerError::Absent),
             status => Err(decode_error(&headers).map_or(PeerError::Status(status), PeerError::Upstream)),
         }
     }

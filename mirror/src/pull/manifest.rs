@@ -102,6 +102,16 @@ impl Pull {
         Ok(Served::stale(copy))
     }
 
+    /// Returns a manifest that is in the cache, for another replica: no request follows. A tag may have moved since.
+    pub(crate) async fn held_manifest(
+        &self,
+        repository: &Repository,
+        reference: &Reference,
+    ) -> Option<Manifest> {
+        let digest = as_digest(reference).filter(|_| !self.is_refused(repository))?;
+        unreadable(self.store.manifest(repository, digest).await)
+    }
+
     /// Returns the time since the upstream last confirmed a tag; `None` for one that is not cached.
     pub(crate) async fn tag_age(&self, repository: &Repository, tag: &Tag) -> Option<Duration> {
         let known = unreadable(self.store.tag(repository, tag).await)?;

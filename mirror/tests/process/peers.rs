@@ -38,14 +38,11 @@ async fn herd_at_three_replicas_costs_one_request() {
     let servers = [0, 1, 2].map(|index| replicas.get(index));
     pull(&servers, 32, &blob(&digest), &digest).await;
     assert_eq!((hub.count("GET blobs"), hub.count("HEAD blobs")), (1, 0));
-    let mut from_peers = 0.0;
+    let (mut from_peers, expected) = (0.0, f64::from(64 * 32 * (1_u32 << 20)) * 0.999);
     for server in servers {
         from_peers += metric(server, "registry_mirror_served_bytes_total{source=\"peer\"}").await;
     }
-    assert!(
-        from_peers >= (64 * 32 * MIB) as f64,
-        "{from_peers} bytes from peers"
-    );
+    assert!(from_peers >= expected, "{from_peers} bytes from peers");
 }
 
 /// The owner is killed while clients of the other replicas wait for its bytes: none of them fails.
@@ -180,8 +177,22 @@ async fn added_replica_takes_blobs_from_others() {
     for digest in &digests {
         pull(&[replicas.get(0), replicas.get(1)], 1, &blob(digest), digest).await;
     }
+    let images: Vec<_> = (0..6)
+        .map(|number| {
+            let repository = format!("library/app{number}");
+            let (digest, _) = hub.push_image(&repository, "1", &[b"layer"]);
+            (format!("/v2/{repository}/manifests/{digest}"), digest)
+        })
+        .collect();
+    for (path, digest) in &images {
+        pull(&[replicas.get(0)], 1, path, digest).await;
+    }
     replicas.add(2, &hub).await;
     replicas.until_complete().await;
+    for (path, digest) in &images {
+        pull(&[replicas.get(2)], 1, path, digest).await;
+    }
+    assert_eq!(hub.count("GET manifests"), images.len());
     for digest in &digests {
         pull(&[replicas.get(2)], 1, &blob(digest), digest).await;
     }

@@ -4,9 +4,10 @@ use axum::body::Body;
 use http::{HeaderValue, StatusCode, header};
 
 use crate::http::error::RegistryError;
-use crate::http::{EndpointResponse, RequestContext, headers};
-use crate::name::{InvalidName, Reference};
-use crate::pull::ClientRequest;
+use crate::http::{EndpointResponse, RequestContext, headers, peer_port};
+use crate::name::{InvalidName, Reference, Repository};
+use crate::pull::{ClientRequest, Served};
+use crate::store::Manifest;
 
 /// Returns a manifest, or its headers.
 pub(in crate::http) async fn get(
@@ -16,11 +17,7 @@ pub(in crate::http) async fn get(
 ) -> Result<EndpointResponse, RegistryError> {
     let reference = parse(reference)?;
     let repository = context.repository(name)?;
-    let client = ClientRequest {
-        headers: context.headers,
-        peer: &context.peer.name,
-    };
-    let served = context.app.pull.manifest(&repository, &reference, client).await?;
+    let served = served(context, &repository, &reference).await?;
     let manifest = served.value;
     let etag = headers::etag(manifest.digest());
     let mut response = headers::response(context.headers, &etag);
@@ -40,6 +37,24 @@ pub(in crate::http) async fn get(
         *response.body_mut() = Body::from(manifest.bytes().clone());
     }
     Ok(EndpointResponse::new(response, served.outcome, repository))
+}
+
+/// Returns a manifest. Another replica may want only one that is here.
+async fn served(
+    context: &RequestContext<'_>,
+    repository: &Repository,
+    reference: &Reference,
+) -> Result<Served<Manifest>, RegistryError> {
+    let pull = &context.app.pull;
+    if context.is_of_replica() && peer_port::is_only_if_cached(context.headers) {
+        let held = pull.held_manifest(repository, reference).await;
+        return held.map(Served::hit).ok_or_else(RegistryError::not_held);
+    }
+    let client = ClientRequest {
+        headers: context.headers,
+        peer: &context.peer.name,
+    };
+    Ok(pull.manifest(repository, reference, client).await?)
 }
 
 /// Parses a tag or digest of a path. An invalid tag is an unknown tag (404); a malformed digest is an error of the client
