@@ -7,7 +7,7 @@ use kube::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Access, Cache, NodeConfiguration, Observability, Pod, RegistryMirrorStatus, Service, Storage, Tls,
+    Access, Cache, NodeConfiguration, Observability, Peers, Pod, RegistryMirrorStatus, Service, Storage, Tls,
     Upstream, rules,
 };
 
@@ -92,10 +92,15 @@ pub struct RegistryMirrorSpec {
     pub storage: Storage,
 
     /// The number of servers; 0 stops them and keeps PersistentVolumeClaims and their content. Each replica has a cache
-    /// of its own.
+    /// of its own, and asks the others for what it lacks (`peers`).
     #[serde(default = "one")]
     #[schemars(range(min = 0, max = MAX_REPLICAS))]
     pub replicas: i32,
+
+    /// The cooperation of the servers.
+    #[serde(default)]
+    #[schemars(extend("default" = {}))]
+    pub peers: Peers,
 
     /// The Service that nodes and other clients pull through. It is never deleted and made again, as nodes hold
     /// its address.

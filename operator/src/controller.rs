@@ -31,6 +31,7 @@ use crate::{
     mirror_key::MirrorKey,
     node_poller::NodePoller,
     observed::Observed,
+    peer_secret,
     replica_poller::ReplicaPoller,
     rollout::ScopeRollout,
     status::{self, Acted, Outcome, events},
@@ -272,8 +273,9 @@ async fn run_pipeline(mirror: &RegistryMirror, context: &Context) -> Result<Acte
         .policy
         .check(mirror, &release.server_image, existing.as_ref());
     allowed.map_err(ApplyError::from)?;
-    // 3. Certificates: issue or keep the mirror's own, if the spec asks for them.
+    // 3. Certificates and the secret of the servers: create or keep them, if the spec asks for them.
     let observed = ensure_certificates(&mut accepted, &references, context).await?;
+    peer_secret::ensure(&mut accepted, &references);
     // 4. Desired: compute the objects of a release.
     let render = |release: &Release| {
         let desired = desired::objects(&accepted, &references, &observed, release);

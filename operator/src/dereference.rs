@@ -8,6 +8,7 @@ use std::{
 
 use crds::{
     RegistryMirror,
+    peers::PeersMode,
     tls::TlsMode,
     upstream::{CaBundleKind, CaBundleReference},
 };
@@ -139,6 +140,8 @@ pub struct References {
     pub files: Option<Contents>,
     /// The Secret with the CA of the mirror, if it has one.
     pub ca: Option<Contents>,
+    /// The Secret that the servers share, if there is one.
+    pub peers: Option<Contents>,
 }
 
 impl References {
@@ -205,6 +208,10 @@ pub async fn read<R: Reader>(mirror: &RegistryMirror, reader: &R) -> Result<Refe
     if mirror.spec.tls.mode == TlsMode::SelfSigned {
         let own = Reference::secret(&names::ca_key(&mirror.name_any()));
         references.ca = reader.read(&namespace, &own).await?;
+    }
+    if mirror.spec.peers.mode == PeersMode::Auto {
+        let own = Reference::secret(&names::peers(&mirror.name_any()));
+        references.peers = reader.read(&namespace, &own).await?;
     }
     Ok(references)
 }

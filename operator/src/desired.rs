@@ -161,9 +161,10 @@ pub fn objects(
     ];
     configuration.extend(files::object(accepted));
     configuration.extend(files::ca_key(accepted.mirror, accepted.ca.as_ref()));
+    configuration.extend(files::peers(accepted));
     configuration.push(service_account::object(accepted.mirror));
     configuration.push(service::clients(accepted.mirror, observed));
-    configuration.push(service::headless(accepted.mirror));
+    configuration.push(service::headless(accepted));
     configuration.extend(files::ca_bundle(accepted.mirror, accepted.serving.as_ref()));
     configuration.extend(hosts::object(accepted, observed));
     configuration.extend(disruption::object(accepted.mirror));

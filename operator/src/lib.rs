@@ -24,6 +24,7 @@ pub mod node_config;
 pub mod node_poller;
 pub mod observed;
 pub mod owners;
+pub mod peer_secret;
 pub mod policy;
 mod quantity;
 pub mod rbac;

@@ -95,6 +95,11 @@ pub fn ca_key(mirror: &str) -> String {
     format!("{mirror}-ca-key")
 }
 
+/// Returns the name of the Secret that the servers share among them.
+pub fn peers(mirror: &str) -> String {
+    format!("{mirror}-peers")
+}
+
 /// Returns the name of the `ConfigMap` with files for nodes.
 pub fn hosts(mirror: &str) -> String {
     format!("{mirror}-hosts")
@@ -126,16 +131,18 @@ pub fn every(mirror: &str) -> Vec<(Kind, String)> {
         (Kind::Secret, credentials(mirror)),
         (Kind::Secret, files(mirror)),
         (Kind::Secret, ca_key(mirror)),
+        (Kind::Secret, peers(mirror)),
         (Kind::PodDisruptionBudget, mirror.to_owned()),
     ]
 }
 
 /// Returns the objects that its Pods mount, and their ServiceAccount.
-pub fn mounted(mirror: &str) -> [(Kind, String); 4] {
+pub fn mounted(mirror: &str) -> [(Kind, String); 5] {
     [
         (Kind::ConfigMap, config(mirror)),
         (Kind::Secret, credentials(mirror)),
         (Kind::Secret, files(mirror)),
+        (Kind::Secret, peers(mirror)),
         (Kind::ServiceAccount, mirror.to_owned()),
     ]
 }

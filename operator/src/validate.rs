@@ -44,6 +44,8 @@ pub struct Accepted<'a> {
     pub client_ca: Option<Vec<u8>>,
     /// The htpasswd file; `None`: clients need no password.
     pub users: Option<Vec<u8>>,
+    /// The content of the Secret that the servers share; `None`: each one acts alone.
+    pub peers: Option<BTreeMap<String, Vec<u8>>>,
 }
 
 impl Accepted<'_> {
@@ -155,6 +157,7 @@ pub fn accept<'a>(mirror: &'a RegistryMirror, references: &References) -> Result
         ca: None,
         client_ca: bundle::resolve_client_ca(mirror, references)?,
         users: users::resolve(mirror, references)?,
+        peers: None,
     })
 }
 
@@ -218,6 +221,7 @@ fn not_the_operators(
         names::credentials(&mirror),
         names::files(&mirror),
         names::ca_key(&mirror),
+        names::peers(&mirror),
     ];
     if own.iter().any(|own| own == secret) {
         return Err(Rejection::invalid(format!(

@@ -15,7 +15,7 @@ use operator::{
     kind::Kind,
     names,
     observed::{Claim, Configuration, Observed, PollResult, Server, ServerReport, ServiceAddress, Text},
-    validate,
+    peer_secret, validate,
 };
 use serde_json::Value;
 
@@ -127,6 +127,7 @@ fn desired(mirror: &RegistryMirror, shelf: &Shelf, observed: &Observed) -> Desir
         &CertificateLifetimes::default(),
     )
     .unwrap();
+    peer_secret::keep(&mut accepted, &references);
     let release = Release {
         server_image: "registry-mirror:test".to_owned(),
         ..Release::default()
@@ -568,6 +569,7 @@ fn ca_files_are_dropped_with_the_last_reference() {
             (Kind::ConfigMap, "hub-ca".to_owned()),
             (Kind::Secret, "hub-files".to_owned()),
             (Kind::Secret, "hub-ca-key".to_owned()),
+            (Kind::Secret, "hub-peers".to_owned()),
             (Kind::PodDisruptionBudget, "hub".to_owned())
         ]
     );
@@ -674,6 +676,69 @@ fn pvc_template_stays_as_created() {
     let grown = desired(&mirror, &shelf(), &observed);
     assert_eq!(template(&grown), template(&first));
     assert_eq!(claim_sizes(&grown)[0].1, "99Gi");
+}
+
+/// The secret of the servers is created once, kept with the line that a user adds, and mounted.
+#[test]
+fn peer_secret_is_created_once_and_mounted() {
+    let mirror = spec("minimal");
+    let ensured = |shelf: &Shelf| {
+        let references = references(&mirror, shelf);
+        let mut accepted = validate::accept(&mirror, &references).unwrap();
+        peer_secret::ensure(&mut accepted, &references);
+        accepted.peers.unwrap().remove(peer_secret::KEY).unwrap()
+    };
+    let (one, other) = (ensured(&shelf()), ensured(&shelf()));
+    assert!(one.len() >= 32 && one != other, "it is random");
+    let own = || Reference::secret("hub-peers");
+    let rotating = format!("another-secret-of-them\n{}\n", String::from_utf8(one).unwrap());
+    let stored = || shelf().with(own(), "Opaque", &[("secret", &rotating)]);
+    assert_eq!(ensured(&stored()), rotating.as_bytes());
+    let unusable = shelf().with(own(), "Opaque", &[("secret", "short")]);
+    assert_ne!(ensured(&unusable), b"short");
+    let desired = desired(&mirror, &stored(), &at_an_address());
+    let secret = child(&desired, Kind::Secret, "hub-peers");
+    assert_eq!(data(&secret)["secret"], rotating);
+    let pod = desired.workload.manifest["spec"]["template"]["spec"].to_string();
+    assert!(
+        pod.contains(r#""secretName":"hub-peers""#) && pod.contains(r#""containerPort":5002"#),
+        "{pod}"
+    );
+    assert!(
+        pod.contains("hub-headless.") && pod.contains(".svc:5002"),
+        "{pod}"
+    );
+    let service = child(&desired, Kind::Service, "hub-headless")
+        .manifest
+        .to_string();
+    assert!(service.contains("5002"), "{service}");
+}
+
+/// With `peers.mode: Disabled` there is no port and no Secret, and a stored one is pruned.
+#[test]
+fn disabled_peers_have_no_port_and_no_secret() {
+    let mut mirror = spec("minimal");
+    mirror.spec.peers.mode = crds::peers::PeersMode::Disabled;
+    let shelf = shelf().with(
+        Reference::secret("hub-peers"),
+        "Opaque",
+        &[("secret", "0123456789abcdef0123")],
+    );
+    let references = references(&mirror, &shelf);
+    let mut accepted = validate::accept(&mirror, &references).unwrap();
+    peer_secret::ensure(&mut accepted, &references);
+    assert!(accepted.peers.is_none());
+    let desired = desired(&mirror, &shelf, &at_an_address());
+    assert!(
+        desired
+            .superseded("hub")
+            .contains(&(Kind::Secret, "hub-peers".to_owned()))
+    );
+    let objects: Vec<_> = desired
+        .children()
+        .map(|child| child.manifest.to_string())
+        .collect();
+    assert!(!objects.concat().contains("5002"));
 }
 
 /// Scaling does not restart the pod that runs.

@@ -23,6 +23,7 @@ use crate::{
     kind::Kind,
     names,
     observed::{Observed, ServiceAddress},
+    peer_secret,
     policy::Policy,
     validate, warnings,
 };
@@ -171,6 +172,8 @@ where
     let names = certificates::subject_names(mirror, &observed);
     let (now, terms) = (Timestamp::now(), CertificateLifetimes::default());
     certificates::ensure(&mut accepted, &references, &names, now, &terms)?;
+    // A new secret in each output would be a change each time: the servers act alone until a file has one.
+    peer_secret::keep(&mut accepted, &references);
     Ok(desired::objects(&accepted, &references, &observed, &release)?)
 }
 

@@ -17,6 +17,7 @@ use serde_json::json;
 use super::{config, storage, workload};
 use crate::{
     desired::Release,
+    names, peer_secret,
     validate::{Accepted, bundle, serving, users},
 };
 
@@ -26,6 +27,8 @@ const CONFIG: &str = "/etc/registry-mirror";
 const CREDENTIALS: &str = "/etc/registry-mirror/credentials";
 /// Certificates and users. Bundles are named in the configuration, by upstream; the rest in the environment.
 const FILES: &str = "/etc/registry-mirror/files";
+/// The secret that the servers share.
+const PEERS: &str = "/etc/registry-mirror/peers";
 /// The cache.
 const CACHE: &str = "/var/lib/registry";
 
@@ -37,6 +40,10 @@ pub(super) fn server(accepted: &Accepted<'_>, wanted: &Pod, release: &Release) -
         protocol: Some("TCP".to_owned()),
         ..ContainerPort::default()
     };
+    let peers = accepted.peers.as_ref().map(|_| workload::PEER_PORT);
+    let ports = [workload::REGISTRY_PORT, workload::ADMIN_PORT]
+        .into_iter()
+        .chain(peers);
     Container {
         name: "mirror".to_owned(),
         image: Some(
@@ -49,8 +56,8 @@ pub(super) fn server(accepted: &Accepted<'_>, wanted: &Pod, release: &Release) -
         command: Some(vec!["mirror".to_owned()]),
         args: Some(vec!["serve".to_owned(), format!("{CONFIG}/{}", config::FILE)]),
         env: Some(environment(accepted)),
-        ports: Some(vec![port(workload::REGISTRY_PORT), port(workload::ADMIN_PORT)]),
-        volume_mounts: Some(mounts()),
+        ports: Some(ports.map(port).collect()),
+        volume_mounts: Some(mounts(accepted)),
         resources: Some(wanted.resources.clone().unwrap_or_else(default_resources)),
         // A large index takes a while to open; nothing else may take that long.
         startup_probe: Some(probe("/livez", 1, 120)),
@@ -94,6 +101,7 @@ fn environment(accepted: &Accepted<'_>) -> Vec<EnvVar> {
     variables.extend(served(accepted));
     variables.extend(answered(accepted.mirror));
     variables.extend(traced(accepted));
+    variables.extend(peers(accepted));
     variables
         .into_iter()
         .map(|(name, value)| EnvVar {
@@ -116,6 +124,25 @@ fn traced(accepted: &Accepted<'_>) -> Vec<(String, String)> {
         variable("EXPORTER_OTLP_ENDPOINT", endpoint.clone()),
         variable("RESOURCE_ATTRIBUTES", format!("k8s.namespace.name={namespace}")),
         variable("SERVICE_NAME", format!("{namespace}/{}", mirror.name_any())),
+    ]
+}
+
+/// Returns the port for the other servers, and their name in the cluster.
+fn peers(accepted: &Accepted<'_>) -> Vec<(String, String)> {
+    if accepted.peers.is_none() {
+        return Vec::new();
+    }
+    let mirror = accepted.mirror;
+    let (headless, namespace) = (
+        names::headless(&mirror.name_any()),
+        mirror.namespace().unwrap_or_default(),
+    );
+    let port = workload::PEER_PORT.number;
+    let variable = |name: &str, value: String| (format!("REGISTRY_PEERS_{name}"), value);
+    vec![
+        variable("ADDR", format!(":{port}")),
+        variable("ADDRESSES_0", format!("{headless}.{namespace}.svc:{port}")),
+        variable("SECRETFILE", format!("{PEERS}/{}", peer_secret::KEY)),
     ]
 }
 
@@ -160,19 +187,21 @@ fn served(accepted: &Accepted<'_>) -> Vec<(String, String)> {
     variables
 }
 
-fn mounts() -> Vec<VolumeMount> {
+fn mounts(accepted: &Accepted<'_>) -> Vec<VolumeMount> {
     let mount = |name: &str, path: &str, read_only: bool| VolumeMount {
         name: name.to_owned(),
         mount_path: path.to_owned(),
         read_only: read_only.then_some(true),
         ..VolumeMount::default()
     };
-    vec![
+    let peers = accepted.peers.as_ref().map(|_| mount("peers", PEERS, true));
+    let mounts = vec![
         mount("config", CONFIG, true),
         mount("credentials", CREDENTIALS, true),
         mount("files", FILES, true),
         mount(storage::VOLUME, CACHE, false),
-    ]
+    ];
+    mounts.into_iter().chain(peers).collect()
 }
 
 /// Returns the default resources, enough for a busy mirror: content is streamed from the upstream to disk and client.

@@ -82,6 +82,12 @@ pub(super) fn ca_key(
     Some(secret(mirror, name, authority?.clone()))
 }
 
+/// Returns the Secret that the servers share, if they ask each other.
+pub(super) fn peers(accepted: &Accepted<'_>) -> Option<Child> {
+    let name = names::peers(&accepted.mirror.name_any());
+    Some(secret(accepted.mirror, name, accepted.peers.clone()?))
+}
+
 /// Returns the `ConfigMap` with the CA certificates that clients trust, if the Secret of the certificate has them or
 /// the operator issued it.
 pub(super) fn ca_bundle(mirror: &RegistryMirror, serving: Option<&Serving>) -> Option<Child> {

@@ -94,6 +94,8 @@ fn volumes(accepted: &Accepted<'_>) -> Vec<Volume> {
         // There or not: an upstream's first CA bundle comes to running Pods.
         secret("files", names::files(&name), Some(true)),
     ];
+    let peers = accepted.peers.as_ref();
+    volumes.extend(peers.map(|_| secret("peers", names::peers(&name), None)));
     volumes.extend(storage::pod_volume(&accepted.volume));
     volumes
 }

@@ -17,6 +17,7 @@ use crate::names;
 use crate::{
     kind::Kind,
     observed::{Allocation, Observed},
+    validate::Accepted,
 };
 
 /// Returns the Service that nodes pull through. Where it was deleted, it asks for the numbers that it had: nodes hold them.
@@ -86,8 +87,13 @@ fn lost(mirror: &RegistryMirror, observed: &Observed) -> Allocation {
     lost
 }
 
-/// Renders the Service with a DNS name for each Pod, ready or not, and with the admin port.
-pub(super) fn headless(mirror: &RegistryMirror) -> Child {
+/// Renders the Service with a DNS name for each Pod, ready or not, with the admin port and the port for other servers.
+pub(super) fn headless(accepted: &Accepted<'_>) -> Child {
+    let mirror = accepted.mirror;
+    let peers = accepted.peers.as_ref().map(|_| workload::PEER_PORT);
+    let ports = [workload::REGISTRY_PORT, workload::ADMIN_PORT]
+        .into_iter()
+        .chain(peers);
     let name = names::headless(&mirror.name_any());
     let service = Service {
         metadata: names::owned(mirror, name.clone()),
@@ -95,10 +101,7 @@ pub(super) fn headless(mirror: &RegistryMirror) -> Child {
             cluster_ip: Some("None".to_owned()),
             publish_not_ready_addresses: Some(true),
             selector: Some(names::selector(&mirror.name_any())),
-            ports: Some(vec![
-                port(workload::REGISTRY_PORT, workload::REGISTRY_PORT.number.into()),
-                port(workload::ADMIN_PORT, workload::ADMIN_PORT.number.into()),
-            ]),
+            ports: Some(ports.map(|target| port(target, target.number.into())).collect()),
             ..ServiceSpec::default()
         }),
         ..Service::default()

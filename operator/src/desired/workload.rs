@@ -41,6 +41,12 @@ pub(super) const ADMIN_PORT: Port = Port {
 /// The port of actions. It is no port of the container: only a port-forward reaches the loopback address of a Pod.
 pub(super) const ACTIONS_PORT: u16 = 5003;
 
+/// The port for the other servers of the mirror.
+pub(super) const PEER_PORT: Port = Port {
+    name: "peers",
+    number: 5002,
+};
+
 /// The progress deadline of the workload, below Kubernetes' default of 600 s.
 const PROGRESS_DEADLINE_SECONDS: i32 = 300;
 /// The number of revisions that are kept; each is an object in the API server.

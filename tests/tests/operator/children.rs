@@ -78,6 +78,35 @@ async fn ephemeral_mirror_is_a_deployment() {
     );
 }
 
+/// The secret that the servers share is created once, and stays as a user rotates it.
+#[tokio::test]
+async fn peer_secret_is_created_once_and_kept() {
+    let bench = Bench::start("peers").await;
+    let mut spec = ephemeral();
+    let mirror = bench.mirror("hub", spec.clone()).await;
+    bench.until_accepted("hub").await;
+    let secret = bench.get::<Secret>("hub-peers").await.unwrap();
+    assert!(belongs_to(&secret, &mirror));
+    let first = text(&secret, "secret").unwrap();
+    assert!(first.len() >= 32, "{} characters", first.len());
+    let rotating = format!("another-secret-of-them\n{first}\n");
+    let data = json!({"stringData": {"secret": rotating}});
+    bench.merge::<Secret>("hub-peers", data).await;
+    spec["replicas"] = json!(2);
+    bench.mirror("hub", spec.clone()).await;
+    bench
+        .until("hub", "two replicas", |deployment: &Deployment| {
+            (deployment.spec.as_ref()?.replicas == Some(2)).then_some(())
+        })
+        .await;
+    bench.until_accepted("hub").await;
+    let kept = bench.get::<Secret>("hub-peers").await.unwrap();
+    assert_eq!(text(&kept, "secret"), Some(rotating));
+    spec["peers"] = json!({"mode": "Disabled"});
+    bench.mirror("hub", spec).await;
+    bench.until_gone::<Secret>("hub-peers").await;
+}
+
 /// A setting that servers reload reaches the pods without a rollout.
 #[tokio::test]
 async fn reloadable_setting_reaches_pods_without_rollout() {
