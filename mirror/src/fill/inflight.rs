@@ -34,6 +34,9 @@ const FILLS: PlaceLimits = PlaceLimits {
 /// The cooldown of a digest after its first mismatch; doubles with each further one.
 const FIRST_REFUSAL: Duration = Duration::from_secs(2);
 const LONGEST_REFUSAL: Duration = Duration::from_mins(5);
+/// The polls of a fill before another replica starts its own, and the time between them.
+const DIRECT_POLLS: u32 = 20;
+const DIRECT_POLL: Duration = Duration::from_millis(100);
 /// The digests of an upstream whose refusals, or sizes, are remembered.
 const REMEMBERED: usize = 10_000;
 
@@ -124,6 +127,9 @@ impl Inflight {
         client: ClientAddress,
     ) -> Result<(Arc<Fill>, bool), FillRejected> {
         let key = (key(repository, digest), client.is_replica());
+        if client.is_replica() {
+            self.wait_until_direct(&key.0).await;
+        }
         if let Some(fill) = self.join(&key)? {
             return Ok((fill, true));
         }
@@ -134,6 +140,18 @@ impl Inflight {
             return Ok((fill, true));
         }
         Ok(self.start(turn, key, origins, repository))
+    }
+
+    /// Waits for a fill of this replica's own clients that asks another one: where that one is lost, the fill soon asks the
+    /// upstream, and serves all. Not for long, as the other replica may wait for this one.
+    async fn wait_until_direct(&self, blob: &Key) {
+        for _ in 0..DIRECT_POLLS {
+            let fill = self.state.lock().fills.get(&(blob.clone(), false)).cloned();
+            if fill.is_none_or(|fill| fill.is_direct() || fill.has_failed()) {
+                return;
+            }
+            tokio::time::sleep(DIRECT_POLL).await;
+        }
     }
 
     fn join(&self, key: &FillKey) -> Result<Option<Arc<Fill>>, FillRejected> {

@@ -96,7 +96,7 @@ async fn owner_that_hangs_fails_no_pull() {
     for digest in &digests {
         pull(&[replicas.get(1)], 2, &blob(digest), digest).await;
     }
-    replicas.get(0).go_on();
+    replicas.get(0).resume();
     until_peers(replicas.get(1), "serving", 1).await;
 }
 

@@ -187,7 +187,7 @@ impl Server {
     }
 
     /// Lets it run again.
-    pub(crate) fn go_on(&self) {
+    pub(crate) fn resume(&self) {
         self.signal(Signal::CONT);
     }
 
