@@ -46,6 +46,9 @@ use crate::transfer_coding;
 const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
 const NAMESPACE: HeaderName = HeaderName::from_static("oci-namespace");
 
+/// The longest URL, in bytes, that a response redirects to.
+const MAX_LOCATION: usize = 4 * 1024;
+
 /// The settings of the registry API.
 pub struct Settings {
     /// The scheme of client requests: `http` or `https`.
@@ -195,6 +198,8 @@ fn redirect(uri: &Uri, prefix: &str) -> Option<EndpointResponse> {
     if let Some(query) = uri.query() {
         location.extend(["?", query]);
     }
+    // No path with a name, a reference and a page is as long as that.
+    let location = (location.len() <= MAX_LOCATION).then_some(location)?;
     let location = HeaderValue::try_from(location).ok()?;
     let mut response = StatusCode::MOVED_PERMANENTLY.into_response();
     response.headers_mut().insert(header::LOCATION, location);

@@ -7,6 +7,7 @@
 mod accept;
 mod auth;
 mod blobs;
+mod coalesce;
 mod error;
 mod error_body;
 mod host_cooldown;

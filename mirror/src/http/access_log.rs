@@ -18,12 +18,15 @@ use url::form_urlencoded;
 use super::failures::{Failed, Kind};
 use super::{App, EndpointResponse, Peer, span};
 use crate::digest::Digest;
+use crate::logging;
 use crate::metrics::{self, Outcome, Source};
 use crate::name::Repository;
 
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// The maximum length of a request id, which the log contains; the server replaces a longer one.
 const MAX_ID_LENGTH: usize = 128;
+/// The maximum length of a method in the log.
+const MAX_METHOD_LENGTH: usize = 64;
 /// The query parameters that the log contains; any other may be a secret.
 const LOGGED_PARAMETERS: [&str; 4] = ["ns", "n", "last", "artifactType"];
 /// The status of a request whose client left before the response, as in nginx.
@@ -68,7 +71,7 @@ impl Record {
             line: None,
             span: Span::none(),
             started: Instant::now(),
-            method: parts.method.clone(),
+            method: short_method(&parts.method),
             kind,
             status: StatusCode::from_u16(CLIENT_LEFT).unwrap_or(StatusCode::REQUEST_TIMEOUT),
             outcome: Outcome::None,
@@ -87,7 +90,7 @@ impl Record {
     pub(super) fn logged(mut self, parts: &Parts, peer: &Peer) -> Self {
         self.line = self.app.settings.access_log.then(|| {
             Box::new(Line {
-                target: shown(&parts.uri),
+                target: logging::shorten(&shown(&parts.uri)),
                 client: Arc::clone(&peer.name),
                 agent: text(&parts.headers, &header::USER_AGENT),
             })
@@ -184,6 +187,14 @@ fn length(method: &Method, response: &Response) -> Option<u64> {
     })
 }
 
+/// Returns the method, cut to [`MAX_METHOD_LENGTH`].
+fn short_method(method: &Method) -> Method {
+    let name = method.as_str().as_bytes();
+    let cut = name.get(..MAX_METHOD_LENGTH);
+    cut.and_then(|cut| Method::from_bytes(cut).ok())
+        .unwrap_or_else(|| method.clone())
+}
+
 /// Returns the path with the query parameters that the log may contain.
 pub(super) fn shown(uri: &Uri) -> String {
     let pairs = form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes());
@@ -199,7 +210,9 @@ fn request_id(headers: &HeaderMap) -> HeaderValue {
     let sent = headers
         .get(&REQUEST_ID)
         .filter(|id| !id.is_empty() && id.len() <= MAX_ID_LENGTH);
-    sent.cloned().unwrap_or_else(|| {
+    // A copy: the value is a part of a buffer with the whole header.
+    let sent = sent.and_then(|id| HeaderValue::from_bytes(id.as_bytes()).ok());
+    sent.unwrap_or_else(|| {
         let (number, mut text) = (RandomState::new().build_hasher().finish(), [0; 16]);
         let written = hex::encode_to_slice(number.to_be_bytes(), &mut text);
         written
@@ -213,8 +226,8 @@ fn text(headers: &HeaderMap, name: &HeaderName) -> String {
     headers
         .get(name)
         .and_then(|value| value.to_str().ok())
+        .map(logging::shorten)
         .unwrap_or_default()
-        .to_owned()
 }
 
 /// A body that records how much of it was sent.

@@ -1,47 +1,44 @@
 //! Connections: accepts, limits, serves and drains them.
 
+mod client_memory;
+mod header_meter;
 mod limit;
+mod protocols;
 mod sendfile;
+mod socket;
 mod timeouts;
 pub mod tls;
 mod tracked_io;
+mod waiting;
 mod workers;
 
-use std::convert::Infallible;
-use std::io;
-use std::net;
-use std::os::unix;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto::Builder;
+use hyper_util::rt::TokioIo;
 use hyper_util::server::graceful::GracefulConnection;
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::net::{TcpListener, UnixListener};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
 use super::{Peer, Service};
-use crate::client_address::ClientAddress;
+use client_memory::ClientMemory;
+pub(super) use client_memory::{ConnectionMemory, Permit, hold};
+use header_meter::HeaderMeter;
 use limit::{ConnectionLimit, ConnectionSlot};
+use protocols::builder;
 pub(super) use sendfile::SendfileQueue;
-use sendfile::SendfileStream;
+use socket::{Accepted, Socket, Stream};
 use timeouts::{ConnectionTimeouts, LIMITS};
 use tls::Certificates;
 use tracked_io::{ConnectionState, TrackedBody, TrackedIo};
+use waiting::WaitingSockets;
 use workers::Workers;
 
-const MAX_HEADERS: usize = 100;
-/// The limit of a request header, answered with 431: at 64 KiB at the latest, because hyper checks it between reads, which
-/// double in size.
-const MAX_HEADER_BYTES: usize = 32 * 1024;
-/// The connection preface of HTTP/2 (RFC 9113, 3.4).
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// The pause after an error of accept that closing connections may end (too many open files).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -51,6 +48,9 @@ pub const BLOCKING_GRACE: Duration = Duration::from_secs(2);
 
 /// The time that an idle connection has to end if it has to make room, because a request may be on its way.
 const EVICTION_GRACE: Duration = Duration::from_secs(1);
+
+/// The bytes that a field of a header takes in memory, beyond its name and value.
+const HEADER_FIELD: usize = 104;
 
 /// A socket that clients connect to.
 pub enum Listener {
@@ -82,33 +82,33 @@ pub async fn serve(
 ) {
     let connections = TaskTracker::new();
     let limit = ConnectionLimit::new(options.max_connections);
+    let mut waiting = WaitingSockets::new(Arc::clone(&limit));
     // TLS is CPU work that the shared runtime balances between threads.
     let mut workers = options.tls.is_none().then(Workers::start);
     loop {
         let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+            accepted = listener.accept() => Some(accepted),
+            () = limit.freed(), if !waiting.is_empty() => None,
             () = shutdown.cancelled() => break,
         };
         match accepted {
-            Ok(accepted) => {
-                let slot = tokio::select! {
-                    slot = limit.enter(accepted.address(), &shutdown) => slot,
-                    () = shutdown.cancelled() => break,
-                };
-                let serving = accepted.serve(service.clone(), options.clone(), slot);
-                let serving = connections.track_future(serving);
-                match &mut workers {
-                    Some(workers) => workers.spawn(serving),
-                    None => drop(tokio::spawn(serving)),
-                }
-            }
-            Err(error) => {
+            Some(Ok(accepted)) => waiting.push(accepted.address(), accepted),
+            Some(Err(error)) => {
                 warn!(%error, "cannot accept a connection: trying again");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
+            None => {}
+        }
+        while let Some((accepted, slot)) = waiting.admit(&shutdown) {
+            let serving = serve_one(accepted, service.clone(), options.clone(), slot);
+            let serving = connections.track_future(serving);
+            match &mut workers {
+                Some(workers) => workers.spawn(serving),
+                None => drop(tokio::spawn(serving)),
+            }
         }
     }
-    drop(listener);
+    drop((listener, waiting));
     connections.close();
     if tokio::time::timeout(options.drain, connections.wait())
         .await
@@ -121,100 +121,17 @@ pub async fn serve(
     }
 }
 
-/// An accepted socket that no worker drives yet.
-enum Accepted {
-    Tcp(net::TcpStream, net::SocketAddr),
-    Unix(unix::net::UnixStream),
-}
-
 /// One client's connection.
 struct Connection {
     socket: Socket,
     peer: Peer,
 }
 
-/// The socket of a connection.
-enum Socket {
-    Tcp(SendfileStream),
-    Unix(UnixStream),
-}
-
-trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
-
-impl Listener {
-    async fn accept(&self) -> io::Result<Accepted> {
-        match self {
-            Self::Tcp(listener) => {
-                let (stream, peer) = listener.accept().await?;
-                Ok(Accepted::Tcp(stream.into_std()?, peer))
-            }
-            Self::Unix(listener) => {
-                let (stream, _) = listener.accept().await?;
-                Ok(Accepted::Unix(stream.into_std()?))
-            }
-        }
-    }
-}
-
-impl Accepted {
-    /// Serves the connection on the worker that calls this.
-    async fn serve(self, service: Service, options: ConnectionOptions, slot: ConnectionSlot) {
-        match self.connection() {
-            Ok(connection) => connection.serve(service, options, &slot).await,
-            Err(error) => debug!(%error, "cannot set up a connection"),
-        }
-    }
-
-    fn address(&self) -> ClientAddress {
-        ClientAddress::of_ip(match self {
-            Self::Tcp(_, peer) => Some(peer.ip()),
-            Self::Unix(_) => None,
-        })
-    }
-
-    fn connection(self) -> io::Result<Connection> {
-        match self {
-            Self::Tcp(stream, peer) => {
-                // Small responses must not wait for the acknowledgement of the previous one.
-                stream.set_nodelay(true)?;
-                let stream = SendfileStream::new(TcpStream::from_std(stream)?);
-                let peer = Peer {
-                    sendfile: Some(stream.queue()),
-                    ..Peer::named(&peer.to_string())
-                };
-                Ok(Connection {
-                    socket: Socket::Tcp(stream),
-                    peer,
-                })
-            }
-            Self::Unix(stream) => Ok(Connection {
-                socket: Socket::Unix(UnixStream::from_std(stream)?),
-                peer: Peer::named("unix"),
-            }),
-        }
-    }
-}
-
-impl Socket {
-    /// Waits for the first bytes, or the end, and returns `true` if they may begin an HTTP/2 preface. hyper's own
-    /// detection would allocate a double-size buffer that an idle connection keeps.
-    async fn may_begin_http2(&self) -> io::Result<bool> {
-        let mut first = [0; PREFACE.len()];
-        match self {
-            Self::Tcp(stream) => {
-                let length = stream.peek(&mut first).await?;
-                Ok(PREFACE.starts_with(&first[..length]))
-            }
-            Self::Unix(stream) => stream.readable().await.map(|()| true),
-        }
-    }
-
-    fn stream(self) -> Box<dyn Stream> {
-        match self {
-            Self::Tcp(stream) => Box::new(stream),
-            Self::Unix(stream) => Box::new(stream),
-        }
+/// Serves a connection on the worker that calls this.
+async fn serve_one(accepted: Accepted, service: Service, options: ConnectionOptions, slot: ConnectionSlot) {
+    match accepted.connection(&slot) {
+        Ok(connection) => connection.serve(service, options, &slot).await,
+        Err(error) => debug!(%error, "cannot set up a connection"),
     }
 }
 
@@ -224,7 +141,7 @@ impl Connection {
         let accepted = Instant::now();
         let opened = tokio::select! {
             biased;
-            opened = tokio::time::timeout(LIMITS.header, self.open(options)) => opened,
+            opened = tokio::time::timeout(LIMITS.header, self.open(options, &slot.memory)) => opened,
             () = slot.closing.cancelled() => return,
         };
         if let Ok(Some(opened)) = opened
@@ -235,13 +152,14 @@ impl Connection {
     }
 
     /// Waits for the first bytes of HTTP, inside TLS if it is on; `None` if the connection ends before.
-    async fn open(self, options: ConnectionOptions) -> Option<Opened> {
+    async fn open(self, options: ConnectionOptions, memory: &Arc<ClientMemory>) -> Option<Opened> {
         let http2 = self.socket.may_begin_http2().await.ok()?;
         let (mut peer, stream) = (self.peer, self.socket.stream());
         let (stream, http2) = match options.tls {
             Some(tls) => {
                 peer.sendfile = None;
-                Box::pin(accept_tls(stream, tls)).await?
+                let accepted = tls::accept(stream, tls, HeaderMeter::handshake(Arc::clone(memory)));
+                Box::pin(accepted).await?
             }
             None => (stream, http2 && options.http2),
         };
@@ -269,22 +187,28 @@ impl Opened {
         accepted: Instant,
         slot: &ConnectionSlot,
     ) -> impl Future<Output = ConnectionResult> + use<> {
-        let (peer, progress) = (self.peer, Arc::clone(&slot.progress));
-        let (stream, timeouts) = (
-            TrackedIo {
-                stream: self.stream,
-                progress: Arc::clone(&progress),
-            },
-            ConnectionTimeouts::new(Arc::clone(&progress), LIMITS, accepted),
-        );
+        let (peer, memory, closing) = (self.peer, Arc::clone(&slot.memory), slot.closing.clone());
+        let progress = Arc::clone(&slot.progress);
+        let stream = TrackedIo {
+            stream: self.stream,
+            progress: Arc::clone(&progress),
+            meter: HeaderMeter::http(Arc::clone(&memory), self.http2),
+        };
+        let timeouts = ConnectionTimeouts::new(Arc::clone(&progress), Arc::clone(&memory), LIMITS, accepted);
         let answer = service_fn(move |request: http::Request<_>| {
             let (service, peer, (parts, _)) = (service.clone(), peer.clone(), request.into_parts());
-            let mut request = progress.begin_request(parts.version);
+            let request =
+                admit(&parts, &memory).map(|place| progress.begin_request(parts.version).holding(place));
+            if request.is_err() {
+                progress.overload();
+                closing.cancel();
+            }
             // Boxed, because an idle connection keeps space for this future too.
             Box::pin(async move {
+                let mut request = request?;
                 let response = service.answer(parts, &peer).await;
                 request.on_response();
-                Ok::<_, Infallible>(response.map(|body| TrackedBody { body, request }))
+                Ok::<_, h2::Error>(response.map(|body| TrackedBody { body, request }))
             })
         });
         let connection = builder(self.http2)
@@ -292,6 +216,21 @@ impl Opened {
             .into_owned();
         drive_to_end(Box::pin(connection), timeouts, slot.closing.clone())
     }
+}
+
+/// Returns the place of an HTTP/2 request. The error resets its stream, after which the client may send the request again
+/// (RFC 9113, 8.7).
+fn admit(parts: &http::request::Parts, memory: &ClientMemory) -> Result<Option<Permit>, h2::Error> {
+    if parts.version != http::Version::HTTP_2 {
+        return Ok(None);
+    }
+    let fields: usize = parts
+        .headers
+        .iter()
+        .map(|(name, value)| HEADER_FIELD + name.as_str().len() + value.len())
+        .sum();
+    let place = memory.try_stream(fields + parts.uri.path().len());
+    place.map(Some).ok_or(h2::Reason::REFUSED_STREAM.into())
 }
 
 /// Drives a connection to its end. After a shutdown or an idle timeout, active requests end first; a connection that has to
@@ -314,7 +253,8 @@ where
                     return Ok(());
                 }
                 // A request may have come since the connection was chosen: it ends like any other.
-                if timeouts.is_evicted() && !timeouts.is_processing() {
+                let is_evicted = timeouts.is_evicted() && !timeouts.is_processing();
+                if is_evicted || timeouts.is_overloaded() {
                     connection.as_mut().graceful_shutdown();
                     let ended = tokio::time::timeout(EVICTION_GRACE, connection);
                     return Box::pin(ended).await.unwrap_or(Ok(()));
@@ -329,49 +269,15 @@ where
     }
 }
 
-/// Performs the TLS handshake. Returns the stream inside TLS, and `true` if ALPN selected HTTP/2.
-async fn accept_tls(stream: Box<dyn Stream>, tls: Arc<Certificates>) -> Option<(Box<dyn Stream>, bool)> {
-    match tls.acceptor().accept(stream).await {
-        Ok(stream) => {
-            let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-            Some((Box::new(stream), http2))
-        }
-        Err(error) => {
-            debug!(%error, "a TLS handshake failed");
-            None
-        }
-    }
-}
-
-fn builder(http2: bool) -> Builder<TokioExecutor> {
-    let mut builder = Builder::new(TokioExecutor::new());
-    if !http2 {
-        builder = builder.http1_only();
-    }
-    builder
-        .http1()
-        // Its timeout would end idle connections too; see `timeouts`.
-        .header_read_timeout(None)
-        .max_headers(MAX_HEADERS)
-        .max_buf_size(MAX_HEADER_BYTES)
-        // Some clients compare header names as text, and know those that Go, and so Distribution, writes.
-        .title_case_headers(true)
-        // A placeholder of sendfile must reach the stream as it is.
-        .writev(true);
-    builder
-        .http2()
-        .timer(TokioTimer::new())
-        .keep_alive_interval(LIMITS.header)
-        .max_header_list_size(u32::try_from(MAX_HEADER_BYTES).unwrap_or(u32::MAX));
-    builder
-}
-
 #[cfg(test)]
 mod tests {
+    use std::convert::Infallible;
+
     use bytes::Bytes;
     use http_body_util::Full;
-    use tokio::io::AsyncWriteExt;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+    use super::client_memory::Memory;
     use super::timeouts::ConnectionLimits;
     use super::tracked_io::ConnectionProgress;
     use super::*;
@@ -385,16 +291,86 @@ mod tests {
             header: hour,
             idle: hour,
             progress: hour,
+            short_of_memory: hour,
         };
-        let timeouts = ConnectionTimeouts::new(Arc::clone(&progress), limits, Instant::now());
+        let memory = Arc::new(Memory::default().client());
+        let timeouts =
+            ConnectionTimeouts::new(Arc::clone(&progress), Arc::clone(&memory), limits, Instant::now());
+        let meter = HeaderMeter::http(memory, false);
         let answer = service_fn(async |_| Ok::<_, Infallible>(http::Response::new(Full::<Bytes>::default())));
         let connection = builder(false)
-            .serve_connection(TokioIo::new(TrackedIo { stream, progress }), answer)
+            .serve_connection(
+                TokioIo::new(TrackedIo {
+                    stream,
+                    progress,
+                    meter,
+                }),
+                answer,
+            )
             .into_owned();
         let shutdown = CancellationToken::new();
         shutdown.cancel();
         let ended = drive_to_end(Box::pin(connection), timeouts, shutdown);
         let ended = tokio::time::timeout(Duration::from_secs(30), ended).await;
         assert!(ended.is_ok(), "it waits");
+    }
+
+    /// A connection that gets a request after it was chosen to make room ends once the request is answered.
+    #[tokio::test]
+    async fn evicted_connection_answers_its_request() {
+        let (mut client, stream) = tokio::io::duplex(1024);
+        let progress = Arc::<ConnectionProgress>::default();
+        let memory = Arc::new(Memory::default().client());
+        let timeouts =
+            ConnectionTimeouts::new(Arc::clone(&progress), Arc::clone(&memory), LIMITS, Instant::now());
+        let (meter, closing) = (HeaderMeter::http(memory, false), CancellationToken::new());
+        let (tracked, evict) = (Arc::clone(&progress), closing.clone());
+        let answer = service_fn(move |_| {
+            let request = tracked.begin_request(http::Version::HTTP_11);
+            tracked.evict();
+            evict.cancel();
+            async move {
+                tokio::time::sleep(EVICTION_GRACE * 5 / 4).await;
+                drop(request);
+                Ok::<_, Infallible>(http::Response::new(Full::<Bytes>::from("answered")))
+            }
+        });
+        let io = TrackedIo {
+            stream,
+            progress,
+            meter,
+        };
+        let connection = builder(false)
+            .serve_connection(TokioIo::new(io), answer)
+            .into_owned();
+        let ended = tokio::spawn(drive_to_end(Box::pin(connection), timeouts, closing));
+        client
+            .write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
+            .await
+            .unwrap();
+        let mut response = String::new();
+        client.read_to_string(&mut response).await.unwrap();
+        assert!(response.ends_with("answered"), "{response}");
+        assert!(ended.await.unwrap().is_ok());
+    }
+
+    /// A request of HTTP/2 beyond the places of its address is refused so that the client may repeat it.
+    #[test]
+    fn stream_without_a_place_is_refused() {
+        let memory = Memory::default().client();
+        let parts = |version| {
+            http::Request::builder()
+                .version(version)
+                .body(())
+                .unwrap()
+                .into_parts()
+                .0
+        };
+        let held: Vec<_> =
+            std::iter::from_fn(|| admit(&parts(http::Version::HTTP_2), &memory).ok()).collect();
+        assert!(held.iter().all(Option::is_some));
+        let refused = admit(&parts(http::Version::HTTP_2), &memory).unwrap_err();
+        assert_eq!(refused.reason(), Some(h2::Reason::REFUSED_STREAM));
+        assert!(matches!(admit(&parts(http::Version::HTTP_11), &memory), Ok(None)));
     }
 }

@@ -2,6 +2,7 @@
 
 pub(super) mod blobs;
 mod body;
+mod document;
 mod fill_blob;
 pub(super) mod manifests;
 pub(super) mod referrers;

@@ -165,6 +165,16 @@ impl RegistryError {
         Self::new(StatusCode::GATEWAY_TIMEOUT, "BLOB_UNKNOWN", message)
     }
 
+    /// Returns a 503 for a document that finds no memory, because the client takes nothing of other responses.
+    pub(super) fn too_many_responses() -> Self {
+        let message = "too many responses to this client wait to be read: read them, or ask again later";
+        Self {
+            class: "memory",
+            ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "TOOMANYREQUESTS", message)
+        }
+        .retry_after(Duration::from_secs(2))
+    }
+
     fn unauthorized(message: &str, challenge: HeaderValue) -> Self {
         Self::new(StatusCode::UNAUTHORIZED, "UNAUTHORIZED", message).with(header::WWW_AUTHENTICATE, challenge)
     }

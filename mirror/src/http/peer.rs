@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::connection::SendfileQueue;
+use super::connection::{ConnectionMemory, SendfileQueue};
 use crate::client_table::{ClientTable, ConnectionClient};
 use crate::name::Host;
 
@@ -15,16 +15,24 @@ pub struct Peer {
     pub(super) sendfile: Option<SendfileQueue>,
     /// The client in the table of clients; `None` for unix sockets.
     pub(super) client: Option<Arc<ConnectionClient>>,
+    /// The memory of the client.
+    pub(super) memory: Arc<ConnectionMemory>,
 }
 
 impl Peer {
     /// Returns a peer whose connection does not support sendfile.
     pub fn named(name: &str) -> Self {
+        Self::with_memory(name, Arc::new(ConnectionMemory::alone()))
+    }
+
+    /// Returns a peer whose connection takes this memory.
+    pub(super) fn with_memory(name: &str, memory: Arc<ConnectionMemory>) -> Self {
         let client = name.parse().ok().map(ConnectionClient::new);
         Self {
             name: name.into(),
             sendfile: None,
             client: client.map(Arc::new),
+            memory,
         }
     }
 

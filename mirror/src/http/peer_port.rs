@@ -1,6 +1,8 @@
 //! The peer port: the registry API for the other replicas of this mirror, each request authorized, each answer but the
 //! bytes of blobs signed.
 
+use std::sync::Arc;
+
 use axum::body::{Body, to_bytes};
 use axum::response::Response;
 use http::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE};
@@ -46,6 +48,7 @@ pub(super) fn as_replica(peer: &Peer) -> Peer {
         sendfile: peer.sendfile.clone(),
         // A replica is no client.
         client: None,
+        memory: Arc::clone(&peer.memory),
     }
 }
 

@@ -14,10 +14,14 @@ use super::{Peer, Settings};
 use crate::metrics::Outcome;
 use crate::traces::TARGET;
 
+/// The longest text of a client in a span, in bytes.
+const MAX_FIELD: usize = 1024;
+
 /// Starts the span of a request, as part of the trace that the client names in `traceparent`. The span contains no query,
 /// because a query may hold secrets.
 pub(super) fn begin(parts: &Parts, route: &Route<'_>, settings: &Settings, peer: &Peer) -> Span {
     let (method, original) = method(&parts.method);
+    let original = original.map(cut);
     let span = info_span!(
         target: TARGET,
         "request",
@@ -30,10 +34,10 @@ pub(super) fn begin(parts: &Parts, route: &Route<'_>, settings: &Settings, peer:
         http.response.body.size = Empty,
         http.route = route.template().map(|template| format!("{}{template}", settings.prefix)),
         url.scheme = settings.scheme,
-        url.path = parts.uri.path(),
+        url.path = cut(parts.uri.path()),
         network.protocol.version = version(parts.version),
         client.address = host(&peer.name),
-        user_agent.original = parts.headers.get(http::header::USER_AGENT).and_then(|agent| agent.to_str().ok()),
+        user_agent.original = parts.headers.get(http::header::USER_AGENT).and_then(|agent| agent.to_str().ok()).map(cut),
         error.type = Empty,
         registry_mirror.outcome = Empty,
         registry_mirror.request_id = Empty,
@@ -74,6 +78,11 @@ fn method(method: &Method) -> (&str, Option<&str>) {
         | Method::TRACE => (method.as_str(), None),
         _ => ("_OTHER", Some(method.as_str())),
     }
+}
+
+/// Returns the first bytes of a text that a client sent: a span is in memory until it is exported.
+fn cut(text: &str) -> &str {
+    &text[..text.floor_char_boundary(MAX_FIELD)]
 }
 
 /// Returns the name of the span, from a small set.

@@ -6,6 +6,9 @@ use std::fmt::{self, Write};
 /// The longest value of a field, in bytes; what is cut is named by its length.
 pub(super) const MAX_FIELD: usize = 1024;
 
+/// The longest mark of a cut, in bytes.
+const MAX_MARK: usize = 40;
+
 /// A value on its way into a log line.
 #[derive(Default)]
 pub(super) struct FieldText {
@@ -34,6 +37,15 @@ pub(super) fn text(value: &str) -> String {
     // Writing to a string cannot fail.
     let _ = bounded.write_str(value);
     bounded.finish()
+}
+
+/// Returns a text that fits into a field with the mark of a cut: for values that are kept until their line is written.
+pub(crate) fn shorten(value: &str) -> String {
+    if value.len() <= MAX_FIELD {
+        return value.to_owned();
+    }
+    let kept = value.floor_char_boundary(MAX_FIELD - MAX_MARK);
+    format!("{}... ({} bytes cut)", &value[..kept], value.len() - kept)
 }
 
 impl Write for FieldText {
@@ -125,6 +137,18 @@ mod tests {
             let expected = format.is_match(character.encode_utf8(&mut buffer));
             assert_eq!(is_format(character), expected, "{:x}", u32::from(character));
         }
+    }
+
+    /// A value that is cut early is not cut again when it is written.
+    #[test]
+    fn shortened_value_is_cut_once() {
+        assert_eq!(shorten("short"), "short");
+        let short = shorten(&"a\u{4e2d}".repeat(MAX_FIELD));
+        assert!(
+            short.len() <= MAX_FIELD && short.ends_with(" bytes cut)"),
+            "{short}"
+        );
+        assert_eq!(text(&short), short);
     }
 
     #[test]

@@ -3,8 +3,8 @@
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tracing::{debug, warn};
 
-/// The most connections without a configured number: each takes some kilobytes of memory.
-const MOST: u64 = 16_384;
+/// The most connections without a configured number: idle, they take up to 32 KiB of memory each (docs/adr/0030).
+const MOST: u64 = 1_024;
 /// The fewest connections, however low the limit is.
 const FEWEST: u64 = 16;
 
@@ -62,7 +62,7 @@ mod tests {
     use test_case::test_case;
 
     #[test_case(None, 256 => 64; "a low limit")]
-    #[test_case(None, 1 << 20 => 16_384; "a high limit")]
+    #[test_case(None, 1 << 20 => 1_024; "a high limit")]
     #[test_case(None, 8 => 16; "a limit that is of no use")]
     #[test_case(Some(200), 256 => 192; "more than fits")]
     #[test_case(Some(20_000), 1 << 20 => 20_000; "as configured")]

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use futures::{Stream, StreamExt};
 use reqwest::Response;
 
+use super::coalesce::coalesced;
 use super::error::{Error, describe};
 
 /// Minimum throughput in bytes per second, measured only while waiting (cf. curl's low-speed limit); package managers
@@ -21,7 +22,8 @@ pub(crate) fn meets_minimum(bytes: u64, waited: Duration) -> bool {
 /// ([`meets_minimum`]). The time that a slow reader takes between chunks does not count.
 pub(super) fn chunks(response: Response, idle: Duration) -> impl Stream<Item = Result<Bytes, Error>> {
     // Without the header, which may be large, for as long as the body comes.
-    let state = (Box::pin(response.bytes_stream()), MinimumThroughput::over(idle));
+    let body = coalesced(Box::pin(response.bytes_stream()));
+    let state = (Box::pin(body), MinimumThroughput::over(idle));
     futures::stream::try_unfold(state, move |(mut body, mut throughput)| async move {
         let (wanted, seconds) = (Instant::now(), idle.as_secs());
         match tokio::time::timeout(idle, body.next()).await {

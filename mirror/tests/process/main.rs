@@ -4,6 +4,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
+#[path = "../fixtures/http2.rs"]
+mod http2;
 #[path = "../fixtures/hub.rs"]
 #[allow(unused_imports, reason = "every test binary uses another part of it")]
 mod hub;
@@ -15,6 +17,7 @@ mod crash;
 mod crowd;
 mod descriptors;
 mod fleet;
+mod floods;
 mod full;
 mod herd;
 mod hostile;

@@ -298,3 +298,34 @@ impl Download {
         }
     }
 }
+
+/// Downloads past the cache that wait for their turn hold no place among the downloads into the cache: a small blob of
+/// the same upstream is cached at once, while clients at two addresses take nothing of more large ones than may run.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn waiting_past_the_cache_delays_no_fill() {
+    let hub = Hub::start().await;
+    let mirror = Mirror::with(&[(&hub, "good.test")], cache(), Some(1000)).await;
+    let small = hub.push_blob("org/app", b"small");
+    hub.always("GET org/large/blobs", Fault::Stall(600));
+    let mut waiting = tokio::task::JoinSet::new();
+    for address in [2, 3] {
+        let client = reqwest::Client::builder().no_proxy();
+        let client = client.local_address(std::net::IpAddr::from([127, 0, 0, address]));
+        let client = client.build().unwrap();
+        for number in 0..290_usize {
+            let content = format!("{address} {number} ").repeat(500);
+            let digest = hub.push_blob("org/large", content.as_bytes());
+            let url = format!("{}/v2/good.test/org/large/blobs/{digest}", mirror.url);
+            let request = client.get(url).send();
+            waiting.spawn(async move {
+                let _unread = request.await;
+                std::future::pending::<()>().await;
+            });
+        }
+    }
+    until(|| hub.count("GET org/large/blobs") >= 400).await;
+    let began = Instant::now();
+    let path = format!("/v2/good.test/org/app/blobs/{small}");
+    assert_eq!(mirror.fetch(&path).await, (200, Some(b"small".to_vec().into())));
+    assert!(began.elapsed() < AT_ONCE, "{:?}", began.elapsed());
+}

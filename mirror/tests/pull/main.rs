@@ -6,6 +6,8 @@
     reason = "a test that can't go on fails"
 )]
 
+#[path = "../fixtures/http2.rs"]
+mod http2;
 #[path = "../fixtures/hub.rs"]
 #[allow(unused_imports, reason = "every test binary uses another part of it")]
 mod hub;

@@ -25,7 +25,7 @@ section! {
         "draintimeout" => drain_timeout: Option<GoDuration>,
         /// The time after SIGTERM for which new connections are still taken, while `/readyz` answers 503.
         "lameduck" => lame_duck: Option<GoDuration>,
-        /// The most client connections at once; beyond it idle ones are closed, of the address with the most of them first. Without it a quarter of the limit of open files, at most 16384.
+        /// The most client connections at once; beyond it idle ones are closed, of the address with the most of them first. Without it a quarter of the limit of open files, at most 1024.
         "maxconnections" => max_connections: Option<u32>,
         /// The server's certificate, and those of its clients.
         "tls" => tls: Tls,

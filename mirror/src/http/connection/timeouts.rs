@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, Sleep};
 
+use super::client_memory::ClientMemory;
 use super::tracked_io::{ConnectionProgress, ConnectionState};
 
 /// The time limits of a client.
@@ -21,6 +22,8 @@ pub(super) struct ConnectionLimits {
     pub(super) idle: Duration,
     /// For taking more of a response.
     pub(super) progress: Duration,
+    /// For taking more of a response while others wait for the memory that the client's address holds.
+    pub(super) short_of_memory: Duration,
 }
 
 /// Clients close idle connections themselves after 90 s (Go, and so containerd) or less: a client that closes first
@@ -29,6 +32,7 @@ pub(super) const LIMITS: ConnectionLimits = ConnectionLimits {
     header: Duration::from_secs(10),
     idle: Duration::from_mins(2),
     progress: Duration::from_mins(5),
+    short_of_memory: Duration::from_secs(30),
 };
 
 /// The timeouts of one connection.
@@ -37,6 +41,7 @@ pub(super) const LIMITS: ConnectionLimits = ConnectionLimits {
 /// notices the end of an HTTP/2 request that it missed at the next ping.)
 pub(super) struct ConnectionTimeouts {
     progress: Arc<ConnectionProgress>,
+    memory: Arc<ClientMemory>,
     limits: ConnectionLimits,
     seen: (ConnectionState, u32),
     since: Instant,
@@ -46,9 +51,15 @@ pub(super) struct ConnectionTimeouts {
 
 impl ConnectionTimeouts {
     /// Creates the timeouts for a client that connected at `since`.
-    pub(super) fn new(progress: Arc<ConnectionProgress>, limits: ConnectionLimits, since: Instant) -> Self {
+    pub(super) fn new(
+        progress: Arc<ConnectionProgress>,
+        memory: Arc<ClientMemory>,
+        limits: ConnectionLimits,
+        since: Instant,
+    ) -> Self {
         Self {
             progress,
+            memory,
             limits,
             seen: (ConnectionState::ReadingRequest, 0),
             since,
@@ -71,6 +82,11 @@ impl ConnectionTimeouts {
         self.progress.is_evicted()
     }
 
+    /// Returns `true` if the client has more requests than places.
+    pub(super) fn is_overloaded(&self) -> bool {
+        self.progress.is_overloaded()
+    }
+
     /// Waits until the client exceeds a limit, and returns the state in which it did.
     pub(super) async fn expired(&mut self) -> ConnectionState {
         std::future::poll_fn(|cx| self.poll_expired(cx)).await
@@ -82,22 +98,30 @@ impl ConnectionTimeouts {
         if seen != self.seen {
             (self.seen, self.since) = (seen, Instant::now());
         }
-        let deadline = match state {
-            ConnectionState::Processing => return Poll::Pending,
-            ConnectionState::ReadingRequest => self.since + self.limits.header,
-            ConnectionState::Idle => self.since + self.limits.idle,
-            ConnectionState::WritingResponse => self.since + self.limits.progress,
-        };
-        if self.timer.deadline() > deadline {
-            self.timer.as_mut().reset(deadline);
-        }
         loop {
+            let (deadline, check) = match state {
+                ConnectionState::Processing => return Poll::Pending,
+                ConnectionState::ReadingRequest => (self.since + self.limits.header, None),
+                ConnectionState::Idle => (self.since + self.limits.idle, None),
+                ConnectionState::WritingResponse if self.memory.is_short() => {
+                    (self.since + self.limits.short_of_memory, None)
+                }
+                // The memory may become short later.
+                ConnectionState::WritingResponse => (
+                    self.since + self.limits.progress,
+                    Some(Instant::now() + self.limits.short_of_memory),
+                ),
+            };
+            let wake = check.map_or(deadline, |check| check.min(deadline));
+            if self.timer.deadline() > wake {
+                self.timer.as_mut().reset(wake);
+            }
             ready!(self.timer.as_mut().poll(cx));
             if Instant::now() >= deadline {
                 self.since = Instant::now();
                 return Poll::Ready(state);
             }
-            self.timer.as_mut().reset(deadline);
+            self.timer.as_mut().reset(wake);
         }
     }
 }
@@ -108,6 +132,8 @@ mod tests {
 
     use http::Version;
 
+    use super::super::client_memory::Memory;
+    use super::super::header_meter::HeaderMeter;
     use super::super::tracked_io::{TrackedIo, TrackedRequest};
     use super::*;
 
@@ -120,6 +146,7 @@ mod tests {
         says: DuplexStream,
         server: TrackedIo<DuplexStream>,
         timeouts: ConnectionTimeouts,
+        memory: Arc<ClientMemory>,
     }
 
     fn client(header: Duration, idle: Duration) -> Client {
@@ -127,19 +154,23 @@ mod tests {
             header,
             idle,
             progress: LONG,
+            short_of_memory: LONG,
         })
     }
 
     fn client_of(limits: ConnectionLimits) -> Client {
         let (says, stream) = tokio::io::duplex(64);
         let progress = Arc::<ConnectionProgress>::default();
+        let memory = Arc::new(Memory::default().client());
         Client {
             says,
             server: TrackedIo {
                 stream,
                 progress: Arc::clone(&progress),
+                meter: HeaderMeter::http(Arc::clone(&memory), false),
             },
-            timeouts: ConnectionTimeouts::new(progress, limits, Instant::now()),
+            timeouts: ConnectionTimeouts::new(progress, Arc::clone(&memory), limits, Instant::now()),
+            memory,
         }
     }
 
@@ -227,6 +258,7 @@ mod tests {
             header: LONG,
             idle: LONG,
             progress: A_WHILE,
+            short_of_memory: A_WHILE,
         });
         client.says("GET / HTTP/1.1\r\n\r\n").await;
         let _request = client.request(Version::HTTP_11);
@@ -248,6 +280,7 @@ mod tests {
             header: LONG,
             idle: LONG,
             progress: A_WHILE,
+            short_of_memory: A_WHILE,
         });
         client.says("frames").await;
         let mut request = client.request(Version::HTTP_2);
@@ -265,6 +298,35 @@ mod tests {
         assert_eq!(late, Some(ConnectionState::WritingResponse));
         request.on_wait();
         assert!(client.is_waited_for().await, "it waits for the server again");
+    }
+
+    /// A client that takes nothing has less time while others of its address wait for the memory that it holds; a
+    /// response that waits for memory is not one that waits for the server.
+    #[tokio::test]
+    async fn stalled_reader_has_less_time_while_memory_is_short() {
+        let mut client = client_of(ConnectionLimits {
+            header: LONG,
+            idle: LONG,
+            progress: LONG,
+            short_of_memory: SHORT,
+        });
+        client.says("frames").await;
+        let mut request = client.request(Version::HTTP_2);
+        request.on_response();
+        assert!(client.is_waited_for().await, "there is memory");
+        let hold = |memory: &Arc<ClientMemory>| {
+            let memory = Arc::clone(memory);
+            std::iter::from_fn(move || memory.try_block(u64::MAX)).collect::<Vec<_>>()
+        };
+        let held = hold(&client.memory);
+        let late = tokio::time::timeout(LONG, client.timeouts.expired()).await;
+        assert_eq!(late.unwrap(), ConnectionState::WritingResponse);
+        drop(held);
+        let _other = client.request(Version::HTTP_2);
+        assert!(client.is_waited_for().await, "the server owes a response");
+        let progress = Arc::clone(&client.server.progress);
+        let (_waiting, _held) = (progress.wait_for_memory(), hold(&client.memory));
+        assert_eq!(client.late().await, ConnectionState::WritingResponse);
     }
 
     #[tokio::test]

@@ -1,16 +1,27 @@
 //! The serving certificate, which the server reads again after a change; open connections keep the previous one.
 
+use std::io;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 
 use arc_swap::ArcSwap;
 use rustls::server::ServerConfig;
 use rustls::sign::SingleCertAndKey;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_rustls::TlsAcceptor;
+use tracing::debug;
 
+use super::Stream;
+use super::header_meter::HeaderMeter;
 use crate::config::http::Tls;
 use crate::file_read::{self, MAX_FILE};
 use crate::tls::{self, ClientVerifier, TrustedCertificates};
+
+/// The encrypted bytes of a connection that wait for the client, and the plain ones before the handshake ends: two
+/// records of TLS.
+const SEND_BUFFER: usize = 32 * 1024;
 
 /// An error of the certificate files.
 #[derive(Debug, thiserror::Error)]
@@ -60,6 +71,68 @@ impl Certificates {
     /// Returns an acceptor for a new connection.
     pub fn acceptor(&self) -> TlsAcceptor {
         TlsAcceptor::from(self.current.load_full())
+    }
+}
+
+/// Performs the TLS handshake. Returns the stream inside TLS, and `true` if ALPN selected HTTP/2.
+pub(super) async fn accept(
+    stream: Box<dyn Stream>,
+    tls: Arc<Certificates>,
+    meter: HeaderMeter,
+) -> Option<(Box<dyn Stream>, bool)> {
+    let handshake = Handshake {
+        stream,
+        meter: Some(meter),
+    };
+    match tls.acceptor().accept(handshake).await {
+        Ok(mut stream) => {
+            let (handshake, session) = stream.get_mut();
+            handshake.meter = None;
+            session.set_buffer_limit(Some(SEND_BUFFER));
+            let http2 = session.alpn_protocol() == Some(b"h2");
+            Some((Box::new(stream), http2))
+        }
+        Err(error) => {
+            debug!(%error, "a TLS handshake failed");
+            None
+        }
+    }
+}
+
+/// A client's stream that counts what the client sends until the handshake is complete.
+struct Handshake {
+    stream: Box<dyn Stream>,
+    meter: Option<HeaderMeter>,
+}
+
+impl AsyncRead for Handshake {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
+        let is_counted = |meter: &mut HeaderMeter| meter.record(&buffer.filled()[before..], 0, false);
+        if self.meter.as_mut().is_none_or(is_counted) {
+            return Poll::Ready(Ok(()));
+        }
+        let error = "the client's address has too many unfinished handshakes";
+        Poll::Ready(Err(io::Error::other(error)))
+    }
+}
+
+impl AsyncWrite for Handshake {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
 

@@ -12,12 +12,17 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use http::Version;
 use http_body::{Body, Frame, SizeHint};
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::client_memory::{Permit, hold};
+use super::header_meter::HeaderMeter;
 use crate::http::access_log::RecordedBody;
 
 /// The end of a request header (RFC 9112, 2.1).
 const HEADER_END: u32 = u32::from_be_bytes(*b"\r\n\r\n");
+/// The longest data of an HTTP/2 response that its stream's place pays for; longer data has memory of its own.
+const MAX_SMALL_DATA: usize = 16 * 1024;
 /// A write to an HTTP/2 client of at most this many bytes may hold only pings and their acknowledgements: no progress.
 const MAX_CONTROL_FRAMES: usize = 256;
 
@@ -50,8 +55,14 @@ pub(super) struct ConnectionProgress {
     blocked: AtomicBool,
     /// The number of writes that the client took.
     writes: AtomicU32,
+    /// The responses that wait for memory, which the client's address holds.
+    waiting_for_memory: AtomicU32,
+    /// The places of HTTP/2 requests whose responses may not be sent yet.
+    unsent: Mutex<Vec<Arc<Permit>>>,
     /// `true` if the connection has to make room for another one.
     evicted: AtomicBool,
+    /// `true` if a request of the connection found no place.
+    overloaded: AtomicBool,
 }
 
 impl ConnectionProgress {
@@ -64,7 +75,14 @@ impl ConnectionProgress {
         TrackedRequest {
             progress: Arc::clone(self),
             processing: true,
+            place: None,
         }
+    }
+
+    /// Records that a response waits for memory, until the returned guard is dropped.
+    pub(super) fn wait_for_memory(&self) -> WaitingBody<'_> {
+        self.waiting_for_memory.fetch_add(1, Ordering::Relaxed);
+        WaitingBody(&self.waiting_for_memory)
     }
 
     /// Returns the state of the connection.
@@ -74,8 +92,11 @@ impl ConnectionProgress {
         if self.blocked.load(Ordering::Relaxed) {
             ConnectionState::WritingResponse
         } else if self.active.load(Ordering::Relaxed) > 0 {
-            // An HTTP/2 stream may take bytes while the client opens no window for those of a response.
-            if is_http2 && self.processing.load(Ordering::Relaxed) == 0 {
+            let waiting = self.waiting_for_memory.load(Ordering::Relaxed);
+            let processing = self.processing.load(Ordering::Relaxed);
+            // An HTTP/2 stream may take bytes while the client opens no window for those of a response. A response that
+            // waits for memory waits for its client to take others.
+            if (is_http2 && processing <= waiting) || (!is_http2 && waiting > 0) {
                 ConnectionState::WritingResponse
             } else {
                 ConnectionState::Processing
@@ -103,6 +124,16 @@ impl ConnectionProgress {
         self.evicted.load(Ordering::Relaxed)
     }
 
+    /// Marks the connection as one whose client has more requests than places.
+    pub(super) fn overload(&self) {
+        self.overloaded.store(true, Ordering::Relaxed);
+    }
+
+    /// Returns `true` if a request of the connection found no place.
+    pub(super) fn is_overloaded(&self) -> bool {
+        self.overloaded.load(Ordering::Relaxed)
+    }
+
     fn record_read(&self, bytes: &[u8]) {
         let last = &bytes[bytes.len().saturating_sub(4)..];
         let tail = last.iter().fold(self.tail.load(Ordering::Relaxed), |tail, byte| {
@@ -118,9 +149,25 @@ pub(super) struct TrackedRequest {
     progress: Arc<ConnectionProgress>,
     /// `true` while the client waits for the server.
     processing: bool,
+    /// The place of an HTTP/2 request.
+    place: Option<Arc<Permit>>,
 }
 
 impl TrackedRequest {
+    /// Adds the place of an HTTP/2 request, which is held until the response is sent.
+    pub(super) fn holding(mut self, place: Option<Permit>) -> Self {
+        self.place = place.map(Arc::new);
+        self
+    }
+
+    /// Returns the bytes of a response, which hold the request's place until the connection has sent them.
+    fn keep_place(&self, bytes: Bytes) -> Bytes {
+        match &self.place {
+            Some(place) if bytes.len() <= MAX_SMALL_DATA => hold(bytes, Arc::clone(place)),
+            _ => bytes,
+        }
+    }
+
     /// Records that the server has bytes for the client.
     pub(super) fn on_response(&mut self) {
         if std::mem::take(&mut self.processing) {
@@ -140,6 +187,18 @@ impl Drop for TrackedRequest {
     fn drop(&mut self) {
         self.on_response();
         self.progress.active.fetch_sub(1, Ordering::Relaxed);
+        if let Some(place) = self.place.take() {
+            self.progress.unsent.lock().push(place);
+        }
+    }
+}
+
+/// A guard of a response that waits for memory.
+pub(super) struct WaitingBody<'a>(&'a AtomicU32);
+
+impl Drop for WaitingBody<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -147,9 +206,27 @@ impl Drop for TrackedRequest {
 pub(super) struct TrackedIo<S> {
     pub(super) stream: S,
     pub(super) progress: Arc<ConnectionProgress>,
+    pub(super) meter: HeaderMeter,
 }
 
 impl<S> TrackedIo<S> {
+    /// Counts bytes from the client; fails if there is no memory for them.
+    fn record_read(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let progress = &self.progress;
+        progress.record_read(bytes);
+        let (requests, active) = (&progress.requests, &progress.active);
+        let is_active = active.load(Ordering::Relaxed) > 0;
+        if self
+            .meter
+            .record(bytes, requests.load(Ordering::Relaxed), is_active)
+        {
+            return Ok(());
+        }
+        Err(io::Error::other(
+            "the client's address has too many unfinished headers",
+        ))
+    }
+
     fn record_write(&self, wrote: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         let is_http2 = self.progress.is_http2.load(Ordering::Relaxed);
         if matches!(wrote, Poll::Ready(Ok(length)) if !is_http2 || length > MAX_CONTROL_FRAMES) {
@@ -172,8 +249,8 @@ impl<S: AsyncRead + Unpin> AsyncRead for TrackedIo<S> {
     ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
-        self.progress.record_read(&buffer.filled()[before..]);
-        read
+        let recorded = self.record_read(&buffer.filled()[before..]);
+        read.map(|read| read.and(recorded))
     }
 }
 
@@ -198,6 +275,9 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for TrackedIo<S> {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let flushed = Pin::new(&mut self.stream).poll_flush(cx);
+        if flushed.is_ready() && self.progress.is_http2.load(Ordering::Relaxed) {
+            self.progress.unsent.lock().clear();
+        }
         self.record_blocked(flushed)
     }
 
@@ -226,7 +306,7 @@ impl Body for TrackedBody {
         } else {
             self.request.on_response();
         }
-        frame
+        frame.map_ok(|frame| frame.map_data(|data| self.request.keep_place(data)))
     }
 
     fn is_end_stream(&self) -> bool {

@@ -9,11 +9,12 @@ use bytes::Bytes;
 use futures::stream;
 use http::{HeaderValue, Method, StatusCode, header};
 
-use super::body::{self, BlobReader};
+use super::body::{self, BlobReader, BodyBlob};
 use super::fill_blob::FillBlob;
 use super::stored_blob::StoredBlob;
 use crate::digest::Digest;
 use crate::fill::{Fill, Phase};
+use crate::http::connection::ConnectionMemory;
 use crate::http::error::RegistryError;
 use crate::http::{EndpointResponse, RequestContext, headers, peer_port};
 use crate::metrics::Outcome;
@@ -55,13 +56,17 @@ pub(in crate::http) async fn get(
     let wanted = Wanted::parse(context.headers, &etag);
     let Served { value, mut outcome } = source(context, &repository, &digest, &wanted).await?;
     let is_from_peer = matches!(&value, Source::Filling(fill) if fill.is_from_peer());
+    let reader = |blob| BlobReader {
+        blob,
+        sendfile: context.sendfile.cloned(),
+        memory: Arc::clone(&context.peer.memory),
+    };
     match value {
         Source::Stored(blob) => {
             let (size, pull) = (blob.size, Arc::clone(&context.app.pull));
             let digest = digest.clone();
             let stored = StoredBlob { blob, digest, pull };
-            let reader = BlobReader::Stored(stored, context.sendfile.cloned());
-            send(&mut response, reader, size, &wanted);
+            send(&mut response, reader(BodyBlob::Stored(stored)), size, &wanted);
         }
         Source::Filling(fill) => {
             let size = size_of(context, &fill).await?;
@@ -73,13 +78,11 @@ pub(in crate::http) async fn get(
                 peer: Arc::clone(&context.peer.name),
             };
             match size {
-                Some(size) => send(
-                    &mut response,
-                    BlobReader::Filling(filling, context.sendfile.cloned()),
-                    size,
-                    &wanted,
-                ),
-                None => *response.body_mut() = body::whole_fill(filling),
+                Some(size) => send(&mut response, reader(BodyBlob::Filling(filling)), size, &wanted),
+                None => {
+                    let memory = Arc::clone(&context.peer.memory);
+                    *response.body_mut() = body::whole_fill(filling, memory);
+                }
             }
         }
         Source::PassThrough(passed) => {
@@ -87,7 +90,7 @@ pub(in crate::http) async fn get(
                 return Err(RegistryError::needs_chunks());
             }
             outcome = Outcome::PassThrough;
-            send_passed(&mut response, passed);
+            send_passed(&mut response, passed, Arc::clone(&context.peer.memory));
         }
     }
     Ok(EndpointResponse {
@@ -170,7 +173,7 @@ fn send(response: &mut Response, reader: BlobReader, size: u64, wanted: &Wanted)
 }
 
 /// Puts a pass-through response into the response.
-fn send_passed(response: &mut Response, passed: PassThrough) {
+fn send_passed(response: &mut Response, passed: PassThrough, memory: Arc<ConnectionMemory>) {
     match (&passed.part, passed.size) {
         (Some(part), size) => partial(response, part, size),
         (None, Some(size)) => {
@@ -178,7 +181,7 @@ fn send_passed(response: &mut Response, passed: PassThrough) {
         }
         (None, None) => {}
     }
-    *response.body_mut() = Body::from_stream(passed.body);
+    *response.body_mut() = body::passed(passed.body, memory);
 }
 
 fn partial(response: &mut Response, part: &std::ops::Range<u64>, size: Option<u64>) {

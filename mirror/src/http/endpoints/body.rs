@@ -6,55 +6,66 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use bytes::Bytes;
-use futures::stream::{self, BoxStream, Stream, StreamExt};
+use futures::stream::{self, BoxStream, Stream, StreamExt, TryStreamExt};
 
 use super::fill_blob::FillBlob;
 use super::stored_blob::StoredBlob;
 use crate::fill::{self, Cut};
-use crate::http::connection::SendfileQueue;
+use crate::http::connection::{ConnectionMemory, SendfileQueue, hold};
 
-/// A blob that a body reads.
+/// A blob that a body reads, and the connection that it reads it for.
 #[derive(Clone)]
-pub(super) enum BlobReader {
-    /// A stored blob, and the sendfile queue of the connection, if it has one.
-    Stored(StoredBlob, Option<SendfileQueue>),
-    /// A fill that still runs, and the sendfile queue of the connection, if it has one.
-    Filling(FillBlob, Option<SendfileQueue>),
+pub(super) struct BlobReader {
+    pub(super) blob: BodyBlob,
+    /// The sendfile queue of the connection, if it has one.
+    pub(super) sendfile: Option<SendfileQueue>,
+    pub(super) memory: Arc<ConnectionMemory>,
+}
+
+/// The source of a blob in the cache.
+#[derive(Clone)]
+pub(super) enum BodyBlob {
+    /// A stored blob.
+    Stored(StoredBlob),
+    /// A fill that still runs.
+    Filling(FillBlob),
 }
 
 impl BlobReader {
     /// Returns the next bytes of a range, or the placeholder of a part that sendfile sends.
     async fn next(&self, range: &Range<u64>) -> Result<Bytes, Cut> {
-        match self {
-            Self::Stored(stored, sendfile) => {
-                let push = |queue: &SendfileQueue| queue.push(&stored.blob.file, range, Some(stored));
-                match sendfile.as_ref().and_then(push) {
-                    Some(placeholder) => Ok(placeholder),
-                    None => stored.read(range).await,
-                }
+        let (file, there, stored) = match &self.blob {
+            BodyBlob::Stored(stored) => (Arc::clone(&stored.blob.file), range.clone(), Some(stored)),
+            BodyBlob::Filling(filling) => {
+                let (file, there) = filling.fill.there(range).await?;
+                (file, there, None)
             }
-            Self::Filling(filling, sendfile) => {
-                let (source, there) = filling.fill.there(range).await?;
-                let push = |queue: &SendfileQueue| queue.push(&source, &there, None);
-                match sendfile.as_ref().and_then(push) {
-                    Some(placeholder) => Ok(placeholder),
-                    None => fill::read(&source, &there).await,
-                }
-            }
+        };
+        let push = |queue: &SendfileQueue| queue.push(&file, &there, stored);
+        if let Some(placeholder) = self.sendfile.as_ref().and_then(push) {
+            return Ok(placeholder);
         }
+        let held = self.memory.block(there.end - there.start).await;
+        let part = there.start..there.start + held.length as u64;
+        let bytes = match stored {
+            Some(stored) => stored.read(&part).await?,
+            None => fill::read(&file, &part).await?,
+        };
+        Ok(hold(bytes, held.permit))
     }
 
     /// Returns the bytes of a range from the upstream, if this is a fill that ran out of room.
     async fn past_the_cache(&self, range: &Range<u64>) -> Result<Option<PassedBytes>, Cut> {
-        match self {
-            Self::Stored(..) => Ok(None),
-            Self::Filling(filling, _) => filling.past_the_cache(range).await,
-        }
+        let BodyBlob::Filling(filling) = &self.blob else {
+            return Ok(None);
+        };
+        let passed = filling.past_the_cache(range).await?;
+        Ok(passed.map(|source| held(source, Arc::clone(&self.memory))))
     }
 
     /// Returns a range of a blob whose bytes are in memory.
     fn in_memory(&self, range: &Range<u64>) -> Option<Bytes> {
-        let Self::Stored(stored, _) = self else {
+        let BodyBlob::Stored(stored) = &self.blob else {
             return None;
         };
         let bytes = stored.blob.bytes.as_ref()?;
@@ -111,9 +122,15 @@ impl ByteSource {
 }
 
 /// Returns a body with all bytes of a fill whose size the upstream did not announce.
-pub(super) fn whole_fill(filling: FillBlob) -> Body {
+pub(super) fn whole_fill(filling: FillBlob, memory: Arc<ConnectionMemory>) -> Body {
     let fill = Arc::clone(&filling.fill);
-    let state = (ByteSource::Cache(BlobReader::Filling(filling, None)), fill, 0_u64);
+    let reader = BlobReader {
+        blob: BodyBlob::Filling(filling),
+        // Chunks of a body without a length are framed, which a placeholder is not.
+        sendfile: None,
+        memory,
+    };
+    let state = (ByteSource::Cache(reader), fill, 0_u64);
     Body::from_stream(stream::try_unfold(state, |(mut source, fill, at)| async move {
         match source.next(&(at..u64::MAX)).await {
             Ok(Some(chunk)) => {
@@ -125,6 +142,23 @@ pub(super) fn whole_fill(filling: FillBlob) -> Body {
             Err(cut) => Err(cut),
         }
     }))
+}
+
+/// Returns a body with the bytes of an upstream that are not cached.
+pub(super) fn passed(source: PassedBytes, memory: Arc<ConnectionMemory>) -> Body {
+    Body::from_stream(held(source, memory))
+}
+
+/// Returns the bytes of an upstream with memory of the client: no more are taken while that is used up.
+fn held(source: PassedBytes, memory: Arc<ConnectionMemory>) -> PassedBytes {
+    let held = source.and_then(move |chunk| {
+        let memory = Arc::clone(&memory);
+        async move {
+            let permit = memory.document(chunk.len()).await;
+            Ok(hold(chunk, permit))
+        }
+    });
+    held.boxed()
 }
 
 /// A body with several parts (RFC 9110, 14.6).

@@ -1,8 +1,8 @@
 //! `GET` and `HEAD /v2/<name>/manifests/<reference>` (distribution-spec, "Pulling manifests").
 
-use axum::body::Body;
-use http::{HeaderValue, StatusCode, header};
+use http::{HeaderValue, Method, StatusCode, header};
 
+use super::document::hold_document;
 use crate::http::error::RegistryError;
 use crate::http::{EndpointResponse, RequestContext, headers, peer_port};
 use crate::name::{InvalidName, Reference, Repository};
@@ -17,8 +17,11 @@ pub(in crate::http) async fn get(
 ) -> Result<EndpointResponse, RegistryError> {
     let reference = parse(reference)?;
     let repository = context.repository(name)?;
-    let served = served(context, &repository, &reference).await?;
-    let manifest = served.value;
+    let fetch = || served(context, &repository, &reference);
+    let is_head = context.method == Method::HEAD;
+    let length = |served: &Served<Manifest>| if is_head { 0 } else { served.value.bytes().len() };
+    let served = hold_document(&context.peer.memory, fetch, length).await?;
+    let (manifest, outcome) = (&served.document.value, served.document.outcome);
     let etag = headers::etag(manifest.digest());
     let mut response = headers::response(context.headers, &etag);
     let own = response.headers_mut();
@@ -34,9 +37,9 @@ pub(in crate::http) async fn get(
         response.headers_mut().insert(header::AGE, age.as_secs().into());
     }
     if response.status() == StatusCode::OK {
-        *response.body_mut() = Body::from(manifest.bytes().clone());
+        *response.body_mut() = served.body(|served| served.value.bytes().clone());
     }
-    Ok(EndpointResponse::new(response, served.outcome, repository))
+    Ok(EndpointResponse::new(response, outcome, repository))
 }
 
 /// Returns a manifest. Another replica may want only one that is here.

@@ -2,13 +2,15 @@
 
 use axum::body::Body;
 use axum::response::Response;
+use bytes::Bytes;
 use http::{HeaderName, HeaderValue, header};
 use url::form_urlencoded;
 
 use super::blobs;
+use super::document::hold_document;
 use crate::http::error::RegistryError;
 use crate::http::{EndpointResponse, RequestContext};
-use crate::pull;
+use crate::pull::{self, Served};
 
 const FILTERS: HeaderName = HeaderName::from_static("oci-filters-applied");
 
@@ -20,16 +22,19 @@ pub(in crate::http) async fn get(
 ) -> Result<EndpointResponse, RegistryError> {
     let digest = blobs::parse(digest)?;
     let repository = context.repository(name)?;
-    let served = context
-        .app
-        .pull
-        .referrers(&repository, &digest, &context.peer.name)
-        .await?;
+    let fetch = || async {
+        let (pull, peer) = (&context.app.pull, &context.peer.name);
+        Ok(pull.referrers(&repository, &digest, peer).await?)
+    };
+    // The filter needs as much memory as the list at most, and the list may leave the cache meanwhile.
+    let length = |served: &Served<Bytes>| served.value.len();
+    let served = hold_document(&context.peer.memory, fetch, length).await?;
     let filter = form_urlencoded::parse(context.query.as_bytes()).find(|(key, _)| key == "artifactType");
     let filtered = match filter {
-        Some((_, artifact_type)) => pull::of_type(&served.value, &artifact_type).await,
+        Some((_, artifact_type)) => pull::of_type(&served.document.value, &artifact_type).await,
         None => None,
     };
+    let outcome = served.document.outcome;
     let mut response = Response::new(Body::empty());
     let headers = response.headers_mut();
     let index = HeaderValue::from_static("application/vnd.oci.image.index.v1+json");
@@ -37,6 +42,6 @@ pub(in crate::http) async fn get(
     if filtered.is_some() {
         headers.insert(FILTERS, HeaderValue::from_static("artifactType"));
     }
-    *response.body_mut() = Body::from(filtered.unwrap_or(served.value));
-    Ok(EndpointResponse::new(response, served.outcome, repository))
+    *response.body_mut() = served.body(|served| filtered.unwrap_or(served.value));
+    Ok(EndpointResponse::new(response, outcome, repository))
 }

@@ -311,17 +311,25 @@ impl Resolve for PolicyResolver {
         let (policy, to_upstream) = (self.policy.clone(), self.to_upstream);
         let lookups = Arc::clone(&self.lookups);
         Box::pin(async move {
-            let permit = lookups.acquire_owned().await?;
             let host = name.as_str().to_owned();
-            let lookup = tokio::task::spawn_blocking(move || {
-                // Held until the look-up ends, which can outlast the request by half a minute.
-                let _permit = permit;
-                (host, 0).to_socket_addrs()
-            });
-            let found = lookup.await??;
+            let found = look_up(lookups, move || (host, 0).to_socket_addrs()).await??;
             Ok(policy.filter(name.as_str(), to_upstream, found)?)
         })
     }
+}
+
+/// Runs a look-up on a thread that may block. Its permit is held until it ends, which can outlast the request by half a
+/// minute.
+async fn look_up<T: Send + 'static>(
+    lookups: Arc<Semaphore>,
+    lookup: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Box<dyn std::error::Error + Send + Sync>> {
+    let permit = lookups.acquire_owned().await?;
+    let lookup = tokio::task::spawn_blocking(move || {
+        let _permit = permit;
+        lookup()
+    });
+    Ok(lookup.await?)
 }
 
 #[cfg(test)]
@@ -536,5 +544,27 @@ mod tests {
             let nat64 = u128::from(Ipv6Addr::new(0x64, 0xff9b, 0, 0, 0, 0, 0, 0)) | u128::from(bits);
             prop_assert_eq!(AddressScope::from_ip(Ipv6Addr::from(nat64).into()), place);
         }
+    }
+
+    /// A look-up that hangs keeps its permit when its request is given up: no more than the bound ever run.
+    #[tokio::test]
+    async fn abandoned_lookups_keep_their_permits() {
+        let lookups = Arc::new(Semaphore::new(MAX_LOOKUPS));
+        let (begun, hang) = (Arc::new(AtomicU8::new(0)), Arc::new(parking_lot::Mutex::new(())));
+        let guard = hang.lock();
+        for _ in 0..3 * MAX_LOOKUPS {
+            let (begun, hang) = (Arc::clone(&begun), Arc::clone(&hang));
+            let lookup = look_up(Arc::clone(&lookups), move || {
+                begun.fetch_add(1, Ordering::Relaxed);
+                drop(hang.lock());
+            });
+            // Polled once, and dropped.
+            drop(futures::future::select(Box::pin(lookup), std::future::ready(())).await);
+        }
+        assert_eq!(lookups.available_permits(), 0);
+        drop(guard);
+        let all = lookups.acquire_many(u32::try_from(MAX_LOOKUPS).unwrap()).await;
+        assert!(all.is_ok());
+        assert_eq!(usize::from(begun.load(Ordering::Relaxed)), MAX_LOOKUPS);
     }
 }
