@@ -59,18 +59,18 @@ impl Memory {
     /// Returns the shares of a client address that holds nothing yet.
     pub(super) fn client(&self) -> ClientMemory {
         ClientMemory {
-            responses: Share::new(&self.responses, MAX_ADDRESS_RESPONSE_BYTES, BLOCK),
-            headers: Share::new(&self.headers, MAX_ADDRESS_HEADERS_BYTES, ADDRESS_HEADERS_BYTES),
-            streams: Share::new(&self.streams, MAX_ADDRESS_STREAMS, ADDRESS_STREAMS),
+            responses: PoolShare::new(&self.responses, MAX_ADDRESS_RESPONSE_BYTES, BLOCK),
+            headers: PoolShare::new(&self.headers, MAX_ADDRESS_HEADERS_BYTES, ADDRESS_HEADERS_BYTES),
+            streams: PoolShare::new(&self.streams, MAX_ADDRESS_STREAMS, ADDRESS_STREAMS),
         }
     }
 }
 
 /// The memory of one client address.
 pub(super) struct ClientMemory {
-    responses: Share,
-    headers: Share,
-    streams: Share,
+    responses: PoolShare,
+    headers: PoolShare,
+    streams: PoolShare,
 }
 
 impl ClientMemory {
@@ -211,7 +211,7 @@ pub(in crate::http) fn hold<P: Send + 'static>(bytes: Bytes, permit: P) -> Bytes
 }
 
 /// The share of a client address in a pool.
-struct Share {
+struct PoolShare {
     /// The part that no other address can take.
     guaranteed: Arc<Semaphore>,
     guaranteed_size: usize,
@@ -221,7 +221,7 @@ struct Share {
     pool: Arc<Semaphore>,
 }
 
-impl Share {
+impl PoolShare {
     fn new(pool: &Arc<Semaphore>, limit_size: usize, guaranteed_size: usize) -> Self {
         Self {
             guaranteed: Arc::new(Semaphore::new(guaranteed_size)),

@@ -41,13 +41,13 @@ pub(super) struct ConnectionLimit {
 struct OpenConnections {
     next: u64,
     by_number: BTreeMap<u64, OpenConnection>,
-    by_address: HashMap<ClientAddress, Client>,
+    by_address: HashMap<ClientAddress, AddressConnections>,
     /// The time of the last search for connections to close: a flood of clients costs few of them.
     searched: Option<Instant>,
 }
 
 /// The connections of an address, and what they hold.
-struct Client {
+struct AddressConnections {
     connections: usize,
     memory: Arc<ClientMemory>,
 }
@@ -151,10 +151,13 @@ impl OpenConnections {
     fn add(&mut self, entry: OpenConnection, memory: &Memory) -> (u64, Arc<ClientMemory>) {
         let number = self.next;
         self.next += 1;
-        let client = self.by_address.entry(entry.address).or_insert_with(|| Client {
-            connections: 0,
-            memory: Arc::new(memory.client()),
-        });
+        let client = self
+            .by_address
+            .entry(entry.address)
+            .or_insert_with(|| AddressConnections {
+                connections: 0,
+                memory: Arc::new(memory.client()),
+            });
         client.connections += 1;
         let memory = Arc::clone(&client.memory);
         self.by_number.insert(number, entry);
@@ -195,8 +198,8 @@ impl OpenConnections {
                 let own = connections(&entry.address);
                 let is_crowd = own > crowd && own > 2 * newcomers;
                 let is_safe = newcomers > crowd && own < newcomers;
-                let is_unused = usage < Usage::Writing && !is_safe;
-                let is_closable = is_unused || (usage == Usage::Writing && is_crowd);
+                let is_unused = usage < ConnectionUse::Writing && !is_safe;
+                let is_closable = is_unused || (usage == ConnectionUse::Writing && is_crowd);
                 is_closable.then_some((Reverse(own), entry.address, usage, *number))
             })
             .collect();
@@ -216,7 +219,7 @@ impl OpenConnections {
 
 /// The use of a connection, in the order in which connections are closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Usage {
+enum ConnectionUse {
     /// Nothing happened since the last search.
     Unused,
     /// The client has no request.
@@ -228,18 +231,20 @@ enum Usage {
 }
 
 impl OpenConnection {
-    fn usage(&mut self, now: Instant) -> Usage {
+    fn usage(&mut self, now: Instant) -> ConnectionUse {
         let seen = (self.progress.state(), self.progress.steps());
         let moved = seen != self.seen;
         if moved {
             (self.seen, self.since) = (seen, now);
         }
         match seen.0 {
-            ConnectionState::Idle | ConnectionState::ReadingRequest if moved => Usage::Idle,
-            ConnectionState::Idle | ConnectionState::ReadingRequest => Usage::Unused,
-            ConnectionState::WritingResponse if now.duration_since(self.since) >= STALLED => Usage::Unused,
-            ConnectionState::WritingResponse => Usage::Writing,
-            ConnectionState::Processing => Usage::Processing,
+            ConnectionState::Idle | ConnectionState::ReadingRequest if moved => ConnectionUse::Idle,
+            ConnectionState::Idle | ConnectionState::ReadingRequest => ConnectionUse::Unused,
+            ConnectionState::WritingResponse if now.duration_since(self.since) >= STALLED => {
+                ConnectionUse::Unused
+            }
+            ConnectionState::WritingResponse => ConnectionUse::Writing,
+            ConnectionState::Processing => ConnectionUse::Processing,
         }
     }
 }
