@@ -21,8 +21,9 @@ pub(crate) const ATTACKER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
 const MOST: u64 = 24 << 20;
 /// The most that memory may grow by while lists are fetched and filtered for one address that reads nothing.
 const MOST_WITH_LISTS: u64 = 80 << 20;
-/// The time in which an innocent request is answered, on a machine with other work.
-const AT_ONCE: Duration = Duration::from_secs(8);
+/// The time in which innocent requests are answered while a busy machine answers the flood. It is less than the time after
+/// which connections are closed that hold memory.
+const AT_ONCE: Duration = Duration::from_secs(25);
 
 /// Connects from an address, for a connection that is not read: the system takes little of it.
 pub(crate) async fn connect(address: &str, from: Ipv4Addr) -> TcpStream {
