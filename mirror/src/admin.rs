@@ -7,17 +7,15 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use tokio::sync::Semaphore;
 
+use crate::metrics::Exposition;
 pub use connections::serve;
 pub use status::{CacheStatus, ClientStatus, PeerStatus, Status, UpstreamStatus};
-
-/// The media type of what Prometheus reads.
-const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// The most requests to the admin port that read the state of the disk at a time.
 const MAX_READERS: usize = 8;
@@ -90,9 +88,11 @@ async fn health<S: AdminState>(State(subject): State<Arc<S>>) -> Response {
     (code, Json(failing)).into_response()
 }
 
-async fn counters<S: AdminState>(State(subject): State<Arc<S>>) -> Response {
-    match read(subject, S::metrics).await {
-        Ok(metrics) => ([(header::CONTENT_TYPE, OPENMETRICS)], metrics).into_response(),
+/// Answers with the metrics in the format that the scraper accepts.
+async fn counters<S: AdminState>(State(subject): State<Arc<S>>, headers: HeaderMap) -> Response {
+    let format = Exposition::negotiate(&headers);
+    match read(subject, move |subject| format.convert(subject.metrics())).await {
+        Ok(metrics) => ([(header::CONTENT_TYPE, format.content_type())], metrics).into_response(),
         Err(stopping) => stopping.into_response(),
     }
 }
@@ -124,7 +124,7 @@ mod tests {
         }
 
         fn metrics(&self) -> String {
-            "# EOF\n".to_owned()
+            "a 1\n# EOF\n".to_owned()
         }
 
         fn status(&self) -> Status {
@@ -205,7 +205,7 @@ mod tests {
     /// The metrics are served at the configured path, and nowhere if none is configured.
     #[tokio::test]
     async fn metrics_are_served_at_configured_path() {
-        assert_eq!(get(bad(), Some("/m"), "/m").await, (200, "# EOF\n".to_owned()));
+        assert_eq!(get(bad(), Some("/m"), "/m").await, (200, "a 1\n".to_owned()));
         assert_eq!(get(bad(), None, "/metrics").await.0, 404);
     }
 

@@ -353,7 +353,7 @@ impl RequestContext<'_> {
             id: record.id.clone(),
         });
         let passed_on = error.passed_on().filter(|_| self.is_of_replica());
-        let mut response = error.into_response(upstream);
+        let (mut response, upstream) = (error.into_response(upstream), upstream.cloned());
         if let Some(error) = passed_on {
             response.headers_mut().insert(PEER_ERROR, error);
         }
@@ -361,7 +361,10 @@ impl RequestContext<'_> {
         if let Some(Ok(host)) = named.map(|host| HeaderValue::from_str(host.as_str())) {
             response.headers_mut().insert(NAMESPACE, host);
         }
-        EndpointResponse::plain(response)
+        EndpointResponse {
+            upstream,
+            ..EndpointResponse::plain(response)
+        }
     }
 
     fn repository(&self, name: &str) -> Result<Repository, RegistryError> {

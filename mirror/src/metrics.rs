@@ -1,54 +1,71 @@
 //! The metrics of the server (`/metrics` on the admin port).
 //!
-//! The server creates one [`Metrics`] at start; its clones share the counters.
+//! The server creates one [`Metrics`] at start; its clones share the counters. docs/reference/metrics.md lists all.
 
+mod exposition;
 mod labels;
-mod usual;
+mod process;
+mod upstream;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{Method, StatusCode};
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
 use prometheus_client::encoding::text;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
-use labels::{
-    CredentialLabels, EvictionLabels, FillLabels, HostLabels, ReloadLabels, RequestLabels, SecondsLabels,
-    SourceLabels, TokenLabels, UpstreamLabels,
-};
+pub use exposition::Exposition;
+use labels::{BuildLabels, EvictionLabels, FillFailureLabels, FillLabels, ReloadLabels};
 pub use labels::{EvictionReason, FillResult, Kind, Outcome, Source, TokenResult};
+pub use process::ProcessCollector;
+use upstream::MetricsSet;
+pub use upstream::{RequestRecord, UpstreamSnapshot, UpstreamMetrics};
 
 use crate::name::Host;
-use usual::{Answers, Usual};
 
-/// From half a millisecond to half a minute.
-const SECONDS: [f64; 12] = [
-    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.25, 1.0, 2.5, 10.0, 30.0,
+/// The labels of a series that exists only at times.
+type NoLabels = [(&'static str, &'static str); 0];
+
+/// The buckets of the age of evicted content in seconds: from a minute to twelve weeks.
+const AGES: [f64; 11] = [
+    60.0,
+    600.0,
+    3_600.0,
+    21_600.0,
+    43_200.0,
+    86_400.0,
+    172_800.0,
+    604_800.0,
+    1_209_600.0,
+    2_419_200.0,
+    7_257_600.0,
 ];
 
-/// The process' counters; clones share them.
+/// The metrics of the process; clones share them.
 #[derive(Clone, Debug)]
 pub struct Metrics {
     registry: Arc<Registry>,
-    usual: Arc<Usual>,
-    requests: Family<RequestLabels, Counter>,
-    seconds: Family<SecondsLabels, Histogram, fn() -> Histogram>,
-    bytes: Family<SourceLabels, Counter>,
-    /// All of them: every answer counts in one.
-    from_cache: Counter,
-    from_upstream: Counter,
-    from_peer: Counter,
-    fills: Family<FillLabels, Counter>,
+    families: MetricsSet,
+    upstreams: Arc<ArcSwap<Vec<Arc<UpstreamMetrics>>>>,
+    /// The metrics of requests that concern no upstream.
+    no_upstream: Arc<UpstreamMetrics>,
+    fills: Family<FillLabels, Gauge>,
+    fills_stored: Counter,
+    fill_failures: Family<FillFailureLabels, Counter>,
     evictions: Family<EvictionLabels, Counter>,
-    upstream: Family<UpstreamLabels, Counter>,
-    tokens: Family<TokenLabels, Counter>,
-    rate_limit: Family<HostLabels, Gauge>,
+    evicted_bytes: Family<EvictionLabels, Counter>,
+    eviction_age: Histogram,
     reloads: Family<ReloadLabels, Counter>,
-    credentials: Family<CredentialLabels, Gauge>,
+    certificate_not_after: Family<NoLabels, Gauge>,
+    last_reload_successful: Gauge,
+    /// Held while gauges are set and all are encoded.
+    scrape: Arc<Mutex<()>>,
     /// Fills that run now.
     pub fills_active: Gauge,
     /// Requests that are being answered now.
@@ -61,144 +78,177 @@ pub struct Metrics {
     pub cache_blobs: Gauge,
 }
 
+/// The values of the gauges that are read for each scrape.
+#[derive(Clone, Debug, Default)]
+pub struct MetricsSnapshot {
+    /// The end of the validity of the serving certificate, in seconds since 1970.
+    pub certificate_not_after: Option<i64>,
+    /// `false` if the last configuration was refused.
+    pub is_configured: bool,
+    /// The state of each upstream.
+    pub upstreams: Vec<(Host, UpstreamSnapshot)>,
+}
+
 impl Default for Metrics {
     fn default() -> Self {
         Self::new()
     }
 }
 
-fn histogram() -> Histogram {
-    Histogram::new(SECONDS)
-}
-
 impl Metrics {
-    /// Counters that stand at zero.
+    /// Creates metrics whose counters are 0.
     pub fn new() -> Self {
-        let bytes = Family::<SourceLabels, Counter>::default();
-        let from = |source| bytes.get_or_create_owned(&SourceLabels { source });
+        let families = MetricsSet::default();
+        let no_upstream = UpstreamMetrics::new("", families.clone());
+        let fills = Family::<FillLabels, Gauge>::default();
         let mut metrics = Self {
-            from_cache: from(Source::Cache),
-            from_upstream: from(Source::Upstream),
-            from_peer: from(Source::Peer),
             registry: Arc::default(),
-            usual: Arc::default(),
-            requests: Family::default(),
-            seconds: Family::new_with_constructor(histogram),
-            bytes,
-            fills: Family::default(),
+            families,
+            upstreams: Arc::default(),
+            no_upstream: Arc::new(no_upstream),
+            fills_stored: Counter::default(),
+            fill_failures: Family::default(),
             evictions: Family::default(),
-            upstream: Family::default(),
-            tokens: Family::default(),
-            rate_limit: Family::default(),
+            evicted_bytes: Family::default(),
+            eviction_age: Histogram::new(AGES),
             reloads: Family::default(),
-            credentials: Family::default(),
-            fills_active: Gauge::default(),
+            certificate_not_after: Family::default(),
+            last_reload_successful: Gauge::default(),
+            scrape: Arc::default(),
+            fills_active: fills.get_or_create_owned(&FillLabels { state: "active" }),
+            fills,
             requests_active: Gauge::default(),
             cache_bytes: Gauge::default(),
             cache_limit_bytes: Gauge::default(),
             cache_blobs: Gauge::default(),
         };
+        metrics.initialize();
         metrics.registry = Arc::new(metrics.registry());
         metrics
     }
 
-    #[rustfmt::skip]
-    fn registry(&self) -> Registry {
-        let mut r = Registry::with_prefix("registry_mirror");
-        r.register("requests", "Requests answered", self.requests.clone());
-        r.register("request_duration_seconds", "Time to the end of the response", self.seconds.clone());
-        r.register("requests_active", "Requests being answered", self.requests_active.clone());
-        r.register("served_bytes", "Bytes of bodies sent to clients, by where they came from", self.bytes.clone());
-        r.register("fills", "Downloads into the cache that ended", self.fills.clone());
-        r.register("fills_active", "Downloads into the cache that run", self.fills_active.clone());
-        r.register("evictions", "Blobs that left the cache", self.evictions.clone());
-        r.register("cache_bytes", "Bytes that the cache takes", self.cache_bytes.clone());
-        r.register("cache_limit_bytes", "Bytes that the cache may take; 0: no limit", self.cache_limit_bytes.clone());
-        r.register("cache_blobs", "Blobs in the cache", self.cache_blobs.clone());
-        r.register("upstream_requests", "Requests to upstreams, by the status of the answer or what went wrong", self.upstream.clone());
-        r.register("upstream_rate_limit_remaining", "What the upstream last said is left", self.rate_limit.clone());
-        r.register("token_fetches", "Requests to token servers", self.tokens.clone());
-        r.register("reloads", "Configurations loaded while running", self.reloads.clone());
-        r.register("credential_state", "1 for the state that an upstream's credential is in", self.credentials.clone());
-        r
-    }
-
-    /// Counts a request when it ended, or its client left.
-    pub fn request(&self, method: &Method, kind: Kind, code: StatusCode, outcome: Outcome, took: Duration) {
-        let find = || Answers {
-            count: self
-                .requests
-                .get_or_create_owned(&RequestLabels::new(method, kind, code, outcome)),
-            seconds: self.seconds.get_or_create_owned(&SecondsLabels { kind, outcome }),
-        };
-        let observe = |answers: &Answers| {
-            answers.count.inc();
-            answers.seconds.observe(took.as_secs_f64());
-        };
-        match self.usual.place(method, kind, code, outcome) {
-            Some(place) => observe(place.get_or_init(find)),
-            None => observe(&find()),
+    /// Initializes the counters with 0, so that `rate()` sees the first event.
+    fn initialize(&self) {
+        self.last_reload_successful.set(1);
+        for reason in FillResult::ALL
+            .iter()
+            .filter(|result| **result != FillResult::Stored)
+        {
+            self.fill_failures
+                .get_or_create_owned(&FillFailureLabels { reason: *reason });
+        }
+        for reason in EvictionReason::ALL {
+            self.evictions
+                .get_or_create_owned(&EvictionLabels { reason: *reason });
+            self.evicted_bytes
+                .get_or_create_owned(&EvictionLabels { reason: *reason });
+        }
+        for result in ["accepted", "refused"] {
+            self.reloads.get_or_create_owned(&ReloadLabels { result });
         }
     }
 
-    /// Counts bytes of a body that a client received.
-    pub fn served(&self, source: Source, bytes: u64) {
-        match source {
-            Source::Cache => self.from_cache.inc_by(bytes),
-            Source::Upstream => self.from_upstream.inc_by(bytes),
-            Source::Peer => self.from_peer.inc_by(bytes),
-        };
+    #[rustfmt::skip]
+    fn registry(&self) -> Registry {
+        let mut all = Registry::default();
+        all.register_collector(Box::new(ProcessCollector::default()));
+        let r = all.sub_registry_with_prefix("registry_mirror");
+        let f = &self.families;
+        r.register("build", "Version of the server", Info::new(BuildLabels { version: env!("CARGO_PKG_VERSION") }));
+        r.register("requests", "Requests of clients that were answered", f.requests.clone());
+        r.register("request_duration_seconds", "Time from a request to the end of its response", f.request_duration.clone());
+        r.register("first_byte_seconds", "Time from a request to the first byte of its response", f.first_byte.clone());
+        r.register("requests_active", "Requests of clients that are being answered", self.requests_active.clone());
+        r.register("served_bytes", "Bytes of content that clients received, by its source", f.served.clone());
+        r.register("upstream_bytes", "Bytes of bodies that the server received from upstreams", f.received.clone());
+        r.register("upstream_requests", "Responses of upstreams, by status", f.responses.clone());
+        r.register("upstream_errors", "Requests to upstreams without a response, by the failure", f.errors.clone());
+        r.register("upstream_request_duration_seconds", "Time from a request to an upstream to the header of its response", f.upstream_duration.clone());
+        r.register("upstream_up", "0 while the upstream does not answer, else 1", f.up.clone());
+        r.register("upstream_rate_limit", "Rate limit as the upstream last reported it: the limit, and the remaining requests", f.rate_limit.clone());
+        r.register("upstream_rate_limit_reset_timestamp_seconds", "Time at which the upstream's rate limit is reset, in seconds since 1970", f.rate_limit_reset.clone());
+        r.register("token_fetches", "Requests to token servers, by the result", f.tokens.clone());
+        r.register("credential_state", "1 for the state of the upstream's credential, 0 for the other states", f.credentials.clone());
+        r.register("fills", "Downloads into the cache that run", self.fills.clone());
+        r.register("fills_stored", "Downloads into the cache that were verified and stored", self.fills_stored.clone());
+        r.register("fill_failures", "Downloads into the cache that stored nothing, by the reason", self.fill_failures.clone());
+        r.register("evictions", "Blobs that left the cache, by the reason", self.evictions.clone());
+        r.register("evicted_bytes", "Bytes of content that left the cache, by the reason", self.evicted_bytes.clone());
+        r.register("eviction_age_seconds", "Time since the last use of content that was evicted for room", self.eviction_age.clone());
+        r.register("cache_bytes", "Bytes that the cache takes", self.cache_bytes.clone());
+        r.register("cache_limit_bytes", "Bytes that the cache may take; 0 without a limit", self.cache_limit_bytes.clone());
+        r.register("cache_blobs", "Blobs and manifests in the cache", self.cache_blobs.clone());
+        r.register("certificate_not_after_timestamp_seconds", "End of the validity of the serving certificate, in seconds since 1970", self.certificate_not_after.clone());
+        r.register("config_last_reload_successful", "1 if the last configuration is in use, 0 if it was refused", self.last_reload_successful.clone());
+        r.register("reloads", "Configurations that were loaded at run time, by the result", self.reloads.clone());
+        all
+    }
+
+    /// Returns the metrics of an upstream, whose counters are 0 if it is new.
+    pub fn add_upstream(&self, host: &Host) -> Arc<UpstreamMetrics> {
+        let find = |all: &[Arc<UpstreamMetrics>]| all.iter().find(|metrics| metrics.is_of(host)).cloned();
+        let added = Arc::new(UpstreamMetrics::new(host.as_str(), self.families.clone()));
+        let before = self.upstreams.rcu(|all| match find(all) {
+            Some(_) => Arc::clone(all),
+            None => Arc::new(all.iter().chain([&added]).cloned().collect()),
+        });
+        find(&before).unwrap_or_else(|| {
+            added.initialize();
+            added
+        })
+    }
+
+    /// Counts a request for content of this upstream when it ended, or its client left.
+    pub fn request(&self, upstream: Option<&Host>, request: &RequestRecord) {
+        let all = self.upstreams.load();
+        let known = upstream.and_then(|host| all.iter().find(|metrics| metrics.is_of(host)));
+        known.unwrap_or(&self.no_upstream).ended(request);
     }
 
     /// Counts a fill that ended.
     pub fn fill(&self, result: FillResult) {
-        self.fills.get_or_create(&FillLabels { result }).inc();
+        if result == FillResult::Stored {
+            self.fills_stored.inc();
+        } else {
+            self.fill_failures
+                .get_or_create(&FillFailureLabels { reason: result })
+                .inc();
+        }
     }
 
-    /// Counts blobs that left the cache.
-    pub fn evicted(&self, reason: EvictionReason, blobs: u64) {
-        self.evictions
+    /// Counts content of so many bytes that left the cache, `unused` after its last use.
+    pub fn evicted(&self, reason: EvictionReason, bytes: u64, unused: Duration) {
+        self.evictions.get_or_create(&EvictionLabels { reason }).inc();
+        self.evicted_bytes
             .get_or_create(&EvictionLabels { reason })
-            .inc_by(blobs);
-    }
-
-    /// Counts a response of an upstream.
-    pub fn upstream_answer(&self, host: &Host, code: StatusCode) {
-        self.upstream
-            .get_or_create(&UpstreamLabels::answer(host, code))
-            .inc();
-    }
-
-    /// Counts a failed request to an upstream: `timeout`, `connect`, `tls`, `cut`.
-    pub fn upstream_failure(&self, host: &Host, what: &'static str) {
-        self.upstream
-            .get_or_create(&UpstreamLabels::failure(host, what))
-            .inc();
-    }
-
-    /// Records the remaining requests of the rate limit of an upstream.
-    pub fn rate_limit_remaining(&self, host: &Host, left: i64) {
-        self.rate_limit.get_or_create(&HostLabels::new(host)).set(left);
-    }
-
-    /// Counts a token request.
-    pub fn token(&self, host: &Host, result: TokenResult) {
-        self.tokens.get_or_create(&TokenLabels::new(host, result)).inc();
+            .inc_by(bytes);
+        if reason == EvictionReason::Room {
+            self.eviction_age.observe(unused.as_secs_f64());
+        }
     }
 
     /// Counts a reload, accepted or refused.
     pub fn reload(&self, accepted: bool) {
-        self.reloads.get_or_create(&ReloadLabels::new(accepted)).inc();
+        let result = if accepted { "accepted" } else { "refused" };
+        self.reloads.get_or_create(&ReloadLabels { result }).inc();
     }
 
-    /// Sets the state of an upstream's credential, one of `states`.
-    pub fn credential(&self, host: &Host, now: &'static str, states: &[&'static str]) {
-        for state in states {
-            let labels = CredentialLabels::new(host, state);
-            self.credentials
-                .get_or_create(&labels)
-                .set((*state == now).into());
+    /// Sets the gauges and encodes all metrics in the `OpenMetrics` text format. `states` are all states of a credential.
+    ///
+    /// # Errors
+    /// Only if a formatter fails, which writing to a `String` does not.
+    pub fn scrape(&self, gauges: &MetricsSnapshot, states: &[&'static str]) -> Result<String, std::fmt::Error> {
+        let _one = self.scrape.lock();
+        self.last_reload_successful.set(gauges.is_configured.into());
+        self.certificate_not_after.clear();
+        if let Some(end) = gauges.certificate_not_after {
+            self.certificate_not_after.get_or_create(&[]).set(end);
         }
+        self.families.clear_gauges();
+        for (host, gauges) in &gauges.upstreams {
+            self.add_upstream(host).set(gauges, states);
+        }
+        self.encode()
     }
 
     /// Encodes all metrics in the `OpenMetrics` text format.
@@ -215,77 +265,180 @@ impl Metrics {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use http::StatusCode;
 
-    /// A request is counted by code and outcome, and its time is kept.
-    #[test]
-    fn request_is_counted_with_its_time() {
-        let metrics = Metrics::new();
-        let took = Duration::from_millis(3);
-        metrics
-            .clone()
-            .request(&Method::GET, Kind::Blob, StatusCode::OK, Outcome::Hit, took);
-        let text = metrics.encode().unwrap();
-        let line = r#"registry_mirror_requests_total{method="GET",kind="blob",code="200",outcome="hit"} 1"#;
-        assert!(text.contains(line), "{text}");
-        let line =
-            r#"registry_mirror_request_duration_seconds_bucket{le="0.005",kind="blob",outcome="hit"} 1"#;
-        assert!(text.contains(line), "{text}");
+    fn host(name: &str) -> Host {
+        name.parse().unwrap()
     }
 
-    /// Methods that clients invent cannot create new series.
-    #[test]
-    fn unknown_methods_share_one_series() {
-        let metrics = Metrics::new();
-        for method in ["BREW", "STEEP"] {
-            let method = method.parse().unwrap();
-            let (kind, outcome) = (Kind::Other, Outcome::None);
-            metrics.request(
-                &method,
-                kind,
-                StatusCode::METHOD_NOT_ALLOWED,
-                outcome,
-                Duration::ZERO,
-            );
+    fn ended(outcome: Outcome, bytes: u64) -> RequestRecord {
+        RequestRecord {
+            kind: Kind::Blob,
+            code: StatusCode::OK,
+            outcome,
+            is_from_peer: false,
+            took: Duration::from_secs(400),
+            first_byte: Duration::from_millis(3),
+            bytes,
         }
-        assert!(metrics.encode().unwrap().contains(r#"method="other""#));
+    }
+
+    #[track_caller]
+    fn assert_contains(metrics: &Metrics, lines: &[&str]) {
+        let text = metrics.encode().unwrap();
+        for line in lines {
+            let line = format!("registry_mirror_{line}\n");
+            assert!(text.contains(&line), "{line} is not in\n{text}");
+        }
+    }
+
+    /// A request is counted by upstream, code and outcome, and both of its times are kept.
+    #[test]
+    fn request_is_counted_with_its_times() {
+        let (metrics, quay) = (Metrics::new(), host("quay.io"));
+        metrics.add_upstream(&quay);
+        metrics.clone().request(Some(&quay), &ended(Outcome::Hit, 10));
+        let labels = r#"upstream="quay.io",kind="blob""#;
+        let lines = [
+            format!("requests_total{{{labels},code=\"200\",outcome=\"hit\"}} 1"),
+            format!("request_duration_seconds_bucket{{le=\"600.0\",{labels},outcome=\"hit\"}} 1"),
+            format!("request_duration_seconds_bucket{{le=\"180.0\",{labels},outcome=\"hit\"}} 0"),
+            format!("first_byte_seconds_bucket{{le=\"0.005\",{labels},outcome=\"hit\"}} 1"),
+        ];
+        assert_contains(&metrics, &lines.each_ref().map(String::as_str));
+    }
+
+    /// Bytes are counted by their source; those of errors and of `/v2/` are not counted.
+    #[test]
+    fn served_bytes_have_sources() {
+        let (metrics, quay) = (Metrics::new(), host("quay.io"));
+        metrics.add_upstream(&quay);
+        for (outcome, bytes) in [
+            (Outcome::Hit, 1),
+            (Outcome::Stale, 2),
+            (Outcome::Coalesced, 4),
+            (Outcome::Miss, 8),
+            (Outcome::PassThrough, 16),
+            (Outcome::None, 32),
+        ] {
+            metrics.request(Some(&quay), &ended(outcome, bytes));
+        }
+        metrics.request(None, &ended(Outcome::None, 64));
+        for (source, bytes) in [
+            ("cache", 3),
+            ("coalesced", 4),
+            ("upstream", 24),
+            ("peer", 0),
+            ("bucket", 0),
+        ] {
+            let line = format!(r#"served_bytes_total{{upstream="quay.io",source="{source}"}} {bytes}"#);
+            assert_contains(&metrics, &[&line]);
+        }
+        assert_eq!(
+            metrics.encode().unwrap().matches("served_bytes_total{").count(),
+            5
+        );
+    }
+
+    /// Clients create no series: hosts that are no upstreams share one.
+    #[test]
+    fn unknown_hosts_share_one_series() {
+        let metrics = Metrics::new();
+        for name in ["a.test", "b.test"] {
+            metrics.request(Some(&host(name)), &ended(Outcome::None, 0));
+        }
+        let line = r#"requests_total{upstream="",kind="blob",code="200",outcome="none"} 2"#;
+        assert_contains(&metrics, &[line]);
         assert_eq!(metrics.encode().unwrap().matches("requests_total{").count(), 1);
     }
 
-    /// Exactly one state of a credential is set in the metrics.
+    /// Exactly one state of a credential is set, and gauges of an upstream that is no longer configured disappear.
     #[test]
-    fn one_credential_state_is_set() {
-        let (metrics, host) = (Metrics::new(), "docker.io".parse().unwrap());
-        metrics.credential(&host, "pending", &["active", "pending"]);
-        metrics.credential(&host, "active", &["active", "pending"]);
-        let text = metrics.encode().unwrap();
-        assert!(text.contains(r#"{host="docker.io",state="active"} 1"#), "{text}");
-        assert!(text.contains(r#"{host="docker.io",state="pending"} 0"#), "{text}");
+    fn gauges_follow_the_upstreams() {
+        let metrics = Metrics::new();
+        let gauges = |credential, remaining| UpstreamSnapshot {
+            up: false,
+            rate_limit: Some(100),
+            remaining,
+            reset: Some(60),
+            credential,
+        };
+        let scrape = |upstreams: &[(&str, UpstreamSnapshot)]| {
+            let upstreams = upstreams
+                .iter()
+                .map(|(name, gauges)| (host(name), gauges.clone()));
+            let gauges = MetricsSnapshot {
+                upstreams: upstreams.collect(),
+                ..MetricsSnapshot::default()
+            };
+            metrics.scrape(&gauges, &["active", "pending"]).unwrap()
+        };
+        scrape(&[
+            ("quay.io", gauges("active", Some(7))),
+            ("docker.io", gauges("pending", Some(7))),
+        ]);
+        let text = scrape(&[("docker.io", gauges("active", None))]);
+        assert_contains(
+            &metrics,
+            &[
+                r#"credential_state{upstream="docker.io",state="active"} 1"#,
+                r#"credential_state{upstream="docker.io",state="pending"} 0"#,
+                r#"upstream_up{upstream="docker.io"} 0"#,
+                r#"upstream_rate_limit{upstream="docker.io",value="limit"} 100"#,
+                r#"upstream_rate_limit_reset_timestamp_seconds{upstream="docker.io"} 60"#,
+                "config_last_reload_successful 0",
+            ],
+        );
+        assert!(!text.contains(r#"value="remaining""#), "{text}");
+        assert!(!text.contains(r#"upstream_up{upstream="quay.io"}"#), "{text}");
+        assert!(!text.contains("certificate"), "{text}");
     }
 
-    /// Every counter is exported under the prefix.
+    /// Counters of a new upstream are 0, so that `rate()` sees the first event.
     #[test]
-    fn counters_are_exported_with_prefix() {
-        let (metrics, host) = (Metrics::new(), "quay.io".parse().unwrap());
-        metrics.served(Source::Cache, 10);
+    fn counters_start_at_zero() {
+        let metrics = Metrics::new();
+        metrics.add_upstream(&host("quay.io"));
+        metrics
+            .add_upstream(&host("quay.io"))
+            .response(StatusCode::OK, Duration::ZERO);
+        assert_contains(
+            &metrics,
+            &[
+                r#"requests_total{upstream="quay.io",kind="manifest",code="200",outcome="miss"} 0"#,
+                r#"upstream_requests_total{upstream="quay.io",code="200"} 1"#,
+                r#"upstream_requests_total{upstream="quay.io",code="429"} 0"#,
+                r#"upstream_errors_total{upstream="quay.io",error="timeout"} 0"#,
+                r#"upstream_bytes_total{upstream="quay.io",kind="blob"} 0"#,
+                r#"token_fetches_total{upstream="quay.io",result="failed"} 0"#,
+                r#"fill_failures_total{reason="mismatch"} 0"#,
+                r#"evicted_bytes_total{reason="room"} 0"#,
+                r#"reloads_total{result="refused"} 0"#,
+                r#"fills{state="active"} 0"#,
+                "fills_stored_total 0",
+            ],
+        );
+    }
+
+    /// Evicted content is counted with its bytes; its age is kept only where it went for room.
+    #[test]
+    fn evictions_have_bytes_and_ages() {
+        let metrics = Metrics::new();
+        metrics.evicted(EvictionReason::Room, 10, Duration::from_hours(2));
+        metrics.evicted(EvictionReason::Expired, 20, Duration::from_hours(2));
         metrics.fill(FillResult::Stored);
-        metrics.evicted(EvictionReason::Expired, 2);
-        metrics.upstream_answer(&host, StatusCode::TOO_MANY_REQUESTS);
-        metrics.upstream_failure(&host, "timeout");
-        metrics.rate_limit_remaining(&host, 7);
-        metrics.token(&host, TokenResult::Fetched);
-        metrics.reload(true);
-        let text = metrics.encode().unwrap();
-        for line in [
-            r#"registry_mirror_served_bytes_total{source="cache"} 10"#,
-            r#"registry_mirror_fills_total{result="stored"} 1"#,
-            r#"registry_mirror_evictions_total{reason="expired"} 2"#,
-            r#"registry_mirror_upstream_requests_total{host="quay.io",code="429"} 1"#,
-            r#"registry_mirror_upstream_requests_total{host="quay.io",code="timeout"} 1"#,
-            r#"registry_mirror_upstream_rate_limit_remaining{host="quay.io"} 7"#,
-            r#"registry_mirror_token_fetches_total{host="quay.io",result="fetched"} 1"#,
-            r#"registry_mirror_reloads_total{result="accepted"} 1"#,
-        ] {
-            assert!(text.contains(line), "{line} is not in\n{text}");
-        }
+        metrics.fill(FillResult::NoRoom);
+        assert_contains(
+            &metrics,
+            &[
+                r#"evictions_total{reason="expired"} 1"#,
+                r#"evicted_bytes_total{reason="room"} 10"#,
+                "eviction_age_seconds_count 1",
+                r#"eviction_age_seconds_bucket{le="3600.0"} 0"#,
+                r#"eviction_age_seconds_bucket{le="21600.0"} 1"#,
+                "fills_stored_total 1",
+                r#"fill_failures_total{reason="noroom"} 1"#,
+            ],
+        );
     }
 }

@@ -135,7 +135,8 @@ impl Server {
         );
         let connections = connection_options(&config, certificates.clone());
         let lame_duck = config.http.lame_duck;
-        let state = ServerState::new(config, store, metrics, health, users.clone(), &upstreams);
+        let files = (certificates.clone(), users.clone());
+        let state = ServerState::new(config, store, metrics, health, files, &upstreams);
         let state = Arc::new(state.with_clients(service.clients()).with_fleet(fleet));
         let admin = admin.map(|(listener, path)| (listener, admin::service(state.clone(), path.as_deref())));
         let actions = actions.map(|listener| (listener, crate::actions::service(pull.clone())));

@@ -16,6 +16,7 @@ use sha2::{Digest, Sha256};
 pub(crate) use failure::describe;
 pub(crate) use verifier::ClientVerifier;
 use verifier::ServerVerifier;
+pub(crate) use x509::not_after;
 
 /// Returns the provider of cryptography, and makes it the default of the process if there is none.
 pub fn provider() -> Arc<CryptoProvider> {

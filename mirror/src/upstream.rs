@@ -47,6 +47,7 @@ use auth::Authorizer;
 use auth::trust::Policy;
 use host_cooldown::HostCooldowns;
 use json_body::MAX_LARGE_DOCUMENTS;
+pub use rate_limit::RateLimit;
 use rate_limit::RequestClass;
 use transport::Transport;
 use transport::address_policy::AddressPolicy;
@@ -123,7 +124,7 @@ impl Upstream {
                 host: config.host.clone(),
                 remote,
                 timeouts: options.timeouts,
-                metrics: options.metrics,
+                metrics: options.metrics.add_upstream(&config.host),
                 reachability: ReachabilityState::default(),
                 addresses,
                 cooldowns: HostCooldowns::new(options.clock.clone()),
@@ -194,9 +195,9 @@ impl Upstream {
         self.transport.reachability.is_probing()
     }
 
-    /// Returns the remaining requests of the rate limit for the credential in use, as last reported.
-    pub fn remaining_requests(&self) -> Option<i64> {
-        self.authorizer().rate_limits.remaining_requests()
+    /// Returns the rate limit for the credential in use, as the upstream last reported it.
+    pub fn rate_limit(&self) -> RateLimit {
+        self.authorizer().rate_limits.reported()
     }
 
     fn authorizer(&self) -> Arc<Authorizer> {

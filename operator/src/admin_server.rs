@@ -8,7 +8,14 @@ use std::{
     },
 };
 
-use axum::{Router, extract::State, http::StatusCode, routing::get};
+use axum::{
+    Router,
+    extract::State,
+    http::{HeaderMap, StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use mirror::metrics::Exposition;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -46,11 +53,15 @@ async fn readyz(State(health): State<Health>) -> (StatusCode, &'static str) {
     }
 }
 
-async fn metrics(State(health): State<Health>) -> Result<String, StatusCode> {
-    health
-        .metrics
-        .render()
-        .map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)
+/// Answers with the metrics in the format that the scraper accepts. They are collected on a thread that may block, as the
+/// collector of the process reads files.
+async fn metrics(State(health): State<Health>, headers: HeaderMap) -> Response {
+    let format = Exposition::negotiate(&headers);
+    let collect = move || health.metrics.render().map(|metrics| format.convert(metrics));
+    match tokio::task::spawn_blocking(collect).await {
+        Ok(Ok(metrics)) => ([(header::CONTENT_TYPE, format.content_type())], metrics).into_response(),
+        Ok(Err(_)) | Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+    }
 }
 
 /// Serves until `shutdown`.
@@ -96,7 +107,7 @@ mod tests {
         let (status, text) = get(&Health::default(), "/metrics").await;
         assert_eq!(status, StatusCode::OK);
         assert!(
-            text.contains("# TYPE registry_mirror_operator_reconciles counter"),
+            text.contains("# TYPE registry_mirror_operator_reconciles_total counter"),
             "{text}"
         );
     }

@@ -1,4 +1,6 @@
-//! Prometheus, as far as it reads rules.
+//! Prometheus: its parser of rules, and a server that scrapes.
+
+pub mod server;
 
 use std::io;
 use std::process::Stdio;
@@ -15,7 +17,7 @@ use crate::binaries;
 pub enum Error {
     #[error(transparent)]
     Program(#[from] binaries::Error),
-    #[error("can't run prometheus-rules: {0}")]
+    #[error("can't run Prometheus: {0}")]
     Run(#[from] io::Error),
     #[error("{0}")]
     Refused(String),
@@ -47,12 +49,24 @@ pub fn groups(objects: &[Value]) -> Vec<Value> {
             }
             let rules: Vec<_> = asked
                 .iter()
-                .map(|expression| json!({"record": "panel", "expr": expression}))
+                .map(|expression| json!({"record": "panel", "expr": with_variables(expression, "5m")}))
                 .collect();
             groups.push(json!({"name": format!("{name} {file}"), "rules": rules}));
         }
     }
     groups
+}
+
+/// Returns the expression of a panel with the variables of the dashboard: every mirror, and this range.
+pub fn with_variables(expression: &str, range: &str) -> String {
+    let expression = expression
+        .replace("$__rate_interval", range)
+        .replace("$__range", range);
+    ["$cluster", "$namespace", "$mirror"]
+        .iter()
+        .fold(expression, |expression, variable| {
+            expression.replace(variable, ".*")
+        })
 }
 
 fn expressions(value: &Value, found: &mut Vec<String>) {

@@ -13,6 +13,8 @@ mod doctor;
 mod helm;
 #[path = "chart/life.rs"]
 mod life;
+#[path = "chart/live.rs"]
+mod live;
 #[path = "chart/monitoring.rs"]
 mod monitoring;
 #[path = "chart/rights.rs"]

@@ -4,7 +4,7 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::body::Body;
 use axum::response::Response;
@@ -19,8 +19,8 @@ use super::failures::{Failed, Kind};
 use super::{App, EndpointResponse, Peer, span};
 use crate::digest::Digest;
 use crate::logging;
-use crate::metrics::{self, Outcome, Source};
-use crate::name::Repository;
+use crate::metrics::{self, Outcome, RequestRecord};
+use crate::name::{Host, Repository};
 
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// The maximum length of a request id, which the log contains; the server replaces a longer one.
@@ -43,11 +43,14 @@ pub(super) struct Record {
     status: StatusCode,
     outcome: Outcome,
     bytes: u64,
+    /// The time from the request to the first byte of the body.
+    first_byte: Option<Duration>,
     /// The length of the body, if it is known: a reader may stop at the last byte without polling for the end.
     length: Option<u64>,
     ended: bool,
     /// The user of the request, if the htpasswd file lists it.
     pub(super) user: Option<Box<str>>,
+    upstream: Option<Host>,
     repository: Option<Repository>,
     digest: Option<Digest>,
     is_from_peer: bool,
@@ -76,9 +79,11 @@ impl Record {
             status: StatusCode::from_u16(CLIENT_LEFT).unwrap_or(StatusCode::REQUEST_TIMEOUT),
             outcome: Outcome::None,
             bytes: 0,
+            first_byte: None,
             length: None,
             ended: false,
             user: None,
+            upstream: None,
             repository: None,
             digest: None,
             is_from_peer: false,
@@ -111,6 +116,7 @@ impl Record {
         self.length = length(&self.method, &response.response);
         (self.repository, self.digest) = (response.repository, response.digest);
         self.is_from_peer = response.is_from_peer;
+        self.upstream = response.upstream;
         response.response.map(|body| RecordedBody { body, record: self })
     }
 
@@ -138,12 +144,10 @@ impl Record {
         self.ended || self.length == Some(self.bytes)
     }
 
-    fn source(&self) -> Source {
-        match self.outcome {
-            Outcome::Hit | Outcome::Stale | Outcome::None => Source::Cache,
-            _ if self.is_from_peer => Source::Peer,
-            Outcome::Miss | Outcome::Coalesced | Outcome::PassThrough => Source::Upstream,
-        }
+    /// Returns the upstream that has the content of the request, if it is known.
+    fn upstream(&self) -> Option<&Host> {
+        let repository = self.repository.as_ref().map(|repository| &repository.host);
+        repository.or(self.upstream.as_ref())
     }
 }
 
@@ -152,8 +156,16 @@ impl Drop for Record {
         let took = self.started.elapsed();
         let metrics = &self.app.metrics;
         metrics.requests_active.dec();
-        metrics.request(&self.method, self.kind, self.status, self.outcome, took);
-        metrics.served(self.source(), self.bytes);
+        let ended = RequestRecord {
+            kind: self.kind,
+            code: self.status,
+            outcome: self.outcome,
+            is_from_peer: self.is_from_peer,
+            took,
+            first_byte: self.first_byte.unwrap_or(took),
+            bytes: self.bytes,
+        };
+        metrics.request(self.upstream(), &ended);
         let id = self.id.to_str().unwrap_or_default();
         span::end(&self.span, self.status, self.outcome, self.bytes, id);
         let Some(line) = &self.line else { return };
@@ -246,7 +258,12 @@ impl HttpBody for RecordedBody {
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         let frame = std::task::ready!(Pin::new(&mut self.body).poll_frame(cx));
         match &frame {
-            Some(Ok(frame)) => self.record.bytes += frame.data_ref().map_or(0, |data| data.len() as u64),
+            Some(Ok(frame)) => {
+                if self.record.first_byte.is_none() {
+                    self.record.first_byte = Some(self.record.started.elapsed());
+                }
+                self.record.bytes += frame.data_ref().map_or(0, |data| data.len() as u64);
+            }
             Some(Err(error)) => self.record.log_truncated(error),
             None => {}
         }

@@ -6,7 +6,7 @@ use http::{HeaderName, HeaderValue, header};
 use super::NAMESPACE;
 use crate::digest::Digest;
 use crate::metrics::Outcome;
-use crate::name::Repository;
+use crate::name::{Host, Repository};
 
 const X_CACHE: HeaderName = HeaderName::from_static("x-cache");
 
@@ -14,6 +14,8 @@ const X_CACHE: HeaderName = HeaderName::from_static("x-cache");
 pub(super) struct EndpointResponse {
     pub(super) response: Response,
     pub(super) outcome: Outcome,
+    /// The upstream of a request that failed, if it is known.
+    pub(super) upstream: Option<Host>,
     pub(super) repository: Option<Repository>,
     /// The digest of the blob in the body.
     pub(super) digest: Option<Digest>,
@@ -34,6 +36,7 @@ impl EndpointResponse {
         Self {
             response,
             outcome: Outcome::None,
+            upstream: None,
             repository: None,
             digest: None,
             is_from_peer: false,

@@ -1,12 +1,8 @@
 //! The labels of the counters: closed sets, so that no client can make new series.
 
-use std::borrow::Cow;
 use std::fmt::Write;
 
-use http::{Method, StatusCode};
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
-
-use crate::name::Host;
 
 macro_rules! label {
     ($(#[$doc:meta])* $type:ident { $($(#[$variant_doc:meta])* $variant:ident = $text:literal,)+ }) => {
@@ -17,6 +13,9 @@ macro_rules! label {
         }
 
         impl $type {
+            /// All values, in the order of their declaration.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),+];
+
             /// Returns the value of the label.
             pub fn as_str(self) -> &'static str {
                 match self {
@@ -76,10 +75,14 @@ label! {
     Source {
         /// The cache.
         Cache = "cache",
-        /// Upstream.
+        /// A download that another client had started.
+        Coalesced = "coalesced",
+        /// The upstream.
         Upstream = "upstream",
-        /// Another replica of this mirror.
+        /// Another replica of the mirror.
         Peer = "peer",
+        /// An object storage.
+        Bucket = "bucket",
     }
 }
 
@@ -88,21 +91,19 @@ label! {
     FillResult {
         /// Verified and kept.
         Stored = "stored",
-        /// Upstream failed for good.
-        Failed = "failed",
+        /// The upstream failed for good.
+        Failed = "upstream",
         /// The bytes were not what the digest says.
         Mismatch = "mismatch",
         /// The cache had no room, or the disk failed.
         NoRoom = "noroom",
         /// The cache is read-only.
         ReadOnly = "readonly",
-        /// No client waited any more, and the content was not worth its space.
-        Cancelled = "cancelled",
     }
 }
 
 label! {
-    /// Why a blob left the cache.
+    /// The reason for which a blob left the cache.
     EvictionReason {
         /// Its time was up.
         Expired = "expired",
@@ -140,129 +141,28 @@ impl Outcome {
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(super) struct RequestLabels {
-    method: &'static str,
-    kind: Kind,
-    code: u16,
-    outcome: Outcome,
-}
-
-impl RequestLabels {
-    pub(super) fn new(method: &Method, kind: Kind, code: StatusCode, outcome: Outcome) -> Self {
-        let method = match *method {
-            Method::GET => "GET",
-            Method::HEAD => "HEAD",
-            Method::POST => "POST",
-            Method::PUT => "PUT",
-            Method::PATCH => "PATCH",
-            Method::DELETE => "DELETE",
-            _ => "other",
-        };
-        Self {
-            method,
-            kind,
-            code: code.as_u16(),
-            outcome,
+macro_rules! label_set {
+    ($(#[$doc:meta])* $type:ident { $($field:ident: $kind:ty),+ }) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+        pub(super) struct $type {
+            $(pub(super) $field: $kind,)+
         }
-    }
+    };
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(super) struct SecondsLabels {
-    pub(super) kind: Kind,
-    pub(super) outcome: Outcome,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(super) struct SourceLabels {
-    pub(super) source: Source,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(super) struct FillLabels {
-    pub(super) result: FillResult,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(super) struct EvictionLabels {
-    pub(super) reason: EvictionReason,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(super) struct HostLabels {
-    host: String,
-}
-
-impl HostLabels {
-    pub(super) fn new(host: &Host) -> Self {
-        Self {
-            host: host.to_string(),
-        }
-    }
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(super) struct UpstreamLabels {
-    host: String,
-    code: Cow<'static, str>,
-}
-
-impl UpstreamLabels {
-    pub(super) fn answer(host: &Host, code: StatusCode) -> Self {
-        Self {
-            host: host.to_string(),
-            code: code.as_str().to_owned().into(),
-        }
-    }
-
-    pub(super) fn failure(host: &Host, what: &'static str) -> Self {
-        Self {
-            host: host.to_string(),
-            code: what.into(),
-        }
-    }
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(super) struct TokenLabels {
-    host: String,
-    result: TokenResult,
-}
-
-impl TokenLabels {
-    pub(super) fn new(host: &Host, result: TokenResult) -> Self {
-        Self {
-            host: host.to_string(),
-            result,
-        }
-    }
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(super) struct ReloadLabels {
-    result: &'static str,
-}
-
-impl ReloadLabels {
-    pub(super) fn new(accepted: bool) -> Self {
-        Self {
-            result: if accepted { "accepted" } else { "refused" },
-        }
-    }
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(super) struct CredentialLabels {
-    host: String,
-    state: &'static str,
-}
-
-impl CredentialLabels {
-    pub(super) fn new(host: &Host, state: &'static str) -> Self {
-        Self {
-            host: host.to_string(),
-            state,
-        }
-    }
-}
+label_set! { RequestLabels { upstream: String, kind: Kind, code: u16, outcome: Outcome } }
+label_set! { DurationLabels { upstream: String, kind: Kind, outcome: Outcome } }
+label_set! { SourceLabels { upstream: String, source: Source } }
+label_set! { KindLabels { upstream: String, kind: Kind } }
+label_set! { UpstreamLabels { upstream: String } }
+label_set! { CodeLabels { upstream: String, code: u16 } }
+label_set! { ErrorLabels { upstream: String, error: &'static str } }
+label_set! { TokenLabels { upstream: String, result: TokenResult } }
+label_set! { RateLimitLabels { upstream: String, value: &'static str } }
+label_set! { CredentialLabels { upstream: String, state: &'static str } }
+label_set! { FillLabels { state: &'static str } }
+label_set! { FillFailureLabels { reason: FillResult } }
+label_set! { EvictionLabels { reason: EvictionReason } }
+label_set! { ReloadLabels { result: &'static str } }
+label_set! { BuildLabels { version: &'static str } }

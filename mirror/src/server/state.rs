@@ -15,7 +15,8 @@ use crate::config::Config;
 use crate::credentials::CredentialState;
 use crate::health::Health;
 use crate::http::Htpasswd;
-use crate::metrics::Metrics;
+use crate::http::connection::tls::Certificates;
+use crate::metrics::{Metrics, MetricsSnapshot};
 use crate::peers::Fleet;
 use crate::store::Store;
 
@@ -26,6 +27,7 @@ pub(super) struct ServerState {
     pub(super) health: Health,
     users: Option<Htpasswd>,
     fleet: Option<Arc<Fleet>>,
+    certificates: Option<Arc<Certificates>>,
     started: Instant,
     draining: AtomicBool,
     current: Mutex<Current>,
@@ -48,7 +50,7 @@ impl ServerState {
         store: Store,
         metrics: Metrics,
         health: Health,
-        users: Option<Htpasswd>,
+        (certificates, users): (Option<Arc<Certificates>>, Option<Htpasswd>),
         upstreams: &UpstreamSet,
     ) -> Self {
         Self {
@@ -57,6 +59,7 @@ impl ServerState {
             health,
             users,
             fleet: None,
+            certificates,
             started: Instant::now(),
             draining: AtomicBool::new(false),
             current: Mutex::new(Current {
@@ -103,10 +106,6 @@ impl ServerState {
     fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Relaxed)
     }
-
-    fn handles(&self) -> Arc<[UpstreamHandle]> {
-        self.current().handles.clone()
-    }
 }
 
 /// Returns the state of each other replica.
@@ -149,25 +148,38 @@ impl AdminState for ServerState {
 
     fn metrics(&self) -> String {
         let gauge = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
-        let usage = self.store.usage();
-        self.metrics.cache_bytes.set(gauge(usage.bytes));
-        self.metrics
+        let (usage, metrics) = (self.store.usage(), &self.metrics);
+        metrics.cache_bytes.set(gauge(usage.bytes));
+        metrics
             .cache_limit_bytes
             .set(gauge(usage.limit.unwrap_or_default()));
-        self.metrics.cache_blobs.set(gauge(usage.blobs));
-        for handle in self.handles().iter() {
-            let state = handle.credentials().state.as_str();
-            self.metrics
-                .credential(&handle.host, state, &CredentialState::NAMES);
-        }
-        self.metrics.encode().unwrap_or_default()
+        metrics.cache_blobs.set(gauge(usage.blobs));
+        // Before the snapshot: the guard of an expression in it would be held to its end.
+        let (handles, is_configured) = {
+            let current = self.current();
+            (current.handles.clone(), current.error.is_empty())
+        };
+        let upstreams = handles
+            .iter()
+            .map(|handle| (handle.host.clone(), handle.gauges()));
+        let snapshot = MetricsSnapshot {
+            certificate_not_after: self
+                .certificates
+                .as_ref()
+                .and_then(|certificates| certificates.not_after()),
+            is_configured,
+            upstreams: upstreams.collect(),
+        };
+        metrics
+            .scrape(&snapshot, &CredentialState::NAMES)
+            .unwrap_or_default()
     }
 
     fn status(&self) -> Status {
         let upstream = |handle: &UpstreamHandle| UpstreamStatus {
             host: handle.host.to_string(),
             state: handle.state().to_owned(),
-            rate_limit_remaining: handle.remaining_requests(),
+            rate_limit_remaining: handle.rate_limit().remaining,
             credentials: handle.credentials(),
         };
         let usage = self.store.usage();

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -14,9 +15,10 @@ use crate::credentials::{
     CredentialSink, CredentialVerdict, Report, RetryIntervals, RotationState, Snapshot,
 };
 use crate::file_read::{self, MAX_FILE};
+use crate::metrics::UpstreamSnapshot;
 use crate::name::Host;
 use crate::pull::Origin;
-use crate::upstream::{self, BuildError, Options, Upstream};
+use crate::upstream::{self, BuildError, Options, RateLimit, Upstream};
 
 /// The upstreams of a configuration, the default one first.
 #[derive(Default)]
@@ -186,9 +188,21 @@ impl UpstreamHandle {
         self.rotation.borrow().report.clone()
     }
 
-    /// See [`Upstream::remaining_requests`].
-    pub(super) fn remaining_requests(&self) -> Option<i64> {
-        self.client.remaining_requests()
+    /// Returns the rate limit for the credential in use, as the upstream last reported it.
+    pub(super) fn rate_limit(&self) -> RateLimit {
+        self.client.rate_limit()
+    }
+
+    /// Returns the values of the upstream's gauges.
+    pub(super) fn gauges(&self) -> UpstreamSnapshot {
+        let limit = self.rate_limit();
+        UpstreamSnapshot {
+            up: self.client.state() != upstream::UpstreamState::Unreachable,
+            rate_limit: limit.limit,
+            remaining: limit.remaining,
+            reset: limit.reset.map(Timestamp::as_second),
+            credential: self.credentials().state.as_str(),
+        }
     }
 
     /// Returns the state as `/status` names it.

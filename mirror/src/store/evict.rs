@@ -1,5 +1,7 @@
 //! Eviction: by least recent use for space, by age, by damage.
 
+use std::time::Duration;
+
 use crate::digest::Digest;
 use crate::metrics::EvictionReason;
 use crate::name::Host;
@@ -148,8 +150,16 @@ impl Inner {
     pub(super) fn remove(&self, digest: &Digest, reason: EvictionReason) -> Result<u64, Error> {
         let one = self.stripe(digest);
         let removed = self.remove_under(&one, digest)?;
-        self.metrics.evicted(reason, removed.iter().len() as u64);
+        self.count_evicted(reason, removed);
         Ok(removed.map_or(0, |entry| entry.size))
+    }
+
+    /// Counts content that was removed.
+    pub(super) fn count_evicted(&self, reason: EvictionReason, removed: Option<IndexEntry>) {
+        let Some(entry) = removed else { return };
+        let unused = self.clock.now().as_millisecond().saturating_sub(entry.used);
+        let unused = Duration::from_millis(u64::try_from(unused).unwrap_or_default());
+        self.metrics.evicted(reason, entry.size, unused);
     }
 
     /// Removes content unless it is sound by now: another request may have replaced it since the damage was found.
@@ -161,8 +171,7 @@ impl Inner {
         let one = self.stripe(digest);
         if !is_sound() {
             let removed = self.remove_under(&one, digest)?;
-            let reason = EvictionReason::Damaged;
-            self.metrics.evicted(reason, removed.iter().len() as u64);
+            self.count_evicted(EvictionReason::Damaged, removed);
         }
         Ok(())
     }

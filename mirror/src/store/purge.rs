@@ -168,8 +168,7 @@ impl Inner {
             // Without a complete index, other repositories may have links that it does not know.
             if self.index.is_complete() && !self.is_linked(&digest)? {
                 let removed = self.remove_under(&one, &digest)?;
-                self.metrics
-                    .evicted(EvictionReason::Purged, removed.iter().len() as u64);
+                self.count_evicted(EvictionReason::Purged, removed);
                 freed += removed.map_or(0, |entry| entry.size);
             }
         }

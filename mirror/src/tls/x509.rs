@@ -118,6 +118,12 @@ pub(super) fn is_signed_by(
     verified().is_some()
 }
 
+/// Returns the end of a certificate's validity, in seconds since 1970.
+pub(crate) fn not_after(certificate: &CertificateDer<'_>) -> Option<i64> {
+    let (_, certificate) = parse_x509_certificate(certificate).ok()?;
+    Some(certificate.validity().not_after.timestamp())
+}
+
 /// Returns the name of a certificate's public key, such as `RSA of 1024 bits` or `ECDSA on secp256k1`.
 pub(super) fn public_key(certificate: &CertificateDer<'_>) -> Option<String> {
     let (_, certificate) = parse_x509_certificate(certificate).ok()?;

@@ -6,11 +6,11 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::Stream;
-use futures::StreamExt;
 use futures::stream::BoxStream;
+use futures::{Stream, StreamExt};
 use http::header::{CONTENT_RANGE, RANGE};
 use http::{HeaderMap, HeaderValue, Method};
+use prometheus_client::metrics::counter::Counter;
 use reqwest::Response;
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -21,7 +21,7 @@ use super::min_throughput::chunks;
 use super::rate_limit::RequestClass;
 use super::request::{PermittedResponse, RequestPool, UpstreamRequest};
 use super::response::UpstreamResponse;
-use super::transport::redirect;
+use super::transport::{Transport, redirect};
 use crate::digest::Digest;
 use crate::name::RepositoryName;
 
@@ -45,6 +45,8 @@ pub struct BlobBody {
     /// The number of missing bytes, if it is known.
     left: Option<u64>,
     done: bool,
+    /// The counter of bytes that the upstream sent; one of its own for those of a peer.
+    received: Counter,
     /// The place among the downloads that may run.
     permit: OwnedSemaphorePermit,
 }
@@ -101,6 +103,7 @@ impl BlobAnswer {
             chunks: guard(chunks(response, idle).boxed()),
             left,
             done: false,
+            received: Counter::default(),
             permit,
         };
         Ok(Self { start, total, body })
@@ -108,9 +111,10 @@ impl BlobAnswer {
 }
 
 impl BlobBody {
-    fn new(permitted: PermittedResponse, length: Option<u64>, idle: Duration) -> Self {
+    fn new(permitted: PermittedResponse, length: Option<u64>, transport: &Transport) -> Self {
         Self {
-            chunks: chunks(permitted.answer.response, idle).boxed(),
+            received: transport.metrics.received(permitted.answer.kind),
+            chunks: chunks(permitted.answer.response, transport.timeouts.idle).boxed(),
             left: length,
             done: false,
             permit: permitted.permit,
@@ -118,6 +122,7 @@ impl BlobBody {
     }
 
     fn counted(&mut self, chunk: Bytes) -> Result<Bytes, Error> {
+        self.received.inc_by(chunk.len() as u64);
         if let Some(left) = &mut self.left {
             *left = left
                 .checked_sub(chunk.len() as u64)
@@ -237,10 +242,9 @@ impl Upstream {
             request.headers.remove(RANGE);
             permitted = self.send(&authorizer, &request).await?;
         }
-        let idle = self.transport.timeouts.idle;
         match permitted.answer.status().as_u16() {
-            200 => Ok(whole(permitted, idle)),
-            206 if request.headers.contains_key(RANGE) => part(permitted, from, idle),
+            200 => Ok(whole(permitted, &self.transport)),
+            206 if request.headers.contains_key(RANGE) => part(permitted, from, &self.transport),
             416 => Err(Error::malformed(format!("it has no byte {from} of this blob"))),
             _ => Err(self.response_error(&authorizer, permitted.answer).await),
         }
@@ -340,21 +344,21 @@ impl Upstream {
     }
 }
 
-fn whole(permitted: PermittedResponse, idle: Duration) -> BlobAnswer {
+fn whole(permitted: PermittedResponse, transport: &Transport) -> BlobAnswer {
     let total = permitted.answer.length();
     BlobAnswer {
         start: 0,
         total,
-        body: BlobBody::new(permitted, total, idle),
+        body: BlobBody::new(permitted, total, transport),
     }
 }
 
-fn part(permitted: PermittedResponse, from: u64, idle: Duration) -> Result<BlobAnswer, Error> {
+fn part(permitted: PermittedResponse, from: u64, transport: &Transport) -> Result<BlobAnswer, Error> {
     let part = checked_part(&permitted.answer, from)?;
     Ok(BlobAnswer {
         start: part.first,
         total: part.total,
-        body: BlobBody::new(permitted, Some(part.length()), idle),
+        body: BlobBody::new(permitted, Some(part.length()), transport),
     })
 }
 

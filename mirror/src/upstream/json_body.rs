@@ -77,6 +77,7 @@ impl UpstreamResponse {
             return Err(too_large(limit));
         }
         let within = transport.timeouts.body;
+        let received = transport.metrics.received(self.kind);
         let too_slow = |_| Error::unavailable(format!("the body took longer than {} s", within.as_secs()));
         let (mut response, mut body) = (self.response, BytesMut::new());
         let mut deadline = Instant::now() + within;
@@ -85,6 +86,7 @@ impl UpstreamResponse {
             let Some(chunk) = chunk.map_err(|e| Error::unavailable(describe(e)))? else {
                 break;
             };
+            received.inc_by(chunk.len() as u64);
             if chunk.len() > limit - body.len() {
                 return Err(too_large(limit));
             }

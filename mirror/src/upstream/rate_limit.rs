@@ -58,8 +58,8 @@ struct Cooldown {
 pub(super) struct Cooldowns {
     clock: Clock,
     classes: Mutex<[Cooldown; 5]>,
-    /// The remaining requests of the rate limit, as last reported.
-    remaining: Mutex<Option<i64>>,
+    /// The rate limit, as last reported.
+    reported: Mutex<RateLimit>,
 }
 
 impl Cooldowns {
@@ -67,18 +67,24 @@ impl Cooldowns {
         Self {
             clock,
             classes: Mutex::default(),
-            remaining: Mutex::default(),
+            reported: Mutex::default(),
         }
     }
 
-    /// Records the remaining requests of the rate limit.
-    pub(super) fn set_remaining(&self, left: i64) {
-        *self.remaining.lock() = Some(left);
+    /// Records the rate limit that a response reports.
+    pub(super) fn set_reported(&self, reported: RateLimit) {
+        *self.reported.lock() = reported;
     }
 
-    /// Returns the remaining requests of the rate limit, as last reported.
-    pub(super) fn remaining_requests(&self) -> Option<i64> {
-        *self.remaining.lock()
+    /// Returns the rate limit as last reported; its reset is the end of a cooldown in force.
+    pub(super) fn reported(&self) -> RateLimit {
+        let (reported, now) = (*self.reported.lock(), self.clock.now());
+        let cooldown = self.cooldown(RequestClass::Manifest);
+        let until = cooldown.and_then(|left| now.checked_add(left).ok());
+        RateLimit {
+            reset: until.or(reported.reset.filter(|reset| *reset > now)),
+            ..reported
+        }
     }
 
     fn with<T>(&self, class: RequestClass, f: impl FnOnce(&mut Cooldown) -> T) -> T {
@@ -142,10 +148,32 @@ pub(super) fn parse_retry_after(headers: &HeaderMap, now: Timestamp) -> Option<D
     Some(asked.clamp(Duration::from_secs(1), MAX_RETRY_AFTER))
 }
 
-/// Parses the remaining requests (`ratelimit-remaining: 98;w=21600`).
-pub(super) fn remaining_requests(headers: &HeaderMap) -> Option<i64> {
-    let text = headers.get("ratelimit-remaining")?.to_str().ok()?;
-    text.split(';').next()?.trim().parse().ok()
+/// The rate limit that an upstream reports (`ratelimit-limit: 100;w=21600`, `ratelimit-remaining: 98;w=21600`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RateLimit {
+    /// The requests that the upstream allows in its window.
+    pub limit: Option<i64>,
+    /// The remaining requests.
+    pub remaining: Option<i64>,
+    /// The time of the reset (`ratelimit-reset`, in seconds from now), or the end of a cooldown.
+    pub reset: Option<Timestamp>,
+}
+
+impl RateLimit {
+    /// Reads the headers of a response.
+    pub(super) fn read(headers: &HeaderMap, now: Timestamp) -> Self {
+        let number = |name| {
+            let text = headers.get(name)?.to_str().ok()?;
+            text.split([';', ',']).next()?.trim().parse::<i64>().ok()
+        };
+        let seconds = number("ratelimit-reset").and_then(|seconds| u64::try_from(seconds).ok());
+        let reset = seconds.and_then(|seconds| now.checked_add(Duration::from_secs(seconds)).ok());
+        Self {
+            limit: number("ratelimit-limit"),
+            remaining: number("ratelimit-remaining"),
+            reset,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -227,18 +255,41 @@ mod tests {
         assert_eq!(rate_limits.cooldown(RequestClass::Head), None);
     }
 
+    fn read(fields: &[(&'static str, &str)], now: Timestamp) -> RateLimit {
+        let fields = fields.iter();
+        let fields = fields.map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()));
+        RateLimit::read(&fields.collect(), now)
+    }
+
     /// The remaining rate limit is read with and without its window.
     #[test]
     fn remaining_rate_limit_is_read() {
-        let left = |value: &str| {
-            remaining_requests(&HeaderMap::from_iter([(
-                "ratelimit-remaining".parse().unwrap(),
-                value.parse().unwrap(),
-            )]))
-        };
+        let left = |value: &str| read(&[("ratelimit-remaining", value)], Timestamp::UNIX_EPOCH).remaining;
         assert_eq!(left("98;w=21600"), Some(98));
         assert_eq!(left("0"), Some(0));
         assert_eq!(left("many"), None);
+    }
+
+    /// The rate limit has its reset from the headers of the upstream, or from a cooldown in force.
+    #[test]
+    fn rate_limit_has_limit_and_reset() {
+        let clock = Clock::system();
+        let rate_limits = Cooldowns::new(clock.clone());
+        let fields = [
+            ("ratelimit-limit", "100;w=21600"),
+            ("ratelimit-remaining", "7;w=21600"),
+            ("ratelimit-reset", "60"),
+        ];
+        rate_limits.set_reported(read(&fields, clock.now()));
+        let left = |reported: RateLimit| reported.reset.unwrap().duration_since(clock.now()).as_secs();
+        let reported = rate_limits.reported();
+        assert_eq!((reported.limit, reported.remaining), (Some(100), Some(7)));
+        assert!((58..=60).contains(&left(reported)), "{reported:?}");
+        rate_limits.start_cooldown(RequestClass::Manifest, &retry_after("300"));
+        assert!((298..=300).contains(&left(rate_limits.reported())));
+        clock.advance(Duration::from_secs(301));
+        assert_eq!(rate_limits.reported().reset, None);
+        assert_eq!(read(&[("ratelimit-reset", "-1")], clock.now()).reset, None);
     }
 
     proptest! {

@@ -11,7 +11,7 @@ use super::auth::challenge::Challenge;
 use super::auth::trust::Audience;
 use super::auth::{Authorization, Authorizer};
 use super::error::Error;
-use super::rate_limit::{RequestClass, remaining_requests};
+use super::rate_limit::{RateLimit, RequestClass};
 use super::response::{ServerKind, UpstreamResponse};
 use super::transport::HttpRequest;
 use super::transport::budget::RequestBudget;
@@ -129,6 +129,7 @@ impl Upstream {
                     response,
                     server: target.server,
                     authorization: hop.headers.remove(AUTHORIZATION),
+                    kind: request.hop().kind(),
                 };
                 self.record_rate_limit(authorizer, request.class, audience.trusted, &answer)?;
                 return Ok(answer);
@@ -255,12 +256,10 @@ impl Upstream {
             let retry_after = authorizer.rate_limits.start_cooldown(class, headers);
             return Err(Error::RateLimited { retry_after });
         }
-        if let Some(left) = remaining_requests(headers).filter(|_| is_registry) {
-            self.transport
-                .metrics
-                .rate_limit_remaining(&self.transport.host, left);
-            authorizer.rate_limits.set_remaining(left);
-            if left < 1 {
+        let reported = RateLimit::read(headers, self.clock.now());
+        if let Some(remaining) = reported.remaining.filter(|_| is_registry) {
+            authorizer.rate_limits.set_reported(reported);
+            if remaining < 1 {
                 authorizer
                     .rate_limits
                     .start_cooldown(RequestClass::Manifest, headers);

@@ -11,6 +11,7 @@ use super::error::Error;
 use super::error_body::ErrorBody;
 use super::transport::Transport;
 use crate::manifest::MAX_MEDIA_TYPE;
+use crate::metrics::Kind;
 
 /// The most bytes of an error's body that are read.
 pub(crate) const MAX_ERROR_BODY: usize = 64 * 1024;
@@ -22,6 +23,8 @@ pub(super) struct UpstreamResponse {
     /// The `Authorization` of the request.
     pub(super) authorization: Option<HeaderValue>,
     pub(super) server: ServerKind,
+    /// The kind of content that the request was for.
+    pub(super) kind: Kind,
 }
 
 /// The kind of server that sent a response.

@@ -9,6 +9,7 @@ pub(super) mod redirect;
 pub(super) mod span;
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use http::{HeaderMap, Method};
 use reqwest::{Client, Response};
@@ -20,7 +21,7 @@ use super::error::{Error, Failure, describe};
 use super::host_cooldown::HostCooldowns;
 use super::options::Timeouts;
 use super::rate_limit::RequestClass;
-use crate::metrics::Metrics;
+use crate::metrics::{Kind, UpstreamMetrics};
 use crate::name::Host;
 use crate::transfer_coding;
 use address_policy::AddressPolicy;
@@ -34,7 +35,7 @@ pub(super) struct Transport {
     /// Without user information, query and fragment; the path ends without a slash.
     pub(super) remote: Url,
     pub(super) timeouts: Timeouts,
-    pub(super) metrics: Metrics,
+    pub(super) metrics: Arc<UpstreamMetrics>,
     pub(super) reachability: ReachabilityState,
     pub(super) addresses: Arc<AddressPolicy>,
     /// Hosts other than the registry that answered 429.
@@ -66,6 +67,18 @@ impl HttpRequest {
             headers: HeaderMap::new(),
             form: None,
             budget,
+        }
+    }
+
+    /// Returns the kind of content that the request is for.
+    pub(super) fn kind(&self) -> Kind {
+        let path = self.url.path();
+        match self.class {
+            RequestClass::Manifest => Kind::Manifest,
+            RequestClass::Blob => Kind::Blob,
+            RequestClass::List if path.ends_with("/tags/list") => Kind::Tags,
+            RequestClass::List if path.contains("/referrers/") => Kind::Referrers,
+            RequestClass::Head | RequestClass::Token | RequestClass::List => Kind::Other,
         }
     }
 }
@@ -104,6 +117,7 @@ impl Transport {
     pub(super) async fn send(self: &Arc<Self>, hop: &HttpRequest) -> Result<Response, Error> {
         self.admit(&hop.url)?;
         hop.budget.spend()?;
+        let started = Instant::now();
         let mut sent = self.attempt(hop).await;
         if matches!(sent, Err((Failure::Cut, _))) && hop.budget.spend().is_ok() {
             // Probably a pooled connection that the server just closed.
@@ -112,7 +126,7 @@ impl Transport {
         let home = self.is_registry_origin(&hop.url);
         match sent {
             Ok(response) => {
-                self.metrics.upstream_answer(&self.host, response.status());
+                self.metrics.response(response.status(), started.elapsed());
                 if home {
                     self.reachability.set(Reachability::Up);
                 }
@@ -123,7 +137,7 @@ impl Transport {
                 Ok(response)
             }
             Err((failure, what)) => {
-                self.metrics.upstream_failure(&self.host, failure.as_str());
+                self.metrics.error(failure.as_str(), started.elapsed());
                 if home {
                     self.start_probe();
                 }

@@ -120,8 +120,8 @@ async fn read_only_cache_stores_nothing() {
     assert_eq!(hub.count("GET blobs"), 2);
     assert!(!served.home.path("cache/docker/registry/v2/blobs/sha256").exists());
     let counted = served.admin("/metrics").await.1;
-    assert!(counted.contains("result=\"readonly\"} 2"), "{counted}");
-    assert!(!counted.contains("result=\"noroom\""), "{counted}");
+    assert!(counted.contains("reason=\"readonly\"} 2"), "{counted}");
+    assert!(counted.contains("reason=\"noroom\"} 0"), "{counted}");
     served.signal(rustix::process::Signal::TERM);
     let log = served.rest_of_the_log().await;
     assert!(!log.contains("WARN"), "what was asked for is no trouble: {log}");

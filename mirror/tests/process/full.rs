@@ -60,7 +60,7 @@ async fn disk_full_mid_blob_evicts_then_passes_through() {
     );
     let metrics = body(&server.admin, "/metrics").await.1.unwrap();
     let metrics = String::from_utf8(metrics).unwrap();
-    let counted = metrics.lines().find(|line| line.contains("result=\"noroom\""));
+    let counted = metrics.lines().find(|line| line.contains("reason=\"noroom\""));
     assert!(counted.is_some_and(|line| line.ends_with(" 1")), "{metrics}");
     for _ in 0..2 {
         assert!(

@@ -203,6 +203,8 @@ async fn evictions_are_counted_by_reason() {
     for (reason, blobs) in [("room", 3), ("damaged", 1), ("expired", 1)] {
         let line = format!("evictions_total{{reason=\"{reason}\"}} {blobs}\n");
         assert!(counted.contains(&line), "{line}: {counted}");
+        let line = format!("evicted_bytes_total{{reason=\"{reason}\"}} {}\n", blobs * 1024);
+        assert!(counted.contains(&line), "{line}: {counted}");
     }
 }
 

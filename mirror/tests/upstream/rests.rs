@@ -133,12 +133,12 @@ async fn exhausted_limit_delays_manifests_only() {
         "HEAD manifests",
         Fault::Header("ratelimit-remaining", "0;w=21600".into()),
     );
-    assert_eq!(upstream.remaining_requests(), None);
+    assert_eq!(upstream.rate_limit().remaining, None);
     upstream
         .manifest_head(&name("library/app"), &tag("v1"), &Accept::default())
         .await
         .unwrap();
-    assert_eq!(upstream.remaining_requests(), Some(0));
+    assert_eq!(upstream.rate_limit().remaining, Some(0));
     assert_eq!(seconds(pull(&upstream).await), 10);
     assert_eq!(hub.count("GET manifests"), 0);
     upstream
@@ -183,7 +183,7 @@ async fn rate_limit_of_a_storage_is_not_the_registrys() {
             .unwrap();
         pull(&upstream).await.unwrap();
     }
-    assert_eq!(upstream.remaining_requests(), None);
+    assert_eq!(upstream.rate_limit().remaining, None);
 }
 
 /// So is another registry, and its token server: neither keeps the tokens of others waiting.

@@ -1,5 +1,6 @@
 //! What Prometheus gets of the chart: monitors, alerts, and the dashboard's questions.
 
+use std::collections::BTreeMap;
 use std::fs;
 
 use crds::conditions::{ConditionType, Reason};
@@ -86,16 +87,11 @@ async fn prometheus_parses_alerts_and_panels() {
     );
     let asked = prometheus::read(&groups).await.unwrap();
     assert!(asked.len() > 5, "{asked:?}");
-    let read = |path| fs::read_to_string(workspace().join(path)).unwrap();
-    let (mirror, operator) = (read("mirror/src/metrics.rs"), read("operator/src/metrics.rs"));
+    // A test compares it with the code.
+    let reference = fs::read_to_string(workspace().join("docs/reference/metrics.md")).unwrap();
     for metric in asked.iter().map(|selector| &selector.metric) {
-        // Less what their types add.
-        let name = metric.trim_end_matches("_total").trim_end_matches("_bucket");
-        let (source, name) = match name.strip_prefix("registry_mirror_operator_") {
-            Some(name) => (&operator, name),
-            None => (&mirror, name.trim_start_matches("registry_mirror_")),
-        };
-        assert!(source.contains(&format!("\"{name}\"")), "nobody tells {metric}");
+        let row = format!("| `{}` |", metric.trim_end_matches("_bucket"));
+        assert!(reference.contains(&row), "{metric} is in no row");
     }
 }
 
@@ -122,20 +118,23 @@ async fn alerts_cover_conditions_for_admins() {
         .unwrap();
     let groups = prometheus::groups(&objects);
     let rules = groups.iter().flat_map(|group| group["rules"].as_array().unwrap());
-    let expressions: Vec<_> = rules
+    let mut expressions: Vec<_> = rules
         .map(|rule| rule["expr"].as_str().unwrap().to_owned())
         .collect();
     let mut conditions: Vec<_> = asked_of(&expressions, "condition").collect();
     conditions.sort_unstable();
     let mended = [
         ConditionType::Accepted,
+        ConditionType::Available,
         ConditionType::CredentialsValid,
         ConditionType::Ready,
         ConditionType::StorageReady,
         ConditionType::TLSReady,
         ConditionType::UpstreamReachable,
     ];
+    conditions.dedup();
     assert_eq!(conditions, mended.map(ConditionType::as_str));
+    expressions.retain(|expression| !expression.contains("_fill_failures_"));
     for reason in asked_of(&expressions, "reason") {
         let mut all = Reason::ALL.iter();
         assert!(all.any(|known| known.as_str() == reason), "{reason}");
@@ -150,6 +149,95 @@ async fn alerts_cover_conditions_for_admins() {
             .iter()
             .any(|expression| expression.starts_with("absent(registry_mirror_operator_"))
     );
+}
+
+/// Returns the alerts that the chart renders, by name.
+async fn alerts(flags: &[&str]) -> BTreeMap<String, Value> {
+    let flags = [&["--set=prometheusRule.enabled=true"], flags].concat();
+    let objects = Helm::offline().await.template(&flags).await.unwrap();
+    let groups = prometheus::groups(&objects);
+    let rules = groups.iter().flat_map(|group| group["rules"].as_array().unwrap());
+    let named = rules.map(|rule| (rule["alert"].as_str().unwrap().to_owned(), rule.clone()));
+    named.collect()
+}
+
+/// Each alert has a severity, a duration, the labels of its object and a runbook that exists.
+#[tokio::test]
+async fn alerts_have_labels_and_runbooks() {
+    let alerts = alerts(&[]).await;
+    assert!(alerts.len() > 15, "{}", alerts.len());
+    for (name, alert) in &alerts {
+        let severity = alert["labels"]["severity"].as_str().unwrap();
+        assert!(
+            ["critical", "warning", "info"].contains(&severity),
+            "{name}: {severity}"
+        );
+        assert!(alert["for"].is_string(), "{name}");
+        let url = alert["annotations"]["runbook_url"].as_str().unwrap();
+        let (_, file) = url.split_once("/main/").unwrap();
+        let runbook = fs::read_to_string(workspace().join(file)).unwrap();
+        for heading in ["# Symptom", "# Impact", "# Diagnosis", "# Mitigation"] {
+            assert!(runbook.contains(heading), "{name}: {heading}");
+        }
+        let expression = alert["expr"].as_str().unwrap();
+        let is_of_operator = alert["labels"]["name"] == "rm-registry-mirror";
+        assert!(
+            is_of_operator || expression.contains("by (namespace, name"),
+            "{name}"
+        );
+    }
+}
+
+/// Values change and switch off each alert; a name that is none is refused.
+#[tokio::test]
+async fn values_change_alerts_by_name() {
+    let (by_default, key) = (alerts(&[]).await, "--set=prometheusRule.alerts");
+    let changed =
+        format!("{key}.RegistryMirrorErrors.threshold=0.5,prometheusRule.alerts.RegistryMirrorErrors.for=1m");
+    let severity = format!(
+        "{key}.RegistryMirrorErrors.severity=page,prometheusRule.alerts.RegistryMirrorErrors.window=9m"
+    );
+    let alert = &alerts(&[&changed, &severity]).await["RegistryMirrorErrors"];
+    assert!(
+        alert["expr"].as_str().unwrap().ends_with("[9m])) > 0.5"),
+        "{alert}"
+    );
+    assert_eq!(
+        (&alert["for"], &alert["labels"]["severity"]),
+        (&json!("1m"), &json!("page"))
+    );
+    for name in by_default.keys() {
+        let without = alerts(&[&format!("{key}.{name}.enabled=false")]).await;
+        assert_eq!(without.len(), by_default.len() - 1, "{name}");
+        assert!(!without.contains_key(name), "{name}");
+    }
+    let helm = Helm::offline().await;
+    helm.template(&[&format!("{key}.RegistryMirrorNone.enabled=false")])
+        .await
+        .unwrap_err();
+}
+
+/// The monitors keep the namespace and the name of a mirror in the operator's metrics, and add them to those of servers.
+#[tokio::test]
+async fn monitors_name_the_mirror_of_metrics() {
+    let flags = ["--set=podMonitor.enabled=true,serviceMonitor.enabled=true"];
+    let objects = Helm::offline().await.template(&flags).await.unwrap();
+    for (kind, endpoints) in [
+        ("PodMonitor", "podMetricsEndpoints"),
+        ("ServiceMonitor", "endpoints"),
+    ] {
+        let monitors = named(&objects, kind);
+        let endpoint = |name: &str| {
+            let found = monitors
+                .iter()
+                .find(|monitor| monitor["metadata"]["name"] == name);
+            found.unwrap()["spec"][endpoints][0].clone()
+        };
+        assert_eq!(endpoint("rm-registry-mirror")["honorLabels"], true, "{kind}");
+        let mirrors = endpoint("rm-registry-mirror-mirrors");
+        assert_eq!(mirrors["port"], "admin", "{kind}");
+        assert_eq!(mirrors["relabelings"][0]["targetLabel"], "name", "{kind}");
+    }
 }
 
 /// Prometheus refuses an alert that does not parse.

@@ -61,8 +61,10 @@ async fn quota_refusal_is_reported_then_repaired() {
     }
     bench.until_accepted("hub").await;
     let rejected = |number| {
-        let line = format!("registry_mirror_operator_apply_rejected {number}");
-        bench.metrics().lines().any(|told| told == line).then_some(())
+        let metrics = bench.metrics();
+        let series = |line: &&str| line.starts_with("registry_mirror_operator_apply_rejected{");
+        let rejected = metrics.lines().filter(series).filter(|line| line.ends_with(" 1"));
+        (rejected.count() == number).then_some(())
     };
     soon("a mirror with a rejected object", async || rejected(1)).await;
     bench.mirror("other", ephemeral()).await;

@@ -91,9 +91,10 @@ async fn unparsable_object_is_reported_and_delays_none() {
     .await;
     assert!(message.starts_with("stored object not readable"), "{message}");
     assert!(message.contains("Tape"), "{message}");
-    let told =
-        r#"registry_mirror_operator_mirrors{condition="Accepted",status="False",reason="InvalidSpec"} 1"#;
-    assert!(bench.metrics().contains(told), "{}", bench.metrics());
+    let key = format!(r#"namespace="{}",name="old""#, bench.namespace.name());
+    let condition = r#"condition="Accepted",status="False",reason="InvalidSpec""#;
+    let series = format!("registry_mirror_status_condition{{{key},{condition}}} 1");
+    assert!(bench.metrics().contains(&series), "{}", bench.metrics());
 
     bench.mirror("new", ephemeral()).await;
     bench.until_accepted("new").await;

@@ -48,13 +48,20 @@ pub enum TlsError {
 pub struct Certificates {
     settings: Tls,
     http2: bool,
-    current: ArcSwap<ServerConfig>,
+    current: ArcSwap<LoadedCertificate>,
+}
+
+/// A certificate that was read, as connections use it.
+struct LoadedCertificate {
+    config: Arc<ServerConfig>,
+    /// The end of its validity, in seconds since 1970.
+    not_after: Option<i64>,
 }
 
 impl Certificates {
     /// Loads the files.
     pub fn load(settings: Tls, http2: bool) -> Result<Self, TlsError> {
-        let current = ArcSwap::from(read(&settings, http2)?);
+        let current = ArcSwap::from_pointee(read(&settings, http2)?);
         Ok(Self {
             settings,
             http2,
@@ -64,13 +71,18 @@ impl Certificates {
 
     /// Loads the files again. After an error the previous certificate stays in use.
     pub fn reload(&self) -> Result<(), TlsError> {
-        self.current.store(read(&self.settings, self.http2)?);
+        self.current.store(Arc::new(read(&self.settings, self.http2)?));
         Ok(())
     }
 
     /// Returns an acceptor for a new connection.
     pub fn acceptor(&self) -> TlsAcceptor {
-        TlsAcceptor::from(self.current.load_full())
+        TlsAcceptor::from(Arc::clone(&self.current.load().config))
+    }
+
+    /// Returns the end of the validity of the certificate in force, in seconds since 1970.
+    pub fn not_after(&self) -> Option<i64> {
+        self.current.load().not_after
     }
 }
 
@@ -136,12 +148,13 @@ impl AsyncWrite for Handshake {
     }
 }
 
-fn read(settings: &Tls, http2: bool) -> Result<Arc<ServerConfig>, TlsError> {
+fn read(settings: &Tls, http2: bool) -> Result<LoadedCertificate, TlsError> {
     let unfit = |reason: String| TlsError::Unfit {
         path: settings.certificate.clone(),
         reason,
     };
     let chain = load(&settings.certificate, tls::pem::certificates)?;
+    let not_after = chain.first().and_then(tls::not_after);
     let key = load(&settings.key, tls::pem::private_key)?;
     let versions: &[_] = if settings.only_tls13 {
         &[&rustls::version::TLS13]
@@ -158,7 +171,10 @@ fn read(settings: &Tls, http2: bool) -> Result<Arc<ServerConfig>, TlsError> {
     let certified = tls::pem::pair(chain, key).map_err(unfit)?;
     let mut config = builder.with_cert_resolver(Arc::new(SingleCertAndKey::from(certified)));
     config.alpn_protocols = tls::alpn_protocols(http2);
-    Ok(Arc::new(config))
+    Ok(LoadedCertificate {
+        config: Arc::new(config),
+        not_after,
+    })
 }
 
 fn verifier(settings: &Tls) -> Result<Option<ClientVerifier>, TlsError> {
@@ -216,6 +232,8 @@ mod tests {
         assert!(Arc::ptr_eq(&before, &certificates.current.load_full()));
         files(directory.path());
         certificates.reload().unwrap();
+        // The year in which certificates of rcgen end by default.
+        assert!(certificates.not_after().unwrap() > 64_000_000_000);
         assert!(!Arc::ptr_eq(&before, &certificates.current.load_full()));
     }
 

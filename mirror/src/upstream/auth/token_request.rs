@@ -49,7 +49,7 @@ impl Authorizer {
             Err(Error::Denied { .. }) => TokenResult::Refused,
             Err(_) => TokenResult::Failed,
         };
-        transport.metrics.token(&transport.host, result);
+        transport.metrics.token(result);
         fetched
     }
 
@@ -70,6 +70,7 @@ impl Authorizer {
                     response,
                     authorization: hop.headers.remove(AUTHORIZATION),
                     server: ServerKind::Upstream,
+                    kind: hop.kind(),
                 });
             }
             let next = redirect::target(&hop.url, response.headers())?;
