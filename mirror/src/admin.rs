@@ -1,24 +1,43 @@
 //! The admin port: is it alive, is it ready, how is it doing.
 
 mod connections;
+mod content;
+mod history;
+mod page;
 mod status;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use axum::extract::State;
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::extract::{Query, RawQuery, State};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use tokio::sync::Semaphore;
 
 use crate::metrics::Exposition;
+use crate::store::ImageRequest;
 pub use connections::serve;
+pub use content::{ContentReport, ContentRequest, FillStatus, ImageStatus};
+pub use history::{History, HistoryReport, SAMPLE_INTERVAL, Totals};
+use page::PageContent;
+pub use page::STYLE;
 pub use status::{CacheStatus, ClientStatus, PeerStatus, Status, UpstreamStatus};
 
 /// The most requests to the admin port that read the state of the disk at a time.
 const MAX_READERS: usize = 8;
+
+/// The headers of the page: it runs no script, is part of no other page, and is not kept.
+pub const PAGE_HEADERS: [(HeaderName, &str); 4] = [
+    (
+        header::CONTENT_SECURITY_POLICY,
+        "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'",
+    ),
+    (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+    (header::REFERRER_POLICY, "no-referrer"),
+    (header::CACHE_CONTROL, "no-store"),
+];
 
 /// The state of a server that the admin port reports.
 pub trait AdminState: Send + Sync + 'static {
@@ -36,10 +55,19 @@ pub trait AdminState: Send + Sync + 'static {
 
     /// Returns the status report, without counters and secrets.
     fn status(&self) -> Status;
+
+    /// Returns the downloads into the cache that run.
+    fn fills(&self) -> Vec<FillStatus>;
+
+    /// Returns the report on the last 24 hours, up to these totals.
+    fn history(&self, now: &Totals) -> HistoryReport;
+
+    /// Returns the cached images.
+    fn content(&self, query: ImageRequest) -> impl Future<Output = Result<ContentReport, String>> + Send;
 }
 
-/// Creates the service. `metrics` is the path of the counters; `None`: no counters.
-pub fn service<S: AdminState>(subject: Arc<S>, metrics: Option<&str>) -> Router {
+/// Creates the service. `metrics` is the path of the counters; `None`: no counters. `page` adds the page and its reports.
+pub fn service<S: AdminState>(subject: Arc<S>, metrics: Option<&str>, page: bool) -> Router {
     let mut router = Router::new()
         .route("/livez", get(async || "ok\n"))
         .route("/readyz", get(ready::<S>))
@@ -48,6 +76,13 @@ pub fn service<S: AdminState>(subject: Arc<S>, metrics: Option<&str>) -> Router 
     // None of those, and no pattern: configuration is refused where it is.
     if let Some(path) = metrics {
         router = router.route(path, get(counters::<S>));
+    }
+    if page {
+        router = router
+            .route("/", get(overview::<S>))
+            .route("/status/content", get(content::<S>))
+            .route("/status/fills", get(fills::<S>))
+            .route("/status/history", get(history::<S>));
     }
     router.with_state(subject)
 }
@@ -67,6 +102,71 @@ async fn read<S: AdminState, T: Send + 'static>(
         read(&subject)
     };
     tokio::task::spawn_blocking(work).await.map_err(|_| stopping)
+}
+
+async fn history<S: AdminState>(State(subject): State<Arc<S>>) -> Result<Json<HistoryReport>, StatusCode> {
+    let report = read(subject, |subject| {
+        subject.history(&Totals::parse(&subject.metrics()).0)
+    });
+    report.await.map(Json)
+}
+
+async fn fills<S: AdminState>(State(subject): State<Arc<S>>) -> Json<Vec<FillStatus>> {
+    Json(subject.fills())
+}
+
+async fn content<S: AdminState>(
+    State(subject): State<Arc<S>>,
+    Query(parameters): Query<ContentRequest>,
+) -> Response {
+    match parameters.query() {
+        Err(reason) => (StatusCode::BAD_REQUEST, format!("{reason}\n")).into_response(),
+        Ok(query) => match subject.content(query).await {
+            Ok(report) => Json(report).into_response(),
+            Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")).into_response(),
+        },
+    }
+}
+
+/// Answers with the page. The browser runs no script of it, and loads it again by itself unless `refresh=off`.
+async fn overview<S: AdminState>(
+    State(subject): State<Arc<S>>,
+    Query(parameters): Query<ContentRequest>,
+    RawQuery(query): RawQuery,
+) -> Response {
+    let content = match parameters.query() {
+        Ok(query) => subject.content(query).await,
+        Err(reason) => Err(reason),
+    };
+    let render = move |subject: &S| {
+        let (now, upstreams) = Totals::parse(&subject.metrics());
+        page::render(&PageContent {
+            status: subject.status(),
+            not_ready: subject.ready().err(),
+            upstreams,
+            history: subject.history(&now),
+            fills: subject.fills(),
+            content,
+            parameters,
+        })
+    };
+    let page = match read(subject, render).await {
+        Ok(page) => page,
+        Err(stopping) => return stopping.into_response(),
+    };
+    let mut response = ([(header::CONTENT_TYPE, "text/html; charset=utf-8")], page).into_response();
+    let headers = response.headers_mut();
+    for (name, value) in PAGE_HEADERS {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
+    let is_refreshed = !query
+        .unwrap_or_default()
+        .split('&')
+        .any(|pair| pair == "refresh=off");
+    if is_refreshed {
+        headers.insert(header::REFRESH, HeaderValue::from_static(page::REFRESH_SECONDS));
+    }
+    response
 }
 
 async fn ready<S: AdminState>(State(subject): State<Arc<S>>) -> Response {
@@ -133,10 +233,25 @@ mod tests {
                 ..Status::default()
             }
         }
+
+        fn fills(&self) -> Vec<FillStatus> {
+            Vec::new()
+        }
+
+        fn history(&self, now: &Totals) -> HistoryReport {
+            History::default().report(now)
+        }
+
+        async fn content(&self, query: ImageRequest) -> Result<ContentReport, String> {
+            Ok(ContentReport {
+                total: query.limit,
+                ..ContentReport::default()
+            })
+        }
     }
 
     async fn get(subject: Fake, metrics: Option<&str>, path: &str) -> (u16, String) {
-        let service = service(Arc::new(subject), metrics);
+        let service = service(Arc::new(subject), metrics, metrics.is_some());
         let request = axum::http::Request::get(path).body(Body::empty()).unwrap();
         let response = service.oneshot(request).await.unwrap();
         let code = response.status().as_u16();
@@ -152,6 +267,18 @@ mod tests {
     struct Hanging(std::sync::Mutex<std::sync::mpsc::Receiver<()>>);
 
     impl AdminState for Hanging {
+        fn fills(&self) -> Vec<FillStatus> {
+            Vec::new()
+        }
+
+        fn history(&self, now: &Totals) -> HistoryReport {
+            History::default().report(now)
+        }
+
+        async fn content(&self, _: ImageRequest) -> Result<ContentReport, String> {
+            Ok(ContentReport::default())
+        }
+
         fn ready(&self) -> Result<(), String> {
             let _ = self.0.lock().unwrap().recv();
             Ok(())
@@ -174,7 +301,7 @@ mod tests {
     #[tokio::test]
     async fn livez_answers_while_the_disk_hangs() {
         let (end, hangs) = std::sync::mpsc::channel();
-        let service = service(Arc::new(Hanging(hangs.into())), None);
+        let service = service(Arc::new(Hanging(hangs.into())), None, false);
         let request = |path: &str| axum::http::Request::get(path).body(Body::empty()).unwrap();
         let waits = tokio::spawn(service.clone().oneshot(request("/readyz")));
         tokio::task::yield_now().await;
@@ -214,5 +341,24 @@ mod tests {
         let (code, body) = get(bad(), None, "/status").await;
         let status: Status = serde_json::from_str(&body).unwrap();
         assert_eq!((code, status.version.as_str()), (200, "1"));
+    }
+
+    /// The page and its reports are there only if they are on, and a malformed query is refused.
+    #[tokio::test]
+    async fn page_is_served_unless_turned_off() {
+        for (path, code) in [
+            ("/", 200),
+            ("/?sort=nothing", 200),
+            ("/status/history", 200),
+            ("/status/fills", 200),
+            ("/status/content?sort=name&n=7&q=x", 200),
+            ("/status/content?sort=nothing", 400),
+            ("/status/content?n=many", 400),
+        ] {
+            assert_eq!(get(Fake(Ok(())), Some("/metrics"), path).await.0, code, "{path}");
+            assert_eq!(get(Fake(Ok(())), None, path).await.0, 404, "{path}");
+        }
+        let (_, body) = get(bad(), Some("/metrics"), "/").await;
+        assert!(body.contains("not ready") && body.contains("draining"), "{body}");
     }
 }

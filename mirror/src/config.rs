@@ -129,7 +129,7 @@ impl Config {
             log: Log::new(file)?,
             root: storage::root(&file.storage)?,
             uploads: UploadPurging::new(&file.storage.maintenance.upload_purging),
-            http: Http::new(&file.http)?,
+            http: Http::new(&file.http, &file.admin)?,
             health: Health::new(&file.health)?,
             access: access(&file.auth)?,
             peers: PeerSettings::new(&file.peers)?,

@@ -7,6 +7,7 @@ mod task;
 use std::fs::File;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
@@ -67,6 +68,7 @@ pub(crate) struct Fill {
     repositories: Arc<Mutex<Repositories>>,
     unused: Arc<Mutex<Option<BlobAnswer>>>,
     source: Arc<FillSource>,
+    started: Instant,
 }
 
 /// The repositories that a fill links its blob to.
@@ -101,6 +103,7 @@ pub(crate) fn prepare(
         })),
         unused: Arc::default(),
         source: origins.source(),
+        started: Instant::now(),
     };
     let task = FillTask {
         digest: digest.clone(),
@@ -181,6 +184,12 @@ impl Fill {
     pub(crate) fn has_bytes(&self) -> bool {
         let progress = self.progress.borrow();
         matches!(progress.phase, Phase::Filling | Phase::Verified) && progress.written > 0
+    }
+
+    /// Returns the time since the start, and a repository that the blob is fetched for.
+    pub(crate) fn age(&self) -> (Duration, Option<Repository>) {
+        let repository = self.repositories.lock().all.first().cloned();
+        (self.started.elapsed(), repository)
     }
 
     /// Takes the response of the upstream that had no space in the cache: the first reader streams it, the others send

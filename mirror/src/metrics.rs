@@ -25,7 +25,7 @@ use labels::{BuildLabels, EvictionLabels, FillFailureLabels, FillLabels, ReloadL
 pub use labels::{EvictionReason, FillResult, Kind, Outcome, Source, TokenResult};
 pub use process::ProcessCollector;
 use upstream::MetricsSet;
-pub use upstream::{RequestRecord, UpstreamSnapshot, UpstreamMetrics};
+pub use upstream::{RequestRecord, UpstreamMetrics, UpstreamSnapshot};
 
 use crate::name::Host;
 
@@ -237,7 +237,11 @@ impl Metrics {
     ///
     /// # Errors
     /// Only if a formatter fails, which writing to a `String` does not.
-    pub fn scrape(&self, gauges: &MetricsSnapshot, states: &[&'static str]) -> Result<String, std::fmt::Error> {
+    pub fn scrape(
+        &self,
+        gauges: &MetricsSnapshot,
+        states: &[&'static str],
+    ) -> Result<String, std::fmt::Error> {
         let _one = self.scrape.lock();
         self.last_reload_successful.set(gauges.is_configured.into());
         self.certificate_not_after.clear();

@@ -38,6 +38,7 @@ use crate::client_address::ClientAddress;
 use crate::clock::Clock;
 use crate::config::{self, Cache};
 use crate::digest::Digest;
+pub use crate::fill::inflight::FillSnapshot;
 use crate::fill::inflight::Inflight;
 use crate::fill::{PlaceLimits, RequestPlaces, Turn};
 use crate::metrics::{Metrics, Outcome};
@@ -115,7 +116,7 @@ impl Live {
     /// Returns whether the settings let clients pull from this repository.
     fn admits(&self, repository: &Repository) -> bool {
         let origin = self.origin_of(&repository.host);
-        origin.is_some_and(|origin| origin.settings.admits(&repository.name))
+        origin.is_some_and(|origin| origin.settings.admits(repository.name.as_str()))
     }
 
     fn origin_of(&self, host: &Host) -> Option<&Origin> {
@@ -223,6 +224,21 @@ impl Pull {
         self.live.store(Arc::new(live));
         self.negative_cache.clear();
         self.catalog.forget();
+    }
+
+    /// Returns `true` if the settings let clients pull from the repository with this host and name.
+    pub fn is_admitted(&self, host: &str, name: &str) -> bool {
+        let live = self.live.load();
+        let origin = live
+            .upstreams
+            .iter()
+            .find(|origin| origin.settings.host.as_str() == host);
+        origin.is_some_and(|origin| origin.settings.admits(name))
+    }
+
+    /// Returns the downloads into the cache that run, the oldest first.
+    pub fn running_fills(&self) -> Vec<FillSnapshot> {
+        self.inflight.running()
     }
 
     /// Returns the current upstreams and settings.

@@ -135,10 +135,13 @@ impl Server {
         );
         let connections = connection_options(&config, certificates.clone());
         let lame_duck = config.http.lame_duck;
-        let files = (certificates.clone(), users.clone());
-        let state = ServerState::new(config, store, metrics, health, files, &upstreams);
+        let (files, content) = ((certificates.clone(), users.clone()), (store, pull.clone()));
+        let state = ServerState::new(config, content, metrics, health, files, &upstreams);
         let state = Arc::new(state.with_clients(service.clients()).with_fleet(fleet));
-        let admin = admin.map(|(listener, path)| (listener, admin::service(state.clone(), path.as_deref())));
+        let admin = admin.map(|(listener, admin)| {
+            let path = admin.metrics_path.as_deref();
+            (listener, admin::service(state.clone(), path, admin.page))
+        });
         let actions = actions.map(|listener| (listener, crate::actions::service(pull.clone())));
         Ok(Self {
             listener,
@@ -194,6 +197,10 @@ impl Server {
                 .clone()
                 .run_until_cancelled_owned(self.reloader.follow_files()),
         );
+        if self.state.has_page() {
+            let sample = self.state.clone().sample_history();
+            tokio::spawn(tasks.clone().run_until_cancelled_owned(sample));
+        }
         for (listener, service) in self.admin.into_iter().chain(self.actions) {
             // Until the end, so that probes see that the server is stopping.
             tokio::spawn(admin::serve(listener, service, tasks.clone()));

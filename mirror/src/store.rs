@@ -10,6 +10,7 @@ mod durable;
 mod evict;
 mod first_use;
 mod hot_cache;
+mod image_query;
 mod images;
 mod index;
 #[cfg(any(test, fuzzing))]
@@ -40,6 +41,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use jiff::Timestamp;
+use moka::sync::Cache;
 
 use crate::clock::Clock;
 use crate::config::MaxSize;
@@ -51,6 +53,7 @@ pub use catalog::RepositoryList;
 pub use durable::IoError;
 use durable::{Scratch, on};
 use hot_cache::HotCache;
+pub use image_query::{ImageEntry, ImageOrder, ImagePage, ImageRequest, MAX_IMAGES};
 pub use images::CachedImage;
 use index::Index;
 pub use index::IndexFailure;
@@ -219,6 +222,9 @@ impl From<IndexFailure> for StageError {
     }
 }
 
+/// The most images whose size is remembered.
+const IMAGE_SIZES: u64 = 20_000;
+
 /// Content is added and removed under one of these, so that its file and links change as one.
 const STRIPES: usize = 64;
 
@@ -231,6 +237,8 @@ struct Inner {
     opened: Timestamp,
     scratch: Scratch,
     hot_cache: HotCache,
+    /// The bytes of images, by their manifests.
+    image_sizes: Cache<Digest, u64>,
     space: Arc<DiskQuota>,
     index: Index,
     maintenance: Maintenance,
@@ -339,6 +347,7 @@ impl Inner {
             index,
             space: DiskQuota::new(root, options.max_size),
             hot_cache: HotCache::new(),
+            image_sizes: Cache::new(IMAGE_SIZES),
             maintenance: Maintenance::default(),
             opened: options.clock.now(),
             clock: options.clock,

@@ -1,4 +1,6 @@
-//! The HTTP server for probes and metrics.
+//! The HTTP server for probes, metrics and the pages of the mirrors.
+
+mod page;
 
 use std::{
     io,
@@ -36,12 +38,14 @@ impl Health {
     }
 }
 
-/// Returns the router of `GET /livez`, `/readyz` and `/metrics`.
+/// Returns the router of `GET /livez`, `/readyz`, `/metrics`, and the pages `/` and `/mirrors/NAMESPACE/NAME`.
 pub fn router(health: Health) -> Router {
     Router::new()
         .route("/livez", get(|| async { "ok" }))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
+        .route("/", get(page::list))
+        .route("/mirrors/{namespace}/{name}", get(page::detail))
         .with_state(health)
 }
 
@@ -100,6 +104,18 @@ mod tests {
         assert_eq!(get(&health, "/readyz").await.0, StatusCode::SERVICE_UNAVAILABLE);
         health.set_ready();
         assert_eq!(get(&health, "/readyz").await.0, StatusCode::OK);
+    }
+
+    /// The page lists no mirror before the watches have listed, and an unknown one has no page.
+    #[tokio::test]
+    async fn page_lists_mirrors() {
+        let (status, text) = get(&Health::default(), "/").await;
+        assert_eq!(status, StatusCode::OK);
+        assert!(text.contains("0 mirrors"), "{text}");
+        assert_eq!(
+            get(&Health::default(), "/mirrors/a/b").await.0,
+            StatusCode::NOT_FOUND
+        );
     }
 
     #[tokio::test]

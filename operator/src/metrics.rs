@@ -1,6 +1,11 @@
 //! The Prometheus metrics of the operator.
 
-use std::{collections::HashSet, fmt, sync::atomic::AtomicU64, time::Duration};
+use std::{
+    collections::HashSet,
+    fmt,
+    sync::{Arc, atomic::AtomicU64},
+    time::Duration,
+};
 
 use crds::conditions::{ConditionType, Reason};
 use kube::{ResourceExt, runtime::reflector::Store};
@@ -172,6 +177,14 @@ impl Metrics {
     /// Adds mirrors that are counted by condition.
     pub fn add_mirrors(&self, mirrors: Store<StoredMirror>) {
         self.mirrors.lock().push(mirrors);
+    }
+
+    /// Returns the mirrors, sorted by namespace and name.
+    pub fn mirrors(&self) -> Vec<Arc<StoredMirror>> {
+        let stores = self.mirrors.lock();
+        let mut mirrors: Vec<_> = stores.iter().flat_map(Store::state).collect();
+        mirrors.sort_by_cached_key(|mirror| MirrorKey::from_object(&**mirror));
+        mirrors
     }
 
     /// Renders all metrics in the text format of `OpenMetrics`.

@@ -10,7 +10,7 @@ use http::StatusCode;
 use kube::core::DeserializeGuard;
 use kube::runtime::reflector::store::Writer;
 use kube::runtime::watcher::Event;
-use mirror::metrics::{RequestRecord, Exposition, Kind, Metrics, Outcome, MetricsSnapshot, UpstreamSnapshot};
+use mirror::metrics::{Exposition, Kind, Metrics, MetricsSnapshot, Outcome, RequestRecord, UpstreamSnapshot};
 use mirror::name::Host;
 use serde_json::{Value, json};
 use testbed::binaries::workspace;

@@ -82,6 +82,12 @@ pub struct UpstreamStatus {
     /// The remaining requests of its rate limit for the credential in use, as last reported.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate_limit_remaining: Option<i64>,
+    /// The requests that its rate limit allows in its window, as last reported.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate_limit: Option<i64>,
+    /// The time at which its rate limit is reset (RFC 3339).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate_limit_reset: Option<String>,
     /// Its credential.
     pub credentials: Report,
 }
@@ -118,6 +124,8 @@ mod tests {
                 host: "docker.io".into(),
                 state: "Reachable".into(),
                 rate_limit_remaining: Some(98),
+                rate_limit: Some(100),
+                rate_limit_reset: Some("2026-01-01T00:00:00Z".into()),
                 credentials: Report {
                     state: CredentialState::Rejected,
                     version_loaded: Some(1),
@@ -130,7 +138,8 @@ mod tests {
         let json = serde_json::to_value(&status).unwrap();
         let expected = serde_json::json!({
             "version": "1.2.3", "uptimeSeconds": 5, "configurationVersion": "abc", "draining": false,
-            "upstreams": [{"host": "docker.io", "state": "Reachable", "rateLimitRemaining": 98, "credentials":
+            "upstreams": [{"host": "docker.io", "state": "Reachable", "rateLimitRemaining": 98, "rateLimit": 100,
+                "rateLimitReset": "2026-01-01T00:00:00Z", "credentials":
                 {"state": "Rejected", "versionLoaded": 1, "versionSeen": 2, "message": "401"}}],
             "cache": {"bytes": 0, "blobs": 0},
         });

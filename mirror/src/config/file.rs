@@ -16,6 +16,7 @@
 //! assert_eq!(File::parse(&file.to_yaml()).unwrap(), file);
 //! ```
 
+mod admin;
 mod auth;
 mod health;
 mod http;
@@ -27,6 +28,7 @@ mod storage;
 
 use serde::{Deserialize, Serialize};
 
+pub use admin::Admin;
 pub use auth::{Auth, Htpasswd};
 pub use health::{FileChecker, Health, HttpChecker, StorageChecker, TcpChecker};
 pub use http::{Actions, Debug, Http, Http2, Prometheus, Tls};
@@ -72,6 +74,8 @@ section! {
         "reporting" => reporting: IgnoredKey,
         /// The listener and the admin port.
         "http" => http: Http,
+        /// The page on the admin port.
+        "admin" => admin: Admin,
         /// Endpoints that are notified of pushes and pulls.
         "notifications" => notifications: IgnoredKey,
         /// A Redis that descriptors of blobs are cached in.

@@ -80,10 +80,12 @@ pub struct Admin {
     pub addr: String,
     /// The path of the metrics; `None`: no metrics.
     pub metrics_path: Option<String>,
+    /// `true` if the port has the page.
+    pub page: bool,
 }
 
 impl Http {
-    pub(super) fn new(http: &file::Http) -> Result<Self, Error> {
+    pub(super) fn new(http: &file::Http, page: &file::Admin) -> Result<Self, Error> {
         Ok(Self {
             listen: listen(http)?,
             prefix: prefix(http.prefix.as_deref())?,
@@ -98,7 +100,7 @@ impl Http {
                 .and_then(super::duration::GoDuration::positive)
                 .unwrap_or_default(),
             max_connections: max_connections(http.max_connections)?,
-            admin: admin(&http.debug)?,
+            admin: admin(&http.debug, page)?,
             actions: actions(&http.actions)?,
         })
     }
@@ -211,7 +213,7 @@ fn tls(tls: &file::Tls) -> Result<Option<Tls>, Error> {
     }))
 }
 
-fn admin(debug: &file::Debug) -> Result<Option<Admin>, Error> {
+fn admin(debug: &file::Debug, page: &file::Admin) -> Result<Option<Admin>, Error> {
     let Some(addr) = debug.addr.as_deref().filter(|addr| !addr.is_empty()) else {
         return Ok(None);
     };
@@ -220,6 +222,7 @@ fn admin(debug: &file::Debug) -> Result<Option<Admin>, Error> {
     Ok(Some(Admin {
         addr: host_port("http.debug.addr", addr)?,
         metrics_path: (debug.prometheus.enabled != Some(false)).then(|| path.to_owned()),
+        page: page.page != Some(false),
     }))
 }
 
@@ -247,7 +250,10 @@ fn metrics_path(path: &str) -> Result<(), &'static str> {
     if path.contains(['{', '}', ':', '*']) {
         return Err("must be a plain path, without any of {}:*");
     }
-    if ["/livez", "/readyz", "/debug/health", "/status"].contains(&path) {
+    if ["/", "/livez", "/readyz", "/debug/health"].contains(&path)
+        || path == "/status"
+        || path.starts_with("/status/")
+    {
         return Err("is taken: choose another, such as /metrics");
     }
     Ok(())
@@ -260,7 +266,8 @@ mod tests {
     use test_case::test_case;
 
     fn http(yaml: &str) -> Result<Http, Error> {
-        Http::new(&File::parse(&format!("http: {yaml}"))?.http)
+        let file = File::parse(&format!("http: {yaml}"))?;
+        Http::new(&file.http, &file.admin)
     }
 
     #[test_case("{}" => Listen::Tcp(":5000".into()))]

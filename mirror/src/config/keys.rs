@@ -81,6 +81,7 @@ const RELATIONS: &[(&str, Relation)] = &[
     ("http.debug.addr", Same("serves /livez, /readyz and /status, too, but neither /debug/vars nor /debug/pprof")),
     ("http.debug.prometheus.enabled", Differs("metrics are served unless this is false, under names of their own (registry_mirror_...)")),
     ("http.actions", Extension),
+    ("admin", Extension),
     ("http.http2.disabled", Differs("HTTP/2 without TLS is disabled with it, which Distribution has http.h2c for")),
     ("http.h2c", Ignored("HTTP/2 is understood unless http.http2.disabled is set")),
     ("notifications", Ignored("no events are sent")),

@@ -34,6 +34,9 @@ impl From<&Config> for file::File {
                 }),
                 ..file::Auth::default()
             },
+            admin: file::Admin {
+                page: config.http.admin.as_ref().map(|admin| admin.page),
+            },
             http: http(&config.http),
             health: health(&config.health),
             peers: config.peers.as_ref().map(peers).unwrap_or_default(),

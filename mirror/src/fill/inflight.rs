@@ -3,6 +3,7 @@
 //! All of it is kept by upstream and digest: what one upstream sends, or does not send, changes nothing for the clients
 //! of another. Verified content alone is shared, by the store.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -47,6 +48,23 @@ pub(crate) enum FillRejected {
     Cooldown(Duration),
     /// Too many fills.
     TooManyInFlight(NoPlace),
+}
+
+/// A fill that runs.
+#[derive(Clone, Debug)]
+pub struct FillSnapshot {
+    /// A repository that the blob is fetched for.
+    pub repository: Repository,
+    /// The blob.
+    pub digest: Digest,
+    /// The bytes that arrived.
+    pub written: u64,
+    /// The size, if the upstream announced it.
+    pub size: Option<u64>,
+    /// The clients that read or wait.
+    pub clients: usize,
+    /// The time since the start.
+    pub age: Duration,
 }
 
 /// A blob at one upstream.
@@ -152,6 +170,35 @@ impl Inflight {
             }
             tokio::time::sleep(DIRECT_POLL).await;
         }
+    }
+
+    /// Returns the fills that run, the oldest first.
+    pub(crate) fn running(&self) -> Vec<FillSnapshot> {
+        let fills: Vec<_> = {
+            let state = self.state.lock();
+            state
+                .fills
+                .iter()
+                .map(|(key, fill)| (key.0.1.clone(), Arc::clone(fill)))
+                .collect()
+        };
+        let running = fills.into_iter().filter_map(|(digest, fill)| {
+            // The list, the end of the task and this query hold the fill, too.
+            let clients = Arc::strong_count(&fill).saturating_sub(3);
+            let (progress, (age, repository)) = (fill.progress(), fill.age());
+            let (repository, written, size) = (repository?, progress.written, progress.size);
+            Some(FillSnapshot {
+                repository,
+                digest,
+                written,
+                size,
+                clients,
+                age,
+            })
+        });
+        let mut running: Vec<_> = running.collect();
+        running.sort_by_key(|fill| Reverse(fill.age));
+        running
     }
 
     fn join(&self, key: &FillKey) -> Result<Option<Arc<Fill>>, FillRejected> {

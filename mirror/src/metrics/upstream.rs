@@ -89,7 +89,9 @@ impl RequestRecord {
     fn source(&self) -> Option<Source> {
         match self.outcome {
             Outcome::Hit | Outcome::Stale => Some(Source::Cache),
-            Outcome::Coalesced | Outcome::Miss | Outcome::PassThrough if self.is_from_peer => Some(Source::Peer),
+            Outcome::Coalesced | Outcome::Miss | Outcome::PassThrough if self.is_from_peer => {
+                Some(Source::Peer)
+            }
             Outcome::Coalesced => Some(Source::Coalesced),
             Outcome::Miss | Outcome::PassThrough => Some(Source::Upstream),
             Outcome::None => None,

@@ -31,13 +31,13 @@ pub(super) async fn clients(listen: &Listen) -> Result<(Listener, String), Error
     }
 }
 
-/// Opens the listener of the admin port, if it is configured; returns it with the path of its metrics.
-pub(super) async fn admin(admin: Option<&Admin>) -> Result<Option<(TcpListener, Option<String>)>, Error> {
+/// Opens the listener of the admin port, if it is configured; returns it with its settings.
+pub(super) async fn admin(admin: Option<&Admin>) -> Result<Option<(TcpListener, Admin)>, Error> {
     let Some(admin) = admin else {
         return Ok(None);
     };
     match tcp(&admin.addr).await {
-        Ok(listener) => Ok(Some((listener, admin.metrics_path.clone()))),
+        Ok(listener) => Ok(Some((listener, admin.clone()))),
         Err(source) => Err(Error::Listen {
             key: "http.debug.addr",
             address: admin.addr.clone(),

@@ -9,7 +9,10 @@ use jiff::Timestamp;
 use parking_lot::{Mutex, MutexGuard};
 
 use super::upstream_set::{UpstreamHandle, UpstreamSet};
-use crate::admin::{AdminState, CacheStatus, PeerStatus, Status, UpstreamStatus};
+use crate::admin::{
+    AdminState, CacheStatus, ContentReport, FillStatus, History, HistoryReport, PeerStatus, SAMPLE_INTERVAL,
+    Status, Totals, UpstreamStatus,
+};
 use crate::client_table::ClientTable;
 use crate::config::Config;
 use crate::credentials::CredentialState;
@@ -18,7 +21,8 @@ use crate::http::Htpasswd;
 use crate::http::connection::tls::Certificates;
 use crate::metrics::{Metrics, MetricsSnapshot};
 use crate::peers::Fleet;
-use crate::store::Store;
+use crate::pull::Pull;
+use crate::store::{ImageRequest, Store};
 
 /// The shared state of a running server.
 pub(super) struct ServerState {
@@ -28,6 +32,8 @@ pub(super) struct ServerState {
     users: Option<Htpasswd>,
     fleet: Option<Arc<Fleet>>,
     certificates: Option<Arc<Certificates>>,
+    pull: Arc<Pull>,
+    history: History,
     started: Instant,
     draining: AtomicBool,
     current: Mutex<Current>,
@@ -47,7 +53,7 @@ pub(super) struct Current {
 impl ServerState {
     pub(super) fn new(
         config: Config,
-        store: Store,
+        (store, pull): (Store, Arc<Pull>),
         metrics: Metrics,
         health: Health,
         (certificates, users): (Option<Arc<Certificates>>, Option<Htpasswd>),
@@ -60,6 +66,8 @@ impl ServerState {
             users,
             fleet: None,
             certificates,
+            pull,
+            history: History::default(),
             started: Instant::now(),
             draining: AtomicBool::new(false),
             current: Mutex::new(Current {
@@ -90,6 +98,16 @@ impl ServerState {
         self.current().config.proxy.cache.readonly
     }
 
+    /// Returns `true` if the admin port has the page.
+    pub(super) fn has_page(&self) -> bool {
+        self.current()
+            .config
+            .http
+            .admin
+            .as_ref()
+            .is_some_and(|admin| admin.page)
+    }
+
     /// Reports not ready from now on.
     pub(super) fn drain(&self) {
         self.draining.store(true, Ordering::Relaxed);
@@ -105,6 +123,17 @@ impl ServerState {
 
     fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Relaxed)
+    }
+
+    /// Adds a sample of the metrics to the history, at once and every minute.
+    pub(super) async fn sample_history(self: Arc<Self>) {
+        loop {
+            let state = Arc::clone(&self);
+            let sample = move || state.history.add(Totals::parse(&state.metrics()).0);
+            // Fails only if the runtime ends.
+            let _ = tokio::task::spawn_blocking(sample).await;
+            tokio::time::sleep(SAMPLE_INTERVAL).await;
+        }
     }
 }
 
@@ -180,6 +209,8 @@ impl AdminState for ServerState {
             host: handle.host.to_string(),
             state: handle.state().to_owned(),
             rate_limit_remaining: handle.rate_limit().remaining,
+            rate_limit: handle.rate_limit().limit,
+            rate_limit_reset: handle.rate_limit().reset.map(|reset| reset.to_string()),
             credentials: handle.credentials(),
         };
         let usage = self.store.usage();
@@ -205,5 +236,26 @@ impl AdminState for ServerState {
             },
             clients: self.clients.report(Timestamp::now()),
         }
+    }
+
+    fn fills(&self) -> Vec<FillStatus> {
+        self.pull
+            .running_fills()
+            .into_iter()
+            .map(FillStatus::from)
+            .collect()
+    }
+
+    fn history(&self, now: &Totals) -> HistoryReport {
+        self.history.report(now)
+    }
+
+    async fn content(&self, query: ImageRequest) -> Result<ContentReport, String> {
+        let pull = Arc::clone(&self.pull);
+        let images = self
+            .store
+            .images(query, move |host, name| pull.is_admitted(host, name))
+            .await;
+        images.map(ContentReport::from).map_err(|error| error.to_string())
     }
 }

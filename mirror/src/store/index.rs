@@ -27,8 +27,9 @@ pub(super) use apply::{Added, Op};
 use parking_lot::{Mutex, RwLock};
 pub(super) use query::{IndexEntry, Order};
 pub(super) use tables::Link;
+pub(super) use tables::digest_of;
 #[cfg(any(test, fuzzing))]
-pub(super) use tables::{digest_of, key_of};
+pub(super) use tables::key_of;
 
 /// The memory for cached pages of the index, in bytes.
 const CACHE: usize = 16 << 20;

@@ -36,6 +36,11 @@ impl Store {
 }
 
 impl Inner {
+    /// Returns the patterns of what is pinned.
+    pub(super) fn pinned_patterns(&self) -> Globs {
+        self.maintenance.pins.0.lock().patterns.clone()
+    }
+
     /// A link is about to be written or removed: what is pinned may be something else afterwards.
     pub(super) fn note_pin(&self, digest: &Digest, link: &Link) {
         let mut state = self.maintenance.pins.0.lock();

@@ -425,3 +425,50 @@ async fn large_tls_hit_is_byte_identical() {
         }
     }
 }
+
+/// The page of a running server shows its upstreams and images, and its JSON has the same; `admin.page: false` removes
+/// both.
+#[tokio::test]
+async fn page_shows_a_running_server() {
+    let hub = Hub::start().await;
+    hub.push_image("app", "v1", &[b"layer"]);
+    let served = Home::new().serve("", &proxy(&hub), &[]).await;
+    for _ in 0..3 {
+        assert_eq!(served.get("/v2/app/manifests/v1").await.0, 200);
+    }
+    let (code, page) = served.admin("/?q=app&sort=name").await;
+    assert_eq!(code, 200);
+    let host = served.status().await["upstreams"][0]["host"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    for part in ["<html lang=\"en\">", &host, "app:v1", "Hit ratio", "ready"] {
+        assert!(page.contains(part), "{part}: {page}");
+    }
+    let json = async |path: &str| {
+        let (code, text) = served.admin(path).await;
+        assert_eq!(code, 200, "{path}: {text}");
+        serde_json::from_str::<serde_json::Value>(&text).unwrap()
+    };
+    let content = json("/status/content?q=app&sort=size&n=1").await;
+    assert_eq!((&content["total"], &content["matching"]), (&1.into(), &1.into()));
+    let image = &content["images"][0];
+    assert!(image["name"].as_str().unwrap().ends_with("/app:v1"), "{image}");
+    assert!(image["bytes"].as_u64().unwrap() > 0, "{image}");
+    assert_eq!(
+        json("/status/content?q=nothing").await["images"],
+        serde_json::json!([])
+    );
+    assert_eq!(json("/status/fills").await, serde_json::json!([]));
+    let history = json("/status/history").await;
+    let hits = history["periods"][0]["hits"].as_u64().unwrap();
+    let misses = history["periods"][1]["misses"].as_u64().unwrap();
+    assert_eq!(hits + misses, 3, "{history}");
+
+    let yaml = format!("admin: {{page: false}}\n{}", proxy(&hub));
+    let served = Home::new().serve("", &yaml, &[]).await;
+    for path in ["/", "/status/content", "/status/fills", "/status/history"] {
+        assert_eq!(served.admin(path).await.0, 404, "{path}");
+    }
+    assert_eq!(served.admin("/status").await.0, 200);
+}

@@ -118,11 +118,17 @@ pub(crate) async fn status(server: &Server) -> Value {
     serde_json::from_str(&admin(server, "/status").await).unwrap()
 }
 
-/// Returns the value of a metric with this beginning; 0 where there is none.
+/// Returns the sum of the series of a family, all or those with a label; 0 where there is none.
 pub(crate) async fn metric(server: &Server, name: &str) -> f64 {
     let metrics = admin(server, "/metrics").await;
-    let line = metrics.lines().find(|line| line.starts_with(name));
-    line.map_or(0.0, |line| line.rsplit_once(' ').unwrap().1.parse().unwrap())
+    let (family, label) = name.split_once('{').unwrap_or((name, ""));
+    let (start, label) = (format!("{family}{{"), label.trim_end_matches('}'));
+    let series = metrics
+        .lines()
+        .filter(|line| line.starts_with(&start) && line.contains(label));
+    series
+        .map(|line| line.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap())
+        .sum()
 }
 
 async fn admin(server: &Server, path: &str) -> String {

@@ -176,6 +176,25 @@ impl Index {
         })?
     }
 
+    /// Visits every tag whose manifest is there: `host/repository` and tag, as they were written, the key of the manifest,
+    /// the last validation, and the entry of the manifest.
+    pub(in crate::store) fn each_tag(
+        &self,
+        mut visit: impl FnMut((&str, &str), &[u8], i64, IndexEntry),
+    ) -> Result<(), IndexFailure> {
+        self.read(|transaction| {
+            let content = transaction.open_table(CONTENT)?;
+            for tag in transaction.open_table(TAGS)?.iter()? {
+                let (name, target) = tag?;
+                let (key, validated) = target.value();
+                if let Some(found) = content.get(key)? {
+                    visit(name.value(), key, validated, found.value().into());
+                }
+            }
+            Ok(())
+        })
+    }
+
     /// Returns the number of bytes and of pieces of content.
     pub(in crate::store) fn totals(&self) -> Result<(u64, u64), IndexFailure> {
         self.read(|transaction| Ok((meta(&transaction, BYTES)?, meta(&transaction, BLOBS)?)))

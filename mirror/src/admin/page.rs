@@ -1,0 +1,439 @@
+//! The page at `/` of the admin port: HTML without a script and without anything from elsewhere.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use maud::{DOCTYPE, Markup, PreEscaped, html};
+
+use super::content::{ContentReport, ContentRequest, FillStatus, ImageStatus};
+use super::history::{HistoryReport, Period, Totals};
+use super::{Status, UpstreamStatus};
+
+/// The style sheet of the pages of server and operator. The colours have a contrast of at least 4.5 to 1 (WCAG 2.2, 1.4.3).
+pub const STYLE: &str = include_str!("page.css");
+/// The time after which a browser loads the page again, in seconds.
+pub(super) const REFRESH_SECONDS: &str = "15";
+/// The orders of images: parameter, name of the column.
+const SORTS: [(&str, &str); 4] = [
+    ("used", "last use"),
+    ("name", "name"),
+    ("size", "size"),
+    ("validated", "last validation"),
+];
+
+/// The data of the page.
+pub(super) struct PageContent {
+    pub(super) status: Status,
+    /// The reason why the server is not ready.
+    pub(super) not_ready: Option<String>,
+    pub(super) upstreams: BTreeMap<String, Totals>,
+    pub(super) history: HistoryReport,
+    pub(super) fills: Vec<FillStatus>,
+    /// The cached images, or the reason why they are not listed.
+    pub(super) content: Result<ContentReport, String>,
+    pub(super) parameters: ContentRequest,
+}
+
+/// Renders the page.
+pub(super) fn render(data: &PageContent) -> String {
+    let (status, state) = (&data.status, state(data));
+    let page = html! {
+        (DOCTYPE)
+        html lang="en" {
+            head {
+                meta charset="utf-8";
+                meta name="viewport" content="width=device-width, initial-scale=1";
+                title { "registry-mirror: " (state) }
+                style { (PreEscaped(STYLE)) }
+            }
+            body {
+                header {
+                    h1 { "registry-mirror" }
+                    p { strong { (state) } ", version " (status.version) ", up for " (duration(status.uptime_seconds)) }
+                    @if let Some(reason) = &data.not_ready { p .bad { (text(reason)) } }
+                    @for error in [&status.configuration_error, &status.users_error] {
+                        @if !error.is_empty() { p .bad { (text(error)) } }
+                    }
+                }
+                main {
+                    (savings(&data.history))
+                    (cache(status))
+                    (upstreams(data))
+                    (downloads(&data.fills))
+                    (content(data))
+                    (usage(status))
+                }
+                footer { p {
+                    "The page is loaded again every " (REFRESH_SECONDS) " seconds: "
+                    a href="?refresh=off" { "load it once" } ". The same as JSON: "
+                    @for path in ["status", "status/history", "status/fills", "status/content"] {
+                        a href=(path) { "/" (path) } " "
+                    }
+                } }
+            }
+        }
+    };
+    page.into_string()
+}
+
+fn state(data: &PageContent) -> &'static str {
+    match (data.status.draining, &data.not_ready) {
+        (true, _) => "stopping",
+        (false, Some(_)) => "not ready",
+        (false, None) => "ready",
+    }
+}
+
+/// Isolates a text from elsewhere, whose direction of writing must not reorder the page.
+fn text(text: &str) -> Markup {
+    html! { bdi { (text) } }
+}
+
+fn savings(history: &HistoryReport) -> Markup {
+    let column = |value: fn(&Period) -> String| history.periods.iter().map(value).collect::<Vec<_>>();
+    let rows = [
+        (
+            "Hit ratio",
+            column(|period| period.hit_ratio.map_or_else(|| "no requests".to_owned(), percent)),
+        ),
+        ("Hits", column(|period| period.hits.to_string())),
+        ("Misses", column(|period| period.misses.to_string())),
+        ("Errors", column(|period| period.errors.to_string())),
+        ("To clients", column(|period| bytes(period.served_bytes))),
+        ("From upstreams", column(|period| bytes(period.upstream_bytes))),
+        ("Saved", column(|period| signed_bytes(period.saved_bytes))),
+        (
+            "First byte, p99",
+            column(|period| {
+                period
+                    .p99_seconds
+                    .map_or_else(|| "unknown".to_owned(), |p99| format!("≤ {p99} s"))
+            }),
+        ),
+    ];
+    html! {
+        section aria-labelledby="savings" {
+            h2 #savings { "Savings" }
+            table {
+                thead { tr {
+                    td {}
+                    @for period in &history.periods { th scope="col" { "last " (duration(period.seconds)) } }
+                } }
+                tbody { @for (name, values) in &rows {
+                    tr { th scope="row" { (name) } @for value in values { td .number { (value) } } }
+                } }
+            }
+        }
+    }
+}
+
+fn cache(status: &Status) -> Markup {
+    let cache = &status.cache;
+    html! {
+        section aria-labelledby="cache" {
+            h2 #cache { "Cache" }
+            p {
+                (bytes(cache.bytes))
+                @if let Some(limit) = cache.limit_bytes {
+                    " of " (bytes(limit)) " "
+                    meter aria-label="Use of the cache" min="0" max=(limit) value=(cache.bytes) {}
+                }
+                ", " (cache.blobs) " blobs and manifests"
+            }
+            @if cache.full { p .bad { "The cache is full: content passes through without being stored." } }
+        }
+    }
+}
+
+fn upstreams(data: &PageContent) -> Markup {
+    html! {
+        section aria-labelledby="upstreams" {
+            h2 #upstreams { "Upstreams" }
+            div .wide tabindex="0" role="region" aria-label="Table of upstreams" { table {
+                thead { tr { @for name in
+                    ["Upstream", "State", "Rate limit", "Credential", "Hits", "Misses", "To clients", "From upstream", "Saved"]
+                    { th scope="col" { (name) } }
+                } }
+                tbody { @for upstream in &data.status.upstreams {
+                    (upstream_row(upstream, &data.upstreams.get(&upstream.host).cloned().unwrap_or_default()))
+                } }
+            } }
+        }
+    }
+}
+
+fn upstream_row(upstream: &UpstreamStatus, totals: &Totals) -> Markup {
+    let is_bad = upstream.state == "Unreachable" || upstream.state == "RateLimited";
+    let limit = match (upstream.rate_limit_remaining, upstream.rate_limit) {
+        (Some(remaining), Some(limit)) => format!("{remaining} of {limit}"),
+        (Some(remaining), None) => remaining.to_string(),
+        (None, _) => "none reported".to_owned(),
+    };
+    html! {
+        tr {
+            th scope="row" { (text(&upstream.host)) }
+            td .bad[is_bad] { (upstream.state) }
+            td {
+                (limit)
+                @if let Some(reset) = &upstream.rate_limit_reset { ", reset " (from_now(reset)) }
+            }
+            td {
+                (format!("{:?}", upstream.credentials.state))
+                @if !upstream.credentials.message.is_empty() { ": " (text(&upstream.credentials.message)) }
+            }
+            td .number { (totals.hits) }
+            td .number { (totals.misses) }
+            td .number { (bytes(totals.served)) }
+            td .number { (bytes(totals.received)) }
+            td .number { (signed_bytes(totals.saved())) }
+        }
+    }
+}
+
+fn downloads(fills: &[FillStatus]) -> Markup {
+    html! {
+        section aria-labelledby="downloads" {
+            h2 #downloads { "Downloads now" }
+            @if fills.is_empty() { p { "None." } } @else {
+                div .wide tabindex="0" role="region" aria-label="Table of downloads" { table {
+                    thead { tr { @for name in ["Repository", "Blob", "Progress", "Rate", "Clients"] {
+                        th scope="col" { (name) }
+                    } } }
+                    tbody { @for fill in fills {
+                        tr {
+                            th scope="row" { (text(&fill.repository)) }
+                            td { code { (short(&fill.digest)) } }
+                            td {
+                                (bytes(fill.bytes))
+                                @if let Some(size) = fill.size {
+                                    " of " (bytes(size)) " "
+                                    progress aria-label={ "Download of " (short(&fill.digest)) } max=(size) value=(fill.bytes) {}
+                                }
+                            }
+                            td .number { (bytes(fill.bytes_per_second)) "/s" }
+                            td .number { (fill.clients) }
+                        }
+                    } }
+                } }
+            }
+        }
+    }
+}
+
+fn content(data: &PageContent) -> Markup {
+    let parameters = &data.parameters;
+    let (search, sort) = (
+        parameters.q.as_deref().unwrap_or_default(),
+        parameters.sort.as_deref().unwrap_or("used"),
+    );
+    html! {
+        section aria-labelledby="content" {
+            h2 #content { "Images" }
+            form method="get" {
+                label { "Name contains " input type="search" name="q" maxlength="255" value=(search); }
+                " "
+                label { "Order " select name="sort" {
+                    @for (value, name) in SORTS { option value=(value) selected[value == sort] { (name) } }
+                } }
+                " "
+                button { "Show" }
+            }
+            @match &data.content {
+                Err(reason) => p .bad { (text(reason)) },
+                Ok(report) => {
+                    p { (report.images.len()) " of " (report.matching) " images with this name, " (report.total) " in all" }
+                    (images(&report.images))
+                }
+            }
+        }
+    }
+}
+
+fn images(images: &[ImageStatus]) -> Markup {
+    html! {
+        div .wide tabindex="0" role="region" aria-label="Table of images" { table {
+            thead { tr { @for name in ["Image", "Digest", "Size", "Last use", "Last validation", "Pinned"] {
+                th scope="col" { (name) }
+            } } }
+            tbody { @for image in images {
+                tr {
+                    th scope="row" { (text(&image.name)) }
+                    td { code { (short(&image.digest)) } }
+                    td .number { (bytes(image.bytes)) }
+                    td { (from_now(&image.last_used)) }
+                    td { (from_now(&image.validated)) }
+                    td { (if image.pinned { "yes" } else { "no" }) }
+                }
+            } }
+        } }
+    }
+}
+
+fn usage(status: &Status) -> Markup {
+    html! {
+        section aria-labelledby="usage" {
+            h2 #usage { "Pull through this mirror" }
+            p { "With MIRROR as the address of the registry port:" }
+            pre { code { @for (number, upstream) in status.upstreams.iter().enumerate() {
+                "docker pull MIRROR/" @if number > 0 { (upstream.host) "/" } "REPOSITORY:TAG   # " (upstream.host) "\n"
+            } } }
+        }
+    }
+}
+
+/// Returns the first characters of a digest.
+fn short(digest: &str) -> &str {
+    digest.get(..19).unwrap_or(digest)
+}
+
+fn percent(ratio: f64) -> String {
+    format!("{:.1} %", ratio * 100.0)
+}
+
+/// Returns a number of bytes in the unit in which it has at most four digits.
+#[expect(clippy::cast_precision_loss, reason = "rounded for people")]
+fn bytes(number: u64) -> String {
+    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    if number < 1_024 {
+        return format!("{number} B");
+    }
+    let (mut value, mut unit) = (number as f64 / 1_024.0, 0);
+    while value >= 1_023.95 && unit + 1 < UNITS.len() {
+        (value, unit) = (value / 1_024.0, unit + 1);
+    }
+    format!("{value:.1} {}", UNITS[unit])
+}
+
+fn signed_bytes(number: i64) -> String {
+    let sign = if number < 0 { "−" } else { "" };
+    format!("{sign}{}", bytes(number.unsigned_abs()))
+}
+
+/// Returns a duration in its largest unit.
+fn duration(seconds: u64) -> String {
+    match seconds {
+        0..120 => format!("{seconds} s"),
+        120..7_200 => format!("{} min", seconds / 60),
+        7_200..172_800 => format!("{} h", seconds / 3_600),
+        _ => format!("{} days", seconds / 86_400),
+    }
+}
+
+/// Returns the distance of a time (RFC 3339) from now.
+fn from_now(time: &str) -> String {
+    let Ok(time) = time.parse::<Timestamp>() else {
+        return "unknown".to_owned();
+    };
+    let seconds = Timestamp::now().as_second() - time.as_second();
+    let distance = duration(seconds.unsigned_abs());
+    if seconds < 0 {
+        format!("in {distance}")
+    } else {
+        format!("{distance} ago")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::credentials::Report;
+    use test_case::test_case;
+
+    fn data() -> PageContent {
+        PageContent {
+            status: Status::default(),
+            not_ready: None,
+            upstreams: BTreeMap::new(),
+            history: HistoryReport::default(),
+            fills: Vec::new(),
+            content: Ok(ContentReport::default()),
+            parameters: ContentRequest::default(),
+        }
+    }
+
+    /// Names and messages from elsewhere are text and no markup.
+    #[test]
+    fn hostile_texts_are_escaped() {
+        const HOSTILE: &str = r#"</bdi><script>alert(1)</script>"><img src=x onerror='a'>"#;
+        let hostile = || HOSTILE.to_owned();
+        let mut data = data();
+        data.not_ready = Some(hostile());
+        data.status.configuration_error = hostile();
+        data.status.version = hostile();
+        data.status.upstreams = vec![UpstreamStatus {
+            host: hostile(),
+            state: hostile(),
+            rate_limit_reset: Some(hostile()),
+            credentials: Report {
+                message: hostile(),
+                ..Report::default()
+            },
+            ..UpstreamStatus::default()
+        }];
+        data.fills = vec![FillStatus {
+            repository: hostile(),
+            digest: hostile(),
+            size: Some(1),
+            ..FillStatus::default()
+        }];
+        let image = ImageStatus {
+            name: hostile(),
+            digest: hostile(),
+            ..ImageStatus::default()
+        };
+        data.content = Ok(ContentReport {
+            images: vec![image],
+            ..ContentReport::default()
+        });
+        data.parameters = ContentRequest {
+            q: Some(hostile()),
+            sort: Some(hostile()),
+            n: None,
+        };
+        let page = render(&data);
+        assert!(!page.contains("<script") && !page.contains("<img"), "{page}");
+        assert!(page.matches("&lt;script&gt;").count() >= 7, "{page}");
+        data.content = Err(hostile());
+        assert!(!render(&data).contains("<script"));
+    }
+
+    /// The page has its sections, a language, a title, and labels for its inputs.
+    #[test]
+    fn page_has_its_sections() {
+        let page = render(&data());
+        for part in [
+            "<html lang=\"en\">",
+            "<title>registry-mirror: ready</title>",
+            "Savings",
+            "Cache",
+            "Upstreams",
+            "Downloads now",
+            "Images",
+            "Pull through this mirror",
+            "prefers-color-scheme: dark",
+        ] {
+            assert!(page.contains(part), "{part}: {page}");
+        }
+        assert!(
+            !page.contains("src=") && !page.contains("http://") && !page.contains("https://"),
+            "{page}"
+        );
+    }
+
+    #[test_case(0 => "0 B")]
+    #[test_case(1_023 => "1023 B")]
+    #[test_case(1_024 => "1.0 KiB")]
+    #[test_case((1 << 20) - 1 => "1.0 MiB")]
+    #[test_case(u64::MAX => "16.0 EiB")]
+    fn bytes_have_units(number: u64) -> String {
+        bytes(number)
+    }
+
+    #[test_case(59 => "59 s")]
+    #[test_case(3_599 => "59 min")]
+    #[test_case(86_400 => "24 h")]
+    #[test_case(864_000 => "10 days")]
+    fn durations_have_units(seconds: u64) -> String {
+        duration(seconds)
+    }
+}
