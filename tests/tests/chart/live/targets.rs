@@ -14,7 +14,7 @@ use serde_json::json;
 use testbed::process::free_ports;
 use testbed::prometheus::server::Target;
 use testbed::scratch::Scratch;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio_util::sync::CancellationToken;
 
 use super::faults::Registry;
@@ -28,6 +28,8 @@ pub(super) struct MirrorServer {
     reloader: mirror::server::Reloader,
     registry: Registry,
     down: SocketAddr,
+    /// Holds the port of the upstream that is down: nothing listens on it yet.
+    reserved: Option<TcpSocket>,
     _end: tokio_util::sync::DropGuard,
 }
 
@@ -66,8 +68,9 @@ impl MirrorServer {
         testbed::install_crypto_provider();
         let scratch = Scratch::new("observed").unwrap();
         certificate(&scratch, 2100);
-        let [port] = free_ports().unwrap();
-        let down = SocketAddr::from(([127, 0, 0, 1], port));
+        let reserved = TcpSocket::new_v4().unwrap();
+        reserved.bind(([127, 0, 0, 1], 0).into()).unwrap();
+        let down = reserved.local_addr().unwrap();
         let server = Server::start(configuration(&scratch, registry, down))
             .await
             .unwrap();
@@ -82,6 +85,7 @@ impl MirrorServer {
             reloader: server.reloader(),
             registry: registry.clone(),
             down,
+            reserved: Some(reserved),
             scratch,
             _end: end.clone().drop_guard(),
         };
@@ -131,7 +135,7 @@ impl MirrorServer {
     pub(super) async fn repair(&mut self) {
         self.registry
             .clone()
-            .serve(TcpListener::bind(self.down).await.unwrap());
+            .serve(self.reserved.take().unwrap().listen(64).unwrap());
         certificate(&self.scratch, 4096);
         self.reloader
             .reload(configuration(&self.scratch, &self.registry, self.down))
