@@ -1,0 +1,240 @@
+//! The proxy in front of the store. It passes the `Host` header on, which the clients sign.
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::response::{IntoResponse, Response};
+use futures::StreamExt;
+use http::header::{CONNECTION, TRANSFER_ENCODING};
+use http::{HeaderMap, Method, StatusCode};
+use tokio::sync::oneshot;
+
+/// A fault of the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// Connections are accepted, and no request is answered.
+    Hang,
+    /// Each request gets 503 and `SlowDown`.
+    SlowDown,
+    /// Each request gets 403 and `AccessDenied`.
+    Denied,
+    /// Each request gets 403 and `RequestTimeTooSkewed`.
+    Skewed,
+    /// Each write gets 403 and `AccessDenied`.
+    ReadOnly,
+    /// Each write gets 507 and `XMinioStorageFull`.
+    Full,
+    /// Bodies of content end in the middle.
+    Cut,
+    /// Bodies of content have a wrong first byte.
+    Wrong,
+}
+
+/// A request to the store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// The method.
+    pub method: Method,
+    /// The path, with the bucket.
+    pub path: String,
+    /// The query; empty without one.
+    pub query: String,
+    /// The status of the answer.
+    pub status: u16,
+}
+
+pub(super) struct Proxy {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+    /// Dropped with the proxy, which ends its thread.
+    _stop: oneshot::Sender<()>,
+}
+
+#[derive(Default)]
+struct Shared {
+    seen: Mutex<Vec<Seen>>,
+    fault: Mutex<Option<Fault>>,
+}
+
+#[derive(Clone)]
+struct Open {
+    shared: Arc<Shared>,
+    store: SocketAddr,
+    client: reqwest::Client,
+}
+
+impl Proxy {
+    /// Listens on a free port; a thread with its own runtime serves, so that no test's end cuts a connection.
+    pub(super) fn open(store: SocketAddr) -> io::Result<Self> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        let address = listener.local_addr()?;
+        listener.set_nonblocking(true)?;
+        let shared = Arc::new(Shared::default());
+        let client = reqwest::Client::builder()
+            .no_proxy()
+            .build()
+            .map_err(io::Error::other)?;
+        let app = axum::Router::new().fallback(forward).with_state(Open {
+            shared: Arc::clone(&shared),
+            store,
+            client,
+        });
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()?;
+        let (stop, stopped) = oneshot::channel::<()>();
+        thread::spawn(move || {
+            runtime.block_on(async {
+                let Ok(listener) = tokio::net::TcpListener::from_std(listener) else {
+                    return;
+                };
+                tokio::select! {
+                    _ = axum::serve(listener, app) => {}
+                    _ = stopped => {}
+                }
+            });
+        });
+        Ok(Self {
+            address,
+            shared,
+            _stop: stop,
+        })
+    }
+
+    pub(super) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    pub(super) fn fail(&self, fault: Option<Fault>) {
+        *self.shared.fault.lock().unwrap_or_else(PoisonError::into_inner) = fault;
+    }
+
+    pub(super) fn seen(&self) -> Vec<Seen> {
+        self.shared
+            .seen
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    pub(super) fn forget(&self) {
+        self.shared
+            .seen
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clear();
+    }
+}
+
+impl Shared {
+    fn log(&self, method: &Method, uri: &http::Uri, status: StatusCode) {
+        let seen = Seen {
+            method: method.clone(),
+            path: uri.path().to_owned(),
+            query: uri.query().unwrap_or_default().to_owned(),
+            status: status.as_u16(),
+        };
+        self.seen
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(seen);
+    }
+}
+
+async fn forward(State(open): State<Open>, request: Request) -> Response {
+    let fault = *open.shared.fault.lock().unwrap_or_else(PoisonError::into_inner);
+    let (method, uri) = (request.method().clone(), request.uri().clone());
+    let writes = matches!(method, Method::PUT | Method::POST);
+    let refused = match fault {
+        Some(Fault::Hang) => {
+            open.shared.log(&method, &uri, StatusCode::REQUEST_TIMEOUT);
+            return std::future::pending().await;
+        }
+        Some(Fault::SlowDown) => Some((StatusCode::SERVICE_UNAVAILABLE, "SlowDown")),
+        Some(Fault::Denied) => Some((StatusCode::FORBIDDEN, "AccessDenied")),
+        Some(Fault::Skewed) => Some((StatusCode::FORBIDDEN, "RequestTimeTooSkewed")),
+        Some(Fault::ReadOnly) if writes => Some((StatusCode::FORBIDDEN, "AccessDenied")),
+        Some(Fault::Full) if writes => Some((StatusCode::INSUFFICIENT_STORAGE, "XMinioStorageFull")),
+        _ => None,
+    };
+    if let Some((status, code)) = refused {
+        // Read, so that the connection can be used again.
+        let _ = axum::body::to_bytes(request.into_body(), usize::MAX).await;
+        open.shared.log(&method, &uri, status);
+        return (
+            status,
+            format!("<Error><Code>{code}</Code><Message>no</Message></Error>"),
+        )
+            .into_response();
+    }
+    let response = pass(&open, request).await;
+    open.shared.log(&method, &uri, response.status());
+    let is_content = method == Method::GET && uri.path().ends_with("/data") && response.status().is_success();
+    match fault {
+        Some(fault @ (Fault::Cut | Fault::Wrong)) if is_content => damaged(response, fault),
+        _ => response,
+    }
+}
+
+async fn pass(open: &Open, request: Request) -> Response {
+    let (parts, body) = request.into_parts();
+    let path = parts
+        .uri
+        .path_and_query()
+        .map_or("/", http::uri::PathAndQuery::as_str);
+    let has_body = parts.headers.contains_key(http::header::CONTENT_LENGTH);
+    let mut onward = open
+        .client
+        .request(parts.method, format!("http://{}{path}", open.store))
+        .headers(end_to_end(parts.headers));
+    if has_body {
+        onward = onward.body(reqwest::Body::wrap_stream(body.into_data_stream()));
+    }
+    match onward.send().await {
+        Ok(answer) => {
+            let mut response = Response::new(Body::empty());
+            *response.status_mut() = answer.status();
+            *response.headers_mut() = end_to_end(answer.headers().clone());
+            *response.body_mut() = Body::from_stream(answer.bytes_stream());
+            response
+        }
+        Err(error) => (StatusCode::BAD_GATEWAY, error.to_string()).into_response(),
+    }
+}
+
+fn end_to_end(mut headers: HeaderMap) -> HeaderMap {
+    headers.remove(CONNECTION);
+    headers.remove(TRANSFER_ENCODING);
+    headers
+}
+
+/// Returns the answer with a body that is cut in the middle, or whose first byte is wrong.
+fn damaged(response: Response, fault: Fault) -> Response {
+    let (parts, body) = response.into_parts();
+    let length: u64 = parts
+        .headers
+        .get(http::header::CONTENT_LENGTH)
+        .and_then(|value| value.to_str().ok()?.parse().ok())
+        .unwrap_or_default();
+    let mut sent = 0;
+    let chunks = body.into_data_stream().map(move |chunk| {
+        let chunk = chunk.map_err(io::Error::other)?;
+        let at = sent;
+        sent += chunk.len() as u64;
+        match fault {
+            Fault::Cut if sent > length / 2 => Err(io::Error::other("cut")),
+            Fault::Wrong if at == 0 && !chunk.is_empty() => {
+                let mut wrong = chunk.to_vec();
+                wrong[0] ^= 1;
+                Ok(bytes::Bytes::from(wrong))
+            }
+            _ => Ok(chunk),
+        }
+    });
+    Response::from_parts(parts, Body::from_stream(chunks))
+}
