@@ -4,6 +4,7 @@
 //! it as Distribution does, and the types here are what it means: defaults filled in, addresses and patterns
 //! checked, secrets wrapped. What else Distribution knows is accepted with a notice or refused.
 
+pub mod bucket;
 pub mod duration;
 mod environment;
 mod error;
@@ -24,6 +25,7 @@ mod write;
 
 use std::path::{Path, PathBuf};
 
+pub use bucket::BucketSettings;
 pub use error::{Error, Notice};
 pub use globs::Globs;
 pub use health::Health;
@@ -52,6 +54,8 @@ pub struct Config {
     pub log: Log,
     /// The directory that holds the cache (`storage.filesystem.rootdirectory`).
     pub root: PathBuf,
+    /// The bucket that content is kept in; the directory is the local tier then.
+    pub bucket: Option<BucketSettings>,
     /// The removal of uploads that were left behind in it.
     pub uploads: UploadPurging,
     /// The listener, and the admin port.
@@ -128,6 +132,7 @@ impl Config {
             version: String::new(),
             log: Log::new(file)?,
             root: storage::root(&file.storage)?,
+            bucket: BucketSettings::new(&file.storage)?,
             uploads: UploadPurging::new(&file.storage.maintenance.upload_purging),
             http: Http::new(&file.http, &file.admin)?,
             health: Health::new(&file.health)?,

@@ -159,16 +159,16 @@ fn missing_config_error_names_path() {
     insecureallowhttpcredentials")]
 #[test_case("version: 0.2\n" => "config.yml line 1: version: \"0.2\" is not one of 0.1")]
 #[test_case("proxy: {ttl: soon}" => "config.yml line 1: proxy.ttl: not a duration: expected a form like 168h, 1h30m or 250ms")]
-#[test_case("storage: s3" => "config.yml line 1: storage: s3 is not a supported storage driver; supported: filesystem. \
-    Set storage.filesystem.rootdirectory to a directory (it may be a mounted volume) and remove the other driver")]
+#[test_case("storage: s3" => "storage.s3.region: must be set to the region of the bucket"; "a driver by name")]
 #[test_case("storage:\n  ipfs: {}\n" => "config.yml line 2: storage.ipfs: not a supported storage driver; supported: \
-    filesystem. Set storage.filesystem.rootdirectory to a directory (it may be a mounted volume) and remove the other \
+    filesystem, s3, gcs, azure. Set storage.filesystem.rootdirectory to a directory (it may be a mounted volume) and remove the other \
     driver; known here: filesystem, maintenance, cache, delete, redirect, tag, inmemory, azure, gcs, s3, s3aws, s3goamz, \
     rados, swift, oss")]
-#[test_case("storage: {rados: {poolname: p}}" => "storage.rados: not a supported storage driver; supported: filesystem. \
+#[test_case("storage: {rados: {poolname: p}}" => "storage.rados: not a supported storage driver; supported: filesystem, s3, gcs, azure. \
     Set storage.filesystem.rootdirectory to a directory (it may be a mounted volume) and remove the other driver")]
-#[test_case("storage: {filesystem: {rootdirectory: /x}, s3: {}}" => "storage: more than one storage driver is configured: \
-    use storage.filesystem, the only supported one, and remove storage.s3")]
+#[test_case("storage: {filesystem: {rootdirectory: /x}, swift: {}}" => "storage: more than one storage driver is \
+    configured: keep a supported one (filesystem, s3, gcs, azure) and remove storage.swift")]
+#[test_case("storage: {filesystem: {rootdirectory: /x}, s3: {}}" => "storage.s3.region: must be set to the region of the bucket")]
 #[test_case("storage: {filesystem: {rootdir: /x}}" => "config.yml line 1: storage.filesystem.rootdir: unknown key; known \
     here: rootdirectory, maxthreads")]
 #[test_case("http:\n  addr: :1\n  addr: :2\n" => "config.yml line 3: http: the key addr is there twice")]

@@ -106,7 +106,12 @@ mod tests {
         "storage: {maintenance: {readonly: {enabled: true}}}"
     )]
     #[test_case("STORAGE_DELETE_ENABLED", "true", "storage: {delete: {}}")]
-    #[test_case("STORAGE_S3_BUCKET", "b", "storage: {s3: {}}")]
+    #[test_case("STORAGE_S3_BUCKET", "b", "storage: {s3: {bucket: b}}")]
+    #[test_case("STORAGE", "s3", "storage: {s3: {}}"; "a driver by name")]
+    #[test_case("STORAGE_S3_SECRETKEY", "12", "storage: {s3: {secretkey: '12'}}")]
+    #[test_case("STORAGE_S3_CHUNKSIZE", "5242880", "storage: {s3: {chunksize: 5242880}}")]
+    #[test_case("STORAGE_AZURE_ACCOUNTNAME", "a", "storage: {azure: {accountname: a}}")]
+    #[test_case("STORAGE_GCS_KEYFILE", "/k", "storage: {gcs: {keyfile: /k}}")]
     #[test_case("AUTH", "htpasswd", "auth: htpasswd")]
     #[test_case(
         "AUTH_HTPASSWD_REALM",

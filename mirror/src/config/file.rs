@@ -18,6 +18,7 @@
 
 mod admin;
 mod auth;
+mod bucket;
 mod health;
 mod http;
 mod ignored_key;
@@ -30,6 +31,7 @@ use serde::{Deserialize, Serialize};
 
 pub use admin::Admin;
 pub use auth::{Auth, Htpasswd};
+pub use bucket::{Azure, AzureCredentials, Gcs, S3};
 pub use health::{FileChecker, Health, HttpChecker, StorageChecker, TcpChecker};
 pub use http::{Actions, Debug, Http, Http2, Prometheus, Tls};
 pub use ignored_key::IgnoredKey;

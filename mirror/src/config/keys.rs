@@ -11,10 +11,16 @@ use super::{Error, Notice};
 
 const NO_PUSH: &str = "clients cannot push to a pull-through";
 const RELATIVE: &str = "links in answers are relative";
+const PATIENCE: &str = "a request to the bucket is tried twice, then the registry is asked";
+const NO_COPY: &str = "objects are not copied";
+const USER_AGENT: &str = "requests name this server";
 const INDEX: &str = "the cache has an index of its own";
-/// The answer to every storage driver but the file system.
-pub(super) const NO_DRIVER: &str = "not a supported storage driver; supported: filesystem. Set \
-    storage.filesystem.rootdirectory to a directory (it may be a mounted volume) and remove the other driver";
+/// The answer to every storage driver without an implementation.
+pub(super) const NO_DRIVER: &str = "not a supported storage driver; supported: filesystem, s3, gcs, azure. \
+    Set storage.filesystem.rootdirectory to a directory (it may be a mounted volume) and remove the other driver";
+
+/// The storage drivers with an implementation.
+const DRIVERS: [&str; 4] = ["storage.filesystem", "storage.s3", "storage.gcs", "storage.azure"];
 
 /// The relation of a key to the key of that name in Distribution.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,13 +52,40 @@ const RELATIONS: &[(&str, Relation)] = &[
     ("storage.maintenance.uploadpurging", Same("the first sweep is at the start, and keys that are not set have their defaults")),
     ("storage.cache", Ignored(INDEX)),
     ("storage.delete", Ignored("clients cannot delete from a pull-through, and content expires in any case")),
-    ("storage.redirect", Ignored("content is served from here")),
+    ("storage.redirect", Ignored("content is served from here; with a bucket, Distribution redirects clients to it unless this is disabled")),
     ("storage.tag", Ignored("clients cannot delete from a pull-through")),
     ("storage.inmemory", Refused(NO_DRIVER)),
-    ("storage.azure", Refused(NO_DRIVER)),
-    ("storage.gcs", Refused(NO_DRIVER)),
-    ("storage.s3", Refused(NO_DRIVER)),
-    ("storage.s3aws", Refused(NO_DRIVER)),
+    ("storage.azure.credentialsfile", Extension),
+    ("storage.azure.cafile", Extension),
+    ("storage.azure.connectionstring", Refused("set storage.azure.accountname and storage.azure.accountkey")),
+    ("storage.azure.max_retries", Ignored(PATIENCE)),
+    ("storage.azure.retry_delay", Ignored(PATIENCE)),
+    ("storage.azure.copy_status_poll_max_retry", Ignored(NO_COPY)),
+    ("storage.azure.copy_status_poll_delay", Ignored(NO_COPY)),
+    ("storage.azure.credentials.type", Same("default_credentials is refused: no metadata service is asked")),
+    ("storage.gcs.cafile", Extension),
+    ("storage.gcs.keyfile", Same("read again when the file changes")),
+    ("storage.gcs.maxconcurrency", Ignored("requests to the bucket are bounded anyway")),
+    ("storage.gcs.useragent", Ignored(USER_AGENT)),
+    ("storage.s3.accesskey", Same("without credentials Distribution asks the metadata service")),
+    ("storage.s3.credentialsfile", Extension),
+    ("storage.s3.cafile", Extension),
+    ("storage.s3.sessiontoken", Extension),
+    ("storage.s3.v2auth", Extension),
+    ("storage.s3.forcepathstyle", Same("without it, true where regionendpoint is set, as in Distribution 2.8")),
+    ("storage.s3.v4auth", Same("false is refused")),
+    ("storage.s3.chunksize", Same("at most 64 MiB")),
+    ("storage.s3.objectacl", Same("all but private is refused")),
+    ("storage.s3.accelerate", Same("true is refused")),
+    ("storage.s3.usedualstack", Same("true is refused")),
+    ("storage.s3.usefipsendpoint", Same("true is refused")),
+    ("storage.s3.multipartcopythresholdsize", Ignored(NO_COPY)),
+    ("storage.s3.multipartcopychunksize", Ignored(NO_COPY)),
+    ("storage.s3.multipartcopymaxconcurrency", Ignored(NO_COPY)),
+    ("storage.s3.useragent", Ignored(USER_AGENT)),
+    ("storage.s3.loglevel", Ignored("the log has its own level")),
+    ("storage.s3.redirectendpoint", Ignored("content is served from here")),
+    ("storage.s3aws", Refused("use storage.s3, which takes the same keys")),
     ("storage.s3goamz", Refused(NO_DRIVER)),
     ("storage.rados", Refused(NO_DRIVER)),
     ("storage.swift", Refused(NO_DRIVER)),
@@ -136,7 +169,9 @@ pub(super) fn notices(file: &File) -> impl Iterator<Item = Notice> {
             level,
         })
     });
-    keys.chain(old_tls(file)).chain(password_in_clear(file))
+    keys.chain(old_tls(file))
+        .chain(password_in_clear(file))
+        .chain(no_redirects(file))
 }
 
 fn set_keys(file: &File) -> Vec<String> {
@@ -151,6 +186,18 @@ fn old_tls(file: &File) -> Option<Notice> {
         key: "http.tls.minimumtls".to_owned(),
         message: "no effect here: versions before TLS 1.2 are never spoken".to_owned(),
         level: Level::Warn,
+    })
+}
+
+/// Returns a notice for a bucket without `storage.redirect`, where Distribution redirects clients to the bucket.
+fn no_redirects(file: &File) -> Option<Notice> {
+    let storage = &file.storage;
+    let has_bucket = storage.s3.is_some() || storage.gcs.is_some() || storage.azure.is_some();
+    (has_bucket && !storage.redirect.is_set()).then(|| Notice {
+        key: "storage.redirect".to_owned(),
+        message: "not set: clients are never redirected to the bucket; Distribution redirects them"
+            .to_owned(),
+        level: Level::Info,
     })
 }
 
@@ -179,13 +226,14 @@ pub(super) fn refuse(file: &File) -> Result<(), Error> {
     let refused: Vec<_> = refused.collect();
     let drivers = refused.iter().filter(|(_, reason)| *reason == NO_DRIVER);
     let others: Vec<_> = drivers.map(|(key, _)| *key).collect();
-    let drivers = others.len() + usize::from(is_set("storage.filesystem"));
+    let supported = DRIVERS.iter().filter(|key| is_set(key)).count();
+    let drivers = others.len() + supported;
     match refused.first() {
         None => Ok(()),
         Some((_, NO_DRIVER)) if drivers > 1 => {
             let others = others.join(", ");
             let what = format!(
-                "more than one storage driver is configured: use storage.filesystem, the only supported one, and remove \
+                "more than one storage driver is configured: keep a supported one (filesystem, s3, gcs, azure) and remove \
                  {others}"
             );
             Err(Error::invalid("storage", what))
@@ -237,6 +285,7 @@ mod tests {
     #[test_case("validation: {disabled: true}", "validation")]
     #[test_case("policy: {repository: {classes: [image]}}", "policy")]
     #[test_case("proxy: {remoteurl: 'http://a', username: u}", "proxy.remoteurl")]
+    #[test_case("storage: {s3: {bucket: b}}", "storage.redirect"; "a bucket without redirect")]
     fn ineffective_key_gives_one_notice(yaml: &str, key: &str) {
         let file = File::parse(yaml).unwrap();
         let notices: Vec<_> = notices(&file).map(|n| n.key).collect();
@@ -245,6 +294,8 @@ mod tests {
     }
 
     /// Keys that the server cannot ignore are refused, with their names.
+    #[test_case("storage: {s3aws: {bucket: b}}", "storage.s3aws")]
+    #[test_case("storage: {azure: {connectionstring: c}}", "storage.azure.connectionstring")]
     #[test_case("middleware: {storage: [{name: cloudfront}]}", "middleware")]
     #[test_case("auth: {token: {realm: r}}", "auth.token")]
     #[test_case("auth: {silly: {realm: r}}", "auth.silly")]
@@ -259,17 +310,15 @@ mod tests {
         );
     }
 
-    #[test_case("s3: {bucket: b}" => "storage.s3")]
     #[test_case("inmemory: " => "storage.inmemory"; "a driver without options")]
-    #[test_case("gcs: {}, filesystem: {}" => "storage.gcs")]
-    #[test_case("azure: {}, cache: {}, maintenance: {}" => "storage.azure")]
+    #[test_case("rados: {}, filesystem: {}" => "storage.rados"; "with an empty section")]
+    #[test_case("oss: {}, cache: {}, maintenance: {}" => "storage.oss"; "with options")]
     #[test_case("swift: {}" => "storage.swift")]
     #[test_case("oss: {}" => "storage.oss")]
-    #[test_case("s3aws: {}" => "storage.s3aws")]
     #[test_case("s3goamz: {region: r}" => "storage.s3goamz")]
     #[test_case("rados: {poolname: p}" => "storage.rados")]
-    #[test_case("s3: {}, gcs: {}" => "storage"; "two drivers")]
-    #[test_case("filesystem: {rootdirectory: /x}, s3: {}" => "storage"; "two of which one is supported")]
+    #[test_case("swift: {}, oss: {}" => "storage"; "two drivers")]
+    #[test_case("filesystem: {rootdirectory: /x}, swift: {}" => "storage"; "two of which one is supported")]
     fn other_storage_drivers_are_refused(drivers: &str) -> String {
         let file = File::parse(&format!("storage: {{{drivers}}}")).unwrap();
         let message = refuse(&file).unwrap_err().to_string();
@@ -314,7 +363,14 @@ mod tests {
     /// What Distribution's reference does not name is an extension; what it names is none.
     #[test]
     fn extensions_are_unknown_to_distribution() {
-        let samples = ["reference-2.8", "reference-3"].map(|name| {
+        let samples = [
+            "reference-2.8",
+            "reference-3",
+            "reference-s3",
+            "reference-gcs",
+            "reference-azure",
+        ]
+        .map(|name| {
             let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/samples");
             let yaml = std::fs::read_to_string(format!("{directory}/{name}.yml")).unwrap();
             serde_saphyr::from_str::<serde_json::Value>(&yaml).unwrap()

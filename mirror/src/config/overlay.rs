@@ -253,6 +253,7 @@ leaf!(
     bool: "true or false",
     u16: "a number",
     u32: "a number",
+    u64: "a number",
     String: "text",
     serde_json::Value: "text, a number, true or false"
 );

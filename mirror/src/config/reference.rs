@@ -18,6 +18,7 @@ use super::Config;
 use super::file::{self, File};
 use super::keys::Relation;
 use super::overlay::{FileKey, Overlay as _};
+use crate::secret::Secret;
 
 /// The likeness of a name to a key from which the key is suggested; 1 is equality.
 const LIKENESS: f64 = 0.6;
@@ -199,6 +200,16 @@ fn template() -> File {
                 ..file::Debug::default()
             },
             ..file::Http::default()
+        },
+        storage: file::Storage {
+            s3: Some(file::S3 {
+                bucket: text("bucket"),
+                region: text("region"),
+                access_key: text("key"),
+                secret_key: Some(file::Masked(Secret::new("secret"))),
+                ..file::S3::default()
+            }),
+            ..file::Storage::default()
         },
         health: file::Health {
             files: vec![file::FileChecker {

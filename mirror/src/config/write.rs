@@ -1,5 +1,7 @@
 //! The effective configuration as a file, for people to read: everything filled in, secrets masked.
 
+mod bucket;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -25,7 +27,7 @@ impl From<&Config> for file::File {
                     upload_purging: uploads(config.uploads),
                     ..file::Maintenance::default()
                 },
-                ..file::Storage::default()
+                ..bucket::storage(config.bucket.as_ref())
             },
             auth: file::Auth {
                 htpasswd: config.access.as_ref().map(|access| file::Htpasswd {
@@ -257,6 +259,15 @@ mod tests {
     use super::*;
     use crate::config::file::File;
 
+    const BUCKETS: [&str; 3] = [
+        "{s3: {accesskey: a, secretkey: '********', sessiontoken: '********', region: r, regionendpoint: 'http://a:1', \
+         bucket: b, rootdirectory: /x/y/, encrypt: true, keyid: k, storageclass: standard_ia, chunksize: 5242880, \
+         cafile: /ca, skipverify: true}, filesystem: {rootdirectory: /c}}",
+        "{gcs: {bucket: b, keyfile: /k, credentials: {client_email: '********'}, rootdirectory: x}}",
+        "{azure: {accountname: a, container: c, realm: core.example, credentials: {type: client_secret, clientid: i, \
+         tenantid: t, secret: '********'}}}",
+    ];
+
     const EVERYTHING: &str = "
 log: {level: warn, formatter: json, fields: {service: mirror}, accesslog: {disabled: true}}
 storage:
@@ -311,6 +322,35 @@ proxy:
             let config = config(yaml);
             let written = File::from(&config).to_yaml();
             assert_eq!(self::config(&written), config, "{written}");
+        }
+    }
+
+    /// A bucket that is written parses back to the same bucket.
+    #[test]
+    fn written_bucket_means_the_same() {
+        for storage in BUCKETS {
+            let config = config(&format!(
+                "{{proxy: {{remoteurl: 'https://a'}}, storage: {storage}}}"
+            ));
+            let written = File::from(&config).to_yaml();
+            assert_eq!(self::config(&written), config, "{written}");
+        }
+    }
+
+    /// No secret of a bucket is written.
+    #[test]
+    fn bucket_secrets_are_masked() {
+        for storage in BUCKETS {
+            let storage = storage.replace("********", "hunter2");
+            let config = config(&format!(
+                "{{proxy: {{remoteurl: 'https://a'}}, storage: {storage}}}"
+            ));
+            let written = File::from(&config).to_yaml();
+            assert!(
+                !written.contains("hunter2") && written.contains("********"),
+                "{written}"
+            );
+            assert!(!format!("{config:?}").contains("hunter2"));
         }
     }
 

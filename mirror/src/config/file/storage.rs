@@ -6,16 +6,16 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{Error, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::IgnoredKey;
+use super::{Azure, Gcs, IgnoredKey, S3};
 use crate::config::duration::GoDuration;
 use crate::config::keys::NO_DRIVER;
 use crate::config::overlay::section;
 
 section! {
-    /// The place of the cache. The only driver is the file system.
+    /// The place of the cache: a directory, and a bucket behind it if there is one.
     #[serde(remote = "Self")]
     Storage {
-        /// A directory.
+        /// A directory; with a bucket, the local tier in front of it.
         "filesystem" => filesystem: Filesystem,
         /// The care of the storage.
         "maintenance" => maintenance: Maintenance,
@@ -29,12 +29,12 @@ section! {
         "tag" => tag: IgnoredKey,
         /// A storage in memory.
         "inmemory" => inmemory: IgnoredKey,
-        /// A storage in Azure.
-        "azure" => azure: IgnoredKey,
-        /// A storage in Google Cloud.
-        "gcs" => gcs: IgnoredKey,
-        /// A storage in S3.
-        "s3" => s3: IgnoredKey,
+        /// A container of Azure Blob Storage.
+        "azure" => azure: Option<Azure>,
+        /// A bucket of Google Cloud Storage.
+        "gcs" => gcs: Option<Gcs>,
+        /// A bucket of S3.
+        "s3" => s3: Option<S3>,
         /// A storage in S3, by another name.
         "s3aws" => s3aws: IgnoredKey,
         /// A storage in S3, by an older driver.
@@ -108,7 +108,7 @@ impl<'de> Visitor<'de> for MapOrName {
     type Value = Storage;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a map of the storage driver and its options, or `filesystem`")
+        f.write_str("a map of the storage driver and its options, or the name of a driver")
     }
 
     fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Storage, A::Error> {
@@ -118,6 +118,19 @@ impl<'de> Visitor<'de> for MapOrName {
     fn visit_str<E: Error>(self, name: &str) -> Result<Storage, E> {
         match name {
             "filesystem" => Ok(Storage::default()),
+            // Its keys come from the environment.
+            "s3" => Ok(Storage {
+                s3: Some(S3::default()),
+                ..Storage::default()
+            }),
+            "gcs" => Ok(Storage {
+                gcs: Some(Gcs::default()),
+                ..Storage::default()
+            }),
+            "azure" => Ok(Storage {
+                azure: Some(Azure::default()),
+                ..Storage::default()
+            }),
             name => Err(E::custom(format!("{name} is {NO_DRIVER}"))),
         }
     }
