@@ -23,7 +23,7 @@ pub use content::{ContentReport, ContentRequest, FillStatus, ImageStatus};
 pub use history::{History, HistoryReport, SAMPLE_INTERVAL, Totals};
 use page::PageContent;
 pub use page::STYLE;
-pub use status::{CacheStatus, ClientStatus, PeerStatus, Status, UpstreamStatus};
+pub use status::{BucketStatus, CacheStatus, ClientStatus, PeerStatus, Status, UpstreamStatus};
 
 /// The most requests to the admin port that read the state of the disk at a time.
 const MAX_READERS: usize = 8;

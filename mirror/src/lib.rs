@@ -5,6 +5,7 @@
 pub mod actions;
 pub mod admin;
 mod block_reader;
+pub mod bucket;
 pub mod cli;
 mod client_address;
 mod client_table;

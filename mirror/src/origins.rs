@@ -3,20 +3,25 @@
 //! The policy (`pull`) and the fills ask these and never a registry itself, so that a further origin is one step here and
 //! nothing in them. A hit asks no origin.
 //!
-//! The owner among the replicas comes first, the upstream last. An answer of the owner that says that the content is not
+//! The owner among the replicas comes first, then the bucket, the upstream last. An answer of the owner that says that the content is not
 //! there, or that the registry refuses or limits, counts like the upstream's own: so each of them is asked for once for
 //! all replicas. Any other failure of the owner leads to the upstream.
 
 mod blob;
+mod stored;
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
 
 pub(crate) use blob::{BlobOrigins, FillSource};
+use stored::BucketSource;
 
-use crate::digest::Digest;
-use crate::name::{Reference, Repository, RepositoryName};
+pub(crate) use crate::bucket::Bucket;
+use crate::bucket::WaitLimit;
+use crate::digest::{Digest, Hashed};
+use crate::name::{Reference, Repository, RepositoryName, Tag};
 use crate::peers::{Fleet, Shard};
 use crate::upstream::{Accept, BlobAnswer, Error, ListAnswer, ManifestAnswer, ManifestHead, Upstream};
 
@@ -28,6 +33,10 @@ pub(crate) struct Origins {
     fleet: Option<Arc<Fleet>>,
     /// The other replicas, also for a request of one of them: it may not be forwarded to their fills.
     holders: Option<Arc<Fleet>>,
+    /// The bucket; `None` also while only the upstream may permit content.
+    bucket: Option<Arc<Bucket>>,
+    /// The upstream is never asked.
+    offline: bool,
 }
 
 impl Origins {
@@ -37,7 +46,81 @@ impl Origins {
             upstream,
             holders: fleet.clone(),
             fleet: fleet.filter(|_| !is_for_replica),
+            bucket: None,
+            offline: false,
         }
+    }
+
+    /// Adds a bucket, which is asked before the upstream, and alone if the server is `offline`.
+    pub(crate) fn with_bucket(self, bucket: Option<Arc<Bucket>>, offline: bool) -> Self {
+        Self {
+            bucket,
+            offline,
+            ..self
+        }
+    }
+
+    fn upstream(&self) -> Result<&Upstream, Error> {
+        if self.offline {
+            let what =
+                "this mirror is offline (cache.offline), and neither it nor the bucket has a copy of this";
+            return Err(Error::Unavailable {
+                what: what.to_owned(),
+            });
+        }
+        Ok(&self.upstream)
+    }
+
+    fn patience(&self) -> WaitLimit {
+        if self.offline || self.upstream.is_probing() {
+            WaitLimit::Long
+        } else {
+            WaitLimit::Short
+        }
+    }
+
+    fn stored_blob(&self, repository: &Repository, digest: &Digest) -> Option<BucketSource> {
+        let bucket = Arc::clone(self.bucket.as_ref()?);
+        let (repository, digest) = (repository.clone(), digest.clone());
+        Some(BucketSource::new(bucket, self.patience(), repository, digest))
+    }
+
+    /// Returns a manifest that the bucket has for a repository, with the time that its time to live counts from.
+    pub(crate) async fn stored_manifest(
+        &self,
+        name: &RepositoryName,
+        digest: &Digest,
+    ) -> Option<(Hashed, Option<i64>)> {
+        let bucket = self.bucket.as_ref()?;
+        bucket
+            .manifest(&self.repository(name), digest, self.patience())
+            .await
+    }
+
+    /// Returns the digest of a tag that the bucket has.
+    pub(crate) async fn stored_tag(&self, name: &RepositoryName, tag: &Tag) -> Option<Digest> {
+        let bucket = self.bucket.as_ref()?;
+        bucket.tag(&self.repository(name), tag, self.patience()).await
+    }
+
+    /// Returns the digest that the bucket's link of a blob in a repository names.
+    async fn stored_layer(&self, name: &RepositoryName, digest: &Digest) -> Option<Digest> {
+        let bucket = self.bucket.as_ref()?;
+        bucket
+            .layer(&self.repository(name), digest, self.patience())
+            .await
+    }
+
+    /// Returns a part of content that the bucket has, where a repository has a link to it.
+    async fn stored_part(
+        &self,
+        name: &RepositoryName,
+        digest: &Digest,
+        part: Range<u64>,
+    ) -> Option<BlobAnswer> {
+        let target = self.stored_layer(name, digest).await?;
+        let bucket = self.bucket.as_ref()?;
+        Some(bucket.content(&target, part, self.patience()).await?.answer)
     }
 
     /// Returns the origins of one blob, as a fill asks them.
@@ -66,7 +149,13 @@ impl Origins {
         from: u64,
         until: Option<u64>,
     ) -> Result<BlobAnswer, Error> {
-        self.upstream.blob_past_the_cache(name, digest, from, until).await
+        let part = from..until.unwrap_or(u64::MAX);
+        if let Some(answer) = self.stored_part(name, digest, part).await {
+            return Ok(answer);
+        }
+        self.upstream()?
+            .blob_past_the_cache(name, digest, from, until)
+            .await
     }
 
     /// See [`Upstream::past_the_cache`].
@@ -85,7 +174,10 @@ impl Origins {
         {
             return answer;
         }
-        self.upstream.blob_head(name, digest).await
+        if self.stored_layer(name, digest).await.is_some() {
+            return Ok(None);
+        }
+        self.upstream()?.blob_head(name, digest).await
     }
 
     /// Asks for the size of a blob; see [`Upstream::blob_size`].
@@ -99,7 +191,13 @@ impl Origins {
         {
             return answer;
         }
-        self.upstream.blob_size(name, digest).await
+        if self.bucket.is_some() && *digest == Digest::of(digest.algorithm(), b"") {
+            return self.blob_head(name, digest).await.map(|_| Some(0));
+        }
+        if let Some(answer) = self.stored_part(name, digest, 0..1).await {
+            return Ok(answer.total);
+        }
+        self.upstream()?.blob_size(name, digest).await
     }
 
     /// Asks for a manifest; see [`Upstream::manifest_as`].
@@ -121,7 +219,7 @@ impl Origins {
         {
             return Ok(answer);
         }
-        self.upstream.manifest_as(name, reference, accept).await
+        self.upstream()?.manifest_as(name, reference, accept).await
     }
 
     /// Asks for the digest of a manifest; see [`Upstream::manifest_head`].
@@ -138,7 +236,7 @@ impl Origins {
         {
             return answer;
         }
-        self.upstream.manifest_head(name, reference, accept).await
+        self.upstream()?.manifest_head(name, reference, accept).await
     }
 
     /// Asks for a page of tags; see [`Upstream::tags`].
@@ -148,7 +246,7 @@ impl Origins {
         {
             return answer;
         }
-        self.upstream.tags(name, query).await
+        self.upstream()?.tags(name, query).await
     }
 
     /// Asks for the referrers of a manifest; see [`Upstream::referrers`].
@@ -162,7 +260,7 @@ impl Origins {
         {
             return answer.map(Some);
         }
-        self.upstream.referrers(name, digest).await
+        self.upstream()?.referrers(name, digest).await
     }
 
     fn repository(&self, name: &RepositoryName) -> Repository {

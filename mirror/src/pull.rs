@@ -16,6 +16,7 @@ mod prewarm;
 mod referrers;
 mod refusals;
 mod single_flight;
+mod stored;
 mod tags;
 
 use std::sync::{Arc, OnceLock};
@@ -43,7 +44,7 @@ use crate::fill::inflight::Inflight;
 use crate::fill::{PlaceLimits, RequestPlaces, Turn};
 use crate::metrics::{Metrics, Outcome};
 use crate::name::{Host, Reference, Repository, Tag};
-use crate::origins::Origins;
+use crate::origins::{Bucket, Origins};
 use crate::peers::Fleet;
 use crate::pull_error::PullError;
 use crate::store::{CachedImage, Manifest, PurgeTarget, Purged, StageError, Store};
@@ -184,6 +185,8 @@ pub struct Pull {
     catalog: catalog::Catalog,
     /// The lists of cached tags that are being read from the disk.
     tag_lists: SingleFlight<Repository, Arc<Vec<String>>>,
+    bucket: OnceLock<Arc<Bucket>>,
+    stored: stored::StoredManifests,
 }
 
 impl Pull {
@@ -206,6 +209,8 @@ impl Pull {
             lists: RequestPlaces::new(LISTS),
             catalog: catalog::Catalog::default(),
             tag_lists: SingleFlight::default(),
+            bucket: OnceLock::new(),
+            stored: stored::StoredManifests::default(),
         })
     }
 
@@ -213,6 +218,11 @@ impl Pull {
     pub(crate) fn join(&self, fleet: Arc<Fleet>) {
         // A server joins once.
         let _ = self.fleet.set(fleet);
+    }
+
+    /// Asks this bucket before the upstreams from now on; the first one stays.
+    pub(crate) fn use_bucket(&self, bucket: Arc<Bucket>) {
+        let _ = self.bucket.set(bucket);
     }
 
     /// Replaces upstreams and settings. Requests in flight end with the previous ones.
@@ -342,7 +352,9 @@ impl Pull {
     /// Returns the origins of a repository's content.
     fn origins(&self, repository: &Repository, client: ClientAddress) -> Result<Origins, PullError> {
         let live = self.live.load();
-        if live.cache.offline {
+        // What the upstream refused last is not served without its permission.
+        let bucket = self.bucket.get().filter(|_| !self.is_refused(repository));
+        if live.cache.offline && bucket.is_none() {
             return Err(PullError::unavailable(
                 "this mirror is offline (cache.offline), and has no copy of this",
             ));
@@ -354,7 +366,8 @@ impl Pull {
             )));
         };
         let (upstream, fleet) = (Arc::clone(&origin.client), self.fleet.get().cloned());
-        Ok(Origins::new(upstream, fleet, client.is_replica()))
+        let origins = Origins::new(upstream, fleet, client.is_replica());
+        Ok(origins.with_bucket(bucket.cloned(), live.cache.offline))
     }
 }
 

@@ -21,6 +21,7 @@ pub use error::Error;
 pub use reload::Reloader;
 pub use umask::restrict_new_files;
 
+use crate::bucket::{self, Bucket, Uploader};
 use crate::clock::Clock;
 use crate::config::http::Tls;
 use crate::config::log::Level;
@@ -71,6 +72,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
 pub fn check(config: &Config) -> Result<Vec<Notice>, Error> {
     certificates(config)?;
     upstream_set::validate_all(&config.proxy)?;
+    config.bucket.as_ref().map(bucket::check).transpose()?;
     let warning = |key: &str, message| Notice {
         key: key.to_owned(),
         message,
@@ -115,8 +117,7 @@ impl Server {
             open(&config, &clock, &metrics),
             upstreams.reconfigure(&config.proxy, &options)
         );
-        let store = store?;
-        made?;
+        let (store, ()) = (store?, made?);
         let live = Live {
             upstreams: upstreams.origins(),
             cache: config.proxy.cache.clone(),
@@ -127,6 +128,7 @@ impl Server {
             None => None,
         };
         let fleet = peers.as_ref().and_then(PeerPort::fleet);
+        let uploader = uploader(&config, &store, &pull).await?;
         let health = Health::start(&config.health, &config.root, &tasks);
         let service = http::service(
             pull.clone(),
@@ -137,7 +139,8 @@ impl Server {
         let lame_duck = config.http.lame_duck;
         let (files, content) = ((certificates.clone(), users.clone()), (store, pull.clone()));
         let state = ServerState::new(config, content, metrics, health, files, &upstreams);
-        let state = Arc::new(state.with_clients(service.clients()).with_fleet(fleet));
+        let state = state.with_clients(service.clients()).with_fleet(fleet);
+        let state = Arc::new(state.with_uploader(uploader));
         let admin = admin.map(|(listener, admin)| {
             let path = admin.metrics_path.as_deref();
             (listener, admin::service(state.clone(), path, admin.page))
@@ -192,6 +195,8 @@ impl Server {
         let uploads = self.state.current().config.uploads;
         tokio::spawn(expiry::sweep_uploads(store.clone(), uploads, tasks.clone()));
         let expiry = tokio::spawn(expiry::run(store, self.reloader.cache(), tasks.clone()));
+        let uploads = self.state.uploader.clone();
+        let uploads = uploads.map(|uploader| tokio::spawn(uploader.run(tasks.clone())));
         tokio::spawn(
             tasks
                 .clone()
@@ -224,6 +229,10 @@ impl Server {
         tasks.cancel();
         // The expiry task writes the in-memory state of the store last. An error of it was logged.
         let _ = expiry.await;
+        if let Some(uploads) = uploads {
+            // Uploads under way end, or leave nothing visible.
+            let _ = uploads.await;
+        }
         info!("stopped");
     }
 }
@@ -280,6 +289,19 @@ async fn open(config: &Config, clock: &Clock, metrics: &Metrics) -> Result<Store
         metrics: metrics.clone(),
     };
     Ok(Store::open(&config.root, options).await?)
+}
+
+/// Puts the bucket to use, if one is configured, and returns the uploads to it.
+async fn uploader(config: &Config, store: &Store, pull: &Pull) -> Result<Option<Uploader>, Error> {
+    let Some(settings) = config.bucket.clone() else {
+        return Ok(None);
+    };
+    let host = config.proxy.upstreams[0].host.clone();
+    let made = tokio::task::spawn_blocking(move || Bucket::new(&settings, host)).await;
+    let bucket = made.map_err(|_| BuildError::Stopping)??;
+    bucket.set_ttl(&config.proxy.cache);
+    pull.use_bucket(Arc::clone(&bucket));
+    Ok(Some(Uploader::new(bucket, store.clone())))
 }
 
 fn users(config: &Config) -> Option<Htpasswd> {

@@ -15,6 +15,7 @@ mod images;
 mod index;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod invariants;
+mod kept;
 mod link;
 mod lock;
 mod maintenance;
@@ -36,8 +37,8 @@ use std::fs::{self, File};
 use std::hash::{Hash, Hasher};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -57,9 +58,11 @@ pub use image_query::{ImageEntry, ImageOrder, ImagePage, ImageRequest, MAX_IMAGE
 pub use images::CachedImage;
 use index::Index;
 pub use index::IndexFailure;
+pub(crate) use index::Link;
+pub(crate) use kept::ContentLink;
 use maintenance::Maintenance;
 use parking_lot::{Mutex, MutexGuard};
-use path::Layout;
+pub(crate) use path::Layout;
 pub use purge::{PurgeTarget, Purged};
 use space::DiskQuota;
 pub use staging::{Mismatch, Staged};
@@ -242,6 +245,7 @@ struct Inner {
     space: Arc<DiskQuota>,
     index: Index,
     maintenance: Maintenance,
+    listener: OnceLock<kept::LinkListener>,
     evicting: Mutex<()>,
     stripes: [Mutex<()>; STRIPES],
     _lock: File,
@@ -353,6 +357,7 @@ impl Inner {
             clock: options.clock,
             metrics: options.metrics,
             readonly: AtomicBool::new(options.readonly),
+            listener: OnceLock::new(),
             evicting: Mutex::default(),
             stripes: std::array::from_fn(|_| Mutex::default()),
             scratch,

@@ -6,6 +6,7 @@
 
 mod accept;
 mod auth;
+mod blob_body;
 mod blobs;
 mod coalesce;
 mod error;
@@ -34,8 +35,9 @@ use tokio::sync::{Notify, Semaphore};
 use url::Url;
 
 pub use accept::Accept;
-pub(crate) use blobs::BodyStream;
-pub use blobs::{BlobAnswer, BlobBody};
+pub use blob_body::BlobBody;
+pub(crate) use blob_body::BodyStream;
+pub use blobs::BlobAnswer;
 pub use error::{BuildError, Error};
 pub(crate) use json_body::MAX_SMALL;
 pub use manifests::{MAX_MANIFEST, ManifestAnswer, ManifestHead};

@@ -36,6 +36,9 @@ pub struct Status {
     /// The clients that pulled in the last 24 hours, by address.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub clients: Vec<ClientStatus>,
+    /// The bucket behind the cache, if one is configured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bucket: Option<BucketStatus>,
 }
 
 /// A client of a server.
@@ -106,6 +109,22 @@ pub struct CacheStatus {
     /// `true` if nothing can be stored even after eviction; pulls continue without the cache.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub full: bool,
+}
+
+/// The bucket behind the cache.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BucketStatus {
+    /// `Reachable`, `Unreachable`, `Denied`, `NotFound` or `Unknown`.
+    pub state: String,
+    /// The last error of a request; empty if the last one was answered.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub message: String,
+    /// The objects that wait for their upload.
+    pub pending_uploads: u64,
+    /// The error of the last upload; empty if it succeeded.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub upload_error: String,
 }
 
 #[cfg(test)]

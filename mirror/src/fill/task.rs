@@ -121,9 +121,9 @@ impl FillTask {
         true
     }
 
-    fn classify(&self, stop: Stop) -> (Phase, FillResult) {
+    fn classify(&mut self, stop: Stop) -> (Phase, FillResult) {
         let failed = |message: String| Phase::Failed(PullError::unavailable(message));
-        let (repository, digest) = (&self.repository, &self.digest);
+        let (repository, digest) = (self.repository.clone(), self.digest.clone());
         match stop {
             Stop::Stage(StageError::ReadOnly) => (Phase::NoRoom, FillResult::ReadOnly),
             Stop::Stage(error) => {
@@ -134,6 +134,13 @@ impl FillTask {
                 debug!(%repository, %digest, %error, "a blob could not be fetched");
                 (
                     Phase::Failed(PullError::from_upstream(&error, RequestedContent::Blob)),
+                    FillResult::Failed,
+                )
+            }
+            Stop::Mismatch(what) if self.origins.is_stored() => {
+                self.origins.reject_stored(true);
+                (
+                    failed(format!("the bucket has wrong bytes: {what}")),
                     FillResult::Failed,
                 )
             }
@@ -153,18 +160,14 @@ impl FillTask {
 
     /// Downloads all bytes and verifies them.
     async fn fetch(&mut self) -> Result<Staged, Stop> {
-        let answer = self.origins.ask(0).await.map_err(Stop::Upstream)?;
-        let size = answer.total;
-        let origin = &self.repository.host;
-        let staged = self.store.stage_again(origin, &self.digest, size, self.least);
-        let mut staged = match staged.await {
-            Ok(staged) => staged,
-            Err(error) => {
-                self.progress.send_modify(|progress| progress.size = size);
-                *self.unused.lock() = Some(answer);
-                return Err(Stop::Stage(error));
+        let (mut answer, mut staged) = self.begin().await?;
+        if self.origins.is_verified_first(&answer) {
+            match self.fetch_unannounced(answer, staged).await {
+                Some(staged) => return Ok(staged),
+                None => (answer, staged) = self.begin().await?,
             }
-        };
+        }
+        let size = answer.total;
         self.file.store(Some(staged.file()));
         self.progress.send_modify(|progress| {
             *progress = Progress {
@@ -204,6 +207,45 @@ impl FillTask {
             began = Instant::now();
             // At the registry again: the address that it redirected to may have expired.
             source = self.origins.ask(staged.written()).await;
+        }
+    }
+
+    /// Asks for the whole blob, and makes room for it.
+    async fn begin(&mut self) -> Result<(BlobAnswer, Staged), Stop> {
+        let answer = self.origins.ask(0).await.map_err(Stop::Upstream)?;
+        let (origin, size) = (&self.repository.host, answer.total);
+        let staged = self.store.stage_again(origin, &self.digest, size, self.least);
+        match staged.await {
+            Ok(staged) => Ok((answer, staged)),
+            Err(error) => {
+                self.progress.send_modify(|progress| progress.size = size);
+                *self.unused.lock() = Some(answer);
+                Err(Stop::Stage(error))
+            }
+        }
+    }
+
+    /// Downloads a small blob of the bucket before a client gets any of it; `None` if its bytes are wrong or do not come,
+    /// and the next origin has to be asked.
+    async fn fetch_unannounced(&mut self, answer: BlobAnswer, staged: Staged) -> Option<Staged> {
+        let size = answer.total;
+        let written = self.write_response(staged, answer, size).await;
+        let is_cut = matches!(&written, Ok((_, Some(_))));
+        let verified = match written {
+            Ok((staged, None)) => verify(staged),
+            Ok((_, Some(error))) => Err(Stop::Upstream(error)),
+            Err(stop) => Err(stop),
+        };
+        match verified {
+            Ok(staged) => {
+                self.file.store(Some(staged.file()));
+                Some(staged)
+            }
+            Err(_) => {
+                self.origins.reject_stored(!is_cut);
+                self.progress.send_modify(|progress| progress.written = 0);
+                None
+            }
         }
     }
 
@@ -252,10 +294,12 @@ impl FillTask {
             progress.phase = Phase::Verified;
             progress.size = Some(progress.written);
         });
+        self.origins.record_stored(&self.store).await;
         let repositories = self.repositories.lock().all.clone();
         match staged.commit(&repositories).await {
             Ok(_) => {
                 info!(repository = %self.repository, digest = %self.digest, bytes = self.written(), "a blob was cached");
+                self.origins.record_fetch(&self.store).await;
                 self.link_late_comers(repositories).await;
                 FillResult::Stored
             }

@@ -4,9 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::Origins;
+use super::stored::BucketSource;
+use crate::bucket::SMALL;
 use crate::digest::Digest;
 use crate::name::Repository;
 use crate::peers::{Fleet, Member, PeerBlob, PeerBlobAnswer, Shard};
+use crate::store::Store;
 use crate::upstream::{BlobAnswer, Error};
 
 /// The source of the bytes of a fill.
@@ -46,6 +49,9 @@ pub(crate) struct BlobOrigins {
     asked_holders: bool,
     /// The upstream sent bytes, too.
     asked_upstream: bool,
+    stored: Option<BucketSource>,
+    /// The last answer was the bucket's.
+    is_stored: bool,
 }
 
 impl BlobOrigins {
@@ -56,6 +62,8 @@ impl BlobOrigins {
             is_peer: AtomicBool::new(false),
         };
         Self {
+            stored: origins.stored_blob(&repository, &digest),
+            is_stored: false,
             origins,
             repository,
             digest,
@@ -86,8 +94,15 @@ impl BlobOrigins {
             }
         }
         self.source.is_peer.store(false, Ordering::Relaxed);
-        let name = &self.repository.name;
-        let answer = self.origins.upstream.blob(name, &self.digest, from, None).await;
+        if let Some(stored) = &mut self.stored
+            && let Some(answer) = stored.ask(from).await
+        {
+            self.is_stored = true;
+            return Ok(answer);
+        }
+        self.is_stored = false;
+        let (name, upstream) = (&self.repository.name, self.origins.upstream()?);
+        let answer = upstream.blob(name, &self.digest, from, None).await;
         self.asked_upstream |= answer.is_ok();
         answer
     }
@@ -115,6 +130,7 @@ impl BlobOrigins {
 
     fn take(&mut self, found: PeerBlobAnswer) -> BlobAnswer {
         self.source.is_peer.store(true, Ordering::Relaxed);
+        self.is_stored = false;
         self.senders.push(Arc::clone(&found.member));
         self.current = Some(found.member);
         found.answer
@@ -132,6 +148,38 @@ impl BlobOrigins {
         let is_theirs = !senders.is_empty();
         self.left_out.extend(senders);
         is_theirs
+    }
+
+    /// Returns whether the last answer was the bucket's.
+    pub(crate) fn is_stored(&self) -> bool {
+        self.is_stored
+    }
+
+    /// Returns whether an answer is verified before a client gets any of it, so that the next origin can be asked if its
+    /// bytes are wrong.
+    pub(crate) fn is_verified_first(&self, answer: &BlobAnswer) -> bool {
+        self.is_stored && answer.total.is_some_and(|size| size <= SMALL)
+    }
+
+    /// Stops asking the bucket, whose bytes are `wrong` or did not come whole.
+    pub(crate) fn reject_stored(&mut self, wrong: bool) {
+        if let Some(stored) = &mut self.stored {
+            stored.reject(wrong);
+        }
+    }
+
+    /// Records that the bucket has the blob, if it came from there.
+    pub(crate) async fn record_stored(&self, store: &Store) {
+        if let Some(stored) = self.stored.as_ref().filter(|_| self.is_stored) {
+            stored.record(store).await;
+        }
+    }
+
+    /// Lets the time to live of the blob count from its upload, if it came from the bucket.
+    pub(crate) async fn record_fetch(&self, store: &Store) {
+        if let Some(stored) = self.stored.as_ref().filter(|_| self.is_stored) {
+            stored.record_fetch(store).await;
+        }
     }
 
     /// Asks the upstream to authorize the blob for the repository; this requires no second download.

@@ -60,6 +60,11 @@ impl Pull {
         };
         // Boxed, as each hit would make room for it.
         let reference = Reference::Digest(digest.clone());
+        if copy.is_none()
+            && let Some((_, manifest)) = Box::pin(self.load_stored(repository, &reference, client)).await
+        {
+            return Ok(Served::miss(manifest));
+        }
         let copy = copy.map(|copy| (digest.clone(), copy));
         Box::pin(self.fetch_manifest(repository, &reference, client, copy)).await
     }
@@ -70,7 +75,11 @@ impl Pull {
         tag: &Tag,
         client: ClientRequest<'_>,
     ) -> Answer {
-        let Some((known, copy)) = self.copy_of(repository, tag).await else {
+        let copy = match self.copy_of(repository, tag).await {
+            None => Box::pin(self.load_stored_tag(repository, tag, client)).await,
+            copy => copy,
+        };
+        let Some((known, copy)) = copy else {
             let reference = Reference::Tag(tag.clone());
             return Box::pin(self.fetch_manifest(repository, &reference, client, None)).await;
         };

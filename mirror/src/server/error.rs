@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::bucket;
 use crate::http::connection::tls::TlsError;
 use crate::store::OpenError;
 use crate::upstream::BuildError;
@@ -16,6 +17,9 @@ pub enum Error {
     /// An upstream's certificate authorities or addresses.
     #[error(transparent)]
     Upstream(#[from] BuildError),
+    /// The bucket's credentials or certificate authorities.
+    #[error(transparent)]
+    Bucket(#[from] bucket::BucketError),
     /// A line of the htpasswd file.
     #[error("{0} (auth.htpasswd.path)")]
     Users(String),
@@ -44,7 +48,7 @@ impl Error {
     /// Returns `true` if a file that the configuration names is missing or malformed.
     pub fn is_reference(&self) -> bool {
         match self {
-            Self::Tls(_) | Self::Users(_) => true,
+            Self::Tls(_) | Self::Users(_) | Self::Bucket(_) => true,
             Self::Upstream(error) => !matches!(error, BuildError::Client { .. } | BuildError::Stopping),
             _ => false,
         }

@@ -8,7 +8,8 @@ use tracing::{error, info, warn};
 
 use super::state::ServerState;
 use super::upstream_set::{self, UpstreamSet};
-use crate::config::{Cache, Config};
+use crate::bucket::Uploader;
+use crate::config::{BucketSettings, Cache, Config};
 use crate::file_watch::FileWatch;
 use crate::http::Htpasswd;
 use crate::http::connection::tls::Certificates;
@@ -110,6 +111,9 @@ impl Reloader {
         let store = &self.0.state.store;
         store.set_limits(new.proxy.cache.max_size);
         store.set_readonly(new.proxy.cache.readonly);
+        if let Some(uploader) = &self.0.state.uploader {
+            uploader.bucket().set_ttl(&new.proxy.cache);
+        }
         self.0.cache.send_replace(new.proxy.cache.clone());
         Ok(())
     }
@@ -131,6 +135,7 @@ impl Reloader {
             // The reload logs its result itself.
             let _ = tokio::task::spawn_blocking(move || users.look()).await;
         }
+        self.renew_bucket().await;
         if let Some(certificates) = self.0.certificates.clone() {
             let reloaded = tokio::task::spawn_blocking(move || certificates.reload()).await;
             // An incomplete renewal triggers another reload when it completes.
@@ -139,6 +144,18 @@ impl Reloader {
             }
         }
         Ok(())
+    }
+
+    /// Reads the files of the bucket again, off the threads that serve.
+    async fn renew_bucket(&self) {
+        let Some(bucket) = self.0.state.uploader.as_ref().map(Uploader::bucket) else {
+            return;
+        };
+        match tokio::task::spawn_blocking(move || bucket.renew()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => error!(%error, "the bucket's old credentials stay in use"),
+            Err(error) => error!(%error, "the bucket's credentials cannot be read"),
+        }
     }
 
     fn taken(&self, new: Config) {
@@ -197,7 +214,13 @@ fn referenced_files(config: &Config) -> Vec<PathBuf> {
     let own = tls.flat_map(|tls| [&tls.certificate, &tls.key].into_iter().chain(&tls.client_cas));
     let theirs = upstream_set::ca_files(&config.proxy).map(PathBuf::from);
     let users = config.access.iter().map(|access| access.path.clone());
-    own.cloned().chain(theirs).chain(users).collect()
+    let bucket = config.bucket.iter();
+    let bucket = bucket.flat_map(|bucket| bucket.credentials_file.iter().chain(&bucket.ca_file));
+    own.cloned()
+        .chain(theirs)
+        .chain(users)
+        .chain(bucket.cloned())
+        .collect()
 }
 
 /// Returns the keys that differ and need a restart.
@@ -207,6 +230,7 @@ fn restart_keys(old: &Config, new: &Config) -> Vec<&'static str> {
         ("log.fields", old.log.fields != new.log.fields),
         ("log.accesslog.disabled", old.log.access != new.log.access),
         ("storage.filesystem.rootdirectory", old.root != new.root),
+        (bucket_key(old, new), old.bucket != new.bucket),
         ("storage.maintenance.uploadpurging", old.uploads != new.uploads),
         ("http.addr", old.http.listen != new.http.listen),
         ("http.prefix", old.http.prefix != new.http.prefix),
@@ -231,6 +255,12 @@ fn restart_keys(old: &Config, new: &Config) -> Vec<&'static str> {
     differing.map(|(key, _)| key).collect()
 }
 
+/// Returns the key of the section that has the bucket.
+fn bucket_key(old: &Config, new: &Config) -> &'static str {
+    let bucket = new.bucket.as_ref().or(old.bucket.as_ref());
+    bucket.map_or("storage", BucketSettings::section)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -248,6 +278,7 @@ mod tests {
     #[test_case("log: {formatter: json}" => vec!["log.formatter"])]
     #[test_case("http: {addr: ':5001', prefix: /a/}" => vec!["http.addr", "http.prefix"])]
     #[test_case("storage: {filesystem: {rootdirectory: /x}}" => vec!["storage.filesystem.rootdirectory"])]
+    #[test_case("storage: {s3: {bucket: b, region: r, accesskey: a, secretkey: s}}" => vec!["storage.s3"])]
     #[test_case("health: {storagedriver: {enabled: true}}" => vec!["health"])]
     #[test_case("peers: {addr: ':5002', secretfile: /s}" => vec!["peers"])]
     #[test_case("auth: {htpasswd: {realm: r, path: /p}}" => vec!["auth"])]

@@ -10,9 +10,10 @@ use parking_lot::{Mutex, MutexGuard};
 
 use super::upstream_set::{UpstreamHandle, UpstreamSet};
 use crate::admin::{
-    AdminState, CacheStatus, ContentReport, FillStatus, History, HistoryReport, PeerStatus, SAMPLE_INTERVAL,
-    Status, Totals, UpstreamStatus,
+    AdminState, BucketStatus, CacheStatus, ContentReport, FillStatus, History, HistoryReport, PeerStatus,
+    SAMPLE_INTERVAL, Status, Totals, UpstreamStatus,
 };
+use crate::bucket::Uploader;
 use crate::client_table::ClientTable;
 use crate::config::Config;
 use crate::credentials::CredentialState;
@@ -34,6 +35,8 @@ pub(super) struct ServerState {
     certificates: Option<Arc<Certificates>>,
     pull: Arc<Pull>,
     history: History,
+    /// The uploads to the bucket, if one is configured.
+    pub(super) uploader: Option<Uploader>,
     started: Instant,
     draining: AtomicBool,
     current: Mutex<Current>,
@@ -68,6 +71,7 @@ impl ServerState {
             certificates,
             pull,
             history: History::default(),
+            uploader: None,
             started: Instant::now(),
             draining: AtomicBool::new(false),
             current: Mutex::new(Current {
@@ -87,6 +91,11 @@ impl ServerState {
     /// Returns the state of a server with other replicas.
     pub(super) fn with_fleet(self, fleet: Option<Arc<Fleet>>) -> Self {
         Self { fleet, ..self }
+    }
+
+    /// Reports these uploads, and renews the credentials of their bucket.
+    pub(super) fn with_uploader(self, uploader: Option<Uploader>) -> Self {
+        Self { uploader, ..self }
     }
 
     pub(super) fn current(&self) -> MutexGuard<'_, Current> {
@@ -147,6 +156,16 @@ fn peers(fleet: &Fleet) -> Vec<PeerStatus> {
         since: member.since.to_string(),
     });
     status.collect()
+}
+
+fn bucket_status(uploader: &Uploader) -> BucketStatus {
+    let (state, message) = uploader.bucket().state();
+    BucketStatus {
+        state: state.as_str().to_owned(),
+        message,
+        pending_uploads: uploader.pending() as u64,
+        upload_error: uploader.last_error(),
+    }
 }
 
 impl AdminState for ServerState {
@@ -235,6 +254,7 @@ impl AdminState for ServerState {
                 full: usage.full,
             },
             clients: self.clients.report(Timestamp::now()),
+            bucket: self.uploader.as_ref().map(bucket_status),
         }
     }
 

@@ -266,6 +266,7 @@ impl Inner {
         };
         link::write(&self.scratch, &path, digest)?;
         self.note_pin(digest, link);
+        self.notify(digest, link);
         Ok(())
     }
 }

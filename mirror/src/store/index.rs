@@ -26,7 +26,7 @@ use crate::store::no_links;
 pub(super) use apply::{Added, Op};
 use parking_lot::{Mutex, RwLock};
 pub(super) use query::{IndexEntry, Order};
-pub(super) use tables::Link;
+pub(crate) use tables::Link;
 pub(super) use tables::digest_of;
 #[cfg(any(test, fuzzing))]
 pub(super) use tables::key_of;

@@ -11,13 +11,13 @@ const UPSTREAMS: &str = "_upstreams";
 
 /// Maps content, repositories and tags to paths, and back.
 #[derive(Clone, Debug)]
-pub(super) struct Layout {
+pub(crate) struct Layout {
     root: PathBuf,
     default_host: Host,
 }
 
 impl Layout {
-    pub(super) fn new(root: &Path, default_host: Host) -> Self {
+    pub(crate) fn new(root: &Path, default_host: Host) -> Self {
         Self {
             root: root.to_owned(),
             default_host,
@@ -93,7 +93,7 @@ impl Layout {
         self.repositories().join(UPSTREAMS).join(host.as_str())
     }
 
-    pub(super) fn blob_data(&self, digest: &Digest) -> PathBuf {
+    pub(crate) fn blob_data(&self, digest: &Digest) -> PathBuf {
         let mut path = self.blobs();
         path.push(digest.algorithm().as_str());
         path.push(&digest.hex()[..2]);
@@ -111,11 +111,11 @@ impl Layout {
         base.join(repository.name.as_str())
     }
 
-    pub(super) fn layer_link(&self, repository: &Repository, digest: &Digest) -> PathBuf {
+    pub(crate) fn layer_link(&self, repository: &Repository, digest: &Digest) -> PathBuf {
         link_below(self.repository(repository).join("_layers"), digest)
     }
 
-    pub(super) fn revision_link(&self, repository: &Repository, digest: &Digest) -> PathBuf {
+    pub(crate) fn revision_link(&self, repository: &Repository, digest: &Digest) -> PathBuf {
         link_below(self.repository(repository).join("_manifests/revisions"), digest)
     }
 
@@ -125,12 +125,12 @@ impl Layout {
     }
 
     /// Returns the path of the link that holds the current digest of a tag.
-    pub(super) fn tag_current(&self, repository: &Repository, tag: &Tag) -> PathBuf {
+    pub(crate) fn tag_current(&self, repository: &Repository, tag: &Tag) -> PathBuf {
         self.tags(repository).join(tag.as_str()).join("current/link")
     }
 
     /// That a tag has pointed to this digest.
-    pub(super) fn tag_index(&self, repository: &Repository, tag: &Tag, digest: &Digest) -> PathBuf {
+    pub(crate) fn tag_index(&self, repository: &Repository, tag: &Tag, digest: &Digest) -> PathBuf {
         link_below(self.tags(repository).join(tag.as_str()).join("index"), digest)
     }
 

@@ -52,6 +52,29 @@ impl Store {
             .await
     }
 
+    /// Records the digest that the bucket has for a tag, which no upstream confirmed: the tag may be served stale, and is
+    /// never fresh.
+    pub(crate) async fn put_unproven_tag(
+        &self,
+        repository: &Repository,
+        tag: &Tag,
+        digest: &Digest,
+    ) -> Result<(), StageError> {
+        let (repository, tag, digest) = (repository.clone(), tag.clone(), digest.clone());
+        self.blocking(move |inner| {
+            if inner.is_readonly() {
+                return Err(StageError::ReadOnly);
+            }
+            let _one = inner.stripe(&digest);
+            // What an upstream said meanwhile counts more.
+            if link::read(&inner.layout.tag_current(&repository, &tag))?.is_some() {
+                return Ok(());
+            }
+            inner.add_link(&digest, &Link::Tag(repository, tag))
+        })
+        .await
+    }
+
     /// The tags cached of a repository, sorted.
     pub async fn tags(&self, repository: &Repository) -> Result<Vec<String>, Error> {
         let repository = repository.clone();
@@ -94,7 +117,8 @@ impl Inner {
             self.hot_cache.drop_tag(repository, tag);
             let at = validated.as_millisecond();
             let moved = Op::Tag(repository.clone(), tag.clone(), digest.clone(), at);
-            self.index.write(vec![moved])?;
+            let link = Link::Tag(repository.clone(), tag.clone());
+            self.index.write(vec![moved, Op::NotKept(digest.clone(), link)])?;
             self.add_link(digest, &Link::Tag(repository.clone(), tag.clone()))?;
         }
         self.confirm(repository, tag, digest, validated);

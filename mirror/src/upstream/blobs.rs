@@ -1,13 +1,9 @@
 //! Blobs (distribution-spec, "Pulling blobs").
 
 use std::ops::Range;
-use std::pin::Pin;
-use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::Bytes;
-use futures::stream::BoxStream;
-use futures::{Stream, StreamExt};
+use futures::StreamExt;
 use http::header::{CONTENT_RANGE, RANGE};
 use http::{HeaderMap, HeaderValue, Method};
 use prometheus_client::metrics::counter::Counter;
@@ -16,6 +12,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::Upstream;
 use super::auth::Authorizer;
+use super::blob_body::{BlobBody, BodyStream, received};
 use super::error::Error;
 use super::min_throughput::chunks;
 use super::rate_limit::RequestClass;
@@ -34,49 +31,6 @@ pub struct BlobAnswer {
     pub total: Option<u64>,
     /// The bytes.
     pub body: BlobBody,
-}
-
-/// The chunks of a body.
-pub(crate) type BodyStream = BoxStream<'static, Result<Bytes, Error>>;
-
-/// The bytes of a blob as they arrive. The stream ends with an error if they end early or stall.
-pub struct BlobBody {
-    chunks: BodyStream,
-    /// The number of missing bytes, if it is known.
-    left: Option<u64>,
-    done: bool,
-    /// The counter of bytes that the upstream sent; one of its own for those of a peer.
-    received: Counter,
-    /// The place among the downloads that may run.
-    permit: OwnedSemaphorePermit,
-}
-
-impl std::fmt::Debug for BlobBody {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("BlobBody")
-            .field("left", &self.left)
-            .finish_non_exhaustive()
-    }
-}
-
-impl Stream for BlobBody {
-    type Item = Result<Bytes, Error>;
-
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        if self.done {
-            return Poll::Ready(None);
-        }
-        let item = match ready!(self.chunks.poll_next_unpin(cx)) {
-            Some(Ok(chunk)) => self.counted(chunk).map(Some),
-            Some(Err(error)) => Err(error),
-            None => match self.left {
-                Some(left @ 1..) => Err(Error::unavailable(format!("the body ended {left} bytes early"))),
-                _ => Ok(None),
-            },
-        };
-        self.done = !matches!(item, Ok(Some(_)));
-        Poll::Ready(item.transpose())
-    }
 }
 
 impl BlobAnswer {
@@ -100,35 +54,13 @@ impl BlobAnswer {
             Some(_) => return Err(Error::malformed("another part of the blob")),
         };
         let body = BlobBody {
-            chunks: guard(chunks(response, idle).boxed()),
+            chunks: guard(chunks(received(response), idle).boxed()),
             left,
             done: false,
             received: Counter::default(),
             permit,
         };
         Ok(Self { start, total, body })
-    }
-}
-
-impl BlobBody {
-    fn new(permitted: PermittedResponse, length: Option<u64>, transport: &Transport) -> Self {
-        Self {
-            received: transport.metrics.received(permitted.answer.kind),
-            chunks: chunks(permitted.answer.response, transport.timeouts.idle).boxed(),
-            left: length,
-            done: false,
-            permit: permitted.permit,
-        }
-    }
-
-    fn counted(&mut self, chunk: Bytes) -> Result<Bytes, Error> {
-        self.received.inc_by(chunk.len() as u64);
-        if let Some(left) = &mut self.left {
-            *left = left
-                .checked_sub(chunk.len() as u64)
-                .ok_or_else(|| Error::malformed("more bytes than were announced"))?;
-        }
-        Ok(chunk)
     }
 }
 

@@ -4,10 +4,9 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
-use reqwest::Response;
 
 use super::coalesce::coalesced;
-use super::error::{Error, describe};
+use super::error::Error;
 
 /// Minimum throughput in bytes per second, measured only while waiting (cf. curl's low-speed limit); package managers
 /// use about the same. A slower link never completes a layer; another connection may.
@@ -20,9 +19,11 @@ pub(crate) fn meets_minimum(bytes: u64, waited: Duration) -> bool {
 
 /// Returns the chunks of a body. Each must arrive within `idle`, and each period of `idle` must meet the minimum
 /// ([`meets_minimum`]). The time that a slow reader takes between chunks does not count.
-pub(super) fn chunks(response: Response, idle: Duration) -> impl Stream<Item = Result<Bytes, Error>> {
-    // Without the header, which may be large, for as long as the body comes.
-    let body = coalesced(Box::pin(response.bytes_stream()));
+pub(super) fn chunks<S>(body: S, idle: Duration) -> impl Stream<Item = Result<Bytes, Error>>
+where
+    S: Stream<Item = Result<Bytes, Error>>,
+{
+    let body = coalesced(Box::pin(body));
     let state = (Box::pin(body), MinimumThroughput::over(idle));
     futures::stream::try_unfold(state, move |(mut body, mut throughput)| async move {
         let (wanted, seconds) = (Instant::now(), idle.as_secs());
@@ -34,7 +35,7 @@ pub(super) fn chunks(response: Response, idle: Duration) -> impl Stream<Item = R
                 "the body came by drops for {seconds} s"
             ))),
             Ok(None) => Ok(None),
-            Ok(Some(Err(error))) => Err(Error::unavailable(describe(error))),
+            Ok(Some(Err(error))) => Err(error),
             Err(_) => Err(Error::unavailable(format!(
                 "the body stopped coming for {seconds} s"
             ))),

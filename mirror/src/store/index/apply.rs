@@ -5,8 +5,8 @@ use redb::{ReadableTable, Table, WriteTransaction};
 use crate::digest::Digest;
 use crate::name::{Repository, Tag};
 use crate::store::index::tables::{
-    BLOBS, BY_FETCH, BY_USE, BYTES, COMPLETE, CONTENT, IMPORTED, LINKS, Link, MEDIA_TYPES, META, STATE_SEEN,
-    TAGS, key_of,
+    BLOBS, BY_FETCH, BY_USE, BYTES, COMPLETE, CONTENT, DATA, IMPORTED, KEPT, LINKS, Link, MEDIA_TYPES, META,
+    STATE_SEEN, TAGS, UPLOADS, key_of,
 };
 
 /// One change.
@@ -46,6 +46,14 @@ pub(in crate::store) enum Op {
     Complete(bool),
     /// The fingerprint of `scheduler-state.json`.
     StateSeen(u64),
+    /// The bucket has content (`None`), or a link to it.
+    Kept(Digest, Option<Link>),
+    /// The bucket has another version of a link, or none.
+    NotKept(Digest, Link),
+    /// An upload in parts began, for the object of this key.
+    BeginUpload(String, String),
+    /// An upload in parts ended.
+    EndUpload(String),
 }
 
 /// The amounts that [`Op::Discover`] added to the totals.
@@ -60,7 +68,12 @@ impl Op {
     pub(super) fn must_last(&self) -> bool {
         !matches!(
             self,
-            Self::Remove(_) | Self::Unlink(..) | Self::Untag(..) | Self::MediaType(..)
+            Self::Remove(_)
+                | Self::Unlink(..)
+                | Self::Untag(..)
+                | Self::MediaType(..)
+                | Self::Kept(..)
+                | Self::EndUpload(_)
         )
     }
 
@@ -179,6 +192,37 @@ fn apply_names(transaction: &WriteTransaction, op: &Op) -> Result<(), redb::Erro
                 .open_table(TAGS)?
                 .remove((repository.as_str(), tag.as_str()))?;
         }
+        other => apply_kept(transaction, other)?,
+    }
+    Ok(())
+}
+
+/// Applies an operation on what the bucket has.
+fn apply_kept(transaction: &WriteTransaction, op: &Op) -> Result<(), redb::Error> {
+    match op {
+        Op::Kept(digest, None) => {
+            transaction
+                .open_table(KEPT)?
+                .insert((&*key_of(digest), DATA, "", ""), ())?;
+        }
+        Op::Kept(digest, Some(link)) => {
+            let (key, repository) = (key_of(digest), link.repository().to_string());
+            let key = (&*key, link.kind(), repository.as_str(), link.name());
+            transaction.open_table(KEPT)?.insert(key, ())?;
+        }
+        Op::NotKept(digest, link) => {
+            let (key, repository) = (key_of(digest), link.repository().to_string());
+            let key = (&*key, link.kind(), repository.as_str(), link.name());
+            transaction.open_table(KEPT)?.remove(key)?;
+        }
+        Op::BeginUpload(id, key) => {
+            transaction
+                .open_table(UPLOADS)?
+                .insert(id.as_str(), key.as_str())?;
+        }
+        Op::EndUpload(id) => {
+            transaction.open_table(UPLOADS)?.remove(id.as_str())?;
+        }
         _ => {}
     }
     Ok(())
@@ -200,6 +244,8 @@ fn remove_rest(transaction: &WriteTransaction, key: &[u8]) -> Result<(), redb::E
     let (first, last) = (*Link::KINDS.start(), *Link::KINDS.end());
     let all = (key, first, "", "")..(key, last + 1, "", "");
     transaction.open_table(LINKS)?.retain_in(all, |_, ()| false)?;
+    let all = (key, first, "", "")..=(key, DATA, "", "");
+    transaction.open_table(KEPT)?.retain_in(all, |_, ()| false)?;
     Ok(())
 }
 

@@ -5,8 +5,8 @@ use redb::{Range, ReadTransaction, ReadableTable, TableDefinition};
 use crate::digest::Digest;
 use crate::name::{Repository, Tag};
 use crate::store::index::tables::{
-    BLOBS, BY_FETCH, BY_USE, BYTES, COMPLETE, CONTENT, IMPORTED, LINKS, Link, MEDIA_TYPES, META, STATE_SEEN,
-    TAGS, digest_of, key_of,
+    BLOBS, BY_FETCH, BY_USE, BYTES, COMPLETE, CONTENT, DATA, IMPORTED, KEPT, LINKS, Link, MEDIA_TYPES, META,
+    STATE_SEEN, TAGS, UPLOADS, digest_of, key_of,
 };
 use crate::store::index::{Index, IndexFailure};
 
@@ -192,6 +192,54 @@ impl Index {
                 }
             }
             Ok(())
+        })
+    }
+
+    /// Returns whether the bucket has content (`None`), or a link to it.
+    pub(in crate::store) fn is_kept(
+        &self,
+        digest: &Digest,
+        link: Option<&Link>,
+    ) -> Result<bool, IndexFailure> {
+        self.read(|transaction| {
+            let digest = key_of(digest);
+            let repository = link.map(|link| link.repository().to_string()).unwrap_or_default();
+            let (kind, name) = link.map_or((DATA, ""), |link| (link.kind(), link.name()));
+            let key = (&*digest, kind, repository.as_str(), name);
+            Ok(transaction.open_table(KEPT)?.get(key)?.is_some())
+        })
+    }
+
+    /// Returns up to `most` links that the bucket lacks, or whose content it lacks.
+    pub(in crate::store) fn not_kept(&self, most: usize) -> Result<Vec<(Digest, Link)>, IndexFailure> {
+        self.read(|transaction| {
+            let (kept, content) = (transaction.open_table(KEPT)?, transaction.open_table(CONTENT)?);
+            let mut found = Vec::new();
+            for row in transaction.open_table(LINKS)?.iter()? {
+                let row = row?.0;
+                let key = row.value();
+                let is_kept = kept.get(key)?.is_some() && kept.get((key.0, DATA, "", ""))?.is_some();
+                if is_kept || content.get(key.0)?.is_none() {
+                    continue;
+                }
+                found.extend(digest_of(key.0).zip(Link::from_key(key.1, key.2, key.3)));
+                if found.len() >= most {
+                    break;
+                }
+            }
+            Ok(found)
+        })
+    }
+
+    /// Returns the uploads in parts that have not ended, with the keys of their objects.
+    pub(in crate::store) fn open_uploads(&self) -> Result<Vec<(String, String)>, IndexFailure> {
+        self.read(|transaction| {
+            let mut found = Vec::new();
+            for row in transaction.open_table(UPLOADS)?.iter()? {
+                let (id, key) = row?;
+                found.push((id.value().to_owned(), key.value().to_owned()));
+            }
+            Ok(found)
         })
     }
 

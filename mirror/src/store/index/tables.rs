@@ -19,6 +19,12 @@ pub(super) const LINKS: TableDefinition<(&[u8], u8, &str, &str), ()> = TableDefi
 pub(super) const TAGS: TableDefinition<(&str, &str), (&[u8], i64)> = TableDefinition::new("tags");
 /// Digest → when Distribution would have expired it.
 pub(super) const IMPORTED: TableDefinition<&[u8], i64> = TableDefinition::new("imported");
+/// Content (kind [`DATA`], without names) and links that the bucket has, with the keys of [`LINKS`].
+pub(super) const KEPT: TableDefinition<(&[u8], u8, &str, &str), ()> = TableDefinition::new("kept");
+/// The upload in parts that began → the key of its object.
+pub(super) const UPLOADS: TableDefinition<&str, &str> = TableDefinition::new("uploads");
+/// The kind of content in [`KEPT`].
+pub(super) const DATA: u8 = u8::MAX;
 /// Totals and marks.
 pub(super) const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
 
@@ -36,7 +42,7 @@ const SCHEMA_VERSION: u64 = 1;
 pub(super) fn check(database: &Database) -> Result<(), redb::Error> {
     if let Ok(meta) = database.begin_read()?.open_table(META) {
         return match meta.get(SCHEMA)?.map(|found| found.value()) {
-            Some(SCHEMA_VERSION) => Ok(()),
+            Some(SCHEMA_VERSION) => add_missing(database),
             found => Err(redb::Error::Corrupted(format!("unknown schema {found:?}"))),
         };
     }
@@ -50,14 +56,28 @@ pub(super) fn check(database: &Database) -> Result<(), redb::Error> {
     transaction.open_table(LINKS)?;
     transaction.open_table(TAGS)?;
     transaction.open_table(IMPORTED)?;
+    transaction.open_table(KEPT)?;
+    transaction.open_table(UPLOADS)?;
     transaction.open_table(META)?.insert(SCHEMA, SCHEMA_VERSION)?;
+    transaction.commit()?;
+    Ok(())
+}
+
+/// Makes the tables that an older version of the server did not have.
+fn add_missing(database: &Database) -> Result<(), redb::Error> {
+    if database.begin_read()?.open_table(UPLOADS).is_ok() {
+        return Ok(());
+    }
+    let transaction = database.begin_write()?;
+    transaction.open_table(KEPT)?;
+    transaction.open_table(UPLOADS)?;
     transaction.commit()?;
     Ok(())
 }
 
 /// A link to a piece of content.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(in crate::store) enum Link {
+pub(crate) enum Link {
     /// `_layers/…/link`; its name may differ from what it points to.
     Layer(Repository, Digest),
     /// `_manifests/revisions/…/link`; the same holds.

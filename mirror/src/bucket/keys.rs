@@ -1,0 +1,89 @@
+//! The keys of objects: the paths of the disk below the prefix of the bucket.
+
+use std::path::Path;
+
+use object_store::path::Path as Key;
+
+use crate::digest::Digest;
+use crate::name::{Host, Repository, Tag};
+use crate::store::Layout;
+
+/// The keys of one bucket.
+#[derive(Clone, Debug)]
+pub(super) struct Keys(Layout);
+
+/// Returns the key of the object that names the owner of the repositories without a prefix.
+pub(super) fn owner(root: &str) -> Key {
+    Key::from(root).join("_mirror").join("v1").join("owner")
+}
+
+impl Keys {
+    /// Creates the keys below `root`; the repositories of `owner` have no prefix.
+    pub(super) fn new(root: &str, owner: Host) -> Self {
+        Self(Layout::new(Path::new(root), owner))
+    }
+
+    /// Returns the key of content.
+    pub(super) fn data(&self, digest: &Digest) -> Key {
+        key(&self.0.blob_data(digest))
+    }
+
+    /// Returns the key of a blob's link in a repository.
+    pub(super) fn layer(&self, repository: &Repository, digest: &Digest) -> Key {
+        key(&self.0.layer_link(repository, digest))
+    }
+
+    /// Returns the key of a manifest's link in a repository.
+    pub(super) fn revision(&self, repository: &Repository, digest: &Digest) -> Key {
+        key(&self.0.revision_link(repository, digest))
+    }
+
+    /// Returns the key of the link that holds the current digest of a tag.
+    pub(super) fn tag(&self, repository: &Repository, tag: &Tag) -> Key {
+        key(&self.0.tag_current(repository, tag))
+    }
+
+    /// Returns the key of the link that says that a tag has pointed to a digest.
+    pub(super) fn tag_index(&self, repository: &Repository, tag: &Tag, digest: &Digest) -> Key {
+        key(&self.0.tag_index(repository, tag, digest))
+    }
+}
+
+/// Returns a path of the layout as a key; names of repositories, tags and hosts are text without special characters.
+fn key(path: &Path) -> Key {
+    Key::from(path.to_string_lossy().as_ref())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::digest::Algorithm;
+
+    /// The keys are those of Distribution, also with a prefix and for an upstream with a port.
+    #[test]
+    fn keys_are_those_of_distribution() {
+        let digest = Digest::of(Algorithm::Sha256, b"");
+        let hex = digest.hex();
+        let repository = |host: &str| Repository {
+            host: host.parse().unwrap(),
+            name: "a/b".parse().unwrap(),
+        };
+        let keys = Keys::new("", "docker.io".parse().unwrap());
+        let data = format!("docker/registry/v2/blobs/sha256/e3/{hex}/data");
+        assert_eq!(keys.data(&digest).as_ref(), data);
+        let keys = Keys::new("x/y", "docker.io".parse().unwrap());
+        assert_eq!(keys.data(&digest).as_ref(), format!("x/y/{data}"));
+        let repositories = "x/y/docker/registry/v2/repositories";
+        assert_eq!(
+            keys.layer(&repository("docker.io"), &digest).as_ref(),
+            format!("{repositories}/a/b/_layers/sha256/{hex}/link")
+        );
+        let tag = "v1_0.2-x".parse().unwrap();
+        assert_eq!(
+            keys.tag(&repository("quay.io:443"), &tag).as_ref(),
+            format!("{repositories}/_upstreams/quay.io:443/a/b/_manifests/tags/v1_0.2-x/current/link")
+        );
+        assert_eq!(owner("x/y").as_ref(), "x/y/_mirror/v1/owner");
+        assert_eq!(owner("").as_ref(), "_mirror/v1/owner");
+    }
+}

@@ -1,0 +1,140 @@
+//! The content and links that the bucket behind this cache has, and the uploads to it that have not ended.
+//!
+//! The rows of content go with the content, so that the table is never larger than the cache.
+
+use std::fs::File;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tokio::sync::mpsc::Sender;
+
+use crate::digest::Digest;
+use crate::name::{Repository, Tag};
+use crate::store::durable;
+use crate::store::index::{Link, Op};
+use crate::store::{Error, Inner, Store, link};
+
+/// A link that was written, or that the bucket lacks, with the content that it points to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ContentLink {
+    /// The content.
+    pub(crate) digest: Digest,
+    /// The link.
+    pub(crate) link: Link,
+}
+
+/// The receiver of new links, once there is one.
+#[derive(Debug)]
+pub(super) struct LinkListener {
+    sender: Sender<ContentLink>,
+    /// Set when the receiver missed a link, which [`Store::not_kept`] then finds.
+    missed: Arc<AtomicBool>,
+}
+
+impl Store {
+    /// Sends each new link to a receiver; sets `missed` if it has no room for one. The first receiver stays.
+    pub(crate) fn listen(&self, sender: Sender<ContentLink>, missed: Arc<AtomicBool>) {
+        let _ = self.inner.listener.set(LinkListener { sender, missed });
+    }
+
+    /// Returns whether the bucket has content (`None`) or a link to it.
+    pub(crate) async fn is_kept(&self, digest: &Digest, link: Option<&Link>) -> Result<bool, Error> {
+        let (digest, link) = (digest.clone(), link.cloned());
+        self.blocking(move |inner| Ok(inner.index.is_kept(&digest, link.as_ref())?))
+            .await
+    }
+
+    /// Records that the bucket has content, and these links to it.
+    pub(crate) async fn mark_kept(&self, digest: &Digest, links: Vec<Link>) -> Result<(), Error> {
+        let kept = |link| Op::Kept(digest.clone(), link);
+        let ops = std::iter::once(None).chain(links.into_iter().map(Some)).map(kept);
+        self.write_ops(ops.collect()).await
+    }
+
+    /// Returns up to `most` links that the bucket lacks, or whose content it lacks.
+    pub(crate) async fn not_kept(&self, most: usize) -> Result<Vec<ContentLink>, Error> {
+        self.blocking(move |inner| {
+            let found = inner.index.not_kept(most)?.into_iter();
+            Ok(found.map(|(digest, link)| ContentLink { digest, link }).collect())
+        })
+        .await
+    }
+
+    /// Returns the file of content with its size, without counting a use; `None` if it is not there.
+    pub(crate) async fn content(&self, digest: &Digest) -> Result<Option<(Arc<File>, u64)>, Error> {
+        let digest = digest.clone();
+        self.blocking(move |inner| {
+            let Some(entry) = inner.index.get(&digest)? else {
+                return Ok(None);
+            };
+            let opened = durable::open(&inner.layout.blob_data(&digest)).ok();
+            let sound = opened.filter(|file| file.metadata().is_ok_and(|found| found.len() == entry.size));
+            Ok(sound.map(|file| (Arc::new(file), entry.size)))
+        })
+        .await
+    }
+
+    /// Returns whether a tag points to this digest now.
+    pub(crate) async fn is_current(
+        &self,
+        repository: &Repository,
+        tag: &Tag,
+        digest: &Digest,
+    ) -> Result<bool, Error> {
+        let (repository, tag, digest) = (repository.clone(), tag.clone(), digest.clone());
+        self.blocking(move |inner| {
+            let current = link::read(&inner.layout.tag_current(&repository, &tag))?;
+            Ok(current.as_ref() == Some(&digest))
+        })
+        .await
+    }
+
+    /// Sets the time that the time to live of content counts from, in ms since 1970; it counts as used now.
+    pub(crate) async fn set_fetched(&self, digest: &Digest, fetched: i64) -> Result<(), Error> {
+        let now = self.inner.clock.now().as_millisecond();
+        let ops = vec![Op::Resolve(digest.clone(), fetched), Op::Use(digest.clone(), now)];
+        self.write_ops(ops).await
+    }
+
+    /// Records an upload in parts that began; it is on the disk when this returns.
+    pub(crate) async fn begin_upload(&self, id: &str, key: &str) -> Result<(), Error> {
+        self.write_ops(vec![Op::BeginUpload(id.to_owned(), key.to_owned())])
+            .await
+    }
+
+    /// Forgets an upload in parts that ended.
+    pub(crate) async fn end_upload(&self, id: &str) -> Result<(), Error> {
+        self.write_ops(vec![Op::EndUpload(id.to_owned())]).await
+    }
+
+    /// Returns the uploads in parts that began and have not ended, with the keys of their objects.
+    pub(crate) async fn open_uploads(&self) -> Result<Vec<(String, String)>, Error> {
+        self.blocking(|inner| Ok(inner.index.open_uploads()?)).await
+    }
+
+    /// Returns whether nothing is added to the cache.
+    pub(crate) fn is_readonly(&self) -> bool {
+        self.inner.is_readonly()
+    }
+
+    async fn write_ops(&self, ops: Vec<Op>) -> Result<(), Error> {
+        self.blocking(move |inner| Ok(inner.index.write(ops).map(drop)?))
+            .await
+    }
+}
+
+impl Inner {
+    /// Notifies the receiver of a new link; costs nothing where there is none.
+    pub(super) fn notify(&self, digest: &Digest, link: &Link) {
+        let Some(listener) = self.listener.get() else {
+            return;
+        };
+        let linked = ContentLink {
+            digest: digest.clone(),
+            link: link.clone(),
+        };
+        if listener.sender.try_send(linked).is_err() {
+            listener.missed.store(true, Ordering::Relaxed);
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! The body of a blob, counted as it arrives.
+
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::stream::BoxStream;
+use futures::{Stream, StreamExt, TryStreamExt};
+use prometheus_client::metrics::counter::Counter;
+use reqwest::Response;
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::error::{Error, describe};
+use super::min_throughput::chunks;
+use super::request::PermittedResponse;
+use super::transport::Transport;
+
+/// The chunks of a body.
+pub(crate) type BodyStream = BoxStream<'static, Result<Bytes, Error>>;
+
+/// The bytes of a blob as they arrive. The stream ends with an error if they end early or stall.
+pub struct BlobBody {
+    pub(super) chunks: BodyStream,
+    /// The number of missing bytes, if it is known.
+    pub(super) left: Option<u64>,
+    pub(super) done: bool,
+    /// The counter of bytes that the upstream sent; one of its own for those of another origin.
+    pub(super) received: Counter,
+    /// The place among the downloads that may run.
+    pub(super) permit: OwnedSemaphorePermit,
+}
+
+impl std::fmt::Debug for BlobBody {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("BlobBody")
+            .field("left", &self.left)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Stream for BlobBody {
+    type Item = Result<Bytes, Error>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        if self.done {
+            return Poll::Ready(None);
+        }
+        let item = match ready!(self.chunks.poll_next_unpin(cx)) {
+            Some(Ok(chunk)) => self.counted(chunk).map(Some),
+            Some(Err(error)) => Err(error),
+            None => match self.left {
+                Some(left @ 1..) => Err(Error::unavailable(format!("the body ended {left} bytes early"))),
+                _ => Ok(None),
+            },
+        };
+        self.done = !matches!(item, Ok(Some(_)));
+        Poll::Ready(item.transpose())
+    }
+}
+
+impl BlobBody {
+    pub(super) fn new(permitted: PermittedResponse, length: Option<u64>, transport: &Transport) -> Self {
+        let counter = transport.metrics.received(permitted.answer.kind);
+        let body = received(permitted.answer.response);
+        let body = Self::from_chunks(body, length, transport.timeouts.idle, permitted.permit);
+        Self {
+            received: counter,
+            ..body
+        }
+    }
+
+    /// Creates the body of an answer of another origin; `left` is its length, `permit` its place among the requests.
+    pub(crate) fn from_chunks(
+        body: impl Stream<Item = Result<Bytes, Error>> + Send + 'static,
+        left: Option<u64>,
+        idle: Duration,
+        permit: OwnedSemaphorePermit,
+    ) -> Self {
+        Self {
+            chunks: chunks(body, idle).boxed(),
+            left,
+            done: false,
+            received: Counter::default(),
+            permit,
+        }
+    }
+
+    fn counted(&mut self, chunk: Bytes) -> Result<Bytes, Error> {
+        self.received.inc_by(chunk.len() as u64);
+        if let Some(left) = &mut self.left {
+            *left = left
+                .checked_sub(chunk.len() as u64)
+                .ok_or_else(|| Error::malformed("more bytes than were announced"))?;
+        }
+        Ok(chunk)
+    }
+}
+
+/// Returns the body of a response without its header, which may be large, for as long as the body comes.
+pub(super) fn received(response: Response) -> impl Stream<Item = Result<Bytes, Error>> + Send + 'static {
+    let body = response.bytes_stream();
+    body.map_err(|error| Error::unavailable(describe(error)))
+}

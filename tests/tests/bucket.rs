@@ -1,0 +1,15 @@
+//! Mirrors in front of a bucket, which the store versitygw has and Distribution uses as well.
+#![expect(clippy::expect_used, reason = "a failure here is the test's")]
+
+#[path = "bucket/clouds.rs"]
+mod clouds;
+#[path = "bucket/crash.rs"]
+mod crash;
+#[path = "bucket/faults.rs"]
+mod faults;
+#[path = "bucket/place.rs"]
+mod place;
+#[path = "bucket/takeover.rs"]
+mod takeover;
+#[path = "bucket/tiers.rs"]
+mod tiers;

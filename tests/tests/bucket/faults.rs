@@ -1,0 +1,107 @@
+//! A bucket that fails: no pull fails, and the server stays ready.
+
+use std::time::{Duration, Instant};
+
+use test_case::test_case;
+use testbed::bucket::Fault;
+use testbed::wait;
+
+use crate::place::{LIMIT, Place, until_stored};
+
+const SMALL: [usize; 2] = [300_000, 10];
+
+fn blobs(place: &Place) -> usize {
+    std::fs::read_dir(place.image.path().join("blobs/sha256"))
+        .expect("a directory")
+        .count()
+}
+
+/// A pull succeeds from the registry while the bucket fails. It waits for the bucket once, and the next one not at all.
+#[test_case(Fault::Hang, "Unreachable"; "it hangs")]
+#[test_case(Fault::SlowDown, "Unreachable"; "it limits requests")]
+#[test_case(Fault::Denied, "Denied"; "it denies access")]
+#[test_case(Fault::Skewed, "Denied"; "its clock is off")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn failing_bucket_fails_no_pull(fault: Fault, state: &str) {
+    let place = Place::new(&SMALL).await;
+    let plain = place.mirror("plain").await;
+    let began = Instant::now();
+    place.pull(&plain, "pulled-0").await;
+    let usual = began.elapsed();
+    place.store.fail(Some(fault));
+    let mirror = place.mirror("tier").await;
+    let began = Instant::now();
+    place.pull(&mirror, "pulled-1").await;
+    let took = began.elapsed();
+    assert!(
+        took < usual * 3 + Duration::from_millis(1_500),
+        "{took:?}, usually {usual:?}"
+    );
+    assert!(mirror.is_ready().await);
+    assert_eq!(mirror.status().await["state"], state);
+    place.store.forget();
+    let (status, _) = mirror.get("/v2/library/app/manifests/none").await;
+    assert_eq!(status, 404);
+    assert_eq!(place.store.seen(), [], "a failing bucket is skipped");
+}
+
+/// Bytes of the bucket that are wrong or cut are a miss: the registry is asked, and no client gets them.
+#[test_case(Fault::Wrong; "wrong bytes")]
+#[test_case(Fault::Cut; "cut bodies")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn damaged_bucket_body_is_a_miss(fault: Fault) {
+    let place = Place::new(&SMALL).await;
+    let first = place.mirror("first").await;
+    place.pull(&first, "pulled-1").await;
+    until_stored(&place, blobs(&place), &first).await;
+    first.stop().await;
+    place.store.fail(Some(fault));
+    let second = place.mirror("second").await;
+    place.pull(&second, "pulled-2").await;
+}
+
+/// An object of the bucket with wrong bytes is replaced once the registry sent the right ones.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn wrong_object_is_replaced() {
+    let place = Place::new(&SMALL).await;
+    let first = place.mirror("first").await;
+    place.pull(&first, "pulled-1").await;
+    until_stored(&place, blobs(&place), &first).await;
+    first.stop().await;
+    let blobs = place.store.objects().join("docker/registry/v2/blobs/sha256");
+    for shard in std::fs::read_dir(&blobs).expect("a directory") {
+        for blob in std::fs::read_dir(shard.expect("an entry").path()).expect("a directory") {
+            let data = blob.expect("an entry").path().join("data");
+            let mut bytes = std::fs::read(&data).expect("an object");
+            bytes[0] ^= 1;
+            std::fs::write(&data, bytes).expect("a write");
+        }
+    }
+    let second = place.mirror("second").await;
+    place.pull(&second, "pulled-2").await;
+    let replaced = || async { (second.status().await["pendingUploads"] == 0).then_some(()) };
+    wait::until("end of the uploads", LIMIT, replaced)
+        .await
+        .expect("they end");
+    place.check_objects();
+}
+
+/// A bucket that accepts no writes is still read, and gets what it lacks when it accepts them again.
+#[test_case(Fault::ReadOnly; "read only")]
+#[test_case(Fault::Full; "full")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bucket_without_writes_catches_up(fault: Fault) {
+    let place = Place::new(&SMALL).await;
+    place.store.fail(Some(fault));
+    let mirror = place.mirror("tier").await;
+    place.pull(&mirror, "pulled").await;
+    let failed = || async { mirror.status().await["uploadError"].as_str().map(drop) };
+    wait::until("error of an upload", LIMIT, failed)
+        .await
+        .expect("it is reported");
+    assert!(mirror.is_ready().await);
+    assert_eq!(place.check_objects(), 0);
+    place.store.fail(None);
+    until_stored(&place, blobs(&place), &mirror).await;
+    assert_eq!(place.check_objects(), blobs(&place));
+}
