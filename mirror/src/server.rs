@@ -118,10 +118,7 @@ impl Server {
             upstreams.reconfigure(&config.proxy, &options)
         );
         let (store, ()) = (store?, made?);
-        let live = Live {
-            upstreams: upstreams.origins(),
-            cache: config.proxy.cache.clone(),
-        };
+        let live = live(&config, &upstreams);
         let pull = Pull::new(store.clone(), live, clock.clone(), &metrics);
         let peers = match peers {
             Some(port) => Some(port.join(&config, &store, &pull, clock).await?),
@@ -289,6 +286,13 @@ async fn open(config: &Config, clock: &Clock, metrics: &Metrics) -> Result<Store
         metrics: metrics.clone(),
     };
     Ok(Store::open(&config.root, options).await?)
+}
+
+fn live(config: &Config, upstreams: &UpstreamSet) -> Live {
+    Live {
+        upstreams: upstreams.origins(),
+        cache: config.proxy.cache.clone(),
+    }
 }
 
 /// Puts the bucket to use, if one is configured, and returns the uploads to it.

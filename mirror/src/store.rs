@@ -58,8 +58,6 @@ pub use image_query::{ImageEntry, ImageOrder, ImagePage, ImageRequest, MAX_IMAGE
 pub use images::CachedImage;
 use index::Index;
 pub use index::IndexFailure;
-pub(crate) use index::Link;
-pub(crate) use kept::ContentLink;
 use maintenance::Maintenance;
 use parking_lot::{Mutex, MutexGuard};
 pub(crate) use path::Layout;
@@ -67,6 +65,7 @@ pub use purge::{PurgeTarget, Purged};
 use space::DiskQuota;
 pub use staging::{Mismatch, Staged};
 pub use uploads::Sweep;
+pub(crate) use {index::Link, kept::ContentLink};
 
 /// The options for opening a store.
 #[derive(Clone, Debug)]
