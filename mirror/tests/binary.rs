@@ -216,7 +216,7 @@ fn check_prints_configuration_with_masked_secrets() {
 #[test_case(&["--explain", "proxy.ttl"], &["proxy.ttl\n", "168h", "REGISTRY_PROXY_TTL", "Distribution: the same"])]
 #[test_case(&["--explain", "REGISTRY_PROXY_TTL"], &["proxy.ttl\n"]; "a variable")]
 #[test_case(&["--explain", "health.tcp"], &["health.tcp[].addr\n", "\n\nhealth.tcp[].timeout\n"]; "a section")]
-#[test_case(&["--explain", "storage.s3"], &["refused here", "not a supported storage driver"])]
+#[test_case(&["--explain", "storage.oss"], &["refused here", "not a supported storage driver"])]
 #[test_case(&["--explain"], &["version\n", "proxy.cache.maxsize\n", "redis\n"]; "no key")]
 #[test_case(&["--explain", "all"], &["version\n", "policy\n"])]
 fn check_explains_keys(arguments: &[&str], parts: &[&str]) {

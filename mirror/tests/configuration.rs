@@ -174,7 +174,8 @@ fn missing_config_error_names_path() {
 #[test_case("http:\n  addr: :1\n  addr: :2\n" => "config.yml line 3: http: the key addr is there twice")]
 #[test_case("- a\n- b\n" => "config.yml line 1: expected mapping start"; "a list")]
 #[test_case("a: b\n---\nc: d\n" => "config.yml line 1: a: unknown key; known here: version, log, loglevel, storage, auth, \
-    middleware, reporting, http, notifications, redis, health, catalog, proxy, compatibility, validation, policy")]
+    middleware, reporting, http, admin, notifications, redis, health, catalog, proxy, peers, compatibility, \
+    validation, policy")]
 #[test_case("{}" => "proxy.remoteurl: must be set to the registry to mirror, https://registry-1.docker.io for one")]
 fn config_mistakes_name_key_and_line(yaml: &str) -> String {
     refused(yaml)

@@ -267,6 +267,10 @@ impl Agent {
     }
 
     /// Returns the fault of a mirror on the node, if there is one; `None` while the agent has not answered yet.
+    #[expect(
+        clippy::option_option,
+        reason = "an agent without a report and a node without a fault differ"
+    )]
     fn fault(&self, mirror: &MirrorKey, now: Instant) -> Option<Option<Reason>> {
         match &self.report {
             Some(report) if self.is_within_grace(now) => Some(match report.mirrors.get(mirror) {

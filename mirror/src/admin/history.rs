@@ -121,7 +121,7 @@ impl Totals {
                     Some("hit" | "stale" | "coalesced") if is_content => self.hits += value,
                     Some("miss" | "passthrough") if is_content => self.misses += value,
                     _ if label(series, "code").is_some_and(|code| code.starts_with('5')) => {
-                        self.errors += value
+                        self.errors += value;
                     }
                     _ => {}
                 }
@@ -129,7 +129,7 @@ impl Totals {
             "served_bytes_total" => self.served += value,
             "upstream_bytes_total" => self.received += value,
             "first_byte_seconds_bucket" if label(series, "outcome") != Some("none") => {
-                self.add_bucket(series, value)
+                self.add_bucket(series, value);
             }
             _ => {}
         }

@@ -85,7 +85,7 @@ impl Bucket {
     ) -> Option<StoredContent> {
         let keys = self.keys(patience).await.ok()?;
         let object = self.get(&keys.data(digest), range, patience).await.ok()?;
-        let fetched = self.fetched(object.modified)?;
+        let fetched = self.fetched(object.modified).ok()?;
         let answer = BlobAnswer {
             start: object.range.start,
             total: Some(object.size),
@@ -94,15 +94,15 @@ impl Bucket {
         Some(StoredContent { answer, fetched })
     }
 
-    /// Returns the time that a time to live counts from, if there is one (`Some(None)`: there is none); `None` for
-    /// content whose time is over.
-    fn fetched(&self, modified: i64) -> Option<Option<i64>> {
+    /// Returns the time that a time to live counts from, `None` without a time to live. An error is content whose time is
+    /// over.
+    fn fetched(&self, modified: i64) -> Result<Option<i64>, ()> {
         let max_age = i64::try_from(self.max_age.load(Ordering::Relaxed)).unwrap_or(i64::MAX);
         if max_age == 0 {
-            return Some(None);
+            return Ok(None);
         }
         let age = Timestamp::now().as_millisecond().saturating_sub(modified);
-        (age < max_age).then_some(Some(modified))
+        (age < max_age).then_some(Some(modified)).ok_or(())
     }
 
     /// Returns a manifest that a repository has a link to, with the time that its time to live counts from; wrong bytes
@@ -123,7 +123,7 @@ impl Bucket {
         }
         let read = self.read(&keys.data(&target), MAX_MANIFEST, patience).await;
         let (bytes, modified) = read.ok()?;
-        let fetched = self.fetched(modified)?;
+        let fetched = self.fetched(modified).ok()?;
         let hashed = Hashed::checked(digest, bytes);
         if hashed.is_err() {
             tracing::warn!(%repository, %digest, "the bucket has wrong bytes for a manifest: the registry is asked instead");

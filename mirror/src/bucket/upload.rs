@@ -75,9 +75,9 @@ impl UploadQuota {
         let room = u32::try_from(length).unwrap_or(u32::MAX);
         let room = self.0.acquire_many(room).await;
         let bytes = read(file, at, length).await?;
-        let sent = send(bytes).await;
+        let outcome = send(bytes).await;
         drop(room);
-        sent
+        outcome
     }
 }
 
@@ -212,7 +212,7 @@ impl Bucket {
     async fn parts(
         &self,
         key: &Key,
-        id: &String,
+        id: &str,
         digest: &Digest,
         (file, size): (&Arc<File>, u64),
         buffers: &UploadQuota,
@@ -225,18 +225,18 @@ impl Bucket {
             let send = |bytes: Bytes| async move {
                 let index = usize::try_from(number).unwrap_or(usize::MAX);
                 let part = self.sent(bytes.len() as u64, |client| {
-                    let (key, id, bytes) = (key.clone(), id.clone(), bytes.clone());
+                    let (key, id, bytes) = (key.clone(), id.to_owned(), bytes.clone());
                     async move { client.multipart.put_part(&key, &id, index, bytes.into()).await }
                 });
                 Ok(part.await?)
             };
             buffers.with(file, at, length.min(size - at), send).await
         };
-        let sent = stream::iter(0..count)
+        let parts = stream::iter(0..count)
             .map(send)
             .buffered(PARTS_AT_ONCE)
             .try_collect();
-        let (parts, found) = futures::try_join!(sent, hashed)?;
+        let (parts, found) = futures::try_join!(parts, hashed)?;
         if found == *digest {
             Ok(parts)
         } else {

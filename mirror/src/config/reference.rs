@@ -293,7 +293,7 @@ mod tests {
     #[test_case("http.http2" => vec!["http.http2.disabled"]; "a section")]
     #[test_case("health.tcp" => vec!["health.tcp[].addr", "health.tcp[].timeout", "health.tcp[].interval", "health.tcp[].threshold"])]
     #[test_case("redis.pool.maxidle" => vec!["redis"]; "below a key without effect")]
-    #[test_case("storage.s3.bucket" => vec!["storage.s3"]; "below a key that is refused")]
+    #[test_case("storage.oss.bucket" => vec!["storage.oss"]; "below a key that is refused")]
     #[test_case("REGISTRY_STORAGE_RADOS_POOLNAME" => vec!["storage.rados"]; "a variable of one that is refused")]
     fn names_map_to_their_keys(name: &str) -> Vec<String> {
         keys(name)

@@ -162,10 +162,10 @@ impl FillTask {
     async fn fetch(&mut self) -> Result<Staged, Stop> {
         let (mut answer, mut staged) = self.begin().await?;
         if self.origins.is_verified_first(&answer) {
-            match self.fetch_unannounced(answer, staged).await {
-                Some(staged) => return Ok(staged),
-                None => (answer, staged) = self.begin().await?,
+            if let Some(staged) = self.fetch_unannounced(answer, staged).await {
+                return Ok(staged);
             }
+            (answer, staged) = self.begin().await?;
         }
         let size = answer.total;
         self.file.store(Some(staged.file()));
@@ -236,17 +236,13 @@ impl FillTask {
             Ok((_, Some(error))) => Err(Stop::Upstream(error)),
             Err(stop) => Err(stop),
         };
-        match verified {
-            Ok(staged) => {
-                self.file.store(Some(staged.file()));
-                Some(staged)
-            }
-            Err(_) => {
-                self.origins.reject_stored(!is_cut);
-                self.progress.send_modify(|progress| progress.written = 0);
-                None
-            }
+        if let Ok(staged) = verified {
+            self.file.store(Some(staged.file()));
+            return Some(staged);
         }
+        self.origins.reject_stored(!is_cut);
+        self.progress.send_modify(|progress| progress.written = 0);
+        None
     }
 
     /// Writes the bytes of one response until it ends or fails; returns the error with the file.

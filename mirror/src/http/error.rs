@@ -151,11 +151,11 @@ impl RegistryError {
     }
 
     /// Returns a 401 for a request to the peer port that no member of the fleet made.
-    pub(super) fn not_a_peer(message: String) -> Self {
+    pub(super) fn not_a_peer(message: &str) -> Self {
         let challenge = HeaderValue::from_static("Mirror");
         Self {
             class: "not_a_peer",
-            ..Self::unauthorized(&message, challenge)
+            ..Self::unauthorized(message, challenge)
         }
     }
 

@@ -27,7 +27,7 @@ pub(super) fn admit(fleet: &Fleet, request: &Parts) -> Result<PeerAuthorization,
     let target = request.uri.path_and_query().map_or("/", |target| target.as_str());
     fleet
         .admit(authorization, request.method.as_str(), target)
-        .map_err(|error| RegistryError::not_a_peer(error.to_string()))
+        .map_err(|error| RegistryError::not_a_peer(&error.to_string()))
 }
 
 /// Returns the answer to a hello; `None` for another path.

@@ -142,7 +142,9 @@ impl BlobOrigins {
         let senders = std::mem::take(&mut self.senders);
         let is_ambiguous = std::mem::take(&mut self.asked_upstream);
         if let Some(fleet) = self.origins.holders.as_ref().filter(|_| !is_ambiguous) {
-            senders.iter().for_each(|member| fleet.on_wrong_bytes(member));
+            for member in &senders {
+                fleet.on_wrong_bytes(member);
+            }
         }
         self.current = None;
         let is_theirs = !senders.is_empty();

@@ -161,14 +161,14 @@ impl Fleet {
             built.header(AUTHORIZATION, authorization.value().clone()).send()
         };
         let lost = member.lost();
-        let sent = async {
+        let response = async {
             match send().await {
                 // Probably a pooled connection that the peer just closed.
                 Err(error) if !error.is_connect() && !error.is_timeout() => send().await,
-                sent => sent,
+                outcome => outcome,
             }
         };
-        match timeout(HEADER, self.unless_lost(sent, &lost)).await {
+        match timeout(HEADER, self.unless_lost(response, &lost)).await {
             Ok(Some(Ok(response))) => Ok(response),
             Ok(Some(Err(error))) => Err(PeerError::Failed(describe(error))),
             Ok(None) => Err(PeerError::Failed("it is lost".to_owned())),

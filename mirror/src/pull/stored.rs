@@ -18,8 +18,8 @@ use crate::store::{CachedTag, Link, Manifest, StageError};
 pub(super) type StoredManifests = SingleFlight<(Repository, Reference), Option<(Digest, Manifest)>>;
 
 impl Pull {
-    /// StoredManifests a manifest from the bucket, or the manifest of a tag, once for all clients; `None` if the bucket does not
-    /// have it.
+    /// Returns a manifest from the bucket, or the manifest of a tag, once for all clients; `None` if the bucket does not have
+    /// it.
     pub(super) async fn load_stored(
         self: &Arc<Self>,
         repository: &Repository,
@@ -52,7 +52,7 @@ impl Pull {
         waiting.await.flatten()
     }
 
-    /// StoredManifests a tag with its manifest, as [`Self::load_stored`] does. No upstream confirmed it, so it is never fresh.
+    /// Returns a tag with its manifest, as [`Self::load_stored`] does. No upstream confirmed it, so it is never fresh.
     pub(super) async fn load_stored_tag(
         self: &Arc<Self>,
         repository: &Repository,
@@ -125,7 +125,7 @@ impl Pull {
         match kept.await {
             Ok(()) | Err(StageError::ReadOnly) => {}
             Err(error) => {
-                debug!(%repository, %error, "a manifest of the bucket is served without being kept")
+                debug!(%repository, %error, "a manifest of the bucket is served without being kept");
             }
         }
     }

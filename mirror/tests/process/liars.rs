@@ -68,11 +68,7 @@ struct Liar {
 
 impl Liar {
     fn hello(&self, request: &Request<hyper::body::Incoming>, upstreams: &str) -> Response<Body> {
-        let protocol = if matches!(self.lie, Lie::OldProtocol) {
-            0
-        } else {
-            1
-        };
+        let protocol = u8::from(!matches!(self.lie, Lie::OldProtocol));
         let body = serde_json::json!({
             "id": self.id, "version": "0", "protocol": protocol, "state": "serving", "upstreams": upstreams,
         });

@@ -9,7 +9,7 @@ use tokio::net::TcpStream;
 
 use crate::fleet::{Replicas, authorization, metric, now, send, status, until_peers};
 use crate::hub::{Fault, Gate, Hub};
-use crate::server::Server;
+use crate::server::{Head, Server};
 use crate::{LIMIT, MIB, bytes, until};
 
 fn blob(digest: &Digest) -> String {
@@ -72,7 +72,7 @@ async fn owner_killed_in_mid_fill_fails_no_pull() {
     let server = replicas.servers[owner].take().unwrap();
     let others: Vec<_> = replicas.servers.iter().flatten().collect();
     let waiting = async {
-        let digests = join_all(heads.into_iter().map(|head| head.digest())).await;
+        let digests = join_all(heads.into_iter().map(Head::digest)).await;
         assert!(digests.into_iter().all(|found| found.unwrap() == digest));
     };
     let kill = async {

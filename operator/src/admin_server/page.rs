@@ -158,7 +158,7 @@ mod tests {
         });
         let mirror = Arc::new(DeserializeGuard(Ok(serde_json::from_value(mirror).unwrap())));
         let (list, detail) = (
-            mirrors(&[mirror.clone()]).into_string(),
+            mirrors(std::slice::from_ref(&mirror)).into_string(),
             conditions(&mirror).into_string(),
         );
         assert!(list.contains("href=\"/mirrors/mirrors/hub\""), "{list}");

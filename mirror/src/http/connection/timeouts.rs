@@ -314,18 +314,18 @@ mod tests {
         let mut request = client.request(Version::HTTP_2);
         request.on_response();
         assert!(client.is_waited_for().await, "there is memory");
-        let hold = |memory: &Arc<ClientMemory>| {
+        let take_all = |memory: &Arc<ClientMemory>| {
             let memory = Arc::clone(memory);
             std::iter::from_fn(move || memory.try_block(u64::MAX)).collect::<Vec<_>>()
         };
-        let held = hold(&client.memory);
+        let held = take_all(&client.memory);
         let late = tokio::time::timeout(LONG, client.timeouts.expired()).await;
         assert_eq!(late.unwrap(), ConnectionState::WritingResponse);
         drop(held);
         let _other = client.request(Version::HTTP_2);
         assert!(client.is_waited_for().await, "the server owes a response");
         let progress = Arc::clone(&client.server.progress);
-        let (_waiting, _held) = (progress.wait_for_memory(), hold(&client.memory));
+        let (_waiting, _held) = (progress.wait_for_memory(), take_all(&client.memory));
         assert_eq!(client.late().await, ConnectionState::WritingResponse);
     }
 

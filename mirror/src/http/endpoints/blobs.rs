@@ -77,12 +77,11 @@ pub(in crate::http) async fn get(
                 pull: Arc::clone(&context.app.pull),
                 peer: Arc::clone(&context.peer.name),
             };
-            match size {
-                Some(size) => send(&mut response, reader(BodyBlob::Filling(filling)), size, &wanted),
-                None => {
-                    let memory = Arc::clone(&context.peer.memory);
-                    *response.body_mut() = body::whole_fill(filling, memory);
-                }
+            if let Some(size) = size {
+                send(&mut response, reader(BodyBlob::Filling(filling)), size, &wanted);
+            } else {
+                let memory = Arc::clone(&context.peer.memory);
+                *response.body_mut() = body::whole_fill(filling, memory);
             }
         }
         Source::PassThrough(passed) => {

@@ -550,19 +550,21 @@ mod tests {
     #[tokio::test]
     async fn abandoned_lookups_keep_their_permits() {
         let lookups = Arc::new(Semaphore::new(MAX_LOOKUPS));
-        let (begun, hang) = (Arc::new(AtomicU8::new(0)), Arc::new(parking_lot::Mutex::new(())));
-        let guard = hang.lock();
+        let begun = Arc::new(AtomicU8::new(0));
+        let (release, hang) = std::sync::mpsc::channel::<()>();
+        let hang = Arc::new(parking_lot::Mutex::new(hang));
         for _ in 0..3 * MAX_LOOKUPS {
             let (begun, hang) = (Arc::clone(&begun), Arc::clone(&hang));
             let lookup = look_up(Arc::clone(&lookups), move || {
                 begun.fetch_add(1, Ordering::Relaxed);
-                drop(hang.lock());
+                // It ends when the sender is dropped.
+                let _ = hang.lock().recv();
             });
             // Polled once, and dropped.
             drop(futures::future::select(Box::pin(lookup), std::future::ready(())).await);
         }
         assert_eq!(lookups.available_permits(), 0);
-        drop(guard);
+        drop(release);
         let all = lookups.acquire_many(u32::try_from(MAX_LOOKUPS).unwrap()).await;
         assert!(all.is_ok());
         assert_eq!(usize::from(begun.load(Ordering::Relaxed)), MAX_LOOKUPS);

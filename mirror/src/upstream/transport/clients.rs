@@ -114,12 +114,12 @@ impl Clients {
             let has_name = literal(&config.remote).is_none();
             let upstream = has_name.then(|| direct(true)).transpose()?;
             let direct = direct(false)?;
-            let (proxies, proxied) = proxied(config.proxy_url.as_ref(), timeouts.idle, base)?;
+            let (proxies, through_proxy) = proxied(config.proxy_url.as_ref(), timeouts.idle, base)?;
             Ok(Self {
                 policy: policy.clone(),
                 upstream,
                 direct,
-                proxied,
+                proxied: through_proxy,
                 proxies,
                 kept: HostPool::default(),
             })

@@ -16,7 +16,7 @@ use k8s_openapi::{
     jiff::{SignedDuration, Timestamp},
 };
 use kube::{Api, Client, ResourceExt, api::ListParams, client::Body};
-use mirror::admin::Status;
+use mirror::admin::{ClientStatus, Status};
 use serde::de::DeserializeOwned;
 use tokio::time::timeout;
 
@@ -165,7 +165,7 @@ async fn clients(client: &Client, mirror: &MirrorKey) -> Option<BTreeMap<IpAddr,
     let mut last = BTreeMap::new();
     for pod in pods.ok()?.items {
         let status = report::<Status>(client, &pod, ADMIN_PORT).await.ok()?;
-        for (address, at) in status.clients.iter().filter_map(|client| client.last_pull()) {
+        for (address, at) in status.clients.iter().filter_map(ClientStatus::last_pull) {
             let known = last.entry(address).or_insert(at);
             *known = at.max(*known);
         }
