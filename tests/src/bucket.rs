@@ -43,7 +43,7 @@ pub struct ObjectStore {
     proxy: Proxy,
     address: SocketAddr,
     program: PathBuf,
-    _daemon: Daemon,
+    daemon: Daemon,
     scratch: Scratch,
 }
 
@@ -67,7 +67,7 @@ impl ObjectStore {
                         proxy: Proxy::open(address)?,
                         address,
                         program,
-                        _daemon: daemon,
+                        daemon,
                         scratch,
                     });
                 }
@@ -82,10 +82,10 @@ impl ObjectStore {
 
     /// Starts the store again at the same address, with another secret key.
     pub async fn restart_with(&mut self, secret_key: &str) -> Result<(), Error> {
-        self._daemon.kill();
-        self._daemon = serve(&self.program, &self.scratch, self.address, secret_key)?;
-        let ready = listens(&mut self._daemon, self.address).await;
-        let log = self._daemon.log_tail();
+        self.daemon.kill();
+        self.daemon = serve(&self.program, &self.scratch, self.address, secret_key)?;
+        let ready = listens(&mut self.daemon, self.address).await;
+        let log = self.daemon.log_tail();
         ready.map_err(|source| Error::NotReady { source, log })
     }
 

@@ -195,7 +195,7 @@ impl Page {
                 }
                 Event::Start(Tag::Heading { .. }) => heading = Some(String::new()),
                 Event::End(TagEnd::Heading(_)) => {
-                    page.headings.extend(heading.take().map(|text| slug(&text)))
+                    page.headings.extend(heading.take().map(|text| slug(&text)));
                 }
                 Event::Start(Tag::CodeBlock(CodeBlockKind::Fenced(language))) if &*language == "sh" => {
                     block = Some(String::new());

@@ -176,8 +176,8 @@ async fn operator_finds_agents_by_their_service() {
     let service = json!(format!("--agent-service=operators/{NAME}"));
     assert!(arguments.as_array().unwrap().contains(&service), "{arguments}");
     let name = format!("{NAME}s");
-    let roles = named(&objects, "Role");
-    let role = roles
+    let found = named(&objects, "Role");
+    let role = found
         .iter()
         .find(|role| role["metadata"]["name"] == name.as_str())
         .unwrap();

@@ -351,8 +351,11 @@ impl Cluster {
     async fn config_path_is_set_on_request(&self) {
         let config = self.node.directory().join("etc-containerd/config.toml");
         let text = fs::read_to_string(&config).unwrap();
-        let lines = text.lines().filter(|line| !line.contains("config_path"));
-        fs::write(&config, lines.map(|line| format!("{line}\n")).collect::<String>()).unwrap();
+        let lines: Vec<_> = text
+            .lines()
+            .filter(|line| !line.contains("config_path"))
+            .collect();
+        fs::write(&config, lines.join("\n") + "\n").unwrap();
         let (message, _) = self.until_state("ConfigPathMissing").await;
         assert!(
             message.contains("config_path = \"/etc/containerd/certs.d\""),

@@ -120,7 +120,9 @@ async fn thousand_nodes_cost_one_write_per_change() {
     bench.until_nothing_is_written().await;
 
     let mark = bench.mark().await;
-    agents.iter().for_each(|agent| agent.set(answer("Bypassed")));
+    for agent in &agents {
+        agent.set(answer("Bypassed"));
+    }
     until_nodes(&bench, numbers(1000, 0, 1000)).await;
     let bypassed = bench
         .until_condition("hub", ConditionType::NodesConfigured, "False", Reason::Bypassed)
