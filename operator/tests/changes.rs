@@ -254,6 +254,12 @@ fn cases() -> Vec<Case> {
             json!({"observability": {"otlpEndpoint": "http://collector:4318"}}),
         ),
         case("spec.paused", "", json!({}), json!({"paused": true})),
+        case(
+            "spec.peers.mode",
+            "",
+            json!({}),
+            json!({"peers": {"mode": "Disabled"}}),
+        ),
         pod("spec.pod.affinity", &json!({"nodeAffinity": {}})),
         pod("spec.pod.annotations", &json!({"example.com/a": "b"})),
         pod(

@@ -105,7 +105,9 @@ async fn manifest(State(registry): State<Registry>, Path(tag): Path<String>) -> 
     if tag == "v1" || tag == digest(MANIFEST.as_bytes()) {
         (headers, MANIFEST).into_response()
     } else {
-        (StatusCode::NOT_FOUND, headers).into_response()
+        // A 404 without an error of the specification is a wrong address of the registry.
+        let error = axum::Json(serde_json::json!({"errors": [{"code": "MANIFEST_UNKNOWN"}]}));
+        (StatusCode::NOT_FOUND, [headers[1], headers[2], headers[3]], error).into_response()
     }
 }
 
