@@ -95,7 +95,7 @@ impl Record {
     pub(super) fn logged(mut self, parts: &Parts, peer: &Peer) -> Self {
         self.line = self.app.settings.access_log.then(|| {
             Box::new(Line {
-                target: logging::shorten(&shown(&parts.uri)),
+                target: logging::shorten(shown(&parts.uri)),
                 client: Arc::clone(&peer.name),
                 agent: text(&parts.headers, &header::USER_AGENT),
             })
@@ -209,7 +209,10 @@ fn short_method(method: &Method) -> Method {
 
 /// Returns the path with the query parameters that the log may contain.
 pub(super) fn shown(uri: &Uri) -> String {
-    let pairs = form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes());
+    let Some(query) = uri.query() else {
+        return uri.path().to_owned();
+    };
+    let pairs = form_urlencoded::parse(query.as_bytes());
     let mut query = form_urlencoded::Serializer::new(String::new());
     query.extend_pairs(pairs.filter(|(key, _)| LOGGED_PARAMETERS.contains(&key.as_ref())));
     match query.finish() {

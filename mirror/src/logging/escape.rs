@@ -40,9 +40,9 @@ pub(super) fn text(value: &str) -> String {
 }
 
 /// Returns a text that fits into a field with the mark of a cut: for values that are kept until their line is written.
-pub(crate) fn shorten(value: &str) -> String {
+pub(crate) fn shorten(value: String) -> String {
     if value.len() <= MAX_FIELD {
-        return value.to_owned();
+        return value;
     }
     let kept = value.floor_char_boundary(MAX_FIELD - MAX_MARK);
     format!("{}... ({} bytes cut)", &value[..kept], value.len() - kept)
@@ -142,8 +142,8 @@ mod tests {
     /// A value that is cut early is not cut again when it is written.
     #[test]
     fn shortened_value_is_cut_once() {
-        assert_eq!(shorten("short"), "short");
-        let short = shorten(&"a\u{4e2d}".repeat(MAX_FIELD));
+        assert_eq!(shorten("short".to_owned()), "short");
+        let short = shorten("a\u{4e2d}".repeat(MAX_FIELD));
         assert!(
             short.len() <= MAX_FIELD && short.ends_with(" bytes cut)"),
             "{short}"
