@@ -241,7 +241,7 @@ fn text(headers: &HeaderMap, name: &HeaderName) -> String {
     headers
         .get(name)
         .and_then(|value| value.to_str().ok())
-        .map(logging::shorten)
+        .map(|value| logging::shorten(value.to_owned()))
         .unwrap_or_default()
 }
 
