@@ -114,6 +114,8 @@ impl PeerRequest {
 pub(super) fn client() -> reqwest::Result<Client> {
     Client::builder()
         .user_agent(concat!("registry-mirror/", env!("CARGO_PKG_VERSION")))
+        // Peers speak plain HTTP, and the image has no certificates of a system.
+        .tls_certs_only([])
         .no_proxy()
         .http1_only()
         .redirect(redirect::Policy::none())
