@@ -117,7 +117,7 @@ fn read(path: &Path) -> Result<(File, String), Error> {
     };
     let yaml = file_read::read_text(path, MAX_FILE).map_err(unreadable)?;
     let file = File::parse(&yaml).map_err(|error| error.in_file(path))?;
-    let version = Digest::of(Algorithm::Sha256, yaml.as_bytes());
+    let version = Digest::compute(Algorithm::Sha256, yaml.as_bytes());
     Ok((file, version.hex().to_owned()))
 }
 

@@ -47,7 +47,7 @@ pub struct InvalidDigest;
 
 impl Digest {
     /// Hashes these bytes.
-    pub fn of(algorithm: Algorithm, bytes: &[u8]) -> Self {
+    pub fn compute(algorithm: Algorithm, bytes: &[u8]) -> Self {
         let mut hasher = Hasher::new(algorithm);
         hasher.update(bytes);
         hasher.finish()
@@ -78,8 +78,8 @@ pub struct Hashed {
 
 impl Hashed {
     /// Hashes these bytes.
-    pub fn of(algorithm: Algorithm, bytes: Bytes) -> Self {
-        let digest = Digest::of(algorithm, &bytes);
+    pub fn compute(algorithm: Algorithm, bytes: Bytes) -> Self {
+        let digest = Digest::compute(algorithm, &bytes);
         Self { digest, bytes }
     }
 
@@ -88,7 +88,7 @@ impl Hashed {
     /// # Errors
     /// The actual digest, if it differs.
     pub fn checked(digest: &Digest, bytes: Bytes) -> Result<Self, Digest> {
-        let hashed = Self::of(digest.algorithm(), bytes);
+        let hashed = Self::compute(digest.algorithm(), bytes);
         if hashed.digest == *digest {
             Ok(hashed)
         } else {
@@ -201,7 +201,7 @@ mod tests {
         #[test]
         fn computed_digest_parses_back(bytes: Vec<u8>, long: bool) {
             let algorithm = if long { Algorithm::Sha512 } else { Algorithm::Sha256 };
-            let digest = Digest::of(algorithm, &bytes);
+            let digest = Digest::compute(algorithm, &bytes);
             prop_assert_eq!(digest.to_string().parse::<Digest>().unwrap(), digest.clone());
             prop_assert_eq!(format!("{}:{}", algorithm.as_str(), digest.hex()), digest.as_str());
         }
@@ -209,10 +209,10 @@ mod tests {
         /// Bytes are accepted under their own digest only, and the error gives the digest found.
         #[test]
         fn bytes_are_accepted_by_own_digest_only(bytes: Vec<u8>, other: Vec<u8>) {
-            let digest = Digest::of(Algorithm::Sha512, &bytes);
+            let digest = Digest::compute(Algorithm::Sha512, &bytes);
             let taken = Hashed::checked(&digest, bytes.clone().into()).unwrap();
             prop_assert_eq!((taken.digest(), &taken.bytes()[..]), (&digest, &bytes[..]));
-            let found = Digest::of(Algorithm::Sha512, &other);
+            let found = Digest::compute(Algorithm::Sha512, &other);
             prop_assert_eq!(Hashed::checked(&digest, other.clone().into()).is_ok(), other == bytes);
             if other != bytes {
                 prop_assert_eq!(Hashed::checked(&digest, other.into()), Err(found));

@@ -224,7 +224,7 @@ mod tests {
     /// The reader keeps the references of a manifest and leaves out all else.
     #[test]
     fn manifest_reads_only_what_it_references() {
-        let digest = |text: &str| Digest::of(Algorithm::Sha256, text.as_bytes());
+        let digest = |text: &str| Digest::compute(Algorithm::Sha256, text.as_bytes());
         let text = format!(
             r#"{{"schemaVersion":2,"config":{{"digest":"{}","size":7,"urls":[]}},"annotations":{{"a":[1]}},
             "layers":[{{"digest":"{}","size":9,"urls":["https://b"]}},{{}},{{"digest":"md5:1","size":1}}],
@@ -258,7 +258,7 @@ mod tests {
     #[test_case("layers"; "of an image")]
     #[test_case("blobs"; "of an artifact")]
     fn list_of_too_many_descriptors_is_marked(name: &str) {
-        let descriptor = format!(r#"{{"digest":"{}"}}"#, Digest::of(Algorithm::Sha256, b"x"));
+        let descriptor = format!(r#"{{"digest":"{}"}}"#, Digest::compute(Algorithm::Sha256, b"x"));
         let manifest = |count: usize| {
             let list = vec![descriptor.as_str(); count].join(",");
             Document::read(format!(r#"{{"schemaVersion":2,"{name}":[1,{{}},{list}]}}"#).as_bytes()).unwrap()

@@ -191,7 +191,7 @@ impl Origins {
         {
             return answer;
         }
-        if self.bucket.is_some() && *digest == Digest::of(digest.algorithm(), b"") {
+        if self.bucket.is_some() && *digest == Digest::compute(digest.algorithm(), b"") {
             return self.blob_head(name, digest).await.map(|_| Some(0));
         }
         if let Some(answer) = self.stored_part(name, digest, 0..1).await {

@@ -190,5 +190,5 @@ fn upstreams_hash(proxy: &Proxy) -> String {
     };
     let lines: Vec<_> = proxy.upstreams.iter().map(line).collect();
     let text = lines.join("\n");
-    Digest::of(Algorithm::Sha256, text.as_bytes()).hex()[..16].to_owned()
+    Digest::compute(Algorithm::Sha256, text.as_bytes()).hex()[..16].to_owned()
 }

@@ -96,12 +96,12 @@ fn options() -> store::StoreOptions {
 /// A blob, and a manifest with a tag.
 async fn fill(store: &Store, repository: &Repository) -> (Digest, Digest) {
     let bytes = vec![7; 4096];
-    let blob = Digest::of(Algorithm::Sha256, &bytes);
+    let blob = Digest::compute(Algorithm::Sha256, &bytes);
     let mut staged = store.stage(&repository.host, &blob, Some(4096)).await.unwrap();
     staged.append(&bytes).unwrap();
     staged.commit(std::slice::from_ref(repository)).await.unwrap();
     let manifest = Manifest {
-        content: Hashed::of(Algorithm::Sha256, MANIFEST.into()),
+        content: Hashed::compute(Algorithm::Sha256, MANIFEST.into()),
         media_type: "application/vnd.oci.image.manifest.v1+json".into(),
     };
     store.put_manifest(repository, &manifest).await.unwrap();

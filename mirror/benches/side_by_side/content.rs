@@ -42,7 +42,7 @@ impl Content {
 
     pub(crate) fn new() -> Self {
         let bytes = bytes(LAYER);
-        let digest = |bytes: &[u8]| Digest::of(Algorithm::Sha256, bytes);
+        let digest = |bytes: &[u8]| Digest::compute(Algorithm::Sha256, bytes);
         let (layer, small) = (digest(&bytes), digest(&bytes[..Self::SMALL]));
         let manifest_bytes = manifest((&small, Self::SMALL), &[(layer.clone(), LAYER)]);
         Self {
@@ -97,16 +97,16 @@ impl Content {
         let config =
             json!({"os": "linux", "architecture": "amd64", "rootfs": {"type": "layers", "diff_ids": []}});
         let config: Arc<[u8]> = config.to_string().into_bytes().into();
-        let config_digest = Digest::of(Algorithm::Sha256, &config);
+        let config_digest = Digest::compute(Algorithm::Sha256, &config);
         let image = manifest((&config_digest, config.len()), &layers);
         items.push((config_digest.to_string(), Item::Document(config, CONFIG)));
-        let digest = Digest::of(Algorithm::Sha256, &image);
+        let digest = Digest::compute(Algorithm::Sha256, &image);
         let mut of_the_image = descriptor(IMAGE, &digest, image.len());
         of_the_image["platform"] = json!({"os": "linux", "architecture": "amd64"});
         let index = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": [of_the_image]});
         let index: Arc<[u8]> = index.to_string().into_bytes().into();
         let tag = format!("image-{}", &digest.hex()[..12]);
-        let by_digest = Digest::of(Algorithm::Sha256, &index).to_string();
+        let by_digest = Digest::compute(Algorithm::Sha256, &index).to_string();
         items.push((digest.to_string(), Item::Document(image, IMAGE)));
         items.push((by_digest, Item::Document(index.clone(), INDEX)));
         items.push((tag.clone(), Item::Document(index, INDEX)));

@@ -141,7 +141,7 @@ impl Day {
         let Item::Document(bytes, _) = &text else {
             return layers;
         };
-        let digest = mirror::digest::Digest::of(mirror::digest::Algorithm::Sha256, bytes);
+        let digest = mirror::digest::Digest::compute(mirror::digest::Algorithm::Sha256, bytes);
         let size = bytes.len();
         self.items.push((digest.to_string(), text));
         let manifest = Asked {

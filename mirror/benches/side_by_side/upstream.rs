@@ -219,7 +219,7 @@ impl Shared {
 
     fn document(&self, stream: &TcpStream, head_only: bool, kind: &str, bytes: &[u8]) -> io::Result<()> {
         use mirror::digest::{Algorithm, Digest};
-        let digest = Digest::of(Algorithm::Sha256, bytes);
+        let digest = Digest::compute(Algorithm::Sha256, bytes);
         let kind = format!("{kind}\r\nDocker-Content-Digest: {digest}");
         self.send(stream, head_only, &kind, [bytes, b"", b""])
     }

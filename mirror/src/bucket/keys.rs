@@ -62,7 +62,7 @@ mod tests {
     /// The keys are those of Distribution, also with a prefix and for an upstream with a port.
     #[test]
     fn keys_are_those_of_distribution() {
-        let digest = Digest::of(Algorithm::Sha256, b"");
+        let digest = Digest::compute(Algorithm::Sha256, b"");
         let hex = digest.hex();
         let repository = |host: &str| Repository {
             host: host.parse().unwrap(),

@@ -72,7 +72,8 @@ impl UploadQuota {
     where
         F: Future<Output = Result<T, UploadError>>,
     {
-        let room = u32::try_from(length).unwrap_or(u32::MAX);
+        // The parts of the largest blobs are longer than the whole room.
+        let room = u32::try_from(length.min(MAX_BUFFERED as u64)).unwrap_or(u32::MAX);
         let room = self.0.acquire_many(room).await;
         let bytes = read(file, at, length).await?;
         let outcome = send(bytes).await;
@@ -289,7 +290,7 @@ fn part_length(wanted: u64, size: u64) -> u64 {
 
 async fn hash(digest: &Digest, bytes: Bytes) -> Result<Digest, UploadError> {
     let algorithm = digest.algorithm();
-    let hash = move || Digest::of(algorithm, &bytes);
+    let hash = move || Digest::compute(algorithm, &bytes);
     Ok(spawn_blocking(hash).await.map_err(store::Error::from)?)
 }
 

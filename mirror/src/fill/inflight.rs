@@ -325,7 +325,7 @@ mod tests {
 
     #[test]
     fn too_many_entries_of_one_upstream_cost_no_other_its_own() {
-        let digest = |number: usize| Digest::of(Algorithm::Sha256, &number.to_le_bytes());
+        let digest = |number: usize| Digest::compute(Algorithm::Sha256, &number.to_le_bytes());
         let [bad, good]: [Host; 2] = ["bad.test", "good.test"].map(|host| host.parse().unwrap());
         let mut entries = HashMap::from([((good.clone(), digest(0)), 0_u8)]);
         for number in 0..=REMEMBERED {

@@ -48,7 +48,7 @@ impl Htpasswd {
     }
 
     /// Reads the file, so that the log has a change before the next login. Blocks.
-    pub fn look(&self) {
+    pub fn reload(&self) {
         self.users.read_again();
     }
 

@@ -20,14 +20,17 @@ impl Shard {
     /// Returns the shard of the manifests, tags and lists of a repository. One owner has them all, so that a manifest that
     /// one client asks for by tag and another by digest costs one request.
     pub(crate) fn of_repository(repository: &Repository) -> Self {
-        Self::of_blob(&Digest::of(Algorithm::Sha256, repository.to_string().as_bytes()))
+        Self::of_blob(&Digest::compute(
+            Algorithm::Sha256,
+            repository.to_string().as_bytes(),
+        ))
     }
 
     /// Returns the weight of a member for this shard; the member with the greatest owns it.
     pub(super) fn weight(self, member: &str) -> Digest {
         let mut text = member.as_bytes().to_vec();
         text.push(self.0);
-        Digest::of(Algorithm::Sha256, &text)
+        Digest::compute(Algorithm::Sha256, &text)
     }
 }
 
@@ -42,7 +45,8 @@ mod tests {
     }
 
     fn members(count: usize) -> Vec<String> {
-        let id = |number: usize| Digest::of(Algorithm::Sha256, &number.to_le_bytes()).hex()[..32].to_owned();
+        let id =
+            |number: usize| Digest::compute(Algorithm::Sha256, &number.to_le_bytes()).hex()[..32].to_owned();
         (0..count).map(id).collect()
     }
 

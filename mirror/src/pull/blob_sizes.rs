@@ -51,7 +51,7 @@ mod tests {
     #[test]
     fn blob_sizes_are_known_by_repository() {
         let (sizes, digest) = (BlobSizes::default(), |text: &[u8]| {
-            Digest::of(Algorithm::Sha256, text)
+            Digest::compute(Algorithm::Sha256, text)
         });
         let repository = |name: &str| Repository {
             host: "a.test".parse().unwrap(),

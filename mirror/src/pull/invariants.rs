@@ -31,7 +31,7 @@ pub(crate) fn manifest(content_type: Option<&str>, bytes: &[u8]) {
         name: "library/app".parse().unwrap(),
     };
     NAMED.record(&repository, &document);
-    let other = Digest::of(Algorithm::Sha256, bytes);
+    let other = Digest::compute(Algorithm::Sha256, bytes);
     assert_eq!(
         NAMED.get(&repository, &other),
         None,

@@ -75,10 +75,10 @@ impl Pull {
         tag: &Tag,
         client: ClientRequest<'_>,
     ) -> Answer {
-        let copy = match self.copy_of(repository, tag).await {
-            None => Box::pin(self.load_stored_tag(repository, tag, client)).await,
-            copy => copy,
-        };
+        let mut copy = self.copy_of(repository, tag).await;
+        if copy.is_none() {
+            copy = Box::pin(self.load_stored_tag(repository, tag, client)).await;
+        }
         let Some((known, copy)) = copy else {
             let reference = Reference::Tag(tag.clone());
             return Box::pin(self.fetch_manifest(repository, &reference, client, None)).await;
@@ -163,11 +163,7 @@ impl Pull {
             async move {
                 let _turn = turn;
                 let fetched = pull.ask(&origins, &repository, &reference, accept, known).await;
-                let tag = match &reference {
-                    Reference::Tag(tag) => Some(tag),
-                    Reference::Digest(_) => None,
-                };
-                pull.record_verdict((&origins, version), &repository, tag, &fetched);
+                pull.record_verdict((&origins, version), &repository, as_tag(&reference), &fetched);
                 if let Err(failure) = &fetched {
                     pull.negative_cache.insert(
                         &repository,
@@ -298,6 +294,13 @@ impl Pull {
             Ok(()) | Err(StageError::ReadOnly) => {}
             Err(error) => warn!(%repository, %tag, %error, "a tag is served without being kept"),
         }
+    }
+}
+
+fn as_tag(reference: &Reference) -> Option<&Tag> {
+    match reference {
+        Reference::Tag(tag) => Some(tag),
+        Reference::Digest(_) => None,
     }
 }
 

@@ -202,7 +202,7 @@ mod tests {
     #[test]
     fn fallback_tag_has_64_digest_characters() {
         for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
-            let digest = Digest::of(algorithm, b"subject");
+            let digest = Digest::compute(algorithm, b"subject");
             let tag = referrers_tag(&digest);
             assert_eq!(tag, format!("{}-{}", algorithm.as_str(), &digest.hex()[..64]));
         }

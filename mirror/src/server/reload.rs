@@ -133,7 +133,7 @@ impl Reloader {
         });
         if let Some(users) = self.0.users.clone() {
             // The reload logs its result itself.
-            let _ = tokio::task::spawn_blocking(move || users.look()).await;
+            let _ = tokio::task::spawn_blocking(move || users.reload()).await;
         }
         self.renew_bucket().await;
         if let Some(certificates) = self.0.certificates.clone() {

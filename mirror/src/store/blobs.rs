@@ -281,7 +281,7 @@ fn read_small(digest: &Digest, file: &File, size: u64) -> std::io::Result<Option
     };
     let mut bytes = vec![0; length];
     file.read_exact_at(&mut bytes, 0)?;
-    if Digest::of(digest.algorithm(), &bytes) != *digest {
+    if Digest::compute(digest.algorithm(), &bytes) != *digest {
         return Err(ErrorKind::InvalidData.into());
     }
     Ok(Some(bytes.into()))
@@ -299,7 +299,7 @@ pub(super) fn changed_ms(found: &Metadata) -> i64 {
 
 /// Returns `true` if only the hash could still be wrong.
 fn is_sound(digest: &Digest, found: &Metadata, expected: Option<u64>) -> bool {
-    let plausible = found.len() > 0 || *digest == Digest::of(digest.algorithm(), b"");
+    let plausible = found.len() > 0 || *digest == Digest::compute(digest.algorithm(), b"");
     found.is_file() && plausible && expected.is_none_or(|size| size == found.len())
 }
 

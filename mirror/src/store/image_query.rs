@@ -223,7 +223,8 @@ mod tests {
         ImageRequest { search, sort, limit }
     }
 
-    /// 10,000 images are listed within 200 ms in any order that needs no sizes, as an optimised build has them.
+    /// 10,000 images are listed in any order that needs no sizes without reading them one by one: within 2 s in a debug
+    /// build, and 200 ms in an optimised one.
     #[tokio::test]
     async fn ten_thousand_images_are_listed_quickly() {
         const LIMIT: Duration = Duration::from_millis(if cfg!(debug_assertions) { 2_000 } else { 200 });
@@ -231,7 +232,7 @@ mod tests {
         let store = open(root.path()).await;
         let mut ops = Vec::new();
         for number in 0..10_000_i64 {
-            let digest = Digest::of(Algorithm::Sha256, &number.to_le_bytes());
+            let digest = Digest::compute(Algorithm::Sha256, &number.to_le_bytes());
             let repository = repository(&format!("team/app-{number}"));
             ops.push(Op::Admit {
                 digest: digest.clone(),
@@ -266,15 +267,15 @@ mod tests {
     async fn image_size_counts_what_is_cached() {
         let root = tempfile::tempdir().unwrap();
         let (store, app) = (open(root.path()).await, repository("app"));
-        let layer = Digest::of(Algorithm::Sha256, &[7; 1000]);
+        let layer = Digest::compute(Algorithm::Sha256, &[7; 1000]);
         let mut staged = store.stage(&app.host, &layer, Some(1000)).await.unwrap();
         staged.append(&[7; 1000]).unwrap();
         staged.commit(std::slice::from_ref(&app)).await.unwrap();
-        let absent = Digest::of(Algorithm::Sha256, b"absent");
+        let absent = Digest::compute(Algorithm::Sha256, b"absent");
         let text =
             format!(r#"{{"layers":[{{"digest":"{layer}","size":1000}},{{"digest":"{absent}","size":5}}]}}"#);
         let manifest = Manifest {
-            content: Hashed::of(Algorithm::Sha256, text.clone().into_bytes().into()),
+            content: Hashed::compute(Algorithm::Sha256, text.clone().into_bytes().into()),
             media_type: "application/vnd.oci.image.manifest.v1+json".to_owned(),
         };
         store.put_manifest(&app, &manifest).await.unwrap();

@@ -263,7 +263,7 @@ mod tests {
     use crate::name::Repository;
 
     fn digest(number: u64) -> Digest {
-        Digest::of(Algorithm::Sha256, &number.to_le_bytes())
+        Digest::compute(Algorithm::Sha256, &number.to_le_bytes())
     }
 
     fn admit(number: u64) -> Op {

@@ -265,7 +265,7 @@ mod tests {
     const ROUNDS: u64 = 60;
 
     fn digest(number: u64) -> Digest {
-        Digest::of(Algorithm::Sha256, &number.to_le_bytes())
+        Digest::compute(Algorithm::Sha256, &number.to_le_bytes())
     }
 
     async fn open(root: &std::path::Path) -> Store {

@@ -200,7 +200,7 @@ mod tests {
     /// The reader parses the scheduler state that Distribution writes.
     #[test]
     fn distributions_scheduler_state_is_read() {
-        let digest = Digest::of(Algorithm::Sha256, b"");
+        let digest = Digest::compute(Algorithm::Sha256, b"");
         let text = format!(
             r#"{{"library/a@{digest}":{{"Key":"library/a@{digest}","ExpiryData":"2026-11-30T03:00:00.5+02:00","EntryType":1}}}}"#
         );
@@ -211,7 +211,7 @@ mod tests {
     /// Entries that do not parse are left out.
     #[test]
     fn invalid_entries_are_left_out() {
-        let digest = Digest::of(Algorithm::Sha256, b"");
+        let digest = Digest::compute(Algorithm::Sha256, b"");
         let text = format!(r#"{{"a":{{}},"b@{digest}":7,"c@{digest}":{{"ExpiryData":"soon"}},"@":[1]}}"#);
         assert_eq!(read_text(&text).unwrap(), []);
     }
@@ -219,7 +219,7 @@ mod tests {
     /// An entry without an end is an error and takes bounded memory.
     #[test]
     fn entry_memory_is_bounded() {
-        let digest = Digest::of(Algorithm::Sha256, b"");
+        let digest = Digest::compute(Algorithm::Sha256, b"");
         let good = format!(r#"{{"a@{digest}":{{"ExpiryData":"2026-11-30T01:00:00Z"}},"#);
         for endless in [
             "\"aaaa",
@@ -247,7 +247,7 @@ mod tests {
     fn written_scheduler_state_reads_back() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("state");
-        let (digest, expires) = (Digest::of(Algorithm::Sha512, b"x"), Timestamp::UNIX_EPOCH);
+        let (digest, expires) = (Digest::compute(Algorithm::Sha512, b"x"), Timestamp::UNIX_EPOCH);
         write::<IoError>(File::create(&path).unwrap(), &path, |writer| {
             writer
                 .entry(&"a/b".parse().unwrap(), &digest, expires, ContentKind::Blob)

@@ -49,7 +49,9 @@ impl Accept {
             return String::new();
         }
         let types = self.0.join(",");
-        Digest::of(Algorithm::Sha256, types.as_bytes()).hex().to_owned()
+        Digest::compute(Algorithm::Sha256, types.as_bytes())
+            .hex()
+            .to_owned()
     }
 
     fn add(&mut self, media_type: &str) {

@@ -318,7 +318,7 @@ fn is_beyond(headers: &HeaderMap, from: u64) -> bool {
 }
 
 fn is_empty(digest: &Digest) -> bool {
-    *digest == Digest::of(digest.algorithm(), b"")
+    *digest == Digest::compute(digest.algorithm(), b"")
 }
 
 fn range(from: u64, until: Option<u64>) -> HeaderValue {

@@ -196,7 +196,7 @@ fn verified(bytes: Bytes, header: Option<&Digest>, reference: &Reference) -> Res
             .map_err(|found| Error::malformed(format!("a manifest whose digest is {found} as {claim}")))
     };
     let Some(first) = claims.next() else {
-        return Ok(Hashed::of(Algorithm::Sha256, bytes));
+        return Ok(Hashed::compute(Algorithm::Sha256, bytes));
     };
     let content = check(first, bytes)?;
     match claims.next().filter(|claim| *claim != content.digest()) {
@@ -220,7 +220,7 @@ mod tests {
     use super::*;
 
     fn of(algorithm: Algorithm, text: &'static str) -> Digest {
-        Digest::of(algorithm, text.as_bytes())
+        Digest::compute(algorithm, text.as_bytes())
     }
 
     fn taken(header: Option<&Digest>, reference: &Reference) -> Result<Digest, Error> {

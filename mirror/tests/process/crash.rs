@@ -46,7 +46,7 @@ fn assert_whole(root: &Path) {
             .unwrap()
             .to_string_lossy()
             .into_owned();
-        let digest = Digest::of(Algorithm::Sha256, &content);
+        let digest = Digest::compute(Algorithm::Sha256, &content);
         assert_eq!(digest.hex(), name, "a partial blob at {}", path.display());
         sum += content.len() as u64;
     }

@@ -39,7 +39,7 @@ fn owner_id(digest: &Digest) -> String {
     let shard = u8::from_str_radix(&digest.hex()[..2], 16).unwrap();
     let weight = |id: &str| {
         let text = [id.as_bytes(), &[shard]].concat();
-        Digest::of(Algorithm::Sha256, &text).hex().to_owned()
+        Digest::compute(Algorithm::Sha256, &text).hex().to_owned()
     };
     let ids = (0_u32..).map(|number| format!("{number:032x}"));
     ids.into_iter().find(|id| weight(id).starts_with("fff")).unwrap()

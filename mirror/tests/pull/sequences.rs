@@ -128,7 +128,7 @@ async fn sequence(seed: u64, steps: usize) {
     mirror.settled().await;
     mirror.clock.advance(Duration::from_hours(1));
     for (digest, bytes) in &known {
-        assert_eq!(Digest::of(Algorithm::Sha256, bytes), *digest);
+        assert_eq!(Digest::compute(Algorithm::Sha256, bytes), *digest);
         let found = mirror.fetch(&format!("/v2/app/blobs/{digest}")).await;
         assert!(
             found == (200, Some(bytes.clone().into())),

@@ -235,7 +235,7 @@ impl std::fmt::Debug for Body {
             f,
             "{} bytes, {}",
             self.0.len(),
-            Digest::of(Algorithm::Sha256, &self.0)
+            Digest::compute(Algorithm::Sha256, &self.0)
         )
     }
 }

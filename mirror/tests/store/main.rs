@@ -152,7 +152,7 @@ fn bytes(seed: u64, len: usize) -> Vec<u8> {
 }
 
 fn digest(bytes: &[u8]) -> Digest {
-    Digest::of(Algorithm::Sha256, bytes)
+    Digest::compute(Algorithm::Sha256, bytes)
 }
 
 /// Stages, appends and commits, as a fill does.
@@ -173,7 +173,7 @@ async fn put(store: &Store, repository: &Repository, bytes: &[u8]) -> Digest {
 
 fn manifest(text: &str) -> Manifest {
     Manifest {
-        content: Hashed::of(Algorithm::Sha256, Bytes::copy_from_slice(text.as_bytes())),
+        content: Hashed::compute(Algorithm::Sha256, Bytes::copy_from_slice(text.as_bytes())),
         media_type: IMAGE.to_owned(),
     }
 }

@@ -88,7 +88,7 @@ fn response(status: &str, headers: &str, body: &str) -> String {
 #[tokio::test]
 async fn few_connections_to_named_hosts_stay_open() {
     let (hub, servers) = (Hub::start().await, Server::default());
-    let digest = Digest::of(Algorithm::Sha256, b"layer");
+    let digest = Digest::compute(Algorithm::Sha256, b"layer");
     let upstream = crate::upstream(&hub);
     for _ in 0..60 {
         let address = servers.listen(|_, _, _| response("200 OK", "", "layer")).await;

@@ -113,7 +113,7 @@ impl Content {
 }
 
 fn of(bytes: &[u8]) -> String {
-    Digest::of(Algorithm::Sha256, bytes).to_string()
+    Digest::compute(Algorithm::Sha256, bytes).to_string()
 }
 
 fn of_descriptor(descriptor: &Value) -> String {
@@ -201,7 +201,7 @@ impl Push<'_> {
 
     async fn blobs(&mut self) {
         let large = large();
-        let sha512 = Digest::of(Algorithm::Sha512, b"by sha512").to_string();
+        let sha512 = Digest::compute(Algorithm::Sha512, b"by sha512").to_string();
         for (kind, bytes) in [
             ("a layer", SMALL),
             ("a blob of 300 kB", &large),
@@ -283,7 +283,7 @@ impl Push<'_> {
 
     async fn by_sha512(&mut self, image: &Value) {
         let bytes = image.to_string().into_bytes();
-        let digest = Digest::of(Algorithm::Sha512, &bytes).to_string();
+        let digest = Digest::compute(Algorithm::Sha512, &bytes).to_string();
         let manifest = Manifest {
             kind: "an image by its sha512",
             repository: REPOSITORY.to_owned(),

@@ -162,7 +162,10 @@ impl Cluster {
             (!pods.is_empty()).then_some(())
         };
         wait::until("end of the mirror's Pod", SOON, ends).await.unwrap();
-        self.signal_mirror("-KILL").await;
+        // The server may have ended by itself meanwhile.
+        if let Ok(process) = self.node.run(&["pgrep", "-x", "mirror"]).await {
+            let _ = self.node.run(&["kill", "-KILL", process.trim()]).await;
+        }
     }
 
     /// Prints the agent's memory, and returns what is not mapped from its file, in KiB.

@@ -32,26 +32,10 @@ pub(in crate::http) async fn get(
     let digest = parse(digest)?;
     let repository = context.repository(name)?;
     let etag = headers::etag(&digest);
-    let mut response = headers::response(context.headers, &etag);
-    let own = response.headers_mut();
-    own.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
-    own.insert(header::CACHE_CONTROL, headers::IMMUTABLE);
-    own.insert(
-        header::CONTENT_TYPE,
-        HeaderValue::from_static("application/octet-stream"),
-    );
+    let mut response = empty_response(context, &etag);
     if context.method == Method::HEAD || response.status() == StatusCode::NOT_MODIFIED {
-        let served = context
-            .app
-            .pull
-            .blob_size(&repository, &digest, &context.peer.name)
-            .await?;
-        match served.value {
-            Some(size) => _ = response.headers_mut().insert(header::CONTENT_LENGTH, size.into()),
-            // A body of unknown length, so that the response has no Content-Length.
-            None => *response.body_mut() = Body::from_stream(stream::empty::<Result<Bytes, Infallible>>()),
-        }
-        return Ok(EndpointResponse::new(response, served.outcome, repository));
+        let outcome = add_size(context, &repository, &digest, &mut response).await?;
+        return Ok(EndpointResponse::new(response, outcome, repository));
     }
     let wanted = Wanted::parse(context.headers, &etag);
     let Served { value, mut outcome } = source(context, &repository, &digest, &wanted).await?;
@@ -97,6 +81,36 @@ pub(in crate::http) async fn get(
         is_from_peer,
         ..EndpointResponse::new(response, outcome, repository)
     })
+}
+
+/// Returns a response with the headers that all blobs have.
+fn empty_response(context: &RequestContext<'_>, etag: &Bytes) -> Response<Body> {
+    let mut response = headers::response(context.headers, etag);
+    let own = response.headers_mut();
+    own.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+    own.insert(header::CACHE_CONTROL, headers::IMMUTABLE);
+    own.insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("application/octet-stream"),
+    );
+    response
+}
+
+/// Adds the size of a blob to a response without its bytes.
+async fn add_size(
+    context: &RequestContext<'_>,
+    repository: &Repository,
+    digest: &Digest,
+    response: &mut Response<Body>,
+) -> Result<Outcome, RegistryError> {
+    let pull = &context.app.pull;
+    let served = pull.blob_size(repository, digest, &context.peer.name).await?;
+    match served.value {
+        Some(size) => _ = response.headers_mut().insert(header::CONTENT_LENGTH, size.into()),
+        // A body of unknown length, so that the response has no Content-Length.
+        None => *response.body_mut() = Body::from_stream(stream::empty::<Result<Bytes, Infallible>>()),
+    }
+    Ok(served.outcome)
 }
 
 /// Returns the source of a blob. Another replica may want only what is here.

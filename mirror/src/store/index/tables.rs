@@ -164,7 +164,7 @@ mod tests {
         /// Digests and links read back from their keys in the index.
         #[test]
         fn digests_and_links_read_back_from_keys(bytes: Vec<u8>, long: bool, name in "[a-z]{1,9}(/[a-z]{1,9})?") {
-            let digest = Digest::of(ALGORITHMS[usize::from(long)], &bytes);
+            let digest = Digest::compute(ALGORITHMS[usize::from(long)], &bytes);
             prop_assert_eq!(digest_of(&key_of(&digest)), Some(digest.clone()));
             let repository = Repository { host: "[::1]:5000".parse().unwrap(), name: name.parse().unwrap() };
             let links = [

@@ -158,7 +158,7 @@ impl Scene {
     /// Asks for 300 digests that are nowhere, of blobs and manifests, at both upstreams.
     async fn flood(&mut self) {
         for number in 0..300 {
-            let digest = Digest::of(
+            let digest = Digest::compute(
                 mirror::digest::Algorithm::Sha256,
                 format!("none {number}").as_bytes(),
             );

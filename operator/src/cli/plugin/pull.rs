@@ -255,7 +255,7 @@ impl Puller {
             .ok()
             .or_else(|| named.and_then(|named| named.parse().ok()));
         let algorithm = wanted.as_ref().map_or(Algorithm::Sha256, Digest::algorithm);
-        let digest = Digest::of(algorithm, &bytes);
+        let digest = Digest::compute(algorithm, &bytes);
         let part = PulledPart {
             part: if manifest::platforms(&bytes).is_empty() {
                 "manifest"
