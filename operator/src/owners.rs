@@ -27,11 +27,17 @@ fn is_of(mirror: &RegistryMirror, owner: &OwnerReference) -> bool {
     Some(&owner.uid) == mirror.metadata.uid.as_ref() || is_set_of(mirror, owner)
 }
 
+/// Returns whether an owner is an earlier mirror of the same name: the claim template of a restored `StatefulSet` names it.
+fn is_earlier(mirror: &RegistryMirror, owner: &OwnerReference) -> bool {
+    owner.kind == RegistryMirror::kind(&()) && owner.name == mirror.name_any()
+}
+
 /// Returns the owner references that an object should have, or `None` where it has them: those of others as they are, and
 /// the mirror as controller where it owns the object.
 pub fn wanted(mirror: &RegistryMirror, object: &ObjectMeta, is_owned: bool) -> Option<Vec<OwnerReference>> {
     let present = object.owner_references.as_deref().unwrap_or_default();
-    let others = present.iter().filter(|owner| !is_of(mirror, owner)).cloned();
+    let is_other = |owner: &&OwnerReference| !is_of(mirror, owner) && !is_earlier(mirror, owner);
+    let others = present.iter().filter(is_other).cloned();
     let own = mirror.controller_owner_ref(&()).filter(|_| is_owned);
     let wanted: Vec<_> = others.chain(own).collect();
     let is_same = wanted.len() == present.len() && wanted.iter().all(|owner| present.contains(owner));
@@ -67,6 +73,7 @@ mod tests {
 
     const MIRROR: (&str, &str, &str) = ("RegistryMirror", "hub", "mirror");
     const SET: (&str, &str, &str) = ("StatefulSet", "hub", "set");
+    const EARLIER: (&str, &str, &str) = ("RegistryMirror", "hub", "earlier");
     const OTHER: (&str, &str, &str) = ("Backup", "hub", "other");
 
     #[test_case(&[MIRROR], true => None; "owned")]
@@ -75,6 +82,8 @@ mod tests {
     #[test_case(&[MIRROR, OTHER], true => None; "another's, too")]
     #[test_case(&[], true => Some(vec!["mirror".to_owned()]); "to be owned")]
     #[test_case(&[SET], true => Some(vec!["mirror".to_owned()]); "made of the template")]
+    #[test_case(&[EARLIER], true => Some(vec!["mirror".to_owned()]); "restored")]
+    #[test_case(&[EARLIER], false => Some(vec![]); "restored and to be kept")]
     #[test_case(&[MIRROR, OTHER], false => Some(vec!["other".to_owned()]); "to be kept")]
     #[test_case(&[SET], false => Some(vec![]); "made of the template and to be kept")]
     fn wanted_owners(owners: &[(&str, &str, &str)], is_owned: bool) -> Option<Vec<String>> {
@@ -85,7 +94,7 @@ mod tests {
     #[test_case(&[MIRROR] => true)]
     #[test_case(&[SET] => true)]
     #[test_case(&[("StatefulSet", "other", "set")] => false)]
-    #[test_case(&[("RegistryMirror", "hub", "earlier")] => false)]
+    #[test_case(&[EARLIER] => false)]
     #[test_case(&[] => false)]
     fn object_goes_with_mirror(owners: &[(&str, &str, &str)]) -> bool {
         goes_with(&mirror(), &owned_by(owners))

@@ -17,7 +17,8 @@ use operator::{
     observed::{Claim, Configuration, Observed, PollResult, Server, ServerReport, ServiceAddress, Text},
     peer_secret, validate,
 };
-use serde_json::Value;
+use serde_json::{Value, json};
+use test_case::test_case;
 
 /// What the specs refer to.
 #[derive(Default)]
@@ -660,6 +661,19 @@ fn too_many_replicas_are_refused_first() {
     let (reason, message) = rejected(&mirror, &shelf());
     assert_eq!(reason, crds::conditions::Reason::InvalidSpec);
     assert!(message.contains("the maximum of 1000"), "{message}");
+}
+
+/// A PVC that kube-controller-manager creates from the template is deleted with the mirror where the policy says so.
+#[test_case("Delete" => Some("RegistryMirror".to_owned()))]
+#[test_case("Retain" => None)]
+fn pvc_template_names_its_owner(policy: &str) -> Option<String> {
+    let mut mirror = spec("minimal");
+    let claim = mirror.spec.storage.persistent_volume_claim.as_mut().unwrap();
+    claim.retention_policy = serde_json::from_value(json!(policy)).unwrap();
+    let desired = desired(&mirror, &shelf(), &Observed::default());
+    let template = &desired.workload.manifest["spec"]["volumeClaimTemplates"][0];
+    let owner = template["metadata"]["ownerReferences"][0]["kind"].as_str()?;
+    Some(owner.to_owned())
 }
 
 /// The volume claim template stays as it was created.

@@ -201,6 +201,7 @@ fn claim_templates(set: &StatefulSet) -> Option<Vec<PersistentVolumeClaim>> {
             metadata: ObjectMeta {
                 name: metadata.name,
                 labels: metadata.labels,
+                owner_references: metadata.owner_references,
                 ..ObjectMeta::default()
             },
             spec: Some(PersistentVolumeClaimSpec {

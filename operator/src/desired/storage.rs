@@ -2,15 +2,21 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crds::storage::{ClaimStorage, RetentionPolicy, Volume};
+use crds::{
+    RegistryMirror,
+    storage::{ClaimStorage, RetentionPolicy, Volume},
+};
 use k8s_openapi::{
     api::core::v1::{
         EmptyDirVolumeSource, PersistentVolumeClaim, PersistentVolumeClaimSpec,
         PersistentVolumeClaimVolumeSource, Volume as PodVolume, VolumeResourceRequirements,
     },
-    apimachinery::pkg::{api::resource::Quantity, apis::meta::v1::ObjectMeta},
+    apimachinery::pkg::{
+        api::resource::Quantity,
+        apis::meta::v1::{ObjectMeta, OwnerReference},
+    },
 };
-use kube::ResourceExt;
+use kube::{Resource, ResourceExt};
 
 use super::child::Child;
 use crate::names;
@@ -71,7 +77,9 @@ fn one(accepted: &Accepted<'_>, ordinal: u32, size: &Quantity, claim: &ClaimStor
 }
 
 /// Returns the claim template of the `StatefulSet`. It is immutable, so it stays as created; the operator creates the
-/// PVCs before the Pods.
+/// PVCs before the Pods. kube-controller-manager can still create a PVC of a mirror that is deleted a moment after its
+/// creation. The template names the mirror as owner, because kube-controller-manager sets the owner that
+/// `persistentVolumeClaimRetentionPolicy` asks for only after the creation, and not in a `StatefulSet` that is gone by then.
 pub(super) fn claim_templates(
     accepted: &Accepted<'_>,
     observed: &Observed,
@@ -89,11 +97,19 @@ pub(super) fn claim_templates(
         metadata: ObjectMeta {
             name: Some(VOLUME.to_owned()),
             labels: Some(labels),
+            owner_references: claim_owner(accepted.mirror, claim),
             ..ObjectMeta::default()
         },
         spec: Some(spec(size, claim)),
         ..PersistentVolumeClaim::default()
     }])
+}
+
+fn claim_owner(mirror: &RegistryMirror, claim: &ClaimStorage) -> Option<Vec<OwnerReference>> {
+    match claim.retention_policy {
+        RetentionPolicy::Delete => mirror.controller_owner_ref(&()).map(|owner| vec![owner]),
+        RetentionPolicy::Retain => None,
+    }
 }
 
 /// Returns the Pod's volume, unless the claim template provides it.

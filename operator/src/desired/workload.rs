@@ -96,8 +96,8 @@ fn stateful_set(
     }
 }
 
-/// Returns what becomes of claims that kube-controller-manager makes of the claim template when the set is deleted: where
-/// the set is deleted a moment after it was made, it may still make one, and that one would have no owner.
+/// Returns the policy for PVCs that kube-controller-manager creates from the claim template. A template of an earlier
+/// release has no owner.
 fn when_deleted(volume: &Volume<'_>) -> &'static str {
     match volume {
         Volume::Claims { claim, .. } if claim.retention_policy == RetentionPolicy::Delete => "Delete",
