@@ -29,6 +29,8 @@ const API_SERVER_AWAY: Duration = Duration::from_secs(5);
 async fn children(bench: &Bench) -> Vec<Value> {
     let service = bench.get::<Service>("hub").await.unwrap();
     let address = service.spec.unwrap().cluster_ip.unwrap();
+    let mirror = bench.get::<RegistryMirror>("hub").await.unwrap();
+    let uid = mirror.uid().unwrap();
     let mut all = Vec::new();
     for kind in Kind::ALL.into_iter().filter(|kind| *kind != Kind::Pod) {
         let api: Api<DynamicObject> =
@@ -58,7 +60,7 @@ async fn children(bench: &Bench) -> Vec<Value> {
                 annotations.retain(|name, _| name == "registrymirror.io/cache-of");
             }
             let text = object.to_string().replace(bench.namespace.name(), "NAMESPACE");
-            let text = text.replace(&address, "ADDRESS");
+            let text = text.replace(&address, "ADDRESS").replace(&uid, "UID");
             all.push(serde_json::from_str(&text).unwrap());
         }
     }
