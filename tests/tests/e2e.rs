@@ -8,6 +8,8 @@ mod agent;
 mod cluster;
 #[path = "e2e/day_two.rs"]
 mod day_two;
+#[path = "e2e/fleet.rs"]
+mod fleet;
 #[path = "e2e/logs.rs"]
 mod logs;
 #[path = "e2e/metrics.rs"]

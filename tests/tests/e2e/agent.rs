@@ -137,6 +137,18 @@ impl Cluster {
         }
     }
 
+    /// Waits until the mirror's status has these numbers of nodes, and returns the time.
+    async fn until_counted(&self, numbers: &str) -> Duration {
+        let begin = Instant::now();
+        let path = "jsonpath={.status.nodes}";
+        let nodes = async || self.kubectl(&["get", "rmir/hub", MIRRORS, "-o", path]).await;
+        let counted = async || (nodes().await == numbers).then_some(());
+        if let Err(error) = wait::until("numbers of nodes", SOON, counted).await {
+            panic!("{error}: {}\n{}", nodes().await, self.mirrors_state().await);
+        }
+        begin.elapsed()
+    }
+
     /// Returns the lines of the mirror's log about requests of nodes.
     async fn requests(&self) -> usize {
         let instance = "--selector=app.kubernetes.io/instance=hub";
@@ -232,6 +244,10 @@ async fn agent_manages_a_node_from_install_to_uninstall() {
     cluster.local_pod("first", "1").await;
     assert!(cluster.requests().await > 0, "the node asked the mirror nothing");
     assert_eq!(from_node(&registry), direct, "the node asked the registry");
+    // The server saw an address of the node.
+    let numbers = r#"{"bypassed":0,"configured":1,"failing":0,"pulling":1,"total":1}"#;
+    let counted = cluster.until_counted(numbers).await;
+    println!("the node counts as pulling {counted:?} after its pull");
 
     // A mirror that was killed, and one that hangs.
     cluster.signal_mirror("-KILL").await;

@@ -77,7 +77,10 @@ impl Cluster {
             _ => "--src-tls-verify=false".to_owned(),
         };
         let image = format!("docker://{address}/{NAME}/team/app:{tag}");
-        let directory = self.scratch.path().join(format!("pulled-{tag}"));
+        let directory = self
+            .scratch
+            .path()
+            .join(format!("pulled-{}-{tag}", address.replace(':', "-")));
         let to = format!("oci:{}:pulled", directory.display());
         let skopeo = ["timeout", LIMIT, "skopeo", "--insecure-policy", "copy", "-q"];
         let what = ["--src-no-creds", &trust, &image, &to];

@@ -86,8 +86,8 @@ impl Cluster {
         self.apply(&objects).await;
     }
 
-    /// The addresses of the mirror's Pods.
-    async fn mirrors_addresses(&self) -> Vec<String> {
+    /// Returns the addresses of the mirror's Pods.
+    pub(crate) async fn mirrors_addresses(&self) -> Vec<String> {
         let path = "jsonpath={.items[*].status.podIP}";
         let all = self.kubectl(&["get", "pods", MIRRORS, "-o", path]).await;
         all.split_whitespace()
