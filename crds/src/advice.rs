@@ -16,6 +16,23 @@ const ADVICE: &[(Reason, &str)] = &[
         "free the address or node port, or set another one in spec.service.clusterIP or spec.service.nodePort",
     ),
     (
+        Reason::BucketConflict,
+        "set another prefix in spec.storage.objectStore, or delete the other mirror",
+    ),
+    (
+        Reason::BucketDenied,
+        "correct the Secret of spec.storage.objectStore.credentials, or the policy of the bucket; pulls continue without the \
+         bucket",
+    ),
+    (
+        Reason::BucketNotFound,
+        "create the bucket, or correct its name in spec.storage.objectStore; pulls continue without it",
+    ),
+    (
+        Reason::BucketUnreachable,
+        "check the network, the store and the endpoint in spec.storage.objectStore; pulls continue without the bucket",
+    ),
+    (
         Reason::ReferenceNotFound,
         "create the object that the message names, or correct the spec",
     ),

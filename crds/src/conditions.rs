@@ -74,6 +74,8 @@ names! {
         NameConflict,
         /// Accepted is False: the Service was deleted, and another object has its address or node port.
         AddressTaken,
+        /// Accepted is False: another mirror has the bucket and the prefix.
+        BucketConflict,
         /// Accepted is False: an object that the spec names is not there.
         ReferenceNotFound,
         /// Accepted is False: an object that the spec names does not hold what it should.
@@ -120,6 +122,12 @@ names! {
         RetentionPolicyNotApplied,
         /// StorageReady is False: nothing can be stored even after eviction.
         Full,
+        /// StorageReady is False: the store refuses the credentials for the bucket, or lacks the permission for them.
+        BucketDenied,
+        /// StorageReady is False: the store has no bucket of the name.
+        BucketNotFound,
+        /// StorageReady is False: the store does not answer, or with an error.
+        BucketUnreachable,
         /// StorageReady, while a claim grows.
         Resizing,
         /// TLSReady: there is a certificate, and it is valid.
@@ -182,6 +190,7 @@ pub const SAID: &[(ConditionType, Truth, &[Reason])] = &[
             Reason::NotAllowed,
             Reason::NameConflict,
             Reason::AddressTaken,
+            Reason::BucketConflict,
             Reason::ReferenceNotFound,
             Reason::ReferenceMalformed,
             Reason::ClaimPending,
@@ -205,6 +214,7 @@ pub const SAID: &[(ConditionType, Truth, &[Reason])] = &[
             Reason::NotAllowed,
             Reason::NameConflict,
             Reason::AddressTaken,
+            Reason::BucketConflict,
             Reason::ReferenceNotFound,
             Reason::ReferenceMalformed,
         ],
@@ -263,6 +273,9 @@ pub const SAID: &[(ConditionType, Truth, &[Reason])] = &[
             Reason::ResizeUnsupported,
             Reason::RetentionPolicyNotApplied,
             Reason::Full,
+            Reason::BucketDenied,
+            Reason::BucketNotFound,
+            Reason::BucketUnreachable,
         ],
     ),
     (

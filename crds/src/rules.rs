@@ -130,6 +130,51 @@ pub(crate) fn object_name() -> Rule {
     )
 }
 
+/// Returns the rule of the name of a bucket or container.
+pub(crate) fn bucket_name() -> Rule {
+    Rule::new(matches("self", "^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$"))
+        .message("must be the name of a bucket: letters, digits, '-', '_' and '.', with a letter or digit at either end")
+}
+
+/// Returns the rule of the prefix of the keys of objects.
+pub(crate) fn key_prefix() -> Rule {
+    let part = "[.]*[A-Za-z0-9_-][A-Za-z0-9._-]*";
+    Rule::new(matches("self", &format!("^({part}(/{part})*)?$"))).message(
+        "must be parts of letters, digits, '-', '_' and '.' with a slash between them, such as mirrors/hub: no slash at either end, and no part of dots alone",
+    )
+}
+
+/// Returns the rule of the name of a region.
+pub(crate) fn region() -> Rule {
+    Rule::new(matches("self", "^[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?$"))
+        .message("must be the name of a region, such as eu-central-1")
+}
+
+/// Returns the rule of the URL of an object store.
+pub(crate) fn store_url() -> Rule {
+    Rule::new(matches_host("self", &url())).message(
+        "must be http:// or https://, a host, and optionally a port and a path, such as https://s3.example.com:9000: no user name, query or fragment",
+    )
+}
+
+/// Returns the rule of the name of a storage class.
+pub(crate) fn storage_class() -> Rule {
+    Rule::new(matches("self", "^[A-Z0-9_]+$"))
+        .message("must be the name of a storage class, such as STANDARD_IA")
+}
+
+/// Returns the rule of the ID of a key.
+pub(crate) fn key_id() -> Rule {
+    Rule::new(matches("self", "^[A-Za-z0-9:/_+=,.@-]+$"))
+        .message("must be the ID or the ARN of a key: letters, digits and :/_+=,.@-")
+}
+
+/// Returns the rule of the name of a storage account.
+pub(crate) fn account_name() -> Rule {
+    Rule::new(matches("self", "^[a-z0-9]+$"))
+        .message("must be the name of a storage account: lower-case letters and digits")
+}
+
 /// Returns the rule of a key of a Secret or ConfigMap.
 pub(crate) fn data_key() -> Rule {
     Rule::new(matches("self", "^[-._A-Za-z0-9]+$"))

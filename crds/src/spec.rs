@@ -22,7 +22,8 @@ pub const MAX_REPLICAS: i32 = 1000;
     kind = "RegistryMirror",
     plural = "registrymirrors",
     shortname = "rmir",
-    validation = no_shrinking(),
+    validation = no_shrinking("storage"),
+    validation = no_shrinking("storage.localTier"),
     validation = no_other_address(),
     validation = no_child_as_reference(),
     namespaced,
@@ -67,6 +68,12 @@ pub const MAX_REPLICAS: i32 = 1000;
     validation = Rule::new(
         "self.replicas <= 1 || !has(self.storage.persistentVolumeClaim) \
          || !has(self.storage.persistentVolumeClaim.existingClaim)"
+    )
+        .message("must be 0 or 1 with an existingClaim, as one claim can't hold two caches: use size, which makes a claim for each replica")
+        .field_path(".replicas"),
+    validation = Rule::new(
+        "self.replicas <= 1 || !has(self.storage.localTier) || !has(self.storage.localTier.persistentVolumeClaim) \
+         || !has(self.storage.localTier.persistentVolumeClaim.existingClaim)"
     )
         .message("must be 0 or 1 with an existingClaim, as one claim can't hold two caches: use size, which makes a claim for each replica")
         .field_path(".replicas"),
@@ -162,18 +169,21 @@ fn one() -> i32 {
 
 /// Returns the rule that PersistentVolumeClaims do not shrink. A size that was never bound can still be reduced, and a
 /// PersistentVolumeClaim that was bound to a larger volume than requested does not limit the size.
-fn no_shrinking() -> Rule {
+fn no_shrinking(holder: &str) -> Rule {
+    let claim = format!("spec.{holder}.persistentVolumeClaim");
     let is_claim = |object: &str| {
-        format!(
-            "has({object}.spec.storage.persistentVolumeClaim) && has({object}.spec.storage.persistentVolumeClaim.size)"
-        )
+        // Only the last two may be absent: storage and spec are required.
+        let tier = match holder {
+            "storage" => String::new(),
+            tier => format!("has({object}.spec.{tier}) && "),
+        };
+        format!("{tier}has({object}.{claim}) && has({object}.{claim}.size)")
     };
-    let (new, old) = (
-        "self.spec.storage.persistentVolumeClaim.size",
-        "oldSelf.spec.storage.persistentVolumeClaim.size",
-    );
+    let (new, old) = (format!("self.{claim}.size"), format!("oldSelf.{claim}.size"));
     let bound = "self.status.storage.capacity";
-    let sizes = [new, old, bound].map(rules::is_quantity).join(" && ");
+    let sizes = [new.as_str(), old.as_str(), bound]
+        .map(rules::is_quantity)
+        .join(" && ");
     Rule::new(format!(
         "!({} && {} && has(self.status) && has(self.status.storage) && has({bound}) && {sizes} \
          && quantity({new}).isLessThan(quantity({old})) && quantity({new}).isLessThan(quantity({bound})))",
@@ -183,7 +193,7 @@ fn no_shrinking() -> Rule {
     .message(
         "can't be less than what the claims have already (status.storage.capacity), as claims can't shrink",
     )
-    .field_path(".spec.storage.persistentVolumeClaim.size")
+    .field_path(format!(".{claim}.size"))
 }
 
 /// Returns the rule that a Service keeps its address, which nodes hold, however it is spelled. Until the Service has an
@@ -230,12 +240,18 @@ fn no_child_as_reference() -> Rule {
          && (!has(u.tls) || !has(u.tls.caBundleRef) || u.tls.caBundleRef.kind != 'Secret' || {})) \
          && (!has(self.spec.tls) || !has(self.spec.tls.secretName) || {}) \
          && (!has(self.spec.tls) || !has(self.spec.tls.clientCARef) || self.spec.tls.clientCARef.kind != 'Secret' || {}) \
-         && (!has(self.spec.access) || !has(self.spec.access.htpasswdSecretRef) || {})",
+         && (!has(self.spec.access) || !has(self.spec.access.htpasswdSecretRef) || {}) \
+         && (!has(self.spec.storage.objectStore) || !has(self.spec.storage.objectStore.credentials.secretRef) || {}) \
+         && (!has(self.spec.storage.objectStore) || !has(self.spec.storage.objectStore.tls) \
+             || !has(self.spec.storage.objectStore.tls.caBundleRef) \
+             || self.spec.storage.objectStore.tls.caBundleRef.kind != 'Secret' || {})",
         not_ours("u.credentialsSecretRef.name"),
         not_ours("u.tls.caBundleRef.name"),
         not_ours("self.spec.tls.secretName"),
         not_ours("self.spec.tls.clientCARef.name"),
         not_ours("self.spec.access.htpasswdSecretRef.name"),
+        not_ours("self.spec.storage.objectStore.credentials.secretRef.name"),
+        not_ours("self.spec.storage.objectStore.tls.caBundleRef.name"),
     ))
     .message("a Secret named like the mirror with -credentials, -files or -ca-key behind it is made by the operator: refer to another one")
     .field_path(".spec")
@@ -245,12 +261,20 @@ fn no_child_as_reference() -> Rule {
 /// Returns the rule that the cache is smaller than the volume: the kubelet evicts a Pod whose emptyDir exceeds its
 /// limit.
 fn cache_within_ephemeral_volume() -> Rule {
-    let limit = "(has(self.storage.ephemeral) ? self.storage.ephemeral.sizeLimit : '10Gi')";
+    let tier = "self.storage.localTier";
+    let limit = format!(
+        "(has({tier}) ? (has({tier}.ephemeral) ? {tier}.ephemeral.sizeLimit : '10Gi') \
+         : (has(self.storage.ephemeral) ? self.storage.ephemeral.sizeLimit : '10Gi'))"
+    );
+    let is_ephemeral = format!(
+        "(self.storage.type == 'Ephemeral' \
+         || (self.storage.type == 'ObjectStore' && (!has({tier}) || {tier}.type == 'Ephemeral')))"
+    );
     Rule::new(format!(
-        "self.storage.type != 'Ephemeral' || !has(self.cache.maxSize) || !{} || !{} \
+        "!{is_ephemeral} || !has(self.cache.maxSize) || !{} || !{} \
          || quantity(self.cache.maxSize).isLessThan(quantity({limit}))",
         rules::is_quantity("self.cache.maxSize"),
-        rules::is_quantity(limit),
+        rules::is_quantity(&limit),
     ))
     .message("must be below the sizeLimit of the Ephemeral storage (10Gi unless set), as the Pod is evicted beyond it")
     .field_path(".cache.maxSize")

@@ -182,4 +182,18 @@ pub struct StorageStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::quantity")]
     pub capacity: Option<Quantity>,
+
+    /// With storage type ObjectStore: the bucket that the servers use.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bucket: Option<BucketStatus>,
+}
+
+/// The bucket that the servers use.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct BucketStatus {
+    /// Provider, bucket and prefix, and the endpoint if the spec has one: `s3://BUCKET/PREFIX at ENDPOINT`. No other mirror
+    /// can use the same one.
+    #[schemars(length(max = 2560))]
+    pub location: String,
 }

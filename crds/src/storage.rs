@@ -1,11 +1,11 @@
 //! The storage of the cache.
 
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
-use kube::KubeSchema;
+use kube::{KubeSchema, core::Rule};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{rules, schema};
+use crate::{ObjectStore, rules, schema};
 
 /// The storage of the cache: a union with the discriminator `type`.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
@@ -23,13 +23,67 @@ use crate::{rules, schema};
         .message("goes with type Ephemeral only: remove it, or use that type")
         .field_path(".ephemeral")
         .reason(Reason::FieldValueForbidden),
+    validation = Rule::new("self.type != 'ObjectStore' || has(self.objectStore)")
+        .message("must be set with type ObjectStore: the bucket, and the credentials for it")
+        .field_path(".objectStore")
+        .reason(Reason::FieldValueRequired),
+    validation = Rule::new("self.type == 'ObjectStore' || !has(self.objectStore)")
+        .message("goes with type ObjectStore only: remove it, or use that type")
+        .field_path(".objectStore")
+        .reason(Reason::FieldValueForbidden),
+    validation = Rule::new("self.type == 'ObjectStore' || !has(self.localTier)")
+        .message("goes with type ObjectStore only: remove it, or use that type")
+        .field_path(".localTier")
+        .reason(Reason::FieldValueForbidden),
     validation = Rule::new("self.type == oldSelf.type")
         .message("can't be changed: make another RegistryMirror")
-        .field_path(".type")
+        .field_path(".type"),
+    validation = same_local_tier()
 )]
 pub struct Storage {
-    /// `PersistentVolumeClaim` (the cache survives the Pod) or `Ephemeral` (it goes with the Pod). Can't be changed.
+    /// `PersistentVolumeClaim` (the cache survives the Pod), `Ephemeral` (it goes with the Pod) or `ObjectStore` (a bucket
+    /// keeps it, behind a local tier in each Pod). Can't be changed.
     pub r#type: StorageType,
+
+    /// With type PersistentVolumeClaim: the claim. Each replica has one of its own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub persistent_volume_claim: Option<ClaimStorage>,
+
+    /// With type Ephemeral: an emptyDir volume. May be left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ephemeral: Option<EphemeralStorage>,
+
+    /// With type ObjectStore: the bucket. All replicas, and all Pods that follow them, share its content.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub object_store: Option<ObjectStore>,
+
+    /// With type ObjectStore: the cache of each replica in front of the bucket. Absent: an emptyDir volume.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub local_tier: Option<LocalTier>,
+}
+
+/// The cache of a replica in front of a bucket: a union with the discriminator `type`.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("self.type != 'PersistentVolumeClaim' || has(self.persistentVolumeClaim)")
+        .message("must be set with type PersistentVolumeClaim: set its size or existingClaim")
+        .field_path(".persistentVolumeClaim")
+        .reason(Reason::FieldValueRequired),
+    validation = Rule::new("self.type == 'PersistentVolumeClaim' || !has(self.persistentVolumeClaim)")
+        .message("goes with type PersistentVolumeClaim only: remove it, or use that type")
+        .field_path(".persistentVolumeClaim")
+        .reason(Reason::FieldValueForbidden),
+    validation = Rule::new("self.type == 'Ephemeral' || !has(self.ephemeral)")
+        .message("goes with type Ephemeral only: remove it, or use that type")
+        .field_path(".ephemeral")
+        .reason(Reason::FieldValueForbidden)
+)]
+pub struct LocalTier {
+    /// `Ephemeral` (the Pods of a Deployment begin with an empty cache) or `PersistentVolumeClaim` (a StatefulSet, whose
+    /// replicas keep theirs). Can't be changed.
+    #[serde(default)]
+    pub r#type: LocalTierType,
 
     /// With type PersistentVolumeClaim: the claim. Each replica has one of its own.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -40,19 +94,63 @@ pub struct Storage {
     pub ephemeral: Option<EphemeralStorage>,
 }
 
+/// The type of a local tier.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LocalTierType {
+    /// A volume that goes with its Pod.
+    #[default]
+    Ephemeral,
+    /// A claim for each replica.
+    PersistentVolumeClaim,
+}
+
+/// Returns the rule that the type of the local tier, and by it the kind of the workload, stays.
+fn same_local_tier() -> Rule {
+    let tier = |object: &str| format!("(has({object}.localTier) ? {object}.localTier.type : 'Ephemeral')");
+    Rule::new(format!("{} == {}", tier("self"), tier("oldSelf")))
+        .message("can't be changed: make another RegistryMirror")
+        .field_path(".localTier")
+}
+
 impl Storage {
     /// Returns the volume of the union; `None` for an invalid union, which admission rejects.
     pub fn volume(&self) -> Option<Volume<'_>> {
+        if self.is_ephemeral() {
+            let ephemeral = match &self.local_tier {
+                Some(tier) => &tier.ephemeral,
+                None => &self.ephemeral,
+            };
+            return Some(Volume::Ephemeral(ephemeral.clone().unwrap_or_default()));
+        }
+        let claim = match &self.local_tier {
+            Some(tier) => &tier.persistent_volume_claim,
+            None => &self.persistent_volume_claim,
+        };
+        let claim = claim.as_ref()?;
+        match (&claim.size, &claim.existing_claim) {
+            (Some(size), None) => Some(Volume::Claims { size, claim }),
+            (None, Some(name)) => Some(Volume::ExistingClaim { name }),
+            _ => None,
+        }
+    }
+
+    /// Returns whether the volume goes with its Pod, so that the workload is a Deployment. The type never changes.
+    pub fn is_ephemeral(&self) -> bool {
         match self.r#type {
-            StorageType::Ephemeral => Some(Volume::Ephemeral(self.ephemeral.clone().unwrap_or_default())),
-            StorageType::PersistentVolumeClaim => {
-                let claim = self.persistent_volume_claim.as_ref()?;
-                match (&claim.size, &claim.existing_claim) {
-                    (Some(size), None) => Some(Volume::Claims { size, claim }),
-                    (None, Some(name)) => Some(Volume::ExistingClaim { name }),
-                    _ => None,
-                }
+            StorageType::Ephemeral => true,
+            StorageType::PersistentVolumeClaim => false,
+            StorageType::ObjectStore => {
+                let tier = self.local_tier.as_ref();
+                tier.is_none_or(|tier| tier.r#type == LocalTierType::Ephemeral)
             }
+        }
+    }
+
+    /// Returns the field that holds the fields of the volume.
+    pub fn volume_field(&self) -> &'static str {
+        match self.r#type {
+            StorageType::ObjectStore => "spec.storage.localTier",
+            StorageType::PersistentVolumeClaim | StorageType::Ephemeral => "spec.storage",
         }
     }
 }
@@ -83,6 +181,8 @@ pub enum StorageType {
     PersistentVolumeClaim,
     /// A volume that goes with its Pod.
     Ephemeral,
+    /// A bucket behind a local tier.
+    ObjectStore,
 }
 
 /// A claim, made by the operator (`size`) or by an admin (`existingClaim`).

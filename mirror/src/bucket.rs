@@ -23,6 +23,7 @@ use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
 pub(crate) use client::check;
+pub use client::check_contents;
 pub use error::BucketError;
 pub(crate) use read::{SMALL, WaitLimit};
 pub(crate) use uploader::Uploader;
@@ -119,13 +120,15 @@ impl Bucket {
         }))
     }
 
-    /// Reads the files with credentials and CAs again. Requests in flight end with the previous ones.
+    /// Reads the files with credentials and CAs again, and returns whether they changed. Requests in flight end with the
+    /// previous ones.
     ///
     /// # Errors
     /// A file cannot be used; the previous client stays in use.
-    pub(crate) fn renew(&self) -> Result<(), BucketError> {
+    fn renew(&self) -> Result<bool, BucketError> {
         let client = Client::new(&self.settings)?;
-        if client.fingerprint() != self.client.load().fingerprint() {
+        let is_new = client.fingerprint() != self.client.load().fingerprint();
+        if is_new {
             tracing::info!(
                 bucket = self.settings.name,
                 "the bucket's new credentials are in use"
@@ -133,7 +136,7 @@ impl Bucket {
             self.client.store(Arc::new(client));
             self.breaker.close();
         }
-        Ok(())
+        Ok(is_new)
     }
 
     /// Sets the time to live of content. Where it counts from the fetch, an older object is a miss; a last use is not

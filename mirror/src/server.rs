@@ -300,10 +300,12 @@ async fn uploader(config: &Config, store: &Store, pull: &Pull) -> Result<Option<
     let Some(settings) = config.bucket.clone() else {
         return Ok(None);
     };
+    let fingerprint = settings.fingerprint();
     let host = config.proxy.upstreams[0].host.clone();
     let made = tokio::task::spawn_blocking(move || Bucket::new(&settings, host)).await;
     let bucket = made.map_err(|_| BuildError::Stopping)??;
     bucket.set_ttl(&config.proxy.cache);
+    store.set_bucket(fingerprint).await?;
     pull.use_bucket(Arc::clone(&bucket));
     Ok(Some(Uploader::new(bucket, store.clone())))
 }

@@ -39,6 +39,7 @@ use crate::{
 };
 
 mod adoption;
+mod bucket_conflict;
 mod certificate_renewal;
 mod context;
 mod error;
@@ -273,6 +274,7 @@ async fn run_pipeline(mirror: &RegistryMirror, context: &Context) -> Result<Acte
         .policy
         .check(mirror, &release.server_image, existing.as_ref());
     allowed.map_err(ApplyError::from)?;
+    bucket_conflict::check(mirror, &context.metrics.mirrors()).map_err(ApplyError::from)?;
     // 3. Certificates and the secret of the servers: create or keep them, if the spec asks for them.
     let observed = ensure_certificates(&mut accepted, &references, context).await?;
     peer_secret::ensure(&mut accepted, &references);
@@ -330,7 +332,7 @@ async fn update_status(
     context.rollout.rollout().observe(mirror, &observed);
     let before = context.written.latest(mirror);
     let status = status::compute(mirror, &before, outcome, &observed, observed.at);
-    let is_pending = status::is_pending(&status) || outcome.is_reload_pending();
+    let is_pending = status::is_pending(&status, &observed) || outcome.is_reload_pending();
     context.poller.track(mirror, &observed, is_pending);
     context.nodes.track(mirror);
     if status != before {

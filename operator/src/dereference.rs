@@ -7,7 +7,7 @@ use std::{
 };
 
 use crds::{
-    RegistryMirror,
+    ObjectStore, RegistryMirror,
     peers::PeersMode,
     tls::TlsMode,
     upstream::{CaBundleKind, CaBundleReference},
@@ -166,6 +166,11 @@ pub fn bundles(mirror: &RegistryMirror) -> impl Iterator<Item = &CaBundleReferen
     upstreams
         .filter_map(|upstream| upstream.tls.as_ref()?.ca_bundle_ref.as_ref())
         .chain(&mirror.spec.tls.client_ca_ref)
+        .chain(object_store(mirror).and_then(ObjectStore::ca_bundle_ref))
+}
+
+fn object_store(mirror: &RegistryMirror) -> Option<&ObjectStore> {
+    mirror.spec.storage.object_store.as_ref()
 }
 
 /// Returns every object that a spec refers to, existing or not.
@@ -176,11 +181,13 @@ pub fn references(mirror: &RegistryMirror) -> BTreeSet<Reference> {
         .filter_map(|upstream| upstream.credentials_secret_ref.as_ref());
     let serving = mirror.spec.tls.secret_name.as_ref();
     let users = mirror.spec.access.htpasswd_secret_ref.as_ref();
+    let bucket = object_store(mirror).and_then(|store| store.credentials.secret_ref.as_ref());
     credentials
         .map(|reference| Reference::secret(&reference.name))
         .chain(bundles(mirror).map(Reference::from))
         .chain(serving.map(|name| Reference::secret(name)))
         .chain(users.map(|users| Reference::secret(&users.name)))
+        .chain(bucket.map(|bucket| Reference::secret(&bucket.name)))
         .collect()
 }
 

@@ -218,6 +218,14 @@ fn reload(accepted: &Accepted<'_>, yaml: &str, issued: &IssuedCredentials) -> St
     {
         hash.update(&bundle.pem);
     }
+    if let Some(version) = issued.bucket_version() {
+        hash.update(version.to_be_bytes());
+    }
+    let bucket = accepted
+        .bucket
+        .as_ref()
+        .and_then(|bucket| bucket.bundle.as_deref());
+    hash.update(bucket.unwrap_or_default());
     if let Some(serving) = &accepted.serving {
         // The key goes with it.
         hash.update(&serving.certificate);

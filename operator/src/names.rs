@@ -38,6 +38,8 @@ pub const POD_TEMPLATE_SOURCE: Annotation = Annotation {
     current: "registrymirror.io/pod-template-source",
     former: "registrymirror.io/rendered",
 };
+/// On the same object: the version of the credentials for the bucket.
+pub const BUCKET_VERSION: &str = "registrymirror.io/bucket-credentials-version";
 /// On the Pod template: the upstream of requests that name none. Servers read it at their start only.
 pub const FIRST_UPSTREAM: &str = "registrymirror.io/first-upstream";
 /// On the credentials Secret: the Secret and the destination of each entry.

@@ -19,7 +19,7 @@ mod validity;
 
 pub use configuration::{Configuration, Text};
 pub use nodes::{FaultyNodes, NodeSummary};
-pub use server::{PollResult, Server, ServerReport, UpstreamReport};
+pub use server::{BucketReport, BucketState, PollResult, Server, ServerReport, UpstreamReport};
 pub use template_source::PodTemplateSource;
 pub use validity::Validity;
 
@@ -75,6 +75,15 @@ impl Observed {
         self.servers
             .iter()
             .any(|server| server.poll == PollResult::NotPolled)
+    }
+
+    /// Returns whether a server cannot use its bucket, or has not asked it yet.
+    pub fn awaits_bucket(&self) -> bool {
+        let mut buckets = self
+            .servers
+            .iter()
+            .filter_map(|server| server.report()?.bucket.as_ref());
+        buckets.any(|bucket| bucket.state != Some(BucketState::Reachable))
     }
 
     /// Returns whether the PVC that an admin creates is missing or has no volume.

@@ -106,7 +106,7 @@ impl Default for Policy {
 /// A field of a spec that asks for more than the policy allows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Violation {
-    field: &'static str,
+    field: String,
     /// The value that the spec asks for.
     asked: String,
     /// The values that the policy allows.
@@ -174,7 +174,8 @@ impl Policy {
         }
         let (claim, name) = (&existing.name, mirror.name_any());
         let namespace = mirror.namespace().unwrap_or_default();
-        let field = "spec.storage.persistentVolumeClaim.existingClaim";
+        let field = mirror.spec.storage.volume_field();
+        let field = format!("{field}.persistentVolumeClaim.existingClaim");
         if existing.claim.is_none() {
             return Err(Rejection {
                 reason: Reason::ReferenceNotFound,
@@ -203,7 +204,7 @@ impl Policy {
         let (repository, own) = (repository_of(image), repository_of(server_image));
         let is_allowed = repository == own || self.images.matches(repository) || self.images.matches(image);
         (!is_allowed).then(|| Violation {
-            field: "spec.pod.image",
+            field: "spec.pod.image".to_owned(),
             asked: format!("image {image:?}"),
             allowed: match self.images.as_written() {
                 [] => format!("those of {own}"),
@@ -216,7 +217,7 @@ impl Policy {
     fn replicas(&self, mirror: &RegistryMirror) -> Option<Violation> {
         let replicas = mirror.spec.replicas;
         (i64::from(replicas) > i64::from(self.max_replicas)).then(|| Violation {
-            field: "spec.replicas",
+            field: "spec.replicas".to_owned(),
             asked: format!("{replicas} replicas"),
             allowed: format!("at most {}", self.max_replicas),
             value: "maxReplicas",
@@ -225,15 +226,15 @@ impl Policy {
 
     fn storage(&self, mirror: &RegistryMirror) -> Option<Violation> {
         let volume = mirror.spec.storage.volume()?;
-        let (field, size) = match &volume {
-            Volume::Claims { size, .. } => ("spec.storage.persistentVolumeClaim.size", *size),
-            Volume::Ephemeral(ephemeral) => ("spec.storage.ephemeral.sizeLimit", &ephemeral.size_limit),
+        let (name, size) = match &volume {
+            Volume::Claims { size, .. } => ("persistentVolumeClaim.size", *size),
+            Volume::Ephemeral(ephemeral) => ("ephemeral.sizeLimit", &ephemeral.size_limit),
             Volume::ExistingClaim { .. } => return None,
         };
         // A size that can't be read is validation's.
         let is_more = amount(&size.0)? > amount(&self.max_storage.0)?;
         is_more.then(|| Violation {
-            field,
+            field: format!("{}.{name}", mirror.spec.storage.volume_field()),
             asked: format!("a volume of {}", size.0),
             allowed: format!("at most {}", self.max_storage.0),
             value: "maxStorage",
@@ -243,7 +244,7 @@ impl Policy {
     fn priority_class(&self, mirror: &RegistryMirror) -> Option<Violation> {
         let class = mirror.spec.pod.priority_class_name.as_deref()?;
         (!self.priority_classes.matches(class)).then(|| Violation {
-            field: "spec.pod.priorityClassName",
+            field: "spec.pod.priorityClassName".to_owned(),
             asked: format!("priority class {class:?}"),
             allowed: self.priority_classes.to_string(),
             value: "priorityClasses",
@@ -281,7 +282,7 @@ impl Policy {
             .map(|one| one.key.as_deref().unwrap_or_default());
         if !every && keys.clone().any(str::is_empty) {
             return Some(Violation {
-                field: place.0,
+                field: place.0.to_owned(),
                 asked: "a toleration of every taint".to_owned(),
                 allowed: self.tolerations.to_string(),
                 value: place.1,
@@ -301,7 +302,7 @@ impl Policy {
         }
         let (field, asked) = pod_security::beyond_baseline(&mirror.spec.pod)?;
         Some(Violation {
-            field,
+            field: field.to_owned(),
             asked,
             allowed: "the Pod Security Standard baseline".to_owned(),
             value: "podSecurity",
@@ -341,7 +342,7 @@ fn beyond<'a>(
         String::new()
     };
     Some(Violation {
-        field,
+        field: field.to_owned(),
         asked: format!("{what} {}{more}", keys.join(", ")),
         allowed: allowed.to_string(),
         value,

@@ -3,7 +3,7 @@
 use crds::{
     RegistryMirror, RegistryMirrorStatus,
     conditions::{ConditionType, Truth},
-    status::{Endpoint, StorageStatus, UpstreamStatus},
+    status::{BucketStatus, Endpoint, StorageStatus, UpstreamStatus},
 };
 use k8s_openapi::{apimachinery::pkg::api::resource::Quantity, jiff::Timestamp};
 use kube::ResourceExt;
@@ -14,7 +14,7 @@ use crate::{
     names,
     observed::{Claim, Observed},
     quantity::amount,
-    validate::{Accepted, Rejection},
+    validate::{Accepted, Rejection, bucket},
 };
 
 mod certificate;
@@ -130,14 +130,15 @@ impl Outcome {
     }
 }
 
-/// Returns whether a change is pending in servers, or an upstream's verdict on it.
-pub fn is_pending(status: &RegistryMirrorStatus) -> bool {
+/// Returns whether a change is pending in servers, or the verdict of an upstream or of the bucket's store on it.
+pub fn is_pending(status: &RegistryMirrorStatus, observed: &Observed) -> bool {
     let pending = |kind: ConditionType, truth: Truth| {
         let mut conditions = status.conditions.iter();
         conditions.any(|condition| condition.type_ == kind.as_str() && condition.status == truth.as_str())
     };
     pending(ConditionType::Progressing, Truth::True)
         || pending(ConditionType::CredentialsValid, Truth::Unknown)
+        || observed.awaits_bucket()
 }
 
 /// Computes the status. Pure; unknown values stay as they were.
@@ -162,7 +163,7 @@ pub fn compute(
         selector: Some(selector(&mirror.name_any())),
         endpoint: endpoint(mirror, before, outcome, observed),
         upstreams: upstream_statuses(mirror, before, outcome, observed),
-        storage: capacity(observed.all_claims()),
+        storage: storage_status(mirror, before, outcome, observed),
         nodes: nodes::counts(mirror, before, observed),
         server_version: server_version(before, observed),
         conditions: conditions::compute(mirror, generation, &before.conditions, outcome, observed, now),
@@ -253,16 +254,32 @@ fn server_version(before: &RegistryMirrorStatus, observed: &Observed) -> Option<
     }
 }
 
+/// Returns the state of the storage. The bucket stays the one that the servers have until another is applied.
+fn storage_status(
+    mirror: &RegistryMirror,
+    before: &RegistryMirrorStatus,
+    outcome: &Outcome,
+    observed: &Observed,
+) -> Option<StorageStatus> {
+    let bucket = match outcome {
+        Outcome::Acted(_) => bucket::location(mirror).map(|location| BucketStatus { location }),
+        Outcome::Paused | Outcome::Rejected(_) | Outcome::Failed(_) => {
+            before.storage.as_ref().and_then(|storage| storage.bucket.clone())
+        }
+    };
+    let capacity = capacity(observed.all_claims());
+    (capacity.is_some() || bucket.is_some()).then_some(StorageStatus { capacity, bucket })
+}
+
 /// Returns the smallest capacity, which every replica has.
-fn capacity<'a>(claims: impl Iterator<Item = &'a Claim>) -> Option<StorageStatus> {
+fn capacity<'a>(claims: impl Iterator<Item = &'a Claim>) -> Option<Quantity> {
     let capacities = claims
         .filter(|claim| claim.bound)
         .filter_map(|claim| claim.capacity.as_ref());
     let bytes = |capacity: &Quantity| amount(&capacity.0).unwrap_or_default();
-    let smallest = capacities.min_by(|one, other| bytes(one).total_cmp(&bytes(other)))?;
-    Some(StorageStatus {
-        capacity: Some(smallest.clone()),
-    })
+    capacities
+        .min_by(|one, other| bytes(one).total_cmp(&bytes(other)))
+        .cloned()
 }
 
 #[cfg(test)]
@@ -284,10 +301,7 @@ mod tests {
             bound: false,
             ..claim("1Gi")
         };
-        let capacity = capacity([claim("20Gi"), claim("9000Mi"), pending].iter())
-            .unwrap()
-            .capacity
-            .unwrap();
+        let capacity = capacity([claim("20Gi"), claim("9000Mi"), pending].iter()).unwrap();
         assert_eq!(capacity.0, "9000Mi");
     }
 

@@ -15,6 +15,7 @@ use crate::{
     names,
 };
 
+pub mod bucket;
 pub mod bundle;
 pub mod credentials;
 mod docker_config;
@@ -22,6 +23,7 @@ pub mod serving;
 pub mod size;
 pub mod users;
 
+pub use bucket::Bucket;
 pub use bundle::Bundle;
 pub use credentials::Credentials;
 pub use serving::Serving;
@@ -36,6 +38,8 @@ pub struct Accepted<'a> {
     pub volume: Volume<'a>,
     /// The maximum size of the cache.
     pub max_size: MaxSize,
+    /// The bucket behind the cache; `None`: there is none.
+    pub bucket: Option<Bucket>,
     /// The serving certificate; `None`: plain HTTP, or not issued yet.
     pub serving: Option<Serving>,
     /// The content of the CA Secret, once the CA has issued the serving certificate.
@@ -52,7 +56,8 @@ impl Accepted<'_> {
     /// Returns whether servers need files in addition to configuration and credentials.
     pub fn has_files(&self) -> bool {
         let bundle = self.upstreams.iter().any(|upstream| upstream.bundle.is_some());
-        bundle || self.serving.is_some() || self.client_ca.is_some() || self.users.is_some()
+        let bucket = self.bucket.as_ref().is_some_and(|bucket| bucket.bundle.is_some());
+        bundle || bucket || self.serving.is_some() || self.client_ca.is_some() || self.users.is_some()
     }
 
     /// Returns the faults of the upstreams' Secrets, for a terminal.
@@ -130,10 +135,10 @@ impl Rejection {
 /// A fault that the user has to correct; nothing is changed until then.
 pub fn accept<'a>(mirror: &'a RegistryMirror, references: &References) -> Result<Accepted<'a>, Rejection> {
     let volume = mirror.spec.storage.volume().ok_or_else(|| {
-        Rejection::invalid(
-            "spec.storage: type PersistentVolumeClaim needs persistentVolumeClaim with size or existingClaim"
-                .to_owned(),
-        )
+        let field = mirror.spec.storage.volume_field();
+        Rejection::invalid(format!(
+            "{field}: type PersistentVolumeClaim needs persistentVolumeClaim with size or existingClaim"
+        ))
     })?;
     not_too_many(mirror.spec.replicas)?;
     for (index, secret) in mirror.spec.pod.image_pull_secrets.iter().enumerate() {
@@ -147,12 +152,13 @@ pub fn accept<'a>(mirror: &'a RegistryMirror, references: &References) -> Result
         .enumerate()
         .map(|(index, spec)| upstream(mirror, spec, references).map_err(|error| at(index, error)))
         .collect::<Result<Vec<_>, _>>()?;
-    let max_size = size::cache_limit(&mirror.spec.cache, &volume)?;
+    let max_size = size::cache_limit(&mirror.spec, &volume)?;
     Ok(Accepted {
         mirror,
         upstreams,
         volume,
         max_size,
+        bucket: bucket::resolve(mirror, references)?,
         serving: serving::resolve(mirror, references)?,
         ca: None,
         client_ca: bundle::resolve_client_ca(mirror, references)?,

@@ -51,6 +51,18 @@ fn shelf() -> Shelf {
         let certificate = params.self_signed(&key).unwrap().pem();
         vec![("tls.crt", certificate), ("tls.key", key.serialize_pem())]
     };
+    let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_RSA_SHA256)
+        .unwrap()
+        .serialize_pem();
+    let bucket = |word: &str| {
+        let gcs = json!({"client_email": "a@example.com", "private_key": key, "private_key_id": word});
+        vec![
+            ("accesskey", word.to_owned()),
+            ("secretkey", word.to_owned()),
+            ("accountkey", format!("{word}000")),
+            ("keyfile", gcs.to_string()),
+        ]
+    };
     let password = |word: &str| vec![("username", "ann".to_owned()), ("password", word.to_owned())];
     let secrets = [
         ("serving", pair()),
@@ -60,6 +72,8 @@ fn shelf() -> Shelf {
         ("one", password("one")),
         ("two", password("two")),
         ("authority", vec![("ca.crt", authority("1"))]),
+        ("bucket", bucket("a")),
+        ("other-bucket", bucket("b")),
     ];
     let maps = [
         (
@@ -150,8 +164,172 @@ fn basic(name: &str, key: &str) -> Value {
     json!({"access": {"mode": "Basic", "htpasswdSecretRef": {"name": name, "key": key}}})
 }
 
+/// A mirror with a bucket, with these fields of `spec.storage`.
+fn bucket(mut storage: Value) -> Value {
+    storage["type"] = json!("ObjectStore");
+    storage["persistentVolumeClaim"] = Value::Null;
+    let store = &mut storage["objectStore"];
+    if store.is_null() {
+        *store = json!({"s3": {"bucket": "images", "region": "r"}});
+    }
+    if store["credentials"].is_null() {
+        store["credentials"] = json!({"secretRef": {"name": "bucket"}});
+    }
+    json!({"storage": storage})
+}
+
+/// A change of a field of a provider, from the fields that it needs.
+fn provider(field: &'static str, value: &Value) -> Case {
+    let mut names = field
+        .strip_prefix("spec.storage.objectStore.")
+        .unwrap()
+        .split('.');
+    let (provider, name) = (names.next().unwrap(), names.next().unwrap());
+    let needed = match provider {
+        "s3" => json!({"bucket": "images", "region": "r"}),
+        "gcs" => json!({"bucket": "images"}),
+        _ => json!({"accountName": "images", "container": "c"}),
+    };
+    let mut changed = needed.clone();
+    changed[name] = value.clone();
+    let with = |fields: &Value| bucket(json!({"objectStore": {provider: fields}}));
+    case(field, "", with(&needed), with(&changed))
+}
+
+fn bucket_ca(kind: &str, name: &str, key: &str) -> Value {
+    let reference = json!({"kind": kind, "name": name, "key": key});
+    bucket(
+        json!({"objectStore": {"s3": {"bucket": "images", "region": "r"}, "tls": {"caBundleRef": reference}}}),
+    )
+}
+
 #[allow(clippy::too_many_lines, reason = "a table")]
+fn bucket_cases() -> Vec<Case> {
+    let tier = |claim: Value| {
+        bucket(json!({"localTier": {"type": "PersistentVolumeClaim", "persistentVolumeClaim": claim}}))
+    };
+    let credentials = |name: &str| {
+        let s3 = json!({"bucket": "images", "region": "r"});
+        bucket(json!({"objectStore": {"s3": s3, "credentials": {"secretRef": {"name": name}}}}))
+    };
+    let encrypted = |encryption: Value| {
+        bucket(json!({"objectStore": {"s3": {"bucket": "images", "region": "r", "encryption": encryption}}}))
+    };
+    vec![
+        case(
+            "spec.storage.localTier.ephemeral.sizeLimit",
+            "",
+            bucket(json!({})),
+            bucket(json!({"localTier": {"ephemeral": {"sizeLimit": "20Gi"}}})),
+        ),
+        case(
+            "spec.storage.localTier.persistentVolumeClaim.existingClaim",
+            "",
+            tier(json!({"existingClaim": "a"})),
+            tier(json!({"existingClaim": "b"})),
+        ),
+        case(
+            "spec.storage.localTier.persistentVolumeClaim.retentionPolicy",
+            "",
+            tier(json!({"size": "50Gi"})),
+            tier(json!({"size": "50Gi", "retentionPolicy": "Retain"})),
+        ),
+        case(
+            "spec.storage.localTier.persistentVolumeClaim.size",
+            "",
+            tier(json!({"size": "50Gi"})),
+            tier(json!({"size": "60Gi"})),
+        ),
+        case(
+            "spec.storage.localTier.persistentVolumeClaim.storageClassName",
+            "",
+            tier(json!({"size": "50Gi"})),
+            tier(json!({"size": "50Gi", "storageClassName": "fast"})),
+        ),
+        case(
+            "spec.storage.localTier.type",
+            "",
+            bucket(json!({})),
+            tier(json!({"size": "50Gi"})),
+        ),
+        provider("spec.storage.objectStore.azure.accountName", &json!("others")),
+        provider("spec.storage.objectStore.azure.container", &json!("others")),
+        provider(
+            "spec.storage.objectStore.azure.endpoint",
+            &json!("https://store.example.com"),
+        ),
+        provider("spec.storage.objectStore.azure.prefix", &json!("a/b")),
+        case(
+            "spec.storage.objectStore.credentials.secretRef.name",
+            "",
+            credentials("bucket"),
+            credentials("other-bucket"),
+        ),
+        case(
+            "spec.storage.objectStore.credentials.type",
+            "written down",
+            bucket(json!({})),
+            bucket(json!({"objectStore": {
+                "s3": {"bucket": "images", "region": "r"},
+                "credentials": {"type": "Secret", "secretRef": {"name": "bucket"}},
+            }})),
+        ),
+        provider("spec.storage.objectStore.gcs.bucket", &json!("others")),
+        provider("spec.storage.objectStore.gcs.prefix", &json!("a/b")),
+        provider("spec.storage.objectStore.s3.bucket", &json!("others")),
+        case(
+            "spec.storage.objectStore.s3.encryption.kmsKeyID",
+            "",
+            encrypted(json!({"type": "KMS", "kmsKeyID": "a"})),
+            encrypted(json!({"type": "KMS", "kmsKeyID": "b"})),
+        ),
+        case(
+            "spec.storage.objectStore.s3.encryption.type",
+            "",
+            bucket(json!({})),
+            encrypted(json!({"type": "AES256"})),
+        ),
+        provider(
+            "spec.storage.objectStore.s3.endpoint",
+            &json!("https://store.example.com"),
+        ),
+        provider("spec.storage.objectStore.s3.pathStyle", &json!(true)),
+        provider("spec.storage.objectStore.s3.prefix", &json!("a/b")),
+        provider("spec.storage.objectStore.s3.region", &json!("other")),
+        provider("spec.storage.objectStore.s3.storageClass", &json!("STANDARD_IA")),
+        case(
+            "spec.storage.objectStore.tls.caBundleRef.key",
+            "",
+            bucket_ca("ConfigMap", "authority", "ca.crt"),
+            bucket_ca("ConfigMap", "authority", "root.crt"),
+        ),
+        case(
+            "spec.storage.objectStore.tls.caBundleRef.kind",
+            "",
+            bucket_ca("ConfigMap", "authority", "ca.crt"),
+            bucket_ca("Secret", "authority", "ca.crt"),
+        ),
+        case(
+            "spec.storage.objectStore.tls.caBundleRef.name",
+            "set or removed",
+            bucket(json!({})),
+            bucket_ca("ConfigMap", "root", "ca.crt"),
+        ),
+    ]
+}
+
 fn cases() -> Vec<Case> {
+    let mut cases = other_cases();
+    let at = cases
+        .iter()
+        .position(|case| case.field.starts_with("spec.storage.persistent"))
+        .unwrap();
+    cases.splice(at..at, bucket_cases());
+    cases
+}
+
+#[allow(clippy::too_many_lines, reason = "a table")]
+fn other_cases() -> Vec<Case> {
     let ephemeral = |limit: &str| json!({"storage": {"type": "Ephemeral", "persistentVolumeClaim": null, "ephemeral": {"sizeLimit": limit}}});
     let claim = |fields: Value| json!({"storage": {"persistentVolumeClaim": fields}});
     vec![

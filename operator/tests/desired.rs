@@ -91,6 +91,11 @@ fn shelf() -> Shelf {
             "Opaque",
             &[("htpasswd", USERS), ("people", USERS)],
         )
+        .with(
+            Reference::secret("bucket"),
+            "Opaque",
+            &[("accesskey", "access"), ("secretkey", "hunter2")],
+        )
         .with(Reference::secret("malformed"), "Opaque", &[("user", "bob")])
         .with(
             Reference::config_map("authorities"),
@@ -198,6 +203,8 @@ golden! {
     unusable_credentials: "credentials-unusable"
     certificates_of_authorities: "ca-bundles"
     every_field: "every-field"
+    a_bucket_and_an_ephemeral_tier: "object-store"
+    a_bucket_and_claims: "object-store-claims"
     a_serving_certificate: "tls-secret"
     users_only: "basic-access"
     paused: "paused"

@@ -11,7 +11,7 @@ use crds::conditions::{ConditionType as Kind, Reason, Truth, said};
 use crds::{RegistryMirror, RegistryMirrorStatus};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::jiff::Timestamp;
-use mirror::admin::{CacheStatus, Status, UpstreamStatus};
+use mirror::admin::{BucketStatus, CacheStatus, Status, UpstreamStatus};
 use mirror::credentials::Report;
 use operator::apply::{Applied, RefusedClaim};
 use operator::observed::{Claim, NodeSummary, Observed, PollResult, Server, Validity, Workload};
@@ -136,6 +136,19 @@ fn reporting(state: &str, full: bool) -> Case {
     answering(PollResult::Report(report.into()))
 }
 
+/// A server whose bucket is in this state.
+fn with_bucket(state: &str) -> Case {
+    let report = Status {
+        bucket: Some(BucketStatus {
+            state: state.to_owned(),
+            message: "MESSAGE".to_owned(),
+            ..BucketStatus::default()
+        }),
+        ..Status::default()
+    };
+    answering(PollResult::Report(report.into()))
+}
+
 fn answering(poll: PollResult) -> Case {
     let server = Server {
         pod: "hub-0".to_owned(),
@@ -244,6 +257,12 @@ fn table() -> Vec<(Kind, Truth, Reason, Case)> {
             Truth::False,
             Reason::AddressTaken,
             rejected(Reason::AddressTaken),
+        ),
+        (
+            Kind::Accepted,
+            Truth::False,
+            Reason::BucketConflict,
+            rejected(Reason::BucketConflict),
         ),
         (
             Kind::Accepted,
@@ -358,6 +377,9 @@ fn table() -> Vec<(Kind, Truth, Reason, Case)> {
             Reason::Full,
             reporting("Reachable", true),
         ),
+        in_bucket(Reason::BucketDenied, "Denied"),
+        in_bucket(Reason::BucketNotFound, "NotFound"),
+        in_bucket(Reason::BucketUnreachable, "Unreachable"),
         (
             Kind::StorageReady,
             Truth::True,
@@ -419,6 +441,10 @@ fn table() -> Vec<(Kind, Truth, Reason, Case)> {
     ]
 }
 
+fn in_bucket(reason: Reason, state: &str) -> (Kind, Truth, Reason, Case) {
+    (Kind::StorageReady, Truth::False, reason, with_bucket(state))
+}
+
 /// One node of two has a fault; none exists if there is no agent.
 fn on_node(reason: Reason) -> (Kind, Truth, Reason, Case) {
     (Kind::NodesConfigured, Truth::False, reason, nodes(Some(reason)))
@@ -451,6 +477,7 @@ fn obstacles() -> Vec<(Reason, Case)> {
         (Reason::NameConflict, rejected(Reason::NameConflict)),
         (Reason::NotAllowed, rejected(Reason::NotAllowed)),
         (Reason::AddressTaken, rejected(Reason::AddressTaken)),
+        (Reason::BucketConflict, rejected(Reason::BucketConflict)),
         (Reason::ReferenceNotFound, rejected(Reason::ReferenceNotFound)),
         (Reason::ReferenceMalformed, rejected(Reason::ReferenceMalformed)),
         (Reason::ClaimPending, claim(false, "1Gi")),
@@ -497,13 +524,57 @@ fn condition_messages_match_the_golden_file() {
     golden::assert_golden("conditions.txt", &lines.collect::<String>());
 }
 
-/// Neither upstreams nor a full disk change the readiness.
+/// A bucket that answers makes the storage ready; one that was not asked yet says nothing.
 #[test]
-fn upstreams_and_full_disk_keep_readiness() {
+fn reachable_bucket_is_ready_storage() {
+    let ready = with_bucket("Reachable").of(Kind::StorageReady);
+    assert_eq!(ready, Some(("True".to_owned(), "VolumeReady".to_owned())));
+    assert_eq!(with_bucket("Unknown").of(Kind::StorageReady), None);
+}
+
+/// The last state of the bucket stays until the next poll.
+#[test]
+fn bucket_state_stays_until_the_next_poll() {
+    for state in ["Reachable", "Denied"] {
+        let document = json!({
+            "apiVersion": "registrymirror.io/v1alpha1", "kind": "RegistryMirror",
+            "metadata": {"name": "hub", "namespace": "mirrors", "uid": "u", "generation": 3},
+            "spec": {
+                "upstreams": [{"host": "quay.io"}],
+                "storage": {"type": "ObjectStore", "objectStore": {
+                    "gcs": {"bucket": "b"}, "credentials": {"secretRef": {"name": "keys"}},
+                }},
+            },
+        });
+        let mirror: RegistryMirror = serde_json::from_value(document).unwrap();
+        let (mut case, empty) = (with_bucket(state), RegistryMirrorStatus::default());
+        // Of the upstream nothing is known after either.
+        let now = Timestamp::UNIX_EPOCH;
+        let compute = |before: &RegistryMirrorStatus, case: &Case| {
+            status::compute(&mirror, before, &case.outcome, &case.observed, now)
+        };
+        let before = compute(&empty, &case);
+        assert_eq!(
+            before.storage.as_ref().unwrap().bucket.as_ref().unwrap().location,
+            "gs://b/mirrors/hub"
+        );
+        case.observed.servers = answering(PollResult::NotPolled).observed.servers;
+        let after = compute(&before, &case);
+        assert_eq!(
+            (after.storage, after.conditions),
+            (before.storage, before.conditions)
+        );
+    }
+}
+
+/// Neither upstreams, nor a full disk, nor the bucket change the readiness.
+#[test]
+fn upstreams_and_storage_keep_readiness() {
     for case in [
         reporting("Unreachable", false),
         reporting("RateLimited", false),
         reporting("Reachable", true),
+        with_bucket("Denied"),
         credentials(None, Verdict::Loading(0, 1), false),
         credentials(None, Verdict::Unverified, false),
     ] {

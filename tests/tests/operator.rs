@@ -45,6 +45,8 @@ mod mutual_tls;
 mod node_files;
 #[path = "operator/nodes.rs"]
 mod nodes;
+#[path = "operator/object_store.rs"]
+mod object_store;
 #[path = "operator/platform.rs"]
 mod platform;
 #[path = "operator/plugin.rs"]

@@ -32,19 +32,35 @@ pub(crate) fn check(bucket: &BucketSettings) -> Result<(), BucketError> {
     Client::new(bucket).map(drop)
 }
 
+/// Checks the contents of the files that a bucket's configuration names.
+///
+/// # Errors
+/// The contents do not fit; the error repeats nothing of them.
+pub fn check_contents(
+    bucket: &BucketSettings,
+    credentials: String,
+    authorities: Option<String>,
+) -> Result<(), BucketError> {
+    let files = Files {
+        credentials: Some(credentials),
+        authorities,
+    };
+    Client::from_files(bucket, &files).map(drop)
+}
+
 /// The files of a bucket, as read together.
 struct Files {
     credentials: Option<String>,
     authorities: Option<String>,
 }
 
-impl Client {
-    /// Creates a client.
+impl Files {
+    /// Reads the files. Blocks.
     ///
     /// # Errors
-    /// A file cannot be read, or a value does not fit.
-    pub(super) fn new(bucket: &BucketSettings) -> Result<Self, BucketError> {
-        let files = Files {
+    /// A file cannot be read.
+    fn read(bucket: &BucketSettings) -> Result<Self, BucketError> {
+        Ok(Self {
             credentials: bucket
                 .credentials_file
                 .as_deref()
@@ -55,7 +71,20 @@ impl Client {
                 .as_deref()
                 .map(|path| read(path, "cafile of the bucket"))
                 .transpose()?,
-        };
+        })
+    }
+}
+
+impl Client {
+    /// Creates a client.
+    ///
+    /// # Errors
+    /// A file cannot be read, or a value does not fit.
+    pub(super) fn new(bucket: &BucketSettings) -> Result<Self, BucketError> {
+        Self::from_files(bucket, &Files::read(bucket)?)
+    }
+
+    fn from_files(bucket: &BucketSettings, files: &Files) -> Result<Self, BucketError> {
         let invalid = |reason: String| BucketError::Invalid {
             key: bucket.section().to_owned(),
             reason,
@@ -64,6 +93,12 @@ impl Client {
         let connector = Connector::new(trusted, bucket.skip_verify).map_err(invalid)?;
         let credentials = files.credentials.as_deref();
         let failed = |error: object_store::Error| invalid(error.to_string());
+        // The crate's errors repeat parts of these keys.
+        let failed_key = |what: &str| {
+            invalid(format!(
+                "{what} cannot be used: store it again as the cloud issued it"
+            ))
+        };
         let (objects, multipart): (Arc<dyn ObjectStore>, Arc<dyn MultipartStore>) = match &bucket.provider {
             Provider::S3(s3) => {
                 let built = Arc::new(
@@ -79,13 +114,17 @@ impl Client {
                     gcs(bucket, credentials)
                         .with_http_connector(connector)
                         .build()
-                        .map_err(failed)?,
+                        .map_err(|_| failed_key("the JSON key of the service account"))?,
                 );
                 (built.clone(), built)
             }
             Provider::Azure(azure) => {
                 let built = self::azure(bucket, azure, credentials)?;
-                let built = Arc::new(built.with_http_connector(connector).build().map_err(failed)?);
+                let built = built
+                    .with_http_connector(connector)
+                    .build()
+                    .map_err(|_| failed_key("the key of the storage account"))?;
+                let built = Arc::new(built);
                 (built.clone(), built)
             }
         };

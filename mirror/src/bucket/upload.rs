@@ -17,7 +17,7 @@ use tokio::task::spawn_blocking;
 use super::client::Client;
 use super::error::Error;
 use super::keys::{self, Keys};
-use super::{Bucket, SMALL, WaitLimit};
+use super::{Bucket, BucketState, SMALL, WaitLimit};
 use crate::digest::{Digest, Hasher};
 use crate::store::{self, Store};
 
@@ -48,6 +48,16 @@ pub(super) enum UploadError {
     /// The local file has other bytes than its digest says.
     #[error("the cached file does not match its digest")]
     Damaged,
+}
+
+impl UploadError {
+    /// Returns the state of the bucket that the error shows.
+    pub(super) fn state(&self) -> BucketState {
+        match self {
+            Self::Bucket(error) => error.state(),
+            Self::Store(_) | Self::File(_) | Self::Damaged => BucketState::Reachable,
+        }
+    }
 }
 
 /// The memory of uploads.

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::breaker::Breaker;
 use super::keys::Keys;
 use super::upload::{UploadError, UploadQuota};
-use super::{Bucket, WaitLimit, error};
+use super::{Bucket, BucketError, BucketState, WaitLimit, error};
 use crate::store::{ContentLink, Link, Store};
 
 /// The links that wait for their upload; further ones are found by a scan of the index.
@@ -44,7 +44,8 @@ struct Shared {
     sender: Sender<ContentLink>,
     /// Taken by the task.
     queue: Mutex<Option<Receiver<ContentLink>>>,
-    last_error: Mutex<String>,
+    /// The state of the bucket that the last upload showed, with its error; `None` if it succeeded.
+    failure: Mutex<Option<(BucketState, String)>>,
 }
 
 /// The uploads to the bucket.
@@ -65,7 +66,7 @@ impl Uploader {
             pending: AtomicUsize::new(0),
             sender,
             queue: Mutex::new(Some(queue)),
-            last_error: Mutex::default(),
+            failure: Mutex::default(),
         }))
     }
 
@@ -77,9 +78,20 @@ impl Uploader {
         queued + missed + shared.pending.load(Ordering::Relaxed)
     }
 
-    /// Returns the error of the last upload; empty if it succeeded.
-    pub(crate) fn last_error(&self) -> String {
-        self.0.last_error.lock().clone()
+    /// Returns the error of the last upload, with the state of the bucket that it shows; `None` if the upload succeeded.
+    pub(crate) fn failure(&self) -> Option<(BucketState, String)> {
+        self.0.failure.lock().clone()
+    }
+
+    /// Reads the files with credentials and CAs again; uploads that paused continue with new ones. Blocks.
+    ///
+    /// # Errors
+    /// A file cannot be used; the previous credentials stay in use.
+    pub(crate) fn renew(&self) -> Result<(), BucketError> {
+        if self.0.bucket.renew()? {
+            self.0.pause.close();
+        }
+        Ok(())
     }
 
     /// Returns the bucket.
@@ -218,7 +230,7 @@ impl Shared {
         match self.try_upload(linked).await {
             Ok(()) => {
                 self.pause.close();
-                self.last_error.lock().clear();
+                *self.failure.lock() = None;
             }
             Err(UploadError::Damaged) => {
                 tracing::error!(%digest, "cached content does not match its digest; it is dropped");
@@ -227,7 +239,7 @@ impl Shared {
             Err(error) => {
                 self.missed.store(true, Ordering::Relaxed);
                 self.pause.open();
-                *self.last_error.lock() = error.to_string();
+                *self.failure.lock() = Some((error.state(), error.to_string()));
                 let retry_seconds = self.pause.remaining().as_secs();
                 tracing::warn!(%digest, %error, retry_seconds, "content cannot be uploaded to the bucket; it is tried again");
             }

@@ -6,6 +6,7 @@ mod s3;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use sha2::{Digest, Sha256};
 use url::Url;
 
 use super::{Error, file};
@@ -125,6 +126,21 @@ impl BucketSettings {
             return Err(Error::invalid("storage", reason));
         }
         Ok(bucket)
+    }
+
+    /// Returns a hash of the place of the objects: provider, address, bucket and prefix. It is never 0.
+    pub fn fingerprint(&self) -> u64 {
+        let address = match &self.provider {
+            Provider::S3(s3) => s3.endpoint.as_ref().map(Url::to_string),
+            Provider::Gcs { .. } => None,
+            Provider::Azure(azure) => Some(azure.service.to_string()),
+        };
+        let address = address.unwrap_or_default();
+        let hash = Sha256::digest([self.section(), &address, &self.name, &self.root].join("\n"));
+        hash.iter()
+            .take(8)
+            .fold(0, |sum, byte| sum << 8 | u64::from(*byte))
+            .max(1)
     }
 
     /// Returns the key of the section in the file.

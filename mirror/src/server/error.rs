@@ -29,6 +29,11 @@ pub enum Error {
     /// The cache.
     #[error(transparent)]
     Store(#[from] OpenError),
+    /// The index of the cache.
+    #[error(
+        "the index cannot record the bucket: {0}; check the disk of the cache (storage.filesystem.rootdirectory)"
+    )]
+    Index(#[from] crate::store::Error),
     /// The client of other replicas.
     #[error("cannot set up the HTTP client for other replicas (peers): {0}")]
     Peers(#[source] reqwest::Error),
@@ -56,6 +61,9 @@ impl Error {
 
     /// Returns `true` if the environment is the cause: a port in use, a directory that is locked or not writable.
     pub fn is_environment(&self) -> bool {
-        matches!(self, Self::NoDirectory(_) | Self::Store(_) | Self::Listen { .. })
+        matches!(
+            self,
+            Self::NoDirectory(_) | Self::Store(_) | Self::Index(_) | Self::Listen { .. }
+        )
     }
 }

@@ -8,7 +8,6 @@ use tracing::{error, info, warn};
 
 use super::state::ServerState;
 use super::upstream_set::{self, UpstreamSet};
-use crate::bucket::Uploader;
 use crate::config::{BucketSettings, Cache, Config};
 use crate::file_watch::FileWatch;
 use crate::http::Htpasswd;
@@ -148,10 +147,10 @@ impl Reloader {
 
     /// Reads the files of the bucket again, off the threads that serve.
     async fn renew_bucket(&self) {
-        let Some(bucket) = self.0.state.uploader.as_ref().map(Uploader::bucket) else {
+        let Some(uploader) = self.0.state.uploader.clone() else {
             return;
         };
-        match tokio::task::spawn_blocking(move || bucket.renew()).await {
+        match tokio::task::spawn_blocking(move || uploader.renew()).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => error!(%error, "the bucket's old credentials stay in use"),
             Err(error) => error!(%error, "the bucket's credentials cannot be read"),

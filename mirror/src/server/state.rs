@@ -13,7 +13,7 @@ use crate::admin::{
     AdminState, BucketStatus, CacheStatus, ContentReport, FillStatus, History, HistoryReport, PeerStatus,
     SAMPLE_INTERVAL, Status, Totals, UpstreamStatus,
 };
-use crate::bucket::Uploader;
+use crate::bucket::{BucketState, Uploader};
 use crate::client_table::ClientTable;
 use crate::config::Config;
 use crate::credentials::CredentialState;
@@ -159,12 +159,18 @@ fn peers(fleet: &Fleet) -> Vec<PeerStatus> {
 }
 
 fn bucket_status(uploader: &Uploader) -> BucketStatus {
-    let (state, message) = uploader.bucket().state();
+    let (mut state, mut message) = uploader.bucket().state();
+    let (upload_state, upload_error) = uploader.failure().unwrap_or((state, String::new()));
+    // Credentials that only read are not enough.
+    if upload_state == BucketState::Denied && state == BucketState::Reachable {
+        state = upload_state;
+        message.clone_from(&upload_error);
+    }
     BucketStatus {
         state: state.as_str().to_owned(),
         message,
         pending_uploads: uploader.pending() as u64,
-        upload_error: uploader.last_error(),
+        upload_error,
     }
 }
 

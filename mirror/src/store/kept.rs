@@ -37,6 +37,17 @@ impl Store {
         let _ = self.inner.listener.set(LinkListener { sender, missed });
     }
 
+    /// Sets the bucket behind the cache, by its fingerprint. What the index knows of another bucket is forgotten.
+    pub(crate) async fn set_bucket(&self, fingerprint: u64) -> Result<(), Error> {
+        self.blocking(move |inner| {
+            if inner.index.bucket()? != fingerprint {
+                inner.index.write(vec![Op::ForgetKept, Op::Bucket(fingerprint)])?;
+            }
+            Ok(())
+        })
+        .await
+    }
+
     /// Returns whether the bucket has content (`None`) or a link to it.
     pub(crate) async fn is_kept(&self, digest: &Digest, link: Option<&Link>) -> Result<bool, Error> {
         let (digest, link) = (digest.clone(), link.cloned());

@@ -1,7 +1,7 @@
 //! Adopts objects that carry a mirror's labels and have no controller, as a backup restores them, before their content is
 //! read.
 
-use crds::{RegistryMirror, storage::StorageType};
+use crds::RegistryMirror;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::ResourceExt;
 
@@ -69,9 +69,10 @@ impl Applier<'_> {
             metadata.is_some_and(|metadata| ownership::is_orphan_of(self.mirror, *kind, &metadata))
         };
         let mirror = self.mirror.name_any();
-        let workload = match self.mirror.spec.storage.r#type {
-            StorageType::PersistentVolumeClaim => Kind::StatefulSet,
-            StorageType::Ephemeral => Kind::Deployment,
+        let workload = if self.mirror.spec.storage.is_ephemeral() {
+            Kind::Deployment
+        } else {
+            Kind::StatefulSet
         };
         let mut names = names::every(&mirror);
         // The key of a CA can't be created again. With its owner back, it would be deleted if the spec asks for none.

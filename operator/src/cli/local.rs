@@ -270,6 +270,9 @@ fn file(
     // No kube-proxy leads anybody here.
     file.http.lame_duck = None;
     desired::config::take_at_start(accepted.mirror, &mut file);
+    if let Some(bucket) = &accepted.bucket {
+        file.storage = bucket.storage(&text(&credentials)?, &text(&certificates)?);
+    }
     file.storage.filesystem.root_directory = Some(text(&cache)?);
     file.proxy.credentials_directory = Some(text(&credentials)?);
     file.proxy.files_directory = Some(text(&certificates)?);

@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, convert::Infallible};
 
 use crds::{RegistryMirror, tls::TlsMode};
 use rcgen::{CertificateParams, KeyPair};
+use serde_json::json;
 
 use super::documents::Documents;
 use crate::{
@@ -63,7 +64,41 @@ fn needed(mirror: &RegistryMirror) -> Result<Vec<(Reference, String, Vec<u8>)>, 
             line.into_bytes(),
         ));
     }
+    needed.extend(bucket(mirror, &pair.serialize_pem()));
     Ok(needed)
+}
+
+/// Returns the credentials for a bucket. The key of a service account has a private key.
+fn bucket(mirror: &RegistryMirror, private_key: &str) -> Vec<(Reference, String, Vec<u8>)> {
+    let Some(store) = &mirror.spec.storage.object_store else {
+        return Vec::new();
+    };
+    let Some(secret) = &store.credentials.secret_ref else {
+        return Vec::new();
+    };
+    let values = if store.s3.is_some() {
+        vec![
+            ("accesskey", "placeholder".to_owned()),
+            ("secretkey", "placeholder".to_owned()),
+        ]
+    } else if store.gcs.is_some() {
+        let key = json!({
+            "client_email": "placeholder@invalid", "private_key": private_key, "private_key_id": "placeholder",
+            "disable_oauth": true,
+        });
+        vec![("keyfile", key.to_string())]
+    } else {
+        // Base64 of nothing in particular.
+        vec![("accountkey", "cGxhY2Vob2xkZXI=".to_owned())]
+    };
+    let entry = |(key, value): (&str, String)| {
+        (
+            Reference::secret(&secret.name),
+            key.to_owned(),
+            value.into_bytes(),
+        )
+    };
+    values.into_iter().map(entry).collect()
 }
 
 impl Reader for Placeholders<'_> {

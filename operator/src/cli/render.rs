@@ -199,7 +199,10 @@ fn is_secret(manifest: &Value) -> bool {
 
 /// Returns whether an object is the Secret with copies of the files that a spec refers to.
 fn has_files(mirror: &RegistryMirror, child: &Child) -> bool {
-    child.kind == Kind::Secret && child.name == names::files(&mirror.name_any())
+    let holds_bucket = mirror.spec.storage.object_store.is_some();
+    let (mirror, name) = (mirror.name_any(), child.name.as_str());
+    child.kind == Kind::Secret
+        && (name == names::files(&mirror) || holds_bucket && name == names::credentials(&mirror))
 }
 
 /// Puts a text in place of each value of a Secret.

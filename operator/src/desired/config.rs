@@ -46,6 +46,9 @@ pub fn file(accepted: &Accepted<'_>) -> Result<File, Rejection> {
     let file = written(accepted);
     let mut whole = file.clone();
     take_at_start(accepted.mirror, &mut whole);
+    if let Some(bucket) = &accepted.bucket {
+        whole.storage = bucket.storage("", "");
+    }
     match Config::new(&whole) {
         Ok(_) => Ok(file),
         Err(error) => Err(Rejection::invalid(format!(

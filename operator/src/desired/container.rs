@@ -98,6 +98,7 @@ fn environment(accepted: &Accepted<'_>) -> Vec<EnvVar> {
             CACHE.to_owned(),
         ),
     ];
+    variables.extend(bucket(accepted));
     variables.extend(served(accepted));
     variables.extend(answered(accepted.mirror));
     variables.extend(traced(accepted));
@@ -125,6 +126,16 @@ fn traced(accepted: &Accepted<'_>) -> Vec<(String, String)> {
         variable("RESOURCE_ATTRIBUTES", format!("k8s.namespace.name={namespace}")),
         variable("SERVICE_NAME", format!("{namespace}/{}", mirror.name_any())),
     ]
+}
+
+/// Returns the section of the bucket. Its credentials are a file.
+fn bucket(accepted: &Accepted<'_>) -> Option<(String, String)> {
+    let storage = accepted.bucket.as_ref()?.storage(CREDENTIALS, FILES);
+    let storage = serde_json::to_value(storage).ok()?;
+    let (key, section) = storage.as_object()?.iter().next()?;
+    // JSON is YAML, which the server expects. The kubelet reads `$` as the beginning of a reference.
+    let variable = format!("REGISTRY_STORAGE_{}", key.to_uppercase());
+    Some((variable, section.to_string().replace('$', "$$")))
 }
 
 /// Returns the port for the other servers, and their name in the cluster.

@@ -17,7 +17,7 @@ use crate::{
     kind::Kind,
     names,
     observed::Observed,
-    validate::{Accepted, Credentials},
+    validate::{Accepted, Credentials, bucket},
 };
 
 /// The key of the candidate, which servers use once the upstream has accepted it.
@@ -42,6 +42,8 @@ pub struct IssuedCredentials {
     pub rotated: BTreeMap<String, Timestamp>,
     /// The number of last good entries that replaced others.
     pub replaced: u64,
+    /// The credentials for the bucket, with a version that changes with them.
+    bucket: Option<(Vec<u8>, u64)>,
     origins: String,
 }
 
@@ -86,8 +88,14 @@ impl IssuedCredentials {
             kept,
             rotated,
             replaced,
+            bucket: before.bucket(accepted),
             origins: json!(origins).to_string(),
         }
+    }
+
+    /// Returns the version of the credentials for the bucket, if there is one.
+    pub(super) fn bucket_version(&self) -> Option<u64> {
+        self.bucket.as_ref().map(|(_, version)| *version)
     }
 
     /// Returns the upstreams with an entry.
@@ -97,6 +105,7 @@ impl IssuedCredentials {
 
     /// Returns the files of the credentials directory.
     pub fn files(&self) -> BTreeMap<String, Vec<u8>> {
+        let bucket = self.bucket.clone();
         let version = self.version.to_string().into_bytes();
         let last_good = self
             .last_good
@@ -108,6 +117,7 @@ impl IssuedCredentials {
         ]
         .into_iter()
         .chain(last_good)
+        .chain(bucket.map(|(file, _)| (bucket::CREDENTIALS_FILE.to_owned(), file)))
         .collect()
     }
 
@@ -120,6 +130,9 @@ impl IssuedCredentials {
         }
         if self.replaced > 0 {
             annotations.insert(names::REPLACED.to_owned(), self.replaced.to_string());
+        }
+        if let Some(version) = self.bucket_version() {
+            annotations.insert(names::BUCKET_VERSION.to_owned(), version.to_string());
         }
         metadata.annotations = Some(annotations);
         let secret = Secret {
@@ -183,6 +196,17 @@ impl<'a> Before<'a> {
             rotated: annotation(contents, names::ROTATED),
             replaced: counted(contents, names::REPLACED),
         }
+    }
+
+    /// Returns the credentials for the bucket, with the next version if the stored ones differ.
+    fn bucket(&self, accepted: &Accepted<'_>) -> Option<(Vec<u8>, u64)> {
+        let file = accepted.bucket.as_ref()?.credentials.clone();
+        let stored = self
+            .contents
+            .and_then(|contents| contents.data.get(bucket::CREDENTIALS_FILE));
+        let version = counted(self.contents, names::BUCKET_VERSION);
+        let is_new = stored != Some(&file);
+        Some((file, version.saturating_add(u64::from(is_new))))
     }
 
     fn version(&self) -> Option<u64> {

@@ -12,7 +12,7 @@ use crate::{
     kind::Kind,
     names,
     validate::{
-        Accepted, bundle,
+        Accepted, bucket, bundle,
         serving::{self, Serving},
         users,
     },
@@ -39,6 +39,8 @@ pub fn all(accepted: &Accepted<'_>) -> BTreeMap<String, Vec<u8>> {
         .map(|bundle| (bundle.file.clone(), bundle.pem.clone()))
         .collect();
     files.extend(accepted.serving.iter().flat_map(serving));
+    let bucket_ca = accepted.bucket.as_ref().and_then(|bucket| bucket.bundle.clone());
+    files.extend(bucket_ca.map(|pem| (bucket::CA_FILE.to_owned(), pem)));
     files.extend(
         accepted
             .client_ca

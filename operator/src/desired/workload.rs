@@ -2,7 +2,7 @@
 
 use crds::{
     RegistryMirror,
-    storage::{RetentionPolicy, StorageType, Volume},
+    storage::{RetentionPolicy, Volume},
 };
 use k8s_openapi::{
     api::apps::v1::{
@@ -55,13 +55,11 @@ const REVISIONS_KEPT: i32 = 3;
 /// Returns the workload. The storage type determines its kind, which never changes.
 pub(super) fn object(accepted: &Accepted<'_>, observed: &Observed, release: &Release, reload: &str) -> Child {
     let name = accepted.mirror.name_any();
-    match accepted.mirror.spec.storage.r#type {
-        StorageType::PersistentVolumeClaim => {
-            let set = stateful_set(accepted, observed, release, reload);
-            Child::new(Kind::StatefulSet, name, &set)
-        }
-        StorageType::Ephemeral => Child::new(Kind::Deployment, name, &deployment(accepted, release, reload)),
+    if accepted.mirror.spec.storage.is_ephemeral() {
+        return Child::new(Kind::Deployment, name, &deployment(accepted, release, reload));
     }
+    let set = stateful_set(accepted, observed, release, reload);
+    Child::new(Kind::StatefulSet, name, &set)
 }
 
 fn stateful_set(

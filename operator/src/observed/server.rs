@@ -50,6 +50,30 @@ pub struct ServerReport {
     pub upstreams: Vec<UpstreamReport>,
     /// The server can store no more content.
     pub full: bool,
+    /// The bucket, if the server has one.
+    pub bucket: Option<BucketReport>,
+}
+
+/// The report of a server on its bucket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BucketReport {
+    /// The state; `None` before the first request was answered.
+    pub state: Option<BucketState>,
+    /// The error of the last request; empty if it was answered.
+    pub message: String,
+}
+
+/// The state of a bucket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BucketState {
+    /// The last request was answered.
+    Reachable,
+    /// The store refused the credentials or the permission.
+    Denied,
+    /// The store has no such bucket.
+    NotFound,
+    /// The store did not answer, or with an error.
+    Unreachable,
 }
 
 /// The report of a server on one of its upstreams.
@@ -103,6 +127,22 @@ impl From<admin::Status> for ServerReport {
             configuration_error: cut(status.configuration_error),
             upstreams: status.upstreams.into_iter().map(UpstreamReport::from).collect(),
             full: status.cache.full,
+            bucket: status.bucket.map(BucketReport::from),
+        }
+    }
+}
+
+impl From<admin::BucketStatus> for BucketReport {
+    fn from(bucket: admin::BucketStatus) -> Self {
+        Self {
+            state: match bucket.state.as_str() {
+                "Reachable" => Some(BucketState::Reachable),
+                "Denied" => Some(BucketState::Denied),
+                "NotFound" => Some(BucketState::NotFound),
+                "Unreachable" => Some(BucketState::Unreachable),
+                _ => None,
+            },
+            message: cut(bucket.message),
         }
     }
 }

@@ -53,7 +53,7 @@ pub fn compute(
         progress::condition(outcome, observed, before),
         credentials::condition(outcome, observed, before),
         upstreams::condition(mirror, observed),
-        storage::condition(mirror, outcome, observed),
+        storage::condition(mirror, outcome, observed, before),
         certificate::condition(outcome, observed, now),
         nodes::condition(observed.nodes.as_ref()),
         paused(mirror),
@@ -132,6 +132,9 @@ fn kept<'a>(
     };
     if observed.has_unpolled() {
         kept.extend([ConditionType::Progressing, ConditionType::UpstreamReachable]);
+        if mirror.spec.storage.object_store.is_some() {
+            kept.push(ConditionType::StorageReady);
+        }
     }
     if nodes::is_unpolled(mirror, observed) {
         kept.push(ConditionType::NodesConfigured);

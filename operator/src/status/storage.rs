@@ -6,13 +6,15 @@ use crds::{
     storage::{RetentionPolicy, Volume},
 };
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+
 use super::{
     Acted, Outcome,
     conditions::{ConditionUpdate, with_advice},
 };
 use crate::{
     apply::Applied,
-    observed::{Claim, ExistingClaim, Growth, Observed},
+    observed::{BucketState, Claim, ExistingClaim, Growth, Observed},
 };
 
 /// Returns `StorageReady` with the worst state; `None` for a mirror without PVCs whose servers have room.
@@ -20,6 +22,7 @@ pub(super) fn condition(
     mirror: &RegistryMirror,
     outcome: &Outcome,
     observed: &Observed,
+    before: &[Condition],
 ) -> Option<ConditionUpdate> {
     refused(outcome)
         .or_else(|| not_kept(mirror, observed))
@@ -27,6 +30,7 @@ pub(super) fn condition(
         .or_else(|| missing(observed))
         .or_else(|| pending(mirror, observed))
         .or_else(|| full(observed))
+        .or_else(|| bucket(observed).or_else(|| last_bucket(observed, before)))
         .or_else(|| growing(observed))
         .or_else(|| ready(observed))
 }
@@ -104,6 +108,36 @@ fn full(observed: &Observed) -> Option<ConditionUpdate> {
     Some(not_ready(Reason::Full, with_advice(message, Reason::Full)))
 }
 
+/// Returns the state of a bucket that a server cannot use. Pulls continue without it.
+fn bucket(observed: &Observed) -> Option<ConditionUpdate> {
+    observed.servers.iter().find_map(|server| {
+        let bucket = server.report()?.bucket.as_ref()?;
+        let reason = match bucket.state? {
+            BucketState::Reachable => return None,
+            BucketState::Denied => Reason::BucketDenied,
+            BucketState::NotFound => Reason::BucketNotFound,
+            BucketState::Unreachable => Reason::BucketUnreachable,
+        };
+        let message = format!("replica {}: {}", server.pod, bucket.message);
+        Some(not_ready(reason, with_advice(message, reason)))
+    })
+}
+
+/// Returns the last known state of the bucket while a server is not polled yet.
+fn last_bucket(observed: &Observed, before: &[Condition]) -> Option<ConditionUpdate> {
+    const BUCKET: [Reason; 3] = [
+        Reason::BucketDenied,
+        Reason::BucketNotFound,
+        Reason::BucketUnreachable,
+    ];
+    let kind = ConditionType::StorageReady.as_str();
+    let last = before.iter().find(|condition| condition.type_ == kind)?;
+    let reason = BUCKET.into_iter().find(|reason| reason.as_str() == last.reason)?;
+    observed
+        .has_unpolled()
+        .then(|| not_ready(reason, last.message.clone()))
+}
+
 fn infeasible(observed: &Observed) -> Option<ConditionUpdate> {
     growths(observed).find_map(|claim| match &claim.growth {
         Growth::Infeasible(why) => Some(not_ready(
@@ -150,11 +184,21 @@ fn size(quantity: Option<&k8s_openapi::apimachinery::pkg::api::resource::Quantit
 }
 
 fn ready(observed: &Observed) -> Option<ConditionUpdate> {
-    observed.all_claims().next()?;
+    let has_claims = observed.all_claims().next().is_some();
+    let mut servers = observed.servers.iter();
+    let has_bucket = servers.any(|server| {
+        let bucket = server.report().and_then(|report| report.bucket.as_ref());
+        bucket.is_some_and(|bucket| bucket.state == Some(BucketState::Reachable))
+    });
+    let message = match (has_claims, has_bucket) {
+        (false, false) => return None,
+        (true, _) => "every PVC has its volume",
+        (false, true) => "the bucket answers",
+    };
     Some(ConditionUpdate::new(
         ConditionType::StorageReady,
         Truth::True,
         Reason::VolumeReady,
-        "every PVC has its volume",
+        message,
     ))
 }

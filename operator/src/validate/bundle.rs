@@ -53,7 +53,7 @@ pub fn resolve_client_ca(
     Ok(Some(pem))
 }
 
-fn read(reference: &CaBundleReference, references: &References) -> Result<Vec<u8>, Rejection> {
+pub(super) fn read(reference: &CaBundleReference, references: &References) -> Result<Vec<u8>, Rejection> {
     let target = Reference::from(reference);
     if target.kind == Kind::Secret {
         references.not_the_operators(&target.name)?;

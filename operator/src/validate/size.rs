@@ -1,6 +1,6 @@
 //! Computes the limit of a cache.
 
-use crds::{Cache, storage::Volume};
+use crds::{RegistryMirrorSpec, storage::Volume};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use mirror::config::MaxSize;
 
@@ -13,12 +13,13 @@ const PERCENT: u8 = 90;
 ///
 /// # Errors
 /// An invalid quantity.
-pub fn cache_limit(cache: &Cache, volume: &Volume<'_>) -> Result<MaxSize, Rejection> {
-    let size = match (&cache.max_size, volume) {
-        (Some(size), _) => return Ok(MaxSize::Bytes(bytes("cache.maxSize", size)?)),
+pub fn cache_limit(spec: &RegistryMirrorSpec, volume: &Volume<'_>) -> Result<MaxSize, Rejection> {
+    let field = |name: &str| format!("{}.{name}", spec.storage.volume_field());
+    let size = match (&spec.cache.max_size, volume) {
+        (Some(size), _) => return Ok(MaxSize::Bytes(bytes("spec.cache.maxSize", size)?)),
         (None, Volume::ExistingClaim { .. }) => return Ok(MaxSize::Percent(PERCENT)),
-        (None, Volume::Claims { size, .. }) => bytes("storage.persistentVolumeClaim.size", size)?,
-        (None, Volume::Ephemeral(ephemeral)) => bytes("storage.ephemeral.sizeLimit", &ephemeral.size_limit)?,
+        (None, Volume::Claims { size, .. }) => bytes(&field("persistentVolumeClaim.size"), size)?,
+        (None, Volume::Ephemeral(ephemeral)) => bytes(&field("ephemeral.sizeLimit"), &ephemeral.size_limit)?,
     };
     // Servers know no cache of nothing.
     Ok(MaxSize::Bytes((size / 100 * u64::from(PERCENT)).max(1)))
@@ -29,7 +30,7 @@ fn bytes(path: &str, quantity: &Quantity) -> Result<u64, Rejection> {
     match quantity.0.parse() {
         Ok(MaxSize::Bytes(bytes)) => Ok(bytes),
         Ok(MaxSize::Percent(_)) | Err(_) => Err(Rejection::invalid(format!(
-            "spec.{path}: {} is not a size: write one such as 50Gi",
+            "{path}: {} is not a size: write one such as 50Gi",
             quantity.0
         ))),
     }
@@ -44,13 +45,10 @@ mod tests {
 
     fn limit(max_size: Option<&str>, volume: &Volume<'_>) -> Result<MaxSize, Rejection> {
         let max_size = max_size.map(|size| Quantity(size.to_owned()));
-        cache_limit(
-            &Cache {
-                max_size,
-                ..Cache::default()
-            },
-            volume,
-        )
+        let spec = serde_json::json!({
+            "upstreams": [{"host": "quay.io"}], "storage": {"type": "Ephemeral"}, "cache": {"maxSize": max_size},
+        });
+        cache_limit(&serde_json::from_value(spec).unwrap(), volume)
     }
 
     #[test]

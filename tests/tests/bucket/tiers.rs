@@ -160,6 +160,35 @@ async fn tag_of_the_bucket_is_revalidated() {
         .expect("it follows");
 }
 
+/// Content of the local tier is uploaded to another bucket or prefix, too.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn other_prefix_gets_all_content() {
+    let place = Place::new(&[300_000]).await;
+    let keys = |prefix: &str| format!("rootdirectory: {prefix}, {}", place.store.keys());
+    let stored = |prefix: &str| {
+        let tags = place
+            .store
+            .objects()
+            .join(prefix)
+            .join("docker/registry/v2/repositories/library/app/_manifests/tags");
+        tags.join("1/current/link").exists()
+    };
+    for prefix in ["one", "two"] {
+        let mirror = place
+            .mirror_with("tier", &keys(prefix), "cache: {maxsize: 1Gi}")
+            .await;
+        place.pull(&mirror, &format!("pulled-{prefix}")).await;
+        let uploaded = || async {
+            let pending = mirror.status().await["pendingUploads"] == 0;
+            (pending && stored(prefix)).then_some(())
+        };
+        wait::until("content below the prefix", LIMIT, uploaded)
+            .await
+            .expect("uploads");
+        mirror.stop().await;
+    }
+}
+
 /// New credentials in the file are used without a restart.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bucket_credentials_rotate_live() {

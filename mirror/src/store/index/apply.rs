@@ -5,8 +5,8 @@ use redb::{ReadableTable, Table, WriteTransaction};
 use crate::digest::Digest;
 use crate::name::{Repository, Tag};
 use crate::store::index::tables::{
-    BLOBS, BY_FETCH, BY_USE, BYTES, COMPLETE, CONTENT, DATA, IMPORTED, KEPT, LINKS, Link, MEDIA_TYPES, META,
-    STATE_SEEN, TAGS, UPLOADS, key_of,
+    BLOBS, BUCKET, BY_FETCH, BY_USE, BYTES, COMPLETE, CONTENT, DATA, IMPORTED, KEPT, LINKS, Link,
+    MEDIA_TYPES, META, STATE_SEEN, TAGS, UPLOADS, key_of,
 };
 
 /// One change.
@@ -46,6 +46,10 @@ pub(in crate::store) enum Op {
     Complete(bool),
     /// The fingerprint of `scheduler-state.json`.
     StateSeen(u64),
+    /// The fingerprint of the bucket.
+    Bucket(u64),
+    /// Nothing is known of what the bucket has.
+    ForgetKept,
     /// The bucket has content (`None`), or a link to it.
     Kept(Digest, Option<Link>),
     /// The bucket has another version of a link, or none.
@@ -155,6 +159,7 @@ pub(super) fn apply(transaction: &WriteTransaction, ops: &[Op]) -> Result<Added,
             }
             Op::Complete(whether) => tables.set(COMPLETE, u64::from(*whether))?,
             Op::StateSeen(seen) => tables.set(STATE_SEEN, *seen)?,
+            Op::Bucket(fingerprint) => tables.set(BUCKET, *fingerprint)?,
             other => apply_names(transaction, other)?,
         }
     }
@@ -214,6 +219,10 @@ fn apply_kept(transaction: &WriteTransaction, op: &Op) -> Result<(), redb::Error
             let (key, repository) = (key_of(digest), link.repository().to_string());
             let key = (&*key, link.kind(), repository.as_str(), link.name());
             transaction.open_table(KEPT)?.remove(key)?;
+        }
+        Op::ForgetKept => {
+            transaction.open_table(KEPT)?.retain(|_, ()| false)?;
+            transaction.open_table(UPLOADS)?.retain(|_, _| false)?;
         }
         Op::BeginUpload(id, key) => {
             transaction

@@ -5,8 +5,8 @@ use redb::{Range, ReadTransaction, ReadableTable, TableDefinition};
 use crate::digest::Digest;
 use crate::name::{Repository, Tag};
 use crate::store::index::tables::{
-    BLOBS, BY_FETCH, BY_USE, BYTES, COMPLETE, CONTENT, DATA, IMPORTED, KEPT, LINKS, Link, MEDIA_TYPES, META,
-    STATE_SEEN, TAGS, UPLOADS, digest_of, key_of,
+    BLOBS, BUCKET, BY_FETCH, BY_USE, BYTES, COMPLETE, CONTENT, DATA, IMPORTED, KEPT, LINKS, Link,
+    MEDIA_TYPES, META, STATE_SEEN, TAGS, UPLOADS, digest_of, key_of,
 };
 use crate::store::index::{Index, IndexFailure};
 
@@ -229,6 +229,11 @@ impl Index {
             }
             Ok(found)
         })
+    }
+
+    /// Returns the fingerprint of the bucket that the index is about; 0 before there was one.
+    pub(in crate::store) fn bucket(&self) -> Result<u64, IndexFailure> {
+        self.read(|transaction| meta(&transaction, BUCKET))
     }
 
     /// Returns the uploads in parts that have not ended, with the keys of their objects.

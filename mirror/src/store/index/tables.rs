@@ -35,6 +35,8 @@ pub(super) const BLOBS: &str = "blobs";
 pub(super) const COMPLETE: &str = "complete";
 /// The fingerprint of `scheduler-state.json` when this server last read or wrote it.
 pub(super) const STATE_SEEN: &str = "scheduler state";
+/// The fingerprint of the bucket that [`KEPT`] and [`UPLOADS`] are about; 0 before there was one.
+pub(super) const BUCKET: &str = "bucket";
 const SCHEMA: &str = "schema";
 const SCHEMA_VERSION: u64 = 1;
 

@@ -1,0 +1,107 @@
+//! Two mirrors with one bucket and one prefix.
+
+use std::sync::Arc;
+
+use crds::{RegistryMirror, conditions::Reason};
+use kube::ResourceExt;
+
+use crate::{
+    cluster::triggers::StoredMirror,
+    mirror_key::MirrorKey,
+    validate::{Rejection, bucket},
+};
+
+/// Checks that no other mirror has the bucket and the prefix of a mirror: a bucket names one upstream for its repositories
+/// without a prefix, and each mirror would replace the tags of the other. The mirror whose servers use the bucket keeps it, as its status says; among others the oldest gets it.
+///
+/// # Errors
+/// `BucketConflict`, with the other mirror.
+pub(super) fn check(mirror: &RegistryMirror, all: &[Arc<StoredMirror>]) -> Result<(), Rejection> {
+    let Some(location) = bucket::location(mirror) else {
+        return Ok(());
+    };
+    let mut others = all.iter().filter_map(|stored| stored.0.as_ref().ok());
+    let Some(other) = others.find(|other| goes_before(other, mirror, &location)) else {
+        return Ok(());
+    };
+    Err(Rejection {
+        reason: Reason::BucketConflict,
+        message: format!(
+            "spec.storage.objectStore: RegistryMirror {} has {location} already: set another prefix, or delete that mirror",
+            MirrorKey::from_object(other)
+        ),
+    })
+}
+
+/// Returns whether another mirror has a location before this one.
+fn goes_before(other: &RegistryMirror, mirror: &RegistryMirror, location: &str) -> bool {
+    let (key, own) = (MirrorKey::from_object(other), MirrorKey::from_object(mirror));
+    if key == own {
+        return false;
+    }
+    let (theirs, ours) = (uses(other, location), uses(mirror, location));
+    if !theirs && bucket::location(other).as_deref() != Some(location) {
+        return false;
+    }
+    // The one whose servers use it goes before; then the older one.
+    let rank = |is_used: bool, mirror: &RegistryMirror, key: MirrorKey| {
+        let created = mirror.creation_timestamp().map(|time| time.0);
+        (!is_used, created, key)
+    };
+    rank(theirs, other, key) < rank(ours, mirror, own)
+}
+
+/// Returns whether the servers of a mirror use a location.
+fn uses(mirror: &RegistryMirror, location: &str) -> bool {
+    let storage = mirror.status.as_ref().and_then(|status| status.storage.as_ref());
+    let bucket = storage.and_then(|storage| storage.bucket.as_ref());
+    bucket.is_some_and(|bucket| bucket.location == location)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use test_case::test_case;
+
+    use super::*;
+
+    fn mirror(name: &str, created: u32, prefix: &str, used: Option<&str>) -> RegistryMirror {
+        let status =
+            used.map(|prefix| json!({"storage": {"bucket": {"location": format!("gs://b/{prefix}")}}}));
+        let document = json!({
+            "apiVersion": "registrymirror.io/v1alpha1", "kind": "RegistryMirror",
+            "metadata": {
+                "name": name, "namespace": "team", "creationTimestamp": format!("2026-01-01T00:00:0{created}Z"),
+            },
+            "spec": {
+                "upstreams": [{"host": "quay.io"}],
+                "storage": {
+                    "type": "ObjectStore",
+                    "objectStore": {
+                        "gcs": {"bucket": "b", "prefix": prefix}, "credentials": {"secretRef": {"name": "keys"}},
+                    },
+                },
+            },
+            "status": status,
+        });
+        serde_json::from_value(document).unwrap()
+    }
+
+    /// Of two mirrors with one location at most one is rejected: the one whose servers use another or no bucket, else the
+    /// younger one.
+    #[test_case(mirror("a", 1, "p", None), mirror("b", 2, "p", None) => (true, false); "the older one")]
+    #[test_case(mirror("a", 1, "p", None), mirror("b", 1, "p", None) => (true, false); "the first name")]
+    #[test_case(mirror("a", 1, "p", Some("q")), mirror("b", 2, "p", Some("p")) => (false, true); "the one that uses it")]
+    #[test_case(mirror("a", 1, "p", None), mirror("b", 2, "q", Some("p")) => (false, true); "the one that still uses it")]
+    #[test_case(mirror("a", 1, "p", Some("p")), mirror("b", 2, "p", Some("p")) => (true, false); "both use it")]
+    #[test_case(mirror("a", 1, "p", None), mirror("b", 2, "q", None) => (true, true); "other prefixes")]
+    fn one_of_two_mirrors_has_the_bucket(one: RegistryMirror, other: RegistryMirror) -> (bool, bool) {
+        let all: Vec<_> = [&one, &other]
+            .map(|mirror| Arc::new(kube::core::DeserializeGuard(Ok(mirror.clone()))))
+            .into();
+        let verdicts = (check(&one, &all), check(&other, &all));
+        let rejected = verdicts.0.as_ref().err().or(verdicts.1.as_ref().err());
+        assert!(rejected.is_none_or(|rejection| rejection.reason == Reason::BucketConflict));
+        (verdicts.0.is_ok(), verdicts.1.is_ok())
+    }
+}
