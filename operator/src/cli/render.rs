@@ -101,7 +101,7 @@ async fn objects(
         .get_or_insert_with(|| DEFAULT_NAMESPACE.to_owned());
     if given.metadata.namespace.is_none() && names_namespace(&mirror) {
         warn(
-            "metadata.namespace is missing, and certificates and traces name default: set one with --namespace",
+            "metadata.namespace is missing, and certificates, traces and the prefix in a bucket name default: set one with --namespace",
         )?;
     }
     let Ok(references) = dereference::read(&mirror, documents).await;
@@ -179,7 +179,10 @@ where
 
 /// Returns whether values of objects, such as the names in a certificate, have the namespace in them.
 fn names_namespace(mirror: &RegistryMirror) -> bool {
-    certificates::is_self_signed(mirror) || mirror.spec.observability.otlp_endpoint.is_some()
+    let bucket = mirror.spec.storage.object_store.as_ref();
+    certificates::is_self_signed(mirror)
+        || mirror.spec.observability.otlp_endpoint.is_some()
+        || bucket.is_some_and(|bucket| bucket.prefix().is_none())
 }
 
 fn warn(message: impl fmt::Display) -> io::Result<()> {
