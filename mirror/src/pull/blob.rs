@@ -7,6 +7,7 @@ use std::sync::Arc;
 use tracing::error;
 
 use super::passthrough::{self, BlobRequest, PassThrough};
+use super::refusals::{RefusalScope, UNCACHED};
 use super::{Pull, Served, unreadable};
 use crate::client_address::ClientAddress;
 use crate::digest::Digest;
@@ -45,7 +46,7 @@ impl Pull {
         // What follows a miss is boxed, as each hit would make room for it.
         match unreadable(self.store.find(repository, digest).await.map(Some)) {
             Some(Found::Linked(blob)) if !self.is_refused(repository) => Ok(hit(blob)),
-            Some(Found::Linked(blob)) => Box::pin(self.permitted_again(repository, digest, blob, peer))
+            Some(Found::Linked(blob)) => Box::pin(self.confirmed(repository, digest, blob, peer))
                 .await
                 .map(hit),
             Some(Found::Unlinked(blob)) => Box::pin(self.kept_for_another(repository, digest, blob, peer))
@@ -66,7 +67,12 @@ impl Pull {
         self.known_absent(&request)?;
         let (fill, joined) = self.fill(&request).await?;
         let value = self.read_from(fill, wanted, &request).await;
-        self.record_verdict((&request.origins, request.generation), repository, None, &value);
+        self.record_verdict(
+            (&request.origins, request.generation),
+            repository,
+            UNCACHED,
+            &value,
+        );
         if let (Err(failure), false) = (&value, joined) {
             self.remember_absence(&request, failure);
         }
@@ -86,7 +92,7 @@ impl Pull {
     ) -> Result<Served<Option<u64>>, PullError> {
         if let Some(blob) = unreadable(self.store.blob(repository, digest).await) {
             if self.is_refused(repository) {
-                Box::pin(self.permitted_again(repository, digest, blob.clone(), peer)).await?;
+                Box::pin(self.confirmed(repository, digest, blob.clone(), peer)).await?;
             }
             return Ok(Served::hit(Some(blob.size)));
         }
@@ -119,7 +125,12 @@ impl Pull {
         let _turn = self.turn(repository, request.client).await?;
         let said = request.origins.blob_size(&repository.name, digest).await;
         let said = said.map_err(|error| self.failed(&request, &error));
-        self.record_verdict((&request.origins, request.generation), repository, None, &said);
+        self.record_verdict(
+            (&request.origins, request.generation),
+            repository,
+            UNCACHED,
+            &said,
+        );
         let value = match said? {
             Some(size) => Some(size),
             // Upstream permitted it: what it sent for another repository has the size.
@@ -254,13 +265,16 @@ impl Pull {
         if let Some(blob) = unreadable(self.store.blob(repository, digest).await) {
             return Ok(blob);
         }
-        let blob = self.permitted_again(repository, digest, blob, peer).await?;
+        let request = self.prepare(repository, digest, peer)?;
+        self.known_absent(&request)?;
+        self.permitted(&request, RefusalScope::OtherContent).await?;
         fill::link(&self.store, repository, digest).await;
         Ok(blob)
     }
 
-    /// Returns content once upstream has permitted it.
-    async fn permitted_again(
+    /// Returns content of a repository, some of which the upstream refused, once the upstream has permitted it. If the
+    /// upstream does not answer, the content is served unless access was revoked.
+    async fn confirmed(
         &self,
         repository: &Repository,
         digest: &Digest,
@@ -269,8 +283,14 @@ impl Pull {
     ) -> Result<Blob, PullError> {
         let request = self.prepare(repository, digest, peer)?;
         self.known_absent(&request)?;
-        self.permitted(&request).await?;
-        Ok(blob)
+        let asked = self.permitted(&request, RefusalScope::CachedContent);
+        if self.is_revoked(repository) {
+            return asked.await.map(|()| blob);
+        }
+        match tokio::time::timeout(self.revalidation_wait(repository), asked).await {
+            Ok(Err(failure)) if failure.is_final() || self.is_revoked(repository) => Err(failure),
+            _ => Ok(blob),
+        }
     }
 
     /// Joins the fill of this blob (true) or starts it. A fill for other repositories requires an authorization by the
@@ -280,7 +300,7 @@ impl Pull {
         if fill.is_for(request.repository) {
             return Ok((fill, joined));
         }
-        self.permitted(request).await?;
+        self.permitted(request, RefusalScope::OtherContent).await?;
         if !fill.also_for(request.repository) {
             fill::link(&self.store, request.repository, request.digest).await;
         }
@@ -322,7 +342,7 @@ impl Pull {
     }
 
     /// Asks upstream for permission, unless it refused this blob in the last seconds.
-    async fn permitted(&self, request: &BlobRequest<'_>) -> Result<(), PullError> {
+    async fn permitted(&self, request: &BlobRequest<'_>, scope: RefusalScope) -> Result<(), PullError> {
         let _turn = self.turn(request.repository, request.client).await?;
         let BlobRequest {
             origins,
@@ -337,7 +357,7 @@ impl Pull {
         }
         let head = origins.blob_head(&repository.name, digest).await;
         let head = head.map_err(|error| self.failed(request, &error));
-        self.record_verdict((origins, *generation), repository, None, &head);
+        self.record_verdict((origins, *generation), repository, (None, scope), &head);
         head.map(drop).inspect_err(|failure| {
             if failure.is_refusal() {
                 self.refusals.insert_blob(key, &self.clock, failure);

@@ -7,6 +7,7 @@ use http::HeaderMap;
 use tracing::{debug, warn};
 
 use super::media_type::{self, MediaTypeVerdict};
+use super::refusals::RefusalScope;
 use super::{Pull, Served, unreadable};
 use crate::client_address::ClientAddress;
 use crate::digest::Digest;
@@ -65,8 +66,19 @@ impl Pull {
         {
             return Ok(Served::miss(manifest));
         }
-        let copy = copy.map(|copy| (digest.clone(), copy));
-        Box::pin(self.fetch_manifest(repository, &reference, client, copy)).await
+        let Some(copy) = copy else {
+            return Box::pin(self.fetch_manifest(repository, &reference, client, None)).await;
+        };
+        let copied = Some((digest.clone(), copy.clone()));
+        let asked = Box::pin(self.fetch_manifest(repository, &reference, client, copied));
+        if self.is_revoked(repository) {
+            return asked.await;
+        }
+        match tokio::time::timeout(self.revalidation_wait(repository), asked).await {
+            Ok(Ok(served)) => Ok(served),
+            Ok(Err(failure)) if failure.is_final() || self.is_revoked(repository) => Err(failure),
+            Ok(Err(_)) | Err(_) => Ok(Served::hit(copy)),
+        }
     }
 
     async fn manifest_by_tag(
@@ -162,8 +174,14 @@ impl Pull {
             let (pull, (repository, reference, accept, _)) = (Arc::clone(self), key.clone());
             async move {
                 let _turn = turn;
+                let scope = RefusalScope::of(known.is_some());
                 let fetched = pull.ask(&origins, &repository, &reference, accept, known).await;
-                pull.record_verdict((&origins, version), &repository, as_tag(&reference), &fetched);
+                pull.record_verdict(
+                    (&origins, version),
+                    &repository,
+                    (as_tag(&reference), scope),
+                    &fetched,
+                );
                 if let Err(failure) = &fetched {
                     pull.negative_cache.insert(
                         &repository,

@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use moka::sync::Cache;
 
 use super::per_upstream::PerUpstream;
+use super::refusals::UNCACHED;
 use super::single_flight::Waiting;
 use super::{Pull, Served, unreadable};
 use crate::client_address::ClientAddress;
@@ -76,7 +77,8 @@ impl Pull {
             .ttl
             .map_or(cache.stale_if_error, |ttl| ttl.min(cache.stale_if_error));
         let client = ClientAddress::from_peer(peer);
-        let Some((stale, ..)) = known.filter(|(_, age, _)| *age < longest && !is_refused) else {
+        let Some((stale, ..)) = known.filter(|(_, age, _)| *age < longest && !self.is_revoked(repository))
+        else {
             let (asked, joined) = self.ask_referrers(&key, client).await?;
             let value = listed(asked.await.unwrap_or_else(given_up))?;
             let outcome = if joined { Outcome::Coalesced } else { Outcome::Miss };
@@ -90,12 +92,15 @@ impl Pull {
         };
         match tokio::time::timeout(self.revalidation_wait(repository), asked).await {
             Ok(Some(Ok(Some(value)))) => Ok(Served::miss(value)),
-            Ok(Some(Err(error)))
-                if matches!(error, Error::NotFound { .. }) || self.is_refused(repository) =>
-            {
-                Err(PullError::from_upstream(&error, RequestedContent::Manifest))
+            Ok(Some(Err(error))) => {
+                let is_not_found = matches!(error, Error::NotFound { .. });
+                let failure = PullError::from_upstream(&error, RequestedContent::Manifest);
+                if is_not_found || self.ends_stale(repository, &failure) {
+                    return Err(failure);
+                }
+                Ok(Served::stale(stale))
             }
-            // The API was there before, so what says that it is not is no word of the registry's.
+            // The API existed before, so an answer without it is not the registry's.
             _ => Ok(Served::stale(stale)),
         }
     }
@@ -126,7 +131,7 @@ impl Pull {
                 let said = list
                     .as_ref()
                     .map_err(|error| PullError::from_upstream(error, RequestedContent::Manifest));
-                pull.record_verdict((&origins, generation), &key.0, None, &said);
+                pull.record_verdict((&origins, generation), &key.0, UNCACHED, &said);
                 let list = list?;
                 if let Some(list) = &list {
                     let known = pull.referrers.0.cache(&key.0.host);

@@ -19,6 +19,30 @@ const CAPACITY: u64 = 10_000;
 /// account whose password it rejects often.
 const ASKED_AGAIN: Duration = Duration::from_secs(5);
 
+/// The scope of a refusal: it decides which copies are served while the upstream does not answer.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum RefusalScope {
+    /// The upstream refused content that this server has no copy of, or a list. It says nothing about other content, which
+    /// the upstream is asked about and which is served if it does not answer.
+    OtherContent,
+    /// The upstream refused content that it permitted before: it revoked access to the repository.
+    CachedContent,
+}
+
+/// The scope of a refusal of a list, or of content without a tag and without a copy.
+pub(super) const UNCACHED: (Option<&Tag>, RefusalScope) = (None, RefusalScope::OtherContent);
+
+impl RefusalScope {
+    /// Returns the scope of a refusal of content that is cached or not.
+    pub(super) fn of(is_cached: bool) -> Self {
+        if is_cached {
+            Self::CachedContent
+        } else {
+            Self::OtherContent
+        }
+    }
+}
+
 /// A blob, and the generation of the credential that was refused.
 type BlobKey = (Repository, Digest, u64);
 
@@ -26,7 +50,7 @@ type BlobKey = (Repository, Digest, u64);
 pub(super) struct Refusals {
     /// False until the first refusal, so that a hit costs no look-up.
     any: AtomicBool,
-    repositories: PerUpstream<Repository, ()>,
+    repositories: PerUpstream<Repository, RefusalScope>,
     tags: PerUpstream<(Repository, Tag), ()>,
     blobs: PerUpstream<BlobKey, (Timestamp, PullError)>,
 }
@@ -53,6 +77,12 @@ impl Refusals {
         self.any.load(Ordering::Relaxed) && self.repositories.cache(&repository.host).contains_key(repository)
     }
 
+    /// Returns whether upstream refused something of this repository last that it permitted before.
+    pub(super) fn is_revoked(&self, repository: &Repository) -> bool {
+        self.any.load(Ordering::Relaxed)
+            && self.repositories.cache(&repository.host).get(repository) == Some(RefusalScope::CachedContent)
+    }
+
     /// Returns whether upstream refused this tag last.
     pub(super) fn has_tag(&self, repository: &Repository, tag: &Tag) -> bool {
         self.any.load(Ordering::Relaxed)
@@ -63,10 +93,13 @@ impl Refusals {
     }
 
     /// Remembers a refusal of a repository, and of a tag if there is one.
-    pub(super) fn insert(&self, repository: &Repository, tag: Option<&Tag>) {
+    pub(super) fn insert(&self, repository: &Repository, tag: Option<&Tag>, scope: RefusalScope) {
         self.any.store(true, Ordering::Relaxed);
         let host = &repository.host;
-        self.repositories.cache(host).insert(repository.clone(), ());
+        let repositories = self.repositories.cache(host);
+        if scope == RefusalScope::CachedContent || !repositories.contains_key(repository) {
+            repositories.insert(repository.clone(), scope);
+        }
         if let Some(tag) = tag {
             let tags = self.tags.cache(host);
             tags.insert((repository.clone(), tag.clone()), ());
@@ -122,8 +155,11 @@ mod tests {
         };
         let (one, other, tag): (_, _, Tag) = (repository("one"), repository("other"), "1".parse().unwrap());
         assert!(!refusals.has_repository(&one) && !refusals.has_tag(&one, &tag));
-        refusals.insert(&one, Some(&tag));
-        assert!(refusals.has_repository(&one) && refusals.has_tag(&one, &tag));
+        refusals.insert(&one, None, RefusalScope::OtherContent);
+        assert!(refusals.has_repository(&one) && !refusals.is_revoked(&one));
+        refusals.insert(&one, Some(&tag), RefusalScope::CachedContent);
+        refusals.insert(&one, None, RefusalScope::OtherContent);
+        assert!(refusals.is_revoked(&one) && refusals.has_tag(&one, &tag));
         assert!(!refusals.has_repository(&other) && !refusals.has_tag(&other, &tag));
         refusals.remove(&one, None);
         assert!(!refusals.has_repository(&one) && refusals.has_tag(&one, &tag));

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::refusals::UNCACHED;
 use super::{Pull, Served, unreadable};
 use crate::client_address::ClientAddress;
 use crate::json::MAX_ENTRIES;
@@ -43,12 +44,12 @@ impl Pull {
             return Ok(Served::hit(window.page_of(cached.iter())));
         }
         let asked = self.ask_tags(repository, query, window, peer);
-        if cached.is_empty() || self.is_refused(repository) {
+        if cached.is_empty() || self.is_revoked(repository) {
             return Ok(Served::miss(asked.await?));
         }
         match tokio::time::timeout(self.revalidation_wait(repository), asked).await {
             Ok(Ok(value)) => Ok(Served::miss(value)),
-            Ok(Err(failure)) if failure.is_final() || self.is_refused(repository) => Err(failure),
+            Ok(Err(failure)) if failure.is_final() || self.ends_stale(repository, &failure) => Err(failure),
             _ => Ok(Served::stale(window.page_of(cached.iter()))),
         }
     }
@@ -66,7 +67,7 @@ impl Pull {
         let _turn = self.turn(repository, client).await?;
         let generation = origins.credential_generation();
         let answer = origins.tags(&repository.name, query).await.map_err(failed);
-        self.record_verdict((&origins, generation), repository, None, &answer);
+        self.record_verdict((&origins, generation), repository, UNCACHED, &answer);
         let answer = answer?;
         let page = Page {
             names: answer.tags,
@@ -89,11 +90,14 @@ impl Pull {
 }
 
 impl Window {
-    /// Cuts the page out of a full list: older registries ignore the query and send all tags unsorted.
+    /// Cuts the page out of a full list: older registries ignore the query and send all tags unsorted. A page without the
+    /// `last` that was asked for is a page, in whatever order: GHCR sorts tags by time.
     fn where_ignored(&self, page: Page) -> Page {
         let too_many = self.n.is_some_and(|n| page.names.len() > n);
         let too_early = self.last.as_ref().is_some_and(|last| page.names.contains(last));
-        let unordered = !page.names.is_sorted() && !page.names.is_sorted_by_key(|name| name.to_lowercase());
+        let unordered = self.last.is_none()
+            && !page.names.is_sorted()
+            && !page.names.is_sorted_by_key(|name| name.to_lowercase());
         if page.next.is_some() || !(too_many || too_early || unordered) {
             return page;
         }

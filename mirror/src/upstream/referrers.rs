@@ -6,7 +6,7 @@ use url::Url;
 use super::Upstream;
 use super::error::Error;
 use super::json_body::{DocumentPlace, MAX_SMALL};
-use super::link::next_page;
+use super::link::required_next_page;
 use super::manifests::MAX_MANIFEST;
 use super::tags::about_list;
 use crate::digest::Digest;
@@ -65,7 +65,7 @@ impl Upstream {
         let permitted = self.send(&authorizer, &about_list(name, url)).await?;
         match permitted.answer.status().as_u16() {
             200..=399 => {
-                let next = next_page(permitted.answer.headers())?;
+                let next = required_next_page(permitted.answer.headers())?;
                 let page = permitted
                     .answer
                     .read_into(&self.transport, MAX_MANIFEST, place)

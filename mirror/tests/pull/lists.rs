@@ -27,6 +27,36 @@ async fn tags_are_paged_from_upstream() {
     assert_eq!(body_of(second).await["tags"], json!(["c"]));
 }
 
+fn page(tags: &[&str], link: Option<&str>) -> Fault {
+    let body = json!({"name": "library/app", "tags": tags}).to_string();
+    let link = link.map(|link| ("link", link.to_owned()));
+    let headers = [("content-type", "application/json".to_owned())];
+    Fault::Answer(
+        http::StatusCode::OK,
+        headers.into_iter().chain(link).collect(),
+        body.into(),
+    )
+}
+
+/// GHCR sends `n=0` in its links, for no limit, and sorts tags by time.
+#[tokio::test]
+async fn tags_of_ghcr_are_paged_to_the_end() {
+    let hub = Hub::start().await;
+    let link = "</v2/library/app/tags/list?last=v1.9&n=0>; rel=\"next\"";
+    let mirror = Mirror::of(&hub).await;
+    hub.once("GET tags", page(&["v2", "v1.9"], Some(link)));
+    let first = mirror.get("/v2/app/tags/list").await;
+    assert_eq!(
+        header(&first, "link"),
+        "</v2/app/tags/list?last=v1.9>; rel=\"next\""
+    );
+    assert_eq!(body_of(first).await["tags"], json!(["v2", "v1.9"]));
+    hub.once("GET tags", page(&["v1.11", "v1.10"], None));
+    let last = mirror.get("/v2/app/tags/list?last=v1.9").await;
+    assert_eq!(header(&last, "link"), "");
+    assert_eq!(body_of(last).await["tags"], json!(["v1.11", "v1.10"]));
+}
+
 /// Clients would follow it to another upstream, or read a second link.
 #[tokio::test]
 async fn link_of_upstream_is_encoded_again() {

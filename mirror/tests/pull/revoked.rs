@@ -83,6 +83,30 @@ async fn revoked_access_ends_stale_until_permitted(fault: Option<&Fault>) {
     assert_eq!(answers[0], (200, "STALE".into()), "as before the refusal");
 }
 
+/// A refusal of a list, or of content that was never cached, is no revocation: copies stay in use while upstream is down.
+#[test_case("/v2/app/manifests/closed"; "a tag")]
+#[test_case(&format!("/v2/app/blobs/sha256:{}", "d".repeat(64)); "a blob")]
+#[test_case("/v2/app/tags/list"; "tags")]
+#[test_case(&format!("/v2/app/referrers/sha256:{}", "d".repeat(64)); "referrers")]
+#[tokio::test]
+async fn refusal_of_other_content_leaves_copies_in_use(path: &str) {
+    for fault in [Fault::status(500), Fault::Hang] {
+        let cached = Cached::with(cache()).await;
+        let upstream_path = path.replace("/v2/", "/v2/library/");
+        cached
+            .hub
+            .always(&format!("* {upstream_path}"), Fault::error(403, "DENIED"));
+        for method in ["GET", "HEAD"] {
+            let refused = cached.mirror.request(method, path).send().await.unwrap();
+            assert_eq!(refused.status(), 403, "{method}");
+        }
+        cached.hub.heal();
+        cached.hub.always("* /v2/", fault);
+        cached.mirror.clock.advance(Duration::from_secs(6));
+        cached.assert_all(200).await;
+    }
+}
+
 /// `staleifdenied` serves copies against a refusal as while upstream fails.
 #[tokio::test]
 async fn stale_if_denied_serves_copies() {
