@@ -1,10 +1,14 @@
 //! Requests that no honest client sends.
 
-use test_case::test_case;
+use std::time::Duration;
 
-use crate::bytes;
+use test_case::test_case;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
 use crate::hub::Hub;
 use crate::server::Server;
+use crate::{LIMIT, bytes, http2};
 
 /// A second request in what follows must never be answered as one: a proxy in front would have sent it as a body.
 const HIDDEN: &str = "GET /v2/library/hidden/manifests/1 HTTP/1.1\r\nHost: m\r\nConnection: close\r\n\r\n";
@@ -213,4 +217,40 @@ async fn no_garbage_ends_the_server() {
         let _ = tokio::io::AsyncWriteExt::write_all(&mut stream, &request).await;
     }
     assert_eq!(server.get("/v2/", "").await.unwrap().status, 200);
+}
+
+/// Sends a request whose trailers (RFC 9110, 6.5) do not end, until the server ends the connection.
+async fn send_endless_trailers(server: &Server, begin: &[u8], more: &[u8], pause: Duration) {
+    let mut stream = TcpStream::connect(&server.address).await.unwrap();
+    stream.write_all(begin).await.unwrap();
+    let (mut reader, mut writer) = stream.into_split();
+    let send = async {
+        while writer.write_all(more).await.is_ok() {
+            tokio::time::sleep(pause).await;
+        }
+    };
+    let read = async {
+        let mut bytes = vec![0; 4096];
+        while matches!(reader.read(&mut bytes).await, Ok(1..)) {}
+    };
+    let ended = async { tokio::join!(send, read) };
+    assert!(tokio::time::timeout(LIMIT, ended).await.is_ok(), "no end");
+}
+
+/// A client that sends trailers without end loses its connection, and other clients are served meanwhile.
+#[test_case(Duration::ZERO; "at once")]
+#[test_case(Duration::from_millis(200); "slowly")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn endless_trailers_end_their_connection(pause: Duration) {
+    let (_hub, _home, server) = pair().await;
+    let begin = "GET /v2/ HTTP/1.1\r\nHost: m\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n";
+    let length = [10, 4_000][usize::from(pause.is_zero())];
+    let more = format!("x: {}\r\n", "x".repeat(length));
+    let http1 = send_endless_trailers(&server, begin.as_bytes(), more.as_bytes(), pause);
+    let (begin, more) = http2::unfinished_trailers("/v2/", length);
+    let begin = [http2::start(65_535), begin].concat();
+    let http2 = send_endless_trailers(&server, &begin, &more, pause);
+    let other = async { server.get("/v2/", "").await.unwrap().status };
+    let (other, ..) = tokio::join!(other, http1, http2);
+    assert_eq!(other, 200);
 }

@@ -1,6 +1,7 @@
 //! Answers whose headers break the grammar of RFC 9112, or are more than most servers send: what curl and Go read is read.
 
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use mirror::clock::Clock;
 use mirror::upstream::{Error, ManifestAnswer, Upstream};
@@ -9,7 +10,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
 use crate::hub::Hub;
-use crate::{name, tag};
+use crate::{impatient, name, tag};
 
 const BODY: &str = r#"{"schemaVersion":2,"manifests":[]}"#;
 const KIND: &str = "application/vnd.oci.image.index.v1+json";
@@ -120,4 +121,37 @@ async fn endless_headers_are_given_up(count: usize, length: usize) {
     let lines = format!("X: {}\r\n", "x".repeat(length)).repeat(count);
     let error = pull(&head(&lines), BODY).await.unwrap_err();
     assert!(matches!(error, Error::Unavailable { .. }), "{error:?}");
+}
+
+/// An upstream that sends informational responses (RFC 9110, 15.2) and no final one is given up after the time of a
+/// header, and its connections end.
+#[test_case("100 Continue"; "continue")]
+#[test_case("103 Early Hints\r\nLink: </x>; rel=preload"; "early hints")]
+#[tokio::test]
+async fn endless_informational_responses_are_given_up(status: &str) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let responses = format!("HTTP/1.1 {status}\r\n\r\n").repeat(100);
+    let (ended, mut ends) = tokio::sync::mpsc::channel(100);
+    let server = tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let (responses, ended) = (responses.clone(), ended.clone());
+            tokio::spawn(async move {
+                while stream.write_all(responses.as_bytes()).await.is_ok() {
+                    tokio::task::yield_now().await;
+                }
+                ended.send(()).await
+            });
+        }
+    });
+    let hub = Hub::start().await;
+    let mut config = hub.config();
+    config.remote = format!("http://{address}").parse().unwrap();
+    let upstream = Upstream::with_options(&config, impatient(Clock::system())).unwrap();
+    let error = upstream.manifest(&name("library/app"), &tag("v1")).await;
+    let error = error.unwrap_err();
+    assert!(matches!(error, Error::Unavailable { .. }), "{error:?}");
+    let ends = tokio::time::timeout(Duration::from_mins(1), ends.recv()).await;
+    assert!(ends.unwrap().is_some(), "the connection ends");
+    server.abort();
 }
