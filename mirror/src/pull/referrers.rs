@@ -41,6 +41,17 @@ impl Default for Known {
 }
 
 impl Known {
+    /// Keeps a list, and drops older ones beyond the capacity.
+    fn insert(&self, key: (Repository, Digest), list: Bytes, now: Timestamp) {
+        let cache = self.0.cache(&key.0.host);
+        let is_large = list.len() > MAX_SMALL;
+        cache.insert(key, (list, now));
+        if is_large {
+            // The cache evicts after 64 entries, or 300 ms: as many large lists would exceed its capacity.
+            cache.run_pending_tasks();
+        }
+    }
+
     /// Forgets the lists of other upstreams than these.
     pub(super) fn retain(&self, is_kept: impl Fn(&Host) -> bool) {
         self.0.retain(is_kept);
@@ -134,8 +145,7 @@ impl Pull {
                 pull.record_verdict((&origins, generation), &key.0, UNCACHED, &said);
                 let list = list?;
                 if let Some(list) = &list {
-                    let known = pull.referrers.0.cache(&key.0.host);
-                    known.insert(key, (list.clone(), pull.clock.now()));
+                    pull.referrers.insert(key, list.clone(), pull.clock.now());
                 }
                 Ok(list)
             }
@@ -210,6 +220,23 @@ mod tests {
             let digest = Digest::compute(algorithm, b"subject");
             let tag = referrers_tag(&digest);
             assert_eq!(tag, format!("{}-{}", algorithm.as_str(), &digest.hex()[..64]));
+        }
+    }
+
+    /// Large lists that come at once are within the capacity of the cache at any time.
+    #[test]
+    fn large_lists_stay_within_capacity() {
+        let (known, host) = (Known::default(), "quay.io".parse::<Host>().unwrap());
+        let list = Bytes::from(vec![0; 1 << 20]);
+        for number in 0..40_u8 {
+            let repository = Repository {
+                host: host.clone(),
+                name: "a/b".parse().unwrap(),
+            };
+            let digest = Digest::compute(Algorithm::Sha256, &[number]);
+            known.insert((repository, digest), list.clone(), Timestamp::UNIX_EPOCH);
+            let kept = known.0.cache(&host).iter().count() as u64;
+            assert!(kept * list.len() as u64 <= CAPACITY, "{kept} lists");
         }
     }
 }

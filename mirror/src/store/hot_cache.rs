@@ -21,6 +21,8 @@ use crate::store::index::Op;
 use crate::store::{Blob, CachedTag, Manifest};
 use parking_lot::Mutex;
 
+/// A manifest of more bytes is large: the cache evicts for it at once.
+const LARGE: usize = 64 << 10;
 /// Manifests are kept up to this many bytes in all.
 const MANIFEST_BYTES: u64 = 32 << 20;
 /// The interval between two checks of the file of a small blob, whose bytes memory holds while the file is open. Those
@@ -174,6 +176,10 @@ impl HotCache {
         });
         self.manifests
             .insert((repository.clone(), manifest.digest().clone()), held);
+        if manifest.bytes().len() > LARGE {
+            // The cache evicts after 64 entries, or 300 ms: as many large manifests would exceed its capacity.
+            self.manifests.run_pending_tasks();
+        }
     }
 
     pub(super) fn tag(&self, repository: &Repository, tag: &Tag) -> Option<CachedTag> {
@@ -305,4 +311,30 @@ fn open_files() -> u64 {
     getrlimit(Resource::Nofile)
         .current
         .map_or(1024, |limit| (limit / 4).clamp(16, 1024))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::digest::{Algorithm, Hashed};
+
+    /// Large manifests that come at once are within the capacity of the cache at any time.
+    #[test]
+    fn large_manifests_stay_within_capacity() {
+        let cache = HotCache::new();
+        let repository = Repository {
+            host: "quay.io".parse().unwrap(),
+            name: "a/b".parse().unwrap(),
+        };
+        for number in 0..40 {
+            let bytes = vec![number; 4 << 20];
+            let manifest = Manifest {
+                content: Hashed::compute(Algorithm::Sha256, bytes.into()),
+                media_type: String::new(),
+            };
+            cache.hold_manifest(&repository, &manifest, Timestamp::UNIX_EPOCH);
+            let kept = cache.manifests.iter().count() as u64;
+            assert!(kept * (4 << 20) <= MANIFEST_BYTES, "{kept} manifests");
+        }
+    }
 }

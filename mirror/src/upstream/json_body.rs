@@ -81,6 +81,10 @@ impl UpstreamResponse {
         let too_slow = |_| Error::unavailable(format!("the body took longer than {} s", within.as_secs()));
         let (mut response, mut body) = (self.response, BytesMut::new());
         let mut deadline = Instant::now() + within;
+        if announced > MAX_SMALL {
+            // Before its first byte, as hyper buffers up to 400 KiB of a body from then on.
+            deadline += place.take(transport).await?;
+        }
         loop {
             let chunk = timeout_at(deadline, response.chunk()).await.map_err(too_slow)?;
             let Some(chunk) = chunk.map_err(|e| Error::unavailable(describe(e)))? else {
