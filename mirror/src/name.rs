@@ -33,15 +33,20 @@ macro_rules! name {
             pub fn as_str(&self) -> &str {
                 &self.0
             }
+
+            /// Returns `true` if this text is such a name.
+            pub(crate) fn is_valid(text: &str) -> bool {
+                // A constant of this file, compiled by its tests.
+                static PATTERN: LazyLock<Regex> = LazyLock::new(|| Regex::new($pattern).expect("valid"));
+                text.len() <= $max && PATTERN.is_match(text)
+            }
         }
 
         impl FromStr for $type {
             type Err = InvalidName;
 
             fn from_str(text: &str) -> Result<Self, InvalidName> {
-                // A constant of this file, compiled by its tests.
-                static PATTERN: LazyLock<Regex> = LazyLock::new(|| Regex::new($pattern).expect("valid"));
-                if text.len() > $max || !PATTERN.is_match(text) {
+                if !Self::is_valid(text) {
                     return Err(name!(@error $type));
                 }
                 Ok(Self(text.into()))

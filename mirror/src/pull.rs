@@ -78,19 +78,15 @@ const PASS_THROUGH: PlaceLimits = PlaceLimits {
     wait: Duration::from_secs(25),
 };
 
-/// The places of lists of tags and repositories, from their requests until the client has them. A list takes up to
-/// 5 MiB.
+/// The places of lists of tags and repositories while the server reads them. A list takes up to 5 MiB.
 const LISTS: PlaceLimits = PlaceLimits {
     total: 4_096,
     upstream: 2_048,
     client: 2_048,
     share: 1_024,
-    running: 64,
+    running: 16,
     wait: Duration::from_secs(25),
 };
-
-/// The turn of a client that gets a list, held until the client has it.
-pub(crate) type ListTurn = Turn;
 
 /// An upstream with its settings and its client.
 pub struct Origin {
@@ -356,7 +352,7 @@ impl Pull {
     }
 
     /// Waits for a turn of a client's to get a list of tags or repositories.
-    pub(crate) async fn list_turn(&self, host: &Host, peer: &str) -> Result<ListTurn, PullError> {
+    async fn list_turn(&self, host: &Host, peer: &str) -> Result<Turn, PullError> {
         Ok(self.lists.turn(host, ClientAddress::from_peer(peer)).await?)
     }
 

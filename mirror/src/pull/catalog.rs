@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
+use super::Pull;
 use super::tags::{Page, Window};
-use super::{ListTurn, Pull};
 use crate::pull_error::PullError;
 use crate::store::RepositoryList;
 
@@ -62,27 +62,21 @@ impl KeptList {
 }
 
 impl Pull {
-    /// Returns the repositories in the cache that clients may pull, and the turn of the client.
-    pub(crate) async fn catalog(
-        self: &Arc<Self>,
-        window: &Window,
-        peer: &str,
-    ) -> Result<(Page, ListTurn), PullError> {
+    /// Returns the repositories in the cache that clients may pull.
+    pub(crate) async fn catalog(self: &Arc<Self>, window: &Window, peer: &str) -> Result<Page, PullError> {
         let host = self.live().upstreams[0].settings.host.clone();
-        let turn = self.list_turn(&host, peer).await?;
+        let _turn = self.list_turn(&host, peer).await?;
         let last = Arc::clone(&self.catalog.last).lock_owned().await;
         let reloads = self.catalog.reloads.load(Ordering::Acquire);
         let fresh = last.as_ref().filter(|kept| kept.is_fresh());
         if let Some(page) = fresh.and_then(|kept| kept.page(window, reloads)) {
-            return Ok((page, turn));
+            return Ok(page);
         }
         let (pull, window) = (Arc::clone(self), window.clone());
         // A client that leaves ends no walk, so that the next client does not begin another one.
         let walk = tokio::spawn(async move { pull.walk(last, &window, reloads).await });
-        let page = walk
-            .await
-            .unwrap_or_else(|error| Err(PullError::unavailable(error.to_string())))?;
-        Ok((page, turn))
+        walk.await
+            .unwrap_or_else(|error| Err(PullError::unavailable(error.to_string())))
     }
 
     async fn walk(

@@ -39,6 +39,7 @@ impl Pull {
         if window.n == Some(0) {
             return Ok(Served::hit(Page::default()));
         }
+        let _turn = self.list_turn(&repository.host, peer).await?;
         let cached = self.cached_tags(repository).await;
         if self.live().cache.offline && !cached.is_empty() {
             return Ok(Served::hit(window.page_of(cached.iter())));

@@ -31,8 +31,11 @@ pub struct ListAnswer {
 
 #[derive(Default)]
 struct TagList {
-    tags: JsonList<Tag>,
+    tags: JsonList<TagText>,
 }
+
+/// The text of a tag, kept as it was read: a list has thousands.
+struct TagText(String);
 
 impl Members for TagList {
     fn read<'de, A: MapAccess<'de>>(&mut self, name: &str, values: &mut A) -> Result<(), A::Error> {
@@ -43,11 +46,11 @@ impl Members for TagList {
     }
 }
 
-impl ListEntry for Tag {
+impl ListEntry for TagText {
     type Json = Scalar;
 
     fn from_json(json: Scalar) -> Option<Self> {
-        json.text()?.parse().ok()
+        json.text().filter(|text| Tag::is_valid(text)).map(Self)
     }
 }
 
@@ -125,7 +128,7 @@ pub(super) fn about_list(name: &str, url: Url) -> UpstreamRequest<'_> {
 pub(super) fn read_tags(bytes: &[u8]) -> Result<Option<Vec<String>>, Error> {
     let list = json::read_first::<Object<TagList>>(bytes).and_then(|list| list.0);
     match list.map(|list| list.tags) {
-        Some(JsonList::Entries(tags)) => Ok(Some(tags.iter().map(|tag| tag.as_str().to_owned()).collect())),
+        Some(JsonList::Entries(tags)) => Ok(Some(tags.into_iter().map(|tag| tag.0).collect())),
         Some(JsonList::Absent) => Ok(Some(Vec::new())),
         Some(JsonList::TooMany) => Ok(None),
         Some(JsonList::Other) | None => Err(Error::malformed(

@@ -171,7 +171,7 @@ async fn large_documents_take_little_memory(kind: &str, name: &str, entry: &str)
 }
 
 /// The most anonymous memory of a debug build under all floods at once, while other tests use the processors.
-const UNDER_ALL_FLOODS: u64 = 144 << 20;
+const UNDER_ALL_FLOODS: u64 = 96 << 20;
 
 /// All floods at once, for 10 s: tokens and challenges as large as they may be, large documents of each kind, error bodies,
 /// downloads that send drops, lengths that are lies, clients that connect and send no request, long requests, headers

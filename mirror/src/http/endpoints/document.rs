@@ -20,6 +20,14 @@ pub(super) struct HeldDocument<D> {
 }
 
 impl<D> HeldDocument<D> {
+    /// Returns a part of the document with its memory.
+    pub(super) fn map<P>(self, part: impl FnOnce(D) -> P) -> HeldDocument<P> {
+        HeldDocument {
+            document: part(self.document),
+            permit: self.permit,
+        }
+    }
+
     /// Returns a body with the bytes of the document.
     pub(super) fn body(self, bytes: impl FnOnce(D) -> Bytes) -> Body {
         let bytes = bytes(self.document);

@@ -1,16 +1,15 @@
 //! `GET /v2/<name>/tags/list` (distribution-spec, "Listing Tags") and `GET /v2/_catalog`.
 
-use axum::body::Body;
 use axum::response::Response;
-use bytes::Bytes;
 use http::{HeaderValue, header};
 use serde::Serialize;
 use url::form_urlencoded;
 
+use super::document::{HeldDocument, hold_document};
 use crate::http::error::RegistryError;
 use crate::http::{EndpointResponse, RequestContext};
 use crate::metrics::Outcome;
-use crate::pull::{ListTurn, Page, Window};
+use crate::pull::{Page, Served, Window};
 use crate::pull_error::PullError;
 use crate::query;
 
@@ -34,33 +33,19 @@ pub(in crate::http) async fn list(
 ) -> Result<EndpointResponse, RegistryError> {
     let repository = context.repository(name)?;
     let window = window(context.query)?;
-    let turn = context
-        .app
-        .pull
-        .list_turn(&repository.host, &context.peer.name)
-        .await?;
-    let served = context
-        .app
-        .pull
-        .tags(
-            &repository,
-            &query::without(context.query, "ns"),
-            &window,
-            &context.peer.name,
-        )
-        .await?;
+    let query = query::without(context.query, "ns");
+    let fetch = || async {
+        let (pull, peer) = (&context.app.pull, &context.peer.name);
+        Ok(pull.tags(&repository, &query, &window, peer).await?)
+    };
+    let length = |served: &Served<Page>| json_length(&served.value);
+    let served = hold_document(&context.peer.memory, fetch, length).await?;
+    let outcome = served.document.outcome;
+    let page = served.map(|served| served.value);
     let path = format!("{}/v2/{name}/tags/list", context.app.settings.prefix);
-    let response = paged(
-        &served.value,
-        &TagsBody {
-            name,
-            tags: &served.value.names,
-        },
-        &path,
-        context.ns(),
-        turn,
-    )?;
-    Ok(EndpointResponse::new(response, served.outcome, repository))
+    let render = |tags: &[String]| serde_json::to_vec(&TagsBody { name, tags });
+    let response = paged(page, render, &path, context.ns())?;
+    Ok(EndpointResponse::new(response, outcome, repository))
 }
 
 /// Returns the cached repositories.
@@ -68,21 +53,20 @@ pub(in crate::http) async fn catalog(
     context: &RequestContext<'_>,
 ) -> Result<EndpointResponse, RegistryError> {
     let window = window(context.query)?;
-    let (page, turn) = context.app.pull.catalog(&window, &context.peer.name).await?;
+    let fetch = || async { Ok(context.app.pull.catalog(&window, &context.peer.name).await?) };
+    let page = hold_document(&context.peer.memory, fetch, json_length).await?;
     let path = format!("{}/v2/_catalog", context.app.settings.prefix);
-    let response = paged(
-        &page,
-        &CatalogBody {
-            repositories: &page.names,
-        },
-        &path,
-        None,
-        turn,
-    )?;
+    let render = |repositories: &[String]| serde_json::to_vec(&CatalogBody { repositories });
+    let response = paged(page, render, &path, None)?;
     Ok(EndpointResponse {
         outcome: Outcome::Hit,
         ..EndpointResponse::plain(response)
     })
+}
+
+/// Returns the bytes of a page in JSON, without its envelope: a name needs no escapes, but two quotes and a comma.
+fn json_length(page: &Page) -> usize {
+    page.names.iter().map(|name| name.len() + 3).sum()
 }
 
 fn window(query: &str) -> Result<Window, RegistryError> {
@@ -103,32 +87,20 @@ fn bad_page_size(value: &str) -> RegistryError {
     RegistryError::new(http::StatusCode::BAD_REQUEST, "UNSUPPORTED", message)
 }
 
-/// The JSON of a list, and the turn of its client until the last byte is sent.
-struct ListBody {
-    json: Vec<u8>,
-    _turn: ListTurn,
-}
-
-impl AsRef<[u8]> for ListBody {
-    fn as_ref(&self) -> &[u8] {
-        &self.json
-    }
-}
-
 /// Returns the response with a page, and the link to the next one.
 fn paged(
-    page: &Page,
-    body: &impl Serialize,
+    page: HeldDocument<Page>,
+    render: impl FnOnce(&[String]) -> serde_json::Result<Vec<u8>>,
     path: &str,
     ns: Option<&str>,
-    turn: ListTurn,
 ) -> Result<Response, RegistryError> {
-    let json = serde_json::to_vec(body).map_err(|error| PullError::unavailable(error.to_string()))?;
-    let body = Bytes::from_owner(ListBody { json, _turn: turn });
-    let mut response = Response::new(Body::from(body));
+    let json = render(&page.document.names);
+    let json = json.map_err(|error| PullError::unavailable(error.to_string()))?;
+    let next = page.document.next.clone();
+    let mut response = Response::new(page.body(|_| json.into()));
     let json = HeaderValue::from_static("application/json");
     response.headers_mut().insert(header::CONTENT_TYPE, json);
-    let Some(next) = &page.next else {
+    let Some(next) = next else {
         return Ok(response);
     };
     let ns = ns.map(|ns| format!("&ns={}", query::encoded(ns)));
