@@ -264,7 +264,7 @@ mod tests {
     }
 
     /// A subject whose disk hangs until the test ends.
-    struct Hanging(std::sync::Mutex<std::sync::mpsc::Receiver<()>>);
+    struct Hanging(parking_lot::Mutex<std::sync::mpsc::Receiver<()>>);
 
     impl AdminState for Hanging {
         fn fills(&self) -> Vec<FillStatus> {
@@ -280,7 +280,7 @@ mod tests {
         }
 
         fn ready(&self) -> Result<(), String> {
-            let _ = self.0.lock().unwrap().recv();
+            let _ = self.0.lock().recv();
             Ok(())
         }
 

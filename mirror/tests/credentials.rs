@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use mirror::config::Config;
@@ -15,6 +15,7 @@ use mirror::credentials::{
     RotationState, Snapshot,
 };
 use mirror::secret::Secret;
+use parking_lot::Mutex;
 use tokio::sync::watch;
 
 /// An upstream that says what it is told to, and notes what it is shown.
@@ -35,8 +36,8 @@ fn user(credential: &Credential) -> String {
 
 impl CredentialSink for Fake {
     async fn verify(&self, candidate: &Credential) -> CredentialVerdict {
-        self.tried.lock().unwrap().push(user(candidate));
-        let verdict = self.verdicts.lock().unwrap().pop_front();
+        self.tried.lock().push(user(candidate));
+        let verdict = self.verdicts.lock().pop_front();
         match verdict {
             Some(verdict) => verdict,
             None => std::future::pending().await,
@@ -45,11 +46,11 @@ impl CredentialSink for Fake {
 
     fn use_credential(&self, credential: Credential, version: u64) {
         let line = format!("{} {version}", user(&credential));
-        self.shown.lock().unwrap().push(line);
+        self.shown.lock().push(line);
     }
 
     fn refuse(&self, reason: String) {
-        self.shown.lock().unwrap().push(format!("refuse: {reason}"));
+        self.shown.lock().push(format!("refuse: {reason}"));
     }
 
     async fn refused(&self) {
@@ -131,7 +132,7 @@ impl Scene {
     }
 
     fn shown(&self) -> Vec<String> {
-        self.upstream.shown.lock().unwrap().clone()
+        self.upstream.shown.lock().clone()
     }
 }
 
@@ -172,7 +173,7 @@ async fn configured_credential_is_tried_like_directorys() {
     let mut beside = configured(eve(), snapshot("", "", 1), &verdicts, RotationState::default());
     beside.becomes(CredentialState::Active, Some(1)).await;
     for scene in [alone, beside] {
-        assert_eq!(*scene.upstream.tried.lock().unwrap(), ["eve", "eve"]);
+        assert_eq!(*scene.upstream.tried.lock(), ["eve", "eve"]);
         assert!(scene.shown()[0].starts_with("eve "), "{:?}", scene.shown());
     }
 }
@@ -253,7 +254,7 @@ async fn rejected_candidate_keeps_last_good() {
 async fn candidate_equal_to_last_good_needs_no_trial() {
     let mut scene = scene(snapshot("ann", "ann", 3), &[], RotationState::default());
     scene.becomes(CredentialState::Active, Some(3)).await;
-    assert_eq!(*scene.upstream.tried.lock().unwrap(), Vec::<String>::new());
+    assert_eq!(*scene.upstream.tried.lock(), Vec::<String>::new());
 }
 
 #[tokio::test]
@@ -279,7 +280,7 @@ async fn version_change_of_other_upstream_needs_no_trial() {
     scene.becomes(CredentialState::Active, Some(1)).await;
     scene.directory.send_replace(snapshot("ann", "", 2));
     scene.becomes(CredentialState::Active, Some(2)).await;
-    assert_eq!(*scene.upstream.tried.lock().unwrap(), ["ann"]);
+    assert_eq!(*scene.upstream.tried.lock(), ["ann"]);
 }
 
 /// A file that breaks or disappears leaves the credential in use.

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use axum::Router;
 use axum::body::Body;
@@ -10,6 +10,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -70,7 +71,7 @@ impl FakeAgent {
 
     /// Replaces the answer.
     pub fn set(&self, answer: AgentAnswer) {
-        *self.answer.lock().unwrap_or_else(PoisonError::into_inner) = answer;
+        *self.answer.lock() = answer;
     }
 }
 
@@ -99,7 +100,7 @@ impl AgentAnswer {
 }
 
 async fn status(State(answer): State<Arc<Mutex<AgentAnswer>>>) -> Response {
-    let answer = answer.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let answer = answer.lock().clone();
     match answer {
         AgentAnswer::Report(report) => axum::Json(report).into_response(),
         AgentAnswer::Hang => std::future::pending().await,

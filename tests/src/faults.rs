@@ -3,8 +3,8 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 
 use futures::StreamExt;
@@ -13,6 +13,7 @@ use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
 use kube::client::{Body, ClientBuilder};
 use kube::{Client, Config};
+use parking_lot::{Mutex, MutexGuard};
 use serde_json::json;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tower::{BoxError, Layer, Service};
@@ -76,7 +77,7 @@ impl Faults {
     }
 
     fn held(&self) -> MutexGuard<'_, Option<Held>> {
-        self.0.held.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.held.lock()
     }
 
     /// What this write waits for.
@@ -111,7 +112,7 @@ impl Faults {
     /// Cuts every watch. While they are `gone`, each new one is told that what it asks for is history (410).
     pub fn cut_watches(&self, gone: bool) {
         self.0.gone.store(gone, Ordering::SeqCst);
-        let mut watches = self.0.watches.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut watches = self.0.watches.lock();
         std::mem::take(&mut *watches).cancel();
     }
 
@@ -135,7 +136,7 @@ impl Faults {
     }
 
     fn watch(&self) -> CancellationToken {
-        let watches = self.0.watches.lock().unwrap_or_else(PoisonError::into_inner);
+        let watches = self.0.watches.lock();
         watches.clone()
     }
 }

@@ -3,9 +3,10 @@
 //! new ones come every hour. All sizes, and the room that the cache has, are divided by [`SCALE`]: 2 GiB are 32 MiB.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 use crate::content::{Content, Item, Named};
 use crate::measures::ms;
@@ -293,23 +294,19 @@ fn asked<'a>(server: &Server, day: &'a Day, report: &Report) -> Vec<Answered<'a>
             let took = got.as_ref().ok().map(|(took, _)| took.whole);
             answered.push(Answered { asked, took });
             connection = got.map(|(_, open)| open).or_else(|error| {
-                *reasons
-                    .lock()
-                    .unwrap()
-                    .entry(format!("{kind}: {error}"))
-                    .or_default() += 1;
+                *reasons.lock().entry(format!("{kind}: {error}")).or_default() += 1;
                 server.target.connect()
             });
         }
-        all.lock().unwrap().extend(answered);
+        all.lock().extend(answered);
     };
     std::thread::scope(|scope| {
         for _ in 0..CLIENTS {
             scope.spawn(client);
         }
     });
-    for (reason, times) in reasons.into_inner().unwrap() {
+    for (reason, times) in reasons.into_inner() {
         report.say(&format!("{}: {times} × {reason}", server.name));
     }
-    all.into_inner().unwrap()
+    all.into_inner()
 }

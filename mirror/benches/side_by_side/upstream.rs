@@ -4,9 +4,11 @@
 use std::collections::HashMap;
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
 
 use crate::client::Target;
 use crate::content::{Content, Item, Named};
@@ -98,12 +100,12 @@ impl Upstream {
 
     /// Has these from now on.
     pub(crate) fn add(&self, items: impl IntoIterator<Item = Named>) {
-        self.shared.items.lock().unwrap().extend(items);
+        self.shared.items.lock().extend(items);
     }
 
     /// Returns once it does.
     pub(crate) fn behave(&self, mode: Mode) {
-        self.shared.state.lock().unwrap().mode = mode;
+        self.shared.state.lock().mode = mode;
         self.shared.changed.notify_all();
         // Who waits for clients has to look.
         let _ = TcpStream::connect(self.address);
@@ -118,7 +120,7 @@ impl Upstream {
 
     /// What it was asked since the last call.
     pub(crate) fn take_counts(&self) -> Counts {
-        std::mem::take(&mut *self.shared.counts.lock().unwrap())
+        std::mem::take(&mut *self.shared.counts.lock())
     }
 }
 
@@ -143,17 +145,17 @@ impl Shared {
     }
 
     fn listens(&self, listening: bool) {
-        self.state.lock().unwrap().listening = listening;
+        self.state.lock().listening = listening;
         self.changed.notify_all();
     }
 
     fn wait_while(&self, waits: impl Fn(&State) -> bool) {
-        let state = self.state.lock().unwrap();
-        drop(self.changed.wait_while(state, |state| waits(state)).unwrap());
+        self.changed
+            .wait_while(&mut self.state.lock(), |state| waits(state));
     }
 
     fn mode(&self) -> Mode {
-        self.state.lock().unwrap().mode
+        self.state.lock().mode
     }
 
     fn serve(&self, stream: &TcpStream) -> io::Result<()> {
@@ -179,7 +181,7 @@ impl Shared {
 
     fn answer(&self, mut stream: &TcpStream, head_only: bool, path: &str, token: bool) -> io::Result<()> {
         let mode = self.mode();
-        self.counts.lock().unwrap().requests += 1;
+        self.counts.lock().requests += 1;
         match mode {
             Mode::Hangs => {
                 // Until the other side has had enough.
@@ -192,7 +194,7 @@ impl Shared {
             Mode::Well | Mode::Corrupts | Mode::Down => {}
         }
         if path.starts_with("/token") {
-            self.counts.lock().unwrap().tokens += 1;
+            self.counts.lock().tokens += 1;
             let body = format!(r#"{{"token":"{}","expires_in":3600}}"#, &TOKEN["Bearer ".len()..]);
             return self.document(stream, head_only, "application/json", body.as_bytes());
         }
@@ -204,7 +206,7 @@ impl Shared {
             );
         }
         let name = path.rsplit('/').next().unwrap_or_default();
-        let item = self.items.lock().unwrap().get(name).cloned();
+        let item = self.items.lock().get(name).cloned();
         match item {
             _ if path == "/v2/" => self.document(stream, head_only, "application/json", b"{}"),
             Some(Item::Document(bytes, kind)) => self.document(stream, head_only, kind, &bytes),
@@ -226,7 +228,7 @@ impl Shared {
 
     fn layer(&self, stream: &TcpStream, head_only: bool, parts: [&[u8]; 3]) -> io::Result<()> {
         if !head_only {
-            let mut counts = self.counts.lock().unwrap();
+            let mut counts = self.counts.lock();
             counts.blob_gets += 1;
             counts.blob_bytes += parts.iter().map(|part| part.len() as u64).sum::<u64>();
         }
@@ -249,7 +251,7 @@ impl Shared {
 
     fn take_link(&self, bytes: usize) {
         let takes = Duration::from_secs_f64(bytes as f64 / f64::from(self.width.load(Ordering::Relaxed)));
-        let mut free = self.link.lock().unwrap();
+        let mut free = self.link.lock();
         let begins = (*free).max(Instant::now());
         *free = begins + takes;
         drop(free);

@@ -1,7 +1,8 @@
 //! Upstreams that are reached through an HTTP proxy.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -31,7 +32,7 @@ impl Proxy {
     }
 
     fn seen(&self, method: &str) -> usize {
-        let seen = self.seen.lock().unwrap();
+        let seen = self.seen.lock();
         seen.iter().filter(|line| line.starts_with(method)).count()
     }
 }
@@ -46,7 +47,7 @@ async fn pass(client: TcpStream, seen: Arc<Mutex<Vec<String>>>) -> Option<()> {
         }
     }
     let line = head.lines().next()?.to_owned();
-    seen.lock().unwrap().push(line.clone());
+    seen.lock().push(line.clone());
     let target = line.split(' ').nth(1)?;
     if line.starts_with("CONNECT ") {
         let mut server = TcpStream::connect(target).await.ok()?;

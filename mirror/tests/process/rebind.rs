@@ -3,10 +3,11 @@
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::process::Command;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use mirror::clock::Clock;
 use mirror::upstream::{Error, Upstream};
+use parking_lot::Mutex;
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::task::{AbortHandle, JoinSet};
@@ -271,7 +272,7 @@ impl Names {
         tokio::spawn(async move {
             let mut query = [0; 512];
             while let Ok((length, client)) = socket.recv_from(&mut query).await {
-                let answer = answer(&query[..length], &known.lock().unwrap());
+                let answer = answer(&query[..length], &known.lock());
                 reply(&socket, &answer, client).await;
             }
         });
@@ -279,7 +280,7 @@ impl Names {
     }
 
     fn set(&self, name: &str, addresses: &[IpAddr]) {
-        let mut known = self.0.lock().unwrap();
+        let mut known = self.0.lock();
         known.retain(|(other, _)| other != name);
         known.push((name.to_owned(), addresses.to_vec()));
     }

@@ -3,9 +3,10 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use mirror::digest::{Algorithm, Digest, Hasher};
+use parking_lot::Mutex;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::net::TcpStream;
@@ -124,7 +125,7 @@ impl Server {
                 assert!(!line.contains("panicked"), "{line}");
                 // One for each request would be too many to keep.
                 if !line.contains("\"access\"") {
-                    said.lock().unwrap().push(line);
+                    said.lock().push(line);
                 }
             }
         });
@@ -164,7 +165,7 @@ impl Server {
 
     /// How many lines of its log say this.
     pub(crate) fn said(&self, what: &str) -> usize {
-        let log = self.log.lock().unwrap();
+        let log = self.log.lock();
         log.iter().filter(|line| line.contains(what)).count()
     }
 

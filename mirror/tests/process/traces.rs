@@ -1,7 +1,7 @@
 //! What a collector hears, and that no request waits for one.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
@@ -15,6 +15,7 @@ use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue};
 use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
 use opentelemetry_proto::tonic::trace::v1::status::StatusCode as Told;
 use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, Span};
+use parking_lot::Mutex;
 use prost::Message;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -55,7 +56,7 @@ impl Collector {
     }
 
     fn batches(&self) -> Vec<ResourceSpans> {
-        let requests = self.requests.lock().unwrap();
+        let requests = self.requests.lock();
         let decoded = requests
             .iter()
             .map(|(_, body)| ExportTraceServiceRequest::decode(body.clone()).unwrap());
@@ -87,7 +88,7 @@ impl Collector {
 }
 
 async fn take(State(collector): State<Collector>, headers: HeaderMap, body: Bytes) -> StatusCode {
-    collector.requests.lock().unwrap().push((headers, body));
+    collector.requests.lock().push((headers, body));
     if collector.hangs {
         std::future::pending::<()>().await;
     }
@@ -181,7 +182,7 @@ async fn request_and_upstream_spans_share_trace_without_secrets() {
     let batches = collector.batches();
     let service = &batches[0].resource.as_ref().unwrap().attributes;
     assert_eq!(text(service, "service.name").as_deref(), Some("registry-mirror"));
-    for (_, body) in collector.requests.lock().unwrap().iter() {
+    for (_, body) in collector.requests.lock().iter() {
         let body = String::from_utf8_lossy(body);
         assert!(!body.contains("hunter2") && !body.contains("sig="), "{body}");
     }
@@ -240,7 +241,7 @@ async fn environment_configures_traces() {
     let service = &batches[0].resource.as_ref().unwrap().attributes;
     assert_eq!(text(service, "service.name").as_deref(), Some("pulls"));
     assert_eq!(text(service, "service.namespace").as_deref(), Some("team-a"));
-    assert_eq!(collector.requests.lock().unwrap()[0].0["x-key"], "abc");
+    assert_eq!(collector.requests.lock()[0].0["x-key"], "abc");
 }
 
 /// The server sends the queued spans at its shutdown.

@@ -2,13 +2,14 @@
 //! client causes a bounded number of requests.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
 
 use futures::TryStreamExt;
 use mirror::clock::Clock;
 use mirror::digest::{Algorithm, Digest};
 use mirror::upstream::Upstream;
+use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -57,7 +58,7 @@ impl Server {
             let text = String::from_utf8_lossy(&head).into_owned();
             let line = text.lines().next().unwrap_or_default().to_owned();
             let is_authorized = text.to_lowercase().contains("\nauthorization:");
-            self.seen.lock().unwrap().push(line.clone());
+            self.seen.lock().push(line.clone());
             stream
                 .write_all(respond(&line, is_authorized, address).as_bytes())
                 .await?;
@@ -67,7 +68,7 @@ impl Server {
     }
 
     fn count(&self, part: &str) -> usize {
-        let seen = self.seen.lock().unwrap();
+        let seen = self.seen.lock();
         seen.iter().filter(|line| line.contains(part)).count()
     }
 

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::thread;
 
 use axum::body::Body;
@@ -11,6 +11,7 @@ use axum::response::{IntoResponse, Response};
 use futures::StreamExt;
 use http::header::{CONNECTION, TRANSFER_ENCODING};
 use http::{HeaderMap, Method, StatusCode};
+use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 /// A fault of the store.
@@ -111,23 +112,15 @@ impl Proxy {
     }
 
     pub(super) fn fail(&self, fault: Option<Fault>) {
-        *self.shared.fault.lock().unwrap_or_else(PoisonError::into_inner) = fault;
+        *self.shared.fault.lock() = fault;
     }
 
     pub(super) fn seen(&self) -> Vec<Seen> {
-        self.shared
-            .seen
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.shared.seen.lock().clone()
     }
 
     pub(super) fn forget(&self) {
-        self.shared
-            .seen
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clear();
+        self.shared.seen.lock().clear();
     }
 }
 
@@ -139,15 +132,12 @@ impl Shared {
             query: uri.query().unwrap_or_default().to_owned(),
             status: status.as_u16(),
         };
-        self.seen
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(seen);
+        self.seen.lock().push(seen);
     }
 }
 
 async fn forward(State(open): State<Open>, request: Request) -> Response {
-    let fault = *open.shared.fault.lock().unwrap_or_else(PoisonError::into_inner);
+    let fault = *open.shared.fault.lock();
     let (method, uri) = (request.method().clone(), request.uri().clone());
     let writes = matches!(method, Method::PUT | Method::POST);
     let refused = match fault {

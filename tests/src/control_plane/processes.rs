@@ -3,11 +3,11 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use http::Request;
 use kube::config::Kubeconfig;
+use parking_lot::Mutex;
 use rustix::process::Signal;
 
 use super::files::Files;
@@ -121,7 +121,7 @@ impl Processes {
         let probe = wait::until("answer from kube-apiserver", READY, || {
             let ended = [&self.api_server, &self.etcd]
                 .into_iter()
-                .any(|daemon| lock(daemon).exited().is_some());
+                .any(|daemon| daemon.lock().exited().is_some());
             let client = &client;
             async move {
                 let request = Request::get("/readyz").body(Vec::new()).ok()?;
@@ -132,9 +132,9 @@ impl Processes {
         match probe.await {
             Ok(true) => Ok(()),
             Ok(false) => {
-                let mut dead = lock(&self.etcd);
+                let mut dead = self.etcd.lock();
                 if dead.exited().is_none() {
-                    dead = lock(&self.api_server);
+                    dead = self.api_server.lock();
                 }
                 Err(Error::Died {
                     name: dead.name().to_owned(),
@@ -142,7 +142,7 @@ impl Processes {
                 })
             }
             Err(source) => {
-                let late = lock(&self.api_server);
+                let late = self.api_server.lock();
                 Err(Error::NotReady {
                     name: late.name().to_owned(),
                     source,
@@ -172,8 +172,8 @@ impl Processes {
         let controllers = self.controller_manager.as_ref();
         let controllers = controllers.map(|daemon| ("kube-controller-manager", daemon.id()));
         [
-            ("API server", lock(&self.api_server).id()),
-            ("etcd", lock(&self.etcd).id()),
+            ("API server", self.api_server.lock().id()),
+            ("etcd", self.etcd.lock().id()),
         ]
         .into_iter()
         .chain(controllers)
@@ -181,23 +181,19 @@ impl Processes {
     }
 
     pub(super) fn signal_etcd(&self, signal: Signal) -> io::Result<()> {
-        lock(&self.etcd).signal(signal)
+        self.etcd.lock().signal(signal)
     }
 
     pub(super) fn kill_api_server(&self) {
-        lock(&self.api_server).kill();
+        self.api_server.lock().kill();
     }
 
     pub(super) async fn start_api_server(&self, kubeconfig: &Kubeconfig) -> Result<(), Error> {
         let audit_log = self.directory.join("audit.log");
         let flags = api_server_flags(self.ports, &self.files, &audit_log, &self.options);
-        *lock(&self.api_server) = run(Kubernetes::wanted().api_server(), &self.directory, &flags)?;
+        *self.api_server.lock() = run(Kubernetes::wanted().api_server(), &self.directory, &flags)?;
         self.ready(kubeconfig).await
     }
-}
-
-fn lock(daemon: &Mutex<Daemon>) -> MutexGuard<'_, Daemon> {
-    daemon.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn run(program: &'static str, directory: &Path, flags: &[String]) -> Result<Daemon, Error> {

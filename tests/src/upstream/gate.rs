@@ -2,8 +2,8 @@
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 
 use axum::Json;
@@ -13,6 +13,7 @@ use axum::response::{IntoResponse, Response};
 use futures::TryStreamExt;
 use http::header::{CONNECTION, HOST, RETRY_AFTER, TRANSFER_ENCODING, WWW_AUTHENTICATE};
 use http::{HeaderMap, Method, StatusCode};
+use parking_lot::Mutex;
 use serde_json::json;
 use tokio::net::TcpListener as TokioListener;
 use tokio::sync::oneshot;
@@ -156,10 +157,7 @@ async fn run(listener: TcpListener, tls: Option<TlsAcceptor>, app: axum::Router)
 
 impl Shared {
     fn count<T>(&self, change: impl FnOnce(&mut Counts) -> T) -> T {
-        let mut counts = self
-            .counts
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut counts = self.counts.lock();
         change(&mut counts)
     }
 }

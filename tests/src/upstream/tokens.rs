@@ -1,13 +1,13 @@
 //! Bearer tokens, as registries hand them out (distribution's "Token Authentication Specification").
 
 use std::collections::HashMap;
-use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use axum::http::HeaderMap;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use http::header::AUTHORIZATION;
+use parking_lot::Mutex;
 use rand::RngExt;
 use serde_json::{Value, json};
 
@@ -36,15 +36,13 @@ impl Tokens {
     }
 
     pub(super) fn set_users(&self, users: &[(String, String)]) {
-        if let Ok(mut known) = self.users.lock() {
-            *known = users.to_vec();
-        }
+        *self.users.lock() = users.to_vec();
     }
 
     /// The body of the answer to a request for a token, if its Basic credentials are known.
     pub(super) fn issue(&self, headers: &HeaderMap, scope: &str) -> Option<Value> {
         let user = basic(headers)?;
-        if !self.users.lock().ok()?.contains(&user) {
+        if !self.users.lock().contains(&user) {
             return None;
         }
         self.give(scope)
@@ -54,13 +52,7 @@ impl Tokens {
     pub(super) fn refresh(&self, form: &str) -> Option<Value> {
         let fields: HashMap<_, _> = url::form_urlencoded::parse(form.as_bytes()).collect();
         let shown = fields.get("refresh_token")?;
-        if !self
-            .users
-            .lock()
-            .ok()?
-            .iter()
-            .any(|(_, password)| password == shown)
-        {
+        if !self.users.lock().iter().any(|(_, password)| password == shown) {
             return None;
         }
         self.give(fields.get("scope").map_or("", |scope| scope))
@@ -72,7 +64,7 @@ impl Tokens {
             scope: scope.to_owned(),
             until: Instant::now() + self.lifetime,
         };
-        self.issued.lock().ok()?.insert(token.clone(), issued);
+        self.issued.lock().insert(token.clone(), issued);
         Some(json!({"token": token, "access_token": token, "expires_in": self.lifetime.as_secs()}))
     }
 
@@ -81,9 +73,7 @@ impl Tokens {
         let token = headers
             .get(AUTHORIZATION)
             .and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
-        let Ok(issued) = self.issued.lock() else {
-            return false;
-        };
+        let issued = self.issued.lock();
         let known = token.and_then(|token| issued.get(token));
         known.is_some_and(|known| known.until > Instant::now() && (scope.is_empty() || known.scope == scope))
     }
@@ -134,7 +124,6 @@ mod tests {
         tokens
             .issued
             .lock()
-            .unwrap()
             .values_mut()
             .for_each(|issued| issued.until = Instant::now());
         assert!(!tokens.admit(&bearer, &scope));

@@ -2,13 +2,14 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::{Request, State};
 use axum::response::Response;
 use http::{Method, StatusCode};
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 use testbed::image::Layout;
 use tokio::net::TcpListener;
@@ -77,7 +78,7 @@ impl Odd {
     }
 
     pub(crate) fn says(&self, what: Says) {
-        *self.shared.says.lock().unwrap_or_else(PoisonError::into_inner) = what;
+        *self.shared.says.lock() = what;
     }
 }
 
@@ -88,7 +89,7 @@ impl Drop for Odd {
 }
 
 async fn answer(State(shared): State<Arc<Shared>>, request: Request) -> Response {
-    let says = shared.says.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let says = shared.says.lock().clone();
     let (path, head) = (request.uri().path().to_owned(), request.method() == Method::HEAD);
     let wrong = matches!(says, Says::WrongBlobs);
     match says {

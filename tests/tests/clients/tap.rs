@@ -1,9 +1,10 @@
 //! Between a client and a mirror: remembers what both say, and cuts a connection once.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
+use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
@@ -85,12 +86,12 @@ impl Drop for Tap {
 }
 
 fn text(of: &Mutex<String>) -> String {
-    of.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    of.lock().clone()
 }
 
 fn note(of: &Mutex<String>, bytes: &[u8]) {
     let said = String::from_utf8_lossy(bytes).to_lowercase();
-    of.lock().unwrap_or_else(PoisonError::into_inner).push_str(&said);
+    of.lock().push_str(&said);
 }
 
 async fn pass(shared: Arc<Shared>, client: TcpStream) {

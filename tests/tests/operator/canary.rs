@@ -1,7 +1,6 @@
 //! No value of a Secret is told by anyone: neither by the operator nor by servers, at their most talkative.
 
 use std::path::PathBuf;
-use std::sync::Mutex;
 
 use crds::RegistryMirror;
 use crds::conditions::{ConditionType, Reason};
@@ -10,6 +9,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret, Service};
 use k8s_openapi::api::events::v1::Event;
 use kube::ResourceExt;
 use kube::api::ListParams;
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 use testbed::FakeKubelet;
 use testbed::pki::Authority;
@@ -115,7 +115,7 @@ impl Stage {
                 );
                 if let Ok(answer) = reqwest::get(url).await {
                     let body = answer.text().await.unwrap_or_default();
-                    self.errors.lock().unwrap().push(body);
+                    self.errors.lock().push(body);
                 }
             }
         }
@@ -128,7 +128,7 @@ impl Stage {
             "the operator's log",
             std::fs::read_to_string(&self.operator.log).unwrap(),
         );
-        for body in self.errors.lock().unwrap().iter() {
+        for body in self.errors.lock().iter() {
             said.by("an error body", body.clone());
         }
         said.url(&self.operator.metrics).await;
