@@ -25,7 +25,7 @@ docs: ## the documentation site in target/site, its links checked
 	@scripts/docs
 	@cargo test --locked --quiet -p tests --test docs
 
-lint: ## formatting, clippy, unused dependencies, licences
+lint: ## formatting, clippy, links and spelling of documentation, unused dependencies, licences
 	@scripts/lint
 
 bench: ## this server compared with nginx and Distribution, 5 rounds: tables, JSON and a plot in target/bench

@@ -3,6 +3,22 @@
 //! Every field is documented for the admin who writes it, because these comments become the descriptions that `kubectl
 //! explain` prints. The schema and serde have the same defaults, so that an object reads the same from an API server
 //! and from a file.
+//!
+//! ```
+//! use serde_json::json;
+//!
+//! let mut document = json!({
+//!     "apiVersion": "registrymirror.io/v1alpha1",
+//!     "kind": "RegistryMirror",
+//!     "metadata": {"name": "hub"},
+//!     "spec": {"storage": {"type": "Ephemeral"}, "upstreams": [{"host": "docker.io"}]},
+//! });
+//! let mirror = crds::validate::created(&document).unwrap();
+//! assert_eq!(mirror.spec.upstreams[0].host, "docker.io");
+//!
+//! document["spec"]["upstreams"] = json!([]);
+//! assert!(crds::validate::created(&document).is_err());
+//! ```
 #![expect(
     unreachable_pub,
     reason = "kube's KubeSchema repeats each type inside a function"

@@ -1,6 +1,6 @@
 //! The configuration that the server runs by.
 //!
-//! [`file`] is the format (Distribution's `config.yml` and our extension of it), the environment is put over
+//! [`mod@file`] is the format (Distribution's `config.yml` and our extension of it), the environment is put over
 //! it as Distribution does, and the types here are what it means: defaults filled in, addresses and patterns
 //! checked, secrets wrapped. What else Distribution knows is accepted with a notice or refused.
 

@@ -1,6 +1,21 @@
 //! A pull-through OCI registry: one process, many upstreams, one cache.
 //!
 //! The way of a request, in the order of the modules: `http` → `pull` → `fill` → `origins` → `upstream`, and `store`.
+//!
+//! A program reads a configuration and runs a server until it is asked to stop:
+//!
+//! ```no_run
+//! use mirror::config::Config;
+//! use mirror::config::file::File;
+//! use mirror::server;
+//! use tokio_util::sync::CancellationToken;
+//!
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! let file = File::parse("version: 0.1\nproxy:\n  upstreams:\n  - host: quay.io\n")?;
+//! server::run(Config::new(&file)?, CancellationToken::new()).await?;
+//! # Ok(())
+//! # }
+//! ```
 
 pub mod actions;
 pub mod admin;

@@ -1,7 +1,7 @@
 //! Traces: a span for each request to the server and to an upstream, sent to the collector that the environment names
 //! (OTLP over HTTP, `OTEL_EXPORTER_OTLP_ENDPOINT`).
 //!
-//! Modules create spans with `tracing` and [`TARGET`]. Without a collector that target is disabled, and a span costs
+//! Modules create spans with `tracing` and `TARGET`. Without a collector that target is disabled, and a span costs
 //! one check of a flag. A collector that is slow, hangs or is gone costs spans, never time or memory.
 
 mod collector;

@@ -1,7 +1,7 @@
 //! The agent of one node: it writes the files by which the container runtime pulls through mirrors, and takes them away
 //! while a mirror does not answer.
 //!
-//! [`watch`](mod@watch) reads mirrors from the API server, `probe` asks each mirror from this node, `breaker` decides, and
+//! `watch` reads mirrors from the API server, `probe` asks each mirror from this node, `breaker` decides, and
 //! `hosts_directory` changes files. The agent writes nothing to the API server.
 
 use std::{

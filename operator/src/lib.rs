@@ -4,6 +4,19 @@
 //! names, [`validate`] accepts or rejects the spec, [`certificates`] issues the mirror's own certificates, [`desired`] computes
 //! the objects, [`rollout`] limits how many mirrors change at the same time, [`apply`] writes the objects that differ, and
 //! [`status`] reports the result. [`controller`] connects them to the API server; [`cli`] also runs the pipeline on files.
+//!
+//! ```
+//! use crds::{RegistryMirror, RegistryMirrorSpec, conditions::Reason};
+//! use operator::{dereference::References, validate};
+//!
+//! let spec: RegistryMirrorSpec = serde_json::from_value(serde_json::json!({
+//!     "storage": {"type": "PersistentVolumeClaim"},
+//!     "upstreams": [{"host": "docker.io"}],
+//! })).unwrap();
+//! let mirror = RegistryMirror::new("hub", spec);
+//! let rejection = validate::accept(&mirror, &References::default()).err().unwrap();
+//! assert_eq!(rejection.reason, Reason::InvalidSpec);
+//! ```
 
 pub mod admin_server;
 pub mod agent;

@@ -19,7 +19,7 @@ pub struct RepositoryList {
     pub names: BTreeSet<String>,
     /// The bytes of the names.
     bytes: usize,
-    /// `true` if more names follow, which would have taken more than [`MAX_LIST`].
+    /// `true` if more names follow, which would have taken more than `MAX_LIST`.
     pub is_cut: bool,
 }
 

@@ -14,7 +14,7 @@ use crate::{
 /// Applies the Service for clients only, after the check of all names.
 ///
 /// # Errors
-/// Those of [`apply`].
+/// Those of [`apply`](super::apply).
 pub async fn apply_service(
     mirror: &RegistryMirror,
     desired: &Desired,

@@ -45,7 +45,7 @@ impl Tokens {
         if !self.users.lock().contains(&user) {
             return None;
         }
-        self.give(scope)
+        Some(self.give(scope))
     }
 
     /// The same for an identity token (`grant_type=refresh_token`), which is a user's password here.
@@ -55,17 +55,17 @@ impl Tokens {
         if !self.users.lock().iter().any(|(_, password)| password == shown) {
             return None;
         }
-        self.give(fields.get("scope").map_or("", |scope| scope))
+        Some(self.give(fields.get("scope").map_or("", |scope| scope)))
     }
 
-    fn give(&self, scope: &str) -> Option<Value> {
+    fn give(&self, scope: &str) -> Value {
         let token = format!("{:032x}", rand::rng().random::<u128>());
         let issued = Issued {
             scope: scope.to_owned(),
             until: Instant::now() + self.lifetime,
         };
         self.issued.lock().insert(token.clone(), issued);
-        Some(json!({"token": token, "access_token": token, "expires_in": self.lifetime.as_secs()}))
+        json!({"token": token, "access_token": token, "expires_in": self.lifetime.as_secs()})
     }
 
     /// Whether a request carries a token that is good for `scope`; the empty scope asks for any token.
