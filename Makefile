@@ -49,8 +49,8 @@ bench-docs: ## copy the tables and the plot of the last runs into docs/performan
 count: ## the instructions of each operation of a hit and of a reconcile, against their budgets
 	@scripts/count
 
-fuzz: ## each fuzz target for a minute; longer: scripts/fuzz SECONDS TARGET
-	@scripts/fuzz
+fuzz: ## each fuzz target for a minute (SECONDS_EACH=n); one target: scripts/fuzz SECONDS TARGET
+	@scripts/fuzz $(SECONDS_EACH)
 
 coverage: ## coverage of each crate; one crate: scripts/coverage PACKAGE
 	@scripts/coverage

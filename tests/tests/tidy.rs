@@ -161,6 +161,29 @@ fn checked_requirements_are_documented() {
     assert!(missing.is_empty(), "{missing:#?}");
 }
 
+/// Every `make TARGET` of a workflow is a target of the Makefile.
+#[test]
+fn workflows_call_existing_targets() {
+    let makefile = read(&workspace().join("Makefile"));
+    let workflows = files().filter(|path| {
+        path.parent()
+            .is_some_and(|parent| parent.ends_with(".github/workflows"))
+    });
+    let mut called = 0;
+    for path in workflows {
+        let text = read(&path);
+        for (_, command) in text.lines().filter_map(|line| line.split_once("make ")) {
+            let target = command.split_whitespace().next().unwrap_or_default();
+            let is_target = makefile
+                .lines()
+                .any(|line| line.starts_with(&format!("{target}: ##")));
+            assert!(is_target, "{}: make {target}", path.display());
+            called += 1;
+        }
+    }
+    assert!(called > 4, "{called} calls");
+}
+
 /// The last column of a document's tables.
 fn shown_by(text: &str) -> Vec<String> {
     let cell = |line: &str| Some(line.strip_suffix("` |")?.rsplit_once("| `")?.1.to_owned());
