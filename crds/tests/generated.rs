@@ -1,5 +1,5 @@
 //! What is generated from the types and committed: `UPDATE=1 cargo test -p registry-mirror-crds --test generated`
-//! writes it anew.
+//! writes it.
 
 #[path = "generated/fields.rs"]
 mod fields;

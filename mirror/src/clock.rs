@@ -87,7 +87,7 @@ impl Clock {
             let seconds = offset.saturating_sub(trusted.seen) / 1000;
             tracing::warn!(
                 seconds,
-                "the clock was set; content expires by its time in an hour, if it goes on"
+                "the clock was set; content expires by its time in an hour, unless the clock is set again"
             );
             trusted.since = steady;
         }

@@ -1,7 +1,7 @@
 //! JSON of registries, read as Go's `encoding/json` reads it: most registries and all common clients use that.
 //!
 //! The names of members match in any letter case. The last of two members with one name counts. `null` is absence. A
-//! value of another type than expected is absent too, so a label that nobody needs never hides the content beside it.
+//! value of another type than expected is absent too, so an unused label never hides the other content.
 
 use std::borrow::Cow;
 use std::fmt;

@@ -107,7 +107,7 @@ mod tests {
     #[test_case(Level::Debug, "h2::codec", Of::DEBUG => false; "other crates stay quiet")]
     #[test_case(Level::Debug, "rustls", Of::WARN => true)]
     #[test_case(Level::Error, "rustls", Of::WARN => false)]
-    #[test_case(Level::Debug, crate::traces::TARGET, Of::INFO => false; "spans cost nothing where nobody wants them")]
+    #[test_case(Level::Debug, crate::traces::TARGET, Of::INFO => false; "spans cost nothing without a collector")]
     fn levels_pass_by_target(level: Level, target: &str, of: Of) -> bool {
         filter(&log(level, true)).would_enable(target, &of)
     }

@@ -158,18 +158,18 @@ mod tests {
     /// Only a 404 with a registry's error body becomes a 404 for the client.
     #[test]
     fn only_registry_404_is_a_404() {
-        let told = of(&Error::NotFound {
+        let reported = of(&Error::NotFound {
             code: "BLOB_UNKNOWN".into(),
             message: "no".into(),
         });
         assert!(
             matches!(
-                &told,
+                &reported,
                 PullError::NotFound {
                     code: "BLOB_UNKNOWN",
                     ..
                 }
-            ) && told.is_final()
+            ) && reported.is_final()
         );
         let html = of(&Error::StrangeNotFound);
         assert!(matches!(&html, PullError::Unavailable { .. }) && !html.is_final());

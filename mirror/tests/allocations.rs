@@ -1,5 +1,5 @@
 //! What a hit asks of the allocator: a bound for each kind, so that more is a decision.
-#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
+#![allow(clippy::unwrap_used, reason = "a panic fails the test")]
 
 #[path = "../benches/operations/place.rs"]
 #[allow(dead_code, reason = "the benches use more of it")]
@@ -19,7 +19,7 @@ const TIMES: u64 = 200;
 #[test_case(|place| &place.manifest => matches 0..=16; "of a manifest by digest")]
 #[test_case(|place| &place.tag => matches 0..=16; "of a manifest by tag")]
 fn hit_allocates_within_bound(asked: fn(&Place) -> &Request<()>) -> u64 {
-    // Spans that nobody takes: else what other crates ask of `tracing` turns them into records of the `log` crate. It
+    // Spans without a subscriber: else what other crates ask of `tracing` turns them into records of the `log` crate. It
     // fails where a test beside this one was first.
     let _ = tracing::subscriber::set_global_default(tracing::subscriber::NoSubscriber::new());
     let place = Place::new();

@@ -1,6 +1,6 @@
-//! The binary: what it prints, how it ends, and what it says when it can't go on.
+//! The binary: what it prints, how it ends, and what it says when it fails.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+#![allow(clippy::unwrap_used, reason = "a panic fails the test")]
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};

@@ -1,6 +1,6 @@
 //! Whole configuration files: Distribution's kinds of samples start unchanged, and mistakes are named.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+#![allow(clippy::unwrap_used, reason = "a panic fails the test")]
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;

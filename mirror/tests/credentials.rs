@@ -1,6 +1,6 @@
 //! What an upstream is shown while its entry in the credentials directory changes.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+#![allow(clippy::unwrap_used, reason = "a panic fails the test")]
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use mirror::secret::Secret;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-/// An upstream that says what it is told to, and notes what it is shown.
+/// An upstream with prepared verdicts, which records the credentials it gets.
 #[derive(Default)]
 struct Fake {
     verdicts: Mutex<VecDeque<CredentialVerdict>>,

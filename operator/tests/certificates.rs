@@ -1,5 +1,5 @@
 //! Certificates of a mirror's own, over years, as clients see them that verify what they are shown.
-#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
+#![allow(clippy::unwrap_used, reason = "a panic fails the test")]
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -51,7 +51,7 @@ impl World {
         }
     }
 
-    /// What clients are shown once the operator has looked at that time.
+    /// What clients are shown once the operator has reconciled at that time.
     fn at(&mut self, now: i64) -> Serving {
         let mirror = mirror();
         let observed = Observed {

@@ -1,5 +1,5 @@
 //! The messages of the operator's errors.
-#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
+#![allow(clippy::unwrap_used, reason = "a panic fails the test")]
 
 #[path = "messages/golden.rs"]
 mod golden;

@@ -1,5 +1,5 @@
 //! `registry-mirror node-config`: the files of each runtime, and the command that writes them.
-#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
+#![allow(clippy::unwrap_used, reason = "a panic fails the test")]
 
 use std::{
     fs,

@@ -1,5 +1,5 @@
 //! What the status says of what was found and done.
-#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
+#![allow(clippy::unwrap_used, reason = "a panic fails the test")]
 #![allow(clippy::needless_pass_by_value, reason = "specs are made where they are used")]
 
 use std::collections::BTreeMap;
@@ -143,7 +143,7 @@ fn rejected_spec_is_not_ready_with_reason() {
     assert_eq!(
         reported(&status, ConditionType::Available).unwrap(),
         "True/ReplicasReady",
-        "what runs goes on"
+        "running servers stay"
     );
 }
 
@@ -212,7 +212,7 @@ fn progress(workload: Workload) -> String {
     .unwrap()
 }
 
-#[test_case(None, false => ("Unknown/Unverified".to_owned(), "True/Serving".to_owned()); "handed out")]
+#[test_case(None, false => ("Unknown/Unverified".to_owned(), "True/Serving".to_owned()); "issued")]
 #[test_case(Some(Reason::SecretNotFound), false => ("False/SecretNotFound".to_owned(), "False/SecretNotFound".to_owned()); "missing from the start")]
 #[test_case(Some(Reason::SecretMalformed), false => ("False/SecretMalformed".to_owned(), "False/SecretMalformed".to_owned()); "malformed from the start")]
 #[test_case(Some(Reason::SecretNotFound), true => ("False/SecretNotFound".to_owned(), "True/Serving".to_owned()); "deleted, and the previous ones serve")]

@@ -48,7 +48,7 @@ pub struct Event {
     /// The path with its query.
     #[serde(rename = "requestURI")]
     pub request_uri: String,
-    /// `ResponseComplete`; `ResponseStarted` for a watch that goes on.
+    /// `ResponseComplete`; `ResponseStarted` for a watch that stays open.
     pub stage: String,
     /// When it was answered.
     pub stage_timestamp: Timestamp,

@@ -44,7 +44,7 @@ impl Kubernetes {
     /// What the environment asks for.
     ///
     /// # Panics
-    /// Where it asks for another one: tests that pass on what nobody asked for would mislead.
+    /// Where it asks for another one: a test with another version than the requested one would mislead.
     pub fn wanted() -> Self {
         match env::var("REGISTRY_MIRROR_TEST_KUBERNETES").as_deref() {
             Err(_) | Ok("" | "1.36") => Self::Newest,

@@ -233,12 +233,12 @@ impl ControlPlane {
         }
     }
 
-    /// Stops etcd where it is, as a disk that hangs does: whoever asks waits. An existing cluster is left alone.
+    /// Stops etcd, as a disk that hangs does: clients of the API server wait. An existing cluster is left alone.
     pub fn hang_etcd(&self) -> Result<(), Error> {
         self.signal_etcd(Signal::STOP)
     }
 
-    /// Lets it go on.
+    /// Lets etcd continue.
     pub fn wake_etcd(&self) -> Result<(), Error> {
         self.signal_etcd(Signal::CONT)
     }

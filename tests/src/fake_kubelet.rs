@@ -123,7 +123,7 @@ impl FakeKubelet {
         &self.kubelet.node
     }
 
-    /// Looks at no Secret nor the like until it is told so again: a kubelet that is busy, or cut off.
+    /// Stops or continues the reads of Secrets and ConfigMaps: a kubelet that is busy, or cut off.
     pub fn hold_volumes(&self, hold: bool) {
         self.kubelet.holds_volumes.store(hold, Ordering::Relaxed);
     }
@@ -136,7 +136,7 @@ impl FakeKubelet {
 }
 
 impl Drop for FakeKubelet {
-    /// Takes the Node away, so that nobody waits for it and what its Pods leave is collected.
+    /// Deletes the Node, so that no controller waits for it and the objects of its Pods are collected.
     fn drop(&mut self) {
         self.tasks.abort_all();
         let kubelet = self.kubelet.clone();

@@ -109,14 +109,14 @@ impl Faults {
         self.0.begun.load(Ordering::SeqCst)
     }
 
-    /// Cuts every watch. While they are `gone`, each new one is told that what it asks for is history (410).
+    /// Cuts every watch. While they are `gone`, each new one fails because its resource version is too old (410).
     pub fn cut_watches(&self, gone: bool) {
         self.0.gone.store(gone, Ordering::SeqCst);
         let mut watches = self.0.watches.lock();
         std::mem::take(&mut *watches).cancel();
     }
 
-    /// How often a watch was told so.
+    /// The number of watches that failed so.
     pub fn answered_gone(&self) -> usize {
         self.0.answered_gone.load(Ordering::SeqCst)
     }

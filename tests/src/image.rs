@@ -75,7 +75,7 @@ pub struct File {
 }
 
 /// Writes an image of executable files and nothing else, in one layer, for this machine's platform; the first is the
-/// entrypoint, and runs as nobody whom the machine knows.
+/// entrypoint, and runs as a user that the machine does not have.
 pub fn of_files(directory: &Path, tag: &str, files: &[File]) -> io::Result<Layout> {
     let mut layout = Layout::create(directory)?;
     let mut entries = Vec::new();

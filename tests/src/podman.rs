@@ -5,7 +5,7 @@ use std::path::Path;
 use tokio::process::Command;
 
 /// Whether it can be run here, or the test is left out, which is said, and with `CI=true` a failure. As root: for others
-/// it needs ranges of users, which nobody has by himself.
+/// it needs ranges of user IDs, which an account does not have by itself.
 ///
 /// # Panics
 /// With `CI=true` for who is not root.

@@ -129,7 +129,7 @@ fn spawn_from_a_lasting_thread(command: Command) -> io::Result<Child> {
     answer.recv().map_err(|_| gone())?
 }
 
-/// Different ports of 127.0.0.1 that nobody listened on a moment ago. Another process may be quicker to take one,
+/// Different ports of 127.0.0.1 that were free a moment ago. Another process may be quicker to take one,
 /// so who uses them tries again with others.
 pub fn free_ports<const N: usize>() -> io::Result<[u16; N]> {
     let mut ports = [0; N];

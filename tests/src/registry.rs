@@ -11,7 +11,7 @@ use crate::wait::{self, TimedOut};
 use crate::{binaries, install_crypto_provider};
 
 const READY: Duration = Duration::from_mins(1);
-/// How often another port is tried where somebody else was quicker.
+/// How often another port is tried if another process has taken the port.
 const ATTEMPTS: usize = 5;
 const STORAGE: &str = "storage";
 

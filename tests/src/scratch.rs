@@ -10,7 +10,7 @@ use std::process::{Child, Command, Stdio};
 const KEEP: &str = "REGISTRY_MIRROR_TEST_KEEP";
 
 /// A directory below the system's temporary one, removed on drop, and by a janitor process where the owner
-/// is a static that nobody drops or a test run that was killed.
+/// is a static that is never dropped or a test run that was killed.
 #[derive(Debug)]
 pub struct Scratch {
     path: PathBuf,

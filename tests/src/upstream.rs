@@ -25,7 +25,7 @@ use crate::wait::{self, TimedOut};
 
 /// How soon the registry answers; it takes well below a second.
 const READY: Duration = Duration::from_secs(30);
-/// How often another port is tried where somebody else was quicker.
+/// How often another port is tried if another process has taken the port.
 const ATTEMPTS: usize = 5;
 
 /// Who may pull.
@@ -149,7 +149,7 @@ impl Upstream {
         self.gate.close();
     }
 
-    /// Answers every request with 429 and `Retry-After: 60`, until it is told so again.
+    /// Answers every request with 429 and `Retry-After: 60`, until a call with `false`.
     pub fn limit_requests(&self, limit: bool) {
         self.gate.limit(limit);
     }
@@ -159,7 +159,7 @@ impl Upstream {
         Ok(self.gate.reopen()?)
     }
 
-    /// Knows these users from now on, and nobody else.
+    /// Knows only these users from now on.
     pub fn set_users(&mut self, users: &[User<'_>]) -> Result<(), Error> {
         let owned = |(user, password): &User<'_>| ((*user).to_owned(), (*password).to_owned());
         self.options.users = users.iter().map(owned).collect();

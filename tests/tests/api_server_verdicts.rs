@@ -75,7 +75,7 @@ fn objections(status: &Status) -> Objections {
         .collect()
 }
 
-/// They are found before anything else, and told in one sentence.
+/// They are found before anything else, and reported in one sentence.
 fn unknown_fields(message: &str) -> Objections {
     let fields = message
         .split("unknown field \"")

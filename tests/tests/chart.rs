@@ -222,14 +222,14 @@ async fn values_set_the_operators_arguments() {
     ] {
         let objects = helm.template(&flags).await.unwrap();
         let container = &named(&objects, "Deployment")[0]["spec"]["template"]["spec"]["containers"][0];
-        let told: Vec<_> = container["args"]
+        let reported: Vec<_> = container["args"]
             .as_array()
             .unwrap()
             .iter()
             .filter_map(Value::as_str)
             .collect();
         for argument in expected {
-            assert!(told.contains(&argument), "{argument} is not in {told:?}");
+            assert!(reported.contains(&argument), "{argument} is not in {reported:?}");
         }
     }
 }

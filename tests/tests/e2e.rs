@@ -39,7 +39,7 @@ use logs::Logs;
 use registry::{Registry, USER};
 use serde_json::{Value, json};
 
-/// How long a pull may take that the mirror can't serve: longer than a connection that nobody answers.
+/// How long a pull may take that the mirror can't serve: longer than a connection without an answer.
 const FALLBACK: Duration = Duration::from_secs(30);
 
 fn ephemeral() -> Value {
@@ -144,7 +144,7 @@ fn rotations() -> usize {
     wanted.and_then(|number| number.parse().ok()).unwrap_or(3)
 }
 
-/// Starts Pods, one after the other, of images that nobody has pulled, until it is done.
+/// Starts Pods, one after the other, of images that were never pulled, until it is done.
 async fn start_pods(cluster: &Cluster, registry: &Registry, done: &Cell<bool>) -> usize {
     let mut number = 0;
     while !done.get() {

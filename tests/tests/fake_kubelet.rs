@@ -365,8 +365,8 @@ async fn pod_waits_for_missing_secret() {
     bed.create::<Pod>(json!({"metadata": {"name": "p"}, "spec": spec}))
         .await;
     let message = |pod: &Pod| container(pod)?.state.clone()?.waiting?.message;
-    let told = |pod: &Pod| message(pod).as_deref() == Some("Secret late not found");
-    bed.pod("p", "message about the Secret", told).await;
+    let reported = |pod: &Pod| message(pod).as_deref() == Some("Secret late not found");
+    bed.pod("p", "message about the Secret", reported).await;
     bed.create::<Secret>(json!({"metadata": {"name": "late"}, "stringData": {"key": "here"}}))
         .await;
     let pod = bed.pod("p", "success", phase_is("Succeeded")).await;

@@ -1,4 +1,4 @@
-//! What is generated across crates and committed: `make generate` writes it anew.
+//! What is generated across crates and committed: `make generate` writes it.
 #![expect(clippy::unwrap_used, reason = "a failure here is the test's")]
 
 use std::collections::BTreeMap;
@@ -85,10 +85,10 @@ fn chart_and_programs_have_one_version() {
 #[test]
 fn artifact_hub_annotations_match_the_crd() {
     let yaml = |text: &str| serde_saphyr::from_str::<Value>(text).unwrap();
-    let told = yaml(&chart("Chart.yaml"));
+    let reported = yaml(&chart("Chart.yaml"));
     let annotation = |name: &str| {
         yaml(
-            told["annotations"][format!("artifacthub.io/{name}")]
+            reported["annotations"][format!("artifacthub.io/{name}")]
                 .as_str()
                 .unwrap(),
         )
@@ -100,7 +100,7 @@ fn artifact_hub_annotations_match_the_crd() {
     assert_eq!(crd["version"], spec["versions"][0]["name"]);
     let example = annotation("crdsExamples")[0].clone();
     serde_json::from_value::<crds::RegistryMirror>(example).unwrap();
-    let (_, icon) = told["icon"].as_str().unwrap().split_once("/main/").unwrap();
+    let (_, icon) = reported["icon"].as_str().unwrap().split_once("/main/").unwrap();
     assert!(read(icon).starts_with("<svg"));
 }
 

@@ -1,4 +1,4 @@
-//! Caches of CNCF Distribution, of Debian's version 2 and of version 3: taken over and given back.
+//! Caches of CNCF Distribution, of Debian's version 2 and of version 3: adopted and given back.
 #![expect(clippy::expect_used, reason = "a failure here is the test's")]
 
 use std::path::{Path, PathBuf};
@@ -28,7 +28,7 @@ async fn distribution(version: u8) -> PathBuf {
     }
 }
 
-/// One cache directory with one configuration file, whoever serves it.
+/// One cache directory with one configuration file, for any of the servers.
 struct Place {
     upstream: Upstream,
     scratch: Scratch,
@@ -157,8 +157,12 @@ async fn there_and_back(version: u8) {
     let theirs = place.theirs(&program).await;
     for (name, whose) in [(BEFORE, "they"), (AFTER, "only we")] {
         let counts = place.pull(name).await;
-        let told = format!("{version}: what {whose} cached is served by them again: {counts:?}");
-        assert_eq!((blob_requests(counts), counts.manifest_bytes), (0, 0), "{told}");
+        let reported = format!("{version}: what {whose} cached is served by them again: {counts:?}");
+        assert_eq!(
+            (blob_requests(counts), counts.manifest_bytes),
+            (0, 0),
+            "{reported}"
+        );
     }
     stop(theirs).await;
 }
@@ -186,8 +190,11 @@ async fn sources(version: u8) -> PathBuf {
         .current_dir(binaries::workspace().join("tests/cluster/distribution"))
         .output();
     let output = output.await.expect("go");
-    let told: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
-    told["Dir"].as_str().unwrap_or_else(|| panic!("{told}")).into()
+    let reported: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    reported["Dir"]
+        .as_str()
+        .unwrap_or_else(|| panic!("{reported}"))
+        .into()
 }
 
 /// A sample with directories and ports of this test's own put over it by the environment: the status that a client
@@ -219,7 +226,7 @@ async fn starts(sample: &Path) -> Result<u16, String> {
 }
 
 /// Every configuration file that both versions publish, and Debian's. Where one names users, their file is not there
-/// on a fresh machine (Debian's path is a directory): the server starts, and lets nobody in.
+/// on a fresh machine (Debian's path is a directory): the server starts, and admits no client.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn distribution_samples_start_or_are_refused() {
     testbed::install_crypto_provider();

@@ -19,7 +19,7 @@ const FILE_LINES: usize = 400;
 /// A function beyond what one keeps in mind.
 const FUNCTION_LINES: usize = 60;
 
-/// A new arrow is a decision: `make generate` draws it, and whoever reads the change sees it.
+/// A new arrow is a decision: `make generate` draws it, and a reviewer sees it.
 #[test]
 fn module_imports_match_the_drawing() {
     for krate in ["mirror", "operator"] {

@@ -1,4 +1,4 @@
-//! A cache with something in it, and a service over it whose upstream nobody asks.
+//! A cache with something in it, and a service over it whose upstream gets no request.
 
 use std::sync::Arc;
 

@@ -74,7 +74,7 @@ impl Asked<'_> {
         report.does(when, self.server.name, what);
     }
 
-    /// The path of a blob that nobody has yet.
+    /// The path of an uncached blob.
     fn fresh(&self, size: usize) -> String {
         let (digest, item) = self.content.fresh_layer(size);
         self.upstream.add([(digest.to_string(), item)]);

@@ -68,7 +68,7 @@ impl Content {
         ]
     }
 
-    /// A layer that nobody has yet.
+    /// An uncached layer.
     pub(crate) fn fresh_layer(&self, length: usize) -> (Digest, Item) {
         let head = (self.fresh.fetch_add(1, Ordering::Relaxed) + 1).to_le_bytes();
         let mut hasher = Hasher::new(Algorithm::Sha256);

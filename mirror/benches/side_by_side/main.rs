@@ -185,7 +185,7 @@ impl<'a> Run<'a> {
         if begins(report, Part::Tls, "the same over TLS") {
             measures::layers(secure, content, "M1 over TLS", seconds, report);
         }
-        if begins(report, Part::Cold, "what nobody has yet") {
+        if begins(report, Part::Cold, "uncached content") {
             let first_bytes = FIRST_BYTES.div_ceil(self.rounds);
             measures::cold(servers, content, upstream, first_bytes, report);
             measures::image(servers, content, upstream, self.site.scratch, report);

@@ -80,7 +80,7 @@ pub(crate) fn small(servers: &[Server], content: &Content, seconds: f64, report:
     }
 }
 
-/// M4: layers that nobody has yet, for one client, behind a registry that wants a token: a large one, and so many smaller
+/// M4: uncached layers, for one client, behind a registry that wants a token: a large one, and so many smaller
 /// ones for their first bytes.
 pub(crate) fn cold(
     servers: &[Server],
@@ -115,7 +115,7 @@ fn with_direct(servers: &[Server], upstream: &Upstream) -> Vec<(&'static str, Ta
         .collect()
 }
 
-/// M5: layers that nobody has yet, for many clients. Without joining, each client is a download over the same link,
+/// M5: uncached layers, for many clients. Without joining, each client is a download over the same link,
 /// which takes a while and tells nothing new with more of them: Distribution is asked but where `distribution` says so.
 pub(crate) fn herds(
     servers: &[Server],
@@ -166,7 +166,7 @@ pub(crate) fn herds(
     }
 }
 
-/// M6: skopeo copies an image of 105 MiB, 8 layers behind an index, that nobody has yet.
+/// M6: skopeo copies an image of 105 MiB, 8 layers behind an index, not cached yet.
 pub(crate) fn image(
     servers: &[Server],
     content: &Content,
@@ -279,7 +279,7 @@ fn measured(server: &Server, work: impl FnOnce() -> io::Result<Vec<Took>>) -> io
     })
 }
 
-/// Looks at the server's memory all the while; the most that it was, in MiB.
+/// Samples the server's memory; returns the maximum in MiB.
 fn watched<T>(server: &Server, work: impl FnOnce() -> T) -> (T, f64) {
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {

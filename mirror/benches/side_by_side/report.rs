@@ -1,4 +1,4 @@
-//! Medians with their spread, as tables, JSON and a plot. What fails is noted, and the rest goes on.
+//! Medians with their spread, as tables, JSON and a plot. What fails is noted, and the other parts continue.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -39,7 +39,7 @@ impl Report {
         }
     }
 
-    /// Tells whoever watches what is done now.
+    /// Prints the current part.
     pub(crate) fn say(&self, what: &str) {
         let seconds = self.started.elapsed().as_secs();
         eprintln!("{:3}:{:02}  {what}", seconds / 60, seconds % 60);
@@ -57,7 +57,7 @@ impl Report {
         named(&mut self.behaviours, when).insert(server, what);
     }
 
-    /// Does something with one server; where that fails, it is noted and the rest goes on.
+    /// Does something with one server; where that fails, it is noted and the other servers continue.
     pub(crate) fn attempt(
         &mut self,
         what: &str,
@@ -300,9 +300,9 @@ fn head() -> String {
     let today = jiff::Zoned::now().date();
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
     let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    // Where the million lies is nobody's business.
-    let told = |argument: &String| argument != "--bench" && !argument.starts_with('/');
-    let arguments = std::env::args().skip(1).filter(told);
+    // The path of the million is left out.
+    let reported = |argument: &String| argument != "--bench" && !argument.starts_with('/');
+    let arguments = std::env::args().skip(1).filter(reported);
     let command: Vec<_> = std::iter::once("scripts/bench".to_owned())
         .chain(arguments)
         .collect();

@@ -1,5 +1,5 @@
 //! The registry that all pull through: wants a token, answers late, over one link of limited width, counts, and
-//! misbehaves when told to.
+//! misbehaves on request.
 
 use std::collections::HashMap;
 use std::io::{self, BufRead, BufReader, Write};
@@ -27,7 +27,7 @@ pub(crate) enum Mode {
     Well,
     /// It takes requests and never answers.
     Hangs,
-    /// Nobody listens, and who was connected no longer is.
+    /// No listener, and no connection.
     Down,
     /// It answers each with this status.
     Fails(&'static str),
@@ -65,7 +65,7 @@ struct Shared {
 
 struct State {
     mode: Mode,
-    /// Whether somebody listens by now.
+    /// `true` if there is a listener.
     listening: bool,
 }
 

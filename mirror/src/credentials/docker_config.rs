@@ -245,7 +245,7 @@ mod tests {
         let entries = Entries::Registries(entries.collect());
         match entries.find(&upstream(yaml)) {
             CredentialEntry::Given(Credential::Basic { username, .. }) => username,
-            CredentialEntry::Absent => "nobody".to_owned(),
+            CredentialEntry::Absent => "none".to_owned(),
             other => format!("{other:?}"),
         }
     }
@@ -297,7 +297,7 @@ mod tests {
     #[test_case("r.example/team", "{host: r.example}"; "a path of only some repositories")]
     #[test_case("r.example/tea", "{host: r.example, repositoryprefix: team}"; "half a component")]
     fn key_of_other_registry_is_not_used(key: &str, yaml: &str) {
-        assert_eq!(user(&[key], yaml), "nobody");
+        assert_eq!(user(&[key], yaml), "none");
     }
 
     /// The key with the most specific path wins, and a key by name wins over one by address.

@@ -81,7 +81,7 @@ pub fn pair(
 fn reason(error: &Error) -> &'static str {
     match error {
         Error::MissingSectionEnd { .. } => "a section has no -----END line of the same name",
-        Error::IllegalSectionStart { .. } => "a -----BEGIN line goes on after its name",
+        Error::IllegalSectionStart { .. } => "a -----BEGIN line has text after its name",
         Error::Base64Decode(_) => "a section is not base64",
         Error::SectionTooLarge => "a section is too large",
         _ => "it can't be read",

@@ -58,7 +58,7 @@ async fn begin(hub: &Hub) -> Served {
 async fn rejected_candidate_keeps_last_good_one() {
     let hub = Hub::start().await;
     let served = begin(&hub).await;
-    rotate(&served, 2, "nobody");
+    rotate(&served, 2, "unknown");
     eventually("a rejection", async || {
         reported(&served).await == ("Rejected".into(), Some(1), Some(2))
     })
@@ -196,7 +196,7 @@ async fn no_pull_fails_during_fifty_rotations() {
         let mut good = 0;
         for version in 2..2 + ROTATIONS {
             if version % 5 == 0 {
-                rotate(&served, version, "nobody");
+                rotate(&served, version, "unknown");
                 eventually("a rejection", async || {
                     let (state, _, seen) = reported(&served).await;
                     (state.as_str(), seen) == ("Rejected", Some(version))
@@ -226,7 +226,7 @@ async fn no_pull_fails_during_fifty_rotations() {
         let mut number = 0;
         while !done.load(Ordering::SeqCst) {
             number += 1;
-            // Small blobs that nobody has yet: each asks upstream with what is in use now.
+            // Small uncached blobs: each asks upstream with the current credentials.
             let data = format!("blob {number} of {worker}");
             let digest = hub.push_blob("library/app", &data);
             for (path, body) in [

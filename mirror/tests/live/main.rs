@@ -1,9 +1,5 @@
 //! The binary in front of a misbehaving upstream, while what it was configured with changes.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "a test that cannot go on has failed"
-)]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a panic fails the test")]
 
 #[path = "../fixtures/hub.rs"]
 #[allow(unused_imports, reason = "every test binary uses another part of it")]

@@ -1,4 +1,4 @@
-//! An upstream that sends as much as it may, and more: it costs little memory, and nobody else an answer.
+//! An upstream that sends as much as it may, and more: it costs little memory, and no other client an answer.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};

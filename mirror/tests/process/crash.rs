@@ -1,4 +1,4 @@
-//! kill -9 at any instant of fills, evictions and expiries: content is whole or not there, and pulls go on.
+//! kill -9 at any instant of fills, evictions and expiries: content is whole or absent, and pulls continue.
 
 use std::collections::BTreeMap;
 use std::fs;

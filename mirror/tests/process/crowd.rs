@@ -172,8 +172,11 @@ async fn silent_or_slow_header_is_disconnected(port: fn(&Server) -> &String) {
     assert!(ends.is_some(), "both are dropped");
     let (of_silent, of_slow) = ends.unwrap_or_default();
     assert_eq!(of_silent, b"", "nothing was asked");
-    let told = String::from_utf8_lossy(&of_slow);
-    assert!(told.is_empty() || told.starts_with("HTTP/1.1 408"), "{told}");
+    let reported = String::from_utf8_lossy(&of_slow);
+    assert!(
+        reported.is_empty() || reported.starts_with("HTTP/1.1 408"),
+        "{reported}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -2,7 +2,7 @@
 //!
 //! The long versions: `cargo test -p mirror --test process -- --ignored`.
 
-#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
+#![allow(clippy::unwrap_used, reason = "a panic fails the test")]
 
 #[path = "../fixtures/http2.rs"]
 mod http2;

@@ -102,7 +102,7 @@ async fn rebound_names_in_own_network() {
     let environment = [("REGISTRY_PROXY_REMOTEURL", remote.as_str())];
     let server = Server::start_in(&home.path().join("cache"), &hub, "", &environment).await;
     let mut seed = 0;
-    // Whether a blob that nobody has yet can be had while the storage's name means these addresses.
+    // Whether an uncached blob can be pulled while the storage's name means these addresses.
     let mut pull = async |addresses: &[IpAddr]| {
         // A connection that is still open has no name to look up.
         let _storage = Passage::open(STORAGE, storage).await;
@@ -124,8 +124,8 @@ async fn rebound_names_in_own_network() {
             200 => assert_eq!(head.digest().await.unwrap(), digest),
             503 => {
                 assert_eq!(from_storage, 0, "{addresses:?} was asked");
-                let told = head.body().await.unwrap();
-                assert!(told.contains("trust.redirects"), "{told}");
+                let reported = head.body().await.unwrap();
+                assert!(reported.contains("trust.redirects"), "{reported}");
             }
             status => panic!("{addresses:?}: {status}"),
         }
@@ -258,7 +258,7 @@ impl Drop for Passage {
     }
 }
 
-/// A name server (RFC 1035) that says what it was told last.
+/// A name server (RFC 1035) with the addresses that were set last.
 struct Names(Arc<Mutex<Known>>);
 
 /// Names with their addresses.
@@ -310,7 +310,7 @@ fn answer(query: &[u8], known: &[(String, Vec<IpAddr>)]) -> Vec<u8> {
         })
         .collect();
     let count = u8::try_from(records.len()).unwrap();
-    // A response, without recursion; "no such name" where nobody has it; one question.
+    // A response, without recursion; "no such name" for an unknown one; one question.
     let mut answer = query[..2].to_vec();
     answer.extend([
         0x84,

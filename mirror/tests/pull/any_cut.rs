@@ -41,7 +41,7 @@ fn blob(number: usize) -> Vec<u8> {
 #[test_case(&[]; "then it is resumed")]
 #[test_case(&[Fault::IgnoreRange]; "then the whole comes again")]
 #[test_case(&[Fault::refuse_range()]; "then no range is served")]
-#[test_case(&[Fault::Cut(1000), Fault::status(500), Fault::Reset]; "then it goes on breaking")]
+#[test_case(&[Fault::Cut(1000), Fault::status(500), Fault::Reset]; "then it keeps breaking")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn interrupted_fill_delivers_each_byte_once(then: &[Fault]) {
     let hub = Hub::start().await;

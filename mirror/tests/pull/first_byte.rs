@@ -1,4 +1,4 @@
-//! What stands between a client and the first byte of a blob that nobody has yet.
+//! The work before the first byte of an uncached blob.
 
 use crate::hub::{Auth, Fault, Gate, Hub, Tokens};
 use crate::pattern;

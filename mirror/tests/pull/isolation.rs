@@ -205,7 +205,7 @@ async fn flood(hub: &Hub, mirror: &Mirror, host: &str) {
     for batch in digests.chunks(100) {
         let requests = batch.iter().map(|digest| {
             let path = format!("/v2/{host}/flood/app/blobs/{digest}");
-            // Its fill goes on without the client.
+            // Its fill continues without the client.
             tokio::time::timeout(Duration::from_millis(100), mirror.request("GET", &path).send())
         });
         futures::future::join_all(requests).await;

@@ -1,10 +1,6 @@
 //! The mirror between real sockets: a misbehaving upstream on one side, HTTP clients on the other.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "a test that can't go on fails"
-)]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a panic fails the test")]
 
 #[path = "../fixtures/http2.rs"]
 mod http2;

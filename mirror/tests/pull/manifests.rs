@@ -252,13 +252,19 @@ async fn head_has_the_length_of_get() {
     hub.push_image("library/app", "1", &[b"layer"]);
     let mirror = Mirror::of(&hub).await;
     let got = mirror.get(PATH).await;
-    let told = mirror.request("HEAD", PATH).send().await.unwrap();
-    assert_eq!(header(&told, "content-length"), header(&got, "content-length"));
-    let (base, told) = (
+    let reported = mirror.request("HEAD", PATH).send().await.unwrap();
+    assert_eq!(
+        header(&reported, "content-length"),
+        header(&got, "content-length")
+    );
+    let (base, reported) = (
         mirror.get("/v2/").await,
         mirror.request("HEAD", "/v2/").send().await.unwrap(),
     );
-    assert_eq!(header(&told, "content-length"), header(&base, "content-length"));
+    assert_eq!(
+        header(&reported, "content-length"),
+        header(&base, "content-length")
+    );
 }
 
 /// After the clock is set back a tag does not stay fresh for as long as the clock was wrong.

@@ -1,4 +1,4 @@
-//! A mirror that asks nobody: what it has is served as it is, and nothing else.
+//! A mirror without upstream requests: it serves what it has, and nothing else.
 
 use mirror::config::Cache;
 
@@ -40,9 +40,9 @@ async fn offline_serves_cache_without_requests() {
     for path in cached.iter().chain([&path("tags/list"), &of_referrers]) {
         for method in ["HEAD", "GET"] {
             let answer = mirror.request(method, path).send().await.unwrap();
-            let told = (header(&answer, "x-cache"), header(&answer, "warning"));
+            let reported = (header(&answer, "x-cache"), header(&answer, "warning"));
             assert_eq!(
-                (answer.status().as_u16(), told),
+                (answer.status().as_u16(), reported),
                 (200, ("HIT", "")),
                 "{method} {path}"
             );

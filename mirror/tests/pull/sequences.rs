@@ -62,7 +62,7 @@ fn damage(random: &mut StdRng, path: &Path) {
 
 /// One client: whole or from somewhere on. Nothing that is wrong may be complete.
 async fn request(mirror: &Mirror, random: &mut StdRng, digest: &Digest, bytes: &[u8]) {
-    // A connection of its own: on a slow machine the last one may just now be closed, as nobody used it for so long.
+    // A connection of its own: on a slow machine the server may just now close the last one, which was idle for so long.
     let mut request = mirror
         .request("GET", &format!("/v2/app/blobs/{digest}"))
         .header("connection", "close");

@@ -118,7 +118,7 @@ async fn wrong_bytes_start_cooldown_of_digest() {
     let mirror = Mirror::of(&hub).await;
     assert_eq!(mirror.fetch(&path(&digest)).await.1, None);
     mirror.settled().await;
-    // What a client does that was cut: go on where it ended.
+    // A client resumes where the transfer was cut.
     let resumed = mirror
         .request("GET", &path(&digest))
         .header("range", "bytes=786432-")

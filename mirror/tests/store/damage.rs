@@ -47,7 +47,7 @@ async fn repositories(store: &Store) -> Vec<String> {
     listed.names.into_iter().collect()
 }
 
-/// What would keep whoever opens it waiting.
+/// A file that blocks its reader on open.
 fn pipe(path: &Path) {
     node(path, FileType::Fifo);
 }
@@ -276,10 +276,10 @@ async fn revision_may_hold_digest_of_other_algorithm() {
 async fn file_in_place_of_root_is_kept_and_an_error() {
     let place = Place::new();
     let file = place.path().join("file");
-    fs::write(&file, "somebody's").unwrap();
+    fs::write(&file, "user data").unwrap();
     for root in [file.clone(), file.join("below/it")] {
         assert!(Store::open(&root, place.options()).await.is_err(), "{root:?}");
-        assert_eq!(fs::read(&file).unwrap(), b"somebody's");
+        assert_eq!(fs::read(&file).unwrap(), b"user data");
     }
 }
 
@@ -288,10 +288,10 @@ async fn file_in_place_of_root_is_kept_and_an_error() {
 async fn file_in_place_of_docker_directory_is_kept() {
     let place = Place::new();
     let file = place.path().join("docker");
-    fs::write(&file, "somebody's").unwrap();
+    fs::write(&file, "user data").unwrap();
     let store = place.open().await;
     assert!(try_put(&store, &nginx(), b"layer").await.is_err());
-    assert_eq!(fs::read(&file).unwrap(), b"somebody's");
+    assert_eq!(fs::read(&file).unwrap(), b"user data");
 }
 
 /// A dropped blob stays readable while it is open, and leaves no link.
@@ -351,7 +351,7 @@ async fn touched_blob_is_hashed_and_served() {
     }
 }
 
-/// A place whose blob lost a bit but not its length, and nobody remembers that it was verified.
+/// A place whose blob lost a bit but not its length, and no record says that it was verified.
 #[tokio::test]
 async fn flipped_bit_in_small_blob_is_a_miss() {
     let place = Place::new();
@@ -364,7 +364,7 @@ async fn flipped_bit_in_small_blob_is_a_miss() {
     assert!(!place.data(&digest).exists());
 }
 
-async fn taken_over_with_a_flipped_bit() -> (Place, Digest) {
+async fn adopted_with_a_flipped_bit() -> (Place, Digest) {
     let place = Place::new();
     let store = place.open().await;
     // More than is hashed whenever it is opened.
@@ -380,11 +380,11 @@ async fn taken_over_with_a_flipped_bit() -> (Place, Digest) {
 /// Content that was found on the disk is hashed before its first byte is served, by its link and without one.
 #[tokio::test]
 async fn unverified_content_with_a_flipped_bit_is_never_served() {
-    let (place, digest) = taken_over_with_a_flipped_bit().await;
+    let (place, digest) = adopted_with_a_flipped_bit().await;
     let store = place.open().await;
     assert_eq!(get(&store, &nginx(), &digest).await, None);
     assert!(!place.data(&digest).exists());
-    let (place, digest) = taken_over_with_a_flipped_bit().await;
+    let (place, digest) = adopted_with_a_flipped_bit().await;
     let store = place.open().await;
     let found = store
         .find(&repository("docker.io", "library/other"), &digest)
@@ -409,7 +409,7 @@ async fn unverified_content_is_hashed_once() {
         assert_eq!(found.unwrap(), layer);
     }
     drop(store);
-    // Nobody would find out that it was changed since, but for a second hash.
+    // Only a second hash finds the change.
     let mut changed = layer.clone();
     changed[0] ^= 1;
     edit_unseen(&place.data(&digest), &changed);

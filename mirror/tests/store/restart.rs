@@ -82,7 +82,7 @@ async fn damaged_index_pages_cost_no_content() {
     }
     fs::write(&path, index).unwrap();
     let store = place.open().await;
-    // The first questions may meet the damage; then the index is begun anew.
+    // The first questions may meet the damage; then the server creates a new index.
     let mut served = None;
     for _ in 0..5 {
         store.flush().await;

@@ -56,7 +56,7 @@ async fn password_is_sent_once_challenged() {
 }
 
 #[test_case("Basic realm=\"hub\""; "asks for a password")]
-#[test_case("Bearer realm=\"REALM\",service=\"hub\""; "asks for a token that nobody gets")]
+#[test_case("Bearer realm=\"REALM\",service=\"hub\""; "asks for a token that no client gets")]
 #[tokio::test]
 async fn challenge_of_one_repository_spares_open_one(challenge: &str) {
     let hub = Hub::start().await;

@@ -89,7 +89,7 @@ async fn many_and_long_headers_are_read(count: usize, length: usize) {
     assert_eq!(got.media_type.as_deref(), Some(KIND));
 }
 
-/// Of several transfer codings the HTTP client looks at the last one alone.
+/// Of several transfer codings the HTTP client reads only the last one.
 #[test_case("Transfer-Encoding: identity\r\nTransfer-Encoding: chunked\r\n"; "two lines")]
 #[test_case("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n"; "chunked twice")]
 #[test_case("Transfer-Encoding: gzip, chunked\r\n"; "two in a line")]

@@ -22,7 +22,7 @@ struct Arguments {
     /// Only this namespace's Pods and claims.
     #[arg(long)]
     namespace: Option<String>,
-    /// Seconds between two looks at Secrets and the like.
+    /// Seconds between two reads of Secrets and ConfigMaps.
     #[arg(long, default_value_t = 1, value_name = "SECONDS")]
     sync: u64,
 }

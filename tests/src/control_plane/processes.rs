@@ -30,7 +30,7 @@ const ADMISSION_PLUGINS: [&str; 5] = [
     "ExtendedResourceToleration",
     "NodeRestriction",
 ];
-/// How often other ports are tried where somebody else was quicker.
+/// How often other ports are tried if another process has taken a port.
 const ATTEMPTS: usize = 5;
 
 #[derive(Debug)]
@@ -257,7 +257,7 @@ fn api_server_flags(ports: Ports, files: &Files, audit_log: &Path, options: &Opt
 fn controller_manager_flags(kubeconfig: &Path, files: &Files) -> Vec<String> {
     vec![
         format!("--kubeconfig={}", kubeconfig.display()),
-        // Nobody asks it anything.
+        // It gets no requests.
         "--secure-port=0".to_owned(),
         "--leader-elect=false".to_owned(),
         // So that the audit log tells the controllers apart.

@@ -255,7 +255,7 @@ impl Supervisor {
     }
 }
 
-/// How long a container runs on before it is told to end; other hooks are refused.
+/// The time that a container keeps running before the kubelet ends it; other hooks are refused.
 fn pre_stop(container: &Container) -> Duration {
     let hook = container.lifecycle.as_ref().and_then(|l| l.pre_stop.as_ref());
     let sleep = hook.and_then(|hook| hook.sleep.as_ref());

@@ -194,7 +194,7 @@ struct Reporter {
     shared: Arc<Shared>,
     pods: Api<Pod>,
     started: Timestamp,
-    told: tokio::sync::Mutex<(Conditions, Value)>,
+    reported: tokio::sync::Mutex<(Conditions, Value)>,
 }
 
 impl Reporter {
@@ -204,7 +204,7 @@ impl Reporter {
             pods: Api::namespaced(shared.kubelet.client.clone(), &namespace),
             shared,
             started: Timestamp::now(),
-            told: tokio::sync::Mutex::default(),
+            reported: tokio::sync::Mutex::default(),
         }
     }
 
@@ -228,7 +228,7 @@ impl Reporter {
     }
 
     async fn tell(&self) -> Result<(), kube::Error> {
-        let (conditions, last) = &mut *self.told.lock().await;
+        let (conditions, last) = &mut *self.reported.lock().await;
         let states = self.shared.states.borrow().clone();
         let shared = &self.shared;
         let has_volumes = shared.volumes.borrow().is_some();

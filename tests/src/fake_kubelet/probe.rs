@@ -45,7 +45,7 @@ struct Prober<'a> {
 }
 
 impl Prober<'_> {
-    /// Returns when the container is no longer live; never where nobody asks.
+    /// Returns when the container is no longer live; never without a probe.
     async fn stays_live(&self) {
         let Some(liveness) = &self.container.liveness_probe else {
             return std::future::pending().await;

@@ -58,7 +58,7 @@ pub(super) fn mounted(
 }
 
 /// Writes what stands for the in-cluster configuration: a process has no mount of its own at that absolute path,
-/// so it is told a kubeconfig with the same token and the same namespace.
+/// so it gets a kubeconfig with the same token and the same namespace.
 pub(super) fn write_kubeconfig(
     kubelets: &Kubeconfig,
     pod: &Pod,

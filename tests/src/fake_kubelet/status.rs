@@ -55,7 +55,7 @@ pub(super) fn object(
         conditions.set("ContainersReady", ready),
         conditions.set("Ready", ready),
     ]);
-    let mut told = json!({
+    let mut reported = json!({
         "phase": phase(states, policy),
         "startTime": seconds(started),
         "hostIP": Ipv4Addr::LOCALHOST,
@@ -64,14 +64,14 @@ pub(super) fn object(
         "containerStatuses": statuses,
     });
     if has_volumes {
-        told["podIP"] = json!(address);
-        told["podIPs"] = json!([{"ip": address}]);
+        reported["podIP"] = json!(address);
+        reported["podIPs"] = json!([{"ip": address}]);
     }
     json!({
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {"name": pod.metadata.name, "namespace": pod.metadata.namespace, "uid": pod.metadata.uid},
-        "status": told,
+        "status": reported,
     })
 }
 

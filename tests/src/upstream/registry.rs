@@ -10,7 +10,7 @@ use crate::process::{Daemon, command};
 use crate::scratch::Scratch;
 
 const PROGRAM: &str = "/usr/bin/docker-registry";
-/// The least that bcrypt has: nobody guesses at these.
+/// The lowest cost of bcrypt: no attacker guesses these passwords.
 const COST: u32 = 4;
 
 pub(super) struct Registry {
@@ -20,7 +20,7 @@ pub(super) struct Registry {
 }
 
 impl Registry {
-    /// Starts it with an empty storage; with `users` it lets nobody else in.
+    /// Starts it with an empty storage; with `users` it admits only these.
     pub(super) fn spawn(
         scratch: &Scratch,
         port: u16,

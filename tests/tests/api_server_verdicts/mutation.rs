@@ -1,4 +1,4 @@
-//! Documents that nobody thought of: accepted ones with something else in one place.
+//! Generated documents: accepted ones with a change in one place.
 
 use rand::{RngExt, rngs::StdRng, seq::IndexedRandom};
 use serde_json::{Value, json};

@@ -42,7 +42,7 @@ async fn helm_test_checks_operator_crd_and_permissions() {
     let kubelet = kubelet(&cluster).await;
     cluster.install(&["--wait", "--timeout=2m"]).await.unwrap();
     cluster.helm.run(TEST).await.unwrap();
-    let told = said(&cluster, &kubelet).await;
+    let observed = said(&cluster, &kubelet).await;
     for expected in [
         "operator    operators/rm-registry-mirror",
         "has all ",
@@ -51,7 +51,7 @@ async fn helm_test_checks_operator_crd_and_permissions() {
         "admission policies let it write only objects of mirrors",
         "no problems",
     ] {
-        assert!(told.contains(expected), "{told}");
+        assert!(observed.contains(expected), "{observed}");
     }
     let bindings = Api::<RoleBinding>::namespaced(cluster.client.clone(), "operators");
     let left = bindings.get_opt("rm-registry-mirror-test").await.unwrap();
@@ -76,10 +76,10 @@ async fn helm_test_checks_operator_crd_and_permissions() {
         .await
         .unwrap();
     cluster.helm.run(TEST).await.unwrap_err();
-    let told = said(&cluster, &kubelet).await;
+    let observed = said(&cluster, &kubelet).await;
     assert!(
-        told.contains("may not patch secrets in every namespace"),
-        "{told}"
+        observed.contains("may not patch secrets in every namespace"),
+        "{observed}"
     );
 }
 
@@ -95,13 +95,13 @@ async fn helm_test_passes_with_one_namespace() {
     let flags = ["--set=watchNamespaces={mirrors}", "--wait", "--timeout=2m"];
     cluster.install(&flags).await.unwrap();
     cluster.helm.run(TEST).await.unwrap();
-    let told = said(&cluster, &kubelet).await;
+    let observed = said(&cluster, &kubelet).await;
     assert!(
-        told.contains("permissions that the operator needs in mirrors")
-            && told.contains("admission policies let it write only objects of mirrors"),
-        "{told}"
+        observed.contains("permissions that the operator needs in mirrors")
+            && observed.contains("admission policies let it write only objects of mirrors"),
+        "{observed}"
     );
-    assert!(!told.contains("in every namespace"), "{told}");
+    assert!(!observed.contains("in every namespace"), "{observed}");
 
     // What is looser than the default is a warning, and no failure.
     let flags = [

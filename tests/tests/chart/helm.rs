@@ -84,7 +84,7 @@ impl Helm {
                 other => command.arg(other),
             };
         }
-        // Nothing of the user's own Helm, and no cluster that nobody named.
+        // Nothing of the user's own Helm, and no cluster but the named one.
         for variable in ["HELM_CACHE_HOME", "HELM_CONFIG_HOME", "HELM_DATA_HOME"] {
             command.env(variable, self.home.path());
         }

@@ -21,7 +21,7 @@ use faults::{RateLimited, Registry};
 use targets::{MirrorServer, OperatorServer};
 
 const SOON: Duration = Duration::from_secs(90);
-/// The pause between two looks at the alerts.
+/// The pause between two reads of the alerts.
 const PAUSE: Duration = Duration::from_millis(100);
 /// Values of the chart with which alerts fire within seconds.
 const QUICK: [(&str, &str); 5] = [

@@ -123,7 +123,7 @@ async fn alerts_cover_conditions_for_admins() {
         .collect();
     let mut conditions: Vec<_> = asked_of(&expressions, "condition").collect();
     conditions.sort_unstable();
-    let mended = [
+    let recovered = [
         ConditionType::Accepted,
         ConditionType::Available,
         ConditionType::CredentialsValid,
@@ -133,7 +133,7 @@ async fn alerts_cover_conditions_for_admins() {
         ConditionType::UpstreamReachable,
     ];
     conditions.dedup();
-    assert_eq!(conditions, mended.map(ConditionType::as_str));
+    assert_eq!(conditions, recovered.map(ConditionType::as_str));
     expressions.retain(|expression| !expression.contains("_fill_failures_"));
     for reason in asked_of(&expressions, "reason") {
         let mut all = Reason::ALL.iter();

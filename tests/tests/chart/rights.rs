@@ -194,7 +194,7 @@ async fn chart_grants_exactly_the_needed_permissions() {
     assert_eq!(lease["rules"][0]["resourceNames"], json!(["rm-registry-mirror"]));
 }
 
-/// What may happen to mirrors: both workloads, a claim, a reference that comes late, running Pods that are told of a
+/// What may happen to mirrors: both workloads, a claim, a reference that comes late, running Pods that are notified of a
 /// change, and an object that is no longer wanted.
 async fn live(cluster: &Cluster) {
     let mirrors = Api::<RegistryMirror>::namespaced(cluster.client.clone(), NAMESPACE);
@@ -226,7 +226,7 @@ async fn live(cluster: &Cluster) {
     let there = async || files.get_opt("kept-files").await.unwrap();
     wait::until("copy of the bundle", SOON, there).await.unwrap();
     let pods = Api::<Pod>::namespaced(cluster.client.clone(), NAMESPACE);
-    let told = async || {
+    let reported = async || {
         pods.get("kept-0")
             .await
             .unwrap()
@@ -234,7 +234,9 @@ async fn live(cluster: &Cluster) {
             .get(RELOAD)
             .cloned()
     };
-    wait::until("word to the running Pod", SOON, told).await.unwrap();
+    wait::until("word to the running Pod", SOON, reported)
+        .await
+        .unwrap();
 
     // A budget comes with a second replica, and goes with it.
     let budgets = Api::<PodDisruptionBudget>::namespaced(cluster.client.clone(), NAMESPACE);
@@ -269,11 +271,11 @@ async fn live(cluster: &Cluster) {
             .patch("fleeting", &PatchParams::default(), &pause)
             .await
             .unwrap();
-        let told = async || {
+        let reported = async || {
             let status = mirrors.get("fleeting").await.unwrap().status?;
             (status.conditions.iter().any(|c| c.type_ == "Paused") == paused).then_some(())
         };
-        wait::until("word of the pause", SOON, told).await.unwrap();
+        wait::until("word of the pause", SOON, reported).await.unwrap();
     }
 
     change_upstream(&mirrors, &json!({"host": "quay.io"})).await;

@@ -97,10 +97,13 @@ async fn objects_have_common_labels_and_namespace() {
                 .all(|subject| subject["namespace"] == "elsewhere")
         );
     }
-    let told = operators_pod(&objects)["containers"][0]["args"]
+    let reported = operators_pod(&objects)["containers"][0]["args"]
         .as_array()
         .unwrap();
-    assert!(told.contains(&json!("--lease-namespace=elsewhere")), "{told:?}");
+    assert!(
+        reported.contains(&json!("--lease-namespace=elsewhere")),
+        "{reported:?}"
+    );
 }
 
 /// Each value reaches the field that it names.
@@ -170,9 +173,9 @@ async fn values_reach_their_fields() {
     ] {
         assert_eq!(of(kind, path), expected, "{kind} {path}");
     }
-    let told = of("Deployment", &format!("{pod}/containers/0/args"));
+    let reported = of("Deployment", &format!("{pod}/containers/0/args"));
     assert_eq!(
-        told.as_array().and_then(|told| told.last()),
+        reported.as_array().and_then(|reported| reported.last()),
         Some(&json!("--help"))
     );
     assert!(
@@ -233,13 +236,13 @@ async fn openshift_pods_have_no_fixed_user() {
             }
             assert_eq!(context["runAsNonRoot"], true);
         }
-        let told = operators_pod(&objects)["containers"][0]["args"]
+        let reported = operators_pod(&objects)["containers"][0]["args"]
             .as_array()
             .unwrap();
         assert_eq!(
-            told.contains(&json!("--platform=openshift")),
+            reported.contains(&json!("--platform=openshift")),
             is_openshift,
-            "{told:?}"
+            "{reported:?}"
         );
     }
 }
@@ -285,8 +288,11 @@ async fn values_set_replicas_user_and_name() {
         container["securityContext"]["capabilities"]["drop"],
         json!(["ALL"])
     );
-    let told = container["args"].as_array().unwrap();
-    assert!(told.contains(&json!("--lease-name=mirrors-op")), "{told:?}");
+    let reported = container["args"].as_array().unwrap();
+    assert!(
+        reported.contains(&json!("--lease-name=mirrors-op")),
+        "{reported:?}"
+    );
 }
 
 /// The values set the period and the timeout of the probes.

@@ -144,7 +144,7 @@ async fn clients_report_errors_and_send_no_credentials() {
     .await;
 }
 
-/// What each says where somebody pushes: where to, instead.
+/// The answer of each to a push: the place to push to instead.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn push_fails_with_advice() {
     let scratch = Scratch::new("push").expect("a directory");

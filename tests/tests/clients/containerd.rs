@@ -22,7 +22,7 @@ const HOST: &str = "registry.test";
 /// How a `hosts.toml` names a mirror.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Written {
-    /// As the operator writes it: the registry is told by `?ns=`.
+    /// As the operator writes it: `?ns=` names the registry.
     Plain,
     /// With the registry's name in the path, too, as for mirrors that know no `ns`.
     Overridden,
@@ -81,7 +81,7 @@ impl Containerd {
         run(command.args(["--namespace", namespace]).args(arguments)).await
     }
 
-    /// Pulls `registry.test/NAME` by a mirror at this address, and by nobody else.
+    /// Pulls `registry.test/NAME` by a mirror at this address alone.
     pub(crate) async fn pull(&self, namespace: &str, mirror: SocketAddr, how: Written, name: &str) -> Ran {
         let hosts = self.scratch.path().join(format!("hosts-{namespace}"));
         std::fs::create_dir_all(hosts.join(HOST)).expect("a directory");
@@ -91,7 +91,7 @@ impl Containerd {
                 "[host.\"http://{mirror}/v2/{HOST}\"]\ncapabilities = [\"pull\", \"resolve\"]\noverride_path = true\n"
             ),
         };
-        // Nobody listens there: what the mirror does not give, nobody gives.
+        // No server listens there: only the mirror can answer.
         let toml = format!("server = \"http://127.0.0.1:1\"\n{toml}");
         std::fs::write(hosts.join(HOST).join("hosts.toml"), toml).expect("a file");
         let (hosts, image) = (hosts.display().to_string(), format!("{HOST}/{name}"));

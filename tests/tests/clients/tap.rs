@@ -69,7 +69,7 @@ impl Tap {
         text(&self.shared.answers)
     }
 
-    /// Nobody was asked for credentials, and nobody gave any.
+    /// No answer asked for credentials, and no request had any.
     pub(crate) fn saw_no_credentials(&self) -> Result<(), String> {
         let (requests, answers) = (self.requests(), self.answers());
         if requests.contains("\nauthorization:") || answers.contains("\nwww-authenticate:") {

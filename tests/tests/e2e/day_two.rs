@@ -66,7 +66,7 @@ impl Day {
         }
     }
 
-    /// Does something while both kinds of pulls go on, of images that the mirror has and such as it hasn't.
+    /// Does something during both kinds of pulls: of images that the mirror has, and of others.
     pub(crate) async fn during(&mut self, what: &str, bound: Duration, happens: impl AsyncFnOnce(&Self)) {
         self.push_more().await;
         let done = Cell::new(false);
@@ -134,7 +134,7 @@ impl Day {
         }
     }
 
-    /// Whoever is refused can go elsewhere; whoever is not answered waits.
+    /// A refused client can use another server; a client without an answer waits.
     fn assert_none_hung(&self, what: &str) {
         for (_, _, record) in self.lines.iter().filter(|(line, ..)| line == what) {
             assert!(record.hung < LONG, "{what}: {:#?}", record.failures);

@@ -48,9 +48,9 @@ impl Cluster {
 }
 
 /// Whether a series has the name and all labels.
-fn answers(told: &str, selector: &Selector) -> bool {
+fn answers(reported: &str, selector: &Selector) -> bool {
     let name = &selector.metric;
-    let mut series = told
+    let mut series = reported
         .lines()
         .filter_map(|line| line.strip_prefix(name.as_str()))
         .filter(|rest| rest.starts_with(['{', ' ']));

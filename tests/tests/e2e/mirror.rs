@@ -71,7 +71,7 @@ impl Cluster {
             .await
     }
 
-    /// Has containerd follow the file that the operator publishes for it. Nobody knows the registry by its name here:
+    /// Has containerd follow the file that the operator publishes for it. The registry's name does not resolve here:
     /// where it is goes before, as it does for any registry that is not at its own name.
     pub(crate) async fn follow_published_hosts(&self) {
         let published = self.published_hosts().await;

@@ -176,7 +176,7 @@ impl Bench {
     /// Waits for so many more reconciles.
     pub(crate) async fn until_looks(&self, more: u64) {
         let before = self.reconciles();
-        soon("looks at the mirrors", async || {
+        soon("reads of the mirrors", async || {
             (self.reconciles() >= before + more).then_some(())
         })
         .await;

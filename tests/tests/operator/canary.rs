@@ -1,4 +1,4 @@
-//! No value of a Secret is told by anyone: neither by the operator nor by servers, at their most talkative.
+//! No value of a Secret leaves the operator or a server, even with all their logs.
 
 use std::path::PathBuf;
 
@@ -215,7 +215,7 @@ async fn pulled_by_user(stage: &Stage, certificate: &str) {
     assert_eq!((asked("client").await, asked("other").await), (404, 401));
 }
 
-/// Each is looked at: its message is waited for.
+/// Waits for the message of each, so each was read.
 async fn malformed_secrets_are_described(stage: &Stage) {
     const DOCKER: &str = "kubernetes.io/dockerconfigjson";
     let docker = |json: &str| json!({".dockerconfigjson": json.replace("CANARY", CANARY)});
@@ -271,12 +271,12 @@ async fn malformed_secrets_are_described(stage: &Stage) {
         ("example.com/other", json!({"a": CANARY}), "type not supported"),
     ] {
         stage.secret("a", kind, malformed).await;
-        let told = |mirror: &RegistryMirror| {
-            let told = condition(mirror, ConditionType::CredentialsValid)?;
-            let malformed = told.reason == Reason::SecretMalformed.as_str();
-            (malformed && told.message.contains(words)).then_some(())
+        let reported = |mirror: &RegistryMirror| {
+            let reported = condition(mirror, ConditionType::CredentialsValid)?;
+            let malformed = reported.reason == Reason::SecretMalformed.as_str();
+            (malformed && reported.message.contains(words)).then_some(())
         };
-        stage.bench.until("hub", words, told).await;
+        stage.bench.until("hub", words, reported).await;
         stage.miss().await;
     }
 }
@@ -302,11 +302,8 @@ async fn malformed_authorities_are_described(stage: &Stage, certificate: &str) {
             .until_condition("hub", ConditionType::Accepted, status, reason)
             .await;
     }
-    let handed_out = stage.bench.get::<Secret>("hub-files").await.unwrap();
-    assert_eq!(
-        text(&handed_out, "ca-c.example.crt").as_deref(),
-        Some(certificate)
-    );
+    let issued = stage.bench.get::<Secret>("hub-files").await.unwrap();
+    assert_eq!(text(&issued, "ca-c.example.crt").as_deref(), Some(certificate));
 }
 
 /// No value of a Secret appears in the log, an event, the status, a metric or an object.

@@ -37,7 +37,7 @@ fn self_signed() -> Value {
     spec
 }
 
-/// A mirror with a certificate of its own, once all is made; what is told of the certificate.
+/// A mirror with a certificate of its own, once all is made; what is reported of the certificate.
 async fn make_mirror(bench: &Bench) -> Condition {
     bench.mirror("hub", self_signed()).await;
     bench.until_accepted("hub").await;
@@ -256,7 +256,7 @@ async fn tls_renewal_fails_no_connection() {
 /// Moves the operator's clock, and has it look.
 async fn look_at(bench: &Bench, clock: &Clock, later: Duration) {
     clock.advance(later);
-    let looked = json!({"metadata": {"annotations": {"looked-at": clock.now().to_string()}}});
+    let looked = json!({"metadata": {"annotations": {"checked-at": clock.now().to_string()}}});
     bench.merge::<ConfigMap>("hub-ca", looked).await;
 }
 
@@ -322,7 +322,7 @@ async fn certificate_validity_is_reported_in_time() {
     bench
         .until_condition("hub", ConditionType::Ready, "False", Reason::NotYetValid)
         .await;
-    // Looked at a few seconds before it begins, and before it ends, for another reason; then nothing happens but time.
+    // Reconciled a few seconds before it begins, and before it ends, for another reason; then only time passes.
     look_at(&bench, &clock, Duration::from_secs(3596)).await;
     bench
         .until_condition("hub", ConditionType::TLSReady, "True", Reason::CertificateReady)
@@ -345,7 +345,7 @@ async fn with_own_certificate(name: &str) -> (Bench, Clock) {
     (bench, clock)
 }
 
-async fn handed_out(bench: &Bench) -> String {
+async fn delivered(bench: &Bench) -> String {
     text(&bench.get::<Secret>("hub-files").await.unwrap(), "serving.crt").unwrap()
 }
 
@@ -377,20 +377,20 @@ async fn rejected_spec_still_renews_certificates() {
     bench
         .until_condition("hub", ConditionType::Accepted, "False", Reason::ReferenceNotFound)
         .await;
-    let (first, untouched) = (handed_out(&bench).await, versions(&bench).await);
+    let (first, untouched) = (delivered(&bench).await, versions(&bench).await);
     look_at(&bench, &clock, 61 * DAY).await;
     let second = soon("another certificate", async || {
-        let now = handed_out(&bench).await;
+        let now = delivered(&bench).await;
         (now != first).then_some(now)
     })
     .await;
-    let told = bench
+    let observed = bench
         .until_condition("hub", ConditionType::TLSReady, "True", Reason::CertificateReady)
         .await;
     assert!(
-        told.message.starts_with("certificate valid until"),
+        observed.message.starts_with("certificate valid until"),
         "{}",
-        told.message
+        observed.message
     );
     assert_eq!(certificates(&published(&bench).await).len(), 1);
 
@@ -402,7 +402,7 @@ async fn rejected_spec_still_renews_certificates() {
         (certificates(&published).len() == 2 && hosts["ca.crt"] == published).then_some(())
     })
     .await;
-    assert_ne!(handed_out(&bench).await, second);
+    assert_ne!(delivered(&bench).await, second);
     assert_eq!(versions(&bench).await, untouched);
     let refused = bench
         .until_condition("hub", ConditionType::Accepted, "False", Reason::ReferenceNotFound)
@@ -422,15 +422,15 @@ async fn paused_mirror_certificate_is_reported_then_renewed() {
     bench
         .until_condition("hub", ConditionType::Paused, "True", Reason::PausedBySpec)
         .await;
-    let (first, mark) = (handed_out(&bench).await, bench.mark().await);
+    let (first, mark) = (delivered(&bench).await, bench.mark().await);
     look_at(&bench, &clock, 76 * DAY).await;
-    let told = bench
+    let observed = bench
         .until_condition("hub", ConditionType::TLSReady, "True", Reason::Expiring)
         .await;
     assert!(
-        told.message.contains("set spec.paused to false"),
+        observed.message.contains("set spec.paused to false"),
         "{}",
-        told.message
+        observed.message
     );
     let events = bench.api::<k8s_openapi::api::events::v1::Event>();
     soon("a warning", async || {
@@ -449,7 +449,7 @@ async fn paused_mirror_certificate_is_reported_then_renewed() {
     bench
         .until_condition("hub", ConditionType::Ready, "False", Reason::Expired)
         .await;
-    assert_eq!(handed_out(&bench).await, first);
+    assert_eq!(delivered(&bench).await, first);
     let writes = bench.writes(mark);
     assert!(
         writes.iter().all(|write| write.ends_with("hub status")),
@@ -460,7 +460,7 @@ async fn paused_mirror_certificate_is_reported_then_renewed() {
     bench
         .until_condition("hub", ConditionType::TLSReady, "True", Reason::CertificateReady)
         .await;
-    assert_ne!(handed_out(&bench).await, first);
+    assert_ne!(delivered(&bench).await, first);
 }
 
 fn pair(clock: &Clock, from_now: Duration, life: Duration) -> Value {
@@ -494,17 +494,17 @@ async fn secret_renewal_reaches_servers_of_rejected_spec() {
     bench
         .until_condition("hub", ConditionType::Accepted, "False", Reason::ReferenceNotFound)
         .await;
-    let first = handed_out(&bench).await;
+    let first = delivered(&bench).await;
     bench.secret("serving", pair(&clock, 90 * DAY, 90 * DAY)).await;
     bench.until_looks(2).await;
     assert_eq!(
-        handed_out(&bench).await,
+        delivered(&bench).await,
         first,
         "the one that servers have is good for long"
     );
     look_at(&bench, &clock, 50 * DAY).await;
     soon("the new certificate", async || {
-        (handed_out(&bench).await != first).then_some(())
+        (delivered(&bench).await != first).then_some(())
     })
     .await;
     bench

@@ -246,7 +246,7 @@ async fn edited_object_is_repaired_keeping_additions() {
         })
         .await;
 
-    // Without its label it is watched no more: what the operator still sees is its end, and it looks at the name.
+    // Without its label it is watched no more: the operator still sees its end, and reads the name.
     let labels = json!({"metadata": {"labels": {"app.kubernetes.io/managed-by": null}}});
     bench.merge::<Deployment>("hub", labels).await;
     let labelled = bench.until("hub", "repair", |deployment: &Deployment| {
@@ -272,7 +272,7 @@ async fn paused_mirror_is_not_changed() {
         .until_condition("hub", ConditionType::Paused, "True", Reason::PausedBySpec)
         .await;
     bench.delete::<ConfigMap>("hub-config").await;
-    // An operator that starts afresh looks at everything.
+    // An operator that starts reads everything.
     bench.stop_operator().await;
     bench.start_operator().await;
     soon("reconcile", async || (bench.reconciles() > 0).then_some(())).await;

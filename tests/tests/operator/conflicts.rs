@@ -248,7 +248,7 @@ async fn users_object_with_any_child_name_is_kept() {
         let (mirror, name) = (format!("m{number}"), name.replace("hub", &format!("m{number}")));
         let api: Api<DynamicObject> =
             Api::namespaced_with(bench.namespace.client(), bench.namespace.name(), &kind.resource());
-        let params = PatchParams::apply("somebody");
+        let params = PatchParams::apply("other");
         let object = of_a_user(kind, &name);
         let before = api.patch(&name, &params, &Patch::Apply(&object)).await.unwrap();
         bench.mirror(&mirror, that_asks_for(kind, &name)).await;

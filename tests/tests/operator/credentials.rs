@@ -42,13 +42,13 @@ async fn changed_secret_reaches_pods_without_rollout() {
     bench
         .secret("quay", json!({"username": "ann", "password": "new"}))
         .await;
-    let handed_out = bench.until("hub-credentials", "second version", |secret: &Secret| {
+    let delivered = bench.until("hub-credentials", "second version", |secret: &Secret| {
         (text(secret, "version").as_deref() == Some("2"))
             .then(|| text(secret, "config.json"))
             .flatten()
     });
     assert_eq!(
-        handed_out.await,
+        delivered.await,
         r#"{"auths":{"quay.io":{"password":"new","username":"ann"}},"keyedBy":"upstreamHost"}"#
     );
     bench
@@ -89,9 +89,9 @@ async fn missing_secret_is_a_condition_until_created() {
         missing.message
     );
     bench.until_accepted("hub").await;
-    let handed_out = bench.get::<Secret>("hub-credentials").await.unwrap();
+    let delivered = bench.get::<Secret>("hub-credentials").await.unwrap();
     assert_eq!(
-        text(&handed_out, "config.json").unwrap(),
+        text(&delivered, "config.json").unwrap(),
         r#"{"auths":{"quay.io":{}},"keyedBy":"upstreamHost"}"#,
         "and never anonymous"
     );
@@ -147,9 +147,9 @@ async fn malformed_secret_keeps_issued_credentials() {
         "{}",
         malformed.message
     );
-    let handed_out = bench.get::<Secret>("hub-credentials").await.unwrap();
-    assert_eq!(text(&handed_out, "version").as_deref(), Some("1"));
-    assert!(text(&handed_out, "config.json").unwrap().contains("canary-7f3a"));
+    let delivered = bench.get::<Secret>("hub-credentials").await.unwrap();
+    assert_eq!(text(&delivered, "version").as_deref(), Some("1"));
+    assert!(text(&delivered, "config.json").unwrap().contains("canary-7f3a"));
     let mirror = bench.get::<RegistryMirror>("hub").await.unwrap();
     assert!(!serde_json::to_string(&mirror).unwrap().contains("canary-7f3a"));
 }

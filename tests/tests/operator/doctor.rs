@@ -91,42 +91,42 @@ async fn doctor_reports_healthy_cluster_and_risks() {
     bench
         .until_condition("hub", ConditionType::Progressing, "False", Reason::RolledOut)
         .await;
-    let told = soon("a report without problems", async || {
+    let reported = soon("a report without problems", async || {
         // Files for nodes come once the Service has its address.
-        let told = on(&bench, &[]).await;
-        (told.code == 0).then_some(told)
+        let reported = on(&bench, &[]).await;
+        (reported.code == 0).then_some(reported)
     })
     .await;
-    let report = told.json();
+    let report = reported.json();
     assert_eq!((&report["problems"], &report["exitCode"]), (&json!(0), &json!(0)));
     assert!(
-        told.of("api-server")[0].starts_with("ok: Kubernetes v1."),
+        reported.of("api-server")[0].starts_with("ok: Kubernetes v1."),
         "{report:#}"
     );
-    assert_eq!(told.of("definition"), ["ok: matches this version"]);
+    assert_eq!(reported.of("definition"), ["ok: matches this version"]);
     // The test runs the operator without a Deployment.
     assert!(
-        told.of("operator")[0]
+        reported.of("operator")[0]
             .starts_with("warning: the operator was not found, and its RBAC permissions were not"),
         "{report:#}"
     );
-    assert!(told.of("rights").is_empty(), "{report:#}");
+    assert!(reported.of("rights").is_empty(), "{report:#}");
     assert!(
-        told.of("mirror")[0].starts_with("ok: is ready: 1 of 1 replicas serve at http://"),
+        reported.of("mirror")[0].starts_with("ok: is ready: 1 of 1 replicas serve at http://"),
         "{report:#}"
     );
     assert!(
-        told.of("nodes")[0].starts_with("ok: ConfigMap hub-hosts has "),
+        reported.of("nodes")[0].starts_with("ok: ConfigMap hub-hosts has "),
         "{report:#}"
     );
     // The cluster's addresses lead nowhere from this machine, or elsewhere.
-    let endpoint = &told.of("endpoint")[0];
+    let endpoint = &reported.of("endpoint")[0];
     assert!(
         endpoint.starts_with("warning: ") && endpoint.contains("not reachable from here"),
         "{endpoint}"
     );
     assert!(
-        told.of("risk")[0].starts_with("warning: spec.replicas: "),
+        reported.of("risk")[0].starts_with("warning: spec.replicas: "),
         "{report:#}"
     );
 
@@ -149,11 +149,11 @@ async fn doctor_reports_healthy_cluster_and_risks() {
 #[tokio::test]
 async fn doctor_names_missing_permissions() {
     let bench = Bench::idle("rights").await;
-    let told = on(&bench, &["--as", "ann"]).await;
-    assert_eq!(told.code, 4, "{}", told.stdout);
-    assert!(told.stderr.contains("doctor found "), "{}", told.stderr);
+    let reported = on(&bench, &["--as", "ann"]).await;
+    assert_eq!(reported.code, 4, "{}", reported.stdout);
+    assert!(reported.stderr.contains("doctor found "), "{}", reported.stderr);
     let namespace = bench.namespace.name();
-    let rights = told.of("rights");
+    let rights = reported.of("rights");
     for expected in [
         format!("problem: may not get, list, watch, create, patch, delete secrets in {namespace}"),
         format!("problem: may not patch registrymirrors.registrymirror.io/status in {namespace}"),
@@ -167,8 +167,8 @@ async fn doctor_names_missing_permissions() {
         "{rights:#?}"
     );
     // Without the right to see the definition, what is published of it has to do.
-    assert_eq!(told.of("definition"), ["ok: has the fields of this version"]);
-    assert!(told.of("mirror")[0].starts_with("problem: RegistryMirrors not listed: "));
+    assert_eq!(reported.of("definition"), ["ok: has the fields of this version"]);
+    assert!(reported.of("mirror")[0].starts_with("problem: RegistryMirrors not listed: "));
 }
 
 /// A user that may only see the mirrors of a namespace learns what there is to see, and no problem is made up.
@@ -198,23 +198,23 @@ async fn doctor_with_few_permissions_warns_once() {
         .service_account_kubeconfig(namespace, "viewer")
         .await
         .unwrap();
-    let told = soon("a report without problems", async || {
-        let told = doctor(&kubeconfig, &["-n", namespace, "-o", "json"]).await;
-        (told.code == 0).then_some(told)
+    let reported = soon("a report without problems", async || {
+        let reported = doctor(&kubeconfig, &["-n", namespace, "-o", "json"]).await;
+        (reported.code == 0).then_some(reported)
     })
     .await;
-    let operator = told.of("operator");
+    let operator = reported.of("operator");
     assert_eq!(operator.len(), 1, "{operator:#?}");
     assert!(
         operator[0]
             .starts_with("warning: the operator was not found, and its RBAC permissions were not checked: "),
         "{operator:#?}"
     );
-    assert!(told.of("rights").is_empty(), "{}", told.stdout);
+    assert!(reported.of("rights").is_empty(), "{}", reported.stdout);
     assert!(
-        told.of("mirror")[0].starts_with("ok: is ready"),
+        reported.of("mirror")[0].starts_with("ok: is ready"),
         "{}",
-        told.stdout
+        reported.stdout
     );
 }
 
@@ -227,20 +227,20 @@ async fn doctor_reports_missing_secret_by_name() {
     bench
         .until_condition("hub", ConditionType::Available, "True", Reason::ReplicasReady)
         .await;
-    let told = soon("a report of the Secret alone", async || {
-        let told = on(&bench, &[]).await;
-        (told.code == 3).then_some(told)
+    let reported = soon("a report of the Secret alone", async || {
+        let reported = on(&bench, &[]).await;
+        (reported.code == 3).then_some(reported)
     })
     .await;
-    let mirror = told.of("mirror");
+    let mirror = reported.of("mirror");
     assert!(
-        mirror
-            .iter()
-            .any(|told| told.starts_with("problem: credentials are not usable: ")
-                && told.contains("Secret quay")),
+        mirror.iter().any(
+            |reported| reported.starts_with("problem: credentials are not usable: ")
+                && reported.contains("Secret quay")
+        ),
         "{mirror:#?}"
     );
-    assert!(told.stdout.contains("anonymous-access-with-credentials"));
+    assert!(reported.stdout.contains("anonymous-access-with-credentials"));
 }
 
 /// `doctor` reports a mirror that no operator reconciles as a problem.
@@ -248,13 +248,13 @@ async fn doctor_reports_missing_secret_by_name() {
 async fn doctor_reports_unreconciled_mirror() {
     let bench = Bench::idle("lonely").await;
     bench.mirror("hub", ephemeral()).await;
-    let told = on(&bench, &[]).await;
-    assert_eq!(told.code, 4);
+    let reported = on(&bench, &[]).await;
+    assert_eq!(reported.code, 4);
     assert_eq!(
-        told.of("mirror"),
+        reported.of("mirror"),
         ["problem: has no status: no operator reconciles it"]
     );
-    assert!(told.of("nodes")[0].contains("ConfigMap hub-hosts with files for nodes not found"));
+    assert!(reported.of("nodes")[0].contains("ConfigMap hub-hosts with files for nodes not found"));
 }
 
 /// A server that answers the same to all, until the test ends.
@@ -304,8 +304,8 @@ async fn doctor_probes_the_mirrors_address() {
             .patch_status("hub", &PatchParams::default(), &patch)
             .await
             .unwrap();
-        let told = on(&bench, &[]).await.of("endpoint").remove(0);
-        assert!(told.starts_with(&expected.replace("URL", &url)), "{told}");
+        let reported = on(&bench, &[]).await.of("endpoint").remove(0);
+        assert!(reported.starts_with(&expected.replace("URL", &url)), "{reported}");
     }
 }
 
@@ -321,9 +321,9 @@ async fn doctor_names_outdated_node_files() {
     bench
         .merge::<ConfigMap>("hub-hosts", json!({"data": {"quay.io.hosts.toml": "by hand"}}))
         .await;
-    let told = on(&bench, &[]).await.of("nodes");
+    let reported = on(&bench, &[]).await.of("nodes");
     assert_eq!(
-        told,
+        reported,
         ["problem: ConfigMap hub-hosts does not match spec and address: quay.io.hosts.toml"]
     );
 }
@@ -336,15 +336,15 @@ async fn doctor_reports_missing_or_old_crd() {
     }
     let control_plane = ControlPlane::start(Options::bare()).await.unwrap();
     let ask = async || doctor(control_plane.kubeconfig(), &["-A", "-o", "json"]).await;
-    let told = ask().await;
-    assert_eq!(told.code, 4);
+    let reported = ask().await;
+    assert_eq!(reported.code, 4);
     assert!(
-        told.of("definition")[0].contains("is not installed"),
+        reported.of("definition")[0].contains("is not installed"),
         "{}",
-        told.stdout
+        reported.stdout
     );
-    assert!(told.stdout.contains("registry-mirror crd | kubectl apply"));
-    assert_eq!(told.of("mirror"), Vec::<String>::new());
+    assert!(reported.stdout.contains("registry-mirror crd | kubectl apply"));
+    assert_eq!(reported.of("mirror"), Vec::<String>::new());
 
     let definitions: Api<CustomResourceDefinition> = Api::all(control_plane.client().await);
     let mut old = crds::crd();
@@ -364,9 +364,9 @@ async fn doctor_reports_missing_or_old_crd() {
     wait::await_condition(definitions, &name, conditions::is_crd_established())
         .await
         .unwrap();
-    let told = ask().await;
-    assert_eq!(told.code, 4);
-    let definition = told.of("definition").remove(0);
+    let reported = ask().await;
+    assert_eq!(reported.code, 4);
+    let definition = reported.of("definition").remove(0);
     assert!(
         definition.starts_with("problem: is older than this version: it has no spec.observability"),
         "{definition}"
@@ -386,9 +386,9 @@ async fn doctor_reports_unresponsive_api_server() {
         "users": [{"name": "c", "user": {"token": "secret-of-this-test"}}],
     });
     let file = scratch.write("kubeconfig", kubeconfig.to_string()).unwrap();
-    let told = doctor(&file, &["-A", "-o", "yaml"]).await;
-    assert_eq!(told.code, 4);
-    let report: Value = serde_saphyr::from_str(&told.stdout).unwrap();
+    let reported = doctor(&file, &["-A", "-o", "yaml"]).await;
+    assert_eq!(reported.code, 4);
+    let report: Value = serde_saphyr::from_str(&reported.stdout).unwrap();
     let findings = report["findings"].as_array().unwrap();
     assert_eq!(findings.len(), 1);
     let message = findings[0]["message"].as_str().unwrap();
@@ -397,11 +397,13 @@ async fn doctor_reports_unresponsive_api_server() {
         "{message}"
     );
     assert!(findings[0]["advice"].as_str().unwrap().contains("--context"));
-    assert!(!told.stdout.contains("secret-of-this-test") && !told.stderr.contains("secret-of-this-test"));
+    assert!(
+        !reported.stdout.contains("secret-of-this-test") && !reported.stderr.contains("secret-of-this-test")
+    );
 
-    let told = doctor(&file, &["--context", "other"]).await;
-    assert_eq!(told.code, 4);
-    assert!(told.stdout.contains("other"), "{}", told.stdout);
+    let reported = doctor(&file, &["--context", "other"]).await;
+    assert_eq!(reported.code, 4);
+    assert!(reported.stdout.contains("other"), "{}", reported.stdout);
 }
 
 /// `doctor` reports a `PodDisruptionBudget` that allows no eviction.
@@ -417,11 +419,11 @@ async fn doctor_reports_blocking_disruption_budget() {
     let budget = json!({"metadata": {"name": "strict"}, "spec": {"minAvailable": 1, "selector": selector}});
     bench.apply::<PodDisruptionBudget>(budget).await;
     soon("word of the budget", async || {
-        let told = on(&bench, &[]).await.of("risk");
-        let told = told
+        let reported = on(&bench, &[]).await.of("risk");
+        let reported = reported
             .iter()
-            .any(|told| told.contains("PodDisruptionBudget strict"));
-        told.then_some(())
+            .any(|reported| reported.contains("PodDisruptionBudget strict"));
+        reported.then_some(())
     })
     .await;
 }

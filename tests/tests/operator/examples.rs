@@ -43,7 +43,7 @@ async fn examples_are_accepted_and_publish_tls_cas() {
             "RegistryMirror" => mirrors.push(bench.apply::<RegistryMirror>(document).await),
             "Secret" => drop(bench.apply::<Secret>(document).await),
             "Certificate" => issue(&bench, &document).await,
-            kind => panic!("nobody knows how to apply a {kind}"),
+            kind => panic!("no rule applies a {kind}"),
         }
     }
     assert!(mirrors.len() >= 5);

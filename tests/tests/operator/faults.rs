@@ -140,14 +140,14 @@ async fn settled(bench: &Bench, generation: i64, replicas: i32) {
     bench
         .until("hub", "a status that says it all", |mirror: &RegistryMirror| {
             let status = mirror.status.as_ref()?;
-            let told = condition(mirror, ConditionType::Progressing)?;
+            let reported = condition(mirror, ConditionType::Progressing)?;
             let credentials = status.upstreams.first()?.credentials.as_ref()?;
             (mirror.metadata.generation == Some(generation)
                 && status.observed_generation == Some(generation)
                 && status.replicas == replicas
                 && credentials.version == i64::from(replicas)
                 && status.endpoint.is_some()
-                && told.message.contains(&format!(" of {replicas} replicas")))
+                && reported.message.contains(&format!(" of {replicas} replicas")))
             .then_some(())
         })
         .await;
@@ -218,7 +218,7 @@ async fn changes_during_watch_gaps_are_noticed() {
         .secret("quay", json!({"username": "ann", "password": "new"}))
         .await;
     bench.mirror("next", ephemeral()).await;
-    soon("a watch that is told of history", async || {
+    soon("a watch with an old resource version", async || {
         (faults.answered_gone() > 0).then_some(())
     })
     .await;

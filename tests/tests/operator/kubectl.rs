@@ -115,8 +115,8 @@ async fn kubectl_waits_lists_describes_and_scales() {
 
     // It could not serve at first, and then it did.
     soon("the story in events", async || {
-        let told = kubectl(&bench, &["describe", "rmir", "hub"]).await;
-        let (_, events) = told.split_once("Events:")?;
+        let reported = kubectl(&bench, &["describe", "rmir", "hub"]).await;
+        let (_, events) = reported.split_once("Events:")?;
         let line = |words: [&str; 2]| {
             events
                 .lines()

@@ -90,7 +90,7 @@ async fn stopped_leader_releases_its_lease_at_once() {
     bench.mirror("two", ephemeral()).await;
     until_made(&bench, "two").await;
 
-    // Whoever takes the Lease by force is given way to.
+    // The operator gives way to a holder that takes the Lease by force.
     let taken = json!({"spec": {"holderIdentity": "someone_else"}});
     let leases = bench.api::<Lease>();
     let params = PatchParams::default();

@@ -1,4 +1,4 @@
-//! What others do to a mirror and its objects in moments that suit nobody.
+//! What others do to a mirror and its objects in bad moments.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use crate::bench::{Bench, belongs_to, condition, ephemeral, soon, with_claims};
 use crate::pods::{kubelet, pods};
 
 /// Keeps an object that is deleted, as a backup or a mesh may.
-fn held_by_somebody(held: bool) -> Value {
+fn with_finalizer(held: bool) -> Value {
     let finalizers = if held {
         json!(["example.com/mine"])
     } else {
@@ -40,8 +40,8 @@ async fn hanging_child_deletion_costs_no_write() {
     bench.until_accepted("hub").await;
     bench.until_nothing_is_written().await;
     let before = bench.get::<Service>("hub").await.unwrap().uid();
-    bench.merge::<Service>("hub", held_by_somebody(true)).await;
-    bench.merge::<Deployment>("hub", held_by_somebody(true)).await;
+    bench.merge::<Service>("hub", with_finalizer(true)).await;
+    bench.merge::<Deployment>("hub", with_finalizer(true)).await;
     bench.delete::<Service>("hub").await;
     bench.delete::<Deployment>("hub").await;
     bench.until_looks(2).await;
@@ -60,8 +60,8 @@ async fn hanging_child_deletion_costs_no_write() {
         .await;
     bench.until_accepted("hub").await;
     bench.until_nothing_is_written().await;
-    bench.merge::<Service>("hub", held_by_somebody(false)).await;
-    bench.merge::<Deployment>("hub", held_by_somebody(false)).await;
+    bench.merge::<Service>("hub", with_finalizer(false)).await;
+    bench.merge::<Deployment>("hub", with_finalizer(false)).await;
     bench
         .until("hub", "a new Service", |service: &Service| {
             (service.uid() != before).then_some(())
@@ -85,12 +85,12 @@ async fn mirror_with_hanging_deletion_is_not_changed() {
     let mut bench = Bench::start("ending").await;
     bench.mirror("hub", ephemeral()).await;
     bench.until_accepted("hub").await;
-    bench.merge::<RegistryMirror>("hub", held_by_somebody(true)).await;
+    bench.merge::<RegistryMirror>("hub", with_finalizer(true)).await;
     bench.delete::<RegistryMirror>("hub").await;
     bench.until_nothing_is_written().await;
     let mark = bench.mark().await;
     bench.delete::<ConfigMap>("hub-config").await;
-    // Another operator, which looks at it from the start.
+    // Another operator, which watches it from the start.
     bench.stop_operator().await;
     bench.start_operator().await;
     bench.mirror("next", ephemeral()).await;
@@ -98,9 +98,7 @@ async fn mirror_with_hanging_deletion_is_not_changed() {
     bench.until_nothing_is_written().await;
     let writes = bench.writes(mark);
     assert!(writes.iter().all(|write| !write.contains(" hub")), "{writes:#?}");
-    bench
-        .merge::<RegistryMirror>("hub", held_by_somebody(false))
-        .await;
+    bench.merge::<RegistryMirror>("hub", with_finalizer(false)).await;
     bench.until_gone::<RegistryMirror>("hub").await;
     bench.until_gone::<Service>("hub").await;
     bench.until_gone::<Secret>("hub-credentials").await;
@@ -276,8 +274,8 @@ async fn terminating_namespace_removes_mirror_quietly() {
     bench.mirror("hub", with_claims("1Gi")).await;
     bench.until_accepted("hub").await;
     bench.until_nothing_is_written().await;
-    // The mirror outlives its objects, as somebody holds it.
-    bench.merge::<RegistryMirror>("hub", held_by_somebody(true)).await;
+    // The mirror outlives its objects, as a finalizer holds it.
+    bench.merge::<RegistryMirror>("hub", with_finalizer(true)).await;
     let audit = bench.control_plane.audit().unwrap();
     let mark = audit.mark().unwrap();
     let namespaces: Api<Namespace> = Api::all(bench.namespace.client());
@@ -285,9 +283,7 @@ async fn terminating_namespace_removes_mirror_quietly() {
     namespaces.delete(name, &DeleteParams::default()).await.unwrap();
     bench.until_gone::<Service>("hub").await;
     bench.until_gone::<StatefulSet>("hub").await;
-    bench
-        .merge::<RegistryMirror>("hub", held_by_somebody(false))
-        .await;
+    bench.merge::<RegistryMirror>("hub", with_finalizer(false)).await;
     // The namespace itself ends when its controller comes to it, which may be long on a busy machine.
     bench.until_gone::<RegistryMirror>("hub").await;
     let writes = audit.writes(mark, &bench.user, name).unwrap();
@@ -307,16 +303,17 @@ async fn limit_range_refusal_of_pods_is_reported() {
     let mut bench = bench;
     bench.start_operator().await;
     bench.mirror("hub", ephemeral()).await;
-    let told = bench
+    let observed = bench
         .until("hub", "the limit's words", |mirror: &RegistryMirror| {
-            let told = condition(mirror, ConditionType::Ready)?;
-            told.message
+            let observed = condition(mirror, ConditionType::Ready)?;
+            observed
+                .message
                 .contains("maximum memory usage")
-                .then(|| told.clone())
+                .then(|| observed.clone())
         })
         .await;
     assert_eq!(
-        (told.status.as_str(), told.reason.as_str()),
+        (observed.status.as_str(), observed.reason.as_str()),
         ("False", "NoReadyReplicas")
     );
 }

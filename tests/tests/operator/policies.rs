@@ -105,7 +105,7 @@ where
 }
 
 /// Waits until a mirror's condition names an object that is refused.
-async fn until_told(bench: &Bench, kind: ConditionType, object: &str) {
+async fn until_reported(bench: &Bench, kind: ConditionType, object: &str) {
     let words = format!("{object} rejected by");
     bench
         .until("hub", "word of it", |mirror: &crds::RegistryMirror| {
@@ -148,21 +148,21 @@ async fn policy_refusal_blocks_no_other_object() {
     bench.mirror("hub", labelled("a", "1m")).await;
     until_labelled(&bench, "a").await;
     assert!(bench.get::<Service>("hub").await.is_some());
-    let told = bench
+    let observed = bench
         .until("hub", "word of both", |mirror: &crds::RegistryMirror| {
-            let told = condition(mirror, ConditionType::Progressing)?;
+            let observed = condition(mirror, ConditionType::Progressing)?;
             let both = [
                 "ConfigMap hub-hosts",
                 "PodDisruptionBudget hub",
                 "not in this house",
             ];
             both.iter()
-                .all(|name| told.message.contains(name))
-                .then(|| told.clone())
+                .all(|name| observed.message.contains(name))
+                .then(|| observed.clone())
         })
         .await;
     assert_eq!(
-        (told.status.as_str(), told.reason.as_str()),
+        (observed.status.as_str(), observed.reason.as_str()),
         ("True", Reason::RollingOut.as_str())
     );
     bench.until_accepted("hub").await;
@@ -201,7 +201,7 @@ async fn workload_waits_for_mounted_objects() {
     let mut spec = labelled("b", "2m");
     spec["service"] = json!({"port": 5050});
     bench.mirror("hub", spec.clone()).await;
-    until_told(&bench, ConditionType::Progressing, "ConfigMap hub-config").await;
+    until_reported(&bench, ConditionType::Progressing, "ConfigMap hub-config").await;
     let port = |service: &Service| {
         service
             .spec
@@ -236,8 +236,8 @@ async fn unstored_ca_key_issues_no_certificate() {
     let mut spec = ephemeral();
     spec["tls"] = json!({"mode": "SelfSigned"});
     bench.mirror("hub", spec.clone()).await;
-    until_told(&bench, ConditionType::Progressing, "Secret hub-ca-key").await;
-    until_told(&bench, ConditionType::Ready, "Secret hub-ca-key").await;
+    until_reported(&bench, ConditionType::Progressing, "Secret hub-ca-key").await;
+    until_reported(&bench, ConditionType::Ready, "Secret hub-ca-key").await;
     assert!(bench.get::<Secret>("hub-files").await.is_none(), "no certificate");
     assert!(bench.get::<ConfigMap>("hub-ca").await.is_none(), "no authority");
     assert!(bench.get::<Deployment>("hub").await.is_none(), "no server");

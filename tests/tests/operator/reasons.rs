@@ -148,7 +148,7 @@ exec {} "$@"
     path
 }
 
-/// Some machines let nobody but root have namespaces, and some not even root.
+/// Some machines let only root have namespaces, and some not even root.
 fn has_namespaces() -> bool {
     let mut probe = std::process::Command::new("unshare");
     probe.args([
@@ -202,10 +202,10 @@ async fn malformed_certificate_is_reported_until_fixed() {
     let mut spec = ephemeral();
     spec["tls"] = json!({"mode": "Secret", "secretName": "serving"});
     bench.mirror("hub", spec).await;
-    let told = bench
+    let observed = bench
         .until_condition("hub", ConditionType::TLSReady, "False", Reason::Malformed)
         .await;
-    assert!(told.message.contains("serving"), "{}", told.message);
+    assert!(observed.message.contains("serving"), "{}", observed.message);
     bench
         .until_condition(
             "hub",
@@ -214,7 +214,7 @@ async fn malformed_certificate_is_reported_until_fixed() {
             Reason::ReferenceMalformed,
         )
         .await;
-    let leaf = Authority::new("mended").unwrap().serving(&["hub"]).unwrap();
+    let leaf = Authority::new("repaired").unwrap().serving(&["hub"]).unwrap();
     bench
         .secret(
             "serving",

@@ -1,4 +1,4 @@
-//! What a cluster does not let the operator do, and where that is told.
+//! What a cluster does not let the operator do, and where the operator reports it.
 
 use crds::RegistryMirror;
 use crds::conditions::{ConditionType, Reason};
@@ -27,13 +27,15 @@ async fn servers_without_service_make_no_mirror_ready() {
     bench
         .until_condition("hub", ConditionType::Available, "True", Reason::ReplicasReady)
         .await;
-    let told = bench
+    let observed = bench
         .until_condition("hub", ConditionType::Ready, "False", Reason::RollingOut)
         .await;
     assert!(
-        told.message.contains("Service hub rejected by the API server: "),
+        observed
+            .message
+            .contains("Service hub rejected by the API server: "),
         "{}",
-        told.message
+        observed.message
     );
     bench.delete::<ResourceQuota>("no-more").await;
     bench
@@ -47,7 +49,7 @@ async fn quota_refusal_is_reported_then_repaired() {
     let bench = Bench::start("quota").await;
     allow_none(&bench, "secrets").await;
     bench.mirror("hub", ephemeral()).await;
-    let told = |kind| {
+    let observed = |kind| {
         move |mirror: &RegistryMirror| {
             let message = condition(mirror, kind)?.message.clone();
             message
@@ -56,7 +58,7 @@ async fn quota_refusal_is_reported_then_repaired() {
         }
     };
     for kind in [ConditionType::Progressing, ConditionType::Ready] {
-        let message = bench.until("hub", "the quota", told(kind)).await;
+        let message = bench.until("hub", "the quota", observed(kind)).await;
         assert!(message.contains("quota"), "{message}");
     }
     bench.until_accepted("hub").await;

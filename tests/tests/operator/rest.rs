@@ -33,7 +33,7 @@ async fn second_reconcile_writes_nothing() {
     bench.mirror("missing", with_credentials("nowhere")).await;
     settle(&bench).await;
 
-    // An operator that starts afresh looks at every mirror.
+    // An operator that starts reconciles every mirror.
     bench.stop_operator().await;
     let mark = bench.mark().await;
     bench.start_operator().await;
@@ -100,8 +100,8 @@ async fn ten_resyncs_write_nothing() {
             "claims",
             "word of the refusal",
             |mirror: &crds::RegistryMirror| {
-                let told = crate::bench::condition(mirror, ConditionType::StorageReady)?;
-                told.message.contains("is immutable").then_some(())
+                let reported = crate::bench::condition(mirror, ConditionType::StorageReady)?;
+                reported.message.contains("is immutable").then_some(())
             },
         )
         .await;
@@ -130,8 +130,8 @@ async fn repeated_edits_are_repaired_with_backoff() {
     let looks = bench.reconciles();
     let started = Instant::now();
     let mut edits = 0;
-    // Longer than it takes to be told of it.
-    let told = async || {
+    // Longer than an event takes to arrive.
+    let reported = async || {
         let events = bench.api::<k8s_openapi::api::events::v1::Event>();
         let events = events.list(&ListParams::default()).await.unwrap();
         events.iter().any(|event| {
@@ -139,7 +139,7 @@ async fn repeated_edits_are_repaired_with_backoff() {
             note.contains("ConfigMap hub-config not kept as applied")
         })
     };
-    while edits < 50 || !told().await {
+    while edits < 50 || !reported().await {
         assert!(edits < 5_000, "no event after {edits} edits");
         let note = format!("version: {edits}");
         bench
@@ -190,7 +190,7 @@ async fn irrelevant_edits_cost_few_reconciles_no_write() {
     settle(&bench).await;
     let (mark, looks, started) = (bench.mark().await, bench.reconciles(), Instant::now());
     let mut edits = 0;
-    // More than may be looked at without a pause.
+    // More than the rate limit admits without a pause.
     while edits < 300 || started.elapsed() < Duration::from_secs(5) {
         let note = json!({"metadata": {"annotations": {"edit": edits.to_string()}}});
         bench.merge::<ConfigMap>("hub-config", note).await;
@@ -199,7 +199,10 @@ async fn irrelevant_edits_cost_few_reconciles_no_write() {
     let seconds = started.elapsed().as_secs();
     let looks = bench.reconciles() - looks;
     let most = 40 + 4 * (seconds + 2);
-    assert!(looks <= most, "{looks} looks at {edits} edits within {seconds} s");
+    assert!(
+        looks <= most,
+        "{looks} reconciles for {edits} edits within {seconds} s"
+    );
     assert_eq!(bench.writes(mark), [""; 0]);
     let requests = bench.requests(mark);
     // Each look reads what the spec refers to, and what servers were handed.
@@ -240,8 +243,8 @@ async fn settle(bench: &Bench) {
                 "one Pod that is not ready",
                 |mirror: &crds::RegistryMirror| {
                     let status = mirror.status.as_ref()?;
-                    let told = crate::bench::condition(mirror, ConditionType::Progressing)?;
-                    (status.replicas == 1 && told.message.starts_with("1 of 1")).then_some(())
+                    let reported = crate::bench::condition(mirror, ConditionType::Progressing)?;
+                    (status.replicas == 1 && reported.message.starts_with("1 of 1")).then_some(())
                 },
             )
             .await;
@@ -442,16 +445,16 @@ async fn quiet(bench: &Bench) {
     soon("word of every workload", async || {
         let mirrors = mirrors.list(&ListParams::default()).await.unwrap();
         // One that was paused from the start has none.
-        let told = mirrors.iter().filter(|mirror| !mirror.spec.paused).all(|mirror| {
+        let reported = mirrors.iter().filter(|mirror| !mirror.spec.paused).all(|mirror| {
             let replicas = mirror.status.as_ref().map_or(-1, |status| status.replicas);
-            let told =
-                crate::bench::condition(mirror, ConditionType::Progressing).map(|told| told.message.clone());
+            let reported = crate::bench::condition(mirror, ConditionType::Progressing)
+                .map(|reported| reported.message.clone());
             replicas == mirror.spec.replicas
-                && told.is_some_and(|told| {
-                    told.starts_with(&format!("{replicas} of")) || told.starts_with("all replicas")
+                && reported.is_some_and(|reported| {
+                    reported.starts_with(&format!("{replicas} of")) || reported.starts_with("all replicas")
                 })
         });
-        told.then_some(())
+        reported.then_some(())
     })
     .await;
 }

@@ -95,8 +95,8 @@ async fn rewriting_policy_is_reported_until_removed() {
     let words = "ConfigMap hub-config altered by an admission webhook or policy";
     bench
         .until("hub", "what is rewritten", |mirror: &RegistryMirror| {
-            let told = &condition(mirror, ConditionType::Progressing)?.message;
-            told.contains(words).then_some(())
+            let observed = &condition(mirror, ConditionType::Progressing)?.message;
+            observed.contains(words).then_some(())
         })
         .await;
     let mark = bench.mark().await;
@@ -119,8 +119,8 @@ async fn rewriting_policy_is_reported_until_removed() {
         .await;
     bench
         .until("hub", "a status without it", |mirror: &RegistryMirror| {
-            let told = &condition(mirror, ConditionType::Progressing)?.message;
-            (!told.contains(words)).then_some(())
+            let observed = &condition(mirror, ConditionType::Progressing)?.message;
+            (!observed.contains(words)).then_some(())
         })
         .await;
 }

@@ -135,11 +135,11 @@ impl Stage {
             .list(&ListParams::default())
             .await
             .unwrap();
-        for told in [
+        for observed in [
             serde_json::to_string(&mirror).unwrap(),
             serde_json::to_string(&events.items).unwrap(),
         ] {
-            assert!(!told.contains(CANARY), "{told}");
+            assert!(!observed.contains(CANARY), "{observed}");
         }
     }
 }
@@ -159,7 +159,7 @@ async fn pull(pod: &Pod, host: &str) -> (u16, String) {
     }
 }
 
-/// Pulls that go on, each of which the upstream is asked about.
+/// Continuous pulls, each of which the mirror revalidates.
 struct Pulls {
     stop: Arc<AtomicBool>,
     done: Arc<AtomicU32>,
@@ -230,14 +230,14 @@ async fn secrets_of_all_kinds_rotate_without_failed_pull() {
     for host in ["a", "b", "c", "d"] {
         soon("an event of the rotation", async || {
             let events = events.list(&ListParams::default()).await.unwrap();
-            let told = |event: &Event| {
+            let observed = |event: &Event| {
                 event.reason.as_deref() == Some("CredentialsRotated")
                     && event
                         .note
                         .as_ref()
                         .is_some_and(|note| note.contains(&format!("{host}.example")))
             };
-            events.iter().any(told).then_some(())
+            events.iter().any(observed).then_some(())
         })
         .await;
     }
@@ -406,7 +406,7 @@ async fn rotation_survives_deletion_and_outages() {
     stage.bench.stop_operator().await;
     stage.opaque("a", "u4").await;
     stage.bench.start_operator().await;
-    soon("a change that nobody watched", async || {
+    soon("an unwatched change", async || {
         stage.last_good().await.contains("\"u4\"").then_some(())
     })
     .await;
@@ -514,7 +514,7 @@ async fn other_secret_is_used_once_proven() {
     stage.nothing_leaked().await;
 }
 
-/// What the first Pod was told of last.
+/// The last version that the first Pod was notified of.
 async fn reload_mark(stage: &Stage) -> Option<String> {
     let pod = pods(&stage.bench).await.remove(0);
     pod.annotations().get("registrymirror.io/reload").cloned()
@@ -546,7 +546,7 @@ async fn restarted_server_uses_last_good_credential() {
     assert_eq!(pull(&pod, "a").await.0, 200);
 }
 
-/// The process that listens on a Pod's address: it has that in its environment or arguments, as nobody else has.
+/// The process that listens on a Pod's address: it has that in its environment or arguments, and no other process has.
 fn server_of(pod: &Pod) -> rustix::process::Pid {
     let address = address(pod);
     let mut found = std::fs::read_dir("/proc").unwrap().filter_map(|entry| {

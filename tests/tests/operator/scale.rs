@@ -41,7 +41,7 @@ use figures::{Figures, cpu_of};
 const CLIENT: usize = 32;
 /// How many mirrors at most are changed once while one keeps changing or failing.
 const PROBES: usize = 50;
-/// What a mirror of this spec may take until it is told of, events apart.
+/// What a mirror of this spec may take until its status is written, events apart.
 const WRITES: usize = 12;
 /// For all mirrors to be done, on a machine that does other things too.
 const LONG: Duration = Duration::from_mins(20);
@@ -51,7 +51,7 @@ fn mirrors() -> usize {
     asked.map_or(1_000, |asked| asked.parse().expect("MIRRORS is a number"))
 }
 
-/// Whether workloads get their Pods, which nothing schedules, and claims are looked at.
+/// Whether workloads get their Pods, which nothing schedules, and PVCs are read.
 fn controllers() -> bool {
     std::env::var("CONTROLLERS").as_deref() == Ok("true")
 }
@@ -345,7 +345,7 @@ async fn measure_creation(bench: &Bench, operator: &Measured, figures: &mut Figu
     assert!(*most <= WRITES, "{most} writes for one mirror");
 }
 
-/// The operator ends and starts again: it looks at every mirror, and writes nothing.
+/// The operator ends and starts again: it reconciles every mirror, and writes nothing.
 async fn measure_restart(
     bench: &Bench,
     mut operator: Measured,
@@ -367,7 +367,7 @@ async fn measure_restart(
     });
     looked.await.unwrap();
     figures.say(
-        "restart to every mirror looked at",
+        "restart to every mirror reconciled",
         format!("{:.1} s", started.elapsed().as_secs_f64()),
     );
     operator.quiet(bench).await;
@@ -404,7 +404,7 @@ async fn measure_changes(bench: &Bench, operator: &Measured, figures: &mut Figur
     };
     tokio::select! {
         () = storm => {}
-        told = probe(bench, operator, "2m") => figures.say("a change beside a mirror that changes ten times a second", told),
+        reported = probe(bench, operator, "2m") => figures.say("a change beside a mirror that changes ten times a second", reported),
     }
     refuse(bench, "m00000-config").await;
     bench

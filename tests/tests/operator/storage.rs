@@ -143,12 +143,13 @@ async fn resize_is_cancelled_until_capacity_grows() {
         "allocatedResourceStatuses": {"storage": "ControllerResizeInfeasible"},
     });
     say(&bench, "cache-hub-0", infeasible).await;
-    let told = until_storage(&bench, "False", Reason::ResizeUnsupported, "said the driver").await;
+    let observed = until_storage(&bench, "False", Reason::ResizeUnsupported, "said the driver").await;
     assert!(
-        told.message
+        observed
+            .message
             .contains("set a size above the current capacity of 16Mi"),
         "{}",
-        told.message
+        observed.message
     );
     // The typing error is corrected: the API server lets a claim's wish go down to just above what it has.
     bench.mirror("hub", with_claims("20Mi")).await;
@@ -188,8 +189,12 @@ async fn unsupported_growth_is_reported_while_serving() {
         .until_condition("hub", ConditionType::Ready, "True", Reason::Serving)
         .await;
     bench.mirror("hub", of_class("32Mi", &class)).await;
-    let told = until_storage(&bench, "False", Reason::ResizeUnsupported, "cache-hub-0").await;
-    assert!(told.message.contains("must support resize"), "{}", told.message);
+    let observed = until_storage(&bench, "False", Reason::ResizeUnsupported, "cache-hub-0").await;
+    assert!(
+        observed.message.contains("must support resize"),
+        "{}",
+        observed.message
+    );
     let mirror = bench.get::<RegistryMirror>("hub").await.unwrap();
     let ready = crate::bench::condition(&mirror, ConditionType::Ready).unwrap();
     assert_eq!(ready.status, "True", "{}", ready.message);
@@ -202,12 +207,12 @@ async fn unsupported_growth_is_reported_while_serving() {
 #[tokio::test]
 async fn unbound_pvc_resize_can_be_cancelled() {
     let bench = Bench::start("unbound").await;
-    let class = class(&bench, "registrymirror.io/nobody", true).await;
+    let class = class(&bench, "registrymirror.io/none", true).await;
     bench.mirror("hub", of_class("16Gi", &class)).await;
     until_storage(&bench, "False", Reason::ClaimPending, "has no volume yet").await;
     bench.mirror("hub", of_class("32Gi", &class)).await;
-    let told = until_storage(&bench, "False", Reason::ClaimPending, "is immutable").await;
-    assert!(told.message.contains("cache-hub-0"), "{}", told.message);
+    let observed = until_storage(&bench, "False", Reason::ClaimPending, "is immutable").await;
+    assert!(observed.message.contains("cache-hub-0"), "{}", observed.message);
     bench.mirror("hub", of_class("16Gi", &class)).await;
     until_storage(&bench, "False", Reason::ClaimPending, "has no volume yet").await;
     let claim = bench.get::<Claim>("cache-hub-0").await.unwrap();

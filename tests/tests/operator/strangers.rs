@@ -40,24 +40,24 @@ async fn foreign_status_edit_is_corrected_once() {
             "storage": {"capacity": "9Ti"}, "upstreams": [{"host": "mine.example", "state": "Reachable"}],
         },
     });
-    let params = PatchParams::apply("somebody").force();
+    let params = PatchParams::apply("other").force();
     let mirrors = bench.api::<RegistryMirror>();
     mirrors
         .patch_status("hub", &params, &Patch::Apply(&forged))
         .await
         .unwrap();
-    let mended = bench
+    let recovered = bench
         .until("hub", "its own status", |mirror: &RegistryMirror| {
             let ready = condition(mirror, ConditionType::Ready)?;
             let status = mirror.status.clone()?;
-            let mended = ready.reason == Reason::NoReadyReplicas.as_str() && status.replicas == 1;
-            mended.then_some(status)
+            let recovered = ready.reason == Reason::NoReadyReplicas.as_str() && status.replicas == 1;
+            recovered.then_some(status)
         })
         .await;
-    assert_eq!(mended.ready_replicas, 0);
+    assert_eq!(recovered.ready_replicas, 0);
     assert!(
-        mended.conditions.iter().any(|c| c.type_ == "Mine"),
-        "what is somebody else's alone stays"
+        recovered.conditions.iter().any(|c| c.type_ == "Mine"),
+        "fields of other owners stay"
     );
     bench.until_looks(2).await;
     let mark = bench.mark().await;

@@ -171,7 +171,7 @@ async fn broken_image_stops_the_rollout() {
         let ready = bench.get::<RegistryMirror>(mirror).await.unwrap();
         assert_eq!(condition(&ready, ConditionType::Ready).unwrap().status, "True");
     }
-    assert_eq!(given(&bench, BROKEN).await, failed, "nobody else has it");
+    assert_eq!(given(&bench, BROKEN).await, failed, "no other server has it");
     let metrics = bench.metrics();
     for line in [r#"upgrades{state="failed"} 2"#, r#"upgrades{state="waiting"} 3"#] {
         assert!(metrics.contains(line), "{metrics}");
@@ -179,8 +179,8 @@ async fn broken_image_stops_the_rollout() {
     let events = bench.api::<Event>();
     soon("an event of the failure", async || {
         let events = events.list(&ListParams::default()).await.unwrap();
-        let told = |event: &Event| event.reason.as_deref() == Some("UpgradeFailed");
-        events.iter().any(told).then_some(())
+        let reported = |event: &Event| event.reason.as_deref() == Some("UpgradeFailed");
+        events.iter().any(reported).then_some(())
     })
     .await;
 
@@ -292,7 +292,7 @@ async fn waiting_mirror_is_still_repaired() {
     assert_eq!(kept.as_deref(), Some(IMAGE));
 }
 
-/// An operator of a later version writes a key that the servers of before do not know; it has not given them another
+/// An operator of a later version writes a key that the previous servers do not know; it has not given them another
 /// image yet, or that one does not run.
 #[tokio::test]
 async fn old_servers_fall_back_to_last_good_config() {

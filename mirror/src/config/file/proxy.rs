@@ -91,7 +91,7 @@ section! {
         "tagttl" => tag_ttl: Option<GoDuration>,
         /// The time after its last validation for which a tag is served while upstream fails.
         "staleiferror" => stale_if_error: Option<GoDuration>,
-        /// Goes on serving what is cached although upstream refuses it (401 or 403), as while it fails.
+        /// Keeps serving cached content while upstream refuses it (401 or 403), as during a failure.
         "staleifdenied" => stale_if_denied: bool,
         /// The size of the cache; without it, all but 5% of the file system.
         "maxsize" => max_size: Option<MaxSize>,

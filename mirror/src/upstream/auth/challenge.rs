@@ -198,7 +198,7 @@ mod tests {
             let value = format!(r#"Bearer realm="https://a.example/t"{mistake}"#);
             assert_eq!(read(&[&value]), wanted, "{value}");
         }
-        // A bare address is no token: nobody takes it for one.
+        // A bare address is no token.
         assert_eq!(read(&["Bearer realm=https://a.example/t"]), None);
     }
 

@@ -59,7 +59,7 @@ fn of_namespaces(subject: &str, operator: &Installation) -> Option<Finding> {
 }
 
 /// Tries to write an object that belongs to no mirror, as the operator and without keeping it: the admission policies
-/// refuse it, whoever installed them.
+/// refuse it, whether installed by the chart or not.
 async fn of_writes(config: &Config, subject: &str, operator: &Installation) -> Option<Finding> {
     let user = format!(
         "system:serviceaccount:{}:{}",

@@ -34,7 +34,7 @@ struct Place {
     has_services: bool,
 }
 
-/// Starts a real node, brings the image, and tells the story inside the node: outside nobody reaches it.
+/// Starts a real node, loads the image, and runs the demo inside the node, which has no address outside.
 pub(crate) async fn on_a_new_node(example: &Path, image: &Path) -> Result<bool, Box<dyn Error>> {
     say("starting a Kubernetes node: kubelet, containerd and all, in namespaces of its own");
     let node = Node::up("rmir-demo", "").await?;

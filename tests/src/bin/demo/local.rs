@@ -64,7 +64,7 @@ async fn serve(
     ));
     let mut local = command(programs.join("registry-mirror"));
     local.arg("local").arg("-f").arg(&spec);
-    // It is killed in the end, and leaves nothing where nobody looks.
+    // The demo kills it in the end; it leaves no files outside its directory.
     local.env("TMPDIR", scratch.path());
     local.arg("--cache-dir").arg(scratch.path().join("cache"));
     local.args([

@@ -48,7 +48,7 @@ pub(crate) enum Expected {
     Cold,
     /// Everything in the cache.
     Warm,
-    /// Everything in the cache, a tag that should be asked for again, and nobody to ask.
+    /// Everything in the cache, a tag that is due for revalidation, and no upstream.
     Stale,
 }
 

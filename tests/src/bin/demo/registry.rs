@@ -26,7 +26,7 @@ pub(crate) async fn start(
     tls: Option<Leaf>,
     scratch: &Scratch,
 ) -> Result<(Upstream, Layout), Box<dyn Error>> {
-    say("starting docker-registry; whoever pulls needs a token, for a user name and a password");
+    say("starting docker-registry; a client needs a token, for a user name and a password");
     let (user, password) = example.user()?;
     let mut options = Options::protected(Access::Bearer(TOKEN), (&user, &password));
     options.tls = tls;

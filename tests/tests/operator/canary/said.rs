@@ -42,7 +42,7 @@ impl Said {
         }
     }
 
-    /// Nobody said the canary, plainly or in Base64, wherever in a text that begins.
+    /// No text has the canary, plainly or in Base64, wherever in a text that begins.
     pub(super) fn has_no_canary(&self) {
         let shifted = (0..3).map(|shift| {
             let text = format!("{}{CANARY}", "x".repeat(shift));
