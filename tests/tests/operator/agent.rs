@@ -251,7 +251,7 @@ async fn ready_mirror(bench: &mut Bench, upstream: &Upstream) {
     });
     bench.mirror("hub", spec).await;
     bench
-        .until_condition("hub", ConditionType::Ready, "True", Reason::Serving)
+        .until_hub(ConditionType::Ready, "True", Reason::Serving)
         .await;
     bench.stop_operator().await;
     let url = format!("http://{}:5000", address(&pods(bench).await[0]));

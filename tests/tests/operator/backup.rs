@@ -276,7 +276,7 @@ async fn refused_adoption_is_a_name_conflict() {
     restore(&bench, &backup, &ORDER).await;
     let mirror = bench.mirror("hub", ephemeral()).await;
     let reported = bench
-        .until_condition("hub", ConditionType::Accepted, "False", Reason::NameConflict)
+        .until_hub(ConditionType::Accepted, "False", Reason::NameConflict)
         .await;
     let cause = "ServiceAccount hub not adopted, rejected by the API server: ";
     assert!(reported.message.contains(cause), "{}", reported.message);
@@ -303,7 +303,7 @@ async fn object_without_all_marks_is_not_adopted() {
             .await;
         bench.mirror("hub", ephemeral()).await;
         bench
-            .until_condition("hub", ConditionType::Accepted, "False", Reason::NameConflict)
+            .until_hub(ConditionType::Accepted, "False", Reason::NameConflict)
             .await;
         let after = bench.get::<ConfigMap>("hub-config").await.unwrap();
         assert_eq!(after.resource_version(), before.resource_version());

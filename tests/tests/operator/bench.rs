@@ -318,6 +318,11 @@ impl Bench {
         .await
     }
 
+    /// Waits for a condition of the mirror `hub`.
+    pub(crate) async fn until_hub(&self, kind: ConditionType, status: &str, reason: Reason) -> Condition {
+        self.until_condition("hub", kind, status, reason).await
+    }
+
     /// Waits until the present spec was acted on.
     pub(crate) async fn until_accepted(&self, mirror: &str) -> RegistryMirrorStatus {
         self.until(

@@ -100,7 +100,7 @@ impl Stage {
 
     async fn until(&self, status: &str, reason: Reason) {
         self.bench
-            .until_condition("hub", ConditionType::CredentialsValid, status, reason)
+            .until_hub(ConditionType::CredentialsValid, status, reason)
             .await;
         self.miss().await;
     }
@@ -299,7 +299,7 @@ async fn malformed_authorities_are_described(stage: &Stage, certificate: &str) {
         stage.secret("roots", "Opaque", json!({"ca.crt": bundle})).await;
         stage
             .bench
-            .until_condition("hub", ConditionType::Accepted, status, reason)
+            .until_hub(ConditionType::Accepted, status, reason)
             .await;
     }
     let issued = stage.bench.get::<Secret>("hub-files").await.unwrap();

@@ -47,7 +47,7 @@ async fn make_mirror(bench: &Bench) -> Condition {
         })
         .await;
     bench
-        .until_condition("hub", ConditionType::TLSReady, "True", Reason::CertificateReady)
+        .until_hub(ConditionType::TLSReady, "True", Reason::CertificateReady)
         .await
 }
 
@@ -110,10 +110,10 @@ async fn tls_pulls_work_by_every_address() {
     spec["service"] = json!({"type": "LoadBalancer"});
     bench.mirror("hub", spec).await;
     bench
-        .until_condition("hub", ConditionType::Ready, "True", Reason::Serving)
+        .until_hub(ConditionType::Ready, "True", Reason::Serving)
         .await;
     bench
-        .until_condition("hub", ConditionType::TLSReady, "True", Reason::CertificateReady)
+        .until_hub(ConditionType::TLSReady, "True", Reason::CertificateReady)
         .await;
     let pod = pods(&bench).await.remove(0);
     let authorities = certificates(&published(&bench).await);
@@ -181,7 +181,7 @@ async fn tls_renewal_fails_no_connection() {
     let _kubelet = kubelet(&bench).await;
     bench.mirror("hub", self_signed()).await;
     bench
-        .until_condition("hub", ConditionType::Ready, "True", Reason::Serving)
+        .until_hub(ConditionType::Ready, "True", Reason::Serving)
         .await;
     let pod = pods(&bench).await.remove(0);
     let (server, first) = (registry(&pod), certificates(&published(&bench).await));
@@ -292,7 +292,7 @@ async fn users_ca_secret_blocks_the_mirror() {
     let before = bench.secret("hub-ca-key", json!({"tls.key": "mine"})).await;
     bench.mirror("hub", self_signed()).await;
     let refused = bench
-        .until_condition("hub", ConditionType::Accepted, "False", Reason::NameConflict)
+        .until_hub(ConditionType::Accepted, "False", Reason::NameConflict)
         .await;
     assert!(
         refused.message.contains("Secret hub-ca-key"),
@@ -316,20 +316,20 @@ async fn certificate_validity_is_reported_in_time() {
     spec["tls"] = json!({"mode": "Secret", "secretName": "serving"});
     bench.mirror("hub", spec).await;
     let early = bench
-        .until_condition("hub", ConditionType::TLSReady, "False", Reason::NotYetValid)
+        .until_hub(ConditionType::TLSReady, "False", Reason::NotYetValid)
         .await;
     assert!(early.message.contains("not valid before 2"), "{}", early.message);
     bench
-        .until_condition("hub", ConditionType::Ready, "False", Reason::NotYetValid)
+        .until_hub(ConditionType::Ready, "False", Reason::NotYetValid)
         .await;
     // Reconciled a few seconds before it begins, and before it ends, for another reason; then only time passes.
     look_at(&bench, &clock, Duration::from_secs(3596)).await;
     bench
-        .until_condition("hub", ConditionType::TLSReady, "True", Reason::CertificateReady)
+        .until_hub(ConditionType::TLSReady, "True", Reason::CertificateReady)
         .await;
     look_at(&bench, &clock, Duration::from_secs(3596)).await;
     bench
-        .until_condition("hub", ConditionType::TLSReady, "False", Reason::Expired)
+        .until_hub(ConditionType::TLSReady, "False", Reason::Expired)
         .await;
 }
 
@@ -375,7 +375,7 @@ async fn rejected_spec_still_renews_certificates() {
     spec["cache"] = json!({"tagTTL": "10s"});
     bench.mirror("hub", spec).await;
     bench
-        .until_condition("hub", ConditionType::Accepted, "False", Reason::ReferenceNotFound)
+        .until_hub(ConditionType::Accepted, "False", Reason::ReferenceNotFound)
         .await;
     let (first, untouched) = (delivered(&bench).await, versions(&bench).await);
     look_at(&bench, &clock, 61 * DAY).await;
@@ -385,7 +385,7 @@ async fn rejected_spec_still_renews_certificates() {
     })
     .await;
     let observed = bench
-        .until_condition("hub", ConditionType::TLSReady, "True", Reason::CertificateReady)
+        .until_hub(ConditionType::TLSReady, "True", Reason::CertificateReady)
         .await;
     assert!(
         observed.message.starts_with("certificate valid until"),
@@ -405,7 +405,7 @@ async fn rejected_spec_still_renews_certificates() {
     assert_ne!(delivered(&bench).await, second);
     assert_eq!(versions(&bench).await, untouched);
     let refused = bench
-        .until_condition("hub", ConditionType::Accepted, "False", Reason::ReferenceNotFound)
+        .until_hub(ConditionType::Accepted, "False", Reason::ReferenceNotFound)
         .await;
     assert!(refused.message.contains("nowhere"), "{}", refused.message);
 }
@@ -420,12 +420,12 @@ async fn paused_mirror_certificate_is_reported_then_renewed() {
     let paused = |yes: bool| json!({"spec": {"paused": yes}});
     bench.merge::<RegistryMirror>("hub", paused(true)).await;
     bench
-        .until_condition("hub", ConditionType::Paused, "True", Reason::PausedBySpec)
+        .until_hub(ConditionType::Paused, "True", Reason::PausedBySpec)
         .await;
     let (first, mark) = (delivered(&bench).await, bench.mark().await);
     look_at(&bench, &clock, 76 * DAY).await;
     let observed = bench
-        .until_condition("hub", ConditionType::TLSReady, "True", Reason::Expiring)
+        .until_hub(ConditionType::TLSReady, "True", Reason::Expiring)
         .await;
     assert!(
         observed.message.contains("set spec.paused to false"),
@@ -444,10 +444,10 @@ async fn paused_mirror_certificate_is_reported_then_renewed() {
     .await;
     look_at(&bench, &clock, 15 * DAY).await;
     bench
-        .until_condition("hub", ConditionType::TLSReady, "False", Reason::Expired)
+        .until_hub(ConditionType::TLSReady, "False", Reason::Expired)
         .await;
     bench
-        .until_condition("hub", ConditionType::Ready, "False", Reason::Expired)
+        .until_hub(ConditionType::Ready, "False", Reason::Expired)
         .await;
     assert_eq!(delivered(&bench).await, first);
     let writes = bench.writes(mark);
@@ -458,7 +458,7 @@ async fn paused_mirror_certificate_is_reported_then_renewed() {
 
     bench.merge::<RegistryMirror>("hub", paused(false)).await;
     bench
-        .until_condition("hub", ConditionType::TLSReady, "True", Reason::CertificateReady)
+        .until_hub(ConditionType::TLSReady, "True", Reason::CertificateReady)
         .await;
     assert_ne!(delivered(&bench).await, first);
 }
@@ -487,12 +487,12 @@ async fn secret_renewal_reaches_servers_of_rejected_spec() {
     spec["tls"] = json!({"mode": "Secret", "secretName": "serving"});
     bench.mirror("hub", spec.clone()).await;
     bench
-        .until_condition("hub", ConditionType::TLSReady, "True", Reason::CertificateReady)
+        .until_hub(ConditionType::TLSReady, "True", Reason::CertificateReady)
         .await;
     spec["upstreams"][0]["tls"] = json!({"caBundleRef": {"kind": "ConfigMap", "name": "nowhere"}});
     bench.mirror("hub", spec).await;
     bench
-        .until_condition("hub", ConditionType::Accepted, "False", Reason::ReferenceNotFound)
+        .until_hub(ConditionType::Accepted, "False", Reason::ReferenceNotFound)
         .await;
     let first = delivered(&bench).await;
     bench.secret("serving", pair(&clock, 90 * DAY, 90 * DAY)).await;
@@ -508,6 +508,6 @@ async fn secret_renewal_reaches_servers_of_rejected_spec() {
     })
     .await;
     bench
-        .until_condition("hub", ConditionType::TLSReady, "True", Reason::CertificateReady)
+        .until_hub(ConditionType::TLSReady, "True", Reason::CertificateReady)
         .await;
 }

@@ -52,7 +52,7 @@ async fn mirror_owns_all_its_objects() {
             .contains("app.kubernetes.io/instance=hub")
     );
     let pending = bench
-        .until_condition("hub", ConditionType::Ready, "False", Reason::ClaimPending)
+        .until_hub(ConditionType::Ready, "False", Reason::ClaimPending)
         .await;
     assert!(pending.message.contains("cache-hub-0"), "{}", pending.message);
 }
@@ -69,7 +69,7 @@ async fn ephemeral_mirror_is_a_deployment() {
     ));
     assert!(bench.get::<StatefulSet>("hub").await.is_none());
     let status = bench
-        .until_condition("hub", ConditionType::Ready, "False", Reason::NoReadyReplicas)
+        .until_hub(ConditionType::Ready, "False", Reason::NoReadyReplicas)
         .await;
     assert!(
         status.message.contains("0 of 1 replicas are ready"),
@@ -161,7 +161,7 @@ async fn static_setting_rolls_the_pods() {
         })
         .await;
     bench
-        .until_condition("hub", ConditionType::Progressing, "True", Reason::RollingOut)
+        .until_hub(ConditionType::Progressing, "True", Reason::RollingOut)
         .await;
 }
 
@@ -269,7 +269,7 @@ async fn paused_mirror_is_not_changed() {
     spec["replicas"] = json!(3);
     bench.mirror("hub", spec.clone()).await;
     bench
-        .until_condition("hub", ConditionType::Paused, "True", Reason::PausedBySpec)
+        .until_hub(ConditionType::Paused, "True", Reason::PausedBySpec)
         .await;
     bench.delete::<ConfigMap>("hub-config").await;
     // An operator that starts reads everything.
@@ -367,10 +367,10 @@ async fn scaling_creates_and_never_deletes_pvcs() {
         })
         .await;
     bench
-        .until_condition("hub", ConditionType::Available, "False", Reason::ScaledToZero)
+        .until_hub(ConditionType::Available, "False", Reason::ScaledToZero)
         .await;
     bench
-        .until_condition("hub", ConditionType::Ready, "False", Reason::ScaledToZero)
+        .until_hub(ConditionType::Ready, "False", Reason::ScaledToZero)
         .await;
     for claim in ["cache-hub-0", "cache-hub-1"] {
         let claim = bench.get::<PersistentVolumeClaim>(claim).await.unwrap();

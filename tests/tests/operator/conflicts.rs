@@ -26,7 +26,7 @@ async fn users_secret_with_child_name_is_kept() {
     bench.start_operator().await;
     bench.mirror("hub", ephemeral()).await;
     let refused = bench
-        .until_condition("hub", ConditionType::Accepted, "False", Reason::NameConflict)
+        .until_hub(ConditionType::Accepted, "False", Reason::NameConflict)
         .await;
     assert!(
         refused
@@ -42,7 +42,7 @@ async fn users_secret_with_child_name_is_kept() {
     let after = bench.get::<Secret>("hub-credentials").await.unwrap();
     assert_eq!(after.resource_version(), before.resource_version());
     bench
-        .until_condition("hub", ConditionType::Ready, "False", Reason::NameConflict)
+        .until_hub(ConditionType::Ready, "False", Reason::NameConflict)
         .await;
 
     // The name is set free.
@@ -72,7 +72,7 @@ async fn users_object_with_operator_label_is_kept() {
     let claim: PersistentVolumeClaim = bench.apply(claim).await;
     bench.mirror("hub", with_claims("1Gi")).await;
     bench
-        .until_condition("hub", ConditionType::Accepted, "False", Reason::NameConflict)
+        .until_hub(ConditionType::Accepted, "False", Reason::NameConflict)
         .await;
     let version = |object: Option<String>| object;
     assert_eq!(
@@ -128,10 +128,10 @@ async fn refused_child_makes_spec_unaccepted() {
     };
     bench.mirror("hub", with_address("192.0.2.1")).await;
     let refused = bench
-        .until_condition("hub", ConditionType::Accepted, "False", Reason::InvalidSpec)
+        .until_hub(ConditionType::Accepted, "False", Reason::InvalidSpec)
         .await;
     bench
-        .until_condition("hub", ConditionType::Ready, "False", Reason::InvalidSpec)
+        .until_hub(ConditionType::Ready, "False", Reason::InvalidSpec)
         .await;
     assert!(
         refused.message.contains("Service hub rejected by"),
@@ -145,7 +145,7 @@ async fn refused_child_makes_spec_unaccepted() {
     odd["pod"] = json!({"resources": {"limits": {"memory": "lots"}}});
     bench.mirror("hub", odd).await;
     let refused = bench
-        .until_condition("hub", ConditionType::Accepted, "False", Reason::InvalidSpec)
+        .until_hub(ConditionType::Accepted, "False", Reason::InvalidSpec)
         .await;
     assert!(
         refused.message.contains("Deployment hub rejected by") && refused.message.contains("quantities"),
@@ -295,7 +295,7 @@ async fn comes_second(kind: Kind, name: &str, has_policies: bool) {
     let before = api.create(&PostParams::default(), &object).await.unwrap();
     drop(held);
     let refused = bench
-        .until_condition("hub", ConditionType::Accepted, "False", Reason::NameConflict)
+        .until_hub(ConditionType::Accepted, "False", Reason::NameConflict)
         .await;
     let words = format!("{kind} {name} exists already");
     assert!(refused.message.starts_with(&words), "{}", refused.message);

@@ -25,12 +25,7 @@ async fn changed_secret_reaches_pods_without_rollout() {
     let credentials = status.upstreams[0].credentials.clone().unwrap();
     assert_eq!((credentials.secret.as_str(), credentials.version), ("quay", 1));
     bench
-        .until_condition(
-            "hub",
-            ConditionType::CredentialsValid,
-            "Unknown",
-            Reason::Unverified,
-        )
+        .until_hub(ConditionType::CredentialsValid, "Unknown", Reason::Unverified)
         .await;
     let pods = bench.api::<Pod>();
     let pod = soon("Pod", async || {
@@ -76,12 +71,7 @@ async fn missing_secret_is_a_condition_until_created() {
     let bench = Bench::start("missing").await;
     bench.mirror("hub", with_credentials("quay")).await;
     let missing = bench
-        .until_condition(
-            "hub",
-            ConditionType::CredentialsValid,
-            "False",
-            Reason::SecretNotFound,
-        )
+        .until_hub(ConditionType::CredentialsValid, "False", Reason::SecretNotFound)
         .await;
     assert!(
         missing.message.contains("quay.io: Secret quay not found"),
@@ -100,12 +90,7 @@ async fn missing_secret_is_a_condition_until_created() {
         .secret("quay", json!({"username": "ann", "password": "pw"}))
         .await;
     bench
-        .until_condition(
-            "hub",
-            ConditionType::CredentialsValid,
-            "Unknown",
-            Reason::Unverified,
-        )
+        .until_hub(ConditionType::CredentialsValid, "Unknown", Reason::Unverified)
         .await;
     let events = bench.api::<Event>();
     soon("events of both transitions", async || {
@@ -130,12 +115,7 @@ async fn malformed_secret_keeps_issued_credentials() {
         .secret("quay", json!({"user": "ann", "pass": "canary-7f3a"}))
         .await;
     let malformed = bench
-        .until_condition(
-            "hub",
-            ConditionType::CredentialsValid,
-            "False",
-            Reason::SecretMalformed,
-        )
+        .until_hub(ConditionType::CredentialsValid, "False", Reason::SecretMalformed)
         .await;
     assert!(
         malformed.message.contains("has no key username: add it"),
@@ -187,7 +167,7 @@ async fn missing_ca_bundle_blocks_the_spec() {
     });
     bench.mirror("hub", spec).await;
     let missing = bench
-        .until_condition("hub", ConditionType::Accepted, "False", Reason::ReferenceNotFound)
+        .until_hub(ConditionType::Accepted, "False", Reason::ReferenceNotFound)
         .await;
     assert!(
         missing
@@ -197,7 +177,7 @@ async fn missing_ca_bundle_blocks_the_spec() {
         missing.message
     );
     bench
-        .until_condition("hub", ConditionType::Ready, "False", Reason::ReferenceNotFound)
+        .until_hub(ConditionType::Ready, "False", Reason::ReferenceNotFound)
         .await;
     assert!(bench.get::<Deployment>("hub").await.is_none());
 
@@ -206,15 +186,10 @@ async fn missing_ca_bundle_blocks_the_spec() {
         .apply::<k8s_openapi::api::core::v1::ConfigMap>(map("not PEM"))
         .await;
     bench
-        .until_condition(
-            "hub",
-            ConditionType::Accepted,
-            "False",
-            Reason::ReferenceMalformed,
-        )
+        .until_hub(ConditionType::Accepted, "False", Reason::ReferenceMalformed)
         .await;
     bench
-        .until_condition("hub", ConditionType::Ready, "False", Reason::ReferenceMalformed)
+        .until_hub(ConditionType::Ready, "False", Reason::ReferenceMalformed)
         .await;
     let pem = authority();
     bench

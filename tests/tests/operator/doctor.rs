@@ -86,10 +86,10 @@ async fn doctor_reports_healthy_cluster_and_risks() {
     let _kubelet = kubelet(&bench).await;
     bench.mirror("hub", ephemeral()).await;
     bench
-        .until_condition("hub", ConditionType::Ready, "True", Reason::Serving)
+        .until_hub(ConditionType::Ready, "True", Reason::Serving)
         .await;
     bench
-        .until_condition("hub", ConditionType::Progressing, "False", Reason::RolledOut)
+        .until_hub(ConditionType::Progressing, "False", Reason::RolledOut)
         .await;
     let reported = soon("a report without problems", async || {
         // Files for nodes come once the Service has its address.
@@ -178,7 +178,7 @@ async fn doctor_with_few_permissions_warns_once() {
     let _kubelet = kubelet(&bench).await;
     bench.mirror("hub", ephemeral()).await;
     bench
-        .until_condition("hub", ConditionType::Ready, "True", Reason::Serving)
+        .until_hub(ConditionType::Ready, "True", Reason::Serving)
         .await;
     let namespace = bench.namespace.name();
     let rule =
@@ -225,7 +225,7 @@ async fn doctor_reports_missing_secret_by_name() {
     let _kubelet = kubelet(&bench).await;
     bench.mirror("hub", with_credentials("quay")).await;
     bench
-        .until_condition("hub", ConditionType::Available, "True", Reason::ReplicasReady)
+        .until_hub(ConditionType::Available, "True", Reason::ReplicasReady)
         .await;
     let reported = soon("a report of the Secret alone", async || {
         let reported = on(&bench, &[]).await;
@@ -413,7 +413,7 @@ async fn doctor_reports_blocking_disruption_budget() {
     let _kubelet = kubelet(&bench).await;
     bench.mirror("hub", ephemeral()).await;
     bench
-        .until_condition("hub", ConditionType::Ready, "True", Reason::Serving)
+        .until_hub(ConditionType::Ready, "True", Reason::Serving)
         .await;
     let selector = json!({"matchLabels": {"app.kubernetes.io/instance": "hub"}});
     let budget = json!({"metadata": {"name": "strict"}, "spec": {"minAvailable": 1, "selector": selector}});

@@ -179,7 +179,7 @@ async fn unowned_object_is_adopted_by_marks_only() {
     bench.merge::<Secret>("hub-credentials", stranger).await;
     bench.start_operator().await;
     let reported = bench
-        .until_condition("hub", ConditionType::Accepted, "False", Reason::NameConflict)
+        .until_hub(ConditionType::Accepted, "False", Reason::NameConflict)
         .await;
     let words = "Secret hub-credentials exists already";
     assert!(reported.message.starts_with(words), "{}", reported.message);
@@ -229,7 +229,7 @@ async fn lost_pvc_is_recreated_after_its_pod() {
     let _kubelet = kubelet(&bench).await;
     bench.mirror("hub", with_claims("1Gi")).await;
     bench
-        .until_condition("hub", ConditionType::Ready, "True", Reason::Serving)
+        .until_hub(ConditionType::Ready, "True", Reason::Serving)
         .await;
     let before = bench
         .get::<PersistentVolumeClaim>("cache-hub-0")
@@ -254,7 +254,7 @@ async fn lost_pvc_is_recreated_after_its_pod() {
         })
         .await;
     bench
-        .until_condition("hub", ConditionType::Ready, "True", Reason::Serving)
+        .until_hub(ConditionType::Ready, "True", Reason::Serving)
         .await;
 }
 

@@ -74,7 +74,7 @@ async fn client_ca_rotates_without_restart() {
         .await;
     bench.mirror("hub", spec()).await;
     let missing = bench
-        .until_condition("hub", ConditionType::Accepted, "False", Reason::ReferenceNotFound)
+        .until_hub(ConditionType::Accepted, "False", Reason::ReferenceNotFound)
         .await;
     assert!(
         missing.message.contains("spec.tls.clientCARef"),
@@ -84,7 +84,7 @@ async fn client_ca_rotates_without_restart() {
 
     trust(&bench, &first).await;
     bench
-        .until_condition("hub", ConditionType::Ready, "True", Reason::Serving)
+        .until_hub(ConditionType::Ready, "True", Reason::Serving)
         .await;
     let pod = pods(&bench).await.remove(0);
     let ip: IpAddr = address(&pod).parse().unwrap();

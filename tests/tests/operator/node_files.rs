@@ -210,7 +210,7 @@ async fn mirrored(bench: &Bench, mut spec: Value) -> Upstream {
     spec["upstreams"] = json!(HOSTS.map(|host| json!({"host": host, "remoteURL": upstream.url()})));
     bench.mirror("hub", spec).await;
     bench
-        .until_condition("hub", ConditionType::Ready, "True", Reason::Serving)
+        .until_hub(ConditionType::Ready, "True", Reason::Serving)
         .await;
     upstream
 }

@@ -110,12 +110,7 @@ async fn thousand_nodes_cost_one_write_per_change() {
     managed(&bench, "hub").await;
     until_nodes(&bench, numbers(1000, 1000, 0)).await;
     bench
-        .until_condition(
-            "hub",
-            ConditionType::NodesConfigured,
-            "True",
-            Reason::AllNodesConfigured,
-        )
+        .until_hub(ConditionType::NodesConfigured, "True", Reason::AllNodesConfigured)
         .await;
     bench.until_nothing_is_written().await;
 
@@ -125,7 +120,7 @@ async fn thousand_nodes_cost_one_write_per_change() {
     }
     until_nodes(&bench, numbers(1000, 0, 1000)).await;
     let bypassed = bench
-        .until_condition("hub", ConditionType::NodesConfigured, "False", Reason::Bypassed)
+        .until_hub(ConditionType::NodesConfigured, "False", Reason::Bypassed)
         .await;
     assert!(
         bypassed
@@ -281,12 +276,7 @@ async fn mirror_without_agents_is_reported() {
     let bench = Bench::start("agentless").await;
     managed(&bench, "hub").await;
     let absent = bench
-        .until_condition(
-            "hub",
-            ConditionType::NodesConfigured,
-            "False",
-            Reason::AgentAbsent,
-        )
+        .until_hub(ConditionType::NodesConfigured, "False", Reason::AgentAbsent)
         .await;
     assert!(absent.message.contains("nodeAgent.enabled"), "{}", absent.message);
     until_nodes(&bench, numbers(0, 0, 0)).await;
@@ -319,7 +309,7 @@ async fn node_that_pulled_is_counted() {
     });
     bench.mirror("hub", spec).await;
     bench
-        .until_condition("hub", ConditionType::Ready, "True", Reason::Serving)
+        .until_hub(ConditionType::Ready, "True", Reason::Serving)
         .await;
     until_nodes(&bench, numbers(3, 3, 0)).await;
     for node in ["127.0.7.1", "127.0.7.2"] {
@@ -386,7 +376,7 @@ async fn doctor_lists_nodes_and_their_pulls() {
     });
     bench.mirror("hub", spec).await;
     bench
-        .until_condition("hub", ConditionType::Ready, "True", Reason::Serving)
+        .until_hub(ConditionType::Ready, "True", Reason::Serving)
         .await;
     pull_from(&bench, "127.0.8.1").await;
     let namespace = bench.namespace.name();

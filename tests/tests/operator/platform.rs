@@ -64,7 +64,7 @@ async fn restrict(bench: &Bench) -> Policy {
 
 async fn until_serving(bench: &Bench) -> PodSecurityContext {
     bench
-        .until_condition("hub", ConditionType::Ready, "True", Reason::Serving)
+        .until_hub(ConditionType::Ready, "True", Reason::Serving)
         .await;
     let pod = pods(bench).await.remove(0);
     pod.spec.unwrap().security_context.unwrap()

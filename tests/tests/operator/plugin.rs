@@ -42,7 +42,7 @@ async fn status_shows_a_mirror_and_suggests_names() {
     let _kubelet = kubelet(&bench).await;
     bench.mirror("hub", ephemeral()).await;
     bench
-        .until_condition("hub", ConditionType::Ready, "True", Reason::Serving)
+        .until_hub(ConditionType::Ready, "True", Reason::Serving)
         .await;
     let (scratch, namespace) = (Scratch::new("status").unwrap(), bench.namespace.name());
     let one = plugin(

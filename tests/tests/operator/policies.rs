@@ -247,7 +247,7 @@ async fn unstored_ca_key_issues_no_certificate() {
     spec["cache"] = json!({"tagTTL": "2m"});
     bench.mirror("hub", spec).await;
     bench
-        .until_condition("hub", ConditionType::TLSReady, "True", Reason::CertificateReady)
+        .until_hub(ConditionType::TLSReady, "True", Reason::CertificateReady)
         .await;
     assert!(bench.get::<ConfigMap>("hub-ca").await.is_some());
 }

@@ -48,18 +48,18 @@ async fn certificate_renews_and_survives_secret_deletion() {
     spec["tls"] = json!({"mode": "Secret", "secretName": "serving"});
     bench.mirror("hub", spec).await;
     bench
-        .until_condition("hub", ConditionType::TLSReady, "False", Reason::SecretNotFound)
+        .until_hub(ConditionType::TLSReady, "False", Reason::SecretNotFound)
         .await;
     bench
-        .until_condition("hub", ConditionType::Accepted, "False", Reason::ReferenceNotFound)
+        .until_hub(ConditionType::Accepted, "False", Reason::ReferenceNotFound)
         .await;
     let (old, new) = (Authority::new("old").unwrap(), Authority::new("new").unwrap());
     bench.secret("serving", pair(&old)).await;
     bench
-        .until_condition("hub", ConditionType::Ready, "True", Reason::Serving)
+        .until_hub(ConditionType::Ready, "True", Reason::Serving)
         .await;
     bench
-        .until_condition("hub", ConditionType::TLSReady, "True", Reason::CertificateReady)
+        .until_hub(ConditionType::TLSReady, "True", Reason::CertificateReady)
         .await;
     let before = pods(&bench).await.remove(0);
     assert_eq!(ask(&before, &old, None).await, Some(StatusCode::OK));
@@ -77,7 +77,7 @@ async fn certificate_renews_and_survives_secret_deletion() {
         .secret("serving", json!({"tls.crt": "none", "tls.key": "none"}))
         .await;
     let malformed = bench
-        .until_condition("hub", ConditionType::TLSReady, "False", Reason::Malformed)
+        .until_hub(ConditionType::TLSReady, "False", Reason::Malformed)
         .await;
     assert!(
         malformed.message.contains("Secret serving: ")
@@ -94,10 +94,10 @@ async fn certificate_renews_and_survives_secret_deletion() {
         .await
         .unwrap();
     bench
-        .until_condition("hub", ConditionType::TLSReady, "False", Reason::SecretNotFound)
+        .until_hub(ConditionType::TLSReady, "False", Reason::SecretNotFound)
         .await;
     bench
-        .until_condition("hub", ConditionType::Ready, "False", Reason::SecretNotFound)
+        .until_hub(ConditionType::Ready, "False", Reason::SecretNotFound)
         .await;
     assert_eq!(ask(&before, &new, None).await, Some(StatusCode::OK));
     let after = pods(&bench).await.remove(0);
@@ -116,11 +116,11 @@ async fn only_listed_users_pull() {
     spec["access"] = json!({"mode": "Basic", "htpasswdSecretRef": {"name": "users"}});
     bench.mirror("hub", spec).await;
     bench
-        .until_condition("hub", ConditionType::Accepted, "False", Reason::ReferenceNotFound)
+        .until_hub(ConditionType::Accepted, "False", Reason::ReferenceNotFound)
         .await;
     bench.secret("users", users("one")).await;
     bench
-        .until_condition("hub", ConditionType::Ready, "True", Reason::Serving)
+        .until_hub(ConditionType::Ready, "True", Reason::Serving)
         .await;
     let pod = pods(&bench).await.remove(0);
     assert_eq!(ask(&pod, &authority, None).await, Some(StatusCode::UNAUTHORIZED));
@@ -134,12 +134,7 @@ async fn only_listed_users_pull() {
         .secret("users", json!({"htpasswd": "ann:in-clear-text"}))
         .await;
     let refused = bench
-        .until_condition(
-            "hub",
-            ConditionType::Accepted,
-            "False",
-            Reason::ReferenceMalformed,
-        )
+        .until_hub(ConditionType::Accepted, "False", Reason::ReferenceMalformed)
         .await;
     assert!(!refused.message.contains("in-clear-text"), "{}", refused.message);
     assert_eq!(ask(&pod, &authority, None).await, Some(StatusCode::UNAUTHORIZED));
@@ -147,7 +142,7 @@ async fn only_listed_users_pull() {
 
     bench.delete::<Secret>("users").await;
     bench
-        .until_condition("hub", ConditionType::Accepted, "False", Reason::ReferenceNotFound)
+        .until_hub(ConditionType::Accepted, "False", Reason::ReferenceNotFound)
         .await;
     assert_eq!(ask(&pod, &authority, None).await, Some(StatusCode::UNAUTHORIZED));
     assert_eq!(ask(&pod, &authority, Some("one")).await, Some(StatusCode::OK));

@@ -36,11 +36,10 @@ async fn mirror(bench: &Bench, upstream: &Upstream) {
     });
     bench.mirror("hub", spec).await;
     bench
-        .until_condition("hub", ConditionType::Ready, "True", Reason::Serving)
+        .until_hub(ConditionType::Ready, "True", Reason::Serving)
         .await;
     bench
-        .until_condition(
-            "hub",
+        .until_hub(
             ConditionType::CredentialsValid,
             "True",
             Reason::CredentialsAccepted,
@@ -76,7 +75,7 @@ async fn unread_credentials_are_loading_and_ready() {
         .secret("quay", json!({"username": "ann2", "password": "pw"}))
         .await;
     let loading = bench
-        .until_condition("hub", ConditionType::CredentialsValid, "Unknown", Reason::Loading)
+        .until_hub(ConditionType::CredentialsValid, "Unknown", Reason::Loading)
         .await;
     assert!(
         loading
@@ -88,8 +87,7 @@ async fn unread_credentials_are_loading_and_ready() {
     assert!(is_ready(&bench).await);
     kubelet.hold_volumes(false);
     bench
-        .until_condition(
-            "hub",
+        .until_hub(
             ConditionType::CredentialsValid,
             "True",
             Reason::CredentialsAccepted,
@@ -111,12 +109,7 @@ async fn rate_limited_upstream_is_reported_and_ready() {
     })
     .await;
     let limited = bench
-        .until_condition(
-            "hub",
-            ConditionType::UpstreamReachable,
-            "False",
-            Reason::RateLimited,
-        )
+        .until_hub(ConditionType::UpstreamReachable, "False", Reason::RateLimited)
         .await;
     assert!(
         limited.message.contains("registry.example"),
@@ -178,7 +171,7 @@ async fn full_disk_is_reported_while_pulls_continue() {
     let upstream = upstream().await;
     mirror(&bench, &upstream).await;
     let full = bench
-        .until_condition("hub", ConditionType::StorageReady, "False", Reason::Full)
+        .until_hub(ConditionType::StorageReady, "False", Reason::Full)
         .await;
     assert!(
         full.message.contains("can store no content") && full.message.contains("pulls continue"),
@@ -203,16 +196,11 @@ async fn malformed_certificate_is_reported_until_fixed() {
     spec["tls"] = json!({"mode": "Secret", "secretName": "serving"});
     bench.mirror("hub", spec).await;
     let observed = bench
-        .until_condition("hub", ConditionType::TLSReady, "False", Reason::Malformed)
+        .until_hub(ConditionType::TLSReady, "False", Reason::Malformed)
         .await;
     assert!(observed.message.contains("serving"), "{}", observed.message);
     bench
-        .until_condition(
-            "hub",
-            ConditionType::Accepted,
-            "False",
-            Reason::ReferenceMalformed,
-        )
+        .until_hub(ConditionType::Accepted, "False", Reason::ReferenceMalformed)
         .await;
     let leaf = Authority::new("repaired").unwrap().serving(&["hub"]).unwrap();
     bench
@@ -222,7 +210,7 @@ async fn malformed_certificate_is_reported_until_fixed() {
         )
         .await;
     bench
-        .until_condition("hub", ConditionType::TLSReady, "True", Reason::CertificateReady)
+        .until_hub(ConditionType::TLSReady, "True", Reason::CertificateReady)
         .await;
 
     // Of one that comes later the spec is acted on, with the certificate that was good.
@@ -230,7 +218,7 @@ async fn malformed_certificate_is_reported_until_fixed() {
         .secret("serving", json!({"tls.crt": "no certificate any more"}))
         .await;
     bench
-        .until_condition("hub", ConditionType::Ready, "False", Reason::Malformed)
+        .until_hub(ConditionType::Ready, "False", Reason::Malformed)
         .await;
     bench.until_accepted("hub").await;
 }

@@ -25,10 +25,10 @@ async fn servers_without_service_make_no_mirror_ready() {
     allow_none(&bench, "services").await;
     bench.mirror("hub", ephemeral()).await;
     bench
-        .until_condition("hub", ConditionType::Available, "True", Reason::ReplicasReady)
+        .until_hub(ConditionType::Available, "True", Reason::ReplicasReady)
         .await;
     let observed = bench
-        .until_condition("hub", ConditionType::Ready, "False", Reason::RollingOut)
+        .until_hub(ConditionType::Ready, "False", Reason::RollingOut)
         .await;
     assert!(
         observed
@@ -39,7 +39,7 @@ async fn servers_without_service_make_no_mirror_ready() {
     );
     bench.delete::<ResourceQuota>("no-more").await;
     bench
-        .until_condition("hub", ConditionType::Ready, "True", Reason::Serving)
+        .until_hub(ConditionType::Ready, "True", Reason::Serving)
         .await;
 }
 

@@ -104,12 +104,7 @@ async fn second_operator_stands_by_and_reports_conflict() {
     let rivals = Rivals::start("rivals").await;
     let bench = &rivals.bench;
     let reported = bench
-        .until_condition(
-            "hub",
-            ConditionType::OperatorConflict,
-            "True",
-            Reason::ManagedByAnother,
-        )
+        .until_hub(ConditionType::OperatorConflict, "True", Reason::ManagedByAnother)
         .await;
     for name in ["first", "second"] {
         assert!(
@@ -149,12 +144,7 @@ async fn second_operator_takes_over_after_the_first() {
     let mut rivals = Rivals::start("takeover").await;
     rivals
         .bench
-        .until_condition(
-            "hub",
-            ConditionType::OperatorConflict,
-            "True",
-            Reason::ManagedByAnother,
-        )
+        .until_hub(ConditionType::OperatorConflict, "True", Reason::ManagedByAnother)
         .await;
     rivals.first.daemon.terminate().unwrap();
     assert_eq!(rivals.first.code().await, Some(0));
@@ -169,12 +159,7 @@ async fn second_operator_takes_over_after_the_first() {
     let first = start(&rivals.bench, &rivals.scratch, "first", "registry-mirror:first").await;
     rivals
         .bench
-        .until_condition(
-            "hub",
-            ConditionType::OperatorConflict,
-            "True",
-            Reason::ManagedByAnother,
-        )
+        .until_hub(ConditionType::OperatorConflict, "True", Reason::ManagedByAnother)
         .await;
     // One that ends takes back what it reported.
     let mut first = first;
@@ -206,12 +191,7 @@ async fn unreadable_lease_of_manager_is_reported() {
     record(Some("kube-system/gone")).await;
     let _process = start(&bench, &scratch, "second", "registry-mirror:second").await;
     let reported = bench
-        .until_condition(
-            "hub",
-            ConditionType::OperatorConflict,
-            "True",
-            Reason::ManagedByAnother,
-        )
+        .until_hub(ConditionType::OperatorConflict, "True", Reason::ManagedByAnother)
         .await;
     for words in [
         "may not read the Lease of kube-system/gone",

@@ -97,7 +97,7 @@ impl Stage {
     async fn until(&self, status: &str, reason: Reason) -> String {
         let condition = self
             .bench
-            .until_condition("hub", ConditionType::CredentialsValid, status, reason)
+            .until_hub(ConditionType::CredentialsValid, status, reason)
             .await;
         condition.message
     }
@@ -277,7 +277,7 @@ async fn rejected_password_keeps_last_good_per_upstream() {
     pulls.end().await;
     stage
         .bench
-        .until_condition("hub", ConditionType::Ready, "True", Reason::Serving)
+        .until_hub(ConditionType::Ready, "True", Reason::Serving)
         .await;
 
     // One more replica, and one in place of the first: both begin with the last good ones.
@@ -331,7 +331,7 @@ async fn missing_first_credential_refuses_misses() {
     refused("no credential").await;
     stage
         .bench
-        .until_condition("hub", ConditionType::Ready, "False", Reason::SecretNotFound)
+        .until_hub(ConditionType::Ready, "False", Reason::SecretNotFound)
         .await;
     stage
         .bench
@@ -340,7 +340,7 @@ async fn missing_first_credential_refuses_misses() {
     stage.until("False", Reason::SecretMalformed).await;
     stage
         .bench
-        .until_condition("hub", ConditionType::Ready, "False", Reason::SecretMalformed)
+        .until_hub(ConditionType::Ready, "False", Reason::SecretMalformed)
         .await;
     refused("no credential").await;
     stage.bench.delete::<Secret>("a").await;
@@ -355,7 +355,7 @@ async fn missing_first_credential_refuses_misses() {
     refused("reject").await;
     stage
         .bench
-        .until_condition("hub", ConditionType::Ready, "False", Reason::UpstreamRejected)
+        .until_hub(ConditionType::Ready, "False", Reason::UpstreamRejected)
         .await;
     assert_eq!(
         stage.last_good().await,
@@ -442,7 +442,7 @@ async fn failing_upstream_is_reported_and_ready() {
     assert_eq!(pull(&pod, "a").await.0, 200);
     stage
         .bench
-        .until_condition("hub", ConditionType::UpstreamReachable, "True", Reason::Reachable)
+        .until_hub(ConditionType::UpstreamReachable, "True", Reason::Reachable)
         .await;
     stage.upstream.go_down();
     soon("a pull that fails", async || {
@@ -451,12 +451,7 @@ async fn failing_upstream_is_reported_and_ready() {
     .await;
     let condition = stage
         .bench
-        .until_condition(
-            "hub",
-            ConditionType::UpstreamReachable,
-            "False",
-            Reason::Unreachable,
-        )
+        .until_hub(ConditionType::UpstreamReachable, "False", Reason::Unreachable)
         .await;
     assert!(condition.message.contains("a.example"), "{}", condition.message);
     let mirror = stage.bench.get::<RegistryMirror>("hub").await.unwrap();
@@ -489,7 +484,7 @@ async fn other_secret_is_used_once_proven() {
     assert!(stage.last_good().await.contains("\"u0\""));
     stage
         .bench
-        .until_condition("hub", ConditionType::Ready, "True", Reason::Serving)
+        .until_hub(ConditionType::Ready, "True", Reason::Serving)
         .await;
     let mark = reload_mark(&stage).await;
     stage.opaque("b", "u1").await;

@@ -85,7 +85,7 @@ async fn taken_address_is_reported_and_reclaimed() {
     bench.apply::<Service>(thief).await;
     bench.start_operator().await;
     let reported = bench
-        .until_condition("hub", ConditionType::Accepted, "False", Reason::AddressTaken)
+        .until_hub(ConditionType::Accepted, "False", Reason::AddressTaken)
         .await;
     assert!(reported.message.contains(&url), "{}", reported.message);
     assert!(
@@ -94,7 +94,7 @@ async fn taken_address_is_reported_and_reclaimed() {
         reported.message
     );
     bench
-        .until_condition("hub", ConditionType::Ready, "False", Reason::AddressTaken)
+        .until_hub(ConditionType::Ready, "False", Reason::AddressTaken)
         .await;
     soon("a warning", async || {
         let events = bench.api::<Event>().list(&ListParams::default()).await.unwrap();
@@ -135,7 +135,7 @@ async fn taken_address_is_released_on_request() {
     bench.delete::<Service>("free").await;
     bench.start_operator().await;
     bench
-        .until_condition("hub", ConditionType::Accepted, "False", Reason::AddressTaken)
+        .until_hub(ConditionType::Accepted, "False", Reason::AddressTaken)
         .await;
     bench
         .mirror("hub", with_service(json!({"clusterIP": free})))

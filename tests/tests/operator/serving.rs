@@ -25,19 +25,19 @@ async fn mirror_with_pvcs_becomes_ready() {
     spec["replicas"] = json!(2);
     bench.mirror("hub", spec).await;
     bench
-        .until_condition("hub", ConditionType::Ready, "True", Reason::Serving)
+        .until_hub(ConditionType::Ready, "True", Reason::Serving)
         .await;
     bench
-        .until_condition("hub", ConditionType::Accepted, "True", Reason::SpecAccepted)
+        .until_hub(ConditionType::Accepted, "True", Reason::SpecAccepted)
         .await;
     bench
-        .until_condition("hub", ConditionType::Available, "True", Reason::ReplicasReady)
+        .until_hub(ConditionType::Available, "True", Reason::ReplicasReady)
         .await;
     bench
-        .until_condition("hub", ConditionType::Progressing, "False", Reason::RolledOut)
+        .until_hub(ConditionType::Progressing, "False", Reason::RolledOut)
         .await;
     bench
-        .until_condition("hub", ConditionType::StorageReady, "True", Reason::VolumeReady)
+        .until_hub(ConditionType::StorageReady, "True", Reason::VolumeReady)
         .await;
     let status = bench.get::<RegistryMirror>("hub").await.unwrap().status.unwrap();
     assert_eq!((status.replicas, status.ready_replicas), (2, 2));
@@ -84,7 +84,7 @@ async fn rotated_password_loads_without_restart() {
         )
         .await;
     bench
-        .until_condition("hub", ConditionType::Ready, "True", Reason::Serving)
+        .until_hub(ConditionType::Ready, "True", Reason::Serving)
         .await;
     let pod = pods(&bench).await.remove(0);
     let pull = async |tag: &str| {
@@ -161,7 +161,7 @@ async fn ca_bundles_change_without_restart() {
     spec["cache"] = json!({"tagTTL": "0s", "staleIfError": "0s"});
     bench.mirror("hub", spec.clone()).await;
     bench
-        .until_condition("hub", ConditionType::Ready, "True", Reason::Serving)
+        .until_hub(ConditionType::Ready, "True", Reason::Serving)
         .await;
     let pod = pods(&bench).await.remove(0);
 
@@ -170,7 +170,7 @@ async fn ca_bundles_change_without_restart() {
     spec["upstreams"] = json!([{"host": "quay.io"}, upstream("two", &two)]);
     bench.mirror("hub", spec.clone()).await;
     bench
-        .until_condition("hub", ConditionType::Progressing, "False", Reason::RolledOut)
+        .until_hub(ConditionType::Progressing, "False", Reason::RolledOut)
         .await;
     soon("two", async || {
         (asks_for(&pod, "two.example.com").await != StatusCode::NOT_FOUND).then_some(())
@@ -199,13 +199,13 @@ async fn ca_bundles_change_without_restart() {
     answers(&pod, "one").await;
     answers(&pod, "two").await;
     bench
-        .until_condition("hub", ConditionType::Progressing, "False", Reason::RolledOut)
+        .until_hub(ConditionType::Progressing, "False", Reason::RolledOut)
         .await;
 
     // Gone, then nonsense, then there again.
     bench.delete::<ConfigMap>("one").await;
     let gone = bench
-        .until_condition("hub", ConditionType::Accepted, "False", Reason::ReferenceNotFound)
+        .until_hub(ConditionType::Accepted, "False", Reason::ReferenceNotFound)
         .await;
     assert!(
         gone.message.contains("ConfigMap one not found"),
@@ -215,12 +215,7 @@ async fn ca_bundles_change_without_restart() {
     let nonsense = json!({"metadata": {"name": "one"}, "data": {"ca.crt": "none"}});
     bench.apply::<ConfigMap>(nonsense).await;
     bench
-        .until_condition(
-            "hub",
-            ConditionType::Accepted,
-            "False",
-            Reason::ReferenceMalformed,
-        )
+        .until_hub(ConditionType::Accepted, "False", Reason::ReferenceMalformed)
         .await;
     assert_eq!(asks_for(&pod, "one.example.com").await, StatusCode::OK);
     bundle("one", &first).await;

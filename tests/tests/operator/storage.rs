@@ -186,7 +186,7 @@ async fn unsupported_growth_is_reported_while_serving() {
     let class = class(&bench, "registrymirror.io/test-directory", false).await;
     bench.mirror("hub", of_class("16Mi", &class)).await;
     bench
-        .until_condition("hub", ConditionType::Ready, "True", Reason::Serving)
+        .until_hub(ConditionType::Ready, "True", Reason::Serving)
         .await;
     bench.mirror("hub", of_class("32Mi", &class)).await;
     let observed = until_storage(&bench, "False", Reason::ResizeUnsupported, "cache-hub-0").await;
@@ -291,7 +291,7 @@ async fn scaling_keeps_every_pvc_and_its_cache() {
     stage.scale(0).await;
     stage
         .bench
-        .until_condition("hub", ConditionType::Available, "False", Reason::ScaledToZero)
+        .until_hub(ConditionType::Available, "False", Reason::ScaledToZero)
         .await;
     assert_eq!(stage.claims().await, claims);
     stage.upstream.go_down();
@@ -347,7 +347,7 @@ async fn retention_policy_changes_at_any_time() {
     let before = bench.get::<Claim>("cache-hub-1").await.unwrap();
     bench.mirror("hub", spec("Delete", 2)).await;
     let refused = bench
-        .until_condition("hub", ConditionType::Accepted, "False", Reason::NameConflict)
+        .until_hub(ConditionType::Accepted, "False", Reason::NameConflict)
         .await;
     assert!(
         refused

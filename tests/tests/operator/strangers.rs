@@ -25,7 +25,7 @@ async fn foreign_status_edit_is_corrected_once() {
     bench.start_operator().await;
     bench.mirror("hub", ephemeral()).await;
     bench
-        .until_condition("hub", ConditionType::Ready, "False", Reason::NoReadyReplicas)
+        .until_hub(ConditionType::Ready, "False", Reason::NoReadyReplicas)
         .await;
     let of = |kind: &str| {
         json!({

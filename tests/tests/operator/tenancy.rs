@@ -68,7 +68,7 @@ async fn spec_beyond_policy_is_rejected_and_serves_on() {
     let message = rejected(&bench, "hub", Reason::NotAllowed).await;
     assert!(message.contains("1000 replicas, but at most 50"), "{message}");
     bench
-        .until_condition("hub", ConditionType::Ready, "False", Reason::NotAllowed)
+        .until_hub(ConditionType::Ready, "False", Reason::NotAllowed)
         .await;
     let deployment = bench.get::<Deployment>("hub").await.unwrap().spec.unwrap();
     let container = &deployment.template.spec.unwrap().containers[0];
