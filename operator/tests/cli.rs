@@ -5,7 +5,7 @@
 mod golden;
 
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
@@ -572,6 +572,44 @@ fn piped_doctor_table_has_no_escapes() {
         !table.contains('\u{1b}') && !stderr(&output).contains('\u{1b}'),
         "{table:?}"
     );
+}
+
+/// The first finding of `doctor` reaches a pipe while a later check still waits for the API server.
+#[test]
+fn doctor_prints_findings_as_they_come() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        let version = r#"{"major":"1","minor":"36","gitVersion":"v1.36.0","gitCommit":"","gitTreeState":"",
+            "buildDate":"","goVersion":"","compiler":"","platform":""}"#;
+        let (length, mut waiting) = (version.len(), Vec::new());
+        for connection in listener.incoming() {
+            let mut connection = connection.unwrap();
+            let read = connection.read(&mut [0; 4096]);
+            if waiting.is_empty() && read.is_ok() {
+                let head = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nconnection: close";
+                let answer = format!("{head}\r\ncontent-length: {length}\r\n\r\n{version}");
+                connection.write_all(answer.as_bytes()).unwrap();
+            }
+            waiting.push(connection);
+        }
+    });
+    let directory = tempfile::tempdir().unwrap();
+    let kubeconfig = format!(
+        "{{apiVersion: v1, kind: Config, current-context: c, contexts: [{{name: c, context: {{cluster: c, user: c}}}}], \
+         clusters: [{{name: c, cluster: {{server: 'http://{address}'}}}}], users: [{{name: c, user: {{}}}}]}}"
+    );
+    fs::write(directory.path().join("kubeconfig"), kubeconfig).unwrap();
+    let mut doctor = command(directory.path(), &["doctor", "--kubeconfig", "kubeconfig"]);
+    let mut doctor = Running(doctor.stdout(Stdio::piped()).spawn().unwrap());
+    let mut lines = BufReader::new(doctor.0.stdout.take().unwrap()).lines();
+    assert!(lines.next().unwrap().unwrap().starts_with("RESULT"));
+    let first = lines.next().unwrap().unwrap();
+    assert!(
+        first.starts_with("ok") && first.contains("Kubernetes v1.36.0"),
+        "{first}"
+    );
+    assert!(doctor.0.try_wait().unwrap().is_none(), "the other checks wait");
 }
 
 /// Ends with the test.

@@ -5,7 +5,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kube::Client;
+use futures::StreamExt;
+use kube::{Client, Config};
 use mirror::config::duration::GoDuration;
 
 use super::{
@@ -27,7 +28,7 @@ mod permissions;
 mod policy;
 mod report;
 
-use report::{Finding, Output, Report};
+use report::{Finding, FindingTable, Output, Report};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -88,16 +89,22 @@ pub(super) struct DoctorArgs {
     connection: connection::Connection,
 }
 
-/// Checks everything that a mirror needs, changes nothing, and prints what to do.
+/// Checks everything that a mirror needs, changes nothing, and prints what to do. The table grows while the checks run;
+/// with `--wait` and for programs there is one report at the end.
 ///
 /// # Errors
 /// The most severe problem, by its class.
 pub(super) async fn run(args: DoctorArgs) -> Result<(), Failure> {
+    if args.output == Output::Table && !args.wait {
+        let mut table = FindingTable::new(io::stdout());
+        let report = Report::new(examine(&args, |findings| table.print(findings)).await?);
+        table.end(&report)?;
+        return report.failure().map_or(Ok(()), Err);
+    }
     let deadline = Instant::now() + args.timeout.positive().unwrap_or_default();
     let mut before = Vec::new();
     let report = loop {
-        let findings = examine(&args).await.unwrap_or_else(|finding| vec![finding]);
-        let report = Report::new(findings);
+        let report = Report::new(examine(&args, |_| Ok(())).await?);
         if !args.wait || report.failure().is_none() || Instant::now() >= deadline {
             break report;
         }
@@ -112,18 +119,61 @@ pub(super) async fn run(args: DoctorArgs) -> Result<(), Failure> {
     report.failure().map_or(Ok(()), Err)
 }
 
-/// Returns all findings, or the one that makes other checks impossible.
-async fn examine(args: &DoctorArgs) -> Result<Vec<Finding>, Finding> {
+/// The findings so far, each of which `print` gets as soon as its check has ended.
+struct Findings<P> {
+    all: Vec<Finding>,
+    print: P,
+}
+
+impl<P: FnMut(&[Finding]) -> io::Result<()>> Findings<P> {
+    fn add(&mut self, found: Vec<Finding>) -> io::Result<()> {
+        (self.print)(&found)?;
+        self.all.extend(found);
+        Ok(())
+    }
+}
+
+/// Runs the checks, and returns all findings, or the one that makes other checks impossible.
+async fn examine(
+    args: &DoctorArgs,
+    print: impl FnMut(&[Finding]) -> io::Result<()>,
+) -> io::Result<Vec<Finding>> {
+    let all = Vec::new();
+    let mut findings = Findings { all, print };
+    match connect(args).await {
+        Ok((client, config, found)) => {
+            findings.add(vec![found])?;
+            check_cluster(args, &client, &config, &mut findings).await?;
+        }
+        Err(finding) => findings.add(vec![finding])?,
+    }
+    Ok(findings.all)
+}
+
+/// Returns a client of the API server with the finding about it.
+///
+/// # Errors
+/// The finding that makes other checks impossible.
+async fn connect(args: &DoctorArgs) -> Result<(Client, Config, Finding), Finding> {
     let config = args.connection.config().await;
     let config = config.map_err(|error| api_server::not_configured(&error))?;
     let client = Client::try_from(config.clone())
         .map_err(|error| api_server::not_configured(&NoCluster::from_error(&error)))?;
     let address = config.cluster_url.to_string();
-    let mut findings = vec![api_server::check(&client, address.trim_end_matches('/')).await?];
-    findings.push(definition::check(&client).await);
-    let (installations, found) = installation::find(&client, &config.default_namespace).await;
-    findings.extend(found);
-    findings.extend(installation::conflicts(&installations));
+    let found = api_server::check(&client, address.trim_end_matches('/')).await?;
+    Ok((client, config, found))
+}
+
+async fn check_cluster<P: FnMut(&[Finding]) -> io::Result<()>>(
+    args: &DoctorArgs,
+    client: &Client,
+    config: &Config,
+    findings: &mut Findings<P>,
+) -> io::Result<()> {
+    findings.add(vec![definition::check(client).await])?;
+    let (installations, mut found) = installation::find(client, &config.default_namespace).await;
+    found.extend(installation::conflicts(&installations));
+    findings.add(found)?;
     let scope = match (&args.namespace, args.all_namespaces) {
         (_, true) => Scope::Cluster,
         (Some(namespace), _) => Scope::Namespace(namespace.clone()),
@@ -134,17 +184,20 @@ async fn examine(args: &DoctorArgs) -> Result<Vec<Finding>, Finding> {
         Scope::Namespace(namespace) => vec![namespace.clone()],
     };
     let given = args.connection.user.is_some();
-    findings.extend(permissions::check(&config, given, &installations, &namespaces).await);
+    findings.add(permissions::check(config, given, &installations, &namespaces).await)?;
     // --as names the user that the report is about, and not the operator.
     if !given {
-        findings.extend(policy::check(&config, &installations).await);
+        findings.add(policy::check(config, &installations).await)?;
     }
     if !args.skip_mirrors {
         let name = args.name.as_deref();
-        findings.extend(mirrors::check(&client, &scope, name, &installations).await);
+        let mut mirrors = std::pin::pin!(mirrors::check(client, &scope, name, &installations).await);
+        while let Some(found) = mirrors.next().await {
+            findings.add(found)?;
+        }
     }
     if args.nodes {
-        findings.extend(nodes::check(&client, &scope).await);
+        findings.add(nodes::check(client, &scope).await)?;
     }
-    Ok(findings)
+    Ok(())
 }

@@ -90,6 +90,9 @@ fn in_words(condition: &Condition) -> &'static str {
         ("Progressing", _) => "a change is stuck",
         ("CredentialsValid", "Unknown") => "credentials are not verified yet",
         ("CredentialsValid", _) => "credentials are not usable",
+        ("UpstreamReachable", _) if condition.reason == Reason::RateLimited.as_str() => {
+            "an upstream limits the rate of requests"
+        }
         ("UpstreamReachable", _) => "an upstream does not respond",
         ("StorageReady", _) => "storage has a fault",
         ("TLSReady", "True") => "the certificate expires soon",
@@ -181,6 +184,20 @@ mod tests {
                 .unwrap()
                 .starts_with("is ready: 1 of 1 replicas")
         );
+    }
+
+    /// An upstream that answers 429 is not reported as one that does not respond.
+    #[test]
+    fn rate_limit_is_called_a_rate_limit() {
+        let message = |reason| {
+            let reported = reported(&json!([condition("UpstreamReachable", "False", reason)]));
+            reported[0]["message"].as_str().unwrap().to_owned()
+        };
+        assert_eq!(
+            message("RateLimited"),
+            "an upstream limits the rate of requests: m"
+        );
+        assert_eq!(message("Unreachable"), "an upstream does not respond: m");
     }
 
     #[test]

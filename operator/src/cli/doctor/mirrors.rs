@@ -1,7 +1,7 @@
 //! The mirrors: what their status says, whether they answer, what nodes were given, what may go wrong.
 
 use crds::RegistryMirror;
-use futures::{StreamExt, stream};
+use futures::{Stream, StreamExt, stream};
 use k8s_openapi::api::core::v1::{ConfigMap, Service};
 use kube::{Api, Client, ResourceExt, api::ListParams, core::DeserializeGuard};
 
@@ -23,41 +23,49 @@ const AT_A_TIME: usize = 8;
 /// The number of mirrors in a page of a list.
 const PAGE: u32 = 500;
 
-/// Checks every mirror of a scope, or the one of this name.
-pub(super) async fn check(
-    client: &Client,
+/// Checks every mirror of a scope, or the one of this name. The stream yields the findings of one mirror at a time.
+pub(super) async fn check<'a>(
+    client: &'a Client,
     scope: &Scope,
     name: Option<&str>,
-    installations: &[Installation],
-) -> Vec<Finding> {
+    installations: &'a [Installation],
+) -> impl Stream<Item = Vec<Finding>> + use<'a> {
+    let (mirrors, found) = match find(client, scope, name).await {
+        Ok(mirrors) => (mirrors, Vec::new()),
+        Err(found) => (Vec::new(), found),
+    };
+    let each = stream::iter(mirrors).map(|mirror| of_stored(client, mirror, installations));
+    stream::iter([found]).chain(each.buffered(AT_A_TIME))
+}
+
+/// Returns the mirrors to check.
+///
+/// # Errors
+/// The findings if there are none; no finding if the CRD is absent, which its own finding reports.
+async fn find(client: &Client, scope: &Scope, name: Option<&str>) -> Result<Vec<StoredMirror>, Vec<Finding>> {
     let mut mirrors = match list(client, scope).await {
         Ok(mirrors) => mirrors,
-        // The definition's own finding says it.
-        Err(kube::Error::Api(status)) if status.code == 404 => return Vec::new(),
+        Err(kube::Error::Api(status)) if status.code == 404 => return Err(Vec::new()),
         Err(error) => {
             let message = format!("RegistryMirrors not listed: {}", error_message(&error));
-            return vec![
+            return Err(vec![
                 Finding::problem(Check::Mirror, Class::Cluster, place(scope), message)
                     .advice("choose a namespace whose mirrors you may view (-n)"),
-            ];
+            ]);
         }
     };
     if let Some(name) = name {
         let names: Vec<_> = mirrors.iter().map(ResourceExt::name_any).collect();
         mirrors.retain(|mirror| mirror.name_any() == name);
         if mirrors.is_empty() {
-            return vec![not_found(place(scope), name, &names)];
+            return Err(vec![not_found(place(scope), name, &names)]);
         }
     }
     if mirrors.is_empty() {
-        return vec![Finding::ok(
-            Check::Mirror,
-            place(scope),
-            "no RegistryMirror found",
-        )];
+        let message = "no RegistryMirror found";
+        return Err(vec![Finding::ok(Check::Mirror, place(scope), message)]);
     }
-    let findings = stream::iter(mirrors).map(|mirror| of_stored(client, mirror, installations));
-    findings.buffered(AT_A_TIME).concat().await
+    Ok(mirrors)
 }
 
 /// Returns the finding that a namespace has no mirror of this name.

@@ -1,5 +1,7 @@
 //! The report of findings, for people and for programs.
 
+mod table;
+
 use std::{
     fmt,
     io::{self, Write},
@@ -9,6 +11,7 @@ use clap::ValueEnum;
 use serde::Serialize;
 
 use crate::cli::Failure;
+pub(super) use table::FindingTable;
 
 /// The format of a report.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -223,7 +226,11 @@ impl Report {
 
     pub(super) fn print(&self, output: Output, to: &mut impl Write) -> io::Result<()> {
         match output {
-            Output::Table => self.table(to),
+            Output::Table => {
+                let mut table = FindingTable::new(to);
+                table.print(&self.findings)?;
+                table.end(self)
+            }
             Output::Json => {
                 let json = serde_json::to_string_pretty(self).map_err(io::Error::other)?;
                 writeln!(to, "{json}")
@@ -233,35 +240,6 @@ impl Report {
                 writeln!(to, "{}", yaml.trim_end())
             }
         }
-    }
-
-    fn table(&self, to: &mut impl Write) -> io::Result<()> {
-        let subjects = self
-            .findings
-            .iter()
-            .map(|finding| finding.subject.chars().count());
-        let width = subjects.max().unwrap_or(0).max("SUBJECT".len());
-        writeln!(
-            to,
-            "{:<7}  {:<10}  {:<width$}  MESSAGE",
-            "RESULT", "CHECK", "SUBJECT"
-        )?;
-        for finding in &self.findings {
-            let (result, check) = (finding.result.name(), finding.check.name());
-            writeln!(
-                to,
-                "{result:<7}  {check:<10}  {:<width$}  {}",
-                finding.subject, finding.message
-            )?;
-            if let Some(advice) = &finding.advice {
-                writeln!(to, "{:<7}  {:<10}  {:<width$}  -> {advice}", "", "", "")?;
-            }
-        }
-        let (problems, warnings) = (
-            counted(self.problems, "problem"),
-            counted(self.warnings, "warning"),
-        );
-        writeln!(to, "\n{problems}, {warnings}")
     }
 }
 
@@ -306,10 +284,10 @@ mod tests {
     #[test]
     fn table_has_a_line_per_finding_and_advice() {
         insta::assert_snapshot!(printed(Output::Table), @r"
-        RESULT   CHECK       SUBJECT           MESSAGE
-        ok       api-server  https://10.0.0.1  is well
-        PROBLEM  mirror      a/hub             is not well
-                                               -> see a doctor
+        RESULT   CHECK       SUBJECT                   MESSAGE
+        ok       api-server  https://10.0.0.1          is well
+        PROBLEM  mirror      a/hub                     is not well
+                                                       -> see a doctor
 
         1 problem, no warnings
         ");
