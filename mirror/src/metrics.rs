@@ -21,6 +21,7 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
 pub use exposition::Exposition;
+pub(crate) use exposition::without_exemplar;
 use labels::{BuildLabels, EvictionLabels, FillFailureLabels, FillLabels, ReloadLabels};
 pub use labels::{EvictionReason, FillResult, Kind, Outcome, Source, TokenResult};
 pub use process::ProcessCollector;
@@ -284,6 +285,7 @@ mod tests {
             took: Duration::from_secs(400),
             first_byte: Duration::from_millis(3),
             bytes,
+            trace: None,
         }
     }
 
@@ -405,7 +407,7 @@ mod tests {
         metrics.add_upstream(&host("quay.io"));
         metrics
             .add_upstream(&host("quay.io"))
-            .response(StatusCode::OK, Duration::ZERO);
+            .response(StatusCode::OK, Duration::ZERO, None);
         assert_contains(
             &metrics,
             &[

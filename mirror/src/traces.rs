@@ -11,7 +11,7 @@ use std::env;
 use std::time::Duration;
 
 use opentelemetry::KeyValue;
-use opentelemetry::trace::TracerProvider;
+use opentelemetry::trace::{TraceContextExt, TraceId, TracerProvider};
 use opentelemetry_otlp::{
     ExporterBuildError, OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_EXPORTER_OTLP_TRACES_ENDPOINT, Protocol,
     SpanExporter, WithExportConfig, WithHttpConfig,
@@ -130,6 +130,17 @@ pub(crate) fn detached(span: Span) -> Span {
         let _ = span.set_parent(Span::current().context());
     }
     span
+}
+
+/// Returns the trace of a span that a collector gets; `None` without a collector, and for traces that are not sampled.
+pub(crate) fn sampled_trace(span: &Span) -> Option<TraceId> {
+    if span.is_disabled() {
+        return None;
+    }
+    let context = span.context();
+    let span = context.span();
+    let context = span.span_context();
+    (context.is_valid() && context.is_sampled()).then(|| context.trace_id())
 }
 
 #[cfg(test)]

@@ -109,7 +109,7 @@ fn server_metrics() -> String {
     let (metrics, host) = (Metrics::new(), "docker.io".parse::<Host>().unwrap());
     metrics
         .add_upstream(&host)
-        .response(StatusCode::OK, Duration::ZERO);
+        .response(StatusCode::OK, Duration::ZERO, None);
     let request = RequestRecord {
         kind: Kind::Blob,
         code: StatusCode::OK,
@@ -118,6 +118,7 @@ fn server_metrics() -> String {
         took: Duration::ZERO,
         first_byte: Duration::ZERO,
         bytes: 1,
+        trace: None,
     };
     metrics.request(Some(&host), &request);
     let upstream = UpstreamSnapshot {

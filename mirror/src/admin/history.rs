@@ -94,7 +94,7 @@ impl Totals {
             .lines()
             .filter_map(|line| line.strip_prefix("registry_mirror_"))
         {
-            let Some((series, value)) = line.rsplit_once(' ') else {
+            let Some((series, value)) = crate::metrics::without_exemplar(line).rsplit_once(' ') else {
                 continue;
             };
             let Ok(value) = value.parse::<u64>() else { continue };
@@ -265,7 +265,7 @@ registry_mirror_requests_total{upstream="docker.io",kind="tags",code="200",outco
 registry_mirror_requests_total{upstream="",kind="blob",code="503",outcome="none"} 2
 registry_mirror_served_bytes_total{upstream="quay.io",source="cache"} 100
 registry_mirror_upstream_bytes_total{upstream="quay.io",kind="blob"} 30
-registry_mirror_first_byte_seconds_bucket{le="0.1",upstream="quay.io",kind="blob",outcome="hit"} 98
+registry_mirror_first_byte_seconds_bucket{le="0.1",upstream="quay.io",kind="blob",outcome="hit"} 98 # {trace_id="4bf92f3577b34da6a3ce929d0e0e4736"} 0.02
 registry_mirror_first_byte_seconds_bucket{le="10.0",upstream="quay.io",kind="blob",outcome="hit"} 99
 registry_mirror_first_byte_seconds_bucket{le="+Inf",upstream="quay.io",kind="blob",outcome="hit"} 100
 registry_mirror_first_byte_seconds_bucket{le="+Inf",upstream="",kind="other",outcome="none"} 7

@@ -21,6 +21,7 @@ use crate::digest::Digest;
 use crate::logging;
 use crate::metrics::{self, Outcome, RequestRecord};
 use crate::name::{Host, Repository};
+use crate::traces;
 
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// The maximum length of a request id, which the log contains; the server replaces a longer one.
@@ -154,6 +155,8 @@ impl Record {
 impl Drop for Record {
     fn drop(&mut self) {
         let took = self.started.elapsed();
+        let id = self.id.to_str().unwrap_or_default();
+        span::end(&self.span, self.status, self.outcome, self.bytes, id);
         let metrics = &self.app.metrics;
         metrics.requests_active.dec();
         let ended = RequestRecord {
@@ -164,10 +167,9 @@ impl Drop for Record {
             took,
             first_byte: self.first_byte.unwrap_or(took),
             bytes: self.bytes,
+            trace: traces::sampled_trace(&self.span),
         };
         metrics.request(self.upstream(), &ended);
-        let id = self.id.to_str().unwrap_or_default();
-        span::end(&self.span, self.status, self.outcome, self.bytes, id);
         let Some(line) = &self.line else { return };
         info!(
             target: "access",

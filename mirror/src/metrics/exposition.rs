@@ -71,7 +71,7 @@ fn parse_range(range: &str) -> (String, f32) {
     (media_type, weight)
 }
 
-/// Converts: counters and infos are named with their suffix, infos are gauges, units and the end are left out.
+/// Converts: counters and infos are named with their suffix, infos are gauges; exemplars, units and the end are left out.
 fn to_text(metrics: &str) -> String {
     let mut text = String::with_capacity(metrics.len());
     let mut help = None;
@@ -90,10 +90,16 @@ fn to_text(metrics: &str) -> String {
             }
             text.extend(["# TYPE ", name, suffix, " ", kind, "\n"]);
         } else if !line.starts_with('#') {
-            text.extend([line, "\n"]);
+            text.extend([without_exemplar(line), "\n"]);
         }
     }
     text
+}
+
+/// Returns a line of the text format of `OpenMetrics` without its exemplar.
+pub(crate) fn without_exemplar(line: &str) -> &str {
+    // No value of a label holds this text.
+    line.split_once(" # {").map_or(line, |(line, _)| line)
 }
 
 #[cfg(test)]
@@ -126,5 +132,14 @@ mod tests {
                     # HELP c_info C.\n# TYPE c_info gauge\nc_info{v=\"1\"} 1\n";
         assert_eq!(Exposition::Text.convert(open.to_owned()), text);
         assert_eq!(Exposition::OpenMetrics.convert(open.to_owned()), open);
+    }
+
+    /// Exemplars are a part of `OpenMetrics` only.
+    #[test]
+    fn text_format_has_no_exemplars() {
+        let open =
+            "# TYPE a_seconds histogram\na_seconds_bucket{le=\"1.0\"} 2 # {trace_id=\"4bf9\"} 0.5\n# EOF\n";
+        let text = "# TYPE a_seconds histogram\na_seconds_bucket{le=\"1.0\"} 2\n";
+        assert_eq!(Exposition::Text.convert(open.to_owned()), text);
     }
 }

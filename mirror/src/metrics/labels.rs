@@ -153,6 +153,7 @@ macro_rules! label_set {
 
 label_set! { RequestLabels { upstream: String, kind: Kind, code: u16, outcome: Outcome } }
 label_set! { DurationLabels { upstream: String, kind: Kind, outcome: Outcome } }
+label_set! { TraceLabels { trace_id: String } }
 label_set! { SourceLabels { upstream: String, source: Source } }
 label_set! { KindLabels { upstream: String, kind: Kind } }
 label_set! { UpstreamLabels { upstream: String } }

@@ -4,14 +4,15 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use http::StatusCode;
+use opentelemetry::trace::TraceId;
 use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::exemplar::HistogramWithExemplars;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::metrics::histogram::Histogram;
 
 use super::labels::{
     CodeLabels, CredentialLabels, DurationLabels, ErrorLabels, Kind, KindLabels, Outcome, RateLimitLabels,
-    RequestLabels, Source, SourceLabels, TokenLabels, TokenResult, UpstreamLabels,
+    RequestLabels, Source, SourceLabels, TokenLabels, TokenResult, TraceLabels, UpstreamLabels,
 };
 use crate::name::Host;
 
@@ -24,6 +25,8 @@ const ERRORS: [&str; 3] = ["timeout", "connect", "cut"];
 const KINDS: usize = Kind::ALL.len();
 const OUTCOMES: usize = Outcome::ALL.len();
 
+/// A histogram of durations, with the trace of the last request in each bucket.
+type Histogram = HistogramWithExemplars<TraceLabels>;
 type Durations<L> = Family<L, Histogram, fn() -> Histogram>;
 
 /// The families that have series for each upstream.
@@ -46,7 +49,7 @@ pub(super) struct MetricsSet {
 
 impl Default for MetricsSet {
     fn default() -> Self {
-        let histogram: fn() -> Histogram = || Histogram::new(SECONDS);
+        let histogram: fn() -> Histogram = || Histogram::new(SECONDS.into_iter());
         Self {
             requests: Family::default(),
             request_duration: Family::new_with_constructor(histogram),
@@ -82,6 +85,8 @@ pub struct RequestRecord {
     pub first_byte: Duration,
     /// The bytes of the body that were sent.
     pub bytes: u64,
+    /// The trace that the collector has of the request.
+    pub trace: Option<TraceId>,
 }
 
 impl RequestRecord {
@@ -112,6 +117,14 @@ pub struct UpstreamSnapshot {
     pub reset: Option<i64>,
     /// The state of the credential.
     pub credential: &'static str,
+}
+
+/// Adds a duration to a histogram.
+fn observe(histogram: &Histogram, took: Duration, trace: Option<TraceId>) {
+    let labels = trace.map(|trace| TraceLabels {
+        trace_id: trace.to_string(),
+    });
+    histogram.observe(took.as_secs_f64(), labels, None);
 }
 
 /// The series of one kind of request.
@@ -199,16 +212,16 @@ impl UpstreamMetrics {
 
     /// Counts a request of a client.
     pub(super) fn ended(&self, request: &RequestRecord) {
-        let observe = |series: &Ended| {
+        let count = |series: &Ended| {
             series.count.inc();
-            series.took.observe(request.took.as_secs_f64());
-            series.first_byte.observe(request.first_byte.as_secs_f64());
+            observe(&series.took, request.took, request.trace);
+            observe(&series.first_byte, request.first_byte, request.trace);
         };
         let place = self.answered.get(request.kind as usize);
         let place = place.and_then(|outcomes| outcomes.get(request.outcome as usize));
         match place.filter(|_| request.code == StatusCode::OK) {
-            Some(place) => observe(place.get_or_init(|| self.find(request))),
-            None => observe(&self.find(request)),
+            Some(place) => count(place.get_or_init(|| self.find(request))),
+            None => count(&self.find(request)),
         }
         if let Some(source) = request.source() {
             self.served(source).inc_by(request.bytes);
@@ -252,34 +265,34 @@ impl UpstreamMetrics {
             .get_or_create_owned(&KindLabels { upstream, kind })
     }
 
-    /// Counts a response of the upstream whose header took this time.
-    pub fn response(&self, code: StatusCode, took: Duration) {
+    /// Counts a response of the upstream whose header took this time, with the trace that the collector has of it.
+    pub fn response(&self, code: StatusCode, took: Duration, trace: Option<TraceId>) {
         let (upstream, code) = (self.upstream.clone(), code.as_u16());
         self.families
             .responses
             .get_or_create(&CodeLabels { upstream, code })
             .inc();
-        self.observe(took);
+        self.observe(took, trace);
     }
 
     /// Counts a request to the upstream without a response: `timeout`, `connect` or `cut`.
-    pub(crate) fn error(&self, error: &'static str, took: Duration) {
+    pub(crate) fn error(&self, error: &'static str, took: Duration, trace: Option<TraceId>) {
         let upstream = self.upstream.clone();
         self.families
             .errors
             .get_or_create(&ErrorLabels { upstream, error })
             .inc();
-        self.observe(took);
+        self.observe(took, trace);
     }
 
-    fn observe(&self, took: Duration) {
+    fn observe(&self, took: Duration, trace: Option<TraceId>) {
         let find = || {
             let upstream = self.upstream.clone();
             self.families
                 .upstream_duration
                 .get_or_create_owned(&UpstreamLabels { upstream })
         };
-        self.duration.get_or_init(find).observe(took.as_secs_f64());
+        observe(self.duration.get_or_init(find), took, trace);
     }
 
     /// Counts a token request.

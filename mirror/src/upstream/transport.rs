@@ -14,7 +14,7 @@ use std::time::Instant;
 use http::{HeaderMap, Method};
 use reqwest::{Client, Response};
 use tokio::sync::Semaphore;
-use tracing::Instrument;
+use tracing::{Instrument, Span};
 use url::Url;
 
 use super::error::{Error, Failure, describe};
@@ -23,7 +23,7 @@ use super::options::Timeouts;
 use super::rate_limit::RequestClass;
 use crate::metrics::{Kind, UpstreamMetrics};
 use crate::name::Host;
-use crate::transfer_coding;
+use crate::{traces, transfer_coding};
 use address_policy::AddressPolicy;
 use budget::RequestBudget;
 use clients::{ClientRoute, Clients};
@@ -124,9 +124,11 @@ impl Transport {
             sent = self.attempt(hop).await;
         }
         let home = self.is_registry_origin(&hop.url);
+        let trace = traces::sampled_trace(&Span::current());
         match sent {
             Ok(response) => {
-                self.metrics.response(response.status(), started.elapsed());
+                self.metrics
+                    .response(response.status(), started.elapsed(), trace);
                 if home {
                     self.reachability.set(Reachability::Up);
                 }
@@ -137,7 +139,7 @@ impl Transport {
                 Ok(response)
             }
             Err((failure, what)) => {
-                self.metrics.error(failure.as_str(), started.elapsed());
+                self.metrics.error(failure.as_str(), started.elapsed(), trace);
                 if home {
                     self.start_probe();
                 }

@@ -320,3 +320,45 @@ async fn late_collector_is_found() {
         .expect("it is asked again");
     until("word of it", || server.said("takes spans again") == 1).await;
 }
+
+/// The histograms of durations have the trace of a request as an exemplar, in `OpenMetrics` and not in the text format; a
+/// server without a collector has none.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn durations_have_traces_as_exemplars() {
+    let (hub, (_collector, endpoint)) = (Hub::start().await, Collector::start(false).await);
+    let digest = hub.push_blob("library/app", b"a layer");
+    let path = format!("/v2/library/app/blobs/{digest}");
+    for environment in [
+        &[("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint.as_str()), AT_ONCE][..],
+        &[],
+    ] {
+        let (_home, server) = traced(&hub, environment).await;
+        let answer = server.get(&path, &traceparent()).await.unwrap();
+        assert_eq!(answer.digest().await.unwrap(), digest);
+        let scrape = async |accept: &str| {
+            let answer = reqwest::Client::builder().no_proxy().build().unwrap();
+            let request = answer.get(format!("http://{}/metrics", server.admin));
+            let answer = request.header(http::header::ACCEPT, accept).send().await.unwrap();
+            answer.text().await.unwrap()
+        };
+        let count = "registry_mirror_request_duration_seconds_count{upstream=";
+        let mut open = String::new();
+        let begun = std::time::Instant::now();
+        while !open.contains(count) {
+            assert!(begun.elapsed() < LIMIT, "{open}");
+            open = scrape("application/openmetrics-text").await;
+        }
+        let exemplar = format!(" # {{trace_id=\"{TRACE}\"}} ");
+        for family in ["request_duration", "first_byte", "upstream_request_duration"] {
+            let prefix = format!("registry_mirror_{family}_seconds_bucket");
+            let mut lines = open.lines().filter(|line| line.starts_with(&prefix));
+            assert_eq!(
+                lines.any(|line| line.contains(&exemplar)),
+                !environment.is_empty(),
+                "{family}: {open}"
+            );
+        }
+        let text = scrape("text/plain").await;
+        assert!(text.contains(count) && !text.contains("trace_id"), "{text}");
+    }
+}
