@@ -148,7 +148,12 @@ fn banner(accepted: &Accepted<'_>, server: &Server, cache: &Path) -> Result<(), 
         format!("  cache    {}", cache.display()),
     ];
     let admin = server.admin_address();
-    lines.extend(admin.map(|admin| format!("  status   http://{admin}/status, http://{admin}/metrics")));
+    if let Some(admin) = admin {
+        lines.push(format!("  page     http://{admin}/"));
+        lines.push(format!(
+            "  status   http://{admin}/status, http://{admin}/metrics"
+        ));
+    }
     let actions = server.actions_address();
     lines
         .extend(actions.map(|actions| format!("  images   kubectl rmir images --endpoint http://{actions}")));
