@@ -3,6 +3,7 @@
 mod connections;
 mod content;
 mod history;
+mod numbers;
 mod page;
 mod status;
 
@@ -21,9 +22,12 @@ use crate::store::ImageRequest;
 pub use connections::serve;
 pub use content::{ContentReport, ContentRequest, FillStatus, ImageStatus};
 pub use history::{History, HistoryReport, SAMPLE_INTERVAL, Totals};
+pub use numbers::{bytes, percent, signed_bytes};
 use page::PageContent;
 pub use page::STYLE;
-pub use status::{BucketStatus, CacheStatus, ClientStatus, PeerStatus, Status, UpstreamStatus};
+pub use status::{
+    BucketStatus, CacheStatus, ClientStatus, PeerStatus, Status, TrafficStatus, UpstreamStatus,
+};
 
 /// The most requests to the admin port that read the state of the disk at a time.
 const MAX_READERS: usize = 8;

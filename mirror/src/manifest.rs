@@ -11,7 +11,7 @@ use serde::de::{IgnoredAny, MapAccess};
 use crate::digest::Digest;
 use crate::json::{self, JsonList, ListEntry, Members, Object, Scalar};
 
-pub use platform::{ImagePlatform, InvalidPlatform, PlatformManifest, platforms};
+pub use platform::{ImagePlatform, InvalidPlatform, PlatformManifest, configured_platform, platforms};
 
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const IMAGE: &str = "application/vnd.oci.image.manifest.v1+json";

@@ -211,6 +211,7 @@ impl Server {
         let peers = self
             .peers
             .map(|port| port.serve(&self.connections, &closing, &tasks));
+        let state = Arc::clone(&self.state);
         tokio::spawn(leave(shutdown, self.state, self.lame_duck, closing.clone()));
         info!(address = %self.address, admin, actions, "serving");
         // In a task, because the main thread is not a runtime worker: each connection would cost two more thread
@@ -222,6 +223,9 @@ impl Server {
         if let Some(peers) = peers {
             // A panic of it was logged.
             let _ = peers.await;
+        }
+        if state.has_page() {
+            state.add_sample().await;
         }
         tasks.cancel();
         // The expiry task writes the in-memory state of the store last. An error of it was logged.

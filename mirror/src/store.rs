@@ -11,6 +11,7 @@ mod evict;
 mod first_use;
 mod hot_cache;
 mod image_query;
+mod image_summary;
 mod images;
 mod index;
 #[cfg(any(test, fuzzing))]
@@ -25,6 +26,7 @@ mod path;
 mod pins;
 mod purge;
 mod rebuild;
+mod samples;
 mod scheduler_state;
 mod scrub;
 mod space;
@@ -55,6 +57,7 @@ pub use durable::IoError;
 use durable::{Scratch, on};
 use hot_cache::HotCache;
 pub use image_query::{ImageEntry, ImageOrder, ImagePage, ImageRequest, MAX_IMAGES};
+use image_summary::ImageSummary;
 pub use images::CachedImage;
 use index::Index;
 pub use index::IndexFailure;
@@ -224,9 +227,6 @@ impl From<IndexFailure> for StageError {
     }
 }
 
-/// The most images whose size is remembered.
-const IMAGE_SIZES: u64 = 20_000;
-
 /// Content is added and removed under one of these, so that its file and links change as one.
 const STRIPES: usize = 64;
 
@@ -239,8 +239,8 @@ struct Inner {
     opened: Timestamp,
     scratch: Scratch,
     hot_cache: HotCache,
-    /// The bytes of images, by their manifests.
-    image_sizes: Cache<Digest, u64>,
+    /// The summaries of images, by their manifests.
+    image_summaries: Cache<Digest, Arc<ImageSummary>>,
     space: Arc<DiskQuota>,
     index: Index,
     maintenance: Maintenance,
@@ -350,7 +350,7 @@ impl Inner {
             index,
             space: DiskQuota::new(root, options.max_size),
             hot_cache: HotCache::new(),
-            image_sizes: Cache::new(IMAGE_SIZES),
+            image_summaries: Cache::new(image_summary::MAX_REMEMBERED),
             maintenance: Maintenance::default(),
             opened: options.clock.now(),
             clock: options.clock,

@@ -15,6 +15,7 @@ mod host_cooldown;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod invariants;
 mod json_body;
+mod last_error;
 mod link;
 mod manifests;
 mod min_throughput;
@@ -31,6 +32,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
+use jiff::Timestamp;
 use tokio::sync::{Notify, Semaphore};
 use url::Url;
 
@@ -40,6 +42,7 @@ pub(crate) use blob_body::BodyStream;
 pub use blobs::BlobAnswer;
 pub use error::{BuildError, Error};
 pub(crate) use json_body::MAX_SMALL;
+pub use last_error::LastError;
 pub use manifests::{MAX_MANIFEST, ManifestAnswer, ManifestHead};
 pub(crate) use min_throughput::meets_minimum;
 pub use options::{Limits, Options, Timeouts};
@@ -49,6 +52,7 @@ use auth::Authorizer;
 use auth::trust::Policy;
 use host_cooldown::HostCooldowns;
 use json_body::MAX_LARGE_DOCUMENTS;
+use last_error::ErrorRecord;
 pub use rate_limit::RateLimit;
 use rate_limit::RequestClass;
 use transport::Transport;
@@ -130,6 +134,7 @@ impl Upstream {
                 reachability: ReachabilityState::default(),
                 addresses,
                 cooldowns: HostCooldowns::new(options.clock.clone()),
+                errors: ErrorRecord::new(options.clock.clone()),
                 clients,
                 large_documents: Arc::new(Semaphore::new(MAX_LARGE_DOCUMENTS)),
             }),
@@ -189,6 +194,23 @@ impl Upstream {
             Reachability::Up => UpstreamState::Reachable,
             Reachability::Unknown => UpstreamState::Unknown,
         }
+    }
+
+    /// Returns the last error of the upstream, if there was one.
+    pub fn last_error(&self) -> Option<LastError> {
+        self.transport.errors.last()
+    }
+
+    /// Returns the time of the next request to an upstream that is down or limits the rate of requests: that of the next
+    /// probe, or the end of the first cooldown.
+    pub fn next_try(&self) -> Option<Timestamp> {
+        if let Reachability::Down { next_probe, .. } = self.transport.reachability.observed() {
+            return Some(next_probe);
+        }
+        let authorizer = self.authorizer();
+        let cooldowns = RequestClass::ALL.map(|class| authorizer.rate_limits.cooldown(class));
+        let first = cooldowns.into_iter().flatten().min()?;
+        self.clock.now().checked_add(first).ok()
     }
 
     /// Returns `true` if a request failed or hangs and no response arrived since; callers with a cached copy should not

@@ -85,7 +85,7 @@ impl Controller {
         let writer = Writer::default();
         let mirrors = writer.as_reader();
         let (nodes, summaries) = nodes.handle();
-        let (poller, reports) = ReplicaPoller::new(Arc::clone(&cache), nodes.clone());
+        let (poller, reports) = ReplicaPoller::new(Arc::clone(&cache), nodes.clone(), Arc::clone(&metrics));
         let cluster = Cluster::new(client.clone(), Arc::clone(&cache));
         let context = Context::new(
             cluster,

@@ -46,5 +46,6 @@ pub mod rollout;
 pub mod run;
 pub mod status;
 pub mod status_client;
+pub mod traffic;
 pub mod validate;
 pub mod warnings;

@@ -23,7 +23,9 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use crate::{cluster::triggers::StoredMirror, mirror_key::MirrorKey, quantity::amount};
+use crate::{
+    cluster::triggers::StoredMirror, mirror_key::MirrorKey, quantity::amount, traffic::TrafficTable,
+};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ConditionLabels {
@@ -84,6 +86,8 @@ pub struct Metrics {
     per_mirror: PerMirror,
     rejected_uids: Mutex<HashSet<String>>,
     mirrors: Mutex<Vec<Store<StoredMirror>>>,
+    /// The traffic of mirrors, for the pages.
+    pub traffic: TrafficTable,
 }
 
 /// The gauges of each mirror, which are made again for each scrape.
@@ -106,6 +110,7 @@ impl Default for Metrics {
             per_mirror: PerMirror::default(),
             rejected_uids: Mutex::default(),
             mirrors: Mutex::default(),
+            traffic: TrafficTable::default(),
         };
         metrics.upgrades(&Upgrades::default());
         metrics.registry = metrics.registry();

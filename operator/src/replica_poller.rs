@@ -28,10 +28,12 @@ use crate::{
         triggers::{self, Trigger},
     },
     desired::ADMIN_PORT,
+    metrics::Metrics,
     mirror_key::MirrorKey,
     node_poller::NodePollerHandle,
     observed::{Observed, PollResult, Server, ServerReport},
     status_client::StatusClient,
+    traffic::Traffic,
 };
 
 /// The interval at which due mirrors are looked up.
@@ -56,6 +58,7 @@ pub struct ReplicaPoller {
     cache: Arc<ObjectCache>,
     client: StatusClient,
     nodes: NodePollerHandle,
+    metrics: Arc<Metrics>,
     mirrors: Mutex<HashMap<MirrorKey, PollState>>,
     changed: UnboundedSender<MirrorKey>,
     permits: Arc<Semaphore>,
@@ -83,12 +86,14 @@ impl ReplicaPoller {
     pub fn new(
         cache: Arc<ObjectCache>,
         nodes: NodePollerHandle,
+        metrics: Arc<Metrics>,
     ) -> (Arc<Self>, impl Stream<Item = Trigger> + Send + use<>) {
         let (changed, receiver) = unbounded();
         let poller = Self {
             cache,
             client: StatusClient::default(),
             nodes,
+            metrics,
             mirrors: Mutex::default(),
             changed,
             permits: Arc::new(Semaphore::new(MAX_MIRRORS)),
@@ -129,6 +134,7 @@ impl ReplicaPoller {
     /// Forgets a mirror.
     pub fn forget(&self, mirror: &MirrorKey) {
         self.mirrors.lock().remove(mirror);
+        self.metrics.traffic.forget(mirror);
     }
 
     /// Polls due mirrors for as long as the future is polled.
@@ -165,18 +171,31 @@ impl ReplicaPoller {
 
     async fn poll(&self, mirror: MirrorKey) {
         let servers = self.cache.servers(&mirror.namespace, &mirror.name);
+        let mut traffic = None;
         let reports: Vec<_> = stream::iter(servers)
             .map(|server| async move {
                 let status = self.status(&server).await;
                 (server.uid, status)
             })
             .buffer_unordered(MAX_REPLICAS)
-            .map(|(uid, status)| (uid, status.map(|status| self.record(&mirror, status))))
+            .map(|(uid, status)| {
+                let report = status.map(|status| {
+                    let traffic = traffic.get_or_insert_with(Traffic::default);
+                    traffic.add_server(&status);
+                    self.record(&mirror, status)
+                });
+                (uid, report)
+            })
             .collect()
             .await;
-        if let Some(state) = self.mirrors.lock().get_mut(&mirror)
-            && state.update(reports)
-        {
+        let mut mirrors = self.mirrors.lock();
+        let Some(state) = mirrors.get_mut(&mirror) else {
+            return;
+        };
+        if let Some(traffic) = traffic {
+            self.metrics.traffic.set(&mirror, traffic);
+        }
+        if state.update(reports) {
             // The receiver is dropped once the controller ends.
             let _ = self.changed.unbounded_send(mirror);
         }

@@ -44,6 +44,9 @@ pub struct ImageStatus {
     pub digest: String,
     /// Bytes of manifests, configuration and layers in the cache.
     pub bytes: u64,
+    /// The platforms whose manifests are in the cache, such as `linux/amd64`.
+    #[serde(default)]
+    pub platforms: Vec<String>,
     /// The last use (RFC 3339).
     pub last_used: String,
     /// The last confirmation by the upstream (RFC 3339).
@@ -120,6 +123,7 @@ impl From<ImageEntry> for ImageStatus {
             name: image.name,
             digest: image.digest.as_str().to_owned(),
             bytes: image.bytes,
+            platforms: image.platforms,
             last_used: image.used.to_string(),
             validated: image.validated.to_string(),
             pinned: image.is_pinned,

@@ -6,10 +6,14 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
+use super::TrafficStatus;
+
 /// The time between two samples.
 pub const SAMPLE_INTERVAL: Duration = Duration::from_mins(1);
 /// The most samples: those of 24 hours.
 const MAX_SAMPLES: usize = 24 * 60 + 1;
+/// The most buckets of totals that are read.
+const MAX_BUCKETS: usize = 64;
 /// The periods of a report.
 const PERIODS: [Duration; 2] = [Duration::from_hours(1), Duration::from_hours(24)];
 
@@ -32,7 +36,14 @@ pub struct Totals {
 
 /// Samples of the totals; bounded.
 #[derive(Debug, Default)]
-pub struct History(Mutex<VecDeque<(Instant, Totals)>>);
+pub struct History(Mutex<Samples>);
+
+#[derive(Debug, Default)]
+struct Samples {
+    /// The totals of earlier starts, which those of this one are added to.
+    before: Totals,
+    list: VecDeque<(Instant, Totals)>,
+}
 
 /// The report at `/status/history`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -141,11 +152,15 @@ impl Totals {
             Some(bound) => bound.parse().unwrap_or(f64::INFINITY),
             None => return,
         };
-        match self
+        self.add_to_bucket(bound, value);
+    }
+
+    fn add_to_bucket(&mut self, bound: f64, value: u64) {
+        let found = self
             .buckets
-            .binary_search_by(|(known, _)| known.total_cmp(&bound))
-        {
-            Ok(place) => self.buckets[place].1 += value,
+            .binary_search_by(|(known, _)| known.total_cmp(&bound));
+        match found {
+            Ok(place) => self.buckets[place].1 = self.buckets[place].1.saturating_add(value),
             Err(place) => self.buckets.insert(place, (bound, value)),
         }
     }
@@ -170,10 +185,72 @@ impl Totals {
         }
     }
 
+    /// Returns the sum with other totals.
+    fn plus(&self, other: &Self) -> Self {
+        let mut sum = Self {
+            hits: self.hits.saturating_add(other.hits),
+            misses: self.misses.saturating_add(other.misses),
+            errors: self.errors.saturating_add(other.errors),
+            served: self.served.saturating_add(other.served),
+            received: self.received.saturating_add(other.received),
+            buckets: self.buckets.clone(),
+        };
+        for (bound, count) in &other.buckets {
+            sum.add_to_bucket(*bound, *count);
+        }
+        sum
+    }
+
+    fn is_zero(&self) -> bool {
+        [self.hits, self.misses, self.errors, self.served, self.received] == [0; 5]
+            && self.buckets.iter().all(|(_, count)| *count == 0)
+    }
+
+    /// Returns the totals as numbers of eight bytes each, the least significant first: the five sums, then the bound
+    /// (IEEE 754) and the count of each bucket.
+    fn to_bytes(&self) -> Vec<u8> {
+        let sums = [self.hits, self.misses, self.errors, self.served, self.received];
+        let buckets = self
+            .buckets
+            .iter()
+            .flat_map(|(bound, count)| [bound.to_bits(), *count]);
+        sums.into_iter()
+            .chain(buckets)
+            .flat_map(u64::to_le_bytes)
+            .collect()
+    }
+
+    /// Reads what [`Self::to_bytes`] wrote; `None` for other bytes.
+    fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let (words, []) = bytes.as_chunks::<8>() else {
+            return None;
+        };
+        let words: Vec<_> = words.iter().map(|word| u64::from_le_bytes(*word)).collect();
+        let ([hits, misses, errors, served, received], buckets) = words.split_first_chunk::<5>()?;
+        let (buckets, []) = buckets.as_chunks::<2>() else {
+            return None;
+        };
+        if buckets.len() > MAX_BUCKETS {
+            return None;
+        }
+        let mut totals = Self {
+            hits: *hits,
+            misses: *misses,
+            errors: *errors,
+            served: *served,
+            received: *received,
+            buckets: Vec::new(),
+        };
+        for [bound, count] in buckets {
+            totals.add_to_bucket(f64::from_bits(*bound), *count);
+        }
+        Some(totals)
+    }
+
     /// Returns the part of hits; `None` without requests.
     #[expect(clippy::cast_precision_loss, reason = "a ratio for people")]
     pub fn hit_ratio(&self) -> Option<f64> {
-        let requests = self.hits + self.misses;
+        let requests = self.hits.saturating_add(self.misses);
         (requests > 0).then(|| self.hits as f64 / requests as f64)
     }
 
@@ -204,19 +281,57 @@ fn label<'a>(series: &'a str, name: &str) -> Option<&'a str> {
 }
 
 impl History {
-    /// Adds a sample; beyond those of 24 hours the oldest goes.
-    pub fn add(&self, totals: Totals) {
-        let mut samples = self.0.lock();
-        if samples.len() >= MAX_SAMPLES {
-            samples.pop_front();
+    /// Adds a sample; beyond those of 24 hours the oldest goes. Returns the bytes to keep for [`Self::restore`], unless the
+    /// totals are those of the previous sample.
+    pub fn add(&self, totals: &Totals) -> Option<Vec<u8>> {
+        let samples = &mut *self.0.lock();
+        let totals = samples.before.plus(totals);
+        let last = samples.list.back().map_or(&samples.before, |(_, last)| last);
+        let kept = (!totals.since(last).is_zero()).then(|| totals.to_bytes());
+        samples.push(Instant::now(), totals);
+        kept
+    }
+
+    /// Adds the samples that an earlier start kept, each with its age, the oldest first. Malformed ones are left out.
+    pub fn restore(&self, kept: impl IntoIterator<Item = (Duration, Vec<u8>)>) {
+        let kept = kept
+            .into_iter()
+            .filter_map(|(age, bytes)| Some((age, Totals::from_bytes(&bytes)?)));
+        let mut kept: VecDeque<_> = kept.collect();
+        let Some((oldest, _)) = kept.front() else { return };
+        let samples = &mut *self.0.lock();
+        // A sample for each minute, as a server without traffic keeps none; the first one is from before the oldest.
+        let minutes = oldest.as_secs() / SAMPLE_INTERVAL.as_secs() + 1;
+        let minutes = minutes.min(MAX_SAMPLES as u64);
+        for minute in (0..=minutes).rev() {
+            let age = Duration::from_secs(minute * SAMPLE_INTERVAL.as_secs());
+            while let Some((_, totals)) = kept.pop_front_if(|(kept, _)| *kept >= age) {
+                samples.before = totals;
+            }
+            if let Some(at) = Instant::now().checked_sub(age) {
+                samples.push(at, samples.before.clone());
+            }
         }
-        samples.push_back((Instant::now(), totals));
+    }
+
+    /// Returns the traffic of the last 24 hours up to the present totals; `None` before the first sample.
+    pub fn last_day(&self, now: &Totals) -> Option<TrafficStatus> {
+        let samples = self.0.lock();
+        let [_, length] = PERIODS;
+        let day = (!samples.list.is_empty()).then(|| samples.period(now, length))?;
+        Some(TrafficStatus {
+            seconds: day.seconds,
+            hits: day.hits,
+            misses: day.misses,
+            served_bytes: day.served_bytes,
+            upstream_bytes: day.upstream_bytes,
+        })
     }
 
     /// Returns the report up to the present totals.
     pub fn report(&self, now: &Totals) -> HistoryReport {
         let samples = self.0.lock();
-        let pairs = samples.iter().zip(samples.iter().skip(1));
+        let pairs = samples.list.iter().zip(samples.list.iter().skip(1));
         let changes = pairs.map(|((_, before), (at, after))| {
             let change = after.since(before);
             Sample {
@@ -229,27 +344,42 @@ impl History {
         });
         HistoryReport {
             samples: changes.collect(),
-            periods: PERIODS.map(|length| period(&samples, now, length)).into(),
+            periods: PERIODS.map(|length| samples.period(now, length)).into(),
         }
     }
 }
 
-/// Returns the sums since the last sample that is as old as the period, or since the oldest one.
-fn period(samples: &VecDeque<(Instant, Totals)>, now: &Totals, length: Duration) -> Period {
-    let is_older = |sample: &&(Instant, Totals)| sample.0.elapsed() >= length;
-    let start = samples.iter().rev().find(is_older).or_else(|| samples.front());
-    let zero = Totals::default();
-    let change = now.since(start.map_or(&zero, |(_, totals)| totals));
-    Period {
-        seconds: start.map_or(0, |(at, _)| at.elapsed().as_secs()),
-        hits: change.hits,
-        misses: change.misses,
-        errors: change.errors,
-        hit_ratio: change.hit_ratio(),
-        served_bytes: change.served,
-        upstream_bytes: change.received,
-        saved_bytes: change.saved(),
-        p99_seconds: change.p99(),
+impl Samples {
+    fn push(&mut self, at: Instant, totals: Totals) {
+        if self.list.len() >= MAX_SAMPLES {
+            self.list.pop_front();
+        }
+        self.list.push_back((at, totals));
+    }
+
+    /// Returns the sums since the last sample that is as old as the period, or since the oldest one.
+    fn period(&self, now: &Totals, length: Duration) -> Period {
+        let is_older = |sample: &&(Instant, Totals)| sample.0.elapsed() >= length;
+        let start = self
+            .list
+            .iter()
+            .rev()
+            .find(is_older)
+            .or_else(|| self.list.front());
+        let zero = Totals::default();
+        let now = self.before.plus(now);
+        let change = now.since(start.map_or(&zero, |(_, totals)| totals));
+        Period {
+            seconds: start.map_or(0, |(at, _)| at.elapsed().as_secs()),
+            hits: change.hits,
+            misses: change.misses,
+            errors: change.errors,
+            hit_ratio: change.hit_ratio(),
+            served_bytes: change.served,
+            upstream_bytes: change.received,
+            saved_bytes: change.saved(),
+            p99_seconds: change.p99(),
+        }
     }
 }
 
@@ -288,14 +418,17 @@ registry_mirror_first_byte_seconds_bucket{le="+Inf",upstream="",kind="other",out
     fn period_counts_since_its_first_sample() {
         let history = History::default();
         assert_eq!(history.report(&Totals::default()).periods[0].hit_ratio, None);
+        assert_eq!(history.last_day(&Totals::default()), None);
         let totals = |hits| Totals {
             hits,
             ..Totals::default()
         };
         for hits in 0..2 * MAX_SAMPLES as u64 {
-            history.add(totals(hits));
+            assert_eq!(history.add(&totals(hits)).is_some(), hits > 0);
         }
         let report = history.report(&totals(2 * MAX_SAMPLES as u64 + 9));
+        let day = history.last_day(&totals(2 * MAX_SAMPLES as u64 + 9)).unwrap();
+        assert_eq!(day.hits, report.periods[1].hits);
         assert_eq!(report.samples.len(), MAX_SAMPLES - 1);
         assert!(report.samples.iter().all(|sample| sample.hits == 1));
         assert_eq!(report.periods[1].hits, MAX_SAMPLES as u64 + 9);
@@ -311,6 +444,48 @@ registry_mirror_first_byte_seconds_bucket{le="+Inf",upstream="",kind="other",out
             "\n {",
         ] {
             assert_eq!(Totals::parse(text).0, Totals::default(), "{text}");
+        }
+    }
+
+    /// A restarted server continues the history: the gap without samples has no traffic, and the new totals are added.
+    #[test]
+    fn history_continues_after_a_restart() {
+        let (hour, totals) = (Duration::from_hours(1), Totals::parse(METRICS).0);
+        let earlier = History::default();
+        let first = earlier.add(&totals).unwrap();
+        assert_eq!(earlier.add(&totals), None, "a sample without traffic is not kept");
+        let second = earlier.add(&totals.plus(&totals)).unwrap();
+
+        let history = History::default();
+        let odd = vec![1; 7];
+        history.restore([(hour * 3, first), (hour * 2, second), (hour, odd)]);
+        let now = Totals {
+            hits: 5,
+            ..Totals::default()
+        };
+        let report = history.report(&now);
+        let [last_hour, day] = report.periods.as_slice() else {
+            panic!("{report:?}");
+        };
+        assert_eq!((last_hour.hits, last_hour.misses), (5, 0));
+        assert!((3_600..3_700).contains(&last_hour.seconds), "{last_hour:?}");
+        assert_eq!((day.hits, day.misses, day.saved_bytes), (14 + 5, 2, 140));
+        assert!(report.samples.len() >= 180, "{}", report.samples.len());
+        assert_eq!(history.last_day(&now).unwrap().hits, 19);
+        assert!(history.add(&now).is_some());
+    }
+
+    proptest::proptest! {
+        /// Kept totals are read as they were written, and no bytes make the reader panic.
+        #[test]
+        fn kept_totals_are_read_back(numbers: [u64; 5], counts: Vec<u32>, bytes: Vec<u8>) {
+            let [hits, misses, errors, served, received] = numbers;
+            let buckets = counts.iter().take(MAX_BUCKETS).enumerate();
+            let buckets = buckets.map(|(bound, count)| (f64::from(u32::try_from(bound).unwrap()), u64::from(*count)));
+            let buckets = buckets.collect();
+            let totals = Totals { hits, misses, errors, served, received, buckets };
+            proptest::prop_assert_eq!(Totals::from_bytes(&totals.to_bytes()), Some(totals));
+            let _ = Totals::from_bytes(&bytes);
         }
     }
 }

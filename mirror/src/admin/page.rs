@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use jiff::Timestamp;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::content::{ContentReport, ContentRequest, FillStatus, ImageStatus};
 use super::history::{HistoryReport, Period, Totals};
+use super::numbers::{bytes, duration, from_now, percent, signed_bytes};
 use super::{Status, UpstreamStatus};
 
 /// The style sheet of the pages of server and operator. The colours have a contrast of at least 4.5 to 1 (WCAG 2.2, 1.4.3).
@@ -139,6 +139,7 @@ fn cache(status: &Status) -> Markup {
                     meter aria-label="Use of the cache" min="0" max=(limit) value=(cache.bytes) {}
                 }
                 ", " (cache.blobs) " blobs and manifests"
+                @if let Some(oldest) = &cache.oldest_use { ", the oldest used " (from_now(oldest)) }
             }
             @if cache.full { p .bad { "The cache is full: content passes through without being stored." } }
         }
@@ -151,7 +152,10 @@ fn upstreams(data: &PageContent) -> Markup {
             h2 #upstreams { "Upstreams" }
             div .wide tabindex="0" role="region" aria-label="Table of upstreams" { table {
                 thead { tr { @for name in
-                    ["Upstream", "State", "Rate limit", "Credential", "Hits", "Misses", "To clients", "From upstream", "Saved"]
+                    [
+                        "Upstream", "State", "Last error", "Rate limit", "Credential", "Hits", "Misses", "To clients",
+                        "From upstream", "Saved",
+                    ]
                     { th scope="col" { (name) } }
                 } }
                 tbody { @for upstream in &data.status.upstreams {
@@ -172,7 +176,13 @@ fn upstream_row(upstream: &UpstreamStatus, totals: &Totals) -> Markup {
     html! {
         tr {
             th scope="row" { (text(&upstream.host)) }
-            td .bad[is_bad] { (upstream.state) }
+            td .bad[is_bad] {
+                (upstream.state)
+                @if let Some(next) = &upstream.next_try { ", next try " (from_now(next)) }
+            }
+            td { @if let (Some(error), Some(time)) = (&upstream.last_error, &upstream.last_error_time) {
+                (from_now(time)) ": " (text(error))
+            } }
             td {
                 (limit)
                 @if let Some(reset) = &upstream.rate_limit_reset { ", reset " (from_now(reset)) }
@@ -252,13 +262,14 @@ fn content(data: &PageContent) -> Markup {
 fn images(images: &[ImageStatus]) -> Markup {
     html! {
         div .wide tabindex="0" role="region" aria-label="Table of images" { table {
-            thead { tr { @for name in ["Image", "Digest", "Size", "Last use", "Last validation", "Pinned"] {
+            thead { tr { @for name in ["Image", "Digest", "Platforms", "Size", "Last use", "Last validation", "Pinned"] {
                 th scope="col" { (name) }
             } } }
             tbody { @for image in images {
                 tr {
                     th scope="row" { (text(&image.name)) }
                     td { code { (short(&image.digest)) } }
+                    td { (text(&image.platforms.join(", "))) }
                     td .number { (bytes(image.bytes)) }
                     td { (from_now(&image.last_used)) }
                     td { (from_now(&image.validated)) }
@@ -286,58 +297,10 @@ fn short(digest: &str) -> &str {
     digest.get(..19).unwrap_or(digest)
 }
 
-fn percent(ratio: f64) -> String {
-    format!("{:.1} %", ratio * 100.0)
-}
-
-/// Returns a number of bytes in the unit in which it has at most four digits.
-#[expect(clippy::cast_precision_loss, reason = "rounded for people")]
-fn bytes(number: u64) -> String {
-    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
-    if number < 1_024 {
-        return format!("{number} B");
-    }
-    let (mut value, mut unit) = (number as f64 / 1_024.0, 0);
-    while value >= 1_023.95 && unit + 1 < UNITS.len() {
-        (value, unit) = (value / 1_024.0, unit + 1);
-    }
-    format!("{value:.1} {}", UNITS[unit])
-}
-
-fn signed_bytes(number: i64) -> String {
-    let sign = if number < 0 { "−" } else { "" };
-    format!("{sign}{}", bytes(number.unsigned_abs()))
-}
-
-/// Returns a duration in its largest unit.
-fn duration(seconds: u64) -> String {
-    match seconds {
-        0..120 => format!("{seconds} s"),
-        120..7_200 => format!("{} min", seconds / 60),
-        7_200..172_800 => format!("{} h", seconds / 3_600),
-        _ => format!("{} days", seconds / 86_400),
-    }
-}
-
-/// Returns the distance of a time (RFC 3339) from now.
-fn from_now(time: &str) -> String {
-    let Ok(time) = time.parse::<Timestamp>() else {
-        return "unknown".to_owned();
-    };
-    let seconds = Timestamp::now().as_second() - time.as_second();
-    let distance = duration(seconds.unsigned_abs());
-    if seconds < 0 {
-        format!("in {distance}")
-    } else {
-        format!("{distance} ago")
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::credentials::Report;
-    use test_case::test_case;
 
     fn data() -> PageContent {
         PageContent {
@@ -364,6 +327,9 @@ mod tests {
             host: hostile(),
             state: hostile(),
             rate_limit_reset: Some(hostile()),
+            last_error: Some(hostile()),
+            last_error_time: Some(hostile()),
+            next_try: Some(hostile()),
             credentials: Report {
                 message: hostile(),
                 ..Report::default()
@@ -379,6 +345,7 @@ mod tests {
         let image = ImageStatus {
             name: hostile(),
             digest: hostile(),
+            platforms: vec![hostile()],
             ..ImageStatus::default()
         };
         data.content = Ok(ContentReport {
@@ -392,7 +359,7 @@ mod tests {
         };
         let page = render(&data);
         assert!(!page.contains("<script") && !page.contains("<img"), "{page}");
-        assert!(page.matches("&lt;script&gt;").count() >= 7, "{page}");
+        assert!(page.matches("&lt;script&gt;").count() >= 9, "{page}");
         data.content = Err(hostile());
         assert!(!render(&data).contains("<script"));
     }
@@ -418,22 +385,5 @@ mod tests {
             !page.contains("src=") && !page.contains("http://") && !page.contains("https://"),
             "{page}"
         );
-    }
-
-    #[test_case(0 => "0 B")]
-    #[test_case(1_023 => "1023 B")]
-    #[test_case(1_024 => "1.0 KiB")]
-    #[test_case((1 << 20) - 1 => "1.0 MiB")]
-    #[test_case(u64::MAX => "16.0 EiB")]
-    fn bytes_have_units(number: u64) -> String {
-        bytes(number)
-    }
-
-    #[test_case(59 => "59 s")]
-    #[test_case(3_599 => "59 min")]
-    #[test_case(86_400 => "24 h")]
-    #[test_case(864_000 => "10 days")]
-    fn durations_have_units(seconds: u64) -> String {
-        duration(seconds)
     }
 }

@@ -33,12 +33,31 @@ pub struct Status {
     pub peers: Vec<PeerStatus>,
     /// The cache.
     pub cache: CacheStatus,
+    /// The traffic of the last 24 hours; absent without the page (`admin.page`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_day: Option<TrafficStatus>,
     /// The clients that pulled in the last 24 hours, by address.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub clients: Vec<ClientStatus>,
     /// The bucket behind the cache, if one is configured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bucket: Option<BucketStatus>,
+}
+
+/// The traffic of a period.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TrafficStatus {
+    /// The length of the period: less than a day after a start.
+    pub seconds: u64,
+    /// Requests for manifests and blobs without a download of their own.
+    pub hits: u64,
+    /// Requests for manifests and blobs that an upstream answered.
+    pub misses: u64,
+    /// Bytes of content that clients received.
+    pub served_bytes: u64,
+    /// Bytes that upstreams sent.
+    pub upstream_bytes: u64,
 }
 
 /// A client of a server.
@@ -91,6 +110,15 @@ pub struct UpstreamStatus {
     /// The time at which its rate limit is reset (RFC 3339).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate_limit_reset: Option<String>,
+    /// The last error of a request to it; absent if there was none since the start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_error: Option<String>,
+    /// The time of that error (RFC 3339).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_error_time: Option<String>,
+    /// The time of the next request to it (RFC 3339), while it is down or limits the rate of requests.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_try: Option<String>,
     /// Its credential.
     pub credentials: Report,
 }
@@ -106,6 +134,9 @@ pub struct CacheStatus {
     pub limit_bytes: Option<u64>,
     /// Pieces of content.
     pub blobs: u64,
+    /// The oldest last use of a piece of content (RFC 3339); absent in an empty cache. Eviction begins there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub oldest_use: Option<String>,
     /// `true` if nothing can be stored even after eviction; pulls continue without the cache.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub full: bool,
@@ -145,6 +176,9 @@ mod tests {
                 rate_limit_remaining: Some(98),
                 rate_limit: Some(100),
                 rate_limit_reset: Some("2026-01-01T00:00:00Z".into()),
+                last_error: Some("upstream is unavailable: it answered 502".into()),
+                last_error_time: Some("2025-12-31T23:00:00Z".into()),
+                next_try: Some("2026-01-01T00:00:00Z".into()),
                 credentials: Report {
                     state: CredentialState::Rejected,
                     version_loaded: Some(1),
@@ -158,7 +192,8 @@ mod tests {
         let expected = serde_json::json!({
             "version": "1.2.3", "uptimeSeconds": 5, "configurationVersion": "abc", "draining": false,
             "upstreams": [{"host": "docker.io", "state": "Reachable", "rateLimitRemaining": 98, "rateLimit": 100,
-                "rateLimitReset": "2026-01-01T00:00:00Z", "credentials":
+                "rateLimitReset": "2026-01-01T00:00:00Z", "lastError": "upstream is unavailable: it answered 502",
+                "lastErrorTime": "2025-12-31T23:00:00Z", "nextTry": "2026-01-01T00:00:00Z", "credentials":
                 {"state": "Rejected", "versionLoaded": 1, "versionSeen": 2, "message": "401"}}],
             "cache": {"bytes": 0, "blobs": 0},
         });

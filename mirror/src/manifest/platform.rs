@@ -101,6 +101,11 @@ pub fn platforms(index: &[u8]) -> Vec<PlatformManifest> {
     read.map_or_else(Vec::new, |fields| fields.manifests.entries())
 }
 
+/// Returns the platform of an image by its configuration (image-spec, "Image Configuration"); `None` for another document.
+pub fn configured_platform(configuration: &[u8]) -> Option<ImagePlatform> {
+    json::read::<Object<PlatformFields>>(configuration)?.0?.platform()
+}
+
 #[derive(Default)]
 struct IndexFields {
     manifests: JsonList<PlatformManifest>,
@@ -149,22 +154,25 @@ impl Members for PlatformFields {
     }
 }
 
+impl PlatformFields {
+    fn platform(self) -> Option<ImagePlatform> {
+        let (os, architecture) = (self.os.text()?, self.architecture.text()?);
+        let name = match self.variant.text().filter(|variant| !variant.is_empty()) {
+            Some(variant) => format!("{os}/{architecture}/{variant}"),
+            None => format!("{os}/{architecture}"),
+        };
+        name.parse().ok()
+    }
+}
+
 impl ListEntry for PlatformManifest {
     type Json = Object<EntryFields>;
 
     fn from_json(json: Object<EntryFields>) -> Option<Self> {
         let fields = json.0?;
-        let platform = fields.platform.0.and_then(|platform| {
-            let (os, architecture) = (platform.os.text()?, platform.architecture.text()?);
-            let name = match platform.variant.text() {
-                Some(variant) => format!("{os}/{architecture}/{variant}"),
-                None => format!("{os}/{architecture}"),
-            };
-            name.parse().ok()
-        });
         Some(Self {
             digest: fields.digest.text()?.parse().ok()?,
-            platform,
+            platform: fields.platform.0.and_then(PlatformFields::platform),
         })
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use parking_lot::{Mutex, MutexGuard};
@@ -11,7 +11,7 @@ use parking_lot::{Mutex, MutexGuard};
 use super::upstream_set::{UpstreamHandle, UpstreamSet};
 use crate::admin::{
     AdminState, BucketStatus, CacheStatus, ContentReport, FillStatus, History, HistoryReport, PeerStatus,
-    SAMPLE_INTERVAL, Status, Totals, UpstreamStatus,
+    SAMPLE_INTERVAL, Status, Totals,
 };
 use crate::bucket::{BucketState, Uploader};
 use crate::client_table::ClientTable;
@@ -134,15 +134,34 @@ impl ServerState {
         self.draining.load(Ordering::Relaxed)
     }
 
-    /// Adds a sample of the metrics to the history, at once and every minute.
+    /// Continues the history that the cache has, and adds a sample of the metrics at once and every minute.
     pub(super) async fn sample_history(self: Arc<Self>) {
+        match self.store.samples().await {
+            Ok(kept) => {
+                let now = Timestamp::now().as_millisecond();
+                let age = |at| u64::try_from(now.saturating_sub(at)).unwrap_or_default();
+                let kept = kept.into_iter();
+                self.history
+                    .restore(kept.map(|(at, sample)| (Duration::from_millis(age(at)), sample)));
+            }
+            Err(error) => tracing::warn!(%error, "the history was not read, it begins again"),
+        }
         loop {
-            let state = Arc::clone(&self);
-            let sample = move || state.history.add(Totals::parse(&state.metrics()).0);
-            // Fails only if the runtime ends.
-            let _ = tokio::task::spawn_blocking(sample).await;
+            self.add_sample().await;
             tokio::time::sleep(SAMPLE_INTERVAL).await;
         }
+    }
+
+    /// Adds a sample of the metrics to the history. The cache keeps it with its next write, unless there was no traffic.
+    pub(super) async fn add_sample(self: &Arc<Self>) {
+        let state = Arc::clone(self);
+        let sample = move || {
+            if let Some(kept) = state.history.add(&Totals::parse(&state.metrics()).0) {
+                state.store.record_sample(Timestamp::now().as_millisecond(), kept);
+            }
+        };
+        // Fails only if the runtime ends.
+        let _ = tokio::task::spawn_blocking(sample).await;
     }
 }
 
@@ -230,15 +249,12 @@ impl AdminState for ServerState {
     }
 
     fn status(&self) -> Status {
-        let upstream = |handle: &UpstreamHandle| UpstreamStatus {
-            host: handle.host.to_string(),
-            state: handle.state().to_owned(),
-            rate_limit_remaining: handle.rate_limit().remaining,
-            rate_limit: handle.rate_limit().limit,
-            rate_limit_reset: handle.rate_limit().reset.map(|reset| reset.to_string()),
-            credentials: handle.credentials(),
+        let (usage, oldest_use) = (self.store.usage(), self.store.oldest_use());
+        let last_day = if self.has_page() {
+            self.history.last_day(&Totals::parse(&self.metrics()).0)
+        } else {
+            None
         };
-        let usage = self.store.usage();
         let current = self.current();
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -251,14 +267,16 @@ impl AdminState for ServerState {
                 .and_then(Htpasswd::trouble)
                 .unwrap_or_default(),
             draining: self.is_draining(),
-            upstreams: current.handles.iter().map(upstream).collect(),
+            upstreams: current.handles.iter().map(UpstreamHandle::status).collect(),
             peers: self.fleet.as_deref().map(peers).unwrap_or_default(),
             cache: CacheStatus {
                 bytes: usage.bytes,
                 limit_bytes: usage.limit,
                 blobs: usage.blobs,
+                oldest_use: oldest_use.map(|time| time.to_string()),
                 full: usage.full,
             },
+            last_day,
             clients: self.clients.report(Timestamp::now()),
             bucket: self.uploader.as_ref().map(bucket_status),
         }

@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::admin::UpstreamStatus;
 use crate::config::{self, Proxy};
 use crate::credential::Credential;
 use crate::credentials::rotator::CredentialRotator;
@@ -191,6 +192,22 @@ impl UpstreamHandle {
     /// Returns the rate limit for the credential in use, as the upstream last reported it.
     pub(super) fn rate_limit(&self) -> RateLimit {
         self.client.rate_limit()
+    }
+
+    /// Returns the part of the status report about this upstream.
+    pub(super) fn status(&self) -> UpstreamStatus {
+        let (limit, error) = (self.rate_limit(), self.client.last_error());
+        UpstreamStatus {
+            host: self.host.to_string(),
+            state: self.state().to_owned(),
+            rate_limit_remaining: limit.remaining,
+            rate_limit: limit.limit,
+            rate_limit_reset: limit.reset.map(|reset| reset.to_string()),
+            last_error_time: error.as_ref().map(|error| error.at.to_string()),
+            last_error: error.map(|error| error.message),
+            next_try: self.client.next_try().map(|time| time.to_string()),
+            credentials: self.credentials(),
+        }
     }
 
     /// Returns the values of the upstream's gauges.

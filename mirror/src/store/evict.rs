@@ -8,13 +8,23 @@ use crate::name::Host;
 use crate::store::durable::{prune, remove};
 use crate::store::index::{IndexEntry, Link, Op, Order};
 use crate::store::space::{Reservation, Shortfall};
-use crate::store::{Error, Inner, IoError, StageError, link};
+use crate::store::{Error, Inner, IoError, StageError, Store, link};
+use jiff::Timestamp;
 use parking_lot::MutexGuard;
 
 /// The number of candidates per query of the index.
 const BATCH: usize = 64;
 /// The most pieces of content that an announcement has visited.
 const MAX_VISITED: u64 = 4_096;
+
+impl Store {
+    /// Returns the oldest last use of a piece of content, as the index has it; `None` in an empty cache. Waits for the disk.
+    pub(crate) fn oldest_use(&self) -> Option<Timestamp> {
+        let oldest = self.inner.index.oldest(Order::Use, None, 1).ok()?;
+        let (used, _) = oldest.first()?;
+        Timestamp::from_millisecond(*used).ok()
+    }
+}
 
 impl Inner {
     /// Admits a file of `announced` bytes from an upstream, unless it could not fit though all went that may go.
@@ -241,7 +251,8 @@ impl Inner {
                 _ => None,
             })
             .collect();
-        self.index.write(marks)?;
+        let samples = self.take_samples();
+        self.index.write(marks.into_iter().chain(samples).collect())?;
         self.queue_for_scrub(used)?;
         Ok(())
     }

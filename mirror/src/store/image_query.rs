@@ -1,12 +1,13 @@
 //! The cached images: the tags of each repository, with what their manifests name.
 
 use std::cmp::Reverse;
-use std::collections::HashSet;
+use std::sync::Arc;
 
 use jiff::Timestamp;
 
 use crate::config::Globs;
 use crate::digest::Digest;
+use crate::store::image_summary::ImageSummary;
 use crate::store::index::digest_of;
 use crate::store::{Error, Inner, Store};
 
@@ -47,6 +48,8 @@ pub struct ImageEntry {
     pub digest: Digest,
     /// Bytes of manifests, configuration and layers in the cache.
     pub bytes: u64,
+    /// The platforms whose manifests are in the cache.
+    pub platforms: Vec<String>,
     /// The last use.
     pub used: Timestamp,
     /// The last confirmation by the upstream.
@@ -72,7 +75,7 @@ struct IndexedTag {
     key: Vec<u8>,
     used: i64,
     validated: i64,
-    bytes: u64,
+    summary: Arc<ImageSummary>,
 }
 
 impl Store {
@@ -95,6 +98,7 @@ impl Inner {
         is_listed: impl Fn(&str, &str) -> bool,
     ) -> Result<ImagePage, Error> {
         let (mut total, mut tags) = (0, Vec::new());
+        let unread = Arc::new(ImageSummary::default());
         self.index.each_tag(|(repository, tag), key, validated, entry| {
             if !repository
                 .split_once('/')
@@ -103,30 +107,30 @@ impl Inner {
                 return;
             }
             total += 1;
-            let (name, key, used, bytes) = (format!("{repository}:{tag}"), key.to_vec(), entry.used, 0);
+            let (name, key, used) = (format!("{repository}:{tag}"), key.to_vec(), entry.used);
             if name.contains(&query.search) {
                 tags.push(IndexedTag {
                     name,
                     key,
                     used,
                     validated,
-                    bytes,
+                    summary: Arc::clone(&unread),
                 });
             }
         })?;
         let (matching, is_by_size) = (tags.len(), query.sort == ImageOrder::Size);
         if is_by_size {
-            self.add_sizes(&mut tags)?;
+            self.add_summaries(&mut tags)?;
         }
         match query.sort {
             ImageOrder::Used => tags.sort_by_key(|tag| Reverse(tag.used)),
             ImageOrder::Name => tags.sort_by(|one, other| one.name.cmp(&other.name)),
-            ImageOrder::Size => tags.sort_by_key(|tag| Reverse(tag.bytes)),
+            ImageOrder::Size => tags.sort_by_key(|tag| Reverse(tag.summary.bytes)),
             ImageOrder::Validated => tags.sort_by_key(|tag| Reverse(tag.validated)),
         }
         tags.truncate(query.limit.min(MAX_IMAGES));
         if !is_by_size {
-            self.add_sizes(&mut tags)?;
+            self.add_summaries(&mut tags)?;
         }
         let pinned = self.pinned_patterns();
         let images = tags.into_iter().filter_map(|tag| image(tag, &pinned)).collect();
@@ -137,42 +141,13 @@ impl Inner {
         })
     }
 
-    fn add_sizes(&self, tags: &mut [IndexedTag]) -> Result<(), Error> {
+    fn add_summaries(&self, tags: &mut [IndexedTag]) -> Result<(), Error> {
         for tag in tags {
             if let Some(digest) = digest_of(&tag.key) {
-                tag.bytes = self.image_bytes(&digest)?;
+                tag.summary = self.image_summary(&digest)?;
             }
         }
         Ok(())
-    }
-
-    /// Returns the bytes in the cache of a manifest and of all that it names. They are remembered, as a digest names the
-    /// same content always; a layer that is evicted later still counts.
-    fn image_bytes(&self, digest: &Digest) -> Result<u64, Error> {
-        if let Some(known) = self.image_sizes.get(digest) {
-            return Ok(known);
-        }
-        let (mut counted, mut open, mut bytes, mut is_whole) =
-            (HashSet::new(), vec![digest.clone()], 0, true);
-        while let Some(next) = open.pop() {
-            if !counted.insert(next.clone()) {
-                continue;
-            }
-            match self.index.get(&next)? {
-                Some(entry) => {
-                    bytes += entry.size;
-                    // Only manifests have a type in the index: layers are not read.
-                    if next == *digest || self.index.media_type(&next)?.is_some() {
-                        open.extend(self.named_by(&next));
-                    }
-                }
-                None => is_whole = false,
-            }
-        }
-        if is_whole {
-            self.image_sizes.insert(digest.clone(), bytes);
-        }
-        Ok(bytes)
     }
 }
 
@@ -182,7 +157,8 @@ fn image(tag: IndexedTag, pinned: &Globs) -> Option<ImageEntry> {
         digest: digest_of(&tag.key)?,
         is_pinned: !pinned.is_empty() && pinned.matches(&tag.name),
         name: tag.name,
-        bytes: tag.bytes,
+        bytes: tag.summary.bytes,
+        platforms: tag.summary.platforms.clone(),
         used: time(tag.used),
         validated: time(tag.validated),
     })
@@ -287,5 +263,52 @@ mod tests {
             let page = store.images(query("", sort), |_, _| true).await.unwrap();
             assert_eq!(page.images[0].bytes, 1000 + text.len() as u64);
         }
+    }
+    /// The platforms of an image are those of its cached manifests: an index names them, and else the configuration does.
+    #[tokio::test]
+    async fn image_platforms_are_those_in_the_cache() {
+        const TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
+        let root = tempfile::tempdir().unwrap();
+        let (store, app) = (open(root.path()).await, repository("app"));
+        let put = async |text: String| {
+            let content = Hashed::compute(Algorithm::Sha256, text.into_bytes().into());
+            let media_type = TYPE.to_owned();
+            let manifest = Manifest { content, media_type };
+            store.put_manifest(&app, &manifest).await.unwrap();
+            manifest.digest().clone()
+        };
+        let tag = async |tag: &str, digest: &Digest| {
+            store.put_tag(&app, &tag.parse().unwrap(), digest).await.unwrap();
+        };
+        let configuration = br#"{"architecture":"arm64","os":"linux","variant":"v8"}"#;
+        let config = Digest::compute(Algorithm::Sha256, configuration);
+        let mut staged = store.stage(&app.host, &config, None).await.unwrap();
+        staged.append(configuration).unwrap();
+        staged.commit(std::slice::from_ref(&app)).await.unwrap();
+        let image = put(format!(r#"{{"config":{{"digest":"{config}"}},"layers":[]}}"#)).await;
+        let plain = put(r#"{"layers":[]}"#.to_owned()).await;
+        let absent = Digest::compute(Algorithm::Sha256, b"absent");
+        let entry = |digest: &Digest, architecture: &str| {
+            format!(r#"{{"digest":"{digest}","platform":{{"os":"linux","architecture":"{architecture}"}}}}"#)
+        };
+        let entries = [
+            entry(&plain, "amd64"),
+            entry(&absent, "s390x"),
+            entry(&image, "arm64"),
+        ];
+        let index = put(format!(r#"{{"manifests":[{}]}}"#, entries.join(","))).await;
+        tag("image", &image).await;
+        tag("index", &index).await;
+        tag("plain", &plain).await;
+        let page = store
+            .images(query("", ImageOrder::Name), |_, _| true)
+            .await
+            .unwrap();
+        let platforms: Vec<_> = page
+            .images
+            .iter()
+            .map(|image| image.platforms.join(" "))
+            .collect();
+        assert_eq!(platforms, ["linux/arm64/v8", "linux/amd64 linux/arm64", ""]);
     }
 }

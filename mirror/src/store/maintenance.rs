@@ -36,6 +36,8 @@ pub(super) struct Maintenance {
     pub(super) scrub_queue: ScrubQueue,
     pub(super) first_use: FirstUseVerifications,
     pub(super) pins: Pins,
+    /// The samples of totals that wait for a write.
+    pub(super) samples: Mutex<Vec<Op>>,
 }
 
 /// A write of Distribution's expiry state.

@@ -12,6 +12,7 @@ use reqwest::Response;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::error::{Error, describe};
+use super::last_error::ErrorRecord;
 use super::min_throughput::chunks;
 use super::request::PermittedResponse;
 use super::transport::Transport;
@@ -27,6 +28,8 @@ pub struct BlobBody {
     pub(super) done: bool,
     /// The counter of bytes that the upstream sent; one of its own for those of another origin.
     pub(super) received: Counter,
+    /// The record of errors of the upstream; `None` for another origin.
+    pub(super) errors: Option<ErrorRecord>,
     /// The place among the downloads that may run.
     pub(super) permit: OwnedSemaphorePermit,
 }
@@ -55,6 +58,9 @@ impl Stream for BlobBody {
             },
         };
         self.done = !matches!(item, Ok(Some(_)));
+        if let (Err(error), Some(errors)) = (&item, &self.errors) {
+            errors.record(error);
+        }
         Poll::Ready(item.transpose())
     }
 }
@@ -66,6 +72,7 @@ impl BlobBody {
         let body = Self::from_chunks(body, length, transport.timeouts.idle, permitted.permit);
         Self {
             received: counter,
+            errors: Some(transport.errors.clone()),
             ..body
         }
     }
@@ -82,6 +89,7 @@ impl BlobBody {
             left,
             done: false,
             received: Counter::default(),
+            errors: None,
             permit,
         }
     }

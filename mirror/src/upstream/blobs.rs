@@ -58,6 +58,7 @@ impl BlobAnswer {
             left,
             done: false,
             received: Counter::default(),
+            errors: None,
             permit,
         };
         Ok(Self { start, total, body })

@@ -105,12 +105,15 @@ impl Upstream {
             permitted.answer.media_type(),
             digest_of(permitted.answer.headers()),
         );
-        let (body, reference) = (
-            permitted.answer.read(&self.transport, MAX_MANIFEST).await?,
-            reference.clone(),
-        );
-        body.parse(move |bytes| ManifestAnswer::parse(bytes, media_type, header.as_ref(), &reference))
-            .await
+        let reference = reference.clone();
+        let parsed = match permitted.answer.read(&self.transport, MAX_MANIFEST).await {
+            Ok(body) => {
+                body.parse(move |bytes| ManifestAnswer::parse(bytes, media_type, header.as_ref(), &reference))
+                    .await
+            }
+            Err(error) => Err(error),
+        };
+        parsed.inspect_err(|error| self.transport.errors.record(error))
     }
 
     /// Returns a manifest's digest, type and size, without counting as a pull where upstream counts them. All are

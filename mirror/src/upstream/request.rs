@@ -99,7 +99,7 @@ impl Upstream {
         if is_refusal {
             self.refused.notify_one();
         }
-        let answer = answer?;
+        let answer = answer.inspect_err(|error| self.transport.errors.record(error))?;
         Ok(PermittedResponse { answer, permit })
     }
 
@@ -271,8 +271,14 @@ impl Upstream {
         Ok(())
     }
 
-    /// Turns a response of unexpected status into an error.
+    /// Turns a response of unexpected status into an error, and records it.
     pub(super) async fn response_error(&self, authorizer: &Authorizer, answer: UpstreamResponse) -> Error {
+        let error = self.classify_response(authorizer, answer).await;
+        self.transport.errors.record(&error);
+        error
+    }
+
+    async fn classify_response(&self, authorizer: &Authorizer, answer: UpstreamResponse) -> Error {
         let (status, server) = (answer.status(), answer.server);
         let judges = match server {
             ServerKind::Upstream => true,

@@ -19,6 +19,7 @@ use url::Url;
 
 use super::error::{Error, Failure, describe};
 use super::host_cooldown::HostCooldowns;
+use super::last_error::ErrorRecord;
 use super::options::Timeouts;
 use super::rate_limit::RequestClass;
 use crate::metrics::{Kind, UpstreamMetrics};
@@ -40,6 +41,7 @@ pub(super) struct Transport {
     pub(super) addresses: Arc<AddressPolicy>,
     /// Hosts other than the registry that answered 429.
     pub(super) cooldowns: HostCooldowns,
+    pub(super) errors: ErrorRecord,
     pub(super) clients: Clients,
     /// The places of large documents (see [`DocumentPlace`](super::json_body::DocumentPlace)).
     pub(super) large_documents: Arc<Semaphore>,
@@ -127,8 +129,7 @@ impl Transport {
         let trace = traces::sampled_trace(&Span::current());
         match sent {
             Ok(response) => {
-                self.metrics
-                    .response(response.status(), started.elapsed(), trace);
+                self.metrics.response(response.status(), started.elapsed(), trace);
                 if home {
                     self.reachability.set(Reachability::Up);
                 }

@@ -455,6 +455,7 @@ async fn page_shows_a_running_server() {
     let image = &content["images"][0];
     assert!(image["name"].as_str().unwrap().ends_with("/app:v1"), "{image}");
     assert!(image["bytes"].as_u64().unwrap() > 0, "{image}");
+    assert!(image["platforms"].is_array(), "{image}");
     assert_eq!(
         json("/status/content?q=nothing").await["images"],
         serde_json::json!([])
@@ -471,4 +472,57 @@ async fn page_shows_a_running_server() {
         assert_eq!(served.admin(path).await.0, 404, "{path}");
     }
     assert_eq!(served.admin("/status").await.0, 200);
+}
+
+/// The history of a server continues after a restart, with the requests of before.
+#[tokio::test]
+async fn history_continues_after_server_restart() {
+    let hub = Hub::start().await;
+    hub.push_image("app", "v1", &[b"layer"]);
+    let mut served = Home::new().serve("", &proxy(&hub), &[]).await;
+    for _ in 0..3 {
+        assert_eq!(served.get("/v2/app/manifests/v1").await.0, 200);
+    }
+    served.signal(rustix::process::Signal::TERM);
+    served.ended().await;
+
+    let served = served.home.serve("", &proxy(&hub), &[]).await;
+    eventually("the history of before", async || {
+        let (_, text) = served.admin("/status/history").await;
+        let history: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let day = &history["periods"][1];
+        day["hits"].as_u64().unwrap() + day["misses"].as_u64().unwrap() == 3
+    })
+    .await;
+    let status = served.status().await;
+    assert_eq!(status["lastDay"]["hits"], 2, "{status}");
+    assert!(status["cache"]["oldestUse"].is_string(), "{status}");
+}
+
+/// The status of an upstream that is down has its last error, the time of it, and the time of the next try; so has the page.
+#[tokio::test]
+async fn status_has_last_error_and_next_try() {
+    let mut hub = Hub::start().await;
+    hub.push_image("app", "v1", &[b"layer"]);
+    let served = Home::new().serve("", &proxy(&hub), &[]).await;
+    assert_eq!(served.get("/v2/app/manifests/v1").await.0, 200);
+    let upstream = async || served.status().await["upstreams"][0].clone();
+    assert!(upstream().await.get("lastError").is_none());
+    hub.stop();
+    assert_ne!(served.get("/v2/app/manifests/v2").await.0, 200);
+    eventually("down", async || upstream().await["state"] == "Unreachable").await;
+    let found = upstream().await;
+    assert!(
+        found["lastError"].as_str().unwrap().contains("unavailable"),
+        "{found}"
+    );
+    for key in ["lastErrorTime", "nextTry"] {
+        let time = found[key].as_str().unwrap();
+        assert!(time.parse::<jiff::Timestamp>().is_ok(), "{found}");
+    }
+    let (_, page) = served.admin("/?refresh=off").await;
+    assert!(
+        page.contains("next try") && page.contains("unavailable"),
+        "{page}"
+    );
 }

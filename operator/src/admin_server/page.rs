@@ -10,14 +10,23 @@ use axum::{
 };
 use crds::RegistryMirror;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
-use mirror::admin::{PAGE_HEADERS, STYLE};
+use mirror::admin::{PAGE_HEADERS, STYLE, bytes, percent, signed_bytes};
 
 use super::Health;
-use crate::{cluster::triggers::StoredMirror, mirror_key::MirrorKey};
+use crate::{cluster::triggers::StoredMirror, mirror_key::MirrorKey, traffic::Traffic};
 
 /// Answers with the list of the mirrors.
 pub(super) async fn list(State(health): State<Health>) -> Response {
-    page("registry-mirror operator", &mirrors(&health.metrics.mirrors()))
+    let rows: Vec<_> = health
+        .metrics
+        .mirrors()
+        .into_iter()
+        .map(|mirror| {
+            let traffic = health.metrics.traffic.get(&MirrorKey::from_object(&*mirror));
+            (mirror, traffic)
+        })
+        .collect();
+    page("registry-mirror operator", &mirrors(&rows))
 }
 
 /// Answers with the page of a mirror.
@@ -31,7 +40,13 @@ pub(super) async fn detail(
         .iter()
         .find(|mirror| MirrorKey::from_object(&***mirror) == key)
     {
-        Some(mirror) => page(&key.to_string(), &conditions(mirror)),
+        Some(mirror) => {
+            let traffic = health.metrics.traffic.get(&key);
+            page(
+                &key.to_string(),
+                &html! { (totals(traffic.as_ref())) (conditions(mirror)) },
+            )
+        }
         None => StatusCode::NOT_FOUND.into_response(),
     }
 }
@@ -71,19 +86,63 @@ fn condition(stored: &StoredMirror, kind: &str) -> String {
     )
 }
 
-fn mirrors(mirrors: &[Arc<StoredMirror>]) -> Markup {
+/// A mirror with its traffic, once a server reported it.
+type Row = (Arc<StoredMirror>, Option<Traffic>);
+
+fn mirrors(rows: &[Row]) -> Markup {
+    const COLUMNS: [&str; 10] = [
+        "Mirror",
+        "Ready",
+        "Accepted",
+        "Upstreams",
+        "Storage",
+        "Hit ratio",
+        "Saved",
+        "Cache",
+        "Replicas",
+        "Version",
+    ];
+    let reported = rows.iter().filter_map(|(_, traffic)| traffic.as_ref());
+    let sum = reported.fold(None, |sum: Option<Traffic>, traffic| {
+        let mut sum = sum.unwrap_or_default();
+        sum.add(traffic);
+        Some(sum)
+    });
     html! {
-        p { (mirrors.len()) " mirrors" }
+        p { (rows.len()) " mirrors" }
+        (totals(sum.as_ref()))
         div .wide tabindex="0" role="region" aria-label="Table of mirrors" { table {
-            thead { tr { @for name in ["Mirror", "Ready", "Accepted", "Upstreams", "Storage", "Replicas", "Version"] {
-                th scope="col" { (name) }
-            } } }
-            tbody { @for mirror in mirrors { (row(mirror)) } }
+            thead { tr { @for name in COLUMNS { th scope="col" { (name) } } } }
+            tbody { @for (mirror, traffic) in rows { (row(mirror, traffic.as_ref())) } }
         } }
     }
 }
 
-fn row(stored: &StoredMirror) -> Markup {
+/// Returns the line of sums; nothing before a server reported.
+fn totals(traffic: Option<&Traffic>) -> Markup {
+    html! { @if let Some(traffic) = traffic {
+        p {
+            "Last 24 hours: hit ratio " strong { (hit_ratio(traffic)) }
+            ", saved " strong { (signed_bytes(traffic.saved_bytes())) }
+            ". Cache used: " strong { (cache(traffic)) } "."
+        }
+    } }
+}
+
+fn hit_ratio(traffic: &Traffic) -> String {
+    traffic
+        .hit_ratio()
+        .map_or_else(|| "no requests".to_owned(), percent)
+}
+
+fn cache(traffic: &Traffic) -> String {
+    match traffic.limit_bytes {
+        0 => bytes(traffic.cache_bytes),
+        limit => format!("{} of {}", bytes(traffic.cache_bytes), bytes(limit)),
+    }
+}
+
+fn row(stored: &StoredMirror, traffic: Option<&Traffic>) -> Markup {
     let MirrorKey { namespace, name } = MirrorKey::from_object(stored);
     let status = readable(stored).and_then(|mirror| mirror.status.as_ref());
     let ready = condition(stored, "Ready");
@@ -92,6 +151,14 @@ fn row(stored: &StoredMirror) -> Markup {
             th scope="row" { a href={ "/mirrors/" (namespace) "/" (name) } { (namespace) "/" (name) } }
             td .bad[!ready.starts_with("True")] { (ready) }
             @for kind in ["Accepted", "UpstreamReachable", "StorageReady"] { td { (condition(stored, kind)) } }
+            @match traffic {
+                Some(traffic) => {
+                    td .number { (hit_ratio(traffic)) }
+                    td .number { (signed_bytes(traffic.saved_bytes())) }
+                    td .number { (cache(traffic)) }
+                }
+                None => { td {} td {} td {} }
+            }
             @match status {
                 Some(status) => {
                     td .number { (status.ready_replicas) " of " (status.replicas) }
@@ -158,7 +225,7 @@ mod tests {
         });
         let mirror = Arc::new(DeserializeGuard(Ok(serde_json::from_value(mirror).unwrap())));
         let (list, detail) = (
-            mirrors(std::slice::from_ref(&mirror)).into_string(),
+            mirrors(&[(Arc::clone(&mirror), None)]).into_string(),
             conditions(&mirror).into_string(),
         );
         assert!(list.contains("href=\"/mirrors/mirrors/hub\""), "{list}");
@@ -168,5 +235,46 @@ mod tests {
                 "{page}"
             );
         }
+    }
+
+    /// The page sums the traffic of all mirrors, and says nothing of it before a server reported.
+    #[test]
+    fn page_sums_the_traffic_of_mirrors() {
+        use mirror::admin::{CacheStatus, Status, TrafficStatus};
+
+        let mirror = json!({
+            "apiVersion": "registrymirror.io/v1alpha1", "kind": "RegistryMirror",
+            "metadata": {"name": "hub", "namespace": "mirrors"},
+            "spec": {"upstreams": [{"host": "quay.io"}], "storage": {"type": "Ephemeral"}},
+        });
+        let mirror = Arc::new(DeserializeGuard(Ok(serde_json::from_value(mirror).unwrap())));
+        let mut traffic = Traffic::default();
+        traffic.add_server(&Status {
+            cache: CacheStatus {
+                bytes: 1 << 20,
+                limit_bytes: Some(1 << 30),
+                ..CacheStatus::default()
+            },
+            last_day: Some(TrafficStatus {
+                hits: 3,
+                misses: 1,
+                served_bytes: 3 << 20,
+                upstream_bytes: 1 << 20,
+                ..TrafficStatus::default()
+            }),
+            ..Status::default()
+        });
+        let row = |traffic: Option<&Traffic>| (Arc::clone(&mirror), traffic.cloned());
+        let page = mirrors(&[row(Some(&traffic)), row(Some(&traffic)), row(None)]).into_string();
+        for part in [
+            "3 mirrors",
+            "<strong>75.0 %</strong>",
+            "<strong>4.0 MiB</strong>",
+            "<strong>2.0 MiB of 2.0 GiB</strong>",
+            "<td class=\"number\">1.0 MiB of 1.0 GiB</td>",
+        ] {
+            assert!(page.contains(part), "{part}: {page}");
+        }
+        assert!(!mirrors(&[row(None)]).into_string().contains("Last 24 hours"));
     }
 }

@@ -6,8 +6,11 @@ use crate::digest::Digest;
 use crate::name::{Repository, Tag};
 use crate::store::index::tables::{
     BLOBS, BUCKET, BY_FETCH, BY_USE, BYTES, COMPLETE, CONTENT, DATA, IMPORTED, KEPT, LINKS, Link,
-    MEDIA_TYPES, META, STATE_SEEN, TAGS, UPLOADS, key_of,
+    MEDIA_TYPES, META, SAMPLES, STATE_SEEN, TAGS, UPLOADS, key_of,
 };
+
+/// A day in ms.
+const DAY_MS: i64 = 24 * 60 * 60 * 1_000;
 
 /// One change.
 #[derive(Clone, Debug)]
@@ -58,6 +61,8 @@ pub(in crate::store) enum Op {
     BeginUpload(String, String),
     /// An upload in parts ended.
     EndUpload(String),
+    /// A sample of the server's totals, at a time in ms since 1970.
+    Sample(i64, Vec<u8>),
 }
 
 /// The amounts that [`Op::Discover`] added to the totals.
@@ -78,6 +83,7 @@ impl Op {
                 | Self::MediaType(..)
                 | Self::Kept(..)
                 | Self::EndUpload(_)
+                | Self::Sample(..)
         )
     }
 
@@ -160,6 +166,7 @@ pub(super) fn apply(transaction: &WriteTransaction, ops: &[Op]) -> Result<Added,
             Op::Complete(whether) => tables.set(COMPLETE, u64::from(*whether))?,
             Op::StateSeen(seen) => tables.set(STATE_SEEN, *seen)?,
             Op::Bucket(fingerprint) => tables.set(BUCKET, *fingerprint)?,
+            Op::Sample(at, sample) => add_sample(transaction, *at, sample)?,
             other => apply_names(transaction, other)?,
         }
     }
@@ -233,6 +240,22 @@ fn apply_kept(transaction: &WriteTransaction, op: &Op) -> Result<(), redb::Error
             transaction.open_table(UPLOADS)?.remove(id.as_str())?;
         }
         _ => {}
+    }
+    Ok(())
+}
+
+/// Adds a sample. Of the samples older than a day the newest stays, which the others count from.
+fn add_sample(transaction: &WriteTransaction, at: i64, sample: &[u8]) -> Result<(), redb::Error> {
+    let mut table = transaction.open_table(SAMPLES)?;
+    table.insert(at, sample)?;
+    let day_ago = at.saturating_sub(DAY_MS);
+    let start = table
+        .range(..=day_ago)?
+        .next_back()
+        .transpose()?
+        .map(|(at, _)| at.value());
+    if let Some(start) = start {
+        table.retain_in(..start, |_, _| false)?;
     }
     Ok(())
 }

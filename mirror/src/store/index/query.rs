@@ -6,7 +6,7 @@ use crate::digest::Digest;
 use crate::name::{Repository, Tag};
 use crate::store::index::tables::{
     BLOBS, BUCKET, BY_FETCH, BY_USE, BYTES, COMPLETE, CONTENT, DATA, IMPORTED, KEPT, LINKS, Link,
-    MEDIA_TYPES, META, STATE_SEEN, TAGS, UPLOADS, digest_of, key_of,
+    MEDIA_TYPES, META, SAMPLES, STATE_SEEN, TAGS, UPLOADS, digest_of, key_of,
 };
 use crate::store::index::{Index, IndexFailure};
 
@@ -243,6 +243,18 @@ impl Index {
             for row in transaction.open_table(UPLOADS)?.iter()? {
                 let (id, key) = row?;
                 found.push((id.value().to_owned(), key.value().to_owned()));
+            }
+            Ok(found)
+        })
+    }
+
+    /// Returns the samples of the server's totals with their times in ms since 1970, the oldest first.
+    pub(in crate::store) fn samples(&self) -> Result<Vec<(i64, Vec<u8>)>, IndexFailure> {
+        self.read(|transaction| {
+            let mut found = Vec::new();
+            for row in transaction.open_table(SAMPLES)?.iter()? {
+                let (at, sample) = row?;
+                found.push((at.value(), sample.value().to_vec()));
             }
             Ok(found)
         })

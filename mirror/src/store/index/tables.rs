@@ -23,6 +23,8 @@ pub(super) const IMPORTED: TableDefinition<&[u8], i64> = TableDefinition::new("i
 pub(super) const KEPT: TableDefinition<(&[u8], u8, &str, &str), ()> = TableDefinition::new("kept");
 /// The upload in parts that began → the key of its object.
 pub(super) const UPLOADS: TableDefinition<&str, &str> = TableDefinition::new("uploads");
+/// Time in ms since 1970 → a sample of the server's totals, of the last day.
+pub(super) const SAMPLES: TableDefinition<i64, &[u8]> = TableDefinition::new("samples");
 /// The kind of content in [`KEPT`].
 pub(super) const DATA: u8 = u8::MAX;
 /// Totals and marks.
@@ -60,6 +62,7 @@ pub(super) fn check(database: &Database) -> Result<(), redb::Error> {
     transaction.open_table(IMPORTED)?;
     transaction.open_table(KEPT)?;
     transaction.open_table(UPLOADS)?;
+    transaction.open_table(SAMPLES)?;
     transaction.open_table(META)?.insert(SCHEMA, SCHEMA_VERSION)?;
     transaction.commit()?;
     Ok(())
@@ -67,12 +70,13 @@ pub(super) fn check(database: &Database) -> Result<(), redb::Error> {
 
 /// Makes the tables that an older version of the server did not have.
 fn add_missing(database: &Database) -> Result<(), redb::Error> {
-    if database.begin_read()?.open_table(UPLOADS).is_ok() {
+    if database.begin_read()?.open_table(SAMPLES).is_ok() {
         return Ok(());
     }
     let transaction = database.begin_write()?;
     transaction.open_table(KEPT)?;
     transaction.open_table(UPLOADS)?;
+    transaction.open_table(SAMPLES)?;
     transaction.commit()?;
     Ok(())
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use jiff::Timestamp;
 use parking_lot::Mutex;
 
 use crate::upstream::error::Error;
@@ -20,6 +21,8 @@ pub(in crate::upstream) enum Reachability {
     Down {
         /// The problem.
         what: String,
+        /// The time of the next probe.
+        next_probe: Timestamp,
     },
 }
 
@@ -46,7 +49,7 @@ impl ReachabilityState {
     /// Fails while the upstream is down.
     pub(in crate::upstream) fn admit(&self) -> Result<(), Error> {
         match self.observed() {
-            Reachability::Down { what } => Err(Error::unavailable(format!("it is down: {what}"))),
+            Reachability::Down { what, .. } => Err(Error::unavailable(format!("it is down: {what}"))),
             Reachability::Unknown | Reachability::Up => Ok(()),
         }
     }
@@ -70,12 +73,17 @@ impl Transport {
                     return;
                 };
                 tracing::warn!(host = %transport.host, %what, "upstream is down");
-                transport.reachability.set(Reachability::Down { what });
+                let error = Error::unavailable(what.as_str());
+                transport.errors.record(&error);
                 let (first, most) = (transport.timeouts.probe_first, transport.timeouts.probe_most);
                 let now = pause.map_or(first, |last: std::time::Duration| {
                     last.saturating_mul(2).min(most)
                 });
                 pause = Some(now);
+                let next_probe = transport.errors.time_after(now);
+                transport
+                    .reachability
+                    .set(Reachability::Down { what, next_probe });
                 drop(transport);
                 tokio::time::sleep(now).await;
             }
