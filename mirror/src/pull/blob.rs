@@ -139,8 +139,7 @@ impl Pull {
                 Ok(Found::Missing) | Err(_) => None,
             },
         };
-        let outcome = Outcome::Miss;
-        Ok(Served { value, outcome })
+        Ok(Served::miss(value))
     }
 
     /// Returns a blob that is in the cache, or on its way from the upstream, for another replica: no request follows.

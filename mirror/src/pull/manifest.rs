@@ -53,24 +53,39 @@ impl Pull {
         digest: &Digest,
         client: ClientRequest<'_>,
     ) -> Answer {
-        let copy = match unreadable(self.store.manifest(repository, digest).await) {
-            Some(value) if !self.is_refused(repository) => {
-                return Ok(Served::hit(value));
-            }
-            copy => copy,
-        };
-        // Boxed, as each hit would make room for it.
+        // The futures other than a hit's are boxed: each hit would make room for them.
+        match unreadable(self.store.manifest(repository, digest).await) {
+            Some(copy) if !self.is_refused(repository) => Ok(Served::hit(copy)),
+            Some(copy) => Box::pin(self.confirmed_manifest(repository, digest, client, copy)).await,
+            None => Box::pin(self.missed_manifest(repository, digest, client)).await,
+        }
+    }
+
+    async fn missed_manifest(
+        self: &Arc<Self>,
+        repository: &Repository,
+        digest: &Digest,
+        client: ClientRequest<'_>,
+    ) -> Answer {
         let reference = Reference::Digest(digest.clone());
-        if copy.is_none()
-            && let Some((_, manifest)) = Box::pin(self.load_stored(repository, &reference, client)).await
-        {
+        if let Some((_, manifest)) = self.load_stored(repository, &reference, client).await {
             return Ok(Served::miss(manifest));
         }
-        let Some(copy) = copy else {
-            return Box::pin(self.fetch_manifest(repository, &reference, client, None)).await;
-        };
+        self.fetch_manifest(repository, &reference, client, None).await
+    }
+
+    /// Returns a copy of a repository, some of which the upstream refused, once the upstream has permitted it. If the
+    /// upstream does not answer, the copy is served unless access was revoked.
+    async fn confirmed_manifest(
+        self: &Arc<Self>,
+        repository: &Repository,
+        digest: &Digest,
+        client: ClientRequest<'_>,
+        copy: Manifest,
+    ) -> Answer {
+        let reference = Reference::Digest(digest.clone());
         let copied = Some((digest.clone(), copy.clone()));
-        let asked = Box::pin(self.fetch_manifest(repository, &reference, client, copied));
+        let asked = self.fetch_manifest(repository, &reference, client, copied);
         if self.is_revoked(repository) {
             return asked.await;
         }
@@ -95,17 +110,35 @@ impl Pull {
             let reference = Reference::Tag(tag.clone());
             return Box::pin(self.fetch_manifest(repository, &reference, client, None)).await;
         };
-        let live = self.live();
-        let cache = &live.cache;
-        let age = self.clock.since(known.validated);
-        let is_refused = self.is_refused(repository);
-        let fresh = known.proven && !is_refused && !self.clock.is_over(known.validated, cache.tag_ttl);
-        if fresh || cache.offline {
+        if self.is_fresh(repository, &known) {
             return Ok(Served::hit(copy));
         }
+        Box::pin(self.revalidate(repository, tag, client, (known, copy))).await
+    }
+
+    /// Returns whether a tag is served without asking the upstream.
+    fn is_fresh(&self, repository: &Repository, tag: &CachedTag) -> bool {
+        let live = self.live();
+        let cache = &live.cache;
+        let is_young = || !self.clock.is_over(tag.validated, cache.tag_ttl);
+        cache.offline || (tag.proven && !self.is_refused(repository) && is_young())
+    }
+
+    /// Asks the upstream about a tag whose copy is no longer fresh. If the upstream does not answer in time, the copy is
+    /// served.
+    async fn revalidate(
+        self: &Arc<Self>,
+        repository: &Repository,
+        tag: &Tag,
+        client: ClientRequest<'_>,
+        (known, copy): (CachedTag, Manifest),
+    ) -> Answer {
         let reference = Reference::Tag(tag.clone());
+        let age = self.clock.since(known.validated);
         let copied = Some((known.digest, copy.clone()));
-        let asked = Box::pin(self.fetch_manifest(repository, &reference, client, copied));
+        let asked = self.fetch_manifest(repository, &reference, client, copied);
+        let live = self.live();
+        let cache = &live.cache;
         let longest = cache
             .ttl
             .map_or(cache.stale_if_error, |ttl| ttl.min(cache.stale_if_error));
@@ -174,7 +207,7 @@ impl Pull {
             let (pull, (repository, reference, accept, _)) = (Arc::clone(self), key.clone());
             async move {
                 let _turn = turn;
-                let scope = RefusalScope::of(known.is_some());
+                let scope = RefusalScope::from_cached(known.is_some());
                 let fetched = pull.ask(&origins, &repository, &reference, accept, known).await;
                 pull.record_verdict(
                     (&origins, version),

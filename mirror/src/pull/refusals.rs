@@ -34,7 +34,7 @@ pub(super) const UNCACHED: (Option<&Tag>, RefusalScope) = (None, RefusalScope::O
 
 impl RefusalScope {
     /// Returns the scope of a refusal of content that is cached or not.
-    pub(super) fn of(is_cached: bool) -> Self {
+    pub(super) fn from_cached(is_cached: bool) -> Self {
         if is_cached {
             Self::CachedContent
         } else {

@@ -34,7 +34,9 @@ pub(in crate::http) async fn get(
     let etag = headers::etag(&digest);
     let mut response = empty_response(context, &etag);
     if context.method == Method::HEAD || response.status() == StatusCode::NOT_MODIFIED {
-        let outcome = add_size(context, &repository, &digest, &mut response).await?;
+        let pull = &context.app.pull;
+        let served = pull.blob_size(&repository, &digest, &context.peer.name).await?;
+        let outcome = add_size(&mut response, &served);
         return Ok(EndpointResponse::new(response, outcome, repository));
     }
     let wanted = Wanted::parse(context.headers, &etag);
@@ -96,21 +98,14 @@ fn empty_response(context: &RequestContext<'_>, etag: &Bytes) -> Response<Body> 
     response
 }
 
-/// Adds the size of a blob to a response without its bytes.
-async fn add_size(
-    context: &RequestContext<'_>,
-    repository: &Repository,
-    digest: &Digest,
-    response: &mut Response<Body>,
-) -> Result<Outcome, RegistryError> {
-    let pull = &context.app.pull;
-    let served = pull.blob_size(repository, digest, &context.peer.name).await?;
+/// Adds the size of a blob to a response without its bytes, and returns the outcome.
+fn add_size(response: &mut Response<Body>, served: &Served<Option<u64>>) -> Outcome {
     match served.value {
         Some(size) => _ = response.headers_mut().insert(header::CONTENT_LENGTH, size.into()),
         // A body of unknown length, so that the response has no Content-Length.
         None => *response.body_mut() = Body::from_stream(stream::empty::<Result<Bytes, Infallible>>()),
     }
-    Ok(served.outcome)
+    served.outcome
 }
 
 /// Returns the source of a blob. Another replica may want only what is here.
