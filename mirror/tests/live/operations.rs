@@ -474,7 +474,7 @@ async fn page_shows_a_running_server() {
     assert_eq!(served.admin("/status").await.0, 200);
 }
 
-/// The history of a server continues after a restart, with the requests of before.
+/// The history of a server continues after a restart, with the earlier requests.
 #[tokio::test]
 async fn history_continues_after_server_restart() {
     let hub = Hub::start().await;
@@ -487,7 +487,7 @@ async fn history_continues_after_server_restart() {
     served.ended().await;
 
     let served = served.home.serve("", &proxy(&hub), &[]).await;
-    eventually("the history of before", async || {
+    eventually("the earlier history", async || {
         let (_, text) = served.admin("/status/history").await;
         let history: serde_json::Value = serde_json::from_str(&text).unwrap();
         let day = &history["periods"][1];

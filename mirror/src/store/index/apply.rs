@@ -166,7 +166,6 @@ pub(super) fn apply(transaction: &WriteTransaction, ops: &[Op]) -> Result<Added,
             Op::Complete(whether) => tables.set(COMPLETE, u64::from(*whether))?,
             Op::StateSeen(seen) => tables.set(STATE_SEEN, *seen)?,
             Op::Bucket(fingerprint) => tables.set(BUCKET, *fingerprint)?,
-            Op::Sample(at, sample) => add_sample(transaction, *at, sample)?,
             other => apply_names(transaction, other)?,
         }
     }
@@ -209,7 +208,7 @@ fn apply_names(transaction: &WriteTransaction, op: &Op) -> Result<(), redb::Erro
     Ok(())
 }
 
-/// Applies an operation on what the bucket has.
+/// Applies an operation on what the bucket has, or on the samples.
 fn apply_kept(transaction: &WriteTransaction, op: &Op) -> Result<(), redb::Error> {
     match op {
         Op::Kept(digest, None) => {
@@ -239,6 +238,7 @@ fn apply_kept(transaction: &WriteTransaction, op: &Op) -> Result<(), redb::Error
         Op::EndUpload(id) => {
             transaction.open_table(UPLOADS)?.remove(id.as_str())?;
         }
+        Op::Sample(at, sample) => add_sample(transaction, *at, sample)?,
         _ => {}
     }
     Ok(())
