@@ -123,7 +123,7 @@ impl FakeKubelet {
         &self.kubelet.node
     }
 
-    /// Stops or continues the reads of Secrets and ConfigMaps: a kubelet that is busy, or cut off.
+    /// Stops or continues the reads of Secrets and `ConfigMaps`: a kubelet that is busy, or cut off.
     pub fn hold_volumes(&self, hold: bool) {
         self.kubelet.holds_volumes.store(hold, Ordering::Relaxed);
     }

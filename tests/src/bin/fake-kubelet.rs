@@ -22,7 +22,7 @@ struct Arguments {
     /// Only this namespace's Pods and claims.
     #[arg(long)]
     namespace: Option<String>,
-    /// Seconds between two reads of Secrets and ConfigMaps.
+    /// Seconds between two reads of the objects that Pods mount.
     #[arg(long, default_value_t = 1, value_name = "SECONDS")]
     sync: u64,
 }

@@ -33,7 +33,7 @@ const RELOAD: &str = "registrymirror.io/reload";
 #[tokio::test]
 async fn operator_is_refused_nothing_cluster_wide() {
     if !skip_on_existing_cluster("operator_is_refused_nothing_cluster_wide") {
-        the_operator_is_refused_nothing(&[]).await;
+        Box::pin(the_operator_is_refused_nothing(&[])).await;
     }
 }
 
@@ -41,7 +41,7 @@ async fn operator_is_refused_nothing_cluster_wide() {
 #[tokio::test]
 async fn operator_is_refused_nothing_in_one_namespace() {
     if !skip_on_existing_cluster("operator_is_refused_nothing_in_one_namespace") {
-        the_operator_is_refused_nothing(&[NAMESPACE]).await;
+        Box::pin(the_operator_is_refused_nothing(&[NAMESPACE])).await;
     }
 }
 
