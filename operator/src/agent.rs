@@ -213,16 +213,29 @@ impl NodeAgent {
     fn write(&self, files: &dyn RuntimeFiles) -> BTreeMap<MirrorKey, WriteError> {
         let (mut errors, mut owners) = (BTreeMap::new(), BTreeMap::new());
         for (mirror, tracked) in &self.mirrors {
+            let (mut error, mut configured) = (None::<WriteError>, Vec::new());
             for host in &tracked.target.hosts {
-                if let Some(owner) = owners.get(host.as_str()) {
-                    let conflict = WriteError::Conflict(format!("RegistryMirror {owner} has {host}, too"));
-                    errors.insert(mirror.clone(), conflict);
+                let written = if let Some(owner) = owners.get(host.as_str()) {
+                    Err(WriteError::Conflict(format!(
+                        "RegistryMirror {owner} has {host}, too"
+                    )))
                 } else if tracked.is_used() {
                     owners.insert(host.as_str(), mirror);
-                    let written = files.write(host, &tracked.target.files);
-                    errors.extend(written.err().map(|error| (mirror.clone(), error)));
+                    files.write(host, &tracked.target.files)
+                } else {
+                    continue;
+                };
+                match (written, error.take()) {
+                    (Ok(()), previous) => {
+                        configured.push(host.as_str());
+                        error = previous;
+                    }
+                    (Err(new), None) => error = Some(new),
+                    (Err(new), Some(previous)) => error = Some(previous.merge(new)),
                 }
             }
+            let error = error.map(|error| error.with_configured(&configured));
+            errors.extend(error.map(|error| (mirror.clone(), error)));
         }
         let held = self.held.iter().map(MirrorKey::to_string).collect();
         for (host, error) in files.remove_others(&owners.into_keys().collect(), &held) {
@@ -288,7 +301,7 @@ impl WriteError {
         match self {
             Self::Conflict(_) => NodeState::Conflict,
             Self::ReadOnly(..) => NodeState::ReadOnly,
-            Self::Unsupported(_) => NodeState::Unsupported,
+            Self::Unsupported { .. } => NodeState::Unsupported,
         }
     }
 }

@@ -12,6 +12,7 @@ mod containerd;
 mod containers;
 mod docker;
 mod endpoint;
+mod entry;
 mod k3s;
 mod marker;
 mod openshift;
@@ -19,6 +20,7 @@ mod root;
 mod talos;
 
 pub use endpoint::{InvalidEndpoint, NodeEndpoint};
+pub use entry::InvalidEntry;
 pub use marker::Marker;
 pub use root::NodeRoot;
 

@@ -45,7 +45,9 @@ pub fn clean_up(root: &Path, certs_dir: Option<&str>) -> io::Result<Vec<String>>
     let detected = detect::detect(&root, certs_dir);
     let detected = detected.directory.ok().map(|path| (detected.runtime, path));
     let known = detect::directories().map(|(runtime, path)| (runtime, path.to_owned()));
+    let configured = detect::configured_directory(&root).map(|path| (detect::RuntimeKind::Containerd, path));
     let directories: BTreeMap<_, _> = known
+        .chain(configured)
         .chain(detected)
         .map(|(runtime, path)| (path, runtime))
         .collect();

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
-use crate::node_config::NodeRoot;
+use crate::node_config::{InvalidEntry, NodeRoot};
 
 /// The directory of containerd's own configuration.
 const CONTAINERD: &str = "etc/containerd";
@@ -40,8 +40,10 @@ const ADVICE: &str = "containerd reads no hosts.toml: add config_path = \"/etc/c
     [plugins.\"io.containerd.cri.v1.images\".registry] of /etc/containerd/config.toml (version = 2 of the file: \
     [plugins.\"io.containerd.grpc.v1.cri\".registry]) and restart containerd. If this containerd has that directory as \
     its default (2.2 and later), start the agent with --certs-dir /etc/containerd/certs.d";
-const INLINE: &str = "containerd's configuration has registry.mirrors or registry.configs, which exclude config_path: \
-    move them into /etc/containerd/certs.d/HOST/hosts.toml, set config_path, and restart containerd";
+const INLINE: &str =
+    "containerd's configuration has registry.mirrors or registry.configs, which exclude config_path";
+const MOVE: &str =
+    "move it into /etc/containerd/certs.d/HOST/hosts.toml, set config_path, and restart containerd";
 
 const RELOAD: &str = "CRI-O reads registries.conf.d only when it starts: add auto_reload_registries = true to \
     [crio.image] of a file in /etc/crio/crio.conf.d (CRI-O 1.31 and later) and restart CRI-O, or use registry-mirror \
@@ -104,7 +106,7 @@ pub(super) fn detect(root: &NodeRoot, given: Option<&str>) -> Detection {
     if let Some(directory) = given {
         return Detection {
             runtime: RuntimeKind::Containerd,
-            directory: Ok(directory.trim_matches('/').to_owned()),
+            directory: below_root(directory, "--certs-dir"),
         };
     }
     let exists = |path: &str| matches!(root.names(path), Ok(Some(_)));
@@ -173,30 +175,72 @@ fn containerd(root: &NodeRoot) -> Result<String, Obstacle> {
 
 /// Returns the first directory of containerd's `config_path` in these files.
 pub(super) fn hosts_directory(configurations: &[(String, Table)]) -> Result<String, Obstacle> {
-    let (mut config_path, mut has_mirrors) = (None, false);
-    for (_, table) in configurations {
-        let registries = PLUGINS.iter().filter_map(|plugin| {
-            let plugin = table.get("plugins")?.get(plugin)?;
-            plugin.get("registry")?.as_table()
-        });
-        for registry in registries {
-            let path = registry.get("config_path").and_then(Value::as_str);
-            config_path = path
-                .filter(|path| !path.is_empty())
-                .map(str::to_owned)
-                .or(config_path);
-            has_mirrors |= ["mirrors", "configs"].iter().any(|key| {
-                let table = registry.get(*key).and_then(Value::as_table);
-                table.is_some_and(|table| !table.is_empty())
-            });
-        }
+    let (mut has_mirrors, mut refused) = (false, None);
+    for (path, registry) in registries(configurations) {
+        let mut keys = ["mirrors", "configs"].iter();
+        has_mirrors |= keys.any(|key| entries(registry, key).next().is_some());
+        refused = refused.or_else(|| Some((path, refused_key(registry)?)));
     }
-    let directory = config_path.as_deref().and_then(|path| path.split(':').next());
-    match directory.map(|path| path.trim_matches('/')) {
-        Some(directory) if !directory.is_empty() => Ok(directory.to_owned()),
-        _ if has_mirrors => Err(Obstacle::InlineMirrors(INLINE.to_owned())),
-        _ => Err(Obstacle::ConfigPathMissing(ADVICE.to_owned())),
+    match (config_path(configurations), refused) {
+        (Some(_), Some((path, key))) => Err(Obstacle::InlineMirrors(format!(
+            "/{path} has {key}, and containerd starts without its CRI plugin if config_path is set, too: {MOVE}"
+        ))),
+        (Some(first), None) => below_root(first, "config_path"),
+        (None, _) if has_mirrors => Err(Obstacle::InlineMirrors(format!("{INLINE}: {MOVE}"))),
+        (None, _) => Err(Obstacle::ConfigPathMissing(ADVICE.to_owned())),
     }
+}
+
+/// Returns the first directory of containerd's `config_path` although containerd may refuse the configuration.
+pub(super) fn configured_directory(root: &NodeRoot) -> Option<String> {
+    let configurations = configurations(root).ok()?;
+    below_root(config_path(&configurations)?, "config_path").ok()
+}
+
+/// Returns the first directory of the `config_path` that overrides the others.
+fn config_path(configurations: &[(String, Table)]) -> Option<&str> {
+    let paths = registries(configurations).filter_map(|(_, registry)| registry.get("config_path")?.as_str());
+    let paths = paths.filter(|paths| !paths.is_empty()).last()?;
+    paths.split(':').next()
+}
+
+/// Returns each registry configuration with the path of its file.
+fn registries(configurations: &[(String, Table)]) -> impl Iterator<Item = (&str, &Table)> {
+    configurations.iter().flat_map(|(path, table)| {
+        let plugins = PLUGINS
+            .iter()
+            .filter_map(|plugin| table.get("plugins")?.get(plugin));
+        let registries = plugins.filter_map(|plugin| plugin.get("registry")?.as_table());
+        registries.map(move |registry| (path.as_str(), registry))
+    })
+}
+
+/// Returns the entries of a table in the registry configuration.
+fn entries<'a>(registry: &'a Table, key: &str) -> impl Iterator<Item = &'a Value> + use<'a> {
+    let table = registry.get(key).and_then(Value::as_table);
+    table.into_iter().flat_map(Table::values)
+}
+
+/// Returns the key that containerd refuses together with `config_path`. It accepts `configs` with `auth` only.
+fn refused_key(registry: &Table) -> Option<&'static str> {
+    if entries(registry, "mirrors").next().is_some() {
+        return Some("registry.mirrors");
+    }
+    let has_tls = entries(registry, "configs").any(|host| host.get("tls").is_some());
+    has_tls.then_some("registry.configs with tls")
+}
+
+/// Returns the path of a directory below the root directory, without empty parts and `.`.
+fn below_root(directory: &str, setting: &str) -> Result<String, Obstacle> {
+    let parts = directory.split('/').filter(|part| !matches!(*part, "" | "."));
+    let parts: Vec<_> = parts.collect();
+    if parts.is_empty() || parts.contains(&"..") {
+        return Err(Obstacle::Unsupported(format!(
+            "{setting} {directory:?} is not the path of a directory below / without \"..\": the agent can't write files \
+             there; set it to such a path, for example /{DEFAULT_DIRECTORY}"
+        )));
+    }
+    Ok(parts.join("/"))
 }
 
 /// Returns the main file and those that it imports, with their paths, in the order in which they override each other.
@@ -225,7 +269,12 @@ fn read(root: &NodeRoot, path: &str) -> Result<Table, Obstacle> {
             "the runtime's configuration /{path} can't be read: {error}"
         ))
     };
-    let content = root.read(path).map_err(|error| unreadable(&error))?;
+    let content = root.read(path).map_err(|error| match error {
+        error if InvalidEntry::is_in(&error) => Obstacle::Unsupported(format!(
+            "the runtime's configuration can't be read: {error}; put a file of at most 4 MiB in its place"
+        )),
+        error => unreadable(&error),
+    })?;
     let text = String::from_utf8(content.unwrap_or_default()).map_err(|error| unreadable(&error))?;
     text.parse()
         .map_err(|error: toml::de::Error| unreadable(&error.message()))
@@ -271,64 +320,4 @@ pub(super) fn has_import(configurations: &[(String, Table)], file: &str) -> bool
 }
 
 #[cfg(test)]
-mod tests {
-    use std::fs;
-
-    use test_case::test_case;
-
-    use super::*;
-
-    fn detection(files: &[(&str, &str)]) -> Detection {
-        let directory = tempfile::tempdir().unwrap();
-        for (path, text) in files {
-            let path = directory.path().join(path);
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(path, text).unwrap();
-        }
-        detect(&NodeRoot::open(directory.path()).unwrap(), None)
-    }
-
-    const OLD: &str = "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".registry]\nconfig_path = \"/etc/containerd/certs.d\"\n";
-    const NEW: &str = "version = 3\n[plugins.'io.containerd.cri.v1.images'.registry]\nconfig_path = '/etc/containerd/certs.d:/etc/docker/certs.d'\n";
-    const RELOADS: &str = "[crio.image]\nauto_reload_registries = true\n";
-    const MIRRORS: &str = "[plugins.\"io.containerd.grpc.v1.cri\".registry.mirrors.\"docker.io\"]\nendpoint = [\"https://m\"]\n";
-
-    #[test_case(&[("etc/containerd/config.toml", OLD)] => Some("etc/containerd/certs.d".to_owned()); "containerd 1")]
-    #[test_case(&[("etc/containerd/config.toml", NEW)] => Some("etc/containerd/certs.d".to_owned()); "containerd 2")]
-    #[test_case(&[("etc/containerd/config.toml", "imports = [\"conf.d/*.toml\"]"), ("etc/containerd/conf.d/a.toml", NEW)]
-        => Some("etc/containerd/certs.d".to_owned()); "relative import")]
-    #[test_case(&[("etc/containerd/config.toml", "imports = [\"/etc/containerd/b.toml\"]\n"), ("etc/containerd/b.toml", OLD)]
-        => Some("etc/containerd/certs.d".to_owned()); "absolute import")]
-    #[test_case(&[("etc/containerd/config.toml", "imports = [\"config.toml\", \"../../../x\", \"none.toml\"]\n")] => None; "imports in a circle and outside")]
-    #[test_case(&[("etc/containerd/config.toml", "version = 2\n")] => None; "no config path")]
-    #[test_case(&[("etc/containerd/certs.d/a", "")] => None; "no configuration")]
-    #[test_case(&[("var/lib/rancher/k3s/agent/etc/containerd/config.toml", "")]
-        => Some("var/lib/rancher/k3s/agent/etc/containerd/certs.d".to_owned()); "k3s")]
-    #[test_case(&[("var/lib/rancher/rke2/agent/etc/containerd/config.toml", ""), ("etc/containerd/config.toml", OLD)]
-        => Some("var/lib/rancher/rke2/agent/etc/containerd/certs.d".to_owned()); "RKE2")]
-    #[test_case(&[("etc/cri/conf.d/20-customization.part", ""), ("etc/containerd/config.toml", "")]
-        => None; "Talos")]
-    #[test_case(&[("etc/crio/crio.conf", "")] => None; "CRI-O")]
-    #[test_case(&[("etc/crio/crio.conf", RELOADS)] => Some("etc/containers/registries.conf.d".to_owned()); "CRI-O that reloads")]
-    #[test_case(&[("etc/crio/crio.conf.d/10.conf", RELOADS), ("etc/crio/crio.conf.d/20.conf", "[crio.image]\n")]
-        => Some("etc/containers/registries.conf.d".to_owned()); "CRI-O with drop-ins")]
-    #[test_case(&[("etc/crio/crio.conf", RELOADS), ("etc/crio/crio.conf.d/10.conf", "[crio.image]\nauto_reload_registries = false\n")]
-        => None; "CRI-O with a later drop-in")]
-    fn runtime_has_a_directory_or_none(files: &[(&str, &str)]) -> Option<String> {
-        detection(files).directory.ok()
-    }
-
-    #[test]
-    fn obstacles_name_the_lines_to_add() {
-        let config = |text| {
-            detection(&[("etc/containerd/config.toml", text)])
-                .directory
-                .unwrap_err()
-        };
-        assert!(
-            matches!(config(""), Obstacle::ConfigPathMissing(advice) if advice.contains("config_path = "))
-        );
-        assert!(matches!(config(MIRRORS), Obstacle::InlineMirrors(advice) if advice.contains("hosts.toml")));
-        assert!(matches!(config("a = ["), Obstacle::Unsupported(advice) if advice.contains("config.toml")));
-    }
-}
+mod tests;

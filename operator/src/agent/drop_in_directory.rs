@@ -32,7 +32,7 @@ impl RuntimeFiles for DropInDirectory<'_> {
     fn write(&self, host: &str, files: &HostFiles) -> Result<(), WriteError> {
         let failed = |error| WriteError::new(self.path, error);
         let entry = files.registries_conf.get(host);
-        let entry = entry.ok_or_else(|| WriteError::Unsupported(host.to_owned()))?;
+        let entry = entry.ok_or_else(|| WriteError::unsupported(host))?;
         if let Some(conflict) = self.find_conflict(host, &files.authority).map_err(failed)? {
             return Err(WriteError::Conflict(conflict));
         }

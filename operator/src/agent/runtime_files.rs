@@ -5,10 +5,8 @@ use std::{
     io,
 };
 
-use rustix::io::Errno;
-
 use super::{detect::RuntimeKind, drop_in_directory::DropInDirectory, hosts_directory::HostsDirectory};
-use crate::node_config::{Marker, NodeFile, NodeRoot};
+use crate::node_config::{InvalidEntry, Marker, NodeFile, NodeRoot};
 
 /// The mark of a directory that the agent created, and removes again.
 pub(super) const CREATED: &str = ".registry-mirror";
@@ -40,25 +38,52 @@ pub(super) enum WriteError {
          root, use registry-mirror node-config --runtime"
     )]
     ReadOnly(String, #[source] io::Error),
-    /// The runtime can't use the mirror for a registry.
-    #[error("CRI-O can't use the mirror for {0}: an image name has no IPv6 address, and its path no port")]
-    Unsupported(String),
+    /// CRI-O can't use the mirror for these registries.
+    #[error(
+        "CRI-O can't use the mirror for {hosts}: an image name has no IPv6 address, and its path no port; make it the \
+         first upstream of a mirror with an IPv4 address or a name{others}"
+    )]
+    Unsupported { hosts: String, others: String },
 }
 
 impl WriteError {
     /// Returns the error of a file or directory at a path below the root directory.
     pub(super) fn new(path: &str, error: io::Error) -> Self {
-        let is_link = error.raw_os_error() == Some(Errno::LOOP.raw_os_error());
-        let is_other = matches!(
-            error.kind(),
-            io::ErrorKind::NotADirectory | io::ErrorKind::InvalidData
-        );
-        if is_link || is_other {
-            return Self::Conflict(format!(
-                "/{path} is or has something else than directories and files"
-            ));
+        if InvalidEntry::is_in(&error) {
+            return Self::Conflict(error.to_string());
         }
         Self::ReadOnly(format!("/{path}"), error)
+    }
+
+    /// Returns the error of a registry for which CRI-O can't use the mirror.
+    pub(super) fn unsupported(host: &str) -> Self {
+        Self::Unsupported {
+            hosts: host.to_owned(),
+            others: String::new(),
+        }
+    }
+
+    /// Returns the error of two registries of a mirror. An error of files precedes one of the runtime.
+    pub(super) fn merge(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Unsupported { hosts, others }, Self::Unsupported { hosts: more, .. }) => {
+                let hosts = format!("{hosts}, {more}");
+                Self::Unsupported { hosts, others }
+            }
+            (Self::Unsupported { .. }, other) => other,
+            (error, _) => error,
+        }
+    }
+
+    /// Adds the registries of the mirror that CRI-O pulls through it.
+    pub(super) fn with_configured(self, configured: &[&str]) -> Self {
+        match self {
+            Self::Unsupported { hosts, .. } if !configured.is_empty() => {
+                let others = format!(". CRI-O uses the mirror for {}", configured.join(", "));
+                Self::Unsupported { hosts, others }
+            }
+            error => error,
+        }
     }
 }
 

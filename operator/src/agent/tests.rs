@@ -88,14 +88,16 @@ impl Bench {
     }
 }
 
-/// Returns targets with names, URLs and hosts.
+/// Returns targets with names, URLs and hosts, which are separated by spaces.
 fn targets(mirrors: &[(&str, &str, &str)], fallback: &str) -> TargetSet {
-    let targets = mirrors.iter().map(|(name, url, host)| {
+    let targets = mirrors.iter().map(|(name, url, hosts)| {
+        let upstreams = hosts.split(' ').map(|host| json!({"host": host}));
+        let upstreams: Vec<_> = upstreams.collect();
         let mirror = serde_json::from_value(json!({
             "apiVersion": "registrymirror.io/v1alpha1", "kind": "RegistryMirror",
             "metadata": {"name": name, "namespace": "mirrors"},
             "spec": {
-                "upstreams": [{"host": host}], "storage": {"type": "Ephemeral"},
+                "upstreams": upstreams, "storage": {"type": "Ephemeral"},
                 "nodeConfiguration": {"mode": "Manage", "fallback": fallback},
             },
             "status": {"endpoint": {"url": url}},
@@ -292,4 +294,52 @@ async fn clean_up_leaves_the_node_as_it_was() {
     assert!(clean_up(bench.directory.path(), None).unwrap().is_empty());
     let left = fs::read_dir(bench.directory.path().join(CERTS)).unwrap();
     assert_eq!(left.count(), 0);
+}
+
+/// The registries that CRI-O can't pull through the mirror are named, with those that it can.
+#[tokio::test]
+async fn crio_names_hosts_that_it_cannot_use() {
+    mirror::tls::provider();
+    let mut bench = Bench::new(CONFIG);
+    fs::remove_dir_all(bench.directory.path().join("etc/containerd")).unwrap();
+    fs::create_dir_all(bench.directory.path().join("etc/crio")).unwrap();
+    let reloads = "[crio.image]\nauto_reload_registries = true\n";
+    fs::write(bench.directory.path().join("etc/crio/crio.conf"), reloads).unwrap();
+    let hub = FakeMirror::start(200).await;
+    let hosts = "docker.io [::1]:5000 quay.io a.example:5000";
+    bench
+        .turns(&targets(&[("hub", &hub.url, hosts)], "Allow"), 1)
+        .await;
+    assert_eq!(bench.states(), [NodeState::Unsupported]);
+    let message = bench.agent.reporter.current().unwrap().mirrors[0].message.clone();
+    for expected in [
+        "can't use the mirror for [::1]:5000, a.example:5000: ",
+        "CRI-O uses the mirror for docker.io, quay.io",
+    ] {
+        assert!(message.contains(expected), "{message}");
+    }
+    let drop_ins = bench.directory.path().join("etc/containers/registries.conf.d");
+    for host in ["docker.io", "quay.io"] {
+        let file = drop_ins.join(format!("50-registry-mirror-{host}.conf"));
+        assert!(file.exists(), "{host}");
+    }
+}
+
+/// The cleanup removes the files also after the administrator added mirrors that containerd refuses.
+#[tokio::test]
+async fn clean_up_ignores_inline_mirrors() {
+    mirror::tls::provider();
+    let config = CONFIG.replace("certs.d", "hosts.d");
+    let mut bench = Bench::new(&config);
+    let hub = FakeMirror::start(200).await;
+    let targets = targets(&[("hub", &hub.url, "docker.io")], "Allow");
+    bench.turns(&targets, 1).await;
+    let hosts = bench.directory.path().join("etc/containerd/hosts.d");
+    assert!(hosts.join("docker.io/hosts.toml").exists());
+    let config = format!("{config}[plugins.'io.containerd.cri.v1.images'.registry.mirrors.a]\n");
+    fs::write(bench.directory.path().join("etc/containerd/config.toml"), config).unwrap();
+    bench.turns(&targets, 1).await;
+    assert_eq!(bench.states(), [NodeState::InlineMirrors]);
+    assert!(clean_up(bench.directory.path(), None).unwrap().is_empty());
+    assert!(!hosts.exists());
 }

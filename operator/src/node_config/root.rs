@@ -13,6 +13,8 @@ use rustix::{
     io::Errno,
 };
 
+use super::entry::InvalidEntry;
+
 /// The name of a file that is being written. Runtimes read no such name.
 const STAGED: &str = ".registry-mirror.tmp";
 /// The largest file that is read, in bytes.
@@ -57,6 +59,7 @@ impl NodeRoot {
             return Ok(None);
         };
         read_at(&directory, name)
+            .map_err(|error| InvalidEntry::describe(&directory, name, path, FileType::RegularFile, error))
     }
 
     /// Writes a file and the directories that it needs. A reader finds the previous file or the new one.
@@ -125,7 +128,7 @@ impl NodeRoot {
         match fs::mkdirat(&parent, name, Mode::from_raw_mode(0o755)) {
             Ok(()) => Ok(true),
             Err(Errno::EXIST) => {
-                fs::openat(&parent, name, DIRECTORY, Mode::empty())?;
+                open_directory(&parent, path, false)?;
                 Ok(false)
             }
             Err(error) => Err(error.into()),
@@ -146,10 +149,10 @@ impl NodeRoot {
     /// # Errors
     /// Those of [`NodeRoot::read`].
     pub fn names(&self, path: &str) -> io::Result<Option<Vec<String>>> {
-        let Some((parent, name)) = absent_as_none(self.parent(path, false))? else {
+        let Some((parent, _)) = absent_as_none(self.parent(path, false))? else {
             return Ok(None);
         };
-        let Some(directory) = absent_as_none(fs::openat(&parent, name, DIRECTORY, Mode::empty()))? else {
+        let Some(directory) = absent_as_none(open_directory(&parent, path, false))? else {
             return Ok(None);
         };
         let mut names = Vec::new();
@@ -163,18 +166,21 @@ impl NodeRoot {
 
     /// Opens the directory of a file, and returns it with the name of the file.
     fn parent<'a>(&self, path: &'a str, create: bool) -> io::Result<(OwnedFd, &'a str)> {
-        let mut names: Vec<_> = path.split('/').collect();
-        if !names.iter().copied().all(is_name) {
+        if !path.split('/').all(is_name) {
             let message = format!("{path:?} is not a path below the directory");
             return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
         }
-        let name = names.pop().unwrap_or_default();
         let mut directory = self.0.try_clone()?;
-        for parent in names {
-            directory = open_directory(&directory, parent, create)?;
+        for (end, _) in path.match_indices('/') {
+            directory = open_directory(&directory, &path[..end], create)?;
         }
-        Ok((directory, name))
+        Ok((directory, last_name(path)))
     }
+}
+
+/// Returns the name of a path's last entry.
+fn last_name(path: &str) -> &str {
+    path.rsplit_once('/').map_or(path, |(_, name)| name)
 }
 
 /// Returns whether a text is the name of one file in a directory.
@@ -190,16 +196,21 @@ fn check_name(name: &str) -> io::Result<()> {
     Err(io::Error::new(io::ErrorKind::InvalidInput, message))
 }
 
-fn open_directory(parent: &OwnedFd, name: &str, create: bool) -> io::Result<OwnedFd> {
-    match fs::openat(parent, name, DIRECTORY, Mode::empty()) {
-        Err(Errno::NOENT) if create => {
+/// Opens the directory at the end of a path in its parent.
+fn open_directory(parent: &OwnedFd, path: &str, create: bool) -> io::Result<OwnedFd> {
+    let name = last_name(path);
+    let open = || {
+        let opened = fs::openat(parent, name, DIRECTORY, Mode::empty());
+        opened.map_err(|error| InvalidEntry::describe(parent, name, path, FileType::Directory, error.into()))
+    };
+    match open() {
+        Err(error) if create && error.kind() == io::ErrorKind::NotFound => {
             match fs::mkdirat(parent, name, Mode::from_raw_mode(0o755)) {
-                Ok(()) | Err(Errno::EXIST) => {}
-                Err(error) => return Err(error.into()),
+                Ok(()) | Err(Errno::EXIST) => open(),
+                Err(error) => Err(error.into()),
             }
-            Ok(fs::openat(parent, name, DIRECTORY, Mode::empty())?)
         }
-        opened => Ok(opened?),
+        opened => opened,
     }
 }
 

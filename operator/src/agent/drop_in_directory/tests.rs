@@ -88,6 +88,6 @@ fn other_entries_are_no_conflict() {
 fn host_without_an_entry_is_unsupported() {
     let (directory, root) = root();
     let error = DropInDirectory::new(&root, DROP_INS).write("ghcr.io", &files("a/b"));
-    assert!(matches!(error, Err(WriteError::Unsupported(_))));
+    assert!(matches!(error, Err(WriteError::Unsupported { .. })));
     assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
 }

@@ -215,3 +215,42 @@ fn foreign_file_does_not_replace_a_kept_one() {
     assert!(hosts.clear().is_empty());
     assert_eq!(tree(directory.path()), before);
 }
+
+/// Returns the message of the conflict about `docker.io`.
+fn conflict(root: &NodeRoot) -> String {
+    let error = HostsDirectory::new(root, CERTS, true).write("docker.io", &files("a"));
+    match error {
+        Err(error @ WriteError::Conflict(_)) => error.to_string(),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test_case("FIFO" => "is not a regular file"; "FIFO")]
+#[test_case("link" => "is a symbolic link, not followed"; "link")]
+#[test_case("directory" => "is a directory, not a file"; "directory")]
+#[test_case("large file" => "is larger than 4 MiB"; "large file")]
+fn entry_in_place_of_hosts_toml_is_named(kind: &str) -> String {
+    let (directory, root) = root();
+    let file = directory.path().join(CERTS).join("docker.io/hosts.toml");
+    fs::create_dir_all(file.parent().unwrap()).unwrap();
+    match kind {
+        "FIFO" => rustix::fs::mkfifoat(rustix::fs::CWD, &file, rustix::fs::Mode::RWXU).unwrap(),
+        "link" => symlink("elsewhere", &file).unwrap(),
+        "directory" => fs::create_dir(&file).unwrap(),
+        _ => fs::File::create(&file).unwrap().set_len(5 << 20).unwrap(),
+    }
+    let message = conflict(&root);
+    let rest = message.strip_prefix("/etc/containerd/certs.d/docker.io/hosts.toml ");
+    let fault = rest.and_then(|rest| rest.split_once(": "));
+    fault.map_or(message.clone(), |(fault, _)| fault.to_owned())
+}
+
+#[test]
+fn linked_directory_of_a_host_is_named() {
+    let (directory, root) = root();
+    fs::create_dir_all(directory.path().join(CERTS)).unwrap();
+    symlink("elsewhere", directory.path().join(CERTS).join("docker.io")).unwrap();
+    let message = conflict(&root);
+    let expected = "/etc/containerd/certs.d/docker.io is a symbolic link, not followed";
+    assert!(message.starts_with(expected), "{message}");
+}
