@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     io::{self, Write},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use crds::RegistryMirror;
@@ -71,9 +71,7 @@ pub(super) async fn run(args: ReportArgs) -> Result<(), Failure> {
     let name = mirror.name_any();
     let default = || PathBuf::from(format!("registry-mirror-report-{name}.tar.gz"));
     let path = args.out.unwrap_or_else(default);
-    let mut bundle = ReportBundle::create(&path).map_err(|error| {
-        Failure::Environment(format!("{} not written: {error}; set --out", path.display()))
-    })?;
+    let mut bundle = ReportBundle::create(&path)?;
     collect(&cluster, &mirror, &mut bundle).await?;
     let files = bundle.finish()?;
     writeln!(io::stdout(), "{}", path.display())?;
@@ -159,8 +157,16 @@ async fn admin(cluster: &ClusterClient, pod: &str, path: &str) -> String {
 }
 
 impl ReportBundle {
-    fn create(path: &std::path::Path) -> io::Result<Self> {
-        let encoder = GzEncoder::new(File::create(path)?, Compression::default());
+    /// Creates the file. A file or a link that exists stays as it is.
+    fn create(path: &Path) -> Result<Self, Failure> {
+        let file = File::create_new(path).map_err(|error| {
+            let path = path.display();
+            Failure::Environment(match error.kind() {
+                io::ErrorKind::AlreadyExists => format!("{path} exists; give another --out"),
+                _ => format!("{path} not written: {error}; set --out"),
+            })
+        })?;
+        let encoder = GzEncoder::new(file, Compression::default());
         Ok(Self {
             archive: tar::Builder::new(encoder),
             files: 0,
@@ -187,5 +193,28 @@ impl ReportBundle {
     fn finish(self) -> io::Result<usize> {
         self.archive.into_inner()?.finish()?.sync_all()?;
         Ok(self.files)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::symlink};
+
+    use super::*;
+
+    /// A report replaces no file, and writes through no link, also one whose target does not exist.
+    #[test]
+    fn report_refuses_an_existing_file_or_link() {
+        let directory = tempfile::tempdir().unwrap();
+        let [file, link, target] = ["file", "link", "target"].map(|name| directory.path().join(name));
+        fs::write(&file, "theirs").unwrap();
+        symlink(&target, &link).unwrap();
+        for path in [&file, &link] {
+            let failure = ReportBundle::create(path).err().unwrap().to_string();
+            let expected = format!("{} exists; give another --out", path.display());
+            assert!(failure.contains(&expected), "{failure}");
+        }
+        assert_eq!(fs::read_to_string(file).unwrap(), "theirs");
+        assert!(!target.exists());
     }
 }
