@@ -173,7 +173,7 @@ fn identity(document: &Value) -> Vec<Violation> {
         }
     }
     let name = object.get("metadata").and_then(|metadata| metadata.get("name"));
-    if name.is_none_or(|name| name == "") {
+    if name.is_none_or(|name| name.is_null() || name == "") {
         violations.push(Violation::new(
             "metadata.name",
             "Required value: name or generateName is required",

@@ -10,6 +10,7 @@ use crds::{
     storage::StorageType,
     tls::TlsMode,
 };
+use mirror::config::Globs;
 use serde::Serialize;
 use url::{Host, Url};
 
@@ -67,6 +68,7 @@ pub fn find(mirror: &RegistryMirror, server_image: &str) -> Vec<Warning> {
         .into_iter()
         .flatten(),
     );
+    warnings.extend(ineffective_pins(mirror));
     warnings
 }
 
@@ -259,6 +261,29 @@ fn nothing_to_serve(mirror: &RegistryMirror) -> Option<Warning> {
     })
 }
 
+/// Returns a warning for each pattern of pinned images whose host is no upstream of the mirror.
+fn ineffective_pins(mirror: &RegistryMirror) -> impl Iterator<Item = Warning> {
+    let patterns = mirror.spec.cache.pinned.iter().enumerate();
+    let ineffective = patterns.filter(|(_, pattern)| {
+        let host = pattern.split('/').next().unwrap_or_default().to_owned();
+        let crosses_components = host.contains("**");
+        !crosses_components && Globs::new(&[host]).is_ok_and(|host| !has_upstream_like(mirror, &host))
+    });
+    ineffective.map(|(index, pattern)| {
+        Warning::new(
+            "pinned-without-upstream",
+            format!("spec.cache.pinned[{index}]"),
+            format!("{pattern} keeps nothing, because its host is no upstream of the mirror"),
+            "correct the host, or add it to upstreams",
+        )
+    })
+}
+
+fn has_upstream_like(mirror: &RegistryMirror, host: &Globs) -> bool {
+    let mut upstreams = mirror.spec.upstreams.iter();
+    upstreams.any(|upstream| host.matches(&upstream.host))
+}
+
 /// Returns the risk of an IPv6 address in the files for nodes, which not every container runtime reads.
 fn address_for_newer_nodes(mirror: &RegistryMirror) -> Option<Warning> {
     let nodes = &mirror.spec.node_configuration;
@@ -349,6 +374,9 @@ mod tests {
     #[test_case(&json!({"service": {"type": "NodePort"}, "tls": {"mode": "SelfSigned", "clientCARef": {"kind": "Secret", "name": "ca"}}})
         => Vec::<&str>::new(); "clients need a certificate")]
     #[test_case(&json!({"cache": {"offline": true}}) => vec!["offline-with-ephemeral-storage"])]
+    #[test_case(&json!({"cache": {"pinned": ["quay.io/team/**:*", "docker.io/library/*:*"]}})
+        => vec!["pinned-without-upstream"])]
+    #[test_case(&json!({"cache": {"pinned": ["*.io/team/**:*", "**/nginx:*"]}}) => Vec::<&str>::new(); "pinned by wildcard")]
     fn warning_for_spec(change: &Value) -> Vec<&'static str> {
         ids(change)
     }
@@ -365,6 +393,14 @@ mod tests {
             risk.message
         );
         assert!(risk.advice.contains("caBundleRef"));
+    }
+
+    #[test]
+    fn pinned_pattern_is_named_by_its_index() {
+        let change = json!({"cache": {"pinned": ["quay.io/a:*", "docker.io/b:*"]}});
+        let risk = find(&mirror(&change), IMAGE).remove(0);
+        assert_eq!(risk.field, "spec.cache.pinned[1]");
+        assert!(risk.message.contains("docker.io/b:*"), "{}", risk.message);
     }
 
     #[test]

@@ -456,6 +456,7 @@ spec: {upstreams: [{host: quay.io}], storage: {type: Ephemeral}}
     #[test_case("a: 1", "document 1: kind is missing"; "no object")]
     #[test_case("kind: Secret\nmetadata: {name: s}", "no RegistryMirror found"; "no mirror")]
     #[test_case(&MIRROR.replace("Ephemeral}", "Ephemeral, kind: x}"), "spec.storage"; "an unknown field")]
+    #[test_case(&MIRROR.replace("hub", "null"), "metadata.name: Required value"; "null as name")]
     #[test_case(&MIRROR.replace("Ephemeral", "Tape"), "spec.storage.type"; "a value that does not exist")]
     #[test_case("kind: Secret\nstringData: {password: 1234}", "stringData.password is not a text"; "a number")]
     #[test_case("kind: Secret\ndata: {password: hunter2!}", "data is base64"; "no base64")]

@@ -12,7 +12,11 @@ const UNITS: [(&str, &str, &str); 4] = [
 
 /// Returns the correction of a value that violates the schema, if the mistake is a likely one.
 pub(super) fn suggest(document: &Value, path: &str) -> Option<String> {
-    let value = document.pointer(&pointer(path))?.as_str()?;
+    let value = document.pointer(&pointer(path))?;
+    if let Some(patterns) = value.as_array() {
+        return wrong_pattern(document, path, patterns);
+    }
+    let value = value.as_str()?;
     match path.rsplit('.').next()? {
         "name" if path == "metadata.name" => name(value),
         "host" => host(value),
@@ -25,6 +29,23 @@ pub(super) fn suggest(document: &Value, path: &str) -> Option<String> {
 fn pointer(path: &str) -> String {
     let path = path.replace('[', ".").replace(']', "");
     format!("/{}", path.replace('.', "/"))
+}
+
+/// Returns the first pattern of a list that violates the rule of the list by itself.
+fn wrong_pattern(document: &Value, path: &str, patterns: &[Value]) -> Option<String> {
+    if !path.ends_with(".include") && !path.ends_with(".exclude") && path != "spec.cache.pinned" {
+        return None;
+    }
+    let is_wrong = |pattern: &Value| {
+        let mut alone = document.clone();
+        if let Some(list) = alone.pointer_mut(&pointer(path)) {
+            *list = Value::Array(vec![pattern.clone()]);
+        }
+        let violations = crds::validate::created(&alone).err();
+        violations.is_some_and(|violations| violations.iter().any(|violation| violation.path == path))
+    };
+    let wrong = patterns.iter().position(is_wrong)?;
+    Some(format!("correct {path}[{wrong}]: {}", patterns[wrong]))
 }
 
 fn name(name: &str) -> Option<String> {
@@ -82,6 +103,19 @@ mod tests {
 
     use super::*;
 
+    fn included(patterns: &[&str]) -> Value {
+        json!({
+            "apiVersion": "registrymirror.io/v1alpha1", "kind": "RegistryMirror", "metadata": {"name": "hub"},
+            "spec": {"upstreams": [{"host": "quay.io", "include": patterns}], "storage": {"type": "Ephemeral"}},
+        })
+    }
+
+    fn pinned(patterns: &[&str]) -> Value {
+        let mut document = included(&[]);
+        document["spec"]["cache"] = json!({"pinned": patterns});
+        document
+    }
+
     #[test_case("metadata.name", &json!({"metadata": {"name": "Hub.v1"}}) => Some("use a-z, 0-9 and '-', such as hub-v1".to_owned()); "a name with dots")]
     #[test_case("spec.cache.ttl", &json!({"spec": {"cache": {"ttl": "7d"}}}) => Some("days and weeks are no units: write 168h".to_owned()); "days")]
     #[test_case("spec.a[1].size", &json!({"spec": {"a": [{}, {"size": "50 GB"}]}}) => Some("write 50Gi, or 50G for powers of 1000".to_owned()); "gigabytes")]
@@ -90,6 +124,8 @@ mod tests {
     #[test_case("spec.remoteURL", &json!({"spec": {"remoteURL": "a.example:5000"}}) => Some("write https://a.example:5000".to_owned()); "no scheme")]
     #[test_case("spec.cache.ttl", &json!({"spec": {"cache": {"ttl": "soon"}}}) => None; "another mistake")]
     #[test_case("spec.replicas", &json!({"spec": {"replicas": 1}}) => None; "a number")]
+    #[test_case("spec.cache.pinned", &pinned(&["quay.io/a:*", "a[", "b{"]) => Some("correct spec.cache.pinned[1]: \"a[\"".to_owned()); "a pattern")]
+    #[test_case("spec.upstreams[0].include", &included(&["a/**", "A"]) => Some("correct spec.upstreams[0].include[1]: \"A\"".to_owned()); "an include pattern")]
     #[test_case("", &json!("x") => None; "no path")]
     fn suggestion_for_a_value(path: &str, document: &Value) -> Option<String> {
         suggest(document, path)

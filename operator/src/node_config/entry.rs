@@ -15,7 +15,8 @@ pub struct InvalidEntry {
 impl InvalidEntry {
     /// Returns whether an error is of this type.
     pub fn is_in(error: &io::Error) -> bool {
-        error.get_ref().is_some_and(|inner| inner.is::<Self>())
+        let inner = error.get_ref();
+        inner.is_some_and(<dyn std::error::Error + Send + Sync>::is::<Self>)
     }
 
     /// Adds the path of an entry to an error for which its type or its size is the cause. Other errors stay.
