@@ -89,17 +89,17 @@ mod tests {
 
     /// Of two mirrors with one location at most one is rejected: the one whose servers use another or no bucket, else the
     /// younger one.
-    #[test_case(mirror("a", 1, "p", None), mirror("b", 2, "p", None) => (true, false); "the older one")]
-    #[test_case(mirror("a", 1, "p", None), mirror("b", 1, "p", None) => (true, false); "the first name")]
-    #[test_case(mirror("a", 1, "p", Some("q")), mirror("b", 2, "p", Some("p")) => (false, true); "the one that uses it")]
-    #[test_case(mirror("a", 1, "p", None), mirror("b", 2, "q", Some("p")) => (false, true); "the one that still uses it")]
-    #[test_case(mirror("a", 1, "p", Some("p")), mirror("b", 2, "p", Some("p")) => (true, false); "both use it")]
-    #[test_case(mirror("a", 1, "p", None), mirror("b", 2, "q", None) => (true, true); "other prefixes")]
-    fn one_of_two_mirrors_has_the_bucket(one: RegistryMirror, other: RegistryMirror) -> (bool, bool) {
-        let all: Vec<_> = [&one, &other]
+    #[test_case(&mirror("a", 1, "p", None), &mirror("b", 2, "p", None) => (true, false); "the older one")]
+    #[test_case(&mirror("a", 1, "p", None), &mirror("b", 1, "p", None) => (true, false); "the first name")]
+    #[test_case(&mirror("a", 1, "p", Some("q")), &mirror("b", 2, "p", Some("p")) => (false, true); "the one that uses it")]
+    #[test_case(&mirror("a", 1, "p", None), &mirror("b", 2, "q", Some("p")) => (false, true); "the one that still uses it")]
+    #[test_case(&mirror("a", 1, "p", Some("p")), &mirror("b", 2, "p", Some("p")) => (true, false); "both use it")]
+    #[test_case(&mirror("a", 1, "p", None), &mirror("b", 2, "q", None) => (true, true); "other prefixes")]
+    fn one_of_two_mirrors_has_the_bucket(one: &RegistryMirror, other: &RegistryMirror) -> (bool, bool) {
+        let all: Vec<_> = [one, other]
             .map(|mirror| Arc::new(kube::core::DeserializeGuard(Ok(mirror.clone()))))
             .into();
-        let verdicts = (check(&one, &all), check(&other, &all));
+        let verdicts = (check(one, &all), check(other, &all));
         let rejected = verdicts.0.as_ref().err().or(verdicts.1.as_ref().err());
         assert!(rejected.is_none_or(|rejection| rejection.reason == Reason::BucketConflict));
         (verdicts.0.is_ok(), verdicts.1.is_ok())

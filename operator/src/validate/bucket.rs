@@ -278,7 +278,7 @@ mod tests {
 
     use super::*;
 
-    fn mirror(object_store: Value) -> RegistryMirror {
+    fn mirror(object_store: &Value) -> RegistryMirror {
         let spec = json!({
             "upstreams": [{"host": "quay.io"}],
             "storage": {"type": "ObjectStore", "objectStore": object_store},
@@ -288,12 +288,12 @@ mod tests {
         mirror
     }
 
-    fn s3(fields: Value) -> RegistryMirror {
+    fn s3(fields: &Value) -> RegistryMirror {
         let mut s3 = json!({"bucket": "b", "region": "r"});
         s3.as_object_mut()
             .unwrap()
             .extend(fields.as_object().unwrap().clone());
-        mirror(json!({"s3": s3, "credentials": {"secretRef": {"name": "keys"}}}))
+        mirror(&json!({"s3": s3, "credentials": {"secretRef": {"name": "keys"}}}))
     }
 
     fn section_of(mirror: &RegistryMirror) -> Section {
@@ -320,7 +320,7 @@ mod tests {
     #[test_case(json!({"azure": {"accountName": "a", "container": "c", "prefix": "p"}}) => "azure://a/c/p")]
     fn location_names_bucket_and_prefix(mut store: Value) -> String {
         store["credentials"] = json!({"secretRef": {"name": "keys"}});
-        location(&mirror(store)).unwrap()
+        location(&mirror(&store)).unwrap()
     }
 
     /// The keys of a Secret have Distribution's names, or those of Amazon's tools, in any letter case.
@@ -333,7 +333,7 @@ mod tests {
     #[test_case(&[("accesskey", ""), ("secretkey", "hunter2")]
         => Err("Secret keys has no text under the key accesskey: add the keys accesskey and secretkey".to_owned()); "an empty key")]
     fn s3_credentials_are_read_by_name(data: &[(&str, &str)]) -> Result<String, String> {
-        read(&s3(json!({})), data)
+        read(&s3(&json!({})), data)
     }
 
     /// A key that the servers would refuse is refused, and the message has nothing of it.
@@ -342,7 +342,7 @@ mod tests {
     #[test_case(json!({"azure": {"accountName": "a", "container": "c"}}), "accountkey", "hunter2!")]
     fn malformed_key_is_refused_without_its_content(mut store: Value, key: &str, value: &str) {
         store["credentials"] = json!({"secretRef": {"name": "keys"}});
-        let mirror = mirror(store);
+        let mirror = mirror(&store);
         let bucket = Bucket {
             section: section_of(&mirror),
             credentials: read(&mirror, &[(key, value)]).unwrap().into_bytes(),
@@ -357,7 +357,7 @@ mod tests {
     #[test]
     fn section_names_files_and_no_secret() {
         let mirror =
-            s3(json!({"encryption": {"type": "KMS", "kmsKeyID": "k"}, "storageClass": "STANDARD_IA"}));
+            s3(&json!({"encryption": {"type": "KMS", "kmsKeyID": "k"}, "storageClass": "STANDARD_IA"}));
         let bucket = Bucket {
             section: section_of(&mirror),
             credentials: b"hunter2".to_vec(),
