@@ -21,7 +21,7 @@ pub fn bytes(number: u64) -> String {
     format!("{value:.1} {}", UNITS[unit])
 }
 
-/// Returns a number of bytes like [`bytes`], with a sign if it is negative.
+/// Returns a number of bytes like [`bytes()`], with a sign if it is negative.
 pub fn signed_bytes(number: i64) -> String {
     let sign = if number < 0 { "−" } else { "" };
     format!("{sign}{}", bytes(number.unsigned_abs()))
