@@ -14,6 +14,7 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use moka::sync::Cache;
 use rustix::process::{Resource, getrlimit};
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::digest::Digest;
 use crate::name::{Repository, Tag};
@@ -25,6 +26,8 @@ use parking_lot::Mutex;
 const LARGE: usize = 64 << 10;
 /// Manifests are kept up to this many bytes in all.
 const MANIFEST_BYTES: u64 = 32 << 20;
+/// The most manifests that are read from disk at a time: each is in memory as a whole before its client has room for it.
+const MANIFEST_READS: usize = 8;
 /// The interval between two checks of the file of a small blob, whose bytes memory holds while the file is open. Those
 /// bytes stay right even if the file is damaged, so the check can wait.
 const CHECK_MS: i64 = 20;
@@ -71,6 +74,7 @@ struct Known {
 pub(super) struct HotCache {
     blobs: Cache<(Repository, Digest), Arc<OpenBlob>>,
     manifests: Cache<(Repository, Digest), Arc<HeldManifest>>,
+    manifest_reads: Semaphore,
     tags: Cache<(Repository, Tag), CachedTag>,
     known: Mutex<HashMap<Digest, Known>>,
     recorded: Mutex<Vec<Arc<ContentHandle>>>,
@@ -87,11 +91,17 @@ impl HotCache {
                     u32::try_from(held.manifest.bytes().len() + 512).unwrap_or(u32::MAX)
                 })
                 .build(),
+            manifest_reads: Semaphore::new(MANIFEST_READS),
             tags: Cache::new(TAGS),
             known: Mutex::default(),
             recorded: Mutex::default(),
             confirmed: Mutex::default(),
         }
+    }
+
+    /// Waits until a manifest may be read from disk.
+    pub(super) async fn manifest_read(&self) -> Option<SemaphorePermit<'_>> {
+        self.manifest_reads.acquire().await.ok()
     }
 
     /// Returns a blob that is open for this repository and undamaged according to its metadata.

@@ -22,8 +22,25 @@ impl Store {
         repository: &Repository,
         digest: &Digest,
     ) -> Result<Option<Manifest>, Error> {
+        match self.manifest_in_memory(repository, digest) {
+            // Boxed, because each hit would make room for it.
+            None => Box::pin(self.read_manifest(repository, digest)).await,
+            manifest => Ok(manifest),
+        }
+    }
+
+    fn manifest_in_memory(&self, repository: &Repository, digest: &Digest) -> Option<Manifest> {
         let now = self.inner.clock.now();
-        if let Some(manifest) = self.inner.hot_cache.manifest(repository, digest, now) {
+        self.inner.hot_cache.manifest(repository, digest, now)
+    }
+
+    async fn read_manifest(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<Option<Manifest>, Error> {
+        let _turn = self.inner.hot_cache.manifest_read().await;
+        if let Some(manifest) = self.manifest_in_memory(repository, digest) {
             return Ok(Some(manifest));
         }
         let (repository, digest) = (repository.clone(), digest.clone());

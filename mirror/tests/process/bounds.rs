@@ -296,6 +296,42 @@ async fn serve_bytes(bytes: String, endless: bool) -> Url {
     url.parse().unwrap()
 }
 
+/// Clients that ask at once for many large manifests, and read none, cost the memory of a few.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn burst_of_large_manifests_stays_within_memory() {
+    let (hub, home) = (Hub::start().await, tempfile::tempdir().unwrap());
+    let push = |number: usize| {
+        let (digest, padding) = ("a".repeat(64), "p".repeat(260));
+        let layer = format!("{{\"size\":1,\"digest\":\"sha256:{digest}\",\"x\":\"{padding}\"}},");
+        let layers = layer.repeat(9_000);
+        let text = format!(
+            "{{\"schemaVersion\":2,\"x\":{number},\"layers\":[{}]}}",
+            layers.trim_end_matches(',')
+        );
+        hub.push_manifest(
+            "library/large",
+            None,
+            "application/vnd.oci.image.manifest.v1+json",
+            text,
+        )
+    };
+    let digests: Vec<_> = (0..60).map(push).collect();
+    let server = Server::start(&home.path().join("cache"), &hub, "").await;
+    let path = |digest| format!("large/manifests/{digest}");
+    for digest in &digests {
+        assert_eq!(status_of(&server, &path(digest)).await, Some(200));
+    }
+    let most = AtomicU64::new(0);
+    let requests = digests.iter().chain(&digests).map(async |digest| {
+        assert_eq!(status_of(&server, &path(digest)).await, Some(200));
+        most.fetch_max(server.memory(), Ordering::Relaxed);
+    });
+    join_all(requests).await;
+    let most = most.into_inner();
+    eprintln!("{} MiB", most >> 20);
+    assert!(most < 192 << 20, "{most} bytes");
+}
+
 /// The header of a response is not kept while its body comes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn large_headers_are_dropped_before_the_body() {
