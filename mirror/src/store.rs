@@ -57,7 +57,7 @@ pub use durable::IoError;
 use durable::{Scratch, on};
 use hot_cache::HotCache;
 pub use image_query::{ImageEntry, ImageOrder, ImagePage, ImageRequest, MAX_IMAGES};
-use image_summary::ImageSummary;
+use image_summary::KnownSummary;
 pub use images::CachedImage;
 use index::Index;
 pub use index::IndexFailure;
@@ -240,7 +240,7 @@ struct Inner {
     scratch: Scratch,
     hot_cache: HotCache,
     /// The summaries of images, by their manifests.
-    image_summaries: Cache<Digest, Arc<ImageSummary>>,
+    image_summaries: Cache<Digest, KnownSummary>,
     space: Arc<DiskQuota>,
     index: Index,
     maintenance: Maintenance,

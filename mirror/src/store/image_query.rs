@@ -264,6 +264,40 @@ mod tests {
             assert_eq!(page.images[0].bytes, 1000 + text.len() as u64);
         }
     }
+
+    /// The summary of a large image that lacks content is read once a minute.
+    #[tokio::test]
+    async fn large_incomplete_image_is_read_once_a_minute() {
+        let root = tempfile::tempdir().unwrap();
+        let (store, app) = (open(root.path()).await, repository("app"));
+        let digests: Vec<_> = (0..1_200_u32)
+            .map(|number| Digest::compute(Algorithm::Sha256, &number.to_le_bytes()))
+            .collect();
+        let layers: Vec<_> = digests
+            .iter()
+            .map(|digest| format!(r#"{{"digest":"{digest}","size":4}}"#))
+            .collect();
+        let text = format!(r#"{{"layers":[{}]}}"#, layers.join(","));
+        let manifest = Manifest {
+            content: Hashed::compute(Algorithm::Sha256, text.clone().into_bytes().into()),
+            media_type: "application/vnd.oci.image.manifest.v1+json".to_owned(),
+        };
+        store.put_manifest(&app, &manifest).await.unwrap();
+        let tag = "v1".parse().unwrap();
+        store.put_tag(&app, &tag, manifest.digest()).await.unwrap();
+        let bytes = async || {
+            let page = store.images(query("", ImageOrder::Used), |_, _| true).await;
+            page.unwrap().images[0].bytes
+        };
+        assert_eq!(bytes().await, text.len() as u64);
+        let mut staged = store.stage(&app.host, &digests[0], Some(4)).await.unwrap();
+        staged.append(&0_u32.to_le_bytes()).unwrap();
+        staged.commit(std::slice::from_ref(&app)).await.unwrap();
+        assert_eq!(bytes().await, text.len() as u64);
+        store.inner.clock.advance(Duration::from_secs(61));
+        assert_eq!(bytes().await, text.len() as u64 + 4);
+    }
+
     /// The platforms of an image are those of its cached manifests: an index names them, and else the configuration does.
     #[tokio::test]
     async fn image_platforms_are_those_in_the_cache() {

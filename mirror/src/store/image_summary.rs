@@ -2,6 +2,9 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
 
 use crate::digest::Digest;
 use crate::manifest::{self, Document, ImagePlatform};
@@ -10,10 +13,21 @@ use crate::store::{Error, Inner, durable};
 
 /// The most images whose summaries are remembered.
 pub(super) const MAX_REMEMBERED: u64 = 20_000;
+/// An image that names more content is large: its summary is remembered for [`KEPT_INCOMPLETE`] though content lacks.
+const LARGE: usize = 1_000;
+const KEPT_INCOMPLETE: Duration = Duration::from_mins(1);
 /// The most platforms of an image that are listed.
 const MAX_PLATFORMS: usize = 32;
 /// The largest image configuration that is read for its platform, in bytes.
 const MAX_CONFIGURATION: u64 = 1 << 20;
+
+/// A summary that was read before.
+#[derive(Clone, Debug)]
+pub(super) struct KnownSummary {
+    summary: Arc<ImageSummary>,
+    /// The time of the reading, if content lacked.
+    incomplete_since: Option<Timestamp>,
+}
 
 /// The size and the platforms of a cached image.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -26,10 +40,14 @@ pub(super) struct ImageSummary {
 
 impl Inner {
     /// Returns the summary of the image with this manifest. It is remembered once all of its content is there, as a digest
-    /// names the same content always; a layer that is evicted later still counts.
+    /// names the same content always; a layer that is evicted later still counts. That of a large image, which is costly
+    /// to read, is also remembered for a minute before.
     pub(super) fn image_summary(&self, digest: &Digest) -> Result<Arc<ImageSummary>, Error> {
-        if let Some(known) = self.image_summaries.get(digest) {
-            return Ok(known);
+        let is_current = |since| !self.clock.is_over(since, KEPT_INCOMPLETE);
+        if let Some(known) = self.image_summaries.get(digest)
+            && known.incomplete_since.is_none_or(is_current)
+        {
+            return Ok(known.summary);
         }
         let (mut summary, mut is_whole) = (ImageSummary::default(), true);
         let (mut counted, mut open) = (HashSet::new(), vec![digest.clone()]);
@@ -62,8 +80,14 @@ impl Inner {
             open.extend(named.into_iter().rev());
         }
         let summary = Arc::new(summary);
-        if is_whole {
-            self.image_summaries.insert(digest.clone(), Arc::clone(&summary));
+        if is_whole || counted.len() > LARGE {
+            let incomplete_since = (!is_whole).then(|| self.clock.now());
+            let (digest, summary) = (digest.clone(), Arc::clone(&summary));
+            let known = KnownSummary {
+                summary,
+                incomplete_since,
+            };
+            self.image_summaries.insert(digest, known);
         }
         Ok(summary)
     }
