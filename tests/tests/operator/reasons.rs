@@ -224,8 +224,9 @@ async fn malformed_certificate_is_reported_until_fixed() {
 }
 
 /// What waits for a condition: the name of a function, and the condition if it is always the same.
-const WAITING: [(&str, Option<ConditionType>); 3] = [
+const WAITING: [(&str, Option<ConditionType>); 4] = [
     ("until_condition(", None),
+    ("until_hub(", None),
     ("stage.until(", Some(ConditionType::CredentialsValid)),
     ("until_storage(", Some(ConditionType::StorageReady)),
 ];
