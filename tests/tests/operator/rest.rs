@@ -391,6 +391,12 @@ async fn golden_specs_are_applied_once() {
     bench
         .secret("basic", json!({"username": "bob", "password": "pw"}))
         .await;
+    bench
+        .secret(
+            "bucket",
+            json!({"accesskey": "key", "secretkey": "only-for-this-test"}),
+        )
+        .await;
     let file = |name: &str| {
         let specs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../operator/tests/specs");
         fs::read_to_string(specs.join(name)).unwrap()
