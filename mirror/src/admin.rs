@@ -22,7 +22,7 @@ use crate::store::ImageRequest;
 pub use connections::serve;
 pub use content::{ContentReport, ContentRequest, FillStatus, ImageStatus};
 pub use history::{History, HistoryReport, SAMPLE_INTERVAL, Totals};
-pub use numbers::{bytes, percent, signed_bytes};
+pub use numbers::{bytes, hit_ratio, percent, saved_bytes, signed_bytes};
 use page::PageContent;
 pub use page::STYLE;
 pub use status::{

@@ -43,7 +43,7 @@ pub use crate::fill::inflight::FillSnapshot;
 use crate::fill::inflight::Inflight;
 use crate::fill::{PlaceLimits, RequestPlaces, Turn};
 use crate::metrics::{Metrics, Outcome};
-use crate::name::{Host, Reference, Repository, Tag};
+use crate::name::{Host, Reference, Repository};
 use crate::origins::{Bucket, Origins};
 use crate::peers::Fleet;
 use crate::pull_error::PullError;
@@ -51,7 +51,7 @@ use crate::store::{CachedImage, Manifest, PurgeTarget, Purged, StageError, Store
 use crate::upstream::{Accept, Upstream};
 
 use negative_cache::NegativeCache;
-use refusals::{RefusalScope, Refusals};
+use refusals::Refusals;
 pub(crate) use single_flight::SingleFlight;
 
 /// Maximum revalidation wait before a cached copy is served stale: 1.5 s.
@@ -303,46 +303,6 @@ impl Pull {
         match self.live.load().origin_of(&repository.host) {
             Some(origin) if origin.client.is_probing() => Duration::ZERO,
             _ => MAX_REVALIDATION_WAIT,
-        }
-    }
-
-    /// Returns whether the upstream refused something of this repository last: it is asked before a copy is served then,
-    /// unless the settings say otherwise.
-    fn is_refused(&self, repository: &Repository) -> bool {
-        self.refusals.has_repository(repository) && self.honors_refusals()
-    }
-
-    /// Returns whether the upstream revoked access to this repository: no copy is served without its permission then, also
-    /// while it does not answer.
-    fn is_revoked(&self, repository: &Repository) -> bool {
-        self.refusals.is_revoked(repository) && self.honors_refusals()
-    }
-
-    fn honors_refusals(&self) -> bool {
-        let live = self.live.load();
-        !live.cache.stale_if_denied && !live.cache.offline
-    }
-
-    /// Returns whether a failure of the upstream forbids to serve a stale list.
-    fn ends_stale(&self, repository: &Repository, failure: &PullError) -> bool {
-        self.is_revoked(repository) || (failure.is_refusal() && self.is_refused(repository))
-    }
-
-    /// Records the answer of the upstream to a request for content of a repository, for a tag if there is one. `generation`
-    /// is that of the credential when the request began: the answer to one that was replaced since is no refusal.
-    fn record_verdict<T>(
-        &self,
-        (origins, generation): (&Origins, u64),
-        repository: &Repository,
-        (tag, scope): (Option<&Tag>, RefusalScope),
-        said: &Result<T, PullError>,
-    ) {
-        match said {
-            Ok(_) => self.refusals.remove(repository, tag),
-            Err(failure) if failure.is_refusal() && generation == origins.credential_generation() => {
-                self.refusals.insert(repository, tag, scope);
-            }
-            Err(_) => {}
         }
     }
 

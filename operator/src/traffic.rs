@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use mirror::admin::Status;
+use mirror::admin::{self, Status};
 use parking_lot::Mutex;
 
 use crate::mirror_key::MirrorKey;
@@ -50,16 +50,13 @@ impl Traffic {
     }
 
     /// Returns the part of hits, from 0 to 1; `None` without requests.
-    #[expect(clippy::cast_precision_loss, reason = "a ratio for people")]
     pub fn hit_ratio(&self) -> Option<f64> {
-        let requests = self.hits.saturating_add(self.misses);
-        (requests > 0).then(|| self.hits as f64 / requests as f64)
+        admin::hit_ratio(self.hits, self.misses)
     }
 
     /// Returns the bytes that clients received less those that upstreams sent.
     pub fn saved_bytes(&self) -> i64 {
-        let signed = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
-        signed(self.served_bytes).saturating_sub(signed(self.upstream_bytes))
+        admin::saved_bytes(self.served_bytes, self.upstream_bytes)
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
-use super::TrafficStatus;
+use super::{TrafficStatus, numbers};
 
 /// The time between two samples.
 pub const SAMPLE_INTERVAL: Duration = Duration::from_mins(1);
@@ -248,17 +248,13 @@ impl Totals {
     }
 
     /// Returns the part of hits; `None` without requests.
-    #[expect(clippy::cast_precision_loss, reason = "a ratio for people")]
     pub fn hit_ratio(&self) -> Option<f64> {
-        let requests = self.hits.saturating_add(self.misses);
-        (requests > 0).then(|| self.hits as f64 / requests as f64)
+        numbers::hit_ratio(self.hits, self.misses)
     }
 
     /// Returns the bytes that the cache saved.
     pub fn saved(&self) -> i64 {
-        self.served
-            .cast_signed()
-            .saturating_sub(self.received.cast_signed())
+        numbers::saved_bytes(self.served, self.received)
     }
 
     /// Returns the upper bound of the bucket in which the 99th of 100 responses lies; `None` without responses, or

@@ -2,6 +2,19 @@
 
 use jiff::Timestamp;
 
+/// Returns the part of hits, from 0 to 1; `None` without requests.
+#[expect(clippy::cast_precision_loss, reason = "a ratio for people")]
+pub fn hit_ratio(hits: u64, misses: u64) -> Option<f64> {
+    let requests = hits.saturating_add(misses);
+    (requests > 0).then(|| hits as f64 / requests as f64)
+}
+
+/// Returns the bytes that clients received less those that upstreams sent.
+pub fn saved_bytes(served: u64, received: u64) -> i64 {
+    let signed = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
+    signed(served).saturating_sub(signed(received))
+}
+
 /// Returns a ratio in percent.
 pub fn percent(ratio: f64) -> String {
     format!("{:.1} %", ratio * 100.0)

@@ -271,8 +271,7 @@ impl Pull {
         Ok(blob)
     }
 
-    /// Returns content of a repository, some of which the upstream refused, once the upstream has permitted it. If the
-    /// upstream does not answer, the content is served unless access was revoked.
+    /// Returns content of a repository, some of which the upstream refused, as [`Self::confirm`] does.
     async fn confirmed(
         &self,
         repository: &Repository,
@@ -282,14 +281,12 @@ impl Pull {
     ) -> Result<Blob, PullError> {
         let request = self.prepare(repository, digest, peer)?;
         self.known_absent(&request)?;
-        let asked = self.permitted(&request, RefusalScope::CachedContent);
-        if self.is_revoked(repository) {
-            return asked.await.map(|()| blob);
-        }
-        match tokio::time::timeout(self.revalidation_wait(repository), asked).await {
-            Ok(Err(failure)) if failure.is_final() || self.is_revoked(repository) => Err(failure),
-            _ => Ok(blob),
-        }
+        let copy = blob.clone();
+        let asked = Box::pin(async {
+            let permitted = self.permitted(&request, RefusalScope::CachedContent).await;
+            permitted.map(|()| copy)
+        });
+        self.confirm(repository, asked, blob).await
     }
 
     /// Joins the fill of this blob (true) or starts it. A fill for other repositories requires an authorization by the

@@ -74,8 +74,7 @@ impl Pull {
         self.fetch_manifest(repository, &reference, client, None).await
     }
 
-    /// Returns a copy of a repository, some of which the upstream refused, once the upstream has permitted it. If the
-    /// upstream does not answer, the copy is served unless access was revoked.
+    /// Returns a copy of a repository, some of which the upstream refused, as [`Self::confirm`] does.
     async fn confirmed_manifest(
         self: &Arc<Self>,
         repository: &Repository,
@@ -86,14 +85,7 @@ impl Pull {
         let reference = Reference::Digest(digest.clone());
         let copied = Some((digest.clone(), copy.clone()));
         let asked = self.fetch_manifest(repository, &reference, client, copied);
-        if self.is_revoked(repository) {
-            return asked.await;
-        }
-        match tokio::time::timeout(self.revalidation_wait(repository), asked).await {
-            Ok(Ok(served)) => Ok(served),
-            Ok(Err(failure)) if failure.is_final() || self.is_revoked(repository) => Err(failure),
-            Ok(Err(_)) | Err(_) => Ok(Served::hit(copy)),
-        }
+        self.confirm(repository, asked, Served::hit(copy)).await
     }
 
     async fn manifest_by_tag(
@@ -207,14 +199,9 @@ impl Pull {
             let (pull, (repository, reference, accept, _)) = (Arc::clone(self), key.clone());
             async move {
                 let _turn = turn;
-                let scope = RefusalScope::from_cached(known.is_some());
+                let subject = (as_tag(&reference), RefusalScope::from_cached(known.is_some()));
                 let fetched = pull.ask(&origins, &repository, &reference, accept, known).await;
-                pull.record_verdict(
-                    (&origins, version),
-                    &repository,
-                    (as_tag(&reference), scope),
-                    &fetched,
-                );
+                pull.record_verdict((&origins, version), &repository, subject, &fetched);
                 if let Err(failure) = &fetched {
                     pull.negative_cache.insert(
                         &repository,

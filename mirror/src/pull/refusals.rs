@@ -1,16 +1,17 @@
-//! The refusals of upstreams: what they refused is not served from the cache without their yes.
+//! The refusals of upstreams, and the copies that are served in spite of them.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use jiff::Timestamp;
 use moka::sync::Cache;
 
-use jiff::Timestamp;
-
+use super::Pull;
 use super::per_upstream::PerUpstream;
 use crate::clock::Clock;
 use crate::digest::Digest;
 use crate::name::{Host, Repository, Tag};
+use crate::origins::Origins;
 use crate::pull_error::PullError;
 
 /// The most refusals of an upstream that are remembered, of tags, of repositories and of blobs each.
@@ -139,6 +140,66 @@ impl Refusals {
         self.repositories.retain(&is_kept);
         self.tags.retain(&is_kept);
         self.blobs.retain(&is_kept);
+    }
+}
+
+impl Pull {
+    /// Returns whether the upstream refused something of this repository last: it is asked before a copy is served then,
+    /// unless the settings say otherwise.
+    pub(super) fn is_refused(&self, repository: &Repository) -> bool {
+        self.refusals.has_repository(repository) && self.honors_refusals()
+    }
+
+    /// Returns whether the upstream revoked access to this repository: no copy is served without its permission then, also
+    /// while it does not answer.
+    pub(super) fn is_revoked(&self, repository: &Repository) -> bool {
+        self.refusals.is_revoked(repository) && self.honors_refusals()
+    }
+
+    pub(super) fn honors_refusals(&self) -> bool {
+        let live = self.live.load();
+        !live.cache.stale_if_denied && !live.cache.offline
+    }
+
+    /// Asks the upstream to confirm a copy of a repository, some of which it refused. If the upstream does not answer in
+    /// time, the copy is served unless access was revoked.
+    pub(super) async fn confirm<T>(
+        &self,
+        repository: &Repository,
+        asked: impl Future<Output = Result<T, PullError>>,
+        copy: T,
+    ) -> Result<T, PullError> {
+        if self.is_revoked(repository) {
+            return asked.await;
+        }
+        match tokio::time::timeout(self.revalidation_wait(repository), asked).await {
+            Ok(Ok(confirmed)) => Ok(confirmed),
+            Ok(Err(failure)) if failure.is_final() || self.is_revoked(repository) => Err(failure),
+            Ok(Err(_)) | Err(_) => Ok(copy),
+        }
+    }
+
+    /// Returns whether a failure of the upstream forbids to serve a stale list.
+    pub(super) fn ends_stale(&self, repository: &Repository, failure: &PullError) -> bool {
+        self.is_revoked(repository) || (failure.is_refusal() && self.is_refused(repository))
+    }
+
+    /// Records the answer of the upstream to a request for content of a repository, for a tag if there is one. `generation`
+    /// is that of the credential when the request began: the answer to one that was replaced since is no refusal.
+    pub(super) fn record_verdict<T>(
+        &self,
+        (origins, generation): (&Origins, u64),
+        repository: &Repository,
+        (tag, scope): (Option<&Tag>, RefusalScope),
+        said: &Result<T, PullError>,
+    ) {
+        match said {
+            Ok(_) => self.refusals.remove(repository, tag),
+            Err(failure) if failure.is_refusal() && generation == origins.credential_generation() => {
+                self.refusals.insert(repository, tag, scope);
+            }
+            Err(_) => {}
+        }
     }
 }
 

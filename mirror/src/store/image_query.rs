@@ -165,7 +165,7 @@ fn image(tag: IndexedTag, pinned: &Globs) -> Option<ImageEntry> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::time::{Duration, Instant};
 
     use super::*;
@@ -176,7 +176,8 @@ mod tests {
     use crate::store::index::Op;
     use crate::store::{Manifest, StoreOptions};
 
-    async fn open(root: &std::path::Path) -> Store {
+    /// Opens a store without a limit.
+    pub(in crate::store) async fn open(root: &std::path::Path) -> Store {
         let options = StoreOptions {
             default_host: "docker.io".parse().unwrap(),
             max_size: None,
@@ -265,7 +266,7 @@ mod tests {
         }
     }
 
-    /// The summary of a large image that lacks content is read once a minute.
+    /// The summary of a large image is read once a minute while a part of its content is missing.
     #[tokio::test]
     async fn large_incomplete_image_is_read_once_a_minute() {
         let root = tempfile::tempdir().unwrap();

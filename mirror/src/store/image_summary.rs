@@ -13,7 +13,8 @@ use crate::store::{Error, Inner, durable};
 
 /// The most images whose summaries are remembered.
 pub(super) const MAX_REMEMBERED: u64 = 20_000;
-/// An image that names more content is large: its summary is remembered for [`KEPT_INCOMPLETE`] though content lacks.
+/// An image that names more content is large: its summary is remembered for [`KEPT_INCOMPLETE`] although a part
+/// of its content is missing.
 const LARGE: usize = 1_000;
 const KEPT_INCOMPLETE: Duration = Duration::from_mins(1);
 /// The most platforms of an image that are listed.
@@ -25,7 +26,7 @@ const MAX_CONFIGURATION: u64 = 1 << 20;
 #[derive(Clone, Debug)]
 pub(super) struct KnownSummary {
     summary: Arc<ImageSummary>,
-    /// The time of the reading, if content lacked.
+    /// The time of the reading, if a part of the content was missing.
     incomplete_since: Option<Timestamp>,
 }
 
@@ -40,8 +41,8 @@ pub(super) struct ImageSummary {
 
 impl Inner {
     /// Returns the summary of the image with this manifest. It is remembered once all of its content is there, as a digest
-    /// names the same content always; a layer that is evicted later still counts. That of a large image, which is costly
-    /// to read, is also remembered for a minute before.
+    /// names the same content always; a layer that is evicted later still counts. The summary of a large
+    /// image, which is costly to read, is remembered for a minute before that.
     pub(super) fn image_summary(&self, digest: &Digest) -> Result<Arc<ImageSummary>, Error> {
         let is_current = |since| !self.clock.is_over(since, KEPT_INCOMPLETE);
         if let Some(known) = self.image_summaries.get(digest)

@@ -30,22 +30,9 @@ impl Inner {
 
 #[cfg(test)]
 mod tests {
-    use crate::clock::Clock;
-    use crate::metrics::Metrics;
-    use crate::store::{Store, StoreOptions};
+    use crate::store::image_query::tests::open;
 
     const HOUR: i64 = 60 * 60 * 1_000;
-
-    async fn open(root: &std::path::Path) -> Store {
-        let options = StoreOptions {
-            default_host: "docker.io".parse().unwrap(),
-            max_size: None,
-            readonly: false,
-            clock: Clock::system(),
-            metrics: Metrics::new(),
-        };
-        Store::open(root, options).await.unwrap()
-    }
 
     /// Samples outlast a restart, for a day: one older sample stays as the start of the others.
     #[tokio::test]

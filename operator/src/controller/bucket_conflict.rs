@@ -12,7 +12,8 @@ use crate::{
 };
 
 /// Checks that no other mirror has the bucket and the prefix of a mirror: a bucket names one upstream for its repositories
-/// without a prefix, and each mirror would replace the tags of the other. The mirror whose servers use the bucket keeps it, as its status says; among others the oldest gets it.
+/// without a prefix, and each mirror would replace the tags of the other. The mirror whose servers use the bucket keeps it,
+/// according to its status; among others the oldest gets it.
 ///
 /// # Errors
 /// `BucketConflict`, with the other mirror.

@@ -104,7 +104,7 @@ impl Stage {
     async fn until_storage(&self, status: &str, reason: Reason) -> String {
         let condition = self
             .bench
-            .until_condition("hub", ConditionType::StorageReady, status, reason)
+            .until_hub(ConditionType::StorageReady, status, reason)
             .await;
         condition.message
     }
@@ -143,7 +143,7 @@ async fn image_survives_its_local_tier() {
     );
     stage
         .bench
-        .until_condition("hub", ConditionType::Ready, "True", Reason::Serving)
+        .until_hub(ConditionType::Ready, "True", Reason::Serving)
         .await;
     let location = format!("s3://{BUCKET}/{prefix} at {}", stage.store.url());
     let status = stage.bench.until_accepted("hub").await;
@@ -206,14 +206,14 @@ async fn bucket_credentials_rotate_without_a_restart() {
     let pod = stage.ready_pod().await;
     let message = stage
         .bench
-        .until_condition("hub", ConditionType::StorageReady, "False", Reason::BucketDenied)
+        .until_hub(ConditionType::StorageReady, "False", Reason::BucketDenied)
         .await
         .message;
     assert!(message.contains(&pod.name_any()), "{message}");
     assert!(!message.contains("anotherkey"), "{message}");
     stage
         .bench
-        .until_condition("hub", ConditionType::Ready, "True", Reason::Serving)
+        .until_hub(ConditionType::Ready, "True", Reason::Serving)
         .await;
     stage.pull(&pod, "pulled").await;
 
@@ -236,12 +236,7 @@ async fn incomplete_bucket_secret_is_rejected() {
     stage.bench.secret("keys", keys).await;
     let message = stage
         .bench
-        .until_condition(
-            "hub",
-            ConditionType::Accepted,
-            "False",
-            Reason::ReferenceMalformed,
-        )
+        .until_hub(ConditionType::Accepted, "False", Reason::ReferenceMalformed)
         .await
         .message;
     assert!(
@@ -266,28 +261,18 @@ async fn missing_and_failing_bucket_are_reported() {
     let pod = stage.ready_pod().await;
     stage
         .bench
-        .until_condition(
-            "hub",
-            ConditionType::StorageReady,
-            "False",
-            Reason::BucketNotFound,
-        )
+        .until_hub(ConditionType::StorageReady, "False", Reason::BucketNotFound)
         .await;
     stage.pull(&pod, "first").await;
     stage.store.fail(Some(Fault::SlowDown));
     stage.bench.mirror("hub", stage.spec(&json!({}))).await;
     stage
         .bench
-        .until_condition(
-            "hub",
-            ConditionType::StorageReady,
-            "False",
-            Reason::BucketUnreachable,
-        )
+        .until_hub(ConditionType::StorageReady, "False", Reason::BucketUnreachable)
         .await;
     stage
         .bench
-        .until_condition("hub", ConditionType::Ready, "True", Reason::Serving)
+        .until_hub(ConditionType::Ready, "True", Reason::Serving)
         .await;
     stage.store.fail(None);
 }
@@ -302,13 +287,13 @@ async fn second_mirror_of_a_prefix_is_rejected() {
     stage.bench.mirror("hub", spec).await;
     let message = stage
         .bench
-        .until_condition("hub", ConditionType::Accepted, "False", Reason::BucketConflict)
+        .until_hub(ConditionType::Accepted, "False", Reason::BucketConflict)
         .await
         .message;
     assert!(message.contains("/other has s3://"), "{message}");
     stage
         .bench
-        .until_condition("hub", ConditionType::Ready, "False", Reason::BucketConflict)
+        .until_hub(ConditionType::Ready, "False", Reason::BucketConflict)
         .await;
     assert!(stage.bench.get::<Deployment>("hub").await.is_none());
     stage.bench.delete::<RegistryMirror>("other").await;
