@@ -1,18 +1,17 @@
-//! Detects changes of the directory: through inotify, with polling as a fallback.
+//! Detects changes of the directory.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
-use tracing::{info, warn};
+use tracing::info;
 
 use super::Snapshot;
 
-/// The polling interval, for file systems without inotify.
-const POLL_INTERVAL: Duration = Duration::from_secs(5);
+/// The polling interval. File systems differ in the events that they emit, and a read costs microseconds.
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A watch that reads the directory after each change, until it is dropped.
 #[derive(Debug)]
@@ -54,14 +53,9 @@ impl Drop for Watch {
 }
 
 async fn follow(directory: PathBuf, changed: Arc<Notify>, snapshots: watch::Sender<Arc<Snapshot>>) {
-    let mut watcher = watch_directory(&directory, changed.clone());
     let mut generation = 1;
     loop {
-        // Both trigger a read; a burst of events triggers one.
         let _ = tokio::time::timeout(POLL_INTERVAL, changed.notified()).await;
-        if watcher.is_none() {
-            watcher = watch_directory(&directory, changed.clone());
-        }
         let new = read(directory.clone(), generation).await;
         if new != **snapshots.borrow() {
             generation += 1;
@@ -79,16 +73,6 @@ async fn read(directory: PathBuf, generation: u64) -> Snapshot {
         // Only when the runtime stops.
         Err(_) => Snapshot::unreadable(),
     }
-}
-
-/// Starts an inotify watch on the directory, if the kernel offers one.
-fn watch_directory(directory: &Path, changed: Arc<Notify>) -> Option<RecommendedWatcher> {
-    let notify = move |_| changed.notify_one();
-    let mut watcher = notify::recommended_watcher(notify)
-        .inspect_err(|error| warn!(%error, "changes of the credentials directory are noticed late"))
-        .ok()?;
-    watcher.watch(directory, RecursiveMode::NonRecursive).ok()?;
-    Some(watcher)
 }
 
 #[cfg(test)]
