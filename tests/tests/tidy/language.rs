@@ -162,6 +162,10 @@ fn counts() -> BTreeMap<String, usize> {
             circles(&workspace().join(krate).join("src")),
         );
     }
+    let tests: Vec<String> = test_code().collect();
+    let sum = |count: fn(&str) -> usize| tests.iter().map(|text| count(text)).sum::<usize>();
+    counts.insert("question-comments/tests".to_owned(), sum(question_comments));
+    counts.insert("retired-functions/tests".to_owned(), sum(retired_functions));
     let tests: Vec<String> = rust_files().flat_map(|path| test_names(&read(&path))).collect();
     let long = tests.iter().filter(|name| name.len() > TEST_NAME).count();
     counts.insert("long-test-names".to_owned(), long);
@@ -184,6 +188,15 @@ fn sources_of(krate: &str) -> impl Iterator<Item = String> {
     let source = workspace().join(krate).join("src");
     let production_files = rust_files().filter(move |path| path.starts_with(&source) && is_production(path));
     production_files.map(|path| production(&read(&path)).to_owned())
+}
+
+/// Returns the text of all Rust code outside the production crates, and of the unit tests inside them.
+fn test_code() -> impl Iterator<Item = String> {
+    rust_files().map(|path| {
+        let text = read(&path);
+        let tests = if is_production(&path) { production(&text).len() } else { 0 };
+        text[tests..].to_owned()
+    })
 }
 
 /// Doc comments whose first word is a question word.
