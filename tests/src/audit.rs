@@ -1,7 +1,7 @@
-//! What the API server was asked, read back from its audit log.
+//! The requests that the API server answered, read from its audit log.
 //!
-//! The server writes each event before it has finished with the request, so a request that is answered is in the
-//! log, give or take the last instant: wait for an event that must come, and count what must not.
+//! The API server writes each event before it has finished with the request, so an answered request is in the log, give
+//! or take the last instant: a test waits for an event that must come, and counts events that must not.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use k8s_openapi::jiff::Timestamp;
 use serde::Deserialize;
 
-/// Who asked for what: secrets and tokens by their names only, other writes with their bodies.
+/// An audit policy that logs Secrets and tokens by their names only, and other writes with their bodies.
 pub(crate) const POLICY: &str = "\
 apiVersion: audit.k8s.io/v1
 kind: Policy
@@ -26,7 +26,7 @@ rules:
 - level: Metadata
 ";
 
-/// How much is read at a time to find the end of a line from behind.
+/// The bytes that are read at a time to find the end of a line backwards.
 const BLOCK: u64 = 16 * 1024;
 
 /// The audit log of one API server.
@@ -50,11 +50,11 @@ pub struct Event {
     pub request_uri: String,
     /// `ResponseComplete`; `ResponseStarted` for a watch that stays open.
     pub stage: String,
-    /// When it was answered.
+    /// The time of the answer.
     pub stage_timestamp: Timestamp,
     user: User,
     impersonated_user: Option<User>,
-    /// What it was about; `/healthz` and the like are about nothing.
+    /// The object of the request; empty for `/healthz` and the like.
     #[serde(default)]
     pub object_ref: ObjectRef,
     response_status: Option<ResponseStatus>,
@@ -101,7 +101,8 @@ impl Event {
         self.response_status.as_ref().map(|status| status.code)
     }
 
-    /// Whether its user had no right to it. What a policy or a quota refuses was allowed before.
+    /// Returns true if RBAC denied the request to its user; a policy or a quota only refuses requests that RBAC
+    /// allowed.
     pub fn is_beyond_rights(&self) -> bool {
         let decision = self.annotations.get("authorization.k8s.io/decision");
         decision.is_some_and(|decision| decision == "forbid")
@@ -115,7 +116,7 @@ impl Event {
             .is_some_and(|status| status.message.contains(&policy))
     }
 
-    /// Whether the request could change something, also one that was refused.
+    /// Returns true for requests that can change something, refused ones included.
     pub fn is_write(&self) -> bool {
         !matches!(self.verb.as_str(), "get" | "list" | "watch")
     }
@@ -169,7 +170,7 @@ impl Audit {
         Ok(events)
     }
 
-    /// What a user asked for after `mark` and had no right to, as `VERB PATH`.
+    /// Returns the requests of a user after `mark` that RBAC denied, as `VERB PATH`.
     pub fn refused(&self, mark: Mark, user: &str) -> io::Result<Vec<String>> {
         let events = self.lines_with(mark, user)?.into_iter();
         let refused = events.filter(|event| event.user() == user && event.is_beyond_rights());

@@ -1,4 +1,4 @@
-//! Where the programs are that no package brings.
+//! The paths of programs that are not in a Debian package.
 
 use std::env;
 use std::io;
@@ -22,7 +22,7 @@ pub enum Error {
     Build {
         /// `tests/cluster/build`.
         script: PathBuf,
-        /// What it was asked for.
+        /// The requested programs.
         programs: String,
     },
     /// A program is neither in `KUBEBUILDER_ASSETS` nor in the cache.
@@ -41,10 +41,10 @@ pub enum Kubernetes {
 }
 
 impl Kubernetes {
-    /// What the environment asks for.
+    /// Returns the version that the environment asks for.
     ///
     /// # Panics
-    /// Where it asks for another one: a test with another version than the requested one would mislead.
+    /// On any other version: a test with another version than the requested one would mislead.
     pub fn wanted() -> Self {
         match env::var("REGISTRY_MIRROR_TEST_KUBERNETES").as_deref() {
             Err(_) | Ok("" | "1.36") => Self::Newest,

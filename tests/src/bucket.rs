@@ -16,7 +16,7 @@ use crate::{binaries, install_crypto_provider};
 use proxy::Proxy;
 
 const READY: Duration = Duration::from_mins(1);
-/// How often another port is tried if another process has taken the port.
+/// The number of tries with another port after another process has taken the port.
 const ATTEMPTS: usize = 5;
 
 /// The name of the bucket.

@@ -24,12 +24,12 @@ use crate::binaries::{self, Kubernetes};
 use crate::scratch::Scratch;
 use crate::wait::TimedOut;
 
-/// What a control plane is made of.
+/// The options of a control plane.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Whether kube-controller-manager runs: without it no garbage is collected, no Deployment or StatefulSet
-    /// makes Pods, no claim is bound and no namespace goes away; nor has one a `default` ServiceAccount, so that
-    /// admission does not ask for it then.
+    /// Runs kube-controller-manager. Without it, the cluster has no garbage collection, no Deployment or StatefulSet
+    /// makes Pods, no PVC is bound and no namespace is removed; namespaces have no `default` ServiceAccount either, so
+    /// admission does not ask for it.
     pub controller_manager: bool,
     /// Files applied before kube-controller-manager starts: its garbage collector looks for new kinds only every
     /// 30 s, but knows from the start what is there.
@@ -179,11 +179,11 @@ impl ControlPlane {
             .unwrap_or_else(|error| panic!("{error}"))
     }
 
-    /// What [`ControlPlane::client_as`] is made of, for a client with a layer of one's own, such as
+    /// Returns the configuration of [`ControlPlane::client_as`], for a client with a layer of the test's own, such as
     /// [`crate::faults::Faults`].
     ///
     /// # Panics
-    /// As that.
+    /// Like [`ControlPlane::client_as`].
     pub async fn config_as(&self, user: &str, groups: &[&str]) -> kube::Config {
         access::config(&self.kubeconfig, Some((user, groups)))
             .await
@@ -211,17 +211,17 @@ impl ControlPlane {
             .unwrap_or_else(|error| panic!("can't make a namespace for {prefix}: {error}"))
     }
 
-    /// What the API server was asked; `None` on an existing cluster.
+    /// Returns the audit log; `None` on an existing cluster.
     pub fn audit(&self) -> Option<&Audit> {
         self.processes.as_ref().map(Processes::audit)
     }
 
-    /// What runs here and its process ids, for who measures them; nothing on an existing cluster.
+    /// Returns the processes of the control plane with their ids, for measurements; empty on an existing cluster.
     pub fn ids(&self) -> Vec<(&'static str, u32)> {
         self.processes.as_ref().map(Processes::ids).unwrap_or_default()
     }
 
-    /// Whether Pods, owner references and claims are acted on.
+    /// Returns true if controllers act on Pods, owner references and PVCs.
     pub fn has_controllers(&self) -> bool {
         self.processes.as_ref().is_none_or(Processes::has_controllers)
     }

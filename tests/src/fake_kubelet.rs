@@ -43,15 +43,15 @@ use crate::scratch::Scratch;
 /// Under this name its requests are in the audit log.
 pub const USER: &str = "fake-kubelet";
 
-/// What a kubelet runs, and where.
+/// The options of a kubelet.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// Only this namespace's Pods and claims; all where there is none.
     pub namespace: Option<String>,
     /// The images that can be had, by their full references.
     pub images: BTreeMap<String, Image>,
-    /// How often Secrets and the like are read again. A real kubelet takes about a minute; a change of the Pod,
-    /// say of an annotation, has them read at once.
+    /// The interval between reads of Secrets and the like. A real kubelet takes about a minute; a change of the Pod,
+    /// say of an annotation, causes a read at once.
     pub sync: Duration,
 }
 
@@ -90,7 +90,7 @@ pub struct FakeKubelet {
     kubelet: Arc<Kubelet>,
 }
 
-/// What all its parts share.
+/// The state that all parts of the kubelet share.
 struct Kubelet {
     client: Client,
     kubeconfig: Kubeconfig,
@@ -128,7 +128,7 @@ impl FakeKubelet {
         self.kubelet.holds_volumes.store(hold, Ordering::Relaxed);
     }
 
-    /// Where a container's output goes, of all its runs.
+    /// Returns the file with the output of all runs of a container.
     pub fn log(&self, pod_uid: &str, container: &str) -> PathBuf {
         let pods = self.kubelet.scratch.path().join("pods");
         pods.join(pod_uid).join(format!("{container}.log"))

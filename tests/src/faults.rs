@@ -18,7 +18,7 @@ use serde_json::json;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tower::{BoxError, Layer, Service};
 
-/// What a connection suffers; clones are one.
+/// The faults of a connection; clones share their state.
 #[derive(Debug, Clone)]
 pub struct Faults(Arc<State>);
 
@@ -80,7 +80,7 @@ impl Faults {
         self.0.held.lock()
     }
 
-    /// What this write waits for.
+    /// Returns the token that this write waits for, if the test holds it back.
     fn released(&self, request: &Request<Body>) -> Option<CancellationToken> {
         let held = self
             .held()
@@ -99,7 +99,7 @@ impl Faults {
         self.0.dead.cancelled().await;
     }
 
-    /// Whether it is.
+    /// Returns true if the connection is dead.
     pub fn is_dead(&self) -> bool {
         self.0.dead.is_cancelled()
     }

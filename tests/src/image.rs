@@ -16,7 +16,7 @@ use self::layout::Entry;
 /// A multi-platform image of random content. The same description gives the same bytes.
 #[derive(Debug, Clone)]
 pub struct Random {
-    /// What its bytes follow from.
+    /// The seed of the image's bytes.
     pub seed: u64,
     /// `os/architecture`; with more than one the image is an index.
     pub platforms: Vec<String>,
@@ -68,7 +68,7 @@ impl Random {
 /// A file of this machine that goes into an image.
 #[derive(Debug, Clone)]
 pub struct File {
-    /// Where it is.
+    /// The path of the file on this machine.
     pub source: PathBuf,
     /// Its absolute path in the image.
     pub path: String,

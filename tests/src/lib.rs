@@ -1,5 +1,5 @@
-//! What tests run against: a real Kubernetes control plane, a kubelet for machines without root, real registries,
-//! images made to measure. Everything listens on loopback addresses only and ends with the test.
+//! The environment of tests: a real Kubernetes control plane, a kubelet for machines without root, real registries, and
+//! generated images. All servers listen on loopback addresses only, and end with the test.
 
 pub mod audit;
 pub mod binaries;

@@ -37,7 +37,7 @@ pub struct Node {
 }
 
 impl Node {
-    /// Whether this user may make one.
+    /// Returns true if this user may make a node.
     pub fn is_possible() -> bool {
         rustix::process::getuid().is_root()
     }
@@ -111,7 +111,7 @@ impl Node {
             .map_err(io(format!("can't write hosts.toml for {registry}")))
     }
 
-    /// Where its state and its logs are.
+    /// Returns the directory of the node's state and logs.
     pub fn directory(&self) -> PathBuf {
         std::env::temp_dir().join(format!("{}-cluster", self.name))
     }

@@ -67,7 +67,7 @@ impl Authority {
 }
 
 impl Leaf {
-    /// What serves TLS with it.
+    /// Returns a TLS acceptor with this certificate.
     pub fn acceptor(&self) -> Result<TlsAcceptor, rustls::Error> {
         let unreadable = |error: rustls::pki_types::pem::Error| rustls::Error::General(error.to_string());
         let chain: Result<_, _> = CertificateDer::pem_slice_iter(self.certificate.as_bytes()).collect();

@@ -4,11 +4,11 @@ use std::path::Path;
 
 use tokio::process::Command;
 
-/// Whether it can be run here, or the test is left out, which is said, and with `CI=true` a failure. As root: for others
-/// it needs ranges of user IDs, which an account does not have by itself.
+/// Returns true if Podman can run here: as root, since an account has no ranges of user IDs by default. Otherwise the
+/// test is left out with a message.
 ///
 /// # Panics
-/// With `CI=true` for who is not root.
+/// With `CI=true` for users other than root.
 pub fn is_possible() -> bool {
     let possible = rustix::process::getuid().is_root();
     if !possible {
@@ -34,5 +34,5 @@ pub fn command(home: &Path, registries_conf: &Path) -> Command {
     command
 }
 
-/// What `--signature-policy` is given: a file that this is written to.
+/// The content of the file for `--signature-policy`.
 pub const ANY_SIGNATURE: &str = r#"{"default": [{"type": "insecureAcceptAnything"}]}"#;

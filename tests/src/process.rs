@@ -12,7 +12,7 @@ use std::thread;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::signal::unix::{SignalKind, signal};
 
-/// How much of a log an error message carries.
+/// The bytes of a log that an error message includes.
 const TAIL: usize = 2_000;
 
 /// A command that is killed by the kernel as soon as this process is gone.
@@ -46,7 +46,7 @@ impl Daemon {
         })
     }
 
-    /// What it was named when it was started.
+    /// Returns the name that the process was started with.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -56,7 +56,7 @@ impl Daemon {
         self.child.id()
     }
 
-    /// How it ended, if it did.
+    /// Returns the exit status of an ended process.
     pub fn exited(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().ok().flatten()
     }

@@ -23,7 +23,7 @@ pub enum Error {
     Refused(String),
 }
 
-/// What an expression asks for.
+/// A selector of time series in an expression.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Selector {
     /// The metric's name.

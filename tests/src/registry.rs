@@ -11,11 +11,11 @@ use crate::wait::{self, TimedOut};
 use crate::{binaries, install_crypto_provider};
 
 const READY: Duration = Duration::from_mins(1);
-/// How often another port is tried if another process has taken the port.
+/// The number of tries with another port after another process has taken the port.
 const ATTEMPTS: usize = 5;
 const STORAGE: &str = "storage";
 
-/// Which registry.
+/// The program that serves a registry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// Debian's docker-registry.
@@ -42,7 +42,7 @@ pub enum Error {
 
 /// A running registry; ended when dropped.
 pub struct Registry {
-    /// Where it listens.
+    /// The address that the registry listens on.
     pub address: SocketAddr,
     /// The same as `http://127.0.0.1:PORT`.
     pub url: String,

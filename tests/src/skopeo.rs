@@ -21,14 +21,14 @@ pub enum Error {
     },
 }
 
-/// Where images are, and how one gets in.
+/// A registry with the credential and the scheme to reach it.
 #[derive(Debug, Clone)]
 pub struct Registry {
     /// Its address.
     pub address: SocketAddr,
     /// A user name with its password.
     pub user: Option<(String, String)>,
-    /// Whether it serves TLS; its certificate is not checked.
+    /// True if the registry serves TLS; its certificate is not checked.
     pub tls: bool,
 }
 

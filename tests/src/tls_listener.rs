@@ -1,4 +1,4 @@
-//! What `axum::serve` takes connections from that speak TLS.
+//! A listener for `axum::serve` that accepts TLS connections.
 
 use std::io;
 use std::net::SocketAddr;

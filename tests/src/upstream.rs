@@ -23,31 +23,31 @@ use crate::scratch::Scratch;
 use crate::skopeo;
 use crate::wait::{self, TimedOut};
 
-/// How soon the registry answers; it takes well below a second.
+/// The longest wait for the registry's first answer; it takes well below a second.
 const READY: Duration = Duration::from_secs(30);
-/// How often another port is tried if another process has taken the port.
+/// The number of tries with another port after another process has taken the port.
 const ATTEMPTS: usize = 5;
 
-/// Who may pull.
+/// The access control of an upstream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Access {
     /// Everybody.
     Anonymous,
-    /// Who shows a user name and password with each request.
+    /// Clients send a user name and password with each request.
     Basic,
-    /// Who gets a token from the gate's `/token` for a user name and password; it lasts this long.
+    /// Clients get a token from the gate's `/token` for a user name and password; it lasts this long.
     Bearer(Duration),
 }
 
 /// A user name with its password.
 pub type User<'a> = (&'a str, &'a str);
 
-/// How an upstream is made.
+/// The options of an upstream.
 #[derive(Clone, Default)]
 pub struct Options {
     /// `None` is [`Access::Anonymous`].
     pub access: Option<Access>,
-    /// Who is known, where access is not anonymous.
+    /// The known users, unless access is anonymous.
     pub users: Vec<(String, String)>,
     /// Serves TLS with this certificate.
     pub tls: Option<Leaf>,
@@ -129,12 +129,12 @@ impl Upstream {
         format!("{scheme}://{}", self.address())
     }
 
-    /// Where it listens.
+    /// Returns the address that the gate listens on.
     pub fn address(&self) -> SocketAddr {
         self.gate.address()
     }
 
-    /// What was asked since the start or the last [`Upstream::reset_counts`]. Pushes of the test are not in it.
+    /// Returns the requests since the start or the last [`Upstream::reset_counts`], without the pushes of the test.
     pub fn counts(&self) -> Counts {
         self.gate.counts()
     }

@@ -20,10 +20,10 @@ use testbed::ControlPlane;
 use testbed::binaries::Kubernetes;
 use testbed::control_plane::{Namespace, skip_on_existing_cluster};
 
-/// How many documents are made of each accepted one.
+/// The number of documents made from each accepted one.
 const MUTATIONS: usize = 20;
 
-/// What was objected to: fields and what was said about them.
+/// The refused fields, each with its message.
 type Objections = BTreeSet<(String, String)>;
 
 /// Sends a document, refusing unknown fields as kubectl has it.
@@ -61,8 +61,8 @@ fn objections(status: &Status) -> Objections {
     }
     let causes = status.details.as_ref().map(|details| &details.causes);
     let objections = causes.into_iter().flatten().map(|cause| {
-        // What the scale subresource asks of replicas comes with a dot before it, and a number's type is now its
-        // format, now its name.
+        // The scale subresource names replicas with a dot before them, and the type of a number is sometimes its format
+        // and sometimes its name.
         let message = cause
             .message
             .replace("must be of type int32", "must be of type integer");
@@ -88,7 +88,8 @@ fn unknown_fields(message: &str) -> Objections {
     objections
 }
 
-/// Whether that is in what an API server said. Older ones repeat an object or a list that they refuse as Go writes it.
+/// Returns true if an API server's message contains `said`. Older servers repeat a refused object or list in Go's
+/// notation.
 fn is_said(message: &str, said: &str) -> bool {
     let without_value = |message: &str| {
         let (what, rest) = message.split_once(' ').unwrap_or_default();

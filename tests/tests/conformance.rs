@@ -1,6 +1,6 @@
-//! What the distribution-spec 1.1 asks of a registry that is pulled from, one requirement a function, tried on three
-//! registries that are not ours: directly, through a mirror that has nothing of it, and through the same mirror again.
-//! What holds directly has to hold through the mirror. docs/conformance.md has the table.
+//! The requirements of distribution-spec 1.1 on registries that clients pull from, one function for each. They run
+//! against three other registries: directly, through a mirror with an empty cache, and through the same mirror again. A
+//! requirement that holds directly must hold through the mirror. docs/conformance.md has the table.
 #![expect(clippy::expect_used, reason = "a failure here is the test's")]
 
 #[path = "conformance/base.rs"]
@@ -32,7 +32,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use client::Place;
 use content::Content;
 
-/// What a requirement was found to be, for each thing that it was tried on.
+/// The results of a requirement, for each thing that it was tried on.
 type Findings = Vec<(String, Result<(), String>)>;
 
 /// One sentence of the specification.
@@ -114,7 +114,7 @@ async fn checked(
     (requirement.check)(place).await.into_iter().collect()
 }
 
-/// What holds at a registry itself and through a mirror of it.
+/// The requirements that hold at a registry itself, and through a mirror of it.
 #[derive(Default)]
 struct Outcome {
     /// Directly.

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 const REPOSITORY: &str = "conformance/repo1";
 
-/// What a registry holds of the repository, manifests apart from the rest.
+/// Reads a registry's content of the repository from its files.
 fn content(kind: Kind, data: &Path) -> Content {
     let mut content = Content::default();
     if kind == Kind::Olareg {
@@ -67,7 +67,7 @@ fn digests(directory: &Path) -> Vec<(String, PathBuf)> {
         .collect()
 }
 
-/// What the suite is asked to read.
+/// The digests of a repository that the suite reads.
 #[derive(Debug, Default)]
 struct Content {
     manifests: BTreeSet<String>,
@@ -185,7 +185,7 @@ async fn loses_nothing(kind: Kind, at_least: usize) {
     }
     drop(registry);
     let here = suite(ours, &scratch.path().join("gone"), &environment).await;
-    // What only the registry can know, such as what it has not, is asked of it.
+    // Only the registry knows its missing content, so it is asked directly.
     let read = |test: &str| test.contains("/read-only/pull/") || test.contains("/read-only/head/");
     nothing_is_lost(&here, &itself, read, "gone");
     end.cancel();

@@ -39,7 +39,7 @@ use logs::Logs;
 use registry::{Registry, USER};
 use serde_json::{Value, json};
 
-/// How long a pull may take that the mirror can't serve: longer than a connection without an answer.
+/// The longest time of a pull that the mirror can't serve: longer than a connection without an answer.
 const FALLBACK: Duration = Duration::from_secs(30);
 
 fn ephemeral() -> Value {
@@ -56,7 +56,7 @@ async fn node_pulls_through_a_deployed_mirror() {
     }
     let mirror = cluster.mirror(ephemeral()).await;
 
-    // What the first Pod needs goes through the mirror, and upstream sees the mirror only.
+    // The node pulls the first Pod's image through the mirror, and only the mirror asks the upstream.
     let before = Logs::read(&cluster, &registry).await;
     let first = cluster.start_pod("first", "1").await;
     let logs = Logs::read(&cluster, &registry).await.since(&before);
@@ -125,10 +125,10 @@ async fn node_pulls_through_a_deployed_mirror() {
     cluster.deleting_the_namespace_leaves_nothing().await;
 }
 
-/// Where requests of the node itself come from; those of Pods come from addresses of theirs.
+/// The address of the node's own requests; those of Pods come from Pod addresses.
 const NODE: &str = "10.199.0.1 ";
 
-/// What all three write while a Pod starts.
+/// Returns the log lines of node, mirror and registry while a Pod starts.
 async fn with_pod(cluster: &Cluster, registry: &Registry, what: &str, tag: &str) -> Logs {
     let before = Logs::read(cluster, registry).await;
     let name = what.split(',').next().unwrap_or(what);
@@ -138,7 +138,7 @@ async fn with_pod(cluster: &Cluster, registry: &Registry, what: &str, tag: &str)
     logs
 }
 
-/// How many passwords in a row; `make e2e ROTATIONS=20` for figures.
+/// Returns the number of passwords in a row; `make e2e ROTATIONS=20` for figures.
 fn rotations() -> usize {
     let wanted = std::env::var("ROTATIONS").ok();
     wanted.and_then(|number| number.parse().ok()).unwrap_or(3)

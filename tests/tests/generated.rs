@@ -1,4 +1,4 @@
-//! What is generated across crates and committed: `make generate` writes it.
+//! The files that are generated across crates and committed: `make generate` writes them.
 #![expect(clippy::unwrap_used, reason = "a failure here is the test's")]
 
 use std::collections::BTreeMap;

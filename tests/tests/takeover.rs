@@ -69,7 +69,7 @@ impl Place {
         self.scratch.path().join("config.yml")
     }
 
-    /// How many entries the expiry state has.
+    /// Returns the number of entries in the expiry state.
     fn expiries(&self) -> usize {
         let path = self.scratch.path().join("cache/scheduler-state.json");
         let text = std::fs::read_to_string(path).unwrap_or_default();
@@ -179,7 +179,7 @@ async fn distribution_3_cache_is_adopted_and_returned() {
     there_and_back(3).await;
 }
 
-/// Where Go put the sources of a Distribution.
+/// Returns the directory in which Go unpacked the sources of Distribution.
 async fn sources(version: u8) -> PathBuf {
     let module = match version {
         2 => "github.com/distribution/distribution@v2.8.3+incompatible",

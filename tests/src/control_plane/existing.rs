@@ -8,13 +8,13 @@ use kube::config::Kubeconfig;
 use super::{ControlPlane, Error, Options, access, manifests};
 use crate::scratch::Scratch;
 
-/// Whether tests run in the cluster of the kubeconfig. A KUBECONFIG alone is no wish to find test objects in it.
+/// Returns true if tests run in the cluster of the kubeconfig. A KUBECONFIG alone does not ask for test objects in it.
 pub fn is_used() -> bool {
     env::var("USE_EXISTING_CLUSTER").is_ok_and(|value| value == "true")
 }
 
-/// Whether `test` must not run here, as it kills or audits the API server; says so past the test's captured
-/// output.
+/// Returns true if `test` must not run here, as it kills or audits the API server, and writes that past the test's
+/// captured output.
 pub fn skip_on_existing_cluster(test: &str) -> bool {
     if is_used() {
         // The message is all there is to lose.

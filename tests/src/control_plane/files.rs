@@ -1,4 +1,4 @@
-//! What the processes of a control plane read: keys, tokens, the audit policy.
+//! The files that the processes of a control plane read: keys, tokens, the audit policy.
 
 use std::path::PathBuf;
 

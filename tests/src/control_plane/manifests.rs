@@ -14,7 +14,7 @@ use serde::Deserialize;
 
 use super::Error;
 
-/// How long a new kind may take to be served.
+/// The longest wait until the API server serves a new kind.
 const ESTABLISHED: Duration = Duration::from_secs(20);
 
 /// Applies every document of a file; a kind that it defines is served on return.

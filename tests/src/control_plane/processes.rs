@@ -18,7 +18,7 @@ use crate::process::{Daemon, command, free_ports};
 use crate::scratch::Scratch;
 use crate::wait;
 
-/// How long the API server may take to answer; 4 s is usual, a busy machine is not.
+/// The longest wait for the API server's first answer; 4 s is usual, a busy machine needs more.
 const READY: Duration = Duration::from_secs(90);
 /// Admission plugins that managed clusters add to those that are on by default. `OpenShift` has the first one, which
 /// refuses a change of owner references by a user without the permission to delete the object. `EventRateLimit` is not
@@ -30,7 +30,7 @@ const ADMISSION_PLUGINS: [&str; 5] = [
     "ExtendedResourceToleration",
     "NodeRestriction",
 ];
-/// How often other ports are tried if another process has taken a port.
+/// The number of tries with other ports after another process has taken a port.
 const ATTEMPTS: usize = 5;
 
 #[derive(Debug)]

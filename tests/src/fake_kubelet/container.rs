@@ -20,10 +20,10 @@ use crate::process::{self, Daemon};
 /// (A real kubelet: 10 s and 5 min.)
 const BACK_OFF: Duration = Duration::from_millis(500);
 const MAX_BACK_OFF: Duration = Duration::from_secs(8);
-/// How soon a container that can't be made is tried again.
+/// The delay before the next try to create a container.
 const RETRY: Duration = Duration::from_millis(300);
 
-/// What a container is doing.
+/// The state of a container.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Phase {
     Waiting { reason: &'static str, message: String },
@@ -31,7 +31,7 @@ pub(super) enum Phase {
     Terminated(Ended),
 }
 
-/// How a process ended.
+/// The end of a process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Ended {
     pub(super) code: i32,
@@ -42,7 +42,7 @@ pub(super) struct Ended {
     pub(super) message: String,
 }
 
-/// What the Pod's status tells of a container.
+/// The part of a Pod's status that describes a container.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Snapshot {
     pub(super) phase: Phase,
@@ -67,7 +67,7 @@ impl Snapshot {
     }
 }
 
-/// Whether a container runs again after its end.
+/// The rule for restarts of a container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum RestartPolicy {
     Always,
@@ -272,7 +272,7 @@ async fn stop(daemon: &mut Daemon, grace: Duration) -> std::io::Result<ExitStatu
     daemon.ended().await
 }
 
-/// What would silently be something else here is refused instead.
+/// Refuses a container with settings that this kubelet would ignore.
 fn refuse_unsupported(container: &Container) -> Result<(), Problem> {
     let refuse = |what: &str| Err(Problem::Unsupported(what.to_owned()));
     if let Some(lifecycle) = &container.lifecycle {

@@ -45,7 +45,7 @@ impl Image {
 pub struct NamedImage {
     /// The reference, word for word as Pods name it.
     pub reference: String,
-    /// What it holds.
+    /// The content of the image.
     pub image: Image,
 }
 

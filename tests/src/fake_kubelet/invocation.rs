@@ -12,7 +12,7 @@ use super::image::Image;
 use super::rewrite::{Mounts, for_host};
 use super::sources::{Problem, Sources, field};
 
-/// What to run.
+/// A program with its arguments, environment and directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Invocation {
     pub(super) program: PathBuf,

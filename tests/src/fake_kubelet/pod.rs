@@ -23,12 +23,12 @@ use super::sources::{Problem, Sources};
 use super::status::{self, Conditions};
 use super::volumes::Volumes;
 
-/// How soon volumes that can't be made are tried again.
+/// The delay before the next try to make volumes.
 const RETRY: Duration = Duration::from_millis(300);
-/// What Pods get that name no grace period.
+/// The grace period of Pods that do not name one.
 const GRACE: Duration = Duration::from_secs(30);
 
-/// What the containers of a Pod share.
+/// The state that the containers of a Pod share.
 pub(super) struct Shared {
     pub(super) kubelet: Arc<Kubelet>,
     pub(super) pod: Arc<Pod>,
@@ -60,7 +60,7 @@ impl Shared {
         }
     }
 
-    /// Where a container's processes find the API server, if they have a token for it.
+    /// Returns a kubeconfig for a container's processes, if they have a token for the API server.
     pub(super) fn kubeconfig(&self, container: &Container) -> Result<Option<PathBuf>, Problem> {
         let volumes = self.volumes.borrow().clone().unwrap_or_default();
         let Some(token) = service_account::mounted(container, &volumes) else {
@@ -154,7 +154,7 @@ async fn sync(shared: &Shared, volumes: &Volumes, pod: &Pod) {
     if shared.kubelet.holds_volumes.load(Ordering::Relaxed) {
         return;
     }
-    // What can't be read now stays as it was.
+    // An unreadable source leaves the volumes unchanged.
     if let Ok(directories) = volumes.sync(pod).await {
         shared.volumes.send_replace(Some(directories));
     }

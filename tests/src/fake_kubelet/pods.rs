@@ -1,4 +1,4 @@
-//! Which Pods this kubelet runs: it binds the unbound Pods of its namespaces to its node.
+//! The Pods of this kubelet: it binds the unbound Pods of its namespaces to its node.
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! What a container sees, in the terms of this machine: its mount paths are directories of the host, and it
+//! The translation of a container's view to this machine: its mount paths become directories of the host, and it
 //! listens on the Pod's address instead of on all.
 
 use std::net::Ipv4Addr;

@@ -1,4 +1,4 @@
-//! How a Pod's processes reach the API server: with their ServiceAccount's token and no more.
+//! Access of a Pod's processes to the API server: with their ServiceAccount's token and no more.
 
 use std::path::{Path, PathBuf};
 
@@ -10,7 +10,7 @@ use kube::{Api, Client, ResourceExt};
 
 use super::sources::Problem;
 
-/// Where admission mounts the token.
+/// The directory in which admission mounts the token.
 const MOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 
 /// A token of the Pod's ServiceAccount, bound to the Pod.

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::container::{Ended, Phase, RestartPolicy, Snapshot};
 
-/// What the conditions said last, for the times of their transitions.
+/// The last status of each condition, for the times of transitions.
 #[derive(Debug, Default)]
 pub(super) struct Conditions(Vec<(&'static str, bool, Timestamp)>);
 

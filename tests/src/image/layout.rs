@@ -13,7 +13,7 @@ const REF_NAME: &str = "org.opencontainers.image.ref.name";
 /// containerd names what it imports by this one.
 const CONTAINERD_NAME: &str = "io.containerd.image.name";
 
-/// What an index or a manifest says of a blob.
+/// The descriptor of a blob in an index or a manifest.
 #[derive(Debug, Clone)]
 pub struct Descriptor(Value);
 

@@ -1,4 +1,4 @@
-//! What an upstream was asked.
+//! Counts of the requests to an upstream.
 
 use http::Method;
 
@@ -25,7 +25,7 @@ pub struct Counts {
     pub blob_bytes: u64,
 }
 
-/// What a request is about.
+/// The kind of content that a request names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     Manifest,

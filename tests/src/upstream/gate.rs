@@ -25,7 +25,7 @@ use super::tokens::{self, Tokens};
 use crate::pki::Leaf;
 use crate::tls_listener::TlsListener;
 
-/// What a request for a token may have to say.
+/// The longest body of a token request, in bytes.
 const FORM_BYTES: usize = 1 << 16;
 
 pub(super) struct Gate {

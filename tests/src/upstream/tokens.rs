@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use rand::RngExt;
 use serde_json::{Value, json};
 
-/// Where tokens are given.
+/// The path of the token endpoint.
 pub(super) const PATH: &str = "/token";
 
 /// The users, and the tokens that they were given.
@@ -68,7 +68,7 @@ impl Tokens {
         json!({"token": token, "access_token": token, "expires_in": self.lifetime.as_secs()})
     }
 
-    /// Whether a request carries a token that is good for `scope`; the empty scope asks for any token.
+    /// Returns true if a request carries a token that is valid for `scope`; the empty scope accepts any token.
     pub(super) fn admit(&self, headers: &HeaderMap, scope: &str) -> bool {
         let token = headers
             .get(AUTHORIZATION)
@@ -90,7 +90,7 @@ fn basic(headers: &HeaderMap) -> Option<(String, String)> {
     Some((user.to_owned(), password.to_owned()))
 }
 
-/// What a pull from the repository in `path` needs; empty where the path names none.
+/// Returns the scope of a pull from the repository in `path`; empty if the path names no repository.
 pub(super) fn scope(path: &str) -> String {
     let inner = path.strip_prefix("/v2/").unwrap_or_default();
     let end = ["/manifests/", "/blobs/", "/tags/", "/referrers/"]

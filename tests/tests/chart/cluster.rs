@@ -116,7 +116,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// What it says of itself, or against its arguments.
+    /// Runs kubectl, and returns its output or its error.
     async fn kubectl(&self, arguments: &[&str]) -> Result<String, String> {
         let home = Scratch::new("kubectl").unwrap();
         let mut command = Command::new(binaries::get("kubectl").await.unwrap());

@@ -24,7 +24,7 @@ async fn kubelet(cluster: &Cluster) -> FakeKubelet {
         .unwrap()
 }
 
-/// What the test's Pod said.
+/// Returns the log of the test's Pod.
 async fn said(cluster: &Cluster, kubelet: &FakeKubelet) -> String {
     let pods = Api::<Pod>::namespaced(cluster.client.clone(), "operators");
     let pod = pods.get("rm-registry-mirror-test").await.unwrap();
@@ -103,7 +103,7 @@ async fn helm_test_passes_with_one_namespace() {
     );
     assert!(!observed.contains("in every namespace"), "{observed}");
 
-    // What is looser than the default is a warning, and no failure.
+    // A value looser than the default is a warning and no failure.
     let flags = [
         "--set=watchNamespaces={mirrors},admissionPolicies.enabled=false",
         "--set=policy.images={**},policy.existingClaims=any",

@@ -33,8 +33,8 @@ impl Helm {
         }
     }
 
-    /// What Helm said, or why it refused. `CHART` stands for the chart's directory, `PREVIOUS` for the package of a chart
-    /// as it was before it had monitors, budgets and probes.
+    /// Runs Helm, and returns its output or its error. `CHART` is replaced by the chart's directory, `PREVIOUS` by the
+    /// package of a chart that had no monitors, budgets and probes yet.
     pub(crate) async fn run(&self, arguments: &[&str]) -> Result<String, String> {
         let Output {
             status,

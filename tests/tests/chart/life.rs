@@ -134,7 +134,7 @@ async fn operator_arguments(cluster: &Cluster) -> Vec<String> {
     operator(cluster).await.args.unwrap()
 }
 
-/// What still carries the release's name, the definition apart.
+/// Returns the objects that still have the release's name, without the CRD.
 async fn left_behind(cluster: &Cluster) -> Vec<String> {
     async fn names<K>(api: Api<K>) -> Vec<String>
     where

@@ -1,4 +1,4 @@
-//! What Prometheus gets of the chart: monitors, alerts, and the dashboard's questions.
+//! The chart's objects for Prometheus: monitors, alerts, and the dashboard's queries.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -12,7 +12,7 @@ use crate::helm::Helm;
 use crate::named;
 use crate::values::EVERYTHING;
 
-/// What is monitored, and how, in other ways.
+/// Sets of values that render monitors in different ways.
 pub(crate) const MONITORED: [&[&str]; 2] = [
     &[
         "--set=watchNamespaces={a,b},podMonitor.enabled=true,podMonitor.interval=1m,podMonitor.scrapeTimeout=500ms",

@@ -24,9 +24,9 @@ use crate::cluster::Cluster;
 use crate::helm::Helm;
 use crate::{SOON, mirror};
 
-/// Where the mirrors are.
+/// The namespace of the mirrors.
 const NAMESPACE: &str = "mirrors";
-/// What tells a Pod of what it can reload.
+/// The annotation that notifies a Pod of a change that it can reload.
 const RELOAD: &str = "registrymirror.io/reload";
 
 /// The API server refuses the operator nothing with the permissions of every namespace.
@@ -194,8 +194,8 @@ async fn chart_grants_exactly_the_needed_permissions() {
     assert_eq!(lease["rules"][0]["resourceNames"], json!(["rm-registry-mirror"]));
 }
 
-/// What may happen to mirrors: both workloads, a claim, a reference that comes late, running Pods that are notified of a
-/// change, and an object that is no longer wanted.
+/// Takes mirrors through all kinds of changes: both workloads, a PVC, a reference that comes late, running Pods that
+/// are notified of a change, and an object that is no longer wanted.
 async fn live(cluster: &Cluster) {
     let mirrors = Api::<RegistryMirror>::namespaced(cluster.client.clone(), NAMESPACE);
     let claim = json!({"type": "PersistentVolumeClaim", "persistentVolumeClaim": {"size": "1Gi"}});
@@ -264,7 +264,7 @@ async fn live(cluster: &Cluster) {
         .await
         .unwrap();
 
-    // What happens again is one event that is counted.
+    // A repeated change is one event with a count.
     for paused in [true, false, true, false] {
         let pause = Patch::Merge(json!({"spec": {"paused": paused}}));
         mirrors

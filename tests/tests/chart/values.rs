@@ -1,4 +1,4 @@
-//! What values add to the chart, and whether an API server takes all that they lead to.
+//! The effects of values on the chart, and the API server's validation of all rendered objects.
 
 use serde_json::{Value, json};
 use testbed::control_plane::skip_on_existing_cluster;

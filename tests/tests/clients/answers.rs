@@ -15,9 +15,9 @@ use crate::tap::Tap;
 struct Row {
     name: &'static str,
     says: Says,
-    /// Whether a tag that is cached is served.
+    /// True if the mirror serves a cached tag.
     stale: bool,
-    /// What clients say where nothing is cached: one of these.
+    /// The messages of clients without cached content: each client prints one of these.
     words: &'static [&'static str],
 }
 

@@ -19,7 +19,7 @@ use crate::tap::Tap;
 const LIMIT: Duration = Duration::from_mins(1);
 const HOST: &str = "registry.test";
 
-/// How a `hosts.toml` names a mirror.
+/// The form in which a `hosts.toml` names a mirror.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Written {
     /// As the operator writes it: `?ns=` names the registry.

@@ -12,7 +12,7 @@ use tokio::process::Command;
 use crate::mirror::Mirror;
 use crate::programs::{crane, run, skopeo};
 
-/// How a frame of zstd begins (RFC 8878).
+/// The magic number of a zstd frame (RFC 8878).
 const ZSTD: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 
 pub(crate) fn made(scratch: &Scratch, seed: u64) -> Layout {
@@ -44,7 +44,7 @@ async fn skopeo_copies_zstd_image_and_lists_tags() {
     let mirror = Mirror::of(&registry.url).await;
     let from = format!("oci:{}:1", made(&scratch, 11).path().display());
     let to = format!("docker://{}/org/app:zstd", registry.address);
-    // What is compressed stays as it is, so the layers are unpacked on the way.
+    // Compressed layers stay compressed, so this copy unpacks them.
     let plain = format!("dir:{}", scratch.path().join("plain").display());
     said(skopeo(&["copy", "--all", "--dest-decompress", &from, &plain])).await;
     let zstd = [
@@ -149,7 +149,7 @@ async fn skopeo_uses_registries_conf_and_falls_back() {
     upstream.push(&layout, "1", "org/app:1").await.expect("a push");
     let mut mirror = Mirror::of_host("registry.test", &upstream.url()).await;
     let conf = registries_conf("registry.test", &upstream, &mirror);
-    // Where those of a user are.
+    // The directory of a user's own configuration.
     scratch.subdirectory(".config/containers").expect("a directory");
     let conf = scratch
         .write(".config/containers/registries.conf", conf)

@@ -18,10 +18,10 @@ use tokio::task::AbortHandle;
 /// Beyond what a mirror can hold back, so that clients get a part before anybody knows.
 const LARGE: usize = 300_000;
 
-/// What it says, to everybody and to everything.
+/// The answers of the server to all requests.
 #[derive(Clone, Debug)]
 pub(crate) enum Says {
-    /// What it has.
+    /// The content itself.
     Truth,
     /// This, with these headers.
     This(u16, &'static [(&'static str, &'static str)], String),

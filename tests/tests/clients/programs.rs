@@ -11,7 +11,7 @@ use tokio::process::Command;
 /// The longest that a client may take: some wait and ask again several times.
 const LIMIT: Duration = Duration::from_mins(2);
 
-/// What a program printed, or said when it failed.
+/// The output of a program, or its error.
 pub(crate) type Ran = Result<String, String>;
 
 /// Runs it to its end.

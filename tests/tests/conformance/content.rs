@@ -1,4 +1,4 @@
-//! What the registries hold: every kind of content that the specifications know, as far as a registry takes it.
+//! The content of the registries: every kind that the specifications know, as far as a registry accepts it.
 
 use http::header::{CONTENT_TYPE, LOCATION};
 use mirror::digest::{Algorithm, Digest};
@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::client::client;
 
-/// Where most of it is.
+/// The repository with most of the content.
 pub(crate) const REPOSITORY: &str = "conformance/content";
 /// A repository with many tags of one manifest.
 pub(crate) const TAGGED: &str = "conformance/tagged";
@@ -19,7 +19,7 @@ const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 const EMPTY: &str = "application/vnd.oci.empty.v1+json";
-/// What the signatures of these tests are.
+/// The artifact type of the test's signatures.
 pub(crate) const SIGNATURE: &str = "application/vnd.example.signature.v1";
 
 /// In lexical order by their bytes.
@@ -72,24 +72,24 @@ pub(crate) struct Content {
     blobs: Vec<Blob>,
     /// The manifest that others refer to.
     pub(crate) subject: String,
-    /// What refers to it: the digest, its artifact type, and a note in its annotations.
+    /// The referrers of the subject: digest, artifact type, and a note in the annotations.
     pub(crate) referrers: Vec<(String, Option<&'static str>, &'static str)>,
     /// A digest that is nowhere, but which something refers to.
     pub(crate) absent_subject: String,
 }
 
 impl Content {
-    /// What the registry took.
+    /// Returns the manifests that the registry accepted.
     pub(crate) fn manifests(&self) -> impl Iterator<Item = &Manifest> {
         self.manifests.iter().filter(|manifest| manifest.taken)
     }
 
-    /// What the registry took.
+    /// Returns the blobs that the registry accepted.
     pub(crate) fn blobs(&self) -> impl Iterator<Item = &Blob> {
         self.blobs.iter().filter(|blob| blob.taken)
     }
 
-    /// What it did not take.
+    /// Returns the kinds of content that the registry refused.
     pub(crate) fn refused(&self) -> Vec<&str> {
         let manifests = self.manifests.iter().filter(|one| !one.taken).map(|one| one.kind);
         let blobs = self.blobs.iter().filter(|one| !one.taken).map(|one| one.kind);

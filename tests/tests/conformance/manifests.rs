@@ -19,7 +19,7 @@ requirements![
     a_manifest_that_the_client_has_is_304,
 ];
 
-/// What clients usually take.
+/// The media types that clients usually accept.
 pub(crate) const ACCEPT: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
     application/vnd.docker.distribution.manifest.v2+json, application/vnd.docker.distribution.manifest.list.v2+json";
 

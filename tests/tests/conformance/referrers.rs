@@ -152,7 +152,7 @@ async fn a_subject_that_is_no_digest_is_400(place: Place) -> Findings {
     findings
 }
 
-/// What clients do: "Unavailable Referrers API".
+/// Finds referrers like clients do ("Unavailable Referrers API").
 async fn referrers_are_found_by_the_list_or_else_by_the_tag(place: Place) -> Findings {
     let found = async {
         let subject = &place.content.subject;

@@ -64,7 +64,7 @@ async fn n_tags_come_where_n_are_asked_for(place: Place) -> Findings {
     findings
 }
 
-/// What `<…>; rel="next"` names, from the root of the registry.
+/// Returns the target of `<…>; rel="next"`, as a path from the root of the registry.
 fn next(answer: &Answer) -> Result<Option<String>, String> {
     let link = answer.header("link");
     if link.is_empty() {

@@ -70,7 +70,7 @@ impl Cluster {
             .await;
     }
 
-    /// What the chart renders to.
+    /// Returns the rendered chart.
     pub(crate) async fn template(&self, flags: &[&str]) -> String {
         let version = ["--kube-version", "1.36.0", "--no-hooks"];
         let template = ["template", "registry-mirror", "CHART"];

@@ -1,5 +1,6 @@
-//! What happens to a cluster in a year, done to one that pulls all the time: how long pulls fail, by the mirror's own
-//! address and as a node pulls that may fall back, and that it is never longer than stated here. `make e2e-day2`.
+//! The events of a cluster's year, while a client pulls all the time: each test measures the time in which pulls fail,
+//! at the mirror's own address and on a node with a fallback, and compares it with the limit stated here. `make
+//! e2e-day2`.
 
 use std::cell::Cell;
 use std::fs;
@@ -22,7 +23,7 @@ use crate::volume::CLASS;
 const MEBIBYTES: u32 = 512;
 const IMAGE: &str = "docker.io/library/registry-mirror";
 
-/// How long pulls may fail: while a container, a roll-out or a node comes back on a busy machine of two cores.
+/// The longest time of failing pulls: a restart of a container, a rollout or a node on a busy machine of two cores.
 const BRIEFLY: Duration = Duration::from_secs(10);
 /// A pull that fails is to fail sooner: it was refused, and not led to an address that is gone.
 const LONG: Duration = Duration::from_secs(10);
@@ -291,7 +292,7 @@ async fn day_two_operations_keep_pull_downtime_bounded() {
     day.end();
 }
 
-/// Where the mirror answers by TLS: its certificate has to name an address.
+/// The address of the mirror with TLS: its certificate has to name an address.
 const ADDRESS: &str = "10.96.77.7";
 
 fn by_tls() -> Value {

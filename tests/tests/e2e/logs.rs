@@ -6,7 +6,7 @@ use crate::cluster::Cluster;
 use crate::mirror::MIRRORS;
 use crate::registry::{self, Registry};
 
-/// What each wrote of pulls: one line for a request.
+/// The log lines about pulls, one for each request.
 pub(crate) struct Logs {
     /// containerd's requests, to whomever.
     pub(crate) node: Vec<String>,
@@ -26,7 +26,7 @@ impl Logs {
         }
     }
 
-    /// What was written after those.
+    /// Returns the lines after those of `before`.
     pub(crate) fn since(self, before: &Self) -> Self {
         let rest = |now: Vec<String>, then: &[String]| now.into_iter().skip(then.len()).collect();
         Self {
@@ -83,7 +83,7 @@ impl Logs {
     }
 }
 
-/// Whom a line is of, without what each line of it has.
+/// Returns the line without the prefix that all lines have.
 fn telling(line: &str) -> &str {
     let begin = ["\"method\":", "request.method="]
         .iter()

@@ -1,4 +1,4 @@
-//! What both programs tell Prometheus, held against what the chart's alerts and dashboard ask.
+//! The metrics of both programs, compared with the queries of the chart's alerts and dashboard.
 
 use serde_json::Value;
 use testbed::prometheus::{self, Selector};
@@ -38,7 +38,7 @@ impl Cluster {
         }
     }
 
-    /// What the first Pod of a namespace tells.
+    /// Returns the metrics of the first Pod of a namespace.
     async fn metrics(&self, namespace: &str, port: u16) -> String {
         let path = "jsonpath={.items[0].status.podIP}";
         let ip = self.kubectl(&["get", "pods", namespace, "-o", path]).await;
@@ -47,7 +47,7 @@ impl Cluster {
     }
 }
 
-/// Whether a series has the name and all labels.
+/// Returns true if a reported series has the name and all labels.
 fn answers(reported: &str, selector: &Selector) -> bool {
     let name = &selector.metric;
     let mut series = reported

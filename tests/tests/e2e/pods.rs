@@ -57,7 +57,7 @@ impl Cluster {
         self.kubectl(&["delete", &pod, "--wait=false"]).await;
     }
 
-    /// What the kubelet says of pulls that failed, also of such as it made up for later.
+    /// Returns the kubelet's messages about failed pulls, those that a later pull made up for included.
     pub(crate) async fn failed_pulls(&self) -> String {
         let failed = "--field-selector=reason=Failed";
         self.kubectl(&["get", "events", failed, "-o", "jsonpath={.items[*].message}"])

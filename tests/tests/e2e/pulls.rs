@@ -12,19 +12,19 @@ use crate::registry::{USER, user};
 
 /// A pull that takes longer has failed.
 const LIMIT: &str = "20";
-/// Where what happened is over and pulls still fail after this, they are not tried any more.
+/// The time after the end of an event after which failing pulls are not tried any more.
 const HOPELESS: Duration = Duration::from_mins(2);
 
-/// How pulls of one kind went.
+/// The counts of pulls of one kind, with their failures.
 #[derive(Default)]
 pub(crate) struct Record {
     pub(crate) pulls: usize,
     pub(crate) failed: usize,
     /// From the start of the first pull that failed to the end of the next that did not.
     pub(crate) longest: Duration,
-    /// How long the slowest pull that failed took to fail.
+    /// The duration of the slowest failed pull.
     pub(crate) hung: Duration,
-    /// How they failed: each way once, with the time that the first took.
+    /// The distinct errors, each with the duration of its first pull.
     pub(crate) failures: Vec<String>,
 }
 
@@ -85,7 +85,7 @@ impl Cluster {
         let skopeo = ["timeout", LIMIT, "skopeo", "--insecure-policy", "copy", "-q"];
         let what = ["--src-no-creds", &trust, &image, &to];
         let pulled = self.node.run(&[&skopeo[..], &what].concat()).await;
-        // What is there is not pulled again.
+        // skopeo does not pull existing blobs again.
         let _ = fs::remove_dir_all(directory);
         pulled.map(drop)
     }

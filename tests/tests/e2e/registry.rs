@@ -9,9 +9,9 @@ use testbed::image;
 use testbed::scratch::Scratch;
 use testbed::{Node, binaries, node, wait};
 
-/// Who may pull.
+/// The credential of the user who may pull.
 pub(crate) const USER: (&str, &str) = ("puller", "only-for-this-test");
-/// Who pushes, at all times.
+/// The user who may push at all times.
 const PUSHER: &str = "pushes";
 const PORT: u16 = 5001;
 /// Its name on the node itself: runtimes ask this one host without TLS.
@@ -23,7 +23,7 @@ pub(crate) fn user(password: &str) -> String {
     format!("{}-{password}", USER.0)
 }
 
-/// Where nodes and Pods reach it.
+/// Returns the URL of the registry for nodes and Pods.
 pub(crate) fn url() -> String {
     format!("http://{}:{PORT}", node::ADDRESS)
 }

@@ -41,7 +41,7 @@ impl Cluster {
         self.kubectl(&["get", &mirror, MIRRORS, "-o", path]).await
     }
 
-    /// How many mirrors have each of these as the reason of `Progressing`.
+    /// Returns the number of mirrors with each of these as the reason of `Progressing`.
     async fn progressing(&self, reasons: [&str; 2]) -> [usize; 2] {
         let path = "jsonpath={.items[*].status.conditions[?(@.type==\"Progressing\")].reason}";
         let all = self.kubectl(&["get", "rmir", MIRRORS, "-o", path]).await;
@@ -62,7 +62,7 @@ impl Cluster {
         }
     }
 
-    /// Where the volumes are.
+    /// Returns the directories of the volumes.
     fn volumes(&self, count: usize) -> Vec<PathBuf> {
         let one = |number| self.node.directory().join(format!("several-{number}"));
         (0..count).map(one).collect()

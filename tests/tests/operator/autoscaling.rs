@@ -22,7 +22,7 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::bench::{Bench, ephemeral};
 use crate::pods::kubelet;
 
-/// What every Pod is said to use, in MiB.
+/// A metrics API that reports the same memory use, in MiB, for every Pod.
 #[derive(Clone)]
 struct Metrics {
     client: Client,

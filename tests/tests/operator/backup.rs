@@ -220,7 +220,7 @@ async fn restore_in_any_order_converges() {
     bench.mirror(name, spec.clone()).await;
     until_serving(&bench, &[name]).await;
     let backup = back_up(&bench).await;
-    // How many kinds come before the mirror.
+    // The number of kinds that are restored before the mirror.
     for before in [5, 0] {
         lose(&bench, &[name]).await;
         restore(&bench, &backup, &ORDER[..before]).await;

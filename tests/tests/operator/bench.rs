@@ -1,4 +1,4 @@
-//! What each test starts with.
+//! The environment of each test: a namespace, a user with the operator's RBAC permissions, and an operator.
 
 use std::cell::RefCell;
 use std::future::Future;
@@ -32,7 +32,7 @@ const SOON: Duration = Duration::from_mins(1);
 /// The image of mirrors that name none.
 pub(crate) const IMAGE: &str = "registry-mirror:test";
 
-/// What everybody is in who showed who they are.
+/// The groups of every authenticated user.
 const GROUPS: &[&str] = &["system:authenticated"];
 
 /// A namespace with an operator that looks after it. In the end it must never have asked for what it has no right to.
@@ -47,8 +47,8 @@ pub(crate) struct Bench {
     pub(crate) may_be_denied: bool,
     server_image: String,
     running: Option<Running>,
-    /// Where the audit log is read from in the end. An API server that starts again knows of no rights for a moment, so
-    /// not that of a control plane of the test's own.
+    /// The position in the audit log from which the end of the test reads it; `None` on a control plane of the test's
+    /// own, since an API server that restarts has no RBAC rules for a moment.
     began: Option<testbed::audit::Mark>,
 }
 
@@ -104,7 +104,7 @@ impl Bench {
         self.control_plane.client_as(&self.user, GROUPS).await
     }
 
-    /// What that is made of, for a client that faults come between.
+    /// Returns the configuration of the operator's client, for a client with faults.
     pub(crate) async fn config(&self) -> kube::Config {
         self.control_plane.config_as(&self.user, GROUPS).await
     }
@@ -157,13 +157,13 @@ impl Bench {
         drop(shutdown);
     }
 
-    /// What the present operator tells Prometheus.
+    /// Returns the metrics of the running operator.
     pub(crate) fn metrics(&self) -> String {
         let running = self.running.as_ref().expect("an operator runs");
         running.health.metrics.render().unwrap()
     }
 
-    /// How many reconciles the present operator has ended.
+    /// Returns the number of reconciles that the running operator has ended.
     pub(crate) fn reconciles(&self) -> u64 {
         let metrics = self.metrics();
         let line = metrics
@@ -370,7 +370,7 @@ impl Bench {
         }
     }
 
-    /// How often the operator asked for anything in this namespace since a mark.
+    /// Returns the number of the operator's requests in this namespace since a mark.
     pub(crate) fn requests(&self, mark: testbed::audit::Mark) -> u64 {
         let audit = self.control_plane.audit().expect("an audit log");
         let events = audit.since(mark).unwrap();
@@ -465,7 +465,7 @@ pub(crate) fn with_credentials(secret: &str) -> Value {
     })
 }
 
-/// Whether an object goes with a mirror.
+/// Returns true if a mirror owns the object.
 pub(crate) fn belongs_to<K: Resource>(object: &K, mirror: &RegistryMirror) -> bool {
     object
         .owner_references()

@@ -157,7 +157,7 @@ impl Stage {
             .unwrap()
         {
             let whom = format!("the metadata of Secret {}", secret.name_any());
-            // What an admin applied is in the fields' owners by name only.
+            // The metadata names the fields of an applied Secret, without their values.
             said.by(whom, serde_json::to_string(&secret.metadata).unwrap());
         }
         said

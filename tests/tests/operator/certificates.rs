@@ -349,7 +349,7 @@ async fn delivered(bench: &Bench) -> String {
     text(&bench.get::<Secret>("hub-files").await.unwrap(), "serving.crt").unwrap()
 }
 
-/// What must not be touched.
+/// Returns the versions of the objects that must not change.
 async fn versions(bench: &Bench) -> [Option<String>; 3] {
     [
         bench

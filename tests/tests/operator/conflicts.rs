@@ -1,4 +1,4 @@
-//! What is not the operator's stays as it is.
+//! Fields and objects of other managers, which the operator leaves unchanged.
 
 use std::collections::BTreeMap;
 use std::path::Path;

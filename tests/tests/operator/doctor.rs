@@ -22,7 +22,7 @@ use tokio::process::Command;
 use crate::bench::{Bench, ephemeral, soon, with_credentials};
 use crate::pods::kubelet;
 
-/// What a run came to.
+/// The result of a run.
 pub(crate) struct Told {
     code: i32,
     stdout: String,

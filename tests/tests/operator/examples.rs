@@ -1,4 +1,4 @@
-//! What stands in `examples/`, as an admin would apply it.
+//! The files of `examples/`, applied like an admin applies them.
 
 use std::fs;
 

@@ -1,5 +1,5 @@
-//! What happens between the operator and the API server: kills between any two writes, watches that are cut, history
-//! that is gone, an API server or an etcd that is away.
+//! Faults between the operator and the API server: kills between any two writes, interrupted watches, compacted
+//! history, an API server or an etcd that is away.
 
 use std::time::Duration;
 
@@ -262,7 +262,7 @@ async fn api_server_outage_costs_only_its_duration() {
     control_plane.kill_api_server();
     tokio::time::sleep(API_SERVER_AWAY).await;
     control_plane.start_api_server().await.unwrap();
-    // What was watched is history to an API server that has just begun.
+    // A restarted API server no longer has the watched history.
     bench.delete::<ConfigMap>("one-config").await;
     bench.mirror("three", ephemeral()).await;
     bench.until_accepted("three").await;

@@ -1,4 +1,4 @@
-//! What people see of a mirror, and do to it, with kubectl.
+//! A mirror in kubectl: its columns, its descriptions and its edits.
 
 use std::process::Output;
 
@@ -31,7 +31,7 @@ async fn kubectl(bench: &Bench, arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// What `render` prints goes into the namespace that kubectl chooses, but for Secrets whose values are masked.
+/// kubectl applies the output of `render` to the namespace that it chooses, except Secrets with masked values.
 #[tokio::test]
 async fn rendered_objects_apply_unless_masked() {
     let bench = Bench::idle("rendered").await;

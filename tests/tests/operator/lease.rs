@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use crate::bench::{Bench, ephemeral, soon};
 use crate::process::Process;
 
-/// What a busy machine may add.
+/// The additional time on a busy machine.
 const SLACK: Duration = Duration::from_secs(20);
 
 async fn until_held_by(bench: &Bench, account: &str) {

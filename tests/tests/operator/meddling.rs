@@ -1,4 +1,4 @@
-//! What others do to a mirror and its objects in bad moments.
+//! Changes by others to a mirror and its objects in bad moments.
 
 use std::time::Duration;
 
@@ -48,7 +48,7 @@ async fn hanging_child_deletion_costs_no_write() {
     let mark = bench.mark().await;
     bench.until_looks(10).await;
     assert_eq!(bench.writes(mark), [""; 0]);
-    // What the spec asks for in the meantime is done all the same.
+    // The operator applies other changes of the spec in the meantime.
     let mut spec = ephemeral();
     spec["cache"] = json!({"tagTTL": "7s"});
     spec["replicas"] = json!(2);
@@ -123,7 +123,7 @@ async fn changing_mirror_is_deleted_completely() {
             async {
                 bench.api::<RegistryMirror>().delete(name, &how).await.unwrap();
             },
-            // What is edited, deleted and asked for at that very moment.
+            // Changes at that very moment: a deletion and an edit.
             async {
                 let anything = DeleteParams::default();
                 drop(bench.api::<ConfigMap>().delete("hub-config", &anything).await);
@@ -265,7 +265,7 @@ async fn terminating_namespace_removes_mirror_quietly() {
         return;
     }
     let mut bench = Bench::idle("last-days").await;
-    // Whose rights do not go with the namespace, as those for a whole cluster do not.
+    // A user with permissions for the whole cluster, which do not end with the namespace.
     let everywhere = bench
         .control_plane
         .client_as(&bench.user, &["system:masters"])

@@ -143,7 +143,7 @@ async fn copied_by_skopeo(scratch: &Scratch, files: &BTreeMap<String, String>) {
     }
 }
 
-/// Where it can be run.
+/// Pulls with Podman, unless Podman can't run here.
 async fn pulled_by_podman(scratch: &Scratch, files: &BTreeMap<String, String>) {
     if !podman::is_possible() {
         return;
@@ -171,7 +171,7 @@ async fn pulled_by_podman(scratch: &Scratch, files: &BTreeMap<String, String>) {
     }
 }
 
-/// What dockerd knows of `daemon.json`, as far as mirrors go.
+/// The keys of dockerd's `daemon.json` that concern mirrors.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 struct Docker {
@@ -179,7 +179,7 @@ struct Docker {
     insecure_registries: Vec<String>,
 }
 
-/// What k3s knows of `registries.yaml`, as far as mirrors go.
+/// The keys of k3s' `registries.yaml` that concern mirrors.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct K3s {

@@ -35,7 +35,7 @@ pub(crate) fn address(pod: &Pod) -> String {
     pod.status.as_ref().unwrap().pod_ip.clone().unwrap()
 }
 
-/// What its admin port answers.
+/// Returns the answer of the Pod's admin port.
 pub(crate) async fn admin(pod: &Pod, path: &str) -> Option<String> {
     let url = format!("http://{}:5001/{path}", address(pod));
     reqwest::get(url).await.ok()?.text().await.ok()
@@ -53,7 +53,7 @@ pub(crate) fn restarts(pod: &Pod) -> i32 {
         .sum()
 }
 
-/// Whether it serves, and is not about to end.
+/// Returns true if the Pod serves and is not about to end.
 pub(crate) fn is_ready(pod: &Pod) -> bool {
     let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
     pod.metadata.deletion_timestamp.is_none()

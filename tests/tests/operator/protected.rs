@@ -14,7 +14,7 @@ use crate::pods::{kubelet, pods, restarts};
 /// The name that certificates are for.
 const NAME: &str = "hub.mirrors.svc";
 
-/// What `/v2/` answers to a client that trusts one authority; `None` where there is no connection.
+/// Returns the status of `/v2/` for a client that trusts one CA; `None` without a connection.
 async fn ask(pod: &Pod, authority: &Authority, password: Option<&str>) -> Option<StatusCode> {
     let address = pod.status.as_ref()?.pod_ip.clone()?;
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();

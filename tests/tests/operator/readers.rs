@@ -174,7 +174,7 @@ async fn containerd_without_fallback_asks_mirror_only() {
     }
 }
 
-/// What docs/operations.md says of containerd 1.7, and what `render` and `doctor` warn of.
+/// docs/operations.md describes this limit of containerd 1.7; `render` and `doctor` warn of it.
 #[tokio::test]
 async fn containerd_2_reads_ipv6_mirror_with_fallback() {
     let files = files(IPV6, "Allow", None);

@@ -223,7 +223,7 @@ async fn malformed_certificate_is_reported_until_fixed() {
     bench.until_accepted("hub").await;
 }
 
-/// What waits for a condition: the name of a function, and the condition if it is always the same.
+/// The functions that wait for a condition, with the condition if it is always the same.
 const WAITING: [(&str, Option<ConditionType>); 4] = [
     ("until_condition(", None),
     ("until_hub(", None),

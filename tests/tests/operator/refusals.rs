@@ -1,4 +1,4 @@
-//! What a cluster does not let the operator do, and where the operator reports it.
+//! Requests that a cluster refuses to the operator, and the operator's reports of them.
 
 use crds::RegistryMirror;
 use crds::conditions::{ConditionType, Reason};

@@ -1,4 +1,4 @@
-//! Where nothing changes, nothing is written.
+//! A steady state, in which the operator writes nothing.
 
 use std::fs;
 use std::path::Path;

@@ -120,7 +120,7 @@ impl Stage {
             .await
     }
 
-    /// What the servers fall back on.
+    /// Returns the last good configuration, which servers fall back to.
     async fn last_good(&self) -> String {
         let secret = self.bench.get::<Secret>("hub-credentials").await.unwrap();
         text(&secret, "last-good.json").unwrap_or_default()

@@ -37,11 +37,11 @@ use crate::bench::{Bench, with_claims};
 use crate::process::Process;
 use figures::{Figures, cpu_of};
 
-/// How many requests of the client's are under way at a time.
+/// The number of the client's concurrent requests.
 const CLIENT: usize = 32;
-/// How many mirrors at most are changed once while one keeps changing or failing.
+/// The largest number of mirrors that are changed once while another one keeps changing or failing.
 const PROBES: usize = 50;
-/// What a mirror of this spec may take until its status is written, events apart.
+/// The largest number of writes until a mirror of this spec has its status, events excluded.
 const WRITES: usize = 12;
 /// For all mirrors to be done, on a machine that does other things too.
 const LONG: Duration = Duration::from_mins(20);
@@ -51,7 +51,7 @@ fn mirrors() -> usize {
     asked.map_or(1_000, |asked| asked.parse().expect("MIRRORS is a number"))
 }
 
-/// Whether workloads get their Pods, which nothing schedules, and PVCs are read.
+/// Returns true if workloads get their Pods, which nothing schedules, and PVCs are read.
 fn controllers() -> bool {
     std::env::var("CONTROLLERS").as_deref() == Ok("true")
 }
@@ -129,7 +129,7 @@ fn name(number: usize) -> String {
     format!("m{number:05}")
 }
 
-/// Whose an object is, by the name of its own that it bears.
+/// Returns the mirror of an object, from the object's name.
 fn mirror_of(object: &str) -> Option<String> {
     let bare = object.strip_prefix("cache-").unwrap_or(object);
     let name = bare.get(..6)?;
@@ -160,8 +160,8 @@ async fn apply(bench: &Bench, numbers: std::ops::Range<usize>) -> BTreeMap<Strin
     applied.collect()
 }
 
-/// How long after its mirror the last of the operator's writes to each mirror's objects was answered, in ms, and how
-/// many writes there were, status included.
+/// Returns, for each mirror, the time in ms from its creation to the answer of the operator's last write, and the
+/// number of writes, status included.
 fn per_mirror(writes: &[Event], applied: &BTreeMap<String, Timestamp>) -> (Vec<f64>, Vec<usize>) {
     let mut last: BTreeMap<String, Timestamp> = BTreeMap::new();
     let mut count: BTreeMap<String, usize> = BTreeMap::new();

@@ -58,7 +58,7 @@ async fn until_requested(bench: &Bench, claim: &str, size: &str) {
         .await;
 }
 
-/// What a storage driver and a node say of a claim's growth.
+/// Writes the status with which a storage driver and a node report the growth of a PVC.
 async fn say(bench: &Bench, claim: &str, status: Value) {
     let params = PatchParams::default();
     let patch = json!({ "status": status });
@@ -264,7 +264,7 @@ impl Stage {
     }
 }
 
-/// How a Pod answers for the image: its code, and whether from its cache.
+/// Pulls the image from a Pod, and returns the status code and the cache outcome.
 async fn pull(pod: &Pod) -> (u16, String) {
     let url = format!("http://{}:5000/v2/team/app/manifests/one", address(pod));
     let response = reqwest::get(url).await.unwrap();

@@ -1,4 +1,4 @@
-//! What others write to a mirror while the operator looks after it.
+//! Writes of others to a mirror while the operator reconciles it.
 
 use std::time::Duration;
 

@@ -112,7 +112,7 @@ async fn new_image_is_rolled_out_in_stages() {
     .await;
     assert!((1..=2).contains(&most.get()), "{} at a time", most.get());
     until_all_rolled_out(&bench).await;
-    // Who looks again finds nothing to do.
+    // A new operator finds nothing to do.
     bench.stop_operator().await;
     let mark = bench.mark().await;
     bench.start_operator_with(NEXT, config(2, 600)).await;
@@ -184,7 +184,7 @@ async fn broken_image_stops_the_rollout() {
     })
     .await;
 
-    // What its own spec asks for, a mirror gets at once, and nothing else.
+    // A mirror gets the changes of its own spec at once, and no others.
     let own = waiting[0];
     bench
         .merge::<RegistryMirror>(own, json!({"spec": {"pod": {"labels": {"team": "a"}}}}))

@@ -1,4 +1,4 @@
-//! Which modules a module names, as text: what macros hold counts, too.
+//! The modules that a module names, found as text, so that the arguments of macros count.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -48,7 +48,7 @@ fn without_comments(text: &str) -> String {
     code.collect::<Vec<_>>().join("\n")
 }
 
-/// What a file at this depth names at the crate's root.
+/// Returns the names at the crate's root that a file at this depth uses.
 fn names(code: &str, depth: usize) -> BTreeSet<String> {
     let mut names = BTreeSet::new();
     let to_root = "super::".repeat(depth);

@@ -194,7 +194,11 @@ fn sources_of(krate: &str) -> impl Iterator<Item = String> {
 fn test_code() -> impl Iterator<Item = String> {
     rust_files().map(|path| {
         let text = read(&path);
-        let tests = if is_production(&path) { production(&text).len() } else { 0 };
+        let tests = if is_production(&path) {
+            production(&text).len()
+        } else {
+            0
+        };
         text[tests..].to_owned()
     })
 }

@@ -17,7 +17,7 @@ fn walk(directory: &Path, files: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(directory).unwrap() {
         let path = entry.unwrap().path();
         let name = path.file_name().and_then(OsStr::to_str).unwrap_or_default();
-        // What git keeps, what cargo makes, and lists of hashes.
+        // Files of git and cargo, and lists of hashes.
         if [".git", "target", "Cargo.lock", "go.sum"].contains(&name) || path.is_symlink() {
             continue;
         }
@@ -34,7 +34,7 @@ pub(crate) fn read(path: &Path) -> String {
     fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// What comes before the tests in a file.
+/// Returns the part of a file before its unit tests.
 pub(crate) fn production(text: &str) -> &str {
     text.split("\n#[cfg(test)]\nmod tests {").next().unwrap_or(text)
 }
@@ -89,7 +89,7 @@ fn function_ends_at_its_brace() {
     assert_eq!(functions(text), [("a".to_owned(), 5), ("b".to_owned(), 2)]);
 }
 
-/// What stands in a file's `requirements![…]`.
+/// Returns the entries of a file's `requirements![…]`.
 pub(crate) fn requirements(text: &str) -> Vec<String> {
     let list = text
         .split_once("requirements![")

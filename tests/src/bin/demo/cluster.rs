@@ -16,13 +16,13 @@ use crate::example::Example;
 use crate::pulls::{Expected, Pulls, report};
 use crate::{registry, say};
 
-/// Where the operator is installed.
+/// The namespace of the operator.
 const OPERATORS: &str = "registry-mirror";
-/// Where the mirror is made.
+/// The namespace of the mirror.
 const MIRRORS: &str = "mirrors";
-/// What every object of a mirror carries.
+/// The label selector of all objects of a mirror.
 const OURS: &str = "--selector=app.kubernetes.io/managed-by=registry-mirror";
-/// How soon what was deleted is gone.
+/// The longest wait for the end of deleted objects.
 const SOON: Duration = Duration::from_mins(1);
 
 /// A cluster that answers, as the story needs it.
@@ -30,7 +30,7 @@ struct Place {
     kubeconfig: PathBuf,
     /// An address at which Pods and clients reach this process.
     address: Ipv4Addr,
-    /// Whether Services lead to Pods.
+    /// True if kube-proxy forwards from Services to Pods.
     has_services: bool,
 }
 
@@ -85,7 +85,7 @@ fn chart() -> PathBuf {
     binaries::workspace().join("charts/registry-mirror")
 }
 
-/// Whether everything was as it should be.
+/// Runs the steps of the demo, and returns true if each had the expected result.
 async fn story(example: &Example, place: &Place) -> Result<bool, Box<dyn Error>> {
     let scratch = Scratch::new("demo")?;
     let commands = Commands::new(&place.kubeconfig).await?;
@@ -158,7 +158,7 @@ async fn apply(commands: &Commands, spec: &Path) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Where the mirror serves, and where its Pod tells its state.
+/// Returns the addresses of the mirror's registry port and of its Pod's admin port.
 async fn addresses(commands: &Commands, place: &Place) -> Result<(String, String), Box<dyn Error>> {
     let namespace = format!("--namespace={MIRRORS}");
     let pod = [

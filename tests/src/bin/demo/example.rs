@@ -17,7 +17,7 @@ impl Example {
         Ok(Self(serde_saphyr::from_multiple(&yaml)?))
     }
 
-    /// How long a tag is served without a question.
+    /// Returns the time for which the mirror serves a tag without asking the upstream.
     pub(crate) fn freshness(&self) -> Result<Duration, Box<dyn Error>> {
         let tag_ttl = self.find("RegistryMirror")?.pointer("/spec/cache/tagTTL");
         let text = tag_ttl

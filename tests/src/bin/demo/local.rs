@@ -13,10 +13,10 @@ use crate::example::Example;
 use crate::pulls::{Expected, Pulls, report};
 use crate::{registry, say};
 
-/// How soon the mirror serves.
+/// The longest wait until the mirror serves.
 const READY: Duration = Duration::from_secs(20);
 
-/// Whether everything was as it should be.
+/// Runs the demo without a cluster, and returns true if each step had the expected result.
 pub(crate) async fn run(example: &Example, programs: &Path) -> Result<bool, Box<dyn Error>> {
     let scratch = Scratch::new("demo")?;
     let (mut upstream, image) = registry::start(example, None, &scratch).await?;

@@ -38,7 +38,7 @@ enum Way {
         #[arg(long, value_name = "ARCHIVE")]
         image: PathBuf,
     },
-    /// What runs inside the real node.
+    /// The part of the demo that runs inside the real node.
     #[command(hide = true)]
     OnNode,
     /// On a real control plane whose Pods run as processes of this machine.
@@ -57,7 +57,7 @@ async fn main() -> ExitCode {
     }
 }
 
-/// Whether everything was as it should be.
+/// Runs the chosen demo, and returns true if each step had the expected result.
 async fn run(arguments: Arguments) -> Result<bool, Box<dyn Error>> {
     testbed::install_crypto_provider();
     let example = example::Example::read(&arguments.example)?;

@@ -1,4 +1,4 @@
-//! How a mirror's answers came about, as its metrics have it.
+//! Counts of a mirror's answers by cache outcome, from its metrics.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -9,7 +9,7 @@ use std::fmt;
 pub(crate) struct Outcomes(BTreeMap<String, u64>);
 
 impl Outcomes {
-    /// What was answered since the mirror's start.
+    /// Reads the counts since the mirror's start.
     pub(crate) async fn read(admin: &str) -> Result<Self, Box<dyn Error>> {
         let answer = reqwest::get(format!("http://{admin}/metrics"))
             .await?
@@ -39,7 +39,7 @@ impl Outcomes {
         outcomes
     }
 
-    /// What came after `before`.
+    /// Returns the counts of the answers after `before`.
     pub(crate) fn since(mut self, before: &Self) -> Self {
         for (outcome, count) in &mut self.0 {
             *count -= before.count(outcome).min(*count);
@@ -48,7 +48,7 @@ impl Outcomes {
         self
     }
 
-    /// How many answers came about in this way.
+    /// Returns the number of answers with this outcome.
     pub(crate) fn count(&self, outcome: &str) -> u64 {
         self.0.get(outcome).copied().unwrap_or(0)
     }
@@ -57,7 +57,7 @@ impl Outcomes {
 impl fmt::Display for Outcomes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let counts = self.0.iter().map(|(outcome, count)| format!("{outcome} {count}"));
-        // What upstream or its absence led to stands before what the cache had.
+        // Outcomes that depend on the upstream come before those of the cache.
         f.pad(&counts.rev().collect::<Vec<_>>().join(", "))
     }
 }

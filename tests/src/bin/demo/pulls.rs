@@ -20,17 +20,17 @@ pub(crate) const TAG: &str = "1.0";
 
 /// A mirror, and an image that should come out of it as it is.
 pub(crate) struct Pulls<'a> {
-    /// Where clients pull.
+    /// The registry port of the mirror.
     pub(crate) mirror: skopeo::Registry,
-    /// Where the mirror tells its metrics.
+    /// The admin port of the mirror.
     pub(crate) admin: String,
     /// The image as it was pushed.
     pub(crate) image: &'a Layout,
-    /// Where pulled images go.
+    /// The directory of pulled images.
     pub(crate) scratch: &'a Scratch,
 }
 
-/// What one pull led to.
+/// The result of one pull.
 pub(crate) struct Pull {
     what: &'static str,
     outcomes: Outcomes,
@@ -41,7 +41,7 @@ pub(crate) struct Pull {
     expected: Expected,
 }
 
-/// What a pull should find.
+/// The expected source of a pull's content.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Expected {
     /// Nothing in the cache.
@@ -79,7 +79,7 @@ impl Pulls<'_> {
     }
 }
 
-/// Whether a pulled image has the digest of the pushed one, and each of its blobs the digest it is named by.
+/// Returns true if the pulled image has the digest of the pushed one, and each blob the digest in its name.
 fn is_equal(pushed: &Layout, pulled: &Path) -> Result<bool, Box<dyn Error>> {
     let pulled = Layout::open(pulled)?;
     if pulled.digest(TAG).is_none() || pulled.digest(TAG) != pushed.digest(TAG) {
@@ -102,7 +102,7 @@ fn blobs(layout: &Layout) -> Result<Vec<(String, String)>, Box<dyn Error>> {
 }
 
 impl Pull {
-    /// What is not as it should be.
+    /// Returns the difference from the expectation, if there is one.
     fn wrong(&self) -> Option<&'static str> {
         let (misses, stale) = (self.outcomes.count("MISS"), self.outcomes.count("STALE"));
         match self.expected {

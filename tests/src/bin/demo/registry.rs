@@ -17,7 +17,7 @@ use crate::say;
 
 /// The layers of each platform.
 const LAYERS: [usize; 3] = [4 << 20, 1 << 20, 64 << 10];
-/// How long a token of the registry lasts.
+/// The lifetime of the registry's tokens.
 const TOKEN: Duration = Duration::from_mins(5);
 
 /// Starts it on a free port of 127.0.0.1, with TLS where there is a certificate.

@@ -1,4 +1,4 @@
-//! What Prometheus scrapes: a server with a client, and the operator's admin port.
+//! The targets that Prometheus scrapes: a server with a client, and the operator's admin port.
 
 use std::net::SocketAddr;
 use std::sync::Arc;

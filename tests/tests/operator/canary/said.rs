@@ -1,4 +1,4 @@
-//! What programs and objects say.
+//! The output of programs and the text of objects.
 
 use std::fmt::Debug;
 
@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 use super::CANARY;
 use crate::bench::Bench;
 
-/// What was said, and by whom.
+/// Texts, each with its origin.
 #[derive(Default)]
 pub(super) struct Said(pub(super) Vec<(String, String)>);
 

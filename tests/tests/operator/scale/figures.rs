@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use testbed::binaries::workspace;
 
-/// What was measured with so many mirrors, beside a kube-controller-manager or without.
+/// The measurements with a number of mirrors, with or without a kube-controller-manager.
 pub(crate) struct Figures {
     mirrors: usize,
     controllers: bool,
