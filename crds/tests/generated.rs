@@ -1,5 +1,5 @@
-//! What is generated from the types and committed: `UPDATE=1 cargo test -p registry-mirror-crds --test generated`
-//! writes it.
+//! The files that are generated from the types and committed: `UPDATE=1 cargo test -p registry-mirror-crds --test
+//! generated` writes them.
 
 #[path = "generated/fields.rs"]
 mod fields;

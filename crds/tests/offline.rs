@@ -100,7 +100,7 @@ fn serde_and_schema_have_equal_defaults() {
     let read = |document: Value| serde_json::from_value::<RegistryMirror>(document);
     let mut compared = 0;
     for case in Table::read().unwrap().accepted {
-        // What is null is for the schema's step to drop.
+        // The schema drops null values, and serde does not.
         let Ok(by_serde) = read(case.document()) else {
             continue;
         };

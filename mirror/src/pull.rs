@@ -319,7 +319,7 @@ impl Pull {
     /// Returns the origins of a repository's content.
     fn origins(&self, repository: &Repository, client: ClientAddress) -> Result<Origins, PullError> {
         let live = self.live.load();
-        // What the upstream refused last is not served without its permission.
+        // Content that the upstream refused last is not served without the upstream's permission.
         let bucket = self.bucket.get().filter(|_| !self.is_refused(repository));
         if live.cache.offline && bucket.is_none() {
             return Err(PullError::unavailable(

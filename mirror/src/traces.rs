@@ -108,7 +108,7 @@ fn is_wanted(variable: impl Fn(&str) -> Option<String>) -> bool {
 
 /// Returns the resource that identifies this server in spans.
 fn resource() -> Resource {
-    // What tells the servers of one mirror apart: in a Pod its name.
+    // The name of the Pod, which distinguishes the servers of one mirror.
     let instance = env::var("HOSTNAME").ok().filter(|name| !name.is_empty());
     let resource = Resource::builder_empty()
         .with_service_name(SERVICE)

@@ -1,4 +1,4 @@
-//! What a hit asks of the allocator: a bound for each kind, so that more is a decision.
+//! The allocations of a hit: a bound for each kind, so that more is a decision.
 #![allow(clippy::unwrap_used, reason = "a panic fails the test")]
 
 #[path = "../benches/operations/place.rs"]

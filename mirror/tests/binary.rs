@@ -472,7 +472,7 @@ fn unknown_configuration_falls_back_to_last_good_one() {
     assert!(get(&address, "/v2/").starts_with("HTTP/1.1 200"));
     let status = get(&admin, "/status");
     assert!(status.contains("future"), "{status}");
-    // What it knows it takes.
+    // The server accepts the keys that it knows.
     home.write("config.yml", &SERVED.replace("1h", "3h"));
     server.line("in force");
     assert!(!get(&admin, "/status").contains("future"));

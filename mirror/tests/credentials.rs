@@ -1,4 +1,4 @@
-//! What an upstream is shown while its entry in the credentials directory changes.
+//! The credentials that an upstream receives while its entry in the credentials directory changes.
 
 #![allow(clippy::unwrap_used, reason = "a panic fails the test")]
 

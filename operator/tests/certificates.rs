@@ -22,7 +22,7 @@ use serde_json::json;
 use test_case::test_case;
 
 const DAY: i64 = 24 * 3600;
-/// When time begins here.
+/// The first second of the test's clock, since the Unix epoch.
 const START: i64 = 1_700_000_000;
 
 fn mirror() -> RegistryMirror {
@@ -51,7 +51,7 @@ impl World {
         }
     }
 
-    /// What clients are shown once the operator has reconciled at that time.
+    /// Reconciles at that time, and returns the certificate that clients receive.
     fn at(&mut self, now: i64) -> Serving {
         let mirror = mirror();
         let observed = Observed {
@@ -85,7 +85,7 @@ impl World {
     }
 }
 
-/// Whether a client that trusts these authorities accepts what it is shown, for each of these names.
+/// Returns true if a client that trusts these CAs accepts the certificate for each of these names.
 fn accepts(bundle: &[u8], shown: &Serving, names: &[&str], now: i64) -> bool {
     let mut roots = RootCertStore::empty();
     for authority in CertificateDer::pem_slice_iter(bundle) {

@@ -1,4 +1,4 @@
-//! What a change of a field does to what runs: the table of docs/operations.md is written from here, with
+//! The effects of a changed field on running servers: the table of docs/operations.md is written from here, with
 //! `UPDATE=1 cargo test -p registry-mirror --test changes`.
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
@@ -24,10 +24,10 @@ use operator::{
 };
 use serde_json::{Value, json};
 
-/// What the Service was given.
+/// The cluster IP of the Service.
 const SERVICE_IP: &str = "10.96.0.7";
 
-/// What the specs refer to.
+/// The objects that the specs refer to.
 struct Shelf(BTreeMap<Reference, Contents>);
 
 impl Reader for Shelf {
@@ -694,7 +694,7 @@ fn desired(mirror: &RegistryMirror, shelf: &Shelf, handed_out: Option<Contents>)
     desired::objects(&accepted, &references, &observed, &Release::default()).unwrap()
 }
 
-/// What a change does, in words.
+/// Describes the effect of a change.
 fn effect(case: &Case, shelf: &Shelf) -> String {
     let (before, after) = (document(&case.before), document(&case.after));
     let mut stored = crds::validate::completed(&before);

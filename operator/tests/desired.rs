@@ -20,7 +20,7 @@ use operator::{
 use serde_json::{Value, json};
 use test_case::test_case;
 
-/// What the specs refer to.
+/// The objects that the specs refer to.
 #[derive(Default)]
 struct Shelf(BTreeMap<Reference, Contents>);
 

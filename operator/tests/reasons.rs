@@ -21,7 +21,7 @@ use operator::validate::credentials::Problem;
 use serde_json::json;
 use test_case::test_case;
 
-/// What a mirror looks like.
+/// The outcome of a reconcile with the observed state of its objects.
 struct Case {
     outcome: Outcome,
     observed: Observed,
@@ -465,7 +465,7 @@ fn nodes(fault: Option<Reason>) -> Case {
     }
 }
 
-/// What keeps a mirror from being ready.
+/// Returns a case for each reason that keeps a mirror from being ready.
 fn obstacles() -> Vec<(Reason, Case)> {
     let held_up = Case {
         outcome: Outcome::Failed(Some("a quota".to_owned())),

@@ -1,4 +1,4 @@
-//! What the status says of what was found and done.
+//! The status after a reconcile: the observed state and the results.
 #![allow(clippy::unwrap_used, reason = "a panic fails the test")]
 #![allow(clippy::needless_pass_by_value, reason = "specs are made where they are used")]
 

@@ -92,7 +92,7 @@ fn kind(field: &Value) -> String {
     }
 }
 
-/// Whether a rule of the field begins so.
+/// Returns true if a rule of the field begins with `what`.
 fn asks_for(field: &Value, what: &str) -> bool {
     let rules = field["x-kubernetes-validations"].as_array().into_iter().flatten();
     let messages = rules.filter_map(|rule| rule["message"].as_str());

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-/// What `specs.yaml` holds.
+/// The content of `specs.yaml`.
 #[derive(Deserialize)]
 pub(crate) struct Table {
     /// Specs that are accepted.
@@ -19,7 +19,7 @@ pub(crate) struct Table {
 /// A document to create.
 #[derive(Deserialize)]
 pub(crate) struct Creation {
-    /// What it shows.
+    /// The behaviour that the case shows.
     pub(crate) name: String,
     metadata: Option<Value>,
     spec: Option<Value>,
@@ -31,10 +31,10 @@ pub(crate) struct Creation {
 /// A spec that is stored, and one to put in its place.
 #[derive(Deserialize)]
 pub(crate) struct Change {
-    /// What it shows.
+    /// The behaviour that the case shows.
     pub(crate) name: String,
     from: Value,
-    /// What the operator reported before.
+    /// The status that the operator wrote before.
     pub(crate) status: Option<Value>,
     to: Value,
     /// The fields that are objected to, and part of what is said about each.
@@ -65,12 +65,12 @@ impl Creation {
 }
 
 impl Change {
-    /// What is stored under that name, without its status.
+    /// Returns the stored object of that name, without its status.
     pub(crate) fn stored(&self, name: &str) -> Value {
         document(&json!({"name": name}), &self.from)
     }
 
-    /// What is to take its place.
+    /// Returns the object that replaces it.
     pub(crate) fn wanted(&self, name: &str) -> Value {
         document(&json!({"name": name}), &self.to)
     }

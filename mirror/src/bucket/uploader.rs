@@ -61,7 +61,7 @@ impl Uploader {
             store,
             buffers: UploadQuota::default(),
             pause: Breaker::default(),
-            // What an earlier process did not upload.
+            // An earlier process may have left content that is not uploaded.
             missed: Arc::new(AtomicBool::new(true)),
             pending: AtomicUsize::new(0),
             sender,

@@ -360,7 +360,7 @@ mod tests {
         found.is_some()
     }
 
-    /// What Distribution's reference does not name is an extension; what it names is none.
+    /// A key is an extension if and only if Distribution's reference does not name it.
     #[test]
     fn extensions_are_unknown_to_distribution() {
         let samples = [

@@ -170,7 +170,7 @@ impl Defaults {
         match found {
             Some(Value::String(text)) => Some(text.clone()),
             Some(Value::Bool(_) | Value::Number(_)) => found.map(Value::to_string),
-            // What is false is not written.
+            // The file omits keys that are false.
             _ => (key.values == bool::VALUES).then(|| false.to_string()),
         }
     }

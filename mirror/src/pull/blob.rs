@@ -43,7 +43,7 @@ impl Pull {
         peer: &str,
     ) -> Result<Served<Source>, PullError> {
         let hit = |blob| Served::hit(Source::Stored(blob));
-        // What follows a miss is boxed, as each hit would make room for it.
+        // The futures after a miss are boxed, as each hit would make room for them.
         match unreadable(self.store.find(repository, digest).await.map(Some)) {
             Some(Found::Linked(blob)) if !self.is_refused(repository) => Ok(hit(blob)),
             Some(Found::Linked(blob)) => Box::pin(self.confirmed(repository, digest, blob, peer))

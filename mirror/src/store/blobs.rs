@@ -223,7 +223,7 @@ impl Inner {
         // The entry precedes the file: a crash between them leaves nothing that is not counted.
         self.index
             .write(std::iter::once(admitted).chain(linked).chain(more).collect())?;
-        // Who reads what is replaced keeps that file.
+        // Readers of the replaced file keep it open.
         self.hot_cache.forget(&digest);
         if let Some(before) = before {
             self.space.sub(before.size);

@@ -57,7 +57,7 @@ impl Inner {
     fn verify_found(&self, digest: &Digest) -> Result<(), Error> {
         let path = self.layout.blob_data(digest);
         let entry = self.index.get(digest)?;
-        // What is not there, or no file, is a miss for the caller.
+        // A missing file, or an entry that is no file, is a miss for the caller.
         let (Some(entry), Ok(file)) = (entry, durable::open(&path)) else {
             return Ok(());
         };

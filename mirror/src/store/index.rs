@@ -286,7 +286,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let index = filled(&root.path().join("index"), 1000);
         index.write(vec![Op::Remove(digest(0))]).unwrap();
-        // What a killed process leaves is what is in the file while it is open.
+        // The file of an open index has the content that a killed process leaves.
         let copy = root.path().join("copy");
         fs::copy(root.path().join("index"), &copy).unwrap();
         let again = Index::open(&copy).unwrap();

@@ -160,7 +160,8 @@ impl Inner {
         let Some((ttl, from)) = ttl.filter(|_| !self.is_readonly() && !self.space.is_uncounted()) else {
             return Ok(());
         };
-        // What was learned since the last round of expiry: Distribution's own times must not be lost in its state.
+        // Resolves the times that were imported since the last round of expiry: Distribution's own times must not be
+        // lost in its state.
         self.resolve_imported(ttl)?;
         let (content, uses) = self.index.changes();
         let uses = if from == TtlFrom::LastUse { uses } else { 0 };

@@ -66,7 +66,7 @@ impl Store {
                 return Err(StageError::ReadOnly);
             }
             let _one = inner.stripe(&digest);
-            // What an upstream said meanwhile counts more.
+            // A tag that an upstream named meanwhile takes precedence.
             if link::read(&inner.layout.tag_current(&repository, &tag))?.is_some() {
                 return Ok(());
             }

@@ -140,7 +140,7 @@ impl Content {
         };
         for entry in entries {
             let entry = entry.map_err(on("list", directory))?;
-            // What goes meanwhile is not there.
+            // An upload that ended meanwhile has no metadata.
             let Ok(metadata) = entry.metadata() else { continue };
             let changed = metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH);
             self.changed = self

@@ -1,4 +1,4 @@
-//! What pages in browsers need of the server: preflights, configured headers, redirects below the prefix.
+//! The needs of pages in browsers: preflights, configured headers, redirects below the prefix.
 
 use reqwest::{Response, redirect};
 

@@ -225,7 +225,7 @@ async fn request_lines_name_the_user() {
     assert!(!log.contains("hunter2"), "{log}");
 }
 
-/// What a registry repeats of a credential is neither in the log nor in the error's body.
+/// A credential that a registry repeats in an error is neither in the log nor in the body.
 #[tokio::test]
 async fn upstream_reason_has_no_secret() {
     let hub = Hub::start().await;

@@ -1,4 +1,4 @@
-//! How clients reach a server, and how it leaves: sockets, prefixes, pages, health, and the end.
+//! The listeners of a server and its end: sockets, prefixes, pages, health, and the drain.
 
 use std::process::Command;
 

@@ -34,7 +34,7 @@ fn files(directory: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     found
 }
 
-/// What must hold of the files at any instant.
+/// Checks the invariants of the files at any instant.
 fn assert_whole(root: &Path) {
     let v2 = root.join("docker/registry/v2");
     let mut sum = 0;

@@ -12,7 +12,7 @@ use crate::LIMIT;
 use crate::hub::Hub;
 use crate::server::Server;
 
-/// What they may take, in every build.
+/// The largest memory of the server with these connections, in bytes, in every build.
 const MEMORY: u64 = 200 << 20;
 
 /// As many files as this machine allows; the server, started afterwards, may open as many.
@@ -56,7 +56,7 @@ async fn idle(count: u64, request: &[u8]) {
         }
     }
     let memory = server.memory();
-    // Who asked nothing is not held for long: a slow machine has fewer of them at once.
+    // Clients that ask nothing are disconnected soon: a slow machine has fewer of them at once.
     let held = open.iter().filter(|stream| says_nothing(stream)).count() as u64;
     eprintln!("{held} idle connections, of {count}: {memory} bytes");
     assert!(memory < MEMORY, "{memory} bytes for {held} idle connections");
@@ -96,7 +96,7 @@ async fn answered(server: &Server) -> TcpStream {
     stream
 }
 
-/// What comes back at once for a request; nothing once the server has ended the connection.
+/// Sends a request, and returns the first bytes of the answer; empty once the server has ended the connection.
 pub(crate) async fn asks(stream: &mut TcpStream) -> String {
     let mut answer = vec![0; 1024];
     let _ = stream.write_all(b"GET /v2/ HTTP/1.1\r\nhost: m\r\n\r\n").await;

@@ -34,7 +34,7 @@ const SETUP: &str = "set -e; ip link set lo up
     done
     exec \"$@\"";
 
-/// How `unshare` gives a network and mounts of its own here; said where it can't.
+/// Returns the options for `unshare` to make a network namespace with mounts of its own here, or `None` with a message.
 fn namespaces() -> Option<&'static str> {
     let possible = |how: &&str| {
         let tried = Command::new("/usr/bin/unshare")
@@ -102,7 +102,7 @@ async fn rebound_names_in_own_network() {
     let environment = [("REGISTRY_PROXY_REMOTEURL", remote.as_str())];
     let server = Server::start_in(&home.path().join("cache"), &hub, "", &environment).await;
     let mut seed = 0;
-    // Whether an uncached blob can be pulled while the storage's name means these addresses.
+    // Pulls an uncached blob while the storage's name resolves to these addresses.
     let mut pull = async |addresses: &[IpAddr]| {
         // A connection that is still open has no name to look up.
         let _storage = Passage::open(STORAGE, storage).await;

@@ -42,7 +42,7 @@ pub(crate) struct Server {
     log: Arc<Mutex<Vec<String>>>,
 }
 
-/// What it has still to say.
+/// The unread lines of the server's log.
 pub(crate) type Log = Lines<BufReader<ChildStderr>>;
 
 /// The head of an answer, and the connection to read its body from.
@@ -163,7 +163,7 @@ impl Server {
         (server, log)
     }
 
-    /// How many lines of its log say this.
+    /// Returns the number of log lines that contain `what`.
     pub(crate) fn said(&self, what: &str) -> usize {
         let log = self.log.lock();
         log.iter().filter(|line| line.contains(what)).count()
@@ -276,7 +276,7 @@ impl Head {
         String::from_utf8(body).map_err(io::Error::other)
     }
 
-    /// What the body hashes to; an error where it ends short.
+    /// Returns the digest of the body, or an error if the body ends early.
     pub(crate) async fn digest(self) -> io::Result<Digest> {
         let mut hasher = Hasher::new(Algorithm::Sha256);
         self.each(|chunk| hasher.update(chunk)).await?;

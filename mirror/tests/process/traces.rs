@@ -1,4 +1,4 @@
-//! What a collector hears, and that no request waits for one.
+//! The spans that a collector receives; no request waits for a collector.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -115,7 +115,7 @@ fn number(attributes: &[KeyValue], key: &str) -> Option<i64> {
     }
 }
 
-/// Whether a span is below another one.
+/// Returns true if a span is below another one.
 fn leads_to(spans: &[Span], span: &Span, ancestor: &Span) -> bool {
     let parent = spans.iter().find(|other| other.span_id == span.parent_span_id);
     parent.is_some_and(|parent| parent.span_id == ancestor.span_id || leads_to(spans, parent, ancestor))

@@ -12,7 +12,7 @@ use crate::served::Mirror;
 const SIZE: usize = 600_000;
 const HELD_BACK: usize = 256 * 1024;
 
-/// Where something may change, and anywhere.
+/// Returns the edges of buffers, and random positions.
 fn positions() -> Vec<usize> {
     let mut random = StdRng::seed_from_u64(7);
     let edges = [
@@ -61,7 +61,7 @@ async fn interrupted_fill_delivers_each_byte_once(then: &[Fault]) {
                 found == (200, Some(data.clone().into())),
                 "cut at {at}: {found:?}"
             );
-            // What a client that was cut itself asks for next.
+            // A client whose download was cut asks for the remainder.
             let rest = mirror
                 .request("GET", &path)
                 .header("range", format!("bytes={at}-"));

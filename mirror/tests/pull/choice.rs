@@ -1,4 +1,4 @@
-//! Which upstream a request reaches.
+//! The upstream that a request reaches.
 
 use mirror::config::Globs;
 use test_case::test_case;

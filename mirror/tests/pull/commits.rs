@@ -112,7 +112,7 @@ async fn manifest_by_digest_after_tag_costs_no_request() {
     }
 }
 
-/// Where nothing is kept, a blob is fetched again each time it is asked for, and no request fails.
+/// A server that can't store fetches a blob for each request, and no request fails.
 #[tokio::test]
 async fn uncached_blob_is_fetched_for_each_request() {
     let hub = Hub::start().await;

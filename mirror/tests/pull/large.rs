@@ -101,7 +101,7 @@ async fn file_shrinking_mid_response_truncates_then_heals() {
     ));
     let file = fs::OpenOptions::new().write(true).open(file).unwrap();
     file.set_len(40_000_000).unwrap();
-    // Whether it ends or is reset is all the same.
+    // An end and a reset of the connection are equally good.
     let _ = stream.read_to_end(&mut answer).await;
     assert!(answer.len() < 40_001_000, "{} bytes", answer.len());
     assert_eq!(mirror.fetch(&path).await, (200, Some(data.into())));

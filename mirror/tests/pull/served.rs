@@ -101,12 +101,12 @@ impl Mirror {
             running,
             ..
         } = self;
-        // What is not named here would live until the new one is there.
+        // The new server must not start while these values live.
         drop((store, pull, client, running));
         Self::on(directory, clock, hubs, cache(), max_size).await
     }
 
-    /// Where it stores.
+    /// Returns the root of the store.
     pub(crate) fn root(&self) -> &std::path::Path {
         self.directory.path()
     }

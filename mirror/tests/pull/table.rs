@@ -8,7 +8,7 @@ use http::StatusCode;
 use crate::hub::{Fault, Gate, Hub};
 use crate::served::{Mirror, header, json as body_of};
 
-/// What a client gets: a status, and where it comes from or why it does not.
+/// The response to a client: a status, and its cache outcome or error code.
 type Got = (u16, &'static str);
 
 struct Row {

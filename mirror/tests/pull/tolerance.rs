@@ -89,7 +89,8 @@ async fn gone_content_is_404_for_any_error_code(says: &Fault) {
     }
 }
 
-/// What no registry wrote says nothing about content: the copy is served, and nothing is called gone.
+/// An error that no registry wrote does not describe content: the server serves its copy, and does not treat the tag as
+/// removed.
 #[test_case(&Fault::html(404); "a page")]
 #[test_case(&Fault::html(410); "410 with a page")]
 #[test_case(&Fault::status(404); "nothing")]

@@ -7,7 +7,7 @@ const ROOT: &str = "MIRROR_TEST_CRASH_ROOT";
 const ROUNDS: u64 = 20;
 const LIMIT: u64 = 256 << 10;
 
-/// What the child stores, forever: blobs, manifests and tags, over the limit so that it evicts too.
+/// Stores forever as a child process: blobs, manifests and tags, over the limit so that it evicts too.
 #[tokio::test]
 #[ignore = "the child of the test below"]
 async fn child_stores_until_killed() {

@@ -115,7 +115,7 @@ async fn damaged_blob_is_a_miss_and_replaced(damage: fn(&Path)) {
             store = place.open().await;
         }
         damage(&place.data(&digest));
-        // What is in memory is right for the moment.
+        // Memory has the right content for the moment.
         place.clock.advance(Duration::from_secs(1));
         assert_eq!(get(&store, &nginx(), &digest).await, None);
         assert_eq!(store.usage().bytes, 0);
@@ -509,7 +509,8 @@ async fn own_files_of_another_kind_are_replaced(damage: fn(&Path)) {
     }
 }
 
-/// What says whose the repositories are, and when content expires, is never guessed, nor waited for.
+/// The store does not guess the owner of the repositories or the expiry of content, and a start does not wait for
+/// either.
 #[test_case(pipe; "a pipe in its place")]
 #[test_case(zero; "a link to an endless device in its place")]
 #[tokio::test]

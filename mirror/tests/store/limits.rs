@@ -236,7 +236,7 @@ async fn announced_size_evicts_nothing_before_bytes_come() {
     assert_eq!(store.usage().bytes, before, "the room is free again");
 }
 
-/// What an upstream announces counts against its own blobs, and against those of no other.
+/// An announced size counts against the blobs of its own upstream only.
 #[tokio::test]
 async fn announcement_takes_no_room_from_another_upstream() {
     let place = Place::limited(10 * KIB);

@@ -78,7 +78,7 @@ impl Place {
         let opened = async {
             loop {
                 match Store::open(self.path(), self.options()).await {
-                    // What the one before did in the background may not have ended.
+                    // Background work of the previous store may not have ended.
                     Err(OpenError::Locked(_)) => tokio::time::sleep(Duration::from_millis(5)).await,
                     opened => break opened.unwrap(),
                 }
@@ -125,7 +125,7 @@ fn files(directory: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
                 open.push(path);
             } else {
                 let name = path.strip_prefix(directory).unwrap().to_owned();
-                // What is evicted meanwhile is not there.
+                // A file that is evicted meanwhile is absent.
                 found.extend(fs::read(&path).ok().map(|bytes| (name, bytes)));
             }
         }
@@ -184,7 +184,7 @@ fn read(blob: &Blob) -> Vec<u8> {
     bytes
 }
 
-/// What the repository serves of a digest.
+/// Returns the blob that the repository serves for a digest.
 async fn get(store: &Store, repository: &Repository, digest: &Digest) -> Option<Vec<u8>> {
     store.blob(repository, digest).await.unwrap().as_ref().map(read)
 }

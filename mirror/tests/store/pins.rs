@@ -1,4 +1,4 @@
-//! What is pinned stays with all that it is made of.
+//! Pinned images, which stay with all their content.
 
 use super::*;
 use mirror::config::Globs;

@@ -1,4 +1,4 @@
-//! What a restart keeps, and what is found again when the index is lost.
+//! The state that a restart keeps, and that the store finds again after the loss of its index.
 
 use super::*;
 use mirror::config::TtlFrom::FirstFetch;

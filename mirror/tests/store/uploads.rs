@@ -94,7 +94,7 @@ async fn dry_run_and_disabled_purging_remove_nothing() {
     assert_eq!(store.sweep_uploads(soon).await.unwrap().removed, 0);
 }
 
-/// What is no upload stays, and links lead nowhere.
+/// Purging keeps all files but uploads, and follows no links.
 #[tokio::test]
 async fn purging_removes_uploads_only_follows_no_links() {
     let (place, elsewhere) = (Place::new(), tempfile::tempdir().unwrap());

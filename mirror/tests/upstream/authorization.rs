@@ -1,4 +1,4 @@
-//! What is shown to whom.
+//! The credentials that each host receives.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Where answers may lead.
+//! The allowed targets of redirects.
 
 use mirror::clock::Clock;
 use mirror::upstream::{Error, Upstream};

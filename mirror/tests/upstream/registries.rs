@@ -335,7 +335,7 @@ async fn revoked_token_of_other_registry_is_replaced() {
     assert_eq!(two.second.count("GET /token"), 2);
 }
 
-/// What one registry refused says nothing about the next denial.
+/// The denial of one registry does not appear in the next denial.
 #[tokio::test]
 async fn denial_does_not_name_earlier_registries() {
     let two = Two::start().await;

@@ -1,4 +1,4 @@
-//! What an upstream says to a credential before it is used.
+//! The verdict of an upstream on a credential before its use.
 
 use mirror::clock::Clock;
 use mirror::credential::Credential;

@@ -26,7 +26,7 @@ const THREE_REPLICAS: &str = include_str!("../../tests/specs/three-replicas-reta
 
 const BUDGET: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/operations/budget.txt");
 
-/// What is reconciled.
+/// The mirrors that are reconciled.
 struct Specs {
     smallest: RegistryMirror,
     three_replicas: RegistryMirror,

@@ -157,7 +157,7 @@ pub(super) fn apply(transaction: &WriteTransaction, ops: &[Op]) -> Result<Added,
                 since,
             } => {
                 let key = key_of(digest);
-                // What is fetched is verified at the same time; what was found was not.
+                // Fetched content is verified at the same time; found content was not.
                 let found = tables.get(&key)?;
                 if found.is_some_and(|(_, first, _, verified)| first != verified || first < *since) {
                     import(transaction, &key, *expires)?;

@@ -51,7 +51,7 @@ pub(super) fn check(database: &Database) -> Result<(), redb::Error> {
         };
     }
     let mut transaction = database.begin_write()?;
-    // What a crash takes of an empty index is made again; a start need not wait for the disk.
+    // A start recreates an empty index after a crash, so it need not wait for the disk.
     transaction.set_durability(Durability::None)?;
     transaction.open_table(CONTENT)?;
     transaction.open_table(MEDIA_TYPES)?;

@@ -429,7 +429,7 @@ mod tests {
         assert!(!unverified.is_verified(&url));
     }
 
-    /// Where a server leads elsewhere at the upstream's name, no address of it is trusted.
+    /// Refuses private addresses for the upstream's name unless the request goes to the upstream itself.
     #[test]
     fn own_name_by_another_way_is_any_name() {
         let policy = policy("https://registry.test", &[]);
