@@ -43,6 +43,9 @@ profile: ## flame graphs of hits, misses and a herd, in docs/performance
 bench-million: ## a cache with an index of a million blobs: start, expiry, hits meanwhile
 	@scripts/bench --million
 
+bench-fleet: ## replicas that share a bucket compared with Distribution 3 on the same store: requests, herds, faults, throughput
+	@scripts/bench --fleet
+
 bench-docs: ## copy the tables and the plot of the last runs into docs/performance.md
 	@scripts/bench-docs
 
@@ -77,4 +80,4 @@ install: ## build the programs and put them into PREFIX/bin (default: cargo's)
 	cargo install --locked --path mirror $(if $(PREFIX),--root $(PREFIX))
 	cargo install --locked --path operator $(if $(PREFIX),--root $(PREFIX))
 
-.PHONY: help demo demo-cluster test e2e e2e-day2 docs lint bench bench-quick bench-day bench-million bench-docs profile count fuzz coverage generate image cluster-up cluster-down install
+.PHONY: help demo demo-cluster test e2e e2e-day2 docs lint bench bench-quick bench-day bench-million bench-fleet bench-docs profile count fuzz coverage generate image cluster-up cluster-down install

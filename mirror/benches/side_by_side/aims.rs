@@ -5,13 +5,15 @@
 pub(crate) enum Aim {
     /// So many times the ideal, or more.
     Times(f64),
+    /// This value, or more.
+    AtLeast(f64),
     /// So many times the ideal, or less.
     AtMostTimes(f64),
     /// This value, or less.
     AtMost(f64),
 }
 
-const AIMS: [(&str, Aim); 34] = [
+const AIMS: [(&str, Aim); 70] = [
     ("M1 100 MiB blob, 1 connections, GiB/s", Aim::Times(1.0)),
     ("M1 100 MiB blob, 1 connections, CPU s/GiB", Aim::AtMostTimes(1.2)),
     ("M1 100 MiB blob, 8 connections, GiB/s", Aim::Times(1.0)),
@@ -73,6 +75,120 @@ const AIMS: [(&str, Aim); 34] = [
         "day: layers that were hits, points below an ideal LRU",
         Aim::AtMost(1.0),
     ),
+    (
+        "fleet: bucket requests per hit of the local tier",
+        Aim::AtMost(0.0),
+    ),
+    (
+        "fleet: bucket GETs per hit of the bucket tier, 3 replicas together",
+        Aim::AtMost(1.0),
+    ),
+    (
+        "fleet: bucket HEADs per hit of the bucket tier, 3 replicas together",
+        Aim::AtMost(0.0),
+    ),
+    (
+        "fleet: bucket LISTs per hit of the bucket tier, 3 replicas together",
+        Aim::AtMost(0.0),
+    ),
+    (
+        "fleet: bucket writes per hit of the bucket tier, 3 replicas together",
+        Aim::AtMost(0.0),
+    ),
+    (
+        "fleet: upstream requests per hit of the bucket tier",
+        Aim::AtMost(0.0),
+    ),
+    ("fleet: cold blob of 8 MiB, bucket requests", Aim::AtMost(2.0)),
+    (
+        "fleet: cold blob of 8 MiB, copies in the bucket",
+        Aim::AtMost(0.0),
+    ),
+    (
+        "fleet: upstream checks of a tag that expired, 3 replicas",
+        Aim::AtMost(1.0),
+    ),
+    (
+        "fleet: herd of 96 over 3 replicas, cold, wall ms",
+        Aim::AtMostTimes(1.3),
+    ),
+    (
+        "fleet: herd of 96 over 3 replicas, cold, upstream GETs",
+        Aim::AtMost(1.0),
+    ),
+    (
+        "fleet: herd of 96 over 3 replicas, cold, upstream HEADs",
+        Aim::AtMost(0.0),
+    ),
+    (
+        "fleet: herd of 96 over 3 replicas, cold, bucket requests",
+        Aim::AtMost(2.0),
+    ),
+    (
+        "fleet: herd of 96 over 3 replicas, in the bucket, bucket GETs",
+        Aim::AtMost(1.0),
+    ),
+    (
+        "fleet: herd of 96 over 3 replicas, in the bucket, bucket HEADs and LISTs",
+        Aim::AtMost(0.0),
+    ),
+    (
+        "fleet: herd of 96 over 3 replicas, in the bucket, upstream requests",
+        Aim::AtMost(0.0),
+    ),
+    (
+        "fleet: filling replica killed, 96 pulls on the others, failed",
+        Aim::AtMost(0.0),
+    ),
+    (
+        "fleet: filling replica killed, 96 pulls on the others, upstream bytes per byte",
+        Aim::AtMost(2.0),
+    ),
+    ("fleet: bucket gone, cold pulls that failed, %", Aim::AtMost(0.0)),
+    ("fleet: bucket gone, hits that failed, %", Aim::AtMost(0.0)),
+    (
+        "fleet: bucket gone, first cold pull, ms more",
+        Aim::AtMost(1000.0),
+    ),
+    ("fleet: bucket gone, next cold pulls, ms more", Aim::AtMost(5.0)),
+    (
+        "fleet: bucket slow by 2 s, cold pulls that failed, %",
+        Aim::AtMost(0.0),
+    ),
+    ("fleet: bucket slow by 2 s, hits that failed, %", Aim::AtMost(0.0)),
+    (
+        "fleet: bucket slow by 2 s, first cold pull, ms more",
+        Aim::AtMost(1000.0),
+    ),
+    (
+        "fleet: bucket slow by 2 s, next cold pulls, ms more",
+        Aim::AtMost(5.0),
+    ),
+    (
+        "fleet: bucket answers 503, cold pulls that failed, %",
+        Aim::AtMost(0.0),
+    ),
+    ("fleet: bucket answers 503, hits that failed, %", Aim::AtMost(0.0)),
+    (
+        "fleet: bucket answers 503, first cold pull, ms more",
+        Aim::AtMost(1000.0),
+    ),
+    (
+        "fleet: bucket answers 503, next cold pulls, ms more",
+        Aim::AtMost(5.0),
+    ),
+    ("fleet: warm 100 MiB blob, 1 connections, GiB/s", Aim::Times(0.98)),
+    ("fleet: warm 100 MiB blob, 8 connections, GiB/s", Aim::Times(0.98)),
+    ("fleet: 100 MiB blob of the bucket, GiB/s", Aim::Times(0.8)),
+    (
+        "fleet: 100 MiB blob of the bucket, times Distribution",
+        Aim::AtLeast(2.0),
+    ),
+    ("fleet: 100 MiB blob of a peer, GiB/s", Aim::Times(0.8)),
+    (
+        "fleet: 100 MiB blob of a peer, first byte ms later",
+        Aim::AtMost(5.0),
+    ),
 ];
 
 impl Aim {
@@ -83,11 +199,19 @@ impl Aim {
             .map(|(_, aim)| *aim)
     }
 
+    /// Returns the measures with this prefix that have an aim.
+    pub(crate) fn measures(prefix: &str) -> impl Iterator<Item = &'static str> {
+        AIMS.iter()
+            .map(|(measure, _)| *measure)
+            .filter(move |measure| measure.starts_with(prefix))
+    }
+
     /// Whether a median reaches it; `None` where there is no ideal to hold it against.
     pub(crate) fn is_reached(self, median: f64, ideal: Option<f64>) -> Option<bool> {
         Some(match self {
             Self::Times(ratio) => median >= ratio * ideal?,
             Self::AtMostTimes(ratio) => median <= ratio * ideal?,
+            Self::AtLeast(least) => median >= least,
             Self::AtMost(most) => median <= most,
         })
     }
@@ -98,6 +222,7 @@ impl std::fmt::Display for Aim {
         match self {
             Self::Times(ratio) => write!(f, "≥ {ratio}×"),
             Self::AtMostTimes(ratio) => write!(f, "≤ {ratio}×"),
+            Self::AtLeast(least) => write!(f, "≥ {least}"),
             Self::AtMost(most) => write!(f, "≤ {most}"),
         }
     }

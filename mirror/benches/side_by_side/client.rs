@@ -5,6 +5,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use mirror::digest::{Algorithm, Hasher};
 use rustls::{ClientConfig, ClientConnection, StreamOwned};
 
 use crate::upstream::TOKEN;
@@ -17,13 +18,18 @@ const PATIENCE: Duration = Duration::from_secs(40);
 pub(crate) struct Target {
     pub(crate) address: SocketAddr,
     pub(crate) tls: Option<Arc<ClientConfig>>,
+    /// The value of `Authorization`, for servers that accept one.
+    pub(crate) token: Option<&'static str>,
 }
 
 trait Stream: Read + Write {}
 impl<S: Read + Write> Stream for S {}
 
-/// One connection that is kept.
-pub(crate) struct Connection(BufReader<Box<dyn Stream>>);
+/// One connection that is kept, and the headers of each request.
+pub(crate) struct Connection {
+    stream: BufReader<Box<dyn Stream>>,
+    headers: String,
+}
 
 /// What one request took.
 pub(crate) struct Took {
@@ -33,6 +39,16 @@ pub(crate) struct Took {
 }
 
 impl Target {
+    /// Returns the target of a server that takes the token of the upstream.
+    pub(crate) fn plain(address: SocketAddr) -> Self {
+        let token = Some(TOKEN);
+        Self {
+            address,
+            tls: None,
+            token,
+        }
+    }
+
     pub(crate) fn connect(&self) -> io::Result<Connection> {
         self.connect_for(PATIENCE)
     }
@@ -50,7 +66,7 @@ impl Target {
                 Box::new(StreamOwned::new(connection, stream))
             }
         };
-        Ok(Connection(BufReader::with_capacity(256 << 10, stream)))
+        Ok(self.connection(BufReader::with_capacity(256 << 10, stream)))
     }
 
     /// One that takes little and slowly, so that a thousand of them fit.
@@ -59,24 +75,59 @@ impl Target {
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         rustix::net::sockopt::set_socket_recv_buffer_size(&stream, 64 << 10)?;
-        Ok(Connection(BufReader::new(Box::new(stream))))
+        Ok(self.connection(BufReader::new(Box::new(stream))))
+    }
+
+    fn connection(&self, stream: BufReader<Box<dyn Stream>>) -> Connection {
+        let token = self
+            .token
+            .map_or(String::new(), |token| format!("Authorization: {token}\r\n"));
+        let headers = format!(
+            "Host: {}\r\nAccept: application/vnd.oci.image.manifest.v1+json\r\n{token}\r\n",
+            self.address
+        );
+        Connection { stream, headers }
     }
 }
 
 impl Connection {
     /// `GET`, to the end of the body; anything but 200 is an error.
     pub(crate) fn get(&mut self, path: &str) -> io::Result<Took> {
+        self.read(path, |_| ())
+    }
+
+    /// Sends a GET of content; a body that does not have the digest at the end of the path is an error.
+    pub(crate) fn get_verified(&mut self, path: &str) -> io::Result<Took> {
+        let mut hasher = Hasher::new(Algorithm::Sha256);
+        let took = self.read(path, |bytes| hasher.update(bytes))?;
+        if path.ends_with(hasher.finish().as_str()) {
+            Ok(took)
+        } else {
+            Err(io::Error::other("wrong bytes"))
+        }
+    }
+
+    /// Sends a GET of a text.
+    pub(crate) fn text(&mut self, path: &str) -> io::Result<String> {
+        let mut text = Vec::new();
+        self.read(path, |bytes| text.extend_from_slice(bytes))?;
+        String::from_utf8(text).map_err(io::Error::other)
+    }
+
+    fn read(&mut self, path: &str, mut each: impl FnMut(&[u8])) -> io::Result<Took> {
         let started = Instant::now();
         let length = self.ask(path)?;
-        let mut body = self.0.by_ref().take(length);
+        let mut body = self.stream.by_ref().take(length);
         let mut first_byte = None;
         let mut bytes = 0;
         loop {
-            let there = body.fill_buf()?.len();
+            let part = body.fill_buf()?;
             first_byte.get_or_insert_with(|| started.elapsed());
+            let there = part.len();
             if there == 0 {
                 break;
             }
+            each(part);
             body.consume(there);
             bytes += there as u64;
         }
@@ -92,14 +143,12 @@ impl Connection {
 
     /// `GET`, up to the head; the length of the body.
     pub(crate) fn ask(&mut self, path: &str) -> io::Result<u64> {
-        let request = format!(
-            "GET {path} HTTP/1.1\r\nHost: bench\r\nAccept: application/vnd.oci.image.manifest.v1+json\r\nAuthorization: {TOKEN}\r\n\r\n"
-        );
-        self.0.get_mut().write_all(request.as_bytes())?;
+        let request = format!("GET {path} HTTP/1.1\r\n{}", self.headers);
+        self.stream.get_mut().write_all(request.as_bytes())?;
         let (mut line, mut status, mut length) = (String::new(), String::new(), 0);
         loop {
             line.clear();
-            if self.0.read_line(&mut line)? == 0 {
+            if self.stream.read_line(&mut line)? == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
             match line.trim_end().split_once(": ") {
@@ -120,7 +169,7 @@ impl Connection {
 
     /// Reads this much of a body and leaves the rest.
     pub(crate) fn take(&mut self, bytes: usize) -> io::Result<()> {
-        self.0.read_exact(&mut vec![0; bytes])
+        self.stream.read_exact(&mut vec![0; bytes])
     }
 }
 
@@ -142,28 +191,36 @@ pub(crate) fn load(
     })
 }
 
-/// Each of several clients asks once for its path, one after the other in this distance, or all at once.
+/// Each of several clients asks once for its path, in turn at these servers, one after the other in this distance, or all
+/// at once.
 pub(crate) fn herd(
-    target: &Target,
+    targets: &[Target],
     paths: &[String],
     clients: usize,
     apart: Duration,
 ) -> io::Result<Vec<Took>> {
     each(clients, |number| {
         std::thread::sleep(apart * u32::try_from(number).unwrap());
+        let target = &targets[number % targets.len()];
         Ok(vec![target.connect()?.get(&paths[number % paths.len()])?])
     })
 }
 
-/// What all threads took, or the first failure.
+/// Returns the results of all threads, or the first failure.
 fn each(threads: usize, work: impl Fn(usize) -> io::Result<Vec<Took>> + Sync) -> io::Result<Vec<Took>> {
-    let all: Vec<_> = std::thread::scope(|scope| {
+    let all = at_once(threads, work)
+        .into_iter()
+        .collect::<io::Result<Vec<_>>>()?;
+    Ok(all.into_iter().flatten().collect())
+}
+
+/// Runs so many threads, and returns the results of all.
+pub(crate) fn at_once<T: Send>(threads: usize, work: impl Fn(usize) -> T + Sync) -> Vec<T> {
+    std::thread::scope(|scope| {
         let work = &work;
         let running: Vec<_> = (0..threads)
             .map(|number| scope.spawn(move || work(number)))
             .collect();
         running.into_iter().map(|thread| thread.join().unwrap()).collect()
-    });
-    let all: Vec<_> = all.into_iter().collect::<io::Result<_>>()?;
-    Ok(all.into_iter().flatten().collect())
+    })
 }

@@ -1,5 +1,5 @@
 //! Measures this server beside its peers, in one run on one machine: `make bench`, `make bench-quick`, `make bench-day`,
-//! `make bench-million`.
+//! `make bench-million`, `make bench-fleet`.
 //!
 //! All servers run at once and are asked in turn, round after round, so that what else the machine does hits all
 //! alike. Absolute numbers move from run to run; the ratios within one run are what counts.
@@ -15,6 +15,8 @@ mod behaviour;
 mod client;
 mod content;
 mod day;
+mod fleet;
+mod listener;
 mod measures;
 mod million;
 mod plot;
@@ -57,6 +59,9 @@ struct Arguments {
     /// Start on this cache instead, whose index knows a million blobs.
     #[arg(long, value_name = "ROOT")]
     million: Option<PathBuf>,
+    /// Measure replicas that share a bucket instead.
+    #[arg(long)]
+    fleet: bool,
     /// Given by cargo.
     #[arg(long, hide = true)]
     bench: bool,
@@ -95,6 +100,15 @@ fn main() -> io::Result<()> {
         day::replay(&site, &content, &upstream, Report::new(&directory, "day"))
     } else if let Some(root) = &arguments.million {
         million::measure(&site, &content, root, Report::new(&directory, "million"))
+    } else if arguments.fleet {
+        let rounds = arguments.rounds.unwrap_or(if arguments.quick { 1 } else { 5 });
+        fleet::measure(
+            &site,
+            &content,
+            &upstream,
+            rounds,
+            Report::new(&directory, "fleet"),
+        )?
     } else {
         Run::new(&arguments, &site, &content, &upstream).measure(Report::new(&directory, "tables"))?
     };

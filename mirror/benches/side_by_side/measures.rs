@@ -3,6 +3,7 @@
 use std::io;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::slice;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -12,7 +13,7 @@ use crate::report::Report;
 use crate::servers::{NGINX, OURS, Server};
 use crate::upstream::{BANDWIDTH, Upstream};
 
-const GIB: f64 = (1_u64 << 30) as f64;
+pub(crate) const GIB: f64 = (1_u64 << 30) as f64;
 /// Connections for what is small.
 const MANY: usize = 64;
 const AT_ONCE: Duration = Duration::ZERO;
@@ -148,7 +149,9 @@ pub(crate) fn herds(
             upstream.take_counts();
             report.attempt(&measure, server.name, |report| {
                 let (spent, peak) = watched(server, || {
-                    measured(server, || herd(&server.target, &paths, clients, apart))
+                    measured(server, || {
+                        herd(slice::from_ref(&server.target), &paths, clients, apart)
+                    })
                 });
                 let mut spent = spent?;
                 spent.took.sort_by_key(|took| took.first_byte);
@@ -263,9 +266,9 @@ pub(crate) fn ms(time: Duration) -> f64 {
 }
 
 /// What requests took, seconds on the wall, and seconds of the server's CPU.
-struct Spent {
-    took: Vec<Took>,
-    wall: f64,
+pub(crate) struct Spent {
+    pub(crate) took: Vec<Took>,
+    pub(crate) wall: f64,
     cpu: f64,
 }
 
@@ -280,7 +283,7 @@ fn measured(server: &Server, work: impl FnOnce() -> io::Result<Vec<Took>>) -> io
 }
 
 /// Samples the server's memory; returns the maximum in MiB.
-fn watched<T>(server: &Server, work: impl FnOnce() -> T) -> (T, f64) {
+pub(crate) fn watched<T>(server: &Server, work: impl FnOnce() -> T) -> (T, f64) {
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let watch = scope.spawn(|| {

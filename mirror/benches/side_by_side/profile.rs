@@ -3,6 +3,7 @@
 use std::io;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::slice;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -32,7 +33,7 @@ pub(crate) fn record(
             let (digest, item) = content.fresh_layer(LAYER);
             upstream.add([(digest.to_string(), item)]);
             let path = server.blob(digest.as_str());
-            herd(&server.target, &[path], clients, Duration::ZERO)?;
+            herd(slice::from_ref(&server.target), &[path], clients, Duration::ZERO)?;
         }
         Ok(())
     };

@@ -12,7 +12,10 @@ use serde_json::{Map, Value, json};
 
 use crate::aims::{Aim, is_gain};
 use crate::plot;
-use crate::servers::{NGINX, OURS, Server, Started};
+use crate::servers::{DISTRIBUTION_3, NGINX, OURS, Server, Started};
+
+/// The names that ratios are relative to.
+const REFERENCES: [&str; 5] = [NGINX, "direct", "one replica", "no bucket, no peers", "local hit"];
 
 type Values = BTreeMap<&'static str, Vec<f64>>;
 
@@ -52,6 +55,12 @@ impl Report {
         values.insert(values.partition_point(|other| *other <= value), value);
     }
 
+    /// Returns the median of a measure of one server divided by that of another.
+    pub(crate) fn times_of(&self, measure: &str, one: &str, other: &str) -> Option<f64> {
+        let (_, servers) = self.measures.iter().find(|(name, _)| name == measure)?;
+        Some(median(servers.get(one)?) / median(servers.get(other)?))
+    }
+
     /// What a server does.
     pub(crate) fn does(&mut self, when: &str, server: &'static str, what: String) {
         named(&mut self.behaviours, when).insert(server, what);
@@ -86,6 +95,16 @@ impl Report {
         *named(&mut self.failures, what) += 1;
     }
 
+    /// Notes each measure with this prefix that has an aim and no value of this server.
+    pub(crate) fn note_missing(&mut self, prefix: &str) {
+        for measure in Aim::measures(prefix) {
+            let servers = self.measures.iter().find(|(name, _)| name == measure);
+            if !servers.is_some_and(|(_, servers)| servers.contains_key(OURS)) {
+                self.failed(&format!("{OURS}: {measure}: no value"));
+            }
+        }
+    }
+
     /// Writes all that there is by now: tables, values and a plot. Returns the tables.
     pub(crate) fn write(&self) -> io::Result<String> {
         let path = |extension| self.directory.join(self.name).with_extension(extension);
@@ -105,31 +124,30 @@ impl Report {
         Ok(tables)
     }
 
-    /// Ours against what it is to reach.
+    /// Returns a table of the measures that have an aim.
     fn summary(&self) -> String {
         let mut text = String::new();
         for (measure, servers) in &self.measures {
             let (Some(aim), Some(ours)) = (Aim::of(measure), servers.get(OURS)) else {
                 continue;
             };
-            let (ours, ideal) = (median(ours), ideal(servers));
-            let verdict = match aim.is_reached(ours, ideal) {
-                Some(true) => "yes",
-                Some(false) => "**no**",
-                None => "",
-            };
-            let (of_ideal, ratio) =
-                ideal.map_or_else(Default::default, |ideal| (short(ideal), ratio(ours, ideal)));
+            let (ours, reference) = (median(ours), reference(servers));
+            let theirs = servers.get(DISTRIBUTION_3).map(|theirs| short(median(theirs)));
+            let (of_reference, ratio) = reference.map_or_else(Default::default, |(name, median)| {
+                (format!("{} ({name})", short(median)), ratio(ours, median))
+            });
             let _ = writeln!(
                 text,
-                "| {measure} | {} | {of_ideal} | {ratio} | {aim} | {verdict} |",
-                short(ours)
+                "| {measure} | {} | {} | {of_reference} | {ratio} | {aim} | {} |",
+                short(ours),
+                theirs.unwrap_or_default(),
+                verdict(servers, aim).unwrap_or_default()
             );
         }
         if !text.is_empty() {
             text.insert_str(
                 0,
-                "\n| median | registry-mirror | nginx sendfile, or no mirror | ratio | aim | reached |\n|---|---|---|---|---|---|\n",
+                "\n| median | registry-mirror | Distribution 3 | reference | ratio | aim | result |\n|---|---|---|---|---|---|---|\n",
             );
         }
         text
@@ -179,7 +197,8 @@ impl Report {
                 "\n| {measure} | median | min | max | values | ratio |\n|---|---|---|---|---|---|"
             );
             for (server, values) in servers {
-                let ratio = ideal(servers).map_or(String::new(), |ideal| ratio(median(values), ideal));
+                let ratio = reference(servers)
+                    .map_or(String::new(), |(_, reference)| ratio(median(values), reference));
                 let (least, most) = (values[0], values[values.len() - 1]);
                 let _ = writeln!(
                     text,
@@ -234,10 +253,18 @@ impl Report {
             .iter()
             .map(|(when, does)| (when.clone(), json!(does)));
         let failures = ("failures".to_owned(), json!(self.failures));
+        let aims = self.measures.iter().filter_map(|(measure, servers)| {
+            let aim = Aim::of(measure)?;
+            Some((
+                measure.clone(),
+                json!({"aim": aim.to_string(), "result": verdict(servers, aim)?.trim_matches('*')}),
+            ))
+        });
+        let aims = ("aims".to_owned(), Value::Object(aims.collect()));
         Value::Object(
             measures
                 .chain(behaviours)
-                .chain([failures])
+                .chain([failures, aims])
                 .collect::<Map<_, _>>(),
         )
     }
@@ -247,7 +274,8 @@ impl Report {
         self.measures
             .iter()
             .filter_map(|(measure, servers)| {
-                Some((measure.as_str(), median(servers.get(OURS)?) / ideal(servers)?))
+                let (_, reference) = reference(servers)?;
+                Some((measure.as_str(), median(servers.get(OURS)?) / reference))
             })
             .collect()
     }
@@ -315,13 +343,19 @@ fn head() -> String {
     )
 }
 
-/// The median that ratios are against: nginx's, which has no cache to keep; of what goes upstream, no mirror at all.
-fn ideal(servers: &Values) -> Option<f64> {
-    servers
-        .get(NGINX)
-        .or_else(|| servers.get("direct"))
-        .map(|values| median(values))
-        .filter(|ideal| *ideal > 0.0)
+/// Returns what ratios are relative to, and its median: nginx, which has no cache to keep; of content that comes from
+/// elsewhere, its source; of a fleet, a server that is none.
+fn reference(servers: &Values) -> Option<(&'static str, f64)> {
+    let found = REFERENCES.iter().find_map(|name| servers.get_key_value(name));
+    let (name, values) = found?;
+    Some((*name, median(values))).filter(|(_, median)| *median > 0.0)
+}
+
+/// Returns the result of this server: `None` without a reference that the aim needs.
+fn verdict(servers: &Values, aim: Aim) -> Option<&'static str> {
+    let reference = reference(servers).map(|(_, median)| median);
+    let is_reached = aim.is_reached(median(servers.get(OURS)?), reference)?;
+    Some(if is_reached { "PASS" } else { "**FAIL**" })
 }
 
 /// Of sorted values.

@@ -1,25 +1,26 @@
 //! This server and its peers, each as a process that ends with the benchmark.
 
+mod place;
+
 use std::fs;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Child;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustls::crypto::aws_lc_rs::{cipher_suite, default_provider};
 use rustls::{ClientConfig, RootCertStore};
 
 use crate::client::Target;
 use crate::content::Content;
+pub(crate) use place::{Place, command, free_port, serve};
 
 pub(crate) const OURS: &str = "registry-mirror";
 pub(crate) const NGINX: &str = "nginx sendfile";
 const DISTRIBUTION_2: &str = "Distribution 2.8";
 pub(crate) const DISTRIBUTION_3: &str = "Distribution 3";
-/// Who has not answered by then has not started.
-const START: Duration = Duration::from_secs(30);
 
 /// A server that runs until it is dropped.
 pub(crate) struct Server {
@@ -37,6 +38,17 @@ pub(crate) type Started = (&'static str, io::Result<Server>);
 pub(crate) struct Site<'a> {
     pub(crate) scratch: &'a Path,
     pub(crate) upstream: SocketAddr,
+}
+
+/// Further keys of this server's configuration file.
+#[derive(Default)]
+pub(crate) struct Keys {
+    /// Keys below `storage`, after a comma.
+    pub(crate) storage: String,
+    /// Keys below `http`, after a comma.
+    pub(crate) http: String,
+    /// Whole lines.
+    pub(crate) top: String,
 }
 
 /// A certificate for `localhost`: where its files are, and how clients trust it.
@@ -75,7 +87,15 @@ impl Site<'_> {
     /// This server, with more below `proxy`.
     pub(crate) fn ours(&self, proxy: &str, tls: Option<&Certificate>) -> Started {
         let place = Place::new(self.scratch, "/v2/");
-        let config = self.configuration(&place, &place.root, proxy, tls);
+        let http = tls.map_or(String::new(), |tls| {
+            let (certificate, key) = (tls.chain.display(), tls.key.display());
+            format!(", tls: {{certificate: {certificate}, key: {key}}}")
+        });
+        let keys = Keys {
+            http,
+            ..Keys::default()
+        };
+        let config = self.configuration(&place, &place.root, proxy, &keys);
         let command = serve(&place, &config);
         place.start(OURS, command, tls)
     }
@@ -83,39 +103,52 @@ impl Site<'_> {
     /// This server with its cache in this directory, once it has answered this.
     pub(crate) fn ours_on(&self, cache: &Path, proxy: &str, first: &str) -> io::Result<Server> {
         let place = Place::new(self.scratch, first);
-        let config = self.configuration(&place, cache, proxy, None);
+        let config = self.configuration(&place, cache, proxy, &Keys::default());
         let command = serve(&place, &config);
         place.start(OURS, command, None).1
     }
 
-    fn configuration(&self, place: &Place, cache: &Path, proxy: &str, tls: Option<&Certificate>) -> String {
-        let tls_yaml = tls.map_or(String::new(), |tls| {
-            let (certificate, key) = (tls.chain.display(), tls.key.display());
-            format!(", tls: {{certificate: {certificate}, key: {key}}}")
-        });
+    /// Starts this server with an empty cache and further keys.
+    pub(crate) fn ours_with(&self, keys: &Keys, proxy: &str) -> io::Result<Server> {
+        let place = Place::new(self.scratch, "/v2/");
+        let config = self.configuration(&place, &place.root, proxy, keys);
+        let command = serve(&place, &config);
+        place.start(OURS, command, None).1
+    }
+
+    fn configuration(&self, place: &Place, cache: &Path, proxy: &str, keys: &Keys) -> String {
         format!(
-            "version: 0.1\nlog: {{level: error, accesslog: {{disabled: true}}}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\n\
-             http: {{addr: '127.0.0.1:{}'{tls_yaml}}}\nproxy:\n  upstreams: [{{host: docker.io, remoteurl: 'http://{}'}}]\n  {proxy}\n",
+            "version: 0.1\nlog: {{level: error, accesslog: {{disabled: true}}}}\nstorage: {{filesystem: {{rootdirectory: {}}}{}}}\n\
+             http: {{addr: '127.0.0.1:{}'{}}}\n{}proxy:\n  upstreams: [{{host: docker.io, remoteurl: 'http://{}'}}]\n  {proxy}\n",
             cache.display(),
+            keys.storage,
             place.port,
+            keys.http,
+            keys.top,
             self.upstream
         )
     }
 
     fn distribution_2(&self) -> Started {
-        self.distribution(DISTRIBUTION_2, "docker-registry")
+        self.distribution(DISTRIBUTION_2, "docker-registry", None)
     }
 
     fn distribution_3(&self) -> Started {
-        self.distribution(DISTRIBUTION_3, "registry")
+        self.distribution(DISTRIBUTION_3, "registry", None)
     }
 
-    fn distribution(&self, name: &'static str, program: &str) -> Started {
+    /// Starts Distribution 3 with these keys below `storage`.
+    pub(crate) fn distribution_on(&self, storage: &str) -> io::Result<Server> {
+        self.distribution(DISTRIBUTION_3, "registry", Some(storage)).1
+    }
+
+    fn distribution(&self, name: &'static str, program: &str, storage: Option<&str>) -> Started {
         let place = Place::new(self.scratch, "/v2/");
+        let directory = format!("filesystem: {{rootdirectory: {}}}", place.root.display());
         let config = format!(
-            "version: 0.1\nlog: {{level: error, accesslog: {{disabled: true}}}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\n\
+            "version: 0.1\nlog: {{level: error, accesslog: {{disabled: true}}}}\nstorage: {{{}}}\n\
              http: {{addr: '127.0.0.1:{}'}}\nproxy: {{remoteurl: 'http://{}'}}\n",
-            place.root.display(),
+            storage.unwrap_or(&directory),
             place.port,
             self.upstream
         );
@@ -195,69 +228,6 @@ impl Certificate {
     }
 }
 
-/// What a server that is about to start has for itself.
-struct Place {
-    port: u16,
-    root: PathBuf,
-    first: String,
-}
-
-impl Place {
-    fn new(scratch: &Path, first: &str) -> Self {
-        let port = free_port();
-        let root = scratch.join(port.to_string());
-        let first = first.to_owned();
-        Self { port, root, first }
-    }
-
-    fn config(&self, text: &str) -> PathBuf {
-        let path = self.root.with_extension("conf");
-        fs::write(&path, text).unwrap();
-        path
-    }
-
-    /// Starts it and waits for a first answer.
-    fn start(self, name: &'static str, command: Command, tls: Option<&Certificate>) -> Started {
-        (name, self.answering(name, command, tls))
-    }
-
-    fn answering(
-        self,
-        name: &'static str,
-        mut command: Command,
-        tls: Option<&Certificate>,
-    ) -> io::Result<Server> {
-        let log = fs::File::create(self.root.with_extension("log")).unwrap();
-        command
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().unwrap())
-            .stderr(log);
-        let started = Instant::now();
-        let target = Target {
-            address: SocketAddr::from((Ipv4Addr::LOCALHOST, self.port)),
-            tls: tls.map(|tls| tls.client.clone()),
-        };
-        let mut server = Server {
-            name,
-            started_in: Duration::ZERO,
-            target,
-            config: self.root.with_extension("conf"),
-            child: command.spawn()?,
-        };
-        let first = |server: &Server| server.target.connect()?.get(&self.first);
-        while let Err(error) = first(&server) {
-            if started.elapsed() > START || server.child.try_wait()?.is_some() {
-                let log = fs::read_to_string(self.root.with_extension("log")).unwrap_or_default();
-                let last = log.lines().next_back().unwrap_or_default();
-                return Err(io::Error::other(format!("no answer: {error}; it said: {last}")));
-            }
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        server.started_in = started.elapsed();
-        Ok(server)
-    }
-}
-
 impl Server {
     /// Has it read its configuration again, in which one text stands for another from now on.
     pub(crate) fn reconfigure(&self, from: &str, to: &str) -> io::Result<()> {
@@ -285,8 +255,13 @@ impl Server {
         if self.name == NGINX {
             format!("/{plain}")
         } else {
-            format!("/v2/library/app/{kind}/{reference}")
+            Self::path_of(kind, reference)
         }
+    }
+
+    /// Returns the path of content at a registry.
+    pub(crate) fn path_of(kind: &str, reference: &str) -> String {
+        format!("/v2/library/app/{kind}/{reference}")
     }
 
     /// A layer's path; nginx has but one.
@@ -338,15 +313,30 @@ impl Server {
 
     /// `RssAnon` of it and its workers.
     pub(crate) fn anonymous_mib(&self) -> f64 {
+        self.memory_mib("RssAnon:")
+    }
+
+    /// Returns `VmRSS` of the server and its workers: anonymous memory and the pages of files that are mapped.
+    pub(crate) fn resident_mib(&self) -> f64 {
+        self.memory_mib("VmRSS:")
+    }
+
+    fn memory_mib(&self, field: &str) -> f64 {
         let kib = |id: u32| {
             let status = fs::read_to_string(format!("/proc/{id}/status")).unwrap_or_default();
             let line = status
                 .lines()
-                .find_map(|line| line.strip_prefix("RssAnon:").map(str::to_owned));
+                .find_map(|line| line.strip_prefix(field).map(str::to_owned));
             line.and_then(|text| text.split_whitespace().next()?.parse::<f64>().ok())
                 .unwrap_or_default()
         };
         self.processes().into_iter().map(kib).sum::<f64>() / 1024.0
+    }
+
+    /// Ends the server at once, as `kill -9` does.
+    pub(crate) fn kill(&mut self) -> io::Result<()> {
+        self.child.kill()?;
+        self.child.wait().map(drop)
     }
 
     fn processes(&self) -> Vec<u32> {
@@ -361,30 +351,11 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         // SIGTERM first: nginx would leave its workers behind.
-        if let Some(pid) = rustix::process::Pid::from_raw(self.child.id().cast_signed()) {
+        if let Ok(None) = self.child.try_wait()
+            && let Some(pid) = rustix::process::Pid::from_raw(self.child.id().cast_signed())
+        {
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
         }
         let _ = self.child.wait();
     }
-}
-
-/// This server, of this configuration.
-fn serve(place: &Place, config: &str) -> Command {
-    let mut command = command(env!("CARGO_BIN_EXE_mirror"));
-    command.arg("serve").arg(place.config(config));
-    command
-}
-
-/// Ends with this process, however that ends.
-fn command(program: &str) -> Command {
-    let mut command = Command::new("setpriv");
-    command.args(["--pdeathsig", "TERM", "--", program]);
-    command
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
-        .and_then(|listener| listener.local_addr())
-        .unwrap()
-        .port()
 }

@@ -3,15 +3,16 @@
 
 use std::collections::HashMap;
 use std::io::{self, BufRead, BufReader, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 
 use crate::client::Target;
 use crate::content::{Content, Item, Named};
+use crate::listener::Listener;
 
 /// From a request to the first byte of its answer.
 const LATENCY: Duration = Duration::from_millis(50);
@@ -40,8 +41,12 @@ pub(crate) enum Mode {
 pub(crate) struct Counts {
     pub(crate) requests: u64,
     pub(crate) blob_gets: u64,
+    pub(crate) blob_heads: u64,
+    /// The bytes of blobs that were sent.
     pub(crate) blob_bytes: u64,
     pub(crate) tokens: u64,
+    /// GETs and HEADs of a manifest by tag.
+    pub(crate) tags: u64,
 }
 
 /// Runs as long as the process.
@@ -52,10 +57,9 @@ pub(crate) struct Upstream {
 
 struct Shared {
     bytes: Arc<[u8]>,
-    address: SocketAddr,
+    listener: Arc<Listener>,
     items: Mutex<HashMap<String, Item>>,
-    state: Mutex<State>,
-    changed: Condvar,
+    mode: Mutex<Mode>,
     /// Bytes a second, of all connections together.
     width: AtomicU32,
     counts: Mutex<Counts>,
@@ -63,39 +67,26 @@ struct Shared {
     link: Mutex<Instant>,
 }
 
-struct State {
-    mode: Mode,
-    /// `true` if there is a listener.
-    listening: bool,
-}
-
 impl Upstream {
     pub(crate) fn start(content: &Content) -> Self {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        let address = listener.local_addr().unwrap();
         let shared = Arc::new(Shared {
             bytes: content.bytes.clone(),
-            address,
+            listener: Listener::new(),
             items: Mutex::new(content.first().into_iter().collect()),
-            state: Mutex::new(State {
-                mode: Mode::Well,
-                listening: true,
-            }),
-            changed: Condvar::new(),
+            mode: Mutex::new(Mode::Well),
             width: AtomicU32::new(BANDWIDTH),
             counts: Mutex::default(),
             link: Mutex::new(Instant::now()),
         });
         let serving = shared.clone();
-        std::thread::spawn(move || serving.listen(listener));
+        // A connection that ends is a client that left.
+        shared.listener.serve(move |stream| drop(serving.serve(&stream)));
+        let address = shared.listener.address();
         Self { address, shared }
     }
 
     pub(crate) fn target(&self) -> Target {
-        Target {
-            address: self.address,
-            tls: None,
-        }
+        Target::plain(self.address)
     }
 
     /// Has these from now on.
@@ -105,17 +96,18 @@ impl Upstream {
 
     /// Returns once it does.
     pub(crate) fn behave(&self, mode: Mode) {
-        self.shared.state.lock().mode = mode;
-        self.shared.changed.notify_all();
-        // Who waits for clients has to look.
-        let _ = TcpStream::connect(self.address);
-        self.shared
-            .wait_while(|state| state.listening == (mode == Mode::Down));
+        *self.shared.mode.lock() = mode;
+        self.shared.listener.set_open(mode != Mode::Down);
     }
 
     /// Its link is this wide from now on, in bytes a second.
     pub(crate) fn widen(&self, width: u32) {
         self.shared.width.store(width, Ordering::Relaxed);
+    }
+
+    /// Returns the bytes of blobs that were sent since the last call of [`Upstream::take_counts`].
+    pub(crate) fn blob_bytes(&self) -> u64 {
+        self.shared.counts.lock().blob_bytes
     }
 
     /// What it was asked since the last call.
@@ -125,37 +117,8 @@ impl Upstream {
 }
 
 impl Shared {
-    fn listen(self: &Arc<Self>, mut listener: TcpListener) {
-        loop {
-            let Ok((stream, _)) = listener.accept() else {
-                continue;
-            };
-            if self.mode() == Mode::Down {
-                drop((stream, listener));
-                self.listens(false);
-                self.wait_while(|state| state.mode == Mode::Down);
-                listener = TcpListener::bind(self.address).unwrap();
-                self.listens(true);
-            } else {
-                let shared = self.clone();
-                // A connection that ends is a client that left.
-                std::thread::spawn(move || shared.serve(&stream));
-            }
-        }
-    }
-
-    fn listens(&self, listening: bool) {
-        self.state.lock().listening = listening;
-        self.changed.notify_all();
-    }
-
-    fn wait_while(&self, waits: impl Fn(&State) -> bool) {
-        self.changed
-            .wait_while(&mut self.state.lock(), |state| waits(state));
-    }
-
     fn mode(&self) -> Mode {
-        self.state.lock().mode
+        *self.mode.lock()
     }
 
     fn serve(&self, stream: &TcpStream) -> io::Result<()> {
@@ -166,20 +129,33 @@ impl Shared {
             if reader.read_line(&mut request)? == 0 || self.mode() == Mode::Down {
                 return Ok(());
             }
-            let (mut line, mut token) = (String::from("-"), false);
+            let (mut line, mut token, mut from) = (String::from("-"), false, 0);
             while !line.trim_end().is_empty() {
                 line.clear();
                 reader.read_line(&mut line)?;
                 token |= line.trim_end().ends_with(TOKEN);
+                from = range_start(&line).unwrap_or(from);
             }
             let mut words = request.split(' ');
             let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
             std::thread::sleep(LATENCY);
-            self.answer(stream, method == "HEAD", path, token)?;
+            let asked = Asked {
+                head_only: method == "HEAD",
+                path,
+                token,
+                from,
+            };
+            self.answer(stream, &asked)?;
         }
     }
 
-    fn answer(&self, mut stream: &TcpStream, head_only: bool, path: &str, token: bool) -> io::Result<()> {
+    fn answer(&self, mut stream: &TcpStream, asked: &Asked<'_>) -> io::Result<()> {
+        let &Asked {
+            head_only,
+            path,
+            token,
+            ..
+        } = asked;
         let mode = self.mode();
         self.counts.lock().requests += 1;
         match mode {
@@ -199,7 +175,8 @@ impl Shared {
             return self.document(stream, head_only, "application/json", body.as_bytes());
         }
         if !token {
-            let realm = format!(r#"Bearer realm="http://{}/token",service="bench""#, self.address);
+            let address = self.listener.address();
+            let realm = format!(r#"Bearer realm="http://{address}/token",service="bench""#);
             return write!(
                 stream,
                 "HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: {realm}\r\nContent-Length: 0\r\n\r\n"
@@ -209,42 +186,58 @@ impl Shared {
         let item = self.items.lock().get(name).cloned();
         match item {
             _ if path == "/v2/" => self.document(stream, head_only, "application/json", b"{}"),
-            Some(Item::Document(bytes, kind)) => self.document(stream, head_only, kind, &bytes),
+            Some(Item::Document(bytes, kind)) => {
+                self.counts.lock().tags += u64::from(path.contains("/manifests/") && !name.contains(':'));
+                self.document(stream, head_only, kind, &bytes)
+            }
             Some(Item::Layer { head, length }) => {
                 let mut last = [self.bytes[length - 1]];
                 last[0] ^= u8::from(mode == Mode::Corrupts);
-                self.layer(stream, head_only, [&head, &self.bytes[8..length - 1], &last])
+                self.layer(stream, asked, [&head, &self.bytes[8..length - 1], &last])
             }
             None => write!(stream, "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"),
         }
     }
 
-    fn document(&self, stream: &TcpStream, head_only: bool, kind: &str, bytes: &[u8]) -> io::Result<()> {
+    fn document(&self, mut stream: &TcpStream, head_only: bool, kind: &str, bytes: &[u8]) -> io::Result<()> {
         use mirror::digest::{Algorithm, Digest};
         let digest = Digest::compute(Algorithm::Sha256, bytes);
         let kind = format!("{kind}\r\nDocker-Content-Digest: {digest}");
-        self.send(stream, head_only, &kind, [bytes, b"", b""])
-    }
-
-    fn layer(&self, stream: &TcpStream, head_only: bool, parts: [&[u8]; 3]) -> io::Result<()> {
-        if !head_only {
-            let mut counts = self.counts.lock();
-            counts.blob_gets += 1;
-            counts.blob_bytes += parts.iter().map(|part| part.len() as u64).sum::<u64>();
+        head(stream, "200 OK", &kind, bytes.len())?;
+        if head_only {
+            return Ok(());
         }
-        self.send(stream, head_only, "application/octet-stream", parts)
+        self.take_link(bytes.len());
+        stream.write_all(bytes)
     }
 
-    fn send(&self, mut stream: &TcpStream, head_only: bool, kind: &str, parts: [&[u8]; 3]) -> io::Result<()> {
-        let length: usize = parts.iter().map(|part| part.len()).sum();
-        write!(
-            stream,
-            "HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\n\r\n"
-        )?;
-        let steps = parts.into_iter().flat_map(|part| part.chunks(STEP));
-        for step in steps.filter(|_| !head_only) {
+    fn layer(&self, stream: &TcpStream, asked: &Asked<'_>, parts: [&[u8]; 3]) -> io::Result<()> {
+        let (kind, length) = ("application/octet-stream", total(&parts));
+        if asked.head_only {
+            self.counts.lock().blob_heads += 1;
+            return head(stream, "200 OK", kind, length);
+        }
+        self.counts.lock().blob_gets += 1;
+        let parts = skip(parts, asked.from);
+        let sent = total(&parts);
+        if sent == length {
+            head(stream, "200 OK", kind, length)?;
+        } else {
+            let range = format!(
+                "{kind}\r\nContent-Range: bytes {}-{}/{length}",
+                asked.from,
+                length - 1
+            );
+            head(stream, "206 Partial Content", &range, sent)?;
+        }
+        self.send(stream, &parts)
+    }
+
+    fn send(&self, mut stream: &TcpStream, parts: &[&[u8]]) -> io::Result<()> {
+        for step in parts.iter().flat_map(|part| part.chunks(STEP)) {
             self.take_link(step.len());
             stream.write_all(step)?;
+            self.counts.lock().blob_bytes += step.len() as u64;
         }
         Ok(())
     }
@@ -257,4 +250,40 @@ impl Shared {
         drop(free);
         std::thread::sleep(begins.saturating_duration_since(Instant::now()));
     }
+}
+
+/// A request, as far as the answer depends on it.
+struct Asked<'a> {
+    head_only: bool,
+    path: &'a str,
+    token: bool,
+    /// The first byte of the range.
+    from: usize,
+}
+
+/// Returns the first byte of a range without an end.
+fn range_start(header: &str) -> Option<usize> {
+    let (name, value) = header.trim_end().split_once(": bytes=")?;
+    let from = value.strip_suffix('-')?.parse().ok()?;
+    name.eq_ignore_ascii_case("range").then_some(from)
+}
+
+/// Leaves out so many bytes at the beginning.
+fn skip(parts: [&[u8]; 3], mut from: usize) -> [&[u8]; 3] {
+    parts.map(|part| {
+        let skipped = from.min(part.len());
+        from -= skipped;
+        &part[skipped..]
+    })
+}
+
+fn total(parts: &[&[u8]]) -> usize {
+    parts.iter().map(|part| part.len()).sum()
+}
+
+fn head(mut stream: &TcpStream, status: &str, kind: &str, length: usize) -> io::Result<()> {
+    write!(
+        stream,
+        "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\n\r\n"
+    )
 }

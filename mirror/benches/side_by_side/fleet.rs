@@ -1,0 +1,121 @@
+//! Replicas that share a bucket, next to Distribution 3 on the same store: what each asks the store and the registry for,
+//! and what clients notice of it.
+
+mod bucket;
+mod faults;
+mod herds;
+mod relay;
+mod replicas;
+mod requests;
+mod streams;
+
+use std::io;
+
+use crate::content::Content;
+use crate::report::Report;
+use crate::servers::{DISTRIBUTION_3, OURS, Server, Site};
+use crate::upstream::Upstream;
+use bucket::Bucket;
+use replicas::{Kind, Replicas};
+
+/// The replicas of a fleet.
+const REPLICAS: usize = 3;
+/// Tags stay fresh for longer than the bench takes.
+const FRESH: &str = "tagttl: 1h";
+
+/// A part of the bench, for one kind of server.
+type Part = fn(&Fleet<'_>, Kind, &mut Report) -> io::Result<()>;
+
+/// The place of all measures: a registry, a bucket, and the number of rounds.
+struct Fleet<'a> {
+    site: &'a Site<'a>,
+    content: &'a Content,
+    upstream: &'a Upstream,
+    bucket: Bucket,
+    rounds: usize,
+}
+
+/// Measures all; what fails is noted.
+pub(crate) fn measure(
+    site: &Site<'_>,
+    content: &Content,
+    upstream: &Upstream,
+    rounds: usize,
+    mut report: Report,
+) -> io::Result<Report> {
+    let fleet = Fleet {
+        site,
+        content,
+        upstream,
+        bucket: Bucket::start(site)?,
+        rounds,
+    };
+    let parts: [(&str, Part); 9] = [
+        ("hits of the local tier", requests::local_hits),
+        ("hits of the bucket tier", requests::bucket_hits),
+        ("cold blobs", requests::cold_blobs),
+        ("tags", requests::tags),
+        ("herds", herds::herds),
+        ("killed replica", herds::killed_replica),
+        ("faults of the bucket", faults::faults),
+        ("warm layers", streams::warm_layers),
+        ("layers of the bucket", streams::bucket_layers),
+    ];
+    for (what, part) in parts {
+        for kind in Kind::ALL {
+            report.say(&format!("{what}: {}", kind.name()));
+            report.attempt(what, kind.name(), |report| part(&fleet, kind, report));
+            report.write()?;
+        }
+    }
+    report.say("layers of peers");
+    report.attempt("layers of peers", OURS, |report| {
+        streams::peer_layers(&fleet, report)
+    });
+    sizes(&mut report);
+    report.note_missing("fleet: ");
+    Ok(report)
+}
+
+impl Fleet<'_> {
+    /// Starts so many replicas with empty local tiers on a prefix of the bucket, behind the relay.
+    fn start(&self, kind: Kind, count: usize, prefix: &str) -> io::Result<Replicas> {
+        self.start_with(kind, count, prefix, FRESH)
+    }
+
+    fn start_with(&self, kind: Kind, count: usize, prefix: &str, cache: &str) -> io::Result<Replicas> {
+        let keys = self.bucket.keys(&self.prefix(kind, prefix), true);
+        kind.start(self.site, count, &keys, cache)
+    }
+
+    /// Returns the prefix of a kind of server: each has its own part of the bucket.
+    fn prefix(&self, kind: Kind, prefix: &str) -> String {
+        match kind {
+            Kind::Ours => format!("ours/{prefix}"),
+            Kind::Distribution => format!("distribution/{prefix}"),
+        }
+    }
+
+    /// Makes an uncached layer, and returns its path.
+    fn fresh(&self, size: usize) -> String {
+        let (digest, item) = self.content.fresh_layer(size);
+        self.upstream.add([(digest.to_string(), item)]);
+        Server::path_of("blobs", digest.as_str())
+    }
+}
+
+/// Reports the size of each program.
+fn sizes(report: &mut Report) {
+    let ours = std::path::PathBuf::from(env!("CARGO_BIN_EXE_mirror"));
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let theirs = std::env::split_paths(&path)
+        .map(|directory| directory.join("registry"))
+        .find(|path| path.is_file());
+    for (name, program) in [(OURS, Some(ours)), (DISTRIBUTION_3, theirs)] {
+        let size = program.and_then(|program| program.metadata().ok());
+        if let Some(size) = size {
+            let mib = size.len() as f64 / f64::from(1 << 20);
+            report.add("fleet: size of the program, MiB", name, mib);
+        }
+    }
+}
