@@ -170,9 +170,14 @@ impl Fill {
         self.is_for(repository) && matches!(self.progress.borrow().phase, Phase::Verified)
     }
 
-    /// Returns whether the fill waits for no other replica, so that another replica may wait for it.
+    /// Returns whether the fill waits for no owner among the replicas.
     pub(crate) fn is_direct(&self) -> bool {
         self.source.is_direct()
+    }
+
+    /// Records that another replica reads the fill; see [`FillSource::feed_replica`].
+    pub(crate) fn feed_replica(&self) {
+        self.source.feed_replica();
     }
 
     /// Returns whether the bytes come from another replica.

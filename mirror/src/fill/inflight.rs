@@ -35,9 +35,6 @@ const FILLS: PlaceLimits = PlaceLimits {
 /// The cooldown of a digest after its first mismatch; doubles with each further one.
 const FIRST_REFUSAL: Duration = Duration::from_secs(2);
 const LONGEST_REFUSAL: Duration = Duration::from_mins(5);
-/// The polls of a fill before another replica starts its own, and the time between them.
-const DIRECT_POLLS: u32 = 20;
-const DIRECT_POLL: Duration = Duration::from_millis(100);
 /// The digests of an upstream whose refusals, or sizes, are remembered.
 const REMEMBERED: usize = 10_000;
 
@@ -70,11 +67,7 @@ pub struct FillSnapshot {
 /// A blob at one upstream.
 type Key = (Host, Digest);
 
-/// A blob at one upstream, and whether another replica asked for it.
-type FillKey = (Key, bool);
-
-/// All fills of this process: at most one for each blob and upstream, and a second one where this replica waits for an
-/// owner that takes this one for the owner.
+/// All fills of this process: at most one for each blob and upstream.
 pub(crate) struct Inflight {
     store: Store,
     clock: Clock,
@@ -85,7 +78,7 @@ pub(crate) struct Inflight {
 
 #[derive(Default)]
 struct State {
-    fills: HashMap<FillKey, Arc<Fill>>,
+    fills: HashMap<Key, Arc<Fill>>,
     refusals: HashMap<Key, Refusal>,
     /// The bytes that had come of blobs when the room for them ran out: such a fill starts with more room than that, or
     /// its blob passes by the cache.
@@ -93,14 +86,9 @@ struct State {
 }
 
 impl State {
-    /// Returns the fill that a client may join, or another replica: that one joins no fill that waits for a replica.
-    fn joinable(&self, key: &FillKey) -> Option<Arc<Fill>> {
-        let (blob, is_for_replica) = key;
-        let find = |of_replica| self.fills.get(&(blob.clone(), of_replica));
-        let fill = find(false).filter(|fill| !is_for_replica || fill.is_direct());
-        fill.filter(|fill| !fill.has_failed())
-            .or_else(|| find(true).filter(|fill| !fill.has_failed()))
-            .cloned()
+    /// Returns the fill that a client or another replica may join.
+    fn joinable(&self, key: &Key) -> Option<Arc<Fill>> {
+        self.fills.get(key).filter(|fill| !fill.has_failed()).cloned()
     }
 }
 
@@ -122,9 +110,7 @@ impl Inflight {
 
     /// Returns the fill of this blob from the repository's upstream that is under way.
     pub(crate) fn get(&self, repository: &Repository, digest: &Digest) -> Option<Arc<Fill>> {
-        let state = self.state.lock();
-        let fill = |of_replica| state.fills.get(&(key(repository, digest), of_replica));
-        fill(false).or_else(|| fill(true)).cloned()
+        self.state.lock().fills.get(&key(repository, digest)).cloned()
     }
 
     /// Returns the time for which this blob of this upstream is still refused.
@@ -136,7 +122,7 @@ impl Inflight {
     }
 
     /// Joins the fill of this blob from this upstream (true), or starts it in a turn of this client's. A fill that can be
-    /// joined has its turn: no client waits for another client's.
+    /// joined has its turn: no client waits for another client's. A fill that another replica joins asks no replica.
     pub(crate) async fn join_or_start(
         self: &Arc<Self>,
         origins: &Origins,
@@ -144,10 +130,23 @@ impl Inflight {
         digest: &Digest,
         client: ClientAddress,
     ) -> Result<(Arc<Fill>, bool), FillRejected> {
-        let key = (key(repository, digest), client.is_replica());
+        let (fill, joined) = self
+            .fill_of_client(origins, repository, digest, client)
+            .await?;
         if client.is_replica() {
-            self.wait_until_direct(&key.0).await;
+            fill.feed_replica();
         }
+        Ok((fill, joined))
+    }
+
+    async fn fill_of_client(
+        self: &Arc<Self>,
+        origins: &Origins,
+        repository: &Repository,
+        digest: &Digest,
+        client: ClientAddress,
+    ) -> Result<(Arc<Fill>, bool), FillRejected> {
+        let key = key(repository, digest);
         if let Some(fill) = self.join(&key)? {
             return Ok((fill, true));
         }
@@ -160,18 +159,6 @@ impl Inflight {
         Ok(self.start(turn, key, origins, repository))
     }
 
-    /// Waits for a fill of this replica's own clients that asks another one: where that one is lost, the fill soon asks the
-    /// upstream, and serves all. Not for long, as the other replica may wait for this one.
-    async fn wait_until_direct(&self, blob: &Key) {
-        for _ in 0..DIRECT_POLLS {
-            let fill = self.state.lock().fills.get(&(blob.clone(), false)).cloned();
-            if fill.is_none_or(|fill| fill.is_direct() || fill.has_failed()) {
-                return;
-            }
-            tokio::time::sleep(DIRECT_POLL).await;
-        }
-    }
-
     /// Returns the fills that run, the oldest first.
     pub(crate) fn running(&self) -> Vec<FillSnapshot> {
         let fills: Vec<_> = {
@@ -179,7 +166,7 @@ impl Inflight {
             state
                 .fills
                 .iter()
-                .map(|(key, fill)| (key.0.1.clone(), Arc::clone(fill)))
+                .map(|(key, fill)| (key.1.clone(), Arc::clone(fill)))
                 .collect()
         };
         let running = fills.into_iter().filter_map(|(digest, fill)| {
@@ -201,8 +188,8 @@ impl Inflight {
         running
     }
 
-    fn join(&self, key: &FillKey) -> Result<Option<Arc<Fill>>, FillRejected> {
-        match self.refused(&key.0) {
+    fn join(&self, key: &Key) -> Result<Option<Arc<Fill>>, FillRejected> {
+        match self.refused(key) {
             Some(left) => Err(FillRejected::Cooldown(left)),
             None => Ok(self.state.lock().joinable(key)),
         }
@@ -211,7 +198,7 @@ impl Inflight {
     fn start(
         self: &Arc<Self>,
         turn: Turn,
-        key: FillKey,
+        key: Key,
         origins: &Origins,
         repository: &Repository,
     ) -> (Arc<Fill>, bool) {
@@ -219,8 +206,8 @@ impl Inflight {
         if let Some(fill) = state.joinable(&key) {
             return (fill, true);
         }
-        let digest = &key.0.1;
-        let least = state.too_large.get(&key.0).copied().unwrap_or_default();
+        let digest = &key.1;
+        let least = state.too_large.get(&key).copied().unwrap_or_default();
         let (fill, task) = fill::prepare(digest, repository, origins, &self.store, least);
         state.fills.insert(key.clone(), Arc::clone(&fill));
         drop(state);
@@ -286,18 +273,18 @@ fn key(repository: &Repository, digest: &Digest) -> Key {
 /// The end of a fill: takes it off the list however its task ends.
 struct Ended {
     inflight: Arc<Inflight>,
-    key: FillKey,
+    key: Key,
     fill: Arc<Fill>,
 }
 
 impl Ended {
     fn on_fill_end(&self, result: FillResult) {
         match result {
-            FillResult::Stored => self.inflight.forgive(&self.key.0),
-            FillResult::Mismatch => self.inflight.refuse_key(&self.key.0),
+            FillResult::Stored => self.inflight.forgive(&self.key),
+            FillResult::Mismatch => self.inflight.refuse_key(&self.key),
             FillResult::NoRoom => self
                 .inflight
-                .remember_size(&self.key.0, self.fill.progress().written),
+                .remember_size(&self.key, self.fill.progress().written),
             _ => {}
         }
         self.inflight.metrics.fill(result);

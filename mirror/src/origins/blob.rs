@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use tokio_util::sync::CancellationToken;
+
 use super::Origins;
 use super::stored::BucketSource;
 use crate::bucket::SMALL;
@@ -13,24 +15,35 @@ use crate::store::Store;
 use crate::upstream::{BlobAnswer, Error};
 
 /// The source of the bytes of a fill.
+///
+/// Replicas that read each other's fills must not wait in a circle. A fill that a replica reads therefore asks no replica
+/// from then on: it ends its requests that have no answer yet, keeps an answer that it has, and after a break asks the
+/// bucket or the upstream. So the fill that gets an answer last is read by no replica, and closes no circle. Only the
+/// first request of a fill to members for what they hold is free: until it has an answer, no other fill gets bytes of it.
 #[derive(Debug, Default)]
 pub(crate) struct FillSource {
-    /// The fill waits for no owner among the replicas, so that a replica may wait for it.
+    /// The fill waits for no owner among the replicas, and never will.
     is_direct: AtomicBool,
     /// The last bytes came from a replica.
     is_peer: AtomicBool,
+    /// Cancelled once another replica reads the fill.
+    feeds_replica: CancellationToken,
 }
 
 impl FillSource {
-    /// Returns whether a fill waits for no owner among the replicas. It never does so again: two members that take each
-    /// other for the owner do not wait for each other.
+    /// Returns whether a fill waits for no owner among the replicas, and never will.
     pub(crate) fn is_direct(&self) -> bool {
-        self.is_direct.load(Ordering::Relaxed)
+        self.is_direct.load(Ordering::Relaxed) || self.feeds_replica.is_cancelled()
     }
 
     /// Returns whether the bytes come from another replica.
     pub(crate) fn is_peer(&self) -> bool {
         self.is_peer.load(Ordering::Relaxed)
+    }
+
+    /// Records that another replica reads the fill, which asks no replica any more.
+    pub(crate) fn feed_replica(&self) {
+        self.feeds_replica.cancel();
     }
 }
 
@@ -46,6 +59,7 @@ pub(crate) struct BlobOrigins {
     left_out: Vec<Arc<Member>>,
     /// The members that sent bytes.
     senders: Vec<Arc<Member>>,
+    was_asked: bool,
     asked_holders: bool,
     /// The upstream sent bytes, too.
     asked_upstream: bool,
@@ -59,7 +73,7 @@ impl BlobOrigins {
         let has_owner = |fleet: &Arc<Fleet>| !fleet.owners(Shard::of_blob(&digest)).is_empty();
         let source = FillSource {
             is_direct: AtomicBool::new(!origins.fleet.as_ref().is_some_and(has_owner)),
-            is_peer: AtomicBool::new(false),
+            ..FillSource::default()
         };
         Self {
             stored: origins.stored_blob(&repository, &digest),
@@ -71,6 +85,7 @@ impl BlobOrigins {
             current: None,
             left_out: Vec::new(),
             senders: Vec::new(),
+            was_asked: false,
             asked_holders: false,
             asked_upstream: false,
         }
@@ -107,25 +122,40 @@ impl BlobOrigins {
         answer
     }
 
+    /// Asks the members for the blob, unless another replica reads the fill.
     async fn ask_fleet(&mut self, fleet: &Arc<Fleet>, from: u64) -> Option<Result<BlobAnswer, Error>> {
-        let (repository, digest) = (self.repository.clone(), self.digest.clone());
-        let blob = PeerBlob {
-            repository: &repository,
-            digest: &digest,
-            from,
-        };
-        if !self.source.is_direct() {
-            if let Some(found) = fleet.blob_of_owner(blob, &mut self.left_out).await {
-                return Some(found.map(|found| self.take(found)));
-            }
-            self.source.is_direct.store(true, Ordering::Relaxed);
+        let source = Arc::clone(&self.source);
+        let fed = &source.feeds_replica;
+        let is_first = !std::mem::replace(&mut self.was_asked, true);
+        if !source.is_direct()
+            && let Some(found) = fed.run_until_cancelled(self.ask_owner(fleet, from)).await.flatten()
+            && (found.is_err() || !fed.is_cancelled())
+        {
+            return Some(found.map(|found| self.take(found)));
         }
-        if self.asked_holders {
+        source.is_direct.store(true, Ordering::Relaxed);
+        if self.asked_holders || (fed.is_cancelled() && !is_first) {
             return None;
         }
         self.asked_holders = true;
-        let found = fleet.blob_of_holder(blob, &self.left_out).await?;
-        Some(Ok(self.take(found)))
+        let (repository, digest) = (self.repository.clone(), self.digest.clone());
+        let asked = fleet.blob_of_holder(peer_blob(&repository, &digest, from), &self.left_out);
+        let found = if is_first {
+            asked.await
+        } else {
+            let found = fed.run_until_cancelled(asked).await.flatten();
+            found.filter(|_| !fed.is_cancelled())
+        };
+        Some(Ok(self.take(found?)))
+    }
+
+    async fn ask_owner(
+        &mut self,
+        fleet: &Arc<Fleet>,
+        from: u64,
+    ) -> Option<Result<PeerBlobAnswer, Error>> {
+        let blob = peer_blob(&self.repository, &self.digest, from);
+        fleet.blob_of_owner(blob, &mut self.left_out).await
     }
 
     fn take(&mut self, found: PeerBlobAnswer) -> BlobAnswer {
@@ -188,5 +218,13 @@ impl BlobOrigins {
     pub(crate) async fn authorize(&self) -> Result<(), Error> {
         let name = &self.repository.name;
         self.origins.blob_head(name, &self.digest).await.map(drop)
+    }
+}
+
+fn peer_blob<'a>(repository: &'a Repository, digest: &'a Digest, from: u64) -> PeerBlob<'a> {
+    PeerBlob {
+        repository,
+        digest,
+        from,
     }
 }

@@ -39,6 +39,8 @@ pub(super) struct PeerRequest {
     /// Path and query.
     pub(super) target: String,
     pub(super) headers: HeaderMap,
+    /// The most bytes of the answer's body.
+    pub(super) limit: usize,
 }
 
 /// An answer that is read whole, and that a member signed.
@@ -87,6 +89,7 @@ impl PeerRequest {
             method,
             target,
             headers,
+            limit: MAX_DOCUMENT,
         }
     }
 
@@ -206,7 +209,7 @@ impl Fleet {
         let answer = self.send(member, &request).await?;
         let (status, headers) = (answer.response.status(), answer.response.headers().clone());
         let lost = member.lost();
-        let body = timeout(IDLE, self.unless_lost(self.read(answer.response), &lost)).await;
+        let body = timeout(IDLE, self.unless_lost(self.read(answer.response, request.limit), &lost)).await;
         let body = body
             .ok()
             .flatten()
@@ -223,13 +226,13 @@ impl Fleet {
         }
     }
 
-    async fn read(&self, response: Response) -> Result<Bytes, PeerError> {
-        let too_long = || PeerError::Failed(format!("an answer of more than {MAX_DOCUMENT} bytes"));
+    async fn read(&self, response: Response, limit: usize) -> Result<Bytes, PeerError> {
+        let too_long = || PeerError::Failed(format!("an answer of more than {limit} bytes"));
         let (mut body, mut place) = (BytesMut::new(), None);
         let mut chunks = response.bytes_stream();
         while let Some(chunk) = chunks.next().await {
             let chunk = chunk.map_err(|error| PeerError::Failed(describe(error)))?;
-            if body.len() + chunk.len() > MAX_DOCUMENT {
+            if body.len() + chunk.len() > limit {
                 return Err(too_long());
             }
             if place.is_none() && body.len() + chunk.len() > LARGE {

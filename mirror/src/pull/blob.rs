@@ -152,7 +152,10 @@ impl Pull {
         }
         let fill = self.inflight.get(repository, digest)?;
         let is_usable = fill.is_direct() && fill.has_bytes() && fill.is_for(repository);
-        is_usable.then_some(Source::Filling(fill))
+        is_usable.then(|| {
+            fill.feed_replica();
+            Source::Filling(fill)
+        })
     }
 
     /// Drops damaged content; the next request fetches it again.

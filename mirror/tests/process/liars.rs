@@ -8,7 +8,7 @@ use std::time::Duration;
 use aws_lc_rs::hmac;
 use axum::body::Body;
 use bytes::Bytes;
-use futures::stream;
+use futures::{StreamExt, stream};
 use http::{Request, Response, StatusCode, header};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -17,7 +17,7 @@ use test_case::test_case;
 use tokio::net::TcpListener;
 
 use crate::fleet::{Replicas, SECRET, until_peers};
-use crate::hub::Hub;
+use crate::hub::{Gate, Hub};
 use crate::{MIB, bytes};
 
 /// The way in which a peer misbehaves once it is asked for a blob.
@@ -30,19 +30,26 @@ enum Lie {
     Cut,
     Unsigned404,
     Garbage,
+    Stall,
     OldProtocol,
+    NewProtocol,
+    OtherUpstreams,
     UnsignedHello,
+    HugeHello,
+    EndlessHello,
+}
+
+/// Returns the weight of a member for the shard of a digest; the member with the greatest owns it.
+fn weight(id: &str, digest: &Digest) -> String {
+    let shard = u8::from_str_radix(&digest.hex()[..2], 16).unwrap();
+    let text = [id.as_bytes(), &[shard]].concat();
+    Digest::compute(Algorithm::Sha256, &text).hex().to_owned()
 }
 
 /// Returns an id that owns the shard of a digest against any other id.
 fn owner_id(digest: &Digest) -> String {
-    let shard = u8::from_str_radix(&digest.hex()[..2], 16).unwrap();
-    let weight = |id: &str| {
-        let text = [id.as_bytes(), &[shard]].concat();
-        Digest::compute(Algorithm::Sha256, &text).hex().to_owned()
-    };
-    let ids = (0_u32..).map(|number| format!("{number:032x}"));
-    ids.into_iter().find(|id| weight(id).starts_with("fff")).unwrap()
+    let mut ids = (0_u32..).map(|number| format!("{number:032x}"));
+    ids.find(|id| weight(id, digest).starts_with("fff")).unwrap()
 }
 
 fn tag(text: &[u8]) -> String {
@@ -64,15 +71,33 @@ struct Liar {
     id: String,
     size: usize,
     asked: AtomicUsize,
+    /// The start of the blob that each request gets, after which nothing comes until the gate opens.
+    start: Option<(Bytes, Gate)>,
 }
 
 impl Liar {
     fn hello(&self, request: &Request<hyper::body::Incoming>, upstreams: &str) -> Response<Body> {
-        let protocol = u8::from(!matches!(self.lie, Lie::OldProtocol));
+        let protocol = match self.lie {
+            Lie::OldProtocol => 0,
+            Lie::NewProtocol => 2,
+            _ => 1,
+        };
+        let upstreams = match self.lie {
+            Lie::OtherUpstreams => "0123456789abcdef",
+            _ => upstreams,
+        };
         let body = serde_json::json!({
             "id": self.id, "version": "0", "protocol": protocol, "state": "serving", "upstreams": upstreams,
         });
-        let (kind, body) = ("application/json", body.to_string());
+        let (kind, mut body) = ("application/json", body.to_string());
+        match self.lie {
+            Lie::HugeHello => body.push_str(&" ".repeat(MIB)),
+            Lie::EndlessHello => {
+                let spaces = stream::repeat(Ok::<_, Infallible>(Bytes::from_static(b"        ")));
+                return Response::new(Body::from_stream(spaces));
+            }
+            _ => {}
+        }
         let mut answer = Response::builder().header(header::CONTENT_TYPE, kind);
         if !matches!(self.lie, Lie::UnsignedHello) {
             answer = answer.header("mirror-signature", signature(request, kind, &body));
@@ -80,8 +105,24 @@ impl Liar {
         answer.body(Body::from(body)).unwrap()
     }
 
+    /// Answers with the start of the blob. The first request waits for the gate then; others are cut.
+    fn start_of_blob(&self, start: Bytes, gate: Gate, asked: usize) -> Response<Body> {
+        let cut = stream::once(async move {
+            if asked == 0 {
+                gate.pass().await;
+            }
+            Err(std::io::Error::other("cut"))
+        });
+        let body = Body::from_stream(stream::iter([Ok(start)]).chain(cut));
+        let answer = Response::builder().header(header::CONTENT_LENGTH, self.size);
+        answer.body(body).unwrap()
+    }
+
     async fn blob(&self) -> Response<Body> {
-        self.asked.fetch_add(1, Ordering::SeqCst);
+        let asked = self.asked.fetch_add(1, Ordering::SeqCst);
+        if let Some((start, gate)) = &self.start {
+            return self.start_of_blob(start.clone(), gate.clone(), asked);
+        }
         let wrong = Bytes::from(bytes(99, self.size));
         let sized = |length: usize| Response::builder().header(header::CONTENT_LENGTH, length);
         match self.lie {
@@ -100,6 +141,11 @@ impl Liar {
                 let cut = Err(std::io::Error::other("cut"));
                 let body = Body::from_stream(stream::iter([part, cut]));
                 sized(self.size).body(body).unwrap()
+            }
+            Lie::Stall => {
+                let part = Ok::<_, Infallible>(wrong.slice(..self.size / 2));
+                let body = stream::iter([part]).chain(stream::pending());
+                sized(self.size).body(Body::from_stream(body)).unwrap()
             }
             Lie::Unsigned404 => {
                 let answer = Response::builder().status(StatusCode::NOT_FOUND);
@@ -138,15 +184,15 @@ fn serve(liar: Arc<Liar>, listener: TcpListener, upstreams: String) {
     });
 }
 
-/// Returns the hash of upstreams that a replica says.
-async fn upstreams_of(replicas: &Replicas) -> String {
+/// Returns a field of the hello of a replica.
+async fn hello_of(replicas: &Replicas, index: usize, field: &str) -> String {
     let target = "/peer/v1/hello";
     let value = crate::fleet::authorization(SECRET, "GET", target, crate::fleet::now());
     let request =
         format!("GET {target} HTTP/1.1\r\nhost: m\r\nconnection: close\r\nauthorization: {value}\r\n\r\n");
-    let head = crate::fleet::send(&replicas.peer_ports[0], &request).await;
+    let head = crate::fleet::send(&replicas.peer_ports[index], &request).await;
     let hello: serde_json::Value = serde_json::from_str(&head.body().await.unwrap()).unwrap();
-    hello["upstreams"].as_str().unwrap().to_owned()
+    hello[field].as_str().unwrap().to_owned()
 }
 
 /// Whatever a peer with the secret answers, a small blob is pulled at once, and wrong bytes reach no client.
@@ -157,8 +203,13 @@ async fn upstreams_of(replicas: &Replicas) -> String {
 #[test_case(Lie::Cut, "serving"; "cut")]
 #[test_case(Lie::Unsigned404, "serving"; "unsigned 404")]
 #[test_case(Lie::Garbage, "serving"; "garbage")]
+#[test_case(Lie::Stall, "serving"; "stall in the body")]
 #[test_case(Lie::OldProtocol, "incompatible"; "old protocol")]
+#[test_case(Lie::NewProtocol, "incompatible"; "new protocol")]
+#[test_case(Lie::OtherUpstreams, "otherUpstreams"; "other upstreams")]
 #[test_case(Lie::UnsignedHello, "refused"; "unsigned hello")]
+#[test_case(Lie::HugeHello, "unreachable"; "huge hello")]
+#[test_case(Lie::EndlessHello, "unreachable"; "endless hello")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn lying_peer_fails_no_pull(lie: Lie, state: &str) {
     let hub = Hub::start().await;
@@ -173,8 +224,9 @@ async fn lying_peer_fails_no_pull(lie: Lie, state: &str) {
         id: owner_id(&digest),
         size: data.len(),
         asked: AtomicUsize::new(0),
+        start: None,
     });
-    serve(Arc::clone(&liar), listener, upstreams_of(&replicas).await);
+    serve(Arc::clone(&liar), listener, hello_of(&replicas, 0, "upstreams").await);
     until_peers(replicas.get(0), state, 1).await;
     let head = replicas
         .get(0)
@@ -204,8 +256,9 @@ async fn wrong_large_blob_is_cut_then_fetched_elsewhere() {
         id: owner_id(&digest),
         size: data.len(),
         asked: AtomicUsize::new(0),
+        start: None,
     });
-    serve(liar, listener, upstreams_of(&replicas).await);
+    serve(liar, listener, hello_of(&replicas, 0, "upstreams").await);
     until_peers(replicas.get(0), "serving", 1).await;
     let path = format!("/v2/library/app/blobs/{digest}");
     let first = replicas.get(0).get(&path, "").await.unwrap();
@@ -214,4 +267,50 @@ async fn wrong_large_blob_is_cut_then_fetched_elsewhere() {
     let second = replicas.get(0).get(&path, "").await.unwrap();
     assert_eq!(second.status, 200, "{}", second.text);
     assert_eq!(second.digest().await.unwrap(), digest);
+}
+
+/// A replica that takes another one for the owner reads its fill, though that fill still waits for a lost owner. The fill
+/// goes on from where it is: nothing is downloaded twice.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn fill_of_lost_owner_is_resumed_once() {
+    let hub = Hub::start().await;
+    let (size, start) = (16 * MIB, 6 * MIB);
+    let data = Bytes::from(bytes(9, size));
+    let digest = hub.push_blob("library/app", &data);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let stranger = listener.local_addr().unwrap().to_string();
+    let mut replicas = Replicas::planned(2, "", &[stranger]);
+    replicas.add(0, &hub).await;
+    replicas.add(1, &hub).await;
+    let gate = Gate::shut();
+    let liar = Liar {
+        lie: Lie::Cut,
+        id: owner_id(&digest),
+        size,
+        asked: AtomicUsize::new(0),
+        start: Some((data.slice(..start), gate.clone())),
+    };
+    serve(Arc::new(liar), listener, hello_of(&replicas, 0, "upstreams").await);
+    for index in 0..2 {
+        until_peers(replicas.get(index), "serving", 2).await;
+    }
+    let mut order = Vec::new();
+    for index in 0..2 {
+        order.push((weight(&hello_of(&replicas, index, "id").await, &digest), index));
+    }
+    order.sort();
+    let (next_owner, other) = (replicas.get(order[1].1), replicas.get(order[0].1));
+    let path = format!("/v2/library/app/blobs/{digest}");
+    let mut first = next_owner.get(&path, "").await.unwrap();
+    first.first_byte().await.unwrap();
+    let second = other.get(&path, "").await.unwrap();
+    let open = async {
+        // The time in which a replica would start a second download.
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        gate.open();
+    };
+    let (first, second, ()) = tokio::join!(first.digest(), second.digest(), open);
+    assert_eq!((first.unwrap(), second.unwrap()), (digest.clone(), digest));
+    let sent = hub.sent("GET blobs");
+    assert!(sent <= (size - start + MIB) as u64, "{sent} bytes from upstream");
 }
