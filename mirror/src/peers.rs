@@ -7,6 +7,7 @@
 
 mod answer;
 mod blob;
+mod client;
 mod hello;
 mod keys;
 mod member;
@@ -20,11 +21,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use arc_swap::ArcSwap;
 use http::HeaderValue;
+use parking_lot::Mutex;
 use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use answer::{ANSWER_SIGNATURE, PEER_ERROR, answer_text, encode_error};
 pub(crate) use blob::{PeerBlob, PeerBlobAnswer};
+pub(crate) use client::PeerClientError;
 pub(crate) use hello::HELLO_PATH;
 pub(crate) use keys::{AuthorizationError, MAX_KEYS, PeerAuthorization, read as read_secret};
 pub(crate) use member::{Member, MemberReport};
@@ -33,9 +36,9 @@ pub(crate) use shard::Shard;
 use crate::clock::Clock;
 use crate::config::{PeerSettings, Proxy, Upstream};
 use crate::digest::{Algorithm, Digest};
-use crate::file_watch::FileWatch;
 use hello::{Hello, HelloState};
 use keys::PeerKeys;
+use membership::ResolvedEntries;
 
 /// The most requests to one peer at a time.
 pub(crate) const PER_PEER: usize = 128;
@@ -51,8 +54,9 @@ pub(crate) struct Fleet {
     clock: Clock,
     keys: PeerKeys,
     settings: PeerSettings,
-    client: reqwest::Client,
+    client: ArcSwap<reqwest::Client>,
     members: ArcSwap<Vec<Arc<Member>>>,
+    resolved: Mutex<ResolvedEntries>,
     /// A hash of the upstreams: members with other ones are not asked.
     upstreams: ArcSwap<String>,
     is_serving: AtomicBool,
@@ -66,14 +70,14 @@ impl Fleet {
     /// Creates the view of a member that knows no other yet.
     ///
     /// # Errors
-    /// The HTTP client cannot be built.
+    /// The HTTP client cannot be built, or a file of its certificates cannot be used.
     pub(crate) fn new(
         settings: PeerSettings,
         proxy: &Proxy,
         id: String,
         clock: Clock,
-    ) -> Result<Arc<Self>, reqwest::Error> {
-        let client = request::client()?;
+    ) -> Result<Arc<Self>, PeerClientError> {
+        let client = ArcSwap::from_pointee(client::load(&settings)?);
         Ok(Arc::new(Self {
             id,
             keys: PeerKeys::new(settings.secret_file.clone(), clock.clone()),
@@ -81,6 +85,7 @@ impl Fleet {
             settings,
             client,
             members: ArcSwap::default(),
+            resolved: Mutex::default(),
             upstreams: ArcSwap::from_pointee(upstreams_hash(proxy)),
             is_serving: AtomicBool::new(false),
             is_draining: AtomicBool::new(false),
@@ -89,23 +94,24 @@ impl Fleet {
         }))
     }
 
-    /// Follows the other members and the secret file until `end`.
+    /// Follows the other members until `end`.
     pub(crate) async fn run(self: Arc<Self>, end: CancellationToken) {
         self.is_serving.store(true, Ordering::Relaxed);
-        let secret = async {
-            let mut file = FileWatch::new(vec![self.settings.secret_file.clone()]);
-            loop {
-                file.changed().await;
-                let fleet = Arc::clone(&self);
-                // A panic of it was logged.
-                let _ = tokio::task::spawn_blocking(move || fleet.keys.reload()).await;
-            }
-        };
-        tokio::select! {
-            () = end.cancelled() => {}
-            () = secret => {}
-            () = self.follow_members() => {}
+        end.run_until_cancelled(self.follow_members()).await;
+    }
+
+    /// Reads the secret, and the certificate for other members with its CAs, again; what cannot be used is left as it was.
+    /// Blocks.
+    pub(crate) fn reload_files(&self) {
+        self.keys.reload();
+        if self.settings.tls.is_none() {
+            return;
         }
+        match client::load(&self.settings) {
+            Ok(client) => self.client.store(Arc::new(client)),
+            Err(error) => tracing::warn!(%error, "the old certificate for other replicas stays in use"),
+        }
+        self.wake.notify_one();
     }
 
     /// Lets other members choose this one no more; it still answers.

@@ -79,6 +79,8 @@ pub fn check(config: &Config) -> Result<Vec<Notice>, Error> {
         level: Level::Warn,
     };
     let mut notices = Vec::new();
+    let peer_tls = config.peers.as_ref().and_then(|peers| peers.tls.clone());
+    peer_tls.map(|tls| Certificates::load(tls, false)).transpose()?;
     if let Some(peers) = &config.peers
         && let Err(error) = peers::read_secret(&peers.secret_file)
     {

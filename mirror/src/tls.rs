@@ -1,6 +1,7 @@
 //! TLS for every connection: the provider of cryptography, trusted certificates, and the checks of a peer's certificate.
 
 mod failure;
+mod files;
 pub mod pem;
 mod verifier;
 mod x509;
@@ -9,11 +10,14 @@ use std::collections::HashSet;
 use std::sync::{Arc, LazyLock};
 
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
-use rustls::pki_types::CertificateDer;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, DistinguishedName, RootCertStore};
 use sha2::{Digest, Sha256};
 
-pub(crate) use failure::describe;
+pub(crate) use failure::{describe, is_tls_failure};
+pub use files::TlsError;
+pub(crate) use files::{authorities, key_pair};
 pub(crate) use verifier::ClientVerifier;
 use verifier::ServerVerifier;
 pub(crate) use x509::not_after;
@@ -114,6 +118,29 @@ pub fn client_config(trusted: Arc<TrustedCertificates>, http2: bool) -> Result<C
         .with_custom_certificate_verifier(Arc::new(verifier))
         .with_no_client_auth();
     config.alpn_protocols = alpn_protocols(http2);
+    Ok(config)
+}
+
+/// Returns the settings of a client that presents a certificate, and accepts certificates of these CAs that are for the
+/// server's address, for one of `names`, or for a name of its own certificate. It speaks TLS 1.3 and HTTP/1.1.
+///
+/// # Errors
+/// The provider of the process does not speak TLS 1.3.
+pub(crate) fn mutual_client_config(
+    trusted: TrustedCertificates,
+    mut names: Vec<ServerName<'static>>,
+    own: CertifiedKey,
+) -> Result<ClientConfig, rustls::Error> {
+    let provider = provider();
+    names.extend(own.cert.first().into_iter().flat_map(x509::dns_names));
+    let algorithms = provider.signature_verification_algorithms;
+    let verifier = ServerVerifier::new(Arc::new(trusted), algorithms).accepting(names);
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier))
+        .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(own)));
+    config.alpn_protocols = alpn_protocols(false);
     Ok(config)
 }
 

@@ -89,6 +89,9 @@ pub struct PeerStatus {
     /// `serving`, or the reason why it is not asked: `unknown`, `starting`, `draining`, `suspect`, `unreachable`, `refused`, `incompatible`,
     /// `otherUpstreams` or `excluded`.
     pub state: String,
+    /// The cause of the state `refused`: `clock`, `secret` or `tls`.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub cause: String,
     /// The time since which it has this state (RFC 3339).
     pub since: String,
 }

@@ -36,7 +36,7 @@ pub use health::{FileChecker, Health, HttpChecker, StorageChecker, TcpChecker};
 pub use http::{Actions, Debug, Http, Http2, Prometheus, Tls};
 pub use ignored_key::IgnoredKey;
 pub use log::{AccessLog, Log};
-pub use peers::Peers;
+pub use peers::{PeerTls, Peers};
 pub use proxy::{Cache, Masked, Proxy, Trust, Upstream, UpstreamTls};
 pub use storage::{Filesystem, Maintenance, ReadOnly, Storage, UploadPurging};
 

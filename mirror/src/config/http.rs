@@ -61,6 +61,8 @@ pub enum Listen {
 /// The server's certificate, and whom it asks for one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tls {
+    /// The section of the configuration that names the files, for messages.
+    pub section: &'static str,
     /// PEM file of the certificate chain.
     pub certificate: PathBuf,
     /// PEM file of its key.
@@ -194,6 +196,7 @@ fn tls(tls: &file::Tls) -> Result<Option<Tls>, Error> {
         (_, None) => return Err(Error::invalid("http.tls.key", "must be set to serve TLS")),
     };
     Ok(Some(Tls {
+        section: "http.tls",
         certificate,
         key,
         client_cas: tls.client_cas.iter().map(PathBuf::from).collect(),

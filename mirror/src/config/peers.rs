@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::http::host_port;
+use super::http::{Tls, host_port};
 use super::{Error, file};
 
 /// The most entries of `peers.addresses`.
@@ -17,6 +17,8 @@ pub struct PeerSettings {
     pub addresses: Vec<String>,
     /// The file of the shared secret.
     pub secret_file: PathBuf,
+    /// Mutual TLS between the replicas; `None`: plain HTTP.
+    pub tls: Option<Tls>,
 }
 
 impl PeerSettings {
@@ -44,8 +46,53 @@ impl PeerSettings {
             addr: host_port("peers.addr", &addr)?,
             addresses: peers.addresses.clone(),
             secret_file: secret_file.into(),
+            tls: tls(&peers.tls)?,
         }))
     }
+
+    /// Returns the hosts of the addresses.
+    pub(crate) fn hosts(&self) -> impl Iterator<Item = &str> {
+        let host = |address: &'_ String| address.rsplit_once(':').map_or(0, |(host, _)| host.len());
+        let hosts = self
+            .addresses
+            .iter()
+            .map(move |address| &address[..host(address)]);
+        hosts.map(|host| host.trim_start_matches('[').trim_end_matches(']'))
+    }
+
+    /// Returns the files that are read again when they change.
+    pub(crate) fn files(&self) -> Vec<PathBuf> {
+        let tls = self.tls.iter();
+        let tls = tls.flat_map(|tls| [&tls.certificate, &tls.key].into_iter().chain(&tls.client_cas));
+        [&self.secret_file].into_iter().chain(tls).cloned().collect()
+    }
+}
+
+fn tls(tls: &file::PeerTls) -> Result<Option<Tls>, Error> {
+    let set = |value: &Option<String>| value.as_deref().filter(|v| !v.is_empty()).map(PathBuf::from);
+    let missing = |key: &str| {
+        Error::invalid(
+            format!("peers.tls.{key}"),
+            "must be set to have TLS between peers",
+        )
+    };
+    let (certificate, key) = match (set(&tls.certificate), set(&tls.key)) {
+        (None, None) if tls.client_cas.is_empty() => return Ok(None),
+        (Some(certificate), Some(key)) => (certificate, key),
+        (None, _) => return Err(missing("certificate")),
+        (_, None) => return Err(missing("key")),
+    };
+    if tls.client_cas.is_empty() {
+        return Err(missing("clientcas"));
+    }
+    Ok(Some(Tls {
+        section: "peers.tls",
+        certificate,
+        key,
+        client_cas: tls.client_cas.iter().map(PathBuf::from).collect(),
+        client_optional: false,
+        only_tls13: true,
+    }))
 }
 
 #[cfg(test)]
@@ -67,8 +114,22 @@ mod tests {
             addr: ":5002".into(),
             addresses: vec!["mirror-headless:5002".into(), "[::1]:5002".into()],
             secret_file: "/s".into(),
+            tls: None,
         };
+        assert_eq!(expected.hosts().collect::<Vec<_>>(), ["mirror-headless", "::1"]);
         assert_eq!(peers(yaml).unwrap(), Some(expected));
+    }
+
+    /// The files of TLS between peers are read, and watched with the secret.
+    #[test]
+    fn peer_tls_is_read() {
+        let tls = "tls: {certificate: /c, key: /k, clientcas: [/ca]}";
+        let settings = peers(&format!("{{addr: ':1', secretfile: /s, {tls}}}"))
+            .unwrap()
+            .unwrap();
+        assert_eq!(settings.files(), ["/s", "/c", "/k", "/ca"].map(PathBuf::from));
+        let tls = settings.tls.unwrap();
+        assert!(tls.only_tls13 && !tls.client_optional);
     }
 
     /// The error for an invalid value names its key.
@@ -76,6 +137,10 @@ mod tests {
     #[test_case("{secretfile: /s}" => "peers.addr: must be set to have peers")]
     #[test_case("{addresses: ['a:1']}" => "peers.addr: must be set to have peers")]
     #[test_case("{addr: a, secretfile: /s}" => "peers.addr: expected host:port or :port, got \"a\"")]
+    #[test_case("{addr: ':1', secretfile: /s, tls: {key: /k}}" => "peers.tls.certificate: must be set to have TLS between peers")]
+    #[test_case("{addr: ':1', secretfile: /s, tls: {certificate: /c}}" => "peers.tls.key: must be set to have TLS between peers")]
+    #[test_case("{addr: ':1', secretfile: /s, tls: {certificate: /c, key: /k}}" => "peers.tls.clientcas: must be set to have TLS between peers")]
+    #[test_case("{addr: ':1', secretfile: /s, tls: {clientcas: [/c]}}" => "peers.tls.certificate: must be set to have TLS between peers")]
     #[test_case("{addr: ':1', secretfile: /s, addresses: ['a:1', ':2']}" => "peers.addresses[1]: must name a host and a port")]
     fn invalid_peers_name_their_key(yaml: &str) -> String {
         peers(yaml).unwrap_err().to_string()

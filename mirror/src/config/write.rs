@@ -53,6 +53,7 @@ fn peers(peers: &PeerSettings) -> file::Peers {
         addr: Some(peers.addr.clone()),
         addresses: peers.addresses.clone(),
         secret_file: Some(text(&peers.secret_file)),
+        tls: peers.tls.as_ref().map(peer_tls).unwrap_or_default(),
     }
 }
 
@@ -132,6 +133,14 @@ fn tls(tls: &Tls) -> file::Tls {
         client_auth: Some(client_auth.to_owned()),
         minimum_tls: Some(minimum.to_owned()),
         ..file::Tls::default()
+    }
+}
+
+fn peer_tls(tls: &Tls) -> file::PeerTls {
+    file::PeerTls {
+        certificate: Some(text(&tls.certificate)),
+        key: Some(text(&tls.key)),
+        client_cas: tls.client_cas.iter().map(|ca| text(ca)).collect(),
     }
 }
 

@@ -130,9 +130,7 @@ impl Inflight {
         digest: &Digest,
         client: ClientAddress,
     ) -> Result<(Arc<Fill>, bool), FillRejected> {
-        let (fill, joined) = self
-            .fill_of_client(origins, repository, digest, client)
-            .await?;
+        let (fill, joined) = self.fill_of_client(origins, repository, digest, client).await?;
         if client.is_replica() {
             fill.feed_replica();
         }

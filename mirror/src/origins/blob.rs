@@ -128,7 +128,10 @@ impl BlobOrigins {
         let fed = &source.feeds_replica;
         let is_first = !std::mem::replace(&mut self.was_asked, true);
         if !source.is_direct()
-            && let Some(found) = fed.run_until_cancelled(self.ask_owner(fleet, from)).await.flatten()
+            && let Some(found) = fed
+                .run_until_cancelled(self.ask_owner(fleet, from))
+                .await
+                .flatten()
             && (found.is_err() || !fed.is_cancelled())
         {
             return Some(found.map(|found| self.take(found)));
@@ -149,11 +152,7 @@ impl BlobOrigins {
         Some(Ok(self.take(found?)))
     }
 
-    async fn ask_owner(
-        &mut self,
-        fleet: &Arc<Fleet>,
-        from: u64,
-    ) -> Option<Result<PeerBlobAnswer, Error>> {
+    async fn ask_owner(&mut self, fleet: &Arc<Fleet>, from: u64) -> Option<Result<PeerBlobAnswer, Error>> {
         let blob = peer_blob(&self.repository, &self.digest, from);
         fleet.blob_of_owner(blob, &mut self.left_out).await
     }

@@ -106,7 +106,7 @@ impl Fleet {
 
     pub(super) fn on_error(&self, member: &Member, error: &PeerError) {
         tracing::debug!(address = %member.address, %error, "a peer was asked in vain");
-        if matches!(error, PeerError::Failed(_) | PeerError::Unauthorized) {
+        if matches!(error, PeerError::Failed(_) | PeerError::Refused(_)) {
             self.on_break(member);
         }
     }

@@ -31,14 +31,32 @@ pub(crate) enum MemberState {
     Suspect,
     /// It does not answer.
     Unreachable,
-    /// It has another secret, another clock, or is no member.
-    Refused,
+    /// It is no member, or takes this server for none.
+    Refused(RefusalCause),
     /// It speaks another version of the protocol.
     Incompatible,
     /// It has other upstreams.
     OtherUpstreams,
     /// It sent wrong bytes: it is asked again after 5 min.
     Excluded,
+}
+
+/// The reason why two servers are no members of one fleet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum RefusalCause {
+    /// They have no key in common.
+    #[error("the peer and this server do not have the same secret: compare the files of peers.secretfile")]
+    Secret,
+    /// Their clocks differ by more than the age of an authorization.
+    #[error(
+        "the clocks of the peer and of this server differ by a minute or more: correct the clock that is wrong"
+    )]
+    Clock,
+    /// One of them has no certificate that the other accepts, or no TLS.
+    #[error(
+        "TLS with the peer failed: compare peers.tls of both; each needs a certificate of the other's CAs"
+    )]
+    Tls,
 }
 
 /// Another member, as `/status` reports it.
@@ -50,6 +68,8 @@ pub(crate) struct MemberReport {
     pub(crate) id: String,
     /// Its state.
     pub(crate) state: &'static str,
+    /// The reason of the state `refused`.
+    pub(crate) cause: Option<&'static str>,
     /// The time since which it has this state.
     pub(crate) since: Timestamp,
 }
@@ -84,10 +104,21 @@ impl MemberState {
             Self::Draining => "draining",
             Self::Suspect => "suspect",
             Self::Unreachable => "unreachable",
-            Self::Refused => "refused",
+            Self::Refused(_) => "refused",
             Self::Incompatible => "incompatible",
             Self::OtherUpstreams => "otherUpstreams",
             Self::Excluded => "excluded",
+        }
+    }
+}
+
+impl RefusalCause {
+    /// Returns the name of the reason in `/status` and in the log.
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Secret => "secret",
+            Self::Clock => "clock",
+            Self::Tls => "tls",
         }
     }
 }
@@ -132,20 +163,33 @@ impl Member {
             address: self.address.to_string(),
             id: facts.id.clone(),
             state: facts.state.as_str(),
+            cause: match facts.state {
+                MemberState::Refused(cause) => Some(cause.as_str()),
+                _ => None,
+            },
             since: facts.since,
         }
     }
 
-    /// Records an answer to a hello, unless the member has to be left alone for a while yet.
-    pub(super) fn on_hello(&self, id: String, state: MemberState, now: Timestamp) {
+    /// Records an answer to a hello, unless the member has to be left alone for a while yet. Returns whether the state
+    /// changed.
+    pub(super) fn on_hello(&self, id: String, state: MemberState, now: Timestamp) -> bool {
         let mut facts = self.facts.lock();
         facts.failures = 0;
         facts.id = id;
         if facts.not_before.is_some_and(|time| Instant::now() < time) {
-            return;
+            return false;
         }
         facts.not_before = None;
-        facts.set(state, now);
+        facts.set(state, now)
+    }
+
+    /// Records that the member refuses this server, or this server the member, and logs a new reason.
+    pub(super) fn on_refusal(&self, cause: RefusalCause, now: Timestamp) {
+        if self.on_hello(String::new(), MemberState::Refused(cause), now) {
+            let (address, cause_name) = (self.address, cause.as_str());
+            tracing::warn!(%address, cause = cause_name, "another replica is not asked: {cause}");
+        }
     }
 
     /// Records that a hello failed. The first failure makes the member suspect; the second ends all requests to it.
@@ -181,11 +225,12 @@ impl Member {
 }
 
 impl Facts {
-    fn set(&mut self, state: MemberState, now: Timestamp) {
-        if self.state != state {
-            self.state = state;
-            self.since = now;
+    fn set(&mut self, state: MemberState, now: Timestamp) -> bool {
+        let differs = self.state != state;
+        if differs {
+            (self.state, self.since) = (state, now);
         }
+        differs
     }
 }
 

@@ -1,5 +1,6 @@
 //! Membership: names are resolved and members say hello every 5 s, and after a request failed.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -23,8 +24,28 @@ const STARTING: Duration = Duration::from_secs(30);
 const SPACING: Duration = Duration::from_millis(250);
 /// The longest wait for the addresses of a name, and for a hello.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// The most bytes of the answer to a hello.
+pub(crate) const MAX_HELLO: usize = 4096;
+/// The time for which the members of a name stay that has no address any more, or cannot be resolved.
+const KEPT_UNRESOLVED: Duration = Duration::from_mins(2);
 /// The most members that one server follows.
 pub(crate) const MAX_MEMBERS: usize = 64;
+
+/// The times at which entries of the configuration last had addresses.
+#[derive(Default)]
+pub(super) struct ResolvedEntries(HashMap<String, Instant>);
+
+impl ResolvedEntries {
+    /// Records whether an entry has addresses now. Returns whether it has none, and had some lately.
+    fn stays(&mut self, entry: &str, has_addresses: bool, now: Instant) -> bool {
+        if has_addresses {
+            self.0.insert(entry.to_owned(), now);
+            return false;
+        }
+        let last = self.0.get(entry);
+        last.is_some_and(|last| now.saturating_duration_since(*last) < KEPT_UNRESOLVED)
+    }
+}
 
 impl Fleet {
     pub(super) async fn follow_members(&self) {
@@ -63,7 +84,7 @@ impl Fleet {
         self.members.store(Arc::new(others));
     }
 
-    /// Returns the addresses of all members. An entry that cannot be resolved keeps the members that it had.
+    /// Returns the addresses of all members. An entry that cannot be resolved keeps the members that it had for 2 min.
     async fn find(&self) -> Vec<(SocketAddr, String)> {
         let entries = self.settings.addresses.iter();
         let resolved = join_all(entries.map(async |entry| {
@@ -78,8 +99,12 @@ impl Fleet {
         let known = self.members.load();
         let mut found = Vec::new();
         for (entry, mut addresses) in resolved {
-            if addresses.is_empty() {
-                debug!(entry, "no address: the members of this entry stay");
+            if self
+                .resolved
+                .lock()
+                .stays(entry, !addresses.is_empty(), Instant::now())
+            {
+                debug!(entry, "no address: the members of this entry stay for now");
                 let of_entry = known.iter().filter(|member| member.entry == *entry);
                 addresses.extend(of_entry.map(|member| member.address));
             }
@@ -94,7 +119,10 @@ impl Fleet {
 
     /// Says hello to a member. Returns `true` if this member itself answered.
     async fn greet(&self, member: &Member) -> bool {
-        let request = PeerRequest::get(HELLO_PATH.to_owned());
+        let request = PeerRequest {
+            limit: MAX_HELLO,
+            ..PeerRequest::get(HELLO_PATH.to_owned())
+        };
         let answer = timeout(PATIENCE, self.document(member, request)).await;
         let now = self.clock.now();
         match answer {
@@ -104,11 +132,9 @@ impl Fleet {
                     let state = self.judge(&hello);
                     member.on_hello(hello.id, state, now);
                 }
-                None => member.on_hello(String::new(), MemberState::Incompatible, now),
+                None => _ = member.on_hello(String::new(), MemberState::Incompatible, now),
             },
-            Ok(Err(PeerError::Unauthorized)) => {
-                member.on_hello(String::new(), MemberState::Refused, now);
-            }
+            Ok(Err(PeerError::Refused(cause))) => member.on_refusal(cause, now),
             Ok(Err(error)) => {
                 debug!(address = %member.address, %error, "a member does not answer");
                 member.on_silence(now);
@@ -129,5 +155,21 @@ impl Fleet {
             HelloState::Serving => MemberState::Serving,
             HelloState::Draining => MemberState::Draining,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Members of a name that has no address any more stay for 2 min, and again after it had one.
+    #[test]
+    fn members_of_lost_name_stay_for_2_min() {
+        let (mut resolved, start) = (ResolvedEntries::default(), Instant::now());
+        let mut stays = |seconds, has| resolved.stays("a:1", has, start + Duration::from_secs(seconds));
+        assert!(!stays(0, false), "a name that never had an address");
+        assert!(!stays(1, true));
+        assert!(stays(120, false) && !stays(121, false));
+        assert!(!stays(200, true) && stays(319, false));
     }
 }

@@ -4,22 +4,21 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
-use http::header::{ACCEPT, AUTHORIZATION, CACHE_CONTROL};
+use http::header::{ACCEPT, AUTHORIZATION, CACHE_CONTROL, DATE};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
-use reqwest::{Client, Response, redirect};
+use jiff::Timestamp;
+use reqwest::Response;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::answer::{ANSWER_SIGNATURE, answer_text, decode_error};
-use super::keys::PeerAuthorization;
-use super::member::Member;
+use super::keys::{MAX_AGE, PeerAuthorization};
+use super::member::{Member, RefusalCause};
 use super::{Fleet, MAX_KEYS};
-use crate::tls::describe;
+use crate::tls::{describe, is_tls_failure};
 use crate::upstream::Error;
 
-/// For a connection to a peer, which is near.
-const CONNECT: Duration = Duration::from_secs(1);
 /// For the header of an answer: the owner may wait for the upstream.
 const HEADER: Duration = Duration::from_secs(10);
 /// The wait after which the peer is asked whether it lives.
@@ -62,9 +61,9 @@ pub(super) enum PeerError {
     /// The upstream's own answer, which counts for all members.
     #[error(transparent)]
     Upstream(Error),
-    /// No key of this member's is the peer's, or the peer is no member.
-    #[error("the peer and this server do not have the same secret, or their clocks differ")]
-    Unauthorized,
+    /// The peer is no member, or takes this server for none.
+    #[error("{0}")]
+    Refused(RefusalCause),
     /// The peer does not have the content now.
     #[error("the peer does not have it")]
     Absent,
@@ -113,22 +112,6 @@ impl PeerRequest {
     }
 }
 
-/// Returns the HTTP client for all peers.
-pub(super) fn client() -> reqwest::Result<Client> {
-    Client::builder()
-        .user_agent(concat!("registry-mirror/", env!("CARGO_PKG_VERSION")))
-        // Peers speak plain HTTP, and the image has no certificates of a system.
-        .tls_certs_only([])
-        .no_proxy()
-        .http1_only()
-        .redirect(redirect::Policy::none())
-        .referer(false)
-        .connect_timeout(CONNECT)
-        .tcp_user_timeout(Duration::from_secs(5))
-        .pool_idle_timeout(Duration::from_secs(15))
-        .build()
-}
-
 impl Fleet {
     /// Sends a request. After a 401 the other key is tried: the peer may not have read the new one.
     pub(super) async fn send(&self, member: &Member, request: &PeerRequest) -> Result<PeerAnswer, PeerError> {
@@ -136,13 +119,16 @@ impl Fleet {
         let Ok(Ok(permit)) = permit else {
             return Err(PeerError::Busy);
         };
+        let mut cause = RefusalCause::Secret;
         for index in 0..MAX_KEYS {
             let authorized = self
                 .keys
                 .authorize(index, request.method.as_str(), &request.target);
             let Some(authorization) = authorized else { break };
             let response = self.exchange(member, request, &authorization).await?;
-            if response.status() != StatusCode::UNAUTHORIZED {
+            if response.status() == StatusCode::UNAUTHORIZED {
+                cause = self.cause_of_refusal(response.headers());
+            } else {
                 return Ok(PeerAnswer {
                     response,
                     authorization,
@@ -150,7 +136,20 @@ impl Fleet {
                 });
             }
         }
-        Err(PeerError::Unauthorized)
+        Err(PeerError::Refused(cause))
+    }
+
+    /// Returns the reason of a 401: the peer names its time, which no key has to sign, as it is only reported.
+    fn cause_of_refusal(&self, headers: &HeaderMap) -> RefusalCause {
+        let date = headers.get(DATE).and_then(|date| date.to_str().ok());
+        let date = date.and_then(|date| httpdate::parse_http_date(date).ok());
+        let date = date.and_then(|date| Timestamp::try_from(date).ok());
+        let apart = date.map(|date| self.clock.now().as_second().abs_diff(date.as_second()));
+        // Dates have whole seconds.
+        match apart {
+            Some(seconds) if seconds + 1 >= MAX_AGE.as_secs() => RefusalCause::Clock,
+            _ => RefusalCause::Secret,
+        }
     }
 
     async fn exchange(
@@ -159,9 +158,15 @@ impl Fleet {
         request: &PeerRequest,
         authorization: &PeerAuthorization,
     ) -> Result<Response, PeerError> {
-        let url = format!("http://{}{}", member.address, request.target);
+        let scheme = if self.settings.tls.is_some() {
+            "https"
+        } else {
+            "http"
+        };
+        let url = format!("{scheme}://{}{}", member.address, request.target);
+        let client = self.client.load();
         let send = || {
-            let built = self.client.request(request.method.clone(), &url);
+            let built = client.request(request.method.clone(), &url);
             let built = built.headers(request.headers.clone());
             built.header(AUTHORIZATION, authorization.value().clone()).send()
         };
@@ -175,6 +180,10 @@ impl Fleet {
         };
         match timeout(HEADER, self.unless_lost(response, &lost)).await {
             Ok(Some(Ok(response))) => Ok(response),
+            Ok(Some(Err(error))) if is_tls_failure(&error) => {
+                tracing::debug!(address = %member.address, error = describe(error), "TLS with a peer failed");
+                Err(PeerError::Refused(RefusalCause::Tls))
+            }
             Ok(Some(Err(error))) => Err(PeerError::Failed(describe(error))),
             Ok(None) => Err(PeerError::Failed("it is lost".to_owned())),
             Err(_) => Err(PeerError::Slow),
@@ -209,7 +218,11 @@ impl Fleet {
         let answer = self.send(member, &request).await?;
         let (status, headers) = (answer.response.status(), answer.response.headers().clone());
         let lost = member.lost();
-        let body = timeout(IDLE, self.unless_lost(self.read(answer.response, request.limit), &lost)).await;
+        let body = timeout(
+            IDLE,
+            self.unless_lost(self.read(answer.response, request.limit), &lost),
+        )
+        .await;
         let body = body
             .ok()
             .flatten()
@@ -217,7 +230,7 @@ impl Fleet {
         let text = answer_text(&request.method, status, &headers, &body);
         let signature = headers.get(ANSWER_SIGNATURE);
         if !answer.authorization.is_answer_signed(&text, signature) {
-            return Err(PeerError::Unauthorized);
+            return Err(PeerError::Refused(RefusalCause::Secret));
         }
         match status {
             StatusCode::OK => Ok(PeerDocument { headers, body }),

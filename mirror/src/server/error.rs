@@ -4,8 +4,8 @@ use std::io;
 use std::path::PathBuf;
 
 use crate::bucket;
-use crate::http::connection::tls::TlsError;
 use crate::store::OpenError;
+use crate::tls::TlsError;
 use crate::upstream::BuildError;
 
 /// An error that prevents the start of a server; its message names the action.

@@ -172,6 +172,7 @@ fn peers(fleet: &Fleet) -> Vec<PeerStatus> {
         address: member.address,
         id: member.id,
         state: member.state.to_owned(),
+        cause: member.cause.unwrap_or_default().to_owned(),
         since: member.since.to_string(),
     });
     status.collect()

@@ -31,6 +31,22 @@ pub(crate) fn describe(error: reqwest::Error) -> String {
     text
 }
 
+/// Returns whether a request failed in TLS: a certificate was refused, or the other side does not speak TLS.
+pub(crate) fn is_tls_failure(error: &reqwest::Error) -> bool {
+    fn is_tls(error: &(dyn Error + 'static)) -> bool {
+        let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        error.is::<rustls::Error>() || inner.is_some_and(|inner| is_tls(inner))
+    }
+    let mut cause = error.source();
+    while let Some(next) = cause {
+        if is_tls(next) {
+            return true;
+        }
+        cause = next.source();
+    }
+    false
+}
+
 /// Returns the error of a server's certificate, which I/O errors may wrap.
 fn certificate_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a CertificateError> {
     match error.downcast_ref::<rustls::Error>() {

@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use rustls::pki_types::{CertificateDer, SignatureVerificationAlgorithm, TrustAnchor, UnixTime};
+use rustls::pki_types::{CertificateDer, ServerName, SignatureVerificationAlgorithm, TrustAnchor, UnixTime};
 use rustls::{CertificateError, ExtendedKeyPurpose};
 use x509_parser::asn1_rs::{Any, BitString, FromDer};
 use x509_parser::certificate::{Validity, X509Certificate};
+use x509_parser::extensions::GeneralName;
 use x509_parser::objects::{oid_registry, oid2sn};
 use x509_parser::oid_registry::Oid;
 use x509_parser::parse_x509_certificate;
@@ -77,6 +78,20 @@ fn check_purpose(certificate: &X509Certificate<'_>, purpose: Purpose) -> Result<
             .filter_map(|(present, purpose)| present.then_some(purpose))
             .collect(),
     })
+}
+
+/// Returns the DNS names in `subjectAltName` of a certificate, without wildcards.
+pub(super) fn dns_names(certificate: &CertificateDer<'_>) -> Vec<ServerName<'static>> {
+    let Ok((_, certificate)) = parse_x509_certificate(certificate) else {
+        return Vec::new();
+    };
+    let extension = certificate.subject_alternative_name().ok().flatten();
+    let names = extension.iter().flat_map(|names| &names.value.general_names);
+    let names = names.filter_map(|name| match name {
+        GeneralName::DNSName(name) => ServerName::try_from((*name).to_owned()).ok(),
+        _ => None,
+    });
+    names.collect()
 }
 
 /// Returns true if a certificate may issue others (RFC 5280, section 4.2.1.9): that of a CA, or one of version 1, which has

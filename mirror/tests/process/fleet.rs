@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use aws_lc_rs::hmac;
+use mirror::digest::{Algorithm, Digest};
 use serde_json::Value;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
@@ -23,6 +24,10 @@ pub(crate) struct Replicas {
     pub(crate) peer_ports: Vec<String>,
     pub(crate) secret: PathBuf,
     proxy: String,
+    /// The addresses that each replica is given; empty: all of `peer_ports`.
+    pub(crate) views: Vec<Vec<String>>,
+    /// Further variables of the environment of each replica.
+    pub(crate) environment: Vec<Vec<(String, String)>>,
     home: tempfile::TempDir,
 }
 
@@ -58,6 +63,8 @@ impl Replicas {
             peer_ports,
             secret,
             proxy: proxy.to_owned(),
+            views: vec![Vec::new(); count],
+            environment: vec![Vec::new(); count],
             home,
         }
     }
@@ -71,9 +78,11 @@ impl Replicas {
                 self.secret.display().to_string(),
             ),
         ];
-        for (number, address) in self.peer_ports.iter().enumerate() {
+        let view = Some(&self.views[index]).filter(|view| !view.is_empty());
+        for (number, address) in view.unwrap_or(&self.peer_ports).iter().enumerate() {
             environment.push((format!("REGISTRY_PEERS_ADDRESSES_{number}"), address.clone()));
         }
+        environment.extend(self.environment[index].iter().cloned());
         let environment: Vec<_> = environment
             .iter()
             .map(|(name, value)| (name.as_str(), value.as_str()))
@@ -154,4 +163,22 @@ pub(crate) fn authorization(secret: &str, method: &str, target: &str, time: i64)
 pub(crate) fn now() -> i64 {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     i64::try_from(now.unwrap().as_secs()).unwrap()
+}
+
+/// Returns the weight of a member for the shard of a digest; the member with the greatest owns it.
+pub(crate) fn weight(id: &str, digest: &Digest) -> String {
+    let shard = u8::from_str_radix(&digest.hex()[..2], 16).unwrap();
+    let text = [id.as_bytes(), &[shard]].concat();
+    Digest::compute(Algorithm::Sha256, &text).hex().to_owned()
+}
+
+/// Returns a field of the hello of a replica.
+pub(crate) async fn hello_of(replicas: &Replicas, index: usize, field: &str) -> String {
+    let target = "/peer/v1/hello";
+    let value = authorization(SECRET, "GET", target, now());
+    let request =
+        format!("GET {target} HTTP/1.1\r\nhost: m\r\nconnection: close\r\nauthorization: {value}\r\n\r\n");
+    let head = send(&replicas.peer_ports[index], &request).await;
+    let hello: Value = serde_json::from_str(&head.body().await.unwrap()).unwrap();
+    hello[field].as_str().unwrap().to_owned()
 }

@@ -12,11 +12,11 @@ use futures::{StreamExt, stream};
 use http::{Request, Response, StatusCode, header};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use mirror::digest::{Algorithm, Digest};
+use mirror::digest::Digest;
 use test_case::test_case;
 use tokio::net::TcpListener;
 
-use crate::fleet::{Replicas, SECRET, until_peers};
+use crate::fleet::{Replicas, SECRET, hello_of, until_peers, weight};
 use crate::hub::{Gate, Hub};
 use crate::{MIB, bytes};
 
@@ -37,13 +37,6 @@ enum Lie {
     UnsignedHello,
     HugeHello,
     EndlessHello,
-}
-
-/// Returns the weight of a member for the shard of a digest; the member with the greatest owns it.
-fn weight(id: &str, digest: &Digest) -> String {
-    let shard = u8::from_str_radix(&digest.hex()[..2], 16).unwrap();
-    let text = [id.as_bytes(), &[shard]].concat();
-    Digest::compute(Algorithm::Sha256, &text).hex().to_owned()
 }
 
 /// Returns an id that owns the shard of a digest against any other id.
@@ -184,17 +177,6 @@ fn serve(liar: Arc<Liar>, listener: TcpListener, upstreams: String) {
     });
 }
 
-/// Returns a field of the hello of a replica.
-async fn hello_of(replicas: &Replicas, index: usize, field: &str) -> String {
-    let target = "/peer/v1/hello";
-    let value = crate::fleet::authorization(SECRET, "GET", target, crate::fleet::now());
-    let request =
-        format!("GET {target} HTTP/1.1\r\nhost: m\r\nconnection: close\r\nauthorization: {value}\r\n\r\n");
-    let head = crate::fleet::send(&replicas.peer_ports[index], &request).await;
-    let hello: serde_json::Value = serde_json::from_str(&head.body().await.unwrap()).unwrap();
-    hello[field].as_str().unwrap().to_owned()
-}
-
 /// Whatever a peer with the secret answers, a small blob is pulled at once, and wrong bytes reach no client.
 #[test_case(Lie::WrongBytes, "serving"; "wrong bytes")]
 #[test_case(Lie::WrongSize, "serving"; "wrong size")]
@@ -226,7 +208,11 @@ async fn lying_peer_fails_no_pull(lie: Lie, state: &str) {
         asked: AtomicUsize::new(0),
         start: None,
     });
-    serve(Arc::clone(&liar), listener, hello_of(&replicas, 0, "upstreams").await);
+    serve(
+        Arc::clone(&liar),
+        listener,
+        hello_of(&replicas, 0, "upstreams").await,
+    );
     until_peers(replicas.get(0), state, 1).await;
     let head = replicas
         .get(0)
@@ -239,6 +225,46 @@ async fn lying_peer_fails_no_pull(lie: Lie, state: &str) {
     assert!(hub.count("GET blobs") <= 2);
     let asked = liar.asked.load(Ordering::SeqCst);
     assert_eq!(asked > 0, state == "serving", "asked {asked} times");
+}
+
+/// A peer whose clock is wrong is named with the cause in `/status` and once in the log, and pulls go on without it.
+#[test_case(600; "ahead")]
+#[test_case(-600; "behind")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn peer_with_wrong_clock_is_reported(skew: i64) {
+    let hub = Hub::start().await;
+    let digest = hub.push_blob("library/app", bytes(12, MIB));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let stranger = listener.local_addr().unwrap().to_string();
+    let mut replicas = Replicas::planned(1, "", &[stranger]);
+    replicas.add(0, &hub).await;
+    let seconds = u64::try_from(crate::fleet::now() + skew).unwrap();
+    let date = httpdate::fmt_http_date(std::time::UNIX_EPOCH + Duration::from_secs(seconds));
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let date = date.clone();
+            let answer = service_fn(move |_: Request<hyper::body::Incoming>| {
+                let answer = Response::builder().status(401).header(header::DATE, date.clone());
+                std::future::ready(answer.body(Body::empty()))
+            });
+            let served =
+                hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), answer);
+            tokio::spawn(served);
+        }
+    });
+    let server = replicas.get(0);
+    until_peers(server, "refused", 1).await;
+    let path = format!("/v2/library/app/blobs/{digest}");
+    let head = server.get(&path, "").await.unwrap();
+    assert_eq!((head.status, head.digest().await.unwrap()), (200, digest));
+    let since = crate::fleet::status(server).await["peers"][0].clone();
+    assert_eq!(since["cause"], "clock", "{since}");
+    // Some further hellos.
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    let peer = crate::fleet::status(server).await["peers"][0].clone();
+    assert_eq!(peer, since);
+    assert_eq!(server.said("\"cause\":\"clock\""), 1);
 }
 
 /// Clients of a large blob whose peer sends wrong bytes are cut, and the next request is served from the upstream.
@@ -290,7 +316,11 @@ async fn fill_of_lost_owner_is_resumed_once() {
         asked: AtomicUsize::new(0),
         start: Some((data.slice(..start), gate.clone())),
     };
-    serve(Arc::new(liar), listener, hello_of(&replicas, 0, "upstreams").await);
+    serve(
+        Arc::new(liar),
+        listener,
+        hello_of(&replicas, 0, "upstreams").await,
+    );
     for index in 0..2 {
         until_peers(replicas.get(index), "serving", 2).await;
     }

@@ -23,9 +23,11 @@ mod herd;
 mod hostile;
 mod liars;
 mod logins;
+mod mutual_peers;
 mod peers;
 mod rebind;
 mod server;
+mod split_views;
 mod traces;
 
 use std::time::{Duration, Instant};

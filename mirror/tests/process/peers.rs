@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use futures::future::join_all;
-use mirror::digest::Digest;
+use mirror::digest::{Algorithm, Digest};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 
-use crate::fleet::{Replicas, authorization, metric, now, send, status, until_peers};
+use crate::fleet::{Replicas, authorization, hello_of, metric, now, send, status, until_peers, weight};
 use crate::hub::{Fault, Gate, Hub};
 use crate::server::{Head, Server};
 use crate::{LIMIT, MIB, bytes, until};
@@ -197,6 +197,69 @@ async fn added_replica_takes_blobs_from_others() {
         pull(&[replicas.get(2)], 1, &blob(digest), digest).await;
     }
     assert_eq!(hub.count("GET blobs"), digests.len());
+}
+
+/// Pushes a large blob that one of two replicas owns; its download stops after 6 MiB until the gate opens.
+async fn push_gated(hub: &Hub, replicas: &Replicas, owner: usize) -> (Digest, Gate) {
+    let ids = [
+        hello_of(replicas, 0, "id").await,
+        hello_of(replicas, 1, "id").await,
+    ];
+    let owned = |digest: &Digest| weight(&ids[owner], digest) > weight(&ids[1 - owner], digest);
+    let mut candidates = (50..).map(|seed| bytes(seed, 16 * MIB));
+    let data = candidates.find(|data| owned(&Digest::compute(Algorithm::Sha256, data)));
+    let (digest, gate) = (hub.push_blob("library/app", data.unwrap()), Gate::shut());
+    hub.once("GET blobs", Fault::Wait(6 * MIB, gate.clone()));
+    (digest, gate)
+}
+
+/// A replica that becomes the owner reads the fill of the one before it: after it was added, the blob is downloaded once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn new_owner_reads_fill_of_the_previous_one() {
+    let hub = Hub::start().await;
+    let mut replicas = Replicas::start(2, &hub, "").await;
+    let (digest, gate) = push_gated(&hub, &replicas, 1).await;
+    let added = replicas.servers[1].take().unwrap();
+    assert_eq!(added.end().await.code(), Some(0));
+    until_peers(replicas.get(0), "unreachable", 1).await;
+    let mut first = replicas.get(0).get(&blob(&digest), "").await.unwrap();
+    first.first_byte().await.unwrap();
+    replicas.add(1, &hub).await;
+    replicas.until_complete().await;
+    let mut second = replicas.get(1).get(&blob(&digest), "").await.unwrap();
+    second.first_byte().await.unwrap();
+    gate.open();
+    for head in [first, second] {
+        assert_eq!(head.digest().await.unwrap(), digest);
+    }
+    assert_eq!(hub.count("GET blobs"), 1);
+}
+
+/// A replica that becomes the owner as the one before it drains reads the fill of that one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn new_owner_reads_fill_of_draining_one() {
+    let hub = Hub::start().await;
+    let mut replicas = Replicas::planned(2, "", &[]);
+    replicas.environment[1] = vec![("REGISTRY_HTTP_LAMEDUCK".into(), "20s".into())];
+    replicas.add(0, &hub).await;
+    replicas.add(1, &hub).await;
+    replicas.until_complete().await;
+    let (digest, gate) = push_gated(&hub, &replicas, 1).await;
+    let mut first = replicas.get(1).get(&blob(&digest), "").await.unwrap();
+    first.first_byte().await.unwrap();
+    let leaving = replicas.servers[1].take().unwrap();
+    let pulled = async {
+        until_peers(replicas.get(0), "draining", 1).await;
+        let mut second = replicas.get(0).get(&blob(&digest), "").await.unwrap();
+        second.first_byte().await.unwrap();
+        gate.open();
+        for head in [first, second] {
+            assert_eq!(head.digest().await.unwrap(), digest);
+        }
+        assert_eq!(hub.count("GET blobs"), 1);
+    };
+    let ((), status) = tokio::join!(pulled, leaving.end());
+    assert_eq!(status.code(), Some(0));
 }
 
 /// The peer port answers no request without the secret, whatever it asks for.

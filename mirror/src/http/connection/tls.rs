@@ -1,7 +1,6 @@
 //! The serving certificate, which the server reads again after a change; open connections keep the previous one.
 
 use std::io;
-use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -16,33 +15,11 @@ use tracing::debug;
 use super::Stream;
 use super::header_meter::HeaderMeter;
 use crate::config::http::Tls;
-use crate::file_read::{self, MAX_FILE};
-use crate::tls::{self, ClientVerifier, TrustedCertificates};
+use crate::tls::{self, ClientVerifier, TlsError};
 
 /// The encrypted bytes of a connection that wait for the client, and the plain ones before the handshake ends: two
 /// records of TLS.
 const SEND_BUFFER: usize = 32 * 1024;
-
-/// An error of the certificate files.
-#[derive(Debug, thiserror::Error)]
-pub enum TlsError {
-    /// The file is missing, unreadable, or no PEM.
-    #[error("{}: {reason}; http.tls wants PEM files", path.display())]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// The problem.
-        reason: String,
-    },
-    /// The certificate and the key do not fit together.
-    #[error("http.tls.certificate {} and its key can't be served: {reason}", path.display())]
-    Unfit {
-        /// The certificate.
-        path: PathBuf,
-        /// The problem.
-        reason: String,
-    },
-}
 
 /// The certificate in force.
 pub struct Certificates {
@@ -149,13 +126,9 @@ impl AsyncWrite for Handshake {
 }
 
 fn read(settings: &Tls, http2: bool) -> Result<LoadedCertificate, TlsError> {
-    let unfit = |reason: String| TlsError::Unfit {
-        path: settings.certificate.clone(),
-        reason,
-    };
-    let chain = load(&settings.certificate, tls::pem::certificates)?;
-    let not_after = chain.first().and_then(tls::not_after);
-    let key = load(&settings.key, tls::pem::private_key)?;
+    let section = settings.section;
+    let certified = tls::key_pair(section, &settings.certificate, &settings.key)?;
+    let not_after = certified.cert.first().and_then(tls::not_after);
     let versions: &[_] = if settings.only_tls13 {
         &[&rustls::version::TLS13]
     } else {
@@ -163,12 +136,15 @@ fn read(settings: &Tls, http2: bool) -> Result<LoadedCertificate, TlsError> {
     };
     let builder = ServerConfig::builder_with_provider(tls::provider())
         .with_protocol_versions(versions)
-        .map_err(|error| unfit(error.to_string()))?;
+        .map_err(|error| TlsError::Unfit {
+            section,
+            path: settings.certificate.clone(),
+            reason: error.to_string(),
+        })?;
     let builder = match verifier(settings)? {
         Some(verifier) => builder.with_client_cert_verifier(Arc::new(verifier)),
         None => builder.with_no_client_auth(),
     };
-    let certified = tls::pem::pair(chain, key).map_err(unfit)?;
     let mut config = builder.with_cert_resolver(Arc::new(SingleCertAndKey::from(certified)));
     config.alpn_protocols = tls::alpn_protocols(http2);
     Ok(LoadedCertificate {
@@ -181,25 +157,14 @@ fn verifier(settings: &Tls) -> Result<Option<ClientVerifier>, TlsError> {
     let Some(first) = settings.client_cas.first() else {
         return Ok(None);
     };
-    let mut trusted = TrustedCertificates::empty();
-    for path in &settings.client_cas {
-        load(path, |pem| trusted.add_pem(pem))?;
-    }
+    let trusted = tls::authorities(settings.section, &settings.client_cas)?;
     ClientVerifier::new(trusted, settings.client_optional)
         .map(Some)
         .map_err(|error| TlsError::File {
+            section: settings.section,
             path: first.clone(),
             reason: error.to_string(),
         })
-}
-
-/// Reads a PEM file. The reasons of the parser contain no byte of it, because it may be a private key.
-fn load<T>(path: &Path, parse: impl FnOnce(&[u8]) -> Result<T, String>) -> Result<T, TlsError> {
-    let pem = file_read::read(path, MAX_FILE).map_err(|error| error.to_string());
-    pem.and_then(|pem| parse(&pem)).map_err(|reason| TlsError::File {
-        path: path.to_owned(),
-        reason,
-    })
 }
 
 #[cfg(test)]
@@ -210,6 +175,7 @@ mod tests {
     fn files(directory: &std::path::Path) -> Tls {
         let issued = rcgen::generate_simple_self_signed(["mirror.test".into()]).unwrap();
         let tls = Tls {
+            section: "http.tls",
             certificate: directory.join("tls.crt"),
             key: directory.join("tls.key"),
             client_cas: Vec::new(),
