@@ -24,6 +24,7 @@ mod hostile;
 mod liars;
 mod logins;
 mod mutual_peers;
+mod peer_names;
 mod peers;
 mod rebind;
 mod server;

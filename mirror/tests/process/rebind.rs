@@ -17,7 +17,7 @@ use crate::hub::{Fault, Hub};
 use crate::server::Server;
 
 /// Set for the part of the test that runs within that network.
-const WITHIN: &str = "REGISTRY_MIRROR_TEST_WITHIN";
+pub(crate) const WITHIN: &str = "REGISTRY_MIRROR_TEST_WITHIN";
 /// Addresses for documentation (RFC 5737), which stand for public ones here.
 const REGISTRY: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 7);
 const STORAGE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 8);
@@ -64,7 +64,7 @@ fn own_private_address_opens_nothing_without_tls() {
 }
 
 /// Runs another test of this program in a network of its own.
-fn run_within(test: &str) {
+pub(crate) fn run_within(test: &str) {
     let Some(how) = namespaces() else { return };
     let home = tempfile::tempdir().unwrap();
     let within = Command::new("/usr/bin/unshare")
@@ -259,30 +259,62 @@ impl Drop for Passage {
 }
 
 /// A name server (RFC 1035) with the addresses that were set last.
-struct Names(Arc<Mutex<Known>>);
+pub(crate) struct Names(Arc<Mutex<Known>>);
 
-/// Names with their addresses.
-type Known = Vec<(String, Vec<IpAddr>)>;
+/// A failure of a name server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum DnsFault {
+    /// The answer to each query is SERVFAIL.
+    ServFail,
+    /// No query has an answer.
+    Silent,
+}
+
+/// The names that a server knows.
+#[derive(Default)]
+struct Known {
+    /// Names with their addresses.
+    names: Vec<(String, Vec<IpAddr>)>,
+    fault: Option<DnsFault>,
+    queries: usize,
+}
 
 impl Names {
-    async fn serve() -> Self {
+    pub(crate) async fn serve() -> Self {
         let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 53)).await.unwrap();
         let names = Self(Arc::default());
         let known = Arc::clone(&names.0);
         tokio::spawn(async move {
             let mut query = [0; 512];
             while let Ok((length, client)) = socket.recv_from(&mut query).await {
-                let answer = answer(&query[..length], &known.lock());
-                reply(&socket, &answer, client).await;
+                let answer = {
+                    let mut known = known.lock();
+                    known.queries += 1;
+                    let fault = known.fault;
+                    (fault != Some(DnsFault::Silent)).then(|| answer(&query[..length], &known))
+                };
+                if let Some(answer) = answer {
+                    reply(&socket, &answer, client).await;
+                }
             }
         });
         names
     }
 
-    fn set(&self, name: &str, addresses: &[IpAddr]) {
-        let mut known = self.0.lock();
+    pub(crate) fn set(&self, name: &str, addresses: &[IpAddr]) {
+        let known = &mut self.0.lock().names;
         known.retain(|(other, _)| other != name);
         known.push((name.to_owned(), addresses.to_vec()));
+    }
+
+    /// Fails all queries, or none.
+    pub(crate) fn fail(&self, fault: Option<DnsFault>) {
+        self.0.lock().fault = fault;
+    }
+
+    /// Returns the number of queries.
+    pub(crate) fn queries(&self) -> usize {
+        self.0.lock().queries
     }
 }
 
@@ -291,7 +323,7 @@ async fn reply(socket: &UdpSocket, answer: &[u8], client: SocketAddr) {
 }
 
 /// The answer to a query with one question, for addresses of the family that it asks for.
-fn answer(query: &[u8], known: &[(String, Vec<IpAddr>)]) -> Vec<u8> {
+fn answer(query: &[u8], known: &Known) -> Vec<u8> {
     let (mut labels, mut at) = (Vec::new(), 12);
     while query[at] != 0 {
         let end = at + 1 + usize::from(query[at]);
@@ -299,7 +331,9 @@ fn answer(query: &[u8], known: &[(String, Vec<IpAddr>)]) -> Vec<u8> {
         at = end;
     }
     let (question, version_6) = (&query[12..at + 5], query[at + 2] == 28);
-    let found = known.iter().find(|(name, _)| *name == labels.join("."));
+    let is_failing = known.fault.is_some();
+    let known = known.names.iter().filter(|_| !is_failing);
+    let found = known.clone().find(|(name, _)| *name == labels.join("."));
     let records: Vec<Vec<u8>> = found
         .iter()
         .flat_map(|(_, addresses)| addresses)
@@ -314,7 +348,11 @@ fn answer(query: &[u8], known: &[(String, Vec<IpAddr>)]) -> Vec<u8> {
     let mut answer = query[..2].to_vec();
     answer.extend([
         0x84,
-        if found.is_some() { 0 } else { 3 },
+        match found {
+            _ if is_failing => 2,
+            Some(_) => 0,
+            None => 3,
+        },
         0,
         1,
         0,
