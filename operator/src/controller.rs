@@ -275,9 +275,9 @@ async fn run_pipeline(mirror: &RegistryMirror, context: &Context) -> Result<Acte
         .check(mirror, &release.server_image, existing.as_ref());
     allowed.map_err(ApplyError::from)?;
     bucket_conflict::check(mirror, &context.metrics.mirrors()).map_err(ApplyError::from)?;
-    // 3. Certificates and the secret of the servers: create or keep them, if the spec asks for them.
-    let observed = ensure_certificates(&mut accepted, &references, context).await?;
+    // 3. The secret of the servers, and certificates: create or keep them, if the spec asks for them.
     peer_secret::ensure(&mut accepted, &references);
+    let observed = ensure_certificates(&mut accepted, &references, context).await?;
     // 4. Desired: compute the objects of a release.
     let render = |release: &Release| {
         let desired = desired::objects(&accepted, &references, &observed, release);

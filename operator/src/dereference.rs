@@ -208,15 +208,17 @@ pub async fn read<R: Reader>(mirror: &RegistryMirror, reader: &R) -> Result<Refe
     }
     let own = Reference::secret(&names::credentials(&mirror.name_any()));
     references.credentials = reader.read(&namespace, &own).await?;
-    if mirror.spec.tls.mode != TlsMode::Disabled {
+    let has_tls = mirror.spec.tls.mode != TlsMode::Disabled;
+    if has_tls {
         let own = Reference::secret(&names::files(&mirror.name_any()));
         references.files = reader.read(&namespace, &own).await?;
     }
-    if mirror.spec.tls.mode == TlsMode::SelfSigned {
+    let has_peers = mirror.spec.peers.mode == PeersMode::Auto;
+    if mirror.spec.tls.mode == TlsMode::SelfSigned || has_tls && has_peers {
         let own = Reference::secret(&names::ca_key(&mirror.name_any()));
         references.ca = reader.read(&namespace, &own).await?;
     }
-    if mirror.spec.peers.mode == PeersMode::Auto {
+    if has_peers {
         let own = Reference::secret(&names::peers(&mirror.name_any()));
         references.peers = reader.read(&namespace, &own).await?;
     }

@@ -8,11 +8,12 @@ use kube::ResourceExt;
 use sha2::{Digest, Sha256};
 
 use crate::{
+    certificates::RenewedCertificates,
     dereference::{Contents, References},
     kind::Kind,
     names,
     observed::{Observed, PodTemplateSource, Server},
-    validate::{Accepted, Rejection, Serving},
+    validate::{Accepted, Rejection},
 };
 
 mod child;
@@ -161,7 +162,7 @@ pub fn objects(
     ];
     configuration.extend(files::object(accepted));
     configuration.extend(files::ca_key(accepted.mirror, accepted.ca.as_ref()));
-    configuration.extend(files::peers(accepted));
+    configuration.extend(files::shared(accepted.mirror, accepted.peers.as_ref()));
     configuration.push(service_account::object(accepted.mirror));
     configuration.push(service::clients(accepted.mirror, observed));
     configuration.push(service::headless(accepted));
@@ -184,19 +185,22 @@ pub fn objects(
     })
 }
 
-/// Returns the objects with a certificate, with a renewed one and no other change, for a mirror whose spec is rejected.
+/// Returns the objects with certificates, with renewed ones and no other change, for a mirror whose spec is rejected.
 pub fn renewed(
     mirror: &RegistryMirror,
-    files: &Contents,
+    files: Option<&Contents>,
     published: Option<BTreeMap<String, String>>,
-    serving: &Serving,
-    ca: Option<&BTreeMap<String, Vec<u8>>>,
+    renewed: &RenewedCertificates,
 ) -> Vec<Child> {
-    let published = published.and_then(|published| hosts::renewed(mirror, published, serving));
-    files::ca_key(mirror, ca)
+    let serving = renewed.serving.as_ref();
+    let published = published.zip(serving);
+    let published = published.and_then(|(published, serving)| hosts::renewed(mirror, published, serving));
+    let own = files.zip(serving);
+    files::ca_key(mirror, renewed.ca.as_ref())
         .into_iter()
-        .chain([files::renewed(mirror, files, serving)])
-        .chain(files::ca_bundle(mirror, Some(serving)))
+        .chain(own.map(|(files, serving)| files::renewed(mirror, files, serving)))
+        .chain(files::shared(mirror, renewed.peers.as_ref()))
+        .chain(files::ca_bundle(mirror, serving))
         .chain(published)
         .collect()
 }

@@ -10,6 +10,7 @@ use operator::{
     dereference::{Contents, References},
     desired,
     observed::Observed,
+    peer_secret,
     validate::{self, Serving},
 };
 use rustls::{
@@ -17,6 +18,7 @@ use rustls::{
     client::{WebPkiServerVerifier, danger::ServerCertVerifier},
     crypto::aws_lc_rs,
     pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject},
+    server::WebPkiClientVerifier,
 };
 use serde_json::json;
 use test_case::test_case;
@@ -60,6 +62,7 @@ impl World {
             ..Observed::default()
         };
         let mut accepted = validate::accept(&mirror, &self.held).unwrap();
+        peer_secret::ensure(&mut accepted, &self.held);
         let names = certificates::subject_names(&mirror, &observed);
         certificates::ensure(
             &mut accepted,
@@ -77,6 +80,7 @@ impl World {
         };
         self.held.files = contents(desired::files::all(&accepted));
         self.held.ca = contents(accepted.ca.unwrap());
+        self.held.peers = contents(accepted.peers.unwrap());
         accepted.serving.unwrap()
     }
 
@@ -169,6 +173,64 @@ fn bundle_of_the_last_year_always_verifies() {
         now = next;
     }
     assert!(bundles >= 10, "{bundles} bundles in ten years");
+}
+
+/// Servers verify each other's certificate on both sides of TLS over years, also while one of them has the files of the
+/// day before.
+#[test]
+fn peer_certificates_verify_on_both_sides() {
+    let (mut world, mut now) = (World::new(), 0);
+    let mut previous: Option<BTreeMap<String, Vec<u8>>> = None;
+    let mut changed = 0;
+    while now < 1500 * DAY {
+        world.at(now);
+        let files = world.held.peers.as_ref().unwrap().data.clone();
+        for (one, other) in [(&files, &files)]
+            .into_iter()
+            .chain(previous.iter().flat_map(|p| [(p, &files), (&files, p)]))
+        {
+            assert_members(&one["ca.crt"], &other["tls.crt"], now);
+        }
+        changed += usize::from(
+            previous
+                .as_ref()
+                .is_some_and(|previous| previous["tls.crt"] != files["tls.crt"]),
+        );
+        previous = Some(files);
+        now += DAY;
+    }
+    assert!((20..40).contains(&changed), "{changed} certificates");
+}
+
+/// Fails unless a server with these CAs accepts a certificate of another one, as a client and as a server.
+fn assert_members(authorities: &[u8], certificate: &[u8], now: i64) {
+    let mut roots = RootCertStore::empty();
+    for authority in CertificateDer::pem_slice_iter(authorities) {
+        roots.add(authority.unwrap()).unwrap();
+    }
+    let (roots, provider) = (Arc::new(roots), Arc::new(aws_lc_rs::default_provider()));
+    let certificate = CertificateDer::from_pem_slice(certificate).unwrap();
+    let at = UnixTime::since_unix_epoch(Duration::from_secs((START + now).unsigned_abs()));
+    let server = WebPkiServerVerifier::builder_with_provider(Arc::clone(&roots), Arc::clone(&provider));
+    let name = ServerName::try_from("hub-headless.mirrors.svc").unwrap();
+    let verified = server
+        .build()
+        .unwrap()
+        .verify_server_cert(&certificate, &[], &name, &[], at);
+    assert!(
+        verified.is_ok(),
+        "as a server after {} days: {verified:?}",
+        now / DAY
+    );
+    let client = WebPkiClientVerifier::builder_with_provider(roots, provider)
+        .build()
+        .unwrap();
+    let verified = client.verify_client_cert(&certificate, &[], at);
+    assert!(
+        verified.is_ok(),
+        "as a client after {} days: {verified:?}",
+        now / DAY
+    );
 }
 
 #[test]

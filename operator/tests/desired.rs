@@ -124,6 +124,7 @@ fn references(mirror: &RegistryMirror, shelf: &Shelf) -> References {
 fn desired(mirror: &RegistryMirror, shelf: &Shelf, observed: &Observed) -> Desired {
     let references = references(mirror, shelf);
     let mut accepted = validate::accept(mirror, &references).unwrap();
+    peer_secret::keep(&mut accepted, &references);
     let names = certificates::subject_names(mirror, observed);
     certificates::ensure(
         &mut accepted,
@@ -133,7 +134,6 @@ fn desired(mirror: &RegistryMirror, shelf: &Shelf, observed: &Observed) -> Desir
         &CertificateLifetimes::default(),
     )
     .unwrap();
-    peer_secret::keep(&mut accepted, &references);
     let release = Release {
         server_image: "registry-mirror:test".to_owned(),
         ..Release::default()
@@ -733,6 +733,40 @@ fn peer_secret_is_created_once_and_mounted() {
         .manifest
         .to_string();
     assert!(service.contains("5002"), "{service}");
+}
+
+/// With TLS for clients the servers have a certificate for each other, which the CA of the mirror issued and which stays.
+#[test_case("tls-self-signed", true; "own certificate")]
+#[test_case("tls-secret", true; "certificate of a Secret")]
+#[test_case("minimal", false; "no tls")]
+fn servers_with_tls_have_peer_certificate(name: &str, expected: bool) {
+    let mirror = spec(name);
+    let secret = "0123456789abcdef0123456789abcdef";
+    let shelf = shelf().with(Reference::secret("hub-peers"), "Opaque", &[("secret", secret)]);
+    let first = desired(&mirror, &shelf, &at_an_address());
+    let files = data(&child(&first, Kind::Secret, "hub-peers"));
+    let keys: Vec<_> = files.keys().map(String::as_str).collect();
+    let pod = first.workload.manifest["spec"]["template"]["spec"].to_string();
+    assert_eq!(pod.contains("REGISTRY_PEERS_TLS_CERTIFICATE"), expected, "{pod}");
+    if !expected {
+        assert_eq!(keys, ["secret"]);
+        return;
+    }
+    assert_eq!(keys, ["ca.crt", "secret", "tls.crt", "tls.key"]);
+    let value = |key: &str, file: &str| {
+        format!(r#""name":"REGISTRY_PEERS_TLS_{key}","value":"/etc/registry-mirror/peers/{file}""#)
+    };
+    assert!(
+        pod.contains(&value("KEY", "tls.key")) && pod.contains(&value("CLIENTCAS_0", "ca.crt")),
+        "{pod}"
+    );
+    assert!(!pod.contains("hub-ca-key"), "{pod}");
+    let ca = child(&first, Kind::Secret, "hub-ca-key");
+    let peers = child(&first, Kind::Secret, "hub-peers");
+    let stored = shelf.with_applied(&ca).with_applied(&peers);
+    let second = desired(&mirror, &stored, &at_an_address());
+    assert_eq!(data(&child(&second, Kind::Secret, "hub-peers")), files);
+    assert_eq!(data(&child(&second, Kind::Secret, "hub-ca-key")), data(&ca));
 }
 
 /// With `peers.mode: Disabled` there is no port and no Secret, and a stored one is pruned.

@@ -77,7 +77,7 @@ impl Applier<'_> {
         let mut names = names::every(&mirror);
         // The key of a CA can't be created again. With its owner back, it would be deleted if the spec asks for none.
         let key = names::ca_key(&mirror);
-        names.retain(|(_, name)| *name != key || certificates::is_self_signed(self.mirror));
+        names.retain(|(_, name)| *name != key || certificates::has_ca(self.mirror));
         names.extend([
             (Kind::ServiceAccount, mirror.clone()),
             (Kind::Service, mirror.clone()),

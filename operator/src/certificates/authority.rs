@@ -11,7 +11,9 @@ use rustls::pki_types::CertificateDer;
 use time::OffsetDateTime;
 
 use super::{
-    CertificateError, CertificateLifetimes, SecretFiles, leaf::Leaf, rotation::seconds,
+    CertificateError, CertificateLifetimes, SecretFiles,
+    leaf::{Leaf, LeafUse},
+    rotation::seconds,
     x509::StoredCertificate,
 };
 use crate::{observed::Validity, validate::serving};
@@ -89,10 +91,11 @@ impl CertificateAuthority {
         self.certificate
     }
 
-    /// Issues a serving certificate for these names, with a key of its own.
+    /// Issues a certificate of servers for these names, with a key of its own.
     pub(super) fn issue(
         &self,
         names: &BTreeSet<String>,
+        usage: LeafUse,
         now: i64,
         lifetimes: &CertificateLifetimes,
     ) -> Result<Leaf, CertificateError> {
@@ -106,6 +109,11 @@ impl CertificateAuthority {
             .push(DnType::OrganizationName, ORGANIZATION);
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        if usage == LeafUse::Peers {
+            params
+                .extended_key_usages
+                .push(ExtendedKeyUsagePurpose::ClientAuth);
+        }
         params.use_authority_key_identifier_extension = true;
         let key = KeyPair::generate()?;
         let certificate = params.signed_by(&key, &self.issuer()?)?;
@@ -134,7 +142,7 @@ fn ca_params(owner: &Owner, now: i64, lifetimes: &CertificateLifetimes) -> Certi
     name.push(DnType::OrganizationName, ORGANIZATION);
     name.push(DnType::OrganizationalUnitName, owner.namespace.as_str());
     name.push(DnType::CommonName, format!("{}{number}", owner.name_prefix()));
-    // A path length of 0: it signs serving certificates only.
+    // A path length of 0: it signs certificates of servers only.
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![
         KeyUsagePurpose::KeyCertSign,

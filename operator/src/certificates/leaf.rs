@@ -1,11 +1,20 @@
-//! The certificate that a mirror's servers present.
+//! The certificates that a mirror's servers present, to clients and to each other.
 
 use std::collections::BTreeSet;
 
 use super::{SecretFiles, rotation::LeafState, x509::StoredCertificate};
 use crate::{observed::Validity, validate::serving};
 
-/// A serving certificate. Has no `Debug`: it holds a private key.
+/// The use of a certificate, which its extended key usage allows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum LeafUse {
+    /// Servers present it to clients.
+    Serving,
+    /// Servers present it to each other, as a server and as a client.
+    Peers,
+}
+
+/// A certificate of servers. Has no `Debug`: it holds a private key.
 pub(super) struct Leaf {
     pub(super) certificate: StoredCertificate,
     /// In PEM.
@@ -13,9 +22,8 @@ pub(super) struct Leaf {
 }
 
 impl Leaf {
-    /// Loads the certificate that was issued to servers, if it can be used.
-    pub(super) fn load(files: &SecretFiles) -> Option<Self> {
-        let [certificate, key, _] = serving::FILES;
+    /// Loads the certificate that was issued to servers from these keys of a Secret, if it can be used.
+    pub(super) fn load(files: &SecretFiles, [certificate, key, _]: [&str; 3]) -> Option<Self> {
         let (chain, key) = (files.get(certificate)?, files.get(key)?);
         serving::check(chain, key).ok()?;
         Some(Self {

@@ -55,7 +55,7 @@ impl CaState {
         Self {
             current: own(CURRENT),
             next: own(NEXT),
-            leaf: Leaf::load(&files),
+            leaf: Leaf::load(&files, serving::FILES),
             retired,
             owner,
         }

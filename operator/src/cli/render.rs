@@ -171,9 +171,9 @@ where
     let observed = observed(mirror);
     let names = certificates::subject_names(mirror, &observed);
     let (now, terms) = (Timestamp::now(), CertificateLifetimes::default());
-    certificates::ensure(&mut accepted, &references, &names, now, &terms)?;
     // A new secret in each output would be a change each time: the servers act alone until a file has one.
     peer_secret::keep(&mut accepted, &references);
+    certificates::ensure(&mut accepted, &references, &names, now, &terms)?;
     Ok(desired::objects(&accepted, &references, &observed, &release)?)
 }
 

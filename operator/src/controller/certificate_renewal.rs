@@ -9,7 +9,7 @@ use kube::ResourceExt;
 use super::{Context, ReconcileError};
 use crate::{
     apply,
-    certificates::{self, SecretFiles},
+    certificates::{self, RenewedCertificates},
     dereference::{Contents, Reader, Reference, References},
     desired,
     kind::Kind,
@@ -18,29 +18,28 @@ use crate::{
     validate::serving::{self, Serving},
 };
 
-/// Renews the certificate of a mirror whose spec was rejected, if it is due: the mirror's own, or the certificate of the
-/// Secret that the spec names.
+/// Renews the certificates of a mirror whose spec was rejected, if they are due: the mirror's own, and the certificate of
+/// the Secret that the spec names.
 ///
 /// # Errors
 /// Those of the API server.
 pub(super) async fn renew(mirror: &RegistryMirror, context: &Context) -> Result<(), ReconcileError> {
     let name = mirror.name_any();
-    let Some(files) = own_secret(mirror, &names::files(&name), context).await? else {
-        return Ok(());
-    };
     let mut references = References::default();
+    references.files = own_secret(mirror, &names::files(&name), context).await?;
     references.ca = own_secret(mirror, &names::ca_key(&name), context).await?;
-    references.files = Some(files.clone());
+    references.peers = own_secret(mirror, &names::peers(&name), context).await?;
     let observed = context.observe(mirror).await?;
-    let renewed = match references.ca {
+    let mut renewed = match references.ca {
         Some(_) => own_renewal(mirror, &references, &observed, context)?,
-        None => renewal_from_secret(mirror, &files, &observed, context).await?,
+        None => RenewedCertificates::default(),
     };
-    if let Some((serving, ca)) = renewed {
-        let published = published_hosts(mirror, context);
-        let renewed = desired::renewed(mirror, &files, published, &serving, ca.as_ref());
-        apply::apply_existing(mirror, &renewed, &context.cluster).await?;
+    if let (None, Some(files)) = (&renewed.serving, &references.files) {
+        renewed.serving = renewal_from_secret(mirror, files, &observed, context).await?;
     }
+    let published = published_hosts(mirror, context);
+    let renewed = desired::renewed(mirror, references.files.as_ref(), published, &renewed);
+    apply::apply_existing(mirror, &renewed, &context.cluster).await?;
     Ok(())
 }
 
@@ -50,19 +49,16 @@ pub(super) async fn served_validity(mirror: &RegistryMirror, context: &Context) 
     serving::served_validity(&files.ok()??)
 }
 
-/// A serving certificate, and the content of the CA Secret if the operator issued it.
-type Renewed = (Serving, Option<SecretFiles>);
-
 fn own_renewal(
     mirror: &RegistryMirror,
     references: &References,
     observed: &Observed,
     context: &Context,
-) -> Result<Option<Renewed>, ReconcileError> {
+) -> Result<RenewedCertificates, ReconcileError> {
     let names = certificates::subject_names(mirror, observed);
     let lifetimes = &context.settings.lifetimes;
     let renewal = certificates::renewal(mirror, references, &names, observed.at, lifetimes)?;
-    Ok(renewal.map(|issued| (issued.serving, Some(issued.ca))))
+    Ok(renewal.unwrap_or_default())
 }
 
 async fn renewal_from_secret(
@@ -70,7 +66,7 @@ async fn renewal_from_secret(
     files: &Contents,
     observed: &Observed,
     context: &Context,
-) -> Result<Option<Renewed>, ReconcileError> {
+) -> Result<Option<Serving>, ReconcileError> {
     let (TlsMode::Secret, Some(name)) = (mirror.spec.tls.mode, &mirror.spec.tls.secret_name) else {
         return Ok(None);
     };
@@ -81,8 +77,7 @@ async fn renewal_from_secret(
     let contents = read_secret(mirror, name, context).await?;
     let contents = contents.filter(|contents| !contents.is_operators);
     let latest = contents.and_then(|contents| serving::from_secret(name, &contents).ok());
-    let newer = latest.filter(|latest| latest.validity.not_after > served.not_after);
-    Ok(newer.map(|newer| (newer, None)))
+    Ok(latest.filter(|latest| latest.validity.not_after > served.not_after))
 }
 
 /// Returns the content of a Secret of the mirror. Sends no request for one that does not exist.

@@ -16,8 +16,9 @@ use serde_json::json;
 
 use super::{config, storage, workload};
 use crate::{
+    certificates::peers,
     desired::Release,
-    names, peer_secret,
+    peer_secret,
     validate::{Accepted, bundle, serving, users},
 };
 
@@ -102,7 +103,7 @@ fn environment(accepted: &Accepted<'_>) -> Vec<EnvVar> {
     variables.extend(served(accepted));
     variables.extend(answered(accepted.mirror));
     variables.extend(traced(accepted));
-    variables.extend(peers(accepted));
+    variables.extend(shared(accepted));
     variables
         .into_iter()
         .map(|(name, value)| EnvVar {
@@ -138,23 +139,27 @@ fn bucket(accepted: &Accepted<'_>) -> Option<(String, String)> {
     Some((variable, section.to_string().replace('$', "$$")))
 }
 
-/// Returns the port for the other servers, and their name in the cluster.
-fn peers(accepted: &Accepted<'_>) -> Vec<(String, String)> {
-    if accepted.peers.is_none() {
+/// Returns the port for the other servers, their name in the cluster, and the files that all of them have.
+fn shared(accepted: &Accepted<'_>) -> Vec<(String, String)> {
+    let Some(files) = &accepted.peers else {
         return Vec::new();
-    }
-    let mirror = accepted.mirror;
-    let (headless, namespace) = (
-        names::headless(&mirror.name_any()),
-        mirror.namespace().unwrap_or_default(),
-    );
+    };
+    let host = peers::host(accepted.mirror);
     let port = workload::PEER_PORT.number;
     let variable = |name: &str, value: String| (format!("REGISTRY_PEERS_{name}"), value);
-    vec![
+    let file = |name: &str, file: &str| variable(name, format!("{PEERS}/{file}"));
+    let mut variables = vec![
         variable("ADDR", format!(":{port}")),
-        variable("ADDRESSES_0", format!("{headless}.{namespace}.svc:{port}")),
-        variable("SECRETFILE", format!("{PEERS}/{}", peer_secret::KEY)),
-    ]
+        variable("ADDRESSES_0", format!("{host}:{port}")),
+        file("SECRETFILE", peer_secret::KEY),
+    ];
+    if peers::is_held(files) {
+        let [certificate, key, ca] = peers::FILES;
+        variables.push(file("TLS_CERTIFICATE", certificate));
+        variables.push(file("TLS_KEY", key));
+        variables.push(file("TLS_CLIENTCAS_0", ca));
+    }
+    variables
 }
 
 /// Returns the variables for response headers and the access log. The kubelet reads `$` as the beginning of a reference

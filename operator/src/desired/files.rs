@@ -85,9 +85,9 @@ pub(super) fn ca_key(
 }
 
 /// Returns the Secret that the servers share, if they ask each other.
-pub(super) fn peers(accepted: &Accepted<'_>) -> Option<Child> {
-    let name = names::peers(&accepted.mirror.name_any());
-    Some(secret(accepted.mirror, name, accepted.peers.clone()?))
+pub(super) fn shared(mirror: &RegistryMirror, shared: Option<&BTreeMap<String, Vec<u8>>>) -> Option<Child> {
+    let name = names::peers(&mirror.name_any());
+    Some(secret(mirror, name, shared?.clone()))
 }
 
 /// Returns the `ConfigMap` with the CA certificates that clients trust, if the Secret of the certificate has them or

@@ -3,14 +3,14 @@
 use std::net::{IpAddr, SocketAddr};
 
 use crds::conditions::{ConditionType, Reason};
-use k8s_openapi::api::core::v1::ConfigMap;
+use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::ResourceExt;
 use reqwest::tls::Version;
 use reqwest::{Certificate, Client, ClientBuilder, Identity, Response};
 use serde_json::{Value, json};
 use testbed::pki::{Authority, Leaf};
 
-use crate::bench::{Bench, ephemeral, soon};
+use crate::bench::{Bench, ephemeral, soon, text};
 use crate::pods::{address, kubelet, pods, restarts};
 
 /// A client of the mirror `hub` at this address.
@@ -105,4 +105,65 @@ async fn client_ca_rotates_without_restart() {
     assert!(server.get(server.client(Some(&ann))).await.is_none());
     let after = pods(&bench).await.remove(0);
     assert_eq!((after.uid(), restarts(&after)), (pod.uid(), 0));
+}
+
+/// Servers of a mirror with TLS present certificates to each other, which the operator replaces without a restart; a client
+/// without one gets no answer from the peer port.
+#[tokio::test]
+async fn peer_port_of_tls_mirror_needs_certificate() {
+    let bench = Bench::start("peertls").await;
+    let _kubelet = kubelet(&bench).await;
+    let mut spec = ephemeral();
+    spec["tls"] = json!({"mode": "SelfSigned"});
+    spec["replicas"] = json!(2);
+    bench.mirror("hub", spec).await;
+    bench
+        .until_hub(ConditionType::Ready, "True", Reason::Serving)
+        .await;
+    let secret = bench.get::<Secret>("hub-peers").await.unwrap();
+    let old = peer_files(&secret);
+    let host = format!("hub-headless.{}.svc", bench.namespace.name());
+    for pod in pods(&bench).await {
+        let ip: IpAddr = address(&pod).parse().unwrap();
+        assert_eq!(hello(&host, ip, &old.0, Some(&old.1)).await, Some(401));
+        assert_eq!(hello(&host, ip, &old.0, None).await, None);
+    }
+
+    let before: Vec<_> = pods(&bench).await.iter().map(ResourceExt::uid).collect();
+    let lost = json!({"data": {"tls.crt": null, "tls.key": null}});
+    bench.merge::<Secret>("hub-peers", lost).await;
+    let renewed = bench
+        .until("hub-peers", "another certificate", |secret: &Secret| {
+            let own = text(secret, "tls.crt")?;
+            (!old.1.contains(&own) && text(secret, "tls.key").is_some()).then(|| peer_files(secret))
+        })
+        .await;
+    for pod in pods(&bench).await {
+        let ip: IpAddr = address(&pod).parse().unwrap();
+        assert_eq!(hello(&host, ip, &renewed.0, Some(&renewed.1)).await, Some(401));
+        assert_eq!(restarts(&pod), 0);
+    }
+    let after: Vec<_> = pods(&bench).await.iter().map(ResourceExt::uid).collect();
+    assert_eq!(before, after);
+}
+
+/// Returns the CA certificates for servers of a mirror, and certificate and key of a server, in PEM.
+fn peer_files(secret: &Secret) -> (String, String) {
+    let [ca, certificate, key] = ["ca.crt", "tls.crt", "tls.key"].map(|file| text(secret, file).unwrap());
+    (ca, format!("{certificate}{key}"))
+}
+
+/// Returns the status of a hello to a peer port without the secret; `None` where there is no answer.
+async fn hello(host: &str, ip: IpAddr, ca: &str, own: Option<&str>) -> Option<u16> {
+    testbed::install_crypto_provider();
+    let builder = Client::builder()
+        .tls_certs_only([Certificate::from_pem(ca.as_bytes()).unwrap()])
+        .resolve(host, SocketAddr::from((ip, 5002)));
+    let builder = match own {
+        Some(pem) => builder.identity(Identity::from_pem(pem.as_bytes()).unwrap()),
+        None => builder,
+    };
+    let url = format!("https://{host}:5002/peer/v1/hello");
+    let answer = builder.build().unwrap().get(url).send().await.ok()?;
+    Some(answer.status().as_u16())
 }
