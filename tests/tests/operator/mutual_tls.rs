@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use crds::conditions::{ConditionType, Reason};
-use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
 use kube::ResourceExt;
 use reqwest::tls::Version;
 use reqwest::{Certificate, Client, ClientBuilder, Identity, Response};
@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use testbed::pki::{Authority, Leaf};
 
 use crate::bench::{Bench, ephemeral, soon, text};
-use crate::pods::{address, kubelet, pods, restarts};
+use crate::pods::{address, is_ready, kubelet, pods, restarts};
 
 /// A client of the mirror `hub` at this address.
 struct Server {
@@ -117,19 +117,20 @@ async fn peer_port_of_tls_mirror_needs_certificate() {
     spec["tls"] = json!({"mode": "SelfSigned"});
     spec["replicas"] = json!(2);
     bench.mirror("hub", spec).await;
-    bench
-        .until_hub(ConditionType::Ready, "True", Reason::Serving)
-        .await;
+    let servers = soon("two servers", async || {
+        let pods = pods(&bench).await;
+        (pods.len() == 2 && pods.iter().all(is_ready)).then_some(pods)
+    })
+    .await;
     let secret = bench.get::<Secret>("hub-peers").await.unwrap();
     let old = peer_files(&secret);
     let host = format!("hub-headless.{}.svc", bench.namespace.name());
-    for pod in pods(&bench).await {
-        let ip: IpAddr = address(&pod).parse().unwrap();
+    for pod in &servers {
+        let ip: IpAddr = address(pod).parse().unwrap();
         assert_eq!(hello(&host, ip, &old.0, Some(&old.1)).await, Some(401));
         assert_eq!(hello(&host, ip, &old.0, None).await, None);
     }
 
-    let before: Vec<_> = pods(&bench).await.iter().map(ResourceExt::uid).collect();
     let lost = json!({"data": {"tls.crt": null, "tls.key": null}});
     bench.merge::<Secret>("hub-peers", lost).await;
     let renewed = bench
@@ -143,8 +144,8 @@ async fn peer_port_of_tls_mirror_needs_certificate() {
         assert_eq!(hello(&host, ip, &renewed.0, Some(&renewed.1)).await, Some(401));
         assert_eq!(restarts(&pod), 0);
     }
-    let after: Vec<_> = pods(&bench).await.iter().map(ResourceExt::uid).collect();
-    assert_eq!(before, after);
+    let uids = |pods: &[Pod]| pods.iter().map(ResourceExt::uid).collect::<Vec<_>>();
+    assert_eq!(uids(&pods(&bench).await), uids(&servers));
 }
 
 /// Returns the CA certificates for servers of a mirror, and certificate and key of a server, in PEM.
