@@ -65,7 +65,7 @@ pub type SecretFiles = BTreeMap<String, Vec<u8>>;
 
 /// The certificates of a mirror, as far as they are renewed.
 #[derive(Default)]
-pub struct RenewedCertificates {
+pub struct IssuedCertificates {
     /// The certificate that servers present to clients.
     pub serving: Option<Serving>,
     /// The content of the Secret that the servers share, if it has a certificate.
@@ -147,7 +147,7 @@ pub fn renewal(
     names: &BTreeSet<String>,
     at: Timestamp,
     lifetimes: &CertificateLifetimes,
-) -> Result<Option<RenewedCertificates>, CertificateError> {
+) -> Result<Option<IssuedCertificates>, CertificateError> {
     let mut state = CaState::load(mirror, references, at.as_second());
     let shared = references
         .peers
@@ -182,7 +182,7 @@ pub fn renewal(
     let is_stored = references.ca.as_ref().is_some_and(|stored| stored.data == ca);
     let is_current = is_served && is_shared && is_stored;
     let ca = Some(ca);
-    Ok((!is_current).then_some(RenewedCertificates { serving, peers, ca }))
+    Ok((!is_current).then_some(IssuedCertificates { serving, peers, ca }))
 }
 
 /// Returns whether servers have exactly this certificate.

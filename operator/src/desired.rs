@@ -8,7 +8,7 @@ use kube::ResourceExt;
 use sha2::{Digest, Sha256};
 
 use crate::{
-    certificates::RenewedCertificates,
+    certificates::IssuedCertificates,
     dereference::{Contents, References},
     kind::Kind,
     names,
@@ -190,7 +190,7 @@ pub fn renewed(
     mirror: &RegistryMirror,
     files: Option<&Contents>,
     published: Option<BTreeMap<String, String>>,
-    renewed: &RenewedCertificates,
+    renewed: &IssuedCertificates,
 ) -> Vec<Child> {
     let serving = renewed.serving.as_ref();
     let published = published.zip(serving);

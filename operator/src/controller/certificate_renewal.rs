@@ -9,7 +9,7 @@ use kube::ResourceExt;
 use super::{Context, ReconcileError};
 use crate::{
     apply,
-    certificates::{self, RenewedCertificates},
+    certificates::{self, IssuedCertificates},
     dereference::{Contents, Reader, Reference, References},
     desired,
     kind::Kind,
@@ -32,7 +32,7 @@ pub(super) async fn renew(mirror: &RegistryMirror, context: &Context) -> Result<
     let observed = context.observe(mirror).await?;
     let mut renewed = match references.ca {
         Some(_) => own_renewal(mirror, &references, &observed, context)?,
-        None => RenewedCertificates::default(),
+        None => IssuedCertificates::default(),
     };
     if let (None, Some(files)) = (&renewed.serving, &references.files) {
         renewed.serving = renewal_from_secret(mirror, files, &observed, context).await?;
@@ -54,7 +54,7 @@ fn own_renewal(
     references: &References,
     observed: &Observed,
     context: &Context,
-) -> Result<RenewedCertificates, ReconcileError> {
+) -> Result<IssuedCertificates, ReconcileError> {
     let names = certificates::subject_names(mirror, observed);
     let lifetimes = &context.settings.lifetimes;
     let renewal = certificates::renewal(mirror, references, &names, observed.at, lifetimes)?;
