@@ -80,6 +80,13 @@ fn operation(bencher: divan::Bencher<'_, '_>, name: &str) {
     bencher.bench_local(|| (operation.run)(&place));
 }
 
+/// Lists the first images of 10,000, in the order of pulls: the work behind the page. It has 200 ms.
+#[divan::bench(max_time = 5)]
+fn list_ten_thousand_images(bencher: divan::Bencher<'_, '_>) {
+    let place = Place::with_images(10_000);
+    bencher.bench_local(|| place.list_images());
+}
+
 /// Content is hashed as it comes: this bounds what one core can take in.
 #[divan::bench(args = [Algorithm::Sha256, Algorithm::Sha512])]
 fn hash_a_mebibyte(bencher: divan::Bencher<'_, '_>, algorithm: Algorithm) {

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use futures::StreamExt;
 use http::request::Parts;
 use http::{HeaderMap, Method, Request, header};
 use http_body_util::BodyExt;
@@ -13,7 +14,7 @@ use mirror::http::{self as registry, Peer, Service, Settings};
 use mirror::metrics::Metrics;
 use mirror::name::Repository;
 use mirror::pull::{Live, Origin, Pull};
-use mirror::store::{self, Manifest, Store};
+use mirror::store::{self, ImageOrder, ImageRequest, Manifest, Store};
 use mirror::upstream::{self, Upstream};
 use tempfile::TempDir;
 use tokio::runtime::{Builder, Runtime};
@@ -77,6 +78,23 @@ impl Place {
         });
     }
 
+    /// Returns a cache with this number of images.
+    pub(crate) fn with_images(number: usize) -> Self {
+        let place = Self::new();
+        place.runtime.block_on(add_images(&place.store, number));
+        place
+    }
+
+    pub(crate) fn list_images(&self) {
+        let request = ImageRequest {
+            search: String::new(),
+            sort: ImageOrder::Pulls,
+            limit: 50,
+        };
+        let page = self.runtime.block_on(self.store.images(request, |_, _| true));
+        assert_eq!(page.unwrap().images.len(), 50);
+    }
+
     pub(crate) fn look_up(&self) {
         let found = self.store.manifest(&self.repository, &self.digest);
         assert!(self.runtime.block_on(found).unwrap().is_some());
@@ -108,6 +126,26 @@ async fn fill(store: &Store, repository: &Repository) -> (Digest, Digest) {
     let (tag, digest) = ("latest".parse().unwrap(), manifest.digest().clone());
     store.put_tag(repository, &tag, &digest).await.unwrap();
     (blob, digest)
+}
+
+/// Adds images of a manifest each. Many at once share a write of the index.
+async fn add_images(store: &Store, number: usize) {
+    let add = async |number: usize| {
+        let repository = Repository {
+            host: "docker.io".parse().unwrap(),
+            name: format!("team/app-{number}").parse().unwrap(),
+        };
+        let text = format!(r#"{{"schemaVersion":2,"annotations":{{"number":"{number}"}}}}"#);
+        let manifest = Manifest {
+            content: Hashed::compute(Algorithm::Sha256, text.into_bytes().into()),
+            media_type: "application/vnd.oci.image.manifest.v1+json".into(),
+        };
+        store.put_manifest(&repository, &manifest).await.unwrap();
+        let tag = "latest".parse().unwrap();
+        store.put_tag(&repository, &tag, manifest.digest()).await.unwrap();
+    };
+    let images = futures::stream::iter(0..number);
+    images.for_each_concurrent(256, add).await;
 }
 
 fn service(store: &Store) -> Service {

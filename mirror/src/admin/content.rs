@@ -14,7 +14,7 @@ const MAX_SEARCH: usize = 255;
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct ContentRequest {
-    /// `used`, `name`, `size` or `validated`.
+    /// `used`, `name`, `size`, `pulls` or `validated`.
     pub sort: Option<String>,
     /// The most images.
     pub n: Option<String>,
@@ -47,6 +47,9 @@ pub struct ImageStatus {
     /// The platforms whose manifests are in the cache, such as `linux/amd64`.
     #[serde(default)]
     pub platforms: Vec<String>,
+    /// The GET requests that clients made for the manifest since it came into the cache.
+    #[serde(default)]
+    pub pulls: u64,
     /// The last use (RFC 3339).
     pub last_used: String,
     /// The last confirmation by the upstream (RFC 3339).
@@ -86,8 +89,9 @@ impl ContentRequest {
             "" | "used" => ImageOrder::Used,
             "name" => ImageOrder::Name,
             "size" => ImageOrder::Size,
+            "pulls" => ImageOrder::Pulls,
             "validated" => ImageOrder::Validated,
-            _ => return Err("sort: expected used, name, size or validated".to_owned()),
+            _ => return Err("sort: expected used, name, size, pulls or validated".to_owned()),
         };
         let limit = match self.n.as_deref().unwrap_or_default() {
             "" => DEFAULT_LIMIT,
@@ -124,6 +128,7 @@ impl From<ImageEntry> for ImageStatus {
             digest: image.digest.as_str().to_owned(),
             bytes: image.bytes,
             platforms: image.platforms,
+            pulls: image.pulls,
             last_used: image.used.to_string(),
             validated: image.validated.to_string(),
             pinned: image.is_pinned,
@@ -153,7 +158,8 @@ mod tests {
 
     #[test_case("", "", "" => Ok((ImageOrder::Used, 50)))]
     #[test_case("size", "3", "nginx" => Ok((ImageOrder::Size, 3)))]
-    #[test_case("digest", "", "" => Err("sort: expected used, name, size or validated".to_owned()))]
+    #[test_case("pulls", "", "" => Ok((ImageOrder::Pulls, 50)))]
+    #[test_case("digest", "", "" => Err("sort: expected used, name, size, pulls or validated".to_owned()))]
     #[test_case("", "-1", "" => Err("n: expected a number up to 1000".to_owned()))]
     fn parameters_are_checked(sort: &str, n: &str, q: &str) -> Result<(ImageOrder, usize), String> {
         let some = |text: &str| Some(text.to_owned());

@@ -12,12 +12,13 @@ use super::{Status, UpstreamStatus};
 /// The style sheet of the pages of server and operator. The colours have a contrast of at least 4.5 to 1 (WCAG 2.2, 1.4.3).
 pub const STYLE: &str = include_str!("page.css");
 /// The time after which a browser loads the page again, in seconds.
-pub(super) const REFRESH_SECONDS: &str = "15";
+pub const REFRESH_SECONDS: &str = "15";
 /// The orders of images: parameter, name of the column.
-const SORTS: [(&str, &str); 4] = [
+const SORTS: [(&str, &str); 5] = [
     ("used", "last use"),
     ("name", "name"),
     ("size", "size"),
+    ("pulls", "pulls"),
     ("validated", "last validation"),
 ];
 
@@ -262,7 +263,7 @@ fn content(data: &PageContent) -> Markup {
 fn images(images: &[ImageStatus]) -> Markup {
     html! {
         div .wide tabindex="0" role="region" aria-label="Table of images" { table {
-            thead { tr { @for name in ["Image", "Digest", "Platforms", "Size", "Last use", "Last validation", "Pinned"] {
+            thead { tr { @for name in ["Image", "Digest", "Platforms", "Size", "Pulls", "Last use", "Last validation", "Pinned"] {
                 th scope="col" { (name) }
             } } }
             tbody { @for image in images {
@@ -271,6 +272,7 @@ fn images(images: &[ImageStatus]) -> Markup {
                     td { code { (short(&image.digest)) } }
                     td { (text(&image.platforms.join(", "))) }
                     td .number { (bytes(image.bytes)) }
+                    td .number { (image.pulls) }
                     td { (from_now(&image.last_used)) }
                     td { (from_now(&image.validated)) }
                     td { (if image.pinned { "yes" } else { "no" }) }
@@ -285,7 +287,7 @@ fn usage(status: &Status) -> Markup {
         section aria-labelledby="usage" {
             h2 #usage { "Pull through this mirror" }
             p { "With MIRROR as the address of the registry port:" }
-            pre { code { @for (number, upstream) in status.upstreams.iter().enumerate() {
+            pre tabindex="0" role="region" aria-label="Commands" { code { @for (number, upstream) in status.upstreams.iter().enumerate() {
                 "docker pull MIRROR/" @if number > 0 { (upstream.host) "/" } "REPOSITORY:TAG   # " (upstream.host) "\n"
             } } }
         }

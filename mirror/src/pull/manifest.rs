@@ -158,6 +158,11 @@ impl Pull {
         unreadable(self.store.manifest(repository, digest).await)
     }
 
+    /// Counts a pull of an image by a client.
+    pub(crate) fn count_pull(&self, digest: &Digest) {
+        self.store.count_pull(digest);
+    }
+
     /// Returns the time since the upstream last confirmed a tag; `None` for one that is not cached.
     pub(crate) async fn tag_age(&self, repository: &Repository, tag: &Tag) -> Option<Duration> {
         let known = unreadable(self.store.tag(repository, tag).await)?;

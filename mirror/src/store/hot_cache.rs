@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::fs::{File, Metadata};
 use std::os::unix::fs::MetadataExt;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use arc_swap::ArcSwapOption;
@@ -39,6 +39,8 @@ const TAGS: u64 = 16 << 10;
 pub(super) struct ContentHandle {
     digest: Digest,
     used_ms: AtomicI64,
+    /// The pulls since the index took the last uses.
+    pulls: AtomicU64,
     recorded: AtomicBool,
     gone: AtomicBool,
 }
@@ -248,14 +250,41 @@ impl HotCache {
         self.known
             .lock()
             .retain(|_, known| known.handle.strong_count() + known.file.strong_count() > 0);
-        let used = std::mem::take(&mut *self.recorded.lock())
-            .into_iter()
-            .map(|handle| {
-                handle.recorded.store(false, Ordering::Release);
-                Op::Use(handle.digest.clone(), handle.used_ms.load(Ordering::Acquire))
-            });
+        let recorded = std::mem::take(&mut *self.recorded.lock());
+        let mut ops = Vec::with_capacity(recorded.len());
+        for handle in recorded {
+            handle.recorded.store(false, Ordering::Release);
+            let (digest, used) = (handle.digest.clone(), handle.used_ms.load(Ordering::Acquire));
+            let pulls = handle.pulls.swap(0, Ordering::AcqRel);
+            if pulls > 0 {
+                ops.push(Op::Pulled(digest.clone(), pulls));
+            }
+            ops.push(Op::Use(digest, used));
+        }
         let confirmed = std::mem::take(&mut *self.confirmed.lock());
-        used.chain(confirmed.into_values()).collect()
+        ops.extend(confirmed.into_values());
+        ops
+    }
+
+    /// Returns the last use (ms since 1970) and the pulls of the content that was used since the index took the last uses.
+    pub(super) fn recorded_uses(&self) -> HashMap<Digest, (i64, u64)> {
+        let recorded = self.recorded.lock();
+        let use_of = |handle: &Arc<ContentHandle>| {
+            let used = handle.used_ms.load(Ordering::Acquire);
+            (
+                handle.digest.clone(),
+                (used, handle.pulls.load(Ordering::Acquire)),
+            )
+        };
+        recorded.iter().map(use_of).collect()
+    }
+
+    /// Counts a pull of a manifest that was used just now. The index takes it with that use.
+    pub(super) fn count_pull(&self, digest: &Digest) {
+        let known = self.known.lock();
+        if let Some(handle) = known.get(digest).and_then(|known| known.handle.upgrade()) {
+            handle.pulls.fetch_add(1, Ordering::AcqRel);
+        }
     }
 
     fn handle(&self, digest: &Digest) -> Arc<ContentHandle> {
@@ -266,6 +295,7 @@ impl HotCache {
         let handle = Arc::new(ContentHandle {
             digest: digest.clone(),
             used_ms: AtomicI64::new(0),
+            pulls: AtomicU64::new(0),
             recorded: AtomicBool::new(false),
             gone: AtomicBool::new(false),
         });

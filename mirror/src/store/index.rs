@@ -61,6 +61,8 @@ pub(super) struct Index {
     writer: Mutex<()>,
     changes: AtomicU64,
     uses: AtomicU64,
+    #[cfg(test)]
+    reads: AtomicU64,
 }
 
 impl Index {
@@ -84,6 +86,8 @@ impl Index {
             writer: Mutex::default(),
             changes: AtomicU64::new(0),
             uses: AtomicU64::new(0),
+            #[cfg(test)]
+            reads: AtomicU64::new(0),
         })
     }
 
@@ -109,6 +113,12 @@ impl Index {
             self.changes.load(Ordering::Acquire),
             self.uses.load(Ordering::Acquire),
         )
+    }
+
+    /// Counts the reads.
+    #[cfg(test)]
+    pub(super) fn reads(&self) -> u64 {
+        self.reads.load(Ordering::Relaxed)
     }
 
     fn write_queue(&self) {
@@ -154,6 +164,8 @@ impl Index {
         &self,
         query: impl FnOnce(ReadTransaction) -> Result<T, redb::Error>,
     ) -> Result<T, IndexFailure> {
+        #[cfg(test)]
+        self.reads.fetch_add(1, Ordering::Relaxed);
         self.with(|database| query(database.begin_read()?))
     }
 

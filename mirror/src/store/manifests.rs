@@ -48,6 +48,11 @@ impl Store {
             .await
     }
 
+    /// Counts a pull of a manifest, if it is in the cache.
+    pub fn count_pull(&self, digest: &Digest) {
+        self.inner.hot_cache.count_pull(digest);
+    }
+
     /// Stores a manifest, which was hashed when it came, and links it into its repository.
     pub async fn put_manifest(&self, repository: &Repository, manifest: &Manifest) -> Result<(), StageError> {
         let (store, repository, manifest) = (self.clone(), repository.clone(), manifest.clone());

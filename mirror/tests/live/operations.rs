@@ -474,6 +474,67 @@ async fn page_shows_a_running_server() {
     assert_eq!(served.admin("/status").await.0, 200);
 }
 
+/// A GET of a manifest, by tag or digest, is a pull of its image; a HEAD and an answer of 304 are none. The pulls are there
+/// at once and after a restart, order the images, and are a column of the page.
+#[tokio::test]
+async fn pulls_of_images_are_counted() {
+    let hub = Hub::start().await;
+    for (repository, layer) in [("often", b"first"), ("rare", b"other")] {
+        hub.push_image(repository, "v1", &[layer]);
+    }
+    let mut served = Home::new().serve("", &proxy(&hub), &[]).await;
+    let head = crate::served::client().head(format!("http://{}/v2/often/manifests/v1", served.address));
+    let head = head.send().await.unwrap();
+    let etag = head.headers()["etag"].clone();
+    let digest = head.headers()["docker-content-digest"]
+        .to_str()
+        .unwrap()
+        .to_owned();
+    for path in [
+        "often/manifests/v1",
+        &format!("often/manifests/{digest}"),
+        "rare/manifests/v1",
+    ] {
+        assert_eq!(served.get(&format!("/v2/{path}")).await.0, 200, "{path}");
+    }
+    let unchanged = crate::served::client()
+        .get(format!("http://{}/v2/often/manifests/v1", served.address))
+        .header("if-none-match", etag);
+    assert_eq!(unchanged.send().await.unwrap().status(), 304);
+
+    let pulls = async |served: &crate::served::Served| {
+        let (code, text) = served.admin("/status/content?sort=pulls").await;
+        assert_eq!(code, 200, "{text}");
+        let content: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let images = content["images"].as_array().unwrap().clone();
+        let pulls = images.into_iter().map(|image| {
+            let name = image["name"]
+                .as_str()
+                .unwrap()
+                .rsplit_once('/')
+                .unwrap()
+                .1
+                .to_owned();
+            (name, image["pulls"].as_u64().unwrap())
+        });
+        pulls.collect::<Vec<_>>()
+    };
+    let expected = [("often:v1".to_owned(), 2), ("rare:v1".to_owned(), 1)];
+    assert_eq!(pulls(&served).await, expected);
+    let (_, page) = served.admin("/?sort=pulls").await;
+    assert!(
+        page.contains(">Pulls</th>") && page.contains("<option value=\"pulls\" selected>"),
+        "{page}"
+    );
+
+    served.signal(rustix::process::Signal::TERM);
+    served.ended().await;
+    let served = served.home.serve("", &proxy(&hub), &[]).await;
+    assert_eq!(pulls(&served).await, expected);
+    assert_eq!(served.get("/v2/rare/manifests/v1").await.0, 200);
+    assert_eq!(pulls(&served).await[1].1, 2);
+}
+
 /// The history of a server continues after a restart, with the earlier requests.
 #[tokio::test]
 async fn history_continues_after_server_restart() {

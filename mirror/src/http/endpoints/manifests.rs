@@ -37,6 +37,9 @@ pub(in crate::http) async fn get(
         response.headers_mut().insert(header::AGE, age.as_secs().into());
     }
     if response.status() == StatusCode::OK {
+        if !is_head && !context.is_of_replica() {
+            context.app.pull.count_pull(manifest.digest());
+        }
         *response.body_mut() = served.body(|served| served.value.bytes().clone());
     }
     Ok(EndpointResponse::new(response, outcome, repository))

@@ -1,4 +1,4 @@
-//! Changes of the index. Each can be applied twice, so a failed batch may be tried again.
+//! Changes of the index. Each can be applied twice, so a failed batch may be tried again; pulls alone would count twice.
 
 use redb::{ReadableTable, Table, WriteTransaction};
 
@@ -6,7 +6,7 @@ use crate::digest::Digest;
 use crate::name::{Repository, Tag};
 use crate::store::index::tables::{
     BLOBS, BUCKET, BY_FETCH, BY_USE, BYTES, COMPLETE, CONTENT, DATA, IMPORTED, KEPT, LINKS, Link,
-    MEDIA_TYPES, META, SAMPLES, STATE_SEEN, TAGS, UPLOADS, key_of,
+    MEDIA_TYPES, META, PULLS, SAMPLES, STATE_SEEN, TAGS, UPLOADS, key_of,
 };
 
 /// A day in ms.
@@ -29,6 +29,8 @@ pub(in crate::store) enum Op {
     Remove(Digest),
     /// It was used.
     Use(Digest, i64),
+    /// Clients pulled this manifest so many times more.
+    Pulled(Digest, u64),
     /// It was read and hashed.
     Verified(Digest, i64),
     /// Upstream confirmed a tag.
@@ -83,6 +85,7 @@ impl Op {
                 | Self::MediaType(..)
                 | Self::Kept(..)
                 | Self::EndUpload(_)
+                | Self::Pulled(..)
                 | Self::Sample(..)
         )
     }
@@ -147,10 +150,7 @@ pub(super) fn apply(transaction: &WriteTransaction, ops: &[Op]) -> Result<Added,
             Op::NotAfter(digest, most) => tables.change(digest, |(size, first, used, verified)| {
                 (size, first.min(*most), used.min(*most), verified.min(*most))
             })?,
-            Op::Remove(digest) => {
-                tables.remove(&key_of(digest))?;
-                remove_rest(transaction, &key_of(digest))?;
-            }
+            Op::Remove(digest) => tables.remove_all(transaction, digest)?,
             Op::Import {
                 digest,
                 expires,
@@ -166,6 +166,7 @@ pub(super) fn apply(transaction: &WriteTransaction, ops: &[Op]) -> Result<Added,
             Op::Complete(whether) => tables.set(COMPLETE, u64::from(*whether))?,
             Op::StateSeen(seen) => tables.set(STATE_SEEN, *seen)?,
             Op::Bucket(fingerprint) => tables.set(BUCKET, *fingerprint)?,
+            Op::Pulled(digest, more) => tables.add_pulls(transaction, digest, *more)?,
             other => apply_names(transaction, other)?,
         }
     }
@@ -273,6 +274,7 @@ fn import(transaction: &WriteTransaction, key: &[u8], expires: i64) -> Result<()
 fn remove_rest(transaction: &WriteTransaction, key: &[u8]) -> Result<(), redb::Error> {
     transaction.open_table(MEDIA_TYPES)?.remove(key)?;
     transaction.open_table(IMPORTED)?.remove(key)?;
+    transaction.open_table(PULLS)?.remove(key)?;
     let (first, last) = (*Link::KINDS.start(), *Link::KINDS.end());
     let all = (key, first, "", "")..(key, last + 1, "", "");
     transaction.open_table(LINKS)?.retain_in(all, |_, ()| false)?;
@@ -301,6 +303,29 @@ impl Tables<'_> {
         self.by_fetch.remove((first, key))?;
         self.by_use.remove((used, key))?;
         self.count(size.wrapping_neg(), 1_u64.wrapping_neg())
+    }
+
+    /// Removes content with all that other tables have of it.
+    fn remove_all(&mut self, transaction: &WriteTransaction, digest: &Digest) -> Result<(), redb::Error> {
+        let key = key_of(digest);
+        self.remove(&key)?;
+        remove_rest(transaction, &key)
+    }
+
+    /// Adds to the pulls of a manifest, if it is still there.
+    fn add_pulls(
+        &self,
+        transaction: &WriteTransaction,
+        digest: &Digest,
+        more: u64,
+    ) -> Result<(), redb::Error> {
+        let key = key_of(digest);
+        if self.get(&key)?.is_some() {
+            let mut table = transaction.open_table(PULLS)?;
+            let before = table.get(&*key)?.map_or(0, |found| found.value());
+            table.insert(&*key, before.saturating_add(more))?;
+        }
+        Ok(())
     }
 
     fn change(&mut self, digest: &Digest, change: impl FnOnce(Times) -> Times) -> Result<(), redb::Error> {

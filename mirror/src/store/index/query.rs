@@ -6,7 +6,7 @@ use crate::digest::Digest;
 use crate::name::{Repository, Tag};
 use crate::store::index::tables::{
     BLOBS, BUCKET, BY_FETCH, BY_USE, BYTES, COMPLETE, CONTENT, DATA, IMPORTED, KEPT, LINKS, Link,
-    MEDIA_TYPES, META, SAMPLES, STATE_SEEN, TAGS, UPLOADS, digest_of, key_of,
+    MEDIA_TYPES, META, PULLS, SAMPLES, STATE_SEEN, TAGS, UPLOADS, digest_of, key_of,
 };
 use crate::store::index::{Index, IndexFailure};
 
@@ -192,6 +192,18 @@ impl Index {
                 }
             }
             Ok(())
+        })
+    }
+
+    /// Returns the pulls of the manifests with these keys, in their order.
+    pub(in crate::store) fn pulls<'k>(
+        &self,
+        keys: impl Iterator<Item = &'k [u8]>,
+    ) -> Result<Vec<u64>, IndexFailure> {
+        self.read(|transaction| {
+            let table = transaction.open_table(PULLS)?;
+            keys.map(|key| Ok(table.get(key)?.map_or(0, |found| found.value())))
+                .collect()
         })
     }
 

@@ -25,6 +25,8 @@ pub(super) const KEPT: TableDefinition<(&[u8], u8, &str, &str), ()> = TableDefin
 pub(super) const UPLOADS: TableDefinition<&str, &str> = TableDefinition::new("uploads");
 /// Time in ms since 1970 → a sample of the server's totals, of the last day.
 pub(super) const SAMPLES: TableDefinition<i64, &[u8]> = TableDefinition::new("samples");
+/// Manifest → the number of its pulls, if there were any.
+pub(super) const PULLS: TableDefinition<&[u8], u64> = TableDefinition::new("pulls");
 /// The kind of content in [`KEPT`].
 pub(super) const DATA: u8 = u8::MAX;
 /// Totals and marks.
@@ -63,6 +65,7 @@ pub(super) fn check(database: &Database) -> Result<(), redb::Error> {
     transaction.open_table(KEPT)?;
     transaction.open_table(UPLOADS)?;
     transaction.open_table(SAMPLES)?;
+    transaction.open_table(PULLS)?;
     transaction.open_table(META)?.insert(SCHEMA, SCHEMA_VERSION)?;
     transaction.commit()?;
     Ok(())
@@ -70,13 +73,14 @@ pub(super) fn check(database: &Database) -> Result<(), redb::Error> {
 
 /// Makes the tables that an older version of the server did not have.
 fn add_missing(database: &Database) -> Result<(), redb::Error> {
-    if database.begin_read()?.open_table(SAMPLES).is_ok() {
+    if database.begin_read()?.open_table(PULLS).is_ok() {
         return Ok(());
     }
     let transaction = database.begin_write()?;
     transaction.open_table(KEPT)?;
     transaction.open_table(UPLOADS)?;
     transaction.open_table(SAMPLES)?;
+    transaction.open_table(PULLS)?;
     transaction.commit()?;
     Ok(())
 }
