@@ -25,6 +25,9 @@ docs: ## the documentation site in target/site, its links checked
 	@scripts/docs
 	@cargo test --locked --quiet -p tests --test docs
 
+screenshots: ## pictures of the pages of server and operator in docs/images, after axe-core checked them (Chromium)
+	@SCREENSHOTS=docs/images scripts/pages
+
 lint: ## formatting, clippy, links and spelling of documentation, unused dependencies, licences
 	@scripts/lint
 
@@ -80,4 +83,4 @@ install: ## build the programs and put them into PREFIX/bin (default: cargo's)
 	cargo install --locked --path mirror $(if $(PREFIX),--root $(PREFIX))
 	cargo install --locked --path operator $(if $(PREFIX),--root $(PREFIX))
 
-.PHONY: help demo demo-cluster test e2e e2e-day2 docs lint bench bench-quick bench-day bench-million bench-fleet bench-docs profile count fuzz coverage generate image cluster-up cluster-down install
+.PHONY: help demo demo-cluster test e2e e2e-day2 docs screenshots lint bench bench-quick bench-day bench-million bench-fleet bench-docs profile count fuzz coverage generate image cluster-up cluster-down install

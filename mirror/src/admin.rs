@@ -24,7 +24,7 @@ pub use content::{ContentReport, ContentRequest, FillStatus, ImageStatus};
 pub use history::{History, HistoryReport, SAMPLE_INTERVAL, Totals};
 pub use numbers::{bytes, hit_ratio, percent, saved_bytes, signed_bytes};
 use page::PageContent;
-pub use page::STYLE;
+pub use page::{REFRESH_SECONDS, STYLE};
 pub use status::{
     BucketStatus, CacheStatus, ClientStatus, PeerStatus, Status, TrafficStatus, UpstreamStatus,
 };
@@ -163,14 +163,15 @@ async fn overview<S: AdminState>(
     for (name, value) in PAGE_HEADERS {
         headers.insert(name, HeaderValue::from_static(value));
     }
-    let is_refreshed = !query
-        .unwrap_or_default()
-        .split('&')
-        .any(|pair| pair == "refresh=off");
-    if is_refreshed {
-        headers.insert(header::REFRESH, HeaderValue::from_static(page::REFRESH_SECONDS));
-    }
+    headers.extend(refresh_header(query.as_deref()));
     response
+}
+
+/// Returns the header by which a browser loads a page again, unless its query has `refresh=off`.
+pub fn refresh_header(query: Option<&str>) -> Option<(HeaderName, HeaderValue)> {
+    let mut pairs = query.unwrap_or_default().split('&');
+    let is_off = pairs.any(|pair| pair == "refresh=off");
+    (!is_off).then(|| (header::REFRESH, HeaderValue::from_static(REFRESH_SECONDS)))
 }
 
 async fn ready<S: AdminState>(State(subject): State<Arc<S>>) -> Response {

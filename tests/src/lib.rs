@@ -3,6 +3,7 @@
 
 pub mod audit;
 pub mod binaries;
+pub mod browser;
 pub mod bucket;
 pub mod control_plane;
 pub mod fake_agent;

@@ -47,6 +47,8 @@ mod node_files;
 mod nodes;
 #[path = "operator/object_store.rs"]
 mod object_store;
+#[path = "operator/pages.rs"]
+mod pages;
 #[path = "operator/platform.rs"]
 mod platform;
 #[path = "operator/plugin.rs"]

@@ -4,19 +4,19 @@
 use std::sync::Arc;
 
 use axum::{
-    extract::{Path, State},
+    extract::{Path, RawQuery, State},
     http::StatusCode,
     response::{Html, IntoResponse, Response},
 };
 use crds::RegistryMirror;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
-use mirror::admin::{PAGE_HEADERS, STYLE, bytes, percent, signed_bytes};
+use mirror::admin::{PAGE_HEADERS, REFRESH_SECONDS, STYLE, bytes, percent, refresh_header, signed_bytes};
 
 use super::Health;
 use crate::{cluster::triggers::StoredMirror, mirror_key::MirrorKey, traffic::Traffic};
 
 /// Answers with the list of the mirrors.
-pub(super) async fn list(State(health): State<Health>) -> Response {
+pub(super) async fn list(State(health): State<Health>, RawQuery(query): RawQuery) -> Response {
     let rows: Vec<_> = health
         .metrics
         .mirrors()
@@ -26,13 +26,14 @@ pub(super) async fn list(State(health): State<Health>) -> Response {
             (mirror, traffic)
         })
         .collect();
-    page("registry-mirror operator", &mirrors(&rows))
+    page("registry-mirror operator", &mirrors(&rows), query.as_deref())
 }
 
 /// Answers with the page of a mirror.
 pub(super) async fn detail(
     State(health): State<Health>,
     Path((namespace, name)): Path<(String, String)>,
+    RawQuery(query): RawQuery,
 ) -> Response {
     let key = MirrorKey { namespace, name };
     let mirrors = health.metrics.mirrors();
@@ -45,13 +46,15 @@ pub(super) async fn detail(
             page(
                 &key.to_string(),
                 &html! { (totals(traffic.as_ref())) (conditions(mirror)) },
+                query.as_deref(),
             )
         }
         None => StatusCode::NOT_FOUND.into_response(),
     }
 }
 
-fn page(title: &str, content: &Markup) -> Response {
+/// Answers with a page. The browser loads it again by itself unless `refresh=off`.
+fn page(title: &str, content: &Markup, query: Option<&str>) -> Response {
     let page = html! {
         (DOCTYPE)
         html lang="en" {
@@ -64,11 +67,16 @@ fn page(title: &str, content: &Markup) -> Response {
             body {
                 header { h1 { (title) } }
                 main { (content) }
-                footer { p { "Version " (env!("CARGO_PKG_VERSION")) ". " a href="/metrics" { "Metrics" } } }
+                footer { p {
+                    "Version " (env!("CARGO_PKG_VERSION")) ". The page is loaded again every " (REFRESH_SECONDS) " seconds: "
+                    a href="?refresh=off" { "load it once" } ". " a href="/metrics" { "Metrics" }
+                } }
             }
         }
     };
-    (PAGE_HEADERS, Html(page.into_string())).into_response()
+    let mut response = (PAGE_HEADERS, Html(page.into_string())).into_response();
+    response.headers_mut().extend(refresh_header(query));
+    response
 }
 
 /// Returns a readable mirror.

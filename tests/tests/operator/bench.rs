@@ -163,6 +163,12 @@ impl Bench {
         running.health.metrics.render().unwrap()
     }
 
+    /// Returns the state that the running operator reports.
+    pub(crate) fn health(&self) -> Health {
+        let running = self.running.as_ref().expect("an operator runs");
+        running.health.clone()
+    }
+
     /// Returns the number of reconciles that the running operator has ended.
     pub(crate) fn reconciles(&self) -> u64 {
         let metrics = self.metrics();
