@@ -59,7 +59,6 @@ pub(crate) struct BlobOrigins {
     left_out: Vec<Arc<Member>>,
     /// The members that sent bytes.
     senders: Vec<Arc<Member>>,
-    was_asked: bool,
     asked_holders: bool,
     /// The upstream sent bytes, too.
     asked_upstream: bool,
@@ -85,7 +84,6 @@ impl BlobOrigins {
             current: None,
             left_out: Vec::new(),
             senders: Vec::new(),
-            was_asked: false,
             asked_holders: false,
             asked_upstream: false,
         }
@@ -126,7 +124,7 @@ impl BlobOrigins {
     async fn ask_fleet(&mut self, fleet: &Arc<Fleet>, from: u64) -> Option<Result<BlobAnswer, Error>> {
         let source = Arc::clone(&self.source);
         let fed = &source.feeds_replica;
-        let is_first = !std::mem::replace(&mut self.was_asked, true);
+        let is_first = self.senders.is_empty() && !self.asked_upstream && !self.is_stored;
         if !source.is_direct()
             && let Some(found) = fed
                 .run_until_cancelled(self.ask_owner(fleet, from))
