@@ -227,7 +227,7 @@ async fn lying_peer_fails_no_pull(lie: Lie, state: &str) {
     assert_eq!(asked > 0, state == "serving", "asked {asked} times");
 }
 
-/// A peer whose clock is wrong is named with the cause in `/status` and once in the log, and pulls go on without it.
+/// A peer whose clock is wrong is named with the cause in `/status` and once in the log, and fails no pull.
 #[test_case(600; "ahead")]
 #[test_case(-600; "behind")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -296,7 +296,7 @@ async fn wrong_large_blob_is_cut_then_fetched_elsewhere() {
 }
 
 /// A replica that takes another one for the owner reads its fill, though that fill still waits for a lost owner. The fill
-/// goes on from where it is: nothing is downloaded twice.
+/// asks the upstream for the remainder only.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn fill_of_lost_owner_is_resumed_once() {
     let hub = Hub::start().await;

@@ -1,4 +1,4 @@
-//! Replicas that know each other by certificates: mutual TLS on the peer port, beside the secret.
+//! Replicas that know each other by certificates: mutual TLS on the peer port, in addition to the secret.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -9,9 +9,9 @@ use crate::{MIB, bytes};
 
 /// Whatever each member sees, each pull is whole, and a blob is downloaded at most once for each view.
 #[test_case(&[&[1], &[2], &[0]]; "a circle")]
-#[test_case(&[&[1], &[0], &[]]; "one that sees nobody")]
+#[test_case(&[&[1], &[0], &[]]; "one without peers")]
 #[test_case(&[&[1, 2], &[], &[1]]; "one way")]
-#[test_case(&[&[], &[], &[]]; "nobody sees anybody")]
+#[test_case(&[&[], &[], &[]]; "all without peers")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn split_views_fail_no_pull(seen: &[&[usize]]) {
     let hub = Hub::start().await;
