@@ -18,8 +18,7 @@ mod span;
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use axum::body::Body;
-use axum::response::{IntoResponse, Response};
+use axum::response::IntoResponse;
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use tracing::Instrument;
@@ -29,7 +28,7 @@ pub use access_log::RecordedBody;
 pub use auth::{Htpasswd, MAX_BCRYPT_COST, check_htpasswd};
 use connection::SendfileQueue;
 use endpoint_response::EndpointResponse;
-use endpoints::{blobs, manifests, referrers, tags};
+use endpoints::{base, blobs, manifests, referrers, tags};
 use error::RegistryError;
 use failures::{Failed, FailureLog, Kind};
 pub use peer::Peer;
@@ -188,6 +187,11 @@ fn refuse(app: &App, request: &Parts) -> Option<RegistryError> {
     if !transfer_coding::is_supported(&request.headers) {
         return Some(RegistryError::unsupported_transfer_coding());
     }
+    let path = request.uri.path();
+    let is_of_server = request.method == Method::OPTIONS && path == "*";
+    if !(path.starts_with('/') || is_of_server || request.method == Method::CONNECT) {
+        return Some(RegistryError::no_path());
+    }
     let failing = app.settings.health.is_failing();
     failing.then(RegistryError::unhealthy)
 }
@@ -220,7 +224,7 @@ async fn dispatch(
         }
     }
     if context.method == Method::OPTIONS {
-        return Ok(EndpointResponse::plain(preflight()));
+        return Ok(EndpointResponse::plain(base::preflight()));
     }
     if let Some(access) = &context.app.settings.access
         && *route != Route::Root
@@ -231,15 +235,27 @@ async fn dispatch(
         return Err(reject_write(route));
     }
     match route {
-        Route::Root | Route::Base => Ok(EndpointResponse::plain(base())),
-        // Boxed, because their futures would enlarge that of a manifest or a blob.
-        Route::Catalog => Box::pin(tags::catalog(context)).await,
         Route::Manifest { name, reference } => manifests::get(context, name, reference).await,
         Route::Blob { name, digest } => blobs::get(context, name, digest).await,
-        Route::Tags { name } => Box::pin(tags::list(context, name)).await,
-        Route::Referrers { name, digest } => Box::pin(referrers::get(context, name, digest)).await,
-        Route::Upload | Route::Unknown => Err(RegistryError::nothing_here()),
+        // Boxed, because their futures would enlarge that of a manifest or a blob.
+        route => Box::pin(dispatch_unversioned(context, route)).await,
     }
+}
+
+/// Dispatches a request to an endpoint whose responses have no validator.
+async fn dispatch_unversioned(
+    context: &RequestContext<'_>,
+    route: &Route<'_>,
+) -> Result<EndpointResponse, RegistryError> {
+    let response = match route {
+        Route::Root | Route::Base => EndpointResponse::plain(base::get()),
+        Route::Catalog => tags::catalog(context).await?,
+        Route::Tags { name } => tags::list(context, name).await?,
+        Route::Referrers { name, digest } => referrers::get(context, name, digest).await?,
+        _ => return Err(RegistryError::nothing_here()),
+    };
+    headers::check_if_match(context.headers, None)?;
+    Ok(response)
 }
 
 /// Returns the error for a write: 405, but a malformed reference or digest takes precedence (distribution-spec end-7,
@@ -251,23 +267,6 @@ fn reject_write(route: &Route<'_>) -> RegistryError {
         _ => None,
     };
     mistake.unwrap_or_else(RegistryError::read_only)
-}
-
-/// Returns the response to `OPTIONS`, which browsers send without credentials before a request to another origin; so it
-/// needs no login.
-fn preflight() -> Response {
-    let mut response = StatusCode::NO_CONTENT.into_response();
-    response.headers_mut().insert(header::ALLOW, error::ALLOWED);
-    response
-}
-
-/// Returns the response to `GET /v2/` (end-1), by which clients detect a registry.
-fn base() -> Response {
-    let mut response = Response::new(Body::from("{}"));
-    response
-        .headers_mut()
-        .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    response
 }
 
 /// Adds the headers of every response.

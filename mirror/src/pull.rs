@@ -1,6 +1,7 @@
 //! The policy of a pull-through cache: hit, miss, revalidate, or serve stale.
 
 mod blob;
+mod blob_metadata;
 mod catalog;
 mod negative_cache;
 mod select_upstream;
@@ -26,6 +27,7 @@ use arc_swap::ArcSwap;
 use tracing::warn;
 
 pub(crate) use blob::Source;
+pub(crate) use blob_metadata::BlobMetadata;
 pub(crate) use select_upstream::UpstreamSelectionError;
 
 pub(crate) use manifest::ClientRequest;

@@ -3,6 +3,7 @@
 mod client_memory;
 mod header_meter;
 mod limit;
+mod mismatch;
 mod protocols;
 mod sendfile;
 mod socket;
@@ -30,6 +31,8 @@ use client_memory::ClientMemory;
 pub(super) use client_memory::{ConnectionMemory, Permit, hold};
 use header_meter::HeaderMeter;
 use limit::{ConnectionLimit, ConnectionSlot};
+use mismatch::FirstBytes;
+pub(super) use mismatch::ProtocolMismatch;
 use protocols::builder;
 pub(super) use sendfile::SendfileQueue;
 use socket::{Accepted, Socket, Stream};
@@ -141,7 +144,7 @@ impl Connection {
         let accepted = Instant::now();
         let opened = tokio::select! {
             biased;
-            opened = tokio::time::timeout(LIMITS.header, self.open(options, &slot.memory)) => opened,
+            opened = tokio::time::timeout(LIMITS.header, self.open(&service, options, &slot.memory)) => opened,
             () = slot.closing.cancelled() => return,
         };
         if let Ok(Some(opened)) = opened
@@ -152,9 +155,20 @@ impl Connection {
     }
 
     /// Waits for the first bytes of HTTP, inside TLS if it is on; `None` if the connection ends before.
-    async fn open(self, options: ConnectionOptions, memory: &Arc<ClientMemory>) -> Option<Opened> {
-        let http2 = self.socket.may_begin_http2().await.ok()?;
+    async fn open(
+        self,
+        service: &Service,
+        options: ConnectionOptions,
+        memory: &Arc<ClientMemory>,
+    ) -> Option<Opened> {
+        let first = self.socket.first_bytes().await.ok()?;
         let (mut peer, stream) = (self.peer, self.socket.stream());
+        if let Some(mismatch) = first.mismatch(options.tls.is_some()) {
+            service.log_mismatch(mismatch, &peer);
+            Box::pin(mismatch.refuse(stream)).await;
+            return None;
+        }
+        let http2 = first == FirstBytes::MayBeHttp2;
         let (stream, http2) = match options.tls {
             Some(tls) => {
                 peer.sendfile = None;

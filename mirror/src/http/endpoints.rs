@@ -1,5 +1,6 @@
 //! The endpoints that serve content and lists, each a function from a request to a response.
 
+pub(super) mod base;
 pub(super) mod blobs;
 mod body;
 mod document;

@@ -101,6 +101,18 @@ impl RegistryError {
         Self::new(StatusCode::BAD_REQUEST, "UNSUPPORTED", message)
     }
 
+    /// Returns a 400 for a request whose target has no path (RFC 9112, 3.2; RFC 9113, 8.3.1).
+    pub(crate) fn no_path() -> Self {
+        let message = "the target of the request has no path: it has to begin with a slash";
+        Self::new(StatusCode::BAD_REQUEST, "UNSUPPORTED", message)
+    }
+
+    /// Returns a 412 for an `If-Match` that the content does not match.
+    pub(super) fn precondition_failed() -> Self {
+        let message = "the content has no validator that If-Match names: send the request without it";
+        Self::new(StatusCode::PRECONDITION_FAILED, "UNSUPPORTED", message)
+    }
+
     /// Returns a 400 for a request with another transfer coding than a single `chunked`. It ends the connection, because
     /// the bytes after the header may mean another request to another server.
     pub(crate) fn unsupported_transfer_coding() -> Self {
@@ -146,6 +158,16 @@ impl RegistryError {
         Self {
             class: "logins",
             ..Self::new(StatusCode::TOO_MANY_REQUESTS, "TOOMANYREQUESTS", message)
+        }
+        .retry_after(Duration::from_secs(2))
+    }
+
+    /// Returns a 503 for a login while the users of this mirror can't be read.
+    pub(super) fn users_unavailable() -> Self {
+        let message = "the users of this mirror can't be read at the moment: try again later";
+        Self {
+            class: "logins",
+            ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "TOOMANYREQUESTS", message)
         }
         .retry_after(Duration::from_secs(2))
     }

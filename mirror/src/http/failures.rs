@@ -9,6 +9,8 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 use tracing::Level;
 
+use super::connection::ProtocolMismatch;
+use super::{Peer, Service};
 use crate::name::Host;
 
 /// Lines of one kind within [`WINDOW`]; more are counted.
@@ -140,6 +142,26 @@ impl Failed {
             repeated,
             "request failed"
         );
+    }
+}
+
+impl Service {
+    /// Logs a connection of a client that speaks another protocol than its port serves.
+    pub(super) fn log_mismatch(&self, mismatch: ProtocolMismatch, peer: &Peer) {
+        self.app.failures.log(Failed {
+            level: Level::WARN,
+            kind: Kind {
+                upstream: None,
+                status: http::StatusCode::BAD_REQUEST.as_u16(),
+                code: Some("UNSUPPORTED"),
+                class: "protocol",
+            },
+            reason: format!("{mismatch}; its address is {}", peer.name),
+            repository: None,
+            reference: None,
+            user: None,
+            id: HeaderValue::from_static(""),
+        });
     }
 }
 

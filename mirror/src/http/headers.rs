@@ -5,6 +5,7 @@ use axum::response::Response;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 
+use super::error::RegistryError;
 use crate::digest::Digest;
 
 /// The capacity for the headers of a response with content, so that the map never grows.
@@ -36,6 +37,25 @@ pub(super) fn response(headers: &HeaderMap, etag: &Bytes) -> Response {
     response
 }
 
+/// Returns an error if `If-Match` names no validator of the response (RFC 9110, 13.1.1): `*` or this `ETag`, compared
+/// strongly. `If-Unmodified-Since` is ignored, as no response has a `Last-Modified`.
+pub(super) fn check_if_match(headers: &HeaderMap, etag: Option<&[u8]>) -> Result<(), RegistryError> {
+    if !headers.contains_key(header::IF_MATCH) {
+        return Ok(());
+    }
+    let values = headers
+        .get_all(header::IF_MATCH)
+        .iter()
+        .filter_map(|value| value.to_str().ok());
+    let is_match = values
+        .flat_map(|list| list.split(','))
+        .map(str::trim)
+        .any(|tag| tag == "*" || Some(tag.as_bytes()) == etag);
+    is_match
+        .then_some(())
+        .ok_or_else(RegistryError::precondition_failed)
+}
+
 /// Returns `true` if `If-None-Match` matches: a list, which may hold weak validators, or `*`.
 fn is_known(headers: &HeaderMap, etag: &[u8]) -> bool {
     let values = headers
@@ -63,5 +83,18 @@ mod tests {
         let mut headers = HeaderMap::new();
         headers.insert(header::IF_NONE_MATCH, value.parse().unwrap());
         is_known(&headers, b"\"sha256:1\"")
+    }
+
+    #[test_case("\"sha256:1\"" => true)]
+    #[test_case("\"x\" , \"sha256:1\"" => true; "in a list")]
+    #[test_case("*" => true; "anything")]
+    #[test_case("W/\"sha256:1\"" => false; "weak")]
+    #[test_case("\"x\"" => false)]
+    #[test_case("sha256:1" => false; "without quotes")]
+    #[test_case("" => false; "empty")]
+    fn if_match_is_compared_strongly(value: &str) -> bool {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::IF_MATCH, value.parse().unwrap());
+        check_if_match(&headers, Some(b"\"sha256:1\"")).is_ok()
     }
 }

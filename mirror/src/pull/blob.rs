@@ -83,65 +83,6 @@ impl Pull {
         })
     }
 
-    /// Returns the blob's size, without downloading it; `None` if upstream has the blob and does not say its size.
-    pub(crate) async fn blob_size(
-        &self,
-        repository: &Repository,
-        digest: &Digest,
-        peer: &str,
-    ) -> Result<Served<Option<u64>>, PullError> {
-        if let Some(blob) = unreadable(self.store.blob(repository, digest).await) {
-            if self.is_refused(repository) {
-                Box::pin(self.confirmed(repository, digest, blob.clone(), peer)).await?;
-            }
-            return Ok(Served::hit(Some(blob.size)));
-        }
-        Box::pin(self.size_of_missed(repository, digest, peer)).await
-    }
-
-    async fn size_of_missed(
-        &self,
-        repository: &Repository,
-        digest: &Digest,
-        peer: &str,
-    ) -> Result<Served<Option<u64>>, PullError> {
-        let fill = self.inflight.get(repository, digest);
-        let fill = fill.filter(|fill| fill.is_for(repository) && !fill.has_failed());
-        if let Some(value @ Some(_)) = fill.map(|fill| fill.progress().size) {
-            return Ok(Served::coalesced(value));
-        }
-        let hit = |value| Served::hit(Some(value));
-        let request = self.prepare(repository, digest, peer)?;
-        self.known_absent(&request)?;
-        if let Some(size) = self.sizes.get(repository, digest)
-            && !self.is_refused(repository)
-        {
-            return Ok(hit(size));
-        }
-        // A fill may have ended since the cache was read.
-        if let Some(blob) = unreadable(self.store.blob(repository, digest).await) {
-            return Ok(hit(blob.size));
-        }
-        let _turn = self.turn(repository, request.client).await?;
-        let said = request.origins.blob_size(&repository.name, digest).await;
-        let said = said.map_err(|error| self.failed(&request, &error));
-        self.record_verdict(
-            (&request.origins, request.generation),
-            repository,
-            UNCACHED,
-            &said,
-        );
-        let value = match said? {
-            Some(size) => Some(size),
-            // Upstream permitted it: what it sent for another repository has the size.
-            None => match self.store.find(repository, digest).await {
-                Ok(Found::Linked(blob) | Found::Unlinked(blob)) => Some(blob.size),
-                Ok(Found::Missing) | Err(_) => None,
-            },
-        };
-        Ok(Served::miss(value))
-    }
-
     /// Returns a blob that is in the cache, or on its way from the upstream, for another replica: no request follows.
     pub(crate) async fn held_blob(&self, repository: &Repository, digest: &Digest) -> Option<Source> {
         if self.is_refused(repository) {
@@ -275,7 +216,7 @@ impl Pull {
     }
 
     /// Returns content of a repository, some of which the upstream refused, as [`Self::confirm`] does.
-    async fn confirmed(
+    pub(super) async fn confirmed(
         &self,
         repository: &Repository,
         digest: &Digest,
@@ -329,7 +270,7 @@ impl Pull {
     }
 
     /// Returns the request of a client, with the origins to ask.
-    fn prepare<'a>(
+    pub(super) fn prepare<'a>(
         &self,
         repository: &'a Repository,
         digest: &'a Digest,
@@ -364,7 +305,7 @@ impl Pull {
         })
     }
 
-    fn failed(&self, request: &BlobRequest<'_>, error: &upstream::Error) -> PullError {
+    pub(super) fn failed(&self, request: &BlobRequest<'_>, error: &upstream::Error) -> PullError {
         let failure = PullError::from_upstream(error, RequestedContent::Blob);
         self.remember_absence(request, &failure);
         failure
@@ -386,7 +327,7 @@ impl Pull {
         );
     }
 
-    fn known_absent(&self, request: &BlobRequest<'_>) -> Result<(), PullError> {
+    pub(super) fn known_absent(&self, request: &BlobRequest<'_>) -> Result<(), PullError> {
         let BlobRequest {
             repository,
             digest,

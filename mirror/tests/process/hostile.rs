@@ -61,6 +61,64 @@ async fn invalid_request_is_400(request: &str) {
     );
 }
 
+/// A request whose target has no path is answered with 400, and is no request for `/`.
+#[test_case("GET foo HTTP/1.1\r\nHost: m\r\nConnection: close\r\n\r\n"; "a name")]
+#[test_case("GET * HTTP/1.1\r\nHost: m\r\nConnection: close\r\n\r\n"; "an asterisk")]
+#[test_case("GET m:80 HTTP/1.1\r\nHost: m\r\nConnection: close\r\n\r\n"; "a host and a port")]
+#[test_case("HEAD ?a HTTP/1.1\r\nHost: m\r\nConnection: close\r\n\r\n"; "a query alone")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn target_without_path_is_400(request: &str) {
+    let (_hub, _home, server) = pair().await;
+    let answer = server.exchange(request).await;
+    assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
+}
+
+/// The same over HTTP/2: no `:path`, and odd ones.
+#[test_case(None; "no path")]
+#[test_case(Some("*"); "an asterisk")]
+#[test_case(Some("foo"); "a name")]
+#[test_case(Some("?a"); "a query alone")]
+#[test_case(Some(""); "empty")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn http2_target_without_path_is_refused(path: Option<&str>) {
+    let (_hub, _home, server) = pair().await;
+    for has_authority in [true, false] {
+        let mut stream = TcpStream::connect(&server.address).await.unwrap();
+        stream.write_all(&http2::start(65_535)).await.unwrap();
+        stream
+            .write_all(&http2::get_target(path, has_authority))
+            .await
+            .unwrap();
+        assert!(
+            refusal_of_http2(&mut stream).await,
+            "{path:?}, authority: {has_authority}"
+        );
+    }
+}
+
+/// Returns `true` if stream 1 is answered with status 400, or is reset or its connection ends before any response.
+async fn refusal_of_http2(stream: &mut TcpStream) -> bool {
+    loop {
+        let mut head = [0; 9];
+        let read = tokio::time::timeout(LIMIT, stream.read_exact(&mut head))
+            .await
+            .unwrap();
+        if read.is_err() {
+            return true;
+        }
+        let length = usize::try_from(u32::from_be_bytes([0, head[0], head[1], head[2]])).unwrap();
+        let mut payload = vec![0; length];
+        stream.read_exact(&mut payload).await.unwrap();
+        match head[3] {
+            // A response: 400 is entry 12 of the static table of HPACK.
+            1 => return payload.first() == Some(&0x8c),
+            // RST_STREAM, GOAWAY.
+            3 | 7 => return true,
+            _ => {}
+        }
+    }
+}
+
 /// A request in absolute form reaches no other server.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn absolute_form_reaches_no_other_server() {

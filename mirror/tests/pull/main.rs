@@ -27,6 +27,7 @@ mod sequences;
 mod served;
 mod table;
 mod tolerance;
+mod validators;
 mod wrong_bytes;
 
 use std::time::Duration;

@@ -10,6 +10,7 @@ use tokio::net::{TcpStream, UnixStream};
 
 use super::client_memory::ConnectionMemory;
 use super::limit::ConnectionSlot;
+use super::mismatch::FirstBytes;
 use super::protocols::PREFACE;
 use super::sendfile::SendfileStream;
 use super::{Connection, Listener};
@@ -83,16 +84,16 @@ impl Accepted {
 }
 
 impl Socket {
-    /// Waits for the first bytes, or the end, and returns `true` if they may begin an HTTP/2 preface. hyper's own
-    /// detection would allocate a double-size buffer that an idle connection keeps.
-    pub(super) async fn may_begin_http2(&self) -> io::Result<bool> {
+    /// Waits for the first bytes, or the end. hyper's own detection of HTTP/2 would allocate a double-size buffer that an
+    /// idle connection keeps.
+    pub(super) async fn first_bytes(&self) -> io::Result<FirstBytes> {
         let mut first = [0; PREFACE.len()];
         match self {
             Self::Tcp(stream) => {
                 let length = stream.peek(&mut first).await?;
-                Ok(PREFACE.starts_with(&first[..length]))
+                Ok(FirstBytes::of(first.get(..length).unwrap_or_default()))
             }
-            Self::Unix(stream) => stream.readable().await.map(|()| true),
+            Self::Unix(stream) => stream.readable().await.map(|()| FirstBytes::MayBeHttp2),
         }
     }
 

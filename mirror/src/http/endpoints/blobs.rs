@@ -7,7 +7,7 @@ use axum::body::Body;
 use axum::response::Response;
 use bytes::Bytes;
 use futures::stream;
-use http::{HeaderValue, Method, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 
 use super::body::{self, BlobReader, BodyBlob};
 use super::fill_blob::FillBlob;
@@ -19,7 +19,7 @@ use crate::http::error::RegistryError;
 use crate::http::{EndpointResponse, RequestContext, headers, peer_port};
 use crate::metrics::Outcome;
 use crate::name::Repository;
-use crate::pull::{PassThrough, Served, Source};
+use crate::pull::{BlobMetadata, PassThrough, Served, Source};
 use crate::pull_error::PullError;
 use crate::range::{Resolved, Wanted};
 
@@ -33,14 +33,28 @@ pub(in crate::http) async fn get(
     let repository = context.repository(name)?;
     let etag = headers::etag(&digest);
     let mut response = empty_response(context, &etag);
-    if context.method == Method::HEAD || response.status() == StatusCode::NOT_MODIFIED {
+    let matched = headers::check_if_match(context.headers, Some(&etag));
+    if context.method == Method::HEAD || response.status() == StatusCode::NOT_MODIFIED || matched.is_err() {
         let pull = &context.app.pull;
-        let served = pull.blob_size(&repository, &digest, &context.peer.name).await?;
-        let outcome = add_size(&mut response, &served);
+        let served = pull
+            .blob_metadata(&repository, &digest, &context.peer.name)
+            .await?;
+        matched?;
+        let outcome = add_metadata(&mut response, &served);
         return Ok(EndpointResponse::new(response, outcome, repository));
     }
-    let wanted = Wanted::parse(context.headers, &etag);
-    let Served { value, mut outcome } = source(context, &repository, &digest, &wanted).await?;
+    let mut wanted = Wanted::parse(context.headers, &etag);
+    let of_unverified = of_unverified(context.headers, &wanted);
+    let Served { value, mut outcome } = source(context, &repository, &digest, &of_unverified).await?;
+    let is_verified = match &value {
+        Source::Stored(_) => true,
+        Source::Filling(fill) => fill.is_verified_for(&repository),
+        Source::PassThrough(_) => false,
+    };
+    if !is_verified {
+        response.headers_mut().remove(header::ETAG);
+        wanted = of_unverified;
+    }
     let is_from_peer = matches!(&value, Source::Filling(fill) if fill.is_from_peer());
     let reader = |blob| BlobReader {
         blob,
@@ -98,9 +112,22 @@ fn empty_response(context: &RequestContext<'_>, etag: &Bytes) -> Response<Body> 
     response
 }
 
+/// Returns the parts that a response has whose bytes are not verified yet. It has no strong validator, so that no client
+/// combines its bytes with others (RFC 9110, 8.8.1); a condition on the validator is met by the whole blob alone.
+fn of_unverified(headers: &HeaderMap, wanted: &Wanted) -> Wanted {
+    let is_conditional = || headers.contains_key(header::IF_RANGE) || headers.contains_key(header::IF_MATCH);
+    match wanted {
+        Wanted::Ranges(_) if !is_conditional() => wanted.clone(),
+        _ => Wanted::Whole,
+    }
+}
+
 /// Adds the size of a blob to a response without its bytes, and returns the outcome.
-fn add_size(response: &mut Response<Body>, served: &Served<Option<u64>>) -> Outcome {
-    match served.value {
+fn add_metadata(response: &mut Response<Body>, served: &Served<BlobMetadata>) -> Outcome {
+    if response.status() == StatusCode::OK && !served.value.is_stored {
+        response.headers_mut().remove(header::ETAG);
+    }
+    match served.value.size {
         Some(size) => _ = response.headers_mut().insert(header::CONTENT_LENGTH, size.into()),
         // A body of unknown length, so that the response has no Content-Length.
         None => *response.body_mut() = Body::from_stream(stream::empty::<Result<Bytes, Infallible>>()),

@@ -23,6 +23,7 @@ pub(in crate::http) async fn get(
     let served = hold_document(&context.peer.memory, fetch, length).await?;
     let (manifest, outcome) = (&served.document.value, served.document.outcome);
     let etag = headers::etag(manifest.digest());
+    headers::check_if_match(context.headers, Some(&etag))?;
     let mut response = headers::response(context.headers, &etag);
     let own = response.headers_mut();
     own.insert(header::CONTENT_TYPE, content_type(&manifest.media_type));

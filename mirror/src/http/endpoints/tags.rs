@@ -73,18 +73,25 @@ fn window(query: &str) -> Result<Window, RegistryError> {
     let mut window = Window::default();
     for (key, value) in form_urlencoded::parse(query.as_bytes()) {
         match key.as_ref() {
-            "n" => window.n = Some(value.parse().map_err(|_| bad_page_size(&value))?),
-            "last" => window.last = Some(value.into_owned()),
+            // Registries read the first value, and an empty one as none.
+            "n" if window.n.is_none() && !value.is_empty() => {
+                window.n = Some(value.parse().map_err(|_| invalid_page_size(&value))?);
+            }
+            "last" if window.last.is_none() && !value.is_empty() => window.last = Some(value.into_owned()),
             _ => {}
         }
     }
     Ok(window)
 }
 
-fn bad_page_size(value: &str) -> RegistryError {
+fn invalid_page_size(value: &str) -> RegistryError {
     let value: String = value.chars().take(20).collect();
     let message = format!("n={value:?} is not a number of names: use n=100, say, or leave it out");
-    RegistryError::new(http::StatusCode::BAD_REQUEST, "UNSUPPORTED", message)
+    RegistryError::new(
+        http::StatusCode::BAD_REQUEST,
+        "PAGINATION_NUMBER_INVALID",
+        message,
+    )
 }
 
 /// Returns the response with a page, and the link to the next one.
@@ -117,7 +124,16 @@ mod tests {
 
     #[test]
     fn invalid_page_size_is_refused() {
-        assert!(window("n=-1").is_err());
+        for n in ["-1", "a", "1.5", "99999999999999999999999", "%00"] {
+            let error = window(&format!("n={n}")).unwrap_err();
+            assert_eq!(
+                (error.status.as_u16(), error.code),
+                (400, "PAGINATION_NUMBER_INVALID"),
+                "{n}"
+            );
+        }
+        assert_eq!(window("n=&last=").unwrap(), Window::default());
+        assert_eq!(window("n=3&n=x").unwrap().n, Some(3));
         assert_eq!(
             window("n=3&last=x").unwrap(),
             Window {
