@@ -15,16 +15,23 @@ use super::x509;
 const TRUST_IT: &str =
     "add the CA, or the certificate itself, to the upstream's CA file or to the CAs of the system";
 
+const USE_HTTP: &str =
+    "the server does not speak TLS on this port: use its port for TLS, or http:// if it has none";
+const USE_HTTPS: &str = "the server does not answer with HTTP on this port: use https:// if it speaks TLS there, else correct the port";
+
 /// Returns a request's error and its causes in one line. The URL is left out: signed URLs are secrets.
 pub(crate) fn describe(error: reqwest::Error) -> String {
+    let is_plain = error.url().is_some_and(|url| url.scheme() == "http");
     let error = error.without_url();
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(next) = cause {
         // Writing to a String can't fail.
-        let _ = match certificate_error(next) {
-            Some(error) => write!(text, ": {}", refusal(error)),
-            None => write!(text, ": {next}"),
+        let _ = match tls_error(next) {
+            Some(rustls::Error::InvalidCertificate(error)) => write!(text, ": {}", refusal(error)),
+            Some(rustls::Error::InvalidMessage(_)) => write!(text, ": {USE_HTTP}"),
+            _ if is_plain && is_no_http(next) => write!(text, ": {USE_HTTPS}"),
+            _ => write!(text, ": {next}"),
         };
         cause = next.source();
     }
@@ -33,13 +40,9 @@ pub(crate) fn describe(error: reqwest::Error) -> String {
 
 /// Returns whether a request failed in TLS: a certificate was refused, or the other side does not speak TLS.
 pub(crate) fn is_tls_failure(error: &reqwest::Error) -> bool {
-    fn is_tls(error: &(dyn Error + 'static)) -> bool {
-        let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-        error.is::<rustls::Error>() || inner.is_some_and(|inner| is_tls(inner))
-    }
     let mut cause = error.source();
     while let Some(next) = cause {
-        if is_tls(next) {
+        if tls_error(next).is_some() {
             return true;
         }
         cause = next.source();
@@ -47,13 +50,18 @@ pub(crate) fn is_tls_failure(error: &reqwest::Error) -> bool {
     false
 }
 
-/// Returns the error of a server's certificate, which I/O errors may wrap.
-fn certificate_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a CertificateError> {
+/// Returns the error of TLS, which I/O errors may wrap.
+fn tls_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
     match error.downcast_ref::<rustls::Error>() {
-        Some(rustls::Error::InvalidCertificate(error)) => Some(error),
-        Some(_) => None,
-        None => certificate_error(error.downcast_ref::<io::Error>()?.get_ref()?),
+        Some(error) => Some(error),
+        None => tls_error(error.downcast_ref::<io::Error>()?.get_ref()?),
     }
+}
+
+/// Returns `true` if the first bytes of a server are no HTTP, such as an alert of TLS.
+fn is_no_http(error: &(dyn Error + 'static)) -> bool {
+    let error = error.downcast_ref::<hyper::Error>();
+    error.is_some_and(|error| error.is_parse() && !error.is_parse_too_large())
 }
 
 fn refusal(error: &CertificateError) -> String {

@@ -300,6 +300,14 @@ impl Upstream {
                 }
                 denied
             }
+            400 if server == ServerKind::Upstream && answer.response.url().scheme() == "http" => {
+                let expects_tls = answer.names_https(&self.transport).await;
+                Error::unavailable(if expects_tls {
+                    "it answered 400 to plain HTTP, as it speaks TLS on this port: use https://"
+                } else {
+                    "it answered 400"
+                })
+            }
             code if server == ServerKind::Upstream => Error::unavailable(format!("it answered {code}")),
             code => {
                 let host = answer.response.url().host_str().unwrap_or_default();

@@ -92,6 +92,16 @@ impl UpstreamResponse {
         self.headers().contains_key(API_VERSION)
     }
 
+    /// Returns `true` if the body names HTTPS, as web servers and Go write to a client that speaks plain HTTP to a port for
+    /// TLS.
+    pub(super) async fn names_https(self, transport: &Transport) -> bool {
+        let Ok(body) = self.read(transport, MAX_ERROR_BODY).await else {
+            return false;
+        };
+        let names = |body: Bytes| Ok(body.windows(5).any(|word| word.eq_ignore_ascii_case(b"https")));
+        body.parse(names).await.unwrap_or(false)
+    }
+
     /// Reads the body of an error, without the secrets that a careless server might repeat.
     pub(super) async fn error_body(self, transport: &Transport, authorizer: &Authorizer) -> ErrorBody {
         let (status, marked, media_type) = (self.status(), self.is_marked(), self.media_type());

@@ -14,6 +14,7 @@ mod failures;
 mod files;
 mod listening;
 mod operations;
+mod protocols;
 mod proxies;
 mod served;
 mod upstreams;
