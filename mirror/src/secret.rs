@@ -1,8 +1,12 @@
 //! Values that must never be printed.
 
+mod mask;
+
 use std::fmt;
 
 use serde::Deserialize;
+
+pub(crate) use mask::mask_secrets;
 
 /// A secret value. It has no `Display`, no `Serialize`, and its `Debug` shows nothing of it.
 #[derive(Clone, PartialEq, Eq, Deserialize)]

@@ -276,6 +276,26 @@ async fn secret_in_error_body_is_not_passed_on(status: u16) {
     }
 }
 
+/// A registry that repeats a secret in another notation brings it into no error.
+#[test_case("HUNTER2-SECRET"; "upper case")]
+#[test_case("%68unter2%2Dsecret"; "percent-encoded")]
+#[test_case("hunter2\\u002dsecret"; "an escape of JSON in text")]
+#[test_case("hun ter2\\n-secret"; "split")]
+#[test_case("aHVudGVyMi1zZWNyZXQ"; "base64 without padding")]
+#[test_case("amFuZTpodW50ZXIyLXNlY3JldA"; "the login in base64 without padding")]
+#[tokio::test]
+async fn secret_in_other_notation_is_not_passed_on(echoed: &str) {
+    let hub = Hub::start().await;
+    *hub.auth() = Auth::Basic("jane".into(), "hunter2-secret".into());
+    let upstream = upstream_as(&hub, basic("jane", "hunter2-secret"));
+    let _ = pull(&upstream).await;
+    let body = format!("{{\"errors\":[{{\"code\":\"DENIED\",\"message\":\"a {echoed} b\"}}]}}");
+    let answer = Fault::Answer(StatusCode::FORBIDDEN, Vec::new(), body.into());
+    hub.always("GET manifests", answer);
+    let error = pull(&upstream).await.unwrap_err().to_string();
+    assert!(error.contains("a [secret] b"), "{error}");
+}
+
 /// An identity token is sent with POST and is never in a URL.
 #[tokio::test]
 async fn identity_token_is_posted_not_in_url() {

@@ -1,0 +1,249 @@
+//! Masks secrets in texts of servers, in whatever notation a server repeats them.
+
+use std::collections::BTreeSet;
+use std::ops::Range;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD_NO_PAD;
+
+/// The text in place of a secret.
+const MASK: &str = "[secret]";
+/// The fewest bytes of a secret that is found in every notation: a shorter one would be found in most texts.
+const MIN_FOLDED: usize = 4;
+/// The number of nested notations that are decoded, such as a percent-encoded text in a JSON string.
+const MAX_NESTED: usize = 3;
+
+/// Returns the text with each of these secrets masked.
+///
+/// A secret is found in upper and lower case; percent-encoded, also twice; with escapes of JSON; in base64, with either
+/// alphabet and without padding; in hexadecimal; and with spaces, line breaks or invisible characters in it.
+pub(crate) fn mask_secrets<'s>(text: &str, secrets: impl IntoIterator<Item = &'s str>) -> String {
+    let mut short = Vec::new();
+    let mut needles = BTreeSet::new();
+    for secret in secrets {
+        let folded = Folded::of(Symbol::read(secret)).text;
+        if folded.len() < MIN_FOLDED {
+            short.extend((!secret.is_empty()).then_some(secret));
+            continue;
+        }
+        for encoded in [STANDARD_NO_PAD.encode(secret), hex::encode(secret)] {
+            needles.insert(Folded::of(Symbol::read(&encoded)).text);
+        }
+        needles.insert(folded.trim_end_matches('=').to_owned());
+        needles.insert(folded);
+    }
+    let mut found = Vec::new();
+    let mut symbols = if needles.is_empty() {
+        Vec::new()
+    } else {
+        Symbol::read(text)
+    };
+    for _ in 0..=MAX_NESTED {
+        let without_plus = symbols.iter().filter(|symbol| symbol.value != '+').cloned();
+        for folded in [Folded::of(without_plus), Folded::of(symbols.iter().cloned())] {
+            found.extend(needles.iter().flat_map(|needle| folded.find(needle)));
+        }
+        let decoded = decode(&symbols);
+        if decoded.len() == symbols.len() {
+            break;
+        }
+        symbols = decoded;
+    }
+    let masked = replace(text, found);
+    short
+        .into_iter()
+        .fold(masked, |text, secret| text.replace(secret, MASK))
+}
+
+/// A character with its place in the text. Bytes that were decoded are characters of Latin-1.
+#[derive(Clone, Debug)]
+struct Symbol {
+    value: char,
+    place: Range<usize>,
+}
+
+/// A text in the form in which secrets are compared.
+#[derive(Default)]
+struct Folded {
+    text: String,
+    /// The place of each byte of `text` in the original.
+    places: Vec<Range<usize>>,
+}
+
+impl Symbol {
+    /// Returns the characters of a text.
+    fn read(text: &str) -> Vec<Self> {
+        let symbol = |(at, value): (usize, char)| {
+            let place = at..at + value.len_utf8();
+            let bytes = text.get(place.clone()).unwrap_or_default().bytes();
+            let is_ascii = value.is_ascii() || !is_visible(value);
+            // Bytes, as percent-encoding has them.
+            let values: Vec<char> = if is_ascii {
+                vec![value]
+            } else {
+                bytes.map(char::from).collect()
+            };
+            let symbols = values.into_iter().map(move |value| Self {
+                value,
+                place: place.clone(),
+            });
+            symbols.collect::<Vec<_>>()
+        };
+        text.char_indices().flat_map(symbol).collect()
+    }
+}
+
+impl Folded {
+    /// Folds case and the alphabets of base64, and drops what a reader does not see.
+    fn of(symbols: impl IntoIterator<Item = Symbol>) -> Self {
+        let mut folded = Self::default();
+        for Symbol { value, place } in symbols.into_iter().filter(|symbol| is_visible(symbol.value)) {
+            let value = match value.to_ascii_lowercase() {
+                '-' => '+',
+                '_' => '/',
+                value => value,
+            };
+            folded.text.push(value);
+            folded.places.resize(folded.text.len(), place);
+        }
+        folded
+    }
+
+    /// Returns the places of a folded secret in the original text.
+    fn find<'f>(&'f self, needle: &'f str) -> impl Iterator<Item = Range<usize>> + 'f {
+        self.text.match_indices(needle).filter_map(|(at, found)| {
+            let first = self.places.get(at)?;
+            let last = self.places.get((at + found.len()).checked_sub(1)?)?;
+            Some(first.start..last.end)
+        })
+    }
+}
+
+/// Returns `false` for spaces, controls, and characters that take no room.
+fn is_visible(value: char) -> bool {
+    let is_hidden = matches!(value, '\u{ad}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+        | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}');
+    !(value.is_whitespace() && value.is_ascii() || value.is_control() && value.is_ascii() || is_hidden)
+}
+
+/// Decodes one level of percent-encoding and of JSON's escapes (RFC 8259, 7).
+fn decode(symbols: &[Symbol]) -> Vec<Symbol> {
+    let (mut decoded, mut at) = (Vec::with_capacity(symbols.len()), 0);
+    while let Some(symbol) = symbols.get(at) {
+        let (value, length) = escape(&symbols[at..]).unwrap_or((symbol.value, 1));
+        let end = symbols
+            .get(at + length - 1)
+            .map_or(symbol.place.end, |last| last.place.end);
+        let mut buffer = [0; 4];
+        let bytes = value.encode_utf8(&mut buffer).bytes();
+        let is_byte = length <= 3 || value.is_ascii();
+        let values: Vec<char> = if is_byte {
+            vec![value]
+        } else {
+            bytes.map(char::from).collect()
+        };
+        decoded.extend(values.into_iter().map(|value| Symbol {
+            value,
+            place: symbol.place.start..end,
+        }));
+        at += length;
+    }
+    decoded
+}
+
+/// Returns the character that an escape at the start stands for, and the number of its symbols.
+fn escape(symbols: &[Symbol]) -> Option<(char, usize)> {
+    let number = |range: Range<usize>| {
+        let digits: String = symbols.get(range)?.iter().map(|symbol| symbol.value).collect();
+        let is_hex = digits.bytes().all(|digit| digit.is_ascii_hexdigit());
+        is_hex.then(|| u32::from_str_radix(&digits, 16).ok())?
+    };
+    match (symbols.first()?.value, symbols.get(1)?.value) {
+        ('%', _) => Some((char::from_u32(number(1..3)?)?, 3)),
+        ('\\', 'u') => Some((char::from_u32(number(2..6)?)?, 6)),
+        ('\\', 'x') => Some((char::from_u32(number(2..4)?)?, 4)),
+        ('\\', 'b' | 'f' | 'n' | 'r' | 't') => Some((' ', 2)),
+        ('\\', quoted @ ('"' | '\\' | '/' | '\'')) => Some((quoted, 2)),
+        _ => None,
+    }
+}
+
+/// Replaces these places of a text by [`MASK`]; places that overlap or touch get one.
+fn replace(text: &str, mut places: Vec<Range<usize>>) -> String {
+    places.sort_unstable_by_key(|place| place.start);
+    let (mut masked, mut end) = (String::with_capacity(text.len()), 0);
+    for place in places {
+        if place.start >= end {
+            masked.push_str(text.get(end..place.start).unwrap_or_default());
+            masked.push_str(MASK);
+        }
+        end = end.max(place.end);
+    }
+    masked.push_str(text.get(end..).unwrap_or_default());
+    masked
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use test_case::test_case;
+
+    const SECRET: &str = "Pa55/w+rd \"Ä\"\\x?";
+
+    /// A secret is masked in each notation, and the words around it stay.
+    #[test_case(SECRET; "as it is")]
+    #[test_case(&SECRET.to_ascii_lowercase(); "lower case")]
+    #[test_case(&SECRET.to_ascii_uppercase(); "upper case")]
+    #[test_case("Pa55%2Fw%2Brd%20%22%C3%84%22%5Cx%3F"; "percent-encoded")]
+    #[test_case("pa55%2fw%2brd+%22%c3%84%22%5cx%3f"; "form-encoded in lower case")]
+    #[test_case("%50%61%35%35%2F%77%2B%72%64%20%22%C3%84%22%5C%78%3F"; "each byte percent-encoded")]
+    #[test_case("Pa55%252Fw%252Brd%2520%2522%25C3%2584%2522%255Cx%253F"; "percent-encoded twice")]
+    #[test_case(r#"Pa55\/w+rd \"Ä\"\\x?"#; "escapes of JSON")]
+    #[test_case(r#"Pa55/w+rd \u0022\u00c4\u0022\u005cx?"#; "numbers of JSON")]
+    #[test_case("P a\t5\r\n5/w+\u{200b}rd \"Ä\"\\x?"; "split")]
+    #[test_case("UGE1NS93K3JkICLDhCJceD8="; "base64")]
+    #[test_case("UGE1NS93K3JkICLDhCJceD8"; "base64 without padding")]
+    #[test_case("UGE1 NS93\nK3JkICLDhCJceD8"; "base64 in lines")]
+    #[test_case("UGE1NS93K3JkICLDhCJceD8%3D"; "base64 percent-encoded")]
+    #[test_case("506135352F772B72642022C384225C783F"; "hexadecimal")]
+    fn secret_is_masked_in_each_notation(echoed: &str) {
+        let masked = mask_secrets(&format!("user x: {echoed} is wrong"), [SECRET]);
+        let left = masked.replace("%3D", "").replace('=', "");
+        assert_eq!(left, "user x: [secret] is wrong", "{masked}");
+    }
+
+    #[test]
+    fn url_safe_base64_is_masked() {
+        let secret = "??>>??>>~~";
+        let encoded = base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(secret);
+        assert!(encoded.contains('_') || encoded.contains('-'), "{encoded}");
+        for secret in [secret, &STANDARD_NO_PAD.encode(secret)] {
+            assert_eq!(mask_secrets(&format!("a {encoded} b"), [secret]), "a [secret] b");
+        }
+    }
+
+    /// Short secrets are masked where they are as they are; an empty one is nowhere.
+    #[test_case("abc", "x abc ABC" => "x [secret] ABC"; "short")]
+    #[test_case("", "x abc" => "x abc"; "empty")]
+    #[test_case("hunter2", "no such thing 100% \\" => "no such thing 100% \\"; "absent")]
+    #[test_case("hunter2", "hunter2hunter2 Hunter2" => "[secret][secret] [secret]"; "several")]
+    fn other_texts_stay(secret: &str, text: &str) -> String {
+        mask_secrets(text, [secret])
+    }
+
+    proptest! {
+        /// No text and no secret makes it panic, and nothing of a long secret is left.
+        #[test]
+        fn no_secret_is_left(before in "\\PC{0,20}", secret in "[a-zA-Z0-9/+=%\\\\\" -]{8,40}", after in "\\PC{0,20}") {
+            prop_assume!(secret.split_whitespace().collect::<String>().len() >= MIN_FOLDED);
+            let masked = mask_secrets(&format!("{before}{secret}{after}"), [secret.as_str()]);
+            prop_assert!(!masked.contains(&secret), "{masked}");
+        }
+
+        #[test]
+        fn no_text_makes_it_panic(text: String, secret: String) {
+            mask_secrets(&text, [secret.as_str()]);
+        }
+    }
+}
