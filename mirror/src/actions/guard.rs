@@ -1,24 +1,43 @@
 //! Refuses requests that a web page of a browser on this machine may send: a forwarded port is open to all of them.
 
 use axum::extract::Request;
-use axum::http::{StatusCode, header, uri::Authority};
+use axum::http::{HeaderMap, HeaderName, StatusCode, header, uri::Authority};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
+/// The relation of the page that sent a request to the request's target (Fetch Metadata).
+const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+
 /// Passes requests on whose `Host` is a loopback address or `localhost`, and that no web page sent.
 pub(super) async fn check(request: Request, next: Next) -> Response {
-    let headers = request.headers();
-    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
     // With another name, DNS may have been rebound to this address.
-    if !host.is_some_and(is_loopback) {
+    if !is_for_loopback(&request) {
         let message = "only requests for a loopback address are answered\n";
         return (StatusCode::MISDIRECTED_REQUEST, message).into_response();
     }
-    if headers.contains_key(header::ORIGIN) {
+    if is_of_page(request.headers()) {
         let message = "requests of web pages are refused\n";
         return (StatusCode::FORBIDDEN, message).into_response();
     }
     next.run(request).await
+}
+
+/// Returns `true` if each host that the request names is a loopback address or `localhost`: the one of `Host`, and that of
+/// an absolute target, which takes precedence (RFC 9112, 3.2.2).
+fn is_for_loopback(request: &Request) -> bool {
+    let mut hosts = request.headers().get_all(header::HOST).iter();
+    let (Some(host), None) = (hosts.next(), hosts.next()) else {
+        return false;
+    };
+    let target = request.uri().authority().map(Authority::as_str);
+    host.to_str().is_ok_and(is_loopback) && target.is_none_or(is_loopback)
+}
+
+/// Returns `true` for a request that a web page sent. Browsers add `Origin` to most requests of pages, and
+/// `Sec-Fetch-Site` to all: `none` is a user's own, such as an address that was typed.
+fn is_of_page(headers: &HeaderMap) -> bool {
+    let mut sites = headers.get_all(FETCH_SITE).iter();
+    headers.contains_key(header::ORIGIN) || sites.any(|site| site != "none")
 }
 
 fn is_loopback(host: &str) -> bool {

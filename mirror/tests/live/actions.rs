@@ -1,5 +1,6 @@
 //! The listener of actions: the cached images, purges, prewarming.
 
+use http::{HeaderMap, HeaderValue};
 use serde_json::{Value, json};
 
 use crate::hub::{Fault, Hub};
@@ -277,4 +278,42 @@ async fn actions_are_off_by_default() {
     let (served, line) = Home::new().serve_with_line("", &rest).await;
     assert_eq!(line["actions"], Value::Null);
     eventually("it serves", async || served.get("/v2/").await.0 == 200).await;
+}
+
+/// A page of a browser on this machine can run no action, whatever headers its browser sends.
+#[tokio::test]
+async fn requests_of_web_pages_run_no_action() {
+    let hub = Hub::start().await;
+    hub.push_image("app", "v1", &[b"one"]);
+    let acting = Acting::start(&hub, "").await;
+    acting.pull(&paths("app", "v1", &[] as &[&str])).await;
+    let body = json!({"registry": "hub.test", "repository": "app", "reference": "v1"}).to_string();
+    for (name, value, code) in [
+        ("sec-fetch-site", "cross-site", 403),
+        ("sec-fetch-site", "same-site", 403),
+        ("sec-fetch-site", "same-origin", 403),
+        ("origin", "null", 403),
+        ("origin", "http://localhost:3000", 403),
+        ("host", "evil.example", 421),
+        ("content-type", "text/plain", 415),
+        ("content-type", "application/x-www-form-urlencoded", 415),
+    ] {
+        for path in ["/purge", "/prewarm"] {
+            let mut headers = HeaderMap::new();
+            headers.insert("content-type", HeaderValue::from_static("application/json"));
+            headers.insert(name, HeaderValue::from_static(value));
+            let request = client().post(acting.url(path)).headers(headers);
+            let answer = request.body(body.clone()).send().await.unwrap();
+            assert_eq!(answer.status(), code, "{path} {name}: {value}");
+        }
+    }
+    let request = client()
+        .get(acting.url("/images"))
+        .header("sec-fetch-site", "cross-site");
+    assert_eq!(request.send().await.unwrap().status(), 403);
+    let request = client()
+        .get(acting.url("/images"))
+        .header("sec-fetch-site", "none");
+    assert_eq!(request.send().await.unwrap().status(), 200);
+    assert_eq!(acting.cache_status("app/manifests/v1").await, "HIT");
 }
