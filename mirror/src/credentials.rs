@@ -42,6 +42,10 @@ pub trait CredentialSink: Send + Sync + 'static {
     /// misconfiguration.
     fn refuse(&self, reason: String);
 
+    /// Fails all requests for this reason until a credential or a refusal follows: whether there is a credential is not
+    /// known yet.
+    fn suspend(&self, reason: String);
+
     /// Waits until the upstream refuses a request, because of the credential or because of the repository.
     fn refused(&self) -> impl Future<Output = ()> + Send {
         std::future::pending()

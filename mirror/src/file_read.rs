@@ -10,6 +10,7 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 
 /// The most bytes of the configuration, or of a file that it names. Kubernetes limits a ConfigMap or a Secret to 1 MiB.
 pub const MAX_FILE: u64 = 4 << 20;
@@ -60,6 +61,29 @@ impl From<&Metadata> for FileStamp {
             times: [m.mtime(), m.mtime_nsec(), m.ctime(), m.ctime_nsec()],
         }
     }
+}
+
+/// Returns `true` for a failure that says nothing about the file, such as too many open files or a disk that fails: the
+/// content that was read before is still the best that there is.
+pub(crate) fn is_transient(error: &io::Error) -> bool {
+    const TRANSIENT: [Errno; 14] = [
+        Errno::MFILE,
+        Errno::NFILE,
+        Errno::IO,
+        Errno::NOMEM,
+        Errno::NOBUFS,
+        Errno::AGAIN,
+        Errno::INTR,
+        Errno::BUSY,
+        Errno::STALE,
+        Errno::NOTCONN,
+        Errno::TIMEDOUT,
+        Errno::REMOTEIO,
+        Errno::NXIO,
+        Errno::NODEV,
+    ];
+    let errno = Errno::from_io_error(error);
+    error.kind() == ErrorKind::ResourceBusy || errno.is_some_and(|errno| TRANSIENT.contains(&errno))
 }
 
 /// Returns the content of a regular file of at most `limit` bytes. Blocks.
@@ -239,6 +263,24 @@ mod tests {
         };
         assert_eq!(edit_up_to(1).unwrap(), b"bb");
         assert_eq!(edit_up_to(100).unwrap_err().kind(), ErrorKind::ResourceBusy);
+    }
+
+    /// A failure of the process or the disk is transient, and one of the file is not.
+    #[test]
+    fn failures_of_files_are_not_transient() {
+        for (errno, expected) in [
+            (Errno::MFILE, true),
+            (Errno::IO, true),
+            (Errno::STALE, true),
+            (Errno::NOENT, false),
+            (Errno::ACCESS, false),
+            (Errno::ISDIR, false),
+            (Errno::LOOP, false),
+        ] {
+            assert_eq!(is_transient(&errno.into()), expected, "{errno}");
+        }
+        assert!(is_transient(&Unsuitable::Changing.into()));
+        assert!(!is_transient(&Unsuitable::TooLarge(1).into()));
     }
 
     #[test]

@@ -101,17 +101,18 @@ impl Fleet {
     }
 
     /// Reads the secret, and the certificate for other members with its CAs, again; what cannot be used is left as it was.
-    /// Blocks.
-    pub(crate) fn reload_files(&self) {
-        self.keys.reload();
+    /// Blocks. Returns `false` if the secret cannot be read for the moment.
+    pub(crate) fn reload_files(&self) -> bool {
+        let is_read = self.keys.reload();
         if self.settings.tls.is_none() {
-            return;
+            return is_read;
         }
         match client::load(&self.settings) {
             Ok(client) => self.client.store(Arc::new(client)),
             Err(error) => tracing::warn!(%error, "the old certificate for other replicas stays in use"),
         }
         self.wake.notify_one();
+        is_read
     }
 
     /// Lets other members choose this one no more; it still answers.

@@ -165,10 +165,15 @@ impl Upstream {
     /// Rejects all requests: without a usable credential, anonymous requests would hide the misconfiguration.
     pub fn refuse(&self, reason: String) {
         tracing::warn!(host = %self.host(), reason, "no usable credential");
-        self.change(Err(reason));
+        self.change(Err(Error::no_credential(reason)));
     }
 
-    fn change(&self, credential: Result<Credential, String>) {
+    /// Fails all requests while the credential can't be read.
+    pub fn suspend(&self, reason: String) {
+        self.change(Err(Error::unavailable(reason)));
+    }
+
+    fn change(&self, credential: Result<Credential, Error>) {
         let authorizer = Authorizer::new(credential, self.policy.clone(), self.clock.clone());
         self.authorizer.store(Arc::new(authorizer));
         self.credential.fetch_add(1, Ordering::Relaxed);

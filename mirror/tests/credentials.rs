@@ -5,6 +5,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
+use test_case::test_case;
 
 use mirror::config::Config;
 use mirror::config::file::File;
@@ -53,6 +54,10 @@ impl CredentialSink for Fake {
         self.shown.lock().push(format!("refuse: {reason}"));
     }
 
+    fn suspend(&self, reason: String) {
+        self.shown.lock().push(format!("suspend: {reason}"));
+    }
+
     async fn refused(&self) {
         self.refusals.notified().await;
     }
@@ -78,6 +83,7 @@ fn snapshot(candidate: &str, last_good: &str, version: u64) -> Arc<Snapshot> {
     Arc::new(Snapshot {
         candidates: match candidate {
             "missing" => Err(Problem::Missing),
+            "unavailable" => Err(Problem::Unavailable("Too many open files".into())),
             "malformed" => Err(Problem::Malformed("broken".into())),
             user => Ok(entries(user)),
         },
@@ -176,6 +182,55 @@ async fn configured_credential_is_tried_like_directorys() {
         assert_eq!(*scene.upstream.tried.lock(), ["eve", "eve"]);
         assert!(scene.shown()[0].starts_with("eve "), "{:?}", scene.shown());
     }
+}
+
+/// A directory that cannot be read for the moment changes nothing: a credential stays in use, and so does anonymous
+/// access. The report names the failure until the directory is read again.
+#[test_case("ann", CredentialState::Active, &["ann 1"]; "a credential")]
+#[test_case("", CredentialState::None, &[]; "no credential")]
+#[tokio::test]
+async fn transient_failure_keeps_what_is_in_use(user: &str, state: CredentialState, shown: &[&str]) {
+    let verdicts = [CredentialVerdict::Accepted];
+    let mut scene = scene(snapshot(user, "", 1), &verdicts, RotationState::default());
+    scene.becomes(state, Some(1)).await;
+    scene.directory.send_replace(snapshot("unavailable", "", 0));
+    let reported = |rotation: &RotationState| rotation.report.message.contains("Too many open files");
+    let wait = tokio::time::timeout(Duration::from_secs(10), scene.rotation.wait_for(reported));
+    assert_eq!(wait.await.unwrap().unwrap().report.state, state);
+    scene.directory.send_replace(snapshot(user, "", 1));
+    let recovered = |rotation: &RotationState| rotation.report.message.is_empty();
+    let wait = tokio::time::timeout(Duration::from_secs(10), scene.rotation.wait_for(recovered));
+    assert_eq!(wait.await.unwrap().unwrap().report.state, state);
+    let own: Vec<_> = scene
+        .shown()
+        .into_iter()
+        .filter(|line| !line.is_empty())
+        .collect();
+    assert_eq!(
+        own.iter().filter(|line| line.starts_with("refuse")).count(),
+        0,
+        "{own:?}"
+    );
+    assert!(
+        own.starts_with(&shown.iter().map(ToString::to_string).collect::<Vec<_>>()),
+        "{own:?}"
+    );
+}
+
+/// Requests wait, and are not refused, until the directory was read once.
+#[tokio::test]
+async fn directory_that_was_never_read_suspends_requests() {
+    let verdicts = [CredentialVerdict::Accepted];
+    let mut scene = scene(
+        snapshot("unavailable", "", 0),
+        &verdicts,
+        RotationState::default(),
+    );
+    scene.becomes(CredentialState::Pending, None).await;
+    assert!(scene.shown()[0].starts_with("suspend: "), "{:?}", scene.shown());
+    scene.directory.send_replace(snapshot("ann", "", 1));
+    scene.becomes(CredentialState::Active, Some(1)).await;
+    assert_eq!(scene.shown()[1], "ann 1");
 }
 
 /// A configured credential that the upstream rejects leaves no credential in use.

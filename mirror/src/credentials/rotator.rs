@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
-use super::{CredentialEntry, CredentialSink, CredentialState, CredentialVerdict, Report, Snapshot};
+use super::{CredentialEntry, CredentialSink, CredentialState, CredentialVerdict, Problem, Report, Snapshot};
 use crate::config::Upstream;
 use crate::credential::Credential;
 
@@ -131,6 +131,9 @@ impl<T: CredentialSink> CredentialRotator<T> {
 
     /// Applies the content of the directory.
     fn apply_snapshot(&mut self, snapshot: &Snapshot) {
+        if let Err(problem @ Problem::Unavailable(_)) = &snapshot.candidates {
+            return self.keep(&problem.to_string());
+        }
         let (entry, problem) = match &snapshot.candidates {
             Ok(entries) => (entries.find(&self.upstream), None),
             Err(problem) => (CredentialEntry::Absent, Some(problem)),
@@ -153,12 +156,29 @@ impl<T: CredentialSink> CredentialRotator<T> {
             }
             (CredentialEntry::Absent, Some(problem)) => {
                 let state = match problem {
-                    super::Problem::Missing => CredentialState::Missing,
+                    Problem::Missing => CredentialState::Missing,
                     _ => CredentialState::Malformed,
                 };
                 self.set_missing(state, &problem.to_string(), last_good);
             }
             (CredentialEntry::Absent, None) => self.go_without(last_good, version),
+        }
+    }
+
+    /// Keeps what is in use, also no credential at all, while the directory cannot be read. Before it was ever read,
+    /// requests wait for it.
+    fn keep(&self, reason: &str) {
+        let (state, is_loaded) = {
+            let rotation = self.rotation.borrow();
+            (rotation.report.state, rotation.active.is_some())
+        };
+        tracing::warn!(host = %self.upstream.host, reason, "credentials were not read");
+        if is_loaded {
+            return self.report(state, reason.to_owned());
+        }
+        if matches!(state, CredentialState::None | CredentialState::Pending) {
+            self.target.suspend(reason.to_owned());
+            self.report(CredentialState::Pending, reason.to_owned());
         }
     }
 

@@ -36,6 +36,9 @@ pub enum Problem {
     /// There is no `config.json`.
     #[error("there is no config.json in the credentials directory")]
     Missing,
+    /// The directory cannot be read for the moment, which says nothing about its files.
+    #[error("the credentials directory cannot be read at the moment, and is read again: {0}")]
+    Unavailable(String),
     /// `config.json` cannot be read.
     #[error("config.json cannot be read: {0}")]
     Unreadable(String),
@@ -60,10 +63,10 @@ impl Snapshot {
         }
     }
 
-    /// Returns the snapshot of a directory that cannot be read.
-    pub(super) fn unreadable() -> Self {
+    /// Returns the snapshot of a directory that cannot be read for the moment.
+    pub(super) fn unavailable(reason: String) -> Self {
         Self {
-            candidates: Err(Problem::Unreadable("the server is stopping".to_owned())),
+            candidates: Err(Problem::Unavailable(reason)),
             last_good: Entries::default(),
             version: 0,
         }
@@ -71,11 +74,30 @@ impl Snapshot {
 
     fn read_files(directory: &Path, generation: u64) -> Self {
         let read = |name| file_read::read(&directory.join(name), MAX_FILE);
-        let version = file_read::read_text(&directory.join("version"), MAX_VERSION).ok();
+        let version = file_read::read_text(&directory.join("version"), MAX_VERSION);
+        Self::from_files([read("config.json"), read("last-good.json")], version, generation)
+    }
+
+    /// Returns the snapshot of `config.json`, `last-good.json` and `version`. One file that cannot be read for the moment
+    /// makes no snapshot of the others.
+    fn from_files(
+        [config, last_good]: [io::Result<Vec<u8>>; 2],
+        version: io::Result<String>,
+        generation: u64,
+    ) -> Self {
+        let is_transient = |error: &&io::Error| file_read::is_transient(error);
+        let failed = [&config, &last_good]
+            .into_iter()
+            .filter_map(|read| read.as_ref().err());
+        let failed = failed.chain(version.as_ref().err()).find(is_transient);
+        if let Some(reason) = failed.map(ToString::to_string) {
+            return Self::unavailable(reason);
+        }
         Self {
-            candidates: candidates(read("config.json")),
-            last_good: candidates(read("last-good.json")).unwrap_or_default(),
+            candidates: candidates(config),
+            last_good: candidates(last_good).unwrap_or_default(),
             version: version
+                .ok()
                 .and_then(|text| text.trim().parse().ok())
                 .unwrap_or(generation),
         }
@@ -115,6 +137,30 @@ mod tests {
         let snapshot = Snapshot::read(Path::new("/nowhere"), 3);
         assert_eq!(snapshot.candidates, Err(Problem::Missing));
         assert_eq!((snapshot.last_good, snapshot.version), (Entries::default(), 3));
+    }
+
+    /// A failure of the process or the disk in any file is no state of the directory.
+    #[test]
+    fn transient_failure_is_no_snapshot() {
+        let failed = || io::Error::from_raw_os_error(24);
+        let entry = || Ok(ENTRY.as_bytes().to_vec());
+        let version = || Ok("7".to_owned());
+        for snapshot in [
+            Snapshot::from_files([Err(failed()), entry()], version(), 1),
+            Snapshot::from_files([entry(), Err(failed())], version(), 1),
+            Snapshot::from_files([entry(), entry()], Err(failed()), 1),
+        ] {
+            assert!(
+                matches!(snapshot.candidates, Err(Problem::Unavailable(_))),
+                "{snapshot:?}"
+            );
+        }
+        let absent = || Err(ErrorKind::NotFound.into());
+        let snapshot = Snapshot::from_files([absent(), entry()], version(), 1);
+        assert_eq!(
+            (snapshot.candidates, snapshot.version),
+            (Err(Problem::Missing), 7)
+        );
     }
 
     /// A candidate file that does not parse leaves the last good entries in place.

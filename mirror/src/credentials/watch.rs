@@ -8,7 +8,7 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tracing::info;
 
-use super::Snapshot;
+use super::{Problem, Snapshot};
 
 /// The polling interval. File systems differ in the events that they emit, and a read costs microseconds.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
@@ -57,7 +57,11 @@ async fn follow(directory: PathBuf, changed: Arc<Notify>, snapshots: watch::Send
     loop {
         let _ = tokio::time::timeout(POLL_INTERVAL, changed.notified()).await;
         let new = read(directory.clone(), generation).await;
-        if new != **snapshots.borrow() {
+        if let Err(Problem::Unavailable(_)) = &new.candidates {
+            if new.candidates != snapshots.borrow().candidates {
+                snapshots.send_replace(Arc::new(new));
+            }
+        } else if new != **snapshots.borrow() {
             generation += 1;
             let new = Arc::new(read(directory.clone(), generation).await);
             info!(version = new.version, "the credentials directory changed");
@@ -71,7 +75,7 @@ async fn read(directory: PathBuf, generation: u64) -> Snapshot {
     match task.await {
         Ok(snapshot) => snapshot,
         // Only when the runtime stops.
-        Err(_) => Snapshot::unreadable(),
+        Err(error) => Snapshot::unavailable(error.to_string()),
     }
 }
 
@@ -81,7 +85,6 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     use super::*;
-    use crate::credentials::Problem;
 
     /// Writes the files as kubelet does: a new directory, and a link that is renamed over the old one.
     fn publish(root: &Path, round: u64) {

@@ -13,7 +13,7 @@ use http::{HeaderMap, HeaderValue, header};
 
 use super::error::RegistryError;
 use check::{Login, LoginVerdict, PasswordChecks};
-use users::Users;
+use users::{NoUsers, Users};
 
 pub use users::MAX_COST as MAX_BCRYPT_COST;
 
@@ -31,7 +31,8 @@ pub struct Htpasswd {
 /// The message about a line whose cost is too high: a server leaves its user out.
 pub fn check_htpasswd(path: &Path) -> Result<Option<String>, String> {
     let list = users::list(path);
-    users::too_costly(path, &list).map_or(Ok(list.err()), Err)
+    let failed = list.as_ref().err().map(ToString::to_string);
+    users::too_costly(path, &list).map_or(Ok(failed), Err)
 }
 
 impl Htpasswd {
@@ -70,8 +71,10 @@ impl Htpasswd {
         let shown = shown.ok_or_else(|| RegistryError::no_login(challenge()))?;
         let login = login(shown).ok_or_else(|| RegistryError::wrong_login(challenge()))?;
         let list = self.users.now().await;
-        let Ok(users) = list.as_ref() else {
-            return Err(RegistryError::wrong_login(challenge()));
+        let users = match list.as_ref() {
+            Ok(users) => users,
+            Err(NoUsers::Unavailable(_)) => return Err(RegistryError::users_unavailable()),
+            Err(NoUsers::None(_)) => return Err(RegistryError::wrong_login(challenge())),
         };
         *user = users.get(&login.name).map(|_| login.name.as_str().into());
         match self.checks.check(login, users, client).await {

@@ -72,15 +72,20 @@ impl PeerKeys {
         keys
     }
 
-    /// Reads the file again; a file without a usable key keeps the previous keys.
-    pub(crate) fn reload(&self) {
+    /// Reads the file again; a file without a usable key keeps the previous keys. Returns `false` if the file can't be read
+    /// for the moment.
+    pub(crate) fn reload(&self) -> bool {
         match read(&self.path) {
             Ok(secrets) => {
                 let key = |secret: &Secret| hmac::Key::new(hmac::HMAC_SHA256, secret.expose().as_bytes());
                 self.keys.store(Arc::new(secrets.iter().map(key).collect()));
             }
-            Err(error) => tracing::warn!(%error, "the secret of peers was not read"),
+            Err(error) => {
+                tracing::warn!(%error, "the secret of peers was not read");
+                return !matches!(&error, SecretFileError::Unreadable { source, .. } if file_read::is_transient(source));
+            }
         }
+        true
     }
 
     /// Returns the authorization of a request, made with the key of this index.

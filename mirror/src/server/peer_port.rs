@@ -8,6 +8,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
+use super::reload::RETRY_INTERVAL;
 use super::{Error, listen};
 use crate::clock::Clock;
 use crate::config::{Config, PeerSettings};
@@ -59,14 +60,18 @@ impl PeerFiles {
         loop {
             let (fleet, certificates) = (Arc::clone(&fleet), self.certificates.clone());
             let reload = move || {
-                fleet.reload_files();
+                let is_read = fleet.reload_files();
                 if let Some(Err(error)) = certificates.map(|certificates| certificates.reload()) {
                     warn!(%error, "the old certificate of the peer port stays in use");
                 }
+                is_read
             };
             // A panic of it was logged.
-            let _ = tokio::task::spawn_blocking(reload).await;
-            watch.changed().await;
+            let is_read = tokio::task::spawn_blocking(reload).await.unwrap_or(true);
+            tokio::select! {
+                () = watch.changed() => {}
+                () = tokio::time::sleep(RETRY_INTERVAL), if !is_read => {}
+            }
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::{Mutex, Notify, watch};
 use tracing::{error, info, warn};
@@ -9,11 +10,15 @@ use tracing::{error, info, warn};
 use super::state::ServerState;
 use super::upstream_set::{self, UpstreamSet};
 use crate::config::{BucketSettings, Cache, Config};
+use crate::file_read;
 use crate::file_watch::FileWatch;
 use crate::http::Htpasswd;
 use crate::http::connection::tls::Certificates;
 use crate::pull::{Live, Pull};
 use crate::upstream::{BuildError, Options};
+
+/// The interval between two reads of files that could not be read for the moment.
+pub(super) const RETRY_INTERVAL: Duration = Duration::from_secs(5);
 
 /// A handle that applies new configurations; clones share the server.
 #[derive(Clone)]
@@ -177,13 +182,14 @@ impl Reloader {
                 // The runtime stops.
                 return;
             };
-            self.renew_files().await;
+            let mut is_renewed = self.renew_files().await;
             loop {
                 tokio::select! {
                     () = files.changed() => info!("a file that the configuration names changed"),
                     () = self.0.renamed.notified() => break,
+                    () = tokio::time::sleep(RETRY_INTERVAL), if !is_renewed => {}
                 }
-                self.renew_files().await;
+                is_renewed = self.renew_files().await;
             }
         }
     }
@@ -195,15 +201,19 @@ impl Reloader {
         paths
     }
 
-    async fn renew_files(&self) {
+    /// Reads the files again; returns `false` if one could not be read for the moment.
+    async fn renew_files(&self) -> bool {
         let config = self.0.state.current().config.clone();
         let waiting = self.0.waiting.lock().take();
         if let Some(waiting) = waiting {
-            return self.attempt(&config, waiting).await;
+            self.attempt(&config, waiting).await;
+            return true;
         }
-        if let Err(error) = self.renew(&config).await {
-            error!(%error, "the old certificate authorities stay in use");
-        }
+        let Err(error) = self.renew(&config).await else {
+            return true;
+        };
+        error!(%error, "the old certificate authorities stay in use");
+        !matches!(&error, BuildError::CaUnreadable { source, .. } if file_read::is_transient(source))
     }
 }
 

@@ -246,6 +246,10 @@ impl CredentialSink for Upstream {
         Upstream::refuse(self, reason);
     }
 
+    fn suspend(&self, reason: String) {
+        Upstream::suspend(self, reason);
+    }
+
     async fn refused(&self) {
         Upstream::refused(self).await;
     }

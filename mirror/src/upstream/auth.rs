@@ -13,7 +13,6 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use http::{HeaderMap, HeaderValue, header::AUTHORIZATION};
 use moka::sync::Cache;
-use url::form_urlencoded::byte_serialize;
 
 use super::error::Error;
 use super::rate_limit::{Cooldowns, RequestClass};
@@ -21,6 +20,7 @@ use super::transport::Transport;
 use super::transport::budget::RequestBudget;
 use crate::clock::Clock;
 use crate::credential::Credential;
+use crate::secret::mask_secrets;
 use challenge::Challenge;
 use token::{Token, TokenKey, Tokens};
 use trust::{Audience, Policy};
@@ -37,8 +37,8 @@ const ENTRY: usize = 256;
 
 /// An authorizer for one credential, which is `Anonymous` for audiences that may not receive any.
 pub(super) struct Authorizer {
-    /// The credential, or the reason for having none.
-    pub(super) credential: Result<Credential, String>,
+    /// The credential, or the error of every request without one.
+    pub(super) credential: Result<Credential, Error>,
     pub(super) policy: Policy,
     pub(super) rate_limits: Cooldowns,
     tokens: Tokens,
@@ -71,7 +71,7 @@ impl Authorization {
 }
 
 impl Authorizer {
-    pub(super) fn new(credential: Result<Credential, String>, policy: Policy, clock: Clock) -> Self {
+    pub(super) fn new(credential: Result<Credential, Error>, policy: Policy, clock: Clock) -> Self {
         Self {
             credential,
             policy,
@@ -91,8 +91,8 @@ impl Authorizer {
 
     /// Fails while there is no usable credential, or the class cools down.
     pub(super) fn admit(&self, class: RequestClass) -> Result<(), Error> {
-        if let Err(reason) = &self.credential {
-            return Err(Error::no_credential(reason));
+        if let Err(error) = &self.credential {
+            return Err(error.clone());
         }
         match self.rate_limits.cooldown(class) {
             Some(retry_after) => Err(Error::RateLimited { retry_after }),
@@ -275,23 +275,19 @@ impl Authorizer {
         ))
     }
 
-    /// Removes secrets from a text of a server, in each form in which the server received them.
+    /// Masks secrets in a text of a server, in each form in which the server received them, and in other notations.
     pub(super) fn scrub(&self, words: &str, shown: Option<&HeaderValue>) -> String {
         let own = match &self.credential {
             Ok(Credential::Basic { password, .. }) => password.expose(),
             Ok(Credential::IdentityToken { token, .. }) => token.expose(),
             _ => "",
         };
-        let encoded: String = byte_serialize(own.as_bytes()).collect();
         // The part after `Basic` or `Bearer`.
         let sent = shown
             .and_then(|value| value.to_str().ok())
             .and_then(|value| value.split_once(' '))
             .map_or("", |(_, sent)| sent);
-        let secrets = [own, &encoded, sent]
-            .into_iter()
-            .filter(|secret| !secret.is_empty());
-        secrets.fold(words.to_owned(), |text, secret| text.replace(secret, "[secret]"))
+        mask_secrets(words, [own, sent])
     }
 
     /// Returns the denial of the server at `audience`, with the key that lets it receive the credential.

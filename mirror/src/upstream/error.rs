@@ -87,10 +87,10 @@ impl Error {
     }
 
     /// Returns the denial of a request that was not sent, as there is no usable credential.
-    pub(super) fn no_credential(reason: &str) -> Self {
+    pub(super) fn no_credential(reason: String) -> Self {
         Self::Denied {
             status: 403,
-            message: reason.to_owned(),
+            message: reason,
             withheld: true,
             lasting: true,
         }

@@ -22,10 +22,23 @@ struct Held {
     /// False where an edit could have left the same stamp: it is read again each time.
     settled: bool,
     list: Arc<List>,
+    /// The reason why the list is one that was read before.
+    failure: Option<String>,
 }
 
 /// The users, or the reason why there are none: then no client is let in.
-pub(super) type List = Result<HtpasswdUsers, String>;
+pub(super) type List = Result<HtpasswdUsers, NoUsers>;
+
+/// The reason why a file lists no users.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum NoUsers {
+    /// The file cannot be read for the moment, which says nothing about its users.
+    #[error("{0}")]
+    Unavailable(String),
+    /// The file is not there, or lists no user.
+    #[error("{0}")]
+    None(String),
+}
 
 /// The highest cost of a bcrypt hash in an htpasswd file: each step doubles the time, and a hash of cost 14 takes about a second. A hash of
 /// cost 31 takes days, and cannot be interrupted.
@@ -91,7 +104,7 @@ impl Users {
     /// Reads the file, and logs an error if no user can log in.
     pub(super) fn new(path: PathBuf) -> Self {
         let held = Held::read(&path);
-        log_change(&path, &Ok(HtpasswdUsers::default()), &held.list);
+        log_change(&path, None, &held);
         Self {
             path,
             held: ArcSwap::from_pointee(held),
@@ -106,21 +119,25 @@ impl Users {
         }
         let users = Arc::clone(self);
         let read = tokio::task::spawn_blocking(move || users.read_again()).await;
-        read.unwrap_or_else(|error| Arc::new(Err(error.to_string())))
+        read.unwrap_or_else(|error| Arc::new(Err(NoUsers::Unavailable(error.to_string()))))
     }
 
-    /// Reads the file again. Blocks.
+    /// Reads the file again; keeps the users that it had while it cannot be read for the moment. Blocks.
     pub(super) fn read_again(&self) -> Arc<List> {
-        let held = Held::read(&self.path);
+        let (before, mut held) = (self.held.load_full(), Held::read(&self.path));
+        if let (Ok(_), Err(NoUsers::Unavailable(reason))) = (before.list.as_ref(), held.list.as_ref()) {
+            held.failure = Some(reason.clone());
+            held.list = Arc::clone(&before.list);
+        }
+        log_change(&self.path, Some(&before), &held);
         let list = held.list.clone();
-        let before = self.held.swap(Arc::new(held));
-        log_change(&self.path, &before.list, &list);
+        self.held.store(Arc::new(held));
         list
     }
 
     /// Returns the reason why no user, or not every user, can log in.
     pub(super) fn trouble(&self) -> Option<String> {
-        trouble(&self.path, &self.held.load().list)
+        self.held.load().trouble(&self.path)
     }
 }
 
@@ -128,11 +145,21 @@ impl Held {
     /// Stamped before it is read: an edit in between differs from the stamp.
     fn read(path: &Path) -> Self {
         let stamp = FileStamp::read(path);
+        let list = list(path);
+        let is_read = !matches!(list, Err(NoUsers::Unavailable(_)));
         Self {
-            settled: stamp.as_ref().is_none_or(FileStamp::is_settled),
+            settled: is_read && stamp.as_ref().is_none_or(FileStamp::is_settled),
             stamp,
-            list: Arc::new(list(path)),
+            list: Arc::new(list),
+            failure: None,
         }
+    }
+
+    /// Returns the reason why no user, or not every user, can log in, or why the file was not read.
+    fn trouble(&self, path: &Path) -> Option<String> {
+        let failed = self.list.as_ref().as_ref().err().map(ToString::to_string);
+        let failed = failed.or_else(|| self.failure.clone());
+        failed.or_else(|| too_costly(path, &self.list))
     }
 }
 
@@ -143,14 +170,21 @@ impl Held {
 pub(super) fn list(path: &Path) -> List {
     let bytes = file_read::read(path, MAX_FILE).map_err(|error| {
         let path = path.display();
-        format!("cannot read the htpasswd file {path}: {error}; all logins are refused until it is there")
+        if file_read::is_transient(&error) {
+            return NoUsers::Unavailable(format!(
+                "cannot read the htpasswd file {path} at the moment: {error}; the users that were read before stay, and it is read again"
+            ));
+        }
+        NoUsers::None(format!(
+            "cannot read the htpasswd file {path}: {error}; all logins are refused until it is there"
+        ))
     })?;
     let listed = HtpasswdUsers::parse(&String::from_utf8_lossy(&bytes));
     if listed.users.is_empty() && listed.too_costly.is_none() {
         let path = path.display();
-        return Err(format!(
+        return Err(NoUsers::None(format!(
             "the htpasswd file {path} lists no user with a bcrypt hash, so all logins are refused; htpasswd -nB NAME prints a line for one"
-        ));
+        )));
     }
     Ok(listed)
 }
@@ -164,21 +198,16 @@ pub(super) fn too_costly(path: &Path, list: &List) -> Option<String> {
     ))
 }
 
-/// Returns the reason why no user, or not every user, can log in.
-fn trouble(path: &Path, list: &List) -> Option<String> {
-    let failed = list.as_ref().err().cloned();
-    failed.or_else(|| too_costly(path, list))
-}
-
-/// Logs a change of the list.
-fn log_change(path: &Path, before: &List, now: &List) {
-    match trouble(path, now) {
-        Some(message) if trouble(path, before).as_ref() != Some(&message) => {
+/// Logs a change of the users, or of the reason why there are none.
+fn log_change(path: &Path, before: Option<&Held>, now: &Held) {
+    match now.trouble(path) {
+        Some(message) if before.and_then(|before| before.trouble(path)).as_ref() != Some(&message) => {
             error!(key = "auth.htpasswd.path", "{message}");
         }
         _ => {}
     }
-    if let (Err(_), Ok(listed)) = (before, now) {
+    let could_log_in = before.is_none_or(|before| before.list.is_ok());
+    if let (false, Ok(listed)) = (could_log_in, now.list.as_ref()) {
         info!(path = %path.display(), users = listed.users.len(), "users can log in");
     }
 }
@@ -229,10 +258,31 @@ mod tests {
     #[test]
     fn unusable_htpasswd_error_names_path() {
         let (directory, path) = file("a:plain\n");
-        let said = |path: &Path| list(path).unwrap_err();
+        let said = |path: &Path| list(path).unwrap_err().to_string();
         assert!(said(&path).contains("lists no user with a bcrypt hash"));
         assert!(said(directory.path()).contains("it is a directory"));
         assert!(said(Path::new("/nonexistent/users")).contains("/nonexistent/users: No such file"));
+    }
+
+    /// Users stay while their file cannot be read for the moment, and go with the file.
+    #[test]
+    fn transient_failure_keeps_the_users() {
+        let (_directory, path) = file(&format!("a:$2y$05${SALTED}\n"));
+        let users = Users::new(path.clone());
+        // Reading the memory of a process at address 0 is EIO, as of a disk that fails.
+        let link = path.with_extension("link");
+        std::os::unix::fs::symlink("/proc/self/mem", &link).unwrap();
+        fs::rename(&link, &path).unwrap();
+        for _ in 0..2 {
+            assert!(users.read_again().as_ref().as_ref().unwrap().get("a").is_some());
+            let trouble = users.trouble().unwrap();
+            assert!(trouble.contains("stay, and it is read again"), "{trouble}");
+        }
+        let never_read = Users::new(path.clone());
+        let list = never_read.read_again();
+        assert!(matches!(list.as_ref(), Err(NoUsers::Unavailable(_))), "{list:?}");
+        fs::remove_file(&path).unwrap();
+        assert!(matches!(users.read_again().as_ref(), Err(NoUsers::None(_))));
     }
 
     #[tokio::test]
