@@ -15,6 +15,21 @@ pub(crate) fn without(query: &str, name: &str) -> String {
     pairs.collect::<Vec<_>>().join("&")
 }
 
+/// Returns a query with a further pair, whose value is encoded.
+pub(crate) fn with(query: &str, name: &str, value: &str) -> String {
+    let separator = if query.is_empty() { "" } else { "&" };
+    format!(
+        "{query}{separator}{name}={}",
+        percent_encode(value.as_bytes(), RESERVED)
+    )
+}
+
+/// Returns the decoded value of the first pair with this name.
+pub(crate) fn value(query: &str, name: &str) -> Option<String> {
+    let mut pairs = url::form_urlencoded::parse(query.as_bytes());
+    pairs.find_map(|(key, value)| (key == name).then(|| value.into_owned()))
+}
+
 /// Returns the pairs of another name than `name`, each encoded again: the result has letters, digits and `-._~%+=&`
 /// only, and decodes to the same bytes. A `+` stays as it is, because some servers read it as a space and some do not.
 pub(crate) fn encoded_without(query: &str, name: &str) -> String {

@@ -75,16 +75,37 @@ impl Upstream {
     pub async fn tags(&self, name: &RepositoryName, query: &str) -> Result<ListAnswer, Error> {
         let name = self.name(name);
         if let Some(page) = self.tags_page(&name, query).await? {
-            return Ok(page);
+            return Ok(self.with_next(&name, query, page).await);
         }
-        let others = query::without(query, "n");
-        let separator = if others.is_empty() { "" } else { "&" };
-        let query = format!("{others}{separator}n={PAGE_SIZE}");
-        self.tags_page(&name, &query).await?.ok_or_else(|| {
+        let query = query::with(&query::without(query, "n"), "n", &PAGE_SIZE.to_string());
+        let page = self.tags_page(&name, &query).await?.ok_or_else(|| {
             Error::malformed(format!(
                 "a list of more than {MAX_ENTRIES} tags, or {MAX_TAG_LIST} bytes, in place of pages of {PAGE_SIZE} tags"
             ))
-        })
+        })?;
+        Ok(self.with_next(&name, &query, page).await)
+    }
+
+    /// Adds the query of the next page to a full page without one: many registries send no `Link`. A request for the tag
+    /// after the last one shows if there is another; without an answer, there may be.
+    async fn with_next(&self, name: &str, query: &str, page: ListAnswer) -> ListAnswer {
+        let size = query::value(query, "n").and_then(|size| size.parse().ok());
+        let is_full = page.next.is_none() && size == Some(page.tags.len());
+        let Some(last) = page.tags.last().filter(|_| is_full) else {
+            return page;
+        };
+        let others = query::without(&query::without(query, "n"), "last");
+        let after = query::with(&others, "last", last);
+        let found = self.tags_page(name, &query::with(&after, "n", "1")).await;
+        let is_next = |tag: &String| !page.tags.contains(tag);
+        if let Ok(Some(found)) = &found
+            && !found.tags.first().is_some_and(is_next)
+        {
+            return page;
+        }
+        let next = query::with(&after, "n", &page.tags.len().to_string());
+        let next = Some(next);
+        ListAnswer { next, ..page }
     }
 
     /// Returns a page; `None` where it is too large.

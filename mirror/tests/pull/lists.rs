@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use serde_json::json;
+use test_case::test_case;
 
 use crate::hub::{Fault, Gate, Hub};
 use crate::served::{Mirror, cache, header, json as body_of};
@@ -36,6 +37,58 @@ fn page(tags: &[&str], link: Option<&str>) -> Fault {
         headers.into_iter().chain(link).collect(),
         body.into(),
     )
+}
+
+/// A registry that fills a page and sends no `Link` is asked for the tag after its last one.
+#[test_case(&["c"], "</v2/app/tags/list?last=b&n=2>; rel=\"next\""; "another page")]
+#[test_case(&[], ""; "the last page")]
+#[test_case(&["a", "b"], ""; "last is ignored")]
+#[tokio::test]
+async fn full_page_without_link_is_continued(after: &[&str], link: &str) {
+    let hub = Hub::start().await;
+    let mirror = Mirror::of(&hub).await;
+    hub.once("GET tags", page(&["a", "b"], None));
+    hub.once("GET tags", page(after, None));
+    let first = mirror.get("/v2/app/tags/list?n=2").await;
+    assert_eq!(header(&first, "link"), link);
+    assert_eq!(body_of(first).await["tags"], json!(["a", "b"]));
+    assert_eq!(hub.count("GET tags"), 2);
+}
+
+/// A page that is not full ends a list, and costs no further request; neither does one with a `Link`.
+#[test_case("?n=3", None; "fewer tags")]
+#[test_case("", None; "no number")]
+#[test_case("?n=2", Some("</v2/a/tags/list?last=b&n=2>; rel=next"); "a link")]
+#[tokio::test]
+async fn page_that_shows_its_end_needs_one_request(query: &str, link: Option<&str>) {
+    let hub = Hub::start().await;
+    let mirror = Mirror::of(&hub).await;
+    hub.once("GET tags", page(&["a", "b"], link));
+    let first = mirror.get(&format!("/v2/app/tags/list{query}")).await;
+    assert_eq!(header(&first, "link").is_empty(), link.is_none());
+    assert_eq!(hub.count("GET tags"), 1);
+}
+
+/// A client that follows the links of a registry that sends none gets each tag once.
+#[tokio::test]
+async fn all_tags_come_from_registry_without_links() {
+    let hub = Hub::start().await;
+    let mirror = Mirror::of(&hub).await;
+    let answers = [&["a", "b"][..], &["c"], &["c", "d"], &[]];
+    for tags in answers {
+        hub.once("GET tags", page(tags, None));
+    }
+    let (mut path, mut found) = ("/v2/app/tags/list?n=2".to_owned(), Vec::new());
+    loop {
+        let answer = mirror.get(&path).await;
+        let link = header(&answer, "link").to_owned();
+        found.extend(body_of(answer).await["tags"].as_array().unwrap().clone());
+        match link.strip_prefix('<').and_then(|link| link.split_once('>')) {
+            Some((next, _)) => path = next.to_owned(),
+            None => break,
+        }
+    }
+    assert_eq!(found, ["a", "b", "c", "d"]);
 }
 
 /// GHCR sends `n=0` in its links, for no limit, and sorts tags by time.
