@@ -19,6 +19,10 @@ use crate::store::{Blob, Error, Inner, StageError, Staged, Store, link};
 /// at most a thousand.
 const SMALL: usize = 16 * 1024;
 
+/// The time from the admission of a blob until its file is in its place, in ms: a rename changes the metadata of a file.
+/// A change in this time is found while the file is open.
+const PLACING_MS: i64 = 2_000;
+
 /// The result of looking up a blob for a repository.
 #[derive(Debug)]
 pub enum Found {
@@ -173,7 +177,8 @@ impl Inner {
                     if entry.is_none() {
                         self.discover(digest, size)?;
                     }
-                    if bytes.is_none() && entry.is_none_or(|entry| is_unverified(&entry, &found)) {
+                    if bytes.is_none() && entry.is_none_or(|entry| self.is_unverified(digest, &entry, &found))
+                    {
                         return Err(Error::Unverified(digest.clone()));
                     }
                     let blob = Blob { file, size, bytes };
@@ -188,6 +193,12 @@ impl Inner {
         tracing::warn!(%digest, "content dropped: it is missing, or has the wrong size or kind");
         self.remove_unless(digest, || self.is_sound_on_disk(digest))?;
         Ok(None)
+    }
+
+    /// Returns `true` for content that was never hashed, or whose file was changed since.
+    pub(super) fn is_unverified(&self, digest: &Digest, entry: &IndexEntry, found: &Metadata) -> bool {
+        let is_changed = changed_ms(found) > entry.verified.max(entry.fetched);
+        entry.verified == 0 || is_changed || self.hot_cache.is_changed(digest)
     }
 
     /// Counts content that the index does not know.
@@ -287,14 +298,12 @@ fn read_small(digest: &Digest, file: &File, size: u64) -> std::io::Result<Option
     Ok(Some(bytes.into()))
 }
 
-/// Returns `true` for content that was never hashed, or whose file was changed since.
-pub(super) fn is_unverified(entry: &IndexEntry, found: &Metadata) -> bool {
-    entry.verified == 0 || changed_ms(found) > entry.verified.max(entry.fetched)
-}
-
-/// Returns the time of the last change of a file's content, in ms since 1970.
+/// Returns the time of the last change of a file, in ms since 1970: of its content or, less the time that the server
+/// itself may take to put it in its place, of its metadata. No program can set that one back.
 pub(super) fn changed_ms(found: &Metadata) -> i64 {
-    found.mtime() * 1000 + found.mtime_nsec() / 1_000_000
+    let written = found.mtime() * 1000 + found.mtime_nsec() / 1_000_000;
+    let placed = found.ctime() * 1000 + found.ctime_nsec() / 1_000_000;
+    written.max(placed.saturating_sub(PLACING_MS))
 }
 
 /// Returns `true` if only the hash could still be wrong.

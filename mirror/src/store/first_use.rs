@@ -2,14 +2,14 @@
 //!
 //! Another registry may have left it, or any process that can write to the directory. Small blobs and manifests are hashed
 //! whenever they are read; a larger blob is hashed once, and the index remembers that. It is hashed again if its file was
-//! changed since, by its time of change: a program that sets that time back is found by the scrub.
+//! changed since, by the times of change of its content and of its metadata, which no program can set back.
 
 use std::sync::Arc;
 
 use tokio::sync::Mutex;
 
 use crate::digest::Digest;
-use crate::store::blobs::{changed_ms, is_unverified};
+use crate::store::blobs::changed_ms;
 use crate::store::durable::on;
 use crate::store::index::Op;
 use crate::store::scrub::{self, ScrubRate};
@@ -62,7 +62,7 @@ impl Inner {
             return Ok(());
         };
         let metadata = file.metadata().map_err(on("inspect", &path))?;
-        if !is_unverified(&entry, &metadata) {
+        if !self.is_unverified(digest, &entry, &metadata) {
             return Ok(());
         }
         match scrub::hash(&file, digest, ScrubRate::Full, || false) {
@@ -76,6 +76,7 @@ impl Inner {
                     // Also where the clock of the file system is ahead.
                     .max(changed_ms(&metadata));
                 self.index.write(vec![Op::Verified(digest.clone(), now)])?;
+                self.hot_cache.verified(digest);
                 Ok(())
             }
             found => {

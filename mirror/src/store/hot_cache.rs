@@ -3,8 +3,8 @@
 //! Everything here is bounded and may be lost: the files are authoritative. Uses are only recorded here; the index
 //! takes them in batches.
 
-use std::collections::HashMap;
-use std::fs::{File, Metadata};
+use std::collections::{HashMap, HashSet};
+use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -17,6 +17,7 @@ use rustix::process::{Resource, getrlimit};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::digest::Digest;
+use crate::file_read::FileStamp;
 use crate::name::{Repository, Tag};
 use crate::store::index::Op;
 use crate::store::{Blob, CachedTag, Manifest};
@@ -31,6 +32,8 @@ const MANIFEST_READS: usize = 8;
 /// The interval between two checks of the file of a small blob, whose bytes memory holds while the file is open. Those
 /// bytes stay right even if the file is damaged, so the check can wait.
 const CHECK_MS: i64 = 20;
+/// The most pieces of content that are marked because their files changed while they were open.
+const MAX_CHANGED: usize = 4 << 10;
 /// Tags are kept up to this number.
 const TAGS: u64 = 16 << 10;
 
@@ -51,8 +54,8 @@ pub(super) struct OpenBlob {
     handle: Arc<ContentHandle>,
     file: ArcSwapOption<File>,
     size: u64,
-    /// The time of the last change of the content: seconds and nanoseconds.
-    changed: (i64, i64),
+    /// The version of the file that was verified.
+    version: Option<FileStamp>,
     bytes: Option<Bytes>,
     checked_ms: AtomicI64,
 }
@@ -81,6 +84,8 @@ pub(super) struct HotCache {
     known: Mutex<HashMap<Digest, Known>>,
     recorded: Mutex<Vec<Arc<ContentHandle>>>,
     confirmed: Mutex<HashMap<(Repository, Tag), Op>>,
+    /// Content whose file changed while it was open.
+    changed: Mutex<HashSet<Digest>>,
 }
 
 impl HotCache {
@@ -98,6 +103,7 @@ impl HotCache {
             known: Mutex::default(),
             recorded: Mutex::default(),
             confirmed: Mutex::default(),
+            changed: Mutex::default(),
         }
     }
 
@@ -110,7 +116,7 @@ impl HotCache {
     pub(super) fn blob(&self, repository: &Repository, digest: &Digest, now: Timestamp) -> Option<Blob> {
         let key = (repository.clone(), digest.clone());
         let open = self.blobs.get(&key)?;
-        let Some(blob) = open.checked(now) else {
+        let Some(blob) = self.checked(&open, now) else {
             self.blobs.invalidate(&key);
             return None;
         };
@@ -121,8 +127,31 @@ impl HotCache {
     /// Returns a blob that is open for any repository.
     pub(super) fn open_blob(&self, digest: &Digest, now: Timestamp) -> Option<(Arc<OpenBlob>, Blob)> {
         let open = self.known.lock().get(digest)?.open.upgrade()?;
-        let blob = open.checked(now)?;
+        let blob = self.checked(&open, now)?;
         Some((open, blob))
+    }
+
+    /// Returns an open blob, unless its file was written to or removed.
+    fn checked(&self, open: &OpenBlob, now: Timestamp) -> Option<Blob> {
+        let checked = open.checked(now);
+        if checked.is_none() && !open.handle.gone.load(Ordering::Acquire) {
+            let mut changed = self.changed.lock();
+            // Without a mark, the times of the file decide, which a program may have set back.
+            if changed.len() < MAX_CHANGED {
+                changed.insert(open.handle.digest.clone());
+            }
+        }
+        checked
+    }
+
+    /// Returns `true` for content whose file changed while it was open, and that was not verified since.
+    pub(super) fn is_changed(&self, digest: &Digest) -> bool {
+        self.changed.lock().contains(digest)
+    }
+
+    /// Records that the content of a file was verified.
+    pub(super) fn verified(&self, digest: &Digest) {
+        self.changed.lock().remove(digest);
     }
 
     /// Adds an opened blob, and counts its use.
@@ -133,11 +162,7 @@ impl HotCache {
             handle: handle.clone(),
             file: ArcSwapOption::new(Some(blob.file.clone())),
             size: blob.size,
-            changed: blob
-                .file
-                .metadata()
-                .map(|found| changed(&found))
-                .unwrap_or_default(),
+            version: blob.file.metadata().ok().as_ref().map(FileStamp::from),
             bytes: blob.bytes.clone(),
             checked_ms: AtomicI64::new(now.as_millisecond()),
         });
@@ -226,6 +251,7 @@ impl HotCache {
 
     /// Removes this content from memory. Readers that have it open continue.
     pub(super) fn forget(&self, digest: &Digest) {
+        self.verified(digest);
         let Some(known) = self.known.lock().remove(digest) else {
             return;
         };
@@ -317,17 +343,13 @@ impl HotCache {
     }
 }
 
-fn changed(found: &Metadata) -> (i64, i64) {
-    (found.mtime(), found.mtime_nsec())
-}
-
 impl OpenBlob {
     /// Returns the blob after one `fstat`, unless the file was written to or removed.
     fn checked(&self, now: Timestamp) -> Option<Blob> {
         let file = self.file.load_full()?;
         if !self.is_recently_checked(now) {
             let found = file.metadata().ok()?;
-            if found.len() != self.size || found.nlink() == 0 || changed(&found) != self.changed {
+            if found.nlink() == 0 || Some(FileStamp::from(&found)) != self.version {
                 return None;
             }
             self.checked_ms.store(now.as_millisecond(), Ordering::Relaxed);

@@ -351,6 +351,31 @@ async fn touched_blob_is_hashed_and_served() {
     }
 }
 
+/// A large blob that a program changes in place is not served, also if the program sets the time of change back: neither
+/// while its file is open, nor after it was evicted from memory, nor after a restart.
+#[test_case(false; "while it is open")]
+#[test_case(true; "after a restart")]
+#[tokio::test]
+async fn blob_changed_in_place_with_old_time_is_a_miss(restarts: bool) {
+    let place = Place::new();
+    if restarts {
+        // It was fetched long ago.
+        place.clock.set_back(HOUR);
+    }
+    let mut store = place.open().await;
+    let mut layer = bytes(7, 100_000);
+    let digest = put(&store, &nginx(), &layer).await;
+    assert_eq!(get(&store, &nginx(), &digest).await.unwrap(), layer);
+    layer[50_000] ^= 1;
+    edit_unseen(&place.data(&digest), &layer);
+    if restarts {
+        drop(store);
+        store = place.open().await;
+    }
+    assert_eq!(get(&store, &nginx(), &digest).await, None);
+    assert!(!place.data(&digest).exists());
+}
+
 /// A place whose blob lost a bit but not its length, and no record says that it was verified.
 #[tokio::test]
 async fn flipped_bit_in_small_blob_is_a_miss() {
@@ -404,12 +429,13 @@ async fn unverified_content_is_hashed_once() {
     fs::remove_file(place.path().join("_mirror/index.redb")).unwrap();
     let store = place.open().await;
     let app = nginx();
+    // The edit below is before the hash by this clock, so that only a second hash finds it.
+    place.clock.advance(HOUR);
     let gets = (0..8).map(|_| get(&store, &app, &digest));
     for found in futures::future::join_all(gets).await {
         assert_eq!(found.unwrap(), layer);
     }
     drop(store);
-    // Only a second hash finds the change.
     let mut changed = layer.clone();
     changed[0] ^= 1;
     edit_unseen(&place.data(&digest), &changed);
@@ -417,14 +443,22 @@ async fn unverified_content_is_hashed_once() {
     assert_eq!(get(&store, &nginx(), &digest).await.unwrap(), changed);
 }
 
+/// Damages a large blob as a disk does: by this clock, nothing shows that the file changed.
+async fn damage_unseen(place: &Place, store: Store, digest: &Digest) -> Store {
+    drop(store);
+    edit_unseen(&place.data(digest), &bytes(8, 20_000));
+    place.open().await
+}
+
 #[tokio::test]
 async fn used_content_is_scrubbed_once_a_period() {
     let place = Place::new();
+    place.clock.advance(HOUR);
     let store = place.open().await;
-    store.set_scrub_period(Some(720 * HOUR));
     let stop = tokio_util::sync::CancellationToken::new();
-    let digest = put(&store, &nginx(), b"layer").await;
-    edit_unseen(&place.data(&digest), b"lay3r");
+    let digest = put(&store, &nginx(), &bytes(7, 20_000)).await;
+    let store = damage_unseen(&place, store, &digest).await;
+    store.set_scrub_period(Some(720 * HOUR));
     get(&store, &nginx(), &digest).await.unwrap();
     store.flush().await;
     assert_eq!(
@@ -447,12 +481,13 @@ async fn sound_content_counts_as_verified() {
     let store = place.open().await;
     store.set_scrub_period(Some(HOUR));
     let stop = tokio_util::sync::CancellationToken::new();
-    let digest = put(&store, &nginx(), b"layer").await;
+    let digest = put(&store, &nginx(), &bytes(7, 20_000)).await;
     place.clock.advance(2 * HOUR);
     get(&store, &nginx(), &digest).await.unwrap();
     store.flush().await;
     assert_eq!(store.scrub(&stop).await.unwrap(), 0);
-    edit_unseen(&place.data(&digest), b"lay3r");
+    let store = damage_unseen(&place, store, &digest).await;
+    store.set_scrub_period(Some(HOUR));
     get(&store, &nginx(), &digest).await.unwrap();
     store.flush().await;
     assert_eq!(store.scrub(&stop).await.unwrap(), 0, "just verified");
