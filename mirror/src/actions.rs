@@ -190,9 +190,13 @@ async fn images(
     let (sender, receiver) = channel(WAITING_LINES);
     tokio::spawn(async move {
         let _permit = permit;
-        let visit = move |image: CachedImage| sender.blocking_send(ImageLine::from(image)).is_ok();
-        if let Err(error) = actions.pull.each_image(query.q, visit).await {
-            warn!(%error, "the cached images could not be listed");
+        let lines = sender.clone();
+        let visit = move |image: CachedImage| lines.blocking_send(ImageLine::from(image)).is_ok();
+        tokio::select! {
+            listed = actions.pull.each_image(query.q, visit) => if let Err(error) = listed {
+                warn!(%error, "the cached images could not be listed");
+            },
+            () = sender.closed() => {}
         }
     });
     Ok(lines(receiver))

@@ -44,7 +44,6 @@ use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use jiff::Timestamp;
-use moka::sync::Cache;
 
 use crate::clock::Clock;
 use crate::config::MaxSize;
@@ -57,7 +56,7 @@ pub use durable::IoError;
 use durable::{Scratch, on};
 use hot_cache::HotCache;
 pub use image_query::{ImageEntry, ImageOrder, ImagePage, ImageRequest, MAX_IMAGES};
-use image_summary::KnownSummary;
+use image_summary::ImageSummaries;
 pub use images::CachedImage;
 use index::Index;
 pub use index::IndexFailure;
@@ -240,7 +239,7 @@ struct Inner {
     scratch: Scratch,
     hot_cache: HotCache,
     /// The summaries of images, by their manifests.
-    image_summaries: Cache<Digest, KnownSummary>,
+    image_summaries: ImageSummaries,
     space: Arc<DiskQuota>,
     index: Index,
     maintenance: Maintenance,
@@ -350,7 +349,7 @@ impl Inner {
             index,
             space: DiskQuota::new(root, options.max_size),
             hot_cache: HotCache::new(),
-            image_summaries: Cache::new(image_summary::MAX_REMEMBERED),
+            image_summaries: ImageSummaries::default(),
             maintenance: Maintenance::default(),
             opened: options.clock.now(),
             clock: options.clock,

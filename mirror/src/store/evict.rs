@@ -1,5 +1,6 @@
 //! Eviction: by least recent use for space, by age, by damage.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crate::digest::Digest;
@@ -8,7 +9,7 @@ use crate::name::Host;
 use crate::store::durable::{prune, remove};
 use crate::store::index::{IndexEntry, Link, Op, Order};
 use crate::store::space::{Reservation, Shortfall};
-use crate::store::{Error, Inner, IoError, StageError, Store, link};
+use crate::store::{Error, Inner, IoError, StageError, Store, link, stripe_of};
 use jiff::Timestamp;
 use parking_lot::MutexGuard;
 
@@ -93,11 +94,18 @@ impl Inner {
             // A full disk must not keep from making room on it; some uses are forgotten then.
             tracing::warn!(%error, "uses could not be written before evicting");
         }
-        let mut freed = 0;
+        let (mut freed, mut found, mut batch) = (0, 0, Vec::new());
         self.visit_evictable(|digest| {
-            freed += self.remove(digest, EvictionReason::Room)?;
+            found += self.index.get(digest)?.map_or(0, |entry| entry.size);
+            batch.push(digest.clone());
+            if freed + found < wanted && batch.len() < BATCH {
+                return Ok(true);
+            }
+            freed += self.remove_all(&std::mem::take(&mut batch), EvictionReason::Room)?;
+            found = 0;
             Ok(freed < wanted)
         })?;
+        freed += self.remove_all(&batch, EvictionReason::Room)?;
         tracing::debug!(freed, wanted, "evicted");
         Ok(freed)
     }
@@ -140,19 +148,48 @@ impl Inner {
         let (mut gone, mut last) = (0, None);
         loop {
             let oldest = self.index.oldest(order, last.as_ref(), BATCH)?;
-            for (time, digest) in &oldest {
-                if *time >= before {
-                    return Ok(gone);
-                }
+            let mut expired = Vec::new();
+            for (_, digest) in oldest.iter().take_while(|(time, _)| *time < before) {
                 if !self.hot_cache.is_read(digest) && !self.is_pinned(digest)? {
-                    self.remove(digest, EvictionReason::Expired)?;
-                    gone += 1;
+                    expired.push(digest.clone());
                 }
             }
+            self.remove_all(&expired, EvictionReason::Expired)?;
+            gone += expired.len() as u64;
             match oldest.into_iter().next_back() {
-                Some(newest) => last = Some(newest),
-                None => return Ok(gone),
+                Some(newest) if newest.0 < before => last = Some(newest),
+                _ => return Ok(gone),
             }
+        }
+    }
+
+    /// Removes content and all that leads to it, in one transaction of the index. Returns the bytes that it took.
+    fn remove_all(&self, digests: &[Digest], reason: EvictionReason) -> Result<u64, Error> {
+        let stripes: BTreeSet<_> = digests.iter().map(stripe_of).collect();
+        // In order, and no other thread waits for a second one.
+        let _stripes: Vec<_> = stripes
+            .into_iter()
+            .map(|stripe| self.stripes[stripe].lock())
+            .collect();
+        let (mut removed, mut ops, mut failed) = (Vec::new(), Vec::new(), None);
+        for digest in digests {
+            match self.remove_files(digest, &mut ops) {
+                Ok(entry) => removed.extend(entry),
+                Err(error) => {
+                    failed = Some(error);
+                    break;
+                }
+            }
+        }
+        // Also what was removed before a failure.
+        self.index.write(ops)?;
+        for entry in &removed {
+            self.space.sub(entry.size);
+            self.count_evicted(reason, Some(*entry));
+        }
+        match failed {
+            Some(error) => Err(error),
+            None => Ok(removed.iter().map(|entry| entry.size).sum()),
         }
     }
 
@@ -192,6 +229,18 @@ impl Inner {
         _one: &MutexGuard<'_, ()>,
         digest: &Digest,
     ) -> Result<Option<IndexEntry>, Error> {
+        let mut ops = Vec::new();
+        let entry = self.remove_files(digest, &mut ops)?;
+        self.index.write(ops)?;
+        if let Some(entry) = entry {
+            self.space.sub(entry.size);
+        }
+        Ok(entry)
+    }
+
+    /// Removes the file of content and its links; the caller holds its stripe, and writes `ops` to the index. Returns the
+    /// entry of the index.
+    fn remove_files(&self, digest: &Digest, ops: &mut Vec<Op>) -> Result<Option<IndexEntry>, Error> {
         self.hot_cache.forget(digest);
         let entry = self.index.get(digest)?;
         let links = self.index.links(digest)?;
@@ -200,14 +249,12 @@ impl Inner {
         if let Some(directory) = data.parent() {
             prune(directory, &self.layout.blobs());
         }
-        let mut ops = vec![Op::Remove(digest.clone())];
-        for link in &links {
-            ops.extend(self.remove_link(digest, link)?);
-        }
-        self.index.write(ops)?;
-        if let Some(entry) = entry {
-            self.space.sub(entry.size);
-        }
+        let untagged: Vec<_> = links
+            .iter()
+            .map(|link| self.remove_link(digest, link))
+            .collect::<Result<_, _>>()?;
+        ops.push(Op::Remove(digest.clone()));
+        ops.extend(untagged.into_iter().flatten());
         Ok(entry)
     }
 
@@ -255,5 +302,39 @@ impl Inner {
         self.index.write(marks.into_iter().chain(samples).collect())?;
         self.queue_for_scrub(used)?;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::digest::Algorithm;
+    use crate::name::Repository;
+    use crate::store::image_query::tests::open;
+
+    /// Content that is evicted at once is one transaction of the index, and so is content that expires at once.
+    #[tokio::test]
+    async fn batch_of_removals_is_one_transaction() {
+        let root = tempfile::tempdir().unwrap();
+        let store = open(root.path()).await;
+        let app = Repository {
+            host: "quay.io".parse().unwrap(),
+            name: "app".parse().unwrap(),
+        };
+        for number in 0..40_u8 {
+            let digest = Digest::compute(Algorithm::Sha256, &[number; 1000]);
+            let mut staged = store.stage(&app.host, &digest, Some(1000)).await.unwrap();
+            staged.append(&[number; 1000]).unwrap();
+            staged.commit(std::slice::from_ref(&app)).await.unwrap();
+        }
+        let inner = &store.inner;
+        inner.write_recorded_uses().unwrap();
+        let before = inner.index.changes().0;
+        assert!(inner.evict(19_500).unwrap() >= 19_500);
+        assert_eq!(inner.index.changes().0 - before, 1);
+        assert_eq!((store.usage().blobs, store.usage().bytes), (20, 20_000));
+        assert_eq!(inner.expire(Order::Use, i64::MAX).unwrap(), 20);
+        assert_eq!(inner.index.changes().0 - before, 2);
+        assert_eq!((store.usage().blobs, store.usage().bytes), (0, 0));
     }
 }

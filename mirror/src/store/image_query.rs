@@ -5,10 +5,11 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use jiff::Timestamp;
+use tokio_util::sync::CancellationToken;
 
 use crate::config::Globs;
 use crate::digest::Digest;
-use crate::store::image_summary::ImageSummary;
+use crate::store::image_summary::{ImageSummary, MAX_LISTING, SummaryReads};
 use crate::store::index::digest_of;
 use crate::store::{Error, Inner, Store};
 
@@ -89,14 +90,21 @@ struct IndexedTag {
 
 impl Store {
     /// Returns the cached images of repositories that `is_listed` by host and name. Reads the manifests of the images that
-    /// it returns; of all that match if they are sorted by size.
+    /// it returns; of all that match if they are sorted by size. One listing reads at a time, [`MAX_LISTING`] bytes at most
+    /// and not for a client that left: the size of an image that was not read yet is that of its manifest.
     pub async fn images(
         &self,
         query: ImageRequest,
         is_listed: impl Fn(&str, &str) -> bool + Send + 'static,
     ) -> Result<ImagePage, Error> {
-        self.blocking(move |inner| inner.list_images(&query, is_listed))
-            .await
+        let turn = Arc::clone(&self.inner.image_summaries.turn).lock_owned().await;
+        let stop = CancellationToken::new();
+        let _stops = stop.clone().drop_guard();
+        self.blocking(move |inner| {
+            let _turn = turn;
+            inner.list_images(&query, is_listed, SummaryReads::new(MAX_LISTING, stop))
+        })
+        .await
     }
 }
 
@@ -105,6 +113,7 @@ impl Inner {
         &self,
         query: &ImageRequest,
         is_listed: impl Fn(&str, &str) -> bool,
+        mut reads: SummaryReads,
     ) -> Result<ImagePage, Error> {
         let (mut total, mut tags) = (0, Vec::new());
         let unread = Arc::new(ImageSummary::default());
@@ -133,7 +142,7 @@ impl Inner {
         let recorded = self.hot_cache.recorded_uses();
         add_recorded_uses(&mut tags, &recorded);
         if is_by_size {
-            self.add_summaries(&mut tags)?;
+            self.add_summaries(&mut tags, &mut reads)?;
         }
         if is_by_pulls {
             self.add_pulls(&mut tags, &recorded)?;
@@ -147,7 +156,7 @@ impl Inner {
         }
         tags.truncate(query.limit.min(MAX_IMAGES));
         if !is_by_size {
-            self.add_summaries(&mut tags)?;
+            self.add_summaries(&mut tags, &mut reads)?;
         }
         if !is_by_pulls {
             self.add_pulls(&mut tags, &recorded)?;
@@ -161,10 +170,16 @@ impl Inner {
         })
     }
 
-    fn add_summaries(&self, tags: &mut [IndexedTag]) -> Result<(), Error> {
+    fn add_summaries(&self, tags: &mut [IndexedTag], reads: &mut SummaryReads) -> Result<(), Error> {
         for tag in tags {
+            if reads.is_stopped() {
+                break;
+            }
             if let Some(digest) = digest_of(&tag.key) {
-                tag.summary = self.image_summary(&digest)?;
+                tag.summary = match self.image_summary(&digest, reads)? {
+                    Some(summary) => summary,
+                    None => self.unread_summary(&digest)?,
+                };
             }
         }
         Ok(())
@@ -346,6 +361,82 @@ pub(super) mod tests {
         assert_eq!(bytes().await, text.len() as u64);
         store.inner.clock.advance(Duration::from_secs(61));
         assert_eq!(bytes().await, text.len() as u64 + 4);
+    }
+
+    /// A listing reads a bounded part of the manifests, and the next ones read the others: none is read twice.
+    #[tokio::test]
+    async fn large_manifests_are_read_over_several_listings() {
+        const IMAGES: usize = 12;
+        let root = tempfile::tempdir().unwrap();
+        let (store, app) = (open(root.path()).await, repository("app"));
+        let padding = " ".repeat(4_000_000);
+        let layer = Digest::compute(Algorithm::Sha256, b"layer");
+        let mut staged = store.stage(&app.host, &layer, None).await.unwrap();
+        staged.append(b"layer").unwrap();
+        staged.commit(std::slice::from_ref(&app)).await.unwrap();
+        for number in 0..IMAGES {
+            let text = format!(r#"{{"n":{number},"layers":[{{"digest":"{layer}"}}]}}{padding}"#);
+            let manifest = Manifest {
+                content: Hashed::compute(Algorithm::Sha256, text.into_bytes().into()),
+                media_type: "application/vnd.oci.image.manifest.v1+json".to_owned(),
+            };
+            store.put_manifest(&app, &manifest).await.unwrap();
+            let tag = format!("v{number}").parse().unwrap();
+            store.put_tag(&app, &tag, manifest.digest()).await.unwrap();
+        }
+        let read = async || {
+            let page = store
+                .images(query("", ImageOrder::Name), |_, _| true)
+                .await
+                .unwrap();
+            let entry = |image: &ImageEntry| store.inner.index.get(&image.digest).unwrap().unwrap().size;
+            let read = page.images.iter().filter(|image| image.bytes == entry(image) + 5);
+            (page.images.len(), read.count())
+        };
+        let (first, second) = (read().await, read().await);
+        assert_eq!(first.0, IMAGES);
+        assert!((1..IMAGES).contains(&first.1), "{first:?}");
+        assert_eq!(second, (IMAGES, IMAGES));
+    }
+
+    /// An index with more entries than an image has is counted up to a bound.
+    #[tokio::test]
+    async fn image_that_names_too_much_is_read_in_part() {
+        let root = tempfile::tempdir().unwrap();
+        let (store, app) = (open(root.path()).await, repository("app"));
+        let entry = |number: u32| {
+            let digest = Digest::compute(Algorithm::Sha256, &number.to_le_bytes());
+            format!(r#"{{"digest":"{digest}","size":4}}"#)
+        };
+        let layers: Vec<_> = (0..20_000).map(entry).collect();
+        let text = format!(r#"{{"layers":[{}]}}"#, layers.join(","));
+        let manifest = Manifest {
+            content: Hashed::compute(Algorithm::Sha256, text.into_bytes().into()),
+            media_type: "application/vnd.oci.image.manifest.v1+json".to_owned(),
+        };
+        store.put_manifest(&app, &manifest).await.unwrap();
+        let mut reads = SummaryReads::new(u64::MAX, CancellationToken::new());
+        let read = store.inner.read_summary(manifest.digest(), &mut reads).unwrap();
+        let (summary, is_whole, counted) = read.unwrap();
+        assert!(!is_whole && counted <= 4_096, "{counted}");
+        assert_eq!(summary.bytes, manifest.bytes().len() as u64);
+    }
+
+    /// A listing ends with its client.
+    #[tokio::test]
+    async fn listing_of_client_that_left_reads_nothing() {
+        let root = tempfile::tempdir().unwrap();
+        let (store, app) = (open(root.path()).await, repository("app"));
+        let manifest = Manifest {
+            content: Hashed::compute(Algorithm::Sha256, br#"{"layers":[]}"#.as_slice().into()),
+            media_type: "application/vnd.oci.image.manifest.v1+json".to_owned(),
+        };
+        store.put_manifest(&app, &manifest).await.unwrap();
+        let stop = CancellationToken::new();
+        stop.cancel();
+        let mut reads = SummaryReads::new(u64::MAX, stop);
+        let read = store.inner.image_summary(manifest.digest(), &mut reads).unwrap();
+        assert_eq!(read, None);
     }
 
     /// The platforms of an image are those of its cached manifests: an index names them, and else the configuration does.

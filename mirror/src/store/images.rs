@@ -2,9 +2,12 @@
 
 use std::collections::BTreeSet;
 
+use tokio_util::sync::CancellationToken;
+
 use crate::digest::Digest;
 use crate::name::{Reference, Repository};
 use crate::store::catalog::each_repository;
+use crate::store::image_summary::SummaryReads;
 use crate::store::purge::RepositoryLinks;
 use crate::store::{Error, Inner, Store};
 
@@ -25,13 +28,16 @@ pub struct CachedImage {
 
 impl Store {
     /// Calls `visit` for each cached image of the repositories that `is_listed`, until it returns `false`. Memory holds
-    /// the links of one repository at a time.
+    /// the links of one repository at a time. The listing ends with its caller.
     pub async fn each_image(
         &self,
         is_listed: impl Fn(&Repository) -> bool + Send + 'static,
         mut visit: impl FnMut(CachedImage) -> bool + Send + 'static,
     ) -> Result<(), Error> {
+        let stop = CancellationToken::new();
+        let _stops = stop.clone().drop_guard();
         self.blocking(move |inner| {
+            let mut reads = SummaryReads::new(u64::MAX, stop);
             inner.write_recorded_uses()?;
             let mut repositories = Vec::new();
             each_repository(&inner.layout, &mut |repository| {
@@ -41,7 +47,11 @@ impl Store {
             })?;
             repositories.sort_by_cached_key(ToString::to_string);
             for repository in &repositories {
-                if !inner.images_of(repository)?.into_iter().all(&mut visit) {
+                if !inner
+                    .images_of(repository, &mut reads)?
+                    .into_iter()
+                    .all(&mut visit)
+                {
                     break;
                 }
             }
@@ -53,10 +63,19 @@ impl Store {
 
 impl Inner {
     /// Returns the images of a repository: tags first, then manifests that no tag and no index leads to.
-    fn images_of(&self, repository: &Repository) -> Result<Vec<CachedImage>, Error> {
+    fn images_of(
+        &self,
+        repository: &Repository,
+        reads: &mut SummaryReads,
+    ) -> Result<Vec<CachedImage>, Error> {
         let RepositoryLinks { tags, manifests, .. } = self.repository_links(repository)?;
         let mut led_to: BTreeSet<_> = tags.iter().map(|(_, digest)| digest.clone()).collect();
-        led_to.extend(manifests.iter().flat_map(|digest| self.named_by(digest)));
+        for digest in &manifests {
+            if reads.is_stopped() {
+                return Ok(Vec::new());
+            }
+            led_to.extend(self.named_by(digest));
+        }
         let tagged = tags
             .into_iter()
             .map(|(tag, digest)| (Reference::Tag(tag), digest));
@@ -68,15 +87,14 @@ impl Inner {
             let Some(manifest) = self.index.get(&digest)? else {
                 continue;
             };
-            let mut bytes = 0;
-            for part in self.content_of([&digest]) {
-                bytes += self.index.get(&part)?.map_or(0, |entry| entry.size);
-            }
+            let Some(summary) = self.image_summary(&digest, reads)? else {
+                break;
+            };
             images.push(CachedImage {
                 repository: repository.clone(),
                 reference,
                 digest,
-                bytes,
+                bytes: summary.bytes,
                 used: manifest.used,
             });
         }
