@@ -2,6 +2,7 @@
 //!
 //! The server creates one [`Metrics`] at start; its clones share the counters. docs/reference/metrics.md lists all.
 
+mod durations;
 mod exposition;
 mod labels;
 mod process;
@@ -99,7 +100,13 @@ impl Default for Metrics {
 impl Metrics {
     /// Creates metrics whose counters are 0.
     pub fn new() -> Self {
-        let families = MetricsSet::default();
+        Self::with_exemplars(false)
+    }
+
+    /// Creates metrics like [`Metrics::new`]; with exemplars, each bucket of a duration names the trace of its last
+    /// observation, which costs a lock for each.
+    pub fn with_exemplars(has_exemplars: bool) -> Self {
+        let families = MetricsSet::new(has_exemplars);
         let no_upstream = UpstreamMetrics::new("", families.clone());
         let fills = Family::<FillLabels, Gauge>::default();
         let mut metrics = Self {

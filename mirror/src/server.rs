@@ -33,6 +33,7 @@ use crate::http::{self, Htpasswd};
 use crate::metrics::Metrics;
 use crate::pull::{Live, Pull};
 use crate::store::{self, Store};
+use crate::traces;
 use crate::upstream::{BuildError, Options};
 use crate::{admin, expiry, peers};
 use peer_port::PeerPort;
@@ -101,7 +102,8 @@ impl Server {
     /// or an address is taken.
     pub async fn start(config: Config) -> Result<Self, Error> {
         descriptors::raise_limit();
-        let (clock, metrics, tasks) = (Clock::system(), Metrics::new(), CancellationToken::new());
+        let metrics = Metrics::with_exemplars(traces::are_exported());
+        let (clock, tasks) = (Clock::system(), CancellationToken::new());
         let (config, certificates, users) = read_files(config).await?;
         // The addresses first, so that a second server on the same address fails before it touches the cache.
         let (listener, address) = listen::clients(&config.http.listen).await?;

@@ -122,6 +122,11 @@ fn resource() -> Resource {
     }
 }
 
+/// Returns `true` if spans go to a collector.
+pub(crate) fn are_exported() -> bool {
+    tracing::enabled!(target: TARGET, tracing::Level::INFO)
+}
+
 /// Returns a span of work that may outlive its request: part of the trace of the request, but not of its time. `span`
 /// must be created without a parent.
 pub(crate) fn detached(span: Span) -> Span {

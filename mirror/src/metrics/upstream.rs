@@ -6,28 +6,22 @@ use std::time::Duration;
 use http::StatusCode;
 use opentelemetry::trace::TraceId;
 use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::exemplar::HistogramWithExemplars;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 
+use super::durations::DurationHistogram;
 use super::labels::{
     CodeLabels, CredentialLabels, DurationLabels, ErrorLabels, Kind, KindLabels, Outcome, RateLimitLabels,
-    RequestLabels, Source, SourceLabels, TokenLabels, TokenResult, TraceLabels, UpstreamLabels,
+    RequestLabels, Source, SourceLabels, TokenLabels, TokenResult, UpstreamLabels,
 };
 use crate::name::Host;
 
-/// The buckets of durations in seconds: from a millisecond to ten minutes.
-const SECONDS: [f64; 14] = [
-    0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.25, 1.0, 2.5, 10.0, 30.0, 60.0, 180.0, 600.0,
-];
 /// The names of the failures of a request without a response.
 const ERRORS: [&str; 3] = ["timeout", "connect", "cut"];
 const KINDS: usize = Kind::ALL.len();
 const OUTCOMES: usize = Outcome::ALL.len();
 
-/// A histogram of durations, with the trace of the last request in each bucket.
-type Histogram = HistogramWithExemplars<TraceLabels>;
-type Durations<L> = Family<L, Histogram, fn() -> Histogram>;
+type Durations<L> = Family<L, DurationHistogram, fn() -> DurationHistogram>;
 
 /// The families that have series for each upstream.
 #[derive(Clone, Debug)]
@@ -47,9 +41,14 @@ pub(super) struct MetricsSet {
     pub(super) credentials: Family<CredentialLabels, Gauge>,
 }
 
-impl Default for MetricsSet {
-    fn default() -> Self {
-        let histogram: fn() -> Histogram = || Histogram::new(SECONDS.into_iter());
+impl MetricsSet {
+    /// Creates families whose histograms keep traces, or do not.
+    pub(super) fn new(has_exemplars: bool) -> Self {
+        let histogram = if has_exemplars {
+            DurationHistogram::with_exemplars
+        } else {
+            DurationHistogram::counters
+        };
         Self {
             requests: Family::default(),
             request_duration: Family::new_with_constructor(histogram),
@@ -119,20 +118,12 @@ pub struct UpstreamSnapshot {
     pub credential: &'static str,
 }
 
-/// Adds a duration to a histogram.
-fn observe(histogram: &Histogram, took: Duration, trace: Option<TraceId>) {
-    let labels = trace.map(|trace| TraceLabels {
-        trace_id: trace.to_string(),
-    });
-    histogram.observe(took.as_secs_f64(), labels, None);
-}
-
 /// The series of one kind of request.
 #[derive(Debug)]
 struct Ended {
     count: Counter,
-    took: Histogram,
-    first_byte: Histogram,
+    took: DurationHistogram,
+    first_byte: DurationHistogram,
 }
 
 /// The metrics of one upstream, or of requests that concern none.
@@ -143,7 +134,7 @@ pub struct UpstreamMetrics {
     /// Requests that were answered with 200, by kind and outcome; other requests are rare.
     answered: [[OnceLock<Ended>; OUTCOMES]; KINDS],
     served: [OnceLock<Counter>; Source::ALL.len()],
-    duration: OnceLock<Histogram>,
+    duration: OnceLock<DurationHistogram>,
 }
 
 impl UpstreamMetrics {
@@ -214,8 +205,8 @@ impl UpstreamMetrics {
     pub(super) fn ended(&self, request: &RequestRecord) {
         let count = |series: &Ended| {
             series.count.inc();
-            observe(&series.took, request.took, request.trace);
-            observe(&series.first_byte, request.first_byte, request.trace);
+            series.took.observe(request.took, request.trace);
+            series.first_byte.observe(request.first_byte, request.trace);
         };
         let place = self.answered.get(request.kind as usize);
         let place = place.and_then(|outcomes| outcomes.get(request.outcome as usize));
@@ -292,7 +283,7 @@ impl UpstreamMetrics {
                 .upstream_duration
                 .get_or_create_owned(&UpstreamLabels { upstream })
         };
-        observe(self.duration.get_or_init(find), took, trace);
+        self.duration.get_or_init(find).observe(took, trace);
     }
 
     /// Counts a token request.
