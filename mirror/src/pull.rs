@@ -27,7 +27,7 @@ use arc_swap::ArcSwap;
 use tracing::warn;
 
 pub(crate) use blob::Source;
-pub(crate) use blob_metadata::BlobMetadata;
+pub(crate) use blob_metadata::BlobSnapshot;
 pub(crate) use select_upstream::UpstreamSelectionError;
 
 pub(crate) use manifest::ClientRequest;

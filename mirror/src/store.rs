@@ -56,7 +56,7 @@ pub use durable::IoError;
 use durable::{Scratch, on};
 use hot_cache::HotCache;
 pub use image_query::{ImageEntry, ImageOrder, ImagePage, ImageRequest, MAX_IMAGES};
-use image_summary::ImageSummaries;
+use image_summary::ImageSummaryCache;
 pub use images::CachedImage;
 use index::Index;
 pub use index::IndexFailure;
@@ -239,7 +239,7 @@ struct Inner {
     scratch: Scratch,
     hot_cache: HotCache,
     /// The summaries of images, by their manifests.
-    image_summaries: ImageSummaries,
+    image_summaries: ImageSummaryCache,
     space: Arc<DiskQuota>,
     index: Index,
     maintenance: Maintenance,
@@ -349,7 +349,7 @@ impl Inner {
             index,
             space: DiskQuota::new(root, options.max_size),
             hot_cache: HotCache::new(),
-            image_summaries: ImageSummaries::default(),
+            image_summaries: ImageSummaryCache::default(),
             maintenance: Maintenance::default(),
             opened: options.clock.now(),
             clock: options.clock,

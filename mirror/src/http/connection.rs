@@ -31,8 +31,8 @@ use client_memory::ClientMemory;
 pub(super) use client_memory::{ConnectionMemory, Permit, hold};
 use header_meter::HeaderMeter;
 use limit::{ConnectionLimit, ConnectionSlot};
-use mismatch::FirstBytes;
-pub(super) use mismatch::ProtocolMismatch;
+use mismatch::ConnectionKind;
+pub(super) use mismatch::ConnectionMismatch;
 use protocols::builder;
 pub(super) use sendfile::SendfileQueue;
 use socket::{Accepted, Socket, Stream};
@@ -168,7 +168,7 @@ impl Connection {
             Box::pin(mismatch.refuse(stream)).await;
             return None;
         }
-        let http2 = first == FirstBytes::MayBeHttp2;
+        let http2 = first == ConnectionKind::MayBeHttp2;
         let (stream, http2) = match options.tls {
             Some(tls) => {
                 peer.sendfile = None;

@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 use tracing::Level;
 
-use super::connection::ProtocolMismatch;
+use super::connection::ConnectionMismatch;
 use super::{Peer, Service};
 use crate::name::Host;
 
@@ -147,7 +147,7 @@ impl Failed {
 
 impl Service {
     /// Logs a connection of a client that speaks another protocol than its port serves.
-    pub(super) fn log_mismatch(&self, mismatch: ProtocolMismatch, peer: &Peer) {
+    pub(super) fn log_mismatch(&self, mismatch: ConnectionMismatch, peer: &Peer) {
         self.app.failures.log(Failed {
             level: Level::WARN,
             kind: Kind {

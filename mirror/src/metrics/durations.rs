@@ -33,14 +33,14 @@ const BOUNDS: [u32; 14] = [
 #[derive(Clone, Debug)]
 pub(super) enum DurationHistogram {
     /// Counters without a lock.
-    Counters(Arc<DurationCounters>),
+    Counters(Arc<HistogramBuckets>),
     /// Each bucket has the trace of its last observation.
     WithExemplars(HistogramWithExemplars<TraceLabels>),
 }
 
 /// The counters of a histogram.
 #[derive(Debug, Default)]
-pub(super) struct DurationCounters {
+pub(super) struct HistogramBuckets {
     /// The observations of each bucket alone; the last bucket has no bound.
     buckets: [AtomicU64; BOUNDS.len() + 1],
     nanoseconds: AtomicU64,
@@ -71,7 +71,7 @@ impl DurationHistogram {
     }
 }
 
-impl DurationCounters {
+impl HistogramBuckets {
     fn add(&self, took: Duration) {
         let nanoseconds = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
         let is_within = |bound: &u32| nanoseconds <= u64::from(*bound) * 1_000;

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Globs;
 use crate::digest::Digest;
-use crate::store::image_summary::{ImageSummary, MAX_LISTING, SummaryReads};
+use crate::store::image_summary::{ImageSummary, MAX_LISTING, SummaryBudget};
 use crate::store::index::digest_of;
 use crate::store::{Error, Inner, Store};
 
@@ -102,7 +102,7 @@ impl Store {
         let _stops = stop.clone().drop_guard();
         self.blocking(move |inner| {
             let _turn = turn;
-            inner.list_images(&query, is_listed, SummaryReads::new(MAX_LISTING, stop))
+            inner.list_images(&query, is_listed, SummaryBudget::new(MAX_LISTING, stop))
         })
         .await
     }
@@ -113,7 +113,7 @@ impl Inner {
         &self,
         query: &ImageRequest,
         is_listed: impl Fn(&str, &str) -> bool,
-        mut reads: SummaryReads,
+        mut reads: SummaryBudget,
     ) -> Result<ImagePage, Error> {
         let (mut total, mut tags) = (0, Vec::new());
         let unread = Arc::new(ImageSummary::default());
@@ -170,7 +170,7 @@ impl Inner {
         })
     }
 
-    fn add_summaries(&self, tags: &mut [IndexedTag], reads: &mut SummaryReads) -> Result<(), Error> {
+    fn add_summaries(&self, tags: &mut [IndexedTag], reads: &mut SummaryBudget) -> Result<(), Error> {
         for tag in tags {
             if reads.is_stopped() {
                 break;
@@ -415,7 +415,7 @@ pub(super) mod tests {
             media_type: "application/vnd.oci.image.manifest.v1+json".to_owned(),
         };
         store.put_manifest(&app, &manifest).await.unwrap();
-        let mut reads = SummaryReads::new(u64::MAX, CancellationToken::new());
+        let mut reads = SummaryBudget::new(u64::MAX, CancellationToken::new());
         let read = store.inner.read_summary(manifest.digest(), &mut reads).unwrap();
         let (summary, is_whole, counted) = read.unwrap();
         assert!(!is_whole && counted <= 4_096, "{counted}");
@@ -434,7 +434,7 @@ pub(super) mod tests {
         store.put_manifest(&app, &manifest).await.unwrap();
         let stop = CancellationToken::new();
         stop.cancel();
-        let mut reads = SummaryReads::new(u64::MAX, stop);
+        let mut reads = SummaryBudget::new(u64::MAX, stop);
         let read = store.inner.image_summary(manifest.digest(), &mut reads).unwrap();
         assert_eq!(read, None);
     }

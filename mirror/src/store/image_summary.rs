@@ -32,7 +32,7 @@ const MAX_CONFIGURATION: u64 = 1 << 20;
 
 /// The summaries of images, by their manifests.
 #[derive(Debug)]
-pub(super) struct ImageSummaries {
+pub(super) struct ImageSummaryCache {
     known: Cache<Digest, KnownSummary>,
     /// The turn of the listing that reads manifests: the next one finds what it read.
     pub(super) turn: Arc<tokio::sync::Mutex<()>>,
@@ -40,7 +40,7 @@ pub(super) struct ImageSummaries {
 
 /// The manifests that one listing of images reads.
 #[derive(Debug)]
-pub(super) struct SummaryReads {
+pub(super) struct SummaryBudget {
     /// The bytes that may still be read.
     left: u64,
     /// Cancelled once the client left.
@@ -64,7 +64,7 @@ pub(super) struct ImageSummary {
     pub(super) platforms: Vec<String>,
 }
 
-impl Default for ImageSummaries {
+impl Default for ImageSummaryCache {
     fn default() -> Self {
         Self {
             known: Cache::new(MAX_REMEMBERED),
@@ -73,7 +73,7 @@ impl Default for ImageSummaries {
     }
 }
 
-impl SummaryReads {
+impl SummaryBudget {
     /// Returns the reads of a listing that may read so many bytes, until `stop`.
     pub(super) fn new(left: u64, stop: CancellationToken) -> Self {
         Self { left, stop }
@@ -98,7 +98,7 @@ impl Inner {
     pub(super) fn image_summary(
         &self,
         digest: &Digest,
-        reads: &mut SummaryReads,
+        reads: &mut SummaryBudget,
     ) -> Result<Option<Arc<ImageSummary>>, Error> {
         let is_current = |since| !self.clock.is_over(since, KEPT_INCOMPLETE);
         if let Some(known) = self.image_summaries.known.get(digest)
@@ -130,7 +130,7 @@ impl Inner {
     pub(super) fn read_summary(
         &self,
         digest: &Digest,
-        reads: &mut SummaryReads,
+        reads: &mut SummaryBudget,
     ) -> Result<Option<(ImageSummary, bool, usize)>, Error> {
         let (mut summary, mut is_whole, mut read) = (ImageSummary::default(), true, 0);
         let (mut counted, mut open) = (HashSet::new(), vec![digest.clone()]);

@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 use crate::digest::Digest;
 use crate::name::{Reference, Repository};
 use crate::store::catalog::each_repository;
-use crate::store::image_summary::SummaryReads;
+use crate::store::image_summary::SummaryBudget;
 use crate::store::purge::RepositoryLinks;
 use crate::store::{Error, Inner, Store};
 
@@ -37,7 +37,7 @@ impl Store {
         let stop = CancellationToken::new();
         let _stops = stop.clone().drop_guard();
         self.blocking(move |inner| {
-            let mut reads = SummaryReads::new(u64::MAX, stop);
+            let mut reads = SummaryBudget::new(u64::MAX, stop);
             inner.write_recorded_uses()?;
             let mut repositories = Vec::new();
             each_repository(&inner.layout, &mut |repository| {
@@ -66,7 +66,7 @@ impl Inner {
     fn images_of(
         &self,
         repository: &Repository,
-        reads: &mut SummaryReads,
+        reads: &mut SummaryBudget,
     ) -> Result<Vec<CachedImage>, Error> {
         let RepositoryLinks { tags, manifests, .. } = self.repository_links(repository)?;
         let mut led_to: BTreeSet<_> = tags.iter().map(|(_, digest)| digest.clone()).collect();

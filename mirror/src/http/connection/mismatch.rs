@@ -16,7 +16,7 @@ const DRAIN: Duration = Duration::from_secs(2);
 
 /// The first bytes of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum FirstBytes {
+pub(super) enum ConnectionKind {
     /// Those of an HTTP/2 preface, or its beginning.
     MayBeHttp2,
     /// Those of an HTTP/1 request.
@@ -29,7 +29,7 @@ pub(super) enum FirstBytes {
 
 /// A protocol that a port does not serve.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(in crate::http) enum ProtocolMismatch {
+pub(in crate::http) enum ConnectionMismatch {
     /// TLS at a port of plain HTTP.
     #[error(
         "the client speaks TLS, and this port serves plain HTTP: use http://, or configure http.tls of the mirror"
@@ -40,7 +40,7 @@ pub(in crate::http) enum ProtocolMismatch {
     HttpToTls,
 }
 
-impl FirstBytes {
+impl ConnectionKind {
     /// Classifies the first bytes that came; none at the end of the stream.
     pub(super) fn of(bytes: &[u8]) -> Self {
         match bytes.first() {
@@ -52,17 +52,17 @@ impl FirstBytes {
     }
 
     /// Returns the mismatch with a port that serves TLS, or does not.
-    pub(super) fn mismatch(self, is_tls: bool) -> Option<ProtocolMismatch> {
+    pub(super) fn mismatch(self, is_tls: bool) -> Option<ConnectionMismatch> {
         match self {
-            Self::Tls if !is_tls => Some(ProtocolMismatch::TlsToHttp),
+            Self::Tls if !is_tls => Some(ConnectionMismatch::TlsToHttp),
             // A client that ends without a byte may be a probe.
-            Self::Http1 if is_tls => Some(ProtocolMismatch::HttpToTls),
+            Self::Http1 if is_tls => Some(ConnectionMismatch::HttpToTls),
             _ => None,
         }
     }
 }
 
-impl ProtocolMismatch {
+impl ConnectionMismatch {
     /// Answers with 400, and closes the connection once the client has read it.
     pub(super) async fn refuse(self, mut stream: Box<dyn Stream>) {
         let body = serde_json::json!({"errors": [{"code": "UNSUPPORTED", "message": self.to_string()}]});
@@ -85,14 +85,14 @@ mod tests {
     use super::*;
     use test_case::test_case;
 
-    #[test_case(b"\x16\x03\x01" => (FirstBytes::Tls, true, false); "tls")]
-    #[test_case(b"GET / HTTP/1.1" => (FirstBytes::Http1, false, true); "http")]
-    #[test_case(b"PRI * HTTP/2.0" => (FirstBytes::MayBeHttp2, false, false); "a preface")]
-    #[test_case(b"P" => (FirstBytes::MayBeHttp2, false, false); "a letter of both")]
-    #[test_case(b"" => (FirstBytes::MayBeHttp2, false, false); "the end")]
-    #[test_case(b"\0\0" => (FirstBytes::Other, false, false); "neither")]
-    fn first_bytes_show_the_protocol(bytes: &[u8]) -> (FirstBytes, bool, bool) {
-        let first = FirstBytes::of(bytes);
+    #[test_case(b"\x16\x03\x01" => (ConnectionKind::Tls, true, false); "tls")]
+    #[test_case(b"GET / HTTP/1.1" => (ConnectionKind::Http1, false, true); "http")]
+    #[test_case(b"PRI * HTTP/2.0" => (ConnectionKind::MayBeHttp2, false, false); "a preface")]
+    #[test_case(b"P" => (ConnectionKind::MayBeHttp2, false, false); "a letter of both")]
+    #[test_case(b"" => (ConnectionKind::MayBeHttp2, false, false); "the end")]
+    #[test_case(b"\0\0" => (ConnectionKind::Other, false, false); "neither")]
+    fn first_bytes_show_the_protocol(bytes: &[u8]) -> (ConnectionKind, bool, bool) {
+        let first = ConnectionKind::of(bytes);
         (
             first,
             first.mismatch(false).is_some(),

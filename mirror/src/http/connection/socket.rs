@@ -10,7 +10,7 @@ use tokio::net::{TcpStream, UnixStream};
 
 use super::client_memory::ConnectionMemory;
 use super::limit::ConnectionSlot;
-use super::mismatch::FirstBytes;
+use super::mismatch::ConnectionKind;
 use super::protocols::PREFACE;
 use super::sendfile::SendfileStream;
 use super::{Connection, Listener};
@@ -86,14 +86,14 @@ impl Accepted {
 impl Socket {
     /// Waits for the first bytes, or the end. hyper's own detection of HTTP/2 would allocate a double-size buffer that an
     /// idle connection keeps.
-    pub(super) async fn first_bytes(&self) -> io::Result<FirstBytes> {
+    pub(super) async fn first_bytes(&self) -> io::Result<ConnectionKind> {
         let mut first = [0; PREFACE.len()];
         match self {
             Self::Tcp(stream) => {
                 let length = stream.peek(&mut first).await?;
-                Ok(FirstBytes::of(first.get(..length).unwrap_or_default()))
+                Ok(ConnectionKind::of(first.get(..length).unwrap_or_default()))
             }
-            Self::Unix(stream) => stream.readable().await.map(|()| FirstBytes::MayBeHttp2),
+            Self::Unix(stream) => stream.readable().await.map(|()| ConnectionKind::MayBeHttp2),
         }
     }
 

@@ -19,7 +19,7 @@ use crate::http::error::RegistryError;
 use crate::http::{EndpointResponse, RequestContext, headers, peer_port};
 use crate::metrics::Outcome;
 use crate::name::Repository;
-use crate::pull::{BlobMetadata, PassThrough, Served, Source};
+use crate::pull::{BlobSnapshot, PassThrough, Served, Source};
 use crate::pull_error::PullError;
 use crate::range::{Resolved, Wanted};
 
@@ -123,7 +123,7 @@ fn of_unverified(headers: &HeaderMap, wanted: &Wanted) -> Wanted {
 }
 
 /// Adds the size of a blob to a response without its bytes, and returns the outcome.
-fn add_metadata(response: &mut Response<Body>, served: &Served<BlobMetadata>) -> Outcome {
+fn add_metadata(response: &mut Response<Body>, served: &Served<BlobSnapshot>) -> Outcome {
     if response.status() == StatusCode::OK && !served.value.is_stored {
         response.headers_mut().remove(header::ETAG);
     }
