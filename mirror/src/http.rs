@@ -187,7 +187,11 @@ fn refuse(app: &App, request: &Parts) -> Option<RegistryError> {
     if !transfer_coding::is_supported(&request.headers) {
         return Some(RegistryError::unsupported_transfer_coding());
     }
-    let path = request.uri.path();
+    // A query alone has the path `/` in an absolute target, and none in `:path`.
+    let path = match request.uri.path_and_query() {
+        Some(target) if request.version == http::Version::HTTP_2 => target.as_str(),
+        _ => request.uri.path(),
+    };
     let is_of_server = request.method == Method::OPTIONS && path == "*";
     if !(path.starts_with('/') || is_of_server || request.method == Method::CONNECT) {
         return Some(RegistryError::no_path());

@@ -102,8 +102,7 @@ impl Server {
     /// or an address is taken.
     pub async fn start(config: Config) -> Result<Self, Error> {
         descriptors::raise_limit();
-        let metrics = Metrics::with_exemplars(traces::are_exported());
-        let (clock, tasks) = (Clock::system(), CancellationToken::new());
+        let (clock, metrics, tasks) = (Clock::system(), metrics(), CancellationToken::new());
         let (config, certificates, users) = read_files(config).await?;
         // The addresses first, so that a second server on the same address fails before it touches the cache.
         let (listener, address) = listen::clients(&config.http.listen).await?;
@@ -254,6 +253,11 @@ async fn leave(
     state.drain();
     tokio::time::sleep(lame_duck).await;
     closing.cancel();
+}
+
+/// Creates the metrics of the process, with exemplars if traces are exported.
+fn metrics() -> Metrics {
+    Metrics::with_exemplars(traces::are_exported())
 }
 
 /// Reads the certificate and the htpasswd file, on a thread that may block.

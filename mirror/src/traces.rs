@@ -122,9 +122,9 @@ fn resource() -> Resource {
     }
 }
 
-/// Returns `true` if spans go to a collector.
+/// Returns `true` if the environment names a collector for spans.
 pub(crate) fn are_exported() -> bool {
-    tracing::enabled!(target: TARGET, tracing::Level::INFO)
+    is_wanted(|name| env::var(name).ok())
 }
 
 /// Returns a span of work that may outlive its request: part of the trace of the request, but not of its time. `span`

@@ -134,7 +134,9 @@ impl HotCache {
     /// Returns an open blob, unless its file was written to or removed.
     fn checked(&self, open: &OpenBlob, now: Timestamp) -> Option<Blob> {
         let checked = open.checked(now);
-        if checked.is_none() && !open.handle.gone.load(Ordering::Acquire) {
+        // Once: the file is closed then, and opened again after its content was verified.
+        let is_changed = || open.file.swap(None).is_some() && !open.handle.gone.load(Ordering::Acquire);
+        if checked.is_none() && is_changed() {
             let mut changed = self.changed.lock();
             // Without a mark, the times of the file decide, which a program may have set back.
             if changed.len() < MAX_CHANGED {

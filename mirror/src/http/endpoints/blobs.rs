@@ -46,21 +46,12 @@ pub(in crate::http) async fn get(
     let mut wanted = Wanted::parse(context.headers, &etag);
     let of_unverified = of_unverified(context.headers, &wanted);
     let Served { value, mut outcome } = source(context, &repository, &digest, &of_unverified).await?;
-    let is_verified = match &value {
-        Source::Stored(_) => true,
-        Source::Filling(fill) => fill.is_verified_for(&repository),
-        Source::PassThrough(_) => false,
-    };
-    if !is_verified {
+    if !is_verified(&value, &repository) {
         response.headers_mut().remove(header::ETAG);
         wanted = of_unverified;
     }
     let is_from_peer = matches!(&value, Source::Filling(fill) if fill.is_from_peer());
-    let reader = |blob| BlobReader {
-        blob,
-        sendfile: context.sendfile.cloned(),
-        memory: Arc::clone(&context.peer.memory),
-    };
+    let reader = |blob| blob_reader(context, blob);
     match value {
         Source::Stored(blob) => {
             let (size, pull) = (blob.size, Arc::clone(&context.app.pull));
@@ -70,13 +61,7 @@ pub(in crate::http) async fn get(
         }
         Source::Filling(fill) => {
             let size = size_of(context, &fill).await?;
-            let filling = FillBlob {
-                fill,
-                repository: repository.clone(),
-                digest: digest.clone(),
-                pull: Arc::clone(&context.app.pull),
-                peer: Arc::clone(&context.peer.name),
-            };
+            let filling = fill_blob(context, fill, &repository, &digest);
             if let Some(size) = size {
                 send(&mut response, reader(BodyBlob::Filling(filling)), size, &wanted);
             } else {
@@ -97,6 +82,40 @@ pub(in crate::http) async fn get(
         is_from_peer,
         ..EndpointResponse::new(response, outcome, repository)
     })
+}
+
+/// Returns a blob as the connection of this request reads it.
+fn blob_reader(context: &RequestContext<'_>, blob: BodyBlob) -> BlobReader {
+    BlobReader {
+        blob,
+        sendfile: context.sendfile.cloned(),
+        memory: Arc::clone(&context.peer.memory),
+    }
+}
+
+/// Returns `true` if all bytes of a source were verified.
+fn is_verified(source: &Source, repository: &Repository) -> bool {
+    match source {
+        Source::Stored(_) => true,
+        Source::Filling(fill) => fill.is_verified_for(repository),
+        Source::PassThrough(_) => false,
+    }
+}
+
+/// Returns a fill as the body of this request reads it.
+fn fill_blob(
+    context: &RequestContext<'_>,
+    fill: Arc<Fill>,
+    repository: &Repository,
+    digest: &Digest,
+) -> FillBlob {
+    FillBlob {
+        fill,
+        repository: repository.clone(),
+        digest: digest.clone(),
+        pull: Arc::clone(&context.app.pull),
+        peer: Arc::clone(&context.peer.name),
+    }
 }
 
 /// Returns a response with the headers that all blobs have.
