@@ -19,30 +19,25 @@ const MAX_NESTED: usize = 3;
 /// alphabet and without padding; in hexadecimal; and with spaces, line breaks or invisible characters in it.
 pub(crate) fn mask_secrets<'s>(text: &str, secrets: impl IntoIterator<Item = &'s str>) -> String {
     let mut short = Vec::new();
-    let mut needles = BTreeSet::new();
+    let mut needles = Needles::default();
     for secret in secrets {
-        let folded = Folded::of(Symbol::read(secret)).text;
-        if folded.len() < MIN_FOLDED {
+        if Folded::of(Symbol::read(secret)).text.len() < MIN_FOLDED {
             short.extend((!secret.is_empty()).then_some(secret));
             continue;
         }
-        for encoded in [STANDARD_NO_PAD.encode(secret), hex::encode(secret)] {
-            needles.insert(Folded::of(Symbol::read(&encoded)).text);
+        for notation in [secret, &STANDARD_NO_PAD.encode(secret), &hex::encode(secret)] {
+            needles.add(notation);
+            needles.add(notation.trim_end_matches('='));
         }
-        needles.insert(folded.trim_end_matches('=').to_owned());
-        needles.insert(folded);
     }
     let mut found = Vec::new();
-    let mut symbols = if needles.is_empty() {
+    let mut symbols = if needles.0.is_empty() {
         Vec::new()
     } else {
         Symbol::read(text)
     };
     for _ in 0..=MAX_NESTED {
-        let without_plus = symbols.iter().filter(|symbol| symbol.value != '+').cloned();
-        for folded in [Folded::of(without_plus), Folded::of(symbols.iter().cloned())] {
-            found.extend(needles.iter().flat_map(|needle| folded.find(needle)));
-        }
+        found.extend(needles.find(&symbols));
         let decoded = decode(&symbols);
         if decoded.len() == symbols.len() {
             break;
@@ -54,6 +49,10 @@ pub(crate) fn mask_secrets<'s>(text: &str, secrets: impl IntoIterator<Item = &'s
         .into_iter()
         .fold(masked, |text, secret| text.replace(secret, MASK))
 }
+
+/// The folded notations of secrets, and the same without `+`, which is a space in some encodings.
+#[derive(Default)]
+struct Needles(BTreeSet<(String, String)>);
 
 /// A character with its place in the text. Bytes that were decoded are characters of Latin-1.
 #[derive(Clone, Debug)]
@@ -68,6 +67,38 @@ struct Folded {
     text: String,
     /// The place of each byte of `text` in the original.
     places: Vec<Range<usize>>,
+}
+
+impl Needles {
+    /// Adds a notation, unless it is too short.
+    fn add(&mut self, notation: &str) {
+        let symbols = Symbol::read(notation);
+        let (with_plus, without_plus) = (
+            Folded::of(symbols.iter().cloned()),
+            Folded::of(without_plus(&symbols)),
+        );
+        if with_plus.text.len() >= MIN_FOLDED {
+            self.0.insert((with_plus.text, without_plus.text));
+        }
+    }
+
+    /// Returns the places of all notations.
+    fn find(&self, symbols: &[Symbol]) -> Vec<Range<usize>> {
+        let folded = Folded::of(symbols.iter().cloned());
+        let spaced = Folded::of(without_plus(symbols));
+        let mut found = Vec::new();
+        for (with_plus, without_plus) in &self.0 {
+            found.extend(folded.find(with_plus));
+            if without_plus.len() >= MIN_FOLDED {
+                found.extend(spaced.find(without_plus));
+            }
+        }
+        found
+    }
+}
+
+fn without_plus(symbols: &[Symbol]) -> impl Iterator<Item = Symbol> {
+    symbols.iter().filter(|symbol| symbol.value != '+').cloned()
 }
 
 impl Symbol {
@@ -168,7 +199,7 @@ fn escape(symbols: &[Symbol]) -> Option<(char, usize)> {
     }
 }
 
-/// Replaces these places of a text by [`MASK`]; places that overlap or touch get one.
+/// Replaces these places of a text by [`MASK`]; places that overlap get one.
 fn replace(text: &str, mut places: Vec<Range<usize>>) -> String {
     places.sort_unstable_by_key(|place| place.start);
     let (mut masked, mut end) = (String::with_capacity(text.len()), 0);

@@ -356,7 +356,7 @@ async fn touched_blob_is_hashed_and_served() {
 #[test_case(false; "while it is open")]
 #[test_case(true; "after a restart")]
 #[tokio::test]
-async fn blob_changed_in_place_with_old_time_is_a_miss(restarts: bool) {
+async fn blob_with_reset_time_of_change_is_a_miss(restarts: bool) {
     let place = Place::new();
     if restarts {
         // It was fetched long ago.
