@@ -13,7 +13,7 @@ pub(crate) enum Aim {
     AtMost(f64),
 }
 
-const AIMS: [(&str, Aim); 70] = [
+const AIMS: [(&str, Aim); 73] = [
     ("M1 100 MiB blob, 1 connections, GiB/s", Aim::Times(1.0)),
     ("M1 100 MiB blob, 1 connections, CPU s/GiB", Aim::AtMostTimes(1.2)),
     ("M1 100 MiB blob, 8 connections, GiB/s", Aim::Times(1.0)),
@@ -176,6 +176,18 @@ const AIMS: [(&str, Aim); 70] = [
     (
         "fleet: bucket answers 503, next cold pulls, ms more",
         Aim::AtMost(5.0),
+    ),
+    (
+        "fleet: bucket with wrong bytes, pulls that failed or got them, %",
+        Aim::AtMost(0.0),
+    ),
+    (
+        "fleet: roll of 3 replicas under load, failed pulls",
+        Aim::AtMost(0.0),
+    ),
+    (
+        "fleet: roll of 3 replicas under load, upstream GETs per blob",
+        Aim::AtMost(1.02),
     ),
     ("fleet: warm 100 MiB blob, 1 connections, GiB/s", Aim::Times(0.98)),
     ("fleet: warm 100 MiB blob, 8 connections, GiB/s", Aim::Times(0.98)),

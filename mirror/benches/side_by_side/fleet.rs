@@ -7,6 +7,7 @@ mod herds;
 mod relay;
 mod replicas;
 mod requests;
+mod roll;
 mod streams;
 
 use std::io;
@@ -68,6 +69,8 @@ pub(crate) fn measure(
             report.write()?;
         }
     }
+    report.say("a roll under load");
+    report.attempt("a roll under load", OURS, |report| roll::roll(&fleet, report));
     report.say("layers of peers");
     report.attempt("layers of peers", OURS, |report| {
         streams::peer_layers(&fleet, report)
@@ -84,16 +87,8 @@ impl Fleet<'_> {
     }
 
     fn start_with(&self, kind: Kind, count: usize, prefix: &str, cache: &str) -> io::Result<Replicas> {
-        let keys = self.bucket.keys(&self.prefix(kind, prefix), true);
+        let keys = self.bucket.keys(&kind.prefix(prefix), true);
         kind.start(self.site, count, &keys, cache)
-    }
-
-    /// Returns the prefix of a kind of server: each has its own part of the bucket.
-    fn prefix(&self, kind: Kind, prefix: &str) -> String {
-        match kind {
-            Kind::Ours => format!("ours/{prefix}"),
-            Kind::Distribution => format!("distribution/{prefix}"),
-        }
     }
 
     /// Makes an uncached layer, and returns its path.

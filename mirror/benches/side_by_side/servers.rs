@@ -6,10 +6,11 @@ use std::fs;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::Child;
+use std::process::{Child, Command};
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process};
 use rustls::crypto::aws_lc_rs::{cipher_suite, default_provider};
 use rustls::{ClientConfig, RootCertStore};
 
@@ -28,6 +29,9 @@ pub(crate) struct Server {
     pub(crate) target: Target,
     pub(crate) started_in: Duration,
     config: PathBuf,
+    /// The path that it has answered once it has started.
+    first: String,
+    command: Command,
     child: Child,
 }
 
@@ -233,8 +237,7 @@ impl Server {
     pub(crate) fn reconfigure(&self, from: &str, to: &str) -> io::Result<()> {
         let text = fs::read_to_string(&self.config)?.replace(from, to);
         fs::write(&self.config, text)?;
-        let id = rustix::process::Pid::from_raw(self.child.id().cast_signed()).unwrap();
-        Ok(rustix::process::kill_process(id, rustix::process::Signal::HUP)?)
+        Ok(kill_process(Pid::from_child(&self.child), Signal::HUP)?)
     }
 
     /// Pulls everything once.
@@ -339,6 +342,15 @@ impl Server {
         self.child.wait().map(drop)
     }
 
+    /// Ends the server, and waits for its end.
+    fn terminate(&mut self) {
+        // SIGTERM first: nginx would leave its workers behind.
+        if let Ok(None) = self.child.try_wait() {
+            let _ = kill_process(Pid::from_child(&self.child), Signal::TERM);
+        }
+        let _ = self.child.wait();
+    }
+
     fn processes(&self) -> Vec<u32> {
         let id = self.child.id();
         let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap_or_default();
@@ -350,12 +362,6 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // SIGTERM first: nginx would leave its workers behind.
-        if let Ok(None) = self.child.try_wait()
-            && let Some(pid) = rustix::process::Pid::from_raw(self.child.id().cast_signed())
-        {
-            let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
-        }
-        let _ = self.child.wait();
+        self.terminate();
     }
 }

@@ -1,5 +1,6 @@
 //! A bucket that fails: what clients wait for meanwhile.
 
+use std::cell::Cell;
 use std::io;
 use std::time::Duration;
 
@@ -10,6 +11,8 @@ use crate::measures::ms;
 use crate::report::Report;
 use crate::servers::Server;
 
+/// The blobs that the bucket has with wrong bytes.
+const BLOBS: usize = 4;
 const SIZE: usize = 64 << 10;
 /// A request without more bytes for this long has failed.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -45,6 +48,28 @@ pub(super) fn faults(fleet: &Fleet<'_>, kind: Kind, report: &mut Report) -> io::
             }
         }
     }
+    wrong_bytes(fleet, kind, report)
+}
+
+/// Pulls blobs that the bucket has with a wrong byte.
+fn wrong_bytes(fleet: &Fleet<'_>, kind: Kind, report: &mut Report) -> io::Result<()> {
+    let paths: Vec<_> = (0..BLOBS).map(|_| fleet.fresh(SIZE)).collect();
+    let writer = fleet.start(kind, 1, "wrong")?;
+    for path in &paths {
+        writer.servers[0].target.connect()?.get(path)?;
+    }
+    writer.until_uploaded()?;
+    fleet.bucket.relay.take_settled();
+    drop(writer);
+    let reader = fleet.start(kind, 1, "wrong")?;
+    fleet.bucket.relay.fail(Some(Fault::Wrong));
+    let next = Cell::new(0);
+    let pulled = times(&reader.servers[0], BLOBS, || {
+        paths[next.replace(next.get() + 1)].clone()
+    });
+    fleet.bucket.relay.fail(None);
+    let measure = "fleet: bucket with wrong bytes, pulls that failed or got them, %";
+    report.add(measure, kind.name(), failed(&pulled));
     Ok(())
 }
 

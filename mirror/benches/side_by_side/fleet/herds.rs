@@ -93,6 +93,9 @@ fn cold_herd(
 /// Sends a herd for a blob of the bucket to replicas with empty local tiers.
 fn bucket_herd(fleet: &Fleet<'_>, kind: Kind, path: &str, report: &mut Report) -> io::Result<()> {
     let replicas = fleet.start(kind, REPLICAS, "herd")?;
+    // The first use of a bucket costs requests of its own.
+    replicas.warm(fleet.content)?;
+    replicas.until_uploaded()?;
     fleet.bucket.relay.take_settled();
     fleet.upstream.take_counts();
     let started = Instant::now();

@@ -13,6 +13,8 @@ use crate::listener::Listener;
 const QUIET: Duration = Duration::from_millis(1_500);
 /// The longest wait for that.
 const LIMIT: Duration = Duration::from_mins(1);
+/// A part of an answer that is longer, in bytes, is content.
+const CONTENT: usize = 4 << 10;
 const UNAVAILABLE: &str = "<Error><Code>SlowDown</Code><Message>Reduce your request rate.</Message></Error>";
 
 /// A fault of the store.
@@ -24,6 +26,8 @@ pub(crate) enum Fault {
     Slow(Duration),
     /// Each request gets 503.
     Unavailable,
+    /// Content of some KiB comes with a wrong byte.
+    Wrong,
 }
 
 /// The requests to the store, by kind.
@@ -108,19 +112,35 @@ impl Relay {
 }
 
 impl Shared {
-    fn serve(&self, client: &TcpStream) -> io::Result<()> {
+    fn serve(self: &Arc<Self>, client: &TcpStream) -> io::Result<()> {
         let store = TcpStream::connect(self.store)?;
         client.set_nodelay(true)?;
         store.set_nodelay(true)?;
-        let (mut answers, mut back) = (store.try_clone()?, client.try_clone()?);
+        let (answers, back, shared) = (store.try_clone()?, client.try_clone()?, self.clone());
         std::thread::spawn(move || {
-            let copied = io::copy(&mut answers, &mut back);
+            let copied = shared.answers(&answers, &back);
             let closed = back.shutdown(Shutdown::Both);
-            copied.map(drop).and(closed)
+            copied.and(closed)
         });
         let relayed = self.requests(client, &store);
         store.shutdown(Shutdown::Both)?;
         relayed
+    }
+
+    /// Passes answers on until the store has no more.
+    fn answers(&self, mut store: &TcpStream, mut client: &TcpStream) -> io::Result<()> {
+        let mut buffer = vec![0; 256 << 10];
+        loop {
+            let length = store.read(&mut buffer)?;
+            if length == 0 {
+                return Ok(());
+            }
+            // Heads and links are shorter.
+            if length > CONTENT && *self.fault.lock() == Some(Fault::Wrong) {
+                buffer[length - 1] ^= 1;
+            }
+            client.write_all(&buffer[..length])?;
+        }
     }
 
     /// Passes requests on until the client has no more.
@@ -135,7 +155,7 @@ impl Shared {
             match fault {
                 Some(Fault::Unavailable) => return refuse(client),
                 Some(Fault::Slow(time)) => std::thread::sleep(time),
-                Some(Fault::Gone) | None => {}
+                Some(Fault::Gone | Fault::Wrong) | None => {}
             }
             store.write_all(head.text.as_bytes())?;
             let mut body = reader.by_ref().take(head.length);

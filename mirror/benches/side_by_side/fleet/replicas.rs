@@ -38,6 +38,14 @@ impl Kind {
         }
     }
 
+    /// Returns a prefix in the part of the bucket that this kind of server has.
+    pub(crate) fn prefix(self, name: &str) -> String {
+        match self {
+            Self::Ours => format!("ours/{name}"),
+            Self::Distribution => format!("distribution/{name}"),
+        }
+    }
+
     /// Starts so many replicas with empty local tiers on these keys of `storage`, or without a bucket where there are none.
     pub(crate) fn start(
         self,
@@ -93,15 +101,25 @@ impl Replicas {
             replicas.servers.push(site.ours_with(&keys, &proxy)?);
             replicas.admins.push(Target::plain(admin));
         }
-        replicas.until("peers that serve", |status| {
+        replicas.until_complete()?;
+        Ok(replicas)
+    }
+
+    /// Restarts a replica with the cache that it has, and waits until all serve each other.
+    pub(crate) fn restart(&mut self, index: usize) -> io::Result<()> {
+        self.servers[index].restart()?;
+        self.until_complete()
+    }
+
+    fn until_complete(&self) -> io::Result<()> {
+        self.until("peers that serve", |status| {
             let peers = status["peers"].as_array();
             let serving = peers
                 .into_iter()
                 .flatten()
                 .filter(|peer| peer["state"] == "serving");
-            serving.count() == count - 1
-        })?;
-        Ok(replicas)
+            serving.count() == self.servers.len() - 1
+        })
     }
 
     pub(crate) fn targets(&self) -> Vec<Target> {

@@ -44,6 +44,9 @@ pub(super) fn bucket_hits(fleet: &Fleet<'_>, kind: Kind, report: &mut Report) ->
     fleet.bucket.relay.take_settled();
     drop(first);
     let replicas = fleet.start(kind, REPLICAS, "blobs")?;
+    // The first use of a bucket costs requests of its own.
+    replicas.warm(fleet.content)?;
+    replicas.until_uploaded()?;
     fleet.bucket.relay.take_settled();
     fleet.upstream.take_counts();
     let targets = replicas.targets();

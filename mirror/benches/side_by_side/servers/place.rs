@@ -50,7 +50,6 @@ impl Place {
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log);
-        let started = Instant::now();
         let target = Target {
             tls: tls.map(|tls| tls.client.clone()),
             ..Target::plain(SocketAddr::from((Ipv4Addr::LOCALHOST, self.port)))
@@ -60,19 +59,37 @@ impl Place {
             started_in: Duration::ZERO,
             target,
             config: self.root.with_extension("conf"),
+            first: self.first,
             child: command.spawn()?,
+            command,
         };
-        let first = |server: &Server| server.target.connect()?.get(&self.first);
-        while let Err(error) = first(&server) {
-            if started.elapsed() > START || server.child.try_wait()?.is_some() {
-                let log = fs::read_to_string(self.root.with_extension("log")).unwrap_or_default();
+        server.until_answer()?;
+        Ok(server)
+    }
+}
+
+impl Server {
+    /// Waits for the first answer.
+    fn until_answer(&mut self) -> io::Result<()> {
+        let started = Instant::now();
+        let first = |server: &Self| server.target.connect()?.get(&server.first);
+        while let Err(error) = first(self) {
+            if started.elapsed() > START || self.child.try_wait()?.is_some() {
+                let log = fs::read_to_string(self.config.with_extension("log")).unwrap_or_default();
                 let last = log.lines().next_back().unwrap_or_default();
                 return Err(io::Error::other(format!("no answer: {error}; it said: {last}")));
             }
             std::thread::sleep(Duration::from_millis(1));
         }
-        server.started_in = started.elapsed();
-        Ok(server)
+        self.started_in = started.elapsed();
+        Ok(())
+    }
+
+    /// Ends the server as a kubelet does, and starts it again.
+    pub(crate) fn restart(&mut self) -> io::Result<()> {
+        self.terminate();
+        self.child = self.command.spawn()?;
+        self.until_answer()
     }
 }
 
