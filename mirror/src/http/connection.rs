@@ -165,7 +165,9 @@ impl Connection {
         let (mut peer, stream) = (self.peer, self.socket.stream());
         if let Some(mismatch) = first.mismatch(options.tls.is_some()) {
             service.log_mismatch(mismatch, &peer);
-            Box::pin(mismatch.refuse(stream)).await;
+            if service.answers(mismatch) {
+                Box::pin(mismatch.refuse(stream)).await;
+            }
             return None;
         }
         let http2 = first == ConnectionKind::MayBeHttp2;

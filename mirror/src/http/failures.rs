@@ -146,6 +146,11 @@ impl Failed {
 }
 
 impl Service {
+    /// Returns `true` if the client gets a response: the peer port says nothing to a client without TLS.
+    pub(super) fn answers(&self, mismatch: ConnectionMismatch) -> bool {
+        self.app.fleet.is_none() || mismatch == ConnectionMismatch::TlsToHttp
+    }
+
     /// Logs a connection of a client that speaks another protocol than its port serves.
     pub(super) fn log_mismatch(&self, mismatch: ConnectionMismatch, peer: &Peer) {
         self.app.failures.log(Failed {
