@@ -11,6 +11,7 @@ use kube::ResourceExt;
 
 use crate::{names::ALLOW_MIRROR, observed::ExistingClaim, quantity::amount, validate::Rejection};
 
+mod affinity;
 mod looseness;
 mod patterns;
 mod pod_security;
@@ -64,6 +65,16 @@ pub enum PodSecurity {
     Any,
 }
 
+/// The namespaces whose Pods a spec may refer to in `affinity`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum AffinityNamespaces {
+    /// The mirror's own namespace
+    #[default]
+    Own,
+    /// Every namespace
+    Any,
+}
+
 /// The limits of specs.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Policy {
@@ -85,6 +96,8 @@ pub struct Policy {
     pub existing_claims: ExistingClaimMode,
     /// The security contexts that a spec may have.
     pub pod_security: PodSecurity,
+    /// The namespaces whose Pods a spec may refer to in `affinity`.
+    pub affinity_namespaces: AffinityNamespaces,
 }
 
 impl Default for Policy {
@@ -99,6 +112,7 @@ impl Default for Policy {
             max_storage: Quantity(MAX_STORAGE.to_owned()),
             existing_claims: ExistingClaimMode::default(),
             pod_security: PodSecurity::default(),
+            affinity_namespaces: AffinityNamespaces::default(),
         }
     }
 }
@@ -151,6 +165,7 @@ impl Policy {
             self.pod_annotations(mirror),
             self.pod_labels(mirror),
             self.taints(mirror),
+            self.affinity(mirror),
             self.security(mirror),
         ];
         let violations: Vec<_> = violations.into_iter().flatten().map(|v| v.to_string()).collect();
@@ -294,6 +309,20 @@ impl Policy {
             &self.tolerations,
             place,
         )
+    }
+
+    fn affinity(&self, mirror: &RegistryMirror) -> Option<Violation> {
+        if self.affinity_namespaces == AffinityNamespaces::Any {
+            return None;
+        }
+        let namespace = mirror.namespace().unwrap_or_default();
+        let (field, asked) = affinity::beyond_namespace(mirror.spec.pod.affinity.as_ref()?, &namespace)?;
+        Some(Violation {
+            field: format!("spec.pod.affinity.{field}"),
+            asked,
+            allowed: "Pods of the mirror's own namespace".to_owned(),
+            value: "affinityNamespaces",
+        })
     }
 
     fn security(&self, mirror: &RegistryMirror) -> Option<Violation> {

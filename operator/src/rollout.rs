@@ -1,8 +1,8 @@
 //! The rollout of a new version of the operator, such as a new server image, to mirrors: a limited number at a time, paused
-//! once a mirror does not become ready with it. A change of a mirror's own spec never waits.
+//! in a namespace once a mirror there does not become ready with it, and everywhere once that happens in several namespaces.
+//! A change of a mirror's own spec never waits.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Once},
     time::Duration,
 };
@@ -21,19 +21,22 @@ use crate::{
         Scope,
         triggers::{self, Trigger},
     },
-    metrics::{Metrics, Upgrades},
+    metrics::Metrics,
     mirror_key::MirrorKey,
     observed::{Observed, PodTemplateSource, Workload},
 };
 
 mod objects;
+mod queue;
+
+use queue::{Queue, remaining};
 
 /// The limits of a rollout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RolloutConfig {
     /// The maximum number of mirrors that roll out at the same time.
     pub max_concurrent: usize,
-    /// The time in which a mirror has to become ready. After it, the rollout of other mirrors pauses.
+    /// The time in which a mirror has to become ready. After it, the rollout pauses in the namespace of the mirror.
     pub progress_deadline: Duration,
 }
 
@@ -124,10 +127,7 @@ impl Rollout {
                 ((scope.clone(), sender), receiver)
             })
             .unzip();
-        let queue = Queue {
-            unknown_scopes: scopes.len(),
-            ..Queue::default()
-        };
+        let queue = Queue::new(scopes.len());
         let rollout = Arc::new(Self {
             config,
             queue: Mutex::new(queue),
@@ -213,104 +213,8 @@ impl Rollout {
                 let _ = waker.unbounded_send(mirror);
             }
         }
-        let failed = queue.failed(now, self.config).count();
-        self.metrics.upgrades(&Upgrades {
-            waiting: queue.waiting.len(),
-            rolling: queue.rolling.len() - failed,
-            failed,
-        });
+        self.metrics.upgrades(&queue.count(now, self.config));
     }
-}
-
-/// The admission policy. Pure.
-#[derive(Debug, Default)]
-struct Queue {
-    /// The mirrors that roll out, with the time of their admission.
-    rolling: BTreeMap<MirrorKey, Timestamp>,
-    waiting: BTreeSet<MirrorKey>,
-    unknown_scopes: usize,
-    /// The last state that waiting mirrors were woken for: a mirror has failed.
-    is_paused: bool,
-}
-
-impl Queue {
-    fn remove(&mut self, mirror: &MirrorKey) {
-        self.rolling.remove(mirror);
-        self.waiting.remove(mirror);
-    }
-
-    fn admit(
-        &mut self,
-        mirror: &MirrorKey,
-        previous: Option<Timestamp>,
-        now: Timestamp,
-        config: RolloutConfig,
-    ) -> Admission {
-        if let Some(reason) = self.obstacle(mirror, now, config) {
-            self.waiting.insert(mirror.clone());
-            return Admission::Queued(reason);
-        }
-        self.waiting.remove(mirror);
-        // An admission that is not applied yet keeps its time. One that was applied counts from now: the version before
-        // may be the cause of the failure.
-        let pending = self.rolling.get(mirror).copied();
-        let since = pending.filter(|since| Some(*since) != previous).unwrap_or(now);
-        self.rolling.insert(mirror.clone(), since);
-        Admission::Admitted(since)
-    }
-
-    /// Returns the reason for which a mirror has to wait.
-    fn obstacle(&self, mirror: &MirrorKey, now: Timestamp, config: RolloutConfig) -> Option<String> {
-        if self.rolling.contains_key(mirror) {
-            return None;
-        }
-        if self.unknown_scopes > 0 {
-            return Some("the state of other mirrors is not known yet".to_owned());
-        }
-        if let Some(failed) = self.failed(now, config).next() {
-            return Some(format!(
-                "the rollout is paused, because {failed} did not become ready with the new version"
-            ));
-        }
-        let limit = config.max_concurrent;
-        let noun = if limit == 1 {
-            "mirror rolls"
-        } else {
-            "mirrors roll"
-        };
-        (self.rolling.len() >= limit).then(|| format!("at most {limit} {noun} out at the same time"))
-    }
-
-    fn failed(&self, now: Timestamp, config: RolloutConfig) -> impl Iterator<Item = &MirrorKey> {
-        let is_over = move |since: &Timestamp| remaining(*since, now, config.progress_deadline).is_zero();
-        let failed = self.rolling.iter().filter(move |(_, since)| is_over(since));
-        failed.map(|(mirror, _)| mirror)
-    }
-
-    /// Returns the mirrors to wake: all if the rollout was paused or resumed, else as many as there is room for and some
-    /// more, because some may have stopped waiting. A woken mirror leaves the queue until it asks again.
-    fn wake(&mut self, now: Timestamp, config: RolloutConfig) -> Vec<MirrorKey> {
-        let is_paused = self.failed(now, config).next().is_some();
-        let is_changed = std::mem::replace(&mut self.is_paused, is_paused) != is_paused;
-        let free = config.max_concurrent.saturating_sub(self.rolling.len());
-        let count = match (is_changed, is_paused || self.unknown_scopes > 0 || free == 0) {
-            (true, _) => self.waiting.len(),
-            (false, true) => 0,
-            (false, false) => free + config.max_concurrent,
-        };
-        let woken: Vec<_> = self.waiting.iter().take(count).cloned().collect();
-        if !is_changed {
-            for mirror in &woken {
-                self.waiting.remove(mirror);
-            }
-        }
-        woken
-    }
-}
-
-fn remaining(since: Timestamp, now: Timestamp, deadline: Duration) -> Duration {
-    let spent = Duration::try_from(now.duration_since(since)).unwrap_or_default();
-    deadline.saturating_sub(spent)
 }
 
 #[cfg(test)]
@@ -333,84 +237,6 @@ mod tests {
 
     fn at(second: i64) -> Timestamp {
         Timestamp::from_second(second).unwrap()
-    }
-
-    fn admit(queue: &mut Queue, name: &str, second: i64) -> String {
-        match queue.admit(&key(name), None, at(second), CONFIG) {
-            Admission::Admitted(_) => "admitted".to_owned(),
-            Admission::Queued(reason) => reason,
-        }
-    }
-
-    #[test]
-    fn concurrency_limit_queues_the_next_mirror() {
-        let mut queue = Queue::default();
-        assert_eq!(admit(&mut queue, "a", 0), "admitted");
-        assert_eq!(admit(&mut queue, "b", 0), "admitted");
-        assert_eq!(
-            admit(&mut queue, "c", 0),
-            "at most 2 mirrors roll out at the same time"
-        );
-        assert!(queue.wake(at(1), CONFIG).is_empty());
-        queue.rolling.remove(&key("a"));
-        assert_eq!(queue.wake(at(2), CONFIG), [key("c")]);
-        assert_eq!(admit(&mut queue, "c", 2), "admitted");
-    }
-
-    #[test]
-    fn missed_deadline_pauses_until_ready() {
-        let mut queue = Queue::default();
-        admit(&mut queue, "a", 0);
-        admit(&mut queue, "b", 50);
-        queue.rolling.remove(&key("b"));
-        let paused = "the rollout is paused, because ns/a did not become ready with the new version";
-        assert_eq!(admit(&mut queue, "c", 60), paused, "though there is room");
-        assert_eq!(queue.wake(at(60), CONFIG), [key("c")], "to report it");
-        assert!(queue.wake(at(61), CONFIG).is_empty(), "once");
-        assert_eq!(admit(&mut queue, "c", 61), paused);
-        queue.rolling.remove(&key("a"));
-        assert_eq!(queue.wake(at(70), CONFIG), [key("c")]);
-        assert_eq!(admit(&mut queue, "c", 70), "admitted");
-    }
-
-    #[test]
-    fn failed_mirror_is_admitted_for_a_newer_version() {
-        let mut queue = Queue::default();
-        admit(&mut queue, "a", 0);
-        assert_eq!(
-            queue.admit(&key("a"), Some(at(0)), at(100), CONFIG),
-            Admission::Admitted(at(100))
-        );
-        assert!(
-            queue.failed(at(100), CONFIG).next().is_none(),
-            "its deadline starts again"
-        );
-    }
-
-    #[test]
-    fn admission_that_is_not_applied_keeps_its_deadline() {
-        let mut queue = Queue::default();
-        admit(&mut queue, "a", 0);
-        assert_eq!(
-            queue.admit(&key("a"), None, at(100), CONFIG),
-            Admission::Admitted(at(0))
-        );
-        assert_eq!(queue.failed(at(100), CONFIG).next(), Some(&key("a")));
-    }
-
-    #[test]
-    fn unknown_scope_queues_every_mirror() {
-        let mut queue = Queue {
-            unknown_scopes: 1,
-            ..Queue::default()
-        };
-        assert_eq!(
-            admit(&mut queue, "a", 0),
-            "the state of other mirrors is not known yet"
-        );
-        assert!(queue.wake(at(0), CONFIG).is_empty());
-        queue.unknown_scopes = 0;
-        assert_eq!(queue.wake(at(0), CONFIG), [key("a")]);
     }
 
     #[test]

@@ -303,6 +303,10 @@ async fn wrong_values_are_refused_by_name() {
         ("--set=policy.maxStorage=much", "/policy/maxStorage"),
         ("--set=policy.existingClaims=all", "/policy/existingClaims"),
         ("--set=policy.podSecurity=restricted", "/policy/podSecurity"),
+        (
+            "--set=policy.affinityNamespaces=all",
+            "/policy/affinityNamespaces",
+        ),
         ("--set-json=policy.images=[\"a b\"]", "/policy/images/0"),
         ("--set=policy.image=a", "image"),
         ("--set=replicas=-1", "/replicas"),

@@ -63,7 +63,7 @@ pub(super) struct OperatorArgs {
     /// Maximum number of mirrors that roll out a new version of the operator, such as a new server image, at the same time
     #[arg(long, env = "UPGRADE_MAX_CONCURRENT", default_value_t = NonZero::new(RolloutConfig::default().max_concurrent).unwrap_or(NonZero::<usize>::MIN), value_name = "MIRRORS")]
     upgrade_max_concurrent: NonZero<usize>,
-    /// Time in which a mirror has to become ready with a new version, such as `90s`: after it, the upgrade pauses
+    /// Time in which a mirror has to become ready with a new version, such as `90s`: after it, the upgrade pauses in its namespace
     #[arg(long, env = "UPGRADE_PROGRESS_DEADLINE", default_value_t = RolloutConfig::default().progress_deadline.into(), value_parser = above_zero, value_name = "DURATION")]
     upgrade_progress_deadline: GoDuration,
     /// The headless Service of the node agents, as NAMESPACE/NAME. Absent: no node has an agent

@@ -5,7 +5,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 use super::Failure;
 use crate::{
-    policy::{ExistingClaimMode, PatternList, PodSecurity, Policy},
+    policy::{AffinityNamespaces, ExistingClaimMode, PatternList, PodSecurity, Policy},
     quantity::amount,
 };
 
@@ -80,6 +80,16 @@ pub(super) struct PolicyArgs {
         value_name = "STANDARD"
     )]
     pod_security: PodSecurity,
+    /// Namespaces whose Pods spec.pod.affinity may refer to: a mirror that keeps away from Pods of other namespaces keeps
+    /// those away from its nodes
+    #[arg(
+        long,
+        env = "AFFINITY_NAMESPACES",
+        value_enum,
+        default_value_t,
+        value_name = "WHICH"
+    )]
+    affinity_namespaces: AffinityNamespaces,
 }
 
 /// A command line with flags of the policy and nothing else.
@@ -97,6 +107,7 @@ const FLAGS: &[&str] = &[
     "--max-storage=",
     "--existing-claims=",
     "--pod-security=",
+    "--affinity-namespaces=",
 ];
 
 impl PolicyArgs {
@@ -122,6 +133,7 @@ impl PolicyArgs {
             max_storage: Quantity(self.max_storage),
             existing_claims: self.existing_claims,
             pod_security: self.pod_security,
+            affinity_namespaces: self.affinity_namespaces,
         })
     }
 }
@@ -183,11 +195,13 @@ mod tests {
             "--max-storage=1Gi",
             "--existing-claims=any",
             "--pod-security=any",
+            "--affinity-namespaces=any",
         ]);
         let changed = changed.unwrap();
         assert_eq!((changed.max_replicas, changed.max_storage.0.as_str()), (3, "1Gi"));
         assert_eq!(changed.existing_claims, ExistingClaimMode::Any);
         assert_eq!(changed.pod_security, PodSecurity::Any);
+        assert_eq!(changed.affinity_namespaces, AffinityNamespaces::Any);
     }
 
     #[test]

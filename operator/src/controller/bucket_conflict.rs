@@ -16,7 +16,7 @@ use crate::{
 /// according to its status; among others the oldest gets it.
 ///
 /// # Errors
-/// `BucketConflict`, with the other mirror.
+/// `BucketConflict`, with the other mirror where it is in the same namespace: a tenant learns no names of other namespaces.
 pub(super) fn check(mirror: &RegistryMirror, all: &[Arc<StoredMirror>]) -> Result<(), Rejection> {
     let Some(location) = bucket::location(mirror) else {
         return Ok(());
@@ -27,11 +27,21 @@ pub(super) fn check(mirror: &RegistryMirror, all: &[Arc<StoredMirror>]) -> Resul
     };
     Err(Rejection {
         reason: Reason::BucketConflict,
-        message: format!(
-            "spec.storage.objectStore: RegistryMirror {} has {location} already: set another prefix, or delete that mirror",
-            MirrorKey::from_object(other)
-        ),
+        message: format!("spec.storage.objectStore: {}", describe(other, mirror, &location)),
     })
+}
+
+/// Returns the owner of a location and the action, and logs an owner that the message does not name.
+fn describe(other: &RegistryMirror, mirror: &RegistryMirror, location: &str) -> String {
+    if other.namespace() == mirror.namespace() {
+        let name = other.name_any();
+        return format!(
+            "RegistryMirror {name:?} has {location} already: set another prefix, or delete that mirror"
+        );
+    }
+    let (owner, mirror) = (MirrorKey::from_object(other), MirrorKey::from_object(mirror));
+    tracing::info!(%owner, %mirror, location, "mirror rejected: the owner has its bucket and prefix already");
+    format!("another mirror of this cluster has {location} already: set another prefix")
 }
 
 /// Returns whether another mirror has a location before this one.
@@ -65,6 +75,20 @@ mod tests {
     use test_case::test_case;
 
     use super::*;
+
+    /// A tenant learns no name of another namespace.
+    #[test]
+    fn conflict_names_mirrors_of_one_namespace_only() {
+        let (one, mut other) = (mirror("a", 1, "p", None), mirror("b", 2, "p", None));
+        let message = |other: &RegistryMirror| {
+            let all = [Arc::new(kube::core::DeserializeGuard(Ok(one.clone())))];
+            check(other, &all).unwrap_err().message
+        };
+        assert!(message(&other).contains("RegistryMirror \"a\" has gs://b/p already"));
+        other.metadata.namespace = Some("tenant".to_owned());
+        let expected = "spec.storage.objectStore: another mirror of this cluster has gs://b/p already: set another prefix";
+        assert_eq!(message(&other), expected);
+    }
 
     fn mirror(name: &str, created: u32, prefix: &str, used: Option<&str>) -> RegistryMirror {
         let status =

@@ -1,6 +1,6 @@
 //! The limits of a policy that are looser than the default ones.
 
-use super::{ExistingClaimMode, PatternList, PodSecurity, Policy};
+use super::{AffinityNamespaces, ExistingClaimMode, PatternList, PodSecurity, Policy};
 use crate::quantity::amount;
 
 impl Policy {
@@ -28,6 +28,8 @@ impl Policy {
             more_storage.then(|| ("maxStorage", self.max_storage.0.clone())),
             (self.existing_claims == ExistingClaimMode::Any).then(|| ("existingClaims", "any".to_owned())),
             (self.pod_security == PodSecurity::Any).then(|| ("podSecurity", "any".to_owned())),
+            (self.affinity_namespaces == AffinityNamespaces::Any)
+                .then(|| ("affinityNamespaces", "any".to_owned())),
         ];
         lists.chain(limits.into_iter().flatten()).collect()
     }
@@ -69,6 +71,7 @@ mod tests {
             max_storage: Quantity("3Ti".to_owned()),
             existing_claims: ExistingClaimMode::Any,
             pod_security: PodSecurity::Any,
+            affinity_namespaces: AffinityNamespaces::Any,
             ..Policy::default()
         };
         let expected = [
@@ -78,6 +81,7 @@ mod tests {
             ("maxStorage", "3Ti"),
             ("existingClaims", "any"),
             ("podSecurity", "any"),
+            ("affinityNamespaces", "any"),
         ];
         assert_eq!(
             looser.looser_than_default(),

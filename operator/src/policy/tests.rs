@@ -70,6 +70,10 @@ fn default_policy_allows(change: Value) {
     "AppArmor")]
 #[test_case(pod("containerSecurityContext", json!({"seccompProfile": {"type": "Unconfined"}})),
     "spec.pod.containerSecurityContext"; "seccomp")]
+#[test_case(pod("affinity", json!({"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [
+    {"topologyKey": "kubernetes.io/hostname", "namespaceSelector": {}}]}})),
+    "spec.pod.affinity.podAntiAffinity.requiredDuringSchedulingIgnoredDuringExecution[0].namespaceSelector";
+    "other tenants' Pods")]
 fn default_policy_refuses(change: Value, field: &str) {
     assert_eq!(refused(&Policy::default(), &change).as_deref(), Some(field));
 }
@@ -88,6 +92,7 @@ fn open_policy_allows_everything() {
         max_storage: Quantity("7Ei".to_owned()),
         existing_claims: ExistingClaimMode::Any,
         pod_security: PodSecurity::Any,
+        affinity_namespaces: AffinityNamespaces::Any,
     };
     let spec = json!({
         "replicas": 1000,
@@ -96,6 +101,8 @@ fn open_policy_allows_everything() {
             "image": "evil.example/a/b:1", "priorityClassName": "system-node-critical", "labels": {"app": "x"},
             "annotations": {"k8s.v1.cni.cncf.io/networks": "a"}, "tolerations": [{"operator": "Exists"}, {"key": "a/b"}],
             "securityContext": {"appArmorProfile": {"type": "Unconfined"}},
+            "affinity": {"podAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [{
+                "weight": 1, "podAffinityTerm": {"topologyKey": "kubernetes.io/hostname", "namespaces": ["b"]}}]}},
         },
     });
     assert_eq!(refused(&policy, &spec), None);

@@ -77,7 +77,7 @@ fn rollout(upgrade: &Upgrade, rolled_out: bool) -> Option<ConditionUpdate> {
             Reason::UpgradeFailed,
             with_advice(
                 format!(
-                    "not ready {seconds} s after the rollout of the operator's new version, and the rollout is paused"
+                    "not ready {seconds} s after the rollout of the operator's new version, and the rollout is paused in this namespace"
                 ),
                 Reason::UpgradeFailed,
             ),

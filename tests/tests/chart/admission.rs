@@ -3,7 +3,7 @@
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::Api;
 use kube::api::PostParams;
-use operator::policy::{ExistingClaimMode, PodSecurity, Policy};
+use operator::policy::{AffinityNamespaces, ExistingClaimMode, PodSecurity, Policy};
 use serde_json::json;
 use testbed::control_plane::{client_from, skip_on_existing_cluster};
 use testbed::wait;
@@ -84,13 +84,19 @@ async fn default_values_are_the_operators_default_policy() {
     assert_eq!(of("--max-replicas="), [policy.max_replicas.to_string()]);
     assert_eq!(of("--max-storage="), [policy.max_storage.0]);
     assert_eq!(
-        (policy.existing_claims, policy.pod_security),
-        (ExistingClaimMode::Annotated, PodSecurity::Baseline)
+        (
+            policy.existing_claims,
+            policy.pod_security,
+            policy.affinity_namespaces
+        ),
+        (
+            ExistingClaimMode::Annotated,
+            PodSecurity::Baseline,
+            AffinityNamespaces::Own
+        )
     );
-    assert_eq!(
-        [of("--existing-claims="), of("--pod-security=")].concat(),
-        ["annotated", "baseline"]
-    );
+    let flags = ["--existing-claims=", "--pod-security=", "--affinity-namespaces="];
+    assert_eq!(flags.map(of).concat(), ["annotated", "baseline", "own"]);
 }
 
 /// Returns the message of the admission policy that refuses to create an object, if one does.

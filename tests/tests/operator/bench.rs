@@ -125,9 +125,17 @@ impl Bench {
         (self.options.upgrades, self.server_image) = before;
     }
 
+    /// Makes this bench's operator cover the namespace of another bench, too.
+    pub(crate) async fn cover(&mut self, other: &Self) {
+        let subject = json!({"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": self.user});
+        rights::grant(other, "further", subject, &self.client().await, process::LEASE).await;
+        self.options.namespaces.push(other.namespace.name().to_owned());
+    }
+
     pub(crate) fn start_operator_through(&mut self, client: kube::Client) {
+        let own = self.namespace.name().to_owned();
         let options = Options {
-            namespaces: vec![self.namespace.name().to_owned()],
+            namespaces: [vec![own], self.options.namespaces.clone()].concat(),
             release: Release {
                 server_image: self.server_image.clone(),
                 ..self.options.release.clone()

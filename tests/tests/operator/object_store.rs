@@ -290,7 +290,10 @@ async fn second_mirror_of_a_prefix_is_rejected() {
         .until_hub(ConditionType::Accepted, "False", Reason::BucketConflict)
         .await
         .message;
-    assert!(message.contains("/other has s3://"), "{message}");
+    assert!(
+        message.contains("RegistryMirror \"other\" has s3://"),
+        "{message}"
+    );
     stage
         .bench
         .until_hub(ConditionType::Ready, "False", Reason::BucketConflict)

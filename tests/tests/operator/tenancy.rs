@@ -54,6 +54,13 @@ async fn spec_beyond_policy_is_rejected_and_serves_on() {
             json!({"appArmorProfile": {"type": "Unconfined"}}),
             "spec.pod.securityContext",
         ),
+        (
+            "affinity",
+            json!({"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [
+                {"topologyKey": "kubernetes.io/hostname", "labelSelector": {}, "namespaceSelector": {}},
+            ]}}),
+            "spec.pod.affinity.podAntiAffinity.requiredDuringSchedulingIgnoredDuringExecution[0].namespaceSelector",
+        ),
     ];
     for (field, value, path) in pods {
         let mut spec = ephemeral();

@@ -123,6 +123,59 @@ async fn new_image_is_rolled_out_in_stages() {
     assert_eq!(bench.writes(mark), Vec::<String>::new());
 }
 
+/// A namespace whose nodes can't get the new image keeps no other namespace from it, and learns of no other one.
+#[tokio::test]
+async fn failed_namespace_pauses_no_other_namespace() {
+    let (mut bench, tenant) = (Bench::idle("innocent").await, Bench::idle("a-tenant").await);
+    let program = || Image::new("/mirror", env!("CARGO_BIN_EXE_mirror-under-test"));
+    let options = Options::for_namespace(tenant.namespace.name()).image(IMAGE, program());
+    let _tenants = FakeKubelet::start(bench.control_plane.kubeconfig(), options)
+        .await
+        .unwrap();
+    let _kubelet = kubelet(&bench).await;
+    bench.cover(&tenant).await;
+    bench.start_operator().await;
+    for mirror in ["a", "b"] {
+        tenant.mirror(mirror, ephemeral()).await;
+        bench.mirror(mirror, ephemeral()).await;
+    }
+    for mirror in ["a", "b"] {
+        for bench in [&bench, &tenant] {
+            bench
+                .until_condition(mirror, ConditionType::Ready, "True", Reason::Serving)
+                .await;
+        }
+    }
+    bench.stop_operator().await;
+    bench.start_operator_with(NEXT, config(1, 5)).await;
+    for mirror in ["a", "b"] {
+        bench
+            .until(mirror, "the new image", |deployment: &Deployment| {
+                (image(deployment) == Some(NEXT) && is_rolled_out(deployment)).then_some(())
+            })
+            .await;
+    }
+    let words = soon("the pause of the tenant's namespace", async || {
+        let mirrors = tenant.api::<RegistryMirror>().list(&ListParams::default()).await;
+        let all = mirrors.unwrap().items;
+        let progress = all
+            .iter()
+            .filter_map(|one| condition(one, ConditionType::Progressing));
+        let mut said: Vec<_> = progress
+            .map(|one| (one.reason.clone(), one.message.clone()))
+            .collect();
+        said.sort();
+        let reasons: Vec<_> = said.iter().map(|(reason, _)| reason.as_str()).collect();
+        (reasons == ["UpgradeFailed", "UpgradeWaiting"]).then(|| said[1].1.clone())
+    })
+    .await;
+    assert!(
+        words.contains("the rollout is paused in this namespace, because RegistryMirror "),
+        "{words}"
+    );
+    assert!(!words.contains(bench.namespace.name()), "{words}");
+}
+
 /// An image that does not run stops at the first mirrors, and a good one continues the rollout.
 #[tokio::test]
 async fn broken_image_stops_the_rollout() {
@@ -165,7 +218,9 @@ async fn broken_image_stops_the_rollout() {
             .await;
         let paused = |mirror: &RegistryMirror| {
             let message = &condition(mirror, ConditionType::Progressing)?.message;
-            message.contains("the rollout is paused, because ").then_some(())
+            message
+                .contains("the rollout is paused in this namespace, because ")
+                .then_some(())
         };
         bench.until(mirror, "word of the pause", paused).await;
         let ready = bench.get::<RegistryMirror>(mirror).await.unwrap();
