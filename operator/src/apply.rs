@@ -7,17 +7,11 @@ use futures::future::{join_all, try_join_all};
 use kube::{ResourceExt, api::DynamicObject};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
-use tokio::time::Instant;
 
 use crate::{
-    cluster::{
-        Cluster,
-        cache::fingerprint,
-        write_backoff::{BackoffReason, DesiredState},
-    },
+    cluster::{Cluster, cache::fingerprint},
     desired::{Child, Desired},
     kind::Kind,
-    mirror_key::ObjectKey,
     names,
     observed::Observed,
     validate::Rejection,
@@ -27,15 +21,17 @@ mod adopt;
 mod claims;
 pub mod diff;
 mod error;
+mod foreign;
 mod frozen_template;
 mod notify_pods;
 pub mod ownership;
+mod repair;
 mod results;
 mod service;
 
 pub use adopt::adopt;
 pub use error::ApplyError;
-use error::{classify, is_rejection};
+use error::classify;
 pub use notify_pods::NOTIFY_AGAIN;
 use results::ApplyResults;
 pub use service::apply_service;
@@ -205,12 +201,14 @@ impl Applier<'_> {
 
     /// Applies one object if it differs.
     async fn apply(&self, child: &Child, owned: &OwnedUids) -> Result<(), ApplyError> {
+        self.repair(child, false).await?;
         self.apply_manifest(child, with_applied_hash(child), owned).await
     }
 
     /// Applies the workload. If its rollout is queued, its Pod template stays.
     async fn apply_workload(&self, desired: &Desired, owned: &OwnedUids) -> Result<(), ApplyError> {
         let workload = &desired.workload;
+        self.repair(workload, desired.is_held).await?;
         let live = self
             .cluster
             .cache
@@ -261,40 +259,17 @@ impl Applier<'_> {
         owned: &OwnedUids,
     ) -> Result<Arc<DynamicObject>, ApplyError> {
         let (kind, name) = (child.kind, child.name.as_str());
-        let write_backoff = &self.cluster.write_backoff;
-        let object = ObjectKey {
-            kind,
-            namespace: self.namespace.clone(),
-            name: name.to_owned(),
-        };
-        let state = DesiredState {
-            manifest_hash: Sha256::digest(manifest.to_string()).into(),
-            resource_version: live.and_then(ResourceExt::resource_version),
-        };
-        match write_backoff.check(&object, &state, Instant::now()) {
-            Some(BackoffReason::Conflict(after)) => {
-                let name = name.to_owned();
-                return Err(ApplyError::Conflict { kind, name, after });
-            }
-            Some(BackoffReason::Rejected(status)) => {
-                return Err(classify(kind, name, kube::Error::Api(status)));
-            }
-            None => {}
+        let attempt = self.begin_write(child, manifest, live)?;
+        let mut uid = owned.get(&key(child)).map(String::as_str);
+        if let Some(live) = live.filter(|live| repair::is_replaced(self.mirror, child, live)) {
+            self.delete(kind, name, live).await?;
+            uid = None;
         }
-        let uid = owned.get(&key(child)).map(String::as_str);
         let applied = self
             .cluster
             .apply(kind, &self.namespace, manifest.clone(), uid)
             .await;
-        match &applied {
-            Ok(_) => write_backoff.record_write(object, state, Instant::now()),
-            Err(kube::Error::Api(status))
-                if is_rejection(status) || status.code == 403 && kind == Kind::PersistentVolumeClaim =>
-            {
-                write_backoff.record_rejection(object, state, Instant::now(), status.clone());
-            }
-            Err(_) => {}
-        }
+        self.end_write(attempt, &applied);
         if uid.is_none() && applied.is_err() {
             // An admission policy rejects a write to another user's object, which was created since the check.
             self.find_uncached(kind, name).await?;
@@ -323,10 +298,14 @@ impl Applier<'_> {
         {
             return Ok(());
         }
-        let deleted = self.cluster.delete(kind, &self.namespace, &live).await;
-        deleted.map_err(|source| ApplyError::cluster("deleted", kind, name, source))?;
+        self.delete(kind, name, &live).await?;
         tracing::info!(%kind, name, "deleted: the spec no longer asks for it");
         Ok(())
+    }
+
+    async fn delete(&self, kind: Kind, name: &str, live: &DynamicObject) -> Result<(), ApplyError> {
+        let deleted = self.cluster.delete(kind, &self.namespace, live).await;
+        deleted.map_err(|source| ApplyError::cluster("deleted", kind, name, source))
     }
 }
 

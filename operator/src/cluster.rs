@@ -176,9 +176,17 @@ impl Cluster {
         read: &ObjectMeta,
         owners: &[OwnerReference],
     ) -> kube::Result<()> {
-        let patch = json!({"metadata": {
-            "uid": read.uid, "resourceVersion": read.resource_version, "ownerReferences": owners,
-        }});
+        self.merge(kind, read, json!({"metadata": {"ownerReferences": owners}}))
+            .await
+    }
+
+    /// Applies a merge patch (RFC 7396), which also removes fields of other managers, to an object as it was read.
+    ///
+    /// # Errors
+    /// Those of the API server; 409 if the object has changed since it was read.
+    pub async fn merge(&self, kind: Kind, read: &ObjectMeta, mut patch: Value) -> kube::Result<()> {
+        patch["metadata"]["uid"] = json!(read.uid);
+        patch["metadata"]["resourceVersion"] = json!(read.resource_version);
         let (name, namespace) = (read.name.as_deref(), read.namespace.as_deref());
         let api = self.api(kind, namespace.unwrap_or_default());
         let patch = Patch::Merge(&patch);

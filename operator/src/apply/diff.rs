@@ -6,6 +6,8 @@ use crate::quantity;
 
 /// The fields with a map from resource names to quantities.
 const QUANTITIES: [&str; 3] = ["limits", "requests", "capacity"];
+/// The maps that one field manager owns as a whole: a foreign key changes their meaning.
+const WHOLE: [&str; 4] = ["selector", "labelSelector", "matchLabels", "nodeSelector"];
 /// The fields with one quantity.
 const QUANTITY: [&str; 1] = ["sizeLimit"];
 
@@ -33,6 +35,10 @@ fn field(live: &Map<String, Value>, key: &str, desired: &Value) -> bool {
         return same_quantity(live, desired);
     }
     match (live.as_object(), desired.as_object()) {
+        (Some(live), Some(desired)) if WHOLE.contains(&key) => {
+            live.keys().all(|key| desired.contains_key(key))
+                && desired.iter().all(|(key, desired)| field(live, key, desired))
+        }
         (Some(live), Some(desired)) if QUANTITIES.contains(&key) => {
             desired.iter().all(|(resource, desired)| {
                 live.get(resource)
@@ -88,6 +94,9 @@ mod tests {
     #[test_case(r#"{"limits": {"cpu": "1"}}"#, r#"{"limits": {"cpu": "2"}}"# ; "another quantity")]
     #[test_case(r#"{"limits": {"cpu": "1"}}"#, r#"{"limits": {}}"# ; "a missing quantity")]
     #[test_case(r#"{"label": "1000m"}"#, r#"{"label": "1"}"# ; "a text that only looks like a quantity")]
+    #[test_case(r#"{"selector": {"a": "b"}}"#, r#"{"selector": {"a": "b", "c": "d"}}"# ; "a narrower selector")]
+    #[test_case(r#"{"selector": {"matchLabels": {"a": "b"}}}"#,
+        r#"{"selector": {"matchLabels": {"a": "b"}, "matchExpressions": [{"key": "c"}]}}"# ; "an added expression")]
     #[test_case(r#"["a"]"#, r#"["a", "b"]"# ; "added arguments")]
     #[test_case(r#"[{"name": "a"}]"#, r#"[{"name": "b"}]"# ; "a missing element")]
     fn different_fields_need_apply(desired: &str, live: &str) {
