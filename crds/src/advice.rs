@@ -42,6 +42,10 @@ const ADVICE: &[(Reason, &str)] = &[
         "kubectl describe pod and kubectl logs have the cause",
     ),
     (
+        Reason::ApplyRejected,
+        "have the quota, policy, webhook or permission that the message names changed",
+    ),
+    (
         Reason::UpgradeWaiting,
         "wait; if the message names a mirror that did not become ready, check that mirror",
     ),

@@ -88,6 +88,8 @@ names! {
         ScaledToZero,
         /// Progressing: a change is on its way.
         RollingOut,
+        /// Progressing is False: the API server keeps rejecting an object of the mirror.
+        ApplyRejected,
         /// Progressing is False: every replica runs what the spec asks for.
         RolledOut,
         /// Progressing is False: what a new version of the operator brought waits for its turn, and why.
@@ -200,7 +202,7 @@ pub const SAID: &[(ConditionType, Truth, &[Reason])] = &[
             Reason::NotYetValid,
             Reason::NoReadyReplicas,
             Reason::ScaledToZero,
-            Reason::RollingOut,
+            Reason::ApplyRejected,
             Reason::SecretMalformed,
             Reason::UpstreamRejected,
         ],
@@ -229,7 +231,12 @@ pub const SAID: &[(ConditionType, Truth, &[Reason])] = &[
     (
         ConditionType::Progressing,
         Truth::False,
-        &[Reason::RolledOut, Reason::UpgradeWaiting, Reason::UpgradeFailed],
+        &[
+            Reason::RolledOut,
+            Reason::ApplyRejected,
+            Reason::UpgradeWaiting,
+            Reason::UpgradeFailed,
+        ],
     ),
     (
         ConditionType::CredentialsValid,

@@ -281,6 +281,7 @@ fn table() -> Vec<(Kind, Truth, Reason, Case)> {
         (Kind::Available, Truth::False, Reason::ScaledToZero, with(0, 0)),
         (Kind::Progressing, Truth::True, Reason::RollingOut, with(2, 1)),
         (Kind::Progressing, Truth::False, Reason::RolledOut, serving()),
+        (Kind::Progressing, Truth::False, Reason::ApplyRejected, held_up()),
         (
             Kind::Progressing,
             Truth::False,
@@ -467,10 +468,6 @@ fn nodes(fault: Option<Reason>) -> Case {
 
 /// Returns a case for each reason that keeps a mirror from being ready.
 fn obstacles() -> Vec<(Reason, Case)> {
-    let held_up = Case {
-        outcome: Outcome::Failed(Some("a quota".to_owned())),
-        ..serving()
-    };
     let without = |problem| credentials(Some(problem), Verdict::NoServer, false);
     vec![
         (Reason::InvalidSpec, rejected(Reason::InvalidSpec)),
@@ -492,8 +489,16 @@ fn obstacles() -> Vec<(Reason, Case)> {
         (Reason::NotYetValid, certificate(61, None)),
         (Reason::NoReadyReplicas, with(1, 0)),
         (Reason::ScaledToZero, with(0, 0)),
-        (Reason::RollingOut, held_up),
+        (Reason::ApplyRejected, held_up()),
     ]
+}
+
+/// A mirror with an object that a quota refuses.
+fn held_up() -> Case {
+    Case {
+        outcome: Outcome::Failed(Some("a quota".to_owned())),
+        ..serving()
+    }
 }
 
 #[test]

@@ -456,13 +456,13 @@ fn persistent_failure_is_reported_in_conditions() {
     assert_eq!(ready(&running), "True/Serving");
     assert_eq!(
         reported(&running, ConditionType::Progressing).unwrap(),
-        "True/RollingOut"
+        "False/ApplyRejected"
     );
     assert!(message(&running, ConditionType::Progressing).contains("exceeded quota"));
 }
 
 #[test_case(true => ("True/Serving".to_owned(), true); "a later change of it was refused")]
-#[test_case(false => ("False/RollingOut".to_owned(), false); "it was never made")]
+#[test_case(false => ("False/ApplyRejected".to_owned(), false); "it was never made")]
 fn readiness_needs_a_service(is_there: bool) -> (String, bool) {
     let refused = Outcome::Acted(Acted {
         applied: Applied {

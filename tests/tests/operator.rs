@@ -33,6 +33,8 @@ mod evictions;
 mod examples;
 #[path = "operator/faults.rs"]
 mod faults;
+#[path = "operator/foreign.rs"]
+mod foreign;
 #[path = "operator/kubectl.rs"]
 mod kubectl;
 #[path = "operator/lease.rs"]

@@ -28,7 +28,16 @@ pub(super) fn condition(
         ))
     };
     if let Some(why) = outcome.rejection_message() {
-        return going(format!("not all objects applied: {why}; the operator retries"));
+        let (reason, why) = (
+            Reason::ApplyRejected,
+            format!("not all objects applied: {why}; the operator retries"),
+        );
+        return Some(ConditionUpdate::new(
+            kind,
+            Truth::False,
+            reason,
+            with_advice(why, reason),
+        ));
     }
     let Some(workload) = &observed.workload else {
         return match outcome {

@@ -163,7 +163,7 @@ async fn policy_refusal_blocks_no_other_object() {
         .await;
     assert_eq!(
         (observed.status.as_str(), observed.reason.as_str()),
-        ("True", Reason::RollingOut.as_str())
+        ("False", Reason::ApplyRejected.as_str())
     );
     bench.until_accepted("hub").await;
 

@@ -28,7 +28,7 @@ async fn servers_without_service_make_no_mirror_ready() {
         .until_hub(ConditionType::Available, "True", Reason::ReplicasReady)
         .await;
     let observed = bench
-        .until_hub(ConditionType::Ready, "False", Reason::RollingOut)
+        .until_hub(ConditionType::Ready, "False", Reason::ApplyRejected)
         .await;
     assert!(
         observed

@@ -121,10 +121,11 @@ fn class(reason: &str) -> Class {
         Reason::Expired,
         Reason::NotYetValid,
     ];
-    const CLUSTER: [Reason; 8] = [
+    const CLUSTER: [Reason; 9] = [
         Reason::ManagedByAnother,
         Reason::AddressTaken,
         Reason::RetentionPolicyNotApplied,
+        Reason::ApplyRejected,
         Reason::UpgradeFailed,
         Reason::NoReadyReplicas,
         Reason::ClaimPending,
