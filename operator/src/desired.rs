@@ -26,6 +26,7 @@ mod hosts;
 mod pod;
 mod service;
 mod service_account;
+mod size_limit;
 mod storage;
 mod template_source;
 mod workload;
@@ -142,7 +143,8 @@ impl Desired {
 /// `references` holds the issued files, `observed` the existing PVCs.
 ///
 /// # Errors
-/// `InvalidSpec`: the servers would refuse the configuration of the spec.
+/// `InvalidSpec`: the servers would refuse the configuration of the spec. `ReferenceMalformed`: what the spec names does not
+/// fit into an object.
 pub fn objects(
     accepted: &Accepted<'_>,
     references: &References,
@@ -169,6 +171,9 @@ pub fn objects(
     configuration.extend(files::ca_bundle(accepted.mirror, accepted.serving.as_ref()));
     configuration.extend(hosts::object(accepted, observed));
     configuration.extend(disruption::object(accepted.mirror));
+    for child in &configuration {
+        size_limit::check(accepted.mirror, child)?;
+    }
     let mut workload = workload::object(accepted, observed, release, &reload);
     let source = template_source::compute(accepted.mirror, &workload, release, observed);
     template_source::annotate(&source, &mut workload);

@@ -10,9 +10,13 @@ use k8s_openapi::{
 };
 
 use super::{
-    Acted, Outcome, UpstreamCredentials, certificate, credentials, nodes, progress, storage, upstreams,
+    Acted, Outcome, UpstreamCredentials, certificate, credentials, events, nodes, progress, storage,
+    upstreams,
 };
 use crate::{apply::Applied, observed::Observed, validate::Rejection};
+
+/// The maximum length of a message, in bytes: a message of the API server may quote a value of the spec.
+const MESSAGE_BYTES: usize = 4096;
 
 /// The new state of a condition.
 pub(super) struct ConditionUpdate {
@@ -176,7 +180,7 @@ impl Context<'_> {
             type_: saying.kind.to_string(),
             status: status.to_owned(),
             reason: saying.reason.to_string(),
-            message: saying.message.clone(),
+            message: events::cut(&saying.message, MESSAGE_BYTES),
             observed_generation: self.generation,
             last_transition_time: unchanged.map_or(Time(now), |before| before.last_transition_time.clone()),
         }

@@ -109,7 +109,8 @@ fn is_bad(condition: &Condition) -> bool {
         || condition.status == "False" && !EXPECTED.iter().any(|reason| reason.as_str() == condition.reason)
 }
 
-fn cut(text: &str, bytes: usize) -> String {
+/// Returns the beginning of a text, of at most this number of bytes.
+pub(super) fn cut(text: &str, bytes: usize) -> String {
     text[..text.floor_char_boundary(bytes)].to_owned()
 }
 

@@ -293,5 +293,52 @@ async fn example_policy_for_tenants_limits_tenants_alone() {
         let refused = create(tenant.clone(), &upstream, service).await.unwrap_err();
         assert!(refused.contains(expected), "{refused}");
     }
+    let mut apart = ephemeral();
+    apart["pod"] = json!({"affinity": {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [
+        {"topologyKey": "kubernetes.io/hostname", "labelSelector": {}, "namespaceSelector": {}},
+    ]}}});
+    let apart = RegistryMirror::new("apart", serde_json::from_value(apart).unwrap());
+    let mirrors = Api::<RegistryMirror>::namespaced(tenant.clone(), bench.namespace.name());
+    let refused = mirrors
+        .create(&PostParams::default(), &apart)
+        .await
+        .unwrap_err()
+        .to_string();
+    assert!(refused.contains("Pods of other namespaces"), "{refused}");
     create(client, &elsewhere, &internal).await.unwrap();
+}
+
+/// Bundles that fit into their own objects, and not into the Secret of the servers, are reported with their sizes.
+#[tokio::test]
+async fn oversized_bundles_are_rejected_with_sizes() {
+    let bench = Bench::start("oversized").await;
+    bench.mirror("hub", ephemeral()).await;
+    bench.until_accepted("hub").await;
+    let certificate = include_str!("../../../operator/tests/specs/authority.pem");
+    let bundle = certificate.repeat(600_000 / certificate.len());
+    for name in ["one", "two"] {
+        bench
+            .apply::<ConfigMap>(json!({"metadata": {"name": name}, "data": {"ca.crt": bundle}}))
+            .await;
+    }
+    let upstream = |host: &str, bundle: &str| json!({"host": host, "tls": {"caBundleRef": {"kind": "ConfigMap", "name": bundle, "key": "ca.crt"}}});
+    let mut spec = ephemeral();
+    spec["upstreams"] = json!([upstream("a.example", "one"), upstream("b.example", "two")]);
+    bench.mirror("hub", spec.clone()).await;
+    let message = rejected(&bench, "hub", Reason::ReferenceMalformed).await;
+    for part in [
+        "Secret \"hub-files\" would have ",
+        "at most 1048576",
+        "ca-a.example.crt ",
+        "use smaller CA bundles",
+    ] {
+        assert!(message.contains(part), "{message}");
+    }
+    assert!(
+        bench.get::<Deployment>("hub").await.is_some(),
+        "its servers continue"
+    );
+    spec["upstreams"] = json!([upstream("a.example", "one")]);
+    bench.mirror("hub", spec).await;
+    bench.until_accepted("hub").await;
 }
