@@ -13,9 +13,12 @@ use kube::{
         reflector::{Store, store::Writer},
     },
 };
-use tokio::time::{Instant, timeout};
+use tokio::{
+    runtime::Handle,
+    time::{Instant, timeout},
+};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
-use tracing::Instrument;
+use tracing::{Instrument, Span};
 
 use crate::{
     apply::{self, ApplyError},
@@ -45,6 +48,7 @@ mod context;
 mod error;
 mod invalid_object;
 mod management;
+mod places;
 mod rate_limit;
 mod requeue;
 
@@ -53,9 +57,12 @@ pub use context::Settings;
 pub use error::ReconcileError;
 pub use management::ABANDONED;
 use management::Manager;
+use places::Places;
 
 /// The maximum number of reconciles at the same time.
-const CONCURRENCY: u16 = 16;
+const CONCURRENCY: usize = 16;
+/// The maximum number of reconciles of one namespace at the same time, where a controller has several.
+const NAMESPACE_CONCURRENCY: usize = CONCURRENCY / 2;
 /// The default resync period: the operator reconciles every mirror at least this often.
 pub const RESYNC: Duration = Duration::from_mins(15);
 /// The time limit of a reconcile, so that none keeps one of those places for longer.
@@ -68,6 +75,7 @@ pub struct Controller {
     context: Arc<Context>,
     mirrors: Store<StoredMirror>,
     triggers: stream::BoxStream<'static, Trigger>,
+    places: Arc<Places>,
 }
 
 impl Controller {
@@ -98,6 +106,10 @@ impl Controller {
         );
         let context = Arc::new(context);
         let events = Arc::clone(&context);
+        let share = match scope {
+            Scope::Cluster => NAMESPACE_CONCURRENCY,
+            Scope::Namespace(_) => CONCURRENCY,
+        };
         context.metrics.add_mirrors(mirrors.clone());
         context.metrics.initialize_errors(&ReconcileError::CLASSES);
         let (relist, all) = RelistTrigger::new(mirrors.clone());
@@ -114,6 +126,7 @@ impl Controller {
             context,
             mirrors,
             triggers: triggers.boxed(),
+            places: Places::new(CONCURRENCY, share),
         }
     }
 
@@ -135,19 +148,18 @@ impl Controller {
             context,
             mirrors,
             triggers,
+            places,
         } = self;
         let _poller = AbortOnDropHandle::new(tokio::spawn(Arc::clone(&context.poller).run()));
         let (all, end) = (mirrors.clone(), Arc::clone(&context));
         applier(
-            |mirror, context| {
-                let task = tokio::spawn(reconcile(mirror, context).in_current_span());
-                task.map(|done| done.unwrap_or_else(|panic| Err(ReconcileError::Panicked(panic))))
-            },
+            |mirror, context| reconcile_in_place(mirror, context, Arc::clone(&places)).boxed(),
             |mirror, error, context| context.error_policy(&mirror, error),
             context,
             mirrors,
             triggers.take_until(shutdown.cancelled_owned()),
-            controller::Config::default().concurrency(CONCURRENCY),
+            // The places limit it.
+            controller::Config::default().concurrency(0),
         )
         .for_each(|done| async {
             match done {
@@ -161,15 +173,31 @@ impl Controller {
     }
 }
 
+/// Reconciles one mirror once it has a place, on a thread of its own: reading CA certificates and comparing large objects
+/// would let the reconciles of other mirrors wait for an async thread.
+async fn reconcile_in_place(
+    mirror: Arc<StoredMirror>,
+    context: Arc<Context>,
+    places: Arc<Places>,
+) -> Result<Action, ReconcileError> {
+    // An object that is not listed yet looks missing, and would be written again.
+    context.cluster.cache.wait_synced().await;
+    let place = places.take(mirror.namespace().unwrap_or_default()).await;
+    let (runtime, span) = (Handle::current(), Span::current());
+    let task = tokio::task::spawn_blocking(move || {
+        let _place = place;
+        runtime.block_on(reconcile(mirror, context).instrument(span))
+    });
+    task.await
+        .unwrap_or_else(|panic| Err(ReconcileError::Panicked(panic)))
+}
+
 /// Reconciles one mirror, within the rate limit and the time limit, and counts the result.
 ///
 /// # Errors
 /// Failures that a retry may fix. Faults of the spec are conditions in the status.
 async fn reconcile(stored: Arc<StoredMirror>, context: Arc<Context>) -> Result<Action, ReconcileError> {
-    // An object that is not listed yet looks missing, and would be written again.
-    let cache = &context.cluster.cache;
-    cache.wait_synced().await;
-    context.rollout.start(|| cache.rolling());
+    context.rollout.start(|| context.cluster.cache.rolling());
     let started = Instant::now();
     let uid = stored.uid().unwrap_or_default();
     if let Err(delay) = context.rate_limiter.admit(&uid, started) {
