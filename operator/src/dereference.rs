@@ -133,6 +133,8 @@ pub trait Reader {
 /// The objects that a spec names, as far as they exist.
 #[derive(Clone, Default)]
 pub struct References {
+    /// The namespace that the objects are read from.
+    namespace: String,
     found: BTreeMap<Reference, Contents>,
     /// The credentials Secret of the mirror: its version is continued, and entries that can't be read again stay.
     pub credentials: Option<Contents>,
@@ -148,6 +150,20 @@ impl References {
     /// Returns the object of a reference, if it exists.
     pub fn get(&self, reference: &Reference) -> Option<&Contents> {
         self.found.get(reference)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn insert(&mut self, reference: Reference, contents: Contents) {
+        self.found.insert(reference, contents);
+    }
+
+    /// Returns the message about an object that does not exist. `content` is what it needs, and `field` names it in the spec.
+    pub fn not_found(&self, reference: &Reference, content: &str, field: &str) -> String {
+        let Reference { kind, name } = reference;
+        let (namespace, with) = (&self.namespace, if content.is_empty() { "" } else { " with " });
+        format!(
+            "{kind} {name:?} not found in namespace {namespace:?}: create it{with}{content} or correct {field}"
+        )
     }
 }
 
@@ -197,7 +213,10 @@ pub fn references(mirror: &RegistryMirror) -> BTreeSet<Reference> {
 /// Those of the reader.
 pub async fn read<R: Reader>(mirror: &RegistryMirror, reader: &R) -> Result<References, R::Error> {
     let namespace = mirror.namespace().unwrap_or_default();
-    let mut references = References::default();
+    let mut references = References {
+        namespace: namespace.clone(),
+        ..References::default()
+    };
     // Of a Secret for pulling the image only its owner matters: it is not copied, and a change of it means nothing.
     let pull_secrets = mirror.spec.pod.image_pull_secrets.iter();
     let pull_secrets = pull_secrets.map(|secret| Reference::secret(&secret.name));

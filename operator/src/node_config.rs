@@ -67,10 +67,22 @@ pub struct NodeFiles {
     pub notes: Vec<String>,
 }
 
-/// An error: the runtime can't express the mirror's configuration.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct NodeConfigError(String);
+/// An error: there are no files for a runtime.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeConfigError {
+    /// The runtime can't express the mirror's configuration, for this reason.
+    #[error("{0}")]
+    Unsupported(&'static str),
+    /// A document can't be written as YAML.
+    #[error("{document} not written as YAML: {source}")]
+    Yaml {
+        /// The document.
+        document: &'static str,
+        /// The cause.
+        #[source]
+        source: serde_saphyr::ser::Error,
+    },
+}
 
 /// The input of every format.
 struct Source<'a> {

@@ -64,6 +64,9 @@ impl Accepted<'_> {
     pub fn credential_problems(&self) -> impl Iterator<Item = String> {
         self.upstreams.iter().enumerate().filter_map(|(index, upstream)| {
             let problem = upstream.credentials.as_ref()?.found.as_ref().err()?;
+            if problem.reason == Reason::SecretNotFound {
+                return Some(problem.message.clone());
+            }
             Some(format!(
                 "spec.upstreams[{index}].credentialsSecretRef: {}",
                 problem.message
@@ -150,7 +153,7 @@ pub fn accept<'a>(mirror: &'a RegistryMirror, references: &References) -> Result
         .upstreams
         .iter()
         .enumerate()
-        .map(|(index, spec)| upstream(mirror, spec, references).map_err(|error| at(index, error)))
+        .map(|(index, spec)| upstream(mirror, spec, &format!("spec.upstreams[{index}]"), references))
         .collect::<Result<Vec<_>, _>>()?;
     let max_size = size::cache_limit(&mirror.spec, &volume)?;
     Ok(Accepted {
@@ -178,29 +181,27 @@ fn not_too_many(replicas: i32) -> Result<(), Rejection> {
     )))
 }
 
-fn at(index: usize, mut rejection: Rejection) -> Rejection {
-    rejection.message = format!("spec.upstreams[{index}].{}", rejection.message);
-    rejection
-}
-
+/// Accepts or rejects the upstream at a field of the spec.
 fn upstream<'a>(
     mirror: &RegistryMirror,
     spec: &'a crds::Upstream,
+    field: &str,
     references: &References,
 ) -> Result<Upstream<'a>, Rejection> {
     let url = spec.effective_remote_url();
     let remote =
-        Url::parse(&url).map_err(|error| Rejection::invalid(format!("remoteURL: {url}: {error}")))?;
+        Url::parse(&url).map_err(|error| Rejection::invalid(format!("{field}.remoteURL: {url}: {error}")))?;
     let credentials = match &spec.credentials_secret_ref {
         None => None,
         Some(secret) => {
+            let field = format!("{field}.credentialsSecretRef");
             not_the_operators(mirror, &secret.name, references)
-                .map_err(|rejection| rejection.below("credentialsSecretRef.name"))?;
-            not_in_clear_text(spec, &remote)?;
-            let contents = references.get(&Reference::secret(&secret.name));
+                .map_err(|rejection| rejection.below(&format!("{field}.name")))?;
+            not_in_clear_text(spec, &field, &remote)?;
             Some(Credentials::read(
                 &secret.name,
-                contents,
+                &field,
+                references,
                 &remote,
                 spec.repository_prefix.as_deref(),
             ))
@@ -208,7 +209,7 @@ fn upstream<'a>(
     };
     Ok(Upstream {
         spec,
-        bundle: bundle::resolve(spec, references)?,
+        bundle: bundle::resolve(spec, field, references)?,
         credentials,
         remote,
     })
@@ -237,12 +238,12 @@ fn not_the_operators(
     Ok(())
 }
 
-fn not_in_clear_text(spec: &crds::Upstream, remote: &Url) -> Result<(), Rejection> {
+fn not_in_clear_text(spec: &crds::Upstream, field: &str, remote: &Url) -> Result<(), Rejection> {
     if spec.insecure_allow_http_credentials || !is_in_clear_text(remote) {
         return Ok(());
     }
     Err(Rejection::invalid(format!(
-        "credentialsSecretRef: {remote} is not https, and credentials could be read on the network: use https, or set \
+        "{field}: {remote} is not https, and credentials could be read on the network: use https, or set \
          insecureAllowHTTPCredentials to true"
     )))
 }

@@ -10,9 +10,8 @@ use super::{NodeConfigError, NodeFile, NodeFiles, Source};
 /// Returns the user data. Bottlerocket always asks the registry itself if the mirror fails.
 pub(super) fn files(source: &Source<'_>) -> Result<NodeFiles, NodeConfigError> {
     if source.fallback == Fallback::Never {
-        return Err(NodeConfigError(
-            "Bottlerocket always falls back to the registry: it can't keep nodeConfiguration.fallback Never"
-                .to_owned(),
+        return Err(NodeConfigError::Unsupported(
+            "Bottlerocket always falls back to the registry: it can't keep nodeConfiguration.fallback Never",
         ));
     }
     let file = NodeFile::new("bottlerocket-user-data.toml", user_data(source));

@@ -16,7 +16,7 @@ pub(super) fn files(source: &Source<'_>) -> Result<NodeFiles, NodeConfigError> {
                 "Docker uses mirrors for Docker Hub only: docker.io has to be the first of spec.upstreams"
             }
         };
-        NodeConfigError(reason.to_owned())
+        NodeConfigError::Unsupported(reason)
     })?;
     let authority = &source.endpoint.authority;
     let ca = source.ca_file(&format!("etc/docker/certs.d/{authority}"));

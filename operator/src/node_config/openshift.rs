@@ -12,10 +12,9 @@ pub(super) fn files(source: &Source<'_>) -> Result<NodeFiles, NodeConfigError> {
     let mut notes = Vec::new();
     let mirrors = mirrors(source, &mut notes);
     if mirrors.is_empty() {
-        return Err(NodeConfigError(
+        return Err(NodeConfigError::Unsupported(
             "OpenShift can't name the mirror for any of its registries in image names: give it an IPv4 address or a \
-             name (--endpoint)"
-                .to_owned(),
+             name (--endpoint)",
         ));
     }
     let name = format!("registry-mirror-{}", source.mirror.name_any());
@@ -34,7 +33,10 @@ pub(super) fn files(source: &Source<'_>) -> Result<NodeFiles, NodeConfigError> {
         set("ImageTagMirrorSet", "imageTagMirrors"),
     ));
     let files = manifests.into_iter().map(|(path, manifest)| {
-        let text = serde_saphyr::to_string(&manifest).map_err(|error| NodeConfigError(error.to_string()))?;
+        let text = serde_saphyr::to_string(&manifest).map_err(|source| NodeConfigError::Yaml {
+            document: "manifest for OpenShift",
+            source,
+        })?;
         Ok(NodeFile::new(path, text))
     });
     Ok(NodeFiles {

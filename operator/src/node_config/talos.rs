@@ -12,7 +12,10 @@ const FILE: &str = "talos-registries.yaml";
 
 /// Returns the patch for `talosctl patch machineconfig`.
 pub(super) fn files(source: &Source<'_>) -> Result<NodeFiles, NodeConfigError> {
-    let text = serde_saphyr::to_string(&patch(source)).map_err(|error| NodeConfigError(error.to_string()))?;
+    let text = serde_saphyr::to_string(&patch(source)).map_err(|source| NodeConfigError::Yaml {
+        document: "patch for Talos",
+        source,
+    })?;
     Ok(NodeFiles {
         files: vec![NodeFile::new(FILE, text)],
         notes: vec![format!(

@@ -91,23 +91,18 @@ pub fn resolve(mirror: &RegistryMirror, references: &References) -> Result<Optio
     })?;
     let at = |rejection: Rejection| rejection.below(&secret_field);
     not_the_operators(mirror, &secret.name, references).map_err(at)?;
-    let contents = references.get(&Reference::secret(&secret.name)).ok_or_else(|| {
-        at(Rejection {
-            reason: Reason::ReferenceNotFound,
-            message: format!(
-                "Secret {} not found in this namespace: create it with {}",
-                secret.name,
-                keys(&section)
-            ),
-        })
+    let reference = Reference::secret(&secret.name);
+    let contents = references.get(&reference).ok_or_else(|| Rejection {
+        reason: Reason::ReferenceNotFound,
+        message: references.not_found(&reference, &keys(&section), &format!("{secret_field}.name")),
     })?;
     let credentials =
         credentials(&section, contents, &secret.name).map_err(|message| at(malformed(message)))?;
     let bundle = match store.ca_bundle_ref() {
         None => None,
         Some(reference) => {
-            let pem = bundle::read(reference, references);
-            Some(pem.map_err(|rejection| rejection.below(&format!("{field}.tls.caBundleRef")))?)
+            let field = format!("{field}.tls.caBundleRef");
+            Some(bundle::read(reference, &field, references)?)
         }
     };
     let bucket = Bucket {

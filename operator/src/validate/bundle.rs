@@ -19,16 +19,20 @@ pub struct Bundle {
     pub pem: Vec<u8>,
 }
 
-/// Returns the bundle that an upstream names, if it names one.
+/// Returns the bundle that an upstream names, if it names one. `field` is the upstream's place in the spec.
 ///
 /// # Errors
 /// `ReferenceNotFound` and `ReferenceMalformed`: a server without the CA certificates could not connect to the
 /// upstream, and would not say why.
-pub fn resolve(upstream: &crds::Upstream, references: &References) -> Result<Option<Bundle>, Rejection> {
+pub fn resolve(
+    upstream: &crds::Upstream,
+    field: &str,
+    references: &References,
+) -> Result<Option<Bundle>, Rejection> {
     let Some(reference) = upstream.tls.as_ref().and_then(|tls| tls.ca_bundle_ref.as_ref()) else {
         return Ok(None);
     };
-    let pem = read(reference, references).map_err(|rejection| rejection.below("tls.caBundleRef"))?;
+    let pem = read(reference, &format!("{field}.tls.caBundleRef"), references)?;
     Ok(Some(Bundle {
         file: file_name(&upstream.host),
         pem,
@@ -49,25 +53,28 @@ pub fn resolve_client_ca(
     let Some(reference) = &mirror.spec.tls.client_ca_ref else {
         return Ok(None);
     };
-    let pem = read(reference, references).map_err(|rejection| rejection.below("spec.tls.clientCARef"))?;
-    Ok(Some(pem))
+    read(reference, "spec.tls.clientCARef", references).map(Some)
 }
 
-pub(super) fn read(reference: &CaBundleReference, references: &References) -> Result<Vec<u8>, Rejection> {
+/// Returns the certificates of a reference, which `field` of the spec has.
+pub(super) fn read(
+    reference: &CaBundleReference,
+    field: &str,
+    references: &References,
+) -> Result<Vec<u8>, Rejection> {
     let target = Reference::from(reference);
     if target.kind == Kind::Secret {
-        references.not_the_operators(&target.name)?;
+        let allowed = references.not_the_operators(&target.name);
+        allowed.map_err(|rejection| rejection.below(field))?;
     }
     let key = &reference.key;
     let contents = references.get(&target).ok_or_else(|| Rejection {
         reason: Reason::ReferenceNotFound,
-        message: format!(
-            "{target} not found in this namespace: create it with the key {key}, or correct the name"
-        ),
+        message: references.not_found(&target, &format!("the key {key}"), &format!("{field}.name")),
     })?;
     let malformed = |message: String| Rejection {
         reason: Reason::ReferenceMalformed,
-        message,
+        message: format!("{field}: {message}"),
     };
     let pem = contents
         .get(key)

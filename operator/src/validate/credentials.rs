@@ -5,7 +5,7 @@ use mirror::{credential::Credential, secret::Secret};
 use url::Url;
 
 use super::docker_config;
-use crate::dereference::Contents;
+use crate::dereference::{Contents, Reference, References};
 
 const DOCKER_CONFIG_TYPE: &str = "kubernetes.io/dockerconfigjson";
 const DOCKER_CONFIG_KEY: &str = ".dockerconfigjson";
@@ -35,19 +35,19 @@ pub struct Problem {
 }
 
 impl<'a> Credentials<'a> {
-    /// Reads the credentials for one upstream from a Secret.
+    /// Reads the credentials for one upstream from a Secret, which `field` names in the spec.
     pub(super) fn read(
         secret: &'a str,
-        contents: Option<&Contents>,
+        field: &str,
+        references: &References,
         remote: &Url,
         repository_prefix: Option<&str>,
     ) -> Self {
-        let found = match contents {
+        let reference = Reference::secret(secret);
+        let found = match references.get(&reference) {
             None => Err(Problem {
                 reason: Reason::SecretNotFound,
-                message: format!(
-                    "Secret {secret} not found in this namespace: create it, or correct the name"
-                ),
+                message: references.not_found(&reference, "", &format!("{field}.name")),
             }),
             Some(contents) => parse(contents, remote, repository_prefix)
                 .and_then(fitting)
@@ -157,10 +157,16 @@ mod tests {
     }
 
     fn found(contents: Option<&Contents>) -> Result<Credential, Problem> {
+        let mut references = References::default();
+        if let Some(contents) = contents {
+            references.insert(Reference::secret("hub"), contents.clone());
+        }
+        let remote = Url::parse("https://registry-1.docker.io").unwrap();
         Credentials::read(
             "hub",
-            contents,
-            &Url::parse("https://registry-1.docker.io").unwrap(),
+            "spec.upstreams[0].credentialsSecretRef",
+            &references,
+            &remote,
             None,
         )
         .found
@@ -270,11 +276,9 @@ mod tests {
     fn a_missing_secret_is_named() {
         let problem = found(None).unwrap_err();
         assert_eq!(problem.reason, Reason::SecretNotFound);
-        assert!(
-            problem.message.contains("Secret hub not found"),
-            "{}",
-            problem.message
-        );
+        let expected = "Secret \"hub\" not found in namespace \"\": create it or correct \
+                        spec.upstreams[0].credentialsSecretRef.name";
+        assert_eq!(problem.message, expected);
     }
 
     #[test_case("Opaque", &[("user", "ann")] => "Secret hub: has no key username: add it")]

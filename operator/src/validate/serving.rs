@@ -61,7 +61,7 @@ pub fn resolve(mirror: &RegistryMirror, references: &References) -> Result<Optio
         }
     };
     super::not_the_operators(mirror, name, references).map_err(|rejection| rejection.below("spec.tls"))?;
-    let problem = match read(name, references.get(&Reference::secret(name))) {
+    let problem = match read(name, references) {
         Ok(serving) => return Ok(Some(serving)),
         Err(problem) => problem,
     };
@@ -75,6 +75,10 @@ pub fn resolve(mirror: &RegistryMirror, references: &References) -> Result<Optio
             problem: Some(problem),
             ..kept
         })),
+        None if problem.reason == Reason::SecretNotFound => Err(Rejection {
+            reason: problem.reason,
+            message: problem.message,
+        }),
         None => Err(Rejection {
             reason: problem.reason,
             message: format!("spec.tls.secretName: {}", problem.message),
@@ -90,10 +94,14 @@ pub fn from_secret(name: &str, contents: &Contents) -> Result<Serving, Problem> 
     parse(name, contents, [CERTIFICATE, KEY, AUTHORITY])
 }
 
-fn read(name: &str, contents: Option<&Contents>) -> Result<Serving, Problem> {
-    let contents = contents.ok_or_else(|| Problem {
-        reason: Reason::SecretNotFound,
-        message: format!("Secret {name} not found in this namespace: create it with {CERTIFICATE} and {KEY}"),
+fn read(name: &str, references: &References) -> Result<Serving, Problem> {
+    let reference = Reference::secret(name);
+    let contents = references.get(&reference).ok_or_else(|| {
+        let keys = format!("the keys {CERTIFICATE} and {KEY}");
+        Problem {
+            reason: Reason::SecretNotFound,
+            message: references.not_found(&reference, &keys, "spec.tls.secretName"),
+        }
     })?;
     from_secret(name, contents)
 }

@@ -27,11 +27,14 @@ pub fn resolve(mirror: &RegistryMirror, references: &References) -> Result<Optio
     };
     super::not_the_operators(mirror, &reference.name, references).map_err(at)?;
     let (name, key) = (&reference.name, &reference.key);
-    let contents = references.get(&Reference::secret(name)).ok_or_else(|| {
-        at(Rejection {
-            reason: Reason::ReferenceNotFound,
-            message: format!("Secret {name} not found in this namespace: create it with the key {key}"),
-        })
+    let secret = Reference::secret(name);
+    let contents = references.get(&secret).ok_or_else(|| Rejection {
+        reason: Reason::ReferenceNotFound,
+        message: references.not_found(
+            &secret,
+            &format!("the key {key}"),
+            "spec.access.htpasswdSecretRef.name",
+        ),
     })?;
     let malformed = |message: String| {
         at(Rejection {
