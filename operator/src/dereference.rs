@@ -160,10 +160,13 @@ impl References {
     /// Returns the message about an object that does not exist. `content` is what it needs, and `field` names it in the spec.
     pub fn not_found(&self, reference: &Reference, content: &str, field: &str) -> String {
         let Reference { kind, name } = reference;
-        let (namespace, with) = (&self.namespace, if content.is_empty() { "" } else { " with " });
-        format!(
-            "{kind} {name:?} not found in namespace {namespace:?}: create it{with}{content} or correct {field}"
-        )
+        let with = if content.is_empty() { "" } else { " with " };
+        // Files may name no namespace.
+        let place = match self.namespace.as_str() {
+            "" => String::new(),
+            namespace => format!(" in namespace {namespace:?}"),
+        };
+        format!("{kind} {name:?} not found{place}: create it{with}{content} or correct {field}")
     }
 }
 

@@ -196,7 +196,7 @@ fn render_refuses_other_namespace() {
 fn render_warns_of_a_missing_secret() {
     let output = run(MIRROR, &["render", "-f", "mirror.yaml"]);
     assert_eq!(documents(&output).len(), 6);
-    let warning = "warning: spec.upstreams[0].credentialsSecretRef: Secret quay not found";
+    let warning = r#"warning: Secret "quay" not found in namespace "default": create it or correct spec.upstreams[0].credentialsSecretRef.name"#;
     assert!(stderr(&output).contains(warning), "{}", stderr(&output));
 }
 
@@ -306,7 +306,7 @@ fn help_lists_options_and_examples(command: &[&str], expected: &[&str]) {
 #[test_case(MIRROR, &["render", "--file", "mirror.yaml"], 2, "--file"; "an unknown argument")]
 #[test_case(&MIRROR.replace("Ephemeral", "Ephemeral, colour: red"), &["local", "-f", "mirror.yaml"], 2, "spec.storage.colour"; "an unknown field")]
 #[test_case(&MIRROR.replace("https://127", "ftp://127"), &["local", "-f", "mirror.yaml"], 2, "spec.upstreams[0].remoteURL"; "a spec that admission refuses")]
-#[test_case(MIRROR, &["local", "-f", "mirror.yaml"], 3, "spec.upstreams[0].credentialsSecretRef: Secret quay not found"; "a missing Secret")]
+#[test_case(MIRROR, &["local", "-f", "mirror.yaml"], 3, r#"Secret "quay" not found: create it or correct spec.upstreams[0].credentialsSecretRef.name"#; "a missing Secret")]
 #[test_case(&format!("{MIRROR}{}", SECRET.replace("username", "user")), &["local", "-f", "mirror.yaml"], 3, "Secret quay: has no key username: add it"; "a Secret with the wrong keys")]
 #[test_case(&format!("{MIRROR}{SECRET}"), &["local", "-f", "mirror.yaml", "--cache-dir", "/proc/no", "--port", "0"], 4, "/proc/no"; "a cache directory that can't be written")]
 #[test_case(&format!("{}{SECRET}", MIRROR.replace("spec:", "spec:\n  tls: {mode: SelfSigned}")), &["local", "-f", "mirror.yaml", "--cache-dir", "/proc/no", "--port", "0"], 4, "/proc/no: "; "the same with an authority that would lie beside it")]

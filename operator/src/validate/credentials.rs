@@ -276,7 +276,7 @@ mod tests {
     fn a_missing_secret_is_named() {
         let problem = found(None).unwrap_err();
         assert_eq!(problem.reason, Reason::SecretNotFound);
-        let expected = "Secret \"hub\" not found in namespace \"\": create it or correct \
+        let expected = "Secret \"hub\" not found: create it or correct \
                         spec.upstreams[0].credentialsSecretRef.name";
         assert_eq!(problem.message, expected);
     }
