@@ -67,7 +67,7 @@ pub enum PodSecurity {
 
 /// The namespaces whose Pods a spec may refer to in `affinity`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
-pub enum AffinityNamespaces {
+pub enum AffinityScope {
     /// The mirror's own namespace
     #[default]
     Own,
@@ -97,7 +97,7 @@ pub struct Policy {
     /// The security contexts that a spec may have.
     pub pod_security: PodSecurity,
     /// The namespaces whose Pods a spec may refer to in `affinity`.
-    pub affinity_namespaces: AffinityNamespaces,
+    pub affinity_namespaces: AffinityScope,
 }
 
 impl Default for Policy {
@@ -112,7 +112,7 @@ impl Default for Policy {
             max_storage: Quantity(MAX_STORAGE.to_owned()),
             existing_claims: ExistingClaimMode::default(),
             pod_security: PodSecurity::default(),
-            affinity_namespaces: AffinityNamespaces::default(),
+            affinity_namespaces: AffinityScope::default(),
         }
     }
 }
@@ -312,7 +312,7 @@ impl Policy {
     }
 
     fn affinity(&self, mirror: &RegistryMirror) -> Option<Violation> {
-        if self.affinity_namespaces == AffinityNamespaces::Any {
+        if self.affinity_namespaces == AffinityScope::Any {
             return None;
         }
         let namespace = mirror.namespace().unwrap_or_default();

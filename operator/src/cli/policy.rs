@@ -5,7 +5,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 use super::Failure;
 use crate::{
-    policy::{AffinityNamespaces, ExistingClaimMode, PatternList, PodSecurity, Policy},
+    policy::{AffinityScope, ExistingClaimMode, PatternList, PodSecurity, Policy},
     quantity::amount,
 };
 
@@ -89,7 +89,7 @@ pub(super) struct PolicyArgs {
         default_value_t,
         value_name = "WHICH"
     )]
-    affinity_namespaces: AffinityNamespaces,
+    affinity_namespaces: AffinityScope,
 }
 
 /// A command line with flags of the policy and nothing else.
@@ -201,7 +201,7 @@ mod tests {
         assert_eq!((changed.max_replicas, changed.max_storage.0.as_str()), (3, "1Gi"));
         assert_eq!(changed.existing_claims, ExistingClaimMode::Any);
         assert_eq!(changed.pod_security, PodSecurity::Any);
-        assert_eq!(changed.affinity_namespaces, AffinityNamespaces::Any);
+        assert_eq!(changed.affinity_namespaces, AffinityScope::Any);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The limits of a policy that are looser than the default ones.
 
-use super::{AffinityNamespaces, ExistingClaimMode, PatternList, PodSecurity, Policy};
+use super::{AffinityScope, ExistingClaimMode, PatternList, PodSecurity, Policy};
 use crate::quantity::amount;
 
 impl Policy {
@@ -28,7 +28,7 @@ impl Policy {
             more_storage.then(|| ("maxStorage", self.max_storage.0.clone())),
             (self.existing_claims == ExistingClaimMode::Any).then(|| ("existingClaims", "any".to_owned())),
             (self.pod_security == PodSecurity::Any).then(|| ("podSecurity", "any".to_owned())),
-            (self.affinity_namespaces == AffinityNamespaces::Any)
+            (self.affinity_namespaces == AffinityScope::Any)
                 .then(|| ("affinityNamespaces", "any".to_owned())),
         ];
         lists.chain(limits.into_iter().flatten()).collect()
@@ -71,7 +71,7 @@ mod tests {
             max_storage: Quantity("3Ti".to_owned()),
             existing_claims: ExistingClaimMode::Any,
             pod_security: PodSecurity::Any,
-            affinity_namespaces: AffinityNamespaces::Any,
+            affinity_namespaces: AffinityScope::Any,
             ..Policy::default()
         };
         let expected = [

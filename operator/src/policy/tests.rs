@@ -92,7 +92,7 @@ fn open_policy_allows_everything() {
         max_storage: Quantity("7Ei".to_owned()),
         existing_claims: ExistingClaimMode::Any,
         pod_security: PodSecurity::Any,
-        affinity_namespaces: AffinityNamespaces::Any,
+        affinity_namespaces: AffinityScope::Any,
     };
     let spec = json!({
         "replicas": 1000,

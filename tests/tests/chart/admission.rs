@@ -3,7 +3,7 @@
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::Api;
 use kube::api::PostParams;
-use operator::policy::{AffinityNamespaces, ExistingClaimMode, PodSecurity, Policy};
+use operator::policy::{AffinityScope, ExistingClaimMode, PodSecurity, Policy};
 use serde_json::json;
 use testbed::control_plane::{client_from, skip_on_existing_cluster};
 use testbed::wait;
@@ -92,7 +92,7 @@ async fn default_values_are_the_operators_default_policy() {
         (
             ExistingClaimMode::Annotated,
             PodSecurity::Baseline,
-            AffinityNamespaces::Own
+            AffinityScope::Own
         )
     );
     let flags = ["--existing-claims=", "--pod-security=", "--affinity-namespaces="];

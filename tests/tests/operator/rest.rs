@@ -12,7 +12,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::api::{DynamicObject, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt};
 use operator::kind::Kind;
-use operator::policy::{AffinityNamespaces, ExistingClaimMode, PatternList, PodSecurity, Policy};
+use operator::policy::{AffinityScope, ExistingClaimMode, PatternList, PodSecurity, Policy};
 use serde_json::{Value, json};
 use testbed::control_plane::skip_on_existing_cluster;
 
@@ -366,7 +366,7 @@ fn open_policy() -> Policy {
         tolerations: every(),
         existing_claims: ExistingClaimMode::Any,
         pod_security: PodSecurity::Any,
-        affinity_namespaces: AffinityNamespaces::Any,
+        affinity_namespaces: AffinityScope::Any,
         ..Policy::default()
     }
 }
