@@ -10,6 +10,7 @@ mod credentials;
 mod error;
 mod keys;
 mod read;
+mod tags;
 mod upload;
 mod uploader;
 

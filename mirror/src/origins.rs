@@ -103,6 +103,14 @@ impl Origins {
         bucket.tag(&self.repository(name), tag, self.patience()).await
     }
 
+    /// Returns the tags that the bucket has of a repository. This costs a LIST.
+    pub(crate) async fn stored_tags(&self, name: &RepositoryName) -> Vec<String> {
+        match &self.bucket {
+            Some(bucket) => bucket.tags(&self.repository(name)).await,
+            None => Vec::new(),
+        }
+    }
+
     /// Returns the digest that the bucket's link of a blob in a repository names.
     async fn stored_layer(&self, name: &RepositoryName, digest: &Digest) -> Option<Digest> {
         let bucket = self.bucket.as_ref()?;

@@ -35,6 +35,7 @@ pub(crate) use passthrough::PassThrough;
 pub use prewarm::PrewarmEvent;
 pub(crate) use prewarm::{PlatformSelection, Prewarm, PrewarmError};
 pub(crate) use referrers::of_type;
+use tags::TagSource;
 pub(crate) use tags::{Page, Window};
 
 use crate::client_address::ClientAddress;
@@ -182,7 +183,7 @@ pub struct Pull {
     lists: Arc<RequestPlaces>,
     catalog: catalog::Catalog,
     /// The lists of cached tags that are being read from the disk.
-    tag_lists: SingleFlight<Repository, Arc<Vec<String>>>,
+    tag_lists: SingleFlight<(Repository, TagSource), Arc<Vec<String>>>,
     bucket: OnceLock<Arc<Bucket>>,
     stored: stored::StoredManifests,
 }

@@ -38,6 +38,11 @@ impl Keys {
         key(&self.0.revision_link(repository, digest))
     }
 
+    /// Returns the start of the keys of all tags of a repository.
+    pub(super) fn tags(&self, repository: &Repository) -> Key {
+        key(&self.0.tags(repository))
+    }
+
     /// Returns the key of the link that holds the current digest of a tag.
     pub(super) fn tag(&self, repository: &Repository, tag: &Tag) -> Key {
         key(&self.0.tag_current(repository, tag))

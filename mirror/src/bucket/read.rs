@@ -222,7 +222,7 @@ impl Bucket {
         Ok(object(found, permit))
     }
 
-    async fn turn(&self) -> Result<OwnedSemaphorePermit, Error> {
+    pub(super) async fn turn(&self) -> Result<OwnedSemaphorePermit, Error> {
         match tokio::time::timeout(TURN, self.reads.clone().acquire_owned()).await {
             Ok(Ok(permit)) => Ok(permit),
             _ => Err(Error::unavailable("too many reads are under way")),
@@ -230,7 +230,11 @@ impl Bucket {
     }
 
     /// Sends a request, twice if the first attempt fails, and skips a bucket that kept failing.
-    async fn tried<T, F>(&self, patience: WaitLimit, request: impl Fn(Arc<Client>) -> F) -> Result<T, Error>
+    pub(super) async fn tried<T, F>(
+        &self,
+        patience: WaitLimit,
+        request: impl Fn(Arc<Client>) -> F,
+    ) -> Result<T, Error>
     where
         F: Future<Output = object_store::Result<T>>,
     {

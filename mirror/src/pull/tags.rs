@@ -1,6 +1,8 @@
 //! Lists of tags and repositories, page by page (distribution-spec, "Listing Tags").
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::refusals::UNCACHED;
 use super::{Pull, Served, unreadable};
@@ -8,6 +10,15 @@ use crate::client_address::ClientAddress;
 use crate::json::MAX_ENTRIES;
 use crate::name::Repository;
 use crate::pull_error::{PullError, RequestedContent};
+
+/// The place of a list of tags that is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum TagSource {
+    /// The cache.
+    Cache,
+    /// The bucket.
+    Bucket,
+}
 
 /// One page of names.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -28,7 +39,8 @@ pub(crate) struct Window {
 }
 
 impl Pull {
-    /// Returns the tags of a repository from the upstream, or the cached ones while it fails.
+    /// Returns the tags of a repository from the upstream; while it fails or is not asked, those of the cache and the
+    /// bucket.
     pub(crate) async fn tags(
         self: &Arc<Self>,
         repository: &Repository,
@@ -41,18 +53,59 @@ impl Pull {
         }
         let _turn = self.list_turn(&repository.host, peer).await?;
         let cached = self.cached_tags(repository).await;
-        if self.live().cache.offline && !cached.is_empty() {
-            return Ok(Served::hit(window.page_of(cached.iter())));
+        if self.live().cache.offline {
+            let kept = self.kept_tags(repository, &cached, peer).await;
+            if !kept.is_empty() {
+                return Ok(Served::hit(window.page_of(kept.iter())));
+            }
         }
         let asked = self.ask_tags(repository, query, window, peer);
-        if cached.is_empty() || self.is_revoked(repository) {
+        if self.is_revoked(repository) {
             return Ok(Served::miss(asked.await?));
         }
-        match tokio::time::timeout(self.revalidation_wait(repository), asked).await {
-            Ok(Ok(value)) => Ok(Served::miss(value)),
-            Ok(Err(failure)) if failure.is_final() || self.ends_stale(repository, &failure) => Err(failure),
-            _ => Ok(Served::stale(window.page_of(cached.iter()))),
+        let wait = if cached.is_empty() {
+            Duration::MAX
+        } else {
+            self.revalidation_wait(repository)
+        };
+        let failure = match tokio::time::timeout(wait, asked).await {
+            Ok(Ok(value)) => return Ok(Served::miss(value)),
+            Ok(Err(failure)) if failure.is_final() || self.ends_stale(repository, &failure) => {
+                return Err(failure);
+            }
+            Ok(Err(failure)) => Some(failure),
+            Err(_) => None,
+        };
+        // A refusal of the registry opens nothing of the bucket.
+        let kept = match &failure {
+            Some(failure) if failure.is_refusal() => cached,
+            _ => self.kept_tags(repository, &cached, peer).await,
+        };
+        match failure {
+            Some(failure) if kept.is_empty() => Err(failure),
+            _ => Ok(Served::stale(window.page_of(kept.iter()))),
         }
+    }
+
+    /// Returns the cached tags with those of the bucket.
+    async fn kept_tags(
+        self: &Arc<Self>,
+        repository: &Repository,
+        cached: &Arc<Vec<String>>,
+        peer: &str,
+    ) -> Arc<Vec<String>> {
+        let client = ClientAddress::from_peer(peer);
+        let (Some(_), Ok(origins)) = (self.bucket.get(), self.origins(repository, client)) else {
+            return Arc::clone(cached);
+        };
+        let key = (repository.clone(), TagSource::Bucket);
+        let (listed, _) = self.tag_lists.join(&key, || {
+            let name = repository.name.clone();
+            async move { Arc::new(origins.stored_tags(&name).await) }
+        });
+        let stored = listed.await.unwrap_or_default();
+        let all: BTreeSet<_> = cached.iter().chain(stored.iter()).cloned().collect();
+        Arc::new(all.into_iter().collect())
     }
 
     async fn ask_tags(
@@ -79,7 +132,8 @@ impl Pull {
 
     /// Returns the cached tags of a repository; one list for all clients that ask at a time.
     async fn cached_tags(self: &Arc<Self>, repository: &Repository) -> Arc<Vec<String>> {
-        let (listed, _) = self.tag_lists.join(repository, || {
+        let key = (repository.clone(), TagSource::Cache);
+        let (listed, _) = self.tag_lists.join(&key, || {
             let (pull, repository) = (Arc::clone(self), repository.clone());
             async move {
                 let listed = pull.store.tags(&repository).await.map(Some);

@@ -119,8 +119,8 @@ impl Layout {
         link_below(self.repository(repository).join("_manifests/revisions"), digest)
     }
 
-    /// All tags of a repository.
-    pub(super) fn tags(&self, repository: &Repository) -> PathBuf {
+    /// Returns the directory of all tags of a repository.
+    pub(crate) fn tags(&self, repository: &Repository) -> PathBuf {
         self.repository(repository).join("_manifests/tags")
     }
 

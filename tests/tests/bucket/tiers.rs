@@ -5,7 +5,7 @@ use testbed::bucket::{ACCESS_KEY, SECRET_KEY};
 use testbed::image::{Layout, Random};
 use testbed::wait;
 
-use crate::place::{LAYERS, LIMIT, NAME, Place, until_stored};
+use crate::place::{LAYERS, LIMIT, Mirror, NAME, Place, until_stored};
 
 /// The blobs of an image with all its platforms.
 fn blobs(layout: &Layout) -> usize {
@@ -130,6 +130,33 @@ async fn offline_mirror_serves_the_bucket() {
     assert_eq!(place.upstream.counts().requests(), 0);
     let (status, _) = second.get("/v2/library/none/manifests/1").await;
     assert_eq!(status, 503);
+}
+
+/// The tags of the bucket are listed while the registry is not asked or is down, and never by another request.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bucket_tags_are_listed_without_registry() {
+    let mut place = Place::new(&LAYERS).await;
+    let first = place.mirror("first").await;
+    place.pull(&first, "pulled-1").await;
+    until_stored(&place, blobs(&place.image), &first).await;
+    let tags = async |mirror: &Mirror| {
+        let (status, body) = mirror.get("/v2/library/app/tags/list").await;
+        let body: serde_json::Value = serde_json::from_slice(&body).expect("JSON");
+        (status, body["tags"].clone())
+    };
+    let lists = |place: &Place| place.requests(|seen| seen.query.contains("list-type")).len();
+    place.store.forget();
+    let (status, listed) = tags(&first).await;
+    assert_eq!((status, lists(&place)), (200, 0), "{:#?}", place.store.seen());
+    let keys = place.store.keys();
+    let offline = "cache: {maxsize: 1Gi, offline: true}";
+    let second = place.mirror_with("second", &keys, offline).await;
+    assert_eq!(tags(&second).await, (200, listed.clone()));
+    assert_eq!(lists(&place), 1);
+    let third = place.mirror("third").await;
+    place.upstream.go_down();
+    assert_eq!(tags(&third).await, (200, listed));
+    assert_eq!(lists(&place), 2);
 }
 
 /// A tag of the bucket is never fresh: the registry confirms it, and another digest of the registry wins.
