@@ -115,18 +115,25 @@ fn case(field: &'static str, note: &'static str, before: Value, after: Value) ->
     }
 }
 
-/// A change of a field of the second upstream.
+/// Returns the change of a field from its default to a value; a field of `upstreams[]` is one of the second upstream.
+fn set(field: &'static str, value: &Value) -> Case {
+    let nested = |path: &str| {
+        path.rsplit('.')
+            .fold(value.clone(), |value, name| json!({name: value}))
+    };
+    match field.strip_prefix("spec.upstreams[].") {
+        Some(path) => upstream(field, json!({}), nested(path)),
+        None => case(field, "", json!({}), nested(&field["spec.".len()..])),
+    }
+}
+
+/// Returns the change of a field of the second upstream.
 fn upstream(field: &'static str, before: Value, after: Value) -> Case {
     let with = |mut fields: Value| {
         fields["host"] = fields.get("host").cloned().unwrap_or(json!("quay.io"));
         json!({"upstreams": [{"host": "docker.io"}, fields]})
     };
     case(field, "", with(before), with(after))
-}
-
-fn pod(field: &'static str, value: &Value) -> Case {
-    let name = field.strip_prefix("spec.pod.").unwrap();
-    case(field, "", json!({}), json!({"pod": {name: value}}))
 }
 
 fn service(field: &'static str, value: &Value) -> Case {
@@ -346,114 +353,39 @@ fn other_cases() -> Vec<Case> {
             basic("others", "htpasswd"),
         ),
         case("spec.access.mode", "", json!({}), basic("users", "htpasswd")),
-        case(
-            "spec.cache.maxSize",
-            "",
-            json!({}),
-            json!({"cache": {"maxSize": "1Gi"}}),
-        ),
-        case(
-            "spec.cache.offline",
-            "",
-            json!({}),
-            json!({"cache": {"offline": true}}),
-        ),
-        case(
-            "spec.cache.pinned",
-            "",
-            json!({}),
-            json!({"cache": {"pinned": ["docker.io/library/*:*"]}}),
-        ),
-        case(
-            "spec.cache.staleIfDenied",
-            "",
-            json!({}),
-            json!({"cache": {"staleIfDenied": true}}),
-        ),
-        case(
-            "spec.cache.staleIfError",
-            "",
-            json!({}),
-            json!({"cache": {"staleIfError": "1h"}}),
-        ),
-        case(
-            "spec.cache.tagTTL",
-            "",
-            json!({}),
-            json!({"cache": {"tagTTL": "1h"}}),
-        ),
-        case("spec.cache.ttl", "", json!({}), json!({"cache": {"ttl": "1h"}})),
-        case(
-            "spec.cache.ttlFrom",
-            "",
-            json!({}),
-            json!({"cache": {"ttlFrom": "FirstFetch"}}),
-        ),
-        case(
-            "spec.nodeConfiguration.dialTimeout",
-            "",
-            json!({}),
-            json!({"nodeConfiguration": {"dialTimeout": "1s"}}),
-        ),
-        case(
-            "spec.nodeConfiguration.fallback",
-            "",
-            json!({}),
-            json!({"nodeConfiguration": {"fallback": "Never"}}),
-        ),
-        case(
-            "spec.nodeConfiguration.mode",
-            "",
-            json!({}),
-            json!({"nodeConfiguration": {"mode": "None"}}),
-        ),
-        case(
-            "spec.observability.logFormat",
-            "",
-            json!({}),
-            json!({"observability": {"logFormat": "text"}}),
-        ),
-        case(
-            "spec.observability.accessLog",
-            "",
-            json!({}),
-            json!({"observability": {"accessLog": "Disabled"}}),
-        ),
-        case(
-            "spec.observability.logLevel",
-            "",
-            json!({}),
-            json!({"observability": {"logLevel": "debug"}}),
-        ),
-        case(
-            "spec.observability.otlpEndpoint",
-            "",
-            json!({}),
-            json!({"observability": {"otlpEndpoint": "http://collector:4318"}}),
-        ),
-        case("spec.paused", "", json!({}), json!({"paused": true})),
-        case(
-            "spec.peers.mode",
-            "",
-            json!({}),
-            json!({"peers": {"mode": "Disabled"}}),
-        ),
-        pod("spec.pod.affinity", &json!({"nodeAffinity": {}})),
-        pod("spec.pod.annotations", &json!({"example.com/a": "b"})),
-        pod(
+        set("spec.cache.maxSize", &json!("1Gi")),
+        set("spec.cache.offline", &json!(true)),
+        set("spec.cache.pinned", &json!(["docker.io/library/*:*"])),
+        set("spec.cache.staleIfDenied", &json!(true)),
+        set("spec.cache.staleIfError", &json!("1h")),
+        set("spec.cache.tagTTL", &json!("1h")),
+        set("spec.cache.ttl", &json!("1h")),
+        set("spec.cache.ttlFrom", &json!("FirstFetch")),
+        set("spec.nodeConfiguration.dialTimeout", &json!("1s")),
+        set("spec.nodeConfiguration.fallback", &json!("Never")),
+        set("spec.nodeConfiguration.mode", &json!("None")),
+        set("spec.observability.logFormat", &json!("text")),
+        set("spec.observability.accessLog", &json!("Disabled")),
+        set("spec.observability.logLevel", &json!("debug")),
+        set("spec.observability.otlpEndpoint", &json!("http://collector:4318")),
+        set("spec.paused", &json!(true)),
+        set("spec.peers.mode", &json!("Disabled")),
+        set("spec.pod.affinity", &json!({"nodeAffinity": {}})),
+        set("spec.pod.annotations", &json!({"example.com/a": "b"})),
+        set(
             "spec.pod.containerSecurityContext",
             &json!({"readOnlyRootFilesystem": false}),
         ),
-        pod("spec.pod.image", &json!("mirror:2")),
-        pod("spec.pod.imagePullPolicy", &json!("Always")),
-        pod("spec.pod.imagePullSecrets", &json!([{"name": "pull"}])),
-        pod("spec.pod.labels", &json!({"example.com/a": "b"})),
-        pod("spec.pod.nodeSelector", &json!({"example.com/a": "b"})),
-        pod("spec.pod.priorityClassName", &json!("high")),
-        pod("spec.pod.resources", &json!({"limits": {"memory": "1Gi"}})),
-        pod("spec.pod.securityContext", &json!({})),
-        pod("spec.pod.tolerations", &json!([{"operator": "Exists"}])),
-        pod(
+        set("spec.pod.image", &json!("mirror:2")),
+        set("spec.pod.imagePullPolicy", &json!("Always")),
+        set("spec.pod.imagePullSecrets", &json!([{"name": "pull"}])),
+        set("spec.pod.labels", &json!({"example.com/a": "b"})),
+        set("spec.pod.nodeSelector", &json!({"example.com/a": "b"})),
+        set("spec.pod.priorityClassName", &json!("high")),
+        set("spec.pod.resources", &json!({"limits": {"memory": "1Gi"}})),
+        set("spec.pod.securityContext", &json!({})),
+        set("spec.pod.tolerations", &json!([{"operator": "Exists"}])),
+        set(
             "spec.pod.topologySpreadConstraints",
             &json!([{"maxSkew": 2, "topologyKey": "zone", "whenUnsatisfiable": "ScheduleAnyway"}]),
         ),
@@ -469,7 +401,7 @@ fn other_cases() -> Vec<Case> {
             json!({"responseHeaders": [{"name": "X-A", "value": "a"}]}),
             json!({"responseHeaders": [{"name": "X-A", "value": "b"}]}),
         ),
-        case("spec.replicas", "", json!({}), json!({"replicas": 2})),
+        set("spec.replicas", &json!(2)),
         service("spec.service.annotations", &json!({"example.com/a": "b"})),
         case(
             "spec.service.clusterIP",
@@ -482,12 +414,7 @@ fn other_cases() -> Vec<Case> {
         service("spec.service.loadBalancerClass", &json!("example.com/lb")),
         service("spec.service.nodePort", &json!(30500)),
         service("spec.service.port", &json!(80)),
-        case(
-            "spec.service.type",
-            "",
-            json!({}),
-            json!({"service": {"type": "NodePort"}}),
-        ),
+        set("spec.service.type", &json!("NodePort")),
         case(
             "spec.storage.ephemeral.sizeLimit",
             "",
@@ -572,35 +499,19 @@ fn other_cases() -> Vec<Case> {
             json!({"credentialsSecretRef": {"name": "one"}}),
             json!({"credentialsSecretRef": {"name": "two"}}),
         ),
-        upstream("spec.upstreams[].exclude", json!({}), json!({"exclude": ["a/b"]})),
+        set("spec.upstreams[].exclude", &json!(["a/b"])),
         case(
             "spec.upstreams[].host",
             "of the first",
             json!({"upstreams": [{"host": "docker.io"}]}),
             json!({"upstreams": [{"host": "quay.io"}]}),
         ),
-        upstream("spec.upstreams[].host", json!({}), json!({"host": "ghcr.io"})),
-        upstream("spec.upstreams[].include", json!({}), json!({"include": ["a/b"]})),
-        upstream(
-            "spec.upstreams[].insecureAllowHTTPCredentials",
-            json!({}),
-            json!({"insecureAllowHTTPCredentials": true}),
-        ),
-        upstream(
-            "spec.upstreams[].proxyURL",
-            json!({}),
-            json!({"proxyURL": "http://proxy:3128"}),
-        ),
-        upstream(
-            "spec.upstreams[].remoteURL",
-            json!({}),
-            json!({"remoteURL": "https://cache.example.com"}),
-        ),
-        upstream(
-            "spec.upstreams[].repositoryPrefix",
-            json!({}),
-            json!({"repositoryPrefix": "quay"}),
-        ),
+        set("spec.upstreams[].host", &json!("ghcr.io")),
+        set("spec.upstreams[].include", &json!(["a/b"])),
+        set("spec.upstreams[].insecureAllowHTTPCredentials", &json!(true)),
+        set("spec.upstreams[].proxyURL", &json!("http://proxy:3128")),
+        set("spec.upstreams[].remoteURL", &json!("https://cache.example.com")),
+        set("spec.upstreams[].repositoryPrefix", &json!("quay")),
         upstream(
             "spec.upstreams[].tls.caBundleRef.key",
             ca_bundle("ConfigMap", "authority", "ca.crt"),
@@ -616,21 +527,9 @@ fn other_cases() -> Vec<Case> {
             json!({}),
             ca_bundle("ConfigMap", "root", "ca.crt"),
         ),
-        upstream(
-            "spec.upstreams[].tls.insecureSkipVerify",
-            json!({}),
-            json!({"tls": {"insecureSkipVerify": true}}),
-        ),
-        upstream(
-            "spec.upstreams[].trust.realms",
-            json!({}),
-            json!({"trust": {"realms": ["auth.example.com"]}}),
-        ),
-        upstream(
-            "spec.upstreams[].trust.redirects",
-            json!({}),
-            json!({"trust": {"redirects": ["10.0.0.0/8"]}}),
-        ),
+        set("spec.upstreams[].tls.insecureSkipVerify", &json!(true)),
+        set("spec.upstreams[].trust.realms", &json!(["auth.example.com"])),
+        set("spec.upstreams[].trust.redirects", &json!(["10.0.0.0/8"])),
     ]
 }
 

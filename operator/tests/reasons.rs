@@ -222,9 +222,28 @@ fn upgrading(upgrade: Upgrade, ready: i32) -> Case {
     }
 }
 
-/// The condition, its state, its reason, and what leads there.
+/// A condition with its status and reason, and a case that has them.
+type Row = (Kind, Truth, Reason, Case);
+
 #[allow(clippy::too_many_lines, reason = "a table")]
-fn table() -> Vec<(Kind, Truth, Reason, Case)> {
+fn table() -> Vec<Row> {
+    use Truth::{False, True, Unknown};
+    let [storage, tls] = [Kind::StorageReady, Kind::TLSReady]
+        .map(|kind| move |truth, reason, case| (kind, truth, reason, case));
+    let unaccepted = |reason| (Kind::Accepted, False, reason, rejected(reason));
+    let upstream = |truth: Truth, reason: Reason| {
+        let case = reporting(reason.as_str(), false);
+        (Kind::UpstreamReachable, truth, reason, case)
+    };
+    let judged = |truth: Truth, reason, verdict, good| {
+        let case = credentials(None, verdict, good);
+        (Kind::CredentialsValid, truth, reason, case)
+    };
+    let unusable = |reason| {
+        let case = credentials(Some(reason), Verdict::NoServer, false);
+        (Kind::CredentialsValid, False, reason, case)
+    };
+    let claim_refused = |reason| storage(False, reason, refused(reason));
     let paused = Case {
         paused: true,
         outcome: Outcome::Paused,
@@ -232,200 +251,60 @@ fn table() -> Vec<(Kind, Truth, Reason, Case)> {
     };
     let bad = Verdict::Rejected("401".to_owned());
     vec![
-        (Kind::Ready, Truth::True, Reason::Serving, serving()),
-        (Kind::Accepted, Truth::True, Reason::SpecAccepted, serving()),
-        (
-            Kind::Accepted,
-            Truth::False,
-            Reason::InvalidSpec,
-            rejected(Reason::InvalidSpec),
-        ),
-        (
-            Kind::Accepted,
-            Truth::False,
-            Reason::NameConflict,
-            rejected(Reason::NameConflict),
-        ),
-        (
-            Kind::Accepted,
-            Truth::False,
-            Reason::NotAllowed,
-            rejected(Reason::NotAllowed),
-        ),
-        (
-            Kind::Accepted,
-            Truth::False,
-            Reason::AddressTaken,
-            rejected(Reason::AddressTaken),
-        ),
-        (
-            Kind::Accepted,
-            Truth::False,
-            Reason::BucketConflict,
-            rejected(Reason::BucketConflict),
-        ),
-        (
-            Kind::Accepted,
-            Truth::False,
-            Reason::ReferenceNotFound,
-            rejected(Reason::ReferenceNotFound),
-        ),
-        (
-            Kind::Accepted,
-            Truth::False,
-            Reason::ReferenceMalformed,
-            rejected(Reason::ReferenceMalformed),
-        ),
-        (Kind::Available, Truth::True, Reason::ReplicasReady, serving()),
-        (Kind::Available, Truth::False, Reason::NoReadyReplicas, with(1, 0)),
-        (Kind::Available, Truth::False, Reason::ScaledToZero, with(0, 0)),
-        (Kind::Progressing, Truth::True, Reason::RollingOut, with(2, 1)),
-        (Kind::Progressing, Truth::False, Reason::RolledOut, serving()),
-        (Kind::Progressing, Truth::False, Reason::ApplyRejected, held_up()),
+        (Kind::Ready, True, Reason::Serving, serving()),
+        (Kind::Accepted, True, Reason::SpecAccepted, serving()),
+        unaccepted(Reason::InvalidSpec),
+        unaccepted(Reason::NameConflict),
+        unaccepted(Reason::NotAllowed),
+        unaccepted(Reason::AddressTaken),
+        unaccepted(Reason::BucketConflict),
+        unaccepted(Reason::ReferenceNotFound),
+        unaccepted(Reason::ReferenceMalformed),
+        (Kind::Available, True, Reason::ReplicasReady, serving()),
+        (Kind::Available, False, Reason::NoReadyReplicas, with(1, 0)),
+        (Kind::Available, False, Reason::ScaledToZero, with(0, 0)),
+        (Kind::Progressing, True, Reason::RollingOut, with(2, 1)),
+        (Kind::Progressing, False, Reason::RolledOut, serving()),
+        (Kind::Progressing, False, Reason::ApplyRejected, held_up()),
         (
             Kind::Progressing,
-            Truth::False,
+            False,
             Reason::UpgradeWaiting,
             upgrading(Upgrade::Waiting("others".to_owned()), 1),
         ),
         (
             Kind::Progressing,
-            Truth::False,
+            False,
             Reason::UpgradeFailed,
             upgrading(Upgrade::Failed(600), 0),
         ),
-        (
-            Kind::CredentialsValid,
-            Truth::True,
-            Reason::CredentialsAccepted,
-            credentials(None, Verdict::Accepted, true),
-        ),
-        (
-            Kind::CredentialsValid,
-            Truth::False,
-            Reason::SecretNotFound,
-            credentials(Some(Reason::SecretNotFound), Verdict::NoServer, false),
-        ),
-        (
-            Kind::CredentialsValid,
-            Truth::False,
-            Reason::SecretMalformed,
-            credentials(Some(Reason::SecretMalformed), Verdict::NoServer, false),
-        ),
-        (
-            Kind::CredentialsValid,
-            Truth::False,
-            Reason::UpstreamRejected,
-            credentials(None, bad, false),
-        ),
-        (
-            Kind::CredentialsValid,
-            Truth::Unknown,
-            Reason::Unverified,
-            credentials(None, Verdict::Unverified, false),
-        ),
-        (
-            Kind::CredentialsValid,
-            Truth::Unknown,
-            Reason::Loading,
-            credentials(None, Verdict::Loading(1, 2), true),
-        ),
-        (
-            Kind::UpstreamReachable,
-            Truth::True,
-            Reason::Reachable,
-            reporting("Reachable", false),
-        ),
-        (
-            Kind::UpstreamReachable,
-            Truth::False,
-            Reason::Unreachable,
-            reporting("Unreachable", false),
-        ),
-        (
-            Kind::UpstreamReachable,
-            Truth::False,
-            Reason::RateLimited,
-            reporting("RateLimited", false),
-        ),
-        (
-            Kind::StorageReady,
-            Truth::True,
-            Reason::VolumeReady,
-            claim(true, "1Gi"),
-        ),
-        (
-            Kind::StorageReady,
-            Truth::False,
-            Reason::ClaimPending,
-            claim(false, "1Gi"),
-        ),
-        (
-            Kind::StorageReady,
-            Truth::False,
-            Reason::ResizeUnsupported,
-            refused(Reason::ResizeUnsupported),
-        ),
-        (
-            Kind::StorageReady,
-            Truth::False,
-            Reason::RetentionPolicyNotApplied,
-            refused(Reason::RetentionPolicyNotApplied),
-        ),
-        (
-            Kind::StorageReady,
-            Truth::False,
-            Reason::Full,
-            reporting("Reachable", true),
-        ),
+        judged(True, Reason::CredentialsAccepted, Verdict::Accepted, true),
+        unusable(Reason::SecretNotFound),
+        unusable(Reason::SecretMalformed),
+        judged(False, Reason::UpstreamRejected, bad, false),
+        judged(Unknown, Reason::Unverified, Verdict::Unverified, false),
+        judged(Unknown, Reason::Loading, Verdict::Loading(1, 2), true),
+        upstream(True, Reason::Reachable),
+        upstream(False, Reason::Unreachable),
+        upstream(False, Reason::RateLimited),
+        storage(True, Reason::VolumeReady, claim(true, "1Gi")),
+        storage(False, Reason::ClaimPending, claim(false, "1Gi")),
+        claim_refused(Reason::ResizeUnsupported),
+        claim_refused(Reason::RetentionPolicyNotApplied),
+        storage(False, Reason::Full, reporting("Reachable", true)),
         in_bucket(Reason::BucketDenied, "Denied"),
         in_bucket(Reason::BucketNotFound, "NotFound"),
         in_bucket(Reason::BucketUnreachable, "Unreachable"),
-        (
-            Kind::StorageReady,
-            Truth::True,
-            Reason::Resizing,
-            claim(true, "2Gi"),
-        ),
-        (
-            Kind::TLSReady,
-            Truth::True,
-            Reason::CertificateReady,
-            certificate(11, None),
-        ),
-        (
-            Kind::TLSReady,
-            Truth::True,
-            Reason::Expiring,
-            certificate(10, None),
-        ),
-        (
-            Kind::TLSReady,
-            Truth::False,
-            Reason::SecretNotFound,
-            rejected(Reason::SecretNotFound),
-        ),
-        (
-            Kind::TLSReady,
-            Truth::False,
-            Reason::Malformed,
-            certificate(1, Some(Reason::Malformed)),
-        ),
-        (
-            Kind::TLSReady,
-            Truth::False,
-            Reason::Expired,
-            certificate(-1, None),
-        ),
-        (
-            Kind::TLSReady,
-            Truth::False,
-            Reason::NotYetValid,
-            certificate(61, None),
-        ),
+        storage(True, Reason::Resizing, claim(true, "2Gi")),
+        tls(True, Reason::CertificateReady, certificate(11, None)),
+        tls(True, Reason::Expiring, certificate(10, None)),
+        tls(False, Reason::SecretNotFound, rejected(Reason::SecretNotFound)),
+        tls(False, Reason::Malformed, certificate(1, Some(Reason::Malformed))),
+        tls(False, Reason::Expired, certificate(-1, None)),
+        tls(False, Reason::NotYetValid, certificate(61, None)),
         (
             Kind::NodesConfigured,
-            Truth::True,
+            True,
             Reason::AllNodesConfigured,
             nodes(None),
         ),
@@ -438,16 +317,16 @@ fn table() -> Vec<(Kind, Truth, Reason, Case)> {
         on_node(Reason::NotManaged),
         on_node(Reason::AgentUnresponsive),
         on_node(Reason::Bypassed),
-        (Kind::Paused, Truth::True, Reason::PausedBySpec, paused),
+        (Kind::Paused, True, Reason::PausedBySpec, paused),
     ]
 }
 
-fn in_bucket(reason: Reason, state: &str) -> (Kind, Truth, Reason, Case) {
+fn in_bucket(reason: Reason, state: &str) -> Row {
     (Kind::StorageReady, Truth::False, reason, with_bucket(state))
 }
 
 /// One node of two has a fault; none exists if there is no agent.
-fn on_node(reason: Reason) -> (Kind, Truth, Reason, Case) {
+fn on_node(reason: Reason) -> Row {
     (Kind::NodesConfigured, Truth::False, reason, nodes(Some(reason)))
 }
 
