@@ -41,11 +41,11 @@ use crate::digest::{Algorithm, Digest};
 use crate::file_read::{self, MAX_FILE};
 use file::File;
 
-/// A file of this name beside the configuration is the one before it, which a server starts with that does not take the
-/// configuration: one of an older version, for example, whose successor is on its way.
+/// The name of the previous configuration, in the same directory. A server that does not accept the configuration, for
+/// example one of an older version during an upgrade, starts with this file.
 pub const LAST_GOOD: &str = "last-good.yml";
 
-/// Everything the server needs to know to run.
+/// The configuration of a server.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     /// The SHA-256 of the file's bytes in hexadecimal; empty without a file.

@@ -237,12 +237,12 @@ mod tests {
         let document = Document::read(text.as_bytes()).unwrap();
         let named: Vec<_> = document.named().cloned().collect();
         assert_eq!(named, ["manifest", "config", "layer", "blob"].map(digest));
-        let told: Vec<_> = document
+        let found: Vec<_> = document
             .blobs()
             .iter()
             .map(|blob| (blob.size, blob.elsewhere))
             .collect();
-        assert_eq!(told, [(Some(7), false), (Some(9), true), (None, false)]);
+        assert_eq!(found, [(Some(7), false), (Some(9), true), (None, false)]);
     }
 
     /// A manifest with references that cannot be read is still a manifest.

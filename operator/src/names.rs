@@ -219,7 +219,7 @@ mod tests {
         assert_eq!(claim_ordinal("hub", &claim("hub-0", 1)), None);
         assert_eq!(claim_ordinal("hub-0", &claim("hub", 0)), None);
         assert_eq!(claim_ordinal("hub", "cache-hub-x"), None);
-        assert_eq!(claim_ordinal("hub", "cache-hub-007"), None, "nobody's name");
+        assert_eq!(claim_ordinal("hub", "cache-hub-007"), None, "no ordinal");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The effects of a changed field on running servers: the table of docs/operations.md is written from here, with
 //! `UPDATE=1 cargo test -p registry-mirror --test changes`.
-#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
+#![allow(clippy::unwrap_used, reason = "a panic fails the test")]
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -564,13 +564,13 @@ fn document(patch: &Value) -> Value {
 }
 
 /// The credentials Secret as an API server would hold it.
-fn handed_out(desired: &Desired) -> Option<Contents> {
+fn issued_credentials(desired: &Desired) -> Option<Contents> {
     let secret = desired.children().find(|child| child.name == "hub-credentials")?;
     let secret: Secret = serde_json::from_value(secret.manifest.clone()).unwrap();
     Some(secret.into())
 }
 
-fn desired(mirror: &RegistryMirror, shelf: &Shelf, handed_out: Option<Contents>) -> Desired {
+fn desired(mirror: &RegistryMirror, shelf: &Shelf, issued: Option<Contents>) -> Desired {
     let observed = Observed {
         service: Some(ServiceAddress {
             ip: SERVICE_IP.to_owned(),
@@ -579,7 +579,7 @@ fn desired(mirror: &RegistryMirror, shelf: &Shelf, handed_out: Option<Contents>)
         ..Observed::default()
     };
     let mut references = block_on(dereference::read(mirror, shelf)).unwrap();
-    references.credentials = handed_out;
+    references.credentials = issued;
     let mut accepted = validate::accept(mirror, &references).unwrap();
     let names = certificates::subject_names(mirror, &observed);
     certificates::ensure(
@@ -604,7 +604,7 @@ fn effect(case: &Case, shelf: &Shelf) -> String {
         return "refused".to_owned();
     };
     let old = desired(&old, shelf, None);
-    let new = desired(&new, shelf, handed_out(&old));
+    let new = desired(&new, shelf, issued_credentials(&old));
     let template = |desired: &Desired| desired.workload.manifest["spec"]["template"].clone();
     if template(&old) != template(&new) {
         return "rolled: Pods are replaced".to_owned();

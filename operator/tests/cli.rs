@@ -1,5 +1,5 @@
 //! The binary from outside: what it prints, what it says of bad input, and its exit codes.
-#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
+#![allow(clippy::unwrap_used, reason = "a panic fails the test")]
 
 #[path = "messages/golden.rs"]
 mod golden;
@@ -533,7 +533,7 @@ fn piped_operator_log_has_no_escapes() {
         .map(Running)
         .unwrap();
     let mut lines = BufReader::new(operator.0.stderr.take().unwrap()).lines();
-    // It finds no Lease, and goes on trying.
+    // The operator finds no Lease, and tries again.
     let line = lines.next().unwrap().unwrap();
     assert!(line.contains("WARN") || line.contains("ERROR"), "{line}");
     assert!(!line.contains('\u{1b}'), "{line:?}");

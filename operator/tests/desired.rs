@@ -1,5 +1,5 @@
 //! Specs in, objects out: each spec's objects stand in a file below `snapshots/`.
-#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
+#![allow(clippy::unwrap_used, reason = "a panic fails the test")]
 
 use std::{collections::BTreeMap, convert::Infallible, path::Path};
 
@@ -210,7 +210,7 @@ golden! {
     paused: "paused"
 }
 
-/// Keys are drawn anew each time, and what depends on them: their kinds stand in their place.
+/// Replaces keys, and values that depend on them, by their kinds, as each run draws others.
 fn without_keys(document: &mut Value) {
     match document {
         Value::Object(fields) => {
@@ -438,7 +438,7 @@ fn data(secret: &Child) -> BTreeMap<String, String> {
     data.into_iter().map(|(key, value)| (key, clear(value))).collect()
 }
 
-/// Hands credentials out, again with what was handed out before.
+/// Issues credentials, with the credentials that were issued before.
 fn hand_out(mirror: &RegistryMirror, before: &Child, shelf: Shelf) -> Child {
     let shelf = shelf.with_applied(before);
     child(
@@ -992,8 +992,12 @@ fn last_good_configuration_is_kept_next_to_new() {
     assert_eq!(good(&taken).as_deref(), Some("old: 1"));
     let refused = with_configuration(&old, Some(&older), Some("another"));
     assert_eq!(good(&refused).as_deref(), Some("older: 1"), "they never took it");
-    let nobody = with_configuration(&old, Some(&older), None);
-    assert_eq!(good(&nobody).as_deref(), Some("older: 1"), "nobody has");
+    let unconfirmed = with_configuration(&old, Some(&older), None);
+    assert_eq!(
+        good(&unconfirmed).as_deref(),
+        Some("older: 1"),
+        "no server has the new one"
+    );
     assert_eq!(good(&Observed::default()), None, "there was none");
     let present = desired(&spec("minimal"), &shelf(), &Observed::default());
     let present = child(&present, Kind::ConfigMap, "hub-config").manifest["data"]["config.yml"].clone();

@@ -1,5 +1,5 @@
 //! Every status and reason that a condition can have, and what leads to it.
-#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
+#![allow(clippy::unwrap_used, reason = "a panic fails the test")]
 
 #[path = "messages/golden.rs"]
 mod golden;
@@ -49,7 +49,7 @@ impl Case {
     }
 
     /// Status and reason of a condition.
-    fn of(&self, kind: Kind) -> Option<(String, String)> {
+    fn condition(&self, kind: Kind) -> Option<(String, String)> {
         let conditions = self.status().conditions;
         let found = conditions
             .into_iter()
@@ -387,7 +387,7 @@ fn every_condition_and_reason_is_reached() {
     let mut reached = Vec::new();
     for (kind, truth, reason, case) in table().into_iter().chain(obstacles) {
         let expected = Some((truth.to_string(), reason.to_string()));
-        assert_eq!(case.of(kind), expected, "{kind}/{reason}");
+        assert_eq!(case.condition(kind), expected, "{kind}/{reason}");
         reached.push((kind, truth, reason));
     }
     // The operator that does not manage a mirror writes this one, without a pipeline.
@@ -411,9 +411,9 @@ fn condition_messages_match_the_golden_file() {
 /// A bucket that answers makes the storage ready; one that was not asked yet says nothing.
 #[test]
 fn reachable_bucket_is_ready_storage() {
-    let ready = with_bucket("Reachable").of(Kind::StorageReady);
+    let ready = with_bucket("Reachable").condition(Kind::StorageReady);
     assert_eq!(ready, Some(("True".to_owned(), "VolumeReady".to_owned())));
-    assert_eq!(with_bucket("Unknown").of(Kind::StorageReady), None);
+    assert_eq!(with_bucket("Unknown").condition(Kind::StorageReady), None);
 }
 
 /// The last state of the bucket stays until the next poll.
@@ -462,7 +462,7 @@ fn upstreams_and_storage_keep_readiness() {
         credentials(None, Verdict::Loading(0, 1), false),
         credentials(None, Verdict::Unverified, false),
     ] {
-        assert_eq!(case.of(Kind::Ready).unwrap().1, "Serving");
+        assert_eq!(case.condition(Kind::Ready).unwrap().1, "Serving");
     }
 }
 
@@ -470,7 +470,7 @@ fn upstreams_and_storage_keep_readiness() {
 #[test_case(false => "UpstreamRejected"; "there are none")]
 fn rejection_without_last_good_is_not_ready(good: bool) -> String {
     let bad = Verdict::Rejected("401".to_owned());
-    credentials(None, bad, good).of(Kind::Ready).unwrap().1
+    credentials(None, bad, good).condition(Kind::Ready).unwrap().1
 }
 
 /// A server that has another configuration than the mirror's, which is of no version here.
@@ -479,7 +479,7 @@ fn rejection_without_last_good_is_not_ready(good: bool) -> String {
 #[test_case(PollResult::Report(report("old", "line 3: no such key")) => "RollingOut"; "a refused configuration")]
 #[test_case(PollResult::Report(report("", "")) => "RolledOut"; "this configuration")]
 fn change_is_pending_until_every_replica_reports_it(answer: PollResult) -> String {
-    answering(answer).of(Kind::Progressing).unwrap().1
+    answering(answer).condition(Kind::Progressing).unwrap().1
 }
 
 fn report(configuration: &str, error: &str) -> operator::observed::ServerReport {

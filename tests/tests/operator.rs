@@ -1,9 +1,5 @@
 //! The operator on a real control plane, in this process, with a namespace and a user of its own in each test.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "a test that can't go on fails"
-)]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a panic fails the test")]
 
 #[path = "operator/admission.rs"]
 mod admission;

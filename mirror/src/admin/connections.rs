@@ -14,7 +14,7 @@ use tracing::{debug, warn};
 
 /// The time limit for the next request header of a client. Clients that scrape less often reconnect.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// After an accept error that closing connections may mend (too many open files).
+/// The pause after an accept error that closed connections may repair (too many open files).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// The most connections at once: a flood of them must not take the descriptors that clients are served with.

@@ -122,7 +122,7 @@ impl Reloader {
         Ok(())
     }
 
-    /// Rebuilds everything whose settings or files changed.
+    /// Rebuilds all parts whose settings or files changed.
     async fn renew(&self, config: &Config) -> Result<(), BuildError> {
         let mut upstreams = self.0.upstreams.lock().await;
         upstreams.reconfigure(&config.proxy, &self.0.options).await?;

@@ -218,7 +218,7 @@ impl Inner {
         })
     }
 
-    /// Moves a verified blob to its place, with what leads to it.
+    /// Moves a verified blob to its place, and adds its links.
     pub(super) fn admit(&self, staged: Staged, links: &[Link], more: Vec<Op>) -> Result<Blob, StageError> {
         let finished = staged.finish()?;
         let (digest, size) = (finished.digest.clone(), finished.blob.size);
@@ -259,7 +259,7 @@ impl Inner {
         Ok(blob)
     }
 
-    /// Lets something more lead to content. Call it under the content's stripe.
+    /// Adds a link to content. Call it under the content's stripe.
     pub(super) fn add_link(&self, digest: &Digest, link: &Link) -> Result<(), StageError> {
         self.index.write(vec![Op::Link(digest.clone(), link.clone())])?;
         self.write_link(digest, link)

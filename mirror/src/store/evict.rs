@@ -163,7 +163,7 @@ impl Inner {
         }
     }
 
-    /// Removes content and all that leads to it, in one transaction of the index. Returns the bytes that it took.
+    /// Removes content and all links to it, in one transaction of the index. Returns the bytes that it took.
     fn remove_all(&self, digests: &[Digest], reason: EvictionReason) -> Result<u64, Error> {
         let stripes: BTreeSet<_> = digests.iter().map(stripe_of).collect();
         // In order, and no other thread waits for a second one.

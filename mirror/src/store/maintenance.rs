@@ -282,7 +282,7 @@ mod tests {
         Store::open(root, options).await.unwrap()
     }
 
-    /// An index that knows a million layers; their files don't matter until somebody asks for them.
+    /// An index of a million layers, without their files: only a request reads a file.
     fn fill(store: &Store, repository: &Repository) {
         let now = store.inner.clock.now().as_millisecond();
         for first in (0..MILLION).step_by(10_000) {

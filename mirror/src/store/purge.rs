@@ -160,7 +160,7 @@ impl Inner {
         ];
         let mut freed = 0;
         for (path, link) in paths {
-            // A link may lead to the same bytes by another digest.
+            // A link may name the same bytes by another digest.
             let digest = link::read_named(&path, name)?.unwrap_or_else(|| name.clone());
             let one = self.stripe(&digest);
             self.purge_link(&digest, &link)?;

@@ -68,7 +68,7 @@ pub struct Limits {
     /// Blobs and parts of them that pass by it, each for one client: as many clients as may be served at a time while
     /// the cache has no room. Each takes up to 1 MiB of memory.
     pub passing: usize,
-    /// Everything else.
+    /// All other requests.
     pub others: usize,
 }
 

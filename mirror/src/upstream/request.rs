@@ -24,7 +24,7 @@ pub(super) enum RequestPool {
     Fill,
     /// A blob, or a part of one, for a client only.
     PassThrough,
-    /// Everything else.
+    /// All other requests.
     Other,
 }
 

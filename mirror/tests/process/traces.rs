@@ -13,7 +13,7 @@ use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue};
 use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
-use opentelemetry_proto::tonic::trace::v1::status::StatusCode as Told;
+use opentelemetry_proto::tonic::trace::v1::status::StatusCode as SpanStatus;
 use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, Span};
 use parking_lot::Mutex;
 use prost::Message;
@@ -26,7 +26,7 @@ use crate::{LIMIT, until};
 
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const PARENT: &str = "00f067aa0ba902b7";
-/// Batches that wait for nobody.
+/// Batches that no collector takes.
 const AT_ONCE: (&str, &str) = ("OTEL_BSP_SCHEDULE_DELAY", "20");
 
 /// A collector that takes OTLP over HTTP.
@@ -202,17 +202,17 @@ async fn failed_spans_are_errors_and_refusals_are_not() {
         server.get(path, "").await.unwrap();
     }
     let name = "GET /v2/{name}/manifests/{reference}";
-    let told = || collector.spans().iter().filter(|span| span.name == name).count();
-    until("both spans", || told() == 2).await;
+    let received = || collector.spans().iter().filter(|span| span.name == name).count();
+    until("both spans", || received() == 2).await;
     let status = |path| {
         let span = collector.span(name, path);
         (
             number(&span.attributes, "http.response.status_code"),
-            span.status.map_or(Told::Unset, |status| status.code()),
+            span.status.map_or(SpanStatus::Unset, |status| status.code()),
         )
     };
-    assert_eq!(status(broken), (Some(503), Told::Error));
-    assert_eq!(status(absent), (Some(404), Told::Unset));
+    assert_eq!(status(broken), (Some(503), SpanStatus::Error));
+    assert_eq!(status(absent), (Some(404), SpanStatus::Unset));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -236,7 +236,10 @@ async fn environment_configures_traces() {
         collector.has("GET /v2/_catalog")
     })
     .await;
-    assert!(!collector.has("GET /v2/"), "nobody wants this one");
+    assert!(
+        !collector.has("GET /v2/"),
+        "the collector gets no span of this request"
+    );
     let batches = collector.batches();
     let service = &batches[0].resource.as_ref().unwrap().attributes;
     assert_eq!(text(service, "service.name").as_deref(), Some("pulls"));
@@ -283,7 +286,7 @@ async fn hanging_collector_delays_nothing() {
     let growth = server.memory().saturating_sub(before);
     assert!(
         growth < 4 << 20,
-        "{growth} bytes for 6,000 spans that nobody takes"
+        "{growth} bytes for 6,000 spans that no collector takes"
     );
     until("word of what is lost", || server.said("spans are lost") > 0).await;
     assert_eq!(server.said("spans are lost"), 1, "it is said once");

@@ -11,7 +11,7 @@ use mirror::upstream::{Accept, Error, Options, Upstream};
 use test_case::test_case;
 
 use crate::hub::{Auth, Fault, Hub, Tokens};
-use crate::{basic, impatient, name, tag, upstream, upstream_as};
+use crate::{basic, impatient, name, pull, tag, upstream, upstream_as};
 
 async fn with_tokens(change: impl FnOnce(Tokens) -> Tokens) -> Hub {
     let hub = Hub::start().await;
@@ -20,13 +20,6 @@ async fn with_tokens(change: impl FnOnce(Tokens) -> Tokens) -> Hub {
     let tokens = change(Tokens::at(&hub));
     *hub.auth() = Auth::Tokens(tokens);
     hub
-}
-
-async fn pull(upstream: &Upstream) -> Result<(), Error> {
-    upstream
-        .manifest(&name("library/app"), &tag("v1"))
-        .await
-        .map(drop)
 }
 
 /// A registry that does not challenge a request receives no credentials.

@@ -1,4 +1,4 @@
-//! Nobody waits for an upstream that is known to be down.
+//! Requests do not wait for an upstream that is known to be down.
 
 use std::time::{Duration, Instant};
 
@@ -8,14 +8,7 @@ use mirror::digest::{Algorithm, Digest};
 use mirror::upstream::{Error, Upstream, UpstreamState};
 
 use crate::hub::{Fault, Hub};
-use crate::{eventually, impatient, name, tag};
-
-async fn pull(upstream: &Upstream) -> Result<(), Error> {
-    upstream
-        .manifest(&name("library/app"), &tag("v1"))
-        .await
-        .map(drop)
-}
+use crate::{eventually, impatient, name, pull, tag};
 
 async fn start() -> (Hub, Upstream) {
     let hub = Hub::start().await;

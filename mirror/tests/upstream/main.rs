@@ -25,7 +25,7 @@ use mirror::clock::Clock;
 use mirror::credential::Credential;
 use mirror::name::{Reference, RepositoryName};
 use mirror::secret::Secret;
-use mirror::upstream::{Options, Timeouts, Upstream};
+use mirror::upstream::{Error, Options, Timeouts, Upstream};
 
 fn name(text: &str) -> RepositoryName {
     text.parse().unwrap()
@@ -67,6 +67,14 @@ fn upstream_as(hub: &hub::Hub, credential: Credential) -> Upstream {
     let mut config = hub.config();
     config.credential = credential;
     Upstream::new(&config, Clock::system()).unwrap()
+}
+
+/// Pulls the manifest of the image `library/app:v1`.
+async fn pull(upstream: &Upstream) -> Result<(), Error> {
+    upstream
+        .manifest(&name("library/app"), &tag("v1"))
+        .await
+        .map(drop)
 }
 
 async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {

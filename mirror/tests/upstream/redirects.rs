@@ -6,14 +6,7 @@ use mirror::upstream::{Error, Upstream};
 use test_case::test_case;
 
 use crate::hub::{Auth, Fault, Hub, Tokens};
-use crate::{basic, name, tag, upstream, upstream_as};
-
-async fn pull(upstream: &Upstream) -> Result<(), Error> {
-    upstream
-        .manifest(&name("library/app"), &tag("v1"))
-        .await
-        .map(drop)
-}
+use crate::{basic, name, pull, upstream, upstream_as};
 
 async fn start() -> Hub {
     let hub = Hub::start().await;

@@ -13,7 +13,7 @@ use test_case::test_case;
 use url::Url;
 
 use crate::hub::{Auth, Fault, Hub, Seen, Tokens};
-use crate::{basic, name, tag};
+use crate::{basic, name, pull, tag};
 
 /// The upstream, and the registry that it redirects to, on another port of 127.0.0.1.
 struct Two {
@@ -25,10 +25,10 @@ struct Two {
 impl Two {
     /// Both in clear text. Jane's password is configured.
     async fn start() -> Self {
-        Self::of(Hub::start().await, Hub::start().await, 307)
+        Self::new(Hub::start().await, Hub::start().await, 307)
     }
 
-    fn of(first: Hub, second: Hub, status: u16) -> Self {
+    fn new(first: Hub, second: Hub, status: u16) -> Self {
         second.push_image("library/app", "v1", &[b"layer"]);
         first.always("* library/", Fault::Forward(status, second.url()));
         let mut config = first.config();
@@ -74,13 +74,6 @@ impl Two {
     }
 }
 
-async fn pull(upstream: &Upstream) -> Result<(), Error> {
-    upstream
-        .manifest(&name("library/app"), &tag("v1"))
-        .await
-        .map(drop)
-}
-
 /// The registry that a redirect names receives an anonymous token.
 #[test_case(301)]
 #[test_case(302)]
@@ -89,7 +82,7 @@ async fn pull(upstream: &Upstream) -> Result<(), Error> {
 #[test_case(308)]
 #[tokio::test]
 async fn redirect_target_gets_anonymous_token(status: u16) {
-    let two = Two::of(Hub::start().await, Hub::start().await, status);
+    let two = Two::new(Hub::start().await, Hub::start().await, status);
     two.with_tokens(|tokens| tokens);
     let digest = two.second.push_blob("library/app", b"blob");
     let (upstream, app) = (two.upstream(), name("library/app"));
@@ -218,7 +211,7 @@ async fn trusted_registry_gets_the_credentials(redirects: &[&str], realms: &[&st
 #[test_case(308)]
 #[tokio::test]
 async fn http_to_https_same_host_keeps_credentials(status: u16) {
-    let two = Two::of(Hub::start().await, Hub::start_tls().await, status);
+    let two = Two::new(Hub::start().await, Hub::start_tls().await, status);
     *two.second.auth() = Auth::Basic("jane".into(), "hunter2".into());
     two.pull().await.unwrap();
     assert_eq!(two.shown(), ["", "Basic"]);
@@ -239,7 +232,7 @@ async fn http_to_https_same_host_keeps_credentials(status: u16) {
 /// A redirect from HTTP to HTTPS on a different host keeps no credentials.
 #[tokio::test]
 async fn http_to_https_other_host_drops_credentials() {
-    let two = Two::of(Hub::start().await, Hub::start_tls().await, 307);
+    let two = Two::new(Hub::start().await, Hub::start_tls().await, 307);
     two.redirect_by_name();
     *two.second.auth() = Auth::Basic("jane".into(), "hunter2".into());
     let error = two.pull().await.unwrap_err();
@@ -250,7 +243,7 @@ async fn http_to_https_other_host_drops_credentials() {
 /// A different port of the same host is a different registry.
 #[tokio::test]
 async fn other_port_is_another_registry() {
-    let mut two = Two::of(Hub::start_tls().await, Hub::start_tls().await, 307);
+    let mut two = Two::new(Hub::start_tls().await, Hub::start_tls().await, 307);
     let mut both = tempfile::NamedTempFile::new().unwrap();
     for hub in [&two.first, &two.second] {
         let pem = std::fs::read(hub.ca_file().unwrap()).unwrap();

@@ -8,7 +8,7 @@ use mirror::upstream::{Accept, Error, Upstream, UpstreamState};
 use test_case::test_case;
 
 use crate::hub::{Auth, Fault, Gate, Hub, Tokens};
-use crate::{name, tag};
+use crate::{name, pull, tag};
 
 async fn start() -> (Hub, Clock, Upstream) {
     let hub = Hub::start().await;
@@ -16,13 +16,6 @@ async fn start() -> (Hub, Clock, Upstream) {
     let clock = Clock::system();
     let upstream = Upstream::new(&hub.config(), clock.clone()).unwrap();
     (hub, clock, upstream)
-}
-
-async fn pull(upstream: &Upstream) -> Result<(), Error> {
-    upstream
-        .manifest(&name("library/app"), &tag("v1"))
-        .await
-        .map(drop)
 }
 
 fn seconds(result: Result<(), Error>) -> u64 {

@@ -54,7 +54,7 @@ fn goes_before(other: &RegistryMirror, mirror: &RegistryMirror, location: &str) 
     if !theirs && bucket::location(other).as_deref() != Some(location) {
         return false;
     }
-    // The one whose servers use it goes before; then the older one.
+    // A mirror whose servers use the bucket takes precedence, then the older mirror.
     let rank = |is_used: bool, mirror: &RegistryMirror, key: MirrorKey| {
         let created = mirror.creation_timestamp().map(|time| time.0);
         (!is_used, created, key)

@@ -145,9 +145,9 @@ mod tests {
         let (certificate, key) = pair();
         let windows = certificate.replace('\n', "\r\n");
         let file = format!("# roots\n{windows}junk\n{key}{certificate}");
-        let handed_out = certificates(file.as_bytes()).unwrap();
+        let bundle = certificates(file.as_bytes()).unwrap();
         let lines = certificate.replace('\r', "");
-        assert_eq!(String::from_utf8(handed_out).unwrap(), lines.repeat(2));
+        assert_eq!(String::from_utf8(bundle).unwrap(), lines.repeat(2));
     }
 
     /// Certificates without a line break between them are refused.
@@ -163,8 +163,8 @@ mod tests {
     #[test]
     fn bundle_of_a_thousand_cas_is_accepted() {
         let (certificate, _) = pair();
-        let handed_out = certificates(certificate.repeat(1000).as_bytes()).unwrap();
-        assert_eq!(CertificateDer::pem_slice_iter(&handed_out).count(), 1000);
+        let bundle = certificates(certificate.repeat(1000).as_bytes()).unwrap();
+        assert_eq!(CertificateDer::pem_slice_iter(&bundle).count(), 1000);
     }
 
     /// The server trusts such a certificate itself, without its issuer.

@@ -76,7 +76,7 @@ pub(super) enum RestartPolicy {
 }
 
 impl RestartPolicy {
-    pub(super) fn of(text: Option<&str>) -> Self {
+    pub(super) fn from_text(text: Option<&str>) -> Self {
         match text {
             Some("Never") => Self::Never,
             Some("OnFailure") => Self::OnFailure,
@@ -320,7 +320,7 @@ mod tests {
             (Some("OnFailure"), false, true),
             (Some("Never"), false, false),
         ] {
-            let policy = RestartPolicy::of(policy);
+            let policy = RestartPolicy::from_text(policy);
             assert_eq!(
                 (policy.restarts(&ended(0)), policy.restarts(&ended(1))),
                 (after_success, after_failure)

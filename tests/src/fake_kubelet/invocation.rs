@@ -38,7 +38,7 @@ impl Surroundings<'_> {
         let mounts = self.mounts(container)?;
         let environment = self.environment(container).await?;
         let for_host = |text: &String| for_host(text, &mounts, self.address);
-        let words = words(container, image.entrypoint(), &environment);
+        let words = command_line(container, image.entrypoint(), &environment);
         let (first, rest) = words
             .split_first()
             .ok_or_else(|| Problem::Failed("no command".to_owned()))?;
@@ -161,7 +161,11 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-fn words(container: &Container, entrypoint: &str, variables: &BTreeMap<String, String>) -> Vec<String> {
+fn command_line(
+    container: &Container,
+    entrypoint: &str,
+    variables: &BTreeMap<String, String>,
+) -> Vec<String> {
     let command = container.command.clone().filter(|command| !command.is_empty());
     let command = command.unwrap_or_else(|| vec![entrypoint.to_owned()]);
     let arguments = container.args.iter().flatten();
@@ -228,8 +232,11 @@ mod tests {
             ..Container::default()
         };
         let variables = BTreeMap::from([("A".to_owned(), "1".to_owned())]);
-        assert_eq!(words(&container, "/entry", &variables), ["/entry", "1"]);
+        assert_eq!(command_line(&container, "/entry", &variables), ["/entry", "1"]);
         container.command = Some(vec!["/other".to_owned(), "serve".to_owned()]);
-        assert_eq!(words(&container, "/entry", &variables), ["/other", "serve", "1"]);
+        assert_eq!(
+            command_line(&container, "/entry", &variables),
+            ["/other", "serve", "1"]
+        );
     }
 }

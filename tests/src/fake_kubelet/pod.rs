@@ -51,7 +51,7 @@ impl Shared {
             address: super::draw_address(),
             directory: kubelet.scratch.path().join("pods").join(uid),
             sources: Sources::new(&kubelet.client, &pod.namespace().unwrap_or_default()),
-            restart_policy: RestartPolicy::of(spec.restart_policy.as_deref()),
+            restart_policy: RestartPolicy::from_text(spec.restart_policy.as_deref()),
             grace: seconds(spec.termination_grace_period_seconds).unwrap_or(GRACE),
             volumes: watch::Sender::new(None),
             states: watch::Sender::new(vec![creating; spec.containers.len()]),
@@ -213,7 +213,7 @@ impl Reporter {
         let mut states = self.shared.states.subscribe();
         loop {
             states.borrow_and_update();
-            if self.tell().await.is_ok() {
+            if self.update_status().await.is_ok() {
                 // The sender is in `shared`, so it lasts.
                 let _ = states.changed().await;
             } else {
@@ -224,10 +224,10 @@ impl Reporter {
 
     async fn last_words(&self) {
         // The Pod may be gone already, and with it who would listen.
-        let _ = self.tell().await;
+        let _ = self.update_status().await;
     }
 
-    async fn tell(&self) -> Result<(), kube::Error> {
+    async fn update_status(&self) -> Result<(), kube::Error> {
         let (conditions, last) = &mut *self.reported.lock().await;
         let states = self.shared.states.borrow().clone();
         let shared = &self.shared;

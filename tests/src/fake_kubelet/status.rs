@@ -47,7 +47,7 @@ pub(super) fn object(
         .zip(states)
         .map(|(c, s)| of_container(pod, c, s))
         .collect();
-    let policy = RestartPolicy::of(pod.spec.as_ref().and_then(|spec| spec.restart_policy.as_deref()));
+    let policy = RestartPolicy::from_text(pod.spec.as_ref().and_then(|spec| spec.restart_policy.as_deref()));
     let ready = states.iter().all(|state| state.ready);
     let conditions = json!([
         conditions.set("PodReadyToStartContainers", has_volumes),

@@ -35,7 +35,7 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    pub(super) fn of(path: &str) -> Self {
+    pub(super) fn from_path(path: &str) -> Self {
         let mut from_the_end = path.rsplit('/').skip(1);
         match from_the_end.next() {
             _ if path == super::tokens::PATH => Self::Token,
@@ -94,7 +94,7 @@ mod tests {
             ("/v2/a/tags/list", Kind::Other),
             ("/token", Kind::Token),
         ] {
-            assert_eq!(Kind::of(path), kind, "{path}");
+            assert_eq!(Kind::from_path(path), kind, "{path}");
         }
     }
 }

@@ -169,7 +169,7 @@ struct Open {
 }
 
 async fn forward(State(open): State<Open>, request: Request) -> Response {
-    let kind = Kind::of(request.uri().path());
+    let kind = Kind::from_path(request.uri().path());
     open.shared.count(|counts| counts.request(kind, request.method()));
     if open.shared.limits.load(Ordering::Relaxed) {
         let errors = json!({"errors": [{"code": "TOOMANYREQUESTS", "message": "slow down"}]});

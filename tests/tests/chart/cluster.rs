@@ -24,15 +24,15 @@ pub(crate) struct Cluster {
 
 impl Cluster {
     pub(crate) async fn start() -> Self {
-        Self::of(false).await
+        Self::launch(false).await
     }
 
     /// With what makes Pods of workloads.
     pub(crate) async fn with_controllers() -> Self {
-        Self::of(true).await
+        Self::launch(true).await
     }
 
-    async fn of(controller_manager: bool) -> Self {
+    async fn launch(controller_manager: bool) -> Self {
         let options = Options {
             controller_manager,
             manifests: Vec::<PathBuf>::new(),

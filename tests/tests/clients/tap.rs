@@ -89,7 +89,7 @@ fn text(of: &Mutex<String>) -> String {
     of.lock().clone()
 }
 
-fn note(of: &Mutex<String>, bytes: &[u8]) {
+fn append(of: &Mutex<String>, bytes: &[u8]) {
     let said = String::from_utf8_lossy(bytes).to_lowercase();
     of.lock().push_str(&said);
 }
@@ -108,7 +108,7 @@ async fn pass(shared: Arc<Shared>, client: TcpStream) {
 async fn asking(shared: &Shared, mut from: OwnedReadHalf, mut to: OwnedWriteHalf) {
     let mut buffer = vec![0; 16 * 1024];
     while let Ok(read @ 1..) = from.read(&mut buffer).await {
-        note(&shared.requests, &buffer[..read]);
+        append(&shared.requests, &buffer[..read]);
         if to.write_all(&buffer[..read]).await.is_err() {
             return;
         }
@@ -122,8 +122,8 @@ async fn answering(shared: &Shared, mut from: OwnedReadHalf, mut to: OwnedWriteH
     while let Ok(read @ 1..) = from.read(&mut buffer).await {
         if buffer.starts_with(b"HTTP/1.1 ") {
             let end = buffer[..read].windows(4).position(|four| four == b"\r\n\r\n");
-            note(&shared.answers, &buffer[..end.unwrap_or(read)]);
-            note(&shared.answers, b"\n");
+            append(&shared.answers, &buffer[..end.unwrap_or(read)]);
+            append(&shared.answers, b"\n");
         }
         passed += read as u64;
         let cut = shared.cut.load(Ordering::SeqCst);

@@ -112,7 +112,7 @@ impl Content {
     }
 }
 
-fn of(bytes: &[u8]) -> String {
+fn digest_of(bytes: &[u8]) -> String {
     Digest::compute(Algorithm::Sha256, bytes).to_string()
 }
 
@@ -121,7 +121,7 @@ fn of_descriptor(descriptor: &Value) -> String {
 }
 
 fn described(media_type: &str, bytes: &[u8]) -> Value {
-    json!({"mediaType": media_type, "digest": of(bytes), "size": bytes.len()})
+    json!({"mediaType": media_type, "digest": digest_of(bytes), "size": bytes.len()})
 }
 
 /// 300 kB that look random, so that nothing repeats.
@@ -189,7 +189,7 @@ impl Push<'_> {
             kind,
             repository: REPOSITORY.to_owned(),
             tag: tag.to_owned(),
-            digest: of(&bytes),
+            digest: digest_of(&bytes),
             media_type,
             taken: self.put(REPOSITORY, tag, media_type, &bytes).await,
             bytes,
@@ -212,7 +212,7 @@ impl Push<'_> {
                 br#"{"os":"linux","architecture":"amd64","rootfs":{"type":"layers","diff_ids":[]}}"#,
             ),
         ] {
-            self.blob(kind, of(bytes), bytes).await;
+            self.blob(kind, digest_of(bytes), bytes).await;
         }
         self.blob("a blob by its sha512", sha512, b"by sha512").await;
     }
@@ -259,7 +259,7 @@ impl Push<'_> {
         .await;
         let foreign = json!({
             "mediaType": "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip",
-            "digest": of(b"elsewhere"), "size": 1234, "urls": ["https://store.example.com/elsewhere"],
+            "digest": digest_of(b"elsewhere"), "size": 1234, "urls": ["https://store.example.com/elsewhere"],
         });
         let foreign = self.image(&json!([layer, foreign]));
         self.manifest(
@@ -330,7 +330,7 @@ impl Push<'_> {
             &index(OCI_INDEX, &json!([])),
         )
         .await;
-        let absent = json!({"mediaType": OCI_MANIFEST, "digest": of(b"absent"), "size": 6, "platform": {"os": "linux", "architecture": "arm64"}});
+        let absent = json!({"mediaType": OCI_MANIFEST, "digest": digest_of(b"absent"), "size": 6, "platform": {"os": "linux", "architecture": "arm64"}});
         self.manifest(
             "an index of more than is there",
             "sparse",
@@ -358,12 +358,15 @@ impl Push<'_> {
             .chain(many)
             .chain([("a name", most.as_str(), "1")])
         {
-            let uploaded = self.upload(name, &of(config), config).await.unwrap_or_default();
+            let uploaded = self
+                .upload(name, &digest_of(config), config)
+                .await
+                .unwrap_or_default();
             let manifest = Manifest {
                 kind,
                 repository: name.to_owned(),
                 tag: tag.to_owned(),
-                digest: of(&image),
+                digest: digest_of(&image),
                 media_type: OCI_MANIFEST,
                 taken: uploaded && self.put(name, tag, OCI_MANIFEST, &image).await,
                 bytes: image.clone(),
@@ -436,8 +439,8 @@ impl Push<'_> {
         self.manifest("the referrers' tag", &tag, OCI_INDEX, &fallback)
             .await;
         let mut dangling = of_type(SIGNATURE, "of nothing");
-        dangling["subject"]["digest"] = json!(of(b"not there yet"));
-        self.content.absent_subject = of(b"not there yet");
+        dangling["subject"]["digest"] = json!(digest_of(b"not there yet"));
+        self.content.absent_subject = digest_of(b"not there yet");
         self.manifest(
             "a referrer of what is absent",
             "dangling",

@@ -78,7 +78,7 @@ impl Day {
         let by_address = meanwhile(&done, async |number| self.pull_by_address(number).await);
         let as_node = meanwhile(&done, async |number| self.pull_as_node(number).await);
         let ((), by_address, as_node) = tokio::join!(happening, by_address, as_node);
-        self.note(what, bound, Some(by_address), as_node);
+        self.record(what, bound, Some(by_address), as_node);
     }
 
     /// The same where the mirror is not to answer: nodes fall back.
@@ -91,7 +91,7 @@ impl Day {
         };
         let as_node = meanwhile(&done, async |number| self.pull_as_node(number).await);
         let ((), as_node) = tokio::join!(happening, as_node);
-        self.note(what, bound, None, as_node);
+        self.record(what, bound, None, as_node);
     }
 
     async fn push_more(&mut self) {
@@ -116,7 +116,7 @@ impl Day {
         self.cluster.pull_as_node(self.tag(number)).await
     }
 
-    fn note(&mut self, what: &str, bound: Duration, mirror: Option<Record>, node: Record) {
+    fn record(&mut self, what: &str, bound: Duration, mirror: Option<Record>, node: Record) {
         let columns = |record: &Record| {
             let longest = format!("{:.1} s", record.longest.as_secs_f32());
             format!("{:>6} {:>6} {longest:>9}", record.pulls, record.failed)

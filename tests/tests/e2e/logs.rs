@@ -26,7 +26,7 @@ impl Logs {
         }
     }
 
-    /// Returns the lines after those of `before`.
+    /// Returns the lines that `before` does not have.
     pub(crate) fn since(self, before: &Self) -> Self {
         let rest = |now: Vec<String>, then: &[String]| now.into_iter().skip(then.len()).collect();
         Self {

@@ -29,7 +29,7 @@ pub(crate) struct Record {
 }
 
 impl Record {
-    fn note(&mut self, took: Duration, error: &node::Error) {
+    fn add_failure(&mut self, took: Duration, error: &node::Error) {
         self.failed += 1;
         self.hung = self.hung.max(took);
         let error = error.to_string();
@@ -55,7 +55,7 @@ pub(crate) async fn meanwhile(
         record.pulls += 1;
         if let Err(error) = &outcome {
             failing.get_or_insert(begin);
-            record.note(begin.elapsed(), error);
+            record.add_failure(begin.elapsed(), error);
         }
         record.longest = failing.map_or(record.longest, |since| record.longest.max(since.elapsed()));
         let given_up = last && failing.is_some_and(|since| since.elapsed() > HOPELESS);

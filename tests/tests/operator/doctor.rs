@@ -23,20 +23,20 @@ use crate::bench::{Bench, ephemeral, soon, with_credentials};
 use crate::pods::kubelet;
 
 /// The result of a run.
-pub(crate) struct Told {
+pub(crate) struct DoctorRun {
     code: i32,
     stdout: String,
     stderr: String,
 }
 
-impl Told {
+impl DoctorRun {
     pub(crate) fn json(&self) -> Value {
         serde_json::from_str(&self.stdout)
             .unwrap_or_else(|error| panic!("{error}: {} {}", self.stdout, self.stderr))
     }
 
     /// The findings of one check, as `result: message`.
-    fn of(&self, check: &str) -> Vec<String> {
+    fn findings(&self, check: &str) -> Vec<String> {
         let report = self.json();
         let findings = report["findings"].as_array().unwrap().iter();
         findings
@@ -52,7 +52,7 @@ impl Told {
     }
 }
 
-async fn doctor(kubeconfig: &Path, arguments: &[&str]) -> Told {
+async fn doctor(kubeconfig: &Path, arguments: &[&str]) -> DoctorRun {
     let output = Command::new(env!("CARGO_BIN_EXE_operator-under-test"))
         .arg("doctor")
         .arg("--kubeconfig")
@@ -63,14 +63,14 @@ async fn doctor(kubeconfig: &Path, arguments: &[&str]) -> Told {
         .await
         .unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
-    Told {
+    DoctorRun {
         code: output.status.code().unwrap(),
         stdout: text(output.stdout),
         stderr: text(output.stderr),
     }
 }
 
-pub(crate) async fn on(bench: &Bench, arguments: &[&str]) -> Told {
+pub(crate) async fn on(bench: &Bench, arguments: &[&str]) -> DoctorRun {
     let scope = ["-n", bench.namespace.name(), "-o", "json"];
     doctor(
         bench.control_plane.kubeconfig(),
@@ -100,33 +100,33 @@ async fn doctor_reports_healthy_cluster_and_risks() {
     let report = reported.json();
     assert_eq!((&report["problems"], &report["exitCode"]), (&json!(0), &json!(0)));
     assert!(
-        reported.of("api-server")[0].starts_with("ok: Kubernetes v1."),
+        reported.findings("api-server")[0].starts_with("ok: Kubernetes v1."),
         "{report:#}"
     );
-    assert_eq!(reported.of("definition"), ["ok: matches this version"]);
+    assert_eq!(reported.findings("definition"), ["ok: matches this version"]);
     // The test runs the operator without a Deployment.
     assert!(
-        reported.of("operator")[0]
+        reported.findings("operator")[0]
             .starts_with("warning: the operator was not found, and its RBAC permissions were not"),
         "{report:#}"
     );
-    assert!(reported.of("rights").is_empty(), "{report:#}");
+    assert!(reported.findings("rights").is_empty(), "{report:#}");
     assert!(
-        reported.of("mirror")[0].starts_with("ok: is ready: 1 of 1 replicas serve at http://"),
+        reported.findings("mirror")[0].starts_with("ok: is ready: 1 of 1 replicas serve at http://"),
         "{report:#}"
     );
     assert!(
-        reported.of("nodes")[0].starts_with("ok: ConfigMap hub-hosts has "),
+        reported.findings("nodes")[0].starts_with("ok: ConfigMap hub-hosts has "),
         "{report:#}"
     );
     // The cluster's addresses lead nowhere from this machine, or elsewhere.
-    let endpoint = &reported.of("endpoint")[0];
+    let endpoint = &reported.findings("endpoint")[0];
     assert!(
         endpoint.starts_with("warning: ") && endpoint.contains("not reachable from here"),
         "{endpoint}"
     );
     assert!(
-        reported.of("risk")[0].starts_with("warning: spec.replicas: "),
+        reported.findings("risk")[0].starts_with("warning: spec.replicas: "),
         "{report:#}"
     );
 
@@ -153,7 +153,7 @@ async fn doctor_names_missing_permissions() {
     assert_eq!(reported.code, 4, "{}", reported.stdout);
     assert!(reported.stderr.contains("doctor found "), "{}", reported.stderr);
     let namespace = bench.namespace.name();
-    let rights = reported.of("rights");
+    let rights = reported.findings("rights");
     for expected in [
         format!("problem: may not get, list, watch, create, patch, delete secrets in {namespace}"),
         format!("problem: may not patch registrymirrors.registrymirror.io/status in {namespace}"),
@@ -167,8 +167,11 @@ async fn doctor_names_missing_permissions() {
         "{rights:#?}"
     );
     // Without the right to see the definition, what is published of it has to do.
-    assert_eq!(reported.of("definition"), ["ok: has the fields of this version"]);
-    assert!(reported.of("mirror")[0].starts_with("problem: RegistryMirrors not listed: "));
+    assert_eq!(
+        reported.findings("definition"),
+        ["ok: has the fields of this version"]
+    );
+    assert!(reported.findings("mirror")[0].starts_with("problem: RegistryMirrors not listed: "));
 }
 
 /// A user that may only see the mirrors of a namespace learns what there is to see, and no problem is made up.
@@ -203,16 +206,16 @@ async fn doctor_with_few_permissions_warns_once() {
         (reported.code == 0).then_some(reported)
     })
     .await;
-    let operator = reported.of("operator");
+    let operator = reported.findings("operator");
     assert_eq!(operator.len(), 1, "{operator:#?}");
     assert!(
         operator[0]
             .starts_with("warning: the operator was not found, and its RBAC permissions were not checked: "),
         "{operator:#?}"
     );
-    assert!(reported.of("rights").is_empty(), "{}", reported.stdout);
+    assert!(reported.findings("rights").is_empty(), "{}", reported.stdout);
     assert!(
-        reported.of("mirror")[0].starts_with("ok: is ready"),
+        reported.findings("mirror")[0].starts_with("ok: is ready"),
         "{}",
         reported.stdout
     );
@@ -232,7 +235,7 @@ async fn doctor_reports_missing_secret_by_name() {
         (reported.code == 3).then_some(reported)
     })
     .await;
-    let mirror = reported.of("mirror");
+    let mirror = reported.findings("mirror");
     assert!(
         mirror.iter().any(
             |reported| reported.starts_with("problem: credentials are not usable: ")
@@ -251,10 +254,10 @@ async fn doctor_reports_unreconciled_mirror() {
     let reported = on(&bench, &[]).await;
     assert_eq!(reported.code, 4);
     assert_eq!(
-        reported.of("mirror"),
+        reported.findings("mirror"),
         ["problem: has no status: no operator reconciles it"]
     );
-    assert!(reported.of("nodes")[0].contains("ConfigMap hub-hosts with files for nodes not found"));
+    assert!(reported.findings("nodes")[0].contains("ConfigMap hub-hosts with files for nodes not found"));
 }
 
 /// A server that answers the same to all, until the test ends.
@@ -304,7 +307,7 @@ async fn doctor_probes_the_mirrors_address() {
             .patch_status("hub", &PatchParams::default(), &patch)
             .await
             .unwrap();
-        let reported = on(&bench, &[]).await.of("endpoint").remove(0);
+        let reported = on(&bench, &[]).await.findings("endpoint").remove(0);
         assert!(reported.starts_with(&expected.replace("URL", &url)), "{reported}");
     }
 }
@@ -321,7 +324,7 @@ async fn doctor_names_outdated_node_files() {
     bench
         .merge::<ConfigMap>("hub-hosts", json!({"data": {"quay.io.hosts.toml": "by hand"}}))
         .await;
-    let reported = on(&bench, &[]).await.of("nodes");
+    let reported = on(&bench, &[]).await.findings("nodes");
     assert_eq!(
         reported,
         ["problem: ConfigMap hub-hosts does not match spec and address: quay.io.hosts.toml"]
@@ -339,12 +342,12 @@ async fn doctor_reports_missing_or_old_crd() {
     let reported = ask().await;
     assert_eq!(reported.code, 4);
     assert!(
-        reported.of("definition")[0].contains("is not installed"),
+        reported.findings("definition")[0].contains("is not installed"),
         "{}",
         reported.stdout
     );
     assert!(reported.stdout.contains("registry-mirror crd | kubectl apply"));
-    assert_eq!(reported.of("mirror"), Vec::<String>::new());
+    assert_eq!(reported.findings("mirror"), Vec::<String>::new());
 
     let definitions: Api<CustomResourceDefinition> = Api::all(control_plane.client().await);
     let mut old = crds::crd();
@@ -366,7 +369,7 @@ async fn doctor_reports_missing_or_old_crd() {
         .unwrap();
     let reported = ask().await;
     assert_eq!(reported.code, 4);
-    let definition = reported.of("definition").remove(0);
+    let definition = reported.findings("definition").remove(0);
     assert!(
         definition.starts_with("problem: is older than this version: it has no spec.observability"),
         "{definition}"
@@ -419,7 +422,7 @@ async fn doctor_reports_blocking_disruption_budget() {
     let budget = json!({"metadata": {"name": "strict"}, "spec": {"minAvailable": 1, "selector": selector}});
     bench.apply::<PodDisruptionBudget>(budget).await;
     soon("word of the budget", async || {
-        let reported = on(&bench, &[]).await.of("risk");
+        let reported = on(&bench, &[]).await.findings("risk");
         let reported = reported
             .iter()
             .any(|reported| reported.contains("PodDisruptionBudget strict"));

@@ -31,7 +31,7 @@ async fn second_reconcile_writes_nothing() {
     bench.mirror("claims", with_claims("1Gi")).await;
     bench.mirror("secret", with_credentials("quay")).await;
     bench.mirror("missing", with_credentials("nowhere")).await;
-    settle(&bench).await;
+    until_settled(&bench).await;
 
     // An operator that starts reconciles every mirror.
     bench.stop_operator().await;
@@ -75,7 +75,7 @@ async fn ten_resyncs_write_nothing() {
     ] {
         bench.mirror(name, spec).await;
     }
-    settle(&bench).await;
+    until_settled(&bench).await;
     let mut refused = with_claims("1Gi");
     refused["service"] = json!({"clusterIP": "192.0.2.1"});
     for (name, spec, reason) in [
@@ -125,7 +125,7 @@ async fn repeated_edits_are_repaired_with_backoff() {
     }
     let bench = Bench::start("contest").await;
     bench.mirror("hub", with_claims("1Gi")).await;
-    settle(&bench).await;
+    until_settled(&bench).await;
     let mark = bench.mark().await;
     let looks = bench.reconciles();
     let started = Instant::now();
@@ -187,7 +187,7 @@ async fn irrelevant_edits_cost_few_reconciles_no_write() {
         .secret("quay", json!({"username": "ann", "password": "pw"}))
         .await;
     bench.mirror("hub", with_credentials("quay")).await;
-    settle(&bench).await;
+    until_settled(&bench).await;
     let (mark, looks, started) = (bench.mark().await, bench.reconciles(), Instant::now());
     let mut edits = 0;
     // More than the rate limit admits without a pause.
@@ -226,13 +226,13 @@ async fn sample_mirror_takes_twelve_writes_at_most() {
     let mut spec = with_claims("1Gi");
     spec["upstreams"][0]["credentialsSecretRef"] = json!({"name": "quay"});
     bench.mirror("hub", spec).await;
-    settle(&bench).await;
+    until_settled(&bench).await;
     let writes = bench.writes(mark);
     assert!(writes.len() <= 12, "{}: {writes:#?}", writes.len());
 }
 
 /// Waits until every mirror says what its workload has come to without a kubelet, and nothing more is written.
-async fn settle(bench: &Bench) {
+async fn until_settled(bench: &Bench) {
     let mirrors = bench.api::<crds::RegistryMirror>();
     for mirror in mirrors.list(&ListParams::default()).await.unwrap() {
         let name = mirror.name_any();

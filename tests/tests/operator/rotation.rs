@@ -494,7 +494,7 @@ async fn other_secret_is_used_once_proven() {
     .await;
     stage.until("True", Reason::CredentialsAccepted).await;
 
-    // Told of the candidate, and of its promotion: a server that starts again begins with what is good now.
+    // The Secret has the candidate and its promotion: a server that restarts begins with the good credential.
     soon("word of the promotion", async || {
         let secret = stage.bench.get::<Secret>("hub-credentials").await?;
         let replaced = secret

@@ -283,7 +283,7 @@ async fn many_mirrors_need_few_writes_then_none() {
     let operator = Measured::start(&bench, &scratch).await;
     let count = mirrors();
 
-    let mut figures = Figures::of(count, controllers());
+    let mut figures = Figures::new(count, controllers());
 
     apply(&bench, 0..1).await;
     bench.until_accepted(&name(0)).await;

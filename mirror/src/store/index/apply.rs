@@ -21,13 +21,13 @@ pub(in crate::store) enum Op {
     MediaType(Digest, String),
     /// Content was found on disk, unverified. Changes nothing where it is known.
     Discover { digest: Digest, size: u64, now: i64 },
-    /// Something leads to it.
+    /// A link to content was added.
     Link(Digest, Link),
-    /// One link to it is gone.
+    /// A link to content was removed.
     Unlink(Digest, Link),
-    /// It is gone, and what led to it.
+    /// Content was removed, with all links to it.
     Remove(Digest),
-    /// It was used.
+    /// Content was used.
     Use(Digest, i64),
     /// Clients pulled this manifest so many times more.
     Pulled(Digest, u64),

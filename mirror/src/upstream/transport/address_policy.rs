@@ -269,7 +269,7 @@ fn is_internal(name: &str) -> bool {
     }
 }
 
-/// A host that leads to where the upstream may not lead.
+/// A host with an address that the upstream may not redirect to.
 #[derive(Debug, thiserror::Error)]
 pub(in crate::upstream) enum AddressRefused {
     #[error(

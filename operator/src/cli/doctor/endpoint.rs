@@ -25,7 +25,7 @@ const REGISTRY: (&str, &str) = ("docker-distribution-api-version", "registry/2.0
 /// The response of an endpoint.
 struct EndpointResponse {
     code: StatusCode,
-    /// It said that it is a registry: an address of the cluster's may lead to something else from here.
+    /// True if the response has the header of a registry: an address of the cluster may be another server's from here.
     is_registry: bool,
 }
 

@@ -16,7 +16,7 @@ pub(crate) struct Figures {
 }
 
 impl Figures {
-    pub(crate) fn of(mirrors: usize, controllers: bool) -> Self {
+    pub(crate) fn new(mirrors: usize, controllers: bool) -> Self {
         Self {
             mirrors,
             controllers,
