@@ -15,7 +15,7 @@ pub(crate) struct Operation<P> {
 /// All that are counted.
 pub(crate) struct Counted<P: 'static> {
     pub(crate) operations: &'static [Operation<P>],
-    /// What they need.
+    /// Makes the inputs of the operation.
     pub(crate) make: fn() -> P,
     /// Enough for what happens only now and then to be spread.
     pub(crate) times: u64,

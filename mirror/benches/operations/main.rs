@@ -1,5 +1,5 @@
-//! What each hit is made of, one operation at a time: `cargo bench -p mirror --bench operations` times them, `make count`
-//! counts their instructions and holds them against `budget.txt`.
+//! The operations of each hit, one at a time: `cargo bench -p mirror --bench operations` times them, `make count`
+//! counts their instructions and compares them with `budget.txt`.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

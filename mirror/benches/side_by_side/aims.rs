@@ -1,6 +1,6 @@
-//! What this server is to reach, measure by measure.
+//! The aims of this server, measure by measure.
 
-/// How a median is judged.
+/// The aim for a median.
 #[derive(Clone, Copy)]
 pub(crate) enum Aim {
     /// So many times the ideal, or more.
@@ -218,7 +218,7 @@ impl Aim {
             .filter(move |measure| measure.starts_with(prefix))
     }
 
-    /// Whether a median reaches it; `None` where there is no ideal to hold it against.
+    /// Returns true if a median reaches the aim; `None` without an ideal to compare it with.
     pub(crate) fn is_reached(self, median: f64, ideal: Option<f64>) -> Option<bool> {
         Some(match self {
             Self::Times(ratio) => median >= ratio * ideal?,
@@ -240,7 +240,7 @@ impl std::fmt::Display for Aim {
     }
 }
 
-/// Whether more of it is better.
+/// Returns true for measures of which more is better.
 pub(crate) fn is_gain(measure: &str) -> bool {
     ["/s", "saved", "served", "hits, %", "day: requests"]
         .iter()

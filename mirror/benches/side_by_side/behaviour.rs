@@ -9,7 +9,7 @@ use crate::report::Report;
 use crate::servers::{Server, Site};
 use crate::upstream::{Mode, Upstream};
 
-/// Who has not answered by then is said to hang.
+/// The time after which a server without an answer counts as hanging.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Blobs of a pull.
 const BLOBS: usize = 8;
@@ -34,7 +34,7 @@ const TROUBLES: [Trouble; 8] = [
     Trouble::Tokens,
 ];
 
-/// What a server is asked with.
+/// A server, and the content that it is asked for.
 struct Asked<'a> {
     server: &'a Server,
     content: &'a Content,
@@ -148,7 +148,7 @@ impl Asked<'_> {
         );
     }
 
-    /// What comes of a request, and in what time.
+    /// Returns the result of a request with its duration.
     fn answer(&self, path: &str) -> String {
         let started = Instant::now();
         let connected = self.server.target.connect_for(PATIENCE);

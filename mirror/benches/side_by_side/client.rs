@@ -10,10 +10,10 @@ use rustls::{ClientConfig, ClientConnection, StreamOwned};
 
 use crate::upstream::TOKEN;
 
-/// Who says nothing for that long has failed. Distribution 2.8 keeps a client of a herd waiting for 17 s.
+/// The time after which a silent server has failed. Distribution 2.8 keeps a client of a herd waiting for 17 s.
 const PATIENCE: Duration = Duration::from_secs(40);
 
-/// Where and how to connect.
+/// The address of a server, with its TLS configuration.
 #[derive(Clone)]
 pub(crate) struct Target {
     pub(crate) address: SocketAddr,
@@ -31,7 +31,7 @@ pub(crate) struct Connection {
     headers: String,
 }
 
-/// What one request took.
+/// The durations of one request.
 pub(crate) struct Took {
     pub(crate) first_byte: Duration,
     pub(crate) whole: Duration,

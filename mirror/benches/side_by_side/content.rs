@@ -1,4 +1,4 @@
-//! What is pulled: a layer, a small blob, a manifest, and as many new layers and images as are wanted.
+//! The content that is pulled: a layer, a small blob, a manifest, and any number of new layers and images.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -28,7 +28,7 @@ pub(crate) type Named = (String, Item);
 /// All content; clones share it.
 #[derive(Clone)]
 pub(crate) struct Content {
-    /// What all layers are made of.
+    /// The bytes that all layers consist of.
     pub(crate) bytes: Arc<[u8]>,
     pub(crate) layer: Digest,
     pub(crate) small: Digest,
@@ -55,7 +55,7 @@ impl Content {
         }
     }
 
-    /// What is there from the start, `latest` among it.
+    /// Returns the content that exists from the start, `latest` included.
     pub(crate) fn first(&self) -> Vec<Named> {
         let head = self.bytes[..8].try_into().unwrap();
         let layer = |length| Item::Layer { head, length };

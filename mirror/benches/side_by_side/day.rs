@@ -21,9 +21,9 @@ const IMAGES_AN_HOUR: usize = 12;
 const CLIENTS: usize = 16;
 const SCALE: f64 = 64.0;
 const KIB: f64 = 1024.0;
-/// What is small, before it was divided.
+/// The size of a small blob, before it is divided by `SCALE`.
 const SMALL: f64 = 1024.0 * KIB;
-/// Who is not through by then is stopped, and judged by what it did.
+/// The time after which a server is stopped, and judged by the requests that it answered.
 const LIMIT: Duration = Duration::from_secs(165);
 /// The cache has room for this part of all layers.
 const ROOM: f64 = 0.4;
@@ -83,7 +83,7 @@ struct Asked {
     size: usize,
 }
 
-/// What is asked for, in order, and what there is to ask for.
+/// The requests of a day in order, and the content that they ask for.
 struct Day {
     requests: Vec<Asked>,
     items: Vec<Named>,
@@ -171,7 +171,7 @@ impl Day {
             }
             order.push_back((at, asked));
             while used > room {
-                // What was used again since is further behind, too.
+                // Content that was used again is at a later place, too.
                 let Some((at, oldest)) = order.pop_front() else {
                     break;
                 };
@@ -251,7 +251,7 @@ pub(crate) fn replay(site: &Site<'_>, content: &Content, upstream: &Upstream, mu
     report
 }
 
-/// What each kind took.
+/// Reports the durations of each kind of request.
 fn times(answered: &[Answered<'_>], server: &'static str, report: &mut Report) {
     for (what, kind) in [
         ("manifest", Kind::Manifest),

@@ -35,7 +35,7 @@ use report::Report;
 use servers::{Server, Site};
 use upstream::Upstream;
 
-/// How many first bytes of cold layers there are at least, over all rounds.
+/// The least number of first bytes of cold layers, over all rounds.
 const FIRST_BYTES: usize = 40;
 
 #[derive(Parser)]
@@ -47,7 +47,7 @@ struct Arguments {
     /// Only these parts, of `warm,tls,cold,herds,memory,starts,behaviour`.
     #[arg(long, value_delimiter = ',')]
     only: Vec<Part>,
-    /// How many rounds.
+    /// The number of rounds.
     #[arg(long)]
     rounds: Option<usize>,
     /// Replay a day instead.
@@ -131,7 +131,7 @@ impl<'a> Run<'a> {
     fn new(arguments: &Arguments, site: &'a Site<'a>, content: &'a Content, upstream: &'a Upstream) -> Self {
         let (rounds, seconds) = if arguments.quick { (2, 0.8) } else { (5, 2.0) };
         let parts = match &arguments.only[..] {
-            // What misbehaves takes a minute, for the most part of waiting.
+            // The part with misbehaving servers takes a minute, most of which is waiting.
             [] if arguments.quick => &Part::value_variants()[..Part::Behaviour as usize],
             [] => Part::value_variants(),
             only => only,
@@ -146,7 +146,7 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// What there is is written after each round: an end before the last loses little.
+    /// Measures all parts, and writes the results after each round: an early end loses little.
     fn measure(&self, mut report: Report) -> io::Result<Report> {
         use Part::{Behaviour, Cold, Herds, Memory, Starts, Tls, Warm};
         let has = |any: &[Part]| any.iter().any(|part| self.parts.contains(part));

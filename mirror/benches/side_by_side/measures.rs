@@ -19,7 +19,7 @@ const MANY: usize = 64;
 const AT_ONCE: Duration = Duration::ZERO;
 /// Distribution answers what is small a hundred times slower: more of it tells nothing new.
 const SLOW_PEERS_SECONDS: f64 = 1.0;
-/// What is asked for where only the first byte counts.
+/// The size in bytes of layers whose first byte alone counts.
 const COLD: usize = 4 << 20;
 const DOWNLOADS: usize = 1_000;
 /// Bytes a second.
@@ -108,7 +108,7 @@ pub(crate) fn cold(
     }
 }
 
-/// What pulls through, and the registry itself.
+/// Returns the servers that pull through, and the registry itself.
 fn with_direct(servers: &[Server], upstream: &Upstream) -> Vec<(&'static str, Target)> {
     let caches = servers.iter().filter(|server| server.name != NGINX);
     std::iter::once(("direct", upstream.target()))
@@ -138,7 +138,7 @@ pub(crate) fn herds(
             .map(|(digest, item)| (digest.to_string(), item.clone()));
         upstream.add(items);
         let measure = format!("M5 herd of {what}");
-        // What nginx has is one whole layer.
+        // nginx has one whole layer only.
         let asked = |server: &&Server| {
             (!server.is_distribution() || (distribution && what == "32"))
                 && (layers == 1 || server.name != NGINX)
@@ -265,7 +265,7 @@ pub(crate) fn ms(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
 }
 
-/// What requests took, seconds on the wall, and seconds of the server's CPU.
+/// The durations of requests, the seconds on the wall, and the seconds of the server's CPU.
 pub(crate) struct Spent {
     pub(crate) took: Vec<Took>,
     pub(crate) wall: f64,

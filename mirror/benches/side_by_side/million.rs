@@ -13,11 +13,11 @@ use crate::servers::{OURS, Server, Site};
 
 const ROUNDS: usize = 5;
 const CONNECTIONS: usize = 16;
-/// How long hits are measured each time.
+/// The seconds of each measurement of hits.
 const SECONDS: f64 = 3.0;
 /// The server looks through its cache once a minute; here it is made to look this often.
 const EVERY: Duration = Duration::from_millis(250);
-/// How long it is left alone: at least one look of its own.
+/// The time without requests: at least one maintenance interval of the server.
 const ALONE: Duration = Duration::from_secs(65);
 
 /// A change of this has the server look.

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 const ROW: usize = 22;
-/// Where bars begin, and how long one is that is as good as the ideal.
+/// The left end of bars; `UNIT` is the length of a bar that equals the ideal.
 const LEFT: f64 = 450.0;
 const UNIT: f64 = 160.0;
 const WIDEST: f64 = 480.0;

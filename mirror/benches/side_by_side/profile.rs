@@ -1,4 +1,4 @@
-//! Where this server's time goes: `perf` watches it hit, miss and serve a herd.
+//! A profile of this server: `perf` watches it hit, miss and serve a herd.
 
 use std::io;
 use std::path::Path;

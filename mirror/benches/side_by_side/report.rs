@@ -19,7 +19,7 @@ const REFERENCES: [&str; 5] = [NGINX, "direct", "one replica", "no bucket, no pe
 
 type Values = BTreeMap<&'static str, Vec<f64>>;
 
-/// What was measured, in the order in which it first was.
+/// The measurements, in the order of their first round.
 pub(crate) struct Report {
     started: Instant,
     directory: PathBuf,
@@ -61,7 +61,7 @@ impl Report {
         Some(median(servers.get(one)?) / median(servers.get(other)?))
     }
 
-    /// What a server does.
+    /// Adds a server's behaviour in a situation.
     pub(crate) fn does(&mut self, when: &str, server: &'static str, what: String) {
         named(&mut self.behaviours, when).insert(server, what);
     }
@@ -153,7 +153,7 @@ impl Report {
         text
     }
 
-    /// Where another one is better.
+    /// Returns the measures in which another server is better.
     fn slower(&self) -> String {
         let mut text = String::new();
         for (measure, servers) in &self.measures {
@@ -317,7 +317,7 @@ fn named<'a, T: Default>(all: &'a mut Vec<(String, T)>, name: &str) -> &'a mut T
     &mut all[at].1
 }
 
-/// When and where this was measured, and of what.
+/// Returns the time and the machine of the measurement, and the versions of the servers.
 fn head() -> String {
     let said = |program: &str, arguments: &[&str]| {
         let output = Command::new(program).args(arguments).output();

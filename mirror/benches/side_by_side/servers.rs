@@ -38,7 +38,7 @@ pub(crate) struct Server {
 /// A server by its name, or why it did not start.
 pub(crate) type Started = (&'static str, io::Result<Server>);
 
-/// Where servers are made, and the registry that they pull through.
+/// The directory in which servers are made, and the registry that they pull through.
 pub(crate) struct Site<'a> {
     pub(crate) scratch: &'a Path,
     pub(crate) upstream: SocketAddr,
@@ -200,7 +200,7 @@ impl Site<'_> {
             port = place.port
         );
         let mut command = command("nginx");
-        // Where root starts it, the workers must be root too: the files are in a private directory.
+        // If root starts nginx, its workers must be root too: the files are in a private directory.
         command
             .arg("-c")
             .arg(place.config(&config))

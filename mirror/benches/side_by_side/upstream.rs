@@ -18,11 +18,11 @@ use crate::listener::Listener;
 const LATENCY: Duration = Duration::from_millis(50);
 /// Bytes a second, of all connections together, unless it is said otherwise.
 pub(crate) const BANDWIDTH: u32 = 200 << 20;
-/// What clients show once they have it.
+/// The `Authorization` of clients that have a token.
 pub(crate) const TOKEN: &str = "Bearer open-sesame";
 const STEP: usize = 256 << 10;
 
-/// How it behaves.
+/// The behaviour of the registry.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mode {
     Well,
@@ -36,7 +36,7 @@ pub(crate) enum Mode {
     Corrupts,
 }
 
-/// What it was asked.
+/// The requests that the registry received.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Counts {
     pub(crate) requests: u64,
@@ -63,7 +63,7 @@ struct Shared {
     /// Bytes a second, of all connections together.
     width: AtomicU32,
     counts: Mutex<Counts>,
-    /// When the link is free again.
+    /// The time at which the link is free again.
     link: Mutex<Instant>,
 }
 
@@ -110,7 +110,7 @@ impl Upstream {
         self.shared.counts.lock().blob_bytes
     }
 
-    /// What it was asked since the last call.
+    /// Returns the requests since the last call.
     pub(crate) fn take_counts(&self) -> Counts {
         std::mem::take(&mut *self.shared.counts.lock())
     }
