@@ -151,14 +151,14 @@ impl PullError {
 mod tests {
     use super::*;
 
-    fn of(error: &Error) -> PullError {
+    fn classified(error: &Error) -> PullError {
         PullError::from_upstream(error, RequestedContent::Blob)
     }
 
     /// Only a 404 with a registry's error body becomes a 404 for the client.
     #[test]
     fn only_registry_404_is_a_404() {
-        let reported = of(&Error::NotFound {
+        let reported = classified(&Error::NotFound {
             code: "BLOB_UNKNOWN".into(),
             message: "no".into(),
         });
@@ -171,14 +171,14 @@ mod tests {
                 }
             ) && reported.is_final()
         );
-        let html = of(&Error::StrangeNotFound);
+        let html = classified(&Error::StrangeNotFound);
         assert!(matches!(&html, PullError::Unavailable { .. }) && !html.is_final());
     }
 
     /// A 401 or a 403 of the upstream becomes a 403 for the client.
     #[test]
     fn upstream_401_and_403_become_403() {
-        let denied = of(&Error::Denied {
+        let denied = classified(&Error::Denied {
             status: 401,
             message: "no".into(),
             withheld: false,
@@ -191,7 +191,7 @@ mod tests {
     #[test]
     fn rate_limit_is_passed_on_with_retry_after() {
         let wait = Duration::from_secs(7);
-        let limited = of(&Error::RateLimited { retry_after: wait });
+        let limited = classified(&Error::RateLimited { retry_after: wait });
         assert!(matches!(limited, PullError::TooManyRequests { retry_after, .. } if retry_after == wait));
     }
 
@@ -201,7 +201,7 @@ mod tests {
             Error::Unavailable { what: "x".into() },
             Error::Malformed { what: "x".into() },
         ] {
-            assert!(matches!(of(&error), PullError::Unavailable { .. }));
+            assert!(matches!(classified(&error), PullError::Unavailable { .. }));
         }
     }
 }

@@ -205,7 +205,7 @@ const AIMS: [(&str, Aim); 73] = [
 
 impl Aim {
     /// That of a measure, if it has one.
-    pub(crate) fn of(measure: &str) -> Option<Self> {
+    pub(crate) fn for_measure(measure: &str) -> Option<Self> {
         AIMS.iter()
             .find(|(name, _)| *name == measure)
             .map(|(_, aim)| *aim)

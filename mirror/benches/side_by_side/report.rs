@@ -128,7 +128,7 @@ impl Report {
     fn summary(&self) -> String {
         let mut text = String::new();
         for (measure, servers) in &self.measures {
-            let (Some(aim), Some(ours)) = (Aim::of(measure), servers.get(OURS)) else {
+            let (Some(aim), Some(ours)) = (Aim::for_measure(measure), servers.get(OURS)) else {
                 continue;
             };
             let (ours, reference) = (median(ours), reference(servers));
@@ -254,7 +254,7 @@ impl Report {
             .map(|(when, does)| (when.clone(), json!(does)));
         let failures = ("failures".to_owned(), json!(self.failures));
         let aims = self.measures.iter().filter_map(|(measure, servers)| {
-            let aim = Aim::of(measure)?;
+            let aim = Aim::for_measure(measure)?;
             Some((
                 measure.clone(),
                 json!({"aim": aim.to_string(), "result": verdict(servers, aim)?.trim_matches('*')}),

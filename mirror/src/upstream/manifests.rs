@@ -222,7 +222,7 @@ fn digest_of(headers: &HeaderMap) -> Option<Digest> {
 mod tests {
     use super::*;
 
-    fn of(algorithm: Algorithm, text: &'static str) -> Digest {
+    fn hash(algorithm: Algorithm, text: &'static str) -> Digest {
         Digest::compute(algorithm, text.as_bytes())
     }
 
@@ -234,23 +234,23 @@ mod tests {
     #[test]
     fn wrong_digest_header_is_refused() {
         let tag = "latest".parse().unwrap();
-        let (lie, truth) = (of(Algorithm::Sha256, "other"), of(Algorithm::Sha256, "{}"));
+        let (lie, truth) = (hash(Algorithm::Sha256, "other"), hash(Algorithm::Sha256, "{}"));
         assert!(matches!(taken(Some(&lie), &tag), Err(Error::Malformed { .. })));
         assert_eq!(taken(Some(&truth), &tag), Ok(truth.clone()));
         assert_eq!(taken(None, &tag), Ok(truth));
-        let long = of(Algorithm::Sha512, "{}");
+        let long = hash(Algorithm::Sha512, "{}");
         assert_eq!(taken(Some(&long), &tag), Ok(long));
     }
 
     /// Content is named by the digest algorithm that the client requested.
     #[test]
     fn content_is_named_by_requested_algorithm() {
-        let (asked, also) = (of(Algorithm::Sha512, "{}"), of(Algorithm::Sha256, "{}"));
+        let (asked, also) = (hash(Algorithm::Sha512, "{}"), hash(Algorithm::Sha256, "{}"));
         let reference = Reference::Digest(asked.clone());
         assert_eq!(taken(Some(&also), &reference), Ok(asked.clone()));
         assert_eq!(taken(Some(&asked), &reference), Ok(asked));
-        assert!(taken(Some(&of(Algorithm::Sha256, "other")), &reference).is_err());
-        let other = Reference::Digest(of(Algorithm::Sha512, "other"));
+        assert!(taken(Some(&hash(Algorithm::Sha256, "other")), &reference).is_err());
+        let other = Reference::Digest(hash(Algorithm::Sha512, "other"));
         assert!(taken(None, &other).is_err());
     }
 }

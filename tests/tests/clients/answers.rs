@@ -152,7 +152,7 @@ async fn push_fails_with_advice() {
     let layout = layout.expect("an image");
     let odd = Odd::start(&layout, "1").await;
     odd.says(Says::error(404, "MANIFEST_UNKNOWN"));
-    let mirror = Mirror::of(&odd.url()).await;
+    let mirror = Mirror::start_for(&odd.url()).await;
     let at: SocketAddr = mirror.address;
     let (from, to) = (layout.path().display().to_string(), format!("{at}/org/app:2"));
     let (oci, docker, dir) = (

@@ -33,7 +33,7 @@ impl Signed {
             .await
             .expect("a push");
         let signed = Self {
-            mirror: Mirror::of(&registry.url).await,
+            mirror: Mirror::start_for(&registry.url).await,
             digest: image.digest("1").expect("a digest").to_owned(),
             registry,
             scratch,

@@ -41,7 +41,7 @@ fn blobs(layout: &Path) -> Vec<String> {
 async fn skopeo_copies_zstd_image_and_lists_tags() {
     let scratch = Scratch::new("zstd").expect("a directory");
     let registry = Registry::start(Kind::Distribution3).await.expect("a registry");
-    let mirror = Mirror::of(&registry.url).await;
+    let mirror = Mirror::start_for(&registry.url).await;
     let from = format!("oci:{}:1", made(&scratch, 11).path().display());
     let to = format!("docker://{}/org/app:zstd", registry.address);
     // Compressed layers stay compressed, so this copy unpacks them.
@@ -94,7 +94,7 @@ async fn crane_copies_an_image_byte_for_byte() {
     pushing::push(layout.path(), "1", &to, "org/app:1")
         .await
         .expect("a push");
-    let mirror = Mirror::of(&registry.url).await;
+    let mirror = Mirror::start_for(&registry.url).await;
     let digest = layout.digest("1").expect("a digest");
     let (direct, image) = (
         format!("{}/org/app:1", registry.address),
@@ -188,7 +188,7 @@ async fn curl_gets_multiple_ranges_or_the_whole() {
     let upstream = Upstream::start(Options::default()).await.expect("an upstream");
     let layout = made(&scratch, 14);
     upstream.push(&layout, "1", "org/app:1").await.expect("a push");
-    let mirror = Mirror::of(&upstream.url()).await;
+    let mirror = Mirror::start_for(&upstream.url()).await;
     let blobs = blobs(layout.path());
     let content =
         |name: &String| std::fs::read(layout.path().join("blobs/sha256").join(name)).expect("a blob");

@@ -41,7 +41,7 @@ impl Mirror {
     }
 
     /// Of one registry, as the default one.
-    pub(crate) async fn of(url: &str) -> Self {
+    pub(crate) async fn start_for(url: &str) -> Self {
         Self::start(&format!("remoteurl: '{url}', cache: {{maxsize: 1Gi}}")).await
     }
 

@@ -26,19 +26,19 @@ const RETIRED: [&str; 14] = [
     concat!("no", "body"),
     concat!("men", "ded"),
     concat!("a", "new"),
-    concat!("look", "ed at"),
-    concat!("looks", " at"),
-    concat!("goes", " on"),
-    concat!("go", " on"),
-    concat!("handed", " out"),
-    concat!("of", " before"),
-    concat!("taken", " over"),
-    concat!("at the", " least"),
+    concat!("loo", "ked at"),
+    concat!("loo", "ks at"),
+    concat!("go", "es on"),
+    concat!("g", "o on"),
+    concat!("hand", "ed out"),
+    concat!("o", "f before"),
+    concat!("tak", "en over"),
+    concat!("at t", "he least"),
 ];
 
 /// Function names that say nothing about what the function does to which object.
 const RETIRED_FUNCTIONS: [&str; 13] = [
-    "told",
+    concat!("to", "ld"),
     "saw",
     "pursue",
     "tell",
@@ -86,7 +86,7 @@ fn language_counts_only_go_down() {
 #[test]
 fn public_type_names_use_known_words() {
     let glossary = read(&workspace().join("docs/glossary.md"));
-    let terms: BTreeSet<String> = glossary.lines().filter_map(term).flat_map(words).collect();
+    let terms: BTreeSet<String> = glossary.lines().filter_map(term).flat_map(split_words).collect();
     let list = workspace().join("tests/tests/tidy/words.txt");
     let used: BTreeSet<String> = CRATES
         .into_iter()
@@ -127,7 +127,7 @@ fn term(line: &str) -> Option<&str> {
     Some(line.strip_prefix("| **")?.split_once("**")?.0)
 }
 
-fn words(text: &str) -> Vec<String> {
+fn split_words(text: &str) -> Vec<String> {
     let parts = text.split(|c: char| !c.is_alphanumeric());
     parts
         .filter(|word| !word.is_empty())
@@ -335,7 +335,10 @@ fn parse(limits: &str) -> BTreeMap<String, usize> {
 /// Each counter counts the words of its sample.
 #[test]
 fn counters_count_their_samples() {
-    let text = "/// What it is.\n/// Where it goes.\npub struct RateLimiter;\n//! Returns.\n    pub(super) fn told(&self) {}\n";
+    let text = concat!(
+        "/// What it is.\n/// Where it goes.\npub struct RateLimiter;\n//! Returns.\n    pub(super) fn to",
+        "ld(&self) {}\n"
+    );
     assert_eq!(question_comments(text), 1);
     assert_eq!(retired_functions(text), 1);
     assert_eq!(public_types(text), ["RateLimiter"]);
