@@ -6,7 +6,6 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crds::RegistryMirror;
-use crds::conditions::{ConditionType, Reason};
 use k8s_openapi::api::core::v1::ServiceAccount;
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
 use kube::api::{Patch, PatchParams};
@@ -250,9 +249,7 @@ async fn ready_mirror(bench: &mut Bench, upstream: &Upstream) {
         "nodeConfiguration": {"mode": "Manage"},
     });
     bench.mirror("hub", spec).await;
-    bench
-        .until_hub(ConditionType::Ready, "True", Reason::Serving)
-        .await;
+    bench.until_ready().await;
     bench.stop_operator().await;
     let url = format!("http://{}:5000", address(&pods(bench).await[0]));
     let status = json!({"status": {"endpoint": {"url": url}}});

@@ -337,6 +337,12 @@ impl Bench {
         self.until_condition("hub", kind, status, reason).await
     }
 
+    /// Waits until the mirror `hub` serves.
+    pub(crate) async fn until_ready(&self) {
+        self.until_hub(ConditionType::Ready, "True", Reason::Serving)
+            .await;
+    }
+
     /// Waits until the present spec was acted on.
     pub(crate) async fn until_accepted(&self, mirror: &str) -> RegistryMirrorStatus {
         self.until(

@@ -109,9 +109,7 @@ async fn tls_pulls_work_by_every_address() {
     spec["upstreams"] = json!([{"host": "registry.example.com", "remoteURL": upstream.url()}]);
     spec["service"] = json!({"type": "LoadBalancer"});
     bench.mirror("hub", spec).await;
-    bench
-        .until_hub(ConditionType::Ready, "True", Reason::Serving)
-        .await;
+    bench.until_ready().await;
     bench
         .until_hub(ConditionType::TLSReady, "True", Reason::CertificateReady)
         .await;
@@ -180,9 +178,7 @@ async fn tls_renewal_fails_no_connection() {
     bench.start_operator().await;
     let _kubelet = kubelet(&bench).await;
     bench.mirror("hub", self_signed()).await;
-    bench
-        .until_hub(ConditionType::Ready, "True", Reason::Serving)
-        .await;
+    bench.until_ready().await;
     let pod = pods(&bench).await.remove(0);
     let (server, first) = (registry(&pod), certificates(&published(&bench).await));
     let key = text(&bench.get::<Secret>("hub-ca-key").await.unwrap(), "tls.key");

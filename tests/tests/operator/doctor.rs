@@ -85,9 +85,7 @@ async fn doctor_reports_healthy_cluster_and_risks() {
     let bench = Bench::start("well").await;
     let _kubelet = kubelet(&bench).await;
     bench.mirror("hub", ephemeral()).await;
-    bench
-        .until_hub(ConditionType::Ready, "True", Reason::Serving)
-        .await;
+    bench.until_ready().await;
     bench
         .until_hub(ConditionType::Progressing, "False", Reason::RolledOut)
         .await;
@@ -180,9 +178,7 @@ async fn doctor_with_few_permissions_warns_once() {
     let bench = Bench::start("few-rights").await;
     let _kubelet = kubelet(&bench).await;
     bench.mirror("hub", ephemeral()).await;
-    bench
-        .until_hub(ConditionType::Ready, "True", Reason::Serving)
-        .await;
+    bench.until_ready().await;
     let namespace = bench.namespace.name();
     let rule =
         json!({"apiGroups": ["registrymirror.io"], "resources": ["registrymirrors"], "verbs": ["list"]});
@@ -415,9 +411,7 @@ async fn doctor_reports_blocking_disruption_budget() {
     let bench = Bench::start("budget").await;
     let _kubelet = kubelet(&bench).await;
     bench.mirror("hub", ephemeral()).await;
-    bench
-        .until_hub(ConditionType::Ready, "True", Reason::Serving)
-        .await;
+    bench.until_ready().await;
     let selector = json!({"matchLabels": {"app.kubernetes.io/instance": "hub"}});
     let budget = json!({"metadata": {"name": "strict"}, "spec": {"minAvailable": 1, "selector": selector}});
     bench.apply::<PodDisruptionBudget>(budget).await;

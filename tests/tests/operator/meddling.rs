@@ -228,9 +228,7 @@ async fn lost_pvc_is_recreated_after_its_pod() {
     let bench = Bench::start("lost-claim").await;
     let _kubelet = kubelet(&bench).await;
     bench.mirror("hub", with_claims("1Gi")).await;
-    bench
-        .until_hub(ConditionType::Ready, "True", Reason::Serving)
-        .await;
+    bench.until_ready().await;
     let before = bench
         .get::<PersistentVolumeClaim>("cache-hub-0")
         .await
@@ -253,9 +251,7 @@ async fn lost_pvc_is_recreated_after_its_pod() {
             (lives && claim.uid() != before).then_some(())
         })
         .await;
-    bench
-        .until_hub(ConditionType::Ready, "True", Reason::Serving)
-        .await;
+    bench.until_ready().await;
 }
 
 /// A terminating namespace removes a mirror with a bounded number of writes.

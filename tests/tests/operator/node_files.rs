@@ -5,7 +5,6 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Output;
 
-use crds::conditions::{ConditionType, Reason};
 use k8s_openapi::api::core::v1::{ConfigMap, Service};
 use kube::api::{Patch, PatchParams};
 use reqwest::{Certificate, Client};
@@ -209,9 +208,7 @@ async fn mirrored(bench: &Bench, mut spec: Value) -> Upstream {
     push_one(&upstream, 5).await;
     spec["upstreams"] = json!(HOSTS.map(|host| json!({"host": host, "remoteURL": upstream.url()})));
     bench.mirror("hub", spec).await;
-    bench
-        .until_hub(ConditionType::Ready, "True", Reason::Serving)
-        .await;
+    bench.until_ready().await;
     upstream
 }
 

@@ -308,9 +308,7 @@ async fn node_that_pulled_is_counted() {
         "nodeConfiguration": {"mode": "Manage"},
     });
     bench.mirror("hub", spec).await;
-    bench
-        .until_hub(ConditionType::Ready, "True", Reason::Serving)
-        .await;
+    bench.until_ready().await;
     until_nodes(&bench, numbers(3, 3, 0)).await;
     for node in ["127.0.7.1", "127.0.7.2"] {
         pull_from(&bench, node).await;
@@ -375,9 +373,7 @@ async fn doctor_lists_nodes_and_their_pulls() {
         "nodeConfiguration": {"mode": "Manage"},
     });
     bench.mirror("hub", spec).await;
-    bench
-        .until_hub(ConditionType::Ready, "True", Reason::Serving)
-        .await;
+    bench.until_ready().await;
     pull_from(&bench, "127.0.8.1").await;
     let namespace = bench.namespace.name();
     let name = |node: &str| format!("{namespace}-{node}");

@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 
 use crds::RegistryMirror;
-use crds::conditions::{ConditionType, Reason};
+use crds::conditions::ConditionType;
 use k8s_openapi::api::core::v1::{Pod, PodSecurityContext};
 use kube::Api;
 use kube::api::PostParams;
@@ -63,9 +63,7 @@ async fn restrict(bench: &Bench) -> Policy {
 }
 
 async fn until_serving(bench: &Bench) -> PodSecurityContext {
-    bench
-        .until_hub(ConditionType::Ready, "True", Reason::Serving)
-        .await;
+    bench.until_ready().await;
     let pod = pods(bench).await.remove(0);
     pod.spec.unwrap().security_context.unwrap()
 }

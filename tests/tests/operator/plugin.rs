@@ -5,7 +5,6 @@ use std::io::Read;
 use std::os::unix::fs::symlink;
 use std::process::Output;
 
-use crds::conditions::{ConditionType, Reason};
 use flate2::read::GzDecoder;
 use serde_json::{Value, json};
 use testbed::scratch::Scratch;
@@ -41,9 +40,7 @@ async fn status_shows_a_mirror_and_suggests_names() {
     let bench = Bench::start("status").await;
     let _kubelet = kubelet(&bench).await;
     bench.mirror("hub", ephemeral()).await;
-    bench
-        .until_hub(ConditionType::Ready, "True", Reason::Serving)
-        .await;
+    bench.until_ready().await;
     let (scratch, namespace) = (Scratch::new("status").unwrap(), bench.namespace.name());
     let one = plugin(
         &bench,

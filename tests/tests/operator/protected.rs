@@ -55,9 +55,7 @@ async fn certificate_renews_and_survives_secret_deletion() {
         .await;
     let (old, new) = (Authority::new("old").unwrap(), Authority::new("new").unwrap());
     bench.secret("serving", pair(&old)).await;
-    bench
-        .until_hub(ConditionType::Ready, "True", Reason::Serving)
-        .await;
+    bench.until_ready().await;
     bench
         .until_hub(ConditionType::TLSReady, "True", Reason::CertificateReady)
         .await;
@@ -119,9 +117,7 @@ async fn only_listed_users_pull() {
         .until_hub(ConditionType::Accepted, "False", Reason::ReferenceNotFound)
         .await;
     bench.secret("users", users("one")).await;
-    bench
-        .until_hub(ConditionType::Ready, "True", Reason::Serving)
-        .await;
+    bench.until_ready().await;
     let pod = pods(&bench).await.remove(0);
     assert_eq!(ask(&pod, &authority, None).await, Some(StatusCode::UNAUTHORIZED));
     assert_eq!(

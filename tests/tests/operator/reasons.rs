@@ -35,9 +35,7 @@ async fn mirror(bench: &Bench, upstream: &Upstream) {
         "storage": {"type": "Ephemeral"},
     });
     bench.mirror("hub", spec).await;
-    bench
-        .until_hub(ConditionType::Ready, "True", Reason::Serving)
-        .await;
+    bench.until_ready().await;
     bench
         .until_hub(
             ConditionType::CredentialsValid,

@@ -38,9 +38,7 @@ async fn servers_without_service_make_no_mirror_ready() {
         observed.message
     );
     bench.delete::<ResourceQuota>("no-more").await;
-    bench
-        .until_hub(ConditionType::Ready, "True", Reason::Serving)
-        .await;
+    bench.until_ready().await;
 }
 
 /// A quota that refuses a child is reported in the conditions, and the child is created later.

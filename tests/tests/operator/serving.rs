@@ -24,9 +24,7 @@ async fn mirror_with_pvcs_becomes_ready() {
     let mut spec = with_claims("16Mi");
     spec["replicas"] = json!(2);
     bench.mirror("hub", spec).await;
-    bench
-        .until_hub(ConditionType::Ready, "True", Reason::Serving)
-        .await;
+    bench.until_ready().await;
     bench
         .until_hub(ConditionType::Accepted, "True", Reason::SpecAccepted)
         .await;
@@ -83,9 +81,7 @@ async fn rotated_password_loads_without_restart() {
             }),
         )
         .await;
-    bench
-        .until_hub(ConditionType::Ready, "True", Reason::Serving)
-        .await;
+    bench.until_ready().await;
     let pod = pods(&bench).await.remove(0);
     let pull = async |tag: &str| {
         let from = Registry {
@@ -160,9 +156,7 @@ async fn ca_bundles_change_without_restart() {
     let mut spec = crate::bench::ephemeral();
     spec["cache"] = json!({"tagTTL": "0s", "staleIfError": "0s"});
     bench.mirror("hub", spec.clone()).await;
-    bench
-        .until_hub(ConditionType::Ready, "True", Reason::Serving)
-        .await;
+    bench.until_ready().await;
     let pod = pods(&bench).await.remove(0);
 
     // The first bundle of all, of the wrong authority.

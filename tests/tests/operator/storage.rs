@@ -185,9 +185,7 @@ async fn unsupported_growth_is_reported_while_serving() {
     let _kubelet = kubelet(&bench).await;
     let class = class(&bench, "registrymirror.io/test-directory", false).await;
     bench.mirror("hub", of_class("16Mi", &class)).await;
-    bench
-        .until_hub(ConditionType::Ready, "True", Reason::Serving)
-        .await;
+    bench.until_ready().await;
     bench.mirror("hub", of_class("32Mi", &class)).await;
     let observed = until_storage(&bench, "False", Reason::ResizeUnsupported, "cache-hub-0").await;
     assert!(
