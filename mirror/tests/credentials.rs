@@ -244,7 +244,7 @@ async fn rejected_configured_credential_is_not_used() {
     );
 }
 
-/// A credential that was accepted stays in use; the state tells of the rejection, and of its end.
+/// A credential that was accepted stays in use; the state reports the rejection, and its end.
 #[tokio::test]
 async fn revoked_credential_is_reported_and_kept() {
     let verdicts = [

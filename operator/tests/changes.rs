@@ -98,7 +98,7 @@ fn shelf() -> Shelf {
     Shelf(secrets.chain(maps).collect())
 }
 
-/// A field, what stands beside it where that counts, and a spec before and after, as changes of the smallest one.
+/// A field with a note on its change, and the specs before and after, as changes of the smallest spec.
 struct Case {
     field: &'static str,
     note: &'static str,

@@ -1,4 +1,4 @@
-//! Every status and reason that a condition can have, and what leads to it.
+//! Each status and reason of a condition, and a case that has it.
 #![allow(clippy::unwrap_used, reason = "a panic fails the test")]
 
 #[path = "messages/golden.rs"]

@@ -129,7 +129,7 @@ impl Audit {
         }
     }
 
-    /// The log's end as it is now: that of its last whole line.
+    /// Returns the present end of the log: that of its last whole line.
     pub fn mark(&self) -> io::Result<Mark> {
         let mut file = File::open(&self.path)?;
         let mut end = file.metadata()?.len();

@@ -133,7 +133,7 @@ impl ControlPlane {
             .unwrap_or_else(|error| panic!("{error}"))
     }
 
-    /// Starts a control plane of one's own, to be killed, audited or filled at will. Call
+    /// Starts a control plane for one test, which may kill, audit or fill it. Call
     /// [`skip_on_existing_cluster`] first.
     pub async fn start(options: Options) -> Result<Self, Error> {
         crate::install_crypto_provider();
@@ -201,7 +201,7 @@ impl ControlPlane {
         )
     }
 
-    /// A namespace of one's own, whose name starts with `prefix-`.
+    /// Creates a namespace for one test, whose name starts with `prefix-`.
     ///
     /// # Panics
     /// Where the API server does not make it.

@@ -1,4 +1,4 @@
-//! Programs that run beside a test and die with it.
+//! Programs that run during a test and end with it.
 
 use std::fs::{self, File};
 use std::io;

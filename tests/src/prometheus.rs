@@ -80,7 +80,7 @@ fn expressions(value: &Value, found: &mut Vec<String>) {
     }
 }
 
-/// Has Prometheus' own parser read groups of rules, and tells what they ask for.
+/// Parses groups of rules with Prometheus' own parser, and returns their selectors.
 pub async fn read(groups: &[Value]) -> Result<Vec<Selector>, Error> {
     let program = binaries::get("prometheus-rules").await?;
     let mut command = Command::new(program);

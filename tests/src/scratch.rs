@@ -71,7 +71,7 @@ impl Drop for Scratch {
     fn drop(&mut self) {
         if let Some(mut janitor) = self.janitor.take() {
             drop(janitor.stdin.take());
-            // Nothing can be done about a janitor that fails; the directory is in the temporary one.
+            // A failed janitor leaves the directory in the temporary one.
             let _ = janitor.wait();
         }
     }

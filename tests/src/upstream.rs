@@ -1,5 +1,5 @@
-//! A real registry to pull from, Debian's docker-registry, behind a gate of ours that counts what is asked of it, can
-//! demand tokens, and can go down and come back.
+//! A real registry to pull from, Debian's docker-registry, behind a gate that counts requests, can demand tokens, and
+//! can go down and come back.
 
 mod counts;
 mod gate;
@@ -31,7 +31,7 @@ const ATTEMPTS: usize = 5;
 /// The access control of an upstream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Access {
-    /// Everybody.
+    /// All clients may pull.
     Anonymous,
     /// Clients send a user name and password with each request.
     Basic,

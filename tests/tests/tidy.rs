@@ -96,7 +96,7 @@ fn files_are_named_for_their_content() {
 /// No file contains a note of work to do, or a path of a machine.
 #[test]
 fn no_todo_and_no_machine_path_is_left() {
-    // In two halves, so as not to find themselves.
+    // In two halves, so that this file does not contain them.
     let words = [
         concat!("TO", "DO"),
         concat!("FIX", "ME"),

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use serde_json::Value;
 
-/// Fields that are Kubernetes' own types: its documentation tells what is in them.
+/// Fields with types of Kubernetes, which its own documentation describes.
 const KUBERNETES_TYPES: [(&str, &str); 8] = [
     ("spec.pod.affinity", "Affinity"),
     ("spec.pod.containerSecurityContext", "SecurityContext"),

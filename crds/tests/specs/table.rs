@@ -23,7 +23,7 @@ pub(crate) struct Creation {
     pub(crate) name: String,
     metadata: Option<Value>,
     spec: Option<Value>,
-    /// The fields that are objected to, and part of what is said about each.
+    /// The refused fields, each with a part of its message.
     #[serde(default)]
     pub(crate) refused: BTreeMap<String, String>,
 }
@@ -37,7 +37,7 @@ pub(crate) struct Change {
     /// The status that the operator wrote before.
     pub(crate) status: Option<Value>,
     to: Value,
-    /// The fields that are objected to, and part of what is said about each.
+    /// The refused fields, each with a part of its message.
     #[serde(default)]
     pub(crate) refused: BTreeMap<String, String>,
 }

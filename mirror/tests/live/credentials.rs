@@ -21,7 +21,7 @@ fn admit(hub: &Hub, user: &str) {
     auth.tokens().users.insert(user.into(), format!("secret-{user}"));
 }
 
-/// The upstream's credentials as `/status` tells them.
+/// Returns the state of the upstream's credentials in `/status`.
 async fn reported(served: &Served) -> (String, Option<u64>, Option<u64>) {
     let status = served.status().await;
     let credentials = &status["upstreams"][0]["credentials"];
@@ -123,7 +123,7 @@ async fn configured_credential_is_tried_at_start() {
     assert!(is_counted(&served, "rejected").await);
 }
 
-/// Nothing is asked with it after the trial; what is cached is served.
+/// The server sends no request with it after the trial, and serves cached content.
 #[tokio::test]
 async fn rejected_configured_credential_is_reported() {
     let hub = Hub::start().await;

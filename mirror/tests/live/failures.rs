@@ -138,7 +138,7 @@ async fn refused_request_is_explained_in_log_and_body() {
     assert_eq!(hub.count("* "), 0);
 }
 
-/// After some lines failures of one kind are counted, and one line tells how many there were.
+/// After some lines the server counts failures of one kind, and logs their number in one line.
 #[tokio::test]
 async fn similar_failures_share_one_counted_line() {
     let hub = Hub::start().await;

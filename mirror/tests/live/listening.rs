@@ -72,7 +72,7 @@ async fn slow_reader_gets_the_end_of_a_response() {
     assert!(answer[head..] == data, "other bytes");
 }
 
-/// The field lines of the answer to a request that is written as it is.
+/// Sends the bytes of a request, and returns the field lines of the answer.
 async fn field_lines(address: &str, request: &str) -> (String, Vec<String>) {
     let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
     let request = format!("{request}\r\nHost: mirror\r\nConnection: close\r\n\r\n");

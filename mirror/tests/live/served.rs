@@ -15,7 +15,7 @@ use tokio::process::{Child, ChildStderr, Command};
 /// The longest that a test waits for what has to happen.
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// A directory, in which `HOME` in what is written stands for its path.
+/// A directory; `HOME` in a text that is written there is replaced by its path.
 pub(crate) struct Home(TempDir);
 
 impl Home {
@@ -32,7 +32,7 @@ impl Home {
         fs::write(self.path(name), text).unwrap();
     }
 
-    /// Starts the server with these lines of configuration beside the usual ones.
+    /// Starts the server with these lines of configuration in addition to the usual ones.
     pub(crate) async fn serve(self, http: &str, rest: &str, environment: &[(&str, &str)]) -> Served {
         self.start(http, rest, environment).await.0
     }

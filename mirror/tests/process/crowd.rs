@@ -27,7 +27,7 @@ pub(crate) fn raise_file_limit(wanted: u64) -> bool {
     most >= wanted && setrlimit(Resource::Nofile, raised).is_ok()
 }
 
-/// Open files are the process', so that those who need many of them wait for each other.
+/// The lock of tests that open many files: the limit is that of the process.
 pub(crate) static MANY_FILES: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
 /// Holds so many connections after this request on each of them.

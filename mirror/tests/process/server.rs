@@ -18,7 +18,7 @@ use crate::small_disk;
 
 const MIRROR: &str = env!("CARGO_BIN_EXE_mirror");
 
-/// The configuration file of a mirror of `hub` into `root`, beside it; `proxy` is more of that section.
+/// Writes the configuration of a mirror of `hub` next to its cache `root`; `proxy` has more keys of that section.
 fn configured(root: &Path, hub: &Hub, proxy: &str) -> PathBuf {
     let config = root.with_extension("yml");
     let yaml = format!(

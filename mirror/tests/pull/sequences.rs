@@ -60,7 +60,7 @@ fn damage(random: &mut StdRng, path: &Path) {
     }
 }
 
-/// One client: whole or from somewhere on. Nothing that is wrong may be complete.
+/// Pulls a blob as one client, whole or from an offset on. A complete body must not be wrong.
 async fn request(mirror: &Mirror, random: &mut StdRng, digest: &Digest, bytes: &[u8]) {
     // A connection of its own: on a slow machine the server may just now close the last one, which was idle for so long.
     let mut request = mirror

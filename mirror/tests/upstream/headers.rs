@@ -113,7 +113,7 @@ async fn single_chunked_is_read(lines: &str) {
     assert_eq!(got.content.bytes(), BODY.as_bytes());
 }
 
-/// Nothing is kept of headers without an end.
+/// The server gives up headers without an end, and keeps none of them.
 #[test_case(6_000, 10; "too many")]
 #[test_case(1, 2_000_000; "too long")]
 #[tokio::test]

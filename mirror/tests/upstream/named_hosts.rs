@@ -107,7 +107,7 @@ async fn few_connections_to_named_hosts_stay_open() {
     assert!(servers.open.load(Ordering::SeqCst) > 0, "some stay open");
 }
 
-/// Every redirect leads to a repository that needs another token, whose token server redirects too.
+/// Each redirect names a repository that needs another token, and the token server redirects too.
 #[tokio::test]
 async fn one_request_causes_bounded_requests() {
     let (hub, servers) = (Hub::start().await, Server::default());

@@ -346,7 +346,7 @@ async fn denial_does_not_name_earlier_registries() {
     assert!(!error.to_string().contains("trust."), "{error}");
 }
 
-/// A host that redirects of the upstream may lead to is no token server.
+/// A host that the upstream may redirect to is no token server.
 #[tokio::test]
 async fn token_server_redirect_sends_no_password() {
     let mut two = Two::start().await;

@@ -34,7 +34,7 @@ impl Namespace {
         let namespace = Self {
             name: made.name_any(),
             client,
-            // A control plane of ours goes away as a whole.
+            // A control plane of the tests is removed as a whole.
             cleanup: control_plane
                 .processes
                 .is_none()

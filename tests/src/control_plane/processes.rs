@@ -260,7 +260,7 @@ fn controller_manager_flags(kubeconfig: &Path, files: &Files) -> Vec<String> {
         // It gets no requests.
         "--secure-port=0".to_owned(),
         "--leader-elect=false".to_owned(),
-        // So that the audit log tells the controllers apart.
+        // The audit log then names each controller.
         "--use-service-account-credentials=true".to_owned(),
         format!("--root-ca-file={}", files.ca.display()),
         format!(

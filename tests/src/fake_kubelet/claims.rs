@@ -27,7 +27,7 @@ pub(super) async fn publish_class(kubelet: &Kubelet) -> Result<(), kube::Error> 
         "metadata": {"name": CLASS, "annotations": {"storageclass.kubernetes.io/is-default-class": "true"}},
         "provisioner": PROVISIONER,
         "volumeBindingMode": "Immediate",
-        // Nothing keeps a directory from growing; the kubelet also writes the new size into the status of the PVC.
+        // A directory has no size limit; the kubelet also writes the new size into the status of the PVC.
         "allowVolumeExpansion": true,
     });
     let classes: Api<StorageClass> = Api::all(kubelet.client.clone());

@@ -38,7 +38,7 @@ impl Volumes {
         }
     }
 
-    /// Makes or updates every volume; the answer tells the directory of each.
+    /// Makes or updates all volumes, and returns the directory of each.
     pub(super) async fn sync(&self, pod: &Pod) -> Result<BTreeMap<String, PathBuf>, Problem> {
         let mut directories = BTreeMap::new();
         let volumes = pod.spec.as_ref().and_then(|spec| spec.volumes.as_deref());

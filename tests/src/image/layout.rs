@@ -153,7 +153,7 @@ fn index(manifests: &[Value]) -> Value {
     json!({"schemaVersion": 2, "mediaType": media_type, "manifests": manifests})
 }
 
-/// The tag of a reference; a tag itself as it is.
+/// Returns the tag of a reference, which may be a tag only.
 fn short(name: &str) -> &str {
     name.rsplit_once(':').map_or(name, |(_, tag)| tag)
 }

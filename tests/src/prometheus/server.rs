@@ -131,7 +131,7 @@ pub async fn promtool(arguments: &[&str], input: &str) -> Result<String, Error> 
     }
     let output = child.wait_with_output().await?;
     let printed = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
-    // Remarks on metrics are printed, and leave the exit code as it is.
+    // promtool prints remarks on metrics, and exits with 0.
     if output.status.success() && (arguments[..2] != ["check", "metrics"] || printed.trim().is_empty()) {
         return Ok(printed.into_owned());
     }

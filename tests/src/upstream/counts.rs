@@ -15,7 +15,7 @@ pub struct Counts {
     pub blob_gets: u64,
     /// Requests for a token.
     pub tokens: u64,
-    /// Everything else: the version check, lists of tags, referrers.
+    /// Other requests: the version check, lists of tags, referrers.
     pub others: u64,
     /// Of all these, how many were answered with 401.
     pub challenges: u64,

@@ -84,7 +84,7 @@ impl Helm {
                 other => command.arg(other),
             };
         }
-        // Nothing of the user's own Helm, and no cluster but the named one.
+        // Helm reads no files of the user, and knows the named cluster only.
         for variable in ["HELM_CACHE_HOME", "HELM_CONFIG_HOME", "HELM_DATA_HOME"] {
             command.env(variable, self.home.path());
         }

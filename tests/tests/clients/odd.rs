@@ -27,7 +27,7 @@ pub(crate) enum Says {
     This(u16, &'static [(&'static str, &'static str)], String),
     /// Large blobs with one bit changed near their start.
     WrongBlobs,
-    /// Nothing at all.
+    /// No answer.
     Nothing,
 }
 

@@ -6,7 +6,7 @@ use testbed::prometheus::{self, Selector};
 use crate::cluster::Cluster;
 use crate::mirror::MIRRORS;
 
-/// Labels that Prometheus gives to what a target tells.
+/// The labels that Prometheus adds to the metrics of a target.
 const OF_TARGETS: [&str; 7] = [
     "cluster",
     "namespace",

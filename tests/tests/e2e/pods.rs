@@ -25,7 +25,7 @@ impl Cluster {
         .await;
     }
 
-    /// Starts a Deployment and tells how soon its Pod ran.
+    /// Starts a Deployment, and returns the time until its Pod ran.
     pub(crate) async fn start_pod(&self, name: &str, tag: &str) -> Duration {
         let begin = Instant::now();
         self.deploy(name, tag).await;

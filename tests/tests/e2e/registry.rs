@@ -121,7 +121,7 @@ impl Registry {
         .unwrap();
     }
 
-    /// Puts a large blob of zeros beside the images, and returns its digest.
+    /// Adds a large blob of zeros, and returns its digest.
     pub(crate) async fn push_blob(&self, node: &Node, mebibytes: u32) -> String {
         let file = self.scratch.path().join("blob").display().to_string();
         let curl = format!("curl -sf -u {}:{PUSHER}", user(PUSHER));

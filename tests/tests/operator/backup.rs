@@ -83,7 +83,7 @@ fn restorable(kind: Kind, object: &DynamicObject) -> Value {
     value
 }
 
-/// Makes the objects of some kinds; what is there stays as it is.
+/// Creates the objects of some kinds, and keeps existing ones unchanged.
 async fn restore(bench: &Bench, backup: &Backup, kinds: &[Kind]) {
     let params = PostParams {
         field_manager: Some("velero-server".to_owned()),

@@ -258,7 +258,7 @@ async fn edited_object_is_repaired_keeping_additions() {
     assert!(belongs_to(&labelled.await, &mirror));
 }
 
-/// Nothing of a paused mirror changes.
+/// The operator changes no object of a paused mirror.
 #[tokio::test]
 async fn paused_mirror_is_not_changed() {
     let mut bench = Bench::start("paused").await;

@@ -1,4 +1,4 @@
-//! The operator at scale, as a process beside a real API server: figures to read, and counts to keep.
+//! The operator at scale, as a process with a real API server: figures to read, and counts with limits.
 //!
 //! ```sh
 //! make bench-operator                  # 1,000 mirrors
@@ -390,7 +390,7 @@ async fn measure_restart(
     operator
 }
 
-/// Some mirrors change, by themselves and beside others that never rest.
+/// Some mirrors change, alone and while others change all the time.
 async fn measure_changes(bench: &Bench, operator: &Measured, figures: &mut Figures) {
     figures.say("a change at rest", probe(bench, operator, "1m").await);
     let storm = async {

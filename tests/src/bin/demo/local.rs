@@ -49,7 +49,7 @@ pub(crate) async fn run(example: &Example, programs: &Path) -> Result<bool, Box<
     Ok(report(&[cold, warm, stale]))
 }
 
-/// The mirror, where it serves, and where it tells its state.
+/// Starts the mirror, and returns it with the addresses of its registry port and its admin port.
 async fn serve(
     example: &Example,
     upstream: &Upstream,

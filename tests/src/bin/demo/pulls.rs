@@ -18,7 +18,7 @@ pub(crate) const IMAGE: &str = "team/app:1.0";
 /// Its tag.
 pub(crate) const TAG: &str = "1.0";
 
-/// A mirror, and an image that should come out of it as it is.
+/// A mirror, and the image that it should serve unchanged.
 pub(crate) struct Pulls<'a> {
     /// The registry port of the mirror.
     pub(crate) mirror: skopeo::Registry,
@@ -44,11 +44,11 @@ pub(crate) struct Pull {
 /// The expected source of a pull's content.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Expected {
-    /// Nothing in the cache.
+    /// The cache is empty.
     Cold,
-    /// Everything in the cache.
+    /// The cache has all content.
     Warm,
-    /// Everything in the cache, a tag that is due for revalidation, and no upstream.
+    /// The cache has all content, the tag is due for revalidation, and the upstream is down.
     Stale,
 }
 
@@ -118,7 +118,7 @@ impl Pull {
     }
 }
 
-/// Prints what the pulls led to, and tells whether all is well.
+/// Prints the results of the pulls, and returns true if all are as expected.
 pub(crate) fn report(pulls: &[Pull]) -> bool {
     println!();
     println!(
