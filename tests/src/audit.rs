@@ -91,12 +91,12 @@ struct ResponseStatus {
 }
 
 impl Event {
-    /// The user on whose rights the request was decided.
+    /// Returns the user whose permissions the API server checked for the request.
     pub fn user(&self) -> &str {
         &self.impersonated_user.as_ref().unwrap_or(&self.user).username
     }
 
-    /// The status code of the answer.
+    /// Returns the status code of the answer.
     pub fn code(&self) -> Option<u16> {
         self.response_status.as_ref().map(|status| status.code)
     }
@@ -148,12 +148,12 @@ impl Audit {
         Ok(Mark(0))
     }
 
-    /// The requests that were logged after `mark`, in the order in which they ended.
+    /// Returns the requests that were logged after `mark`, in the order in which they ended.
     pub fn since(&self, mark: Mark) -> io::Result<Vec<Event>> {
         self.lines_with(mark, "")
     }
 
-    /// The events whose lines have a text in them.
+    /// Returns the events whose lines have a text in them.
     fn lines_with(&self, mark: Mark, text: &str) -> io::Result<Vec<Event>> {
         let mut file = File::open(&self.path)?;
         file.seek(SeekFrom::Start(mark.0))?;
@@ -189,7 +189,7 @@ impl Audit {
             .collect())
     }
 
-    /// The writes of one user after `mark`, in one namespace.
+    /// Returns the writes of one user after `mark`, in one namespace.
     pub fn writes(&self, mark: Mark, user: &str, namespace: &str) -> io::Result<Vec<Event>> {
         let mut events = self.since(mark)?;
         events.retain(|e| e.is_write() && e.user() == user && e.object_ref.namespace == namespace);

@@ -53,7 +53,7 @@ impl Kubernetes {
         }
     }
 
-    /// Its version, without the patch.
+    /// Returns the version without the patch.
     pub fn version(self) -> &'static str {
         match self {
             Self::Newest => "1.36",
@@ -61,7 +61,7 @@ impl Kubernetes {
         }
     }
 
-    /// The API server's program.
+    /// Returns the API server's program.
     pub fn api_server(self) -> &'static str {
         match self {
             Self::Newest => "kube-apiserver",
@@ -70,14 +70,14 @@ impl Kubernetes {
     }
 }
 
-/// The root of the workspace that this crate is part of.
+/// Returns the root of the workspace that this crate is part of.
 pub fn workspace() -> &'static Path {
     let tests = Path::new(env!("CARGO_MANIFEST_DIR"));
     tests.parent().unwrap_or(tests)
 }
 
-/// The path of a program that `tests/cluster/build` knows, which makes it first where it is missing and says so on
-/// standard error: kube-apiserver, the largest, takes about four minutes on two cores.
+/// Returns the path of a program of `tests/cluster/build`, which builds a missing program first and says so on standard
+/// error: kube-apiserver, the largest, takes about four minutes on two cores.
 pub async fn get(program: &'static str) -> Result<PathBuf, Error> {
     build(&[program]).await?;
     locate(program)
@@ -96,7 +96,7 @@ pub async fn build(programs: &[&'static str]) -> Result<(), Error> {
     }
 }
 
-/// The path of a program that is there: in `KUBEBUILDER_ASSETS`, else in the cache.
+/// Returns the path of an existing program: in `KUBEBUILDER_ASSETS`, else in the cache.
 pub fn locate(program: &'static str) -> Result<PathBuf, Error> {
     let assets = env::var_os("KUBEBUILDER_ASSETS").map(PathBuf::from);
     assets
@@ -107,7 +107,7 @@ pub fn locate(program: &'static str) -> Result<PathBuf, Error> {
         .ok_or(Error::Missing(program))
 }
 
-/// The cache directory, by the same rule as `tests/cluster/vars`.
+/// Returns the cache directory, by the same rule as `tests/cluster/vars`.
 fn cache() -> Option<PathBuf> {
     let path = |name| env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
     path("REGISTRY_MIRROR_TEST_CACHE")

@@ -37,7 +37,7 @@ pub struct Options {
 }
 
 impl Default for Options {
-    /// With controllers, and with the project's own kinds.
+    /// Returns options with controllers and the project's own kinds.
     fn default() -> Self {
         Self {
             controller_manager: true,
@@ -47,7 +47,7 @@ impl Default for Options {
 }
 
 impl Options {
-    /// etcd and the API server, nothing in it.
+    /// Returns options for etcd and an empty API server.
     pub fn bare() -> Self {
         Self {
             controller_manager: false,
@@ -97,7 +97,7 @@ impl Error {
     }
 }
 
-/// A client made of a kubeconfig file.
+/// Creates a client from a kubeconfig file.
 pub async fn client_from(kubeconfig: &Path) -> Result<Client, Error> {
     access::client(&Kubeconfig::read_from(kubeconfig)?, None).await
 }
@@ -113,7 +113,7 @@ pub struct ControlPlane {
 }
 
 impl ControlPlane {
-    /// The control plane that all tests of this process share, with [`Options::default`]; with
+    /// Returns the control plane that all tests of this process share, with [`Options::default`]; with
     /// `USE_EXISTING_CLUSTER=true` the cluster of the kubeconfig.
     ///
     /// # Panics
@@ -153,12 +153,12 @@ impl ControlPlane {
         })
     }
 
-    /// The administrator's kubeconfig, for programs.
+    /// Returns the administrator's kubeconfig, for programs.
     pub fn kubeconfig(&self) -> &Path {
         &self.kubeconfig_path
     }
 
-    /// An administrator's client. It belongs to the runtime that it is made in: each test makes its own.
+    /// Returns an administrator's client. It belongs to the runtime that it is made in: each test makes its own.
     ///
     /// # Panics
     /// Where the kubeconfig can't be used, which only that of an existing cluster can't.
@@ -168,7 +168,7 @@ impl ControlPlane {
             .unwrap_or_else(|error| panic!("{error}"))
     }
 
-    /// A client that acts as `user` with `groups` (`system:masters` may do everything), so that the audit log
+    /// Returns a client that acts as `user` with `groups` (`system:masters` may do everything), so that the audit log
     /// tells it from others.
     ///
     /// # Panics
@@ -190,7 +190,7 @@ impl ControlPlane {
             .unwrap_or_else(|error| panic!("{error}"))
     }
 
-    /// A kubeconfig file with the rights of a ServiceAccount and nothing more.
+    /// Returns a kubeconfig file with the permissions of a ServiceAccount only.
     pub async fn service_account_kubeconfig(&self, namespace: &str, name: &str) -> Result<PathBuf, Error> {
         let token = access::service_account_token(self.client().await, namespace, name).await?;
         let kubeconfig = access::with_token(&self.kubeconfig, token);

@@ -56,7 +56,7 @@ pub struct Options {
 }
 
 impl Default for Options {
-    /// All namespaces, no image, a second.
+    /// Returns options for all namespaces, without images, with reads every second.
     fn default() -> Self {
         Self {
             namespace: None,
@@ -67,7 +67,7 @@ impl Default for Options {
 }
 
 impl Options {
-    /// The Pods of one namespace.
+    /// Returns options for one namespace.
     pub fn for_namespace(namespace: &str) -> Self {
         Self {
             namespace: Some(namespace.to_owned()),
@@ -118,7 +118,7 @@ impl FakeKubelet {
         Ok(Self { tasks, kubelet })
     }
 
-    /// The Node's name.
+    /// Returns the Node's name.
     pub fn node(&self) -> &str {
         &self.kubelet.node
     }
@@ -180,7 +180,7 @@ impl Kubelet {
         })
     }
 
-    /// The objects of one kind that it looks after.
+    /// Returns the API of a kind in the kubelet's namespaces.
     fn api<K>(&self) -> Api<K>
     where
         K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
@@ -212,7 +212,7 @@ impl Kubelet {
     }
 }
 
-/// An address for a Pod. Other kubelets draw from the same four million.
+/// Returns a random address for a Pod. Other kubelets draw from the same four million.
 fn draw_address() -> Ipv4Addr {
     let mut draw = rand::rng();
     Ipv4Addr::new(

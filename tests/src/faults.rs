@@ -50,8 +50,8 @@ impl Default for Faults {
 }
 
 impl Faults {
-    /// The connection is dead as soon as one more write than these is to begin: it, and all that follows, gets no
-    /// answer.
+    /// Returns faults that end the connection before the write after these: that write, and all requests after it, get
+    /// no answer.
     pub fn after(writes: usize) -> Self {
         Self(Arc::new(State {
             writes: AtomicUsize::new(writes),
@@ -89,7 +89,7 @@ impl Faults {
         Some(held.released)
     }
 
-    /// A client that suffers them.
+    /// Creates a client with these faults.
     pub fn client(&self, config: Config) -> kube::Result<Client> {
         Ok(ClientBuilder::try_from(config)?.with_layer(self).build())
     }
@@ -116,7 +116,7 @@ impl Faults {
         std::mem::take(&mut *watches).cancel();
     }
 
-    /// The number of watches that failed so.
+    /// Returns the number of watches that failed with 410.
     pub fn answered_gone(&self) -> usize {
         self.0.answered_gone.load(Ordering::SeqCst)
     }
@@ -225,7 +225,7 @@ where
     StreamBody::new(frames).boxed_unsync()
 }
 
-/// As an API server answers whose history does not reach back that far.
+/// Returns the answer of an API server whose history does not reach back that far.
 fn gone() -> Response<Bytes> {
     let status = json!({
         "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",

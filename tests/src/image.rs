@@ -25,7 +25,7 @@ pub struct Random {
 }
 
 impl Random {
-    /// An image for two platforms, with layers of these sizes for each.
+    /// Returns an image for two platforms, with layers of these sizes for each.
     pub fn new(seed: u64, layers: &[usize]) -> Self {
         Self {
             seed,
@@ -95,7 +95,7 @@ pub fn of_files(directory: &Path, tag: &str, files: &[File]) -> io::Result<Layou
     Ok(layout)
 }
 
-/// This machine, as `os/architecture`.
+/// Returns the platform of this machine as `os/architecture`.
 pub fn native_platform() -> String {
     let architecture = match std::env::consts::ARCH {
         "x86_64" => "amd64",

@@ -66,7 +66,7 @@ impl Node {
         }
     }
 
-    /// A command in the node's namespaces, with the administrator's rights: `kubectl`, `ctr`, `curl`, …
+    /// Returns a command in the node's namespaces with the permissions of an administrator: `kubectl`, `ctr`, `curl`, …
     pub fn command(&self, program: &str) -> Command {
         let mut command = self.script("in");
         command.arg(program).kill_on_drop(true);

@@ -36,7 +36,7 @@ impl Authority {
         Ok(Self { issuer })
     }
 
-    /// The authority's certificate in PEM: what clients must trust.
+    /// Returns the CA's certificate in PEM, which clients must trust.
     pub fn certificate(&self) -> String {
         self.issuer.pem()
     }

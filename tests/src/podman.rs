@@ -21,7 +21,8 @@ pub fn is_possible() -> bool {
     possible
 }
 
-/// A command of podman's with its images in `home`, this `registries.conf`, and nothing of this machine's configuration.
+/// Returns a command of Podman with its images in `home`, this `registries.conf`, and nothing of this machine's
+/// configuration.
 pub fn command(home: &Path, registries_conf: &Path) -> Command {
     let mut command = Command::new("podman");
     command

@@ -15,7 +15,7 @@ use tokio::signal::unix::{SignalKind, signal};
 /// The bytes of a log that an error message includes.
 const TAIL: usize = 2_000;
 
-/// A command that is killed by the kernel as soon as this process is gone.
+/// Returns a command that the kernel kills as soon as this process is gone.
 pub fn command(program: impl AsRef<Path>) -> Command {
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "KILL", "--"]).arg(program.as_ref());
@@ -51,7 +51,7 @@ impl Daemon {
         &self.name
     }
 
-    /// Its process id.
+    /// Returns the process id.
     pub fn id(&self) -> u32 {
         self.child.id()
     }
@@ -83,7 +83,7 @@ impl Daemon {
         Ok(kill_process(Pid::from_child(&self.child), signal)?)
     }
 
-    /// The last lines of its log.
+    /// Returns the last lines of the log.
     pub fn log_tail(&self) -> String {
         let bytes = fs::read(&self.log).unwrap_or_default();
         String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(TAIL)..]).into_owned()
@@ -105,8 +105,8 @@ impl Drop for Daemon {
 
 type Request = (Command, SyncSender<io::Result<Child>>);
 
-/// The kernel's "parent" whose death kills the child is the thread that made it, and a test's thread ends with
-/// the test; what tests share has to be started from a thread that lasts.
+/// Starts a process from a thread that lasts: the kernel kills the child at the end of the thread that made it, and a
+/// test's thread ends with the test, while other tests may share the process.
 fn spawn_from_a_lasting_thread(command: Command) -> io::Result<Child> {
     static SPAWNER: LazyLock<Sender<Request>> = LazyLock::new(|| {
         let (sender, requests) = channel::<Request>();
@@ -129,8 +129,8 @@ fn spawn_from_a_lasting_thread(command: Command) -> io::Result<Child> {
     answer.recv().map_err(|_| gone())?
 }
 
-/// Different ports of 127.0.0.1 that were free a moment ago. Another process may be quicker to take one,
-/// so who uses them tries again with others.
+/// Returns different ports of 127.0.0.1 that were free a moment ago. Another process may take one first, so the caller
+/// tries again with others.
 pub fn free_ports<const N: usize>() -> io::Result<[u16; N]> {
     let mut ports = [0; N];
     // All are held until the last is found: the kernel gives none of them twice.

@@ -32,7 +32,8 @@ pub struct Selector {
     pub labels: Vec<String>,
 }
 
-/// The groups of rules in a chart's objects: those of each `PrometheusRule`, and one of what each dashboard asks.
+/// Returns the groups of rules in a chart's objects: those of each `PrometheusRule`, and one of the queries of each
+/// dashboard.
 pub fn groups(objects: &[Value]) -> Vec<Value> {
     let mut groups = Vec::new();
     for object in objects {

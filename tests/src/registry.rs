@@ -51,7 +51,7 @@ pub struct Registry {
 }
 
 impl Registry {
-    /// The directory that holds what was pushed.
+    /// Returns the directory of the pushed content.
     pub fn storage(&self) -> PathBuf {
         self.scratch.path().join(STORAGE)
     }

@@ -32,7 +32,7 @@ impl Scratch {
         Ok(Self { path, janitor })
     }
 
-    /// The directory.
+    /// Returns the directory.
     pub fn path(&self) -> &Path {
         &self.path
     }

@@ -54,7 +54,7 @@ pub struct Options {
 }
 
 impl Options {
-    /// One user, who must show the password in this way.
+    /// Returns options with one user, who must send the password in this way.
     pub fn protected(access: Access, (user, password): User<'_>) -> Self {
         Self {
             access: Some(access),
@@ -119,7 +119,7 @@ impl Upstream {
         })
     }
 
-    /// `http://127.0.0.1:PORT`, or with `https`.
+    /// Returns the URL, `http://127.0.0.1:PORT` or with `https`.
     pub fn url(&self) -> String {
         let scheme = if self.options.tls.is_some() {
             "https"
@@ -192,7 +192,7 @@ impl Upstream {
         Ok(skopeo::pull(&from, name, directory).await?)
     }
 
-    /// docker-registry itself asks for a password only where the gate does not ask for a token.
+    /// Returns the user of docker-registry, which asks for a password only if the gate does not ask for a token.
     fn registry_user(&self) -> Option<(String, String)> {
         let basic = self.options.access == Some(Access::Basic);
         self.options.users.first().filter(|_| basic).cloned()

@@ -16,7 +16,7 @@ use crate::scratch::Scratch;
 
 const NAME: &str = "testbed";
 
-/// A kubeconfig with one user, who shows a token.
+/// Returns a kubeconfig with one user and its token.
 pub(super) fn kubeconfig(server: String, ca: &Path, token: String) -> Kubeconfig {
     Kubeconfig {
         api_version: Some("v1".to_owned()),
@@ -44,7 +44,7 @@ pub(super) fn kubeconfig(server: String, ca: &Path, token: String) -> Kubeconfig
     }
 }
 
-/// The same cluster for the bearer of another token.
+/// Returns a kubeconfig for the same cluster with another token.
 pub(super) fn with_token(kubeconfig: &Kubeconfig, token: String) -> Kubeconfig {
     let user = current_user(kubeconfig).unwrap_or_else(|| NAME.to_owned());
     Kubeconfig {

@@ -60,17 +60,17 @@ impl Namespace {
         })
     }
 
-    /// Its name.
+    /// Returns the name.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The client that it was made with.
+    /// Returns the client that made the namespace.
     pub fn client(&self) -> Client {
         self.client.clone()
     }
 
-    /// Its objects of one kind.
+    /// Returns the API of a kind in the namespace.
     pub fn api<K>(&self) -> Api<K>
     where
         K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,

@@ -69,7 +69,7 @@ fn fill(generation: &Path, files: &Files, mode: u32) -> io::Result<()> {
     Ok(())
 }
 
-/// A link for the first component of each name, and none for others.
+/// Links the first component of each name, and removes other links.
 fn link_names(directory: &Path, files: &Files) -> io::Result<()> {
     let tops: Vec<&str> = files.keys().filter_map(|name| name.split('/').next()).collect();
     for entry in fs::read_dir(directory)? {

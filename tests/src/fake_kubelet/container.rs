@@ -255,14 +255,14 @@ impl Supervisor {
     }
 }
 
-/// The time that a container keeps running before the kubelet ends it; other hooks are refused.
+/// Returns the time that a container keeps running before the kubelet ends it; other hooks are refused.
 fn pre_stop(container: &Container) -> Duration {
     let hook = container.lifecycle.as_ref().and_then(|l| l.pre_stop.as_ref());
     let sleep = hook.and_then(|hook| hook.sleep.as_ref());
     Duration::from_secs(sleep.map_or(0, |sleep| sleep.seconds.unsigned_abs()))
 }
 
-/// SIGTERM, and SIGKILL where that is not enough.
+/// Ends a process by SIGTERM, and by SIGKILL if it runs on after `grace`.
 async fn stop(daemon: &mut Daemon, grace: Duration) -> std::io::Result<ExitStatus> {
     daemon.terminate()?;
     if let Ok(status) = tokio::time::timeout(grace, daemon.ended()).await {

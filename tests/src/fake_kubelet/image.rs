@@ -12,7 +12,7 @@ pub struct Image {
 }
 
 impl Image {
-    /// An image with the program `path` (absolute in the image), which is `host` on this machine.
+    /// Creates an image with the program `path` (absolute in the image), which is `host` on this machine.
     pub fn new(path: &str, host: impl Into<PathBuf>) -> Self {
         Self {
             entrypoint: path.to_owned(),
@@ -31,7 +31,7 @@ impl Image {
         &self.entrypoint
     }
 
-    /// The program that a word of a command names, by its path or, as its PATH holds every directory, its name.
+    /// Returns the program that a word of a command names, by its path or, as its PATH holds every directory, its name.
     pub(super) fn program(&self, word: &str) -> Option<&Path> {
         let named = |path: &str| !word.contains('/') && path.rsplit('/').next() == Some(word);
         let mut programs = self.programs.iter();

@@ -74,7 +74,7 @@ impl Surroundings<'_> {
         Ok(Mounts::new(mounts))
     }
 
-    /// The container's variables, with those that every container has.
+    /// Returns the container's variables, with those that every container has.
     async fn environment(&self, container: &Container) -> Result<BTreeMap<String, String>, Problem> {
         let mut variables = BTreeMap::from([
             ("PATH".to_owned(), "/usr/local/bin:/usr/bin:/bin".to_owned()),

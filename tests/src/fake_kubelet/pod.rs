@@ -149,7 +149,8 @@ fn start_containers(shared: &Arc<Shared>, stop: &watch::Sender<Option<Duration>>
     supervisors.map(Supervisor::run).collect()
 }
 
-/// As on a real node, a Secret's change waits for the next round, but a change of the Pod brings that round forward.
+/// Updates the volumes. As on a real node, a Secret's change waits for the next round, and a change of the Pod starts a
+/// round.
 async fn sync(shared: &Shared, volumes: &Volumes, pod: &Pod) {
     if shared.kubelet.holds_volumes.load(Ordering::Relaxed) {
         return;
@@ -208,7 +209,7 @@ impl Reporter {
         }
     }
 
-    /// Never returns by itself.
+    /// Reports each change of the Pod's state; never returns.
     async fn follow(&self) {
         let mut states = self.shared.states.subscribe();
         loop {

@@ -70,7 +70,7 @@ impl Worker {
     }
 }
 
-/// The scheduler's part. A Pod whose selector this node does not meet stays where it is.
+/// Binds a Pod to this node in place of the scheduler, unless the node does not match the Pod's selector.
 async fn bind(kubelet: &Kubelet, pod: &Pod) {
     let selector = pod.spec.as_ref().and_then(|spec| spec.node_selector.as_ref());
     let labels = kubelet.labels();

@@ -68,7 +68,7 @@ impl Prober<'_> {
         }
     }
 
-    /// The first verdict with as many answers in a row as its threshold asks for.
+    /// Returns the first verdict with as many answers in a row as its threshold asks for.
     async fn verdict(&self, probe: &Probe) -> Verdict {
         let (mut successes, mut failures) = (0, 0);
         loop {

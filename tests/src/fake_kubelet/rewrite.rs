@@ -32,7 +32,7 @@ impl Mounts {
         out
     }
 
-    /// The mount that `text` starts with, as the length of its path and its directory.
+    /// Returns the mount that `text` starts with, as the length of its path and its directory.
     fn at_start(&self, text: &str) -> Option<(usize, &str)> {
         let mut mounts = self.0.iter();
         let (path, directory) = mounts.find(|(path, _)| {
@@ -59,7 +59,7 @@ fn listen_on(text: &str, address: Ipv4Addr) -> Option<String> {
     matches!(host, "" | "0.0.0.0" | "[::]" | "127.0.0.1").then(|| format!("{flag}{address}:{port}"))
 }
 
-/// An argument or the value of a variable, as the process on this machine needs it.
+/// Returns an argument or the value of a variable, as the process on this machine needs it.
 pub(super) fn for_host(text: &str, mounts: &Mounts, address: Ipv4Addr) -> String {
     listen_on(text, address).unwrap_or_else(|| mounts.rewrite(text))
 }

@@ -13,7 +13,7 @@ use super::sources::Problem;
 /// The directory in which admission mounts the token.
 const MOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 
-/// A token of the Pod's ServiceAccount, bound to the Pod.
+/// Returns a token of the Pod's ServiceAccount, bound to the Pod.
 pub(super) async fn token(
     client: &Client,
     pod: &Pod,
@@ -47,7 +47,7 @@ pub(super) async fn token(
         .ok_or_else(|| Problem::Failed("the token request was not answered".to_owned()))
 }
 
-/// The directory that stands for the token's mount in a container, if it has one.
+/// Returns the directory of the token's mount in a container, if it has one.
 pub(super) fn mounted(
     container: &Container,
     volumes: &std::collections::BTreeMap<String, PathBuf>,

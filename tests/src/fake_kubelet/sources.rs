@@ -54,7 +54,7 @@ impl Sources {
         }
     }
 
-    /// The keys of a ConfigMap, none where it is missing but `optional`.
+    /// Returns the keys of a ConfigMap, none where it is missing but `optional`.
     pub(super) async fn config_map(&self, name: &str, optional: bool) -> Result<Files, Problem> {
         let found = self.config_maps.get_opt(name).await?;
         let text = |map: &ConfigMap| map.data.clone().unwrap_or_default();
@@ -70,7 +70,7 @@ impl Sources {
         or_missing(files, optional, || format!("ConfigMap {name}"))
     }
 
-    /// The keys of a Secret, none where it is missing but `optional`.
+    /// Returns the keys of a Secret, none where it is missing but `optional`.
     pub(super) async fn secret(&self, name: &str, optional: bool) -> Result<Files, Problem> {
         let found = self.secrets.get_opt(name).await?;
         let files = found.map(|secret| {
@@ -89,7 +89,7 @@ fn or_missing(files: Option<Files>, optional: bool, name: impl FnOnce() -> Strin
     }
 }
 
-/// The keys that a volume selects, under the names that it gives them; all where it selects none.
+/// Returns the keys that a volume selects, under the names that it gives them; all where it selects none.
 pub(super) fn select(
     mut files: Files,
     items: Option<&Vec<KeyToPath>>,
@@ -113,7 +113,7 @@ pub(super) fn select(
     Ok(selected)
 }
 
-/// A field of the Pod by its path, as `fieldRef` names it.
+/// Returns a field of the Pod by its path, as `fieldRef` names it.
 pub(super) fn field(pod: &Pod, address: Ipv4Addr, path: &str) -> Result<String, Problem> {
     let spec = pod.spec.clone().unwrap_or_default();
     let of_map = |map: &std::collections::BTreeMap<String, String>, key: &str| {

@@ -28,7 +28,7 @@ impl Conditions {
     }
 }
 
-/// The object to apply to the status subresource.
+/// Returns the object to apply to the status subresource.
 pub(super) fn object(
     pod: &Pod,
     states: &[Snapshot],
@@ -75,7 +75,7 @@ pub(super) fn object(
     })
 }
 
-/// kubelet's rule: Pending until every container ran once, over when none will run again.
+/// Returns the phase by the kubelet's rule: Pending until each container ran once, ended once none will run again.
 fn phase(states: &[Snapshot], policy: RestartPolicy) -> &'static str {
     let waits_for_the_first_time =
         |state: &Snapshot| matches!(state.phase, Phase::Waiting { .. }) && state.last.is_none();

@@ -172,7 +172,7 @@ impl Volumes {
         items.into_iter().flatten().map(file).collect()
     }
 
-    /// The directory behind a bound claim.
+    /// Returns the directory of a bound PVC.
     async fn claimed(&self, name: &str) -> Result<PathBuf, Problem> {
         let claims: Api<PersistentVolumeClaim> = Api::namespaced(self.client.clone(), &self.namespace);
         let claim = claims.get_opt(name).await?;

@@ -47,7 +47,7 @@ impl Layout {
         })
     }
 
-    /// A layout that is there.
+    /// Opens an existing layout.
     pub fn open(directory: &Path) -> io::Result<Self> {
         let mut index: Value = serde_json::from_slice(&fs::read(directory.join("index.json"))?)?;
         Ok(Self {
@@ -56,12 +56,12 @@ impl Layout {
         })
     }
 
-    /// The directory.
+    /// Returns the directory.
     pub fn path(&self) -> &Path {
         &self.directory
     }
 
-    /// The digest of the manifest or index with this tag.
+    /// Returns the digest of the manifest or index with this tag.
     pub fn digest(&self, tag: &str) -> Option<&str> {
         let is_tag = |manifest: &&Value| manifest["annotations"][REF_NAME] == short(tag);
         self.tagged.iter().find(is_tag)?["digest"].as_str()
@@ -98,7 +98,7 @@ impl Layout {
         })
     }
 
-    /// A manifest with its configuration, for a platform given as `os/architecture`.
+    /// Returns a manifest with its configuration, for a platform given as `os/architecture`.
     pub(super) fn manifest(
         &self,
         platform: &str,

@@ -47,13 +47,13 @@ impl Kind {
 }
 
 impl Counts {
-    /// All requests.
+    /// Returns the number of all requests.
     pub fn requests(&self) -> u64 {
         let content = self.manifest_heads + self.manifest_gets + self.blob_heads + self.blob_gets;
         content + self.tokens + self.others
     }
 
-    /// All bytes of content.
+    /// Returns the bytes of all content.
     pub fn bytes(&self) -> u64 {
         self.manifest_bytes + self.blob_bytes
     }

@@ -39,7 +39,7 @@ impl Tokens {
         *self.users.lock() = users.to_vec();
     }
 
-    /// The body of the answer to a request for a token, if its Basic credentials are known.
+    /// Returns the body of the answer to a request for a token, if its Basic credentials are known.
     pub(super) fn issue(&self, headers: &HeaderMap, scope: &str) -> Option<Value> {
         let user = basic(headers)?;
         if !self.users.lock().contains(&user) {
@@ -48,7 +48,8 @@ impl Tokens {
         Some(self.give(scope))
     }
 
-    /// The same for an identity token (`grant_type=refresh_token`), which is a user's password here.
+    /// Returns the answer to a request with an identity token (`grant_type=refresh_token`), which is a user's password
+    /// here.
     pub(super) fn refresh(&self, form: &str) -> Option<Value> {
         let fields: HashMap<_, _> = url::form_urlencoded::parse(form.as_bytes()).collect();
         let shown = fields.get("refresh_token")?;

@@ -45,7 +45,7 @@ pub(crate) async fn on_a_new_node(example: &Path, image: &Path) -> Result<bool, 
     Ok(inside.status().await?.success())
 }
 
-/// The story inside the node.
+/// Runs the demo inside the node.
 pub(crate) async fn on_node(example: &Example) -> Result<bool, Box<dyn Error>> {
     let kubeconfig = std::env::var_os("KUBECONFIG").ok_or("KUBECONFIG is not set")?;
     let place = Place {
@@ -56,7 +56,7 @@ pub(crate) async fn on_node(example: &Example) -> Result<bool, Box<dyn Error>> {
     story(example, &place).await
 }
 
-/// The story on a control plane whose Pods run as processes.
+/// Runs the demo on a control plane whose Pods run as processes.
 pub(crate) async fn on_a_fake_node(example: &Example, programs: &Path) -> Result<bool, Box<dyn Error>> {
     say("starting a Kubernetes control plane, and a kubelet that runs Pods as processes");
     let control_plane = ControlPlane::start(Options {

@@ -26,7 +26,7 @@ impl Example {
         Ok(text.parse::<kube::core::Duration>()?.into())
     }
 
-    /// The name and password of the Secret.
+    /// Returns the name and password of the Secret.
     pub(crate) fn user(&self) -> Result<(String, String), Box<dyn Error>> {
         let data = &self.find("Secret")?["stringData"];
         let text = |key| {
@@ -38,12 +38,12 @@ impl Example {
         Ok((text("username")?, text("password")?))
     }
 
-    /// The same documents for a registry at `url`, as YAML.
+    /// Returns the documents for a registry at `url`, as YAML.
     pub(crate) fn with_registry(&self, url: &str) -> String {
         yaml(&self.of_registry(url))
     }
 
-    /// The same documents for a registry at `url` with a certificate of this authority, as YAML.
+    /// Returns the documents for a registry at `url` with a certificate of this CA, as YAML.
     pub(crate) fn with_tls_registry(&self, url: &str, authority: &str) -> String {
         let mut documents = self.of_registry(url);
         for document in documents
@@ -80,7 +80,7 @@ impl Example {
     }
 }
 
-/// JSON is YAML.
+/// Returns the documents as JSON, which is YAML.
 fn yaml(documents: &[Value]) -> String {
     let documents: Vec<_> = documents.iter().map(|document| format!("{document:#}")).collect();
     documents.join("\n---\n")

@@ -89,7 +89,7 @@ fn is_equal(pushed: &Layout, pulled: &Path) -> Result<bool, Box<dyn Error>> {
     Ok(pushed == pulled && pulled.iter().all(|(name, digest)| name == digest))
 }
 
-/// The blobs of a layout by name, with their digests.
+/// Returns the blobs of a layout by name, with their digests.
 fn blobs(layout: &Layout) -> Result<Vec<(String, String)>, Box<dyn Error>> {
     let mut blobs = Vec::new();
     for entry in fs::read_dir(layout.path().join("blobs/sha256"))? {
