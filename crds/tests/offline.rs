@@ -125,7 +125,7 @@ fn serialized_mirror_is_accepted_unchanged() {
     }
 }
 
-/// Any JSON at all.
+/// Returns a strategy for any JSON.
 fn json_value() -> impl Strategy<Value = Value> {
     let leaf = prop_oneof![
         Just(Value::Null),

@@ -19,7 +19,7 @@ const KUBERNETES_TYPES: [(&str, &str); 8] = [
     ("status.conditions", "list of Condition"),
 ];
 
-/// Every field of a schema with its type, default and meaning, and every rule.
+/// Returns all fields of a schema as Markdown, each with its type, default and meaning, and every rule.
 pub(crate) fn markdown(schema: &Value) -> String {
     let mut out = String::new();
     for part in ["spec", "status"] {

@@ -52,7 +52,7 @@ impl Table {
 }
 
 impl Creation {
-    /// The whole document.
+    /// Returns the whole document.
     pub(crate) fn document(&self) -> Value {
         let metadata = self.metadata.clone().unwrap_or_else(|| json!({"name": "mirror"}));
         let mut document = document(&metadata, &Value::Null);

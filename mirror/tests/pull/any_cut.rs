@@ -30,7 +30,7 @@ fn positions() -> Vec<usize> {
         .collect()
 }
 
-/// Each blob differs from the others in its first bytes.
+/// Returns a blob that differs from the others in its first bytes.
 fn blob(number: usize) -> Vec<u8> {
     let mut bytes = pattern(SIZE);
     bytes[..8].copy_from_slice(&number.to_le_bytes());
@@ -76,7 +76,7 @@ async fn interrupted_fill_delivers_each_byte_once(then: &[Fault]) {
     .await;
 }
 
-/// The answer to a resumption that fits none: all headers as given, and a body of that many bytes.
+/// Returns the answer to a resumption that fits none: all headers as given, and a body of that many bytes.
 fn part(content_range: &str, length: usize) -> Fault {
     let headers = vec![("content-range", content_range.to_owned())];
     Fault::Answer(StatusCode::PARTIAL_CONTENT, headers, vec![0; length].into())

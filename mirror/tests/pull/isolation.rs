@@ -195,7 +195,7 @@ async fn lying_length_evicts_nothing(fault: &Fault) {
     }
 }
 
-/// A client that asks for more blobs than it has places for, at an upstream that drips.
+/// Asks as one client for more blobs than it has places for, at an upstream that drips.
 async fn flood(hub: &Hub, mirror: &Mirror, host: &str) {
     const BLOBS: usize = 1_100;
     hub.always("GET flood/app/blobs", Fault::Drops(Duration::from_secs(1)));

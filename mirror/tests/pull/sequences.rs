@@ -39,7 +39,7 @@ fn fault(random: &mut StdRng, size: usize) -> Fault {
     }
 }
 
-/// Damage that shows: a changed bit of what was verified is looked for in the background only.
+/// Damages a file visibly: only the background looks for a changed bit of verified content.
 fn damage(random: &mut StdRng, path: &Path) {
     let Some(found) = path.metadata().ok().filter(fs::Metadata::is_file) else {
         return;

@@ -33,7 +33,7 @@ pub(crate) struct Mirror {
     running: DropGuard,
 }
 
-/// Fresh for five minutes, stale for an hour.
+/// Returns settings: fresh for five minutes, stale for an hour.
 pub(crate) fn cache() -> Cache {
     Cache {
         ttl: Some(Duration::from_hours(168)),
@@ -49,7 +49,7 @@ pub(crate) fn cache() -> Cache {
     }
 }
 
-/// The settings for one or more upstreams; the clients lose patience quickly.
+/// Returns the settings for one or more upstreams; the clients lose patience quickly.
 pub(crate) fn live(hubs: &[(&Hub, &str)], cache: Cache, clock: &Clock) -> Live {
     let origin = |(hub, host): &(&Hub, &str)| {
         let settings = hub.config_as(host);
@@ -73,7 +73,7 @@ pub(crate) fn live(hubs: &[(&Hub, &str)], cache: Cache, clock: &Clock) -> Live {
 }
 
 impl Mirror {
-    /// A mirror of this upstream, as `docker.io`.
+    /// Starts a mirror of this upstream, as `docker.io`.
     pub(crate) async fn of(hub: &Hub) -> Self {
         Self::with(&[(hub, "docker.io")], cache(), None).await
     }
@@ -89,7 +89,7 @@ impl Mirror {
         .await
     }
 
-    /// Another one on the same directory, once this one has let go of it.
+    /// Starts another server on the directory, once this one has released it.
     pub(crate) async fn restarted(self, hubs: &[(&Hub, &str)], max_size: Option<u64>) -> Self {
         self.settled().await;
         let Self {
@@ -189,7 +189,7 @@ impl Mirror {
         self.request("GET", path).send().await.unwrap()
     }
 
-    /// The status and the body; `None` where the body was cut short.
+    /// Returns the status and the body; `None` where the body was cut short.
     pub(crate) async fn fetch(&self, path: &str) -> (u16, Option<Body>) {
         let response = self.get(path).await;
         (response.status().as_u16(), response.bytes().await.ok().map(Body))

@@ -112,7 +112,7 @@ fn rows() -> Vec<Row> {
     ]
 }
 
-/// The status, and `X-Cache` or the error's code.
+/// Returns the status, and `X-Cache` or the error's code.
 async fn got(mirror: &Mirror, path: &str) -> (u16, String, Option<u64>) {
     let answer = mirror.get(path).await;
     assert!(!answer.headers().contains_key("www-authenticate"));

@@ -41,7 +41,7 @@ fn marked(status: u16, body: &'static str) -> Fault {
     )
 }
 
-/// The status, and the error's code where there is one.
+/// Returns the status, and the error's code where there is one.
 async fn code_of(mirror: &Mirror, method: &str, path: &str) -> (u16, String) {
     let answer = mirror.request(method, path).send().await.unwrap();
     let status = answer.status().as_u16();

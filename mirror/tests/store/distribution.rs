@@ -55,7 +55,7 @@ impl Registry {
         Self { process, address }
     }
 
-    /// The status and the body of a GET.
+    /// Returns the status and the body of a GET.
     fn get(&self, path: &str) -> (u16, Vec<u8>) {
         let mut connection = TcpStream::connect(&self.address).unwrap();
         let head = format!(
@@ -133,7 +133,7 @@ impl Image {
     }
 }
 
-/// A cache that Distribution filled from `upstream`, with the state of its scheduler.
+/// Returns a cache that Distribution filled from `upstream`, with the state of its scheduler.
 fn filled_by_distribution(image: &Image, upstream: &Registry) -> Place {
     let place = Place::new();
     let mirror = Registry::start(place.path(), Some(upstream));

@@ -4,7 +4,7 @@ use super::*;
 
 const KIB: u64 = 1024;
 
-/// Bytes of all content on disk.
+/// Returns the bytes of all content on the disk.
 fn stored(place: &Place) -> u64 {
     let blobs = files(&place.v2().join("blobs"));
     blobs.values().map(|bytes| bytes.len() as u64).sum()

@@ -105,7 +105,7 @@ impl Place {
         self.path().join("docker/registry/v2")
     }
 
-    /// Every file of the registry's tree with its bytes.
+    /// Returns all files of the registry's tree with their bytes.
     fn tree(&self) -> BTreeMap<PathBuf, Vec<u8>> {
         files(&self.v2())
     }
@@ -144,7 +144,7 @@ fn nginx() -> Repository {
     repository("docker.io", "library/nginx")
 }
 
-/// Bytes that differ by seed.
+/// Returns bytes that differ by seed.
 fn bytes(seed: u64, len: usize) -> Vec<u8> {
     let mut bytes = seed.to_le_bytes().repeat(len / 8 + 1);
     bytes.truncate(len);

@@ -8,7 +8,7 @@ fn globs(patterns: &[&str]) -> Globs {
     Globs::new(&patterns.iter().map(ToString::to_string).collect::<Vec<_>>()).unwrap()
 }
 
-/// An image of one layer with a tag, and an index over it with another.
+/// Stores an image of one layer with a tag, and an index of it with another tag.
 async fn image(store: &Store, layer: &[u8]) -> (Digest, Digest, Digest) {
     let layer = put(store, &nginx(), layer).await;
     let image = manifest(&format!(r#"{{"layers":[{{"digest":"{layer}"}}]}}"#));

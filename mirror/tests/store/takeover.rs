@@ -7,7 +7,7 @@ use std::io::{BufWriter, Write};
 
 const WEEK: Duration = Duration::from_hours(168);
 
-/// The expiry state that Distribution would leave: what it has of others, then `ours`, to go in a day.
+/// Writes the expiry state that Distribution would leave: what it has of others, then `ours`, to go in a day.
 fn write_state(place: &Place, others: usize, ours: &[&Digest], expires: Timestamp) {
     let file = fs::File::create(place.path().join("scheduler-state.json")).unwrap();
     let mut out = BufWriter::new(file);

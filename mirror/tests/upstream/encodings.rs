@@ -19,7 +19,7 @@ fn gzip(bytes: &[u8]) -> Bytes {
     encoder.finish().unwrap().into()
 }
 
-/// An answer that says of itself that it is compressed, and is.
+/// Returns a compressed answer, with the header for it.
 fn compressed(status: u16, body: &[u8]) -> Fault {
     let label = vec![("content-encoding", "gzip".to_owned())];
     Fault::Answer(StatusCode::from_u16(status).unwrap(), label, gzip(body))

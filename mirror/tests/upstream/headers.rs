@@ -36,7 +36,7 @@ async fn pull(head: &str, body: &str) -> Result<ManifestAnswer, Error> {
     got
 }
 
-/// A head with lines between the status and the end; `LEN` is replaced by the length of the body.
+/// Returns a head with lines between the status and the end; `LEN` is replaced by the length of the body.
 fn head(lines: &str) -> String {
     let length = BODY.len().to_string();
     format!("HTTP/1.1 200 OK\r\n{}\r\n", lines.replace("LEN", &length))

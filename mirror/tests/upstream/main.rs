@@ -42,7 +42,7 @@ fn basic(username: &str, password: &str) -> Credential {
     }
 }
 
-/// Time-outs that a test can wait for.
+/// Returns options with timeouts that a test can wait for.
 fn impatient(clock: Clock) -> Options {
     Options {
         clock,

@@ -23,7 +23,7 @@ struct Two {
 }
 
 impl Two {
-    /// Both in clear text. Jane's password is configured.
+    /// Starts both in clear text. Jane's password is configured.
     async fn start() -> Self {
         Self::new(Hub::start().await, Hub::start().await, 307)
     }
@@ -41,14 +41,14 @@ impl Two {
         }
     }
 
-    /// The second registry by a name of its own, which `trust` can hold.
+    /// Returns the second registry by a name of its own, which `trust` can hold.
     fn by_name(&self) -> Url {
         let mut url = self.second.url();
         url.set_host(Some("localhost")).unwrap();
         url
     }
 
-    /// The second registry is reached by its own name, also its token server.
+    /// Redirects to the second registry, token server included, by its own name.
     fn redirect_by_name(&self) {
         self.first.heal();
         self.first
@@ -67,7 +67,7 @@ impl Two {
         pull(&self.upstream()).await
     }
 
-    /// The kinds of Authorization that the second registry received, token server included.
+    /// Returns the kinds of Authorization that the second registry received, token server included.
     fn shown(&self) -> Vec<String> {
         let shown = |seen: &Seen| seen.authorization().to_owned();
         self.second.seen("*").iter().map(shown).collect()

@@ -71,7 +71,7 @@ async fn unusable_ca_file_is_named() {
     }
 }
 
-/// An upstream with this chain and key, an image in it, and a pull of the image.
+/// Pulls an image from an upstream with this chain and key.
 async fn pull_from(chain: &str, key: &str, ca: &str) -> Result<(), Error> {
     let hub = Hub::start_tls_with(chain, key, ca).await;
     hub.push_image("library/app", "v1", &[b"layer"]);

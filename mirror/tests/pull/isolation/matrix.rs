@@ -211,7 +211,7 @@ impl Scene {
         }
     }
 
-    /// The paths that the neighbour's clients ask for: the innocent's, at another upstream.
+    /// Returns the paths that the neighbour's clients ask for: the innocent's, at another upstream.
     fn paths(&self, host: &str) -> Vec<String> {
         let name = format!("/v2/{host}/org/app");
         let Content { manifests, layers } = &self.content;
