@@ -14,8 +14,10 @@ use mirror::config::Globs;
 use serde::Serialize;
 use url::{Host, Url};
 
-use crate::validate::is_in_clear_text;
+use crate::{quantity::amount, validate::is_in_clear_text};
 
+/// The size in bytes below which a cache has no room for many usual images: 1 GiB.
+const SMALL_CACHE: f64 = (1 << 30) as f64;
 /// The registry of images whose name has none.
 const DOCKER_HUB: &str = "docker.io";
 
@@ -63,6 +65,7 @@ pub fn find(mirror: &RegistryMirror, server_image: &str) -> Vec<Warning> {
             passwords_in_clear_text(mirror),
             single_replica(mirror),
             nothing_to_serve(mirror),
+            small_cache(mirror),
             address_for_newer_nodes(mirror),
         ]
         .into_iter()
@@ -261,6 +264,34 @@ fn nothing_to_serve(mirror: &RegistryMirror) -> Option<Warning> {
     })
 }
 
+/// Returns the warning that the storage, or the limit of the cache, is smaller than many images.
+fn small_cache(mirror: &RegistryMirror) -> Option<Warning> {
+    let (storage, cache) = (&mirror.spec.storage, &mirror.spec.cache);
+    let claim = storage.persistent_volume_claim.as_ref();
+    let sizes = [
+        ("spec.cache.maxSize", cache.max_size.as_ref()),
+        (
+            "spec.storage.persistentVolumeClaim.size",
+            claim.and_then(|claim| claim.size.as_ref()),
+        ),
+        (
+            "spec.storage.ephemeral.sizeLimit",
+            storage.ephemeral.as_ref().map(|volume| &volume.size_limit),
+        ),
+    ];
+    let mut sizes = sizes.into_iter().filter_map(|(field, size)| Some((field, size?)));
+    let (field, size) = sizes.find(|(_, size)| amount(&size.0).is_some_and(|bytes| bytes < SMALL_CACHE))?;
+    Some(Warning::new(
+        "small-cache",
+        field,
+        format!(
+            "{} is less than many images have: a layer without room passes through uncached, each time",
+            size.0
+        ),
+        "set a size that has room for the images of the nodes, such as 50Gi",
+    ))
+}
+
 /// Returns a warning for each pattern of pinned images whose host is no upstream of the mirror.
 fn ineffective_pins(mirror: &RegistryMirror) -> impl Iterator<Item = Warning> {
     let patterns = mirror.spec.cache.pinned.iter().enumerate();
@@ -374,6 +405,9 @@ mod tests {
     #[test_case(&json!({"service": {"type": "NodePort"}, "tls": {"mode": "SelfSigned", "clientCARef": {"kind": "Secret", "name": "ca"}}})
         => Vec::<&str>::new(); "clients need a certificate")]
     #[test_case(&json!({"cache": {"offline": true}}) => vec!["offline-with-ephemeral-storage"])]
+    #[test_case(&json!({"storage": {"type": "Ephemeral", "ephemeral": {"sizeLimit": "100Mi"}}}) => vec!["small-cache"])]
+    #[test_case(&json!({"cache": {"maxSize": "500M"}}) => vec!["small-cache"]; "a small limit of the cache")]
+    #[test_case(&json!({"cache": {"maxSize": "1Gi"}}) => Vec::<&str>::new(); "a gibibyte")]
     #[test_case(&json!({"cache": {"pinned": ["quay.io/team/**:*", "docker.io/library/*:*"]}})
         => vec!["pinned-without-upstream"])]
     #[test_case(&json!({"cache": {"pinned": ["*.io/team/**:*", "**/nginx:*"]}}) => Vec::<&str>::new(); "pinned by wildcard")]

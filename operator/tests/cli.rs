@@ -404,6 +404,46 @@ fn file_mistakes_match_the_golden_file() {
                 "{type: PersistentVolumeClaim, persistentVolumeClaim: {size: 50GB}}",
             ),
         ),
+        (
+            "a time to live without a unit",
+            with("storage:", "cache: {ttl: 0}\n  storage:"),
+        ),
+        (
+            "a negative time to live",
+            with("storage:", "cache: {ttl: -1h}\n  storage:"),
+        ),
+        (
+            "a storage smaller than an image",
+            with(
+                "{type: Ephemeral}",
+                "{type: PersistentVolumeClaim, persistentVolumeClaim: {size: 100Mi}}",
+            ),
+        ),
+        (
+            "a URL with credentials",
+            with(
+                "host: docker.io",
+                "host: a.example\n    remoteURL: https://ann:secret@a.example",
+            ),
+        ),
+        (
+            "a URL of the API version",
+            with(
+                "host: docker.io",
+                "host: a.example\n    remoteURL: https://a.example/v2/",
+            ),
+        ),
+        (
+            "a Secret of the wrong type",
+            format!(
+                "{}{}",
+                with("host: docker.io", credentials),
+                secret.replace(", namespace: other", "").replace(
+                    "stringData: {username: a, password: b}",
+                    "type: kubernetes.io/tls\nstringData: {tls.crt: a, tls.key: b}"
+                )
+            ),
+        ),
         ("a name with dots", with("name: hub", "name: hub.v1")),
         ("a name with capitals", with("name: hub", "name: Hub")),
         (

@@ -137,6 +137,7 @@ fn promises_name_existing_tests() {
         ("docs/mirror.md", 100),
         ("docs/conformance.md", 35),
         ("docs/nodes.md", 8),
+        ("docs/how-to/mistakes.md", 20),
     ] {
         let named = shown_by(&read(&workspace().join(document)));
         assert!(named.len() > least, "{} promises in {document}", named.len());

@@ -25,6 +25,7 @@ mod installation;
 mod mirrors;
 mod nodes;
 mod permissions;
+pub(super) mod pods;
 mod policy;
 mod report;
 

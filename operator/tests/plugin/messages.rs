@@ -29,6 +29,7 @@ async fn plugin_messages_match_the_golden_file() {
     let port = plain.url().port().unwrap();
     let tls_port = encrypted.url().port().unwrap();
     let https = format!("https://127.0.0.1:{port}");
+    let plain_http = format!("http://127.0.0.1:{port}");
     let http = format!("http://127.0.0.1:{tls_port}");
     let untrusted = format!("https://127.0.0.1:{tls_port}");
     let runs: Vec<Vec<&str>> = vec![
@@ -59,6 +60,7 @@ async fn plugin_messages_match_the_golden_file() {
         vec!["pull", "nginx:1", "--endpoint", &https],
         vec!["pull", "nginx:1", "--endpoint", &http],
         vec!["pull", "nginx:1", "--endpoint", &untrusted],
+        vec!["images", "--endpoint", &plain_http],
         vec!["purge", "nginx", "--endpoint", "http://127.0.0.1:1"],
         vec![
             "purge",

@@ -8,6 +8,7 @@ use kube::{Api, Client, ResourceExt, api::ListParams, core::DeserializeGuard};
 use super::{
     conditions, endpoint, error_message, evictions,
     installation::Installation,
+    pods,
     report::{Check, Class, Finding},
 };
 use crate::{
@@ -142,6 +143,7 @@ async fn of_mirror(client: &Client, mirror: &RegistryMirror, installations: &[In
         );
     }
     findings.extend(conditions::findings(&subject, mirror));
+    findings.extend(pods::check(client, &subject, mirror).await);
     findings.push(endpoint::check(client, &subject, mirror).await);
     findings.extend(nodes(client, &subject, mirror).await);
     findings.extend(evictions::check(client, &subject, mirror).await);

@@ -9,6 +9,10 @@ use super::{
 };
 use crate::cli::Failure;
 
+/// The message for a server without the endpoints of actions.
+const NO_LISTENER: &str = "no listener of actions is there: name the address of --actions-port (registry-mirror local) or \
+                           http.actions.addr; pulls and /status have other ports";
+
 /// The arguments that select servers.
 #[derive(Debug, clap::Args)]
 #[expect(clippy::doc_markdown, reason = "these comments are what --help prints")]
@@ -50,6 +54,12 @@ pub(super) async fn accepted(
 ) -> Result<Response<Body>, Failure> {
     match response.status() {
         StatusCode::OK => Ok(response),
+        StatusCode::NOT_FOUND => {
+            let body = server::whole(&server.name, response).await?;
+            let body: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
+            let message = body["message"].as_str().unwrap_or(NO_LISTENER);
+            Err(Failure::Reference(format!("{}: {what}: {message}", server.name)))
+        }
         _ => Err(server::reported(&server.name, &format!("{}: {what}", server.name), response).await),
     }
 }

@@ -15,7 +15,10 @@ use super::{
     server,
     terminal::{self, Format},
 };
-use crate::{cli::Failure, cluster::Scope};
+use crate::{
+    cli::{Failure, doctor::pods},
+    cluster::Scope,
+};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -257,9 +260,11 @@ async fn reports(cluster: &ClusterClient, mirror: &str) -> (Vec<CacheState>, Vec
 async fn report(cluster: &ClusterClient, pod: &Pod) -> Result<Status, Failure> {
     if !is_running(pod) {
         let phase = pod.status.as_ref().and_then(|status| status.phase.clone());
+        let phase = phase.unwrap_or_else(|| "not started".to_owned());
+        let cause = pods::failure(pod).map(|failure| format!(": {}", failure.message));
         return Err(Failure::Environment(format!(
-            "the Pod is {}",
-            phase.unwrap_or_else(|| "not started".to_owned())
+            "the Pod is {phase}{}",
+            cause.unwrap_or_default()
         )));
     }
     let admin = cluster.admin(&pod.name_any());
