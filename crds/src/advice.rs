@@ -21,8 +21,8 @@ const ADVICE: &[(Reason, &str)] = &[
     ),
     (
         Reason::BucketDenied,
-        "correct the Secret of spec.storage.objectStore.credentials, or the policy of the bucket; pulls continue without the \
-         bucket",
+        "correct spec.storage.objectStore.credentials and what they name, or the policy of the bucket; pulls continue \
+         without the bucket",
     ),
     (
         Reason::BucketNotFound,

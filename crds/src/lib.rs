@@ -54,7 +54,7 @@ pub use node_configuration::NodeConfiguration;
 pub use object_store::ObjectStore;
 pub use observability::Observability;
 pub use peers::Peers;
-pub use pod::Pod;
+pub use pod::{Pod, PodIdentity};
 pub use service::Service;
 pub use spec::{RegistryMirror, RegistryMirrorSpec};
 pub use status::RegistryMirrorStatus;

@@ -1,5 +1,6 @@
 //! The bucket of an object store that content is kept in.
 
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::{
     KubeSchema,
     core::{Reason, Rule},
@@ -7,7 +8,7 @@ use kube::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{rules, upstream::CaBundleReference};
+use crate::{rules, schema, upstream::CaBundleReference};
 
 /// A bucket, and the access to it: a union of s3, gcs and azure.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
@@ -15,7 +16,8 @@ use crate::{rules, upstream::CaBundleReference};
 #[x_kube(
     validation = Rule::new("[has(self.s3), has(self.gcs), has(self.azure)].filter(isSet, isSet).size() == 1")
         .message("must have exactly one of s3, gcs and azure: set one, and remove the others"),
-    validation = no_bundle_without_https()
+    validation = no_bundle_without_https(),
+    validation = no_redirect_without_signature()
 )]
 pub struct ObjectStore {
     /// A bucket of Amazon S3, or of a store with its API.
@@ -36,6 +38,10 @@ pub struct ObjectStore {
     /// The verification of the store's certificate. Absent: against the system's CA certificates.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls: Option<BucketTls>,
+
+    /// Redirects of clients to the bucket. Absent: the servers send all content themselves.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub redirect: Option<BucketRedirect>,
 }
 
 /// A bucket with the API of Amazon S3.
@@ -174,10 +180,15 @@ pub struct AzureBucket {
     validation = Rule::new("self.type != 'Secret' || has(self.secretRef)")
         .message("must be set with type Secret: the name of the Secret with the credentials")
         .field_path(".secretRef")
-        .reason(Reason::FieldValueRequired)
+        .reason(Reason::FieldValueRequired),
+    validation = Rule::new("self.type == 'Secret' || !has(self.secretRef)")
+        .message("goes with type Secret only: remove it, or use that type")
+        .field_path(".secretRef")
+        .reason(Reason::FieldValueForbidden)
 )]
 pub struct BucketCredentials {
-    /// `Secret`: the Secret of secretRef.
+    /// `Secret` (the Secret of secretRef), `WorkloadIdentity` (the identity that the cloud gives the Pods, by the
+    /// annotations of serviceAccount) or `Anonymous` (requests without a signature).
     #[serde(default)]
     pub r#type: BucketCredentialsType,
 
@@ -192,6 +203,42 @@ pub enum BucketCredentialsType {
     /// A Secret.
     #[default]
     Secret,
+    /// The identity that the cloud gives the Pods.
+    WorkloadIdentity,
+    /// No credentials.
+    Anonymous,
+}
+
+/// Redirects of clients to the bucket.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct BucketRedirect {
+    /// `Never`, or `Large`: clients that request a blob of at least minSize are redirected to the bucket, by a URL that is
+    /// valid for a minute. Only s3 has redirects.
+    #[serde(default)]
+    pub mode: BucketRedirectMode,
+
+    /// With mode Large: the size of the smallest blob whose clients are redirected. Default: `16Mi`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = rules::quantity())]
+    #[schemars(schema_with = "schema::quantity")]
+    pub min_size: Option<Quantity>,
+
+    /// The URL of the store for clients: `http://` or `https://`, host, optional port. Absent: that of the servers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    #[x_kube(validation = rules::store_url())]
+    pub endpoint: Option<String>,
+}
+
+/// The blobs whose clients are redirected to the bucket.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum BucketRedirectMode {
+    /// None.
+    #[default]
+    Never,
+    /// Large ones.
+    Large,
 }
 
 /// A Secret with the credentials for a bucket.
@@ -244,5 +291,16 @@ fn no_bundle_without_https() -> Rule {
     ))
     .message("has no effect on an http:// endpoint: use https://, or remove tls")
     .field_path(".tls")
+    .reason(Reason::FieldValueForbidden)
+}
+
+/// Returns the rule that clients are redirected to a store that signs URLs for them.
+fn no_redirect_without_signature() -> Rule {
+    Rule::new(
+        "!has(self.redirect) || self.redirect.mode != 'Large' \
+         || (has(self.s3) && self.credentials.type != 'Anonymous')",
+    )
+    .message("Large needs s3, and credentials of type Secret or WorkloadIdentity, which sign URLs: use Never")
+    .field_path(".redirect.mode")
     .reason(Reason::FieldValueForbidden)
 }

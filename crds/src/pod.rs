@@ -92,6 +92,18 @@ pub struct Pod {
     pub labels: BTreeMap<String, String>,
 }
 
+/// The ServiceAccount of the mirror's Pods.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct PodIdentity {
+    /// Annotations of the ServiceAccount, by which a cloud gives the Pods an identity, such as
+    /// `eks.amazonaws.com/role-arn`. A change replaces the Pods.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 64))]
+    #[x_kube(validation = rules::annotations(), validation = rules::not_ours())]
+    pub annotations: BTreeMap<String, String>,
+}
+
 /// The pull policy of the server's image: `Always`, `IfNotPresent` or `Never`. Absent: Kubernetes' default for the
 /// image's tag.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]

@@ -7,8 +7,8 @@ use kube::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Access, Cache, NodeConfiguration, Observability, Peers, Pod, RegistryMirrorStatus, Service, Storage, Tls,
-    Upstream, rules,
+    Access, Cache, NodeConfiguration, Observability, Peers, Pod, PodIdentity, RegistryMirrorStatus, Service,
+    Storage, Tls, Upstream, rules,
 };
 
 /// The maximum number of servers of a mirror. The operator manages PersistentVolumeClaims, Pods and a cache for each.
@@ -136,6 +136,11 @@ pub struct RegistryMirrorSpec {
     #[serde(default)]
     #[schemars(extend("default" = {}))]
     pub node_configuration: NodeConfiguration,
+
+    /// The ServiceAccount of the mirror's Pods, which has the mirror's name and no permissions in the cluster.
+    #[serde(default)]
+    #[schemars(extend("default" = {}))]
+    pub service_account: PodIdentity,
 
     /// Settings of the mirror's Pods.
     #[serde(default)]

@@ -8,8 +8,10 @@ mod client;
 mod connector;
 mod credentials;
 mod error;
+mod identity;
 mod keys;
 mod read;
+mod redirect;
 mod tags;
 mod upload;
 mod uploader;
@@ -45,6 +47,10 @@ const TURN: Duration = Duration::from_secs(5);
 const MAX_WRONG: u64 = 10_000;
 /// The time for which wrong bytes in the bucket are not read again; the upload that follows replaces them.
 const WRONG_FOR: Duration = Duration::from_mins(10);
+/// The most digests of which the bucket is known to have the content, or to lack it.
+const MAX_PRESENT: u64 = 10_000;
+/// The time for which that is known.
+const PRESENT_FOR: Duration = Duration::from_mins(1);
 
 /// The state of the bucket, as `/status` names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,6 +91,8 @@ pub(crate) struct Bucket {
     breaker: Breaker,
     reads: Arc<Semaphore>,
     wrong: Cache<Digest, ()>,
+    /// The answers of the last minute about the presence of content.
+    present: moka::future::Cache<Digest, bool>,
     /// The age from which content is a miss, in ms; 0: none.
     max_age: AtomicU64,
     /// The bucket names the owner of the repositories without a prefix.
@@ -114,6 +122,10 @@ impl Bucket {
             wrong: Cache::builder()
                 .max_capacity(MAX_WRONG)
                 .time_to_live(WRONG_FOR)
+                .build(),
+            present: moka::future::Cache::builder()
+                .max_capacity(MAX_PRESENT)
+                .time_to_live(PRESENT_FOR)
                 .build(),
             max_age: AtomicU64::new(0),
             claimed: AtomicBool::new(false),

@@ -17,6 +17,7 @@ use tracing::warn;
 
 use crate::block_reader;
 use crate::digest::Digest;
+use crate::metrics;
 use crate::name::Repository;
 use crate::origins::{FillSource, Origins};
 use crate::pull_error::PullError;
@@ -180,9 +181,9 @@ impl Fill {
         self.source.feed_replica();
     }
 
-    /// Returns whether the bytes come from another replica.
-    pub(crate) fn is_from_peer(&self) -> bool {
-        self.source.is_peer()
+    /// Returns the origin of the bytes.
+    pub(crate) fn origin(&self) -> metrics::Source {
+        self.source.origin()
     }
 
     /// Returns whether bytes of the blob are there already.

@@ -288,7 +288,7 @@ mod tests {
             kind: Kind::Blob,
             code: StatusCode::OK,
             outcome,
-            is_from_peer: false,
+            origin: Source::Upstream,
             took: Duration::from_secs(400),
             first_byte: Duration::from_millis(3),
             bytes,
@@ -336,13 +336,27 @@ mod tests {
         ] {
             metrics.request(Some(&quay), &ended(outcome, bytes));
         }
+        for (origin, bytes) in [(Source::Peer, 100), (Source::Bucket, 200)] {
+            for outcome in [
+                Outcome::Hit,
+                Outcome::Miss,
+                Outcome::Coalesced,
+                Outcome::PassThrough,
+            ] {
+                let request = RequestRecord {
+                    origin,
+                    ..ended(outcome, bytes)
+                };
+                metrics.request(Some(&quay), &request);
+            }
+        }
         metrics.request(None, &ended(Outcome::None, 64));
         for (source, bytes) in [
-            ("cache", 3),
+            ("cache", 303),
             ("coalesced", 4),
             ("upstream", 24),
-            ("peer", 0),
-            ("bucket", 0),
+            ("peer", 300),
+            ("bucket", 600),
         ] {
             let line = format!(r#"served_bytes_total{{upstream="quay.io",source="{source}"}} {bytes}"#);
             assert_contains(&metrics, &[&line]);

@@ -14,9 +14,11 @@ mod media_type;
 mod passthrough;
 mod per_upstream;
 mod prewarm;
+mod redirect;
 mod referrers;
 mod refusals;
 mod single_flight;
+mod source;
 mod stored;
 mod tags;
 
@@ -26,7 +28,6 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use tracing::warn;
 
-pub(crate) use blob::Source;
 pub(crate) use blob_metadata::BlobSnapshot;
 pub(crate) use select_upstream::UpstreamSelectionError;
 
@@ -45,7 +46,7 @@ use crate::digest::Digest;
 pub use crate::fill::inflight::FillSnapshot;
 use crate::fill::inflight::Inflight;
 use crate::fill::{PlaceLimits, RequestPlaces, Turn};
-use crate::metrics::{Metrics, Outcome};
+use crate::metrics::{self, Metrics, Outcome};
 use crate::name::{Host, Reference, Repository};
 use crate::origins::{Bucket, Origins};
 use crate::peers::Fleet;
@@ -56,6 +57,7 @@ use crate::upstream::{Accept, Upstream};
 use negative_cache::NegativeCache;
 use refusals::Refusals;
 pub(crate) use single_flight::SingleFlight;
+pub(crate) use source::Source;
 
 /// Maximum revalidation wait before a cached copy is served stale: 1.5 s.
 const MAX_REVALIDATION_WAIT: Duration = Duration::from_millis(1_500);
@@ -129,31 +131,43 @@ impl Live {
 pub(crate) struct Served<T> {
     pub(crate) value: T,
     pub(crate) outcome: Outcome,
+    /// The origin of bytes that the cache did not have.
+    pub(crate) origin: metrics::Source,
 }
 
 impl<T> Served<T> {
+    /// Returns content of the upstream with its outcome.
+    pub(crate) fn new(value: T, outcome: Outcome) -> Self {
+        Self {
+            value,
+            outcome,
+            origin: metrics::Source::Upstream,
+        }
+    }
+
     /// Returns content from the cache.
     pub(crate) fn hit(value: T) -> Self {
-        let outcome = Outcome::Hit;
-        Self { value, outcome }
+        Self::new(value, Outcome::Hit)
     }
 
     /// Returns content that this request fetched.
     pub(crate) fn miss(value: T) -> Self {
-        let outcome = Outcome::Miss;
-        Self { value, outcome }
+        Self::new(value, Outcome::Miss)
     }
 
     /// Returns content from the cache that the upstream could not confirm.
     pub(crate) fn stale(value: T) -> Self {
-        let outcome = Outcome::Stale;
-        Self { value, outcome }
+        Self::new(value, Outcome::Stale)
     }
 
     /// Returns content that another request fetched.
     pub(crate) fn coalesced(value: T) -> Self {
-        let outcome = Outcome::Coalesced;
-        Self { value, outcome }
+        Self::new(value, Outcome::Coalesced)
+    }
+
+    /// Sets the origin of content that is not the upstream's.
+    pub(crate) fn with_origin(self, origin: metrics::Source) -> Self {
+        Self { origin, ..self }
     }
 }
 
@@ -186,6 +200,7 @@ pub struct Pull {
     tag_lists: SingleFlight<(Repository, TagSource), Arc<Vec<String>>>,
     bucket: OnceLock<Arc<Bucket>>,
     stored: stored::StoredManifests,
+    redirects: redirect::Redirects,
 }
 
 impl Pull {
@@ -210,6 +225,7 @@ impl Pull {
             tag_lists: SingleFlight::default(),
             bucket: OnceLock::new(),
             stored: stored::StoredManifests::default(),
+            redirects: redirect::Redirects::default(),
         })
     }
 

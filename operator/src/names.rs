@@ -38,6 +38,8 @@ pub const POD_TEMPLATE_SOURCE: Annotation = Annotation {
     current: "registrymirror.io/pod-template-source",
     former: "registrymirror.io/rendered",
 };
+/// On the Pods: a hash of the annotations of their ServiceAccount, which clouds read when a Pod is created.
+pub const SERVICE_ACCOUNT: &str = "registrymirror.io/service-account-hash";
 /// On the same object: the version of the credentials for the bucket.
 pub const BUCKET_VERSION: &str = "registrymirror.io/bucket-credentials-version";
 /// On the Pod template: the upstream of requests that name none. Servers read it at their start only.

@@ -203,6 +203,15 @@ fn provider(field: &'static str, value: &Value) -> Case {
     case(field, "", with(&needed), with(&changed))
 }
 
+/// A change of redirects to a bucket.
+fn redirect(field: &'static str, changed: &Value) -> Case {
+    let with = |redirect: &Value| {
+        let s3 = json!({"bucket": "images", "region": "r"});
+        bucket(json!({"objectStore": {"s3": s3, "redirect": redirect}}))
+    };
+    case(field, "", with(&json!({"mode": "Large"})), with(changed))
+}
+
 fn bucket_ca(kind: &str, name: &str, key: &str) -> Value {
     let reference = json!({"kind": kind, "name": name, "key": key});
     bucket(
@@ -281,8 +290,28 @@ fn bucket_cases() -> Vec<Case> {
                 "credentials": {"type": "Secret", "secretRef": {"name": "bucket"}},
             }})),
         ),
+        case(
+            "spec.storage.objectStore.credentials.type",
+            "another type",
+            bucket(json!({})),
+            bucket(json!({"objectStore": {
+                "s3": {"bucket": "images", "region": "r"}, "credentials": {"type": "WorkloadIdentity"},
+            }})),
+        ),
         provider("spec.storage.objectStore.gcs.bucket", &json!("others")),
         provider("spec.storage.objectStore.gcs.prefix", &json!("a/b")),
+        redirect(
+            "spec.storage.objectStore.redirect.endpoint",
+            &json!({"mode": "Large", "endpoint": "https://s3.example"}),
+        ),
+        redirect(
+            "spec.storage.objectStore.redirect.minSize",
+            &json!({"mode": "Large", "minSize": "1Gi"}),
+        ),
+        redirect(
+            "spec.storage.objectStore.redirect.mode",
+            &json!({"mode": "Never"}),
+        ),
         provider("spec.storage.objectStore.s3.bucket", &json!("others")),
         case(
             "spec.storage.objectStore.s3.encryption.kmsKeyID",
@@ -415,6 +444,12 @@ fn other_cases() -> Vec<Case> {
         service("spec.service.nodePort", &json!(30500)),
         service("spec.service.port", &json!(80)),
         set("spec.service.type", &json!("NodePort")),
+        case(
+            "spec.serviceAccount.annotations",
+            "",
+            json!({}),
+            json!({"serviceAccount": {"annotations": {"example.com/a": "b"}}}),
+        ),
         case(
             "spec.storage.ephemeral.sizeLimit",
             "",

@@ -7,8 +7,16 @@ mod clouds;
 mod crash;
 #[path = "bucket/faults.rs"]
 mod faults;
+#[path = "bucket/identity.rs"]
+mod identity;
+#[path = "bucket/identity_clouds.rs"]
+mod identity_clouds;
 #[path = "bucket/place.rs"]
 mod place;
+#[path = "bucket/process.rs"]
+mod process;
+#[path = "bucket/redirects.rs"]
+mod redirects;
 #[path = "bucket/takeover.rs"]
 mod takeover;
 #[path = "bucket/tiers.rs"]

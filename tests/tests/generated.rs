@@ -10,7 +10,9 @@ use http::StatusCode;
 use kube::core::DeserializeGuard;
 use kube::runtime::reflector::store::Writer;
 use kube::runtime::watcher::Event;
-use mirror::metrics::{Exposition, Kind, Metrics, MetricsSnapshot, Outcome, RequestRecord, UpstreamSnapshot};
+use mirror::metrics::{
+    Exposition, Kind, Metrics, MetricsSnapshot, Outcome, RequestRecord, Source, UpstreamSnapshot,
+};
 use mirror::name::Host;
 use serde_json::{Value, json};
 use testbed::binaries::workspace;
@@ -114,7 +116,7 @@ fn server_metrics() -> String {
         kind: Kind::Blob,
         code: StatusCode::OK,
         outcome: Outcome::Hit,
-        is_from_peer: false,
+        origin: Source::Upstream,
         took: Duration::ZERO,
         first_byte: Duration::ZERO,
         bytes: 1,

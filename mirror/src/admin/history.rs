@@ -129,7 +129,7 @@ impl Totals {
             "requests_total" => {
                 let is_content = matches!(label(series, "kind"), Some("manifest" | "blob"));
                 match label(series, "outcome") {
-                    Some("hit" | "stale" | "coalesced") if is_content => self.hits += value,
+                    Some("hit" | "stale" | "coalesced" | "redirect") if is_content => self.hits += value,
                     Some("miss" | "passthrough") if is_content => self.misses += value,
                     _ if label(series, "code").is_some_and(|code| code.starts_with('5')) => {
                         self.errors += value;

@@ -60,6 +60,11 @@ impl Breaker {
         *self.0.lock() = None;
     }
 
+    /// Returns whether the last request succeeded, or none failed yet.
+    pub(super) fn is_closed(&self) -> bool {
+        self.0.lock().is_none()
+    }
+
     /// Returns the time until the end of the pause.
     pub(super) fn remaining(&self) -> Duration {
         let pause = *self.0.lock();

@@ -19,6 +19,8 @@ const USER_AGENT: &str = concat!("registry-mirror/", env!("CARGO_PKG_VERSION"));
 /// Below the 10 to 20 s after which stores close idle connections.
 const KEPT_IDLE: Duration = Duration::from_secs(8);
 const CONNECT: Duration = Duration::from_secs(3);
+/// The longest request for credentials.
+const CREDENTIALS: Duration = Duration::from_secs(10);
 /// The longest answer other than an object, in bytes.
 const MAX_DOCUMENT: usize = 1 << 20;
 
@@ -32,22 +34,43 @@ impl Connector {
     /// # Errors
     /// The provider of cryptography cannot be used.
     pub(super) fn new(trusted: Arc<TrustedCertificates>, skip_verify: bool) -> Result<Self, String> {
-        let builder = reqwest::Client::builder()
-            .user_agent(USER_AGENT)
-            .redirect(redirect::Policy::none())
-            .referer(false)
-            .connect_timeout(CONNECT)
-            .pool_idle_timeout(KEPT_IDLE)
-            .http1_only();
+        let builder = builder();
         let builder = if skip_verify {
             builder.tls_danger_accept_invalid_certs(true)
         } else {
             let config = tls::client_config(trusted, false).map_err(|error| error.to_string())?;
             builder.tls_backend_preconfigured(config)
         };
-        let client = builder.build().map_err(tls::describe)?;
-        Ok(Self(BoundedService(client)))
+        Ok(Self(BoundedService {
+            client: builder.build().map_err(tls::describe)?,
+            has_objects: true,
+        }))
     }
+
+    /// Creates the HTTP client for requests for credentials, of which all answers are short; `is_local`: they come from an
+    /// agent of the node, which no proxy reaches.
+    ///
+    /// # Errors
+    /// The provider of cryptography cannot be used.
+    pub(super) fn for_credentials(trusted: Arc<TrustedCertificates>, is_local: bool) -> Result<Self, String> {
+        let config = tls::client_config(trusted, false).map_err(|error| error.to_string())?;
+        let builder = builder().timeout(CREDENTIALS).tls_backend_preconfigured(config);
+        let builder = if is_local { builder.no_proxy() } else { builder };
+        Ok(Self(BoundedService {
+            client: builder.build().map_err(tls::describe)?,
+            has_objects: false,
+        }))
+    }
+}
+
+fn builder() -> reqwest::ClientBuilder {
+    reqwest::Client::builder()
+        .user_agent(USER_AGENT)
+        .redirect(redirect::Policy::none())
+        .referer(false)
+        .connect_timeout(CONNECT)
+        .pool_idle_timeout(KEPT_IDLE)
+        .http1_only()
 }
 
 impl HttpConnector for Connector {
@@ -58,15 +81,19 @@ impl HttpConnector for Connector {
 
 /// A client that reads no more of an error, or of an answer that is no object, than [`MAX_DOCUMENT`].
 #[derive(Clone, Debug)]
-struct BoundedService(reqwest::Client);
+struct BoundedService {
+    client: reqwest::Client,
+    /// A GET that succeeds has an object.
+    has_objects: bool,
+}
 
 #[async_trait]
 impl HttpService for BoundedService {
     async fn call(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
-        let is_get = request.method() == Method::GET;
-        let response = HttpService::call(&self.0, request).await?;
+        let is_object = self.has_objects && request.method() == Method::GET;
+        let response = HttpService::call(&self.client, request).await?;
         // An object is read in pieces by the caller.
-        if is_get && response.status().is_success() {
+        if is_object && response.status().is_success() {
             return Ok(response);
         }
         let (parts, body) = response.into_parts();

@@ -85,6 +85,7 @@ impl From<object_store::Error> for Error {
             Store::NotFound { .. } if names_missing_bucket(&what) => Self::NoBucket { what },
             Store::NotFound { .. } => Self::NotFound,
             Store::PermissionDenied { .. } | Store::Unauthenticated { .. } => Self::Denied { what },
+            Store::Generic { .. } if names_refused_token(&what) => Self::Denied { what },
             _ => Self::Unavailable { what },
         }
     }
@@ -94,6 +95,13 @@ fn names_missing_bucket(what: &str) -> bool {
     ["NoSuchBucket", "ContainerNotFound", "bucket does not exist"]
         .iter()
         .any(|code| what.contains(code))
+}
+
+/// Returns whether S3 refused a session token, with 400 and not with 403.
+fn names_refused_token(what: &str) -> bool {
+    ["ExpiredToken", "InvalidToken", "TokenRefreshRequired"]
+        .iter()
+        .any(|code| what.starts_with(code))
 }
 
 /// Returns the innermost message, which repeats no URL: the status and the error code of the store.
@@ -155,6 +163,16 @@ mod tests {
         let error = Error::from(object_store::Error::PermissionDenied { path, source });
         assert!(!error.to_string().contains("hunter2"), "{error}");
         assert!(error.to_string().contains("SignatureDoesNotMatch: no"), "{error}");
+    }
+
+    /// A session token that S3 refuses is a denial.
+    #[test]
+    fn refused_token_is_a_denial() {
+        let body =
+            "<Error><Code>ExpiredToken</Code><Message>The provided token has expired.</Message></Error>";
+        let source = std::io::Error::other(body).into();
+        let error = Error::from(object_store::Error::Generic { store: "S3", source });
+        assert_eq!(error.state(), BucketState::Denied, "{error}");
     }
 
     /// A message is one line of bounded length.

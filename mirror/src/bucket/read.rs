@@ -18,13 +18,14 @@ use super::error::Error;
 use super::keys::{self, Keys};
 use super::{Bucket, TURN};
 use crate::digest::{Digest, Hashed};
+use crate::metrics::Source;
 use crate::name::{Repository, Tag};
 use crate::upstream::{self, BlobAnswer, BlobBody, MAX_MANIFEST};
 
 /// The largest blob that is verified before a client gets any of it, and that is uploaded by one request, in bytes.
 pub(crate) const SMALL: u64 = 16 << 20;
 /// The time for the head of an answer, both attempts together, while a registry can be asked instead.
-const PATIENCE: Duration = Duration::from_secs(1);
+pub(super) const PATIENCE: Duration = Duration::from_secs(1);
 /// The same where the bucket is the only origin.
 const PATIENCE_ALONE: Duration = Duration::from_secs(10);
 /// The pause between two attempts.
@@ -52,11 +53,11 @@ pub(crate) struct StoredContent {
 }
 
 /// An object whose body has not arrived yet.
-struct Object {
+pub(super) struct StoredObject {
     range: Range<u64>,
-    size: u64,
-    modified: i64,
-    body: BlobBody,
+    pub(super) size: u64,
+    pub(super) modified: i64,
+    pub(super) body: BlobBody,
 }
 
 impl Bucket {
@@ -90,13 +91,14 @@ impl Bucket {
             start: object.range.start,
             total: Some(object.size),
             body: object.body,
+            source: Source::Bucket,
         };
         Some(StoredContent { answer, fetched })
     }
 
     /// Returns the time that a time to live counts from, `None` without a time to live. An error is content whose time is
     /// over.
-    fn fetched(&self, modified: i64) -> Result<Option<i64>, ()> {
+    pub(super) fn fetched(&self, modified: i64) -> Result<Option<i64>, ()> {
         let max_age = i64::try_from(self.max_age.load(Ordering::Relaxed)).unwrap_or(i64::MAX);
         if max_age == 0 {
             return Ok(None);
@@ -203,7 +205,12 @@ impl Bucket {
         Ok(keys)
     }
 
-    async fn get(&self, key: &Key, range: Range<u64>, patience: WaitLimit) -> Result<Object, Error> {
+    pub(super) async fn get(
+        &self,
+        key: &Key,
+        range: Range<u64>,
+        patience: WaitLimit,
+    ) -> Result<StoredObject, Error> {
         let permit = self.turn().await?;
         let range = match (range.start, range.end) {
             (0, u64::MAX) => None,
@@ -216,7 +223,7 @@ impl Bucket {
                     range: range.clone(),
                     ..GetOptions::default()
                 };
-                async move { client.objects.get_opts(key, options).await }
+                async move { client.objects().get_opts(key, options).await }
             })
             .await?;
         Ok(object(found, permit))
@@ -271,14 +278,14 @@ impl Bucket {
     }
 }
 
-fn object(found: GetResult, permit: OwnedSemaphorePermit) -> Object {
+fn object(found: GetResult, permit: OwnedSemaphorePermit) -> StoredObject {
     let (range, size) = (found.range.clone(), found.meta.size);
     let modified = found.meta.last_modified.timestamp_millis();
     let length = range.end.saturating_sub(range.start);
     let chunks = found.into_stream().map_err(|error| upstream::Error::Unavailable {
         what: Error::from(error).to_string(),
     });
-    Object {
+    StoredObject {
         body: BlobBody::from_chunks(chunks.boxed(), Some(length), IDLE, permit),
         range,
         size,

@@ -34,7 +34,7 @@ impl Bucket {
             let prefix = prefix.clone();
             async move {
                 let (mut tags, mut seen) = (BTreeSet::new(), 0);
-                let mut objects = client.objects.list(Some(&prefix));
+                let mut objects = client.objects().list(Some(&prefix));
                 while let Some(object) = objects.try_next().await? {
                     seen += 1;
                     let parts = object.location.prefix_match(&prefix);

@@ -116,7 +116,7 @@ impl Bucket {
                 let key = key.clone();
                 async move {
                     client
-                        .objects
+                        .objects()
                         .get_opts(&key, object_store::GetOptions::default())
                         .await
                         .map(drop)
@@ -143,7 +143,7 @@ impl Bucket {
                 attributes: client.attributes(),
                 ..PutOptions::default()
             };
-            async move { client.objects.put_opts(&key, bytes.into(), options).await }
+            async move { client.objects().put_opts(&key, bytes.into(), options).await }
         })
         .await
         .map(drop)
@@ -192,7 +192,7 @@ impl Bucket {
                     ..PutMultipartOptions::default()
                 };
                 let key = key.clone();
-                async move { client.multipart.create_multipart_opts(&key, options).await }
+                async move { client.multipart().create_multipart_opts(&key, options).await }
             })
             .await?;
         let recorded = store.begin_upload(&id, key.as_ref()).await;
@@ -204,7 +204,7 @@ impl Bucket {
             Ok(parts) => self
                 .sent(0, |client| {
                     let (key, id, parts) = (key.clone(), id.clone(), parts.clone());
-                    async move { client.multipart.complete_multipart(&key, &id, parts).await }
+                    async move { client.multipart().complete_multipart(&key, &id, parts).await }
                 })
                 .await
                 .map(drop)
@@ -237,7 +237,7 @@ impl Bucket {
                 let index = usize::try_from(number).unwrap_or(usize::MAX);
                 let part = self.sent(bytes.len() as u64, |client| {
                     let (key, id, bytes) = (key.clone(), id.to_owned(), bytes.clone());
-                    async move { client.multipart.put_part(&key, &id, index, bytes.into()).await }
+                    async move { client.multipart().put_part(&key, &id, index, bytes.into()).await }
                 });
                 Ok(part.await?)
             };
@@ -260,7 +260,7 @@ impl Bucket {
         let aborted = self
             .sent(0, |client| {
                 let (key, id) = (key.clone(), id.to_owned());
-                async move { client.multipart.abort_multipart(&key, &id).await }
+                async move { client.multipart().abort_multipart(&key, &id).await }
             })
             .await;
         match aborted {

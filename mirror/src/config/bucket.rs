@@ -1,6 +1,8 @@
 //! The bucket that content is kept in (`storage.s3`, `storage.gcs`, `storage.azure`).
 
 mod azure;
+mod credentials;
+mod redirect;
 mod s3;
 
 use std::collections::BTreeMap;
@@ -11,6 +13,8 @@ use url::Url;
 
 use super::{Error, file};
 use crate::secret::Secret;
+pub use credentials::CredentialsType;
+pub use redirect::{RedirectMode, RedirectSettings};
 
 /// The default size of the parts of an upload, in bytes.
 pub const PART_SIZE: u64 = 16 << 20;
@@ -30,12 +34,16 @@ pub struct BucketSettings {
     pub root: String,
     /// The size of the parts of an upload, in bytes.
     pub part_size: u64,
+    /// The source of the credentials.
+    pub credentials: CredentialsType,
     /// A file with the credentials, which go before those of the configuration.
     pub credentials_file: Option<PathBuf>,
     /// A PEM file of further CAs.
     pub ca_file: Option<PathBuf>,
     /// The store's certificate is not checked.
     pub skip_verify: bool,
+    /// The redirects of clients to the bucket; `None`: there are none.
+    pub redirect: Option<RedirectSettings>,
 }
 
 /// A kind of object storage.
@@ -119,11 +127,15 @@ impl BucketSettings {
         let gcs = storage.gcs.as_ref().map(Self::gcs);
         let azure = storage.azure.as_ref().map(azure::bucket);
         let mut buckets = [s3, gcs, azure].into_iter().flatten();
-        let bucket = buckets.next().transpose()?;
+        let mut bucket = buckets.next().transpose()?;
         if buckets.next().is_some() {
             let reason = "more than one storage driver is configured: keep one of storage.s3, storage.gcs and \
                           storage.azure and remove the others";
             return Err(Error::invalid("storage", reason));
+        }
+        let redirect = redirect::settings(storage, bucket.as_ref())?;
+        if let Some(bucket) = &mut bucket {
+            bucket.redirect = redirect;
         }
         Ok(bucket)
     }
@@ -154,14 +166,18 @@ impl BucketSettings {
 
     fn gcs(gcs: &file::Gcs) -> Result<Self, Error> {
         let credentials_file = path(gcs.key_file.as_deref());
-        let secret = |(key, value): (&String, &file::Masked)| (key.clone(), value.0.clone());
-        let credentials: BTreeMap<_, _> = gcs.credentials.iter().map(secret).collect();
-        if credentials.is_empty() && credentials_file.is_none() {
-            return Err(no_credentials(
-                "storage.gcs.keyfile",
-                "the JSON file of a service account's key",
-            ));
+        let secret = |(key, value): (&String, &file::GcsCredential)| (key.clone(), value.0.clone());
+        let mut credentials: BTreeMap<_, _> = gcs.credentials.iter().map(secret).collect();
+        // The type of a key of a service account is another one.
+        let kind = credentials.get("type").map(Secret::expose);
+        let kind = kind.and_then(CredentialsType::parse);
+        if kind.is_some() {
+            credentials.remove("type");
         }
+        let kind = kind.unwrap_or_default();
+        let has_secret = !credentials.is_empty() || credentials_file.is_some();
+        let what = "the JSON file of a service account's key";
+        kind.check(has_secret, "storage.gcs", "keyfile", what)?;
         Ok(Self {
             name: required(
                 gcs.bucket.as_deref(),
@@ -170,9 +186,11 @@ impl BucketSettings {
             )?,
             root: root(gcs.root_directory.as_deref(), "storage.gcs.rootdirectory")?,
             part_size: part_size(gcs.chunk_size, "storage.gcs.chunksize")?,
+            credentials: kind,
             credentials_file,
             ca_file: path(gcs.ca_file.as_deref()),
             skip_verify: false,
+            redirect: None,
             provider: Provider::Gcs { credentials },
         })
     }
@@ -200,8 +218,8 @@ fn required(value: Option<&str>, key: &str, what: &str) -> Result<String, Error>
 
 fn no_credentials(key: &str, what: &str) -> Error {
     let reason = format!(
-        "must be set to {what}: without credentials in the configuration the server does not ask the cloud's metadata \
-         service"
+        "must be set to {what}, unless the credentials have type WorkloadIdentity or Anonymous: without that the server \
+         does not ask the cloud's metadata service"
     );
     Error::invalid(key, reason)
 }
@@ -281,6 +299,14 @@ mod tests {
     #[test_case("{s3: {bucket: b, region: r, accesskey: a, secretkey: s, rootdirectory: a/../b}}" => "storage.s3.rootdirectory")]
     #[test_case("{s3: {bucket: b, regionendpoint: 'ftp://x', accesskey: a, secretkey: s}}" => "storage.s3.regionendpoint")]
     #[test_case("{gcs: {bucket: b}}" => "storage.gcs.keyfile")]
+    #[test_case("{gcs: {bucket: b, credentials: {type: Secret}}}" => "storage.gcs.keyfile"; "type Secret of gcs")]
+    #[test_case("{gcs: {bucket: b, keyfile: /k, credentials: {type: Anonymous}}}" => "storage.gcs.credentials.type")]
+    #[test_case("{s3: {bucket: b, region: r, credentials: {type: Secret}}}" => "storage.s3.accesskey"; "type Secret of s3")]
+    #[test_case("{s3: {bucket: b, region: r, accesskey: a, secretkey: s, credentials: {type: WorkloadIdentity}}}" => "storage.s3.credentials.type")]
+    #[test_case("{s3: {bucket: b, region: r, credentialsfile: /k, credentials: {type: Anonymous}}}" => "storage.s3.credentials.type"; "a file")]
+    #[test_case("{azure: {accountname: a, container: c, credentials: {type: Secret}}}" => "storage.azure.accountkey"; "type Secret of azure")]
+    #[test_case("{azure: {accountname: a, container: c, accountkey: k, credentials: {type: WorkloadIdentity}}}" => "storage.azure.credentials.type"; "a key of azure")]
+    #[test_case("{azure: {accountname: a, container: c, credentials: {type: Managed}}}" => "storage.azure.credentials.type"; "another type")]
     #[test_case("{gcs: {keyfile: /k}}" => "storage.gcs.bucket")]
     #[test_case("{azure: {accountname: a, container: c}}" => "storage.azure.accountkey")]
     #[test_case("{azure: {accountname: a, container: c, credentials: {type: default_credentials}}}" => "storage.azure.credentials.type")]
@@ -290,6 +316,17 @@ mod tests {
         match bucket(yaml).unwrap_err() {
             Error::Invalid { key, .. } | Error::Refused { key, .. } => key,
             other => panic!("{other}"),
+        }
+    }
+
+    /// Each store takes each source of credentials.
+    #[test_case("s3: {bucket: b, region: r, credentials: {type: TYPE}}")]
+    #[test_case("gcs: {bucket: b, credentials: {type: TYPE}}")]
+    #[test_case("azure: {accountname: a, container: c, credentials: {type: TYPE}}")]
+    fn credentials_type_needs_no_secret(yaml: &str) {
+        for kind in [CredentialsType::WorkloadIdentity, CredentialsType::Anonymous] {
+            let yaml = format!("{{{}}}", yaml.replace("TYPE", kind.as_str()));
+            assert_eq!(bucket(&yaml).unwrap().unwrap().credentials, kind);
         }
     }
 

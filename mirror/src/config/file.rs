@@ -31,14 +31,14 @@ use serde::{Deserialize, Serialize};
 
 pub use admin::Admin;
 pub use auth::{Auth, Htpasswd};
-pub use bucket::{Azure, AzureCredentials, Gcs, S3};
+pub use bucket::{Azure, AzureCredentials, Gcs, GcsCredential, S3, S3Credentials};
 pub use health::{FileChecker, Health, HttpChecker, StorageChecker, TcpChecker};
 pub use http::{Actions, Debug, Http, Http2, Prometheus, Tls};
 pub use ignored_key::IgnoredKey;
 pub use log::{AccessLog, Log};
 pub use peers::{PeerTls, Peers};
 pub use proxy::{Cache, Masked, Proxy, Trust, Upstream, UpstreamTls};
-pub use storage::{Filesystem, Maintenance, ReadOnly, Storage, UploadPurging};
+pub use storage::{Filesystem, Maintenance, ReadOnly, Redirect, Storage, UploadPurging};
 
 use super::Error;
 use super::log::Level;

@@ -52,7 +52,10 @@ const RELATIONS: &[(&str, Relation)] = &[
     ("storage.maintenance.uploadpurging", Same("the first sweep is at the start, and keys that are not set have their defaults")),
     ("storage.cache", Ignored(INDEX)),
     ("storage.delete", Ignored("clients cannot delete from a pull-through, and content expires in any case")),
-    ("storage.redirect", Ignored("content is served from here; with a bucket, Distribution redirects clients to it unless this is disabled")),
+    ("storage.redirect.disable", Same("false redirects no client: see storage.redirect.mode")),
+    ("storage.redirect.mode", Extension),
+    ("storage.redirect.minsize", Extension),
+    ("storage.redirect.endpoint", Extension),
     ("storage.tag", Ignored("clients cannot delete from a pull-through")),
     ("storage.inmemory", Refused(NO_DRIVER)),
     ("storage.azure.credentialsfile", Extension),
@@ -62,12 +65,14 @@ const RELATIONS: &[(&str, Relation)] = &[
     ("storage.azure.retry_delay", Ignored(PATIENCE)),
     ("storage.azure.copy_status_poll_max_retry", Ignored(NO_COPY)),
     ("storage.azure.copy_status_poll_delay", Ignored(NO_COPY)),
-    ("storage.azure.credentials.type", Same("default_credentials is refused: no metadata service is asked")),
+    ("storage.azure.credentials.type", Same("Secret, WorkloadIdentity and Anonymous are extensions; default_credentials is refused")),
     ("storage.gcs.cafile", Extension),
+    ("storage.gcs.credentials", Same("type WorkloadIdentity or Anonymous is an extension")),
     ("storage.gcs.keyfile", Same("read again when the file changes")),
     ("storage.gcs.maxconcurrency", Ignored("requests to the bucket are bounded anyway")),
     ("storage.gcs.useragent", Ignored(USER_AGENT)),
     ("storage.s3.accesskey", Same("without credentials Distribution asks the metadata service")),
+    ("storage.s3.credentials", Extension),
     ("storage.s3.credentialsfile", Extension),
     ("storage.s3.cafile", Extension),
     ("storage.s3.sessiontoken", Extension),
@@ -84,7 +89,7 @@ const RELATIONS: &[(&str, Relation)] = &[
     ("storage.s3.multipartcopymaxconcurrency", Ignored(NO_COPY)),
     ("storage.s3.useragent", Ignored(USER_AGENT)),
     ("storage.s3.loglevel", Ignored("the log has its own level")),
-    ("storage.s3.redirectendpoint", Ignored("content is served from here")),
+    ("storage.s3.redirectendpoint", Same("with storage.redirect.mode Large")),
     ("storage.s3aws", Refused("use storage.s3, which takes the same keys")),
     ("storage.s3goamz", Refused(NO_DRIVER)),
     ("storage.rados", Refused(NO_DRIVER)),
@@ -189,13 +194,14 @@ fn old_tls(file: &File) -> Option<Notice> {
     })
 }
 
-/// Returns a notice for a bucket without `storage.redirect`, where Distribution redirects clients to the bucket.
+/// Returns a notice for a bucket whose `storage.redirect` neither disables nor enables redirects, where Distribution redirects clients to the bucket.
 fn no_redirects(file: &File) -> Option<Notice> {
     let storage = &file.storage;
     let has_bucket = storage.s3.is_some() || storage.gcs.is_some() || storage.azure.is_some();
-    (has_bucket && !storage.redirect.is_set()).then(|| Notice {
+    let redirect = &storage.redirect;
+    (has_bucket && !redirect.disable && redirect.mode.is_none()).then(|| Notice {
         key: "storage.redirect".to_owned(),
-        message: "not set: clients are never redirected to the bucket; Distribution redirects them"
+        message: "not set: clients are never redirected to the bucket; Distribution redirects them (storage.redirect.mode)"
             .to_owned(),
         level: Level::Info,
     })
@@ -261,7 +267,6 @@ mod tests {
     #[test_case("http: {tls: {minimumtls: tls1.0}}", "http.tls.minimumtls")]
     #[test_case("storage: {cache: {blobdescriptor: redis}}", "storage.cache")]
     #[test_case("storage: {delete: {enabled: true}}", "storage.delete")]
-    #[test_case("storage: {redirect: {disable: true}}", "storage.redirect")]
     #[test_case(
         "storage: {maintenance: {readonly: {enabled: true}}}",
         "storage.maintenance.readonly"
@@ -286,6 +291,7 @@ mod tests {
     #[test_case("policy: {repository: {classes: [image]}}", "policy")]
     #[test_case("proxy: {remoteurl: 'http://a', username: u}", "proxy.remoteurl")]
     #[test_case("storage: {s3: {bucket: b}}", "storage.redirect"; "a bucket without redirect")]
+    #[test_case("storage: {s3: {bucket: b}, redirect: {disable: false}}", "storage.redirect"; "not disabled")]
     fn ineffective_key_gives_one_notice(yaml: &str, key: &str) {
         let file = File::parse(yaml).unwrap();
         let notices: Vec<_> = notices(&file).map(|n| n.key).collect();

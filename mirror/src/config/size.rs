@@ -38,6 +38,21 @@ const SUFFIXES: [(&str, u64); 13] = [
     ("", 1),
 ];
 
+/// The size of a blob: `16Mi`, `2e9`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlobSize(pub u64);
+
+impl FromStr for BlobSize {
+    type Err = InvalidSize;
+
+    fn from_str(text: &str) -> Result<Self, InvalidSize> {
+        match text.parse()? {
+            MaxSize::Bytes(bytes) => Ok(Self(bytes)),
+            MaxSize::Percent(_) => Err(InvalidSize),
+        }
+    }
+}
+
 impl FromStr for MaxSize {
     type Err = InvalidSize;
 
@@ -109,6 +124,24 @@ impl<'de> Deserialize<'de> for MaxSize {
         String::deserialize(deserializer)?
             .parse()
             .map_err(de::Error::custom)
+    }
+}
+
+impl Overlay for BlobSize {
+    const VALUES: &'static str = "a size such as 16Mi";
+}
+
+impl Serialize for BlobSize {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&MaxSize::Bytes(self.0))
+    }
+}
+
+impl<'de> Deserialize<'de> for BlobSize {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(|_| de::Error::custom("not a size: expected bytes as a quantity like 16Mi"))
     }
 }
 

@@ -54,7 +54,7 @@ pub(super) struct Record {
     upstream: Option<Host>,
     repository: Option<Repository>,
     digest: Option<Digest>,
-    is_from_peer: bool,
+    origin: metrics::Source,
     /// The id of the request, from the client or generated.
     pub(super) id: HeaderValue,
 }
@@ -87,7 +87,7 @@ impl Record {
             upstream: None,
             repository: None,
             digest: None,
-            is_from_peer: false,
+            origin: metrics::Source::Upstream,
             id: request_id(&parts.headers),
         }
     }
@@ -116,7 +116,7 @@ impl Record {
         self.outcome = response.outcome;
         self.length = length(&self.method, &response.response);
         (self.repository, self.digest) = (response.repository, response.digest);
-        self.is_from_peer = response.is_from_peer;
+        self.origin = response.origin;
         self.upstream = response.upstream;
         response.response.map(|body| RecordedBody { body, record: self })
     }
@@ -163,7 +163,7 @@ impl Drop for Record {
             kind: self.kind,
             code: self.status,
             outcome: self.outcome,
-            is_from_peer: self.is_from_peer,
+            origin: self.origin,
             took,
             first_byte: self.first_byte.unwrap_or(took),
             bytes: self.bytes,

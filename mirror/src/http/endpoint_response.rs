@@ -5,7 +5,7 @@ use http::{HeaderName, HeaderValue, header};
 
 use super::NAMESPACE;
 use crate::digest::Digest;
-use crate::metrics::Outcome;
+use crate::metrics::{self, Outcome};
 use crate::name::{Host, Repository};
 
 const X_CACHE: HeaderName = HeaderName::from_static("x-cache");
@@ -19,8 +19,8 @@ pub(super) struct EndpointResponse {
     pub(super) repository: Option<Repository>,
     /// The digest of the blob in the body.
     pub(super) digest: Option<Digest>,
-    /// `true` if the bytes come from another replica.
-    pub(super) is_from_peer: bool,
+    /// The origin of bytes that the cache did not have.
+    pub(super) origin: metrics::Source,
 }
 
 impl EndpointResponse {
@@ -39,7 +39,7 @@ impl EndpointResponse {
             upstream: None,
             repository: None,
             digest: None,
-            is_from_peer: false,
+            origin: metrics::Source::Upstream,
         }
     }
 

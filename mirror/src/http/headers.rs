@@ -7,6 +7,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 
 use super::error::RegistryError;
 use crate::digest::Digest;
+use crate::secret::Secret;
 
 /// The capacity for the headers of a response with content, so that the map never grows.
 const CAPACITY: usize = 12;
@@ -56,6 +57,21 @@ pub(super) fn check_if_match(headers: &HeaderMap, etag: Option<&[u8]>) -> Result
         .ok_or_else(RegistryError::precondition_failed)
 }
 
+/// Returns a redirect to a signed URL of content, which no cache may keep and nothing prints; `None` if a header cannot
+/// carry the URL.
+pub(super) fn redirect(digest: &Digest, url: &Secret) -> Option<Response> {
+    let mut location = HeaderValue::from_str(url.expose()).ok()?;
+    location.set_sensitive(true);
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::TEMPORARY_REDIRECT;
+    let own = response.headers_mut();
+    own.insert(header::LOCATION, location);
+    own.insert(CONTENT_DIGEST, HeaderValue::from_str(digest.as_str()).ok()?);
+    own.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    own.insert(header::CONTENT_LENGTH, 0.into());
+    Some(response)
+}
+
 /// Returns `true` if `If-None-Match` matches: a list, which may hold weak validators, or `*`.
 fn is_known(headers: &HeaderMap, etag: &[u8]) -> bool {
     let values = headers
@@ -72,6 +88,16 @@ fn is_known(headers: &HeaderMap, etag: &[u8]) -> bool {
 mod tests {
     use super::*;
     use test_case::test_case;
+
+    /// The signed URL of a redirect is in no debug output.
+    #[test]
+    fn signed_url_is_never_printed() {
+        let digest = Digest::compute(crate::digest::Algorithm::Sha256, b"");
+        let url = Secret::new("https://a/b?X-Amz-Signature=hunter2");
+        let response = redirect(&digest, &url).unwrap();
+        assert_eq!(response.headers()[header::LOCATION], url.expose());
+        assert!(!format!("{response:?}").contains("hunter2"));
+    }
 
     #[test_case("\"sha256:1\"" => true)]
     #[test_case("W/\"sha256:1\"" => true; "weak")]

@@ -65,6 +65,8 @@ label! {
         Coalesced = "coalesced",
         /// Upstream, past the cache.
         PassThrough = "passthrough",
+        /// The bucket, which the client was redirected to.
+        Redirect = "redirect",
         /// Nowhere: an error, or nothing to look up.
         None = "none",
     }
@@ -132,7 +134,7 @@ impl Outcome {
     /// Returns the value of `X-Cache`; `None` without content.
     pub fn cache_status(self) -> Option<&'static str> {
         match self {
-            Self::Hit => Some("HIT"),
+            Self::Hit | Self::Redirect => Some("HIT"),
             Self::Stale => Some("STALE"),
             Self::Coalesced => Some("COALESCED"),
             Self::Miss | Self::PassThrough => Some("MISS"),

@@ -76,8 +76,8 @@ pub struct RequestRecord {
     pub code: StatusCode,
     /// The source of the response.
     pub outcome: Outcome,
-    /// `true` if another replica sent the bytes.
-    pub is_from_peer: bool,
+    /// The origin of bytes that the cache did not have.
+    pub origin: Source,
     /// The time from the request to the end of the response.
     pub took: Duration,
     /// The time from the request to the first byte of the response.
@@ -93,12 +93,9 @@ impl RequestRecord {
     fn source(&self) -> Option<Source> {
         match self.outcome {
             Outcome::Hit | Outcome::Stale => Some(Source::Cache),
-            Outcome::Coalesced | Outcome::Miss | Outcome::PassThrough if self.is_from_peer => {
-                Some(Source::Peer)
-            }
-            Outcome::Coalesced => Some(Source::Coalesced),
-            Outcome::Miss | Outcome::PassThrough => Some(Source::Upstream),
-            Outcome::None => None,
+            Outcome::Coalesced if self.origin == Source::Upstream => Some(Source::Coalesced),
+            Outcome::Coalesced | Outcome::Miss | Outcome::PassThrough => Some(self.origin),
+            Outcome::Redirect | Outcome::None => None,
         }
     }
 }

@@ -3,12 +3,14 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use super::Origins;
 use super::stored::BucketSource;
 use crate::bucket::SMALL;
 use crate::digest::Digest;
+use crate::metrics::Source;
 use crate::name::Repository;
 use crate::peers::{Fleet, Member, PeerBlob, PeerBlobAnswer, Shard};
 use crate::store::Store;
@@ -20,12 +22,12 @@ use crate::upstream::{BlobAnswer, Error};
 /// from then on: it ends its requests that have no answer yet, keeps an answer that it has, and after a break asks the
 /// bucket or the upstream. So the fill that gets an answer last is read by no replica, and closes no circle. Only the
 /// first request of a fill to members for what they hold is free: until it has an answer, no other fill gets bytes of it.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct FillSource {
     /// The fill waits for no owner among the replicas, and never will.
     is_direct: AtomicBool,
-    /// The last bytes came from a replica.
-    is_peer: AtomicBool,
+    /// The origin of the last bytes.
+    origin: Mutex<Source>,
     /// Cancelled once another replica reads the fill.
     feeds_replica: CancellationToken,
 }
@@ -36,9 +38,9 @@ impl FillSource {
         self.is_direct.load(Ordering::Relaxed) || self.feeds_replica.is_cancelled()
     }
 
-    /// Returns whether the bytes come from another replica.
-    pub(crate) fn is_peer(&self) -> bool {
-        self.is_peer.load(Ordering::Relaxed)
+    /// Returns the origin of the bytes.
+    pub(crate) fn origin(&self) -> Source {
+        *self.origin.lock()
     }
 
     /// Records that another replica reads the fill, which asks no replica any more.
@@ -72,7 +74,8 @@ impl BlobOrigins {
         let has_owner = |fleet: &Arc<Fleet>| !fleet.owners(Shard::of_blob(&digest)).is_empty();
         let source = FillSource {
             is_direct: AtomicBool::new(!origins.fleet.as_ref().is_some_and(has_owner)),
-            ..FillSource::default()
+            origin: Mutex::new(Source::Upstream),
+            feeds_replica: CancellationToken::new(),
         };
         Self {
             stored: origins.stored_blob(&repository, &digest),
@@ -97,6 +100,12 @@ impl BlobOrigins {
     /// Asks the first origin that has the blob for its bytes from `from` to the end. The answer may start before `from`.
     /// The previous answer, if there was one, ended early.
     pub(crate) async fn ask(&mut self, from: u64) -> Result<BlobAnswer, Error> {
+        let answer = self.ask_in_order(from).await?;
+        *self.source.origin.lock() = answer.source;
+        Ok(answer)
+    }
+
+    async fn ask_in_order(&mut self, from: u64) -> Result<BlobAnswer, Error> {
         if let Some(fleet) = self.origins.holders.clone() {
             if let Some(broken) = self.current.take() {
                 fleet.on_break(&broken);
@@ -106,7 +115,6 @@ impl BlobOrigins {
                 return answer;
             }
         }
-        self.source.is_peer.store(false, Ordering::Relaxed);
         if let Some(stored) = &mut self.stored
             && let Some(answer) = stored.ask(from).await
         {
@@ -156,7 +164,6 @@ impl BlobOrigins {
     }
 
     fn take(&mut self, found: PeerBlobAnswer) -> BlobAnswer {
-        self.source.is_peer.store(true, Ordering::Relaxed);
         self.is_stored = false;
         self.senders.push(Arc::clone(&found.member));
         self.current = Some(found.member);

@@ -8,7 +8,7 @@ use tracing::error;
 
 use super::passthrough::{self, BlobRequest, PassThrough};
 use super::refusals::{RefusalScope, UNCACHED};
-use super::{Pull, Served, unreadable};
+use super::{Pull, Served, Source, unreadable};
 use crate::client_address::ClientAddress;
 use crate::digest::Digest;
 use crate::fill::inflight::FillRejected;
@@ -22,16 +22,6 @@ use crate::upstream;
 
 /// The distance ahead of the fill, in bytes, beyond which a range gets its own request.
 const AHEAD: u64 = 8 * 1024 * 1024;
-
-/// The source of the bytes of a blob.
-pub(crate) enum Source {
-    /// The cache.
-    Stored(Blob),
-    /// A fill; readers wait for bytes that have not arrived.
-    Filling(Arc<Fill>),
-    /// A response of the upstream for this request only.
-    PassThrough(PassThrough),
-}
 
 impl Pull {
     /// Returns the blob, for a request from this peer that wants these parts of it.
@@ -77,10 +67,9 @@ impl Pull {
             self.remember_absence(&request, failure);
         }
         let outcome = if joined { Outcome::Coalesced } else { Outcome::Miss };
-        Ok(Served {
-            value: value?,
-            outcome,
-        })
+        let value = value?;
+        let origin = value.origin();
+        Ok(Served::new(value, outcome).with_origin(origin))
     }
 
     /// Returns a blob that is in the cache, or on its way from the upstream, for another replica: no request follows.

@@ -12,7 +12,7 @@ use super::{Pull, Served, unreadable};
 use crate::client_address::ClientAddress;
 use crate::digest::Digest;
 use crate::fill::Turn;
-use crate::metrics::Outcome;
+use crate::metrics::{Outcome, Source};
 use crate::name::{Reference, Repository, Tag};
 use crate::origins::Origins;
 use crate::pull_error::{PullError, RequestedContent};
@@ -69,7 +69,7 @@ impl Pull {
     ) -> Answer {
         let reference = Reference::Digest(digest.clone());
         if let Some((_, manifest)) = self.load_stored(repository, &reference, client).await {
-            return Ok(Served::miss(manifest));
+            return Ok(Served::miss(manifest).with_origin(Source::Bucket));
         }
         self.fetch_manifest(repository, &reference, client, None).await
     }
@@ -234,7 +234,7 @@ impl Pull {
         } else {
             outcome
         };
-        Ok(Served { value, outcome })
+        Ok(Served::new(value, outcome))
     }
 
     async fn ask(

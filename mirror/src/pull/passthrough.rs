@@ -15,6 +15,7 @@ use crate::client_address::ClientAddress;
 use crate::digest::{Algorithm, Digest, Hasher};
 use crate::fill::inflight::Inflight;
 use crate::fill::{Cut, Fill, HELD_BACK, Phase, Turn};
+use crate::metrics::Source;
 use crate::name::Repository;
 use crate::origins::Origins;
 use crate::pull_error::{PullError, RequestedContent};
@@ -39,6 +40,8 @@ pub(crate) struct PassThrough {
     pub(crate) part: Option<Range<u64>>,
     /// The body.
     pub(crate) body: BoxStream<'static, Result<Bytes, Cut>>,
+    /// The origin of the bytes.
+    pub(crate) origin: Source,
 }
 
 impl<'a> BlobRequest<'a> {
@@ -90,7 +93,7 @@ pub(crate) async fn ahead(
     if answer.start != part.start || answer.total.is_some_and(|total| total != size) {
         return None;
     }
-    let body = exactly(answer, part.clone());
+    let (origin, body) = (answer.source, exactly(answer, part.clone()));
     let body = if open {
         held_back(same_as(body, Arc::clone(fill), part.clone())).boxed()
     } else {
@@ -100,6 +103,7 @@ pub(crate) async fn ahead(
         size: Some(size),
         part: Some(part),
         body,
+        origin,
     })
 }
 
@@ -116,11 +120,11 @@ pub(crate) async fn closed(
         let what = format!("upstream has a part of {total} bytes where the blob is of {size} bytes");
         return Err(PullError::unavailable(what));
     }
-    let body = exactly(answer, part.clone()).boxed();
     Ok(PassThrough {
         size: Some(size),
+        origin: answer.source,
+        body: exactly(answer, part.clone()).boxed(),
         part: Some(part),
-        body,
     })
 }
 
@@ -137,7 +141,7 @@ pub(crate) async fn to_the_end(
         None => request.ask(0, None).await,
     };
     let answer = answer.map_err(|error| PullError::from_upstream(&error, RequestedContent::Blob))?;
-    let size = answer.total;
+    let (size, origin) = (answer.total, answer.source);
     let whole = checked(
         exactly(answer, 0..size.unwrap_or(u64::MAX)),
         request.repository.clone(),
@@ -151,6 +155,7 @@ pub(crate) async fn to_the_end(
             size,
             part,
             body: body.boxed(),
+            origin,
         });
     }
     let collected: BytesMut = body
@@ -158,7 +163,12 @@ pub(crate) async fn to_the_end(
         .await
         .map_err(|cut| PullError::unavailable(cut.to_string()))?;
     let body = stream::once(async { Ok(collected.freeze()) }).boxed();
-    Ok(PassThrough { size, part, body })
+    Ok(PassThrough {
+        size,
+        part,
+        body,
+        origin,
+    })
 }
 
 /// Returns the bytes of `part` from a response that may start before it and end after it.

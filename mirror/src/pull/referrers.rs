@@ -93,7 +93,7 @@ impl Pull {
             let (asked, joined) = self.ask_referrers(&key, client).await?;
             let value = listed(asked.await.unwrap_or_else(given_up))?;
             let outcome = if joined { Outcome::Coalesced } else { Outcome::Miss };
-            return Ok(Served { value, outcome });
+            return Ok(Served::new(value, outcome));
         };
         let asked = async {
             match self.ask_referrers(&key, client).await {

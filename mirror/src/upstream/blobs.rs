@@ -20,6 +20,7 @@ use super::request::{PermittedResponse, RequestPool, UpstreamRequest};
 use super::response::UpstreamResponse;
 use super::transport::{Transport, redirect};
 use crate::digest::Digest;
+use crate::metrics::Source;
 use crate::name::RepositoryName;
 
 /// A blob, or a part of it, whose body has not arrived yet.
@@ -31,6 +32,8 @@ pub struct BlobAnswer {
     pub total: Option<u64>,
     /// The bytes.
     pub body: BlobBody,
+    /// The source of the bytes.
+    pub source: Source,
 }
 
 impl BlobAnswer {
@@ -61,7 +64,12 @@ impl BlobAnswer {
             errors: None,
             permit,
         };
-        Ok(Self { start, total, body })
+        Ok(Self {
+            start,
+            total,
+            body,
+            source: Source::Peer,
+        })
     }
 }
 
@@ -283,6 +291,7 @@ fn whole(permitted: PermittedResponse, transport: &Transport) -> BlobAnswer {
         start: 0,
         total,
         body: BlobBody::new(permitted, total, transport),
+        source: Source::Upstream,
     }
 }
 
@@ -292,6 +301,7 @@ fn part(permitted: PermittedResponse, from: u64, transport: &Transport) -> Resul
         start: part.first,
         total: part.total,
         body: BlobBody::new(permitted, Some(part.length()), transport),
+        source: Source::Upstream,
     })
 }
 

@@ -129,14 +129,21 @@ fn traced(accepted: &Accepted<'_>) -> Vec<(String, String)> {
     ]
 }
 
-/// Returns the section of the bucket. Its credentials are a file.
-fn bucket(accepted: &Accepted<'_>) -> Option<(String, String)> {
-    let storage = accepted.bucket.as_ref()?.storage(CREDENTIALS, FILES);
-    let storage = serde_json::to_value(storage).ok()?;
-    let (key, section) = storage.as_object()?.iter().next()?;
+/// Returns the sections of the bucket and of redirects to it. The credentials are a file.
+fn bucket(accepted: &Accepted<'_>) -> Vec<(String, String)> {
+    let storage = accepted
+        .bucket
+        .as_ref()
+        .map(|bucket| bucket.storage(CREDENTIALS, FILES));
+    let Some(Ok(serde_json::Value::Object(sections))) = storage.map(serde_json::to_value) else {
+        return Vec::new();
+    };
     // JSON is YAML, which the server expects. The kubelet reads `$` as the beginning of a reference.
-    let variable = format!("REGISTRY_STORAGE_{}", key.to_uppercase());
-    Some((variable, section.to_string().replace('$', "$$")))
+    let variable = |(key, section): (String, serde_json::Value)| {
+        let name = format!("REGISTRY_STORAGE_{}", key.to_uppercase());
+        (name, section.to_string().replace('$', "$$"))
+    };
+    sections.into_iter().map(variable).collect()
 }
 
 /// Returns the port for the other servers, their name in the cluster, and the files that all of them have.

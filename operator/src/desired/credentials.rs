@@ -200,7 +200,7 @@ impl<'a> Before<'a> {
 
     /// Returns the credentials for the bucket, with the next version if the stored ones differ.
     fn bucket(&self, accepted: &Accepted<'_>) -> Option<(Vec<u8>, u64)> {
-        let file = accepted.bucket.as_ref()?.credentials.clone();
+        let file = accepted.bucket.as_ref()?.credentials.clone()?;
         let stored = self
             .contents
             .and_then(|contents| contents.data.get(bucket::CREDENTIALS_FILE));

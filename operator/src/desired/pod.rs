@@ -11,6 +11,7 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta},
 };
 use kube::ResourceExt;
+use sha2::{Digest as _, Sha256};
 
 use super::{config, container, storage};
 use crate::names;
@@ -44,6 +45,11 @@ fn annotations(accepted: &Accepted<'_>) -> BTreeMap<String, String> {
     let mut annotations = accepted.mirror.spec.pod.annotations.clone();
     let first = accepted.upstreams.first();
     annotations.extend(first.map(|first| (names::FIRST_UPSTREAM.to_owned(), first.spec.host.clone())));
+    let account = &accepted.mirror.spec.service_account.annotations;
+    if !account.is_empty() {
+        let hash = Sha256::digest(format!("{account:?}"));
+        annotations.insert(names::SERVICE_ACCOUNT.to_owned(), hex::encode(&hash[..16]));
+    }
     annotations
 }
 

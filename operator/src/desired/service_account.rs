@@ -11,8 +11,11 @@ use crate::names;
 /// Returns a `ServiceAccount` without a token.
 pub(super) fn object(mirror: &RegistryMirror) -> Child {
     let name = mirror.name_any();
+    let mut metadata = names::owned(mirror, name.clone());
+    let annotations = &mirror.spec.service_account.annotations;
+    metadata.annotations = (!annotations.is_empty()).then(|| annotations.clone());
     let account = ServiceAccount {
-        metadata: names::owned(mirror, name.clone()),
+        metadata,
         automount_service_account_token: Some(false),
         ..ServiceAccount::default()
     };

@@ -1,9 +1,14 @@
 //! Accepts the bucket of a spec: its place, and the credentials for it.
 
-use crds::{RegistryMirror, conditions::Reason, object_store::S3EncryptionType};
+use crds::object_store::{BucketCredentialsType, BucketRedirect, BucketRedirectMode, S3EncryptionType};
+use crds::{ObjectStore, RegistryMirror, conditions::Reason};
 use kube::ResourceExt;
-use mirror::config::file::{Azure, Gcs, S3, Storage};
+use mirror::config::bucket::{CredentialsType, RedirectMode};
+use mirror::config::file::{
+    Azure, AzureCredentials, Gcs, GcsCredential, Redirect, S3, S3Credentials, Storage,
+};
 use mirror::config::{Config, file::File};
+use mirror::secret::Secret;
 use serde_json::json;
 
 use super::{Rejection, bundle, not_the_operators};
@@ -25,8 +30,11 @@ const ACCOUNT_KEY: Names = &["accountkey"];
 /// The bucket behind the local tier. Has no `Debug`, so that no credential gets into a log.
 pub struct Bucket {
     section: Section,
-    /// The credentials, as servers read them.
-    pub credentials: Vec<u8>,
+    /// The source of the credentials, unless it is a Secret.
+    identity: Option<CredentialsType>,
+    redirect: Option<Redirect>,
+    /// The credentials of a Secret, as servers read them.
+    pub credentials: Option<Vec<u8>>,
     /// The CAs of the store, in PEM, next to the system's.
     pub bundle: Option<Vec<u8>>,
 }
@@ -41,12 +49,21 @@ enum Section {
 impl Bucket {
     /// Returns the servers' section of the bucket, with the files in these directories.
     pub fn storage(&self, credentials: &str, files: &str) -> Storage {
-        let key = Some(format!("{credentials}/{CREDENTIALS_FILE}"));
+        let key = self
+            .credentials
+            .as_ref()
+            .map(|_| format!("{credentials}/{CREDENTIALS_FILE}"));
+        let kind = self.identity;
+        let name = kind.map(|kind| kind.as_str().to_owned());
         let ca = self.bundle.as_ref().map(|_| format!("{files}/{CA_FILE}"));
-        let mut storage = Storage::default();
+        let mut storage = Storage {
+            redirect: self.redirect.clone().unwrap_or_default(),
+            ..Storage::default()
+        };
         match &self.section {
             Section::S3(s3) => {
                 storage.s3 = Some(S3 {
+                    credentials: S3Credentials { kind },
                     credentials_file: key,
                     ca_file: ca,
                     ..s3.clone()
@@ -54,6 +71,10 @@ impl Bucket {
             }
             Section::Gcs(gcs) => {
                 storage.gcs = Some(Gcs {
+                    credentials: name
+                        .map(|name| ("type".to_owned(), GcsCredential(Secret::new(name))))
+                        .into_iter()
+                        .collect(),
                     key_file: key,
                     ca_file: ca,
                     ..gcs.clone()
@@ -61,6 +82,10 @@ impl Bucket {
             }
             Section::Azure(azure) => {
                 storage.azure = Some(Azure {
+                    credentials: AzureCredentials {
+                        kind: name,
+                        ..AzureCredentials::default()
+                    },
                     credentials_file: key,
                     ca_file: ca,
                     ..azure.clone()
@@ -83,21 +108,10 @@ pub fn resolve(mirror: &RegistryMirror, references: &References) -> Result<Optio
         return Ok(None);
     };
     let field = "spec.storage.objectStore";
-    let secret_field = format!("{field}.credentials.secretRef");
-    let secret = store.credentials.secret_ref.as_ref().ok_or_else(|| {
-        Rejection::invalid(format!(
-            "{secret_field} is missing: name the Secret with the credentials for the bucket"
-        ))
-    })?;
-    let at = |rejection: Rejection| rejection.below(&secret_field);
-    not_the_operators(mirror, &secret.name, references).map_err(at)?;
-    let reference = Reference::secret(&secret.name);
-    let contents = references.get(&reference).ok_or_else(|| Rejection {
-        reason: Reason::ReferenceNotFound,
-        message: references.not_found(&reference, &keys(&section), &format!("{secret_field}.name")),
-    })?;
-    let credentials =
-        credentials(&section, contents, &secret.name).map_err(|message| at(malformed(message)))?;
+    let credentials = match store.credentials.r#type {
+        BucketCredentialsType::Secret => Some(secret(mirror, store, &section, references)?),
+        BucketCredentialsType::WorkloadIdentity | BucketCredentialsType::Anonymous => None,
+    };
     let bundle = match store.ca_bundle_ref() {
         None => None,
         Some(reference) => {
@@ -107,11 +121,62 @@ pub fn resolve(mirror: &RegistryMirror, references: &References) -> Result<Optio
     };
     let bucket = Bucket {
         section,
+        identity: identity(store.credentials.r#type),
+        redirect: store.redirect.as_ref().map(redirect),
         credentials,
         bundle,
     };
-    check(&bucket, &secret.name)?;
+    let secret = store.credentials.secret_ref.as_ref();
+    check(&bucket, secret.map_or("", |secret| &secret.name))?;
     Ok(Some(bucket))
+}
+
+/// Returns the credentials of the Secret that a spec names, as servers read them.
+///
+/// # Errors
+/// `InvalidSpec`, `ReferenceNotFound` and `ReferenceMalformed`.
+fn secret(
+    mirror: &RegistryMirror,
+    store: &ObjectStore,
+    section: &Section,
+    references: &References,
+) -> Result<Vec<u8>, Rejection> {
+    let secret_field = "spec.storage.objectStore.credentials.secretRef";
+    let secret = store.credentials.secret_ref.as_ref().ok_or_else(|| {
+        Rejection::invalid(format!(
+            "{secret_field} is missing: name the Secret with the credentials for the bucket"
+        ))
+    })?;
+    let at = |rejection: Rejection| rejection.below(secret_field);
+    not_the_operators(mirror, &secret.name, references).map_err(at)?;
+    let reference = Reference::secret(&secret.name);
+    let contents = references.get(&reference).ok_or_else(|| Rejection {
+        reason: Reason::ReferenceNotFound,
+        message: references.not_found(&reference, &keys(section), &format!("{secret_field}.name")),
+    })?;
+    credentials(section, contents, &secret.name).map_err(|message| at(malformed(message)))
+}
+
+/// Returns the type of credentials as the servers' configuration has it; a Secret is a file and needs none.
+fn identity(kind: BucketCredentialsType) -> Option<CredentialsType> {
+    match kind {
+        BucketCredentialsType::Secret => None,
+        BucketCredentialsType::WorkloadIdentity => Some(CredentialsType::WorkloadIdentity),
+        BucketCredentialsType::Anonymous => Some(CredentialsType::Anonymous),
+    }
+}
+
+/// Returns the servers' section of redirects. `Never` is written down, too: then the server gives no notice.
+fn redirect(redirect: &BucketRedirect) -> Redirect {
+    Redirect {
+        mode: Some(match redirect.mode {
+            BucketRedirectMode::Never => RedirectMode::Never,
+            BucketRedirectMode::Large => RedirectMode::Large,
+        }),
+        min_size: redirect.min_size.as_ref().and_then(|size| size.0.parse().ok()),
+        endpoint: redirect.endpoint.clone(),
+        ..Redirect::default()
+    }
 }
 
 fn malformed(message: String) -> Rejection {
@@ -257,10 +322,14 @@ fn check(bucket: &Bucket, secret: &str) -> Result<(), Rejection> {
     };
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let pem = bucket.bundle.as_deref().map(text);
-    mirror::bucket::check_contents(settings, text(&bucket.credentials), pem).map_err(|error| {
-        malformed(format!(
-            "spec.storage.objectStore.credentials.secretRef: Secret {secret}: {error}"
-        ))
+    let credentials = bucket.credentials.as_deref().map(text);
+    let is_secret = credentials.is_some();
+    mirror::bucket::check_contents(settings, credentials, pem).map_err(|error| {
+        malformed(if is_secret {
+            format!("spec.storage.objectStore.credentials.secretRef: Secret {secret}: {error}")
+        } else {
+            format!("spec.storage.objectStore: {error}")
+        })
     })
 }
 
@@ -340,7 +409,9 @@ mod tests {
         let mirror = mirror(&store);
         let bucket = Bucket {
             section: section_of(&mirror),
-            credentials: read(&mirror, &[(key, value)]).unwrap().into_bytes(),
+            identity: None,
+            redirect: None,
+            credentials: Some(read(&mirror, &[(key, value)]).unwrap().into_bytes()),
             bundle: None,
         };
         let error = check(&bucket, "keys").unwrap_err();
@@ -355,7 +426,9 @@ mod tests {
             s3(&json!({"encryption": {"type": "KMS", "kmsKeyID": "k"}, "storageClass": "STANDARD_IA"}));
         let bucket = Bucket {
             section: section_of(&mirror),
-            credentials: b"hunter2".to_vec(),
+            identity: None,
+            redirect: None,
+            credentials: Some(b"hunter2".to_vec()),
             bundle: Some(b"PEM".to_vec()),
         };
         let s3 = bucket.storage("/c", "/f").s3.unwrap();
@@ -364,5 +437,39 @@ mod tests {
             "storageclass": "STANDARD_IA", "credentialsfile": "/c/bucket.json", "cafile": "/f/bucket-ca.crt",
         });
         assert_eq!(serde_json::to_value(&s3).unwrap(), expected);
+    }
+
+    /// The section of a bucket without a Secret has the type of the credentials, and no file.
+    #[test_case(json!({"s3": {"bucket": "b", "region": "r"}}), "WorkloadIdentity")]
+    #[test_case(json!({"gcs": {"bucket": "b"}}), "WorkloadIdentity")]
+    #[test_case(json!({"azure": {"accountName": "a", "container": "c"}}), "WorkloadIdentity")]
+    #[test_case(json!({"s3": {"bucket": "b", "region": "r"}}), "Anonymous")]
+    #[test_case(json!({"gcs": {"bucket": "b"}}), "Anonymous"; "anonymous gcs")]
+    #[test_case(json!({"azure": {"accountName": "a", "container": "c"}}), "Anonymous"; "anonymous azure")]
+    fn section_without_a_secret_has_a_type(mut store: Value, kind: &str) {
+        let provider = store.as_object().unwrap().keys().next().unwrap().clone();
+        store["credentials"] = json!({"type": kind});
+        let bucket = resolve(&mirror(&store), &References::default()).unwrap().unwrap();
+        assert_eq!(bucket.credentials, None);
+        let storage = serde_json::to_value(bucket.storage("/c", "/f")).unwrap();
+        let section = &storage[provider];
+        assert_eq!(section["credentials"], json!({"type": kind}));
+        assert!(
+            section["credentialsfile"].is_null() && section["keyfile"].is_null(),
+            "{section}"
+        );
+    }
+
+    /// The section of redirects has the names of the configuration.
+    #[test]
+    fn section_of_redirects_has_their_settings() {
+        let redirect = json!({"mode": "Large", "minSize": "32Mi", "endpoint": "https://s3.example"});
+        let store = json!({
+            "s3": {"bucket": "b", "region": "r"}, "credentials": {"type": "WorkloadIdentity"}, "redirect": redirect,
+        });
+        let bucket = resolve(&mirror(&store), &References::default()).unwrap().unwrap();
+        let storage = serde_json::to_value(bucket.storage("/c", "/f")).unwrap();
+        let expected = json!({"mode": "Large", "minsize": "32Mi", "endpoint": "https://s3.example"});
+        assert_eq!(storage["redirect"], expected);
     }
 }

@@ -177,6 +177,20 @@ impl Mirror {
         status["bucket"].clone()
     }
 
+    /// Returns the sum of the series whose names begin with this text and whose labels have each of these.
+    pub(crate) async fn metric(&self, name: &str, labels: &[&str]) -> f64 {
+        let answer = reqwest::get(format!("http://{}/metrics", self.admin)).await;
+        let text = answer.expect("an answer").text().await.expect("a body");
+        let has_labels = |line: &&str| labels.iter().all(|label| line.contains(label));
+        let lines = text
+            .lines()
+            .filter(|line| line.starts_with(name))
+            .filter(has_labels);
+        lines
+            .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
+            .sum()
+    }
+
     pub(crate) async fn is_ready(&self) -> bool {
         let answer = reqwest::get(format!("http://{}/readyz", self.admin)).await;
         answer.is_ok_and(|answer| answer.status().is_success())

@@ -35,6 +35,38 @@ async fn bucket_serves_an_empty_local_tier() {
     assert_eq!(place.store.seen(), [], "a hit asks the bucket for nothing");
 }
 
+/// Bytes that come from the bucket are counted by that source, and so are those that pass by a local tier without room.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bytes_of_the_bucket_are_counted() {
+    let mut place = Place::new(&LAYERS).await;
+    let first = place.mirror("first").await;
+    place.pull(&first, "pulled-1").await;
+    until_stored(&place, blobs(&place.image), &first).await;
+    place.upstream.go_down();
+    let content = f64::from(u32::try_from(LAYERS.iter().sum::<usize>()).expect("a size"));
+    let keys = place.store.keys();
+    for (tier, size) in [("second", "1Gi"), ("small", "8Mi")] {
+        let cache = format!("cache: {{maxsize: {size}}}");
+        let mirror = place.mirror_with(tier, &keys, &cache).await;
+        place.pull(&mirror, &format!("pulled-{tier}")).await;
+        let labels = ["source=\"bucket\""];
+        let counted = || async {
+            let served = mirror.metric("registry_mirror_served_bytes_total", &labels).await;
+            (served >= content).then_some(())
+        };
+        wait::until("bytes of the bucket", LIMIT, counted)
+            .await
+            .expect("they are counted");
+        for source in ["upstream", "coalesced", "peer"] {
+            let label = format!("source=\"{source}\"");
+            let served = mirror
+                .metric("registry_mirror_served_bytes_total", &[&label])
+                .await;
+            assert!(served < 1.0, "{source}");
+        }
+    }
+}
+
 /// A small blob costs two requests that write: its content and its link.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn small_blob_costs_two_writes() {

@@ -3,7 +3,7 @@
 use url::Url;
 
 use super::{
-    Azure, AzureCredential, BucketSettings, PART_SIZE, Provider, endpoint, no_credentials, path, required,
+    Azure, AzureCredential, BucketSettings, CredentialsType, PART_SIZE, Provider, endpoint, path, required,
     root,
 };
 use crate::config::{Error, file};
@@ -19,7 +19,10 @@ pub(super) fn bucket(azure: &file::Azure) -> Result<BucketSettings, Error> {
         "storage.azure.accountname",
         "the name of the storage account",
     )?;
+    let credentials = kind(azure)?;
     Ok(BucketSettings {
+        credentials,
+        redirect: None,
         name: required(
             azure.container.as_deref(),
             "storage.azure.container",
@@ -32,13 +35,30 @@ pub(super) fn bucket(azure: &file::Azure) -> Result<BucketSettings, Error> {
         skip_verify: azure.skip_verify,
         provider: Provider::Azure(Azure {
             service: azure_service(azure, &account)?,
-            credential: azure_credential(azure)?,
+            credential: azure_credential(azure, credentials)?,
             account,
         }),
     })
 }
 
-fn azure_credential(azure: &file::Azure) -> Result<Option<AzureCredential>, Error> {
+/// Returns the source of the credentials. The type names a kind of secret, too, as in Distribution.
+fn kind(azure: &file::Azure) -> Result<CredentialsType, Error> {
+    match azure.credentials.kind.as_deref() {
+        None | Some("client_secret" | "shared_key" | "") => Ok(CredentialsType::Secret),
+        Some(text) => CredentialsType::parse(text).ok_or_else(|| {
+            Error::invalid(
+                "storage.azure.credentials.type",
+                "must be Secret, WorkloadIdentity, Anonymous, client_secret or shared_key: the server does not search \
+                 for credentials",
+            )
+        }),
+    }
+}
+
+fn azure_credential(
+    azure: &file::Azure,
+    credentials: CredentialsType,
+) -> Result<Option<AzureCredential>, Error> {
     let own = &azure.credentials;
     let key = azure
         .account_key
@@ -60,16 +80,16 @@ fn azure_credential(azure: &file::Azure) -> Result<Option<AzureCredential>, Erro
                 secret: Secret::new(need(secret, "secret")?),
             }))
         }
-        (None | Some("shared_key" | ""), Some(key)) => Ok(Some(key)),
-        (None | Some("shared_key" | ""), None) if azure.credentials_file.is_some() => Ok(None),
-        (None | Some("shared_key" | ""), None) => Err(no_credentials(
-            "storage.azure.accountkey",
-            "the key of the account",
-        )),
-        (Some(_), _) => Err(Error::invalid(
-            "storage.azure.credentials.type",
-            "must be client_secret or shared_key: the server does not ask the cloud's metadata service",
-        )),
+        (_, key) => {
+            let has_secret = key.is_some() || azure.credentials_file.is_some() || own.secret.is_some();
+            credentials.check(
+                has_secret,
+                "storage.azure",
+                "accountkey",
+                "the key of the account",
+            )?;
+            Ok(key)
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use url::Url;
 
 use super::{
-    BucketSettings, Provider, S3, S3Keys, endpoint, no_credentials, part_size, path, required, root,
+    BucketSettings, CredentialsType, Provider, S3, S3Keys, endpoint, part_size, path, required, root,
 };
 use crate::config::{Error, file};
 
@@ -27,7 +27,10 @@ pub(super) fn bucket(s3: &file::S3) -> Result<BucketSettings, Error> {
             "must be set to the region of the bucket",
         ));
     }
+    let credentials = s3.credentials.kind.unwrap_or_default();
     Ok(BucketSettings {
+        credentials,
+        redirect: None,
         name: required(
             s3.bucket.as_deref(),
             "storage.s3.bucket",
@@ -39,7 +42,7 @@ pub(super) fn bucket(s3: &file::S3) -> Result<BucketSettings, Error> {
         ca_file: path(s3.ca_file.as_deref()),
         skip_verify: s3.skip_verify,
         provider: Provider::S3(S3 {
-            keys: s3_keys(s3)?,
+            keys: s3_keys(s3, credentials)?,
             // Distribution 2.8 uses paths with any endpoint, and many stores know nothing else.
             path_style: s3.force_path_style.unwrap_or(endpoint.is_some()),
             region,
@@ -95,16 +98,19 @@ fn refuse_s3(s3: &file::S3) -> Result<(), Error> {
     }
 }
 
-fn s3_keys(s3: &file::S3) -> Result<Option<S3Keys>, Error> {
+fn s3_keys(s3: &file::S3, credentials: CredentialsType) -> Result<Option<S3Keys>, Error> {
     let secret = |masked: &Option<file::Masked>| masked.as_ref().map(|masked| masked.0.clone());
     let access = s3.access_key.clone().filter(|key| !key.is_empty());
+    let has_secret = access.is_some() || s3.secret_key.is_some() || s3.credentials_file.is_some();
+    let what = "the access key, or set credentialsfile";
+    credentials.check(has_secret, "storage.s3", "accesskey", what)?;
     match (access, secret(&s3.secret_key)) {
         (Some(access), Some(secret_key)) => Ok(Some(S3Keys {
             access,
             secret: secret_key,
             token: secret(&s3.session_token),
         })),
-        (None, None) if s3.credentials_file.is_some() => Ok(None),
+        (None, None) => Ok(None),
         (Some(_), None) => Err(Error::invalid(
             "storage.s3.secretkey",
             "must be set with accesskey",
@@ -112,10 +118,6 @@ fn s3_keys(s3: &file::S3) -> Result<Option<S3Keys>, Error> {
         (None, Some(_)) => Err(Error::invalid(
             "storage.s3.accesskey",
             "must be set with secretkey",
-        )),
-        (None, None) => Err(no_credentials(
-            "storage.s3.accesskey",
-            "the access key, or set credentialsfile",
         )),
     }
 }

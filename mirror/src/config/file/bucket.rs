@@ -2,8 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize, Serializer};
+
 use super::{IgnoredKey, Masked};
-use crate::config::overlay::section;
+use crate::config::bucket::CredentialsType;
+use crate::config::overlay::{Overlay, section};
+use crate::secret::Secret;
 
 section! {
     /// A bucket of Amazon S3, or of a store with the same API.
@@ -16,6 +20,8 @@ section! {
         "sessiontoken" => session_token: Option<Masked>,
         /// A file with `accesskey`, `secretkey` and `sessiontoken` as YAML or JSON; read again when it changes.
         "credentialsfile" => credentials_file: Option<String>,
+        /// The source of the credentials.
+        "credentials" => credentials: S3Credentials,
         /// The region; required unless `regionendpoint` is set.
         "region" => region: Option<String>,
         /// The address of a store that is not Amazon's, `http(s)://host[:port]`.
@@ -62,8 +68,16 @@ section! {
         "useragent" => user_agent: IgnoredKey,
         /// The log of the SDK.
         "loglevel" => log_level: IgnoredKey,
-        /// The public address of the store in redirects.
-        "redirectendpoint" => redirect_endpoint: IgnoredKey,
+        /// The address of the store for clients, if `storage.redirect.endpoint` is not set.
+        "redirectendpoint" => redirect_endpoint: Option<String>,
+    }
+}
+
+section! {
+    /// The source of the credentials for a bucket of S3.
+    S3Credentials {
+        /// The source: the keys, the identity of the process, or none.
+        "type" => kind: Option<CredentialsType>,
     }
 }
 
@@ -74,8 +88,8 @@ section! {
         "bucket" => bucket: Option<String>,
         /// The JSON file of a service account's key; read again when it changes.
         "keyfile" => key_file: Option<String>,
-        /// The content of a service account's key, in place of `keyfile`.
-        "credentials" => credentials: BTreeMap<String, Masked>,
+        /// The content of a service account's key, in place of `keyfile`; or `type: WorkloadIdentity` or `type: Anonymous`.
+        "credentials" => credentials: BTreeMap<String, GcsCredential>,
         /// The prefix of all objects.
         "rootdirectory" => root_directory: Option<String>,
         /// A PEM file of further CAs that may issue the store's certificate; read again when it changes.
@@ -87,6 +101,24 @@ section! {
         /// The `User-Agent` of requests.
         "useragent" => user_agent: IgnoredKey,
     }
+}
+
+/// A part of a service account's key, or the type of the credentials. It is never printed unless it is the type.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(transparent)]
+pub struct GcsCredential(pub Secret);
+
+impl Serialize for GcsCredential {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match CredentialsType::parse(self.0.expose()) {
+            Some(kind) => kind.serialize(serializer),
+            None => Masked(self.0.clone()).serialize(serializer),
+        }
+    }
+}
+
+impl Overlay for GcsCredential {
+    const VALUES: &'static str = Masked::VALUES;
 }
 
 section! {
@@ -128,7 +160,7 @@ section! {
 section! {
     /// An identity of Microsoft Entra.
     AzureCredentials {
-        /// The kind of identity: `client_secret` or `shared_key`.
+        /// The kind of identity: `client_secret`, `shared_key`, `Secret`, `WorkloadIdentity` or `Anonymous`.
         "type" => kind: Option<String>,
         /// The ID of the application.
         "clientid" => client_id: Option<String>,

@@ -7,9 +7,11 @@ use serde::de::{Error, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::{Azure, Gcs, IgnoredKey, S3};
+use crate::config::bucket::RedirectMode;
 use crate::config::duration::GoDuration;
 use crate::config::keys::NO_DRIVER;
 use crate::config::overlay::section;
+use crate::config::size::BlobSize;
 
 section! {
     /// The place of the cache: a directory, and a bucket behind it if there is one.
@@ -23,8 +25,8 @@ section! {
         "cache" => cache: IgnoredKey,
         /// The deletion of blobs and manifests by clients.
         "delete" => delete: IgnoredKey,
-        /// Redirects of clients to the storage.
-        "redirect" => redirect: IgnoredKey,
+        /// Redirects of clients to the bucket.
+        "redirect" => redirect: Redirect,
         /// The limit of look-ups of tags at once.
         "tag" => tag: IgnoredKey,
         /// A storage in memory.
@@ -45,6 +47,20 @@ section! {
         "swift" => swift: IgnoredKey,
         /// A storage in Alibaba Cloud.
         "oss" => oss: IgnoredKey,
+    }
+}
+
+section! {
+    /// Redirects of clients to the bucket.
+    Redirect {
+        /// Disables redirects.
+        "disable" => disable: bool,
+        /// The blobs whose clients are redirected: none, or those of at least `minsize`.
+        "mode" => mode: Option<RedirectMode>,
+        /// The size from which a blob is large; 16Mi if not set.
+        "minsize" => min_size: Option<BlobSize>,
+        /// The address of the store for clients, `http(s)://host[:port]`; the one of the bucket if not set.
+        "endpoint" => endpoint: Option<String>,
     }
 }
 

@@ -1,24 +1,38 @@
 //! The bucket of the effective configuration.
 
 use super::text;
-use crate::config::bucket::{Azure, AzureCredential, BucketSettings, Provider, S3};
+use crate::config::bucket::{
+    Azure, AzureCredential, BucketSettings, CredentialsType, Provider, RedirectMode, S3,
+};
 use crate::config::file;
+use crate::config::size::BlobSize;
 use crate::secret::Secret;
 
 /// Returns the section of storage with the bucket, its secrets masked.
 pub(super) fn storage(bucket: Option<&BucketSettings>) -> file::Storage {
     let mut storage = file::Storage::default();
     let Some(bucket) = bucket else { return storage };
+    if let Some(redirect) = &bucket.redirect {
+        storage.redirect = file::Redirect {
+            disable: false,
+            mode: Some(RedirectMode::Large),
+            min_size: Some(BlobSize(redirect.min_size)),
+            endpoint: redirect.endpoint.as_ref().map(ToString::to_string),
+        };
+    }
     match &bucket.provider {
         Provider::S3(settings) => storage.s3 = Some(s3(bucket, settings)),
         Provider::Gcs { credentials } => {
-            let masked = |(key, value): (&String, &Secret)| (key.clone(), file::Masked(value.clone()));
+            let masked = |(key, value): (&String, &Secret)| (key.clone(), file::GcsCredential(value.clone()));
+            let kind = bucket.credentials.as_str();
+            let kind = (bucket.credentials != CredentialsType::Secret)
+                .then(|| ("type".to_owned(), file::GcsCredential(Secret::new(kind))));
             storage.gcs = Some(file::Gcs {
                 bucket: Some(bucket.name.clone()),
                 root_directory: Some(bucket.root.clone()),
                 key_file: bucket.credentials_file.as_deref().map(text),
                 ca_file: bucket.ca_file.as_deref().map(text),
-                credentials: credentials.iter().map(masked).collect(),
+                credentials: credentials.iter().map(masked).chain(kind).collect(),
                 chunk_size: Some(bucket.part_size),
                 ..file::Gcs::default()
             });
@@ -36,6 +50,9 @@ fn s3(bucket: &BucketSettings, s3: &S3) -> file::S3 {
         secret_key: keys.map(|keys| masked(&keys.secret)),
         session_token: keys.and_then(|keys| keys.token.as_ref()).map(masked),
         credentials_file: bucket.credentials_file.as_deref().map(text),
+        credentials: file::S3Credentials {
+            kind: Some(bucket.credentials),
+        },
         region: Some(s3.region.clone()),
         region_endpoint: s3.endpoint.as_ref().map(ToString::to_string),
         force_path_style: Some(s3.path_style),
@@ -66,7 +83,7 @@ fn azure(bucket: &BucketSettings, azure: &Azure) -> file::Azure {
         ..file::Azure::default()
     };
     match &azure.credential {
-        None => {}
+        None => written.credentials.kind = Some(bucket.credentials.as_str().to_owned()),
         Some(AzureCredential::Key(key)) => written.account_key = Some(file::Masked(key.clone())),
         Some(AzureCredential::Client {
             client,

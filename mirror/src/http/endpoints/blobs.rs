@@ -22,6 +22,7 @@ use crate::name::Repository;
 use crate::pull::{BlobSnapshot, PassThrough, Served, Source};
 use crate::pull_error::PullError;
 use crate::range::{Resolved, Wanted};
+use crate::store::Blob;
 
 /// Returns a blob, parts of it, or its headers.
 pub(in crate::http) async fn get(
@@ -45,19 +46,20 @@ pub(in crate::http) async fn get(
     }
     let mut wanted = Wanted::parse(context.headers, &etag);
     let of_unverified = of_unverified(context.headers, &wanted);
-    let Served { value, mut outcome } = source(context, &repository, &digest, &of_unverified).await?;
+    let served = source(context, &repository, &digest, &of_unverified).await?;
+    let (value, mut outcome, origin) = (served.value, served.outcome, served.origin);
     if !is_verified(&value, &repository) {
         response.headers_mut().remove(header::ETAG);
         wanted = of_unverified;
     }
-    let is_from_peer = matches!(&value, Source::Filling(fill) if fill.is_from_peer());
     let reader = |blob| blob_reader(context, blob);
     match value {
         Source::Stored(blob) => {
-            let (size, pull) = (blob.size, Arc::clone(&context.app.pull));
-            let digest = digest.clone();
-            let stored = StoredBlob { blob, digest, pull };
-            send(&mut response, reader(BodyBlob::Stored(stored)), size, &wanted);
+            if let Some(redirected) = redirected(context, &repository, &digest, blob.size).await {
+                return Ok(EndpointResponse::new(redirected, Outcome::Redirect, repository));
+            }
+            let (size, stored) = (blob.size, stored_blob(context, blob, &digest));
+            send(&mut response, reader(stored), size, &wanted);
         }
         Source::Filling(fill) => {
             let size = size_of(context, &fill).await?;
@@ -79,8 +81,17 @@ pub(in crate::http) async fn get(
     }
     Ok(EndpointResponse {
         digest: Some(digest),
-        is_from_peer,
+        origin,
         ..EndpointResponse::new(response, outcome, repository)
+    })
+}
+
+/// Returns a cached blob for the body of a response.
+fn stored_blob(context: &RequestContext<'_>, blob: Blob, digest: &Digest) -> BodyBlob {
+    BodyBlob::Stored(StoredBlob {
+        blob,
+        digest: digest.clone(),
+        pull: Arc::clone(&context.app.pull),
     })
 }
 
@@ -139,6 +150,22 @@ fn of_unverified(headers: &HeaderMap, wanted: &Wanted) -> Wanted {
         Wanted::Ranges(_) if !is_conditional() => wanted.clone(),
         _ => Wanted::Whole,
     }
+}
+
+/// Returns the redirect of a client to the bucket, for a whole blob in the cache. A client that wants a part continues what
+/// it has from here, or asks for one part after the other, longer than a signed URL is valid.
+async fn redirected(
+    context: &RequestContext<'_>,
+    repository: &Repository,
+    digest: &Digest,
+    size: u64,
+) -> Option<Response<Body>> {
+    let pull = &context.app.pull;
+    if !pull.may_redirect(size) || context.headers.contains_key(header::RANGE) {
+        return None;
+    }
+    let url = Box::pin(pull.redirect(repository, digest, size, &context.peer.name)).await?;
+    headers::redirect(digest, &url)
 }
 
 /// Adds the size of a blob to a response without its bytes, and returns the outcome.

@@ -21,7 +21,11 @@ pub(in crate::http) async fn get(
     let is_head = context.method == Method::HEAD;
     let length = |served: &Served<Manifest>| if is_head { 0 } else { served.value.bytes().len() };
     let served = hold_document(&context.peer.memory, fetch, length).await?;
-    let (manifest, outcome) = (&served.document.value, served.document.outcome);
+    let (manifest, outcome, origin) = (
+        &served.document.value,
+        served.document.outcome,
+        served.document.origin,
+    );
     let etag = headers::etag(manifest.digest());
     headers::check_if_match(context.headers, Some(&etag))?;
     let mut response = headers::response(context.headers, &etag);
@@ -43,7 +47,10 @@ pub(in crate::http) async fn get(
         }
         *response.body_mut() = served.body(|served| served.value.bytes().clone());
     }
-    Ok(EndpointResponse::new(response, outcome, repository))
+    Ok(EndpointResponse {
+        origin,
+        ..EndpointResponse::new(response, outcome, repository)
+    })
 }
 
 /// Returns a manifest. Another replica may want only one that is here.
