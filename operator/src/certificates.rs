@@ -161,15 +161,9 @@ pub fn renewal(
     let serving = serves.then(|| issuer.serving(names)).transpose()?;
     let peers = match shared {
         Some(shared) => {
-            let issued = issuer.peers(mirror, Some(&shared.data))?;
-            Some(
-                shared
-                    .data
-                    .clone()
-                    .into_iter()
-                    .chain(issued)
-                    .collect::<SecretFiles>(),
-            )
+            let renewed = issuer.peers(mirror, Some(&shared.data))?;
+            let files = shared.data.clone().into_iter().chain(renewed);
+            Some(files.collect::<SecretFiles>())
         }
         None => None,
     };

@@ -122,7 +122,7 @@ mod tests {
             Duration::ZERO,
             Duration::from_millis(1),
             Duration::from_micros(1_001),
-            Duration::from_secs(60),
+            Duration::from_mins(1),
             Duration::from_secs(601),
         ] {
             histogram.observe(took, None);

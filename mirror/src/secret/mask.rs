@@ -21,7 +21,7 @@ pub(crate) fn mask_secrets<'s>(text: &str, secrets: impl IntoIterator<Item = &'s
     let mut short = Vec::new();
     let mut needles = Needles::default();
     for secret in secrets {
-        if Folded::of(Symbol::read(secret)).text.len() < MIN_FOLDED {
+        if Folded::fold(Symbol::read(secret)).text.len() < MIN_FOLDED {
             short.extend((!secret.is_empty()).then_some(secret));
             continue;
         }
@@ -74,8 +74,8 @@ impl Needles {
     fn add(&mut self, notation: &str) {
         let symbols = Symbol::read(notation);
         let (with_plus, without_plus) = (
-            Folded::of(symbols.iter().cloned()),
-            Folded::of(without_plus(&symbols)),
+            Folded::fold(symbols.iter().cloned()),
+            Folded::fold(without_plus(&symbols)),
         );
         if with_plus.text.len() >= MIN_FOLDED {
             self.0.insert((with_plus.text, without_plus.text));
@@ -84,8 +84,8 @@ impl Needles {
 
     /// Returns the places of all notations.
     fn find(&self, symbols: &[Symbol]) -> Vec<Range<usize>> {
-        let folded = Folded::of(symbols.iter().cloned());
-        let spaced = Folded::of(without_plus(symbols));
+        let folded = Folded::fold(symbols.iter().cloned());
+        let spaced = Folded::fold(without_plus(symbols));
         let mut found = Vec::new();
         for (with_plus, without_plus) in &self.0 {
             found.extend(folded.find(with_plus));
@@ -126,7 +126,7 @@ impl Symbol {
 
 impl Folded {
     /// Folds case and the alphabets of base64, and drops what a reader does not see.
-    fn of(symbols: impl IntoIterator<Item = Symbol>) -> Self {
+    fn fold(symbols: impl IntoIterator<Item = Symbol>) -> Self {
         let mut folded = Self::default();
         for Symbol { value, place } in symbols.into_iter().filter(|symbol| is_visible(symbol.value)) {
             let value = match value.to_ascii_lowercase() {
@@ -231,7 +231,7 @@ mod tests {
     #[test_case("%50%61%35%35%2F%77%2B%72%64%20%22%C3%84%22%5C%78%3F"; "each byte percent-encoded")]
     #[test_case("Pa55%252Fw%252Brd%2520%2522%25C3%2584%2522%255Cx%253F"; "percent-encoded twice")]
     #[test_case(r#"Pa55\/w+rd \"Ä\"\\x?"#; "escapes of JSON")]
-    #[test_case(r#"Pa55/w+rd \u0022\u00c4\u0022\u005cx?"#; "numbers of JSON")]
+    #[test_case(r"Pa55/w+rd \u0022\u00c4\u0022\u005cx?"; "numbers of JSON")]
     #[test_case("P a\t5\r\n5/w+\u{200b}rd \"Ä\"\\x?"; "split")]
     #[test_case("UGE1NS93K3JkICLDhCJceD8="; "base64")]
     #[test_case("UGE1NS93K3JkICLDhCJceD8"; "base64 without padding")]

@@ -76,7 +76,7 @@ fn remove(live: &mut Value, manifest: &Value, fields: &[Field]) {
     for (pointer, default) in fields {
         let is_foreign = live
             .pointer(pointer)
-            .is_some_and(|value| value.to_string() != *default);
+            .is_some_and(|value| *default != value.to_string());
         if !is_foreign || manifest.pointer(pointer).is_some_and(|value| !value.is_null()) {
             continue;
         }

@@ -36,7 +36,12 @@ pub(crate) fn read(path: &Path) -> String {
 
 /// Returns the part of a file before its unit tests.
 pub(crate) fn production(text: &str) -> &str {
-    text.split("\n#[cfg(test)]\nmod tests {").next().unwrap_or(text)
+    ["mod tests {", "pub(super) mod tests {"]
+        .iter()
+        .fold(text, |text, tests| {
+            let tests = format!("\n#[cfg(test)]\n{tests}");
+            text.split(&tests).next().unwrap_or(text)
+        })
 }
 
 /// Functions with their lines, by the layout that rustfmt gives them.

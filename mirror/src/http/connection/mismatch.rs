@@ -42,7 +42,7 @@ pub(in crate::http) enum ConnectionMismatch {
 
 impl ConnectionKind {
     /// Classifies the first bytes that came; none at the end of the stream.
-    pub(super) fn of(bytes: &[u8]) -> Self {
+    pub(super) fn classify(bytes: &[u8]) -> Self {
         match bytes.first() {
             Some(&TLS_HANDSHAKE) => Self::Tls,
             _ if PREFACE.starts_with(bytes) => Self::MayBeHttp2,
@@ -75,7 +75,7 @@ impl ConnectionMismatch {
             return;
         }
         let (mut unread, mut sink) = (stream.take(MAX_DRAINED), tokio::io::sink());
-        // The client may close, or go on: both end here.
+        // The client may close, or continue: both end here.
         let _ = tokio::time::timeout(DRAIN, tokio::io::copy(&mut unread, &mut sink)).await;
     }
 }
@@ -92,7 +92,7 @@ mod tests {
     #[test_case(b"" => (ConnectionKind::MayBeHttp2, false, false); "the end")]
     #[test_case(b"\0\0" => (ConnectionKind::Other, false, false); "neither")]
     fn first_bytes_show_the_protocol(bytes: &[u8]) -> (ConnectionKind, bool, bool) {
-        let first = ConnectionKind::of(bytes);
+        let first = ConnectionKind::classify(bytes);
         (
             first,
             first.mismatch(false).is_some(),

@@ -91,7 +91,7 @@ impl Socket {
         match self {
             Self::Tcp(stream) => {
                 let length = stream.peek(&mut first).await?;
-                Ok(ConnectionKind::of(first.get(..length).unwrap_or_default()))
+                Ok(ConnectionKind::classify(first.get(..length).unwrap_or_default()))
             }
             Self::Unix(stream) => stream.readable().await.map(|()| ConnectionKind::MayBeHttp2),
         }
