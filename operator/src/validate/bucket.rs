@@ -152,7 +152,7 @@ fn secret(
     let reference = Reference::secret(&secret.name);
     let contents = references.get(&reference).ok_or_else(|| Rejection {
         reason: Reason::ReferenceNotFound,
-        message: references.not_found(&reference, &keys(section), &format!("{secret_field}.name")),
+        message: references.not_found(&reference, keys(section), &format!("{secret_field}.name")),
     })?;
     credentials(section, contents, &secret.name).map_err(|message| at(malformed(message)))
 }
