@@ -8,7 +8,7 @@ use crate::hub::Hub;
 use crate::openssl::{LOCAL, Openssl};
 use crate::served::{Home, Served, client};
 
-/// The beginning of a TLS handshake: a record with a part of a ClientHello.
+/// The beginning of a TLS handshake: a record with a part of a `ClientHello`.
 const CLIENT_HELLO: [u8; 11] = [0x16, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3, 3];
 
 async fn served(remote: &str, tls: bool) -> Served {

@@ -205,9 +205,9 @@ async fn push_gated(hub: &Hub, replicas: &Replicas, owner: usize) -> (Digest, Ga
         hello_of(replicas, 0, "id").await,
         hello_of(replicas, 1, "id").await,
     ];
-    let owned = |digest: &Digest| weight(&ids[owner], digest) > weight(&ids[1 - owner], digest);
+    let is_owned = |digest: &Digest| weight(&ids[owner], digest) > weight(&ids[1 - owner], digest);
     let mut candidates = (50..).map(|seed| bytes(seed, 16 * MIB));
-    let data = candidates.find(|data| owned(&Digest::compute(Algorithm::Sha256, data)));
+    let data = candidates.find(|data| is_owned(&Digest::compute(Algorithm::Sha256, data)));
     let (digest, gate) = (hub.push_blob("library/app", data.unwrap()), Gate::shut());
     hub.once("GET blobs", Fault::Wait(6 * MIB, gate.clone()));
     (digest, gate)

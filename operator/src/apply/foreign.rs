@@ -76,7 +76,8 @@ fn remove(live: &mut Value, manifest: &Value, fields: &[Field]) {
     for (pointer, default) in fields {
         let is_foreign = live
             .pointer(pointer)
-            .is_some_and(|value| *default != value.to_string());
+            .map(Value::to_string)
+            .is_some_and(|value| value != *default);
         if !is_foreign || manifest.pointer(pointer).is_some_and(|value| !value.is_null()) {
             continue;
         }

@@ -7,12 +7,10 @@ use super::{NodeConfigError, NodeFile, NodeFiles, Source};
 
 /// Returns the drop-in and, for https, the CA certificates where these programs read them.
 pub(super) fn files(source: &Source<'_>) -> Result<NodeFiles, NodeConfigError> {
-    let text = registries_conf(source).ok_or_else(|| {
-        NodeConfigError::Unsupported(
-            "CRI-O and podman can't use an IPv6 address in image names: give the mirror an IPv4 address or a name \
-             (--endpoint)",
-        )
-    })?;
+    let text = registries_conf(source).ok_or(NodeConfigError::Unsupported(
+        "CRI-O and podman can't use an IPv6 address in image names: give the mirror an IPv4 address or a name \
+         (--endpoint)",
+    ))?;
     let name = source.mirror.name_any();
     let drop_in = format!("etc/containers/registries.conf.d/50-registry-mirror-{name}.conf");
     let authority = &source.endpoint.authority;

@@ -291,8 +291,10 @@ mod tests {
     /// A namespace with many mirrors does not go first with all of them.
     #[test]
     fn namespaces_are_woken_in_turn() {
-        let mut queue = Queue::default();
-        queue.waiting = ["a/1", "a/2", "a/3", "a/4", "b/1", "c/1"].map(key).into();
+        let mut queue = Queue {
+            waiting: ["a/1", "a/2", "a/3", "a/4", "b/1", "c/1"].map(key).into(),
+            ..Queue::default()
+        };
         queue.rolling.insert(key("b/0"), at(0));
         assert_eq!(queue.wake(at(1), CONFIG), ["a/1", "c/1", "a/2"].map(key));
     }
