@@ -20,6 +20,7 @@ use std::sync::Arc;
 
 use axum::response::IntoResponse;
 use http::request::Parts;
+use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use tracing::Instrument;
 
@@ -188,12 +189,12 @@ fn refuse(app: &App, request: &Parts) -> Option<RegistryError> {
         return Some(RegistryError::unsupported_transfer_coding());
     }
     // A query alone has the path `/` in an absolute target, and none in `:path`.
-    let path = match request.uri.path_and_query() {
-        Some(target) if request.version == http::Version::HTTP_2 => target.as_str(),
-        _ => request.uri.path(),
-    };
+    let (path, target) = (request.uri.path(), request.uri.path_and_query());
+    let is_query = |target: &PathAndQuery| target.as_str().starts_with('?');
+    let is_of_query = request.version == http::Version::HTTP_2 && target.is_some_and(is_query);
     let is_of_server = request.method == Method::OPTIONS && path == "*";
-    if !(path.starts_with('/') || is_of_server || request.method == Method::CONNECT) {
+    let has_path = path.starts_with('/') && !is_of_query;
+    if !(has_path || is_of_server || request.method == Method::CONNECT) {
         return Some(RegistryError::no_path());
     }
     let failing = app.settings.health.is_failing();

@@ -224,7 +224,6 @@ fn image(tag: IndexedTag, pinned: &Globs) -> Option<ImageEntry> {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use std::time::Duration;
 
     use super::*;
     use crate::clock::Clock;
@@ -246,14 +245,14 @@ pub(super) mod tests {
         Store::open(root, options).await.unwrap()
     }
 
-    fn repository(name: &str) -> Repository {
+    pub(in crate::store) fn repository(name: &str) -> Repository {
         Repository {
             host: "quay.io".parse().unwrap(),
             name: name.parse().unwrap(),
         }
     }
 
-    fn query(search: &str, sort: ImageOrder) -> ImageRequest {
+    pub(in crate::store) fn query(search: &str, sort: ImageOrder) -> ImageRequest {
         let (search, limit) = (search.to_owned(), 50);
         ImageRequest { search, sort, limit }
     }
@@ -328,162 +327,5 @@ pub(super) mod tests {
             let page = store.images(query("", sort), |_, _| true).await.unwrap();
             assert_eq!(page.images[0].bytes, 1000 + text.len() as u64);
         }
-    }
-
-    /// The summary of a large image is read once a minute while a part of its content is missing.
-    #[tokio::test]
-    async fn large_incomplete_image_is_read_once_a_minute() {
-        let root = tempfile::tempdir().unwrap();
-        let (store, app) = (open(root.path()).await, repository("app"));
-        let digests: Vec<_> = (0..1_200_u32)
-            .map(|number| Digest::compute(Algorithm::Sha256, &number.to_le_bytes()))
-            .collect();
-        let layers: Vec<_> = digests
-            .iter()
-            .map(|digest| format!(r#"{{"digest":"{digest}","size":4}}"#))
-            .collect();
-        let text = format!(r#"{{"layers":[{}]}}"#, layers.join(","));
-        let manifest = Manifest {
-            content: Hashed::compute(Algorithm::Sha256, text.clone().into_bytes().into()),
-            media_type: "application/vnd.oci.image.manifest.v1+json".to_owned(),
-        };
-        store.put_manifest(&app, &manifest).await.unwrap();
-        let tag = "v1".parse().unwrap();
-        store.put_tag(&app, &tag, manifest.digest()).await.unwrap();
-        let bytes = async || {
-            let page = store.images(query("", ImageOrder::Used), |_, _| true).await;
-            page.unwrap().images[0].bytes
-        };
-        assert_eq!(bytes().await, text.len() as u64);
-        let mut staged = store.stage(&app.host, &digests[0], Some(4)).await.unwrap();
-        staged.append(&0_u32.to_le_bytes()).unwrap();
-        staged.commit(std::slice::from_ref(&app)).await.unwrap();
-        assert_eq!(bytes().await, text.len() as u64);
-        store.inner.clock.advance(Duration::from_secs(61));
-        assert_eq!(bytes().await, text.len() as u64 + 4);
-    }
-
-    /// A listing reads a bounded part of the manifests, and the next ones read the others: none is read twice.
-    #[tokio::test]
-    async fn large_manifests_are_read_over_several_listings() {
-        const IMAGES: usize = 12;
-        let root = tempfile::tempdir().unwrap();
-        let (store, app) = (open(root.path()).await, repository("app"));
-        let padding = " ".repeat(4_000_000);
-        let layer = Digest::compute(Algorithm::Sha256, b"layer");
-        let mut staged = store.stage(&app.host, &layer, None).await.unwrap();
-        staged.append(b"layer").unwrap();
-        staged.commit(std::slice::from_ref(&app)).await.unwrap();
-        for number in 0..IMAGES {
-            let text = format!(r#"{{"n":{number},"layers":[{{"digest":"{layer}"}}]}}{padding}"#);
-            let manifest = Manifest {
-                content: Hashed::compute(Algorithm::Sha256, text.into_bytes().into()),
-                media_type: "application/vnd.oci.image.manifest.v1+json".to_owned(),
-            };
-            store.put_manifest(&app, &manifest).await.unwrap();
-            let tag = format!("v{number}").parse().unwrap();
-            store.put_tag(&app, &tag, manifest.digest()).await.unwrap();
-        }
-        let read = async || {
-            let page = store
-                .images(query("", ImageOrder::Name), |_, _| true)
-                .await
-                .unwrap();
-            let entry = |image: &ImageEntry| store.inner.index.get(&image.digest).unwrap().unwrap().size;
-            let read = page.images.iter().filter(|image| image.bytes == entry(image) + 5);
-            (page.images.len(), read.count())
-        };
-        let (first, second) = (read().await, read().await);
-        assert_eq!(first.0, IMAGES);
-        assert!((1..IMAGES).contains(&first.1), "{first:?}");
-        assert_eq!(second, (IMAGES, IMAGES));
-    }
-
-    /// An image that names more content than the bound is counted up to it.
-    #[tokio::test]
-    async fn image_that_names_too_much_is_read_in_part() {
-        let root = tempfile::tempdir().unwrap();
-        let (store, app) = (open(root.path()).await, repository("app"));
-        let entry = |number: u32| {
-            let digest = Digest::compute(Algorithm::Sha256, &number.to_le_bytes());
-            format!(r#"{{"digest":"{digest}","size":4}}"#)
-        };
-        let layers: Vec<_> = (0..9_000).map(entry).collect();
-        let text = format!(r#"{{"layers":[{}]}}"#, layers.join(","));
-        let manifest = Manifest {
-            content: Hashed::compute(Algorithm::Sha256, text.into_bytes().into()),
-            media_type: "application/vnd.oci.image.manifest.v1+json".to_owned(),
-        };
-        store.put_manifest(&app, &manifest).await.unwrap();
-        let mut reads = SummaryBudget::new(u64::MAX, CancellationToken::new());
-        let read = store.inner.read_summary(manifest.digest(), &mut reads).unwrap();
-        let (summary, is_whole, counted) = read.unwrap();
-        assert!(!is_whole && counted <= 4_096, "{counted}");
-        assert_eq!(summary.bytes, manifest.bytes().len() as u64);
-    }
-
-    /// A listing ends with its client.
-    #[tokio::test]
-    async fn listing_of_client_that_left_reads_nothing() {
-        let root = tempfile::tempdir().unwrap();
-        let (store, app) = (open(root.path()).await, repository("app"));
-        let manifest = Manifest {
-            content: Hashed::compute(Algorithm::Sha256, br#"{"layers":[]}"#.as_slice().into()),
-            media_type: "application/vnd.oci.image.manifest.v1+json".to_owned(),
-        };
-        store.put_manifest(&app, &manifest).await.unwrap();
-        let stop = CancellationToken::new();
-        stop.cancel();
-        let mut reads = SummaryBudget::new(u64::MAX, stop);
-        let read = store.inner.image_summary(manifest.digest(), &mut reads).unwrap();
-        assert_eq!(read, None);
-    }
-
-    /// The platforms of an image are those of its cached manifests: an index names them, and else the configuration does.
-    #[tokio::test]
-    async fn image_platforms_are_those_in_the_cache() {
-        const TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
-        let root = tempfile::tempdir().unwrap();
-        let (store, app) = (open(root.path()).await, repository("app"));
-        let put = async |text: String| {
-            let content = Hashed::compute(Algorithm::Sha256, text.into_bytes().into());
-            let media_type = TYPE.to_owned();
-            let manifest = Manifest { content, media_type };
-            store.put_manifest(&app, &manifest).await.unwrap();
-            manifest.digest().clone()
-        };
-        let tag = async |tag: &str, digest: &Digest| {
-            store.put_tag(&app, &tag.parse().unwrap(), digest).await.unwrap();
-        };
-        let configuration = br#"{"architecture":"arm64","os":"linux","variant":"v8"}"#;
-        let config = Digest::compute(Algorithm::Sha256, configuration);
-        let mut staged = store.stage(&app.host, &config, None).await.unwrap();
-        staged.append(configuration).unwrap();
-        staged.commit(std::slice::from_ref(&app)).await.unwrap();
-        let image = put(format!(r#"{{"config":{{"digest":"{config}"}},"layers":[]}}"#)).await;
-        let plain = put(r#"{"layers":[]}"#.to_owned()).await;
-        let absent = Digest::compute(Algorithm::Sha256, b"absent");
-        let entry = |digest: &Digest, architecture: &str| {
-            format!(r#"{{"digest":"{digest}","platform":{{"os":"linux","architecture":"{architecture}"}}}}"#)
-        };
-        let entries = [
-            entry(&plain, "amd64"),
-            entry(&absent, "s390x"),
-            entry(&image, "arm64"),
-        ];
-        let index = put(format!(r#"{{"manifests":[{}]}}"#, entries.join(","))).await;
-        tag("image", &image).await;
-        tag("index", &index).await;
-        tag("plain", &plain).await;
-        let page = store
-            .images(query("", ImageOrder::Name), |_, _| true)
-            .await
-            .unwrap();
-        let platforms: Vec<_> = page
-            .images
-            .iter()
-            .map(|image| image.platforms.join(" "))
-            .collect();
-        assert_eq!(platforms, ["linux/arm64/v8", "linux/amd64 linux/arm64", ""]);
     }
 }
