@@ -357,125 +357,107 @@ fn command_messages_match_the_golden_file() {
     golden::assert_golden("commands.txt", &text);
 }
 
+/// A mirror without mistakes.
+const HUB: &str = "apiVersion: registrymirror.io/v1alpha1\nkind: RegistryMirror\nmetadata: {name: hub}\nspec:\n  upstreams:\n  - host: docker.io\n  storage: {type: Ephemeral}\n";
+/// Mistakes of a mirror: a description, a part of [`HUB`], and the text in its place.
+const MISTAKES: &[(&str, &str, &str)] = &[
+    (
+        "a misspelt field",
+        "host: docker.io",
+        "host: docker.io\n    remoteUrl: https://docker.io",
+    ),
+    ("a misspelt section", "storage:", "storag:"),
+    ("a misspelt registry", "docker.io", "dokcer.io"),
+    ("a website in place of a registry", "docker.io", "hub.docker.com"),
+    ("a scheme in a host", "docker.io", "https://docker.io"),
+    (
+        "a port in the path of a URL",
+        "host: docker.io",
+        "host: a.example\n    remoteURL: https://a.example/:5000",
+    ),
+    (
+        "a wrong scheme of a URL",
+        "host: docker.io",
+        "host: a.example\n    remoteURL: a.example:5000",
+    ),
+    ("a duration in days", "storage:", "cache: {ttl: 7d}\n  storage:"),
+    (
+        "a size in other units",
+        "{type: Ephemeral}",
+        "{type: PersistentVolumeClaim, persistentVolumeClaim: {size: 50GB}}",
+    ),
+    (
+        "a time to live without a unit",
+        "storage:",
+        "cache: {ttl: 0}\n  storage:",
+    ),
+    (
+        "a negative time to live",
+        "storage:",
+        "cache: {ttl: -1h}\n  storage:",
+    ),
+    (
+        "a storage smaller than an image",
+        "{type: Ephemeral}",
+        "{type: PersistentVolumeClaim, persistentVolumeClaim: {size: 100Mi}}",
+    ),
+    (
+        "a URL with credentials",
+        "host: docker.io",
+        "host: a.example\n    remoteURL: https://ann:secret@a.example",
+    ),
+    (
+        "a URL of the API version",
+        "host: docker.io",
+        "host: a.example\n    remoteURL: https://a.example/v2/",
+    ),
+    ("a name with dots", "name: hub", "name: hub.v1"),
+    ("a name with capitals", "name: hub", "name: Hub"),
+    ("a wrong kind", "kind: RegistryMirror", "kind: RegistryMirrors"),
+    (
+        "another kind of the group",
+        "kind: RegistryMirror",
+        "kind: Mirror",
+    ),
+    ("a wrong version", "v1alpha1", "v1"),
+    ("no storage", "  storage: {type: Ephemeral}\n", ""),
+    ("wrong indentation", "  - host", " - host"),
+    ("a tab", "  upstreams", "\tupstreams"),
+    ("{hub}---\n{}", "name: hub", "name: other"),
+];
+
 /// Mistakes that are likely in a file, each with the full text of its message; all mistakes of a file are in one run.
 #[test]
 fn file_mistakes_match_the_golden_file() {
-    let hub = "apiVersion: registrymirror.io/v1alpha1\nkind: RegistryMirror\nmetadata: {name: hub}\nspec:\n  upstreams:\n  - host: docker.io\n  storage: {type: Ephemeral}\n";
-    let with = |from: &str, to: &str| hub.replace(from, to);
+    let with = |from: &str, to: &str| HUB.replace(from, to);
     let secret = "---\nkind: Secret\nmetadata: {name: quay, namespace: other}\nstringData: {username: a, password: b}\n";
-    let credentials = "host: docker.io\n    credentialsSecretRef: {name: quay}";
-    let files = [
-        (
-            "a misspelt field",
-            with(
-                "host: docker.io",
-                "host: docker.io\n    remoteUrl: https://docker.io",
-            ),
-        ),
-        ("a misspelt section", with("storage:", "storag:")),
-        ("a misspelt registry", with("docker.io", "dokcer.io")),
-        (
-            "a website in place of a registry",
-            with("docker.io", "hub.docker.com"),
-        ),
-        ("a scheme in a host", with("docker.io", "https://docker.io")),
-        (
-            "a port in the path of a URL",
-            with(
-                "host: docker.io",
-                "host: a.example\n    remoteURL: https://a.example/:5000",
-            ),
-        ),
-        (
-            "a wrong scheme of a URL",
-            with(
-                "host: docker.io",
-                "host: a.example\n    remoteURL: a.example:5000",
-            ),
-        ),
-        (
-            "a duration in days",
-            with("storage:", "cache: {ttl: 7d}\n  storage:"),
-        ),
-        (
-            "a size in other units",
-            with(
-                "{type: Ephemeral}",
-                "{type: PersistentVolumeClaim, persistentVolumeClaim: {size: 50GB}}",
-            ),
-        ),
-        (
-            "a time to live without a unit",
-            with("storage:", "cache: {ttl: 0}\n  storage:"),
-        ),
-        (
-            "a negative time to live",
-            with("storage:", "cache: {ttl: -1h}\n  storage:"),
-        ),
-        (
-            "a storage smaller than an image",
-            with(
-                "{type: Ephemeral}",
-                "{type: PersistentVolumeClaim, persistentVolumeClaim: {size: 100Mi}}",
-            ),
-        ),
-        (
-            "a URL with credentials",
-            with(
-                "host: docker.io",
-                "host: a.example\n    remoteURL: https://ann:secret@a.example",
-            ),
-        ),
-        (
-            "a URL of the API version",
-            with(
-                "host: docker.io",
-                "host: a.example\n    remoteURL: https://a.example/v2/",
-            ),
-        ),
-        (
-            "a Secret of the wrong type",
-            format!(
-                "{}{}",
-                with("host: docker.io", credentials),
-                secret.replace(", namespace: other", "").replace(
-                    "stringData: {username: a, password: b}",
-                    "type: kubernetes.io/tls\nstringData: {tls.crt: a, tls.key: b}"
-                )
-            ),
-        ),
-        ("a name with dots", with("name: hub", "name: hub.v1")),
-        ("a name with capitals", with("name: hub", "name: Hub")),
-        (
-            "a wrong kind",
-            with("kind: RegistryMirror", "kind: RegistryMirrors"),
-        ),
-        (
-            "another kind of the group",
-            with("kind: RegistryMirror", "kind: Mirror"),
-        ),
-        ("a wrong version", with("v1alpha1", "v1")),
-        ("no storage", with("  storage: {type: Ephemeral}\n", "")),
-        ("wrong indentation", with("  - host", " - host")),
-        ("a tab", with("  upstreams", "\tupstreams")),
+    let credentials = with(
+        "host: docker.io",
+        "host: docker.io\n    credentialsSecretRef: {name: quay}",
+    );
+    let of_tls = secret.replace(", namespace: other", "").replace(
+        "stringData: {username: a, password: b}",
+        "type: kubernetes.io/tls\nstringData: {tls.crt: a, tls.key: b}",
+    );
+    let misspelt = with("storage:", "storag:");
+    let tape = with("name: hub", "name: Hub").replace("Ephemeral", "Tape");
+    let several = [
+        ("a Secret of the wrong type", format!("{credentials}{of_tls}")),
         (
             "two mirrors",
-            format!("{hub}---\n{}", with("name: hub", "name: other")),
+            format!("{HUB}---\n{}", with("name: hub", "name: other")),
         ),
-        (
-            "a Secret of another namespace",
-            format!("{}{secret}", with("host: docker.io", credentials)),
-        ),
-        ("a missing Secret", with("host: docker.io", credentials)),
+        ("a Secret of another namespace", format!("{credentials}{secret}")),
+        ("a missing Secret", credentials),
         (
             "several mistakes",
-            format!(
-                "{}---\n{}---\nkind: a\n---\na: b\n",
-                with("storage:", "storag:"),
-                with("name: hub", "name: Hub").replace("Ephemeral", "Tape")
-            ),
+            format!("{misspelt}---\n{tape}---\nkind: a\n---\na: b\n"),
         ),
     ];
+    let single = MISTAKES
+        .iter()
+        .map(|(mistake, from, to)| (*mistake, with(from, to)));
+    let files = single.chain(several);
     let mut text = String::new();
     for (mistake, yaml) in files {
         let output = run(

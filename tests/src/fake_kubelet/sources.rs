@@ -1,4 +1,4 @@
-//! The sources of a Pod's volumes and variables: ConfigMaps, Secrets, and fields of the Pod itself.
+//! The sources of a Pod's volumes and variables: `ConfigMaps`, Secrets, and fields of the Pod itself.
 
 use std::net::Ipv4Addr;
 
