@@ -42,6 +42,12 @@ pub struct ObjectStore {
     /// Redirects of clients to the bucket. Absent: the servers send all content themselves.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub redirect: Option<BucketRedirect>,
+    /// The maximum size of the content that the mirror uploads to the bucket, such as `2Ti`; beyond it the least recently
+    /// used content is evicted. cache.maxSize is that of the local tier. Default: no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = rules::quantity())]
+    #[schemars(schema_with = "schema::quantity")]
+    pub max_size: Option<Quantity>,
 }
 
 /// A bucket with the API of Amazon S3.

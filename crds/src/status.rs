@@ -196,4 +196,19 @@ pub struct BucketStatus {
     /// can use the same one.
     #[schemars(length(max = 2560))]
     pub location: String,
+
+    /// The pieces of content that the servers uploaded and that are in the bucket, rounded to two digits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub objects: Option<i64>,
+
+    /// The size of this content in bytes, rounded to two digits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub bytes: Option<i64>,
+
+    /// The objects that wait for their upload, rounded to two digits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub pending_uploads: Option<i64>,
 }

@@ -10,6 +10,7 @@ mod credentials;
 mod error;
 mod identity;
 mod keys;
+mod objects;
 mod read;
 mod redirect;
 mod tags;
@@ -28,16 +29,19 @@ use tokio::sync::Semaphore;
 pub(crate) use client::check;
 pub use client::check_contents;
 pub use error::BucketError;
+use read::MAX_LINK;
 pub(crate) use read::{SMALL, WaitLimit};
 pub(crate) use uploader::Uploader;
 
 use crate::config::{self, TtlFrom};
 use crate::digest::Digest;
 use crate::name::Host;
-use breaker::Breaker;
+pub(crate) use breaker::Breaker;
 use client::Client;
+pub(crate) use error::Error as ObjectError;
 use error::Error;
 use keys::Keys;
+use upload::Upload;
 
 /// The reads at once; a further one waits, and passes by the bucket after [`TURN`].
 const MAX_READS: usize = 256;
@@ -51,6 +55,8 @@ const WRONG_FOR: Duration = Duration::from_mins(10);
 const MAX_PRESENT: u64 = 10_000;
 /// The time for which that is known.
 const PRESENT_FOR: Duration = Duration::from_mins(1);
+/// The time for which an upload need not ask for content again: the links to it are uploaded one after the other.
+const RECENT: Duration = Duration::from_secs(5);
 
 /// The state of the bucket, as `/status` names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,6 +99,8 @@ pub(crate) struct Bucket {
     wrong: Cache<Digest, ()>,
     /// The answers of the last minute about the presence of content.
     present: moka::future::Cache<Digest, bool>,
+    /// The content that an upload found or made a short time ago.
+    recent: Cache<Digest, Upload>,
     /// The age from which content is a miss, in ms; 0: none.
     max_age: AtomicU64,
     /// The bucket names the owner of the repositories without a prefix.
@@ -126,6 +134,10 @@ impl Bucket {
             present: moka::future::Cache::builder()
                 .max_capacity(MAX_PRESENT)
                 .time_to_live(PRESENT_FOR)
+                .build(),
+            recent: Cache::builder()
+                .max_capacity(MAX_WRONG)
+                .time_to_live(RECENT)
                 .build(),
             max_age: AtomicU64::new(0),
             claimed: AtomicBool::new(false),

@@ -227,6 +227,10 @@ async fn dispatch(
         if let Some(hello) = peer_port::hello(fleet, request) {
             return Ok(hello);
         }
+        // Boxed, because its future would enlarge that of a blob.
+        if let Some(answer) = Box::pin(peer_port::ledger(fleet, request)).await {
+            return answer;
+        }
     }
     if context.method == Method::OPTIONS {
         return Ok(EndpointResponse::plain(base::preflight()));

@@ -39,6 +39,7 @@ pub mod health;
 pub mod http;
 
 mod json;
+mod ledger;
 pub mod logging;
 pub mod manifest;
 pub mod metrics;

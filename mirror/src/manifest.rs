@@ -79,6 +79,11 @@ impl Document {
         &self.blobs
     }
 
+    /// Returns the manifests that an index names.
+    pub fn manifests(&self) -> &[Descriptor] {
+        &self.manifests
+    }
+
     /// Returns all digests that the manifest names, including manifests.
     pub fn named(&self) -> impl Iterator<Item = &Digest> {
         self.manifests

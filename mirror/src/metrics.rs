@@ -63,6 +63,8 @@ pub struct Metrics {
     evictions: Family<EvictionLabels, Counter>,
     evicted_bytes: Family<EvictionLabels, Counter>,
     eviction_age: Histogram,
+    bucket_evictions: Family<EvictionLabels, Counter>,
+    bucket_evicted_bytes: Family<EvictionLabels, Counter>,
     reloads: Family<ReloadLabels, Counter>,
     certificate_not_after: Family<NoLabels, Gauge>,
     last_reload_successful: Gauge,
@@ -119,6 +121,8 @@ impl Metrics {
             evictions: Family::default(),
             evicted_bytes: Family::default(),
             eviction_age: Histogram::new(AGES),
+            bucket_evictions: Family::default(),
+            bucket_evicted_bytes: Family::default(),
             reloads: Family::default(),
             certificate_not_after: Family::default(),
             last_reload_successful: Gauge::default(),
@@ -150,6 +154,12 @@ impl Metrics {
                 .get_or_create_owned(&EvictionLabels { reason: *reason });
             self.evicted_bytes
                 .get_or_create_owned(&EvictionLabels { reason: *reason });
+        }
+        for reason in [EvictionReason::Expired, EvictionReason::Room] {
+            self.bucket_evictions
+                .get_or_create_owned(&EvictionLabels { reason });
+            self.bucket_evicted_bytes
+                .get_or_create_owned(&EvictionLabels { reason });
         }
         for result in ["accepted", "refused"] {
             self.reloads.get_or_create_owned(&ReloadLabels { result });
@@ -183,6 +193,8 @@ impl Metrics {
         r.register("evictions", "Blobs that left the cache, by the reason", self.evictions.clone());
         r.register("evicted_bytes", "Bytes of content that left the cache, by the reason", self.evicted_bytes.clone());
         r.register("eviction_age_seconds", "Time since the last use of content that was evicted for room", self.eviction_age.clone());
+        r.register("bucket_evictions", "Blobs that left the bucket, by the reason", self.bucket_evictions.clone());
+        r.register("bucket_evicted_bytes", "Bytes of content that left the bucket, by the reason", self.bucket_evicted_bytes.clone());
         r.register("cache_bytes", "Bytes that the cache takes", self.cache_bytes.clone());
         r.register("cache_limit_bytes", "Bytes that the cache may take; 0 without a limit", self.cache_limit_bytes.clone());
         r.register("cache_blobs", "Blobs and manifests in the cache", self.cache_blobs.clone());
@@ -233,6 +245,13 @@ impl Metrics {
         if reason == EvictionReason::Room {
             self.eviction_age.observe(unused.as_secs_f64());
         }
+    }
+
+    /// Counts content of so many bytes that left the bucket.
+    pub fn evicted_from_bucket(&self, reason: EvictionReason, bytes: u64) {
+        let labels = EvictionLabels { reason };
+        self.bucket_evictions.get_or_create(&labels).inc();
+        self.bucket_evicted_bytes.get_or_create(&labels).inc_by(bytes);
     }
 
     /// Counts a reload, accepted or refused.

@@ -10,14 +10,15 @@ mod blob;
 mod client;
 mod hello;
 mod keys;
+mod ledger;
 mod member;
 mod membership;
 mod metadata;
 mod request;
 mod shard;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
 use http::HeaderValue;
@@ -30,6 +31,7 @@ pub(crate) use blob::{PeerBlob, PeerBlobAnswer};
 pub(crate) use client::PeerClientError;
 pub(crate) use hello::HELLO_PATH;
 pub(crate) use keys::{AuthorizationError, MAX_KEYS, PeerAuthorization, read as read_secret};
+pub(crate) use ledger::{LedgerAnswer, LedgerSource, PEER_PATH};
 pub(crate) use member::{Member, MemberReport};
 pub(crate) use shard::Shard;
 
@@ -64,6 +66,10 @@ pub(crate) struct Fleet {
     documents: Arc<Semaphore>,
     /// Notified when a member may be lost.
     wake: Notify,
+    /// It has looked for the other members.
+    has_searched: AtomicBool,
+    /// The source of the documents of the ledger, once there is one.
+    ledger: OnceLock<Arc<dyn LedgerSource>>,
 }
 
 impl Fleet {
@@ -91,6 +97,8 @@ impl Fleet {
             is_draining: AtomicBool::new(false),
             documents: Arc::new(Semaphore::new(LARGE_DOCUMENTS)),
             wake: Notify::new(),
+            has_searched: AtomicBool::new(false),
+            ledger: OnceLock::new(),
         }))
     }
 

@@ -30,6 +30,7 @@ use crate::health::Health;
 use crate::http::connection::tls::Certificates;
 use crate::http::connection::{self, ConnectionOptions, Listener};
 use crate::http::{self, Htpasswd};
+use crate::ledger::Ledger;
 use crate::metrics::Metrics;
 use crate::pull::{Live, Pull};
 use crate::store::{self, Store};
@@ -124,11 +125,21 @@ impl Server {
         let live = live(&config, &upstreams);
         let pull = Pull::new(store.clone(), live, clock.clone(), &metrics);
         let peers = match peers {
-            Some(port) => Some(port.join(&config, &store, &pull, clock).await?),
+            Some(port) => Some(port.join(&config, &store, &pull, clock.clone()).await?),
             None => None,
         };
         let fleet = peers.as_ref().and_then(PeerPort::fleet);
         let uploader = uploader(&config, &store, &pull).await?;
+        let new_ledger = |uploader| {
+            Ledger::new(
+                uploader,
+                store.clone(),
+                fleet.clone(),
+                clock.clone(),
+                metrics.clone(),
+            )
+        };
+        let ledger = uploader.as_ref().map(new_ledger);
         let health = Health::start(&config.health, &config.root, &tasks);
         let service = http::service(
             pull.clone(),
@@ -140,7 +151,7 @@ impl Server {
         let (files, content) = ((certificates.clone(), users.clone()), (store, pull.clone()));
         let state = ServerState::new(config, content, metrics, health, files, &upstreams);
         let state = state.with_clients(service.clients()).with_fleet(fleet);
-        let state = Arc::new(state.with_uploader(uploader));
+        let state = Arc::new(state.with_uploader(uploader).with_ledger(ledger));
         let admin = admin.map(|(listener, admin)| {
             let path = admin.metrics_path.as_deref();
             (listener, admin::service(state.clone(), path, admin.page))
@@ -197,6 +208,10 @@ impl Server {
         let expiry = tokio::spawn(expiry::run(store, self.reloader.cache(), tasks.clone()));
         let uploads = self.state.uploader.clone();
         let uploads = uploads.map(|uploader| tokio::spawn(uploader.run(tasks.clone())));
+        // It ends after the uploads, which it records.
+        let uploaded = CancellationToken::new();
+        let ledger = self.state.ledger.clone();
+        let ledger = ledger.map(|ledger| tokio::spawn(ledger.run(self.reloader.cache(), uploaded.clone())));
         tokio::spawn(
             tasks
                 .clone()
@@ -236,6 +251,11 @@ impl Server {
         if let Some(uploads) = uploads {
             // Uploads under way end, or leave nothing visible.
             let _ = uploads.await;
+        }
+        uploaded.cancel();
+        if let Some(ledger) = ledger {
+            // A panic of it was logged.
+            let _ = ledger.await;
         }
         info!("stopped");
     }

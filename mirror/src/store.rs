@@ -39,8 +39,8 @@ use std::fs::{self, File};
 use std::hash::{Hash, Hasher};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -67,7 +67,7 @@ pub use purge::{PurgeTarget, Purged};
 use space::DiskQuota;
 pub use staging::{Mismatch, Staged};
 pub use uploads::Sweep;
-pub(crate) use {index::Link, kept::ContentLink};
+pub(crate) use {index::Link, kept::BucketUpload, kept::ContentLink, kept::Uses};
 
 /// The options for opening a store.
 #[derive(Clone, Debug)]
@@ -243,7 +243,7 @@ struct Inner {
     space: Arc<DiskQuota>,
     index: Index,
     maintenance: Maintenance,
-    listener: OnceLock<kept::LinkListener>,
+    listeners: kept::Listeners,
     evicting: Mutex<()>,
     stripes: [Mutex<()>; STRIPES],
     _lock: File,
@@ -355,7 +355,7 @@ impl Inner {
             clock: options.clock,
             metrics: options.metrics,
             readonly: AtomicBool::new(options.readonly),
-            listener: OnceLock::new(),
+            listeners: kept::Listeners::default(),
             evicting: Mutex::default(),
             stripes: std::array::from_fn(|_| Mutex::default()),
             scratch,

@@ -3,7 +3,7 @@
 use crds::{
     RegistryMirror, RegistryMirrorStatus,
     conditions::{ConditionType, Truth},
-    status::{BucketStatus, Endpoint, StorageStatus, UpstreamStatus},
+    status::{Endpoint, StorageStatus, UpstreamStatus},
 };
 use k8s_openapi::{apimachinery::pkg::api::resource::Quantity, jiff::Timestamp};
 use kube::ResourceExt;
@@ -262,7 +262,9 @@ fn storage_status(
     observed: &Observed,
 ) -> Option<StorageStatus> {
     let bucket = match outcome {
-        Outcome::Acted(_) => bucket::location(mirror).map(|location| BucketStatus { location }),
+        Outcome::Acted(_) => {
+            bucket::location(mirror).map(|location| storage::bucket_status(location, observed, before))
+        }
         Outcome::Paused | Outcome::Rejected(_) | Outcome::Failed(_) => {
             before.storage.as_ref().and_then(|storage| storage.bucket.clone())
         }

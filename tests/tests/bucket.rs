@@ -11,6 +11,10 @@ mod faults;
 mod identity;
 #[path = "bucket/identity_clouds.rs"]
 mod identity_clouds;
+#[path = "bucket/ledger.rs"]
+mod ledger;
+#[path = "bucket/owners.rs"]
+mod owners;
 #[path = "bucket/place.rs"]
 mod place;
 #[path = "bucket/process.rs"]

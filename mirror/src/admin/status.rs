@@ -154,6 +154,15 @@ pub struct BucketStatus {
     /// The last error of a request; empty if the last one was answered.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub message: String,
+    /// Pieces of content that mirrors uploaded, in the shards that this server owns; absent while it reads them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub objects: Option<u64>,
+    /// The size of these pieces in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<u64>,
+    /// The oldest last use of a piece of this content (RFC 3339); absent without content. Eviction begins there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub oldest_use: Option<String>,
     /// The objects that wait for their upload.
     pub pending_uploads: u64,
     /// The error of the last upload; empty if it succeeded.

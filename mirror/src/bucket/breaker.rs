@@ -11,7 +11,7 @@ const LONGEST_PAUSE: Duration = Duration::from_mins(5);
 
 /// A circuit breaker: after a failure requests are skipped for a pause, and then one request tries.
 #[derive(Debug, Default)]
-pub(super) struct Breaker(Mutex<Option<Pause>>);
+pub(crate) struct Breaker(Mutex<Option<Pause>>);
 
 #[derive(Clone, Copy, Debug)]
 struct Pause {
@@ -39,7 +39,7 @@ impl Breaker {
     }
 
     /// Starts a pause after a failure, twice as long as the last one.
-    pub(super) fn open(&self) {
+    pub(crate) fn open(&self) {
         let mut pause = self.0.lock();
         let now = Instant::now();
         let length = match *pause {
@@ -56,7 +56,7 @@ impl Breaker {
     }
 
     /// Ends the pause, after a success.
-    pub(super) fn close(&self) {
+    pub(crate) fn close(&self) {
         *self.0.lock() = None;
     }
 
@@ -66,7 +66,7 @@ impl Breaker {
     }
 
     /// Returns the time until the end of the pause.
-    pub(super) fn remaining(&self) -> Duration {
+    pub(crate) fn remaining(&self) -> Duration {
         let pause = *self.0.lock();
         pause.map_or(Duration::ZERO, |pause| {
             pause.until.saturating_duration_since(Instant::now())

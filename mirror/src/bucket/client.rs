@@ -15,6 +15,7 @@ use object_store::{Attribute, Attributes, ObjectStore, RetryConfig};
 use super::connector::Connector;
 use super::credentials::read;
 use super::error::BucketError;
+use super::objects::OWN;
 use crate::config::bucket::{BucketSettings, CredentialsType, Provider, S3};
 use crate::tls::TrustedCertificates;
 
@@ -135,6 +136,13 @@ impl Client {
     /// Returns a hash of the files that the client was built from.
     pub(super) fn fingerprint(&self) -> u64 {
         self.fingerprint
+    }
+
+    /// Returns the attributes of new content: a mirror may delete it later.
+    pub(super) fn content_attributes(&self) -> Attributes {
+        let mut attributes = self.attributes();
+        attributes.insert(OWN, "1".into());
+        attributes
     }
 
     /// Returns the attributes of new objects.

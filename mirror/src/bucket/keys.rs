@@ -17,6 +17,19 @@ pub(super) fn owner(root: &str) -> Key {
     Key::from(root).join("_mirror").join("v1").join("owner")
 }
 
+/// Returns the key of the ledger of a shard.
+pub(super) fn ledger(root: &str, shard: u8) -> Key {
+    let directory = Key::from(root).join("_mirror").join("v1").join("ledger");
+    directory.join(format!("{shard:02x}"))
+}
+
+/// Returns the digest of a key of content.
+pub(super) fn digest_of_data(key: &Key) -> Option<Digest> {
+    let mut parts = key.as_ref().rsplit('/');
+    let (data, hex, _, algorithm) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
+    (data == "data").then(|| format!("{algorithm}:{hex}").parse().ok())?
+}
+
 impl Keys {
     /// Creates the keys below `root`; the repositories of `owner` have no prefix.
     pub(super) fn new(root: &str, owner: Host) -> Self {
@@ -26,6 +39,12 @@ impl Keys {
     /// Returns the key of content.
     pub(super) fn data(&self, digest: &Digest) -> Key {
         key(&self.0.blob_data(digest))
+    }
+
+    /// Returns the prefix of the SHA-256 content of a shard.
+    pub(super) fn shard(&self, shard: u8) -> Key {
+        let blobs = key(&self.0.blobs());
+        blobs.join("sha256").join(format!("{shard:02x}"))
     }
 
     /// Returns the key of a blob's link in a repository.
@@ -88,6 +107,10 @@ mod tests {
             keys.tag(&repository("quay.io:443"), &tag).as_ref(),
             format!("{repositories}/_upstreams/quay.io:443/a/b/_manifests/tags/v1_0.2-x/current/link")
         );
+        assert_eq!(digest_of_data(&keys.data(&digest)), Some(digest.clone()));
+        let shard = keys.shard(0xe3);
+        assert_eq!(shard.as_ref(), "x/y/docker/registry/v2/blobs/sha256/e3");
+        assert_eq!(ledger("x/y", 0xe).as_ref(), "x/y/_mirror/v1/ledger/0e");
         assert_eq!(owner("x/y").as_ref(), "x/y/_mirror/v1/owner");
         assert_eq!(owner("").as_ref(), "_mirror/v1/owner");
     }

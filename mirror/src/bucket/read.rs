@@ -33,7 +33,7 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// The longest wait for the next bytes of a body.
 const IDLE: Duration = Duration::from_secs(5);
 /// The longest link or host name that is read, in bytes.
-const MAX_LINK: usize = 512;
+pub(super) const MAX_LINK: usize = 512;
 
 /// The wait for the bucket that a request can afford.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -10,13 +10,14 @@ use bytes::Bytes;
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use object_store::multipart::PartId;
 use object_store::path::Path as Key;
-use object_store::{PutMultipartOptions, PutOptions};
+use object_store::{Attributes, PutMultipartOptions, PutOptions};
 use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 
 use super::client::Client;
 use super::error::Error;
 use super::keys::{self, Keys};
+use super::objects::FoundContent;
 use super::{Bucket, BucketState, SMALL, WaitLimit};
 use crate::digest::{Digest, Hasher};
 use crate::store::{self, Store};
@@ -32,6 +33,17 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// The slowest upload, in bytes per second.
 const SLOWEST: u64 = 64 << 10;
 const ATTEMPTS: u32 = 2;
+
+/// The result of an upload of content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Upload {
+    /// The cache does not have the content any more.
+    Gone,
+    /// The bucket has the content, of this size, from a mirror.
+    Own(u64),
+    /// The bucket has the content from something else.
+    Foreign,
+}
 
 /// An upload that failed.
 #[derive(Debug, thiserror::Error)]
@@ -136,11 +148,20 @@ impl Bucket {
 
     /// Writes an object by one request.
     pub(super) async fn put(&self, key: &Key, bytes: Bytes) -> Result<(), Error> {
+        self.put_with(key, bytes, Client::attributes).await
+    }
+
+    async fn put_with(
+        &self,
+        key: &Key,
+        bytes: Bytes,
+        attributes: fn(&Client) -> Attributes,
+    ) -> Result<(), Error> {
         let length = bytes.len() as u64;
         self.sent(length, |client| {
             let (key, bytes) = (key.clone(), bytes.clone());
             let options = PutOptions {
-                attributes: client.attributes(),
+                attributes: attributes(&client),
                 ..PutOptions::default()
             };
             async move { client.objects().put_opts(&key, bytes.into(), options).await }
@@ -149,31 +170,55 @@ impl Bucket {
         .map(drop)
     }
 
-    /// Uploads content whose digest matches; returns `false` if the cache does not have it any more.
+    /// Uploads content whose digest matches, unless the bucket has it. What something else uploaded stays as it is, unless
+    /// its bytes are wrong.
     pub(super) async fn upload(
         &self,
         store: &Store,
         keys: &Keys,
         digest: &Digest,
         buffers: &UploadQuota,
-    ) -> Result<bool, UploadError> {
+    ) -> Result<Upload, UploadError> {
+        let is_wrong = self.wrong.contains_key(digest);
+        if let Some(recent) = self.recent.get(digest).filter(|_| !is_wrong) {
+            return Ok(recent);
+        }
         let Some((file, size)) = store.content(digest).await? else {
-            return Ok(false);
+            return Ok(Upload::Gone);
         };
         let key = keys.data(digest);
+        // Empty content has no first byte, and takes no room.
+        let found = if size == 0 {
+            None
+        } else {
+            self.find_content(&key).await?
+        };
+        let is_own = size > 0 && found.is_none_or(|found| found.is_own);
+        let (attributes, uploaded): (fn(&Client) -> Attributes, _) = if is_own {
+            (Client::content_attributes, Upload::Own(size))
+        } else {
+            (Client::attributes, Upload::Foreign)
+        };
+        let is_current = |found: FoundContent| found.size == size && self.fetched(found.modified).is_ok();
+        if found.is_some_and(is_current) && !is_wrong {
+            self.recent.insert(digest.clone(), uploaded);
+            return Ok(uploaded);
+        }
         if size <= SMALL {
             let send = |bytes: Bytes| async {
                 if hash(digest, bytes.clone()).await? != *digest {
                     return Err(UploadError::Damaged);
                 }
-                Ok(self.put(&key, bytes).await?)
+                Ok(self.put_with(&key, bytes, attributes).await?)
             };
             buffers.with(&file, 0, size, send).await?;
         } else {
-            self.in_parts(store, &key, digest, (&file, size), buffers).await?;
+            self.in_parts(store, &key, digest, (&file, size), (buffers, attributes))
+                .await?;
         }
         self.wrong.invalidate(digest);
-        Ok(true)
+        self.recent.insert(digest.clone(), uploaded);
+        Ok(uploaded)
     }
 
     /// Uploads a large file in parts; the object becomes visible when all of them match the digest.
@@ -183,12 +228,12 @@ impl Bucket {
         key: &Key,
         digest: &Digest,
         content: (&Arc<File>, u64),
-        buffers: &UploadQuota,
+        (buffers, attributes): (&UploadQuota, fn(&Client) -> Attributes),
     ) -> Result<(), UploadError> {
         let id = self
             .sent(0, |client| {
                 let options = PutMultipartOptions {
-                    attributes: client.attributes(),
+                    attributes: attributes(&client),
                     ..PutMultipartOptions::default()
                 };
                 let key = key.clone();
@@ -270,7 +315,7 @@ impl Bucket {
     }
 
     /// Sends a request that writes, twice if the first attempt fails.
-    async fn sent<T, F>(&self, length: u64, request: impl Fn(Arc<Client>) -> F) -> Result<T, Error>
+    pub(super) async fn sent<T, F>(&self, length: u64, request: impl Fn(Arc<Client>) -> F) -> Result<T, Error>
     where
         F: Future<Output = object_store::Result<T>>,
     {

@@ -1,7 +1,7 @@
 //! The background task that brings the bucket up to date with the cache.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,9 +13,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::breaker::Breaker;
 use super::keys::Keys;
-use super::upload::{UploadError, UploadQuota};
+use super::upload::{Upload, UploadError, UploadQuota};
 use super::{Bucket, BucketError, BucketState, WaitLimit, error};
-use crate::store::{ContentLink, Link, Store};
+use crate::store::{BucketUpload, ContentLink, Link, Store};
 
 /// The links that wait for their upload; further ones are found by a scan of the index.
 const MAX_QUEUED: usize = 4_096;
@@ -46,6 +46,8 @@ struct Shared {
     queue: Mutex<Option<Receiver<ContentLink>>>,
     /// The state of the bucket that the last upload showed, with its error; `None` if it succeeded.
     failure: Mutex<Option<(BucketState, String)>>,
+    /// The receiver of what was uploaded, once there is one.
+    listener: OnceLock<Sender<BucketUpload>>,
 }
 
 /// The uploads to the bucket.
@@ -67,7 +69,13 @@ impl Uploader {
             sender,
             queue: Mutex::new(Some(queue)),
             failure: Mutex::default(),
+            listener: OnceLock::new(),
         }))
+    }
+
+    /// Sends what is uploaded to a receiver.
+    pub(crate) fn listen(&self, sender: Sender<BucketUpload>) {
+        let _ = self.0.listener.set(sender);
     }
 
     /// Returns the number of links that wait for their upload, as far as it is known; 0 if the bucket lacks nothing.
@@ -254,16 +262,40 @@ impl Shared {
             return Ok(());
         }
         let keys = bucket.claim().await?;
-        if !store.is_kept(digest, None).await? {
-            if !bucket.upload(store, &keys, digest, &self.buffers).await? {
+        // Also for content that was uploaded before: it may have left the bucket since.
+        let uploaded = bucket.upload(store, &keys, digest, &self.buffers).await?;
+        match uploaded {
+            Upload::Gone => {
                 // Evicted, or an entry of the index without a file.
                 store.drop_blob(digest).await;
                 return Ok(());
             }
-            store.mark_kept(digest, Vec::new()).await?;
+            Upload::Own(_) => store.mark_uploaded(digest).await?,
+            Upload::Foreign => store.mark_kept(digest, Vec::new()).await?,
         }
         self.put_link(&keys, linked).await?;
-        Ok(store.mark_kept(digest, vec![link.clone()]).await?)
+        store.mark_kept(digest, vec![link.clone()]).await?;
+        self.notify(linked, uploaded).await;
+        Ok(())
+    }
+
+    /// Notifies the receiver of uploads of content that mirrors own.
+    async fn notify(&self, linked: &ContentLink, uploaded: Upload) {
+        let (Some(listener), Upload::Own(size)) = (self.listener.get(), uploaded) else {
+            return;
+        };
+        let now = self.store.now();
+        let fetched = self.store.fetched(&linked.digest).await.ok().flatten();
+        let upload = BucketUpload {
+            digest: linked.digest.clone(),
+            size,
+            fetched: fetched.unwrap_or(now),
+            used: now,
+            uploaded: now,
+            links: vec![linked.link.clone()],
+        };
+        // Fails only if the receiver has ended; the index has the upload.
+        let _ = listener.send(upload).await;
     }
 
     async fn put_link(&self, keys: &Keys, linked: &ContentLink) -> Result<(), UploadError> {

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use sha2::{Digest, Sha256};
 use url::Url;
 
-use super::{Error, file};
+use super::{Error, MaxSize, file};
 use crate::secret::Secret;
 pub use credentials::CredentialsType;
 pub use redirect::{RedirectMode, RedirectSettings};
@@ -36,6 +36,8 @@ pub struct BucketSettings {
     pub part_size: u64,
     /// The source of the credentials.
     pub credentials: CredentialsType,
+    /// The limit for the content that mirrors upload, in bytes.
+    pub max_size: Option<u64>,
     /// A file with the credentials, which go before those of the configuration.
     pub credentials_file: Option<PathBuf>,
     /// A PEM file of further CAs.
@@ -187,6 +189,7 @@ impl BucketSettings {
             root: root(gcs.root_directory.as_deref(), "storage.gcs.rootdirectory")?,
             part_size: part_size(gcs.chunk_size, "storage.gcs.chunksize")?,
             credentials: kind,
+            max_size: max_size(gcs.max_size, "storage.gcs.maxsize")?,
             credentials_file,
             ca_file: path(gcs.ca_file.as_deref()),
             skip_verify: false,
@@ -255,6 +258,18 @@ fn part_size(size: Option<u64>, key: &str) -> Result<u64, Error> {
     }
 }
 
+/// Returns the limit in bytes; a bucket has no size that a percentage could be of.
+fn max_size(size: Option<MaxSize>, key: &str) -> Result<Option<u64>, Error> {
+    match size {
+        None => Ok(None),
+        Some(MaxSize::Bytes(bytes)) => Ok(Some(bytes)),
+        Some(MaxSize::Percent(_)) => Err(Error::invalid(
+            key,
+            "must be a quantity of bytes like 2Ti: a bucket has no size that a percentage could be of",
+        )),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -298,6 +313,7 @@ mod tests {
     #[test_case("{s3: {bucket: b, region: r, accesskey: a, secretkey: s, chunksize: 1}}" => "storage.s3.chunksize")]
     #[test_case("{s3: {bucket: b, region: r, accesskey: a, secretkey: s, rootdirectory: a/../b}}" => "storage.s3.rootdirectory")]
     #[test_case("{s3: {bucket: b, regionendpoint: 'ftp://x', accesskey: a, secretkey: s}}" => "storage.s3.regionendpoint")]
+    #[test_case("{s3: {bucket: b, region: r, accesskey: a, secretkey: s, maxsize: 90%}}" => "storage.s3.maxsize")]
     #[test_case("{gcs: {bucket: b}}" => "storage.gcs.keyfile")]
     #[test_case("{gcs: {bucket: b, credentials: {type: Secret}}}" => "storage.gcs.keyfile"; "type Secret of gcs")]
     #[test_case("{gcs: {bucket: b, keyfile: /k, credentials: {type: Anonymous}}}" => "storage.gcs.credentials.type")]

@@ -271,9 +271,9 @@ mod tests {
     const BUCKETS: [&str; 3] = [
         "{s3: {accesskey: a, secretkey: '********', sessiontoken: '********', region: r, regionendpoint: 'http://a:1', \
          bucket: b, rootdirectory: /x/y/, encrypt: true, keyid: k, storageclass: standard_ia, chunksize: 5242880, \
-         cafile: /ca, skipverify: true}, filesystem: {rootdirectory: /c}}",
-        "{gcs: {bucket: b, keyfile: /k, credentials: {client_email: '********'}, rootdirectory: x}}",
-        "{azure: {accountname: a, container: c, realm: core.example, credentials: {type: client_secret, clientid: i, \
+         cafile: /ca, maxsize: 2Ti, skipverify: true}, filesystem: {rootdirectory: /c}}",
+        "{gcs: {bucket: b, maxsize: 90Gi, keyfile: /k, credentials: {client_email: '********'}, rootdirectory: x}}",
+        "{azure: {accountname: a, container: c, maxsize: 1e9, realm: core.example, credentials: {type: client_secret, clientid: i, \
          tenantid: t, secret: '********'}}}",
     ];
 

@@ -13,7 +13,7 @@ use super::error::RegistryError;
 use super::route::Route;
 use super::{EndpointResponse, Peer};
 use crate::client_address::REPLICA;
-use crate::peers::{ANSWER_SIGNATURE, Fleet, HELLO_PATH, PeerAuthorization, answer_text};
+use crate::peers::{ANSWER_SIGNATURE, Fleet, HELLO_PATH, PEER_PATH, PeerAuthorization, answer_text};
 
 /// The most bytes of a body that is signed: such bodies are in memory already.
 const MAX_SIGNED: usize = 16 << 20;
@@ -39,6 +39,21 @@ pub(super) fn hello(fleet: &Fleet, request: &Parts) -> Option<EndpointResponse> 
     let json = HeaderValue::from_static("application/json");
     response.headers_mut().insert(CONTENT_TYPE, json);
     Some(EndpointResponse::plain(response))
+}
+
+/// Returns the answer to a request for a document of the ledger; `None` for another path.
+pub(super) async fn ledger(
+    fleet: &Fleet,
+    request: &Parts,
+) -> Option<Result<EndpointResponse, RegistryError>> {
+    if !request.uri.path().starts_with(PEER_PATH) || request.method != Method::GET {
+        return None;
+    }
+    let target = request.uri.path_and_query()?.as_str();
+    Some(match fleet.ledger_document(target).await {
+        Some(document) => Ok(EndpointResponse::plain(Response::new(Body::from(document)))),
+        None => Err(RegistryError::nothing_here()),
+    })
 }
 
 /// Returns the peer of a connection as a replica, which is counted apart from clients.

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
@@ -82,6 +83,7 @@ impl Fleet {
             info!(members = others.len(), "the number of other members changed");
         }
         self.members.store(Arc::new(others));
+        self.has_searched.store(true, Ordering::Relaxed);
     }
 
     /// Returns the addresses of all members. An entry that cannot be resolved keeps the members that it had for 2 min.

@@ -17,6 +17,11 @@ impl Shard {
         Self(byte.unwrap_or_default())
     }
 
+    /// Returns the number of the shard.
+    pub(crate) fn index(self) -> u8 {
+        self.0
+    }
+
     /// Returns the shard of the manifests, tags and lists of a repository. One owner has them all, so that a manifest that
     /// one client asks for by tag and another by digest costs one request.
     pub(crate) fn of_repository(repository: &Repository) -> Self {
@@ -31,6 +36,12 @@ impl Shard {
         let mut text = member.as_bytes().to_vec();
         text.push(self.0);
         Digest::compute(Algorithm::Sha256, &text)
+    }
+}
+
+impl From<u8> for Shard {
+    fn from(number: u8) -> Self {
+        Self(number)
     }
 }
 

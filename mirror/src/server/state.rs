@@ -20,6 +20,7 @@ use crate::credentials::CredentialState;
 use crate::health::Health;
 use crate::http::Htpasswd;
 use crate::http::connection::tls::Certificates;
+use crate::ledger::Ledger;
 use crate::metrics::{Metrics, MetricsSnapshot};
 use crate::peers::Fleet;
 use crate::pull::Pull;
@@ -37,6 +38,8 @@ pub(super) struct ServerState {
     history: History,
     /// The uploads to the bucket, if one is configured.
     pub(super) uploader: Option<Uploader>,
+    /// The ledger of the bucket, if one is configured.
+    pub(super) ledger: Option<Ledger>,
     started: Instant,
     draining: AtomicBool,
     current: Mutex<Current>,
@@ -72,6 +75,7 @@ impl ServerState {
             pull,
             history: History::default(),
             uploader: None,
+            ledger: None,
             started: Instant::now(),
             draining: AtomicBool::new(false),
             current: Mutex::new(Current {
@@ -96,6 +100,11 @@ impl ServerState {
     /// Reports these uploads, and renews the credentials of their bucket.
     pub(super) fn with_uploader(self, uploader: Option<Uploader>) -> Self {
         Self { uploader, ..self }
+    }
+
+    /// Reports the totals of this ledger.
+    pub(super) fn with_ledger(self, ledger: Option<Ledger>) -> Self {
+        Self { ledger, ..self }
     }
 
     pub(super) fn current(&self) -> MutexGuard<'_, Current> {
@@ -178,7 +187,7 @@ fn peers(fleet: &Fleet) -> Vec<PeerStatus> {
     status.collect()
 }
 
-fn bucket_status(uploader: &Uploader) -> BucketStatus {
+fn bucket_status(uploader: &Uploader, ledger: Option<&Ledger>) -> BucketStatus {
     let (mut state, mut message) = uploader.bucket().state();
     let (upload_state, upload_error) = uploader.failure().unwrap_or((state, String::new()));
     // Credentials that only read are not enough.
@@ -186,9 +195,15 @@ fn bucket_status(uploader: &Uploader) -> BucketStatus {
         state = upload_state;
         message.clone_from(&upload_error);
     }
+    let totals = ledger.and_then(Ledger::totals);
     BucketStatus {
         state: state.as_str().to_owned(),
         message,
+        objects: totals.map(|totals| totals.objects),
+        bytes: totals.map(|totals| totals.bytes),
+        oldest_use: totals
+            .and_then(|totals| Timestamp::from_millisecond(totals.oldest_use?).ok())
+            .map(|time| time.to_string()),
         pending_uploads: uploader.pending() as u64,
         upload_error,
     }
@@ -279,7 +294,10 @@ impl AdminState for ServerState {
             },
             last_day,
             clients: self.clients.report(Timestamp::now()),
-            bucket: self.uploader.as_ref().map(bucket_status),
+            bucket: self
+                .uploader
+                .as_ref()
+                .map(|uploader| bucket_status(uploader, self.ledger.as_ref())),
         }
     }
 

@@ -291,6 +291,7 @@ impl Inner {
     /// Hands what was only marked in memory to the index.
     pub(super) fn write_recorded_uses(&self) -> Result<(), Error> {
         let marks = self.hot_cache.take_recorded_uses();
+        self.notify_uses(&marks);
         let used: Vec<_> = marks
             .iter()
             .filter_map(|mark| match mark {

@@ -3,15 +3,17 @@
 //! The rows of content go with the content, so that the table is never larger than the cache.
 
 use std::fs::File;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
+use bytes::Bytes;
 use tokio::sync::mpsc::Sender;
 
 use crate::digest::Digest;
 use crate::name::{Repository, Tag};
 use crate::store::durable;
-use crate::store::index::{Link, Op};
+use crate::store::index::{IndexEntry, Link, Op};
+use crate::store::manifests::MAX_MANIFEST;
 use crate::store::{Error, Inner, Store, link};
 
 /// A link that was written, or that the bucket lacks, with the content that it points to.
@@ -23,9 +25,36 @@ pub(crate) struct ContentLink {
     pub(crate) link: Link,
 }
 
-/// The receiver of new links, once there is one.
+/// Content that this server uploaded to the bucket. Times are ms since 1970.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct BucketUpload {
+    /// The content.
+    pub(crate) digest: Digest,
+    /// Its size in bytes.
+    pub(crate) size: u64,
+    /// The time of its first fetch.
+    pub(crate) fetched: i64,
+    /// The time of its last use.
+    pub(crate) used: i64,
+    /// The time of the upload.
+    pub(crate) uploaded: i64,
+    /// The links to it that the bucket has.
+    pub(crate) links: Vec<Link>,
+}
+
+/// The last uses of content, with their times in ms since 1970.
+pub(crate) type Uses = Vec<(Digest, i64)>;
+
+/// The receivers of changes, once there are any.
+#[derive(Debug, Default)]
+pub(super) struct Listeners {
+    links: OnceLock<LinkListener>,
+    uses: OnceLock<Sender<Uses>>,
+}
+
+/// The receiver of new links.
 #[derive(Debug)]
-pub(super) struct LinkListener {
+struct LinkListener {
     sender: Sender<ContentLink>,
     /// Set when the receiver missed a link, which [`Store::not_kept`] then finds.
     missed: Arc<AtomicBool>,
@@ -34,7 +63,18 @@ pub(super) struct LinkListener {
 impl Store {
     /// Sends each new link to a receiver; sets `missed` if it has no room for one. The first receiver stays.
     pub(crate) fn listen(&self, sender: Sender<ContentLink>, missed: Arc<AtomicBool>) {
-        let _ = self.inner.listener.set(LinkListener { sender, missed });
+        let _ = self.inner.listeners.links.set(LinkListener { sender, missed });
+    }
+
+    /// Sends the uses of content to a receiver, as often as the index takes them; a batch without room is lost. The first
+    /// receiver stays.
+    pub(crate) fn listen_uses(&self, sender: Sender<Uses>) {
+        let _ = self.inner.listeners.uses.set(sender);
+    }
+
+    /// Writes the uses that are in memory to the index, and sends them to their receiver.
+    pub(crate) async fn flush_uses(&self) -> Result<(), Error> {
+        self.blocking(Inner::write_recorded_uses).await
     }
 
     /// Sets the bucket behind the cache, by its fingerprint. What the index knows of another bucket is forgotten.
@@ -60,6 +100,62 @@ impl Store {
         let kept = |link| Op::Kept(digest.clone(), link);
         let ops = std::iter::once(None).chain(links.into_iter().map(Some)).map(kept);
         self.write_ops(ops.collect()).await
+    }
+
+    /// Records that this server uploaded content to the bucket now.
+    pub(crate) async fn mark_uploaded(&self, digest: &Digest) -> Result<(), Error> {
+        let now = self.inner.clock.now().as_millisecond();
+        let ops = vec![Op::Kept(digest.clone(), None), Op::Uploaded(digest.clone(), now)];
+        self.write_ops(ops).await
+    }
+
+    /// Returns content of a shard that this server uploaded and still has, up to `most`; the shard is the first byte of
+    /// the hash.
+    pub(crate) async fn own_uploads(&self, shard: u8, most: usize) -> Result<Vec<BucketUpload>, Error> {
+        self.blocking(move |inner| {
+            let found = inner.index.uploaded(shard, most)?.into_iter();
+            let upload = |(digest, entry, uploaded, links): (_, IndexEntry, _, _)| BucketUpload {
+                digest,
+                size: entry.size,
+                fetched: entry.fetched,
+                used: entry.used,
+                uploaded,
+                links,
+            };
+            Ok(found.map(upload).collect())
+        })
+        .await
+    }
+
+    /// Returns when content was fetched, in ms since 1970; `None` if it is not in the cache.
+    pub(crate) async fn fetched(&self, digest: &Digest) -> Result<Option<i64>, Error> {
+        let digest = digest.clone();
+        self.blocking(move |inner| Ok(inner.index.get(&digest)?.map(|entry| entry.fetched)))
+            .await
+    }
+
+    /// Returns which of these pieces of content the cache has pinned.
+    pub(crate) async fn pinned_of(&self, digests: Vec<Digest>) -> Result<Vec<Digest>, Error> {
+        self.blocking(move |inner| {
+            let mut pinned = Vec::new();
+            for digest in digests {
+                if inner.is_pinned(&digest)? {
+                    pinned.push(digest);
+                }
+            }
+            Ok(pinned)
+        })
+        .await
+    }
+
+    /// Returns the bytes of content in the cache that a manifest can have; `None` for larger content.
+    pub(crate) async fn manifest_bytes(&self, digest: &Digest) -> Result<Option<Bytes>, Error> {
+        let digest = digest.clone();
+        self.blocking(move |inner| {
+            let path = inner.layout.blob_data(&digest);
+            Ok(durable::read(&path, MAX_MANIFEST).ok().map(Bytes::from))
+        })
+        .await
     }
 
     /// Returns up to `most` links that the bucket lacks, or whose content it lacks.
@@ -123,6 +219,11 @@ impl Store {
         self.blocking(|inner| Ok(inner.index.open_uploads()?)).await
     }
 
+    /// Returns the time of the cache's clock, in ms since 1970.
+    pub(crate) fn now(&self) -> i64 {
+        self.inner.clock.now().as_millisecond()
+    }
+
     /// Returns whether nothing is added to the cache.
     pub(crate) fn is_readonly(&self) -> bool {
         self.inner.is_readonly()
@@ -135,9 +236,25 @@ impl Store {
 }
 
 impl Inner {
+    /// Sends uses to their receiver, if there is one.
+    pub(super) fn notify_uses(&self, marks: &[Op]) {
+        let Some(listener) = self.listeners.uses.get() else {
+            return;
+        };
+        let used = |mark: &Op| match mark {
+            Op::Use(digest, at) => Some((digest.clone(), *at)),
+            _ => None,
+        };
+        let uses: Uses = marks.iter().filter_map(used).collect();
+        if !uses.is_empty() {
+            // Without room the times of use are less exact.
+            let _ = listener.try_send(uses);
+        }
+    }
+
     /// Notifies the receiver of a new link; costs nothing where there is none.
     pub(super) fn notify(&self, digest: &Digest, link: &Link) {
-        let Some(listener) = self.listener.get() else {
+        let Some(listener) = self.listeners.links.get() else {
             return;
         };
         let linked = ContentLink {

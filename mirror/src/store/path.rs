@@ -80,7 +80,7 @@ impl Layout {
         self.root.join("docker/registry/v2")
     }
 
-    pub(super) fn blobs(&self) -> PathBuf {
+    pub(crate) fn blobs(&self) -> PathBuf {
         self.registry().join("blobs")
     }
 

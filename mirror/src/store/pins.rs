@@ -47,7 +47,7 @@ impl Inner {
         let of_manifest = !matches!(link, Link::Layer(..));
         if !state.patterns.is_empty()
             && of_manifest
-            && (state.held.contains(digest) || state.patterns.matches(&name_of(link)))
+            && (state.held.contains(digest) || state.patterns.matches(&link.pin_name()))
         {
             state.stale = true;
         }
@@ -71,7 +71,7 @@ impl Inner {
         };
         // A blob that is pinned by its own digest.
         let links = self.index.links(digest)?;
-        let layer = |link: &Link| matches!(link, Link::Layer(..)) && patterns.matches(&name_of(link));
+        let layer = |link: &Link| matches!(link, Link::Layer(..)) && patterns.matches(&link.pin_name());
         Ok(links.iter().any(layer))
     }
 
@@ -79,7 +79,7 @@ impl Inner {
         let mut found = Vec::new();
         self.index.each_link::<Error>(|digest, link, _| {
             if !matches!(link, Link::Layer(..))
-                && patterns.matches(&name_of(link))
+                && patterns.matches(&link.pin_name())
                 && self.is_current(digest, link)?
             {
                 found.push(digest.clone());
@@ -116,12 +116,14 @@ impl Inner {
     }
 }
 
-/// As patterns write it.
-fn name_of(link: &Link) -> String {
-    match link {
-        Link::Layer(repository, digest) | Link::Revision(repository, digest) => {
-            format!("{repository}@{digest}")
+impl Link {
+    /// Returns the name of the link as patterns of pins write it.
+    pub(crate) fn pin_name(&self) -> String {
+        match self {
+            Self::Layer(repository, digest) | Self::Revision(repository, digest) => {
+                format!("{repository}@{digest}")
+            }
+            Self::Tag(repository, tag) => format!("{repository}:{}", tag.as_str()),
         }
-        Link::Tag(repository, tag) => format!("{repository}:{}", tag.as_str()),
     }
 }

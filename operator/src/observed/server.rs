@@ -61,6 +61,12 @@ pub struct BucketReport {
     pub state: Option<BucketState>,
     /// The error of the last request; empty if it was answered.
     pub message: String,
+    /// The pieces of content that the server owns, rounded; `None` while it reads its ledger.
+    pub objects: Option<i64>,
+    /// Their size in bytes, rounded; `None` while the server reads its ledger.
+    pub bytes: Option<i64>,
+    /// The objects that wait for their upload, rounded.
+    pub pending_uploads: i64,
 }
 
 /// The state of a bucket.
@@ -143,8 +149,20 @@ impl From<admin::BucketStatus> for BucketReport {
                 _ => None,
             },
             message: cut(bucket.message),
+            objects: bucket.objects.map(rounded),
+            bytes: bucket.bytes.map(rounded),
+            pending_uploads: rounded(bucket.pending_uploads),
         }
     }
+}
+
+/// Returns a number with two digits and zeros, rounded down: small changes are no new status.
+fn rounded(number: u64) -> i64 {
+    let mut unit = 1;
+    while number / unit >= 100 {
+        unit *= 10;
+    }
+    i64::try_from(number / unit * unit).unwrap_or(i64::MAX)
 }
 
 impl From<admin::UpstreamStatus> for UpstreamReport {
@@ -176,6 +194,13 @@ fn cut(mut text: String) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Numbers keep two digits, so that small changes are no new status.
+    #[test]
+    fn numbers_keep_two_digits() {
+        let rounded = [0, 9, 99, 100, 129, 1_999, 2 << 40].map(rounded);
+        assert_eq!(rounded, [0, 9, 99, 100, 120, 1_900, 2_100_000_000_000]);
+    }
 
     fn status(state: CredentialState, message: &str, uptime: u64) -> admin::Status {
         let credentials = CredentialReport {

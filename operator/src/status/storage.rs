@@ -1,8 +1,9 @@
 //! The condition `StorageReady`: PVCs have their volumes, and these have room.
 
 use crds::{
-    RegistryMirror,
+    RegistryMirror, RegistryMirrorStatus,
     conditions::{ConditionType, Reason, Truth},
+    status::BucketStatus,
     storage::{RetentionPolicy, Volume},
 };
 
@@ -14,7 +15,7 @@ use super::{
 };
 use crate::{
     apply::Applied,
-    observed::{BucketState, Claim, ExistingClaim, Growth, Observed},
+    observed::{BucketReport, BucketState, Claim, ExistingClaim, Growth, Observed},
 };
 
 /// Returns `StorageReady` with the worst state; `None` for a mirror without PVCs whose servers have room.
@@ -106,6 +107,37 @@ fn full(observed: &Observed) -> Option<ConditionUpdate> {
         server.pod
     );
     Some(not_ready(Reason::Full, with_advice(message, Reason::Full)))
+}
+
+/// Returns the status of the bucket at a location: the sums of all servers. A sum that a server does not know yet stays.
+pub(super) fn bucket_status(
+    location: String,
+    observed: &Observed,
+    before: &RegistryMirrorStatus,
+) -> BucketStatus {
+    let reports = || {
+        observed
+            .servers
+            .iter()
+            .filter_map(|server| server.report()?.bucket.as_ref())
+    };
+    let sum = |value: fn(&BucketReport) -> Option<i64>| {
+        let values = reports().map(value).collect::<Option<Vec<_>>>();
+        let values = values.filter(|values| !values.is_empty())?;
+        Some(values.into_iter().fold(0, i64::saturating_add))
+    };
+    let before = before
+        .storage
+        .as_ref()
+        .and_then(|storage| storage.bucket.as_ref());
+    let before = before.filter(|before| before.location == location);
+    BucketStatus {
+        objects: sum(|report| report.objects).or(before.and_then(|before| before.objects)),
+        bytes: sum(|report| report.bytes).or(before.and_then(|before| before.bytes)),
+        pending_uploads: sum(|report| Some(report.pending_uploads))
+            .or(before.and_then(|before| before.pending_uploads)),
+        location,
+    }
 }
 
 /// Returns the state of a bucket that a server cannot use. Pulls continue without it.

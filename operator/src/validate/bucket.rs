@@ -224,12 +224,15 @@ pub fn location(mirror: &RegistryMirror) -> Option<String> {
 fn section(mirror: &RegistryMirror) -> Option<Section> {
     let store = mirror.spec.storage.object_store.as_ref()?;
     let default = || format!("{}/{}", mirror.namespace().unwrap_or_default(), mirror.name_any());
+    // A malformed quantity is rejected with the spec.
+    let max_size = store.max_size.as_ref().and_then(|size| size.0.parse().ok());
     let root_directory = Some(store.prefix().map_or_else(default, str::to_owned));
     if let Some(s3) = &store.s3 {
         let encryption = s3.encryption.as_ref();
         return Some(Section::S3(S3 {
             bucket: Some(s3.bucket.clone()),
             root_directory,
+            max_size,
             region: s3.region.clone(),
             region_endpoint: s3.endpoint.clone(),
             force_path_style: s3.path_style,
@@ -245,6 +248,7 @@ fn section(mirror: &RegistryMirror) -> Option<Section> {
         return Some(Section::Gcs(Gcs {
             bucket: Some(gcs.bucket.clone()),
             root_directory,
+            max_size,
             ..Gcs::default()
         }));
     }
@@ -254,6 +258,7 @@ fn section(mirror: &RegistryMirror) -> Option<Section> {
         container: Some(azure.container.clone()),
         service_url: azure.endpoint.clone(),
         root_directory,
+        max_size,
         ..Azure::default()
     }))
 }
@@ -341,6 +346,7 @@ mod tests {
     use test_case::test_case;
 
     use super::*;
+    use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
     fn mirror(object_store: &Value) -> RegistryMirror {
         let spec = json!({
@@ -422,8 +428,10 @@ mod tests {
     /// The section has the files in the directories of the server, and nothing secret.
     #[test]
     fn section_names_files_and_no_secret() {
-        let mirror =
+        let mut mirror =
             s3(&json!({"encryption": {"type": "KMS", "kmsKeyID": "k"}, "storageClass": "STANDARD_IA"}));
+        let store = mirror.spec.storage.object_store.as_mut().unwrap();
+        store.max_size = Some(Quantity("2Ti".to_owned()));
         let bucket = Bucket {
             section: section_of(&mirror),
             identity: None,
@@ -434,7 +442,7 @@ mod tests {
         let s3 = bucket.storage("/c", "/f").s3.unwrap();
         let expected = json!({
             "bucket": "b", "region": "r", "rootdirectory": "team/hub", "encrypt": true, "keyid": "k",
-            "storageclass": "STANDARD_IA", "credentialsfile": "/c/bucket.json", "cafile": "/f/bucket-ca.crt",
+            "storageclass": "STANDARD_IA", "maxsize": "2Ti", "credentialsfile": "/c/bucket.json", "cafile": "/f/bucket-ca.crt",
         });
         assert_eq!(serde_json::to_value(&s3).unwrap(), expected);
     }

@@ -29,6 +29,8 @@ pub enum Fault {
     ReadOnly,
     /// Each write gets 507 and `XMinioStorageFull`.
     Full,
+    /// Requests that delete links are not answered.
+    KeepLinks,
     /// Bodies of content end in the middle.
     Cut,
     /// Bodies of content have a wrong first byte.
@@ -162,6 +164,16 @@ async fn forward(State(open): State<Open>, request: Request) -> Response {
         )
             .into_response();
     }
+    let request = if fault == Some(Fault::KeepLinks) && uri.query() == Some("delete") {
+        let (parts, body) = request.into_parts();
+        let body = axum::body::to_bytes(body, usize::MAX).await.unwrap_or_default();
+        if String::from_utf8_lossy(&body).contains("/link<") {
+            return std::future::pending().await;
+        }
+        Request::from_parts(parts, Body::from(body))
+    } else {
+        request
+    };
     let response = pass(&open, request).await;
     open.shared.log(&method, &uri, response.status());
     let is_content = method == Method::GET && uri.path().ends_with("/data") && response.status().is_success();

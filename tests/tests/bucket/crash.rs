@@ -12,8 +12,9 @@ use crate::place::{LIMIT, NAME, Place, until_stored};
 /// The content that one run uploads: parts, small blobs, manifests.
 const LAYERS: [usize; 4] = [40_000_000, 3_000_000, 300_000, 10];
 
-async fn start(place: &Place, number: usize) -> (Daemon, std::net::SocketAddr) {
-    let config = place.configuration("tier", &place.store.keys(), "cache: {maxsize: 1Gi}");
+/// Starts a mirror as a process, which can be killed.
+pub(crate) async fn start(place: &Place, keys: &str, number: usize) -> (Daemon, std::net::SocketAddr) {
+    let config = place.configuration("tier", keys, "cache: {maxsize: 1Gi}");
     let text = std::fs::read_to_string(&config).expect("a file");
     let [port] = testbed::process::free_ports().expect("a port");
     let text = text.replacen("addr: '127.0.0.1:0'", &format!("addr: '127.0.0.1:{port}'"), 1);
@@ -30,13 +31,28 @@ async fn start(place: &Place, number: usize) -> (Daemon, std::net::SocketAddr) {
     (daemon, address)
 }
 
+/// Pulls an image into a directory of the place.
+pub(crate) async fn pull(
+    place: &Place,
+    address: std::net::SocketAddr,
+    name: &str,
+    into: &str,
+) -> Result<(), skopeo::Error> {
+    let registry = Registry {
+        address,
+        user: None,
+        tls: false,
+    };
+    skopeo::pull(&registry, name, &place.scratch.path().join(into)).await
+}
+
 /// A mirror that is killed at any instant of its fills and uploads leaves no object that is not whole, and the next one
 /// brings the bucket up to date and aborts the uploads that were left.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn kill_leaves_only_whole_objects() {
     let place = Place::new(&LAYERS).await;
     for number in 0..20 {
-        let (mut daemon, address) = start(&place, number).await;
+        let (mut daemon, address) = start(&place, &place.store.keys(), number).await;
         let registry = Registry {
             address,
             user: None,

@@ -10,6 +10,7 @@ use mirror::server::Server;
 use sha2::{Digest as _, Sha256};
 use testbed::bucket::{BUCKET, ObjectStore, Seen};
 use testbed::image::{Layout, Random};
+use testbed::process::free_ports;
 use testbed::scratch::Scratch;
 use testbed::skopeo::{self, Registry};
 use testbed::upstream::{Options, Upstream};
@@ -66,6 +67,29 @@ impl Place {
             self.upstream.url(),
         );
         self.scratch.write(&format!("{tier}.yml"), yaml).expect("a file")
+    }
+
+    /// Starts mirrors that are replicas of each other.
+    pub(crate) async fn replicas<const N: usize>(&self, keys: &str, proxy: &str) -> [Mirror; N] {
+        let ports: [u16; N] = free_ports().expect("ports");
+        let addresses = ports.map(|port| format!("127.0.0.1:{port}"));
+        let secret = self
+            .scratch
+            .write("secret", "0123456789abcdef\n")
+            .expect("a file");
+        let mut mirrors = Vec::new();
+        for (number, address) in addresses.iter().enumerate() {
+            let path = self.configuration(&format!("replica-{number}"), keys, proxy);
+            let peers = format!(
+                "peers: {{addr: '{address}', addresses: [{}], secretfile: '{}'}}\n",
+                addresses.each_ref().map(|one| format!("'{one}'")).join(", "),
+                secret.display()
+            );
+            let text = std::fs::read_to_string(&path).expect("a file");
+            std::fs::write(&path, text + &peers).expect("a file");
+            mirrors.push(Mirror::start(&path).await);
+        }
+        mirrors.try_into().ok().expect("as many mirrors as ports")
     }
 
     /// Starts a mirror with a local tier of this name.

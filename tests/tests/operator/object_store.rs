@@ -60,7 +60,7 @@ impl Stage {
             "upstreams": [{"host": "registry.example", "remoteURL": self.upstream.url()}],
             "storage": {
                 "type": "ObjectStore",
-                "objectStore": {"s3": s3, "credentials": {"type": "Secret", "secretRef": {"name": "keys"}}},
+                "objectStore": {"s3": s3, "credentials": {"type": "Secret", "secretRef": {"name": "keys"}}, "maxSize": "1Gi"},
             },
         })
     }
@@ -148,6 +148,13 @@ async fn image_survives_its_local_tier() {
     let location = format!("s3://{BUCKET}/{prefix} at {}", stage.store.url());
     let status = stage.bench.until_accepted("hub").await;
     assert_eq!(status.storage.unwrap().bucket.unwrap().location, location);
+    soon("status with the content of the bucket", async || {
+        let status = stage.bench.until_accepted("hub").await;
+        let bucket = status.storage?.bucket?;
+        let found = (bucket.objects?, bucket.bytes? > 0, bucket.pending_uploads?);
+        (found == (3, true, 0)).then_some(())
+    })
+    .await;
     stage.bench.until_nothing_is_written().await;
 
     stage.upstream.go_down();

@@ -3,8 +3,8 @@
 use url::Url;
 
 use super::{
-    Azure, AzureCredential, BucketSettings, CredentialsType, PART_SIZE, Provider, endpoint, path, required,
-    root,
+    Azure, AzureCredential, BucketSettings, CredentialsType, PART_SIZE, Provider, endpoint, max_size, path,
+    required, root,
 };
 use crate::config::{Error, file};
 use crate::secret::Secret;
@@ -30,6 +30,7 @@ pub(super) fn bucket(azure: &file::Azure) -> Result<BucketSettings, Error> {
         )?,
         root: root(azure.root_directory.as_deref(), "storage.azure.rootdirectory")?,
         part_size: PART_SIZE,
+        max_size: max_size(azure.max_size, "storage.azure.maxsize")?,
         credentials_file: path(azure.credentials_file.as_deref()),
         ca_file: path(azure.ca_file.as_deref()),
         skip_verify: azure.skip_verify,

@@ -3,7 +3,8 @@
 use url::Url;
 
 use super::{
-    BucketSettings, CredentialsType, Provider, S3, S3Keys, endpoint, part_size, path, required, root,
+    BucketSettings, CredentialsType, Provider, S3, S3Keys, endpoint, max_size, part_size, path, required,
+    root,
 };
 use crate::config::{Error, file};
 
@@ -38,6 +39,7 @@ pub(super) fn bucket(s3: &file::S3) -> Result<BucketSettings, Error> {
         )?,
         root: root(s3.root_directory.as_deref(), "storage.s3.rootdirectory")?,
         part_size: part_size(s3.chunk_size, "storage.s3.chunksize")?,
+        max_size: max_size(s3.max_size, "storage.s3.maxsize")?,
         credentials_file: path(s3.credentials_file.as_deref()),
         ca_file: path(s3.ca_file.as_deref()),
         skip_verify: s3.skip_verify,

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize, Serializer};
 use super::{IgnoredKey, Masked};
 use crate::config::bucket::CredentialsType;
 use crate::config::overlay::{Overlay, section};
+use crate::config::size::MaxSize;
 use crate::secret::Secret;
 
 section! {
@@ -42,6 +43,8 @@ section! {
         "skipverify" => skip_verify: bool,
         /// A PEM file of further CAs that may issue the store's certificate; read again when it changes.
         "cafile" => ca_file: Option<String>,
+        /// The limit for the content that mirrors upload: the least recently used goes beyond it, as a quantity like `2Ti`.
+        "maxsize" => max_size: Option<MaxSize>,
         /// Signs requests with version 4 of the signature.
         "v4auth" => v4_auth: Option<bool>,
         /// Signs requests with version 2 of the signature.
@@ -94,6 +97,8 @@ section! {
         "rootdirectory" => root_directory: Option<String>,
         /// A PEM file of further CAs that may issue the store's certificate; read again when it changes.
         "cafile" => ca_file: Option<String>,
+        /// The limit for the content that mirrors upload: the least recently used goes beyond it, as a quantity like `2Ti`.
+        "maxsize" => max_size: Option<MaxSize>,
         /// The size of the parts of an upload, in bytes.
         "chunksize" => chunk_size: Option<u64>,
         /// The number of requests at once.
@@ -144,6 +149,8 @@ section! {
         "skipverify" => skip_verify: bool,
         /// A PEM file of further CAs that may issue the store's certificate; read again when it changes.
         "cafile" => ca_file: Option<String>,
+        /// The limit for the content that mirrors upload: the least recently used goes beyond it, as a quantity like `2Ti`.
+        "maxsize" => max_size: Option<MaxSize>,
         /// Address and key of the account as one text.
         "connectionstring" => connection_string: IgnoredKey,
         /// The number of attempts of a request.

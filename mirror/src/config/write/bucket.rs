@@ -4,8 +4,8 @@ use super::text;
 use crate::config::bucket::{
     Azure, AzureCredential, BucketSettings, CredentialsType, Provider, RedirectMode, S3,
 };
-use crate::config::file;
 use crate::config::size::BlobSize;
+use crate::config::{MaxSize, file};
 use crate::secret::Secret;
 
 /// Returns the section of storage with the bucket, its secrets masked.
@@ -34,6 +34,7 @@ pub(super) fn storage(bucket: Option<&BucketSettings>) -> file::Storage {
                 ca_file: bucket.ca_file.as_deref().map(text),
                 credentials: credentials.iter().map(masked).chain(kind).collect(),
                 chunk_size: Some(bucket.part_size),
+                max_size: bucket.max_size.map(MaxSize::Bytes),
                 ..file::Gcs::default()
             });
         }
@@ -65,6 +66,7 @@ fn s3(bucket: &BucketSettings, s3: &S3) -> file::S3 {
         ca_file: bucket.ca_file.as_deref().map(text),
         v4_auth: Some(true),
         chunk_size: Some(bucket.part_size),
+        max_size: bucket.max_size.map(MaxSize::Bytes),
         storage_class: Some(s3.storage_class.clone().unwrap_or_else(|| "STANDARD".to_owned())),
         object_acl: Some("private".to_owned()),
         ..file::S3::default()
@@ -80,6 +82,7 @@ fn azure(bucket: &BucketSettings, azure: &Azure) -> file::Azure {
         root_directory: Some(bucket.root.clone()),
         skip_verify: bucket.skip_verify,
         ca_file: bucket.ca_file.as_deref().map(text),
+        max_size: bucket.max_size.map(MaxSize::Bytes),
         ..file::Azure::default()
     };
     match &azure.credential {

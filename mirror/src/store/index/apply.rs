@@ -6,7 +6,7 @@ use crate::digest::Digest;
 use crate::name::{Repository, Tag};
 use crate::store::index::tables::{
     BLOBS, BUCKET, BY_FETCH, BY_USE, BYTES, COMPLETE, CONTENT, DATA, IMPORTED, KEPT, LINKS, Link,
-    MEDIA_TYPES, META, PULLS, SAMPLES, STATE_SEEN, TAGS, UPLOADS, key_of,
+    MEDIA_TYPES, META, PULLS, SAMPLES, STATE_SEEN, TAGS, UPLOADED, UPLOADS, key_of,
 };
 
 /// A day in ms.
@@ -57,6 +57,8 @@ pub(in crate::store) enum Op {
     ForgetKept,
     /// The bucket has content (`None`), or a link to it.
     Kept(Digest, Option<Link>),
+    /// This server uploaded content to the bucket, at a time in ms since 1970.
+    Uploaded(Digest, i64),
     /// The bucket has another version of a link, or none.
     NotKept(Digest, Link),
     /// An upload in parts began, for the object of this key.
@@ -84,6 +86,7 @@ impl Op {
                 | Self::Untag(..)
                 | Self::MediaType(..)
                 | Self::Kept(..)
+                | Self::Uploaded(..)
                 | Self::EndUpload(_)
                 | Self::Pulled(..)
                 | Self::Sample(..)
@@ -222,6 +225,9 @@ fn apply_kept(transaction: &WriteTransaction, op: &Op) -> Result<(), redb::Error
             let key = (&*key, link.kind(), repository.as_str(), link.name());
             transaction.open_table(KEPT)?.insert(key, ())?;
         }
+        Op::Uploaded(digest, at) => {
+            transaction.open_table(UPLOADED)?.insert(&*key_of(digest), *at)?;
+        }
         Op::NotKept(digest, link) => {
             let (key, repository) = (key_of(digest), link.repository().to_string());
             let key = (&*key, link.kind(), repository.as_str(), link.name());
@@ -230,6 +236,7 @@ fn apply_kept(transaction: &WriteTransaction, op: &Op) -> Result<(), redb::Error
         Op::ForgetKept => {
             transaction.open_table(KEPT)?.retain(|_, ()| false)?;
             transaction.open_table(UPLOADS)?.retain(|_, _| false)?;
+            transaction.open_table(UPLOADED)?.retain(|_, _| false)?;
         }
         Op::BeginUpload(id, key) => {
             transaction
@@ -275,6 +282,7 @@ fn remove_rest(transaction: &WriteTransaction, key: &[u8]) -> Result<(), redb::E
     transaction.open_table(MEDIA_TYPES)?.remove(key)?;
     transaction.open_table(IMPORTED)?.remove(key)?;
     transaction.open_table(PULLS)?.remove(key)?;
+    transaction.open_table(UPLOADED)?.remove(key)?;
     let (first, last) = (*Link::KINDS.start(), *Link::KINDS.end());
     let all = (key, first, "", "")..(key, last + 1, "", "");
     transaction.open_table(LINKS)?.retain_in(all, |_, ()| false)?;

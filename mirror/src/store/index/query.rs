@@ -6,7 +6,7 @@ use crate::digest::Digest;
 use crate::name::{Repository, Tag};
 use crate::store::index::tables::{
     BLOBS, BUCKET, BY_FETCH, BY_USE, BYTES, COMPLETE, CONTENT, DATA, IMPORTED, KEPT, LINKS, Link,
-    MEDIA_TYPES, META, PULLS, SAMPLES, STATE_SEEN, TAGS, UPLOADS, digest_of, key_of,
+    MEDIA_TYPES, META, PULLS, SAMPLES, STATE_SEEN, TAGS, UPLOADED, UPLOADS, digest_of, key_of,
 };
 use crate::store::index::{Index, IndexFailure};
 
@@ -246,6 +246,44 @@ impl Index {
     /// Returns the fingerprint of the bucket that the index is about; 0 before there was one.
     pub(in crate::store) fn bucket(&self) -> Result<u64, IndexFailure> {
         self.read(|transaction| meta(&transaction, BUCKET))
+    }
+
+    /// Returns the content of a shard that this server uploaded to the bucket, with the times of the uploads and the
+    /// links that the bucket has; up to `most`. The shard is the first byte of the hash.
+    pub(in crate::store) fn uploaded(
+        &self,
+        shard: u8,
+        most: usize,
+    ) -> Result<Vec<(Digest, IndexEntry, i64, Vec<Link>)>, IndexFailure> {
+        self.read(|transaction| {
+            let (content, kept) = (transaction.open_table(CONTENT)?, transaction.open_table(KEPT)?);
+            let uploaded = transaction.open_table(UPLOADED)?;
+            let mut found = Vec::new();
+            for algorithm in [0, 1] {
+                let (first, last) = (
+                    [algorithm, shard],
+                    [[algorithm, shard].as_slice(), &[u8::MAX; 65]].concat(),
+                );
+                for row in uploaded.range(first.as_slice()..last.as_slice())? {
+                    let (key, at) = row?;
+                    let key = key.value();
+                    let Some((digest, entry)) = digest_of(key).zip(content.get(key)?) else {
+                        continue;
+                    };
+                    let mut links = Vec::new();
+                    for row in kept.range((key, 0, "", "")..(key, DATA, "", ""))? {
+                        let row = row?.0;
+                        let (_, kind, repository, name) = row.value();
+                        links.extend(Link::from_key(kind, repository, name));
+                    }
+                    found.push((digest, entry.value().into(), at.value(), links));
+                    if found.len() >= most {
+                        return Ok(found);
+                    }
+                }
+            }
+            Ok(found)
+        })
     }
 
     /// Returns the uploads in parts that have not ended, with the keys of their objects.

@@ -21,6 +21,8 @@ pub(super) const TAGS: TableDefinition<(&str, &str), (&[u8], i64)> = TableDefini
 pub(super) const IMPORTED: TableDefinition<&[u8], i64> = TableDefinition::new("imported");
 /// Content (kind [`DATA`], without names) and links that the bucket has, with the keys of [`LINKS`].
 pub(super) const KEPT: TableDefinition<(&[u8], u8, &str, &str), ()> = TableDefinition::new("kept");
+/// Content that this server uploaded to the bucket → the time of the upload in ms since 1970.
+pub(super) const UPLOADED: TableDefinition<&[u8], i64> = TableDefinition::new("uploaded");
 /// The upload in parts that began → the key of its object.
 pub(super) const UPLOADS: TableDefinition<&str, &str> = TableDefinition::new("uploads");
 /// Time in ms since 1970 → a sample of the server's totals, of the last day.
@@ -66,6 +68,7 @@ pub(super) fn check(database: &Database) -> Result<(), redb::Error> {
     transaction.open_table(UPLOADS)?;
     transaction.open_table(SAMPLES)?;
     transaction.open_table(PULLS)?;
+    transaction.open_table(UPLOADED)?;
     transaction.open_table(META)?.insert(SCHEMA, SCHEMA_VERSION)?;
     transaction.commit()?;
     Ok(())
@@ -73,7 +76,8 @@ pub(super) fn check(database: &Database) -> Result<(), redb::Error> {
 
 /// Makes the tables that an older version of the server did not have.
 fn add_missing(database: &Database) -> Result<(), redb::Error> {
-    if database.begin_read()?.open_table(PULLS).is_ok() {
+    let transaction = database.begin_read()?;
+    if transaction.open_table(PULLS).is_ok() && transaction.open_table(UPLOADED).is_ok() {
         return Ok(());
     }
     let transaction = database.begin_write()?;
@@ -81,6 +85,7 @@ fn add_missing(database: &Database) -> Result<(), redb::Error> {
     transaction.open_table(UPLOADS)?;
     transaction.open_table(SAMPLES)?;
     transaction.open_table(PULLS)?;
+    transaction.open_table(UPLOADED)?;
     transaction.commit()?;
     Ok(())
 }
@@ -99,7 +104,8 @@ pub(crate) enum Link {
 impl Link {
     pub(super) const KINDS: std::ops::RangeInclusive<u8> = 0..=2;
 
-    pub(in crate::store) fn kind(&self) -> u8 {
+    /// Returns the number of the kind, as keys have it.
+    pub(crate) fn kind(&self) -> u8 {
         match self {
             Self::Layer(..) => 0,
             Self::Revision(..) => 1,
@@ -107,7 +113,8 @@ impl Link {
         }
     }
 
-    pub(in crate::store) fn repository(&self) -> &Repository {
+    /// Returns the repository that has the link.
+    pub(crate) fn repository(&self) -> &Repository {
         match self {
             Self::Layer(repository, _) | Self::Revision(repository, _) | Self::Tag(repository, _) => {
                 repository
@@ -115,14 +122,16 @@ impl Link {
         }
     }
 
-    pub(in crate::store) fn name(&self) -> &str {
+    /// Returns the digest or tag that names the link in its repository.
+    pub(crate) fn name(&self) -> &str {
         match self {
             Self::Layer(_, name) | Self::Revision(_, name) => name.as_str(),
             Self::Tag(_, tag) => tag.as_str(),
         }
     }
 
-    pub(in crate::store) fn from_key(kind: u8, repository: &str, name: &str) -> Option<Self> {
+    /// Returns the link of a kind, repository and name; `None` if they do not fit.
+    pub(crate) fn from_key(kind: u8, repository: &str, name: &str) -> Option<Self> {
         let repository = repository_of(repository)?;
         match kind {
             0 => Some(Self::Layer(repository, name.parse().ok()?)),

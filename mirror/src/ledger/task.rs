@@ -1,0 +1,207 @@
+//! The background task: records uploads and uses, evicts, and saves what changed.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
+use futures::stream::{self, StreamExt as _, TryStreamExt as _};
+use tokio::sync::mpsc::Receiver;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::entry::LedgerEntry;
+use super::evict::Eviction;
+use super::exchange::PeerLedger;
+use super::journal::Event;
+use super::{Ledger, LedgerError, Shared};
+use crate::bucket::Breaker;
+use crate::config::Cache;
+use crate::peers::Shard;
+use crate::store::BucketUpload;
+
+/// The time between two steps.
+const TICK: Duration = Duration::from_secs(1);
+/// The time after which all shards are read, even if nothing needs them yet.
+const UNHURRIED: Duration = Duration::from_mins(1);
+/// The requests to the bucket at a time.
+const AT_ONCE: usize = 16;
+/// The uploads that are recorded in one step.
+const BATCH: usize = 1_024;
+/// The time that the last save has when the server stops.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// The state that only the task has.
+struct Task {
+    shared: Arc<Shared>,
+    queue: Receiver<BucketUpload>,
+    cache: watch::Receiver<Cache>,
+    uploads: Vec<BucketUpload>,
+    pause: Breaker,
+    started: Instant,
+    eviction: Eviction,
+    exchange: PeerLedger,
+}
+
+impl Ledger {
+    /// Runs until `shutdown` with the settings of the cache, and saves what changed.
+    pub(crate) async fn run(self, cache: watch::Receiver<Cache>, shutdown: CancellationToken) {
+        let Some(queue) = self.uploads.lock().take() else {
+            return;
+        };
+        let mut task = Task {
+            shared: Arc::clone(&self.shared),
+            queue,
+            cache,
+            uploads: Vec::new(),
+            pause: Breaker::default(),
+            started: Instant::now(),
+            eviction: Eviction::default(),
+            exchange: PeerLedger::default(),
+        };
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            () = task.follow() => {}
+        }
+        if tokio::time::timeout(GRACE, task.finish()).await.is_err() {
+            tracing::info!(
+                "the ledger of the bucket was not saved in time: the next start completes it from the index"
+            );
+        }
+    }
+}
+
+impl Task {
+    async fn follow(&mut self) {
+        loop {
+            let has_room = self.uploads.len() < BATCH;
+            tokio::select! {
+                Some(upload) = self.queue.recv(), if has_room => self.uploads.push(upload),
+                () = self.shared.wake.notified() => {}
+                () = tokio::time::sleep(TICK) => {}
+            }
+            self.drain();
+            if self.pause.remaining().is_zero() && !self.shared.store.is_readonly() {
+                match self.step().await {
+                    Ok(()) => self.pause.close(),
+                    Err(error) => {
+                        self.pause.open();
+                        tracing::warn!(%error, "the ledger of the bucket cannot be kept up to date; it is tried again");
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes the uploads that wait.
+    fn drain(&mut self) {
+        while self.uploads.len() < BATCH
+            && let Ok(upload) = self.queue.try_recv()
+        {
+            self.uploads.push(upload);
+        }
+    }
+
+    async fn step(&mut self) -> Result<(), LedgerError> {
+        (*self.shared.patterns.lock()).clone_from(&self.cache.borrow().pinned);
+        let Some(owned) = self.exchange.owned(&self.shared) else {
+            self.record(&[]).await?;
+            return Ok(());
+        };
+        self.shared.uses.set_owned(&owned);
+        self.hand_over(&owned).await?;
+        self.record(&owned).await?;
+        let is_wanted = self.shared.is_wanted.load(Ordering::Relaxed);
+        if is_wanted || self.started.elapsed() >= UNHURRIED {
+            self.shared.load_all(owned.iter().copied()).await?;
+        }
+        self.shared.record_uses();
+        self.exchange.poll(&self.shared, &owned, false).await?;
+        if let Some(totals) = self.shared.count(&owned) {
+            *self.shared.totals.lock() = Some(totals);
+            self.evict(&owned, totals).await?;
+        }
+        self.shared.save_due(&owned).await
+    }
+
+    /// Records uploads in their shards, which are read first.
+    async fn record(&mut self, owned: &[u8]) -> Result<(), LedgerError> {
+        let shard = |upload: &BucketUpload| Shard::of_blob(&upload.digest).index();
+        let needed: BTreeSet<_> = self.uploads.iter().map(shard).collect();
+        let needed = needed.into_iter().filter(|shard| owned.contains(shard));
+        self.shared.load_all(needed).await?;
+        for upload in self.uploads.drain(..) {
+            if !owned.contains(&shard(&upload)) {
+                let event = Event::Upload(LedgerEntry::from(&upload));
+                self.shared.journal.lock().push(upload.digest, event);
+                continue;
+            }
+            let mut slot = self.shared.slot(shard(&upload)).lock();
+            if let Some(table) = slot.as_mut()
+                && !table.merge(upload.digest.clone(), LedgerEntry::from(&upload))
+            {
+                tracing::debug!(digest = %upload.digest, "the ledger has no room: the bucket keeps this content");
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes and drops the shards that other members own now.
+    async fn hand_over(&self, owned: &[u8]) -> Result<(), LedgerError> {
+        let is_lost = |shard: &u8| !owned.contains(shard) && self.shared.is_loaded(*shard);
+        let lost: Vec<_> = (0..=u8::MAX).filter(is_lost).collect();
+        self.shared.save_all(&lost).await?;
+        for shard in lost {
+            *self.shared.slot(shard).lock() = None;
+        }
+        Ok(())
+    }
+
+    async fn evict(&mut self, owned: &[u8], totals: super::LedgerTotals) -> Result<(), LedgerError> {
+        let shared = Arc::clone(&self.shared);
+        let limits = shared.limits(owned, &self.cache.borrow());
+        if !self.eviction.is_due(limits, totals) {
+            return Ok(());
+        }
+        // Uses that are in memory count.
+        shared.store.flush_uses().await?;
+        shared.record_uses();
+        self.exchange.poll(&shared, owned, true).await?;
+        self.eviction.run(&shared, owned, limits).await?;
+        *shared.totals.lock() = shared.count(owned);
+        Ok(())
+    }
+
+    /// Records what the channels still have, and saves what changed.
+    async fn finish(&mut self) {
+        self.drain();
+        let owned = self.exchange.owned(&self.shared).unwrap_or_default();
+        let ended = async {
+            self.record(&owned).await?;
+            self.shared.record_uses();
+            let all: Vec<_> = (0..=u8::MAX).collect();
+            self.shared.save_all(&all).await
+        };
+        if let Err(error) = ended.await {
+            tracing::warn!(%error, "the ledger of the bucket was not saved: the next start completes it from the index");
+        }
+    }
+}
+
+/// Runs requests to the bucket, a few at a time, until one fails.
+pub(super) async fn some_at_once(
+    requests: Vec<BoxFuture<'_, Result<(), LedgerError>>>,
+) -> Result<(), LedgerError> {
+    let running = stream::iter(requests).buffer_unordered(AT_ONCE);
+    running.try_collect().await
+}
+
+impl Shared {
+    /// Reads the shards that are not in memory.
+    async fn load_all(&self, shards: impl Iterator<Item = u8>) -> Result<(), LedgerError> {
+        let lacking = shards.filter(|shard| !self.is_loaded(*shard));
+        some_at_once(lacking.map(|shard| self.load(shard).boxed()).collect()).await
+    }
+}
