@@ -10,6 +10,7 @@ mod credentials;
 mod error;
 mod identity;
 mod keys;
+mod leftovers;
 mod objects;
 mod read;
 mod redirect;

@@ -300,6 +300,12 @@ fn bucket_cases() -> Vec<Case> {
         ),
         provider("spec.storage.objectStore.gcs.bucket", &json!("others")),
         provider("spec.storage.objectStore.gcs.prefix", &json!("a/b")),
+        case(
+            "spec.storage.objectStore.maxSize",
+            "",
+            bucket(json!({})),
+            bucket(json!({"objectStore": {"s3": {"bucket": "images", "region": "r"}, "maxSize": "2Ti"}})),
+        ),
         redirect(
             "spec.storage.objectStore.redirect.endpoint",
             &json!({"mode": "Large", "endpoint": "https://s3.example"}),

@@ -32,6 +32,8 @@ struct Stores {
     multipart: Arc<dyn MultipartStore>,
     /// The signer of URLs for clients, if the settings have redirects.
     signer: Option<Arc<dyn Signer>>,
+    /// With S3: the signer and the HTTP client of the listing of uploads.
+    uploads: Option<(Arc<dyn Signer>, reqwest::Client)>,
 }
 
 /// Checks the files that a bucket's configuration names.
@@ -136,6 +138,12 @@ impl Client {
     /// Returns a hash of the files that the client was built from.
     pub(super) fn fingerprint(&self) -> u64 {
         self.fingerprint
+    }
+
+    /// Returns the signer and the HTTP client of a listing of uploads in parts; `None` where the store is not S3.
+    pub(super) fn uploads(&self) -> Option<(&dyn Signer, &reqwest::Client)> {
+        let uploads = self.stores.uploads.as_ref();
+        uploads.map(|(signer, http)| (&**signer, http))
     }
 
     /// Returns the attributes of new content: a mirror may delete it later.

@@ -73,6 +73,13 @@ fn builder() -> reqwest::ClientBuilder {
         .http1_only()
 }
 
+impl Connector {
+    /// Returns the HTTP client.
+    pub(super) fn client(&self) -> reqwest::Client {
+        self.0.0.clone()
+    }
+}
+
 impl HttpConnector for Connector {
     fn connect(&self, _options: &ClientOptions) -> object_store::Result<HttpClient> {
         Ok(HttpClient::new(self.0.clone()))

@@ -1,4 +1,4 @@
-//! The exchange with the other members: owners ask for uploads, uses, shards and pins; none is told anything.
+//! The exchange with the other members: owners ask for uploads, uses, shards and pins.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;

@@ -15,11 +15,13 @@ impl Shared {
     pub(super) async fn load(&self, shard: u8) -> Result<(), LedgerError> {
         let mut table = ShardTable::default();
         let document = self.read_document(shard).await?;
-        table.written = document.written;
         for (digest, entry) in document.entries {
             table.merge(digest, entry);
         }
-        table.is_changed = false;
+        // What was listed in place of a damaged object has to be written.
+        if document.written > 0 {
+            table.set_saved(table.changes(), document.written);
+        }
         let since = document.written.saturating_sub(SLACK_MS);
         for upload in self.store.own_uploads(shard, MOST).await? {
             // An older upload that the object lacks was evicted.

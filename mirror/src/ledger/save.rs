@@ -17,7 +17,7 @@ impl Shared {
         let is_due = |shard: &&u8| {
             let slot = self.slot(**shard).lock();
             slot.as_ref()
-                .is_some_and(|table| table.is_changed && table.saved.elapsed() >= INTERVAL)
+                .is_some_and(|table| table.is_changed() && table.saved.elapsed() >= INTERVAL)
         };
         let due: Vec<_> = shards.iter().filter(is_due).copied().collect();
         self.save_all(&due).await
@@ -27,7 +27,7 @@ impl Shared {
     pub(super) async fn save_all(&self, shards: &[u8]) -> Result<(), LedgerError> {
         let changed = shards.iter().filter(|shard| {
             let slot = self.slot(**shard).lock();
-            slot.as_ref().is_some_and(|table| table.is_changed)
+            slot.as_ref().is_some_and(|table| table.is_changed())
         });
         some_at_once(changed.map(|shard| self.save(*shard).boxed()).collect()).await
     }
@@ -39,7 +39,7 @@ impl Shared {
             .and_then(|text| document::decode(&text, shard).ok())
             .filter(|other| other.writer != self.writer);
         let now = self.now();
-        let text = {
+        let (text, changes) = {
             let mut slot = self.slot(shard).lock();
             let Some(table) = slot.as_mut() else { return Ok(()) };
             if let Some(other) = other.filter(|other| other.written > table.written) {
@@ -47,19 +47,12 @@ impl Shared {
                     table.merge(digest, entry);
                 }
             }
-            table.is_changed = false;
-            document::encode(table, &self.writer, now)
+            (document::encode(table, &self.writer, now), table.changes())
         };
-        let written = self.bucket.put_ledger(shard, text).await;
+        self.bucket.put_ledger(shard, text).await?;
         if let Some(table) = self.slot(shard).lock().as_mut() {
-            match &written {
-                Ok(()) => {
-                    table.written = now;
-                    table.saved = std::time::Instant::now();
-                }
-                Err(_) => table.is_changed = true,
-            }
+            table.set_saved(changes, now);
         }
-        Ok(written?)
+        Ok(())
     }
 }

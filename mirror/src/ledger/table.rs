@@ -16,8 +16,10 @@ pub(super) struct ShardTable {
     entries: HashMap<Digest, LedgerEntry>,
     bytes: u64,
     memory: usize,
-    /// It differs from the object in the bucket.
-    pub(super) is_changed: bool,
+    /// The number of changes.
+    changes: u64,
+    /// The number of changes that the object in the bucket has.
+    saved_changes: u64,
     /// The time of the object in the bucket, in ms since 1970.
     pub(super) written: i64,
     /// The time since which the object is as old as it is: of its write, or of the read.
@@ -30,7 +32,8 @@ impl Default for ShardTable {
             entries: HashMap::new(),
             bytes: 0,
             memory: 0,
-            is_changed: false,
+            changes: 0,
+            saved_changes: 0,
             written: 0,
             saved: Instant::now(),
         }
@@ -46,6 +49,23 @@ impl ShardTable {
     /// Returns the size of the content in bytes.
     pub(super) fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    /// Returns the number of changes, for [`ShardTable::set_saved`].
+    pub(super) fn changes(&self) -> u64 {
+        self.changes
+    }
+
+    /// Returns whether it differs from the object in the bucket.
+    pub(super) fn is_changed(&self) -> bool {
+        self.changes != self.saved_changes
+    }
+
+    /// Records that the object in the bucket has so many of the changes, since a time in ms since 1970.
+    pub(super) fn set_saved(&mut self, changes: u64, written: i64) {
+        self.saved_changes = changes;
+        self.written = written;
+        self.saved = Instant::now();
     }
 
     /// Returns the entries.
@@ -67,7 +87,7 @@ impl ShardTable {
                 if *known.get() != before {
                     // The limit of links bounds what an entry grows by.
                     self.memory = self.memory - before.memory() + known.get().memory();
-                    self.is_changed = true;
+                    self.changes += 1;
                 }
                 true
             }
@@ -77,7 +97,7 @@ impl ShardTable {
                 }
                 self.memory += entry.memory();
                 self.bytes = self.bytes.saturating_add(entry.size);
-                self.is_changed = true;
+                self.changes += 1;
                 vacant.insert(entry);
                 true
             }
@@ -90,7 +110,7 @@ impl ShardTable {
             && entry.used < used
         {
             entry.used = used;
-            self.is_changed = true;
+            self.changes += 1;
         }
     }
 
@@ -99,7 +119,7 @@ impl ShardTable {
         let entry = self.entries.remove(digest)?;
         self.memory -= entry.memory();
         self.bytes -= entry.size.min(self.bytes);
-        self.is_changed = true;
+        self.changes += 1;
         Some(entry)
     }
 }

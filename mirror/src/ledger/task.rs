@@ -28,6 +28,10 @@ const TICK: Duration = Duration::from_secs(1);
 const UNHURRIED: Duration = Duration::from_mins(1);
 /// The requests to the bucket at a time.
 const AT_ONCE: usize = 16;
+/// The time after the start at which it looks for uploads in parts that nothing ends.
+const FIRST_SWEEP: Duration = Duration::from_mins(2);
+/// The time from one such look to the next.
+const DAILY: Duration = Duration::from_hours(24);
 /// The uploads that are recorded in one step.
 const BATCH: usize = 1_024;
 /// The time that the last save has when the server stops.
@@ -43,6 +47,8 @@ struct Task {
     started: Instant,
     eviction: Eviction,
     exchange: PeerLedger,
+    /// The last look for uploads in parts that nothing ends.
+    swept: Option<Instant>,
 }
 
 impl Ledger {
@@ -60,6 +66,7 @@ impl Ledger {
             started: Instant::now(),
             eviction: Eviction::default(),
             exchange: PeerLedger::default(),
+            swept: None,
         };
         tokio::select! {
             () = shutdown.cancelled() => {}
@@ -123,7 +130,29 @@ impl Task {
             *self.shared.totals.lock() = Some(totals);
             self.evict(&owned, totals).await?;
         }
-        self.shared.save_due(&owned).await
+        self.shared.save_due(&owned).await?;
+        self.abort_leftovers(&owned).await;
+        Ok(())
+    }
+
+    /// Aborts old uploads in parts once a day, as the owner of the first shard.
+    async fn abort_leftovers(&mut self, owned: &[u8]) {
+        let is_due = match self.swept {
+            Some(swept) => swept.elapsed() >= DAILY,
+            None => self.started.elapsed() >= FIRST_SWEEP,
+        };
+        if !is_due || !owned.contains(&0) {
+            return;
+        }
+        self.swept = Some(Instant::now());
+        match self.shared.bucket.abort_old_uploads().await {
+            Ok(0) => {}
+            Ok(aborted) => tracing::info!(aborted, "uploads in parts that nothing ended were aborted"),
+            // Not every credential may list uploads: a lifecycle rule of the store does the same.
+            Err(error) => {
+                tracing::warn!(%error, "uploads in parts that nothing ended cannot be listed; let a lifecycle rule end them")
+            }
+        }
     }
 
     /// Records uploads in their shards, which are read first.

@@ -29,6 +29,8 @@ pub enum Fault {
     ReadOnly,
     /// Each write gets 507 and `XMinioStorageFull`.
     Full,
+    /// Requests that send parts of an upload are not answered.
+    KeepParts,
     /// Requests that delete links are not answered.
     KeepLinks,
     /// Bodies of content end in the middle.
@@ -143,6 +145,9 @@ async fn forward(State(open): State<Open>, request: Request) -> Response {
     let (method, uri) = (request.method().clone(), request.uri().clone());
     let writes = matches!(method, Method::PUT | Method::POST);
     let refused = match fault {
+        Some(Fault::KeepParts) if uri.query().is_some_and(|query| query.contains("partNumber")) => {
+            return std::future::pending().await;
+        }
         Some(Fault::Hang) => {
             open.shared.log(&method, &uri, StatusCode::REQUEST_TIMEOUT);
             return std::future::pending().await;

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use testbed::bucket::Fault;
 use testbed::image::{Layout, Random};
@@ -330,4 +331,43 @@ async fn killed_eviction_is_completed() {
         .await
         .expect("a deletion");
     drop(next);
+}
+
+/// Returns the directories of the uploads in parts that have not ended.
+fn uploads(place: &Place) -> Vec<PathBuf> {
+    let below = |directory: &Path| {
+        let entries = std::fs::read_dir(directory).into_iter().flatten();
+        let paths = entries.map(|entry| entry.expect("an entry").path());
+        paths.filter(|path| path.is_dir()).collect::<Vec<_>>()
+    };
+    let keys = below(&place.store.objects().join(".sgwtmp/multipart"));
+    keys.iter().flat_map(|key| below(key)).collect()
+}
+
+/// An upload in parts of a server that lost its local tier is aborted when it is older than a day; a newer one stays.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn old_multipart_upload_is_aborted() {
+    let place = Place::new(&[20 * MIB, 18 * MIB]).await;
+    place.store.fail(Some(Fault::KeepParts));
+    let (mut daemon, address) = crash::start(&place, &place.store.keys(), 2).await;
+    crash::pull(&place, address, NAME, "pulled")
+        .await
+        .expect("a pull");
+    let begun = || async { (uploads(&place).len() == 2).then_some(()) };
+    wait::until("two uploads in parts", LIMIT, begun)
+        .await
+        .expect("uploads");
+    daemon.kill();
+    place.store.fail(None);
+    let all = uploads(&place);
+    let directory = std::fs::File::open(&all[0]).expect("a directory");
+    let time = std::time::SystemTime::now() - Duration::from_hours(25);
+    directory.set_modified(time).expect("a time");
+    let mirror = place.mirror("other").await;
+    let gone = || async { (!all[0].exists()).then_some(()) };
+    wait::until("end of the old upload", Duration::from_mins(4), gone)
+        .await
+        .expect("an end");
+    assert!(all[1].exists());
+    mirror.stop().await;
 }

@@ -47,6 +47,7 @@ pub(super) fn stores(
         objects: built.clone(),
         multipart: built,
         signer: None,
+        uploads: None,
     })
 }
 

@@ -46,6 +46,7 @@ pub(super) fn stores(
         objects: built.clone(),
         multipart: built,
         signer: None,
+        uploads: None,
     })
 }
 

@@ -44,6 +44,7 @@ pub(super) fn stores(
     };
     Ok(Stores {
         objects: store.clone(),
+        uploads: Some((store.clone(), connector.client())),
         multipart: store,
         signer,
     })
