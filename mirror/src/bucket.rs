@@ -173,6 +173,11 @@ impl Bucket {
         self.max_age.store(ms, Ordering::Relaxed);
     }
 
+    /// Returns whether requests are sent to the bucket, which is skipped for a while after a failure.
+    pub(crate) fn is_available(&self) -> bool {
+        self.breaker.remaining().is_zero()
+    }
+
     /// Returns the state of the bucket, with the message of the last error.
     pub(crate) fn state(&self) -> (BucketState, String) {
         self.observed.lock().clone()

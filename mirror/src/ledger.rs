@@ -88,7 +88,7 @@ struct Shared {
     is_wanted: AtomicBool,
     wake: Notify,
     uses: UseQueue,
-    /// What the owners of other shards have to know.
+    /// The uploads and uses that the owners of other shards ask for.
     journal: Mutex<Journal>,
     /// The patterns of pinned content.
     patterns: Mutex<Globs>,

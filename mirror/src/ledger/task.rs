@@ -25,7 +25,7 @@ use crate::store::BucketUpload;
 /// The time between two steps.
 const TICK: Duration = Duration::from_secs(1);
 /// The time after which all shards are read, even if nothing needs them yet.
-const UNHURRIED: Duration = Duration::from_mins(1);
+const UNHURRIED: Duration = Duration::from_mins(5);
 /// The requests to the bucket at a time.
 const AT_ONCE: usize = 16;
 /// The time after the start at which it looks for uploads in parts that nothing ends.
@@ -90,7 +90,10 @@ impl Task {
                 () = tokio::time::sleep(TICK) => {}
             }
             self.drain();
-            if self.pause.remaining().is_zero() && !self.shared.store.is_readonly() {
+            if self.pause.remaining().is_zero()
+                && self.shared.bucket.is_available()
+                && !self.shared.store.is_readonly()
+            {
                 match self.step().await {
                     Ok(()) => self.pause.close(),
                     Err(error) => {

@@ -47,7 +47,7 @@ pub(crate) type Uses = Vec<(Digest, i64)>;
 
 /// The receivers of changes, once there are any.
 #[derive(Debug, Default)]
-pub(super) struct Listeners {
+pub(super) struct StoreListener {
     links: OnceLock<LinkListener>,
     uses: OnceLock<Sender<Uses>>,
 }
