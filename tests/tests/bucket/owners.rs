@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use testbed::wait;
 
-use crate::ledger::{count, limited, pull, push, stored_bytes};
+use crate::ledger::{KEEP, count, limited, pull, push, stored_bytes};
 use crate::place::{Mirror, Place};
 
 /// An ownership counts after 10 s, and owners ask for uses every 30 s.
@@ -37,7 +37,7 @@ async fn until_sum(mirrors: &[&Mirror], objects: usize) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ownership_moves_when_a_replica_leaves() {
     let place = Place::new(&[10]).await;
-    let [one, other] = place.replicas(&limited(&place, 100 * MIB), "ttl: 0").await;
+    let [one, other] = place.replicas(&limited(&place, 100 * MIB), KEEP).await;
     let mut images = Vec::new();
     for (name, mirror) in [("a", &one), ("b", &other), ("c", &one), ("d", &other)] {
         let image = push(&place, name).await;
@@ -57,7 +57,7 @@ async fn ownership_moves_when_a_replica_leaves() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn uses_of_all_replicas_reach_owners() {
     let place = Place::new(&[10]).await;
-    let [one, other] = place.replicas(&limited(&place, 100 * MIB), "ttl: 0").await;
+    let [one, other] = place.replicas(&limited(&place, 100 * MIB), KEEP).await;
     let image = push(&place, "used").await;
     pull(&place, &one, "used", &image).await;
     until_sum(&[&one, &other], count([&image])).await;
@@ -83,7 +83,7 @@ async fn uses_of_all_replicas_reach_owners() {
 async fn replicas_keep_the_limit_together() {
     let place = Place::new(&[10]).await;
     let limit = 4 * MIB;
-    let [one, other] = place.replicas(&limited(&place, limit), "ttl: 0").await;
+    let [one, other] = place.replicas(&limited(&place, limit), KEEP).await;
     let mut images = Vec::new();
     for (number, name) in ["a", "b", "c", "d", "e", "f", "g", "h"].into_iter().enumerate() {
         let image = push(&place, name).await;
