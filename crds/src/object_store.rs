@@ -42,8 +42,9 @@ pub struct ObjectStore {
     /// Redirects of clients to the bucket. Absent: the servers send all content themselves.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub redirect: Option<BucketRedirect>,
-    /// The maximum size of the content that the mirror uploads to the bucket, such as `2Ti`; beyond it the least recently
-    /// used content is evicted. cache.maxSize is that of the local tier. Default: no limit.
+    /// The maximum size of the content that the mirror uploads to the bucket, such as `2Ti`: the least recently used content
+    /// is evicted, and content expires with cache.ttl. cache.maxSize is that of the local tier. Absent: the mirror deletes
+    /// nothing from the bucket.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = rules::quantity())]
     #[schemars(schema_with = "schema::quantity")]

@@ -197,7 +197,7 @@ pub struct BucketStatus {
     #[schemars(length(max = 2560))]
     pub location: String,
 
-    /// The pieces of content that the servers uploaded and that are in the bucket, rounded to two digits.
+    /// With maxSize: the pieces of content that the servers uploaded and that are in the bucket, rounded to two digits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
     pub objects: Option<i64>,

@@ -18,10 +18,8 @@ mod task;
 mod uses;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
-use tokio::sync::Notify;
 use tokio::sync::mpsc::{self, Receiver};
 
 use crate::bucket::{Bucket, ObjectError, Uploader};
@@ -84,9 +82,6 @@ struct Shared {
     writer: String,
     /// The shards that are in memory.
     slots: Vec<Mutex<Option<ShardTable>>>,
-    /// All shards are needed.
-    is_wanted: AtomicBool,
-    wake: Notify,
     uses: UseQueue,
     /// The uploads and uses that the owners of other shards ask for.
     journal: Mutex<Journal>,
@@ -98,7 +93,7 @@ struct Shared {
 }
 
 impl Ledger {
-    /// Creates the ledger of a bucket.
+    /// Creates the ledger of a bucket with a limit.
     pub(crate) fn new(
         uploader: &Uploader,
         store: Store,
@@ -110,18 +105,14 @@ impl Ledger {
         let (use_sender, uses) = mpsc::channel(MAX_USES);
         uploader.listen(upload_sender);
         store.listen_uses(use_sender);
-        let bucket = uploader.bucket();
-        let is_limited = bucket.max_size().is_some();
         let shared = Shared {
-            bucket,
+            bucket: uploader.bucket(),
             store,
             fleet,
             clock,
             metrics,
             writer: peers::random_id(),
             slots: (0..SHARDS).map(|_| Mutex::default()).collect(),
-            is_wanted: AtomicBool::new(is_limited),
-            wake: Notify::new(),
             uses: UseQueue::new(uses),
             journal: Mutex::default(),
             patterns: Mutex::default(),
@@ -138,11 +129,8 @@ impl Ledger {
         }
     }
 
-    /// Returns the totals of the shards that this server owns; `None` while it reads them, which the first call begins.
+    /// Returns the totals of the shards that this server owns; `None` while it reads them.
     pub(crate) fn totals(&self) -> Option<LedgerTotals> {
-        if !self.shared.is_wanted.swap(true, Ordering::Relaxed) {
-            self.shared.wake.notify_one();
-        }
         let mut totals = (*self.shared.totals.lock())?;
         totals.oldest_use = self.shared.oldest_use();
         Some(totals)

@@ -139,7 +139,9 @@ impl Server {
                 metrics.clone(),
             )
         };
-        let ledger = uploader.as_ref().map(new_ledger);
+        // Without a limit nothing leaves the bucket, and nothing is recorded.
+        let is_limited = |uploader: &&Uploader| uploader.bucket().max_size().is_some();
+        let ledger = uploader.as_ref().filter(is_limited).map(new_ledger);
         let health = Health::start(&config.health, &config.root, &tasks);
         let service = http::service(
             pull.clone(),

@@ -154,7 +154,8 @@ pub struct BucketStatus {
     /// The last error of a request; empty if the last one was answered.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub message: String,
-    /// Pieces of content that mirrors uploaded, in the shards that this server owns; absent while it reads them.
+    /// Pieces of content that mirrors uploaded, in the shards that this server owns; absent without `maxsize`, and while
+    /// it reads them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub objects: Option<u64>,
     /// The size of these pieces in bytes.

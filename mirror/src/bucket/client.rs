@@ -32,7 +32,7 @@ struct Stores {
     multipart: Arc<dyn MultipartStore>,
     /// The signer of URLs for clients, if the settings have redirects.
     signer: Option<Arc<dyn Signer>>,
-    /// With S3: the signer and the HTTP client of the listing of uploads.
+    /// With S3 and credentials: the signer and the HTTP client of the listing of uploads.
     uploads: Option<(Arc<dyn Signer>, reqwest::Client)>,
 }
 
@@ -140,7 +140,8 @@ impl Client {
         self.fingerprint
     }
 
-    /// Returns the signer and the HTTP client of a listing of uploads in parts; `None` where the store is not S3.
+    /// Returns the signer and the HTTP client of a listing of uploads in parts; `None` where the store is not S3, or
+    /// nothing is signed.
     pub(super) fn uploads(&self) -> Option<(&dyn Signer, &reqwest::Client)> {
         let uploads = self.stores.uploads.as_ref();
         uploads.map(|(signer, http)| (&**signer, http))

@@ -76,7 +76,7 @@ fn builder() -> reqwest::ClientBuilder {
 impl Connector {
     /// Returns the HTTP client.
     pub(super) fn client(&self) -> reqwest::Client {
-        self.0.0.clone()
+        self.0.client.clone()
     }
 }
 

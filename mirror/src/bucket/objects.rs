@@ -99,15 +99,19 @@ impl Bucket {
         }
     }
 
-    /// Deletes content, and then the links to it. A tag that points to other content by now stays.
+    /// Deletes content, and then the links to it; no client is redirected to it any more. A tag that points to other content
+    /// by now stays.
     pub(crate) async fn delete_content(&self, all: &[(Digest, Vec<Link>)]) -> Result<(), Error> {
         let keys = self.keys(WaitLimit::Long).await?;
-        self.delete(all.iter().map(|(digest, _)| keys.data(digest)).collect())
-            .await?;
-        let mut links = Vec::new();
-        for (digest, of_content) in all {
+        let data = all.iter().map(|(digest, _)| keys.data(digest)).collect();
+        let deleted = self.delete(data).await;
+        for (digest, _) in all {
             self.recent.invalidate(digest);
             self.present.invalidate(digest).await;
+        }
+        deleted?;
+        let mut links = Vec::new();
+        for (digest, of_content) in all {
             for link in of_content {
                 links.extend(self.keys_of_link(&keys, digest, link).await?);
             }

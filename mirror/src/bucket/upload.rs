@@ -41,7 +41,7 @@ pub(super) enum Upload {
     Gone,
     /// The bucket has the content, of this size, from a mirror.
     Own(u64),
-    /// The bucket has the content from something else.
+    /// The bucket has the content, and the ledger does not: something else uploaded it, or the bucket has no limit.
     Foreign,
 }
 
@@ -170,8 +170,8 @@ impl Bucket {
         .map(drop)
     }
 
-    /// Uploads content whose digest matches, unless the bucket has it. What something else uploaded stays as it is, unless
-    /// its bytes are wrong.
+    /// Uploads content whose digest matches. In a bucket with a limit, content that is there stays as it is, unless its
+    /// bytes are wrong.
     pub(super) async fn upload(
         &self,
         store: &Store,
@@ -188,12 +188,13 @@ impl Bucket {
         };
         let key = keys.data(digest);
         // Empty content has no first byte, and takes no room.
-        let found = if size == 0 {
-            None
-        } else {
+        let is_counted = self.max_size().is_some() && size > 0;
+        let found = if is_counted {
             self.find_content(&key).await?
+        } else {
+            None
         };
-        let is_own = size > 0 && found.is_none_or(|found| found.is_own);
+        let is_own = is_counted && found.is_none_or(|found| found.is_own);
         let (attributes, uploaded): (fn(&Client) -> Attributes, _) = if is_own {
             (Client::content_attributes, Upload::Own(size))
         } else {
@@ -217,7 +218,9 @@ impl Bucket {
                 .await?;
         }
         self.wrong.invalidate(digest);
-        self.recent.insert(digest.clone(), uploaded);
+        if self.max_size().is_some() {
+            self.recent.insert(digest.clone(), uploaded);
+        }
         Ok(uploaded)
     }
 

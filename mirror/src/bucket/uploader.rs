@@ -262,8 +262,13 @@ impl Shared {
             return Ok(());
         }
         let keys = bucket.claim().await?;
-        // Also for content that was uploaded before: it may have left the bucket since.
-        let uploaded = bucket.upload(store, &keys, digest, &self.buffers).await?;
+        // From a bucket with a limit, content that was uploaded before may have been evicted since.
+        let is_kept = store.is_kept(digest, None).await?;
+        let uploaded = if is_kept && bucket.max_size().is_none() {
+            Upload::Foreign
+        } else {
+            bucket.upload(store, &keys, digest, &self.buffers).await?
+        };
         match uploaded {
             Upload::Gone => {
                 // Evicted, or an entry of the index without a file.
@@ -271,6 +276,7 @@ impl Shared {
                 return Ok(());
             }
             Upload::Own(_) => store.mark_uploaded(digest).await?,
+            Upload::Foreign if is_kept => {}
             Upload::Foreign => store.mark_kept(digest, Vec::new()).await?,
         }
         self.put_link(&keys, linked).await?;

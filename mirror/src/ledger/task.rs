@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use futures::FutureExt as _;
@@ -24,8 +23,6 @@ use crate::store::BucketUpload;
 
 /// The time between two steps.
 const TICK: Duration = Duration::from_secs(1);
-/// The time after which all shards are read, even if nothing needs them yet.
-const UNHURRIED: Duration = Duration::from_mins(5);
 /// The requests to the bucket at a time.
 const AT_ONCE: usize = 16;
 /// The time after the start at which it looks for uploads in parts that nothing ends.
@@ -86,7 +83,6 @@ impl Task {
             let has_room = self.uploads.len() < BATCH;
             tokio::select! {
                 Some(upload) = self.queue.recv(), if has_room => self.uploads.push(upload),
-                () = self.shared.wake.notified() => {}
                 () = tokio::time::sleep(TICK) => {}
             }
             self.drain();
@@ -123,10 +119,7 @@ impl Task {
         self.shared.uses.set_owned(&owned);
         self.hand_over(&owned).await?;
         self.record(&owned).await?;
-        let is_wanted = self.shared.is_wanted.load(Ordering::Relaxed);
-        if is_wanted || self.started.elapsed() >= UNHURRIED {
-            self.shared.load_all(owned.iter().copied()).await?;
-        }
+        self.shared.load_all(owned.iter().copied()).await?;
         self.shared.record_uses();
         self.exchange.poll(&self.shared, &owned, false).await?;
         if let Some(totals) = self.shared.count(&owned) {

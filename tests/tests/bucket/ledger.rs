@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use http::Method;
 use testbed::bucket::Fault;
 use testbed::image::{Layout, Random};
 use testbed::wait;
@@ -12,6 +13,8 @@ use crate::crash;
 use crate::place::{LIMIT, Mirror, NAME, Place, until_stored};
 
 const MIB: usize = 1 << 20;
+/// A limit that nothing reaches.
+const ROOM: usize = 1 << 30;
 /// Settings with which nothing expires; the local tier does not depend on the free space of the disk.
 pub(crate) const KEEP: &str = "ttl: 0, cache: {maxsize: 1Gi}";
 /// The directory of content in the bucket.
@@ -98,6 +101,11 @@ pub(crate) fn ledgers(place: &Place) -> Vec<PathBuf> {
     files(&place.store.objects().join("_mirror/v1/ledger"))
 }
 
+/// Starts a mirror whose bucket has a ledger and more room than the tests need.
+async fn roomy(place: &Place, tier: &str) -> Mirror {
+    place.mirror_with(tier, &limited(place, ROOM), KEEP).await
+}
+
 pub(crate) fn limited(place: &Place, bytes: usize) -> String {
     format!("{}, maxsize: {bytes}", place.store.keys())
 }
@@ -161,6 +169,25 @@ async fn bucket_is_evicted_to_its_limit() {
     place.check_objects();
 }
 
+/// A bucket without a limit gets no request of a ledger: nothing is deleted, recorded or asked for before an upload.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn unlimited_bucket_has_no_ledger() {
+    let place = Place::new(&[MIB, 10]).await;
+    let proxy = "ttl: 24h, cache: {maxsize: 1Gi}";
+    let mirror = place.mirror_with("tier", &place.store.keys(), proxy).await;
+    place.pull(&mirror, "pulled").await;
+    until_stored(&place, content(&place.image).len(), &mirror).await;
+    assert!(mirror.status().await["objects"].is_null());
+    mirror.stop().await;
+    let asked = place.requests(|seen| {
+        let is_deletion = seen.method == Method::DELETE || seen.query.contains("delete");
+        is_deletion || seen.path.contains("/ledger/")
+    });
+    assert_eq!(asked, []);
+    assert_eq!(place.reads(), (0, 0, 0), "{:#?}", place.store.seen());
+    assert!(ledgers(&place).is_empty() && has_all(&place, &place.image));
+}
+
 /// A use of the local tier keeps content in the bucket: the least recently used goes first.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn used_content_outlives_unused_content() {
@@ -183,7 +210,7 @@ async fn used_content_outlives_unused_content() {
 async fn pinned_content_stays() {
     let place = Place::new(&[10]).await;
     let (pinned, other) = (push(&place, "pinned").await, push(&place, "other").await);
-    let mirror = place.mirror_with("tier", &place.store.keys(), KEEP).await;
+    let mirror = place.mirror_with("tier", &limited(&place, ROOM), KEEP).await;
     pull(&place, &mirror, "pinned", &pinned).await;
     pull(&place, &mirror, "other", &other).await;
     until_objects(&mirror, count([&pinned, &other])).await;
@@ -199,14 +226,14 @@ async fn pinned_content_stays() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn restart_keeps_the_ledger() {
     let place = Place::new(&[MIB, 10]).await;
-    let mirror = place.mirror("tier").await;
+    let mirror = roomy(&place, "tier").await;
     place.pull(&mirror, "pulled").await;
     let count = content(&place.image).len();
     until_objects(&mirror, count).await;
     let bytes = mirror.status().await["bytes"].clone();
     mirror.stop().await;
     assert!(!ledgers(&place).is_empty());
-    let next = place.mirror("empty").await;
+    let next = roomy(&place, "empty").await;
     until_objects(&next, count).await;
     assert_eq!(next.status().await["bytes"], bytes);
     let (_, heads, lists) = place.reads();
@@ -217,7 +244,7 @@ async fn restart_keeps_the_ledger() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killed_server_completes_its_ledger() {
     let place = Place::new(&[MIB, 10]).await;
-    let (mut daemon, address) = crash::start(&place, &place.store.keys(), 0).await;
+    let (mut daemon, address) = crash::start(&place, &limited(&place, ROOM), 0).await;
     crash::pull(&place, address, NAME, "pulled")
         .await
         .expect("a pull");
@@ -230,7 +257,7 @@ async fn killed_server_completes_its_ledger() {
     wait::until("uploads", LIMIT, stored).await.expect("uploads");
     daemon.kill();
     assert!(ledgers(&place).is_empty());
-    let next = place.mirror("tier").await;
+    let next = roomy(&place, "tier").await;
     until_objects(&next, count).await;
 }
 
@@ -238,7 +265,7 @@ async fn killed_server_completes_its_ledger() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn damaged_ledger_is_rebuilt() {
     let place = Place::new(&[MIB, 10]).await;
-    let mirror = place.mirror("tier").await;
+    let mirror = roomy(&place, "tier").await;
     place.pull(&mirror, "pulled").await;
     let count = content(&place.image).len();
     until_objects(&mirror, count).await;
@@ -250,7 +277,7 @@ async fn damaged_ledger_is_rebuilt() {
         std::fs::write(foreign, "foreign").expect("a file");
         std::fs::write(path, "{\"version\":1}\ngarbage").expect("a file");
     }
-    let next = place.mirror("empty").await;
+    let next = roomy(&place, "empty").await;
     until_objects(&next, count).await;
 }
 
@@ -311,7 +338,7 @@ async fn bucket_content_expires() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killed_eviction_is_completed() {
     let place = Place::new(&[MIB, 10]).await;
-    let mirror = place.mirror("tier").await;
+    let mirror = roomy(&place, "tier").await;
     place.pull(&mirror, "pulled").await;
     until_stored(&place, content(&place.image).len(), &mirror).await;
     mirror.stop().await;
@@ -326,7 +353,7 @@ async fn killed_eviction_is_completed() {
     place.store.fail(None);
     let links = || files(&place.store.objects().join("docker/registry/v2/repositories"));
     assert!(!links().is_empty());
-    let reader = place.mirror("reader").await;
+    let reader = roomy(&place, "reader").await;
     place.pull(&reader, "pulled-again").await;
     reader.stop().await;
     let next = place.mirror_with("tier", &keys, KEEP).await;
@@ -353,7 +380,7 @@ fn uploads(place: &Place) -> Vec<PathBuf> {
 async fn old_multipart_upload_is_aborted() {
     let place = Place::new(&[20 * MIB]).await;
     place.store.fail(Some(Fault::KeepParts));
-    let (mut daemon, address) = crash::start(&place, &place.store.keys(), 2).await;
+    let (mut daemon, address) = crash::start(&place, &limited(&place, ROOM), 2).await;
     crash::pull(&place, address, NAME, "pulled")
         .await
         .expect("a pull");
@@ -366,7 +393,7 @@ async fn old_multipart_upload_is_aborted() {
     let directory = std::fs::File::open(&upload).expect("a directory");
     let time = std::time::SystemTime::now() - Duration::from_hours(25);
     directory.set_modified(time).expect("a time");
-    let mirror = place.mirror("other").await;
+    let mirror = roomy(&place, "other").await;
     let gone = || async { (!upload.exists()).then_some(()) };
     wait::until("end of the old upload", Duration::from_mins(4), gone)
         .await

@@ -42,9 +42,11 @@ pub(super) fn stores(
         None => None,
         Some(redirect) => Some(build(redirect.endpoint.as_ref().or(s3.endpoint.as_ref()))? as _),
     };
+    let uploads = (bucket.credentials != CredentialsType::Anonymous)
+        .then(|| (Arc::clone(&store) as _, connector.client()));
     Ok(Stores {
         objects: store.clone(),
-        uploads: Some((store.clone(), connector.client())),
+        uploads,
         multipart: store,
         signer,
     })
