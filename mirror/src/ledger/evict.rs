@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::policy::{self, BucketLimits, EvictionCandidate};
+use super::table::ShardTable;
 use super::{LedgerError, LedgerTotals, Shared};
 use crate::config::Cache;
 use crate::digest::Digest;
@@ -109,7 +110,7 @@ impl Shared {
         self.count(shards).is_some_and(is_over)
             || shards.iter().any(|shard| {
                 let slot = self.slot(*shard).lock();
-                let mut entries = slot.iter().flat_map(|table| table.iter());
+                let mut entries = slot.iter().flat_map(ShardTable::iter);
                 entries.any(|(_, entry)| policy::is_expired(entry.used, entry.fetched, limits))
             })
     }
@@ -118,7 +119,7 @@ impl Shared {
         let mut all = Vec::new();
         for shard in shards {
             let slot = self.slot(*shard).lock();
-            let table = slot.iter().flat_map(|table| table.iter());
+            let table = slot.iter().flat_map(ShardTable::iter);
             all.extend(table.map(|(digest, entry)| EvictionCandidate::new(digest, entry)));
         }
         all

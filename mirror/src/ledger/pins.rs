@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
+use super::table::ShardTable;
 use super::{LedgerError, Shared};
 use crate::config::Globs;
 use crate::digest::Digest;
@@ -100,7 +101,7 @@ impl Shared {
         let mut found = Vec::new();
         for shard in shards {
             let slot = self.slot(*shard).lock();
-            for (digest, entry) in slot.iter().flat_map(|table| table.iter()) {
+            for (digest, entry) in slot.iter().flat_map(ShardTable::iter) {
                 let links = entry.links(digest);
                 let pinned = links.filter(|link| patterns.matches(&link.pin_name()));
                 found.extend(pinned.map(|link| (digest.clone(), link)));

@@ -5,6 +5,7 @@ use std::time::Duration;
 use futures::FutureExt as _;
 
 use super::document::{self, MAX_LEDGER};
+use super::table::ShardTable;
 use super::task::some_at_once;
 use super::{LedgerError, Shared};
 
@@ -27,7 +28,7 @@ impl Shared {
     pub(super) async fn save_all(&self, shards: &[u8]) -> Result<(), LedgerError> {
         let changed = shards.iter().filter(|shard| {
             let slot = self.slot(**shard).lock();
-            slot.as_ref().is_some_and(|table| table.is_changed())
+            slot.as_ref().is_some_and(ShardTable::is_changed)
         });
         some_at_once(changed.map(|shard| self.save(*shard).boxed()).collect()).await
     }

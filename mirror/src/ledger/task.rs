@@ -146,7 +146,7 @@ impl Task {
             Ok(aborted) => tracing::info!(aborted, "uploads in parts that nothing ended were aborted"),
             // Not every credential may list uploads: a lifecycle rule of the store does the same.
             Err(error) => {
-                tracing::warn!(%error, "uploads in parts that nothing ended cannot be listed; let a lifecycle rule end them")
+                tracing::warn!(%error, "uploads in parts that nothing ended cannot be listed; let a lifecycle rule end them");
             }
         }
     }

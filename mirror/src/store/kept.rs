@@ -241,11 +241,11 @@ impl Inner {
         let Some(listener) = self.listeners.uses.get() else {
             return;
         };
-        let used = |mark: &Op| match mark {
+        let of_content = |mark: &Op| match mark {
             Op::Use(digest, at) => Some((digest.clone(), *at)),
             _ => None,
         };
-        let uses: Uses = marks.iter().filter_map(used).collect();
+        let uses: Uses = marks.iter().filter_map(of_content).collect();
         if !uses.is_empty() {
             // Without room the times of use are less exact.
             let _ = listener.try_send(uses);

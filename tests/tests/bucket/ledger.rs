@@ -20,7 +20,7 @@ pub(crate) const KEEP: &str = "ttl: 0, cache: {maxsize: 1Gi}";
 /// The directory of content in the bucket.
 const BLOBS: &str = "docker/registry/v2/blobs/sha256";
 
-/// Pushes an image with one layer of 1 MiB to the registry.
+/// Pushes an image with a layer of 1 MiB for each of two platforms to the registry.
 pub(crate) async fn push(place: &Place, name: &str) -> Layout {
     let seed = name.bytes().map(u64::from).sum();
     let image = Random::new(seed, &[MIB])
@@ -192,7 +192,8 @@ async fn unlimited_bucket_has_no_ledger() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn used_content_outlives_unused_content() {
     let place = Place::new(&[10]).await;
-    let keys = limited(&place, 2 * MIB + MIB / 2);
+    // Two images, and half of a layer.
+    let keys = limited(&place, 4 * MIB + MIB / 2);
     let mirror = place.mirror_with("tier", &keys, KEEP).await;
     let (first, second) = (push(&place, "first").await, push(&place, "second").await);
     pull(&place, &mirror, "first", &first).await;

@@ -47,6 +47,9 @@ impl From<(u64, i64, i64, i64)> for IndexEntry {
     }
 }
 
+/// Content that this server uploaded to the bucket, with the time of the upload and the links that the bucket has.
+pub(in crate::store) type UploadedRow = (Digest, IndexEntry, i64, Vec<Link>);
+
 impl Index {
     pub(in crate::store) fn get(&self, digest: &Digest) -> Result<Option<IndexEntry>, IndexFailure> {
         self.read(|transaction| {
@@ -254,7 +257,7 @@ impl Index {
         &self,
         shard: u8,
         most: usize,
-    ) -> Result<Vec<(Digest, IndexEntry, i64, Vec<Link>)>, IndexFailure> {
+    ) -> Result<Vec<UploadedRow>, IndexFailure> {
         self.read(|transaction| {
             let (content, kept) = (transaction.open_table(CONTENT)?, transaction.open_table(KEPT)?);
             let uploaded = transaction.open_table(UPLOADED)?;
