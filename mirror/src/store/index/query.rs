@@ -48,7 +48,7 @@ impl From<(u64, i64, i64, i64)> for IndexEntry {
 }
 
 /// Content that this server uploaded to the bucket, with the time of the upload and the links that the bucket has.
-pub(in crate::store) type UploadedRow = (Digest, IndexEntry, i64, Vec<Link>);
+type UploadedRow = (Digest, IndexEntry, i64, Vec<Link>);
 
 impl Index {
     pub(in crate::store) fn get(&self, digest: &Digest) -> Result<Option<IndexEntry>, IndexFailure> {
