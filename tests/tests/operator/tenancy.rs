@@ -199,14 +199,8 @@ async fn status_tells_no_keys_and_no_type_of_a_secret() {
     }
 }
 
-/// The example for administrators, which docs/security.md names.
-#[tokio::test]
-async fn example_policy_for_tenants_limits_tenants_alone() {
-    if uses_existing_cluster() {
-        return;
-    }
-    let bench = Bench::idle("tenants").await;
-    let client = bench.namespace.client();
+/// Applies docs/tenant-policy.yaml.
+async fn apply_example_policy(client: &kube::Client) {
     let example = include_str!("../../../docs/tenant-policy.yaml");
     for document in serde_saphyr::from_multiple::<Value>(example).unwrap() {
         let object: DynamicObject = serde_json::from_value(document.clone()).unwrap();
@@ -232,6 +226,17 @@ async fn example_policy_for_tenants_limits_tenants_alone() {
         .await
         .unwrap();
     }
+}
+
+/// The example for administrators, which docs/security.md names.
+#[tokio::test]
+async fn example_policy_for_tenants_limits_tenants_alone() {
+    if uses_existing_cluster() {
+        return;
+    }
+    let bench = Bench::idle("tenants").await;
+    let client = bench.namespace.client();
+    apply_example_policy(&client).await;
     let user = format!("tenant-of-{}", bench.namespace);
     let rules =
         json!([{"apiGroups": ["registrymirror.io"], "resources": ["registrymirrors"], "verbs": ["create"]}]);
