@@ -32,7 +32,7 @@ const RETIRED: [&str; 14] = [
     concat!("g", "o on"),
     concat!("hand", "ed out"),
     concat!("o", "f before"),
-    concat!("tak", "en over"),
+    concat!("taken", " over"),
     concat!("at t", "he least"),
 ];
 
