@@ -64,7 +64,7 @@ fn the_environment_alone_is_enough() {
 }
 
 /// Every key of Distribution's reference is known.
-#[test_case("reference-2.8.yml", 17)]
+#[test_case("reference-2.8.yml", 16)]
 #[test_case("reference-3.yml", 8)]
 fn distribution_reference_keys_are_known(name: &str, without_effect: usize) {
     let (_, notices) = load(name);
@@ -95,7 +95,7 @@ fn development_sample_has_admin_port() {
     assert_eq!(config.http.drain_timeout, Duration::from_secs(45));
     assert_eq!(config.log.level, Level::Debug);
     assert!(!config.proxy.cache.readonly, "the cache is still filled");
-    assert_eq!(notices.len(), 13, "{notices:?}");
+    assert_eq!(notices.len(), 12, "{notices:?}");
 }
 
 /// The cache sample loads with its credential and its time to live.

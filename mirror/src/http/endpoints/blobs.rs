@@ -44,14 +44,16 @@ pub(in crate::http) async fn get(
         let outcome = add_metadata(&mut response, &served);
         return Ok(EndpointResponse::new(response, outcome, repository));
     }
-    let mut wanted = Wanted::parse(context.headers, &etag);
+    let wanted = Wanted::parse(context.headers, &etag);
     let of_unverified = of_unverified(context.headers, &wanted);
-    let served = source(context, &repository, &digest, &of_unverified).await?;
+    let served = source(context, &repository, &digest, of_unverified).await?;
     let (value, mut outcome, origin) = (served.value, served.outcome, served.origin);
-    if !is_verified(&value, &repository) {
+    let wanted = if is_verified(&value, &repository) {
+        &wanted
+    } else {
         response.headers_mut().remove(header::ETAG);
-        wanted = of_unverified;
-    }
+        of_unverified
+    };
     let reader = |blob| blob_reader(context, blob);
     match value {
         Source::Stored(blob) => {
@@ -59,13 +61,13 @@ pub(in crate::http) async fn get(
                 return Ok(EndpointResponse::new(redirected, Outcome::Redirect, repository));
             }
             let (size, stored) = (blob.size, stored_blob(context, blob, &digest));
-            send(&mut response, reader(stored), size, &wanted);
+            send(&mut response, reader(stored), size, wanted);
         }
         Source::Filling(fill) => {
             let size = size_of(context, &fill).await?;
             let filling = fill_blob(context, fill, &repository, &digest);
             if let Some(size) = size {
-                send(&mut response, reader(BodyBlob::Filling(filling)), size, &wanted);
+                send(&mut response, reader(BodyBlob::Filling(filling)), size, wanted);
             } else {
                 let memory = Arc::clone(&context.peer.memory);
                 *response.body_mut() = body::whole_fill(filling, memory);
@@ -144,11 +146,11 @@ fn empty_response(context: &RequestContext<'_>, etag: &Bytes) -> Response<Body> 
 
 /// Returns the parts that a response has whose bytes are not verified yet. It has no strong validator, so that no client
 /// combines its bytes with others (RFC 9110, 8.8.1); a condition on the validator is met by the whole blob alone.
-fn of_unverified(headers: &HeaderMap, wanted: &Wanted) -> Wanted {
+fn of_unverified<'w>(headers: &HeaderMap, wanted: &'w Wanted) -> &'w Wanted {
     let is_conditional = || headers.contains_key(header::IF_RANGE) || headers.contains_key(header::IF_MATCH);
     match wanted {
-        Wanted::Ranges(_) if !is_conditional() => wanted.clone(),
-        _ => Wanted::Whole,
+        Wanted::Ranges(_) if !is_conditional() => wanted,
+        _ => &Wanted::Whole,
     }
 }
 
