@@ -74,12 +74,25 @@ async fn kill_leaves_only_whole_objects() {
         .count();
     until_stored(&place, count, &mirror).await;
     assert_eq!(place.check_objects(), count);
+    // An upload that the kill interrupted before its id was recorded has no parts.
     let open = place.store.objects().join(".sgwtmp/multipart");
-    let left = || async {
-        let left = std::fs::read_dir(&open).map_or(0, Iterator::count);
-        (left == 0).then_some(())
-    };
+    let left = || async { (count_files(&open) == 0).then_some(()) };
     wait::until("end of the open uploads", LIMIT, left)
         .await
         .expect("they are aborted");
+}
+
+/// Returns the number of files below a directory.
+fn count_files(directory: &std::path::Path) -> usize {
+    let Ok(entries) = std::fs::read_dir(directory) else {
+        return 0;
+    };
+    let count = |entry: std::fs::DirEntry| {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            count_files(&entry.path())
+        } else {
+            1
+        }
+    };
+    entries.flatten().map(count).sum()
 }
