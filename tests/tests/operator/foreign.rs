@@ -118,7 +118,7 @@ fn changes_of_workloads() -> Vec<Change> {
         ),
         template(json!({"automountServiceAccountToken": true}), pod),
         template(
-            json!({"volumes": [{"name": "config", "hostPath": {"path": "/"}}]}),
+            json!({"volumes": [{"name": "config", "hostPath": {"path": "/"}, "configMap": null}]}),
             volumes,
         ),
         change(
@@ -204,8 +204,14 @@ async fn part(bench: &Bench, kind: Kind, name: &str, pointer: &str) -> Option<Va
 async fn is_repaired(bench: &Bench, mirror: &str, change: &Change) {
     let name = format!("{mirror}{}", change.suffix);
     let before = part(bench, change.kind, &name, change.repaired).await;
-    let (params, patch) = (PatchParams::default(), Patch::Merge(&change.patch));
-    let patched = objects(bench, change.kind).patch(&name, &params, &patch).await;
+    let patch = if change.repaired.ends_with("/volumes") {
+        // Changes one volume of the list.
+        Patch::Strategic(&change.patch)
+    } else {
+        Patch::Merge(&change.patch)
+    };
+    let objects = objects(bench, change.kind);
+    let patched = objects.patch(&name, &PatchParams::default(), &patch).await;
     patched.unwrap_or_else(|error| panic!("{change}: {error}"));
     soon(&format!("repair of {change}"), async || {
         (part(bench, change.kind, &name, change.repaired).await == before).then_some(())
