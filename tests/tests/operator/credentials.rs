@@ -74,7 +74,9 @@ async fn missing_secret_is_a_condition_until_created() {
         .until_hub(ConditionType::CredentialsValid, "False", Reason::SecretNotFound)
         .await;
     assert!(
-        missing.message.contains("quay.io: Secret quay not found"),
+        missing
+            .message
+            .contains(r#"Secret "quay" not found in namespace"#),
         "{}",
         missing.message
     );
@@ -172,7 +174,7 @@ async fn missing_ca_bundle_blocks_the_spec() {
     assert!(
         missing
             .message
-            .starts_with("spec.upstreams[0].tls.caBundleRef: ConfigMap roots not found"),
+            .starts_with(r#"ConfigMap "roots" not found in namespace"#),
         "{}",
         missing.message
     );

@@ -235,7 +235,7 @@ async fn doctor_reports_missing_secret_by_name() {
     assert!(
         mirror.iter().any(
             |reported| reported.starts_with("problem: credentials are not usable: ")
-                && reported.contains("Secret quay")
+                && reported.contains(r#"Secret "quay""#)
         ),
         "{mirror:#?}"
     );

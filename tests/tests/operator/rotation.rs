@@ -381,7 +381,7 @@ async fn rotation_survives_deletion_and_outages() {
     // Deleted and made again.
     stage.bench.delete::<Secret>("a").await;
     let message = stage.until("False", Reason::SecretNotFound).await;
-    assert!(message.contains("Secret a not found"), "{message}");
+    assert!(message.contains(r#"Secret "a" not found"#), "{message}");
     // Of another type, and immutable: such a one is changed in the same way.
     let immutable = json!({
         "metadata": {"name": "a"},
@@ -475,7 +475,7 @@ async fn other_secret_is_used_once_proven() {
     // Not there yet, then wrong: what was proven serves on.
     stage.mirror(1, &[("a", "b")]).await;
     let message = stage.until("False", Reason::SecretNotFound).await;
-    assert!(message.contains("Secret b not found"), "{message}");
+    assert!(message.contains(r#"Secret "b" not found"#), "{message}");
     assert!(stage.last_good().await.contains("\"u0\""));
     stage
         .secret("b", "Opaque", "u1", &format!("{CANARY}-wrong"))

@@ -202,7 +202,7 @@ async fn ca_bundles_change_without_restart() {
         .until_hub(ConditionType::Accepted, "False", Reason::ReferenceNotFound)
         .await;
     assert!(
-        gone.message.contains("ConfigMap one not found"),
+        gone.message.contains(r#"ConfigMap "one" not found"#),
         "{}",
         gone.message
     );
