@@ -73,7 +73,7 @@ async fn the_operator_is_refused_nothing(namespaces: &[&str]) {
     lease.acquire().await;
     let stop = CancellationToken::new();
     let running = tokio::spawn(run::run(client, options, Health::default(), stop.clone()));
-    live(&cluster).await;
+    Box::pin(live(&cluster)).await;
     stop.cancel();
     running.await.unwrap();
     lease.release().await;
