@@ -152,7 +152,8 @@ async fn image_survives_its_local_tier() {
         let status = stage.bench.until_accepted("hub").await;
         let bucket = status.storage?.bucket?;
         let found = (bucket.objects?, bucket.bytes? > 0, bucket.pending_uploads?);
-        (found == (3, true, 0)).then_some(())
+        // An index, two manifests, two configurations and two layers.
+        (found == (7, true, 0)).then_some(())
     })
     .await;
     stage.bench.until_nothing_is_written().await;
