@@ -90,8 +90,8 @@ struct IndexedTag {
 
 impl Store {
     /// Returns the cached images of repositories that `is_listed` by host and name. Reads the manifests of the images that
-    /// it returns; of all that match if they are sorted by size. One listing reads at a time, [`MAX_LISTING`] bytes at most
-    /// and not for a client that left: the size of an image that was not read yet is that of its manifest.
+    /// it returns; of all that match if they are sorted by size. One listing reads at a time, at most 32 MiB, and
+    /// not for a client that left: the size of an image that was not read yet is that of its manifest.
     pub async fn images(
         &self,
         query: ImageRequest,

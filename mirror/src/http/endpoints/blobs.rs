@@ -36,10 +36,8 @@ pub(in crate::http) async fn get(
     let mut response = empty_response(context, &etag);
     let matched = headers::check_if_match(context.headers, Some(&etag));
     if context.method == Method::HEAD || response.status() == StatusCode::NOT_MODIFIED || matched.is_err() {
-        let pull = &context.app.pull;
-        let served = pull
-            .blob_metadata(&repository, &digest, &context.peer.name)
-            .await?;
+        let (pull, peer) = (&context.app.pull, &context.peer.name);
+        let served = pull.blob_metadata(&repository, &digest, peer).await?;
         matched?;
         let outcome = add_metadata(&mut response, &served);
         return Ok(EndpointResponse::new(response, outcome, repository));
@@ -69,8 +67,7 @@ pub(in crate::http) async fn get(
             if let Some(size) = size {
                 send(&mut response, reader(BodyBlob::Filling(filling)), size, wanted);
             } else {
-                let memory = Arc::clone(&context.peer.memory);
-                *response.body_mut() = body::whole_fill(filling, memory);
+                *response.body_mut() = body::whole_fill(filling, Arc::clone(&context.peer.memory));
             }
         }
         Source::PassThrough(passed) => {
