@@ -1,5 +1,6 @@
 //! The server: opens the cache, builds the upstreams, listens, and stops in order.
 
+mod bucket;
 mod descriptors;
 mod error;
 mod listen;
@@ -21,7 +22,6 @@ pub use error::Error;
 pub use reload::Reloader;
 pub use umask::restrict_new_files;
 
-use crate::bucket::{self, Bucket, Uploader};
 use crate::clock::Clock;
 use crate::config::http::Tls;
 use crate::config::log::Level;
@@ -30,7 +30,6 @@ use crate::health::Health;
 use crate::http::connection::tls::Certificates;
 use crate::http::connection::{self, ConnectionOptions, Listener};
 use crate::http::{self, Htpasswd};
-use crate::ledger::Ledger;
 use crate::metrics::Metrics;
 use crate::pull::{Live, Pull};
 use crate::store::{self, Store};
@@ -74,7 +73,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
 pub fn check(config: &Config) -> Result<Vec<Notice>, Error> {
     certificates(config)?;
     upstream_set::validate_all(&config.proxy)?;
-    config.bucket.as_ref().map(bucket::check).transpose()?;
+    config.bucket.as_ref().map(crate::bucket::check).transpose()?;
     let warning = |key: &str, message| Notice {
         key: key.to_owned(),
         message,
@@ -129,25 +128,11 @@ impl Server {
             None => None,
         };
         let fleet = peers.as_ref().and_then(PeerPort::fleet);
-        let uploader = uploader(&config, &store, &pull).await?;
-        let new_ledger = |uploader| {
-            Ledger::new(
-                uploader,
-                store.clone(),
-                fleet.clone(),
-                clock.clone(),
-                metrics.clone(),
-            )
-        };
-        // Without a limit nothing leaves the bucket, and nothing is recorded.
-        let is_limited = |uploader: &&Uploader| uploader.bucket().max_size().is_some();
-        let ledger = uploader.as_ref().filter(is_limited).map(new_ledger);
+        let uploader = bucket::uploader(&config, &store, &pull).await?;
+        let ledger = bucket::ledger(uploader.as_ref(), &store, fleet.as_ref(), &clock, &metrics);
         let health = Health::start(&config.health, &config.root, &tasks);
-        let service = http::service(
-            pull.clone(),
-            settings(&config, users.clone(), health.clone()),
-            metrics.clone(),
-        );
+        let settings = settings(&config, users.clone(), health.clone());
+        let service = http::service(pull.clone(), settings, metrics.clone());
         let connections = connection_options(&config, certificates.clone());
         let lame_duck = config.http.lame_duck;
         let (files, content) = ((certificates.clone(), users.clone()), (store, pull.clone()));
@@ -208,12 +193,7 @@ impl Server {
         let uploads = self.state.current().config.uploads;
         tokio::spawn(expiry::sweep_uploads(store.clone(), uploads, tasks.clone()));
         let expiry = tokio::spawn(expiry::run(store, self.reloader.cache(), tasks.clone()));
-        let uploads = self.state.uploader.clone();
-        let uploads = uploads.map(|uploader| tokio::spawn(uploader.run(tasks.clone())));
-        // It ends after the uploads, which it records.
-        let uploaded = CancellationToken::new();
-        let ledger = self.state.ledger.clone();
-        let ledger = ledger.map(|ledger| tokio::spawn(ledger.run(self.reloader.cache(), uploaded.clone())));
+        let bucket_tasks = bucket::BucketTasks::spawn(&self.state, &self.reloader, &tasks);
         tokio::spawn(
             tasks
                 .clone()
@@ -250,15 +230,7 @@ impl Server {
         tasks.cancel();
         // The expiry task writes the in-memory state of the store last. An error of it was logged.
         let _ = expiry.await;
-        if let Some(uploads) = uploads {
-            // Uploads under way end, or leave nothing visible.
-            let _ = uploads.await;
-        }
-        uploaded.cancel();
-        if let Some(ledger) = ledger {
-            // A panic of it was logged.
-            let _ = ledger.await;
-        }
+        bucket_tasks.finish().await;
         info!("stopped");
     }
 }
@@ -327,21 +299,6 @@ fn live(config: &Config, upstreams: &UpstreamSet) -> Live {
         upstreams: upstreams.origins(),
         cache: config.proxy.cache.clone(),
     }
-}
-
-/// Puts the bucket to use, if one is configured, and returns the uploads to it.
-async fn uploader(config: &Config, store: &Store, pull: &Pull) -> Result<Option<Uploader>, Error> {
-    let Some(settings) = config.bucket.clone() else {
-        return Ok(None);
-    };
-    let fingerprint = settings.fingerprint();
-    let host = config.proxy.upstreams[0].host.clone();
-    let made = tokio::task::spawn_blocking(move || Bucket::new(&settings, host)).await;
-    let bucket = made.map_err(|_| BuildError::Stopping)??;
-    bucket.set_ttl(&config.proxy.cache);
-    store.set_bucket(fingerprint).await?;
-    pull.use_bucket(Arc::clone(&bucket));
-    Ok(Some(Uploader::new(bucket, store.clone())))
 }
 
 fn users(config: &Config) -> Option<Htpasswd> {

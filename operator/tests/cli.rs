@@ -349,12 +349,16 @@ fn command_messages_match_the_golden_file() {
     ];
     let mut text = String::new();
     for (yaml, args) in runs {
-        let messages = stderr(&run(yaml, &args));
-        // Not the log, which has times.
-        let lines = messages.lines().filter(|line| !line.starts_with('{'));
-        text.extend(lines.flat_map(|line| [line, "\n"]));
+        text.push_str(&messages(&run(yaml, &args)));
     }
     golden::assert_golden("commands.txt", &text);
+}
+
+/// Returns the messages of a run, without the log, which has times.
+fn messages(output: &Output) -> String {
+    let text = stderr(output);
+    let lines = text.lines().filter(|line| !line.starts_with('{'));
+    lines.flat_map(|line| [line, "\n"]).collect()
 }
 
 /// A mirror without mistakes.
@@ -473,10 +477,7 @@ fn file_mistakes_match_the_golden_file() {
             ],
         );
         let rendered = run(&yaml, &["render", "-f", "mirror.yaml"]);
-        let messages = stderr(&output);
-        // Not the log, which has times.
-        let lines = messages.lines().filter(|line| !line.starts_with('{'));
-        let lines: String = lines.flat_map(|line| [line, "\n"]).collect();
+        let lines = messages(&output);
         let render = stderr(&rendered);
         let render = if render == lines { "" } else { &render };
         text.extend(["# ", mistake, "\n", &lines, render, "\n"]);

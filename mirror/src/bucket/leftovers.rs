@@ -6,6 +6,7 @@ use http::Method;
 use jiff::Timestamp;
 use object_store::path::Path as Key;
 use object_store::signer::{SignedUrlOptions, Signer};
+use serde::Deserialize;
 
 use super::Bucket;
 use super::error::Error;
@@ -26,6 +27,22 @@ struct OpenUpload {
     key: String,
     id: String,
     initiated: Timestamp,
+}
+
+/// A page of uploads as the store sends it.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct UploadsPage {
+    #[serde(default)]
+    upload: Vec<ListedUpload>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct ListedUpload {
+    key: String,
+    upload_id: String,
+    initiated: String,
 }
 
 impl Bucket {
@@ -49,7 +66,7 @@ impl Bucket {
                 && keys::digest_of_data(&Key::from(upload.key.as_str())).is_some()
         };
         let mut aborted = 0;
-        for upload in parse(&text).into_iter().filter(is_old).filter(is_content) {
+        for upload in parse(&text)?.into_iter().filter(is_old).filter(is_content) {
             let key = Key::from(upload.key.as_str());
             let sent = self
                 .sent(0, |client| {
@@ -96,30 +113,18 @@ async fn list(signer: &dyn Signer, http: &reqwest::Client, root: &str) -> Result
     Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
-/// Returns the uploads of a page; what is malformed is left out.
-fn parse(text: &str) -> Vec<OpenUpload> {
-    let uploads = text.split("<Upload>").skip(1);
-    let upload = |text: &str| {
-        let text = text.split("</Upload>").next()?;
+/// Returns the uploads of a page, without those whose time is malformed.
+fn parse(text: &str) -> Result<Vec<OpenUpload>, Error> {
+    let page: UploadsPage =
+        quick_xml::de::from_str(text).map_err(|_| Error::unavailable("a listing of uploads is malformed"))?;
+    let upload = |listed: ListedUpload| {
         Some(OpenUpload {
-            key: element(text, "Key")?,
-            id: element(text, "UploadId")?,
-            initiated: element(text, "Initiated")?.parse().ok()?,
+            initiated: listed.initiated.parse().ok()?,
+            key: listed.key,
+            id: listed.upload_id,
         })
     };
-    uploads.filter_map(upload).collect()
-}
-
-fn element(text: &str, name: &str) -> Option<String> {
-    let (_, rest) = text.split_once(&format!("<{name}>"))?;
-    let (value, _) = rest.split_once('<')?;
-    let value = value
-        .replace("&lt;", "<")
-        .replace("&gt;", ">")
-        .replace("&quot;", "\"")
-        .replace("&apos;", "'")
-        .replace("&#39;", "'");
-    Some(value.replace("&amp;", "&"))
+    Ok(page.upload.into_iter().filter_map(upload).collect())
 }
 
 #[cfg(test)]
@@ -128,25 +133,26 @@ mod tests {
 
     use super::*;
 
-    /// Uploads are read from the answer of a store, and what is malformed is left out.
+    /// Uploads are read from the answer of a store, without those of a malformed time.
     #[test]
     fn uploads_are_read_from_a_listing() {
         let text = "<ListMultipartUploadsResult><Prefix>a</Prefix>\
             <Upload><Key>a&amp;b/data</Key><UploadId>u1</UploadId><Initiated>2026-01-01T00:00:00.000Z</Initiated></Upload>\
             <Upload><Key>c</Key><UploadId>u2</UploadId><Initiated>yesterday</Initiated></Upload>\
-            <Upload><Key>d</Key></Upload></ListMultipartUploadsResult>";
+            </ListMultipartUploadsResult>";
         let expected = OpenUpload {
             key: "a&b/data".to_owned(),
             id: "u1".to_owned(),
             initiated: "2026-01-01T00:00:00Z".parse().unwrap(),
         };
-        assert_eq!(parse(text), [expected]);
+        assert_eq!(parse(text).unwrap(), [expected]);
+        assert_eq!(parse("<ListMultipartUploadsResult/>").unwrap(), []);
     }
 
     proptest! {
         #[test]
         fn any_listing_is_read_without_panic(text: String) {
-            let _ = parse(&format!("<Upload>{text}"));
+            let _ = parse(&format!("<a><Upload>{text}"));
         }
     }
 }

@@ -1,34 +1,37 @@
 //! Object stores with other APIs than S3.
 
+use std::path::PathBuf;
+
 use testbed::binaries;
 use testbed::process::{Daemon, command, free_ports};
 use testbed::wait;
 
 use crate::place::{LAYERS, LIMIT, Mirror, Place};
 
+/// Starts gofakes3, which checks no signatures and has the APIs of S3 and Google Cloud Storage, with a bucket `bucket`;
+/// returns its address and its log.
+pub(crate) async fn start_gofakes3(place: &Place) -> (Daemon, String, PathBuf) {
+    let program = binaries::get("gofakes3").await.expect("gofakes3");
+    let [port] = free_ports().expect("a port");
+    let address = format!("127.0.0.1:{port}");
+    let mut store = command(program);
+    let bucket = ["-backend", "memory", "-initialbucket", "bucket"];
+    store.args(bucket).args(["-host", &address]);
+    let log = place.scratch.path().join("gofakes3.log");
+    let daemon = Daemon::spawn("gofakes3", store, &log).expect("a store");
+    let listens = || async { tokio::net::TcpStream::connect(&address).await.ok() };
+    wait::until("store that listens", LIMIT, listens)
+        .await
+        .expect("it starts");
+    (daemon, address, log)
+}
+
 /// A mirror fills a bucket with the API of Google Cloud Storage, and another one pulls from it while the registry is
 /// down.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn gcs_bucket_serves_an_empty_local_tier() {
     let mut place = Place::new(&LAYERS).await;
-    let program = binaries::get("gofakes3").await.expect("gofakes3");
-    let [port] = free_ports().expect("a port");
-    let mut command = command(program);
-    let address = format!("127.0.0.1:{port}");
-    command.args([
-        "-backend",
-        "memory",
-        "-initialbucket",
-        "bucket",
-        "-host",
-        &address,
-    ]);
-    let log = place.scratch.path().join("gcs.log");
-    let _store = Daemon::spawn("gofakes3", command, &log).expect("a store");
-    let listens = || async { tokio::net::TcpStream::connect(&address).await.ok() };
-    wait::until("store that listens", LIMIT, listens)
-        .await
-        .expect("it starts");
+    let (_store, address, log) = start_gofakes3(&place).await;
     let key = format!(
         r#"{{"gcs_base_url": "http://{address}", "disable_oauth": true, "client_email": "", "private_key": "",
            "private_key_id": ""}}"#

@@ -9,11 +9,10 @@ use axum::response::{IntoResponse, Response};
 use futures::StreamExt as _;
 use http::StatusCode;
 use parking_lot::Mutex;
-use testbed::binaries;
 use testbed::bucket::{ACCESS_KEY, SECRET_KEY};
-use testbed::process::{Daemon, command, free_ports};
 use testbed::wait;
 
+use crate::clouds::start_gofakes3;
 use crate::place::{LIMIT, Mirror, Place};
 use crate::process::MirrorProcess;
 
@@ -215,24 +214,7 @@ async fn anonymous_requests_have_no_signature() {
     let is_denied = || async { (denied.status().await["state"] == "Denied").then_some(()) };
     wait::until("denial", LIMIT, is_denied).await.expect("a denial");
 
-    let program = binaries::get("gofakes3").await.expect("gofakes3");
-    let [port] = free_ports().expect("a port");
-    let address = format!("127.0.0.1:{port}");
-    let mut store = command(program);
-    store.args([
-        "-backend",
-        "memory",
-        "-initialbucket",
-        "bucket",
-        "-host",
-        &address,
-    ]);
-    let log = place.scratch.path().join("store.log");
-    let _store = Daemon::spawn("gofakes3", store, &log).expect("a store");
-    let listens = || async { tokio::net::TcpStream::connect(&address).await.ok() };
-    wait::until("store that listens", LIMIT, listens)
-        .await
-        .expect("it starts");
+    let (_store, address, log) = start_gofakes3(&place).await;
     let keys =
         format!("bucket: bucket, regionendpoint: 'http://{address}', credentials: {{type: Anonymous}}");
     let start = async |place: &Place, tier: &str| {

@@ -56,7 +56,9 @@ pub(crate) fn functions(text: &str) -> Vec<(String, usize)> {
         let end = format!("{indent}}}");
         let length = lines[start..].iter().position(|line| {
             *line == end
-                || line.ends_with(';') && line.starts_with(indent) && line.trim_start().starts_with(')')
+                || line
+                    .strip_prefix(indent)
+                    .is_some_and(|line| line.starts_with(')') && line.ends_with(';'))
         });
         functions.push((name, length.map_or(1, |last| last + 1)));
     }
