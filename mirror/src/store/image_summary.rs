@@ -92,9 +92,9 @@ impl Inner {
         Ok(Arc::new(ImageSummary { bytes, platforms }))
     }
 
-    /// Returns the summary of the image with this manifest; `None` where the listing may read no more. It is remembered once all of its content is there, as a digest
-    /// names the same content always; a layer that is evicted later still counts. The summary of a large
-    /// image, which is costly to read, is remembered for a minute before that.
+    /// Returns the summary of the image with this manifest; `None` if the listing may read no more. The summary is remembered
+    /// once all of its content is there, as a digest names the same content always; a layer that is evicted later still
+    /// counts. The summary of a large image, which is costly to read, is remembered for a minute before that.
     pub(super) fn image_summary(
         &self,
         digest: &Digest,

@@ -240,11 +240,14 @@ async fn peer_with_wrong_clock_is_reported(skew: i64) {
     replicas.add(0, &hub).await;
     let seconds = u64::try_from(crate::fleet::now() + skew).unwrap();
     let date = httpdate::fmt_http_date(std::time::UNIX_EPOCH + Duration::from_secs(seconds));
+    let hellos = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&hellos);
     tokio::spawn(async move {
         loop {
             let (stream, _) = listener.accept().await.unwrap();
-            let date = date.clone();
+            let (date, counted) = (date.clone(), Arc::clone(&counted));
             let answer = service_fn(move |_: Request<hyper::body::Incoming>| {
+                counted.fetch_add(1, Ordering::SeqCst);
                 let answer = Response::builder().status(401).header(header::DATE, date.clone());
                 std::future::ready(answer.body(Body::empty()))
             });
@@ -260,8 +263,12 @@ async fn peer_with_wrong_clock_is_reported(skew: i64) {
     assert_eq!((head.status, head.digest().await.unwrap()), (200, digest));
     let since = crate::fleet::status(server).await["peers"][0].clone();
     assert_eq!(since["cause"], "clock", "{since}");
-    // Some further hellos.
-    tokio::time::sleep(Duration::from_secs(4)).await;
+    let before = hellos.load(Ordering::SeqCst);
+    // The second one comes after the answer to the first one was recorded.
+    crate::until("two further hellos", || {
+        hellos.load(Ordering::SeqCst) >= before + 2
+    })
+    .await;
     let peer = crate::fleet::status(server).await["peers"][0].clone();
     assert_eq!(peer, since);
     assert_eq!(server.said("\"cause\":\"clock\""), 1);
