@@ -131,6 +131,8 @@ async fn peer_port_of_tls_mirror_needs_certificate() {
         assert_eq!(hello(&host, ip, &old.0, None).await, None);
     }
 
+    // A reconcile that read the Secret before the loss would apply the old certificate again.
+    bench.until_nothing_is_written().await;
     let lost = json!({"data": {"tls.crt": null, "tls.key": null}});
     bench.merge::<Secret>("hub-peers", lost).await;
     let renewed = bench
