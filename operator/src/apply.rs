@@ -79,6 +79,7 @@ pub async fn apply(
 ) -> Result<Applied, ApplyError> {
     let target = Applier::new(mirror, cluster);
     let owned = target.find_owned(desired).await?;
+    service::check_kept(mirror, observed, &owned)?;
     let (mut results, mut applied) = (ApplyResults::default(), Applied::default());
     if target.apply_configuration(desired, &owned, &mut results).await?
         && target

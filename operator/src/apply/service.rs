@@ -1,13 +1,14 @@
 //! Applies the Service for clients, whose address nodes hold.
 
 use crds::{RegistryMirror, conditions::Reason};
-use kube::ResourceExt;
+use kube::{ResourceExt, core::Status};
 
 use super::{Applier, ApplyError, OwnedUids, key};
 use crate::{
     cluster::Cluster,
     desired::{Child, Desired},
     kind::Kind,
+    observed::Observed,
     validate::Rejection,
 };
 
@@ -58,6 +59,23 @@ impl Applier<'_> {
     }
 }
 
+/// Checks that the Service still exists if it was observed. The desired Service requests no numbers then, and the API server
+/// would allocate others than nodes hold. The retry requests those of the status.
+pub(super) fn check_kept(
+    mirror: &RegistryMirror,
+    observed: &Observed,
+    owned: &OwnedUids,
+) -> Result<(), ApplyError> {
+    let name = mirror.name_any();
+    if observed.service.is_none() || owned.contains_key(&(Kind::Service, name.clone())) {
+        return Ok(());
+    }
+    let message = "it was deleted during the reconcile";
+    let source = Status::failure(message, "Conflict").with_code(409).boxed();
+    let source = kube::Error::Api(source);
+    Err(ApplyError::cluster("applied", Kind::Service, &name, source))
+}
+
 /// Returns whether the API server's validation names an address or a node port of a Service.
 fn is_about_address(rejection: &Rejection) -> bool {
     let fields = ["spec.clusterIP", "].nodePort: "];
@@ -66,9 +84,11 @@ fn is_about_address(rejection: &Rejection) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
     use test_case::test_case;
 
     use super::*;
+    use crate::observed::ServiceAddress;
 
     #[test_case("spec.clusterIPs: Invalid value: [\"10.0.0.5\"]: failed to allocate IP 10.0.0.5: provided IP is already allocated" => true; "address")]
     #[test_case("spec.ports[0].nodePort: Invalid value: 30500: provided port is already allocated" => true; "node port")]
@@ -77,5 +97,24 @@ mod tests {
     fn refusal_is_about_address(field: &str) -> bool {
         let words = format!("the API server refuses Service hub: Service \"hub\" is invalid: {field}");
         is_about_address(&Rejection::invalid(words))
+    }
+
+    #[test_case(None, true => true; "not observed, created")]
+    #[test_case(Some("10.96.0.7"), false => true; "observed and kept")]
+    #[test_case(Some("10.96.0.7"), true => false; "deleted since")]
+    fn service_deleted_since_observation_is_a_conflict(ip: Option<&str>, is_gone: bool) -> bool {
+        let spec = json!({"upstreams": [{"host": "a.example"}], "storage": {"type": "Ephemeral"}});
+        let mirror = RegistryMirror::new("hub", serde_json::from_value(spec).unwrap());
+        let service = ip.map(|ip| ServiceAddress {
+            ip: ip.to_owned(),
+            port: 5000,
+        });
+        let observed = Observed {
+            service,
+            ..Observed::default()
+        };
+        let service = ((Kind::Service, "hub".to_owned()), "uid".to_owned());
+        let owned = Some(service).filter(|_| !is_gone).into_iter().collect();
+        check_kept(&mirror, &observed, &owned).is_ok()
     }
 }

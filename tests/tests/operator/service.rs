@@ -1,5 +1,7 @@
 //! The Service that clients know: nodes hold its numbers.
 
+use std::time::Duration;
+
 use crds::RegistryMirror;
 use crds::conditions::{ConditionType, Reason};
 use k8s_openapi::api::core::v1::Service;
@@ -66,6 +68,27 @@ async fn deleted_service_is_recreated_with_its_addresses() {
         bench.until_accepted("hub").await;
         assert_eq!(until_published(&bench).await, url);
         bench.until_nothing_is_written().await;
+    }
+}
+
+/// The Service is deleted at any moment of the reconciles after a change of the mirror.
+#[tokio::test]
+async fn service_deleted_during_reconciles_keeps_its_numbers() {
+    let bench = Bench::start("midway").await;
+    bench
+        .mirror("hub", with_service(json!({"type": "NodePort"})))
+        .await;
+    bench.until_accepted("hub").await;
+    until_published(&bench).await;
+    let first = bench.get::<Service>("hub").await.unwrap();
+    let mut before = first.clone();
+    for round in 0..10 {
+        let label = json!({"spec": {"service": {"annotations": {"round": round.to_string()}}}});
+        bench.merge::<RegistryMirror>("hub", label).await;
+        tokio::time::sleep(Duration::from_millis(round * 3)).await;
+        bench.delete::<Service>("hub").await;
+        before = until_made_again(&bench, &before).await;
+        assert_eq!(numbers(&before), numbers(&first), "round {round}");
     }
 }
 
