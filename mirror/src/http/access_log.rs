@@ -16,7 +16,7 @@ use tracing::{Level, Span, info};
 use url::form_urlencoded;
 
 use super::failures::{Failed, Kind};
-use super::{App, EndpointResponse, Peer, span};
+use super::{App, EndpointResponse, Peer, headers, span};
 use crate::digest::Digest;
 use crate::logging;
 use crate::metrics::{self, Outcome, RequestRecord};
@@ -118,7 +118,8 @@ impl Record {
         (self.repository, self.digest) = (response.repository, response.digest);
         self.origin = response.origin;
         self.upstream = response.upstream;
-        response.response.map(|body| RecordedBody { body, record: self })
+        let response = headers::without_body(&self.method, response.response);
+        response.map(|body| RecordedBody { body, record: self })
     }
 
     /// Logs the reason why a response ends early.

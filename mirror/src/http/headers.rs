@@ -3,7 +3,8 @@
 use axum::body::Body;
 use axum::response::Response;
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use http_body::Body as _;
 
 use super::error::RegistryError;
 use crate::digest::Digest;
@@ -14,6 +15,22 @@ const CAPACITY: usize = 12;
 /// The `Cache-Control` of content that a client requests by digest: it never changes, so caches may keep it for a year.
 pub(super) const IMMUTABLE: HeaderValue = HeaderValue::from_static("max-age=31536000");
 const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
+
+/// Removes the body of the response to HEAD, and announces its length: hyper does so for HTTP/1.1 only (RFC 9113, 8.1.1).
+pub(super) fn without_body(method: &Method, mut response: Response) -> Response {
+    if *method != Method::HEAD || response.body().is_end_stream() {
+        return response;
+    }
+    let body = std::mem::take(response.body_mut());
+    if let Some(length) = body.size_hint().exact() {
+        let length = HeaderValue::from(length);
+        response
+            .headers_mut()
+            .entry(header::CONTENT_LENGTH)
+            .or_insert(length);
+    }
+    response
+}
 
 /// Returns the `ETag` of content: its digest in quotes.
 pub(super) fn etag(digest: &Digest) -> Bytes {

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use test_case::test_case;
 
+use crate::LIMIT;
 use crate::hub::{Fault, Gate, Hub};
 use crate::served::{Mirror, cache, header};
 
@@ -286,4 +287,45 @@ async fn clock_set_back_keeps_no_tag_fresh() {
         1,
         "asked once more, and fresh from then on"
     );
+}
+
+/// HEAD is answered with the headers of GET and without DATA frames, which a client counts as a protocol error.
+#[test_case(true; "HTTP/2")]
+#[test_case(false; "HTTP/1.1")]
+#[tokio::test]
+async fn head_has_the_headers_of_get_and_no_body(http2: bool) {
+    let hub = Hub::start().await;
+    let (digest, layers) = hub.push_image("library/app", "1", &[b"layer"]);
+    let mirror = Mirror::of(&hub).await;
+    let mut builder = reqwest::Client::builder().no_proxy().timeout(LIMIT);
+    if http2 {
+        builder = builder.http2_prior_knowledge();
+    }
+    let client = builder.build().unwrap();
+    let paths = [
+        PATH.to_owned(),
+        format!("/v2/app/manifests/{digest}"),
+        format!("/v2/app/blobs/{}", layers[0]),
+        format!("/v2/app/referrers/{digest}"),
+        "/v2/app/tags/list".to_owned(),
+        "/v2/_catalog".to_owned(),
+        "/v2/".to_owned(),
+        "/".to_owned(),
+        "/v2/app/manifests/none".to_owned(),
+        "/v2/app/manifests/$".to_owned(),
+        "/v2/app/blobs/uploads/".to_owned(),
+    ];
+    for path in paths {
+        let url = format!("{}{path}", mirror.url);
+        let get = client.get(&url).send().await.unwrap();
+        let head = client.head(&url).send().await.unwrap();
+        let of_content = |response: &reqwest::Response| {
+            let [length, kind, digest] = ["content-length", "content-type", "docker-content-digest"]
+                .map(|name| header(response, name).to_owned());
+            (response.status(), length, kind, digest)
+        };
+        assert_eq!(of_content(&head), of_content(&get), "{path}");
+        assert_eq!(head.bytes().await.unwrap().len(), 0, "{path}");
+        assert!(get.bytes().await.is_ok(), "{path}");
+    }
 }
