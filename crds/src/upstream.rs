@@ -24,7 +24,8 @@ pub struct Upstream {
     pub host: String,
 
     /// The URL of the registry: `http://` or `https://`, host, optional port and path; no user name, query or fragment.
-    /// Default: `https://` and the host, for docker.io `https://registry-1.docker.io`.
+    /// The servers add `/v2/` and the repository behind it. Default: `https://` and the host, for docker.io
+    /// `https://registry-1.docker.io`.
     #[serde(rename = "remoteURL", skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024))]
     #[x_kube(validation = rules::remote_url())]

@@ -19,6 +19,7 @@ mod overlay;
 pub mod peers;
 pub mod proxy;
 pub mod reference;
+pub mod remote_url;
 pub mod size;
 mod storage;
 mod write;

@@ -1,6 +1,6 @@
 //! The warnings of `render` and `doctor` about valid specs.
 
-use std::net::Ipv6Addr;
+use std::{fmt, net::Ipv6Addr};
 
 use crds::{
     RegistryMirror, Upstream,
@@ -10,7 +10,7 @@ use crds::{
     storage::StorageType,
     tls::TlsMode,
 };
-use mirror::config::Globs;
+use mirror::config::{Globs, remote_url};
 use serde::Serialize;
 use url::{Host, Url};
 
@@ -34,6 +34,12 @@ pub struct Warning {
     pub advice: &'static str,
 }
 
+impl fmt::Display for Warning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}; {}", self.field, self.message, self.advice)
+    }
+}
+
 impl Warning {
     fn new(
         id: &'static str,
@@ -52,10 +58,7 @@ impl Warning {
 
 /// Returns the warnings about a mirror whose servers run `server_image` if its spec names no other image.
 pub fn find(mirror: &RegistryMirror, server_image: &str) -> Vec<Warning> {
-    let upstreams = mirror.spec.upstreams.iter().enumerate();
-    let mut warnings: Vec<_> = upstreams
-        .flat_map(|(index, upstream)| of_upstream(upstream, &format!("spec.upstreams[{index}]")))
-        .collect();
+    let mut warnings: Vec<_> = about_upstreams(mirror).collect();
     warnings.extend(
         [
             own_image(mirror, server_image),
@@ -73,6 +76,12 @@ pub fn find(mirror: &RegistryMirror, server_image: &str) -> Vec<Warning> {
     );
     warnings.extend(ineffective_pins(mirror));
     warnings
+}
+
+/// Returns the warnings about the upstreams of a mirror.
+pub(crate) fn about_upstreams(mirror: &RegistryMirror) -> impl Iterator<Item = Warning> {
+    let upstreams = mirror.spec.upstreams.iter().enumerate();
+    upstreams.flat_map(|(index, upstream)| of_upstream(upstream, &format!("spec.upstreams[{index}]")))
 }
 
 /// Registries whose names users misspell.
@@ -115,6 +124,15 @@ fn of_upstream(upstream: &Upstream, field: &str) -> impl Iterator<Item = Warning
             "correct the host, unless it is a registry of yours",
         )
     });
+    let unlikely = upstream.remote_url.as_deref().and_then(remote_url::correction);
+    let unlikely = unlikely.map(|correction| {
+        Warning::new(
+            "remote-url-unlikely",
+            format!("{field}.remoteURL"),
+            correction,
+            "leave it as it is only if the registry is there",
+        )
+    });
     let unchecked = upstream.tls.as_ref().is_some_and(|tls| tls.insecure_skip_verify);
     let credentials = in_clear_text.then(|| {
         Warning::new(
@@ -134,7 +152,9 @@ fn of_upstream(upstream: &Upstream, field: &str) -> impl Iterator<Item = Warning
             "name the authority that signed its certificate in tls.caBundleRef",
         )
     });
-    misspelt.into_iter().chain(credentials).chain(certificate)
+    [misspelt, unlikely, credentials, certificate]
+        .into_iter()
+        .flatten()
 }
 
 /// Returns the warning that nodes without fallback can't pull the image of the mirror itself.
@@ -393,6 +413,7 @@ mod tests {
         => vec!["credentials-over-http"])]
     #[test_case(&json!({"upstreams": [{"host": "a", "remoteURL": "http://[::1]:80", "insecureAllowHTTPCredentials": true, "credentialsSecretRef": {"name": "s"}}], "access": {"mode": "Basic"}, "tls": {"mode": "Secret"}})
         => Vec::<&str>::new(); "loopback")]
+    #[test_case(&json!({"upstreams": [{"host": "a", "remoteURL": "https://a/v2/"}]}) => vec!["remote-url-unlikely"])]
     #[test_case(&json!({"upstreams": [{"host": "a", "tls": {"insecureSkipVerify": true}}]}) => vec!["certificate-not-checked"])]
     #[test_case(&json!({"access": {"mode": "Basic"}}) => vec!["passwords-over-http"])]
     #[test_case(&json!({"service": {"type": "NodePort"}}) => vec!["anonymous-access-from-outside"])]

@@ -396,6 +396,16 @@ const MISTAKES: &[(&str, &str, &str)] = &[
         "cache: {ttl: 0}\n  storage:",
     ),
     (
+        "hours without a unit",
+        "storage:",
+        "cache: {ttl: 168}\n  storage:",
+    ),
+    (
+        "a word in place of a time to live",
+        "storage:",
+        "cache: {ttl: never}\n  storage:",
+    ),
+    (
         "a negative time to live",
         "storage:",
         "cache: {ttl: -1h}\n  storage:",
@@ -414,6 +424,11 @@ const MISTAKES: &[(&str, &str, &str)] = &[
         "a URL of the API version",
         "host: docker.io",
         "host: a.example\n    remoteURL: https://a.example/v2/",
+    ),
+    (
+        "a URL of a repository",
+        "host: docker.io",
+        "host: docker.io\n    remoteURL: https://docker.io/library",
     ),
     ("a name with dots", "name: hub", "name: hub.v1"),
     ("a name with capitals", "name: hub", "name: Hub"),

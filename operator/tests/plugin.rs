@@ -180,7 +180,7 @@ async fn pull_colors_follow_the_option() {
     assert!(!stdout(&never).contains('\u{1b}'));
 }
 
-/// A pull that fails ends with the exit code of its class.
+/// A pull that fails ends with the exit code of its class, and prints no table of the parts that did not arrive.
 #[tokio::test]
 async fn failed_pull_has_its_exit_code() {
     let hub = Hub::start().await;
@@ -190,6 +190,7 @@ async fn failed_pull_has_its_exit_code() {
     assert_eq!(missing.status.code(), Some(3), "{}", stderr(&missing));
     let unknown = local.pull("other.test/app:v1", &[]).await;
     assert_eq!(unknown.status.code(), Some(3), "{}", stderr(&unknown));
+    assert_eq!([stdout(&missing), stdout(&unknown)], ["", ""]);
     assert!(
         stderr(&unknown).contains("no upstream \"other.test\""),
         "{}",

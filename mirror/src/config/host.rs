@@ -4,7 +4,10 @@ use std::str::FromStr;
 
 use crate::name::{Host, InvalidName};
 
-const DOCKER_HUB: &str = "docker.io";
+/// The canonical name of Docker Hub.
+pub(super) const DOCKER_HUB: &str = "docker.io";
+/// The URL of Docker Hub's registry.
+pub(super) const DOCKER_HUB_URL: &str = "https://registry-1.docker.io";
 const DOCKER_HUB_ALIASES: [&str; 3] = [
     "index.docker.io",
     "registry-1.docker.io",
@@ -48,7 +51,7 @@ fn without_port<'a>(text: &'a str, port: &str) -> &'a str {
 /// Returns the URL of a registry whose configuration names none.
 pub fn default_remote(host: &Host) -> String {
     match host.as_str() {
-        DOCKER_HUB => "https://registry-1.docker.io".to_owned(),
+        DOCKER_HUB => DOCKER_HUB_URL.to_owned(),
         host => format!("https://{host}"),
     }
 }

@@ -4,11 +4,16 @@
 //! `mirror check`, `mirror check --explain` and docs/mirror.md take their words from this table, and those of the
 //! keys' meaning from the comments of [`File`].
 
-use super::file::File;
+use std::iter;
+use std::time::Duration;
+
+use super::file::{File, Proxy};
 use super::log::Level;
 use super::overlay::Overlay as _;
-use super::{Error, Notice};
+use super::{Error, Notice, remote_url};
 
+/// A shorter duration of the cache is a number whose unit is missing.
+const SHORTEST_DURATION: Duration = Duration::from_millis(1);
 const NO_PUSH: &str = "clients cannot push to a pull-through";
 const RELATIVE: &str = "links in answers are relative";
 const PATIENCE: &str = "a request to the bucket is tried twice, then the registry is asked";
@@ -180,6 +185,8 @@ pub(super) fn notices(file: &File) -> impl Iterator<Item = Notice> {
     keys.chain(old_tls(file))
         .chain(password_in_clear(file))
         .chain(no_redirects(file))
+        .chain(unlikely_urls(file))
+        .chain(unlikely_durations(file))
 }
 
 fn set_keys(file: &File) -> Vec<String> {
@@ -218,6 +225,61 @@ fn password_in_clear(file: &File) -> Option<Notice> {
         key: "proxy.remoteurl".to_owned(),
         message: "its password goes over the network in clear text: use https://".to_owned(),
         level: Level::Warn,
+    })
+}
+
+/// Returns a notice for each upstream whose URL is most likely not the one of a registry.
+fn unlikely_urls(file: &File) -> impl Iterator<Item = Notice> {
+    let plain = ("proxy.remoteurl".to_owned(), file.proxy.remote_url.as_deref());
+    let listed = file.proxy.upstreams.iter().enumerate();
+    let listed = listed.map(|(index, upstream)| {
+        let key = format!("proxy.upstreams[{index}].remoteurl");
+        (key, upstream.remote_url.as_deref())
+    });
+    let urls = iter::once(plain).chain(listed);
+    urls.filter_map(|(key, url)| {
+        Some(Notice {
+            key,
+            message: remote_url::correction(url?)?,
+            level: Level::Warn,
+        })
+    })
+}
+
+/// Returns a notice for each duration of the cache that has a special meaning, or is a number without a unit.
+fn unlikely_durations(file: &File) -> impl Iterator<Item = Notice> {
+    let Proxy { ttl, cache, .. } = &file.proxy;
+    let durations = [
+        ("proxy.ttl", ttl, "content never expires"),
+        (
+            "proxy.cache.tagttl",
+            &cache.tag_ttl,
+            "each request for a tag asks the upstream",
+        ),
+        (
+            "proxy.cache.staleiferror",
+            &cache.stale_if_error,
+            "no tag is served while the upstream fails",
+        ),
+    ];
+    durations.into_iter().filter_map(|(key, duration, meaning)| {
+        let duration = (*duration)?;
+        let (message, level) = match duration.positive() {
+            None => (format!("{duration}: {meaning}"), Level::Info),
+            Some(positive) if positive < SHORTEST_DURATION => (
+                format!(
+                    "{}ns: a number without a unit counts nanoseconds: write {0}h or {0}s",
+                    positive.as_nanos()
+                ),
+                Level::Warn,
+            ),
+            Some(_) => return None,
+        };
+        Some(Notice {
+            key: key.to_owned(),
+            message,
+            level,
+        })
     })
 }
 
@@ -293,6 +355,15 @@ mod tests {
     #[test_case("validation: {disabled: true}", "validation")]
     #[test_case("policy: {repository: {classes: [image]}}", "policy")]
     #[test_case("proxy: {remoteurl: 'http://a', username: u}", "proxy.remoteurl")]
+    #[test_case("proxy: {remoteurl: 'https://a/v2/'}", "proxy.remoteurl"; "the path of the API")]
+    #[test_case(
+        "proxy: {upstreams: [{host: a, remoteurl: 'https://a/v2'}]}",
+        "proxy.upstreams[0].remoteurl"
+    )]
+    #[test_case("proxy: {ttl: 168}", "proxy.ttl"; "a number without a unit")]
+    #[test_case("proxy: {ttl: 0}", "proxy.ttl"; "content that never expires")]
+    #[test_case("proxy: {cache: {tagttl: 0s}}", "proxy.cache.tagttl")]
+    #[test_case("proxy: {cache: {staleiferror: 0}}", "proxy.cache.staleiferror")]
     #[test_case("storage: {s3: {bucket: b}}", "storage.redirect"; "a bucket without redirect")]
     #[test_case("storage: {s3: {bucket: b}, redirect: {disable: false}}", "storage.redirect"; "not disabled")]
     fn ineffective_key_gives_one_notice(yaml: &str, key: &str) {
@@ -300,6 +371,16 @@ mod tests {
         let notices: Vec<_> = notices(&file).map(|n| n.key).collect();
         assert_eq!(notices, [key]);
         assert!(refuse(&file).is_ok());
+    }
+
+    /// The notice for a duration has its meaning, or the unit that is missing.
+    #[test_case("ttl: 0" => "0s: content never expires")]
+    #[test_case("ttl: -1h" => "-1h: content never expires"; "below zero")]
+    #[test_case("ttl: 168" => "168ns: a number without a unit counts nanoseconds: write 168h or 168s")]
+    #[test_case("cache: {tagttl: 0}" => "0s: each request for a tag asks the upstream")]
+    fn duration_notice_has_meaning_or_unit(yaml: &str) -> String {
+        let file = File::parse(&format!("proxy: {{{yaml}}}")).unwrap();
+        notices(&file).next().unwrap().message
     }
 
     /// Keys that the server cannot ignore are refused, with their names.

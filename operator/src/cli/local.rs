@@ -26,6 +26,7 @@ use super::{
     documents::{Documents, FileArgs},
     kubelet,
     operator::stop_on_signal,
+    render,
 };
 use crate::{
     certificates::{self, CertificateLifetimes},
@@ -33,6 +34,7 @@ use crate::{
     desired::{self, Desired, Release},
     observed::Observed,
     validate::{self, Accepted, Serving, bundle, serving, users},
+    warnings,
 };
 
 const EXAMPLES: &str = "\
@@ -86,6 +88,9 @@ pub(super) async fn run(args: LocalArgs) -> Result<(), Failure> {
     // In a cluster the status reports a fault while the cache serves; here the user waits for the result.
     if let Some(problem) = accepted.credential_problems().next() {
         return Err(Failure::Reference(problem));
+    }
+    for warning in warnings::about_upstreams(mirror) {
+        render::warn(warning)?;
     }
     certify(&mut accepted, &references)?;
     let desired = desired::objects(&accepted, &references, &Observed::default(), &Release::default())?;

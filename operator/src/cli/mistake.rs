@@ -1,7 +1,19 @@
 //! Suggestions for likely mistakes in a `RegistryMirror`.
 
+use mirror::config::remote_url;
 use serde_json::Value;
 
+/// Words that users write for a duration without an end, or for none.
+const WORDS_FOR_ZERO: [&str; 8] = [
+    "never",
+    "always",
+    "forever",
+    "none",
+    "off",
+    "unlimited",
+    "infinite",
+    "disabled",
+];
 /// Units of sizes that Kubernetes does not know, with those that it knows.
 const UNITS: [(&str, &str, &str); 4] = [
     ("kb", "k", "Ki"),
@@ -16,11 +28,15 @@ pub(super) fn suggest(document: &Value, path: &str) -> Option<String> {
     if let Some(patterns) = value.as_array() {
         return wrong_pattern(document, path, patterns);
     }
+    let field = path.rsplit('.').next()?;
+    if let Some(correction) = duration(field, value) {
+        return Some(correction);
+    }
     let value = value.as_str()?;
-    match path.rsplit('.').next()? {
+    match field {
         "name" if path == "metadata.name" => name(value),
         "host" => host(value),
-        "remoteURL" => remote_url(value),
+        "remoteURL" => remote_url::correction(value),
         _ => days(value).or_else(|| size(value)),
     }
 }
@@ -66,13 +82,27 @@ fn host(host: &str) -> Option<String> {
     (bare != host && !bare.is_empty()).then(|| format!("write {bare}"))
 }
 
-fn remote_url(url: &str) -> Option<String> {
-    let Some((scheme, rest)) = url.split_once("://") else {
-        return Some(format!("write https://{url}"));
+/// Returns the correction of a duration that is a number, negative, or a word in place of zero.
+fn duration(field: &str, value: &Value) -> Option<String> {
+    let zero = match field {
+        "ttl" => "with 0s, content never expires",
+        "tagTTL" => "with 0s, each request revalidates the tag at the upstream",
+        "staleIfError" => "with 0s, no tag is served while the upstream fails",
+        "dialTimeout" => "write 2s",
+        _ => return None,
     };
-    let (host, port) = rest.split_once("/:")?;
-    let is_port = port.parse::<u16>().is_ok();
-    is_port.then(|| format!("the port follows the host: write {scheme}://{host}:{port}"))
+    match value {
+        Value::Number(number) if number.as_f64().is_some_and(|number| number > 0.0) => {
+            Some(format!("a number has no unit: write {number}h or {number}s"))
+        }
+        Value::Number(_) => Some(zero.to_owned()),
+        Value::String(text)
+            if text.starts_with('-') || WORDS_FOR_ZERO.contains(&text.to_ascii_lowercase().as_str()) =>
+        {
+            Some(zero.to_owned())
+        }
+        _ => None,
+    }
 }
 
 fn days(duration: &str) -> Option<String> {
@@ -120,8 +150,11 @@ mod tests {
     #[test_case("spec.cache.ttl", &json!({"spec": {"cache": {"ttl": "7d"}}}) => Some("days and weeks are no units: write 168h".to_owned()); "days")]
     #[test_case("spec.a[1].size", &json!({"spec": {"a": [{}, {"size": "50 GB"}]}}) => Some("write 50Gi, or 50G for powers of 1000".to_owned()); "gigabytes")]
     #[test_case("spec.host", &json!({"spec": {"host": "https://Docker.io/library"}}) => Some("write docker.io".to_owned()); "a URL as host")]
-    #[test_case("spec.remoteURL", &json!({"spec": {"remoteURL": "https://a.example/:5000"}}) => Some("the port follows the host: write https://a.example:5000".to_owned()); "a port in the path")]
-    #[test_case("spec.remoteURL", &json!({"spec": {"remoteURL": "a.example:5000"}}) => Some("write https://a.example:5000".to_owned()); "no scheme")]
+    #[test_case("spec.remoteURL", &json!({"spec": {"remoteURL": "docker.io/library"}}) => Some("the path names a repository: write https://registry-1.docker.io; include limits a mirror to some repositories".to_owned()); "a repository as URL")]
+    #[test_case("spec.cache.ttl", &json!({"spec": {"cache": {"ttl": 0}}}) => Some("with 0s, content never expires".to_owned()); "zero")]
+    #[test_case("spec.cache.ttl", &json!({"spec": {"cache": {"ttl": 168}}}) => Some("a number has no unit: write 168h or 168s".to_owned()); "hours without a unit")]
+    #[test_case("spec.cache.ttl", &json!({"spec": {"cache": {"ttl": "never"}}}) => Some("with 0s, content never expires".to_owned()); "never")]
+    #[test_case("spec.cache.tagTTL", &json!({"spec": {"cache": {"tagTTL": "always"}}}) => Some("with 0s, each request revalidates the tag at the upstream".to_owned()); "always")]
     #[test_case("spec.cache.ttl", &json!({"spec": {"cache": {"ttl": "soon"}}}) => None; "another mistake")]
     #[test_case("spec.replicas", &json!({"spec": {"replicas": 1}}) => None; "a number")]
     #[test_case("spec.cache.pinned", &pinned(&["quay.io/a:*", "a[", "b{"]) => Some("correct spec.cache.pinned[1]: \"a[\"".to_owned()); "a pattern")]

@@ -165,8 +165,7 @@ where
         ))?;
     }
     for risk in warnings::find(mirror, &release.server_image) {
-        let (field, message, advice) = (&risk.field, &risk.message, risk.advice);
-        warn(format_args!("{field}: {message}; {advice}"))?;
+        warn(risk)?;
     }
     let observed = observed(mirror);
     let names = certificates::subject_names(mirror, &observed);
@@ -185,7 +184,7 @@ fn names_namespace(mirror: &RegistryMirror) -> bool {
         || bucket.is_some_and(|bucket| bucket.prefix().is_none())
 }
 
-fn warn(message: impl fmt::Display) -> io::Result<()> {
+pub(super) fn warn(message: impl fmt::Display) -> io::Result<()> {
     writeln!(io::stderr(), "registry-mirror: warning: {message}")
 }
 

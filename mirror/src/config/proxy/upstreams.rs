@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use url::Url;
 
 use super::{Trust, Upstream, UpstreamTls};
-use crate::config::{Error, Globs, file, host};
+use crate::config::{Error, Globs, file, host, remote_url};
 use crate::credential::Credential;
 use crate::name::Host;
 
@@ -142,7 +142,12 @@ fn host_of(remote: &Url) -> String {
 }
 
 fn remote(key: &str, text: &str) -> Result<Url, Error> {
-    let url = web_url(key, text)?;
+    let url = web_url(key, text).map_err(|error| match (error, remote_url::correction(text)) {
+        (Error::Invalid { key, reason }, Some(correction)) => {
+            Error::invalid(key, format!("{reason}; {correction}"))
+        }
+        (error, _) => error,
+    })?;
     if url.query().is_some() || url.fragment().is_some() {
         return Err(Error::invalid(key, "must have neither query nor fragment"));
     }
@@ -251,6 +256,11 @@ mod tests {
     /// The error for an invalid upstream names its key and contains no secret.
     #[test_case("{}", "proxy.remoteurl: must be set")]
     #[test_case("{remoteurl: docker.io}", "proxy.remoteurl: expected http(s)://host[:port]")]
+    #[test_case(
+        "{remoteurl: docker.io/library}",
+        "; the path names a repository: write https://registry-1.docker.io;"
+    )]
+    #[test_case("{remoteurl: 'u:hunter2@a.example'}", "write https://a.example")]
     #[test_case("{remoteurl: 'ftp://a'}", "proxy.remoteurl: expected http(s)://host[:port]")]
     #[test_case("{remoteurl: 'https://u:hunter2@a'}", "must not hold a user or a password")]
     #[test_case("{remoteurl: 'https://a?b=c'}", "neither query nor fragment")]

@@ -143,6 +143,8 @@ pub(super) async fn run(args: PullArgs) -> Result<(), Failure> {
     };
     match args.output {
         Format::Json => terminal::print_json(&report)?,
+        // Nothing arrived: the error is all that there is to print.
+        Format::Table if report.parts.is_empty() => {}
         Format::Table => terminal::print(&report.to_text())?,
     }
     result?;
