@@ -1,15 +1,16 @@
 //! The documentation: its links lead somewhere, and the commands of a tutorial run as typed.
 #![expect(clippy::unwrap_used, reason = "a failure here is the test's")]
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
 use pulldown_cmark::{CodeBlockKind, Event, Options, Parser, Tag, TagEnd};
+use test_case::test_case;
 use testbed::Upstream;
-use testbed::binaries::workspace;
+use testbed::binaries::{self, workspace};
 use testbed::image::Random;
 use testbed::pki::Authority;
 use testbed::process::{command, free_ports};
@@ -18,8 +19,15 @@ use testbed::upstream;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
 
-/// The page whose commands run without a cluster.
-const LOCAL: &str = "docs/tutorials/local.md";
+/// The pages whose commands run without a cluster.
+const PAGES: [&str; 6] = [
+    "README.md",
+    "docs/tutorials/local.md",
+    "docs/how-to/air-gap.md",
+    "docs/how-to/credentials.md",
+    "docs/how-to/private-images.md",
+    "docs/how-to/tls.md",
+];
 /// The comment before a block of commands that no test runs, with the reason.
 const NOT_RUN: &str = "<!-- not run: ";
 
@@ -58,7 +66,7 @@ fn commands_are_run_or_marked() {
         for block in Page::read(&path).commands {
             if !block.run {
                 marked += 1;
-            } else if path.ends_with(LOCAL) {
+            } else if PAGES.iter().any(|page| workspace().join(page) == path) {
                 run += 1;
             } else {
                 unmarked.push(format!("{}: {}", path.display(), block.text));
@@ -72,10 +80,16 @@ fn commands_are_run_or_marked() {
     );
 }
 
-/// The commands of the tutorial run in their order. A proxy answers in place of Docker Hub, the ports are free ones, and
-/// the files are in a directory of the test.
+/// The commands of a page run in their order. A proxy answers in place of Docker Hub, the ports are free ones, and the
+/// files are in a directory of the test.
+#[test_case(PAGES[0]; "readme")]
+#[test_case(PAGES[1]; "tutorial")]
+#[test_case(PAGES[2]; "air gap")]
+#[test_case(PAGES[3]; "credentials")]
+#[test_case(PAGES[4]; "private images")]
+#[test_case(PAGES[5]; "tls")]
 #[tokio::test]
-async fn tutorial_without_cluster_runs_as_typed() {
+async fn page_runs_as_typed(page: &str) {
     let scratch = Scratch::new("docs").unwrap();
     let authority = Authority::new("Docker Hub of a test").unwrap();
     let bundle = scratch.write("ca.pem", authority.certificate()).unwrap();
@@ -87,23 +101,17 @@ async fn tutorial_without_cluster_runs_as_typed() {
     hub.push(&image, "latest", "library/alpine:latest").await.unwrap();
     let proxy = proxy_to(hub.address().to_string()).await;
 
-    let [port, admin_port] = free_ports().unwrap();
-    let commands = Page::read(&workspace().join(LOCAL)).commands;
+    let commands = Page::read(&workspace().join(page)).commands;
     let script: String = commands
         .into_iter()
         .filter(|block| block.run)
         .map(|block| block.text)
         .collect();
-    let script = script
-        .replace(
-            "registry-mirror local",
-            &format!("registry-mirror local --port {port}"),
-        )
-        .replace("127.0.0.1:5000", &format!("127.0.0.1:{port}"))
-        .replace("5001", &admin_port.to_string())
-        .replace("/tmp/", &format!("{}/", scratch.path().display()));
+    let script = with_own_addresses(&script, scratch.path());
     let programs = Path::new(env!("CARGO_BIN_EXE_demo")).parent().unwrap();
-    let path = format!("{}:{}", programs.display(), std::env::var("PATH").unwrap());
+    let kubectl = binaries::get("kubectl").await.unwrap();
+    let path = [programs, kubectl.parent().unwrap()].map(|directory| directory.display().to_string());
+    let path = format!("{}:{}", path.join(":"), std::env::var("PATH").unwrap());
     let mut bash = command("bash");
     bash.args([
         "-o", "monitor", "-o", "errexit", "-o", "pipefail", "-o", "xtrace", "-c", &script,
@@ -119,7 +127,34 @@ async fn tutorial_without_cluster_runs_as_typed() {
     let output = output.await.unwrap().unwrap();
     let text = [output.stdout, output.stderr].concat();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&text));
-    assert!(!scratch.path().join("mirror-cache").exists());
+    let left = fs::read_dir(scratch.path()).unwrap();
+    let left: BTreeSet<_> = left.map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left, ["ca.pem", "image"].map(Into::into).into());
+}
+
+/// Returns a script with free ports in place of those of the page, and a directory in place of /tmp.
+fn with_own_addresses(script: &str, directory: &Path) -> String {
+    let [port, admin, actions] = free_ports().unwrap().map(|port: u16| port.to_string());
+    let serve = "registry-mirror local --port @port@";
+    let placeholders = [
+        ("registry-mirror local", serve),
+        ("127.0.0.1:5000", "127.0.0.1:@port@"),
+        ("5001", "@admin@"),
+        ("5003", "@actions@"),
+    ];
+    let script = placeholders
+        .iter()
+        .fold(script.to_owned(), |script, (from, to)| script.replace(from, to));
+    let directory = format!("{}/", directory.display());
+    let values = [
+        ("@port@", &port),
+        ("@admin@", &admin),
+        ("@actions@", &actions),
+        ("/tmp/", &directory),
+    ];
+    values
+        .iter()
+        .fold(script, |script, (from, to)| script.replace(from, to))
 }
 
 /// A proxy that connects each client to `address`, for any host that the client names. Returns its URL.
