@@ -24,7 +24,7 @@ pub struct Access {
     #[serde(default)]
     pub mode: AccessMode,
 
-    /// With mode Basic: the users. A change is taken up without a restart.
+    /// With mode Basic: the users. Running servers load a change.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub htpasswd_secret_ref: Option<HtpasswdReference>,
 }

@@ -35,7 +35,7 @@ pub struct Tls {
     pub mode: TlsMode,
 
     /// With mode Secret: a Secret in the mirror's namespace with `tls.crt`, `tls.key` and, where clients need it to
-    /// trust the certificate, `ca.crt`, as cert-manager makes it. A new certificate is taken up without a restart.
+    /// trust the certificate, `ca.crt`, as cert-manager makes it. Running servers load a new certificate.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 253))]
     #[x_kube(validation = rules::object_name())]

@@ -283,7 +283,7 @@ fn bucket_cases() -> Vec<Case> {
         ),
         case(
             "spec.storage.objectStore.credentials.type",
-            "written down",
+            "named although it is the default",
             bucket(json!({})),
             bucket(json!({"objectStore": {
                 "s3": {"bucket": "images", "region": "r"},
@@ -440,7 +440,7 @@ fn other_cases() -> Vec<Case> {
         service("spec.service.annotations", &json!({"example.com/a": "b"})),
         case(
             "spec.service.clusterIP",
-            "to another than the Service has",
+            "to another address",
             json!({}),
             json!({"service": {"clusterIP": "10.96.0.2"}}),
         ),
@@ -657,14 +657,14 @@ fn effect(case: &Case, shelf: &Shelf) -> String {
             kinds.remove(kind);
         }
         let beside: Vec<_> = kinds.into_iter().collect();
-        let reloaded = "reloaded: running servers take it up";
+        let reloaded = "reloaded: running servers load it";
         return match beside.as_slice() {
             [] => reloaded.to_owned(),
             beside => format!("{reloaded}; in place: {}", beside.join(", ")),
         };
     }
     if kinds.is_empty() {
-        return "nothing of what runs is touched".to_owned();
+        return "no effect on what runs".to_owned();
     }
     format!("in place: {}", kinds.into_iter().collect::<Vec<_>>().join(", "))
 }
