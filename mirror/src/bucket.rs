@@ -14,6 +14,7 @@ mod leftovers;
 mod objects;
 mod read;
 mod redirect;
+mod replicas;
 mod tags;
 mod upload;
 mod uploader;

@@ -228,7 +228,7 @@ async fn dispatch(
             return Ok(hello);
         }
         // Boxed, because its future would enlarge that of a blob.
-        if let Some(answer) = Box::pin(peer_port::ledger(fleet, request)).await {
+        if let Some(answer) = Box::pin(peer_port::document(fleet, request)).await {
             return answer;
         }
     }

@@ -121,7 +121,7 @@ impl Ledger {
         };
         let shared = Arc::new(shared);
         if let Some(fleet) = &shared.fleet {
-            fleet.set_ledger(exchange::source(&shared));
+            fleet.add_source(exchange::source(&shared));
         }
         Self {
             shared,

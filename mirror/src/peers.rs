@@ -8,17 +8,17 @@
 mod answer;
 mod blob;
 mod client;
+mod documents;
 mod hello;
 mod keys;
-mod ledger;
 mod member;
 mod membership;
 mod metadata;
 mod request;
 mod shard;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
 use http::HeaderValue;
@@ -29,9 +29,9 @@ use tokio_util::sync::CancellationToken;
 pub(crate) use answer::{ANSWER_SIGNATURE, PEER_ERROR, answer_text, encode_error};
 pub(crate) use blob::{PeerBlob, PeerBlobAnswer};
 pub(crate) use client::PeerClientError;
+pub(crate) use documents::{DocumentAnswer, DocumentSource, PEER_PATH};
 pub(crate) use hello::HELLO_PATH;
 pub(crate) use keys::{AuthorizationError, MAX_KEYS, PeerAuthorization, read as read_secret};
-pub(crate) use ledger::{LedgerAnswer, LedgerSource, PEER_PATH};
 pub(crate) use member::{Member, MemberReport};
 pub(crate) use shard::Shard;
 
@@ -45,7 +45,7 @@ use membership::ResolvedEntries;
 /// The most requests to one peer at a time.
 pub(crate) const PER_PEER: usize = 128;
 /// The most members that are asked for what they hold.
-const MAX_HOLDERS: usize = 4;
+pub(crate) const MAX_HOLDERS: usize = 4;
 /// The most large documents from peers that are in memory at a time.
 const LARGE_DOCUMENTS: usize = 8;
 
@@ -68,8 +68,8 @@ pub(crate) struct Fleet {
     wake: Notify,
     /// It has looked for the other members.
     has_searched: AtomicBool,
-    /// The source of the documents of the ledger, once there is one.
-    ledger: OnceLock<Arc<dyn LedgerSource>>,
+    /// The sources of documents about the bucket.
+    sources: Mutex<Vec<Arc<dyn DocumentSource>>>,
 }
 
 impl Fleet {
@@ -98,7 +98,7 @@ impl Fleet {
             documents: Arc::new(Semaphore::new(LARGE_DOCUMENTS)),
             wake: Notify::new(),
             has_searched: AtomicBool::new(false),
-            ledger: OnceLock::new(),
+            sources: Mutex::default(),
         }))
     }
 

@@ -129,6 +129,7 @@ impl Server {
         };
         let fleet = peers.as_ref().and_then(PeerPort::fleet);
         let uploader = bucket::uploader(&config, &store, &pull).await?;
+        bucket::share_uploads(uploader.as_ref(), fleet.as_ref(), &pull);
         let ledger = bucket::ledger(uploader.as_ref(), &store, fleet.as_ref(), &clock, &metrics);
         let health = Health::start(&config.health, &config.root, &tasks);
         let settings = settings(&config, users.clone(), health.clone());

@@ -67,7 +67,7 @@ pub use purge::{PurgeTarget, Purged};
 use space::DiskQuota;
 pub use staging::{Mismatch, Staged};
 pub use uploads::Sweep;
-pub(crate) use {index::Link, kept::BucketUpload, kept::ContentLink, kept::Uses};
+pub(crate) use {index::Link, kept::BucketUpload, kept::ContentLink, kept::UploadState, kept::Uses};
 
 /// The options for opening a store.
 #[derive(Clone, Debug)]

@@ -21,6 +21,8 @@ mod place;
 mod process;
 #[path = "bucket/redirects.rs"]
 mod redirects;
+#[path = "bucket/replicas.rs"]
+mod replicas;
 #[path = "bucket/takeover.rs"]
 mod takeover;
 #[path = "bucket/tiers.rs"]

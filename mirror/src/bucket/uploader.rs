@@ -1,21 +1,29 @@
 //! The background task that brings the bucket up to date with the cache.
 
+mod answers;
+mod transfer;
+
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use object_store::path::Path as Key;
 use parking_lot::Mutex;
 use tokio::sync::mpsc::{self, Receiver, Sender};
 use tokio::task::JoinSet;
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use super::breaker::Breaker;
-use super::keys::Keys;
-use super::upload::{Upload, UploadError, UploadQuota};
-use super::{Bucket, BucketError, BucketState, WaitLimit, error};
-use crate::store::{BucketUpload, ContentLink, Link, Store};
+use super::replicas::ReplicaUploads;
+use super::upload::{UploadError, UploadQuota};
+use super::{Bucket, BucketError, BucketState, WaitLimit};
+use crate::digest::Digest;
+use crate::name::Repository;
+use crate::peers::Fleet;
+use crate::store::{BucketUpload, ContentLink, Store, UploadState};
+use answers::UploadSource;
 
 /// The links that wait for their upload; further ones are found by a scan of the index.
 const MAX_QUEUED: usize = 4_096;
@@ -25,10 +33,17 @@ const BATCH: usize = 1_024;
 const WORKERS: usize = 4;
 /// The links that a worker has waiting.
 const MAX_ASSIGNED: usize = 64;
-/// The time between two checks for links that were missed.
+/// The time between two checks for links that were missed, or that wait for another replica.
 const TICK: Duration = Duration::from_secs(1);
+/// The most links that wait for another replica and are checked at a time.
+const MAX_CHECKED: usize = 64;
+/// The longest wait of a link for another replica.
+const MAX_WAIT: Duration = Duration::from_mins(10);
 /// The time that uploads have to end when the server stops.
 const GRACE: Duration = Duration::from_secs(5);
+
+/// Returns whether a fill is about to link a blob to a repository.
+type IsFilling = Box<dyn Fn(&Repository, &Digest) -> bool + Send + Sync>;
 
 /// The state that the task, its workers and `/status` share.
 struct Shared {
@@ -41,6 +56,10 @@ struct Shared {
     missed: Arc<AtomicBool>,
     /// The links that workers have.
     pending: AtomicUsize,
+    /// The links that another replica uploads, as far as is known.
+    waiting: Mutex<VecDeque<PendingLink>>,
+    /// The uploads of the other replicas, once there are any.
+    replicas: OnceLock<Arc<ReplicaUploads>>,
     sender: Sender<ContentLink>,
     /// Taken by the task.
     queue: Mutex<Option<Receiver<ContentLink>>>,
@@ -48,6 +67,13 @@ struct Shared {
     failure: Mutex<Option<(BucketState, String)>>,
     /// The receiver of what was uploaded, once there is one.
     listener: OnceLock<Sender<BucketUpload>>,
+}
+
+/// A link that waits for its upload.
+#[derive(Clone, Debug)]
+struct PendingLink {
+    linked: ContentLink,
+    since: Instant,
 }
 
 /// The uploads to the bucket.
@@ -66,6 +92,8 @@ impl Uploader {
             // An earlier process may have left content that is not uploaded.
             missed: Arc::new(AtomicBool::new(true)),
             pending: AtomicUsize::new(0),
+            waiting: Mutex::default(),
+            replicas: OnceLock::new(),
             sender,
             queue: Mutex::new(Some(queue)),
             failure: Mutex::default(),
@@ -78,12 +106,26 @@ impl Uploader {
         let _ = self.0.listener.set(sender);
     }
 
+    /// Leaves uploads to the other replicas that have the same content, and answers their questions.
+    pub(crate) fn share(&self, fleet: &Arc<Fleet>, is_filling: IsFilling) {
+        let shared = &self.0;
+        let bucket = shared.bucket.settings.fingerprint();
+        let replicas = Arc::new(ReplicaUploads::new(Arc::clone(fleet), bucket));
+        if shared.replicas.set(replicas).is_ok() {
+            fleet.add_source(Arc::new(UploadSource {
+                shared: Arc::downgrade(shared),
+                bucket,
+                is_filling,
+            }));
+        }
+    }
+
     /// Returns the number of links that wait for their upload, as far as it is known; 0 if the bucket lacks nothing.
     pub(crate) fn pending(&self) -> usize {
         let shared = &self.0;
         let queued = shared.sender.max_capacity() - shared.sender.capacity();
         let missed = usize::from(shared.missed.load(Ordering::Relaxed));
-        queued + missed + shared.pending.load(Ordering::Relaxed)
+        queued + missed + shared.pending.load(Ordering::Relaxed) + shared.waiting.lock().len()
     }
 
     /// Returns the error of the last upload, with the state of the bucket that it shows; `None` if the upload succeeded.
@@ -124,7 +166,7 @@ impl Uploader {
         links.close();
         let end = async {
             while let Some(linked) = links.recv().await {
-                shared.assign(&workers, linked).await;
+                shared.assign(&workers, PendingLink::from(linked)).await;
             }
             drop(workers);
             while tasks.join_next().await.is_some() {}
@@ -138,8 +180,19 @@ impl Uploader {
     }
 }
 
+impl From<ContentLink> for PendingLink {
+    fn from(linked: ContentLink) -> Self {
+        let since = Instant::now();
+        Self { linked, since }
+    }
+}
+
 impl Shared {
-    fn start_workers(self: &Arc<Self>) -> (Vec<Sender<ContentLink>>, JoinSet<()>) {
+    fn may_send(&self) -> bool {
+        self.pause.remaining().is_zero() && !self.store.is_readonly()
+    }
+
+    fn start_workers(self: &Arc<Self>) -> (Vec<Sender<PendingLink>>, JoinSet<()>) {
         let mut tasks = JoinSet::new();
         let start = |_| {
             let (sender, links) = mpsc::channel(MAX_ASSIGNED);
@@ -150,19 +203,22 @@ impl Shared {
     }
 
     /// Assigns new links to the workers, and what was missed, for ever.
-    async fn follow(&self, links: &mut Receiver<ContentLink>, workers: &[Sender<ContentLink>]) {
+    async fn follow(&self, links: &mut Receiver<ContentLink>, workers: &[Sender<PendingLink>]) {
         let mut is_clean = false;
+        let mut tick = tokio::time::interval_at(tokio::time::Instant::now() + TICK, TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            let may_send = self.pause.remaining().is_zero() && !self.store.is_readonly();
+            let may_send = self.may_send();
             tokio::select! {
-                Some(linked) = links.recv(), if may_send => self.assign(workers, linked).await,
-                () = tokio::time::sleep(TICK) => {
+                Some(linked) = links.recv(), if may_send => self.assign(workers, linked.into()).await,
+                _ = tick.tick() => {
                     // Shows whether the bucket can be used before the first pull does.
                     let _ = self.bucket.keys(WaitLimit::Short).await;
                     if may_send && !is_clean {
                         is_clean = self.abort_leftovers().await;
                     }
                     if may_send {
+                        self.check_waiting(workers).await;
                         self.scan(workers).await;
                     }
                 }
@@ -170,20 +226,44 @@ impl Shared {
         }
     }
 
-    async fn assign(&self, workers: &[Sender<ContentLink>], linked: ContentLink) {
-        let byte = linked.digest.hex().as_bytes().last().copied().unwrap_or_default();
+    async fn assign(&self, workers: &[Sender<PendingLink>], pending: PendingLink) {
+        let byte = pending
+            .linked
+            .digest
+            .hex()
+            .as_bytes()
+            .last()
+            .copied()
+            .unwrap_or_default();
         let Some(worker) = workers.get(usize::from(byte) % WORKERS) else {
             return;
         };
         self.pending.fetch_add(1, Ordering::Relaxed);
-        if worker.send(linked).await.is_err() {
+        if worker.send(pending).await.is_err() {
             self.pending.fetch_sub(1, Ordering::Relaxed);
         }
     }
 
+    /// Assigns the links again that have waited longest for another replica.
+    async fn check_waiting(&self, workers: &[Sender<PendingLink>]) {
+        let oldest: Vec<_> = {
+            let mut waiting = self.waiting.lock();
+            let count = waiting.len().min(MAX_CHECKED);
+            // Counted before they leave, so that each is counted all the time.
+            self.pending.fetch_add(count, Ordering::Relaxed);
+            waiting.drain(..count).collect()
+        };
+        let count = oldest.len();
+        for pending in oldest {
+            self.assign(workers, pending).await;
+        }
+        self.pending.fetch_sub(count, Ordering::Relaxed);
+    }
+
     /// Assigns what the bucket lacks, if links were missed and all that were assigned are done.
-    async fn scan(&self, workers: &[Sender<ContentLink>]) {
-        if self.pending.load(Ordering::Relaxed) > 0 || !self.missed.load(Ordering::Relaxed) {
+    async fn scan(&self, workers: &[Sender<PendingLink>]) {
+        let is_idle = self.pending.load(Ordering::Relaxed) == 0 && self.waiting.lock().is_empty();
+        if !is_idle || !self.missed.load(Ordering::Relaxed) {
             return;
         }
         // Counted before the mark goes, so that there is always one of them while something is missing.
@@ -195,7 +275,7 @@ impl Shared {
                     self.missed.store(true, Ordering::Relaxed);
                 }
                 for linked in lacking {
-                    self.assign(workers, linked).await;
+                    self.assign(workers, linked.into()).await;
                 }
             }
             Err(error) => {
@@ -221,11 +301,11 @@ impl Shared {
         true
     }
 
-    async fn work(self: Arc<Self>, mut links: Receiver<ContentLink>) {
-        while let Some(linked) = links.recv().await {
+    async fn work(self: Arc<Self>, mut links: Receiver<PendingLink>) {
+        while let Some(pending) = links.recv().await {
             // The others would fail alike; a scan finds them later.
             if self.pause.remaining().is_zero() {
-                self.upload(&linked).await;
+                self.upload(pending).await;
             } else {
                 self.missed.store(true, Ordering::Relaxed);
             }
@@ -233,10 +313,11 @@ impl Shared {
         }
     }
 
-    async fn upload(&self, linked: &ContentLink) {
-        let digest = &linked.digest;
-        match self.try_upload(linked).await {
-            Ok(()) => {
+    async fn upload(&self, pending: PendingLink) {
+        let digest = &pending.linked.digest;
+        match self.try_upload(&pending).await {
+            Ok(UploadState::Pending) => self.defer(pending),
+            Ok(_) => {
                 self.pause.close();
                 *self.failure.lock() = None;
             }
@@ -254,71 +335,13 @@ impl Shared {
         }
     }
 
-    /// Uploads content and a link to it, unless the bucket has them.
-    async fn try_upload(&self, linked: &ContentLink) -> Result<(), UploadError> {
-        let ContentLink { digest, link } = linked;
-        let (store, bucket) = (&self.store, &self.bucket);
-        if store.is_kept(digest, Some(link)).await? && store.is_kept(digest, None).await? {
-            return Ok(());
-        }
-        let keys = bucket.claim().await?;
-        // From a bucket with a limit, content that was uploaded before may have been evicted since.
-        let is_kept = store.is_kept(digest, None).await?;
-        let uploaded = if is_kept && bucket.max_size().is_none() {
-            Upload::Foreign
+    /// Lets a link wait for the upload of another replica.
+    fn defer(&self, pending: PendingLink) {
+        let mut waiting = self.waiting.lock();
+        if waiting.len() < MAX_QUEUED {
+            waiting.push_back(pending);
         } else {
-            bucket.upload(store, &keys, digest, &self.buffers).await?
-        };
-        match uploaded {
-            Upload::Gone => {
-                // Evicted, or an entry of the index without a file.
-                store.drop_blob(digest).await;
-                return Ok(());
-            }
-            Upload::Own(_) => store.mark_uploaded(digest).await?,
-            Upload::Foreign if is_kept => {}
-            Upload::Foreign => store.mark_kept(digest, Vec::new()).await?,
+            self.missed.store(true, Ordering::Relaxed);
         }
-        self.put_link(&keys, linked).await?;
-        store.mark_kept(digest, vec![link.clone()]).await?;
-        self.notify(linked, uploaded).await;
-        Ok(())
-    }
-
-    /// Notifies the receiver of uploads of content that mirrors own.
-    async fn notify(&self, linked: &ContentLink, uploaded: Upload) {
-        let (Some(listener), Upload::Own(size)) = (self.listener.get(), uploaded) else {
-            return;
-        };
-        let now = self.store.now();
-        let fetched = self.store.fetched(&linked.digest).await.ok().flatten();
-        let upload = BucketUpload {
-            digest: linked.digest.clone(),
-            size,
-            fetched: fetched.unwrap_or(now),
-            used: now,
-            uploaded: now,
-            links: vec![linked.link.clone()],
-        };
-        // Fails only if the receiver has ended; the index has the upload.
-        let _ = listener.send(upload).await;
-    }
-
-    async fn put_link(&self, keys: &Keys, linked: &ContentLink) -> Result<(), UploadError> {
-        let digest = &linked.digest;
-        let text = Bytes::from(digest.to_string());
-        let put = async |key: Key| -> Result<(), error::Error> { self.bucket.put(&key, text.clone()).await };
-        match &linked.link {
-            Link::Layer(repository, name) => put(keys.layer(repository, name)).await?,
-            Link::Revision(repository, name) => put(keys.revision(repository, name)).await?,
-            // The tag may have moved since.
-            Link::Tag(repository, tag) => {
-                put(keys.tag_index(repository, tag, digest)).await?;
-                if self.store.is_current(repository, tag, digest).await? {
-                    put(keys.tag(repository, tag)).await?;
-                }
-            }
-        }
-        Ok(())
     }
 }

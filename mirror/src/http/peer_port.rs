@@ -41,8 +41,8 @@ pub(super) fn hello(fleet: &Fleet, request: &Parts) -> Option<EndpointResponse> 
     Some(EndpointResponse::plain(response))
 }
 
-/// Returns the answer to a request for a document of the ledger; `None` for another path.
-pub(super) async fn ledger(
+/// Returns the answer to a request for a document about the bucket; `None` for another path.
+pub(super) async fn document(
     fleet: &Fleet,
     request: &Parts,
 ) -> Option<Result<EndpointResponse, RegistryError>> {
@@ -50,7 +50,7 @@ pub(super) async fn ledger(
         return None;
     }
     let target = request.uri.path_and_query()?.as_str();
-    Some(match fleet.ledger_document(target).await {
+    Some(match fleet.document_at(target).await {
         Some(document) => Ok(EndpointResponse::plain(Response::new(Body::from(document)))),
         None => Err(RegistryError::nothing_here()),
     })

@@ -15,7 +15,7 @@ use super::table::ShardTable;
 use super::task::some_at_once;
 use super::{LedgerError, Shared};
 use crate::digest::Digest;
-use crate::peers::{Fleet, LedgerAnswer, LedgerSource, Member, Shard};
+use crate::peers::{DocumentAnswer, DocumentSource, Fleet, Member, Shard};
 
 /// The time from one question for uploads and uses to the next.
 const INTERVAL: Duration = Duration::from_secs(30);
@@ -83,7 +83,7 @@ impl PeerLedger {
         for _ in 0..MAX_BATCHES {
             let (epoch, after) = self.cursors.get(id).cloned().unwrap_or_default();
             let target = format!("uses?epoch={epoch}&after={after}&shards={}", bitmap(owned));
-            let LedgerAnswer::Document(text) = fleet.ask_ledger(member, &target).await else {
+            let DocumentAnswer::Document(text) = fleet.ask_document(member, &target).await else {
                 return Ok(());
             };
             let Ok(batch) = serde_json::from_slice::<JournalPage>(&text) else {
@@ -168,13 +168,13 @@ impl Shared {
             return Some(pinned);
         };
         for (_, member) in fleet.answering() {
-            match fleet.ask_ledger(&member, "pins").await {
-                LedgerAnswer::Document(text) => {
+            match fleet.ask_document(&member, "pins").await {
+                DocumentAnswer::Document(text) => {
                     let digests: Vec<String> = serde_json::from_slice(&text).ok()?;
                     pinned.extend(digests.iter().filter_map(|digest| digest.parse().ok()));
                 }
-                LedgerAnswer::Absent => {}
-                LedgerAnswer::Failed => return None,
+                DocumentAnswer::Absent => {}
+                DocumentAnswer::Failed => return None,
             }
         }
         Some(pinned)
@@ -229,7 +229,7 @@ impl Shared {
     }
 }
 
-impl LedgerSource for Shared {
+impl DocumentSource for Shared {
     fn answer<'a>(&'a self, target: &'a str) -> BoxFuture<'a, Option<Vec<u8>>> {
         async move {
             let (path, query) = target.split_once('?').unwrap_or((target, ""));
@@ -250,12 +250,12 @@ impl LedgerSource for Shared {
 
 async fn ask_shard(fleet: &Fleet, member: &Member, shard: u8, since: i64) -> Vec<(Digest, LedgerEntry)> {
     let target = format!("ledger/{shard:02x}?since={since}");
-    match fleet.ask_ledger(member, &target).await {
-        LedgerAnswer::Document(text) => {
+    match fleet.ask_document(member, &target).await {
+        DocumentAnswer::Document(text) => {
             let document = document::decode(&text, shard);
             document.map(|document| document.entries).unwrap_or_default()
         }
-        LedgerAnswer::Absent | LedgerAnswer::Failed => Vec::new(),
+        DocumentAnswer::Absent | DocumentAnswer::Failed => Vec::new(),
     }
 }
 
@@ -282,7 +282,7 @@ fn value<'a>(query: &'a str, name: &str) -> Option<&'a str> {
 }
 
 /// Returns the state as the source of documents for other members.
-pub(super) fn source(shared: &Arc<Shared>) -> Arc<dyn LedgerSource> {
+pub(super) fn source(shared: &Arc<Shared>) -> Arc<dyn DocumentSource> {
     shared.clone()
 }
 

@@ -88,6 +88,12 @@ impl Pull {
         })
     }
 
+    /// Returns whether a fill is about to link a blob to a repository.
+    pub(crate) fn is_filling(&self, repository: &Repository, digest: &Digest) -> bool {
+        let fill = self.inflight.get(repository, digest);
+        fill.is_some_and(|fill| fill.is_for(repository) && !fill.has_failed())
+    }
+
     /// Drops damaged content; the next request fetches it again.
     pub(crate) async fn damaged(&self, digest: &Digest, error: &io::Error) {
         error!(%digest, %error, "cached content can't be read; it is dropped");

@@ -10,8 +10,10 @@ use super::{Error, Reloader};
 use crate::bucket::{Bucket, Uploader};
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::digest::Digest;
 use crate::ledger::Ledger;
 use crate::metrics::Metrics;
+use crate::name::Repository;
 use crate::peers::Fleet;
 use crate::pull::Pull;
 use crate::store::Store;
@@ -30,6 +32,19 @@ pub(super) async fn uploader(config: &Config, store: &Store, pull: &Pull) -> Res
     store.set_bucket(fingerprint).await?;
     pull.use_bucket(Arc::clone(&bucket));
     Ok(Some(Uploader::new(bucket, store.clone())))
+}
+
+/// Lets replicas with the same content upload it once.
+pub(super) fn share_uploads(uploader: Option<&Uploader>, fleet: Option<&Arc<Fleet>>, pull: &Arc<Pull>) {
+    if let Some((uploader, fleet)) = uploader.zip(fleet) {
+        // The server holds both until its end.
+        let pull = Arc::downgrade(pull);
+        let is_filling = move |repository: &Repository, digest: &Digest| {
+            pull.upgrade()
+                .is_some_and(|pull| pull.is_filling(repository, digest))
+        };
+        uploader.share(fleet, Box::new(is_filling));
+    }
 }
 
 /// Creates the ledger of a bucket with a limit. Without a limit nothing leaves the bucket, and nothing is recorded.

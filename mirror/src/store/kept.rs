@@ -42,6 +42,17 @@ pub(crate) struct BucketUpload {
     pub(crate) links: Vec<Link>,
 }
 
+/// The state of content and a link to it, as a cache knows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum UploadState {
+    /// The bucket has both.
+    Stored,
+    /// The cache has both, and the bucket lacks at least one of them.
+    Pending,
+    /// The cache does not have both.
+    Absent,
+}
+
 /// The last uses of content, with their times in ms since 1970.
 pub(crate) type Uses = Vec<(Digest, i64)>;
 
@@ -92,6 +103,13 @@ impl Store {
     pub(crate) async fn is_kept(&self, digest: &Digest, link: Option<&Link>) -> Result<bool, Error> {
         let (digest, link) = (digest.clone(), link.cloned());
         self.blocking(move |inner| Ok(inner.index.is_kept(&digest, link.as_ref())?))
+            .await
+    }
+
+    /// Returns the state of content and a link to it.
+    pub(crate) async fn upload_state(&self, linked: &ContentLink) -> Result<UploadState, Error> {
+        let ContentLink { digest, link } = linked.clone();
+        self.blocking(move |inner| Ok(inner.index.upload_state(&digest, &link)?))
             .await
     }
 

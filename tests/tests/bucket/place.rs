@@ -193,12 +193,22 @@ impl Mirror {
 
     /// Returns the bucket's part of `/status`.
     pub(crate) async fn status(&self) -> serde_json::Value {
+        self.whole_status().await["bucket"].clone()
+    }
+
+    /// Returns the number of other replicas that serve this one.
+    pub(crate) async fn serving_peers(&self) -> usize {
+        let status = self.whole_status().await;
+        let peers = status["peers"].as_array().into_iter().flatten();
+        peers.filter(|peer| peer["state"] == "serving").count()
+    }
+
+    async fn whole_status(&self) -> serde_json::Value {
         let text = reqwest::get(format!("http://{}/status", self.admin))
             .await
             .expect("an answer");
         let text = text.text().await.expect("a body");
-        let status: serde_json::Value = serde_json::from_str(&text).expect("JSON");
-        status["bucket"].clone()
+        serde_json::from_str(&text).expect("JSON")
     }
 
     /// Returns the sum of the series whose names begin with this text and whose labels have each of these.

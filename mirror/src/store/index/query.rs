@@ -4,6 +4,7 @@ use redb::{Range, ReadTransaction, ReadableTable, TableDefinition};
 
 use crate::digest::Digest;
 use crate::name::{Repository, Tag};
+use crate::store::UploadState;
 use crate::store::index::tables::{
     BLOBS, BUCKET, BY_FETCH, BY_USE, BYTES, COMPLETE, CONTENT, DATA, IMPORTED, KEPT, LINKS, Link,
     MEDIA_TYPES, META, PULLS, SAMPLES, STATE_SEEN, TAGS, UPLOADED, UPLOADS, digest_of, key_of,
@@ -222,6 +223,29 @@ impl Index {
             let (kind, name) = link.map_or((DATA, ""), |link| (link.kind(), link.name()));
             let key = (&*digest, kind, repository.as_str(), name);
             Ok(transaction.open_table(KEPT)?.get(key)?.is_some())
+        })
+    }
+
+    /// Returns the state of content and a link to it.
+    pub(in crate::store) fn upload_state(
+        &self,
+        digest: &Digest,
+        link: &Link,
+    ) -> Result<UploadState, IndexFailure> {
+        self.read(|transaction| {
+            let (digest, repository) = (key_of(digest), link.repository().to_string());
+            let key = (&*digest, link.kind(), repository.as_str(), link.name());
+            let (kept, links) = (transaction.open_table(KEPT)?, transaction.open_table(LINKS)?);
+            if kept.get(key)?.is_some() && kept.get((&*digest, DATA, "", ""))?.is_some() {
+                return Ok(UploadState::Stored);
+            }
+            let content = transaction.open_table(CONTENT)?.get(&*digest)?;
+            let is_linked = links.get(key)?.is_some();
+            Ok(if content.is_some() && is_linked {
+                UploadState::Pending
+            } else {
+                UploadState::Absent
+            })
         })
     }
 

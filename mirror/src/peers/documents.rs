@@ -1,4 +1,4 @@
-//! Documents of the bucket's ledger between members.
+//! Documents about the bucket between members: of its ledger, and of uploads to it.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -14,14 +14,14 @@ use super::{Fleet, Member, Shard};
 pub(crate) const PEER_PATH: &str = "/peer/v1/";
 
 /// A source of the documents that other members ask for.
-pub(crate) trait LedgerSource: Send + Sync {
+pub(crate) trait DocumentSource: Send + Sync {
     /// Returns the document at a path and query below [`PEER_PATH`]; `None` if there is none.
     fn answer<'a>(&'a self, target: &'a str) -> BoxFuture<'a, Option<Vec<u8>>>;
 }
 
 /// The answer of a member to a request for a document.
 #[derive(Debug)]
-pub(crate) enum LedgerAnswer {
+pub(crate) enum DocumentAnswer {
     /// The document.
     Document(Bytes),
     /// The member has no such document.
@@ -31,20 +31,31 @@ pub(crate) enum LedgerAnswer {
 }
 
 impl Fleet {
-    /// Answers requests of members from a source; the first one stays.
-    pub(crate) fn set_ledger(&self, source: Arc<dyn LedgerSource>) {
-        let _ = self.ledger.set(source);
+    /// Answers requests of members from a further source.
+    pub(crate) fn add_source(&self, source: Arc<dyn DocumentSource>) {
+        self.sources.lock().push(source);
     }
 
-    /// Returns the document at a path and query, if there is one.
-    pub(crate) async fn ledger_document(&self, target: &str) -> Option<Vec<u8>> {
+    /// Returns the document at a path and query, if a source has one.
+    pub(crate) async fn document_at(&self, target: &str) -> Option<Vec<u8>> {
         let target = target.strip_prefix(PEER_PATH)?;
-        self.ledger.get()?.answer(target).await
+        let sources = self.sources.lock().clone();
+        for source in sources {
+            if let Some(document) = source.answer(target).await {
+                return Some(document);
+            }
+        }
+        None
+    }
+
+    /// Returns whether this member has looked for the others.
+    pub(crate) fn has_searched(&self) -> bool {
+        self.has_searched.load(Ordering::Relaxed)
     }
 
     /// Returns the shards that this member owns now; `None` before it has looked for the others.
     pub(crate) fn owned_shards(&self) -> Option<Vec<u8>> {
-        if !self.has_searched.load(Ordering::Relaxed) {
+        if !self.has_searched() {
             return None;
         }
         let is_owned = |shard: &u8| self.owners(Shard::from(*shard)).is_empty();
@@ -62,16 +73,16 @@ impl Fleet {
     }
 
     /// Asks a member for the document at a path and query below [`PEER_PATH`].
-    pub(crate) async fn ask_ledger(&self, member: &Member, target: &str) -> LedgerAnswer {
+    pub(crate) async fn ask_document(&self, member: &Member, target: &str) -> DocumentAnswer {
         let request = PeerRequest::get(format!("{PEER_PATH}{target}"));
         match self.document(member, request).await {
-            Ok(answer) => LedgerAnswer::Document(answer.body),
+            Ok(answer) => DocumentAnswer::Document(answer.body),
             Err(PeerError::Status(StatusCode::NOT_FOUND) | PeerError::Absent | PeerError::Upstream(_)) => {
-                LedgerAnswer::Absent
+                DocumentAnswer::Absent
             }
             Err(error) => {
-                tracing::debug!(address = %member.address, %error, "a member sent no document of the ledger");
-                LedgerAnswer::Failed
+                tracing::debug!(address = %member.address, %error, "a member sent no document about the bucket");
+                DocumentAnswer::Failed
             }
         }
     }
