@@ -17,11 +17,11 @@ use axum::routing::get;
 use axum::{Json, Router};
 use tokio::sync::Semaphore;
 
-use crate::metrics::Exposition;
+use crate::metrics::{Exposition, Totals};
 use crate::store::ImageRequest;
 pub use connections::serve;
 pub use content::{ContentReport, ContentRequest, FillStatus, ImageStatus};
-pub use history::{History, HistoryReport, SAMPLE_INTERVAL, Totals};
+pub use history::{History, HistoryReport, SAMPLE_INTERVAL};
 pub use numbers::{bytes, hit_ratio, percent, saved_bytes, signed_bytes};
 use page::PageContent;
 pub use page::{REFRESH_SECONDS, STYLE};
@@ -63,8 +63,11 @@ pub trait AdminState: Send + Sync + 'static {
     /// Returns the downloads into the cache that run.
     fn fills(&self) -> Vec<FillStatus>;
 
-    /// Returns the report on the last 24 hours, up to these totals.
-    fn history(&self, now: &Totals) -> HistoryReport;
+    /// Returns the traffic of each upstream since the start, by its name.
+    fn traffic(&self) -> BTreeMap<String, Totals>;
+
+    /// Returns the report on the last 24 hours.
+    fn history(&self) -> HistoryReport;
 
     /// Returns the cached images.
     fn content(&self, query: ImageRequest) -> impl Future<Output = Result<ContentReport, String>> + Send;
@@ -108,11 +111,8 @@ async fn read<S: AdminState, T: Send + 'static>(
     tokio::task::spawn_blocking(work).await.map_err(|_| stopping)
 }
 
-async fn history<S: AdminState>(State(subject): State<Arc<S>>) -> Result<Json<HistoryReport>, StatusCode> {
-    let report = read(subject, |subject| {
-        subject.history(&Totals::parse(&subject.metrics()).0)
-    });
-    report.await.map(Json)
+async fn history<S: AdminState>(State(subject): State<Arc<S>>) -> Json<HistoryReport> {
+    Json(subject.history())
 }
 
 async fn fills<S: AdminState>(State(subject): State<Arc<S>>) -> Json<Vec<FillStatus>> {
@@ -143,12 +143,11 @@ async fn overview<S: AdminState>(
         Err(reason) => Err(reason),
     };
     let render = move |subject: &S| {
-        let (now, upstreams) = Totals::parse(&subject.metrics());
         page::render(&PageContent {
             status: subject.status(),
             not_ready: subject.ready().err(),
-            upstreams,
-            history: subject.history(&now),
+            upstreams: subject.traffic(),
+            history: subject.history(),
             fills: subject.fills(),
             content,
             parameters,
@@ -243,8 +242,12 @@ mod tests {
             Vec::new()
         }
 
-        fn history(&self, now: &Totals) -> HistoryReport {
-            History::default().report(now)
+        fn traffic(&self) -> BTreeMap<String, Totals> {
+            BTreeMap::new()
+        }
+
+        fn history(&self) -> HistoryReport {
+            History::default().report(&Totals::default())
         }
 
         async fn content(&self, query: ImageRequest) -> Result<ContentReport, String> {
@@ -276,8 +279,12 @@ mod tests {
             Vec::new()
         }
 
-        fn history(&self, now: &Totals) -> HistoryReport {
-            History::default().report(now)
+        fn traffic(&self) -> BTreeMap<String, Totals> {
+            BTreeMap::new()
+        }
+
+        fn history(&self) -> HistoryReport {
+            History::default().report(&Totals::default())
         }
 
         async fn content(&self, _: ImageRequest) -> Result<ContentReport, String> {

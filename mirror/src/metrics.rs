@@ -6,8 +6,10 @@ mod durations;
 mod exposition;
 mod labels;
 mod process;
+mod totals;
 mod upstream;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,10 +24,10 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
 pub use exposition::Exposition;
-pub(crate) use exposition::without_exemplar;
 use labels::{BuildLabels, EvictionLabels, FillFailureLabels, FillLabels, ReloadLabels};
 pub use labels::{EvictionReason, FillResult, Kind, Outcome, Source, TokenResult};
 pub use process::ProcessCollector;
+pub use totals::Totals;
 use upstream::MetricsSet;
 pub use upstream::{RequestRecord, UpstreamMetrics, UpstreamSnapshot};
 
@@ -225,6 +227,19 @@ impl Metrics {
         known.unwrap_or(&self.no_upstream).ended(request);
     }
 
+    /// Returns the traffic since the start: that of all requests, and that of each upstream by its name.
+    pub fn totals(&self) -> (Totals, BTreeMap<String, Totals>) {
+        let all = self.upstreams.load();
+        let upstreams: BTreeMap<_, _> = all
+            .iter()
+            .map(|metrics| metrics.totals())
+            .map(|(name, totals)| (name.to_owned(), totals))
+            .collect();
+        let (_, others) = self.no_upstream.totals();
+        let sum = upstreams.values().fold(others, |sum, totals| sum.plus(totals));
+        (sum, upstreams)
+    }
+
     /// Counts a fill that ended.
     pub fn fill(&self, result: FillResult) {
         if result == FillResult::Stored {
@@ -384,6 +399,45 @@ mod tests {
             metrics.encode().unwrap().matches("served_bytes_total{").count(),
             5
         );
+    }
+
+    /// The totals are those of the encoded series: content by outcome, all errors, and the bytes of both sides.
+    #[test]
+    fn totals_are_summed_by_upstream() {
+        let (metrics, quay) = (Metrics::with_exemplars(true), host("quay.io"));
+        let upstream = metrics.add_upstream(&quay);
+        metrics.add_upstream(&host("docker.io"));
+        upstream.received(Kind::Blob).inc_by(30);
+        let count = |upstream, kind, code, outcome, first_byte| {
+            let request = RequestRecord {
+                kind,
+                code: StatusCode::from_u16(code).unwrap(),
+                first_byte,
+                ..ended(outcome, 10)
+            };
+            metrics.request(upstream, &request);
+        };
+        let (fast, slow) = (Duration::from_millis(90), Duration::from_secs(9));
+        for _ in 0..97 {
+            count(Some(&quay), Kind::Blob, 206, Outcome::Hit, fast);
+        }
+        count(Some(&quay), Kind::Blob, 307, Outcome::Redirect, fast);
+        count(Some(&quay), Kind::Manifest, 200, Outcome::Coalesced, slow);
+        count(
+            Some(&quay),
+            Kind::Manifest,
+            200,
+            Outcome::Miss,
+            Duration::from_hours(1),
+        );
+        count(Some(&quay), Kind::Tags, 200, Outcome::Miss, fast);
+        count(None, Kind::Blob, 503, Outcome::None, fast);
+        let (all, upstreams) = metrics.totals();
+        assert_eq!((all.hits, all.misses, all.errors), (99, 1, 1));
+        assert_eq!((all.served, all.received, all.p99()), (1_000, 30, Some(10.0)));
+        assert_eq!(upstreams["docker.io"], Totals::default());
+        let quay = &upstreams["quay.io"];
+        assert_eq!((quay.hits, quay.misses, quay.errors), (99, 1, 0));
     }
 
     /// Clients create no series: hosts that are no upstreams share one.

@@ -226,7 +226,7 @@ impl Server {
             let _ = peers.await;
         }
         if state.has_page() {
-            state.add_sample().await;
+            state.add_sample();
         }
         tasks.cancel();
         // The expiry task writes the in-memory state of the store last. An error of it was logged.

@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::content::{ContentReport, ContentRequest, FillStatus, ImageStatus};
-use super::history::{HistoryReport, Period, Totals};
-use super::numbers::{bytes, duration, from_now, percent, signed_bytes};
+use super::history::{HistoryReport, Period};
+use super::numbers::{bytes, duration, from_now, percent, saved_bytes, signed_bytes};
 use super::{Status, UpstreamStatus};
+use crate::metrics::Totals;
 
 /// The style sheet of the pages of server and operator. The colours have a contrast of at least 4.5 to 1 (WCAG 2.2, 1.4.3).
 pub const STYLE: &str = include_str!("page.css");
@@ -196,7 +197,7 @@ fn upstream_row(upstream: &UpstreamStatus, totals: &Totals) -> Markup {
             td .number { (totals.misses) }
             td .number { (bytes(totals.served)) }
             td .number { (bytes(totals.received)) }
-            td .number { (signed_bytes(totals.saved())) }
+            td .number { (signed_bytes(saved_bytes(totals.served, totals.received))) }
         }
     }
 }

@@ -31,11 +31,11 @@ const BOUNDS: [u32; 14] = [
 
 /// A histogram of durations. Clones share it.
 #[derive(Clone, Debug)]
-pub(super) enum DurationHistogram {
+pub(super) struct DurationHistogram {
     /// Counters without a lock.
-    Counters(Arc<HistogramBuckets>),
-    /// Each bucket has the trace of its last observation.
-    WithExemplars(HistogramWithExemplars<TraceLabels>),
+    counters: Arc<HistogramBuckets>,
+    /// The same observations with the trace of the last one in each bucket, where traces are exported.
+    exemplars: Option<HistogramWithExemplars<TraceLabels>>,
 }
 
 /// The counters of a histogram.
@@ -49,29 +49,53 @@ pub(super) struct HistogramBuckets {
 impl DurationHistogram {
     /// Creates a histogram that keeps no traces.
     pub(super) fn counters() -> Self {
-        Self::Counters(Arc::default())
+        Self {
+            counters: Arc::default(),
+            exemplars: None,
+        }
     }
 
     /// Creates a histogram that keeps traces.
     pub(super) fn with_exemplars() -> Self {
-        Self::WithExemplars(HistogramWithExemplars::new(BOUNDS.into_iter().map(seconds)))
+        let exemplars = HistogramWithExemplars::new(BOUNDS.into_iter().map(seconds));
+        Self {
+            exemplars: Some(exemplars),
+            ..Self::counters()
+        }
     }
 
     /// Adds a duration, and the trace that the collector has of it.
     pub(super) fn observe(&self, took: Duration, trace: Option<TraceId>) {
-        match self {
-            Self::Counters(counters) => counters.add(took),
-            Self::WithExemplars(histogram) => {
-                let labels = trace.map(|trace| TraceLabels {
-                    trace_id: trace.to_string(),
-                });
-                histogram.observe(took.as_secs_f64(), labels, None);
-            }
+        self.counters.add(took);
+        if let Some(exemplars) = &self.exemplars {
+            let labels = trace.map(|trace| TraceLabels {
+                trace_id: trace.to_string(),
+            });
+            exemplars.observe(took.as_secs_f64(), labels, None);
         }
+    }
+
+    /// Returns the number of observations.
+    pub(super) fn count(&self) -> u64 {
+        self.counters.all().map(|(_, count)| count).sum()
+    }
+
+    /// Returns the upper bound of each bucket in seconds, and the observations that are not above it.
+    pub(super) fn cumulative(&self) -> impl Iterator<Item = (f64, u64)> {
+        self.counters.all().scan(0_u64, |sum, (bound, count)| {
+            *sum = sum.saturating_add(count);
+            Some((bound, *sum))
+        })
     }
 }
 
 impl HistogramBuckets {
+    /// Returns the upper bound of each bucket in seconds, and its observations.
+    fn all(&self) -> impl Iterator<Item = (f64, u64)> {
+        let bounds = BOUNDS.into_iter().map(seconds).chain([f64::INFINITY]);
+        bounds.zip(self.buckets.iter().map(|count| count.load(Ordering::Relaxed)))
+    }
+
     fn add(&self, took: Duration) {
         let nanoseconds = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
         let is_within = |bound: &u32| nanoseconds <= u64::from(*bound) * 1_000;
@@ -89,14 +113,11 @@ impl TypedMetric for DurationHistogram {
 
 impl EncodeMetric for DurationHistogram {
     fn encode(&self, mut encoder: MetricEncoder<'_>) -> Result<(), std::fmt::Error> {
-        let counters = match self {
-            Self::Counters(counters) => counters,
-            Self::WithExemplars(histogram) => return histogram.encode(encoder),
-        };
-        let sum = Duration::from_nanos(counters.nanoseconds.load(Ordering::Relaxed)).as_secs_f64();
-        let bounds = BOUNDS.into_iter().map(seconds).chain([f64::INFINITY]);
-        let counts = counters.buckets.iter().map(|count| count.load(Ordering::Relaxed));
-        let buckets: Vec<_> = bounds.zip(counts).collect();
+        if let Some(exemplars) = &self.exemplars {
+            return exemplars.encode(encoder);
+        }
+        let sum = Duration::from_nanos(self.counters.nanoseconds.load(Ordering::Relaxed)).as_secs_f64();
+        let buckets: Vec<_> = self.counters.all().collect();
         let count = buckets.iter().map(|(_, count)| count).sum();
         encoder.encode_histogram::<NoLabelSet>(sum, count, &buckets, None)
     }
@@ -147,15 +168,12 @@ mod tests {
     #[test]
     fn observation_without_traces_takes_no_lock() {
         let histogram = DurationHistogram::counters();
-        assert!(matches!(histogram, DurationHistogram::Counters(_)));
+        assert!(histogram.exemplars.is_none());
         std::thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| (0..1_000).for_each(|_| histogram.observe(Duration::ZERO, None)));
             }
         });
-        let DurationHistogram::Counters(counters) = &histogram else {
-            unreachable!()
-        };
-        assert_eq!(counters.buckets[0].load(Ordering::Relaxed), 4_000);
+        assert_eq!(histogram.count(), 4_000);
     }
 }

@@ -1,6 +1,7 @@
 //! The metrics of one upstream: its series are found once, and not for each request.
 
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use http::StatusCode;
@@ -14,6 +15,7 @@ use super::labels::{
     CodeLabels, CredentialLabels, DurationLabels, ErrorLabels, Kind, KindLabels, Outcome, RateLimitLabels,
     RequestLabels, Source, SourceLabels, TokenLabels, TokenResult, UpstreamLabels,
 };
+use super::totals::Totals;
 use crate::name::Host;
 
 /// The names of the failures of a request without a response.
@@ -115,10 +117,11 @@ pub struct UpstreamSnapshot {
     pub credential: &'static str,
 }
 
-/// The series of one kind of request.
+/// The series of one kind of request and one outcome.
 #[derive(Debug)]
 struct Ended {
-    count: Counter,
+    /// Requests that were answered with 200; other codes are rare.
+    answered: OnceLock<Counter>,
     took: DurationHistogram,
     first_byte: DurationHistogram,
 }
@@ -128,9 +131,12 @@ struct Ended {
 pub struct UpstreamMetrics {
     upstream: String,
     families: MetricsSet,
-    /// Requests that were answered with 200, by kind and outcome; other requests are rare.
-    answered: [[OnceLock<Ended>; OUTCOMES]; KINDS],
+    /// The requests by kind and outcome.
+    ended: [[OnceLock<Ended>; OUTCOMES]; KINDS],
+    /// Responses with a status from 500 on.
+    failed: AtomicU64,
     served: [OnceLock<Counter>; Source::ALL.len()],
+    received: [OnceLock<Counter>; KINDS],
     duration: OnceLock<DurationHistogram>,
 }
 
@@ -140,8 +146,10 @@ impl UpstreamMetrics {
         Self {
             upstream: upstream.to_owned(),
             families,
-            answered: Default::default(),
+            ended: Default::default(),
+            failed: AtomicU64::new(0),
             served: Default::default(),
+            received: Default::default(),
             duration: OnceLock::new(),
         }
     }
@@ -200,17 +208,18 @@ impl UpstreamMetrics {
 
     /// Counts a request of a client.
     pub(super) fn ended(&self, request: &RequestRecord) {
-        let count = |series: &Ended| {
-            series.count.inc();
-            series.took.observe(request.took, request.trace);
-            series.first_byte.observe(request.first_byte, request.trace);
-        };
-        let place = self.answered.get(request.kind as usize);
-        let place = place.and_then(|outcomes| outcomes.get(request.outcome as usize));
-        match place.filter(|_| request.code == StatusCode::OK) {
-            Some(place) => count(place.get_or_init(|| self.find(request))),
-            None => count(&self.find(request)),
+        let place = &self.ended[request.kind as usize][request.outcome as usize];
+        let series = place.get_or_init(|| self.find(request));
+        if request.code == StatusCode::OK {
+            series.answered.get_or_init(|| self.requests(request)).inc();
+        } else {
+            self.requests(request).inc();
         }
+        if request.code.is_server_error() {
+            self.failed.fetch_add(1, Ordering::Relaxed);
+        }
+        series.took.observe(request.took, request.trace);
+        series.first_byte.observe(request.first_byte, request.trace);
         if let Some(source) = request.source() {
             self.served(source).inc_by(request.bytes);
         }
@@ -224,15 +233,42 @@ impl UpstreamMetrics {
             outcome,
         };
         Ended {
+            answered: OnceLock::new(),
             took: self.families.request_duration.get_or_create_owned(&labels),
             first_byte: self.families.first_byte.get_or_create_owned(&labels),
-            count: self.families.requests.get_or_create_owned(&RequestLabels {
-                upstream: labels.upstream,
-                kind,
-                code: request.code.as_u16(),
-                outcome,
-            }),
         }
+    }
+
+    /// Returns the counter of requests with this status.
+    fn requests(&self, request: &RequestRecord) -> Counter {
+        self.families.requests.get_or_create_owned(&RequestLabels {
+            upstream: self.upstream.clone(),
+            kind: request.kind,
+            code: request.code.as_u16(),
+            outcome: request.outcome,
+        })
+    }
+
+    /// Returns the name of the upstream, and its traffic since the start.
+    pub(super) fn totals(&self) -> (&str, Totals) {
+        let sum = |counters: &[OnceLock<Counter>]| {
+            let counts = counters.iter().filter_map(OnceLock::get).map(Counter::get);
+            counts.fold(0, u64::saturating_add)
+        };
+        let mut totals = Totals {
+            errors: self.failed.load(Ordering::Relaxed),
+            served: sum(&self.served),
+            received: sum(&self.received),
+            ..Totals::default()
+        };
+        for (kind, outcomes) in Kind::ALL.iter().zip(&self.ended) {
+            for (outcome, ended) in Outcome::ALL.iter().zip(outcomes) {
+                if let Some(ended) = ended.get() {
+                    ended.add_to(&mut totals, *kind, *outcome);
+                }
+            }
+        }
+        (&self.upstream, totals)
     }
 
     fn served(&self, source: Source) -> &Counter {
@@ -247,10 +283,13 @@ impl UpstreamMetrics {
 
     /// Returns the counter of the bytes that the upstream sent for this kind of content.
     pub(crate) fn received(&self, kind: Kind) -> Counter {
-        let upstream = self.upstream.clone();
-        self.families
-            .received
-            .get_or_create_owned(&KindLabels { upstream, kind })
+        let find = || {
+            let upstream = self.upstream.clone();
+            self.families
+                .received
+                .get_or_create_owned(&KindLabels { upstream, kind })
+        };
+        self.received[kind as usize].get_or_init(find).clone()
     }
 
     /// Counts a response of the upstream whose header took this time, with the trace that the collector has of it.
@@ -317,6 +356,25 @@ impl UpstreamMetrics {
                 .credentials
                 .get_or_create_owned(&CredentialLabels { upstream, state });
             gauge.set((*state == gauges.credential).into());
+        }
+    }
+}
+
+impl Ended {
+    /// Adds the requests to totals.
+    fn add_to(&self, totals: &mut Totals, kind: Kind, outcome: Outcome) {
+        use Outcome::{Coalesced, Hit, Miss, None, PassThrough, Redirect, Stale};
+        if matches!(kind, Kind::Manifest | Kind::Blob) {
+            match outcome {
+                Hit | Stale | Coalesced | Redirect => totals.hits += self.took.count(),
+                Miss | PassThrough => totals.misses += self.took.count(),
+                None => {}
+            }
+        }
+        if outcome != None {
+            for (bound, count) in self.first_byte.cumulative() {
+                totals.add_to_bucket(bound, count);
+            }
         }
     }
 }

@@ -11,7 +11,7 @@ use parking_lot::{Mutex, MutexGuard};
 use super::upstream_set::{UpstreamHandle, UpstreamSet};
 use crate::admin::{
     AdminState, BucketStatus, CacheStatus, ContentReport, FillStatus, History, HistoryReport, PeerStatus,
-    SAMPLE_INTERVAL, Status, Totals,
+    SAMPLE_INTERVAL, Status,
 };
 use crate::bucket::{BucketState, Uploader};
 use crate::client_table::ClientTable;
@@ -21,7 +21,7 @@ use crate::health::Health;
 use crate::http::Htpasswd;
 use crate::http::connection::tls::Certificates;
 use crate::ledger::Ledger;
-use crate::metrics::{Metrics, MetricsSnapshot};
+use crate::metrics::{Metrics, MetricsSnapshot, Totals};
 use crate::peers::Fleet;
 use crate::pull::Pull;
 use crate::store::{ImageRequest, Store};
@@ -156,21 +156,16 @@ impl ServerState {
             Err(error) => tracing::warn!(%error, "the history was not read, it begins again"),
         }
         loop {
-            self.add_sample().await;
+            self.add_sample();
             tokio::time::sleep(SAMPLE_INTERVAL).await;
         }
     }
 
     /// Adds a sample of the metrics to the history. The cache keeps it with its next write, unless there was no traffic.
-    pub(super) async fn add_sample(self: &Arc<Self>) {
-        let state = Arc::clone(self);
-        let sample = move || {
-            if let Some(kept) = state.history.add(&Totals::parse(&state.metrics()).0) {
-                state.store.record_sample(Timestamp::now().as_millisecond(), kept);
-            }
-        };
-        // Fails only if the runtime ends.
-        let _ = tokio::task::spawn_blocking(sample).await;
+    pub(super) fn add_sample(&self) {
+        if let Some(kept) = self.history.add(&self.metrics.totals().0) {
+            self.store.record_sample(Timestamp::now().as_millisecond(), kept);
+        }
     }
 }
 
@@ -267,7 +262,7 @@ impl AdminState for ServerState {
     fn status(&self) -> Status {
         let (usage, oldest_use) = (self.store.usage(), self.store.oldest_use());
         let last_day = if self.has_page() {
-            self.history.last_day(&Totals::parse(&self.metrics()).0)
+            self.history.last_day(&self.metrics.totals().0)
         } else {
             None
         };
@@ -309,8 +304,12 @@ impl AdminState for ServerState {
             .collect()
     }
 
-    fn history(&self, now: &Totals) -> HistoryReport {
-        self.history.report(now)
+    fn traffic(&self) -> BTreeMap<String, Totals> {
+        self.metrics.totals().1
+    }
+
+    fn history(&self) -> HistoryReport {
+        self.history.report(&self.metrics.totals().0)
     }
 
     async fn content(&self, query: ImageRequest) -> Result<ContentReport, String> {
