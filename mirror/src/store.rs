@@ -47,7 +47,7 @@ use jiff::Timestamp;
 
 use crate::clock::Clock;
 use crate::config::MaxSize;
-use crate::digest::{Digest, Hashed};
+use crate::digest::Digest;
 use crate::metrics::Metrics;
 use crate::name::Host;
 pub use blobs::Found;
@@ -61,6 +61,7 @@ pub use images::CachedImage;
 use index::Index;
 pub use index::IndexFailure;
 use maintenance::Maintenance;
+pub use manifests::Manifest;
 use parking_lot::{Mutex, MutexGuard};
 pub(crate) use path::Layout;
 pub use purge::{PurgeTarget, Purged};
@@ -99,27 +100,6 @@ pub struct Blob {
     pub size: u64,
     /// All of it, where it is small: hashed when it was read.
     pub bytes: Option<Bytes>,
-}
-
-/// A manifest, byte for byte.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Manifest {
-    /// The bytes with their digest.
-    pub content: Hashed,
-    /// The `Content-Type` that upstream gave it.
-    pub media_type: String,
-}
-
-impl Manifest {
-    /// Returns the digest of the bytes.
-    pub fn digest(&self) -> &Digest {
-        self.content.digest()
-    }
-
-    /// Returns the bytes as they came.
-    pub fn bytes(&self) -> &Bytes {
-        self.content.bytes()
-    }
 }
 
 /// The digest of a tag at its last validation.

@@ -118,10 +118,10 @@ async fn fill(store: &Store, repository: &Repository) -> (Digest, Digest) {
     let mut staged = store.stage(&repository.host, &blob, Some(4096)).await.unwrap();
     staged.append(&bytes).unwrap();
     staged.commit(std::slice::from_ref(repository)).await.unwrap();
-    let manifest = Manifest {
-        content: Hashed::compute(Algorithm::Sha256, MANIFEST.into()),
-        media_type: "application/vnd.oci.image.manifest.v1+json".into(),
-    };
+    let manifest = Manifest::new(
+        Hashed::compute(Algorithm::Sha256, MANIFEST.into()),
+        "application/vnd.oci.image.manifest.v1+json",
+    );
     store.put_manifest(repository, &manifest).await.unwrap();
     let (tag, digest) = ("latest".parse().unwrap(), manifest.digest().clone());
     store.put_tag(repository, &tag, &digest).await.unwrap();
@@ -136,10 +136,10 @@ async fn add_images(store: &Store, number: usize) {
             name: format!("team/app-{number}").parse().unwrap(),
         };
         let text = format!(r#"{{"schemaVersion":2,"annotations":{{"number":"{number}"}}}}"#);
-        let manifest = Manifest {
-            content: Hashed::compute(Algorithm::Sha256, text.into_bytes().into()),
-            media_type: "application/vnd.oci.image.manifest.v1+json".into(),
-        };
+        let manifest = Manifest::new(
+            Hashed::compute(Algorithm::Sha256, text.into_bytes().into()),
+            "application/vnd.oci.image.manifest.v1+json",
+        );
         store.put_manifest(&repository, &manifest).await.unwrap();
         let tag = "latest".parse().unwrap();
         store.put_tag(&repository, &tag, manifest.digest()).await.unwrap();

@@ -159,8 +159,8 @@ impl Pull {
     }
 
     /// Counts a pull of an image by a client.
-    pub(crate) fn count_pull(&self, digest: &Digest) {
-        self.store.count_pull(digest);
+    pub(crate) fn count_pull(&self, manifest: &Manifest) {
+        self.store.count_pull(manifest);
     }
 
     /// Returns the time since the upstream last confirmed a tag; `None` for one that is not cached.
@@ -250,7 +250,7 @@ impl Pull {
                 .look_again_or_get(origins, repository, reference, &accept)
                 .await;
         };
-        let accept = accept.with(&copy.media_type);
+        let accept = accept.with(copy.media_type());
         let head = origins
             .manifest_head(&repository.name, reference, &accept)
             .await
@@ -316,10 +316,7 @@ impl Pull {
         };
         let age = answer.age;
         self.sizes.record(repository, &answer.document);
-        let manifest = Manifest {
-            content: answer.content,
-            media_type,
-        };
+        let manifest = Manifest::new(answer.content, &media_type);
         match self.store.put_manifest(repository, &manifest).await {
             Ok(()) => {
                 self.keep_tag(repository, reference, manifest.digest(), age).await;

@@ -95,7 +95,7 @@ impl Pull {
             return None;
         };
         self.sizes.record(repository, &document);
-        let manifest = Manifest { content, media_type };
+        let manifest = Manifest::new(content, &media_type);
         self.keep_stored(repository, tag, (&manifest, fetched)).await;
         Some((digest, manifest))
     }

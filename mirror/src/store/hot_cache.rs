@@ -60,12 +60,6 @@ pub(super) struct OpenBlob {
     checked_ms: AtomicI64,
 }
 
-#[derive(Debug)]
-struct HeldManifest {
-    handle: Arc<ContentHandle>,
-    manifest: Manifest,
-}
-
 /// Weak references to the in-memory state of a digest.
 #[derive(Debug)]
 struct Known {
@@ -78,7 +72,8 @@ struct Known {
 #[derive(Debug)]
 pub(super) struct HotCache {
     blobs: Cache<(Repository, Digest), Arc<OpenBlob>>,
-    manifests: Cache<(Repository, Digest), Arc<HeldManifest>>,
+    /// Manifests with their handles.
+    manifests: Cache<(Repository, Digest), Manifest>,
     manifest_reads: Semaphore,
     tags: Cache<(Repository, Tag), CachedTag>,
     known: Mutex<HashMap<Digest, Known>>,
@@ -94,9 +89,7 @@ impl HotCache {
             blobs: Cache::new(open_files()),
             manifests: Cache::builder()
                 .max_capacity(MANIFEST_BYTES)
-                .weigher(|_, held: &Arc<HeldManifest>| {
-                    u32::try_from(held.manifest.bytes().len() + 512).unwrap_or(u32::MAX)
-                })
+                .weigher(|_, held: &Manifest| u32::try_from(held.bytes().len() + 512).unwrap_or(u32::MAX))
                 .build(),
             manifest_reads: Semaphore::new(MANIFEST_READS),
             tags: Cache::new(TAGS),
@@ -199,26 +192,30 @@ impl HotCache {
         now: Timestamp,
     ) -> Option<Manifest> {
         let held = self.manifests.get(&(repository.clone(), digest.clone()))?;
-        if held.handle.gone.load(Ordering::Acquire) {
-            return None;
-        }
-        self.record_use(&held.handle, now);
-        Some(held.manifest.clone())
+        let handle = held
+            .handle()
+            .filter(|handle| !handle.gone.load(Ordering::Acquire))?;
+        self.record_use(handle, now);
+        Some(held)
     }
 
-    pub(super) fn hold_manifest(&self, repository: &Repository, manifest: &Manifest, now: Timestamp) {
+    /// Keeps a manifest in memory, counts its use, and returns it with its handle.
+    pub(super) fn hold_manifest(
+        &self,
+        repository: &Repository,
+        manifest: &Manifest,
+        now: Timestamp,
+    ) -> Manifest {
         let handle = self.handle(manifest.digest());
         self.record_use(&handle, now);
-        let held = Arc::new(HeldManifest {
-            handle,
-            manifest: manifest.clone(),
-        });
+        let held = manifest.with_handle(handle);
         self.manifests
-            .insert((repository.clone(), manifest.digest().clone()), held);
+            .insert((repository.clone(), manifest.digest().clone()), held.clone());
         if manifest.bytes().len() > LARGE {
             // The cache evicts after 64 entries, or 300 ms: as many large manifests would exceed its capacity.
             self.manifests.run_pending_tasks();
         }
+        held
     }
 
     pub(super) fn tag(&self, repository: &Repository, tag: &Tag) -> Option<CachedTag> {
@@ -308,11 +305,19 @@ impl HotCache {
     }
 
     /// Counts a pull of a manifest that was used just now. The index takes it with that use.
-    pub(super) fn count_pull(&self, digest: &Digest) {
-        let known = self.known.lock();
-        if let Some(handle) = known.get(digest).and_then(|known| known.handle.upgrade()) {
-            handle.pulls.fetch_add(1, Ordering::AcqRel);
+    pub(super) fn count_pull(&self, manifest: &Manifest) {
+        let count = |handle: &ContentHandle| handle.pulls.fetch_add(1, Ordering::AcqRel);
+        if let Some(handle) = manifest.handle() {
+            count(handle);
+            return;
         }
+        // A manifest that was just fetched.
+        let known = self
+            .known
+            .lock()
+            .get(manifest.digest())
+            .map(|known| known.handle.upgrade());
+        known.flatten().as_deref().map(count);
     }
 
     fn handle(&self, digest: &Digest) -> Arc<ContentHandle> {
@@ -392,10 +397,7 @@ mod tests {
         };
         for number in 0..40 {
             let bytes = vec![number; 4 << 20];
-            let manifest = Manifest {
-                content: Hashed::compute(Algorithm::Sha256, bytes.into()),
-                media_type: String::new(),
-            };
+            let manifest = Manifest::new(Hashed::compute(Algorithm::Sha256, bytes.into()), "");
             cache.hold_manifest(&repository, &manifest, Timestamp::UNIX_EPOCH);
             let kept = cache.manifests.iter().count() as u64;
             assert!(kept * (4 << 20) <= MANIFEST_BYTES, "{kept} manifests");

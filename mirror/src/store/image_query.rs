@@ -314,10 +314,10 @@ pub(super) mod tests {
         let absent = Digest::compute(Algorithm::Sha256, b"absent");
         let text =
             format!(r#"{{"layers":[{{"digest":"{layer}","size":1000}},{{"digest":"{absent}","size":5}}]}}"#);
-        let manifest = Manifest {
-            content: Hashed::compute(Algorithm::Sha256, text.clone().into_bytes().into()),
-            media_type: "application/vnd.oci.image.manifest.v1+json".to_owned(),
-        };
+        let manifest = Manifest::new(
+            Hashed::compute(Algorithm::Sha256, text.clone().into_bytes().into()),
+            "application/vnd.oci.image.manifest.v1+json",
+        );
         store.put_manifest(&app, &manifest).await.unwrap();
         store
             .put_tag(&app, &"v1".parse().unwrap(), manifest.digest())

@@ -223,10 +223,10 @@ mod tests {
         staged.commit(std::slice::from_ref(&app)).await.unwrap();
         for number in 0..IMAGES {
             let text = format!(r#"{{"n":{number},"layers":[{{"digest":"{layer}"}}]}}{padding}"#);
-            let manifest = Manifest {
-                content: Hashed::compute(Algorithm::Sha256, text.into_bytes().into()),
-                media_type: "application/vnd.oci.image.manifest.v1+json".to_owned(),
-            };
+            let manifest = Manifest::new(
+                Hashed::compute(Algorithm::Sha256, text.into_bytes().into()),
+                "application/vnd.oci.image.manifest.v1+json",
+            );
             store.put_manifest(&app, &manifest).await.unwrap();
             let tag = format!("v{number}").parse().unwrap();
             store.put_tag(&app, &tag, manifest.digest()).await.unwrap();
@@ -257,10 +257,10 @@ mod tests {
         };
         let layers: Vec<_> = (0..9_000).map(entry).collect();
         let text = format!(r#"{{"layers":[{}]}}"#, layers.join(","));
-        let manifest = Manifest {
-            content: Hashed::compute(Algorithm::Sha256, text.into_bytes().into()),
-            media_type: "application/vnd.oci.image.manifest.v1+json".to_owned(),
-        };
+        let manifest = Manifest::new(
+            Hashed::compute(Algorithm::Sha256, text.into_bytes().into()),
+            "application/vnd.oci.image.manifest.v1+json",
+        );
         store.put_manifest(&app, &manifest).await.unwrap();
         let mut reads = SummaryBudget::new(u64::MAX, CancellationToken::new());
         let read = store.inner.read_summary(manifest.digest(), &mut reads).unwrap();
@@ -274,10 +274,10 @@ mod tests {
     async fn listing_of_client_that_left_reads_nothing() {
         let root = tempfile::tempdir().unwrap();
         let (store, app) = (open(root.path()).await, repository("app"));
-        let manifest = Manifest {
-            content: Hashed::compute(Algorithm::Sha256, br#"{"layers":[]}"#.as_slice().into()),
-            media_type: "application/vnd.oci.image.manifest.v1+json".to_owned(),
-        };
+        let manifest = Manifest::new(
+            Hashed::compute(Algorithm::Sha256, br#"{"layers":[]}"#.as_slice().into()),
+            "application/vnd.oci.image.manifest.v1+json",
+        );
         store.put_manifest(&app, &manifest).await.unwrap();
         let stop = CancellationToken::new();
         stop.cancel();
@@ -299,10 +299,10 @@ mod tests {
             .map(|digest| format!(r#"{{"digest":"{digest}","size":4}}"#))
             .collect();
         let text = format!(r#"{{"layers":[{}]}}"#, layers.join(","));
-        let manifest = Manifest {
-            content: Hashed::compute(Algorithm::Sha256, text.clone().into_bytes().into()),
-            media_type: "application/vnd.oci.image.manifest.v1+json".to_owned(),
-        };
+        let manifest = Manifest::new(
+            Hashed::compute(Algorithm::Sha256, text.clone().into_bytes().into()),
+            "application/vnd.oci.image.manifest.v1+json",
+        );
         store.put_manifest(&app, &manifest).await.unwrap();
         let tag = "v1".parse().unwrap();
         store.put_tag(&app, &tag, manifest.digest()).await.unwrap();
@@ -327,8 +327,7 @@ mod tests {
         let (store, app) = (open(root.path()).await, repository("app"));
         let put = async |text: String| {
             let content = Hashed::compute(Algorithm::Sha256, text.into_bytes().into());
-            let media_type = TYPE.to_owned();
-            let manifest = Manifest { content, media_type };
+            let manifest = Manifest::new(content, TYPE);
             store.put_manifest(&app, &manifest).await.unwrap();
             manifest.digest().clone()
         };

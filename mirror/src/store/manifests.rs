@@ -1,17 +1,90 @@
 //! Manifests: hashed whenever they come from disk, then held in memory.
 
 use std::io::ErrorKind;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::HeaderValue;
 
 use crate::digest::{Digest, Hashed};
 use crate::manifest::Document;
 use crate::name::Repository;
 use crate::store::blobs::is_damage;
 use crate::store::durable::{self, on};
+use crate::store::hot_cache::ContentHandle;
 use crate::store::index::{Link, Op};
-use crate::store::{Error, Inner, Manifest, StageError, Staged, Store, link};
+use crate::store::{Error, Inner, StageError, Staged, Store, link};
 
 /// The longest manifest, in bytes; a longer one is never stored.
 pub(super) const MAX_MANIFEST: u64 = 4 << 20;
+
+/// A manifest, byte for byte. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Manifest(Arc<ManifestData>);
+
+#[derive(Debug)]
+struct ManifestData {
+    content: Hashed,
+    media_type: HeaderValue,
+    /// The handle of the content, if the manifest comes from the memory of the cache.
+    handle: Option<Arc<ContentHandle>>,
+}
+
+impl Manifest {
+    /// Creates a manifest with the `Content-Type` that upstream gave it; `application/json` replaces one that no header can
+    /// carry.
+    pub fn new(content: Hashed, media_type: &str) -> Self {
+        let media_type = HeaderValue::from_str(media_type);
+        Self(Arc::new(ManifestData {
+            content,
+            media_type: media_type.unwrap_or(HeaderValue::from_static("application/json")),
+            handle: None,
+        }))
+    }
+
+    /// Returns the same manifest with the handle of its content.
+    pub(super) fn with_handle(&self, handle: Arc<ContentHandle>) -> Self {
+        Self(Arc::new(ManifestData {
+            content: self.0.content.clone(),
+            media_type: self.0.media_type.clone(),
+            handle: Some(handle),
+        }))
+    }
+
+    /// Returns the digest of the bytes.
+    pub fn digest(&self) -> &Digest {
+        self.0.content.digest()
+    }
+
+    /// Returns the bytes as they came.
+    pub fn bytes(&self) -> &Bytes {
+        self.0.content.bytes()
+    }
+
+    /// Returns the value of `Content-Type`.
+    pub fn content_type(&self) -> &HeaderValue {
+        &self.0.media_type
+    }
+
+    /// Returns the media type.
+    pub fn media_type(&self) -> &str {
+        // The value was made of a text.
+        self.0.media_type.to_str().unwrap_or_default()
+    }
+
+    /// Returns the handle of the content, if the manifest comes from the memory of the cache.
+    pub(super) fn handle(&self) -> Option<&Arc<ContentHandle>> {
+        self.0.handle.as_ref()
+    }
+}
+
+impl PartialEq for Manifest {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.content == other.0.content && self.0.media_type == other.0.media_type
+    }
+}
+
+impl Eq for Manifest {}
 
 impl Store {
     /// Returns the manifest if this repository has a link to it, and counts the use.
@@ -49,8 +122,8 @@ impl Store {
     }
 
     /// Counts a pull of a manifest, if it is in the cache.
-    pub fn count_pull(&self, digest: &Digest) {
-        self.inner.hot_cache.count_pull(digest);
+    pub fn count_pull(&self, manifest: &Manifest) {
+        self.inner.hot_cache.count_pull(manifest);
     }
 
     /// Stores a manifest, which was hashed when it came, and links it into its repository.
@@ -86,10 +159,11 @@ impl Inner {
                 .kind()
                 .to_owned(),
         };
-        let manifest = Manifest { content, media_type };
-        self.hot_cache
+        let manifest = Manifest::new(content, &media_type);
+        let held = self
+            .hot_cache
             .hold_manifest(repository, &manifest, self.clock.now());
-        Ok(Some(manifest))
+        Ok(Some(held))
     }
 
     /// Reads content that matches its digest.
@@ -108,10 +182,10 @@ impl Inner {
         repository: &Repository,
         manifest: &Manifest,
     ) -> Result<(), StageError> {
-        let staged = Staged::whole(store, &repository.host, &manifest.content)?;
+        let staged = Staged::whole(store, &repository.host, &manifest.0.content)?;
         let digest = manifest.digest();
         let link = Link::Revision(repository.clone(), digest.clone());
-        let media_type = Op::MediaType(digest.clone(), manifest.media_type.clone());
+        let media_type = Op::MediaType(digest.clone(), manifest.media_type().to_owned());
         self.admit(staged, &[link], vec![media_type])?;
         self.hot_cache
             .hold_manifest(repository, manifest, self.clock.now());

@@ -113,10 +113,9 @@ async fn sha512_and_empty_blobs_are_stored() {
 #[tokio::test]
 async fn manifest_survives_restart_with_media_type() {
     let place = Place::new();
-    let manifest = Manifest {
-        media_type: "application/vnd.example+json".to_owned(),
-        ..manifest(r#"{ "schemaVersion":2 }"#)
-    };
+    let text = br#"{ "schemaVersion":2 }"#;
+    let content = Hashed::compute(Algorithm::Sha256, text.as_slice().into());
+    let manifest = Manifest::new(content, "application/vnd.example+json");
     let store = place.open().await;
     store.put_manifest(&nginx(), &manifest).await.unwrap();
     drop(store);

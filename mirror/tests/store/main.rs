@@ -172,10 +172,10 @@ async fn put(store: &Store, repository: &Repository, bytes: &[u8]) -> Digest {
 }
 
 fn manifest(text: &str) -> Manifest {
-    Manifest {
-        content: Hashed::compute(Algorithm::Sha256, Bytes::copy_from_slice(text.as_bytes())),
-        media_type: IMAGE.to_owned(),
-    }
+    Manifest::new(
+        Hashed::compute(Algorithm::Sha256, Bytes::copy_from_slice(text.as_bytes())),
+        IMAGE,
+    )
 }
 
 fn read(blob: &Blob) -> Vec<u8> {

@@ -1,6 +1,6 @@
 //! `GET` and `HEAD /v2/<name>/manifests/<reference>` (distribution-spec, "Pulling manifests").
 
-use http::{HeaderValue, Method, StatusCode, header};
+use http::{Method, StatusCode, header};
 
 use super::document::hold_document;
 use crate::http::error::RegistryError;
@@ -30,7 +30,7 @@ pub(in crate::http) async fn get(
     headers::check_if_match(context.headers, Some(&etag))?;
     let mut response = headers::response(context.headers, &etag);
     let own = response.headers_mut();
-    own.insert(header::CONTENT_TYPE, content_type(&manifest.media_type));
+    own.insert(header::CONTENT_TYPE, manifest.content_type().clone());
     own.insert(header::CONTENT_LENGTH, manifest.bytes().len().into());
     if let Reference::Digest(_) = reference {
         own.insert(header::CACHE_CONTROL, headers::IMMUTABLE);
@@ -43,7 +43,7 @@ pub(in crate::http) async fn get(
     }
     if response.status() == StatusCode::OK {
         if !is_head && !context.is_of_replica() {
-            context.app.pull.count_pull(manifest.digest());
+            context.app.pull.count_pull(manifest);
         }
         *response.body_mut() = served.body(|served| served.value.bytes().clone());
     }
@@ -82,9 +82,4 @@ pub(in crate::http) fn parse(reference: &str) -> Result<Reference, RegistryError
         }
         RegistryError::new(StatusCode::NOT_FOUND, "MANIFEST_UNKNOWN", error.to_string())
     })
-}
-
-/// Returns the media type that the upstream declared, if a header can carry it.
-fn content_type(media_type: &str) -> HeaderValue {
-    HeaderValue::from_str(media_type).unwrap_or(HeaderValue::from_static("application/json"))
 }
