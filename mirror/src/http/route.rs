@@ -53,7 +53,12 @@ impl<'a> Route<'a> {
         if path == "/" {
             return Self::Root; // load balancers probe it, regardless of the prefix
         }
-        match percent_decode_str(path).decode_utf8() {
+        let decoded = if path.contains('%') {
+            percent_decode_str(path).decode_utf8()
+        } else {
+            Ok(Cow::Borrowed(path))
+        };
+        match decoded {
             Ok(Cow::Borrowed(path)) => path.strip_prefix(prefix).map_or(Self::Unknown, parse_decoded),
             Ok(Cow::Owned(path)) => path
                 .strip_prefix(prefix)
