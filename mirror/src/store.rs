@@ -26,6 +26,7 @@ mod path;
 mod pins;
 mod purge;
 mod rebuild;
+mod root;
 mod samples;
 mod scheduler_state;
 mod scrub;
@@ -53,7 +54,7 @@ use crate::name::Host;
 pub use blobs::Found;
 pub use catalog::RepositoryList;
 pub use durable::IoError;
-use durable::{Scratch, on};
+use durable::on;
 use hot_cache::HotCache;
 pub use image_query::{ImageEntry, ImageOrder, ImagePage, ImageRequest, MAX_IMAGES};
 use image_summary::ImageSummaryCache;
@@ -65,6 +66,7 @@ pub use manifests::Manifest;
 use parking_lot::{Mutex, MutexGuard};
 pub(crate) use path::Layout;
 pub use purge::{PurgeTarget, Purged};
+use root::StorageRoot;
 use space::DiskQuota;
 pub use staging::{Mismatch, Staged};
 pub use uploads::Sweep;
@@ -216,7 +218,7 @@ struct Inner {
     metrics: Metrics,
     readonly: AtomicBool,
     opened: Timestamp,
-    scratch: Scratch,
+    root: StorageRoot,
     hot_cache: HotCache,
     /// The summaries of images, by their manifests.
     image_summaries: ImageSummaryCache,
@@ -226,7 +228,6 @@ struct Inner {
     listeners: kept::StoreListener,
     evicting: Mutex<()>,
     stripes: [Mutex<()>; STRIPES],
-    _lock: File,
 }
 
 impl Store {
@@ -301,7 +302,7 @@ impl Inner {
             return Ok(kept);
         }
         if !self.is_readonly() {
-            self.scratch.write(&path, proposed.as_bytes())?;
+            self.root.scratch()?.write(&path, proposed.as_bytes())?;
         }
         Ok(proposed.to_owned())
     }
@@ -313,15 +314,11 @@ impl Inner {
         };
         let root = &real_root(root).map_err(unwritable)?;
         let layout = Layout::new(root, options.default_host);
-        let ours = layout.ours();
         layout.refuse_links().map_err(unwritable)?;
-        ours.create_dir_all(&layout.own()).map_err(unwritable)?;
-        let lock = lock::lock(&layout.own().join("lock")).map_err(|refused| match refused {
+        let held = StorageRoot::open(&layout).map_err(|refused| match refused {
             lock::LockError::Held => OpenError::Locked(root.to_owned()),
             lock::LockError::Io(source) => unwritable(source),
         })?;
-        let scratch = Scratch::sweep(layout.scratch(), ours).map_err(unwritable)?;
-        default_host::migrate_default_host(&layout, &scratch).map_err(unwritable)?;
         let index = Index::open(&layout.index()).map_err(unwritable)?;
         // An index that can't be read is incomplete, which is seen below.
         let _ = rebuild::distrust_after_others(&index, &layout);
@@ -338,9 +335,8 @@ impl Inner {
             listeners: kept::StoreListener::default(),
             evicting: Mutex::default(),
             stripes: std::array::from_fn(|_| Mutex::default()),
-            scratch,
+            root: held,
             layout,
-            _lock: lock,
         };
         inner.begin_count(!inner.index.is_complete());
         Ok(inner)

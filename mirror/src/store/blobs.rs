@@ -266,16 +266,17 @@ impl Inner {
     }
 
     fn write_link(&self, digest: &Digest, link: &Link) -> Result<(), StageError> {
+        let scratch = self.root.scratch()?;
         let path = match link {
             Link::Layer(repository, name) => self.layout.layer_link(repository, name),
             Link::Revision(repository, name) => self.layout.revision_link(repository, name),
             Link::Tag(repository, tag) => {
                 let path = self.layout.tag_index(repository, tag, digest);
-                link::write(&self.scratch, &path, digest)?;
+                link::write(scratch, &path, digest)?;
                 self.layout.tag_current(repository, tag)
             }
         };
-        link::write(&self.scratch, &path, digest)?;
+        link::write(scratch, &path, digest)?;
         self.note_pin(digest, link);
         self.notify(digest, link);
         Ok(())

@@ -50,7 +50,7 @@ struct Places {
 impl Places {
     fn new(layout: &Layout) -> Self {
         Self {
-            owner: layout.own().join("owner"),
+            owner: layout.owner(),
             plan: layout.own().join("owner-next"),
             old: layout.own().join("owner-move/old"),
             new: layout.own().join("owner-move/new"),

@@ -144,6 +144,7 @@ impl Inner {
         if self.is_readonly() {
             return Ok(0);
         }
+        self.root.scratch()?;
         self.write_recorded_uses()?;
         let (mut gone, mut last) = (0, None);
         loop {

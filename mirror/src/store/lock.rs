@@ -1,4 +1,4 @@
-//! One process per root.
+//! The locks that keep a root to one process: of the root itself, and of a file in it.
 
 use std::fs::File;
 use std::path::Path;
@@ -16,6 +16,23 @@ pub(super) enum LockError {
     Held,
     /// The lock file can't be made or locked.
     Io(IoError),
+}
+
+/// Locks a directory until the returned handle, or the process, is gone; a directory that `held` has locked stays locked.
+/// Returns `None` on a file system that locks no directories.
+pub(super) fn lock_directory(path: &Path, held: Option<File>) -> Result<Option<File>, LockError> {
+    let directory = no_links::open_directory(path).map_err(|error| LockError::Io(on("open", path)(error)))?;
+    if held
+        .as_ref()
+        .is_some_and(|held| no_links::is_same(held, &directory))
+    {
+        return Ok(held);
+    }
+    match flock(&directory, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Some(directory)),
+        Err(Errno::WOULDBLOCK) => Err(LockError::Held),
+        Err(_) => Ok(None),
+    }
 }
 
 /// Locks a file until the returned handle, or the process, is gone.

@@ -155,6 +155,9 @@ impl Inner {
     }
 
     fn flush(&self, outdated: impl Fn(&Written, State, Timestamp) -> bool) -> Result<(), Error> {
+        if !self.is_readonly() {
+            self.root.scratch()?;
+        }
         self.write_recorded_uses()?;
         let ttl = *self.maintenance.ttl.lock();
         let Some((ttl, from)) = ttl.filter(|_| !self.is_readonly() && !self.space.is_uncounted()) else {
@@ -223,7 +226,7 @@ impl Inner {
     /// Writes the expiry state of Distribution to a scratch file and renames it.
     fn write_scheduler_state(&self, ttl: Duration, from: TtlFrom) -> Result<(), Error> {
         let path = self.layout.scheduler_state();
-        let (file, scratch) = self.scratch.create()?;
+        let (file, scratch) = self.root.scratch()?.create()?;
         scheduler_state::write::<Error>(file, &scratch.0, |writer| {
             self.index.each_link(|digest, link, entry| {
                 let (repository, kind) = match link {
@@ -239,7 +242,7 @@ impl Inner {
                     .map_err(|error| on("write", &scratch.0)(error).into())
             })
         })?;
-        self.scratch.ours.place(&scratch.0, &path)?;
+        self.root.scratch()?.ours.place(&scratch.0, &path)?;
         let seen = scheduler_state::fingerprint(&path);
         self.index.write(vec![Op::StateSeen(seen)])?;
         Ok(())

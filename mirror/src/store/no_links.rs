@@ -81,11 +81,19 @@ pub(super) fn file_metadata(path: &Path) -> io::Result<Metadata> {
     }
 }
 
-/// Returns whether a path is that of an open file.
+/// Returns `true` if a path is that of an open file.
 pub(super) fn is_same_file(path: &Path, file: &File) -> bool {
+    is_same_number(file_metadata(path), file.metadata())
+}
+
+/// Returns `true` if two handles are of the same file or directory.
+pub(super) fn is_same(one: &File, other: &File) -> bool {
+    is_same_number(one.metadata(), other.metadata())
+}
+
+fn is_same_number(one: io::Result<Metadata>, other: io::Result<Metadata>) -> bool {
     let number = |found: Metadata| (found.dev(), found.ino());
-    let (there, open) = (file_metadata(path).map(number), file.metadata().map(number));
-    matches!((there, open), (Ok(there), Ok(open)) if there == open)
+    matches!((one.map(number), other.map(number)), (Ok(one), Ok(other)) if one == other)
 }
 
 impl PathEntry<'_> {

@@ -24,6 +24,11 @@ impl Layout {
         }
     }
 
+    /// Returns the storage root.
+    pub(super) fn root(&self) -> &Path {
+        &self.root
+    }
+
     /// The upstream whose repositories have no prefix.
     pub(super) fn default_host(&self) -> &Host {
         &self.default_host
@@ -60,6 +65,16 @@ impl Layout {
     /// Unfinished files, on the same file system as what they become.
     pub(super) fn scratch(&self) -> PathBuf {
         self.own().join("scratch")
+    }
+
+    /// The file with the host of the upstream whose repositories have no prefix.
+    pub(super) fn owner(&self) -> PathBuf {
+        self.own().join("owner")
+    }
+
+    /// The file whose lock keeps other processes out.
+    pub(super) fn lock(&self) -> PathBuf {
+        self.own().join("lock")
     }
 
     /// The random id of this cache.

@@ -60,7 +60,7 @@ impl Staged {
         }
         let announced = size.unwrap_or(least.saturating_add(FIRST_STEP));
         let room = inner.admit_file(origin, announced)?;
-        let (file, scratch) = inner.scratch.create()?;
+        let (file, scratch) = inner.root.scratch()?.create()?;
         let mut staged = Self {
             expected: expected.clone(),
             size,
@@ -222,7 +222,7 @@ impl Finished {
     /// Moves it to its place.
     pub(super) fn place(self, inner: &Inner) -> Result<Blob, IoError> {
         let to = inner.layout.blob_data(&self.digest);
-        inner.scratch.ours.place(&self.scratch.0, &to)?;
+        inner.root.scratch()?.ours.place(&self.scratch.0, &to)?;
         self.room.keep(self.blob.size);
         Ok(self.blob)
     }

@@ -512,6 +512,92 @@ async fn cleared_root_is_filled_again() {
     assert_eq!(store.usage().bytes, 5);
 }
 
+fn emptied(root: &Path) {
+    for entry in fs::read_dir(root).unwrap() {
+        fs::remove_dir_all(entry.unwrap().path()).unwrap();
+    }
+}
+
+fn without_own(root: &Path) {
+    fs::remove_dir_all(root.join("_mirror")).unwrap();
+}
+
+fn without_owner(root: &Path) {
+    fs::remove_file(root.join("_mirror/owner")).unwrap();
+}
+
+fn moved_away(root: &Path) {
+    fs::rename(root, root.with_extension("old")).unwrap();
+}
+
+fn of_another_owner(root: &Path) {
+    moved_away(root);
+    fs::create_dir_all(root.join("_mirror")).unwrap();
+    for (file, content) in [("owner", "quay.io"), ("lock", ""), ("index.redb", "")] {
+        fs::write(root.join("_mirror").join(file), content).unwrap();
+    }
+}
+
+/// A root that is emptied or replaced while the store is open gets its owner file with the first write, so that the
+/// next default upstream does not inherit the tags.
+#[test_case(emptied; "emptied")]
+#[test_case(without_own; "without the directory of the server")]
+#[test_case(without_owner; "without the owner file")]
+#[test_case(moved_away; "moved away")]
+#[test_case(of_another_owner; "replaced by one of another owner")]
+#[tokio::test]
+async fn owner_file_returns_with_the_root(change: fn(&Path)) {
+    let place = Place::new();
+    let store = place.open().await;
+    let tag = "latest".parse().unwrap();
+    store.put_tag(&nginx(), &tag, &digest(b"old")).await.unwrap();
+    change(place.path());
+    store.put_tag(&nginx(), &tag, &digest(b"hub")).await.unwrap();
+    drop(store);
+    let options = StoreOptions {
+        default_host: "quay.io".parse().unwrap(),
+        ..place.options()
+    };
+    let store = Store::open(place.path(), options).await.unwrap();
+    until(|| store.is_settled()).await;
+    let there = repository("quay.io", "library/nginx");
+    assert_eq!(store.tag(&there, &tag).await.unwrap(), None);
+    let cached = store.tag(&nginx(), &tag).await.unwrap().unwrap();
+    assert_eq!(cached.digest, digest(b"hub"));
+}
+
+/// A root whose lock file is removed stays that of the process that has it.
+#[tokio::test]
+async fn root_without_its_lock_file_stays_locked() {
+    let place = Place::new();
+    let store = place.open().await;
+    without_own(place.path());
+    let second = Store::open(place.path(), place.options()).await;
+    assert!(matches!(second, Err(OpenError::Locked(_))), "{second:?}");
+    put(&store, &nginx(), b"layer").await;
+    let second = Store::open(place.path(), place.options()).await;
+    assert!(matches!(second, Err(OpenError::Locked(_))), "{second:?}");
+}
+
+/// A root that another process locked meanwhile is not written to.
+#[tokio::test]
+async fn root_of_another_process_is_not_written() {
+    let place = Place::new();
+    let store = place.open().await;
+    moved_away(place.path());
+    let second = place.open().await;
+    let refused = store
+        .put_tag(&nginx(), &"latest".parse().unwrap(), &digest(b"x"))
+        .await;
+    let refused = refused.unwrap_err().to_string();
+    assert!(
+        refused.contains("another process uses the storage root"),
+        "{refused}"
+    );
+    drop(second);
+    put(&store, &nginx(), b"layer").await;
+}
+
 /// A file in the place of the scratch directory is replaced.
 #[tokio::test]
 async fn file_in_place_of_scratch_is_replaced() {
