@@ -16,7 +16,7 @@ use std::time::Duration;
 use axum::Router;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info};
+use tracing::info;
 
 pub use error::Error;
 pub use reload::Reloader;
@@ -59,10 +59,9 @@ pub struct Server {
 /// Serves until `shutdown`, then waits for requests in flight.
 ///
 /// # Errors
-/// The reason why the server cannot start.
+/// The reason why the server cannot start, or why it ended before `shutdown`.
 pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Error> {
-    Server::start(config).await?.run(shutdown).await;
-    Ok(())
+    Server::start(config).await?.run(shutdown).await
 }
 
 /// Checks the files that a configuration names, as a start does, and returns notices.
@@ -183,7 +182,10 @@ impl Server {
     }
 
     /// Serves until `shutdown` and through the lame-duck time that follows, then waits for requests in flight.
-    pub async fn run(self, shutdown: CancellationToken) {
+    ///
+    /// # Errors
+    /// The panic of the task that serves clients; the state of the cache is written nevertheless.
+    pub async fn run(self, shutdown: CancellationToken) -> Result<(), Error> {
         let (admin, actions) = (self.admin_address(), self.actions_address());
         if self.state.readonly() {
             info!("the cache is read-only (proxy.cache.readonly): nothing is added, nothing expires");
@@ -218,9 +220,7 @@ impl Server {
         // In a task, because the main thread is not a runtime worker: each connection would cost two more thread
         // switches.
         let serving = connection::serve(self.listener, self.service, self.connections, closing);
-        if let Err(error) = tokio::spawn(serving).await {
-            error!(%error, "serving ended");
-        }
+        let served = tokio::spawn(serving).await.map_err(Error::Serving);
         if let Some(peers) = peers {
             // A panic of it was logged.
             let _ = peers.await;
@@ -233,6 +233,7 @@ impl Server {
         let _ = expiry.await;
         bucket_tasks.finish().await;
         info!("stopped");
+        served
     }
 }
 

@@ -2,7 +2,8 @@
 
 use std::io;
 
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use rustix::process::Signal;
+use tokio::signal::unix::{self, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
@@ -28,6 +29,8 @@ pub(super) async fn serve(configuration: Configuration) -> Result<(), CliError> 
     });
     log_notices(&notices);
     let (mut end, hangup) = (EndSignals::new()?, signal(SignalKind::hangup())?);
+    // Caught, so that a write beyond the limit of file sizes (`ulimit -f`) is an error in place of the end of the process.
+    let _file_size = signal(SignalKind::from_raw(Signal::XFSZ.as_raw()))?;
     let server = tokio::select! {
         server = Server::start(config) => server?,
         // Also while a disk does not answer.
@@ -47,11 +50,11 @@ pub(super) async fn serve(configuration: Configuration) -> Result<(), CliError> 
         }
         stop.cancel();
     });
-    server.run(shutdown).await;
+    let served = server.run(shutdown).await;
     if let Some(traces) = traces {
         traces.end().await;
     }
-    Ok(())
+    Ok(served?)
 }
 
 /// Stamps and loads the configuration, on a thread that may block.
@@ -68,8 +71,8 @@ async fn read_to_start(
 
 /// The signals that end the server.
 struct EndSignals {
-    terminate: Signal,
-    interrupt: Signal,
+    terminate: unix::Signal,
+    interrupt: unix::Signal,
 }
 
 impl EndSignals {
@@ -104,7 +107,7 @@ async fn follow(
     mut files: FileWatch,
     reloader: Reloader,
     level: LevelHandle,
-    mut hangup: Signal,
+    mut hangup: unix::Signal,
 ) {
     loop {
         tokio::select! {

@@ -1,14 +1,16 @@
-//! Errors at the start of a server.
+//! Errors that prevent the start of a server or end it.
 
 use std::io;
 use std::path::PathBuf;
+
+use tokio::task::JoinError;
 
 use crate::bucket;
 use crate::store::OpenError;
 use crate::tls::TlsError;
 use crate::upstream::BuildError;
 
-/// An error that prevents the start of a server; its message names the action.
+/// An error that prevents the start of a server or ends it; its message names the action.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The serving certificate.
@@ -47,6 +49,9 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
+    /// The task that serves clients.
+    #[error("serving clients ended: {0}; see the log, and start the server again")]
+    Serving(#[source] JoinError),
 }
 
 impl Error {

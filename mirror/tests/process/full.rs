@@ -75,6 +75,22 @@ async fn disk_full_mid_blob_evicts_then_passes_through() {
     assert!(kept(small).await);
 }
 
+/// The kernel sends SIGXFSZ for a write beyond the limit.
+#[tokio::test]
+async fn blob_beyond_file_size_limit_passes_through() {
+    let hub = Hub::start().await;
+    let [small, large] = [(1, MIB), (2, 6 * MIB)].map(|(seed, size)| bytes(seed, size));
+    let [of_small, of_large] =
+        [&small, &large].map(|data| format!("/v2/library/app/blobs/{}", hub.push_blob("library/app", data)));
+    let home = tempfile::tempdir().unwrap();
+    let server = Server::start_with_file_limit(8192, &home.path().join("cache"), &hub).await;
+    for _ in 0..2 {
+        assert!(body(&server.address, &of_large).await == (200, Some(large.clone())));
+        assert!(body(&server.address, &of_small).await == (200, Some(small.clone())));
+    }
+    assert_eq!(hub.count(&format!("GET {of_small}")), 1, "it is cached");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn disk_without_inodes_evicts() {
     let Some(how) = small_disk::namespace() else {

@@ -92,6 +92,17 @@ impl Server {
         Self::run(command).await
     }
 
+    /// Mirrors `hub` with a limit on the size of each file, in blocks of 512 bytes.
+    pub(crate) async fn start_with_file_limit(blocks: u64, root: &Path, hub: &Hub) -> Self {
+        let mut command = std::process::Command::new("sh");
+        let script = format!("ulimit -f {blocks}; exec \"$0\" serve \"$1\"");
+        command
+            .args(["-c", &script, MIRROR])
+            .arg(configured(root, hub, ""));
+        command.env_clear().env("PATH", "/usr/bin:/bin");
+        Self::run(command).await
+    }
+
     /// Mirrors `hub` with a file system of its own as root, of that size.
     pub(crate) async fn start_on_small_disk(
         how: &str,

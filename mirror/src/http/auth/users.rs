@@ -67,6 +67,8 @@ impl HtpasswdUsers {
     /// [`MAX_COST`] lists no user.
     pub(super) fn parse(text: &str) -> Self {
         let mut listed = Self::default();
+        // Some editors begin a file with a byte order mark.
+        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         let lines = text.lines().map(str::trim).zip(1..);
         for (line, number) in lines.filter(|(line, _)| !line.starts_with('#')) {
             let Some((user, hash)) = line.split_once(':') else {
@@ -233,6 +235,12 @@ mod tests {
         for part in ["line 3", "cost 15", "highest cost is 14", path.to_str().unwrap()] {
             assert!(message.contains(part), "{message}");
         }
+    }
+
+    #[test]
+    fn byte_order_mark_is_no_part_of_a_user() {
+        let users = HtpasswdUsers::parse(&format!("\u{feff}a:$2y$05${SALTED}\n"));
+        assert!(users.get("a").is_some());
     }
 
     fn file(text: &str) -> (tempfile::TempDir, PathBuf) {
