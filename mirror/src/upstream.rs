@@ -158,7 +158,11 @@ impl Upstream {
 
     /// Uses this credential from now on; tokens and cooldowns of the previous one are forgotten.
     pub fn use_credential(&self, credential: Credential, version: u64) {
-        tracing::info!(host = %self.host(), version, "credential in use");
+        let message = match credential {
+            Credential::Anonymous => "requests are anonymous",
+            Credential::Basic { .. } | Credential::IdentityToken { .. } => "credential in use",
+        };
+        tracing::info!(host = %self.host(), version, "{message}");
         self.change(Ok(credential));
     }
 

@@ -500,6 +500,30 @@ fn file_mistakes_match_the_golden_file() {
     golden::assert_golden("mistakes.txt", &text);
 }
 
+/// The page of frequent mistakes has the messages of the golden files.
+#[test]
+fn page_of_mistakes_has_golden_messages() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = fs::read_to_string(root.join("../docs/how-to/mistakes.md")).unwrap();
+    let golden = [
+        ("file_mistakes_match_the_golden_file", "mistakes.txt"),
+        ("plugin_messages_match_the_golden_file", "plugin.txt"),
+    ];
+    for (test, file) in golden {
+        let golden = fs::read_to_string(root.join("tests/messages").join(file)).unwrap();
+        for row in page.lines().filter(|row| row.contains(test)) {
+            let cell = row.split('|').nth(2).unwrap();
+            let wrong: Vec<_> = cell
+                .split('`')
+                .skip(1)
+                .step_by(2)
+                .filter(|text| !golden.contains(text))
+                .collect();
+            assert!(wrong.is_empty(), "{file} has no {wrong:?}");
+        }
+    }
+}
+
 #[test]
 fn man_pages_have_every_command() {
     let directory = tempfile::tempdir().unwrap();

@@ -284,10 +284,10 @@ mod tests {
     #[test]
     fn table_has_a_line_per_finding_and_advice() {
         insta::assert_snapshot!(printed(Output::Table), @r"
-        RESULT   CHECK       SUBJECT                   MESSAGE
-        ok       api-server  https://10.0.0.1          is well
-        PROBLEM  mirror      a/hub                     is not well
-                                                       -> see a doctor
+        RESULT   CHECK       SUBJECT                             MESSAGE
+        ok       api-server  https://10.0.0.1                    is well
+        PROBLEM  mirror      a/hub                               is not well
+                 mirror                                          -> see a doctor
 
         1 problem, no warnings
         ");

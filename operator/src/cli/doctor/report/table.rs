@@ -6,7 +6,7 @@ use super::{Finding, Report, counted};
 
 /// The least width of the column of subjects. A longer subject widens the column from its line on, as earlier lines are
 /// printed already.
-const SUBJECT_WIDTH: usize = 24;
+const SUBJECT_WIDTH: usize = 34;
 
 /// A table of findings that is printed while the checks run.
 pub(in crate::cli::doctor) struct FindingTable<W> {
@@ -24,7 +24,7 @@ impl<W: Write> FindingTable<W> {
         }
     }
 
-    /// Prints findings; below those of a subject, such as a mirror, the advice about it, each text once.
+    /// Prints findings; below those of a subject, such as a mirror, the advice about it with its check, each text once.
     pub(in crate::cli::doctor) fn print(&mut self, findings: &[Finding]) -> io::Result<()> {
         let mut lines = Vec::new();
         for group in findings.chunk_by(|one, next| one.subject == next.subject) {
@@ -53,11 +53,12 @@ impl<W: Write> FindingTable<W> {
             self.add_line(lines, [result, check, &finding.subject, &finding.message])?;
         }
         let mut given = Vec::new();
-        for advice in group.iter().filter_map(|finding| finding.advice.as_deref()) {
-            if !given.contains(&advice) {
-                self.add_line(lines, ["", "", "", &format!("-> {advice}")])?;
-                given.push(advice);
-            }
+        for finding in group {
+            let Some(advice) = finding.advice.as_deref().filter(|advice| !given.contains(advice)) else {
+                continue;
+            };
+            self.add_line(lines, ["", finding.check.name(), "", &format!("-> {advice}")])?;
+            given.push(advice);
         }
         Ok(())
     }
@@ -120,14 +121,14 @@ mod tests {
         let mut table = FindingTable::new(Pipe::default());
         table.print(&findings).unwrap();
         insta::assert_snapshot!(table.to.text, @r"
-        RESULT   CHECK       SUBJECT                   MESSAGE
-        PROBLEM  mirror      a/hub                     one
-        PROBLEM  mirror      a/hub                     two
-        PROBLEM  mirror      a/hub                     three
-                                                       -> do this
-                                                       -> do that
-        PROBLEM  mirror      a/quay                    four
-                                                       -> do this
+        RESULT   CHECK       SUBJECT                             MESSAGE
+        PROBLEM  mirror      a/hub                               one
+        PROBLEM  mirror      a/hub                               two
+        PROBLEM  mirror      a/hub                               three
+                 mirror                                          -> do this
+                 mirror                                          -> do that
+        PROBLEM  mirror      a/quay                              four
+                 mirror                                          -> do this
         ");
     }
 }
