@@ -3,8 +3,7 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{
-    Affinity, LocalObjectReference, PodSecurityContext, ResourceRequirements, SecurityContext, Toleration,
-    TopologySpreadConstraint,
+    Affinity, PodSecurityContext, ResourceRequirements, SecurityContext, Toleration, TopologySpreadConstraint,
 };
 use kube::KubeSchema;
 use schemars::JsonSchema;
@@ -31,7 +30,7 @@ pub struct Pod {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
-    pub image_pull_secrets: Vec<LocalObjectReference>,
+    pub image_pull_secrets: Vec<PullSecretReference>,
 
     /// The resource requests and limits of the server's container. Absent: the operator's defaults.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -81,7 +80,7 @@ pub struct Pod {
     /// Annotations of the Pods.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 64))]
-    #[x_kube(validation = rules::annotations(), validation = rules::not_ours())]
+    #[x_kube(validation = rules::annotations(), validation = rules::annotations_size(), validation = rules::not_ours())]
     pub annotations: BTreeMap<String, String>,
 
     /// Further labels of the Pods. The labels that select them (`app.kubernetes.io/name`, `/instance`, `/component`,
@@ -92,6 +91,16 @@ pub struct Pod {
     pub labels: BTreeMap<String, String>,
 }
 
+/// A Secret for pulling the server's own image.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct PullSecretReference {
+    /// Name of a Secret in the mirror's namespace, of type `kubernetes.io/dockerconfigjson`.
+    #[schemars(length(max = 253))]
+    #[x_kube(validation = rules::object_name())]
+    pub name: String,
+}
+
 /// The ServiceAccount of the mirror's Pods.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
@@ -100,7 +109,7 @@ pub struct PodIdentity {
     /// `eks.amazonaws.com/role-arn`. A change replaces the Pods.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 64))]
-    #[x_kube(validation = rules::annotations(), validation = rules::not_ours())]
+    #[x_kube(validation = rules::annotations(), validation = rules::annotations_size(), validation = rules::not_ours())]
     pub annotations: BTreeMap<String, String>,
 }
 

@@ -16,6 +16,8 @@ pub const SELECTOR_LABELS: [&str; 4] = [
 /// The prefix of the labels and annotations that the operator keeps for itself.
 pub const OWN_PREFIX: &str = "registrymirror.io/";
 
+/// The maximum length of the values of annotations together: a quarter of what Kubernetes allows an object.
+const MAX_ANNOTATIONS: usize = 65_536;
 const PORT: &str = "(6553[0-5]|655[0-2][0-9]|65[0-4][0-9]{2}|6[0-4][0-9]{3}|[1-5][0-9]{4}|[1-9][0-9]{0,3})";
 const LOWER_HOST: &str =
     r"([a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?(\.[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)*|\[[0-9a-f.]*:[0-9a-f:.]*\])";
@@ -233,6 +235,12 @@ pub(crate) fn labels() -> Rule {
 pub(crate) fn annotations() -> Rule {
     Rule::new(format!("self.all(k, {})", matches("k", LABEL_KEY)))
         .message("must be annotation names such as example.com/team")
+}
+
+/// Returns the rule of the size of annotations: the operator keeps every spec in memory.
+pub(crate) fn annotations_size() -> Rule {
+    Rule::new(format!("self.map(k, self[k].size()).sum() <= {MAX_ANNOTATIONS}"))
+        .message(format!("must have values of at most {MAX_ANNOTATIONS} characters together").as_str())
 }
 
 /// Labels and annotations that are the operator's.

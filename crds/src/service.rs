@@ -57,7 +57,7 @@ pub struct Service {
     /// Annotations of the Service, as load balancers and DNS controllers read them.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 64))]
-    #[x_kube(validation = rules::annotations(), validation = rules::not_ours())]
+    #[x_kube(validation = rules::annotations(), validation = rules::annotations_size(), validation = rules::not_ours())]
     pub annotations: BTreeMap<String, String>,
 
     /// The load balancer class of the Service. With type LoadBalancer. Immutable once set.

@@ -165,3 +165,71 @@ fn no_document_makes_validation_panic() {
         let _ = validate::changed(&document, &accepted);
     });
 }
+
+/// Specs with a reference, `NAME`, to an object; each field of the API that names one.
+const REFERENCES: [&str; 12] = [
+    r#"{"upstreams": [{"host": "quay.io", "credentialsSecretRef": {"name": "NAME"}}]}"#,
+    r#"{"upstreams": [{"host": "quay.io", "tls": {"caBundleRef": {"kind": "ConfigMap", "name": "NAME", "key": "k"}}}]}"#,
+    r#"{"upstreams": [{"host": "quay.io", "tls": {"caBundleRef": {"kind": "Secret", "name": "NAME", "key": "k"}}}]}"#,
+    r#"{"tls": {"mode": "Secret", "secretName": "NAME"}}"#,
+    r#"{"tls": {"mode": "SelfSigned", "clientCARef": {"kind": "ConfigMap", "name": "NAME", "key": "k"}}}"#,
+    r#"{"access": {"mode": "Basic", "htpasswdSecretRef": {"name": "NAME", "key": "k"}}}"#,
+    r#"{"storage": {"type": "PersistentVolumeClaim", "persistentVolumeClaim": {"existingClaim": "NAME"}}}"#,
+    r#"{"storage": {"type": "PersistentVolumeClaim", "persistentVolumeClaim": {"size": "1Gi", "storageClassName": "NAME"}}}"#,
+    r#"{"storage": {"type": "ObjectStore", "objectStore": {"s3": {"bucket": "b", "region": "r"}, "credentials": {"secretRef": {"name": "NAME"}}}}}"#,
+    r#"{"storage": {"type": "ObjectStore", "objectStore": {"s3": {"bucket": "b", "region": "r"}, "credentials": {"secretRef": {"name": "s"}}, "tls": {"caBundleRef": {"kind": "Secret", "name": "NAME"}}}}}"#,
+    r#"{"pod": {"imagePullSecrets": [{"name": "NAME"}]}}"#,
+    r#"{"pod": {"priorityClassName": "NAME"}}"#,
+];
+
+/// No field that names an object accepts a part of a path, a query, or a name that is too long.
+#[test]
+fn reference_with_malformed_name_is_refused() {
+    let long = "a".repeat(300);
+    let names = ["../x", "?watch=true", "/", "%2e%2e", "x#y", "a b", "A", "", &long];
+    for spec in REFERENCES {
+        let document = |name: &str| {
+            let mut all = json!({"upstreams": [{"host": "quay.io"}], "storage": {"type": "Ephemeral"}});
+            let fields: Value = serde_json::from_str(&spec.replace("NAME", name)).unwrap();
+            for (field, value) in fields.as_object().unwrap() {
+                all[field] = value.clone();
+            }
+            json!({
+                "apiVersion": "registrymirror.io/v1alpha1", "kind": "RegistryMirror",
+                "metadata": {"name": "hub", "namespace": "mirrors"}, "spec": all,
+            })
+        };
+        if let Err(error) = validate::created(&document("an.object-1")) {
+            panic!("{spec}: {error}");
+        }
+        for name in names {
+            assert!(
+                validate::created(&document(name)).is_err(),
+                "{spec} with {name:?}"
+            );
+        }
+    }
+}
+
+/// Annotations that together are too long are refused, each of which would be accepted alone.
+#[test]
+fn long_annotations_are_refused_by_their_sum() {
+    for field in ["pod", "service", "serviceAccount"] {
+        let verdict = |values: &[usize]| {
+            let values = values.iter().enumerate();
+            let annotations: serde_json::Map<_, _> = values
+                .map(|(i, length)| (format!("a{i}"), json!("x".repeat(*length))))
+                .collect();
+            let mut spec = json!({"upstreams": [{"host": "quay.io"}], "storage": {"type": "Ephemeral"}});
+            spec[field] = json!({"annotations": annotations});
+            validate::created(&json!({
+                "apiVersion": "registrymirror.io/v1alpha1", "kind": "RegistryMirror",
+                "metadata": {"name": "hub", "namespace": "mirrors"}, "spec": spec,
+            }))
+        };
+        assert_eq!(verdict(&[]).map(drop), Ok(()), "{field}");
+        assert_eq!(verdict(&[32_768, 32_768]).map(drop), Ok(()), "{field}");
+        let error = verdict(&[32_768, 32_769]).unwrap_err().to_string();
+        assert!(error.contains("at most 65536 characters together"), "{error}");
+    }
+}

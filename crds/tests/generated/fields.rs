@@ -5,10 +5,9 @@ use std::fmt::Write;
 use serde_json::Value;
 
 /// Fields with types of Kubernetes, which its own documentation describes.
-const KUBERNETES_TYPES: [(&str, &str); 8] = [
+const KUBERNETES_TYPES: [(&str, &str); 7] = [
     ("spec.pod.affinity", "Affinity"),
     ("spec.pod.containerSecurityContext", "SecurityContext"),
-    ("spec.pod.imagePullSecrets", "list of LocalObjectReference"),
     ("spec.pod.resources", "ResourceRequirements"),
     ("spec.pod.securityContext", "PodSecurityContext"),
     ("spec.pod.tolerations", "list of Toleration"),

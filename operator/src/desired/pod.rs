@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use crds::{Pod, RegistryMirror};
 use k8s_openapi::{
     api::core::v1::{
-        ConfigMapVolumeSource, PodSecurityContext, PodSpec, PodTemplateSpec, SeccompProfile,
-        SecretVolumeSource, TopologySpreadConstraint, Volume,
+        ConfigMapVolumeSource, LocalObjectReference, PodSecurityContext, PodSpec, PodTemplateSpec,
+        SeccompProfile, SecretVolumeSource, TopologySpreadConstraint, Volume,
     },
     apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta},
 };
@@ -66,7 +66,7 @@ fn spec(accepted: &Accepted<'_>, wanted: &Pod, release: &Release) -> PodSpec {
         termination_grace_period_seconds: Some(
             config::LEAVING_SECONDS + config::DRAIN_SECONDS + AFTER_DRAIN_SECONDS,
         ),
-        image_pull_secrets: list(&wanted.image_pull_secrets),
+        image_pull_secrets: list(&pull_secrets(wanted)),
         node_selector: some(&wanted.node_selector),
         tolerations: list(&wanted.tolerations),
         affinity: wanted.affinity.clone(),
@@ -74,6 +74,11 @@ fn spec(accepted: &Accepted<'_>, wanted: &Pod, release: &Release) -> PodSpec {
         priority_class_name: wanted.priority_class_name.clone(),
         ..PodSpec::default()
     }
+}
+
+fn pull_secrets(wanted: &Pod) -> Vec<LocalObjectReference> {
+    let names = wanted.image_pull_secrets.iter().map(|secret| secret.name.clone());
+    names.map(|name| LocalObjectReference { name }).collect()
 }
 
 fn volumes(accepted: &Accepted<'_>) -> Vec<Volume> {
