@@ -16,7 +16,7 @@ use kube::Client;
 use tokio::{net::TcpListener, sync::watch::Receiver, time::MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
-use crate::{mirror_key::MirrorKey, node_config::NodeRoot};
+use crate::{cluster::request_limits, mirror_key::MirrorKey, node_config::NodeRoot};
 
 mod addresses;
 mod breaker;
@@ -94,6 +94,7 @@ pub async fn run(
 ) -> io::Result<()> {
     let reporter = Reporter::new(options.node.clone());
     let (sender, targets) = tokio::sync::watch::channel(None);
+    let client = request_limits::limited(&client);
     let watching = tokio::spawn(watch::run(client, options.namespaces.clone(), sender));
     let serving = tokio::spawn(report::serve(listener, reporter.clone(), shutdown.clone()));
     let mut agent = NodeAgent {

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::{
-    cluster::{Cluster, cache::fingerprint},
+    cluster::{Cluster, trim::fingerprint},
     desired::{Child, Desired},
     kind::Kind,
     names,
@@ -340,9 +340,7 @@ fn is_applied(kind: Kind, live: &DynamicObject, manifest: &Value) -> bool {
         fields.remove("apiVersion");
         fields.remove("kind");
     }
-    if kind == Kind::Secret {
-        fingerprint(&mut manifest);
-    }
+    fingerprint(kind, &mut manifest);
     diff::contains(&live, &manifest)
 }
 
@@ -389,7 +387,7 @@ mod tests {
         let live = |value| {
             let mut object: DynamicObject =
                 serde_json::from_value(with_applied_hash(&secret(value))).unwrap();
-            fingerprint(&mut object.data);
+            fingerprint(Kind::Secret, &mut object.data);
             object
         };
         assert!(is_applied(

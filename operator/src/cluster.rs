@@ -17,13 +17,16 @@ use std::{collections::BTreeMap, error::Error, fmt::Debug, sync::Arc};
 use crate::{
     dereference::{Contents, Reader, Reference},
     kind::Kind,
+    names,
 };
 
 pub mod cache;
 pub mod observe;
 pub mod reference_index;
+pub mod request_limits;
 pub mod sync_gate;
 pub mod triggers;
+pub(crate) mod trim;
 mod watch_backoff;
 pub mod write_backoff;
 
@@ -258,6 +261,9 @@ impl Reader for Cluster {
     type Error = kube::Error;
 
     async fn read(&self, namespace: &str, reference: &Reference) -> kube::Result<Option<Contents>> {
+        if !names::is_object_name(&reference.name) {
+            return Ok(None);
+        }
         match reference.kind {
             Kind::Secret => self.contents::<Secret>(namespace, &reference.name).await,
             _ => self.contents::<ConfigMap>(namespace, &reference.name).await,

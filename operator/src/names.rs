@@ -49,6 +49,9 @@ pub const ORIGINS: &str = "registrymirror.io/credential-origins";
 /// On the credentials Secret: the time of each upstream's last rotation.
 pub const ROTATED: &str = "registrymirror.io/credentials-rotated";
 
+/// The maximum length of the name of an object.
+const MAX_NAME: usize = 253;
+
 /// An annotation with a former name. The operator reads both and writes the current one, which removes the former one.
 pub struct Annotation {
     /// The name that is written.
@@ -174,6 +177,49 @@ pub fn is_operators(object: &ObjectMeta) -> bool {
     let mut owners = object.owner_references.iter().flatten();
     labels.any(|(key, value)| (key.as_str(), value.as_str()) == MANAGED_BY)
         || owners.any(|owner| owner.controller == Some(true) && owner.kind == "RegistryMirror")
+}
+
+/// Returns whether a text is a name of an object (a DNS subdomain). Kinds, groups and versions are such names, too.
+pub fn is_object_name(text: &str) -> bool {
+    let is_alphanumeric = |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let bytes = text.as_bytes();
+    let ends = [bytes.first(), bytes.last()];
+    ends.iter().all(|end| end.is_some_and(is_alphanumeric))
+        && bytes
+            .iter()
+            .all(|byte| is_alphanumeric(byte) || b"-.".contains(byte))
+        && bytes.len() <= MAX_NAME
+}
+
+/// Returns whether a label is one by which the operator finds objects.
+pub fn is_own_label(name: &str) -> bool {
+    crds::rules::SELECTOR_LABELS.contains(&name) || name == CACHE_OF
+}
+
+/// Returns whether an annotation is one that the operator reads of an object that it may adopt, or of a Pod.
+pub fn is_own_annotation(name: &str) -> bool {
+    let renamed = [RELOAD_NOTIFIED, POD_TEMPLATE_SOURCE];
+    let renamed = renamed.iter().flat_map(|one| [one.current, one.former]);
+    [APPLIED, RELOAD]
+        .into_iter()
+        .chain(renamed)
+        .any(|own| own == name)
+}
+
+/// Returns whether an object has the name of an object of the mirror that controls it or, for a PVC, that its label names.
+pub fn is_of_mirror(kind: Kind, object: &ObjectMeta) -> bool {
+    let name = object.name.as_deref().unwrap_or_default();
+    if kind == Kind::PersistentVolumeClaim {
+        let mirror = object.labels.as_ref().and_then(|labels| labels.get(CACHE_OF));
+        return mirror.is_some_and(|mirror| claim_ordinal(mirror, name).is_some());
+    }
+    let mut owners = object.owner_references.iter().flatten();
+    let owner = owners.find(|owner| owner.controller == Some(true) && owner.kind == "RegistryMirror");
+    owner.is_some_and(|owner| match kind {
+        Kind::ConfigMap | Kind::Secret => every(&owner.name).contains(&(kind, name.to_owned())),
+        Kind::Service => name == owner.name || name == headless(&owner.name),
+        _ => name == owner.name,
+    })
 }
 
 /// Returns the metadata of an object that is deleted with the mirror.

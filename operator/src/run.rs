@@ -13,7 +13,7 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use crate::{
     admin_server::Health,
     certificates::CertificateLifetimes,
-    cluster::Scope,
+    cluster::{Scope, request_limits},
     controller::{self, Controller, Settings},
     desired::Release,
     node_poller::{AgentService, NodePoller},
@@ -63,6 +63,7 @@ impl Default for Options {
 
 /// Reconciles mirrors until `shutdown`, then lets running reconciles end.
 pub async fn run(client: Client, options: Options, health: Health, shutdown: CancellationToken) {
+    let client = request_limits::limited(&client);
     let recorder = Recorder::new(client.clone(), Reporter::from("registry-mirror"));
     let scopes = scopes(&options.namespaces);
     let rollouts = Rollout::per_scope(&scopes, options.upgrades, &health.metrics);

@@ -98,8 +98,13 @@ pub struct Rejection {
 }
 
 impl References {
-    /// Refuses a Secret that the operator made for a mirror, whichever: it is no input of a spec.
+    /// Refuses a name that is none, and a Secret that the operator made for a mirror, whichever: it is no input of a spec.
     fn not_the_operators(&self, secret: &str) -> Result<(), Rejection> {
+        if !names::is_object_name(secret) {
+            return Err(Rejection::invalid(format!(
+                "{secret:?} is not the name of a Secret: use at most 253 lower-case letters, digits, '-' and '.'"
+            )));
+        }
         match self.get(&Reference::secret(secret)) {
             Some(contents) if contents.is_operators => Err(Rejection {
                 reason: Reason::NotAllowed,

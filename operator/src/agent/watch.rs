@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fmt::Debug, sync::Arc};
 
 use crds::{
-    RegistryMirror,
+    Pod, RegistryMirror,
     conditions::ConditionType,
     node_configuration::{Fallback, NodeConfigurationMode},
 };
@@ -20,11 +20,15 @@ use tokio::sync::watch::Sender;
 use super::{hosts_directory::CA_FILE, runtime_files::HostFiles};
 use crate::{
     cluster::follow,
+    kind::Kind,
     mirror_key::MirrorKey,
     names::{self, CA_BUNDLE_KEY},
     node_config::{self, NodeEndpoint},
     validate::bundle,
 };
+
+/// The maximum size of the CA certificates of a mirror, in bytes: those of all public CAs are smaller.
+const MAX_BUNDLE: usize = 512 << 10;
 
 /// Every mirror that agents manage. A mirror without a target has no spec that nodes may follow: the files
 /// that a node has of it stay as they are.
@@ -107,13 +111,23 @@ fn changes(client: &Client, namespace: &str) -> impl Stream<Item = (String, Chan
     changes.map(move |change| (namespace.clone(), change))
 }
 
+/// Parses a mirror, without what no node needs: a user can put a megabyte there.
 fn parse(object: DynamicObject) -> StoredMirror {
-    serde_json::to_value(object).and_then(serde_json::from_value)
+    let mut mirror: RegistryMirror = serde_json::to_value(object).and_then(serde_json::from_value)?;
+    (mirror.metadata.annotations, mirror.metadata.managed_fields) = (None, None);
+    mirror.spec.pod = Pod::default();
+    mirror.spec.service.annotations.clear();
+    mirror.spec.service_account.annotations.clear();
+    Ok(mirror)
 }
 
-/// Returns the CA certificates of a `ConfigMap` for nodes.
+/// Returns the CA certificates of a `ConfigMap` for nodes. A user may set the operator's label on other objects.
 fn bundle_of(map: ConfigMap) -> Option<String> {
-    map.data?.remove(CA_BUNDLE_KEY)
+    if !names::is_of_mirror(Kind::ConfigMap, &map.metadata) {
+        return None;
+    }
+    let bundle = map.data?.remove(CA_BUNDLE_KEY)?;
+    (bundle.len() <= MAX_BUNDLE).then_some(bundle)
 }
 
 impl<T> Store<T> {

@@ -20,10 +20,8 @@ use kube::{
     },
 };
 use parking_lot::Mutex;
-use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 
-use super::sync_gate::SyncGate;
+use super::{sync_gate::SyncGate, trim::trim};
 use crate::{kind::Kind, names};
 
 /// A kind, a namespace, and a mirror in that namespace.
@@ -184,23 +182,6 @@ fn version(object: &DynamicObject) -> u64 {
         .unwrap_or(0)
 }
 
-/// Drops the fields that are never read and replaces the values of a Secret by hashes, then packs the object.
-pub(super) fn trim(kind: Kind, object: &mut DynamicObject) {
-    object.managed_fields_mut().clear();
-    match kind {
-        Kind::Secret => fingerprint(&mut object.data),
-        Kind::Pod => {
-            if let Some(pod) = object.data.as_object_mut() {
-                pod.remove("spec");
-            }
-        }
-        _ => {}
-    }
-    // The caller knows the kind.
-    object.types = None;
-    object.data = Value::String(object.data.to_string());
-}
-
 /// Returns an object before it was packed.
 fn unpacked(packed: &DynamicObject) -> Arc<DynamicObject> {
     let data = packed
@@ -215,23 +196,17 @@ fn unpacked(packed: &DynamicObject) -> Arc<DynamicObject> {
     })
 }
 
-/// Replaces each value of a Secret's `data` by its hash, so that two Secrets can be compared without their values.
-pub(crate) fn fingerprint(secret: &mut Value) {
-    let Some(data) = secret.get_mut("data").and_then(Value::as_object_mut) else {
-        return;
-    };
-    for value in data.values_mut() {
-        *value = json!(hex::encode(Sha256::digest(value.as_str().unwrap_or_default())));
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
     fn packing_keeps_the_object() {
-        let mut object = DynamicObject::new("x", &Kind::ConfigMap.resource());
+        let mut object = DynamicObject::new("x-config", &Kind::ConfigMap.resource());
+        let owner = json!({"apiVersion": "v1", "kind": "RegistryMirror", "name": "x", "uid": "1", "controller": true});
+        object.metadata.owner_references = serde_json::from_value(json!([owner])).unwrap();
         object.data = json!({"data": {"a": "\"quoted\"\n"}, "immutable": false});
         let before = object.clone();
         trim(Kind::ConfigMap, &mut object);
@@ -331,15 +306,5 @@ mod tests {
             (found("ns", "hub"), found("ns", "hub-2").len()),
             (vec!["d".to_owned()], 0)
         );
-    }
-
-    #[test]
-    fn secret_values_are_not_cached() {
-        let mut secret = DynamicObject::new("s", &Kind::Secret.resource());
-        secret.data = json!({"data": {"password": "aHVudGVyMg=="}});
-        trim(Kind::Secret, &mut secret);
-        let text = serde_json::to_string(&*unpacked(&secret)).unwrap();
-        assert!(!text.contains("aHVudGVyMg"), "{text}");
-        assert!(text.contains("password"), "{text}");
     }
 }

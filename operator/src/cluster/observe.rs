@@ -52,7 +52,11 @@ impl Cluster {
         };
         let namespace = mirror.namespace().unwrap_or_default();
         let claims = Api::<PersistentVolumeClaim>::namespaced(self.client(), &namespace);
-        let live = claims.get_opt(name).await?;
+        let live = if names::is_object_name(name) {
+            claims.get_opt(name).await?
+        } else {
+            None
+        };
         let annotations = live.as_ref().map(ResourceExt::annotations);
         Ok(Some(ExistingClaim {
             name: name.to_owned(),
@@ -97,10 +101,14 @@ impl ObjectCache {
 
     /// Returns the mirrors that roll out a new version, with the time of their admission.
     pub fn rolling(&self) -> Vec<(MirrorKey, Timestamp)> {
-        let sets = self.every(Kind::StatefulSet);
+        let of_mirrors = |kind| {
+            let every = self.every(kind);
+            every.filter(move |set| names::is_of_mirror(kind, &set.metadata))
+        };
+        let sets = of_mirrors(Kind::StatefulSet);
         let sets =
             sets.filter_map(|set| Some((MirrorKey::from_object(&*set), from_stateful_set(parse(&set)?))));
-        let deployments = self.every(Kind::Deployment);
+        let deployments = of_mirrors(Kind::Deployment);
         let deployments = deployments
             .filter_map(|set| Some((MirrorKey::from_object(&*set), from_deployment(parse(&set)?))));
         sets.chain(deployments)

@@ -22,12 +22,7 @@ use kube::{
     },
 };
 
-use super::{
-    Scope,
-    cache::{ObjectCache, trim},
-    reference_index::ReferenceIndex,
-    watch_backoff::follow,
-};
+use super::{Scope, cache::ObjectCache, reference_index::ReferenceIndex, trim::trim, watch_backoff::follow};
 use crate::{dereference::Reference, kind::Kind, mirror_key::MirrorKey, names};
 
 /// The number of objects in a page of a list: before they are packed they take ten times the memory, and the allocator does
@@ -62,7 +57,11 @@ where
 {
     let api = scope.api::<StoredMirror>(client.clone());
     let stream = follow("RegistryMirror".to_owned(), api, watcher::Config::default())
-        .modify(|mirror| mirror.managed_fields_mut().clear())
+        .modify(|mirror| {
+            // No step reads them, and a user can put a quarter of a megabyte there.
+            mirror.managed_fields_mut().clear();
+            mirror.annotations_mut().clear();
+        })
         .reflect(writer)
         .inspect_ok(on_event)
         .applied_objects()

@@ -37,7 +37,7 @@ pub(super) async fn renew(mirror: &RegistryMirror, context: &Context) -> Result<
     if let (None, Some(files)) = (&renewed.serving, &references.files) {
         renewed.serving = renewal_from_secret(mirror, files, &observed, context).await?;
     }
-    let published = published_hosts(mirror, context);
+    let published = published_hosts(mirror, context).await?;
     let renewed = desired::renewed(mirror, references.files.as_ref(), published, &renewed);
     apply::apply_existing(mirror, &renewed, &context.cluster).await?;
     Ok(())
@@ -105,9 +105,14 @@ async fn read_secret(
 }
 
 /// Returns the published files for nodes.
-fn published_hosts(mirror: &RegistryMirror, context: &Context) -> Option<BTreeMap<String, String>> {
+async fn published_hosts(
+    mirror: &RegistryMirror,
+    context: &Context,
+) -> Result<Option<BTreeMap<String, String>>, ReconcileError> {
     let namespace = mirror.namespace().unwrap_or_default();
-    let name = names::hosts(&mirror.name_any());
-    let map = context.cluster.cache.get(Kind::ConfigMap, &namespace, &name)?;
-    serde_json::from_value(map.data.get("data")?.clone()).ok()
+    let reference = Reference::config_map(&names::hosts(&mirror.name_any()));
+    let contents = context.cluster.read(&namespace, &reference).await;
+    let contents = contents.map_err(ReconcileError::Read)?;
+    let text = |(key, value)| Some((key, String::from_utf8(value).ok()?));
+    Ok(contents.map(|contents| contents.data.into_iter().filter_map(text).collect()))
 }

@@ -215,3 +215,31 @@ fn mirror_without_a_target_is_known_or_gone(change: &Value, has_previous: bool) 
     let target = current.values().next();
     (target.is_some(), target.is_some_and(Option::is_some))
 }
+
+/// Of a `ConfigMap` with the operator's label, the agent keeps certificates only, and of a mirror no text for Pods.
+#[test]
+fn objects_are_kept_without_foreign_text() {
+    let text = "x".repeat(1_000_000);
+    let map = |name: &str, mirror: &str, bundle: &str| -> ConfigMap {
+        let owner = json!({
+            "apiVersion": "registrymirror.io/v1alpha1", "kind": "RegistryMirror", "name": mirror, "uid": "1", "controller": true,
+        });
+        let metadata = json!({"name": name, "namespace": "mirrors", "ownerReferences": [owner]});
+        serde_json::from_value(json!({"metadata": metadata, "data": {"ca.crt": bundle, "pad": text}}))
+            .unwrap()
+    };
+    assert_eq!(bundle_of(map("hub-hosts", "hub", "pem")).as_deref(), Some("pem"));
+    assert_eq!(bundle_of(map("other", "hub", "pem")), None, "another name");
+    assert_eq!(bundle_of(map("hub-hosts", "hub", &text)), None, "too large");
+    let mut unowned = map("hub-hosts", "hub", "pem");
+    unowned.metadata.owner_references = None;
+    assert_eq!(bundle_of(unowned), None, "of no mirror");
+    let fat = mirror(&json!({
+        "/metadata/annotations": {"pad": text},
+        "/spec/pod": {"annotations": {"pad": text}},
+        "/spec/service": {"annotations": {"pad": text}},
+        "/spec/serviceAccount": {"annotations": {"pad": text}},
+    }));
+    let stored = parse(serde_json::from_value(json!(fat)).unwrap()).unwrap();
+    assert!(json!(stored).to_string().len() < 2_000);
+}
