@@ -15,7 +15,7 @@ use kube::{
 };
 use tokio::{
     runtime::Handle,
-    time::{Instant, timeout},
+    time::{Instant, sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tracing::{Instrument, Span};
@@ -67,6 +67,10 @@ const NAMESPACE_CONCURRENCY: usize = CONCURRENCY / 2;
 pub const RESYNC: Duration = Duration::from_mins(15);
 /// The time limit of a reconcile, so that none keeps one of those places for longer.
 const RECONCILE_TIMEOUT: Duration = Duration::from_mins(1);
+/// The time for running reconciles to end when the operator stops, within the 30 s that the kubelet gives a Pod.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(15);
+/// The time for the last writes when the operator stops.
+const WITHDRAW_TIMEOUT: Duration = Duration::from_secs(5);
 /// The number of failures in a row after which the operator publishes an event.
 const ATTEMPTS_BEFORE_EVENT: u32 = 4;
 
@@ -142,7 +146,7 @@ impl Controller {
         }
     }
 
-    /// Reconciles until `shutdown`, and lets running reconciles end.
+    /// Reconciles until `shutdown`, and lets running reconciles end, for [`DRAIN_TIMEOUT`] at most.
     pub async fn run(self, shutdown: CancellationToken) {
         let Self {
             context,
@@ -152,8 +156,9 @@ impl Controller {
         } = self;
         let _poller = AbortOnDropHandle::new(tokio::spawn(Arc::clone(&context.poller).run()));
         let (all, end) = (mirrors.clone(), Arc::clone(&context));
-        applier(
-            |mirror, context| reconcile_in_place(mirror, context, Arc::clone(&places)).boxed(),
+        let (late, drained) = (CancellationToken::new(), shutdown.clone());
+        let reconciles = applier(
+            |mirror, context| reconcile_in_place(mirror, context, Arc::clone(&places), late.clone()).boxed(),
             |mirror, error, context| context.error_policy(&mirror, error),
             context,
             mirrors,
@@ -167,18 +172,32 @@ impl Controller {
                 | Err(controller::Error::ReconcilerFailed(..) | controller::Error::ObjectNotFound(_)) => {}
                 Err(error) => tracing::warn!(%error, "watch failed; the operator retries it"),
             }
-        })
-        .await;
-        management::withdraw_all(&all, &end).await;
+        });
+        let drain = async {
+            drained.cancelled().await;
+            sleep(DRAIN_TIMEOUT).await;
+        };
+        tokio::select! {
+            () = reconciles => {}
+            () = drain => {
+                late.cancel();
+                tracing::warn!("stopping with unfinished reconciles: the next operator repeats them");
+            }
+        }
+        let withdrawn = timeout(WITHDRAW_TIMEOUT, management::withdraw_all(&all, &end)).await;
+        if withdrawn.is_err() {
+            tracing::warn!("stopping without a report to other operators: the API server does not answer");
+        }
     }
 }
 
 /// Reconciles one mirror once it has a place, on a thread of its own: reading CA certificates and comparing large objects
-/// would let the reconciles of other mirrors wait for an async thread.
+/// would let the reconciles of other mirrors wait for an async thread. `late` ends it.
 async fn reconcile_in_place(
     mirror: Arc<StoredMirror>,
     context: Arc<Context>,
     places: Arc<Places>,
+    late: CancellationToken,
 ) -> Result<Action, ReconcileError> {
     // An object that is not listed yet looks missing, and would be written again.
     context.cluster.cache.wait_synced().await;
@@ -186,7 +205,9 @@ async fn reconcile_in_place(
     let (runtime, span) = (Handle::current(), Span::current());
     let task = tokio::task::spawn_blocking(move || {
         let _place = place;
-        runtime.block_on(reconcile(mirror, context).instrument(span))
+        let reconcile = reconcile(mirror, context).instrument(span);
+        let done = runtime.block_on(late.run_until_cancelled(reconcile));
+        done.unwrap_or(Err(ReconcileError::Timeout))
     });
     task.await
         .unwrap_or_else(|panic| Err(ReconcileError::Panicked(panic)))
