@@ -12,8 +12,9 @@ use crate::{
 };
 
 /// Checks that no other mirror has the bucket and the prefix of a mirror: a bucket names one upstream for its repositories
-/// without a prefix, and each mirror would replace the tags of the other. The mirror whose servers use the bucket keeps it,
-/// according to its status; among others the oldest gets it.
+/// without a prefix, and each mirror would replace the tags of the other. A prefix that begins with the name of a namespace
+/// belongs to the mirrors of that namespace. Among equals, the mirror whose servers use the bucket keeps it, according to its
+/// status, then the oldest gets it.
 ///
 /// # Errors
 /// `BucketConflict`, with the other mirror where it is in the same namespace: a tenant learns no names of other namespaces.
@@ -54,12 +55,21 @@ fn goes_before(other: &RegistryMirror, mirror: &RegistryMirror, location: &str) 
     if !theirs && bucket::location(other).as_deref() != Some(location) {
         return false;
     }
-    // A mirror whose servers use the bucket takes precedence, then the older mirror.
     let rank = |is_used: bool, mirror: &RegistryMirror, key: MirrorKey| {
         let created = mirror.creation_timestamp().map(|time| time.0);
-        (!is_used, created, key)
+        (!is_of_namespace(location, &key.namespace), !is_used, created, key)
     };
     rank(theirs, other, key) < rank(ours, mirror, own)
+}
+
+/// Returns whether the prefix of a location begins with the name of a namespace, as the default prefix does. A tenant can't keep
+/// the mirrors of another namespace from their prefixes by naming them first.
+fn is_of_namespace(location: &str, namespace: &str) -> bool {
+    let (scheme, path) = location.split_once("://").unwrap_or_default();
+    let (path, _) = path.split_once(" at ").unwrap_or((path, ""));
+    // The bucket, or the account and the container.
+    let bucket = if scheme == "azure" { 2 } else { 1 };
+    path.split('/').nth(bucket) == Some(namespace)
 }
 
 /// Returns whether the servers of a mirror use a location.
@@ -128,5 +138,29 @@ mod tests {
         let rejected = verdicts.0.as_ref().err().or(verdicts.1.as_ref().err());
         assert!(rejected.is_none_or(|rejection| rejection.reason == Reason::BucketConflict));
         (verdicts.0.is_ok(), verdicts.1.is_ok())
+    }
+
+    /// A prefix that begins with the name of a namespace belongs to its mirrors, also if the servers of another one use it.
+    #[test]
+    fn prefix_belongs_to_its_namespace() {
+        let mut squatter = mirror("a", 1, "team/b", Some("team/b"));
+        squatter.metadata.namespace = Some("tenant".to_owned());
+        let owner = mirror("b", 2, "team/b", None);
+        let all =
+            [&squatter, &owner].map(|mirror| Arc::new(kube::core::DeserializeGuard(Ok(mirror.clone()))));
+        assert_eq!(check(&owner, &all), Ok(()));
+        assert!(check(&squatter, &all).is_err());
+    }
+
+    #[test_case("s3://b/team/x at https://s3.example.com/", true)]
+    #[test_case("s3://b/team", true)]
+    #[test_case("gs://b/team/x", true)]
+    #[test_case("azure://account/container/team/x", true)]
+    #[test_case("azure://account/team/x", false; "a container")]
+    #[test_case("s3://team/x", false; "a bucket")]
+    #[test_case("s3://b/team-2/x", false; "another namespace")]
+    #[test_case("s3://b/", false; "no prefix")]
+    fn prefix_begins_with_the_namespace(location: &str, expected: bool) {
+        assert_eq!(is_of_namespace(location, "team"), expected);
     }
 }
