@@ -228,15 +228,9 @@ async fn apply_example_policy(client: &kube::Client) {
     }
 }
 
-/// The example for administrators, which docs/security.md names.
-#[tokio::test]
-async fn example_policy_for_tenants_limits_tenants_alone() {
-    if uses_existing_cluster() {
-        return;
-    }
-    let bench = Bench::idle("tenants").await;
-    let client = bench.namespace.client();
-    apply_example_policy(&client).await;
+/// Installs the example policy, and returns a client of a user who may create mirrors.
+async fn tenant_with_policy(bench: &Bench) -> kube::Client {
+    apply_example_policy(&bench.namespace.client()).await;
     let user = format!("tenant-of-{}", bench.namespace);
     let rules =
         json!([{"apiGroups": ["registrymirror.io"], "resources": ["registrymirrors"], "verbs": ["create"]}]);
@@ -247,10 +241,21 @@ async fn example_policy_for_tenants_limits_tenants_alone() {
     let role = json!({"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "tenant"});
     let binding = json!({"metadata": {"name": "tenant"}, "roleRef": role, "subjects": [subject]});
     bench.apply::<RoleBinding>(binding).await;
-    let tenant = bench
+    bench
         .control_plane
         .client_as(&user, &["system:authenticated"])
-        .await;
+        .await
+}
+
+/// The example for administrators, which docs/security.md names.
+#[tokio::test]
+async fn example_policy_for_tenants_limits_tenants_alone() {
+    if uses_existing_cluster() {
+        return;
+    }
+    let bench = Bench::idle("tenants").await;
+    let client = bench.namespace.client();
+    let tenant = tenant_with_policy(&bench).await;
     let create = async |client: kube::Client, upstream: &Value, service: &Value| {
         let mut spec = ephemeral();
         spec["upstreams"] = json!([upstream]);
@@ -311,6 +316,61 @@ async fn example_policy_for_tenants_limits_tenants_alone() {
         .to_string();
     assert!(refused.contains("Pods of other namespaces"), "{refused}");
     create(client, &elsewhere, &internal).await.unwrap();
+}
+
+/// With the example policy, a tenant's Secret of any kind has a name that the administrator chose, and a bucket no endpoint.
+#[tokio::test]
+async fn example_policy_limits_buckets_and_secrets() {
+    if uses_existing_cluster() {
+        return;
+    }
+    let bench = Bench::idle("tenants-buckets").await;
+    let tenant = tenant_with_policy(&bench).await;
+    let create_spec = async |fields: Value| {
+        let mut spec = ephemeral();
+        for (field, value) in fields.as_object().unwrap() {
+            spec[field] = value.clone();
+        }
+        let mirror = RegistryMirror::new("hub", serde_json::from_value(spec).unwrap());
+        let dry_run = PostParams {
+            dry_run: true,
+            ..PostParams::default()
+        };
+        let mirrors = Api::<RegistryMirror>::namespaced(tenant.clone(), bench.namespace.name());
+        let created = mirrors.create(&dry_run, &mirror).await;
+        created.map(drop).map_err(|error| error.to_string())
+    };
+    let bucket = |name: &str, s3: Value| {
+        let store = json!({"s3": s3, "credentials": {"secretRef": {"name": name}}});
+        json!({"storage": {"type": "ObjectStore", "objectStore": store}})
+    };
+    let (public, elsewhere) = (
+        json!({"bucket": "b", "region": "r"}),
+        json!({"bucket": "b", "endpoint": "https://evil.example"}),
+    );
+    soon("the policy", async || {
+        let refused = create_spec(bucket("database", public.clone())).await.err()?;
+        refused.contains("begin with registry-").then_some(())
+    })
+    .await;
+    create_spec(bucket("registry-bucket", public)).await.unwrap();
+    for (fields, expected) in [
+        (
+            bucket("registry-bucket", elsewhere),
+            "endpoints are for administrators",
+        ),
+        (
+            json!({"access": {"mode": "Basic", "htpasswdSecretRef": {"name": "database"}}}),
+            "begin with registry-",
+        ),
+        (
+            json!({"pod": {"imagePullSecrets": [{"name": "database"}]}}),
+            "begin with registry-",
+        ),
+    ] {
+        let refused = create_spec(fields).await.unwrap_err();
+        assert!(refused.contains(expected), "{refused}");
+    }
 }
 
 /// Bundles that fit into their own objects, and not into the Secret of the servers, are reported with their sizes.
