@@ -45,8 +45,8 @@ pub enum LimitError {
     Size(usize),
 }
 
-/// The number of objects that fitted into a page of each list whose pages were too large, by path. The lock is held while a page is read, one at a time: at
-/// the start all watches list at once.
+/// The number of objects that fitted into a page of each list whose pages were too large, by path. The lock is held while a
+/// page is read, one at a time: at the start all watches list at once.
 type Pages = Mutex<HashMap<String, usize>>;
 
 /// An answer with its body.
