@@ -137,7 +137,8 @@ mod tests {
     }
 
     fn size(object: &DynamicObject) -> usize {
-        serde_json::to_string(object).unwrap().len()
+        let data = object.data.as_str().unwrap_or_default();
+        json!(object.metadata).to_string().len() + data.len()
     }
 
     /// An object with the operator's label that no mirror controls takes a few kilobytes, whatever its user puts into it.
@@ -203,7 +204,7 @@ mod tests {
         let mut secret = owned(DynamicObject::new("hub-files", &Kind::Secret.resource()), "hub");
         secret.data = json!({"data": {"password": "aHVudGVyMg=="}});
         trim(Kind::Secret, &mut secret);
-        let text = serde_json::to_string(&secret).unwrap();
+        let text = secret.data.as_str().unwrap();
         assert!(!text.contains("aHVudGVyMg"), "{text}");
         assert!(text.contains("password"), "{text}");
     }

@@ -106,7 +106,11 @@ fn store(events: Vec<Event<ConfigMap>>) -> Store<String> {
 
 fn map(name: &str, data: Option<&str>) -> ConfigMap {
     let data = data.map(|text| json!({"ca.crt": text}));
-    serde_json::from_value(json!({"metadata": {"name": name}, "data": data})).unwrap()
+    let owner = json!({
+        "apiVersion": "registrymirror.io/v1alpha1", "kind": "RegistryMirror", "name": name, "uid": "1", "controller": true,
+    });
+    let metadata = json!({"name": names::hosts(name), "ownerReferences": [owner]});
+    serde_json::from_value(json!({"metadata": metadata, "data": data})).unwrap()
 }
 
 #[test]
@@ -122,10 +126,10 @@ fn list_replaces_previous_objects_when_complete() {
     assert!(store(events.clone()).is_synced());
     events.extend([Event::Init, Event::InitApply(map("two", Some("b")))]);
     let half = store(events.clone());
-    assert!(half.get("mirrors", "one").is_some() && half.get("mirrors", "two").is_none());
+    assert!(half.get("mirrors", "one-hosts").is_some() && half.get("mirrors", "two-hosts").is_none());
     events.push(Event::InitDone);
     let whole = store(events);
-    assert!(whole.get("mirrors", "one").is_none() && whole.get("mirrors", "two").is_some());
+    assert!(whole.get("mirrors", "one-hosts").is_none() && whole.get("mirrors", "two-hosts").is_some());
 }
 
 #[test]
@@ -136,14 +140,14 @@ fn changed_and_deleted_objects_are_followed() {
         Event::InitDone,
     ];
     events.push(Event::Apply(map("one", Some("b"))));
-    assert_eq!(store(events.clone()).get("mirrors", "one").unwrap(), "b");
+    assert_eq!(store(events.clone()).get("mirrors", "one-hosts").unwrap(), "b");
     events.push(Event::Apply(map("one", None)));
-    assert!(store(events.clone()).get("mirrors", "one").is_none());
+    assert!(store(events.clone()).get("mirrors", "one-hosts").is_none());
     events.extend([
         Event::Apply(map("one", Some("c"))),
         Event::Delete(map("one", None)),
     ]);
-    assert!(store(events).get("mirrors", "one").is_none());
+    assert!(store(events).get("mirrors", "one-hosts").is_none());
 }
 
 fn with_generation(host: &str, generation: i64, accepted: &str, observed: i64) -> DynamicObject {
