@@ -146,10 +146,11 @@ impl DiskQuota {
     }
 
     /// Returns the bytes by which content is over the limit now, as after a reload that lowered it. Uploads that were
-    /// left behind do not count: evicting content would not remove them.
+    /// left behind do not count: evicting content would not remove them. Without a limit only new content evicts.
     pub(super) fn excess(&self) -> u64 {
-        match self.short(&self.account.lock(), 0, 0) {
-            Some(Shortfall::Evict(bytes)) => bytes,
+        let account = self.account.lock();
+        match self.short(&account, 0, 0) {
+            Some(Shortfall::Evict(bytes)) if account.max_size.is_some() => bytes,
             _ => 0,
         }
     }
@@ -177,11 +178,15 @@ impl DiskQuota {
             let in_all = content.saturating_add(account.uploads).saturating_sub(limit);
             in_all.min(over.max(more.saturating_sub(displaced)))
         });
-        let missing = system.map_or(0, |system| missing(&system, limit.is_none(), more));
+        // Evicted files may take a while to free their space: no more is evicted for the share of others.
+        let missing = system.map_or(0, |system| {
+            let with_share = missing(&system, limit.is_none(), more).saturating_sub(displaced);
+            with_share.max(missing(&system, false, more))
+        });
         match over.max(missing) {
             0 => None,
-            // Without a limit nothing is given up for the new: the cache stops growing.
-            bytes if limit.is_none() || bytes > account.stored => Some(Shortfall::Never),
+            // As long as the stored content is unknown, its order of use is unknown, too.
+            bytes if account.paused || bytes > account.stored => Some(Shortfall::Never),
             bytes => Some(Shortfall::Evict(bytes)),
         }
     }

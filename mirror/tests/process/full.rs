@@ -89,6 +89,33 @@ async fn blob_beyond_file_size_limit_passes_through() {
         assert!(body(&server.address, &of_small).await == (200, Some(small.clone())));
     }
     assert_eq!(hub.count(&format!("GET {of_small}")), 1, "it is cached");
+/// Without a limit the cache takes all but 5% of its file system; the least recently used content goes for new one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn full_disk_without_limit_evicts_the_oldest() {
+    let Some(how) = small_disk::namespace() else {
+        return;
+    };
+    let hub = Hub::start().await;
+    let home = tempfile::tempdir().unwrap();
+    let server = Server::start_on_small_disk(how, "24m", &home.path().join("cache"), &hub, "").await;
+    let mut paths = Vec::new();
+    for seed in 0..8 {
+        let data = bytes(seed, 4 * MIB);
+        let path = format!("/v2/library/app/blobs/{}", hub.push_blob("library/app", &data));
+        assert!(body(&server.address, &path).await == (200, Some(data)));
+        until("the blob to be kept", || {
+            server.said("a blob was cached") as u64 == seed + 1
+        })
+        .await;
+        paths.push(path);
+    }
+    let last = paths.last().unwrap();
+    for (path, requests) in [(last, 1), (&paths[0], 2)] {
+        body(&server.address, path).await;
+        assert_eq!(hub.count(&format!("GET {path}")), requests, "{path}");
+    }
+    let status = body(&server.admin, "/status").await.1.unwrap();
+    assert!(!String::from_utf8(status).unwrap().contains("\"full\":true"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
