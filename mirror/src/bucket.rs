@@ -11,6 +11,7 @@ mod error;
 mod identity;
 mod keys;
 mod leftovers;
+mod listing;
 mod objects;
 mod read;
 mod redirect;
@@ -47,6 +48,8 @@ use upload::Upload;
 
 /// The reads at once; a further one waits, and passes by the bucket after [`TURN`].
 const MAX_READS: usize = 256;
+/// The pages of listings that are read at once.
+const MAX_LISTINGS: usize = 4;
 /// The longest wait of a read for its turn.
 const TURN: Duration = Duration::from_secs(5);
 /// The most digests whose bytes in the bucket are known to be wrong.
@@ -98,6 +101,7 @@ pub(crate) struct Bucket {
     finding_owner: tokio::sync::Mutex<()>,
     breaker: Breaker,
     reads: Arc<Semaphore>,
+    listings: Arc<Semaphore>,
     wrong: Cache<Digest, ()>,
     /// The answers of the last minute about the presence of content.
     present: moka::future::Cache<Digest, bool>,
@@ -129,6 +133,7 @@ impl Bucket {
             finding_owner: tokio::sync::Mutex::default(),
             breaker: Breaker::default(),
             reads: Arc::new(Semaphore::new(MAX_READS)),
+            listings: Arc::new(Semaphore::new(MAX_LISTINGS)),
             wrong: Cache::builder()
                 .max_capacity(MAX_WRONG)
                 .time_to_live(WRONG_FOR)

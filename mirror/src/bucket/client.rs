@@ -8,6 +8,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
+use object_store::list::PaginatedListStore;
 use object_store::multipart::MultipartStore;
 use object_store::signer::Signer;
 use object_store::{Attribute, Attributes, ObjectStore, RetryConfig};
@@ -29,6 +30,7 @@ pub(super) struct Client {
 /// The interfaces of a store that share its credentials.
 struct Stores {
     objects: Arc<dyn ObjectStore>,
+    lists: Arc<dyn PaginatedListStore>,
     multipart: Arc<dyn MultipartStore>,
     /// The signer of URLs for clients, if the settings have redirects.
     signer: Option<Arc<dyn Signer>>,
@@ -123,6 +125,11 @@ impl Client {
     /// Returns the objects.
     pub(super) fn objects(&self) -> &dyn ObjectStore {
         &*self.stores.objects
+    }
+
+    /// Returns the listings of objects.
+    pub(super) fn lists(&self) -> &dyn PaginatedListStore {
+        &*self.stores.lists
     }
 
     /// Returns the uploads in parts.

@@ -11,6 +11,7 @@ use serde::Deserialize;
 use super::Bucket;
 use super::error::Error;
 use super::keys;
+use super::upload::is_usable_id;
 
 /// The age from which an upload is aborted.
 const MAX_AGE: Duration = Duration::from_hours(24);
@@ -113,7 +114,7 @@ async fn list(signer: &dyn Signer, http: &reqwest::Client, root: &str) -> Result
     Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
-/// Returns the uploads of a page, without those whose time is malformed.
+/// Returns the uploads of a page, without those whose time is malformed or whose key or id fits no URL.
 fn parse(text: &str) -> Result<Vec<OpenUpload>, Error> {
     let page: UploadsPage =
         quick_xml::de::from_str(text).map_err(|_| Error::unavailable("a listing of uploads is malformed"))?;
@@ -124,7 +125,13 @@ fn parse(text: &str) -> Result<Vec<OpenUpload>, Error> {
             id: listed.upload_id,
         })
     };
-    Ok(page.upload.into_iter().filter_map(upload).collect())
+    let is_usable = |listed: &ListedUpload| is_usable_id(&listed.upload_id) && is_usable_id(&listed.key);
+    Ok(page
+        .upload
+        .into_iter()
+        .filter(is_usable)
+        .filter_map(upload)
+        .collect())
 }
 
 #[cfg(test)]

@@ -5,10 +5,11 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use object_store::path::Path as Key;
-use object_store::{Attribute, AttributeValue, GetOptions, GetRange};
+use object_store::{Attribute, AttributeValue, GetOptions, GetRange, ObjectMeta};
 
 use super::error::Error;
 use super::keys::{self, Keys};
+use super::listing::BucketPages;
 use super::{Bucket, MAX_LINK, WaitLimit};
 use crate::digest::Digest;
 use crate::name::{Repository, Tag};
@@ -157,35 +158,35 @@ impl Bucket {
     /// Lists the content of a shard that mirrors uploaded, up to `most`: a LIST, and a GET of the first byte of each piece.
     pub(crate) async fn list_own(&self, shard: u8, most: usize) -> Result<Vec<BucketContent>, Error> {
         let keys = self.keys(WaitLimit::Long).await?;
-        let client = self.client.load_full();
-        let mut listed = client.objects().list(Some(&keys.shard(shard)));
+        let mut listing = BucketPages::new(&keys.shard(shard));
         let mut found = Vec::new();
-        while let Some(object) = tokio::time::timeout(BODY, listed.next())
-            .await
-            .unwrap_or_else(|_| {
-                Some(Err(object_store::Error::Generic {
-                    store: "bucket",
-                    source: "no answer to a listing".into(),
-                }))
-            })
-        {
-            let object = object?;
-            let Some(digest) = keys::digest_of_data(&object.location) else {
-                continue;
-            };
-            let content = self.find_content(&object.location).await?;
-            if let Some(content) = content.filter(|content| content.is_own) {
-                found.push(BucketContent {
-                    digest,
-                    size: content.size,
-                    modified: content.modified,
-                });
-            }
-            if found.len() >= most {
-                break;
+        while let Some(objects) = self.list_page(&mut listing).await? {
+            for key in objects.into_iter().map(|object| object.location) {
+                let digest = keys::digest_of_data(&key).filter(|digest| keys.data(digest) == key);
+                let Some(digest) = digest else { continue };
+                let content = self.find_content(&key).await?;
+                if let Some(content) = content.filter(|content| content.is_own) {
+                    found.push(BucketContent {
+                        digest,
+                        size: content.size,
+                        modified: content.modified,
+                    });
+                }
+                if found.len() >= most {
+                    return Ok(found);
+                }
             }
         }
         Ok(found)
+    }
+
+    async fn list_page(&self, listing: &mut BucketPages) -> Result<Option<Vec<ObjectMeta>>, Error> {
+        let _turn = self.listing_turn().await?;
+        let client = self.client.load_full();
+        match tokio::time::timeout(BODY, listing.next(&client)).await {
+            Ok(page) => Ok(page?),
+            Err(_) => Err(Error::unavailable("no answer to a listing")),
+        }
     }
 
     /// Returns a small object; `None` if the bucket has none, or a larger one.

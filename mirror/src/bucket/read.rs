@@ -11,7 +11,7 @@ use futures::{StreamExt as _, TryStreamExt as _};
 use jiff::Timestamp;
 use object_store::path::Path as Key;
 use object_store::{GetOptions, GetRange, GetResult};
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::client::Client;
 use super::error::Error;
@@ -229,11 +229,12 @@ impl Bucket {
         Ok(object(found, permit))
     }
 
-    pub(super) async fn turn(&self) -> Result<OwnedSemaphorePermit, Error> {
-        match tokio::time::timeout(TURN, self.reads.clone().acquire_owned()).await {
-            Ok(Ok(permit)) => Ok(permit),
-            _ => Err(Error::unavailable("too many reads are under way")),
-        }
+    async fn turn(&self) -> Result<OwnedSemaphorePermit, Error> {
+        turn_of(&self.reads).await
+    }
+
+    pub(super) async fn listing_turn(&self) -> Result<OwnedSemaphorePermit, Error> {
+        turn_of(&self.listings).await
     }
 
     /// Sends a request, twice if the first attempt fails, and skips a bucket that kept failing.
@@ -275,6 +276,13 @@ impl Bucket {
         }
         self.observe(&result);
         result
+    }
+}
+
+async fn turn_of(turns: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, Error> {
+    match tokio::time::timeout(TURN, turns.clone().acquire_owned()).await {
+        Ok(Ok(permit)) => Ok(permit),
+        _ => Err(Error::unavailable("too many reads are under way")),
     }
 }
 

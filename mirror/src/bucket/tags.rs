@@ -3,8 +3,9 @@
 
 use std::collections::BTreeSet;
 
-use futures::TryStreamExt as _;
+use object_store::path::Path as Key;
 
+use super::listing::BucketPages;
 use super::read::WaitLimit;
 use super::{Bucket, error::Error};
 use crate::name::{Repository, Tag};
@@ -29,29 +30,37 @@ impl Bucket {
     async fn list_tags(&self, repository: &Repository) -> Result<Vec<String>, Error> {
         let keys = self.keys(WaitLimit::Long).await?;
         let prefix = keys.tags(repository);
-        let _turn = self.turn().await?;
+        let _turn = self.listing_turn().await?;
         let listed = self.tried(WaitLimit::Long, |client| {
             let prefix = prefix.clone();
             async move {
                 let (mut tags, mut seen) = (BTreeSet::new(), 0);
-                let mut objects = client.objects().list(Some(&prefix));
-                while let Some(object) = objects.try_next().await? {
-                    seen += 1;
-                    let parts = object.location.prefix_match(&prefix);
-                    let parts: Vec<_> = parts.into_iter().flatten().collect();
-                    if let [tag, current, link] = parts.as_slice()
-                        && (current.as_ref(), link.as_ref()) == ("current", "link")
-                        && tag.as_ref().parse::<Tag>().is_ok()
-                    {
-                        tags.insert(tag.as_ref().to_owned());
-                    }
-                    if seen == MAX_KEYS || tags.len() == MAX_TAGS {
+                let mut listing = BucketPages::new(&prefix);
+                while let Some(objects) = listing.next(&client).await? {
+                    seen += objects.len();
+                    tags.extend(
+                        objects
+                            .iter()
+                            .filter_map(|object| tag_at(&object.location, &prefix)),
+                    );
+                    if seen >= MAX_KEYS || tags.len() >= MAX_TAGS {
                         break;
                     }
                 }
                 Ok(tags)
             }
         });
-        Ok(listed.await?.into_iter().collect())
+        Ok(listed.await?.into_iter().take(MAX_TAGS).collect())
     }
+}
+
+/// Returns the tag whose current link has this key.
+fn tag_at(key: &Key, prefix: &Key) -> Option<String> {
+    let parts: Vec<_> = key.prefix_match(prefix)?.collect();
+    let [tag, current, link] = parts.as_slice() else {
+        return None;
+    };
+    let is_tag =
+        (current.as_ref(), link.as_ref()) == ("current", "link") && tag.as_ref().parse::<Tag>().is_ok();
+    is_tag.then(|| tag.as_ref().to_owned())
 }

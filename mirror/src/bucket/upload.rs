@@ -33,6 +33,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// The slowest upload, in bytes per second.
 const SLOWEST: u64 = 64 << 10;
 const ATTEMPTS: u32 = 2;
+/// The longest id of an upload, in bytes: it is recorded, and a part of URLs.
+const MAX_UPLOAD_ID: usize = 2 << 10;
 
 /// The result of an upload of content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -243,6 +245,9 @@ impl Bucket {
                 async move { client.multipart().create_multipart_opts(&key, options).await }
             })
             .await?;
+        if !is_usable_id(&id) {
+            return Err(Error::unavailable("the id of an upload is too long").into());
+        }
         let recorded = store.begin_upload(&id, key.as_ref()).await;
         let sent = match recorded {
             Ok(()) => self.parts(key, &id, digest, content, buffers).await,
@@ -305,6 +310,10 @@ impl Bucket {
 
     /// Aborts an upload in parts.
     pub(super) async fn abort(&self, store: &Store, id: &str, key: &Key) -> Result<(), UploadError> {
+        if !is_usable_id(id) {
+            // An earlier version recorded it; no request can name it.
+            return Ok(store.end_upload(id).await?);
+        }
         let aborted = self
             .sent(0, |client| {
                 let (key, id) = (key.clone(), id.to_owned());
@@ -339,6 +348,11 @@ impl Bucket {
             }
         }
     }
+}
+
+/// Returns `true` if a URL can have this id of an upload.
+pub(super) fn is_usable_id(id: &str) -> bool {
+    id.len() <= MAX_UPLOAD_ID
 }
 
 /// Returns the length of the parts of an upload, such that there are not too many.

@@ -37,6 +37,18 @@ pub enum Fault {
     Cut,
     /// Bodies of content have a wrong first byte.
     Wrong,
+    /// The id of an upload in parts has 900,000 bytes.
+    LongId,
+    /// The ETag of a part has 200,000 bytes.
+    LongTag,
+    /// Each request gets 403, with its credentials in the message.
+    Echo,
+    /// A page of a listing has no end.
+    EndlessPage,
+    /// A page of a listing names itself as the next one.
+    SamePage,
+    /// A page of a listing has a token of 100,000 bytes.
+    LongToken,
 }
 
 /// A request to the store.
@@ -169,6 +181,11 @@ async fn forward(State(open): State<Open>, request: Request) -> Response {
         )
             .into_response();
     }
+    if let Some(answer) = fault.and_then(|fault| hostile(fault, &request)) {
+        let _ = axum::body::to_bytes(request.into_body(), usize::MAX).await;
+        open.shared.log(&method, &uri, answer.status());
+        return answer;
+    }
     let request = if fault == Some(Fault::KeepLinks) && uri.query() == Some("delete") {
         let (parts, body) = request.into_parts();
         let body = axum::body::to_bytes(body, usize::MAX).await.unwrap_or_default();
@@ -186,6 +203,56 @@ async fn forward(State(open): State<Open>, request: Request) -> Response {
         Some(fault @ (Fault::Cut | Fault::Wrong)) if is_content => damaged(response, fault),
         _ => response,
     }
+}
+
+/// Returns the answer of a store that lies.
+fn hostile(fault: Fault, request: &Request) -> Option<Response> {
+    let query = request.uri().query().unwrap_or_default();
+    let is_list = *request.method() == Method::GET && query.contains("list-type=2");
+    let answer = match fault {
+        Fault::LongId if *request.method() == Method::POST && query.starts_with("uploads") => {
+            let id = "u".repeat(900_000);
+            format!(
+                "<InitiateMultipartUploadResult><UploadId>{id}</UploadId></InitiateMultipartUploadResult>"
+            )
+            .into_response()
+        }
+        Fault::LongTag if query.contains("partNumber") => {
+            let tag = format!("\"{}\"", "e".repeat(200_000));
+            ([(http::header::ETAG, tag)], "").into_response()
+        }
+        Fault::Echo => {
+            let value = |name| {
+                let value = request.headers().get(name)?;
+                value.to_str().ok().map(str::to_owned)
+            };
+            let (token, signed) = (value("x-amz-security-token"), value("authorization"));
+            let body = format!(
+                "<Error><Code>AccessDenied</Code><Message>echo {token:?} {signed:?}</Message></Error>"
+            );
+            (StatusCode::FORBIDDEN, body).into_response()
+        }
+        Fault::EndlessPage if is_list => {
+            let item = "<Contents><Key>k</Key><Size>1</Size><LastModified>2026-01-01T00:00:00Z</LastModified></Contents>";
+            let chunk = move || Ok::<_, io::Error>(item.repeat(1_000));
+            let head = futures::stream::iter([Ok("<ListBucketResult>".to_owned())]);
+            let items = futures::stream::repeat_with(chunk);
+            Response::new(Body::from_stream(head.chain(items)))
+        }
+        Fault::SamePage if is_list => page("same"),
+        Fault::LongToken if is_list => page(&"t".repeat(100_000)),
+        _ => return None,
+    };
+    Some(answer)
+}
+
+/// Returns a page of a listing, without objects, that is not the last one.
+fn page(token: &str) -> Response {
+    format!(
+        "<ListBucketResult><IsTruncated>true</IsTruncated>\
+         <NextContinuationToken>{token}</NextContinuationToken></ListBucketResult>"
+    )
+    .into_response()
 }
 
 async fn pass(open: &Open, request: Request) -> Response {

@@ -6,7 +6,7 @@ use test_case::test_case;
 use testbed::bucket::Fault;
 use testbed::wait;
 
-use crate::place::{LIMIT, Place, until_stored};
+use crate::place::{LAYERS, LIMIT, Place, until_stored};
 
 const SMALL: [usize; 2] = [300_000, 10];
 
@@ -84,6 +84,65 @@ async fn wrong_object_is_replaced() {
         .await
         .expect("they end");
     place.check_objects();
+}
+
+/// A store whose answers are too long for an upload fails the upload, and the next attempt succeeds once it answers
+/// rightly.
+#[test_case(Fault::LongId; "the id of an upload")]
+#[test_case(Fault::LongTag; "the tag of a part")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn overlong_answer_fails_one_upload(fault: Fault) {
+    let place = Place::new(&LAYERS).await;
+    place.store.fail(Some(fault));
+    let mirror = place.mirror("tier").await;
+    place.pull(&mirror, "pulled").await;
+    let failed = || async { mirror.status().await["uploadError"].as_str().map(str::to_owned) };
+    let error = wait::until("error of an upload", LIMIT, failed)
+        .await
+        .expect("it is reported");
+    assert!(error.len() < 300, "{error}");
+    place.store.fail(None);
+    until_stored(&place, blobs(&place), &mirror).await;
+    assert_eq!(place.check_objects(), blobs(&place));
+}
+
+/// No message repeats what a store repeats of the credentials of a request.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn credentials_that_a_store_repeats_are_masked() {
+    let place = Place::new(&SMALL).await;
+    place.store.fail(Some(Fault::Echo));
+    let keys = format!("{}, sessiontoken: hunter2-session-token", place.store.keys());
+    let mirror = place.mirror_with("tier", &keys, "").await;
+    place.pull(&mirror, "pulled").await;
+    let failed = || async { mirror.status().await["uploadError"].as_str().map(drop) };
+    wait::until("error of an upload", LIMIT, failed)
+        .await
+        .expect("it is reported");
+    let status = mirror.status().await.to_string();
+    assert!(status.contains("echo"), "{status}");
+    for secret in ["hunter2", "Signature=", "AWS4-HMAC"] {
+        assert!(!status.contains(secret), "{status}");
+    }
+}
+
+/// Pages of a listing that do not end, or repeat themselves, end the listing.
+#[test_case(Fault::EndlessPage; "a page without an end")]
+#[test_case(Fault::SamePage; "the same page")]
+#[test_case(Fault::LongToken; "a token that fits no URL")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hostile_listing_of_tags_ends(fault: Fault) {
+    let mut place = Place::new(&SMALL).await;
+    let mirror = place.mirror("tier").await;
+    place.pull(&mirror, "pulled").await;
+    until_stored(&place, blobs(&place), &mirror).await;
+    place.upstream.go_down();
+    place.store.fail(Some(fault));
+    place.store.forget();
+    let (status, body) = mirror.get("/v2/library/app/tags/list").await;
+    let body: serde_json::Value = serde_json::from_slice(&body).expect("JSON");
+    assert_eq!((status, &body["tags"]), (200, &serde_json::json!(["1"])));
+    let listings = place.requests(|seen| seen.query.contains("list-type=2"));
+    assert!((1..=8).contains(&listings.len()), "{}", listings.len());
 }
 
 /// A bucket that accepts no writes is still read, and gets what it lacks when it accepts them again.

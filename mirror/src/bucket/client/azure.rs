@@ -45,6 +45,7 @@ pub(super) fn stores(
     let built = Arc::new(built.map_err(|_| unusable_key(bucket, "the key of the storage account"))?);
     Ok(Stores {
         objects: built.clone(),
+        lists: built.clone(),
         multipart: built,
         signer: None,
         uploads: None,

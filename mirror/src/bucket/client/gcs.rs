@@ -44,6 +44,7 @@ pub(super) fn stores(
     let built = Arc::new(built.map_err(|_| unusable_key(bucket, "the JSON key of the service account"))?);
     Ok(Stores {
         objects: built.clone(),
+        lists: built.clone(),
         multipart: built,
         signer: None,
         uploads: None,

@@ -47,6 +47,7 @@ pub(super) fn stores(
     Ok(Stores {
         objects: store.clone(),
         uploads,
+        lists: store.clone(),
         multipart: store,
         signer,
     })
