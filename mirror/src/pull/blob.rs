@@ -57,12 +57,10 @@ impl Pull {
         self.known_absent(&request)?;
         let (fill, joined) = self.fill(&request).await?;
         let value = self.read_from(fill, wanted, &request).await;
-        self.record_verdict(
-            (&request.origins, request.generation),
-            repository,
-            UNCACHED,
-            &value,
-        );
+        // The answer to the request that began a fill is that to its client.
+        if !joined || value.is_err() {
+            self.record_verdict((&request.origins, request.start), repository, UNCACHED, &value);
+        }
         if let (Err(failure), false) = (&value, joined) {
             self.remember_absence(&request, failure);
         }
@@ -233,6 +231,11 @@ impl Pull {
     async fn fill(&self, request: &BlobRequest<'_>) -> Result<(Arc<Fill>, bool), PullError> {
         let (fill, joined) = self.join_or_start(request).await?;
         if fill.is_for(request.repository) {
+            if joined && self.is_refused(request.repository) {
+                // The upstream permitted the fill before it refused.
+                let asked = self.permitted(request, RefusalScope::OtherContent);
+                self.confirm(request.repository, asked, ()).await?;
+            }
             return Ok((fill, joined));
         }
         self.permitted(request, RefusalScope::OtherContent).await?;
@@ -273,7 +276,8 @@ impl Pull {
     ) -> Result<BlobRequest<'a>, PullError> {
         let client = ClientAddress::from_peer(peer);
         let origins = self.origins(repository, client)?;
-        Ok(BlobRequest::new(origins, repository, digest, client))
+        let start = self.request_snapshot(&origins);
+        Ok(BlobRequest::new(origins, repository, digest, client, start))
     }
 
     /// Asks upstream for permission, unless it refused this blob in the last seconds.
@@ -283,16 +287,16 @@ impl Pull {
             origins,
             repository,
             digest,
-            generation,
+            start,
             ..
         } = request;
-        let key = ((*repository).clone(), (*digest).clone(), *generation);
+        let key = ((*repository).clone(), (*digest).clone(), start.generation);
         if let Some(refusal) = self.refusals.of_blob(&key, &self.clock) {
             return Err(refusal);
         }
         let head = origins.blob_head(&repository.name, digest).await;
         let head = head.map_err(|error| self.failed(request, &error));
-        self.record_verdict((origins, *generation), repository, (None, scope), &head);
+        self.record_verdict((origins, *start), repository, (None, scope), &head);
         head.map(drop).inspect_err(|failure| {
             if failure.is_refusal() {
                 self.refusals.insert_blob(key, &self.clock, failure);
@@ -310,14 +314,14 @@ impl Pull {
         let BlobRequest {
             repository,
             digest,
-            generation,
+            start,
             ..
         } = request;
         self.negative_cache.insert(
             repository,
             RequestedContent::Blob,
             digest.as_str(),
-            *generation,
+            start.generation,
             failure,
         );
     }
@@ -326,11 +330,16 @@ impl Pull {
         let BlobRequest {
             repository,
             digest,
-            generation,
+            start,
             ..
         } = request;
         self.negative_cache
-            .get(repository, RequestedContent::Blob, digest.as_str(), *generation)
+            .get(
+                repository,
+                RequestedContent::Blob,
+                digest.as_str(),
+                start.generation,
+            )
             .map_or(Ok(()), Err)
     }
 }

@@ -52,7 +52,8 @@ impl Pull {
         peer: &str,
     ) -> Result<Served<BlobSnapshot>, PullError> {
         let fill = self.inflight.get(repository, digest);
-        let fill = fill.filter(|fill| fill.is_for(repository) && !fill.has_failed());
+        let fill =
+            fill.filter(|fill| fill.is_for(repository) && !fill.has_failed() && !self.is_refused(repository));
         if let Some(size @ Some(_)) = fill.map(|fill| fill.progress().size) {
             return Ok(Served::coalesced(BlobSnapshot::unverified(size)));
         }
@@ -70,12 +71,7 @@ impl Pull {
         let _turn = self.turn(repository, request.client).await?;
         let said = request.origins.blob_size(&repository.name, digest).await;
         let said = said.map_err(|error| self.failed(&request, &error));
-        self.record_verdict(
-            (&request.origins, request.generation),
-            repository,
-            UNCACHED,
-            &said,
-        );
+        self.record_verdict((&request.origins, request.start), repository, UNCACHED, &said);
         let value = match said? {
             Some(size) => BlobSnapshot::unverified(Some(size)),
             // Upstream permitted it: what it sent for another repository has the size.

@@ -188,10 +188,8 @@ impl Pull {
         let address = ClientAddress::from_peer(client.peer);
         let origins = self.origins(repository, address)?;
         let accept = Accept::of_client(client.headers);
-        let (text, version) = (
-            format!("{reference} {}", accept.key()),
-            origins.credential_generation(),
-        );
+        let start = self.request_snapshot(&origins);
+        let (text, version) = (format!("{reference} {}", accept.key()), start.generation);
         if let Some(failure) = self
             .negative_cache
             .get(repository, RequestedContent::Manifest, &text, version)
@@ -206,7 +204,7 @@ impl Pull {
                 let _turn = turn;
                 let subject = (as_tag(&reference), RefusalScope::from_cached(known.is_some()));
                 let fetched = pull.ask(&origins, &repository, &reference, accept, known).await;
-                pull.record_verdict((&origins, version), &repository, subject, &fetched);
+                pull.record_verdict((&origins, start), &repository, subject, &fetched);
                 if let Err(failure) = &fetched {
                     pull.negative_cache.insert(
                         &repository,
@@ -289,6 +287,7 @@ impl Pull {
         accept: &Accept,
     ) -> Fetched {
         if let Some(digest) = as_digest(reference)
+            && !self.is_refused(repository)
             && let Some(manifest) = unreadable(self.store.manifest(repository, digest).await)
         {
             return Ok((manifest, Outcome::Hit));

@@ -10,6 +10,7 @@ use bytes::{Bytes, BytesMut};
 use futures::stream::{self, BoxStream};
 use futures::{Stream, StreamExt, TryStreamExt};
 
+use super::refusals::RequestSnapshot;
 use crate::block_reader;
 use crate::client_address::ClientAddress;
 use crate::digest::{Algorithm, Digest, Hasher};
@@ -26,8 +27,8 @@ pub(crate) struct BlobRequest<'a> {
     pub(crate) origins: Origins,
     pub(crate) repository: &'a Repository,
     pub(crate) digest: &'a Digest,
-    /// The generation of the credential when the request arrived, to which the response applies.
-    pub(crate) generation: u64,
+    /// The state when the request arrived, to which the response applies.
+    pub(crate) start: RequestSnapshot,
     /// The client whose request it is.
     pub(crate) client: ClientAddress,
 }
@@ -50,13 +51,13 @@ impl<'a> BlobRequest<'a> {
         repository: &'a Repository,
         digest: &'a Digest,
         client: ClientAddress,
+        start: RequestSnapshot,
     ) -> Self {
-        let generation = origins.credential_generation();
         Self {
             origins,
             repository,
             digest,
-            generation,
+            start,
             client,
         }
     }

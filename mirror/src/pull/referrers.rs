@@ -137,12 +137,12 @@ impl Pull {
                     .map_err(|failure| Error::Unavailable {
                         what: failure.to_string(),
                     })?;
-                let generation = origins.credential_generation();
+                let start = pull.request_snapshot(&origins);
                 let list = origins.referrers(&key.0.name, &key.1).await;
                 let said = list
                     .as_ref()
                     .map_err(|error| PullError::from_upstream(error, RequestedContent::Manifest));
-                pull.record_verdict((&origins, generation), &key.0, UNCACHED, &said);
+                pull.record_verdict((&origins, start), &key.0, UNCACHED, &said);
                 let list = list?;
                 if let Some(list) = &list {
                     pull.referrers.insert(key, list.clone(), pull.clock.now());

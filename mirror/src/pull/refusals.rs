@@ -1,9 +1,11 @@
 //! The refusals of upstreams, and the copies that are served in spite of them.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::hash::Hash;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use jiff::Timestamp;
+use moka::ops::compute::Op;
 use moka::sync::Cache;
 
 use super::Pull;
@@ -47,19 +49,35 @@ impl RefusalScope {
 /// A blob, and the generation of the credential that was refused.
 type BlobKey = (Repository, Digest, u64);
 
+/// A refusal with its place among all refusals.
+#[derive(Clone, Copy)]
+struct NumberedRefusal {
+    number: u64,
+    scope: RefusalScope,
+}
+
+/// The state in which a request to an upstream begins. Its answer says nothing about refusals after that.
+#[derive(Clone, Copy)]
+pub(crate) struct RequestSnapshot {
+    /// The generation of the credential.
+    pub(super) generation: u64,
+    /// The number of refusals so far.
+    refusals: u64,
+}
+
 /// The content that upstreams refused and did not permit since. A restart forgets it, and revalidates tags as before.
 pub(super) struct Refusals {
-    /// False until the first refusal, so that a hit costs no look-up.
-    any: AtomicBool,
-    repositories: PerUpstream<Repository, RefusalScope>,
-    tags: PerUpstream<(Repository, Tag), ()>,
+    /// The number of refusals; 0 until the first one, so that a hit costs no look-up.
+    count: AtomicU64,
+    repositories: PerUpstream<Repository, NumberedRefusal>,
+    tags: PerUpstream<(Repository, Tag), NumberedRefusal>,
     blobs: PerUpstream<BlobKey, (Timestamp, PullError)>,
 }
 
 impl Default for Refusals {
     fn default() -> Self {
         Self {
-            any: AtomicBool::new(false),
+            count: AtomicU64::new(0),
             repositories: PerUpstream::new(|| Cache::new(CAPACITY)),
             tags: PerUpstream::new(|| Cache::new(CAPACITY)),
             blobs: PerUpstream::new(|| {
@@ -75,18 +93,22 @@ impl Default for Refusals {
 impl Refusals {
     /// Returns whether upstream refused something of this repository last.
     pub(super) fn has_repository(&self, repository: &Repository) -> bool {
-        self.any.load(Ordering::Relaxed) && self.repositories.cache(&repository.host).contains_key(repository)
+        self.has_any() && self.repositories.cache(&repository.host).contains_key(repository)
     }
 
     /// Returns whether upstream refused something of this repository last that it permitted before.
     pub(super) fn is_revoked(&self, repository: &Repository) -> bool {
-        self.any.load(Ordering::Relaxed)
-            && self.repositories.cache(&repository.host).get(repository) == Some(RefusalScope::CachedContent)
+        self.has_any()
+            && self
+                .repositories
+                .cache(&repository.host)
+                .get(repository)
+                .is_some_and(|last| last.scope == RefusalScope::CachedContent)
     }
 
     /// Returns whether upstream refused this tag last.
     pub(super) fn has_tag(&self, repository: &Repository, tag: &Tag) -> bool {
-        self.any.load(Ordering::Relaxed)
+        self.has_any()
             && self
                 .tags
                 .cache(&repository.host)
@@ -95,34 +117,51 @@ impl Refusals {
 
     /// Remembers a refusal of a repository, and of a tag if there is one.
     pub(super) fn insert(&self, repository: &Repository, tag: Option<&Tag>, scope: RefusalScope) {
-        self.any.store(true, Ordering::Relaxed);
+        let number = self.count.fetch_add(1, Ordering::AcqRel) + 1;
         let host = &repository.host;
-        let repositories = self.repositories.cache(host);
-        if scope == RefusalScope::CachedContent || !repositories.contains_key(repository) {
-            repositories.insert(repository.clone(), scope);
-        }
+        let insert = |last: Option<NumberedRefusal>| {
+            let is_revoked = last.is_some_and(|last| last.scope == RefusalScope::CachedContent);
+            let scope = if is_revoked {
+                RefusalScope::CachedContent
+            } else {
+                scope
+            };
+            Op::Put(NumberedRefusal { number, scope })
+        };
+        update(&self.repositories.cache(host), repository.clone(), insert);
         if let Some(tag) = tag {
             let tags = self.tags.cache(host);
-            tags.insert((repository.clone(), tag.clone()), ());
+            tags.insert(
+                (repository.clone(), tag.clone()),
+                NumberedRefusal { number, scope },
+            );
         }
     }
 
-    /// Forgets the refusal of a repository that upstream permits, and that of a tag if there is one.
-    pub(super) fn remove(&self, repository: &Repository, tag: Option<&Tag>) {
-        if !self.any.load(Ordering::Relaxed) {
+    /// Forgets the refusal of a repository that upstream permits, and that of a tag if there is one, unless they are more
+    /// recent than the first `before` refusals.
+    pub(super) fn remove(&self, repository: &Repository, tag: Option<&Tag>, before: u64) {
+        if !self.has_any() {
             return;
         }
         let host = &repository.host;
-        self.repositories.cache(host).invalidate(repository);
+        let remove = |last: Option<NumberedRefusal>| match last {
+            Some(last) if last.number <= before => Op::Remove,
+            _ => Op::Nop,
+        };
+        update(&self.repositories.cache(host), repository.clone(), remove);
         if let Some(tag) = tag {
-            let tags = self.tags.cache(host);
-            tags.invalidate(&(repository.clone(), tag.clone()));
+            update(&self.tags.cache(host), (repository.clone(), tag.clone()), remove);
         }
+    }
+
+    fn has_any(&self) -> bool {
+        self.count.load(Ordering::Relaxed) > 0
     }
 
     /// Returns the refusal of a blob in the last 5 s.
     pub(super) fn of_blob(&self, key: &BlobKey, clock: &Clock) -> Option<PullError> {
-        if !self.any.load(Ordering::Relaxed) {
+        if !self.has_any() {
             return None;
         }
         let (since, refusal) = self.blobs.cache(&key.0.host).get(key)?;
@@ -143,7 +182,26 @@ impl Refusals {
     }
 }
 
+/// Changes an entry, if there is one, in one step.
+fn update<K: Hash + Eq + Clone + Send + Sync + 'static>(
+    cache: &Cache<K, NumberedRefusal>,
+    key: K,
+    change: impl FnOnce(Option<NumberedRefusal>) -> Op<NumberedRefusal>,
+) {
+    cache
+        .entry(key)
+        .and_compute_with(|last| change(last.map(moka::Entry::into_value)));
+}
+
 impl Pull {
+    /// Returns the state in which a request to the upstream begins now.
+    pub(super) fn request_snapshot(&self, origins: &Origins) -> RequestSnapshot {
+        RequestSnapshot {
+            generation: origins.credential_generation(),
+            refusals: self.refusals.count.load(Ordering::Acquire),
+        }
+    }
+
     /// Returns whether the upstream refused something of this repository last: it is asked before a copy is served then,
     /// unless the settings say otherwise.
     pub(super) fn is_refused(&self, repository: &Repository) -> bool {
@@ -184,18 +242,18 @@ impl Pull {
         self.is_revoked(repository) || (failure.is_refusal() && self.is_refused(repository))
     }
 
-    /// Records the answer of the upstream to a request for content of a repository, for a tag if there is one. `generation`
-    /// is that of the credential when the request began: the answer to one that was replaced since is no refusal.
+    /// Records the answer of the upstream to a request for content of a repository, for a tag if there is one. The answer
+    /// to a credential that was replaced since the start is no refusal, and a permission lifts no refusal since the start.
     pub(super) fn record_verdict<T>(
         &self,
-        (origins, generation): (&Origins, u64),
+        (origins, start): (&Origins, RequestSnapshot),
         repository: &Repository,
         (tag, scope): (Option<&Tag>, RefusalScope),
         said: &Result<T, PullError>,
     ) {
         match said {
-            Ok(_) => self.refusals.remove(repository, tag),
-            Err(failure) if failure.is_refusal() && generation == origins.credential_generation() => {
+            Ok(_) => self.refusals.remove(repository, tag, start.refusals),
+            Err(failure) if failure.is_refusal() && start.generation == origins.credential_generation() => {
                 self.refusals.insert(repository, tag, scope);
             }
             Err(_) => {}
@@ -222,9 +280,13 @@ mod tests {
         refusals.insert(&one, None, RefusalScope::OtherContent);
         assert!(refusals.is_revoked(&one) && refusals.has_tag(&one, &tag));
         assert!(!refusals.has_repository(&other) && !refusals.has_tag(&other, &tag));
-        refusals.remove(&one, None);
+        refusals.remove(&one, None, 2);
+        assert!(refusals.is_revoked(&one), "the last refusal came later");
+        refusals.remove(&one, None, 3);
         assert!(!refusals.has_repository(&one) && refusals.has_tag(&one, &tag));
-        refusals.remove(&one, Some(&tag));
+        refusals.remove(&one, Some(&tag), 1);
+        assert!(refusals.has_tag(&one, &tag));
+        refusals.remove(&one, Some(&tag), 3);
         assert!(!refusals.has_tag(&one, &tag));
     }
 }

@@ -119,9 +119,9 @@ impl Pull {
         let client = ClientAddress::from_peer(peer);
         let origins = self.origins(repository, client)?;
         let _turn = self.turn(repository, client).await?;
-        let generation = origins.credential_generation();
+        let start = self.request_snapshot(&origins);
         let answer = origins.tags(&repository.name, query).await.map_err(failed);
-        self.record_verdict((&origins, generation), repository, UNCACHED, &answer);
+        self.record_verdict((&origins, start), repository, UNCACHED, &answer);
         let answer = answer?;
         let page = Page {
             names: answer.tags,

@@ -6,7 +6,7 @@ use mirror::config::Cache;
 use mirror::digest::Digest;
 use test_case::test_case;
 
-use crate::hub::{Auth, Fault, Hub, Tokens};
+use crate::hub::{Auth, Fault, Gate, Hub, Tokens};
 use crate::served::{Mirror, cache, header};
 
 /// A mirror that has all of an image, whose tag is no longer fresh.
@@ -178,4 +178,34 @@ async fn refused_blob_is_asked_for_once() {
     cached.mirror.clock.advance(Duration::from_secs(6));
     cached.mirror.get(&cached.paths[4]).await;
     assert!(cached.hub.count("HEAD /blobs/") > requests);
+}
+
+/// A download that began before access was revoked ends, and permits nothing else: neither a second client of it, nor the
+/// copies of the repository.
+#[test_case(&|gate| Fault::Wait(10, gate); "the body came later")]
+#[test_case(&|gate| Fault::Hold(gate); "the answer came later")]
+#[tokio::test]
+async fn download_before_a_refusal_lifts_nothing(held: &dyn Fn(Gate) -> Fault) {
+    let cached = Cached::with(cache()).await;
+    let gate = Gate::shut();
+    let digest = cached.hub.push_blob("library/app", vec![7; 100_000]);
+    let path = format!("/v2/library/app/blobs/{digest}");
+    let pattern = format!("GET {path}");
+    cached.hub.always(&pattern, held(gate.clone()));
+    let first = tokio::spawn(cached.mirror.request("GET", &path).send());
+    while cached.hub.count(&pattern) == 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    cached.hub.heal();
+    cached.hub.always("* /v2/", Fault::error(403, "DENIED"));
+    cached.assert_all(403).await;
+    let second = tokio::spawn(cached.mirror.request("GET", &path).send());
+    cached.mirror.clock.advance(Duration::from_secs(6));
+    cached.assert_all(403).await;
+    gate.open();
+    let first = first.await.unwrap().unwrap();
+    assert_eq!(first.status(), 200);
+    assert_eq!(first.bytes().await.unwrap().len(), 100_000);
+    assert_eq!(second.await.unwrap().unwrap().status(), 403);
+    cached.assert_all(403).await;
 }
