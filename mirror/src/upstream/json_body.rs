@@ -1,7 +1,7 @@
 //! The JSON that an upstream sends, in bounded memory: one size limit for each kind, few large ones at a time, and no
 //! work of more than a moment on the threads that serve clients.
 
-use std::io::Read;
+use std::io::{self, Read};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -138,11 +138,15 @@ fn decompressed(bytes: Bytes, limit: usize) -> Result<Bytes, Error> {
     if !bytes.starts_with(&GZIP) {
         return Ok(bytes);
     }
-    let mut document = Vec::new();
-    let mut reader = MultiGzDecoder::new(&bytes[..]).take(limit as u64 + 1);
-    match reader.read_to_end(&mut document) {
-        Ok(length) if length > limit => Err(too_large(limit)),
-        Ok(_) => Ok(document.into()),
-        Err(_) => Err(Error::malformed("it is compressed, and cannot be decompressed")),
+    let failed = |_| Error::malformed("it is compressed, and cannot be decompressed");
+    let reader = || MultiGzDecoder::new(&bytes[..]).take(limit as u64 + 1);
+    // Measured first: what is too large takes no memory, and the rest no more than its length.
+    let length = io::copy(&mut reader(), &mut io::sink()).map_err(failed)?;
+    let length = usize::try_from(length).unwrap_or(usize::MAX);
+    if length > limit {
+        return Err(too_large(limit));
     }
+    let mut document = vec![0; length];
+    reader().read_exact(&mut document).map_err(failed)?;
+    Ok(document.into())
 }
