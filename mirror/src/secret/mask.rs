@@ -10,13 +10,15 @@ use base64::engine::general_purpose::STANDARD_NO_PAD;
 const MASK: &str = "[secret]";
 /// The fewest bytes of a secret that is found in every notation: a shorter one would be found in most texts.
 const MIN_FOLDED: usize = 4;
+/// The longest name of an entity, in characters.
+const MAX_ENTITY: usize = 10;
 /// The number of nested notations that are decoded, such as a percent-encoded text in a JSON string.
 const MAX_NESTED: usize = 3;
 
 /// Returns the text with each of these secrets masked.
 ///
-/// A secret is found in upper and lower case; percent-encoded, also twice; with escapes of JSON; in base64, with either
-/// alphabet and without padding; in hexadecimal; and with spaces, line breaks or invisible characters in it.
+/// A secret is found in upper and lower case; percent-encoded, also twice; with escapes of JSON or
+/// entities of HTML; in UTF-8 that was read as Latin-1; in base64, with either alphabet and without padding; in hexadecimal; and with spaces, line breaks or invisible characters in it.
 pub(crate) fn mask_secrets<'s>(text: &str, secrets: impl IntoIterator<Item = &'s str>) -> String {
     let mut short = Vec::new();
     let mut needles = Needles::default();
@@ -25,7 +27,12 @@ pub(crate) fn mask_secrets<'s>(text: &str, secrets: impl IntoIterator<Item = &'s
             short.extend((!secret.is_empty()).then_some(secret));
             continue;
         }
-        for notation in [secret, &STANDARD_NO_PAD.encode(secret), &hex::encode(secret)] {
+        // UTF-8 that was read as Latin-1.
+        let latin1: String = secret.bytes().map(char::from).collect();
+        let (upper, lower) = (secret.to_uppercase(), secret.to_lowercase());
+        let encoded = [STANDARD_NO_PAD.encode(secret), hex::encode(secret)];
+        let notations = [secret, &latin1, &upper, &lower].into_iter();
+        for notation in notations.chain(encoded.iter().map(String::as_str)) {
             needles.add(notation);
             needles.add(notation.trim_end_matches('='));
         }
@@ -157,7 +164,7 @@ fn is_visible(value: char) -> bool {
     !(value.is_whitespace() && value.is_ascii() || value.is_control() && value.is_ascii() || is_hidden)
 }
 
-/// Decodes one level of percent-encoding and of JSON's escapes (RFC 8259, 7).
+/// Decodes one level of percent-encoding, of JSON's escapes (RFC 8259, 7), and of the entities of XML and HTML.
 fn decode(symbols: &[Symbol]) -> Vec<Symbol> {
     let (mut decoded, mut at) = (Vec::with_capacity(symbols.len()), 0);
     while let Some(symbol) = symbols.get(at) {
@@ -191,12 +198,45 @@ fn escape(symbols: &[Symbol]) -> Option<(char, usize)> {
     };
     match (symbols.first()?.value, symbols.get(1)?.value) {
         ('%', _) => Some((char::from_u32(number(1..3)?)?, 3)),
-        ('\\', 'u') => Some((char::from_u32(number(2..6)?)?, 6)),
+        ('\\', 'u') => match (number(2..6)?, symbols.get(6..8)) {
+            (high @ 0xd800..=0xdbff, Some([backslash, u])) if (backslash.value, u.value) == ('\\', 'u') => {
+                let low = number(8..12)?.checked_sub(0xdc00).filter(|low| *low < 0x400)?;
+                Some((char::from_u32(0x1_0000 + ((high - 0xd800) << 10) + low)?, 12))
+            }
+            (value, _) => Some((char::from_u32(value)?, 6)),
+        },
+        ('&', _) => entity(symbols),
         ('\\', 'x') => Some((char::from_u32(number(2..4)?)?, 4)),
         ('\\', 'b' | 'f' | 'n' | 'r' | 't') => Some((' ', 2)),
         ('\\', quoted @ ('"' | '\\' | '/' | '\'')) => Some((quoted, 2)),
         _ => None,
     }
+}
+
+/// Returns the character of an entity at the start, and the number of its symbols.
+fn entity(symbols: &[Symbol]) -> Option<(char, usize)> {
+    let name = symbols.get(1..)?.iter().map(|symbol| symbol.value);
+    let name: String = name.take(MAX_ENTITY).take_while(|value| *value != ';').collect();
+    let length = name.chars().count();
+    if symbols.get(length + 1)?.value != ';' {
+        return None;
+    }
+    let value = match name.as_str() {
+        "amp" => '&',
+        "lt" => '<',
+        "gt" => '>',
+        "quot" => '"',
+        "apos" => '\'',
+        number => {
+            let number = number.strip_prefix('#')?;
+            let parsed = match number.strip_prefix(['x', 'X']) {
+                Some(digits) => u32::from_str_radix(digits, 16),
+                None => number.parse(),
+            };
+            char::from_u32(parsed.ok()?)?
+        }
+    };
+    Some((value, length + 2))
 }
 
 /// Replaces these places of a text by [`MASK`]; places that overlap get one.
@@ -233,6 +273,9 @@ mod tests {
     #[test_case(r#"Pa55\/w+rd \"Ä\"\\x?"#; "escapes of JSON")]
     #[test_case(r"Pa55/w+rd \u0022\u00c4\u0022\u005cx?"; "numbers of JSON")]
     #[test_case("P a\t5\r\n5/w+\u{200b}rd \"Ä\"\\x?"; "split")]
+    #[test_case("pa55/w+rd \"ä\"\\x?"; "lower case of other letters")]
+    #[test_case("Pa55/w+rd \"Ã\u{84}\"\\x?"; "read as Latin-1")]
+    #[test_case("Pa55/w+rd &quot;&#xC4;&#34;&#92;x?"; "entities of HTML")]
     #[test_case("UGE1NS93K3JkICLDhCJceD8="; "base64")]
     #[test_case("UGE1NS93K3JkICLDhCJceD8"; "base64 without padding")]
     #[test_case("UGE1 NS93\nK3JkICLDhCJceD8"; "base64 in lines")]
@@ -252,6 +295,12 @@ mod tests {
         for secret in [secret, &STANDARD_NO_PAD.encode(secret)] {
             assert_eq!(mask_secrets(&format!("a {encoded} b"), [secret]), "a [secret] b");
         }
+    }
+
+    #[test]
+    fn surrogates_of_json_are_masked() {
+        let masked = mask_secrets(r"x key-\ud83d\ude00-key y", ["key-\u{1f600}-key"]);
+        assert_eq!(masked, "x [secret] y");
     }
 
     /// Short secrets are masked where they are as they are; an empty one is nowhere.
