@@ -32,6 +32,7 @@ mod scheduler_state;
 mod scrub;
 mod space;
 mod staging;
+mod start_room;
 mod tags;
 mod uploads;
 
@@ -238,7 +239,14 @@ impl Store {
     pub async fn open(root: &Path, options: StoreOptions) -> Result<Self, OpenError> {
         let root = root.to_owned();
         tokio::task::spawn_blocking(move || {
-            let inner = Arc::new(Inner::open(&root, options)?);
+            let opened = match Inner::open(&root, options.clone()) {
+                Err(OpenError::Unwritable { source, .. }) if source.is_full() && !options.readonly => {
+                    Inner::make_room(&root, &options)?;
+                    Inner::open(&root, options)
+                }
+                opened => opened,
+            };
+            let inner = Arc::new(opened?);
             maintenance::rebuild_if_needed(&inner);
             Ok(Self { inner })
         })
@@ -305,6 +313,19 @@ impl Inner {
             self.root.scratch()?.write(&path, proposed.as_bytes())?;
         }
         Ok(proposed.to_owned())
+    }
+
+    /// Makes room on a full file system for the files that the store needs to open.
+    fn make_room(root: &Path, options: &StoreOptions) -> Result<(), OpenError> {
+        let made = real_root(root).and_then(|real| {
+            let layout = Layout::new(&real, options.default_host.clone());
+            layout.refuse_links()?;
+            start_room::free_room(&layout)
+        });
+        made.map_err(|source| OpenError::Unwritable {
+            root: root.to_owned(),
+            source,
+        })
     }
 
     fn open(root: &Path, options: StoreOptions) -> Result<Self, OpenError> {

@@ -19,6 +19,7 @@ use redb::{
     Builder, Database, Durability, ReadTransaction, ReadableDatabase, StorageError, backends::FileBackend,
 };
 use rustix::fs::OFlags;
+use rustix::io::Errno;
 
 use crate::store::blobs::is_damage;
 use crate::store::durable::{IoError, on, remove};
@@ -50,6 +51,16 @@ impl IndexFailure {
     }
 }
 
+impl From<IndexFailure> for std::io::Error {
+    fn from(failure: IndexFailure) -> Self {
+        if failure.full {
+            Self::new(ErrorKind::StorageFull, failure)
+        } else {
+            Self::other(failure)
+        }
+    }
+}
+
 type Outcome = Arc<OnceLock<Result<Added, IndexFailure>>>;
 
 /// The index, which one process has open.
@@ -72,7 +83,7 @@ impl Index {
             Ok(database) => database,
             // Not damage: what keeps us from opening it has to end.
             Err(failure) if !failure.damaged => {
-                return Err(on("open", path)(std::io::Error::other(failure)));
+                return Err(on("open", path)(failure.into()));
             }
             Err(failure) => {
                 tracing::warn!(%failure, "the cache's index is damaged and is rebuilt from the files");
@@ -235,14 +246,15 @@ fn open_file(path: &Path) -> std::io::Result<File> {
     match file {
         Ok(file) if file.metadata()?.is_file() => Ok(file),
         Ok(_) => Err(damage()),
-        Err(error) if is_damage(&error) => Err(damage()),
+        // The latter is a socket.
+        Err(error) if is_damage(&error) || Errno::from_io_error(&error) == Some(Errno::NXIO) => Err(damage()),
         Err(error) => Err(error),
     }
 }
 
 fn create_database(path: &Path) -> Result<Database, IoError> {
     remove(path)?;
-    open_or_panic(path).map_err(|failure| on("open", path)(std::io::Error::other(failure)))
+    open_or_panic(path).map_err(|failure| on("open", path)(failure.into()))
 }
 
 fn describe(error: &redb::Error) -> IndexFailure {

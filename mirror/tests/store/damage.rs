@@ -615,6 +615,7 @@ async fn file_in_place_of_scratch_is_replaced() {
 #[test_case(pipe; "a pipe in its place")]
 #[test_case(zero; "a link to an endless device in its place")]
 #[test_case(directory; "a directory in its place")]
+#[test_case(socket; "a socket in its place")]
 #[tokio::test]
 async fn own_files_of_another_kind_are_replaced(damage: fn(&Path)) {
     for file in ["lock", "index.redb"] {

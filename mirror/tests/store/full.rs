@@ -43,9 +43,54 @@ async fn child_on_a_small_file_system() {
     );
 }
 
+/// Runs on a tmpfs of 8 MiB that the cache of another registry fills.
+#[tokio::test]
+#[ignore = "the child of a test below"]
+async fn child_of_a_full_takeover() {
+    let Ok(root) = std::env::var(ROOT) else { return };
+    let root = Path::new(&root);
+    let registry = root.join("docker/registry/v2");
+    let mut digests = Vec::new();
+    for seed in 0..100 {
+        let data = bytes(seed, 1 << 19);
+        let digest = digest(&data);
+        let hex = digest.to_string().replace("sha256:", "");
+        let link = registry.join(format!("repositories/library/nginx/_layers/sha256/{hex}/link"));
+        let blob = registry.join(format!("blobs/sha256/{}/{hex}/data", &hex[..2]));
+        let write = |path: &Path, bytes: &[u8]| {
+            fs::create_dir_all(path.parent().unwrap())?;
+            fs::write(path, bytes)
+        };
+        let written = write(&link, digest.to_string().as_bytes()).and_then(|()| write(&blob, &data));
+        if written.is_err() {
+            break;
+        }
+        let age = Duration::from_secs(10_000 - seed);
+        let file = fs::File::options().append(true).open(&blob).unwrap();
+        file.set_modified(std::time::SystemTime::now() - age).unwrap();
+        digests.push(digest);
+    }
+    assert!(digests.len() > 4);
+    let options = Place::new().options();
+    let store = Store::open(root, options).await.unwrap();
+    until(|| store.is_settled()).await;
+    assert!(get(&store, &nginx(), digests.last().unwrap()).await.is_some());
+    assert!(get(&store, &nginx(), &digests[0]).await.is_none());
+}
+
+/// A server starts on a file system that content fills: the oldest content makes room for its files.
+#[test]
+fn full_disk_at_start_loses_the_oldest_content() {
+    run_on_small_disk("full::child_of_a_full_takeover");
+}
+
 /// A full disk causes evictions, then refusals, and the store continues to serve.
 #[test]
 fn full_disk_evicts_then_refuses_and_serves() {
+    run_on_small_disk(CHILD);
+}
+
+fn run_on_small_disk(child: &str) {
     let Some(how) = small_disk::namespace() else {
         return;
     };
@@ -53,7 +98,7 @@ fn full_disk_evicts_then_refuses_and_serves() {
     let words = "exec \"$1\" --ignored --exact \"$2\"";
     let output = small_disk::command(how, place.path(), "8m", words)
         .arg(std::env::current_exe().unwrap())
-        .arg(CHILD)
+        .arg(child)
         .env(ROOT, place.path())
         .output()
         .unwrap();
