@@ -1,7 +1,8 @@
 //! JSON of registries, read as Go's `encoding/json` reads it: most registries and all common clients use that.
 //!
 //! The names of members match in any letter case. The last of two members with one name counts. `null` is absence. A
-//! value of another type than expected is absent too, so an unused label never hides the other content.
+//! value of another type than expected is absent too, so an unused label never hides the other content. Half of a surrogate
+//! pair is U+FFFD.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -16,10 +17,40 @@ const MAX_REPLACED: usize = 64 * 1024;
 
 /// Reads a document; `None` where the bytes are not JSON, or where anything but white space follows it.
 pub(crate) fn read<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
+    let bytes = &without_lone_surrogates(bytes);
     match text(bytes) {
         Some(text) => serde_json::from_str(&text).ok(),
         None => serde_json::from_slice(bytes).ok(),
     }
+}
+
+/// Replaces the escapes of halves of surrogate pairs by that of U+FFFD, which is as long.
+pub(crate) fn without_lone_surrogates(bytes: &[u8]) -> Cow<'_, [u8]> {
+    let mut replaced = Cow::Borrowed(bytes);
+    let mut at = 0;
+    let next = |at: usize| bytes.get(at..)?.iter().position(|byte| *byte == b'\\');
+    while let Some(found) = next(at) {
+        at += found;
+        match utf16_unit(bytes, at) {
+            Some(0xd800..=0xdbff) if matches!(utf16_unit(bytes, at + 6), Some(0xdc00..=0xdfff)) => at += 12,
+            Some(0xd800..=0xdfff) => {
+                replaced.to_mut()[at + 2..at + 6].copy_from_slice(b"fffd");
+                at += 6;
+            }
+            // Also past the second of two backslashes.
+            _ => at += 2,
+        }
+    }
+    replaced
+}
+
+/// Returns the number of an escape `\uXXXX` at a place.
+fn utf16_unit(bytes: &[u8], at: usize) -> Option<u16> {
+    let digits = bytes.get(at..at + 6)?.strip_prefix(b"\\u")?;
+    digits.iter().try_fold(0, |unit, digit| {
+        let digit = char::from(*digit).to_digit(16)?;
+        Some(unit << 4 | u16::try_from(digit).ok()?)
+    })
 }
 
 fn text(bytes: &[u8]) -> Option<Cow<'_, str>> {
@@ -31,6 +62,7 @@ fn text(bytes: &[u8]) -> Option<Cow<'_, str>> {
 
 /// Reads the document at the start of `bytes`, as Go's `Decoder` does: clients read token answers and lists with it.
 pub(crate) fn read_first<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
+    let bytes = &without_lone_surrogates(bytes);
     match text(bytes) {
         Some(text) => T::deserialize(&mut serde_json::Deserializer::from_str(&text)).ok(),
         None => T::deserialize(&mut serde_json::Deserializer::from_slice(bytes)).ok(),
@@ -419,6 +451,18 @@ mod tests {
     fn non_utf8_text_is_replaced() {
         let value: Scalar = read(b"\"nicht verf\xfcgbar\"").unwrap();
         assert_eq!(value.text().as_deref(), Some("nicht verf\u{fffd}gbar"));
+    }
+
+    /// Half of a surrogate pair is U+FFFD, and pairs and escaped backslashes stay.
+    #[test_case(r"\ud800", "\u{fffd}"; "a high half")]
+    #[test_case(r"\uDFFFa", "\u{fffd}a"; "a low half")]
+    #[test_case(r"\ud83d\ude00", "\u{1f600}"; "a pair")]
+    #[test_case(r"\ud83d\ud83d\ude00", "\u{fffd}\u{1f600}"; "a half in front of a pair")]
+    #[test_case(r"\ud800\u0041", "\u{fffd}A"; "a half in front of a letter")]
+    #[test_case(r"\\ud800", r"\ud800"; "no escape")]
+    fn half_of_surrogate_pair_is_replaced(text: &str, expected: &str) {
+        let value: Scalar = read(format!("\"{text}\"").as_bytes()).unwrap();
+        assert_eq!(value.text().as_deref(), Some(expected));
     }
 
     /// Replacing would take three times the memory.

@@ -116,7 +116,8 @@ pub(crate) struct ReferrerIndex {
 impl ReferrerIndex {
     /// Adds a page to an index of at most `limit` bytes.
     pub(crate) fn add(&mut self, page: &Bytes, limit: usize) -> Result<(), IndexError> {
-        let index = RawIndex::read(page)?;
+        let text = json::without_lone_surrogates(page);
+        let index = RawIndex::read(&text)?;
         self.pages += 1;
         self.whole = (self.pages == 1 && index.is_clean()).then(|| page.clone());
         if self.pages == 1 {
@@ -167,7 +168,8 @@ impl ReferrerIndex {
 
 /// Returns the index with the manifests of one artifact type only; `None` where it is no index.
 pub(crate) fn with_artifact_type(index: &[u8], artifact_type: &str) -> Option<Bytes> {
-    let index = RawIndex::read(index).ok()?;
+    let text = json::without_lone_surrogates(index);
+    let index = RawIndex::read(&text).ok()?;
     let mut filtered = ReferrerIndex::default();
     filtered.add_members(&index);
     for descriptor in index.descriptors() {
@@ -329,6 +331,16 @@ mod tests {
             joined(&[odd]).unwrap(),
             r#"{"x":1,"manifests":[{"digest":"a"},{}]}"#
         );
+    }
+
+    /// Half of a surrogate pair hides no descriptor, with and without a filter.
+    #[test]
+    fn half_of_surrogate_pair_hides_no_descriptor() {
+        let sent = r#"{"\ud800":1,"manifests":[{"a\udc00":"\ud800","artifactType":"b"}]}"#;
+        assert_eq!(joined(&[sent]).unwrap(), sent);
+        let filtered = with_artifact_type(sent.as_bytes(), "b").unwrap();
+        let filtered: Value = serde_json::from_slice(&filtered).unwrap();
+        assert_eq!(filtered["manifests"][0]["artifactType"], "b");
     }
 
     /// An index without manifests is an empty list.

@@ -167,6 +167,7 @@ mod tests {
     #[test_case(r#"{"name":"a","tags":null}"#, &[]; "null")]
     #[test_case(r#"{"name":"a"}"#, &[]; "no tags")]
     #[test_case(r#"{"tags":["a",null,7,1.5,true,["b"],{"c":"d"},"","-e","f g","h"]}"#, &["a", "h"]; "odd entries")]
+    #[test_case(r#"{"tags":["a","\ud800","b\udc00"],"\ud800":"\udfff"}"#, &["a"]; "halves of surrogate pairs")]
     #[test_case("{\"Tags\":[\"a\"]}\n{}", &["a"]; "as go reads it")]
     fn list_keeps_readable_tags(text: &str, expected: &[&str]) {
         assert_eq!(read_tags(text.as_bytes()).unwrap().unwrap(), expected);

@@ -228,7 +228,7 @@ async fn referrers_api_gone_for_long_is_404() {
 #[tokio::test]
 async fn odd_entries_hide_no_tags() {
     let hub = Hub::start().await;
-    let list = r#"{"name":"app","tags":["b",null,7,{"x":1},["y"],"not a tag","a"]}"#;
+    let list = r#"{"name":"app","tags":["b",null,7,{"x":1},["y"],"not a tag","\ud800","a"]}"#;
     hub.always("GET tags", errors(200, list));
     let mirror = Mirror::of(&hub).await;
     let tags = body_of(mirror.get("/v2/app/tags/list").await).await;
