@@ -44,6 +44,8 @@ use membership::ResolvedEntries;
 
 /// The most requests to one peer at a time.
 pub(crate) const PER_PEER: usize = 128;
+/// The most requests to one peer at a time for content of one upstream, which may never answer.
+pub(crate) const PER_UPSTREAM: usize = 96;
 /// The most members that are asked for what they hold.
 pub(crate) const MAX_HOLDERS: usize = 4;
 /// The most large documents from peers that are in memory at a time.

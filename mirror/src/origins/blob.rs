@@ -108,7 +108,7 @@ impl BlobOrigins {
     async fn ask_in_order(&mut self, from: u64) -> Result<BlobAnswer, Error> {
         if let Some(fleet) = self.origins.holders.clone() {
             if let Some(broken) = self.current.take() {
-                fleet.on_break(&broken);
+                fleet.on_break();
                 self.left_out.push(broken);
             }
             if let Some(answer) = self.ask_fleet(&fleet, from).await {

@@ -5,10 +5,11 @@ use std::sync::Arc;
 use futures::{StreamExt, stream};
 use http::header::RANGE;
 use http::{HeaderValue, StatusCode};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 
 use super::answer::{ANSWER_SIGNATURE, answer_text, decode_error};
-use super::member::Member;
+use super::member::{Member, PeerPlace};
 use super::metadata::target;
 use super::request::{IDLE, PeerAnswer, PeerError, PeerRequest};
 use super::{Fleet, MAX_HOLDERS, Shard};
@@ -37,7 +38,8 @@ pub(crate) struct PeerBlobAnswer {
 
 impl PeerBlob<'_> {
     fn request(self) -> PeerRequest {
-        let mut request = PeerRequest::get(target(self.repository, &format!("blobs/{}", self.digest), ""));
+        let target = target(self.repository, &format!("blobs/{}", self.digest), "");
+        let mut request = PeerRequest::get(target).of_upstream(&self.repository.host);
         if self.from > 0
             && let Ok(range) = HeaderValue::try_from(format!("bytes={}-", self.from))
         {
@@ -92,9 +94,8 @@ impl Fleet {
         None
     }
 
-    /// Records that the body of a peer's answer broke.
-    pub(crate) fn on_break(&self, member: &Member) {
-        member.suspect(self.clock.now());
+    /// Has a peer checked of which the body of an answer broke: the cause may be the upstream behind it.
+    pub(crate) fn on_break(&self) {
         self.wake.notify_one();
     }
 
@@ -107,7 +108,8 @@ impl Fleet {
     pub(super) fn on_error(&self, member: &Member, error: &PeerError) {
         tracing::debug!(address = %member.address, %error, "a peer was asked in vain");
         if matches!(error, PeerError::Failed(_) | PeerError::Refused(_)) {
-            self.on_break(member);
+            member.suspect(self.clock.now());
+            self.wake.notify_one();
         }
     }
 
@@ -122,9 +124,10 @@ impl Fleet {
         if !matches!(status, StatusCode::OK | StatusCode::PARTIAL_CONTENT) {
             return Err(refused(&request, &answer));
         }
-        let PeerAnswer { response, permit, .. } = answer;
+        let PeerAnswer { response, place, .. } = answer;
+        let PeerPlace { permit, share } = place;
         let lost = member.lost();
-        let read = |chunks| self.clone().guarded(chunks, lost);
+        let read = |chunks| self.clone().guarded(chunks, lost, share);
         let answer = BlobAnswer::of_peer(response, blob.from, IDLE, permit, read);
         Ok(PeerBlobAnswer {
             answer: answer.map_err(|error| PeerError::Failed(error.to_string()))?,
@@ -132,12 +135,18 @@ impl Fleet {
         })
     }
 
-    /// Ends a body with an error once its peer is lost; has the life of a peer checked that sends nothing for a second.
-    fn guarded(self: Arc<Self>, chunks: BodyStream, lost: CancellationToken) -> BodyStream {
-        let state = (self, chunks, lost);
-        stream::try_unfold(state, |(fleet, mut chunks, lost)| async move {
-            match fleet.unless_lost(chunks.next(), &lost).await {
-                Some(Some(chunk)) => Ok(Some((chunk?, (fleet, chunks, lost)))),
+    /// Ends a body with an error once its peer is lost; has the life of a peer checked that sends nothing for a second. The
+    /// body holds its place among the requests for content of its upstream.
+    fn guarded(
+        self: Arc<Self>,
+        chunks: BodyStream,
+        lost: CancellationToken,
+        share: Option<OwnedSemaphorePermit>,
+    ) -> BodyStream {
+        let state = (self, chunks, (lost, share));
+        stream::try_unfold(state, |(fleet, mut chunks, held)| async move {
+            match fleet.unless_lost(chunks.next(), &held.0).await {
+                Some(Some(chunk)) => Ok(Some((chunk?, (fleet, chunks, held)))),
                 Some(None) => Ok(None),
                 None => Err(Error::Unavailable {
                     what: "the peer is lost".to_owned(),

@@ -1,15 +1,17 @@
 //! One other member: its address, its state, and the requests to it.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use parking_lot::Mutex;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
-use super::PER_PEER;
+use super::{PER_PEER, PER_UPSTREAM};
+use crate::name::Host;
 
 /// The time for which a member is not asked after a request to it failed.
 pub(super) const SUSPECTED: Duration = Duration::from_secs(5);
@@ -27,7 +29,7 @@ pub(crate) enum MemberState {
     Serving,
     /// It ends once its requests have ended.
     Draining,
-    /// A request to it failed: it is asked again after 5 s.
+    /// A request did not reach it, or a hello failed: it is asked again after 5 s.
     Suspect,
     /// It does not answer.
     Unreachable,
@@ -79,8 +81,29 @@ pub(crate) struct Member {
     pub(super) address: SocketAddr,
     /// The entry of the configuration that it was found by.
     pub(super) entry: String,
-    pub(super) requests: Arc<Semaphore>,
+    requests: Arc<Semaphore>,
+    /// The requests for content of each upstream.
+    shares: Mutex<HashMap<Host, Arc<Semaphore>>>,
+    /// The hello that is under way: it waits for no other request.
+    hello: Arc<Semaphore>,
     facts: Mutex<Facts>,
+}
+
+/// The kind of a request to a member.
+pub(super) enum PeerRequestKind {
+    /// A hello.
+    Hello,
+    /// A request for a document of the member itself.
+    Document,
+    /// A request for content of an upstream.
+    Content(Host),
+}
+
+/// A place among the requests to a member.
+pub(super) struct PeerPlace {
+    pub(super) permit: OwnedSemaphorePermit,
+    /// The place among the requests for content of one upstream.
+    pub(super) share: Option<OwnedSemaphorePermit>,
 }
 
 struct Facts {
@@ -129,6 +152,8 @@ impl Member {
             address,
             entry,
             requests: Arc::new(Semaphore::new(PER_PEER)),
+            shares: Mutex::default(),
+            hello: Arc::new(Semaphore::new(1)),
             facts: Mutex::new(Facts {
                 id: String::new(),
                 state: MemberState::Unknown,
@@ -150,6 +175,33 @@ impl Member {
     pub(super) fn id_if_answering(&self) -> Option<String> {
         let facts = self.facts.lock();
         matches!(facts.state, MemberState::Serving | MemberState::Draining).then(|| facts.id.clone())
+    }
+
+    /// Waits for a place for a request; returns `None` only if a semaphore is closed, which none is.
+    pub(super) async fn place(&self, kind: &PeerRequestKind) -> Option<PeerPlace> {
+        let share = match kind {
+            PeerRequestKind::Content(host) => Some(self.share(host).acquire_owned().await.ok()?),
+            PeerRequestKind::Hello | PeerRequestKind::Document => None,
+        };
+        let all = match kind {
+            PeerRequestKind::Hello => &self.hello,
+            PeerRequestKind::Document | PeerRequestKind::Content(_) => &self.requests,
+        };
+        let permit = Arc::clone(all).acquire_owned().await.ok()?;
+        Some(PeerPlace { permit, share })
+    }
+
+    /// Returns the places of an upstream.
+    fn share(&self, host: &Host) -> Arc<Semaphore> {
+        let mut shares = self.shares.lock();
+        if let Some(share) = shares.get(host) {
+            return Arc::clone(share);
+        }
+        // Those of upstreams that no request is for.
+        shares.retain(|_, share| Arc::strong_count(share) > 1);
+        let share = Arc::new(Semaphore::new(PER_UPSTREAM));
+        shares.insert(host.clone(), Arc::clone(&share));
+        share
     }
 
     /// Returns the token that ends when the member is lost.
@@ -237,6 +289,7 @@ impl Facts {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use futures::FutureExt as _;
 
     fn member() -> Member {
         Member::new("127.0.0.1:1".parse().unwrap(), "a".into(), Timestamp::now())
@@ -254,6 +307,27 @@ mod tests {
             (member.id_if_serving(), member.report().state),
             (None, "excluded")
         );
+    }
+
+    /// Requests for content of one upstream leave places for that of others, and hellos have their own.
+    #[tokio::test]
+    async fn requests_of_one_upstream_leave_places_to_others() {
+        let member = member();
+        let [bad, good] =
+            ["bad.test", "good.test"].map(|host| PeerRequestKind::Content(host.parse().unwrap()));
+        let mut held = Vec::new();
+        while let Some(place) = member.place(&bad).now_or_never() {
+            held.push(place.unwrap());
+        }
+        assert_eq!(held.len(), PER_UPSTREAM);
+        while let Some(place) = member.place(&good).now_or_never() {
+            held.push(place.unwrap());
+        }
+        assert_eq!(held.len(), PER_PEER);
+        assert!(member.place(&PeerRequestKind::Document).now_or_never().is_none());
+        assert!(member.place(&PeerRequestKind::Hello).now_or_never().is_some());
+        held.clear();
+        assert!(member.place(&bad).now_or_never().is_some());
     }
 
     /// One failed hello makes a member suspect, the second ends the requests to it.

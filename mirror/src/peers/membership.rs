@@ -12,7 +12,7 @@ use tracing::{debug, info};
 
 use super::Fleet;
 use super::hello::{HELLO_PATH, Hello, HelloState, PROTOCOL};
-use super::member::{Member, MemberState};
+use super::member::{Member, MemberState, PeerRequestKind};
 use super::request::{PeerError, PeerRequest};
 
 /// The time from one hello to the next.
@@ -123,6 +123,7 @@ impl Fleet {
     async fn greet(&self, member: &Member) -> bool {
         let request = PeerRequest {
             limit: MAX_HELLO,
+            kind: PeerRequestKind::Hello,
             ..PeerRequest::get(HELLO_PATH.to_owned())
         };
         let answer = timeout(PATIENCE, self.document(member, request)).await;

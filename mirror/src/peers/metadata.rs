@@ -25,7 +25,11 @@ impl Fleet {
         accept: &Accept,
     ) -> OwnerAnswer<ManifestAnswer> {
         let target = target(repository, &format!("manifests/{reference}"), "");
-        let request = || PeerRequest::get(target.clone()).accept(accept.header());
+        let request = || {
+            PeerRequest::get(target.clone())
+                .of_upstream(&repository.host)
+                .accept(accept.header())
+        };
         let found = self.ask_owner(Shard::of_repository(repository), request).await?;
         usable(found.and_then(|found| manifest(found, reference)))
     }
@@ -44,7 +48,9 @@ impl Fleet {
         let target = target(repository, &format!("manifests/{reference}"), "");
         let shard = Shard::of_repository(repository);
         for member in self.others(shard).into_iter().take(MAX_HOLDERS) {
-            let request = PeerRequest::get(target.clone()).accept(accept.header());
+            let request = PeerRequest::get(target.clone())
+                .of_upstream(&repository.host)
+                .accept(accept.header());
             match self.document(&member, request.only_if_cached()).await {
                 Ok(found) => match manifest(found, reference) {
                     Ok(answer) => return Some(answer),
@@ -64,7 +70,11 @@ impl Fleet {
         accept: &Accept,
     ) -> OwnerAnswer<ManifestHead> {
         let target = target(repository, &format!("manifests/{reference}"), "");
-        let request = || PeerRequest::head(target.clone()).accept(accept.header());
+        let request = || {
+            PeerRequest::head(target.clone())
+                .of_upstream(&repository.host)
+                .accept(accept.header())
+        };
         let found = self.ask_owner(Shard::of_repository(repository), request).await?;
         let read = |found: PeerDocument| ManifestHead {
             digest: content_digest(&found.headers),
@@ -82,7 +92,7 @@ impl Fleet {
         digest: &Digest,
     ) -> OwnerAnswer<Option<u64>> {
         let target = target(repository, &format!("blobs/{digest}"), "");
-        let request = || PeerRequest::head(target.clone());
+        let request = || PeerRequest::head(target.clone()).of_upstream(&repository.host);
         let found = self.ask_owner(Shard::of_blob(digest), request).await?;
         Some(found.map(|found| length(&found.headers)))
     }
@@ -90,7 +100,7 @@ impl Fleet {
     /// Asks the owner for a page of tags.
     pub(crate) async fn tags(&self, repository: &Repository, query: &str) -> OwnerAnswer<ListAnswer> {
         let target = target(repository, "tags/list", query);
-        let request = || PeerRequest::get(target.clone());
+        let request = || PeerRequest::get(target.clone()).of_upstream(&repository.host);
         let found = self.ask_owner(Shard::of_repository(repository), request).await?;
         let read = |found: PeerDocument| {
             let mut list = ListAnswer::parse(&found.headers, &found.body)?;
@@ -103,7 +113,7 @@ impl Fleet {
     /// Asks the owner for the referrers of a manifest.
     pub(crate) async fn referrers(&self, repository: &Repository, digest: &Digest) -> OwnerAnswer<Bytes> {
         let target = target(repository, &format!("referrers/{digest}"), "");
-        let request = || PeerRequest::get(target.clone());
+        let request = || PeerRequest::get(target.clone()).of_upstream(&repository.host);
         let found = self.ask_owner(Shard::of_repository(repository), request).await?;
         Some(found.map(|found| found.body))
     }

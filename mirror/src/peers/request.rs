@@ -8,14 +8,14 @@ use http::header::{ACCEPT, AUTHORIZATION, CACHE_CONTROL, DATE};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use jiff::Timestamp;
 use reqwest::Response;
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::answer::{ANSWER_SIGNATURE, answer_text, decode_error};
 use super::keys::{MAX_AGE, PeerAuthorization};
-use super::member::{Member, RefusalCause};
+use super::member::{Member, PeerPlace, PeerRequestKind, RefusalCause};
 use super::{Fleet, MAX_KEYS};
+use crate::name::Host;
 use crate::tls::{describe, is_tls_failure};
 use crate::upstream::Error;
 
@@ -40,6 +40,7 @@ pub(super) struct PeerRequest {
     pub(super) headers: HeaderMap,
     /// The most bytes of the answer's body.
     pub(super) limit: usize,
+    pub(super) kind: PeerRequestKind,
 }
 
 /// An answer that is read whole, and that a member signed.
@@ -52,7 +53,7 @@ pub(super) struct PeerDocument {
 pub(super) struct PeerAnswer {
     pub(super) response: Response,
     pub(super) authorization: PeerAuthorization,
-    pub(super) permit: OwnedSemaphorePermit,
+    pub(super) place: PeerPlace,
 }
 
 /// The reason why a peer gave no answer that can be used.
@@ -89,6 +90,7 @@ impl PeerRequest {
             target,
             headers,
             limit: MAX_DOCUMENT,
+            kind: PeerRequestKind::Document,
         }
     }
 
@@ -97,6 +99,12 @@ impl PeerRequest {
             method: Method::HEAD,
             ..Self::get(target)
         }
+    }
+
+    /// Returns the request as one for content of an upstream.
+    pub(super) fn of_upstream(mut self, host: &Host) -> Self {
+        self.kind = PeerRequestKind::Content(host.clone());
+        self
     }
 
     /// Returns the request as one that may not cause another (RFC 9111, 5.2.1.7).
@@ -115,8 +123,8 @@ impl PeerRequest {
 impl Fleet {
     /// Sends a request. After a 401 the other key is tried: the peer may not have read the new one.
     pub(super) async fn send(&self, member: &Member, request: &PeerRequest) -> Result<PeerAnswer, PeerError> {
-        let permit = timeout(QUEUE, member.requests.clone().acquire_owned()).await;
-        let Ok(Ok(permit)) = permit else {
+        let place = timeout(QUEUE, member.place(&request.kind)).await;
+        let Ok(Some(place)) = place else {
             return Err(PeerError::Busy);
         };
         let mut cause = RefusalCause::Secret;
@@ -132,7 +140,7 @@ impl Fleet {
                 return Ok(PeerAnswer {
                     response,
                     authorization,
-                    permit,
+                    place,
                 });
             }
         }

@@ -25,6 +25,7 @@ mod liars;
 mod logins;
 mod mutual_peers;
 mod peer_names;
+mod peer_places;
 mod peers;
 mod rebind;
 mod server;
