@@ -79,14 +79,14 @@ struct Repositories {
     closed: bool,
 }
 
-/// Prepares the fill of a blob, of which `least` bytes had come when the room for it ran out the last time; its job has
-/// to be run.
+/// Prepares the fill of a blob, of which a manifest names the size, and `least` bytes had come when the room for it ran out
+/// the last time; its job has to be run.
 pub(crate) fn prepare(
     digest: &Digest,
     repository: &Repository,
     origins: &Origins,
     store: &Store,
-    least: u64,
+    (named, least): (Option<u64>, u64),
 ) -> (Arc<Fill>, FillTask) {
     let start = Progress {
         phase: Phase::Asking,
@@ -111,6 +111,7 @@ pub(crate) fn prepare(
         repository: repository.clone(),
         origins,
         store: store.clone(),
+        named,
         least,
         progress: sender,
         file: Arc::clone(&fill.file),

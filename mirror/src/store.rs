@@ -69,6 +69,7 @@ pub(crate) use path::Layout;
 pub use purge::{PurgeTarget, Purged};
 use root::StorageRoot;
 use space::DiskQuota;
+pub(crate) use staging::Announcement;
 pub use staging::{Mismatch, Staged};
 pub use uploads::Sweep;
 pub(crate) use {index::Link, kept::BucketUpload, kept::ContentLink, kept::UploadState, kept::Uses};

@@ -122,15 +122,17 @@ impl Inflight {
     }
 
     /// Joins the fill of this blob from this upstream (true), or starts it in a turn of this client's. A fill that can be
-    /// joined has its turn: no client waits for another client's. A fill that another replica joins asks no replica.
+    /// joined has its turn: no client waits for another client's. A fill that another replica joins asks no replica. A
+    /// manifest of the repository may name the size of the blob.
     pub(crate) async fn join_or_start(
         self: &Arc<Self>,
         origins: &Origins,
         repository: &Repository,
-        digest: &Digest,
+        (digest, named): (&Digest, Option<u64>),
         client: ClientAddress,
     ) -> Result<(Arc<Fill>, bool), FillRejected> {
-        let (fill, joined) = self.fill_of_client(origins, repository, digest, client).await?;
+        let blob = (digest, named);
+        let (fill, joined) = self.fill_of_client(origins, repository, blob, client).await?;
         if client.is_replica() {
             fill.feed_replica();
         }
@@ -141,7 +143,7 @@ impl Inflight {
         self: &Arc<Self>,
         origins: &Origins,
         repository: &Repository,
-        digest: &Digest,
+        (digest, named): (&Digest, Option<u64>),
         client: ClientAddress,
     ) -> Result<(Arc<Fill>, bool), FillRejected> {
         let key = key(repository, digest);
@@ -154,7 +156,7 @@ impl Inflight {
         if let Some(fill) = self.join(&key)? {
             return Ok((fill, true));
         }
-        Ok(self.start(turn, key, origins, repository))
+        Ok(self.start(turn, (key, named), origins, repository))
     }
 
     /// Returns the fills that run, the oldest first.
@@ -196,7 +198,7 @@ impl Inflight {
     fn start(
         self: &Arc<Self>,
         turn: Turn,
-        key: Key,
+        (key, named): (Key, Option<u64>),
         origins: &Origins,
         repository: &Repository,
     ) -> (Arc<Fill>, bool) {
@@ -206,7 +208,7 @@ impl Inflight {
         }
         let digest = &key.1;
         let least = state.too_large.get(&key).copied().unwrap_or_default();
-        let (fill, task) = fill::prepare(digest, repository, origins, &self.store, least);
+        let (fill, task) = fill::prepare(digest, repository, origins, &self.store, (named, least));
         state.fills.insert(key.clone(), Arc::clone(&fill));
         drop(state);
         let span = info_span!(target: TARGET, parent: None, "fill", registry_mirror.digest = %digest);

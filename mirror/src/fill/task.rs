@@ -19,7 +19,7 @@ use crate::metrics::FillResult;
 use crate::name::Repository;
 use crate::origins::BlobOrigins;
 use crate::pull_error::{PullError, RequestedContent};
-use crate::store::{self, Found, StageError, Staged, Store};
+use crate::store::{self, Announcement, Found, StageError, Staged, Store};
 use crate::upstream::{BlobAnswer, Error, meets_minimum};
 
 /// The number of consecutive attempts without progress after which a fill fails.
@@ -34,6 +34,8 @@ pub(crate) struct FillTask {
     pub(super) repository: Repository,
     pub(super) origins: BlobOrigins,
     pub(super) store: Store,
+    /// The size that a manifest names.
+    pub(super) named: Option<u64>,
     /// The bytes that had come when the room ran out the last time, else 0.
     pub(super) least: u64,
     pub(super) progress: watch::Sender<Progress>,
@@ -214,7 +216,12 @@ impl FillTask {
     async fn begin(&mut self) -> Result<(BlobAnswer, Staged), Stop> {
         let answer = self.origins.ask(0).await.map_err(Stop::Upstream)?;
         let (origin, size) = (&self.repository.host, answer.total);
-        let staged = self.store.stage_again(origin, &self.digest, size, self.least);
+        let announcement = Announcement {
+            size,
+            named: self.named,
+            least: self.least,
+        };
+        let staged = self.store.stage_announced(origin, &self.digest, announcement);
         match staged.await {
             Ok(staged) => Ok((answer, staged)),
             Err(error) => {
@@ -262,8 +269,13 @@ impl FillTask {
         while let Some(batch) = batches.next().await {
             let (chunks, trouble) = split(batch, &mut skip);
             let length: u64 = chunks.iter().map(|chunk| chunk.len() as u64).sum();
-            if size.is_some_and(|size| staged.written() + length > size) {
+            let end = staged.written() + length;
+            if size.is_some_and(|size| end > size) {
                 return Err(contradicts());
+            }
+            if let Some(named) = self.named.filter(|named| size.is_none() && end > *named) {
+                let what = format!("it sends more than the {named} bytes that a manifest names");
+                return Err(Stop::Upstream(Error::Malformed { what }));
             }
             staged = self.append(staged, chunks).await.map_err(Stop::Stage)?;
             if trouble.is_some() {

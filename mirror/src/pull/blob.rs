@@ -256,7 +256,8 @@ impl Pull {
             client,
             ..
         } = request;
-        let started = self.inflight.join_or_start(origins, repository, digest, *client);
+        let blob = (*digest, self.sizes.get(repository, digest));
+        let started = self.inflight.join_or_start(origins, repository, blob, *client);
         match started.await {
             Ok(started) => Ok(started),
             Err(FillRejected::Cooldown(retry_after)) => {

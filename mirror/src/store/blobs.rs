@@ -13,7 +13,7 @@ use crate::name::{Host, Repository};
 use crate::store::durable::{self, on};
 use crate::store::hot_cache::OpenBlob;
 use crate::store::index::{IndexEntry, Link, Op};
-use crate::store::{Blob, Error, Inner, StageError, Staged, Store, link};
+use crate::store::{Announcement, Blob, Error, Inner, StageError, Staged, Store, link};
 
 /// Blobs up to this length are held in memory while their files are open: configurations, and many a layer. There are
 /// at most a thousand.
@@ -107,22 +107,25 @@ impl Store {
         digest: &Digest,
         size: Option<u64>,
     ) -> Result<Staged, StageError> {
-        self.stage_again(origin, digest, size, 0).await
+        let announcement = Announcement {
+            size,
+            ..Announcement::default()
+        };
+        self.stage_announced(origin, digest, announcement).await
     }
 
-    /// Begins a blob of which `least` bytes had come when the room for it ran out: it needs room for more than those.
+    /// Begins a blob of which sizes are known.
     ///
     /// # Errors
     /// [`StageError::NoRoom`] where there is none.
-    pub async fn stage_again(
+    pub(crate) async fn stage_announced(
         &self,
         origin: &Host,
         digest: &Digest,
-        size: Option<u64>,
-        least: u64,
+        announcement: Announcement,
     ) -> Result<Staged, StageError> {
         let (store, origin, digest) = (self.clone(), origin.clone(), digest.clone());
-        self.blocking(move |_| Staged::begin(store, &origin, &digest, size, least))
+        self.blocking(move |_| Staged::begin(store, &origin, &digest, announcement))
             .await
     }
 

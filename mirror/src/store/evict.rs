@@ -28,9 +28,15 @@ impl Store {
 }
 
 impl Inner {
-    /// Admits a file of `announced` bytes from an upstream, unless it could not fit though all went that may go.
-    pub(super) fn admit_file(&self, origin: &Host, announced: u64) -> Result<Reservation, StageError> {
-        let admitted = self.space.admit(origin, announced);
+    /// Admits a file of `announced` bytes from an upstream, unless it could not fit though all went that may go. A file
+    /// that is not `bounded` evicts a share of the cache at most.
+    pub(super) fn admit_file(
+        &self,
+        origin: &Host,
+        announced: u64,
+        bounded: bool,
+    ) -> Result<Reservation, StageError> {
+        let admitted = self.space.admit(origin, announced, bounded);
         let (room, short) = admitted.map_err(|_| StageError::NoRoom)?;
         if short > 0 && !self.can_free(short)? {
             return Err(StageError::NoRoom);

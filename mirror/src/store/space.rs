@@ -13,6 +13,10 @@ use parking_lot::Mutex;
 /// The share of the file system that stays free where there is no limit: a twentieth.
 const GUARD: u64 = 20;
 
+/// The share of the cache up to which the files of an upstream evict content that are of unknown size, or larger than a
+/// manifest names: an eighth.
+const UNBOUNDED: u64 = 8;
+
 /// So many files can be made at least: content is a file in directories of its own, with links likewise.
 const SPARE_FILES: u64 = 32;
 
@@ -31,6 +35,8 @@ struct Account {
     /// Bytes that each upstream announced for its unfinished files beyond those promised. They count against further
     /// announcements of the same upstream only: no other loses room by an announcement.
     announced: HashMap<Host, u64>,
+    /// Bytes that are promised to the unfinished files of each upstream that are not bounded.
+    unbounded: HashMap<Host, u64>,
     /// Bytes of uploads that another registry left behind: they take room, and evicting gives none of it back.
     uploads: u64,
     max_size: Option<MaxSize>,
@@ -56,6 +62,8 @@ pub(super) struct Reservation {
     bytes: u64,
     /// Bytes that are announced and not promised yet.
     announced: u64,
+    /// The size of the file is known.
+    is_bounded: bool,
 }
 
 impl DiskQuota {
@@ -76,6 +84,7 @@ impl DiskQuota {
         self: &Arc<Self>,
         origin: &Host,
         announced: u64,
+        is_bounded: bool,
     ) -> Result<(Reservation, u64), Shortfall> {
         let mut account = self.account.lock();
         let claimed = account.announced.get(origin).copied().unwrap_or_default();
@@ -91,6 +100,7 @@ impl DiskQuota {
             origin: origin.clone(),
             bytes: 0,
             announced,
+            is_bounded,
         };
         Ok((room, short))
     }
@@ -190,6 +200,12 @@ impl DiskQuota {
             bytes => Some(Shortfall::Evict(bytes)),
         }
     }
+
+    /// Returns the bytes up to which the unbounded files of an upstream evict content.
+    fn share(&self, account: &Account) -> u64 {
+        let limit = limit(account.max_size, self.file_system().as_ref());
+        limit.unwrap_or(account.stored) / UNBOUNDED
+    }
 }
 
 impl Reservation {
@@ -198,9 +214,16 @@ impl Reservation {
         let space = self.space.clone();
         let mut account = space.account.lock();
         if let Some(short) = space.short(&account, bytes, displaced) {
+            let held = account.unbounded.get(&self.origin).copied().unwrap_or_default();
+            if !self.is_bounded && held.saturating_add(bytes) > space.share(&account) {
+                return Err(Shortfall::Never);
+            }
             return Err(short);
         }
         account.promised = account.promised.saturating_add(bytes);
+        if !self.is_bounded {
+            *account.unbounded.entry(self.origin.clone()).or_default() += bytes;
+        }
         self.bytes = self.bytes.saturating_add(bytes);
         self.retract(&mut account, bytes);
         Ok(())
@@ -210,11 +233,15 @@ impl Reservation {
     fn retract(&mut self, account: &mut Account, bytes: u64) {
         let bytes = bytes.min(self.announced);
         self.announced -= bytes;
-        if let Some(announced) = account.announced.get_mut(&self.origin) {
-            *announced = announced.saturating_sub(bytes);
-            if *announced == 0 {
-                account.announced.remove(&self.origin);
-            }
+        subtract(&mut account.announced, &self.origin, bytes);
+    }
+
+    /// Takes all bytes back from what is promised.
+    fn release(&mut self, account: &mut Account) {
+        let bytes = std::mem::take(&mut self.bytes);
+        account.promised = account.promised.saturating_sub(bytes);
+        if !self.is_bounded {
+            subtract(&mut account.unbounded, &self.origin, bytes);
         }
     }
 
@@ -224,12 +251,13 @@ impl Reservation {
 
     /// Turns the reservation into stored content of this many bytes.
     pub(super) fn keep(mut self, bytes: u64) {
-        let mut account = self.space.account.lock();
-        account.promised = account.promised.saturating_sub(self.bytes);
+        let space = self.space.clone();
+        let mut account = space.account.lock();
+        self.release(&mut account);
         account.stored = account.stored.saturating_add(bytes);
         account.blobs += 1;
+        // The drop of the reservation locks the account.
         drop(account);
-        self.bytes = 0;
     }
 }
 
@@ -237,8 +265,18 @@ impl Drop for Reservation {
     fn drop(&mut self) {
         let space = self.space.clone();
         let mut account = space.account.lock();
-        account.promised = account.promised.saturating_sub(self.bytes);
+        self.release(&mut account);
         self.retract(&mut account, u64::MAX);
+    }
+}
+
+/// Subtracts from the bytes of an upstream, which leaves the table at 0.
+fn subtract(table: &mut HashMap<Host, u64>, origin: &Host, bytes: u64) {
+    if let Some(counted) = table.get_mut(origin) {
+        *counted = counted.saturating_sub(bytes);
+        if *counted == 0 {
+            table.remove(origin);
+        }
     }
 }
 

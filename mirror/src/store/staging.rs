@@ -18,6 +18,28 @@ const FIRST_STEP: u64 = 256 << 10;
 /// The largest step, in bytes: what an announcement that is a lie may evict beyond the bytes that came.
 const STEP: u64 = 8 << 20;
 
+/// The sizes that are known of a blob before its bytes come.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Announcement {
+    /// The size that the upstream announces.
+    pub(crate) size: Option<u64>,
+    /// The size that a manifest names.
+    pub(crate) named: Option<u64>,
+    /// The bytes that had come when the room ran out the last time, else 0.
+    pub(crate) least: u64,
+}
+
+impl Announcement {
+    /// Returns `true` if the size is known, and the upstream announces no more than a manifest names.
+    fn is_bounded(self) -> bool {
+        match (self.size, self.named) {
+            (None, None) => false,
+            (Some(size), Some(named)) => size <= named,
+            _ => true,
+        }
+    }
+}
+
 /// The bytes are not what their digest names.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 #[error("expected {expected}, got {size} bytes that are {found}")]
@@ -45,21 +67,21 @@ pub struct Staged {
 }
 
 impl Staged {
-    /// Begins a blob from an upstream that announced `size` bytes. Room is taken as bytes come, but for a blob of which
-    /// `least` bytes came before the room ran out the last time: that one takes as much, and a step, at once.
+    /// Begins a blob from an upstream. Room is taken as bytes come, but for a blob of which `least` bytes came before the
+    /// room ran out the last time: that one takes as much, and a step, at once.
     pub(super) fn begin(
         store: Store,
         origin: &Host,
         expected: &Digest,
-        size: Option<u64>,
-        least: u64,
+        announcement: Announcement,
     ) -> Result<Self, StageError> {
+        let Announcement { size, least, .. } = announcement;
         let inner = &store.inner;
         if inner.is_readonly() {
             return Err(StageError::ReadOnly);
         }
         let announced = size.unwrap_or(least.saturating_add(FIRST_STEP));
-        let room = inner.admit_file(origin, announced)?;
+        let room = inner.admit_file(origin, announced, announcement.is_bounded())?;
         let (file, scratch) = inner.root.scratch()?.create()?;
         let mut staged = Self {
             expected: expected.clone(),
@@ -82,7 +104,11 @@ impl Staged {
     pub(super) fn whole(store: Store, origin: &Host, content: &Hashed) -> Result<Self, StageError> {
         let (digest, bytes) = (content.digest(), content.bytes());
         let length = bytes.len() as u64;
-        let mut staged = Self::begin(store, origin, digest, Some(length), 0)?;
+        let announcement = Announcement {
+            size: Some(length),
+            ..Announcement::default()
+        };
+        let mut staged = Self::begin(store, origin, digest, announcement)?;
         staged.extend(length)?;
         staged.write(bytes)?;
         staged.written = length;

@@ -88,6 +88,50 @@ async fn fill_of_a_bad_upstream_is_not_joined(fault: &Fault) {
     neighbour.abort();
 }
 
+/// A blob without an end stops at the size that a manifest names, and evicts a share of the cache if none does.
+#[test_case(true; "of named size")]
+#[test_case(false; "of unknown size")]
+#[tokio::test]
+async fn endless_blob_leaves_content_of_others(named: bool) {
+    let (bad, good) = (Hub::start().await, Hub::start().await);
+    let (_, layers) = bad.push_image("org/app", "1", &[&pattern(MIB / 2)]);
+    let theirs: Vec<_> = (0..14)
+        .map(|size| good.push_blob("org/app", pattern(MIB - size)))
+        .collect();
+    let hubs = [(&bad, "bad.test"), (&good, "good.test")];
+    let mirror = Mirror::with(&hubs, cache(), Some(16 << 20)).await;
+    let innocent = |digest: &Digest| format!("/v2/good.test/org/app/blobs/{digest}");
+    for digest in &theirs {
+        assert_eq!(mirror.fetch(&innocent(digest)).await.0, 200);
+        mirror.settled().await;
+    }
+    if named {
+        mirror.get("/v2/bad.test/org/app/manifests/1").await;
+    }
+    bad.always("GET blobs", Fault::Endless);
+    let mut endless = mirror
+        .get(&format!("/v2/bad.test/org/app/blobs/{}", layers[0]))
+        .await;
+    let mut got = 0;
+    while got < 24 * MIB
+        && let Ok(Some(chunk)) = endless.chunk().await
+    {
+        got += chunk.len();
+    }
+    drop(endless);
+    mirror.settled().await;
+    assert!(if named { got < MIB / 2 } else { got >= 24 * MIB }, "{got} bytes");
+    good.forget();
+    for digest in &theirs {
+        assert_eq!(mirror.fetch(&innocent(digest)).await.0, 200);
+    }
+    let evicted = good.count("GET blobs");
+    assert!(
+        evicted <= if named { 0 } else { 2 },
+        "{evicted} blobs were evicted"
+    );
+}
+
 /// Of two fills of one digest, one ends first; the other one ends as well, and the content is stored once.
 #[tokio::test]
 async fn two_fills_of_one_digest_both_end_well() {

@@ -172,7 +172,9 @@ async fn blob_of_unknown_size_reserves_as_it_grows() {
     let place = Place::limited(20 << 20);
     let store = place.open().await;
     let kept = put(&store, &nginx(), &bytes(0, 2 << 20)).await;
-    let content = bytes(1, 19 << 20);
+    place.clock.advance(HOUR);
+    put(&store, &nginx(), &bytes(1, 17 << 20)).await;
+    let content = bytes(2, 2 << 20);
     let mut staged = store.stage(&nginx().host, &digest(&content), None).await.unwrap();
     for part in content.chunks(1 << 20) {
         staged.append(part).unwrap();
@@ -180,6 +182,29 @@ async fn blob_of_unknown_size_reserves_as_it_grows() {
     staged.commit(&[nginx()]).await.unwrap();
     assert!(store.usage().bytes <= 20 << 20);
     assert!(get(&store, &nginx(), &kept).await.is_none(), "both do not fit");
+}
+
+/// A blob that may have no end evicts an eighth of the cache at most, however often its upstream sends it.
+#[tokio::test]
+async fn endless_blob_evicts_a_share_of_the_cache() {
+    let place = Place::limited(4 << 20);
+    let store = place.open().await;
+    for seed in 0..16 {
+        put(&store, &nginx(), &bytes(seed, 256 << 10)).await;
+        place.clock.advance(HOUR);
+    }
+    let liar = repository("bad.test", "a").host;
+    let part = bytes(1, 64 << 10);
+    for _ in 0..2 {
+        let mut endless = Vec::new();
+        for name in [b"x", b"y"] {
+            let mut staged = store.stage(&liar, &digest(name), None).await.unwrap();
+            let refused = (0..64).find_map(|_| staged.append(&part).err());
+            assert!(matches!(refused, Some(StageError::NoRoom)), "{refused:?}");
+            endless.push(staged);
+        }
+        assert_eq!(store.usage().bytes, (4 << 20) / 8 * 7);
+    }
 }
 
 /// The metrics count evictions by their reason.
