@@ -33,7 +33,7 @@ pub(crate) use client::check;
 pub use client::check_contents;
 pub use error::BucketError;
 use read::MAX_LINK;
-pub(crate) use read::{SMALL, WaitLimit};
+pub(crate) use read::{SMALL, StoredContent, WaitLimit};
 pub(crate) use uploader::Uploader;
 
 use crate::config::{self, TtlFrom};

@@ -126,9 +126,9 @@ impl Origins {
         digest: &Digest,
         part: Range<u64>,
     ) -> Option<BlobAnswer> {
-        let target = self.stored_layer(name, digest).await?;
-        let bucket = self.bucket.as_ref()?;
-        Some(bucket.content(&target, part, self.patience()).await?.answer)
+        let (bucket, repository) = (self.bucket.as_ref()?, self.repository(name));
+        let found = bucket.blob(&repository, digest, part, self.patience()).await;
+        Some(found?.1.answer)
     }
 
     /// Returns the origins of one blob, as a fill asks them.

@@ -16,8 +16,9 @@ use object_store::{Attribute, Attributes, ObjectStore, RetryConfig};
 use super::connector::Connector;
 use super::credentials::read;
 use super::error::BucketError;
-use super::objects::OWN;
+use super::objects::{FIRST_LINK, OWN, first_link};
 use crate::config::bucket::{BucketSettings, CredentialsType, Provider, S3};
+use crate::store::Link;
 use crate::tls::TrustedCertificates;
 
 /// A client of the store, built for one version of the credentials.
@@ -154,10 +155,13 @@ impl Client {
         uploads.map(|(signer, http)| (&**signer, http))
     }
 
-    /// Returns the attributes of new content: a mirror may delete it later.
-    pub(super) fn content_attributes(&self) -> Attributes {
+    /// Returns the attributes of new content that is uploaded for a link. If it `is_own`, a mirror may delete it later.
+    pub(super) fn content_attributes(&self, link: &Link, is_own: bool) -> Attributes {
         let mut attributes = self.attributes();
-        attributes.insert(OWN, "1".into());
+        attributes.insert(FIRST_LINK, first_link(link).into());
+        if is_own {
+            attributes.insert(OWN, "1".into());
+        }
         attributes
     }
 

@@ -6,7 +6,7 @@ use object_store::path::Path as Key;
 
 use crate::digest::Digest;
 use crate::name::{Host, Repository, Tag};
-use crate::store::Layout;
+use crate::store::{Layout, Link};
 
 /// The keys of one bucket.
 #[derive(Clone, Debug)]
@@ -55,6 +55,15 @@ impl Keys {
     /// Returns the key of a manifest's link in a repository.
     pub(super) fn revision(&self, repository: &Repository, digest: &Digest) -> Key {
         key(&self.0.revision_link(repository, digest))
+    }
+
+    /// Returns the key of a link to content; of a tag, the one of its manifest.
+    pub(super) fn link(&self, link: &Link, digest: &Digest) -> Key {
+        match link {
+            Link::Layer(repository, name) => self.layer(repository, name),
+            Link::Revision(repository, name) => self.revision(repository, name),
+            Link::Tag(repository, _) => self.revision(repository, digest),
+        }
     }
 
     /// Returns the start of the keys of all tags of a repository.

@@ -20,6 +20,18 @@ const BODY: Duration = Duration::from_secs(30);
 /// The name of the attribute of content that a mirror uploaded; stores differ in other characters than letters.
 pub(super) const OWN: Attribute = Attribute::Metadata(std::borrow::Cow::Borrowed("registrymirror"));
 
+/// The name of the attribute of content that names the link that it was uploaded for. It counts as much as the link.
+pub(super) const FIRST_LINK: Attribute =
+    Attribute::Metadata(std::borrow::Cow::Borrowed("registrymirrorlink"));
+
+/// Returns the value of [`FIRST_LINK`]; a tag stands for the manifest that it points to.
+pub(super) fn first_link(link: &Link) -> String {
+    match link {
+        Link::Layer(repository, _) => format!("layer:{repository}"),
+        Link::Revision(repository, _) | Link::Tag(repository, _) => format!("revision:{repository}"),
+    }
+}
+
 /// The content that the bucket has at a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct FoundContent {

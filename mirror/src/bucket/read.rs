@@ -16,16 +16,18 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::client::Client;
 use super::error::Error;
 use super::keys::{self, Keys};
+use super::objects::{FIRST_LINK, first_link};
 use super::{Bucket, TURN};
-use crate::digest::{Digest, Hashed};
+use crate::digest::{Algorithm, Digest, Hashed};
 use crate::metrics::Source;
 use crate::name::{Repository, Tag};
+use crate::store::Link;
 use crate::upstream::{self, BlobAnswer, BlobBody, MAX_MANIFEST};
 
 /// The largest blob that is verified before a client gets any of it, and that is uploaded by one request, in bytes.
 pub(crate) const SMALL: u64 = 16 << 20;
 /// The time for the head of an answer, both attempts together, while a registry can be asked instead.
-pub(super) const PATIENCE: Duration = Duration::from_secs(1);
+pub(super) const PATIENCE: Duration = Duration::from_millis(900);
 /// The same where the bucket is the only origin.
 const PATIENCE_ALONE: Duration = Duration::from_secs(10);
 /// The pause between two attempts.
@@ -57,6 +59,8 @@ pub(super) struct StoredObject {
     range: Range<u64>,
     pub(super) size: u64,
     pub(super) modified: i64,
+    /// The link that the content was uploaded for, if it says so.
+    first_link: Option<String>,
     pub(super) body: BlobBody,
 }
 
@@ -73,7 +77,21 @@ impl Bucket {
         }
         let keys = self.keys(patience).await.ok()?;
         let target = self.link(&keys.layer(repository, digest), patience).await?;
-        (target == *digest || target.algorithm() != digest.algorithm()).then_some(target)
+        is_target(&target, digest).then_some(target)
+    }
+
+    /// Asks for the bytes of a blob of a repository in a range, with the digest of the content; `None` if the bucket does not
+    /// have it for the repository, or fails.
+    pub(crate) async fn blob(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        range: Range<u64>,
+        patience: WaitLimit,
+    ) -> Option<(Digest, StoredContent)> {
+        let link = Link::Layer(repository.clone(), digest.clone());
+        let (target, object) = self.linked_object(&link, digest, range, patience).await?;
+        Some((target, self.stored_content(object)?))
     }
 
     /// Asks for the bytes of content in a range; the caller checked the link of the repository. `None` if the bucket
@@ -86,6 +104,10 @@ impl Bucket {
     ) -> Option<StoredContent> {
         let keys = self.keys(patience).await.ok()?;
         let object = self.get(&keys.data(digest), range, patience).await.ok()?;
+        self.stored_content(object)
+    }
+
+    fn stored_content(&self, object: StoredObject) -> Option<StoredContent> {
         let fetched = self.fetched(object.modified).ok()?;
         let answer = BlobAnswer {
             start: object.range.start,
@@ -94,6 +116,38 @@ impl Bucket {
             source: Source::Bucket,
         };
         Some(StoredContent { answer, fetched })
+    }
+
+    /// Asks for content that a repository has a link to; returns it with the digest that the link names. Content that was
+    /// uploaded for this link says so, and costs no request for the link.
+    async fn linked_object(
+        &self,
+        link: &Link,
+        digest: &Digest,
+        range: Range<u64>,
+        patience: WaitLimit,
+    ) -> Option<(Digest, StoredObject)> {
+        if self.wrong.contains_key(digest) {
+            return None;
+        }
+        let keys = self.keys(patience).await.ok()?;
+        let key = keys.link(link, digest);
+        if digest.algorithm() != Algorithm::Sha256 {
+            // Distribution keeps it by its SHA-256, which the link names.
+            let target = self.link(&key, patience).await?;
+            if !is_target(&target, digest) {
+                return None;
+            }
+            let object = self.get(&keys.data(&target), range, patience).await.ok()?;
+            return Some((target, object));
+        }
+        let object = self.get(&keys.data(digest), range, patience).await.ok()?;
+        if object.first_link.as_deref() == Some(&*first_link(link)) {
+            return Some((digest.clone(), object));
+        }
+        // The object has a place among the reads already.
+        let target = self.read_link(&key, patience).await?;
+        (target == *digest).then_some((target, object))
     }
 
     /// Returns the time that a time to live counts from, `None` without a time to live. An error is content whose time is
@@ -115,16 +169,10 @@ impl Bucket {
         digest: &Digest,
         patience: WaitLimit,
     ) -> Option<(Hashed, Option<i64>)> {
-        if self.wrong.contains_key(digest) {
-            return None;
-        }
-        let keys = self.keys(patience).await.ok()?;
-        let target = self.link(&keys.revision(repository, digest), patience).await?;
-        if target != *digest && target.algorithm() == digest.algorithm() {
-            return None;
-        }
-        let read = self.read(&keys.data(&target), MAX_MANIFEST, patience).await;
-        let (bytes, modified) = read.ok()?;
+        let link = Link::Revision(repository.clone(), digest.clone());
+        let (_, object) = self.linked_object(&link, digest, 0..u64::MAX, patience).await?;
+        let modified = object.modified;
+        let bytes = self.read_whole(object, MAX_MANIFEST).await.ok()?;
         let fetched = self.fetched(modified).ok()?;
         let hashed = Hashed::checked(digest, bytes);
         if hashed.is_err() {
@@ -151,8 +199,15 @@ impl Bucket {
     }
 
     async fn link(&self, key: &Key, patience: WaitLimit) -> Option<Digest> {
-        let (bytes, _) = match self.read(key, MAX_LINK, patience).await {
-            Ok(read) => read,
+        let _turn = self.turn().await.ok()?;
+        self.read_link(key, patience).await
+    }
+
+    /// Returns the digest of a link; the caller has a place among the reads.
+    async fn read_link(&self, key: &Key, patience: WaitLimit) -> Option<Digest> {
+        let read = async { self.read_small(self.ask(key, None, patience).await?).await };
+        let bytes = match read.await {
+            Ok(bytes) => bytes,
             Err(Error::NotFound) => return None,
             Err(error) => {
                 tracing::debug!(%key, %error, "a link of the bucket cannot be read");
@@ -162,9 +217,27 @@ impl Bucket {
         std::str::from_utf8(&bytes).ok()?.trim_end().parse().ok()
     }
 
+    async fn read_small(&self, found: GetResult) -> Result<Bytes, Error> {
+        if found.meta.size > MAX_LINK as u64 {
+            return Err(Error::unavailable(format!(
+                "the link is longer than {MAX_LINK} bytes"
+            )));
+        }
+        let read = tokio::time::timeout(IDLE, found.bytes()).await;
+        if !matches!(read, Ok(Ok(_))) {
+            self.breaker.open();
+        }
+        Ok(read.map_err(|_| Error::unavailable("a link did not arrive"))??)
+    }
+
     /// Returns the bytes of a small object, with the time of its last change in ms since 1970.
     async fn read(&self, key: &Key, most: usize, patience: WaitLimit) -> Result<(Bytes, i64), Error> {
         let object = self.get(key, 0..u64::MAX, patience).await?;
+        let modified = object.modified;
+        Ok((self.read_whole(object, most).await?, modified))
+    }
+
+    async fn read_whole(&self, object: StoredObject, most: usize) -> Result<Bytes, Error> {
         if object.size > most as u64 {
             return Err(Error::unavailable(format!(
                 "the object is longer than {most} bytes"
@@ -175,7 +248,7 @@ impl Bucket {
         if bytes.is_err() {
             self.breaker.open();
         }
-        Ok((bytes?.freeze(), object.modified))
+        Ok(bytes?.freeze())
     }
 
     /// Returns the keys of the bucket, once its owner is known.
@@ -217,16 +290,18 @@ impl Bucket {
             (start, u64::MAX) => Some(GetRange::Offset(start)),
             (start, end) => Some(GetRange::Bounded(start..end)),
         };
-        let found = self
-            .tried(patience, |client| {
-                let options = GetOptions {
-                    range: range.clone(),
-                    ..GetOptions::default()
-                };
-                async move { client.objects().get_opts(key, options).await }
-            })
-            .await?;
-        Ok(object(found, permit))
+        Ok(object(self.ask(key, range, patience).await?, permit))
+    }
+
+    async fn ask(&self, key: &Key, range: Option<GetRange>, patience: WaitLimit) -> Result<GetResult, Error> {
+        self.tried(patience, |client| {
+            let options = GetOptions {
+                range: range.clone(),
+                ..GetOptions::default()
+            };
+            async move { client.objects().get_opts(key, options).await }
+        })
+        .await
     }
 
     async fn turn(&self) -> Result<OwnedSemaphorePermit, Error> {
@@ -266,8 +341,8 @@ impl Bucket {
         let result = tokio::time::timeout(deadline, attempts).await;
         let result = result.unwrap_or_else(|_| {
             Err(Error::unavailable(format!(
-                "no answer in {} s",
-                deadline.as_secs()
+                "no answer in {} ms",
+                deadline.as_millis()
             )))
         });
         match &result {
@@ -286,7 +361,14 @@ async fn turn_of(turns: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, Error> 
     }
 }
 
+/// Returns whether the link of a digest may name this content.
+fn is_target(target: &Digest, digest: &Digest) -> bool {
+    target == digest || target.algorithm() != digest.algorithm()
+}
+
 fn object(found: GetResult, permit: OwnedSemaphorePermit) -> StoredObject {
+    let first_link = found.attributes.get(&FIRST_LINK);
+    let first_link = first_link.map(|link| link.as_ref().to_owned());
     let (range, size) = (found.range.clone(), found.meta.size);
     let modified = found.meta.last_modified.timestamp_millis();
     let length = range.end.saturating_sub(range.start);
@@ -298,5 +380,6 @@ fn object(found: GetResult, permit: OwnedSemaphorePermit) -> StoredObject {
         range,
         size,
         modified,
+        first_link,
     }
 }

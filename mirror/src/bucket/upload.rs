@@ -20,7 +20,7 @@ use super::keys::{self, Keys};
 use super::objects::FoundContent;
 use super::{Bucket, BucketState, SMALL, WaitLimit};
 use crate::digest::{Digest, Hasher};
-use crate::store::{self, Store};
+use crate::store::{self, ContentLink, Store};
 
 /// The bytes of content that all uploads hold in memory at a time.
 pub(super) const MAX_BUFFERED: usize = 64 << 20;
@@ -35,6 +35,9 @@ const SLOWEST: u64 = 64 << 10;
 const ATTEMPTS: u32 = 2;
 /// The longest id of an upload, in bytes: it is recorded, and a part of URLs.
 const MAX_UPLOAD_ID: usize = 2 << 10;
+
+/// The attributes of new content, as a client of the store makes them.
+type ContentAttributes<'a> = &'a (dyn Fn(&Client) -> Attributes + Sync);
 
 /// The result of an upload of content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -150,14 +153,14 @@ impl Bucket {
 
     /// Writes an object by one request.
     pub(super) async fn put(&self, key: &Key, bytes: Bytes) -> Result<(), Error> {
-        self.put_with(key, bytes, Client::attributes).await
+        self.put_with(key, bytes, &Client::attributes).await
     }
 
     async fn put_with(
         &self,
         key: &Key,
         bytes: Bytes,
-        attributes: fn(&Client) -> Attributes,
+        attributes: ContentAttributes<'_>,
     ) -> Result<(), Error> {
         let length = bytes.len() as u64;
         self.sent(length, |client| {
@@ -172,13 +175,13 @@ impl Bucket {
         .map(drop)
     }
 
-    /// Uploads content whose digest matches. In a bucket with a limit, content that is there stays as it is, unless its
+    /// Uploads content whose digest matches, for a link. In a bucket with a limit, content that is there stays as it is, unless its
     /// bytes are wrong.
     pub(super) async fn upload(
         &self,
         store: &Store,
         keys: &Keys,
-        digest: &Digest,
+        ContentLink { digest, link }: &ContentLink,
         buffers: &UploadQuota,
     ) -> Result<Upload, UploadError> {
         let is_wrong = self.wrong.contains_key(digest);
@@ -197,10 +200,11 @@ impl Bucket {
             None
         };
         let is_own = is_counted && found.is_none_or(|found| found.is_own);
-        let (attributes, uploaded): (fn(&Client) -> Attributes, _) = if is_own {
-            (Client::content_attributes, Upload::Own(size))
+        let attributes = |client: &Client| client.content_attributes(link, is_own);
+        let uploaded = if is_own {
+            Upload::Own(size)
         } else {
-            (Client::attributes, Upload::Foreign)
+            Upload::Foreign
         };
         let is_current = |found: FoundContent| found.size == size && self.fetched(found.modified).is_ok();
         if found.is_some_and(is_current) && !is_wrong {
@@ -212,11 +216,11 @@ impl Bucket {
                 if hash(digest, bytes.clone()).await? != *digest {
                     return Err(UploadError::Damaged);
                 }
-                Ok(self.put_with(&key, bytes, attributes).await?)
+                Ok(self.put_with(&key, bytes, &attributes).await?)
             };
             buffers.with(&file, 0, size, send).await?;
         } else {
-            self.in_parts(store, &key, digest, (&file, size), (buffers, attributes))
+            self.in_parts(store, &key, digest, (&file, size), (buffers, &attributes))
                 .await?;
         }
         self.wrong.invalidate(digest);
@@ -233,7 +237,7 @@ impl Bucket {
         key: &Key,
         digest: &Digest,
         content: (&Arc<File>, u64),
-        (buffers, attributes): (&UploadQuota, fn(&Client) -> Attributes),
+        (buffers, attributes): (&UploadQuota, ContentAttributes<'_>),
     ) -> Result<(), UploadError> {
         let id = self
             .sent(0, |client| {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::bucket::{Bucket, WaitLimit};
+use crate::bucket::{Bucket, StoredContent, WaitLimit};
 use crate::digest::Digest;
 use crate::name::Repository;
 use crate::store::{Link, Store};
@@ -51,10 +51,13 @@ impl BucketSource {
 
     /// Asks for the bytes from `from` to the end; `None` if another origin has to be asked.
     pub(super) async fn ask(&mut self, from: u64) -> Option<BlobAnswer> {
+        let range = from..u64::MAX;
         let (target, answers) = match std::mem::replace(&mut self.step, Step::Done) {
             Step::Unasked => {
-                let target = self.bucket.layer(&self.repository, &self.digest, self.patience);
-                (target.await?, 0)
+                let (repository, digest) = (&self.repository, &self.digest);
+                let asked = self.bucket.blob(repository, digest, range, self.patience);
+                let (target, content) = asked.await?;
+                return Some(self.take(target, 1, content));
             }
             Step::Found(_, MAX_ANSWERS) => {
                 self.bucket.skip_for_a_while();
@@ -63,11 +66,14 @@ impl BucketSource {
             Step::Found(target, answers) => (target, answers),
             Step::Done => return None,
         };
-        let content = self.bucket.content(&target, from..u64::MAX, self.patience);
-        let content = content.await?;
-        self.step = Step::Found(target, answers + 1);
+        let content = self.bucket.content(&target, range, self.patience).await?;
+        Some(self.take(target, answers + 1, content))
+    }
+
+    fn take(&mut self, target: Digest, answers: u32, content: StoredContent) -> BlobAnswer {
+        self.step = Step::Found(target, answers);
         self.fetched = content.fetched;
-        Some(content.answer)
+        content.answer
     }
 
     /// Stops asking the bucket; its bytes are `wrong`, or did not come whole.

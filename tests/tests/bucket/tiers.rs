@@ -98,7 +98,7 @@ fn layers(place: &Place, name: &str) -> Vec<String> {
         .collect()
 }
 
-/// Many clients that want one blob of the bucket cost one GET of its content.
+/// Many clients that want one blob of the bucket cost one GET.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn herd_costs_one_get_of_the_bucket() {
     let mut place = Place::new(&[2_000_000, 300_000]).await;
@@ -114,7 +114,59 @@ async fn herd_costs_one_get_of_the_bucket() {
         for (status, body) in futures::future::join_all(pulls).await {
             assert_eq!((status, sha256(&body)), (200, digest.clone()));
         }
-        assert_eq!(place.reads(), (1, 0, 0), "{:#?}", place.store.seen());
+        assert_eq!(gets_of(&place, &digest), 1, "{:#?}", place.store.seen());
+    }
+}
+
+/// Returns the number of GETs of a blob, of its links or of its content.
+fn gets_of(place: &Place, digest: &str) -> usize {
+    let hex = digest.trim_start_matches("sha256:");
+    place
+        .requests(|seen| seen.method == Method::GET && seen.path.contains(hex))
+        .len()
+}
+
+/// A blob of the bucket costs one GET for the repository that it was uploaded for, and two for another one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn blob_of_the_bucket_costs_one_get() {
+    let mut place = Place::new(&LAYERS).await;
+    let first = place.mirror("first").await;
+    place.pull(&first, "pulled").await;
+    until_stored(&place, blobs(&place.image), &first).await;
+    place
+        .upstream
+        .push(&place.image, "1", "library/other:1")
+        .await
+        .expect("a push");
+    let digests = layers(&place, "app");
+    for digest in &digests {
+        let (status, _) = first.get(&format!("/v2/library/other/blobs/{digest}")).await;
+        assert_eq!(status, 200);
+    }
+    until_stored(&place, blobs(&place.image), &first).await;
+    place.upstream.go_down();
+    for (name, gets) in [("app", 1), ("other", 2)] {
+        let mirror = place.mirror(&format!("tier-of-{name}")).await;
+        place.store.forget();
+        for digest in &digests {
+            let (status, body) = mirror.get(&format!("/v2/library/{name}/blobs/{digest}")).await;
+            assert_eq!((status, sha256(&body)), (200, digest.clone()));
+            assert_eq!(gets_of(&place, digest), gets, "{:#?}", place.store.seen());
+        }
+    }
+}
+
+/// A blob that nothing has costs the bucket three requests: a GET, its content and its link.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn cold_blob_costs_three_requests() {
+    let place = Place::new(&[300_000]).await;
+    let mirror = place.mirror("tier").await;
+    place.pull(&mirror, "pulled").await;
+    until_stored(&place, blobs(&place.image), &mirror).await;
+    for digest in layers(&place, "app") {
+        let hex = digest.trim_start_matches("sha256:").to_owned();
+        let requests = place.requests(|seen| seen.path.contains(&hex));
+        assert_eq!(requests.len(), 3, "{requests:#?}");
     }
 }
 
@@ -135,8 +187,8 @@ async fn bucket_content_needs_a_link() {
     for digest in layers(&place, "app") {
         let (status, _) = second.get(&format!("/v2/library/other/blobs/{digest}")).await;
         assert_eq!(status, 404);
+        assert_eq!(gets_of(&place, &digest), 2, "of the content, and of the link");
     }
-    assert_eq!(place.reads(), (0, 0, 0), "{:#?}", place.store.seen());
 }
 
 /// An offline mirror serves what the bucket has: manifests by tag and digest, blobs, and the size of a blob.

@@ -54,7 +54,7 @@ impl Shared {
         let uploaded = if is_kept && bucket.max_size().is_none() {
             Upload::Foreign
         } else {
-            bucket.upload(store, keys, digest, &self.buffers).await?
+            bucket.upload(store, keys, linked, &self.buffers).await?
         };
         match uploaded {
             Upload::Gone => {
