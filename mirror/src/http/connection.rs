@@ -219,13 +219,14 @@ impl Opened {
                 progress.overload();
                 closing.cancel();
             }
-            // Boxed, because an idle connection keeps space for this future too.
-            Box::pin(async move {
+            async move {
                 let mut request = request?;
-                let response = service.answer(parts, &peer).await;
+                // Boxed once it runs: an idle connection, and each request that waits for its first poll, keeps space for
+                // this future too.
+                let response = Box::pin(service.answer(parts, &peer)).await;
                 request.on_response();
                 Ok::<_, h2::Error>(response.map(|body| TrackedBody { body, request }))
-            })
+            }
         });
         let connection = builder(self.http2)
             .serve_connection(TokioIo::new(stream), answer)

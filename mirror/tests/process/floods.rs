@@ -19,6 +19,8 @@ use crate::{MIB, bytes};
 pub(crate) const ATTACKER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
 /// The most that memory may grow by for one address that reads nothing.
 const MOST: u64 = 32 << 20;
+/// The most that memory may grow by for many addresses that read nothing.
+const MOST_OF_MANY: u64 = 64 << 20;
 /// The most that memory may grow by while lists are fetched and filtered for one address that reads nothing.
 const MOST_WITH_LISTS: u64 = 72 << 20;
 /// The time in which innocent requests are answered while a busy machine answers the flood. It is less than the time after
@@ -47,6 +49,7 @@ struct Scene {
     hub: Hub,
     server: Server,
     blob: Digest,
+    uncached: Digest,
     before: u64,
     _home: tempfile::TempDir,
 }
@@ -60,12 +63,14 @@ impl Scene {
     async fn with(environment: &[(&str, &str)]) -> Self {
         let (hub, home) = (Hub::start().await, tempfile::tempdir().unwrap());
         let blob = hub.push_blob("library/app", bytes(1, MIB));
+        let uncached = hub.push_blob("library/stalled", bytes(2, MIB));
         hub.push_image("library/app", "v1", &[b"layer"]);
         let server = Server::start_in(&home.path().join("cache"), &hub, "", environment).await;
         let scene = Self {
             hub,
             server,
             blob,
+            uncached,
             before: 0,
             _home: home,
         };
@@ -131,6 +136,10 @@ enum Target {
     Referrers,
     Tags,
     Base,
+    /// A blob of which the upstream sends the first bytes only.
+    Stalled,
+    /// A blob for which the upstream sends nothing.
+    Hanging,
 }
 
 impl Target {
@@ -140,6 +149,8 @@ impl Target {
             Self::Referrers => format!("/v2/library/app/referrers/{}?artifactType=a", scene.blob),
             Self::Tags => format!("/v2/library/app/tags/list?last={number}"),
             Self::Base => "/v2/".into(),
+            Self::Stalled => format!("/v2/library/stalled/blobs/{}", scene.uncached),
+            Self::Hanging => format!("/v2/library/hanging/blobs/{}", scene.uncached),
         }
     }
 }
@@ -186,10 +197,34 @@ async fn unread_http2_streams_stay_within_memory(target: Target, window: u32) {
         unread.push(stream);
     }
     let limit = match target {
-        Target::Blob | Target::Base => MOST,
         Target::Referrers | Target::Tags => MOST_WITH_LISTS,
+        _ => MOST,
     };
     scene.endure(limit).await;
+}
+
+/// Streams of many addresses whose clients take nothing hold a bounded part of memory in all, and delay no other client.
+#[test_case(Target::Blob; "blobs")]
+#[test_case(Target::Base; "small answers")]
+#[test_case(Target::Stalled; "blobs that do not come")]
+#[test_case(Target::Hanging; "requests without an answer")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn unread_streams_of_many_addresses_stay_within_memory(target: Target) {
+    let scene = Scene::new().await;
+    scene.hub.always("GET stalled/blobs", Fault::Stall(1000));
+    scene.hub.always("GET hanging/blobs", Fault::Hang);
+    let path = target.path(&scene, 0);
+    let streams = (0..100).map(|number| http2::get(2 * number + 1, &path, &[]));
+    let begin = std::iter::once(http2::start(i32::MAX.cast_unsigned()));
+    let requests = begin.chain(streams).collect::<Vec<_>>().concat();
+    let mut unread = Vec::new();
+    for connection in 0..300_u16 {
+        let [_, address] = (connection / 10 + 3).to_be_bytes();
+        let mut stream = connect(&scene.server.address, Ipv4Addr::new(127, 0, 0, address)).await;
+        send(&mut stream, &requests).await;
+        unread.push(stream);
+    }
+    scene.endure(MOST_OF_MANY).await;
 }
 
 /// Requests whose headers are long keep none of them for the log once they are answered.

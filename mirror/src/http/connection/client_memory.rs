@@ -29,8 +29,9 @@ const MAX_ADDRESS_HEADERS_BYTES: usize = 2 * MIB;
 /// The bytes of headers that every address may have.
 const ADDRESS_HEADERS_BYTES: usize = 64 * KIB;
 
-/// The requests of HTTP/2 in flight: for all clients.
-const MAX_STREAMS: usize = 4_096;
+/// The requests of HTTP/2 in flight: for all clients. One takes 1 to 4 KiB while its response is sent, and up to 16 KiB
+/// while it waits for an upstream.
+const MAX_STREAMS: usize = 2_048;
 /// The requests of HTTP/2 in flight of one address.
 const MAX_ADDRESS_STREAMS: usize = 1_024;
 /// The requests of HTTP/2 in flight that every address may have.

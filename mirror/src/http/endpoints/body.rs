@@ -112,7 +112,9 @@ impl ByteSource {
                 Ok(chunk) => return Ok(Some(chunk)),
                 Err(cut) => cut,
             };
-            *self = Self::Past(reader.past_the_cache(range).await?.ok_or(cut)?);
+            // Boxed, because each body that waits for its client would keep space for it.
+            let passed = Box::pin(reader.past_the_cache(range)).await?;
+            *self = Self::Past(passed.ok_or(cut)?);
         }
         match self {
             Self::Past(bytes) => bytes.next().await.transpose(),

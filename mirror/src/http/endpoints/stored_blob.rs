@@ -26,7 +26,7 @@ impl StoredBlob {
         match block_reader::read(&self.blob.file, range.start, length).await {
             Ok(chunk) => Ok(chunk),
             Err(error) => {
-                self.pull.damaged(&self.digest, &error).await;
+                Box::pin(self.pull.damaged(&self.digest, &error)).await;
                 Err(Cut(error.to_string()))
             }
         }
