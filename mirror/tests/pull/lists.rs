@@ -173,6 +173,9 @@ async fn referrers_are_cached_filtered_and_served_stale() {
         body_of(some).await["manifests"],
         json!([{"artifactType": "x/sig"}])
     );
+    let empty = mirror.get(&format!("{path}?artifactType=")).await;
+    assert!(!empty.headers().contains_key("oci-filters-applied"));
+    assert_eq!(body_of(empty).await, all, "an empty value is no filter");
     assert_eq!(hub.count("GET referrers"), 1);
     hub.heal();
     hub.always("GET referrers", Fault::status(500));

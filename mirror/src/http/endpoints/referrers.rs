@@ -4,13 +4,13 @@ use axum::body::Body;
 use axum::response::Response;
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, header};
-use url::form_urlencoded;
 
 use super::blobs;
 use super::document::hold_document;
 use crate::http::error::RegistryError;
 use crate::http::{EndpointResponse, RequestContext};
 use crate::pull::{self, Served};
+use crate::query;
 
 const FILTERS: HeaderName = HeaderName::from_static("oci-filters-applied");
 
@@ -29,9 +29,10 @@ pub(in crate::http) async fn get(
     // The filter needs as much memory as the list at most, and the list may leave the cache meanwhile.
     let length = |served: &Served<Bytes>| served.value.len();
     let served = hold_document(&context.peer.memory, fetch, length).await?;
-    let filter = form_urlencoded::parse(context.query.as_bytes()).find(|(key, _)| key == "artifactType");
+    // Registries read an empty value as no filter.
+    let filter = query::value(context.query, "artifactType").filter(|value| !value.is_empty());
     let filtered = match filter {
-        Some((_, artifact_type)) => pull::of_type(&served.document.value, &artifact_type).await,
+        Some(artifact_type) => pull::of_type(&served.document.value, &artifact_type).await,
         None => None,
     };
     let outcome = served.document.outcome;
