@@ -163,3 +163,21 @@ async fn bad_page_size_is_pagination_number_invalid() {
         assert_eq!(mirror.get(&format!("{path}?n=")).await.status(), 200, "{path}");
     }
 }
+
+/// A query that no page has is refused, and the upstream gets no request that it would fail at.
+#[tokio::test]
+async fn query_that_names_no_page_is_not_sent_upstream() {
+    let hub = Hub::start().await;
+    hub.push_image("library/app", "1", &[b"layer"]);
+    let mirror = Mirror::of(&hub).await;
+    let long = format!("last={}", "z".repeat(3000));
+    for path in ["/v2/app/tags/list", "/v2/_catalog"] {
+        for query in ["n=2&last=%00", "l%61st=a%0A", "next_page=%1b", "last=%FF", &long] {
+            let answer = mirror.get(&format!("{path}?{query}")).await;
+            assert_eq!(answer.status(), 400, "{path} {query}");
+            let body = crate::served::json(answer).await;
+            assert_eq!(body["errors"][0]["code"], "NAME_INVALID", "{path} {query}");
+        }
+    }
+    assert_eq!(hub.count("* "), 0);
+}

@@ -13,6 +13,9 @@ use crate::pull::{Page, Served, Window};
 use crate::pull_error::PullError;
 use crate::query;
 
+/// The longest text of a query, in bytes: tokens of the next page have up to 1 KiB at known registries.
+const MAX_PAGE_TEXT: usize = 1024;
+
 /// The body of a list of tags.
 #[derive(Serialize)]
 struct TagsBody<'a> {
@@ -69,9 +72,13 @@ fn json_length(page: &Page) -> usize {
     page.names.iter().map(|name| name.len() + 3).sum()
 }
 
+/// Reads the window of a list. Another pair may be the token of the next page, which the upstream reads.
 fn window(query: &str) -> Result<Window, RegistryError> {
     let mut window = Window::default();
     for (key, value) in form_urlencoded::parse(query.as_bytes()) {
+        if !(is_page_text(&key) && is_page_text(&value)) {
+            return Err(invalid_page(&key));
+        }
         match key.as_ref() {
             // Registries read the first value, and an empty one as none.
             "n" if window.n.is_none() && !value.is_empty() => {
@@ -82,6 +89,20 @@ fn window(query: &str) -> Result<Window, RegistryError> {
         }
     }
     Ok(window)
+}
+
+/// Returns `true` for a text that may name a page. An upstream that fails at any other would seem to be down.
+fn is_page_text(text: &str) -> bool {
+    let is_broken = |character: char| character.is_control() || character == char::REPLACEMENT_CHARACTER;
+    text.len() <= MAX_PAGE_TEXT && !text.contains(is_broken)
+}
+
+fn invalid_page(key: &str) -> RegistryError {
+    let key: String = key.chars().take(20).collect();
+    let message = format!(
+        "the value of {key:?} in the query names no page: send at most {MAX_PAGE_TEXT} bytes of UTF-8 without control characters"
+    );
+    RegistryError::name_invalid(message)
 }
 
 fn invalid_page_size(value: &str) -> RegistryError {
@@ -121,10 +142,23 @@ fn paged(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use test_case::test_case;
+
+    #[test_case("last=%00" => Some("NAME_INVALID"); "NUL")]
+    #[test_case("n=2&l%61st=a%0Ab" => Some("NAME_INVALID"); "a line feed")]
+    #[test_case("next_page=%7F" => Some("NAME_INVALID"); "delete in a token")]
+    #[test_case("last=%FF" => Some("NAME_INVALID"); "no UTF-8")]
+    #[test_case("a%00=b" => Some("NAME_INVALID"); "a key")]
+    #[test_case(&format!("last={}", "z".repeat(1025)) => Some("NAME_INVALID"); "too long")]
+    #[test_case(&format!("last={}", "z".repeat(1024)) => None; "a long token")]
+    #[test_case("last=a/b%2B%2F%3D&next_page=%7B%22a%22:1%7D" => None; "tokens")]
+    fn text_that_names_no_page_is_refused(query: &str) -> Option<&'static str> {
+        window(query).err().map(|error| error.code)
+    }
 
     #[test]
     fn invalid_page_size_is_refused() {
-        for n in ["-1", "a", "1.5", "99999999999999999999999", "%00"] {
+        for n in ["-1", "a", "1.5", "99999999999999999999999"] {
             let error = window(&format!("n={n}")).unwrap_err();
             assert_eq!(
                 (error.status.as_u16(), error.code),
