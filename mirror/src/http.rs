@@ -41,6 +41,7 @@ use crate::metrics::Metrics;
 use crate::name::Repository;
 use crate::peers::{Fleet, PEER_ERROR};
 use crate::pull::{Pull, UpstreamSelectionError};
+use crate::query;
 use crate::transfer_coding;
 
 const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
@@ -324,11 +325,7 @@ impl RequestContext<'_> {
 
     /// Returns the raw value of `?ns=`, in which containerd names the registry that the client requests.
     fn ns(&self) -> Option<&str> {
-        let value = |pair: &'_ str| pair.strip_prefix("ns=").is_some_and(|ns| !ns.is_empty());
-        self.query
-            .split('&')
-            .find(|pair| value(pair))
-            .and_then(|pair| pair.strip_prefix("ns="))
+        query::encoded_value(self.query, "ns")
     }
 
     /// Returns the decoded value of `?ns=`.

@@ -30,6 +30,13 @@ pub(crate) fn value(query: &str, name: &str) -> Option<String> {
     pairs.find_map(|(key, value)| (key == name).then(|| value.into_owned()))
 }
 
+/// Returns the value of the first pair with this name that is not empty, as the client encoded it.
+pub(crate) fn encoded_value<'q>(query: &'q str, name: &str) -> Option<&'q str> {
+    let pairs = query.split('&').filter(|pair| is_named(pair, name));
+    let mut values = pairs.filter_map(|pair| pair.split_once('=').map(|(_, value)| value));
+    values.find(|value| !value.is_empty())
+}
+
 /// Returns the pairs of another name than `name`, each encoded again: the result has letters, digits and `-._~%+=&`
 /// only, and decodes to the same bytes. A `+` stays as it is, because some servers read it as a space and some do not.
 pub(crate) fn encoded_without(query: &str, name: &str) -> String {
@@ -70,6 +77,13 @@ mod tests {
     fn pairs_of_a_name_are_left_out(query: &str, expected: &str) {
         assert_eq!(without(query, "ns"), expected);
         assert_eq!(encoded_without(query, "ns"), expected);
+    }
+
+    #[test_case("x=1&ns=docker.io&ns=quay.io" => Some("docker.io"); "the first one")]
+    #[test_case("ns=&ns&n%73=%71uay.io" => Some("%71uay.io"); "an encoded name after empty ones")]
+    #[test_case("NS=docker.io&nsx=a&x=ns" => None; "other names")]
+    fn value_is_found_by_its_decoded_name(query: &str) -> Option<&str> {
+        encoded_value(query, "ns")
     }
 
     #[test_case("last=b,c&x", "last=b%2Cc&x"; "a comma")]

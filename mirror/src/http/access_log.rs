@@ -21,6 +21,7 @@ use crate::digest::Digest;
 use crate::logging;
 use crate::metrics::{self, Outcome, RequestRecord};
 use crate::name::{Host, Repository};
+use crate::secret::mask_user;
 use crate::traces;
 
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -217,7 +218,10 @@ pub(super) fn shown(uri: &Uri) -> String {
     };
     let pairs = form_urlencoded::parse(query.as_bytes());
     let mut query = form_urlencoded::Serializer::new(String::new());
-    query.extend_pairs(pairs.filter(|(key, _)| LOGGED_PARAMETERS.contains(&key.as_ref())));
+    for (key, value) in pairs.filter(|(key, _)| LOGGED_PARAMETERS.contains(&key.as_ref())) {
+        let value = if key == "ns" { mask_user(&value) } else { value };
+        query.append_pair(&key, &value);
+    }
     match query.finish() {
         query if query.is_empty() => uri.path().to_owned(),
         query => format!("{}?{query}", uri.path()),
@@ -295,6 +299,8 @@ mod tests {
         let uri = "http://user:secret@mirror/v2/a/tags/list?n=2&access_token=secret&ns=docker.io";
         assert_eq!(shown(&uri.parse().unwrap()), "/v2/a/tags/list?n=2&ns=docker.io");
         assert_eq!(shown(&"/v2/?token=secret".parse().unwrap()), "/v2/");
+        let masked = shown(&"/v2/?n%73=user:secret@quay.io".parse().unwrap());
+        assert_eq!(masked, "/v2/?ns=%5Bsecret%5D%40quay.io");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use crate::config::host;
 use crate::name::{Host, Repository, RepositoryName};
+use crate::secret::mask_user;
 
 /// Docker Hub as clients name it, whose one-component names mean `library/NAME`.
 const DOCKER_HUB: &str = "docker.io";
@@ -57,7 +58,8 @@ pub(crate) fn select_repository<'h>(
     let invalid = || UpstreamSelectionError::InvalidName(shortened(path));
     let (host, name) = match ns {
         Some(ns) => {
-            let host = find(ns).ok_or_else(|| UpstreamSelectionError::UnknownHost(shortened(ns)))?;
+            let host =
+                find(ns).ok_or_else(|| UpstreamSelectionError::UnknownHost(shortened(&mask_user(ns))))?;
             match prefix {
                 Some(prefix) if prefix == host => (host, rest),
                 Some(prefix) => {

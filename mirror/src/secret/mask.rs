@@ -1,5 +1,6 @@
 //! Masks secrets in texts of servers, in whatever notation a server repeats them.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::ops::Range;
 
@@ -55,6 +56,19 @@ pub(crate) fn mask_secrets<'s>(text: &str, secrets: impl IntoIterator<Item = &'s
     short
         .into_iter()
         .fold(masked, |text, secret| text.replace(secret, MASK))
+}
+
+/// Returns the host that a client names, with the user information before it masked (RFC 3986, 3.2.1).
+pub(crate) fn mask_user(host: &str) -> Cow<'_, str> {
+    // A client may encode the sign twice.
+    let ends = [
+        host.rfind('@').map(|at| at + 1),
+        host.rfind("%40").map(|at| at + 3),
+    ];
+    match ends.into_iter().flatten().max() {
+        Some(end) => Cow::Owned(format!("{MASK}@{}", &host[end..])),
+        None => Cow::Borrowed(host),
+    }
 }
 
 /// The folded notations of secrets, and the same without `+`, which is a space in some encodings.
@@ -310,6 +324,15 @@ mod tests {
     #[test_case("hunter2", "hunter2hunter2 Hunter2" => "[secret][secret] [secret]"; "several")]
     fn other_texts_stay(secret: &str, text: &str) -> String {
         mask_secrets(text, [secret])
+    }
+
+    #[test_case("docker.io:443" => "docker.io:443"; "none")]
+    #[test_case("user:pw@docker.io" => "[secret]@docker.io"; "a user and a password")]
+    #[test_case("https://p@ss@docker.io" => "[secret]@docker.io"; "two signs")]
+    #[test_case("user%3Apw%40docker.io" => "[secret]@docker.io"; "encoded twice")]
+    #[test_case("pw@" => "[secret]@"; "no host")]
+    fn user_of_a_host_is_masked(host: &str) -> String {
+        mask_user(host).into_owned()
     }
 
     proptest! {
