@@ -1,13 +1,14 @@
 //! The listener of actions: the cached images, purges, prewarming. It is bound to a loopback address, so that only
 //! processes of this machine, or the port-forward of a Pod, reach it (docs/adr/0039-actions.md).
 
+mod body;
 mod guard;
 
 use std::convert::Infallible;
 use std::sync::Arc;
 
 use axum::body::{Body, Bytes};
-use axum::extract::{Query, State};
+use axum::extract::{DefaultBodyLimit, Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -17,6 +18,8 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc::{Receiver, channel};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::{info, warn};
+
+use body::{ActionBody, InvalidBody, MAX_BODY};
 
 use crate::manifest::{ImagePlatform, InvalidPlatform};
 use crate::name::{InvalidName, Reference, Repository};
@@ -51,7 +54,11 @@ pub struct ImageLine {
 
 /// The body of `POST /purge`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(
+    rename_all = "camelCase",
+    deny_unknown_fields,
+    expecting = "an object with registry, repository and reference"
+)]
 pub struct PurgeRequest {
     /// The registry, as clients name it.
     pub registry: String,
@@ -80,7 +87,11 @@ pub struct PurgeResponse {
 
 /// The body of `POST /prewarm`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(
+    rename_all = "camelCase",
+    deny_unknown_fields,
+    expecting = "an object with registry, repository, reference and platforms"
+)]
 pub struct PrewarmRequest {
     /// The registry, as clients name it.
     pub registry: String,
@@ -119,6 +130,7 @@ pub fn service(pull: Arc<Pull>) -> Router {
         .route("/images", get(images))
         .route("/purge", post(purge))
         .route("/prewarm", post(prewarm))
+        .layer(DefaultBodyLimit::max(MAX_BODY))
         .layer(middleware::from_fn(guard::check))
         .with_state(ActionState { pull, permits })
 }
@@ -126,6 +138,9 @@ pub fn service(pull: Arc<Pull>) -> Router {
 /// The reason why an action does not run.
 #[derive(Debug, thiserror::Error)]
 enum ActionError {
+    /// The body is no request.
+    #[error(transparent)]
+    Body(#[from] InvalidBody),
     /// Too many run.
     #[error("{MAX_AT_A_TIME} actions are running: try again when one has ended")]
     Busy,
@@ -149,6 +164,7 @@ enum ActionError {
 impl IntoResponse for ActionError {
     fn into_response(self) -> Response {
         let status = match &self {
+            Self::Body(error) => error.status(),
             Self::Busy => StatusCode::TOO_MANY_REQUESTS,
             Self::NoRepository(_) => StatusCode::NOT_FOUND,
             Self::Reference(_) | Self::Platform(_) | Self::TooManyPlatforms => StatusCode::BAD_REQUEST,
@@ -204,7 +220,7 @@ async fn images(
 
 async fn purge(
     State(actions): State<ActionState>,
-    Json(request): Json<PurgeRequest>,
+    ActionBody(request): ActionBody<PurgeRequest>,
 ) -> Result<Json<PurgeResponse>, ActionError> {
     let repository = actions.repository(&request.registry, &request.repository)?;
     let target = match request.reference.as_deref().map(str::parse).transpose()? {
@@ -231,7 +247,7 @@ async fn purge(
 
 async fn prewarm(
     State(actions): State<ActionState>,
-    Json(request): Json<PrewarmRequest>,
+    ActionBody(request): ActionBody<PrewarmRequest>,
 ) -> Result<Response, ActionError> {
     let wanted = Prewarm {
         repository: actions.repository(&request.registry, &request.repository)?,

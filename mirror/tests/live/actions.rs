@@ -317,3 +317,29 @@ async fn requests_of_web_pages_run_no_action() {
     assert_eq!(request.send().await.unwrap().status(), 200);
     assert_eq!(acting.cache_status("app/manifests/v1").await, "HIT");
 }
+
+/// A body that is no request is refused with the member and the place, and with no name of a type.
+#[tokio::test]
+async fn invalid_body_of_action_is_explained() {
+    let hub = Hub::start().await;
+    let acting = Acting::start(&hub, "").await;
+    let long = json!({"registry": "r".repeat(70_000), "repository": "app"});
+    for path in ["/purge", "/prewarm"] {
+        for (body, status, words) in [
+            (json!([]), 422, "expected an object with registry"),
+            (json!({"registry": 1}), 422, "registry"),
+            (json!({"registry": "hub.test"}), 422, "missing field `repository`"),
+            (long.clone(), 413, "larger than 65536 bytes"),
+        ] {
+            let (got, answer) = acting.post(path, body).await;
+            assert_eq!(got, status, "{answer}");
+            let message = serde_json::from_str::<Value>(&answer).unwrap()["message"].to_string();
+            assert!(
+                message.contains(words) && !message.contains("Request"),
+                "{message}"
+            );
+        }
+        let untyped = client().post(acting.url(path)).body("{}").send().await.unwrap();
+        assert_eq!(untyped.status(), 415);
+    }
+}
