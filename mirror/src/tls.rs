@@ -15,7 +15,7 @@ use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, DistinguishedName, RootCertStore};
 use sha2::{Digest, Sha256};
 
-pub(crate) use failure::{describe, is_tls_failure};
+pub(crate) use failure::{describe, is_refused_certificate, is_tls_failure};
 pub use files::TlsError;
 pub(crate) use files::{authorities, key_pair};
 pub(crate) use verifier::ClientVerifier;

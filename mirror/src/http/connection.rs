@@ -147,10 +147,10 @@ impl Connection {
             opened = tokio::time::timeout(LIMITS.header, self.open(&service, options, &slot.memory)) => opened,
             () = slot.closing.cancelled() => return,
         };
-        if let Ok(Some(opened)) = opened
-            && let Err(error) = opened.drive(service, accepted, slot).await
-        {
-            debug!(%error, "a connection failed");
+        let Ok(Some(opened)) = opened else { return };
+        let (log, peer) = (service.clone(), Arc::clone(&opened.peer.name));
+        if let Err(error) = opened.drive(service, accepted, slot).await {
+            log.log_connection_error(error.as_ref(), &peer);
         }
     }
 
@@ -164,7 +164,7 @@ impl Connection {
         let first = self.socket.first_bytes().await.ok()?;
         let (mut peer, stream) = (self.peer, self.socket.stream());
         if let Some(mismatch) = first.mismatch(options.tls.is_some()) {
-            service.log_mismatch(mismatch, &peer);
+            service.log_mismatch(mismatch, &peer.name);
             if service.answers(mismatch) {
                 Box::pin(mismatch.refuse(stream)).await;
             }
@@ -175,7 +175,13 @@ impl Connection {
             Some(tls) => {
                 peer.sendfile = None;
                 let accepted = tls::accept(stream, tls, HeaderMeter::handshake(Arc::clone(memory)));
-                Box::pin(accepted).await?
+                match Box::pin(accepted).await {
+                    Ok(accepted) => accepted,
+                    Err(error) => {
+                        service.log_handshake_error(&error, &peer.name);
+                        return None;
+                    }
+                }
             }
             None => (stream, http2 && options.http2),
         };

@@ -1,17 +1,20 @@
 //! Failed requests in the log: a line for each, and one with a count for many that are alike.
 
 use std::collections::HashMap;
+use std::error::Error;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::HeaderValue;
+use http::{HeaderValue, StatusCode};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 use tracing::Level;
 
+use super::Service;
 use super::connection::ConnectionMismatch;
-use super::{Peer, Service};
 use crate::name::Host;
+use crate::tls;
 
 /// Lines of one kind within [`WINDOW`]; more are counted.
 const LINES: u64 = 10;
@@ -152,16 +155,52 @@ impl Service {
     }
 
     /// Logs a connection of a client that speaks another protocol than its port serves.
-    pub(super) fn log_mismatch(&self, mismatch: ConnectionMismatch, peer: &Peer) {
+    pub(super) fn log_mismatch(&self, mismatch: ConnectionMismatch, peer: &str) {
+        let reason = format!("{mismatch}; its address is {peer}");
+        self.log_connection(Level::WARN, StatusCode::BAD_REQUEST, "protocol", reason);
+    }
+
+    /// Logs the end of a connection by an error: a request of HTTP/1.1 that the parser refused, or any other.
+    pub(super) fn log_connection_error(&self, error: &(dyn Error + 'static), peer: &str) {
+        let parsed = error.downcast_ref::<hyper::Error>();
+        let Some(error) = parsed.filter(|error| error.is_parse()) else {
+            tracing::debug!(%error, "a connection failed");
+            return;
+        };
+        let status = if error.is_parse_too_large() {
+            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE
+        } else {
+            StatusCode::BAD_REQUEST
+        };
+        let reason = format!("the request of the client {peer} can't be parsed: {error}");
+        self.log_connection(Level::INFO, status, "unparsed", reason);
+    }
+
+    /// Logs a TLS handshake that failed: because of the client's certificate, or for any other reason.
+    pub(super) fn log_handshake_error(&self, error: &io::Error, peer: &str) {
+        if !tls::is_refused_certificate(error) {
+            tracing::debug!(%error, "a TLS handshake failed");
+            return;
+        }
+        let reason = format!("the certificate of the client {peer} was refused: {error}");
+        self.log_connection(
+            Level::INFO,
+            StatusCode::UNAUTHORIZED,
+            "client_certificate",
+            reason,
+        );
+    }
+
+    fn log_connection(&self, level: Level, status: StatusCode, class: &'static str, reason: String) {
         self.app.failures.log(Failed {
-            level: Level::WARN,
+            level,
             kind: Kind {
                 upstream: None,
-                status: http::StatusCode::BAD_REQUEST.as_u16(),
+                status: status.as_u16(),
                 code: Some("UNSUPPORTED"),
-                class: "protocol",
+                class,
             },
-            reason: format!("{mismatch}; its address is {}", peer.name),
+            reason,
             repository: None,
             reference: None,
             user: None,

@@ -50,6 +50,15 @@ pub(crate) fn is_tls_failure(error: &reqwest::Error) -> bool {
     false
 }
 
+/// Returns `true` if a handshake ended because the certificate of the other side is refused, or missing.
+pub(crate) fn is_refused_certificate(error: &io::Error) -> bool {
+    use rustls::Error as E;
+    matches!(
+        tls_error(error),
+        Some(E::InvalidCertificate(_) | E::NoCertificatesPresented)
+    )
+}
+
 /// Returns the error of TLS, which I/O errors may wrap.
 fn tls_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
     match error.downcast_ref::<rustls::Error>() {

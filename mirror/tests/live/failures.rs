@@ -2,6 +2,9 @@
 
 use reqwest::StatusCode;
 use serde_json::Value;
+use test_case::test_case;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
 
 use crate::hub::{Auth, Fault, Hub};
 use crate::served::{Home, Served};
@@ -118,6 +121,12 @@ async fn refused_request_is_explained_in_log_and_body() {
         ("/v2/app/blobs/sha256:abc", 400, "DIGEST_INVALID", "not a digest"),
         (
             "/v2/app/manifests/1?ns=gcr.io",
+            404,
+            "NAME_UNKNOWN",
+            "no upstream",
+        ),
+        (
+            "/v2/app/manifests/1?n%73=gcr.io",
             404,
             "NAME_UNKNOWN",
             "no upstream",
@@ -259,4 +268,47 @@ async fn upstream_reason_has_no_secret() {
             );
         }
     }
+}
+
+/// The password that a client writes before the name of an upstream is in no line of the log and in no body.
+#[test_case("ns=user:hunter2@hub.test"; "as it is")]
+#[test_case("n%73=user%3Ahunter2%40hub.test"; "encoded")]
+#[test_case("ns=user%253Ahunter2%2540hub.test"; "encoded twice")]
+#[tokio::test]
+async fn user_in_name_of_upstream_is_masked(query: &str) {
+    let hub = Hub::start().await;
+    let mut served = Home::new().serve("", &proxy(&hub), &[]).await;
+    let (status, body) = error(&served, &format!("/v2/app/manifests/1?{query}")).await;
+    assert_eq!((status, body["code"].as_str()), (404, Some("NAME_UNKNOWN")));
+    let failed = served.line("request failed").await;
+    let request = served.line("\"request\"").await;
+    for text in [body.to_string(), failed.to_string(), request.to_string()] {
+        assert!(!text.contains("hunter2"), "{text}");
+    }
+    assert!(
+        body["message"].as_str().unwrap().contains("[secret]@hub.test"),
+        "{body}"
+    );
+}
+
+/// A request that the parser of HTTP/1.1 refuses has a line with the reason.
+#[test_case("X: \u{1b}[1m\r\n\r\n", 400, "invalid HTTP header"; "a control character")]
+#[test_case(&format!("X: {}\r\n\r\n", "a".repeat(70_000)), 431, "too large"; "a long header")]
+#[test_case(&"X: a\r\n".repeat(101), 431, "too large"; "many fields")]
+#[tokio::test]
+async fn unparsed_request_has_a_line(header: &str, status: u16, words: &str) {
+    let hub = Hub::start().await;
+    let mut served = Home::new().serve("", &proxy(&hub), &[]).await;
+    let mut stream = TcpStream::connect(&served.address).await.unwrap();
+    let request = format!("GET /v2/ HTTP/1.1\r\nHost: m\r\n{header}\r\n");
+    // The server may close the connection before it read all.
+    let _ = stream.write_all(request.as_bytes()).await;
+    let line = served.line("can't be parsed").await;
+    assert_eq!(
+        (&line["level"], &line["status"]),
+        (&"info".into(), &status.into()),
+        "{line}"
+    );
+    let reason = line["reason"].as_str().unwrap();
+    assert!(reason.contains("127.0.0.1:") && reason.contains(words), "{line}");
 }

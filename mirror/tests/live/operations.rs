@@ -249,10 +249,14 @@ async fn client_cas_are_enforced_and_reloaded() {
     let ((jane, first_ca), (john, second_ca)) = (client_identity(), client_identity());
     home.write("clients.pem", &first_ca);
     let tls = ", tls: {certificate: HOME/tls.crt, key: HOME/tls.key, clientcas: [HOME/clients.pem]}";
-    let served = home.serve(tls, &proxy(&hub), &[]).await;
+    let mut served = home.serve(tls, &proxy(&hub), &[]).await;
     assert!(answers(&served, &own, Some(jane.clone())).await);
-    assert!(!answers(&served, &own, Some(john.clone())).await);
-    assert!(!answers(&served, &own, None).await);
+    for (refused, reason) in [(Some(john.clone()), "UnknownIssuer"), (None, "no certificates")] {
+        assert!(!answers(&served, &own, refused).await);
+        let line = served.line("the certificate of the client").await;
+        assert_eq!(line["level"], "info", "{line}");
+        assert!(line["reason"].as_str().unwrap().contains(reason), "{line}");
+    }
     served.home.write("clients.pem", &second_ca);
     eventually("the other authority", async || {
         answers(&served, &own, Some(john.clone())).await

@@ -10,7 +10,6 @@ use rustls::server::ServerConfig;
 use rustls::sign::SingleCertAndKey;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_rustls::TlsAcceptor;
-use tracing::debug;
 
 use super::Stream;
 use super::header_meter::HeaderMeter;
@@ -68,24 +67,17 @@ pub(super) async fn accept(
     stream: Box<dyn Stream>,
     tls: Arc<Certificates>,
     meter: HeaderMeter,
-) -> Option<(Box<dyn Stream>, bool)> {
+) -> io::Result<(Box<dyn Stream>, bool)> {
     let handshake = Handshake {
         stream,
         meter: Some(meter),
     };
-    match tls.acceptor().accept(handshake).await {
-        Ok(mut stream) => {
-            let (handshake, session) = stream.get_mut();
-            handshake.meter = None;
-            session.set_buffer_limit(Some(SEND_BUFFER));
-            let http2 = session.alpn_protocol() == Some(b"h2");
-            Some((Box::new(stream), http2))
-        }
-        Err(error) => {
-            debug!(%error, "a TLS handshake failed");
-            None
-        }
-    }
+    let mut stream = tls.acceptor().accept(handshake).await?;
+    let (handshake, session) = stream.get_mut();
+    handshake.meter = None;
+    session.set_buffer_limit(Some(SEND_BUFFER));
+    let http2 = session.alpn_protocol() == Some(b"h2");
+    Ok((Box::new(stream), http2))
 }
 
 /// A client's stream that counts what the client sends until the handshake is complete.
