@@ -56,8 +56,8 @@ impl ConnectionClient {
 
 impl ClientTable {
     /// Records that a client pulled from an upstream.
-    pub(crate) fn record(&self, client: &ConnectionClient, upstream: &Host) {
-        if client.is_due(upstream, Instant::now()) {
+    pub(crate) fn record(&self, client: &ConnectionClient, upstream: &Host, now: Instant) {
+        if client.is_due(upstream, now) {
             self.insert(client.address, upstream, Timestamp::now());
         }
     }

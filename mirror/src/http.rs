@@ -137,9 +137,7 @@ impl Service {
         let peer = replica.as_ref().unwrap_or(peer);
         let route = Route::parse(request.uri.path(), &app.settings.prefix);
         let span = span::begin(&request, &route, &app.settings, peer);
-        let mut record = Record::begin(&app, route.kind(), &request)
-            .logged(&request, peer)
-            .traced(span.clone());
+        let mut record = Record::begin(&app, route.kind(), &request, peer, &span);
         let context = RequestContext {
             app: &app,
             method: &request.method,
@@ -163,7 +161,7 @@ impl Service {
         let response = match result {
             Ok(response) => {
                 if let Some(repository) = &response.repository {
-                    peer.record_pull(&app.clients, &repository.host);
+                    peer.record_pull(&app.clients, &repository.host, record.started);
                 }
                 response.with_origin()
             }

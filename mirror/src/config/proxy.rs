@@ -56,7 +56,8 @@ pub struct Upstream {
 impl Upstream {
     /// Returns `true` if clients may pull this repository.
     pub fn admits(&self, name: &str) -> bool {
-        (self.include.is_empty() || self.include.matches(name)) && !self.exclude.matches(name)
+        (self.include.is_empty() || self.include.matches(name))
+            && (self.exclude.is_empty() || !self.exclude.matches(name))
     }
 }
 

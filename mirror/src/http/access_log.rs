@@ -39,7 +39,8 @@ pub(super) struct Record {
     app: Arc<App>,
     line: Option<Box<Line>>,
     span: Span,
-    started: Instant,
+    /// The time at which the request arrived.
+    pub(super) started: Instant,
     method: Method,
     kind: metrics::Kind,
     status: StatusCode,
@@ -67,14 +68,31 @@ struct Line {
     agent: String,
 }
 
+impl Line {
+    fn new(parts: &Parts, peer: &Peer) -> Self {
+        Self {
+            target: logging::shorten(shown(&parts.uri)),
+            client: Arc::clone(&peer.name),
+            agent: text(&parts.headers, &header::USER_AGENT),
+        }
+    }
+}
+
 impl Record {
-    /// Starts a record when a request arrives.
-    pub(super) fn begin(app: &Arc<App>, kind: metrics::Kind, parts: &Parts) -> Self {
+    /// Starts a record when a request arrives, with a log line if the settings enable the access log.
+    pub(super) fn begin(
+        app: &Arc<App>,
+        kind: metrics::Kind,
+        parts: &Parts,
+        peer: &Peer,
+        span: &Span,
+    ) -> Self {
         app.metrics.requests_active.inc();
+        let line = app.settings.access_log.then(|| Box::new(Line::new(parts, peer)));
         Self {
             app: Arc::clone(app),
-            line: None,
-            span: Span::none(),
+            line,
+            span: span.clone(),
             started: Instant::now(),
             method: short_method(&parts.method),
             kind,
@@ -91,24 +109,6 @@ impl Record {
             origin: metrics::Source::Upstream,
             id: request_id(&parts.headers),
         }
-    }
-
-    /// Adds a log line, if the settings enable the access log.
-    pub(super) fn logged(mut self, parts: &Parts, peer: &Peer) -> Self {
-        self.line = self.app.settings.access_log.then(|| {
-            Box::new(Line {
-                target: logging::shorten(shown(&parts.uri)),
-                client: Arc::clone(&peer.name),
-                agent: text(&parts.headers, &header::USER_AGENT),
-            })
-        });
-        self
-    }
-
-    /// Adds a span.
-    pub(super) fn traced(mut self, span: Span) -> Self {
-        self.span = span;
-        self
     }
 
     /// Returns the response with a body that records how much of it was sent.
@@ -157,8 +157,7 @@ impl Record {
 impl Drop for Record {
     fn drop(&mut self) {
         let took = self.started.elapsed();
-        let id = self.id.to_str().unwrap_or_default();
-        span::end(&self.span, self.status, self.outcome, self.bytes, id);
+        span::end(&self.span, self.status, self.outcome, self.bytes, &self.id);
         let metrics = &self.app.metrics;
         metrics.requests_active.dec();
         let ended = RequestRecord {
@@ -185,7 +184,7 @@ impl Drop for Record {
             client = %line.client,
             agent = %line.agent,
             user = self.user.as_deref(),
-            id,
+            id = self.id.to_str().unwrap_or_default(),
             "request"
         );
     }
@@ -235,13 +234,18 @@ fn request_id(headers: &HeaderMap) -> HeaderValue {
     // A copy: the value is a part of a buffer with the whole header.
     let sent = sent.and_then(|id| HeaderValue::from_bytes(id.as_bytes()).ok());
     sent.unwrap_or_else(|| {
-        let (number, mut text) = (RandomState::new().build_hasher().finish(), [0; 16]);
-        let written = hex::encode_to_slice(number.to_be_bytes(), &mut text);
-        written
-            .ok()
-            .and_then(|()| HeaderValue::from_bytes(&text).ok())
-            .unwrap_or(HeaderValue::from_static("none"))
+        let number = RandomState::new().build_hasher().finish();
+        HeaderValue::from_bytes(&hexadecimal(number)).unwrap_or(HeaderValue::from_static("none"))
     })
+}
+
+/// Returns the 16 digits of a number.
+fn hexadecimal(number: u64) -> [u8; 16] {
+    let digit = |place: usize| {
+        let [lowest, ..] = (number >> (60 - 4 * place)).to_le_bytes();
+        b"0123456789abcdef"[usize::from(lowest & 15)]
+    };
+    std::array::from_fn(digit)
 }
 
 fn text(headers: &HeaderMap, name: &HeaderName) -> String {
@@ -310,5 +314,6 @@ mod tests {
         assert_eq!(request_id(&headers), "abc");
         headers.insert(REQUEST_ID, "x".repeat(MAX_ID_LENGTH + 1).parse().unwrap());
         assert_eq!(request_id(&headers).len(), 16);
+        assert_eq!(&hexadecimal(0x0123_4567_89ab_cdef), b"0123456789abcdef");
     }
 }

@@ -1,6 +1,7 @@
 //! The remote peer of a connection.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::connection::{ConnectionMemory, SendfileQueue};
 use crate::client_table::{ClientTable, ConnectionClient};
@@ -36,10 +37,10 @@ impl Peer {
         }
     }
 
-    /// Records that the client pulled from an upstream.
-    pub(super) fn record_pull(&self, clients: &ClientTable, upstream: &Host) {
+    /// Records that the client pulled from an upstream by a request that came at this time.
+    pub(super) fn record_pull(&self, clients: &ClientTable, upstream: &Host, now: Instant) {
         if let Some(client) = &self.client {
-            clients.record(client, upstream);
+            clients.record(client, upstream, now);
         }
     }
 }

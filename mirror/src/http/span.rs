@@ -1,7 +1,7 @@
 //! The span of a request (OpenTelemetry's semantic conventions for HTTP servers).
 
 use http::request::Parts;
-use http::{Method, StatusCode, Version};
+use http::{HeaderValue, Method, StatusCode, Version};
 use opentelemetry::propagation::TextMapPropagator;
 use opentelemetry_http::HeaderExtractor;
 use opentelemetry_sdk::propagation::TraceContextPropagator;
@@ -50,12 +50,12 @@ pub(super) fn begin(parts: &Parts, route: &Route<'_>, settings: &Settings, peer:
 }
 
 /// Completes the span when the last byte is sent, or the client has left.
-pub(super) fn end(span: &Span, status: StatusCode, outcome: Outcome, bytes: u64, id: &str) {
+pub(super) fn end(span: &Span, status: StatusCode, outcome: Outcome, bytes: u64, id: &HeaderValue) {
     if span.is_disabled() {
         return;
     }
     span.record("registry_mirror.outcome", outcome.as_str());
-    span.record("registry_mirror.request_id", id);
+    span.record("registry_mirror.request_id", id.to_str().unwrap_or_default());
     span.record("http.response.body.size", bytes.cast_signed());
     span.record("http.response.status_code", i64::from(status.as_u16()));
     if status.is_server_error() {

@@ -110,7 +110,7 @@ impl Pull {
 
     /// Returns whether a tag is served without asking the upstream.
     fn is_fresh(&self, repository: &Repository, tag: &CachedTag) -> bool {
-        let live = self.live();
+        let live = self.live.load();
         let cache = &live.cache;
         let is_young = || !self.clock.is_over(tag.validated, cache.tag_ttl);
         cache.offline || (tag.proven && !self.is_refused(repository) && is_young())

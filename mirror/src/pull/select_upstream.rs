@@ -40,8 +40,9 @@ pub(crate) fn find<'h>(
     let is_exact = |(host, _): &Candidate<'h>| host.as_str().eq_ignore_ascii_case(name);
     let found = hosts.clone().find(is_exact).or_else(|| {
         // The first part of most paths, such as `library`, is neither a domain nor has it a port.
-        let mut aliased = hosts.clone().filter(|_| name.contains(['.', ':']));
-        aliased.find(|(host, scheme)| host::is_name_of(name, host, scheme))
+        let is_domain = name.bytes().any(|byte| matches!(byte, b'.' | b':'));
+        let is_alias = |(host, scheme): &Candidate<'h>| host::is_name_of(name, host, scheme);
+        is_domain.then(|| hosts.clone().find(is_alias)).flatten()
     });
     found.map(|(host, _)| host)
 }

@@ -306,18 +306,14 @@ impl HotCache {
 
     /// Counts a pull of a manifest that was used just now. The index takes it with that use.
     pub(super) fn count_pull(&self, manifest: &Manifest) {
-        let count = |handle: &ContentHandle| handle.pulls.fetch_add(1, Ordering::AcqRel);
-        if let Some(handle) = manifest.handle() {
-            count(handle);
-            return;
+        let fetched = || {
+            let known = self.known.lock();
+            known.get(manifest.digest())?.handle.upgrade()
+        };
+        // A manifest that was just fetched has no handle.
+        if let Some(handle) = manifest.handle().cloned().or_else(fetched) {
+            handle.pulls.fetch_add(1, Ordering::AcqRel);
         }
-        // A manifest that was just fetched.
-        let known = self
-            .known
-            .lock()
-            .get(manifest.digest())
-            .map(|known| known.handle.upgrade());
-        known.flatten().as_deref().map(count);
     }
 
     fn handle(&self, digest: &Digest) -> Arc<ContentHandle> {
