@@ -10,14 +10,16 @@ mod status;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use axum::extract::{Query, RawQuery, State};
+use axum::extract::{Query, RawQuery, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use tokio::sync::Semaphore;
 
 use crate::metrics::{Exposition, Totals};
+use crate::request_host::PageHosts;
 use crate::store::ImageRequest;
 pub use connections::serve;
 pub use content::{ContentReport, ContentRequest, FillStatus, ImageStatus};
@@ -51,6 +53,9 @@ pub trait AdminState: Send + Sync + 'static {
     /// The reason why not.
     fn ready(&self) -> Result<(), String>;
 
+    /// Returns the names by which browsers open the pages.
+    fn page_hosts(&self) -> PageHosts;
+
     /// Returns the configured checks that fail, by name, with the reason.
     fn unhealthy(&self) -> BTreeMap<String, String>;
 
@@ -78,20 +83,37 @@ pub fn service<S: AdminState>(subject: Arc<S>, metrics: Option<&str>, page: bool
     let mut router = Router::new()
         .route("/livez", get(async || "ok\n"))
         .route("/readyz", get(ready::<S>))
-        .route("/debug/health", get(health::<S>))
-        .route("/status", get(status::<S>));
+        .route("/debug/health", get(health::<S>));
     // None of those, and no pattern: configuration is refused where it is.
     if let Some(path) = metrics {
         router = router.route(path, get(counters::<S>));
     }
+    let mut pages = Router::new().route("/status", get(status::<S>));
     if page {
-        router = router
+        pages = pages
             .route("/", get(overview::<S>))
             .route("/status/content", get(content::<S>))
             .route("/status/fills", get(fills::<S>))
             .route("/status/history", get(history::<S>));
     }
-    router.with_state(subject)
+    let guard = middleware::from_fn_with_state(Arc::clone(&subject), check_host::<S>);
+    router.merge(pages.route_layer(guard)).with_state(subject)
+}
+
+/// Refuses requests for a page that name another host than one of the pages. Probes and metrics have no such check.
+async fn check_host<S: AdminState>(State(subject): State<Arc<S>>, request: Request, next: Next) -> Response {
+    if subject.page_hosts().admit(request.headers(), request.uri()) {
+        return next.run(request).await;
+    }
+    misdirected("admin.hosts (in a cluster: --page-host of the operator)")
+}
+
+/// Returns the response to a request for a page by a name that is no host of the pages; `setting` has these names.
+pub fn misdirected(setting: &str) -> Response {
+    let message = format!(
+        "the name in this request is no host of the pages: use an IP address or localhost, or add the name to {setting}\n"
+    );
+    (StatusCode::MISDIRECTED_REQUEST, message).into_response()
 }
 
 /// Reads the state on a thread that may block, since it asks the disk: a disk that hangs must not keep `/livez` from its
@@ -219,6 +241,10 @@ mod tests {
             self.0.clone()
         }
 
+        fn page_hosts(&self) -> PageHosts {
+            PageHosts::new(["mirror.example.com".to_owned()]).unwrap()
+        }
+
         fn unhealthy(&self) -> BTreeMap<String, String> {
             let failing = self.0.clone().err();
             failing
@@ -296,6 +322,10 @@ mod tests {
             Ok(())
         }
 
+        fn page_hosts(&self) -> PageHosts {
+            PageHosts::default()
+        }
+
         fn unhealthy(&self) -> BTreeMap<String, String> {
             BTreeMap::new()
         }
@@ -353,6 +383,31 @@ mod tests {
         let (code, body) = get(bad(), None, "/status").await;
         let status: Status = serde_json::from_str(&body).unwrap();
         assert_eq!((code, status.version.as_str()), (200, "1"));
+    }
+
+    /// Pages are answered by the names of the setting and by no other name; probes and metrics by every name.
+    #[tokio::test]
+    async fn rebound_name_reads_no_page() {
+        let service = service(Arc::new(Fake(Ok(()))), Some("/metrics"), true);
+        let code = async |path: &str, host: &str| {
+            let request = axum::http::Request::get(path).header(header::HOST, host);
+            let request = request.body(Body::empty()).unwrap();
+            service.clone().oneshot(request).await.unwrap().status().as_u16()
+        };
+        for path in [
+            "/",
+            "/status",
+            "/status/content",
+            "/status/fills",
+            "/status/history",
+        ] {
+            assert_eq!(code(path, "evil.example:5001").await, 421, "{path}");
+            assert_eq!(code(path, "mirror.example.com").await, 200, "{path}");
+            assert_eq!(code(path, "127.0.0.1:5001").await, 200, "{path}");
+        }
+        for path in ["/livez", "/readyz", "/debug/health", "/metrics"] {
+            assert_eq!(code(path, "scraped.example:5001").await, 200, "{path}");
+        }
     }
 
     /// The page and its reports are there only if they are on, and a malformed query is refused.

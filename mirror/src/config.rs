@@ -40,6 +40,7 @@ pub use storage::UploadPurging;
 
 use crate::digest::{Algorithm, Digest};
 use crate::file_read::{self, MAX_FILE};
+use crate::request_host::PageHosts;
 use file::File;
 
 /// The name of the previous configuration, in the same directory. A server that does not accept the configuration, for
@@ -61,6 +62,8 @@ pub struct Config {
     pub uploads: UploadPurging,
     /// The listener, and the admin port.
     pub http: Http,
+    /// The names by which browsers open the pages of the admin port.
+    pub page_hosts: PageHosts,
     /// The health checks that `/debug/health` reports.
     pub health: Health,
     /// The users that may pull; `None`: every client.
@@ -136,6 +139,8 @@ impl Config {
             bucket: BucketSettings::new(&file.storage)?,
             uploads: UploadPurging::new(&file.storage.maintenance.upload_purging),
             http: Http::new(&file.http, &file.admin)?,
+            page_hosts: PageHosts::new(file.admin.hosts.iter().cloned())
+                .map_err(|error| Error::invalid("admin.hosts", error))?,
             health: Health::new(&file.health)?,
             access: access(&file.auth)?,
             peers: PeerSettings::new(&file.peers)?,

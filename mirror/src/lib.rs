@@ -51,6 +51,7 @@ mod pull_error;
 mod query;
 pub mod range;
 mod raw_index;
+pub mod request_host;
 pub mod secret;
 pub mod server;
 pub mod store;

@@ -12,12 +12,13 @@ use std::{
 
 use axum::{
     Router,
-    extract::State,
+    extract::{Request, State},
     http::{HeaderMap, StatusCode, header},
+    middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::get,
 };
-use mirror::metrics::Exposition;
+use mirror::{admin, metrics::Exposition, request_host::PageHosts};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -29,9 +30,18 @@ pub struct Health {
     ready: Arc<AtomicBool>,
     /// The metrics at `/metrics`.
     pub metrics: Arc<Metrics>,
+    page_hosts: Arc<PageHosts>,
 }
 
 impl Health {
+    /// Creates the state of an operator whose pages browsers open by these names.
+    pub fn new(page_hosts: PageHosts) -> Self {
+        Self {
+            page_hosts: Arc::new(page_hosts),
+            ..Self::default()
+        }
+    }
+
     /// Reports that every watch has listed once, so that mirrors are reconciled.
     pub fn set_ready(&self) {
         self.ready.store(true, Ordering::Relaxed);
@@ -40,13 +50,24 @@ impl Health {
 
 /// Returns the router of `GET /livez`, `/readyz`, `/metrics`, and the pages `/` and `/mirrors/NAMESPACE/NAME`.
 pub fn router(health: Health) -> Router {
+    let pages = Router::new()
+        .route("/", get(page::list))
+        .route("/mirrors/{namespace}/{name}", get(page::detail))
+        .route_layer(middleware::from_fn_with_state(health.clone(), check_host));
     Router::new()
         .route("/livez", get(|| async { "ok" }))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
-        .route("/", get(page::list))
-        .route("/mirrors/{namespace}/{name}", get(page::detail))
+        .merge(pages)
         .with_state(health)
+}
+
+/// Refuses requests for a page that name another host than one of the pages.
+async fn check_host(State(health): State<Health>, request: Request, next: Next) -> Response {
+    if health.page_hosts.admit(request.headers(), request.uri()) {
+        return next.run(request).await;
+    }
+    admin::misdirected("--page-host of the operator (extraArgs of the chart)")
 }
 
 async fn readyz(State(health): State<Health>) -> (StatusCode, &'static str) {
@@ -116,6 +137,25 @@ mod tests {
             get(&Health::default(), "/mirrors/a/b").await.0,
             StatusCode::NOT_FOUND
         );
+    }
+
+    /// Pages are answered by the names of the setting and by no other name; probes and metrics by every name.
+    #[tokio::test]
+    async fn rebound_name_reads_no_page_of_the_operator() {
+        let hosts = PageHosts::new(["mirrors.example.com".to_owned()]).unwrap();
+        let health = Health::new(hosts);
+        let code = async |path: &str, host: &str| {
+            let request = Request::get(path).header(header::HOST, host);
+            let request = request.body(Body::empty()).unwrap();
+            let response = router(health.clone()).oneshot(request).await.unwrap();
+            response.status().as_u16()
+        };
+        assert_eq!(code("/", "evil.example").await, 421);
+        assert_eq!(code("/mirrors/a/b", "evil.example").await, 421);
+        assert_eq!(code("/", "mirrors.example.com").await, 200);
+        assert_eq!(code("/", "localhost:8080").await, 200);
+        assert_eq!(code("/livez", "evil.example").await, 200);
+        assert_eq!(code("/metrics", "evil.example").await, 200);
     }
 
     #[tokio::test]

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use crds::RegistryMirror;
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
+use mirror::request_host::PageHosts;
 use sha2::{Digest, Sha256};
 
 use crate::{
@@ -50,6 +51,8 @@ pub struct Release {
     pub keeps_configuration: bool,
     /// The kind of cluster.
     pub platform: Platform,
+    /// The names by which browsers open the pages of the servers.
+    pub page_hosts: PageHosts,
 }
 
 /// A kind of cluster with other defaults for Pods.
@@ -69,6 +72,7 @@ impl Default for Release {
             server_image: concat!("registry-mirror:", env!("CARGO_PKG_VERSION")).to_owned(),
             keeps_configuration: false,
             platform: Platform::default(),
+            page_hosts: PageHosts::default(),
         }
     }
 }
@@ -151,7 +155,7 @@ pub fn objects(
     observed: &Observed,
     release: &Release,
 ) -> Result<Desired, Rejection> {
-    let config = config::file(accepted)?;
+    let config = config::file(accepted, &release.page_hosts)?;
     let live = observed.configuration.as_ref().map(|live| &live.current);
     let kept = live.filter(|live| release.keeps_configuration && live.is_as_written());
     let yaml = kept.map_or_else(|| config.to_yaml(), |kept| kept.yaml.clone());

@@ -7,7 +7,11 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use crds::RegistryMirror;
 use futures::executor::block_on;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
-use mirror::credentials::{CredentialEntry, Entries};
+use mirror::{
+    config::file::{Admin, File},
+    credentials::{CredentialEntry, Entries},
+    request_host::PageHosts,
+};
 use operator::{
     certificates::{self, CertificateLifetimes},
     dereference::{self, Contents, Reader, Reference, References},
@@ -1025,6 +1029,30 @@ fn foreign_configuration_is_never_last_good() {
     let taken = with_configuration(&edited, Some(&old), Some(&edited.version()));
     assert_eq!(last_good(&taken).as_deref(), Some("old: 1"));
     assert_eq!(last_good(&with_configuration(&old, Some(&edited), None)), None);
+}
+
+/// The servers answer browsers by the names of `--page-host`; without one their configuration has no such key.
+#[test]
+fn page_hosts_reach_the_servers() {
+    let mirror = spec("minimal");
+    let references = references(&mirror, &shelf());
+    let accepted = validate::accept(&mirror, &references).unwrap();
+    let configured = |names: &[&str]| {
+        let names = names.iter().map(|name| (*name).to_owned());
+        let release = Release {
+            page_hosts: PageHosts::new(names).unwrap(),
+            ..Release::default()
+        };
+        let desired = desired::objects(&accepted, &references, &Observed::default(), &release).unwrap();
+        let config = child(&desired, Kind::ConfigMap, "hub-config");
+        let yaml = config.manifest["data"]["config.yml"].as_str().unwrap();
+        File::parse(yaml).unwrap().admin
+    };
+    assert_eq!(
+        configured(&["mirrors.example.com"]).hosts,
+        ["mirrors.example.com"]
+    );
+    assert_eq!(configured(&[]), Admin::default());
 }
 
 #[test]

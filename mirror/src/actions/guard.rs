@@ -1,9 +1,11 @@
 //! Refuses requests that a web page of a browser on this machine may send: a forwarded port is open to all of them.
 
 use axum::extract::Request;
-use axum::http::{HeaderMap, HeaderName, StatusCode, header, uri::Authority};
+use axum::http::{HeaderMap, HeaderName, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+
+use crate::request_host::all_hosts;
 
 /// The relation of the page that sent a request to the request's target (Fetch Metadata).
 const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
@@ -22,15 +24,10 @@ pub(super) async fn check(request: Request, next: Next) -> Response {
     next.run(request).await
 }
 
-/// Returns `true` if each host that the request names is a loopback address or `localhost`: the one of `Host`, and that of
-/// an absolute target, which takes precedence (RFC 9112, 3.2.2).
+/// Returns `true` if the request has one `Host`, and each host that it names is a loopback address or `localhost`.
 fn is_for_loopback(request: &Request) -> bool {
-    let mut hosts = request.headers().get_all(header::HOST).iter();
-    let (Some(host), None) = (hosts.next(), hosts.next()) else {
-        return false;
-    };
-    let target = request.uri().authority().map(Authority::as_str);
-    host.to_str().is_ok_and(is_loopback) && target.is_none_or(is_loopback)
+    let headers = request.headers();
+    headers.get_all(header::HOST).iter().count() == 1 && all_hosts(headers, request.uri(), is_loopback)
 }
 
 /// Returns `true` for a request that a web page sent. Browsers add `Origin` to most requests of pages, and
@@ -40,11 +37,7 @@ fn is_of_page(headers: &HeaderMap) -> bool {
     headers.contains_key(header::ORIGIN) || sites.any(|site| site != "none")
 }
 
-fn is_loopback(host: &str) -> bool {
-    let Ok(authority) = host.parse::<Authority>() else {
-        return false;
-    };
-    let name = authority.host().trim_start_matches('[').trim_end_matches(']');
+fn is_loopback(name: &str) -> bool {
     name.eq_ignore_ascii_case("localhost")
         || name
             .parse::<std::net::IpAddr>()
@@ -64,6 +57,7 @@ mod tests {
     #[test_case("127.0.0.1.evil.example" => false; "a name that begins like an address")]
     #[test_case("" => false; "empty")]
     fn only_loopback_hosts_are_answered(host: &str) -> bool {
-        is_loopback(host)
+        let request = axum::http::Request::get("/").header(header::HOST, host);
+        is_for_loopback(&request.body(axum::body::Body::empty()).unwrap())
     }
 }

@@ -38,6 +38,7 @@ impl From<&Config> for file::File {
             },
             admin: file::Admin {
                 page: config.http.admin.as_ref().map(|admin| admin.page),
+                hosts: config.page_hosts.names().to_vec(),
             },
             http: http(&config.http),
             health: health(&config.health),

@@ -167,6 +167,7 @@ impl Reloader {
         let mut current = self.0.state.current();
         current.config.log.level = new.log.level;
         current.config.proxy = new.proxy;
+        current.config.page_hosts = new.page_hosts;
         current.config.version = new.version;
         current.error.clear();
         self.0.state.metrics.reload(true);

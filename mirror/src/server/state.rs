@@ -24,6 +24,7 @@ use crate::ledger::Ledger;
 use crate::metrics::{Metrics, MetricsSnapshot, Totals};
 use crate::peers::Fleet;
 use crate::pull::Pull;
+use crate::request_host::PageHosts;
 use crate::store::{ImageRequest, Store};
 
 /// The shared state of a running server.
@@ -224,6 +225,10 @@ impl AdminState for ServerState {
                 root.display()
             )),
         }
+    }
+
+    fn page_hosts(&self) -> PageHosts {
+        self.current().config.page_hosts.clone()
     }
 
     fn unhealthy(&self) -> BTreeMap<String, String> {

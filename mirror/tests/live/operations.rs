@@ -478,6 +478,43 @@ async fn page_shows_a_running_server() {
     assert_eq!(served.admin("/status").await.0, 200);
 }
 
+/// A name that a browser resolved to the admin port reads no page (DNS rebinding); a reload takes another name.
+#[tokio::test]
+async fn rebound_name_gets_421_unless_configured() {
+    let hub = Hub::start().await;
+    let served = Home::new().serve("", &proxy(&hub), &[]).await;
+    let ask = async |path: &str, host: &str| {
+        let request = crate::served::client().get(format!("http://{}{path}", served.admin));
+        let answer = request.header("host", host).send().await.unwrap();
+        (answer.status().as_u16(), answer.text().await.unwrap())
+    };
+    for path in ["/", "/status", "/status/content"] {
+        let (code, text) = ask(path, "mirror.example.com:5001").await;
+        assert_eq!(code, 421, "{path}: {text}");
+        assert!(text.contains("admin.hosts"), "{text}");
+        assert_eq!(
+            ask(path, "hub-0.hub-headless.mirrors.svc:5001").await.0,
+            200,
+            "{path}"
+        );
+    }
+    for path in ["/livez", "/metrics"] {
+        assert_eq!(ask(path, "mirror.example.com").await.0, 200, "{path}");
+    }
+    let path = served.home.path("config.yml");
+    let named = format!(
+        "{}\nadmin: {{hosts: [mirror.example.com]}}\n",
+        fs::read_to_string(&path).unwrap()
+    );
+    fs::write(&path, named).unwrap();
+    served.signal(rustix::process::Signal::HUP);
+    eventually("the name of the setting", async || {
+        ask("/status", "mirror.example.com").await.0 == 200
+    })
+    .await;
+    assert_eq!(ask("/status", "evil.example").await.0, 421);
+}
+
 /// A GET of a manifest, by tag or digest, is a pull of its image; a HEAD and an answer of 304 are none. The pulls are there
 /// at once and after a restart, order the images, and are a column of the page.
 #[tokio::test]

@@ -4,7 +4,10 @@ use std::{io, net::Ipv6Addr, num::NonZero};
 
 use k8s_openapi::api::coordination::v1::Lease as Object;
 use kube::{Client, Config};
-use mirror::config::duration::{GoDuration, InvalidDuration};
+use mirror::{
+    config::duration::{GoDuration, InvalidDuration},
+    request_host::PageHosts,
+};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
@@ -46,6 +49,15 @@ pub(super) struct OperatorArgs {
     /// The address of /livez, /readyz and /metrics: `host:port`, or `:port` for all addresses
     #[arg(long, env = "LISTEN", default_value = ":8080", value_name = "ADDRESS")]
     listen: String,
+    /// A name by which browsers may open the pages of the operator and of the servers, such as that of an Ingress; may be
+    /// repeated. Absent: IP addresses, localhost and names of the cluster only
+    #[arg(
+        long = "page-host",
+        env = "PAGE_HOSTS",
+        value_delimiter = ',',
+        value_name = "NAME"
+    )]
+    page_hosts: Vec<String>,
     /// The namespace of the Lease that elects one working operator. Absent: the Pod's namespace, or the kubeconfig's
     #[arg(long, env = "LEASE_NAMESPACE", value_name = "NAMESPACE")]
     lease_namespace: Option<String>,
@@ -85,13 +97,14 @@ pub(super) async fn run(args: OperatorArgs) -> Result<(), Failure> {
     let shutdown = stop_on_signal()?;
     let listener = listen(&args.listen).await?;
     let config = Config::infer().await.map_err(|error| no_cluster(&error))?;
-    let (fence, health) = (Fence::default(), Health::default());
+    let page_hosts = page_hosts(&args.page_hosts)?;
+    let (fence, health) = (Fence::default(), Health::new(page_hosts.clone()));
     let namespace = args.lease_namespace.clone();
     let namespace = namespace.unwrap_or_else(|| config.default_namespace.clone());
     let name = format!("{namespace}/{}", args.lease_name);
     let lease = lease(&args.lease_name, &namespace, &config, &fence)?;
     let client = fence.client(config).map_err(|error| no_cluster(&error))?;
-    let options = options(args, name)?;
+    let options = options(args, name, page_hosts)?;
     let serving = tokio::spawn(admin_server::serve(listener, health.clone(), shutdown.clone()));
     // A standby operator is ready: a rollout continues with it and ends the leader.
     health.set_ready();
@@ -136,7 +149,7 @@ fn lease(name: &str, namespace: &str, config: &Config, fence: &Fence) -> Result<
     Ok(Lease::new(client, namespace, name, identity, fence.clone()))
 }
 
-fn options(args: OperatorArgs, name: String) -> Result<Options, Failure> {
+fn options(args: OperatorArgs, name: String, page_hosts: PageHosts) -> Result<Options, Failure> {
     let namespaces = args.namespaces.into_iter();
     Ok(Options {
         name,
@@ -144,6 +157,7 @@ fn options(args: OperatorArgs, name: String) -> Result<Options, Failure> {
         release: Release {
             server_image: args.server_image,
             platform: args.platform,
+            page_hosts,
             ..Release::default()
         },
         resync: args.resync.positive().unwrap_or(controller::RESYNC),
@@ -158,6 +172,12 @@ fn options(args: OperatorArgs, name: String) -> Result<Options, Failure> {
         agent_service: args.agent_service,
         ..Options::default()
     })
+}
+
+/// Returns the names of `--page-host`. Empty ones count for nothing: the chart has them in an environment variable.
+fn page_hosts(names: &[String]) -> Result<PageHosts, Failure> {
+    let names = names.iter().filter(|name| !name.is_empty()).cloned();
+    PageHosts::new(names).map_err(|error| Failure::Invalid(format!("--page-host: {error}")))
 }
 
 fn above_zero(text: &str) -> Result<GoDuration, String> {

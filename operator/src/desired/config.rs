@@ -16,9 +16,10 @@ pub use mirror::config::LAST_GOOD;
 use mirror::config::{
     Config, TtlFrom,
     duration::GoDuration,
-    file::{Cache, File, Http, Log, Proxy, Trust, Upstream, UpstreamTls},
+    file::{Admin, Cache, File, Http, Log, Proxy, Trust, Upstream, UpstreamTls},
     log::Level,
 };
+use mirror::request_host::PageHosts;
 
 use super::child::Child;
 use crate::names;
@@ -42,8 +43,14 @@ const DRAIN: Duration = Duration::from_secs(DRAIN_SECONDS.unsigned_abs());
 ///
 /// # Errors
 /// `InvalidSpec`, with the message of the server that would refuse it.
-pub fn file(accepted: &Accepted<'_>) -> Result<File, Rejection> {
-    let file = written(accepted);
+pub fn file(accepted: &Accepted<'_>, page_hosts: &PageHosts) -> Result<File, Rejection> {
+    let file = File {
+        admin: Admin {
+            hosts: page_hosts.names().to_vec(),
+            ..Admin::default()
+        },
+        ..written(accepted)
+    };
     let mut whole = file.clone();
     take_at_start(accepted.mirror, &mut whole);
     if let Some(bucket) = &accepted.bucket {

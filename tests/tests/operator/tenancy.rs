@@ -1,12 +1,14 @@
 //! Users who may create `RegistryMirror`s and nothing else: what they can't have by them.
 
+use std::time::Instant;
+
 use crds::RegistryMirror;
 use crds::conditions::{ConditionType, Reason};
 use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Secret};
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
 use kube::Api;
-use kube::api::{DynamicObject, Patch, PatchParams, PostParams};
+use kube::api::{DynamicObject, ListParams, Patch, PatchParams, PostParams};
 use kube::core::ApiResource;
 use serde_json::{Value, json};
 use testbed::control_plane::uses_existing_cluster;
@@ -371,6 +373,43 @@ async fn example_policy_limits_buckets_and_secrets() {
         let refused = create_spec(fields).await.unwrap_err();
         assert!(refused.contains(expected), "{refused}");
     }
+/// Measures the time until a new mirror has its status while the operator reads 80 mirrors of another namespace, each with
+/// a CA bundle of 0.7 MB: `cargo test --workspace --test operator large_bundles -- --ignored --nocapture`.
+#[tokio::test]
+#[ignore = "a measurement"]
+async fn large_bundles_delay_no_other_namespace() {
+    const MIRRORS: usize = 80;
+    let (mut bench, other) = (Bench::idle("bundles").await, Bench::idle("neighbour").await);
+    bench.cover(&other).await;
+    let certificate = include_str!("../../../operator/tests/specs/authority.pem");
+    let bundle = certificate.repeat(700_000 / certificate.len());
+    let name = |number: usize| format!("large-{number}");
+    for number in 0..MIRRORS {
+        let map = json!({"metadata": {"name": name(number)}, "data": {"ca.crt": bundle}});
+        bench.apply::<ConfigMap>(map).await;
+        let mut spec = ephemeral();
+        let bundle = json!({"kind": "ConfigMap", "name": name(number), "key": "ca.crt"});
+        spec["upstreams"] = json!([{"host": "a.example", "tls": {"caBundleRef": bundle}}]);
+        bench.mirror(&name(number), spec).await;
+    }
+    bench.start_operator().await;
+    bench.until_accepted(&name(0)).await;
+    let started = Instant::now();
+    other.mirror("small", ephemeral()).await;
+    other.until_accepted("small").await;
+    let took = started.elapsed();
+    let all = bench
+        .api::<RegistryMirror>()
+        .list(&ListParams::default())
+        .await
+        .unwrap();
+    let is_accepted = |mirror: &&RegistryMirror| condition(mirror, ConditionType::Accepted).is_some();
+    let done = all.iter().filter(is_accepted).count();
+    for number in 0..MIRRORS {
+        bench.until_accepted(&name(number)).await;
+    }
+    let total = started.elapsed();
+    println!("accepted after {took:?}, when {done} of {MIRRORS} large mirrors were; these took {total:?}");
 }
 
 /// Bundles that fit into their own objects, and not into the Secret of the servers, are reported with their sizes.
