@@ -310,8 +310,8 @@ mod tests {
     }
 
     /// Requests for content of one upstream leave places for that of others, and hellos have their own.
-    #[tokio::test]
-    async fn requests_of_one_upstream_leave_places_to_others() {
+    #[test]
+    fn requests_of_one_upstream_leave_places_to_others() {
         let member = member();
         let [bad, good] =
             ["bad.test", "good.test"].map(|host| PeerRequestKind::Content(host.parse().unwrap()));
