@@ -184,7 +184,10 @@ async fn unlimited_bucket_has_no_ledger() {
         is_deletion || seen.path.contains("/ledger/")
     });
     assert_eq!(asked, []);
-    assert_eq!(place.reads(), (0, 0, 0), "{:#?}", place.store.seen());
+    // The pull asked for each piece of content at most once.
+    let (gets, heads, lists) = place.reads();
+    let most = content(&place.image).len();
+    assert!(gets <= most && heads + lists == 0, "{:#?}", place.store.seen());
     assert!(ledgers(&place).is_empty() && has_all(&place, &place.image));
 }
 
