@@ -83,7 +83,7 @@ fn is_private(name: &str) -> bool {
             .and_then(|start| name.get(start..))
             .is_some_and(|found| found.eq_ignore_ascii_case(end))
     };
-    !name.contains('.') || name.parse::<IpAddr>().is_ok() || PRIVATE.iter().any(|end| is_below(end))
+    !name.contains('.') || name.parse::<IpAddr>().is_ok() || PRIVATE.iter().any(is_below)
 }
 
 fn is_name(text: &str) -> bool {

@@ -75,7 +75,7 @@ pub struct Cli {
 #[expect(clippy::doc_markdown, reason = "these comments are what --help prints")]
 enum Command {
     /// Look after the mirrors of a cluster, until SIGTERM
-    Operator(operator::OperatorArgs),
+    Operator(Box<operator::OperatorArgs>),
     /// Serve a mirror on this machine, without a cluster, until SIGTERM
     Local(local::LocalArgs),
     /// Print every object that the operator would apply for a mirror
@@ -129,7 +129,7 @@ fn exit_code(program: &str, result: Result<(), Failure>) -> ExitCode {
 fn run(command: Command) -> Result<(), Failure> {
     mirror::tls::provider();
     match command {
-        Command::Operator(args) => Runtime::new()?.block_on(operator::run(args)),
+        Command::Operator(args) => Runtime::new()?.block_on(operator::run(*args)),
         Command::Local(args) => {
             mirror::server::restrict_new_files();
             let runtime = Runtime::new()?;

@@ -189,7 +189,7 @@ async fn loses_nothing(kind: Kind, at_least: usize) {
     let read = |test: &str| test.contains("/read-only/pull/") || test.contains("/read-only/head/");
     nothing_is_lost(&here, &itself, read, "gone");
     end.cancel();
-    running.await.expect("it ends");
+    running.await.expect("it ends").expect("no panic");
 }
 
 /// The conformance suite passes through the mirror all that olareg, which passes all of it, passes.

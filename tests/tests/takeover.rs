@@ -153,7 +153,7 @@ async fn there_and_back(version: u8) {
         "{version}: what they had not is fetched"
     );
     end.cancel();
-    running.await.expect("it ends");
+    running.await.expect("it ends").expect("no panic");
     let theirs = place.theirs(&program).await;
     for (name, whose) in [(BEFORE, "they"), (AFTER, "only we")] {
         let counts = place.pull(name).await;
@@ -219,7 +219,8 @@ async fn starts(sample: &Path) -> Result<u16, String> {
     let running = tokio::spawn(server.run(end.clone()));
     let answer = reqwest::get(format!("http://{address}/v2/")).await;
     end.cancel();
-    running.await.map_err(|error| error.to_string())?;
+    let ended = running.await.map_err(|error| error.to_string())?;
+    ended.map_err(|error| error.to_string())?;
     answer
         .map(|answer| answer.status().as_u16())
         .map_err(|error| error.to_string())

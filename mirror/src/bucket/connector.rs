@@ -32,7 +32,7 @@ const MAX_LIST_PAGE: usize = 2 << 20;
 const MAX_ERROR: usize = 16 << 10;
 /// The shortest part of a header that is a credential, in characters.
 const MIN_TOKEN: usize = 16;
-/// The longest ETag, in bytes: an upload keeps one for each of its parts.
+/// The longest `ETag`, in bytes: an upload keeps one for each of its parts.
 const MAX_ETAG: usize = 1 << 10;
 
 /// A connector that gives every client of a store the same HTTP client.

@@ -50,11 +50,11 @@ pub(super) async fn serve(configuration: Configuration) -> Result<(), CliError> 
         }
         stop.cancel();
     });
-    let served = server.run(shutdown).await;
+    let result = server.run(shutdown).await;
     if let Some(traces) = traces {
         traces.end().await;
     }
-    Ok(served?)
+    Ok(result?)
 }
 
 /// Stamps and loads the configuration, on a thread that may block.

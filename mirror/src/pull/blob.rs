@@ -234,7 +234,7 @@ impl Pull {
             if joined && self.is_refused(request.repository) {
                 // The upstream permitted the fill before it refused.
                 let asked = self.permitted(request, RefusalScope::OtherContent);
-                self.confirm(request.repository, asked, ()).await?;
+                Box::pin(self.confirm(request.repository, asked, ())).await?;
             }
             return Ok((fill, joined));
         }

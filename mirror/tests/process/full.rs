@@ -89,6 +89,8 @@ async fn blob_beyond_file_size_limit_passes_through() {
         assert!(body(&server.address, &of_small).await == (200, Some(small.clone())));
     }
     assert_eq!(hub.count(&format!("GET {of_small}")), 1, "it is cached");
+}
+
 /// Without a limit the cache takes all but 5% of its file system; the least recently used content goes for new one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn full_disk_without_limit_evicts_the_oldest() {

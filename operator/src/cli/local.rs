@@ -112,11 +112,11 @@ pub(super) async fn run(args: LocalArgs) -> Result<(), Failure> {
     if io::stderr().is_terminal() {
         banner(&accepted, &server, &cache(&args, &accepted)?)?;
     }
-    let served = server.run(shutdown).await;
+    let result = server.run(shutdown).await;
     if let Some(traces) = traces {
         traces.end().await;
     }
-    Ok(served?)
+    Ok(result?)
 }
 
 /// Prints what is served, and how to pull through it, for a user who started the server on a terminal.

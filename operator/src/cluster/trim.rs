@@ -33,9 +33,9 @@ pub(super) fn trim(kind: Kind, object: &mut DynamicObject) {
         object.data = json!({});
     }
     if let Some(annotations) = &mut object.metadata.annotations {
-        annotations
-            .iter_mut()
-            .for_each(|(name, value)| fingerprint_annotation(name, value));
+        for (name, value) in annotations.iter_mut() {
+            fingerprint_annotation(name, value);
+        }
     }
     fingerprint_data(kind, &mut object.data);
     // The caller knows the kind.

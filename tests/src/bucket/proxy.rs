@@ -39,7 +39,7 @@ pub enum Fault {
     Wrong,
     /// The id of an upload in parts has 900,000 bytes.
     LongId,
-    /// The ETag of a part has 200,000 bytes.
+    /// The `ETag` of a part has 200,000 bytes.
     LongTag,
     /// Each request gets 403, with its credentials in the message.
     Echo,

@@ -36,7 +36,7 @@ pub(crate) struct Mirror {
     pub(crate) address: SocketAddr,
     pub(crate) admin: String,
     stop: CancellationToken,
-    running: JoinHandle<()>,
+    running: JoinHandle<Result<(), mirror::server::Error>>,
 }
 
 impl Place {
@@ -232,7 +232,7 @@ impl Mirror {
 
     pub(crate) async fn stop(self) {
         self.stop.cancel();
-        self.running.await.expect("it stops");
+        self.running.await.expect("it stops").expect("no panic");
     }
 }
 

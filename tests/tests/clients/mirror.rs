@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 pub(crate) struct Mirror {
     pub(crate) address: SocketAddr,
     stop: CancellationToken,
-    running: Option<JoinHandle<()>>,
+    running: Option<JoinHandle<Result<(), mirror::server::Error>>>,
     _scratch: Scratch,
 }
 
@@ -55,7 +55,7 @@ impl Mirror {
     pub(crate) async fn go_down(&mut self) {
         self.stop.cancel();
         if let Some(running) = self.running.take() {
-            running.await.expect("it ends");
+            running.await.expect("it ends").expect("no panic");
         }
     }
 }

@@ -373,6 +373,8 @@ async fn example_policy_limits_buckets_and_secrets() {
         let refused = create_spec(fields).await.unwrap_err();
         assert!(refused.contains(expected), "{refused}");
     }
+}
+
 /// Measures the time until a new mirror has its status while the operator reads 80 mirrors of another namespace, each with
 /// a CA bundle of 0.7 MB: `cargo test --workspace --test operator large_bundles -- --ignored --nocapture`.
 #[tokio::test]
