@@ -220,7 +220,6 @@ struct Inner {
     metrics: Metrics,
     readonly: AtomicBool,
     opened: Timestamp,
-    root: StorageRoot,
     hot_cache: HotCache,
     /// The summaries of images, by their manifests.
     image_summaries: ImageSummaryCache,
@@ -230,6 +229,8 @@ struct Inner {
     listeners: kept::StoreListener,
     evicting: Mutex<()>,
     stripes: [Mutex<()>; STRIPES],
+    /// Dropped last: the next process may open the index once the locks are released.
+    root: StorageRoot,
 }
 
 impl Store {
