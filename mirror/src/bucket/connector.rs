@@ -110,7 +110,7 @@ impl HttpService for BoundedService {
     async fn call(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
         let is_get = self.has_objects && request.method() == Method::GET;
         let is_listing = is_get && is_listing(request.uri());
-        let secrets = RequestSecrets::of(&request);
+        let secrets = RequestSecrets::from_request(&request);
         let response = HttpService::call(&self.client, request).await?;
         let etag = response.headers().get(ETAG);
         if etag.is_some_and(|etag| etag.len() > MAX_ETAG) {
@@ -166,7 +166,7 @@ struct RequestSecrets(Vec<String>);
 
 impl RequestSecrets {
     /// Collects the credentials of the headers and of the query.
-    fn of(request: &HttpRequest) -> Self {
+    fn from_request(request: &HttpRequest) -> Self {
         let mut found = Vec::new();
         for name in [AUTHORIZATION.as_str(), "x-amz-security-token"] {
             for value in request.headers().get_all(name) {

@@ -16,7 +16,7 @@ const MAX_EMPTY: usize = 20;
 const MAX_TOKEN: usize = 4 << 10;
 
 /// A listing of the objects below a prefix.
-pub(super) struct BucketPages {
+pub(super) struct BucketPageList {
     prefix: String,
     /// The token of the next page; `None` in front of the first one.
     token: Option<String>,
@@ -25,7 +25,7 @@ pub(super) struct BucketPages {
     is_done: bool,
 }
 
-impl BucketPages {
+impl BucketPageList {
     /// Begins a listing; no request is sent.
     pub(super) fn new(prefix: &Key) -> Self {
         Self {
@@ -92,7 +92,7 @@ mod tests {
     #[test_case(&["a", "b"].repeat(10), true => Err("a listing has too many pages"); "empty pages")]
     #[test_case(&["a", "b"].repeat(5_000), false => Err("a listing has too many pages"); "pages without an end")]
     fn listing_without_an_end_is_an_error(tokens: &[&str], is_empty: bool) -> Result<(), &'static str> {
-        let mut listing = BucketPages::new(&Key::from("p"));
+        let mut listing = BucketPageList::new(&Key::from("p"));
         tokens
             .iter()
             .try_for_each(|token| listing.advance(Some((*token).to_owned()), is_empty))
@@ -100,7 +100,7 @@ mod tests {
 
     #[test]
     fn token_that_fits_no_url_is_an_error() {
-        let mut listing = BucketPages::new(&Key::from("p"));
+        let mut listing = BucketPageList::new(&Key::from("p"));
         listing
             .advance(Some("x".repeat(MAX_TOKEN + 1)), false)
             .unwrap_err();

@@ -9,7 +9,7 @@ use object_store::{Attribute, AttributeValue, GetOptions, GetRange, ObjectMeta};
 
 use super::error::Error;
 use super::keys::{self, Keys};
-use super::listing::BucketPages;
+use super::listing::BucketPageList;
 use super::{Bucket, MAX_LINK, WaitLimit};
 use crate::digest::Digest;
 use crate::name::{Repository, Tag};
@@ -170,7 +170,7 @@ impl Bucket {
     /// Lists the content of a shard that mirrors uploaded, up to `most`: a LIST, and a GET of the first byte of each piece.
     pub(crate) async fn list_own(&self, shard: u8, most: usize) -> Result<Vec<BucketContent>, Error> {
         let keys = self.keys(WaitLimit::Long).await?;
-        let mut listing = BucketPages::new(&keys.shard(shard));
+        let mut listing = BucketPageList::new(&keys.shard(shard));
         let mut found = Vec::new();
         while let Some(objects) = self.list_page(&mut listing).await? {
             for key in objects.into_iter().map(|object| object.location) {
@@ -192,7 +192,7 @@ impl Bucket {
         Ok(found)
     }
 
-    async fn list_page(&self, listing: &mut BucketPages) -> Result<Option<Vec<ObjectMeta>>, Error> {
+    async fn list_page(&self, listing: &mut BucketPageList) -> Result<Option<Vec<ObjectMeta>>, Error> {
         let _turn = self.listing_turn().await?;
         let client = self.client.load_full();
         match tokio::time::timeout(BODY, listing.next(&client)).await {

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use object_store::path::Path as Key;
 
-use super::listing::BucketPages;
+use super::listing::BucketPageList;
 use super::read::WaitLimit;
 use super::{Bucket, error::Error};
 use crate::name::{Repository, Tag};
@@ -35,7 +35,7 @@ impl Bucket {
             let prefix = prefix.clone();
             async move {
                 let (mut tags, mut seen) = (BTreeSet::new(), 0);
-                let mut listing = BucketPages::new(&prefix);
+                let mut listing = BucketPageList::new(&prefix);
                 while let Some(objects) = listing.next(&client).await? {
                     seen += objects.len();
                     tags.extend(
