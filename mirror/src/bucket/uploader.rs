@@ -204,7 +204,8 @@ impl Shared {
 
     /// Assigns new links to the workers, and what was missed, for ever.
     async fn follow(&self, links: &mut Receiver<ContentLink>, workers: &[Sender<PendingLink>]) {
-        let mut is_clean = false;
+        // Before the first upload of this process begins.
+        let mut leftovers = self.store.open_uploads().await.unwrap_or_default();
         let mut tick = tokio::time::interval_at(tokio::time::Instant::now() + TICK, TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -214,10 +215,8 @@ impl Shared {
                 _ = tick.tick() => {
                     // Shows whether the bucket can be used before the first pull does.
                     let _ = self.bucket.keys(WaitLimit::Short).await;
-                    if may_send && !is_clean {
-                        is_clean = self.abort_leftovers().await;
-                    }
                     if may_send {
+                        self.abort_leftovers(&mut leftovers).await;
                         self.check_waiting(workers).await;
                         self.scan(workers).await;
                     }
@@ -286,19 +285,17 @@ impl Shared {
         self.pending.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// Aborts the uploads in parts that an earlier process left; returns `true` if none is left.
-    async fn abort_leftovers(&self) -> bool {
-        let Ok(leftovers) = self.store.open_uploads().await else {
-            return false;
-        };
-        for (id, key) in leftovers {
-            if let Err(error) = self.bucket.abort(&self.store, &id, &Key::from(key)).await {
+    /// Aborts the uploads in parts that an earlier process left, until one fails.
+    async fn abort_leftovers(&self, leftovers: &mut Vec<(String, String)>) {
+        while let Some((id, key)) = leftovers.last() {
+            let key = Key::from(key.as_str());
+            if let Err(error) = self.bucket.abort(&self.store, id, &key).await {
                 tracing::debug!(%error, "an upload that an earlier process left cannot be aborted yet");
                 self.pause.open();
-                return false;
+                return;
             }
+            leftovers.pop();
         }
-        true
     }
 
     async fn work(self: Arc<Self>, mut links: Receiver<PendingLink>) {

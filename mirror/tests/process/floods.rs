@@ -20,7 +20,7 @@ pub(crate) const ATTACKER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
 /// The most that memory may grow by for one address that reads nothing.
 const MOST: u64 = 32 << 20;
 /// The most that memory may grow by for many addresses that read nothing.
-const MOST_OF_MANY: u64 = 64 << 20;
+const MOST_OF_MANY: u64 = 80 << 20;
 /// The most that memory may grow by while lists are fetched and filtered for one address that reads nothing.
 const MOST_WITH_LISTS: u64 = 72 << 20;
 /// The time in which innocent requests are answered while a busy machine answers the flood. It is less than the time after

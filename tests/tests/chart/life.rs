@@ -34,7 +34,7 @@ async fn uninstall_keeps_only_crd_and_mirrors() {
     }
     let cluster = Cluster::start().await;
     let notes = cluster.install(&["--wait-for-jobs"]).await.unwrap();
-    assert!(notes.contains("kubectl get rmir"), "{notes}");
+    assert!(notes.contains("kubectl rmir pull"), "{notes}");
     let mirrors = Api::<RegistryMirror>::namespaced(cluster.client.clone(), "operators");
     let definitions = Api::<CustomResourceDefinition>::all(cluster.client.clone());
     make_mirror(&mirrors).await;
