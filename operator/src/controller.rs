@@ -146,7 +146,7 @@ impl Controller {
         }
     }
 
-    /// Reconciles until `shutdown`, and lets running reconciles end, for [`DRAIN_TIMEOUT`] at most.
+    /// Reconciles until `shutdown`, and lets running reconciles end, for 15 s at most.
     pub async fn run(self, shutdown: CancellationToken) {
         let Self {
             context,
