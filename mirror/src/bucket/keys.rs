@@ -57,12 +57,12 @@ impl Keys {
         key(&self.0.revision_link(repository, digest))
     }
 
-    /// Returns the key of a link to content; of a tag, the one of its manifest.
-    pub(super) fn link(&self, link: &Link, digest: &Digest) -> Key {
+    /// Returns the key of a link to content; of a tag, the one that holds its current digest.
+    pub(super) fn link(&self, link: &Link) -> Key {
         match link {
             Link::Layer(repository, name) => self.layer(repository, name),
             Link::Revision(repository, name) => self.revision(repository, name),
-            Link::Tag(repository, _) => self.revision(repository, digest),
+            Link::Tag(repository, tag) => self.tag(repository, tag),
         }
     }
 

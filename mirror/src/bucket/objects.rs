@@ -24,7 +24,7 @@ pub(super) const OWN: Attribute = Attribute::Metadata(std::borrow::Cow::Borrowed
 pub(super) const FIRST_LINK: Attribute =
     Attribute::Metadata(std::borrow::Cow::Borrowed("registrymirrorlink"));
 
-/// Returns the value of [`FIRST_LINK`]; a tag stands for the manifest that it points to.
+/// Returns the value of [`FIRST_LINK`]; the one of a tag is that of its manifest.
 pub(super) fn first_link(link: &Link) -> String {
     match link {
         Link::Layer(repository, _) => format!("layer:{repository}"),

@@ -131,7 +131,7 @@ impl Bucket {
             return None;
         }
         let keys = self.keys(patience).await.ok()?;
-        let key = keys.link(link, digest);
+        let key = keys.link(link);
         if digest.algorithm() != Algorithm::Sha256 {
             // Distribution keeps it by its SHA-256, which the link names.
             let target = self.link(&key, patience).await?;
@@ -198,7 +198,8 @@ impl Bucket {
         self.breaker.open();
     }
 
-    async fn link(&self, key: &Key, patience: WaitLimit) -> Option<Digest> {
+    /// Returns the digest of a link; `None` if there is none, or it cannot be read.
+    pub(super) async fn link(&self, key: &Key, patience: WaitLimit) -> Option<Digest> {
         let _turn = self.turn().await.ok()?;
         self.read_link(key, patience).await
     }

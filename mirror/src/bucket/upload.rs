@@ -269,11 +269,12 @@ impl Bucket {
             Err(error) => Err(error),
         };
         if ended.is_err() {
-            // Aborted at the next start if it fails now.
-            self.abort(store, &id, key).await?;
+            if let Err(error) = self.abort(store, &id, key).await {
+                tracing::debug!(%error, "an upload that failed cannot be aborted now; the next start aborts it");
+            }
+            return ended;
         }
-        store.end_upload(&id).await?;
-        ended
+        Ok(store.end_upload(&id).await?)
     }
 
     /// Sends the parts of a file, and hashes them in their order.

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::breaker::Breaker;
 use super::replicas::ReplicaUploads;
 use super::upload::{UploadError, UploadQuota};
-use super::{Bucket, BucketError, BucketState, WaitLimit};
+use super::{Bucket, BucketError, BucketState, Error, WaitLimit};
 use crate::digest::Digest;
 use crate::name::Repository;
 use crate::peers::Fleet;
@@ -289,10 +289,16 @@ impl Shared {
     async fn abort_leftovers(&self, leftovers: &mut Vec<(String, String)>) {
         while let Some((id, key)) = leftovers.last() {
             let key = Key::from(key.as_str());
-            if let Err(error) = self.bucket.abort(&self.store, id, &key).await {
-                tracing::debug!(%error, "an upload that an earlier process left cannot be aborted yet");
-                self.pause.open();
-                return;
+            match self.bucket.abort(&self.store, id, &key).await {
+                Ok(()) => {}
+                Err(UploadError::Bucket(Error::Denied { what })) => {
+                    tracing::warn!(%key, what, "an upload that an earlier process left cannot be aborted: permit s3:AbortMultipartUpload, or set a lifecycle rule; the next start tries it again");
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "an upload that an earlier process left cannot be aborted yet");
+                    self.pause.open();
+                    return;
+                }
             }
             leftovers.pop();
         }

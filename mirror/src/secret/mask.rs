@@ -18,8 +18,9 @@ const MAX_NESTED: usize = 3;
 
 /// Returns the text with each of these secrets masked.
 ///
-/// A secret is found in upper and lower case; percent-encoded, also twice; with escapes of JSON or
-/// entities of HTML; in UTF-8 that was read as Latin-1; in base64, with either alphabet and without padding; in hexadecimal; and with spaces, line breaks or invisible characters in it.
+/// A secret is found in upper and lower case; percent-encoded, also twice; with escapes of JSON or entities of HTML; in
+/// UTF-8 that was read as Latin-1; in base64, with either alphabet and without padding; in hexadecimal; and with spaces,
+/// line breaks or invisible characters in it.
 pub(crate) fn mask_secrets<'s>(text: &str, secrets: impl IntoIterator<Item = &'s str>) -> String {
     let mut short = Vec::new();
     let mut needles = Needles::default();

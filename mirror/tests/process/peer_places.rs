@@ -87,10 +87,10 @@ async fn hanging_upstream_costs_no_peer() {
     }
     let seen = hellos.load(Ordering::SeqCst);
     crate::until("three hellos", || hellos.load(Ordering::SeqCst) >= seen + 3).await;
-    // A machine with other work may delay a hello; without a share, each blob of the other replica costs two downloads.
+    // A busy machine may delay a hello; without a share, each blob costs two downloads.
     let downloads = good.count("GET blobs");
     assert!(
-        downloads <= usize::try_from(BLOBS).unwrap() + 2,
+        downloads <= usize::try_from(BLOBS).unwrap() * 3 / 2,
         "{downloads} downloads"
     );
     let shared = "registry_mirror_served_bytes_total{source=\"peer\"}";

@@ -160,7 +160,7 @@ mod tests {
         object
     }
 
-    /// A user who names a mirror as the owner has to use the name of one of its objects.
+    /// An object that a user gives a mirror as owner counts only under a name of that mirror's objects.
     #[test_case(Kind::ConfigMap, "hub-config", true)]
     #[test_case(Kind::Deployment, "hub", true)]
     #[test_case(Kind::Service, "hub-headless", true)]

@@ -4,6 +4,7 @@ use bytes::Bytes;
 use object_store::path::Path as Key;
 
 use super::{MAX_WAIT, PendingLink, Shared};
+use crate::bucket::WaitLimit;
 use crate::bucket::error::Error;
 use crate::bucket::keys::Keys;
 use crate::bucket::upload::{Upload, UploadError};
@@ -38,12 +39,21 @@ impl Shared {
             return Ok(UploadState::Absent);
         };
         let state = replicas.state(linked).await;
+        if state != UploadState::Stored {
+            return Ok(state);
+        }
+        // A tag may have moved there and back unseen by the other replica.
+        let is_tag = matches!(linked.link, Link::Tag(..));
         // From a bucket with a limit, what another replica uploaded may have been evicted since.
-        let may_be_evicted = state == UploadState::Stored && self.bucket.max_size().is_some();
-        if may_be_evicted && self.bucket.find_content(&keys.data(digest)).await?.is_none() {
+        let is_limited = self.bucket.max_size().is_some();
+        let link = keys.link(&linked.link);
+        if (is_tag || is_limited) && self.bucket.link(&link, WaitLimit::Long).await.as_ref() != Some(digest) {
             return Ok(UploadState::Absent);
         }
-        Ok(state)
+        if is_limited && self.bucket.find_content(&keys.data(digest)).await?.is_none() {
+            return Ok(UploadState::Absent);
+        }
+        Ok(UploadState::Stored)
     }
 
     async fn upload_here(&self, keys: &Keys, linked: &ContentLink) -> Result<UploadState, UploadError> {
