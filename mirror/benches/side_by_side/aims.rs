@@ -123,7 +123,7 @@ const AIMS: [(&str, Aim); 73] = [
     ),
     (
         "fleet: herd of 96 over 3 replicas, cold, bucket requests",
-        Aim::AtMost(2.0),
+        Aim::AtMost(3.0),
     ),
     (
         "fleet: herd of 96 over 3 replicas, in the bucket, bucket GETs",

@@ -46,7 +46,7 @@ async fn idle_connections_take_no_descriptors_from_others() {
     }
     let (hub, home) = (Hub::start().await, tempfile::tempdir().unwrap());
     let cached = hub.push_blob("library/app", b"cached");
-    let server = Server::start_with_files(FILES, &home.path().join("cache"), &hub).await;
+    let server = Server::start_with_limit(&format!("-n {FILES}"), &home.path().join("cache"), &hub).await;
     let hit = format!("/v2/library/app/blobs/{cached}");
     assert_eq!(server.get(&hit, "").await.unwrap().status, 200);
     let request = format!("GET {hit} HTTP/1.1\r\nhost: m\r\n\r\n");

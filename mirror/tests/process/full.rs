@@ -83,7 +83,8 @@ async fn blob_beyond_file_size_limit_passes_through() {
     let [of_small, of_large] =
         [&small, &large].map(|data| format!("/v2/library/app/blobs/{}", hub.push_blob("library/app", data)));
     let home = tempfile::tempdir().unwrap();
-    let server = Server::start_with_file_limit(8192, &home.path().join("cache"), &hub).await;
+    // In blocks of 512 bytes.
+    let server = Server::start_with_limit("-f 8192", &home.path().join("cache"), &hub).await;
     for _ in 0..2 {
         assert!(body(&server.address, &of_large).await == (200, Some(large.clone())));
         assert!(body(&server.address, &of_small).await == (200, Some(small.clone())));

@@ -67,10 +67,10 @@ impl Server {
         Self::run(command).await
     }
 
-    /// Mirrors `hub` in a process that may open so many files, also after it raised its limit.
-    pub(crate) async fn start_with_files(files: u32, root: &Path, hub: &Hub) -> Self {
+    /// Mirrors `hub` in a process with a limit of `ulimit`, such as `-n 64`.
+    pub(crate) async fn start_with_limit(limit: &str, root: &Path, hub: &Hub) -> Self {
         let mut command = std::process::Command::new("sh");
-        let script = format!("ulimit -n {files}; exec \"$0\" serve \"$1\"");
+        let script = format!("ulimit {limit}; exec \"$0\" serve \"$1\"");
         command
             .args(["-c", &script, MIRROR])
             .arg(configured(root, hub, ""));
@@ -89,17 +89,6 @@ impl Server {
         command
             .env("REGISTRY_HTTP_NET", "unix")
             .env("REGISTRY_HTTP_ADDR", socket);
-        Self::run(command).await
-    }
-
-    /// Mirrors `hub` with a limit on the size of each file, in blocks of 512 bytes.
-    pub(crate) async fn start_with_file_limit(blocks: u64, root: &Path, hub: &Hub) -> Self {
-        let mut command = std::process::Command::new("sh");
-        let script = format!("ulimit -f {blocks}; exec \"$0\" serve \"$1\"");
-        command
-            .args(["-c", &script, MIRROR])
-            .arg(configured(root, hub, ""));
-        command.env_clear().env("PATH", "/usr/bin:/bin");
         Self::run(command).await
     }
 

@@ -554,12 +554,7 @@ async fn owner_file_returns_with_the_root(change: fn(&Path)) {
     change(place.path());
     store.put_tag(&nginx(), &tag, &digest(b"hub")).await.unwrap();
     drop(store);
-    let options = StoreOptions {
-        default_host: "quay.io".parse().unwrap(),
-        ..place.options()
-    };
-    let store = Store::open(place.path(), options).await.unwrap();
-    until(|| store.is_settled()).await;
+    let store = place.open_for("quay.io").await;
     let there = repository("quay.io", "library/nginx");
     assert_eq!(store.tag(&there, &tag).await.unwrap(), None);
     let cached = store.tag(&nginx(), &tag).await.unwrap().unwrap();

@@ -75,9 +75,18 @@ impl Place {
 
     /// Opens the store and waits until it knows its files.
     async fn open(&self) -> Store {
+        self.open_for("docker.io").await
+    }
+
+    /// Opens the store with another default upstream.
+    async fn open_for(&self, default_host: &str) -> Store {
+        let options = StoreOptions {
+            default_host: default_host.parse().unwrap(),
+            ..self.options()
+        };
         let opened = async {
             loop {
-                match Store::open(self.path(), self.options()).await {
+                match Store::open(self.path(), options.clone()).await {
                     // Background work of the previous store may not have ended.
                     Err(OpenError::Locked(_)) => tokio::time::sleep(Duration::from_millis(5)).await,
                     opened => break opened.unwrap(),

@@ -99,11 +99,7 @@ async fn changed_default_never_mixes_tags() {
     let tag = "latest".parse().unwrap();
     store.put_tag(&nginx(), &tag, &digest(b"hub")).await.unwrap();
     drop(store);
-    let options = StoreOptions {
-        default_host: "quay.io".parse().unwrap(),
-        ..place.options()
-    };
-    let store = Store::open(place.path(), options).await.unwrap();
+    let store = place.open_for("quay.io").await;
     let there = repository("quay.io", "library/nginx");
     assert_eq!(store.tag(&there, &tag).await.unwrap(), None);
     let cached = store.tag(&nginx(), &tag).await.unwrap().unwrap();
