@@ -2,6 +2,7 @@
 
 use std::process::Command;
 
+use rustix::fs::{CWD, RenameFlags, renameat_with};
 use serde_json::Value;
 use test_case::test_case;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -285,15 +286,18 @@ async fn failing_health_checks_end_service_after_threshold() {
     watched.heal();
     watched.restart().await;
     eventually("back in service", async || served.get("/v2/").await.0 == 200).await;
-    let (cache, away) = (served.home.path("cache"), served.home.path("away"));
-    std::fs::rename(&cache, &away).unwrap();
+    // A file in the place of the root: the next write of the server would make a missing root again.
+    let (cache, file) = (served.home.path("cache"), served.home.path("file"));
+    std::fs::write(&file, "").unwrap();
+    let exchange = || renameat_with(CWD, &cache, CWD, &file, RenameFlags::EXCHANGE).unwrap();
+    exchange();
     eventually("out of service by the storage", async || {
         served.get("/v2/").await.0 == 503
     })
     .await;
     assert!(served.admin("/debug/health").await.1.contains("storage"));
     assert_eq!(served.admin("/livez").await.0, 200);
-    std::fs::rename(&away, &cache).unwrap();
+    exchange();
     eventually("the storage back", async || served.get("/v2/").await.0 == 200).await;
     assert_eq!(served.admin("/readyz").await.0, 200);
     served.signal(rustix::process::Signal::TERM);
