@@ -3,6 +3,7 @@
 use std::process::Output;
 
 use crds::RegistryMirror;
+use crds::conditions::{ConditionType, Reason};
 use serde_json::json;
 use testbed::binaries::{self, workspace};
 use testbed::scratch::Scratch;
@@ -64,8 +65,11 @@ fn table(text: &str) -> Vec<Vec<&str>> {
 #[tokio::test]
 async fn kubectl_waits_lists_describes_and_scales() {
     let bench = Bench::start("kubectl").await;
-    let _kubelet = kubelet(&bench).await;
     bench.mirror("hub", with_claims("16Mi")).await;
+    bench
+        .until_hub(ConditionType::Ready, "False", Reason::ClaimPending)
+        .await;
+    let _kubelet = kubelet(&bench).await;
     kubectl(
         &bench,
         &["wait", "rmir/hub", "--for=condition=Ready", "--timeout=60s"],
