@@ -5,19 +5,14 @@ mod proxy;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::process::Command;
 
 pub use proxy::{Fault, Seen};
 
-use crate::process::{Daemon, command, free_ports};
+use crate::process::{Daemon, StartError, command};
 use crate::scratch::Scratch;
-use crate::wait::{self, TimedOut};
 use crate::{binaries, install_crypto_provider};
 use proxy::Proxy;
-
-const READY: Duration = Duration::from_mins(1);
-/// The number of tries with another port after another process has taken the port.
-const ATTEMPTS: usize = 5;
 
 /// The name of the bucket.
 pub const BUCKET: &str = "bucket";
@@ -34,8 +29,8 @@ pub enum Error {
     Io(#[from] io::Error),
     #[error(transparent)]
     Program(#[from] binaries::Error),
-    #[error("{source}; the end of its log:\n{log}")]
-    NotReady { source: TimedOut, log: String },
+    #[error(transparent)]
+    Start(#[from] StartError),
 }
 
 /// A running object store with one empty bucket; ended when dropped.
@@ -55,38 +50,27 @@ impl ObjectStore {
         let scratch = Scratch::new("objects")?;
         std::fs::create_dir_all(scratch.path().join("data").join(BUCKET))?;
         scratch.subdirectory("metadata")?;
-        let mut attempt = 1;
-        loop {
-            let [port] = free_ports()?;
-            let address = SocketAddr::from(([127, 0, 0, 1], port));
-            let mut daemon = serve(&program, &scratch, address, SECRET_KEY)?;
-            let ready = listens(&mut daemon, address).await;
-            match ready {
-                Ok(()) => {
-                    return Ok(Self {
-                        proxy: Proxy::open(address)?,
-                        address,
-                        program,
-                        daemon,
-                        scratch,
-                    });
-                }
-                Err(_) if attempt < ATTEMPTS && daemon.exited().is_some() => attempt += 1,
-                Err(source) => {
-                    let log = daemon.log_tail();
-                    return Err(Error::NotReady { source, log });
-                }
-            }
-        }
+        let log = scratch.path().join("log");
+        let (daemon, address) = Daemon::listening("versitygw", &log, |address| {
+            Ok(serve(&program, &scratch, address, SECRET_KEY))
+        })
+        .await?;
+        Ok(Self {
+            proxy: Proxy::open(address)?,
+            address,
+            program,
+            daemon,
+            scratch,
+        })
     }
 
     /// Starts the store again at the same address, with another secret key.
     pub async fn restart_with(&mut self, secret_key: &str) -> Result<(), Error> {
         self.daemon.kill();
-        self.daemon = serve(&self.program, &self.scratch, self.address, secret_key)?;
-        let ready = listens(&mut self.daemon, self.address).await;
-        let log = self.daemon.log_tail();
-        ready.map_err(|source| Error::NotReady { source, log })
+        let command = serve(&self.program, &self.scratch, self.address, secret_key);
+        let log = self.scratch.path().join("log");
+        self.daemon = Daemon::listening_at(self.address, "versitygw", &log, command).await?;
+        Ok(())
     }
 
     /// Returns the address of the proxy: `http://127.0.0.1:PORT`.
@@ -131,7 +115,7 @@ impl ObjectStore {
     }
 }
 
-fn serve(program: &Path, scratch: &Scratch, address: SocketAddr, secret_key: &str) -> io::Result<Daemon> {
+fn serve(program: &Path, scratch: &Scratch, address: SocketAddr, secret_key: &str) -> Command {
     let mut command = command(program);
     command
         .env("ROOT_ACCESS_KEY", ACCESS_KEY)
@@ -139,13 +123,5 @@ fn serve(program: &Path, scratch: &Scratch, address: SocketAddr, secret_key: &st
         .args(["--quiet", "--port", &address.to_string(), "posix", "--sidecar"])
         .arg(scratch.path().join("metadata"))
         .arg(scratch.path().join("data"));
-    Daemon::spawn("versitygw", command, &scratch.path().join("log"))
-}
-
-async fn listens(daemon: &mut Daemon, address: SocketAddr) -> Result<(), TimedOut> {
-    let listens = || {
-        let ended = daemon.exited().is_some();
-        async move { (!ended && tokio::net::TcpStream::connect(address).await.is_ok()).then_some(()) }
-    };
-    wait::until("object store that listens", READY, listens).await
+    command
 }

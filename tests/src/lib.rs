@@ -16,6 +16,7 @@ pub mod podman;
 pub mod process;
 pub mod prometheus;
 pub mod registry;
+mod reverse_proxy;
 pub mod scratch;
 pub mod skopeo;
 pub mod tls_listener;

@@ -2,18 +2,42 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::LazyLock;
 use std::sync::mpsc::{Sender, SyncSender, channel, sync_channel};
 use std::thread;
+use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
+use tokio::net::TcpStream;
 use tokio::signal::unix::{SignalKind, signal};
+
+use crate::wait::{self, TimedOut};
 
 /// The bytes of a log that an error message includes.
 const TAIL: usize = 2_000;
+/// The longest wait until a server listens, on a busy machine.
+const READY: Duration = Duration::from_mins(1);
+/// The number of tries with another port after another process has taken the port.
+const ATTEMPTS: usize = 5;
+
+/// The reason why a server does not listen.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say it")]
+pub enum StartError {
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    #[error("{name}: {source}; the end of its log:\n{log}")]
+    NotReady {
+        name: String,
+        source: TimedOut,
+        log: String,
+    },
+    #[error("{name} ended while it was starting; the end of its log:\n{log}")]
+    Died { name: String, log: String },
+}
 
 /// Returns a command that the kernel kills as soon as this process is gone.
 pub fn command(program: impl AsRef<Path>) -> Command {
@@ -44,6 +68,45 @@ impl Daemon {
             child,
             log: log.to_owned(),
         })
+    }
+
+    /// Starts a server, and waits until it listens on a free port of 127.0.0.1. `command` returns the command for an
+    /// address; a server that ends is tried again with another port.
+    pub async fn listening(
+        name: &str,
+        log: &Path,
+        command: impl Fn(SocketAddr) -> io::Result<Command>,
+    ) -> Result<(Self, SocketAddr), StartError> {
+        let mut attempt = 1;
+        loop {
+            let [port] = free_ports()?;
+            let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+            match Self::listening_at(address, name, log, command(address)?).await {
+                Err(StartError::Died { .. }) if attempt < ATTEMPTS => attempt += 1,
+                result => return Ok((result?, address)),
+            }
+        }
+    }
+
+    /// Starts a server, and waits until it listens at this address.
+    pub async fn listening_at(
+        address: SocketAddr,
+        name: &str,
+        log: &Path,
+        command: Command,
+    ) -> Result<Self, StartError> {
+        let mut daemon = Self::spawn(name, command, log)?;
+        let listens = || {
+            let ended = daemon.exited().is_some();
+            async move { (ended || TcpStream::connect(address).await.is_ok()).then_some(()) }
+        };
+        let ready = wait::until("server that listens", READY, listens).await;
+        let (ended, name, log) = (daemon.exited().is_some(), name.to_owned(), daemon.log_tail());
+        match ready {
+            _ if ended => Err(StartError::Died { name, log }),
+            Err(source) => Err(StartError::NotReady { name, source, log }),
+            Ok(()) => Ok(daemon),
+        }
     }
 
     /// Returns the name that the process was started with.

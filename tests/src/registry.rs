@@ -1,19 +1,20 @@
-//! Registries that are not ours, each with an empty storage that anybody may push to.
+//! Registries of other projects, each with an empty storage that all clients may push to.
 
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use crate::process::{Daemon, command, free_ports};
+use serde_json::json;
+
+use crate::process::{Daemon, StartError, command};
 use crate::scratch::Scratch;
-use crate::wait::{self, TimedOut};
 use crate::{binaries, install_crypto_provider};
 
-const READY: Duration = Duration::from_mins(1);
-/// The number of tries with another port after another process has taken the port.
-const ATTEMPTS: usize = 5;
+const DISTRIBUTION_2: &str = "/usr/bin/docker-registry";
 const STORAGE: &str = "storage";
+const PASSWORDS: &str = "htpasswd";
+/// The lowest cost of bcrypt: no attacker guesses these passwords.
+const COST: u32 = 4;
 
 /// The program that serves a registry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,18 +27,20 @@ pub enum Kind {
     Olareg,
 }
 
-/// Why there is no registry.
+/// The reason why there is no registry.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the messages say it")]
 pub enum Error {
+    #[error("docker-registry is missing: run tests/cluster/packages")]
+    NotInstalled,
     #[error("{0}")]
     Io(#[from] io::Error),
     #[error(transparent)]
     Program(#[from] binaries::Error),
-    #[error("{source}; the end of its log:\n{log}")]
-    NotReady { source: TimedOut, log: String },
-    #[error("{kind:?} ended while it was starting; the end of its log:\n{log}")]
-    Died { kind: Kind, log: String },
+    #[error(transparent)]
+    Start(#[from] StartError),
+    #[error("can't make a password file: {0}")]
+    Password(#[from] bcrypt::BcryptError),
 }
 
 /// A running registry; ended when dropped.
@@ -58,41 +61,25 @@ impl Registry {
 
     /// Starts one on a free port.
     pub async fn start(kind: Kind) -> Result<Self, Error> {
-        install_crypto_provider();
-        let program = kind.program().await?;
-        let mut attempt = 1;
-        loop {
-            match Self::attempt(kind, &program).await {
-                Err(Error::Died { .. }) if attempt < ATTEMPTS => attempt += 1,
-                ended => return ended,
-            }
-        }
+        Self::start_for(kind, None).await
     }
 
-    async fn attempt(kind: Kind, program: &Path) -> Result<Self, Error> {
-        let scratch = Scratch::new("registry")?;
-        let [port] = free_ports()?;
-        let address = SocketAddr::from(([127, 0, 0, 1], port));
-        let mut command = command(program);
-        command.env("OTEL_TRACES_EXPORTER", "none").arg("serve");
-        command.args(kind.arguments(&scratch, address)?);
-        let mut daemon = Daemon::spawn("registry", command, &scratch.path().join("log"))?;
-        let listens = || {
-            let ended = daemon.exited().is_some();
-            async move {
-                let connected = tokio::net::TcpStream::connect(address).await;
-                (ended || connected.is_ok()).then_some(())
-            }
+    /// Starts a registry that admits only these users, unless `users` is `None`.
+    pub(crate) async fn start_for(kind: Kind, users: Option<&[(String, String)]>) -> Result<Self, Error> {
+        install_crypto_provider();
+        let (program, scratch) = (kind.program().await?, Scratch::new("registry")?);
+        let passwords = match users {
+            Some(users) => Some(scratch.write(PASSWORDS, passwords(users)?)?),
+            None => None,
         };
-        let ready = wait::until("registry that listens", READY, listens).await;
-        let log = daemon.log_tail();
-        ready.map_err(|source| Error::NotReady {
-            source,
-            log: log.clone(),
-        })?;
-        if daemon.exited().is_some() {
-            return Err(Error::Died { kind, log });
-        }
+        let log = scratch.path().join("log");
+        let (daemon, address) = Daemon::listening("registry", &log, |address| {
+            let mut command = command(&program);
+            command.env("OTEL_TRACES_EXPORTER", "none").arg("serve");
+            command.args(kind.arguments(&scratch, address, passwords.as_deref())?);
+            Ok(command)
+        })
+        .await?;
         Ok(Self {
             address,
             url: format!("http://{address}"),
@@ -100,18 +87,36 @@ impl Registry {
             scratch,
         })
     }
+
+    /// Admits only these users from now on: the registry reads a changed file of passwords again.
+    pub(crate) fn set_users(&self, users: &[(String, String)]) -> Result<(), Error> {
+        self.scratch.write(PASSWORDS, passwords(users)?)?;
+        Ok(())
+    }
+}
+
+fn passwords(users: &[(String, String)]) -> Result<String, bcrypt::BcryptError> {
+    let line =
+        |(user, password): &(String, String)| Ok(format!("{user}:{}\n", bcrypt::hash(password, COST)?));
+    users.iter().map(line).collect()
 }
 
 impl Kind {
-    async fn program(self) -> Result<PathBuf, binaries::Error> {
+    async fn program(self) -> Result<PathBuf, Error> {
         match self {
-            Self::Distribution2 => Ok(PathBuf::from("/usr/bin/docker-registry")),
-            Self::Distribution3 => binaries::get("registry").await,
-            Self::Olareg => binaries::get("olareg").await,
+            Self::Distribution2 if Path::new(DISTRIBUTION_2).exists() => Ok(DISTRIBUTION_2.into()),
+            Self::Distribution2 => Err(Error::NotInstalled),
+            Self::Distribution3 => Ok(binaries::get("registry").await?),
+            Self::Olareg => Ok(binaries::get("olareg").await?),
         }
     }
 
-    fn arguments(self, scratch: &Scratch, address: SocketAddr) -> io::Result<Vec<String>> {
+    fn arguments(
+        self,
+        scratch: &Scratch,
+        address: SocketAddr,
+        passwords: Option<&Path>,
+    ) -> io::Result<Vec<String>> {
         let storage = scratch.subdirectory(STORAGE)?.display().to_string();
         if self == Self::Olareg {
             let (host, port) = (address.ip().to_string(), address.port().to_string());
@@ -125,9 +130,16 @@ impl Kind {
             let given = ["--addr", &host, "--port", &port, "--dir", &storage].map(ToOwned::to_owned);
             return Ok(own.chain(given).collect());
         }
-        let config = format!(
-            "version: 0.1\nstorage: {{filesystem: {{rootdirectory: '{storage}'}}}}\nhttp: {{addr: '{address}'}}\n"
-        );
-        Ok(vec![scratch.write("config.yml", config)?.display().to_string()])
+        let mut config = json!({
+            "version": "0.1",
+            "log": {"level": "warn", "accesslog": {"disabled": true}},
+            "storage": {"filesystem": {"rootdirectory": storage}},
+            "http": {"addr": address},
+        });
+        if let Some(path) = passwords {
+            config["auth"] = json!({"htpasswd": {"realm": "test", "path": path}});
+        }
+        let config = scratch.write("config.yml", config.to_string())?;
+        Ok(vec![config.display().to_string()])
     }
 }

@@ -21,15 +21,13 @@ pub enum Error {
     },
 }
 
-/// A registry with the credential and the scheme to reach it.
+/// A registry with the credential for it. Its certificate, if it has one, is not checked.
 #[derive(Debug, Clone)]
 pub struct Registry {
     /// Its address.
     pub address: SocketAddr,
     /// A user name with its password.
     pub user: Option<(String, String)>,
-    /// True if the registry serves TLS; its certificate is not checked.
-    pub tls: bool,
 }
 
 /// Copies the image with all its platforms from an OCI layout, byte for byte.
@@ -64,6 +62,11 @@ pub async fn pull_checked(
 }
 
 impl Registry {
+    /// Returns a registry that asks for no credential.
+    pub fn open(address: SocketAddr) -> Self {
+        Self { address, user: None }
+    }
+
     fn reference(&self, name: &str) -> String {
         format!("docker://{}/{name}", self.address)
     }

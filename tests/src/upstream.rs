@@ -3,7 +3,6 @@
 
 mod counts;
 mod gate;
-mod registry;
 mod tokens;
 
 use std::io;
@@ -14,19 +13,11 @@ use std::time::Duration;
 pub use self::counts::Counts;
 
 use self::gate::Gate;
-use self::registry::Registry;
 use self::tokens::Tokens;
 use crate::image::Layout;
 use crate::pki::Leaf;
-use crate::process::free_ports;
-use crate::scratch::Scratch;
+use crate::registry::{self, Kind, Registry};
 use crate::skopeo;
-use crate::wait::{self, TimedOut};
-
-/// The longest wait for the registry's first answer; it takes well below a second.
-const READY: Duration = Duration::from_secs(30);
-/// The number of tries with another port after another process has taken the port.
-const ATTEMPTS: usize = 5;
 
 /// The access control of an upstream.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,20 +62,14 @@ impl Options {
     }
 }
 
-/// Why there is no upstream.
+/// The reason why there is no upstream.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the messages say it")]
 pub enum Error {
-    #[error("docker-registry is missing: run tests/cluster/packages")]
-    NotInstalled,
     #[error("{0}")]
     Io(#[from] io::Error),
-    #[error("{source}; the end of its log:\n{log}")]
-    NotReady { source: TimedOut, log: String },
-    #[error("docker-registry ended while it was starting; the end of its log:\n{0}")]
-    Died(String),
-    #[error("can't make a password file: {0}")]
-    Password(#[from] bcrypt::BcryptError),
+    #[error(transparent)]
+    Registry(#[from] registry::Error),
     #[error("can't serve TLS: {0}")]
     Tls(#[from] rustls::Error),
     #[error(transparent)]
@@ -93,29 +78,26 @@ pub enum Error {
 
 /// A registry that runs until it is dropped. It may be shared by tests: nothing of it lives in their runtimes.
 pub struct Upstream {
-    // In this order: the gate ends before what it leads to, and the files go last.
+    // In this order: the gate ends before the registry.
     gate: Gate,
     registry: Registry,
     options: Options,
-    _scratch: Scratch,
 }
 
 impl Upstream {
     /// Starts one on free ports.
     pub async fn start(options: Options) -> Result<Self, Error> {
-        crate::install_crypto_provider();
-        let scratch = Scratch::new("upstream")?;
-        let registry = started_registry(&scratch, &options).await?;
+        let users = (options.access == Some(Access::Basic)).then_some(&options.users[..]);
+        let registry = Registry::start_for(Kind::Distribution2, users).await?;
         let tokens = match options.access {
             Some(Access::Bearer(lifetime)) => Some(Tokens::new(lifetime, &options.users)),
             _ => None,
         };
-        let gate = Gate::open(registry.url(), tokens, options.tls.as_ref())?;
+        let gate = Gate::open(registry.url.clone(), tokens, options.tls.as_ref())?;
         Ok(Self {
             gate,
             registry,
             options,
-            _scratch: scratch,
         })
     }
 
@@ -164,15 +146,17 @@ impl Upstream {
         let owned = |(user, password): &User<'_>| ((*user).to_owned(), (*password).to_owned());
         self.options.users = users.iter().map(owned).collect();
         self.gate.set_users(&self.options.users);
-        self.registry.set_users(&self.options.users)
+        if self.options.access == Some(Access::Basic) {
+            self.registry.set_users(&self.options.users)?;
+        }
+        Ok(())
     }
 
     /// Copies an image with all its platforms into the registry, past the gate.
     pub async fn push(&self, layout: &Layout, tag: &str, name: &str) -> Result<(), Error> {
         let to = skopeo::Registry {
-            address: self.registry.address(),
+            address: self.registry.address,
             user: self.registry_user(),
-            tls: false,
         };
         Ok(skopeo::push(layout.path(), tag, &to, name).await?)
     }
@@ -187,7 +171,6 @@ impl Upstream {
         let from = skopeo::Registry {
             address: self.address(),
             user: user.and(self.options.users.first()).cloned(),
-            tls: self.options.tls.is_some(),
         };
         Ok(skopeo::pull(&from, name, directory).await?)
     }
@@ -196,30 +179,5 @@ impl Upstream {
     fn registry_user(&self) -> Option<(String, String)> {
         let basic = self.options.access == Some(Access::Basic);
         self.options.users.first().filter(|_| basic).cloned()
-    }
-}
-
-async fn started_registry(scratch: &Scratch, options: &Options) -> Result<Registry, Error> {
-    let users = (options.access == Some(Access::Basic)).then_some(&options.users[..]);
-    let mut attempt = 1;
-    loop {
-        let [port] = free_ports()?;
-        let mut registry = Registry::spawn(scratch, port, users)?;
-        let answers = async || {
-            let listens = tokio::net::TcpStream::connect(registry.address()).await.is_ok();
-            listens.then_some(())
-        };
-        let ready = wait::until("answer from docker-registry", READY, answers).await;
-        match (ready, registry.died()) {
-            (Ok(()), None) => return Ok(registry),
-            (_, Some(log)) if log.contains("address already in use") && attempt < ATTEMPTS => attempt += 1,
-            (_, Some(log)) => return Err(Error::Died(log)),
-            (Err(source), None) => {
-                return Err(Error::NotReady {
-                    source,
-                    log: registry.log_tail(),
-                });
-            }
-        }
     }
 }

@@ -29,11 +29,10 @@ use ::mirror::server::Server;
 use testbed::binaries;
 use testbed::image::{Layout, Random};
 use testbed::pki::Authority;
-use testbed::process::{Daemon, free_ports};
+use testbed::process::{Daemon, command};
 use testbed::scratch::Scratch;
 use testbed::skopeo::{self, Registry};
 use testbed::upstream::{Access, Options, Upstream};
-use testbed::wait;
 use tokio::process::Command;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -77,11 +76,7 @@ impl Pair {
     }
 
     fn registry(&self) -> Registry {
-        Registry {
-            address: self.address.parse().expect("an address"),
-            user: None,
-            tls: false,
-        }
+        Registry::open(self.address.parse().expect("an address"))
     }
 
     async fn crane(&self, arguments: &[&str]) -> String {
@@ -174,19 +169,17 @@ async fn crane_pulls_also_while_upstream_is_down() {
 /// `registry-mirror local`, until it is dropped.
 async fn local(scratch: &Scratch, yaml: &str) -> (Daemon, SocketAddr) {
     let file = scratch.write("mirror.yaml", yaml).expect("a file");
-    let [port] = free_ports().expect("a port");
-    let mut command = Command::new(env!("CARGO_BIN_EXE_operator-under-test"));
-    command
-        .args(["local", "--port", &port.to_string(), "-f"])
-        .arg(file);
-    command.arg("--cache-dir").arg(scratch.path().join("cache"));
+    let local = |address: SocketAddr| {
+        let mut command = command(env!("CARGO_BIN_EXE_operator-under-test"));
+        command.args(["local", "--port", &address.port().to_string(), "-f"]);
+        command
+            .arg(&file)
+            .arg("--cache-dir")
+            .arg(scratch.path().join("cache"));
+        Ok(command)
+    };
     let log = scratch.path().join("local.log");
-    let daemon = Daemon::spawn("local", command.into_std(), &log).expect("a process");
-    let address = SocketAddr::from(([127, 0, 0, 1], port));
-    let listens = async || tokio::net::TcpStream::connect(address).await.ok();
-    let listening = wait::until("a listener", LIMIT, listens).await;
-    listening.unwrap_or_else(|error| panic!("{error}: {}", daemon.log_tail()));
-    (daemon, address)
+    Daemon::listening("local", &log, local).await.expect("a process")
 }
 
 /// An example with another registry in place of Docker Hub.

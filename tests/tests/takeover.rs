@@ -82,26 +82,16 @@ impl Place {
         command.arg("serve").arg(self.config());
         command.env("OTEL_TRACES_EXPORTER", "none");
         let log = self.scratch.path().join(format!("{}.log", self.starts));
-        let daemon = Daemon::spawn("distribution", command, &log).expect("Distribution");
-        let listens = async || {
-            let connected = tokio::net::TcpStream::connect(self.address).await;
-            connected.is_ok().then_some(())
-        };
-        wait::until("Distribution to listen", LIMIT, listens)
+        Daemon::listening_at(self.address, "distribution", &log, command)
             .await
-            .expect("it starts");
-        daemon
+            .expect("Distribution")
     }
 
     /// Pulls; what upstream was asked for it.
     async fn pull(&mut self, name: &str) -> Counts {
         self.starts += 1;
         self.upstream.reset_counts();
-        let registry = Registry {
-            address: self.address,
-            user: None,
-            tls: false,
-        };
+        let registry = Registry::open(self.address);
         let to = self.scratch.path().join(format!("pulled-{}", self.starts));
         skopeo::pull(&registry, name, &to).await.expect("a pull");
         assert!(Layout::open(&to).expect("a layout").digest("1").is_some());

@@ -3,16 +3,15 @@
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::Arc;
-use std::thread;
 
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use futures::StreamExt;
-use http::header::{CONNECTION, TRANSFER_ENCODING};
-use http::{HeaderMap, Method, StatusCode};
+use http::{Method, StatusCode};
 use parking_lot::Mutex;
-use tokio::sync::oneshot;
+
+use crate::reverse_proxy::{self, ServerThread};
 
 /// A fault of the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,8 +66,7 @@ pub struct Seen {
 pub(super) struct Proxy {
     address: SocketAddr,
     shared: Arc<Shared>,
-    /// Dropped with the proxy, which ends its thread.
-    _stop: oneshot::Sender<()>,
+    _server: ServerThread,
 }
 
 #[derive(Default)]
@@ -80,46 +78,25 @@ struct Shared {
 #[derive(Clone)]
 struct Open {
     shared: Arc<Shared>,
-    store: SocketAddr,
+    store: String,
     client: reqwest::Client,
 }
 
 impl Proxy {
-    /// Listens on a free port; a thread with its own runtime serves, so that no test's end cuts a connection.
+    /// Listens on a free port; the end of a test cuts no connection.
     pub(super) fn open(store: SocketAddr) -> io::Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
         let address = listener.local_addr()?;
-        listener.set_nonblocking(true)?;
         let shared = Arc::new(Shared::default());
-        let client = reqwest::Client::builder()
-            .no_proxy()
-            .build()
-            .map_err(io::Error::other)?;
         let app = axum::Router::new().fallback(forward).with_state(Open {
             shared: Arc::clone(&shared),
-            store,
-            client,
-        });
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
-            .enable_all()
-            .build()?;
-        let (stop, stopped) = oneshot::channel::<()>();
-        thread::spawn(move || {
-            runtime.block_on(async {
-                let Ok(listener) = tokio::net::TcpListener::from_std(listener) else {
-                    return;
-                };
-                tokio::select! {
-                    _ = axum::serve(listener, app) => {}
-                    _ = stopped => {}
-                }
-            });
+            store: format!("http://{store}"),
+            client: reverse_proxy::client()?,
         });
         Ok(Self {
             address,
             shared,
-            _stop: stop,
+            _server: ServerThread::start(listener, None, app)?,
         })
     }
 
@@ -196,7 +173,7 @@ async fn forward(State(open): State<Open>, request: Request) -> Response {
     } else {
         request
     };
-    let response = pass(&open, request).await;
+    let response = reverse_proxy::pass(&open.client, &open.store, request, |_| ()).await;
     open.shared.log(&method, &uri, response.status());
     let is_content = method == Method::GET && uri.path().ends_with("/data") && response.status().is_success();
     match fault {
@@ -253,38 +230,6 @@ fn page(token: &str) -> Response {
          <NextContinuationToken>{token}</NextContinuationToken></ListBucketResult>"
     )
     .into_response()
-}
-
-async fn pass(open: &Open, request: Request) -> Response {
-    let (parts, body) = request.into_parts();
-    let path = parts
-        .uri
-        .path_and_query()
-        .map_or("/", http::uri::PathAndQuery::as_str);
-    let has_body = parts.headers.contains_key(http::header::CONTENT_LENGTH);
-    let mut onward = open
-        .client
-        .request(parts.method, format!("http://{}{path}", open.store))
-        .headers(end_to_end(parts.headers));
-    if has_body {
-        onward = onward.body(reqwest::Body::wrap_stream(body.into_data_stream()));
-    }
-    match onward.send().await {
-        Ok(answer) => {
-            let mut response = Response::new(Body::empty());
-            *response.status_mut() = answer.status();
-            *response.headers_mut() = end_to_end(answer.headers().clone());
-            *response.body_mut() = Body::from_stream(answer.bytes_stream());
-            response
-        }
-        Err(error) => (StatusCode::BAD_GATEWAY, error.to_string()).into_response(),
-    }
-}
-
-fn end_to_end(mut headers: HeaderMap) -> HeaderMap {
-    headers.remove(CONNECTION);
-    headers.remove(TRANSFER_ENCODING);
-    headers
 }
 
 /// Returns the answer with a body that is cut in the middle, or whose first byte is wrong.

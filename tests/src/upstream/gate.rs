@@ -4,26 +4,22 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{self, JoinHandle};
 
 use axum::Json;
-use axum::body::Body;
+use axum::body::Bytes;
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
-use futures::TryStreamExt;
-use http::header::{CONNECTION, HOST, RETRY_AFTER, TRANSFER_ENCODING, WWW_AUTHENTICATE};
+use http::header::{HOST, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderMap, Method, StatusCode};
 use parking_lot::Mutex;
 use serde_json::json;
-use tokio::net::TcpListener as TokioListener;
-use tokio::sync::oneshot;
 use tokio_rustls::TlsAcceptor;
 
 use super::Error;
 use super::counts::{Counts, Kind};
 use super::tokens::{self, Tokens};
 use crate::pki::Leaf;
-use crate::tls_listener::TlsListener;
+use crate::reverse_proxy::{self, ServerThread};
 
 /// The longest body of a token request, in bytes.
 const FORM_BYTES: usize = 1 << 16;
@@ -32,7 +28,7 @@ pub(super) struct Gate {
     address: SocketAddr,
     shared: Arc<Shared>,
     tls: Option<TlsAcceptor>,
-    running: Option<Running>,
+    running: Option<ServerThread>,
 }
 
 struct Shared {
@@ -41,12 +37,6 @@ struct Shared {
     tokens: Option<Tokens>,
     counts: Mutex<Counts>,
     limits: AtomicBool,
-}
-
-/// A thread with a runtime of its own: its end cuts every connection at once, and no test's end cuts any.
-struct Running {
-    stop: oneshot::Sender<()>,
-    thread: JoinHandle<()>,
 }
 
 impl Gate {
@@ -91,11 +81,7 @@ impl Gate {
     }
 
     pub(super) fn close(&mut self) {
-        if let Some(running) = self.running.take() {
-            drop(running.stop);
-            // It ends by itself, or has.
-            let _ = running.thread.join();
-        }
+        self.running = None;
     }
 
     pub(super) fn reopen(&mut self) -> io::Result<()> {
@@ -105,53 +91,12 @@ impl Gate {
     }
 
     fn serve(&mut self, listener: TcpListener) -> io::Result<()> {
-        listener.set_nonblocking(true)?;
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .enable_all()
-            .build()?;
-        let (stop, stopped) = oneshot::channel::<()>();
         let app = axum::Router::new().fallback(forward).with_state(Open {
             shared: self.shared.clone(),
-            client: client().map_err(io::Error::other)?,
+            client: reverse_proxy::client()?,
         });
-        let tls = self.tls.clone();
-        let thread = thread::spawn(move || {
-            runtime.block_on(async {
-                tokio::select! {
-                    () = run(listener, tls, app) => {}
-                    _ = stopped => {}
-                }
-            });
-            // Dropped here, and with it every connection.
-        });
-        self.running = Some(Running { stop, thread });
+        self.running = Some(ServerThread::start(listener, self.tls.clone(), app)?);
         Ok(())
-    }
-}
-
-impl Drop for Gate {
-    fn drop(&mut self) {
-        self.close();
-    }
-}
-
-/// Answers as the registry does, byte for byte: redirects are the client's to follow.
-fn client() -> reqwest::Result<reqwest::Client> {
-    reqwest::Client::builder()
-        .redirect(reqwest::redirect::Policy::none())
-        .no_proxy()
-        .build()
-}
-
-async fn run(listener: TcpListener, tls: Option<TlsAcceptor>, app: axum::Router) {
-    let Ok(listener) = TokioListener::from_std(listener) else {
-        return;
-    };
-    match tls {
-        // Both run for ever.
-        Some(acceptor) => drop(axum::serve(TlsListener::new(listener, acceptor), app).await),
-        None => drop(axum::serve(listener, app).await),
     }
 }
 
@@ -237,39 +182,10 @@ impl Open {
     }
 
     async fn pass(&self, kind: Kind, request: Request) -> Response {
-        let (parts, body) = request.into_parts();
-        let path = parts
-            .uri
-            .path_and_query()
-            .map_or("/", http::uri::PathAndQuery::as_str);
-        let onward = self
-            .client
-            .request(parts.method, format!("{}{path}", self.shared.registry))
-            .headers(end_to_end(parts.headers))
-            .body(reqwest::Body::wrap_stream(body.into_data_stream()));
-        match onward.send().await {
-            Ok(answer) => self.counted(kind, answer),
-            Err(error) => (StatusCode::BAD_GATEWAY, error.to_string()).into_response(),
-        }
-    }
-
-    fn counted(&self, kind: Kind, answer: reqwest::Response) -> Response {
-        let mut response = Response::new(Body::empty());
-        *response.status_mut() = answer.status();
-        *response.headers_mut() = end_to_end(answer.headers().clone());
         let shared = self.shared.clone();
-        let count =
-            move |bytes: &axum::body::Bytes| shared.count(|counts| counts.sent(kind, bytes.len() as u64));
-        *response.body_mut() = Body::from_stream(answer.bytes_stream().inspect_ok(count));
-        response
+        let count = move |bytes: &Bytes| shared.count(|counts| counts.sent(kind, bytes.len() as u64));
+        reverse_proxy::pass(&self.client, &self.shared.registry, request, count).await
     }
-}
-
-fn end_to_end(mut headers: HeaderMap) -> HeaderMap {
-    for hop in [CONNECTION, TRANSFER_ENCODING] {
-        headers.remove(hop);
-    }
-    headers
 }
 
 fn unauthorized(headers: HeaderMap) -> Response {

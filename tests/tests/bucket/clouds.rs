@@ -1,28 +1,27 @@
 //! Object stores with other APIs than S3.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use testbed::binaries;
-use testbed::process::{Daemon, command, free_ports};
+use testbed::process::{Daemon, command};
 use testbed::wait;
 
 use crate::place::{LAYERS, LIMIT, Mirror, Place};
 
 /// Starts gofakes3, which checks no signatures and has the APIs of S3 and Google Cloud Storage, with a bucket `bucket`;
 /// returns its address and its log.
-pub(crate) async fn start_gofakes3(place: &Place) -> (Daemon, String, PathBuf) {
+pub(crate) async fn start_gofakes3(place: &Place) -> (Daemon, SocketAddr, PathBuf) {
     let program = binaries::get("gofakes3").await.expect("gofakes3");
-    let [port] = free_ports().expect("a port");
-    let address = format!("127.0.0.1:{port}");
-    let mut store = command(program);
-    let bucket = ["-backend", "memory", "-initialbucket", "bucket"];
-    store.args(bucket).args(["-host", &address]);
     let log = place.scratch.path().join("gofakes3.log");
-    let daemon = Daemon::spawn("gofakes3", store, &log).expect("a store");
-    let listens = || async { tokio::net::TcpStream::connect(&address).await.ok() };
-    wait::until("store that listens", LIMIT, listens)
-        .await
-        .expect("it starts");
+    let (daemon, address) = Daemon::listening("gofakes3", &log, |address: SocketAddr| {
+        let mut command = command(&program);
+        command.args(["-backend", "memory", "-initialbucket", "bucket"]);
+        command.args(["-host", &address.to_string()]);
+        Ok(command)
+    })
+    .await
+    .expect("a store");
     (daemon, address, log)
 }
 
@@ -64,26 +63,18 @@ async fn gcs_bucket_serves_an_empty_local_tier() {
 async fn azure_container_serves_an_empty_local_tier() {
     let program = std::env::var("AZURITE").expect("AZURITE, the path of azurite's main.js");
     let mut place = Place::new(&LAYERS).await;
-    let [port] = free_ports().expect("a port");
-    let address = format!("127.0.0.1:{port}");
     let data = place.scratch.subdirectory("azure").expect("a directory");
-    let mut node = command("node");
-    node.args([
-        &program,
-        "--blobHost",
-        "127.0.0.1",
-        "--blobPort",
-        &port.to_string(),
-        "--location",
-    ]);
-    node.arg(&data).args(["--loose", "--skipApiVersionCheck"]);
     let log = place.scratch.path().join("azure.log");
-    let _store = Daemon::spawn("azurite", node, &log).expect("a store");
-    let listens = || async { tokio::net::TcpStream::connect(&address).await.ok() };
-    wait::until("store that listens", LIMIT, listens)
-        .await
-        .expect("it starts");
-    make_container(&address).await;
+    let (_store, address) = Daemon::listening("azurite", &log, |address: SocketAddr| {
+        let mut node = command("node");
+        node.args([&program, "--blobHost", "127.0.0.1", "--blobPort"]);
+        node.arg(address.port().to_string()).arg("--location").arg(&data);
+        node.args(["--loose", "--skipApiVersionCheck"]);
+        Ok(node)
+    })
+    .await
+    .expect("a store");
+    make_container(&address.to_string()).await;
     let start = async |tier: &str| {
         let keys = format!(
             "accountname: {ACCOUNT}, accountkey: {ACCOUNT_KEY}, container: images, rootdirectory: a/b, serviceurl: \

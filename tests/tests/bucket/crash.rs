@@ -53,11 +53,7 @@ async fn kill_leaves_only_whole_objects() {
     let place = Place::new(&LAYERS).await;
     for number in 0..20 {
         let (mut daemon, address) = start(&place, &place.store.keys(), number).await;
-        let registry = Registry {
-            address,
-            user: None,
-            tls: false,
-        };
+        let registry = Registry::open(address);
         let into = place.scratch.path().join(format!("pulled-{number}"));
         let pull = tokio::spawn(async move { skopeo::pull(&registry, NAME, &into).await });
         let instant = rand::rng().random_range(0..1_500);

@@ -175,11 +175,7 @@ impl Mirror {
     }
 
     pub(crate) async fn try_pull(&self, name: &str, into: &Path) -> Result<(), skopeo::Error> {
-        let registry = Registry {
-            address: self.address,
-            user: None,
-            tls: false,
-        };
+        let registry = Registry::open(self.address);
         skopeo::pull(&registry, name, into).await
     }
 

@@ -3,12 +3,12 @@
 use std::path::PathBuf;
 
 use test_case::test_case;
+use testbed::binaries;
 use testbed::image::Layout;
-use testbed::process::{Daemon, command, free_ports};
+use testbed::process::{Daemon, command};
 use testbed::skopeo::{self, Registry};
-use testbed::{binaries, wait};
 
-use crate::place::{LAYERS, LIMIT, NAME, Place, until_stored};
+use crate::place::{LAYERS, NAME, Place, until_stored};
 
 /// Distribution on the bucket of a place, as a registry to push to.
 struct Distribution {
@@ -22,33 +22,32 @@ impl Distribution {
             2 => PathBuf::from("/usr/bin/docker-registry"),
             _ => binaries::get("registry").await.expect("Distribution 3"),
         };
-        let [port] = free_ports().expect("a port");
         let keys = match version {
             // It knows no such key, and uses paths with any endpoint.
             2 => place.store.keys().replace(", forcepathstyle: true", ""),
             _ => place.store.keys(),
         };
-        let yaml = format!(
-            "version: 0.1\nstorage: {{s3: {{{keys}}}, redirect: {{disable: true}}}}\nhttp: {{addr: '127.0.0.1:{port}'}}\n"
-        );
-        let config = place.scratch.write("distribution.yml", yaml).expect("a file");
-        let mut command = command(program);
-        command.arg("serve").arg(config);
-        command
-            .env("OTEL_TRACES_EXPORTER", "none")
-            .env_remove("AWS_CA_BUNDLE");
-        let log = place.scratch.path().join("distribution.log");
-        let daemon = Daemon::spawn("distribution", command, &log).expect("Distribution");
-        let registry = Registry {
-            address: ([127, 0, 0, 1], port).into(),
-            user: None,
-            tls: false,
+        let serve = |address| {
+            let yaml = format!(
+                "version: 0.1\nstorage: {{s3: {{{keys}}}, redirect: {{disable: true}}}}\nhttp: {{addr: '{address}'}}\n"
+            );
+            let mut command = command(&program);
+            command
+                .arg("serve")
+                .arg(place.scratch.write("distribution.yml", yaml)?);
+            command
+                .env("OTEL_TRACES_EXPORTER", "none")
+                .env_remove("AWS_CA_BUNDLE");
+            Ok(command)
         };
-        let listens = || async { tokio::net::TcpStream::connect(registry.address).await.ok() };
-        wait::until("Distribution that listens", LIMIT, listens)
+        let log = place.scratch.path().join("distribution.log");
+        let (daemon, address) = Daemon::listening("distribution", &log, serve)
             .await
-            .expect("it starts");
-        Self { registry, daemon }
+            .expect("Distribution");
+        Self {
+            registry: Registry::open(address),
+            daemon,
+        }
     }
 }
 

@@ -24,11 +24,7 @@ impl Signed {
         let scratch = Scratch::new("artifacts").expect("a directory");
         let image = Random::new(3, &[50_000, 10]).write(&scratch.path().join("made"), "1");
         let image = image.expect("an image");
-        let to = skopeo::Registry {
-            address: registry.address,
-            user: None,
-            tls: false,
-        };
+        let to = skopeo::Registry::open(registry.address);
         skopeo::push(image.path(), "1", &to, "org/app:1")
             .await
             .expect("a push");

@@ -89,7 +89,6 @@ async fn crane_copies_an_image_byte_for_byte() {
     let to = At {
         address: registry.address,
         user: None,
-        tls: false,
     };
     pushing::push(layout.path(), "1", &to, "org/app:1")
         .await

@@ -74,11 +74,7 @@ impl Stage {
 
     /// Pulls the image through a Pod, and returns its digest.
     async fn pull(&self, pod: &Pod, into: &str) -> String {
-        let registry = Registry {
-            address: SocketAddr::new(address(pod).parse().unwrap(), 5000),
-            user: None,
-            tls: false,
-        };
+        let registry = Registry::open(SocketAddr::new(address(pod).parse().unwrap(), 5000));
         let into = self.scratch.path().join(into);
         skopeo::pull(&registry, "team/app:one", &into).await.unwrap();
         let pulled = Layout::open(&into).unwrap();

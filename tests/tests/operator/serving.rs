@@ -84,11 +84,7 @@ async fn rotated_password_loads_without_restart() {
     bench.until_ready().await;
     let pod = pods(&bench).await.remove(0);
     let pull = async |tag: &str| {
-        let from = Registry {
-            address: format!("{}:5000", address(&pod)).parse().unwrap(),
-            user: None,
-            tls: false,
-        };
+        let from = Registry::open(format!("{}:5000", address(&pod)).parse().unwrap());
         skopeo::pull(
             &from,
             &format!("team/app:{tag}"),

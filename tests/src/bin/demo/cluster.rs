@@ -105,11 +105,7 @@ async fn story(example: &Example, place: &Place) -> Result<bool, Box<dyn Error>>
     let connects = async || tokio::net::TcpStream::connect(&mirror).await.ok();
     wait::until("connection to the mirror's address", SOON, connects).await?;
     let pulls = Pulls {
-        mirror: skopeo::Registry {
-            address: mirror.parse()?,
-            user: None,
-            tls: false,
-        },
+        mirror: skopeo::Registry::open(mirror.parse()?),
         admin,
         image: &image,
         scratch: &scratch,

@@ -22,11 +22,7 @@ pub(crate) async fn run(example: &Example, programs: &Path) -> Result<bool, Box<
     let (mut upstream, image) = registry::start(example, None, &scratch).await?;
     let (mirror, address, admin) = serve(example, &upstream, programs, &scratch).await?;
     let pulls = Pulls {
-        mirror: skopeo::Registry {
-            address,
-            user: None,
-            tls: false,
-        },
+        mirror: skopeo::Registry::open(address),
         admin: admin.to_string(),
         image: &image,
         scratch: &scratch,
