@@ -124,11 +124,7 @@ async fn serve_operator(bench: &Bench) -> (String, DropGuard) {
 /// Pulls some images through a Pod, the first one most often.
 async fn pull_images(hub: &Upstream, pod: &Pod) {
     let scratch = Scratch::new("pages").unwrap();
-    let registry = Registry {
-        address: SocketAddr::new(address(pod).parse().unwrap(), 5000),
-        user: None,
-        tls: false,
-    };
+    let registry = Registry::open(SocketAddr::new(address(pod).parse().unwrap(), 5000));
     for (number, name) in ["nginx:1.27", "redis:7", "python:3.13"].into_iter().enumerate() {
         let (repository, tag) = name.split_once(':').unwrap();
         let layers = [3 << 20, (number + 1) << 20];
