@@ -60,11 +60,7 @@ impl MirrorProcess {
     }
 
     pub(crate) async fn pull(&self, place: &Place, into: &str) {
-        let registry = Registry {
-            address: self.address,
-            user: None,
-            tls: false,
-        };
+        let registry = Registry::open(self.address);
         let into = place.scratch.path().join(into);
         skopeo::pull(&registry, NAME, &into).await.expect("a pull");
     }
