@@ -143,6 +143,32 @@ pub(crate) fn skip<'de, A: MapAccess<'de>>(values: &mut A) -> Result<(), A::Erro
     values.next_value::<IgnoredAny>().map(drop)
 }
 
+/// Declares an object with the names of its members in lower case; other members are skipped.
+macro_rules! members {
+    ($(#[$attribute:meta])* $visibility:vis $type:ident {
+        $($(#[$doc:meta])* $($name:literal)|+ => $field:ident: $kind:ty,)+
+    }) => {
+        $(#[$attribute])*
+        #[derive(Default)]
+        $visibility struct $type {
+            $($(#[$doc])* $field: $kind,)+
+        }
+
+        impl $crate::json::Members for $type {
+            fn read<'de, A>(&mut self, name: &str, values: &mut A) -> Result<(), A::Error>
+            where
+                A: serde::de::MapAccess<'de>,
+            {
+                match name {
+                    $($($name)|+ => $crate::json::assign(&mut self.$field, values),)+
+                    _ => $crate::json::skip(values),
+                }
+            }
+        }
+    };
+}
+pub(crate) use members;
+
 /// An object; `None` where the value is of another type.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Object<T>(pub(crate) Option<T>);
@@ -373,19 +399,11 @@ mod tests {
     use proptest::prelude::*;
     use test_case::test_case;
 
-    #[derive(Debug, Default, PartialEq)]
-    struct Sample {
-        name: Scalar,
-        words: JsonList<String>,
-    }
-
-    impl Members for Sample {
-        fn read<'de, A: MapAccess<'de>>(&mut self, name: &str, values: &mut A) -> Result<(), A::Error> {
-            match name {
-                "name" => assign(&mut self.name, values),
-                "words" => assign(&mut self.words, values),
-                _ => skip(values),
-            }
+    members! {
+        #[derive(Debug, PartialEq)]
+        Sample {
+            "name" => name: Scalar,
+            "words" => words: JsonList<String>,
         }
     }
 

@@ -6,10 +6,10 @@
 
 mod platform;
 
-use serde::de::{IgnoredAny, MapAccess};
+use serde::de::IgnoredAny;
 
 use crate::digest::Digest;
-use crate::json::{self, JsonList, ListEntry, Members, Object, Scalar};
+use crate::json::{self, JsonList, ListEntry, Object, Scalar};
 
 pub use platform::{ImagePlatform, InvalidPlatform, PlatformManifest, configured_platform, platforms};
 
@@ -93,47 +93,23 @@ impl Document {
     }
 }
 
-#[derive(Default)]
-struct Fields {
-    schema_version: Scalar,
-    media_type: Scalar,
-    manifests: JsonList<Descriptor>,
-    config: Object<DescriptorFields>,
-    layers: JsonList<Descriptor>,
-    blobs: JsonList<Descriptor>,
-}
-
-impl Members for Fields {
-    fn read<'de, A: MapAccess<'de>>(&mut self, name: &str, values: &mut A) -> Result<(), A::Error> {
-        match name {
-            "schemaversion" => json::assign(&mut self.schema_version, values),
-            "mediatype" => json::assign(&mut self.media_type, values),
-            "manifests" => json::assign(&mut self.manifests, values),
-            "config" => json::assign(&mut self.config, values),
-            "layers" => json::assign(&mut self.layers, values),
-            "blobs" => json::assign(&mut self.blobs, values),
-            _ => json::skip(values),
-        }
+json::members! {
+    Fields {
+        "schemaversion" => schema_version: Scalar,
+        "mediatype" => media_type: Scalar,
+        "manifests" => manifests: JsonList<Descriptor>,
+        "config" => config: Object<DescriptorFields>,
+        "layers" => layers: JsonList<Descriptor>,
+        "blobs" => blobs: JsonList<Descriptor>,
     }
 }
 
-#[derive(Default)]
-pub(crate) struct DescriptorFields {
-    media_type: Scalar,
-    digest: Scalar,
-    size: Scalar,
-    urls: JsonList<AnyUrl>,
-}
-
-impl Members for DescriptorFields {
-    fn read<'de, A: MapAccess<'de>>(&mut self, name: &str, values: &mut A) -> Result<(), A::Error> {
-        match name {
-            "mediatype" => json::assign(&mut self.media_type, values),
-            "digest" => json::assign(&mut self.digest, values),
-            "size" => json::assign(&mut self.size, values),
-            "urls" => json::assign(&mut self.urls, values),
-            _ => json::skip(values),
-        }
+json::members! {
+    pub(crate) DescriptorFields {
+        "mediatype" => media_type: Scalar,
+        "digest" => digest: Scalar,
+        "size" => size: Scalar,
+        "urls" => urls: JsonList<AnyUrl>,
     }
 }
 

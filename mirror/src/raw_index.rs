@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
-use crate::json::{self, MAX_ENTRIES, Members, Object, Scalar};
+use crate::json::{self, MAX_ENTRIES, Object, Scalar};
 
 /// The most members of an index; the specification has seven.
 const MAX_MEMBERS: usize = 100;
@@ -174,7 +174,7 @@ pub(crate) fn with_artifact_type(index: &[u8], artifact_type: &str) -> Option<By
     filtered.add_members(&index);
     for descriptor in index.descriptors() {
         let fields: Object<ArtifactType> = json::read(descriptor.get().as_bytes())?;
-        let is_wanted = |fields: ArtifactType| fields.0 == Scalar::Text(artifact_type.to_owned());
+        let is_wanted = |fields: ArtifactType| fields.artifact_type == Scalar::Text(artifact_type.to_owned());
         if fields.0.is_some_and(is_wanted) {
             filtered.push(descriptor, usize::MAX).ok()?;
         }
@@ -182,16 +182,10 @@ pub(crate) fn with_artifact_type(index: &[u8], artifact_type: &str) -> Option<By
     Some(filtered.into_bytes())
 }
 
-/// `artifactType` of a descriptor.
-#[derive(Default)]
-struct ArtifactType(Scalar);
-
-impl Members for ArtifactType {
-    fn read<'de, A: MapAccess<'de>>(&mut self, name: &str, values: &mut A) -> Result<(), A::Error> {
-        match name {
-            "artifacttype" => json::assign(&mut self.0, values),
-            _ => json::skip(values),
-        }
+json::members! {
+    /// The part of a descriptor by which referrers are filtered.
+    ArtifactType {
+        "artifacttype" => artifact_type: Scalar,
     }
 }
 

@@ -3,10 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
-use serde::de::MapAccess;
-
 use crate::digest::Digest;
-use crate::json::{self, JsonList, ListEntry, Members, Object, Scalar};
+use crate::json::{self, JsonList, ListEntry, Object, Scalar};
 
 /// The longest part of a platform's name in bytes.
 const MAX_PART: usize = 64;
@@ -106,51 +104,24 @@ pub fn configured_platform(configuration: &[u8]) -> Option<ImagePlatform> {
     json::read::<Object<PlatformFields>>(configuration)?.0?.platform()
 }
 
-#[derive(Default)]
-struct IndexFields {
-    manifests: JsonList<PlatformManifest>,
-}
-
-impl Members for IndexFields {
-    fn read<'de, A: MapAccess<'de>>(&mut self, name: &str, values: &mut A) -> Result<(), A::Error> {
-        match name {
-            "manifests" => json::assign(&mut self.manifests, values),
-            _ => json::skip(values),
-        }
+json::members! {
+    IndexFields {
+        "manifests" => manifests: JsonList<PlatformManifest>,
     }
 }
 
-#[derive(Default)]
-pub(crate) struct EntryFields {
-    digest: Scalar,
-    platform: Object<PlatformFields>,
-}
-
-impl Members for EntryFields {
-    fn read<'de, A: MapAccess<'de>>(&mut self, name: &str, values: &mut A) -> Result<(), A::Error> {
-        match name {
-            "digest" => json::assign(&mut self.digest, values),
-            "platform" => json::assign(&mut self.platform, values),
-            _ => json::skip(values),
-        }
+json::members! {
+    pub(crate) EntryFields {
+        "digest" => digest: Scalar,
+        "platform" => platform: Object<PlatformFields>,
     }
 }
 
-#[derive(Default)]
-struct PlatformFields {
-    os: Scalar,
-    architecture: Scalar,
-    variant: Scalar,
-}
-
-impl Members for PlatformFields {
-    fn read<'de, A: MapAccess<'de>>(&mut self, name: &str, values: &mut A) -> Result<(), A::Error> {
-        match name {
-            "os" => json::assign(&mut self.os, values),
-            "architecture" => json::assign(&mut self.architecture, values),
-            "variant" => json::assign(&mut self.variant, values),
-            _ => json::skip(values),
-        }
+json::members! {
+    PlatformFields {
+        "os" => os: Scalar,
+        "architecture" => architecture: Scalar,
+        "variant" => variant: Scalar,
     }
 }
 

@@ -43,20 +43,11 @@ impl Members for Fields {
     }
 }
 
-/// An entry of `errors` (distribution-spec, "Error Codes"), or the body of another API in its place.
-#[derive(Default)]
-struct ErrorEntry {
-    code: Scalar,
-    message: Scalar,
-}
-
-impl Members for ErrorEntry {
-    fn read<'de, A: MapAccess<'de>>(&mut self, name: &str, values: &mut A) -> Result<(), A::Error> {
-        match name {
-            "code" | "error" => json::assign(&mut self.code, values),
-            "message" | "error_description" | "details" => json::assign(&mut self.message, values),
-            _ => json::skip(values),
-        }
+json::members! {
+    /// An entry of `errors` (distribution-spec, "Error Codes"), or the body of another API in its place.
+    ErrorEntry {
+        "code" | "error" => code: Scalar,
+        "message" | "error_description" | "details" => message: Scalar,
     }
 }
 

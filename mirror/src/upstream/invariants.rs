@@ -4,7 +4,6 @@
 
 use bytes::Bytes;
 use http::{HeaderMap, header::LINK};
-use serde::de::MapAccess;
 use serde_json::Value;
 use url::{Url, form_urlencoded};
 
@@ -13,7 +12,7 @@ use super::auth::token::{MAX_LIFE, MAX_TOKEN, Token};
 use super::link::{MAX_NEXT, next_page};
 use super::referrers::add;
 use super::tags::read_tags;
-use crate::json::{self, JsonList, ListEntry, MAX_ENTRIES, Members, Object};
+use crate::json::{self, JsonList, ListEntry, MAX_ENTRIES, Object};
 use crate::name::Tag;
 use crate::raw_index::{ReferrerIndex, with_artifact_type};
 
@@ -102,18 +101,10 @@ pub(crate) fn referrers(data: &[u8]) {
     assert!(filtered.iter().all(|one| whole.contains(one)));
 }
 
-/// An index as a tree of values, which takes memory.
-#[derive(Default)]
-struct Tree {
-    manifests: JsonList<Value>,
-}
-
-impl Members for Tree {
-    fn read<'de, A: MapAccess<'de>>(&mut self, name: &str, values: &mut A) -> Result<(), A::Error> {
-        match name {
-            "manifests" => json::assign(&mut self.manifests, values),
-            _ => json::skip(values),
-        }
+json::members! {
+    /// An index as a tree of values, which takes memory.
+    Tree {
+        "manifests" => manifests: JsonList<Value>,
     }
 }
 

@@ -2,7 +2,6 @@
 
 use http::header::ACCEPT;
 use http::{HeaderMap, HeaderValue, Method};
-use serde::de::MapAccess;
 use url::Url;
 
 use super::Upstream;
@@ -11,7 +10,7 @@ use super::json_body::too_large;
 use super::link::next_page;
 use super::rate_limit::RequestClass;
 use super::request::{RequestPool, UpstreamRequest};
-use crate::json::{self, JsonList, ListEntry, MAX_ENTRIES, Members, Object, Scalar};
+use crate::json::{self, JsonList, ListEntry, MAX_ENTRIES, Object, Scalar};
 use crate::name::{RepositoryName, Tag};
 use crate::query;
 
@@ -29,22 +28,14 @@ pub struct ListAnswer {
     pub next: Option<String>,
 }
 
-#[derive(Default)]
-struct TagList {
-    tags: JsonList<TagText>,
+json::members! {
+    TagList {
+        "tags" => tags: JsonList<TagText>,
+    }
 }
 
 /// The text of a tag, kept as it was read: a list has thousands.
 struct TagText(String);
-
-impl Members for TagList {
-    fn read<'de, A: MapAccess<'de>>(&mut self, name: &str, values: &mut A) -> Result<(), A::Error> {
-        match name {
-            "tags" => json::assign(&mut self.tags, values),
-            _ => json::skip(values),
-        }
-    }
-}
 
 impl ListEntry for TagText {
     type Json = Scalar;

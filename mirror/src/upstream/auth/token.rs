@@ -8,10 +8,9 @@ use http::HeaderValue;
 use jiff::Timestamp;
 use moka::Expiry;
 use moka::future::Cache;
-use serde::de::MapAccess;
 
 use crate::clock::Clock;
-use crate::json::{self, Members, Object, Scalar};
+use crate::json::{self, Object, Scalar};
 use crate::upstream::auth::challenge::Bearer;
 use crate::upstream::auth::trust::Audience;
 use crate::upstream::error::Error;
@@ -39,23 +38,13 @@ pub(in crate::upstream) struct Token {
     pub(in crate::upstream) life: Duration,
 }
 
-/// The answer of a token server (RFC 6749, 5.1; distribution, "Token Response Fields"); servers disagree on the first
-/// two members' names, and some write the number as text.
-#[derive(Default)]
-struct Reply {
-    token: Scalar,
-    access_token: Scalar,
-    expires_in: Scalar,
-}
-
-impl Members for Reply {
-    fn read<'de, A: MapAccess<'de>>(&mut self, name: &str, values: &mut A) -> Result<(), A::Error> {
-        match name {
-            "token" => json::assign(&mut self.token, values),
-            "access_token" => json::assign(&mut self.access_token, values),
-            "expires_in" => json::assign(&mut self.expires_in, values),
-            _ => json::skip(values),
-        }
+json::members! {
+    /// The answer of a token server (RFC 6749, 5.1; distribution, "Token Response Fields"); servers disagree on the first
+    /// two members' names, and some write the number as text.
+    Reply {
+        "token" => token: Scalar,
+        "access_token" => access_token: Scalar,
+        "expires_in" => expires_in: Scalar,
     }
 }
 
