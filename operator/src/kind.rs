@@ -59,11 +59,6 @@ impl Kind {
             Self::Pod => ApiResource::erase::<Pod>(&()),
         }
     }
-
-    /// Returns whether the kind runs Pods, and so waits for the objects that they mount.
-    pub fn is_workload(self) -> bool {
-        matches!(self, Self::StatefulSet | Self::Deployment)
-    }
 }
 
 impl fmt::Display for Kind {

@@ -94,28 +94,16 @@ impl HttpCheck {
 impl Health {
     pub(super) fn new(health: &file::Health) -> Result<Self, Error> {
         let storage = &health.storage;
+        let files = health.files.iter().enumerate().map(file_check);
+        let http = health.http.iter().enumerate().map(http_check);
+        let tcp = health.tcp.iter().enumerate().map(tcp_check);
         Ok(Self {
             storage: storage
                 .enabled
                 .then(|| schedule(storage.interval, storage.threshold)),
-            files: health
-                .files
-                .iter()
-                .enumerate()
-                .map(file_check)
-                .collect::<Result<_, _>>()?,
-            http: health
-                .http
-                .iter()
-                .enumerate()
-                .map(http_check)
-                .collect::<Result<_, _>>()?,
-            tcp: health
-                .tcp
-                .iter()
-                .enumerate()
-                .map(tcp_check)
-                .collect::<Result<_, _>>()?,
+            files: files.collect::<Result<_, _>>()?,
+            http: http.collect::<Result<_, _>>()?,
+            tcp: tcp.collect::<Result<_, _>>()?,
         })
     }
 }

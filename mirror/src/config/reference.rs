@@ -15,13 +15,24 @@ use std::fmt;
 use serde_json::Value;
 
 use super::Config;
-use super::file::{self, File};
+use super::file::File;
 use super::keys::Relation;
 use super::overlay::{FileKey, Overlay as _};
-use crate::secret::Secret;
 
 /// The likeness of a name to a key from which the key is suggested; 1 is equality.
 const LIKENESS: f64 = 0.6;
+
+/// Returns a file with one element of each list, and of other keys only those that bring a section to life.
+const TEMPLATE: &str = "
+http: {tls: {certificate: certificate, key: key}, debug: {addr: ':5001'}}
+storage: {s3: {bucket: bucket, region: region, accesskey: key, secretkey: secret}}
+health:
+  file: [{file: 'example:1'}]
+  http: [{uri: 'http://example/'}]
+  tcp: [{addr: 'example:1'}]
+  storagedriver: {enabled: true}
+proxy: {upstreams: [{host: example, remoteurl: 'https://example'}]}
+";
 
 /// A key of the configuration.
 #[derive(Clone, Debug)]
@@ -154,7 +165,8 @@ struct Defaults {
 
 impl Defaults {
     fn new() -> Self {
-        let template = template();
+        // The tests of the defaults read it.
+        let template = File::parse(TEMPLATE).unwrap_or_default();
         let mut required = Vec::new();
         template.set_keys("", &mut required);
         let effective = Config::new(&template).map(|config| File::from(&config)).ok();
@@ -181,63 +193,6 @@ impl Defaults {
                 Some(list) => value.get(list)?.get(0),
                 None => value.get(part),
             })
-    }
-}
-
-/// Returns a file with one element of each list, and of other keys only those that bring a section to life.
-fn template() -> File {
-    let text = |text: &str| Some(text.to_owned());
-    let check = "example:1".to_owned();
-    File {
-        http: file::Http {
-            tls: file::Tls {
-                certificate: text("certificate"),
-                key: text("key"),
-                ..file::Tls::default()
-            },
-            debug: file::Debug {
-                addr: text(":5001"),
-                ..file::Debug::default()
-            },
-            ..file::Http::default()
-        },
-        storage: file::Storage {
-            s3: Some(file::S3 {
-                bucket: text("bucket"),
-                region: text("region"),
-                access_key: text("key"),
-                secret_key: Some(file::Masked(Secret::new("secret"))),
-                ..file::S3::default()
-            }),
-            ..file::Storage::default()
-        },
-        health: file::Health {
-            files: vec![file::FileChecker {
-                file: check.clone(),
-                ..file::FileChecker::default()
-            }],
-            http: vec![file::HttpChecker {
-                uri: "http://example/".to_owned(),
-                ..file::HttpChecker::default()
-            }],
-            tcp: vec![file::TcpChecker {
-                addr: check,
-                ..file::TcpChecker::default()
-            }],
-            storage: file::StorageChecker {
-                enabled: true,
-                ..file::StorageChecker::default()
-            },
-        },
-        proxy: file::Proxy {
-            upstreams: vec![file::Upstream {
-                host: "example".to_owned(),
-                remote_url: text("https://example"),
-                ..file::Upstream::default()
-            }],
-            ..file::Proxy::default()
-        },
-        ..File::default()
     }
 }
 

@@ -12,20 +12,18 @@ use crate::http::connection::Listener;
 
 /// Opens the listener for clients; returns it with its address.
 pub(super) async fn clients(listen: &Listen) -> Result<(Listener, String), Error> {
-    let failed = |address: &str, source| Error::Listen {
-        key: "http.addr",
-        address: address.to_owned(),
-        source,
-    };
+    const KEY: &str = "http.addr";
     match listen {
         Listen::Tcp(address) => {
-            let listener = tcp(address).await.map_err(|e| failed(address, e))?;
-            let local = listener.local_addr().map_err(|e| failed(address, e))?;
+            let listener = bind(KEY, address).await?;
+            let local = listener.local_addr();
+            let local = local.map_err(|source| failed(KEY, address, source))?;
             Ok((Listener::Tcp(listener), local.to_string()))
         }
         Listen::Unix(path) => {
             let address = path.display().to_string();
-            let listener = unix(path).await.map_err(|e| failed(&address, e))?;
+            let listener = unix(path).await;
+            let listener = listener.map_err(|source| failed(KEY, &address, source))?;
             Ok((Listener::Unix(listener), address))
         }
     }
@@ -33,41 +31,34 @@ pub(super) async fn clients(listen: &Listen) -> Result<(Listener, String), Error
 
 /// Opens the listener of the admin port, if it is configured; returns it with its settings.
 pub(super) async fn admin(admin: Option<&Admin>) -> Result<Option<(TcpListener, Admin)>, Error> {
-    let Some(admin) = admin else {
-        return Ok(None);
-    };
-    match tcp(&admin.addr).await {
-        Ok(listener) => Ok(Some((listener, admin.clone()))),
-        Err(source) => Err(Error::Listen {
-            key: "http.debug.addr",
-            address: admin.addr.clone(),
-            source,
-        }),
+    match admin {
+        Some(admin) => Ok(Some((bind("http.debug.addr", &admin.addr).await?, admin.clone()))),
+        None => Ok(None),
     }
 }
 
 /// Opens the listener of the peer port.
 pub(super) async fn peers(address: &str) -> Result<Listener, Error> {
-    let listener = tcp(address).await.map_err(|source| Error::Listen {
-        key: "peers.addr",
-        address: address.to_owned(),
-        source,
-    })?;
-    Ok(Listener::Tcp(listener))
+    bind("peers.addr", address).await.map(Listener::Tcp)
 }
 
 /// Opens the listener of actions, if it is configured.
 pub(super) async fn actions(address: Option<&str>) -> Result<Option<TcpListener>, Error> {
-    let Some(address) = address else {
-        return Ok(None);
-    };
-    match TcpListener::bind(address).await {
-        Ok(listener) => Ok(Some(listener)),
-        Err(source) => Err(Error::Listen {
-            key: "http.actions.addr",
-            address: address.to_owned(),
-            source,
-        }),
+    match address {
+        Some(address) => bind("http.actions.addr", address).await.map(Some),
+        None => Ok(None),
+    }
+}
+
+async fn bind(key: &'static str, address: &str) -> Result<TcpListener, Error> {
+    tcp(address).await.map_err(|source| failed(key, address, source))
+}
+
+fn failed(key: &'static str, address: &str, source: io::Error) -> Error {
+    Error::Listen {
+        key,
+        address: address.to_owned(),
+        source,
     }
 }
 

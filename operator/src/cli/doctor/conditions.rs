@@ -49,29 +49,23 @@ pub(super) fn findings(subject: &str, mirror: &RegistryMirror) -> Vec<Finding> {
 
 /// Returns the finding of one condition, if it is worth one.
 fn finding(subject: &str, condition: &Condition) -> Option<Finding> {
+    let reason = Reason::ALL.iter().find(|one| one.as_str() == condition.reason);
     let text = format!("{}: {}", in_words(condition), condition.message);
-    let finding = match (condition.type_.as_str(), condition.status.as_str()) {
-        ("Paused" | "Progressing", "True") | (_, "Unknown") => Finding::warning(Check::Mirror, subject, text),
-        (_, "True") if condition.reason == Reason::Expiring.as_str() => {
-            Finding::warning(Check::Mirror, subject, text)
+    let warning = || Finding::warning(Check::Mirror, subject, &text);
+    let problem = || Finding::problem(Check::Mirror, class(reason), subject, &text);
+    let finding = match (condition.type_.as_str(), condition.status.as_str(), reason) {
+        ("Paused" | "Progressing", "True", _) | (_, "Unknown", _) | (_, "True", Some(Reason::Expiring)) => {
+            warning()
         }
-        ("OperatorConflict", "True") => {
-            Finding::problem(Check::Mirror, class(&condition.reason), subject, text)
-        }
-        ("Paused", _) | (_, "True") => return None,
-        ("Progressing", _) if condition.reason == Reason::RolledOut.as_str() => return None,
-        ("Progressing", _) if condition.reason == Reason::UpgradeWaiting.as_str() => {
-            Finding::warning(Check::Mirror, subject, text)
-        }
+        ("OperatorConflict", "True", _) => problem(),
+        ("Paused", ..) | (_, "True", _) | ("Progressing", _, Some(Reason::RolledOut)) => return None,
         // These never take a mirror out of service.
-        ("UpstreamReachable" | "NodesConfigured", _) => Finding::warning(Check::Mirror, subject, text),
-        _ if condition.reason == Reason::ScaledToZero.as_str() => {
-            Finding::warning(Check::Mirror, subject, text)
-        }
-        _ => Finding::problem(Check::Mirror, class(&condition.reason), subject, text),
+        ("UpstreamReachable" | "NodesConfigured", ..)
+        | ("Progressing", _, Some(Reason::UpgradeWaiting))
+        | (_, _, Some(Reason::ScaledToZero)) => warning(),
+        _ => problem(),
     };
     let finding = finding.reason(&condition.reason);
-    let reason = Reason::ALL.iter().find(|one| one.as_str() == condition.reason);
     let advice = reason.and_then(|reason| reason.advice());
     Some(
         match advice.filter(|advice| !condition.message.contains(advice)) {
@@ -104,42 +98,32 @@ fn in_words(condition: &Condition) -> &'static str {
     }
 }
 
-fn is_one_of(reason: &str, reasons: &[Reason]) -> bool {
-    reasons.iter().any(|one| one.as_str() == reason)
-}
-
-fn class(reason: &str) -> Class {
-    const SPEC: [Reason; 3] = [Reason::InvalidSpec, Reason::NotAllowed, Reason::NameConflict];
-    const REFERENCE: [Reason; 9] = [
-        Reason::ReferenceNotFound,
-        Reason::ReferenceMalformed,
-        Reason::SecretNotFound,
-        Reason::SecretMalformed,
-        Reason::UpstreamRejected,
-        Reason::Malformed,
-        Reason::Expiring,
-        Reason::Expired,
-        Reason::NotYetValid,
-    ];
-    const CLUSTER: [Reason; 9] = [
-        Reason::ManagedByAnother,
-        Reason::AddressTaken,
-        Reason::RetentionPolicyNotApplied,
-        Reason::ApplyRejected,
-        Reason::UpgradeFailed,
-        Reason::NoReadyReplicas,
-        Reason::ClaimPending,
-        Reason::ResizeUnsupported,
-        Reason::Full,
-    ];
-    if is_one_of(reason, &SPEC) {
-        Class::Spec
-    } else if is_one_of(reason, &REFERENCE) {
-        Class::Reference
-    } else if is_one_of(reason, &CLUSTER) {
-        Class::Cluster
-    } else {
-        Class::Other
+fn class(reason: Option<&Reason>) -> Class {
+    match reason {
+        Some(Reason::InvalidSpec | Reason::NotAllowed | Reason::NameConflict) => Class::Spec,
+        Some(
+            Reason::ReferenceNotFound
+            | Reason::ReferenceMalformed
+            | Reason::SecretNotFound
+            | Reason::SecretMalformed
+            | Reason::UpstreamRejected
+            | Reason::Malformed
+            | Reason::Expiring
+            | Reason::Expired
+            | Reason::NotYetValid,
+        ) => Class::Reference,
+        Some(
+            Reason::ManagedByAnother
+            | Reason::AddressTaken
+            | Reason::RetentionPolicyNotApplied
+            | Reason::ApplyRejected
+            | Reason::UpgradeFailed
+            | Reason::NoReadyReplicas
+            | Reason::ClaimPending
+            | Reason::ResizeUnsupported
+            | Reason::Full,
+        ) => Class::Cluster,
+        _ => Class::Other,
     }
 }
 

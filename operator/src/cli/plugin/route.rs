@@ -18,7 +18,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
 use rustls::{ClientConfig, pki_types::ServerName};
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncWrite},
     net::TcpStream,
     time::timeout,
 };
@@ -63,24 +63,20 @@ pub(super) struct Connector {
     pub(super) tls: Option<Tls>,
 }
 
-trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
-
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
-
 /// An open connection.
-pub(super) struct Stream(Box<dyn Duplex>);
+pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
 impl Connector {
-    async fn connect(self) -> io::Result<TokioIo<Stream>> {
+    async fn connect(self) -> io::Result<TokioIo<Box<dyn Stream>>> {
         let connecting = async {
             let stream = self.route.connect().await?;
-            match self.tls {
-                None => Ok(stream),
-                Some(Tls { config, name }) => {
-                    let stream = TlsConnector::from(config).connect(name, stream).await?;
-                    Ok(Stream(Box::new(stream)))
-                }
-            }
+            let Some(Tls { config, name }) = self.tls else {
+                return Ok(stream);
+            };
+            let stream = TlsConnector::from(config).connect(name, stream).await?;
+            Ok(Box::new(stream) as Box<dyn Stream>)
         };
         let late = || {
             let message = format!("no connection within {} s", CONNECT_TIMEOUT.as_secs());
@@ -92,11 +88,11 @@ impl Connector {
 }
 
 impl Route {
-    async fn connect(&self) -> io::Result<Stream> {
+    async fn connect(&self) -> io::Result<Box<dyn Stream>> {
         match self {
             Self::Address(address) => {
                 let stream = TcpStream::connect(address).await?;
-                Ok(Stream(Box::new(stream)))
+                Ok(Box::new(stream))
             }
             Self::Pod { pods, pod, port } => {
                 let failed =
@@ -106,7 +102,7 @@ impl Route {
                 let stream = forwarder
                     .take_stream(*port)
                     .ok_or_else(|| failed("no stream".to_owned()))?;
-                Ok(Stream(Box::new(stream)))
+                Ok(Box::new(stream))
             }
         }
     }
@@ -124,9 +120,9 @@ fn forward_failure(error: &kube::Error) -> String {
 }
 
 impl tower::Service<Uri> for Connector {
-    type Response = TokioIo<Stream>;
+    type Response = TokioIo<Box<dyn Stream>>;
     type Error = io::Error;
-    type Future = Pin<Box<dyn Future<Output = io::Result<TokioIo<Stream>>> + Send>>;
+    type Future = Pin<Box<dyn Future<Output = io::Result<TokioIo<Box<dyn Stream>>>> + Send>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
@@ -137,36 +133,8 @@ impl tower::Service<Uri> for Connector {
     }
 }
 
-impl Connection for Stream {
+impl Connection for Box<dyn Stream> {
     fn connected(&self) -> Connected {
         Connected::new()
-    }
-}
-
-impl AsyncRead for Stream {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(context, buffer)
-    }
-}
-
-impl AsyncWrite for Stream {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(context, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(context)
     }
 }
