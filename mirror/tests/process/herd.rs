@@ -12,9 +12,8 @@ use crate::{LIMIT, MIB, bytes, until};
 const CLIENTS: usize = 64;
 
 async fn herd(size: usize) {
-    let hub = Hub::start().await;
     let data = bytes(1, size);
-    let digest = hub.push_blob("library/app", &data);
+    let (hub, digest) = Hub::with_blob(&data).await;
     drop(data);
     let home = tempfile::tempdir().unwrap();
     let server = Server::start(&home.path().join("cache"), &hub, "").await;
@@ -62,8 +61,7 @@ async fn herd_of_large_blob_costs_one_download_and_little_memory() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn late_joiner_reads_at_once_abandoned_fill_completes() {
-    let hub = Hub::start().await;
-    let digest = hub.push_blob("library/app", bytes(2, 8 * MIB));
+    let (hub, digest) = Hub::with_blob(bytes(2, 8 * MIB)).await;
     let gate = Gate::shut();
     hub.once("GET blobs", Fault::Wait(4 * MIB, gate.clone()));
     let home = tempfile::tempdir().unwrap();
@@ -91,8 +89,7 @@ async fn late_joiner_reads_at_once_abandoned_fill_completes() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn herd_without_cache_space_passes_through() {
-    let hub = Hub::start().await;
-    let digest = hub.push_blob("library/app", bytes(2, 600 * 1024));
+    let (hub, digest) = Hub::with_blob(bytes(2, 600 * 1024)).await;
     let home = tempfile::tempdir().unwrap();
     let limit = "cache: {maxsize: 300Ki}";
     let server = Server::start(&home.path().join("cache"), &hub, limit).await;

@@ -194,9 +194,8 @@ fn serve(liar: Arc<Liar>, listener: TcpListener, upstreams: String) {
 #[test_case(Lie::EndlessHello, "unreachable"; "endless hello")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn lying_peer_fails_no_pull(lie: Lie, state: &str) {
-    let hub = Hub::start().await;
     let data = bytes(7, 100 * 1024);
-    let digest = hub.push_blob("library/app", &data);
+    let (hub, digest) = Hub::with_blob(&data).await;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let stranger = listener.local_addr().unwrap().to_string();
     let mut replicas = Replicas::planned(1, "", &[stranger]);
@@ -232,8 +231,7 @@ async fn lying_peer_fails_no_pull(lie: Lie, state: &str) {
 #[test_case(-600; "behind")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn peer_with_wrong_clock_is_reported(skew: i64) {
-    let hub = Hub::start().await;
-    let digest = hub.push_blob("library/app", bytes(12, MIB));
+    let (hub, digest) = Hub::with_blob(bytes(12, MIB)).await;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let stranger = listener.local_addr().unwrap().to_string();
     let mut replicas = Replicas::planned(1, "", &[stranger]);
@@ -277,9 +275,8 @@ async fn peer_with_wrong_clock_is_reported(skew: i64) {
 /// Clients of a large blob whose peer sends wrong bytes are cut, and the next request is served from the upstream.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn wrong_large_blob_is_cut_then_fetched_elsewhere() {
-    let hub = Hub::start().await;
     let data = bytes(8, 2 * MIB);
-    let digest = hub.push_blob("library/app", &data);
+    let (hub, digest) = Hub::with_blob(&data).await;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let stranger = listener.local_addr().unwrap().to_string();
     let mut replicas = Replicas::planned(1, "", &[stranger]);

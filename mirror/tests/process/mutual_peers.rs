@@ -170,8 +170,7 @@ fn hello(secret: &str) -> String {
 /// Replicas with mutual TLS, dialed by address, share one download.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn mutual_tls_replicas_share_one_download() {
-    let hub = Hub::start().await;
-    let digest = hub.push_blob("library/app", bytes(11, 8 * MIB));
+    let (hub, digest) = Hub::with_blob(bytes(11, 8 * MIB)).await;
     let mutual = Mutual::start(3, &Ca::new(), &hub).await;
     let servers = [0, 1, 2].map(|index| mutual.replicas.get(index));
     let pulls = servers

@@ -32,8 +32,7 @@ async fn pull(servers: &[&Server], clients: usize, path: &str, digest: &Digest) 
 /// Ninety-six clients of a cold blob at three replicas cost one download.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn herd_at_three_replicas_costs_one_request() {
-    let hub = Hub::start().await;
-    let digest = hub.push_blob("library/app", bytes(1, 32 * MIB));
+    let (hub, digest) = Hub::with_blob(bytes(1, 32 * MIB)).await;
     let replicas = Replicas::start(3, &hub, "").await;
     let servers = [0, 1, 2].map(|index| replicas.get(index));
     pull(&servers, 32, &blob(&digest), &digest).await;
@@ -265,8 +264,7 @@ async fn new_owner_reads_fill_of_draining_one() {
 /// The peer port answers no request without the secret, whatever it asks for.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn peer_port_answers_members_alone() {
-    let hub = Hub::start().await;
-    let digest = hub.push_blob("library/app", b"content of the blob");
+    let (hub, digest) = Hub::with_blob(b"content of the blob").await;
     let replicas = Replicas::start(1, &hub, "").await;
     let path = blob(&digest);
     pull(&[replicas.get(0)], 1, &path, &digest).await;
@@ -402,8 +400,7 @@ async fn draining_replica_ends_and_others_serve() {
 /// A body that is cut ends with FIN, after which containerd resumes; it does not after RST.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn cut_answer_ends_without_reset() {
-    let hub = Hub::start().await;
-    let digest = hub.push_blob("library/app", bytes(5, 4 * MIB));
+    let (hub, digest) = Hub::with_blob(bytes(5, 4 * MIB)).await;
     hub.once("GET blobs", Fault::Cut(2 * MIB));
     hub.always("GET blobs", Fault::status(500));
     let replicas = Replicas::start(1, &hub, "").await;

@@ -95,9 +95,8 @@ fn part(content_range: &str, length: usize) -> Fault {
 #[test_case(&Fault::html(200); "a page")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn mismatched_resumption_is_not_appended(answer: &Fault) {
-    let hub = Hub::start().await;
     let data = pattern(SIZE);
-    let digest = hub.push_blob("library/app", &data);
+    let (hub, digest) = Hub::with_blob(&data).await;
     hub.once("GET blobs", Fault::Cut(300_000));
     for _ in 0..8 {
         hub.once("GET blobs", answer.clone());

@@ -7,7 +7,7 @@ use test_case::test_case;
 
 use crate::hub::{Fault, Gate, Hub};
 use crate::pattern;
-use crate::served::{Mirror, cache, header};
+use crate::served::{Mirror, assert_answer, cache, header};
 
 const MIB: usize = 1024 * 1024;
 
@@ -18,9 +18,8 @@ fn path(digest: &Digest) -> String {
 /// A blob is fetched once, and served whole and in parts.
 #[tokio::test]
 async fn blob_is_fetched_once_and_served_in_parts() {
-    let hub = Hub::start().await;
     let data = pattern(MIB);
-    let digest = hub.push_blob("library/app", &data);
+    let (hub, digest) = Hub::with_blob(&data).await;
     let mirror = Mirror::of(&hub).await;
     assert_eq!(
         mirror.fetch(&path(&digest)).await,
@@ -40,8 +39,7 @@ async fn blob_is_fetched_once_and_served_in_parts() {
 /// Several ranges are served as a multipart body of the announced length.
 #[tokio::test]
 async fn multiple_ranges_are_multipart_with_length() {
-    let hub = Hub::start().await;
-    let digest = hub.push_blob("library/app", pattern(1000));
+    let (hub, digest) = Hub::with_blob(pattern(1000)).await;
     let mirror = Mirror::of(&hub).await;
     let request = mirror
         .request("GET", &path(&digest))
@@ -61,8 +59,7 @@ async fn multiple_ranges_are_multipart_with_length() {
 /// A range beyond the end is answered with 416, and a HEAD request ignores ranges.
 #[tokio::test]
 async fn range_beyond_end_is_416_except_for_head() {
-    let hub = Hub::start().await;
-    let digest = hub.push_blob("library/app", pattern(1000));
+    let (hub, digest) = Hub::with_blob(pattern(1000)).await;
     let mirror = Mirror::of(&hub).await;
     let ranged = |method| {
         mirror
@@ -71,28 +68,18 @@ async fn range_beyond_end_is_416_except_for_head() {
             .send()
     };
     let answer = ranged("GET").await.unwrap();
-    assert_eq!(
-        (answer.status().as_u16(), header(&answer, "content-range")),
-        (416, "bytes */1000")
-    );
+    assert_answer(&answer, 416, "content-range", "bytes */1000");
     let answer = ranged("HEAD").await.unwrap();
-    assert_eq!(
-        (answer.status().as_u16(), header(&answer, "content-length")),
-        (200, "1000")
-    );
+    assert_answer(&answer, 200, "content-length", "1000");
 }
 
 /// The HEAD request of a cold blob downloads nothing.
 #[tokio::test]
 async fn head_of_cold_blob_downloads_nothing() {
-    let hub = Hub::start().await;
-    let digest = hub.push_blob("library/app", pattern(1000));
+    let (hub, digest) = Hub::with_blob(pattern(1000)).await;
     let mirror = Mirror::of(&hub).await;
     let answer = mirror.request("HEAD", &path(&digest)).send().await.unwrap();
-    assert_eq!(
-        (answer.status().as_u16(), header(&answer, "content-length")),
-        (200, "1000")
-    );
+    assert_answer(&answer, 200, "content-length", "1000");
     assert_eq!((hub.count("GET blobs"), mirror.store.usage().blobs), (0, 0));
 }
 
@@ -102,9 +89,8 @@ async fn head_of_cold_blob_downloads_nothing() {
 #[test_case(MIB - 1; "before the last byte")]
 #[tokio::test]
 async fn broken_connection_resumes_at_its_offset(at: usize) {
-    let hub = Hub::start().await;
     let data = pattern(MIB);
-    let digest = hub.push_blob("library/app", &data);
+    let (hub, digest) = Hub::with_blob(&data).await;
     hub.once("GET blobs", Fault::Cut(at));
     let mirror = Mirror::of(&hub).await;
     assert_eq!(mirror.fetch(&path(&digest)).await, (200, Some(data.into())));
@@ -117,9 +103,8 @@ async fn broken_connection_resumes_at_its_offset(at: usize) {
 #[test_case(&Fault::refuse_range(); "refused")]
 #[tokio::test]
 async fn broken_blob_restarts_without_range_support(second: &Fault) {
-    let hub = Hub::start().await;
     let data = pattern(MIB);
-    let digest = hub.push_blob("library/app", &data);
+    let (hub, digest) = Hub::with_blob(&data).await;
     hub.once("GET blobs", Fault::Cut(MIB / 2));
     hub.once("GET blobs", second.clone());
     let mirror = Mirror::of(&hub).await;
@@ -129,9 +114,8 @@ async fn broken_blob_restarts_without_range_support(second: &Fault) {
 /// A stalled upstream connection is closed, and the fill resumes.
 #[tokio::test]
 async fn stalled_upstream_is_closed_and_resumed() {
-    let hub = Hub::start().await;
     let data = pattern(MIB);
-    let digest = hub.push_blob("library/app", &data);
+    let (hub, digest) = Hub::with_blob(&data).await;
     hub.once("GET blobs", Fault::Stall(MIB / 2));
     let mirror = Mirror::of(&hub).await;
     assert_eq!(mirror.fetch(&path(&digest)).await, (200, Some(data.into())));
@@ -139,8 +123,7 @@ async fn stalled_upstream_is_closed_and_resumed() {
 
 #[tokio::test]
 async fn stalled_upstream_ends_fill_and_truncates_client() {
-    let hub = Hub::start().await;
-    let digest = hub.push_blob("library/app", pattern(2 * MIB));
+    let (hub, digest) = Hub::with_blob(pattern(2 * MIB)).await;
     hub.once("GET blobs", Fault::Cut(MIB));
     hub.always("GET blobs", Fault::Reset);
     let mirror = Mirror::of(&hub).await;
@@ -154,9 +137,8 @@ async fn stalled_upstream_ends_fill_and_truncates_client() {
 #[test_case("bytes=12582912-12583911", 12 * MIB..12 * MIB + 1000; "closed, at once")]
 #[tokio::test]
 async fn range_far_ahead_does_not_wait_for_fill(range: &str, part: std::ops::Range<usize>) {
-    let hub = Hub::start().await;
     let data = pattern(16 * MIB);
-    let digest = hub.push_blob("library/app", &data);
+    let (hub, digest) = Hub::with_blob(&data).await;
     let (mirror, gate) = (Mirror::of(&hub).await, Gate::shut());
     hub.once("GET blobs", Fault::Wait(MIB, gate.clone()));
     let whole = mirror.get(&path(&digest)).await;
@@ -186,9 +168,8 @@ async fn range_far_ahead_does_not_wait_for_fill(range: &str, part: std::ops::Ran
 #[test_case(2 * MIB; "large")]
 #[tokio::test]
 async fn oversized_blob_passes_through(size: usize) {
-    let hub = Hub::start().await;
     let data = pattern(size);
-    let digest = hub.push_blob("library/app", &data);
+    let (hub, digest) = Hub::with_blob(&data).await;
     let mirror = Mirror::with(&[(&hub, "docker.io")], cache(), Some(50_000)).await;
     assert_eq!(
         mirror.fetch(&path(&digest)).await,
@@ -207,9 +188,8 @@ async fn oversized_blob_passes_through(size: usize) {
 
 #[tokio::test]
 async fn cross_repository_blob_needs_permission_no_download() {
-    let hub = Hub::start().await;
     let data = pattern(1000);
-    let digest = hub.push_blob("library/app", &data);
+    let (hub, digest) = Hub::with_blob(&data).await;
     hub.push_blob("org/allowed", &data);
     let mirror = Mirror::of(&hub).await;
     mirror.fetch(&path(&digest)).await;
@@ -229,9 +209,8 @@ async fn cross_repository_blob_needs_permission_no_download() {
 /// A fill that all clients left is kept.
 #[tokio::test]
 async fn abandoned_fill_is_kept() {
-    let hub = Hub::start().await;
     let data = pattern(4 * MIB);
-    let digest = hub.push_blob("library/app", &data);
+    let (hub, digest) = Hub::with_blob(&data).await;
     let (mirror, gate) = (Mirror::of(&hub).await, Gate::shut());
     hub.once("GET blobs", Fault::Wait(MIB, gate.clone()));
     let mut client = mirror.get(&path(&digest)).await;
@@ -248,9 +227,8 @@ async fn abandoned_fill_is_kept() {
 /// A client that joins a fill halfway receives its first byte at once.
 #[tokio::test]
 async fn joining_client_gets_first_byte_at_once() {
-    let hub = Hub::start().await;
     let data = pattern(4 * MIB);
-    let digest = hub.push_blob("library/app", &data);
+    let (hub, digest) = Hub::with_blob(&data).await;
     let (mirror, gate) = (Mirror::of(&hub).await, Gate::shut());
     hub.once("GET blobs", Fault::Wait(2 * MIB, gate.clone()));
     let mut first = mirror.get(&path(&digest)).await;
@@ -300,8 +278,7 @@ async fn fill_failure_of_other_upstream_is_not_shared() {
 
 #[tokio::test]
 async fn head_of_blob_without_length_omits_it_until_cached() {
-    let hub = Hub::start().await;
-    let digest = hub.push_blob("library/app", pattern(1000));
+    let (hub, digest) = Hub::with_blob(pattern(1000)).await;
     hub.push_blob("library/other", pattern(1000));
     let mirror = Mirror::of(&hub).await;
     hub.always("HEAD app/blobs", Fault::Unsized);
@@ -325,15 +302,11 @@ async fn head_of_blob_without_length_omits_it_until_cached() {
 /// The HEAD of a blob that the upstream redirects has its size.
 #[tokio::test]
 async fn head_of_redirected_blob_has_its_size() {
-    let hub = Hub::start().await;
-    let digest = hub.push_blob("library/app", pattern(1000));
+    let (hub, digest) = Hub::with_blob(pattern(1000)).await;
     hub.redirect_blobs(true);
     let mirror = Mirror::of(&hub).await;
     let answer = mirror.request("HEAD", &path(&digest)).send().await.unwrap();
-    assert_eq!(
-        (answer.status().as_u16(), header(&answer, "content-length")),
-        (200, "1000")
-    );
+    assert_answer(&answer, 200, "content-length", "1000");
 }
 
 #[tokio::test]
@@ -344,10 +317,7 @@ async fn head_of_blob_named_by_manifest_asks_no_upstream() {
     let mirror = Mirror::of(&hub).await;
     mirror.get("/v2/app/manifests/1").await;
     let answer = mirror.request("HEAD", &path(&layers[0])).send().await.unwrap();
-    assert_eq!(
-        (answer.status().as_u16(), header(&answer, "content-length")),
-        (200, "1000")
-    );
+    assert_answer(&answer, 200, "content-length", "1000");
     assert_eq!(hub.count("* blobs"), 0);
     hub.push_blob("library/other", &data);
     let other = format!("/v2/library/other/blobs/{}", layers[0]);
@@ -361,9 +331,8 @@ async fn head_of_blob_named_by_manifest_asks_no_upstream() {
 
 #[tokio::test]
 async fn expired_signed_url_is_renewed_mid_blob() {
-    let hub = Hub::start().await;
     let data = pattern(4 * MIB);
-    let digest = hub.push_blob("library/app", &data);
+    let (hub, digest) = Hub::with_blob(&data).await;
     hub.redirect_blobs(true);
     hub.once("GET /signed", Fault::Cut(MIB));
     let mirror = Mirror::of(&hub).await;
@@ -387,9 +356,8 @@ async fn expired_signed_url_is_renewed_mid_blob() {
 /// A range request ahead of the fill that fails waits for the fill.
 #[tokio::test]
 async fn failed_range_request_waits_for_fill() {
-    let hub = Hub::start().await;
     let data = pattern(16 * MIB);
-    let digest = hub.push_blob("library/app", &data);
+    let (hub, digest) = Hub::with_blob(&data).await;
     let (mirror, gate) = (Mirror::of(&hub).await, Gate::shut());
     hub.once("GET blobs", Fault::Wait(MIB, gate.clone()));
     hub.once("GET blobs", Fault::status(500));

@@ -115,9 +115,8 @@ async fn manifest_by_digest_after_tag_costs_no_request() {
 /// A server that can't store fetches a blob for each request, and no request fails.
 #[tokio::test]
 async fn uncached_blob_is_fetched_for_each_request() {
-    let hub = Hub::start().await;
     let data = pattern(100_000);
-    let digest = hub.push_blob("library/app", &data);
+    let (hub, digest) = Hub::with_blob(&data).await;
     let mirror = Mirror::with(&[(&hub, "docker.io")], cache(), Some(50_000)).await;
     for _ in 0..5 {
         has(&mirror, &format!("/v2/app/blobs/{digest}"), &data).await;

@@ -12,9 +12,8 @@ const PAUSE: Duration = Duration::from_millis(200);
 /// A body that arrives drop by drop is closed and resumed.
 #[tokio::test]
 async fn dripping_body_is_closed_and_resumed() {
-    let hub = Hub::start().await;
     let data = pattern(600_000);
-    let digest = hub.push_blob("library/app", &data);
+    let (hub, digest) = Hub::with_blob(&data).await;
     hub.once("GET blobs", Fault::Drops(PAUSE));
     let mirror = Mirror::of(&hub).await;
     let found = mirror.fetch(&format!("/v2/app/blobs/{digest}")).await;
@@ -30,8 +29,7 @@ async fn dripping_body_is_closed_and_resumed() {
 /// The mirror gives up an upstream that sends only drops.
 #[tokio::test]
 async fn dripping_upstream_is_given_up() {
-    let hub = Hub::start().await;
-    let digest = hub.push_blob("library/app", pattern(1000));
+    let (hub, digest) = Hub::with_blob(pattern(1000)).await;
     hub.always("GET blobs", Fault::Drops(PAUSE));
     let mirror = Mirror::of(&hub).await;
     let (status, _) = mirror.fetch(&format!("/v2/app/blobs/{digest}")).await;
@@ -43,8 +41,7 @@ async fn dripping_upstream_is_given_up() {
 /// The mirror gives up an upstream that closes the connection after each byte.
 #[tokio::test]
 async fn upstream_closing_after_each_byte_is_given_up() {
-    let hub = Hub::start().await;
-    let digest = hub.push_blob("library/app", pattern(1000));
+    let (hub, digest) = Hub::with_blob(pattern(1000)).await;
     hub.always("GET blobs", Fault::Cut(1));
     let mirror = Mirror::of(&hub).await;
     let (status, _) = mirror.fetch(&format!("/v2/app/blobs/{digest}")).await;

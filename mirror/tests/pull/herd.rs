@@ -9,9 +9,8 @@ use crate::served::Mirror;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn herd_costs_one_download() {
-    let hub = Hub::start().await;
     let data = pattern(16 * 1024 * 1024);
-    let digest = hub.push_blob("library/app", &data);
+    let (hub, digest) = Hub::with_blob(&data).await;
     let mirror = Mirror::of(&hub).await;
     let path = format!("/v2/app/blobs/{digest}");
     let digests = join_all((0..64).map(|_| async {

@@ -15,8 +15,7 @@ use crate::{LIMIT, pattern};
 const MIB: usize = 1024 * 1024;
 
 async fn cached(data: &[u8]) -> (Hub, Mirror, Digest, String) {
-    let hub = Hub::start().await;
-    let digest = hub.push_blob("library/app", data);
+    let (hub, digest) = Hub::with_blob(data).await;
     let mirror = Mirror::of(&hub).await;
     let path = format!("/v2/app/blobs/{digest}");
     assert_eq!(mirror.fetch(&path).await.0, 200);

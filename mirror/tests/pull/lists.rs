@@ -6,7 +6,7 @@ use serde_json::json;
 use test_case::test_case;
 
 use crate::hub::{Fault, Gate, Hub};
-use crate::served::{Mirror, cache, header, json as body_of};
+use crate::served::{Mirror, assert_answer, cache, header, json as body_of};
 
 /// The list of tags comes from the upstream page by page.
 #[tokio::test]
@@ -203,10 +203,7 @@ async fn ingress_page_keeps_known_referrers() {
     mirror.clock.advance(Duration::from_mins(6));
     hub.always("GET referrers", Fault::html(404));
     let answer = mirror.get(&path).await;
-    assert_eq!(
-        (answer.status().as_u16(), header(&answer, "x-cache")),
-        (200, "STALE")
-    );
+    assert_answer(&answer, 200, "x-cache", "STALE");
 }
 
 /// Concurrent requests for referrers cost one upstream request.

@@ -6,15 +6,13 @@ use test_case::test_case;
 
 use crate::LIMIT;
 use crate::hub::{Fault, Gate, Hub};
-use crate::served::{Mirror, cache, header};
+use crate::served::{Mirror, assert_answer, cache, header};
 
 const PATH: &str = "/v2/app/manifests/1";
 
 #[tokio::test]
 async fn fresh_tag_asks_no_upstream_stale_one_sends_head() {
-    let hub = Hub::start().await;
-    let (digest, _) = hub.push_image("library/app", "1", &[b"layer"]);
-    let mirror = Mirror::of(&hub).await;
+    let (hub, mirror, digest) = Mirror::with_image().await;
     let first = mirror.get(PATH).await;
     assert_eq!(header(&first, "x-cache"), "MISS");
     assert_eq!(header(&first, "docker-content-digest"), digest.as_str());
@@ -66,19 +64,14 @@ async fn moved_tag_is_fetched_though_head_fails(status: u16) {
 #[test_case(&Fault::Hang; "no answer")]
 #[tokio::test]
 async fn failing_upstream_serves_stale_within_two_seconds(fault: &Fault) {
-    let hub = Hub::start().await;
-    let (digest, _) = hub.push_image("library/app", "1", &[b"layer"]);
-    let mirror = Mirror::of(&hub).await;
+    let (hub, mirror, digest) = Mirror::with_image().await;
     mirror.get(PATH).await;
     mirror.clock.advance(Duration::from_mins(6));
     hub.always("* manifests", fault.clone());
     let answer = tokio::time::timeout(Duration::from_secs(10), mirror.get(PATH))
         .await
         .unwrap();
-    assert_eq!(
-        (answer.status().as_u16(), header(&answer, "x-cache")),
-        (200, "STALE")
-    );
+    assert_answer(&answer, 200, "x-cache", "STALE");
     assert_eq!(header(&answer, "docker-content-digest"), digest.as_str());
     assert!(header(&answer, "warning").starts_with("299 - \""));
 }
@@ -106,9 +99,7 @@ async fn probed_upstream_serves_copy_without_wait() {
 
 #[tokio::test]
 async fn stale_ends_with_staleiferror() {
-    let hub = Hub::start().await;
-    hub.push_image("library/app", "1", &[b"layer"]);
-    let mirror = Mirror::of(&hub).await;
+    let (hub, mirror, _) = Mirror::with_image().await;
     mirror.get(PATH).await;
     hub.always("* manifests", Fault::status(500));
     mirror.clock.advance(Duration::from_mins(61));
@@ -117,9 +108,7 @@ async fn stale_ends_with_staleiferror() {
 
 #[tokio::test]
 async fn deleted_tag_is_404_but_its_digest_is_served() {
-    let hub = Hub::start().await;
-    let (digest, _) = hub.push_image("library/app", "1", &[b"layer"]);
-    let mirror = Mirror::of(&hub).await;
+    let (hub, mirror, digest) = Mirror::with_image().await;
     mirror.get(PATH).await;
     hub.content().remove("library/app");
     mirror.clock.advance(Duration::from_mins(6));
@@ -133,9 +122,7 @@ async fn deleted_tag_is_404_but_its_digest_is_served() {
 /// A cached manifest is never revalidated by its digest.
 #[tokio::test]
 async fn cached_digest_is_never_revalidated() {
-    let hub = Hub::start().await;
-    let (digest, _) = hub.push_image("library/app", "1", &[b"layer"]);
-    let mirror = Mirror::of(&hub).await;
+    let (hub, mirror, digest) = Mirror::with_image().await;
     let path = format!("/v2/app/manifests/{digest}");
     mirror.get(&path).await;
     mirror.clock.advance(Duration::from_hours(24));
@@ -150,9 +137,7 @@ async fn cached_digest_is_never_revalidated() {
 #[test_case(&Fault::Header("docker-content-digest", format!("sha256:{}", "0".repeat(64))); "a digest that lies")]
 #[tokio::test]
 async fn wrong_manifest_is_neither_served_nor_stored(fault: &Fault) {
-    let hub = Hub::start().await;
-    let (digest, _) = hub.push_image("library/app", "1", &[b"layer"]);
-    let mirror = Mirror::of(&hub).await;
+    let (hub, mirror, digest) = Mirror::with_image().await;
     hub.always("GET manifests", fault.clone());
     assert_eq!(
         mirror.get(&format!("/v2/app/manifests/{digest}")).await.status(),
@@ -165,19 +150,14 @@ async fn wrong_manifest_is_neither_served_nor_stored(fault: &Fault) {
 
 #[tokio::test]
 async fn head_naming_missing_manifest_serves_last_copy() {
-    let hub = Hub::start().await;
-    let (digest, _) = hub.push_image("library/app", "1", &[b"layer"]);
-    let mirror = Mirror::of(&hub).await;
+    let (hub, mirror, digest) = Mirror::with_image().await;
     mirror.get(PATH).await;
     mirror.clock.advance(Duration::from_mins(6));
     let nowhere = format!("sha256:{}", "0".repeat(64));
     hub.always("HEAD manifests", Fault::Header("docker-content-digest", nowhere));
     for _ in 0..2 {
         let answer = mirror.get(PATH).await;
-        assert_eq!(
-            (answer.status().as_u16(), header(&answer, "x-cache")),
-            (200, "STALE")
-        );
+        assert_answer(&answer, 200, "x-cache", "STALE");
         assert_eq!(header(&answer, "docker-content-digest"), digest.as_str());
     }
     hub.heal();
@@ -220,9 +200,7 @@ async fn zero_tagttl_revalidates_every_tag_request() {
 /// A client that has the manifest receives 304.
 #[tokio::test]
 async fn matching_etag_is_304() {
-    let hub = Hub::start().await;
-    let (digest, _) = hub.push_image("library/app", "1", &[b"layer"]);
-    let mirror = Mirror::of(&hub).await;
+    let (_hub, mirror, digest) = Mirror::with_image().await;
     let request = mirror
         .request("GET", PATH)
         .header("if-none-match", format!("W/\"{digest}\""));
@@ -249,9 +227,7 @@ async fn schema1_is_refused_with_reason() {
 /// The response to HEAD has the length that GET has.
 #[tokio::test]
 async fn head_has_the_length_of_get() {
-    let hub = Hub::start().await;
-    hub.push_image("library/app", "1", &[b"layer"]);
-    let mirror = Mirror::of(&hub).await;
+    let (_hub, mirror, _) = Mirror::with_image().await;
     let got = mirror.get(PATH).await;
     let reported = mirror.request("HEAD", PATH).send().await.unwrap();
     assert_eq!(
@@ -271,9 +247,7 @@ async fn head_has_the_length_of_get() {
 /// After the clock is set back a tag does not stay fresh for as long as the clock was wrong.
 #[tokio::test]
 async fn clock_set_back_keeps_no_tag_fresh() {
-    let hub = Hub::start().await;
-    hub.push_image("library/app", "1", &[b"layer"]);
-    let mirror = Mirror::of(&hub).await;
+    let (hub, mirror, _) = Mirror::with_image().await;
     let year = std::time::Duration::from_hours(365 * 24);
     mirror.clock.advance(year);
     mirror.get("/v2/app/manifests/1").await;

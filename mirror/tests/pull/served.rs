@@ -78,6 +78,14 @@ impl Mirror {
         Self::with(&[(hub, "docker.io")], cache(), None).await
     }
 
+    /// Starts a mirror of a registry with the image `library/app:1` of one layer.
+    pub(crate) async fn with_image() -> (Hub, Self, Digest) {
+        let hub = Hub::start().await;
+        let (digest, _) = hub.push_image("library/app", "1", &[b"layer"]);
+        let mirror = Self::of(&hub).await;
+        (hub, mirror, digest)
+    }
+
     pub(crate) async fn with(hubs: &[(&Hub, &str)], cache: Cache, max_size: Option<u64>) -> Self {
         Self::on(
             tempfile::tempdir().unwrap(),
@@ -206,6 +214,13 @@ impl Mirror {
             .await
             .expect("a fill never ended");
     }
+}
+
+/// Checks the status of an answer, and one header.
+#[track_caller]
+pub(crate) fn assert_answer(response: &Response, status: u16, name: &str, value: &str) {
+    let answer = (response.status().as_u16(), header(response, name));
+    assert_eq!(answer, (status, value));
 }
 
 pub(crate) fn header<'a>(response: &'a Response, name: &str) -> &'a str {

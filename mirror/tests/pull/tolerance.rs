@@ -12,7 +12,7 @@ use test_case::test_case;
 
 use crate::hub::{Fault, Gate, Hub};
 use crate::pattern;
-use crate::served::{Mirror, cache, header, json as body_of, live};
+use crate::served::{Mirror, assert_answer, cache, header, json as body_of, live};
 
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const ORAS: &str = "application/vnd.oras.artifact.manifest.v1+json";
@@ -64,9 +64,7 @@ async fn code_of(mirror: &Mirror, method: &str, path: &str) -> (u16, String) {
 #[test_case(&marked(410, ""); "nothing with the header of the api")]
 #[tokio::test]
 async fn gone_content_is_404_for_any_error_code(says: &Fault) {
-    let hub = Hub::start().await;
-    let (digest, _) = hub.push_image("library/app", "1", &[b"layer"]);
-    let mirror = Mirror::of(&hub).await;
+    let (hub, mirror, digest) = Mirror::with_image().await;
     let referrers = format!("/v2/app/referrers/{digest}");
     for path in [PATH, &referrers] {
         assert_eq!(mirror.get(path).await.status(), 200);
@@ -98,19 +96,14 @@ async fn gone_content_is_404_for_any_error_code(says: &Fault) {
 #[test_case(&errors(404, r#"{"errors":"none"}"#); "errors without a list")]
 #[tokio::test]
 async fn ingress_404_keeps_cached_content(says: &Fault) {
-    let hub = Hub::start().await;
-    hub.push_image("library/app", "1", &[b"layer"]);
-    let mirror = Mirror::of(&hub).await;
+    let (hub, mirror, _) = Mirror::with_image().await;
     mirror.get(PATH).await;
     mirror.clock.advance(Duration::from_mins(6));
     hub.always("* /v2/", says.clone());
     for path in [PATH, "/v2/app/tags/list"] {
         for method in ["HEAD", "GET"] {
             let answer = mirror.request(method, path).send().await.unwrap();
-            assert_eq!(
-                (answer.status().as_u16(), header(&answer, "x-cache")),
-                (200, "STALE")
-            );
+            assert_answer(&answer, 200, "x-cache", "STALE");
         }
     }
     assert_eq!(mirror.get("/v2/app/manifests/other").await.status(), 503);
@@ -213,9 +206,7 @@ async fn referrers_without_descriptors_are_empty(index: &'static str) {
 /// A referrers API that is gone for longer than the stale period is answered with 404.
 #[tokio::test]
 async fn referrers_api_gone_for_long_is_404() {
-    let hub = Hub::start().await;
-    let (digest, _) = hub.push_image("library/app", "1", &[b"layer"]);
-    let mirror = Mirror::of(&hub).await;
+    let (hub, mirror, digest) = Mirror::with_image().await;
     let path = format!("/v2/app/referrers/{digest}");
     mirror.get(&path).await;
     hub.always("GET referrers", Fault::status(405));
@@ -313,8 +304,7 @@ async fn range_of_compressed_blob_is_refused() {
 #[test_case(307)]
 #[tokio::test]
 async fn redirect_page_makes_blob_unavailable(status: u16) {
-    let hub = Hub::start().await;
-    let digest = hub.push_blob("library/app", b"layer");
+    let (hub, digest) = Hub::with_blob(b"layer").await;
     let blob = format!("/v2/app/blobs/{digest}");
     for faulty in ["* blobs", "GET blobs"] {
         hub.heal();
@@ -415,8 +405,7 @@ async fn different_accept_types_share_no_request() {
 #[test_case(&Fault::html(403), "403 Forbidden"; "a page has no words")]
 #[tokio::test]
 async fn denial_has_upstreams_message(says: &Fault, words: &str) {
-    let hub = Hub::start().await;
-    let digest = hub.push_blob("library/app", b"layer");
+    let (hub, digest) = Hub::with_blob(b"layer").await;
     hub.always("* /v2/", says.clone());
     let mirror = Mirror::of(&hub).await;
     for path in [

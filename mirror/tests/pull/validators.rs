@@ -25,8 +25,7 @@ async fn ask(mirror: &Mirror, method: &str, path: &str, headers: &[(&str, &str)]
 #[tokio::test]
 async fn unverified_blob_has_no_validator() {
     const OWN: &str = "\"DIGEST\"";
-    let hub = Hub::start().await;
-    let digest = hub.push_blob("library/app", pattern(4 * MIB));
+    let (hub, digest) = Hub::with_blob(pattern(4 * MIB)).await;
     let (mirror, gate) = (Mirror::of(&hub).await, Gate::shut());
     hub.once("GET blobs", Fault::Wait(2 * MIB, gate.clone()));
     let path = format!("/v2/app/blobs/{digest}");
@@ -76,8 +75,7 @@ async fn unverified_blob_has_no_validator() {
 /// A blob that passes the cache by is verified at its end only.
 #[tokio::test]
 async fn uncached_blob_has_no_validator() {
-    let hub = Hub::start().await;
-    let digest = hub.push_blob("library/app", pattern(MIB));
+    let (hub, digest) = Hub::with_blob(pattern(MIB)).await;
     let mirror = Mirror::with(&[(&hub, "docker.io")], cache(), Some(1000)).await;
     let path = format!("/v2/app/blobs/{digest}");
     for (headers, status) in [
@@ -128,9 +126,7 @@ async fn conditions_of_cached_content_are_evaluated(kind: &str, headers: &[(&str
 /// A list has no validator that `If-Match` could name, and content that is not there is 404.
 #[tokio::test]
 async fn if_match_of_lists_and_missing_content() {
-    let hub = Hub::start().await;
-    hub.push_image("library/app", "1", &[b"layer"]);
-    let mirror = Mirror::of(&hub).await;
+    let (_hub, mirror, _) = Mirror::with_image().await;
     let absent = format!("/v2/app/blobs/sha256:{}", "0".repeat(64));
     for (path, value, status) in [
         ("/v2/app/tags/list", "\"a\"", 412),
@@ -147,9 +143,7 @@ async fn if_match_of_lists_and_missing_content() {
 /// A number of names that is none is answered as Distribution does.
 #[tokio::test]
 async fn bad_page_size_is_pagination_number_invalid() {
-    let hub = Hub::start().await;
-    hub.push_image("library/app", "1", &[b"layer"]);
-    let mirror = Mirror::of(&hub).await;
+    let (_hub, mirror, _) = Mirror::with_image().await;
     for path in ["/v2/app/tags/list", "/v2/_catalog"] {
         for n in ["-1", "a", "1.5", "18446744073709551616"] {
             let answer = mirror.get(&format!("{path}?n={n}")).await;
@@ -167,9 +161,7 @@ async fn bad_page_size_is_pagination_number_invalid() {
 /// A query that no page has is refused, and the upstream gets no request that it would fail at.
 #[tokio::test]
 async fn query_that_names_no_page_is_not_sent_upstream() {
-    let hub = Hub::start().await;
-    hub.push_image("library/app", "1", &[b"layer"]);
-    let mirror = Mirror::of(&hub).await;
+    let (hub, mirror, _) = Mirror::with_image().await;
     let long = format!("last={}", "z".repeat(3000));
     for path in ["/v2/app/tags/list", "/v2/_catalog"] {
         for query in ["n=2&last=%00", "l%61st=a%0A", "next_page=%1b", "last=%FF", &long] {

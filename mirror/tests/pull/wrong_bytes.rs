@@ -26,8 +26,7 @@ fn path(digest: &Digest) -> String {
 #[test_case(&Fault::Body(Bytes::from(pattern(SMALL + 1))); "a long body")]
 #[tokio::test]
 async fn small_wrong_blob_is_503(fault: &Fault) {
-    let hub = Hub::start().await;
-    let digest = hub.push_blob("library/app", pattern(SMALL));
+    let (hub, digest) = Hub::with_blob(pattern(SMALL)).await;
     hub.always("GET blobs", fault.clone());
     let mirror = Mirror::of(&hub).await;
     assert_eq!(mirror.get(&path(&digest)).await.status(), 503);
@@ -40,8 +39,7 @@ async fn small_wrong_blob_is_503(fault: &Fault) {
 #[test_case(Some(1000); "passing uncached")]
 #[tokio::test]
 async fn large_wrong_blob_is_cut_short(room: Option<u64>) {
-    let hub = Hub::start().await;
-    let digest = hub.push_blob("library/app", pattern(LARGE));
+    let (hub, digest) = Hub::with_blob(pattern(LARGE)).await;
     hub.once("GET blobs", Fault::Corrupt);
     let mirror = Mirror::with(&[(&hub, "docker.io")], cache(), room).await;
     let mut answer = mirror.get(&path(&digest)).await;
@@ -64,8 +62,7 @@ async fn large_wrong_blob_is_cut_short(room: Option<u64>) {
 #[test_case(false, None, 503; "wrong bytes")]
 #[tokio::test]
 async fn http10_client_gets_length_or_error(right: bool, room: Option<u64>, status: u16) {
-    let hub = Hub::start().await;
-    let digest = hub.push_blob("library/app", pattern(LARGE));
+    let (hub, digest) = Hub::with_blob(pattern(LARGE)).await;
     if !right {
         hub.spoil_blob("library/app", &digest, pattern(LARGE - 1));
     }
@@ -82,9 +79,8 @@ async fn http10_client_gets_length_or_error(right: bool, room: Option<u64>, stat
 
 #[tokio::test]
 async fn range_that_differs_from_fill_is_truncated() {
-    let hub = Hub::start().await;
     let data = pattern(16 * LARGE);
-    let digest = hub.push_blob("library/app", &data);
+    let (hub, digest) = Hub::with_blob(&data).await;
     let (mirror, gate) = (Mirror::of(&hub).await, Gate::shut());
     hub.once("GET blobs", Fault::Wait(LARGE, gate.clone()));
     let whole = mirror.get(&path(&digest)).await;
@@ -99,8 +95,7 @@ async fn range_that_differs_from_fill_is_truncated() {
 
 #[tokio::test]
 async fn range_beyond_wrong_upstream_size_is_no_416() {
-    let hub = Hub::start().await;
-    let digest = hub.push_blob("library/app", pattern(LARGE));
+    let (hub, digest) = Hub::with_blob(pattern(LARGE)).await;
     hub.once("GET blobs", Fault::Body(pattern(LARGE / 2).into()));
     let mirror = Mirror::of(&hub).await;
     let last = mirror
@@ -111,9 +106,8 @@ async fn range_beyond_wrong_upstream_size_is_no_416() {
 
 #[tokio::test]
 async fn wrong_bytes_start_cooldown_of_digest() {
-    let hub = Hub::start().await;
     let data = pattern(LARGE);
-    let digest = hub.push_blob("library/app", &data);
+    let (hub, digest) = Hub::with_blob(&data).await;
     hub.once("GET blobs", Fault::Corrupt);
     let mirror = Mirror::of(&hub).await;
     assert_eq!(mirror.fetch(&path(&digest)).await.1, None);

@@ -6,9 +6,7 @@ use mirror::store::OpenError;
 
 #[tokio::test]
 async fn committed_blob_is_linked_to_its_repositories() {
-    let place = Place::new();
-    let store = place.open().await;
-    let digest = put(&store, &nginx(), b"layer").await;
+    let (_place, store, digest) = Place::with_layer().await;
     assert_eq!(get(&store, &nginx(), &digest).await.unwrap(), b"layer");
     let other = repository("quay.io", "library/nginx");
     assert_eq!(get(&store, &other, &digest).await, None);
@@ -16,9 +14,7 @@ async fn committed_blob_is_linked_to_its_repositories() {
 
 #[tokio::test]
 async fn content_is_linked_into_other_repository() {
-    let place = Place::new();
-    let store = place.open().await;
-    let digest = put(&store, &nginx(), b"layer").await;
+    let (_place, store, digest) = Place::with_layer().await;
     let other = repository("docker.io", "org/app");
     let found = store.find(&other, &digest).await.unwrap();
     assert!(matches!(found, Found::Unlinked(blob) if read(&blob) == b"layer"));
@@ -35,16 +31,14 @@ async fn content_is_linked_into_other_repository() {
 /// Content that does not exist gets no link.
 #[tokio::test]
 async fn missing_content_gets_no_link() {
-    let place = Place::new();
-    let store = place.open().await;
+    let (place, store) = Place::opened().await;
     store.link_blob(&nginx(), &digest(b"gone")).await.unwrap();
     assert_eq!(place.tree(), BTreeMap::new());
 }
 
 #[tokio::test]
 async fn staged_blob_is_readable_and_leaves_nothing() {
-    let place = Place::new();
-    let store = place.open().await;
+    let (place, store) = Place::opened().await;
     let mut staged = store
         .stage(&nginx().host, &digest(b"abcdef"), Some(6))
         .await
@@ -61,8 +55,7 @@ async fn staged_blob_is_readable_and_leaves_nothing() {
 
 #[tokio::test]
 async fn wrong_bytes_are_never_committed() {
-    let place = Place::new();
-    let store = place.open().await;
+    let (place, store) = Place::opened().await;
     let mut staged = store.stage(&nginx().host, &digest(b"right"), None).await.unwrap();
     staged.append(b"wrong").unwrap();
     let mismatch = staged.verify().unwrap_err();
@@ -75,8 +68,7 @@ async fn wrong_bytes_are_never_committed() {
 /// A blob that is longer or shorter than announced is refused.
 #[tokio::test]
 async fn blob_of_wrong_length_is_refused() {
-    let place = Place::new();
-    let store = place.open().await;
+    let (_place, store) = Place::opened().await;
     let mut long = store
         .stage(&nginx().host, &digest(b"abcd"), Some(3))
         .await
@@ -96,8 +88,7 @@ async fn blob_of_wrong_length_is_refused() {
 /// Blobs with a SHA-512 digest and empty blobs are stored as any other.
 #[tokio::test]
 async fn sha512_and_empty_blobs_are_stored() {
-    let place = Place::new();
-    let store = place.open().await;
+    let (place, store) = Place::opened().await;
     let empty = put(&store, &nginx(), b"").await;
     let long = Digest::compute(Algorithm::Sha512, b"x");
     let mut staged = store.stage(&nginx().host, &long, None).await.unwrap();
@@ -152,9 +143,7 @@ async fn unwritable_root_is_named() {
 /// A read-only store serves its content and accepts no more.
 #[tokio::test]
 async fn read_only_store_accepts_nothing() {
-    let place = Place::new();
-    let store = place.open().await;
-    let digest = put(&store, &nginx(), b"layer").await;
+    let (place, store, digest) = Place::with_layer().await;
     drop(store);
     let options = StoreOptions {
         readonly: true,
@@ -169,9 +158,7 @@ async fn read_only_store_accepts_nothing() {
 /// A warm hit writes nothing to the disk.
 #[tokio::test]
 async fn warm_hit_writes_nothing() {
-    let place = Place::new();
-    let store = place.open().await;
-    let digest = put(&store, &nginx(), b"layer").await;
+    let (place, store, digest) = Place::with_layer().await;
     let index = || {
         fs::metadata(place.path().join("_mirror/index.redb"))
             .unwrap()
@@ -188,13 +175,9 @@ async fn warm_hit_writes_nothing() {
 
 #[tokio::test]
 async fn without_hits_a_flush_writes_nothing() {
-    let place = Place::new();
-    let store = place.open().await;
+    let (place, store) = Place::opened().await;
     put(&store, &nginx(), b"layer").await;
-    store
-        .expire(Some(HOUR), mirror::config::TtlFrom::LastUse)
-        .await
-        .unwrap();
+    expire(&store).await;
     store.flush().await;
     let written = || {
         let state = fs::metadata(place.path().join("scheduler-state.json")).unwrap();
@@ -202,10 +185,7 @@ async fn without_hits_a_flush_writes_nothing() {
         (state.modified().unwrap(), index.modified().unwrap())
     };
     let before = written();
-    store
-        .expire(Some(HOUR), mirror::config::TtlFrom::LastUse)
-        .await
-        .unwrap();
+    expire(&store).await;
     store.flush().await;
     assert_eq!(written(), before);
 }
@@ -214,8 +194,7 @@ async fn without_hits_a_flush_writes_nothing() {
 #[tokio::test]
 async fn blob_of_unknown_size_wastes_no_space() {
     use std::os::unix::fs::MetadataExt;
-    let place = Place::new();
-    let store = place.open().await;
+    let (place, store) = Place::opened().await;
     let mut staged = store.stage(&nginx().host, &digest(b"small"), None).await.unwrap();
     staged.append(b"small").unwrap();
     staged.commit(&[nginx()]).await.unwrap();
@@ -261,10 +240,7 @@ async fn concurrent_operations_keep_quota_exact() {
     let store = place.open().await;
     assert_eq!((store.usage().bytes, place.scratch()), (on_disk(), 0));
     place.clock.advance(2 * HOUR);
-    store
-        .expire(Some(HOUR), mirror::config::TtlFrom::LastUse)
-        .await
-        .unwrap();
+    expire(&store).await;
     assert_eq!((store.usage().bytes, store.usage().blobs, on_disk()), (0, 0, 0));
     assert_eq!(place.tree(), BTreeMap::new());
 }

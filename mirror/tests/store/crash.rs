@@ -96,10 +96,7 @@ async fn kill_9_leaves_whole_content_and_no_scratch() {
     }
     let store = place.open().await;
     place.clock.advance(2 * HOUR);
-    store
-        .expire(Some(HOUR), mirror::config::TtlFrom::LastUse)
-        .await
-        .unwrap();
+    expire(&store).await;
     assert_eq!((blobs(), store.usage().bytes, store.usage().blobs), (0, 0, 0));
     assert_eq!(place.tree(), BTreeMap::new(), "links go with their content");
 }

@@ -183,9 +183,7 @@ fn cut_short(link: &Path) {
 #[test_case(circle; "a link to itself in its place")]
 #[tokio::test]
 async fn damaged_link_is_a_miss_and_replaced(damage: fn(&Path)) {
-    let place = Place::new();
-    let store = place.open().await;
-    let digest = put(&store, &nginx(), b"layer").await;
+    let (place, store, digest) = Place::with_layer().await;
     drop(store);
     let layers = place.v2().join("repositories/library/nginx/_layers/sha256");
     let link = layers.join(digest.hex()).join("link");
@@ -200,8 +198,7 @@ async fn damaged_link_is_a_miss_and_replaced(damage: fn(&Path)) {
 /// A link of one digest may point to content by a digest of a different algorithm.
 #[tokio::test]
 async fn link_may_point_to_other_algorithm() {
-    let place = Place::new();
-    let store = place.open().await;
+    let (place, store) = Place::opened().await;
     let content = put(&store, &nginx(), b"layer").await;
     let named = Digest::compute(Algorithm::Sha512, b"layer");
     let link = place
@@ -215,8 +212,7 @@ async fn link_may_point_to_other_algorithm() {
 
 #[tokio::test]
 async fn link_to_other_digest_is_a_miss_and_replaced() {
-    let place = Place::new();
-    let store = place.open().await;
+    let (place, store) = Place::opened().await;
     let (asked, other) = (
         put(&store, &nginx(), b"layer").await,
         put(&store, &nginx(), b"other").await,
@@ -297,9 +293,7 @@ async fn file_in_place_of_docker_directory_is_kept() {
 /// A dropped blob stays readable while it is open, and leaves no link.
 #[tokio::test]
 async fn dropped_blob_stays_readable_while_open() {
-    let place = Place::new();
-    let store = place.open().await;
-    let digest = put(&store, &nginx(), b"layer").await;
+    let (place, store, digest) = Place::with_layer().await;
     let open = store.blob(&nginx(), &digest).await.unwrap().unwrap();
     store.drop_blob(&digest).await;
     assert_eq!(read(&open), b"layer");
@@ -313,8 +307,7 @@ async fn dropped_blob_stays_readable_while_open() {
 #[tokio::test]
 async fn large_blob_edited_in_place_is_a_miss() {
     for restarts in [false, true] {
-        let place = Place::new();
-        let store = place.open().await;
+        let (place, store) = Place::opened().await;
         let digest = put(&store, &nginx(), &vec![b'x'; 100_000]).await;
         assert!(get(&store, &nginx(), &digest).await.is_some());
         let data = place.data(&digest);
@@ -339,8 +332,7 @@ async fn large_blob_edited_in_place_is_a_miss() {
 /// A file whose time of change moved while its bytes stayed is hashed once, and served.
 #[tokio::test]
 async fn touched_blob_is_hashed_and_served() {
-    let place = Place::new();
-    let store = place.open().await;
+    let (place, store) = Place::opened().await;
     let digest = put(&store, &nginx(), &vec![b'x'; 100_000]).await;
     let file = fs::File::options().write(true).open(place.data(&digest)).unwrap();
     // As of a file system whose clock is ahead.
@@ -379,9 +371,7 @@ async fn blob_with_reset_time_of_change_is_a_miss(restarts: bool) {
 /// A place whose blob lost a bit but not its length, and no record says that it was verified.
 #[tokio::test]
 async fn flipped_bit_in_small_blob_is_a_miss() {
-    let place = Place::new();
-    let store = place.open().await;
-    let digest = put(&store, &nginx(), b"layer").await;
+    let (place, store, digest) = Place::with_layer().await;
     drop(store);
     fs::write(place.data(&digest), "lay3r").unwrap();
     let store = place.open().await;
@@ -390,8 +380,7 @@ async fn flipped_bit_in_small_blob_is_a_miss() {
 }
 
 async fn adopted_with_a_flipped_bit() -> (Place, Digest) {
-    let place = Place::new();
-    let store = place.open().await;
+    let (place, store) = Place::opened().await;
     // More than is hashed whenever it is opened.
     let mut layer = bytes(7, 20_000);
     let digest = put(&store, &nginx(), &layer).await;
@@ -477,8 +466,7 @@ async fn used_content_is_scrubbed_once_a_period() {
 /// Content that is sound stays, and counts as verified.
 #[tokio::test]
 async fn sound_content_counts_as_verified() {
-    let place = Place::new();
-    let store = place.open().await;
+    let (place, store) = Place::opened().await;
     store.set_scrub_period(Some(HOUR));
     let stop = tokio_util::sync::CancellationToken::new();
     let digest = put(&store, &nginx(), &bytes(7, 20_000)).await;
@@ -496,9 +484,7 @@ async fn sound_content_counts_as_verified() {
 /// A root that is cleared while the store is open is filled again.
 #[tokio::test]
 async fn cleared_root_is_filled_again() {
-    let place = Place::new();
-    let store = place.open().await;
-    let digest = put(&store, &nginx(), b"layer").await;
+    let (place, store, digest) = Place::with_layer().await;
     for entry in fs::read_dir(place.path()).unwrap() {
         fs::remove_dir_all(entry.unwrap().path()).unwrap();
     }
@@ -547,8 +533,7 @@ fn of_another_owner(root: &Path) {
 #[test_case(of_another_owner; "replaced by one of another owner")]
 #[tokio::test]
 async fn owner_file_returns_with_the_root(change: fn(&Path)) {
-    let place = Place::new();
-    let store = place.open().await;
+    let (place, store) = Place::opened().await;
     let tag = "latest".parse().unwrap();
     store.put_tag(&nginx(), &tag, &digest(b"old")).await.unwrap();
     change(place.path());
@@ -564,8 +549,7 @@ async fn owner_file_returns_with_the_root(change: fn(&Path)) {
 /// A root whose lock file is removed stays that of the process that has it.
 #[tokio::test]
 async fn root_without_its_lock_file_stays_locked() {
-    let place = Place::new();
-    let store = place.open().await;
+    let (place, store) = Place::opened().await;
     without_own(place.path());
     let second = Store::open(place.path(), place.options()).await;
     assert!(matches!(second, Err(OpenError::Locked(_))), "{second:?}");
@@ -577,8 +561,7 @@ async fn root_without_its_lock_file_stays_locked() {
 /// A root that another process locked meanwhile is not written to.
 #[tokio::test]
 async fn root_of_another_process_is_not_written() {
-    let place = Place::new();
-    let store = place.open().await;
+    let (place, store) = Place::opened().await;
     moved_away(place.path());
     let second = place.open().await;
     let refused = store
@@ -614,9 +597,7 @@ async fn file_in_place_of_scratch_is_replaced() {
 #[tokio::test]
 async fn own_files_of_another_kind_are_replaced(damage: fn(&Path)) {
     for file in ["lock", "index.redb"] {
-        let place = Place::new();
-        let store = place.open().await;
-        let digest = put(&store, &nginx(), b"layer").await;
+        let (place, store, digest) = Place::with_layer().await;
         drop(store);
         let path = place.path().join("_mirror").join(file);
         damage(&path);
@@ -632,9 +613,7 @@ async fn own_files_of_another_kind_are_replaced(damage: fn(&Path)) {
 #[test_case(zero; "a link to an endless device in its place")]
 #[tokio::test]
 async fn state_files_of_another_kind_hold_up_nothing(damage: fn(&Path)) {
-    let place = Place::new();
-    let store = place.open().await;
-    let digest = put(&store, &nginx(), b"layer").await;
+    let (place, store, digest) = Place::with_layer().await;
     drop(store);
     let state = place.path().join("scheduler-state.json");
     fs::write(&state, "{}").unwrap();

@@ -6,8 +6,7 @@ use mirror::config::TtlFrom::{FirstFetch, LastUse};
 /// Unused content expires with its links and tags.
 #[tokio::test]
 async fn unused_content_expires_with_links_and_tags() {
-    let place = Place::new();
-    let store = place.open().await;
+    let (place, store) = Place::opened().await;
     let other = repository("quay.io", "org/app");
     let layer = put(&store, &nginx(), b"layer").await;
     store.link_blob(&other, &layer).await.unwrap();
@@ -28,9 +27,7 @@ async fn unused_content_expires_with_links_and_tags() {
 #[tokio::test]
 async fn use_renews_only_with_last_use() {
     for (from, stays) in [(LastUse, true), (FirstFetch, false)] {
-        let place = Place::new();
-        let store = place.open().await;
-        let digest = put(&store, &nginx(), b"layer").await;
+        let (place, store, digest) = Place::with_layer().await;
         place.clock.advance(HOUR);
         get(&store, &nginx(), &digest).await.unwrap();
         place.clock.advance(HOUR / 2);
@@ -41,8 +38,7 @@ async fn use_renews_only_with_last_use() {
 
 #[tokio::test]
 async fn ages_survive_a_restart() {
-    let place = Place::new();
-    let store = place.open().await;
+    let (place, store) = Place::opened().await;
     let old = put(&store, &nginx(), b"old").await;
     place.clock.advance(2 * HOUR);
     let new = put(&store, &nginx(), b"new").await;
@@ -56,9 +52,7 @@ async fn ages_survive_a_restart() {
 /// A shorter TTL applies to cached content, and no TTL keeps everything.
 #[tokio::test]
 async fn shortened_ttl_applies_to_cached_content() {
-    let place = Place::new();
-    let store = place.open().await;
-    let digest = put(&store, &nginx(), b"layer").await;
+    let (place, store, digest) = Place::with_layer().await;
     place.clock.advance(24 * HOUR);
     assert_eq!(store.expire(None, LastUse).await.unwrap(), 0);
     assert_eq!(store.expire(Some(48 * HOUR), LastUse).await.unwrap(), 0);
@@ -69,9 +63,7 @@ async fn shortened_ttl_applies_to_cached_content() {
 /// An open download runs to its end, and its content expires afterwards.
 #[tokio::test]
 async fn open_download_delays_expiry() {
-    let place = Place::new();
-    let store = place.open().await;
-    let digest = put(&store, &nginx(), b"layer").await;
+    let (place, store, digest) = Place::with_layer().await;
     let blob = store.blob(&nginx(), &digest).await.unwrap().unwrap();
     place.clock.advance(2 * HOUR);
     assert_eq!(store.expire(Some(HOUR), FirstFetch).await.unwrap(), 0);
@@ -82,9 +74,7 @@ async fn open_download_delays_expiry() {
 
 #[tokio::test]
 async fn expiry_runs_at_once_after_changes_and_flushes() {
-    let place = Place::new();
-    let store = place.open().await;
-    let digest = put(&store, &nginx(), b"layer").await;
+    let (place, store, digest) = Place::with_layer().await;
     place.clock.advance(2 * HOUR);
     let config = |ttl| mirror::config::Cache {
         ttl: Some(ttl),
@@ -112,9 +102,7 @@ async fn expiry_runs_at_once_after_changes_and_flushes() {
 
 #[tokio::test]
 async fn use_alone_rewrites_expiry_state_hourly() {
-    let place = Place::new();
-    let store = place.open().await;
-    let digest = put(&store, &nginx(), b"layer").await;
+    let (place, store, digest) = Place::with_layer().await;
     store.expire(Some(24 * HOUR), LastUse).await.unwrap();
     store.flush_if_due().await;
     let state = || fs::read_to_string(place.path().join("scheduler-state.json")).unwrap();
@@ -137,9 +125,7 @@ async fn use_alone_rewrites_expiry_state_hourly() {
 
 #[tokio::test]
 async fn use_never_rewrites_expiry_state_from_first_fetch() {
-    let place = Place::new();
-    let store = place.open().await;
-    let digest = put(&store, &nginx(), b"layer").await;
+    let (place, store, digest) = Place::with_layer().await;
     store.expire(Some(24 * HOUR), FirstFetch).await.unwrap();
     store.flush().await;
     let path = place.path().join("scheduler-state.json");
@@ -153,8 +139,7 @@ async fn use_never_rewrites_expiry_state_from_first_fetch() {
 #[tokio::test]
 async fn clock_years_ahead_neither_drops_nor_keeps_content() {
     let (year, week) = (8_760 * HOUR, 168 * HOUR);
-    let place = Place::new();
-    let store = place.open().await;
+    let (place, store) = Place::opened().await;
     let old = put(&store, &nginx(), b"old").await;
     let expire = async |from| store.expire(Some(week), from).await.unwrap();
     assert_eq!(expire(LastUse).await, 0);
@@ -177,8 +162,7 @@ async fn clock_years_ahead_neither_drops_nor_keeps_content() {
 
 #[tokio::test]
 async fn clock_set_ahead_expires_content_after_an_hour() {
-    let place = Place::new();
-    let store = place.open().await;
+    let (place, store) = Place::opened().await;
     put(&store, &nginx(), b"layer").await;
     let expire = async || store.expire(Some(168 * HOUR), LastUse).await.unwrap();
     assert_eq!(expire().await, 0);

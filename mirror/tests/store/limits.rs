@@ -220,10 +220,7 @@ async fn evictions_are_counted_by_reason() {
     fs::write(place.data(&damaged), "").unwrap();
     place.clock.advance(2 * HOUR);
     assert_eq!(get(&store, &nginx(), &damaged).await, None);
-    store
-        .expire(Some(HOUR), mirror::config::TtlFrom::LastUse)
-        .await
-        .unwrap();
+    expire(&store).await;
     let counted = place.metrics.encode().unwrap();
     for (reason, blobs) in [("room", 3), ("damaged", 1), ("expired", 1)] {
         let line = format!("evictions_total{{reason=\"{reason}\"}} {blobs}\n");

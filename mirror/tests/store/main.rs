@@ -52,6 +52,20 @@ impl Place {
         }
     }
 
+    /// Creates a place, and opens its store.
+    async fn opened() -> (Self, Store) {
+        let place = Self::new();
+        let store = place.open().await;
+        (place, store)
+    }
+
+    /// Creates a place whose store has the blob `layer` in [`nginx`].
+    async fn with_layer() -> (Self, Store, Digest) {
+        let (place, store) = Self::opened().await;
+        let digest = put(&store, &nginx(), b"layer").await;
+        (place, store, digest)
+    }
+
     fn limited(bytes: u64) -> Self {
         Self {
             max_size: Some(MaxSize::Bytes(bytes)),
@@ -196,6 +210,12 @@ fn read(blob: &Blob) -> Vec<u8> {
 /// Returns the blob that the repository serves for a digest.
 async fn get(store: &Store, repository: &Repository, digest: &Digest) -> Option<Vec<u8>> {
     store.blob(repository, digest).await.unwrap().as_ref().map(read)
+}
+
+/// Removes what was not used for an hour.
+async fn expire(store: &Store) {
+    let expired = store.expire(Some(HOUR), mirror::config::TtlFrom::LastUse).await;
+    expired.unwrap();
 }
 
 async fn until(condition: impl Fn() -> bool) {

@@ -21,8 +21,7 @@ async fn image(store: &Store, layer: &[u8]) -> (Digest, Digest, Digest) {
 /// A pinned tag keeps its index, its image and its layers from expiry.
 #[tokio::test]
 async fn pinned_tag_keeps_index_image_and_layers() {
-    let place = Place::new();
-    let store = place.open().await;
+    let (place, store) = Place::opened().await;
     let (layer, image, index) = image(&store, b"kept").await;
     let other = put(&store, &nginx(), b"other").await;
     store
@@ -44,8 +43,7 @@ async fn pinned_tag_keeps_index_image_and_layers() {
 /// A pin by digest keeps a manifest or a blob.
 #[tokio::test]
 async fn pin_by_digest_keeps_manifest_or_blob() {
-    let place = Place::new();
-    let store = place.open().await;
+    let (place, store) = Place::opened().await;
     let (layer, image, _) = image(&store, b"by manifest").await;
     let blob = put(&store, &nginx(), b"by itself").await;
     let pins = [&image, &blob].map(|digest| format!("docker.io/library/nginx@{digest}"));
@@ -63,8 +61,7 @@ async fn pin_by_digest_keeps_manifest_or_blob() {
 /// A pinned tag that moved keeps its new target and releases the old one.
 #[tokio::test]
 async fn moved_pinned_tag_keeps_its_new_target() {
-    let place = Place::new();
-    let store = place.open().await;
+    let (place, store) = Place::opened().await;
     store.set_pinned(&globs(&["docker.io/**/nginx:latest"]));
     let tag = "latest".parse().unwrap();
     let (old, _, before) = image(&store, b"old").await;

@@ -99,8 +99,7 @@ async fn damaged_index_pages_cost_no_content() {
 /// The leftovers of unfinished blobs are removed at the start.
 #[tokio::test]
 async fn unfinished_blobs_are_swept_at_start() {
-    let place = Place::new();
-    let store = place.open().await;
+    let (place, store) = Place::opened().await;
     let staged = store.stage(&nginx().host, &digest(b"x"), Some(1)).await.unwrap();
     std::mem::forget(staged);
     assert_eq!(place.scratch(), 1);

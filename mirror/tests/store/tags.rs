@@ -5,8 +5,7 @@ use super::*;
 /// A tag keeps its digest and the time of its last validation.
 #[tokio::test]
 async fn tag_keeps_digest_and_validation_time() {
-    let place = Place::new();
-    let store = place.open().await;
+    let (place, store) = Place::opened().await;
     let (tag, digest) = ("latest".parse().unwrap(), digest(b"{}"));
     assert_eq!(store.tag(&nginx(), &tag).await.unwrap(), None);
     store.put_tag(&nginx(), &tag, &digest).await.unwrap();
@@ -19,8 +18,7 @@ async fn tag_keeps_digest_and_validation_time() {
 /// A validation survives a restart and rewrites no link.
 #[tokio::test]
 async fn validation_survives_restart_without_link_write() {
-    let place = Place::new();
-    let store = place.open().await;
+    let (place, store) = Place::opened().await;
     let (tag, digest) = ("latest".parse().unwrap(), digest(b"{}"));
     store.put_tag(&nginx(), &tag, &digest).await.unwrap();
     let link = place
@@ -39,8 +37,7 @@ async fn validation_survives_restart_without_link_write() {
 /// A moved tag is proven after a restart without a flush.
 #[tokio::test]
 async fn moved_tag_is_proven_after_restart_unflushed() {
-    let place = Place::new();
-    let store = place.open().await;
+    let (place, store) = Place::opened().await;
     let tag = "latest".parse().unwrap();
     store.put_tag(&nginx(), &tag, &digest(b"1")).await.unwrap();
     store.put_tag(&nginx(), &tag, &digest(b"1")).await.unwrap();
@@ -71,8 +68,7 @@ async fn unvalidated_tag_is_not_proven() {
 
 #[tokio::test]
 async fn tags_and_repositories_are_listed_sorted() {
-    let place = Place::new();
-    let store = place.open().await;
+    let (_place, store) = Place::opened().await;
     for tag in ["b", "a", "B"] {
         store
             .put_tag(&nginx(), &tag.parse().unwrap(), &digest(b"{}"))
@@ -94,8 +90,7 @@ async fn tags_and_repositories_are_listed_sorted() {
 
 #[tokio::test]
 async fn changed_default_never_mixes_tags() {
-    let place = Place::new();
-    let store = place.open().await;
+    let (place, store) = Place::opened().await;
     let tag = "latest".parse().unwrap();
     store.put_tag(&nginx(), &tag, &digest(b"hub")).await.unwrap();
     drop(store);

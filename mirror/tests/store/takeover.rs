@@ -29,8 +29,7 @@ fn write_state(place: &Place, others: usize, ours: &[&Digest], expires: Timestam
 
 /// Pulls at once after the take-over and at the end of it; what the state says when the server stops right then.
 async fn pulled_while_it_learns(others: usize, index_is_there: bool) {
-    let place = Place::new();
-    let store = place.open().await;
+    let (place, store) = Place::opened().await;
     let (early, late) = (
         put(&store, &nginx(), b"early").await,
         put(&store, &nginx(), b"late").await,
@@ -99,8 +98,7 @@ async fn content_fetched_during_rebuild_has_new_expiry() {
 #[tokio::test]
 async fn unreadable_expiry_state_costs_no_content() {
     for damage in [None, Some("[1]"), Some("{\"a\":"), Some("")] {
-        let place = Place::new();
-        let store = place.open().await;
+        let (place, store) = Place::opened().await;
         let layer = put(&store, &nginx(), b"layer").await;
         drop(store);
         let state = place.path().join("scheduler-state.json");

@@ -10,7 +10,7 @@ use mirror::upstream::{Accept, Error, Upstream, UpstreamState};
 use test_case::test_case;
 
 use crate::hub::{Fault, Gate, Hub};
-use crate::{impatient, name, tag, upstream};
+use crate::{impatient, manifest_head, name, tag, upstream};
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 
@@ -83,9 +83,7 @@ async fn head_404_is_checked_by_get_against_ingress_page() {
         .await;
     assert!(matches!(missing, Err(Error::NotFound { code, .. }) if code == "MANIFEST_UNKNOWN"));
     hub.always("* manifests", Fault::html(404));
-    let strange = upstream
-        .manifest_head(&name("library/app"), &tag("v1"), &Accept::default())
-        .await;
+    let strange = manifest_head(&upstream).await;
     assert_eq!(strange.unwrap_err(), Error::StrangeNotFound);
 }
 
@@ -119,8 +117,7 @@ fn marked(status: u16, body: &'static str) -> Fault {
 #[test_case(410)]
 #[tokio::test]
 async fn marked_404_of_head_is_final(status: u16) {
-    let hub = Hub::start().await;
-    let digest = hub.push_blob("library/app", b"layer");
+    let (hub, digest) = Hub::with_blob(b"layer").await;
     hub.always("HEAD /v2/", marked(status, ""));
     let (upstream, name) = (upstream(&hub), name("library/app"));
     let manifest = upstream

@@ -8,7 +8,7 @@ use mirror::upstream::{BlobAnswer, Error, Options, Upstream};
 use test_case::test_case;
 
 use crate::hub::{Auth, Fault, Gate, Hub, Tokens};
-use crate::{impatient, name, upstream};
+use crate::{blob, impatient, name, upstream};
 
 async fn bytes(answer: BlobAnswer) -> Result<Vec<u8>, Error> {
     let chunks: Vec<_> = answer.body.try_collect().await?;
@@ -22,9 +22,8 @@ fn pattern(length: usize) -> Vec<u8> {
 /// A whole blob is a plain GET request without a range.
 #[tokio::test]
 async fn whole_blob_is_a_plain_get() {
-    let hub = Hub::start().await;
     let data = pattern(300_000);
-    let digest = hub.push_blob("library/app", &data);
+    let (hub, digest) = Hub::with_blob(&data).await;
     let answer = upstream(&hub)
         .blob(&name("library/app"), &digest, 0, None)
         .await
@@ -41,9 +40,8 @@ async fn whole_blob_is_a_plain_get() {
 #[test_case(990, Some(5000), "bytes=990-4999" ; "beyond the end")]
 #[tokio::test]
 async fn blob_part_is_requested_by_range(from: u64, until: Option<u64>, range: &str) {
-    let hub = Hub::start().await;
     let data = pattern(1000);
-    let digest = hub.push_blob("library/app", &data);
+    let (hub, digest) = Hub::with_blob(&data).await;
     let answer = upstream(&hub)
         .blob(&name("library/app"), &digest, from, until)
         .await
@@ -62,9 +60,8 @@ async fn blob_part_is_requested_by_range(from: u64, until: Option<u64>, range: &
 #[test_case(Fault::refuse_range() ; "refused")]
 #[tokio::test]
 async fn unsupported_range_returns_whole_blob(fault: Fault) {
-    let hub = Hub::start().await;
     let data = pattern(1000);
-    let digest = hub.push_blob("library/app", &data);
+    let (hub, digest) = Hub::with_blob(&data).await;
     hub.once("GET blobs", fault);
     let answer = upstream(&hub)
         .blob(&name("library/app"), &digest, 500, None)
@@ -77,8 +74,7 @@ async fn unsupported_range_returns_whole_blob(fault: Fault) {
 /// A range beyond the end of a blob is an error at once.
 #[tokio::test]
 async fn range_beyond_end_is_an_error() {
-    let hub = Hub::start().await;
-    let digest = hub.push_blob("library/app", pattern(1000));
+    let (hub, digest) = Hub::with_blob(pattern(1000)).await;
     let got = upstream(&hub)
         .blob(&name("library/app"), &digest, 1000, None)
         .await;
@@ -94,8 +90,7 @@ async fn range_beyond_end_is_an_error() {
 #[test_case(Fault::Header("content-range", String::new()) ; "empty")]
 #[tokio::test]
 async fn part_with_wrong_range_is_refused(fault: Fault) {
-    let hub = Hub::start().await;
-    let digest = hub.push_blob("library/app", pattern(1000));
+    let (hub, digest) = Hub::with_blob(pattern(1000)).await;
     hub.always("GET blobs", fault);
     let got = upstream(&hub)
         .blob(&name("library/app"), &digest, 500, None)
@@ -109,14 +104,10 @@ async fn part_with_wrong_range_is_refused(fault: Fault) {
 #[test_case(Fault::Stall(600_000) ; "stalled")]
 #[tokio::test]
 async fn truncated_body_ends_with_an_error(fault: Fault) {
-    let hub = Hub::start().await;
-    let digest = hub.push_blob("library/app", pattern(1_000_000));
+    let (hub, digest) = Hub::with_blob(pattern(1_000_000)).await;
     hub.always("GET blobs", fault);
     let upstream = Upstream::with_options(&hub.config(), impatient(Clock::system())).unwrap();
-    let mut answer = upstream
-        .blob(&name("library/app"), &digest, 0, None)
-        .await
-        .unwrap();
+    let mut answer = blob(&upstream, &digest).await.unwrap();
     let mut came = 0;
     let error = loop {
         match answer.body.try_next().await {
@@ -132,9 +123,8 @@ async fn truncated_body_ends_with_an_error(fault: Fault) {
 /// A reader that pauses for longer than the idle timeout is not cut.
 #[tokio::test]
 async fn paused_reader_is_not_cut() {
-    let hub = Hub::start().await;
     let data = pattern(1_000_000);
-    let digest = hub.push_blob("library/app", &data);
+    let (hub, digest) = Hub::with_blob(&data).await;
     let gate = Gate::shut();
     hub.always("GET blobs", Fault::Wait(500_000, gate.clone()));
     let options = impatient(Clock::system());
@@ -158,33 +148,25 @@ async fn paused_reader_is_not_cut() {
 
 #[tokio::test]
 async fn signed_url_gets_no_token_and_is_never_shown() {
-    let hub = Hub::start().await;
     let data = pattern(1000);
-    let digest = hub.push_blob("library/app", &data);
+    let (hub, digest) = Hub::with_blob(&data).await;
     let tokens = Tokens::at(&hub);
     *hub.auth() = Auth::Tokens(tokens);
     hub.redirect_blobs(true);
     let upstream = upstream(&hub);
-    let answer = upstream
-        .blob(&name("library/app"), &digest, 0, None)
-        .await
-        .unwrap();
+    let answer = blob(&upstream, &digest).await.unwrap();
     assert_eq!(bytes(answer).await.unwrap(), data);
     let at_storage = hub.seen("GET /signed");
     assert!(at_storage[0].storage && at_storage[0].authorization().is_empty());
     hub.always("GET /signed", Fault::Reset);
-    let error = upstream
-        .blob(&name("library/app"), &digest, 0, None)
-        .await
-        .unwrap_err();
+    let error = blob(&upstream, &digest).await.unwrap_err();
     assert!(!format!("{error:?}").contains("sig="), "{error:?}");
 }
 
 /// The refusal of a signed URL does not affect the credential.
 #[tokio::test]
 async fn expired_signed_url_does_not_reject_credential() {
-    let hub = Hub::start().await;
-    let digest = hub.push_blob("library/app", pattern(1000));
+    let (hub, digest) = Hub::with_blob(pattern(1000)).await;
     hub.redirect_blobs(true);
     hub.always("GET /signed", Fault::status(403));
     let error = upstream(&hub)
@@ -203,8 +185,7 @@ async fn expired_signed_url_does_not_reject_credential() {
 
 #[tokio::test]
 async fn blob_head_accepts_size_or_redirect() {
-    let hub = Hub::start().await;
-    let digest = hub.push_blob("library/app", pattern(1000));
+    let (hub, digest) = Hub::with_blob(pattern(1000)).await;
     let upstream = upstream(&hub);
     assert_eq!(
         upstream.blob_head(&name("library/app"), &digest).await,
@@ -218,8 +199,7 @@ async fn blob_head_accepts_size_or_redirect() {
 /// A page in response to a HEAD or a range request is neither a blob nor a size.
 #[tokio::test]
 async fn page_is_no_blob_and_no_size() {
-    let hub = Hub::start().await;
-    let digest = hub.push_blob("library/app", pattern(1000));
+    let (hub, digest) = Hub::with_blob(pattern(1000)).await;
     let upstream = upstream(&hub);
     let page = |status| {
         let html = vec![("content-type", "text/html; charset=utf-8".to_owned())];
@@ -241,8 +221,7 @@ async fn page_is_no_blob_and_no_size() {
 #[test_case(405 ; "not allowed")]
 #[tokio::test]
 async fn refused_head_is_replaced_by_one_byte(status: u16) {
-    let hub = Hub::start().await;
-    let digest = hub.push_blob("library/app", pattern(1000));
+    let (hub, digest) = Hub::with_blob(pattern(1000)).await;
     hub.always("HEAD blobs", Fault::status(status));
     let upstream = upstream(&hub);
     assert_eq!(
@@ -260,26 +239,21 @@ async fn refused_head_is_replaced_by_one_byte(status: u16) {
 /// An empty blob exists although it has no first byte.
 #[tokio::test]
 async fn empty_blob_exists_without_first_byte() {
-    let hub = Hub::start().await;
-    let digest = hub.push_blob("library/app", b"");
+    let (hub, digest) = Hub::with_blob(b"").await;
     hub.always("HEAD blobs", Fault::status(405));
     let upstream = upstream(&hub);
     assert_eq!(
         upstream.blob_head(&name("library/app"), &digest).await,
         Ok(Some(0))
     );
-    let answer = upstream
-        .blob(&name("library/app"), &digest, 0, None)
-        .await
-        .unwrap();
+    let answer = blob(&upstream, &digest).await.unwrap();
     assert_eq!(bytes(answer).await.unwrap(), b"");
 }
 
 /// HEAD alone gives the size of a blob if nothing redirects.
 #[tokio::test]
 async fn size_comes_from_head_without_redirect() {
-    let hub = Hub::start().await;
-    let digest = hub.push_blob("library/app", pattern(1000));
+    let (hub, digest) = Hub::with_blob(pattern(1000)).await;
     let size = upstream(&hub).blob_size(&name("library/app"), &digest).await;
     assert_eq!(size, Ok(Some(1000)));
     assert_eq!((hub.count("HEAD blobs"), hub.count("GET")), (1, 0));
@@ -288,8 +262,7 @@ async fn size_comes_from_head_without_redirect() {
 /// Behind a redirect one byte gives the size.
 #[tokio::test]
 async fn redirected_blob_size_costs_one_byte() {
-    let hub = Hub::start().await;
-    let digest = hub.push_blob("library/app", pattern(300_000));
+    let (hub, digest) = Hub::with_blob(pattern(300_000)).await;
     hub.redirect_blobs(true);
     let size = upstream(&hub).blob_size(&name("library/app"), &digest).await;
     assert_eq!(size, Ok(Some(300_000)));
@@ -317,8 +290,7 @@ async fn size_behind_redirect_is_length_without_body() {
 /// An empty blob behind a redirect has size zero.
 #[tokio::test]
 async fn redirected_empty_blob_has_size_zero() {
-    let hub = Hub::start().await;
-    let digest = hub.push_blob("library/app", b"");
+    let (hub, digest) = Hub::with_blob(b"").await;
     hub.redirect_blobs(true);
     let size = upstream(&hub).blob_size(&name("library/app"), &digest).await;
     assert_eq!(size, Ok(Some(0)));
@@ -343,8 +315,7 @@ async fn bare_416_of_storage_still_gives_size() {
 
 #[tokio::test]
 async fn size_is_unknown_if_never_sent_error_if_refused() {
-    let hub = Hub::start().await;
-    let digest = hub.push_blob("library/app", pattern(1000));
+    let (hub, digest) = Hub::with_blob(pattern(1000)).await;
     hub.redirect_blobs(true);
     let upstream = upstream(&hub);
     hub.once(
@@ -396,8 +367,7 @@ async fn full_download_pool_fails_after_queue_time() {
 
 #[tokio::test]
 async fn downloads_beyond_limit_wait() {
-    let hub = Hub::start().await;
-    let digest = hub.push_blob("library/app", pattern(1000));
+    let (hub, digest) = Hub::with_blob(pattern(1000)).await;
     let mut options = impatient(Clock::system());
     options.limits.blobs = 1;
     options.timeouts.queue = Duration::from_millis(100);
@@ -412,8 +382,7 @@ async fn downloads_beyond_limit_wait() {
 
 #[tokio::test]
 async fn pass_through_pool_is_separate_from_fills() {
-    let hub = Hub::start().await;
-    let digest = hub.push_blob("library/app", pattern(1000));
+    let (hub, digest) = Hub::with_blob(pattern(1000)).await;
     let mut options = impatient(Clock::system());
     (options.limits.blobs, options.limits.passing) = (1, 1);
     options.timeouts.patience = Duration::from_millis(100);

@@ -23,9 +23,10 @@ use std::time::{Duration, Instant};
 
 use mirror::clock::Clock;
 use mirror::credential::Credential;
+use mirror::digest::Digest;
 use mirror::name::{Reference, RepositoryName};
 use mirror::secret::Secret;
-use mirror::upstream::{Error, Options, Timeouts, Upstream};
+use mirror::upstream::{Accept, BlobAnswer, Error, ManifestHead, Options, Timeouts, Upstream};
 
 fn name(text: &str) -> RepositoryName {
     text.parse().unwrap()
@@ -75,6 +76,17 @@ async fn pull(upstream: &Upstream) -> Result<(), Error> {
         .manifest(&name("library/app"), &tag("v1"))
         .await
         .map(drop)
+}
+
+/// Requests a blob of `library/app`.
+async fn blob(upstream: &Upstream, digest: &Digest) -> Result<BlobAnswer, Error> {
+    upstream.blob(&name("library/app"), digest, 0, None).await
+}
+
+/// Requests the digest of `library/app:v1`.
+async fn manifest_head(upstream: &Upstream) -> Result<ManifestHead, Error> {
+    let (name, tag) = (name("library/app"), tag("v1"));
+    upstream.manifest_head(&name, &tag, &Accept::default()).await
 }
 
 async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {

@@ -14,7 +14,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::hub::Hub;
-use crate::{eventually, name, tag};
+use crate::{blob, eventually, name, tag};
 
 /// A server on ports of its own that keeps every connection open.
 #[derive(Clone, Default)]
@@ -95,10 +95,7 @@ async fn few_connections_to_named_hosts_stay_open() {
         let address = servers.listen(|_, _, _| response("200 OK", "", "layer")).await;
         let location = format!("http://{address}/layer");
         hub.once("GET blobs", crate::hub::Fault::redirect(&location));
-        let answer = upstream
-            .blob(&name("library/app"), &digest, 0, None)
-            .await
-            .unwrap();
+        let answer = blob(&upstream, &digest).await.unwrap();
         let chunks: Vec<_> = answer.body.try_collect().await.unwrap();
         assert_eq!(chunks.concat(), b"layer");
     }

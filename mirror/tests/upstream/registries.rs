@@ -13,7 +13,7 @@ use test_case::test_case;
 use url::Url;
 
 use crate::hub::{Auth, Fault, Hub, Seen, Tokens};
-use crate::{basic, name, pull, tag};
+use crate::{basic, blob, name, pull, tag};
 
 /// The upstream, and the registry that it redirects to, on another port of 127.0.0.1.
 struct Two {
@@ -367,8 +367,7 @@ async fn token_server_redirect_sends_no_password() {
 #[test_case(401, Some("Bearer realm=\"REALM\""); "with a challenge for a token")]
 #[tokio::test]
 async fn trusted_storage_gets_no_credential(status: u16, challenge: Option<&str>) {
-    let hub = Hub::start().await;
-    let digest = hub.push_blob("library/app", b"blob");
+    let (hub, digest) = Hub::with_blob(b"blob").await;
     let mut storage = hub.storage_url();
     storage.set_host(Some("localhost")).unwrap();
     hub.redirect_blobs_to(storage.as_str());
@@ -383,10 +382,7 @@ async fn trusted_storage_gets_no_credential(status: u16, challenge: Option<&str>
     config.trust.redirects = vec!["localhost".into()];
     config.trust.realms = vec!["localhost".into()];
     let upstream = Upstream::new(&config, Clock::system()).unwrap();
-    let error = upstream
-        .blob(&name("library/app"), &digest, 0, None)
-        .await
-        .unwrap_err();
+    let error = blob(&upstream, &digest).await.unwrap_err();
     assert!(matches!(error, Error::Unavailable { .. }), "{error:?}");
     assert!(hub.seen("*").iter().all(|seen| seen.authorization().is_empty()));
 }
@@ -410,8 +406,7 @@ async fn redirected_404_is_final() {
 #[test_case(Some("Bearer authorization_uri=\"https://login.example\""); "with a challenge that names no realm")]
 #[tokio::test]
 async fn storage_401_does_not_reject_credential(challenge: Option<&str>) {
-    let hub = Hub::start().await;
-    let digest = hub.push_blob("library/app", b"blob");
+    let (hub, digest) = Hub::with_blob(b"blob").await;
     hub.redirect_blobs(true);
     hub.always("GET /token", Fault::error(401, "UNAUTHORIZED"));
     let realm = format!("{}token", hub.url());
@@ -425,10 +420,7 @@ async fn storage_401_does_not_reject_credential(challenge: Option<&str>) {
     let mut config = hub.config();
     config.credential = basic("jane", "hunter2");
     let upstream = Upstream::new(&config, Clock::system()).unwrap();
-    let error = upstream
-        .blob(&name("library/app"), &digest, 0, None)
-        .await
-        .unwrap_err();
+    let error = blob(&upstream, &digest).await.unwrap_err();
     assert!(matches!(error, Error::Unavailable { .. }), "{error:?}");
     assert!(hub.seen("*").iter().all(|seen| seen.authorization().is_empty()));
 }
@@ -518,8 +510,7 @@ async fn redirected_request_has_referer() {
 
 #[tokio::test]
 async fn a_storage_receives_the_referer() {
-    let hub = Hub::start().await;
-    let digest = hub.push_blob("library/app", b"blob");
+    let (hub, digest) = Hub::with_blob(b"blob").await;
     hub.redirect_blobs(true);
     let upstream = Upstream::new(&hub.config(), Clock::system()).unwrap();
     let app = name("library/app");

@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use mirror::clock::Clock;
 use mirror::credential::Credential;
-use mirror::upstream::{Accept, Error, Upstream, UpstreamState};
+use mirror::upstream::{Error, Upstream, UpstreamState};
 use test_case::test_case;
 
 use crate::hub::{Auth, Fault, Gate, Hub, Tokens};
-use crate::{name, pull, tag};
+use crate::{blob, manifest_head, name, pull};
 
 async fn start() -> (Hub, Clock, Upstream) {
     let hub = Hub::start().await;
@@ -108,14 +108,8 @@ async fn heads_and_blobs_continue_during_manifest_backoff() {
     let digest = hub.push_blob("library/app", b"layer");
     hub.always("GET manifests", Fault::limited(None));
     assert!(pull(&upstream).await.is_err());
-    upstream
-        .manifest_head(&name("library/app"), &tag("v1"), &Accept::default())
-        .await
-        .unwrap();
-    upstream
-        .blob(&name("library/app"), &digest, 0, None)
-        .await
-        .unwrap();
+    manifest_head(&upstream).await.unwrap();
+    blob(&upstream, &digest).await.unwrap();
 }
 
 /// An exhausted rate limit delays manifests only, and ahead of any 429.
@@ -127,17 +121,11 @@ async fn exhausted_limit_delays_manifests_only() {
         Fault::Header("ratelimit-remaining", "0;w=21600".into()),
     );
     assert_eq!(upstream.rate_limit().remaining, None);
-    upstream
-        .manifest_head(&name("library/app"), &tag("v1"), &Accept::default())
-        .await
-        .unwrap();
+    manifest_head(&upstream).await.unwrap();
     assert_eq!(upstream.rate_limit().remaining, Some(0));
     assert_eq!(seconds(pull(&upstream).await), 10);
     assert_eq!(hub.count("GET manifests"), 0);
-    upstream
-        .manifest_head(&name("library/app"), &tag("v1"), &Accept::default())
-        .await
-        .unwrap();
+    manifest_head(&upstream).await.unwrap();
     hub.heal();
     clock.advance(Duration::from_secs(11));
     pull(&upstream).await.unwrap();
@@ -170,10 +158,7 @@ async fn rate_limit_of_a_storage_is_not_the_registrys() {
     hub.redirect_blobs(true);
     hub.always("GET signed", Fault::Header("ratelimit-remaining", "0".into()));
     for _ in 0..2 {
-        upstream
-            .blob(&name("library/app"), &digest, 0, None)
-            .await
-            .unwrap();
+        blob(&upstream, &digest).await.unwrap();
         pull(&upstream).await.unwrap();
     }
     assert_eq!(upstream.rate_limit().remaining, None);

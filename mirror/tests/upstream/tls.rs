@@ -9,7 +9,7 @@ use test_case::test_case;
 
 use crate::hub::{Fault, Hub};
 use crate::openssl::{LOCAL, Openssl};
-use crate::{name, tag};
+use crate::{blob, name, tag};
 
 async fn pull(config: &mirror::config::Upstream) -> Result<(), Error> {
     let upstream = Upstream::new(config, Clock::system()).unwrap();
@@ -88,10 +88,7 @@ async fn self_signed_server_certificate_as_ca_is_trusted() {
     pull(&hub.config()).await.unwrap();
     // Over HTTP/1.1, by another client.
     let upstream = Upstream::new(&hub.config(), Clock::system()).unwrap();
-    upstream
-        .blob(&name("library/app"), &digest, 0, None)
-        .await
-        .unwrap();
+    blob(&upstream, &digest).await.unwrap();
 }
 
 /// The root of the CA is unknown, and the certificate of the server is in the CA file.
