@@ -1,6 +1,6 @@
 use std::{
     fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::atomic::{AtomicU16, Ordering},
 };
 
@@ -14,7 +14,36 @@ use super::*;
 const CONFIG: &str = "version = 3\n[plugins.'io.containerd.cri.v1.images'.registry]\nconfig_path = '/etc/containerd/certs.d'\n";
 const CERTS: &str = "etc/containerd/certs.d";
 
-/// A mirror that answers `/v2/` with a status.
+/// Returns an empty directory as the root of a node.
+pub(super) fn root() -> (TempDir, NodeRoot) {
+    let directory = tempfile::tempdir().unwrap();
+    let root = NodeRoot::open(directory.path()).unwrap();
+    (directory, root)
+}
+
+/// Returns every entry below a directory with its content, sorted. Links are not followed.
+pub(super) fn tree(directory: &Path) -> Vec<(String, Vec<u8>)> {
+    let mut entries = Vec::new();
+    for entry in fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        let content = if path.is_symlink() {
+            fs::read_link(&path)
+                .unwrap()
+                .into_os_string()
+                .into_encoded_bytes()
+        } else if path.is_dir() {
+            entries.extend(tree(&path));
+            Vec::new()
+        } else {
+            fs::read(&path).unwrap()
+        };
+        entries.push((path.display().to_string(), content));
+    }
+    entries.sort();
+    entries
+}
+
+/// A mirror that answers `/v2/` with a status: 200 at first.
 struct FakeMirror {
     url: String,
     status: Arc<AtomicU16>,
@@ -22,8 +51,8 @@ struct FakeMirror {
 }
 
 impl FakeMirror {
-    async fn start(status: u16) -> Self {
-        let status = Arc::new(AtomicU16::new(status));
+    async fn start() -> Self {
+        let status = Arc::new(AtomicU16::new(200));
         let current = Arc::clone(&status);
         let answer = move || async move { StatusCode::from_u16(current.load(Ordering::Relaxed)).unwrap() };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -31,6 +60,11 @@ impl FakeMirror {
         let router = Router::new().fallback(answer);
         let task = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
         Self { url, status, task }
+    }
+
+    /// Returns the mirror as the only target, for Docker Hub.
+    fn targets(&self, fallback: &str) -> TargetSet {
+        targets(&[("hub", &self.url, "docker.io")], fallback)
     }
 }
 
@@ -47,12 +81,14 @@ struct Bench {
 }
 
 impl Bench {
-    fn new(config: &str) -> Self {
+    /// Returns a bench whose containerd has this configuration, and a running mirror.
+    async fn with_mirror(config: &str) -> (Self, FakeMirror) {
+        mirror::tls::provider();
         let directory = tempfile::tempdir().unwrap();
         fs::create_dir_all(directory.path().join(CERTS)).unwrap();
         fs::write(directory.path().join("etc/containerd/config.toml"), config).unwrap();
         let agent = Self::agent(&directory);
-        Self { agent, directory }
+        (Self { agent, directory }, FakeMirror::start().await)
     }
 
     fn agent(directory: &TempDir) -> NodeAgent {
@@ -73,6 +109,14 @@ impl Bench {
 
     fn hosts(&self, host: &str) -> PathBuf {
         self.directory.path().join(CERTS).join(host).join("hosts.toml")
+    }
+
+    fn text(&self, host: &str) -> String {
+        fs::read_to_string(self.hosts(host)).unwrap()
+    }
+
+    fn message(&self) -> String {
+        self.agent.reporter.current().unwrap().mirrors[0].message.clone()
     }
 
     /// Probes and updates the files this number of times.
@@ -114,10 +158,9 @@ fn targets(mirrors: &[(&str, &str, &str)], fallback: &str) -> TargetSet {
 
 #[tokio::test]
 async fn file_appears_after_the_first_answer() {
-    mirror::tls::provider();
-    let mut bench = Bench::new(CONFIG);
-    let hub = FakeMirror::start(503).await;
-    let targets = targets(&[("hub", &hub.url, "docker.io")], "Allow");
+    let (mut bench, hub) = Bench::with_mirror(CONFIG).await;
+    hub.status.store(503, Ordering::Relaxed);
+    let targets = hub.targets("Allow");
     bench.turns(&targets, 3).await;
     assert!(!bench.hosts("docker.io").exists());
     assert_eq!(bench.states(), [NodeState::Bypassed]);
@@ -126,17 +169,15 @@ async fn file_appears_after_the_first_answer() {
     assert!(!bench.hosts("docker.io").exists());
     hub.status.store(401, Ordering::Relaxed);
     bench.turns(&targets, 1).await;
-    let text = fs::read_to_string(bench.hosts("docker.io")).unwrap();
+    let text = bench.text("docker.io");
     assert!(text.contains(&format!("[host.\"{}\"]", hub.url)), "{text}");
     assert_eq!(bench.states(), [NodeState::Configured]);
 }
 
 #[tokio::test]
 async fn dead_mirror_is_bypassed_until_it_is_back() {
-    mirror::tls::provider();
-    let mut bench = Bench::new(CONFIG);
-    let hub = FakeMirror::start(200).await;
-    let targets = targets(&[("hub", &hub.url, "docker.io")], "Allow");
+    let (mut bench, hub) = Bench::with_mirror(CONFIG).await;
+    let targets = hub.targets("Allow");
     bench.turns(&targets, 1).await;
     hub.status.store(502, Ordering::Relaxed);
     bench.turns(&targets, 1).await;
@@ -153,10 +194,8 @@ async fn dead_mirror_is_bypassed_until_it_is_back() {
 
 #[tokio::test]
 async fn entry_without_fallback_stays() {
-    mirror::tls::provider();
-    let mut bench = Bench::new(CONFIG);
-    let hub = FakeMirror::start(200).await;
-    let targets = targets(&[("hub", &hub.url, "docker.io")], "Never");
+    let (mut bench, hub) = Bench::with_mirror(CONFIG).await;
+    let targets = hub.targets("Never");
     bench.turns(&targets, 1).await;
     drop(hub);
     bench.turns(&targets, 4).await;
@@ -166,9 +205,7 @@ async fn entry_without_fallback_stays() {
 
 #[tokio::test]
 async fn deleted_mirror_leaves_no_file() {
-    mirror::tls::provider();
-    let mut bench = Bench::new(CONFIG);
-    let hub = FakeMirror::start(200).await;
+    let (mut bench, hub) = Bench::with_mirror(CONFIG).await;
     let two = targets(
         &[("a", &hub.url, "docker.io"), ("b", &hub.url, "quay.io")],
         "Allow",
@@ -185,10 +222,8 @@ async fn deleted_mirror_leaves_no_file() {
 /// A restart must not take a file away that works.
 #[tokio::test]
 async fn restarted_agent_keeps_files_for_a_failed_probe() {
-    mirror::tls::provider();
-    let mut bench = Bench::new(CONFIG);
-    let hub = FakeMirror::start(200).await;
-    let targets = targets(&[("hub", &hub.url, "docker.io")], "Allow");
+    let (mut bench, hub) = Bench::with_mirror(CONFIG).await;
+    let targets = hub.targets("Allow");
     bench.turns(&targets, 1).await;
     bench.agent = Bench::agent(&bench.directory);
     hub.status.store(500, Ordering::Relaxed);
@@ -201,9 +236,7 @@ async fn restarted_agent_keeps_files_for_a_failed_probe() {
 /// A mirror whose spec is rejected while an agent starts keeps the files of the previous spec.
 #[tokio::test]
 async fn restarted_agent_keeps_files_of_a_rejected_spec() {
-    mirror::tls::provider();
-    let mut bench = Bench::new(CONFIG);
-    let hub = FakeMirror::start(200).await;
+    let (mut bench, hub) = Bench::with_mirror(CONFIG).await;
     let two = targets(
         &[("a", &hub.url, "docker.io"), ("b", &hub.url, "quay.io")],
         "Never",
@@ -225,56 +258,41 @@ async fn restarted_agent_keeps_files_of_a_rejected_spec() {
 
 #[tokio::test]
 async fn second_mirror_of_a_host_is_a_conflict() {
-    mirror::tls::provider();
-    let mut bench = Bench::new(CONFIG);
-    let (one, two) = (FakeMirror::start(200).await, FakeMirror::start(200).await);
+    let (mut bench, one) = Bench::with_mirror(CONFIG).await;
+    let two = FakeMirror::start().await;
     let both = targets(
         &[("a", &one.url, "docker.io"), ("b", &two.url, "docker.io")],
         "Allow",
     );
     bench.turns(&both, 1).await;
     assert_eq!(bench.states(), [NodeState::Configured, NodeState::Conflict]);
-    assert!(
-        fs::read_to_string(bench.hosts("docker.io"))
-            .unwrap()
-            .contains(&one.url)
-    );
+    assert!(bench.text("docker.io").contains(&one.url));
     // The second one serves the host while the first one is down.
     one.status.store(500, Ordering::Relaxed);
     bench.turns(&both, 2).await;
     assert_eq!(bench.states(), [NodeState::Bypassed, NodeState::Configured]);
-    assert!(
-        fs::read_to_string(bench.hosts("docker.io"))
-            .unwrap()
-            .contains(&two.url)
-    );
+    assert!(bench.text("docker.io").contains(&two.url));
 }
 
 #[tokio::test]
 async fn foreign_file_is_reported_and_kept() {
-    mirror::tls::provider();
-    let mut bench = Bench::new(CONFIG);
-    let hub = FakeMirror::start(200).await;
+    let (mut bench, hub) = Bench::with_mirror(CONFIG).await;
     fs::create_dir(bench.hosts("docker.io").parent().unwrap()).unwrap();
     fs::write(bench.hosts("docker.io"), "theirs").unwrap();
-    bench
-        .turns(&targets(&[("hub", &hub.url, "docker.io")], "Allow"), 2)
-        .await;
+    bench.turns(&hub.targets("Allow"), 2).await;
     assert_eq!(bench.states(), [NodeState::Conflict]);
-    let message = bench.agent.reporter.current().unwrap().mirrors[0].message.clone();
+    let message = bench.message();
     assert!(
         message.contains("/etc/containerd/certs.d/docker.io/hosts.toml"),
         "{message}"
     );
-    assert_eq!(fs::read_to_string(bench.hosts("docker.io")).unwrap(), "theirs");
+    assert_eq!(bench.text("docker.io"), "theirs");
 }
 
 #[tokio::test]
 async fn missing_config_path_is_reported_until_it_is_there() {
-    mirror::tls::provider();
-    let mut bench = Bench::new("version = 3\n");
-    let hub = FakeMirror::start(200).await;
-    let targets = targets(&[("hub", &hub.url, "docker.io")], "Allow");
+    let (mut bench, hub) = Bench::with_mirror("version = 3\n").await;
+    let targets = hub.targets("Allow");
     bench.turns(&targets, 1).await;
     assert_eq!(bench.states(), [NodeState::ConfigPathMissing]);
     assert!(!bench.hosts("docker.io").exists());
@@ -285,12 +303,8 @@ async fn missing_config_path_is_reported_until_it_is_there() {
 
 #[tokio::test]
 async fn clean_up_leaves_the_node_as_it_was() {
-    mirror::tls::provider();
-    let mut bench = Bench::new(CONFIG);
-    let hub = FakeMirror::start(200).await;
-    bench
-        .turns(&targets(&[("hub", &hub.url, "docker.io")], "Allow"), 1)
-        .await;
+    let (mut bench, hub) = Bench::with_mirror(CONFIG).await;
+    bench.turns(&hub.targets("Allow"), 1).await;
     assert!(clean_up(bench.directory.path(), None).unwrap().is_empty());
     let left = fs::read_dir(bench.directory.path().join(CERTS)).unwrap();
     assert_eq!(left.count(), 0);
@@ -299,19 +313,17 @@ async fn clean_up_leaves_the_node_as_it_was() {
 /// The registries that CRI-O can't pull through the mirror are named, with those that it can.
 #[tokio::test]
 async fn crio_names_hosts_that_it_cannot_use() {
-    mirror::tls::provider();
-    let mut bench = Bench::new(CONFIG);
+    let (mut bench, hub) = Bench::with_mirror(CONFIG).await;
     fs::remove_dir_all(bench.directory.path().join("etc/containerd")).unwrap();
     fs::create_dir_all(bench.directory.path().join("etc/crio")).unwrap();
     let reloads = "[crio.image]\nauto_reload_registries = true\n";
     fs::write(bench.directory.path().join("etc/crio/crio.conf"), reloads).unwrap();
-    let hub = FakeMirror::start(200).await;
     let hosts = "docker.io [::1]:5000 quay.io a.example:5000";
     bench
         .turns(&targets(&[("hub", &hub.url, hosts)], "Allow"), 1)
         .await;
     assert_eq!(bench.states(), [NodeState::Unsupported]);
-    let message = bench.agent.reporter.current().unwrap().mirrors[0].message.clone();
+    let message = bench.message();
     for expected in [
         "can't use the mirror for [::1]:5000, a.example:5000: ",
         "CRI-O uses the mirror for docker.io, quay.io",
@@ -328,11 +340,9 @@ async fn crio_names_hosts_that_it_cannot_use() {
 /// The cleanup removes the files also after the administrator added mirrors that containerd refuses.
 #[tokio::test]
 async fn clean_up_ignores_inline_mirrors() {
-    mirror::tls::provider();
     let config = CONFIG.replace("certs.d", "hosts.d");
-    let mut bench = Bench::new(&config);
-    let hub = FakeMirror::start(200).await;
-    let targets = targets(&[("hub", &hub.url, "docker.io")], "Allow");
+    let (mut bench, hub) = Bench::with_mirror(&config).await;
+    let targets = hub.targets("Allow");
     bench.turns(&targets, 1).await;
     let hosts = bench.directory.path().join("etc/containerd/hosts.d");
     assert!(hosts.join("docker.io/hosts.toml").exists());

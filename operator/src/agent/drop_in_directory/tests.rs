@@ -1,9 +1,9 @@
 use std::fs;
 
-use tempfile::TempDir;
 use test_case::test_case;
 
 use super::*;
+use crate::agent::tests::root;
 
 const DROP_INS: &str = "etc/containers/registries.conf.d";
 const CA: &str = "etc/containers/certs.d/10.0.0.1:5000/ca.crt";
@@ -17,12 +17,6 @@ fn files(mirror: &str) -> HostFiles {
         registries_conf: BTreeMap::from(["docker.io", "quay.io"].map(entry)),
         certificates: Some("PEM\n".to_owned()),
     }
-}
-
-fn root() -> (TempDir, NodeRoot) {
-    let directory = tempfile::tempdir().unwrap();
-    let root = NodeRoot::open(directory.path()).unwrap();
-    (directory, root)
 }
 
 fn drop_in(host: &str) -> String {

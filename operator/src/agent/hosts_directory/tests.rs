@@ -1,9 +1,9 @@
 use std::{fs, os::unix::fs::symlink, path::Path};
 
-use tempfile::TempDir;
 use test_case::test_case;
 
 use super::*;
+use crate::agent::tests::{root, tree};
 
 const CERTS: &str = "etc/containerd/certs.d";
 
@@ -15,31 +15,6 @@ fn files(text: &str) -> HostFiles {
         registries_conf: BTreeMap::new(),
         certificates: Some("PEM\n".to_owned()),
     }
-}
-
-fn root() -> (TempDir, NodeRoot) {
-    let directory = tempfile::tempdir().unwrap();
-    let root = NodeRoot::open(directory.path()).unwrap();
-    (directory, root)
-}
-
-/// Returns every entry below a directory with its content, sorted.
-fn tree(directory: &Path) -> Vec<(String, String)> {
-    let mut entries = Vec::new();
-    for entry in fs::read_dir(directory).unwrap() {
-        let path = entry.unwrap().path();
-        let name = path.display().to_string();
-        if path.is_symlink() {
-            entries.push((name, fs::read_link(&path).unwrap().display().to_string()));
-        } else if path.is_dir() {
-            entries.push((name, String::new()));
-            entries.extend(tree(&path));
-        } else {
-            entries.push((name, fs::read_to_string(&path).unwrap()));
-        }
-    }
-    entries.sort();
-    entries
 }
 
 #[test]

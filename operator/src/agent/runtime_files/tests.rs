@@ -1,9 +1,9 @@
-use std::{fs, os::unix::fs::symlink, path::Path};
+use std::{fs, os::unix::fs::symlink};
 
 use proptest::prelude::*;
 
 use super::*;
-use crate::agent::watch::is_directory_name;
+use crate::agent::{tests::tree, watch::is_directory_name};
 
 const CERTS: &str = "etc/containerd/certs.d";
 const DROP_INS: &str = "etc/containers/registries.conf.d";
@@ -40,25 +40,6 @@ fn name() -> impl Strategy<Value = String> {
         1 => any::<String>(),
     ];
     prop::collection::vec(part, 1..5).prop_map(|parts| parts.concat())
-}
-
-/// Returns every entry below a directory with its content, sorted. Links are not followed.
-fn tree(directory: &Path) -> Vec<(String, Vec<u8>)> {
-    let mut entries = Vec::new();
-    for entry in fs::read_dir(directory).unwrap() {
-        let path = entry.unwrap().path();
-        let name = format!("{path:?}");
-        if path.is_symlink() {
-            entries.push((name, b"link".to_vec()));
-        } else if path.is_dir() {
-            entries.push((name, Vec::new()));
-            entries.extend(tree(&path));
-        } else {
-            entries.push((name, fs::read(&path).unwrap()));
-        }
-    }
-    entries.sort();
-    entries
 }
 
 proptest! {
