@@ -16,7 +16,7 @@ use rustix::process::Signal;
 use tokio::sync::OnceCell;
 
 pub use self::existing::{is_used as uses_existing_cluster, skip_on_existing_cluster};
-pub use self::namespace::Namespace;
+pub use self::namespace::{Namespace, Namespaced, dry_run};
 
 use self::processes::Processes;
 use crate::audit::Audit;

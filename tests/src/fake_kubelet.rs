@@ -29,15 +29,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use k8s_openapi::NamespaceResourceScope;
 use kube::config::Kubeconfig;
-use kube::{Api, Client, Resource};
+use kube::{Api, Client};
 use rand::RngExt;
 use tokio::task::JoinSet;
 
 pub use self::image::{Image, NamedImage};
 
-use crate::control_plane::{self, access};
+use crate::control_plane::{self, Namespaced, access};
 use crate::scratch::Scratch;
 
 /// Under this name its requests are in the audit log.
@@ -181,20 +180,14 @@ impl Kubelet {
     }
 
     /// Returns the API of a kind in the kubelet's namespaces.
-    fn api<K>(&self) -> Api<K>
-    where
-        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
-    {
+    fn api<K: Namespaced>(&self) -> Api<K> {
         match &self.namespace {
             Some(namespace) => self.namespaced(namespace),
             None => Api::all(self.client.clone()),
         }
     }
 
-    fn namespaced<K>(&self, namespace: &str) -> Api<K>
-    where
-        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
-    {
+    fn namespaced<K: Namespaced>(&self, namespace: &str) -> Api<K> {
         Api::namespaced(self.client.clone(), namespace)
     }
 

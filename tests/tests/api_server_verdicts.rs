@@ -12,7 +12,7 @@ use crds::{
     RegistryMirror,
     validate::{self, Violations},
 };
-use kube::{Client, core::Status};
+use kube::core::Status;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use serde_json::{Value, json};
 use table::Table;
@@ -26,12 +26,15 @@ const MUTATIONS: usize = 20;
 /// The refused fields, each with its message.
 type Objections = BTreeSet<(String, String)>;
 
-/// Sends a document, refusing unknown fields as kubectl has it.
-async fn send(client: &Client, method: &str, path: &str, body: &Value) -> Result<Value, Objections> {
+/// Sends a document to a path below the mirrors of a namespace, refusing unknown fields as kubectl has it.
+async fn send(namespace: &Namespace, method: &str, path: &str, body: &Value) -> Result<Value, Objections> {
     let body = body.to_string().into_bytes();
+    let path = format!(
+        "/apis/registrymirror.io/v1alpha1/namespaces/{namespace}/registrymirrors{path}fieldValidation=Strict"
+    );
     let request = http::Request::builder()
         .method(method)
-        .uri(path)
+        .uri(&path)
         .header(
             "content-type",
             if method == "PATCH" {
@@ -42,17 +45,11 @@ async fn send(client: &Client, method: &str, path: &str, body: &Value) -> Result
         )
         .body(body)
         .unwrap_or_else(|error| panic!("{path}: {error}"));
-    client.request(request).await.map_err(|error| match error {
+    let sent = namespace.client().request(request).await;
+    sent.map_err(|error| match error {
         kube::Error::Api(status) => objections(&status),
         error => panic!("{error}"),
     })
-}
-
-fn mirrors(namespace: &Namespace, rest: &str) -> String {
-    format!(
-        "/apis/registrymirror.io/v1alpha1/namespaces/{}/registrymirrors{rest}fieldValidation=Strict",
-        namespace.name()
-    )
 }
 
 fn objections(status: &Status) -> Objections {
@@ -154,15 +151,11 @@ async fn api_server_has_requested_version() {
 /// A refused document is refused alike with and without an API server.
 #[tokio::test]
 async fn refusals_match_the_api_server() {
-    let control_plane = ControlPlane::shared().await;
-    let (client, namespace) = (
-        control_plane.client().await,
-        control_plane.namespace("refused").await,
-    );
+    let namespace = ControlPlane::shared().await.namespace("refused").await;
     let mut differences = Vec::new();
     for case in Table::read().unwrap().refused {
         let document = case.document();
-        let online = send(&client, "POST", &mirrors(&namespace, "?dryRun=All&"), &document).await;
+        let online = send(&namespace, "POST", "?dryRun=All&", &document).await;
         let offline = validate::created(&document);
         let difference = surprise(&case.refused, &online).or_else(|| disagreement(&online, &offline));
         differences.extend(difference.map(|difference| format!("{}: {difference}", case.name)));
@@ -173,11 +166,7 @@ async fn refusals_match_the_api_server() {
 /// Specs with one or two mutations are judged alike with and without an API server.
 #[tokio::test]
 async fn mutated_specs_match_the_api_server() {
-    let control_plane = ControlPlane::shared().await;
-    let (client, namespace) = (
-        control_plane.client().await,
-        control_plane.namespace("mutated").await,
-    );
+    let namespace = ControlPlane::shared().await.namespace("mutated").await;
     let mut random = StdRng::seed_from_u64(2);
     let mut differences = Vec::new();
     for case in Table::read().unwrap().accepted {
@@ -186,7 +175,7 @@ async fn mutated_specs_match_the_api_server() {
             for _ in 0..random.random_range(1..=2) {
                 mutation::mutate(&mut document, &mut random);
             }
-            let online = send(&client, "POST", &mirrors(&namespace, "?dryRun=All&"), &document).await;
+            let online = send(&namespace, "POST", "?dryRun=All&", &document).await;
             let offline = validate::created(&document);
             differences.extend(
                 disagreement(&online, &offline)
@@ -200,14 +189,10 @@ async fn mutated_specs_match_the_api_server() {
 /// An accepted document gets the same defaults with and without an API server.
 #[tokio::test]
 async fn defaults_match_the_api_server() {
-    let control_plane = ControlPlane::shared().await;
-    let (client, namespace) = (
-        control_plane.client().await,
-        control_plane.namespace("accepted").await,
-    );
+    let namespace = ControlPlane::shared().await.namespace("accepted").await;
     for case in Table::read().unwrap().accepted {
         let document = case.document();
-        let online = send(&client, "POST", &mirrors(&namespace, "?dryRun=All&"), &document).await;
+        let online = send(&namespace, "POST", "?dryRun=All&", &document).await;
         let online = online.unwrap_or_else(|objections| panic!("{}: {objections:#?}", case.name));
         assert_eq!(
             validate::completed(&document)["spec"],
@@ -229,32 +214,21 @@ async fn defaults_match_the_api_server() {
 /// Changes are judged alike with and without an API server.
 #[tokio::test]
 async fn changes_match_the_api_server() {
-    let control_plane = ControlPlane::shared().await;
-    let (client, namespace) = (
-        control_plane.client().await,
-        control_plane.namespace("changes").await,
-    );
+    let namespace = ControlPlane::shared().await.namespace("changes").await;
     let mut differences = Vec::new();
     for (index, case) in Table::read().unwrap().changes.iter().enumerate() {
         let name = format!("change-{index}");
-        let mut stored = send(&client, "POST", &mirrors(&namespace, "?"), &case.stored(&name))
-            .await
-            .unwrap();
+        let mut stored = send(&namespace, "POST", "?", &case.stored(&name)).await.unwrap();
         if let Some(status) = &case.status {
-            let path = mirrors(&namespace, &format!("/{name}/status?"));
-            stored = send(&client, "PATCH", &path, &json!({"status": status}))
+            let path = format!("/{name}/status?");
+            stored = send(&namespace, "PATCH", &path, &json!({"status": status}))
                 .await
                 .unwrap();
         }
         let mut wanted = case.wanted(&name);
         wanted["metadata"] = stored["metadata"].clone();
-        let online = send(
-            &client,
-            "PUT",
-            &mirrors(&namespace, &format!("/{name}?dryRun=All&")),
-            &wanted,
-        )
-        .await;
+        let path = format!("/{name}?dryRun=All&");
+        let online = send(&namespace, "PUT", &path, &wanted).await;
         let offline = validate::changed(&wanted, &stored);
         let difference = surprise(&case.refused, &online).or_else(|| disagreement(&online, &offline));
         differences.extend(difference.map(|difference| format!("{}: {difference}", case.name)));
@@ -265,20 +239,15 @@ async fn changes_match_the_api_server() {
 /// The API server accepts a status with a volume that is larger than the request.
 #[tokio::test]
 async fn status_accepts_larger_volume_than_requested() {
-    let control_plane = ControlPlane::shared().await;
-    let (client, namespace) = (
-        control_plane.client().await,
-        control_plane.namespace("status").await,
-    );
+    let namespace = ControlPlane::shared().await.namespace("status").await;
     let smallest = &Table::read().unwrap().accepted[0];
-    send(&client, "POST", &mirrors(&namespace, "?"), &smallest.document())
-        .await
-        .unwrap();
+    send(&namespace, "POST", "?", &smallest.document()).await.unwrap();
     // The volume that was bound is larger than what was asked for: the size is below it, and did not shrink.
     for capacity in ["100Gi", "200Gi"] {
         let status = json!({"status": {"storage": {"capacity": capacity}}});
-        let path = mirrors(&namespace, "/mirror/status?");
-        let stored = send(&client, "PATCH", &path, &status).await.unwrap();
+        let stored = send(&namespace, "PATCH", "/mirror/status?", &status)
+            .await
+            .unwrap();
         assert_eq!(stored["status"]["storage"]["capacity"], capacity);
     }
 }

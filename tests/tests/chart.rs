@@ -30,9 +30,8 @@ use crds::RegistryMirror;
 use helm::Helm;
 use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
-use kube::api::PostParams;
 use serde_json::{Value, json};
-use testbed::control_plane::skip_on_existing_cluster;
+use testbed::control_plane::{dry_run, skip_on_existing_cluster};
 
 const SOON: Duration = Duration::from_mins(1);
 
@@ -357,10 +356,6 @@ async fn operator_pod_meets_restricted_standard() {
     let template = &named(&objects, "Deployment")[0]["spec"]["template"];
     let mut pod: Pod = serde_json::from_value(template.clone()).unwrap();
     pod.metadata.name = Some("operator".to_owned());
-    let dry_run = PostParams {
-        dry_run: true,
-        ..PostParams::default()
-    };
     let pods = Api::<Pod>::namespaced(cluster.client.clone(), "operators");
-    pods.create(&dry_run, &pod).await.unwrap();
+    pods.create(&dry_run(), &pod).await.unwrap();
 }

@@ -5,17 +5,15 @@ use std::fmt::Debug;
 use std::path::Path;
 use std::time::Duration;
 
-use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{
     ConfigMap, ContainerStatus, PersistentVolume, PersistentVolumeClaim, Pod, Secret,
 };
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, Resource, ResourceExt};
-use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use testbed::control_plane::Namespace;
+use testbed::control_plane::{Namespace, Namespaced};
 use testbed::fake_kubelet::{Image, Options};
 use testbed::{ControlPlane, FakeKubelet, binaries, wait};
 
@@ -49,14 +47,7 @@ impl Bed {
         Self { namespace, kubelet }
     }
 
-    async fn create<K>(&self, object: Value)
-    where
-        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
-            + Serialize
-            + DeserializeOwned
-            + Clone
-            + Debug,
-    {
+    async fn create<K: Namespaced>(&self, object: Value) {
         let object: K = serde_json::from_value(object).unwrap();
         self.namespace
             .api::<K>()

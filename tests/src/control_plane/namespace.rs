@@ -1,15 +1,40 @@
 //! A namespace for each test.
 
-use std::fmt;
+use std::fmt::{self, Debug};
 use std::time::Duration;
 
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::{Namespace as Object, ServiceAccount};
 use kube::api::{ObjectMeta, PostParams};
 use kube::{Api, Client, Resource, ResourceExt};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use super::{ControlPlane, Error};
 use crate::wait;
+
+/// A kind of namespaced objects that tests create, read and print.
+pub trait Namespaced:
+    Resource<Scope = NamespaceResourceScope, DynamicType = ()> + DeserializeOwned + Serialize + Clone + Debug
+{
+}
+
+impl<K> Namespaced for K where
+    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+        + DeserializeOwned
+        + Serialize
+        + Clone
+        + Debug
+{
+}
+
+/// Returns parameters for a request that the API server checks without keeping the object.
+pub fn dry_run() -> PostParams {
+    PostParams {
+        dry_run: true,
+        ..PostParams::default()
+    }
+}
 
 /// A namespace, with an administrator's client of the test's own.
 pub struct Namespace {
@@ -71,10 +96,7 @@ impl Namespace {
     }
 
     /// Returns the API of a kind in the namespace.
-    pub fn api<K>(&self) -> Api<K>
-    where
-        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
-    {
+    pub fn api<K: Namespaced>(&self) -> Api<K> {
         Api::namespaced(self.client.clone(), &self.name)
     }
 }

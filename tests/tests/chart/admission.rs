@@ -2,10 +2,9 @@
 
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::Api;
-use kube::api::PostParams;
 use operator::policy::{AffinityScope, ExistingClaimMode, PodSecurity, Policy};
 use serde_json::json;
-use testbed::control_plane::{client_from, skip_on_existing_cluster};
+use testbed::control_plane::{client_from, dry_run, skip_on_existing_cluster};
 use testbed::wait;
 
 use crate::cluster::Cluster;
@@ -104,12 +103,8 @@ async fn is_refused<K>(api: &Api<K>, object: serde_json::Value) -> Option<String
 where
     K: kube::Resource + Clone + serde::Serialize + serde::de::DeserializeOwned + std::fmt::Debug,
 {
-    let dry = PostParams {
-        dry_run: true,
-        ..PostParams::default()
-    };
     let object = serde_json::from_value(object).unwrap();
-    match api.create(&dry, &object).await {
+    match api.create(&dry_run(), &object).await {
         Err(kube::Error::Api(status)) if status.message.contains("ValidatingAdmissionPolicy") => {
             Some(status.message.clone())
         }

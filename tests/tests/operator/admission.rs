@@ -6,12 +6,11 @@ use k8s_openapi::api::admissionregistration::v1::{
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Secret, Service, ServiceAccount};
-use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
+use kube::api::{DeleteParams, Patch, PatchParams};
 use kube::{Api, Client, Resource};
-use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use testbed::control_plane::{skip_on_existing_cluster, uses_existing_cluster};
+use testbed::control_plane::{Namespaced, dry_run, skip_on_existing_cluster, uses_existing_cluster};
 
 use crate::bench::{Bench, ephemeral, soon, with_claims};
 
@@ -84,32 +83,15 @@ async fn thief(bench: &Bench) -> Client {
 }
 
 /// Creates an object, or tries to, without keeping it.
-async fn create<K>(client: &Client, bench: &Bench, object: Value) -> kube::Result<K>
-where
-    K: Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>
-        + Clone
-        + Serialize
-        + DeserializeOwned
-        + std::fmt::Debug,
-{
-    let dry = PostParams {
-        dry_run: true,
-        ..PostParams::default()
-    };
+async fn create<K: Namespaced>(client: &Client, bench: &Bench, object: Value) -> kube::Result<K> {
     let object = serde_json::from_value(object).unwrap();
     Api::<K>::namespaced(client.clone(), bench.namespace.name())
-        .create(&dry, &object)
+        .create(&dry_run(), &object)
         .await
 }
 
 /// Changes an object, or tries to.
-async fn change<K>(client: &Client, bench: &Bench, name: &str, patch: Value) -> kube::Result<K>
-where
-    K: Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>
-        + Clone
-        + DeserializeOwned
-        + std::fmt::Debug,
-{
+async fn change<K: Namespaced>(client: &Client, bench: &Bench, name: &str, patch: Value) -> kube::Result<K> {
     Api::<K>::namespaced(client.clone(), bench.namespace.name())
         .patch(name, &PatchParams::default(), &Patch::Merge(&patch))
         .await

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use crds::conditions::{ConditionType, Reason, said};
 use crds::{RegistryMirror, RegistryMirrorStatus};
-use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::api::{DeleteParams, Patch, PatchParams};
@@ -15,10 +14,8 @@ use operator::admin_server::Health;
 use operator::desired::Release;
 use operator::rollout::RolloutConfig;
 use operator::run::{self, Options};
-use serde::Serialize;
-use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use testbed::control_plane::Namespace;
+use testbed::control_plane::{Namespace, Namespaced};
 use testbed::image::Random;
 use testbed::scratch::Scratch;
 use testbed::upstream::Upstream;
@@ -196,21 +193,12 @@ impl Bench {
         .await;
     }
 
-    pub(crate) fn api<K>(&self) -> Api<K>
-    where
-        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
-    {
+    pub(crate) fn api<K: Namespaced>(&self) -> Api<K> {
         self.namespace.api()
     }
 
     /// Applies an object as an admin would.
-    pub(crate) async fn apply<K>(&self, object: Value) -> K
-    where
-        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
-            + DeserializeOwned
-            + Clone
-            + std::fmt::Debug,
-    {
+    pub(crate) async fn apply<K: Namespaced>(&self, object: Value) -> K {
         let mut object = object;
         object["apiVersion"] = json!(K::api_version(&()));
         object["kind"] = json!(K::kind(&()));
@@ -232,13 +220,13 @@ impl Bench {
             .await
     }
 
-    pub(crate) async fn merge<K>(&self, name: &str, patch: Value)
-    where
-        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
-            + DeserializeOwned
-            + Clone
-            + std::fmt::Debug,
-    {
+    /// Applies a Secret with a user and a password.
+    pub(crate) async fn login(&self, name: &str, username: &str, password: &str) {
+        let data = json!({"username": username, "password": password});
+        self.secret(name, data).await;
+    }
+
+    pub(crate) async fn merge<K: Namespaced>(&self, name: &str, patch: Value) {
         let params = PatchParams::default();
         self.api::<K>()
             .patch(name, &params, &Patch::Merge(&patch))
@@ -246,43 +234,24 @@ impl Bench {
             .unwrap();
     }
 
-    pub(crate) async fn delete<K>(&self, name: &str)
-    where
-        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
-            + DeserializeOwned
-            + Clone
-            + std::fmt::Debug,
-    {
+    pub(crate) async fn delete<K: Namespaced>(&self, name: &str) {
         self.api::<K>()
             .delete(name, &DeleteParams::default())
             .await
             .unwrap();
     }
 
-    pub(crate) async fn get<K>(&self, name: &str) -> Option<K>
-    where
-        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
-            + DeserializeOwned
-            + Clone
-            + std::fmt::Debug,
-    {
+    pub(crate) async fn get<K: Namespaced>(&self, name: &str) -> Option<K> {
         self.api::<K>().get_opt(name).await.unwrap()
     }
 
     /// Waits until an object is as it should be.
-    pub(crate) async fn until<K, T>(
+    pub(crate) async fn until<K: Namespaced, T>(
         &self,
         name: &str,
         what: &str,
         mut probe: impl FnMut(&K) -> Option<T>,
-    ) -> T
-    where
-        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
-            + DeserializeOwned
-            + Serialize
-            + Clone
-            + std::fmt::Debug,
-    {
+    ) -> T {
         let api = self.api::<K>();
         let (last, probe) = (RefCell::new(None), RefCell::new(&mut probe));
         let found = wait::until(what, SOON, async || {
@@ -298,13 +267,7 @@ impl Bench {
         })
     }
 
-    pub(crate) async fn until_gone<K>(&self, name: &str)
-    where
-        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
-            + DeserializeOwned
-            + Clone
-            + std::fmt::Debug,
-    {
+    pub(crate) async fn until_gone<K: Namespaced>(&self, name: &str) {
         let api = self.api::<K>();
         let what = format!("end of {} {name}", K::kind(&()));
         soon(&what, async || {

@@ -17,9 +17,7 @@ use crate::bench::{Bench, soon, text, with_credentials};
 #[tokio::test]
 async fn changed_secret_reaches_pods_without_rollout() {
     let bench = Bench::start("rotate").await;
-    bench
-        .secret("quay", json!({"username": "ann", "password": "old"}))
-        .await;
+    bench.login("quay", "ann", "old").await;
     bench.mirror("hub", with_credentials("quay")).await;
     let status = bench.until_accepted("hub").await;
     let credentials = status.upstreams[0].credentials.clone().unwrap();
@@ -34,9 +32,7 @@ async fn changed_secret_reaches_pods_without_rollout() {
     .await;
     let before = bench.get::<Deployment>("hub").await.unwrap();
 
-    bench
-        .secret("quay", json!({"username": "ann", "password": "new"}))
-        .await;
+    bench.login("quay", "ann", "new").await;
     let delivered = bench.until("hub-credentials", "second version", |secret: &Secret| {
         (text(secret, "version").as_deref() == Some("2"))
             .then(|| text(secret, "config.json"))
@@ -88,9 +84,7 @@ async fn missing_secret_is_a_condition_until_created() {
         "and never anonymous"
     );
 
-    bench
-        .secret("quay", json!({"username": "ann", "password": "pw"}))
-        .await;
+    bench.login("quay", "ann", "pw").await;
     bench
         .until_hub(ConditionType::CredentialsValid, "Unknown", Reason::Unverified)
         .await;
@@ -107,9 +101,7 @@ async fn missing_secret_is_a_condition_until_created() {
 #[tokio::test]
 async fn malformed_secret_keeps_issued_credentials() {
     let bench = Bench::start("malformed").await;
-    bench
-        .secret("quay", json!({"username": "ann", "password": "canary-7f3a"}))
-        .await;
+    bench.login("quay", "ann", "canary-7f3a").await;
     bench.mirror("hub", with_credentials("quay")).await;
     bench.until_accepted("hub").await;
     bench.delete::<Secret>("quay").await;
@@ -140,16 +132,12 @@ async fn malformed_secret_keeps_issued_credentials() {
 #[tokio::test]
 async fn secret_is_shared_by_several_mirrors() {
     let bench = Bench::start("shared").await;
-    bench
-        .secret("quay", json!({"username": "ann", "password": "old"}))
-        .await;
+    bench.login("quay", "ann", "old").await;
     for name in ["one", "two"] {
         bench.mirror(name, with_credentials("quay")).await;
         bench.until_accepted(name).await;
     }
-    bench
-        .secret("quay", json!({"username": "ann", "password": "new"}))
-        .await;
+    bench.login("quay", "ann", "new").await;
     for secret in ["one-credentials", "two-credentials"] {
         bench
             .until(secret, "second version", |secret: &Secret| {

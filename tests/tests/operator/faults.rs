@@ -75,9 +75,7 @@ struct Life {
 impl Life {
     async fn begin(name: &str) -> Self {
         let bench = Bench::idle(name).await;
-        bench
-            .secret("quay", json!({"username": "ann", "password": "old"}))
-            .await;
+        bench.login("quay", "ann", "old").await;
         Self { bench }
     }
 
@@ -90,9 +88,7 @@ impl Life {
 
     /// Another password, another cache, another shape.
     async fn changed(&self) {
-        self.bench
-            .secret("quay", json!({"username": "ann", "password": "new"}))
-            .await;
+        self.bench.login("quay", "ann", "new").await;
         let mut spec = with_claims("1Gi");
         spec["upstreams"][0]["credentialsSecretRef"] = json!({"name": "quay"});
         spec["tls"] = json!({"mode": "SelfSigned"});
@@ -201,9 +197,7 @@ async fn changes_during_watch_gaps_are_noticed() {
     let faults = Faults::default();
     let config = bench.config().await;
     bench.start_operator_through(faults.client(config).unwrap());
-    bench
-        .secret("quay", json!({"username": "ann", "password": "old"}))
-        .await;
+    bench.login("quay", "ann", "old").await;
     let mut spec = ephemeral();
     spec["upstreams"][0]["credentialsSecretRef"] = json!({"name": "quay"});
     bench.mirror("hub", spec).await;
@@ -214,9 +208,7 @@ async fn changes_during_watch_gaps_are_noticed() {
     faults.cut_watches(true);
     bench.delete::<ConfigMap>("hub-config").await;
     bench.delete::<RegistryMirror>("other").await;
-    bench
-        .secret("quay", json!({"username": "ann", "password": "new"}))
-        .await;
+    bench.login("quay", "ann", "new").await;
     bench.mirror("next", ephemeral()).await;
     soon("a watch with an old resource version", async || {
         (faults.answered_gone() > 0).then_some(())

@@ -350,10 +350,7 @@ async fn lasting_refusal_has_a_reason_and_an_event() {
     let deployments = bench.api::<Deployment>();
     // The policy is in force some time after its binding.
     soon("a refusal of the workload", async || {
-        let dry = PatchParams {
-            dry_run: true,
-            ..PatchParams::default()
-        };
+        let dry = PatchParams::default().dry_run();
         let patch = json!({"spec": {"template": {"metadata": {"labels": {"team": "a"}}}}});
         let patched = deployments.patch("hub", &dry, &Patch::Merge(&patch)).await;
         patched.is_err().then_some(())

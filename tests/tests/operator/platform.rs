@@ -8,10 +8,10 @@ use crds::RegistryMirror;
 use crds::conditions::ConditionType;
 use k8s_openapi::api::core::v1::{Pod, PodSecurityContext};
 use kube::Api;
-use kube::api::PostParams;
 use operator::desired::{Platform, Release};
 use operator::run::Options;
 use serde_json::{Value, json};
+use testbed::control_plane::dry_run;
 use testbed::process::{Daemon, command, free_ports};
 use testbed::scratch::Scratch;
 use testbed::upstream::{self, Upstream};
@@ -48,13 +48,9 @@ async fn restrict(bench: &Bench) -> Policy {
     let container = json!({"name": "a", "image": "a", "securityContext": {"runAsUser": 65532}});
     let pod = json!({"metadata": {"name": "probe"}, "spec": {"containers": [container]}});
     let pod: Pod = serde_json::from_value(pod).unwrap();
-    let dry = PostParams {
-        dry_run: true,
-        ..PostParams::default()
-    };
     let pods: Api<Pod> = bench.api();
     soon("the policy", async || {
-        let made = pods.create(&dry, &pod).await;
+        let made = pods.create(&dry_run(), &pod).await;
         let refused = made.is_err_and(|error| error.to_string().contains("not in this house"));
         refused.then_some(())
     })

@@ -118,9 +118,7 @@ async fn doctor_waits_for_one_mirror() {
 #[tokio::test]
 async fn report_has_no_secret() {
     let bench = Bench::start("report").await;
-    bench
-        .secret("quay", json!({"username": "ann", "password": "hunter2"}))
-        .await;
+    bench.login("quay", "ann", "hunter2").await;
     let mut spec = with_credentials("quay");
     spec["upstreams"][0]["proxyURL"] = json!("http://proxy.example:3128");
     bench.mirror("hub", spec).await;

@@ -1,18 +1,16 @@
 //! Objects that the cluster's own rules refuse, one by one.
 
 use crds::conditions::{ConditionType, Reason};
-use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::admissionregistration::v1::{
     ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding,
 };
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret, Service};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
-use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
-use kube::{Api, Resource};
-use serde::Serialize;
-use serde::de::DeserializeOwned;
+use kube::Api;
+use kube::api::{DeleteParams, Patch, PatchParams};
 use serde_json::{Value, json};
+use testbed::control_plane::{Namespaced, dry_run};
 
 use crate::bench::{Bench, condition, ephemeral, soon};
 
@@ -83,21 +81,10 @@ impl Policy {
 }
 
 /// Waits until a policy is in force for an object, or no longer is.
-async fn until_refused<K>(bench: &Bench, name: &str, refused: bool)
-where
-    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
-        + Serialize
-        + DeserializeOwned
-        + Clone
-        + std::fmt::Debug,
-{
-    let dry = PostParams {
-        dry_run: true,
-        ..PostParams::default()
-    };
+async fn until_refused<K: Namespaced>(bench: &Bench, name: &str, refused: bool) {
     let object: K = serde_json::from_value(json!({"metadata": {"name": name}})).unwrap();
     soon("the policy", async || {
-        let made = bench.api::<K>().create(&dry, &object).await;
+        let made = bench.api::<K>().create(&dry_run(), &object).await;
         let is_refused = made.is_err_and(|error| error.to_string().contains("not in this house"));
         (is_refused == refused).then_some(())
     })

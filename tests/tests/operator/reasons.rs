@@ -24,9 +24,7 @@ async fn upstream() -> Upstream {
 
 /// A mirror that asks each time, with the Secret `quay`.
 async fn mirror(bench: &Bench, upstream: &Upstream) {
-    bench
-        .secret("quay", json!({"username": "ann", "password": "pw"}))
-        .await;
+    bench.login("quay", "ann", "pw").await;
     let spec = json!({
         "upstreams": [{
             "host": "registry.example", "remoteURL": upstream.url(), "credentialsSecretRef": {"name": "quay"},
@@ -69,9 +67,7 @@ async fn unread_credentials_are_loading_and_ready() {
     upstream.set_users(&[("ann", "pw"), ("ann2", "pw")]).unwrap();
 
     kubelet.hold_volumes(true);
-    bench
-        .secret("quay", json!({"username": "ann2", "password": "pw"}))
-        .await;
+    bench.login("quay", "ann2", "pw").await;
     let loading = bench
         .until_hub(ConditionType::CredentialsValid, "Unknown", Reason::Loading)
         .await;

@@ -9,12 +9,12 @@ use base64::engine::general_purpose::STANDARD;
 use crds::conditions::{ConditionType, Reason};
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
-use kube::api::{DynamicObject, ListParams, Patch, PatchParams, PostParams};
+use kube::api::{DynamicObject, ListParams, Patch, PatchParams};
 use kube::{Api, ResourceExt};
 use operator::kind::Kind;
 use operator::policy::{AffinityScope, ExistingClaimMode, PatternList, PodSecurity, Policy};
 use serde_json::{Value, json};
-use testbed::control_plane::skip_on_existing_cluster;
+use testbed::control_plane::{dry_run, skip_on_existing_cluster};
 
 use crate::bench::{Bench, soon, with_claims, with_credentials};
 
@@ -25,9 +25,7 @@ async fn second_reconcile_writes_nothing() {
         return;
     }
     let mut bench = Bench::start("quiet").await;
-    bench
-        .secret("quay", json!({"username": "ann", "password": "pw"}))
-        .await;
+    bench.login("quay", "ann", "pw").await;
     bench.mirror("claims", with_claims("1Gi")).await;
     bench.mirror("secret", with_credentials("quay")).await;
     bench.mirror("missing", with_credentials("nowhere")).await;
@@ -61,9 +59,7 @@ async fn ten_resyncs_write_nothing() {
     }
     let mut bench = Bench::idle("resync").await;
     bench.options.resync = Duration::from_millis(500);
-    bench
-        .secret("quay", json!({"username": "ann", "password": "pw"}))
-        .await;
+    bench.login("quay", "ann", "pw").await;
     bench.secret("bad", json!({"user": "ann"})).await;
     bench.secret("taken-credentials", json!({"mine": "yes"})).await;
     bench.start_operator().await;
@@ -183,9 +179,7 @@ async fn irrelevant_edits_cost_few_reconciles_no_write() {
         return;
     }
     let bench = Bench::start("hot-loop").await;
-    bench
-        .secret("quay", json!({"username": "ann", "password": "pw"}))
-        .await;
+    bench.login("quay", "ann", "pw").await;
     bench.mirror("hub", with_credentials("quay")).await;
     until_settled(&bench).await;
     let (mark, looks, started) = (bench.mark().await, bench.reconciles(), Instant::now());
@@ -219,9 +213,7 @@ async fn sample_mirror_takes_twelve_writes_at_most() {
         return;
     }
     let bench = Bench::start("writes").await;
-    bench
-        .secret("quay", json!({"username": "ann", "password": "pw"}))
-        .await;
+    bench.login("quay", "ann", "pw").await;
     let mark = bench.mark().await;
     let mut spec = with_claims("1Gi");
     spec["upstreams"][0]["credentialsSecretRef"] = json!({"name": "quay"});
@@ -346,11 +338,7 @@ async fn accepted(bench: &Bench, spec: &str, mut object: Value) {
             volumes.push(json!({"name": "cache", "persistentVolumeClaim": {"claimName": "cache-hub-0"}}));
         }
         let pod: k8s_openapi::api::core::v1::Pod = serde_json::from_value(template).unwrap();
-        let params = PostParams {
-            dry_run: true,
-            ..PostParams::default()
-        };
-        let made = bench.api().create(&params, &pod).await;
+        let made = bench.api().create(&dry_run(), &pod).await;
         made.unwrap_or_else(|error| panic!("{spec}: a Pod of {kind} {name}: {error}"));
     }
 }
@@ -389,9 +377,7 @@ async fn golden_specs_are_applied_once() {
         .apply::<ConfigMap>(json!({"metadata": {"name": "authorities"}, "data": {"ca.crt": authority}}))
         .await;
     bench.secret("authorities", json!({"root.pem": authority})).await;
-    bench
-        .secret("basic", json!({"username": "bob", "password": "pw"}))
-        .await;
+    bench.login("basic", "bob", "pw").await;
     bench
         .secret(
             "bucket",

@@ -65,9 +65,7 @@ async fn rotated_password_loads_without_restart() {
             .await
             .unwrap();
     }
-    bench
-        .secret("quay", json!({"username": "ann", "password": "old"}))
-        .await;
+    bench.login("quay", "ann", "old").await;
     bench
         .mirror(
             "hub",
@@ -95,9 +93,7 @@ async fn rotated_password_loads_without_restart() {
     pull("one").await.unwrap();
 
     upstream.set_users(&[("ann", "new")]).unwrap();
-    bench
-        .secret("quay", json!({"username": "ann", "password": "new"}))
-        .await;
+    bench.login("quay", "ann", "new").await;
     soon("second version in use", async || {
         let status = admin(&pod, "status").await?;
         status.contains(r#""versionLoaded":2"#).then_some(())

@@ -11,7 +11,7 @@ use kube::Api;
 use kube::api::{DynamicObject, ListParams, Patch, PatchParams, PostParams};
 use kube::core::ApiResource;
 use serde_json::{Value, json};
-use testbed::control_plane::uses_existing_cluster;
+use testbed::control_plane::{dry_run, uses_existing_cluster};
 
 use crate::bench::{Bench, IMAGE, condition, ephemeral, soon};
 
@@ -263,13 +263,9 @@ async fn example_policy_for_tenants_limits_tenants_alone() {
         spec["upstreams"] = json!([upstream]);
         spec["service"] = service.clone();
         let mirror = RegistryMirror::new("hub", serde_json::from_value(spec).unwrap());
-        let dry_run = PostParams {
-            dry_run: true,
-            ..PostParams::default()
-        };
         let mirrors = Api::<RegistryMirror>::namespaced(client, bench.namespace.name());
         mirrors
-            .create(&dry_run, &mirror)
+            .create(&dry_run(), &mirror)
             .await
             .map(drop)
             .map_err(|error| error.to_string())
@@ -334,12 +330,8 @@ async fn example_policy_limits_buckets_and_secrets() {
             spec[field] = value.clone();
         }
         let mirror = RegistryMirror::new("hub", serde_json::from_value(spec).unwrap());
-        let dry_run = PostParams {
-            dry_run: true,
-            ..PostParams::default()
-        };
         let mirrors = Api::<RegistryMirror>::namespaced(tenant.clone(), bench.namespace.name());
-        let created = mirrors.create(&dry_run, &mirror).await;
+        let created = mirrors.create(&dry_run(), &mirror).await;
         created.map(drop).map_err(|error| error.to_string())
     };
     let bucket = |name: &str, s3: Value| {

@@ -1,14 +1,10 @@
 //! The output of programs and the text of objects.
 
-use std::fmt::Debug;
-
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
-use k8s_openapi::NamespaceResourceScope;
+use kube::ResourceExt;
 use kube::api::ListParams;
-use kube::{Resource, ResourceExt};
-use serde::Serialize;
-use serde::de::DeserializeOwned;
+use testbed::control_plane::Namespaced;
 
 use super::CANARY;
 use crate::bench::Bench;
@@ -28,14 +24,7 @@ impl Said {
         }
     }
 
-    pub(super) async fn objects<K>(&mut self, bench: &Bench)
-    where
-        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
-            + Serialize
-            + DeserializeOwned
-            + Clone
-            + Debug,
-    {
+    pub(super) async fn objects<K: Namespaced>(&mut self, bench: &Bench) {
         for object in bench.api::<K>().list(&ListParams::default()).await.unwrap() {
             let whom = format!("{} {}", K::kind(&()), object.name_any());
             self.by(whom, serde_json::to_string(&object).unwrap());
