@@ -62,11 +62,9 @@ pub struct Metrics {
     fills: Family<FillLabels, Gauge>,
     fills_stored: Counter,
     fill_failures: Family<FillFailureLabels, Counter>,
-    evictions: Family<EvictionLabels, Counter>,
-    evicted_bytes: Family<EvictionLabels, Counter>,
+    evictions: Evictions,
     eviction_age: Histogram,
-    bucket_evictions: Family<EvictionLabels, Counter>,
-    bucket_evicted_bytes: Family<EvictionLabels, Counter>,
+    bucket_evictions: Evictions,
     reloads: Family<ReloadLabels, Counter>,
     certificate_not_after: Family<NoLabels, Gauge>,
     last_reload_successful: Gauge,
@@ -82,6 +80,21 @@ pub struct Metrics {
     pub cache_limit_bytes: Gauge,
     /// Blobs in the cache.
     pub cache_blobs: Gauge,
+}
+
+/// The blobs and bytes that left a store, by the reason.
+#[derive(Clone, Debug, Default)]
+struct Evictions {
+    blobs: Family<EvictionLabels, Counter>,
+    bytes: Family<EvictionLabels, Counter>,
+}
+
+impl Evictions {
+    fn add(&self, reason: EvictionReason, blobs: u64, bytes: u64) {
+        let labels = EvictionLabels { reason };
+        self.blobs.get_or_create(&labels).inc_by(blobs);
+        self.bytes.get_or_create(&labels).inc_by(bytes);
+    }
 }
 
 /// The values of the gauges that are read for each scrape.
@@ -120,11 +133,9 @@ impl Metrics {
             no_upstream: Arc::new(no_upstream),
             fills_stored: Counter::default(),
             fill_failures: Family::default(),
-            evictions: Family::default(),
-            evicted_bytes: Family::default(),
+            evictions: Evictions::default(),
             eviction_age: Histogram::new(AGES),
-            bucket_evictions: Family::default(),
-            bucket_evicted_bytes: Family::default(),
+            bucket_evictions: Evictions::default(),
             reloads: Family::default(),
             certificate_not_after: Family::default(),
             last_reload_successful: Gauge::default(),
@@ -144,24 +155,17 @@ impl Metrics {
     /// Initializes the counters with 0, so that `rate()` sees the first event.
     fn initialize(&self) {
         self.last_reload_successful.set(1);
-        for reason in FillResult::ALL
-            .iter()
-            .filter(|result| **result != FillResult::Stored)
-        {
-            self.fill_failures
-                .get_or_create_owned(&FillFailureLabels { reason: *reason });
+        for reason in FillResult::ALL {
+            if *reason != FillResult::Stored {
+                let labels = FillFailureLabels { reason: *reason };
+                self.fill_failures.get_or_create_owned(&labels);
+            }
         }
         for reason in EvictionReason::ALL {
-            self.evictions
-                .get_or_create_owned(&EvictionLabels { reason: *reason });
-            self.evicted_bytes
-                .get_or_create_owned(&EvictionLabels { reason: *reason });
+            self.evictions.add(*reason, 0, 0);
         }
         for reason in [EvictionReason::Expired, EvictionReason::Room] {
-            self.bucket_evictions
-                .get_or_create_owned(&EvictionLabels { reason });
-            self.bucket_evicted_bytes
-                .get_or_create_owned(&EvictionLabels { reason });
+            self.bucket_evictions.add(reason, 0, 0);
         }
         for result in ["accepted", "refused"] {
             self.reloads.get_or_create_owned(&ReloadLabels { result });
@@ -192,11 +196,11 @@ impl Metrics {
         r.register("fills", "Downloads into the cache that run", self.fills.clone());
         r.register("fills_stored", "Downloads into the cache that were verified and stored", self.fills_stored.clone());
         r.register("fill_failures", "Downloads into the cache that stored nothing, by the reason", self.fill_failures.clone());
-        r.register("evictions", "Blobs that left the cache, by the reason", self.evictions.clone());
-        r.register("evicted_bytes", "Bytes of content that left the cache, by the reason", self.evicted_bytes.clone());
+        r.register("evictions", "Blobs that left the cache, by the reason", self.evictions.blobs.clone());
+        r.register("evicted_bytes", "Bytes of content that left the cache, by the reason", self.evictions.bytes.clone());
         r.register("eviction_age_seconds", "Time since the last use of content that was evicted for room", self.eviction_age.clone());
-        r.register("bucket_evictions", "Blobs that left the bucket, by the reason", self.bucket_evictions.clone());
-        r.register("bucket_evicted_bytes", "Bytes of content that left the bucket, by the reason", self.bucket_evicted_bytes.clone());
+        r.register("bucket_evictions", "Blobs that left the bucket, by the reason", self.bucket_evictions.blobs.clone());
+        r.register("bucket_evicted_bytes", "Bytes of content that left the bucket, by the reason", self.bucket_evictions.bytes.clone());
         r.register("cache_bytes", "Bytes that the cache takes", self.cache_bytes.clone());
         r.register("cache_limit_bytes", "Bytes that the cache may take; 0 without a limit", self.cache_limit_bytes.clone());
         r.register("cache_blobs", "Blobs and manifests in the cache", self.cache_blobs.clone());
@@ -253,10 +257,7 @@ impl Metrics {
 
     /// Counts content of so many bytes that left the cache, `unused` after its last use.
     pub fn evicted(&self, reason: EvictionReason, bytes: u64, unused: Duration) {
-        self.evictions.get_or_create(&EvictionLabels { reason }).inc();
-        self.evicted_bytes
-            .get_or_create(&EvictionLabels { reason })
-            .inc_by(bytes);
+        self.evictions.add(reason, 1, bytes);
         if reason == EvictionReason::Room {
             self.eviction_age.observe(unused.as_secs_f64());
         }
@@ -264,9 +265,7 @@ impl Metrics {
 
     /// Counts content of so many bytes that left the bucket.
     pub fn evicted_from_bucket(&self, reason: EvictionReason, bytes: u64) {
-        let labels = EvictionLabels { reason };
-        self.bucket_evictions.get_or_create(&labels).inc();
-        self.bucket_evicted_bytes.get_or_create(&labels).inc_by(bytes);
+        self.bucket_evictions.add(reason, 1, bytes);
     }
 
     /// Counts a reload, accepted or refused.

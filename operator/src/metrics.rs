@@ -50,20 +50,8 @@ struct MirrorLabels {
     name: String,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct BuildLabels {
-    version: &'static str,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ErrorLabels {
-    class: &'static str,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct UpgradeLabels {
-    state: &'static str,
-}
+/// The name and the value of the only label of a series.
+type Label = [(&'static str, &'static str); 1];
 
 /// The numbers of mirrors in a rollout.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -80,9 +68,9 @@ pub struct Upgrades {
 pub struct Metrics {
     registry: Registry,
     reconciles: Counter,
-    errors: Family<ErrorLabels, Counter>,
+    errors: Family<Label, Counter>,
     duration: Histogram,
-    upgrades: Family<UpgradeLabels, Gauge>,
+    upgrades: Family<Label, Gauge>,
     per_mirror: PerMirror,
     rejected_uids: Mutex<HashSet<String>>,
     mirrors: Mutex<Vec<Store<StoredMirror>>>,
@@ -123,7 +111,7 @@ impl Metrics {
     fn registry(&self) -> Registry {
         let mut all = Registry::default();
         all.register_collector(Box::new(ProcessCollector::default()));
-        let (mirrors, build) = (&self.per_mirror, BuildLabels { version: env!("CARGO_PKG_VERSION") });
+        let (mirrors, build) = (&self.per_mirror, [("version", env!("CARGO_PKG_VERSION"))]);
         let r = all.sub_registry_with_prefix("registry_mirror");
         r.register("status_condition", "1 for the status and the reason of each condition of a mirror", mirrors.conditions.clone());
         r.register("info", "1 for each mirror, with its kind of storage and the version of its servers", mirrors.info.clone());
@@ -143,7 +131,7 @@ impl Metrics {
     /// Initializes the counters of these classes with 0, so that `rate()` sees the first error.
     pub fn initialize_errors(&self, classes: &[&'static str]) {
         for class in classes {
-            drop(self.errors.get_or_create(&ErrorLabels { class }));
+            drop(self.errors.get_or_create(&[("class", *class)]));
         }
     }
 
@@ -152,7 +140,7 @@ impl Metrics {
         self.reconciles.inc();
         self.duration.observe(took.as_secs_f64());
         if let Some(class) = error {
-            self.errors.get_or_create(&ErrorLabels { class }).inc();
+            self.errors.get_or_create(&[("class", class)]).inc();
         }
     }
 
@@ -164,7 +152,7 @@ impl Metrics {
             ("failed", upgrades.failed),
         ];
         for (state, number) in states {
-            let gauge = self.upgrades.get_or_create(&UpgradeLabels { state });
+            let gauge = self.upgrades.get_or_create(&[("state", state)]);
             gauge.set(i64::try_from(number).unwrap_or(i64::MAX));
         }
     }
