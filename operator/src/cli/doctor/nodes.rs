@@ -15,7 +15,7 @@ use k8s_openapi::{
     api::core::v1::{Node, Pod},
     jiff::{SignedDuration, Timestamp},
 };
-use kube::{Api, Client, ResourceExt, api::ListParams, client::Body};
+use kube::{Api, Client, ResourceExt, api::ListParams, client::Body, core::Selector};
 use mirror::admin::{ClientStatus, Status};
 use serde::de::DeserializeOwned;
 use tokio::time::timeout;
@@ -155,13 +155,8 @@ async fn managed_mirror(client: &Client, mirror: RegistryMirror) -> ManagedMirro
 /// Returns the last pull of each client of a mirror; `None` without the report of each server.
 async fn clients(client: &Client, mirror: &MirrorKey) -> Option<BTreeMap<IpAddr, Timestamp>> {
     let pods: Api<Pod> = Api::namespaced(client.clone(), &mirror.namespace);
-    let selector: Vec<_> = names::selector(&mirror.name)
-        .into_iter()
-        .map(|(key, value)| format!("{key}={value}"))
-        .collect();
-    let pods = pods
-        .list(&ListParams::default().labels(&selector.join(",")))
-        .await;
+    let selector: Selector = names::selector(&mirror.name).into_iter().collect();
+    let pods = pods.list(&ListParams::default().labels_from(&selector)).await;
     let mut last = BTreeMap::new();
     for pod in pods.ok()?.items {
         let status = report::<Status>(client, &pod, ADMIN_PORT).await.ok()?;

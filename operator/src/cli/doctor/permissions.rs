@@ -36,6 +36,18 @@ struct Checked {
     agents: Option<AgentService>,
 }
 
+impl Checked {
+    fn new(operator: &Installation, client: Client, who: String) -> Self {
+        Self {
+            client,
+            who,
+            namespaces: operator.namespaces.clone(),
+            lease: operator.lease_parts(),
+            agents: operator.agents.clone(),
+        }
+    }
+}
+
 /// Checks the RBAC permissions of each operator that was found, or those of the user that `--as` names. Without either
 /// there is nothing to check: the permissions of the caller are not the operator's.
 pub(super) async fn check(
@@ -51,22 +63,17 @@ pub(super) async fn check(
     let us = whoami(&client).await;
     if given {
         let who = us.unwrap_or_else(|_| "the user of the kubeconfig".to_owned());
-        let agents = installations.first().and_then(|operator| operator.agents.clone());
-        let (namespaces, lease) = match installations.first() {
-            Some(operator) => (operator.namespaces.clone(), operator.lease_parts()),
-            None => (
-                namespaces.to_vec(),
-                (config.default_namespace.clone(), installation::LEASE.to_owned()),
-            ),
+        let checked = match installations.first() {
+            Some(operator) => Checked::new(operator, client, who),
+            None => Checked {
+                client,
+                who,
+                namespaces: namespaces.to_vec(),
+                lease: (config.default_namespace.clone(), installation::LEASE.to_owned()),
+                agents: None,
+            },
         };
-        return findings(&Checked {
-            client,
-            who,
-            namespaces,
-            lease,
-            agents,
-        })
-        .await;
+        return findings(&checked).await;
     }
     let mut found = Vec::new();
     for operator in installations {
@@ -79,19 +86,7 @@ pub(super) async fn check(
             as_account(config, &who, namespace)
         };
         match client {
-            Ok(client) => {
-                let (namespaces, lease) = (operator.namespaces.clone(), operator.lease_parts());
-                found.extend(
-                    findings(&Checked {
-                        client,
-                        who,
-                        namespaces,
-                        lease,
-                        agents: operator.agents.clone(),
-                    })
-                    .await,
-                );
-            }
+            Ok(client) => found.extend(findings(&Checked::new(operator, client, who)).await),
             Err(error) => found.push(failed(&who, &error)),
         }
     }

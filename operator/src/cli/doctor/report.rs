@@ -49,19 +49,9 @@ pub(super) enum Check {
     Risk,
 }
 
-impl Check {
-    fn name(self) -> &'static str {
-        match self {
-            Self::ApiServer => "api-server",
-            Self::Definition => "definition",
-            Self::Operator => "operator",
-            Self::Rights => "rights",
-            Self::Policy => "policy",
-            Self::Mirror => "mirror",
-            Self::Endpoint => "endpoint",
-            Self::Nodes => "nodes",
-            Self::Risk => "risk",
-        }
+impl fmt::Display for Check {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.serialize(f)
     }
 }
 
@@ -182,30 +172,25 @@ pub(super) struct Report {
 
 impl Report {
     pub(super) fn new(findings: Vec<Finding>) -> Self {
-        let count = |verdict| {
-            findings
-                .iter()
-                .filter(|finding| finding.result == verdict)
-                .count()
-        };
         let mut report = Self {
             version: env!("CARGO_PKG_VERSION"),
-            problems: count(Severity::Problem),
-            warnings: count(Severity::Warning),
+            problems: 0,
+            warnings: 0,
             exit_code: 0,
             findings,
         };
+        report.problems = report.having(Severity::Problem).count();
+        report.warnings = report.having(Severity::Warning).count();
         report.exit_code = report.failure().map_or(0, |failure| failure.number());
         report
     }
 
     /// Returns the failure of the command, if there is a problem.
     pub(super) fn failure(&self) -> Option<Failure> {
-        let problems = self
-            .findings
-            .iter()
-            .filter(|finding| finding.result == Severity::Problem);
-        let class = problems.map(|finding| finding.class).max()?;
+        let class = self
+            .having(Severity::Problem)
+            .map(|finding| finding.class)
+            .max()?;
         let message = format!("doctor found {}", counted(self.problems, "problem"));
         Some(match class {
             Class::Cluster => Failure::Environment(message),
@@ -217,11 +202,13 @@ impl Report {
 
     /// Returns the problems in a line each.
     pub(super) fn problems(&self) -> impl Iterator<Item = String> {
-        let problems = self
-            .findings
-            .iter()
-            .filter(|finding| finding.result == Severity::Problem);
-        problems.map(|finding| format!("{}: {}", finding.subject, finding.message))
+        self.having(Severity::Problem)
+            .map(|finding| format!("{}: {}", finding.subject, finding.message))
+    }
+
+    fn having(&self, severity: Severity) -> impl Iterator<Item = &Finding> {
+        let findings = self.findings.iter();
+        findings.filter(move |finding| finding.result == severity)
     }
 
     pub(super) fn print(&self, output: Output, to: &mut impl Write) -> io::Result<()> {

@@ -49,15 +49,18 @@ impl<W: Write> FindingTable<W> {
             self.add_line(lines, ["RESULT", "CHECK", "SUBJECT", "MESSAGE"])?;
         }
         for finding in group {
-            let (result, check) = (finding.result.name(), finding.check.name());
-            self.add_line(lines, [result, check, &finding.subject, &finding.message])?;
+            let (result, check) = (finding.result.name(), finding.check.to_string());
+            self.add_line(lines, [result, &check, &finding.subject, &finding.message])?;
         }
         let mut given = Vec::new();
         for finding in group {
             let Some(advice) = finding.advice.as_deref().filter(|advice| !given.contains(advice)) else {
                 continue;
             };
-            self.add_line(lines, ["", finding.check.name(), "", &format!("-> {advice}")])?;
+            self.add_line(
+                lines,
+                ["", &finding.check.to_string(), "", &format!("-> {advice}")],
+            )?;
             given.push(advice);
         }
         Ok(())
