@@ -289,6 +289,7 @@ async fn open(config: &Config, clock: &Clock, metrics: &Metrics) -> Result<Store
     let options = store::StoreOptions {
         default_host: config.proxy.upstreams[0].host.clone(),
         max_size: config.proxy.cache.max_size,
+        pinned: config.proxy.cache.pinned.clone(),
         readonly: config.proxy.cache.readonly,
         clock: clock.clone(),
         metrics: metrics.clone(),

@@ -37,9 +37,8 @@ mod tags;
 mod uploads;
 
 use std::collections::hash_map::DefaultHasher;
-use std::fs::{self, File};
+use std::fs::File;
 use std::hash::{Hash, Hasher};
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -48,20 +47,20 @@ use bytes::Bytes;
 use jiff::Timestamp;
 
 use crate::clock::Clock;
-use crate::config::MaxSize;
+use crate::config::{Globs, MaxSize};
 use crate::digest::Digest;
 use crate::metrics::Metrics;
 use crate::name::Host;
 pub use blobs::Found;
 pub use catalog::RepositoryList;
 pub use durable::IoError;
-use durable::on;
 use hot_cache::HotCache;
 pub use image_query::{ImageEntry, ImageOrder, ImagePage, ImageRequest, MAX_IMAGES};
 use image_summary::ImageSummaryCache;
 pub use images::CachedImage;
 use index::Index;
 pub use index::IndexFailure;
+use lock::LockError;
 use maintenance::Maintenance;
 pub use manifests::Manifest;
 use parking_lot::{Mutex, MutexGuard};
@@ -81,6 +80,8 @@ pub struct StoreOptions {
     pub default_host: Host,
     /// The limit for content; `None`: all but 5% of the file system.
     pub max_size: Option<MaxSize>,
+    /// The patterns of content that stays, as in [`Store::set_pinned`].
+    pub pinned: Globs,
     /// Nothing is added or removed.
     pub readonly: bool,
     /// Tells when content was fetched, used, validated.
@@ -148,6 +149,20 @@ pub enum OpenError {
     /// The store's own task failed.
     #[error("opening the storage root failed: {0}")]
     Task(#[from] tokio::task::JoinError),
+}
+
+impl OpenError {
+    fn unwritable(root: &Path, source: IoError) -> Self {
+        let root = root.to_owned();
+        Self::Unwritable { root, source }
+    }
+
+    fn refused(root: &Path, refused: LockError) -> Self {
+        match refused {
+            LockError::Held => Self::Locked(root.to_owned()),
+            LockError::Io(source) => Self::unwritable(root, source),
+        }
+    }
 }
 
 /// An error of the storage. Damaged content is no error: the store drops it, and a pull fetches it again.
@@ -317,40 +332,28 @@ impl Inner {
         Ok(proposed.to_owned())
     }
 
-    /// Makes room on a full file system for the files that the store needs to open.
+    /// Makes room on a full file system for the files that the store needs to open, unless another process has the root.
     fn make_room(root: &Path, options: &StoreOptions) -> Result<(), OpenError> {
-        let made = real_root(root).and_then(|real| {
-            let layout = Layout::new(&real, options.default_host.clone());
-            layout.refuse_links()?;
-            start_room::free_room(&layout)
-        });
-        made.map_err(|source| OpenError::Unwritable {
-            root: root.to_owned(),
-            source,
-        })
+        let unwritable = |source| OpenError::unwritable(root, source);
+        let layout = root::usable_layout(root, &options.default_host).map_err(unwritable)?;
+        let _locked =
+            StorageRoot::lock_when_full(&layout).map_err(|refused| OpenError::refused(root, refused))?;
+        start_room::free_room(&layout, &options.pinned).map_err(unwritable)
     }
 
     fn open(root: &Path, options: StoreOptions) -> Result<Self, OpenError> {
-        let unwritable = |source| OpenError::Unwritable {
-            root: root.to_owned(),
-            source,
-        };
-        let root = &real_root(root).map_err(unwritable)?;
-        let layout = Layout::new(root, options.default_host);
-        layout.refuse_links().map_err(unwritable)?;
-        let held = StorageRoot::open(&layout).map_err(|refused| match refused {
-            lock::LockError::Held => OpenError::Locked(root.to_owned()),
-            lock::LockError::Io(source) => unwritable(source),
-        })?;
+        let unwritable = |source| OpenError::unwritable(root, source);
+        let layout = root::usable_layout(root, &options.default_host).map_err(unwritable)?;
+        let held = StorageRoot::open(&layout).map_err(|refused| OpenError::refused(root, refused))?;
         let index = Index::open(&layout.index()).map_err(unwritable)?;
         // An index that can't be read is incomplete, which is seen below.
         let _ = rebuild::distrust_after_others(&index, &layout);
         let inner = Self {
             index,
-            space: DiskQuota::new(root, options.max_size),
+            space: DiskQuota::new(layout.root(), options.max_size),
             hot_cache: HotCache::new(),
             image_summaries: ImageSummaryCache::default(),
-            maintenance: Maintenance::default(),
+            maintenance: Maintenance::new(options.pinned),
             opened: options.clock.now(),
             clock: options.clock,
             metrics: options.metrics,
@@ -382,17 +385,4 @@ fn stripe_of(digest: &Digest) -> usize {
     #[expect(clippy::cast_possible_truncation, reason = "any bits do")]
     let number = hasher.finish() as usize % STRIPES;
     number
-}
-
-/// Returns the root without links, which only its own path may have; it is made where it is missing.
-fn real_root(root: &Path) -> Result<PathBuf, IoError> {
-    match fs::canonicalize(root) {
-        Err(error) if error.kind() == ErrorKind::NotFound => {
-            fs::create_dir_all(root).map_err(on("make", root))?;
-            let real = fs::canonicalize(root).map_err(on("find", root))?;
-            durable::sync_dir(real.parent().unwrap_or(&real))?;
-            Ok(real)
-        }
-        found => found.map_err(on("find", root)),
-    }
 }

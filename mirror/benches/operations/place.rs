@@ -105,6 +105,7 @@ fn options() -> store::StoreOptions {
     store::StoreOptions {
         default_host: "docker.io".parse().unwrap(),
         max_size: Some(config::MaxSize::Bytes(1 << 30)),
+        pinned: config::Globs::default(),
         readonly: false,
         clock: Clock::system(),
         metrics: Metrics::new(),

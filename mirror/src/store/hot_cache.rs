@@ -28,7 +28,7 @@ const LARGE: usize = 64 << 10;
 /// Manifests are kept up to this many bytes in all.
 const MANIFEST_BYTES: u64 = 32 << 20;
 /// The most manifests that are read from disk at a time: each is in memory as a whole before its client has room for it.
-const MANIFEST_READS: usize = 8;
+const MANIFEST_READS: usize = 4;
 /// The interval between two checks of the file of a small blob, whose bytes memory holds while the file is open. Those
 /// bytes stay right even if the file is damaged, so the check can wait.
 const CHECK_MS: i64 = 20;

@@ -238,6 +238,7 @@ pub(super) mod tests {
         let options = StoreOptions {
             default_host: "docker.io".parse().unwrap(),
             max_size: None,
+            pinned: Globs::default(),
             readonly: false,
             clock: Clock::system(),
             metrics: Metrics::new(),

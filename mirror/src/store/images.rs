@@ -9,7 +9,7 @@ use crate::name::{Reference, Repository};
 use crate::store::catalog::each_repository;
 use crate::store::image_summary::SummaryBudget;
 use crate::store::purge::RepositoryLinks;
-use crate::store::{Error, Inner, Store};
+use crate::store::{Error, Inner, Store, pins};
 
 /// An image of the cache.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,7 +74,7 @@ impl Inner {
             if reads.is_stopped() {
                 return Ok(Vec::new());
             }
-            led_to.extend(self.named_by(digest));
+            led_to.extend(pins::named_by(&self.layout, digest));
         }
         let tagged = tags
             .into_iter()

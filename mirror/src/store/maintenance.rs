@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
-use crate::config::TtlFrom;
+use crate::config::{Globs, TtlFrom};
 use crate::store::durable::on;
 use crate::store::first_use::FirstUseVerifications;
 use crate::store::index::{IndexEntry, Link, Op, Order};
@@ -26,7 +26,7 @@ const SHARE: u32 = 120;
 const USES_INTERVAL: Duration = Duration::from_hours(1);
 
 /// The state of the background work.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Maintenance {
     rebuilding: AtomicBool,
     /// The time to live and the event that it counts from, once they are set.
@@ -38,6 +38,21 @@ pub(super) struct Maintenance {
     pub(super) pins: Pins,
     /// The samples of totals that wait for a write.
     pub(super) samples: Mutex<Vec<Op>>,
+}
+
+impl Maintenance {
+    /// Creates the state of a store that keeps pinned content.
+    pub(super) fn new(pinned: Globs) -> Self {
+        Self {
+            rebuilding: AtomicBool::default(),
+            ttl: Mutex::default(),
+            written: Mutex::default(),
+            scrub_queue: ScrubQueue::default(),
+            first_use: FirstUseVerifications::default(),
+            pins: Pins::new(pinned),
+            samples: Mutex::default(),
+        }
+    }
 }
 
 /// A write of Distribution's expiry state.
@@ -278,6 +293,7 @@ mod tests {
         let options = StoreOptions {
             default_host: "docker.io".parse().unwrap(),
             max_size: Some(crate::config::MaxSize::Bytes(u64::MAX)),
+            pinned: Globs::default(),
             readonly: false,
             clock: Clock::system(),
             metrics: Metrics::new(),

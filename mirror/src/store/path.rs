@@ -44,11 +44,12 @@ impl Layout {
         Ours(vec![self.own(), self.registry()])
     }
 
-    /// Refuses a link where a directory must be that is not replaced as damage: the cache would be elsewhere.
+    /// Refuses a link or a file where a directory must be that is not replaced as damage: the cache would be elsewhere, or
+    /// could store nothing.
     ///
     /// # Errors
-    /// The link.
-    pub(super) fn refuse_links(&self) -> Result<(), IoError> {
+    /// The link or the file.
+    pub(super) fn refuse_obstacles(&self) -> Result<(), IoError> {
         let registry = self.registry();
         let parts = registry.ancestors().take_while(|path| *path != self.root);
         for path in parts.chain([&*self.own()]) {
@@ -57,6 +58,10 @@ impl Layout {
                     "it is a symbolic link: put the whole root there, or mount a directory in its place",
                 );
                 return Err(on("use", path)(link));
+            }
+            if path.exists() && !path.is_dir() {
+                let file = std::io::Error::other("it is not a directory: move it to another place");
+                return Err(on("use", path)(file));
             }
         }
         Ok(())

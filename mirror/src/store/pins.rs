@@ -7,20 +7,32 @@ use crate::digest::Digest;
 use crate::manifest::Document;
 use crate::store::index::Link;
 use crate::store::manifests::MAX_MANIFEST;
-use crate::store::{Error, Inner, Store, durable, link};
+use crate::store::path::Layout;
+use crate::store::{Error, Inner, IoError, Store, durable, link, rebuild};
 use parking_lot::Mutex;
 
 /// The pinned content, as far as it is known.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Pins(Mutex<State>);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct State {
     patterns: Globs,
     /// Pinned manifests and what they name, down to the layers.
     held: HashSet<Digest>,
     /// Something pinned came or went since `held` was found.
     stale: bool,
+}
+
+impl Pins {
+    /// Creates pins of content that is not known yet.
+    pub(super) fn new(patterns: Globs) -> Self {
+        Self(Mutex::new(State {
+            patterns,
+            held: HashSet::new(),
+            stale: true,
+        }))
+    }
 }
 
 impl Store {
@@ -80,40 +92,58 @@ impl Inner {
         self.index.each_link::<Error>(|digest, link, _| {
             if !matches!(link, Link::Layer(..))
                 && patterns.matches(&link.pin_name())
-                && self.is_current(digest, link)?
+                && is_current(&self.layout, digest, link)?
             {
                 found.push(digest.clone());
             }
             Ok(())
         })?;
-        let mut held = HashSet::new();
-        while let Some(digest) = found.pop() {
-            if held.insert(digest.clone()) {
-                found.extend(self.named_by(&digest));
-            }
-        }
-        Ok(held)
+        Ok(with_named(&self.layout, found))
     }
+}
 
-    /// A tag keeps what it points to now, not what it once did.
-    fn is_current(&self, digest: &Digest, link: &Link) -> Result<bool, Error> {
-        match link {
-            Link::Tag(repository, tag) => {
-                let current = link::read(&self.layout.tag_current(repository, tag))?;
-                Ok(current.as_ref() == Some(digest))
+/// Returns the pinned content that the links on the disk show, without an index.
+pub(super) fn pinned_on_disk(layout: &Layout, patterns: &Globs) -> Result<HashSet<Digest>, IoError> {
+    let mut found = Vec::new();
+    if !patterns.is_empty() {
+        rebuild::each_link::<IoError>(layout, &mut |digest, link| {
+            if patterns.matches(&link.pin_name()) && is_current(layout, &digest, &link)? {
+                found.push(digest);
             }
-            _ => Ok(true),
+            Ok(())
+        })?;
+    }
+    Ok(with_named(layout, found))
+}
+
+/// Returns `true` unless the link is of a tag that points to other content now.
+fn is_current(layout: &Layout, digest: &Digest, link: &Link) -> Result<bool, IoError> {
+    match link {
+        Link::Tag(repository, tag) => {
+            let current = link::read(&layout.tag_current(repository, tag))?;
+            Ok(current.as_ref() == Some(digest))
+        }
+        _ => Ok(true),
+    }
+}
+
+/// Returns these manifests and all that they name, down to the layers.
+fn with_named(layout: &Layout, mut found: Vec<Digest>) -> HashSet<Digest> {
+    let mut held = HashSet::new();
+    while let Some(digest) = found.pop() {
+        if held.insert(digest.clone()) {
+            found.extend(named_by(layout, &digest));
         }
     }
+    held
+}
 
-    /// Returns the digests that a manifest names; none for other content. Reads only content whose size a manifest can
-    /// have.
-    pub(super) fn named_by(&self, digest: &Digest) -> Vec<Digest> {
-        let path = self.layout.blob_data(digest);
-        let bytes = durable::read(&path, MAX_MANIFEST).unwrap_or_default();
-        let document = Document::read(&bytes).unwrap_or_default();
-        document.named().cloned().collect()
-    }
+/// Returns the digests that a manifest names; none for other content. Reads only content whose size a manifest can
+/// have.
+pub(super) fn named_by(layout: &Layout, digest: &Digest) -> Vec<Digest> {
+    let bytes = durable::read(&layout.blob_data(digest), MAX_MANIFEST).unwrap_or_default();
+    let document = Document::read(&bytes).unwrap_or_default();
+    document.named().cloned().collect()
 }
 
 impl Link {

@@ -8,7 +8,7 @@ use crate::name::{Repository, Tag};
 use crate::store::catalog::directories;
 use crate::store::index::{Link, Op};
 use crate::store::path::ALGORITHMS;
-use crate::store::{Error, Inner, IoError, StageError, Store, link};
+use crate::store::{Error, Inner, IoError, StageError, Store, link, pins};
 
 /// The part of a repository that a purge removes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -130,7 +130,7 @@ impl Inner {
         let mut all = BTreeSet::new();
         while let Some(digest) = found.pop() {
             if all.insert(digest.clone()) {
-                found.extend(self.named_by(&digest));
+                found.extend(pins::named_by(&self.layout, &digest));
             }
         }
         all

@@ -8,7 +8,7 @@ use crate::name::{Repository, Tag};
 use crate::store::catalog::{directories, each_repository};
 use crate::store::index::{Index, IndexFailure, Link, Op, Order};
 use crate::store::path::{ALGORITHMS, Layout};
-use crate::store::{Error, Inner, link, no_links, scheduler_state};
+use crate::store::{Error, Inner, IoError, link, no_links, scheduler_state};
 
 /// Changes that are written at once.
 const BATCH: usize = 4096;
@@ -25,7 +25,7 @@ pub(super) fn run(store: &Weak<Inner>) -> Result<(), Error> {
         ops: Vec::new(),
     };
     let walked = each_blob(&layout, now, &mut learn)
-        .and_then(|()| each_link(&layout, &mut learn))
+        .and_then(|()| each_link(&layout, &mut |digest, link| learn.push(Op::Link(digest, link))))
         .and_then(|()| learn.flush());
     let finished = walked.and_then(|()| learn.open()?.finish_rebuild());
     match finished {
@@ -33,6 +33,9 @@ pub(super) fn run(store: &Weak<Inner>) -> Result<(), Error> {
         Err(Stop::Closed) | Ok(()) => Ok(()),
     }
 }
+
+/// A visitor of links; it gets the digest that a link points to.
+type VisitLink<'a, E> = dyn FnMut(Digest, Link) -> Result<(), E> + 'a;
 
 /// Why the walk ends early.
 enum Stop {
@@ -93,42 +96,46 @@ fn each_blob(layout: &Layout, now: i64, learn: &mut Learn<'_>) -> Result<(), Sto
     Ok(())
 }
 
-fn each_link(layout: &Layout, learn: &mut Learn<'_>) -> Result<(), Stop> {
+/// Visits every link on the disk, with the digest that it points to.
+pub(super) fn each_link<E: From<IoError>>(layout: &Layout, visit: &mut VisitLink<'_, E>) -> Result<(), E> {
     let mut repositories = Vec::new();
     each_repository(layout, &mut |repository| repositories.push(repository))?;
     for repository in &repositories {
         let directory = layout.repository(repository);
         named_links(&directory.join("_layers"), &mut |name, target| {
-            learn.push(Op::Link(target, Link::Layer(repository.clone(), name)))
+            visit(target, Link::Layer(repository.clone(), name))
         })?;
         named_links(&directory.join("_manifests/revisions"), &mut |name, target| {
-            learn.push(Op::Link(target, Link::Revision(repository.clone(), name)))
+            visit(target, Link::Revision(repository.clone(), name))
         })?;
         for tag in directories(&layout.tags(repository))? {
-            tag_links(layout, repository, &tag, learn)?;
+            tag_links(layout, repository, &tag, visit)?;
         }
     }
     Ok(())
 }
 
-fn tag_links(
+fn tag_links<E: From<IoError>>(
     layout: &Layout,
     repository: &Repository,
     directory: &Path,
-    learn: &mut Learn<'_>,
-) -> Result<(), Stop> {
+    visit: &mut VisitLink<'_, E>,
+) -> Result<(), E> {
     let name = directory.file_name().and_then(|name| name.to_str());
     let Some(tag) = name.and_then(|name| name.parse::<Tag>().ok()) else {
         return Ok(());
     };
     let current = link::read(&layout.tag_current(repository, &tag))?;
-    let mut push = |target| learn.push(Op::Link(target, Link::Tag(repository.clone(), tag.clone())));
+    let mut push = |target| visit(target, Link::Tag(repository.clone(), tag.clone()));
     named_links(&directory.join("index"), &mut |_, target| push(target))?;
     current.into_iter().try_for_each(&mut push)
 }
 
 /// Every link of a directory `<algorithm>/<hex>/link`: its name and what it points to.
-fn named_links(base: &Path, found: &mut dyn FnMut(Digest, Digest) -> Result<(), Stop>) -> Result<(), Stop> {
+fn named_links<E: From<IoError>>(
+    base: &Path,
+    found: &mut dyn FnMut(Digest, Digest) -> Result<(), E>,
+) -> Result<(), E> {
     for algorithm in ALGORITHMS {
         for directory in directories(&base.join(algorithm.as_str()))? {
             let hex = directory

@@ -4,12 +4,15 @@
 //! owner file are then written again before anything else is: content without an owner file would belong to the default
 //! upstream of the next start, which may be another registry.
 
-use std::fs::File;
+use std::fs::{self, File};
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
 
 use parking_lot::Mutex;
 
+use crate::name::Host;
 use crate::store::default_host::migrate_default_host;
-use crate::store::durable::{IoError, Scratch, on, remove};
+use crate::store::durable::{IoError, Scratch, on, remove, sync_dir};
 use crate::store::lock::{LockError, lock, lock_directory};
 use crate::store::no_links;
 use crate::store::path::Layout;
@@ -34,9 +37,9 @@ impl StorageRoot {
     /// Locks the root, removes what an earlier process left unfinished, and makes the unprefixed repositories those of
     /// the default upstream.
     pub(super) fn open(layout: &Layout) -> Result<Self, LockError> {
+        let directory = lock_directory(layout.root(), None)?;
         let ours = layout.ours();
         ours.create_dir_all(&layout.own()).map_err(LockError::Io)?;
-        let directory = lock_directory(layout.root(), None)?;
         let file = lock(&layout.lock())?;
         let scratch = Scratch::sweep(layout.scratch(), ours).map_err(LockError::Io)?;
         migrate_default_host(layout, &scratch).map_err(LockError::Io)?;
@@ -45,6 +48,19 @@ impl StorageRoot {
             scratch,
             locks: Mutex::new(RootLocks { directory, file }),
         })
+    }
+
+    /// Locks the root of a file system that has no room for the lock file.
+    ///
+    /// # Errors
+    /// Another process has the root, or its locks do not show that none has it.
+    pub(super) fn lock_when_full(layout: &Layout) -> Result<Vec<File>, LockError> {
+        let directory = lock_directory(layout.root(), None)?;
+        match (directory, lock(&layout.lock())) {
+            (directory, Ok(file)) => Ok(directory.into_iter().chain([file]).collect()),
+            (Some(directory), Err(LockError::Io(_))) => Ok(vec![directory]),
+            (_, Err(refused)) => Err(refused),
+        }
     }
 
     /// Returns the scratch directory, after the locks and the owner file are in place.
@@ -89,5 +105,25 @@ impl StorageRoot {
             locks.file = file;
         }
         Ok(())
+    }
+}
+
+/// Returns the layout of a root in which each directory of the server can be.
+pub(super) fn usable_layout(root: &Path, default_host: &Host) -> Result<Layout, IoError> {
+    let layout = Layout::new(&real_root(root)?, default_host.clone());
+    layout.refuse_obstacles()?;
+    Ok(layout)
+}
+
+/// Returns the root without links, which only its own path may have; it is made where it is missing.
+fn real_root(root: &Path) -> Result<PathBuf, IoError> {
+    match fs::canonicalize(root) {
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            fs::create_dir_all(root).map_err(on("make", root))?;
+            let real = fs::canonicalize(root).map_err(on("find", root))?;
+            sync_dir(real.parent().unwrap_or(&real))?;
+            Ok(real)
+        }
+        found => found.map_err(on("find", root)),
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use ::http::HeaderMap;
 use bytes::Bytes;
 use mirror::clock::Clock;
-use mirror::config::{Cache, MaxSize, TtlFrom};
+use mirror::config::{Cache, Globs, MaxSize, TtlFrom};
 use mirror::digest::{Algorithm, Digest};
 use mirror::http::connection::{self, ConnectionOptions, Listener};
 use mirror::http::{self, Settings};
@@ -42,7 +42,7 @@ pub(crate) fn cache() -> Cache {
         stale_if_error: Duration::from_hours(1),
         stale_if_denied: false,
         max_size: None,
-        pinned: mirror::config::Globs::default(),
+        pinned: Globs::default(),
         offline: false,
         readonly: false,
         scrub_period: None,
@@ -131,6 +131,7 @@ impl Mirror {
             default_host: hubs[0].1.parse().unwrap(),
             // With a limit, so that it does not matter how full this machine's disk is.
             max_size: Some(MaxSize::Bytes(max_size.unwrap_or(1 << 30))),
+            pinned: Globs::default(),
             readonly: false,
             clock: clock.clone(),
             metrics: metrics.clone(),

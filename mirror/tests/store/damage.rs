@@ -279,13 +279,13 @@ async fn file_in_place_of_root_is_kept_and_an_error() {
     }
 }
 
-/// A file in the place of the `docker` directory is kept, and nothing can be stored.
+/// A file in the place of the `docker` directory that comes while the store is open is kept, and nothing can be stored.
 #[tokio::test]
 async fn file_in_place_of_docker_directory_is_kept() {
     let place = Place::new();
     let file = place.path().join("docker");
-    fs::write(&file, "user data").unwrap();
     let store = place.open().await;
+    fs::write(&file, "user data").unwrap();
     assert!(try_put(&store, &nginx(), b"layer").await.is_err());
     assert_eq!(fs::read(&file).unwrap(), b"user data");
 }
@@ -657,6 +657,22 @@ async fn root_may_be_a_link_and_nothing_else_that_is_kept() {
             "{refused}"
         );
         assert_eq!(fs::read_dir(target).unwrap().count(), 0);
+    }
+}
+
+/// A file in the place of a directory that is not replaced as damage is an error, and stays: a server could store nothing.
+#[tokio::test]
+async fn file_in_place_of_a_fixed_directory_is_named() {
+    for directory in ["docker", "docker/registry", "docker/registry/v2", "_mirror"] {
+        let place = Place::new();
+        let file = place.path().join(directory);
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::write(&file, "kept").unwrap();
+        let refused = Store::open(place.path(), place.options()).await;
+        let refused = refused.err().unwrap().to_string();
+        let named = refused.contains(file.to_str().unwrap());
+        assert!(named && refused.contains("not a directory"), "{refused}");
+        assert_eq!(fs::read(&file).unwrap(), b"kept");
     }
 }
 

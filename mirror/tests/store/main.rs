@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use mirror::clock::Clock;
-use mirror::config::MaxSize;
+use mirror::config::{Globs, MaxSize};
 use mirror::digest::{Algorithm, Digest, Hashed};
 use mirror::metrics::Metrics;
 use mirror::name::Repository;
@@ -81,6 +81,7 @@ impl Place {
         StoreOptions {
             default_host: "docker.io".parse().unwrap(),
             max_size: self.max_size,
+            pinned: Globs::default(),
             readonly: false,
             clock: self.clock.clone(),
             metrics: self.metrics.clone(),
